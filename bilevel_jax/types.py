@@ -1,4 +1,4 @@
-"""Problems, parameters and gradients: types, and how sequences are named.
+"""Problems, parameters and gradients: types only.
 
 Parameters of a nested problem are a NamedTuple whose fields are its sequences.
 Gradients have the same type; a field is None where a link leaves that sequence
@@ -6,14 +6,12 @@ alone, so an untouched sequence costs neither a zero buffer nor an addition.
 """
 
 import collections
-from collections.abc import Callable, Mapping
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
-import optax
 
 ScalarOrSchedule = float | jax.Array | Callable[[chex.Numeric], chex.Numeric]
 # (upper variable, lower variable, batch) -> scalar, or (scalar, auxiliary).
@@ -83,67 +81,3 @@ def sequences(**fields: Any) -> Any:
     Sequences(actor=1.0, critic=2.0)
   """
   return _sequences_type(tuple(fields))(**fields)
-
-
-def is_sequences(params: Any) -> bool:
-  """Whether params are named sequences, that is, a NamedTuple."""
-  return isinstance(params, tuple) and hasattr(params, '_fields')
-
-
-def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
-  """Raises TypeError unless params are a NamedTuple with these fields."""
-  if params is None:
-    raise TypeError(
-      f'{who} needs the parameters: call solver.update(batch, state, params).'
-    )
-  missing = [n for n in names if n not in getattr(params, '_fields', ())]
-  if missing:
-    held = getattr(params, '_fields', None) or type(params).__name__
-    raise TypeError(
-      f'{who} works on the sequences {", ".join(names)}, but the parameters '
-      f'are {held}: hold them in bj.BilevelParams(upper=..., lower=...) or '
-      'bj.sequences(...).'
-    )
-
-
-def only(params: Any, **fields: Any) -> Any:
-  """Gradients of params' type: the given fields, None elsewhere."""
-  return type(params)(**dict.fromkeys(params._fields) | fields)
-
-
-def map_sequences(fn: Callable[..., Any], params: Any, *trees: Any) -> Any:
-  """Maps `fn(name, leaf tree, ...)` over sequences; None stays None.
-
-  Args:
-    fn: called once for each sequence whose field in `params` is not None.
-    params: a NamedTuple of sequences.
-    *trees: NamedTuples with the same fields.
-
-  Returns:
-    A NamedTuple of the type of `params`.
-  """
-  out = {}
-  for name in params._fields:
-    field = getattr(params, name)
-    others = (getattr(t, name) for t in trees)
-    out[name] = None if field is None else fn(name, field, *others)
-  return type(params)(**out)
-
-
-def apply_updates(params: Any, updates: Any) -> Any:
-  """Adds updates to params, like optax's, but a None field stays as it is."""
-  if is_sequences(params):
-    return type(params)(
-      *(
-        p if u is None else optax.apply_updates(p, u)
-        for p, u in zip(params, updates, strict=True)
-      )
-    )
-  return optax.apply_updates(params, updates)
-
-
-def dtype_of(params: Any) -> Any:
-  """The widest dtype among the leaves, at least float32: for accumulators."""
-  leaves = [jnp.asarray(x).dtype for x in jax.tree.leaves(params)]
-  floats = [d for d in leaves if jnp.issubdtype(d, jnp.floating)]
-  return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))

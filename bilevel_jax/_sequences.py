@@ -1,0 +1,138 @@
+"""What every link does with sequences: names, checks, sums, counters.
+
+Sequences are the fields of a NamedTuple. Where a field of gradients or updates
+is None, a link leaves that sequence alone.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import types
+
+
+def is_sequences(params: Any) -> bool:
+  """Whether params are named sequences, that is, a NamedTuple."""
+  return isinstance(params, tuple) and hasattr(params, '_fields')
+
+
+def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
+  """Raises TypeError unless params are a NamedTuple with these fields."""
+  if params is None:
+    raise TypeError(
+      f'{who} needs the parameters: call solver.update(batch, state, params).'
+    )
+  missing = [n for n in names if n not in getattr(params, '_fields', ())]
+  if missing:
+    held = getattr(params, '_fields', None) or type(params).__name__
+    raise TypeError(
+      f'{who} works on the sequences {", ".join(names)}, but the parameters '
+      f'are {held}: hold them in bj.BilevelParams(upper=..., lower=...) or '
+      'bj.sequences(...).'
+    )
+
+
+def require_gradients(gradients: Any, params: Any, who: str) -> None:
+  """Raises unless gradients are one gradient for each of params' sequences.
+
+  Args:
+    gradients: what a link was given.
+    params: the parameters, a NamedTuple of sequences.
+    who: the name of the link, for the error.
+
+  Raises:
+    TypeError: if they are a `Jacobian` or of another type than params.
+    ValueError: if a sequence's structure or a leaf's shape differs.
+  """
+  if isinstance(gradients, types.Jacobian):
+    raise TypeError(
+      f'{who} takes one gradient a sequence, got a Jacobian of several '
+      'objectives: put an aggregator before it in the chain, '
+      'scale_by_penalty(...) for instance.'
+    )
+  if getattr(gradients, '_fields', None) != params._fields:
+    raise TypeError(
+      f'{who} takes gradients for the sequences {params._fields}, got '
+      f'{getattr(gradients, "_fields", None) or type(gradients).__name__}: '
+      'put an oracle before it in the chain.'
+    )
+  for name, gradient, param in zip(
+    params._fields, gradients, params, strict=True
+  ):
+    if gradient is None:
+      continue
+    ours: Any = jax.tree.structure(param)
+    theirs: Any = jax.tree.structure(gradient)
+    if ours != theirs:
+      raise ValueError(
+        f'{who}: the sequence {name} is {ours} but its gradient is {theirs}.'
+      )
+    for one, two in zip(jax.tree.leaves(param), jax.tree.leaves(gradient)):
+      if jnp.shape(one) != jnp.shape(two):
+        raise ValueError(
+          f'{who}: a leaf of the sequence {name} has shape {jnp.shape(one)} '
+          f'but its gradient has {jnp.shape(two)}.'
+        )
+
+
+def only(params: Any, **fields: Any) -> Any:
+  """Gradients of params' type: the given fields, None elsewhere."""
+  return type(params)(**dict.fromkeys(params._fields) | fields)
+
+
+def map_sequences(fn: Callable[..., Any], params: Any, *trees: Any) -> Any:
+  """Maps `fn(name, leaf tree, ...)` over sequences; None stays None.
+
+  Args:
+    fn: called once for each sequence whose field in `params` is not None.
+    params: a NamedTuple of sequences.
+    *trees: NamedTuples with the same fields.
+
+  Returns:
+    A NamedTuple of the type of `params`.
+  """
+  out = {}
+  for name in params._fields:
+    field = getattr(params, name)
+    others = (getattr(t, name) for t in trees)
+    out[name] = None if field is None else fn(name, field, *others)
+  return type(params)(**out)
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+  """Adds updates to params, like optax's, but a None field stays as it is."""
+  if is_sequences(params):
+    return type(params)(
+      *(
+        p if u is None else optax.apply_updates(p, u)
+        for p, u in zip(params, updates, strict=True)
+      )
+    )
+  return optax.apply_updates(params, updates)
+
+
+def dtype_of(params: Any) -> Any:
+  """The widest dtype among the leaves, at least float32: for accumulators."""
+  leaves = [jnp.asarray(x).dtype for x in jax.tree.leaves(params)]
+  floats = [d for d in leaves if jnp.issubdtype(d, jnp.floating)]
+  return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
+
+
+def add_counts(
+  counts: Mapping[str, chex.Array], spent: Mapping[str, chex.Numeric]
+) -> dict[str, chex.Array]:
+  """Adds evaluations to int32 counters, which stop at their largest value."""
+  largest = jnp.iinfo(jnp.int32).max
+  return {
+    name: jnp.where(
+      count > largest - spent.get(name, 0),
+      jnp.int32(largest),
+      count + jnp.asarray(spent.get(name, 0), jnp.int32),
+    )
+    for name, count in counts.items()
+  }

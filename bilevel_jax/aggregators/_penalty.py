@@ -1,0 +1,137 @@
+"""Weighs an objective and a penalty into one gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, types
+
+
+def _check_weight(value: Any, where: str) -> None:
+  if isinstance(value, jax.core.Tracer):
+    return
+  if jnp.ndim(value) or not bool(value >= 0):
+    raise ValueError(
+      f'the penalty is a weight >= 0, a scalar; got {value}{where}.'
+    )
+
+
+def penalty_weights(
+  penalty: types.ScalarOrSchedule, *, rescale: bool
+) -> Callable[[chex.Numeric, Any], tuple[chex.Array, chex.Array]]:
+  """The weights of an objective and of its penalty, by count and dtype.
+
+  Args:
+    penalty: a constant or a schedule from the count, never negative.
+    rescale: whether to multiply both weights by min(1 / penalty, 1).
+
+  Returns:
+    A function of the number of updates so far and of a dtype to two scalars.
+
+  Raises:
+    ValueError: if the penalty, or the schedule at a power of ten up to a
+      million or at zero, is negative or no scalar.
+  """
+  if callable(penalty):
+    schedule = penalty
+    # What a schedule gives inside a compiled step cannot raise: sample it now.
+    for step in (0, *(10**k for k in range(7))):
+      _check_weight(schedule(step), f' from the schedule at step {step}')
+  else:
+    _check_weight(penalty, '')
+    schedule = lambda count: penalty
+
+  def weights(count, dtype):
+    gamma = jnp.asarray(schedule(count), dtype)
+    scale = 1 / jnp.maximum(gamma, 1) if rescale else jnp.ones_like(gamma)
+    return scale, scale * gamma
+
+  return weights
+
+
+class ScaleByPenaltyState(NamedTuple):
+  """State of `scale_by_penalty`.
+
+  Attributes:
+    count: updates so far, an int32 scalar.
+  """
+
+  count: chex.Array
+
+
+def scale_by_penalty(
+  penalty: types.ScalarOrSchedule, *, rescale: bool = True
+) -> optax.GradientTransformationExtraArgs:
+  r"""Weighs an objective and a penalty into one gradient.
+
+  .. math::
+    d_k = c_k \, (\nabla f + \gamma_k \nabla p), \qquad
+    c_k = \min(1 / \gamma_k, 1)
+
+  The curvature of the sum grows with :math:`\gamma`, and a stable step shrinks
+  as its inverse; the factor :math:`c_k` does that, so that step sizes need no
+  retuning when :math:`\gamma` changes.
+
+  Args:
+    penalty: weight :math:`\gamma_k \ge 0`, dimensionless; a constant, or a
+      schedule from the number of updates so far.
+    rescale: whether to multiply by :math:`c_k`.
+
+  Returns:
+    A transformation from a `Jacobian` with two rows (objective, penalty) to
+    gradients of the parameters' structure.
+
+  Raises:
+    ValueError: if the penalty is negative, or if a `Jacobian` has not two rows.
+    TypeError: if the incoming gradients are not a `Jacobian`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link = bj.scale_by_penalty(10.0)
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+    >>> updates, _ = link.update(jacobian, link.init(params), params)
+    >>> print(updates)
+    [0.1 1. ]
+
+  References:
+    Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
+    <https://arxiv.org/abs/2302.05185>`_, 2023.
+  """
+  weights = penalty_weights(penalty, rescale=rescale)
+
+  def init_fn(params):
+    del params
+    return ScaleByPenaltyState(count=jnp.zeros([], jnp.int32))
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    if not isinstance(jacobian, types.Jacobian):
+      raise TypeError(
+        'scale_by_penalty weighs the rows of a Jacobian, got '
+        f'{type(jacobian).__name__}: put an oracle that gives rows before it '
+        'in the chain, value_gap(problem) or gradient_norm(problem) without '
+        'a penalty for instance.'
+      )
+
+    def weigh(rows):
+      if rows.shape[0] != 2:
+        raise ValueError(
+          'scale_by_penalty weighs two rows, an objective and a penalty; the '
+          f'Jacobian has {rows.shape[0]}.'
+        )
+      objective, penalised = weights(state.count, _sequences.dtype_of(rows))
+      # Written out: XLA then never builds the stacked rows.
+      total = objective * rows[0] + penalised * rows[1]
+      return total.astype(rows.dtype)
+
+    gradients = jax.tree.map(weigh, jacobian.rows)
+    if jacobian.rest:
+      gradients = gradients._replace(**jacobian.rest)
+    return gradients, ScaleByPenaltyState(optax.safe_increment(state.count))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,162 @@
+"""What a solver's state says: losses measured, evaluations, added sequences."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import _sequences, combinators
+from bilevel_jax.oracles import _oracle
+
+
+def _nodes(state: Any, is_kind: Callable[[Any], bool]) -> list[Any]:
+  """All nodes of a kind in a state, outer ones before inner ones."""
+  found = []
+  for node in jax.tree.leaves(state, is_leaf=is_kind):
+    if is_kind(node):
+      found.append(node)
+      found += _nodes(tuple(node), is_kind)
+  return found
+
+
+def _is_counted(node: Any) -> bool:
+  # By field, so that a link of a user's own can count too.
+  return 'counts' in getattr(node, '_fields', ())
+
+
+def values(state: Any) -> dict[str, chex.Array]:
+  """The losses that a solver's oracles measured in the last update.
+
+  Args:
+    state: a solver's state, at any depth.
+
+  Returns:
+    Scalars by name; zero before the first update. Where two oracles give one
+    name, the later one in the chain wins.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.gradient(lambda params, batch: params**2, name='energy')
+    >>> params = jnp.float32(3.0)
+    >>> _, state = oracle.update(None, oracle.init(params), params)
+    >>> print(bj.values(state)['energy'])
+    9.0
+  """
+  measured: dict[str, chex.Array] = {}
+  for node in _nodes(state, _oracle.is_oracle_state):
+    measured |= node.values
+  return measured
+
+
+def counts(state: Any) -> dict[str, Any]:
+  """What a solver has evaluated so far, counted where it was evaluated.
+
+  Args:
+    state: a solver's state.
+
+  Returns:
+    By name, for instance `gradients/lower`, `hessian_vector_products/lower` or
+    `projections/upper`, a whole number; an int32 array inside a compiled
+    function and for several seeds at once. The parts of one solver are added
+    up. A counter stops at 2**31 - 1.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.v_pbgd(
+    ...   bj.BilevelProblem(square, square), penalty=1.0, inner_steps=3,
+    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ... )
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
+    >>> _, state = solver.update(None, solver.init(params), params)
+    >>> bj.counts(state)
+    {'gradients/lower': 5, 'gradients/upper': 1}
+  """
+  total: dict[str, Any] = {}
+  for node in _nodes(state, _is_counted):
+    for name, count in node.counts.items():
+      total[name] = total.get(name, 0) + count
+  plain = lambda x: jnp.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)
+  return {name: int(x) if plain(x) else x for name, x in total.items()}
+
+
+def auxiliaries(state: Any) -> dict[str, Any]:
+  """The sequences that a solver keeps in its state, by name.
+
+  Args:
+    state: a solver's state, at any depth.
+
+  Returns:
+    A pytree by name, for `v_pbgd` the one sequence `value`.
+  """
+  found: dict[str, Any] = {}
+  is_auxiliary = lambda node: isinstance(node, combinators.AuxiliaryState)
+  for node in _nodes(state, is_auxiliary):
+    found |= node.sequences
+  return found
+
+
+def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
+  """Which losses and which sequences hold a NaN or an infinity.
+
+  Args:
+    params: the parameters.
+    state: the solver's state.
+
+  Returns:
+    A boolean scalar by name: `loss/<name>` for what the oracles measured,
+    `sequence/<name>` for the parameters (`sequence/params` if they have no
+    named sequences) and for those that the state keeps. Works inside compiled
+    functions.
+  """
+
+  def bad(tree):
+    flags = [
+      ~jnp.all(jnp.isfinite(leaf))
+      for leaf in jax.tree.leaves(tree)
+      if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.inexact)
+    ]
+    return jnp.any(jnp.stack(flags)) if flags else jnp.zeros([], bool)
+
+  named = (
+    params._asdict() if _sequences.is_sequences(params) else {'params': params}
+  )
+  named = named | auxiliaries(state)
+  out = {f'loss/{name}': bad(value) for name, value in values(state).items()}
+  return out | {f'sequence/{name}': bad(tree) for name, tree in named.items()}
+
+
+def check_finite(params: Any, state: Any) -> None:
+  """Raises if a loss or a sequence is not finite, and says which and why.
+
+  A compiled step cannot raise: call this between steps, now and then.
+
+  Args:
+    params: the parameters.
+    state: the solver's state.
+
+  Raises:
+    FloatingPointError: naming the losses and sequences.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.gradient(lambda params, batch: params**2)
+    >>> bj.check_finite(jnp.inf, oracle.init(jnp.float32(0.0)))
+    Traceback (most recent call last):
+    ...
+    FloatingPointError: not finite: sequence params. ...
+  """
+  found = [
+    name.replace('/', ' ', 1)
+    for name, flag in nonfinite(params, state).items()
+    if bool(jnp.any(flag))
+  ]
+  if found:
+    raise FloatingPointError(
+      f'not finite: {", ".join(found)}. A step size too large for the penalty '
+      'is the usual cause: make the step smaller, or the penalty smaller or '
+      'its ramp longer; keep `rescale` on. A loss alone: look for a logarithm '
+      'or a division in it, or for bad values in the batch.'
+    )

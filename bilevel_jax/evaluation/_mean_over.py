@@ -1,0 +1,49 @@
+"""Data parallelism by hand: the mean gradient over a mapped axis."""
+
+from collections.abc import Hashable
+
+import jax
+import optax
+
+from bilevel_jax.oracles import _oracle
+
+
+def mean_over(
+  oracle: optax.GradientTransformation,
+  axis_name: Hashable | tuple[Hashable, ...],
+) -> optax.GradientTransformationExtraArgs:
+  r"""Averages an oracle's gradients and losses over devices.
+
+  .. math::
+    d = \frac{1}{M} \sum_{m=1}^{M} d(batch_m)
+
+  For `jax.shard_map`, `jax.pmap` and `jax.vmap` with an axis name. Under
+  `jax.jit` with sharded batches, XLA inserts the mean itself: nothing is to be
+  wrapped there.
+
+  Args:
+    oracle: what to evaluate on each device's part of the batch.
+    axis_name: the mapped axis, or several.
+
+  Returns:
+    An oracle; `bj.counts` counts what one device evaluates.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp
+    >>> loss = lambda params, batch: (params - batch) ** 2 / 2
+    >>> oracle = bj.mean_over(bj.gradient(loss), 'devices')
+    >>> params = jnp.float32(0.0)
+    >>> step = lambda b: oracle.update(b, oracle.init(params), params)[0]
+    >>> print(jax.vmap(step, axis_name='devices')(jnp.array([1.0, 3.0])))
+    [-2. -2.]
+  """
+  inner = optax.with_extra_args_support(oracle)
+
+  def update_fn(batch, state, params=None, **extra_args):
+    gradients, state = inner.update(batch, state, params, **extra_args)
+    gradients, means = jax.lax.pmean(
+      (gradients, _oracle.measured(state)), axis_name
+    )
+    return gradients, _oracle.replace_measured(state, means)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update_fn)

@@ -1,0 +1,159 @@
+"""Keeps sequences in sets: the last link of a constrained solver."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences
+
+Projection = Callable[[Any], Any]
+
+_BALLS = (
+  optax.projections.projection_l1_ball,
+  optax.projections.projection_l2_ball,
+  optax.projections.projection_linf_ball,
+)
+
+
+def _is_concrete(tree: Any) -> bool:
+  return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _check_arguments(projection: Projection, name: str) -> None:
+  """Finds sets of optax's that their arguments leave without a point."""
+  if not isinstance(projection, functools.partial):
+    return
+  given = projection.keywords
+  if not _is_concrete(given):
+    return
+  if projection.func is optax.projections.projection_box:
+    low, high = given.get('lower'), given.get('upper')
+    if low is None or high is None:
+      return
+    crossed = jax.tree.map(lambda a, b: bool(jnp.any(a > b)), low, high)
+    if any(jax.tree.leaves(crossed)):
+      raise ValueError(
+        f'the set of the sequence {name} has no point in it: a box with lower '
+        f'{low} above upper {high}.'
+      )
+  elif projection.func in _BALLS and given.get('scale', 1) < 0:
+    raise ValueError(
+      f'the set of the sequence {name} has no point in it: a ball of radius '
+      f'{given["scale"]}.'
+    )
+
+
+def check_set(projection: Projection, point: Any, name: str) -> None:
+  """Raises unless the projection of a point is a point of the set.
+
+  Args:
+    projection: maps a sequence to its nearest point in the set.
+    point: the sequence at the start; nothing is checked while it is traced.
+    name: the name of the sequence, for the error.
+
+  Raises:
+    ValueError: if the result has another structure or shape, is not finite, or
+      moves when it is projected again: then the set has no point in it, or the
+      function is not a projection.
+  """
+  if not _is_concrete(point):
+    return
+  _check_arguments(projection, name)
+  first = projection(point)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  if shapes(first) != shapes(point):
+    raise ValueError(
+      f'the projection of the sequence {name} returned another structure or '
+      'shape than the sequence has.'
+    )
+  for one, two in zip(
+    jax.tree.leaves(first), jax.tree.leaves(projection(first))
+  ):
+    if not bool(jnp.all(jnp.isfinite(one))):
+      raise ValueError(
+        f'the projection of the sequence {name} is not finite at the start: '
+        'the set has no point in it, or the sequence is not finite.'
+      )
+    size = jnp.max(jnp.abs(one), initial=1)
+    room = jnp.sqrt(jnp.finfo(one.dtype).eps) * size
+    if not bool(jnp.all(jnp.abs(one - two) <= room)):
+      raise ValueError(
+        f'projecting the sequence {name} twice moves it again: the set has no '
+        'point in it, or the function is not a projection.'
+      )
+
+
+class ProjectState(NamedTuple):
+  """State of `project`.
+
+  Attributes:
+    counts: projections so far, by sequence; int32 scalars.
+  """
+
+  counts: dict[str, chex.Array]
+
+
+def project(
+  **sets: Projection | None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Changes updates so that the parameters plus the updates are in sets.
+
+  .. math::
+    \text{updates} \leftarrow \Pi(z + \text{updates}) - z
+
+  Adding the result to the parameters rounds once more: a point on the boundary
+  can be outside by the spacing of floats at the larger of the point before and
+  the point after. The deviation does not build up.
+
+  Args:
+    **sets: by name of a sequence, a function that projects it: any of
+      `optax.projections`, its arguments bound by `functools.partial`, or None
+      for the whole space.
+
+  Returns:
+    A transformation; it belongs last in a chain.
+
+  Raises:
+    ValueError: at init, if a set has no point in it.
+    TypeError: at the call, if the updates are a `Jacobian`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> link = bj.project(upper=optax.projections.projection_non_negative)
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
+    >>> updates = bj.BilevelParams(jnp.float32(-3.0), jnp.float32(-3.0))
+    >>> moved, _ = link.update(updates, link.init(params), params)
+    >>> print(moved.upper, moved.lower)
+    -1.0 -3.0
+  """
+  given = {name: set_ for name, set_ in sets.items() if set_ is not None}
+
+  def init_fn(params):
+    _sequences.require_sequences(params, tuple(given), 'project')
+    for name, projection in given.items():
+      check_set(projection, getattr(params, name), name)
+    zero = lambda name: jnp.zeros([], jnp.int32)
+    return ProjectState({f'projections/{name}': zero(name) for name in given})
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    _sequences.require_sequences(params, tuple(given), 'project')
+    _sequences.require_gradients(updates, params, 'project')
+    spent = {}
+
+    def one(name, update, param):
+      if name not in given:
+        return update
+      spent[f'projections/{name}'] = 1
+      inside = given[name](optax.apply_updates(param, update))
+      return optax.tree.sub(inside, param)
+
+    moved = _sequences.map_sequences(one, updates, params)
+    return moved, ProjectState(_sequences.add_counts(state.counts, spent))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
