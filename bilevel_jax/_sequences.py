@@ -123,6 +123,25 @@ def dtype_of(params: Any) -> Any:
   return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
 
 
+def varying_axes(leaf: Any) -> frozenset[str]:
+  """The axes of a `jax.shard_map` over which a value differs, by its type.
+
+  Args:
+    leaf: an array, or the `jax.ShapeDtypeStruct` of one.
+
+  Returns:
+    Names of axes; none elsewhere than in a `jax.shard_map` that checks them.
+  """
+  kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+  return frozenset(getattr(kind.manual_axis_type, 'varying', ()))
+
+
+def vary(leaf: chex.Array, axes: frozenset[str]) -> chex.Array:
+  """The same array, of a type that may differ over these mapped axes."""
+  missing = tuple(sorted(axes - varying_axes(leaf)))
+  return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
+
+
 def add_counts(
   counts: Mapping[str, chex.Array], spent: Mapping[str, chex.Numeric]
 ) -> dict[str, chex.Array]:

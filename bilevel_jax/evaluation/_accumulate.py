@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import _oracle
 
 
@@ -91,13 +92,18 @@ def accumulate(
       part, part_state, params, **extra_args
     )
     shapes, _ = jax.eval_shape(evaluate, first, state)
-    zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
+    zeros = lambda shape: _sequences.vary(
+      jnp.zeros(shape.shape, shape.dtype), _sequences.varying_axes(shape)
+    )
+    before = _oracle.measured(state)
 
     def body(carry, part):
       total, part_state = carry
       gradients, part_state = evaluate(part, part_state)
       total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
-      return (total, part_state), _oracle.measured(part_state)
+      measured = _oracle.measured(part_state)
+      # Out of the carry: in a shard_map they are of another type than before.
+      return (total, _oracle.replace_measured(part_state, before)), measured
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), measured = jax.lax.scan(body, start, batches)

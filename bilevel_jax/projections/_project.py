@@ -48,6 +48,25 @@ def _check_arguments(projection: Projection, name: str) -> None:
     )
 
 
+def _check_points(first: Any, again: Any, name: str) -> None:
+  """Raises unless projecting once, and once more, give one finite point."""
+  for one, two in zip(
+    jax.tree.leaves(first), jax.tree.leaves(again), strict=True
+  ):
+    if not bool(jnp.all(jnp.isfinite(one))):
+      raise ValueError(
+        f'the projection of the sequence {name} is not finite at the start: '
+        'the set has no point in it, or the sequence is not finite.'
+      )
+    size = jnp.max(jnp.abs(one), initial=1)
+    room = jnp.sqrt(jnp.finfo(one.dtype).eps) * size
+    if not bool(jnp.all(jnp.abs(one - two) <= room)):
+      raise ValueError(
+        f'projecting the sequence {name} twice moves it again: the set has no '
+        'point in it, or the function is not a projection.'
+      )
+
+
 def check_set(projection: Projection, point: Any, name: str) -> None:
   """Raises unless the projection of a point is a point of the set.
 
@@ -63,29 +82,20 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
   """
   if not _is_concrete(point):
     return
-  _check_arguments(projection, name)
-  first = projection(point)
-  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  if shapes(first) != shapes(point):
-    raise ValueError(
-      f'the projection of the sequence {name} returned another structure or '
-      'shape than the sequence has.'
-    )
-  for one, two in zip(
-    jax.tree.leaves(first), jax.tree.leaves(projection(first))
-  ):
-    if not bool(jnp.all(jnp.isfinite(one))):
+  # Also where a jitted function makes the state of parameters that it closes
+  # over: what is known is then still checked.
+  with jax.ensure_compile_time_eval():
+    _check_arguments(projection, name)
+    first = projection(point)
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes(first) != shapes(point):
       raise ValueError(
-        f'the projection of the sequence {name} is not finite at the start: '
-        'the set has no point in it, or the sequence is not finite.'
+        f'the projection of the sequence {name} returned another structure or '
+        'shape than the sequence has.'
       )
-    size = jnp.max(jnp.abs(one), initial=1)
-    room = jnp.sqrt(jnp.finfo(one.dtype).eps) * size
-    if not bool(jnp.all(jnp.abs(one - two) <= room)):
-      raise ValueError(
-        f'projecting the sequence {name} twice moves it again: the set has no '
-        'point in it, or the function is not a projection.'
-      )
+    again = projection(first)
+    if _is_concrete((first, again)):
+      _check_points(first, again, name)
 
 
 class ProjectState(NamedTuple):
