@@ -105,7 +105,22 @@ def map_sequences(fn: Callable[..., Any], params: Any, *trees: Any) -> Any:
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-  """Adds updates to params, like optax's, but a None field stays as it is."""
+  """Adds updates to params, like optax's, but a None field stays as it is.
+
+  Args:
+    params: a NamedTuple of sequences, or any pytree.
+    updates: of the same structure, None for a sequence that stays.
+
+  Returns:
+    The parameters after the step, of the same types.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> params = bj.sequences(a=jnp.float32(1.0), b={'c': jnp.zeros(2)})
+    >>> moved = bj.apply_updates(params, params._replace(a=2.0, b=None))
+    >>> print(moved.a, moved.b['c'])
+    3.0 [0. 0.]
+  """
   if is_sequences(params):
     return type(params)(
       *(

@@ -122,7 +122,7 @@ def penalised_solution(h=H, share=1.0):
   """
   x, y = np.zeros(2), np.zeros(2)
   for i in range(2):
-    pull = PENALTY * share * A[i] * h[i]
+    pull = PENALTY * np.broadcast_to(share, 2)[i] * A[i] * h[i]
     matrix = [[1 + pull * A[i], -pull], [-PENALTY * h[i] * A[i], 0]]
     matrix[1][1] = 1 + PENALTY * h[i]
     right = [T[i] - pull * D[i], C[i] + PENALTY * h[i] * D[i]]
@@ -184,6 +184,7 @@ class Row(NamedTuple):
     tolerance: of the solution, absolute.
     linear: whether losses and gradients are means over the examples.
     keys: whether the state holds a key: then parts of a batch see others.
+    maps: whether the solver maps a named axis of its own.
   """
 
   name: str
@@ -201,6 +202,7 @@ class Row(NamedTuple):
   tolerance: float = 1e-9
   linear: bool = True
   keys: bool = False
+  maps: bool = False
 
 
 _RATE_ONLY = {'hyper': {'rate': RATE}, 'schedules': ('rate',)}
@@ -561,6 +563,7 @@ ROWS = (
     {'gradients/loss': 1},
     params=flat_params,
     same_as='gradient, sgd',
+    maps=True,
     **_RATE_ONLY,
   ),
 )

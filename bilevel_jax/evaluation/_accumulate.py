@@ -25,6 +25,12 @@ def split_batch(batch: Any, parts: int) -> Any:
   Raises:
     ValueError: if a leaf has no leading axis or one that `parts` does not
       divide.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.split_batch({'image': jnp.arange(4)}, 2)['image'])
+    [[0 1]
+     [2 3]]
   """
 
   def one(leaf):
@@ -81,8 +87,10 @@ def accumulate(
     >>> print(gradient, bj.values(state)['loss'], bj.counts(state))
     -1.0 1.5 {'gradients/loss': 2}
   """
-  if parts < 1:
-    raise ValueError(f'accumulate takes a number of parts >= 1, got {parts}.')
+  if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+    raise ValueError(
+      f'accumulate takes a whole number of parts >= 1, got {parts}.'
+    )
   inner = optax.with_extra_args_support(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):

@@ -79,6 +79,14 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
     ValueError: if the result has another structure or shape, is not finite, or
       moves when it is projected again: then the set has no point in it, or the
       function is not a projection.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> bj.check_set(optax.projections.projection_simplex, jnp.ones(3), 'upper')
+    >>> bj.check_set(lambda x: x + 1, jnp.ones(3), 'upper')
+    Traceback (most recent call last):
+    ...
+    ValueError: projecting the sequence upper twice moves it again: ...
   """
   if not _is_concrete(point):
     return
