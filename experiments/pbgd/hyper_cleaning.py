@@ -341,7 +341,7 @@ def main(options: harness.Options) -> None:
     outcomes[method] = comparison.run(method)
     logging.info('%s done', method)
   metrics, rows = summarise(outcomes, settings.model)
-  print(harness.write_table(options.workdir, rows, COLUMNS))
+  harness.write_table(options.workdir, rows, COLUMNS)
   folder = pathlib.Path(options.workdir)
   _plot(folder / 'accuracy.png', outcomes, 'test_accuracy', 'test accuracy')
   bilevel = {m: o for m, o in outcomes.items() if m in BILEVEL}
