@@ -11,7 +11,6 @@ Flags are defined by `run`, not at import: any number of binaries can be
 imported by one process.
 """
 
-import ast
 import dataclasses
 import os
 import sys
@@ -34,7 +33,8 @@ class Options(NamedTuple):
     paper: name of the paper's folder.
     binary: name of the binary.
     preset: name of the preset.
-    settings: the preset, a frozen dataclass, with `--set` applied.
+    settings: the preset, a frozen dataclass, with the flags of its fields
+      applied.
     workdir: folder of the run.
     data_dir: folder of data sets, or None.
     seeds: the seeds.
@@ -84,6 +84,9 @@ def run(
   app.run(start)
 
 
+_COMMON = ('preset', 'workdir', 'data_dir', 'seeds')
+
+
 def define(
   presets: Mapping[str, Any],
   *,
@@ -91,7 +94,7 @@ def define(
   binary: str,
   values: flags.FlagValues = flags.FLAGS,
 ) -> None:
-  """Defines `--preset`, `--set`, `--workdir`, `--data_dir` and `--seeds`.
+  """Defines the common flags, and one for each field of the settings.
 
   Args:
     presets: a frozen dataclass instance by name; the first is the default.
@@ -102,10 +105,6 @@ def define(
   common = {'flag_values': values}
   flags.DEFINE_enum(
     'preset', next(iter(presets)), list(presets), 'Which settings.', **common
-  )
-  fields = ', '.join(_types(next(iter(presets.values()))))
-  flags.DEFINE_multi_string(
-    'set', [], f'field=value over the preset; fields: {fields}.', **common
   )
   flags.DEFINE_string(
     'workdir',
@@ -123,6 +122,10 @@ def define(
   flags.DEFINE_integer(
     'seeds', None, 'Number of seeds.', lower_bound=1, **common
   )
+  for field, kind in _types(next(iter(presets.values()))).items():
+    if field not in _COMMON:
+      text = f"Replaces the preset's; {_kind_name(kind)}."
+      flags.DEFINE_string(field, None, text, **common)
 
 
 def resolve(
@@ -139,10 +142,15 @@ def resolve(
     `seeds` (their number), else there is one.
 
   Raises:
-    ValueError: if a `--set` names no field or has a value of a wrong type.
+    ValueError: if the value of a field's flag is of a wrong type.
   """
-  overrides = list(values.set)
-  settings = override(presets[values.preset], overrides)
+  settings = presets[values.preset]
+  given = {
+    field: values[field].value
+    for field in _types(settings)
+    if field not in _COMMON and values[field].value is not None
+  }
+  settings = override(settings, given)
   if values.seeds is not None and hasattr(settings, 'seeds'):
     settings = dataclasses.replace(settings, seeds=values.seeds)
   seeds = values.seeds or getattr(settings, 'seeds', 1)
@@ -158,39 +166,27 @@ def resolve(
   )
 
 
-def override(settings: Any, assignments: Sequence[str]) -> Any:
+def override(settings: Any, texts: Mapping[str, str]) -> Any:
   """Replaces fields of a dataclass instance.
 
   Args:
     settings: a dataclass instance with annotated fields.
-    assignments: texts `field=value`; a tuple is written 1,2,3.
+    texts: values by field, as texts; a tuple is written 1,2,3.
 
   Returns:
     A new instance.
 
   Raises:
-    ValueError: if there is no such field, or the value has another type.
+    ValueError: if a value is not of its field's type.
   """
   known = _types(settings)
   changes = {}
-  for assignment in assignments:
-    name, equals, text = assignment.partition('=')
-    name = name.strip()
-    if not equals:
-      raise ValueError(f'--set takes field=value, got {assignment!r}.')
-    if name not in known:
-      raise ValueError(
-        f'--set {assignment}: no field {name!r}; known: {", ".join(known)}.'
-      )
+  for name, text in texts.items():
     try:
       changes[name] = _parse(text.strip(), known[name])
-    except (ValueError, SyntaxError, KeyError):
-      expected = known[name]
-      expected = getattr(expected, '__name__', None) or str(expected)
-      if typing.get_origin(known[name]):
-        expected = str(known[name])
+    except (ValueError, KeyError):
       raise ValueError(
-        f'--set {assignment}: {name} is of type {expected}.'
+        f'--{name}={text}: {name} is {_kind_name(known[name])}.'
       ) from None
   return dataclasses.replace(settings, **changes)
 
@@ -200,39 +196,36 @@ def _types(settings: Any) -> dict[str, Any]:
   return {f.name: hints[f.name] for f in dataclasses.fields(settings)}
 
 
+def _kind_name(kind: Any) -> str:
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin is tuple:
+    return f'a list of {arguments[0].__name__} with commas between'
+  if origin is typing.Literal:
+    return f'one of {", ".join(map(str, arguments))}'
+  if origin in (typing.Union, types.UnionType):
+    return ' or '.join(
+      'None' if choice is type(None) else _kind_name(choice)
+      for choice in arguments
+    )
+  return kind.__name__
+
+
 def _parse(text: str, kind: Any) -> Any:
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin in (typing.Union, types.UnionType):
-    if type(None) in arguments and text == 'None':
-      return None
-    for choice in arguments:
+    for choice in sorted(arguments, key=lambda a: a is str):
       try:
         return _parse(text, choice)
-      except (ValueError, SyntaxError, KeyError):
+      except (ValueError, KeyError):
         continue
     raise ValueError(text)
   if origin is typing.Literal:
     return {str(choice): choice for choice in arguments}[text]
-  if kind is str:
-    return text
+  if origin is tuple:
+    pieces = [piece.strip() for piece in text.split(',')] if text else []
+    return tuple(_parse(piece, arguments[0]) for piece in pieces)
+  if kind is type(None):
+    return {'None': None}[text]
   if kind is bool:
     return {'true': True, 'false': False}[text.lower()]
-  return _convert(ast.literal_eval(text), kind)
-
-
-def _convert(value: Any, kind: Any) -> Any:
-  if kind is Any:
-    return value
-  if kind is float and type(value) in (int, float):
-    return float(value)
-  if typing.get_origin(kind) is tuple or kind is tuple:
-    value = value if isinstance(value, tuple | list) else (value,)
-    arguments = typing.get_args(kind)
-    if not arguments:
-      return tuple(value)
-    if arguments[-1] is ...:
-      arguments = arguments[:1] * len(value)
-    return tuple(_convert(v, k) for v, k in zip(value, arguments, strict=True))
-  if type(value) is kind:
-    return value
-  raise ValueError(value)
+  return kind(text.replace('_', '') if kind is int else text)
