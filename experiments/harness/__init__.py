@@ -1,0 +1,57 @@
+"""The harness of the experiments: run a solver, keep it, show it.
+
+    def init(context):                # one seed; mapped over all of them
+      return bj.BilevelParams(upper=jnp.zeros(3), lower=jnp.zeros(3))
+
+    def batch(context):
+      rows = jax.random.randint(context.key, (32,), 0, len(context.data))
+      return context.data[rows]
+
+    trained = harness.train(
+      solver, init, batch, steps=1_000, chunk=100, seeds=5, data=rows,
+      workdir='runs/mine')
+
+The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
+same call resumes it if it was killed. `harness.members` adds a grid of
+hyperparameters, `harness.run` the flags of a binary, `write_results`,
+`write_table` and `plot_curves` its results.
+"""
+
+from experiments.harness.checkpoints import Checkpoints, Restored
+from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
+from experiments.harness.flags import Options, run
+from experiments.harness.loop import Stopped, Trained, train
+from experiments.harness.metrics import MetricsWriter, read_records
+from experiments.harness.plots import plot_curves
+from experiments.harness.program import Best, Context, members
+from experiments.harness.report import (
+  Interval,
+  format_table,
+  mean_interval,
+  write_results,
+  write_table,
+)
+
+__all__ = [
+  'Best',
+  'Checkpoints',
+  'Context',
+  'Digits',
+  'Interval',
+  'MetricsWriter',
+  'Options',
+  'Restored',
+  'Stopped',
+  'Trained',
+  'format_table',
+  'load_idx_dataset',
+  'mean_interval',
+  'members',
+  'packaged_digits',
+  'plot_curves',
+  'read_records',
+  'run',
+  'train',
+  'write_results',
+  'write_table',
+]

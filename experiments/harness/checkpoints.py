@@ -1,0 +1,241 @@
+"""Checkpoints of a whole run, checked when they are read.
+
+Orbax writes them atomically. The leaves of the carry are stored under their
+paths, beside a digest of their bytes: a checkpoint that a full disk or a crash
+has damaged is put aside with a warning, and the one before it is used.
+"""
+
+import hashlib
+import json
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.harness import files
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held.
+
+  Attributes:
+    tree: the saved pytree, as fresh arrays that may be donated.
+    step: its step.
+    extra: the plain values saved with it.
+  """
+
+  tree: Any
+  step: int
+  extra: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run, in one folder.
+
+  Args:
+    folder: where; made if missing.
+    keep: how many of the newest to keep.
+  """
+
+  def __init__(self, folder: files.Path, *, keep: int = 2):
+    self._folder = files.make_folder(folder)
+    with files.writing(self._folder):
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          enable_async_checkpointing=False,
+          cleanup_tmp_directories=True,
+        ),
+      )
+
+  def save(self, step: int, tree: Any, extra: Mapping[str, Any]) -> None:
+    """Saves a pytree of arrays.
+
+    Args:
+      step: the number of the checkpoint, above those saved before.
+      tree: any pytree of arrays and typed PRNG keys.
+      extra: plain JSON values to keep beside it.
+
+    Raises:
+      OSError: if it cannot be written; names the folder.
+    """
+    leaves = {name: _to_numpy(leaf) for name, leaf in _named(tree)}
+    about = {
+      'digest': _digest(leaves),
+      'leaves': {n: _describe(x) for n, x in leaves.items()},
+      'extra': dict(extra),
+    }
+    # Orbax refuses arrays without elements; their shape says all.
+    stored = {name: x for name, x in leaves.items() if x.size}
+    with files.writing(self._folder):
+      try:
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            leaves=ocp.args.StandardSave(stored),
+            about=ocp.args.JsonSave(about),
+          ),
+        )
+      except ValueError as error:
+        # Tensorstore reports a full disk as a ValueError.
+        raise OSError(str(error)) from error
+
+  def restore(self, like: Any) -> Restored | None:
+    """Reads the newest good checkpoint.
+
+    Args:
+      like: a pytree of arrays or `jax.ShapeDtypeStruct`, as it was saved.
+
+    Returns:
+      What was saved; None if there is no good checkpoint. Warns for each
+      checkpoint that is damaged and moves it to the folder `damaged`.
+
+    Raises:
+      ValueError: if a good checkpoint holds another structure than `like`.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        about = self._read(step, about=ocp.args.JsonRestore())['about']
+        expected, extra = about['digest'], about['extra']
+        described = dict(about['leaves'])
+      except Exception as error:  # Whatever a damaged file makes orbax raise.
+        self._put_aside(step, error)
+        continue
+      self._check_structure(described, like)
+      try:
+        named = [(name, _empty(leaf)) for name, leaf in _named(like)]
+        stored = {name: x for name, x in named if x.size}
+        read = self._read(step, leaves=ocp.args.StandardRestore(stored))
+        leaves = {name: read['leaves'].get(name, x) for name, x in named}
+        if _digest(leaves) != expected:
+          raise ValueError('its content does not match its digest')
+      except Exception as error:
+        self._put_aside(step, error)
+        continue
+      fresh = [_from_numpy(leaves[name], leaf) for name, leaf in _named(like)]
+      tree = jax.tree.unflatten(jax.tree.structure(like), fresh)
+      return Restored(tree, step, extra)
+    if steps:
+      warnings.warn(
+        f'no good checkpoint is left in {self._folder}: starting anew.',
+        RuntimeWarning,
+        stacklevel=2,
+      )
+    return None
+
+  def close(self) -> None:
+    """Frees what orbax holds."""
+    self._manager.close()
+
+  def _read(self, step: int, **items: Any) -> Any:
+    return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+  def _check_structure(self, saved: dict[str, Any], like: Any) -> None:
+    running = {name: _describe(_empty(leaf)) for name, leaf in _named(like)}
+    if saved == running:
+      return
+    name = next(n for n in (*running, *saved) if running.get(n) != saved.get(n))
+    raise ValueError(
+      f'the checkpoints in {self._folder} are of another program: {name} is '
+      f'{saved.get(name, "absent")} there and {running.get(name, "absent")} '
+      'here. Give another --workdir, or delete this one.'
+    )
+
+  def _put_aside(self, step: int, error: Exception) -> None:
+    folder = files.make_folder(self._folder.parent / 'damaged')
+    source = next(
+      path
+      for path in self._folder.iterdir()
+      if path.name.isdigit() and int(path.name) == step
+    )
+    target = folder / source.name
+    while target.exists():
+      target = target.with_name(target.name + '_')
+    source.rename(target)
+    self._manager.reload()
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    warnings.warn(
+      f'the checkpoint of step {step} is damaged ({reason}): moved to '
+      f'{target}, going on from the one before.',
+      RuntimeWarning,
+      stacklevel=3,
+    )
+
+
+def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
+  """Keeps the settings of a run, and refuses others in the same place.
+
+  Args:
+    path: the JSON file that holds them; written if missing.
+    settings: plain JSON values by name.
+
+  Raises:
+    ValueError: if the file holds other settings; names each that differs.
+    OSError: if the file cannot be written.
+  """
+  text = json.dumps(dict(settings), indent=2, sort_keys=True)
+  path = pathlib.Path(path)
+  if not path.exists():
+    files.write_text(path, text + '\n')
+    return
+  old, new = json.loads(path.read_text(encoding='utf-8')), json.loads(text)
+  differing = [
+    f'{name}: {old.get(name, "absent")} -> {new.get(name, "absent")}'
+    for name in sorted({*old, *new})
+    if old.get(name, files) != new.get(name, files)
+  ]
+  if differing:
+    raise ValueError(
+      f'{path.parent} holds a run with other settings '
+      f'({"; ".join(differing)}). Give another --workdir, or delete this one.'
+    )
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+  """Leaves with their paths; a number keeps equal paths apart, and in order."""
+  flat, _ = jax.tree.flatten_with_path(tree)
+  return [
+    (f'{i:04d}.{jax.tree_util.keystr(path, simple=True, separator=".")}', leaf)
+    for i, (path, leaf) in enumerate(flat)
+  ]
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+  return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _empty(leaf: Any) -> np.ndarray:
+  if _is_key(leaf):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return np.zeros(leaf.shape, leaf.dtype)
+
+
+def _from_numpy(array: np.ndarray, like: Any) -> jax.Array:
+  # A copy: an array that aliases a numpy buffer cannot be donated.
+  array = jnp.array(array, copy=True)
+  if _is_key(like):
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+  return array
+
+
+def _describe(array: np.ndarray) -> str:
+  return f'{array.dtype}{list(array.shape)}'
+
+
+def _digest(leaves: Mapping[str, np.ndarray]) -> str:
+  digest = hashlib.blake2b(digest_size=16)
+  for name, array in leaves.items():
+    digest.update(f'{name}:{_describe(array)}'.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,306 @@
+"""Trains: compiled chunks, checkpoints, metrics, seeds that stop.
+
+The host half of a run; `program` has what is compiled.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax
+from experiments.harness import checkpoints, files
+from experiments.harness import metrics as metrics_lib
+from experiments.harness import program as program_lib
+from experiments.harness import progress as progress_lib
+
+
+class Stopped(NamedTuple):
+  """A member that became non-finite.
+
+  Attributes:
+    member: its index.
+    seed: its seed.
+    step: the step, from 0, whose result was not finite.
+    sequences: fields of the params, and losses as `loss/name`, that were not.
+  """
+
+  member: int
+  seed: int
+  step: int
+  sequences: tuple[str, ...]
+
+
+class Trained(NamedTuple):
+  """The result of a run.
+
+  Attributes:
+    params: last finite params; leaves have a leading axis of members.
+    state: the solver's state, likewise.
+    best: a `program.Best`, or () where no metric selects.
+    step: steps taken.
+    steps: steps of the records, int (records,).
+    history: each metric's values, float64 (records, members); NaN where not
+      finite, and for a member from its stop on.
+    stopped: members that became non-finite.
+    seconds: run time without compilation, over all resumed parts.
+    compile_seconds: compilation, likewise.
+  """
+
+  params: Any
+  state: Any
+  best: Any
+  step: int
+  steps: np.ndarray
+  history: dict[str, np.ndarray]
+  stopped: tuple[Stopped, ...]
+  seconds: float
+  compile_seconds: float
+
+
+def train(
+  solver: Any,
+  init: Callable[[program_lib.Context], Any],
+  batch: Callable[[program_lib.Context], Any] | None = None,
+  *,
+  steps: int,
+  chunk: int,
+  seeds: int | Sequence[int],
+  workdir: files.Path | None,
+  name: str = 'run',
+  data: Any = (),
+  own: Any = (),
+  hyper: Any = (),
+  evaluate: Callable[..., dict[str, Any]] | None = None,
+  select: str | None = None,
+  stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None,
+  record_start: bool = False,
+  sequential: bool = False,
+  settings: Any = None,
+  keep: int = 2,
+  save_seconds: float = 10.0,
+  values: Callable[[Any], dict[str, Any]] | None = None,
+) -> Trained:
+  """Trains all members in one compiled program, and resumes if it was killed.
+
+  Args:
+    solver: a transformation that takes a batch, or a function from a member's
+      `hyper` to one.
+    init: initial params from a `Context` at step 0.
+    batch: the batch of a step, from its `Context`; None gives None.
+    steps: steps in all, a multiple of `chunk`.
+    chunk: steps in one dispatch; metrics are recorded after each.
+    seeds: seeds 0 ... n - 1 for a number n, or one seed for each member.
+    workdir: folder of the run; the same call with the same folder resumes.
+      None keeps nothing.
+    name: subfolder of `workdir`, and the name in messages.
+    data: arrays shared by all members.
+    own: arrays with a leading axis of members.
+    hyper: hyperparameters, likewise: see `members`.
+    evaluate: `(context, params, state)` to a dict of scalars, recorded beside
+      the losses (`loss/name`).
+    select: the metric, higher is better, by which the best params are kept.
+    stop_when: tells from the history whether to end the run here.
+    record_start: whether to record step 0; compiles `evaluate` twice.
+    sequential: maps members by `lax.map`, where a solver branches by
+      `lax.cond` and vmap would take every branch.
+    settings: a dataclass or mapping of plain values; a run with others in the
+      same folder is refused.
+    keep: checkpoints to keep.
+    save_seconds: least time between two checkpoints; the last step is always
+      saved. 0 saves after each chunk.
+    values: losses from a solver's state; `bilevel_jax.values` if None.
+
+  Returns:
+    A `Trained`.
+
+  Raises:
+    ValueError: if arguments disagree, or the folder holds another run.
+    FloatingPointError: if all members stopped; all before is saved.
+    OSError: if the folder cannot be written.
+  """
+  seeds = program_lib.as_seeds(seeds)
+  if chunk < 1 or steps < chunk or steps % chunk:
+    raise ValueError(f'steps={steps} is no multiple of chunk={chunk}.')
+  _check_members(len(seeds), own=own, hyper=hyper)
+  program = program_lib.make_program(
+    solver,
+    init,
+    batch,
+    evaluate,
+    chunk=chunk,
+    select=select,
+    sequential=sequential,
+    values=bilevel_jax.values if values is None else values,
+  )
+  every = program_lib.Members(
+    seed=jnp.asarray(seeds, jnp.uint32),
+    own=jax.tree.map(jnp.asarray, own),
+    hyper=jax.tree.map(jnp.asarray, hyper),
+  )
+  inputs = (every, jax.tree.map(jnp.asarray, data))
+  like = jax.eval_shape(program.init, *inputs)
+  culprits = program.culprits(*inputs)
+  clock = _Clock()
+
+  with contextlib.ExitStack() as stack:
+    saved, writer, carry = None, metrics_lib.Records(), None
+    if workdir is not None:
+      folder = files.make_folder(pathlib.Path(workdir) / name)
+      if dataclasses.is_dataclass(settings):
+        settings = dataclasses.asdict(settings)
+      own_settings = {
+        'train.steps': steps,
+        'train.chunk': chunk,
+        'train.seeds': list(seeds),
+        'train.select': select,
+      }
+      checkpoints.check_settings(
+        folder / 'settings.json', dict(settings or {}) | own_settings
+      )
+      saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
+      stack.callback(saved.close)
+      restored = saved.restore(like)
+      if restored is not None:
+        carry = restored.tree
+        clock = _Clock(**restored.extra)
+      step = -1 if restored is None else restored.step
+      writer = metrics_lib.MetricsWriter(folder, step=step)
+      stack.callback(writer.close)
+
+    def record(carry, measured):
+      stopped = np.asarray(carry.stopped) >= 0
+      rows = {
+        key: np.where(stopped, np.nan, np.asarray(value, np.float64))
+        for key, value in measured.items()
+      }
+      writer.write(int(carry.step), rows)
+
+    if carry is None:
+      carry = clock.compile(program.init, *inputs)(*inputs)
+      # Copied: an array that is in both the params and the state cannot be
+      # donated twice.
+      carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+      if record_start:
+        carry, measured = clock.compile(
+          program.start, carry, *inputs, donate_argnums=0
+        )(carry, *inputs)
+        record(carry, measured)
+
+    step, compiled = int(carry.step), None
+    bar = progress_lib.Progress(name, steps, step)
+    stack.callback(bar.close)
+    stops = _stops(carry, seeds, culprits)
+    saved_at, saved_step = time.monotonic(), step
+
+    while step < steps and len(stops) < len(seeds):
+      if stop_when is not None and writer.records:
+        if stop_when(writer.history()[1]):
+          break
+      if compiled is None:
+        compiled = clock.compile(
+          program.chunk, carry, *inputs, donate_argnums=0
+        )
+      with clock.running():
+        # One dispatch at a time: queued collectives of virtual devices abort.
+        carry, measured = jax.block_until_ready(compiled(carry, *inputs))
+      step += chunk
+      record(carry, measured)
+      before, stops = stops, _stops(carry, seeds, culprits)
+      _warn_stopped(name, [s for s in stops if s not in before])
+      bar.update(step)
+      if saved and time.monotonic() - saved_at >= save_seconds:
+        saved.save(step, carry, clock.seconds())
+        saved_at, saved_step = time.monotonic(), step
+
+    if saved and step != saved_step:
+      saved.save(step, carry, clock.seconds())
+
+  if len(stops) == len(seeds):
+    kept = 'nothing' if workdir is None else f'{workdir}/{name}'
+    raise FloatingPointError(
+      f'{name}: all {len(seeds)} seeds became non-finite, the last at step '
+      f'{max(s.step for s in stops)} (in {", ".join(stops[-1].sequences)}). '
+      f'Kept: {kept}. {_MEND}'
+    )
+  record_steps, history = writer.history()
+  return Trained(
+    params=carry.params,
+    state=carry.state,
+    best=carry.best,
+    step=step,
+    steps=record_steps,
+    history=history,
+    stopped=stops,
+    **clock.seconds(),
+  )
+
+
+_MEND = (
+  'The likely mend is a smaller step size for what became non-finite, or '
+  'clipped gradients (optax.clip_by_global_norm).'
+)
+
+
+class _Clock:
+  """Adds up seconds of running and of compiling."""
+
+  def __init__(self, seconds: float = 0.0, compile_seconds: float = 0.0):
+    self._running, self._compiling = seconds, compile_seconds
+
+  def compile(self, fn, *args, **options):
+    start = time.monotonic()
+    compiled = jax.jit(fn, **options).lower(*args).compile()
+    self._compiling += time.monotonic() - start
+    return compiled
+
+  @contextlib.contextmanager
+  def running(self):
+    start = time.monotonic()
+    yield
+    self._running += time.monotonic() - start
+
+  def seconds(self) -> dict[str, float]:
+    return {'seconds': self._running, 'compile_seconds': self._compiling}
+
+
+def _check_members(count: int, **trees: Any) -> None:
+  for name, tree in trees.items():
+    for path, leaf in jax.tree.leaves_with_path(tree):
+      shape = np.shape(leaf)
+      if not shape or shape[0] != count:
+        raise ValueError(
+          f'{name}{jax.tree_util.keystr(path)} needs a leading axis of '
+          f'{count}, one entry for each seed, got shape {shape}.'
+        )
+
+
+def _stops(carry: Any, seeds: Sequence[int], names: Sequence[str]):
+  stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
+  return tuple(
+    Stopped(
+      member=int(i),
+      seed=seeds[i],
+      step=int(stopped[i]),
+      sequences=tuple(n for n, bad in zip(names, culprits[i]) if bad),
+    )
+    for i in np.flatnonzero(stopped >= 0)
+  )
+
+
+def _warn_stopped(name: str, stops: Sequence[Stopped]) -> None:
+  for stop in stops:
+    warnings.warn(
+      f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
+      f'{stop.step}: {", ".join(stop.sequences)} became non-finite. It stays '
+      f'at its last finite params; the others go on. {_MEND}',
+      RuntimeWarning,
+      stacklevel=3,
+    )

@@ -1,0 +1,209 @@
+"""What a run ends with: `results.json` and a table."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.special
+
+from experiments.harness import files
+
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax', 'bilevel_jax')
+
+
+class Interval(NamedTuple):
+  """A mean over seeds with its uncertainty.
+
+  Attributes:
+    mean: over the finite values; NaN if there is none.
+    half_width: of the 95 % confidence interval; NaN for fewer than two.
+    count: finite values.
+    total: values, with those of stopped seeds.
+  """
+
+  mean: float
+  half_width: float
+  count: int
+  total: int
+
+  def __str__(self) -> str:
+    text = _number(self.mean)
+    if math.isfinite(self.half_width):
+      text += f' ± {_number(self.half_width)}'
+    if self.count < self.total:
+      text += f' ({self.count} of {self.total})'
+    return text
+
+
+def mean_interval(values: Any) -> Interval:
+  """Mean and 95 % interval of Student's t over independent values.
+
+  Args:
+    values: one value for each seed; those of stopped seeds are NaN.
+
+  Returns:
+    An `Interval`.
+  """
+  values = np.ravel(np.asarray(values, np.float64))
+  finite = values[np.isfinite(values)]
+  count = finite.size
+  mean = float(np.mean(finite)) if count else math.nan
+  half_width = math.nan
+  if count > 1:
+    quantile = scipy.special.stdtrit(count - 1, 0.975)
+    half_width = float(quantile * np.std(finite, ddof=1) / math.sqrt(count))
+  return Interval(mean, half_width, count, values.size)
+
+
+def write_results(
+  workdir: files.Path,
+  *,
+  paper: str,
+  binary: str,
+  preset: str,
+  seeds: Sequence[int],
+  metrics: Mapping[str, float],
+  seconds: float,
+  **more: Any,
+) -> pathlib.Path:
+  """Writes `results.json`, with all that is needed to judge the numbers.
+
+  Args:
+    workdir: folder of the run.
+    paper: name of the paper's folder.
+    binary: name of the binary.
+    preset: name of the preset.
+    seeds: the seeds.
+    metrics: numbers by stable names; not finite ones become null.
+    seconds: wall time, s.
+    **more: further plain values, such as compile_seconds or the settings.
+
+  Returns:
+    The path of the file.
+
+  Raises:
+    OSError: if it cannot be written; names the folder.
+    TypeError: if a metric is not a number.
+  """
+  device = jax.devices()[0]
+  results = {
+    'paper': paper,
+    'binary': binary,
+    'preset': preset,
+    'seeds': [int(seed) for seed in seeds],
+    'versions': versions(),
+    'device': f'{len(jax.devices())} x {device.device_kind}',
+    'hardware': {
+      'cores': len(os.sched_getaffinity(0)),
+      'machine': platform.machine(),
+    },
+    'wall_seconds': round(float(seconds), 3),
+    'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
+    **{k: _plain(v) for k, v in more.items()},
+  }
+  path = pathlib.Path(workdir) / 'results.json'
+  files.write_text(path, json.dumps(results, indent=2, allow_nan=False) + '\n')
+  return path
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that the numbers depend on."""
+  found = {'python': platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = 'not installed'
+  return found
+
+
+def format_table(
+  rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> str:
+  """Formats a Markdown table whose columns also line up as plain text.
+
+  Args:
+    rows: cells by column; a missing one is left empty.
+    columns: their order; that of the first row if None.
+
+  Returns:
+    The table, with a line end.
+  """
+  columns = list(columns or (rows[0] if rows else ()))
+  cells = [[_cell(row.get(c, '')) for c in columns] for row in rows]
+  numeric = [
+    all(not isinstance(row.get(c, 0), str) for row in rows) for c in columns
+  ]
+  widths = [
+    max(3, len(column), *(len(row[i]) for row in cells), 0)
+    for i, column in enumerate(columns)
+  ]
+
+  def line(row):
+    aligned = [
+      text.rjust(width) if right else text.ljust(width)
+      for text, width, right in zip(row, widths, numeric, strict=True)
+    ]
+    return '| ' + ' | '.join(aligned) + ' |'
+
+  rule = [
+    '-' * (width - 1) + (':' if right else '-')
+    for width, right in zip(widths, numeric, strict=True)
+  ]
+  return '\n'.join([line(columns), line(rule), *map(line, cells)]) + '\n'
+
+
+def write_table(
+  workdir: files.Path,
+  rows: Sequence[Mapping[str, Any]],
+  columns: Sequence[str] | None = None,
+) -> str:
+  """Prints a table and writes it to `table.md`; see `format_table`."""
+  table = format_table(rows, columns)
+  files.write_text(pathlib.Path(workdir) / 'table.md', table)
+  print(table, end='', flush=True)
+  return table
+
+
+def _number(value: float) -> str:
+  if not math.isfinite(value):
+    return '-'
+  return f'{value:.4g}'
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, Interval):
+    return str(value)
+  if isinstance(value, str | bool | int | np.integer):
+    return str(value)
+  if value is None:
+    return '-'
+  return _number(float(value))
+
+
+def _finite(value: Any) -> float | None:
+  value = float(value)
+  return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+  """Values that JSON can hold, from those of settings and numpy."""
+  if dataclasses.is_dataclass(value):
+    value = dataclasses.asdict(value)
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, tuple | list | np.ndarray):
+    return [_plain(v) for v in value]
+  if isinstance(value, np.generic | jax.Array):
+    value = value.item()
+  if isinstance(value, float):
+    return _finite(value)
+  return value
