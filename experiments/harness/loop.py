@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import bilevel_jax
 from experiments.harness import checkpoints, files
 from experiments.harness import metrics as metrics_lib
 from experiments.harness import program as program_lib
@@ -86,7 +85,6 @@ def train(
   settings: Any = None,
   keep: int = 2,
   save_seconds: float = 10.0,
-  values: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Trained:
   """Trains all members in one compiled program, and resumes if it was killed.
 
@@ -105,7 +103,7 @@ def train(
     own: arrays with a leading axis of members.
     hyper: hyperparameters, likewise: see `members`.
     evaluate: `(context, params, state)` to a dict of scalars, recorded beside
-      the losses (`loss/name`).
+      the solver's losses (`loss/name`) and counts (`count/name`).
     select: the metric, higher is better, by which the best params are kept.
     stop_when: tells from the history whether to end the run here.
     record_start: whether to record step 0; compiles `evaluate` twice.
@@ -116,7 +114,6 @@ def train(
     keep: checkpoints to keep.
     save_seconds: least time between two checkpoints; the last step is always
       saved. 0 saves after each chunk.
-    values: losses from a solver's state; `bilevel_jax.values` if None.
 
   Returns:
     A `Trained`.
@@ -138,7 +135,6 @@ def train(
     chunk=chunk,
     select=select,
     sequential=sequential,
-    values=bilevel_jax.values if values is None else values,
   )
   every = program_lib.Members(
     seed=jnp.asarray(seeds, jnp.uint32),
@@ -146,64 +142,56 @@ def train(
     hyper=jax.tree.map(jnp.asarray, hyper),
   )
   inputs = (every, jax.tree.map(jnp.asarray, data))
-  like = jax.eval_shape(program.init, *inputs)
   culprits = program.culprits(*inputs)
-  clock = _Clock()
 
   with contextlib.ExitStack() as stack:
-    saved, writer, carry = None, metrics_lib.Records(), None
+    saved, restored, records = None, None, metrics_lib.Records()
     if workdir is not None:
       folder = files.make_folder(pathlib.Path(workdir) / name)
       if dataclasses.is_dataclass(settings):
         settings = dataclasses.asdict(settings)
-      own_settings = {
+      arguments = {
         'train.steps': steps,
         'train.chunk': chunk,
         'train.seeds': list(seeds),
         'train.select': select,
       }
       checkpoints.check_settings(
-        folder / 'settings.json', dict(settings or {}) | own_settings
+        folder / 'settings.json', dict(settings or {}) | arguments
       )
       saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
       stack.callback(saved.close)
-      restored = saved.restore(like)
-      if restored is not None:
-        carry = restored.tree
-        clock = _Clock(**restored.extra)
-      step = -1 if restored is None else restored.step
-      writer = metrics_lib.MetricsWriter(folder, step=step)
-      stack.callback(writer.close)
+      restored = saved.restore(jax.eval_shape(program.init, *inputs))
+      records = metrics_lib.MetricsWriter(
+        folder, step=-1 if restored is None else restored.step
+      )
+      stack.callback(records.close)
 
-    def record(carry, measured):
-      stopped = np.asarray(carry.stopped) >= 0
-      rows = {
-        key: np.where(stopped, np.nan, np.asarray(value, np.float64))
-        for key, value in measured.items()
-      }
-      writer.write(int(carry.step), rows)
-
-    if carry is None:
+    if restored is not None:
+      carry, clock = restored.tree, _Clock(**restored.extra)
+    else:
+      clock = _Clock()
       carry = clock.compile(program.init, *inputs)(*inputs)
       # Copied: an array that is in both the params and the state cannot be
       # donated twice.
       carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
       if record_start:
-        carry, measured = clock.compile(
-          program.start, carry, *inputs, donate_argnums=0
-        )(carry, *inputs)
-        record(carry, measured)
+        start = clock.compile(program.start, carry, *inputs, donate_argnums=0)
+        carry, measured = start(carry, *inputs)
+        _record(records, carry, measured)
 
-    step, compiled = int(carry.step), None
+    step = int(carry.step)
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
     stops = _stops(carry, seeds, culprits)
-    saved_at, saved_step = time.monotonic(), step
+    compiled, saved_at, saved_step = None, time.monotonic(), step
 
-    while step < steps and len(stops) < len(seeds):
-      if stop_when is not None and writer.records:
-        if stop_when(writer.history()[1]):
-          break
+    def over():
+      if stop_when is None or not records.records:
+        return False
+      return stop_when(records.history()[1])
+
+    while step < steps and len(stops) < len(seeds) and not over():
       if compiled is None:
         compiled = clock.compile(
           program.chunk, carry, *inputs, donate_argnums=0
@@ -211,8 +199,8 @@ def train(
       with clock.running():
         # One dispatch at a time: queued collectives of virtual devices abort.
         carry, measured = jax.block_until_ready(compiled(carry, *inputs))
-      step += chunk
-      record(carry, measured)
+      step = int(carry.step)
+      _record(records, carry, measured)
       before, stops = stops, _stops(carry, seeds, culprits)
       _warn_stopped(name, [s for s in stops if s not in before])
       bar.update(step)
@@ -224,13 +212,13 @@ def train(
       saved.save(step, carry, clock.seconds())
 
   if len(stops) == len(seeds):
-    kept = 'nothing' if workdir is None else f'{workdir}/{name}'
+    last = max(stops, key=lambda stop: stop.step)
+    where = '' if workdir is None else f' The last finite ones are in {folder}.'
     raise FloatingPointError(
       f'{name}: all {len(seeds)} seeds became non-finite, the last at step '
-      f'{max(s.step for s in stops)} (in {", ".join(stops[-1].sequences)}). '
-      f'Kept: {kept}. {_MEND}'
+      f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
     )
-  record_steps, history = writer.history()
+  record_steps, history = records.history()
   return Trained(
     params=carry.params,
     state=carry.state,
@@ -241,6 +229,15 @@ def train(
     stopped=stops,
     **clock.seconds(),
   )
+
+
+def _record(records, carry, measured):
+  stopped = np.asarray(carry.stopped) >= 0
+  rows = {
+    name: np.where(stopped, np.nan, np.asarray(value, np.float64))
+    for name, value in measured.items()
+  }
+  records.write(int(carry.step), rows)
 
 
 _MEND = (
@@ -284,12 +281,15 @@ def _check_members(count: int, **trees: Any) -> None:
 
 def _stops(carry: Any, seeds: Sequence[int], names: Sequence[str]):
   stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
+  names = np.asarray(names)
   return tuple(
     Stopped(
       member=int(i),
       seed=seeds[i],
       step=int(stopped[i]),
-      sequences=tuple(n for n, bad in zip(names, culprits[i]) if bad),
+      sequences=tuple(
+        n for n, bad in zip(names, culprits[i], strict=True) if bad
+      ),
     )
     for i in np.flatnonzero(stopped >= 0)
   )

@@ -97,11 +97,8 @@ def _summary(values, band):
   if band == 'interval':
     half = np.array([x.half_width for x in intervals])
     return mean, mean - half, mean + half
-  some = np.isfinite(finite).any(axis=1)
-  low = np.where(
-    some, np.min(np.nan_to_num(finite, nan=np.inf), axis=1), np.nan
-  )
-  high = np.where(
-    some, np.max(np.nan_to_num(finite, nan=-np.inf), axis=1), np.nan
-  )
-  return mean, low, high
+  # As bounds, infinities of the right sign for what is missing.
+  low = np.min(np.where(np.isnan(finite), np.inf, finite), axis=1)
+  high = np.max(np.where(np.isnan(finite), -np.inf, finite), axis=1)
+  none = np.isnan(mean)
+  return mean, np.where(none, np.nan, low), np.where(none, np.nan, high)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import types
+import bilevel_jax as bj
 
 
 class Context(NamedTuple):
@@ -149,7 +149,6 @@ def make_program(
   chunk: int,
   select: str | None,
   sequential: bool,
-  values: Callable[[Any], dict[str, chex.Array]],
 ) -> Program:
   """Makes the functions of a run; see `train` for the arguments."""
   over_members = _by_map if sequential else _by_vmap
@@ -169,8 +168,8 @@ def make_program(
     updates, new_state = transformation(member.hyper).update(
       drawn, state, params
     )
-    new_params = types.apply_updates(params, updates)
-    bad = jnp.stack(list(_nonfinite(new_params, values(new_state)).values()))
+    new_params = bj.apply_updates(params, updates)
+    bad = jnp.stack([x for _, x in _nonfinite(new_params, new_state)])
     going = stopped < 0
     fine = going & ~jnp.any(bad)
     keep = functools.partial(jnp.where, fine)
@@ -187,11 +186,12 @@ def make_program(
     # Before the first step a solver's state holds no losses yet.
     metrics = {
       f'loss/{name}': jnp.where(context.step > 0, value, jnp.nan)
-      for name, value in values(state).items()
+      for name, value in bj.values(state).items()
     }
+    metrics |= {f'count/{n}': x for n, x in bj.counts(state).items()}
     measured = {} if evaluate is None else evaluate(context, params, state)
     _check_metrics(measured, metrics)
-    return metrics | {n: jnp.asarray(v) for n, v in measured.items()}
+    return jax.tree.map(jnp.asarray, metrics | measured)
 
   def init_all(every, data):
     count = every.seed.shape[0]
@@ -219,12 +219,15 @@ def make_program(
     )
 
   def culprit_names(every, data):
-    def found():
+    names = []
+
+    def find():
       shared = (data, jnp.int32(0))
       params, state = over_members(init_one)((), every, shared)
-      return _nonfinite(params, values(state))
+      names.extend(name for name, _ in _nonfinite(params, state))
 
-    return tuple(jax.eval_shape(found))
+    jax.eval_shape(find)
+    return tuple(names)
 
   def run(carry, every, data, *, length):
     def body(mine, step):
@@ -275,30 +278,21 @@ def _context(member: Members, shared: Any, stream: str) -> Context:
   return Context(data, member.own, member.hyper, seed_key, key, step)
 
 
-def _nonfinite(params: Any, losses: dict[str, Any]) -> dict[str, chex.Array]:
-  named = params._asdict() if types.is_sequences(params) else {'params': params}
-  bad = {name: _any_nonfinite(tree) for name, tree in named.items()}
-  bad |= {f'loss/{n}': _any_nonfinite(v) for n, v in losses.items()}
-  return dict(sorted(bad.items()))  # As jax orders dicts that it returns.
+def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
+  # Sorted: the dicts in a state are in another order once jax has rebuilt them.
+  found = sorted(bj.nonfinite(params, state).items())
+  return [(name.removeprefix('sequence/'), bad) for name, bad in found]
 
 
-def _any_nonfinite(tree: Any) -> chex.Array:
-  leaves = [
-    x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)
-  ]
-  bad = [~jnp.all(jnp.isfinite(x)) for x in leaves]
-  return functools.reduce(jnp.logical_or, bad, jnp.array(False))
-
-
-def _check_metrics(measured: Any, losses: dict[str, Any]) -> None:
+def _check_metrics(measured: Any, taken: dict[str, Any]) -> None:
   if not isinstance(measured, dict):
     raise TypeError(
       'evaluate returns a dict from metric to scalar, got '
       f'{type(measured).__name__}.'
     )
   for name, value in measured.items():
-    if name in losses:
-      raise ValueError(f'evaluate returns {name!r}, which a loss has already.')
+    if name in taken:
+      raise ValueError(f'evaluate returns {name!r}, a name of the solver.')
     if jnp.shape(value):
       raise ValueError(
         f'metric {name!r} is a scalar for each seed, got shape '

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, else a line now and then."""
+"""How far a run is: a bar on a terminal, else a line now and then."""
 
 import sys
 import time

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from experiments.harness import files
+from experiments.harness import files, flags
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax', 'bilevel_jax')
 
@@ -64,12 +64,8 @@ def mean_interval(values: Any) -> Interval:
 
 
 def write_results(
-  workdir: files.Path,
+  options: flags.Options,
   *,
-  paper: str,
-  binary: str,
-  preset: str,
-  seeds: Sequence[int],
   metrics: Mapping[str, float],
   seconds: float,
   **more: Any,
@@ -77,14 +73,10 @@ def write_results(
   """Writes `results.json`, with all that is needed to judge the numbers.
 
   Args:
-    workdir: folder of the run.
-    paper: name of the paper's folder.
-    binary: name of the binary.
-    preset: name of the preset.
-    seeds: the seeds.
+    options: what was run, and where.
     metrics: numbers by stable names; not finite ones become null.
     seconds: wall time, s.
-    **more: further plain values, such as compile_seconds or the settings.
+    **more: further plain values, such as compile_seconds.
 
   Returns:
     The path of the file.
@@ -95,10 +87,11 @@ def write_results(
   """
   device = jax.devices()[0]
   results = {
-    'paper': paper,
-    'binary': binary,
-    'preset': preset,
-    'seeds': [int(seed) for seed in seeds],
+    'paper': options.paper,
+    'binary': options.binary,
+    'preset': options.preset,
+    'seeds': list(options.seeds),
+    'settings': _plain(options.settings),
     'versions': versions(),
     'device': f'{len(jax.devices())} x {device.device_kind}',
     'hardware': {
@@ -109,7 +102,7 @@ def write_results(
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
     **{k: _plain(v) for k, v in more.items()},
   }
-  path = pathlib.Path(workdir) / 'results.json'
+  path = pathlib.Path(options.workdir) / 'results.json'
   files.write_text(path, json.dumps(results, indent=2, allow_nan=False) + '\n')
   return path
 
