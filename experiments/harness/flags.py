@@ -14,12 +14,15 @@ imported by one process.
 import ast
 import dataclasses
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
+
+from experiments.harness import errors
 
 DATA_VARIABLE = 'BILEVEL_JAX_DATA'
 
@@ -70,8 +73,13 @@ def run(
       options = resolve(presets, paper=paper, binary=binary)
     except ValueError as error:
       raise app.UsageError(str(error)) from error
-    main(options)
+    try:
+      main(options)
+    except errors.UserError as error:
+      sys.exit(f'{paper}/{binary}: {error}')
 
+  # jax and orbax inform at length about what they do.
+  flags.FLAGS.set_default('verbosity', logging.WARNING)
   app.run(start)
 
 

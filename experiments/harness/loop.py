@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import checkpoints, files
+from experiments.harness import checkpoints, errors, files
 from experiments.harness import metrics as metrics_lib
 from experiments.harness import program as program_lib
 from experiments.harness import progress as progress_lib
@@ -119,9 +119,10 @@ def train(
     A `Trained`.
 
   Raises:
-    ValueError: if arguments disagree, or the folder holds another run.
-    FloatingPointError: if all members stopped; all before is saved.
-    OSError: if the folder cannot be written.
+    ValueError: if arguments disagree.
+    OtherRunError: if the folder holds a run with other settings.
+    AllStoppedError: if all members stopped; all before is saved.
+    WriteError: if the folder cannot be written.
   """
   seeds = program_lib.as_seeds(seeds)
   if chunk < 1 or steps < chunk or steps % chunk:
@@ -214,7 +215,7 @@ def train(
   if len(stops) == len(seeds):
     last = max(stops, key=lambda stop: stop.step)
     where = '' if workdir is None else f' The last finite ones are in {folder}.'
-    raise FloatingPointError(
+    raise errors.AllStoppedError(
       f'{name}: all {len(seeds)} seeds became non-finite, the last at step '
       f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
     )

@@ -38,7 +38,7 @@ class Records:
       metrics: values, (members,), for each metric.
 
     Raises:
-      OSError: if it goes to a file that cannot be written; names the folder.
+      WriteError: if it goes to a file that cannot be written; names the folder.
     """
     record: Record = {'step': step}
     for name in sorted(metrics):

@@ -54,7 +54,7 @@ def plot_curves(
   Raises:
     ValueError: if `band` is unknown, or a curve has another number of steps
       than of values.
-    OSError: if the file cannot be written; names the folder.
+    WriteError: if the file cannot be written; names the folder.
   """
   if band not in ('interval', 'range'):
     raise ValueError(f"band is 'interval' or 'range', got {band!r}.")
@@ -78,7 +78,7 @@ def plot_curves(
   if logx:
     axes.set_xscale('log')
   if logy:
-    axes.set_yscale('log', nonpositive='mask')
+    axes.set_yscale('log', nonpositive='clip')
   axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
   axes.grid(True, which='major', alpha=0.3)
   if curves:

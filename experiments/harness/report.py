@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import scipy.special
 
+import bilevel_jax
 from experiments.harness import files, flags
 
-_PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax', 'bilevel_jax')
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
 
 class Interval(NamedTuple):
@@ -36,8 +37,10 @@ class Interval(NamedTuple):
 
   def __str__(self) -> str:
     text = _number(self.mean)
-    if math.isfinite(self.half_width):
-      text += f' ± {_number(self.half_width)}'
+    if self.half_width > 0:
+      # Two digits of the uncertainty, and as many decimals of the mean.
+      decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
+      text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'
     if self.count < self.total:
       text += f' ({self.count} of {self.total})'
     return text
@@ -82,7 +85,7 @@ def write_results(
     The path of the file.
 
   Raises:
-    OSError: if it cannot be written; names the folder.
+    WriteError: if it cannot be written; names the folder.
     TypeError: if a metric is not a number.
   """
   device = jax.devices()[0]
@@ -115,7 +118,7 @@ def versions() -> dict[str, str]:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       found[package] = 'not installed'
-  return found
+  return found | {'bilevel_jax': bilevel_jax.__version__}
 
 
 def format_table(

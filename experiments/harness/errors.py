@@ -1,0 +1,29 @@
+"""Errors whose message is all that a person at a command line needs.
+
+`harness.run` shows them without a traceback. Each is also of the built-in type
+that fits, which is what a caller catches.
+"""
+
+
+class UserError(Exception):
+  """Base of the errors below."""
+
+
+class WriteError(UserError, OSError):
+  """A folder cannot be written to."""
+
+
+class OtherRunError(UserError, ValueError):
+  """A folder holds a run with other settings, or of another program."""
+
+
+class MissingDataError(UserError, FileNotFoundError):
+  """A file of a data set is missing."""
+
+
+class DamagedDataError(UserError, ValueError):
+  """A file of a data set is damaged, or of another format."""
+
+
+class AllStoppedError(UserError, FloatingPointError):
+  """All seeds became non-finite."""
