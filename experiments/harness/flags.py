@@ -67,6 +67,9 @@ def run(
   define(presets, paper=paper, binary=binary)
 
   def start(argv: Sequence[str]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+      # jax and orbax inform at length about what they do.
+      logging.set_verbosity(logging.WARNING)
     if argv[1:]:
       raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
     try:
@@ -78,8 +81,6 @@ def run(
     except errors.UserError as error:
       sys.exit(f'{paper}/{binary}: {error}')
 
-  # jax and orbax inform at length about what they do.
-  flags.FLAGS.set_default('verbosity', logging.WARNING)
   app.run(start)
 
 
