@@ -235,6 +235,7 @@ def train(
 
 def _record(records, carry, measured):
   stopped = np.asarray(carry.stopped) >= 0
+  measured = jax.device_get(measured)
   rows = {
     name: np.where(stopped, np.nan, np.asarray(value, np.float64))
     for name, value in measured.items()
