@@ -5,9 +5,16 @@ paths, beside a digest of their bytes: a checkpoint that a full disk or a crash
 has damaged is put aside with a warning, and the one before it is used.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
 import pathlib
+import re
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +25,38 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.harness import errors, files
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Leaves an error of orbax to its one message.
+
+  Otherwise its log repeats it, its threads print their tracebacks, and reads or
+  writes that are under way when one fails complain about a closed event loop.
+  """
+  log = logging.getLogger('absl')
+  disabled, in_thread = log.disabled, threading.excepthook
+  unraisable = sys.unraisablehook
+
+  def in_other_thread(arguments):
+    if not type(arguments.thread).__module__.startswith('orbax.'):
+      in_thread(arguments)
+
+  def other_unraisable(arguments):
+    if str(arguments.exc_value) != 'Event loop is closed':
+      unraisable(arguments)
+
+  log.disabled = True
+  threading.excepthook = in_other_thread
+  sys.unraisablehook = other_unraisable
+  try:
+    yield
+  except Exception:
+    time.sleep(0.3)  # For what is still under way.
+    raise
+  finally:
+    log.disabled, threading.excepthook = disabled, in_thread
+    sys.unraisablehook = unraisable
 
 
 class Restored(NamedTuple):
@@ -73,18 +112,20 @@ class Checkpoints:
     }
     # Orbax refuses arrays without elements; their shape says all.
     stored = {name: x for name, x in leaves.items() if x.size}
+    items = ocp.args.Composite(
+      leaves=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about)
+    )
     with files.writing(self._folder):
       try:
-        self._manager.save(
-          step,
-          args=ocp.args.Composite(
-            leaves=ocp.args.StandardSave(stored),
-            about=ocp.args.JsonSave(about),
-          ),
-        )
+        with _quiet():
+          self._manager.save(step, args=items)
       except ValueError as error:
         # Tensorstore reports a full disk as a ValueError.
-        raise OSError(str(error)) from error
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found is None:
+          raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from error
 
   def restore(self, like: Any) -> Restored | None:
     """Reads the newest good checkpoint.
@@ -135,7 +176,8 @@ class Checkpoints:
     self._manager.close()
 
   def _read(self, step: int, **items: Any) -> Any:
-    return self._manager.restore(step, args=ocp.args.Composite(**items))
+    with _quiet():
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def _check_structure(self, saved: dict[str, Any], like: Any) -> None:
     running = {name: _describe(_empty(leaf)) for name, leaf in _named(like)}
@@ -224,9 +266,12 @@ def _empty(leaf: Any) -> np.ndarray:
 def _from_numpy(array: np.ndarray, like: Any) -> jax.Array:
   # A copy: an array that aliases a numpy buffer cannot be donated.
   array = jnp.array(array, copy=True)
-  if _is_key(like):
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-  return array
+  if not _is_key(like):
+    return array
+  # `like` may be a mere shape: only a traced one tells the implementation.
+  found = []
+  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
+  return jax.random.wrap_key_data(array, impl=found[0])
 
 
 def _describe(array: np.ndarray) -> str:

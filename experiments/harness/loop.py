@@ -5,6 +5,7 @@ The host half of a run; `program` has what is compiled.
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import time
 import warnings
@@ -234,6 +235,7 @@ def train(
 
 def _record(records, carry, measured):
   stopped = np.asarray(carry.stopped) >= 0
+  measured = jax.device_get(measured)
   rows = {
     name: np.where(stopped, np.nan, np.asarray(value, np.float64))
     for name, value in measured.items()
@@ -282,15 +284,12 @@ def _check_members(count: int, **trees: Any) -> None:
 
 def _stops(carry: Any, seeds: Sequence[int], names: Sequence[str]):
   stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
-  names = np.asarray(names)
   return tuple(
     Stopped(
       member=int(i),
       seed=seeds[i],
       step=int(stopped[i]),
-      sequences=tuple(
-        n for n, bad in zip(names, culprits[i], strict=True) if bad
-      ),
+      sequences=tuple(itertools.compress(names, culprits[i])),
     )
     for i in np.flatnonzero(stopped >= 0)
   )

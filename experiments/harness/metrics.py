@@ -94,7 +94,10 @@ class MetricsWriter(Records):
     with files.writing(self._folder):
       self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
       self._board = tensorboardX.SummaryWriter(
-        str(self._folder / 'tensorboard'), purge_step=step + 1
+        str(self._folder / 'tensorboard'),
+        purge_step=step + 1,
+        # Files are named after the second: a quick resumption would overwrite.
+        filename_suffix=f'.{step + 1}',
       )
 
   def close(self) -> None:

@@ -64,7 +64,7 @@ def plot_curves(
   for i, (label, (steps, values)) in enumerate(curves.items()):
     steps = np.asarray(steps, np.float64)
     values = np.asarray(values, np.float64)
-    values = values.reshape(len(values), -1)
+    values = values[:, None] if values.ndim == 1 else values
     if len(steps) != len(values):
       raise ValueError(
         f'curve {label!r} has {len(steps)} steps, but {len(values)} values.'

@@ -1,0 +1,198 @@
+"""Tests of checkpoints: what survives, and what a damaged one leads to."""
+
+import json
+import resource
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.harness import checkpoints
+
+
+def tree(step=0):
+  return {
+    'params': (jnp.arange(5.0) + step, jnp.ones((2, 3), jnp.bfloat16)),
+    'flags': jnp.array([True, False]),
+    'count': jnp.int32(step),
+    'key': jax.random.split(jax.random.key(step), 3),
+    'empty': jnp.zeros((0, 4)),
+    'nothing': (None, ()),
+  }
+
+
+def data(value):
+  is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+  return np.asarray(jax.random.key_data(value) if is_key else value)
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert isinstance(x, jax.Array)
+    np.testing.assert_array_equal(data(x), data(y))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Checkpoints of steps 10 and 20, closed; gives their folder."""
+  manager = harness.Checkpoints(tmp_path / 'checkpoints')
+  for step in (10, 20):
+    manager.save(step, tree(step), {'seconds': float(step)})
+  manager.close()
+  return tmp_path / 'checkpoints'
+
+
+def restore(folder, like=None):
+  manager = harness.Checkpoints(folder)
+  try:
+    return manager.restore(tree() if like is None else like)
+  finally:
+    manager.close()
+
+
+def largest_file(folder):
+  files = [path for path in folder.rglob('*') if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+class TestRestore:
+  def test_everything_survives(self, saved):
+    restored = restore(saved, jax.eval_shape(tree))
+    assert (restored.step, restored.extra) == (20, {'seconds': 20.0})
+    assert_same(restored.tree, tree(20))
+    jax.random.uniform(restored.tree['key'][0])
+
+  def test_restored_arrays_can_be_donated(self, saved):
+    restored = restore(saved).tree['params'][0]
+    jax.jit(lambda x: x + 1, donate_argnums=0)(restored)
+    assert restored.is_deleted()
+
+  def test_nothing_there(self, tmp_path):
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      assert restore(tmp_path / 'new') is None
+
+  def test_keeps_the_last_ones(self, tmp_path):
+    manager = harness.Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+      manager.save(step, tree(step), {})
+    manager.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['2', '3']
+
+  def test_another_structure_is_an_error_and_nothing_is_lost(self, saved):
+    like = tree() | {'count': jnp.float32(0)}
+    with pytest.raises(
+      harness.OtherRunError, match=r'count is int32\[\] there and float32\[\]'
+    ):
+      restore(saved, like)
+    with pytest.raises(harness.OtherRunError, match='absent there'):
+      restore(saved, tree() | {'more': jnp.zeros(1)})
+    assert restore(saved).step == 20
+
+
+class TestDamage:
+  @pytest.mark.parametrize(
+    'kind', ['cut', 'flip', 'missing', 'about', 'digest']
+  )
+  def test_falls_back_to_the_one_before(self, saved, kind):
+    newest = saved / '20'
+    target = largest_file(newest / 'leaves' / 'd')
+    content = target.read_bytes()
+    about = newest / 'about' / 'metadata'
+    if kind == 'cut':
+      target.write_bytes(content[: len(content) // 2])
+    elif kind == 'flip':
+      middle = len(content) // 2
+      target.write_bytes(
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+      )
+    elif kind == 'missing':
+      target.unlink()
+    elif kind == 'about':
+      about.write_text('{"digest": ')
+    else:
+      about.write_text(about.read_text().replace('"digest": "', '"digest": "0'))
+    with pytest.warns(RuntimeWarning, match='step 20 is damaged') as caught:
+      restored = restore(saved)
+    assert len(caught) == 1
+    assert restored.step == 10
+    assert_same(restored.tree, tree(10))
+    assert (saved.parent / 'damaged' / '20').is_dir()
+    manager = harness.Checkpoints(saved)
+    manager.save(20, tree(20), {})  # Its place is free again.
+    manager.close()
+
+  def test_none_left_starts_anew(self, saved):
+    for step in ('10', '20'):
+      (saved / step / 'about' / 'metadata').write_text('')
+    with pytest.warns(RuntimeWarning) as caught:
+      assert restore(saved) is None
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 3
+    assert 'starting anew' in messages[-1]
+
+  def test_a_half_written_checkpoint_is_ignored(self, saved):
+    (saved / '30.orbax-checkpoint-tmp').mkdir()
+    assert restore(saved).step == 20
+
+  def test_a_run_goes_on_from_the_one_before(self, train, tmp_path):
+    """The damaged run must end as an undamaged one, records included."""
+    folder = tmp_path / 'run'
+    stop = lambda history: len(history['score']) >= 3
+    train(stop_when=stop)
+    (folder / 'checkpoints' / '30' / 'about' / 'metadata').write_text('{')
+    with pytest.warns(RuntimeWarning, match='step 30 is damaged'):
+      resumed = train()
+    whole = train(workdir=tmp_path / 'whole')
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert (folder / 'metrics.jsonl').read_bytes() == (
+      tmp_path / 'whole' / 'run' / 'metrics.jsonl'
+    ).read_bytes()
+
+
+class TestWriting:
+  def test_a_full_disk_is_one_clear_error(self, saved):
+    """A limit on the size of files fails as a full disk does."""
+    big = tree(30) | {
+      'big': jnp.asarray(np.random.default_rng(0).random(10**6))
+    }
+    manager = harness.Checkpoints(saved)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+      with pytest.raises(harness.WriteError) as error:
+        manager.save(30, big, {})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+      manager.close()
+    assert str(saved) in str(error.value)
+    assert 'writable folder' in str(error.value)
+    assert len(str(error.value)) < 500
+    assert restore(saved).step == 20
+
+  def test_a_workdir_that_cannot_be_made(self, train, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(
+      OSError, match=r'cannot write to .*file/here.*--workdir'
+    ):
+      train(workdir=tmp_path / 'file' / 'here')
+
+
+def test_settings_are_compared_as_json(tmp_path):
+  path = tmp_path / 'settings.json'
+  checkpoints.check_settings(path, {'sizes': (1, 2), 'rate': 0.1})
+  checkpoints.check_settings(path, {'rate': 0.1, 'sizes': [1, 2]})
+  with pytest.raises(harness.OtherRunError) as error:
+    checkpoints.check_settings(path, {'rate': 0.2, 'depth': 3})
+  for difference in (
+    'rate: 0.1 -> 0.2',
+    'sizes: [1, 2] -> absent',
+    'absent -> 3',
+  ):
+    assert difference in str(error.value)
+  assert json.loads(path.read_text()) == {'sizes': [1, 2], 'rate': 0.1}

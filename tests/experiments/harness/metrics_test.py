@@ -1,0 +1,121 @@
+"""Tests of the records, their file and TensorBoard's, and of the progress."""
+
+import io
+import struct
+import sys
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from experiments import harness
+from experiments.harness import progress
+
+
+def write(folder, steps, resume=-1):
+  writer = harness.MetricsWriter(folder, step=resume)
+  for step in steps:
+    writer.write(step, {'b': np.float32([step, 0.1]), 'a': [np.nan, np.inf]})
+  writer.close()
+  return writer
+
+
+def events(folder):
+  found = []
+  for path in sorted(folder.glob('tensorboard/events*')):
+    content = path.read_bytes()
+    while content:
+      (length,) = struct.unpack('<Q', content[:8])
+      found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+      content = content[16 + length :]
+  return found
+
+
+class TestFile:
+  def test_one_line_a_record_and_null_for_not_finite(self, tmp_path):
+    write(tmp_path, [10])
+    assert (tmp_path / 'metrics.jsonl').read_text() == (
+      '{"step": 10, "a": [null, null], "b": [10.0, 0.10000000149011612]}\n'
+    )
+
+  def test_history_survives_the_file_exactly(self, tmp_path):
+    steps, history = write(tmp_path, [10, 20]).history()
+    assert steps.tolist() == [10, 20]
+    assert np.isnan(history['a']).all()
+    again = harness.MetricsWriter(tmp_path, step=20)
+    np.testing.assert_array_equal(again.history()[1]['b'], history['b'])
+    assert history['b'][0, 1] == np.float32(0.1)
+    again.close()
+
+  @pytest.mark.parametrize('rest', ['', '{"step": 40, "a', 'null\n', '[1]\n'])
+  def test_resuming_drops_later_and_broken_lines(self, tmp_path, rest):
+    path = tmp_path / 'metrics.jsonl'
+    write(tmp_path, [10, 20, 30])
+    with path.open('a') as file:
+      file.write(rest)
+    write(tmp_path, [30, 40], resume=20)
+    write(tmp_path / 'whole', [10, 20, 30, 40])
+    whole = tmp_path / 'whole' / 'metrics.jsonl'
+    assert path.read_bytes() == whole.read_bytes()
+
+  def test_a_new_run_drops_all(self, tmp_path):
+    write(tmp_path, [10, 20])
+    assert len(write(tmp_path, [10]).records) == 1
+
+  def test_a_gap_is_told(self, tmp_path):
+    write(tmp_path, [10])
+    with pytest.warns(RuntimeWarning, match='lacks records before step 20'):
+      write(tmp_path, [], resume=20)
+
+  def test_no_records_no_history(self):
+    steps, history = harness.MetricsWriter.__mro__[1]().history()
+    assert (steps.size, history) == (0, {})
+
+
+def test_tensorboard_gets_means_and_is_told_of_a_resumption(tmp_path):
+  write(tmp_path, [10, 20, 30])
+  write(tmp_path, [30], resume=20)
+  scalars = [
+    (event.step, value.tag, value.simple_value)
+    for event in events(tmp_path)
+    for value in event.summary.value
+  ]
+  # Metrics that are not finite for any seed are left out.
+  assert [(step, tag) for step, tag, _ in scalars] == [
+    (10, 'b'),
+    (20, 'b'),
+    (30, 'b'),
+    (30, 'b'),
+  ]
+  np.testing.assert_allclose(
+    [v for *_, v in scalars], [5.05, 10.05, 15.05, 15.05]
+  )
+  starts = [e.step for e in events(tmp_path) if e.HasField('session_log')]
+  assert starts[-1] == 21  # TensorBoard hides what an earlier part wrote after.
+
+
+class TestProgress:
+  def test_lines_where_stderr_is_no_terminal(self, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', stream)
+    shown = progress.Progress('fit', 100, 20, every=0.0)
+    shown.update(60)
+    shown.close()
+    assert stream.getvalue().startswith('fit: step 60/100, 00:00 left')
+
+  def test_silence_for_short_runs(self, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', stream)
+    shown = progress.Progress('fit', 100, 0)
+    shown.update(100)
+    shown.close()
+    assert not stream.getvalue()
+
+  def test_a_bar_on_a_terminal(self, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', stream)
+    shown = progress.Progress('fit', 100, 20)
+    shown.update(60)
+    shown.close()
+    assert '60/100' in stream.getvalue()

@@ -1,0 +1,145 @@
+"""Tests of results.json, tables and intervals."""
+
+import dataclasses
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import harness
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  steps: int = 10
+  sizes: tuple[int, ...] = (1, 2)
+
+
+class TestInterval:
+  def test_against_a_table_of_student(self):
+    """Four values: the quantile of t with 3 degrees of freedom is 3.1824."""
+    interval = harness.mean_interval([1.0, 2.0, 3.0, 6.0])
+    spread = math.sqrt((4 + 1 + 0 + 9) / 3)
+    assert interval.mean == 3.0
+    np.testing.assert_allclose(interval.half_width, 3.1824 * spread / 2, 1e-4)
+    assert interval[2:] == (4, 4)
+
+  def test_covers_the_mean_in_95_of_100_cases(self):
+    rng = np.random.default_rng(0)
+    intervals = [harness.mean_interval(rng.normal(size=5)) for _ in range(2000)]
+    covered = np.mean([abs(x.mean) <= x.half_width for x in intervals])
+    assert abs(covered - 0.95) < 0.015
+
+  def test_stopped_seeds_are_left_out_and_counted(self):
+    interval = harness.mean_interval([1.0, np.nan, 3.0])
+    assert interval.mean == 2.0
+    assert str(interval).endswith('(2 of 3)')
+
+  @pytest.mark.parametrize('values', [[], [np.nan], [1.0]])
+  def test_too_few_values_have_no_interval(self, values):
+    assert math.isnan(harness.mean_interval(values).half_width)
+
+  @pytest.mark.parametrize(
+    ('mean', 'half_width', 'text'),
+    [
+      (0.123456, 0.0123, '0.123 ± 0.012'),
+      (1234.5, 56.7, '1234 ± 57'),
+      (0.5, 0.0, '0.5'),
+      (math.nan, math.nan, '-'),
+    ],
+  )
+  def test_text(self, mean, half_width, text):
+    assert str(harness.Interval(mean, half_width, 3, 3)) == text
+
+
+class TestResults:
+  def options(self, folder):
+    return harness.Options(
+      'pbgd', 'toy', 'quick', Settings(), str(folder), None, (0, 1)
+    )
+
+  def test_content(self, tmp_path):
+    path = harness.write_results(
+      self.options(tmp_path / 'new'),
+      metrics={'b': np.float32(0.5), 'a': math.nan, 'c': jax.numpy.array(2)},
+      seconds=1.23456,
+      compile_seconds=np.float64(2.0),
+    )
+    text = path.read_text()
+    assert 'NaN' not in text
+    results = json.loads(text)
+    assert list(results['metrics'].items()) == [
+      ('a', None),
+      ('b', 0.5),
+      ('c', 2),
+    ]
+    assert results['settings'] == {'steps': 10, 'sizes': [1, 2]}
+    assert results['paper'] == 'pbgd'
+    assert results['binary'] == 'toy'
+    assert results['preset'] == 'quick'
+    assert results['seeds'] == [0, 1]
+    assert results['wall_seconds'] == 1.235
+    assert results['compile_seconds'] == 2.0
+    assert results['hardware']['cores'] >= 1
+    assert results['versions']['jax'] == jax.__version__
+    for package in (
+      'python',
+      'jaxlib',
+      'numpy',
+      'optax',
+      'flax',
+      'bilevel_jax',
+    ):
+      assert re.match(r'\d+\.\d+', results['versions'][package])
+    assert [p.name for p in path.parent.iterdir()] == ['results.json']
+
+  def test_a_failed_write_leaves_the_old_file(self, tmp_path, monkeypatch):
+    options = self.options(tmp_path)
+    path = harness.write_results(options, metrics={'a': 1.0}, seconds=1.0)
+
+    def full(*_):
+      raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.replace', full)
+    with pytest.raises(harness.WriteError, match='No space left'):
+      harness.write_results(options, metrics={'a': 2.0}, seconds=1.0)
+    assert json.loads(path.read_text())['metrics'] == {'a': 1.0}
+
+  def test_metrics_are_numbers(self, tmp_path):
+    with pytest.raises((TypeError, ValueError)):
+      harness.write_results(
+        self.options(tmp_path), metrics={'a': 'good'}, seconds=1.0
+      )
+
+
+class TestTable:
+  def test_lines_up_as_text_and_is_markdown(self):
+    table = harness.format_table(
+      [
+        {'method': 'V-PBGD', 'steps': 1000, 'error': 0.123456},
+        {'method': 'A', 'error': harness.Interval(0.5, 0.01, 3, 3)},
+        {'method': 'B', 'steps': None, 'error': math.nan},
+      ]
+    )
+    assert table == (
+      '| method | steps |         error |\n'
+      '| ------ | ----: | ------------: |\n'
+      '| V-PBGD |  1000 |        0.1235 |\n'
+      '| A      |       | 0.500 ± 0.010 |\n'
+      '| B      |     - |             - |\n'
+    )
+
+  def test_columns_choose_and_order(self):
+    rows = [{'a': 1, 'b': 'x'}]
+    assert harness.format_table(rows, ['b']).splitlines()[0] == '| b   |'
+
+  def test_without_rows(self):
+    assert harness.format_table([], ['a']) == '|   a |\n| --: |\n'
+
+  def test_is_printed_and_written(self, tmp_path, capsys):
+    table = harness.write_table(tmp_path, [{'a': 1}])
+    assert capsys.readouterr().out == table
+    assert (tmp_path / 'table.md').read_text() == table

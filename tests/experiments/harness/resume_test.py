@@ -1,0 +1,91 @@
+"""A run killed at any moment and started again ends as if left alone."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+SCRIPT = """
+import pathlib, sys, time
+import jax, jax.numpy as jnp, numpy as np, optax
+import bilevel_jax as bj
+from experiments import harness
+
+workdir, pause = sys.argv[1], float(sys.argv[2])
+problem = bj.BilevelProblem(
+  upper=lambda x, y, batch: jnp.sum((y - batch) ** 2),
+  lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+)
+trained = harness.train(
+  bj.v_pbgd(
+    problem, penalty=optax.linear_schedule(0.0, 10.0, 60),
+    upper=optax.adam(0.1), lower=optax.adam(0.1)),
+  lambda context: bj.BilevelParams(
+    upper=jax.random.uniform(context.key, (2,)), lower=jnp.zeros(2)),
+  lambda context: jax.random.uniform(context.key, (2,)),
+  evaluate=lambda context, params, state: {
+    'score': -jnp.sum(params.upper**2) + jax.random.uniform(context.key)},
+  # Not to stop, but to leave time for the kill.
+  stop_when=lambda history: time.sleep(pause),
+  select='score', steps=60, chunk=5, seeds=2, workdir=workdir, save_seconds=0,
+)
+np.savez(
+  workdir + '/result.npz', steps=trained.steps, upper=trained.params.upper,
+  best=trained.best.params.upper, best_score=trained.best.score,
+  **trained.history)
+options = harness.Options(
+  'tests', 'resume', 'quick', {}, workdir, None, (0, 1))
+harness.write_results(
+  options, metrics={'score': trained.history['score'][-1].mean()},
+  seconds=trained.seconds)
+"""
+
+
+def start(workdir, pause):
+  return subprocess.Popen(
+    [sys.executable, '-W', 'error', '-c', SCRIPT, str(workdir), str(pause)],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def kill_after(process, path, lines):
+  deadline = time.monotonic() + 60
+  while time.monotonic() < deadline and process.poll() is None:
+    if path.exists() and path.read_bytes().count(b'\n') >= lines:
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert path.read_bytes().count(b'\n') >= lines
+
+
+def finish(process):
+  _, errors = process.communicate(timeout=100)
+  assert process.returncode == 0, errors
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  finish(start(whole, 0))
+  records = killed / 'run' / 'metrics.jsonl'
+  kill_after(start(killed, 0.3), records, 3)
+  with records.open('a') as file:
+    file.write('{"step": 99, "sco')  # A kill may leave half a line.
+  finish(start(killed, 0))
+
+  assert records.read_bytes() == (whole / 'run' / 'metrics.jsonl').read_bytes()
+  one, other = np.load(whole / 'result.npz'), np.load(killed / 'result.npz')
+  assert set(one) == set(other)
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], strict=True)
+  read = lambda folder: json.loads((folder / 'results.json').read_text())
+  assert read(whole)['metrics'] == read(killed)['metrics']
