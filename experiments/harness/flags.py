@@ -186,7 +186,7 @@ def override(settings: Any, texts: Mapping[str, str]) -> Any:
       changes[name] = _parse(text.strip(), known[name])
     except (ValueError, KeyError):
       raise ValueError(
-        f'--{name}={text}: {name} is {_kind_name(known[name])}.'
+        f'--{name}={text}: {name} takes {_kind_name(known[name])}.'
       ) from None
   return dataclasses.replace(settings, **changes)
 
@@ -199,7 +199,7 @@ def _types(settings: Any) -> dict[str, Any]:
 def _kind_name(kind: Any) -> str:
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin is tuple:
-    return f'a list of {arguments[0].__name__} with commas between'
+    return f'a list, commas between, each {_kind_name(arguments[0])}'
   if origin is typing.Literal:
     return f'one of {", ".join(map(str, arguments))}'
   if origin in (typing.Union, types.UnionType):
@@ -207,7 +207,7 @@ def _kind_name(kind: Any) -> str:
       'None' if choice is type(None) else _kind_name(choice)
       for choice in arguments
     )
-  return kind.__name__
+  return f'a value of type {kind.__name__}'
 
 
 def _parse(text: str, kind: Any) -> Any:
