@@ -5,6 +5,7 @@ three steps, made once a row.
 """
 
 import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -28,10 +29,27 @@ CLOSE = {'rtol': 2e-5, 'atol': 2e-6}
 every_row = pytest.mark.parametrize('row', contract.ROWS, ids=lambda r: r.name)
 
 
-def rows_where(condition):
+def rows_where(condition, *, devices=False):
+  """The rows for which a condition holds.
+
+  Args:
+    condition: of a row.
+    devices: whether the test compiles for several devices. There, rows that
+      are made from the same parts as another one run with `-m slow`.
+  """
+  slow = lambda row: [pytest.mark.slow] if devices and row.alike else []
   return pytest.mark.parametrize(
-    'row', [r for r in contract.ROWS if condition(r)], ids=lambda r: r.name
+    'row',
+    [
+      pytest.param(row, marks=slow(row))
+      for row in contract.ROWS
+      if condition(row)
+    ],
+    ids=lambda r: r.name,
   )
+
+
+on_devices = rows_where(lambda row: True, devices=True)
 
 
 def same(wrapped):
@@ -135,11 +153,10 @@ def test_every_public_method_has_a_row():
   ]
   assert 'alternate' in order
   public = {
-    'solvers': solvers.__all__,
     'combinators': tuple(order),
     'projections': ('project',),
   }
-  for package in (oracles, aggregators, evaluation):
+  for package in (oracles, aggregators, evaluation, solvers):
     public[package.__name__.split('.')[-1]] = tuple(
       name
       for name in package.__all__
@@ -195,7 +212,7 @@ def test_compiles_once(row):
   assert ref.step._cache_size() == 1
 
 
-@every_row
+@on_devices
 def test_scan(row):
   ref = reference(row)
   batches = jax.tree.map(
@@ -208,7 +225,7 @@ def test_scan(row):
   assert_close(jax.jit(scan)(ref.start)[0], ref.points[-1])
 
 
-@every_row
+@on_devices
 def test_vmap_over_seeds_equals_one_by_one(row):
   ref = reference(row)
   starts = [row.params(seed) for seed in range(3)]
@@ -237,7 +254,7 @@ def test_init_while_parameters_are_traced_or_closed_over(row):
 # Many devices.
 
 
-@every_row
+@on_devices
 def test_jit_with_a_sharded_batch(row):
   ref = reference(row)
   mesh = mesh_of((8,), ('data',))
@@ -254,12 +271,17 @@ def test_jit_with_a_sharded_batch(row):
   assert step._cache_size() == 1
 
 
-@every_row
+@on_devices
 def test_jit_with_sharded_parameters_keeps_their_sharding(row):
   ref = reference(row)
   mesh = mesh_of((4, 2), ('data', 'model'))
   place = lambda *spec: jax.sharding.NamedSharding(mesh, P(*spec))
-  where = lambda leaf: place('model') if leaf.shape == (2,) else place()
+
+  def where(leaf):  # Also of tracked rows, whose last axis is a parameter's.
+    if leaf.shape[-1:] != (2,):
+      return place()
+    return place(*[None] * (leaf.ndim - 1), 'model')
+
   put = lambda leaf: jax.device_put(leaf, where(leaf))
   # A key's one number has no axis of coordinates.
   params, state = jax.tree.map(put, ref.start)
@@ -285,7 +307,7 @@ def test_state_of_sharded_parameters_is_sharded_like_them(row):
 
 
 @pytest.mark.parametrize('checked', [True, False])
-@every_row
+@rows_where(lambda row: not row.whole, devices=True)
 def test_shard_map_with_mean_over(row, checked):
   if checked and row.maps:
     pytest.skip('jax has no mean over a vmapped axis in a checked shard_map')
@@ -305,7 +327,7 @@ def test_shard_map_with_mean_over(row, checked):
     assert_close(point, ref.points[t], row)
 
 
-@every_row
+@rows_where(lambda row: not row.whole, devices=True)
 def test_pmap_with_mean_over(row):
   ref = reference(row)
   solver = build(row, mean_over_data)
@@ -404,10 +426,13 @@ def test_schedule_sees_the_number_of_updates_before(row, name):
 def test_inject_hyperparams(row):
   ref = reference(row)
   # Written out: inject_hyperparams reads the names off the signature.
-  if 'penalty' in row.hyper:
-    factory = lambda penalty, rate: build(row, penalty=penalty, rate=rate)
-  else:
-    factory = lambda rate: build(row, rate=rate)
+  factory = lambda **hyper: build(row, **hyper)
+  factory.__signature__ = inspect.Signature(
+    [
+      inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+      for name in row.hyper
+    ]
+  )
   # Else the numbers are cast to the type of the batch's first leaf, an integer.
   inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
   solver = inject(**row.hyper)
