@@ -480,7 +480,9 @@ AGGREGATORS = (
     schedules=('rate',),
   ),
   _aggregator_row('imtl_g', bj.imtl_g, alike=True),
-  _aggregator_row('nash_mtl', bj.nash_mtl, alike=True),
+  _aggregator_row(
+    'nash_mtl', functools.partial(bj.nash_mtl, normalise=True), alike=True
+  ),
   _aggregator_row('aligned_mtl', bj.aligned_mtl, steps=2000, alike=True),
   _aggregator_row('upgrad', bj.upgrad),
   _aggregator_row('dual_proj', bj.dual_proj, alike=True),

@@ -51,22 +51,29 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
 
 
 def nash_mtl(
-  objectives: int, *, max_norm: float | None = None, iterations: int = 40
+  objectives: int,
+  *,
+  max_norm: float | None = None,
+  normalise: bool = False,
+  iterations: int = 40,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Nash-MTL: the direction on which the objectives agree when they bargain.
 
   .. math::
-    d = J^\top w, \qquad \frac{J J^\top}{\| J J^\top \|} \, w = \frac{1}{w},
-    \quad w > 0
+    d = J^\top w, \qquad J J^\top w = \frac{1}{w}, \quad w > 0
 
   The weights are the minimiser of
-  :math:`\tfrac{1}{2} w^\top G w - \sum_m \log w_m`, found by Newton's method
-  with the damping for which it always converges.
+  :math:`\tfrac{1}{2} w^\top J J^\top w - \sum_m \log w_m`, found by Newton's
+  method with the damping for which it always converges. The direction has the
+  norm :math:`\sqrt{M}` however short the gradients are: let the step size
+  decay, or normalise.
 
   Args:
     objectives: the number of rows.
     max_norm: the direction is scaled down to this norm, in units of the
       gradients; None leaves it as it is.
+    normalise: whether the Gram matrix is divided by its norm in the equation
+      for the weights, so that the direction scales as the gradients do.
     iterations: Newton steps, at most.
 
   Returns:
@@ -81,9 +88,9 @@ def nash_mtl(
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> link = bj.nash_mtl(2)
     >>> params = jnp.zeros(2)
-    >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
-    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
-    [1.189 1.189]
+    >>> jacobian = bj.Jacobian(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0].round(2))
+    [1. 1.]
 
   References:
     Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik and Fetaya,
@@ -114,6 +121,8 @@ def nash_mtl(
 
     start = 1 / jnp.sqrt(size * jnp.diagonal(unit))
     weights = jax.lax.fori_loop(0, iterations, newton, start)
+    if not normalise:
+      weights = weights / jnp.sqrt(jnp.where(zero, 1, norm))
     if max_norm is not None:
       length = jnp.sqrt(jnp.maximum(weights @ raw @ weights, 0))
       limit = jnp.asarray(max_norm, dtype)

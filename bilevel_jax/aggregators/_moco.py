@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bilevel_jax import _sequences, types
@@ -122,10 +123,10 @@ def make_rule(
   _weighted.require_positive(who, zero=True, regularisation=regularisation)
   if radius is not None:
     _weighted.require_positive(who, radius=radius)
-    if jnp.shape(radius) not in ((), (objectives,)):
+    if np.shape(radius) not in ((), (objectives,)):
       raise ValueError(
         f'{who}: radius is a number or one for each of {objectives} '
-        f'objectives, got shape {jnp.shape(radius)}.'
+        f'objectives, got shape {np.shape(radius)}.'
       )
   return Rule(
     objectives,

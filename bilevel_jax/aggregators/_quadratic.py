@@ -101,4 +101,5 @@ def min_norm_weights(gramian: chex.Array) -> chex.Array:
   ones = jnp.ones_like(gramian[0])
   found = nonnegative_qp(gramian + 1, ones)
   total = jnp.sum(found)
-  return jnp.where(total > 0, found / jnp.where(total > 0, total, 1), 1 / size)
+  fine = (total > 0) & (jnp.trace(gramian) > 0)
+  return jnp.where(fine, found / jnp.where(fine, total, 1), 1 / size)
