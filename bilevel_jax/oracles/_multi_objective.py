@@ -63,6 +63,8 @@ class Objectives(NamedTuple):
       shared = params._replace(**dict.fromkeys(self.rest))
       others = {name: getattr(params, name) for name in self.rest}
     join = lambda s, o: s._replace(**o) if self.rest else s
+    if self.per_task and callable(self.losses):
+      return self._stacked(shared, others, join, batch)
     if self.trunk is not None:
       return self._through_trunk(shared, others, join, batch)
     if callable(self.losses):
@@ -134,6 +136,27 @@ class Objectives(NamedTuple):
     dtype = jnp.result_type(*values)
     stacked = jnp.stack([value.astype(dtype) for value in values])
     return Linearised(stacked, None, rows, _total(rests), None, None)
+
+  def _stacked(self, shared, others, join, batch) -> Linearised:
+    """One loss on the batches of all tasks: a row costs its own batch only."""
+    sizes = {x.shape[0] for x in jax.tree.leaves(batch) if jnp.ndim(x)}
+    count = len(self.names)
+    if sizes != {count}:
+      raise ValueError(
+        f'per_task: with one function for all {count} tasks, every leaf of the '
+        f'batch has a leading axis of tasks; got lengths {sorted(sizes)}.'
+      )
+    scalar = _oracle.scalar_loss(self.losses, 'task')
+    indices = jnp.arange(count)
+
+    def one(index, mine):
+      f = lambda s, o: scalar(join(s, o), mine, index)
+      return jax.value_and_grad(f, (0, 1))(shared, others)
+
+    values, (rows, rests) = jax.vmap(one)(indices, batch)
+    rest = jax.tree.map(lambda leaf: leaf.sum(0), rests)
+    take = lambda index: jax.tree.map(lambda leaf: leaf[index], rows)
+    return Linearised(values, take, None, rest, None, None)
 
   def _through_trunk(self, shared, others, join, batch) -> Linearised:
     run = lambda s: self.trunk(s, batch)  # type: ignore[misc]
@@ -225,10 +248,10 @@ def make_objectives(
     raise ValueError(
       f'{who}: {len(losses)} losses, but {len(names)} objectives.'
     )
-  if per_task and (callable(losses) or trunk is not None):
+  if per_task and trunk is not None:
     raise ValueError(
-      f'{who}: with per_task, each loss sees a batch of its own; give a '
-      'sequence of losses and no trunk.'
+      f'{who}: with per_task, each loss sees a batch of its own, so that there '
+      'is nothing for a trunk to share; leave it out.'
     )
   return Objectives(losses, names, tuple(rest), trunk, per_task)
 
@@ -256,7 +279,10 @@ def multi_objective(
     batch): the passes back through the heads are cheap, and only the trunk is
     passed M times;
   - a sequence of functions: each has passes of its own, and with `per_task` a
-    batch of its own.
+    batch of its own;
+  - with `per_task`, one function `loss(params, batch, index)` to the scalar of
+    one task: the batches come stacked along a leading axis of tasks, and all
+    rows cost what one pass over all examples does.
 
   Args:
     losses: a function to an array (objectives,) or to a tuple of scalars, or
@@ -269,7 +295,7 @@ def multi_objective(
     trunk: the part of the model that all losses share. The losses then see
       only the sequences in `rest` of the parameters.
     per_task: whether the batch is a tuple of one batch for each loss, or a dict
-      by name.
+      by name; or stacked, where one function is given.
     by: 'map' for one backward pass after another, which is smaller and on a CPU
       faster, or 'vmap' for all at once.
     gramian: gives the Gram matrix in place of rows (`Gramian`), with two
@@ -303,7 +329,7 @@ def multi_objective(
   count = len(given.names)
   if by not in ('map', 'vmap'):
     raise ValueError(f"{who}: by is 'map' or 'vmap', got {by!r}.")
-  if gramian and trunk is None and not callable(losses):
+  if gramian and trunk is None and (per_task or not callable(losses)):
     raise ValueError(
       f'{who}: gramian=True takes one function to all losses, or a trunk.'
     )

@@ -156,6 +156,36 @@ def test_each_loss_has_its_own_batch():
   assert bj.values(state)['b'] == 9.0
 
 
+def test_stacked_batches_of_one_loss():
+  """Rows and heads are those of a sequence of losses with their batches."""
+  params, _ = draw()
+  batches = {
+    'x': jax.random.normal(jax.random.key(7), (TASKS, 6, 4)),
+    'y': jax.random.normal(jax.random.key(8), (TASKS, 6)),
+  }
+  params = params._replace(heads=jnp.stack(params.heads))
+
+  def loss(params, batch, index):
+    hidden = features(params, batch)
+    return jnp.mean((hidden @ params.heads[index] - batch['y']) ** 2)
+
+  one = lambda i: lambda params, batch: loss(params, batch, i)
+  listed = bj.multi_objective(
+    [one(i) for i in range(TASKS)], rest=('heads',), per_task=True
+  )
+  split = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(TASKS)]
+  theirs, _ = listed.update(split, listed.init(params), params)
+  for by in ('map', 'vmap'):
+    stacked = bj.multi_objective(
+      loss, TASKS, rest=('heads',), per_task=True, by=by
+    )
+    ours, _ = stacked.update(batches, stacked.init(params), params)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+  wrong = jax.tree.map(lambda x: x[:2], batches)
+  with pytest.raises(ValueError, match='leading axis of tasks'):
+    stacked.update(wrong, stacked.init(params), params)
+
+
 @pytest.mark.parametrize(
   'losses',
   [
@@ -190,9 +220,9 @@ def test_a_head_cannot_reach_past_the_features():
     (lambda: bj.multi_objective(all_losses, 'aa'), ValueError, 'distinct'),
     (lambda: bj.multi_objective(all_losses, 3, by='x'), ValueError, "'vmap'"),
     (
-      lambda: bj.multi_objective(all_losses, 3, per_task=True),
+      lambda: bj.multi_objective(HEADS, per_task=True, trunk=features),
       ValueError,
-      'a sequence of losses',
+      'nothing for a trunk to share',
     ),
     (
       lambda: bj.multi_objective(FORMS['one by one']['losses'], gramian=True),
