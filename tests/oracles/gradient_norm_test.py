@@ -86,5 +86,5 @@ def test_the_lower_loss_that_is_no_scalar_is_named():
 
 def test_a_missing_sequence_is_named():
   params = bj.sequences(upper=jnp.ones(2))
-  with pytest.raises(TypeError, match='gradient_norm works on.*lower'):
+  with pytest.raises(TypeError, match=r'gradient_norm works on.*lower'):
     evaluate(bj.gradient_norm(problems.ROUGH), params, None)

@@ -130,7 +130,7 @@ def test_the_loss_that_is_no_scalar_is_named(which, message, penalty):
 
 def test_a_missing_value_sequence_is_named():
   params = problems.rough_params(0, jnp.float32)
-  with pytest.raises(TypeError, match='value_gap works on.*value'):
+  with pytest.raises(TypeError, match=r'value_gap works on.*value'):
     evaluate(bj.value_gap(problems.ROUGH), params, None)
 
 
