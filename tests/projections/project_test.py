@@ -103,6 +103,24 @@ EMPTY = {
     functools.partial(sets.projection_l1_ball, scale=-2.0),
     'sequence upper has no point in it: a ball of radius -2',
   ),
+  'hypercube': (
+    functools.partial(sets.projection_hypercube, scale=-1.0),
+    r'sequence upper has no point in it: a hypercube with sides -1',
+  ),
+  'hypercube in one coordinate': (
+    functools.partial(
+      sets.projection_hypercube, scale=np.array([1.0, -1.0, 1.0])
+    ),
+    r'sequence upper has no point in it: a hypercube',
+  ),
+  'simplex': (
+    functools.partial(sets.projection_simplex, scale=-1.0),
+    r'sequence upper has no point in it: a simplex with the sum -1',
+  ),
+  'sphere': (
+    functools.partial(sets.projection_l2_sphere, scale=-1.0),
+    r'sequence upper has no point in it: a sphere of radius -1',
+  ),
   'moves again': (lambda z: z / 2, 'sequence upper twice moves it again'),
   'reflection': (lambda z: -z, 'sequence upper twice moves it again'),
   'not finite': (lambda z: z / 0, 'sequence upper is not finite'),
