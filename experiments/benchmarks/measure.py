@@ -20,6 +20,7 @@ class Program:
     flops: floating-point operations of one step, as the compiler counts them.
     memory: bytes of one step: arguments, outputs that do not reuse an
       argument's buffer, and temporary buffers at their peak.
+    carry: after the steps so far.
   """
 
   def __init__(
@@ -35,7 +36,7 @@ class Program:
     carry = jax.tree.map(lambda x: jax.numpy.array(x, copy=True), carry)
     lowered = jax.jit(step, donate_argnums=0).lower(carry, batch)
     self._compiled = lowered.compile()
-    self._carry, self._batch = carry, batch
+    self.carry, self._batch = carry, batch
     self.flops = float(self._compiled.cost_analysis()['flops'])
     sizes = self._compiled.memory_analysis()
     self.memory = (
@@ -48,8 +49,8 @@ class Program:
   def run(self, steps: int) -> None:
     """Runs so many steps and waits for the last."""
     for _ in range(steps):
-      self._carry = self._compiled(self._carry, self._batch)
-    jax.block_until_ready(self._carry)
+      self.carry = self._compiled(self.carry, self._batch)
+    jax.block_until_ready(self.carry)
 
 
 class Ratio(NamedTuple):

@@ -20,6 +20,7 @@ ratios with their range, see `measure`; compare the CPU ratio where the range is
 wide. Takes two to three minutes on two cores.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -29,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
 
 import bilevel_jax as bj
 from experiments import harness
@@ -42,6 +42,36 @@ BOUND_SEEDS = 1.0
 # Step sizes and ramp of the published linear run; they do not affect cost.
 _UPPER, _LOWER, _VALUE = 0.1, 0.1, 0.01
 _RAMP = optax.linear_schedule(0.0, 0.2, 30_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
+
+  Attributes:
+    models: which of linear (784-10) and mlp (784-300-10).
+    rows: of each of the two data sets; 5,000 is the published size.
+    rounds: pairs of timings of each comparison.
+    seeds: how many are mapped at once.
+  """
+
+  models: tuple[str, ...] = ('linear', 'mlp')
+  rows: int = 5_000
+  rounds: int = 7
+  seeds: int = 10
+
+
+PRESETS = {'paper': Settings()}
+
+
+def check(settings: Settings) -> None:
+  """Raises ValueError for settings that no run can have."""
+  for model in settings.models:
+    if model not in _MODELS:
+      raise ValueError(f'models are {", ".join(_MODELS)}, got {model!r}.')
+  for name in ('rows', 'rounds', 'seeds'):
+    if getattr(settings, name) < 1:
+      raise ValueError(f'{name} is at least 1, got {getattr(settings, name)}.')
 
 
 class Sizes(NamedTuple):
@@ -101,6 +131,9 @@ def _network(y, images):
   return hidden @ y['w2'] + y['b2']
 
 
+_MODELS = {'linear': _linear, 'mlp': _network}
+
+
 def hyper_cleaning(model: str, sizes: Sizes, seed: int = 0) -> Case:
   """Weighs noisy training rows such that the model does well on clean ones.
 
@@ -112,7 +145,7 @@ def hyper_cleaning(model: str, sizes: Sizes, seed: int = 0) -> Case:
   Returns:
     A problem, its start and random data.
   """
-  apply = {'linear': _linear, 'mlp': _network}[model]
+  apply = _MODELS[model]
   cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
   def upper(x, y, data):
@@ -444,34 +477,28 @@ def as_metrics(lines: Sequence[Line]) -> dict[str, float]:
   return metrics
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the comparisons that the flags ask for."""
-  del argv
+def main(options: harness.Options) -> None:
+  """Runs the comparisons, prints them and writes them down."""
   start = time.perf_counter()
-  values = flags.FLAGS
-  sizes = Sizes(rows=values.rows)
+  settings = options.settings
+  check(settings)
   lines = []
-  for model in values.models:
-    lines += compare_forms(model, sizes, values.rounds)
-    lines += compare_seeds(model, sizes, values.rounds, values.seeds)
-  print(harness.format_table([as_row(line) for line in lines]), end='')
-  if values.workdir:
-    harness.write_results(
-      values.workdir,
-      paper='benchmarks',
-      binary='penalty',
-      preset=f'{values.rows} rows',
-      seeds=range(values.seeds),
-      metrics=as_metrics(lines),
-      seconds=time.perf_counter() - start,
-      rounds=values.rounds,
-    )
+  for model in settings.models:
+    sizes = Sizes(rows=settings.rows)
+    lines += compare_forms(model, sizes, settings.rounds)
+    lines += compare_seeds(model, sizes, settings.rounds, settings.seeds)
+  harness.write_table(options.workdir, [as_row(line) for line in lines])
+  harness.write_results(
+    options.workdir,
+    paper=options.paper,
+    binary=options.binary,
+    preset=options.preset,
+    seeds=options.seeds,
+    metrics=as_metrics(lines),
+    seconds=time.perf_counter() - start,
+    settings=settings,
+  )
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('rounds', 7, 'Pairs of timings.', lower_bound=1)
-  flags.DEFINE_integer('rows', 5_000, 'Rows of each data set.', lower_bound=1)
-  flags.DEFINE_integer('seeds', 10, 'Seeds mapped at once.', lower_bound=1)
-  flags.DEFINE_list('models', ['linear', 'mlp'], 'Which of linear, mlp.')
-  flags.DEFINE_string('workdir', None, 'Folder for results.json, if any.')
-  app.run(main)
+  harness.run(main, PRESETS, paper='benchmarks', binary='penalty')

@@ -18,7 +18,7 @@ def test_a_program_keeps_its_carry_and_leaves_the_callers():
   first = jnp.zeros(())
   program = measure.Program(lambda carry, batch: carry + batch, first, 1.0)
   program.run(3)
-  assert program._carry == 3
+  assert program.carry == 3
   assert first == 0  # Not donated.
 
 

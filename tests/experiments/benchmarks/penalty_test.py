@@ -13,10 +13,12 @@ from experiments.benchmarks import measure, penalty
 
 SIZES = penalty.Sizes(rows=64, features=49, hidden=16, classes=10)
 FORMS = [
-  (model, name, fused)
-  for model in ('linear', 'mlp')
-  for name in ('v_pbgd', 'g_pbgd')
-  for fused in (False, True)
+  ('linear', 'v_pbgd', False),
+  ('linear', 'v_pbgd', True),
+  ('linear', 'g_pbgd', False),
+  ('linear', 'g_pbgd', True),
+  ('mlp', 'v_pbgd', True),
+  ('mlp', 'g_pbgd', False),
 ]
 
 
@@ -28,22 +30,16 @@ def _advance(step, carry, data, steps=3):
 
 
 @pytest.mark.parametrize('model, name, fused', FORMS)
-def test_library_costs_what_the_same_step_costs_by_hand(model, name, fused):
+def test_library_takes_the_step_by_hand_at_its_cost(model, name, fused):
   case = penalty.hyper_cleaning(model, SIZES)
   ours, theirs = (
     measure.Program(*make(case, name, fused=fused), case.data)
     for make in (penalty.library, penalty.by_hand)
   )
   assert ours.flops / theirs.flops <= penalty.BOUND_BY_HAND
-
-
-@pytest.mark.parametrize('model, name, fused', FORMS)
-def test_the_step_by_hand_is_the_same_step(model, name, fused):
-  case = penalty.hyper_cleaning(model, SIZES)
-  (params, _), (x, y, *_) = (
-    _advance(*make(case, name, fused=fused), case.data)
-    for make in (penalty.library, penalty.by_hand)
-  )
+  ours.run(3)
+  theirs.run(3)
+  (params, _), (x, y, *_) = ours.carry, theirs.carry
   chex.assert_trees_all_close(tuple(params), (x, y), rtol=1e-5, atol=1e-7)
 
 
@@ -96,3 +92,8 @@ def test_lines_become_rows_and_metrics():
   metrics = penalty.as_metrics([line])
   assert metrics['mlp_a_over_step_on_f_g_flops'] == 1.75
   assert metrics['mlp_a_over_step_on_f_g_memory'] == 2.0
+
+
+def test_unknown_models_are_named():
+  with pytest.raises(ValueError, match='linear, mlp'):
+    penalty.check(penalty.Settings(models=('cnn',)))
