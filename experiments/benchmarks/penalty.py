@@ -489,14 +489,9 @@ def main(options: harness.Options) -> None:
     lines += compare_seeds(model, sizes, settings.rounds, settings.seeds)
   harness.write_table(options.workdir, [as_row(line) for line in lines])
   harness.write_results(
-    options.workdir,
-    paper=options.paper,
-    binary=options.binary,
-    preset=options.preset,
-    seeds=options.seeds,
+    options,
     metrics=as_metrics(lines),
     seconds=time.perf_counter() - start,
-    settings=settings,
   )
 
 
