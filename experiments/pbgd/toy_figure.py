@@ -101,7 +101,7 @@ def _landscape(figure, axes, loss, starts, ends, basins, minima, settings):
     axes.annotate(
       text,
       (place, -place),
-      xytext=(-8 if left else 8, 10),
+      xytext=(-8, -18) if left else (8, 10),
       ha='right' if left else 'left',
       textcoords='offset points',
       fontsize=9,
@@ -116,6 +116,16 @@ def _landscape(figure, axes, loss, starts, ends, basins, minima, settings):
     handles=[
       dot(3, 0.6, 'start'),
       dot(9, 1.0, 'end'),
+      line(
+        [],
+        [],
+        ls='',
+        marker='+',
+        ms=8,
+        mew=1.4,
+        color='0.3',
+        label='minimum of $f(x, -x)$',
+      ),
       line([], [], color='black', lw=1.2, label='lower minimisers, $y = -x$'),
       matplotlib.patches.Patch(
         facecolor='white', hatch='////', edgecolor='0.5', label='outside of C'
@@ -123,7 +133,7 @@ def _landscape(figure, axes, loss, starts, ends, basins, minima, settings):
     ],
     loc='upper center',
     bbox_to_anchor=(0.5, -0.1),
-    ncols=2,
+    ncols=3,
     fontsize=9,
     frameon=False,
   )
