@@ -179,4 +179,6 @@ def _sweep(axes, what, numbers, settings):
   axes.set_xticks(penalties, [f'{p:g}' for p in penalties])
   axes.minorticks_off()
   axes.grid(True, which='major', alpha=0.3)
-  axes.legend(fontsize=9, frameon=False)
+  axes.margins(y=0.3)  # Room for the legend.
+  corner = 'upper left' if what == 'steps' else 'best'
+  axes.legend(fontsize=9, frameon=False, loc=corner)
