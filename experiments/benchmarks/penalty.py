@@ -1,6 +1,6 @@
 """What a penalty step costs beside the same step written by hand.
 
-    python -m experiments.benchmarks.penalty --models=linear,mlp --rounds=7
+    python -m experiments.benchmarks.penalty --models=linear,mlp --rounds=5
 
 Data hyper-cleaning at its published size, with random data: cost does not
 depend on the values. Four questions, for a linear model and a small network:
@@ -57,7 +57,7 @@ class Settings:
 
   models: tuple[str, ...] = ('linear', 'mlp')
   rows: int = 5_000
-  rounds: int = 7
+  rounds: int = 5
   seeds: int = 10
 
 
