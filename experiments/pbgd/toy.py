@@ -16,7 +16,8 @@ grows with the penalty. Three solvers:
   starts it ends where the slope is least without being 0, at x = 3.
 
 All starts run at once, in float64, each until its projected gradient is small.
-It takes seconds and keeps no checkpoints: the same command starts again.
+It takes less than a minute and keeps no checkpoints: the same command starts
+again.
 """
 
 import dataclasses
@@ -31,19 +32,15 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbgd import toy_figure
+from experiments.pbgd import toy_figure, toy_problem
 
-X_RANGE, Y_RANGE = (0.0, 3.5), (-5.0, 8.5)  # Where the starts are.
-UPPER_SET = functools.partial(
-  optax.projections.projection_box, lower=0.0, upper=3.0
-)
 SOLVERS = ('known_value', 'v_pbgd', 'g_pbgd')
 HEADLINE = 'known_value'
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a run; those of the paper, section 7.1, unless said.
+  """Settings of a run; those of the paper unless said.
 
   Attributes:
     solvers: which of `SOLVERS`; the paper has `known_value`.
@@ -89,54 +86,6 @@ class Ends(NamedTuple):
   steps: Any
   slope: Any
   gap: Any
-
-
-def upper_loss(x, y, batch=None):
-  """cos(4y + 2) / (1 + exp(2 - 4x)) + ln((4x - 2)^2 + 1) / 2."""
-  del batch
-  wave = jnp.cos(4 * y + 2) / (1 + jnp.exp(2 - 4 * x))
-  return wave + jnp.log((4 * x - 2) ** 2 + 1) / 2
-
-
-def lower_loss(x, y, batch=None):
-  """(x + y)^2 + x sin^2(x + y); for x >= 0, least at y = -x, where it is 0."""
-  del batch
-  return (x + y) ** 2 + x * jnp.sin(x + y) ** 2
-
-
-PROBLEM = bj.BilevelProblem(upper=upper_loss, lower=lower_loss)
-
-
-def reduced_loss(x):
-  """The upper loss at the lower minimiser: what is really minimised."""
-  return upper_loss(x, -x)
-
-
-def local_minima(
-  loss=reduced_loss, low: float = 0.0, high: float = 3.0, points: int = 10_001
-) -> np.ndarray:
-  """All local minima of a smooth function on an interval, best first.
-
-  Args:
-    loss: of a scalar.
-    low: lower end.
-    high: upper end.
-    points: of a grid, each of whose minima is refined by Newton steps.
-
-  Returns:
-    Their places, float64.
-  """
-  with jax.enable_x64(True):
-    grid = jnp.linspace(low, high, points)
-    heights = jnp.pad(jax.vmap(loss)(grid), 1, constant_values=jnp.inf)
-    middle = heights[1:-1]
-    x = grid[(middle <= heights[:-2]) & (middle < heights[2:])]
-    slope = jax.grad(loss)
-    for _ in range(10):
-      newton = jax.vmap(lambda x: x - slope(x) / jax.grad(slope)(x))(x)
-      # A minimum at an end has a slope: the step would leave the interval.
-      x = jnp.where((newton >= low) & (newton <= high), newton, x)
-    return np.asarray(x[jnp.argsort(jax.vmap(loss)(x))])
 
 
 def known_value(
@@ -187,23 +136,13 @@ def make_solver(name: str, penalty: float, step: float):
     'g_pbgd': bj.g_pbgd,
   }[name]
   solver = make(
-    PROBLEM, penalty=penalty, upper=sgd, lower=sgd, upper_set=UPPER_SET
+    toy_problem.PROBLEM,
+    penalty=penalty,
+    upper=sgd,
+    lower=sgd,
+    upper_set=toy_problem.UPPER_SET,
   )
   return solver, rate / penalty
-
-
-def draw_starts(seeds: tuple[int, ...], starts: int) -> bj.BilevelParams:
-  """Uniform starts in the rectangle of `X_RANGE` and `Y_RANGE`."""
-
-  def draw(seed):
-    key_x, key_y = jax.random.split(jax.random.key(seed))
-    uniform = lambda key, low, high: jax.random.uniform(
-      key, (starts,), minval=low, maxval=high
-    )
-    return bj.BilevelParams(uniform(key_x, *X_RANGE), uniform(key_y, *Y_RANGE))
-
-  drawn = [draw(seed) for seed in seeds]
-  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
 
 
 def descend(
@@ -235,7 +174,7 @@ def descend(
   def one(params):
     first = (params, solver.init(params), 0, jnp.full_like(params.upper, 1e9))
     params, _, steps, slope = jax.lax.while_loop(unfinished, step, first)
-    return Ends(params, steps, slope, lower_loss(*params))
+    return Ends(params, steps, slope, toy_problem.lower_loss(*params))
 
   return jax.device_get(jax.jit(jax.vmap(one))(starts))
 
@@ -246,16 +185,6 @@ def exponent(penalties: Any, values: Any, fit_from: float) -> float:
   used = penalties >= fit_from
   slope, _ = np.polyfit(np.log(penalties[used]), np.log(values[used]), 1)
   return float(slope)
-
-
-def distances_to(minima: np.ndarray, params: bj.BilevelParams) -> np.ndarray:
-  """Distances to the points (x, -x) of the minima, (params, minima).
-
-  The larger of the two coordinates' distances: x alone can be right far off the
-  line of lower minimisers.
-  """
-  x, y = (np.asarray(z)[:, None] for z in params)
-  return np.maximum(np.abs(x - minima), np.abs(y + minima))
 
 
 def summarise(
@@ -274,7 +203,7 @@ def summarise(
   metrics = {}
   for penalty, end in ends.items():
     at = f'{penalty:g}'
-    distances = distances_to(minima, end.params)
+    distances = toy_problem.distances_to(minima, end.params)
     near = distances <= settings.near
     metrics[f'steps_{at}'] = np.mean(end.steps)
     metrics[f'gap_{at}'] = np.mean(end.gap)
@@ -360,7 +289,7 @@ def run(
   """
   check(settings)
   with jax.enable_x64(True):
-    starts = draw_starts(seeds, settings.starts)
+    starts = toy_problem.draw_starts(seeds, settings.starts)
     ends = {
       name: {
         penalty: descend(name, penalty, starts, settings)
@@ -376,7 +305,7 @@ def main(options: harness.Options) -> None:
   start = time.perf_counter()
   settings = options.settings
   starts, ends = run(settings, options.seeds)
-  minima = local_minima()
+  minima = toy_problem.local_minima()
   numbers = {
     name: summarise(by_penalty, minima, settings)
     for name, by_penalty in ends.items()
@@ -388,11 +317,10 @@ def main(options: harness.Options) -> None:
   }
   drawn = HEADLINE if HEADLINE in ends else settings.solvers[0]
   drawn_ends = ends[drawn][settings.headline_penalty].params
-  distances = distances_to(minima, drawn_ends)
+  distances = toy_problem.distances_to(minima, drawn_ends)
   reached = distances.min(axis=1) <= settings.near
   toy_figure.draw(
     f'{options.workdir}/toy.png',
-    loss=upper_loss,
     starts=starts,
     ends=drawn_ends,
     basins=np.where(reached, distances.argmin(axis=1), -1),

@@ -9,13 +9,14 @@ import matplotlib.patches
 import numpy as np
 
 from experiments.harness import files
+from experiments.pbgd import toy_problem
 
 # Okabe and Ito's colours: one a minimum, others for the solvers.
 _BASINS = ('#D55E00', '#0072B2', '#009E73', '#56B4E9', '#E69F00')
 _SOLVERS = ('#000000', '#CC79A7', '#E69F00')
 _ASTRAY = '#000000'
 _MARKERS = 'osD^v'
-_X, _Y = (0.0, 3.5), (-5.0, 8.5)
+_X, _Y = toy_problem.X_RANGE, toy_problem.Y_RANGE
 _LABELS = {
   'known_value': 'minimum known',
   'v_pbgd': 'V-PBGD',
@@ -23,12 +24,11 @@ _LABELS = {
 }
 
 
-def draw(path, *, loss, starts, ends, basins, minima, numbers, settings):
+def draw(path, *, starts, ends, basins, minima, numbers, settings):
   """Draws the landscape, and gap and steps over the penalty.
 
   Args:
     path: the PNG file.
-    loss: the upper loss of (x, y).
     starts: `BilevelParams`, with a leading axis of starts.
     ends: likewise.
     basins: for each end, the index of its minimum, or -1.
@@ -42,7 +42,7 @@ def draw(path, *, loss, starts, ends, basins, minima, numbers, settings):
   figure = matplotlib.figure.Figure(figsize=(10.5, 6.0), layout='constrained')
   grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
   plane = figure.add_subplot(grid[:, 0])
-  _landscape(figure, plane, loss, starts, ends, basins, minima, settings)
+  _landscape(figure, plane, starts, ends, basins, minima, settings)
   gap = figure.add_subplot(grid[0, 1])
   steps = figure.add_subplot(grid[1, 1], sharex=gap)
   _sweep(gap, 'gap', numbers, settings)
@@ -59,9 +59,9 @@ def draw(path, *, loss, starts, ends, basins, minima, numbers, settings):
   return path
 
 
-def _landscape(figure, axes, loss, starts, ends, basins, minima, settings):
+def _landscape(figure, axes, starts, ends, basins, minima, settings):
   x, y = np.meshgrid(np.linspace(*_X, 301), np.linspace(*_Y, 601))
-  height = np.asarray(loss(x, y))
+  height = np.asarray(toy_problem.upper_loss(x, y))
   # A scale that ends past the highest point stays lighter than the dots.
   filled = axes.contourf(
     x, y, height, 24, cmap='Greys', vmin=height.min(), vmax=2 * height.max()

@@ -9,9 +9,9 @@ import chex
 import jax
 import pytest
 
-from experiments.benchmarks import measure, penalty
+from experiments.benchmarks import measure, penalty, steps
 
-SIZES = penalty.Sizes(rows=64, features=49, hidden=16, classes=10)
+SIZES = steps.Sizes(rows=64, features=49, hidden=16, classes=10)
 FORMS = [
   ('linear', 'v_pbgd', False),
   ('linear', 'v_pbgd', True),
@@ -22,19 +22,19 @@ FORMS = [
 ]
 
 
-def _advance(step, carry, data, steps=3):
+def _advance(step, carry, data):
   step = jax.jit(step)
-  for _ in range(steps):
+  for _ in range(3):
     carry = step(carry, data)
   return carry
 
 
 @pytest.mark.parametrize('model, name, fused', FORMS)
 def test_library_takes_the_step_by_hand_at_its_cost(model, name, fused):
-  case = penalty.hyper_cleaning(model, SIZES)
+  case = steps.hyper_cleaning(model, SIZES)
   ours, theirs = (
     measure.Program(*make(case, name, fused=fused), case.data)
-    for make in (penalty.library, penalty.by_hand)
+    for make in (steps.library, steps.by_hand)
   )
   assert ours.flops / theirs.flops <= penalty.BOUND_BY_HAND
   ours.run(3)
@@ -45,19 +45,17 @@ def test_library_takes_the_step_by_hand_at_its_cost(model, name, fused):
 
 @pytest.mark.parametrize('model', ['linear', 'mlp'])
 def test_a_step_costs_at_most_the_bound_of_a_single_level_one(model):
-  case = penalty.hyper_cleaning(model, SIZES)
-  ours = measure.Program(
-    *penalty.library(case, 'v_pbgd', fused=True), case.data
-  )
-  single = measure.Program(*penalty.single_level(case), case.data)
+  case = steps.hyper_cleaning(model, SIZES)
+  ours = measure.Program(*steps.library(case, 'v_pbgd', fused=True), case.data)
+  single = measure.Program(*steps.single_level(case), case.data)
   assert 1 < ours.flops / single.flops <= penalty.BOUND_SINGLE_LEVEL
 
 
 @pytest.mark.parametrize('model', ['linear', 'mlp'])
 def test_both_modes_of_the_slope_penalty_agree(model):
-  case = penalty.hyper_cleaning(model, SIZES)
+  case = steps.hyper_cleaning(model, SIZES)
   forward, reverse = (
-    _advance(*penalty.slope_penalty(case, forward=mode), case.data)
+    _advance(*steps.slope_penalty(case, forward=mode), case.data)
     for mode in (True, False)
   )
   chex.assert_trees_all_close(forward, reverse, rtol=1e-4, atol=1e-6)
@@ -65,12 +63,12 @@ def test_both_modes_of_the_slope_penalty_agree(model):
 
 @pytest.mark.parametrize('at_once', [None, 2])
 def test_seeds_together_are_the_seeds_one_by_one(at_once):
-  case = functools.partial(penalty.hyper_cleaning, 'linear', SIZES)
-  step, carry, batch = penalty.seeds_together(case, 3, at_once)
+  case = functools.partial(steps.hyper_cleaning, 'linear', SIZES)
+  step, carry, batch = steps.seeds_together(case, 3, at_once)
   together, _ = _advance(step, carry, batch)
   for seed in range(3):
     one = case(seed)
-    alone, _ = _advance(*penalty.library(one, 'v_pbgd', fused=True), one.data)
+    alone, _ = _advance(*steps.library(one, 'v_pbgd', fused=True), one.data)
     ours = jax.tree.map(lambda x, seed=seed: x[seed], together)
     chex.assert_trees_all_close(ours, alone, rtol=1e-5, atol=1e-7)
 

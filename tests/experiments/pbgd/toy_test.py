@@ -1,4 +1,4 @@
-"""Tests of the toy: its minima, one step, and the claim on few starts."""
+"""Tests of the toy: one step, and the claim on few starts."""
 
 import dataclasses
 import json
@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbgd import toy
+from experiments.pbgd import toy, toy_problem
 
 SETTINGS = toy.Settings(penalties=(10.0, 20.0, 40.0), starts=40)
 
@@ -32,37 +31,11 @@ def folder(tmp_path_factory):
   return workdir
 
 
-def test_minima_are_those_of_another_minimiser():
-  def loss(x):
-    wave = np.cos(2 - 4 * x) / (1 + np.exp(2 - 4 * x))
-    return wave + 0.5 * np.log((4 * x - 2) ** 2 + 1)
-
-  found = toy.local_minima()
-  brackets = [(0.9, 1.5), (0.1, 0.7), (2.5, 3.0)]  # The global one first.
-  expected = [
-    scipy.optimize.minimize_scalar(
-      loss, bounds=bracket, method='bounded', options={'xatol': 1e-10}
-    ).x
-    for bracket in brackets
-  ]
-  np.testing.assert_allclose(found, expected, atol=1e-6)
-  assert np.all(np.diff(loss(found)) > 0)
-
-
-def test_minima_at_an_end_are_found():
-  found = toy.local_minima(jnp.sin, 0.0, 3.0, 101)
-  np.testing.assert_allclose(found, [0.0, 3.0], atol=1e-12)
-
-
-def test_lower_minimisers_are_on_the_line():
-  x, y = np.meshgrid(np.linspace(0, 3, 31), np.linspace(-5, 8.5, 136))
-  assert np.min(toy.lower_loss(x, y)) >= 0
-  np.testing.assert_allclose(toy.lower_loss(x, -x), 0, atol=1e-12)
-
-
 def test_a_step_with_known_value_by_finite_differences():
   penalty, x, y = 20.0, 2.0, -1.0
-  total = lambda x, y: toy.upper_loss(x, y) + penalty * toy.lower_loss(x, y)
+  total = lambda x, y: (
+    toy_problem.upper_loss(x, y) + penalty * toy_problem.lower_loss(x, y)
+  )
   with jax.enable_x64(True):
     solver, step_size = toy.make_solver('known_value', penalty, 0.1)
     params = bj.BilevelParams(jnp.float64(x), jnp.float64(y))
@@ -73,21 +46,6 @@ def test_a_step_with_known_value_by_finite_differences():
     assert step_size == pytest.approx(0.1 / penalty)
     assert updates.upper == pytest.approx(-step_size * float(slope_x), rel=1e-6)
     assert updates.lower == pytest.approx(-step_size * float(slope_y), rel=1e-6)
-
-
-def test_starts_fill_the_rectangle_and_differ_between_seeds():
-  starts = toy.draw_starts((0, 1), 500)
-  for z, (low, high) in zip(starts, (toy.X_RANGE, toy.Y_RANGE), strict=True):
-    assert z.shape == (1000,)
-    assert low <= z.min() < low + 0.1 * (high - low)
-    assert high - 0.1 * (high - low) < z.max() <= high
-    assert len(np.unique(z)) > 990
-
-
-def test_right_x_far_off_the_line_is_at_no_minimum():
-  params = bj.BilevelParams(np.array([1.0, 1.01]), np.array([5.0, -1.02]))
-  distances = toy.distances_to(np.array([1.0]), params)
-  np.testing.assert_allclose(distances[:, 0], [6.0, 0.02])
 
 
 def test_exponent_of_a_power_ignores_small_penalties():
@@ -120,7 +78,7 @@ def test_ends_are_in_the_set_even_where_the_limit_stops_them():
   end = ends['g_pbgd'][10.0]
   assert np.all((end.params.upper >= 0) & (end.params.upper <= 3))
   assert np.max(end.steps) == 3
-  summary = toy.summarise(ends['g_pbgd'], toy.local_minima(), settings)
+  summary = toy.summarise(ends['g_pbgd'], toy_problem.local_minima(), settings)
   assert summary['fraction_done_10'] < 1
 
 
