@@ -24,6 +24,7 @@ from experiments.harness.errors import (
   DamagedDataError,
   MissingDataError,
   OtherRunError,
+  SettingsError,
   UserError,
   WriteError,
 )
@@ -53,6 +54,7 @@ __all__ = [
   'Options',
   'OtherRunError',
   'Restored',
+  'SettingsError',
   'Stopped',
   'Trained',
   'UserError',

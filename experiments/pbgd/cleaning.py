@@ -50,7 +50,7 @@ def load_parts(
     The parts, and one line that says where they come from.
 
   Raises:
-    ValueError: if there are fewer digits than the sizes add up to.
+    SettingsError: if there are fewer digits than the sizes add up to.
     FileNotFoundError: if `data_dir` has no such files.
   """
   if data_dir is None:
@@ -65,7 +65,7 @@ def load_parts(
     source = f'the training file of {len(images):,} images in {data_dir}.'
   if sum(sizes.values()) > len(images):
     wanted = ', '.join(f'{n:,} {part}' for part, n in sizes.items())
-    raise ValueError(
+    raise harness.SettingsError(
       f'{wanted} are {sum(sizes.values()):,} images, but there are only '
       f'{len(images):,}: give --data_dir a folder with more (MNIST has 60,000),'
       ' or take --preset=quick.'
@@ -156,7 +156,9 @@ class Classifier(NamedTuple):
 def make_classifier(name: str) -> Classifier:
   """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
   if name not in MODELS:
-    raise ValueError(f'unknown model {name!r}; known: {", ".join(MODELS)}.')
+    raise harness.SettingsError(
+      f'unknown model {name!r}; known: {", ".join(MODELS)}.'
+    )
   make = lambda key: MODELS[name](nnx.Rngs(key))
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
   return Classifier(

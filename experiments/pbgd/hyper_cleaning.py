@@ -97,21 +97,25 @@ class Outcome(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   known = BILEVEL + CONTROLS
   for method in settings.methods:
     if method not in known:
-      raise ValueError(f'unknown method {method!r}; known: {", ".join(known)}.')
+      raise harness.SettingsError(
+        f'unknown method {method!r}; known: {", ".join(known)}.'
+      )
   if settings.noise_rule not in ('redraw', 'exclude'):
-    raise ValueError(
+    raise harness.SettingsError(
       f'noise_rule is redraw or exclude, got {settings.noise_rule!r}.'
     )
   for name in ('polluted_fraction', 'noise_rate'):
     if not 0 <= getattr(settings, name) <= 1:
-      raise ValueError(f'{name} is in [0, 1], got {getattr(settings, name)}.')
+      raise harness.SettingsError(
+        f'{name} is in [0, 1], got {getattr(settings, name)}.'
+      )
   for name in ('steps', 'tuning_steps'):
     if getattr(settings, name) % settings.chunk:
-      raise ValueError(
+      raise harness.SettingsError(
         f'{name}={getattr(settings, name)} is no multiple of chunk='
         f'{settings.chunk}.'
       )
