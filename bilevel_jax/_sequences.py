@@ -105,7 +105,22 @@ def map_sequences(fn: Callable[..., Any], params: Any, *trees: Any) -> Any:
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-  """Adds updates to params, like optax's, but a None field stays as it is."""
+  """Adds updates to params, like optax's, but a None field stays as it is.
+
+  Args:
+    params: a NamedTuple of sequences, or any pytree.
+    updates: of the same structure, None for a sequence that stays.
+
+  Returns:
+    The parameters after the step, of the same types.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> params = bj.sequences(a=jnp.float32(1.0), b={'c': jnp.zeros(2)})
+    >>> moved = bj.apply_updates(params, params._replace(a=2.0, b=None))
+    >>> print(moved.a, moved.b['c'])
+    3.0 [0. 0.]
+  """
   if is_sequences(params):
     return type(params)(
       *(
@@ -121,6 +136,25 @@ def dtype_of(params: Any) -> Any:
   leaves = [jnp.asarray(x).dtype for x in jax.tree.leaves(params)]
   floats = [d for d in leaves if jnp.issubdtype(d, jnp.floating)]
   return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
+
+
+def varying_axes(leaf: Any) -> frozenset[str]:
+  """The axes of a `jax.shard_map` over which a value differs, by its type.
+
+  Args:
+    leaf: an array, or the `jax.ShapeDtypeStruct` of one.
+
+  Returns:
+    Names of axes; none elsewhere than in a `jax.shard_map` that checks them.
+  """
+  kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+  return frozenset(getattr(kind.manual_axis_type, 'varying', ()))
+
+
+def vary(leaf: chex.Array, axes: frozenset[str]) -> chex.Array:
+  """The same array, of a type that may differ over these mapped axes."""
+  missing = tuple(sorted(axes - varying_axes(leaf)))
+  return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
 
 
 def add_counts(

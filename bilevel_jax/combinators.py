@@ -122,9 +122,8 @@ def repeat(
     if steps == 1:
       now = pick(batch, jnp.int32(0))
       return part.update(now, state, params, **extra_args)
-    untouched: list[
-      bool
-    ] = []  # Filled while the body is traced: a fact of the structure.
+    # Filled while the body is traced: a fact of the structure.
+    untouched: list[bool] = []
 
     def body(carry, t):
       here, part_state = carry
@@ -135,7 +134,8 @@ def repeat(
         untouched[:] = [u is None for u in updates]
       return (_sequences.apply_updates(here, updates), part_state), None
 
-    (end, state), _ = jax.lax.scan(body, (params, state), jnp.arange(steps))
+    times = jnp.arange(steps, dtype=jnp.int32)
+    (end, state), _ = jax.lax.scan(body, (params, state), times)
     if _sequences.is_sequences(params):
       moved = (
         None if still else optax.tree.sub(z, z0)

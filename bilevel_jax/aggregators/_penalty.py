@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bilevel_jax import _sequences, types
@@ -14,7 +15,8 @@ from bilevel_jax import _sequences, types
 def _check_weight(value: Any, where: str) -> None:
   if isinstance(value, jax.core.Tracer):
     return
-  if jnp.ndim(value) or not bool(value >= 0):
+  # By numpy, so that it also works while a function is traced.
+  if np.ndim(value) or not np.asarray(value) >= 0:
     raise ValueError(
       f'the penalty is a weight >= 0, a scalar; got {value}{where}.'
     )

@@ -32,6 +32,14 @@ def lower_minimiser(
 
   Returns:
     The lower variable after `steps` steps. Compilable.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> square = lambda x, y, batch: jnp.sum((y - 2 * x) ** 2)
+    >>> params = bj.BilevelParams(jnp.float32(1.5), jnp.zeros(2))
+    >>> problem = bj.BilevelProblem(square, square)
+    >>> print(bj.lower_minimiser(problem, params, steps=9))
+    [3. 3.]
   """
   lower = _oracle.scalar_loss(problem.lower, 'lower')
   loss = lambda y: lower(params.upper, y, batch)
@@ -184,6 +192,18 @@ def hypergradient_distance(
 
   Returns:
     A `HypergradientDistance` of scalars.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
+    ... )
+    >>> x = jnp.float32(3.0)  # min_y f + 9 g is at y = 0.9 x
+    >>> found = bj.hypergradient_distance(
+    ...   problem, bj.BilevelParams(x, 0.9 * x), penalty=9.0, value=x,
+    ... )
+    >>> print(found.relative.round(3), found.cosine)
+    0.1 1.0
   """
   upper = _oracle.scalar_loss(problem.upper, 'upper')
   lower = _oracle.scalar_loss(problem.lower, 'lower')

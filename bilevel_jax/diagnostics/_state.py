@@ -90,6 +90,15 @@ def auxiliaries(state: Any) -> dict[str, Any]:
 
   Returns:
     A pytree by name, for `v_pbgd` the one sequence `value`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> solver = bj.auxiliary(
+    ...   bj.per_sequence(mean=optax.sgd(1.0)), mean=lambda params: params.lower
+    ... )
+    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.ones(3))
+    >>> print(bj.auxiliaries(solver.init(params))['mean'])
+    [1. 1. 1.]
   """
   found: dict[str, Any] = {}
   is_auxiliary = lambda node: isinstance(node, combinators.AuxiliaryState)
@@ -110,6 +119,16 @@ def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
     `sequence/<name>` for the parameters (`sequence/params` if they have no
     named sequences) and for those that the state keeps. Works inside compiled
     functions.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.gradient(lambda params, batch: jnp.log(params))
+    >>> params = jnp.float32(0.0)
+    >>> _, state = oracle.update(None, oracle.init(params), params)
+    >>> for name, flag in bj.nonfinite(params, state).items():
+    ...   print(name, flag)
+    loss/loss True
+    sequence/params False
   """
 
   def bad(tree):

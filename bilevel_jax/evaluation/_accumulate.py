@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import _oracle
 
 
@@ -24,6 +25,12 @@ def split_batch(batch: Any, parts: int) -> Any:
   Raises:
     ValueError: if a leaf has no leading axis or one that `parts` does not
       divide.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.split_batch({'image': jnp.arange(4)}, 2)['image'])
+    [[0 1]
+     [2 3]]
   """
 
   def one(leaf):
@@ -80,8 +87,10 @@ def accumulate(
     >>> print(gradient, bj.values(state)['loss'], bj.counts(state))
     -1.0 1.5 {'gradients/loss': 2}
   """
-  if parts < 1:
-    raise ValueError(f'accumulate takes a number of parts >= 1, got {parts}.')
+  if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+    raise ValueError(
+      f'accumulate takes a whole number of parts >= 1, got {parts}.'
+    )
   inner = optax.with_extra_args_support(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -91,13 +100,18 @@ def accumulate(
       part, part_state, params, **extra_args
     )
     shapes, _ = jax.eval_shape(evaluate, first, state)
-    zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
+    zeros = lambda shape: _sequences.vary(
+      jnp.zeros(shape.shape, shape.dtype), _sequences.varying_axes(shape)
+    )
+    before = _oracle.measured(state)
 
     def body(carry, part):
       total, part_state = carry
       gradients, part_state = evaluate(part, part_state)
       total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
-      return (total, part_state), _oracle.measured(part_state)
+      measured = _oracle.measured(part_state)
+      # Out of the carry: in a shard_map they are of another type than before.
+      return (total, _oracle.replace_measured(part_state, before)), measured
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), measured = jax.lax.scan(body, start, batches)

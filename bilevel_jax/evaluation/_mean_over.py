@@ -5,6 +5,7 @@ from collections.abc import Hashable
 import jax
 import optax
 
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import _oracle
 
 
@@ -40,6 +41,11 @@ def mean_over(
   inner = optax.with_extra_args_support(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
+    # In a shard_map, the derivative in parameters that all devices share is
+    # already a sum over devices; in parameters that may differ, by their type,
+    # it is each device's own.
+    axes = _sequences.varying_axes(jax.lax.axis_index(axis_name))
+    params = jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), params)
     gradients, state = inner.update(batch, state, params, **extra_args)
     gradients, means = jax.lax.pmean(
       (gradients, _oracle.measured(state)), axis_name

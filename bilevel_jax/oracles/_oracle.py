@@ -110,9 +110,10 @@ def oracle(
   cost = dict(counts or {})
 
   def init_fn(params):
-    zero = jnp.zeros([], _sequences.dtype_of(params))
+    dtype = _sequences.dtype_of(params)
     return OracleState(
-      values=dict.fromkeys(names, zero),
+      # One buffer each: a shared one could not be donated.
+      values={name: jnp.zeros([], dtype) for name in names},
       counts={name: jnp.zeros([], jnp.int32) for name in cost},
       inner=init(params),
     )

@@ -48,31 +48,10 @@ def _check_arguments(projection: Projection, name: str) -> None:
     )
 
 
-def check_set(projection: Projection, point: Any, name: str) -> None:
-  """Raises unless the projection of a point is a point of the set.
-
-  Args:
-    projection: maps a sequence to its nearest point in the set.
-    point: the sequence at the start; nothing is checked while it is traced.
-    name: the name of the sequence, for the error.
-
-  Raises:
-    ValueError: if the result has another structure or shape, is not finite, or
-      moves when it is projected again: then the set has no point in it, or the
-      function is not a projection.
-  """
-  if not _is_concrete(point):
-    return
-  _check_arguments(projection, name)
-  first = projection(point)
-  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  if shapes(first) != shapes(point):
-    raise ValueError(
-      f'the projection of the sequence {name} returned another structure or '
-      'shape than the sequence has.'
-    )
+def _check_points(first: Any, again: Any, name: str) -> None:
+  """Raises unless projecting once, and once more, give one finite point."""
   for one, two in zip(
-    jax.tree.leaves(first), jax.tree.leaves(projection(first))
+    jax.tree.leaves(first), jax.tree.leaves(again), strict=True
   ):
     if not bool(jnp.all(jnp.isfinite(one))):
       raise ValueError(
@@ -86,6 +65,45 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
         f'projecting the sequence {name} twice moves it again: the set has no '
         'point in it, or the function is not a projection.'
       )
+
+
+def check_set(projection: Projection, point: Any, name: str) -> None:
+  """Raises unless the projection of a point is a point of the set.
+
+  Args:
+    projection: maps a sequence to its nearest point in the set.
+    point: the sequence at the start; nothing is checked while it is traced.
+    name: the name of the sequence, for the error.
+
+  Raises:
+    ValueError: if the result has another structure or shape, is not finite, or
+      moves when it is projected again: then the set has no point in it, or the
+      function is not a projection.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> bj.check_set(optax.projections.projection_simplex, jnp.ones(3), 'upper')
+    >>> bj.check_set(lambda x: x + 1, jnp.ones(3), 'upper')
+    Traceback (most recent call last):
+    ...
+    ValueError: projecting the sequence upper twice moves it again: ...
+  """
+  if not _is_concrete(point):
+    return
+  # Also where a jitted function makes the state of parameters that it closes
+  # over: what is known is then still checked.
+  with jax.ensure_compile_time_eval():
+    _check_arguments(projection, name)
+    first = projection(point)
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes(first) != shapes(point):
+      raise ValueError(
+        f'the projection of the sequence {name} returned another structure or '
+        'shape than the sequence has.'
+      )
+    again = projection(first)
+    if _is_concrete((first, again)):
+      _check_points(first, again, name)
 
 
 class ProjectState(NamedTuple):

@@ -1,0 +1,584 @@
+"""The table that every solver, link, aggregator, oracle and wrapper is in.
+
+To add a method, add a row: `contract_test` runs all that applies to it. A row
+is always a whole solver, the method in its natural place in a chain, on one of
+two problems whose solution is known in closed form:
+
+- nested, one quadratic a coordinate: the upper loss
+  `(x - T)^2 / 2 + (y - c)^2 / 2`, the lower loss `H (y - A x - d)^2 / 2`, means
+  over examples c and d of a batch;
+- flat: the upper loss's second half, in y alone.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+
+EXAMPLES = 16
+INNER = 3  # Steps of the solvers with an inner loop.
+A = np.array([0.5, 0.8])
+H = np.array([1.0, 0.5])
+T = np.array([1.0, 0.5])
+# What c and d are on average, in the batch of `solved_batch`.
+C = np.array([2.0, 2.5])
+D = np.array([0.3, 0.4])
+PENALTY, RATE = 2.0, 0.3
+# Exact in float32, for a solution in float64.
+X_MOST = 0.875  # The upper set: the first coordinate is on its boundary.
+Y_MOST = 0.625  # The lower set: the second coordinate is.
+
+
+def _residual(variable, target):
+  return variable - target.reshape(-1, 2).astype(variable.dtype)
+
+
+def upper_loss(x, y, batch):
+  fit = (_residual(y['b'], batch['c']) ** 2).sum(-1).mean() / 2
+  return fit + ((x['a'] - T.astype(x['a'].dtype)) ** 2).sum() / 2
+
+
+def lower_loss(x, y, batch):
+  error = _residual(y['b'] - A.astype(y['b'].dtype) * x['a'], batch['d'])
+  # Returns an auxiliary, as losses may.
+  return (H.astype(error.dtype) * error**2).sum(-1).mean() / 2, error
+
+
+def flat_loss(params, batch):
+  return (_residual(params['z'], batch['c']) ** 2).sum(-1).mean() / 2
+
+
+PROBLEM = bj.BilevelProblem(upper=upper_loss, lower=lower_loss)
+X_SET = functools.partial(
+  optax.projections.projection_box, lower={'a': -1.0}, upper={'a': X_MOST}
+)
+Y_SET = functools.partial(
+  optax.projections.projection_box,
+  lower={'b': jnp.array([-9.0, -9.0])},
+  upper={'b': jnp.array([9.0, Y_MOST])},
+)
+
+
+def random_batch(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+  """A batch whose examples differ; its first leaf is of whole numbers."""
+  one, two = jax.random.split(jax.random.key(seed))
+  return {
+    'at': jnp.arange(EXAMPLES, dtype=jnp.int32),
+    'c': C.astype(dtype) + jax.random.normal(one, (EXAMPLES, 2), dtype),
+    'd': D.astype(dtype)
+    + jax.random.normal(two, (EXAMPLES, INNER, 2), dtype) / 2,
+  }
+
+
+def solved_batch(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+  """A batch whose means over the examples are C, and D in each inner step."""
+  batch = random_batch(0, dtype)
+  return batch | {
+    'c': batch['c'] - batch['c'].mean(0) + C.astype(dtype),
+    'd': batch['d'] - batch['d'].mean(0) + D.astype(dtype),
+  }
+
+
+def inner_batch(batch, t):
+  return batch | {'d': jnp.take(batch['d'], t, axis=1)}
+
+
+def nested_params(seed: int, dtype: Any = jnp.float32) -> bj.BilevelParams:
+  x, y = jax.random.uniform(jax.random.key(seed + 100), (2, 2), dtype)
+  return bj.BilevelParams(upper={'a': x}, lower={'b': y * 0.5})
+
+
+def tracked_params(seed: int, dtype: Any = jnp.float32):
+  """The two variables, and a value sequence that nothing moves."""
+  x, y = nested_params(seed, dtype)
+  return bj.sequences(upper=x, lower=y, value={'b': jnp.asarray(W, dtype)})
+
+
+def flat_params(seed: int, dtype: Any = jnp.float32):
+  return {'z': jax.random.normal(jax.random.key(seed + 100), (2,), dtype)}
+
+
+W = np.array([0.7, 1.1])
+
+
+def _nested(x, y):
+  return {'upper': {'a': x}, 'lower': {'b': y}}
+
+
+def penalised_solution(h=H, share=1.0):
+  """Where the penalised loss is stationary, coordinate by coordinate.
+
+  Args:
+    h: the curvature of the penalty in y.
+    share: how much of the penalty's slope in x is left; below 1 where the value
+      sequence is not at its minimiser.
+  """
+  x, y = np.zeros(2), np.zeros(2)
+  for i in range(2):
+    pull = PENALTY * np.broadcast_to(share, 2)[i] * A[i] * h[i]
+    matrix = [[1 + pull * A[i], -pull], [-PENALTY * h[i] * A[i], 0]]
+    matrix[1][1] = 1 + PENALTY * h[i]
+    right = [T[i] - pull * D[i], C[i] + PENALTY * h[i] * D[i]]
+    x[i], y[i] = np.linalg.solve(matrix, right)
+  return _nested(x, y)
+
+
+def short_inner_solution():
+  """As above, the value sequence INNER steps of descent away from y."""
+  return penalised_solution(share=1 - (1 - RATE * H) ** INNER, h=H)
+
+
+def fixed_value_solution():
+  """As above, the value sequence at W."""
+  x, y = np.zeros(2), np.zeros(2)
+  for i in range(2):
+    pull = PENALTY * H[i]
+    matrix = [[1, -pull * A[i]], [-pull * A[i], 1 + pull]]
+    right = [T[i] - pull * A[i] * W[i], C[i] + pull * D[i]]
+    x[i], y[i] = np.linalg.solve(matrix, right)
+  return _nested(x, y)
+
+
+def constrained_solution(h=H, by_gap=True):
+  """The first coordinate of x and the second of y are at their bounds."""
+  free = penalised_solution(h)
+  assert free['upper']['a'][0] > X_MOST and free['lower']['b'][1] > Y_MOST
+  pull = PENALTY * h
+  y0 = (C[0] + pull[0] * (A[0] * X_MOST + D[0])) / (1 + pull[0])
+  if by_gap:  # The value sequence is at the bound as well: no slope is left.
+    x1 = T[1]
+    assert A[1] * x1 + D[1] > Y_MOST
+  else:
+    x1 = (T[1] + pull[1] * A[1] * (Y_MOST - D[1])) / (1 + pull[1] * A[1] ** 2)
+  return _nested(np.array([X_MOST, x1]), np.array([y0, Y_MOST]))
+
+
+def lower_solution():
+  """X at its own minimum, y at the minimum of the lower loss there."""
+  return _nested(T, A * T + D)
+
+
+class Row(NamedTuple):
+  """One method, and what is true of it.
+
+  Attributes:
+    name: of the row.
+    covers: the public names that this row is for.
+    kind: solver, link, aggregator, oracle or wrapper.
+    make: `make(wrap, **hyper)` gives a solver; `wrap` is for its oracles.
+    params: gives parameters from a seed and a dtype.
+    solution: gives the fixed point, by name of a sequence or a leaf.
+    counts: evaluations in one update, by the keys of `bj.counts`.
+    hyper: the numbers that `make` takes, for `inject_hyperparams`.
+    schedules: those of them that may be schedules.
+    sets: the sequences that stay in a set, by name.
+    same_as: the name of another row with the same updates.
+    steps: how many steps find the solution, in float64.
+    tolerance: of the solution, absolute.
+    linear: whether losses and gradients are means over the examples.
+    keys: whether the state holds a key: then parts of a batch see others.
+    maps: whether the solver maps a named axis of its own.
+  """
+
+  name: str
+  covers: tuple[str, ...]
+  kind: str
+  make: Callable[..., optax.GradientTransformationExtraArgs]
+  solution: Callable[[], Any]
+  counts: Mapping[str, int]
+  params: Callable[..., Any] = nested_params
+  hyper: Mapping[str, float] = {'penalty': PENALTY, 'rate': RATE}
+  schedules: tuple[str, ...] = ('penalty', 'rate')
+  sets: Mapping[str, Any] = {}
+  same_as: str | None = None
+  steps: int = 600
+  tolerance: float = 1e-9
+  linear: bool = True
+  keys: bool = False
+  maps: bool = False
+
+
+_RATE_ONLY = {'hyper': {'rate': RATE}, 'schedules': ('rate',)}
+_GAP = {'gradients/upper': 1, 'gradients/lower': 3}
+_NORM = {
+  'gradients/upper': 1,
+  'gradients/lower': 1,
+  'hessian_vector_products/lower': 1,
+}
+_X_SET = {'upper_set': X_SET}
+_XY_SETS = {'upper_set': X_SET, 'lower_set': Y_SET}
+
+
+def _v_pbgd(wrap, penalty, rate, **kwargs):
+  sgd = optax.sgd(rate)
+  return bj.v_pbgd(
+    PROBLEM, penalty=penalty, upper=sgd, lower=sgd, wrap=wrap, **kwargs
+  )
+
+
+def _g_pbgd(wrap, penalty, rate, **kwargs):
+  sgd = optax.sgd(rate)
+  return bj.g_pbgd(
+    PROBLEM, penalty=penalty, upper=sgd, lower=sgd, wrap=wrap, **kwargs
+  )
+
+
+def _optimiser(optimiser):
+  return lambda wrap, rate: optax.chain(
+    wrap(bj.gradient(flat_loss)), optimiser(rate)
+  )
+
+
+def _fixed_value(oracle, *links):
+  """An oracle on given sequences, without what moves the value sequence."""
+
+  def make(wrap, penalty, rate):
+    given = {} if links else {'penalty': penalty}
+    weigh = [link(penalty) for link in links]
+    sgd = optax.sgd(rate)
+    move = bj.per_sequence(upper=sgd, lower=sgd)
+    return optax.chain(wrap(oracle(PROBLEM, **given)), *weigh, move)
+
+  return make
+
+
+def _to_target(sequence):
+  x = sequence['a']
+  return ((x - T.astype(x.dtype)) ** 2).sum()
+
+
+def _own_loss(name):
+  """The loss of one sequence: x at T, or y at the lower minimiser."""
+  return {
+    'upper': lambda params, batch: _to_target(params.upper),
+    'lower': lambda params, batch: lower_loss(
+      params.upper, params.lower, batch
+    ),
+  }[name]
+
+
+def _descend(wrap, name, rate):
+  return optax.chain(
+    wrap(bj.gradient(_own_loss(name), name=name, of=name)),
+    bj.per_sequence(**{name: optax.sgd(rate)}),
+  )
+
+
+def _alternate(wrap, rate):
+  return bj.alternate(
+    _descend(wrap, 'upper', rate), _descend(wrap, 'lower', rate)
+  )
+
+
+def _repeat(wrap, rate):
+  lower = _descend(wrap, 'lower', rate)
+  return bj.alternate(
+    _descend(wrap, 'upper', rate), bj.repeat(lower, INNER, inner_batch)
+  )
+
+
+def _both_losses(params, batch):
+  return (
+    _own_loss('upper')(params, batch) + _own_loss('lower')(params, batch)[0]
+  )
+
+
+def _per_sequence(wrap, rate):
+  # x also feels the lower loss, so its descent ends where both slopes are 0.
+  return optax.chain(
+    wrap(bj.gradient(_both_losses)),
+    bj.per_sequence(upper=optax.sgd(rate), lower=optax.sgd(rate, momentum=0.5)),
+  )
+
+
+def _project(wrap, rate):
+  return optax.chain(_descend(wrap, 'upper', rate), bj.project(upper=X_SET))
+
+
+def _auxiliary(wrap, rate):
+  """Y follows an average of x's minimiser that is kept in state."""
+
+  def far(params, batch):
+    del batch
+    return _to_target(params.average)
+
+  def near(params, batch):
+    del batch
+    return ((params.lower['b'] - params.average['a']) ** 2).sum()
+
+  parts = []
+  for loss, name in ((far, 'average'), (near, 'lower')):
+    parts.append(
+      optax.chain(
+        wrap(bj.gradient(loss, name=name, of=name)),
+        bj.per_sequence(**{name: optax.sgd(rate)}),
+      )
+    )
+  return bj.auxiliary(bj.alternate(*parts), average=lambda p: p.upper)
+
+
+def _accumulate(wrap, rate):
+  oracle = bj.accumulate(wrap(bj.gradient(flat_loss)), 2)
+  return optax.chain(oracle, optax.sgd(rate))
+
+
+def _mean_over(wrap, rate):
+  """The axis is one of parts, so that it runs on one device as well."""
+  oracle = bj.mean_over(wrap(bj.gradient(flat_loss)), 'parts')
+
+  def update_fn(batch, state, params=None, **extra_args):
+    over = jax.vmap(
+      lambda part: oracle.update(part, state, params, **extra_args),
+      axis_name='parts',
+      out_axes=None,
+    )
+    return over(bj.split_batch(batch, 2))
+
+  mapped = optax.GradientTransformationExtraArgs(oracle.init, update_fn)
+  return optax.chain(mapped, optax.sgd(rate))
+
+
+def _random_oracle(wrap, rate):
+  """Noise multiplies the slope, so that the solution stays where it is."""
+
+  def fn(params, batch, key):
+    key, now = jax.random.split(key)
+    value, slope = jax.value_and_grad(flat_loss)(params, batch)
+    scale = jax.random.uniform(now, (), slope['z'].dtype, 0.5, 1.5)
+    return (value,), jax.tree.map(lambda s: s * scale, slope), key
+
+  oracle = bj.oracle(
+    fn,
+    ('loss',),
+    lambda params: jax.random.key(7),
+    counts={'gradients/loss': 1},
+  )
+  return optax.chain(wrap(oracle), optax.sgd(rate))
+
+
+def _flat_solution():
+  return {'z': C}
+
+
+ROWS = (
+  Row(
+    'v_pbgd',
+    ('v_pbgd',),
+    'solver',
+    _v_pbgd,
+    penalised_solution,
+    _GAP,
+  ),
+  Row(
+    'v_pbgd by rows',
+    ('v_pbgd',),
+    'solver',
+    functools.partial(_v_pbgd, fused=False),
+    penalised_solution,
+    _GAP,
+    same_as='v_pbgd',
+  ),
+  Row(
+    'v_pbgd from the lower variable, three inner batches',
+    ('v_pbgd',),
+    'solver',
+    functools.partial(
+      _v_pbgd, start='lower', inner_steps=INNER, inner_batch=inner_batch
+    ),
+    short_inner_solution,
+    {'gradients/upper': 1, 'gradients/lower': 2 + INNER},
+  ),
+  Row(
+    'v_pbgd in sets',
+    ('v_pbgd',),
+    'solver',
+    functools.partial(_v_pbgd, **_XY_SETS),
+    constrained_solution,
+    _GAP
+    | {'projections/upper': 1, 'projections/lower': 1, 'projections/value': 1},
+    sets={'upper': X_SET, 'lower': Y_SET, 'value': Y_SET},
+  ),
+  Row(
+    'g_pbgd',
+    ('g_pbgd',),
+    'solver',
+    _g_pbgd,
+    functools.partial(penalised_solution, H**2),
+    _NORM,
+    linear=False,
+  ),
+  Row(
+    'g_pbgd by rows',
+    ('g_pbgd',),
+    'solver',
+    functools.partial(_g_pbgd, fused=False),
+    functools.partial(penalised_solution, H**2),
+    _NORM,
+    same_as='g_pbgd',
+    linear=False,
+  ),
+  Row(
+    'g_pbgd in sets',
+    ('g_pbgd',),
+    'solver',
+    functools.partial(_g_pbgd, **_XY_SETS),
+    functools.partial(constrained_solution, H**2, by_gap=False),
+    _NORM | {'projections/upper': 1, 'projections/lower': 1},
+    sets={'upper': X_SET, 'lower': Y_SET},
+    linear=False,
+  ),
+  Row(
+    'gradient, sgd',
+    ('gradient',),
+    'oracle',
+    _optimiser(optax.sgd),
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'gradient, adam',
+    ('gradient',),
+    'oracle',
+    _optimiser(optax.adam),
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    hyper={'rate': 0.03},
+    schedules=('rate',),
+    steps=3000,
+    tolerance=1e-5,
+  ),
+  Row(
+    'oracle with a key',
+    ('oracle',),
+    'oracle',
+    _random_oracle,
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    keys=True,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'value_gap',
+    ('value_gap',),
+    'oracle',
+    _fixed_value(bj.value_gap),
+    fixed_value_solution,
+    {'gradients/upper': 1, 'gradients/lower': 2},
+    params=tracked_params,
+    same_as='scale_by_penalty',
+  ),
+  Row(
+    'scale_by_penalty',
+    ('scale_by_penalty',),
+    'aggregator',
+    _fixed_value(bj.value_gap, bj.scale_by_penalty),
+    fixed_value_solution,
+    {'gradients/upper': 1, 'gradients/lower': 2},
+    params=tracked_params,
+  ),
+  Row(
+    'gradient_norm',
+    ('gradient_norm',),
+    'oracle',
+    _fixed_value(bj.gradient_norm),
+    functools.partial(penalised_solution, H**2),
+    _NORM,
+    same_as='g_pbgd',
+    linear=False,
+  ),
+  Row(
+    'per_sequence',
+    ('per_sequence',),
+    'link',
+    _per_sequence,
+    lower_solution,
+    {'gradients/loss': 1},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'project',
+    ('project',),
+    'link',
+    _project,
+    lambda: {'upper': {'a': np.minimum(T, X_MOST)}},
+    {'gradients/upper': 1, 'projections/upper': 1},
+    sets={'upper': X_SET},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'alternate',
+    ('alternate',),
+    'wrapper',
+    _alternate,
+    lower_solution,
+    {'gradients/upper': 1, 'gradients/lower': 1},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'repeat',
+    ('repeat',),
+    'wrapper',
+    _repeat,
+    lower_solution,
+    {'gradients/upper': 1, 'gradients/lower': INNER},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'auxiliary',
+    ('auxiliary',),
+    'wrapper',
+    _auxiliary,
+    lambda: {'lower': {'b': T}},
+    {'gradients/average': 1, 'gradients/lower': 1},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'accumulate',
+    ('accumulate',),
+    'wrapper',
+    _accumulate,
+    _flat_solution,
+    {'gradients/loss': 2},
+    params=flat_params,
+    same_as='gradient, sgd',
+    **_RATE_ONLY,
+  ),
+  Row(
+    'mean_over',
+    ('mean_over',),
+    'wrapper',
+    _mean_over,
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    same_as='gradient, sgd',
+    maps=True,
+    **_RATE_ONLY,
+  ),
+)
+
+NAMED = {row.name: row for row in ROWS}
+# Public functions in the same packages that are no method.
+HELPERS = frozenset({'split_batch', 'apply_updates'})
+
+
+def missing(public: Mapping[str, tuple[str, ...]]) -> list[str]:
+  """The public names, by package, that have no row and are no helper."""
+  covered = set(itertools.chain.from_iterable(row.covers for row in ROWS))
+  return [
+    f'{package}.{name}'
+    for package, names in public.items()
+    for name in names
+    if name not in covered and name not in HELPERS
+  ]
