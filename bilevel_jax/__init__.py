@@ -5,7 +5,12 @@ gradients, a solver's takes a batch.
 """
 
 from bilevel_jax._sequences import apply_updates
-from bilevel_jax.aggregators import ScaleByPenaltyState, scale_by_penalty
+from bilevel_jax.aggregators import (
+  DynamicBarrierState,
+  ScaleByPenaltyState,
+  dynamic_barrier,
+  scale_by_penalty,
+)
 from bilevel_jax.combinators import (
   AuxiliaryState,
   alternate,
@@ -32,6 +37,7 @@ from bilevel_jax.oracles import (
   gradient,
   gradient_norm,
   oracle,
+  unrolled,
   value_gap,
 )
 from bilevel_jax.projections import (
@@ -40,7 +46,7 @@ from bilevel_jax.projections import (
   check_set,
   project,
 )
-from bilevel_jax.solvers import g_pbgd, v_pbgd
+from bilevel_jax.solvers import bome, f2sa, g_pbgd, rhg, t_rhg, v_pbgd
 from bilevel_jax.types import (
   BilevelParams,
   BilevelProblem,
@@ -56,6 +62,7 @@ __all__ = [
   'AuxiliaryState',
   'BilevelParams',
   'BilevelProblem',
+  'DynamicBarrierState',
   'HypergradientDistance',
   'Jacobian',
   'Loss',
@@ -69,9 +76,12 @@ __all__ = [
   'apply_updates',
   'auxiliaries',
   'auxiliary',
+  'bome',
   'check_finite',
   'check_set',
   'counts',
+  'dynamic_barrier',
+  'f2sa',
   'feasibility',
   'g_pbgd',
   'gradient',
@@ -86,9 +96,12 @@ __all__ = [
   'per_sequence',
   'project',
   'repeat',
+  'rhg',
   'scale_by_penalty',
   'sequences',
   'split_batch',
+  't_rhg',
+  'unrolled',
   'v_pbgd',
   'value_gap',
   'values',

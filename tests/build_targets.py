@@ -36,7 +36,8 @@ def dependencies(
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module:
       found |= {
-        inner if (inner := f'{node.module}.{alias.name}') in known
+        inner
+        if (inner := f'{node.module}.{alias.name}') in known
         else node.module
         for alias in node.names
       }

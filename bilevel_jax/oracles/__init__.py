@@ -3,6 +3,14 @@
 from bilevel_jax.oracles._gradient import gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._oracle import OracleState, oracle
+from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
 
-__all__ = ['OracleState', 'gradient', 'gradient_norm', 'oracle', 'value_gap']
+__all__ = [
+  'OracleState',
+  'gradient',
+  'gradient_norm',
+  'oracle',
+  'unrolled',
+  'value_gap',
+]

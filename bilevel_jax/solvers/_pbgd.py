@@ -13,7 +13,8 @@ Wrapper = Callable[
 ]
 
 
-def _same(oracle: optax.GradientTransformationExtraArgs):
+def same(oracle: optax.GradientTransformationExtraArgs):
+  """Wraps an oracle in nothing."""
   return oracle
 
 
@@ -23,6 +24,27 @@ def _penalised_descent(oracle, wrap, penalty, rescale, fused, *links):
     return optax.chain(wrap(oracle(penalty=penalty, rescale=rescale)), *links)
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
   return optax.chain(wrap(oracle()), weigh, *links)
+
+
+def follow_value(
+  problem: types.BilevelProblem,
+  value: optax.GradientTransformation,
+  lower_set: projections.Projection | None = None,
+  wrap: Wrapper = same,
+) -> optax.GradientTransformationExtraArgs:
+  """One step of the value sequence towards the lower loss's minimiser."""
+  return optax.chain(
+    wrap(
+      oracles.gradient(
+        lambda params, batch: problem.lower(params.upper, params.value, batch),
+        name='value',
+        of='value',
+        counts_as='lower',
+      )
+    ),
+    combinators.per_sequence(value=value),
+    projections.project(value=lower_set),
+  )
 
 
 def v_pbgd(
@@ -39,7 +61,7 @@ def v_pbgd(
   start: str = 'persistent',
   rescale: bool = True,
   fused: bool = True,
-  wrap: Wrapper = _same,
+  wrap: Wrapper = same,
 ) -> optax.GradientTransformationExtraArgs:
   r"""V-PBGD: descends the upper loss plus a multiple of the lower value gap.
 
@@ -111,17 +133,8 @@ def v_pbgd(
   """
   if start not in ('persistent', 'lower'):
     raise ValueError(f"start is 'persistent' or 'lower', got {start!r}.")
-  follow = optax.chain(
-    wrap(
-      oracles.gradient(
-        lambda params, batch: problem.lower(params.upper, params.value, batch),
-        name='value',
-        of='value',
-        counts_as='lower',
-      )
-    ),
-    combinators.per_sequence(value=lower if value is None else value),
-    projections.project(value=lower_set),
+  follow = follow_value(
+    problem, lower if value is None else value, lower_set, wrap
   )
   descend = _penalised_descent(
     lambda **kwargs: oracles.value_gap(problem, **kwargs),
@@ -152,7 +165,7 @@ def g_pbgd(
   lower_set: projections.Projection | None = None,
   rescale: bool = True,
   fused: bool = True,
-  wrap: Wrapper = _same,
+  wrap: Wrapper = same,
 ) -> optax.GradientTransformationExtraArgs:
   r"""G-PBGD: descends the upper loss plus a multiple of the lower slope.
 
