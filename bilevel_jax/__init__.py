@@ -13,10 +13,12 @@ from bilevel_jax.aggregators import (
 )
 from bilevel_jax.combinators import (
   AuxiliaryState,
+  RepeatDrawnState,
   alternate,
   auxiliary,
   per_sequence,
   repeat,
+  repeat_drawn,
 )
 from bilevel_jax.diagnostics import (
   HypergradientDistance,
@@ -34,9 +36,11 @@ from bilevel_jax.diagnostics import (
 from bilevel_jax.evaluation import accumulate, mean_over, split_batch
 from bilevel_jax.oracles import (
   OracleState,
+  ProxLinearState,
   gradient,
   gradient_norm,
   oracle,
+  prox_linear,
   unrolled,
   value_gap,
 )
@@ -46,7 +50,16 @@ from bilevel_jax.projections import (
   check_set,
   project,
 )
-from bilevel_jax.solvers import bome, f2sa, g_pbgd, rhg, t_rhg, v_pbgd
+from bilevel_jax.solvers import (
+  bome,
+  f2sa,
+  g_pbgd,
+  prox_linear_pbgd,
+  rhg,
+  t_rhg,
+  v_pbgd,
+  v_pbsgd,
+)
 from bilevel_jax.types import (
   BilevelParams,
   BilevelProblem,
@@ -69,6 +82,8 @@ __all__ = [
   'OracleState',
   'ProjectState',
   'Projection',
+  'ProxLinearState',
+  'RepeatDrawnState',
   'ScalarOrSchedule',
   'ScaleByPenaltyState',
   'accumulate',
@@ -95,7 +110,10 @@ __all__ = [
   'penalty_gap',
   'per_sequence',
   'project',
+  'prox_linear',
+  'prox_linear_pbgd',
   'repeat',
+  'repeat_drawn',
   'rhg',
   'scale_by_penalty',
   'sequences',
@@ -103,6 +121,7 @@ __all__ = [
   't_rhg',
   'unrolled',
   'v_pbgd',
+  'v_pbsgd',
   'value_gap',
   'values',
 ]

@@ -36,11 +36,11 @@ def dynamic_barrier(
 
   The result is the direction nearest to :math:`\nabla f` with
   :math:`\langle d, \nabla q \rangle \ge \phi`: no penalty weight to choose. It
-  is computed by the unit vector along :math:`\nabla q`, so that it stays finite,
-  with norm at most :math:`\| \nabla f \| + \eta \| \nabla q \|`, as the slope
-  of the penalty vanishes; where that is zero, :math:`d = \nabla f`. But it is
-  not continuous there: with a constant step size the penalty may stay at a level
-  of the order of the step squared, so let the step size decay.
+  is computed by the unit vector along :math:`\nabla q`, so that it stays
+  finite, with norm at most :math:`\| \nabla f \| + \eta \| \nabla q \|`, as the
+  slope of the penalty vanishes; where that is zero, :math:`d = \nabla f`. But
+  it is not continuous there: with a constant step size the penalty may stay at
+  a level of the order of the step squared, so let the step size decay.
 
   Args:
     eta: rate :math:`\eta \ge 0` of the penalty's decrease, dimensionless; a
@@ -59,10 +59,10 @@ def dynamic_barrier(
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> link = bj.dynamic_barrier(0.5)
     >>> params = jnp.zeros(2)
-    >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 0.0], [-2.0, 2.0]]))
+    >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 1.0], [-2.0, 0.0]]))
     >>> updates, state = link.update(jacobian, link.init(params), params)
-    >>> print(updates, state.multiplier)  # (4 + 2) / 8
-    [-0.5  1.5] 0.75
+    >>> print(updates, state.multiplier)  # (2 + 2) / 4
+    [-1.  1.] 1.0
 
   References:
     Liu, Ye, Wright, Stone and Liu, `BOME! Bilevel Optimization Made Easy: A

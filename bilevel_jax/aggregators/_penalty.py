@@ -49,9 +49,10 @@ def require_two_rows(jacobian: Any, who: str) -> None:
   """Raises unless this is a `Jacobian` of an objective and a penalty."""
   if not isinstance(jacobian, types.Jacobian):
     raise TypeError(
-      f'{who} weighs the rows of a Jacobian, got {type(jacobian).__name__}: put '
-      'an oracle that gives rows before it in the chain, value_gap(problem) or '
-      'gradient_norm(problem) without a penalty for instance.'
+      f'{who} weighs the rows of a Jacobian, got {type(jacobian).__name__}: '
+      'put an oracle that gives rows before it in the chain, '
+      'value_gap(problem) or gradient_norm(problem) without a penalty for '
+      'instance.'
     )
   for leaf in jax.tree.leaves(jacobian.rows):
     if leaf.shape[0] != 2:

@@ -47,6 +47,29 @@ def follow_value(
   )
 
 
+def descend_gap(
+  problem: types.BilevelProblem,
+  penalty: types.ScalarOrSchedule,
+  upper: optax.GradientTransformation,
+  lower: optax.GradientTransformation,
+  upper_set: projections.Projection | None,
+  lower_set: projections.Projection | None,
+  rescale: bool,
+  fused: bool,
+  wrap: Wrapper,
+) -> optax.GradientTransformationExtraArgs:
+  """One step of both variables on the upper loss plus the value gap."""
+  return _penalised_descent(
+    lambda **kwargs: oracles.value_gap(problem, **kwargs),
+    wrap,
+    penalty,
+    rescale,
+    fused,
+    combinators.per_sequence(upper=upper, lower=lower),
+    projections.project(upper=upper_set, lower=lower_set),
+  )
+
+
 def v_pbgd(
   problem: types.BilevelProblem,
   *,
@@ -136,14 +159,8 @@ def v_pbgd(
   follow = follow_value(
     problem, lower if value is None else value, lower_set, wrap
   )
-  descend = _penalised_descent(
-    lambda **kwargs: oracles.value_gap(problem, **kwargs),
-    wrap,
-    penalty,
-    rescale,
-    fused,
-    combinators.per_sequence(upper=upper, lower=lower),
-    projections.project(upper=upper_set, lower=lower_set),
+  descend = descend_gap(
+    problem, penalty, upper, lower, upper_set, lower_set, rescale, fused, wrap
   )
   # The value sequence moves first: the gap is taken at its new value.
   return combinators.auxiliary(
