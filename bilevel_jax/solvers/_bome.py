@@ -31,9 +31,11 @@ def bome(
     (x, y)_{k+1} = (x, y)_k - \alpha (\nabla f + \lambda_k \nabla q)
 
   and :math:`\lambda_k` from `dynamic_barrier`. The multiplier grows by itself
-  as the gap closes, so that there is no error of order one over a penalty; in
-  turn the step has to decay for the last digits: with a constant one, the two
-  variables jump across the set where the gap vanishes.
+  as the gap closes, so that there is no error of order one over a penalty. Two
+  others take its place. The slope of q in x is short by what the inner loop
+  leaves undone, a bias that falls geometrically with T. And the step has to
+  decay for the last digits: with a constant one, the two variables jump across
+  the set where the gap vanishes.
 
   Args:
     problem: the upper and the lower loss.
