@@ -99,7 +99,9 @@ class Outcome(NamedTuple):
   Attributes:
     trained: the run.
     scale: the chosen factor of its step sizes.
-    retrained: the run of a model trained anew on the kept digits, or None.
+    retrained: the run of a model trained anew on the kept digits, or None; its
+      members are the seeds with what they keep at the selected step, then the
+      same seeds at the last.
     seconds: of everything, tuning included.
   """
 
@@ -172,8 +174,9 @@ class Comparison:
       name = f'{method}_retrained'
       kept = tuned.best.params.upper >= 0
       plain_scale, _ = self._tune('plain', name, kept)
-      kept = trained.best.params.upper >= 0
-      seeds = self._options.seeds
+      logits = (trained.best.params.upper, trained.params.upper)
+      kept = jnp.concatenate(logits) >= 0
+      seeds = self._options.seeds * len(logits)
       retrained = self._train('plain', name, kept, seeds, plain_scale)
     return Outcome(trained, scale, retrained, time.monotonic() - start)
 
@@ -316,9 +319,10 @@ def summarise(
       row[f'{short}, best on test'] = best
     if retrained is not None:
       again = at_best(retrained, 'test_accuracy', 'selection_accuracy')
-      row['retrained'] = put(f'{prefix}/retrained_accuracy', again)
-      last = retrained.history['test_accuracy'][-1]
-      put(f'{prefix}/last/retrained_accuracy', last)
+      selected, last = np.split(again, 2)
+      row['retrained, selected'] = put(f'{prefix}/retrained_accuracy', selected)
+      name = f'{prefix}/last/retrained_accuracy'
+      row['retrained, last'] = put(name, last)
     metrics[f'{prefix}/scale'] = scale
     step = np.asarray(trained.best.step, np.float64)
     row['step'] = metrics[f'{prefix}/selected_step'] = float(step.mean())
@@ -342,9 +346,10 @@ def _last_counts(trained: harness.Trained) -> dict[str, float]:
 COLUMNS = (
   'method',
   'F1, selected',
-  'retrained',
+  'retrained, selected',
   'accuracy, selected',
   'F1, last',
+  'retrained, last',
   'accuracy, last',
   'F1, best on test',
   'accuracy, best on test',
