@@ -55,7 +55,7 @@ class Settings:
   steps: int = 1_000
   chunk: int = 50
   tuning_steps: int = 300
-  scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+  scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
   train: int = 2_000
   validation: int = 1_000
   selection: int = 500
@@ -72,6 +72,7 @@ PRESETS = {
     steps=40_000,
     chunk=100,
     tuning_steps=4_000,
+    scales=(0.3, 1.0, 3.0, 10.0),
     train=5_000,
     validation=5_000,
     selection=5_000,
