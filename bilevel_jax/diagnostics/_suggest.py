@@ -115,8 +115,8 @@ def suggest(
   :math:`\min(1 / \gamma, 1)`: the safety s over a bound on the curvature of
   what is descended. The penalised minimiser is off the lower one by
   :math:`[\gamma \nabla_{yy} g]^{-1} \nabla_y f`, hence the two rules for
-  :math:`\gamma`: a gap of :math:`q / (2 \gamma^2)`, an error of the upper loss of
-  :math:`q / \gamma`. All of it is by Hessian-vector products and exact for
+  :math:`\gamma`: a gap of :math:`q / (2 \gamma^2)`, an error of the upper loss
+  of :math:`q / \gamma`. All of it is by Hessian-vector products and exact for
   quadratics in the limit of many steps; elsewhere it holds near the points that
   were looked at, and is a start to be checked with `diagnose`.
 
@@ -150,9 +150,9 @@ def suggest(
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> found = bj.suggest(problem, params, gap=1e-2, key=jax.random.key(0))
-    >>> print(found.penalty.round(2), found.lower_curvature.round(2))
-    14.14 4.0
+    >>> found = bj.suggest(problem, params, gap=0.02, key=jax.random.key(0))
+    >>> print(f'{found.penalty:.2f} {found.lower_curvature:.2f}')
+    10.00 4.00
     >>> solver = bj.v_pbgd(
     ...   problem, penalty=found.penalty, upper=optax.sgd(found.upper),
     ...   lower=optax.sgd(found.lower), value=optax.sgd(found.value),
@@ -177,10 +177,13 @@ def suggest(
   above = _oracle.scalar_loss(problem.upper, 'upper')
   below = _oracle.scalar_loss(problem.lower, 'lower')
 
-  def curvatures(key):
+  def curvatures(at):
+    key, scale = at
     near, one, two, three = jax.random.split(key, 4)
     noise = _random_like(near, tuple(params))
-    x, y = jax.tree.map(lambda p, n: p + spread * n, tuple(params), noise)
+    x, y = jax.tree.map(
+      lambda p, n: p + scale.astype(n.dtype) * n, tuple(params), noise
+    )
     return jnp.stack(
       [
         _largest_curvature(lambda z: above(*z, batch), (x, y), one, steps),
@@ -189,11 +192,11 @@ def suggest(
       ]
     )
 
-  first, *_ = keys = jax.random.split(key, points)
-  if points > 1:
-    found = jax.lax.map(curvatures, keys).max(axis=0)
-  else:
-    found = curvatures(first)
+  # The start itself, then points around it.
+  scales = jnp.full(points, spread).at[0].set(0)
+  found = jax.lax.map(curvatures, (jax.random.split(key, points), scales)).max(
+    axis=0
+  )
   tiny = jnp.finfo(found.dtype).tiny
   upper_curvature, lower_curvature, value_curvature = found
   q = _pull_in_metric(
@@ -233,10 +236,9 @@ class Diagnosis(NamedTuple):
   words: str
 
 
-def _swings(series: np.ndarray) -> float:
+def _swings(series: np.ndarray, room: float) -> float:
   """The share of steps at which a series turns, 0 if it hardly moves."""
   change = np.diff(series)
-  room = 1e-6 * max(1e-30, float(np.abs(series).max()))
   change = change[np.abs(change) > room]
   if len(change) < 4:
     return 0.0
@@ -297,16 +299,18 @@ def diagnose(
       )
   late = {name: series[len(series) // 2 :] for name, series in losses.items()}
   upper, between = late['upper'], late['gap']
-  room = 1e-6 * max(1e-30, float(np.abs(late['lower']).max()))
+  # What rounding in float32 can do to losses of this size.
+  sizes = [np.abs(losses[name]).max() for name in ('upper', 'lower')]
+  room = 1e-6 * max(1e-30, float(max(sizes)))
   middle = float(between.mean())
   if middle < -room and np.mean(between < 0) > 0.5:
     return Diagnosis(
       'lagging',
-      f'the value sequence lags: the gap is {middle:.3g} in the mean, and a gap '
-      'to a minimum cannot be negative. Give the value sequence more inner '
+      f'the value sequence lags: the gap is {middle:.3g} in the mean, and a '
+      'gap to a minimum cannot be negative. Give the value sequence more inner '
       'steps or a larger step, or start it from the lower variable.',
     )
-  if max(_swings(upper), _swings(between)) > 0.6:
+  if max(_swings(upper, room), _swings(between, room)) > 0.6:
     return Diagnosis(
       'oscillating',
       'the losses go up and down from step to step: the penalty is too stiff '
@@ -323,8 +327,8 @@ def diagnose(
     return Diagnosis(
       'stiff',
       f'the penalty is too stiff: the gap is {middle:.3g}, far below '
-      f'{most:.3g}, while the upper loss still creeps. The number of steps grows '
-      'with the penalty: make it smaller, or raise it over more steps.',
+      f'{most:.3g}, while the upper loss still creeps. The number of steps '
+      'grows with the penalty: make it smaller, or raise it over more steps.',
     )
   if gap is not None and middle > 2 * gap and not creeps:
     return Diagnosis(
