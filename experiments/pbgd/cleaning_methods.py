@@ -10,6 +10,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
@@ -63,7 +64,7 @@ RECIPES = {
 # One-level training has no published step: the one of V-PBGD's classifier.
 PLAIN_STEP = 0.1
 
-BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg')
+BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg', 'suggested')
 CONTROLS = ('val_only', 'noisy_train', 'clean_part')
 
 # Methods with an inner loop get as many updates as V-PBGD's gradients allow;
@@ -78,6 +79,7 @@ def cost(method: str, model: str) -> int:
   products = HESSIAN_VECTOR_PRODUCT
   return {
     'v_pbgd': 4,
+    'suggested': 4,
     'g_pbgd': 2 + products,
     'f2sa': 3,
     'bome': 3 + inner,
@@ -123,6 +125,7 @@ def make_solver(
   *,
   updates: int,
   scale: chex.Numeric = 1.0,
+  recipe: Recipe | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a method.
 
@@ -133,6 +136,7 @@ def make_solver(
     classifier: the model.
     updates: of the whole run, for the penalty's ramp.
     scale: multiplies all step sizes.
+    recipe: by default the method's in `RECIPES`; 'suggested' needs one.
 
   Returns:
     A solver for `CleaningBatch`, or for `WeightedBatch` if plain.
@@ -140,7 +144,7 @@ def make_solver(
   if method == 'plain':
     loss = cleaning.weighted_loss(classifier)
     return optax.chain(bj.gradient(loss), optax.sgd(scale * PLAIN_STEP))
-  recipe = RECIPES[method, model]
+  recipe = recipe or RECIPES[method, model]
   problem = cleaning.cleaning_problem(classifier)
   sgd = lambda rate: optax.sgd(scale * rate)
   ramp = max(1, round(recipe.ramp * updates))
@@ -168,4 +172,43 @@ def make_solver(
     'rhg': lambda: bj.rhg(problem, **unrolled),
     't_rhg': lambda: bj.t_rhg(problem, truncate=recipe.truncate, **unrolled),
   }
+  make['suggested'] = make['v_pbgd']
   return make[method]()
+
+
+def suggested_recipe(
+  classifier: cleaning.Classifier,
+  batch: cleaning.CleaningBatch,
+  key: chex.PRNGKey,
+) -> Recipe:
+  """What `bj.suggest` says at the start, for V-PBGD; nothing is tuned.
+
+  The gap wanted is a tenth of the lower loss at the start, reached by a ramp
+  over three quarters of the run.
+
+  Args:
+    classifier: the model.
+    batch: the digits, with the labels of one noise seed.
+    key: of the first weights and of the power iterations.
+
+  Returns:
+    A recipe of plain numbers.
+  """
+  problem = cleaning.cleaning_problem(classifier)
+  first, power = jax.random.split(key)
+  count = batch.train_labels.shape[0]
+  params = bj.BilevelParams(jnp.zeros(count), classifier.init(first))
+
+  @jax.jit
+  def suggest(params, batch):
+    gap = 0.1 * problem.lower(*params, batch)
+    return bj.suggest(problem, params, batch, key=power, gap=gap)
+
+  found = suggest(params, batch)
+  return Recipe(
+    upper=float(found.upper),
+    lower=float(found.lower),
+    value=float(found.value),
+    penalty=float(found.penalty),
+    ramp=3 / 4,
+  )

@@ -168,18 +168,32 @@ class Comparison:
   def run(self, method: str) -> Outcome:
     """Tunes and runs a method, and retrains on what it keeps."""
     start = time.monotonic()
-    scale, tuned = self._tune(method, method, None)
+    scale, tuned = 1.0, None
+    if method != 'suggested':
+      scale, tuned = self._tune(method, method, None)
     trained = self._train(method, method, None, self._options.seeds, scale)
     retrained = None
     if method in BILEVEL:
       name = f'{method}_retrained'
-      kept = tuned.best.params.upper >= 0
-      plain_scale, _ = self._tune('plain', name, kept)
+      # What is not tuned has no other noise seed either to tune retraining on.
+      plain_scale = 1.0
+      if tuned is not None:
+        kept = tuned.best.params.upper >= 0
+        plain_scale, _ = self._tune('plain', name, kept)
       logits = (trained.best.params.upper, trained.params.upper)
       kept = jnp.concatenate(logits) >= 0
       seeds = self._options.seeds * len(logits)
       retrained = self._train('plain', name, kept, seeds, plain_scale)
     return Outcome(trained, scale, retrained, time.monotonic() - start)
+
+  def _suggest(self):
+    """Step sizes and penalty from curvatures, with the tuning noise."""
+    labels, _ = self.noise((TUNING_SEED,))
+    batch = cleaning.CleaningBatch(
+      self._parts['train'].images, labels[0], self._parts['validation']
+    )
+    key = jax.random.key(TUNING_SEED)
+    return cleaning_methods.suggested_recipe(self._classifier, batch, key)
 
   def _tune(self, method, name, kept):
     """Chooses a scale on the selection digits; the seed is used for no result.
@@ -213,9 +227,12 @@ class Comparison:
       kind, model, steps=settings.steps, chunk=chunk
     )
 
+    recipe = self._suggest() if kind == 'suggested' else None
+
     def solver(hyper):
+      scale = hyper['scale']
       return cleaning_methods.make_solver(
-        kind, model, classifier, updates=steps, scale=hyper['scale']
+        kind, model, classifier, updates=steps, scale=scale, recipe=recipe
       )
 
     def init(context):
@@ -333,6 +350,9 @@ def summarise(
     row['gradients'] = cleaning_methods.evaluated(counts)
     row['scale'], row['seconds'] = scale, round(seconds)
     rows.append(row)
+  if {'suggested', 'v_pbgd'} <= set(outcomes):
+    for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
+      metrics[f'{name}/f1'] = metrics[f'{method}/{model}/f1']
   return metrics, rows
 
 

@@ -21,14 +21,21 @@ def batch():
 def test_cost_is_what_an_update_counts(method):
   classifier = cleaning.make_classifier('linear')
   solver = cleaning_methods.make_solver(
-    method, 'linear', classifier, updates=40, scale=jnp.float32(0.5)
+    method,
+    'linear',
+    classifier,
+    updates=40,
+    scale=jnp.float32(0.5),
+    recipe=cleaning_methods.RECIPES['v_pbgd', 'linear']
+    if method == 'suggested'
+    else None,
   )
   params = bj.BilevelParams(jnp.zeros(4), classifier.init(jax.random.key(1)))
   updates, state = jax.jit(solver.update)(batch(), solver.init(params), params)
   spent = cleaning_methods.evaluated(bj.counts(state))
   assert spent == cleaning_methods.cost(method, 'linear')
   assert jnp.abs(updates.lower['out']['kernel']).max() > 0
-  if method in ('v_pbgd', 'g_pbgd', 'f2sa'):
+  if method in ('v_pbgd', 'g_pbgd', 'f2sa', 'suggested'):
     # The published penalty is 0 in the first step: no logit moves.
     assert not updates.upper.any()
   else:
@@ -62,3 +69,16 @@ def test_scale_multiplies_the_step():
   np.testing.assert_allclose(
     three['out']['kernel'], 3 * one['out']['kernel'], rtol=1e-5, atol=1e-8
   )
+
+
+def test_suggested_steps_are_stable():
+  classifier = cleaning.make_classifier('linear')
+  recipe = cleaning_methods.suggested_recipe(
+    classifier, batch(), jax.random.key(0)
+  )
+  # Twice the curvature's inverse is where descent diverges; the curvature of
+  # softmax regression on pixels in [0, 1] is at most half a pixel norm.
+  largest = jnp.max(jnp.sum(batch().train_images ** 2, axis=1)) / 2
+  assert 0.1 / largest < recipe.value < 100 / largest
+  assert recipe.penalty > 0
+  assert recipe.upper == recipe.lower > 0
