@@ -193,11 +193,10 @@ def lower_solution():
   return _nested(T, A * T + D)
 
 
-def short_barrier_solution(x_most=np.inf):
+def short_barrier_solution():
   """As above, the penalty's slope in x as short as the inner loop leaves it."""
   share = 1 - (1 - RATE * H) ** INNER
   x = (T + share * A * (C - D)) / (1 + share * A**2)
-  x = np.minimum(x, x_most)
   return _nested(x, A * x + D)
 
 
@@ -709,20 +708,6 @@ ROWS = (
     _bome,
     short_barrier_solution,
     {'gradients/upper': 1, 'gradients/lower': 2 + INNER},
-    **_BARRIER,
-  ),
-  Row(
-    'bome in sets',
-    ('bome',),
-    'solver',
-    functools.partial(_bome, **_X_SET),
-    functools.partial(short_barrier_solution, X_MOST),
-    {
-      'gradients/upper': 1,
-      'gradients/lower': 2 + INNER,
-      'projections/upper': 1,
-    },
-    sets={'upper': X_SET},
     **_BARRIER,
   ),
   Row(

@@ -15,7 +15,7 @@ upper variable.
 | `v_pbsgd` | f + (2 + T) g | the same, and noise / M | PL, sets, samples |
 | `f2sa`, one loop | f + 2 g | x of order 1 / penalty | PL, sets |
 | `f2sa`, two loops | (1 + T) (f + 2 g) | the same | strongly convex, sets |
-| `bome` | f + (2 + T) g | of a short inner loop, of the step | PL |
+| `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
 | `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
 | `rhg` | f + T g + T H | of a short inner loop | any, sets |
