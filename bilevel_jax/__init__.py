@@ -4,14 +4,18 @@ A solver is `optax.chain(oracle, link, ...)`: where optax's `update` takes
 gradients, a solver's takes a batch.
 """
 
-from bilevel_jax._sequences import apply_updates
+from bilevel_jax._sequences import (
+  apply_updates,
+)
 from bilevel_jax.aggregators import (
+  DynamicBarrierState,
   MocoState,
   ScaleByPenaltyState,
   WeightsState,
   aligned_mtl,
   cagrad,
   dual_proj,
+  dynamic_barrier,
   grad_drop,
   grad_vac,
   imtl_g,
@@ -31,18 +35,23 @@ from bilevel_jax.aggregators import (
 )
 from bilevel_jax.combinators import (
   AuxiliaryState,
+  RepeatDrawnState,
   alternate,
   auxiliary,
   per_sequence,
   repeat,
+  repeat_drawn,
 )
 from bilevel_jax.diagnostics import (
+  Diagnosis,
   HypergradientDistance,
   MultiGradientBias,
+  Suggestion,
   auxiliaries,
   check_finite,
   conflict_cosines,
   counts,
+  diagnose,
   feasibility,
   hypergradient,
   hypergradient_distance,
@@ -52,6 +61,7 @@ from bilevel_jax.diagnostics import (
   objective_weights,
   pareto_stationarity,
   penalty_gap,
+  suggest,
   values,
 )
 from bilevel_jax.evaluation import (
@@ -63,11 +73,14 @@ from bilevel_jax.evaluation import (
 )
 from bilevel_jax.oracles import (
   OracleState,
+  ProxLinearState,
   fused_moco,
   gradient,
   gradient_norm,
   multi_objective,
   oracle,
+  prox_linear,
+  unrolled,
   value_gap,
 )
 from bilevel_jax.projections import (
@@ -76,7 +89,18 @@ from bilevel_jax.projections import (
   check_set,
   project,
 )
-from bilevel_jax.solvers import FamoState, famo, g_pbgd, v_pbgd
+from bilevel_jax.solvers import (
+  FamoState,
+  bome,
+  f2sa,
+  famo,
+  g_pbgd,
+  prox_linear_pbgd,
+  rhg,
+  t_rhg,
+  v_pbgd,
+  v_pbsgd,
+)
 from bilevel_jax.types import (
   BilevelParams,
   BilevelProblem,
@@ -93,6 +117,8 @@ __all__ = [
   'AuxiliaryState',
   'BilevelParams',
   'BilevelProblem',
+  'Diagnosis',
+  'DynamicBarrierState',
   'FamoState',
   'Gramian',
   'HypergradientDistance',
@@ -103,8 +129,11 @@ __all__ = [
   'OracleState',
   'ProjectState',
   'Projection',
+  'ProxLinearState',
+  'RepeatDrawnState',
   'ScalarOrSchedule',
   'ScaleByPenaltyState',
+  'Suggestion',
   'WeightsState',
   'accumulate',
   'aligned_mtl',
@@ -112,13 +141,17 @@ __all__ = [
   'apply_updates',
   'auxiliaries',
   'auxiliary',
+  'bome',
   'cagrad',
   'check_finite',
   'check_set',
   'conflict_cosines',
   'counts',
   'deal_batch',
+  'diagnose',
   'dual_proj',
+  'dynamic_barrier',
+  'f2sa',
   'famo',
   'feasibility',
   'fused_moco',
@@ -148,16 +181,24 @@ __all__ = [
   'penalty_gap',
   'per_sequence',
   'project',
+  'prox_linear',
+  'prox_linear_pbgd',
   'repeat',
+  'repeat_drawn',
+  'rhg',
   'scale_by_penalty',
   'sdmgrad',
   'sequences',
   'smg',
   'split_batch',
   'stch',
+  'suggest',
+  't_rhg',
   'uncertainty_weighting',
+  'unrolled',
   'upgrad',
   'v_pbgd',
+  'v_pbsgd',
   'value_gap',
   'values',
   'weighted',

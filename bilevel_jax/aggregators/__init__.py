@@ -20,6 +20,10 @@ from bilevel_jax.aggregators._dual_cone import (
   dual_proj,
   upgrad,
 )
+from bilevel_jax.aggregators._dynamic_barrier import (
+  DynamicBarrierState,
+  dynamic_barrier,
+)
 from bilevel_jax.aggregators._min_norm import (
   mgda,
   smg,
@@ -44,12 +48,14 @@ from bilevel_jax.aggregators._weighted import (
 )
 
 __all__ = [
+  'DynamicBarrierState',
   'MocoState',
   'ScaleByPenaltyState',
   'WeightsState',
   'aligned_mtl',
   'cagrad',
   'dual_proj',
+  'dynamic_barrier',
   'grad_drop',
   'grad_vac',
   'imtl_g',

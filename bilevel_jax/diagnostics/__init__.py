@@ -22,14 +22,23 @@ from bilevel_jax.diagnostics._state import (
   nonfinite,
   values,
 )
+from bilevel_jax.diagnostics._suggest import (
+  Diagnosis,
+  Suggestion,
+  diagnose,
+  suggest,
+)
 
 __all__ = [
+  'Diagnosis',
   'HypergradientDistance',
   'MultiGradientBias',
+  'Suggestion',
   'auxiliaries',
   'check_finite',
   'conflict_cosines',
   'counts',
+  'diagnose',
   'feasibility',
   'hypergradient',
   'hypergradient_distance',
@@ -39,5 +48,6 @@ __all__ = [
   'objective_weights',
   'pareto_stationarity',
   'penalty_gap',
+  'suggest',
   'values',
 ]
