@@ -84,7 +84,7 @@ def fused_moco(
   )
 
   def fn(params, batch, inner):
-    near = given.linearise(params, batch, who)
+    near = given.linearise(params, batch, who, lean=True)
     share = rule.share(inner.count)
 
     def move(tracked, index, gradient):

@@ -55,8 +55,21 @@ class Objectives(NamedTuple):
   trunk: Callable[..., Any] | None
   per_task: bool
 
-  def linearise(self, params: Any, batch: Any, who: str) -> Linearised:
-    """Evaluates the losses once, and prepares their gradients."""
+  def linearise(
+    self, params: Any, batch: Any, who: str, *, lean: bool = False
+  ) -> Linearised:
+    """Evaluates the losses once, and prepares their gradients.
+
+    Args:
+      params: the parameters.
+      batch: the batch.
+      who: the oracle, for errors.
+      lean: whether a row goes back through its head when it is asked for, so
+        that no two heads' gradients in the features are held at once.
+
+    Returns:
+      A `Linearised`; without `pull` and `push` if lean.
+    """
     shared, others = params, {}
     if self.rest:
       _sequences.require_sequences(params, self.rest, f'{who}(rest=...)')
@@ -66,7 +79,7 @@ class Objectives(NamedTuple):
     if self.per_task and callable(self.losses):
       return self._stacked(shared, others, join, batch)
     if self.trunk is not None:
-      return self._through_trunk(shared, others, join, batch)
+      return self._through_trunk(shared, others, join, batch, lean)
     if callable(self.losses):
       return self._at_once(shared, others, join, batch)
     return self._one_by_one(shared, others, join, batch)
@@ -158,7 +171,7 @@ class Objectives(NamedTuple):
     take = lambda index: jax.tree.map(lambda leaf: leaf[index], rows)
     return Linearised(values, take, None, rest, None, None)
 
-  def _through_trunk(self, shared, others, join, batch) -> Linearised:
+  def _through_trunk(self, shared, others, join, batch, lean) -> Linearised:
     run = lambda s: self.trunk(s, batch)  # type: ignore[misc]
     features, back = jax.vjp(run, shared)
     # What a head reaches of the shared parameters, it reaches by features.
@@ -178,7 +191,7 @@ class Objectives(NamedTuple):
       ones = jnp.sum(units, axis=0)
       rest = back_heads(ones)[1] if others else {}
     else:
-      found, kept, rests = [], [], []
+      found, kept, rests, alone = [], [], [], []
       for name, loss in zip(self.names, self.losses):
         scalar = _oracle.scalar_loss(loss, name)
 
@@ -191,10 +204,15 @@ class Objectives(NamedTuple):
         found.append(value)
         kept.append(slope)
         rests.append(one)
+        alone.append(lambda f=one_loss: jax.grad(f)(features, others))
       dtype = jnp.result_type(*found)
       values = jnp.stack([value.astype(dtype) for value in found])
-      slopes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
       rest = _total(rests)
+      if lean:
+        # What is not used of `kept` is not computed.
+        lean_row = lambda index: back(jax.lax.switch(index, alone))[0]
+        return Linearised(values, lean_row, None, rest, None, None)
+      slopes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
     def row(index):
       return back(jax.tree.map(lambda slope: slope[index], slopes))[0]
