@@ -24,6 +24,7 @@ from experiments.moco import methods
 
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
 OBJECTIVES = 2
+SHOWN = ('moco_exact', 'moco', 'smg', 'cagrad')
 CONTROLS = ('mean', 'smg', 'pcgrad', 'cagrad')
 OURS = ('moco_exact', 'moco', 'moco_exact_published')
 
@@ -270,7 +271,7 @@ def plot_over_steps(
     ('weight', 'weight of the first loss', False),
   ):
     curves = {}
-    for name in settings.methods[:7]:
+    for name in [m for m in settings.methods if m in SHOWN]:
       values = reshape(options, trained.history[f'{name}/{what}'])
       curves[name] = trained.steps, values[:, 0, 0]
     harness.plot_curves(
@@ -280,6 +281,7 @@ def plot_over_steps(
       ylabel=label,
       title=f'start 1, learning rate {settings.learning_rates[0]:g}',
       logy=logy,
+      band='range',
     )
 
 
