@@ -18,6 +18,7 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 """
 
 from experiments.harness.checkpoints import Checkpoints, Restored
+from experiments.harness.claim import Claim, Judgement, judge, read_results
 from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
 from experiments.harness.errors import (
   AllStoppedError,
@@ -45,10 +46,12 @@ __all__ = [
   'AllStoppedError',
   'Best',
   'Checkpoints',
+  'Claim',
   'Context',
   'DamagedDataError',
   'Digits',
   'Interval',
+  'Judgement',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -60,12 +63,14 @@ __all__ = [
   'UserError',
   'WriteError',
   'format_table',
+  'judge',
   'load_idx_dataset',
   'mean_interval',
   'members',
   'packaged_digits',
   'plot_curves',
   'read_records',
+  'read_results',
   'run',
   'train',
   'write_results',

@@ -77,6 +77,14 @@ PRESETS = {
     selection=5_000,
     test=10_000,
   ),
+  'smoke': Settings(
+    methods=('v_pbgd', 'noisy_train', 'clean_part'),
+    steps=200,
+    chunk=50,
+    tuning_steps=100,
+    scales=(3.0, 10.0),
+    seeds=2,
+  ),
 }
 
 
@@ -356,6 +364,7 @@ def main(options: harness.Options) -> None:
     metrics=metrics,
     seconds=time.monotonic() - start,
     data=source,
+    substituted='packaged digits' if options.data_dir is None else '',
     method_seconds={m: o.seconds for m, o in outcomes.items()},
   )
   print(f'Results: {path}')
