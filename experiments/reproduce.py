@@ -33,11 +33,12 @@ from absl import app, flags
 
 from experiments import harness
 from experiments.harness import claim as claim_lib
-from experiments.harness import files
+from experiments.harness import files, termination
 
 ROOT = pathlib.Path(__file__).parent
 COLUMNS = ('claim', 'published', 'ours', 'bound', 'verdict', 'time', 'command')
 _PENDING = 'not run yet'
+_SECONDS_TO_SAVE = 60
 
 
 class Command(NamedTuple):
@@ -160,22 +161,23 @@ def execute(
   failure = ''
   with files.writing(folder), open(folder / 'log.txt', 'ab') as log:
     position = log.tell()
+    process = subprocess.Popen(
+      words,
+      cwd=ROOT.parent,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
     try:
-      status = subprocess.run(
-        words,
-        cwd=ROOT.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-        check=False,
-      ).returncode
+      status = process.wait(timeout)
     except subprocess.TimeoutExpired:
       failure = f'took more than {timeout:g} s'
     else:
       if status:
         said = _last_line(folder / 'log.txt', position)
         failure = f'exit status {status}: {said}'
+    finally:
+      _end(process)
   seconds = before.get('seconds', 0.0) + time.monotonic() - start
   run = Run(failure, seconds, {}) if failure else _finished(folder, seconds)
   files.write_text(
@@ -290,6 +292,17 @@ def reproduce(
   return not any(run.failure for run in runs.values())
 
 
+def _end(process: subprocess.Popen) -> None:
+  """Ends a process that is still there, with time to save."""
+  if process.poll() is None:
+    process.terminate()
+    try:
+      process.wait(_SECONDS_TO_SAVE)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
 def _finished(folder: pathlib.Path, seconds: float) -> Run:
   try:
     results = harness.read_results(folder / 'results.json')
@@ -327,6 +340,7 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+  termination.exit_on_sigterm()
   limit = values.timeout_minutes
   try:
     fine = reproduce(

@@ -172,7 +172,8 @@ def write_table(
   """Prints a table and writes it to `table.md`; see `format_table`."""
   table = format_table(rows, columns)
   files.write_text(pathlib.Path(workdir) / 'table.md', table)
-  print(table, end='', flush=True)
+  if files.is_writer():
+    print(table, end='', flush=True)
   return table
 
 
