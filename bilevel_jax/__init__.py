@@ -5,33 +5,47 @@ gradients, a solver's takes a batch.
 """
 
 from bilevel_jax._sequences import apply_updates
-from bilevel_jax.aggregators import ScaleByPenaltyState, scale_by_penalty
+from bilevel_jax.aggregators import (
+  DynamicBarrierState,
+  ScaleByPenaltyState,
+  dynamic_barrier,
+  scale_by_penalty,
+)
 from bilevel_jax.combinators import (
   AuxiliaryState,
+  RepeatDrawnState,
   alternate,
   auxiliary,
   per_sequence,
   repeat,
+  repeat_drawn,
 )
 from bilevel_jax.diagnostics import (
+  Diagnosis,
   HypergradientDistance,
+  Suggestion,
   auxiliaries,
   check_finite,
   counts,
+  diagnose,
   feasibility,
   hypergradient,
   hypergradient_distance,
   lower_minimiser,
   nonfinite,
   penalty_gap,
+  suggest,
   values,
 )
 from bilevel_jax.evaluation import accumulate, mean_over, split_batch
 from bilevel_jax.oracles import (
   OracleState,
+  ProxLinearState,
   gradient,
   gradient_norm,
   oracle,
+  prox_linear,
+  unrolled,
   value_gap,
 )
 from bilevel_jax.projections import (
@@ -40,7 +54,16 @@ from bilevel_jax.projections import (
   check_set,
   project,
 )
-from bilevel_jax.solvers import g_pbgd, v_pbgd
+from bilevel_jax.solvers import (
+  bome,
+  f2sa,
+  g_pbgd,
+  prox_linear_pbgd,
+  rhg,
+  t_rhg,
+  v_pbgd,
+  v_pbsgd,
+)
 from bilevel_jax.types import (
   BilevelParams,
   BilevelProblem,
@@ -56,22 +79,31 @@ __all__ = [
   'AuxiliaryState',
   'BilevelParams',
   'BilevelProblem',
+  'Diagnosis',
+  'DynamicBarrierState',
   'HypergradientDistance',
   'Jacobian',
   'Loss',
   'OracleState',
   'ProjectState',
   'Projection',
+  'ProxLinearState',
+  'RepeatDrawnState',
   'ScalarOrSchedule',
   'ScaleByPenaltyState',
+  'Suggestion',
   'accumulate',
   'alternate',
   'apply_updates',
   'auxiliaries',
   'auxiliary',
+  'bome',
   'check_finite',
   'check_set',
   'counts',
+  'diagnose',
+  'dynamic_barrier',
+  'f2sa',
   'feasibility',
   'g_pbgd',
   'gradient',
@@ -85,11 +117,19 @@ __all__ = [
   'penalty_gap',
   'per_sequence',
   'project',
+  'prox_linear',
+  'prox_linear_pbgd',
   'repeat',
+  'repeat_drawn',
+  'rhg',
   'scale_by_penalty',
   'sequences',
   'split_batch',
+  'suggest',
+  't_rhg',
+  'unrolled',
   'v_pbgd',
+  'v_pbsgd',
   'value_gap',
   'values',
 ]

@@ -35,7 +35,7 @@ from experiments.harness.errors import (
 from experiments.harness.flags import Options, run
 from experiments.harness.loop import Stopped, Trained, train
 from experiments.harness.metrics import MetricsWriter, read_records
-from experiments.harness.plots import plot_curves
+from experiments.harness.plots import Panel, plot_curves, plot_panels
 from experiments.harness.program import Best, Context, members
 from experiments.harness.report import (
   Interval,
@@ -60,6 +60,7 @@ __all__ = [
   'MissingDataError',
   'Options',
   'OtherRunError',
+  'Panel',
   'Restored',
   'SettingsError',
   'Stopped',
@@ -73,6 +74,7 @@ __all__ = [
   'members',
   'packaged_digits',
   'plot_curves',
+  'plot_panels',
   'read_records',
   'read_results',
   'run',

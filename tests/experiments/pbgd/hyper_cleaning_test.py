@@ -70,7 +70,7 @@ def test_writes_results_table_and_plots(tmp_path, capsys):
   assert 'noisy_train/linear/retrained_accuracy' not in metrics
   assert metrics['v_pbgd/linear/count/gradients/lower'] == 3 * SMALL['steps']
   assert metrics['noisy_train/linear/count/gradients/loss'] == SMALL['steps']
-  assert {'accuracy.png', 'f1.png', 'table.md'} <= set(os.listdir(tmp_path))
+  assert {'curves.png', 'table.md'} <= set(os.listdir(tmp_path))
 
 
 def test_other_settings_in_one_folder_are_refused(tmp_path):
