@@ -75,8 +75,8 @@ class _AboutHandler(ocp.AsyncCheckpointHandler):
     return [self._thread.submit(self.save, directory, args)]
 
   def save(self, directory, args):
-    content = json.dumps(args.about())  # Also where others write: it checks.
     if files.is_writer():
+      content = json.dumps(args.about())
       (pathlib.Path(directory) / 'metadata').write_text(content)
 
   def restore(self, directory, args):
@@ -280,20 +280,21 @@ class Checkpoints:
 
   def _put_aside(self, step: int, error: Exception) -> None:
     folder = files.make_folder(self._folder.parent / 'damaged')
-    source = next(
-      path
-      for path in self._folder.iterdir()
-      if path.name.isdigit() and int(path.name) == step
-    )
-    target = folder / source.name
-    while target.exists():
-      target = target.with_name(target.name + '_')
-    source.rename(target)
+    if files.is_writer():
+      source = next(
+        path
+        for path in self._folder.iterdir()
+        if path.name.isdigit() and int(path.name) == step
+      )
+      target = folder / source.name
+      while target.exists():
+        target = target.with_name(target.name + '_')
+      source.rename(target)
     self._manager.reload()
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     warnings.warn(
       f'the checkpoint of step {step} is damaged ({reason}): moved to '
-      f'{target}, going on from the one before.',
+      f'{folder}, going on from the one before.',
       RuntimeWarning,
       stacklevel=3,
     )

@@ -84,7 +84,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def is_writer() -> bool:
   """Whether this process writes results: of several, the first one."""
-  return jax.process_index() == 0
+  # Asked first: the index of a process that is alone would start a backend,
+  # which may take the accelerator from a process that needs it.
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def write_bytes(path: Path, content: bytes) -> None:
