@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import placement
 from experiments.pbgd import cleaning, hyper_cleaning
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -159,9 +160,11 @@ def iterates(one_device):
   settings = dataclasses.replace(
     hyper_cleaning.PRESETS['quick'], steps=200, chunk=100
   )
-  given = options(None)._replace(settings=settings)
+  given = options('')._replace(settings=settings, workdir=None)
   sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
   parts, _ = cleaning.load_parts(None, sizes)
+  split = placement.place(parts)[1] is not None
+  assert split != one_device
   comparison = hyper_cleaning.Comparison(given, parts)
   trained = comparison._train('v_pbgd', 'v_pbgd', None, (0, 1), 3.0)
   return jax.tree.leaves(trained.params)
