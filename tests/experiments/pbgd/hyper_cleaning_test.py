@@ -15,7 +15,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import placement
-from experiments.pbgd import cleaning, hyper_cleaning
+from experiments.pbgd import hyper_cleaning
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -161,12 +161,11 @@ def iterates(one_device):
     hyper_cleaning.PRESETS['quick'], steps=200, chunk=100
   )
   given = options('')._replace(settings=settings, workdir=None)
-  sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
-  parts, _ = cleaning.load_parts(None, sizes)
-  split = placement.place(parts)[1] is not None
+  comparison = hyper_cleaning.Comparison(given)
+  split = placement.place(comparison._parts)[1] is not None
   assert split != one_device
-  comparison = hyper_cleaning.Comparison(given, parts)
-  trained = comparison._train('v_pbgd', 'v_pbgd', None, (0, 1), 3.0)
+  members = hyper_cleaning.Members((0, 1), (0.5, 0.5))
+  trained = comparison._train('v_pbgd', 'v_pbgd', None, members, 3.0)
   return jax.tree.leaves(trained.params)
 
 
