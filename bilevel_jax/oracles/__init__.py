@@ -2,7 +2,17 @@
 
 from bilevel_jax.oracles._gradient import gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
+from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._oracle import OracleState, oracle
 from bilevel_jax.oracles._value_gap import value_gap
 
-__all__ = ['OracleState', 'gradient', 'gradient_norm', 'oracle', 'value_gap']
+__all__ = [
+  'ImplicitState',
+  'OracleState',
+  'Solve',
+  'gradient',
+  'gradient_norm',
+  'implicit',
+  'oracle',
+  'value_gap',
+]
