@@ -2,16 +2,20 @@
 
 from bilevel_jax.oracles._gradient import gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
+from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._oracle import OracleState, oracle
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
 
 __all__ = [
+  'ImplicitState',
   'OracleState',
   'ProxLinearState',
+  'Solve',
   'gradient',
   'gradient_norm',
+  'implicit',
   'oracle',
   'prox_linear',
   'unrolled',
