@@ -26,7 +26,13 @@ from bilevel_jax.diagnostics import (
   penalty_gap,
   values,
 )
-from bilevel_jax.evaluation import accumulate, mean_over, split_batch
+from bilevel_jax.evaluation import (
+  StormState,
+  accumulate,
+  mean_over,
+  split_batch,
+  storm,
+)
 from bilevel_jax.oracles import (
   OracleState,
   gradient,
@@ -64,6 +70,7 @@ __all__ = [
   'Projection',
   'ScalarOrSchedule',
   'ScaleByPenaltyState',
+  'StormState',
   'accumulate',
   'alternate',
   'apply_updates',
@@ -89,6 +96,7 @@ __all__ = [
   'scale_by_penalty',
   'sequences',
   'split_batch',
+  'storm',
   'v_pbgd',
   'value_gap',
   'values',

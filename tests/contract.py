@@ -329,6 +329,12 @@ def _accumulate(wrap, rate):
   return optax.chain(oracle, optax.sgd(rate))
 
 
+def _storm(wrap, rate, decay):
+  return optax.chain(
+    bj.storm(wrap(bj.gradient(flat_loss)), decay), optax.sgd(rate)
+  )
+
+
 def _mean_over(wrap, rate):
   """The axis is one of parts, so that it runs on one device as well."""
   oracle = bj.mean_over(wrap(bj.gradient(flat_loss)), 'parts')
@@ -553,6 +559,17 @@ ROWS = (
     params=flat_params,
     same_as='gradient, sgd',
     **_RATE_ONLY,
+  ),
+  Row(
+    'storm',
+    ('storm',),
+    'wrapper',
+    _storm,
+    _flat_solution,
+    {'gradients/loss': 2},
+    params=flat_params,
+    hyper={'rate': RATE, 'decay': 0.4},
+    schedules=('rate', 'decay'),
   ),
   Row(
     'mean_over',

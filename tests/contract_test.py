@@ -5,6 +5,7 @@ three steps, made once a row.
 """
 
 import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -403,11 +404,15 @@ def test_schedule_sees_the_number_of_updates_before(row, name):
 @every_row
 def test_inject_hyperparams(row):
   ref = reference(row)
-  # Written out: inject_hyperparams reads the names off the signature.
-  if 'penalty' in row.hyper:
-    factory = lambda penalty, rate: build(row, penalty=penalty, rate=rate)
-  else:
-    factory = lambda rate: build(row, rate=rate)
+
+  def factory(**hyper):
+    return build(row, **hyper)
+
+  # inject_hyperparams reads the names off the signature.
+  named = inspect.Parameter.KEYWORD_ONLY
+  factory.__signature__ = inspect.Signature(
+    [inspect.Parameter(name, named) for name in row.hyper]
+  )
   # Else the numbers are cast to the type of the batch's first leaf, an integer.
   inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
   solver = inject(**row.hyper)
