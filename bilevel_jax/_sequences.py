@@ -28,12 +28,12 @@ def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
       f'{who} needs the parameters: call solver.update(batch, state, params).'
     )
   missing = [n for n in names if n not in getattr(params, '_fields', ())]
-  if missing:
+  if missing or not is_sequences(params):
     held = getattr(params, '_fields', None) or type(params).__name__
+    wanted = f'the sequences {", ".join(names)}' if names else 'named sequences'
     raise TypeError(
-      f'{who} works on the sequences {", ".join(names)}, but the parameters '
-      f'are {held}: hold them in bj.BilevelParams(upper=..., lower=...) or '
-      'bj.sequences(...).'
+      f'{who} works on {wanted}, but the parameters are {held}: hold them in '
+      'bj.BilevelParams(upper=..., lower=...) or bj.sequences(...).'
     )
 
 

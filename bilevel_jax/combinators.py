@@ -217,6 +217,7 @@ def auxiliary(
     return types.sequences(**params._asdict(), **added)
 
   def init_fn(params):
+    _sequences.require_sequences(params, (), 'auxiliary')
     # Copies: a buffer that params and state share could not be donated.
     added = {
       name: jax.tree.map(lambda x: jnp.array(x, copy=True), make(params))

@@ -18,7 +18,7 @@ from experiments import harness
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What `--set field=value` can change."""
+  """What the flags `--steps` and `--step_size` change."""
 
   steps: int = 1_000
   step_size: float = 0.1

@@ -12,8 +12,17 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import hypothesis
+import jax
+import pytest
 
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile('same_every_time')
+
+
+@pytest.fixture
+def x64():
+  """Double precision, for finite differences and closed forms."""
+  with jax.enable_x64(True):
+    yield

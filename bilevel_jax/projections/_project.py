@@ -13,11 +13,16 @@ from bilevel_jax import _sequences
 
 Projection = Callable[[Any], Any]
 
-_BALLS = (
-  optax.projections.projection_l1_ball,
-  optax.projections.projection_l2_ball,
-  optax.projections.projection_linf_ball,
-)
+# What a negative `scale` leaves without a point, of optax's sets.
+_SCALED = {
+  optax.projections.projection_l1_ball: 'a ball of radius',
+  optax.projections.projection_l1_sphere: 'a sphere of radius',
+  optax.projections.projection_l2_ball: 'a ball of radius',
+  optax.projections.projection_l2_sphere: 'a sphere of radius',
+  optax.projections.projection_linf_ball: 'a ball of radius',
+  optax.projections.projection_hypercube: 'a hypercube with sides',
+  optax.projections.projection_simplex: 'a simplex with the sum',
+}
 
 
 def _is_concrete(tree: Any) -> bool:
@@ -41,11 +46,13 @@ def _check_arguments(projection: Projection, name: str) -> None:
         f'the set of the sequence {name} has no point in it: a box with lower '
         f'{low} above upper {high}.'
       )
-  elif projection.func in _BALLS and given.get('scale', 1) < 0:
-    raise ValueError(
-      f'the set of the sequence {name} has no point in it: a ball of radius '
-      f'{given["scale"]}.'
-    )
+  elif projection.func in _SCALED:
+    scale = given.get('scale', 1)
+    if any(bool(jnp.any(leaf < 0)) for leaf in jax.tree.leaves(scale)):
+      raise ValueError(
+        f'the set of the sequence {name} has no point in it: '
+        f'{_SCALED[projection.func]} {scale}.'
+      )
 
 
 def _check_points(first: Any, again: Any, name: str) -> None:

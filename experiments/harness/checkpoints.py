@@ -264,7 +264,7 @@ def _empty(leaf: Any) -> np.ndarray:
 
 
 def _from_numpy(array: np.ndarray, like: Any) -> jax.Array:
-  # A copy: an array that aliases a numpy buffer cannot be donated.
+  # A copy, which may be donated: jax may otherwise share numpy's buffer.
   array = jnp.array(array, copy=True)
   if not _is_key(like):
     return array

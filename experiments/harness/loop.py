@@ -173,10 +173,9 @@ def train(
       carry, clock = restored.tree, _Clock(**restored.extra)
     else:
       clock = _Clock()
+      # What a compiled function returns shares no buffer with its inputs or
+      # within itself, so that the carry can be donated.
       carry = clock.compile(program.init, *inputs)(*inputs)
-      # Copied: an array that is in both the params and the state cannot be
-      # donated twice.
-      carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
       if record_start:
         start = clock.compile(program.start, carry, *inputs, donate_argnums=0)
         carry, measured = start(carry, *inputs)

@@ -117,15 +117,16 @@ class TestDamage:
       about.write_text('{"digest": ')
     else:
       about.write_text(about.read_text().replace('"digest": "', '"digest": "0'))
+    manager = harness.Checkpoints(saved)
     with pytest.warns(RuntimeWarning, match='step 20 is damaged') as caught:
-      restored = restore(saved)
+      restored = manager.restore(tree())
     assert len(caught) == 1
     assert restored.step == 10
     assert_same(restored.tree, tree(10))
     assert (saved.parent / 'damaged' / '20').is_dir()
-    manager = harness.Checkpoints(saved)
-    manager.save(20, tree(20), {})  # Its place is free again.
+    manager.save(20, tree(21), {})  # Its place is free again.
     manager.close()
+    assert_same(restore(saved).tree, tree(21))
 
   def test_none_left_starts_anew(self, saved):
     for step in ('10', '20'):

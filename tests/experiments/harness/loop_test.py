@@ -184,6 +184,15 @@ class TestResults:
     np.testing.assert_allclose(trained.params, 0.8**4, 1e-6)
     np.testing.assert_array_equal(trained.state[1], np.ones((2, 4)))
 
+  def test_params_that_are_data_can_be_donated(self, train):
+    """The data is needed again in the next chunk, and by the caller."""
+    own = jnp.ones((2, 3))
+    start = lambda context: bj.BilevelParams(context.own, context.own)
+    batch = lambda context: context.own
+    one = train(init=start, batch=batch, own=own, workdir=None)
+    other = train(init=start, batch=batch, own=own, workdir=None)
+    assert_trees_equal(one.params, other.params)
+
   def test_history_has_losses_counts_and_metrics(self, train):
     trained = train(steps=20)
     assert trained.steps.tolist() == [10, 20]
@@ -206,7 +215,7 @@ class TestResults:
     assert np.isfinite(trained.history['score']).all()
 
   def test_best_params_are_those_of_the_best_record(self, train):
-    trained = train(select='score', chunk=1, steps=30, seeds=3)
+    trained = train(select='score', chunk=1, steps=30, seeds=3, workdir=None)
     scores = trained.history['score']
     np.testing.assert_array_equal(trained.best.score, scores.max(axis=0))
     best = scores.argmax(axis=0)

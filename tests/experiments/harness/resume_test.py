@@ -1,6 +1,7 @@
 """A run killed at any moment and started again ends as if left alone."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -89,3 +90,43 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     np.testing.assert_array_equal(one[name], other[name], strict=True)
   read = lambda folder: json.loads((folder / 'results.json').read_text())
   assert read(whole)['metrics'] == read(killed)['metrics']
+
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import bilevel_jax as bj
+from experiments import harness
+
+mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+rows = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+split = jax.device_put(rows, NamedSharding(mesh, PartitionSpec('data')))
+loss = lambda params, batch: jnp.mean((batch @ params - 1) ** 2)
+solver = optax.chain(bj.gradient(loss), optax.adam(0.1))
+
+def train(data, workdir, stop_when=None):
+  return harness.train(
+    solver, lambda context: jnp.zeros(5), lambda context: context.data,
+    steps=20, chunk=5, seeds=2, data=data, workdir=workdir,
+    stop_when=stop_when).params
+
+train(split, sys.argv[1], lambda history: True)
+resumed = train(split, sys.argv[1])
+np.testing.assert_array_equal(resumed, train(split, None))
+np.testing.assert_allclose(resumed, train(rows, None), 1e-4)
+"""
+
+
+def test_data_split_over_devices(tmp_path):
+  """Equal to one device, and resumed exactly."""
+  process = subprocess.run(
+    [sys.executable, '-c', SHARDED, str(tmp_path)],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr

@@ -1,0 +1,184 @@
+"""The picture of the toy: where starts end, and what a penalty buys."""
+
+import io
+import pathlib
+
+import matplotlib.figure
+import matplotlib.lines
+import matplotlib.patches
+import numpy as np
+
+from experiments.harness import files
+from experiments.pbgd import toy_problem
+
+# Okabe and Ito's colours: one a minimum, others for the solvers.
+_BASINS = ('#D55E00', '#0072B2', '#009E73', '#56B4E9', '#E69F00')
+_SOLVERS = ('#000000', '#CC79A7', '#E69F00')
+_ASTRAY = '#000000'
+_MARKERS = 'osD^v'
+_X, _Y = toy_problem.X_RANGE, toy_problem.Y_RANGE
+_LABELS = {
+  'known_value': 'minimum known',
+  'v_pbgd': 'V-PBGD',
+  'g_pbgd': 'G-PBGD',
+}
+
+
+def draw(path, *, starts, ends, basins, minima, numbers, settings):
+  """Draws the landscape, and gap and steps over the penalty.
+
+  Args:
+    path: the PNG file.
+    starts: `BilevelParams`, with a leading axis of starts.
+    ends: likewise.
+    basins: for each end, the index of its minimum, or -1.
+    minima: places x of the local minima on y = -x, the global one first.
+    numbers: by solver, the metrics of the run.
+    settings: of the run.
+
+  Returns:
+    The path.
+  """
+  figure = matplotlib.figure.Figure(figsize=(10.5, 6.0), layout='constrained')
+  grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
+  plane = figure.add_subplot(grid[:, 0])
+  _landscape(figure, plane, starts, ends, basins, minima, settings)
+  gap = figure.add_subplot(grid[0, 1])
+  steps = figure.add_subplot(grid[1, 1], sharex=gap)
+  _sweep(gap, 'gap', numbers, settings)
+  _sweep(steps, 'steps', numbers, settings)
+  gap.set(ylabel='mean gap of the lower loss', title='What a penalty buys')
+  gap.tick_params(labelbottom=False)
+  steps.set(
+    xlabel=r'penalty $\gamma$', ylabel='mean steps', title='What it costs'
+  )
+  image = io.BytesIO()
+  figure.savefig(image, format='png', dpi=150)
+  path = pathlib.Path(path)
+  files.write_bytes(path, image.getvalue())
+  return path
+
+
+def _landscape(figure, axes, starts, ends, basins, minima, settings):
+  x, y = np.meshgrid(np.linspace(*_X, 301), np.linspace(*_Y, 601))
+  height = np.asarray(toy_problem.upper_loss(x, y))
+  # A scale that ends past the highest point stays lighter than the dots.
+  filled = axes.contourf(
+    x, y, height, 24, cmap='Greys', vmin=height.min(), vmax=2 * height.max()
+  )
+  figure.colorbar(filled, ax=axes, label='upper loss $f$', shrink=0.8, pad=0.02)
+  axes.plot(_X, [-_X[0], -_X[1]], color='black', linewidth=1.2)
+  axes.axvspan(
+    3.0, _X[1], facecolor='none', hatch='///', edgecolor='0.5', linewidth=0
+  )
+  for i in range(-1, len(minima)):
+    mine = basins == i
+    colour = _ASTRAY if i < 0 else _BASINS[i % len(_BASINS)]
+    dots = {'color': colour, 'linewidths': 0}
+    axes.scatter(starts.upper[mine], starts.lower[mine], s=9, alpha=0.5, **dots)
+    axes.scatter(
+      ends.upper[mine],
+      ends.lower[mine],
+      s=90,
+      color=colour,
+      edgecolors='white',
+      linewidths=0.8,
+      zorder=3,
+    )
+  axes.scatter(
+    minima,
+    -minima,
+    marker='+',
+    s=50,
+    color='white',
+    linewidths=1.4,
+    zorder=4,
+  )
+  for i, place in enumerate(minima):
+    share = np.mean(basins == i)
+    text = f'$x$ = {place:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
+    left = place > sum(_X) / 2  # Where the text to the right would leave.
+    axes.annotate(
+      text,
+      (place, -place),
+      xytext=(-8, -18) if left else (8, 10),
+      ha='right' if left else 'left',
+      textcoords='offset points',
+      fontsize=9,
+      zorder=5,
+      bbox={'facecolor': 'white', 'alpha': 0.85, 'lw': 0, 'pad': 1.5},
+    )
+  line = matplotlib.lines.Line2D
+  dot = lambda size, alpha, label: line(
+    [], [], ls='', marker='o', ms=size, color='0.3', alpha=alpha, label=label
+  )
+  axes.legend(
+    handles=[
+      dot(3, 0.6, 'start'),
+      dot(9, 1.0, 'end'),
+      line(
+        [],
+        [],
+        ls='',
+        marker='+',
+        ms=8,
+        mew=1.4,
+        color='0.3',
+        label='minimum of $f(x, -x)$',
+      ),
+      line([], [], color='black', lw=1.2, label='lower minimisers, $y = -x$'),
+      matplotlib.patches.Patch(
+        facecolor='white', hatch='////', edgecolor='0.5', label='outside of C'
+      ),
+    ],
+    loc='upper center',
+    bbox_to_anchor=(0.5, -0.1),
+    ncols=3,
+    fontsize=9,
+    frameon=False,
+  )
+  count, penalty = len(ends.upper), settings.headline_penalty
+  axes.set(
+    xlim=_X,
+    ylim=_Y,
+    xlabel='$x$',
+    ylabel='$y$',
+    title=rf'{count:,} starts at $\gamma$ = {penalty:g}, by where they end',
+  )
+
+
+def _sweep(axes, what, numbers, settings):
+  penalties = np.array(settings.penalties)
+  for i, (solver, metrics) in enumerate(numbers.items()):
+    values = np.array([metrics[f'{what}_{p:g}'] for p in penalties])
+    power = metrics[f'{what}_exponent']
+    used = penalties >= settings.fit_from
+    # The fitted line has this slope through the mean of the logarithms.
+    middle = (
+      np.log(values[used]).mean() - power * np.log(penalties[used]).mean()
+    )
+    colour = _SOLVERS[i % len(_SOLVERS)]
+    label = f'{_LABELS.get(solver, solver)}: $\\gamma^{{{power:.2f}}}$'
+    axes.plot(
+      penalties,
+      np.exp(middle) * penalties**power,
+      color=colour,
+      linewidth=1.2,
+      alpha=0.7,
+    )
+    axes.plot(
+      penalties,
+      values,
+      _MARKERS[i],
+      color=colour,
+      markersize=6,
+      fillstyle='full' if i == 0 else 'none',
+      label=label,
+    )
+  axes.set(xscale='log', yscale='log')
+  axes.set_xticks(penalties, [f'{p:g}' for p in penalties])
+  axes.minorticks_off()
+  axes.grid(True, which='major', alpha=0.3)
+  axes.margins(y=0.3)  # Room for the legend.
+  corner = 'upper left' if what == 'steps' else 'best'
+  axes.legend(fontsize=9, frameon=False, loc=corner)

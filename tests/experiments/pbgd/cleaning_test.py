@@ -1,0 +1,155 @@
+"""The parts of hyper-cleaning: digits, noise, models, losses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from experiments.pbgd import cleaning
+
+SIZES = {'train': 2_000, 'validation': 1_000, 'selection': 500, 'test': 1_500}
+
+
+class TestParts:
+  def test_parts_are_disjoint_and_use_every_packaged_digit(self):
+    parts, source = cleaning.load_parts(None, SIZES)
+    assert {name: len(p.labels) for name, p in parts.items()} == SIZES
+    assert 'packaged' in source
+    rows = np.concatenate([np.asarray(p.images) for p in parts.values()])
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert rows.min() == 0 and rows.max() == 1
+
+  def test_classes_are_mixed(self):
+    parts, _ = cleaning.load_parts(None, SIZES)
+    for part in parts.values():
+      assert np.bincount(part.labels, minlength=10).min() > 20
+
+  def test_too_many_digits_says_how_many_there_are(self):
+    with pytest.raises(ValueError, match='5,001 images, but there are only'):
+      cleaning.load_parts(None, {'train': 5_000, 'test': 1})
+
+
+class TestPollute:
+  labels = jnp.arange(10_000) % 10
+
+  def test_redraw_leaves_a_tenth_right(self):
+    labels, dirty = cleaning.pollute(
+      jax.random.key(0), self.labels, fraction=0.5
+    )
+    assert int(dirty.sum()) == 5_000
+    wrong = np.asarray(labels != self.labels)
+    assert not wrong[~np.asarray(dirty)].any()
+    # 4,500 expected, standard deviation 21.
+    assert 4_400 < wrong.sum() < 4_600
+
+  def test_exclude_leaves_none_right(self):
+    labels, dirty = cleaning.pollute(
+      jax.random.key(0), self.labels, fraction=0.5, rule='exclude'
+    )
+    np.testing.assert_array_equal(labels != self.labels, dirty)
+    assert set(np.unique(labels)) == set(range(10))
+
+  def test_rate_thins_the_exposed(self):
+    _, dirty = cleaning.pollute(
+      jax.random.key(0), self.labels, fraction=0.8, rate=0.25
+    )
+    # 2,000 expected, standard deviation 39.
+    assert 1_850 < int(dirty.sum()) < 2_150
+
+  def test_key_decides(self):
+    one = cleaning.pollute(jax.random.key(0), self.labels, fraction=0.5)
+    two = cleaning.pollute(jax.random.key(0), self.labels, fraction=0.5)
+    other = cleaning.pollute(jax.random.key(1), self.labels, fraction=0.5)
+    np.testing.assert_array_equal(one[0], two[0])
+    assert (one[0] != other[0]).any()
+
+
+@pytest.mark.parametrize(
+  ('model', 'weights'), [('linear', 7850), ('mlp', 238510)]
+)
+def test_models_have_the_published_sizes(model, weights):
+  classifier = cleaning.make_classifier(model)
+  params = classifier.init(jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(params)) == weights
+  assert classifier.logits(params, jnp.zeros((3, 784))).shape == (3, 10)
+
+
+def test_linear_model_is_affine():
+  classifier = cleaning.make_classifier('linear')
+  params = classifier.init(jax.random.key(0))
+  images = jax.random.uniform(jax.random.key(1), (4, 784))
+  kernel, bias = params['out']['kernel'], params['out']['bias']
+  np.testing.assert_allclose(
+    classifier.logits(params, images), images @ kernel + bias, rtol=1e-5
+  )
+  assert jnp.abs(kernel).max() <= 1 / 28
+
+
+def test_unknown_model_names_the_known():
+  with pytest.raises(ValueError, match='linear, mlp'):
+    cleaning.make_classifier('resnet')
+
+
+def test_f1_by_hand():
+  keep = jnp.array([True, True, True, False])
+  dirty = jnp.array([True, False, False, False])
+  # Two of three kept are clean, two of three clean are kept.
+  np.testing.assert_allclose(cleaning.f1_score(keep, dirty), 2 / 3, rtol=1e-6)
+  assert cleaning.f1_score(jnp.zeros(4, bool), dirty) == 0
+
+
+class TestProblem:
+  def batch(self):
+    images = jax.random.uniform(jax.random.key(0), (6, 784))
+    labels = jnp.array([0, 1, 2, 3, 4, 5])
+    return cleaning.CleaningBatch(
+      images[:4], labels[:4], cleaning.Part(images[4:], labels[4:])
+    )
+
+  def test_losses_by_hand(self):
+    classifier = cleaning.make_classifier('linear')
+    problem = cleaning.cleaning_problem(classifier)
+    params = classifier.init(jax.random.key(2))
+    logits = jnp.array([-1.0, 0.0, 1.0, 2.0])
+    batch = self.batch()
+
+    def losses(images, labels):
+      scores = jax.nn.log_softmax(classifier.logits(params, images))
+      return -scores[jnp.arange(len(labels)), labels]
+
+    weights = 1 / (1 + jnp.exp(-logits))
+    np.testing.assert_allclose(
+      problem.lower(logits, params, batch),
+      jnp.mean(weights * losses(batch.train_images, batch.train_labels)),
+      rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+      problem.upper(logits, params, batch),
+      jnp.mean(losses(*batch.validation)),
+      rtol=1e-5,
+    )
+
+  @pytest.mark.parametrize('method', ['v_pbgd', 'g_pbgd'])
+  def test_published_penalty_ramps(self, method):
+    classifier = cleaning.make_classifier('linear')
+    solver = cleaning.make_solver(method, 'linear', classifier, steps=40)
+    params = bj.BilevelParams(jnp.zeros(4), classifier.init(jax.random.key(0)))
+    updates, _ = solver.update(self.batch(), solver.init(params), params)
+    # The penalty is 0 in the first step: no logit moves.
+    assert not updates.upper.any()
+
+  def test_plain_loss_is_a_weighted_mean(self):
+    classifier = cleaning.make_classifier('linear')
+    params = classifier.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (4, 784))
+    labels = jnp.array([0, 1, 2, 3])
+    loss = cleaning.weighted_loss(classifier)
+    some = loss(
+      params,
+      cleaning.WeightedBatch(images, labels, jnp.array([1.0, 0.0, 1.0, 0.0])),
+    )
+    part = loss(
+      params, cleaning.WeightedBatch(images[::2], labels[::2], jnp.ones(2))
+    )
+    np.testing.assert_allclose(some, part, rtol=1e-6)

