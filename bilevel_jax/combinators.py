@@ -7,6 +7,7 @@ the parameters, so that what they make is again a gradient transformation.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -145,6 +146,107 @@ def repeat(
     return optax.tree.sub(end, params), state
 
   return optax.GradientTransformationExtraArgs(part.init, update_fn)
+
+
+class RepeatDrawnState(NamedTuple):
+  """State of `repeat_drawn`.
+
+  Attributes:
+    key: of the next draw.
+    inner: the state of the solver.
+  """
+
+  key: chex.PRNGKey
+  inner: Any
+
+
+def repeat_drawn(
+  solver: optax.GradientTransformation,
+  steps: int,
+  weights: Callable[[Any], Any],
+  *,
+  key: chex.PRNGKey,
+  batch_at: Callable[[Any, Any], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""An inner loop that ends at a point drawn from its trajectory.
+
+  .. math::
+    \text{updates} = z^{(\tau + 1)} - z^{(0)}, \qquad
+    P(\tau = t) \propto w_t, \quad t = 0, \dots, T - 1
+
+  All steps are taken, whatever is drawn, so that time and counts do not depend
+  on chance.
+
+  Args:
+    solver: a transformation that takes a batch and moves all of its sequences.
+    steps: how many steps :math:`T`, at least 1.
+    weights: the weight :math:`w_t > 0` of the point after step t, from an int32
+      array of all t to an array of the same shape.
+    key: of the draws; it is kept in state and split at every update.
+    batch_at: the batch of step t, from (batch, t), as in `repeat`.
+
+  Returns:
+    A transformation to the displacement to the drawn point. The state of the
+    solver is the one after all steps.
+
+  Raises:
+    ValueError: if `steps` is below 1.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> half = optax.chain(
+    ...   bj.gradient(lambda z, batch: z**2 / 2), optax.sgd(0.5)
+    ... )
+    >>> solver = bj.repeat_drawn(
+    ...   half, 3, lambda t: (t == 1).astype(float), key=jax.random.key(0)
+    ... )
+    >>> params = jnp.float32(8.0)
+    >>> updates, _ = solver.update(None, solver.init(params), params)
+    >>> print(params + updates)
+    2.0
+  """
+  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    raise ValueError(
+      f'repeat_drawn takes a whole number of steps >= 1, got {steps}.'
+    )
+  part = optax.with_extra_args_support(solver)
+  pick = batch_at or (lambda batch, t: batch)
+
+  def init_fn(params):
+    # A copy: the caller's key could not be donated with the state.
+    return RepeatDrawnState(jnp.copy(key), part.init(params))
+
+  def update_fn(batch, state, params=None, **extra_args):
+    times = jnp.arange(steps, dtype=jnp.int32)
+    following, now = jax.random.split(state.key)
+    drawn = jax.random.categorical(now, jnp.log(weights(times)))
+    untouched: list[bool] = []
+
+    def body(carry, t):
+      here, kept, part_state = carry
+      updates, part_state = part.update(
+        pick(batch, t), part_state, here, **extra_args
+      )
+      if _sequences.is_sequences(params):
+        untouched[:] = [u is None for u in updates]
+      here = _sequences.apply_updates(here, updates)
+      kept = jax.tree.map(
+        lambda new, old: jnp.where(t == drawn, new, old), here, kept
+      )
+      return (here, kept, part_state), None
+
+    start = (params, params, state.inner)
+    (_, kept, inner), _ = jax.lax.scan(body, start, times)
+    state = RepeatDrawnState(following, inner)
+    if not _sequences.is_sequences(params):
+      return optax.tree.sub(kept, params), state
+    moved = (
+      None if still else optax.tree.sub(z, z0)
+      for still, z, z0 in zip(untouched, kept, params, strict=True)
+    )
+    return type(params)(*moved), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class AuxiliaryState(NamedTuple):

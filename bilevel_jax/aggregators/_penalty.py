@@ -12,14 +12,54 @@ import optax
 from bilevel_jax import _sequences, types
 
 
-def _check_weight(value: Any, where: str) -> None:
+def _check_weight(value: Any, where: str, what: str) -> None:
   if isinstance(value, jax.core.Tracer):
     return
   # By numpy, so that it also works while a function is traced.
   if np.ndim(value) or not np.asarray(value) >= 0:
-    raise ValueError(
-      f'the penalty is a weight >= 0, a scalar; got {value}{where}.'
+    raise ValueError(f'{what} is a weight >= 0, a scalar; got {value}{where}.')
+
+
+def checked_schedule(
+  weight: types.ScalarOrSchedule, what: str = 'the penalty'
+) -> Callable[[chex.Numeric], chex.Numeric]:
+  """A weight as a schedule, checked where it can be.
+
+  Args:
+    weight: a constant or a schedule from the count, never negative.
+    what: what the error calls it.
+
+  Returns:
+    A schedule.
+
+  Raises:
+    ValueError: if the weight, or the schedule at a power of ten up to a million
+      or at zero, is negative or no scalar.
+  """
+  if not callable(weight):
+    _check_weight(weight, '', what)
+    return lambda count: weight
+  # What a schedule gives inside a compiled step cannot raise: sample it now.
+  for step in (0, *(10**k for k in range(7))):
+    _check_weight(weight(step), f' from the schedule at step {step}', what)
+  return weight
+
+
+def require_two_rows(jacobian: Any, who: str) -> None:
+  """Raises unless this is a `Jacobian` of an objective and a penalty."""
+  if not isinstance(jacobian, types.Jacobian):
+    raise TypeError(
+      f'{who} weighs the rows of a Jacobian, got {type(jacobian).__name__}: '
+      'put an oracle that gives rows before it in the chain, '
+      'value_gap(problem) or gradient_norm(problem) without a penalty for '
+      'instance.'
     )
+  for leaf in jax.tree.leaves(jacobian.rows):
+    if leaf.shape[0] != 2:
+      raise ValueError(
+        f'{who} weighs two rows, an objective and a penalty; the Jacobian has '
+        f'{leaf.shape[0]}.'
+      )
 
 
 def penalty_weights(
@@ -38,14 +78,7 @@ def penalty_weights(
     ValueError: if the penalty, or the schedule at a power of ten up to a
       million or at zero, is negative or no scalar.
   """
-  if callable(penalty):
-    schedule = penalty
-    # What a schedule gives inside a compiled step cannot raise: sample it now.
-    for step in (0, *(10**k for k in range(7))):
-      _check_weight(schedule(step), f' from the schedule at step {step}')
-  else:
-    _check_weight(penalty, '')
-    schedule = lambda count: penalty
+  schedule = checked_schedule(penalty)
 
   def weights(count, dtype):
     gamma = jnp.asarray(schedule(count), dtype)
@@ -112,20 +145,9 @@ def scale_by_penalty(
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    if not isinstance(jacobian, types.Jacobian):
-      raise TypeError(
-        'scale_by_penalty weighs the rows of a Jacobian, got '
-        f'{type(jacobian).__name__}: put an oracle that gives rows before it '
-        'in the chain, value_gap(problem) or gradient_norm(problem) without '
-        'a penalty for instance.'
-      )
+    require_two_rows(jacobian, 'scale_by_penalty')
 
     def weigh(rows):
-      if rows.shape[0] != 2:
-        raise ValueError(
-          'scale_by_penalty weighs two rows, an objective and a penalty; the '
-          f'Jacobian has {rows.shape[0]}.'
-        )
       objective, penalised = weights(state.count, _sequences.dtype_of(rows))
       # Written out: XLA then never builds the stacked rows.
       total = objective * rows[0] + penalised * rows[1]

@@ -104,10 +104,16 @@ def accumulate(
       jnp.zeros(shape.shape, shape.dtype), _sequences.varying_axes(shape)
     )
     before = _oracle.measured(state)
+    # A schedule inside the oracle sees one update, not one a part.
+    updates = _oracle.nodes(state, _oracle.UpdateCount)
+    hold = lambda part_state, counts: _oracle.replace_nodes(
+      part_state, _oracle.UpdateCount, counts
+    )
 
     def body(carry, part):
       total, part_state = carry
       gradients, part_state = evaluate(part, part_state)
+      part_state = hold(part_state, updates)
       total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
       measured = _oracle.measured(part_state)
       # Out of the carry: in a shard_map they are of another type than before.
@@ -115,6 +121,10 @@ def accumulate(
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), measured = jax.lax.scan(body, start, batches)
+    state = hold(
+      state,
+      [_oracle.UpdateCount(optax.safe_increment(n.count)) for n in updates],
+    )
     means = jax.tree.map(lambda v: v.mean(axis=0), measured)
     return total, _oracle.replace_measured(state, means)
 

@@ -30,6 +30,19 @@ class OracleState(NamedTuple):
   inner: Any = ()
 
 
+class UpdateCount(NamedTuple):
+  """How many updates an oracle has given, for what it schedules itself.
+
+  A wrapper that evaluates an oracle several times for one update, such as
+  `accumulate`, lets each evaluation see the same count.
+
+  Attributes:
+    count: an int32 scalar.
+  """
+
+  count: chex.Array
+
+
 def scalar_loss(
   loss: Callable[..., Any], name: str
 ) -> Callable[..., chex.Array]:
@@ -74,7 +87,7 @@ def oracle(
   names: Sequence[str],
   init: Callable[[Any], Any] = lambda params: (),
   *,
-  counts: Mapping[str, int] | None = None,
+  counts: Mapping[str, int] | Callable[[Any], Mapping[str, int]] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Makes an oracle from a function that evaluates losses and gradients.
 
@@ -86,7 +99,8 @@ def oracle(
     names: a name for each value.
     init: makes the first `inner` from the parameters.
     counts: what one evaluation costs, for example
-      `{'gradients/lower': 1, 'hessian_vector_products/lower': 1}`.
+      `{'gradients/lower': 1, 'hessian_vector_products/lower': 1}`; or a
+      function of the parameters to that, where it depends on their size.
 
   Returns:
     A transformation whose `update(batch, state, params)` gives gradients and
@@ -107,14 +121,14 @@ def oracle(
     [-0. -1.] 2.0
   """
   names = tuple(names)
-  cost = dict(counts or {})
+  cost = counts if callable(counts) else lambda params: counts or {}
 
   def init_fn(params):
     dtype = _sequences.dtype_of(params)
     return OracleState(
       # One buffer each: a shared one could not be donated.
       values={name: jnp.zeros([], dtype) for name in names},
-      counts={name: jnp.zeros([], jnp.int32) for name in cost},
+      counts={name: jnp.zeros([], jnp.int32) for name in cost(params)},
       inner=init(params),
     )
 
@@ -135,7 +149,7 @@ def oracle(
       name: jnp.asarray(value, state.values[name].dtype)
       for name, value in zip(names, values, strict=True)
     }
-    spent = _sequences.add_counts(state.counts, cost)
+    spent = _sequences.add_counts(state.counts, cost(params))
     return gradients, OracleState(measured, spent, inner)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -144,6 +158,21 @@ def oracle(
 def is_oracle_state(node: Any) -> bool:
   """Whether a node of a solver's state is an oracle's."""
   return isinstance(node, OracleState)
+
+
+def nodes(state: Any, kind: type) -> list[Any]:
+  """The nodes of a type in a solver's state, in order."""
+  is_kind = lambda node: isinstance(node, kind)
+  return [n for n in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(n)]
+
+
+def replace_nodes(state: Any, kind: type, new: list[Any]) -> Any:
+  """A solver's state with other nodes of a type, in order."""
+  is_kind = lambda node: isinstance(node, kind)
+  left = iter(new)
+  return jax.tree.map(
+    lambda node: next(left) if is_kind(node) else node, state, is_leaf=is_kind
+  )
 
 
 def measured(state: Any) -> list[dict[str, chex.Array]]:

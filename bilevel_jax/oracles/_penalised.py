@@ -66,7 +66,8 @@ def penalised(
 
   def fused(params, batch, count):
     _sequences.require_sequences(params, sequences, who)
-    upper_weight, height_weight = weights(count, _sequences.dtype_of(params))
+    dtype = _sequences.dtype_of(params)
+    upper_weight, height_weight = weights(count.count, dtype)
 
     def loss(x, y):
       above = upper(x, y, batch)
@@ -78,7 +79,8 @@ def penalised(
       params.upper, params.lower
     )
     gradients = _sequences.only(params, upper=slopes[0], lower=slopes[1])
-    return values, gradients, optax.safe_increment(count)
+    count = _oracle.UpdateCount(optax.safe_increment(count.count))
+    return values, gradients, count
 
-  zero = lambda params: jnp.zeros([], jnp.int32)
+  zero = lambda params: _oracle.UpdateCount(jnp.zeros([], jnp.int32))
   return _oracle.oracle(fused, names, zero, counts=counts)

@@ -8,6 +8,20 @@ Which one when:
   cheap. No added sequence; its penalty is stiff where the curvature varies.
 """
 
+from bilevel_jax.solvers._bome import bome
+from bilevel_jax.solvers._f2sa import f2sa
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
+from bilevel_jax.solvers._pbsgd import v_pbsgd
+from bilevel_jax.solvers._prox_linear import prox_linear_pbgd
+from bilevel_jax.solvers._rhg import rhg, t_rhg
 
-__all__ = ['g_pbgd', 'v_pbgd']
+__all__ = [
+  'bome',
+  'f2sa',
+  'g_pbgd',
+  'prox_linear_pbgd',
+  'rhg',
+  't_rhg',
+  'v_pbgd',
+  'v_pbsgd',
+]

@@ -13,7 +13,8 @@ Wrapper = Callable[
 ]
 
 
-def _same(oracle: optax.GradientTransformationExtraArgs):
+def same(oracle: optax.GradientTransformationExtraArgs):
+  """Wraps an oracle in nothing."""
   return oracle
 
 
@@ -23,6 +24,50 @@ def _penalised_descent(oracle, wrap, penalty, rescale, fused, *links):
     return optax.chain(wrap(oracle(penalty=penalty, rescale=rescale)), *links)
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
   return optax.chain(wrap(oracle()), weigh, *links)
+
+
+def follow_value(
+  problem: types.BilevelProblem,
+  value: optax.GradientTransformation,
+  lower_set: projections.Projection | None = None,
+  wrap: Wrapper = same,
+) -> optax.GradientTransformationExtraArgs:
+  """One step of the value sequence towards the lower loss's minimiser."""
+  return optax.chain(
+    wrap(
+      oracles.gradient(
+        lambda params, batch: problem.lower(params.upper, params.value, batch),
+        name='value',
+        of='value',
+        counts_as='lower',
+      )
+    ),
+    combinators.per_sequence(value=value),
+    projections.project(value=lower_set),
+  )
+
+
+def descend_gap(
+  problem: types.BilevelProblem,
+  penalty: types.ScalarOrSchedule,
+  upper: optax.GradientTransformation,
+  lower: optax.GradientTransformation,
+  upper_set: projections.Projection | None,
+  lower_set: projections.Projection | None,
+  rescale: bool,
+  fused: bool,
+  wrap: Wrapper,
+) -> optax.GradientTransformationExtraArgs:
+  """One step of both variables on the upper loss plus the value gap."""
+  return _penalised_descent(
+    lambda **kwargs: oracles.value_gap(problem, **kwargs),
+    wrap,
+    penalty,
+    rescale,
+    fused,
+    combinators.per_sequence(upper=upper, lower=lower),
+    projections.project(upper=upper_set, lower=lower_set),
+  )
 
 
 def v_pbgd(
@@ -39,7 +84,7 @@ def v_pbgd(
   start: str = 'persistent',
   rescale: bool = True,
   fused: bool = True,
-  wrap: Wrapper = _same,
+  wrap: Wrapper = same,
 ) -> optax.GradientTransformationExtraArgs:
   r"""V-PBGD: descends the upper loss plus a multiple of the lower value gap.
 
@@ -111,26 +156,11 @@ def v_pbgd(
   """
   if start not in ('persistent', 'lower'):
     raise ValueError(f"start is 'persistent' or 'lower', got {start!r}.")
-  follow = optax.chain(
-    wrap(
-      oracles.gradient(
-        lambda params, batch: problem.lower(params.upper, params.value, batch),
-        name='value',
-        of='value',
-        counts_as='lower',
-      )
-    ),
-    combinators.per_sequence(value=lower if value is None else value),
-    projections.project(value=lower_set),
+  follow = follow_value(
+    problem, lower if value is None else value, lower_set, wrap
   )
-  descend = _penalised_descent(
-    lambda **kwargs: oracles.value_gap(problem, **kwargs),
-    wrap,
-    penalty,
-    rescale,
-    fused,
-    combinators.per_sequence(upper=upper, lower=lower),
-    projections.project(upper=upper_set, lower=lower_set),
+  descend = descend_gap(
+    problem, penalty, upper, lower, upper_set, lower_set, rescale, fused, wrap
   )
   # The value sequence moves first: the gap is taken at its new value.
   return combinators.auxiliary(
@@ -152,7 +182,7 @@ def g_pbgd(
   lower_set: projections.Projection | None = None,
   rescale: bool = True,
   fused: bool = True,
-  wrap: Wrapper = _same,
+  wrap: Wrapper = same,
 ) -> optax.GradientTransformationExtraArgs:
   r"""G-PBGD: descends the upper loss plus a multiple of the lower slope.
 

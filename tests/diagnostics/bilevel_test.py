@@ -35,6 +35,8 @@ def convex_lower(x, y, batch):
 
 
 CONVEX = bj.BilevelProblem(problems.rough_upper, convex_lower)
+# Compiled once for all tests of it.
+SOLVE = jax.jit(functools.partial(bj.lower_minimiser, CONVEX, steps=60))
 
 
 def quadratic_params():
@@ -49,8 +51,7 @@ def test_lower_minimiser_of_a_quadratic(x64):
 
 def test_lower_minimiser_of_a_tree_is_stationary(x64):
   params, batch = problems.rough_params(), problems.rough_batch()
-  solve = jax.jit(functools.partial(bj.lower_minimiser, CONVEX, steps=60))
-  y = solve(params, batch)
+  y = SOLVE(params, batch)
   slope = jax.grad(convex_lower, 1)(params.upper, y, batch)
   assert optax.tree.norm(slope) < 1e-7
   chex.assert_trees_all_equal_shapes_and_dtypes(y, params.lower)
@@ -79,7 +80,7 @@ def test_penalty_gap_in_closed_form(x64):
 def test_penalty_gap_is_the_difference_of_the_lower_losses(x64):
   params, batch = problems.rough_params(), problems.rough_batch()
   gap = bj.penalty_gap(CONVEX, params, batch, steps=60)
-  y = bj.lower_minimiser(CONVEX, params, batch, steps=60)
+  y = SOLVE(params, batch)
   least = convex_lower(params.upper, y, batch)
   here = convex_lower(*params, batch)
   np.testing.assert_allclose(gap, here - least, rtol=1e-12)
@@ -96,9 +97,7 @@ def test_hypergradient_in_closed_form(x64):
 
 def test_hypergradient_by_differences_of_the_value_function(x64):
   params, batch = problems.rough_params(), problems.rough_batch()
-  solve = lambda x: bj.lower_minimiser(
-    CONVEX, params._replace(upper=x), batch, steps=60
-  )
+  solve = lambda x: SOLVE(params._replace(upper=x), batch)
   outer = lambda x: problems.rough_upper(x, solve(x), batch)
   expected = problems.by_differences(outer, params.upper, 1e-4)
   at = params._replace(lower=solve(params.upper))

@@ -330,7 +330,7 @@ def test_a_loss_that_is_no_scalar_names_the_level(name, level):
   with pytest.raises(
     TypeError, match=rf'the {name} loss returned .*\(3, 4, 3\).*jnp.mean'
   ):
-    solver.update(batch, solver.init(params), params)
+    jax.eval_shape(solver.update, batch, solver.init(params), params)
 
 
 @pytest.mark.parametrize('name', SOLVERS)

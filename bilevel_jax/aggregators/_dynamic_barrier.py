@@ -1,0 +1,110 @@
+"""The dynamic barrier: as much of the penalty as lets it fall."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, types
+from bilevel_jax.aggregators import _penalty
+
+
+class DynamicBarrierState(NamedTuple):
+  """State of `dynamic_barrier`.
+
+  Attributes:
+    count: updates so far, an int32 scalar.
+    multiplier: the weight of the penalty in the last update, a scalar; zero
+      where the penalty had no slope.
+  """
+
+  count: chex.Array
+  multiplier: chex.Array
+
+
+def dynamic_barrier(
+  eta: types.ScalarOrSchedule = 0.5,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Adds as little of a penalty as makes it fall at a given rate.
+
+  .. math::
+    d = \nabla f + \lambda \nabla q, \qquad
+    \lambda = \max \left( \frac{\phi - \langle \nabla f, \nabla q \rangle}
+      {\| \nabla q \|^2}, 0 \right), \qquad \phi = \eta \| \nabla q \|^2
+
+  The result is the direction nearest to :math:`\nabla f` with
+  :math:`\langle d, \nabla q \rangle \ge \phi`: no penalty weight to choose. It
+  is computed by the unit vector along :math:`\nabla q`, so that it stays
+  finite, with norm at most :math:`\| \nabla f \| + \eta \| \nabla q \|`, as the
+  slope of the penalty vanishes; where that is zero, :math:`d = \nabla f`. But
+  it is not continuous there: with a constant step size the penalty may stay at
+  a level of the order of the step squared, so let the step size decay.
+
+  Args:
+    eta: rate :math:`\eta \ge 0` of the penalty's decrease, dimensionless; a
+      constant, or a schedule from the number of updates so far.
+
+  Returns:
+    A transformation from a `Jacobian` with two rows (objective, penalty) to
+    gradients of the parameters' structure. The inner products run over all
+    sequences.
+
+  Raises:
+    ValueError: if eta is negative, or if a `Jacobian` has not two rows.
+    TypeError: if the incoming gradients are not a `Jacobian`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link = bj.dynamic_barrier(0.5)
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 1.0], [-2.0, 0.0]]))
+    >>> updates, state = link.update(jacobian, link.init(params), params)
+    >>> print(updates, state.multiplier)  # (2 + 2) / 4
+    [-1.  1.] 1.0
+
+  References:
+    Liu, Ye, Wright, Stone and Liu, `BOME! Bilevel Optimization Made Easy: A
+    Simple First-Order Approach <https://arxiv.org/abs/2209.08709>`_, 2022.
+
+    Gong, Liu and Liu, Automatic and Harmless Regularization with Constrained
+    and Lexicographic Optimization: A Dynamic Barrier Approach, NeurIPS 2021.
+  """
+  rate = _penalty.checked_schedule(eta, 'eta')
+
+  def init_fn(params):
+    zero = jnp.zeros([], _sequences.dtype_of(params))
+    return DynamicBarrierState(jnp.zeros([], jnp.int32), zero)
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _penalty.require_two_rows(jacobian, 'dynamic_barrier')
+    leaves, structure = jax.tree.flatten(jacobian.rows)
+    dtype = state.multiplier.dtype
+    wide = [leaf.astype(dtype) for leaf in leaves]
+    objective = [leaf[0] for leaf in wide]
+    penalty = [leaf[1] for leaf in wide]
+    # By the largest entry first: squares of small slopes would vanish.
+    largest = jnp.max(
+      jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in penalty])
+    )
+    safe = lambda size: jnp.where(size > 0, size, 1)
+    scaled = [leaf / safe(largest) for leaf in penalty]
+    norm: Any = optax.tree.norm(scaled)
+    unit = [leaf / safe(norm) for leaf in scaled]
+    eta_now = jnp.asarray(rate(state.count), dtype)
+    size = largest * norm
+    along = jnp.maximum(eta_now * size - optax.tree.vdot(objective, unit), 0)
+    total = [
+      (one + along * two).astype(leaf.dtype)
+      for one, two, leaf in zip(objective, unit, leaves, strict=True)
+    ]
+    gradients = jax.tree.unflatten(structure, total)
+    if jacobian.rest:
+      gradients = gradients._replace(**jacobian.rest)
+    multiplier = jnp.where(size > 0, along / safe(size), 0)
+    count = optax.safe_increment(state.count)
+    return gradients, DynamicBarrierState(count, multiplier)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,198 @@
+"""The prox-linear step of an upper loss and a non-smooth penalty."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, projections, types
+from bilevel_jax.aggregators import _penalty
+from bilevel_jax.oracles import _oracle
+
+
+class ProxLinearState(NamedTuple):
+  """What `prox_linear` keeps from one update to the next.
+
+  Attributes:
+    updates: how many updates, for schedules.
+    dual: the multiplier of the linearised lower slope, structured like the
+      lower variable; a warm start.
+    rate: the step size of the dual iteration, a scalar.
+  """
+
+  updates: _oracle.UpdateCount
+  dual: Any
+  rate: chex.Array
+
+
+def _axpy(scale, one, two):
+  return jax.tree.map(lambda a, b: b + scale.astype(b.dtype) * a, one, two)
+
+
+def prox_linear(
+  problem: types.BilevelProblem,
+  *,
+  penalty: types.ScalarOrSchedule,
+  step: types.ScalarOrSchedule,
+  iterations: int = 10,
+  upper_set: projections.Projection | None = None,
+  lower_set: projections.Projection | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""The step on an upper loss plus a multiple of the norm of the lower slope.
+
+  With :math:`z = (x, y)`, :math:`s = \nabla_y g(z)` and its derivative
+  :math:`J = \nabla s(z)`, it solves
+
+  .. math::
+    \min_{z + d \in C \times U} \; \langle \nabla f(z), d \rangle
+      + \gamma \| s + J d \| + \frac{1}{2 \alpha} \| d \|^2
+
+  by its dual in :math:`\| u \| \le \gamma`,
+
+  .. math::
+    d(u) = \Pi_{C \times U} [ z - \alpha (\nabla f + J^\top u) ] - z, \qquad
+    \nabla_u = s + J d(u),
+
+  with projected gradient steps of spectral length and a line search that is
+  exact without sets, each one product with J and one with its transpose. The
+  dual goes on from the one of the last update.
+
+  Args:
+    problem: the upper and the lower loss.
+    penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
+      updates so far. From the norm of the multiplier of the constraint
+      :math:`\nabla_y g = 0` on, a finite one is exact.
+    step: :math:`\alpha_k > 0`, likewise.
+    iterations: dual iterations in one update, at least 1.
+    upper_set: projection on the set of the upper variable.
+    lower_set: projection on the set of the lower variable.
+
+  Returns:
+    An oracle for the sequences `upper` and `lower`, to
+    :math:`-d / \alpha`: behind it, `optax.sgd` with the same step takes the
+    step d. It measures `upper`, `lower`, `penalty`, which is
+    :math:`\| \nabla_y g \|`, and `multiplier`, which is :math:`\| u \|`: if
+    that is below the penalty at the end of a run, the penalty is large enough.
+
+  Raises:
+    ValueError: if a schedule is negative or `iterations` is below 1.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: y**2 / 2,
+    ...   lower=lambda x, y, batch: (y - x) ** 2 / 2,
+    ... )
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
+    >>> link = bj.prox_linear(problem, penalty=10.0, step=0.1)
+    >>> gradients, state = link.update(None, link.init(params), params)
+    >>> print(gradients.upper.round(3), gradients.lower.round(3))  # y = x
+    0.5 0.5
+
+  References:
+    Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
+    <https://arxiv.org/abs/2302.05185>`_, 2023.
+
+    Drusvyatskiy and Paquette, `Efficiency of minimizing compositions of convex
+    functions and smooth maps <https://arxiv.org/abs/1605.00125>`_, 2019.
+
+    Birgin, Martinez and Raydan, Nonmonotone Spectral Projected Gradient Methods
+    on Convex Sets, SIAM Journal on Optimization, 2000.
+  """
+  if (
+    isinstance(iterations, bool)
+    or not isinstance(iterations, int)
+    or iterations < 1
+  ):
+    raise ValueError(
+      f'prox_linear takes a whole number of iterations >= 1, got {iterations}.'
+    )
+  weight = _penalty.checked_schedule(penalty)
+  length = _penalty.checked_schedule(step, 'the step')
+  above = _oracle.scalar_loss(problem.upper, 'upper')
+  below = _oracle.scalar_loss(problem.lower, 'lower')
+
+  def init(params):
+    _sequences.require_sequences(params, ('upper', 'lower'), 'prox_linear')
+    return ProxLinearState(
+      _oracle.UpdateCount(jnp.zeros([], jnp.int32)),
+      optax.tree.zeros_like(params.lower),
+      jnp.ones([], _sequences.dtype_of(params)),
+    )
+
+  def fn(params, batch, inner):
+    z = (params.upper, params.lower)
+    dtype = inner.rate.dtype
+    dot = lambda one, two: sum(
+      jnp.vdot(a.astype(dtype), b.astype(dtype))
+      for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+    norm = lambda tree: jnp.sqrt(dot(tree, tree))
+    count = inner.updates.count
+    gamma = jnp.asarray(weight(count), dtype)
+    # A step of zero is a step of nearly zero: its direction is still known.
+    alpha = jnp.maximum(jnp.asarray(length(count), dtype), 1e-30)
+    height, slopes = jax.value_and_grad(above, (0, 1))(*z, batch)
+    lower_of = lambda x, y: jax.value_and_grad(below, 1)(x, y, batch)
+    (depth, slope), both = jax.linearize(lower_of, *z)
+    forward = lambda d: both(*d)[1]
+    transposed = jax.linear_transpose(both, *z)
+    backward = lambda u: transposed((jnp.zeros_like(depth), u))
+
+    def displacement(pulled):
+      moved = jax.tree.map(
+        lambda here, one, two: here - alpha.astype(here.dtype) * (one + two),
+        z,
+        slopes,
+        pulled,
+      )
+      inside = (
+        part if project is None else project(part)
+        for part, project in zip(moved, (upper_set, lower_set), strict=True)
+      )
+      return optax.tree.sub(tuple(inside), z)
+
+    def ball(u):
+      scale = jnp.minimum(1, gamma / jnp.maximum(norm(u), gamma))
+      scale = jnp.where(gamma > 0, scale, 0)
+      return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, u)
+
+    def iterate(_, carry):
+      u, pulled, rate = carry
+      ascent = optax.tree.add(slope, forward(displacement(pulled)))
+      change = optax.tree.sub(ball(_axpy(rate, ascent, u)), u)
+      tug = backward(change)
+      bend = alpha * dot(tug, tug)
+      safe = jnp.where(bend > 0, bend, 1)
+      part = jnp.where(bend > 0, dot(ascent, change) / safe, 1)
+      part = jnp.clip(part, 0, 1)
+      rate = jnp.where(bend > 0, dot(change, change) / safe, rate)
+      rate = jnp.clip(rate, 1e-12, 1e12)
+      return _axpy(part, change, u), _axpy(part, tug, pulled), rate
+
+    u = ball(inner.dual)  # The penalty may have fallen.
+    u, pulled, rate = jax.lax.fori_loop(
+      0, iterations, iterate, (u, backward(u), inner.rate)
+    )
+    d = displacement(pulled)
+    gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
+    state = ProxLinearState(
+      _oracle.UpdateCount(optax.safe_increment(count)), u, rate
+    )
+    measured = (height, depth, norm(slope), norm(u))
+    only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
+    return measured, only, state
+
+  counts = {
+    'gradients/upper': 1,
+    'gradients/lower': 1,
+    'hessian_vector_products/lower': 1 + 2 * iterations,
+  }
+  for name, given in (('upper', upper_set), ('lower', lower_set)):
+    if given is not None:
+      counts[f'projections/{name}'] = 1 + iterations
+  return _oracle.oracle(
+    fn, ('upper', 'lower', 'penalty', 'multiplier'), init, counts=counts
+  )

@@ -1,0 +1,147 @@
+"""Gradient descent through an unrolled inner loop: RHG and T-RHG."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from bilevel_jax import combinators, oracles, projections, types
+from bilevel_jax.solvers import _pbgd
+
+
+def rhg(
+  problem: types.BilevelProblem,
+  *,
+  upper: optax.GradientTransformation,
+  lower: optax.GradientTransformation,
+  inner_steps: int,
+  truncate: int | None = None,
+  reset: Callable[[Any, Any], Any] | None = None,
+  mode: str = 'reverse',
+  checkpoint: int | None = None,
+  inner_batch: Callable[[Any, Any], Any] | None = None,
+  upper_set: projections.Projection | None = None,
+  lower_set: projections.Projection | None = None,
+  wrap: _pbgd.Wrapper = _pbgd.same,
+) -> optax.GradientTransformationExtraArgs:
+  r"""RHG: descends the upper loss after T steps of the inner optimiser.
+
+  .. math::
+    y_{k+1} &= y_T(x_k) \quad \text{(T steps on } g(x_k, \cdot) \text{)} \\
+    x_{k+1} &= \Pi_C [ x_k - \alpha \nabla_x f(x_k, y_T(x_k)) ]
+
+  the derivative taken through the steps. T gradients and T Hessian-vector
+  products an update, and the memory of T steps; see `unrolled` for what
+  `truncate`, `mode` and `checkpoint` save.
+
+  Args:
+    problem: the upper and the lower loss.
+    upper: optimiser of the upper variable.
+    lower: the inner optimiser; its state begins anew in each update.
+    inner_steps: inner steps :math:`T`.
+    truncate: differentiate the last :math:`K` steps only: T-RHG.
+    reset: where the inner loop begins in each update, from (parameters, batch);
+      by default at the lower variable, a warm start. The classical method
+      begins at one fixed point: `lambda params, batch: first`.
+    mode: `reverse`, or `forward` for an upper variable of few coordinates.
+    checkpoint: keep the inner state only every so many steps.
+    inner_batch: the batch of inner step t, from (batch, t).
+    upper_set: projects the upper variable.
+    lower_set: projects the lower variable, in each inner step.
+    wrap: wraps the oracle. A wrapper that averages over parts of a batch runs
+      one inner loop a part, and averages hypergradients and ends.
+
+  Returns:
+    A solver for `BilevelParams` that moves the lower variable to the end of
+    the inner loop; `bj.values` gives `upper` and `lower`.
+
+  Raises:
+    ValueError: as `unrolled`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+    ... )
+    >>> sgd = optax.sgd(0.1)
+    >>> solver = bj.rhg(problem, upper=sgd, lower=sgd, inner_steps=10)
+    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(100):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.upper.round(2))
+    [1. 1.]
+
+  References:
+    Maclaurin, Duvenaud and Adams, `Gradient-based Hyperparameter Optimization
+    through Reversible Learning <https://arxiv.org/abs/1502.03492>`_, 2015.
+
+    Franceschi, Donini, Frasconi and Pontil, `Forward and Reverse
+    Gradient-Based Hyperparameter Optimization
+    <https://arxiv.org/abs/1703.01785>`_, 2017.
+  """
+  oracle = oracles.unrolled(
+    problem,
+    lower=lower,
+    steps=inner_steps,
+    mode=mode,
+    truncate=truncate,
+    start=reset,
+    checkpoint=checkpoint,
+    inner_batch=inner_batch,
+    lower_set=lower_set,
+  )
+  return optax.chain(
+    wrap(oracle),
+    # The gradient of the lower variable is its displacement.
+    combinators.per_sequence(upper=upper, lower=optax.sgd(1.0)),
+    projections.project(upper=upper_set),
+  )
+
+
+def t_rhg(
+  problem: types.BilevelProblem, *, truncate: int, **kwargs: Any
+) -> optax.GradientTransformationExtraArgs:
+  r"""T-RHG: `rhg` with a derivative through the last K inner steps only.
+
+  .. math::
+    \nabla_x f + \sum_{t = T - K}^{T - 1} \left[ \frac{\partial y_T}
+      {\partial y_{t+1}} \frac{\partial y_{t+1}}{\partial x} \right]^\top
+      \nabla_y f
+
+  Args:
+    problem: the upper and the lower loss.
+    truncate: how many steps :math:`K`; its error falls geometrically with K
+      where the lower loss is strongly convex.
+    **kwargs: as in `rhg`.
+
+  Returns:
+    A solver for `BilevelParams`.
+
+  Raises:
+    ValueError: if a number of steps is below 1.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
+    ... )
+    >>> solver = bj.t_rhg(
+    ...   problem, truncate=2, inner_steps=8, upper=optax.sgd(0.1),
+    ...   lower=optax.sgd(0.1),
+    ... )
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
+    >>> _, state = solver.update(None, solver.init(params), params)
+    >>> counts = bj.counts(state)
+    >>> print(counts['gradients/lower'])
+    8
+    >>> print(counts['hessian_vector_products/lower'])
+    2
+
+  References:
+    Shaban, Cheng, Hatch and Boots, `Truncated Back-propagation for Bilevel
+    Optimization <https://arxiv.org/abs/1810.10667>`_, 2019.
+  """
+  return rhg(problem, truncate=truncate, **kwargs)
