@@ -160,6 +160,12 @@ def constrained_solution(h=H, by_gap=True):
   return _nested(np.array([X_MOST, x1]), np.array([y0, Y_MOST]))
 
 
+def nested_solution(x_most=np.inf):
+  """The solution of the nested problem itself, x at most x_most."""
+  x = np.minimum((T + A * (C - D)) / (1 + A**2), x_most)
+  return _nested(x, A * x + D)
+
+
 def lower_solution():
   """X at its own minimum, y at the minimum of the lower loss there."""
   return _nested(T, A * T + D)
@@ -211,6 +217,23 @@ _NORM = {
   'gradients/upper': 1,
   'gradients/lower': 1,
   'hessian_vector_products/lower': 1,
+}
+_INCREMENTS = {'increments/upper': 1, 'increments/lower': 1}
+_LEVELS = {
+  'values/level_0': 1,
+  'values/level_1': 1,
+  'gradients/level_0': 1,
+  'gradients/level_1': 1,
+  'gradients/level_2': 1,
+}
+_TRACKED = {
+  'hyper': {'rate': RATE, 'tracking': 0.5},
+  'schedules': ('rate', 'tracking'),
+}
+_SLOWER = {
+  'hyper': {'rate': 0.1},
+  'schedules': ('rate',),
+  'steps': 2000,
 }
 _X_SET = {'upper_set': X_SET}
 _XY_SETS = {'upper_set': X_SET, 'lower_set': Y_SET}
@@ -333,6 +356,118 @@ def _storm(wrap, rate, decay):
   return optax.chain(
     bj.storm(wrap(bj.gradient(flat_loss)), decay), optax.sgd(rate)
   )
+
+
+def _saga(wrap, rate):
+  oracle = bj.saga(wrap(bj.gradient(flat_loss)), 2)
+  return optax.chain(oracle, optax.sgd(rate))
+
+
+def _minus(tree):
+  return jax.tree.map(jnp.negative, tree)
+
+
+INCREMENTS = {
+  'upper': lambda params, batch: _minus(jax.grad(_to_target)(params.upper)),
+  'lower': lambda params, batch: _minus(
+    jax.grad(lower_loss, 1, has_aux=True)(params.upper, params.lower, batch)[0]
+  ),
+}
+
+
+def _stsa(wrap, rate, **kwargs):
+  return bj.stsa(INCREMENTS, steps=rate, wrap=wrap, **kwargs)
+
+
+def _coupled(wrap, rate):
+  move = bj.per_sequence(upper=optax.sgd(rate), lower=optax.sgd(rate))
+  return optax.chain(wrap(bj.coupled(INCREMENTS)), move)
+
+
+def _first_level(x, batch):
+  return A.astype(x['a'].dtype) * x['a'] + batch['d'].mean((0, 1))
+
+
+def _second_level(y, batch):
+  return {'b': 2 * y, 'c': y}
+
+
+def _last_level(z, batch):
+  fit = (_residual(z['b'] / 2, batch['c']) ** 2).sum(-1).mean() / 2
+  # The same twice: its slope comes by two ways.
+  return fit + ((z['c'] - z['b'] / 2) ** 2).sum()
+
+
+LEVELS = (_first_level, _second_level, _last_level)
+
+
+def main_params(seed: int, dtype: Any = jnp.float32):
+  return bj.sequences(main=nested_params(seed, dtype).upper)
+
+
+def _level_starts(params):
+  zero = jnp.zeros_like(params.main['a'])
+  return zero, {'b': zero + 1, 'c': jnp.zeros_like(zero)}
+
+
+def levels_params(seed: int, dtype: Any = jnp.float32):
+  main = main_params(seed, dtype).main
+  one, two = _level_starts(bj.sequences(main=main))
+  return bj.sequences(main=main, level_1=one, level_2=two)
+
+
+def _compositional(method, **more):
+  def make(wrap, rate, tracking, **kwargs):
+    return getattr(bj, method)(
+      LEVELS,
+      main=optax.sgd(rate),
+      tracking=tracking,
+      levels=_level_starts,
+      wrap=wrap,
+      **more,
+      **kwargs,
+    )
+
+  return make
+
+
+def _compositional_oracle(wrap, rate, tracking):
+  levels = {f'level_{n}': optax.sgd(tracking) for n in (1, 2)}
+  return optax.chain(
+    wrap(bj.compositional(LEVELS)),
+    bj.per_sequence(main=optax.sgd(rate), **levels),
+  )
+
+
+def composition_solution(x_most=np.inf):
+  return {'main': {'a': np.minimum((C - D) / A, x_most)}}
+
+
+def _single_loop(method, **more):
+  def make(wrap, rate, **kwargs):
+    return getattr(bj, method)(
+      PROBLEM,
+      upper=optax.sgd(rate),
+      lower=optax.sgd(rate),
+      wrap=wrap,
+      **more,
+      **kwargs,
+    )
+
+  return make
+
+
+def _implicit_directions(wrap, rate):
+  sgd = optax.sgd(rate)
+  return optax.chain(
+    wrap(bj.implicit_directions(PROBLEM)),
+    bj.per_sequence(upper=sgd, lower=sgd, linear=sgd),
+  )
+
+
+def linear_params(seed: int, dtype: Any = jnp.float32):
+  x, y = nested_params(seed, dtype)
+  return bj.sequences(upper=x, lower=y, linear={'b': jnp.asarray(W, dtype)})
 
 
 def _mean_over(wrap, rate):
@@ -572,6 +707,156 @@ ROWS = (
     schedules=('rate', 'decay'),
   ),
   Row(
+    'saga',
+    ('saga',),
+    'wrapper',
+    _saga,
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stsa',
+    ('stsa',),
+    'solver',
+    _stsa,
+    lower_solution,
+    _INCREMENTS,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stsa, alternating, in a set',
+    ('stsa',),
+    'solver',
+    functools.partial(_stsa, order='alternating', sets={'upper': X_SET}),
+    lambda: _nested(np.minimum(T, X_MOST), A * np.minimum(T, X_MOST) + D),
+    _INCREMENTS | {'projections/upper': 1},
+    sets={'upper': X_SET},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'coupled',
+    ('coupled',),
+    'oracle',
+    _coupled,
+    lower_solution,
+    _INCREMENTS,
+    same_as='stsa',
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'scgd',
+    ('scgd',),
+    'solver',
+    _compositional('scgd'),
+    composition_solution,
+    _LEVELS,
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'scgd in a set',
+    ('scgd',),
+    'solver',
+    functools.partial(_compositional('scgd'), main_set=X_SET),
+    functools.partial(composition_solution, X_MOST),
+    _LEVELS | {'projections/main': 1},
+    params=main_params,
+    sets={'main': X_SET},
+    **_TRACKED,
+  ),
+  Row(
+    'nasa',
+    ('nasa',),
+    'solver',
+    _compositional('nasa', averaging=0.5),
+    composition_solution,
+    _LEVELS,
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'scsc',
+    ('scsc',),
+    'solver',
+    _compositional('scsc'),
+    composition_solution,
+    _LEVELS | {'values/level_0': 3, 'values/level_1': 3},
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'compositional',
+    ('compositional',),
+    'oracle',
+    _compositional_oracle,
+    composition_solution,
+    _LEVELS,
+    params=levels_params,
+    same_as='scgd',
+    **_TRACKED,
+  ),
+  Row(
+    'soba',
+    ('soba',),
+    'solver',
+    _single_loop('soba'),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'soba in sets',
+    ('soba',),
+    'solver',
+    functools.partial(_single_loop('soba'), upper_set=X_SET, linear_set=Y_SET),
+    functools.partial(nested_solution, X_MOST),
+    _NORM | {'projections/upper': 1, 'projections/linear': 1},
+    sets={'upper': X_SET, 'linear': Y_SET},
+    **_SLOWER,
+  ),
+  Row(
+    'ma_soba',
+    ('ma_soba',),
+    'solver',
+    _single_loop('ma_soba', averaging=0.5),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'saba',
+    ('saba',),
+    'solver',
+    _single_loop('saba', parts=3),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'saba, a table for each loss',
+    ('saba',),
+    'solver',
+    _single_loop('saba', parts=(2, 3)),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'implicit_directions',
+    ('implicit_directions',),
+    'oracle',
+    _implicit_directions,
+    nested_solution,
+    _NORM,
+    params=linear_params,
+    **_SLOWER,
+  ),
+  Row(
     'mean_over',
     ('mean_over',),
     'wrapper',
@@ -587,7 +872,7 @@ ROWS = (
 
 NAMED = {row.name: row for row in ROWS}
 # Public functions in the same packages that are no method.
-HELPERS = frozenset({'split_batch', 'apply_updates'})
+HELPERS = frozenset({'split_batch', 'apply_updates', 'power_schedule'})
 
 
 def missing(public: Mapping[str, tuple[str, ...]]) -> list[str]:

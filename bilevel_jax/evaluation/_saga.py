@@ -107,9 +107,7 @@ def saga(
       lambda x: jnp.zeros_like(jnp.stack([x] * largest)), shape
     )
     mean = jax.tree.map(jnp.zeros_like, shape)
-    return SagaState(
-      jnp.zeros([], jnp.int32), table, mean, inner.init(params)
-    )
+    return SagaState(jnp.zeros([], jnp.int32), table, mean, inner.init(params))
 
   def evaluate_each(batch, state, params, numbers, extra_args):
     """Gradients with a leading axis of examples."""
@@ -131,9 +129,7 @@ def saga(
         batch, state.inner, params, which, extra_args
       )
     else:
-      gradients, after = inner.update(
-        batch, state.inner, params, **extra_args
-      )
+      gradients, after = inner.update(batch, state.inner, params, **extra_args)
     by_row = isinstance(gradients, types.Jacobian) and which.ndim == 1
     if by_row and not examples:
       pick = lambda table: (which, jnp.arange(which.shape[0]))

@@ -1,7 +1,10 @@
 """Oracles: a batch goes in, gradients come out."""
 
+from bilevel_jax.oracles._compositional import compositional
+from bilevel_jax.oracles._coupled import coupled
 from bilevel_jax.oracles._gradient import gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
+from bilevel_jax.oracles._implicit_directions import implicit_directions
 from bilevel_jax.oracles._oracle import OracleState, oracle
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
@@ -10,8 +13,11 @@ from bilevel_jax.oracles._value_gap import value_gap
 __all__ = [
   'OracleState',
   'ProxLinearState',
+  'compositional',
+  'coupled',
   'gradient',
   'gradient_norm',
+  'implicit_directions',
   'oracle',
   'prox_linear',
   'unrolled',

@@ -103,9 +103,7 @@ def compositional(
         fields[name] = optax.tree.sub(point, value)
     if of == 'levels':
       return (), _sequences.only(params, **fields), inner
-    loss, slope = jax.value_and_grad(outside)(
-      points[-1], batch_of(batch, last)
-    )
+    loss, slope = jax.value_and_grad(outside)(points[-1], batch_of(batch, last))
     for pullback in reversed(pullbacks):
       (slope,) = pullback(slope)
     return (loss,), _sequences.only(params, main=slope, **fields), inner

@@ -53,9 +53,8 @@ def implicit_directions(
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
     ... )
-    >>> params = bj.sequences(
-    ...   upper=jnp.float32(1.0), lower=jnp.float32(3.0), linear=jnp.float32(2.0)
-    ... )
+    >>> x, y, v = jnp.array([1.0, 3.0, 2.0])
+    >>> params = bj.sequences(upper=x, lower=y, linear=v)
     >>> oracle = bj.implicit_directions(problem)
     >>> found, _ = oracle.update(None, oracle.init(params), params)
     >>> print(found.upper, found.lower, found.linear)
