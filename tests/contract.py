@@ -160,6 +160,28 @@ def constrained_solution(h=H, by_gap=True):
   return _nested(np.array([X_MOST, x1]), np.array([y0, Y_MOST]))
 
 
+def unrolled_solution(last=INNER):
+  """Where the upper loss is stationary along the last inner steps from y."""
+  slope = A * (1 - (1 - RATE * H) ** last)
+  x = (T + slope * (C - D)) / (1 + slope * A)
+  return _nested(x, A * x + D)
+
+
+def unrolled_from_zero_solution():
+  """As above, all INNER steps, each time from zero."""
+  share = 1 - (1 - RATE * H) ** INNER
+  x = (T + share * A * (C - share * D)) / (1 + (share * A) ** 2)
+  return _nested(x, share * (A * x + D))
+
+
+def unrolled_in_sets_solution():
+  """The bounds hold both: no slope is left through the second coordinate."""
+  x = np.array([X_MOST, T[1]])
+  assert unrolled_solution()['upper']['a'][0] > X_MOST
+  assert A[1] * x[1] + D[1] > Y_MOST
+  return _nested(x, np.array([A[0] * x[0] + D[0], Y_MOST]))
+
+
 def nested_solution(x_most=np.inf):
   """The solution of the nested problem itself, x at most x_most."""
   x = np.minimum((T + A * (C - D)) / (1 + A**2), x_most)
@@ -169,6 +191,13 @@ def nested_solution(x_most=np.inf):
 def lower_solution():
   """X at its own minimum, y at the minimum of the lower loss there."""
   return _nested(T, A * T + D)
+
+
+def short_barrier_solution():
+  """As above, the penalty's slope in x as short as the inner loop leaves it."""
+  share = 1 - (1 - RATE * H) ** INNER
+  x = (T + share * A * (C - D)) / (1 + share * A**2)
+  return _nested(x, A * x + D)
 
 
 class Row(NamedTuple):
@@ -191,6 +220,8 @@ class Row(NamedTuple):
     linear: whether losses and gradients are means over the examples.
     keys: whether the state holds a key: then parts of a batch see others.
     maps: whether the solver maps a named axis of its own.
+    wraps: whether `make` gives `wrap` its oracles; else a step is no mean over
+      parts of a batch.
   """
 
   name: str
@@ -209,6 +240,7 @@ class Row(NamedTuple):
   linear: bool = True
   keys: bool = False
   maps: bool = False
+  wraps: bool = True
 
 
 _RATE_ONLY = {'hyper': {'rate': RATE}, 'schedules': ('rate',)}
@@ -235,6 +267,27 @@ _SLOWER = {
   'schedules': ('rate',),
   'steps': 2000,
 }
+_UNROLLED = {
+  'gradients/upper': 1,
+  'gradients/lower': INNER,
+  'hessian_vector_products/lower': INNER,
+}
+_PROX = {
+  'gradients/upper': 1,
+  'gradients/lower': 1,
+  'hessian_vector_products/lower': 23,
+}
+_BARRIER = {
+  'hyper': {'eta': 1.0, 'rate': RATE},
+  'schedules': ('eta', 'rate'),
+  'steps': 40_000,
+  'tolerance': 1e-3,
+}
+_EXACT = {
+  'hyper': {'penalty': 3.5, 'rate': RATE},
+  'wraps': False,
+  'tolerance': 1e-8,
+}
 _X_SET = {'upper_set': X_SET}
 _XY_SETS = {'upper_set': X_SET, 'lower_set': Y_SET}
 
@@ -251,6 +304,103 @@ def _g_pbgd(wrap, penalty, rate, **kwargs):
   return bj.g_pbgd(
     PROBLEM, penalty=penalty, upper=sgd, lower=sgd, wrap=wrap, **kwargs
   )
+
+
+def _rhg(wrap, rate, **kwargs):
+  sgd = optax.sgd(rate)
+  return bj.rhg(
+    PROBLEM,
+    upper=sgd,
+    lower=sgd,
+    inner_steps=INNER,
+    inner_batch=inner_batch,
+    wrap=wrap,
+    **kwargs,
+  )
+
+
+def _t_rhg(wrap, rate):
+  sgd = optax.sgd(rate)
+  return bj.t_rhg(
+    PROBLEM,
+    truncate=2,
+    upper=sgd,
+    lower=sgd,
+    inner_steps=INNER,
+    inner_batch=inner_batch,
+    wrap=wrap,
+  )
+
+
+def _unrolled(wrap, rate):
+  oracle = bj.unrolled(
+    PROBLEM, lower=optax.sgd(rate), steps=INNER, inner_batch=inner_batch
+  )
+  move = bj.per_sequence(upper=optax.sgd(rate), lower=optax.sgd(1.0))
+  return optax.chain(wrap(oracle), move)
+
+
+def _f2sa(wrap, penalty, rate, **kwargs):
+  sgd = optax.sgd(rate)
+  return bj.f2sa(
+    PROBLEM, penalty=penalty, upper=sgd, lower=sgd, wrap=wrap, **kwargs
+  )
+
+
+def _slow_down(rate):
+  """Descent whose steps fall: a barrier needs it for the last digits."""
+  falling = optax.scale_by_schedule(lambda k: 1 / (1 + k / 40))
+  return optax.chain(optax.sgd(rate), falling)
+
+
+def _bome(wrap, eta, rate, **kwargs):
+  slower = _slow_down(rate)
+  return bj.bome(
+    PROBLEM,
+    eta=eta,
+    upper=slower,
+    lower=slower,
+    value=optax.sgd(rate),
+    inner_steps=INNER,
+    inner_batch=inner_batch,
+    wrap=wrap,
+    **kwargs,
+  )
+
+
+def _dynamic_barrier(wrap, eta, rate):
+  slower = _slow_down(rate)
+  return optax.chain(
+    wrap(bj.gradient_norm(PROBLEM)),
+    bj.dynamic_barrier(eta),
+    bj.per_sequence(upper=slower, lower=slower),
+  )
+
+
+def _v_pbsgd(wrap, penalty, rate, **kwargs):
+  sgd = optax.sgd(rate)
+  return bj.v_pbsgd(
+    PROBLEM,
+    penalty=penalty,
+    upper=sgd,
+    lower=sgd,
+    value_rate=rate,
+    inner_steps=1,
+    key=jax.random.key(7),
+    wrap=wrap,
+    **kwargs,
+  )
+
+
+def _prox_linear_pbgd(wrap, penalty, rate, **kwargs):
+  del wrap
+  return bj.prox_linear_pbgd(PROBLEM, penalty=penalty, step=rate, **kwargs)
+
+
+def _prox_linear(wrap, penalty, rate):
+  del wrap
+  move = bj.per_sequence(upper=optax.sgd(rate), lower=optax.sgd(rate))
+  return optax.chain(bj.prox_linear(PROBLEM, penalty=penalty, step=rate), move)
 
 
 def _optimiser(optimiser):
@@ -310,6 +460,20 @@ def _repeat(wrap, rate):
 def _both_losses(params, batch):
   return (
     _own_loss('upper')(params, batch) + _own_loss('lower')(params, batch)[0]
+  )
+
+
+def _repeat_drawn(wrap, rate):
+  lower = _descend(wrap, 'lower', rate)
+  return bj.alternate(
+    _descend(wrap, 'upper', rate),
+    bj.repeat_drawn(
+      lower,
+      INNER,
+      lambda t: 1 / (1.0 + t),
+      key=jax.random.key(7),
+      batch_at=inner_batch,
+    ),
   )
 
 
@@ -576,6 +740,161 @@ ROWS = (
     linear=False,
   ),
   Row(
+    'rhg',
+    ('rhg',),
+    'solver',
+    _rhg,
+    unrolled_solution,
+    _UNROLLED,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'rhg, forward',
+    ('rhg',),
+    'solver',
+    functools.partial(_rhg, mode='forward'),
+    unrolled_solution,
+    _UNROLLED | {'hessian_vector_products/lower': 2 * INNER},
+    same_as='rhg',
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'rhg from zero',
+    ('rhg',),
+    'solver',
+    functools.partial(
+      _rhg, reset=lambda params, batch: optax.tree.zeros_like(params.lower)
+    ),
+    unrolled_from_zero_solution,
+    _UNROLLED,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'rhg in sets',
+    ('rhg',),
+    'solver',
+    functools.partial(_rhg, **_XY_SETS),
+    unrolled_in_sets_solution,
+    _UNROLLED | {'projections/upper': 1},
+    sets={'upper': X_SET, 'lower': Y_SET},
+    wraps=False,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    't_rhg',
+    ('t_rhg',),
+    'solver',
+    _t_rhg,
+    functools.partial(unrolled_solution, 2),
+    _UNROLLED | {'hessian_vector_products/lower': 2},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'unrolled',
+    ('unrolled',),
+    'oracle',
+    _unrolled,
+    unrolled_solution,
+    _UNROLLED,
+    same_as='rhg',
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'f2sa in one loop',
+    ('f2sa',),
+    'solver',
+    _f2sa,
+    penalised_solution,
+    {'gradients/upper': 1, 'gradients/lower': 2},
+  ),
+  Row(
+    'f2sa in two loops',
+    ('f2sa',),
+    'solver',
+    functools.partial(_f2sa, inner_steps=INNER, inner_batch=inner_batch),
+    penalised_solution,
+    {'gradients/upper': 1 + INNER, 'gradients/lower': 2 * (1 + INNER)},
+  ),
+  Row(
+    'f2sa in two loops, in sets',
+    ('f2sa',),
+    'solver',
+    functools.partial(_f2sa, inner_steps=INNER, **_XY_SETS),
+    constrained_solution,
+    {
+      'gradients/upper': 1 + INNER,
+      'gradients/lower': 2 * (1 + INNER),
+      'projections/upper': 1,
+      'projections/lower': INNER,
+      'projections/value': INNER,
+    },
+    sets={'upper': X_SET, 'lower': Y_SET, 'value': Y_SET},
+  ),
+  Row(
+    'bome',
+    ('bome',),
+    'solver',
+    _bome,
+    short_barrier_solution,
+    {'gradients/upper': 1, 'gradients/lower': 2 + INNER},
+    **_BARRIER,
+  ),
+  Row(
+    'dynamic_barrier',
+    ('dynamic_barrier',),
+    'aggregator',
+    _dynamic_barrier,
+    nested_solution,
+    _NORM,
+    linear=False,
+    **_BARRIER,
+  ),
+  Row(
+    'v_pbsgd',
+    ('v_pbsgd',),
+    'solver',
+    _v_pbsgd,
+    functools.partial(penalised_solution, share=RATE * H),
+    _GAP,
+    keys=True,
+  ),
+  Row(
+    'prox_linear_pbgd',
+    ('prox_linear_pbgd',),
+    'solver',
+    _prox_linear_pbgd,
+    nested_solution,
+    _PROX,
+    **_EXACT,
+  ),
+  Row(
+    'prox_linear_pbgd in a set',
+    ('prox_linear_pbgd',),
+    'solver',
+    functools.partial(_prox_linear_pbgd, **_X_SET),
+    functools.partial(nested_solution, X_MOST),
+    # Once an iteration, once for the step, once for its rounding.
+    _PROX | {'projections/upper': 12},
+    sets={'upper': X_SET},
+    **_EXACT,
+  ),
+  Row(
+    'prox_linear',
+    ('prox_linear',),
+    'oracle',
+    _prox_linear,
+    nested_solution,
+    _PROX,
+    same_as='prox_linear_pbgd',
+    **_EXACT,
+  ),
+  Row(
     'gradient, sgd',
     ('gradient',),
     'oracle',
@@ -673,6 +992,16 @@ ROWS = (
     _repeat,
     lower_solution,
     {'gradients/upper': 1, 'gradients/lower': INNER},
+    **_RATE_ONLY,
+  ),
+  Row(
+    'repeat_drawn',
+    ('repeat_drawn',),
+    'wrapper',
+    _repeat_drawn,
+    lower_solution,
+    {'gradients/upper': 1, 'gradients/lower': INNER},
+    keys=True,
     **_RATE_ONLY,
   ),
   Row(

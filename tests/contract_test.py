@@ -296,7 +296,7 @@ def test_state_of_sharded_parameters_is_sharded_like_them(row):
 
 
 @pytest.mark.parametrize('checked', [True, False])
-@every_row
+@rows_where(lambda row: row.wraps)
 def test_shard_map_with_mean_over(row, checked):
   if checked and row.maps:
     pytest.skip('jax has no mean over a vmapped axis in a checked shard_map')
@@ -316,7 +316,7 @@ def test_shard_map_with_mean_over(row, checked):
     assert_close(point, ref.points[t], row)
 
 
-@every_row
+@rows_where(lambda row: row.wraps)
 def test_pmap_with_mean_over(row):
   ref = reference(row)
   solver = build(row, mean_over_data)
@@ -449,7 +449,7 @@ def test_inject_hyperparams(row):
   assert step._cache_size() == 1
 
 
-@rows_where(lambda row: not row.keys)
+@rows_where(lambda row: row.wraps and not row.keys)
 def test_accumulate_equals_the_whole_batch(row):
   ref = reference(row)
   solver = build(row, lambda oracle: bj.accumulate(oracle, 2))

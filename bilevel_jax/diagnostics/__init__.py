@@ -15,17 +15,27 @@ from bilevel_jax.diagnostics._state import (
   nonfinite,
   values,
 )
+from bilevel_jax.diagnostics._suggest import (
+  Diagnosis,
+  Suggestion,
+  diagnose,
+  suggest,
+)
 
 __all__ = [
+  'Diagnosis',
   'HypergradientDistance',
+  'Suggestion',
   'auxiliaries',
   'check_finite',
   'counts',
+  'diagnose',
   'feasibility',
   'hypergradient',
   'hypergradient_distance',
   'lower_minimiser',
   'nonfinite',
   'penalty_gap',
+  'suggest',
   'values',
 ]

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,12 +18,10 @@ class ProxLinearState(NamedTuple):
     updates: how many updates, for schedules.
     dual: the multiplier of the linearised lower slope, structured like the
       lower variable; a warm start.
-    rate: the step size of the dual iteration, a scalar.
   """
 
   updates: _oracle.UpdateCount
   dual: Any
-  rate: chex.Array
 
 
 def _axpy(scale, one, two):
@@ -119,12 +116,11 @@ def prox_linear(
     return ProxLinearState(
       _oracle.UpdateCount(jnp.zeros([], jnp.int32)),
       optax.tree.zeros_like(params.lower),
-      jnp.ones([], _sequences.dtype_of(params)),
     )
 
   def fn(params, batch, inner):
     z = (params.upper, params.lower)
-    dtype = inner.rate.dtype
+    dtype = _sequences.dtype_of(params)
     dot = lambda one, two: sum(
       jnp.vdot(a.astype(dtype), b.astype(dtype))
       for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
@@ -159,28 +155,36 @@ def prox_linear(
       scale = jnp.where(gamma > 0, scale, 0)
       return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, u)
 
-    def iterate(_, carry):
-      u, pulled, rate = carry
-      ascent = optax.tree.add(slope, forward(displacement(pulled)))
-      change = optax.tree.sub(ball(_axpy(rate, ascent, u)), u)
-      tug = backward(change)
+    def spectral(change, tug):
+      """One over the curvature along a change of the dual, and the latter."""
       bend = alpha * dot(tug, tug)
       safe = jnp.where(bend > 0, bend, 1)
-      part = jnp.where(bend > 0, dot(ascent, change) / safe, 1)
-      part = jnp.clip(part, 0, 1)
-      rate = jnp.where(bend > 0, dot(change, change) / safe, rate)
-      rate = jnp.clip(rate, 1e-12, 1e12)
-      return _axpy(part, change, u), _axpy(part, tug, pulled), rate
+      rate = jnp.where(bend > 0, dot(change, change) / safe, 1)
+      return jnp.clip(rate, 1e-12, 1e12), bend
+
+    def look(pulled):
+      d = displacement(pulled)
+      return d, optax.tree.add(slope, forward(d))
+
+    def iterate(_, carry):
+      u, pulled, _, ascent, rate = carry
+      change = optax.tree.sub(ball(_axpy(rate, ascent, u)), u)
+      tug = backward(change)
+      rate, bend = spectral(change, tug)
+      part = dot(ascent, change) / jnp.where(bend > 0, bend, 1)
+      part = jnp.clip(jnp.where(bend > 0, part, 1), 0, 1)
+      u, pulled = _axpy(part, change, u), _axpy(part, tug, pulled)
+      return u, pulled, *look(pulled), rate
 
     u = ball(inner.dual)  # The penalty may have fallen.
-    u, pulled, rate = jax.lax.fori_loop(
-      0, iterations, iterate, (u, backward(u), inner.rate)
+    pulled = backward(u)
+    d, ascent = look(pulled)
+    rate, _ = spectral(ascent, backward(ascent))
+    u, _, d, _, _ = jax.lax.fori_loop(
+      0, iterations, iterate, (u, pulled, d, ascent, rate)
     )
-    d = displacement(pulled)
     gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
-    state = ProxLinearState(
-      _oracle.UpdateCount(optax.safe_increment(count)), u, rate
-    )
+    state = ProxLinearState(_oracle.UpdateCount(optax.safe_increment(count)), u)
     measured = (height, depth, norm(slope), norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
     return measured, only, state
@@ -188,7 +192,7 @@ def prox_linear(
   counts = {
     'gradients/upper': 1,
     'gradients/lower': 1,
-    'hessian_vector_products/lower': 1 + 2 * iterations,
+    'hessian_vector_products/lower': 3 + 2 * iterations,
   }
   for name, given in (('upper', upper_set), ('lower', lower_set)):
     if given is not None:

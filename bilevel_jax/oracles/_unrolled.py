@@ -154,7 +154,8 @@ def unrolled(
     updates, state = solver.update(slope, state, y)
     y = optax.apply_updates(y, updates)
     if lower_set is not None:
-      y = lower_set(y)
+      # Bounds of a wider type would widen what the scan carries.
+      y = jax.tree.map(lambda z, like: z.astype(like.dtype), lower_set(y), y)
     # A measurement, not a part of the derivative.
     value = jax.lax.stop_gradient(value).astype(carry[2].dtype)
     return (y, state, value), None

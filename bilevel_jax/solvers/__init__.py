@@ -1,11 +1,52 @@
 """Named solvers: compositions of public parts, a few lines each.
 
-Which one when:
+Which one when
+--------------
+
+In doubt, `v_pbgd`; for its settings, `bj.suggest` before a run and
+`bj.diagnose` after it. Cost below is what one update evaluates: f and g stand
+for a gradient of the upper and of the lower loss, H for a Hessian-vector
+product of the lower loss, T for `inner_steps`, n for the coordinates of the
+upper variable.
+
+| solver | cost | error that stays | lower loss |
+|---|---|---|---|
+| `v_pbgd` | f + (2 + T) g | gap of order 1 / penalty^2 | PL, sets |
+| `v_pbsgd` | f + (2 + T) g | the same, and noise / M | PL, sets, samples |
+| `f2sa`, one loop | f + 2 g | x of order 1 / penalty | PL, sets |
+| `f2sa`, two loops | (1 + T) (f + 2 g) | the same | strongly convex, sets |
+| `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
+| `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
+| `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
+| `rhg` | f + T g + T H | of a short inner loop | any, sets |
+| `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
 
 - `v_pbgd`: the default. First-order, one loop, asks no convexity of the lower
-  loss. The value sequence costs one more copy of the lower variable.
+  loss. The value sequence costs one more copy of the lower variable. The number
+  of steps grows with the penalty.
+- `v_pbsgd`: where each update sees new samples: inner steps that fall, a point
+  drawn from them, and an outer batch of M samples whose size sets the noise
+  that the penalty multiplies.
+- `f2sa`: in two loops where the upper variable should take full steps at a
+  large penalty, and the lower losses are strongly convex; in one loop it is the
+  cheapest of all, from gradients at one point.
+- `bome`: where no penalty is known: the gap has to fall at a rate. Let the step
+  sizes decay, and T grow with the condition of the lower loss.
 - `g_pbgd`: where the lower loss is convex and a Hessian-vector product is
-  cheap. No added sequence; its penalty is stiff where the curvature varies.
+  cheap. No added sequence, no inner loop; its penalty squares the condition
+  number, and it stays at lower stationary points that are no minimisers.
+- `prox_linear_pbgd`: where the lower slope has to vanish, not nearly: a finite
+  penalty is exact. Many Hessian-vector products, one batch an update.
+- `rhg`: the gradient of a short training as it was run, of any optimiser, from
+  a fixed start too; memory of T steps, or of their root with `checkpoint`. With
+  `mode='forward'`, T n Hessian-vector products and the memory of n steps: for a
+  few upper coordinates.
+- `t_rhg`: `rhg` where T is large and only its end matters.
+
+Lower sets: with a set, the penalties by a slope are right only for minimisers
+inside it; the value-gap ones and the unrolled ones hold at its boundary too.
+Lower losses of many minimisers: the value gap picks the one best for the upper
+loss; unrolled loops take the one that they run into.
 """
 
 from bilevel_jax.solvers._bome import bome

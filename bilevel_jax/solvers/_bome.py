@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import aggregators, combinators, oracles, projections, types
+from bilevel_jax import aggregators, combinators, oracles, types
 from bilevel_jax.solvers import _pbgd
 
 
@@ -18,8 +18,6 @@ def bome(
   inner_steps: int,
   eta: types.ScalarOrSchedule = 0.5,
   inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_set: projections.Projection | None = None,
-  lower_set: projections.Projection | None = None,
   wrap: _pbgd.Wrapper = _pbgd.same,
 ) -> optax.GradientTransformationExtraArgs:
   r"""BOME: no penalty weight; the value gap has to fall at a given rate.
@@ -31,9 +29,14 @@ def bome(
     (x, y)_{k+1} = (x, y)_k - \alpha (\nabla f + \lambda_k \nabla q)
 
   and :math:`\lambda_k` from `dynamic_barrier`. The multiplier grows by itself
-  as the gap closes, so that there is no error of order one over a penalty; in
-  turn the step has to decay for the last digits: with a constant one, the two
-  variables jump across the set where the gap vanishes.
+  as the gap closes, so that there is no error of order one over a penalty. Two
+  others take its place. The slope of q in x is short by what the inner loop
+  leaves undone, a bias that falls geometrically with T. And the step has to
+  decay for the last digits: with a constant one, the two variables jump across
+  the set where the gap vanishes.
+
+  For problems without sets: where a projection takes a part of the step back,
+  the gap no longer falls as the barrier asks, and the method stops too early.
 
   Args:
     problem: the upper and the lower loss.
@@ -45,8 +48,6 @@ def bome(
     eta: rate :math:`\eta \ge 0` at which the gap has to fall, a constant or a
       schedule.
     inner_batch: the batch of inner step t, from (batch, t).
-    upper_set: projects the upper variable.
-    lower_set: projects the lower variable and the value sequence.
     wrap: wraps each oracle.
 
   Returns:
@@ -54,8 +55,7 @@ def bome(
     `gap`.
 
   Raises:
-    ValueError: if eta is negative, a set has no point in it or `inner_steps` is
-      below 1.
+    ValueError: if eta is negative or `inner_steps` is below 1.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -78,13 +78,12 @@ def bome(
     Simple First-Order Approach <https://arxiv.org/abs/2209.08709>`_, 2022.
   """
   follow = _pbgd.follow_value(
-    problem, lower if value is None else value, lower_set, wrap
+    problem, lower if value is None else value, wrap=wrap
   )
   descend = optax.chain(
     wrap(oracles.value_gap(problem)),
     aggregators.dynamic_barrier(eta),
     combinators.per_sequence(upper=upper, lower=lower),
-    projections.project(upper=upper_set, lower=lower_set),
   )
   return combinators.auxiliary(
     combinators.alternate(

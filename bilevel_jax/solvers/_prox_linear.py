@@ -27,7 +27,7 @@ def prox_linear_pbgd(
   :math:`\gamma` grows, where the lower loss is quadratic: :math:`\alpha` below
   two over the curvature of f will do, in general about
   :math:`1 / (L_f + \gamma L_2)` with :math:`L_2` the change of the lower
-  Hessian. It takes 2 `iterations` + 1 Hessian-vector products an update, and
+  Hessian. It takes 2 `iterations` + 3 Hessian-vector products an update, and
   like `g_pbgd` it can stay at lower stationary points that are no minimisers.
 
   For one batch an update: the step is no mean over examples, so there is no

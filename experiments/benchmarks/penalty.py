@@ -56,13 +56,17 @@ PRESETS = {'paper': Settings()}
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   for model in settings.models:
     if model not in steps.MODELS:
-      raise ValueError(f'models are {", ".join(steps.MODELS)}, got {model!r}.')
+      raise harness.SettingsError(
+        f'models are {", ".join(steps.MODELS)}, got {model!r}.'
+      )
   for name in ('rows', 'rounds', 'seeds'):
     if getattr(settings, name) < 1:
-      raise ValueError(f'{name} is at least 1, got {getattr(settings, name)}.')
+      raise harness.SettingsError(
+        f'{name} is at least 1, got {getattr(settings, name)}.'
+      )
 
 
 class Line(NamedTuple):

@@ -24,13 +24,14 @@ from experiments.harness.errors import (
   DamagedDataError,
   MissingDataError,
   OtherRunError,
+  SettingsError,
   UserError,
   WriteError,
 )
 from experiments.harness.flags import Options, run
 from experiments.harness.loop import Stopped, Trained, train
 from experiments.harness.metrics import MetricsWriter, read_records
-from experiments.harness.plots import plot_curves
+from experiments.harness.plots import Panel, plot_curves, plot_panels
 from experiments.harness.program import Best, Context, members
 from experiments.harness.report import (
   Interval,
@@ -52,7 +53,9 @@ __all__ = [
   'MissingDataError',
   'Options',
   'OtherRunError',
+  'Panel',
   'Restored',
+  'SettingsError',
   'Stopped',
   'Trained',
   'UserError',
@@ -63,6 +66,7 @@ __all__ = [
   'members',
   'packaged_digits',
   'plot_curves',
+  'plot_panels',
   'read_records',
   'run',
   'train',

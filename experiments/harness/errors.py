@@ -9,6 +9,10 @@ class UserError(Exception):
   """Base of the errors below."""
 
 
+class SettingsError(UserError, ValueError):
+  """A setting that no run can have."""
+
+
 class WriteError(UserError, OSError):
   """A folder cannot be written to."""
 

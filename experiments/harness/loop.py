@@ -82,7 +82,7 @@ def train(
   select: str | None = None,
   stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None,
   record_start: bool = False,
-  sequential: bool = False,
+  at_once: int | None = None,
   settings: Any = None,
   keep: int = 2,
   save_seconds: float = 10.0,
@@ -108,8 +108,9 @@ def train(
     select: the metric, higher is better, by which the best params are kept.
     stop_when: tells from the history whether to end the run here.
     record_start: whether to record step 0; compiles `evaluate` twice.
-    sequential: maps members by `lax.map`, where a solver branches by
-      `lax.cond` and vmap would take every branch.
+    at_once: members that run side by side; None for all. Fewer take less
+      memory, and large models are no slower one group after another. Take 1
+      where a solver branches by `lax.cond`: vmap would take every branch.
     settings: a dataclass or mapping of plain values; a run with others in the
       same folder is refused.
     keep: checkpoints to keep.
@@ -136,7 +137,7 @@ def train(
     evaluate,
     chunk=chunk,
     select=select,
-    sequential=sequential,
+    at_once=at_once,
   )
   every = program_lib.Members(
     seed=jnp.asarray(seeds, jnp.uint32),

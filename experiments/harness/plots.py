@@ -2,8 +2,8 @@
 
 import io
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
@@ -23,21 +23,10 @@ _COLOURS = (
 _STYLES = ('-', '--', ':', '-.')
 
 
-def plot_curves(
-  path: files.Path,
-  curves: Mapping[str, tuple[Any, Any]],
-  *,
-  xlabel: str,
-  ylabel: str,
-  title: str = '',
-  logx: bool = False,
-  logy: bool = False,
-  band: str = 'interval',
-) -> pathlib.Path:
-  """Plots the mean over seeds of each curve, with a band around it.
+class Panel(NamedTuple):
+  """One set of axes with curves.
 
-  Args:
-    path: the PNG file.
+  Attributes:
     curves: by label, steps (records,) and values (records, seeds) or
       (records,); NaN leaves a gap, or a seed out of the mean.
     xlabel: with the unit, if it has one.
@@ -45,6 +34,30 @@ def plot_curves(
     title: above the plot.
     logx: whether the horizontal axis is logarithmic.
     logy: whether the vertical one is.
+  """
+
+  curves: Mapping[str, tuple[Any, Any]]
+  xlabel: str
+  ylabel: str
+  title: str = ''
+  logx: bool = False
+  logy: bool = False
+
+
+def plot_panels(
+  path: files.Path,
+  panels: Sequence[Panel],
+  *,
+  columns: int = 2,
+  band: str = 'interval',
+) -> pathlib.Path:
+  """Plots the mean over seeds of each curve, with a band around it.
+
+  Args:
+    path: the PNG file.
+    panels: one set of axes each, row by row. A label has one colour in all of
+      them; the legend is in the first.
+    columns: panels in a row.
     band: 'interval' for the 95 % interval of the mean, or 'range' for the
       smallest and largest seed.
 
@@ -58,10 +71,50 @@ def plot_curves(
   """
   if band not in ('interval', 'range'):
     raise ValueError(f"band is 'interval' or 'range', got {band!r}.")
+  columns = min(columns, len(panels))
+  rows = -(-len(panels) // columns)
   # A figure of its own: pyplot would keep it, and pick a backend for all.
-  figure = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout='constrained')
-  axes = figure.subplots()
-  for i, (label, (steps, values)) in enumerate(curves.items()):
+  figure = matplotlib.figure.Figure(
+    figsize=(6.4 * columns, 4.0 * rows), layout='constrained'
+  )
+  grid = figure.subplots(rows, columns, squeeze=False).ravel()
+  labels = list(dict.fromkeys(k for panel in panels for k in panel.curves))
+  for axes, panel in zip(grid, panels, strict=False):
+    _draw(axes, panel, labels, band)
+  for axes in grid[len(panels) :]:
+    axes.remove()
+  if panels[0].curves:
+    grid[0].legend(frameon=False)
+  image = io.BytesIO()
+  figure.savefig(image, format='png', dpi=150)
+  path = pathlib.Path(path)
+  files.write_bytes(path, image.getvalue())
+  return path
+
+
+def plot_curves(
+  path: files.Path,
+  curves: Mapping[str, tuple[Any, Any]],
+  *,
+  band: str = 'interval',
+  **panel: Any,
+) -> pathlib.Path:
+  """Plots curves on one set of axes.
+
+  Args:
+    path: the PNG file.
+    curves: as in `Panel`.
+    band: as in `plot_panels`.
+    **panel: the other fields of `Panel`.
+
+  Returns:
+    The path.
+  """
+  return plot_panels(path, [Panel(curves, **panel)], band=band)
+
+
+def _draw(axes, panel, labels, band):
+  for label, (steps, values) in panel.curves.items():
     steps = np.asarray(steps, np.float64)
     values = np.asarray(values, np.float64)
     values = values[:, None] if values.ndim == 1 else values
@@ -70,24 +123,18 @@ def plot_curves(
         f'curve {label!r} has {len(steps)} steps, but {len(values)} values.'
       )
     mean, low, high = _summary(values, band)
+    i = labels.index(label)
     colour = _COLOURS[i % len(_COLOURS)]
     style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
     axes.plot(steps, mean, style, color=colour, label=label, linewidth=1.8)
     if values.shape[1] > 1:
       axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
-  if logx:
+  if panel.logx:
     axes.set_xscale('log')
-  if logy:
+  if panel.logy:
     axes.set_yscale('log', nonpositive='clip')
-  axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+  axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
   axes.grid(True, which='major', alpha=0.3)
-  if curves:
-    axes.legend(frameon=False)
-  image = io.BytesIO()
-  figure.savefig(image, format='png', dpi=150)
-  path = pathlib.Path(path)
-  files.write_bytes(path, image.getvalue())
-  return path
 
 
 def _summary(values, band):

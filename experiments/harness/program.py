@@ -148,10 +148,10 @@ def make_program(
   *,
   chunk: int,
   select: str | None,
-  sequential: bool,
+  at_once: int | None,
 ) -> Program:
   """Makes the functions of a run; see `train` for the arguments."""
-  over_members = _by_map if sequential else _by_vmap
+  over_members = functools.partial(_over_members, at_once=at_once)
 
   def transformation(hyper) -> optax.GradientTransformationExtraArgs:
     return solver if hasattr(solver, 'update') else solver(hyper)
@@ -179,6 +179,14 @@ def make_program(
       jnp.where(going & ~fine, context.step, stopped),
       jnp.where(going, bad, culprits),
     )
+
+  def advance_one(mine, member, shared):
+    data, steps = shared
+
+    def body(mine, step):
+      return step_one(mine, member, (data, step)), None
+
+    return jax.lax.scan(body, mine, steps)[0]
 
   def measure_one(mine, member, shared):
     params, state = mine
@@ -230,12 +238,9 @@ def make_program(
     return tuple(names)
 
   def run(carry, every, data, *, length):
-    def body(mine, step):
-      return over_members(step_one)(mine, every, (data, step)), None
-
     mine = (carry.params, carry.state, carry.stopped, carry.culprits)
     steps = carry.step + jnp.arange(length, dtype=jnp.int32)
-    mine, _ = jax.lax.scan(body, mine, steps)
+    mine = over_members(advance_one)(mine, every, (data, steps))
     params, state, stopped, culprits = mine
     step = carry.step + length
     metrics = over_members(measure_one)((params, state), every, (data, step))
@@ -256,15 +261,23 @@ def make_program(
   )
 
 
+def _over_members(fn, *, at_once):
+  return _by_vmap(fn) if at_once is None else _by_map(fn, at_once)
+
+
 def _by_vmap(fn):
   # Shared arguments are not mapped: a product of shared data with the weights
   # of all members becomes one matrix product.
   return jax.vmap(fn, in_axes=(0, 0, None))
 
 
-def _by_map(fn):
+def _by_map(fn, size):
+  # A batch of one would still be a vmap, which takes every branch.
+  size = None if size == 1 else size
+
   def mapped(mine, every, shared):
-    return jax.lax.map(lambda one: fn(*one, shared), (mine, every))
+    one = lambda each: fn(*each, shared)
+    return jax.lax.map(one, (mine, every), batch_size=size)
 
   return mapped
 

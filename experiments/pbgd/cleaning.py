@@ -5,7 +5,6 @@ classifier. The lower loss is the weighted loss on polluted training digits, the
 upper loss that on a few clean digits.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +49,7 @@ def load_parts(
     The parts, and one line that says where they come from.
 
   Raises:
-    ValueError: if there are fewer digits than the sizes add up to.
+    SettingsError: if there are fewer digits than the sizes add up to.
     FileNotFoundError: if `data_dir` has no such files.
   """
   if data_dir is None:
@@ -65,7 +64,7 @@ def load_parts(
     source = f'the training file of {len(images):,} images in {data_dir}.'
   if sum(sizes.values()) > len(images):
     wanted = ', '.join(f'{n:,} {part}' for part, n in sizes.items())
-    raise ValueError(
+    raise harness.SettingsError(
       f'{wanted} are {sum(sizes.values()):,} images, but there are only '
       f'{len(images):,}: give --data_dir a folder with more (MNIST has 60,000),'
       ' or take --preset=quick.'
@@ -156,7 +155,9 @@ class Classifier(NamedTuple):
 def make_classifier(name: str) -> Classifier:
   """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
   if name not in MODELS:
-    raise ValueError(f'unknown model {name!r}; known: {", ".join(MODELS)}.')
+    raise harness.SettingsError(
+      f'unknown model {name!r}; known: {", ".join(MODELS)}.'
+    )
   make = lambda key: MODELS[name](nnx.Rngs(key))
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
   return Classifier(
@@ -256,71 +257,3 @@ def weighted_loss(classifier: Classifier) -> Callable[..., chex.Array]:
     return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
 
   return loss
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSizes:
-  """Published step sizes and penalty of one method and model.
-
-  Attributes:
-    upper: step size of the logits.
-    lower: step size of the classifier.
-    value: step size of the value sequence, 0 without one.
-    penalty: its final value.
-    ramp: share of the steps in which the penalty rises from 0.
-  """
-
-  upper: float
-  lower: float
-  value: float
-  penalty: float
-  ramp: float
-
-
-# Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method`, 2023: the
-# settings of their hyper-cleaning runs, ramps as a share of the steps.
-PUBLISHED = {
-  ('v_pbgd', 'linear'): StepSizes(0.1, 0.1, 0.01, 0.2, 30 / 40),
-  ('v_pbgd', 'mlp'): StepSizes(0.1, 0.01, 0.01, 0.1, 10 / 80),
-  ('g_pbgd', 'linear'): StepSizes(0.3, 0.5, 0.0, 37.0, 5 / 40),
-  ('g_pbgd', 'mlp'): StepSizes(0.5, 0.5, 0.0, 37.0, 30 / 50),
-}
-# One-level training has no published step: the one of V-PBGD's classifier.
-PLAIN_STEP = 0.1
-
-
-def make_solver(
-  method: str,
-  model: str,
-  classifier: Classifier,
-  *,
-  steps: int,
-  scale: chex.Numeric = 1.0,
-) -> optax.GradientTransformationExtraArgs:
-  """The solver of a method.
-
-  Args:
-    method: 'v_pbgd', 'g_pbgd' or 'plain', gradient descent on
-      `weighted_loss`.
-    model: 'linear' or 'mlp', for the published step sizes.
-    classifier: the model.
-    steps: of the whole run, for the penalty's ramp.
-    scale: multiplies all step sizes.
-
-  Returns:
-    A solver for `CleaningBatch`, or for `WeightedBatch` if plain.
-  """
-  if method == 'plain':
-    loss = weighted_loss(classifier)
-    return optax.chain(bj.gradient(loss), optax.sgd(scale * PLAIN_STEP))
-  rates = PUBLISHED[method, model]
-  ramp = max(1, round(rates.ramp * steps))
-  common = {
-    'penalty': optax.linear_schedule(0.0, rates.penalty, ramp),
-    'upper': optax.sgd(scale * rates.upper),
-    'lower': optax.sgd(scale * rates.lower),
-  }
-  problem = cleaning_problem(classifier)
-  if method == 'v_pbgd':
-    return bj.v_pbgd(problem, value=optax.sgd(scale * rates.value), **common)
-  return bj.g_pbgd(problem, **common)

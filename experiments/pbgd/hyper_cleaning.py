@@ -19,10 +19,9 @@ from absl import logging
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbgd import cleaning
+from experiments.pbgd import cleaning, cleaning_methods
+from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
 
-BILEVEL = ('v_pbgd', 'g_pbgd')
-CONTROLS = ('val_only', 'noisy_train', 'clean_part')
 # Noise and first weights of the tuning runs; seeds count up from 0.
 TUNING_SEED = 1_000_000
 
@@ -34,8 +33,9 @@ class Settings:
   Attributes:
     model: linear (784-10) or mlp (784-300-10).
     methods: what is compared.
-    steps: gradient steps of every method, and of retraining. The paper has
-      40,000 (linear) and 80,000 (MLP).
+    steps: of every method without an inner loop, and of retraining; those with
+      one get the updates that as many gradients as V-PBGD's allow. The paper
+      has 40,000 (linear) and 80,000 (MLP).
     chunk: steps between two measurements.
     tuning_steps: first steps of a run that tuning looks at.
     scales: tried factors of all of a method's published step sizes.
@@ -51,11 +51,11 @@ class Settings:
   """
 
   model: str = 'linear'
-  methods: tuple[str, ...] = BILEVEL + CONTROLS
+  methods: tuple[str, ...] = ('v_pbgd', 'g_pbgd', *CONTROLS)
   steps: int = 1_000
   chunk: int = 50
   tuning_steps: int = 300
-  scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+  scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
   train: int = 2_000
   validation: int = 1_000
   selection: int = 500
@@ -72,10 +72,24 @@ PRESETS = {
     steps=40_000,
     chunk=100,
     tuning_steps=4_000,
+    scales=(0.3, 1.0, 3.0, 10.0),
     train=5_000,
     validation=5_000,
     selection=5_000,
     test=10_000,
+  ),
+  # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
+  # best before.
+  'table': Settings(
+    methods=BILEVEL + CONTROLS,
+    steps=4_000,
+    chunk=50,
+    tuning_steps=1_000,
+    train=5_000,
+    validation=5_000,
+    selection=5_000,
+    test=10_000,
+    seeds=10,
   ),
 }
 
@@ -86,7 +100,9 @@ class Outcome(NamedTuple):
   Attributes:
     trained: the run.
     scale: the chosen factor of its step sizes.
-    retrained: the run of a model trained anew on the kept digits, or None.
+    retrained: the run of a model trained anew on the kept digits, or None; its
+      members are the seeds with what they keep at the selected step, then the
+      same seeds at the last.
     seconds: of everything, tuning included.
   """
 
@@ -97,21 +113,25 @@ class Outcome(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   known = BILEVEL + CONTROLS
   for method in settings.methods:
     if method not in known:
-      raise ValueError(f'unknown method {method!r}; known: {", ".join(known)}.')
+      raise harness.SettingsError(
+        f'unknown method {method!r}; known: {", ".join(known)}.'
+      )
   if settings.noise_rule not in ('redraw', 'exclude'):
-    raise ValueError(
+    raise harness.SettingsError(
       f'noise_rule is redraw or exclude, got {settings.noise_rule!r}.'
     )
   for name in ('polluted_fraction', 'noise_rate'):
     if not 0 <= getattr(settings, name) <= 1:
-      raise ValueError(f'{name} is in [0, 1], got {getattr(settings, name)}.')
+      raise harness.SettingsError(
+        f'{name} is in [0, 1], got {getattr(settings, name)}.'
+      )
   for name in ('steps', 'tuning_steps'):
     if getattr(settings, name) % settings.chunk:
-      raise ValueError(
+      raise harness.SettingsError(
         f'{name}={getattr(settings, name)} is no multiple of chunk='
         f'{settings.chunk}.'
       )
@@ -148,17 +168,32 @@ class Comparison:
   def run(self, method: str) -> Outcome:
     """Tunes and runs a method, and retrains on what it keeps."""
     start = time.monotonic()
-    scale, tuned = self._tune(method, method, None)
+    scale, tuned = 1.0, None
+    if method != 'suggested':
+      scale, tuned = self._tune(method, method, None)
     trained = self._train(method, method, None, self._options.seeds, scale)
     retrained = None
     if method in BILEVEL:
       name = f'{method}_retrained'
-      kept = tuned.best.params.upper >= 0
-      plain_scale, _ = self._tune('plain', name, kept)
-      kept = trained.best.params.upper >= 0
-      seeds = self._options.seeds
+      # What is not tuned has no other noise seed either to tune retraining on.
+      plain_scale = 1.0
+      if tuned is not None:
+        kept = tuned.best.params.upper >= 0
+        plain_scale, _ = self._tune('plain', name, kept)
+      logits = (trained.best.params.upper, trained.params.upper)
+      kept = jnp.concatenate(logits) >= 0
+      seeds = self._options.seeds * len(logits)
       retrained = self._train('plain', name, kept, seeds, plain_scale)
     return Outcome(trained, scale, retrained, time.monotonic() - start)
+
+  def _suggest(self):
+    """Step sizes and penalty from curvatures, with the tuning noise."""
+    labels, _ = self.noise((TUNING_SEED,))
+    batch = cleaning.CleaningBatch(
+      self._parts['train'].images, labels[0], self._parts['validation']
+    )
+    key = jax.random.key(TUNING_SEED)
+    return cleaning_methods.suggested_recipe(self._classifier, batch, key)
 
   def _tune(self, method, name, kept):
     """Chooses a scale on the selection digits; the seed is used for no result.
@@ -187,13 +222,17 @@ class Comparison:
       weights = kept.astype(jnp.float32)
     own = {'labels': labels, 'dirty': dirty, 'weights': weights}
 
+    model, chunk = settings.model, settings.chunk
+    steps, ours = cleaning_methods.updates(
+      kind, model, steps=settings.steps, chunk=chunk
+    )
+
+    recipe = self._suggest() if kind == 'suggested' else None
+
     def solver(hyper):
-      return cleaning.make_solver(
-        kind,
-        settings.model,
-        classifier,
-        steps=settings.steps,
-        scale=hyper['scale'],
+      scale = hyper['scale']
+      return cleaning_methods.make_solver(
+        kind, model, classifier, updates=steps, scale=scale, recipe=recipe
       )
 
     def init(context):
@@ -235,8 +274,8 @@ class Comparison:
       solver,
       init,
       batch,
-      steps=settings.tuning_steps if tuning else settings.steps,
-      chunk=settings.chunk,
+      steps=settings.tuning_steps // chunk * ours if tuning else steps,
+      chunk=ours,
       seeds=seeds,
       workdir=self._options.workdir,
       name=f'{settings.model}/{name}',
@@ -298,30 +337,45 @@ def summarise(
       row[f'{short}, best on test'] = best
     if retrained is not None:
       again = at_best(retrained, 'test_accuracy', 'selection_accuracy')
-      row['retrained'] = put(f'{prefix}/retrained_accuracy', again)
-      last = retrained.history['test_accuracy'][-1]
-      put(f'{prefix}/last/retrained_accuracy', last)
+      selected, last = np.split(again, 2)
+      row['retrained, selected'] = put(f'{prefix}/retrained_accuracy', selected)
+      name = f'{prefix}/last/retrained_accuracy'
+      row['retrained, last'] = put(name, last)
     metrics[f'{prefix}/scale'] = scale
     step = np.asarray(trained.best.step, np.float64)
     row['step'] = metrics[f'{prefix}/selected_step'] = float(step.mean())
-    for name, values in trained.history.items():
-      if name.startswith('count/'):
-        metrics[f'{prefix}/{name}'] = float(values[-1].max())
+    counts = _last_counts(trained)
+    for name, value in counts.items():
+      metrics[f'{prefix}/count/{name}'] = value
+    row['gradients'] = cleaning_methods.evaluated(counts)
     row['scale'], row['seconds'] = scale, round(seconds)
     rows.append(row)
+  if {'suggested', 'v_pbgd'} <= set(outcomes):
+    for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
+      metrics[f'{name}/f1'] = metrics[f'{method}/{model}/f1']
   return metrics, rows
+
+
+def _last_counts(trained: harness.Trained) -> dict[str, float]:
+  return {
+    name.removeprefix('count/'): float(np.nanmax(values[-1]))
+    for name, values in trained.history.items()
+    if name.startswith('count/')
+  }
 
 
 COLUMNS = (
   'method',
   'F1, selected',
-  'retrained',
+  'retrained, selected',
   'accuracy, selected',
   'F1, last',
+  'retrained, last',
   'accuracy, last',
   'F1, best on test',
   'accuracy, best on test',
   'step',
+  'gradients',
   'scale',
   'seconds',
 )
@@ -342,11 +396,7 @@ def main(options: harness.Options) -> None:
     logging.info('%s done', method)
   metrics, rows = summarise(outcomes, settings.model)
   harness.write_table(options.workdir, rows, COLUMNS)
-  folder = pathlib.Path(options.workdir)
-  _plot(folder / 'accuracy.png', outcomes, 'test_accuracy', 'test accuracy')
-  bilevel = {m: o for m, o in outcomes.items() if m in BILEVEL}
-  if bilevel:
-    _plot(folder / 'f1.png', bilevel, 'f1', 'F1 of keeping clean digits')
+  _plot(pathlib.Path(options.workdir) / 'curves.png', outcomes)
   path = harness.write_results(
     options,
     metrics=metrics,
@@ -357,12 +407,35 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
-def _plot(path, outcomes, metric, label):
-  curves = {
-    method: (outcome.trained.steps, outcome.trained.history[metric])
-    for method, outcome in outcomes.items()
-  }
-  harness.plot_curves(path, curves, xlabel='step', ylabel=label)
+def _plot(path: pathlib.Path, outcomes: dict[str, Outcome]) -> None:
+  """Accuracy and F1 over the gradients evaluated and over time."""
+
+  def over_gradients(trained):
+    share = trained.steps / trained.step
+    return share * cleaning_methods.evaluated(_last_counts(trained))
+
+  def over_time(trained):
+    # All members of a run share its time; all steps of a run cost the same.
+    members = trained.history['test_accuracy'].shape[1]
+    return trained.steps / trained.step * trained.seconds / members
+
+  panels = []
+  for metric, ylabel in (
+    ('test_accuracy', 'test accuracy'),
+    ('f1', 'F1 of keeping clean digits'),
+  ):
+    for axis, xlabel in (
+      (over_gradients, 'gradients evaluated'),
+      (over_time, 'seconds a seed'),
+    ):
+      curves = {
+        method: (axis(outcome.trained), outcome.trained.history[metric])
+        for method, outcome in outcomes.items()
+        if metric in outcome.trained.history
+      }
+      if curves:
+        panels.append(harness.Panel(curves, xlabel, ylabel, logx=True))
+  harness.plot_panels(path, panels)
 
 
 if __name__ == '__main__':

@@ -258,21 +258,27 @@ def as_rows(
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   for solver in settings.solvers:
     if solver not in SOLVERS:
-      raise ValueError(f'solvers are {", ".join(SOLVERS)}, got {solver!r}.')
+      raise harness.SettingsError(
+        f'solvers are {", ".join(SOLVERS)}, got {solver!r}.'
+      )
   if settings.headline_penalty not in settings.penalties:
-    raise ValueError(
+    raise harness.SettingsError(
       f'headline_penalty={settings.headline_penalty:g} is not among the '
       f'penalties {settings.penalties}.'
     )
   if sum(p >= settings.fit_from for p in settings.penalties) < 2:
-    raise ValueError('an exponent needs two penalties from fit_from on.')
+    raise harness.SettingsError(
+      'an exponent needs two penalties from fit_from on.'
+    )
   if min(settings.penalties) < 1:
-    raise ValueError('penalties are at least 1: below, steps do not shrink.')
+    raise harness.SettingsError(
+      'penalties are at least 1: below, steps do not shrink.'
+    )
   if settings.starts < 1:
-    raise ValueError(f'starts is at least 1, got {settings.starts}.')
+    raise harness.SettingsError(f'starts is at least 1, got {settings.starts}.')
 
 
 def run(

@@ -5,6 +5,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
@@ -141,3 +142,22 @@ def test_with_mean_over_in_a_shard_map(outside):
   np.testing.assert_allclose(slope, 2 * (0.5 - 7.5), rtol=1e-6)
   np.testing.assert_allclose(bj.values(state)['loss'], square(0.5, batch))
   assert bj.counts(state) == {'gradients/loss': 2}
+
+
+def test_a_schedule_inside_an_oracle_sees_one_update_not_one_a_part():
+  mean = lambda z: jnp.mean(z**2)
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: mean(y - batch), lower=lambda x, y, b: mean(y - x)
+  )
+  ramp = optax.linear_schedule(0.0, 10.0, 10)
+  params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
+  ends = []
+  for wrap in (lambda oracle: oracle, lambda oracle: bj.accumulate(oracle, 4)):
+    sgd = optax.sgd(0.1)
+    solver = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd, wrap=wrap)
+    here, state = params, solver.init(params)
+    for _ in range(3):
+      updates, state = solver.update(jnp.arange(8.0), state, here)
+      here = bj.apply_updates(here, updates)
+    ends.append(here)
+  chex.assert_trees_all_close(*ends, rtol=1e-5)

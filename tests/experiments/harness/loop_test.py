@@ -97,16 +97,15 @@ class TestResults:
           together.history[name][:, seed], values[:, 0], 1e-4, 1e-6
         )
 
-  def test_sequential_equals_vmapped(self, train):
-    one, other = (
-      train(workdir=None, sequential=s).params for s in (False, True)
-    )
-    assert_trees_close(one, other)
+  def test_groups_equal_all_at_once(self, train):
+    whole = train(workdir=None).params
+    for at_once in (1, 2):
+      assert_trees_close(train(workdir=None, at_once=at_once).params, whole)
 
-  def test_sequential_takes_one_branch(self):
+  def test_one_at_once_takes_one_branch(self):
     """Under vmap a cond becomes a select, which would take both."""
 
-    def count(sequential):
+    def count(at_once):
       branch = lambda c: jax.lax.cond(c.own > 0, jnp.sin, jnp.cos, c.own)
       program = program_lib.make_program(
         optax.chain(bj.gradient(lambda p, b: p * b), optax.sgd(0.1)),
@@ -115,7 +114,7 @@ class TestResults:
         None,
         chunk=2,
         select=None,
-        sequential=sequential,
+        at_once=at_once,
       )
       every = program_lib.Members(
         jnp.arange(2, dtype=jnp.uint32), jnp.arange(2.0), ()
@@ -123,7 +122,7 @@ class TestResults:
       carry = program.init(every, ())
       return str(jax.make_jaxpr(program.chunk)(carry, every, ())).count('cond[')
 
-    assert (count(False), count(True)) == (0, 1)
+    assert (count(None), count(1)) == (0, 1)
 
   def test_chunk_length_does_not_matter(self, train):
     assert_trees_equal(
@@ -162,7 +161,7 @@ class TestResults:
       None,
       chunk=2,
       select=None,
-      sequential=False,
+      at_once=None,
     )
     every = program_lib.Members(jnp.arange(3, dtype=jnp.uint32), (), ())
     data = jnp.ones((11, 5))

@@ -1,0 +1,214 @@
+"""The methods that hyper-cleaning compares: step sizes, solvers, their cost.
+
+A method's cost is what one update evaluates, in gradients; a Hessian-vector
+product counts as two.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+import bilevel_jax as bj
+from experiments.pbgd import cleaning
+
+HESSIAN_VECTOR_PRODUCT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Step sizes and inner steps of one method on one model.
+
+  Attributes:
+    upper: step size of the logits.
+    lower: step size of the classifier.
+    value: step size of the value sequence.
+    penalty: its final value.
+    ramp: share of the updates in which the penalty rises from 0.
+    inner_steps: steps of the inner loop.
+    truncate: how many of them are differentiated.
+  """
+
+  upper: float
+  lower: float
+  value: float = 0.0
+  penalty: float = 0.0
+  ramp: float = 0.0
+  inner_steps: int = 0
+  truncate: int = 0
+
+
+# Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method`, 2023: the
+# settings of their hyper-cleaning runs, ramps as a share of the steps. Ours are
+# the inner loops of RHG and T-RHG, a fifth of theirs so that the budget allows
+# more updates, Adam on the logits there (its step needs no scale), and all of
+# BOME and F2SA, which take V-PBGD's steps.
+RECIPES = {
+  ('v_pbgd', 'linear'): Recipe(0.1, 0.1, 0.01, 0.2, 30 / 40),
+  ('v_pbgd', 'mlp'): Recipe(0.1, 0.01, 0.01, 0.1, 10 / 80),
+  ('g_pbgd', 'linear'): Recipe(0.3, 0.5, 0.0, 37.0, 5 / 40),
+  ('g_pbgd', 'mlp'): Recipe(0.5, 0.5, 0.0, 37.0, 30 / 50),
+  ('f2sa', 'linear'): Recipe(0.1, 0.1, 0.01, 0.2, 30 / 40),
+  ('f2sa', 'mlp'): Recipe(0.1, 0.01, 0.01, 0.1, 10 / 80),
+  ('bome', 'linear'): Recipe(0.1, 0.1, 0.1, inner_steps=10),
+  ('bome', 'mlp'): Recipe(0.1, 0.1, 0.1, inner_steps=10),
+  ('rhg', 'linear'): Recipe(0.1, 0.1, inner_steps=100),
+  ('rhg', 'mlp'): Recipe(0.1, 0.4, inner_steps=100),
+  ('t_rhg', 'linear'): Recipe(0.1, 0.1, inner_steps=100, truncate=20),
+  ('t_rhg', 'mlp'): Recipe(0.1, 0.4, inner_steps=100, truncate=20),
+}
+# One-level training has no published step: the one of V-PBGD's classifier.
+PLAIN_STEP = 0.1
+
+BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg', 'suggested')
+CONTROLS = ('val_only', 'noisy_train', 'clean_part')
+
+# Methods with an inner loop get as many updates as V-PBGD's gradients allow;
+# all others take as many steps as V-PBGD.
+_NESTED = ('bome', 'rhg', 't_rhg')
+
+
+def cost(method: str, model: str) -> int:
+  """Gradients in one update of a method, Hessian-vector products as two."""
+  recipe = RECIPES.get((method, model))
+  inner = 0 if recipe is None else recipe.inner_steps
+  products = HESSIAN_VECTOR_PRODUCT
+  return {
+    'v_pbgd': 4,
+    'suggested': 4,
+    'g_pbgd': 2 + products,
+    'f2sa': 3,
+    'bome': 3 + inner,
+    'rhg': 1 + inner + products * inner,
+    't_rhg': 1 + inner + products * (recipe.truncate if recipe else 0),
+  }.get(method, 1)
+
+
+def evaluated(counts: Mapping[str, Any]) -> Any:
+  """Gradients evaluated, from `bj.counts`, Hessian-vector products as two."""
+  return sum(
+    value * (HESSIAN_VECTOR_PRODUCT if name.startswith('hessian') else 1)
+    for name, value in counts.items()
+    if name.startswith(('gradients/', 'hessian_vector_products/'))
+  )
+
+
+def updates(
+  method: str, model: str, *, steps: int, chunk: int
+) -> tuple[int, int]:
+  """Updates of a method in a budget, and updates between two measurements.
+
+  Args:
+    method: name.
+    model: name.
+    steps: steps of V-PBGD, which set the budget.
+    chunk: its steps between two measurements.
+
+  Returns:
+    The updates, a multiple of the second number.
+  """
+  if method not in _NESTED:
+    return steps, chunk
+  spend = cost('v_pbgd', model) / cost(method, model)
+  ours = max(1, round(chunk * spend))
+  return max(1, int(steps * spend / ours)) * ours, ours
+
+
+def make_solver(
+  method: str,
+  model: str,
+  classifier: cleaning.Classifier,
+  *,
+  updates: int,
+  scale: chex.Numeric = 1.0,
+  recipe: Recipe | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """The solver of a method.
+
+  Args:
+    method: one of `BILEVEL`, or 'plain': gradient descent on
+      `cleaning.weighted_loss`.
+    model: 'linear' or 'mlp', for the recipe.
+    classifier: the model.
+    updates: of the whole run, for the penalty's ramp.
+    scale: multiplies all step sizes.
+    recipe: by default the method's in `RECIPES`; 'suggested' needs one.
+
+  Returns:
+    A solver for `CleaningBatch`, or for `WeightedBatch` if plain.
+  """
+  if method == 'plain':
+    loss = cleaning.weighted_loss(classifier)
+    return optax.chain(bj.gradient(loss), optax.sgd(scale * PLAIN_STEP))
+  recipe = recipe or RECIPES[method, model]
+  problem = cleaning.cleaning_problem(classifier)
+  sgd = lambda rate: optax.sgd(scale * rate)
+  ramp = max(1, round(recipe.ramp * updates))
+  penalty = optax.linear_schedule(0.0, recipe.penalty, ramp)
+  # The classical unrolled methods begin each inner loop at one fixed point.
+  first = classifier.init(jax.random.key(0))
+  unrolled = {
+    'upper': optax.adam(scale * recipe.upper),
+    'lower': sgd(recipe.lower),
+    'inner_steps': recipe.inner_steps,
+    'reset': lambda params, batch: first,
+    'checkpoint': 10 if model == 'mlp' else None,
+  }
+  descent = {'upper': sgd(recipe.upper), 'lower': sgd(recipe.lower)}
+  value = sgd(recipe.value)
+  make: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
+    'v_pbgd': lambda: bj.v_pbgd(
+      problem, penalty=penalty, value=value, **descent
+    ),
+    'g_pbgd': lambda: bj.g_pbgd(problem, penalty=penalty, **descent),
+    'f2sa': lambda: bj.f2sa(problem, penalty=penalty, value=value, **descent),
+    'bome': lambda: bj.bome(
+      problem, value=value, inner_steps=recipe.inner_steps, **descent
+    ),
+    'rhg': lambda: bj.rhg(problem, **unrolled),
+    't_rhg': lambda: bj.t_rhg(problem, truncate=recipe.truncate, **unrolled),
+  }
+  make['suggested'] = make['v_pbgd']
+  return make[method]()
+
+
+def suggested_recipe(
+  classifier: cleaning.Classifier,
+  batch: cleaning.CleaningBatch,
+  key: chex.PRNGKey,
+) -> Recipe:
+  """What `bj.suggest` says at the start, for V-PBGD; nothing is tuned.
+
+  The gap wanted is a tenth of the lower loss at the start, reached by a ramp
+  over three quarters of the run.
+
+  Args:
+    classifier: the model.
+    batch: the digits, with the labels of one noise seed.
+    key: of the first weights and of the power iterations.
+
+  Returns:
+    A recipe of plain numbers.
+  """
+  problem = cleaning.cleaning_problem(classifier)
+  first, power = jax.random.split(key)
+  count = batch.train_labels.shape[0]
+  params = bj.BilevelParams(jnp.zeros(count), classifier.init(first))
+
+  @jax.jit
+  def suggest(params, batch):
+    gap = 0.1 * problem.lower(*params, batch)
+    return bj.suggest(problem, params, batch, key=power, gap=gap)
+
+  found = suggest(params, batch)
+  return Recipe(
+    upper=float(found.upper),
+    lower=float(found.lower),
+    value=float(found.value),
+    penalty=float(found.penalty),
+    ramp=3 / 4,
+  )
