@@ -211,9 +211,11 @@ class Row(NamedTuple):
     params: gives parameters from a seed and a dtype.
     solution: gives the fixed point, by name of a sequence or a leaf.
     counts: evaluations in one update, by the keys of `bj.counts`.
+    random_counts: further keys, of what is drawn at random.
     hyper: the numbers that `make` takes, for `inject_hyperparams`.
     schedules: those of them that may be schedules.
     sets: the sequences that stay in a set, by name.
+    spacings: how many spacings of floats they can be outside by rounding.
     same_as: the name of another row with the same updates.
     steps: how many steps find the solution, in float64.
     tolerance: of the solution, absolute.
@@ -231,9 +233,11 @@ class Row(NamedTuple):
   solution: Callable[[], Any]
   counts: Mapping[str, int]
   params: Callable[..., Any] = nested_params
+  random_counts: tuple[str, ...] = ()
   hyper: Mapping[str, float] = {'penalty': PENALTY, 'rate': RATE}
   schedules: tuple[str, ...] = ('penalty', 'rate')
   sets: Mapping[str, Any] = {}
+  spacings: int = 1
   same_as: str | None = None
   steps: int = 600
   tolerance: float = 1e-9
@@ -288,6 +292,7 @@ _EXACT = {
   'wraps': False,
   'tolerance': 1e-8,
 }
+_HYPER = {'gradients/upper': 1, 'hessian_vector_products/lower': 3}
 _X_SET = {'upper_set': X_SET}
 _XY_SETS = {'upper_set': X_SET, 'lower_set': Y_SET}
 
@@ -672,6 +677,90 @@ def _flat_solution():
   return {'z': C}
 
 
+# Equations: x on a line; y too, on one that moves with x.
+X_LINE = bj.affine_set([[1.0, 1.0], [2.0, 2.0]], [1.25, 2.5])
+Y_LINE = bj.affine_set(
+  [[1.0, -0.5]], [0.4], coupling=lambda x: -0.25 * x['a'][:1]
+)
+
+
+def _equations(lines, right):
+  """The optimality system of least squares under equations, solved."""
+
+  def solve(hessian, slope):
+    size, rows = len(slope), len(right)
+    matrix = np.block([[hessian, lines.T], [lines, np.zeros((rows, rows))]])
+    return np.linalg.solve(matrix, np.concatenate([slope, right]))[:size]
+
+  return solve
+
+
+def implicit_solution(x_line=False, y_line=False, moves=0.0):
+  """Where the upper loss is least at the lower minimiser, by linear algebra.
+
+  Args:
+    x_line: whether x is on its line.
+    y_line: whether y is on its line.
+    moves: how far that line moves with the first coordinate of x.
+  """
+  line = np.array([[1.0, -0.5]])
+
+  def lower(x):
+    if not y_line:
+      return A * x + D
+    solve = _equations(line, [0.4 + moves * x[0]])
+    return solve(np.diag(H), H * (A * x + D))
+
+  start = lower(np.zeros(2))
+  slope = np.stack([lower(e) - start for e in np.eye(2)], axis=1)
+  hessian = np.eye(2) + slope.T @ slope
+  target = T + slope.T @ (C - start)
+  if x_line:
+    x = _equations(np.ones((1, 2)), [1.25])(hessian, target)
+  else:
+    x = np.linalg.solve(hessian, target)
+  return _nested(x, lower(x))
+
+
+def unit_hessian_solution():
+  """As above, with the lower Hessian replaced by 1 in the linear system."""
+  x = (T + A * H * (C - D)) / (1 + A**2 * H)
+  return _nested(x, A * x + D)
+
+
+# A step count of the linear solver that is exact in two dimensions.
+_EXACT = bj.conjugate_gradient(2)
+
+
+def _aid(wrap, rate, solver=bj.aid_bilevel, **kwargs):
+  sgd = optax.sgd(rate)
+  given = {'solve': _EXACT} | kwargs
+  return solver(PROBLEM, upper=sgd, lower=sgd, wrap=wrap, **given)
+
+
+def _e_aipod(wrap, rate, probability=0.5, **kwargs):
+  return _aid(
+    wrap,
+    rate,
+    bj.e_aipod,
+    probability=probability,
+    upper_set=X_LINE,
+    lower_set=Y_LINE,
+    **kwargs,
+  )
+
+
+def _lazy_projection(wrap, rate):
+  return optax.chain(
+    _descend(wrap, 'upper', rate),
+    bj.lazy_projection(0.5, key=3, upper=X_LINE),
+  )
+
+
+def _line_solution():
+  return {'upper': {'a': T + (1.25 - T.sum()) / 2}}
+
+
 ROWS = (
   Row(
     'v_pbgd',
@@ -977,6 +1066,88 @@ ROWS = (
     **_RATE_ONLY,
   ),
   Row(
+    'lazy_projection',
+    ('lazy_projection',),
+    'link',
+    _lazy_projection,
+    _line_solution,
+    {'gradients/upper': 1},
+    random_counts=('projections/upper',),
+    keys=True,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aid_bilevel',
+    ('aid_bilevel', 'implicit'),
+    'solver',
+    _aid,
+    implicit_solution,
+    {'gradients/lower': 1, **_HYPER, 'hessian_vector_products/lower': 4},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aid_bilevel by a random Neumann series, three inner batches',
+    ('aid_bilevel',),
+    'solver',
+    functools.partial(
+      _aid,
+      solve=bj.random_neumann(1, 1.0),
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+    ),
+    # One term with step 1: the lower Hessian counts as the identity.
+    unit_hessian_solution,
+    {'gradients/lower': INNER, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aipod',
+    ('aipod',),
+    'solver',
+    functools.partial(
+      _aid, solver=bj.aipod, upper_set=X_LINE, lower_set=Y_LINE
+    ),
+    functools.partial(implicit_solution, True, True, 0.25),
+    {
+      'gradients/lower': 1,
+      **_HYPER,
+      'projections/lower': 1,
+      'projections/upper': 1,
+    },
+    sets={'upper': X_LINE},
+    spacings=8,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'e_aipod',
+    ('e_aipod',),
+    'solver',
+    functools.partial(
+      _e_aipod,
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      upper_steps=2,
+      relaxation=1.25,
+    ),
+    functools.partial(implicit_solution, True, True, 0.25),
+    {
+      'gradients/lower': INNER,
+      'gradients/upper': 3,
+      'hessian_vector_products/lower': 3,
+      'projections/upper': 1,
+    },
+    random_counts=('projections/lower',),
+    sets={'upper': X_LINE},
+    spacings=8,
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
     'alternate',
     ('alternate',),
     'wrapper',
@@ -1201,7 +1372,9 @@ ROWS = (
 
 NAMED = {row.name: row for row in ROWS}
 # Public functions in the same packages that are no method.
-HELPERS = frozenset({'split_batch', 'apply_updates', 'power_schedule'})
+HELPERS = frozenset(
+  {'split_batch', 'apply_updates', 'e_aipod_plan', 'Solve', 'power_schedule'}
+)
 
 
 def missing(public: Mapping[str, tuple[str, ...]]) -> list[str]:
