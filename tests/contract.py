@@ -271,6 +271,10 @@ _SLOWER = {
   'schedules': ('rate',),
   'steps': 2000,
 }
+_DECAYED = {
+  'hyper': {'rate': RATE, 'decay': 0.4},
+  'schedules': ('rate', 'decay'),
+}
 _UNROLLED = {
   'gradients/upper': 1,
   'gradients/lower': INNER,
@@ -626,6 +630,40 @@ def _single_loop(method, **more):
   return make
 
 
+def _decaying(method, **more):
+  def make(wrap, rate, decay):
+    return _single_loop(method, decay=decay, **more)(wrap, rate)
+
+  return make
+
+
+def _pzobo(wrap, rate):
+  return bj.pzobo(
+    PROBLEM,
+    upper=optax.sgd(rate),
+    step_size=RATE,
+    inner_steps=INNER,
+    inner_batch=inner_batch,
+    smoothing=0.5,
+    directions=2,
+    wrap=wrap,
+  )
+
+
+def _meha(wrap, penalty, rate):
+  sgd = optax.sgd(rate)
+  return bj.meha(
+    PROBLEM, penalty=penalty, proximity=2.0, upper=sgd, lower=sgd, wrap=wrap
+  )
+
+
+def series_solution(terms=3, step_size=0.5):
+  """The nested solution with the first terms of the series for an inverse."""
+  share = A**2 * (1 - (1 - step_size * H) ** terms)
+  x = (T + share / A * (C - D)) / (1 + share)
+  return _nested(x, A * x + D)
+
+
 def _implicit_directions(wrap, rate):
   sgd = optax.sgd(rate)
   return optax.chain(
@@ -729,12 +767,12 @@ def unit_hessian_solution():
 
 
 # A step count of the linear solver that is exact in two dimensions.
-_EXACT = bj.conjugate_gradient(2)
+_EXACT_SOLVE = bj.conjugate_gradient(2)
 
 
 def _aid(wrap, rate, solver=bj.aid_bilevel, **kwargs):
   sgd = optax.sgd(rate)
-  given = {'solve': _EXACT} | kwargs
+  given = {'solve': _EXACT_SOLVE} | kwargs
   return solver(PROBLEM, upper=sgd, lower=sgd, wrap=wrap, **given)
 
 
@@ -1345,6 +1383,148 @@ ROWS = (
     nested_solution,
     _NORM,
     **_SLOWER,
+  ),
+  Row(
+    'bsa',
+    ('bsa',),
+    'solver',
+    _single_loop(
+      'bsa', inner_steps=INNER, inner_batch=inner_batch, terms=1, step_size=1.0
+    ),
+    unit_hessian_solution,
+    {'gradients/lower': INNER, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'ttsa',
+    ('ttsa',),
+    'solver',
+    _single_loop('ttsa', terms=1, step_size=1.0),
+    unit_hessian_solution,
+    {'gradients/lower': 1, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stocbio',
+    ('stocbio',),
+    'solver',
+    _single_loop(
+      'stocbio',
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      terms=2,
+      step_size=0.5,
+    ),
+    series_solution,
+    {'gradients/lower': INNER, **_HYPER},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'alset in a set',
+    ('alset',),
+    'solver',
+    _single_loop('alset', terms=2, step_size=0.5, upper_set=X_SET),
+    lambda: _nested(
+      np.minimum(series_solution()['upper']['a'], X_MOST),
+      A * np.minimum(series_solution()['upper']['a'], X_MOST) + D,
+    ),
+    {'gradients/lower': 1, **_HYPER, 'projections/upper': 1},
+    sets={'upper': X_SET},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'amigo',
+    ('amigo',),
+    'solver',
+    _single_loop(
+      'amigo',
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      linear_steps=2,
+      step_size=0.5,
+    ),
+    nested_solution,
+    {'gradients/lower': INNER, **_HYPER},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'sustain',
+    ('sustain',),
+    'solver',
+    _decaying('sustain', terms=1, step_size=1.0),
+    unit_hessian_solution,
+    {
+      'gradients/lower': 2,
+      'gradients/upper': 2,
+      'hessian_vector_products/lower': 2,
+    },
+    keys=True,
+    linear=False,
+    **_DECAYED,
+  ),
+  Row(
+    'mrbo',
+    ('mrbo',),
+    'solver',
+    _decaying('mrbo', terms=2, step_size=0.5),
+    series_solution,
+    {
+      'gradients/lower': 2,
+      'gradients/upper': 2,
+      'hessian_vector_products/lower': 6,
+    },
+    linear=False,
+    **_DECAYED,
+  ),
+  Row(
+    'vrbo',
+    ('vrbo',),
+    'solver',
+    _single_loop('vrbo', terms=2, step_size=0.5, inner_steps=INNER, period=2),
+    series_solution,
+    {
+      'gradients/lower': 2 * INNER,
+      'gradients/upper': 2 * INNER,
+      'hessian_vector_products/lower': 6 * INNER,
+    },
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stable',
+    ('stable',),
+    'solver',
+    _decaying('stable'),
+    nested_solution,
+    {'gradients/lower': 1, 'gradients/upper': 1, 'hessians/lower': 2},
+    linear=False,
+    **_DECAYED,
+  ),
+  Row(
+    'pzobo',
+    ('pzobo',),
+    'solver',
+    _pzobo,
+    unrolled_solution,
+    {'gradients/lower': 3 * INNER, 'gradients/upper': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'meha',
+    ('meha',),
+    'solver',
+    _meha,
+    functools.partial(penalised_solution, 2 * H**2 / (1 + 2 * H)),
+    _GAP,
   ),
   Row(
     'implicit_directions',

@@ -61,6 +61,7 @@ from bilevel_jax.solvers._compositional import (
   scgd,
   scsc,
 )
+from bilevel_jax.solvers._double_loop import alset, amigo, bsa, stocbio, ttsa
 from bilevel_jax.solvers._e_aipod import (
   EAipodPlan,
   e_aipod,
@@ -69,6 +70,8 @@ from bilevel_jax.solvers._e_aipod import (
 from bilevel_jax.solvers._f2sa import (
   f2sa,
 )
+from bilevel_jax.solvers._meha import meha
+from bilevel_jax.solvers._momentum import mrbo, sustain, vrbo
 from bilevel_jax.solvers._pbgd import (
   g_pbgd,
   v_pbgd,
@@ -79,6 +82,7 @@ from bilevel_jax.solvers._pbsgd import (
 from bilevel_jax.solvers._prox_linear import (
   prox_linear_pbgd,
 )
+from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import (
   rhg,
   t_rhg,
@@ -88,6 +92,7 @@ from bilevel_jax.solvers._soba import (
   saba,
   soba,
 )
+from bilevel_jax.solvers._stable import stable
 from bilevel_jax.solvers._stsa import (
   power_schedule,
   stsa,
@@ -97,22 +102,33 @@ __all__ = [
   'EAipodPlan',
   'aid_bilevel',
   'aipod',
+  'alset',
+  'amigo',
   'bome',
+  'bsa',
   'e_aipod',
   'e_aipod_plan',
   'f2sa',
   'g_pbgd',
   'ma_soba',
+  'meha',
+  'mrbo',
   'nasa',
   'power_schedule',
   'prox_linear_pbgd',
+  'pzobo',
   'rhg',
   'saba',
   'scgd',
   'scsc',
   'soba',
+  'stable',
+  'stocbio',
   'stsa',
+  'sustain',
   't_rhg',
+  'ttsa',
   'v_pbgd',
   'v_pbsgd',
+  'vrbo',
 ]
