@@ -1451,6 +1451,8 @@ ROWS = (
     ),
     nested_solution,
     {'gradients/lower': INNER, **_HYPER},
+    # A warm start passes from part to part of a batch, as a key does.
+    keys=True,
     linear=False,
     **_RATE_ONLY,
   ),
@@ -1501,11 +1503,12 @@ ROWS = (
     'stable',
     ('stable',),
     'solver',
-    _decaying('stable'),
+    # A constant Hessian: the decay of its estimate has no effect.
+    _single_loop('stable', decay=0.4),
     nested_solution,
     {'gradients/lower': 1, 'gradients/upper': 1, 'hessians/lower': 2},
     linear=False,
-    **_DECAYED,
+    **_RATE_ONLY,
   ),
   Row(
     'pzobo',
