@@ -95,6 +95,10 @@ class Zoo:
       batch_size=settings.batch_size,
     )
 
+  def series_floor(self, terms: int) -> float:
+    """What the bias of so many terms of the Neumann series leaves."""
+    return self._quadratic.series_floor(terms, self._settings.series)
+
   def tune_and_run(self, method: str) -> tuple[dict, harness.Trained]:
     """The best of the grid on the tuning seed, and its run on the seeds."""
     settings = self._settings
@@ -140,9 +144,14 @@ class Zoo:
 
     def batch(context):
       drawn = jax.random.randint(
-        context.key, (methods.DRAWS + 1,), 0, problem.batches
+        context.key, (2, methods.DRAWS + 1), 0, problem.batches
       )
-      return {'now': drawn[0], 'many': drawn[1:]}
+      return {
+        'upper': drawn[0, 0],
+        'lower': drawn[1, 0],
+        'upper_more': drawn[0, 1:],
+        'lower_more': drawn[1, 1:],
+      }
 
     def evaluate(context, params, state):
       del context
@@ -218,7 +227,7 @@ def main(options: harness.Options) -> None:
       ('plain', methods.without_correction),
     ):
       seeds, hyper = harness.members(
-        settings.correction_seeds, step=(0.3,), ratio=(1.0,), exponent=(1.0,)
+        settings.correction_seeds, step=(0.3,), ratio=(1.0,), exponent=(1 / 3,)
       )
       trained = zoo.train(
         'sustain', f'correction/{name}', seeds, hyper, make=make
@@ -228,6 +237,12 @@ def main(options: harness.Options) -> None:
     metrics['sustain/correction_gain'] = gain
     print(f'SUSTAIN beside itself without the correction: {gain:.2f} x below.')
 
+  floor = zoo.series_floor(methods.TERMS)
+  metrics['floor/series'] = floor
+  print(
+    f'Bias floor of {methods.TERMS} terms of the Neumann series (BSA, TTSA, '
+    f'SUSTAIN; one term more in the others): {floor:.3g}.'
+  )
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)
   for name, curves, label in (

@@ -15,7 +15,9 @@ class Making(NamedTuple):
   """What a method is made of.
 
   Attributes:
-    problem: the losses; `batch['now']` is the number of a fixed batch.
+    problem: the losses; `batch['upper']` and `batch['lower']` are the numbers
+      of the fixed batches that they see, drawn apart: the product of an upper
+      and a lower term would else be biased.
     upper: step size of the upper variable, a schedule.
     lower: step size of the lower variable, a schedule.
     series: step of the Neumann series.
@@ -34,7 +36,10 @@ class Making(NamedTuple):
 
 def draws_at(first: int):
   """The batch of inner step t, from the drawn numbers `first` and on."""
-  return lambda batch, t: batch | {'now': batch['many'][first + t]}
+  pick = lambda batch, name, t: batch[f'{name}_more'][first + t]
+  return lambda batch, t: (
+    batch | {n: pick(batch, n, t) for n in ('upper', 'lower')}
+  )
 
 
 _inner, _linear = draws_at(0), draws_at(INNER)
@@ -108,7 +113,10 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   'soba': lambda m: bj.soba(m.problem, **_sgd(m)),
   'ma_soba': lambda m: bj.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
   'saba': lambda m: bj.saba(
-    m.problem, parts=m.batches, index=lambda b: b['now'], **_sgd(m)
+    m.problem,
+    parts=(m.batches, m.batches),
+    index=lambda b: jnp.stack([b['upper'], b['lower']]),
+    **_sgd(m),
   ),
   'bsa': lambda m: bj.bsa(m.problem, **_loop(), **_series(_slowed(m))),
   'ttsa': lambda m: bj.ttsa(m.problem, **_series(m)),

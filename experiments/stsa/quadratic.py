@@ -14,10 +14,14 @@ class Quadratic(NamedTuple):
   """A nested problem, and its hypergradient in closed form.
 
   Attributes:
-    problem: losses of (x, y, batch); `batch['now']` is the number of a batch.
+    problem: losses of (x, y, batch); `batch['upper']` and `batch['lower']` are
+      the numbers of the fixed batches that the two see.
     batches: how many fixed batches there are.
     hypergradient: x -> the gradient of the value function on all data.
     solution: the minimiser, (dimension,).
+    series_floor: (terms, step size) -> the squared hypergradient norm where a
+      method ends whose inverse is so many terms of a Neumann series, no noise
+      and the lower problem solved.
     start: PRNG key -> parameters at the start.
   """
 
@@ -25,6 +29,7 @@ class Quadratic(NamedTuple):
   batches: int
   hypergradient: Any
   solution: chex.Array
+  series_floor: Any
   start: Any
 
 
@@ -101,9 +106,9 @@ def make_quadratic(
   )
   above, below = (_Form(*map(split, form)) for form in forms)
 
-  def loss_of(form):
+  def loss_of(form, which):
     def loss(x, y, batch):
-      a = jax.tree.map(lambda z: z[batch['now']], form)
+      a = jax.tree.map(lambda z: z[batch[which]], form)
       cross = (a.left @ x) * (a.right @ y)
       square = ((a.x @ x) ** 2 + (a.y @ y) ** 2) / 2
       return jnp.mean(square + cross + a.linear_x @ x + a.linear_y @ y)
@@ -125,15 +130,29 @@ def make_quadratic(
   matrix32 = jnp.asarray(matrix, jnp.float32)
   solution32 = jnp.asarray(solution, jnp.float32)
 
+  def series_floor(terms, step_size):
+    shrink = np.eye(size) - step_size * hessian
+    # The sum of a geometric series, times the cross term.
+    partial = np.linalg.solve(
+      hessian, np.eye(size) - np.linalg.matrix_power(shrink, terms)
+    )
+    short = -second(g.left, g.right) @ partial
+    above_y = f_yy @ response + cross.T
+    truncated = second(f.x, f.x) + cross @ response + short @ above_y
+    right = f.linear_x.mean(0) + cross @ rest + short @ (f_yy @ rest + f_y)
+    end = np.linalg.solve(truncated, -right)
+    return float(np.sum((matrix @ (end - solution)) ** 2))
+
   def start(key):
     x = jax.random.normal(key, (size,))
     return bj.BilevelParams(x, jnp.zeros(size))
 
   return Quadratic(
-    problem=bj.BilevelProblem(loss_of(above), loss_of(below)),
+    problem=bj.BilevelProblem(loss_of(above, 'upper'), loss_of(below, 'lower')),
     batches=batches,
     # By the distance to the solution: no cancellation near it.
     hypergradient=lambda x: matrix32 @ (x - solution32),
     solution=solution32,
+    series_floor=series_floor,
     start=start,
   )
