@@ -187,6 +187,15 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
   return trained, sums
 
 
+TITLES = {
+  'two_timescale': 'two timescales',
+  'ttsa': 'TTSA, main sequence',
+  'small_c': 'control: c = 0.3',
+  'two_thirds': 'control: all steps k^-2/3',
+  'constant_step': 'control: constant step',
+}
+
+
 class Curve(NamedTuple):
   """Binned errors and the slope through them."""
 
@@ -286,7 +295,7 @@ def main(options: harness.Options) -> None:
   settings = options.settings
   check(settings)
   metrics: dict[str, float] = {}
-  rows, monotone, lengths = [], {}, {}
+  rows, monotone, controls, lengths = [], {}, {}, {}
 
   def put(name, slope, what):
     metrics[name] = slope.value
@@ -301,7 +310,11 @@ def main(options: harness.Options) -> None:
         if error != case.error:
           put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
     curve = curves[case.error]
-    monotone[f'{case.name}, {curve.slope.value:.2f}'] = curve[:2]
+    title = TITLES.get(case.name, f'N = {case.inner}')
+    label = f'{title}: {curve.slope.value:.2f}'
+    if case.inner == settings.inner[0] and case.fast:
+      controls[label] = curve[:2]
+    (monotone if case.fast else controls)[label] = curve[:2]
   spread = [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner]
   metrics['slope/strongly_monotone/spread'] = max(spread) - min(spread)
 
@@ -312,29 +325,27 @@ def main(options: harness.Options) -> None:
     curve = horizons(options, inner, ratio, fixed=fixed)
     name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
     put(name, curve.slope, 'mean squared gradient norm over K')
-    label = 'fixed step' if fixed else f'N = {inner}'
-    lengths[f'{label}, {curve.slope.value:.2f}'] = curve[:2]
+    label = 'control: fixed step' if fixed else f'N = {inner}'
+    lengths[f'{label}: {curve.slope.value:.2f}'] = curve[:2]
 
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)
-  harness.plot_curves(
-    folder / 'monotone.png',
-    monotone,
-    xlabel='step k',
-    ylabel='squared error',
-    title='Strongly monotone sequences: case, slope',
-    logx=True,
-    logy=True,
-  )
-  harness.plot_curves(
-    folder / 'nonmonotone.png',
-    lengths,
-    xlabel='length of the run K',
-    ylabel='mean squared gradient norm',
-    title='Non-monotone main sequence: inner sequences, slope',
-    logx=True,
-    logy=True,
-  )
+  falling_steps = ('step k', 'squared error')
+  by_length = ('length of the run K', 'mean squared gradient norm')
+  for name, curves, (xlabel, ylabel), title in (
+    ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
+    ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
+    ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
+  ):
+    harness.plot_curves(
+      folder / f'{name}.png',
+      curves,
+      xlabel=xlabel,
+      ylabel=ylabel,
+      title=title,
+      logx=True,
+      logy=True,
+    )
   path = harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start
   )

@@ -128,8 +128,8 @@ def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
   assert single < metrics['slope/two_timescale'] < metrics['slope/ttsa_main']
   assert single < metrics['control/small_c'] < metrics['control/constant_step']
   assert -0.8 < metrics['slope/nonmonotone/n1'] < -0.3
-  assert (tmp_path / 'monotone.png').exists()
-  assert (tmp_path / 'nonmonotone.png').exists()
+  for name in ('monotone', 'schedules', 'nonmonotone'):
+    assert (tmp_path / f'{name}.png').exists()
 
 
 def test_wrong_settings():
