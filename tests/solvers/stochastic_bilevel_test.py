@@ -179,7 +179,7 @@ def test_meha_follows_the_gradient_of_the_moreau_envelope():
     oracle = bj.value_gap(bj.BilevelProblem(upper, wavy), proximity=length)
     params = bj.sequences(upper=x, lower=y, value=w)
     found, state = oracle.update(None, oracle.init(params), params)
-    gap = lambda x, y: wavy(x, y, None) - envelope(x, y)[0]
+    gap = jax.jit(lambda x, y: wavy(x, y, None) - envelope(x, y)[0])
     np.testing.assert_allclose(bj.values(state)['gap'], gap(x, y), rtol=1e-8)
     h = 1e-4
     for i in range(SIZE):
