@@ -2,5 +2,15 @@
 
 from bilevel_jax.evaluation._accumulate import accumulate, split_batch
 from bilevel_jax.evaluation._mean_over import mean_over
+from bilevel_jax.evaluation._saga import SagaState, saga
+from bilevel_jax.evaluation._storm import StormState, storm
 
-__all__ = ['accumulate', 'mean_over', 'split_batch']
+__all__ = [
+  'SagaState',
+  'StormState',
+  'accumulate',
+  'mean_over',
+  'saga',
+  'split_batch',
+  'storm',
+]
