@@ -157,6 +157,11 @@ def vary(leaf: chex.Array, axes: frozenset[str]) -> chex.Array:
   return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
 
 
+def vary_like(tree: Any, like: Any) -> Any:
+  """The same tree, each leaf of a type that differs where `like`'s does."""
+  return jax.tree.map(lambda a, b: vary(a, varying_axes(b)), tree, like)
+
+
 def add_counts(
   counts: Mapping[str, chex.Array], spent: Mapping[str, chex.Numeric]
 ) -> dict[str, chex.Array]:

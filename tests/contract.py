@@ -211,9 +211,11 @@ class Row(NamedTuple):
     params: gives parameters from a seed and a dtype.
     solution: gives the fixed point, by name of a sequence or a leaf.
     counts: evaluations in one update, by the keys of `bj.counts`.
+    random_counts: further keys, of what is drawn at random.
     hyper: the numbers that `make` takes, for `inject_hyperparams`.
     schedules: those of them that may be schedules.
     sets: the sequences that stay in a set, by name.
+    spacings: how many spacings of floats they can be outside by rounding.
     same_as: the name of another row with the same updates.
     steps: how many steps find the solution, in float64.
     tolerance: of the solution, absolute.
@@ -233,9 +235,11 @@ class Row(NamedTuple):
   solution: Callable[[], Any]
   counts: Mapping[str, int]
   params: Callable[..., Any] = nested_params
+  random_counts: tuple[str, ...] = ()
   hyper: Mapping[str, float] = {'penalty': PENALTY, 'rate': RATE}
   schedules: tuple[str, ...] = ('penalty', 'rate')
   sets: Mapping[str, Any] = {}
+  spacings: int = 1
   same_as: str | None = None
   steps: int = 600
   tolerance: float = 1e-9
@@ -252,6 +256,27 @@ _NORM = {
   'gradients/upper': 1,
   'gradients/lower': 1,
   'hessian_vector_products/lower': 1,
+}
+_INCREMENTS = {'increments/upper': 1, 'increments/lower': 1}
+_LEVELS = {
+  'values/level_0': 1,
+  'values/level_1': 1,
+  'gradients/level_0': 1,
+  'gradients/level_1': 1,
+  'gradients/level_2': 1,
+}
+_TRACKED = {
+  'hyper': {'rate': RATE, 'tracking': 0.5},
+  'schedules': ('rate', 'tracking'),
+}
+_SLOWER = {
+  'hyper': {'rate': 0.1},
+  'schedules': ('rate',),
+  'steps': 2000,
+}
+_DECAYED = {
+  'hyper': {'rate': RATE, 'decay': 0.4},
+  'schedules': ('rate', 'decay'),
 }
 _UNROLLED = {
   'gradients/upper': 1,
@@ -274,6 +299,7 @@ _EXACT = {
   'wraps': False,
   'tolerance': 1e-8,
 }
+_HYPER = {'gradients/upper': 1, 'hessian_vector_products/lower': 3}
 _X_SET = {'upper_set': X_SET}
 _XY_SETS = {'upper_set': X_SET, 'lower_set': Y_SET}
 
@@ -502,6 +528,158 @@ def _accumulate(wrap, rate):
   return optax.chain(oracle, optax.sgd(rate))
 
 
+def _storm(wrap, rate, decay):
+  return optax.chain(
+    bj.storm(wrap(bj.gradient(flat_loss)), decay), optax.sgd(rate)
+  )
+
+
+def _saga(wrap, rate):
+  oracle = bj.saga(wrap(bj.gradient(flat_loss)), 2)
+  return optax.chain(oracle, optax.sgd(rate))
+
+
+def _minus(tree):
+  return jax.tree.map(jnp.negative, tree)
+
+
+INCREMENTS = {
+  'upper': lambda params, batch: _minus(jax.grad(_to_target)(params.upper)),
+  'lower': lambda params, batch: _minus(
+    jax.grad(lower_loss, 1, has_aux=True)(params.upper, params.lower, batch)[0]
+  ),
+}
+
+
+def _stsa(wrap, rate, **kwargs):
+  return bj.stsa(INCREMENTS, steps=rate, wrap=wrap, **kwargs)
+
+
+def _coupled(wrap, rate):
+  move = bj.per_sequence(upper=optax.sgd(rate), lower=optax.sgd(rate))
+  return optax.chain(wrap(bj.coupled(INCREMENTS)), move)
+
+
+def _first_level(x, batch):
+  return A.astype(x['a'].dtype) * x['a'] + batch['d'].mean((0, 1))
+
+
+def _second_level(y, batch):
+  return {'b': 2 * y, 'c': y}
+
+
+def _last_level(z, batch):
+  fit = (_residual(z['b'] / 2, batch['c']) ** 2).sum(-1).mean() / 2
+  # The same twice: its slope comes by two ways.
+  return fit + ((z['c'] - z['b'] / 2) ** 2).sum()
+
+
+LEVELS = (_first_level, _second_level, _last_level)
+
+
+def main_params(seed: int, dtype: Any = jnp.float32):
+  return bj.sequences(main=nested_params(seed, dtype).upper)
+
+
+def _level_starts(params):
+  zero = jnp.zeros_like(params.main['a'])
+  return zero, {'b': zero + 1, 'c': jnp.zeros_like(zero)}
+
+
+def levels_params(seed: int, dtype: Any = jnp.float32):
+  main = main_params(seed, dtype).main
+  one, two = _level_starts(bj.sequences(main=main))
+  return bj.sequences(main=main, level_1=one, level_2=two)
+
+
+def _compositional(method, **more):
+  def make(wrap, rate, tracking, **kwargs):
+    return getattr(bj, method)(
+      LEVELS,
+      main=optax.sgd(rate),
+      tracking=tracking,
+      levels=_level_starts,
+      wrap=wrap,
+      **more,
+      **kwargs,
+    )
+
+  return make
+
+
+def _compositional_oracle(wrap, rate, tracking):
+  levels = {f'level_{n}': optax.sgd(tracking) for n in (1, 2)}
+  return optax.chain(
+    wrap(bj.compositional(LEVELS)),
+    bj.per_sequence(main=optax.sgd(rate), **levels),
+  )
+
+
+def composition_solution(x_most=np.inf):
+  return {'main': {'a': np.minimum((C - D) / A, x_most)}}
+
+
+def _single_loop(method, **more):
+  def make(wrap, rate, **kwargs):
+    return getattr(bj, method)(
+      PROBLEM,
+      upper=optax.sgd(rate),
+      lower=optax.sgd(rate),
+      wrap=wrap,
+      **more,
+      **kwargs,
+    )
+
+  return make
+
+
+def _decaying(method, **more):
+  def make(wrap, rate, decay):
+    return _single_loop(method, decay=decay, **more)(wrap, rate)
+
+  return make
+
+
+def _pzobo(wrap, rate):
+  return bj.pzobo(
+    PROBLEM,
+    upper=optax.sgd(rate),
+    step_size=RATE,
+    inner_steps=INNER,
+    inner_batch=inner_batch,
+    smoothing=0.5,
+    directions=2,
+    wrap=wrap,
+  )
+
+
+def _meha(wrap, penalty, rate):
+  sgd = optax.sgd(rate)
+  return bj.meha(
+    PROBLEM, penalty=penalty, proximity=2.0, upper=sgd, lower=sgd, wrap=wrap
+  )
+
+
+def series_solution(terms=3, step_size=0.5):
+  """The nested solution with the first terms of the series for an inverse."""
+  share = A**2 * (1 - (1 - step_size * H) ** terms)
+  x = (T + share / A * (C - D)) / (1 + share)
+  return _nested(x, A * x + D)
+
+
+def _implicit_directions(wrap, rate):
+  sgd = optax.sgd(rate)
+  return optax.chain(
+    wrap(bj.implicit_directions(PROBLEM)),
+    bj.per_sequence(upper=sgd, lower=sgd, linear=sgd),
+  )
+
+
+def linear_params(seed: int, dtype: Any = jnp.float32):
+  x, y = nested_params(seed, dtype)
+  return bj.sequences(upper=x, lower=y, linear={'b': jnp.asarray(W, dtype)})
+
+
 def _mean_over(wrap, rate):
   """The axis is one of parts, so that it runs on one device as well."""
   oracle = bj.mean_over(wrap(bj.gradient(flat_loss)), 'parts')
@@ -687,6 +865,90 @@ AGGREGATORS = (
     kind='solver', counts={'gradients/weighted': 1}
   ),
 )
+
+
+# Equations: x on a line; y too, on one that moves with x.
+X_LINE = bj.affine_set([[1.0, 1.0], [2.0, 2.0]], [1.25, 2.5])
+Y_LINE = bj.affine_set(
+  [[1.0, -0.5]], [0.4], coupling=lambda x: -0.25 * x['a'][:1]
+)
+
+
+def _equations(lines, right):
+  """The optimality system of least squares under equations, solved."""
+
+  def solve(hessian, slope):
+    size, rows = len(slope), len(right)
+    matrix = np.block([[hessian, lines.T], [lines, np.zeros((rows, rows))]])
+    return np.linalg.solve(matrix, np.concatenate([slope, right]))[:size]
+
+  return solve
+
+
+def implicit_solution(x_line=False, y_line=False, moves=0.0):
+  """Where the upper loss is least at the lower minimiser, by linear algebra.
+
+  Args:
+    x_line: whether x is on its line.
+    y_line: whether y is on its line.
+    moves: how far that line moves with the first coordinate of x.
+  """
+  line = np.array([[1.0, -0.5]])
+
+  def lower(x):
+    if not y_line:
+      return A * x + D
+    solve = _equations(line, [0.4 + moves * x[0]])
+    return solve(np.diag(H), H * (A * x + D))
+
+  start = lower(np.zeros(2))
+  slope = np.stack([lower(e) - start for e in np.eye(2)], axis=1)
+  hessian = np.eye(2) + slope.T @ slope
+  target = T + slope.T @ (C - start)
+  if x_line:
+    x = _equations(np.ones((1, 2)), [1.25])(hessian, target)
+  else:
+    x = np.linalg.solve(hessian, target)
+  return _nested(x, lower(x))
+
+
+def unit_hessian_solution():
+  """As above, with the lower Hessian replaced by 1 in the linear system."""
+  x = (T + A * H * (C - D)) / (1 + A**2 * H)
+  return _nested(x, A * x + D)
+
+
+# A step count of the linear solver that is exact in two dimensions.
+_EXACT_SOLVE = bj.conjugate_gradient(2)
+
+
+def _aid(wrap, rate, solver=bj.aid_bilevel, **kwargs):
+  sgd = optax.sgd(rate)
+  given = {'solve': _EXACT_SOLVE} | kwargs
+  return solver(PROBLEM, upper=sgd, lower=sgd, wrap=wrap, **given)
+
+
+def _e_aipod(wrap, rate, probability=0.5, **kwargs):
+  return _aid(
+    wrap,
+    rate,
+    bj.e_aipod,
+    probability=probability,
+    upper_set=X_LINE,
+    lower_set=Y_LINE,
+    **kwargs,
+  )
+
+
+def _lazy_projection(wrap, rate):
+  return optax.chain(
+    _descend(wrap, 'upper', rate),
+    bj.lazy_projection(0.5, key=3, upper=X_LINE),
+  )
+
+
+def _line_solution():
+  return {'upper': {'a': T + (1.25 - T.sum()) / 2}}
 
 
 ROWS = (
@@ -994,6 +1256,88 @@ ROWS = (
     **_RATE_ONLY,
   ),
   Row(
+    'lazy_projection',
+    ('lazy_projection',),
+    'link',
+    _lazy_projection,
+    _line_solution,
+    {'gradients/upper': 1},
+    random_counts=('projections/upper',),
+    keys=True,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aid_bilevel',
+    ('aid_bilevel', 'implicit'),
+    'solver',
+    _aid,
+    implicit_solution,
+    {'gradients/lower': 1, **_HYPER, 'hessian_vector_products/lower': 4},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aid_bilevel by a random Neumann series, three inner batches',
+    ('aid_bilevel',),
+    'solver',
+    functools.partial(
+      _aid,
+      solve=bj.random_neumann(1, 1.0),
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+    ),
+    # One term with step 1: the lower Hessian counts as the identity.
+    unit_hessian_solution,
+    {'gradients/lower': INNER, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'aipod',
+    ('aipod',),
+    'solver',
+    functools.partial(
+      _aid, solver=bj.aipod, upper_set=X_LINE, lower_set=Y_LINE
+    ),
+    functools.partial(implicit_solution, True, True, 0.25),
+    {
+      'gradients/lower': 1,
+      **_HYPER,
+      'projections/lower': 1,
+      'projections/upper': 1,
+    },
+    sets={'upper': X_LINE},
+    spacings=8,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'e_aipod',
+    ('e_aipod',),
+    'solver',
+    functools.partial(
+      _e_aipod,
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      upper_steps=2,
+      relaxation=1.25,
+    ),
+    functools.partial(implicit_solution, True, True, 0.25),
+    {
+      'gradients/lower': INNER,
+      'gradients/upper': 3,
+      'hessian_vector_products/lower': 3,
+      'projections/upper': 1,
+    },
+    random_counts=('projections/lower',),
+    sets={'upper': X_LINE},
+    spacings=8,
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
     'alternate',
     ('alternate',),
     'wrapper',
@@ -1042,6 +1386,312 @@ ROWS = (
     **_RATE_ONLY,
   ),
   Row(
+    'storm',
+    ('storm',),
+    'wrapper',
+    _storm,
+    _flat_solution,
+    {'gradients/loss': 2},
+    params=flat_params,
+    hyper={'rate': RATE, 'decay': 0.4},
+    schedules=('rate', 'decay'),
+  ),
+  Row(
+    'saga',
+    ('saga',),
+    'wrapper',
+    _saga,
+    _flat_solution,
+    {'gradients/loss': 1},
+    params=flat_params,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stsa',
+    ('stsa',),
+    'solver',
+    _stsa,
+    lower_solution,
+    _INCREMENTS,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stsa, alternating, in a set',
+    ('stsa',),
+    'solver',
+    functools.partial(_stsa, order='alternating', sets={'upper': X_SET}),
+    lambda: _nested(np.minimum(T, X_MOST), A * np.minimum(T, X_MOST) + D),
+    _INCREMENTS | {'projections/upper': 1},
+    sets={'upper': X_SET},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'coupled',
+    ('coupled',),
+    'oracle',
+    _coupled,
+    lower_solution,
+    _INCREMENTS,
+    same_as='stsa',
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'scgd',
+    ('scgd',),
+    'solver',
+    _compositional('scgd'),
+    composition_solution,
+    _LEVELS,
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'scgd in a set',
+    ('scgd',),
+    'solver',
+    functools.partial(_compositional('scgd'), main_set=X_SET),
+    functools.partial(composition_solution, X_MOST),
+    _LEVELS | {'projections/main': 1},
+    params=main_params,
+    sets={'main': X_SET},
+    **_TRACKED,
+  ),
+  Row(
+    'nasa',
+    ('nasa',),
+    'solver',
+    _compositional('nasa', averaging=0.5),
+    composition_solution,
+    _LEVELS,
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'scsc',
+    ('scsc',),
+    'solver',
+    _compositional('scsc'),
+    composition_solution,
+    _LEVELS | {'values/level_0': 3, 'values/level_1': 3},
+    params=main_params,
+    **_TRACKED,
+  ),
+  Row(
+    'compositional',
+    ('compositional',),
+    'oracle',
+    _compositional_oracle,
+    composition_solution,
+    _LEVELS,
+    params=levels_params,
+    same_as='scgd',
+    **_TRACKED,
+  ),
+  Row(
+    'soba',
+    ('soba',),
+    'solver',
+    _single_loop('soba'),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'soba in sets',
+    ('soba',),
+    'solver',
+    functools.partial(_single_loop('soba'), upper_set=X_SET, linear_set=Y_SET),
+    functools.partial(nested_solution, X_MOST),
+    _NORM | {'projections/upper': 1, 'projections/linear': 1},
+    sets={'upper': X_SET, 'linear': Y_SET},
+    **_SLOWER,
+  ),
+  Row(
+    'ma_soba',
+    ('ma_soba',),
+    'solver',
+    _single_loop('ma_soba', averaging=0.5),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'saba',
+    ('saba',),
+    'solver',
+    _single_loop('saba', parts=3),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'saba, a table for each loss',
+    ('saba',),
+    'solver',
+    _single_loop('saba', parts=(2, 3)),
+    nested_solution,
+    _NORM,
+    **_SLOWER,
+  ),
+  Row(
+    'bsa',
+    ('bsa',),
+    'solver',
+    _single_loop(
+      'bsa', inner_steps=INNER, inner_batch=inner_batch, terms=1, step_size=1.0
+    ),
+    unit_hessian_solution,
+    {'gradients/lower': INNER, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'ttsa',
+    ('ttsa',),
+    'solver',
+    _single_loop('ttsa', terms=1, step_size=1.0),
+    unit_hessian_solution,
+    {'gradients/lower': 1, **_HYPER, 'hessian_vector_products/lower': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stocbio',
+    ('stocbio',),
+    'solver',
+    _single_loop(
+      'stocbio',
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      terms=2,
+      step_size=0.5,
+    ),
+    series_solution,
+    {'gradients/lower': INNER, **_HYPER},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'alset in a set',
+    ('alset',),
+    'solver',
+    _single_loop('alset', terms=2, step_size=0.5, upper_set=X_SET),
+    lambda: _nested(
+      np.minimum(series_solution()['upper']['a'], X_MOST),
+      A * np.minimum(series_solution()['upper']['a'], X_MOST) + D,
+    ),
+    {'gradients/lower': 1, **_HYPER, 'projections/upper': 1},
+    sets={'upper': X_SET},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'amigo',
+    ('amigo',),
+    'solver',
+    _single_loop(
+      'amigo',
+      inner_steps=INNER,
+      inner_batch=inner_batch,
+      linear_steps=2,
+      step_size=0.5,
+    ),
+    nested_solution,
+    {'gradients/lower': INNER, **_HYPER},
+    # A warm start passes from part to part of a batch, as a key does.
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'sustain',
+    ('sustain',),
+    'solver',
+    _decaying('sustain', terms=1, step_size=1.0),
+    unit_hessian_solution,
+    {
+      'gradients/lower': 2,
+      'gradients/upper': 2,
+      'hessian_vector_products/lower': 2,
+    },
+    keys=True,
+    linear=False,
+    **_DECAYED,
+  ),
+  Row(
+    'mrbo',
+    ('mrbo',),
+    'solver',
+    _decaying('mrbo', terms=2, step_size=0.5),
+    series_solution,
+    {
+      'gradients/lower': 2,
+      'gradients/upper': 2,
+      'hessian_vector_products/lower': 6,
+    },
+    linear=False,
+    **_DECAYED,
+  ),
+  Row(
+    'vrbo',
+    ('vrbo',),
+    'solver',
+    _single_loop('vrbo', terms=2, step_size=0.5, inner_steps=INNER, period=2),
+    series_solution,
+    {
+      'gradients/lower': 2 * INNER,
+      'gradients/upper': 2 * INNER,
+      'hessian_vector_products/lower': 6 * INNER,
+    },
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'stable',
+    ('stable',),
+    'solver',
+    # A constant Hessian: the decay of its estimate has no effect.
+    _single_loop('stable', decay=0.4),
+    nested_solution,
+    {'gradients/lower': 1, 'gradients/upper': 1, 'hessians/lower': 2},
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'pzobo',
+    ('pzobo',),
+    'solver',
+    _pzobo,
+    unrolled_solution,
+    {'gradients/lower': 3 * INNER, 'gradients/upper': 1},
+    keys=True,
+    linear=False,
+    **_RATE_ONLY,
+  ),
+  Row(
+    'meha',
+    ('meha',),
+    'solver',
+    _meha,
+    functools.partial(penalised_solution, 2 * H**2 / (1 + 2 * H)),
+    _GAP,
+  ),
+  Row(
+    'implicit_directions',
+    ('implicit_directions',),
+    'oracle',
+    _implicit_directions,
+    nested_solution,
+    _NORM,
+    params=linear_params,
+    **_SLOWER,
+  ),
+  Row(
     'mean_over',
     ('mean_over',),
     'wrapper',
@@ -1058,7 +1708,16 @@ ROWS = (
 
 NAMED = {row.name: row for row in ROWS}
 # Public functions in the same packages that are no method.
-HELPERS = frozenset({'split_batch', 'deal_batch', 'apply_updates'})
+HELPERS = frozenset(
+  {
+    'Solve',
+    'apply_updates',
+    'deal_batch',
+    'e_aipod_plan',
+    'power_schedule',
+    'split_batch',
+  }
+)
 
 
 def missing(public: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import types
-from bilevel_jax.oracles import _oracle
-from bilevel_jax.projections import Projection
+from bilevel_jax import linear_solvers, types
+from bilevel_jax.oracles import _implicit, _oracle
+from bilevel_jax.projections import AffineSet, Projection
 
 
 def lower_minimiser(
@@ -108,6 +108,7 @@ def hypergradient(
   *,
   steps: int = 100,
   tolerance: float = 1e-6,
+  lower_set: AffineSet | None = None,
 ) -> Any:
   r"""The implicit gradient of the upper loss at a lower minimiser.
 
@@ -121,6 +122,7 @@ def hypergradient(
     batch: the batch of both losses.
     steps: at most so many conjugate-gradient steps.
     tolerance: at which relative residual they end.
+    lower_set: the lower variable's equations, as in `implicit`.
 
   Returns:
     A pytree of the structure of the upper variable.
@@ -134,16 +136,14 @@ def hypergradient(
     >>> print(bj.hypergradient(problem, params))
     6.0
   """
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
-  x, y = params
-  above_x, above_y = jax.grad(upper, (0, 1))(x, y, batch)
-  slopes = lambda y: jax.grad(lower, (0, 1))(x, y, batch)
-  _, product = jax.linearize(slopes, y)  # v -> (cross term v, Hessian v)
-  v, _ = jax.scipy.sparse.linalg.cg(
-    lambda v: product(v)[1], above_y, tol=tolerance, maxiter=steps
+  terms = _implicit.implicit_terms(
+    problem,
+    params,
+    batch,
+    solve=linear_solvers.conjugate_gradient(steps, tolerance=tolerance),
+    lower_set=lower_set,
   )
-  return optax.tree.sub(above_x, product(v)[0])
+  return optax.tree.add(terms.direct, terms.correction)
 
 
 class HypergradientDistance(NamedTuple):

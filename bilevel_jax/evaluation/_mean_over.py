@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
@@ -22,6 +23,9 @@ def mean_over(
   `jax.jit` with sharded batches, XLA inserts the mean itself: nothing is to be
   wrapped there.
 
+  So is what the oracle keeps for its next evaluation, a warm start for
+  instance: the state stays the same on all devices.
+
   Args:
     oracle: what to evaluate on each device's part of the batch.
     axis_name: the mapped axis, or several.
@@ -40,6 +44,15 @@ def mean_over(
   """
   inner = optax.with_extra_args_support(oracle)
 
+  def share(node):
+    # Warm starts and the like: the state is the same on all devices.
+    mean = lambda leaf: (
+      jax.lax.pmean(leaf, axis_name)
+      if jnp.issubdtype(leaf.dtype, jnp.inexact)
+      else leaf
+    )
+    return node._replace(inner=jax.tree.map(mean, node.inner))
+
   def update_fn(batch, state, params=None, **extra_args):
     # In a shard_map, the derivative in parameters that all devices share is
     # already a sum over devices; in parameters that may differ, by their type,
@@ -49,6 +62,11 @@ def mean_over(
     gradients, state = inner.update(batch, state, params, **extra_args)
     gradients, means = jax.lax.pmean(
       (gradients, _oracle.measured(state)), axis_name
+    )
+    state = jax.tree.map(
+      lambda node: share(node) if _oracle.is_oracle_state(node) else node,
+      state,
+      is_leaf=_oracle.is_oracle_state,
     )
     return gradients, _oracle.replace_measured(state, means)
 

@@ -191,3 +191,32 @@ def replace_measured(state: Any, values: list[dict[str, chex.Array]]) -> Any:
     state,
     is_leaf=is_oracle_state,
   )
+
+
+def also_spent(after: Any, before: Any, other: Any) -> Any:
+  """Adds to a state what a second evaluation from the same state has spent.
+
+  Args:
+    after: the state after the evaluation that is kept.
+    before: the state before both.
+    other: the state after the evaluation that is dropped.
+
+  Returns:
+    `after`, its counts with those of `other` added, at any depth.
+  """
+  is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
+
+  def add(kept, start, dropped):
+    if not is_counted(kept):
+      return kept
+    spent = {n: dropped.counts[n] - start.counts[n] for n in start.counts}
+    fields = {
+      name: also_spent(*(getattr(x, name) for x in (kept, start, dropped)))
+      for name in kept._fields
+      if name != 'counts'
+    }
+    return kept._replace(
+      counts=_sequences.add_counts(kept.counts, spent), **fields
+    )
+
+  return jax.tree.map(add, after, before, other, is_leaf=is_counted)

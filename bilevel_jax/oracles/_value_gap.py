@@ -12,6 +12,7 @@ def value_gap(
   *,
   penalty: types.ScalarOrSchedule | None = None,
   rescale: bool = True,
+  proximity: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Gradients of the upper loss and of the value gap of the lower loss.
 
@@ -31,6 +32,10 @@ def value_gap(
       `scale_by_penalty` behind the rows.
     rescale: whether the fused form is divided by the penalty above one, as in
       `scale_by_penalty`.
+    proximity: None for the value function; a length for its Moreau envelope,
+      for lower losses that are not convex: the value sequence then stands for
+      a minimiser of the lower loss plus its squared distance to the lower
+      variable, divided by twice this length, and the gap is less by that.
 
   Returns:
     An oracle for parameters with the sequences `upper`, `lower`, `value`. It
@@ -64,6 +69,9 @@ def value_gap(
     below = lower(x, y, batch)
     # Live in x, stopped in the value sequence.
     least = lower(x, jax.lax.stop_gradient(params.value), batch)
+    if proximity is not None:
+      away = optax.tree.sub(jax.lax.stop_gradient(params.value), y)
+      least = least + optax.tree.norm(away, squared=True) / (2 * proximity)
     return below - least, below
 
   return _penalised.penalised(

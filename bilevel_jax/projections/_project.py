@@ -1,7 +1,7 @@
 """Keeps sequences in sets: the last link of a constrained solver."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
+from bilevel_jax.projections import _affine
 
+# From a sequence to its nearest point in a set.
 Projection = Callable[[Any], Any]
 
 # What a negative `scale` leaves without a point, of optax's sets.
@@ -25,16 +27,12 @@ _SCALED = {
 }
 
 
-def _is_concrete(tree: Any) -> bool:
-  return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
 def _check_arguments(projection: Projection, name: str) -> None:
   """Finds sets of optax's that their arguments leave without a point."""
   if not isinstance(projection, functools.partial):
     return
   given = projection.keywords
-  if not _is_concrete(given):
+  if not _affine.is_concrete(given):
     return
   if projection.func is optax.projections.projection_box:
     low, high = given.get('lower'), given.get('upper')
@@ -95,7 +93,7 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
     ...
     ValueError: projecting the sequence upper twice moves it again: ...
   """
-  if not _is_concrete(point):
+  if not _affine.is_concrete(point):
     return
   # Also where a jitted function makes the state of parameters that it closes
   # over: what is known is then still checked.
@@ -109,15 +107,49 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
         'shape than the sequence has.'
       )
     again = projection(first)
-    if _is_concrete((first, again)):
+    if _affine.is_concrete((first, again)):
       _check_points(first, again, name)
+
+
+def check_sets(sets: Mapping[str, Projection], params: Any) -> None:
+  """Checks, at the start, the set of each sequence of params that has one."""
+  for name, projection in sets.items():
+    point = getattr(params, name)
+    if isinstance(projection, _affine.AffineSet):
+      projection.check(point, _upper_of(projection, params), name)
+    else:
+      check_set(projection, point, name)
+
+
+def _upper_of(projection: _affine.AffineSet, params: Any) -> Any:
+  if projection.coupling is None:
+    return None
+  _sequences.require_sequences(params, ('upper',), 'a coupled affine set')
+  return params.upper
+
+
+def nearest(projection: Projection, point: Any, params: Any) -> Any:
+  """Projects a sequence, on a coupled set at the upper variable of params."""
+  if not isinstance(projection, _affine.AffineSet):
+    return projection(point)
+  return projection(point, _upper_of(projection, params))
+
+
+def use_of(sets: Mapping[str, Projection]) -> dict[str, int]:
+  """What projecting once on each set costs, by the keys of `bj.counts`."""
+  spent = {f'projections/{name}': 1 for name in sets}
+  for name, projection in sets.items():
+    if isinstance(projection, _affine.AffineSet) and projection.rounds:
+      spent[f'rounds/{name}'] = projection.rounds
+  return spent
 
 
 class ProjectState(NamedTuple):
   """State of `project`.
 
   Attributes:
-    counts: projections so far, by sequence; int32 scalars.
+    counts: projections so far, by sequence, and communication rounds if a
+      projection is a mean over clients; int32 scalars.
   """
 
   counts: dict[str, chex.Array]
@@ -137,8 +169,9 @@ def project(
 
   Args:
     **sets: by name of a sequence, a function that projects it: any of
-      `optax.projections`, its arguments bound by `functools.partial`, or None
-      for the whole space.
+      `optax.projections`, its arguments bound by `functools.partial`; an
+      `AffineSet`, which may depend on the sequence `upper`; or None for the
+      whole space.
 
   Returns:
     A transformation; it belongs last in a chain.
@@ -157,25 +190,26 @@ def project(
     -1.0 -3.0
   """
   given = {name: set_ for name, set_ in sets.items() if set_ is not None}
+  cost = use_of(given)
 
   def init_fn(params):
     _sequences.require_sequences(params, tuple(given), 'project')
-    for name, projection in given.items():
-      check_set(projection, getattr(params, name), name)
-    zero = lambda name: jnp.zeros([], jnp.int32)
-    return ProjectState({f'projections/{name}': zero(name) for name in given})
+    check_sets(given, params)
+    return ProjectState({name: jnp.zeros([], jnp.int32) for name in cost})
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
     _sequences.require_sequences(params, tuple(given), 'project')
     _sequences.require_gradients(updates, params, 'project')
-    spent = {}
+    moving = {name for name in given if getattr(updates, name) is not None}
+    spent = use_of({name: given[name] for name in moving})
+    # A coupled set is taken where the upper variable will be.
+    after = _sequences.apply_updates(params, updates)
 
     def one(name, update, param):
       if name not in given:
         return update
-      spent[f'projections/{name}'] = 1
-      inside = given[name](optax.apply_updates(param, update))
+      inside = nearest(given[name], getattr(after, name), after)
       return optax.tree.sub(inside, param)
 
     moved = _sequences.map_sequences(one, updates, params)

@@ -6,8 +6,8 @@ Which one when
 In doubt, `v_pbgd`; for its settings, `bj.suggest` before a run and
 `bj.diagnose` after it. Cost below is what one update evaluates: f and g stand
 for a gradient of the upper and of the lower loss, H for a Hessian-vector
-product of the lower loss, T for `inner_steps`, n for the coordinates of the
-upper variable.
+product of the lower loss, T for `inner_steps`, U for `upper_steps`, K for the
+products asked for, n for the coordinates of the upper variable.
 
 | solver | cost | error that stays | lower loss |
 |---|---|---|---|
@@ -19,6 +19,8 @@ upper variable.
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
 | `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
 | `rhg` | f + T g + T H | of a short inner loop | any, sets |
+| `aid_bilevel`, `aipod` | f + T g + K H | of K products | strongly convex |
+| `e_aipod` | (1 + U) f + T g + K H | the same, of the step | the same |
 | `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
 
 - `v_pbgd`: the default. First-order, one loop, asks no convexity of the lower
@@ -42,6 +44,10 @@ upper variable.
   `mode='forward'`, T n Hessian-vector products and the memory of n steps: for a
   few upper coordinates.
 - `t_rhg`: `rhg` where T is large and only its end matters.
+- `aid_bilevel`: where the lower loss is strongly convex and some Hessian-vector
+  products an update are cheap: the hypergradient itself, no penalty to choose.
+- `aipod`: the same where the variables satisfy linear equations.
+- `e_aipod`: where projecting on these is dear, or is communication.
 - `famo`: several objectives instead of a nested problem, and so many parameters
   that one backward pass an update is all there is time for.
 
@@ -51,40 +57,57 @@ Lower losses of many minimisers: the value gap picks the one best for the upper
 loss; unrolled loops take the one that they run into.
 """
 
-from bilevel_jax.solvers._bome import (
-  bome,
-)
-from bilevel_jax.solvers._f2sa import (
-  f2sa,
-)
-from bilevel_jax.solvers._famo import (
-  FamoState,
-  famo,
-)
-from bilevel_jax.solvers._pbgd import (
-  g_pbgd,
-  v_pbgd,
-)
-from bilevel_jax.solvers._pbsgd import (
-  v_pbsgd,
-)
-from bilevel_jax.solvers._prox_linear import (
-  prox_linear_pbgd,
-)
-from bilevel_jax.solvers._rhg import (
-  rhg,
-  t_rhg,
-)
+from bilevel_jax.solvers._aid import aid_bilevel, aipod
+from bilevel_jax.solvers._bome import bome
+from bilevel_jax.solvers._compositional import nasa, scgd, scsc
+from bilevel_jax.solvers._double_loop import alset, amigo, bsa, stocbio, ttsa
+from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
+from bilevel_jax.solvers._f2sa import f2sa
+from bilevel_jax.solvers._famo import FamoState, famo
+from bilevel_jax.solvers._meha import meha
+from bilevel_jax.solvers._momentum import mrbo, sustain, vrbo
+from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
+from bilevel_jax.solvers._pbsgd import v_pbsgd
+from bilevel_jax.solvers._prox_linear import prox_linear_pbgd
+from bilevel_jax.solvers._pzobo import pzobo
+from bilevel_jax.solvers._rhg import rhg, t_rhg
+from bilevel_jax.solvers._soba import ma_soba, saba, soba
+from bilevel_jax.solvers._stable import stable
+from bilevel_jax.solvers._stsa import power_schedule, stsa
 
 __all__ = [
+  'EAipodPlan',
   'FamoState',
+  'aid_bilevel',
+  'aipod',
+  'alset',
+  'amigo',
   'bome',
+  'bsa',
+  'e_aipod',
+  'e_aipod_plan',
   'f2sa',
   'famo',
   'g_pbgd',
+  'ma_soba',
+  'meha',
+  'mrbo',
+  'nasa',
+  'power_schedule',
   'prox_linear_pbgd',
+  'pzobo',
   'rhg',
+  'saba',
+  'scgd',
+  'scsc',
+  'soba',
+  'stable',
+  'stocbio',
+  'stsa',
+  'sustain',
   't_rhg',
+  'ttsa',
   'v_pbgd',
   'v_pbsgd',
+  'vrbo',
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from bilevel_jax import aggregators, combinators, oracles, projections, types
+from bilevel_jax.oracles import _oracle
 
 Wrapper = Callable[
   [optax.GradientTransformationExtraArgs],
@@ -31,12 +32,22 @@ def follow_value(
   value: optax.GradientTransformation,
   lower_set: projections.Projection | None = None,
   wrap: Wrapper = same,
+  proximity: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """One step of the value sequence towards the lower loss's minimiser."""
+  below = _oracle.scalar_loss(problem.lower, 'lower')
+
+  def loss(params, batch):
+    here = below(params.upper, params.value, batch)
+    if proximity is None:
+      return here
+    away = optax.tree.sub(params.value, params.lower)
+    return here + optax.tree.norm(away, squared=True) / (2 * proximity)
+
   return optax.chain(
     wrap(
       oracles.gradient(
-        lambda params, batch: problem.lower(params.upper, params.value, batch),
+        loss,
         name='value',
         of='value',
         counts_as='lower',
@@ -57,10 +68,11 @@ def descend_gap(
   rescale: bool,
   fused: bool,
   wrap: Wrapper,
+  proximity: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """One step of both variables on the upper loss plus the value gap."""
   return _penalised_descent(
-    lambda **kwargs: oracles.value_gap(problem, **kwargs),
+    lambda **kwargs: oracles.value_gap(problem, proximity=proximity, **kwargs),
     wrap,
     penalty,
     rescale,

@@ -78,6 +78,14 @@ PRESETS = {
     selection=5_000,
     test=10_000,
   ),
+  'smoke': Settings(
+    methods=('v_pbgd', 'noisy_train', 'clean_part'),
+    steps=200,
+    chunk=50,
+    tuning_steps=100,
+    scales=(3.0, 10.0),
+    seeds=2,
+  ),
   # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
   # best before.
   'table': Settings(
@@ -157,6 +165,7 @@ class Comparison:
 
   Attributes:
     source: one line on where the digits come from.
+    substituted: what stands in for MNIST; '' for a folder with its files.
   """
 
   def __init__(self, options: harness.Options) -> None:
@@ -165,6 +174,7 @@ class Comparison:
     self._settings = options.settings
     sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
     self._parts, self.source = cleaning.load_parts(options.data_dir, sizes)
+    self.substituted = '' if options.data_dir else 'packaged digits'
     print(f'Data: {self.source}')
     self._classifier = cleaning.make_classifier(self._settings.model)
 
@@ -433,6 +443,7 @@ def main(options: harness.Options) -> None:
     metrics=metrics,
     seconds=time.monotonic() - start,
     data=comparison.source,
+    substituted=comparison.substituted,
     method_seconds={m: o.seconds for m, o in outcomes.items()},
   )
   print(f'Results: {path}')

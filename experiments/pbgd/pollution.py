@@ -121,6 +121,7 @@ def main(options: harness.Options) -> None:
     metrics=metrics,
     seconds=time.monotonic() - start,
     data=comparison.source,
+    substituted=comparison.substituted,
   )
   print(f'Results: {path}')
 

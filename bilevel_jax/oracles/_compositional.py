@@ -1,0 +1,114 @@
+"""Nested expectations: a composition of functions that are known by samples."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from bilevel_jax import _sequences
+from bilevel_jax.oracles import _oracle
+
+# (value of the level below, batch) -> value of this level.
+Level = Callable[[Any, Any], Any]
+
+
+def level_names(count: int) -> tuple[str, ...]:
+  """Names of the sequences that track the inner levels."""
+  return tuple(f'level_{n}' for n in range(1, count + 1))
+
+
+def same_batch(batch: Any, level: int) -> Any:
+  """The whole batch for every level."""
+  del level
+  return batch
+
+
+def compositional(
+  functions: Sequence[Level],
+  *,
+  of: str = 'all',
+  batch_of: Callable[[Any, int], Any] = same_batch,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Gradients of a composition, its inner levels replaced by sequences.
+
+  For :math:`\min_x f^N(\dots f^1(f^0(x)))`, with a sequence :math:`y^n`
+  that tracks :math:`f^{n-1}(y^{n-1})`, and :math:`y^0 = x`,
+
+  .. math::
+    d^x = \nabla f^0(x)^\top \nabla f^1(y^1)^\top \cdots \nabla f^N(y^N),
+    \qquad d^n = y^n - f^{n-1}(y^{n-1})
+
+  The chain rule is taken at the tracked values: samples of the levels
+  themselves would bias it, as a mean of products is no product of means.
+
+  Args:
+    functions: :math:`f^0, \dots, f^N`, each from (value of the level below,
+      batch) to any pytree, the last to a scalar.
+    of: `all`, or `main` or `levels` for one of the two parts alone, where they
+      move in turn or are evaluated differently.
+    batch_of: what level n sees, from (batch, n); by default the whole batch.
+
+  Returns:
+    An oracle for the sequences `main` and `level_1` ... `level_N`. It measures
+    `loss`, the last level at its tracked value, unless for `levels`.
+    `bj.counts` counts values and gradients of each level.
+
+  Raises:
+    ValueError: without functions, or if `of` is unknown.
+    TypeError: at the call, if a sequence is missing or the last level is not a
+      scalar.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.compositional(
+    ...   [lambda x, batch: 2 * x, lambda y, batch: (y - 1) ** 2]
+    ... )
+    >>> params = bj.sequences(main=jnp.float32(1.0), level_1=jnp.float32(3.0))
+    >>> gradients, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(gradients.main, gradients.level_1)
+    8.0 1.0
+
+  References:
+    Wang, Fang and Liu, `Stochastic Compositional Gradient Descent
+    <https://arxiv.org/abs/1411.3803>`_, 2014.
+
+    Yang, Wang and Fang, `Multi-Level Stochastic Gradient Methods for Nested
+    Composition Optimization <https://arxiv.org/abs/1801.03600>`_, 2018.
+  """
+  *inside, outside = functions or (None,)
+  if outside is None:
+    raise ValueError('compositional takes at least one function.')
+  if of not in ('all', 'main', 'levels'):
+    raise ValueError(f"of is 'all', 'main' or 'levels', got {of!r}.")
+  last = len(inside)
+  names = level_names(last)
+  outside = _oracle.scalar_loss(outside, 'last level')
+
+  def fn(params, batch, inner):
+    _sequences.require_sequences(params, ('main', *names), 'compositional')
+    points = [params.main, *(getattr(params, name) for name in names)]
+    values, pullbacks = [], []
+    for n, (level, point) in enumerate(zip(inside, points)):
+      here = lambda z, n=n, level=level: level(z, batch_of(batch, n))
+      if of == 'levels':
+        values.append(here(point))
+      else:
+        value, pullback = jax.vjp(here, point)
+        values.append(value)
+        pullbacks.append(pullback)
+    fields = {}
+    if of != 'main':
+      for name, point, value in zip(names, points[1:], values, strict=True):
+        fields[name] = optax.tree.sub(point, value)
+    if of == 'levels':
+      return (), _sequences.only(params, **fields), inner
+    loss, slope = jax.value_and_grad(outside)(points[-1], batch_of(batch, last))
+    for pullback in reversed(pullbacks):
+      (slope,) = pullback(slope)
+    return (loss,), _sequences.only(params, main=slope, **fields), inner
+
+  cost = {f'values/level_{n}': 1 for n in range(last)}
+  if of != 'levels':
+    cost |= {f'gradients/level_{n}': 1 for n in range(last + 1)}
+  return _oracle.oracle(fn, () if of == 'levels' else ('loss',), counts=cost)

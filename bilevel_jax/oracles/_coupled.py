@@ -1,0 +1,87 @@
+"""Coupled sequences: each moves along an increment that depends on all."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences
+from bilevel_jax.oracles import _oracle
+
+# (params, batch) -> increment, of the structure of one sequence.
+Increment = Callable[[Any, Any], Any]
+
+
+def same_batch(batch: Any, name: str) -> Any:
+  """The whole batch for every sequence."""
+  del name
+  return batch
+
+
+def coupled(
+  increments: Mapping[str, Increment],
+  *,
+  batch_of: Callable[[Any, str], Any] = same_batch,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Evaluates the increments of named sequences, all at one point.
+
+  .. math::
+    d^n = -h^n(z^0, \dots, z^N; \xi^n)
+
+  The sign is that of a gradient, so that any optax optimiser steps along the
+  increment. An increment need not be the gradient of anything: a temporal
+  difference, a fixed-point residual and a Newton direction are increments too.
+
+  Args:
+    increments: by name of a sequence, a function from (parameters, batch) to
+      its increment. Sequences without one are left alone.
+    batch_of: what a sequence's increment sees, from (batch, name): samples of
+      its own, for instance. By default all see the whole batch.
+
+  Returns:
+    An oracle; `bj.values` gives `increment/name`, the norm of each increment,
+    `bj.counts` gives `increments/name`.
+
+  Raises:
+    ValueError: without increments, or at the call, if an increment has another
+      structure or shape than its sequence.
+    TypeError: at the call, if the parameters lack a sequence.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.coupled({
+    ...   'main': lambda z, batch: z.tracker - z.main,
+    ...   'tracker': lambda z, batch: batch - z.tracker,
+    ... })
+    >>> params = bj.sequences(main=jnp.float32(0.0), tracker=jnp.float32(1.0))
+    >>> gradients, _ = oracle.update(3.0, oracle.init(params), params)
+    >>> print(gradients.main, gradients.tracker)
+    -1.0 -2.0
+
+  References:
+    Shen and Chen, `A Single-Timescale Analysis for Stochastic Approximation
+    with Multiple Coupled Sequences <https://arxiv.org/abs/2206.10414>`_, 2022.
+  """
+  increments = dict(increments)
+  if not increments:
+    raise ValueError('coupled takes the increment of at least one sequence.')
+
+  def fn(params, batch, inner):
+    _sequences.require_sequences(params, tuple(increments), 'coupled')
+    moves = {
+      name: increment(params, batch_of(batch, name))
+      for name, increment in increments.items()
+    }
+    gradients = _sequences.only(
+      params, **{n: jax.tree.map(jnp.negative, m) for n, m in moves.items()}
+    )
+    _sequences.require_gradients(gradients, params, 'coupled')
+    return [optax.tree.norm(move) for move in moves.values()], gradients, inner
+
+  return _oracle.oracle(
+    fn,
+    [f'increment/{name}' for name in increments],
+    counts={f'increments/{name}': 1 for name in increments},
+  )

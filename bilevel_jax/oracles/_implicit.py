@@ -1,0 +1,270 @@
+"""The hypergradient by the implicit function theorem, under constraints too."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, linear_solvers, types
+from bilevel_jax.oracles import _oracle
+from bilevel_jax.projections import _affine, _lazy
+
+# Any function (operator, right, start) -> solution.
+Solve = Callable[..., Any]
+
+
+class ImplicitState(NamedTuple):
+  """What `implicit` keeps from one update to the next.
+
+  Attributes:
+    linear: the last solution of the linear system, the next one's start; in
+      coordinates along the lower set. None without a warm start.
+    key: PRNG key of a random linear solver; None for the others.
+  """
+
+  linear: Any
+  key: Any
+
+
+class ImplicitTerms(NamedTuple):
+  """The terms of one hypergradient.
+
+  Attributes:
+    value: the upper loss.
+    direct: its partial gradient in the upper variable, or None.
+    correction: the rest of the hypergradient.
+    linear: solution of the linear system, in coordinates along the lower set.
+    products: Hessian-vector products taken by the solver; None if unknown.
+  """
+
+  value: chex.Array
+  direct: Any
+  correction: Any
+  linear: Any
+  products: Any
+
+
+def implicit_terms(
+  problem: types.BilevelProblem,
+  params: Any,
+  batch: Any,
+  *,
+  solve: Solve,
+  lower_set: _affine.AffineSet | None = None,
+  linear_batch: Callable[[Any, Any], Any] | None = None,
+  start: Any = None,
+  key: Any = None,
+  direct: bool = True,
+) -> ImplicitTerms:
+  """Evaluates a hypergradient; see `implicit` for the formula."""
+  upper = _oracle.scalar_loss(problem.upper, 'upper')
+  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  x, y = params.upper, params.lower
+  slopes_of = (0, 1) if direct else (1,)
+  value, slopes = jax.value_and_grad(upper, slopes_of)(x, y, batch)
+  above_x, above_y = slopes if direct else (None, slopes[0])
+
+  def slopes_at(now):
+    return lambda y: jax.grad(lower, (0, 1))(x, y, now)
+
+  # v -> (grad_xy g v, grad_yy g v), the gradient's own work done once.
+  _, product = jax.linearize(slopes_at(batch), y)
+  if lower_set is None:
+    coordinates, lift = (lambda z: z), (lambda u: u)
+  else:
+    coordinates, lift = lower_set.coordinates, lambda u: lower_set.lift(u, y)
+
+  # In a shard_map, a mean over clients or a start is of another type.
+  lifted = lambda u: _sequences.vary_like(lift(u), y)
+  operator: Callable[[Any], Any] = lambda u: coordinates(product(lifted(u))[1])
+  if linear_batch is not None:
+    draw = linear_batch
+
+    def sampled(u, t):
+      slopes = slopes_at(draw(batch, t))
+      return coordinates(jax.jvp(slopes, (y,), (lifted(u),))[1][1])
+
+    operator = linear_solvers.SampledOperator(operator, sampled)
+
+  right = coordinates(above_y)
+  if start is not None:
+    start = _sequences.vary_like(start, right)
+  if isinstance(solve, linear_solvers.LinearSolver):
+    linear, products = solve.solve(operator, right, start, key)
+  else:
+    linear, products = solve(operator, right, start), None
+  cross, curved = product(lifted(linear))
+  correction = optax.tree.scale(-1, cross)
+  coupling = None if lower_set is None else lower_set.coupling
+  if lower_set is not None and coupling is not None:
+    if lower_set.transpose is None:
+      raise ValueError('a coupled lower set needs its `transpose`.')
+    # The lower variable also moves because its set does.
+    pull = lower_set.transpose(optax.tree.sub(curved, above_y))
+    measured, back = jax.vjp(coupling, x)
+    pull = jax.tree.map(lambda a, h: a.astype(h.dtype), pull, measured)
+    correction = optax.tree.add(correction, back(pull)[0])
+  return ImplicitTerms(value, above_x, correction, linear, products)
+
+
+def implicit(
+  problem: types.BilevelProblem,
+  *,
+  solve: Solve | None = None,
+  lower_set: _affine.AffineSet | None = None,
+  warm_start: bool = True,
+  linear_batch: Callable[[Any, Any], Any] | None = None,
+  key: Any = 0,
+  direct: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  r"""The hypergradient, with one linear system in the lower loss's Hessian.
+
+  .. math::
+    \nabla_x f - \nabla_{xy} g \, q, \qquad \nabla_{yy} g \, q = \nabla_y f
+
+  and, where the lower variable is in :math:`\{y : A y + h(x) = c\}`, with the
+  columns of V spanning the kernel of A,
+
+  .. math::
+    q &= V (V^\top \nabla_{yy} g \, V)^{-1} V^\top \nabla_y f, \\
+    \nabla F &= \nabla_x f - \nabla_{xy} g \, q
+      + \nabla h^\top A^{+\top} (\nabla_{yy} g \, q - \nabla_y f)
+
+  It is exact at the lower minimiser in the set. Products with the Hessian are
+  never written down; the gradient is linearised once for all of them.
+
+  Args:
+    problem: the upper and the lower loss; the lower one is strongly convex
+      along the lower set.
+    solve: any function (operator, right, start) to the solution, such as
+      `conjugate_gradient`, `neumann`, `random_neumann`, `nystrom`, `gmres`,
+      `dense_solve` or another library's; by default ten conjugate gradients.
+    lower_set: the set of the lower variable: `affine_set`,
+      `affine_operator_set` or `consensus_set`; None for the whole space. Over
+      a `consensus_set` of a mapped axis, the system's matrix is the mean of the
+      clients'.
+    warm_start: whether the solver starts from the last update's solution, which
+      is then kept in state.
+    linear_batch: the batch of the solver's product t, from (batch, t), for
+      solvers that take fresh samples (`neumann`, `random_neumann`); by default
+      the whole batch.
+    key: PRNG key of a random solver, or a whole number to make it of.
+    direct: False leaves out the direct gradient :math:`\nabla_x f`.
+
+  Returns:
+    An oracle for the sequence `upper` of parameters with `upper` and `lower`.
+    It measures `upper` and, on a coupled set, `outside_range`: the share of
+    the right-hand side that no lower variable attains, 0 up to rounding. It
+    counts Hessian-vector products of a `LinearSolver`, plus one for the cross
+    term, and communication rounds over clients.
+
+  Raises:
+    TypeError: if `lower_set` is no `AffineSet`; at the call, if a loss is not a
+      scalar or a sequence is missing.
+    ValueError: at init, if the set has no point in it.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: jnp.sum(y**2) / 2,
+    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+    ... )
+    >>> balance = bj.affine_set([[1.0, 1.0]])  # y_1 + y_2 = 0
+    >>> params = bj.BilevelParams(jnp.array([3.0, 1.0]), jnp.array([1.0, -1.0]))
+    >>> oracle = bj.implicit(problem, lower_set=balance)
+    >>> gradient, state = oracle.update(None, oracle.init(params), params)
+    >>> print(gradient.upper.round(4))
+    [ 1. -1.]
+
+  References:
+    Xiao, Shen, Yin and Chen, `Alternating Projected SGD for
+    Equality-constrained Bilevel Optimization
+    <https://arxiv.org/abs/2211.07096>`_, 2023.
+
+    Pedregosa, `Hyperparameter optimization with approximate gradient
+    <https://arxiv.org/abs/1602.02355>`_, 2016.
+  """
+  solver = solve or linear_solvers.conjugate_gradient()
+  check_lower_set(lower_set)
+  random = getattr(solver, 'random', False)
+  # The set, where the lower variable's equations depend on the upper one.
+  coupled = lower_set if getattr(lower_set, 'coupling', None) else None
+  rounds = 0 if lower_set is None else lower_set.rounds
+  names = ('upper', 'outside_range') if coupled is not None else ('upper',)
+
+  def init_fn(params):
+    _sequences.require_sequences(params, ('upper', 'lower'), 'implicit')
+    if lower_set is None:
+      zero = optax.tree.zeros_like
+    else:
+      lower_set.check(params.lower, params.upper, 'lower')
+      zero = lower_set.zero
+    dtype = _sequences.dtype_of(params)
+    counted = ['gradients/upper', 'hessian_vector_products/lower']
+    counted += ['rounds/linear'] if rounds else []
+    return _oracle.OracleState(
+      values={name: jnp.zeros([], dtype) for name in names},
+      counts={name: jnp.zeros([], jnp.int32) for name in counted},
+      inner=ImplicitState(
+        linear=zero(params.lower) if warm_start else None,
+        key=_lazy.as_key(key) if random else None,
+      ),
+    )
+
+  def update_fn(batch, state, params=None, **extra_args):
+    del extra_args
+    _sequences.require_sequences(params, ('upper', 'lower'), 'implicit')
+    next_key = now = None
+    if random:
+      next_key, now = jax.random.split(state.inner.key)
+    terms = implicit_terms(
+      problem,
+      params,
+      batch,
+      solve=solver,
+      lower_set=lower_set,
+      linear_batch=linear_batch,
+      start=state.inner.linear,
+      key=now,
+      direct=direct,
+    )
+    gradient = terms.correction
+    if direct:
+      gradient = optax.tree.add(terms.direct, gradient)
+    measured = {'upper': terms.value}
+    if coupled is not None:
+      measured['outside_range'] = coupled.outside_range(
+        params.lower, params.upper
+      )
+    products = 0 if terms.products is None else terms.products
+    spent = {
+      'gradients/upper': 1,
+      'hessian_vector_products/lower': products + 1,
+      'rounds/linear': rounds * (products + 1),
+    }
+    linear = terms.linear if warm_start else None
+    state = _oracle.OracleState(
+      values={
+        name: jnp.asarray(measured[name], state.values[name].dtype)
+        for name in names
+      },
+      counts=_sequences.add_counts(state.counts, spent),
+      inner=ImplicitState(linear, next_key),
+    )
+    return _sequences.only(params, upper=gradient), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_lower_set(lower_set: Any) -> None:
+  """Raises TypeError for a lower set without coordinates along it."""
+  if lower_set is not None and not isinstance(lower_set, _affine.AffineSet):
+    raise TypeError(
+      'a hypergradient is known for lower sets of equations, bj.affine_set, '
+      'bj.affine_operator_set or bj.consensus_set, got '
+      f'{type(lower_set).__name__}: for other sets, take a penalty method such '
+      'as bj.v_pbgd.'
+    )

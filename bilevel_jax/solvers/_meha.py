@@ -1,0 +1,83 @@
+"""MEHA: the value gap of a Moreau envelope, for lower losses not convex."""
+
+import optax
+
+from bilevel_jax import combinators, projections, types
+from bilevel_jax.solvers import _pbgd
+
+
+def meha(
+  problem: types.BilevelProblem,
+  *,
+  penalty: types.ScalarOrSchedule,
+  proximity: float,
+  upper: optax.GradientTransformation,
+  lower: optax.GradientTransformation,
+  value: optax.GradientTransformation | None = None,
+  upper_set: projections.Projection | None = None,
+  lower_set: projections.Projection | None = None,
+  wrap: _pbgd.Wrapper = _pbgd.same,
+) -> optax.GradientTransformationExtraArgs:
+  r"""MEHA: one loop without Hessians, the lower problem's Moreau envelope.
+
+  .. math::
+    w_{k+1} &= w_k - \eta [ \nabla_y g(x_k, w_k)
+      + (w_k - y_k) / \gamma ] \\
+    d_k &= c_k \, [ \nabla f(x_k, y_k) + \sigma_k ( \nabla g(x_k, y_k)
+      - (\nabla_x g(x_k, w_{k+1}), (y_k - w_{k+1}) / \gamma) ) ]
+
+  `v_pbgd` whose value sequence is held near the lower variable: its problem is
+  strongly convex for a short enough :math:`\gamma`, also where the lower loss
+  is not convex. The gap, and so the pull of the penalty, is smaller than the
+  value function's.
+
+  Args:
+    problem: the upper and the lower loss.
+    penalty: :math:`\sigma_k \ge 0`, a constant or a slowly rising schedule.
+    proximity: :math:`\gamma > 0`; below 1 / (largest negative curvature of the
+      lower loss).
+    upper: optimiser of the upper variable.
+    lower: optimiser of the lower variable.
+    value: optimiser of the value sequence, by default that of `lower`.
+    upper_set: projects the upper variable.
+    lower_set: projects the lower variable and the value sequence.
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`, as `v_pbgd`.
+
+  Raises:
+    ValueError: if the penalty is negative or the proximity not positive.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.meha(
+    ...   bj.BilevelProblem(square, square), penalty=10.0, proximity=1.0,
+    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ... )
+
+  References:
+    Liu, Liu, Yao, Zeng and Zhang, `Moreau Envelope for Nonconvex Bi-Level
+    Optimization <https://arxiv.org/abs/2405.09927>`_, 2024.
+  """
+  if not proximity > 0:
+    raise ValueError(f'proximity is a length > 0, got {proximity}.')
+  follow = _pbgd.follow_value(
+    problem, lower if value is None else value, lower_set, wrap, proximity
+  )
+  descend = _pbgd.descend_gap(
+    problem,
+    penalty,
+    upper,
+    lower,
+    upper_set,
+    lower_set,
+    rescale=True,
+    fused=True,
+    wrap=wrap,
+    proximity=proximity,
+  )
+  return combinators.auxiliary(
+    combinators.alternate(follow, descend), value=lambda params: params.lower
+  )

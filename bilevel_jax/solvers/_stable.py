@@ -1,0 +1,140 @@
+"""STABLE: estimates of the second derivatives, and a lower step that foresees.
+
+Matrices are written down: for lower variables of at most some thousand numbers.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from bilevel_jax import (
+  _sequences,
+  combinators,
+  evaluation,
+  projections,
+  types,
+)
+from bilevel_jax.oracles import _oracle
+from bilevel_jax.solvers import _pbgd
+
+
+def _zeros(params):
+  x, y = (ravel_pytree(z)[0] for z in params)
+  return {
+    'cross': jnp.zeros((y.size, x.size), y.dtype),
+    'hessian': jnp.zeros((y.size, y.size), y.dtype),
+  }
+
+
+def _curvature(problem):
+  """The lower loss's second derivatives, rows by the lower variable."""
+  lower = _oracle.scalar_loss(problem.lower, 'lower')
+
+  def fn(params, batch, inner):
+    (x, unravel_x), (y, unravel_y) = (ravel_pytree(z) for z in params)
+
+    # Forward over y: then as many products as y has numbers, of both kinds.
+    both = lambda x, y: jax.grad(
+      lambda x, y: lower(unravel_x(x), unravel_y(y), batch), (0, 1)
+    )(x, y)
+    cross, hessian = jax.vmap(
+      lambda v: jax.jvp(lambda y: both(x, y), (y,), (v,))[1]
+    )(jnp.eye(y.size, dtype=y.dtype))
+    return (), {'cross': cross, 'hessian': hessian}, inner
+
+  return _oracle.oracle(fn, (), counts={'hessians/lower': 1})
+
+
+def _slopes(problem):
+  upper = _oracle.scalar_loss(problem.upper, 'upper')
+  lower = _oracle.scalar_loss(problem.lower, 'lower')
+
+  def fn(params, batch, inner):
+    x, y = params
+    f, (f_x, f_y) = jax.value_and_grad(upper, (0, 1))(x, y, batch)
+    g, g_y = jax.value_and_grad(lower, 1)(x, y, batch)
+    return (f, g), {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}, inner
+
+  cost = {'gradients/upper': 1, 'gradients/lower': 1}
+  return _oracle.oracle(fn, ('upper', 'lower'), counts=cost)
+
+
+def stable(
+  problem: types.BilevelProblem,
+  *,
+  upper: optax.GradientTransformation,
+  lower: optax.GradientTransformation,
+  decay: types.ScalarOrSchedule,
+  upper_set: projections.Projection | None = None,
+  wrap: _pbgd.Wrapper = _pbgd.same,
+) -> optax.GradientTransformationExtraArgs:
+  r"""STABLE: one loop whose lower step follows the upper one.
+
+  .. math::
+    x_{k+1} &= x_k - \alpha (\nabla_x f
+      - \hat H_{xy} \hat H_{yy}^{-1} \nabla_y f) \\
+    y_{k+1} &= y_k - \beta \nabla_y g
+      - \hat H_{yy}^{-1} \hat H_{yx} (x_{k+1} - x_k)
+
+  with running estimates of the second derivatives, corrected by the same batch
+  at the point before (`storm`). No truncated series, no lag; but it factors a
+  matrix a step.
+
+  Args:
+    problem: the upper and the lower loss, the lower one strongly convex.
+    upper: optimiser of the upper variable.
+    lower: optimiser of the lower variable.
+    decay: of the estimates, in [0, 1].
+    upper_set: projects the upper variable.
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
+
+  Raises:
+    ValueError: if a constant decay is not in [0, 1].
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.stable(
+    ...   bj.BilevelProblem(square, square), decay=0.1,
+    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ... )
+
+  References:
+    Chen, Sun, Xiao and Yin, `A Single-Timescale Method for Stochastic Bilevel
+    Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
+  """
+  curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
+  slopes = wrap(_slopes(problem))
+  move = optax.chain(
+    combinators.per_sequence(upper=upper, lower=lower),
+    projections.project(upper=upper_set),
+  )
+
+  def init_fn(params):
+    _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
+    return curvature.init(params), slopes.init(params), move.init(params)
+
+  def update_fn(batch, state, params=None, **extra_args):
+    matrices, one = curvature.update(batch, state[0], params, **extra_args)
+    given, two = slopes.update(batch, state[1], params, **extra_args)
+    flat, unravel = ravel_pytree(given['f_y'])
+    _, unravel_x = ravel_pytree(given['f_x'])
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
+    solve = lambda right: jnp.linalg.solve(
+      matrices['hessian'].astype(wide), right.astype(wide)
+    ).astype(flat.dtype)
+    cross = matrices['cross']
+    implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
+    gradients = _sequences.only(
+      params, upper=optax.tree.sub(given['f_x'], implicit), lower=given['g_y']
+    )
+    updates, three = move.update(gradients, state[2], params, **extra_args)
+    foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
+    lower_update = optax.tree.sub(updates.lower, foreseen)
+    return updates._replace(lower=lower_update), (one, two, three)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

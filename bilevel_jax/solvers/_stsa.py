@@ -1,0 +1,152 @@
+"""Stochastic approximation with coupled sequences, and its step sizes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import combinators, oracles, projections, types
+from bilevel_jax.oracles import _coupled
+from bilevel_jax.solvers import _pbgd
+
+
+def power_schedule(
+  scale: float, exponent: float, offset: float = 1.0
+) -> Callable[[chex.Numeric], chex.Numeric]:
+  r"""Step sizes that fall as a power of the number of updates.
+
+  .. math::
+    \alpha_k = c \, (k + k_0)^{-p}
+
+  One rule for one timescale, the same exponent in all sequences, and for two,
+  a smaller exponent in the faster ones. With :math:`p = 1`, the fast rate needs
+  :math:`c > 1 / (2 \lambda)`, with :math:`\lambda` the least real part of an
+  eigenvalue of the joint Jacobian, and stability :math:`c / k_0 \le 1 / L`.
+
+  Args:
+    scale: :math:`c > 0`, in units of a step.
+    exponent: :math:`p \ge 0`; 0 for a constant step.
+    offset: :math:`k_0 > 0`, in updates.
+
+  Returns:
+    A schedule.
+
+  Raises:
+    ValueError: if a number is outside these bounds.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> schedule = bj.power_schedule(2.0, 1.0, 20.0)
+    >>> print(schedule(0), schedule(20))
+    0.1 0.05
+  """
+  if not scale > 0 or not exponent >= 0 or not offset > 0:
+    raise ValueError(
+      'power_schedule takes scale > 0, exponent >= 0 and offset > 0, got '
+      f'{scale}, {exponent} and {offset}.'
+    )
+
+  def schedule(count: chex.Numeric) -> chex.Numeric:
+    count = jnp.asarray(count)
+    if not jnp.issubdtype(count.dtype, jnp.floating):
+      count = count.astype(jnp.float32)
+    return scale * (count + offset) ** -exponent
+
+  return schedule
+
+
+def stsa(
+  increments: Mapping[str, _coupled.Increment],
+  *,
+  steps: types.ScalarOrSchedule | Mapping[str, Any],
+  sets: Mapping[str, projections.Projection | None] | None = None,
+  order: str = 'simultaneous',
+  batch_of: Callable[[Any, str], Any] = _coupled.same_batch,
+  wrap: _pbgd.Wrapper = _pbgd.same,
+) -> optax.GradientTransformationExtraArgs:
+  r"""STSA: any number of coupled sequences, each along its increment.
+
+  .. math::
+    z^n_{k+1} = \Pi^n [ z^n_k + \beta_{k,n} h^n(z_k; \xi^n_k) ],
+    \qquad n = 0, \dots, N
+
+  With increments that are strongly monotone in their own sequence, a stable
+  joint system and steps of one order in all sequences, the error falls like
+  that of a single sequence, whatever N. Where the joint system is unstable at
+  equal steps, which a longer chain of sequences easily is, larger steps of the
+  inner sequences, by a constant factor, mend it.
+
+  For averages of the iterates (Polyak and Ruppert), average the parameters in
+  the loop, by `optax.incremental_update(params, average, 1 / (k + 1))`.
+
+  Args:
+    increments: by name of a sequence, a function from (parameters, batch) to
+      its increment.
+    steps: step sizes of all sequences, a constant or a schedule, such as
+      `power_schedule`; or by name of a sequence, a step size or any optax
+      optimiser. Noise of a sequence's own is a link there:
+      `optax.chain(optax.add_noise(...), optax.sgd(...))`.
+    sets: by name of a sequence, its projection.
+    order: `simultaneous`, all increments at one point; or `alternating`, in the
+      order of `increments`, each seeing what those before moved.
+    batch_of: what a sequence's increment sees, from (batch, name).
+    wrap: wraps each oracle, for instance `lambda o: bj.storm(o, 0.1)`.
+
+  Returns:
+    A solver for named sequences; those without an increment stay.
+
+  Raises:
+    ValueError: without increments, if `order` is unknown, or if `steps` lacks a
+      sequence.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> solver = bj.stsa(
+    ...   {'x': lambda z, b: z.y - 2 * z.x, 'y': lambda z, b: z.x + 1 - z.y},
+    ...   steps=bj.power_schedule(20.0, 1.0, 60.0),
+    ... )
+    >>> params = bj.sequences(x=jnp.float32(0.0), y=jnp.float32(0.0))
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(500):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.x.round(2), params.y.round(2))
+    1.0 2.0
+
+  References:
+    Shen and Chen, `A Single-Timescale Analysis for Stochastic Approximation
+    with Multiple Coupled Sequences <https://arxiv.org/abs/2206.10414>`_, 2022.
+  """
+  if order not in ('simultaneous', 'alternating'):
+    raise ValueError(
+      f"order is 'simultaneous' or 'alternating', got {order!r}."
+    )
+  names = tuple(increments)
+  by_name = steps if isinstance(steps, Mapping) else dict.fromkeys(names, steps)
+  if set(by_name) != set(names):
+    raise ValueError(
+      f'stsa takes steps for the sequences {sorted(names)}, got them for '
+      f'{sorted(by_name)}.'
+    )
+  optimisers = {
+    name: step
+    if isinstance(step, optax.GradientTransformation)
+    else optax.sgd(step)
+    for name, step in by_name.items()
+  }
+  sets = sets or {}
+
+  def part(some):
+    return optax.chain(
+      wrap(
+        oracles.coupled({n: increments[n] for n in some}, batch_of=batch_of)
+      ),
+      combinators.per_sequence(**{n: optimisers[n] for n in some}),
+      projections.project(**{n: s for n, s in sets.items() if n in some}),
+    )
+
+  if not names or order == 'simultaneous':
+    return part(names)
+  return combinators.alternate(*(part((name,)) for name in names))

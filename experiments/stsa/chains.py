@@ -1,0 +1,258 @@
+"""Chains of coupled sequences with known solutions, and what theory asks.
+
+    x -> y^1 -> y^2 -> ... -> y^N -> x
+
+Each inner sequence's equilibrium depends on the one before. The makers assert
+what a rate needs: a stable joint system, a constant c of the step c / (k + k_0)
+large enough for the fast rate, and k_0 large enough for the first steps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+
+
+class AssumptionError(ValueError):
+  """A problem or its steps break what the tested theorem assumes."""
+
+
+def names_of(inner: int) -> tuple[str, ...]:
+  """Names of the sequences: the main one, and N inner ones."""
+  return ('x', *(f'y{n}' for n in range(1, inner + 1)))
+
+
+class Chain(NamedTuple):
+  """Coupled sequences and how far they are from their solution.
+
+  Attributes:
+    names: of the sequences, the main one first.
+    increments: by name, of (sequences, batch); the batch holds the noise, by
+      name.
+    start: PRNG key -> sequences at the start.
+    errors: sequences -> what is measured, by name.
+    jacobian: (d (N + 1), d (N + 1)), minus the derivative of all increments at
+      the solution, or where it is steepest.
+  """
+
+  names: tuple[str, ...]
+  increments: Mapping[str, Callable[[Any, Any], chex.Array]]
+  start: Callable[[chex.PRNGKey], Any]
+  errors: Callable[[Any], dict[str, chex.Array]]
+  jacobian: np.ndarray
+
+
+def _orthogonal(draw, size):
+  q, r = np.linalg.qr(draw.normal(size=(size, size)))
+  return q * np.sign(np.diag(r))
+
+
+def _symmetric(draw, size, low, high):
+  q = _orthogonal(draw, size)
+  return q @ np.diag(np.linspace(low, high, size)) @ q.T
+
+
+def noise_of(key: chex.PRNGKey, names: tuple[str, ...], size: int) -> Any:
+  """Independent noise of mean square 1 in each sequence."""
+  drawn = jax.random.normal(key, (len(names), size)) / jnp.sqrt(size)
+  return bj.sequences(**dict(zip(names, drawn, strict=True)))
+
+
+def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
+  r"""Linear sequences, all strongly monotone.
+
+  .. math::
+    h^n = -A_n (y^n - \tfrac{1}{2} Q_n y^{n-1} - b_n), \qquad
+    v = -(A_0 x + \tfrac{1}{N} \sum_n C_n y^n + a)
+
+  Args:
+    inner: number N of inner sequences, at least 1.
+    size: dimension d of each.
+    seed: of the matrices; eigenvalues of A are 1 to 2, Q is orthogonal, C has
+      the norm 1/2.
+
+  Returns:
+    A `Chain`. Its errors are squared distances: `main` to the solution, `inner`
+    to the inner equilibria at the current sequence before, summed, and `sum` of
+    both.
+  """
+  draw = np.random.default_rng(seed)
+  names = names_of(inner)
+  main = _symmetric(draw, size, 1, 2)
+  curvature = [_symmetric(draw, size, 1, 2) for _ in range(inner)]
+  follow = [_orthogonal(draw, size) / 2 for _ in range(inner)]
+  couple = [_orthogonal(draw, size) / 2 for _ in range(inner)]
+  shift = draw.normal(size=(inner + 1, size))
+  # Minus the increments are J z - r, z all sequences in one vector.
+  jacobian = np.zeros((size * (inner + 1),) * 2)
+  right = np.zeros(size * (inner + 1))
+  block = lambda n: slice(n * size, (n + 1) * size)
+  jacobian[block(0), block(0)], right[block(0)] = main, -shift[0]
+  for n in range(1, inner + 1):
+    jacobian[block(0), block(n)] = couple[n - 1] / inner
+    jacobian[block(n), block(n)] = curvature[n - 1]
+    jacobian[block(n), block(n - 1)] = -curvature[n - 1] @ follow[n - 1]
+    right[block(n)] = curvature[n - 1] @ shift[n]
+  solution = np.linalg.solve(jacobian, right).reshape(inner + 1, size)
+  # Float32 arrays: numpy's would be compiled in as float64 constants.
+  main, curvature, follow, couple, shift, solved = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32),
+    (main, curvature, follow, couple, shift, solution),
+  )
+
+  def equilibrium(z, n):
+    return follow[n - 1] @ z[n - 1] + shift[n]
+
+  def move_main(z, batch):
+    pull = sum(c @ y for c, y in zip(couple, z[1:], strict=True)) / inner
+    return -(main @ z[0] + pull + shift[0]) + batch.x
+
+  def inner_move(n):
+    def move(z, batch):
+      gap = z[n] - equilibrium(z, n)
+      return -curvature[n - 1] @ gap + batch[n]
+
+    return move
+
+  def errors(z):
+    far = jnp.sum((z[0] - solved[0]) ** 2)
+    lag = sum(
+      jnp.sum((z[n] - equilibrium(z, n)) ** 2) for n in range(1, inner + 1)
+    )
+    return {'main': far, 'inner': lag, 'sum': far + lag}
+
+  def start(key):
+    error = noise_of(key, names, size)
+    return type(error)(*(s + e for s, e in zip(solved, error, strict=True)))
+
+  moves = {'x': move_main}
+  moves |= {name: inner_move(n) for n, name in enumerate(names[1:], 1)}
+  return Chain(names, moves, start, errors, jacobian)
+
+
+def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
+  r"""A main sequence that descends a non-convex function of the last one.
+
+  .. math::
+    F(x) = \sum_i \phi((P x)_i), \qquad \phi(w) = w^2 / 20 - \cos w
+
+  The inner sequences pass x on, rotated: :math:`h^n = Q_n y^{n-1} - y^n`; the
+  main one moves along minus the gradient at what the last one says that x is.
+
+  Args:
+    inner: number N of inner sequences, at least 1.
+    size: dimension of each.
+    seed: of the rotations P and Q.
+
+  Returns:
+    A `Chain`. Its errors are `main`, the squared gradient norm of F at x, and
+    `inner`, as in `monotone_chain`. Its Jacobian is that of the steepest F.
+  """
+  draw = np.random.default_rng(seed)
+  names = names_of(inner)
+  mix = _orthogonal(draw, size)
+  turns = [_orthogonal(draw, size) for _ in range(inner)]
+  whole = np.eye(size)
+  for turn in turns:
+    whole = turn @ whole
+  steepest = 1.1
+  jacobian = np.eye(size * (inner + 1))
+  block = lambda n: slice(n * size, (n + 1) * size)
+  jacobian[block(0), block(0)] = 0
+  jacobian[block(0), block(inner)] = steepest * whole.T
+  for n in range(1, inner + 1):
+    jacobian[block(n), block(n - 1)] = -turns[n - 1]
+  mix, turns, whole = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32), (mix, turns, whole)
+  )
+
+  def gradient(x):
+    w = mix @ x
+    return mix.T @ (w / 10 + jnp.sin(w))
+
+  def inner_move(n):
+    return lambda z, batch: turns[n - 1] @ z[n - 1] - z[n] + batch[n]
+
+  def errors(z):
+    lag = sum(
+      jnp.sum((z[n] - turns[n - 1] @ z[n - 1]) ** 2)
+      for n in range(1, inner + 1)
+    )
+    return {'main': jnp.sum(gradient(z[0]) ** 2), 'inner': lag}
+
+  def start(key):
+    # All in step, well away from the minimum at zero.
+    values = [3 * jax.random.normal(key, (size,)) / jnp.sqrt(size)]
+    for turn in turns:
+      values.append(turn @ values[-1])
+    return bj.sequences(**dict(zip(names, values, strict=True)))
+
+  moves = {'x': lambda z, batch: -gradient(whole.T @ z[inner]) + batch.x}
+  moves |= {name: inner_move(n) for n, name in enumerate(names[1:], 1)}
+  return Chain(names, moves, start, errors, jacobian)
+
+
+class Assumed(NamedTuple):
+  """What a chain's Jacobian says.
+
+  Attributes:
+    rate: the least real part of its eigenvalues, the sequences' steps in it.
+    largest: its norm.
+  """
+
+  rate: float
+  largest: float
+
+
+def check_assumptions(
+  chain: Chain,
+  *,
+  ratio: float = 1.0,
+  scale: float | None = None,
+  offset: float | None = None,
+  fast: bool = True,
+) -> Assumed:
+  r"""Raises unless steps and problem are what the theorem is about.
+
+  Args:
+    chain: the problem.
+    ratio: steps of the inner sequences over that of the main one.
+    scale: c of the main sequence's step c / (k + k_0), if it has that form.
+    offset: :math:`k_0`.
+    fast: whether c must be large enough for the rate 1 / k; controls are not.
+
+  Returns:
+    The numbers that decide.
+
+  Raises:
+    AssumptionError: if the joint system is unstable, if the first steps are too
+      large, or if c is too small.
+  """
+  size = chain.jacobian.shape[0] // len(chain.names)
+  weights = np.repeat([1.0] + [ratio] * (len(chain.names) - 1), size)
+  scaled = weights[:, None] * chain.jacobian
+  rate = float(np.linalg.eigvals(scaled).real.min())
+  largest = float(np.linalg.norm(scaled, 2))
+  if rate <= 0:
+    raise AssumptionError(
+      f'the joint system of {len(chain.names)} sequences is unstable at the '
+      f'ratio {ratio} of steps: an eigenvalue has the real part {-rate:.3g}. '
+      'Give the inner sequences larger steps.'
+    )
+  if scale is not None and offset is not None:
+    if scale / offset > 1 / largest:
+      raise AssumptionError(
+        f'the first step {scale / offset:.3g} is above 1 / L = '
+        f'{1 / largest:.3g}: take a larger offset.'
+      )
+    if fast and scale <= 1 / (2 * rate):
+      raise AssumptionError(
+        f'the rate 1 / k needs c > 1 / (2 lambda) = {1 / (2 * rate):.3g}, got '
+        f'{scale:.3g}.'
+      )
+  return Assumed(rate, largest)

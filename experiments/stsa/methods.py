@@ -1,0 +1,184 @@
+"""The stochastic bilevel methods that are compared, and the control."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+import bilevel_jax as bj
+
+INNER, TERMS = 10, 10
+
+
+class Making(NamedTuple):
+  """What a method is made of.
+
+  Attributes:
+    problem: the losses; `batch['upper']` and `batch['lower']` are the numbers
+      of the fixed batches that they see, drawn apart: the product of an upper
+      and a lower term would else be biased.
+    upper: step size of the upper variable, a schedule.
+    lower: step size of the lower variable, a schedule.
+    series: step of the Neumann series.
+    batches: how many fixed batches there are.
+    progress: count -> share of the run that is done, for penalties that rise
+      and memories that shorten.
+  """
+
+  problem: bj.BilevelProblem
+  upper: Callable[[Any], Any]
+  lower: Callable[[Any], Any]
+  series: float
+  batches: int
+  progress: Callable[[Any], Any]
+
+
+def draws_at(first: int):
+  """The batch of inner step t, from the drawn numbers `first` and on."""
+  pick = lambda batch, name, t: batch[f'{name}_more'][first + t]
+  return lambda batch, t: (
+    batch | {n: pick(batch, n, t) for n in ('upper', 'lower')}
+  )
+
+
+_inner, _linear = draws_at(0), draws_at(INNER)
+DRAWS = INNER + TERMS
+
+
+def _sgd(making):
+  return {'upper': optax.sgd(making.upper), 'lower': optax.sgd(making.lower)}
+
+
+def _series(making):
+  return {
+    'terms': TERMS,
+    'step_size': making.series,
+    'linear_batch': _linear,
+    **_sgd(making),
+  }
+
+
+def _loop():
+  return {'inner_steps': INNER, 'inner_batch': _inner}
+
+
+def _once_an_update(schedule, steps):
+  """A lower step size that falls by update, not by inner step."""
+  return lambda count: schedule(count // steps)
+
+
+def _slowed(making, steps=INNER):
+  return making._replace(lower=_once_an_update(making.lower, steps))
+
+
+def _decay(making, power=2 / 3):
+  # As steps that fall with the power 1/3 ask: here with the share done.
+  return lambda count: jnp.minimum(1.0, (1.0 + count) ** -power)
+
+
+def _direct(making):
+  """The lower gradient, and the upper one as if y did not depend on x."""
+  problem = making.problem
+  f = lambda p, b: problem.upper(p.upper, p.lower, b)
+  g = lambda p, b: problem.lower(p.upper, p.lower, b)
+  parts = (
+    (bj.gradient(g, name='lower', of='lower'), 'lower'),
+    (bj.gradient(f, name='upper', of='upper'), 'upper'),
+  )
+  sgd = _sgd(making)
+  return bj.alternate(
+    *(
+      optax.chain(oracle, bj.per_sequence(**{name: sgd[name]}))
+      for oracle, name in parts
+    )
+  )
+
+
+def _penalty(making, last=100.0):
+  return lambda count: 1 + (last - 1) * making.progress(count)
+
+
+def _vrbo(making):
+  steps = 3
+  made = _series(_slowed(making, steps))
+  made['upper'] = optax.sgd(_once_an_update(making.upper, steps))
+  return bj.vrbo(
+    making.problem, period=9, inner_steps=steps, inner_batch=_inner, **made
+  )
+
+
+METHODS: dict[str, Callable[[Making], Any]] = {
+  'control/direct': _direct,
+  'soba': lambda m: bj.soba(m.problem, **_sgd(m)),
+  'ma_soba': lambda m: bj.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
+  'saba': lambda m: bj.saba(
+    m.problem,
+    parts=(m.batches, m.batches),
+    index=lambda b: jnp.stack([b['upper'], b['lower']]),
+    **_sgd(m),
+  ),
+  'bsa': lambda m: bj.bsa(m.problem, **_loop(), **_series(_slowed(m))),
+  'ttsa': lambda m: bj.ttsa(m.problem, **_series(m)),
+  'stocbio': lambda m: bj.stocbio(m.problem, **_loop(), **_series(_slowed(m))),
+  'alset': lambda m: bj.alset(m.problem, **_series(m)),
+  'amigo': lambda m: bj.amigo(
+    m.problem,
+    linear_steps=TERMS,
+    step_size=m.series,
+    linear_batch=_linear,
+    **_loop(),
+    **_sgd(_slowed(m)),
+  ),
+  'sustain': lambda m: bj.sustain(m.problem, decay=_decay(m), **_series(m)),
+  'mrbo': lambda m: bj.mrbo(m.problem, decay=_decay(m), **_series(m)),
+  'vrbo': _vrbo,
+  'stable': lambda m: bj.stable(m.problem, decay=_decay(m), **_sgd(m)),
+  'pzobo': lambda m: bj.pzobo(
+    m.problem,
+    upper=optax.sgd(m.upper),
+    step_size=m.lower,
+    smoothing=0.1,
+    **_loop(),
+  ),
+  'f2sa': lambda m: bj.f2sa(
+    m.problem, penalty=_penalty(m), **_loop(), **_sgd(_slowed(m))
+  ),
+  'meha': lambda m: bj.meha(
+    m.problem, penalty=_penalty(m, 30.0), proximity=10.0, **_sgd(m)
+  ),
+}
+
+
+def calls_of(counts: dict[str, Any], size: int) -> Any:
+  """Calls on a batch: a gradient or a product is one, a Hessian `size`."""
+  weight = lambda name: size if name.startswith('hessians') else 1
+  return sum(weight(name) * count for name, count in counts.items())
+
+
+def expected_calls(name: str, size: int) -> float:
+  """Calls of one step; of a random series, on average."""
+  middle = 1 + (TERMS - 1) / 2
+  return {
+    'control/direct': 2,
+    'soba': 3,
+    'ma_soba': 3,
+    'saba': 3,
+    'bsa': INNER + 1 + middle,
+    'ttsa': 2 + middle,
+    'stocbio': INNER + 1 + TERMS + 1,
+    'alset': 1 + 1 + TERMS + 1,
+    'amigo': INNER + 1 + TERMS + 1,
+    'sustain': 2 * (2 + middle),
+    'mrbo': 2 * (2 + TERMS + 1),
+    'vrbo': 3 * 2 * (2 + TERMS + 1),
+    'stable': 2 + 2 * size,
+    'pzobo': 1 + 2 * INNER,
+    'f2sa': 3 * (INNER + 1),
+    'meha': 4,
+  }[name]
+
+
+def without_correction(making: Making) -> Any:
+  """SUSTAIN whose estimates are the fresh ones, at the same calls and steps."""
+  return bj.sustain(making.problem, decay=1.0, **_series(making))

@@ -1,0 +1,158 @@
+"""Bilevel quadratics on finite data whose value function is known."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+
+
+class Quadratic(NamedTuple):
+  """A nested problem, and its hypergradient in closed form.
+
+  Attributes:
+    problem: losses of (x, y, batch); `batch['upper']` and `batch['lower']` are
+      the numbers of the fixed batches that the two see.
+    batches: how many fixed batches there are.
+    hypergradient: x -> the gradient of the value function on all data.
+    solution: the minimiser, (dimension,).
+    series_floor: (terms, step size) -> the squared hypergradient norm where a
+      method ends whose inverse is so many terms of a Neumann series, no noise
+      and the lower problem solved.
+    start: PRNG key -> parameters at the start.
+  """
+
+  problem: bj.BilevelProblem
+  batches: int
+  hypergradient: Any
+  solution: chex.Array
+  series_floor: Any
+  start: Any
+
+
+def _orthogonal(draw, rows, columns):
+  q, r = np.linalg.qr(draw.normal(size=(rows, columns)))
+  return q * np.sign(np.diag(r))
+
+
+class _Form(NamedTuple):
+  """One quadratic form of (x, y): factors of samples, and their means."""
+
+  x: np.ndarray  # (samples, d), the Hessian in x is the mean of outer products.
+  y: np.ndarray
+  left: np.ndarray  # Cross term: mean of left (in x) times right (in y).
+  right: np.ndarray
+  linear_x: np.ndarray
+  linear_y: np.ndarray
+
+
+def _form(draw, samples, size, coupling):
+  def white():
+    # Columns of unit variance without correlation: means are then exact.
+    return _orthogonal(draw, samples, size) * samples**0.5
+
+  def curved():
+    turn = _orthogonal(draw, size, size)
+    root = turn @ np.diag(np.linspace(0.1, 1, size) ** 0.5) @ turn.T
+    return white() @ root
+
+  left = white()
+  values = np.diag(coupling * np.linspace(0.1, 1, size))
+  one, two = (_orthogonal(draw, size, size) for _ in range(2))
+  right = left @ (one @ values @ two.T)
+  noise = lambda: draw.normal(size=(samples, size))
+  return _Form(curved(), curved(), left, right, noise(), noise())
+
+
+def make_quadratic(
+  *,
+  coupling: float,
+  upper_coupling: float = 0.05,
+  samples: int = 1_024,
+  size: int = 100,
+  batch_size: int = 64,
+  seed: int = 0,
+) -> Quadratic:
+  r"""Makes a problem whose samples have Hessians and cross terms of rank one.
+
+  .. math::
+    f, g = \tfrac{1}{n} \sum_i \tfrac{1}{2} (a_i^\top x)^2
+      + \tfrac{1}{2} (b_i^\top y)^2 + (l_i^\top x)(r_i^\top y)
+      + p_i^\top x + q_i^\top y
+
+  Args:
+    coupling: norm of the lower loss's cross term; its singular values are
+      a tenth of it to all of it.
+    upper_coupling: likewise, of the upper loss.
+    samples: n of each loss; a multiple of the batch size.
+    size: dimension of each variable; Hessians have eigenvalues 0.1 to 1.
+    batch_size: samples in a fixed batch.
+    seed: of the samples.
+
+  Returns:
+    A `Quadratic`.
+  """
+  draw = np.random.default_rng(seed)
+  forms = (
+    _form(draw, samples, size, upper_coupling),
+    _form(draw, samples, size, coupling),
+  )
+  batches = samples // batch_size
+  split = lambda a: jnp.asarray(
+    a.reshape(batches, batch_size, size), jnp.float32
+  )
+  above, below = (_Form(*map(split, form)) for form in forms)
+
+  def loss_of(form, which):
+    def loss(x, y, batch):
+      a = jax.tree.map(lambda z: z[batch[which]], form)
+      cross = (a.left @ x) * (a.right @ y)
+      square = ((a.x @ x) ** 2 + (a.y @ y) ** 2) / 2
+      return jnp.mean(square + cross + a.linear_x @ x + a.linear_y @ y)
+
+    return loss
+
+  f, g = forms
+  second = lambda a, b: a.T @ b / samples
+  # y(x) = response x + rest.
+  hessian = second(g.y, g.y)
+  response = -np.linalg.solve(hessian, second(g.left, g.right).T)
+  rest = -np.linalg.solve(hessian, g.linear_y.mean(0))
+  cross = second(f.left, f.right)  # (x, y)
+  f_yy, f_y = second(f.y, f.y), f.linear_y.mean(0)
+  matrix = second(f.x, f.x) + cross @ response + response.T @ cross.T
+  matrix = matrix + response.T @ f_yy @ response
+  slope = f.linear_x.mean(0) + cross @ rest + response.T @ (f_yy @ rest + f_y)
+  solution = np.linalg.solve(matrix, -slope)
+  matrix32 = jnp.asarray(matrix, jnp.float32)
+  solution32 = jnp.asarray(solution, jnp.float32)
+
+  def series_floor(terms, step_size):
+    shrink = np.eye(size) - step_size * hessian
+    # The sum of a geometric series, times the cross term.
+    partial = np.linalg.solve(
+      hessian, np.eye(size) - np.linalg.matrix_power(shrink, terms)
+    )
+    short = -second(g.left, g.right) @ partial
+    above_y = f_yy @ response + cross.T
+    truncated = second(f.x, f.x) + cross @ response + short @ above_y
+    right = f.linear_x.mean(0) + cross @ rest + short @ (f_yy @ rest + f_y)
+    end = np.linalg.solve(truncated, -right)
+    return float(np.sum((matrix @ (end - solution)) ** 2))
+
+  def start(key):
+    x = jax.random.normal(key, (size,))
+    return bj.BilevelParams(x, jnp.zeros(size))
+
+  return Quadratic(
+    problem=bj.BilevelProblem(loss_of(above, 'upper'), loss_of(below, 'lower')),
+    batches=batches,
+    # By the distance to the solution: no cancellation near it.
+    hypergradient=lambda x: matrix32 @ (x - solution32),
+    solution=solution32,
+    series_floor=series_floor,
+    start=start,
+  )

@@ -1,0 +1,356 @@
+"""Convergence rates of coupled sequences, fitted, beside controls that fail.
+
+    python -m experiments.stsa.rates --preset=quick
+
+Many seeds at once by `vmap`; each slope is of log mean error over log steps,
+with an interval over seeds. `chains` makes the problems and asserts what the
+theorems assume.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.stsa import chains, slopes
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
+
+  Attributes:
+    steps: of the runs with falling steps; the window of the fit is the last
+      99 % of them.
+    chunk: steps between two records; errors are means over a chunk.
+    seeds: of the noise and the start.
+    size: dimension of each sequence.
+    bins: of the fit, on a log scale.
+    inner: numbers of inner sequences, strongly monotone.
+    horizons: lengths K of runs with the constant step 1 / sqrt(K).
+    horizon_seeds: seeds of each of these.
+    nonmonotone_inner: their numbers of inner sequences.
+    ratios: their inner steps over the main one, one for each number.
+    fixed_step: the constant step of a control, the same for every horizon.
+  """
+
+  steps: int = 20_000
+  chunk: int = 100
+  seeds: int = 64
+  size: int = 10
+  bins: int = 16
+  inner: tuple[int, ...] = (1, 2, 3, 5)
+  horizons: tuple[int, ...] = (300, 600, 1_200, 2_500, 5_000, 10_000)
+  horizon_seeds: int = 16
+  nonmonotone_inner: tuple[int, ...] = (1, 3, 5)
+  ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
+  fixed_step: float = 0.1
+
+
+PRESETS = {
+  'quick': Settings(),
+  # The paper has theorems, no runs: more seeds and steps of the same.
+  'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
+}
+
+# c, k_0 of the steps c / (k + k_0).
+SCALE, OFFSET = 2.0, 20.0
+
+
+class Case(NamedTuple):
+  """A problem with falling steps.
+
+  Attributes:
+    name: of the run.
+    metric: the stable name of its slope.
+    inner: number of inner sequences.
+    main: scale, exponent and offset of the main sequence's step.
+    others: likewise, of the inner ones.
+    fast: whether the rate 1 / k is claimed, so that its conditions must hold.
+    error: whose slope it is.
+  """
+
+  name: str
+  metric: str
+  inner: int
+  main: tuple[float, float, float]
+  others: tuple[float, float, float]
+  fast: bool
+  error: str = 'sum'
+
+
+def cases(settings: Settings) -> list[Case]:
+  """All runs with falling steps, controls last."""
+  single = (SCALE, 1.0, OFFSET)
+  found = [
+    Case(
+      f'monotone_{n}', f'slope/strongly_monotone/n{n}', n, single, single, True
+    )
+    for n in settings.inner
+  ]
+  slow = lambda exponent: (1.0, exponent, OFFSET)
+  small, constant = (0.3, 1.0, OFFSET), (0.1, 0.0, OFFSET)
+  others = (
+    ('two_timescale', 'slope/two_timescale', 3, single, slow(2 / 3)),
+    ('ttsa', 'slope/ttsa_main', 1, slow(0.6), slow(0.4)),
+    ('small_c', 'control/small_c', 1, small, small),
+    ('two_thirds', 'control/two_thirds', 1, slow(2 / 3), slow(2 / 3)),
+    ('constant_step', 'control/constant_step', 1, constant, constant),
+  )
+  for case in others:
+    error = 'main' if case[0] == 'ttsa' else 'sum'
+    found.append(Case(*case, fast=False, error=error))
+  return found
+
+
+def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
+  """Coupled sequences that also add up their errors.
+
+  Args:
+    chain: the problem.
+    steps: by name of a sequence.
+
+  Returns:
+    A solver; sequences `total_<error>` are sums over all steps so far.
+  """
+  names = chain.names
+
+  def of_chain(move):
+    return lambda z, batch: move(_pick(z, names), batch)
+
+  def total(error):
+    return lambda z, batch: chain.errors(_pick(z, names))[error]
+
+  errors = jax.eval_shape(lambda: chain.errors(chain.start(jax.random.key(0))))
+  moves = {name: of_chain(move) for name, move in chain.increments.items()}
+  moves |= {f'total_{error}': total(error) for error in errors}
+  ones = {f'total_{error}': 1.0 for error in errors}
+  return bj.stsa(moves, steps=dict(steps) | ones)
+
+
+def _pick(z, names):
+  return bj.sequences(**{name: getattr(z, name) for name in names})
+
+
+def run(options, chain, name, solver, *, steps, seeds, hyper=()):
+  """Runs all members; returns ends of chunks and mean errors in them.
+
+  Args:
+    options: what the flags say.
+    chain: the problem.
+    name: of the run.
+    solver: a solver, or a function of a member's `hyper` to one.
+    steps: how many.
+    seeds: a seed for each member.
+    hyper: hyperparameters of each member.
+
+  Returns:
+    The trained run, and by error the sums after each record, from 0 on.
+  """
+  settings = options.settings
+  totals = tuple(chain.errors(chain.start(jax.random.key(0))))
+
+  def init(context):
+    start = chain.start(context.seed_key)._asdict()
+    zeros = {f'total_{error}': jnp.zeros([]) for error in totals}
+    return bj.sequences(**start, **zeros)
+
+  def batch(context):
+    return chains.noise_of(context.key, chain.names, settings.size)
+
+  def evaluate(context, params, state):
+    del context, state
+    return {error: getattr(params, f'total_{error}') for error in totals}
+
+  trained = harness.train(
+    solver,
+    init,
+    batch,
+    steps=steps,
+    chunk=settings.chunk,
+    seeds=seeds,
+    workdir=options.workdir,
+    name=name,
+    hyper=hyper,
+    evaluate=evaluate,
+    settings=settings,
+  )
+  zero = np.zeros((1, len(seeds)))
+  sums = {e: np.concatenate([zero, trained.history[e]]) for e in totals}
+  return trained, sums
+
+
+TITLES = {
+  'two_timescale': 'two timescales',
+  'ttsa': 'TTSA, main sequence',
+  'small_c': 'control: c = 0.3',
+  'two_thirds': 'control: all steps k^-2/3',
+  'constant_step': 'control: constant step',
+}
+
+
+class Curve(NamedTuple):
+  """Binned errors and the slope through them."""
+
+  steps: np.ndarray
+  values: np.ndarray  # (bins, seeds).
+  slope: slopes.Slope
+
+
+def falling(options: harness.Options, case: Case) -> dict[str, Curve]:
+  """Runs one case; a curve for each error."""
+  settings = options.settings
+  chain = chains.monotone_chain(case.inner, size=settings.size)
+  scale, exponent, offset = case.main
+  ratio = case.others[0] / scale if case.others[1] == exponent else 1.0
+  chains.check_assumptions(
+    chain,
+    ratio=ratio,
+    scale=scale if exponent == 1 else None,
+    offset=offset,
+    fast=case.fast,
+  )
+  steps = {name: bj.power_schedule(*case.others) for name in chain.names[1:]}
+  steps |= {'x': bj.power_schedule(*case.main)}
+  _, sums = run(
+    options,
+    chain,
+    case.name,
+    make_solver(chain, steps),
+    steps=settings.steps,
+    seeds=options.seeds,
+  )
+  curves = {}
+  for error, total in sums.items():
+    means = np.diff(total, axis=0) / settings.chunk
+    middle = settings.chunk * (np.arange(len(means)) + 0.5)
+    at, values = slopes.log_bins(
+      middle, means, first=settings.steps / 100, bins=settings.bins
+    )
+    curves[error] = Curve(at, values, slopes.fit(at, values))
+  return curves
+
+
+def horizons(
+  options: harness.Options, inner: int, ratio: float, *, fixed: bool = False
+) -> Curve:
+  """Mean squared gradient norms of runs of several lengths.
+
+  Every member takes the longest run's steps; those of a shorter one are read
+  off at its end.
+  """
+  settings = options.settings
+  chain = chains.nonmonotone_chain(inner, size=settings.size)
+  chains.check_assumptions(chain, ratio=ratio)
+  lengths = settings.horizons
+  step_of = lambda n: settings.fixed_step if fixed else n**-0.5
+  seeds, hyper = harness.members(
+    settings.horizon_seeds, step=[step_of(n) for n in lengths]
+  )
+
+  def solver(hyper):
+    inner_step = ratio * hyper['step']
+    steps = {name: inner_step for name in chain.names[1:]}
+    return make_solver(chain, steps | {'x': hyper['step']})
+
+  name = f'nonmonotone_{inner}' + ('_fixed' if fixed else '')
+  trained, sums = run(
+    options,
+    chain,
+    name,
+    solver,
+    steps=max(lengths),
+    seeds=seeds,
+    hyper=hyper,
+  )
+  by_length = sums['main'][1:].reshape(len(trained.steps), len(lengths), -1)
+  at = [trained.steps.tolist().index(n) for n in lengths]
+  values = np.stack(
+    [by_length[row, i] / n for i, (row, n) in enumerate(zip(at, lengths))]
+  )
+  steps = np.array(lengths, np.float64)
+  return Curve(steps, values, slopes.fit(steps, values))
+
+
+def check(settings: Settings) -> None:
+  """Raises ValueError for settings that no run can have."""
+  lengths = (settings.steps, *settings.horizons)
+  for length in lengths:
+    if length % settings.chunk or length < settings.chunk:
+      raise ValueError(f'{length} steps are no multiple of {settings.chunk}.')
+  if len(settings.ratios) != len(settings.nonmonotone_inner):
+    raise ValueError('ratios gives one number for each of nonmonotone_inner.')
+
+
+def main(options: harness.Options) -> None:
+  """Runs all cases and writes slopes, table and plots."""
+  start = time.monotonic()
+  settings = options.settings
+  check(settings)
+  metrics: dict[str, float] = {}
+  rows, monotone, controls, lengths = [], {}, {}, {}
+
+  def put(name, slope, what):
+    metrics[name] = slope.value
+    metrics[f'{name}/low'], metrics[f'{name}/high'] = slope.low, slope.high
+    rows.append({'slope': name, 'of': what, 'fitted (95 %)': str(slope)})
+
+  for case in cases(settings):
+    curves = falling(options, case)
+    put(case.metric, curves[case.error].slope, f'{case.error} error over k')
+    if case.name in ('two_timescale', 'ttsa'):
+      for error in ('main', 'inner'):
+        if error != case.error:
+          put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
+    curve = curves[case.error]
+    title = TITLES.get(case.name, f'N = {case.inner}')
+    label = f'{title}: {curve.slope.value:.2f}'
+    if case.inner == settings.inner[0] and case.fast:
+      controls[label] = curve[:2]
+    (monotone if case.fast else controls)[label] = curve[:2]
+  spread = [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner]
+  metrics['slope/strongly_monotone/spread'] = max(spread) - min(spread)
+
+  pairs = zip(settings.nonmonotone_inner, settings.ratios)
+  runs = [(n, ratio, False) for n, ratio in pairs]
+  runs.append((settings.nonmonotone_inner[0], settings.ratios[0], True))
+  for inner, ratio, fixed in runs:
+    curve = horizons(options, inner, ratio, fixed=fixed)
+    name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
+    put(name, curve.slope, 'mean squared gradient norm over K')
+    label = 'control: fixed step' if fixed else f'N = {inner}'
+    lengths[f'{label}: {curve.slope.value:.2f}'] = curve[:2]
+
+  harness.write_table(options.workdir, rows)
+  folder = pathlib.Path(options.workdir)
+  falling_steps = ('step k', 'squared error')
+  by_length = ('length of the run K', 'mean squared gradient norm')
+  for name, curves, (xlabel, ylabel), title in (
+    ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
+    ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
+    ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
+  ):
+    harness.plot_curves(
+      folder / f'{name}.png',
+      curves,
+      xlabel=xlabel,
+      ylabel=ylabel,
+      title=title,
+      logx=True,
+      logy=True,
+    )
+  path = harness.write_results(
+    options, metrics=metrics, seconds=time.monotonic() - start
+  )
+  print(f'Results: {path}')
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='stsa', binary='rates')

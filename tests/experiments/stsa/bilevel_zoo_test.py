@@ -1,0 +1,139 @@
+"""The zoo: closed forms of its quadratic, calls of each method, a small run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.stsa import bilevel_zoo, methods, quadratic
+
+SIZES = {'samples': 64, 'size': 4, 'batch_size': 16}
+
+
+@pytest.fixture(scope='module')
+def small():
+  return quadratic.make_quadratic(coupling=0.3, **SIZES)
+
+
+def whole(loss, batches):
+  """A loss on all data: the mean over the fixed batches."""
+
+  def mean(x, y, batch):
+    del batch
+    one = lambda i: loss(x, y, {'upper': i, 'lower': i})
+    return jnp.mean(jax.vmap(one)(jnp.arange(batches)))
+
+  return mean
+
+
+def test_hypergradient_in_closed_form(small):
+  problem = bj.BilevelProblem(
+    *(whole(loss, small.batches) for loss in small.problem)
+  )
+  params = small.start(jax.random.key(0))
+  y = bj.lower_minimiser(problem, params, steps=30)
+  found = bj.hypergradient(problem, params._replace(lower=y))
+  np.testing.assert_allclose(
+    found, small.hypergradient(params.upper), rtol=1e-3, atol=1e-4
+  )
+  np.testing.assert_allclose(small.hypergradient(small.solution), 0, atol=1e-6)
+  # What the problem promises: curvatures of 0.1 to 1.
+  hessian = jax.hessian(problem.lower, 1)(params.upper, y, None)
+  values = np.linalg.eigvalsh(hessian)
+  np.testing.assert_allclose(values[[0, -1]], [0.1, 1], rtol=1e-3)
+
+
+def test_floor_of_the_series_is_where_a_run_without_noise_ends(small):
+  problem = bj.BilevelProblem(
+    *(whole(loss, small.batches) for loss in small.problem)
+  )
+  solver = bj.stocbio(
+    problem,
+    upper=optax.sgd(0.3),
+    lower=optax.sgd(0.5),
+    terms=2,
+    step_size=0.3,
+    inner_steps=10,
+  )
+  params = small.start(jax.random.key(0))
+
+  @jax.jit
+  def run(params, state):
+    def body(_, carry):
+      params, state = carry
+      updates, state = solver.update(None, state, params)
+      return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, 400, body, (params, state))[0]
+
+  end = run(params, solver.init(params))
+  slope = small.hypergradient(end.upper)
+  # `neumann` sums one term more than it takes products.
+  np.testing.assert_allclose(
+    jnp.vdot(slope, slope), small.series_floor(3, 0.3), rtol=1e-2
+  )
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_a_step_makes_the_expected_calls(name, small):
+  making = methods.Making(
+    problem=small.problem,
+    upper=lambda count: 0.01,
+    lower=lambda count: 0.01,
+    series=0.1,
+    batches=small.batches,
+    progress=lambda count: count / 10,
+  )
+  solver = methods.METHODS[name](making)
+  params = small.start(jax.random.key(0))
+  state, step = solver.init(params), jax.jit(solver.update)
+  draws = jnp.zeros(methods.DRAWS, jnp.int32)
+  batch = {
+    'upper': jnp.int32(0),
+    'lower': jnp.int32(1),
+    'upper_more': draws,
+    'lower_more': draws,
+  }
+  random = name in ('bsa', 'ttsa', 'sustain')
+  steps = 60 if random else 2
+  for _ in range(steps):
+    updates, state = step(batch, state, params)
+  for leaf in jax.tree.leaves(updates):
+    assert np.all(np.isfinite(leaf))
+  spent = methods.calls_of(bj.counts(state), 4) / steps
+  np.testing.assert_allclose(
+    spent, methods.expected_calls(name, 4), rtol=0.15 if random else 1e-6
+  )
+
+
+def test_a_small_run(tmp_path):
+  settings = bilevel_zoo.Settings(
+    methods=('control/direct', 'soba', 'saba'),
+    calls=6_000,
+    lower_steps=(0.3,),
+    ratios=(0.3,),
+    seeds=2,
+    records=10,
+    **SIZES,
+  )
+  options = harness.Options(
+    'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0, 1)
+  )
+  bilevel_zoo.main(options)
+  metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  assert metrics['saba/final'] < 1e-8
+  assert metrics['soba/final'] < metrics['control/direct/final'] / 2
+  assert metrics['soba/calls'] == pytest.approx(6_000, rel=0.01)
+  assert (tmp_path / 'quadratic_calls.png').exists()
+
+
+def test_wrong_settings():
+  with pytest.raises(ValueError, match='unknown method'):
+    bilevel_zoo.check(bilevel_zoo.Settings(methods=('sgd',)))
+  with pytest.raises(ValueError, match='no multiple'):
+    bilevel_zoo.check(bilevel_zoo.Settings(samples=100))

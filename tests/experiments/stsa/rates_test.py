@@ -1,0 +1,139 @@
+"""Rates: problems against their Jacobians, known powers, a small run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.stsa import chains, rates, slopes
+
+MAKERS = [chains.monotone_chain, chains.nonmonotone_chain]
+
+
+def as_vector(z):
+  return jnp.concatenate(list(z))
+
+
+def increments(chain, size):
+  quiet = bj.sequences(**dict.fromkeys(chain.names, jnp.zeros(size)))
+
+  def function(vector):
+    z = bj.sequences(
+      **dict(zip(chain.names, vector.reshape(-1, size), strict=True))
+    )
+    moves = [chain.increments[name](z, quiet) for name in chain.names]
+    return jnp.concatenate(moves)
+
+  return function
+
+
+@pytest.mark.parametrize('inner', [1, 3])
+@pytest.mark.parametrize('make', MAKERS)
+def test_jacobian_is_minus_the_derivative(make, inner):
+  chain = make(inner, size=4)
+  function = increments(chain, 4)
+  # The function of the non-monotone chain is steepest at zero.
+  at = jnp.zeros(4 * (inner + 1))
+  found = -jax.jacobian(function)(at)
+  np.testing.assert_allclose(found, chain.jacobian, atol=1e-5)
+
+
+def test_solution_of_the_monotone_chain_and_its_errors():
+  chain = chains.monotone_chain(2, size=4)
+  function = increments(chain, 4)
+  solution = np.linalg.solve(
+    chain.jacobian, np.asarray(function(jnp.zeros(12)), np.float64)
+  )
+  z = bj.sequences(
+    **dict(zip(chain.names, jnp.float32(solution).reshape(3, 4), strict=True))
+  )
+  for error in chain.errors(z).values():
+    assert error < 1e-9
+  starts = jax.vmap(chain.start)(jax.random.split(jax.random.key(0), 500))
+  far = jax.vmap(chain.errors)(starts)['main'].mean()
+  np.testing.assert_allclose(far, 1.0, rtol=0.15)
+
+
+def test_gradient_norm_of_the_nonmonotone_chain():
+  chain = chains.nonmonotone_chain(3, size=4)
+  z = chain.start(jax.random.key(1))
+  quiet = bj.sequences(**dict.fromkeys(chain.names, jnp.zeros(4)))
+  # Where the inner sequences are in step, x moves along minus the gradient.
+  move = chain.increments['x'](z, quiet)
+  errors = chain.errors(z)
+  np.testing.assert_allclose(errors['main'], jnp.sum(move**2), rtol=1e-4)
+  np.testing.assert_allclose(errors['inner'], 0, atol=1e-9)
+
+
+def test_noise_has_mean_square_one():
+  noise = chains.noise_of(jax.random.key(0), ('x', 'y1'), 5000)
+  for one in noise:
+    np.testing.assert_allclose(jnp.sum(one**2), 1, rtol=0.1)
+
+
+def test_assumptions_are_checked():
+  chain = chains.nonmonotone_chain(5)
+  with pytest.raises(chains.AssumptionError, match='unstable'):
+    chains.check_assumptions(chain, ratio=1.0)
+  assert chains.check_assumptions(chain, ratio=8.0).rate > 0
+  chain = chains.monotone_chain(1)
+  with pytest.raises(chains.AssumptionError, match='larger offset'):
+    chains.check_assumptions(chain, scale=2.0, offset=1.0)
+  with pytest.raises(chains.AssumptionError, match='needs c >'):
+    chains.check_assumptions(chain, scale=0.3, offset=20.0)
+  chains.check_assumptions(chain, scale=0.3, offset=20.0, fast=False)
+
+
+def test_fit_finds_a_known_power():
+  steps = np.arange(50, 20_001, 100.0)
+  noise = np.random.default_rng(0).gamma(20, 1 / 20, (len(steps), 64))
+  at, values = slopes.log_bins(
+    steps, 3 * steps[:, None] ** -0.7 * noise, first=200, bins=16
+  )
+  found = slopes.fit(at, values)
+  assert found.low < -0.7 < found.high
+  assert found.high - found.low < 0.02
+  assert at[0] >= 200 and len(at) == 16
+
+
+def test_bins_are_means():
+  steps, values = np.array([1.0, 2, 4, 8]), np.arange(4.0)[:, None]
+  at, means = slopes.log_bins(steps, values, first=1, bins=2)
+  np.testing.assert_allclose(at, [np.sqrt(2), np.sqrt(32)])
+  np.testing.assert_allclose(means[:, 0], [0.5, 2.5])
+
+
+def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
+  settings = rates.Settings(
+    steps=2_000,
+    chunk=50,
+    seeds=16,
+    size=4,
+    inner=(1,),
+    horizons=(100, 400, 1_600),
+    horizon_seeds=4,
+    nonmonotone_inner=(1,),
+    ratios=(1.0,),
+  )
+  options = harness.Options(
+    'stsa', 'rates', 'quick', settings, str(tmp_path), None, tuple(range(16))
+  )
+  rates.main(options)
+  metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  single = metrics['slope/strongly_monotone/n1']
+  assert single < metrics['slope/two_timescale'] < metrics['slope/ttsa_main']
+  assert single < metrics['control/small_c'] < metrics['control/constant_step']
+  assert -0.8 < metrics['slope/nonmonotone/n1'] < -0.3
+  for name in ('monotone', 'schedules', 'nonmonotone'):
+    assert (tmp_path / f'{name}.png').exists()
+
+
+def test_wrong_settings():
+  with pytest.raises(ValueError, match='no multiple'):
+    rates.check(rates.Settings(steps=150))
+  with pytest.raises(ValueError, match='ratios'):
+    rates.check(rates.Settings(ratios=(1.0,)))
