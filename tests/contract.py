@@ -773,6 +773,13 @@ def _headed(wrap, rate):
   )
 
 
+def _moco_plus(wrap, rate, decay):
+  return optax.chain(
+    bj.moco_plus(three_losses, OBJECTIVES, decay=decay, wrap=wrap),
+    optax.sgd(rate),
+  )
+
+
 def _famo(wrap, rate):
   return bj.famo(three_losses, OBJECTIVES, optimiser=optax.sgd(rate), wrap=wrap)
 
@@ -861,6 +868,9 @@ AGGREGATORS = (
   _aggregator_row(
     'sdmgrad', functools.partial(bj.sdmgrad, samples=2), 2, alike=True
   ),
+  _aggregator_row(
+    'moco_plus', None, 2, make=_moco_plus, hyper={'decay': 0.5}
+  )._replace(kind='solver'),
   _aggregator_row('famo', None, make=_famo)._replace(
     kind='solver', counts={'gradients/weighted': 1}
   ),
@@ -1713,6 +1723,7 @@ HELPERS = frozenset(
     'Solve',
     'apply_updates',
     'deal_batch',
+    'jacobian_like',
     'e_aipod_plan',
     'power_schedule',
     'split_batch',

@@ -7,7 +7,7 @@ from bilevel_jax.oracles._gradient import gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._implicit_directions import implicit_directions
-from bilevel_jax.oracles._multi_objective import multi_objective
+from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
 from bilevel_jax.oracles._oracle import OracleState, oracle
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
@@ -25,6 +25,7 @@ __all__ = [
   'gradient_norm',
   'implicit',
   'implicit_directions',
+  'jacobian_like',
   'multi_objective',
   'oracle',
   'prox_linear',

@@ -386,3 +386,46 @@ def _gramian(near, count, params, by) -> types.Gramian:
     return total._replace(**near.rest) if near.rest else total
 
   return types.Gramian((matrix + matrix.T) / 2, combine, near.values)
+
+
+def jacobian_like(
+  objectives: int, *, rest: Sequence[str] = ()
+) -> Callable[[Any], types.Jacobian]:
+  """What `multi_objective` gives, as a function of the parameters, all zero.
+
+  For wrappers that keep a Jacobian in their state, `bj.storm(oracle, decay,
+  like=bj.jacobian_like(2))` for instance.
+
+  Args:
+    objectives: the number of rows.
+    rest: sequences that only some losses have, as in the oracle.
+
+  Returns:
+    A function from the parameters to a `Jacobian` of zeros.
+
+  Raises:
+    TypeError: at the call, if a sequence of `rest` is missing.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.jacobian_like(2)(jnp.ones(3)).rows)
+    [[0. 0. 0.]
+     [0. 0. 0.]]
+  """
+
+  def like(params):
+    shared, others = params, {}
+    if rest:
+      _sequences.require_sequences(params, tuple(rest), 'jacobian_like')
+      shared = params._replace(**dict.fromkeys(rest))
+      others = {n: optax.tree.zeros_like(getattr(params, n)) for n in rest}
+
+    def rows(leaf):
+      # By broadcasting, so that rows are sharded like the parameter.
+      zeros = jnp.zeros_like(leaf)
+      return jnp.broadcast_to(zeros, (objectives, *zeros.shape))
+
+    values = jnp.zeros([objectives], _sequences.dtype_of(params))
+    return types.Jacobian(jax.tree.map(rows, shared), others, values)
+
+  return like

@@ -50,6 +50,8 @@ products asked for, n for the coordinates of the upper variable.
 - `e_aipod`: where projecting on these is dear, or is communication.
 - `famo`: several objectives instead of a nested problem, and so many parameters
   that one backward pass an update is all there is time for.
+- `moco_plus`: several objectives and small batches, where a second Jacobian on
+  each batch is affordable; else `bj.moco` behind `bj.multi_objective`.
 
 Lower sets: with a set, the penalties by a slope are right only for minimisers
 inside it; the value-gap ones and the unrolled ones hold at its boundary too.
@@ -65,6 +67,7 @@ from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
 from bilevel_jax.solvers._f2sa import f2sa
 from bilevel_jax.solvers._famo import FamoState, famo
 from bilevel_jax.solvers._meha import meha
+from bilevel_jax.solvers._moco import moco_plus
 from bilevel_jax.solvers._momentum import mrbo, sustain, vrbo
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbsgd import v_pbsgd
@@ -91,6 +94,7 @@ __all__ = [
   'g_pbgd',
   'ma_soba',
   'meha',
+  'moco_plus',
   'mrbo',
   'nasa',
   'power_schedule',

@@ -153,3 +153,32 @@ def test_storage_is_one_row_for_each_objective():
   chex.assert_shape(state.tracked['a'], (3, 2, 5))
   assert state.tracked['a'].dtype == jnp.bfloat16
   assert state.weights.dtype == jnp.float32
+
+
+def test_moco_plus_by_hand():
+  """Two updates: the second corrects by its own batch at the point before."""
+  losses = lambda x, batch: batch * jnp.stack([x[0] ** 2, 3 * x[1] ** 2]) / 2
+  slope = lambda x, batch: np.diag(batch * np.array([x[0], 3 * x[1]]))
+  link = bj.moco_plus(losses, 2, decay=0.25, exact=True)
+  here, there = np.array([1.0, -1.0]), np.array([0.5, 2.0])
+  state = link.init(jnp.asarray(here))
+  first, state = link.update(np.float32(2.0), state, jnp.asarray(here))
+  rows = slope(here, 2.0)
+  np.testing.assert_allclose(state[1].tracked, rows, rtol=1e-6)
+  second, state = link.update(np.float32(4.0), state, jnp.asarray(there))
+  rows = slope(there, 4.0) + 0.75 * (rows - slope(here, 4.0))
+  np.testing.assert_allclose(state[1].tracked, rows, rtol=1e-6)
+  np.testing.assert_allclose(second, state[1].weights @ rows, rtol=1e-5)
+  assert bj.counts(state) == {'gradients/objectives': 8}
+  assert np.abs(first - second).max() > 0.1
+
+
+def test_moco_plus_corrects_heads_too():
+  params = bj.sequences(shared=jnp.ones(2), head=jnp.ones(1))
+  loss = lambda p, batch: jnp.sum(p.shared**2) * batch + p.head[0] ** 2 * batch
+  link = bj.moco_plus([loss, loss], decay=0.5, rest=('head',))
+  state = link.init(params)
+  for batch in (1.0, 3.0):
+    direction, state = link.update(jnp.float32(batch), state, params)
+  # At one point: the mean of 4 (twice 2 * head * batch) and 12 by halves.
+  np.testing.assert_allclose(direction.head, [8.0])
