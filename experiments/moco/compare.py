@@ -113,8 +113,15 @@ def make_solver(problem: Problem, name: str, rate: Any, steps: int, key: Any):
     task = int(name.removeprefix('only '))
     loss = lambda params, batch: problem.losses(params, batch)[task]
     return optax.chain(bj.gradient(loss), move)
-  method = methods.METHODS[name]
   oracle = problem.oracle()
+  if name == 'moco_plus':
+    like = bj.jacobian_like(count, rest=('heads',))
+    oracle = bj.storm(oracle, methods.decay(1.0), like=like)
+    link = bj.moco(
+      count, tracking=1.0, weight_step=methods.decay(0.1), rest=('heads',)
+    )
+    return optax.chain(oracle, link, move)
+  method = methods.METHODS[name]
   if method.samples > 1:
     oracle = bj.independent(oracle, method.samples, split=problem.split)
   return optax.chain(oracle, method.make(count, key, ('heads',)), move)
@@ -179,46 +186,67 @@ def run(
 
 
 def bias(
-  problem: Problem, name: str, outcome: Outcome, seed: int
-) -> dict[str, float]:
+  problem: Problem, name: str, outcome: Outcome
+) -> dict[str, np.ndarray]:
   """Multi-gradient biases at the end of a run, of its method and of SMG.
 
   The mean over the same fresh batches stands for the expectation and for the
-  true gradients alike, so that no error of sampling is counted as a bias.
+  true gradients alike, so that no error of sampling is counted as a bias. A
+  method with a memory sees them one after another, the parameters staying; the
+  expectation over the next batch alone, given what the memory is now, is
+  `next_batch/`.
+
+  Args:
+    problem: what was learned.
+    name: of the method.
+    outcome: of its run.
+
+  Returns:
+    By `own/`, `next_batch/` or `smg/` and a field of `bj.MultiGradientBias`,
+    (seeds,).
   """
-  member = int(outcome.members[seed])
-  take = lambda tree: jax.tree.map(lambda x: x[member], tree)
-  params, state = take(outcome.trained.params), take(outcome.trained.state)
-  keys = jax.random.split(jax.random.key(10_000 + seed), BIAS_BATCHES)
+  members = jnp.asarray(outcome.members)
+  params, state = jax.tree.map(
+    lambda x: jnp.asarray(x)[members],
+    (outcome.trained.params, outcome.trained.state[1]),
+  )
+  key = jax.random.key(10_000)
   count = len(problem.tasks)
   oracle = problem.oracle()
-  links = {'own': methods.METHODS[name].make(count, keys[0], ('heads',))}
-  states = {'own': state[1]}
-  links['smg'] = bj.smg(count)
-  states['smg'] = links['smg'].init(params)
+  own = methods.METHODS[name].make(count, key, ('heads',))
+  smg = bj.smg(count)
 
-  @jax.jit
-  def measure(params, states, data):
+  def measure(given, data):
+    params, state, key = given
     begin = oracle.init(params)
-    batches = jax.vmap(lambda key: problem.batch(key, data))(keys)
+    batches = jax.vmap(lambda k: problem.batch(k, data))(
+      jax.random.split(key, BIAS_BATCHES)
+    )
     jacobian = lambda batch: oracle.update(batch, begin, params)[0]
 
     def add(total, batch):
       return jax.tree.map(jnp.add, total, jacobian(batch)), None
 
-    first = jacobian(jax.tree.map(lambda x: x[0], batches))
-    total, _ = jax.lax.scan(add, optax.tree.zeros_like(first), batches)
+    first = jax.eval_shape(jacobian, jax.tree.map(lambda x: x[0], batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    total, _ = jax.lax.scan(add, zeros, batches)
     truth = jax.tree.map(lambda x: x / BIAS_BATCHES, total)
-    found = {}
-    for which, link in links.items():
-      found[which] = bj.multi_gradient_bias(
-        oracle, link, states[which], params, batches, truth
-      )
-    return found
+    of = lambda link, begun, remember: bj.multi_gradient_bias(
+      oracle, link, begun, params, batches, truth, remember=remember
+    )
+    return {
+      'own': of(own, state, True),
+      'next_batch': of(own, state, False),
+      'smg': of(smg, smg.init(params), False),
+    }
 
-  found = jax.device_get(measure(params, states, problem.data))
+  keys = jax.random.split(key, len(outcome.members))
+  run_all = jax.jit(
+    lambda given, data: jax.lax.map(lambda one: measure(one, data), given)
+  )
+  found = jax.device_get(run_all((params, state, keys), problem.data))
   return {
-    f'{which}/{field}': float(value)
+    f'{which}/{field}': np.asarray(value, np.float64)
     for which, result in found.items()
     for field, value in result._asdict().items()
   }
@@ -235,6 +263,7 @@ def compare(
   settings: Any,
   single: tuple[int, ...] | None = None,
   baseline: np.ndarray | None = None,
+  by_batch: dict[int, Problem] | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Outcome]]:
   """Runs all methods; gives metrics, rows of the table and outcomes.
 
@@ -249,6 +278,8 @@ def compare(
     single: indices of tasks that get a single-task net; all by default.
     baseline: test scores (tasks,) of single-task models where they are fitted
       otherwise.
+    by_batch: the same problem with other sizes of a batch, at which biases are
+      measured; the first gives the metric `bias_ratio`.
 
   Returns:
     Metrics by stable name, rows and outcomes by method.
@@ -289,24 +320,24 @@ def compare(
     row['ms a step'] = 1e3 * outcome.step_seconds
     metrics[f'{name}/{place}/step_seconds'] = outcome.step_seconds
     rows.append(row)
-  for name in set(names) & set(BIASED):
-    found = [
-      bias(problem, name, outcomes[name], i) for i in range(len(options.seeds))
+  by_batch = by_batch or {}
+  for name in [n for n in names if n in BIASED]:
+    for batch, same in by_batch.items():
+      found = bias(same, name, outcomes[name])
+      at = f'{name}/{place}/batch{batch}'
+      for key, values in found.items():
+        metrics[f'{at}/bias/{key}'] = float(values.mean())
+      for field in ('at_own_weights', 'from_min_norm'):
+        ratio = found[f'smg/{field}'] / found[f'own/{field}']
+        interval = harness.mean_interval(ratio)
+        own = '' if field == 'at_own_weights' else f'/{field}'
+        metrics[f'{at}/bias_ratio{own}'] = interval.mean
+        metrics[f'{at}/bias_ratio{own}/half_width'] = interval.half_width
+  if by_batch and 'moco' in names:
+    first = next(iter(by_batch))
+    metrics[f'{place}/bias_ratio'] = metrics[
+      f'moco/{place}/batch{first}/bias_ratio'
     ]
-    mean = {
-      key: float(np.mean([one[key] for one in found])) for key in found[0]
-    }
-    for key, value in mean.items():
-      metrics[f'{name}/{place}/bias/{key}'] = value
-    if name != 'smg':
-      ratios = [
-        one['smg/at_own_weights'] / one['own/at_own_weights'] for one in found
-      ]
-      interval = harness.mean_interval(ratios)
-      metrics[f'{name}/{place}/bias_ratio'] = interval.mean
-      metrics[f'{name}/{place}/bias_ratio/half_width'] = interval.half_width
-  if f'moco/{place}/bias_ratio' in metrics:
-    metrics[f'{place}/bias_ratio'] = metrics[f'moco/{place}/bias_ratio']
   metrics[f'{place}/seconds'] = time.monotonic() - start
   return metrics, rows, outcomes
 

@@ -72,6 +72,11 @@ METHODS = {
 }
 
 
+# Whole solvers beside them.
+SOLVERS = ('famo', 'moco_plus')
+EVERY = (*METHODS, *SOLVERS)
+
+
 class SideBySide(NamedTuple):
   """State of `side_by_side`: each solver's, by name."""
 

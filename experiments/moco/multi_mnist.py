@@ -23,6 +23,8 @@ from experiments.moco import compare, methods
 
 SIDE, CANVAS, SHIFT, CLASSES = 28, 36, 8, 10
 TASKS = ('left', 'right')
+# What a run of one method and seed does not depend on.
+APART = ('methods', 'seeds', 'bias_batches')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +32,19 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    methods: what is compared; famo, or of `methods.METHODS`.
+    methods: what is compared, of `methods.EVERY`.
     steps: of Adam.
     chunk: steps between two records.
     batch: pairs in a batch.
     hidden: units of each of the two hidden layers of the trunk.
     pool: the canvas of 36 x 36 is averaged over squares of this side.
     rates: the tuning grid of learning rates.
+    bias_batches: sizes of a batch at which biases are measured.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
 
-  methods: tuple[str, ...] = (*methods.METHODS, 'famo')
+  methods: tuple[str, ...] = methods.EVERY
   steps: int = 600
   chunk: int = 100
   batch: int = 64
@@ -49,6 +52,7 @@ class Settings:
   pool: int = 2
   rates: tuple[float, ...] = (1e-3, 3e-3)
   evaluated: int = 2_000
+  bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
 
 
@@ -183,11 +187,10 @@ def make_problem(settings: Settings, digits: dict[str, Any]) -> compare.Problem:
 
 def check(settings: Settings) -> None:
   """Raises ValueError for settings that no run can have."""
-  unknown = set(settings.methods) - set(methods.METHODS) - {'famo'}
+  unknown = set(settings.methods) - set(methods.EVERY)
   if unknown or not settings.methods:
     raise ValueError(
-      f'unknown methods {sorted(unknown)}; known: '
-      f'{", ".join(methods.METHODS)}, famo.'
+      f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
     )
   if settings.pool < 1 or CANVAS % settings.pool:
     raise ValueError(f'pool divides {CANVAS}, got {settings.pool}.')
@@ -208,7 +211,11 @@ def main(options: harness.Options) -> None:
     steps=settings.steps,
     chunk=settings.chunk,
     rates=settings.rates,
-    settings={k: v for k, v in given.items() if k not in ('methods', 'seeds')},
+    settings={k: v for k, v in given.items() if k not in APART},
+    by_batch={
+      batch: make_problem(dataclasses.replace(settings, batch=batch), digits)
+      for batch in settings.bias_batches
+    },
   )
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)

@@ -25,7 +25,8 @@ from experiments import harness
 from experiments.moco import compare, methods
 
 TORQUES = 7
-FEW_OBJECTIVES = (*methods.METHODS, 'famo')
+# What a run of one method and seed does not depend on.
+APART = ('methods', 'seeds', 'bias_batches', 'datasets')
 # Those whose weights cost little beside 139 gradients.
 MANY_OBJECTIVES = (
   'mean',
@@ -37,7 +38,7 @@ MANY_OBJECTIVES = (
   'stch',
   'modo',
   'moco',
-  'famo',
+  *methods.SOLVERS,
 )
 
 
@@ -54,16 +55,18 @@ class Settings:
     batch: examples in a batch; for School, of each school.
     hidden: units of each of the two hidden layers of the trunk.
     rates: the tuning grid of learning rates.
+    bias_batches: sizes of a batch at which biases are measured.
     seeds: of first weights and batches.
   """
 
   datasets: tuple[str, ...] = ('sarcos', 'adult', 'school')
-  methods: tuple[str, ...] = FEW_OBJECTIVES
+  methods: tuple[str, ...] = methods.EVERY
   steps: int = 500
   chunk: int = 100
   batch: int = 64
   hidden: int = 32
   rates: tuple[float, ...] = (1e-3, 1e-2)
+  bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
 
 
@@ -358,39 +361,49 @@ def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
   return errors(best, 'test')
 
 
+READ = {
+  'sarcos': read_sarcos,
+  'adult': read_adult,
+  'school': read_school,
+  'made_up': lambda data_dir: make_up(),
+}
+
+
+def with_data(
+  name: str, data: dict[str, Any], settings: Settings
+) -> compare.Problem:
+  """A problem by the name of its data."""
+  if name == 'adult':
+    return adult_problem(data, settings)
+  if name == 'school':
+    return school_problem(data, settings)
+  return regression_problem(name, data, settings)
+
+
 def make_problem(
   name: str, data_dir: str | None, settings: Settings
 ) -> compare.Problem:
-  """A problem by the name of its data."""
-  if name == 'sarcos':
-    return regression_problem(name, read_sarcos(data_dir), settings)
-  if name == 'made_up':
-    return regression_problem(name, make_up(), settings)
-  if name == 'adult':
-    return adult_problem(read_adult(data_dir), settings)
-  if name == 'school':
-    return school_problem(read_school(data_dir), settings)
-  raise ValueError(
-    f'unknown data set {name!r}; known: sarcos, adult, school, made_up.'
-  )
+  """Reads the data, and makes the problem."""
+  if name not in READ:
+    raise ValueError(f'unknown data set {name!r}; known: {", ".join(READ)}.')
+  return with_data(name, READ[name](data_dir), settings)
 
 
 def main(options: harness.Options) -> None:
   """Runs the methods on all data sets; writes table, plots and results."""
   start = time.monotonic()
   settings = options.settings
-  unknown = set(settings.methods) - set(FEW_OBJECTIVES)
+  unknown = set(settings.methods) - set(methods.EVERY)
   if unknown or not settings.methods:
     raise ValueError(
-      f'unknown methods {sorted(unknown)}; known: {", ".join(FEW_OBJECTIVES)}.'
+      f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
     )
   names = settings.datasets
   if options.data_dir is None:
     print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
     names = ('made_up',)
   given = dataclasses.asdict(settings)
-  given = {k: v for k, v in given.items() if k not in ('methods', 'seeds')}
-  del given['datasets']
+  given = {k: v for k, v in given.items() if k not in APART}
   metrics, rows = {}, []
   folder = pathlib.Path(options.workdir)
   for name in names:
@@ -406,6 +419,12 @@ def main(options: harness.Options) -> None:
       rates=settings.rates,
       settings=given,
       baseline=None if few else ridge_baseline(problem.data),
+      by_batch={
+        batch: with_data(
+          name, problem.data, dataclasses.replace(settings, batch=batch)
+        )
+        for batch in settings.bias_batches
+      },
     )
     metrics |= found
     rows += [{'data': name, **row} for row in table]
