@@ -142,7 +142,7 @@ def test_nested_problems_are_stationary_at_their_solution(name):
     np.testing.assert_allclose(direction, 0, atol=2e-5)
   # Batches are samples of the whole.
   keys = jax.random.split(jax.random.key(0), 4_000)
-  one = lambda key: oracle.update(nested.draw(key), oracle.init(z), z)[0].upper
+  one = lambda key: oracle.update(nested.draw(key), oracle.init(z), z)[0].lower
   drawn = jax.vmap(one)(keys)
   assert np.all(np.abs(drawn.mean(0)) < 5 * drawn.std(0) / np.sqrt(4_000))
   steps = applications.steps_for(nested)
