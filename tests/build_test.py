@@ -1,6 +1,10 @@
 """BUILD has one target for each file."""
 
 import re
+import shutil
+import subprocess
+
+import pytest
 
 from tests import build_targets
 
@@ -20,3 +24,28 @@ def test_every_file_is_the_source_of_one_target():
     for path in build_targets.modules().values()
   ]
   assert sorted(sources) == sorted(files)
+
+
+def test_bazel_lists_every_target(tmp_path):
+  if shutil.which('bazel') is None:
+    pytest.skip(
+      'bazel is not installed: on Debian, apt-get install bazel-bootstrap.'
+    )
+  query = subprocess.run(
+    [
+      'bazel',
+      '--batch',
+      f'--output_user_root={tmp_path}',
+      'query',
+      '--noshow_progress',
+      '//...',
+    ],
+    cwd=build_targets.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+    check=False,
+  )
+  assert query.returncode == 0, query.stderr
+  names = {f'//:{name}' for name in build_targets.modules()}
+  assert set(query.stdout.split()) == names

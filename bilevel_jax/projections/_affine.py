@@ -244,6 +244,10 @@ def affine_set(
   columns = factors.matrix.shape[1]
   if right is not None and not isinstance(right, jax.Array):
     right = np.asarray(right)
+  # A constant right-hand side is inverted once, in float64 too.
+  fixed = None
+  if right is not None and is_concrete((right, factors.weights)):
+    fixed = np.asarray(factors.weights) @ np.asarray(right, np.float64)
 
   def flat(point):
     vector, unravel = ravel_pytree(point)
@@ -263,7 +267,10 @@ def affine_set(
 
   def onto(point, r):
     vector, back = flat(point)
-    target = times(factors.weights, jnp.asarray(r, vector.dtype))
+    if r is right and fixed is not None:
+      target = jnp.asarray(fixed, vector.dtype)
+    else:
+      target = times(factors.weights, jnp.asarray(r, vector.dtype))
     excess = times(factors.row_space, vector) - target
     return back(vector - times(factors.row_space.T, excess))
 
@@ -311,10 +318,10 @@ def affine_operator_set(
 
   .. math::
     \{ z : A z + h(x) = c \}, \qquad
-    A^+ r = A^\top (A A^\top)^+ r \text{ by conjugate gradients}
+    A^+ r \text{ by conjugate gradients on the normal equations}
 
-  Conjugate gradients from zero also solve singular systems, as long as these
-  are consistent: A may be rank deficient.
+  Started from zero, they find the solution of least norm: A may be rank
+  deficient.
 
   Args:
     apply: a linear function from the sequence, any pytree, to a pytree.
@@ -322,8 +329,8 @@ def affine_operator_set(
     adjoint: the adjoint function; by default `jax.linear_transpose` of `apply`.
     coupling: h, from the upper variable to the structure of c; None for zero.
     steps: at most so many conjugate-gradient steps in one projection.
-    tolerance: relative residual at which they end; by default ten spacings of
-      floats at 1.
+    tolerance: relative residual at which they end; by default a few spacings
+      of floats at 1.
 
   Returns:
     An `AffineSet`.
@@ -347,31 +354,25 @@ def affine_operator_set(
     transposed = jax.linear_transpose(apply, like)
     return lambda r: transposed(r)[0]
 
-  def solve(like, r):
-    """(A A^T)^+ r."""
-    back = back_to(like)
-    dtype = jnp.result_type(*jax.tree.leaves(r))
-    room = 10 * jnp.finfo(dtype).eps if tolerance is None else tolerance
-    solution, _ = jax.scipy.sparse.linalg.cg(
-      lambda u: apply(back(u)), r, tol=room, maxiter=steps
-    )
-    return solution
+  def room(tree):
+    if tolerance is not None:
+      return tolerance
+    return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(tree))).eps) ** 0.9
 
-  def subtract(point, excess):
-    change = back_to(point)(solve(point, excess))
-    return jax.tree.map(lambda z, d: z - d.astype(z.dtype), point, change)
+  def least_norm(like, r):
+    """A^+ r."""
+    return _least_squares(apply, back_to(like), r, steps, room(r))
+
+  def subtract(z, change):
+    return jax.tree.map(lambda a, d: a - d.astype(a.dtype), z, change)
 
   def onto(point, r):
     measured = apply(point)
     excess = jax.tree.map(lambda a, b: a - jnp.asarray(b, a.dtype), measured, r)
-    return subtract(point, excess)
+    return subtract(point, least_norm(point, excess))
 
   def tangent(point):
-    return subtract(point, apply(point))
-
-  def unattained(like, r):
-    attained = apply(back_to(like)(solve(like, r)))
-    return jax.tree.map(lambda a, b: a - b, r, attained)
+    return subtract(point, least_norm(point, apply(point)))
 
   return AffineSet(
     onto=onto,
@@ -380,11 +381,43 @@ def affine_operator_set(
     lift=lambda u, like: tangent(u),
     zero=optax.tree.zeros_like,
     apply=apply,
-    transpose=lambda point: solve(point, apply(point)),
-    unattained=unattained,
+    transpose=lambda point: _least_squares(
+      back_to(point), apply, point, steps, room(point)
+    ),
+    unattained=lambda like, r: subtract(r, apply(least_norm(like, r))),
     right=right,
     coupling=coupling,
   )
+
+
+def _least_squares(apply, back, target, steps, tolerance):
+  """A^+ target, by conjugate gradients on the normal equations from zero.
+
+  Other than on (A A^T) u = target, what rounding puts outside the range of A
+  does no harm.
+  """
+  ratio = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+  square = lambda tree: optax.tree.norm(tree, squared=True)
+  add = lambda x, a, y: jax.tree.map(
+    lambda p, q: p + a.astype(p.dtype) * q, x, y
+  )
+
+  def step(carry):
+    x, residual, direction, size, taken = carry
+    image = apply(direction)
+    length = ratio(size, square(image))
+    x = add(x, length, direction)
+    residual = add(residual, -length, image)
+    slope = back(residual)
+    new = square(slope)
+    direction = add(slope, ratio(new, size), direction)
+    return x, residual, direction, new, taken + 1
+
+  slope = back(target)
+  first = square(slope)
+  start = (optax.tree.zeros_like(slope), target, slope, first, jnp.int32(0))
+  going = lambda carry: (carry[4] < steps) & (carry[3] > tolerance**2 * first)
+  return jax.lax.while_loop(going, step, start)[0]
 
 
 def consensus_set(axis_name: Hashable | None = None) -> AffineSet:

@@ -6,8 +6,8 @@ Which one when
 In doubt, `v_pbgd`; for its settings, `bj.suggest` before a run and
 `bj.diagnose` after it. Cost below is what one update evaluates: f and g stand
 for a gradient of the upper and of the lower loss, H for a Hessian-vector
-product of the lower loss, T for `inner_steps`, n for the coordinates of the
-upper variable.
+product of the lower loss, T for `inner_steps`, U for `upper_steps`, K for the
+products asked for, n for the coordinates of the upper variable.
 
 | solver | cost | error that stays | lower loss |
 |---|---|---|---|
@@ -19,6 +19,8 @@ upper variable.
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
 | `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
 | `rhg` | f + T g + T H | of a short inner loop | any, sets |
+| `aid_bilevel`, `aipod` | f + T g + K H | of K products | strongly convex |
+| `e_aipod` | (1 + U) f + T g + K H | the same, of the step | the same |
 | `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
 
 - `v_pbgd`: the default. First-order, one loop, asks no convexity of the lower
@@ -42,6 +44,10 @@ upper variable.
   `mode='forward'`, T n Hessian-vector products and the memory of n steps: for a
   few upper coordinates.
 - `t_rhg`: `rhg` where T is large and only its end matters.
+- `aid_bilevel`: where the lower loss is strongly convex and some Hessian-vector
+  products an update are cheap: the hypergradient itself, no penalty to choose.
+- `aipod`: the same where the variables satisfy linear equations.
+- `e_aipod`: where projecting on these is dear, or is communication.
 
 Lower sets: with a set, the penalties by a slope are right only for minimisers
 inside it; the value-gap ones and the unrolled ones hold at its boundary too.

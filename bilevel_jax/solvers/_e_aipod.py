@@ -73,7 +73,10 @@ def e_aipod(
     x_{k+1} &= \Pi_X ( (1 - \delta) x_k + \delta x^{(T)} )
 
   With p = 1, T = 1 and :math:`\delta = 1`, the iterates of `aipod`. The lower
-  variable is in its set only right after a projection.
+  variable is in its set only right after a projection. With T > 1 the steps in
+  between leave the upper set, where the gradient differs: with a constant step
+  size the result is off by the order of :math:`\alpha (T - 1)`, which a step
+  size that falls removes.
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex along

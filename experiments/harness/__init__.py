@@ -12,15 +12,19 @@
       workdir='runs/mine')
 
 The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
-same call resumes it if it was killed. `harness.members` adds a grid of
+same call resumes it if it was killed, or ended by SIGTERM (exit status 75).
+Data is split over all devices, `--distributed` over those of several processes.
+`harness.members` adds a grid of
 hyperparameters, `harness.run` the flags of a binary, `write_results`,
 `write_table` and `plot_curves` its results.
 """
 
 from experiments.harness.checkpoints import Checkpoints, Restored
+from experiments.harness.claim import Claim, Judgement, judge, read_results
 from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
 from experiments.harness.errors import (
   AllStoppedError,
+  BusyError,
   DamagedDataError,
   MissingDataError,
   OtherRunError,
@@ -44,11 +48,14 @@ from experiments.harness.report import (
 __all__ = [
   'AllStoppedError',
   'Best',
+  'BusyError',
   'Checkpoints',
+  'Claim',
   'Context',
   'DamagedDataError',
   'Digits',
   'Interval',
+  'Judgement',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -61,6 +68,7 @@ __all__ = [
   'UserError',
   'WriteError',
   'format_table',
+  'judge',
   'load_idx_dataset',
   'mean_interval',
   'members',
@@ -68,6 +76,7 @@ __all__ = [
   'plot_curves',
   'plot_panels',
   'read_records',
+  'read_results',
   'run',
   'train',
   'write_results',

@@ -1,11 +1,14 @@
 """Checkpoints of a whole run, checked when they are read.
 
-Orbax writes them atomically. The leaves of the carry are stored under their
+Orbax writes them atomically, in the background: the run goes on as soon as what
+it saves is copied. The leaves of the carry are stored under their
 paths, beside a digest of their bytes: a checkpoint that a full disk or a crash
 has damaged is put aside with a warning, and the one before it is used.
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,47 +19,84 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from experiments.harness import errors, files
 
 
-@contextlib.contextmanager
-def _quiet():
-  """Leaves an error of orbax to its one message.
+class _Quiet:
+  """Leaves an error of orbax to its one message, from `start` to `stop`.
 
   Otherwise its log repeats it, its threads print their tracebacks, and reads or
   writes that are under way when one fails complain about a closed event loop.
   """
-  log = logging.getLogger('absl')
-  disabled, in_thread = log.disabled, threading.excepthook
-  unraisable = sys.unraisablehook
 
-  def in_other_thread(arguments):
-    if not type(arguments.thread).__module__.startswith('orbax.'):
-      in_thread(arguments)
+  def start(self) -> None:
+    """Begins to be quiet."""
+    logging.getLogger('absl').addFilter(_not_of_orbax)
+    self._before = threading.excepthook, sys.unraisablehook
+    in_thread, unraisable = self._before
 
-  def other_unraisable(arguments):
-    if str(arguments.exc_value) != 'Event loop is closed':
-      unraisable(arguments)
+    def in_other_thread(arguments):
+      if not type(arguments.thread).__module__.startswith('orbax.'):
+        in_thread(arguments)
 
-  log.disabled = True
-  threading.excepthook = in_other_thread
-  sys.unraisablehook = other_unraisable
-  try:
-    yield
-  except Exception:
-    time.sleep(0.3)  # For what is still under way.
-    raise
-  finally:
-    log.disabled, threading.excepthook = disabled, in_thread
-    sys.unraisablehook = unraisable
+    def other_unraisable(arguments):
+      if str(arguments.exc_value) != 'Event loop is closed':
+        unraisable(arguments)
+
+    threading.excepthook = in_other_thread
+    sys.unraisablehook = other_unraisable
+
+  def stop(self) -> None:
+    """Puts back what was."""
+    logging.getLogger('absl').removeFilter(_not_of_orbax)
+    threading.excepthook, sys.unraisablehook = self._before
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  return 'orbax' not in pathlib.Path(record.pathname).parts
+
+
+class _AboutHandler(ocp.AsyncCheckpointHandler):
+  """Writes what `about` makes, which may take long, beside the leaves."""
+
+  def __init__(self):
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+
+  async def async_save(self, directory, args):
+    return [self._thread.submit(self.save, directory, args)]
+
+  def save(self, directory, args):
+    if files.is_writer():
+      content = json.dumps(args.about())
+      (pathlib.Path(directory) / 'metadata').write_text(content)
+
+  def restore(self, directory, args):
+    del args
+    return json.loads((pathlib.Path(directory) / 'metadata').read_text())
+
+  def close(self):
+    self._thread.shutdown()
+
+
+@ocp.args.register_with_handler(_AboutHandler, for_save=True)
+@dataclasses.dataclass
+class _AboutSave(ocp.args.CheckpointArgs):
+  about: Callable[[], dict[str, Any]]
+
+
+@ocp.args.register_with_handler(_AboutHandler, for_restore=True)
+@dataclasses.dataclass
+class _AboutRestore(ocp.args.CheckpointArgs):
+  pass
 
 
 class Restored(NamedTuple):
@@ -76,6 +116,9 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run, in one folder.
 
+  Several processes that share the folder make the same calls in the same order;
+  the first one writes.
+
   Args:
     folder: where; made if missing.
     keep: how many of the newest to keep.
@@ -83,18 +126,35 @@ class Checkpoints:
 
   def __init__(self, folder: files.Path, *, keep: int = 2):
     self._folder = files.make_folder(folder)
+    self._quiet = _Quiet()
     with files.writing(self._folder):
       self._manager = ocp.CheckpointManager(
         self._folder,
+        item_handlers={
+          'leaves': ocp.StandardCheckpointHandler(),
+          'about': _AboutHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
           max_to_keep=keep,
-          enable_async_checkpointing=False,
+          enable_async_checkpointing=True,
+          async_options=ocp.AsyncOptions(
+            create_directories_asynchronously=False
+          ),
           cleanup_tmp_directories=True,
         ),
       )
+    self._quiet.start()
+
+  @property
+  def busy(self) -> bool:
+    """Whether a checkpoint is still being written."""
+    return self._manager.is_saving_in_progress()
 
   def save(self, step: int, tree: Any, extra: Mapping[str, Any]) -> None:
-    """Saves a pytree of arrays.
+    """Copies a pytree of arrays, and saves the copy in the background.
+
+    Waits first for the checkpoint before, if `busy`. The arrays may be donated
+    as soon as this returns.
 
     Args:
       step: the number of the checkpoint, above those saved before.
@@ -102,24 +162,41 @@ class Checkpoints:
       extra: plain JSON values to keep beside it.
 
     Raises:
-      WriteError: if it cannot be written; names the folder.
+      WriteError: if this one or the one before cannot be written; names the
+        folder.
     """
-    leaves = {name: _to_numpy(leaf) for name, leaf in _named(tree)}
-    about = {
+    leaves = dict(zip(map(_first, _named(tree)), _copies(tree), strict=True))
+    extra = dict(extra)
+    about = lambda: {
       'digest': _digest(leaves),
       'leaves': {n: _describe(x) for n, x in leaves.items()},
-      'extra': dict(extra),
+      'extra': extra,
     }
     # Orbax refuses arrays without elements; their shape says all.
     stored = {name: x for name, x in leaves.items() if x.size}
     items = ocp.args.Composite(
-      leaves=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about)
+      leaves=ocp.args.StandardSave(stored), about=_AboutSave(about)
     )
+    with self._writing():
+      self._manager.save(step, args=items)
+
+  def wait(self) -> None:
+    """Waits until all is on disk.
+
+    Raises:
+      WriteError: if it cannot be written; names the folder.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  @contextlib.contextmanager
+  def _writing(self):
     with files.writing(self._folder):
       try:
-        with _quiet():
-          self._manager.save(step, args=items)
+        yield
       except ValueError as error:
+        time.sleep(0.3)  # For what is still under way.
         # Tensorstore reports a full disk as a ValueError.
         found = re.search(r"os_error_code='(\d+)'", str(error))
         if found is None:
@@ -143,7 +220,7 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        about = self._read(step, about=ocp.args.JsonRestore())['about']
+        about = self._read(step, about=_AboutRestore())['about']
         expected, extra = about['digest'], about['extra']
         described = dict(about['leaves'])
       except Exception as error:  # Whatever a damaged file makes orbax raise.
@@ -172,12 +249,23 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """Frees what orbax holds."""
-    self._manager.close()
+    """Waits until all is on disk, and frees what orbax holds.
+
+    Raises:
+      WriteError: if it cannot be written; names the folder.
+    """
+    try:
+      with self._writing():
+        self._manager.close()
+    finally:
+      self._quiet.stop()
 
   def _read(self, step: int, **items: Any) -> Any:
-    with _quiet():
+    try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception:
+      time.sleep(0.3)  # For what is still under way.
+      raise
 
   def _check_structure(self, saved: dict[str, Any], like: Any) -> None:
     running = {name: _describe(_empty(leaf)) for name, leaf in _named(like)}
@@ -192,20 +280,21 @@ class Checkpoints:
 
   def _put_aside(self, step: int, error: Exception) -> None:
     folder = files.make_folder(self._folder.parent / 'damaged')
-    source = next(
-      path
-      for path in self._folder.iterdir()
-      if path.name.isdigit() and int(path.name) == step
-    )
-    target = folder / source.name
-    while target.exists():
-      target = target.with_name(target.name + '_')
-    source.rename(target)
+    if files.is_writer():
+      source = next(
+        path
+        for path in self._folder.iterdir()
+        if path.name.isdigit() and int(path.name) == step
+      )
+      target = folder / source.name
+      while target.exists():
+        target = target.with_name(target.name + '_')
+      source.rename(target)
     self._manager.reload()
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     warnings.warn(
       f'the checkpoint of step {step} is damaged ({reason}): moved to '
-      f'{target}, going on from the one before.',
+      f'{folder}, going on from the one before.',
       RuntimeWarning,
       stacklevel=3,
     )
@@ -253,8 +342,27 @@ def _is_key(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_numpy(leaf: Any) -> np.ndarray:
-  return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _first(pair: tuple[str, Any]) -> str:
+  return pair[0]
+
+
+def _copies(tree: Any) -> list[np.ndarray]:
+  """The leaves as arrays of the host that share no buffer with them."""
+  plain = [
+    jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    for leaf in jax.tree.leaves(tree)
+  ]
+  # What other processes hold a part of is gathered, whole, in each of them.
+  here = [
+    leaf
+    if not isinstance(leaf, jax.Array)
+    or leaf.is_fully_addressable
+    or leaf.is_fully_replicated
+    else multihost_utils.process_allgather(leaf, tiled=True)
+    for leaf in plain
+  ]
+  # Of an array of the CPU, numpy gets a view, which a donation would break.
+  return [np.array(leaf, copy=True) for leaf in jax.device_get(here)]
 
 
 def _empty(leaf: Any) -> np.ndarray:

@@ -21,6 +21,10 @@ class OtherRunError(UserError, ValueError):
   """A folder holds a run with other settings, or of another program."""
 
 
+class BusyError(UserError, OSError):
+  """Another process is at work in a folder."""
+
+
 class MissingDataError(UserError, FileNotFoundError):
   """A file of a data set is missing."""
 

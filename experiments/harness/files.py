@@ -1,8 +1,12 @@
 """Writing files: atomically, and with one clear error where that fails."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
+
+import jax
 
 from experiments.harness import errors
 
@@ -42,8 +46,53 @@ def make_folder(folder: Path) -> pathlib.Path:
   return folder
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Keeps other processes out of a folder, until the end or a kill.
+
+  Args:
+    folder: must exist; gets a file `.lock` with the number of the process.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    BusyError: if another process holds it.
+    WriteError: if the folder cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  with writing(folder):
+    file = open(folder / '.lock', 'a+', encoding='utf-8')  # noqa: SIM115
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      holder = file.read().strip()
+      raise errors.BusyError(
+        f'another process{holder and f" ({holder})"} is at work in {folder}. '
+        'Wait for it, or give another --workdir.'
+      ) from None
+    except OSError:
+      pass  # A file system without locks: go on without.
+    with writing(folder):
+      file.truncate(0)
+      file.write(f'pid {os.getpid()}')
+      file.flush()
+    yield
+
+
+def is_writer() -> bool:
+  """Whether this process writes results: of several, the first one."""
+  # Asked first: the index of a process that is alone would start a backend,
+  # which may take the accelerator from a process that needs it.
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
 def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file so that a kill leaves the old one or the new one.
+
+  Of several processes, the first writes and the others do nothing.
 
   Args:
     path: the file; its folder is made.
@@ -52,6 +101,8 @@ def write_bytes(path: Path, content: bytes) -> None:
   Raises:
     WriteError: if it cannot be written; names the folder.
   """
+  if not is_writer():
+    return
   path = pathlib.Path(path)
   make_folder(path.parent)
   temporary = path.with_name(path.name + '.tmp')

@@ -19,9 +19,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from absl import app, flags, logging
 
-from experiments.harness import errors
+from experiments.harness import errors, termination
 
 DATA_VARIABLE = 'BILEVEL_JAX_DATA'
 
@@ -58,6 +59,9 @@ def run(
 ) -> None:
   """Runs a binary: defines the flags, parses them and calls `main`.
 
+  SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
+  is shown in one line and exits with 1.
+
   Args:
     main: takes the `Options`.
     presets: a frozen dataclass instance by name; the first is the default.
@@ -76,7 +80,10 @@ def run(
       options = resolve(presets, paper=paper, binary=binary)
     except ValueError as error:
       raise app.UsageError(str(error)) from error
+    termination.exit_on_sigterm()
     try:
+      if flags.FLAGS.distributed:
+        join_processes()
       main(options)
     except errors.UserError as error:
       sys.exit(f'{paper}/{binary}: {error}')
@@ -84,7 +91,40 @@ def run(
   app.run(start)
 
 
-_COMMON = ('preset', 'workdir', 'data_dir', 'seeds')
+def join_processes(environment: Mapping[str, str] = os.environ) -> None:
+  """Joins this process to the others of the run, for one mesh of all devices.
+
+  SLURM, Open MPI and Kubernetes are detected by jax. Elsewhere each process
+  is told by JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID.
+
+  Args:
+    environment: environment variables.
+
+  Raises:
+    SettingsError: if jax cannot tell which processes there are.
+  """
+  given = {
+    name: int(environment[variable])
+    for name, variable in (
+      ('num_processes', 'JAX_NUM_PROCESSES'),
+      ('process_id', 'JAX_PROCESS_ID'),
+    )
+    if variable in environment
+  }
+  # Processors talk to each other by gloo; accelerators have their own way.
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(**given)
+  except ValueError as error:
+    raise errors.SettingsError(
+      f'--distributed found no other processes ({error}). Start it by SLURM, '
+      'Open MPI or Kubernetes, or set JAX_COORDINATOR_ADDRESS, '
+      'JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.'
+    ) from error
+
+
+_COMMON = ('preset', 'workdir', 'data_dir', 'seeds', 'distributed')
 
 
 def define(
@@ -121,6 +161,13 @@ def define(
   )
   flags.DEFINE_integer(
     'seeds', None, 'Number of seeds.', lower_bound=1, **common
+  )
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Whether this is one of several processes that run together and share the '
+    'workdir; the first writes.',
+    **common,
   )
   for field, kind in _types(next(iter(presets.values()))).items():
     if field not in _COMMON:

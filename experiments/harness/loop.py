@@ -1,12 +1,14 @@
 """Trains: compiled chunks, checkpoints, metrics, seeds that stop.
 
-The host half of a run; `program` has what is compiled.
+The host half of a run; `program` has what is compiled. SIGTERM ends it after
+the chunk under way: see `termination`.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import pathlib
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from experiments.harness import checkpoints, errors, files
+from experiments.harness import (
+  checkpoints,
+  errors,
+  files,
+  placement,
+  termination,
+)
 from experiments.harness import metrics as metrics_lib
 from experiments.harness import program as program_lib
 from experiments.harness import progress as progress_lib
@@ -76,6 +85,7 @@ def train(
   workdir: files.Path | None,
   name: str = 'run',
   data: Any = (),
+  shard: Any = None,
   own: Any = (),
   hyper: Any = (),
   evaluate: Callable[..., dict[str, Any]] | None = None,
@@ -101,6 +111,11 @@ def train(
       None keeps nothing.
     name: subfolder of `workdir`, and the name in messages.
     data: arrays shared by all members.
+    shard: which leaves of `data` have a leading axis of examples to split over
+      all devices: a pytree prefix of True, False and None. None splits those
+      whose axis the devices divide and that are large; what a split changes is
+      rounding. False where single examples are drawn from a leaf: that would
+      gather them from all devices.
     own: arrays with a leading axis of members.
     hyper: hyperparameters, likewise: see `members`.
     evaluate: `(context, params, state)` to a dict of scalars, recorded beside
@@ -114,8 +129,8 @@ def train(
     settings: a dataclass or mapping of plain values; a run with others in the
       same folder is refused.
     keep: checkpoints to keep.
-    save_seconds: least time between two checkpoints; the last step is always
-      saved. 0 saves after each chunk.
+    save_seconds: least time between two checkpoints, which are written in the
+      background; the last step is always saved. 0 saves after each chunk.
 
   Returns:
     A `Trained`.
@@ -125,6 +140,8 @@ def train(
     OtherRunError: if the folder holds a run with other settings.
     AllStoppedError: if all members stopped; all before is saved.
     WriteError: if the folder cannot be written.
+    BusyError: if another process is at work in the folder.
+    SystemExit: with the status `termination.EXIT_STATUS`, after a SIGTERM.
   """
   seeds = program_lib.as_seeds(seeds)
   if chunk < 1 or steps < chunk or steps % chunk:
@@ -139,18 +156,19 @@ def train(
     select=select,
     at_once=at_once,
   )
-  every = program_lib.Members(
-    seed=jnp.asarray(seeds, jnp.uint32),
-    own=jax.tree.map(jnp.asarray, own),
-    hyper=jax.tree.map(jnp.asarray, hyper),
+  data, everywhere = placement.place(data, shard)
+  every = placement.replicate(
+    program_lib.Members(jnp.asarray(seeds, jnp.uint32), own, hyper), everywhere
   )
-  inputs = (every, jax.tree.map(jnp.asarray, data))
+  inputs = (every, data)
   culprits = program.culprits(*inputs)
 
   with contextlib.ExitStack() as stack:
     saved, restored, records = None, None, metrics_lib.Records()
     if workdir is not None:
       folder = files.make_folder(pathlib.Path(workdir) / name)
+      if files.is_writer():
+        stack.enter_context(files.locked(folder))
       if dataclasses.is_dataclass(settings):
         settings = dataclasses.asdict(settings)
       arguments = {
@@ -165,15 +183,21 @@ def train(
       saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
       stack.callback(saved.close)
       restored = saved.restore(jax.eval_shape(program.init, *inputs))
-      records = metrics_lib.MetricsWriter(
-        folder, step=-1 if restored is None else restored.step
-      )
-      stack.callback(records.close)
+      since = -1 if restored is None else restored.step
+      if files.is_writer():
+        records = metrics_lib.MetricsWriter(folder, step=since)
+        stack.callback(records.close)
+      else:
+        path = folder / 'metrics.jsonl'
+        records = metrics_lib.Records(
+          metrics_lib.read_records(path, until=since)
+        )
 
     if restored is not None:
-      carry, clock = restored.tree, _Clock(**restored.extra)
+      carry = placement.replicate(restored.tree, everywhere)
+      clock = _Clock(everywhere, **restored.extra)
     else:
-      clock = _Clock()
+      clock = _Clock(everywhere)
       # What a compiled function returns shares no buffer with its inputs or
       # within itself, so that the carry can be donated.
       carry = clock.compile(program.init, *inputs)(*inputs)
@@ -186,6 +210,8 @@ def train(
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
     stops = _stops(carry, seeds, culprits)
+    terminated = stack.enter_context(termination.deferred())
+    leaving = False
     compiled, saved_at, saved_step = None, time.monotonic(), step
 
     def over():
@@ -193,7 +219,7 @@ def train(
         return False
       return stop_when(records.history()[1])
 
-    while step < steps and len(stops) < len(seeds) and not over():
+    while not (leaving or step >= steps or len(stops) == len(seeds) or over()):
       if compiled is None:
         compiled = clock.compile(
           program.chunk, carry, *inputs, donate_argnums=0
@@ -206,12 +232,25 @@ def train(
       before, stops = stops, _stops(carry, seeds, culprits)
       _warn_stopped(name, [s for s in stops if s not in before])
       bar.update(step)
-      if saved and time.monotonic() - saved_at >= save_seconds:
+      due = time.monotonic() - saved_at >= save_seconds
+      # Rather than wait for a slow disk, save later.
+      due = due and not (saved and save_seconds and saved.busy)
+      leaving, due = _agree(terminated(), due)
+      if saved and due:
         saved.save(step, carry, clock.seconds())
         saved_at, saved_step = time.monotonic(), step
 
-    if saved and step != saved_step:
-      saved.save(step, carry, clock.seconds())
+    if saved:
+      if step != saved_step:
+        saved.save(step, carry, clock.seconds())
+      saved.wait()
+    if leaving:
+      kept = (
+        'the same command goes on from here' if saved else 'nothing is kept'
+      )
+      message = f'{name}: terminated after step {step}; {kept}.'
+      print(message, file=sys.stderr, flush=True)
+      sys.exit(termination.EXIT_STATUS)
 
   if len(stops) == len(seeds):
     last = max(stops, key=lambda stop: stop.step)
@@ -222,9 +261,9 @@ def train(
     )
   record_steps, history = records.history()
   return Trained(
-    params=carry.params,
-    state=carry.state,
-    best=carry.best,
+    params=placement.local(carry.params, everywhere),
+    state=placement.local(carry.state, everywhere),
+    best=placement.local(carry.best, everywhere),
     step=step,
     steps=record_steps,
     history=history,
@@ -249,14 +288,36 @@ _MEND = (
 )
 
 
-class _Clock:
-  """Adds up seconds of running and of compiling."""
+def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
+  """What several processes, whose clocks and signals differ, do together."""
+  if jax.process_count() == 1:
+    return terminated, due
+  votes = multihost_utils.process_allgather(np.array([terminated, due]))
+  return bool(votes[:, 0].any()), bool(votes[0, 1])
 
-  def __init__(self, seconds: float = 0.0, compile_seconds: float = 0.0):
+
+class _Clock:
+  """Compiles, and adds up seconds of running and of compiling.
+
+  Args:
+    everywhere: the sharding of all results, so that those of one chunk are as
+      the next expects them; None for that of the compiler.
+    seconds: of running so far.
+    compile_seconds: of compiling so far.
+  """
+
+  def __init__(
+    self,
+    everywhere: jax.sharding.Sharding | None,
+    seconds: float = 0.0,
+    compile_seconds: float = 0.0,
+  ):
+    self._everywhere = everywhere
     self._running, self._compiling = seconds, compile_seconds
 
   def compile(self, fn, *args, **options):
     start = time.monotonic()
+    options |= {'out_shardings': self._everywhere}
     compiled = jax.jit(fn, **options).lower(*args).compile()
     self._compiling += time.monotonic() - start
     return compiled

@@ -5,15 +5,18 @@ value for each member and null for what is not a finite number. Lines do not
 depend on when or how often a run was killed.
 """
 
+import contextlib
 import json
 import math
 import pathlib
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
 
 from experiments.harness import files
 
@@ -93,27 +96,55 @@ class MetricsWriter(Records):
     files.write_text(path, ''.join(map(_line, self.records)))
     with files.writing(self._folder):
       self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
-      self._board = tensorboardX.SummaryWriter(
-        str(self._folder / 'tensorboard'),
-        purge_step=step + 1,
-        # Files are named after the second: a quick resumption would overwrite.
-        filename_suffix=f'.{step + 1}',
-      )
+      self._board = _Board(self._folder / 'tensorboard', step + 1)
 
   def close(self) -> None:
     """Flushes and closes the files."""
-    with files.writing(self._folder):
-      self._file.close()
-      self._board.close()
+    with files.writing(self._folder), contextlib.ExitStack() as stack:
+      # Both, also if one cannot be flushed.
+      stack.callback(self._file.close)
+      stack.callback(self._board.close)
 
   def _keep(self, record: Record) -> None:
     with files.writing(self._folder):
       self._file.write(_line(record))
       self._file.flush()
-      for name, row in record.items():
-        finite = [x for x in np.atleast_1d(row) if x is not None]
-        if name != 'step' and finite:
-          self._board.add_scalar(name, float(np.mean(finite)), record['step'])
+      self._board.write(record)
+
+
+class _Board:
+  """An event file of TensorBoard.
+
+  Written by whoever calls: tensorboardX's own writer does so in a thread, which
+  a full disk ends unnoticed.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    files.make_folder(folder)
+    # The step keeps apart two processes that begin within one second.
+    name = f'events.out.tfevents.{int(time.time())}.{purge_step}'
+    self._writer = record_writer.RecordWriter(str(folder / name))
+    # What an earlier process recorded from this step on is void.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._event(purge_step, file_version='brain.Event:2')
+    self._event(purge_step, session_log=start)
+
+  def write(self, record: Record) -> None:
+    """Adds the mean over the members of each metric."""
+    for name, row in record.items():
+      finite = [x for x in np.atleast_1d(row) if x is not None]
+      if name != 'step' and finite:
+        mean = summary.scalar(name, float(np.mean(finite)))
+        self._event(record['step'], summary=mean)
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._writer.close()
+
+  def _event(self, step: int, **content: Any) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._writer.write(event.SerializeToString())
 
 
 def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:

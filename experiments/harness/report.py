@@ -36,7 +36,7 @@ class Interval(NamedTuple):
   total: int
 
   def __str__(self) -> str:
-    text = _number(self.mean)
+    text = format_number(self.mean)
     if self.half_width > 0:
       # Two digits of the uncertainty, and as many decimals of the mean.
       decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
@@ -121,6 +121,13 @@ def versions() -> dict[str, str]:
   return found | {'bilevel_jax': bilevel_jax.__version__}
 
 
+def format_number(value: float) -> str:
+  """Four digits of a number; - if it is not finite."""
+  if not math.isfinite(value):
+    return '-'
+  return f'{value:.4g}'
+
+
 def format_table(
   rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> str:
@@ -165,14 +172,9 @@ def write_table(
   """Prints a table and writes it to `table.md`; see `format_table`."""
   table = format_table(rows, columns)
   files.write_text(pathlib.Path(workdir) / 'table.md', table)
-  print(table, end='', flush=True)
+  if files.is_writer():
+    print(table, end='', flush=True)
   return table
-
-
-def _number(value: float) -> str:
-  if not math.isfinite(value):
-    return '-'
-  return f'{value:.4g}'
 
 
 def _cell(value: Any) -> str:
@@ -182,7 +184,7 @@ def _cell(value: Any) -> str:
     return str(value)
   if value is None:
     return '-'
-  return _number(float(value))
+  return format_number(float(value))
 
 
 def _finite(value: Any) -> float | None:

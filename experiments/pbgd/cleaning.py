@@ -83,7 +83,7 @@ def pollute(
   key: chex.PRNGKey,
   labels: chex.Array,
   *,
-  fraction: float,
+  fraction: chex.Numeric,
   rate: float = 1.0,
   rule: str = 'redraw',
 ) -> tuple[chex.Array, chex.Array]:
@@ -104,7 +104,9 @@ def pollute(
   """
   exposed_key, hit_key, draw_key = jax.random.split(key, 3)
   count = labels.shape[0]
-  exposed = jax.random.permutation(exposed_key, count) < round(fraction * count)
+  exposed = jax.random.permutation(exposed_key, count) < jnp.round(
+    fraction * count
+  )
   dirty = exposed & (jax.random.uniform(hit_key, (count,)) < rate)
   if rule == 'redraw':
     drawn = jax.random.randint(draw_key, (count,), 0, CLASSES)

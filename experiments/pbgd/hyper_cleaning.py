@@ -78,6 +78,14 @@ PRESETS = {
     selection=5_000,
     test=10_000,
   ),
+  'smoke': Settings(
+    methods=('v_pbgd', 'noisy_train', 'clean_part'),
+    steps=200,
+    chunk=50,
+    tuning_steps=100,
+    scales=(3.0, 10.0),
+    seeds=2,
+  ),
   # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
   # best before.
   'table': Settings(
@@ -92,6 +100,18 @@ PRESETS = {
     seeds=10,
   ),
 }
+
+
+class Members(NamedTuple):
+  """What tells the members of a run apart.
+
+  Attributes:
+    seeds: of noise and first weights, one for each member.
+    fractions: of digits exposed to noise, likewise.
+  """
+
+  seeds: tuple[int, ...]
+  fractions: tuple[float, ...]
 
 
 class Outcome(NamedTuple):
@@ -142,36 +162,61 @@ class Comparison:
 
   Args:
     options: what the flags say.
-    parts: the digits.
+
+  Attributes:
+    source: one line on where the digits come from.
+    substituted: what stands in for MNIST; '' for a folder with its files.
   """
 
-  def __init__(
-    self, options: harness.Options, parts: dict[str, cleaning.Part]
-  ) -> None:
+  def __init__(self, options: harness.Options) -> None:
+    check(options.settings)
     self._options = options
     self._settings = options.settings
-    self._parts = parts
+    sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
+    self._parts, self.source = cleaning.load_parts(options.data_dir, sizes)
+    self.substituted = '' if options.data_dir else 'packaged digits'
+    print(f'Data: {self.source}')
     self._classifier = cleaning.make_classifier(self._settings.model)
 
-  def noise(self, seeds: tuple[int, ...]) -> tuple[Any, Any]:
-    """Polluted labels and dirty flags, (seeds, train) each."""
+  def noise(self, members: Members) -> tuple[Any, Any]:
+    """Polluted labels and dirty flags, (members, train) each."""
     settings = self._settings
-    pollute = lambda seed: cleaning.pollute(
+    pollute = lambda seed, fraction: cleaning.pollute(
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
-      fraction=settings.polluted_fraction,
+      fraction=fraction,
       rate=settings.noise_rate,
       rule=settings.noise_rule,
     )
-    return jax.vmap(pollute)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(pollute)(
+      jnp.asarray(members.seeds, jnp.uint32), jnp.asarray(members.fractions)
+    )
 
-  def run(self, method: str) -> Outcome:
-    """Tunes and runs a method, and retrains on what it keeps."""
+  def tuning_members(self, count: int) -> Members:
+    """Members with the noise of tuning, at the settings' fraction."""
+    fraction = self._settings.polluted_fraction
+    return Members((TUNING_SEED,) * count, (fraction,) * count)
+
+  def run(self, method: str, members: Members | None = None) -> Outcome:
+    """Tunes and runs a method, and retrains on what it keeps.
+
+    Args:
+      method: its name.
+      members: by default the seeds of the options at the settings' fraction.
+        Tuning is always at the settings' fraction.
+
+    Returns:
+      Its outcome, a value for each member.
+    """
     start = time.monotonic()
+    if members is None:
+      seeds = self._options.seeds
+      fraction = self._settings.polluted_fraction
+      members = Members(seeds, (fraction,) * len(seeds))
     scale, tuned = 1.0, None
     if method != 'suggested':
       scale, tuned = self._tune(method, method, None)
-    trained = self._train(method, method, None, self._options.seeds, scale)
+    trained = self._train(method, method, None, members, scale)
     retrained = None
     if method in BILEVEL:
       name = f'{method}_retrained'
@@ -182,13 +227,13 @@ class Comparison:
         plain_scale, _ = self._tune('plain', name, kept)
       logits = (trained.best.params.upper, trained.params.upper)
       kept = jnp.concatenate(logits) >= 0
-      seeds = self._options.seeds * len(logits)
-      retrained = self._train('plain', name, kept, seeds, plain_scale)
+      twice = Members(*(field * len(logits) for field in members))
+      retrained = self._train('plain', name, kept, twice, plain_scale)
     return Outcome(trained, scale, retrained, time.monotonic() - start)
 
   def _suggest(self):
     """Step sizes and penalty from curvatures, with the tuning noise."""
-    labels, _ = self.noise((TUNING_SEED,))
+    labels, _ = self.noise(self.tuning_members(1))
     batch = cleaning.CleaningBatch(
       self._parts['train'].images, labels[0], self._parts['validation']
     )
@@ -201,20 +246,20 @@ class Comparison:
     Returns the scale and the tuning run's member of that scale.
     """
     scales = self._settings.scales
-    seeds = (TUNING_SEED,) * len(scales)
+    members = self.tuning_members(len(scales))
     if kept is not None:
       kept = jnp.broadcast_to(kept, (len(scales), kept.shape[-1]))
     tuned = self._train(
-      method, f'{name}/tuning', kept, seeds, scales, tuning=True
+      method, f'{name}/tuning', kept, members, scales, tuning=True
     )
     winner = int(np.argmax(np.asarray(tuned.best.score)))
     chosen = jax.tree.map(lambda x: x[winner], tuned.best)
     return scales[winner], tuned._replace(best=chosen)
 
-  def _train(self, method, name, kept, seeds, scale, *, tuning=False):
+  def _train(self, method, name, kept, members, scale, *, tuning=False):
     settings, classifier = self._settings, self._classifier
     kind = method if method in BILEVEL else 'plain'
-    labels, dirty = self.noise(seeds)
+    labels, dirty = self.noise(members)
     weights = jnp.ones_like(labels, jnp.float32)
     if method == 'clean_part':
       weights = (~dirty).astype(jnp.float32)
@@ -276,12 +321,12 @@ class Comparison:
       batch,
       steps=settings.tuning_steps // chunk * ours if tuning else steps,
       chunk=ours,
-      seeds=seeds,
+      seeds=members.seeds,
       workdir=self._options.workdir,
       name=f'{settings.model}/{name}',
       data=self._parts,
       own=own,
-      hyper={'scale': jnp.broadcast_to(jnp.float32(scale), (len(seeds),))},
+      hyper={'scale': jnp.broadcast_to(jnp.float32(scale), labels.shape[:1])},
       evaluate=evaluate,
       select='selection_accuracy',
       settings=_settings_of_one_run(settings),
@@ -385,11 +430,7 @@ def main(options: harness.Options) -> None:
   """Runs the methods and writes the table, the plots and the results."""
   start = time.monotonic()
   settings = options.settings
-  check(settings)
-  sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
-  parts, source = cleaning.load_parts(options.data_dir, sizes)
-  print(f'Data: {source}')
-  comparison = Comparison(options, parts)
+  comparison = Comparison(options)
   outcomes = {}
   for method in settings.methods:
     outcomes[method] = comparison.run(method)
@@ -401,7 +442,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=source,
+    data=comparison.source,
+    substituted=comparison.substituted,
     method_seconds={m: o.seconds for m, o in outcomes.items()},
   )
   print(f'Results: {path}')

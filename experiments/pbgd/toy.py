@@ -69,7 +69,11 @@ class Settings:
   seeds: int = 1
 
 
-PRESETS = {'quick': Settings(), 'paper': Settings(solvers=SOLVERS)}
+PRESETS = {
+  'quick': Settings(),
+  'paper': Settings(solvers=SOLVERS),
+  'smoke': Settings(solvers=(HEADLINE,), starts=200),
+}
 
 
 class Ends(NamedTuple):

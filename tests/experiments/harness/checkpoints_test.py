@@ -166,8 +166,9 @@ class TestWriting:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
+      manager.save(30, big, {})  # In the background.
       with pytest.raises(harness.WriteError) as error:
-        manager.save(30, big, {})
+        manager.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
       manager.close()
@@ -175,6 +176,28 @@ class TestWriting:
     assert 'writable folder' in str(error.value)
     assert len(str(error.value)) < 500
     assert restore(saved).step == 20
+
+  def test_what_is_saved_may_be_donated_at_once(self, tmp_path):
+    """Finds a save in the background that reads what the run overwrites."""
+    double = jax.jit(lambda x: 2 * x, donate_argnums=0)
+    manager = harness.Checkpoints(tmp_path)
+    value = jax.block_until_ready(jnp.ones(10**6) * 3)
+    manager.save(1, {'a': value}, {})
+    for _ in range(5):
+      value = double(value)
+    jax.block_until_ready(value)
+    manager.close()
+    restored = restore(tmp_path, {'a': value})
+    np.testing.assert_array_equal(restored.tree['a'], np.full(10**6, 3.0))
+
+  def test_a_save_waits_for_the_one_before(self, tmp_path):
+    manager = harness.Checkpoints(tmp_path, keep=5)
+    for step in range(1, 5):
+      manager.save(step, tree(step), {})
+    manager.wait()
+    assert not manager.busy
+    assert sorted(path.name for path in tmp_path.iterdir()) == list('1234')
+    manager.close()
 
   def test_a_workdir_that_cannot_be_made(self, train, tmp_path):
     (tmp_path / 'file').write_text('')

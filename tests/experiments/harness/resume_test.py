@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 
+from experiments.harness import termination
+
 ROOT = pathlib.Path(__file__).parents[3]
 
 SCRIPT = """
@@ -57,16 +59,17 @@ def start(workdir, pause):
   )
 
 
-def kill_after(process, path, lines):
+def kill_after(process, path, lines, *, by=signal.SIGKILL, status=None):
   deadline = time.monotonic() + 60
   while time.monotonic() < deadline and process.poll() is None:
     if path.exists() and path.read_bytes().count(b'\n') >= lines:
       break
     time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+  process.send_signal(by)
+  _, said = process.communicate()
+  assert process.returncode == (-by if status is None else status), said
   assert path.read_bytes().count(b'\n') >= lines
+  return said
 
 
 def finish(process):
@@ -81,6 +84,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   kill_after(start(killed, 0.3), records, 3)
   with records.open('a') as file:
     file.write('{"step": 99, "sco')  # A kill may leave half a line.
+  # Then ended by a signal that leaves time to save.
+  said = kill_after(
+    start(killed, 0.3),
+    records,
+    5,
+    by=signal.SIGTERM,
+    status=termination.EXIT_STATUS,
+  )
+  steps = json.loads(records.read_text().splitlines()[-1])['step']
+  assert f'terminated after step {steps}; the same command goes on' in said
+  assert (killed / 'run' / 'checkpoints' / str(steps)).is_dir()
   finish(start(killed, 0))
 
   assert records.read_bytes() == (whole / 'run' / 'metrics.jsonl').read_bytes()

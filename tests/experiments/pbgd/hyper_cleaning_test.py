@@ -3,16 +3,21 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import placement
 from experiments.pbgd import hyper_cleaning
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 SMALL = {
   'steps': 60,
@@ -138,3 +143,43 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   assert not (killed / 'results.json').exists()
   assert start(killed).wait() == 0
   assert metrics_of(killed) == metrics_of(whole)
+
+
+TRAIN = """
+import sys
+import numpy as np
+import jax
+from tests.experiments.pbgd import hyper_cleaning_test
+np.savez(sys.argv[1], *hyper_cleaning_test.iterates(jax.device_count() == 1))
+"""
+
+
+def iterates(one_device):
+  """V-PBGD's params after 200 steps on the digits of the quick preset."""
+  assert len(jax.devices()) == (1 if one_device else 8)
+  settings = dataclasses.replace(
+    hyper_cleaning.PRESETS['quick'], steps=200, chunk=100
+  )
+  given = options('')._replace(settings=settings, workdir=None)
+  comparison = hyper_cleaning.Comparison(given)
+  split = placement.place(comparison._parts)[1] is not None
+  assert split != one_device
+  members = hyper_cleaning.Members((0, 1), (0.5, 0.5))
+  trained = comparison._train('v_pbgd', 'v_pbgd', None, members, 3.0)
+  return jax.tree.leaves(trained.params)
+
+
+def test_one_and_eight_devices_agree_after_200_steps(tmp_path):
+  path = tmp_path / 'params.npz'
+  subprocess.run(
+    [sys.executable, '-c', TRAIN, str(path)],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'},
+    timeout=200,
+    check=True,
+  )
+  with np.load(path) as saved:
+    one = list(saved.values())
+  for a, b in zip(one, iterates(False), strict=True):
+    assert np.abs(a).max() > 0.01
+    np.testing.assert_allclose(a, b, 0, 1e-5)

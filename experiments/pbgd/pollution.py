@@ -1,0 +1,130 @@
+"""Hyper-cleaning over the share of polluted digits.
+
+    python -m experiments.pbgd.pollution --preset=quick
+    python -m experiments.pbgd.pollution --preset=paper --data_dir=MNIST
+
+All shares and seeds run as one compiled program. Step sizes are tuned at the
+settings' `polluted_fraction` only.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments import harness
+from experiments.pbgd import hyper_cleaning
+
+METHODS = ('v_pbgd', 'noisy_train', 'clean_part')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(hyper_cleaning.Settings):
+  """Settings of the sweep; see `hyper_cleaning.Settings` for the rest.
+
+  Attributes:
+    fractions: shares of digits whose label is redrawn.
+  """
+
+  methods: tuple[str, ...] = METHODS
+  fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+_PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
+PRESETS = {
+  'quick': Settings(),
+  # A twentieth of the paper's steps: V-PBGD is at its best by then.
+  'paper': Settings(
+    **_PAPER
+    | {
+      'methods': METHODS,
+      'steps': 2_000,
+      'chunk': 50,
+      'tuning_steps': 500,
+      'fractions': tuple(n / 10 for n in range(1, 10)),
+    }
+  ),
+}
+
+
+def summarise(
+  outcomes: dict[str, hyper_cleaning.Outcome], settings: Settings
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, np.ndarray]]:
+  """Metrics, rows of the table, and curves of (fractions, seeds)."""
+  shape = (len(settings.fractions), -1)
+  by_step = 'selection_accuracy'
+  curves = {}
+  for method, (trained, _, retrained, _) in outcomes.items():
+    for metric in ('f1', 'test_accuracy'):
+      if metric in trained.history:
+        values = hyper_cleaning.at_best(trained, metric, by_step)
+        curves[f'{method}/{metric}'] = values.reshape(shape)
+    if retrained is not None:
+      again = hyper_cleaning.at_best(retrained, 'test_accuracy', by_step)
+      selected, _ = np.split(again, 2)
+      curves[f'{method}/retrained_accuracy'] = selected.reshape(shape)
+  metrics, rows = {}, []
+  for i, fraction in enumerate(settings.fractions):
+    # Keeping every digit: all clean ones are kept, none is left out.
+    row: dict[str, Any] = {
+      'polluted': fraction,
+      'keep_all/f1': 2 * (1 - fraction) / (2 - fraction),
+    }
+    for name, values in curves.items():
+      row[name] = interval = harness.mean_interval(values[i])
+      method, metric = name.split('/')
+      key = f'{method}/{settings.model}/polluted{fraction:g}/{metric}'
+      metrics[key] = interval.mean
+      metrics[f'{key}/half_width'] = interval.half_width
+    rows.append(row)
+  return metrics, rows, curves
+
+
+def main(options: harness.Options) -> None:
+  """Runs the sweep and writes the table, the plot and the results."""
+  start = time.monotonic()
+  settings = options.settings
+  for fraction in settings.fractions:
+    if not 0 < fraction < 1:
+      raise harness.SettingsError(
+        f'fractions are between 0 and 1, got {fraction}.'
+      )
+  comparison = hyper_cleaning.Comparison(options)
+  pairs = list(itertools.product(settings.fractions, options.seeds))
+  members = hyper_cleaning.Members(
+    seeds=tuple(seed for _, seed in pairs),
+    fractions=tuple(fraction for fraction, _ in pairs),
+  )
+  outcomes = {m: comparison.run(m, members) for m in settings.methods}
+  metrics, rows, curves = summarise(outcomes, settings)
+  harness.write_table(options.workdir, rows)
+  panel = lambda names, ylabel: harness.Panel(
+    {n.split('/')[0]: (settings.fractions, curves[n]) for n in names},
+    xlabel='share of digits with a redrawn label',
+    ylabel=ylabel,
+  )
+  kept = [n for n in curves if n.endswith('/f1')]
+  trained = [n for n in curves if not n.startswith('v_') and 'test' in n]
+  trained += [n for n in curves if n.endswith('retrained_accuracy')]
+  harness.plot_panels(
+    pathlib.Path(options.workdir) / 'pollution.png',
+    [
+      panel(kept, 'F1 of keeping clean digits'),
+      panel(trained, 'test accuracy, trained on what is kept'),
+    ],
+  )
+  path = harness.write_results(
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=comparison.source,
+    substituted=comparison.substituted,
+  )
+  print(f'Results: {path}')
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='pbgd', binary='pollution')

@@ -1,0 +1,373 @@
+"""Runs the claims of the papers and writes a report on them.
+
+    python -m experiments.reproduce --preset=smoke --papers=pbgd
+
+A paper's claims are `CLAIMS` in experiments/<paper>/claims.py, found by itself.
+Each distinct command runs once, in a process and a workdir of its own:
+a binary that crashes costs its own rows, which say so, and no others. The same
+command goes on where a killed one was: finished runs are not run again, failed
+ones are. `report.md` in the workdir has a row for each claim and is written
+anew after each run.
+
+Presets: `smoke` takes about a minute a paper and needs no data folder; it shows
+that everything runs, on sizes too small to judge a paper by. `quick` takes
+minutes a binary, `paper` the published sizes. The exit status is 1 if a command
+failed, else 0, whether or not the claims are shown.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from experiments import harness
+from experiments.harness import claim as claim_lib
+from experiments.harness import files, termination
+
+ROOT = pathlib.Path(__file__).parent
+COLUMNS = ('claim', 'published', 'ours', 'bound', 'verdict', 'time', 'command')
+_PENDING = 'not run yet'
+_SECONDS_TO_SAVE = 60
+
+
+class Command(NamedTuple):
+  """A run of a binary; claims with equal ones share it.
+
+  Attributes:
+    paper: its folder.
+    binary: its module.
+    flags: all flags but the workdir.
+  """
+
+  paper: str
+  binary: str
+  flags: tuple[str, ...]
+
+  @property
+  def words(self) -> list[str]:
+    """The command line, without the interpreter and the workdir."""
+    module = f'experiments.{self.paper}.{self.binary}'
+    return ['-m', module, *self.flags]
+
+  @property
+  def folder(self) -> str:
+    """A readable name of its own for the workdir."""
+    # A path may be too long for a name, and says nothing.
+    said = '_'.join(
+      f'data-{zlib.crc32(flag.encode()):08x}'
+      if flag.startswith('--data_dir=')
+      else re.sub(r'[^\w.=,-]+', '-', flag.removeprefix('--'))
+      for flag in self.flags
+    )
+    return f'{self.paper}/{self.binary}/{said}'
+
+
+class Run(NamedTuple):
+  """How a command ended.
+
+  Attributes:
+    failure: what went wrong, one line; '' if nothing did.
+    seconds: wall time of all attempts, with start and compilation.
+    results: the content of its `results.json`, {} if it failed.
+  """
+
+  failure: str
+  seconds: float
+  results: dict[str, Any]
+
+
+def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
+  """Names of the papers' folders that declare claims, sorted."""
+  return tuple(sorted(path.parent.name for path in root.glob('*/claims.py')))
+
+
+def load(papers: Iterable[str] = ()) -> dict[str, tuple[harness.Claim, ...]]:
+  """Reads the claims.
+
+  Args:
+    papers: names of their folders; all if empty.
+
+  Returns:
+    Claims by paper.
+
+  Raises:
+    SettingsError: if a paper is unknown; names the known.
+  """
+  known = discover()
+  for paper in papers:
+    if paper not in known:
+      raise harness.SettingsError(
+        f'no claims of {paper!r} (experiments/{paper}/claims.py); known: '
+        f'{", ".join(known)}.'
+      )
+  return {
+    paper: importlib.import_module(f'experiments.{paper}.claims').CLAIMS
+    for paper in papers or known
+  }
+
+
+def commands(
+  claims: Mapping[str, Sequence[harness.Claim]],
+  *,
+  preset: str,
+  data_dir: str | None,
+) -> list[tuple[str, harness.Claim, Command]]:
+  """The claims that a preset judges, with paper and command."""
+  common = [f'--preset={preset}']
+  if data_dir is not None:
+    common.append(f'--data_dir={os.path.abspath(data_dir)}')
+  return [
+    (paper, claim, Command(paper, claim.binary, (*common, *claim.flags)))
+    for paper, of_paper in claims.items()
+    for claim in of_paper
+    if preset in claim.presets
+  ]
+
+
+def execute(
+  command: Command, workdir: files.Path, *, timeout: float | None = None
+) -> Run:
+  """Runs a command in a process, unless it is finished.
+
+  Args:
+    command: what to run.
+    workdir: under which it gets its folder: with `log.txt`, all that it
+      prints, and `command.json`, how it ended.
+    timeout: seconds after which it is ended and has failed; None for none.
+
+  Returns:
+    A `Run`.
+  """
+  folder = files.make_folder(pathlib.Path(workdir) / command.folder)
+  record = folder / 'command.json'
+  words = [sys.executable, *command.words, f'--workdir={folder}']
+  before = _read_record(record)
+  if before.get('finished') and before.get('words') == command.words:
+    return _finished(folder, before['seconds'])
+  # What an earlier, failed attempt left must not pass for this one's.
+  (folder / 'results.json').unlink(missing_ok=True)
+  start = time.monotonic()
+  failure = ''
+  with files.writing(folder), open(folder / 'log.txt', 'ab') as log:
+    position = log.tell()
+    process = subprocess.Popen(
+      words,
+      cwd=ROOT.parent,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+    try:
+      status = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+      failure = f'took more than {timeout:g} s'
+    else:
+      if status:
+        said = _last_line(folder / 'log.txt', position)
+        failure = f'exit status {status}: {said}'
+    finally:
+      _end(process)
+  seconds = before.get('seconds', 0.0) + time.monotonic() - start
+  run = Run(failure, seconds, {}) if failure else _finished(folder, seconds)
+  files.write_text(
+    record,
+    json.dumps(
+      {
+        'words': command.words,
+        'finished': not run.failure,
+        'failure': run.failure,
+        'seconds': seconds,
+      },
+      indent=2,
+    )
+    + '\n',
+  )
+  return run
+
+
+def row(claim: harness.Claim, command: Command, run: Run | None) -> dict:
+  """The row of a claim; without a run, it is still to come."""
+  cells = {
+    'claim': claim.words,
+    'published': claim.published,
+    'ours': '-',
+    'bound': claim.bound(),
+    'verdict': _PENDING,
+    'time': '-',
+    'command': f'`{shlex.join(["python", *command.words])}`',
+  }
+  if run is None:
+    return cells
+  cells['time'] = _duration(run.seconds)
+  failure = run.failure
+  if not failure:
+    try:
+      judged = harness.judge(claim, run.results)
+    except ValueError as error:
+      failure = str(error)
+    else:
+      cells |= {
+        'ours': judged.ours,
+        'bound': judged.bound,
+        'verdict': judged.verdict,
+      }
+  if failure:
+    cells['verdict'] = f'not shown: the run failed ({failure})'
+  return {name: cell.replace('|', '\\|') for name, cell in cells.items()}
+
+
+def write_report(
+  path: files.Path,
+  judged: Sequence[tuple[str, harness.Claim, Command]],
+  runs: Mapping[Command, Run],
+  *,
+  preset: str,
+) -> None:
+  """Writes the report: a section for each paper, a row for each claim."""
+  lines = [f'# Claims, preset `{preset}`\n']
+  if preset == 'smoke':
+    lines.append(
+      'Everything ran, on sizes too small to judge a paper by: a verdict below '
+      'says what these few steps say.\n'
+    )
+  cores = len(os.sched_getaffinity(0))
+  lines.append(
+    f'{cores} cores ({platform.machine()}), Python {platform.python_version()}.'
+    ' Times are of the whole command, which several claims may share, with its '
+    'start and compilation. ± is a 95 % interval over seeds.\n'
+  )
+  for paper in dict.fromkeys(paper for paper, _, _ in judged):
+    rows = [
+      row(claim, command, runs.get(command))
+      for of, claim, command in judged
+      if of == paper
+    ]
+    lines += [f'## {paper}\n', harness.format_table(rows, COLUMNS)]
+  files.write_text(path, '\n'.join(lines))
+
+
+def reproduce(
+  *,
+  preset: str,
+  workdir: files.Path,
+  papers: Sequence[str] = (),
+  data_dir: str | None = None,
+  timeout: float | None = None,
+) -> bool:
+  """Runs the claims and writes `report.md`.
+
+  Args:
+    preset: smoke, quick or paper.
+    workdir: of the report and all runs; the same call resumes.
+    papers: names of the papers' folders; all if empty.
+    data_dir: folder of data sets, handed to the binaries.
+    timeout: seconds that one command may take.
+
+  Returns:
+    Whether every command ended well.
+  """
+  judged = commands(load(papers), preset=preset, data_dir=data_dir)
+  distinct = list(dict.fromkeys(command for _, _, command in judged))
+  report = files.make_folder(workdir) / 'report.md'
+  runs: dict[Command, Run] = {}
+  write_report(report, judged, runs, preset=preset)
+  for i, command in enumerate(distinct, 1):
+    line = f'{i}/{len(distinct)} python {shlex.join(command.words)}'
+    print(line, flush=True)
+    run = runs[command] = execute(command, workdir, timeout=timeout)
+    print(f'  {run.failure or "done"}, {_duration(run.seconds)}', flush=True)
+    write_report(report, judged, runs, preset=preset)
+  print(f'Report: {report}')
+  return not any(run.failure for run in runs.values())
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends a process that is still there, with time to save."""
+  if process.poll() is None:
+    process.terminate()
+    try:
+      process.wait(_SECONDS_TO_SAVE)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+def _finished(folder: pathlib.Path, seconds: float) -> Run:
+  try:
+    results = harness.read_results(folder / 'results.json')
+  except ValueError as error:
+    return Run(str(error), seconds, {})
+  return Run('', seconds, results)
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, json.JSONDecodeError):
+    return {}
+
+
+def _last_line(path: pathlib.Path, position: int) -> str:
+  """The last line that a process wrote, cut to a length for a table."""
+  with path.open('rb') as file:
+    file.seek(max(position, path.stat().st_size - 10_000))
+    lines = file.read().decode(errors='replace').split('\n')
+  said = [line.strip() for line in lines if line.strip()]
+  return said[-1][:300] if said else 'it said nothing'
+
+
+def _duration(seconds: float) -> str:
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags and reproduces."""
+  values = flags.FLAGS
+  if argv[1:]:
+    raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+  termination.exit_on_sigterm()
+  limit = values.timeout_minutes
+  try:
+    fine = reproduce(
+      preset=values.preset,
+      workdir=values.workdir or os.path.join('runs/reproduce', values.preset),
+      papers=values.papers,
+      data_dir=values.data_dir,
+      timeout=None if limit is None else 60 * limit,
+    )
+  except harness.UserError as error:
+    sys.exit(f'reproduce: {error}')
+  sys.exit(0 if fine else 1)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_enum('preset', 'quick', claim_lib.PRESETS, 'Sizes of the runs.')
+  flags.DEFINE_list(
+    'papers', [], 'Which papers, commas between; by default all.'
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the report and the runs; the same command resumes. By default '
+    'runs/reproduce/<preset>.',
+  )
+  flags.DEFINE_string('data_dir', None, 'Folder of data sets.')
+  flags.DEFINE_float(
+    'timeout_minutes', None, 'Ends a command that takes longer.', lower_bound=0
+  )
+  app.run(main)

@@ -1,0 +1,67 @@
+"""The notebooks run from top to bottom and are committed without outputs."""
+
+import json
+import pathlib
+import re
+import sys
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+SECONDS = 300  # Far above what they take: for a kernel that hangs.
+
+each = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+  """The name of a kernel that is this interpreter."""
+  folder = tmp_path / 'kernels' / 'here'
+  folder.mkdir(parents=True)
+  words = [sys.executable, '-m', 'ipykernel_launcher']
+  spec = {
+    'argv': [*words, '-f', '{connection_file}'],
+    'display_name': 'here',
+    'language': 'python',
+  }
+  (folder / 'kernel.json').write_text(json.dumps(spec))
+  monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
+  return 'here'
+
+
+@each
+def test_runs_and_draws(path, kernel):
+  notebook = nbformat.read(path, as_version=4)
+  nbclient.NotebookClient(
+    notebook,
+    timeout=SECONDS,
+    kernel_name=kernel,
+    resources={'metadata': {'path': str(ROOT)}},
+  ).execute()
+  outputs = [
+    output for cell in notebook.cells for output in cell.get('outputs', [])
+  ]
+  assert any('image/png' in output.get('data', {}) for output in outputs)
+  warned = [o['text'] for o in outputs if o.get('name') == 'stderr']
+  assert not warned
+
+
+@each
+def test_is_committed_clean(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  for cell in cells:
+    assert not cell.outputs
+    assert cell.execution_count is None
+  assert '%pip install' in cells[0].source
+  assert notebook.cells[0].source.startswith('# ')
+  text = '\n'.join(cell.source for cell in notebook.cells)
+  assert not re.search(r'https?://', text)
+
+
+def test_there_is_one():
+  assert 'pbgd' in {path.stem for path in NOTEBOOKS}

@@ -1,0 +1,48 @@
+"""The sweep over polluted shares, on few digits and few steps."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import harness
+from experiments.pbgd import pollution
+
+
+def options(workdir, **changes):
+  settings = dataclasses.replace(
+    pollution.PRESETS['quick'],
+    methods=('v_pbgd', 'noisy_train'),
+    steps=40,
+    chunk=20,
+    tuning_steps=20,
+    scales=(3.0,),
+    train=300,
+    validation=200,
+    selection=100,
+    test=200,
+    fractions=(0.2, 0.8),
+    seeds=2,
+    **changes,
+  )
+  return harness.Options(
+    'pbgd', 'pollution', 'quick', settings, str(workdir), None, (0, 1)
+  )
+
+
+def test_more_noise_is_harder(tmp_path):
+  pollution.main(options(tmp_path))
+  found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  for metric in ('v_pbgd/linear/{}/f1', 'noisy_train/linear/{}/test_accuracy'):
+    few, many = (
+      found[metric.format(p)] for p in ('polluted0.2', 'polluted0.8')
+    )
+    assert few > many
+  assert (tmp_path / 'pollution.png').exists()
+
+
+def test_fractions_are_shares(tmp_path):
+  wrong = options(tmp_path)
+  settings = dataclasses.replace(wrong.settings, fractions=(0.5, 1.0))
+  with pytest.raises(harness.SettingsError, match=r'between 0 and 1, got 1\.0'):
+    pollution.main(wrong._replace(settings=settings))

@@ -1,0 +1,192 @@
+"""Affine sets against quadratic programmes; ranks, right-hand sides, trees."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+
+
+def quadratic_programme(matrix, right, point):
+  """The nearest point with A z = r, from the optimality system."""
+  rows, columns = matrix.shape
+  system = np.block(
+    [[np.eye(columns), matrix.T], [matrix, np.zeros((rows,) * 2)]]
+  )
+  solution = np.linalg.lstsq(system, np.concatenate([point, right]))[0]
+  return solution[:columns]
+
+
+def draw(seed, rows, columns, rank):
+  """A matrix of a rank, a right-hand side in its range, and a point."""
+  rng = np.random.default_rng(seed)
+  matrix = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
+  right = matrix @ rng.normal(size=columns)
+  return matrix, right, rng.normal(size=columns)
+
+
+def dense(matrix, right):
+  return bj.affine_set(matrix, right)
+
+
+def matrix_free(matrix, right):
+  return bj.affine_operator_set(lambda z: jnp.asarray(matrix) @ z, right)
+
+
+def with_adjoint(matrix, right):
+  return bj.affine_operator_set(
+    lambda z: jnp.asarray(matrix) @ z,
+    right,
+    adjoint=lambda r: jnp.asarray(matrix).T @ r,
+  )
+
+
+both = pytest.mark.parametrize('make', [dense, matrix_free, with_adjoint])
+
+
+@pytest.mark.parametrize('size', [(3, 5, 3), (4, 5, 2), (6, 4, 3)])
+@both
+def test_projects_like_a_quadratic_programme(make, size):
+  for seed in range(5):
+    with jax.enable_x64(True):
+      matrix, right, point = draw(seed, *size)
+      found = make(matrix, right)(jnp.asarray(point))
+      expected = quadratic_programme(matrix, right, point)
+      np.testing.assert_allclose(found, expected, atol=1e-8)
+      np.testing.assert_allclose(matrix @ found, right, atol=1e-8)
+
+
+@both
+def test_directions_along_a_set_of_deficient_rank(make):
+  with jax.enable_x64(True):
+    matrix, right, point = draw(1, 5, 7, 3)
+    set_ = make(matrix, right)
+    pinv = np.linalg.pinv(matrix)
+    kernel = np.eye(7) - pinv @ matrix
+    tangent = set_.tangent(jnp.asarray(point))
+    np.testing.assert_allclose(tangent, kernel @ point, atol=1e-9)
+    transposed = set_.transpose(jnp.asarray(point))
+    np.testing.assert_allclose(transposed, pinv.T @ point, atol=1e-9)
+    back = set_.lift(set_.coordinates(jnp.asarray(point)), jnp.asarray(point))
+    np.testing.assert_allclose(back, kernel @ point, atol=1e-9)
+    assert (
+      set_.zero(jnp.asarray(point)).shape
+      == set_.coordinates(jnp.asarray(point)).shape
+    )
+
+
+@both
+def test_a_right_hand_side_outside_the_range_is_an_error(make):
+  matrix = np.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]])
+  point = jnp.zeros(3)
+  make(matrix, jnp.array([1.0, 2.0])).check(point)
+  bad = make(matrix, jnp.array([1.0, 2.5]))
+  with pytest.raises(ValueError, match=r'lower has no point in it.*range of A'):
+    bad.check(point, name='lower')
+  link = bj.project(lower=bad)
+  with pytest.raises(ValueError, match='rank deficient'):
+    link.init(bj.BilevelParams(None, point))
+
+
+def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
+  matrix = np.array([[1.0, 2.0], [2.0, 4.0]])
+  in_range = np.array([1.0, 2.0])
+  leaves = lambda x: x[0] * in_range + jnp.maximum(x[0], 0) * np.array([0, 1.0])
+  set_ = bj.affine_set(matrix, in_range, coupling=leaves)
+  link = bj.lazy_projection(1.0, lower=set_)
+  good = bj.BilevelParams(jnp.array([-1.0]), jnp.zeros(2))
+  link.init(good)
+  assert set_.outside_range(good.lower, good.upper) < 1e-6
+  bad = good._replace(upper=jnp.array([1.0]))
+  assert set_.outside_range(bad.lower, bad.upper) > 0.1
+  with pytest.raises(ValueError, match=r'c - h\(x\)'):
+    link.init(bad)
+
+
+def test_single_precision_stays_in_a_badly_conditioned_set():
+  rng = np.random.default_rng(0)
+  left, _, right = np.linalg.svd(rng.normal(size=(6, 9)), full_matrices=False)
+  matrix = left @ np.diag(np.logspace(0, -5, 6)) @ right
+  set_ = bj.affine_set(matrix, matrix @ np.ones(9))
+  inside = set_(jnp.asarray(rng.normal(size=9), jnp.float32))
+  # Along each right singular vector, also that of the smallest singular value.
+  np.testing.assert_allclose(right @ inside, right @ np.ones(9), atol=2e-5)
+
+
+def test_trees_keep_their_structure_and_types():
+  point = {'a': jnp.ones((2, 2), jnp.bfloat16), 'b': jnp.float32(3.0)}
+  total = lambda z: jnp.sum(z['a'].astype(jnp.float32)) + z['b']
+  for set_ in (
+    bj.affine_set(np.ones((1, 5)), [2.0]),
+    bj.affine_operator_set(total, jnp.float32(2.0)),
+  ):
+    inside = set_(point)
+    assert inside['a'].dtype == jnp.bfloat16
+    np.testing.assert_allclose(inside['a'], np.zeros((2, 2)), atol=1e-2)
+    np.testing.assert_allclose(inside['b'], 2.0, atol=1e-2)
+
+
+def test_sets_of_several_matrices_are_mapped():
+  matrices, rights, points = zip(*(draw(s, 3, 5, 2) for s in range(4)))
+  factors = jax.tree.map(
+    lambda *f: np.stack(f), *map(bj.affine_factors, matrices)
+  )
+  project = lambda f, r, z: bj.affine_set(f, r)(z)
+  found = jax.jit(jax.vmap(project))(
+    factors, jnp.asarray(rights), jnp.asarray(points)
+  )
+  expected = list(map(quadratic_programme, matrices, rights, points))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_consensus_by_axis_name_and_by_leading_axis_agree_with_equations():
+  copies = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+  differences = np.kron(np.array([[1.0, -1, 0], [0, 1, -1]]), np.eye(2))
+  expected = bj.affine_set(differences)(copies)
+  np.testing.assert_allclose(bj.consensus_set()(copies), expected, atol=1e-6)
+  mapped = jax.vmap(bj.consensus_set('clients'), axis_name='clients')(copies)
+  np.testing.assert_allclose(mapped, expected, atol=1e-6)
+  tangent = bj.consensus_set().tangent(copies)
+  np.testing.assert_allclose(tangent, expected, atol=1e-6)
+
+
+def test_a_matrix_of_another_width_is_an_error():
+  set_ = bj.affine_set(np.ones((1, 3)))
+  with pytest.raises(ValueError, match='3 columns, but the sequence has 2'):
+    set_(jnp.ones(2))
+  with pytest.raises(ValueError, match='finite matrix'):
+    bj.affine_set([[np.nan]])
+
+
+def test_a_coupled_set_asks_for_the_upper_variable():
+  set_ = bj.affine_set([[1.0]], [1.0], coupling=lambda x: x)
+  with pytest.raises(ValueError, match='upper variable'):
+    set_(jnp.ones(1))
+  with pytest.raises(TypeError, match='coupled affine set'):
+    bj.project(a=set_).init(bj.sequences(a=jnp.ones(1)))
+
+
+def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
+  set_ = bj.affine_set([[1.0]], [0.0], coupling=lambda x: -x)  # y = x
+  link = bj.project(lower=set_)
+  params = bj.BilevelParams(jnp.array([1.0]), jnp.array([5.0]))
+  state = link.init(params)
+  both = bj.BilevelParams(jnp.array([2.0]), jnp.array([0.5]))
+  np.testing.assert_allclose(link.update(both, state, params)[0].lower, -2.0)
+  alone = both._replace(upper=None)
+  np.testing.assert_allclose(link.update(alone, state, params)[0].lower, -4.0)
+
+
+def test_uses_are_counted_also_as_rounds():
+  link = bj.project(upper=bj.consensus_set(), lower=bj.affine_set([[1.0]]))
+  params = bj.BilevelParams(jnp.ones(2), jnp.ones(1))
+  update = functools.partial(link.update, params=params)
+  _, state = update(params, link.init(params))
+  assert bj.counts(state) == {
+    'projections/upper': 1,
+    'projections/lower': 1,
+    'rounds/upper': 1,
+  }
