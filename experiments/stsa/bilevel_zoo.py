@@ -63,7 +63,11 @@ class Settings:
   records: int = 50
 
 
-PRESETS = {'quick': Settings(), 'paper': Settings(calls=1_000_000, seeds=10)}
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(methods=('control/direct', 'soba', 'saba')),
+  'paper': Settings(calls=1_000_000, seeds=10),
+}
 
 
 def check(settings: Settings) -> None:
@@ -237,6 +241,9 @@ def main(options: harness.Options) -> None:
     metrics['sustain/correction_gain'] = gain
     print(f'SUSTAIN beside itself without the correction: {gain:.2f} x below.')
 
+  control = metrics.get('control/direct/final')
+  for method in settings.methods if control else ():
+    metrics[f'{method}/of_control'] = metrics[f'{method}/final'] / control
   floor = zoo.series_floor(methods.TERMS)
   metrics['floor/series'] = floor
   print(

@@ -56,6 +56,7 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(inner=(1, 3), nonmonotone_inner=(1,), ratios=(1.0,)),
   # The paper has theorems, no runs: more seeds and steps of the same.
   'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
 }
