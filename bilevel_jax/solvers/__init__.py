@@ -62,7 +62,7 @@ products asked for, n for the coordinates of the upper variable.
   step, for a table of all batches' directions.
 - `stocbio`, `alset`, `bsa`, `ttsa`: a truncated series leaves a bias that no
   steps take away; `amigo` starts the series where it ended, and leaves none.
-- `sustain`, `mrbo`, `vrbo`: take noise off, at twice the cost, and not the bias.
+- `sustain`, `mrbo`, `vrbo`: take noise off at twice the cost, but no bias.
 - `pzobo`: no second derivatives; for upper variables of few numbers.
 - `stsa`: any other coupled sequences, by their increments. `scgd`, `scsc`,
   `nasa`: compositions of expectations; `scsc` tracks them without lag.
