@@ -470,7 +470,11 @@ def test_gives_the_updates_of_another_row(row):
   theirs = contract.NAMED[row.same_as]
   assert dict(row.hyper) == dict(theirs.hyper)
   for one, two in zip(reference(row).points, reference(theirs).points):
-    assert_close(one[0], two[0])
+    ours, others = one[0]._asdict(), two[0]._asdict()
+    # A bare oracle's parameters hold what a solver keeps in its state.
+    shared = ours.keys() & others.keys()
+    assert shared
+    assert_close(*({name: p[name] for name in shared} for p in (ours, others)))
     ours = bj.values(one[1])
     chex.assert_trees_all_close(
       ours, {name: bj.values(two[1])[name] for name in ours}, **CLOSE
