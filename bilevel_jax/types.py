@@ -52,10 +52,30 @@ class Jacobian(NamedTuple):
   Attributes:
     rows: the parameters' structure; each leaf has a leading axis of objectives.
     rest: gradients, by sequence name, that no weight may touch.
+    values: the objectives' losses, (objectives,), or None if not measured.
   """
 
   rows: Any
   rest: Mapping[str, Any] = {}
+  values: Any = None
+
+
+class Gramian(NamedTuple):
+  r"""What most aggregators need of a Jacobian :math:`J`, without its memory.
+
+  It lives within one update: a function is no array, so it can neither be
+  returned from a compiled function nor averaged over parts of a batch.
+
+  Attributes:
+    matrix: :math:`J J^\top`, (objectives, objectives).
+    combine: from weights (objectives,) to the gradient :math:`J^\top w`, with
+      the gradients that no weight may touch in their places.
+    values: the objectives' losses, (objectives,), or None if not measured.
+  """
+
+  matrix: Any
+  combine: Callable[[Any], Any]
+  values: Any = None
 
 
 @functools.cache

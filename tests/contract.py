@@ -224,6 +224,8 @@ class Row(NamedTuple):
     maps: whether the solver maps a named axis of its own.
     wraps: whether `make` gives `wrap` its oracles; else a step is no mean over
       parts of a batch.
+    alike: whether another row has the same parts but for a formula on a Gram
+      matrix; then the dearer tests run with `-m slow` only.
   """
 
   name: str
@@ -245,6 +247,7 @@ class Row(NamedTuple):
   keys: bool = False
   maps: bool = False
   wraps: bool = True
+  alike: bool = False
 
 
 _RATE_ONLY = {'hyper': {'rate': RATE}, 'schedules': ('rate',)}
@@ -713,6 +716,165 @@ def _random_oracle(wrap, rate):
 
 def _flat_solution():
   return {'z': C}
+
+
+# Curvatures of three objectives with one minimiser: not two, so that no array
+# over objectives has the shape of the parameters.
+CURVES = np.array([[0.5, 0.2], [0.3, 0.6], [0.4, 0.4]])
+OBJECTIVES = len(CURVES)
+
+
+def three_losses(params, batch):
+  square = (_residual(params['z'], batch['c']) ** 2).mean(0) / 2
+  return jnp.asarray(CURVES, square.dtype) @ square
+
+
+def headed_losses(params, batch):
+  """The same, and a head for each objective."""
+  heads = [(_residual(head, batch['c']) ** 2).mean() for head in params.heads]
+  return three_losses(params.shared, batch) + jnp.stack(heads)
+
+
+def headed_params(seed: int, dtype: Any = jnp.float32):
+  return bj.sequences(
+    shared=flat_params(seed, dtype),
+    heads=tuple(jnp.zeros(2, dtype) for _ in range(OBJECTIVES)),
+  )
+
+
+def _aggregated(aggregator, samples=1, **given):
+  """Three objectives, and an aggregator with its hyperparameters."""
+
+  def make(wrap, rate, **hyper):
+    oracle = wrap(bj.multi_objective(three_losses, OBJECTIVES, **given))
+    if samples > 1:
+      oracle = bj.independent(oracle, samples)
+    return optax.chain(oracle, aggregator(OBJECTIVES, **hyper), optax.sgd(rate))
+
+  return make
+
+
+def _fused_moco(wrap, rate, **hyper):
+  """What averages Jacobians cannot be inside the fused form."""
+  oracle = bj.multi_objective(three_losses, OBJECTIVES)
+  if wrap(oracle) is not oracle:
+    return _aggregated(bj.moco)(wrap, rate, **hyper)
+  fused = bj.fused_moco(three_losses, OBJECTIVES, **hyper)
+  return optax.chain(fused, optax.sgd(rate))
+
+
+def _headed(wrap, rate):
+  oracle = wrap(bj.multi_objective(headed_losses, OBJECTIVES, rest=('heads',)))
+  sgd = optax.sgd(rate)
+  return optax.chain(
+    oracle,
+    bj.moco(OBJECTIVES, tracking=0.5, rest=('heads',)),
+    bj.per_sequence(shared=sgd, heads=sgd),
+  )
+
+
+def _moco_plus(wrap, rate, decay):
+  return optax.chain(
+    bj.moco_plus(three_losses, OBJECTIVES, decay=decay, wrap=wrap),
+    optax.sgd(rate),
+  )
+
+
+def _famo(wrap, rate):
+  return bj.famo(three_losses, OBJECTIVES, optimiser=optax.sgd(rate), wrap=wrap)
+
+
+def _aggregator_row(name, aggregator, samples=1, *, covers=(), **more):
+  gradients = {'gradients/objectives': OBJECTIVES * samples}
+  hyper = {'rate': RATE} | more.pop('hyper', {})
+  return Row(
+    name,
+    (name.split()[0], *covers),
+    'aggregator',
+    more.pop('make', None) or _aggregated(aggregator, samples),
+    _flat_solution,
+    gradients,
+    params=more.pop('params', flat_params),
+    hyper=hyper,
+    schedules=more.pop('schedules', tuple(hyper)),
+    **more,
+  )
+
+
+def _keyed(aggregator):
+  return lambda objectives, **hyper: aggregator(
+    objectives, key=jax.random.key(3), **hyper
+  )
+
+
+_MOCO = {'tracking': 0.5, 'weight_step': 2.0}
+AGGREGATORS = (
+  _aggregator_row('mean', bj.mean, covers=('multi_objective',)),
+  _aggregator_row(
+    'mean of rows made at once',
+    None,
+    make=_aggregated(bj.mean, by='vmap'),
+    same_as='mean',
+    alike=True,
+  ),
+  _aggregator_row(
+    'weighted', lambda n: bj.weighted([0.5, 0.3, 0.4]), alike=True
+  ),
+  _aggregator_row('mgda', bj.mgda),
+  _aggregator_row('smg', bj.smg, same_as='mgda', alike=True),
+  _aggregator_row('pcgrad', _keyed(bj.pcgrad), keys=True, alike=True),
+  _aggregator_row('grad_vac', _keyed(bj.grad_vac), keys=True, alike=True),
+  _aggregator_row('grad_drop', _keyed(bj.grad_drop), keys=True),
+  _aggregator_row(
+    'cagrad',
+    bj.cagrad,
+    hyper={'radius': 0.4},
+    schedules=('rate',),
+  ),
+  _aggregator_row('imtl_g', bj.imtl_g, alike=True),
+  _aggregator_row(
+    'nash_mtl', functools.partial(bj.nash_mtl, normalise=True), alike=True
+  ),
+  _aggregator_row('aligned_mtl', bj.aligned_mtl, steps=2000, alike=True),
+  _aggregator_row('upgrad', bj.upgrad),
+  _aggregator_row('dual_proj', bj.dual_proj, alike=True),
+  _aggregator_row(
+    'stch', bj.stch, hyper={'smoothing': 0.1}, steps=2000, alike=True
+  ),
+  _aggregator_row('uncertainty_weighting', bj.uncertainty_weighting),
+  _aggregator_row('moco', bj.moco, hyper=_MOCO),
+  _aggregator_row(
+    'moco with exact weights',
+    functools.partial(bj.moco, exact=True, regularisation=0.1, radius=9.0),
+    hyper={'tracking': 0.5},
+    alike=True,
+  ),
+  _aggregator_row(
+    'moco with heads',
+    None,
+    make=_headed,
+    params=headed_params,
+  )._replace(solution=lambda: {'shared': {'z': C}, 'heads': (C,) * OBJECTIVES}),
+  _aggregator_row(
+    'fused_moco', None, make=_fused_moco, hyper=_MOCO, same_as='moco'
+  )._replace(kind='oracle', wraps=False),
+  _aggregator_row(
+    'modo',
+    functools.partial(bj.modo, samples=2),
+    samples=2,
+    covers=('independent',),
+    hyper={'weight_step': 0.3},
+  ),
+  _aggregator_row(
+    'sdmgrad', functools.partial(bj.sdmgrad, samples=2), 2, alike=True
+  ),
+  _aggregator_row(
+    'moco_plus', None, 2, make=_moco_plus, hyper={'decay': 0.5}
+  )._replace(kind='solver'),
+  _aggregator_row('famo', None, make=_famo)._replace(
+    kind='solver', counts={'gradients/weighted': 1}
+  ),
+)
 
 
 # Equations: x on a line; y too, on one that moves with x.
@@ -1551,12 +1713,21 @@ ROWS = (
     maps=True,
     **_RATE_ONLY,
   ),
+  *AGGREGATORS,
 )
 
 NAMED = {row.name: row for row in ROWS}
 # Public functions in the same packages that are no method.
 HELPERS = frozenset(
-  {'split_batch', 'apply_updates', 'e_aipod_plan', 'Solve', 'power_schedule'}
+  {
+    'Solve',
+    'apply_updates',
+    'deal_batch',
+    'jacobian_like',
+    'e_aipod_plan',
+    'power_schedule',
+    'split_batch',
+  }
 )
 
 

@@ -29,10 +29,27 @@ CLOSE = {'rtol': 2e-5, 'atol': 2e-6}
 every_row = pytest.mark.parametrize('row', contract.ROWS, ids=lambda r: r.name)
 
 
-def rows_where(condition):
+def rows_where(condition, *, devices=False):
+  """The rows for which a condition holds.
+
+  Args:
+    condition: of a row.
+    devices: whether the test compiles for several devices. There, rows that
+      are made from the same parts as another one run with `-m slow`.
+  """
+  slow = lambda row: [pytest.mark.slow] if devices and row.alike else []
   return pytest.mark.parametrize(
-    'row', [r for r in contract.ROWS if condition(r)], ids=lambda r: r.name
+    'row',
+    [
+      pytest.param(row, marks=slow(row))
+      for row in contract.ROWS
+      if condition(row)
+    ],
+    ids=lambda r: r.name,
   )
+
+
+on_devices = rows_where(lambda row: True, devices=True)
 
 
 def same(wrapped):
@@ -200,7 +217,7 @@ def test_compiles_once(row):
   assert ref.step._cache_size() == 1
 
 
-@every_row
+@on_devices
 def test_scan(row):
   ref = reference(row)
   batches = jax.tree.map(
@@ -213,7 +230,7 @@ def test_scan(row):
   assert_close(jax.jit(scan)(ref.start)[0], ref.points[-1])
 
 
-@every_row
+@on_devices
 def test_vmap_over_seeds_equals_one_by_one(row):
   ref = reference(row)
   starts = [row.params(seed) for seed in range(3)]
@@ -242,7 +259,7 @@ def test_init_while_parameters_are_traced_or_closed_over(row):
 # Many devices.
 
 
-@every_row
+@on_devices
 def test_jit_with_a_sharded_batch(row):
   ref = reference(row)
   mesh = mesh_of((8,), ('data',))
@@ -259,7 +276,7 @@ def test_jit_with_a_sharded_batch(row):
   assert step._cache_size() == 1
 
 
-@every_row
+@on_devices
 def test_jit_with_sharded_parameters_keeps_their_sharding(row):
   ref = reference(row)
   mesh = mesh_of((4, 2), ('data', 'model'))
@@ -295,7 +312,7 @@ def test_state_of_sharded_parameters_is_sharded_like_them(row):
 
 
 @pytest.mark.parametrize('checked', [True, False])
-@rows_where(lambda row: row.wraps)
+@rows_where(lambda row: row.wraps, devices=True)
 def test_shard_map_with_mean_over(row, checked):
   if checked and row.maps:
     pytest.skip('jax has no mean over a vmapped axis in a checked shard_map')
@@ -315,7 +332,7 @@ def test_shard_map_with_mean_over(row, checked):
     assert_close(point, ref.points[t], row)
 
 
-@rows_where(lambda row: row.wraps)
+@rows_where(lambda row: row.wraps, devices=True)
 def test_pmap_with_mean_over(row):
   ref = reference(row)
   solver = build(row, mean_over_data)

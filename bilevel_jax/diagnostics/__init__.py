@@ -8,6 +8,13 @@ from bilevel_jax.diagnostics._bilevel import (
   lower_minimiser,
   penalty_gap,
 )
+from bilevel_jax.diagnostics._multi_objective import (
+  MultiGradientBias,
+  conflict_cosines,
+  multi_gradient_bias,
+  objective_weights,
+  pareto_stationarity,
+)
 from bilevel_jax.diagnostics._state import (
   auxiliaries,
   check_finite,
@@ -25,16 +32,21 @@ from bilevel_jax.diagnostics._suggest import (
 __all__ = [
   'Diagnosis',
   'HypergradientDistance',
+  'MultiGradientBias',
   'Suggestion',
   'auxiliaries',
   'check_finite',
+  'conflict_cosines',
   'counts',
   'diagnose',
   'feasibility',
   'hypergradient',
   'hypergradient_distance',
   'lower_minimiser',
+  'multi_gradient_bias',
   'nonfinite',
+  'objective_weights',
+  'pareto_stationarity',
   'penalty_gap',
   'suggest',
   'values',

@@ -1,6 +1,7 @@
 """Wrappers of oracles: where, and on what, gradients are evaluated."""
 
 from bilevel_jax.evaluation._accumulate import accumulate, split_batch
+from bilevel_jax.evaluation._independent import deal_batch, independent
 from bilevel_jax.evaluation._mean_over import mean_over
 from bilevel_jax.evaluation._saga import SagaState, saga
 from bilevel_jax.evaluation._storm import StormState, storm
@@ -9,6 +10,8 @@ __all__ = [
   'SagaState',
   'StormState',
   'accumulate',
+  'deal_batch',
+  'independent',
   'mean_over',
   'saga',
   'split_batch',

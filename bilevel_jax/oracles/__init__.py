@@ -1,39 +1,17 @@
 """Oracles: a batch goes in, gradients come out."""
 
-from bilevel_jax.oracles._compositional import (
-  compositional,
-)
-from bilevel_jax.oracles._coupled import (
-  coupled,
-)
-from bilevel_jax.oracles._gradient import (
-  gradient,
-)
-from bilevel_jax.oracles._gradient_norm import (
-  gradient_norm,
-)
-from bilevel_jax.oracles._implicit import (
-  ImplicitState,
-  Solve,
-  implicit,
-)
-from bilevel_jax.oracles._implicit_directions import (
-  implicit_directions,
-)
-from bilevel_jax.oracles._oracle import (
-  OracleState,
-  oracle,
-)
-from bilevel_jax.oracles._prox_linear import (
-  ProxLinearState,
-  prox_linear,
-)
-from bilevel_jax.oracles._unrolled import (
-  unrolled,
-)
-from bilevel_jax.oracles._value_gap import (
-  value_gap,
-)
+from bilevel_jax.oracles._compositional import compositional
+from bilevel_jax.oracles._coupled import coupled
+from bilevel_jax.oracles._fused_moco import fused_moco
+from bilevel_jax.oracles._gradient import gradient
+from bilevel_jax.oracles._gradient_norm import gradient_norm
+from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
+from bilevel_jax.oracles._implicit_directions import implicit_directions
+from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
+from bilevel_jax.oracles._oracle import OracleState, oracle
+from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
+from bilevel_jax.oracles._unrolled import unrolled
+from bilevel_jax.oracles._value_gap import value_gap
 
 __all__ = [
   'ImplicitState',
@@ -42,10 +20,13 @@ __all__ = [
   'Solve',
   'compositional',
   'coupled',
+  'fused_moco',
   'gradient',
   'gradient_norm',
   'implicit',
   'implicit_directions',
+  'jacobian_like',
+  'multi_objective',
   'oracle',
   'prox_linear',
   'unrolled',

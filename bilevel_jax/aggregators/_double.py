@@ -1,0 +1,189 @@
+"""Weights from two independent Jacobians: no bias by a noise squared."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, types
+from bilevel_jax.aggregators import _rows, _weighted
+
+
+def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
+  """Makes an aggregator of several Jacobians stacked by `bj.independent`.
+
+  Args:
+    who: its name.
+    objectives: the number of objectives.
+    samples: 2, or 3 where the direction has a sample of its own.
+    choose: (cross-products of two samples, state) -> (weights for the weights'
+      state, weights for the direction, what to remember).
+    start: makes what is remembered first, from a dtype.
+  """
+  _weighted.require_objectives(objectives, who)
+  if samples not in (2, 3):
+    raise ValueError(f'{who} takes 2 or 3 samples, got {samples}.')
+
+  def init_fn(params):
+    dtype = _sequences.dtype_of(params)
+    return _weighted.WeightsState(
+      count=jnp.zeros([], jnp.int32),
+      weights=jnp.full([objectives], 1 / objectives, dtype),
+      inner=start(dtype),
+    )
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require_jacobian(jacobian, who)
+    _rows.require_rows(jacobian, who, objectives * samples)
+    parts = [_rows.part(jacobian, i, objectives) for i in range(samples)]
+    cross = _rows.products(parts[0], parts[1]).astype(state.weights.dtype)
+    weights, direction, inner = choose(cross, state)
+    rows: Any = parts[-1]
+    if samples == 2:
+      rows = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    gradients = _rows.with_rest(_rows.weigh(rows, direction), jacobian)
+    count = optax.safe_increment(state.count)
+    return gradients, _weighted.WeightsState(count, weights, inner)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def modo(
+  objectives: int,
+  *,
+  weight_step: types.ScalarOrSchedule = 0.1,
+  regularisation: types.ScalarOrSchedule = 0.0,
+  samples: int = 3,
+) -> optax.GradientTransformationExtraArgs:
+  r"""MoDo: weights from two independent samples of the Jacobian.
+
+  .. math::
+    \lambda_k = \Pi_{\Delta} [ \lambda_{k-1} - \gamma_k
+      ( J_1 J_2^\top + \rho I ) \lambda_{k-1} ], \qquad
+    d_k = J_3^\top \lambda_k
+
+  The product of two independent samples has the mean of the true one; the
+  square of one sample has not. The oracle before it is
+  `bj.independent(oracle, samples)`.
+
+  Args:
+    objectives: the number of objectives.
+    weight_step: :math:`\gamma_k`, a constant or a schedule.
+    regularisation: :math:`\rho`, a constant or a schedule.
+    samples: 3; or 2, and the direction takes the mean of the two, which is
+      cheaper and no longer independent of the weights.
+
+  Returns:
+    A transformation from a `Jacobian` to one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    ValueError: if they have another number of rows than objectives times
+      samples.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link = bj.modo(2, weight_step=1.0, samples=2)
+    >>> params = jnp.zeros(2)
+    >>> rows = jnp.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    >>> _, state = link.update(bj.Jacobian(rows), link.init(params), params)
+    >>> print(state.weights)
+    [0.25 0.75]
+
+  References:
+    Chen, Fernando, Ying and Chen, `Three-Way Trade-Off in Multi-Objective
+    Learning: Optimization, Generalization and Conflict-Avoidance
+    <https://arxiv.org/abs/2305.20057>`_, 2023.
+  """
+  _weighted.require_positive('modo', weight_step=weight_step)
+  _weighted.require_positive('modo', zero=True, regularisation=regularisation)
+
+  def choose(cross, state):
+    dtype, weights = state.weights.dtype, state.weights
+    step = _weighted.at(weight_step, state.count, dtype)
+    rho = _weighted.at(regularisation, state.count, dtype)
+    slope = cross @ weights + rho * weights
+    weights = optax.projections.projection_simplex(weights - step * slope)
+    return weights, weights, ()
+
+  return _by_samples('modo', objectives, samples, choose)
+
+
+def sdmgrad(
+  objectives: int,
+  *,
+  weight_step: types.ScalarOrSchedule = 10.0,
+  momentum: float = 0.5,
+  inner_steps: int = 20,
+  pull: float = 0.3,
+  samples: int = 3,
+) -> optax.GradientTransformationExtraArgs:
+  r"""SDMGrad: a multi-gradient direction that is pulled to the mean gradient.
+
+  Several steps of descent with momentum on the simplex, on two independent
+  samples of the Jacobian,
+
+  .. math::
+    \min_{w \in \Delta} \tfrac{1}{2} \| J^\top (w + \lambda \mathbf{1} / M)
+      \|^2, \qquad
+    d = J_3^\top \, \frac{w + \lambda \mathbf{1} / M}{1 + \lambda}
+
+  The oracle before it is `bj.independent(oracle, samples)`.
+
+  Args:
+    objectives: the number of objectives.
+    weight_step: step size of :math:`w`, in units of one over the mean squared
+      gradient norm; a constant or a schedule.
+    momentum: of that descent, in [0, 1).
+    inner_steps: its steps in one update.
+    pull: :math:`\lambda \ge 0`.
+    samples: 3; or 2, as in `modo`.
+
+  Returns:
+    A transformation from a `Jacobian` to one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    ValueError: if they have another number of rows than objectives times
+      samples, or a number is out of range.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link = bj.sdmgrad(2, samples=2, pull=0.0)
+    >>> params = jnp.zeros(2)
+    >>> rows = jnp.concatenate([jnp.eye(2), jnp.eye(2)])
+    >>> print(link.update(bj.Jacobian(rows), link.init(params))[0])
+    [0.5 0.5]
+
+  References:
+    Xiao, Ban and Ji, `Direction-oriented Multi-objective Learning: Simple and
+    Provable Stochastic Algorithms <https://arxiv.org/abs/2305.18409>`_, 2023.
+  """
+  _weighted.require_positive('sdmgrad', weight_step=weight_step)
+  _weighted.require_positive('sdmgrad', zero=True, pull=pull)
+  _weighted.require_objectives(inner_steps, 'sdmgrad(inner_steps=...)')
+  if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+    raise ValueError(f'sdmgrad: momentum is in [0, 1), got {momentum}.')
+
+  def choose(cross, state):
+    dtype = state.weights.dtype
+    step = _weighted.at(weight_step, state.count, dtype)
+    scale = jnp.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(cross), 0)))
+    unit = cross / (scale**2 + 1e-8)
+    target = jnp.full([objectives], pull / objectives, dtype)
+
+    def descend(_, carry):
+      weights, velocity = carry
+      velocity = momentum * velocity + unit @ (weights + target)
+      moved = optax.projections.projection_simplex(weights - step * velocity)
+      return moved, velocity
+
+    start = (state.inner, 0 * state.inner)
+    weights, _ = jax.lax.fori_loop(0, inner_steps, descend, start)
+    direction = (weights + target) / (1 + jnp.asarray(pull, dtype))
+    return direction, direction, weights
+
+  start = lambda dtype: jnp.full([objectives], 1 / objectives, dtype)
+  return _by_samples('sdmgrad', objectives, samples, choose, start)

