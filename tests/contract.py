@@ -1666,7 +1666,7 @@ ROWS = (
     ('stable',),
     'solver',
     # A constant Hessian: the decay of its estimate has no effect.
-    _single_loop('stable', decay=0.4),
+    _single_loop('stable', decay=0.4, least_curvature=0.1),
     nested_solution,
     {'gradients/lower': 1, 'gradients/upper': 1, 'hessians/lower': 2},
     linear=False,

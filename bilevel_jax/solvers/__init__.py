@@ -22,6 +22,14 @@ products asked for, n for the coordinates of the upper variable.
 | `aid_bilevel`, `aipod` | f + T g + K H | of K products | strongly convex |
 | `e_aipod` | (1 + U) f + T g + K H | the same, of the step | the same |
 | `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
+| `meha` | f + 3 g | of order 1 / penalty | any, sets |
+| `soba`, `ma_soba` | f + g + H | noise of the step | strongly convex |
+| `saba` | f + g + H, a table | none, on finite data | strongly convex |
+| `amigo` | f + T g + K H | noise of the step | strongly convex |
+| `stocbio`, `alset`, `mrbo` | f + T g + K H | of K products | strongly convex |
+| `bsa`, `ttsa`, `sustain` | f + T g + K/2 H | of K products | strongly convex |
+| `pzobo` | f + 2 T g | of few directions | any |
+| `stable` | f + g + whole Hessians | noise | strongly convex, small |
 
 - `v_pbgd`: the default. First-order, one loop, asks no convexity of the lower
   loss. The value sequence costs one more copy of the lower variable. The number
@@ -48,10 +56,16 @@ products asked for, n for the coordinates of the upper variable.
   products an update are cheap: the hypergradient itself, no penalty to choose.
 - `aipod`: the same where the variables satisfy linear equations.
 - `e_aipod`: where projecting on these is dear, or is communication.
-- `famo`: several objectives instead of a nested problem, and so many parameters
-  that one backward pass an update is all there is time for.
-- `moco_plus`: several objectives and small batches, where a second Jacobian on
-  each batch is affordable; else `bj.moco` behind `bj.multi_objective`.
+- `soba`: with noisy batches and a strongly convex lower loss, the first to try:
+  one loop, no series; its steps have to fall. `ma_soba` rarely differs.
+- `saba`: the same on finite data in fixed batches: converges with a constant
+  step, for a table of all batches' directions.
+- `stocbio`, `alset`, `bsa`, `ttsa`: a truncated series leaves a bias that no
+  steps take away; `amigo` starts the series where it ended, and leaves none.
+- `sustain`, `mrbo`, `vrbo`: take noise off at twice the cost, but no bias.
+- `pzobo`: no second derivatives; for upper variables of few numbers.
+- `stsa`: any other coupled sequences, by their increments. `scgd`, `scsc`,
+  `nasa`: compositions of expectations; `scsc` tracks them without lag.
 
 Lower sets: with a set, the penalties by a slope are right only for minimisers
 inside it; the value-gap ones and the unrolled ones hold at its boundary too.

@@ -66,6 +66,7 @@ def stable(
   upper: optax.GradientTransformation,
   lower: optax.GradientTransformation,
   decay: types.ScalarOrSchedule,
+  least_curvature: float,
   upper_set: projections.Projection | None = None,
   wrap: _pbgd.Wrapper = _pbgd.same,
 ) -> optax.GradientTransformationExtraArgs:
@@ -86,6 +87,8 @@ def stable(
     upper: optimiser of the upper variable.
     lower: optimiser of the lower variable.
     decay: of the estimates, in [0, 1].
+    least_curvature: eigenvalues of the estimated Hessian are raised to it: one
+      batch of fewer samples than y has numbers is singular.
     upper_set: projects the upper variable.
     wrap: wraps each oracle.
 
@@ -93,13 +96,14 @@ def stable(
     A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
 
   Raises:
-    ValueError: if a constant decay is not in [0, 1].
+    ValueError: if a constant decay is not in [0, 1] or the curvature is not
+      positive.
 
   Example:
     >>> import bilevel_jax as bj, optax
     >>> square = lambda x, y, batch: (x - y) ** 2
     >>> solver = bj.stable(
-    ...   bj.BilevelProblem(square, square), decay=0.1,
+    ...   bj.BilevelProblem(square, square), decay=0.1, least_curvature=0.1,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
 
@@ -107,6 +111,8 @@ def stable(
     Chen, Sun, Xiao and Yin, `A Single-Timescale Method for Stochastic Bilevel
     Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
   """
+  if not least_curvature > 0:
+    raise ValueError(f'least_curvature is positive, got {least_curvature}.')
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))
   move = optax.chain(
@@ -124,9 +130,14 @@ def stable(
     flat, unravel = ravel_pytree(given['f_y'])
     _, unravel_x = ravel_pytree(given['f_x'])
     wide = jnp.promote_types(flat.dtype, jnp.float32)
-    solve = lambda right: jnp.linalg.solve(
-      matrices['hessian'].astype(wide), right.astype(wide)
-    ).astype(flat.dtype)
+    hessian = matrices['hessian'].astype(wide)
+    values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+    values = jnp.maximum(values, least_curvature)
+
+    def solve(right):
+      right = right.astype(wide)
+      return (vectors @ ((vectors.T @ right) / values)).astype(flat.dtype)
+
     cross = matrices['cross']
     implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
     gradients = _sequences.only(

@@ -56,7 +56,7 @@ def plot_panels(
   Args:
     path: the PNG file.
     panels: one set of axes each, row by row. A label has one colour in all of
-      them; the legend is in the first.
+      them; a panel has a legend if it has a label that those before have not.
     columns: panels in a row.
     band: 'interval' for the 95 % interval of the mean, or 'range' for the
       smallest and largest seed.
@@ -79,12 +79,14 @@ def plot_panels(
   )
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   labels = list(dict.fromkeys(k for panel in panels for k in panel.curves))
+  explained: set[str] = set()
   for axes, panel in zip(grid, panels, strict=False):
     _draw(axes, panel, labels, band)
+    if set(panel.curves) - explained:
+      axes.legend(frameon=False)
+      explained |= set(panel.curves)
   for axes in grid[len(panels) :]:
     axes.remove()
-  if panels[0].curves:
-    grid[0].legend(frameon=False)
   image = io.BytesIO()
   figure.savefig(image, format='png', dpi=150)
   path = pathlib.Path(path)

@@ -19,7 +19,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import methods, quadratic
+from experiments.stsa import methods, quadratic, zoo_figure
 
 TUNING_SEED = 1_000_000
 
@@ -54,7 +54,7 @@ class Settings:
   size: int = 100
   batch_size: int = 64
   lower_steps: tuple[float, ...] = (0.1, 0.3)
-  ratios: tuple[float, ...] = (0.1, 0.3, 1.0)
+  ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
   exponents: tuple[float, ...] = (0.0, 1.0)
   warm: float = 0.02
   series: float = 0.3
@@ -63,7 +63,11 @@ class Settings:
   records: int = 50
 
 
-PRESETS = {'quick': Settings(), 'paper': Settings(calls=1_000_000, seeds=10)}
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(methods=('control/direct', 'soba', 'saba')),
+  'paper': Settings(calls=1_000_000, seeds=10),
+}
 
 
 def check(settings: Settings) -> None:
@@ -216,9 +220,9 @@ def main(options: harness.Options) -> None:
         **chosen,
       }
     )
-    by_calls[method] = (calls.mean(axis=1), values)
+    by_calls[method] = (calls.mean(axis=1), values.mean(axis=1))
     shares = np.linspace(0, 1, len(values))
-    by_time[method] = (seconds * shares, values)
+    by_time[method] = (seconds * shares, values.mean(axis=1))
 
   if 'sustain' in settings.methods:
     correct = {}
@@ -237,6 +241,9 @@ def main(options: harness.Options) -> None:
     metrics['sustain/correction_gain'] = gain
     print(f'SUSTAIN beside itself without the correction: {gain:.2f} x below.')
 
+  control = metrics.get('control/direct/final')
+  for method in settings.methods if control else ():
+    metrics[f'{method}/of_control'] = metrics[f'{method}/final'] / control
   floor = zoo.series_floor(methods.TERMS)
   metrics['floor/series'] = floor
   print(
@@ -244,18 +251,12 @@ def main(options: harness.Options) -> None:
     f'SUSTAIN; one term more in the others): {floor:.3g}.'
   )
   harness.write_table(options.workdir, rows)
-  folder = pathlib.Path(options.workdir)
-  for name, curves, label in (
-    ('calls', by_calls, 'calls on a batch'),
-    ('time', by_time, 'time of one run [s]'),
-  ):
-    harness.plot_curves(
-      folder / f'{settings.problem}_{name}.png',
-      curves,
-      xlabel=label,
-      ylabel='squared hypergradient norm',
-      logy=True,
-    )
+  zoo_figure.draw(
+    pathlib.Path(options.workdir) / f'{settings.problem}.png',
+    by_calls,
+    by_time,
+    title=f'Bilevel quadratics, lower coupling {settings.coupling}',
+  )
   path = harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start
   )

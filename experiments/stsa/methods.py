@@ -133,7 +133,9 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   'sustain': lambda m: bj.sustain(m.problem, decay=_decay(m), **_series(m)),
   'mrbo': lambda m: bj.mrbo(m.problem, decay=_decay(m), **_series(m)),
   'vrbo': _vrbo,
-  'stable': lambda m: bj.stable(m.problem, decay=_decay(m), **_sgd(m)),
+  'stable': lambda m: bj.stable(
+    m.problem, decay=_decay(m), least_curvature=0.1, **_sgd(m)
+  ),
   'pzobo': lambda m: bj.pzobo(
     m.problem,
     upper=optax.sgd(m.upper),

@@ -19,7 +19,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import chains, slopes
+from experiments.stsa import applications, chains, slopes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,15 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(inner=(1, 3), nonmonotone_inner=(1,), ratios=(1.0,)),
   # The paper has theorems, no runs: more seeds and steps of the same.
   'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
 }
 
 # c, k_0 of the steps c / (k + k_0).
 SCALE, OFFSET = 2.0, 20.0
+# How far the nested problems start from their solutions.
+START = 0.1
 
 
 class Case(NamedTuple):
@@ -279,6 +282,45 @@ def horizons(
   return Curve(steps, values, slopes.fit(steps, values))
 
 
+def nested(
+  options: harness.Options, name: str, problem: applications.Nested
+) -> Curve:
+  """The squared error of x in a nested problem, by SOBA."""
+  settings = options.settings
+
+  def init(context):
+    x, y, _ = problem.solution
+    # As far as the noise of the first steps: else a transient is fitted.
+    noise = START * jax.random.normal(context.key, (x.size + y.size,))
+    return bj.BilevelParams(x + noise[: x.size], y + noise[x.size :])
+
+  def evaluate(context, params, state):
+    del context, state
+    return {'error': jnp.sum((params.upper - problem.solution.upper) ** 2)}
+
+  trained = harness.train(
+    applications.nested_solver(problem),
+    init,
+    lambda context: problem.draw(context.key),
+    steps=settings.steps,
+    chunk=settings.chunk,
+    seeds=options.seeds,
+    workdir=options.workdir,
+    name=name,
+    evaluate=evaluate,
+    settings=settings,
+  )
+  at, values = slopes.log_bins(
+    trained.steps.astype(np.float64),
+    trained.history['error'],
+    first=settings.steps / 100,
+    bins=settings.bins,
+  )
+  # The error falls as 1 / (k + k_0), and k_0 is no longer small beside k.
+  at = at + applications.steps_for(problem).offset
+  return Curve(at, values, slopes.fit(at, values))
+
+
 def check(settings: Settings) -> None:
   """Raises ValueError for settings that no run can have."""
   lengths = (settings.steps, *settings.horizons)
@@ -295,7 +337,7 @@ def main(options: harness.Options) -> None:
   settings = options.settings
   check(settings)
   metrics: dict[str, float] = {}
-  rows, monotone, controls, lengths = [], {}, {}, {}
+  rows, monotone, controls, lengths, nested_curves = [], {}, {}, {}, {}
 
   def put(name, slope, what):
     metrics[name] = slope.value
@@ -328,6 +370,13 @@ def main(options: harness.Options) -> None:
     label = 'control: fixed step' if fixed else f'N = {inner}'
     lengths[f'{label}: {curve.slope.value:.2f}'] = curve[:2]
 
+  for name, make in (
+    ('ridge', applications.ridge),
+    ('bilevel_quadratic', applications.bilevel_quadratic),
+  ):
+    curve = nested(options, name, make())
+    put(f'slope/{name}', curve.slope, 'squared error of x over k')
+    nested_curves[f'{name}: {curve.slope.value:.2f}'] = curve[:2]
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)
   falling_steps = ('step k', 'squared error')
@@ -335,6 +384,7 @@ def main(options: harness.Options) -> None:
   for name, curves, (xlabel, ylabel), title in (
     ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
     ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
+    ('nested', nested_curves, falling_steps, 'Nested problems, SOBA: slopes'),
     ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
   ):
     harness.plot_curves(

@@ -42,7 +42,11 @@ X = jnp.array([0.3, -0.7, 1.1])
 def test_stable_keeps_y_at_the_minimiser_while_x_moves():
   # No lower step at all: what moves y is the correction alone.
   solver = bj.stable(
-    PROBLEM, upper=optax.sgd(0.1), lower=optax.sgd(0.0), decay=0.5
+    PROBLEM,
+    upper=optax.sgd(0.1),
+    lower=optax.sgd(0.0),
+    decay=0.5,
+    least_curvature=0.1,
   )
   params = params_at(X)
   state = solver.init(params)
@@ -190,7 +194,29 @@ def test_meha_follows_the_gradient_of_the_moreau_envelope():
       np.testing.assert_allclose(found.rows.lower[1, i], by_y, atol=1e-5)
 
 
+def test_stable_raises_small_curvatures():
+  flat = lambda x, y, batch: 0.01 * jnp.vdot(y, y) / 2 - jnp.vdot(x, y)
+  solver = bj.stable(
+    bj.BilevelProblem(lambda x, y, batch: jnp.sum(y), flat),
+    upper=optax.sgd(1.0),
+    lower=optax.sgd(0.0),
+    decay=1.0,
+    least_curvature=0.5,
+  )
+  params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+  updates, _ = solver.update(None, solver.init(params), params)
+  np.testing.assert_allclose(updates.upper, -2.0, rtol=1e-5)  # Not -100.
+
+
 def test_errors():
+  with pytest.raises(ValueError, match='least_curvature'):
+    bj.stable(
+      PROBLEM,
+      upper=optax.sgd(0.1),
+      lower=optax.sgd(0.1),
+      decay=0.5,
+      least_curvature=0.0,
+    )
   sgd = {'upper': optax.sgd(0.1), 'lower': optax.sgd(0.1)}
   with pytest.raises(ValueError, match='length > 0'):
     bj.meha(PROBLEM, penalty=1.0, proximity=0.0, **sgd)

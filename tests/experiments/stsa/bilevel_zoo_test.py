@@ -129,7 +129,7 @@ def test_a_small_run(tmp_path):
   assert metrics['saba/final'] < 1e-8
   assert metrics['soba/final'] < metrics['control/direct/final'] / 2
   assert metrics['soba/calls'] == pytest.approx(6_000, rel=0.01)
-  assert (tmp_path / 'quadratic_calls.png').exists()
+  assert (tmp_path / 'quadratic.png').exists()
 
 
 def test_wrong_settings():

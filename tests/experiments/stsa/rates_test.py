@@ -9,7 +9,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import chains, rates, slopes
+from experiments.stsa import applications, chains, rates, slopes
 
 MAKERS = [chains.monotone_chain, chains.nonmonotone_chain]
 
@@ -128,8 +128,26 @@ def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
   assert single < metrics['slope/two_timescale'] < metrics['slope/ttsa_main']
   assert single < metrics['control/small_c'] < metrics['control/constant_step']
   assert -0.8 < metrics['slope/nonmonotone/n1'] < -0.3
-  for name in ('monotone', 'schedules', 'nonmonotone'):
+  for name in ('monotone', 'schedules', 'nested', 'nonmonotone'):
     assert (tmp_path / f'{name}.png').exists()
+
+
+@pytest.mark.parametrize('name', ['ridge', 'bilevel_quadratic'])
+def test_nested_problems_are_stationary_at_their_solution(name):
+  nested = getattr(applications, name)()
+  oracle = bj.implicit_directions(nested.problem)
+  z = nested.solution
+  found, _ = oracle.update(nested.everything, oracle.init(z), z)
+  for direction in found:
+    np.testing.assert_allclose(direction, 0, atol=2e-5)
+  # Batches are samples of the whole.
+  keys = jax.random.split(jax.random.key(0), 4_000)
+  one = lambda key: oracle.update(nested.draw(key), oracle.init(z), z)[0].lower
+  drawn = jax.vmap(one)(keys)
+  assert np.all(np.abs(drawn.mean(0)) < 5 * drawn.std(0) / np.sqrt(4_000))
+  steps = applications.steps_for(nested)
+  assert steps.scale > 1 / (2 * steps.rate)
+  assert steps.scale / steps.offset <= 1 / steps.largest
 
 
 def test_wrong_settings():

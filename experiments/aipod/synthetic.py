@@ -1,0 +1,399 @@
+"""Synthetic equality-constrained problem: what lazy projections save.
+
+    python -m experiments.aipod.synthetic --preset=quick
+
+AiPOD projects the lower variable in each of its S steps and the upper one in
+each update; E-AiPOD projects below with probability p, and above once in T
+steps. Both run until the running average of a stationarity measure reaches the
+one of AiPOD at 80 % of its iterations; compared are projections and upper
+steps until then, seed by seed.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.aipod import quadratic
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run; the paper is Xiao et al., 2023, section 5.1.
+
+  Attributes:
+    size: coordinates of both variables, the paper's 100.
+    objective: published, or released (the sine has lost x).
+    probabilities: of a lower projection; the paper's are .05 to .7.
+    upper_steps: T, the paper's 1 and 2.
+    lower_steps: S, the paper's 5.
+    upper_rate: alpha; the published .02 fails on the published matrices.
+    published_rate: that alpha, reported beside.
+    lower_rate: beta.
+    relaxations: delta beside 1, for probability .3 and two upper steps.
+    start: standard deviation of each coordinate of the start, before it is
+      projected; ours.
+    noise: standard deviation in each coordinate of a gradient, the paper's.
+    steps: iterations of AiPOD, whose 80 % set the target.
+    cap: iterations after which a seed has not reached it.
+    chunk: iterations between two records, the resolution of the results.
+    uniform_steps: iterations on the published matrices.
+    seeds: of matrices, noise, coins and starts.
+  """
+
+  size: int = 100
+  objective: str = 'published'
+  probabilities: tuple[float, ...] = (0.1, 0.3, 0.7)
+  upper_steps: tuple[int, ...] = (1, 2)
+  lower_steps: int = 5
+  upper_rate: float = 0.002
+  published_rate: float = 0.02
+  lower_rate: float = 0.1
+  relaxations: tuple[float, ...] = (1.4, 4.0)
+  start: float = 0.7
+  noise: float = 0.1
+  steps: int = 2_000
+  cap: int = 4_000
+  chunk: int = 10
+  uniform_steps: int = 2_000
+  seeds: int = 10
+
+
+PRESETS = {
+  'quick': Settings(),
+  'paper': Settings(
+    probabilities=(0.05, 0.1, 0.3, 0.5, 0.7),
+    relaxations=(1.4, 2.0, 3.0, 4.0),
+    uniform_steps=8_000,
+  ),
+}
+HEADLINE = (0.3, 2)  # The probability and upper steps of most claims.
+
+
+class Variant(NamedTuple):
+  """One solver on one kind of matrices; its name is that of its folder."""
+
+  name: str
+  matrices: str = 'orthonormal'
+  probability: float | None = None  # None for AiPOD.
+  upper_steps: int = 1
+  relaxation: float = 1.0
+  control_variate: bool = True
+  rate: float = 1.0  # Times the upper step size of the settings.
+
+
+def variants(settings: Settings) -> list[Variant]:
+  """What is run, those that set a target first."""
+  p, t = HEADLINE
+  lazy = Variant(f'e_aipod/p{p:g}/t{t}', 'orthonormal', p, t)
+  found = [
+    Variant('aipod'),
+    Variant('aipod_twice_step', rate=2.0),
+    *(
+      Variant(f'e_aipod/p{p:g}/t{t}', 'orthonormal', p, t)
+      for t in settings.upper_steps
+      for p in settings.probabilities
+    ),
+    lazy._replace(
+      name='no_control_variate', upper_steps=1, control_variate=False
+    ),
+    lazy._replace(name=f'no_control_variate_t{t}', control_variate=False),
+    *(
+      lazy._replace(name=f'relaxation{delta:g}', relaxation=delta)
+      for delta in settings.relaxations
+    ),
+  ]
+  prefix = 'paper_matrices'
+  found += [
+    Variant(f'{prefix}/aipod', 'uniform'),
+    *(
+      Variant(f'{prefix}/e_aipod/p{p:g}/t{t}', 'uniform', p, t)
+      for t in settings.upper_steps
+    ),
+    Variant(
+      f'{prefix}/aipod_published_step',
+      'uniform',
+      rate=settings.published_rate / settings.upper_rate,
+    ),
+  ]
+  return found
+
+
+def make_solver(
+  variant: Variant, settings: Settings, hyper: Any
+) -> optax.GradientTransformationExtraArgs:
+  """The solver of a variant, which also adds up the measure."""
+  instance = hyper['instance']
+  arguments = {
+    'upper': optax.sgd(variant.rate * settings.upper_rate),
+    'lower': optax.sgd(settings.lower_rate),
+    'inner_steps': settings.lower_steps,
+    'inner_batch': quadratic.lower_batch,
+    # Exact: the lower Hessian is the identity.
+    'solve': bj.conjugate_gradient(1),
+    **quadratic.sets_of(instance),
+  }
+  if variant.probability is None:
+    solver = bj.aipod(quadratic.PROBLEM, **arguments)
+  else:
+    solver = bj.e_aipod(
+      quadratic.PROBLEM,
+      probability=variant.probability,
+      upper_steps=variant.upper_steps,
+      upper_batch=quadratic.upper_batch,
+      relaxation=variant.relaxation,
+      control_variate=variant.control_variate,
+      key=hyper['coin'],
+      **arguments,
+    )
+  return quadratic.measured(solver, instance)
+
+
+def run(
+  variant: Variant,
+  settings: Settings,
+  seeds: tuple[int, ...],
+  workdir: str | None,
+  target: np.ndarray | None = None,
+) -> harness.Trained:
+  """Runs all seeds of a variant.
+
+  Args:
+    variant: what to run.
+    settings: of the run.
+    seeds: the seeds.
+    workdir: folder of the run.
+    target: the running average at which to stop, (seeds,); None runs AiPOD's
+      iterations.
+  """
+  hyper = {
+    'instance': quadratic.stack_instances(
+      [
+        quadratic.draw_instance(
+          seed, variant.matrices, settings.objective, settings.size
+        )
+        for seed in seeds
+      ]
+    ),
+    'coin': jnp.asarray(seeds, jnp.uint32),
+  }
+
+  def init(context):
+    key_x, key_y = jax.random.split(context.seed_key)
+    x, y = (jax.random.normal(k, (settings.size,)) for k in (key_x, key_y))
+    sets = quadratic.sets_of(context.hyper['instance'])
+    x = sets['upper_set'](settings.start * x)
+    return bj.BilevelParams(x, sets['lower_set'](settings.start * y, x))
+
+  def batch(context):
+    return quadratic.draw_noise(
+      context.key,
+      context.hyper['instance'],
+      settings.noise,
+      lower_steps=settings.lower_steps,
+      upper_steps=variant.upper_steps,
+    )
+
+  def evaluate(context, params, state):
+    upper_set = quadratic.sets_of(context.hyper['instance'])['upper_set']
+    outside = bj.feasibility(params, upper=upper_set)['upper']
+    average = state.total / jnp.maximum(state.count, 1)
+    return {'average': average, 'first': state.first, 'outside': outside}
+
+  def reached(history):
+    return bool(np.all(np.min(history['average'], axis=0) <= target))
+
+  steps = settings.steps if variant.matrices == 'orthonormal' else None
+  steps = steps or settings.uniform_steps
+  if target is not None:
+    steps = settings.cap if variant.matrices == 'orthonormal' else 2 * steps
+  with np.errstate(all='ignore'):
+    return harness.train(
+      lambda hyper: make_solver(variant, settings, hyper),
+      init,
+      batch,
+      steps=steps,
+      chunk=settings.chunk,
+      seeds=seeds,
+      workdir=workdir,
+      name=variant.name,
+      hyper=hyper,
+      evaluate=evaluate,
+      stop_when=None if target is None else reached,
+      settings=settings_of(settings),
+    )
+
+
+def settings_of(settings: Settings) -> dict[str, Any]:
+  """What one variant's run depends on: not which others run beside it."""
+  given = dataclasses.asdict(settings)
+  others = ('probabilities', 'upper_steps', 'relaxations', 'seeds')
+  return {k: v for k, v in given.items() if k not in others}
+
+
+class Reached(NamedTuple):
+  """Where each seed reached its target; infinity where it did not.
+
+  Attributes:
+    projections: lower and upper ones until then.
+    upper_steps: until then.
+  """
+
+  projections: np.ndarray
+  upper_steps: np.ndarray
+
+
+def projections_of(trained: harness.Trained) -> np.ndarray:
+  """Projections so far, lower and upper ones, (records, seeds)."""
+  levels = ('lower', 'upper')
+  return sum(trained.history[f'count/projections/{n}'] for n in levels)
+
+
+def reach(
+  trained: harness.Trained, target: np.ndarray, upper_steps: int
+) -> Reached:
+  """When the running average first is at or below the target of its seed."""
+  below = trained.history['average'] <= target
+  row = np.argmax(below, axis=0)
+  missed = ~below.any(axis=0)
+  seeds = np.arange(len(missed))
+  spent = projections_of(trained)[row, seeds].astype(float)
+  steps = upper_steps * trained.steps[row].astype(float)
+  return Reached(
+    np.where(missed, np.inf, spent), np.where(missed, np.inf, steps)
+  )
+
+
+def released_gradient_error(settings: Settings, seeds: tuple[int, ...]):
+  """Relative error of the released code's gradient at the first points."""
+
+  def error(instance, seed):
+    x = jax.random.normal(jax.random.key(seed), (settings.size,))
+    x = quadratic.sets_of(instance)['upper_set'](x)
+    exact = quadratic.hypergradient(instance, x)
+    released = quadratic.hypergradient(instance, x, released=True)
+    return jnp.linalg.norm(released - exact) / jnp.linalg.norm(exact)
+
+  found = {}
+  for matrices in ('orthonormal', 'uniform'):
+    draws = [
+      quadratic.draw_instance(s, matrices, settings.objective, settings.size)
+      for s in seeds
+    ]
+    errors = jax.vmap(error)(
+      quadratic.stack_instances(draws), jnp.asarray(seeds, jnp.uint32)
+    )
+    found[matrices] = float(np.median(errors))
+  return found
+
+
+def main(options: harness.Options) -> dict[str, float]:
+  """Runs all variants and writes the table, the plots and the results."""
+  start = time.monotonic()
+  settings, seeds = options.settings, options.seeds
+  runs: dict[str, harness.Trained] = {}
+  targets: dict[str, np.ndarray] = {}
+  base: dict[str, Reached] = {}
+  metrics: dict[str, float] = {}
+  rows = []
+  everything = variants(settings)
+  for variant in everything:
+    kind = variant.matrices
+    trained = run(variant, settings, seeds, options.workdir, targets.get(kind))
+    runs[variant.name] = trained
+    if kind not in targets:
+      # AiPOD itself: the target, and what the others are compared with.
+      row = int(np.searchsorted(trained.steps, 0.8 * trained.steps[-1]))
+      targets[kind] = trained.history['average'][row]
+      base[kind] = reach(trained, targets[kind], 1)
+    found = reach(trained, targets[kind], variant.upper_steps)
+    ratios = {
+      'projections_ratio': ratio(found.projections, base[kind].projections),
+      'upper_steps_ratio': ratio(found.upper_steps, base[kind].upper_steps),
+    }
+    if variant.upper_steps == 2 and kind == 'orthonormal':
+      twice = reach(runs['aipod_twice_step'], targets[kind], 1)
+      ratios['projections_ratio_equal_step'] = ratio(
+        found.projections, twice.projections
+      )
+    medians = {k: float(np.median(v)) for k, v in ratios.items()}
+    metrics |= {f'{variant.name}/{k}': v for k, v in medians.items()}
+    reaching = int(np.sum(np.isfinite(found.projections)))
+    metrics[f'{variant.name}/seeds_reaching'] = reaching
+    stopped = len(trained.stopped)
+    metrics[f'{variant.name}/seeds_stopped'] = stopped
+    outside = trained.history['outside']
+    metrics[f'{variant.name}/outside'] = float(np.nanmax(outside))
+    rows.append(
+      {
+        'run': variant.name,
+        'projections': _infinite(medians['projections_ratio']),
+        'upper steps': _infinite(medians['upper_steps_ratio']),
+        'projections, equal step': medians.get('projections_ratio_equal_step'),
+        'seeds reaching': f'{reaching} of {len(seeds)}',
+        'seeds stopped': stopped,
+        'iterations': int(trained.steps[-1]),
+      }
+    )
+  for kind, error in released_gradient_error(settings, seeds).items():
+    metrics[f'released_gradient_error/{kind}'] = error
+  harness.write_table(options.workdir, rows)
+  _plot(pathlib.Path(options.workdir), runs, everything)
+  harness.write_results(
+    options, metrics=metrics, seconds=time.monotonic() - start
+  )
+  return metrics
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+  """Seed by seed; infinity where ours is, also where both are."""
+  finite = np.isfinite(ours)
+  return np.where(finite, np.where(finite, ours, 0) / theirs, np.inf)
+
+
+def _infinite(ratio: float) -> float | str:
+  return ratio if np.isfinite(ratio) else 'not reached'
+
+
+def _plot(folder, runs, everything):
+  p, t = HEADLINE
+  names = {
+    'aipod': 'AiPOD',
+    f'e_aipod/p{p:g}/t1': f'E-AiPOD, p = {p:g}, T = 1',
+    f'e_aipod/p{p:g}/t{t}': f'E-AiPOD, p = {p:g}, T = {t}',
+    'e_aipod/p0.1/t2': 'E-AiPOD, p = 0.1, T = 2',
+    'no_control_variate': f'p = {p:g}, T = 1, no control variate',
+  }
+  steps = {variant.name: variant.upper_steps for variant in everything}
+  for axis, label in (
+    ('projections', 'projections, lower and upper'),
+    ('upper_steps', 'upper steps'),
+  ):
+    curves = {}
+    for name, title in names.items():
+      if name not in runs:
+        continue
+      trained = runs[name]
+      if axis == 'projections':
+        x = projections_of(trained).mean(axis=1)
+      else:
+        x = steps[name] * trained.steps
+      curves[title] = (x, trained.history['average'])
+    harness.plot_curves(
+      folder / f'{axis}.png',
+      curves,
+      xlabel=label,
+      ylabel='running average of stationarity',
+      logy=True,
+    )
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='aipod', binary='synthetic')

@@ -1,0 +1,125 @@
+"""The synthetic problem: its closed forms, its noise, its measure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+from experiments.aipod import quadratic
+
+SIZE = 20
+
+
+def draw(matrices='uniform', objective='published'):
+  instance = quadratic.draw_instance(3, matrices, objective, SIZE)
+  return jax.tree.map(jnp.asarray, instance)
+
+
+def noise_of(instance, scale=0.0, key=0):
+  return quadratic.draw_noise(
+    jax.random.key(key), instance, scale, lower_steps=3, upper_steps=2
+  )
+
+
+@pytest.mark.parametrize('matrices', ['uniform', 'orthonormal'])
+def test_the_hypergradient_is_that_of_finite_differences_and_the_oracle(
+  matrices,
+):
+  with jax.enable_x64(True):
+    instance = draw(matrices)
+    x = jax.random.normal(jax.random.key(0), (SIZE,)) / 4
+    y = quadratic.minimiser(instance, x)
+    np.testing.assert_allclose(
+      instance.lower_factors.matrix @ y + instance.h @ x, 0, atol=1e-9
+    )
+    total = lambda x: quadratic.smooth_loss(
+      x, quadratic.minimiser(instance, x), instance.c, instance.d
+    )
+    unit = 1e-5 * jnp.eye(SIZE)
+    slopes = [(total(x + e) - total(x - e)) / 2e-5 for e in unit]
+    found = quadratic.hypergradient(instance, x)
+    np.testing.assert_allclose(found, slopes, rtol=1e-5, atol=1e-7)
+    oracle = bj.implicit(
+      quadratic.PROBLEM,
+      solve=bj.conjugate_gradient(1),
+      lower_set=quadratic.sets_of(instance)['lower_set'],
+    )
+    params = bj.BilevelParams(x, y)
+    batch = noise_of(instance)
+    gradient, _ = oracle.update(batch, oracle.init(params), params)
+    np.testing.assert_allclose(gradient.upper, found, rtol=1e-8)
+
+
+def test_the_released_gradient_lacks_what_the_moving_set_adds():
+  with jax.enable_x64(True):
+    instance = draw()
+    x = jax.random.normal(jax.random.key(0), (SIZE,)) / 4
+    exact = quadratic.hypergradient(instance, x)
+    released = quadratic.hypergradient(instance, x, released=True)
+    assert jnp.linalg.norm(exact - released) > 0.5 * jnp.linalg.norm(exact)
+    still = instance._replace(h=0 * instance.h)
+    np.testing.assert_allclose(
+      quadratic.hypergradient(still, x),
+      quadratic.hypergradient(still, x, released=True),
+      rtol=1e-10,
+    )
+
+
+def test_matrices_are_as_described():
+  uniform, orthonormal = draw('uniform'), draw('orthonormal')
+  assert uniform.upper_factors.row_space.shape == (16, SIZE)
+  assert uniform.upper_factors.matrix.shape == (18, SIZE)
+  a = np.asarray(orthonormal.lower_factors.matrix)
+  np.testing.assert_allclose(a @ a.T, np.eye(18), atol=1e-5)
+  assert not np.any(draw(objective='released').c)
+  assert np.any(uniform.c)
+
+
+def test_noise_is_that_of_gradients_and_differs_between_steps():
+  instance = draw()
+  noise = noise_of(instance, 0.1)
+  x = y = jnp.ones(SIZE) / 9
+  quiet = noise_of(instance)
+  for loss, at, expected in (
+    (quadratic.upper_loss, 0, noise.upper[0]),
+    (quadratic.upper_loss, 1, noise.upper[1]),
+  ):
+    gap = jax.grad(loss, at)(x, y, noise) - jax.grad(loss, at)(x, y, quiet)
+    np.testing.assert_allclose(gap, expected, atol=1e-6)
+  first, second = (
+    jax.grad(quadratic.lower_loss, 1)(x, y, quadratic.lower_batch(noise, t))
+    for t in (0, 1)
+  )
+  np.testing.assert_allclose(
+    first - second, noise.lower[0] - noise.lower[1], atol=1e-6
+  )
+  assert 0.05 < float(jnp.std(noise.lower)) < 0.2
+
+
+def test_measured_adds_up_the_measure():
+  instance = draw('orthonormal')
+  sets = quadratic.sets_of(instance)
+  solver = bj.aipod(
+    quadratic.PROBLEM,
+    upper=optax.sgd(0.01),
+    lower=optax.sgd(0.1),
+    inner_steps=3,
+    inner_batch=quadratic.lower_batch,
+    **sets,
+  )
+  wrapped = quadratic.measured(solver, instance)
+  params = bj.BilevelParams(jnp.ones(SIZE) / 9, jnp.zeros(SIZE))
+  state, total = wrapped.init(params), 0.0
+  for t in range(3):
+    batch = noise_of(instance, 0.1, t)
+    updates, state = wrapped.update(batch, state, params)
+    slope = quadratic.hypergradient(instance, params.upper)
+    slope = sets['upper_set'].tangent(slope)
+    gap = params.lower + updates.lower
+    gap = gap - quadratic.minimiser(instance, params.upper)
+    total += float(slope @ slope + gap @ gap)
+    params = bj.apply_updates(params, updates)
+  np.testing.assert_allclose(state.total, total, rtol=1e-4)
+  assert int(state.count) == 3
