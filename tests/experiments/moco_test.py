@@ -105,6 +105,7 @@ def test_digits_overlap_by_the_maximum():
   np.testing.assert_allclose(pooled.sum(), 2.25 / 4)
 
 
+@pytest.mark.slow
 def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
   settings = multi_mnist.Settings(
     methods=('smg', 'moco', 'famo', 'moco_plus'),
@@ -126,6 +127,7 @@ def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
   assert 'dm %' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tabular_on_made_up_data(tmp_path, capsys):
   settings = tabular.Settings(
     methods=('mean', 'moco'),
