@@ -58,7 +58,7 @@ class Settings:
     seeds: of first weights and batches.
   """
 
-  datasets: tuple[str, ...] = ('sarcos', 'adult', 'school')
+  datasets: tuple[str, ...] = ('sarcos', 'adult')
   methods: tuple[str, ...] = methods.EVERY
   steps: int = 500
   chunk: int = 100
@@ -72,7 +72,12 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'paper': Settings(
-    steps=10_000, chunk=500, batch=256, hidden=128, rates=(3e-4, 1e-3, 3e-3)
+    datasets=('sarcos', 'adult', 'school'),
+    steps=10_000,
+    chunk=500,
+    batch=256,
+    hidden=128,
+    rates=(3e-4, 1e-3, 3e-3),
   ),
 }
 
