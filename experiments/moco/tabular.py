@@ -23,6 +23,7 @@ import scipy.io
 import bilevel_jax as bj
 from experiments import harness
 from experiments.moco import compare, methods
+from experiments.moco import problem as problems
 
 TORQUES = 7
 # What a run of one method and seed does not depend on.
@@ -53,7 +54,9 @@ class Settings:
     chunk: steps between two records.
     batch: examples in a batch; for School, of each school.
     hidden: units of each of the two hidden layers of the trunk.
-    rates: the tuning grid of learning rates.
+    rates: the learning rates that are tried by a method without a
+      hyperparameter of its own.
+    rates_beside_own: by the others, a third as many, at each value of theirs.
     bias_batches: sizes of a batch at which biases are measured.
     seeds: of first weights and batches.
   """
@@ -64,7 +67,8 @@ class Settings:
   chunk: int = 100
   batch: int = 64
   hidden: int = 32
-  rates: tuple[float, ...] = (1e-3, 1e-2)
+  rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
+  rates_beside_own: tuple[float, ...] = (1e-2, 3e-2)
   bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
 
@@ -77,7 +81,8 @@ PRESETS = {
     chunk=500,
     batch=256,
     hidden=128,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2),
+    rates_beside_own=(1e-3, 3e-3),
   ),
 }
 
@@ -187,11 +192,11 @@ def read_school(data_dir: str | None) -> dict[str, Any]:
 
 
 def _model(inputs: int, hidden: int, outputs: int) -> Any:
-  init_trunk, trunk = compare.mlp_trunk((inputs, hidden, hidden))
+  init_trunk, trunk = problems.mlp_trunk((inputs, hidden, hidden))
 
   def init(key):
     one, two = jax.random.split(key)
-    head = compare.dense(two, hidden, outputs)
+    head = problems.dense(two, hidden, outputs)
     heads = {'w': head['w'].T / 2, 'b': head['b']}
     return bj.sequences(trunk=init_trunk(one), heads=heads)
 
@@ -209,7 +214,7 @@ def _rows_batch(batch: int) -> Any:
 
 def regression_problem(
   name: str, data: dict[str, Any], settings: Settings
-) -> compare.Problem:
+) -> problems.Problem:
   """Seven targets of the same inputs, each with a head."""
   inputs = data['train'][0].shape[1]
   init, trunk = _model(inputs, settings.hidden, TORQUES)
@@ -221,7 +226,7 @@ def regression_problem(
 
   losses = lambda params, batch: errors(params, features(params, batch), batch)
   tasks = tuple(f'torque{i + 1}' for i in range(TORQUES))
-  return compare.Problem(
+  return problems.Problem(
     name=name,
     tasks=tasks,
     metric='error',
@@ -238,7 +243,7 @@ def regression_problem(
   )
 
 
-def adult_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
+def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
   """Income from census features, and scores that do not tell the sexes apart.
 
   Both objectives are of one output. The second is the squared difference of the
@@ -269,7 +274,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
     return jnp.stack([right, 1 - jnp.abs(gap(high.astype(jnp.float32), sex))])
 
   tasks = ('accuracy', 'parity')
-  return compare.Problem(
+  return problems.Problem(
     name='adult',
     tasks=tasks,
     metric='score',
@@ -286,7 +291,9 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
   )
 
 
-def school_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
+def school_problem(
+  data: dict[str, Any], settings: Settings
+) -> problems.Problem:
   """One regression for each school, with batches of its own pupils."""
   schools, _, inputs = data['train'][0].shape
   init, trunk = _model(inputs, settings.hidden, schools)
@@ -321,7 +328,7 @@ def school_problem(data: dict[str, Any], settings: Settings) -> compare.Problem:
     )
     return jax.tree.map(deal, batch)
 
-  return compare.Problem(
+  return problems.Problem(
     name='school',
     tasks=tuple(f'school{i + 1}' for i in range(schools)),
     metric='error',
@@ -375,7 +382,7 @@ READ = {
 
 def with_data(
   name: str, data: dict[str, Any], settings: Settings
-) -> compare.Problem:
+) -> problems.Problem:
   """A problem by the name of its data."""
   if name == 'adult':
     return adult_problem(data, settings)
@@ -386,7 +393,7 @@ def with_data(
 
 def make_problem(
   name: str, data_dir: str | None, settings: Settings
-) -> compare.Problem:
+) -> problems.Problem:
   """Reads the data, and makes the problem."""
   if name not in READ:
     raise ValueError(f'unknown data set {name!r}; known: {", ".join(READ)}.')
@@ -397,11 +404,8 @@ def main(options: harness.Options) -> None:
   """Runs the methods on all data sets; writes table, plots and results."""
   start = time.monotonic()
   settings = options.settings
-  unknown = set(settings.methods) - set(methods.EVERY)
-  if unknown or not settings.methods:
-    raise ValueError(
-      f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
-    )
+  grid = compare.Grid(settings.rates, settings.rates_beside_own)
+  compare.check(settings.methods, grid)
   names = settings.datasets
   if options.data_dir is None:
     print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
@@ -420,7 +424,7 @@ def main(options: harness.Options) -> None:
       options,
       steps=settings.steps,
       chunk=settings.chunk,
-      rates=settings.rates,
+      grid=grid,
       settings=given,
       baseline=None if few else ridge_baseline(problem.data),
       by_batch={
@@ -439,7 +443,7 @@ def main(options: harness.Options) -> None:
   columns = ['data', 'method']
   seen = [c for row in rows for c in row if c.startswith('mean ')]
   columns += [*dict.fromkeys(seen), 'accuracy', 'parity']
-  columns += ['dm %', 'rate', 'ms a step']
+  columns += ['dm %', 'rate', 'own', 'ms a step']
   columns = [c for c in columns if any(c in row for row in rows)]
   harness.write_table(options.workdir, rows, columns)
   path = harness.write_results(
