@@ -142,18 +142,21 @@ def run(
   seeds, hyper = harness.members(options.seeds, own=tuple(values), rate=rates)
   better = 1.0 if problem.higher_is_better else -1.0
 
+  def score(params, part):
+    scores = problem.score(params, part)
+    if name.startswith('only '):
+      scores = scores[int(name.removeprefix('only '))][None]
+    return scores
+
   def solver(hyper):
     key = jax.random.key(17)
     return make_solver(problem, name, hyper['rate'], hyper['own'], steps, key)
 
   def evaluate(context, params, state):
-    found = {}
-    for part in ('validation', 'test'):
-      scores = problem.score(params, context.data[part])
-      if name.startswith('only '):
-        scores = scores[int(name.removeprefix('only '))][None]
-      found |= {f'{part}/{i}': score for i, score in enumerate(scores)}
-      found[f'{part}/mean'] = jnp.mean(scores)
+    found = {
+      f'{part}/mean': jnp.mean(score(params, context.data[part]))
+      for part in ('validation', 'test')
+    }
     if not name.startswith('only '):
       weights = bj.objective_weights(state)
       shown = weights[: min(len(weights), 8)]
@@ -183,14 +186,16 @@ def run(
   best = [int(np.argmax(of_own)) for of_own in by_trial]
   chosen = int(np.argmax(by_trial.max(axis=1)))
   members = at(chosen, best[chosen])
-  tasks = 1 if name.startswith('only ') else len(problem.tasks)
-  score = np.stack(
-    [trained.history[f'test/{i}'][-1][members] for i in range(tasks)], axis=-1
+  last = jax.jit(jax.vmap(score, (0, None)))(
+    jax.tree.map(lambda x: jnp.asarray(x)[members], trained.params),
+    problem.data['test'],
   )
+  stopped = np.isnan(trained.history['test/mean'][-1][members])
+  scores = np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
   return Outcome(
     rate=rates[best[chosen]],
     own=chosen,
-    score=score,
+    score=scores,
     trained=trained,
     members=members,
     at_own=tuple(at(i, rate) for i, rate in enumerate(best)),

@@ -28,14 +28,15 @@ from experiments.moco import problem as problems
 TORQUES = 7
 # What a run of one method and seed does not depend on.
 APART = ('methods', 'seeds', 'bias_batches', 'datasets')
-# Those whose weights cost little beside 139 gradients: no active sets.
+# Those whose weights cost little beside 139 gradients: no active sets, no
+# pseudo-inverses.
 MANY_OBJECTIVES = (
   'mean',
   'pcgrad',
   'grad_drop',
-  'imtl_g',
   'nash_mtl',
   'stch',
+  'uncertainty',
   'modo',
   'moco',
   *methods.SOLVERS,
