@@ -132,7 +132,8 @@ def measure(
           metrics |= {f'{at}/{k}': v for k, v in ours.items()}
   if 'moco' in outcomes:
     at = f'moco/{place}/batch{next(iter(by_batch))}/share0/bias_ratio'
-    metrics[f'{place}/bias_ratio'] = metrics[at]
+    for end in ('', '/half_width'):
+      metrics[f'{place}/bias_ratio{end}'] = metrics[at + end]
   return metrics
 
 

@@ -62,6 +62,19 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    methods=('mean', 'moco'),
+    steps=100,
+    chunk=50,
+    batch=32,
+    hidden=32,
+    pool=4,
+    rates=(5e-3, 1e-2, 2e-2),
+    rates_beside_own=(1e-2,),
+    evaluated=500,
+    bias_batches=(4,),
+    seeds=3,
+  ),
   'paper': Settings(
     steps=20_000,
     chunk=1_000,
@@ -241,7 +254,11 @@ def main(options: harness.Options) -> None:
     folder / 'accuracy.png', outcomes, 'mean test accuracy', title
   )
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start, data=source
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=source,
+    substituted='' if options.data_dir else 'packaged digits',
   )
   print(f'Results: {path}')
 

@@ -63,6 +63,9 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    methods=('moco_exact', 'smg', 'pcgrad', 'cagrad'), learning_rates=(1e-3,)
+  ),
   'paper': Settings(
     methods=OURS
     + CONTROLS
