@@ -60,15 +60,15 @@ class Outcome(NamedTuple):
 
 
 def check(names: tuple[str, ...], grid: Grid) -> None:
-  """Raises ValueError for methods or rates that no comparison can have."""
+  """Raises SettingsError for methods or rates that no comparison can have."""
   unknown = set(names) - set(methods.EVERY)
   if unknown or not names:
-    raise ValueError(
+    raise harness.SettingsError(
       f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
     )
   trials, few = len(grid.alone), len(grid.beside_own)
   if not few or trials != VALUES * few:
-    raise ValueError(
+    raise harness.SettingsError(
       f'rates are {VALUES} times as many as rates_beside_own, so that every '
       f'method has as many trials: got {trials} and {few}.'
     )

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.moco import image_data, image_models
 from experiments.moco import problem as problems
 
@@ -139,7 +140,7 @@ def pixel_problem(
   height, wide = data['train']['image'].shape[1:3]
   multiple = 2**stages
   if height % multiple or wide % multiple:
-    raise ValueError(
+    raise harness.SettingsError(
       f'the sides of the images are {height} and {wide}, no multiples of '
       f'{multiple}: {stages} stages pool by 2; take fewer.'
     )

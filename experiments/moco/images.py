@@ -81,7 +81,7 @@ def make_problem(
   """The problem, passes over its data, and steps in one pass."""
   name = settings.dataset
   if name not in PUBLISHED:
-    raise ValueError(
+    raise harness.SettingsError(
       f'unknown data set {name!r}; known: {", ".join(PUBLISHED)}.'
     )
   epochs, batch = PUBLISHED[name]

@@ -219,12 +219,12 @@ def make_problem(
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   compare.check(
     settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
   )
   if settings.pool < 1 or CANVAS % settings.pool:
-    raise ValueError(f'pool divides {CANVAS}, got {settings.pool}.')
+    raise harness.SettingsError(f'pool divides {CANVAS}, got {settings.pool}.')
 
 
 def main(options: harness.Options) -> None:

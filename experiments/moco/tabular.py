@@ -412,7 +412,9 @@ def make_problem(
 ) -> problems.Problem:
   """Reads the data, and makes the problem."""
   if name not in READ:
-    raise ValueError(f'unknown data set {name!r}; known: {", ".join(READ)}.')
+    raise harness.SettingsError(
+      f'unknown data set {name!r}; known: {", ".join(READ)}.'
+    )
   return with_data(name, READ[name](data_dir), settings)
 
 
