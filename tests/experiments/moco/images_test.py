@@ -241,7 +241,7 @@ TINY = {
   'side': SIDE,
   'width': 4,
   'stages': 2,
-  'methods': ('mean', 'moco', 'modo'),
+  'methods': ('moco',),
 }
 
 
@@ -256,7 +256,7 @@ def test_each_domain_sees_its_own_images(office):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', images.PUBLISHED)
+@pytest.mark.parametrize('name', ['office31', 'nyuv2'])
 def test_runs_on_small_folders(office, arrays, tmp_path, name):
   few = name in OFFICE
   settings = images.Settings(dataset=name, **TINY)
@@ -287,6 +287,22 @@ def test_rows_are_gradients_of_the_losses(office, arrays, name):
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
   assert isinstance(jacobian, bj.Jacobian)
+
+
+@pytest.mark.slow
+def test_accuracies_are_of_each_domain_without_what_fills_up(office):
+  settings = images.Settings(**TINY)
+  problem, _, _ = images.make_problem(settings, str(office()))
+  params = problem.init(jax.random.key(1))
+  pixels, labels, sizes = problem.data['train']
+  score = jax.jit(problem.score)
+  found = score(params, (pixels, labels, sizes))
+  wrong = score(params, (pixels, 1 - labels, sizes))
+  np.testing.assert_allclose(found + wrong, 1, rtol=1e-6)
+  # Only the labels of the second domain are turned.
+  turned = labels.at[1].set(1 - labels[1])
+  mixed = score(params, (pixels, turned, sizes))
+  np.testing.assert_allclose(mixed, [found[0], wrong[1], found[2]], rtol=1e-6)
 
 
 def test_settings_that_no_run_can_have(arrays, tmp_path):
