@@ -18,6 +18,8 @@ from bilevel_jax import OracleState
 from experiments import harness
 
 CLASSES = 10
+# Of the pixels of MNIST, in [0, 1].
+MEAN, DEVIATION = 0.1307, 0.3081
 # The axis of clients on one device, and of devices.
 LOCAL, DEVICES = 'local_clients', 'clients'
 
@@ -26,7 +28,7 @@ class Part(NamedTuple):
   """Digits; leaves may have a leading axis of clients.
 
   Attributes:
-    images: float32 (n, pixels), not negative.
+    images: float32 (n, pixels), standardised.
     labels: int32 (n,).
   """
 
@@ -51,10 +53,11 @@ class Digits(NamedTuple):
 
 
 def pool(images: np.ndarray, by: int) -> np.ndarray:
-  """Means over squares of pixels, flat, scaled to keep an image's norm."""
+  """Standardised images, flat: means over squares, scaled to keep the norm."""
   side = images.shape[1] // by
   tiles = images.reshape(-1, side, by, side, by).astype(np.float32)
-  return tiles.mean(axis=(2, 4)).reshape(len(images), -1) * (by / 255)
+  flat = tiles.mean(axis=(2, 4)).reshape(len(images), -1) / 255
+  return by * (flat - MEAN) / DEVIATION
 
 
 def imbalance(labels: np.ndarray, ratio: float) -> np.ndarray:

@@ -10,6 +10,7 @@ also its lower rounds T and local steps tau.
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
@@ -79,8 +80,8 @@ class Settings:
   lower_steps: int = 20
   local_upper_steps: int = 10
   products: int = 5
-  linear_rate: float = 0.1
-  upper_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+  linear_rate: float = 0.05
+  upper_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
   lower_rates: tuple[float, ...] = (0.02, 0.05)
   fednest_rounds: tuple[int, ...] = (1, 5)
   fednest_steps: tuple[int, ...] = (10, 20)
@@ -290,7 +291,8 @@ class Runner:
       'fednest_steps',
       'local_upper_steps',
     )
-    return harness.train(
+    train = functools.partial(
+      harness.train,
       lambda hyper: make_solver(method, settings, task, hyper),
       init,
       batch,
@@ -312,6 +314,13 @@ class Runner:
       settings={k: v for k, v in given.items() if k not in (*others, 'seeds')}
       | {'grid': [np.ravel(upper).tolist(), np.ravel(lower).tolist()]},
     )
+    try:
+      return train()
+    except harness.AllStoppedError:
+      if self._options.workdir is None:
+        raise
+      # Too large a step for all seeds; what they reached before counts.
+      return recorded(pathlib.Path(self._options.workdir) / name)
 
   def tune(self, method: Method) -> tuple[float, float, float]:
     """The best step sizes on the selection digits, and their rounds.
@@ -333,6 +342,20 @@ class Runner:
     # A tie of rounds goes to the more accurate.
     winner = int(np.argmin(scores - 1e-3 * best))
     return (*grid[winner], float(scores[winner]))
+
+
+def recorded(folder: pathlib.Path) -> harness.Trained:
+  """The history of a run all of whose seeds became non-finite."""
+  records = harness.read_records(folder / 'metrics.jsonl')
+  steps = np.array([record['step'] for record in records])
+  history = {
+    name: np.array([record[name] for record in records], np.float64)
+    for name in records[0]
+    if name != 'step'
+  }
+  return harness.Trained(
+    None, None, (), int(steps[-1]), steps, history, (), 0.0, 0.0
+  )
 
 
 def rounds_to(
@@ -436,10 +459,10 @@ LABELS = {
 
 def curve(trained: harness.Trained) -> tuple[np.ndarray, np.ndarray]:
   """Mean rounds so far, and test accuracy of each seed."""
-  return (
-    trained.history['rounds'].mean(axis=1),
-    trained.history['test_accuracy'],
-  )
+  rounds = trained.history['rounds']
+  going = np.isfinite(rounds).any(axis=1)
+  accuracy = trained.history['test_accuracy'][going]
+  return np.nanmean(rounds[going], axis=1), accuracy
 
 
 def summarise(
