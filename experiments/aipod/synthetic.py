@@ -68,6 +68,15 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    probabilities=(0.3,),
+    relaxations=(),
+    steps=600,
+    cap=1_200,
+    chunk=20,
+    uniform_steps=200,
+    seeds=3,
+  ),
   'paper': Settings(
     probabilities=(0.05, 0.1, 0.3, 0.5, 0.7),
     relaxations=(1.4, 2.0, 3.0, 4.0),
