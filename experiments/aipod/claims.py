@@ -43,7 +43,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'Federated hyper-representation, MNIST: E-AiPOD reaches 90 % in fewer '
-    'rounds than FedNest, one upper step each.',
+    'communication rounds than the best FedNest, both tuned.',
     binary='federated',
     metric='rounds_to_90_ratio',
     at_most=0.9,

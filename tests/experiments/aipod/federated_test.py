@@ -10,31 +10,14 @@ import pytest
 from experiments import harness
 from experiments.aipod import clients, federated
 
-SETTINGS = federated.Settings(
-  clients=8,
-  pooling=4,
-  hidden=16,
-  selection=200,
-  test=400,
-  batch=32,
-  lower_steps=5,
-  probability=0.4,
-  upper_rates=(0.4,),
-  lower_rates=(0.1,),
-  fednest_rounds=(1,),
-  fednest_steps=(5,),
-  local_upper_steps=0,
-  goal=40,
-  rounds=60,
-  tuning_rounds=30,
-)
+SETTINGS = federated.PRESETS['smoke']
 
 
 def options(tmp_path, settings):
   return harness.Options(
     paper='aipod',
     binary='federated',
-    preset='quick',
+    preset='smoke',
     settings=settings,
     workdir=str(tmp_path),
     data_dir=None,
@@ -42,7 +25,13 @@ def options(tmp_path, settings):
   )
 
 
-@pytest.mark.parametrize('task', ['hyper_representation', 'loss_tuning'])
+@pytest.mark.parametrize(
+  'task',
+  [
+    'hyper_representation',
+    pytest.param('loss_tuning', marks=pytest.mark.slow),
+  ],
+)
 def test_runs_and_writes_its_results(tmp_path, task):
   ratio = 10.0 if task == 'loss_tuning' else 1.0
   settings = dataclasses.replace(SETTINGS, task=task, ratio=ratio)
@@ -55,6 +44,7 @@ def test_runs_and_writes_its_results(tmp_path, task):
   assert (tmp_path / 'rounds.png').stat().st_size > 5000
 
 
+@pytest.mark.slow  # A quadratic does it in clients_test.py.
 def test_devices_give_the_same_iterates():
   digits, _ = clients.load_digits(
     None, clients=8, shards=2, pooling=4, selection=50, test=50, ratio=1.0
@@ -67,7 +57,8 @@ def test_devices_give_the_same_iterates():
   ends = []
   for devices in (1, 8):
     settings = dataclasses.replace(SETTINGS, devices=devices)
-    solver = federated.make_solver(federated.E_AIPOD, settings, task, hyper)
+    method = federated.methods(settings)[0]
+    solver = federated.make_solver(method, settings, task, hyper)
     step, state, now = jax.jit(solver.update), solver.init(params), params
     for _ in range(3):
       updates, state = jax.block_until_ready(step(batch, state, now))
@@ -88,12 +79,12 @@ def test_rounds_until_an_accuracy_by_hand():
 
 
 def test_rounds_of_an_update():
-  settings = federated.PRESETS['paper']
-  assert federated.rounds_an_update(federated.E_AIPOD, settings) == 9
+  settings = dataclasses.replace(
+    federated.PRESETS['paper'], lower_steps=(20, 60)
+  )
   assert [
-    federated.rounds_an_update(m, settings)
-    for m in federated.methods(settings)[1:]
-  ] == [10, 10, 18, 18, 9, 10, 18]
+    federated.rounds_an_update(m, settings) for m in federated.methods(settings)
+  ] == [9, 13, 10, 10, 10, 18, 18, 18]
 
 
 @pytest.mark.parametrize(
