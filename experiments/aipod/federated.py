@@ -149,7 +149,7 @@ class Method(NamedTuple):
 
 
 def methods(settings: Settings) -> list[Method]:
-  """E-AiPOD with each S, then FedNest with each T, tau and local upper steps."""
+  """E-AiPOD with each S; FedNest with each T, tau and local upper steps."""
   found = [Method(f'e_aipod/s{s}', s) for s in settings.lower_steps]
   for t in settings.fednest_rounds:
     found += [
