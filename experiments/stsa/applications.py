@@ -1,7 +1,7 @@
 """Nested problems with known solutions, for rates.
 
-By SOBA with steps c / (k + k_0); what the rate asks of the joint system is
-computed at the solution and asserted.
+With steps c / (k + k_0); what the rate asks of the joint system is computed at
+the solution and asserted.
 """
 
 from collections.abc import Callable
@@ -20,26 +20,59 @@ from experiments.stsa import chains, quadratic
 
 
 class Nested(NamedTuple):
-  """A nested problem on finite data, with its solution.
+  """A nested problem on finite data, its joint system and its solution.
 
   Attributes:
-    problem: losses of (x, y, batch).
+    oracle: directions of all sequences, from (batch, state, sequences).
+    solver: schedule of all steps -> a solver.
     draw: PRNG key -> a batch.
     everything: a batch of all data.
-    solution: sequences upper, lower, linear at the solution.
+    solution: all sequences at the solution.
+    params: sequences -> those that a user holds; the others are in the
+      solver's state.
+    main: the name of the sequence whose error is measured.
+    distance: of each number at the start from the solution: as far as the
+      noise of the first steps, else a transient is fitted.
+    room: k_0 is at least so many times c L: the curvature of a batch is above
+      that of all data.
   """
 
-  problem: bj.BilevelProblem
+  oracle: Any
+  solver: Callable[[Callable[[Any], Any]], Any]
   draw: Callable[[chex.PRNGKey], Any]
   everything: Any
   solution: Any
+  params: Callable[[Any], Any]
+  main: str
+  distance: float = 0.1
+  room: float = 2.0
+
+  def error(self, params: Any) -> chex.Array:
+    """The squared distance of the main sequence to its solution."""
+    far = getattr(params, self.main) - getattr(self.solution, self.main)
+    return jnp.sum(far**2)
 
 
-def _at(problem, everything, x, y):
-  """All three sequences at the solution, from the two variables."""
+def _bilevel(problem, draw, everything, x, y):
+  """By SOBA, whose three sequences are solved for at the solution."""
   hessian = jax.hessian(problem.lower, 1)(x, y, everything)
   f_y = jax.grad(problem.upper, 1)(x, y, everything)
-  return bj.sequences(upper=x, lower=y, linear=jnp.linalg.solve(hessian, f_y))
+
+  def solver(schedule):
+    step = optax.sgd(schedule)
+    return bj.soba(problem, upper=step, lower=step)
+
+  return Nested(
+    oracle=bj.implicit_directions(problem),
+    solver=solver,
+    draw=draw,
+    everything=everything,
+    solution=bj.sequences(
+      upper=x, lower=y, linear=jnp.linalg.solve(hessian, f_y)
+    ),
+    params=lambda z: bj.BilevelParams(z.upper, z.lower),
+    main='upper',
+  )
 
 
 def ridge(
@@ -92,12 +125,6 @@ def ridge(
     value, bounds=(-10, 5), method='bounded', options={'xatol': 1e-10}
   ).x
   data = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), data)
-  solution = _at(
-    problem,
-    data,
-    jnp.full(1, least, jnp.float32),
-    jnp.asarray(minimiser(least), jnp.float32),
-  )
 
   def drawn(key):
     def rows(key, part):
@@ -107,7 +134,13 @@ def ridge(
     keys = jax.random.split(key)
     return tuple(rows(k, p) for k, p in zip(keys, data, strict=True))
 
-  return Nested(problem, drawn, data, solution)
+  return _bilevel(
+    problem,
+    drawn,
+    data,
+    jnp.full(1, least, jnp.float32),
+    jnp.asarray(minimiser(least), jnp.float32),
+  )
 
 
 def bilevel_quadratic(*, size: int = 5, coupling: float = 0.1) -> Nested:
@@ -127,15 +160,13 @@ def bilevel_quadratic(*, size: int = 5, coupling: float = 0.1) -> Nested:
   zero = jnp.zeros(size)
   slope = jax.grad(problem.lower, 1)(made.solution, zero, every)
   hessian = jax.hessian(problem.lower, 1)(made.solution, zero, every)
-  solution = _at(
-    problem, every, made.solution, -jnp.linalg.solve(hessian, slope)
-  )
 
   def drawn(key):
     numbers = jax.random.randint(key, (2, 1), 0, made.batches)
     return tuple(numbers)
 
-  return Nested(problem, drawn, every, solution)
+  lower = -jnp.linalg.solve(hessian, slope)
+  return _bilevel(problem, drawn, every, made.solution, lower)
 
 
 class Steps(NamedTuple):
@@ -160,7 +191,7 @@ def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
   Raises:
     AssumptionError: if the joint system is unstable there.
   """
-  oracle = bj.implicit_directions(nested.problem)
+  oracle = nested.oracle
   flat, unravel = ravel_pytree(nested.solution)
 
   def directions(z):
@@ -176,12 +207,11 @@ def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
       f'the joint system is unstable: an eigenvalue has the real part {-rate}.'
     )
   scale = margin / (2 * rate)
-  # A batch's curvature is above the mean's: twice the room.
-  return Steps(scale, max(20.0, 2 * scale * largest), rate, largest)
+  offset = max(20.0, nested.room * scale * largest)
+  return Steps(scale, offset, rate, largest)
 
 
 def nested_solver(nested: Nested) -> Any:
-  """SOBA with the steps that the rate asks."""
+  """A solver with the steps that the rate asks."""
   found = steps_for(nested)
-  step = optax.sgd(bj.power_schedule(found.scale, 1.0, found.offset))
-  return bj.soba(nested.problem, upper=step, lower=step)
+  return nested.solver(bj.power_schedule(found.scale, 1.0, found.offset))

@@ -1,6 +1,9 @@
 """Stochastic bilevel methods on one problem, with equal calls and equal grids.
 
     python -m experiments.stsa.bilevel_zoo --problem=quadratic --preset=quick
+    python -m experiments.stsa.bilevel_zoo --problem=regularisation \
+      --data_dir=DATA
+    python -m experiments.stsa.bilevel_zoo --problem=cleaning --data_dir=DATA
 
 Every method gets the same number of calls on a batch (a gradient, or a product
 with a Hessian) and the same grid of step sizes, tuned with a seed that no
@@ -13,15 +16,20 @@ import pathlib
 import time
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import methods, quadratic, zoo_figure
+from experiments.stsa import (
+  label_cleaning,
+  methods,
+  quadratic,
+  regularisation,
+  zoo_figure,
+  zoo_problem,
+  zoo_run,
+)
 
-TUNING_SEED = 1_000_000
+CONTROL = 'control/direct'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +37,43 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    problem: `quadratic`.
-    methods: what is compared, by the names in `methods.METHODS`.
-    calls: calls on a batch that each method gets.
-    coupling: of the lower loss: how much its solution moves with x.
-    samples: of each loss.
-    size: dimension of each variable.
+    problem: `quadratic`, `regularisation` of a logistic regression, or
+      `cleaning` of digits.
+    methods: what is compared, by the names in `methods.METHODS`; one that would
+      write down a Hessian of thousands of numbers is left out.
+    calls: calls on a batch that each method gets on the quadratic.
+    data_calls: likewise, on the problems with data.
+    coupling: of the quadratic's lower loss: how much its solution moves with x.
+    samples: of each of its losses.
+    size: dimension of each of its variables.
+    tables: of the regularisation; breast_cancer needs no data folder.
+    table_sizes: samples of its lower and of its upper loss.
+    corruptions: shares of wrong labels of the cleaning.
+    digit_sizes: digits for training, validation, selection and test.
     batch_size: samples in a fixed batch.
     lower_steps: tried step sizes of the lower variable at the start.
-    ratios: tried ratios of the upper step to the lower one.
+    ratios: tried ratios of the upper step to the lower one, in units of the
+      problem's.
     exponents: tried powers with which both fall after the first `warm` part.
     warm: share of the run before which steps stay.
     series: step of the Neumann series.
     seeds: of the start and the draws.
-    correction_seeds: of SUSTAIN beside itself without its correction.
+    correction_seeds: of SUSTAIN beside itself without its correction, on the
+      quadratic.
     records: how many times a run is measured.
   """
 
-  problem: Literal['quadratic'] = 'quadratic'
+  problem: Literal['quadratic', 'regularisation', 'cleaning'] = 'quadratic'
   methods: tuple[str, ...] = tuple(methods.METHODS)
   calls: int = 100_000
+  data_calls: int = 12_000
   coupling: float = 0.3
   samples: int = 1_024
   size: int = 100
+  tables: tuple[str, ...] = ('a9a', 'magic')
+  table_sizes: tuple[int, ...] = (1_024, 4_096)
+  corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
+  digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
   batch_size: int = 64
   lower_steps: tuple[float, ...] = (0.1, 0.3)
   ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
@@ -66,154 +88,132 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(methods=('control/direct', 'soba', 'saba')),
-  'paper': Settings(calls=1_000_000, seeds=10),
+  'paper': Settings(
+    calls=1_000_000,
+    data_calls=120_000,
+    # Of MNIST; the tables are used as far as they go.
+    digit_sizes=(20_480, 5_120, 5_120, 10_000),
+    table_sizes=(8_192, 8_192),
+    seeds=10,
+  ),
 }
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   for name in settings.methods:
     if name not in methods.METHODS:
       known = ', '.join(methods.METHODS)
-      raise ValueError(f'unknown method {name!r}; known: {known}.')
-  if settings.samples % settings.batch_size:
-    raise ValueError(
-      f'{settings.samples} samples are no multiple of {settings.batch_size}.'
+      raise harness.SettingsError(f'unknown method {name!r}; known: {known}.')
+  samples = {'--samples': settings.samples}
+  if settings.problem == 'cleaning':
+    samples = {'--digit_sizes': settings.digit_sizes[0]}
+  for flag, count in samples.items():
+    if count % settings.batch_size:
+      raise harness.SettingsError(
+        f'{flag}: {count} samples are no multiple of {settings.batch_size}.'
+      )
+  for flag, given, wanted in (
+    ('--table_sizes', settings.table_sizes, 2),
+    ('--digit_sizes', settings.digit_sizes, len(label_cleaning.PARTS)),
+  ):
+    if len(given) != wanted:
+      raise harness.SettingsError(f'{flag} takes {wanted} numbers.')
+
+
+def make_problems(
+  options: harness.Options,
+) -> list[zoo_problem.Problem]:
+  """The problems that the settings name; says what data they use."""
+  settings = options.settings
+  if settings.problem == 'quadratic':
+    made = make_quadratic(settings)
+    title = f'Bilevel quadratics, lower coupling {settings.coupling}'
+    return [quadratic.as_problem(made, title)]
+  problems = []
+  if settings.problem == 'regularisation':
+    names = settings.tables
+    if options.data_dir is None:
+      print('No --data_dir: the packaged table.')
+      names = ('breast_cancer',)
+    train, validation = settings.table_sizes
+    for name in names:
+      problem, source = regularisation.make_regularisation(
+        name,
+        options.data_dir,
+        train=train,
+        validation=validation,
+        batch_size=settings.batch_size,
+      )
+      print(f'Data: {source}')
+      problems.append(problem)
+    return problems
+  for corruption in settings.corruptions:
+    problem, source = label_cleaning.make_cleaning(
+      options.data_dir,
+      corruption=corruption,
+      sizes=dict(zip(label_cleaning.PARTS, settings.digit_sizes, strict=True)),
+      batch_size=settings.batch_size,
     )
+    problems.append(problem)
+  print(f'Data: {source}')
+  return problems
 
 
-class Zoo:
-  """Runs methods on one problem.
+def make_quadratic(settings: Settings) -> quadratic.Quadratic:
+  """The quadratic of the settings."""
+  return quadratic.make_quadratic(
+    coupling=settings.coupling,
+    samples=settings.samples,
+    size=settings.size,
+    batch_size=settings.batch_size,
+  )
+
+
+def compare(
+  options: harness.Options, problem: zoo_problem.Problem
+) -> tuple[dict[str, float], list[dict[str, Any]], zoo_figure.Row]:
+  """Runs the methods on one problem.
 
   Args:
     options: what the flags say.
+    problem: of the comparison.
+
+  Returns:
+    Metrics, rows of the table and what the picture shows.
   """
-
-  def __init__(self, options: harness.Options) -> None:
-    self._options = options
-    self._settings = settings = options.settings
-    self._quadratic = quadratic.make_quadratic(
-      coupling=settings.coupling,
-      samples=settings.samples,
-      size=settings.size,
-      batch_size=settings.batch_size,
-    )
-
-  def series_floor(self, terms: int) -> float:
-    """What the bias of so many terms of the Neumann series leaves."""
-    return self._quadratic.series_floor(terms, self._settings.series)
-
-  def tune_and_run(self, method: str) -> tuple[dict, harness.Trained]:
-    """The best of the grid on the tuning seed, and its run on the seeds."""
-    settings = self._settings
-    seeds, grid = harness.members(
-      (TUNING_SEED,),
-      step=settings.lower_steps,
-      ratio=settings.ratios,
-      exponent=settings.exponents,
-    )
-    tuned = self.train(method, f'{method}/tuning', seeds, grid)
-    last = tuned.history['hypergradient'][-settings.records // 10 :]
-    ends = np.where(np.isfinite(last), last, np.inf).mean(axis=0)
-    winner = int(np.argmin(ends))
-    chosen = {name: float(values[winner]) for name, values in grid.items()}
-    seeds, hyper = harness.members(
-      settings.seeds, **{name: (value,) for name, value in chosen.items()}
-    )
-    return chosen, self.train(method, method, seeds, hyper)
-
-  def train(self, method, name, seeds, hyper, *, make=None):
-    """Runs one method for the budget of calls, all members at once."""
-    settings, problem = self._settings, self._quadratic
-    steps = settings.calls / methods.expected_calls(method, settings.size)
-    chunk = max(1, round(steps / settings.records))
-    steps = chunk * settings.records
-    make = make or methods.METHODS[method]
-
-    def solver(hyper):
-      def falling(count):
-        done = jnp.asarray(count, jnp.float32) / (settings.warm * steps)
-        return hyper['step'] * (1 + done) ** -hyper['exponent']
-
-      return make(
-        methods.Making(
-          problem=problem.problem,
-          lower=falling,
-          upper=lambda count: hyper['ratio'] * falling(count),
-          series=settings.series,
-          batches=problem.batches,
-          progress=lambda count: jnp.minimum(count / steps, 1.0),
-        )
-      )
-
-    def batch(context):
-      drawn = jax.random.randint(
-        context.key, (2, methods.DRAWS + 1), 0, problem.batches
-      )
-      return {
-        'upper': drawn[0, 0],
-        'lower': drawn[1, 0],
-        'upper_more': drawn[0, 1:],
-        'lower_more': drawn[1, 1:],
-      }
-
-    def evaluate(context, params, state):
-      del context
-      slope = problem.hypergradient(params.upper)
-      return {
-        'hypergradient': jnp.vdot(slope, slope),
-        'calls': methods.calls_of(bj.counts(state), settings.size),
-      }
-
-    return harness.train(
-      solver,
-      lambda context: problem.start(context.seed_key),
-      batch,
-      steps=steps,
-      chunk=chunk,
-      seeds=seeds,
-      workdir=self._options.workdir,
-      name=name,
-      hyper=hyper,
-      evaluate=evaluate,
-      record_start=True,
-      settings=_settings_of_one_run(settings),
-    )
-
-
-def _settings_of_one_run(settings: Settings) -> dict[str, Any]:
-  given = dataclasses.asdict(settings)
-  return {k: v for k, v in given.items() if k not in ('methods', 'seeds')}
-
-
-def main(options: harness.Options) -> None:
-  """Runs the methods and writes the table, the plots and the results."""
-  start = time.monotonic()
-  settings = options.settings
-  check(settings)
-  zoo = Zoo(options)
-  print(
-    'Grid: lower step '
-    f'{settings.lower_steps}, ratio {settings.ratios}, exponent '
-    f'{settings.exponents}.'
-  )
+  settings, zoo = options.settings, zoo_run.Zoo(options, problem)
+  prefix = f'{problem.name}/' if problem.name else ''
   metrics: dict[str, float] = {}
   rows, by_calls, by_time = [], {}, {}
   for method in settings.methods:
+    if not methods.affordable(method, problem.lower_size):
+      print(
+        f'{method} is left out: a Hessian of {problem.lower_size:,} numbers.'
+      )
+      continue
     chosen, trained = zoo.tune_and_run(method)
-    values, calls = trained.history['hypergradient'], trained.history['calls']
-    final = float(np.mean(values[-1]))
-    reduction = float(np.mean(values[0])) / final
+    values, calls = trained.history[problem.judge_by], trained.history['calls']
+    final_value = float(np.mean(values[-1]))
+    reduction = float(np.mean(values[0])) / final_value
     spent = float(np.mean(calls[-1]))
     seconds = trained.seconds / settings.seeds
-    metrics[f'{method}/final'] = final
-    metrics[f'{method}/reduction'] = reduction
-    metrics[f'{method}/calls'] = spent
-    metrics[f'{method}/seconds'] = seconds
+    of_one = {
+      'final': final_value,
+      'reduction': reduction,
+      'calls': spent,
+      'seconds': seconds,
+    }
+    metrics |= {f'{prefix}{method}/{k}': v for k, v in of_one.items()}
+    shown = {
+      name: float(np.mean(ends[-1]))
+      for name, ends in trained.history.items()
+      if name == 'test_error' != problem.judge_by
+    }
     rows.append(
-      {
-        'method': method,
-        'final': final,
+      ({'problem': problem.name} if problem.name else {})
+      | {'method': method, 'final': final_value, **shown}
+      | {
         'reduction': reduction,
         'calls a step': spent / trained.step,
         's a run': seconds,
@@ -223,40 +223,61 @@ def main(options: harness.Options) -> None:
     by_calls[method] = (calls.mean(axis=1), values.mean(axis=1))
     shares = np.linspace(0, 1, len(values))
     by_time[method] = (seconds * shares, values.mean(axis=1))
+  final = lambda method: metrics[f'{prefix}{method}/final']
+  others = [name for name in by_calls if not name.startswith('control/')]
+  if len(others) < len(by_calls):
+    for method in by_calls:
+      metrics[f'{prefix}{method}/of_control'] = final(method) / final(CONTROL)
+  for name, worst in (('reduction', min), ('of_control', max)):
+    found = [metrics.get(f'{prefix}{method}/{name}') for method in others]
+    if found and None not in found:
+      metrics[f'{prefix}worst/{name}'] = worst(found)
+  if {'soba', 'saba'} <= set(others):
+    metrics[f'{prefix}saba/below_soba'] = final('soba') / final('saba')
+  picture = zoo_figure.Row(
+    by_calls, by_time, problem.title, problem.label, problem.logarithmic
+  )
+  return metrics, rows, picture
 
-  if 'sustain' in settings.methods:
-    correct = {}
-    for name, make in (
-      ('sustain', methods.METHODS['sustain']),
-      ('plain', methods.without_correction),
-    ):
-      seeds, hyper = harness.members(
-        settings.correction_seeds, step=(0.3,), ratio=(1.0,), exponent=(1 / 3,)
-      )
-      trained = zoo.train(
-        'sustain', f'correction/{name}', seeds, hyper, make=make
-      )
-      correct[name] = float(trained.history['hypergradient'][-1].mean())
-    gain = correct['plain'] / correct['sustain']
-    metrics['sustain/correction_gain'] = gain
-    print(f'SUSTAIN beside itself without the correction: {gain:.2f} x below.')
 
-  control = metrics.get('control/direct/final')
-  for method in settings.methods if control else ():
-    metrics[f'{method}/of_control'] = metrics[f'{method}/final'] / control
-  floor = zoo.series_floor(methods.TERMS)
-  metrics['floor/series'] = floor
+def main(options: harness.Options) -> None:
+  """Runs the methods and writes the table, the plots and the results."""
+  start = time.monotonic()
+  settings = options.settings
+  check(settings)
+  problems = make_problems(options)
   print(
-    f'Bias floor of {methods.TERMS} terms of the Neumann series (BSA, TTSA, '
-    f'SUSTAIN; one term more in the others): {floor:.3g}.'
+    'Grid: lower step '
+    f'{settings.lower_steps}, ratio {settings.ratios}, exponent '
+    f'{settings.exponents}; the unit of the ratio is '
+    f'{problems[0].upper_scale:g}.'
   )
+  metrics: dict[str, float] = {}
+  rows, pictures = [], []
+  for problem in problems:
+    found, table, picture = compare(options, problem)
+    metrics |= found
+    rows += table
+    pictures.append(picture)
+
+  if settings.problem == 'quadratic':
+    floor = make_quadratic(settings).series_floor(
+      methods.TERMS, settings.series
+    )
+    metrics['floor/series'] = floor
+    print(
+      f'Bias floor of {methods.TERMS} terms of the Neumann series (BSA, TTSA, '
+      f'SUSTAIN; one term more in the others): {floor:.3g}.'
+    )
+    if 'sustain' in settings.methods:
+      gain = zoo_run.Zoo(options, problems[0]).correction_gain()
+      metrics['sustain/correction_gain'] = gain
+      print(
+        f'SUSTAIN beside itself without the correction: {gain:.2f} x below.'
+      )
   harness.write_table(options.workdir, rows)
-  zoo_figure.draw(
-    pathlib.Path(options.workdir) / f'{settings.problem}.png',
-    by_calls,
-    by_time,
-    title=f'Bilevel quadratics, lower coupling {settings.coupling}',
-  )
+  path = pathlib.Path(options.workdir) / f'{settings.problem}.png'
+  zoo_figure.draw(path, pictures)
   path = harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start
   )

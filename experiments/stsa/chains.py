@@ -36,8 +36,10 @@ class Chain(NamedTuple):
       name.
     start: PRNG key -> sequences at the start.
     errors: sequences -> what is measured, by name.
-    jacobian: (d (N + 1), d (N + 1)), minus the derivative of all increments at
+    jacobian: of all numbers by all, minus the derivative of all increments at
       the solution, or where it is steepest.
+    sizes: numbers in each sequence.
+    draw: PRNG key -> a batch.
   """
 
   names: tuple[str, ...]
@@ -45,6 +47,8 @@ class Chain(NamedTuple):
   start: Callable[[chex.PRNGKey], Any]
   errors: Callable[[Any], dict[str, chex.Array]]
   jacobian: np.ndarray
+  sizes: tuple[int, ...]
+  draw: Callable[[chex.PRNGKey], Any]
 
 
 def _orthogonal(draw, size):
@@ -61,6 +65,14 @@ def noise_of(key: chex.PRNGKey, names: tuple[str, ...], size: int) -> Any:
   """Independent noise of mean square 1 in each sequence."""
   drawn = jax.random.normal(key, (len(names), size)) / jnp.sqrt(size)
   return bj.sequences(**dict(zip(names, drawn, strict=True)))
+
+
+def _chain(moves, start, errors, jacobian, size):
+  """Sequences of one size with independent noise."""
+  names = tuple(moves)
+  draw = lambda key: noise_of(key, names, size)
+  sizes = (size,) * len(names)
+  return Chain(names, moves, start, errors, jacobian, sizes, draw)
 
 
 def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
@@ -132,7 +144,7 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
 
   moves = {'x': move_main}
   moves |= {name: inner_move(n) for n, name in enumerate(names[1:], 1)}
-  return Chain(names, moves, start, errors, jacobian)
+  return _chain(moves, start, errors, jacobian, size)
 
 
 def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
@@ -194,7 +206,7 @@ def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
 
   moves = {'x': lambda z, batch: -gradient(whole.T @ z[inner]) + batch.x}
   moves |= {name: inner_move(n) for n, name in enumerate(names[1:], 1)}
-  return Chain(names, moves, start, errors, jacobian)
+  return _chain(moves, start, errors, jacobian, size)
 
 
 class Assumed(NamedTuple):
@@ -233,8 +245,7 @@ def check_assumptions(
     AssumptionError: if the joint system is unstable, if the first steps are too
       large, or if c is too small.
   """
-  size = chain.jacobian.shape[0] // len(chain.names)
-  weights = np.repeat([1.0] + [ratio] * (len(chain.names) - 1), size)
+  weights = np.repeat([1.0] + [ratio] * (len(chain.names) - 1), chain.sizes)
   scaled = weights[:, None] * chain.jacobian
   rate = float(np.linalg.eigvals(scaled).real.min())
   largest = float(np.linalg.norm(scaled, 2))

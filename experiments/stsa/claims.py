@@ -80,6 +80,25 @@ CLAIMS = (
     at_most=0.5,
   ),
   harness.Claim(
+    'Bilevel quadratics: SABA ends below SOBA.',
+    binary='bilevel_zoo',
+    metric='saba/below_soba',
+    at_least=1e4,
+  ),
+  harness.Claim(
+    'Bilevel quadratics: every method reduces the squared hypergradient norm.',
+    binary='bilevel_zoo',
+    metric='worst/reduction',
+    at_least=500,
+  ),
+  harness.Claim(
+    'Bilevel quadratics: every method ends below half of what dropping the '
+    'implicit term reaches.',
+    binary='bilevel_zoo',
+    metric='worst/of_control',
+    at_most=0.5,
+  ),
+  harness.Claim(
     'Bilevel quadratics: the correction of SUSTAIN pays, at equal steps.',
     binary='bilevel_zoo',
     metric='sustain/correction_gain',

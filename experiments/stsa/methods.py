@@ -21,7 +21,8 @@ class Making(NamedTuple):
     upper: step size of the upper variable, a schedule.
     lower: step size of the lower variable, a schedule.
     series: step of the Neumann series.
-    batches: how many fixed batches there are.
+    batches: how many fixed batches the upper and the lower loss have.
+    curvature: the least of the lower loss.
     progress: count -> share of the run that is done, for penalties that rise
       and memories that shorten.
   """
@@ -30,7 +31,8 @@ class Making(NamedTuple):
   upper: Callable[[Any], Any]
   lower: Callable[[Any], Any]
   series: float
-  batches: int
+  batches: tuple[int, int]
+  curvature: float
   progress: Callable[[Any], Any]
 
 
@@ -114,7 +116,7 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   'ma_soba': lambda m: bj.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
   'saba': lambda m: bj.saba(
     m.problem,
-    parts=(m.batches, m.batches),
+    parts=m.batches,
     index=lambda b: jnp.stack([b['upper'], b['lower']]),
     **_sgd(m),
   ),
@@ -134,7 +136,7 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   'mrbo': lambda m: bj.mrbo(m.problem, decay=_decay(m), **_series(m)),
   'vrbo': _vrbo,
   'stable': lambda m: bj.stable(
-    m.problem, decay=_decay(m), least_curvature=0.1, **_sgd(m)
+    m.problem, decay=_decay(m), least_curvature=m.curvature, **_sgd(m)
   ),
   'pzobo': lambda m: bj.pzobo(
     m.problem,
@@ -150,6 +152,15 @@ METHODS: dict[str, Callable[[Making], Any]] = {
     m.problem, penalty=_penalty(m, 30.0), proximity=10.0, **_sgd(m)
   ),
 }
+
+
+# A whole Hessian of more numbers than this is not written down.
+LARGEST_HESSIAN = 1_000
+
+
+def affordable(name: str, size: int) -> bool:
+  """Whether a method can run with so many numbers in the lower variable."""
+  return name != 'stable' or size <= LARGEST_HESSIAN
 
 
 def calls_of(counts: dict[str, Any], size: int) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
+from experiments.stsa import zoo_problem
 
 
 class Quadratic(NamedTuple):
@@ -155,4 +156,27 @@ def make_quadratic(
     solution=solution32,
     series_floor=series_floor,
     start=start,
+  )
+
+
+def as_problem(made: Quadratic, title: str) -> zoo_problem.Problem:
+  """The problem as one of the comparison."""
+
+  def measure(params, data):
+    del data
+    slope = made.hypergradient(params.upper)
+    return {'hypergradient': jnp.vdot(slope, slope)}
+
+  return zoo_problem.Problem(
+    name='',
+    title=title,
+    losses=made.problem,
+    data=(),
+    batches=(made.batches,) * 2,
+    start=made.start,
+    measure=measure,
+    tune_by='hypergradient',
+    judge_by='hypergradient',
+    label='squared hypergradient norm',
+    lower_size=made.solution.size,
   )

@@ -10,16 +10,31 @@ theorems assume.
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import applications, chains, slopes
+from experiments.stsa import (
+  actor_critic,
+  applications,
+  chains,
+  risk,
+  schedules,
+  slopes,
+)
+
+APPLICATIONS: dict[str, Callable[[], applications.Nested]] = {
+  'ridge': applications.ridge,
+  'bilevel_quadratic': applications.bilevel_quadratic,
+  'risk_averse': risk.risk_averse,
+  'risk_averse/scgd': lambda: risk.risk_averse(method='scgd'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Settings:
     nonmonotone_inner: their numbers of inner sequences.
     ratios: their inner steps over the main one, one for each number.
     fixed_step: the constant step of a control, the same for every horizon.
+    applications: nested problems, and `actor_critic`.
   """
 
   steps: int = 20_000
@@ -52,65 +68,20 @@ class Settings:
   nonmonotone_inner: tuple[int, ...] = (1, 3, 5)
   ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
   fixed_step: float = 0.1
+  applications: tuple[str, ...] = (*APPLICATIONS, 'actor_critic')
 
 
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(inner=(1, 3), nonmonotone_inner=(1,), ratios=(1.0,)),
+  'smoke': Settings(
+    inner=(1, 3),
+    nonmonotone_inner=(1,),
+    ratios=(1.0,),
+    applications=('ridge',),
+  ),
   # The paper has theorems, no runs: more seeds and steps of the same.
   'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
 }
-
-# c, k_0 of the steps c / (k + k_0).
-SCALE, OFFSET = 2.0, 20.0
-# How far the nested problems start from their solutions.
-START = 0.1
-
-
-class Case(NamedTuple):
-  """A problem with falling steps.
-
-  Attributes:
-    name: of the run.
-    metric: the stable name of its slope.
-    inner: number of inner sequences.
-    main: scale, exponent and offset of the main sequence's step.
-    others: likewise, of the inner ones.
-    fast: whether the rate 1 / k is claimed, so that its conditions must hold.
-    error: whose slope it is.
-  """
-
-  name: str
-  metric: str
-  inner: int
-  main: tuple[float, float, float]
-  others: tuple[float, float, float]
-  fast: bool
-  error: str = 'sum'
-
-
-def cases(settings: Settings) -> list[Case]:
-  """All runs with falling steps, controls last."""
-  single = (SCALE, 1.0, OFFSET)
-  found = [
-    Case(
-      f'monotone_{n}', f'slope/strongly_monotone/n{n}', n, single, single, True
-    )
-    for n in settings.inner
-  ]
-  slow = lambda exponent: (1.0, exponent, OFFSET)
-  small, constant = (0.3, 1.0, OFFSET), (0.1, 0.0, OFFSET)
-  others = (
-    ('two_timescale', 'slope/two_timescale', 3, single, slow(2 / 3)),
-    ('ttsa', 'slope/ttsa_main', 1, slow(0.6), slow(0.4)),
-    ('small_c', 'control/small_c', 1, small, small),
-    ('two_thirds', 'control/two_thirds', 1, slow(2 / 3), slow(2 / 3)),
-    ('constant_step', 'control/constant_step', 1, constant, constant),
-  )
-  for case in others:
-    error = 'main' if case[0] == 'ttsa' else 'sum'
-    found.append(Case(*case, fast=False, error=error))
-  return found
 
 
 def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
@@ -166,7 +137,7 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
     return bj.sequences(**start, **zeros)
 
   def batch(context):
-    return chains.noise_of(context.key, chain.names, settings.size)
+    return chain.draw(context.key)
 
   def evaluate(context, params, state):
     del context, state
@@ -190,15 +161,6 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
   return trained, sums
 
 
-TITLES = {
-  'two_timescale': 'two timescales',
-  'ttsa': 'TTSA, main sequence',
-  'small_c': 'control: c = 0.3',
-  'two_thirds': 'control: all steps k^-2/3',
-  'constant_step': 'control: constant step',
-}
-
-
 class Curve(NamedTuple):
   """Binned errors and the slope through them."""
 
@@ -207,7 +169,7 @@ class Curve(NamedTuple):
   slope: slopes.Slope
 
 
-def falling(options: harness.Options, case: Case) -> dict[str, Curve]:
+def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
   """Runs one case; a curve for each error."""
   settings = options.settings
   chain = chains.monotone_chain(case.inner, size=settings.size)
@@ -242,18 +204,38 @@ def falling(options: harness.Options, case: Case) -> dict[str, Curve]:
 
 
 def horizons(
-  options: harness.Options, inner: int, ratio: float, *, fixed: bool = False
+  options: harness.Options,
+  name: str,
+  chain: chains.Chain,
+  ratio: float,
+  *,
+  scale: float = 1.0,
+  fixed: bool = False,
 ) -> Curve:
   """Mean squared gradient norms of runs of several lengths.
 
   Every member takes the longest run's steps; those of a shorter one are read
   off at its end.
+
+  Args:
+    options: what the flags say.
+    name: of the run.
+    chain: the problem.
+    ratio: of the inner steps to the main one.
+    scale: of the main step, scale / sqrt(K).
+    fixed: whether the step is the same for every length instead.
+
+  Returns:
+    The curve over lengths.
   """
   settings = options.settings
-  chain = chains.nonmonotone_chain(inner, size=settings.size)
-  chains.check_assumptions(chain, ratio=ratio)
   lengths = settings.horizons
-  step_of = lambda n: settings.fixed_step if fixed else n**-0.5
+  step_of = lambda n: settings.fixed_step if fixed else scale * n**-0.5
+  # The largest step is the first one of a schedule.
+  largest = max(map(step_of, lengths))
+  chains.check_assumptions(
+    chain, ratio=ratio, scale=largest, offset=1.0, fast=False
+  )
   seeds, hyper = harness.members(
     settings.horizon_seeds, step=[step_of(n) for n in lengths]
   )
@@ -263,7 +245,6 @@ def horizons(
     steps = {name: inner_step for name in chain.names[1:]}
     return make_solver(chain, steps | {'x': hyper['step']})
 
-  name = f'nonmonotone_{inner}' + ('_fixed' if fixed else '')
   trained, sums = run(
     options,
     chain,
@@ -285,18 +266,19 @@ def horizons(
 def nested(
   options: harness.Options, name: str, problem: applications.Nested
 ) -> Curve:
-  """The squared error of x in a nested problem, by SOBA."""
+  """The squared error of x in a nested problem."""
   settings = options.settings
 
+  held = problem.params(problem.solution)
+
   def init(context):
-    x, y, _ = problem.solution
-    # As far as the noise of the first steps: else a transient is fitted.
-    noise = START * jax.random.normal(context.key, (x.size + y.size,))
-    return bj.BilevelParams(x + noise[: x.size], y + noise[x.size :])
+    flat, unravel = ravel_pytree(held)
+    noise = problem.distance * jax.random.normal(context.key, flat.shape)
+    return unravel(flat + noise)
 
   def evaluate(context, params, state):
     del context, state
-    return {'error': jnp.sum((params.upper - problem.solution.upper) ** 2)}
+    return {'error': problem.error(params)}
 
   trained = harness.train(
     applications.nested_solver(problem),
@@ -327,6 +309,12 @@ def check(settings: Settings) -> None:
   for length in lengths:
     if length % settings.chunk or length < settings.chunk:
       raise ValueError(f'{length} steps are no multiple of {settings.chunk}.')
+  unknown = set(settings.applications) - {*APPLICATIONS, 'actor_critic'}
+  if unknown:
+    raise harness.SettingsError(
+      f'unknown applications {sorted(unknown)}; known: '
+      f'{", ".join((*APPLICATIONS, "actor_critic"))}.'
+    )
   if len(settings.ratios) != len(settings.nonmonotone_inner):
     raise ValueError('ratios gives one number for each of nonmonotone_inner.')
 
@@ -344,7 +332,7 @@ def main(options: harness.Options) -> None:
     metrics[f'{name}/low'], metrics[f'{name}/high'] = slope.low, slope.high
     rows.append({'slope': name, 'of': what, 'fitted (95 %)': str(slope)})
 
-  for case in cases(settings):
+  for case in schedules.cases(settings.inner):
     curves = falling(options, case)
     put(case.metric, curves[case.error].slope, f'{case.error} error over k')
     if case.name in ('two_timescale', 'ttsa'):
@@ -352,7 +340,7 @@ def main(options: harness.Options) -> None:
         if error != case.error:
           put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
     curve = curves[case.error]
-    title = TITLES.get(case.name, f'N = {case.inner}')
+    title = schedules.TITLES.get(case.name, f'N = {case.inner}')
     label = f'{title}: {curve.slope.value:.2f}'
     if case.inner == settings.inner[0] and case.fast:
       controls[label] = curve[:2]
@@ -364,17 +352,22 @@ def main(options: harness.Options) -> None:
   runs = [(n, ratio, False) for n, ratio in pairs]
   runs.append((settings.nonmonotone_inner[0], settings.ratios[0], True))
   for inner, ratio, fixed in runs:
-    curve = horizons(options, inner, ratio, fixed=fixed)
+    chain = chains.nonmonotone_chain(inner, size=settings.size)
+    run_name = f'nonmonotone_{inner}' + ('_fixed' if fixed else '')
+    curve = horizons(options, run_name, chain, ratio, fixed=fixed)
     name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
     put(name, curve.slope, 'mean squared gradient norm over K')
     label = 'control: fixed step' if fixed else f'N = {inner}'
     lengths[f'{label}: {curve.slope.value:.2f}'] = curve[:2]
 
-  for name, make in (
-    ('ridge', applications.ridge),
-    ('bilevel_quadratic', applications.bilevel_quadratic),
-  ):
-    curve = nested(options, name, make())
+  for name in settings.applications:
+    if name == 'actor_critic':
+      chain = actor_critic.actor_critic_chain()
+      curve = horizons(options, name, chain, 2.0, scale=4.0)
+      put(f'slope/{name}', curve.slope, 'mean squared gradient norm over K')
+      lengths[f'actor-critic: {curve.slope.value:.2f}'] = curve[:2]
+      continue
+    curve = nested(options, name, APPLICATIONS[name]())
     put(f'slope/{name}', curve.slope, 'squared error of x over k')
     nested_curves[f'{name}: {curve.slope.value:.2f}'] = curve[:2]
   harness.write_table(options.workdir, rows)
@@ -384,7 +377,7 @@ def main(options: harness.Options) -> None:
   for name, curves, (xlabel, ylabel), title in (
     ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
     ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
-    ('nested', nested_curves, falling_steps, 'Nested problems, SOBA: slopes'),
+    ('nested', nested_curves, falling_steps, 'Nested problems: slopes'),
     ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
   ):
     harness.plot_curves(

@@ -86,7 +86,8 @@ def test_a_step_makes_the_expected_calls(name, small):
     upper=lambda count: 0.01,
     lower=lambda count: 0.01,
     series=0.1,
-    batches=small.batches,
+    batches=(small.batches,) * 2,
+    curvature=0.1,
     progress=lambda count: count / 10,
   )
   solver = methods.METHODS[name](making)
@@ -128,6 +129,9 @@ def test_a_small_run(tmp_path):
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
   assert metrics['saba/final'] < 1e-8
   assert metrics['soba/final'] < metrics['control/direct/final'] / 2
+  assert metrics['worst/of_control'] == metrics['soba/of_control']
+  assert metrics['worst/reduction'] == metrics['soba/reduction']
+  assert metrics['saba/below_soba'] > 1e4
   assert metrics['soba/calls'] == pytest.approx(6_000, rel=0.01)
   assert (tmp_path / 'quadratic.png').exists()
 
@@ -137,3 +141,11 @@ def test_wrong_settings():
     bilevel_zoo.check(bilevel_zoo.Settings(methods=('sgd',)))
   with pytest.raises(ValueError, match='no multiple'):
     bilevel_zoo.check(bilevel_zoo.Settings(samples=100))
+  with pytest.raises(ValueError, match='table_sizes takes 2'):
+    bilevel_zoo.check(bilevel_zoo.Settings(table_sizes=(64,)))
+
+
+def test_a_hessian_of_thousands_of_numbers_is_left_out():
+  assert methods.affordable('stable', 100)
+  assert not methods.affordable('stable', 7_850)
+  assert methods.affordable('soba', 7_850)

@@ -1,0 +1,222 @@
+"""A tabular actor and its TD(0) critic as two coupled sequences."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+import bilevel_jax as bj
+from experiments.stsa import chains
+
+
+class Process(NamedTuple):
+  """A small Markov decision process, and what is known of it in closed form.
+
+  The policy is a softmax of x with one logit fewer a state than actions: the
+  last is zero, so that a policy has one x. Rewards have a price on the log
+  probability of the action, which keeps the best policy random.
+
+  Attributes:
+    moves: probabilities, (states, actions, states).
+    rewards: (states, actions).
+    restart: probabilities of the first state, (states,).
+    discount: in (0, 1).
+    price: of a nat of log probability.
+  """
+
+  moves: chex.Array
+  rewards: chex.Array
+  restart: chex.Array
+  discount: float
+  price: float
+
+  def log_policy(self, x: chex.Array) -> chex.Array:
+    """Log probabilities, (states, actions)."""
+    free = x.reshape(len(self.restart), -1)
+    return jax.nn.log_softmax(jnp.pad(free, ((0, 0), (0, 1))))
+
+  def under(self, x: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Probabilities and mean rewards of the policy's Markov chain."""
+    log = self.log_policy(x)
+    policy = jnp.exp(log)
+    moves = jnp.einsum('sa,sat->st', policy, self.moves)
+    return moves, jnp.sum(policy * (self.rewards - self.price * log), axis=1)
+
+  def values(self, x: chex.Array) -> chex.Array:
+    """The values of the states, (states,)."""
+    moves, rewards = self.under(x)
+    eye = jnp.eye(len(rewards), dtype=rewards.dtype)
+    return jnp.linalg.solve(eye - self.discount * moves, rewards)
+
+  def visits(self, x: chex.Array) -> chex.Array:
+    """How often states are seen, discounted; sums to one."""
+    moves, rewards = self.under(x)
+    eye = jnp.eye(len(rewards), dtype=rewards.dtype)
+    chain = (eye - self.discount * moves).T
+    return (1 - self.discount) * jnp.linalg.solve(chain, self.restart)
+
+  def objective(self, x: chex.Array) -> chex.Array:
+    """What the actor maximises: the mean value at a restart, a step's worth."""
+    return (1 - self.discount) * self.restart @ self.values(x)
+
+
+def make_process(
+  *,
+  states: int = 4,
+  actions: int = 3,
+  discount: float = 0.5,
+  price: float = 1.0,
+  seed: int = 0,
+) -> Process:
+  """Random transitions and rewards in [0, 1], uniform restarts."""
+  draw = np.random.default_rng(seed)
+  moves = draw.dirichlet(np.ones(states), size=(states, actions))
+  rewards = draw.uniform(size=(states, actions))
+  as_array = lambda z: jnp.asarray(z, jnp.float32)
+  restart = np.full(states, 1 / states)
+  return Process(
+    *map(as_array, (moves, rewards, restart)), discount=discount, price=price
+  )
+
+
+def check_critic(process: Process, *, policies: int = 200) -> float:
+  r"""Raises unless the critic's increment is strongly monotone.
+
+  Args:
+    process: of which every policy has to see every state.
+    policies: random ones that are tried.
+
+  Returns:
+    The least eigenvalue of the symmetric part of :math:`D (I - \gamma P)`, over
+    these policies; D is diagonal, of the visits.
+
+  Raises:
+    chains.AssumptionError: if it is not positive.
+  """
+  states, actions = process.rewards.shape
+  keys = jax.random.split(jax.random.key(0), policies)
+
+  def least(key):
+    x = 3 * jax.random.normal(key, (states * (actions - 1),))
+    moves, _ = process.under(x)
+    eye = jnp.eye(states)
+    matrix = process.visits(x)[:, None] * (eye - process.discount * moves)
+    return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
+
+  found = float(jax.vmap(least)(keys).min())
+  if not found > 0:
+    raise chains.AssumptionError(
+      'the critic is not strongly monotone: an eigenvalue of the symmetric '
+      f'part of D (I - gamma P) is {found:.3g}. Restart in every state.'
+    )
+  return found
+
+
+def actor_critic_chain(process: Process | None = None) -> chains.Chain:
+  r"""The actor x and the critic y, one sample of (s, a, s') for both.
+
+  .. math::
+    \delta = r(s, a) - \tau \log \pi_x(a | s) + \gamma y(s') - y(s), \qquad
+    v = \delta \, \nabla_x \log \pi_x(a | s), \qquad h = \delta \, e_s
+
+  with s drawn from the discounted visits of the policy, so that noise is a
+  martingale, as the theorem asks.
+
+  Args:
+    process: by default a random one of 4 states and 3 actions.
+
+  Returns:
+    A `chains.Chain` whose batches are samples' keys. Its errors are `main`, the
+    squared gradient norm of the objective, and `inner`, the squared distance of
+    the critic to the values.
+
+  Raises:
+    chains.AssumptionError: from `check_critic`.
+  """
+  process = process or make_process()
+  check_critic(process)
+  states, actions = process.rewards.shape
+
+  def sample(z, key):
+    x, y = z.x, z.y1
+    log = process.log_policy(x)
+    keys = jax.random.split(key, 3)
+    s = jax.random.categorical(keys[0], jnp.log(process.visits(x)))
+    a = jax.random.categorical(keys[1], log[s])
+    after = jax.random.categorical(keys[2], jnp.log(process.moves[s, a]))
+    reward = process.rewards[s, a] - process.price * log[s, a]
+    return s, a, reward + process.discount * y[after] - y[s], jnp.exp(log[s])
+
+  def actor(z, key):
+    s, a, delta, policy = sample(z, key)
+    score = jax.nn.one_hot(a, actions) - policy
+    moved = jnp.zeros((states, actions - 1)).at[s].set(delta * score[:-1])
+    return moved.ravel()
+
+  def critic(z, key):
+    s, _, delta, _ = sample(z, key)
+    return jnp.zeros(states).at[s].set(delta)
+
+  def errors(z):
+    slope = jax.grad(process.objective)(z.x)
+    lag = z.y1 - process.values(z.x)
+    return {'main': jnp.vdot(slope, slope), 'inner': jnp.vdot(lag, lag)}
+
+  def start(key):
+    # In step: else a transient of the critic throws the actor far off.
+    x = jax.random.normal(key, (states * (actions - 1),))
+    return bj.sequences(x=x, y1=process.values(x))
+
+  return chains.Chain(
+    names=('x', 'y1'),
+    increments={'x': actor, 'y1': critic},
+    start=start,
+    errors=errors,
+    jacobian=_jacobian(process),
+    sizes=(states * (actions - 1), states),
+    draw=lambda key: key,
+  )
+
+
+def mean_increments(
+  process: Process, x: chex.Array, y: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+  """Expectations of the actor's and of the critic's increment."""
+  log = process.log_policy(x)
+  policy = jnp.exp(log)
+  after = process.discount * process.moves @ y
+  delta = process.rewards - process.price * log + after - y[:, None]
+  weighted = process.visits(x)[:, None] * policy * delta
+  total = weighted.sum(axis=1)
+  moved = weighted - policy * total[:, None]
+  return moved[:, :-1].ravel(), total
+
+
+def _jacobian(process: Process) -> np.ndarray:
+  """Minus the derivative of the mean increments at the best policy."""
+  with jax.enable_x64(True):
+    exact = process._replace(
+      **{
+        name: jnp.asarray(np.asarray(getattr(process, name)), jnp.float64)
+        for name in ('moves', 'rewards', 'restart')
+      }
+    )
+    both = jax.jit(jax.value_and_grad(lambda x: -exact.objective(x)))
+    states, actions = process.rewards.shape
+    size = states * (actions - 1)
+    best: Any = scipy.optimize.minimize(
+      lambda x: tuple(np.asarray(z) for z in both(x)),
+      np.zeros(size),
+      jac=True,
+      options={'gtol': 1e-10},
+    ).x
+    best = jnp.asarray(best)
+
+    def increments(z):
+      return -jnp.concatenate(mean_increments(exact, z[:size], z[size:]))
+
+    at = jnp.concatenate([best, exact.values(best)])
+    return np.asarray(jax.jacobian(increments)(at))

@@ -1,0 +1,127 @@
+"""Weights of polluted digits, by the loss on clean ones, in batches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+from experiments.pbgd import cleaning
+from experiments.stsa import zoo_problem
+
+PARTS = cleaning.PARTS
+CURVATURE = 2.0
+
+
+def _scaled(
+  parts: dict[str, cleaning.Part],
+) -> dict[str, cleaning.Part]:
+  """Centred images, scaled so that the loss curves by at most about two."""
+  seen = np.asarray(parts['train'].images, np.float64)
+  mean = seen.mean(0)
+  centred = seen - mean
+  moment = centred.T @ centred / len(centred)
+  # The cross-entropy curves by at most a half.
+  factor = (CURVATURE * 2 / np.linalg.eigvalsh(moment)[-1]) ** 0.5
+  return {
+    name: part._replace(images=(part.images - mean.astype(np.float32)) * factor)
+    for name, part in parts.items()
+  }
+
+
+def make_cleaning(
+  data_dir: str | None,
+  *,
+  corruption: float,
+  sizes: dict[str, int],
+  batch_size: int,
+  penalty: float = 0.01,
+) -> tuple[zoo_problem.Problem, str]:
+  r"""Makes the problem of one share of wrong labels.
+
+  .. math::
+    \min_x \frac{1}{m} \sum_j \ell_j(y), \qquad
+    y = \arg\min \frac{1}{n} \sum_i \sigma(x_i) \ell_i(y)
+      + \frac{c}{2} \|y\|^2
+
+  Args:
+    data_dir: a folder with MNIST; None for the packaged digits.
+    corruption: share of the training digits whose label is drawn from the nine
+      others.
+    sizes: digits in the parts train, validation, selection and test.
+    batch_size: of both losses; divides their sizes.
+    penalty: c, in units of the curvature of the loss.
+
+  Returns:
+    The problem, and one line on its data.
+  """
+  parts, source = cleaning.load_parts(data_dir, sizes)
+  parts = _scaled(parts)
+  labels, _ = cleaning.pollute(
+    jax.random.key(0),
+    parts['train'].labels,
+    fraction=corruption,
+    rule='exclude',
+  )
+  classifier = cleaning.make_classifier('linear')
+  split = lambda part: jax.tree.map(
+    lambda z: zoo_problem.in_batches(z, batch_size), part
+  )
+  data = {
+    'train': split(parts['train']._replace(labels=labels)),
+    'validation': split(parts['validation']),
+    'selection': parts['selection'],
+    'test': parts['test'],
+  }
+  batches = tuple(len(data[n].labels) for n in ('validation', 'train'))
+  count = batches[1] * batch_size
+
+  def losses(weights, part, i):
+    logits = classifier.logits(weights, part.images[i])
+    return cleaning.cross_entropy(logits, part.labels[i])
+
+  def upper(x, y, batch):
+    del x
+    return jnp.mean(losses(y, batch['data']['validation'], batch['upper']))
+
+  def lower(x, y, batch):
+    i = batch['lower']
+    weights = jax.nn.sigmoid(x.reshape(batches[1], batch_size)[i])
+    fit = jnp.mean(weights * losses(y, batch['data']['train'], i))
+    square = sum(jnp.vdot(z, z) for z in jax.tree.leaves(y))
+    return fit + penalty / 2 * square
+
+  def measure(params: bj.BilevelParams, data: Any) -> dict[str, Any]:
+    error = lambda part: (
+      1
+      - cleaning.accuracy(
+        classifier.logits(params.lower, part.images), part.labels
+      )
+    )
+    return {
+      'selection_error': error(data['selection']),
+      'test_error': error(data['test']),
+    }
+
+  def start(key):
+    return bj.BilevelParams(jnp.zeros(count), classifier.init(key))
+
+  first = start(jax.random.key(0)).lower
+  problem = zoo_problem.Problem(
+    name=f'corruption{corruption:g}',
+    title=f'Cleaning digits, {corruption:.0%} wrong labels',
+    losses=bj.BilevelProblem(upper, lower),
+    data=data,
+    batches=batches,
+    start=start,
+    measure=measure,
+    tune_by='selection_error',
+    judge_by='test_error',
+    label='test error of the classifier',
+    lower_size=sum(z.size for z in jax.tree.leaves(first)),
+    upper_scale=4.0 * count,
+    curvature=penalty,
+    logarithmic=False,
+  )
+  return problem, source

@@ -1,0 +1,125 @@
+"""A mean with a price on its upper deviation: three levels of expectations."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+
+import bilevel_jax as bj
+from experiments.stsa import applications
+
+
+def levels(
+  *, price: float = 0.1, smoothing: float = 0.1
+) -> tuple[Any, Any, Any]:
+  r"""The three functions of the composition, each of (value below, rows).
+
+  .. math::
+    \min_x E U + \lambda \sqrt{E \max(0, U - E U)^2 + \delta},
+    \qquad U = (b - (a^\top x)^2)^2
+
+  Args:
+    price: :math:`\lambda`.
+    smoothing: :math:`\delta`.
+
+  Returns:
+    Functions; the first two pass on what the next ones need besides.
+  """
+
+  def losses(x, rows):
+    a, b = rows
+    return (b - (a @ x) ** 2) ** 2
+
+  def mean(x, rows):
+    return x, jnp.mean(losses(x, rows))
+
+  def deviation(below, rows):
+    x, average = below
+    above = jnp.maximum(0, losses(x, rows) - average)
+    return average, jnp.mean(above**2)
+
+  def total(below, rows):
+    del rows
+    average, square = below
+    # A corrected estimate of a square can be negative.
+    return average + price * jnp.sqrt(jnp.maximum(square, 0) + smoothing)
+
+  return mean, deviation, total
+
+
+def risk_averse(
+  *,
+  method: str = 'scsc',
+  samples: int = 1_000,
+  size: int = 10,
+  batch: int = 100,
+  seed: int = 0,
+) -> applications.Nested:
+  """The problem near its solution, where it is strongly convex.
+
+  Args:
+    method: `scsc`, or `scgd` without the correction.
+    samples: n.
+    size: dimension of x.
+    batch: samples in a batch, drawn with replacement.
+    seed: of the data: b is the square of what x should say, and noise.
+
+  Returns:
+    A `Nested`.
+  """
+  draw = np.random.default_rng(seed)
+  truth = draw.normal(size=size) / size**0.5
+  a = draw.normal(size=(samples, size))
+  b = (a @ truth) ** 2 + draw.normal(size=samples) / 2
+  functions = levels()
+  inner = lambda x, rows: (
+    functions[0](x, rows),
+    functions[1](functions[0](x, rows), rows),
+  )
+  solved = _minimise(
+    lambda x, rows: functions[2](inner(x, rows)[1], rows), (a, b), truth
+  )
+  rows = (jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+  level_1, level_2 = inner(solved, rows)
+
+  def solver(schedule):
+    return getattr(bj, method)(
+      functions,
+      main=optax.sgd(schedule),
+      tracking=schedule,
+      levels=lambda params: inner(params.main, rows),
+    )
+
+  def drawn(key: chex.PRNGKey):
+    index = jax.random.randint(key, (batch,), 0, samples)
+    return rows[0][index], rows[1][index]
+
+  return applications.Nested(
+    oracle=bj.compositional(functions),
+    solver=solver,
+    draw=drawn,
+    everything=rows,
+    solution=bj.sequences(main=solved, level_1=level_1, level_2=level_2),
+    params=lambda z: bj.sequences(main=z.main),
+    main='main',
+    distance=0.03,
+    room=4.0,
+  )
+
+
+def _minimise(loss, rows, start):
+  """By BFGS in float64."""
+  with jax.enable_x64(True):
+    rows = tuple(jnp.asarray(r, jnp.float64) for r in rows)
+    both = jax.jit(jax.value_and_grad(lambda x: loss(x, rows)))
+    found = scipy.optimize.minimize(
+      lambda x: tuple(np.asarray(z) for z in both(x)),
+      start,
+      jac=True,
+      options={'gtol': 1e-10},
+    )
+  return jnp.asarray(found.x, jnp.float32)
