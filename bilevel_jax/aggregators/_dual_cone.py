@@ -12,12 +12,18 @@ def _project(
   gramian: chex.Array, weights: chex.Array, ridge: float
 ) -> chex.Array:
   """Weights of the projection of a weighted gradient on the dual cone."""
-  size = gramian.shape[0]
-  # Of trace one, so that the ridge is a share of all squared norms.
-  unit = _quadratic.normalised(gramian) / size
-  unit = unit + ridge * jnp.eye(size, dtype=gramian.dtype)
+  # Rows of length one: the ridge is then a share of each row's own squared
+  # norm, and a short gradient is protected as well as a long one.
+  length = jnp.sqrt(jnp.diagonal(gramian))
+  length = jnp.where(length > 0, length, 1)
+  unit = gramian / (length[:, None] * length[None, :])
+  unit = unit + ridge * jnp.eye(gramian.shape[0], dtype=gramian.dtype)
+  weights = weights * length
+  scale = jnp.max(weights)
+  weights = weights / jnp.where(scale > 0, scale, 1)
   # Least length among weights of at least the given ones.
-  return weights + _quadratic.nonnegative_qp(unit, -unit @ weights)
+  found = weights + _quadratic.nonnegative_qp(unit, -unit @ weights)
+  return found * scale / length
 
 
 def upgrad(
@@ -31,8 +37,9 @@ def upgrad(
 
   Args:
     objectives: the number of rows.
-    ridge: added to the diagonal of the Gram matrix of trace one; it keeps the
-      quadratic programs well posed, and :math:`d` may conflict by that much.
+    ridge: added to the diagonal of the Gram matrix of gradients of length one;
+      it keeps the quadratic programs well posed, and :math:`d` may conflict
+      with a gradient by that share of the gradient's part in it.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
-from bilevel_jax.aggregators import _rows, _weighted
+from bilevel_jax.aggregators import _quadratic, _rows, _weighted
 
 
 def _orders(key: chex.PRNGKey, objectives: int) -> chex.Array:
@@ -158,7 +158,9 @@ def grad_vac(
     key, targets = seen.state.inner
     key, now = jax.random.split(key)
     orders = _orders(now, objectives)
-    weights, targets = vaccinate(seen.gramian(), targets, orders, rate)
+    # Its guards against zero are absolute: the matrix is of the order of one.
+    gramian = _quadratic.normalised(seen.gramian())
+    weights, targets = vaccinate(gramian, targets, orders, rate)
     return weights, (key, targets)
 
   def start(dtype):

@@ -127,6 +127,8 @@ def multi_gradient_bias(
   params: Any,
   batches: Any,
   truth: types.Jacobian,
+  *,
+  remember: bool = False,
 ) -> MultiGradientBias:
   r"""The bias of a multi-gradient direction at one point of a run.
 
@@ -143,6 +145,10 @@ def multi_gradient_bias(
     params: the point.
     batches: fresh batches, stacked along a leading axis.
     truth: the Jacobian without noise.
+    remember: whether the aggregator's state passes from batch to batch while
+      the point stays, so that the expectation is also over what a method with
+      a memory remembers. Else it is over the next batch only, and the noise
+      that is in the memory now counts as a bias.
 
   Returns:
     A `MultiGradientBias`, scalars in units of a gradient norm.
@@ -163,23 +169,25 @@ def multi_gradient_bias(
   """
   begin = oracle.init(params)
 
-  def one(batch):
+  def one(batch, memory):
     jacobian, _ = oracle.update(batch, begin, params)
-    direction, after = aggregator.update(jacobian, state, params)
-    return direction, objective_weights(after)
+    direction, after = aggregator.update(jacobian, memory, params)
+    return direction, objective_weights(after), after
 
-  def add(total, batch):
-    direction, weights = one(batch)
+  def add(carry, batch):
+    total, memory = carry
+    direction, weights, after = one(batch, memory)
     square = optax.tree.norm(direction, squared=True)
-    return jax.tree.map(jnp.add, total, (direction, weights, square)), None
+    total = jax.tree.map(jnp.add, total, (direction, weights, square))
+    return (total, after if remember else memory), None
 
   first = jax.tree.map(lambda leaf: leaf[0], batches)
-  direction, weights = jax.eval_shape(one, first)
+  direction, weights, _ = jax.eval_shape(one, first, state)
   square = jax.ShapeDtypeStruct((), weights.dtype)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), (direction, weights, square)
   )
-  total, _ = jax.lax.scan(add, zeros, batches)
+  (total, _), _ = jax.lax.scan(add, (zeros, state), batches)
   count = jax.tree.leaves(batches)[0].shape[0]
   direction, weights, square = jax.tree.map(lambda x: x / count, total)
   shortest = _quadratic.min_norm_weights(_rows.gramian(truth))

@@ -1,12 +1,13 @@
 """Compares multi-objective methods on one problem, with equal tuning for all.
 
-Every method, single-task nets included, gets the same steps, batches and grid
-of learning rates; the rate is chosen on validation data, as the mean over seeds
-of the mean score over tasks.
+Every method, single-task nets included, gets the same steps, batches and number
+of trials: a method with a hyperparameter of its own tries three values of it at
+each of a few learning rates, one without tries three times as many learning
+rates. The trial is chosen on validation data, as the mean over seeds of the
+mean score over tasks.
 """
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,40 +17,22 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.moco import methods
+from experiments.moco import bias, methods
+from experiments.moco import problem as problems
 
-BIAS_BATCHES = 256
-BIASED = ('smg', 'moco', 'moco_exact')
+VALUES = 3  # Of a method's own hyperparameter.
 
 
-class Problem(NamedTuple):
-  """Several tasks on one shared trunk.
+class Grid(NamedTuple):
+  """The learning rates that are tried.
 
   Attributes:
-    name: of the problem, in metrics.
-    tasks: names of the tasks.
-    metric: name of what is measured of each task.
-    higher_is_better: of that metric.
-    init: key -> sequences `trunk` and `heads`.
-    oracle: given `multi_objective`'s keywords, gives the oracle.
-    losses: (params, batch) -> all losses, for methods without rows.
-    batch: (key, data) -> a training batch.
-    split: (batch, parts) -> independent parts of it.
-    score: (params, part of the data) -> the metric of each task.
-    data: with the parts `train`, `validation` and `test`.
+    alone: by methods without a hyperparameter of their own.
+    beside_own: by the others, at each value of theirs: a third as many.
   """
 
-  name: str
-  tasks: tuple[str, ...]
-  metric: str
-  higher_is_better: bool
-  init: Callable[[Any], Any]
-  oracle: Callable[[], optax.GradientTransformationExtraArgs]
-  losses: Callable[[Any, Any], Any]
-  batch: Callable[[Any, Any], Any]
-  split: Callable[[Any, int], Any]
-  score: Callable[[Any, Any], Any]
-  data: dict[str, Any]
+  alone: tuple[float, ...]
+  beside_own: tuple[float, ...]
 
 
 class Outcome(NamedTuple):
@@ -57,47 +40,61 @@ class Outcome(NamedTuple):
 
   Attributes:
     rate: the chosen learning rate.
+    own: the chosen index of its own hyperparameter's values, or 0.
     score: of each task on the test data, (seeds, tasks).
-    trained: the run, all learning rates.
-    members: indices of the seeds at the chosen rate.
+    trained: the run, all trials.
+    members: indices of the seeds at the chosen trial.
+    at_own: such indices at the best rate for each value of its own
+      hyperparameter.
     step_seconds: wall time of one step of one seed, without compilation.
   """
 
   rate: float
+  own: int
   score: np.ndarray
   trained: harness.Trained
   members: np.ndarray
+  at_own: tuple[np.ndarray, ...]
   step_seconds: float
 
 
-def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
-  """Weights of a dense layer, by He's initialisation for ReLU."""
-  scale = (2 / inputs) ** 0.5
-  return {
-    'w': scale * jax.random.normal(key, (inputs, outputs)),
-    'b': jnp.zeros(outputs),
-  }
+def check(names: tuple[str, ...], grid: Grid) -> None:
+  """Raises ValueError for methods or rates that no comparison can have."""
+  unknown = set(names) - set(methods.EVERY)
+  if unknown or not names:
+    raise ValueError(
+      f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
+    )
+  trials, few = len(grid.alone), len(grid.beside_own)
+  if not few or trials != VALUES * few:
+    raise ValueError(
+      f'rates are {VALUES} times as many as rates_beside_own, so that every '
+      f'method has as many trials: got {trials} and {few}.'
+    )
 
 
-def mlp_trunk(sizes: tuple[int, ...]) -> tuple[Any, Any]:
-  """A perceptron with ReLU after every layer: (init, apply)."""
-
-  def init(key):
-    keys = jax.random.split(key, len(sizes) - 1)
-    return [dense(k, i, o) for k, i, o in zip(keys, sizes, sizes[1:])]
-
-  def apply(layers, inputs):
-    for layer in layers:
-      inputs = jax.nn.relu(inputs @ layer['w'] + layer['b'])
-    return inputs
-
-  return init, apply
-
-
-def make_solver(problem: Problem, name: str, rate: Any, steps: int, key: Any):
+def make_solver(
+  problem: problems.Problem,
+  name: str,
+  rate: Any,
+  own: Any,
+  steps: int,
+  key: Any,
+):
   """A method by name, `only <task>` for a single-task net, with Adam.
 
   The learning rate decays by a cosine, for every method.
+
+  Args:
+    problem: what to learn.
+    name: of the method.
+    rate: the first learning rate.
+    own: index of its own hyperparameter's value.
+    steps: of the run.
+    key: of random methods.
+
+  Returns:
+    A solver.
   """
   schedule = optax.cosine_decay_schedule(1.0, steps)
   adam = lambda: optax.chain(
@@ -107,44 +104,59 @@ def make_solver(problem: Problem, name: str, rate: Any, steps: int, key: Any):
   )
   move = bj.per_sequence(trunk=adam(), heads=adam())
   count = len(problem.tasks)
-  if name == 'famo':
-    return bj.famo(problem.losses, count, optimiser=move)
   if name.startswith('only '):
     task = int(name.removeprefix('only '))
     loss = lambda params, batch: problem.losses(params, batch)[task]
     return optax.chain(bj.gradient(loss), move)
-  method = methods.METHODS[name]
+  value = methods.own_value(name, own)
+  if name == 'famo':
+    return bj.famo(problem.losses, count, optimiser=move, weight_rate=value)
   oracle = problem.oracle()
+  if name == 'moco_plus':
+    like = bj.jacobian_like(count, rest=('heads',))
+    oracle = bj.storm(oracle, methods.share(*value), like=like)
+    link = bj.moco(
+      count, tracking=1.0, weight_step=methods.decay(0.1), rest=('heads',)
+    )
+    return optax.chain(oracle, link, move)
+  method = methods.METHODS[name]
   if method.samples > 1:
     oracle = bj.independent(oracle, method.samples, split=problem.split)
-  return optax.chain(oracle, method.make(count, key, ('heads',)), move)
+  return optax.chain(oracle, method.make(count, key, ('heads',), value), move)
 
 
 def run(
-  problem: Problem,
+  problem: problems.Problem,
   name: str,
   options: harness.Options,
   *,
   steps: int,
   chunk: int,
-  rates: tuple[float, ...],
+  grid: Grid,
   settings: Any,
 ) -> Outcome:
-  """Trains a method for all learning rates and seeds, and chooses a rate."""
-  seeds, hyper = harness.members(options.seeds, rate=rates)
+  """Trains a method for all trials and seeds, and chooses a trial."""
+  own = None if name.startswith('only ') else methods.own(name)
+  rates = grid.alone if own is None else grid.beside_own
+  values = range(1 if own is None else len(own.values))
+  seeds, hyper = harness.members(options.seeds, own=tuple(values), rate=rates)
   better = 1.0 if problem.higher_is_better else -1.0
 
+  def score(params, part):
+    scores = problem.score(params, part)
+    if name.startswith('only '):
+      scores = scores[int(name.removeprefix('only '))][None]
+    return scores
+
   def solver(hyper):
-    return make_solver(problem, name, hyper['rate'], steps, jax.random.key(17))
+    key = jax.random.key(17)
+    return make_solver(problem, name, hyper['rate'], hyper['own'], steps, key)
 
   def evaluate(context, params, state):
-    found = {}
-    for part in ('validation', 'test'):
-      scores = problem.score(params, context.data[part])
-      if name.startswith('only '):
-        scores = scores[int(name.removeprefix('only '))][None]
-      found |= {f'{part}/{i}': score for i, score in enumerate(scores)}
-      found[f'{part}/mean'] = jnp.mean(scores)
+    found = {
+      f'{part}/mean': jnp.mean(score(params, context.data[part]))
+      for part in ('validation', 'test')
+    }
     if not name.startswith('only '):
       weights = bj.objective_weights(state)
       shown = weights[: min(len(weights), 8)]
@@ -166,75 +178,42 @@ def run(
     settings=settings,
   )
   count = len(options.seeds)
-  grid = lambda values: values.reshape(len(rates), count)
-  validation = grid(better * trained.history['validation/mean'][-1])
-  chosen = int(np.nanargmax(np.nanmean(validation, axis=1)))
-  members = np.arange(count) + chosen * count
-  tasks = 1 if name.startswith('only ') else len(problem.tasks)
-  score = np.stack(
-    [trained.history[f'test/{i}'][-1][members] for i in range(tasks)], axis=-1
+  validation = better * trained.history['validation/mean'][-1]
+  validation = validation.reshape(len(values), len(rates), count)
+  # A trial with a seed that stopped is not chosen.
+  by_trial = np.nan_to_num(validation.mean(axis=-1), nan=-np.inf)
+  at = lambda own, rate: np.arange(count) + (own * len(rates) + rate) * count
+  best = [int(np.argmax(of_own)) for of_own in by_trial]
+  chosen = int(np.argmax(by_trial.max(axis=1)))
+  members = at(chosen, best[chosen])
+  last = jax.jit(jax.vmap(score, (0, None)))(
+    jax.tree.map(lambda x: jnp.asarray(x)[members], trained.params),
+    problem.data['test'],
   )
-  seconds = trained.seconds / (steps * len(seeds))
-  return Outcome(rates[chosen], score, trained, members, seconds)
-
-
-def bias(
-  problem: Problem, name: str, outcome: Outcome, seed: int
-) -> dict[str, float]:
-  """Multi-gradient biases at the end of a run, of its method and of SMG.
-
-  The mean over the same fresh batches stands for the expectation and for the
-  true gradients alike, so that no error of sampling is counted as a bias.
-  """
-  member = int(outcome.members[seed])
-  take = lambda tree: jax.tree.map(lambda x: x[member], tree)
-  params, state = take(outcome.trained.params), take(outcome.trained.state)
-  keys = jax.random.split(jax.random.key(10_000 + seed), BIAS_BATCHES)
-  count = len(problem.tasks)
-  oracle = problem.oracle()
-  links = {'own': methods.METHODS[name].make(count, keys[0], ('heads',))}
-  states = {'own': state[1]}
-  links['smg'] = bj.smg(count)
-  states['smg'] = links['smg'].init(params)
-
-  @jax.jit
-  def measure(params, states, data):
-    begin = oracle.init(params)
-    batches = jax.vmap(lambda key: problem.batch(key, data))(keys)
-    jacobian = lambda batch: oracle.update(batch, begin, params)[0]
-
-    def add(total, batch):
-      return jax.tree.map(jnp.add, total, jacobian(batch)), None
-
-    first = jacobian(jax.tree.map(lambda x: x[0], batches))
-    total, _ = jax.lax.scan(add, optax.tree.zeros_like(first), batches)
-    truth = jax.tree.map(lambda x: x / BIAS_BATCHES, total)
-    found = {}
-    for which, link in links.items():
-      found[which] = bj.multi_gradient_bias(
-        oracle, link, states[which], params, batches, truth
-      )
-    return found
-
-  found = jax.device_get(measure(params, states, problem.data))
-  return {
-    f'{which}/{field}': float(value)
-    for which, result in found.items()
-    for field, value in result._asdict().items()
-  }
+  stopped = np.isnan(trained.history['test/mean'][-1][members])
+  scores = np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
+  return Outcome(
+    rate=rates[best[chosen]],
+    own=chosen,
+    score=scores,
+    trained=trained,
+    members=members,
+    at_own=tuple(at(i, rate) for i, rate in enumerate(best)),
+    step_seconds=trained.seconds / (steps * len(seeds)),
+  )
 
 
 def compare(
-  problem: Problem,
+  problem: problems.Problem,
   names: tuple[str, ...],
   options: harness.Options,
   *,
   steps: int,
   chunk: int,
-  rates: tuple[float, ...],
+  grid: Grid,
   settings: Any,
-  single: tuple[int, ...] | None = None,
   baseline: np.ndarray | None = None,
+  by_batch: dict[int, problems.Problem] | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Outcome]]:
   """Runs all methods; gives metrics, rows of the table and outcomes.
 
@@ -244,11 +223,12 @@ def compare(
     options: what the flags say.
     steps: of every method.
     chunk: steps between two records.
-    rates: the tuning grid of learning rates.
+    grid: the learning rates that are tried.
     settings: of the run, for its folder.
-    single: indices of tasks that get a single-task net; all by default.
     baseline: test scores (tasks,) of single-task models where they are fitted
       otherwise.
+    by_batch: the same problem with other sizes of a batch, at which biases are
+      measured, see `bias`; empty for none.
 
   Returns:
     Metrics by stable name, rows and outcomes by method.
@@ -257,11 +237,11 @@ def compare(
   given = {
     'steps': steps,
     'chunk': chunk,
-    'rates': rates,
+    'grid': grid,
     'settings': settings,
   }
   if baseline is None:
-    single = tuple(range(len(problem.tasks))) if single is None else single
+    single = range(len(problem.tasks))
     alone = [run(problem, f'only {i}', options, **given) for i in single]
     baseline = np.array([np.nanmean(one.score) for one in alone])
   outcomes, metrics, rows = {}, {}, []
@@ -286,27 +266,14 @@ def compare(
     metrics[f'{name}/{place}/dm/half_width'] = interval.half_width
     row['dm %'] = interval
     row['rate'] = metrics[f'{name}/{place}/rate'] = outcome.rate
+    own = methods.own(name)
+    row['own'] = '' if own is None else own.label(outcome.own)
+    metrics[f'{name}/{place}/own'] = outcome.own
     row['ms a step'] = 1e3 * outcome.step_seconds
     metrics[f'{name}/{place}/step_seconds'] = outcome.step_seconds
     rows.append(row)
-  for name in set(names) & set(BIASED):
-    found = [
-      bias(problem, name, outcomes[name], i) for i in range(len(options.seeds))
-    ]
-    mean = {
-      key: float(np.mean([one[key] for one in found])) for key in found[0]
-    }
-    for key, value in mean.items():
-      metrics[f'{name}/{place}/bias/{key}'] = value
-    if name != 'smg':
-      ratios = [
-        one['smg/at_own_weights'] / one['own/at_own_weights'] for one in found
-      ]
-      interval = harness.mean_interval(ratios)
-      metrics[f'{name}/{place}/bias_ratio'] = interval.mean
-      metrics[f'{name}/{place}/bias_ratio/half_width'] = interval.half_width
-  if f'moco/{place}/bias_ratio' in metrics:
-    metrics[f'{place}/bias_ratio'] = metrics[f'moco/{place}/bias_ratio']
+  if by_batch:
+    metrics |= bias.measure(place, by_batch, outcomes)
   metrics[f'{place}/seconds'] = time.monotonic() - start
   return metrics, rows, outcomes
 

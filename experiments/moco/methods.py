@@ -10,35 +10,93 @@ import optax
 import bilevel_jax as bj
 
 
+class Own(NamedTuple):
+  """A method's own hyperparameter, which is tuned beside the learning rate.
+
+  Attributes:
+    name: of the hyperparameter.
+    values: what is tried; numbers, or the arguments of `share`. The first is
+      taken where nothing is tuned.
+  """
+
+  name: str
+  values: tuple[Any, ...]
+
+  def label(self, index: int) -> str:
+    """The hyperparameter and a value in words."""
+    value = self.values[index]
+    if isinstance(value, tuple):
+      first, power = value
+      value = f'{first:g} / (k + 1)^{power:g}' if power else first
+    return f'{self.name} {value}'
+
+
 class Method(NamedTuple):
   """An aggregator with what it needs of an oracle.
 
   Attributes:
-    make: (objectives, key, rest) -> aggregator.
+    make: (objectives, key, rest, value of its own hyperparameter, None for a
+      method that has none) -> aggregator.
     samples: how many independent Jacobians it takes.
+    own: its own hyperparameter, or None.
   """
 
-  make: Callable[[int, chex.PRNGKey, tuple[str, ...]], Any]
+  make: Callable[[int, chex.PRNGKey, tuple[str, ...], Any], Any]
   samples: int = 1
+  own: Own | None = None
+
+  def first(self, objectives: int, key: chex.PRNGKey) -> Any:
+    """The aggregator where nothing is tuned and all parameters are shared."""
+    own = None if self.own is None else self.own.values[0]
+    return self.make(objectives, key, (), own)
+
+
+def decay(first: Any, power: Any = 0.5) -> Callable[[Any], Any]:
+  """The schedule first / (count + 1) ** power."""
+  return lambda count: first / (count + 1.0) ** power
+
+
+def share(first: Any, power: Any = 0.5) -> Callable[[Any], Any]:
+  """The same, at most one."""
+  return lambda count: jnp.minimum(decay(first, power)(count), 1.0)
 
 
 def _plain(aggregator, **given):
-  return Method(lambda objectives, key, rest: aggregator(objectives, **given))
+  return Method(
+    lambda objectives, key, rest, own: aggregator(objectives, **given)
+  )
 
 
 def _keyed(aggregator):
-  return Method(lambda objectives, key, rest: aggregator(objectives, key=key))
+  return Method(
+    lambda objectives, key, rest, own: aggregator(objectives, key=key)
+  )
+
+
+def _tuned(aggregator, name, values, samples=1, keyed=False, **given):
+  def make(objectives, key, rest, own):
+    keywords = {name: own, **given}
+    if keyed:
+      keywords['key'] = key
+    if samples > 1:
+      keywords['samples'] = samples
+    return aggregator(objectives, **keywords)
+
+  return Method(make, samples, Own(name.replace('_', ' '), values))
+
+
+# Of a new gradient in what is tracked: decaying as in the paper's theorem, as
+# the authors' code has it, and a half.
+SHARES = ((1.0, 0.5), (5.0, 0.5), (0.5, 0.0))
 
 
 def _moco(**given):
   return Method(
-    lambda objectives, key, rest: bj.moco(objectives, rest=rest, **given)
+    lambda objectives, key, rest, own: bj.moco(
+      objectives, tracking=share(*own), rest=rest, **given
+    ),
+    own=Own('share', SHARES),
   )
-
-
-def decay(first: float, power: float = 0.5) -> Callable[[Any], Any]:
-  """The schedule first / (count + 1) ** power."""
-  return lambda count: first / (count + 1.0) ** power
 
 
 METHODS = {
@@ -46,30 +104,43 @@ METHODS = {
   'smg': _plain(bj.smg),
   'mgda': _plain(bj.mgda, normalise=True),
   'pcgrad': _keyed(bj.pcgrad),
-  'grad_vac': _keyed(bj.grad_vac),
+  'grad_vac': _tuned(bj.grad_vac, 'rate', (0.5, 0.1, 0.01), keyed=True),
   'grad_drop': _keyed(bj.grad_drop),
-  'cagrad': _plain(bj.cagrad),
+  'cagrad': _tuned(bj.cagrad, 'radius', (0.4, 0.2, 0.8)),
   'imtl_g': _plain(bj.imtl_g),
   'nash_mtl': _plain(bj.nash_mtl, normalise=True),
   'aligned_mtl': _plain(bj.aligned_mtl),
   'upgrad': _plain(bj.upgrad),
   'dual_proj': _plain(bj.dual_proj),
-  'stch': _plain(bj.stch, smoothing=0.1),
-  'uncertainty': _plain(bj.uncertainty_weighting),
-  'modo': Method(
-    lambda objectives, key, rest: bj.modo(
-      objectives, weight_step=0.1, samples=2
-    ),
-    samples=2,
-  ),
-  'sdmgrad': Method(
-    lambda objectives, key, rest: bj.sdmgrad(objectives, samples=2), samples=2
-  ),
-  'moco': _moco(
-    tracking=decay(1.0), weight_step=decay(0.1), regularisation=0.0
-  ),
-  'moco_exact': _moco(tracking=decay(1.0), exact=True),
+  'stch': _tuned(bj.stch, 'smoothing', (0.1, 0.3, 1.0)),
+  'uncertainty': _tuned(bj.uncertainty_weighting, 'rate', (0.025, 0.005, 0.1)),
+  'modo': _tuned(bj.modo, 'weight_step', (0.1, 0.01, 1.0), samples=2),
+  'sdmgrad': _tuned(bj.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
+  'moco': _moco(weight_step=decay(0.1), regularisation=0.0),
+  'moco_exact': _moco(exact=True),
 }
+
+
+# Whole solvers beside them, with their own hyperparameters.
+SOLVERS = {
+  'famo': Own('weight rate', (0.025, 0.005, 0.1)),
+  'moco_plus': Own('share', SHARES),
+}
+EVERY = (*METHODS, *SOLVERS)
+
+
+def own(name: str) -> Own | None:
+  """A method's own hyperparameter, or None."""
+  return SOLVERS[name] if name in SOLVERS else METHODS[name].own
+
+
+def own_value(name: str, index: Any) -> Any:
+  """The value of a method's own hyperparameter; the index may be traced."""
+  tried = own(name)
+  if tried is None:
+    return None
+  value = jnp.asarray(tried.values)[index]
+  return tuple(value) if value.ndim else value
 
 
 class SideBySide(NamedTuple):

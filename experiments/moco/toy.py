@@ -63,6 +63,9 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    methods=('moco_exact', 'smg', 'pcgrad', 'cagrad'), learning_rates=(1e-3,)
+  ),
   'paper': Settings(
     methods=OURS
     + CONTROLS
@@ -120,7 +123,7 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     if method.samples > 1:
       one_each = lambda noise, samples: noise[:samples, None]
       oracle = bj.independent(oracle, method.samples, split=one_each)
-    aggregator = method.make(OBJECTIVES, key, ())
+    aggregator = method.first(OBJECTIVES, key)
   schedule = lambda count: rate * (count + 1.0) ** -settings.decay
   return optax.chain(oracle, aggregator, optax.adam(schedule))
 

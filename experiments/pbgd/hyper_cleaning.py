@@ -19,7 +19,7 @@ from absl import logging
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbgd import cleaning, cleaning_methods
+from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
 
 # Noise and first weights of the tuning runs; seeds count up from 0.
@@ -114,24 +114,6 @@ class Members(NamedTuple):
   fractions: tuple[float, ...]
 
 
-class Outcome(NamedTuple):
-  """What a method came to, one value for each seed.
-
-  Attributes:
-    trained: the run.
-    scale: the chosen factor of its step sizes.
-    retrained: the run of a model trained anew on the kept digits, or None; its
-      members are the seeds with what they keep at the selected step, then the
-      same seeds at the last.
-    seconds: of everything, tuning included.
-  """
-
-  trained: harness.Trained
-  scale: float
-  retrained: harness.Trained | None
-  seconds: float
-
-
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
   known = BILEVEL + CONTROLS
@@ -197,7 +179,9 @@ class Comparison:
     fraction = self._settings.polluted_fraction
     return Members((TUNING_SEED,) * count, (fraction,) * count)
 
-  def run(self, method: str, members: Members | None = None) -> Outcome:
+  def run(
+    self, method: str, members: Members | None = None
+  ) -> cleaning_report.Outcome:
     """Tunes and runs a method, and retrains on what it keeps.
 
     Args:
@@ -229,7 +213,9 @@ class Comparison:
       kept = jnp.concatenate(logits) >= 0
       twice = Members(*(field * len(logits) for field in members))
       retrained = self._train('plain', name, kept, twice, plain_scale)
-    return Outcome(trained, scale, retrained, time.monotonic() - start)
+    return cleaning_report.Outcome(
+      trained, scale, retrained, time.monotonic() - start
+    )
 
   def _suggest(self):
     """Step sizes and penalty from curvatures, with the tuning noise."""
@@ -339,93 +325,6 @@ def _settings_of_one_run(settings: Settings) -> dict[str, Any]:
   return {k: v for k, v in given.items() if k not in ('methods', 'seeds')}
 
 
-def at_best(trained: harness.Trained, metric: str, by: str) -> np.ndarray:
-  """A metric where another is highest for the first time, one a seed."""
-  score = np.where(np.isnan(trained.history[by]), -np.inf, trained.history[by])
-  rows = np.argmax(score, axis=0)
-  return trained.history[metric][rows, np.arange(score.shape[1])]
-
-
-def summarise(
-  outcomes: dict[str, Outcome], model: str
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics by stable name, and rows of the table.
-
-  Args:
-    outcomes: by method.
-    model: name of the model.
-
-  Returns:
-    Means over seeds with their 95 % intervals. Without a further word, a metric
-    is at the step chosen on the selection digits.
-  """
-  metrics, rows = {}, []
-
-  def put(name, values):
-    interval = harness.mean_interval(values)
-    metrics[name] = interval.mean
-    metrics[f'{name}/half_width'] = interval.half_width
-    return interval
-
-  for method, (trained, scale, retrained, seconds) in outcomes.items():
-    prefix = f'{method}/{model}'
-    row: dict[str, Any] = {'method': method}
-    for metric, short in (('test_accuracy', 'accuracy'), ('f1', 'F1')):
-      if metric not in trained.history:
-        continue
-      last = trained.history[metric][-1]
-      selected = at_best(trained, metric, 'selection_accuracy')
-      flattered = at_best(trained, metric, 'test_accuracy')
-      row[f'{short}, selected'] = put(f'{prefix}/{metric}', selected)
-      row[f'{short}, last'] = put(f'{prefix}/last/{metric}', last)
-      best = put(f'{prefix}/best_on_test/{metric}', flattered)
-      row[f'{short}, best on test'] = best
-    if retrained is not None:
-      again = at_best(retrained, 'test_accuracy', 'selection_accuracy')
-      selected, last = np.split(again, 2)
-      row['retrained, selected'] = put(f'{prefix}/retrained_accuracy', selected)
-      name = f'{prefix}/last/retrained_accuracy'
-      row['retrained, last'] = put(name, last)
-    metrics[f'{prefix}/scale'] = scale
-    step = np.asarray(trained.best.step, np.float64)
-    row['step'] = metrics[f'{prefix}/selected_step'] = float(step.mean())
-    counts = _last_counts(trained)
-    for name, value in counts.items():
-      metrics[f'{prefix}/count/{name}'] = value
-    row['gradients'] = cleaning_methods.evaluated(counts)
-    row['scale'], row['seconds'] = scale, round(seconds)
-    rows.append(row)
-  if {'suggested', 'v_pbgd'} <= set(outcomes):
-    for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
-      metrics[f'{name}/f1'] = metrics[f'{method}/{model}/f1']
-  return metrics, rows
-
-
-def _last_counts(trained: harness.Trained) -> dict[str, float]:
-  return {
-    name.removeprefix('count/'): float(np.nanmax(values[-1]))
-    for name, values in trained.history.items()
-    if name.startswith('count/')
-  }
-
-
-COLUMNS = (
-  'method',
-  'F1, selected',
-  'retrained, selected',
-  'accuracy, selected',
-  'F1, last',
-  'retrained, last',
-  'accuracy, last',
-  'F1, best on test',
-  'accuracy, best on test',
-  'step',
-  'gradients',
-  'scale',
-  'seconds',
-)
-
-
 def main(options: harness.Options) -> None:
   """Runs the methods and writes the table, the plots and the results."""
   start = time.monotonic()
@@ -435,9 +334,9 @@ def main(options: harness.Options) -> None:
   for method in settings.methods:
     outcomes[method] = comparison.run(method)
     logging.info('%s done', method)
-  metrics, rows = summarise(outcomes, settings.model)
-  harness.write_table(options.workdir, rows, COLUMNS)
-  _plot(pathlib.Path(options.workdir) / 'curves.png', outcomes)
+  metrics, rows = cleaning_report.summarise(outcomes, settings.model)
+  harness.write_table(options.workdir, rows, cleaning_report.COLUMNS)
+  cleaning_report.plot(pathlib.Path(options.workdir) / 'curves.png', outcomes)
   path = harness.write_results(
     options,
     metrics=metrics,
@@ -447,37 +346,6 @@ def main(options: harness.Options) -> None:
     method_seconds={m: o.seconds for m, o in outcomes.items()},
   )
   print(f'Results: {path}')
-
-
-def _plot(path: pathlib.Path, outcomes: dict[str, Outcome]) -> None:
-  """Accuracy and F1 over the gradients evaluated and over time."""
-
-  def over_gradients(trained):
-    share = trained.steps / trained.step
-    return share * cleaning_methods.evaluated(_last_counts(trained))
-
-  def over_time(trained):
-    # All members of a run share its time; all steps of a run cost the same.
-    members = trained.history['test_accuracy'].shape[1]
-    return trained.steps / trained.step * trained.seconds / members
-
-  panels = []
-  for metric, ylabel in (
-    ('test_accuracy', 'test accuracy'),
-    ('f1', 'F1 of keeping clean digits'),
-  ):
-    for axis, xlabel in (
-      (over_gradients, 'gradients evaluated'),
-      (over_time, 'seconds a seed'),
-    ):
-      curves = {
-        method: (axis(outcome.trained), outcome.trained.history[metric])
-        for method, outcome in outcomes.items()
-        if metric in outcome.trained.history
-      }
-      if curves:
-        panels.append(harness.Panel(curves, xlabel, ylabel, logx=True))
-  harness.plot_panels(path, panels)
 
 
 if __name__ == '__main__':

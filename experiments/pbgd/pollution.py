@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from experiments.pbgd import hyper_cleaning
+from experiments.pbgd import cleaning_report, hyper_cleaning
 
 METHODS = ('v_pbgd', 'noisy_train', 'clean_part')
 
@@ -51,7 +51,7 @@ PRESETS = {
 
 
 def summarise(
-  outcomes: dict[str, hyper_cleaning.Outcome], settings: Settings
+  outcomes: dict[str, cleaning_report.Outcome], settings: Settings
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, np.ndarray]]:
   """Metrics, rows of the table, and curves of (fractions, seeds)."""
   shape = (len(settings.fractions), -1)
@@ -60,10 +60,10 @@ def summarise(
   for method, (trained, _, retrained, _) in outcomes.items():
     for metric in ('f1', 'test_accuracy'):
       if metric in trained.history:
-        values = hyper_cleaning.at_best(trained, metric, by_step)
+        values = cleaning_report.at_best(trained, metric, by_step)
         curves[f'{method}/{metric}'] = values.reshape(shape)
     if retrained is not None:
-      again = hyper_cleaning.at_best(retrained, 'test_accuracy', by_step)
+      again = cleaning_report.at_best(retrained, 'test_accuracy', by_step)
       selected, _ = np.split(again, 2)
       curves[f'{method}/retrained_accuracy'] = selected.reshape(shape)
   metrics, rows = {}, []

@@ -130,6 +130,12 @@ def test_bias_falls_while_that_of_smg_does_not():
       oracle, link, state, params, draw(1, 4096), truth
     )
     biases[name] = float(bias.at_own_weights), float(bias.from_min_norm)
+    kept = bj.multi_gradient_bias(
+      oracle, link, state, params, draw(1, 4096), truth, remember=True
+    )
+    biases[f'{name}, kept'] = float(kept.at_own_weights)
+  np.testing.assert_allclose(biases['smg, kept'], biases['smg'][0], rtol=1e-4)
+  assert biases['moco, kept'] < biases['smg'][0] / 5
   assert biases['moco'][0] < biases['smg'][0] / 5
   assert biases['moco'][1] < biases['smg'][1] / 2
 

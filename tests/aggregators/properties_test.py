@@ -101,9 +101,9 @@ def aggregate(name, matrix):
 def test_never_conflicts_where_it_promises(name, seed, rows, kind):
   matrix = quadratic_test.draw(seed, rows, COLUMNS, kind)
   direction = aggregate(name, matrix)
-  size = np.linalg.norm(matrix, axis=1) * np.linalg.norm(direction)
-  # The programs have a ridge of a millionth of all squared norms.
-  slack = 1e-8 * size + 3e-6 * np.sum(matrix**2)
+  lengths = np.linalg.norm(matrix, axis=1)
+  # The programs have a ridge of a millionth, on gradients of length one.
+  slack = 3e-6 * lengths * (lengths.max() + np.linalg.norm(direction))
   assert np.all(matrix @ direction >= -slack)
 
 
@@ -115,7 +115,9 @@ def test_permuted_objectives_give_the_same_direction(name, seed, rows, kind):
     return  # The shortest combination is close to where it is set to zero.
   order = np.random.default_rng(seed).permutation(rows)
   here, there = aggregate(name, matrix), aggregate(name, matrix[order])
-  np.testing.assert_allclose(here, there, atol=1e-6 * np.abs(matrix).max())
+  # IMTL-G's pseudo-inverse is of a matrix whose scales lie far apart.
+  share = 1e-5 if name == 'imtl_g' else 1e-6
+  np.testing.assert_allclose(here, there, atol=share * np.abs(matrix).max())
 
 
 @pytest.mark.parametrize('name', HOMOGENEOUS)

@@ -18,8 +18,6 @@ RECORDED = json.loads(
   (pathlib.Path(__file__).parents[1] / 'data/torchjd_values.json').read_text()
 )
 KEY = jax.random.key(0)
-# That library's regularisation of its quadratic programs.
-RIDGE = 1e-4
 MAKE = {
   'mean': bj.mean,
   'weighted': lambda n: bj.weighted(np.arange(1.0, n + 1)),
@@ -29,8 +27,8 @@ MAKE = {
   'nash_mtl': bj.nash_mtl,
   'nash_mtl of norm one': lambda n: bj.nash_mtl(n, max_norm=1.0),
   'aligned_mtl': bj.aligned_mtl,
-  'upgrad': lambda n: bj.upgrad(n, ridge=RIDGE),
-  'dual_proj': lambda n: bj.dual_proj(n, ridge=RIDGE),
+  'upgrad': bj.upgrad,
+  'dual_proj': bj.dual_proj,
   'stch': lambda n: bj.stch(n, smoothing=0.3),
   'uncertainty_weighting': bj.uncertainty_weighting,
 }

@@ -16,7 +16,7 @@ import warnings
 
 import torch
 import torchjd
-from torchjd import aggregation, scalarization
+from torchjd import aggregation, linalg, scalarization
 
 torch.set_default_dtype(torch.float64)
 warnings.simplefilter('ignore')
@@ -71,6 +71,8 @@ def record():
     size = matrix.shape[0]
     weights = torch.arange(1.0, size + 1)
     losses = torch.linspace(0.5, 2.0, size)
+    # Next to none of its regularisation: the projections themselves.
+    exact = linalg.QuadprogProjector(norm_eps=1e-12, reg_eps=1e-10)
     methods = {
       'mean': aggregation.Mean(),
       'weighted': aggregation.Constant(weights),
@@ -82,8 +84,8 @@ def record():
         size, max_norm=1.0, optim_niter=200
       ),
       'aligned_mtl': aggregation.AlignedMTL(),
-      'upgrad': aggregation.UPGrad(),
-      'dual_proj': aggregation.DualProj(),
+      'upgrad': aggregation.UPGrad(projector=exact),
+      'dual_proj': aggregation.DualProj(projector=exact),
       'pcgrad': aggregation.PCGrad(),
       'grad_drop': aggregation.GradDrop(),
       'grad_vac': aggregation.GradVac(),

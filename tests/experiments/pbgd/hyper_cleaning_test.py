@@ -98,18 +98,6 @@ def test_wrong_settings(tmp_path, changes, message):
     hyper_cleaning.main(options(tmp_path, **changes))
 
 
-def test_selection_ignores_a_stopped_seed():
-  history = {
-    'selection_accuracy': np.array([[0.5, 0.1], [0.7, np.nan]]),
-    'f1': np.array([[0.2, 0.3], [0.4, np.nan]]),
-  }
-  trained = harness.Trained(
-    **dict.fromkeys(harness.Trained._fields, None) | {'history': history}
-  )
-  chosen = hyper_cleaning.at_best(trained, 'f1', 'selection_accuracy')
-  np.testing.assert_array_equal(chosen, [0.4, 0.3])
-
-
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   flags = [f'--{name}={value}' for name, value in SMALL.items()]

@@ -1,0 +1,148 @@
+"""The bias of multi-gradient directions at the end of a run, beside SMG's."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.moco import methods
+from experiments.moco import problem as problems
+
+BATCHES = 256
+MEASURED = ('moco', 'moco_exact')
+
+
+def biases(
+  problem: problems.Problem,
+  name: str,
+  trained: harness.Trained,
+  members: np.ndarray,
+  seeds: np.ndarray,
+  values: np.ndarray,
+) -> dict[str, np.ndarray]:
+  """Multi-gradient biases at the end of a run, of its method and of SMG.
+
+  The mean over the same fresh batches stands for the expectation and for the
+  true gradients alike, so that no error of sampling is counted as a bias. A
+  method with a memory sees them one after another, the parameters staying; the
+  expectation over the next batch alone, given what the memory is now, is
+  `next_batch/`.
+
+  Args:
+    problem: what was learned.
+    name: of the method.
+    trained: its run.
+    members: indices of some members (n,).
+    seeds: of each, its number among the seeds.
+    values: of each, the index of its own hyperparameter's value.
+
+  Returns:
+    By `own/`, `next_batch/` or `smg/` and a field of `bj.MultiGradientBias`,
+    (n,).
+  """
+  params, state = jax.tree.map(
+    lambda x: jnp.asarray(x)[members], (trained.params, trained.state[1])
+  )
+  key = jax.random.key(10_000)
+  count = len(problem.tasks)
+  oracle = problem.oracle()
+  smg = bj.smg(count)
+
+  def measure(given, data):
+    params, state, value, key = given
+    own = methods.METHODS[name].make(
+      count, key, ('heads',), methods.own_value(name, value)
+    )
+    begin = oracle.init(params)
+    batches = jax.vmap(lambda k: problem.batch(k, data))(
+      jax.random.split(key, BATCHES)
+    )
+    jacobian = lambda batch: oracle.update(batch, begin, params)[0]
+
+    def add(total, batch):
+      return jax.tree.map(jnp.add, total, jacobian(batch)), None
+
+    first = jax.eval_shape(jacobian, jax.tree.map(lambda x: x[0], batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    total, _ = jax.lax.scan(add, zeros, batches)
+    truth = jax.tree.map(lambda x: x / BATCHES, total)
+    of = lambda link, begun, remember: bj.multi_gradient_bias(
+      oracle, link, begun, params, batches, truth, remember=remember
+    )
+    return {
+      'own': of(own, state, True),
+      'next_batch': of(own, state, False),
+      'smg': of(smg, smg.init(params), False),
+    }
+
+  # The same batches for a seed whatever the hyperparameter.
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds))
+  run_all = jax.jit(
+    lambda given, data: jax.lax.map(lambda one: measure(one, data), given)
+  )
+  given = params, state, jnp.asarray(values), keys
+  found = jax.device_get(run_all(given, problem.data))
+  return {
+    f'{which}/{field}': np.asarray(value, np.float64)
+    for which, result in found.items()
+    for field, value in result._asdict().items()
+  }
+
+
+def measure(
+  place: str,
+  by_batch: dict[int, problems.Problem],
+  outcomes: dict[str, Any],
+) -> dict[str, float]:
+  """How many times SMG's bias is that of the methods with a memory.
+
+  Args:
+    place: name of the problem, in metrics.
+    by_batch: the problem with several sizes of a batch.
+    outcomes: of the runs, by method.
+
+  Returns:
+    Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
+    for each value of the method's own hyperparameter, those without `<share>`
+    at the chosen one, and `<place>/bias_ratio`: MoCo with the share that
+    decays as in its theorem, at the first size.
+  """
+  metrics = {}
+  for name in [name for name in MEASURED if name in outcomes]:
+    outcome = outcomes[name]
+    trials, seeds = len(outcome.at_own), len(outcome.members)
+    for batch, problem in by_batch.items():
+      found = biases(
+        problem,
+        name,
+        outcome.trained,
+        np.concatenate(outcome.at_own),
+        np.tile(np.arange(seeds), trials),
+        np.repeat(np.arange(trials), seeds),
+      )
+      for own in range(trials):
+        part = slice(own * seeds, (own + 1) * seeds)
+        ours = _summary({k: v[part] for k, v in found.items()})
+        at = f'{name}/{place}/batch{batch}'
+        metrics |= {f'{at}/share{own}/{k}': v for k, v in ours.items()}
+        if own == outcome.own:
+          metrics |= {f'{at}/{k}': v for k, v in ours.items()}
+  if 'moco' in outcomes:
+    at = f'moco/{place}/batch{next(iter(by_batch))}/share0/bias_ratio'
+    for end in ('', '/half_width'):
+      metrics[f'{place}/bias_ratio{end}'] = metrics[at + end]
+  return metrics
+
+
+def _summary(found: dict[str, np.ndarray]) -> dict[str, float]:
+  metrics = {f'bias/{key}': float(v.mean()) for key, v in found.items()}
+  for field in ('at_own_weights', 'from_min_norm'):
+    ratio = found[f'smg/{field}'] / found[f'own/{field}']
+    interval = harness.mean_interval(ratio)
+    end = '' if field == 'at_own_weights' else f'/{field}'
+    metrics[f'bias_ratio{end}'] = interval.mean
+    metrics[f'bias_ratio{end}/half_width'] = interval.half_width
+  return metrics

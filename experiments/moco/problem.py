@@ -1,0 +1,62 @@
+"""What a comparison needs of a problem, and layers to build one from."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Problem(NamedTuple):
+  """Several tasks on one shared trunk.
+
+  Attributes:
+    name: of the problem, in metrics.
+    tasks: names of the tasks.
+    metric: name of what is measured of each task.
+    higher_is_better: of that metric.
+    init: key -> sequences `trunk` and `heads`.
+    oracle: given `multi_objective`'s keywords, gives the oracle.
+    losses: (params, batch) -> all losses, for methods without rows.
+    batch: (key, data) -> a training batch.
+    split: (batch, parts) -> independent parts of it.
+    score: (params, part of the data) -> the metric of each task.
+    data: with the parts `train`, `validation` and `test`.
+  """
+
+  name: str
+  tasks: tuple[str, ...]
+  metric: str
+  higher_is_better: bool
+  init: Callable[[Any], Any]
+  oracle: Callable[[], optax.GradientTransformationExtraArgs]
+  losses: Callable[[Any, Any], Any]
+  batch: Callable[[Any, Any], Any]
+  split: Callable[[Any, int], Any]
+  score: Callable[[Any, Any], Any]
+  data: dict[str, Any]
+
+
+def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
+  """Weights of a dense layer, by He's initialisation for ReLU."""
+  scale = (2 / inputs) ** 0.5
+  return {
+    'w': scale * jax.random.normal(key, (inputs, outputs)),
+    'b': jnp.zeros(outputs),
+  }
+
+
+def mlp_trunk(sizes: tuple[int, ...]) -> tuple[Any, Any]:
+  """A perceptron with ReLU after every layer: (init, apply)."""
+
+  def init(key):
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [dense(k, i, o) for k, i, o in zip(keys, sizes, sizes[1:])]
+
+  def apply(layers, inputs):
+    for layer in layers:
+      inputs = jax.nn.relu(inputs @ layer['w'] + layer['b'])
+    return inputs
+
+  return init, apply

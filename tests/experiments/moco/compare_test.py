@@ -1,0 +1,125 @@
+"""What compares the methods: trials, choices, dm %."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.moco import bias, compare, methods
+from experiments.moco import problem as problems
+
+GRID = compare.Grid(alone=(1e-3, 1e-1, 1e3), beside_own=(1e-1,))
+
+
+def options(tmp_path):
+  return harness.Options(
+    paper='moco',
+    binary='compare',
+    preset='quick',
+    settings=None,
+    workdir=str(tmp_path),
+    data_dir=None,
+    seeds=(0, 1, 2),
+  )
+
+
+def line_problem(noise):
+  """Two parabolas in a head and a trunk of one number each."""
+
+  def losses(params, batch):
+    trunk = params.trunk + params.heads
+    slope = trunk * batch
+    return jnp.stack([(trunk - 1) ** 2 + slope[0], (trunk + 1) ** 2 + slope[1]])
+
+  zero = jnp.zeros(2)
+  return problems.Problem(
+    name='line',
+    tasks=('one', 'two'),
+    metric='loss',
+    higher_is_better=False,
+    init=lambda key: bj.sequences(
+      trunk=4 + jax.random.normal(key), heads=jnp.zeros([])
+    ),
+    oracle=lambda: bj.multi_objective(losses, 2, rest=('heads',)),
+    losses=losses,
+    batch=lambda key, data: noise * jax.random.normal(key, (2,)),
+    split=lambda batch, parts: jnp.stack([batch] * parts),
+    score=losses,
+    data={'train': zero, 'validation': zero, 'test': zero},
+  )
+
+
+def test_equal_trials_and_the_choice_by_validation(tmp_path):
+  problem = line_problem(0.1)
+  given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
+  mean = compare.run(problem, 'mean', options(tmp_path), **given)
+  moco = compare.run(problem, 'moco', options(tmp_path), **given)
+  for outcome in (mean, moco):
+    last = outcome.trained.history['validation/mean'][-1]
+    assert last.shape == (9,)  # Three trials of three seeds.
+    by_trial = last.reshape(3, 3).mean(axis=1)
+    members = outcome.members.reshape(3)
+    assert members[0] == 3 * np.argmin(by_trial)
+    assert outcome.score.mean() < 1.5
+  assert mean.rate == 0.1
+  assert moco.rate == 0.1
+  assert len(moco.at_own) == 3
+  found = bias.measure('line', {1: problem}, {'moco': moco})
+  assert found['line/bias_ratio'] == found['moco/line/batch1/share0/bias_ratio']
+  chosen = f'moco/line/batch1/share{moco.own}/bias_ratio'
+  assert found['moco/line/batch1/bias_ratio'] == found[chosen]
+
+
+def test_a_trial_with_a_seed_that_stopped_is_not_chosen(tmp_path):
+  problem = line_problem(0.0)
+  burst = lambda params, part: jnp.where(
+    jnp.abs(params.trunk) < 2, jnp.nan, problem.score(params, part)
+  )
+  given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
+  outcome = compare.run(
+    problem._replace(score=burst), 'mean', options(tmp_path), **given
+  )
+  bad = np.isnan(outcome.trained.history['validation/mean'][-1])
+  assert bad.any() and not bad[3:6].all()
+  assert outcome.rate != 0.1
+
+
+@pytest.mark.parametrize(
+  ('names', 'grid', 'says'),
+  [
+    (('guess',), GRID, "'guess'.*known: .*smg"),
+    ((), GRID, 'known'),
+    (('moco',), compare.Grid((1.0, 2.0), (1.0,)), 'got 2 and 1'),
+  ],
+)
+def test_comparisons_that_would_not_be_fair(names, grid, says):
+  with pytest.raises(ValueError, match=says):
+    compare.check(names, grid)
+
+
+@pytest.mark.parametrize('name', [n for n in methods.EVERY if methods.own(n)])
+def test_own_hyperparameters_have_as_many_values(name):
+  own = methods.own(name)
+  assert len(set(own.values)) == compare.VALUES
+  assert len({own.label(i) for i in range(compare.VALUES)}) == compare.VALUES
+  for i, value in enumerate(own.values):
+    np.testing.assert_allclose(methods.own_value(name, i), value, rtol=1e-6)
+
+
+def test_relative_change_by_hand():
+  found = methods.relative_change(
+    np.array([[0.9, 2.0], [1.0, 1.0]]), np.array([1.0, 1.0]), [True, False]
+  )
+  np.testing.assert_allclose(found, [(10 + 100) / 2, 0.0], rtol=1e-5)
+
+
+def test_side_by_side_is_each_alone():
+  one = bj.gradient(lambda x, batch: batch * x**2)
+  two = bj.gradient(lambda x, batch: batch * x)
+  both = methods.side_by_side({'a': one, 'b': two})
+  params = bj.sequences(a=jnp.float32(3.0), b=jnp.float32(1.0))
+  updates, state = both.update(jnp.float32(2.0), both.init(params), params)
+  assert (updates.a, updates.b) == (12.0, 2.0)
+  assert bj.values(state.parts['a'])['loss'] == 18.0

@@ -1,0 +1,81 @@
+"""Multi-MNIST: pairs by hand, and a short run."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.moco import multi_mnist
+
+
+def options(tmp_path, settings, **given):
+  return harness.Options(
+    paper='moco',
+    binary='multi_mnist',
+    preset='quick',
+    settings=settings,
+    workdir=str(tmp_path),
+    data_dir=None,
+    seeds=(0, 1),
+  )._replace(**given)
+
+
+def read(tmp_path):
+  return json.loads((tmp_path / 'results.json').read_text())['metrics']
+
+
+def test_digits_overlap_by_the_maximum():
+  left, right = jnp.zeros((1, 28, 28)), jnp.zeros((1, 28, 28))
+  left = left.at[0, 0, 0].set(1.0).at[0, 20, 20].set(0.25)
+  right = right.at[0, 12, 12].set(0.5).at[0, 27, 27].set(0.75)
+  canvas = multi_mnist.overlay(left, right, 1).reshape(36, 36)
+  assert canvas[0, 0] == 1.0 and canvas[20, 20] == 0.5
+  assert canvas[35, 35] == 0.75 and canvas.sum() == 2.25
+  pooled = multi_mnist.overlay(left, right, 2)
+  assert pooled.shape == (1, 18 * 18)
+  np.testing.assert_allclose(pooled.sum(), 2.25 / 4)
+
+
+@pytest.mark.slow
+def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
+  settings = multi_mnist.Settings(
+    methods=('smg', 'moco', 'famo', 'moco_plus'),
+    steps=60,
+    chunk=60,
+    batch=16,
+    hidden=16,
+    pool=4,
+    rates=(1e-2, 2e-2, 3e-2),
+    rates_beside_own=(1e-2,),
+    bias_batches=(8,),
+    evaluated=100,
+  )
+  multi_mnist.main(options(tmp_path, settings))
+  metrics = read(tmp_path)
+  for method in settings.methods:
+    assert metrics[f'{method}/multi_mnist/accuracy'] > 0.12
+    assert np.isfinite(metrics[f'{method}/multi_mnist/dm'])
+  assert metrics['multi_mnist/bias_ratio'] > 0
+  assert 'dm %' in capsys.readouterr().out
+
+
+def test_the_canvas_is_averaged_over_whole_squares(tmp_path):
+  with pytest.raises(ValueError, match='pool divides 36, got 5'):
+    multi_mnist.main(options(tmp_path, multi_mnist.Settings(pool=5)))
+
+
+def test_files_of_any_such_data_set(tmp_path):
+  rng = np.random.default_rng(0)
+  for part, count in (('train', 12), ('t10k', 5)):
+    pixels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+    sizes = lambda *n: b''.join(i.to_bytes(4, 'big') for i in n)
+    images = sizes(0x803, count, 28, 28) + pixels.tobytes()
+    labels = sizes(0x801, count) + bytes(i % 10 for i in range(count))
+    (tmp_path / f'{part}-images-idx3-ubyte').write_bytes(images)
+    (tmp_path / f'{part}-labels-idx1-ubyte').write_bytes(labels)
+  digits, source = multi_mnist.load(str(tmp_path), validation=4)
+  sizes = {part: len(found['labels']) for part, found in digits.items()}
+  assert sizes == {'train': 8, 'validation': 4, 'test': 5}
+  assert '17 images' in source

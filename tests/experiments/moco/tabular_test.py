@@ -1,0 +1,85 @@
+"""School, SARCOS and Adult in small, and what a missing file says."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.moco import tabular
+
+
+def options(tmp_path, settings, **given):
+  return harness.Options(
+    paper='moco',
+    binary='tabular',
+    preset='quick',
+    settings=settings,
+    workdir=str(tmp_path),
+    data_dir=None,
+    seeds=(0, 1),
+  )._replace(**given)
+
+
+def read(tmp_path):
+  return json.loads((tmp_path / 'results.json').read_text())['metrics']
+
+
+@pytest.mark.slow
+def test_tabular_on_made_up_data(tmp_path, capsys):
+  settings = tabular.Settings(
+    methods=('mean', 'moco'),
+    steps=40,
+    chunk=20,
+    batch=16,
+    hidden=8,
+    rates=(1e-2, 2e-2, 3e-2),
+    rates_beside_own=(1e-2,),
+    bias_batches=(8,),
+  )
+  tabular.main(options(tmp_path, settings))
+  metrics = read(tmp_path)
+  assert metrics['mean/made_up/error'] < 1.2
+  assert 'made up' in capsys.readouterr().out
+
+
+def test_school_batches_and_parts_see_their_own_school():
+  rng = np.random.default_rng(0)
+  sizes = np.array([9, 5, 7], np.int32)
+  x = np.zeros((3, 9, 4), np.float32)
+  y = np.zeros((3, 9), np.float32)
+  for s, size in enumerate(sizes):
+    x[s, :size] = rng.normal(size=(size, 4))
+    y[s, :size] = 10 * s + np.arange(size)
+  part = tuple(map(jnp.asarray, (x, y, sizes)))
+  data = {'train': part, 'validation': part, 'test': part}
+  settings = tabular.Settings(batch=32, hidden=6)
+  problem = tabular.school_problem(data, settings)
+  batch = problem.batch(jax.random.key(1), data)
+  assert batch[0].shape == (3, 4, 4)
+  for s, size in enumerate(sizes):
+    assert batch[1][s].min() >= 10 * s and batch[1][s].max() < 10 * s + size
+  params = problem.init(jax.random.key(0))
+  oracle = problem.oracle()
+  jacobian, _ = jax.jit(oracle.update)(batch, oracle.init(params), params)
+  np.testing.assert_allclose(
+    jacobian.values, problem.losses(params, batch), rtol=1e-5
+  )
+  halves = problem.split(batch, 2)
+  np.testing.assert_allclose(halves[1][0], batch[1][:, ::2])
+  # Rows of zeros that fill up the arrays do not count.
+  full = problem.score(params, part)
+  longer = tuple(
+    jnp.pad(v, [(0, 0), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for v in part[:2]
+  )
+  np.testing.assert_allclose(
+    problem.score(params, (*longer, part[2])), full, rtol=1e-5
+  )
+  assert tabular.ridge_baseline(data).shape == (3,)
+
+
+def test_missing_data_says_where_to_get_it(tmp_path):
+  with pytest.raises(harness.MissingDataError, match='MALSAR'):
+    tabular.read_school(str(tmp_path))

@@ -1,0 +1,82 @@
+"""The toy of MoCo: its losses by hand, its front, a short run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.moco import toy
+
+
+def options(tmp_path, settings, **given):
+  return harness.Options(
+    paper='moco',
+    binary='toy',
+    preset='quick',
+    settings=settings,
+    workdir=str(tmp_path),
+    data_dir=None,
+    seeds=(0, 1),
+  )._replace(**given)
+
+
+def read(tmp_path):
+  return json.loads((tmp_path / 'results.json').read_text())['metrics']
+
+
+@pytest.mark.parametrize(
+  ('point', 'values'),
+  [
+    # Above the axis the logarithms count, below it the bowls.
+    ((1.0, 0.0), (0.0, 0.0)),
+    (
+      (7.0, -8.0),
+      (-40 * np.tanh(4.0), np.tanh(4.0) * (14.0**2 / 10 - 20)),
+    ),
+    (
+      (3.0, 2.0),
+      (
+        2 * np.tanh(1.0) * (np.log(5 - np.tanh(2.0)) + 6),
+        np.tanh(1.0) * (np.log(2 - np.tanh(2.0)) + 6),
+      ),
+    ),
+  ],
+)
+def test_losses_by_hand(point, values):
+  found = toy.toy_losses(jnp.array(point))
+  np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
+
+
+def test_front_is_below_and_between_the_centres():
+  below = jnp.array([[x, -8.35] for x in (-6.0, 0.0, 6.0)])
+  assert all(bool(toy.on_front(point)) for point in below)
+  others = jnp.array([[9.0, -8.35], [0.0, -4.0], [5.0, 9.0], [-5.0, 7.0]])
+  assert not any(bool(toy.on_front(point)) for point in others)
+
+
+def test_noise_is_that_of_the_gradients():
+  point, noise = jnp.array([1.0, -3.0]), jnp.arange(12.0).reshape(3, 2, 2)
+  rows = jax.jacobian(toy.noisy_losses)(point, noise)
+  truth = jax.jacobian(toy.toy_losses)(point)
+  np.testing.assert_allclose(rows - truth, noise[0], atol=1e-5)
+
+
+def test_runs_and_writes_its_results(tmp_path, capsys):
+  settings = toy.Settings(
+    steps=4, chunk=2, learning_rates=(1e-3,), methods=('moco_exact', 'modo')
+  )
+  toy.main(options(tmp_path, settings))
+  metrics = read(tmp_path)
+  for method in settings.methods:
+    assert metrics[f'{method}/lr1e-3/front_from_start1'] == 0
+  for plot in ('paths', 'stationarity', 'weight'):
+    assert (tmp_path / f'{plot}.png').stat().st_size > 5_000
+  assert 'moco_exact' in capsys.readouterr().out
+
+
+def test_unknown_methods_name_the_known(tmp_path):
+  with pytest.raises(ValueError, match=r"'guess'.*known: .*smg"):
+    toy.main(options(tmp_path, toy.Settings(methods=('guess',))))
