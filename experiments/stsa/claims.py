@@ -55,6 +55,26 @@ CLAIMS = (
   ),
   *_NONMONOTONE,
   harness.Claim(
+    'Three-level risk-averse composition, near its solution: the squared error '
+    'falls as 1 / k (SCSC).',
+    binary='rates',
+    metric='slope/risk_averse',
+    at_least=-1.1,
+    at_most=-0.9,
+    published='-1',
+    presets=('quick', 'paper'),
+  ),
+  harness.Claim(
+    'Tabular actor-critic, both steps of one order: the mean squared gradient '
+    'norm falls as 1 / sqrt(K).',
+    binary='rates',
+    metric='slope/actor_critic',
+    at_least=-0.56,
+    at_most=-0.44,
+    published='-0.5',
+    presets=('quick', 'paper'),
+  ),
+  harness.Claim(
     'Control: with too small a constant c the rate 1 / k is not reached.',
     binary='rates',
     metric='control/small_c',

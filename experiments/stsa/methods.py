@@ -9,6 +9,8 @@ import optax
 import bilevel_jax as bj
 
 INNER, TERMS = 10, 10
+# Of PZOBO: one is too noisy a response of a hundred numbers.
+DIRECTIONS = 4
 
 
 class Making(NamedTuple):
@@ -143,6 +145,7 @@ METHODS: dict[str, Callable[[Making], Any]] = {
     upper=optax.sgd(m.upper),
     step_size=m.lower,
     smoothing=0.1,
+    directions=DIRECTIONS,
     **_loop(),
   ),
   'f2sa': lambda m: bj.f2sa(
@@ -186,7 +189,7 @@ def expected_calls(name: str, size: int) -> float:
     'mrbo': 2 * (2 + TERMS + 1),
     'vrbo': 3 * 2 * (2 + TERMS + 1),
     'stable': 2 + 2 * size,
-    'pzobo': 1 + 2 * INNER,
+    'pzobo': 1 + (1 + DIRECTIONS) * INNER,
     'f2sa': 3 * (INNER + 1),
     'meha': 4,
   }[name]
