@@ -234,8 +234,16 @@ def compare(
       metrics[f'{prefix}worst/{name}'] = worst(found)
   if {'soba', 'saba'} <= set(others):
     metrics[f'{prefix}saba/below_soba'] = final('soba') / final('saba')
+  for name, reached in problem.references.items():
+    metrics[f'{prefix}reference/{name}'] = reached
+    print(f'{problem.title}, {name.replace("_", " ")} alone: {reached:.4g}.')
   picture = zoo_figure.Row(
-    by_calls, by_time, problem.title, problem.label, problem.logarithmic
+    by_calls,
+    by_time,
+    problem.title,
+    problem.label,
+    problem.logarithmic,
+    problem.references,
   )
   return metrics, rows, picture
 
