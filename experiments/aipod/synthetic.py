@@ -44,7 +44,7 @@ class Settings:
     steps: iterations of AiPOD, whose 80 % set the target.
     cap: iterations after which a seed has not reached it.
     chunk: iterations between two records, the resolution of the results.
-    uniform_steps: iterations on the published matrices.
+    uniform_steps: iterations on the published matrices; 0 leaves them out.
     seeds: of matrices, noise, coins and starts.
   """
 
@@ -68,6 +68,15 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(
+    probabilities=(0.3,),
+    relaxations=(),
+    steps=600,
+    cap=1_200,
+    chunk=20,
+    uniform_steps=0,
+    seeds=3,
+  ),
   'paper': Settings(
     probabilities=(0.05, 0.1, 0.3, 0.5, 0.7),
     relaxations=(1.4, 2.0, 3.0, 4.0),
@@ -110,6 +119,8 @@ def variants(settings: Settings) -> list[Variant]:
       for delta in settings.relaxations
     ),
   ]
+  if not settings.uniform_steps:
+    return found
   prefix = 'paper_matrices'
   found += [
     Variant(f'{prefix}/aipod', 'uniform'),

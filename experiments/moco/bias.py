@@ -101,14 +101,15 @@ def measure(
 
   Args:
     place: name of the problem, in metrics.
-    by_batch: the problem with several sizes of a batch.
+    by_batch: the problem with several sizes of a batch, the last that of the
+      training.
     outcomes: of the runs, by method.
 
   Returns:
     Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
     for each value of the method's own hyperparameter, those without `<share>`
-    at the chosen one, and `<place>/bias_ratio`: MoCo with the share that
-    decays as in its theorem, at the first size.
+    at the chosen one, and `<place>/bias_ratio`: MoCo as chosen, at the last
+    size.
   """
   metrics = {}
   for name in [name for name in MEASURED if name in outcomes]:
@@ -131,7 +132,7 @@ def measure(
         if own == outcome.own:
           metrics |= {f'{at}/{k}': v for k, v in ours.items()}
   if 'moco' in outcomes:
-    at = f'moco/{place}/batch{next(iter(by_batch))}/share0/bias_ratio'
+    at = f'moco/{place}/batch{list(by_batch)[-1]}/bias_ratio'
     for end in ('', '/half_width'):
       metrics[f'{place}/bias_ratio{end}'] = metrics[at + end]
   return metrics

@@ -36,7 +36,7 @@ CLAIMS = (
   *_STUCK,
   harness.Claim(
     'Multi-MNIST: tracking takes at least half of the bias away (the bias of '
-    'the stochastic multi-gradient over that of MoCo, batches of 4).',
+    'the stochastic multi-gradient over that of MoCo, same batch size).',
     binary='multi_mnist',
     metric='multi_mnist/bias_ratio',
     at_least=2.0,

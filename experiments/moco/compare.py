@@ -21,6 +21,7 @@ from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 
 VALUES = 3  # Of a method's own hyperparameter.
+SHOWN = 9  # Measures in the table, at most.
 
 
 class Grid(NamedTuple):
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
   Attributes:
     rate: the chosen learning rate.
     own: the chosen index of its own hyperparameter's values, or 0.
-    score: of each task on the test data, (seeds, tasks).
+    score: the measures on the test data, (seeds, measures).
     trained: the run, all trials.
     members: indices of the seeds at the chosen trial.
     at_own: such indices at the best rate for each value of its own
@@ -59,15 +60,15 @@ class Outcome(NamedTuple):
 
 
 def check(names: tuple[str, ...], grid: Grid) -> None:
-  """Raises ValueError for methods or rates that no comparison can have."""
+  """Raises SettingsError for methods or rates that no comparison can have."""
   unknown = set(names) - set(methods.EVERY)
   if unknown or not names:
-    raise ValueError(
+    raise harness.SettingsError(
       f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
     )
   trials, few = len(grid.alone), len(grid.beside_own)
   if not few or trials != VALUES * few:
-    raise ValueError(
+    raise harness.SettingsError(
       f'rates are {VALUES} times as many as rates_beside_own, so that every '
       f'method has as many trials: got {trials} and {few}.'
     )
@@ -134,19 +135,25 @@ def run(
   chunk: int,
   grid: Grid,
   settings: Any,
+  at_once: int | None = None,
 ) -> Outcome:
   """Trains a method for all trials and seeds, and chooses a trial."""
   own = None if name.startswith('only ') else methods.own(name)
   rates = grid.alone if own is None else grid.beside_own
   values = range(1 if own is None else len(own.values))
   seeds, hyper = harness.members(options.seeds, own=tuple(values), rate=rates)
-  better = 1.0 if problem.higher_is_better else -1.0
+  every = problem.measured()
+  kept = [
+    i
+    for i, measure in enumerate(every)
+    if not name.startswith('only ') or name == f'only {measure.task}'
+  ]
+  measures = [every[i] for i in kept]
+  mixed = len({measure.higher_is_better for measure in measures}) > 1
+  better = 1.0 if mixed or measures[0].higher_is_better else -1.0
 
   def score(params, part):
-    scores = problem.score(params, part)
-    if name.startswith('only '):
-      scores = scores[int(name.removeprefix('only '))][None]
-    return scores
+    return problem.score(params, part)[jnp.array(kept)]
 
   def solver(hyper):
     key = jax.random.key(17)
@@ -154,7 +161,9 @@ def run(
 
   def evaluate(context, params, state):
     found = {
-      f'{part}/mean': jnp.mean(score(params, context.data[part]))
+      f'{part}/mean': problems.summary(
+        measures, score(params, context.data[part])
+      )
       for part in ('validation', 'test')
     }
     if not name.startswith('only '):
@@ -176,6 +185,7 @@ def run(
     workdir=options.workdir,
     name=f'{problem.name}/{name}',
     settings=settings,
+    at_once=at_once,
   )
   count = len(options.seeds)
   validation = better * trained.history['validation/mean'][-1]
@@ -186,7 +196,11 @@ def run(
   best = [int(np.argmax(of_own)) for of_own in by_trial]
   chosen = int(np.argmax(by_trial.max(axis=1)))
   members = at(chosen, best[chosen])
-  last = jax.jit(jax.vmap(score, (0, None)))(
+  last = jax.jit(
+    lambda params, part: jax.lax.map(
+      lambda one: score(one, part), params, batch_size=at_once or count
+    )
+  )(
     jax.tree.map(lambda x: jnp.asarray(x)[members], trained.params),
     problem.data['test'],
   )
@@ -212,6 +226,7 @@ def compare(
   chunk: int,
   grid: Grid,
   settings: Any,
+  at_once: int | None = None,
   baseline: np.ndarray | None = None,
   by_batch: dict[int, problems.Problem] | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Outcome]]:
@@ -225,10 +240,11 @@ def compare(
     chunk: steps between two records.
     grid: the learning rates that are tried.
     settings: of the run, for its folder.
-    baseline: test scores (tasks,) of single-task models where they are fitted
-      otherwise.
+    at_once: members that run side by side, as in `harness.train`.
+    baseline: test scores (measures,) of single-task models where they are
+      fitted otherwise.
     by_batch: the same problem with other sizes of a batch, at which biases are
-      measured, see `bias`; empty for none.
+      measured, see `bias`; the last is that of the training; empty for none.
 
   Returns:
     Metrics by stable name, rows and outcomes by method.
@@ -239,28 +255,35 @@ def compare(
     'chunk': chunk,
     'grid': grid,
     'settings': settings,
+    'at_once': at_once,
   }
+  measures = problem.measured()
   if baseline is None:
-    single = range(len(problem.tasks))
-    alone = [run(problem, f'only {i}', options, **given) for i in single]
-    baseline = np.array([np.nanmean(one.score) for one in alone])
+    # The measures of a task stand together.
+    baseline = np.concatenate(
+      [
+        np.nanmean(run(problem, f'only {i}', options, **given).score, axis=0)
+        for i in range(len(problem.tasks))
+      ]
+    )
   outcomes, metrics, rows = {}, {}, []
-  better = np.full(len(problem.tasks), problem.higher_is_better)
+  better = np.array([measure.higher_is_better for measure in measures])
   place = problem.name
-  for task, value in zip(problem.tasks, baseline):
-    metrics[f'single/{place}/{task}'] = float(value)
+  for measure, value in zip(measures, baseline):
+    metrics[f'single/{place}/{measure.name}'] = float(value)
   for name in names:
     outcome = outcomes[name] = run(problem, name, options, **given)
     change = methods.relative_change(outcome.score, baseline, better)
     row: dict[str, Any] = {'method': name}
-    shown = problem.tasks if len(problem.tasks) <= 7 else ()
-    for i, task in enumerate(shown):
+    shown = measures if len(measures) <= SHOWN else ()
+    for i, measure in enumerate(shown):
       interval = harness.mean_interval(outcome.score[:, i])
-      metrics[f'{name}/{place}/{task}'] = interval.mean
-      row[f'{task}'] = interval
-    interval = harness.mean_interval(outcome.score.mean(axis=-1))
-    metrics[f'{name}/{place}/{problem.metric}'] = interval.mean
-    row[f'mean {problem.metric}'] = interval
+      metrics[f'{name}/{place}/{measure.name}'] = interval.mean
+      row[measure.name] = interval
+    if len(set(better)) == 1:
+      interval = harness.mean_interval(outcome.score.mean(axis=-1))
+      metrics[f'{name}/{place}/{problem.metric}'] = interval.mean
+      row[f'mean {problem.metric}'] = interval
     interval = harness.mean_interval(np.asarray(change))
     metrics[f'{name}/{place}/dm'] = interval.mean
     metrics[f'{name}/{place}/dm/half_width'] = interval.half_width
@@ -286,7 +309,7 @@ def plot_weights(path: Any, outcomes: dict[str, Outcome], title: str) -> None:
       outcome.trained.history['weight/0'][:, outcome.members],
     )
     for name, outcome in outcomes.items()
-    if name in ('smg', 'moco', 'moco_exact', 'cagrad', 'famo', 'stch')
+    if name in ('smg', 'moco', 'moco_exact', 'cagrad')
   }
   harness.plot_curves(
     path,

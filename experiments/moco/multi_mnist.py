@@ -42,7 +42,8 @@ class Settings:
     rates: the learning rates that are tried by a method without a
       hyperparameter of its own.
     rates_beside_own: by the others, a third as many, at each value of theirs.
-    bias_batches: sizes of a batch at which biases are measured.
+    bias_batches: sizes of a batch at which biases are measured; the last, as a
+      rule that of the training, gives the metric `bias_ratio`.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
@@ -72,7 +73,7 @@ PRESETS = {
     rates=(5e-3, 1e-2, 2e-2),
     rates_beside_own=(1e-2,),
     evaluated=500,
-    bias_batches=(4,),
+    bias_batches=(32,),
     seeds=3,
   ),
   'paper': Settings(
@@ -83,6 +84,7 @@ PRESETS = {
     pool=1,
     rates=(3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3),
     rates_beside_own=(1e-3, 3e-3),
+    bias_batches=(16, 64, 256),
     evaluated=10_000,
   ),
 }
@@ -217,12 +219,12 @@ def make_problem(
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   compare.check(
     settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
   )
   if settings.pool < 1 or CANVAS % settings.pool:
-    raise ValueError(f'pool divides {CANVAS}, got {settings.pool}.')
+    raise harness.SettingsError(f'pool divides {CANVAS}, got {settings.pool}.')
 
 
 def main(options: harness.Options) -> None:

@@ -129,11 +129,13 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   unknown = set(settings.methods) - set(methods.METHODS) - set(OURS)
   if unknown or not settings.methods:
     known = ', '.join(methods.METHODS)
-    raise ValueError(f'unknown methods {sorted(unknown)}; known: {known}.')
+    raise harness.SettingsError(
+      f'unknown methods {sorted(unknown)}; known: {known}.'
+    )
 
 
 def run(options: harness.Options) -> harness.Trained:

@@ -15,7 +15,7 @@ SETTINGS = synthetic.Settings(
   relaxations=(),
   steps=400,
   cap=800,
-  uniform_steps=100,
+  uniform_steps=0,
   chunk=20,
 )
 

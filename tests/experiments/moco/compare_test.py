@@ -67,9 +67,9 @@ def test_equal_trials_and_the_choice_by_validation(tmp_path):
   assert moco.rate == 0.1
   assert len(moco.at_own) == 3
   found = bias.measure('line', {1: problem}, {'moco': moco})
-  assert found['line/bias_ratio'] == found['moco/line/batch1/share0/bias_ratio']
   chosen = f'moco/line/batch1/share{moco.own}/bias_ratio'
   assert found['moco/line/batch1/bias_ratio'] == found[chosen]
+  assert found['line/bias_ratio'] == found[chosen]
 
 
 def test_a_trial_with_a_seed_that_stopped_is_not_chosen(tmp_path):

@@ -1,0 +1,136 @@
+"""FedNest, the baseline: local steps corrected by the last common gradient.
+
+Tarzanagh, Li, Thrampoulidis and Oymak, `FedNest: Federated Bilevel, Minimax,
+and Compositional Optimization <https://arxiv.org/abs/2205.02215>`_, 2022.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+import bilevel_jax as bj
+
+
+class FedNestState(NamedTuple):
+  """State of `fednest`.
+
+  Attributes:
+    linear: of the oracle for the linear system, which counts its rounds.
+    counts: communication rounds of the other parts; int32 scalars.
+  """
+
+  linear: Any
+  counts: dict[str, chex.Array]
+
+
+def fednest(
+  problem: bj.BilevelProblem,
+  axis_name: Any,
+  *,
+  upper_rate: float,
+  lower_rate: float,
+  lower_rounds: int,
+  local_steps: int,
+  upper_steps: int,
+  solve: bj.LinearSolver,
+  batch_at: Callable[[Any, Any], Any],
+) -> optax.GradientTransformationExtraArgs:
+  r"""FedNest for one client; communicates 2 T + N' + 3 times an update.
+
+  T times, a common gradient q of the lower losses, then local steps
+  :math:`y_m \leftarrow y_m - \beta (\nabla g_m(y_m) - \nabla g_m(y) + q)` and
+  their mean. Then the linear system, in N' + 1 means; then a common
+  hypergradient, local steps of the same form, and their mean.
+
+  Args:
+    problem: losses of one client.
+    axis_name: the axis of clients.
+    upper_rate: step size of a local upper step.
+    lower_rate: likewise, lower.
+    lower_rounds: T.
+    local_steps: tau, of the lower variable.
+    upper_steps: local steps of the upper variable.
+    solve: the linear solver, as for the other methods.
+    batch_at: the batch of evaluation t, from (batch, t).
+
+  Returns:
+    A solver for `BilevelParams` of one client, mapped with an axis name.
+  """
+  mean = lambda tree: jax.lax.pmean(tree, axis_name)
+  linear = bj.implicit(
+    problem,
+    solve=solve,
+    lower_set=bj.consensus_set(axis_name),
+    # The solution is kept in the state: the cross term is taken locally.
+    warm_start=True,
+    direct=False,
+  )
+
+  def loss(fn):
+    def scalar(*args):
+      value = fn(*args)
+      return value[0] if isinstance(value, tuple) else value
+
+    return scalar
+
+  upper, lower = loss(problem.upper), loss(problem.lower)
+
+  def local(slope, start, common, rate, first, steps):
+    """Steps along slope(z) - slope(start) + common, then the mean."""
+
+    def step(z, t):
+      here, there = slope(z, first + t), slope(start, first + t)
+      move = jax.tree.map(
+        lambda z, a, b, c: z - rate * (a - b + c), z, here, there, common
+      )
+      return move, None
+
+    z, _ = jax.lax.scan(step, start, jnp.arange(steps))
+    return mean(z)
+
+  def init_fn(params):
+    zero = lambda: jnp.zeros([], jnp.int32)
+    counts = {'rounds/lower': zero(), 'rounds/upper': zero()}
+    return FedNestState(linear.init(params), counts)
+
+  def update_fn(batch, state, params=None, **extra_args):
+    del extra_args
+    x, y = params
+
+    def lower_slope(y, t):
+      return jax.grad(lower, 1)(x, y, batch_at(batch, t))
+
+    def inner(y, i):
+      common = mean(jax.grad(lower, 1)(x, y, batch))
+      first = i * local_steps
+      return local(lower_slope, y, common, lower_rate, first, local_steps), None
+
+    y, _ = jax.lax.scan(inner, y, jnp.arange(lower_rounds))
+    # A cold start, as for the other methods.
+    cold = state.linear._replace(inner=state.linear.inner._replace(linear=None))
+    _, found = linear.update(batch, cold, params._replace(lower=y))
+    q = found.inner.linear
+
+    def upper_slope(x, t):
+      now = batch if t is None else batch_at(batch, t)
+
+      def total(x):
+        slope = jax.grad(lower, 1)(x, y, now)
+        return upper(x, y, now) - optax.tree.vdot(slope, q)
+
+      return jax.grad(total)(x)
+
+    common = mean(upper_slope(x, None))
+    x = local(upper_slope, x, common, upper_rate, 0, upper_steps)
+    counts = {
+      'rounds/lower': state.counts['rounds/lower'] + 2 * lower_rounds,
+      'rounds/upper': state.counts['rounds/upper'] + 2,
+    }
+    after = bj.BilevelParams(x, y)
+    return optax.tree.sub(after, params), FedNestState(found, counts)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
