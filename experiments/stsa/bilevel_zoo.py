@@ -87,7 +87,9 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(methods=('control/direct', 'soba', 'saba')),
+  'smoke': Settings(
+    methods=('control/direct', 'soba', 'saba'), calls=30_000, seeds=2
+  ),
   'paper': Settings(
     calls=1_000_000,
     data_calls=120_000,

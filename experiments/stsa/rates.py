@@ -77,7 +77,8 @@ PRESETS = {
     inner=(1, 3),
     nonmonotone_inner=(1,),
     ratios=(1.0,),
-    applications=('ridge',),
+    applications=(),
+    seeds=32,
   ),
   # The paper has theorems, no runs: more seeds and steps of the same.
   'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
@@ -309,11 +310,10 @@ def check(settings: Settings) -> None:
   for length in lengths:
     if length % settings.chunk or length < settings.chunk:
       raise ValueError(f'{length} steps are no multiple of {settings.chunk}.')
-  unknown = set(settings.applications) - {*APPLICATIONS, 'actor_critic'}
-  if unknown:
+  known = (*APPLICATIONS, 'actor_critic')
+  if unknown := set(settings.applications) - set(known):
     raise harness.SettingsError(
-      f'unknown applications {sorted(unknown)}; known: '
-      f'{", ".join((*APPLICATIONS, "actor_critic"))}.'
+      f'unknown applications {sorted(unknown)}; known: {", ".join(known)}.'
     )
   if len(settings.ratios) != len(settings.nonmonotone_inner):
     raise ValueError('ratios gives one number for each of nonmonotone_inner.')
@@ -380,6 +380,8 @@ def main(options: harness.Options) -> None:
     ('nested', nested_curves, falling_steps, 'Nested problems: slopes'),
     ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
   ):
+    if not curves:
+      continue
     harness.plot_curves(
       folder / f'{name}.png',
       curves,
