@@ -270,10 +270,8 @@ def nested(
   """The squared error of x in a nested problem."""
   settings = options.settings
 
-  held = problem.params(problem.solution)
-
   def init(context):
-    flat, unravel = ravel_pytree(held)
+    flat, unravel = ravel_pytree(problem.params(problem.solution))
     noise = problem.distance * jax.random.normal(context.key, flat.shape)
     return unravel(flat + noise)
 
@@ -340,8 +338,8 @@ def main(options: harness.Options) -> None:
         if error != case.error:
           put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
     curve = curves[case.error]
-    title = schedules.TITLES.get(case.name, f'N = {case.inner}')
-    label = f'{title}: {curve.slope.value:.2f}'
+    label = schedules.TITLES.get(case.name, f'N = {case.inner}')
+    label += f': {curve.slope.value:.2f}'
     if case.inner == settings.inner[0] and case.fast:
       controls[label] = curve[:2]
     (monotone if case.fast else controls)[label] = curve[:2]
