@@ -10,7 +10,6 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbgd import cleaning
 from experiments.stsa import (
   bilevel_zoo,
   label_cleaning,
@@ -94,7 +93,7 @@ def test_gap_is_above_the_least(penalties):
 def test_cleaning_drops_no_digit_and_pollutes_its_share(weights):
   train = weights.data['train']
   assert train.images.shape == (4, 32, 784)
-  clean, _ = cleaning.load_parts(None, DIGITS)
+  clean, _ = harness.load_digit_parts(None, DIGITS)
   wrong = train.labels.ravel() != clean['train'].labels
   assert np.mean(wrong) == 0.5
   # Images are moved and scaled, all alike.
