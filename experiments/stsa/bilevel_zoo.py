@@ -30,6 +30,8 @@ from experiments.stsa import (
 )
 
 CONTROL = 'control/direct'
+# Samples of the lower and the upper loss, at most, of the packaged 569.
+PACKAGED_SIZES = (256, 192)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +140,15 @@ def make_problems(
     if options.data_dir is None:
       print('No --data_dir: the packaged table.')
       names = ('breast_cancer',)
-    train, validation = settings.table_sizes
     for name in names:
+      sizes = settings.table_sizes
+      if name == 'breast_cancer':
+        sizes = tuple(map(min, sizes, PACKAGED_SIZES))
       problem, source = regularisation.make_regularisation(
         name,
         options.data_dir,
-        train=train,
-        validation=validation,
+        train=sizes[0],
+        validation=sizes[1],
         batch_size=settings.batch_size,
       )
       print(f'Data: {source}')

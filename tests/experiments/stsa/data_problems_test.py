@@ -162,3 +162,13 @@ def test_a_small_run_and_again(tmp_path, problem, name):
   assert (tmp_path / f'{problem}.png').exists()
   bilevel_zoo.main(options)  # From its checkpoints.
   assert read() == metrics
+
+
+def test_the_packaged_data_is_enough_for_the_defaults():
+  settings = bilevel_zoo.Settings(problem='regularisation')
+  options = harness.Options(
+    'stsa', 'bilevel_zoo', 'quick', settings, '', None, (0,)
+  )
+  (problem,) = bilevel_zoo.make_problems(options)
+  assert problem.name == 'breast_cancer'
+  assert problem.batches == (3, 4)
