@@ -43,7 +43,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'Federated hyper-representation, MNIST: E-AiPOD reaches 90 % in fewer '
-    'communication rounds than the best FedNest, both tuned.',
+    'communication rounds than the best FedNest, one upper step each.',
     binary='federated',
     metric='rounds_to_90_ratio',
     at_most=0.9,
@@ -51,9 +51,25 @@ CLAIMS = (
     published='a curve',
   ),
   harness.Claim(
-    'Federated hyper-representation, packaged digits: the same, to 87 %.',
+    'The same against FedNest with ten local upper steps.',
+    binary='federated',
+    metric='local_upper/rounds_to_90_ratio',
+    at_most=0.9,
+    presets=('paper',),
+    published='a curve',
+  ),
+  harness.Claim(
+    'Federated hyper-representation, packaged digits: to 87 %, one upper step '
+    'each.',
     binary='federated',
     metric='rounds_to_87_ratio',
+    at_most=0.8,
+    presets=('quick',),
+  ),
+  harness.Claim(
+    'The same against FedNest with ten local upper steps.',
+    binary='federated',
+    metric='local_upper/rounds_to_87_ratio',
     at_most=0.8,
     presets=('quick',),
   ),

@@ -78,6 +78,12 @@ def test_rounds_until_an_accuracy_by_hand():
   assert federated.rounds_to(trained, 0.75).tolist() == [18.0, np.inf]
 
 
+def test_a_ratio_where_somebody_does_not_get_there():
+  assert federated.quotient(4.0, 5.0) == 0.8
+  assert federated.quotient(4.0, np.inf) == 0
+  assert federated.quotient(np.inf, np.inf) == np.inf
+
+
 def test_rounds_of_an_update():
   settings = dataclasses.replace(
     federated.PRESETS['paper'], lower_steps=(20, 60)
