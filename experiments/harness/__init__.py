@@ -22,6 +22,11 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import Claim, Judgement, judge, read_results
 from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
+from experiments.harness.digit_parts import (
+  DigitPart,
+  load_digit_parts,
+  pollute_labels,
+)
 from experiments.harness.errors import (
   AllStoppedError,
   BusyError,
@@ -53,6 +58,7 @@ __all__ = [
   'Claim',
   'Context',
   'DamagedDataError',
+  'DigitPart',
   'Digits',
   'Interval',
   'Judgement',
@@ -69,12 +75,14 @@ __all__ = [
   'WriteError',
   'format_table',
   'judge',
+  'load_digit_parts',
   'load_idx_dataset',
   'mean_interval',
   'members',
   'packaged_digits',
   'plot_curves',
   'plot_panels',
+  'pollute_labels',
   'read_records',
   'read_results',
   'run',

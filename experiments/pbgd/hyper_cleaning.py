@@ -155,7 +155,7 @@ class Comparison:
     self._options = options
     self._settings = options.settings
     sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
-    self._parts, self.source = cleaning.load_parts(options.data_dir, sizes)
+    self._parts, self.source = harness.load_digit_parts(options.data_dir, sizes)
     self.substituted = '' if options.data_dir else 'packaged digits'
     print(f'Data: {self.source}')
     self._classifier = cleaning.make_classifier(self._settings.model)
@@ -163,7 +163,7 @@ class Comparison:
   def noise(self, members: Members) -> tuple[Any, Any]:
     """Polluted labels and dirty flags, (members, train) each."""
     settings = self._settings
-    pollute = lambda seed, fraction: cleaning.pollute(
+    pollute = lambda seed, fraction: harness.pollute_labels(
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
       fraction=fraction,

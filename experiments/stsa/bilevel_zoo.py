@@ -87,7 +87,9 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(methods=('control/direct', 'soba', 'saba')),
+  'smoke': Settings(
+    methods=('control/direct', 'soba', 'saba'), calls=30_000, seeds=2
+  ),
   'paper': Settings(
     calls=1_000_000,
     data_calls=120_000,
@@ -234,8 +236,16 @@ def compare(
       metrics[f'{prefix}worst/{name}'] = worst(found)
   if {'soba', 'saba'} <= set(others):
     metrics[f'{prefix}saba/below_soba'] = final('soba') / final('saba')
+  for name, reached in problem.references.items():
+    metrics[f'{prefix}reference/{name}'] = reached
+    print(f'{problem.title}, {name.replace("_", " ")} alone: {reached:.4g}.')
   picture = zoo_figure.Row(
-    by_calls, by_time, problem.title, problem.label, problem.logarithmic
+    by_calls,
+    by_time,
+    problem.title,
+    problem.label,
+    problem.logarithmic,
+    problem.references,
   )
   return metrics, rows, picture
 

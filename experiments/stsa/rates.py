@@ -77,7 +77,8 @@ PRESETS = {
     inner=(1, 3),
     nonmonotone_inner=(1,),
     ratios=(1.0,),
-    applications=('ridge',),
+    applications=(),
+    seeds=32,
   ),
   # The paper has theorems, no runs: more seeds and steps of the same.
   'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
@@ -269,10 +270,8 @@ def nested(
   """The squared error of x in a nested problem."""
   settings = options.settings
 
-  held = problem.params(problem.solution)
-
   def init(context):
-    flat, unravel = ravel_pytree(held)
+    flat, unravel = ravel_pytree(problem.params(problem.solution))
     noise = problem.distance * jax.random.normal(context.key, flat.shape)
     return unravel(flat + noise)
 
@@ -309,11 +308,10 @@ def check(settings: Settings) -> None:
   for length in lengths:
     if length % settings.chunk or length < settings.chunk:
       raise ValueError(f'{length} steps are no multiple of {settings.chunk}.')
-  unknown = set(settings.applications) - {*APPLICATIONS, 'actor_critic'}
-  if unknown:
+  known = (*APPLICATIONS, 'actor_critic')
+  if unknown := set(settings.applications) - set(known):
     raise harness.SettingsError(
-      f'unknown applications {sorted(unknown)}; known: '
-      f'{", ".join((*APPLICATIONS, "actor_critic"))}.'
+      f'unknown applications {sorted(unknown)}; known: {", ".join(known)}.'
     )
   if len(settings.ratios) != len(settings.nonmonotone_inner):
     raise ValueError('ratios gives one number for each of nonmonotone_inner.')
@@ -340,8 +338,8 @@ def main(options: harness.Options) -> None:
         if error != case.error:
           put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
     curve = curves[case.error]
-    title = schedules.TITLES.get(case.name, f'N = {case.inner}')
-    label = f'{title}: {curve.slope.value:.2f}'
+    label = schedules.TITLES.get(case.name, f'N = {case.inner}')
+    label += f': {curve.slope.value:.2f}'
     if case.inner == settings.inner[0] and case.fast:
       controls[label] = curve[:2]
     (monotone if case.fast else controls)[label] = curve[:2]
@@ -380,6 +378,8 @@ def main(options: harness.Options) -> None:
     ('nested', nested_curves, falling_steps, 'Nested problems: slopes'),
     ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
   ):
+    if not curves:
+      continue
     harness.plot_curves(
       folder / f'{name}.png',
       curves,

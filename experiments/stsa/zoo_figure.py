@@ -23,6 +23,7 @@ class Row(NamedTuple):
     title: above both.
     label: of the values.
     logarithmic: whether the vertical axis is.
+    references: levels to draw across, by name.
   """
 
   by_calls: Mapping[str, Curve]
@@ -30,6 +31,7 @@ class Row(NamedTuple):
   title: str
   label: str
   logarithmic: bool
+  references: Mapping[str, float]
 
 
 def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -52,10 +54,14 @@ def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
         axes.plot(
           at[rest], values[rest], label=name, **_style(name, names.index(name))
         )
+      for name, level in row.references.items():
+        label = name.replace('_', ' ')
+        axes.axhline(level, color='0.5', linewidth=2, zorder=0, label=label)
       axes.set_title(row.title, fontsize='medium')
       axes.grid(True, alpha=0.3)
     starts = [values[0] for _, values in row.by_calls.values()]
     finals = [values[-1] for _, values in row.by_calls.values()]
+    finals += row.references.values()
     if row.logarithmic:
       panels[0].set_yscale('log')
       panels[0].set_ylim(max(min(finals) / 3, 1e-14), 2 * max(starts))

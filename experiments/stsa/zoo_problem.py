@@ -1,6 +1,7 @@
 """What a problem of the comparison of stochastic bilevel methods is made of."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
       number of x moves the loss by little, its steps are long.
     curvature: the least of the lower loss, for the method that asks for it.
     logarithmic: whether the picture is.
+    references: what simple controls without two levels reach, by name.
   """
 
   name: str
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
   upper_scale: float = 1.0
   curvature: float = 0.1
   logarithmic: bool = True
+  references: Mapping[str, float] = types.MappingProxyType({})
 
 
 def in_batches(rows: chex.ArrayTree, size: int) -> chex.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.pbgd import cleaning, cleaning_methods
 
 
@@ -13,7 +14,7 @@ def batch():
   images = jax.random.uniform(jax.random.key(0), (6, 784))
   labels = jnp.array([0, 1, 2, 3, 4, 5])
   return cleaning.CleaningBatch(
-    images[:4], labels[:4], cleaning.Part(images[4:], labels[4:])
+    images[:4], labels[:4], harness.DigitPart(images[4:], labels[4:])
   )
 
 

@@ -5,63 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import harness
 from experiments.pbgd import cleaning
-
-SIZES = {'train': 2_000, 'validation': 1_000, 'selection': 500, 'test': 1_500}
-
-
-class TestParts:
-  def test_parts_are_disjoint_and_use_every_packaged_digit(self):
-    parts, source = cleaning.load_parts(None, SIZES)
-    assert {name: len(p.labels) for name, p in parts.items()} == SIZES
-    assert 'packaged' in source
-    rows = np.concatenate([np.asarray(p.images) for p in parts.values()])
-    assert len(np.unique(rows, axis=0)) == len(rows)
-    assert rows.min() == 0 and rows.max() == 1
-
-  def test_classes_are_mixed(self):
-    parts, _ = cleaning.load_parts(None, SIZES)
-    for part in parts.values():
-      assert np.bincount(part.labels, minlength=10).min() > 20
-
-  def test_too_many_digits_says_how_many_there_are(self):
-    with pytest.raises(ValueError, match='5,001 images, but there are only'):
-      cleaning.load_parts(None, {'train': 5_000, 'test': 1})
-
-
-class TestPollute:
-  labels = jnp.arange(10_000) % 10
-
-  def test_redraw_leaves_a_tenth_right(self):
-    labels, dirty = cleaning.pollute(
-      jax.random.key(0), self.labels, fraction=0.5
-    )
-    assert int(dirty.sum()) == 5_000
-    wrong = np.asarray(labels != self.labels)
-    assert not wrong[~np.asarray(dirty)].any()
-    # 4,500 expected, standard deviation 21.
-    assert 4_400 < wrong.sum() < 4_600
-
-  def test_exclude_leaves_none_right(self):
-    labels, dirty = cleaning.pollute(
-      jax.random.key(0), self.labels, fraction=0.5, rule='exclude'
-    )
-    np.testing.assert_array_equal(labels != self.labels, dirty)
-    assert set(np.unique(labels)) == set(range(10))
-
-  def test_rate_thins_the_exposed(self):
-    _, dirty = cleaning.pollute(
-      jax.random.key(0), self.labels, fraction=0.8, rate=0.25
-    )
-    # 2,000 expected, standard deviation 39.
-    assert 1_850 < int(dirty.sum()) < 2_150
-
-  def test_key_decides(self):
-    one = cleaning.pollute(jax.random.key(0), self.labels, fraction=0.5)
-    two = cleaning.pollute(jax.random.key(0), self.labels, fraction=0.5)
-    other = cleaning.pollute(jax.random.key(1), self.labels, fraction=0.5)
-    np.testing.assert_array_equal(one[0], two[0])
-    assert (one[0] != other[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +48,7 @@ class TestProblem:
     images = jax.random.uniform(jax.random.key(0), (6, 784))
     labels = jnp.array([0, 1, 2, 3, 4, 5])
     return cleaning.CleaningBatch(
-      images[:4], labels[:4], cleaning.Part(images[4:], labels[4:])
+      images[:4], labels[:4], harness.DigitPart(images[4:], labels[4:])
     )
 
   def test_losses_by_hand(self):

@@ -108,6 +108,7 @@ def test_bins_are_means():
   np.testing.assert_allclose(means[:, 0], [0.5, 2.5])
 
 
+@pytest.mark.slow
 def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
   settings = rates.Settings(
     steps=2_000,
