@@ -1,4 +1,4 @@
-"""School, SARCOS and Adult in small, and what a missing file says."""
+"""School, SARCOS and Adult in small."""
 
 import json
 
@@ -78,8 +78,3 @@ def test_school_batches_and_parts_see_their_own_school():
     problem.score(params, (*longer, part[2])), full, rtol=1e-5
   )
   assert tabular.ridge_baseline(data).shape == (3,)
-
-
-def test_missing_data_says_where_to_get_it(tmp_path):
-  with pytest.raises(harness.MissingDataError, match='MALSAR'):
-    tabular.read_school(str(tmp_path))
