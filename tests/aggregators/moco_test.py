@@ -108,6 +108,25 @@ def noisy(x, noise):
   return square + noise.mean(0) @ x
 
 
+def test_bias_over_batches_that_the_memory_keeps_or_forgets():
+  """Without noise the memory is a share 1 - (1 - a)^k of the true rows."""
+  oracle = bj.multi_objective(noisy, 2)
+  params = jnp.array([0.5, 0.5])
+  batches = jnp.zeros((100, 1, 2, 2))
+  truth, _ = oracle.update(batches[0], oracle.init(params), params)
+  link = bj.moco(2, tracking=0.05, exact=True)
+  direction, _ = bj.mgda(2).update(truth, bj.mgda(2).init(params), params)
+  length = float(jnp.linalg.norm(direction))
+  for remember, missing in {
+    False: 0.95,
+    True: np.mean(0.95 ** np.arange(1, 101)),
+  }.items():
+    bias = bj.multi_gradient_bias(
+      oracle, link, link.init(params), params, batches, truth, remember=remember
+    )
+    np.testing.assert_allclose(bias.at_own_weights, missing * length, rtol=1e-4)
+
+
 def test_bias_falls_while_that_of_smg_does_not():
   """At one point, after many noisy batches: the tracked rows are true ones."""
   oracle = bj.multi_objective(noisy, 2)

@@ -1,7 +1,6 @@
 """The federated experiment, small: results, devices, errors."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -13,18 +12,6 @@ from experiments.aipod import clients, federated
 SETTINGS = federated.PRESETS['smoke']
 
 
-def options(tmp_path, settings):
-  return harness.Options(
-    paper='aipod',
-    binary='federated',
-    preset='smoke',
-    settings=settings,
-    workdir=str(tmp_path),
-    data_dir=None,
-    seeds=(0, 1),
-  )
-
-
 @pytest.mark.parametrize(
   'task',
   [
@@ -32,13 +19,13 @@ def options(tmp_path, settings):
     pytest.param('loss_tuning', marks=pytest.mark.slow),
   ],
 )
-def test_runs_and_writes_its_results(tmp_path, task):
+def test_runs_and_writes_its_results(options, results, tmp_path, task):
   ratio = 10.0 if task == 'loss_tuning' else 1.0
   settings = dataclasses.replace(SETTINGS, task=task, ratio=ratio)
-  metrics = federated.main(options(tmp_path, settings))
-  results = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  assert set(results) == set(metrics)
-  assert 'rounds_to_40_ratio' in results
+  metrics = federated.main(options(settings))
+  written = results()['metrics']
+  assert set(written) == set(metrics)
+  assert 'rounds_to_40_ratio' in written
   assert metrics['e_aipod/best_accuracy'] > 0.3
   assert metrics['fednest/best_tau'] == 5
   assert (tmp_path / 'rounds.png').stat().st_size > 5000

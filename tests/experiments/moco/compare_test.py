@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments import harness
 from experiments.moco import bias, compare, methods
 from experiments.moco import problem as problems
 
 GRID = compare.Grid(alone=(1e-3, 1e-1, 1e3), beside_own=(1e-1,))
-
-
-def options(tmp_path):
-  return harness.Options(
-    paper='moco',
-    binary='compare',
-    preset='quick',
-    settings=None,
-    workdir=str(tmp_path),
-    data_dir=None,
-    seeds=(0, 1, 2),
-  )
 
 
 def line_problem(noise):
@@ -51,11 +38,11 @@ def line_problem(noise):
   )
 
 
-def test_equal_trials_and_the_choice_by_validation(tmp_path):
+def test_equal_trials_and_the_choice_by_validation(options):
   problem = line_problem(0.1)
   given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
-  mean = compare.run(problem, 'mean', options(tmp_path), **given)
-  moco = compare.run(problem, 'moco', options(tmp_path), **given)
+  mean = compare.run(problem, 'mean', options(seeds=(0, 1, 2)), **given)
+  moco = compare.run(problem, 'moco', options(seeds=(0, 1, 2)), **given)
   for outcome in (mean, moco):
     last = outcome.trained.history['validation/mean'][-1]
     assert last.shape == (9,)  # Three trials of three seeds.
@@ -72,14 +59,14 @@ def test_equal_trials_and_the_choice_by_validation(tmp_path):
   assert found['line/bias_ratio'] == found[chosen]
 
 
-def test_a_trial_with_a_seed_that_stopped_is_not_chosen(tmp_path):
+def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
   problem = line_problem(0.0)
   burst = lambda params, part: jnp.where(
     jnp.abs(params.trunk) < 2, jnp.nan, problem.score(params, part)
   )
   given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
   outcome = compare.run(
-    problem._replace(score=burst), 'mean', options(tmp_path), **given
+    problem._replace(score=burst), 'mean', options(seeds=(0, 1, 2)), **given
   )
   bad = np.isnan(outcome.trained.history['validation/mean'][-1])
   assert bad.any() and not bad[3:6].all()

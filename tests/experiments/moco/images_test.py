@@ -223,18 +223,6 @@ def test_normals_by_hand():
   np.testing.assert_allclose(loss, 1 - np.cos(turned).mean(), rtol=1e-5)
 
 
-def options(folder, tmp_path, settings):
-  return harness.Options(
-    paper='moco',
-    binary='images',
-    preset='quick',
-    settings=settings,
-    workdir=str(tmp_path / 'run'),
-    data_dir=str(folder),
-    seeds=(0, 1),
-  )
-
-
 TINY = {
   'epochs': 2,
   'batch': 2,
@@ -257,15 +245,16 @@ def test_each_domain_sees_its_own_images(office):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['office31', 'nyuv2'])
-def test_runs_on_small_folders(office, arrays, tmp_path, name):
+def test_runs_on_small_folders(options, office, arrays, tmp_path, name):
   few = name in OFFICE
   settings = images.Settings(dataset=name, **TINY)
   folder = office(name) if few else arrays(name)
-  images.main(options(folder, tmp_path, settings))
-  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  workdir = tmp_path / 'run'
+  images.main(options(settings, data_dir=str(folder), workdir=str(workdir)))
+  results = json.loads((workdir / 'results.json').read_text())
   for method in settings.methods:
     assert np.isfinite(results['metrics'][f'{method}/{name}/dm'])
-  assert (tmp_path / 'run' / 'weights.png').stat().st_size > 5_000
+  assert (workdir / 'weights.png').stat().st_size > 5_000
 
 
 @pytest.mark.slow

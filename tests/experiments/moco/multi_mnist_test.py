@@ -1,29 +1,10 @@
 """Multi-MNIST: pairs by hand, and a short run."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
 from experiments.moco import multi_mnist
-
-
-def options(tmp_path, settings, **given):
-  return harness.Options(
-    paper='moco',
-    binary='multi_mnist',
-    preset='quick',
-    settings=settings,
-    workdir=str(tmp_path),
-    data_dir=None,
-    seeds=(0, 1),
-  )._replace(**given)
-
-
-def read(tmp_path):
-  return json.loads((tmp_path / 'results.json').read_text())['metrics']
 
 
 def test_digits_overlap_by_the_maximum():
@@ -39,7 +20,7 @@ def test_digits_overlap_by_the_maximum():
 
 
 @pytest.mark.slow
-def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
+def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
   settings = multi_mnist.Settings(
     methods=('smg', 'moco', 'famo', 'moco_plus'),
     steps=60,
@@ -52,8 +33,8 @@ def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
     bias_batches=(8,),
     evaluated=100,
   )
-  multi_mnist.main(options(tmp_path, settings))
-  metrics = read(tmp_path)
+  multi_mnist.main(options(settings))
+  metrics = results()['metrics']
   for method in settings.methods:
     assert metrics[f'{method}/multi_mnist/accuracy'] > 0.12
     assert np.isfinite(metrics[f'{method}/multi_mnist/dm'])
@@ -61,9 +42,9 @@ def test_multi_mnist_learns_and_writes_its_results(tmp_path, capsys):
   assert 'dm %' in capsys.readouterr().out
 
 
-def test_the_canvas_is_averaged_over_whole_squares(tmp_path):
+def test_the_canvas_is_averaged_over_whole_squares(options):
   with pytest.raises(ValueError, match='pool divides 36, got 5'):
-    multi_mnist.main(options(tmp_path, multi_mnist.Settings(pool=5)))
+    multi_mnist.main(options(multi_mnist.Settings(pool=5)))
 
 
 def test_files_of_any_such_data_set(tmp_path):

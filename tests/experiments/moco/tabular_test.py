@@ -1,34 +1,15 @@
 """School, SARCOS and Adult in small."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
 from experiments.moco import tabular
 
 
-def options(tmp_path, settings, **given):
-  return harness.Options(
-    paper='moco',
-    binary='tabular',
-    preset='quick',
-    settings=settings,
-    workdir=str(tmp_path),
-    data_dir=None,
-    seeds=(0, 1),
-  )._replace(**given)
-
-
-def read(tmp_path):
-  return json.loads((tmp_path / 'results.json').read_text())['metrics']
-
-
 @pytest.mark.slow
-def test_tabular_on_made_up_data(tmp_path, capsys):
+def test_tabular_on_made_up_data(options, results, capsys):
   settings = tabular.Settings(
     methods=('mean', 'moco'),
     steps=40,
@@ -39,8 +20,8 @@ def test_tabular_on_made_up_data(tmp_path, capsys):
     rates_beside_own=(1e-2,),
     bias_batches=(8,),
   )
-  tabular.main(options(tmp_path, settings))
-  metrics = read(tmp_path)
+  tabular.main(options(settings))
+  metrics = results()['metrics']
   assert metrics['mean/made_up/error'] < 1.2
   assert 'made up' in capsys.readouterr().out
 

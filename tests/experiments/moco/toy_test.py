@@ -1,30 +1,11 @@
 """The toy of MoCo: its losses by hand, its front, a short run."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
 from experiments.moco import toy
-
-
-def options(tmp_path, settings, **given):
-  return harness.Options(
-    paper='moco',
-    binary='toy',
-    preset='quick',
-    settings=settings,
-    workdir=str(tmp_path),
-    data_dir=None,
-    seeds=(0, 1),
-  )._replace(**given)
-
-
-def read(tmp_path):
-  return json.loads((tmp_path / 'results.json').read_text())['metrics']
 
 
 @pytest.mark.parametrize(
@@ -64,12 +45,12 @@ def test_noise_is_that_of_the_gradients():
   np.testing.assert_allclose(rows - truth, noise[0], atol=1e-5)
 
 
-def test_runs_and_writes_its_results(tmp_path, capsys):
+def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   settings = toy.Settings(
     steps=4, chunk=2, learning_rates=(1e-3,), methods=('moco_exact', 'modo')
   )
-  toy.main(options(tmp_path, settings))
-  metrics = read(tmp_path)
+  toy.main(options(settings))
+  metrics = results()['metrics']
   for method in settings.methods:
     assert metrics[f'{method}/lr1e-3/front_from_start1'] == 0
   for plot in ('paths', 'stationarity', 'weight'):
@@ -77,6 +58,6 @@ def test_runs_and_writes_its_results(tmp_path, capsys):
   assert 'moco_exact' in capsys.readouterr().out
 
 
-def test_unknown_methods_name_the_known(tmp_path):
+def test_unknown_methods_name_the_known(options):
   with pytest.raises(ValueError, match=r"'guess'.*known: .*smg"):
-    toy.main(options(tmp_path, toy.Settings(methods=('guess',))))
+    toy.main(options(toy.Settings(methods=('guess',))))
