@@ -4,7 +4,6 @@ Sequences are the fields of a NamedTuple. Where a field of gradients or updates
 is None, a link leaves that sequence alone.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,13 +128,6 @@ def apply_updates(params: Any, updates: Any) -> Any:
       )
     )
   return optax.apply_updates(params, updates)
-
-
-def dtype_of(params: Any) -> Any:
-  """The widest dtype among the leaves, at least float32: for accumulators."""
-  leaves = [jnp.asarray(x).dtype for x in jax.tree.leaves(params)]
-  floats = [d for d in leaves if jnp.issubdtype(d, jnp.floating)]
-  return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
 
 
 def varying_axes(leaf: Any) -> frozenset[str]:

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax import _sequences
+from bilevel_jax import _sequences, _trees
 
 PARAMS = bj.BilevelParams({'a': jnp.ones(2)}, jnp.zeros([]))
 
@@ -58,7 +58,7 @@ def test_map_sequences_passes_names_and_skips_none():
 )
 def test_dtype_of_is_at_least_float32(x64, dtypes, expected):
   tree = [jnp.zeros(2, dtype) for dtype in dtypes]
-  assert _sequences.dtype_of(tree) == jnp.dtype(expected)
+  assert _trees.dtype_of(tree) == jnp.dtype(expected)
 
 
 def test_counters_stop_at_their_largest_value():

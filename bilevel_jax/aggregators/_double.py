@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _trees, types
 from bilevel_jax.aggregators import _rows, _weighted
 
 
@@ -26,7 +26,7 @@ def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
     raise ValueError(f'{who} takes 2 or 3 samples, got {samples}.')
 
   def init_fn(params):
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     return _weighted.WeightsState(
       count=jnp.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),

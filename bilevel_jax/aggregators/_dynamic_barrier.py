@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _trees, types
 from bilevel_jax.aggregators import _penalty
 
 
@@ -74,7 +74,7 @@ def dynamic_barrier(
   rate = _penalty.checked_schedule(eta, 'eta')
 
   def init_fn(params):
-    zero = jnp.zeros([], _sequences.dtype_of(params))
+    zero = jnp.zeros([], _trees.dtype_of(params))
     return DynamicBarrierState(jnp.zeros([], jnp.int32), zero)
 
   def update_fn(jacobian, state, params=None, **extra_args):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _quadratic, _rows, _weighted
 
 
@@ -60,7 +60,7 @@ class Rule(NamedTuple):
       shape = (self.objectives, *zeros.shape)
       return jnp.array(jnp.broadcast_to(zeros, shape), copy=True)
 
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     return MocoState(
       count=jnp.zeros([], jnp.int32),
       weights=jnp.full([self.objectives], 1 / self.objectives, dtype),
@@ -81,7 +81,7 @@ class Rule(NamedTuple):
 
   def shrink(self, row: Any, radius: chex.Array) -> Any:
     """Projects one tracked row on a ball."""
-    dtype = _sequences.dtype_of(row)
+    dtype = _trees.dtype_of(row)
     squares = [
       jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(row)
     ]

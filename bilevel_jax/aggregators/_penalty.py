@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _trees, types
 
 
 def _check_weight(value: Any, where: str, what: str) -> None:
@@ -148,7 +148,7 @@ def scale_by_penalty(
     require_two_rows(jacobian, 'scale_by_penalty')
 
     def weigh(rows):
-      objective, penalised = weights(state.count, _sequences.dtype_of(rows))
+      objective, penalised = weights(state.count, _trees.dtype_of(rows))
       # Written out: XLA then never builds the stacked rows.
       total = objective * rows[0] + penalised * rows[1]
       return total.astype(rows.dtype)

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 
 # Columns of a skinny product that the CPU does at once: one product over all
 # columns is several times slower there.
@@ -62,7 +62,7 @@ def products(ours: Any, theirs: Any = None) -> chex.Array:
     (rows of ours, rows of theirs), in float32 or wider.
   """
   theirs = ours if theirs is None else theirs
-  dtype = _sequences.dtype_of((ours, theirs))
+  dtype = _trees.dtype_of((ours, theirs))
 
   def dot(a, b):
     return jax.lax.dot_general(

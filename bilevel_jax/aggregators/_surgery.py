@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _trees
 from bilevel_jax.aggregators import _quadratic, _rows, _weighted
 
 
@@ -216,7 +216,7 @@ def grad_drop(
   _weighted.require_objectives(objectives, 'grad_drop')
 
   def init_fn(params):
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     return _weighted.WeightsState(
       count=jnp.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),

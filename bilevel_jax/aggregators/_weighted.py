@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _trees
 from bilevel_jax.aggregators import _rows
 
 
@@ -98,7 +98,7 @@ def by_weights(
   require_objectives(objectives, who)
 
   def init_fn(params):
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     return WeightsState(
       count=jnp.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),

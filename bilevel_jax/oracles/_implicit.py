@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, linear_solvers, types
+from bilevel_jax import _keys, _sequences, _trees, linear_solvers, types
 from bilevel_jax.oracles import _oracle
-from bilevel_jax.projections import _affine, _lazy
+from bilevel_jax.projections import _affine
 
 # Any function (operator, right, start) -> solution.
 Solve = Callable[..., Any]
@@ -117,7 +117,7 @@ def implicit(
   lower_set: _affine.AffineSet | None = None,
   warm_start: bool = True,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  key: Any = 0,
+  key: Any = None,
   direct: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   r"""The hypergradient, with one linear system in the lower loss's Hessian.
@@ -202,7 +202,7 @@ def implicit(
     else:
       lower_set.check(params.lower, params.upper, 'lower')
       zero = lower_set.zero
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     counted = ['gradients/upper', 'hessian_vector_products/lower']
     counted += ['rounds/linear'] if rounds else []
     return _oracle.OracleState(
@@ -210,7 +210,7 @@ def implicit(
       counts={name: jnp.zeros([], jnp.int32) for name in counted},
       inner=ImplicitState(
         linear=zero(params.lower) if warm_start else None,
-        key=_lazy.as_key(key) if random else None,
+        key=_keys.as_key(key, 'the linear solver') if random else None,
       ),
     )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.oracles import _oracle
 
 # One function to all losses, or one function for each.
@@ -379,7 +379,7 @@ def _each(fn: Any, count: int, by: str) -> Any:
 
 def _gramian(near, count, params, by) -> types.Gramian:
   matrix = _each(lambda i: near.push(near.row(i)), count, by)
-  matrix = matrix.astype(_sequences.dtype_of(params))
+  matrix = matrix.astype(_trees.dtype_of(params))
 
   def combine(weights):
     total = near.pull(weights)
@@ -425,7 +425,7 @@ def jacobian_like(
       zeros = jnp.zeros_like(leaf)
       return jnp.broadcast_to(zeros, (objectives, *zeros.shape))
 
-    values = jnp.zeros([objectives], _sequences.dtype_of(params))
+    values = jnp.zeros([objectives], _trees.dtype_of(params))
     return types.Jacobian(jax.tree.map(rows, shared), others, values)
 
   return like

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _sequences, _trees
 
 
 class OracleState(NamedTuple):
@@ -124,7 +124,7 @@ def oracle(
   cost = counts if callable(counts) else lambda params: counts or {}
 
   def init_fn(params):
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     return OracleState(
       # One buffer each: a shared one could not be donated.
       values={name: jnp.zeros([], dtype) for name in names},

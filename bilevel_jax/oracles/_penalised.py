@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import _oracle
 
@@ -66,7 +66,7 @@ def penalised(
 
   def fused(params, batch, count):
     _sequences.require_sequences(params, sequences, who)
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     upper_weight, height_weight = weights(count.count, dtype)
 
     def loss(x, y):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, projections, types
+from bilevel_jax import _sequences, _trees, projections, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import _oracle
 
@@ -120,7 +120,7 @@ def prox_linear(
 
   def fn(params, batch, inner):
     z = (params.upper, params.lower)
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     dot = lambda one, two: sum(
       jnp.vdot(a.astype(dtype), b.astype(dtype))
       for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)

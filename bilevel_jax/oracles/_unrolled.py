@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, projections, types
+from bilevel_jax import _sequences, _trees, projections, types
 from bilevel_jax.oracles import _oracle
 
 
@@ -188,7 +188,7 @@ def unrolled(
 
   def fn(params, batch, inner):
     _sequences.require_sequences(params, ('upper', 'lower'), 'unrolled')
-    zero = jnp.zeros([], _sequences.dtype_of(params))
+    zero = jnp.zeros([], _trees.dtype_of(params))
     same = lambda tree: _varying_like(tree, params, batch)
 
     def begin(x):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _keys, _sequences, types
 from bilevel_jax.projections import _project
 
 
@@ -29,20 +29,10 @@ class LazyProjectionState(NamedTuple):
   counts: dict[str, chex.Array]
 
 
-def as_key(key: Any) -> chex.PRNGKey:
-  """A key from a key, of which it is a copy, or from a whole number."""
-  key = jnp.asarray(key)
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    return jax.random.key(key)
-  # A copy: the caller's key must survive the donation of the state.
-  numbers = jnp.array(jax.random.key_data(key), copy=True)
-  return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(key))
-
-
 def lazy_projection(
   probability: types.ScalarOrSchedule,
   *,
-  key: Any = 0,
+  key: Any,
   control_variate: bool = True,
   **sets: _project.Projection | None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -122,7 +112,10 @@ def lazy_projection(
       }
     counts = {n: jnp.zeros([], jnp.int32) for n in _project.use_of(given)}
     return LazyProjectionState(
-      as_key(key), jnp.zeros([], jnp.int32), control, counts
+      _keys.as_key(key, 'lazy_projection'),
+      jnp.zeros([], jnp.int32),
+      control,
+      counts,
     )
 
   def update_fn(updates, state, params=None, **extra_args):

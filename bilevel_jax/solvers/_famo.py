@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.oracles import _multi_objective, _oracle
 
 
@@ -142,7 +142,7 @@ def famo(
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
   def init_fn(params):
-    dtype = _sequences.dtype_of(params)
+    dtype = _trees.dtype_of(params)
     logits = jnp.zeros([size], dtype)
     return FamoState(
       count=jnp.zeros([], jnp.int32),
