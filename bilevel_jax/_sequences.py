@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bilevel_jax import types
@@ -155,15 +156,19 @@ def vary_like(tree: Any, like: Any) -> Any:
 
 
 def add_counts(
-  counts: Mapping[str, chex.Array], spent: Mapping[str, chex.Numeric]
-) -> dict[str, chex.Array]:
+  counts: types.Named, spent: Mapping[str, chex.Numeric]
+) -> types.Named:
   """Adds evaluations to int32 counters, which stop at their largest value."""
-  largest = jnp.iinfo(jnp.int32).max
-  return {
-    name: jnp.where(
-      count > largest - spent.get(name, 0),
-      jnp.int32(largest),
-      count + jnp.asarray(spent.get(name, 0), jnp.int32),
-    )
-    for name, count in counts.items()
-  }
+  if not counts.names:
+    return counts
+  new = [spent.get(name, 0) for name in counts.names]
+  fixed = all(isinstance(n, int) for n in new)
+  more = (
+    np.array(new, np.int32)
+    if fixed
+    else jnp.stack([jnp.asarray(n, jnp.int32) for n in new])
+  )
+  largest = np.int32(np.iinfo(np.int32).max)
+  before = counts.array
+  total = jnp.where(before > largest - more, largest, before + more)
+  return types.Named(counts.names, total)

@@ -15,6 +15,29 @@ def dtype_of(tree: Any) -> Any:
   return functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
 
 
+def require_real(params: Any) -> None:
+  """Raises TypeError unless all leaves are real floats, and says which is not.
+
+  Derivatives in whole numbers and keys do not exist, and steps along complex
+  ones would need conjugates.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    dtype = jnp.asarray(leaf).dtype
+    if jnp.issubdtype(dtype, jnp.floating):
+      continue
+    where = jax.tree_util.keystr(path) or 'itself'
+    mend = (
+      'hold its real and imaginary parts as two leaves'
+      if jnp.issubdtype(dtype, jnp.complexfloating)
+      else 'what is not trained goes into the batch (in flax, '
+      'nnx.split(model, nnx.Param, ...) parts it)'
+    )
+    raise TypeError(
+      f'a leaf of the parameters ({where}) is {dtype}, but only real floats '
+      f'can be moved along gradients: {mend}.'
+    )
+
+
 def accumulator_like(tree: Any, dtype: Any = jnp.float32) -> Any:
   """Zeros to sum in: each leaf's dtype, made as wide as `dtype`.
 

@@ -115,7 +115,7 @@ def conjugate_gradient(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> solve = bj.conjugate_gradient(2)
+    >>> solve = bj.linear_solvers.conjugate_gradient(2)
     >>> print(solve(lambda v: matrix @ v, jnp.array([3.0, 4.0])).round(4))
     [1. 1.]
 
@@ -185,7 +185,7 @@ def neumann(steps: int, step_size: float) -> LinearSolver:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.neumann(2, 0.5)(lambda v: v, jnp.float32(1.0)))
+    >>> print(bj.linear_solvers.neumann(2, 0.5)(lambda v: v, jnp.float32(1.0)))
     0.875
   """
   _check_whole('neumann', 'steps', steps, 0)
@@ -226,7 +226,7 @@ def random_neumann(bound: int, step_size: float) -> LinearSolver:
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> solve, half = bj.random_neumann(2, 0.5), lambda v: v
+    >>> solve, half = bj.linear_solvers.random_neumann(2, 0.5), lambda v: v
     >>> keys = jax.random.split(jax.random.key(0), 2_000)
     >>> drawn = jax.vmap(lambda k: solve(half, jnp.float32(1.0), None, k))(keys)
     >>> print(drawn.min(), drawn.max(), drawn.mean().round(1))
@@ -276,7 +276,7 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> solve = bj.nystrom(2, 1.0)
+    >>> solve = bj.linear_solvers.nystrom(2, 1.0)
     >>> print(solve(lambda v: 3 * v, jnp.array([4.0, 8.0])).round(3))
     [1. 2.]
 
@@ -336,7 +336,7 @@ def gmres(steps: int) -> LinearSolver:
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
-    >>> print(bj.gmres(2)(lambda v: turn @ v, jnp.array([1.0, 2.0])).round(4))
+    >>> print(bj.linear_solvers.gmres(2)(lambda v: turn @ v, jnp.array([1.0, 2.0])).round(4))
     [-2.  1.]
 
   References:
@@ -396,7 +396,7 @@ def dense_solve() -> LinearSolver:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.dense_solve()(lambda v: 2 * v, jnp.array([2.0, 4.0])).round(4))
+    >>> print(bj.linear_solvers.dense_solve()(lambda v: 2 * v, jnp.array([2.0, 4.0])).round(4))
     [1. 2.]
   """
 

@@ -7,15 +7,23 @@ alone, so an untouched sequence costs neither a zero buffer nor an addition.
 
 import collections
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as ListLike
 from typing import Any, NamedTuple
 
 import chex
 import jax
+import optax
+
+from bilevel_jax import _checks
 
 ScalarOrSchedule = float | jax.Array | Callable[[chex.Numeric], chex.Numeric]
 # (upper variable, lower variable, batch) -> scalar, or (scalar, auxiliary).
 Loss = Callable[[Any, Any, Any], Any]
+
+
+# From an oracle to an oracle: what named solvers wrap theirs in.
+Wrapper = Callable[[Any], Any]
 
 
 class BilevelProblem(NamedTuple):
@@ -28,10 +36,16 @@ class BilevelProblem(NamedTuple):
     upper: the loss :math:`f(x, y, batch)`; a scalar, or (scalar, auxiliary).
     lower: the loss :math:`g(x, y, batch)`; likewise. Randomness comes in the
       batch, as a key.
+    outputs: None drops the auxiliary outputs of both losses. Else a function
+      from the parameters to a dict of pytrees, shaped like the outputs of
+      `upper`, of `lower` or of both: these are kept in the state for
+      `bj.outputs`. Running statistics, of a batch normalisation for instance,
+      go into the next batch from there.
   """
 
   upper: Loss
   lower: Loss
+  outputs: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 class BilevelParams(NamedTuple):
@@ -44,6 +58,51 @@ class BilevelParams(NamedTuple):
 
   upper: Any
   lower: Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Named(Mapping):
+  """Numbers by name, held in one array: one buffer, however many there are.
+
+  Args:
+    names: a name for each number.
+    array: their values, (numbers,); an axis may come before, from `jax.vmap`.
+  """
+
+  def __init__(self, names: ListLike[str], array: Any):
+    """Keeps the names as structure and the array as a leaf."""
+    self.names, self.array = tuple(names), array
+
+  def __getitem__(self, name: str) -> Any:
+    """The number of this name."""
+    try:
+      index = self.names.index(name)
+    except ValueError:
+      raise KeyError(name) from None
+    return self.array[..., index]
+
+  def __iter__(self) -> Iterator[str]:
+    """The names, in order."""
+    return iter(self.names)
+
+  def __len__(self) -> int:
+    """How many numbers there are."""
+    return len(self.names)
+
+  def __repr__(self) -> str:
+    """As a call that makes it."""
+    return f'Named({self.names}, {self.array})'
+
+  def tree_flatten_with_keys(self) -> Any:
+    """The array, if there are numbers at all."""
+    # No leaf without numbers: an array of size 0 is no use to anybody.
+    children = ((jax.tree_util.GetAttrKey('array'), self.array),)
+    return (children if self.names else ()), self.names
+
+  @classmethod
+  def tree_unflatten(cls, names: Any, children: Any) -> 'Named':
+    """From names and the array."""
+    return cls(names, children[0] if names else None)
 
 
 class Jacobian(NamedTuple):
@@ -76,6 +135,98 @@ class Gramian(NamedTuple):
   matrix: Any
   combine: Callable[[Any], Any]
   values: Any = None
+
+
+class Sequence(NamedTuple):
+  r"""How one sequence moves: `descend` takes one of these for each.
+
+  Where it is evaluated, and along what, is the oracle's; how far, how often and
+  in which set is said here. A bare optax optimiser stands for a record of it.
+
+  **What a schedule counts.** Updates of the solver, in every sequence, whatever
+  the number of its steps: a step size, a penalty and a hyperparameter under
+  `optax.inject_hyperparams` are at the same point of their schedules at the
+  same time. The age of a moment, Adam's for instance, counts the sequence's own
+  steps. (A schedule that a transformation of your own counts is its own.)
+
+  **What a restart resets.** The sequence, to its `start`, and all of its
+  optimiser but the count of schedules: no momentum passes from one update to
+  the next. The state of its set, a coin's key for instance, stays.
+
+  Attributes:
+    optimiser: any optax transformation from a gradient to an update.
+    set: where the sequence stays, None for the whole space: a function from a
+      point to the nearest point of the set, such as those of
+      `optax.projections`; an affine set; or one of `bj.projections.Lazy`,
+      `Relaxed` and `Joint`. Sets that depend on the upper variable are taken
+      at its new value.
+    steps: steps in one update, of which each sees a new gradient. An oracle is
+      evaluated as often as the sequences that it moves say; one with fewer
+      steps than another, that is with one, moves in the last of them.
+    batch_at: the batch of step t, from (batch, t), t an int32 scalar; by
+      default each step sees the whole batch.
+    start: makes a sequence that only the solver has, from the parameters, or
+      with `restart` the point from which any sequence starts in each update.
+    restart: whether the sequence is made anew at each update.
+  """
+
+  optimiser: Any
+  set: Any = None
+  steps: int = 1
+  batch_at: Callable[[Any, Any], Any] | None = None
+  start: Callable[[Any], Any] | None = None
+  restart: bool = False
+
+
+# What a named solver takes for each of its sequences.
+SequenceLike = Sequence | optax.GradientTransformation
+
+
+def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
+  """A record from a record or an optimiser; else an error with the mend.
+
+  Args:
+    given: a `Sequence`, or an optax transformation.
+    name: of the sequence, for the error.
+    **defaults: fields for what the record leaves at its default.
+
+  Returns:
+    A `Sequence`.
+
+  Raises:
+    TypeError: for anything else, a number for instance.
+    ValueError: if the steps are no whole number >= 1.
+  """
+  found = given if isinstance(given, Sequence) else Sequence(given)
+  optimiser = found.optimiser
+  if not isinstance(optimiser, optax.GradientTransformation):
+    raise TypeError(
+      f'{name} takes an optax optimiser or a bj.Sequence of one, got '
+      f'{type(optimiser).__name__}: optax.sgd(0.1) for instance.'
+    )
+  usual = Sequence._field_defaults
+  unset = {n: v for n, v in defaults.items() if getattr(found, n) is usual[n]}
+  found = found._replace(**unset)
+  _checks.whole(f'the sequence {name}', 'steps', found.steps)
+  return found
+
+
+def value_sequence(
+  given: SequenceLike | None, lower: Sequence, **defaults: Any
+) -> Sequence:
+  """The record of a sequence that follows the lower loss's minimiser.
+
+  Args:
+    given: the caller's, None for the optimiser of the lower variable.
+    lower: the record of the lower variable, whose set is the value's too.
+    **defaults: further fields for what the record leaves open.
+
+  Returns:
+    A record that starts at the lower variable.
+  """
+  defaults = {'set': lower.set, 'start': lambda p: p.lower} | defaults
+  chosen = Sequence(lower.optimiser) if given is None else given
+  return as_sequence(chosen, 'value', **defaults)
 
 
 @functools.cache

@@ -384,14 +384,14 @@ def _dynamic_barrier(wrap, eta, rate):
   slower = _slow_down(rate)
   return optax.chain(
     wrap(bj.gradient_norm(PROBLEM)),
-    bj.dynamic_barrier(eta),
+    bj.aggregators.dynamic_barrier(eta),
     bj.per_sequence(upper=slower, lower=slower),
   )
 
 
 def _v_pbsgd(wrap, penalty, rate, **kwargs):
   sgd = optax.sgd(rate)
-  return bj.v_pbsgd(
+  return bj.solvers.v_pbsgd(
     PROBLEM,
     penalty=penalty,
     upper=sgd,
@@ -406,7 +406,7 @@ def _v_pbsgd(wrap, penalty, rate, **kwargs):
 
 def _prox_linear_pbgd(wrap, penalty, rate, **kwargs):
   del wrap
-  return bj.prox_linear_pbgd(PROBLEM, penalty=penalty, step=rate, **kwargs)
+  return bj.solvers.prox_linear_pbgd(PROBLEM, penalty=penalty, step=rate, **kwargs)
 
 
 def _prox_linear(wrap, penalty, rate):
@@ -524,18 +524,18 @@ def _auxiliary(wrap, rate):
 
 
 def _accumulate(wrap, rate):
-  oracle = bj.accumulate(wrap(bj.gradient(flat_loss)), 2)
+  oracle = bj.evaluation.accumulate(wrap(bj.gradient(flat_loss)), 2)
   return optax.chain(oracle, optax.sgd(rate))
 
 
 def _storm(wrap, rate, decay):
   return optax.chain(
-    bj.storm(wrap(bj.gradient(flat_loss)), decay), optax.sgd(rate)
+    bj.evaluation.storm(wrap(bj.gradient(flat_loss)), decay), optax.sgd(rate)
   )
 
 
 def _saga(wrap, rate):
-  oracle = bj.saga(wrap(bj.gradient(flat_loss)), 2)
+  oracle = bj.evaluation.saga(wrap(bj.gradient(flat_loss)), 2)
   return optax.chain(oracle, optax.sgd(rate))
 
 
@@ -641,7 +641,7 @@ def _decaying(method, **more):
 
 
 def _pzobo(wrap, rate):
-  return bj.pzobo(
+  return bj.solvers.pzobo(
     PROBLEM,
     upper=optax.sgd(rate),
     step_size=RATE,
@@ -682,7 +682,7 @@ def linear_params(seed: int, dtype: Any = jnp.float32):
 
 def _mean_over(wrap, rate):
   """The axis is one of parts, so that it runs on one device as well."""
-  oracle = bj.mean_over(wrap(bj.gradient(flat_loss)), 'parts')
+  oracle = bj.evaluation.mean_over(wrap(bj.gradient(flat_loss)), 'parts')
 
   def update_fn(batch, state, params=None, **extra_args):
     over = jax.vmap(
@@ -690,7 +690,7 @@ def _mean_over(wrap, rate):
       axis_name='parts',
       out_axes=None,
     )
-    return over(bj.split_batch(batch, 2))
+    return over(bj.evaluation.split_batch(batch, 2))
 
   mapped = optax.GradientTransformationExtraArgs(oracle.init, update_fn)
   return optax.chain(mapped, optax.sgd(rate))
@@ -748,7 +748,7 @@ def _aggregated(aggregator, samples=1, **given):
   def make(wrap, rate, **hyper):
     oracle = wrap(bj.multi_objective(three_losses, OBJECTIVES, **given))
     if samples > 1:
-      oracle = bj.independent(oracle, samples)
+      oracle = bj.evaluation.independent(oracle, samples)
     return optax.chain(oracle, aggregator(OBJECTIVES, **hyper), optax.sgd(rate))
 
   return make
@@ -758,8 +758,8 @@ def _fused_moco(wrap, rate, **hyper):
   """What averages Jacobians cannot be inside the fused form."""
   oracle = bj.multi_objective(three_losses, OBJECTIVES)
   if wrap(oracle) is not oracle:
-    return _aggregated(bj.moco)(wrap, rate, **hyper)
-  fused = bj.fused_moco(three_losses, OBJECTIVES, **hyper)
+    return _aggregated(bj.aggregators.moco)(wrap, rate, **hyper)
+  fused = bj.oracles.fused_moco(three_losses, OBJECTIVES, **hyper)
   return optax.chain(fused, optax.sgd(rate))
 
 
@@ -768,20 +768,20 @@ def _headed(wrap, rate):
   sgd = optax.sgd(rate)
   return optax.chain(
     oracle,
-    bj.moco(OBJECTIVES, tracking=0.5, rest=('heads',)),
+    bj.aggregators.moco(OBJECTIVES, tracking=0.5, rest=('heads',)),
     bj.per_sequence(shared=sgd, heads=sgd),
   )
 
 
 def _moco_plus(wrap, rate, decay):
   return optax.chain(
-    bj.moco_plus(three_losses, OBJECTIVES, decay=decay, wrap=wrap),
+    bj.solvers.moco_plus(three_losses, OBJECTIVES, decay=decay, wrap=wrap),
     optax.sgd(rate),
   )
 
 
 def _famo(wrap, rate):
-  return bj.famo(three_losses, OBJECTIVES, optimiser=optax.sgd(rate), wrap=wrap)
+  return bj.solvers.famo(three_losses, OBJECTIVES, optimiser=optax.sgd(rate), wrap=wrap)
 
 
 def _aggregator_row(name, aggregator, samples=1, *, covers=(), **more):
@@ -809,43 +809,43 @@ def _keyed(aggregator):
 
 _MOCO = {'tracking': 0.5, 'weight_step': 2.0}
 AGGREGATORS = (
-  _aggregator_row('mean', bj.mean, covers=('multi_objective',)),
+  _aggregator_row('mean', bj.aggregators.mean, covers=('multi_objective',)),
   _aggregator_row(
     'mean of rows made at once',
     None,
-    make=_aggregated(bj.mean, by='vmap'),
+    make=_aggregated(bj.aggregators.mean, by='vmap'),
     same_as='mean',
     alike=True,
   ),
   _aggregator_row(
-    'weighted', lambda n: bj.weighted([0.5, 0.3, 0.4]), alike=True
+    'weighted', lambda n: bj.aggregators.weighted([0.5, 0.3, 0.4]), alike=True
   ),
-  _aggregator_row('mgda', bj.mgda),
-  _aggregator_row('smg', bj.smg, same_as='mgda', alike=True),
-  _aggregator_row('pcgrad', _keyed(bj.pcgrad), keys=True, alike=True),
-  _aggregator_row('grad_vac', _keyed(bj.grad_vac), keys=True, alike=True),
-  _aggregator_row('grad_drop', _keyed(bj.grad_drop), keys=True),
+  _aggregator_row('mgda', bj.aggregators.mgda),
+  _aggregator_row('smg', bj.aggregators.smg, same_as='mgda', alike=True),
+  _aggregator_row('pcgrad', _keyed(bj.aggregators.pcgrad), keys=True, alike=True),
+  _aggregator_row('grad_vac', _keyed(bj.aggregators.grad_vac), keys=True, alike=True),
+  _aggregator_row('grad_drop', _keyed(bj.aggregators.grad_drop), keys=True),
   _aggregator_row(
     'cagrad',
-    bj.cagrad,
+    bj.aggregators.cagrad,
     hyper={'radius': 0.4},
     schedules=('rate',),
   ),
-  _aggregator_row('imtl_g', bj.imtl_g, alike=True),
+  _aggregator_row('imtl_g', bj.aggregators.imtl_g, alike=True),
   _aggregator_row(
-    'nash_mtl', functools.partial(bj.nash_mtl, normalise=True), alike=True
+    'nash_mtl', functools.partial(bj.aggregators.nash_mtl, normalise=True), alike=True
   ),
-  _aggregator_row('aligned_mtl', bj.aligned_mtl, steps=2000, alike=True),
-  _aggregator_row('upgrad', bj.upgrad),
-  _aggregator_row('dual_proj', bj.dual_proj, alike=True),
+  _aggregator_row('aligned_mtl', bj.aggregators.aligned_mtl, steps=2000, alike=True),
+  _aggregator_row('upgrad', bj.aggregators.upgrad),
+  _aggregator_row('dual_proj', bj.aggregators.dual_proj, alike=True),
   _aggregator_row(
-    'stch', bj.stch, hyper={'smoothing': 0.1}, steps=2000, alike=True
+    'stch', bj.aggregators.stch, hyper={'smoothing': 0.1}, steps=2000, alike=True
   ),
-  _aggregator_row('uncertainty_weighting', bj.uncertainty_weighting),
-  _aggregator_row('moco', bj.moco, hyper=_MOCO),
+  _aggregator_row('uncertainty_weighting', bj.aggregators.uncertainty_weighting),
+  _aggregator_row('moco', bj.aggregators.moco, hyper=_MOCO),
   _aggregator_row(
     'moco with exact weights',
-    functools.partial(bj.moco, exact=True, regularisation=0.1, radius=9.0),
+    functools.partial(bj.aggregators.moco, exact=True, regularisation=0.1, radius=9.0),
     hyper={'tracking': 0.5},
     alike=True,
   ),
@@ -860,13 +860,13 @@ AGGREGATORS = (
   )._replace(kind='oracle', wraps=False),
   _aggregator_row(
     'modo',
-    functools.partial(bj.modo, samples=2),
+    functools.partial(bj.aggregators.modo, samples=2),
     samples=2,
     covers=('independent',),
     hyper={'weight_step': 0.3},
   ),
   _aggregator_row(
-    'sdmgrad', functools.partial(bj.sdmgrad, samples=2), 2, alike=True
+    'sdmgrad', functools.partial(bj.aggregators.sdmgrad, samples=2), 2, alike=True
   ),
   _aggregator_row(
     'moco_plus', None, 2, make=_moco_plus, hyper={'decay': 0.5}
@@ -878,8 +878,8 @@ AGGREGATORS = (
 
 
 # Equations: x on a line; y too, on one that moves with x.
-X_LINE = bj.affine_set([[1.0, 1.0], [2.0, 2.0]], [1.25, 2.5])
-Y_LINE = bj.affine_set(
+X_LINE = bj.projections.affine_set([[1.0, 1.0], [2.0, 2.0]], [1.25, 2.5])
+Y_LINE = bj.projections.affine_set(
   [[1.0, -0.5]], [0.4], coupling=lambda x: -0.25 * x['a'][:1]
 )
 
@@ -929,7 +929,7 @@ def unit_hessian_solution():
 
 
 # A step count of the linear solver that is exact in two dimensions.
-_EXACT_SOLVE = bj.conjugate_gradient(2)
+_EXACT_SOLVE = bj.linear_solvers.conjugate_gradient(2)
 
 
 def _aid(wrap, rate, solver=bj.aid_bilevel, **kwargs):
@@ -1231,7 +1231,7 @@ ROWS = (
     'scale_by_penalty',
     ('scale_by_penalty',),
     'aggregator',
-    _fixed_value(bj.value_gap, bj.scale_by_penalty),
+    _fixed_value(bj.value_gap, bj.aggregators.scale_by_penalty),
     fixed_value_solution,
     {'gradients/upper': 1, 'gradients/lower': 2},
     params=tracked_params,
@@ -1292,7 +1292,7 @@ ROWS = (
     'solver',
     functools.partial(
       _aid,
-      solve=bj.random_neumann(1, 1.0),
+      solve=bj.linear_solvers.random_neumann(1, 1.0),
       inner_steps=INNER,
       inner_batch=inner_batch,
     ),

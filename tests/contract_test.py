@@ -57,7 +57,7 @@ def same(wrapped):
 
 
 def mean_over_data(oracle):
-  return bj.mean_over(oracle, 'data')
+  return bj.evaluation.mean_over(oracle, 'data')
 
 
 def build(row, wrap=same, **hyper):
@@ -123,10 +123,10 @@ def assert_close(ours, theirs, row=None):
   if row is not None and not row.linear:
     forget = lambda tree: jax.tree.map(
       lambda node: (
-        node._replace(values=()) if isinstance(node, bj.OracleState) else node
+        node._replace(values=()) if isinstance(node, bj.oracles.OracleState) else node
       ),
       tree,
-      is_leaf=lambda node: isinstance(node, bj.OracleState),
+      is_leaf=lambda node: isinstance(node, bj.oracles.OracleState),
     )
     ours, theirs = forget(ours), forget(theirs)
   chex.assert_trees_all_close(data(ours), data(theirs), **CLOSE)
@@ -340,7 +340,7 @@ def test_pmap_with_mean_over(row):
   step = jax.pmap(
     step_of(solver), 'data', in_axes=(None, None, 0), out_axes=None
   )
-  by_device = bj.split_batch(batch_of(0), 8)
+  by_device = bj.evaluation.split_batch(batch_of(0), 8)
   point = jax.block_until_ready(step(params, state, by_device))
   assert_close(point, ref.points[0], row)
 
@@ -468,7 +468,7 @@ def test_inject_hyperparams(row):
 @rows_where(lambda row: row.wraps and not row.keys)
 def test_accumulate_equals_the_whole_batch(row):
   ref = reference(row)
-  solver = build(row, lambda oracle: bj.accumulate(oracle, 2))
+  solver = build(row, lambda oracle: bj.evaluation.accumulate(oracle, 2))
   step = jax.jit(step_of(solver))
   points = run(step, ref.start[0], solver.init(ref.start[0]), last=2)
   for t in range(2):

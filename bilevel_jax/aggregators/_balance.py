@@ -28,7 +28,7 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.imtl_g(2)
+    >>> link = bj.aggregators.imtl_g(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
@@ -86,7 +86,7 @@ def nash_mtl(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.nash_mtl(2)
+    >>> link = bj.aggregators.nash_mtl(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(2))
@@ -156,7 +156,7 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.aligned_mtl(2)
+    >>> link = bj.aggregators.aligned_mtl(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(3))

@@ -45,7 +45,7 @@ def stch(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.stch(2, smoothing=0.01)
+    >>> link = bj.aggregators.stch(2, smoothing=0.01)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.eye(2), values=jnp.array([1.0, 2.0]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
@@ -104,7 +104,7 @@ def uncertainty_weighting(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.uncertainty_weighting(2)
+    >>> link = bj.aggregators.uncertainty_weighting(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.eye(2), values=jnp.array([1.0, 2.0]))
     >>> print(link.update(jacobian, link.init(params), params)[0])

@@ -37,7 +37,7 @@ def cagrad(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.cagrad(2, radius=0.5)
+    >>> link = bj.aggregators.cagrad(2, radius=0.5)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[2.0, 0.0], [0.0, 2.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])

@@ -11,7 +11,7 @@ from bilevel_jax.aggregators import _rows, _weighted
 
 
 def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
-  """Makes an aggregator of several Jacobians stacked by `bj.independent`.
+  """Makes an aggregator of several Jacobians stacked by `bj.evaluation.independent`.
 
   Args:
     who: its name.
@@ -66,7 +66,7 @@ def modo(
 
   The product of two independent samples has the mean of the true one; the
   square of one sample has not. The oracle before it is
-  `bj.independent(oracle, samples)`.
+  `bj.evaluation.independent(oracle, samples)`.
 
   Args:
     objectives: the number of objectives.
@@ -85,7 +85,7 @@ def modo(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.modo(2, weight_step=1.0, samples=2)
+    >>> link = bj.aggregators.modo(2, weight_step=1.0, samples=2)
     >>> params = jnp.zeros(2)
     >>> rows = jnp.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     >>> _, state = link.update(bj.Jacobian(rows), link.init(params), params)
@@ -130,7 +130,7 @@ def sdmgrad(
       \|^2, \qquad
     d = J_3^\top \, \frac{w + \lambda \mathbf{1} / M}{1 + \lambda}
 
-  The oracle before it is `bj.independent(oracle, samples)`.
+  The oracle before it is `bj.evaluation.independent(oracle, samples)`.
 
   Args:
     objectives: the number of objectives.
@@ -151,7 +151,7 @@ def sdmgrad(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.sdmgrad(2, samples=2, pull=0.0)
+    >>> link = bj.aggregators.sdmgrad(2, samples=2, pull=0.0)
     >>> params = jnp.zeros(2)
     >>> rows = jnp.concatenate([jnp.eye(2), jnp.eye(2)])
     >>> print(link.update(bj.Jacobian(rows), link.init(params))[0])

@@ -50,7 +50,7 @@ def upgrad(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.upgrad(2)
+    >>> link = bj.aggregators.upgrad(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(2))
@@ -93,7 +93,7 @@ def dual_proj(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.dual_proj(2)
+    >>> link = bj.aggregators.dual_proj(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-3.0, 1.0]]))
     >>> print(jnp.abs(link.update(jacobian, link.init(params))[0]).round(3))

@@ -57,7 +57,7 @@ def dynamic_barrier(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.dynamic_barrier(0.5)
+    >>> link = bj.aggregators.dynamic_barrier(0.5)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 1.0], [-2.0, 0.0]]))
     >>> updates, state = link.update(jacobian, link.init(params), params)

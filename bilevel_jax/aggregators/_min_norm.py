@@ -34,7 +34,7 @@ def mgda(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.mgda(2)
+    >>> link = bj.aggregators.mgda(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[2.0, 0.0], [0.0, 2.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])
@@ -72,7 +72,7 @@ def smg(objectives: int) -> optax.GradientTransformationExtraArgs:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.smg(2)
+    >>> link = bj.aggregators.smg(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 1.0], [1.0, -1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])

@@ -179,7 +179,7 @@ def moco(
     radius: of the balls on which tracked gradients are projected, a number or
       (objectives,), bounds on gradient norms; None for no projection.
     samples: for local tracking, the number of Jacobians that the oracle gives
-      (`bj.independent`); :math:`Y` is moved by each in turn, then the weights
+      (`bj.evaluation.independent`); :math:`Y` is moved by each in turn, then the weights
       are.
     rest: names of the sequences that no weight touches, as in the oracle.
 
@@ -197,7 +197,7 @@ def moco(
     ...   [jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)]
     ... )
     >>> solver = optax.chain(
-    ...   bj.multi_objective(losses, 2), bj.moco(2, tracking=0.5),
+    ...   bj.multi_objective(losses, 2), bj.aggregators.moco(2, tracking=0.5),
     ...   optax.sgd(0.1),
     ... )
     >>> params = jnp.float32(3.0)

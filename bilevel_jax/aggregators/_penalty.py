@@ -126,7 +126,7 @@ def scale_by_penalty(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.scale_by_penalty(10.0)
+    >>> link = bj.aggregators.scale_by_penalty(10.0)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(rows=jnp.array([[1.0, 0.0], [0.0, 1.0]]))
     >>> updates, _ = link.update(jacobian, link.init(params), params)

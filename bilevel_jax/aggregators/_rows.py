@@ -30,7 +30,7 @@ def require_rows(jacobian: Any, who: str, objectives: int) -> None:
     raise ValueError(
       f'{who} was made for {objectives} rows, but the Jacobian has {found}: '
       'give it the number of objectives, and samples if the oracle is wrapped '
-      'in bj.independent.'
+      'in bj.evaluation.independent.'
     )
 
 

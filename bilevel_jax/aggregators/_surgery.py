@@ -60,7 +60,7 @@ def pcgrad(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> link = bj.pcgrad(2, key=jax.random.key(0))
+    >>> link = bj.aggregators.pcgrad(2, key=jax.random.key(0))
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])
@@ -140,7 +140,7 @@ def grad_vac(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> link = bj.grad_vac(2, key=jax.random.key(0))
+    >>> link = bj.aggregators.grad_vac(2, key=jax.random.key(0))
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0].round(2))
@@ -202,7 +202,7 @@ def grad_drop(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> link = bj.grad_drop(2, key=jax.random.key(0))
+    >>> link = bj.aggregators.grad_drop(2, key=jax.random.key(0))
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, -2.0], [3.0, -1.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])

@@ -142,7 +142,7 @@ def mean(objectives: int) -> optax.GradientTransformationExtraArgs:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.mean(2)
+    >>> link = bj.aggregators.mean(2)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [0.0, 3.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])
@@ -174,7 +174,7 @@ def weighted(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> link = bj.weighted([1.0, 2.0])
+    >>> link = bj.aggregators.weighted([1.0, 2.0])
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [0.0, 3.0]]))
     >>> print(link.update(jacobian, link.init(params), params)[0])

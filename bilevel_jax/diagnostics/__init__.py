@@ -20,6 +20,7 @@ from bilevel_jax.diagnostics._state import (
   check_finite,
   counts,
   nonfinite,
+  outputs,
   values,
 )
 from bilevel_jax.diagnostics._suggest import (
@@ -46,6 +47,7 @@ __all__ = [
   'multi_gradient_bias',
   'nonfinite',
   'objective_weights',
+  'outputs',
   'pareto_stationarity',
   'penalty_gap',
   'suggest',

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import linear_solvers, types
-from bilevel_jax.oracles import _implicit, _oracle
+from bilevel_jax.oracles import _implicit, base
 from bilevel_jax.projections import AffineSet, Projection
 
 
@@ -38,10 +38,10 @@ def lower_minimiser(
     >>> square = lambda x, y, batch: jnp.sum((y - 2 * x) ** 2)
     >>> params = bj.BilevelParams(jnp.float32(1.5), jnp.zeros(2))
     >>> problem = bj.BilevelProblem(square, square)
-    >>> print(bj.lower_minimiser(problem, params, steps=9))
+    >>> print(bj.diagnostics.lower_minimiser(problem, params, steps=9))
     [3. 3.]
   """
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  lower = base.Loss(problem.lower, 'lower')
   loss = lambda y: lower(params.upper, y, batch)
   solver = optax.with_extra_args_support(optimiser or optax.lbfgs())
 
@@ -91,11 +91,11 @@ def penalty_gap(
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> square = lambda x, y, batch: (x - y) ** 2
     >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(3.0))
-    >>> gap = bj.penalty_gap(bj.BilevelProblem(square, square), params, steps=9)
+    >>> gap = bj.diagnostics.penalty_gap(bj.BilevelProblem(square, square), params, steps=9)
     >>> print(gap)
     4.0
   """
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  lower = base.Loss(problem.lower, 'lower')
   y = lower_minimiser(problem, params, batch, optimiser=optimiser, steps=steps)
   here = lower(params.upper, params.lower, batch)
   return here - lower(params.upper, y, batch)
@@ -199,14 +199,14 @@ def hypergradient_distance(
     ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
     ... )
     >>> x = jnp.float32(3.0)  # min_y f + 9 g is at y = 0.9 x
-    >>> found = bj.hypergradient_distance(
+    >>> found = bj.diagnostics.hypergradient_distance(
     ...   problem, bj.BilevelParams(x, 0.9 * x), penalty=9.0, value=x,
     ... )
     >>> print(found.relative.round(3), found.cosine)
     0.1 1.0
   """
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  upper = base.Loss(problem.upper, 'upper')
+  lower = base.Loss(problem.lower, 'lower')
   x, y = params
 
   def penalised(x):
@@ -246,7 +246,7 @@ def feasibility(
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> params = bj.BilevelParams(jnp.float32(-2.0), jnp.float32(1.0))
     >>> positive = optax.projections.projection_non_negative
-    >>> print(bj.feasibility(params, upper=positive)['upper'])
+    >>> print(bj.diagnostics.feasibility(params, upper=positive)['upper'])
     2.0
   """
   return {

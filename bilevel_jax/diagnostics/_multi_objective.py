@@ -27,7 +27,7 @@ def pareto_stationarity(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> rows = jnp.array([[3.0, 4.0], [3.0, -4.0]])
-    >>> print(bj.pareto_stationarity(bj.Jacobian(rows)))
+    >>> print(bj.diagnostics.pareto_stationarity(bj.Jacobian(rows)))
     3.0
   """
   gramian = _rows.gramian(jacobian)
@@ -51,7 +51,7 @@ def conflict_cosines(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> rows = jnp.array([[1.0, 0.0], [-2.0, 0.0]])
-    >>> print(bj.conflict_cosines(bj.Jacobian(rows)))
+    >>> print(bj.diagnostics.conflict_cosines(bj.Jacobian(rows)))
     [[ 1. -1.]
      [-1.  1.]]
   """
@@ -77,9 +77,9 @@ def objective_weights(state: Any) -> chex.Array:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> losses = lambda x, batch: jnp.stack([x @ x, batch @ x])
     >>> solver = optax.chain(
-    ...   bj.multi_objective(losses, 2), bj.mgda(2), optax.adam(0.1)
+    ...   bj.multi_objective(losses, 2), bj.aggregators.mgda(2), optax.adam(0.1)
     ... )
-    >>> print(bj.objective_weights(solver.init(jnp.zeros(2))))
+    >>> print(bj.diagnostics.objective_weights(solver.init(jnp.zeros(2))))
     [0.5 0.5]
   """
   found: list[Any] = []
@@ -97,7 +97,7 @@ def objective_weights(state: Any) -> chex.Array:
   if not found:
     raise ValueError(
       'no aggregator in this state keeps weights: chain one after the oracle, '
-      'bj.mgda(objectives) for instance.'
+      'bj.aggregators.mgda(objectives) for instance.'
     )
   return found[-1]
 
@@ -158,9 +158,9 @@ def multi_gradient_bias(
     >>> losses = lambda x, noise: jnp.stack(
     ...   [(1 + noise[0]) * x[0], (1 + noise[1]) * x[1]]
     ... )
-    >>> oracle, link = bj.multi_objective(losses, 2), bj.mean(2)
+    >>> oracle, link = bj.multi_objective(losses, 2), bj.aggregators.mean(2)
     >>> params = jnp.zeros(2)
-    >>> bias = bj.multi_gradient_bias(
+    >>> bias = bj.diagnostics.multi_gradient_bias(
     ...   oracle, link, link.init(params), params,
     ...   jnp.array([[1.0, 0.0], [-1.0, 0.0]]), bj.Jacobian(jnp.eye(2)),
     ... )

@@ -7,8 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _sequences, combinators
-from bilevel_jax.oracles import _oracle
+from bilevel_jax import _descend, _sequences
+from bilevel_jax.oracles import base
 
 
 def _nodes(state: Any, is_kind: Callable[[Any], bool]) -> list[Any]:
@@ -45,9 +45,47 @@ def values(state: Any) -> dict[str, chex.Array]:
     9.0
   """
   measured: dict[str, chex.Array] = {}
-  for node in _nodes(state, _oracle.is_oracle_state):
+  for node in _nodes(state, base.is_oracle_state):
     measured |= node.values
   return measured
+
+
+def outputs(state: Any) -> dict[str, Any]:
+  """The auxiliary outputs of losses in the last update, where asked for.
+
+  A problem asks by its field `outputs`, `gradient` by its argument. So running
+  statistics go from one update into the next batch, and metrics come out.
+
+  Args:
+    state: a solver's state, at any depth.
+
+  Returns:
+    A pytree by name of a loss; before the first update, what `outputs` gave.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> def lower(x, y, batch):  # Centred by a running mean, and moves it.
+    ...   mean = 0.5 * batch['mean'] + 0.5 * batch['z'].mean()
+    ...   return jnp.sum((y - (batch['z'] - mean)) ** 2), {'mean': mean}
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + x**2,
+    ...   lower=lower,
+    ...   outputs=lambda params: {'lower': {'mean': jnp.zeros([])}},
+    ... )
+    >>> sgd = optax.sgd(0.1)
+    >>> solver = bj.v_pbgd(problem, penalty=1.0, upper=sgd, lower=sgd)
+    >>> params = bj.BilevelParams(jnp.zeros([]), jnp.zeros(2))
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(3):
+    ...   batch = {'z': jnp.array([3.0, 5.0])} | bj.outputs(state)['lower']
+    ...   updates, state = step(batch, state, params)
+    >>> print(bj.outputs(state)['lower']['mean'])
+    3.5
+  """
+  found: dict[str, Any] = {}
+  for node in _nodes(state, base.is_oracle_state):
+    found |= dict(node.outputs or {})
+  return found
 
 
 def counts(state: Any) -> dict[str, Any]:
@@ -66,8 +104,9 @@ def counts(state: Any) -> dict[str, Any]:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> square = lambda x, y, batch: (x - y) ** 2
     >>> solver = bj.v_pbgd(
-    ...   bj.BilevelProblem(square, square), penalty=1.0, inner_steps=3,
+    ...   bj.BilevelProblem(square, square), penalty=1.0,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ...   value=bj.Sequence(optax.sgd(0.1), steps=3),
     ... )
     >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
     >>> _, state = solver.update(None, solver.init(params), params)
@@ -93,15 +132,17 @@ def auxiliaries(state: Any) -> dict[str, Any]:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> solver = bj.auxiliary(
-    ...   bj.per_sequence(mean=optax.sgd(1.0)), mean=lambda params: params.lower
+    >>> square = lambda x, y, batch: jnp.sum((x - y) ** 2)
+    >>> sgd = optax.sgd(0.1)
+    >>> solver = bj.soba(
+    ...   bj.BilevelProblem(square, square), upper=sgd, lower=sgd
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.ones(3))
-    >>> print(bj.auxiliaries(solver.init(params))['mean'])
-    [1. 1. 1.]
+    >>> params = bj.BilevelParams(jnp.zeros(3), jnp.ones(3))
+    >>> print(bj.auxiliaries(solver.init(params))['linear'])
+    [0. 0. 0.]
   """
   found: dict[str, Any] = {}
-  is_auxiliary = lambda node: isinstance(node, combinators.AuxiliaryState)
+  is_auxiliary = lambda node: isinstance(node, _descend.DescendState)
   for node in _nodes(state, is_auxiliary):
     found |= node.sequences
   return found
@@ -125,7 +166,7 @@ def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
     >>> oracle = bj.gradient(lambda params, batch: jnp.log(params))
     >>> params = jnp.float32(0.0)
     >>> _, state = oracle.update(None, oracle.init(params), params)
-    >>> for name, flag in bj.nonfinite(params, state).items():
+    >>> for name, flag in bj.diagnostics.nonfinite(params, state).items():
     ...   print(name, flag)
     loss/loss True
     sequence/params False

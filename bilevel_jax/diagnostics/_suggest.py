@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 class Suggestion(NamedTuple):
@@ -174,8 +174,8 @@ def suggest(
     raise ValueError(
       f'suggest takes steps and points >= 1, got {steps} and {points}.'
     )
-  above = _oracle.scalar_loss(problem.upper, 'upper')
-  below = _oracle.scalar_loss(problem.lower, 'lower')
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
 
   def curvatures(at):
     key, scale = at

@@ -5,6 +5,7 @@ from bilevel_jax.evaluation._independent import deal_batch, independent
 from bilevel_jax.evaluation._mean_over import mean_over
 from bilevel_jax.evaluation._saga import SagaState, saga
 from bilevel_jax.evaluation._storm import StormState, storm
+from bilevel_jax.evaluation._together import together
 
 __all__ = [
   'SagaState',
@@ -16,4 +17,5 @@ __all__ = [
   'saga',
   'split_batch',
   'storm',
+  'together',
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 def split_batch(batch: Any, parts: int) -> Any:
@@ -28,7 +28,7 @@ def split_batch(batch: Any, parts: int) -> Any:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.split_batch({'image': jnp.arange(4)}, 2)['image'])
+    >>> print(bj.evaluation.split_batch({'image': jnp.arange(4)}, 2)['image'])
     [[0 1]
      [2 3]]
   """
@@ -79,7 +79,7 @@ def accumulate(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
-    >>> oracle = bj.accumulate(bj.gradient(loss), 2)
+    >>> oracle = bj.evaluation.accumulate(bj.gradient(loss), 2)
     >>> params = jnp.float32(1.0)
     >>> gradient, state = oracle.update(
     ...   jnp.arange(4.0), oracle.init(params), params
@@ -103,11 +103,11 @@ def accumulate(
     zeros = lambda shape: _sequences.vary(
       jnp.zeros(shape.shape, shape.dtype), _sequences.varying_axes(shape)
     )
-    before = _oracle.measured(state)
+    before = base.measured(state)
     # A schedule inside the oracle sees one update, not one a part.
-    updates = _oracle.nodes(state, _oracle.UpdateCount)
-    hold = lambda part_state, counts: _oracle.replace_nodes(
-      part_state, _oracle.UpdateCount, counts
+    updates = base.nodes(state, base.UpdateCount)
+    hold = lambda part_state, counts: base.replace_nodes(
+      part_state, base.UpdateCount, counts
     )
 
     def body(carry, part):
@@ -115,17 +115,17 @@ def accumulate(
       gradients, part_state = evaluate(part, part_state)
       part_state = hold(part_state, updates)
       total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
-      measured = _oracle.measured(part_state)
+      measured = base.measured(part_state)
       # Out of the carry: in a shard_map they are of another type than before.
-      return (total, _oracle.replace_measured(part_state, before)), measured
+      return (total, base.replace_measured(part_state, before)), measured
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), measured = jax.lax.scan(body, start, batches)
     state = hold(
       state,
-      [_oracle.UpdateCount(optax.safe_increment(n.count)) for n in updates],
+      [base.UpdateCount(optax.safe_increment(n.count)) for n in updates],
     )
     means = jax.tree.map(lambda v: v.mean(axis=0), measured)
-    return total, _oracle.replace_measured(state, means)
+    return total, base.replace_measured(state, means)
 
   return optax.GradientTransformationExtraArgs(inner.init, update_fn)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 def deal_batch(batch: Any, parts: int) -> Any:
@@ -29,7 +29,7 @@ def deal_batch(batch: Any, parts: int) -> Any:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.deal_batch(jnp.arange(4), 2))
+    >>> print(bj.evaluation.deal_batch(jnp.arange(4), 2))
     [[0 2]
      [1 3]]
   """
@@ -80,7 +80,7 @@ def independent(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> losses = lambda x, batch: jnp.stack([x * batch.mean(), x * 2.0])
-    >>> oracle = bj.independent(bj.multi_objective(losses, 2), 2)
+    >>> oracle = bj.evaluation.independent(bj.multi_objective(losses, 2), 2)
     >>> params = jnp.float32(1.0)
     >>> jacobian, _ = oracle.update(
     ...   jnp.array([1.0, 3.0]), oracle.init(params), params
@@ -107,7 +107,7 @@ def independent(
           'bj.multi_objective(losses) for instance.'
         )
       found.append(jacobian)
-      measured.append(_oracle.measured(state))
+      measured.append(base.measured(state))
     join = lambda *leaves: jnp.concatenate(leaves)
     average = lambda *leaves: sum(leaves[1:], leaves[0]) / samples
     joined = types.Jacobian(
@@ -116,6 +116,6 @@ def independent(
       values=jax.tree.map(join, *(j.values for j in found)),
     )
     means = jax.tree.map(average, *measured)
-    return joined, _oracle.replace_measured(state, means)
+    return joined, base.replace_measured(state, means)
 
   return optax.GradientTransformationExtraArgs(inner.init, update_fn)

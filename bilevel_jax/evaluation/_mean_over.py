@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 def mean_over(
@@ -36,7 +36,7 @@ def mean_over(
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
     >>> loss = lambda params, batch: (params - batch) ** 2 / 2
-    >>> oracle = bj.mean_over(bj.gradient(loss), 'devices')
+    >>> oracle = bj.evaluation.mean_over(bj.gradient(loss), 'devices')
     >>> params = jnp.float32(0.0)
     >>> step = lambda b: oracle.update(b, oracle.init(params), params)[0]
     >>> print(jax.vmap(step, axis_name='devices')(jnp.array([1.0, 3.0])))
@@ -61,13 +61,13 @@ def mean_over(
     params = jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), params)
     gradients, state = inner.update(batch, state, params, **extra_args)
     gradients, means = jax.lax.pmean(
-      (gradients, _oracle.measured(state)), axis_name
+      (gradients, base.measured(state)), axis_name
     )
     state = jax.tree.map(
-      lambda node: share(node) if _oracle.is_oracle_state(node) else node,
+      lambda node: share(node) if base.is_oracle_state(node) else node,
       state,
-      is_leaf=_oracle.is_oracle_state,
+      is_leaf=base.is_oracle_state,
     )
-    return gradients, _oracle.replace_measured(state, means)
+    return gradients, base.replace_measured(state, means)
 
   return optax.GradientTransformationExtraArgs(inner.init, update_fn)

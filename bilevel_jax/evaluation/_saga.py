@@ -10,7 +10,7 @@ import optax
 
 from bilevel_jax import types
 from bilevel_jax.evaluation import _accumulate, _storm
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 class SagaState(NamedTuple):
@@ -71,7 +71,9 @@ def saga(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> loss = lambda params, batch: (params - batch['y']) ** 2 / 2
-    >>> oracle = bj.saga(bj.gradient(loss), 2, index=lambda b: b['i'])
+    >>> oracle = bj.evaluation.saga(
+    ...   bj.gradient(loss), 2, index=lambda b: b['i']
+    ... )
     >>> params = jnp.float32(0.0)
     >>> state = oracle.init(params)
     >>> for i in (0, 1, 0, 1):
@@ -114,10 +116,10 @@ def saga(
     split = _accumulate.split_batch(batch, numbers.shape[0])
     one = lambda part: inner.update(part, state, params, **extra_args)
     gradients, states = jax.vmap(one)(split)
-    measured = _oracle.measured(states)
+    measured = base.measured(states)
     after = jax.tree.map(lambda x: x[0], states)
     means = jax.tree.map(lambda v: v.mean(axis=0), measured)
-    return gradients, _oracle.replace_measured(after, means)
+    return gradients, base.replace_measured(after, means)
 
   def update_fn(batch, state, params=None, **extra_args):
     if index is None:

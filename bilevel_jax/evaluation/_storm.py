@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 class StormState(NamedTuple):
@@ -69,7 +69,7 @@ def storm(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> loss = lambda params, batch: batch * params**2 / 2
-    >>> oracle = bj.storm(bj.gradient(loss), 0.5)
+    >>> oracle = bj.evaluation.storm(bj.gradient(loss), 0.5)
     >>> state = oracle.init(jnp.float32(1.0))
     >>> first, state = oracle.update(2.0, state, jnp.float32(1.0))
     >>> second, state = oracle.update(4.0, state, jnp.float32(0.5))
@@ -102,7 +102,7 @@ def storm(
       batch, state.inner, state.previous, **extra_args
     )
     ahead, inner = evaluated.update(batch, state.inner, params, **extra_args)
-    inner = _oracle.also_spent(inner, state.inner, other)
+    inner = base.also_spent(inner, state.inner, other)
     rate = decay(state.count) if callable(decay) else decay
     keep = jnp.where(state.count == 0, 0, 1 - jnp.asarray(rate, jnp.float32))
 

@@ -3,18 +3,19 @@
 from bilevel_jax.oracles._compositional import compositional
 from bilevel_jax.oracles._coupled import coupled
 from bilevel_jax.oracles._fused_moco import fused_moco
-from bilevel_jax.oracles._gradient import gradient
+from bilevel_jax.oracles._gradient import gradient, lower_gradient
 from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._implicit_directions import implicit_directions
 from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
-from bilevel_jax.oracles._oracle import OracleState, oracle
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
+from bilevel_jax.oracles.base import Oracle, OracleState, oracle
 
 __all__ = [
   'ImplicitState',
+  'Oracle',
   'OracleState',
   'ProxLinearState',
   'Solve',
@@ -26,6 +27,7 @@ __all__ = [
   'implicit',
   'implicit_directions',
   'jacobian_like',
+  'lower_gradient',
   'multi_objective',
   'oracle',
   'prox_linear',

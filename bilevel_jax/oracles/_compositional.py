@@ -7,28 +7,17 @@ import jax
 import optax
 
 from bilevel_jax import _sequences
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 # (value of the level below, batch) -> value of this level.
 Level = Callable[[Any, Any], Any]
-
-
-def level_names(count: int) -> tuple[str, ...]:
-  """Names of the sequences that track the inner levels."""
-  return tuple(f'level_{n}' for n in range(1, count + 1))
-
-
-def same_batch(batch: Any, level: int) -> Any:
-  """The whole batch for every level."""
-  del level
-  return batch
 
 
 def compositional(
   functions: Sequence[Level],
   *,
   of: str = 'all',
-  batch_of: Callable[[Any, int], Any] = same_batch,
+  batch_of: Callable[[Any, int], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Gradients of a composition, its inner levels replaced by sequences.
 
@@ -82,15 +71,15 @@ def compositional(
   if of not in ('all', 'main', 'levels'):
     raise ValueError(f"of is 'all', 'main' or 'levels', got {of!r}.")
   last = len(inside)
-  names = level_names(last)
-  outside = _oracle.scalar_loss(outside, 'last level')
+  names = tuple(f'level_{n}' for n in range(1, last + 1))
+  part = batch_of or (lambda batch, level: batch)
+  outside = base.Loss(outside, 'last level')
 
   def fn(params, batch, inner):
-    _sequences.require_sequences(params, ('main', *names), 'compositional')
     points = [params.main, *(getattr(params, name) for name in names)]
     values, pullbacks = [], []
     for n, (level, point) in enumerate(zip(inside, points)):
-      here = lambda z, n=n, level=level: level(z, batch_of(batch, n))
+      here = lambda z, n=n, level=level: level(z, part(batch, n))
       if of == 'levels':
         values.append(here(point))
       else:
@@ -103,7 +92,7 @@ def compositional(
         fields[name] = optax.tree.sub(point, value)
     if of == 'levels':
       return (), _sequences.only(params, **fields), inner
-    loss, slope = jax.value_and_grad(outside)(points[-1], batch_of(batch, last))
+    loss, slope = jax.value_and_grad(outside)(points[-1], part(batch, last))
     for pullback in reversed(pullbacks):
       (slope,) = pullback(slope)
     return (loss,), _sequences.only(params, main=slope, **fields), inner
@@ -111,4 +100,13 @@ def compositional(
   cost = {f'values/level_{n}': 1 for n in range(last)}
   if of != 'levels':
     cost |= {f'gradients/level_{n}': 1 for n in range(last + 1)}
-  return _oracle.oracle(fn, () if of == 'levels' else ('loss',), counts=cost)
+  moves = (() if of == 'levels' else ('main',)) + (
+    () if of == 'main' else names
+  )
+  return base.oracle(
+    fn,
+    () if of == 'levels' else ('loss',),
+    counts=cost,
+    moves=moves,
+    needs=('main', *names),
+  )

@@ -8,22 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 # (params, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
 
 
-def same_batch(batch: Any, name: str) -> Any:
-  """The whole batch for every sequence."""
-  del name
-  return batch
-
-
 def coupled(
   increments: Mapping[str, Increment],
   *,
-  batch_of: Callable[[Any, str], Any] = same_batch,
+  batch_of: Callable[[Any, str], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Evaluates the increments of named sequences, all at one point.
 
@@ -65,13 +59,13 @@ def coupled(
     with Multiple Coupled Sequences <https://arxiv.org/abs/2206.10414>`_, 2022.
   """
   increments = dict(increments)
+  part = batch_of or (lambda batch, name: batch)
   if not increments:
     raise ValueError('coupled takes the increment of at least one sequence.')
 
   def fn(params, batch, inner):
-    _sequences.require_sequences(params, tuple(increments), 'coupled')
     moves = {
-      name: increment(params, batch_of(batch, name))
+      name: increment(params, part(batch, name))
       for name, increment in increments.items()
     }
     gradients = _sequences.only(
@@ -80,8 +74,9 @@ def coupled(
     _sequences.require_gradients(gradients, params, 'coupled')
     return [optax.tree.norm(move) for move in moves.values()], gradients, inner
 
-  return _oracle.oracle(
+  return base.oracle(
     fn,
     [f'increment/{name}' for name in increments],
     counts={f'increments/{name}': 1 for name in increments},
+    moves=increments,
   )

@@ -8,7 +8,7 @@ import optax
 
 from bilevel_jax import types
 from bilevel_jax.aggregators import _moco, _rows
-from bilevel_jax.oracles import _multi_objective, _oracle
+from bilevel_jax.oracles import _multi_objective, base
 
 
 def fused_moco(
@@ -54,7 +54,7 @@ def fused_moco(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> losses = lambda x, batch: jnp.stack([x @ x, batch @ x])
-    >>> oracle = bj.fused_moco(losses, 2, tracking=1.0, weight_step=1e-3)
+    >>> oracle = bj.oracles.fused_moco(losses, 2, tracking=1.0, weight_step=1e-3)
     >>> params = jnp.array([1.0, 2.0])
     >>> direction, state = oracle.update(
     ...   jnp.ones(2), oracle.init(params), params
@@ -111,4 +111,4 @@ def fused_moco(
     return near.values, gradients, _moco.MocoState(taken, weights, tracked)
 
   cost = {'gradients/objectives': count}
-  return _oracle.oracle(fn, given.names, rule.init, counts=cost)
+  return base.oracle(fn, given.names, rule.init, counts=cost)

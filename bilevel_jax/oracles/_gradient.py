@@ -1,35 +1,42 @@
-"""The gradient of one loss, in all parameters or in one sequence."""
+"""The gradient of one loss, in all parameters or in some sequences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from bilevel_jax import _sequences
-from bilevel_jax.oracles import _oracle
+from bilevel_jax import _sequences, types
+from bilevel_jax.oracles import base
 
 
 def gradient(
   loss: Callable[[Any, Any], Any],
   *,
   name: str = 'loss',
-  of: str | None = None,
+  of: str | Sequence[str] | Mapping[str, float] | None = None,
   counts_as: str | None = None,
-) -> optax.GradientTransformationExtraArgs:
+  outputs: Callable[[Any], Any] | None = None,
+) -> base.Oracle:
   r"""The gradient of a loss: turns any optax optimiser into a solver.
 
   .. math::
-    d = \nabla_z \, \ell(z, batch)
+    d^n = s_n \, \nabla_{z^n} \, \ell(z, batch)
+
+  with the sign :math:`s_n = 1` unless another is given.
 
   Args:
     loss: a function of (parameters, batch) to a scalar, or to
       (scalar, auxiliary).
     name: the name of the loss in `bj.values`.
-    of: the one sequence to differentiate; the others get None. By default all
-      of the parameters.
+    of: the sequence, or the sequences, to differentiate; the others get None.
+      A mapping gives a sign to each: -1 for one that ascends, as in
+      `{'x': 1, 'y': -1}` for a saddle point. By default all of the parameters.
     counts_as: the loss under which `bj.counts` counts the gradient; by default
       its name.
+    outputs: a function from the parameters to a pytree of the structure of the
+      loss's auxiliary output, which is then kept for `bj.outputs`, under
+      `name`. Without it, or if it gives None, that output is dropped.
 
   Returns:
     An oracle.
@@ -50,17 +57,94 @@ def gradient(
     >>> print(params.round(2), bj.counts(state))
     [1. 1. 1.] {'gradients/loss': 200}
   """
-  loss = _oracle.scalar_loss(loss, name)
+  checked = base.Loss(loss, name)
+  signs = None
+  if of is not None:
+    signs = {of: 1} if isinstance(of, str) else of
+    signs = dict(signs) if isinstance(signs, Mapping) else dict.fromkeys(of, 1)
 
   def fn(params, batch, inner):
-    if of is None:
-      value, slope = jax.value_and_grad(loss)(params, batch)
-      return (value,), slope, inner
-    _sequences.require_sequences(params, (of,), f'gradient(of={of!r})')
-    value, slope = jax.value_and_grad(
-      lambda field: loss(params._replace(**{of: field}), batch)
-    )(getattr(params, of))
-    return (value,), _sequences.only(params, **{of: slope}), inner
+    if signs is None:
+      chosen, join = params, lambda fields: fields
+    else:
+      chosen = {n: getattr(params, n) for n in signs}
+      join = lambda fields: params._replace(**fields)
+    (value, found), slope = jax.value_and_grad(
+      lambda fields: checked.full(join(fields), batch), has_aux=True
+    )(chosen)
+    if signs is not None:
+      signed = {
+        n: s if signs[n] == 1 else optax.tree.scale(signs[n], s)
+        for n, s in slope.items()
+      }
+      slope = _sequences.only(params, **signed)
+    more = () if outputs is None else ({name: found},)
+    return (value,), slope, inner, *more
 
-  cost = {f'gradients/{counts_as or name}': 1}
-  return _oracle.oracle(fn, (name,), counts=cost)
+  def announced(params):
+    found = outputs(params)
+    return {} if found is None else {name: found}
+
+  return base.oracle(
+    fn,
+    (name,),
+    counts={f'gradients/{counts_as or name}': 1},
+    moves=signs,
+    outputs=outputs and announced,
+  )
+
+
+def lower_gradient(
+  problem: types.BilevelProblem,
+  *,
+  of: str = 'lower',
+  proximity: float | None = None,
+) -> base.Oracle:
+  r"""The slope of the lower loss, at any sequence that follows its minimiser.
+
+  .. math::
+    \nabla_w g(x, w) \quad \text{or} \quad
+    \nabla_w \left( g(x, w) + \tfrac{1}{2 \rho} \| w - y \|^2 \right)
+
+  Args:
+    problem: the upper and the lower loss.
+    of: the sequence that stands for :math:`w`; `lower` itself by default.
+    proximity: a length :math:`\rho` for the second form, whose minimum is the
+      Moreau envelope of the lower loss; None for the first.
+
+  Returns:
+    An oracle that measures the lower loss there, under the sequence's name.
+
+  Raises:
+    TypeError: at the call, if the loss is not a scalar or a sequence is
+      missing.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> square = lambda x, y, batch: (y - x) ** 2
+    >>> problem = bj.BilevelProblem(upper=square, lower=square)
+    >>> params = bj.sequences(upper=1.0, lower=3.0, value=jnp.float32(2.0))
+    >>> oracle = bj.lower_gradient(problem, of='value')
+    >>> found, state = oracle.update(None, oracle.init(params), params)
+    >>> print(found.value, bj.values(state)['value'])
+    2.0 1.0
+  """
+  lower = base.Loss(problem.lower, 'lower')
+
+  def loss(params, batch):
+    point = getattr(params, of)
+    value, found = lower.full(params.upper, point, batch)
+    if proximity is not None:
+      away = optax.tree.sub(point, params.lower)
+      value = value + optax.tree.norm(away, squared=True) / (2 * proximity)
+    return value, found
+
+  # The value sequence's outputs are of a point that nobody asked for.
+  wanted = problem.outputs if of == 'lower' else None
+  return gradient(
+    loss,
+    name=of,
+    of=of,
+    counts_as='lower',
+    outputs=(lambda p: wanted(p).get('lower')) if wanted else None,
+  )

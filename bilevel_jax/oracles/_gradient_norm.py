@@ -4,7 +4,7 @@ import jax
 import optax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _oracle, _penalised
+from bilevel_jax.oracles import _penalised, base
 
 
 def gradient_norm(
@@ -54,19 +54,20 @@ def gradient_norm(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  lower = base.Loss(problem.lower, 'lower')
 
   # Differentiated in reverse: forward over reverse takes as many operations,
   # and was no faster on a network and slower on a linear model.
   def half_squared_slope(x, y, params, batch):
     del params
-    below, slope = jax.value_and_grad(lower, 1)(x, y, batch)
-    return optax.tree.norm(slope, squared=True) / 2, below
+    (below, outputs), slope = jax.value_and_grad(lower.full, 1, has_aux=True)(
+      x, y, batch
+    )
+    return optax.tree.norm(slope, squared=True) / 2, (below, outputs)
 
   return _penalised.penalised(
     problem,
     half_squared_slope,
-    who='gradient_norm',
     name='penalty',
     sequences=('upper', 'lower'),
     counts={

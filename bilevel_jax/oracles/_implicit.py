@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _keys, _sequences, _trees, linear_solvers, types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax import _keys, _sequences, linear_solvers, types
+from bilevel_jax.oracles import base
 from bilevel_jax.projections import _affine
 
 # Any function (operator, right, start) -> solution.
@@ -38,6 +37,7 @@ class ImplicitTerms(NamedTuple):
     correction: the rest of the hypergradient.
     linear: solution of the linear system, in coordinates along the lower set.
     products: Hessian-vector products taken by the solver; None if unknown.
+    outputs: auxiliary outputs of the upper loss.
   """
 
   value: chex.Array
@@ -45,6 +45,7 @@ class ImplicitTerms(NamedTuple):
   correction: Any
   linear: Any
   products: Any
+  outputs: Any
 
 
 def implicit_terms(
@@ -60,11 +61,13 @@ def implicit_terms(
   direct: bool = True,
 ) -> ImplicitTerms:
   """Evaluates a hypergradient; see `implicit` for the formula."""
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  upper = base.Loss(problem.upper, 'upper')
+  lower = base.Loss(problem.lower, 'lower')
   x, y = params.upper, params.lower
   slopes_of = (0, 1) if direct else (1,)
-  value, slopes = jax.value_and_grad(upper, slopes_of)(x, y, batch)
+  (value, outputs), slopes = jax.value_and_grad(
+    upper.full, slopes_of, has_aux=True
+  )(x, y, batch)
   above_x, above_y = slopes if direct else (None, slopes[0])
 
   def slopes_at(now):
@@ -107,7 +110,7 @@ def implicit_terms(
     measured, back = jax.vjp(coupling, x)
     pull = jax.tree.map(lambda a, h: a.astype(h.dtype), pull, measured)
     correction = optax.tree.add(correction, back(pull)[0])
-  return ImplicitTerms(value, above_x, correction, linear, products)
+  return ImplicitTerms(value, above_x, correction, linear, products, outputs)
 
 
 def implicit(
@@ -119,7 +122,7 @@ def implicit(
   linear_batch: Callable[[Any, Any], Any] | None = None,
   key: Any = None,
   direct: bool = True,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""The hypergradient, with one linear system in the lower loss's Hessian.
 
   .. math::
@@ -172,7 +175,7 @@ def implicit(
     ...   upper=lambda x, y, batch: jnp.sum(y**2) / 2,
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
-    >>> balance = bj.affine_set([[1.0, 1.0]])  # y_1 + y_2 = 0
+    >>> balance = bj.projections.affine_set([[1.0, 1.0]])  # y_1 + y_2 = 0
     >>> params = bj.BilevelParams(jnp.array([3.0, 1.0]), jnp.array([1.0, -1.0]))
     >>> oracle = bj.implicit(problem, lower_set=balance)
     >>> gradient, state = oracle.update(None, oracle.init(params), params)
@@ -195,31 +198,22 @@ def implicit(
   rounds = 0 if lower_set is None else lower_set.rounds
   names = ('upper', 'outside_range') if coupled is not None else ('upper',)
 
-  def init_fn(params):
+  def init(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'implicit')
     if lower_set is None:
       zero = optax.tree.zeros_like
     else:
       lower_set.check(params.lower, params.upper, 'lower')
       zero = lower_set.zero
-    dtype = _trees.dtype_of(params)
-    counted = ['gradients/upper', 'hessian_vector_products/lower']
-    counted += ['rounds/linear'] if rounds else []
-    return _oracle.OracleState(
-      values={name: jnp.zeros([], dtype) for name in names},
-      counts={name: jnp.zeros([], jnp.int32) for name in counted},
-      inner=ImplicitState(
-        linear=zero(params.lower) if warm_start else None,
-        key=_keys.as_key(key, 'the linear solver') if random else None,
-      ),
+    return ImplicitState(
+      linear=zero(params.lower) if warm_start else None,
+      key=_keys.as_key(key, 'the linear solver') if random else None,
     )
 
-  def update_fn(batch, state, params=None, **extra_args):
-    del extra_args
-    _sequences.require_sequences(params, ('upper', 'lower'), 'implicit')
+  def fn(params, batch, inner):
     next_key = now = None
     if random:
-      next_key, now = jax.random.split(state.inner.key)
+      next_key, now = jax.random.split(inner.key)
     terms = implicit_terms(
       problem,
       params,
@@ -227,44 +221,44 @@ def implicit(
       solve=solver,
       lower_set=lower_set,
       linear_batch=linear_batch,
-      start=state.inner.linear,
+      start=inner.linear,
       key=now,
       direct=direct,
     )
     gradient = terms.correction
     if direct:
       gradient = optax.tree.add(terms.direct, gradient)
-    measured = {'upper': terms.value}
+    measured = [terms.value]
     if coupled is not None:
-      measured['outside_range'] = coupled.outside_range(
-        params.lower, params.upper
-      )
+      measured.append(coupled.outside_range(params.lower, params.upper))
     products = 0 if terms.products is None else terms.products
     spent = {
-      'gradients/upper': 1,
-      'hessian_vector_products/lower': products + 1,
-      'rounds/linear': rounds * (products + 1),
+      'hessian_vector_products/lower': products,
+      'rounds/linear': rounds * products,
     }
-    linear = terms.linear if warm_start else None
-    state = _oracle.OracleState(
-      values={
-        name: jnp.asarray(measured[name], state.values[name].dtype)
-        for name in names
-      },
-      counts=_sequences.add_counts(state.counts, spent),
-      inner=ImplicitState(linear, next_key),
-    )
-    return _sequences.only(params, upper=gradient), state
+    inner = ImplicitState(terms.linear if warm_start else None, next_key)
+    gradients = _sequences.only(params, upper=gradient)
+    outputs = base.outputs_of(problem, upper=terms.outputs)
+    return measured, gradients, inner, spent, *outputs
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
+  return base.oracle(
+    fn,
+    names,
+    init,
+    counts=counts | ({'rounds/linear': rounds} if rounds else {}),
+    moves=('upper',),
+    needs=('upper', 'lower'),
+    outputs=base.outputs_only(problem, 'upper'),
+  )
 
 
 def check_lower_set(lower_set: Any) -> None:
   """Raises TypeError for a lower set without coordinates along it."""
   if lower_set is not None and not isinstance(lower_set, _affine.AffineSet):
     raise TypeError(
-      'a hypergradient is known for lower sets of equations, bj.affine_set, '
-      'bj.affine_operator_set or bj.consensus_set, got '
+      'a hypergradient is known for lower sets of equations, affine_set, '
+      'affine_operator_set or consensus_set of bj.projections, got '
       f'{type(lower_set).__name__}: for other sets, take a penalty method such '
       'as bj.v_pbgd.'
     )

@@ -1,6 +1,6 @@
 """A nested problem's three coupled directions, its linear system a sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
+
+_ALL = ('upper', 'lower', 'linear')
 
 
 def _both(batch: Any) -> tuple[Any, Any]:
@@ -18,9 +20,10 @@ def _both(batch: Any) -> tuple[Any, Any]:
 def implicit_directions(
   problem: types.BilevelProblem,
   *,
+  of: str | Sequence[str] = _ALL,
   rows: bool = False,
   batches: Callable[[Any], tuple[Any, Any]] = _both,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Directions of both variables and of the linear system between them.
 
   .. math::
@@ -35,6 +38,8 @@ def implicit_directions(
 
   Args:
     problem: the upper and the lower loss.
+    of: the sequence, or those, whose directions are wanted, where they move in
+      turn; all three by default. What the others alone need is not evaluated.
     rows: whether to return a `Jacobian` with what comes from :math:`f` and
       what comes from :math:`g` as two rows, for `saga` with samples of their
       own, instead of the sums.
@@ -43,9 +48,10 @@ def implicit_directions(
 
   Returns:
     An oracle for the sequences `upper`, `lower` and `linear`. It measures
-    `upper` and `lower`.
+    `upper` and `lower`, or what of the two it evaluates.
 
   Raises:
+    ValueError: if `of` names another sequence, or with `rows`.
     TypeError: at the call, if a loss is not a scalar or a sequence is missing.
 
   Example:
@@ -65,41 +71,74 @@ def implicit_directions(
     that enables stochastic and global variance reduction algorithms
     <https://arxiv.org/abs/2201.13409>`_, 2022.
   """
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  wanted = (of,) if isinstance(of, str) else tuple(of)
+  if not wanted or set(wanted) - set(_ALL):
+    raise ValueError(f'implicit_directions is of some of {_ALL}, got {of!r}.')
+  upper = base.Loss(problem.upper, 'upper')
+  lower = base.Loss(problem.lower, 'lower')
+  # Which losses, and how far, the directions asked for need.
+  curved = set(wanted) != {'lower'}
 
   def fn(params, batch, inner):
-    _sequences.require_sequences(
-      params, ('upper', 'lower', 'linear'), 'implicit_directions'
-    )
     x, y, v = params.upper, params.lower, params.linear
     above, below = batches(batch)
-    f, (f_x, f_y) = jax.value_and_grad(upper, (0, 1))(x, y, above)
+    values, outputs = {}, {}
+    f_x = f_y = cross = product = None
+    if curved:
+      (values['upper'], outputs['upper']), (f_x, f_y) = jax.value_and_grad(
+        upper.full, (0, 1), has_aux=True
+      )(x, y, above)
 
     def slopes(y):
-      value, slope = jax.value_and_grad(lower, (0, 1))(x, y, below)
-      return slope, value
+      (value, found), slope = jax.value_and_grad(
+        lower.full, (0, 1), has_aux=True
+      )(x, y, below)
+      return slope, (value, found)
 
-    # Forward over reverse: the lower gradient comes with the products.
-    (_, g_y), (cross, product), g = jax.jvp(slopes, (y,), (v,), has_aux=True)
-    if rows:
-      zeros = optax.tree.zeros_like(g_y)
-      one = (f_x, zeros, optax.tree.scale(-1, f_y))
-      two = (optax.tree.scale(-1, cross), g_y, product)
-      stacked = jax.tree.map(lambda *r: jnp.stack(r), one, two)
+    if curved:
+      # Forward over reverse: the lower gradient comes with the products.
+      (_, g_y), (cross, product), kept = jax.jvp(
+        slopes, (y,), (v,), has_aux=True
+      )
     else:
-      stacked = (optax.tree.sub(f_x, cross), g_y, optax.tree.sub(product, f_y))
-    directions = _sequences.only(
-      params, **dict(zip(('upper', 'lower', 'linear'), stacked, strict=True))
+      (_, g_y), kept = slopes(y)
+    values['lower'], outputs['lower'] = kept
+    zero = lambda tree: optax.tree.zeros_like(tree)
+    minus = lambda tree: optax.tree.scale(-1, tree)
+    terms = {
+      'upper': lambda: (f_x, minus(cross)),
+      'lower': lambda: (zero(g_y), g_y),
+      'linear': lambda: (minus(f_y), product),
+    }
+    pair = lambda *r: jnp.stack(r)
+    join = pair if rows else jnp.add
+    found = {
+      name: g_y
+      if name == 'lower' and not rows
+      else jax.tree.map(join, *terms[name]())
+      for name in wanted
+    }
+    directions = _sequences.only(params, **found)
+    return (
+      [values[name] for name in names],
+      types.Jacobian(directions) if rows else directions,
+      inner,
+      *base.outputs_of(problem, **outputs),
     )
-    return (f, g), types.Jacobian(directions) if rows else directions, inner
 
-  return _oracle.oracle(
-    fn,
-    ('upper', 'lower'),
-    counts={
+  names = ('upper', 'lower') if curved else ('lower',)
+  counts = {'gradients/lower': 1}
+  if curved:
+    counts = {
       'gradients/upper': 1,
-      'gradients/lower': 1,
+      **counts,
       'hessian_vector_products/lower': 1,
-    },
+    }
+  return base.oracle(
+    fn,
+    names,
+    counts=counts,
+    moves=wanted,
+    needs=_ALL,
+    outputs=base.outputs_only(problem, *names),
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 # One function to all losses, or one function for each.
 Losses = Callable[..., Any] | Sequence[Callable[..., Any]]
@@ -139,7 +139,7 @@ class Objectives(NamedTuple):
   def _one_by_one(self, shared, others, join, batch) -> Linearised:
     values, rows, rests = [], [], []
     for i, (name, loss) in enumerate(zip(self.names, self.losses)):
-      scalar = _oracle.scalar_loss(loss, name)
+      scalar = base.Loss(loss, name)
       mine = self._batch(batch, i)
       f = lambda s, o, scalar=scalar, mine=mine: scalar(join(s, o), mine)
       value, (row, rest) = jax.value_and_grad(f, (0, 1))(shared, others)
@@ -159,7 +159,7 @@ class Objectives(NamedTuple):
         f'per_task: with one function for all {count} tasks, every leaf of the '
         f'batch has a leading axis of tasks; got lengths {sorted(sizes)}.'
       )
-    scalar = _oracle.scalar_loss(self.losses, 'task')
+    scalar = base.Loss(self.losses, 'task')
     indices = jnp.arange(count)
 
     def one(index, mine):
@@ -193,7 +193,7 @@ class Objectives(NamedTuple):
     else:
       found, kept, rests, alone = [], [], [], []
       for name, loss in zip(self.names, self.losses):
-        scalar = _oracle.scalar_loss(loss, name)
+        scalar = base.Loss(loss, name)
 
         def one_loss(h, o, scalar=scalar):
           return scalar(join(heads, o), h, batch)
@@ -368,7 +368,7 @@ def multi_objective(
       'gradients/objectives': count + 1,
       'jacobian_vector_products/objectives': count,
     }
-  return _oracle.oracle(fn, given.names, counts=cost)
+  return base.oracle(fn, given.names, counts=cost)
 
 
 def _each(fn: Any, count: int, by: str) -> Any:
@@ -393,8 +393,8 @@ def jacobian_like(
 ) -> Callable[[Any], types.Jacobian]:
   """What `multi_objective` gives, as a function of the parameters, all zero.
 
-  For wrappers that keep a Jacobian in their state, `bj.storm(oracle, decay,
-  like=bj.jacobian_like(2))` for instance.
+  For wrappers that keep a Jacobian in their state, for instance
+  `bj.evaluation.storm(oracle, decay, like=bj.oracles.jacobian_like(2))`.
 
   Args:
     objectives: the number of rows.
@@ -408,7 +408,7 @@ def jacobian_like(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.jacobian_like(2)(jnp.ones(3)).rows)
+    >>> print(bj.oracles.jacobian_like(2)(jnp.ones(3)).rows)
     [[0. 0. 0.]
      [0. 0. 0.]]
   """

@@ -8,7 +8,7 @@ import optax
 
 from bilevel_jax import _sequences, _trees, projections, types
 from bilevel_jax.aggregators import _penalty
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 class ProxLinearState(NamedTuple):
@@ -20,7 +20,7 @@ class ProxLinearState(NamedTuple):
       lower variable; a warm start.
   """
 
-  updates: _oracle.UpdateCount
+  updates: base.UpdateCount
   dual: Any
 
 
@@ -108,13 +108,13 @@ def prox_linear(
     )
   weight = _penalty.checked_schedule(penalty)
   length = _penalty.checked_schedule(step, 'the step')
-  above = _oracle.scalar_loss(problem.upper, 'upper')
-  below = _oracle.scalar_loss(problem.lower, 'lower')
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
 
   def init(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'prox_linear')
     return ProxLinearState(
-      _oracle.UpdateCount(jnp.zeros([], jnp.int32)),
+      base.UpdateCount(jnp.zeros([], jnp.int32)),
       optax.tree.zeros_like(params.lower),
     )
 
@@ -184,7 +184,7 @@ def prox_linear(
       0, iterations, iterate, (u, pulled, d, ascent, rate)
     )
     gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
-    state = ProxLinearState(_oracle.UpdateCount(optax.safe_increment(count)), u)
+    state = ProxLinearState(base.UpdateCount(optax.safe_increment(count)), u)
     measured = (height, depth, norm(slope), norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
     return measured, only, state
@@ -197,6 +197,6 @@ def prox_linear(
   for name, given in (('upper', upper_set), ('lower', lower_set)):
     if given is not None:
       counts[f'projections/{name}'] = 1 + iterations
-  return _oracle.oracle(
+  return base.oracle(
     fn, ('upper', 'lower', 'penalty', 'multiplier'), init, counts=counts
   )

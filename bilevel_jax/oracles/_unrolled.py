@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, projections, types
-from bilevel_jax.oracles import _oracle
+from bilevel_jax.oracles import base
 
 
 def _varying_like(tree: Any, *others: Any) -> Any:
@@ -142,8 +142,8 @@ def unrolled(
     raise ValueError(
       'checkpoint is for the mode reverse: forward keeps one state only.'
     )
-  above = _oracle.scalar_loss(problem.upper, 'upper')
-  below = _oracle.scalar_loss(problem.lower, 'lower')
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
   solver = optax.with_extra_args_support(lower)
   pick = inner_batch or (lambda batch, t: batch)
   last = min(truncate or steps, steps)
@@ -227,4 +227,4 @@ def unrolled(
       'hessian_vector_products/lower': last * columns,
     }
 
-  return _oracle.oracle(fn, ('upper', 'lower'), counts=cost)
+  return base.oracle(fn, ('upper', 'lower'), counts=cost)

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _oracle, _penalised
+from bilevel_jax.oracles import _penalised, base
 
 
 def value_gap(
@@ -63,21 +63,20 @@ def value_gap(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  lower = base.Loss(problem.lower, 'lower')
 
   def gap(x, y, params, batch):
-    below = lower(x, y, batch)
+    below, outputs = lower.full(x, y, batch)
     # Live in x, stopped in the value sequence.
     least = lower(x, jax.lax.stop_gradient(params.value), batch)
     if proximity is not None:
       away = optax.tree.sub(jax.lax.stop_gradient(params.value), y)
       least = least + optax.tree.norm(away, squared=True) / (2 * proximity)
-    return below - least, below
+    return below - least, (below, outputs)
 
   return _penalised.penalised(
     problem,
     gap,
-    who='value_gap',
     name='gap',
     sequences=('upper', 'lower', 'value'),
     counts={'gradients/upper': 1, 'gradients/lower': 2},

@@ -1,4 +1,4 @@
-"""Projections: sets, and links that keep sequences in them."""
+"""Projections: sets, and how a sequence is kept in one."""
 
 from bilevel_jax.projections._affine import (
   AffineFactors,
@@ -8,25 +8,20 @@ from bilevel_jax.projections._affine import (
   affine_set,
   consensus_set,
 )
-from bilevel_jax.projections._lazy import LazyProjectionState, lazy_projection
-from bilevel_jax.projections._project import (
-  Projection,
-  ProjectState,
-  check_set,
-  project,
-)
+from bilevel_jax.projections._kept import Joint, Lazy, LazyState, Relaxed
+from bilevel_jax.projections._set import Projection, check_set
 
 __all__ = [
   'AffineFactors',
   'AffineSet',
-  'LazyProjectionState',
-  'ProjectState',
+  'Joint',
+  'Lazy',
+  'LazyState',
   'Projection',
+  'Relaxed',
   'affine_factors',
   'affine_operator_set',
   'affine_set',
   'check_set',
   'consensus_set',
-  'lazy_projection',
-  'project',
 ]

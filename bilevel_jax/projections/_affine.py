@@ -170,7 +170,7 @@ def affine_factors(
 
   Example:
     >>> import bilevel_jax as bj
-    >>> factors = bj.affine_factors([[1.0, 1.0], [2.0, 2.0]])
+    >>> factors = bj.projections.affine_factors([[1.0, 1.0], [2.0, 2.0]])
     >>> print(factors.row_space.shape, factors.null_space.shape)
     (1, 2) (2, 1)
   """
@@ -228,7 +228,7 @@ def affine_set(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> line = bj.affine_set([[1.0, 1.0]], [2.0])
+    >>> line = bj.projections.affine_set([[1.0, 1.0]], [2.0])
     >>> print(line(jnp.array([3.0, 1.0])).round(4))
     [2. 0.]
 
@@ -342,7 +342,7 @@ def affine_operator_set(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> total = lambda tree: tree['a'].sum() + tree['b']
-    >>> set_ = bj.affine_operator_set(total, 6.0)
+    >>> set_ = bj.projections.affine_operator_set(total, 6.0)
     >>> point = {'a': jnp.zeros(2), 'b': jnp.float32(0.0)}
     >>> print(set_(point)['a'], set_(point)['b'])
     [2. 2.] 2.0
@@ -440,7 +440,7 @@ def consensus_set(axis_name: Hashable | None = None) -> AffineSet:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.consensus_set()(jnp.array([1.0, 3.0])))
+    >>> print(bj.projections.consensus_set()(jnp.array([1.0, 3.0])))
     [2. 2.]
   """
   if axis_name is not None:

@@ -73,24 +73,31 @@ Lower losses of many minimisers: the value gap picks the one best for the upper
 loss; unrolled loops take the one that they run into.
 """
 
-from bilevel_jax.solvers._aid import aid_bilevel, aipod
+from bilevel_jax.solvers._aipod import aid_bilevel, aipod
 from bilevel_jax.solvers._bome import bome
-from bilevel_jax.solvers._compositional import nasa, scgd, scsc
-from bilevel_jax.solvers._double_loop import alset, amigo, bsa, stocbio, ttsa
 from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
 from bilevel_jax.solvers._f2sa import f2sa
 from bilevel_jax.solvers._famo import FamoState, famo
 from bilevel_jax.solvers._meha import meha
-from bilevel_jax.solvers._moco import moco_plus
-from bilevel_jax.solvers._momentum import mrbo, sustain, vrbo
+from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbsgd import v_pbsgd
-from bilevel_jax.solvers._prox_linear import prox_linear_pbgd
+from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import rhg, t_rhg
+from bilevel_jax.solvers._scgd_scsc_nasa import nasa, scgd, scsc
 from bilevel_jax.solvers._soba import ma_soba, saba, soba
 from bilevel_jax.solvers._stable import stable
+from bilevel_jax.solvers._stocbio_and_relatives import (
+  alset,
+  amigo,
+  bsa,
+  stocbio,
+  ttsa,
+)
 from bilevel_jax.solvers._stsa import power_schedule, stsa
+from bilevel_jax.solvers._sustain import mrbo, sustain
+from bilevel_jax.solvers._vrbo import vrbo
 
 __all__ = [
   'EAipodPlan',

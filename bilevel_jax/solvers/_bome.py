@@ -1,24 +1,18 @@
 """BOME: descends the upper loss behind a barrier on the value gap."""
 
-from collections.abc import Callable
-from typing import Any
-
 import optax
 
-from bilevel_jax import aggregators, combinators, oracles, types
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _descend, aggregators, oracles, types
 
 
 def bome(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  value: optax.GradientTransformation | None = None,
-  inner_steps: int,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike,
   eta: types.ScalarOrSchedule = 0.5,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""BOME: no penalty weight; the value gap has to fall at a given rate.
 
@@ -40,14 +34,13 @@ def bome(
 
   Args:
     problem: the upper and the lower loss.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
-    value: optimiser of the value sequence; by default the one of `lower`.
-    inner_steps: steps :math:`T` of the value sequence, which begins at the
-      lower variable in each update.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    value: how the value sequence moves, for instance
+      `bj.Sequence(optax.sgd(0.1), steps=5)` for :math:`T = 5`; it starts at the
+      lower variable in each update, with no momentum from the one before.
     eta: rate :math:`\eta \ge 0` at which the gap has to fall, a constant or a
       schedule.
-    inner_batch: the batch of inner step t, from (batch, t).
     wrap: wraps each oracle.
 
   Returns:
@@ -55,7 +48,7 @@ def bome(
     `gap`.
 
   Raises:
-    ValueError: if eta is negative or `inner_steps` is below 1.
+    ValueError: if eta is negative.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -64,7 +57,8 @@ def bome(
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.bome(problem, upper=sgd, lower=sgd, inner_steps=5)
+    >>> solver = bj.bome(problem, upper=sgd, lower=sgd,
+    ...   value=bj.Sequence(sgd, steps=5))
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(200):
@@ -77,18 +71,15 @@ def bome(
     Liu, Ye, Wright, Stone and Liu, `BOME! Bilevel Optimization Made Easy: A
     Simple First-Order Approach <https://arxiv.org/abs/2209.08709>`_, 2022.
   """
-  follow = _pbgd.follow_value(
-    problem, lower if value is None else value, wrap=wrap
+  low = types.as_sequence(lower, 'lower')
+  barrier = optax.chain(
+    oracles.value_gap(problem), aggregators.dynamic_barrier(eta)
   )
-  descend = optax.chain(
-    wrap(oracles.value_gap(problem)),
-    aggregators.dynamic_barrier(eta),
-    combinators.per_sequence(upper=upper, lower=lower),
-  )
-  return combinators.auxiliary(
-    combinators.alternate(
-      combinators.repeat(follow, inner_steps, inner_batch), descend
-    ),
-    restart=('value',),
-    value=lambda params: params.lower,
+  return _descend.descend(
+    oracles.lower_gradient(problem, of='value'),
+    barrier,
+    wrap=wrap,
+    upper=upper,
+    lower=low,
+    value=types.value_sequence(value, low, restart=True),
   )

@@ -1,4 +1,4 @@
-"""E-AiPOD: equality-constrained bilevel descent that seldom projects."""
+"""E-AiPOD: lazy projections below, relaxed or lazy ones above."""
 
 import math
 from collections.abc import Callable
@@ -7,64 +7,62 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevel_jax import _sequences, combinators, oracles, projections, types
-from bilevel_jax.oracles import _oracle
-from bilevel_jax.solvers import _aid
+from bilevel_jax import _descend, _sequences, oracles, projections, types
+from bilevel_jax.oracles import base
 
 
-def _remember(
-  oracle: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-  """Puts an oracle's upper gradient into the sequence `correction`."""
+def _minus_correction(oracle):
+  """What `implicit` gives, as the descent of the sequence `correction`.
+
+  That begins at zero in each update, so that one step of size one ends at it.
+  """
 
   def update_fn(batch, state, params=None, **extra_args):
     gradients, state = oracle.update(batch, state, params, **extra_args)
-    new = optax.tree.sub(gradients.upper, params.correction)
-    return _sequences.only(params, correction=new), state
+    minus = optax.tree.scale(-1, gradients.upper)
+    return _sequences.only(params, correction=minus), state
 
-  return optax.GradientTransformationExtraArgs(oracle.init, update_fn)
+  return base.Oracle(oracle.init, update_fn, ('correction',))
 
 
-def _corrected(
-  problem: types.BilevelProblem,
-) -> optax.GradientTransformationExtraArgs:
+def _corrected(problem):
   """The upper loss's direct gradient plus the sequence `correction`."""
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
+  upper = base.Loss(problem.upper, 'upper')
 
   def fn(params, batch, inner):
-    value, slope = jax.value_and_grad(upper)(params.upper, params.lower, batch)
+    (value, found), slope = jax.value_and_grad(upper.full, has_aux=True)(
+      params.upper, params.lower, batch
+    )
     gradient = optax.tree.add(slope, params.correction)
-    return (value,), _sequences.only(params, upper=gradient), inner
+    more = base.outputs_of(problem, upper=found)
+    return (value,), _sequences.only(params, upper=gradient), inner, *more
 
-  return oracles.oracle(fn, ('upper',), counts={'gradients/upper': 1})
+  return base.oracle(
+    fn,
+    ('upper',),
+    counts={'gradients/upper': 1},
+    moves=('upper',),
+    needs=('upper', 'lower', 'correction'),
+    outputs=base.outputs_only(problem, 'upper'),
+  )
 
 
 def e_aipod(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  probability: types.ScalarOrSchedule,
-  lower_set: projections.AffineSet | None = None,
-  upper_set: projections.Projection | None = None,
-  inner_steps: int = 1,
-  upper_steps: int = 1,
-  relaxation: types.ScalarOrSchedule = 1.0,
-  upper_probability: types.ScalarOrSchedule | None = None,
-  control_variate: bool = True,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_batch: Callable[[Any, Any], Any] | None = None,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = False,
-  key: Any = 0,
-  wrap: _aid.Wrapper = _aid.same,
+  key: Any = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""E-AiPOD: projects the lower variable by a coin, the upper one rarely.
 
   Below, S steps that are projected with probability p, and corrected by a
-  control variate (`lazy_projection`); above, T steps with one correction term,
-  and one projection:
+  control variate (`bj.projections.Lazy`); above, T steps with one correction
+  term, and one projection:
 
   .. math::
     w_k &= \nabla F(x_k, y_{k+1}) - \nabla_x f(x_k, y_{k+1}) \\
@@ -81,30 +79,19 @@ def e_aipod(
   Args:
     problem: the upper and the lower loss, the lower one strongly convex along
       its set.
-    upper: optimiser of the upper variable, one step for each of the T.
-    lower: optimiser of the lower variable.
-    probability: p in (0, 1] of a lower projection in a step, a constant or a
-      schedule from the number of lower steps so far; of the order
+    upper: how the upper variable moves, its `steps` being T. A plain `set` is
+      projected on once, after all of them; `bj.projections.Relaxed` goes
+      further before it by :math:`\delta`; `bj.projections.Lazy` projects each
+      step with a probability and a control variate of its own, our reading of
+      the paper's second variant, see `e_aipod_plan`.
+    lower: how the lower variable moves, its `steps` being S, its `set` a
+      `bj.projections.Lazy` affine set with the probability p, of the order
       sqrt(lower step size * strong convexity).
-    lower_set: the lower variable's equations, see `affine_set`; None for none.
-    upper_set: projects the upper variable; None for the whole space.
-    inner_steps: lower steps S in one update.
-    upper_steps: upper steps T in one update.
-    relaxation: :math:`\delta \ge 1`, how far to go beyond x^(T); a constant or
-      a schedule from the number of updates so far.
-    upper_probability: None for the one projection above; or a probability with
-      which each of the T steps is projected lazily, as those below, with a
-      control variate of its own: our reading of the paper's second variant, see
-      `e_aipod_plan`. The relaxation then has to be 1.
-    control_variate: False leaves it out: a control that does not converge.
-    inner_batch: the batch of lower step t, from (batch, t); by default the
-      whole batch.
-    upper_batch: the batch of upper step t, likewise.
     solve: the linear solver, see `implicit`; by default ten conjugate
       gradients.
     linear_batch: the batch of product t of the solver, likewise.
     warm_start: whether the solver starts from its last solution.
-    key: PRNG key of the coins and of a random solver, or a whole number.
+    key: PRNG key of a random solver, or a whole number; only for these.
     wrap: wraps each oracle.
 
   Returns:
@@ -112,10 +99,9 @@ def e_aipod(
     `bj.counts` the projections that were made.
 
   Raises:
-    TypeError: if `lower_set` is no `AffineSet`.
-    ValueError: if a number of steps is below 1, a probability outside (0, 1], a
-      constant relaxation below 1, or relaxation and `upper_probability` are
-      both given; at init, if a set has no point in it.
+    TypeError: if the lower set is not a `Lazy` affine set.
+    ValueError: if a number of steps is below 1, a probability outside (0, 1] or
+      a constant relaxation below 1; at init, if a set has no point in it.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -123,11 +109,16 @@ def e_aipod(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
+    >>> line = bj.projections.affine_set
     >>> solver = bj.e_aipod(
-    ...   problem, upper=optax.sgd(0.05), lower=optax.sgd(0.3),
-    ...   probability=0.3, inner_steps=5, upper_steps=2,
-    ...   lower_set=bj.affine_set([[1.0, 1.0]], [1.0]),
-    ...   upper_set=bj.affine_set([[1.0, -1.0]], [1.0]),
+    ...   problem,
+    ...   upper=bj.Sequence(
+    ...     optax.sgd(0.05), steps=2, set=line([[1.0, -1.0]], [1.0])
+    ...   ),
+    ...   lower=bj.Sequence(
+    ...     optax.sgd(0.3), steps=5,
+    ...     set=bj.projections.Lazy(line([[1.0, 1.0]], [1.0]), 0.3, key=0),
+    ...   ),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -142,69 +133,42 @@ def e_aipod(
     Equality-constrained Bilevel Optimization
     <https://arxiv.org/abs/2211.07096>`_, 2023.
   """
-  if isinstance(relaxation, (int, float)) and not relaxation >= 1:
-    raise ValueError(f'relaxation is at least 1, got {relaxation}.')
-  relaxed = not isinstance(relaxation, (int, float)) or relaxation != 1
-  if upper_probability is not None and relaxed:
-    raise ValueError(
-      'upper_probability projects within the upper steps, which leaves nothing '
-      'to relax: leave relaxation at 1, or upper_probability at None.'
+  low = types.as_sequence(lower, 'lower')
+  high = types.as_sequence(upper, 'upper')
+  if low.set is not None and not isinstance(low.set, projections.Lazy):
+    raise TypeError(
+      'e_aipod projects the lower variable by a coin: give it the set '
+      f'bj.projections.Lazy(set, probability, key), got '
+      f'{type(low.set).__name__}; aipod projects each step.'
     )
-  below = _aid.lower_descent(
-    problem,
-    wrap,
-    lower,
-    projections.lazy_projection(
-      probability,
-      key=key,
-      control_variate=control_variate,
-      lower=lower_set,
-    ),
-  )
+  if not isinstance(high.set, projections.Lazy | projections.Relaxed):
+    high = high._replace(set=projections.Relaxed(high.set))
   correction = oracles.implicit(
     problem,
     solve=solve,
-    lower_set=lower_set,
+    lower_set=None if low.set is None else low.set.set,
     warm_start=warm_start,
     linear_batch=linear_batch,
     key=key,
     direct=False,
   )
-
-  above = optax.chain(
-    wrap(_corrected(problem)), combinators.per_sequence(upper=upper)
-  )
-  if upper_probability is None:
-    above = optax.chain(
-      combinators.repeat(above, upper_steps, upper_batch),
-      optax.scale_by_schedule(relaxation)
-      if callable(relaxation)
-      else optax.scale(relaxation),
-      projections.project(upper=upper_set),
-    )
-  else:
-    lazily = projections.lazy_projection(
-      upper_probability,
-      key=key,
-      control_variate=control_variate,
-      upper=upper_set,
-    )
-    above = combinators.repeat(
-      optax.chain(above, lazily), upper_steps, upper_batch
-    )
-  return combinators.auxiliary(
-    combinators.alternate(
-      combinators.repeat(below, inner_steps, inner_batch),
-      _remember(wrap(correction)),
-      above,
+  return _descend.descend(
+    oracles.lower_gradient(problem),
+    _minus_correction(correction),
+    _corrected(problem),
+    wrap=wrap,
+    upper=high,
+    lower=low,
+    correction=types.Sequence(
+      optax.sgd(1.0),
+      start=lambda params: optax.tree.zeros_like(params.upper),
+      restart=True,
     ),
-    restart=('correction',),
-    correction=lambda params: optax.tree.zeros_like(params.upper),
   )
 
 
 class EAipodPlan(NamedTuple):
-  """Settings of `e_aipod` for an accuracy; all but the first are arguments.
+  """Settings of `e_aipod` for an accuracy, for its sequences' records.
 
   Attributes:
     iterations: updates of the solver.
@@ -214,7 +178,7 @@ class EAipodPlan(NamedTuple):
     lower_rate: step size of the lower variable.
     probability: of a lower projection in a step.
     upper_probability: of an upper projection in a step, or None.
-    relaxation: delta.
+    relaxation: delta, the factor of `bj.projections.Relaxed`.
   """
 
   iterations: int
@@ -274,7 +238,7 @@ def e_aipod_plan(
 
   Example:
     >>> import bilevel_jax as bj
-    >>> plan = bj.e_aipod_plan(0.01, variant='long_loops')
+    >>> plan = bj.solvers.e_aipod_plan(0.01, variant='long_loops')
     >>> print(plan.iterations, plan.inner_steps, plan.upper_steps)
     1000 10 10
 

@@ -1,65 +1,46 @@
 """Fully first-order stochastic approximation, in two loops or in one."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import (
-  _sequences,
-  aggregators,
-  combinators,
-  projections,
-  types,
-)
-from bilevel_jax.oracles import _oracle
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _descend, _sequences, aggregators, types
+from bilevel_jax.oracles import base
 
 
-def _losses(problem):
-  return (
-    _oracle.scalar_loss(problem.upper, 'upper'),
-    _oracle.scalar_loss(problem.lower, 'lower'),
-  )
-
-
-def _rows(one, two):
-  return jax.tree.map(lambda *r: jnp.stack(r), one, two)
-
-
-def _slopes(problem, *, upper: bool, lower: bool):
-  """Rows (f, g) for the variables asked for; the value sequence in `rest`.
+def _slopes(problem, names):
+  """Rows (f, g) for the variables named; the value sequence in `rest`.
 
   All of them are evaluated at one point and on one batch: differences of the
-  two lower slopes, multiplied by a large penalty, need the same noise in both.
+  two lower slopes are multiplied by the penalty, and so would their noise be.
   """
-  above, below = _losses(problem)
-  wanted = tuple(i for i, is_wanted in enumerate((upper, lower)) if is_wanted)
-  names = ('upper', 'lower', 'gap') + (('value',) if lower else ())
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
+  wanted = tuple(('upper', 'lower').index(n) for n in names)
+  rows = lambda *trees: jax.tree.map(lambda *r: jnp.stack(r), *trees)
 
   def fn(params, batch, inner):
-    _sequences.require_sequences(params, ('upper', 'lower', 'value'), 'f2sa')
     x, y, z = params.upper, params.lower, params.value
     f, f_slopes = jax.value_and_grad(above, wanted)(x, y, batch)
     g, g_slopes = jax.value_and_grad(below, wanted)(x, y, batch)
     least, z_slopes = jax.value_and_grad(below, wanted)(x, z, batch)
     fields, rest = {}, {}
-    for i, one, two, three in zip(
-      wanted, f_slopes, g_slopes, z_slopes, strict=True
+    for name, one, two, three in zip(
+      names, f_slopes, g_slopes, z_slopes, strict=True
     ):
-      if i == 0:
-        fields['upper'] = _rows(one, optax.tree.sub(two, three))
+      if name == 'upper':
+        fields[name] = rows(one, optax.tree.sub(two, three))
       else:
-        fields['lower'] = _rows(one, two)
-        rest['value'] = three
-    measured = (f, g, g - least) + ((least,) if lower else ())
+        fields[name], rest['value'] = rows(one, two), three
     jacobian = types.Jacobian(_sequences.only(params, **fields), rest)
-    return measured, jacobian, inner
+    return (f, g, g - least, least), jacobian, inner
 
-  return _oracle.oracle(
-    fn, names, counts={'gradients/upper': 1, 'gradients/lower': 2}
+  return base.oracle(
+    fn,
+    ('upper', 'lower', 'gap', 'value'),
+    counts={'gradients/upper': 1, 'gradients/lower': 2},
+    moves=(*names, 'value') if 'lower' in names else names,
+    needs=('upper', 'lower', 'value'),
   )
 
 
@@ -67,14 +48,10 @@ def f2sa(
   problem: types.BilevelProblem,
   *,
   penalty: types.ScalarOrSchedule,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  value: optax.GradientTransformation | None = None,
-  inner_steps: int | None = None,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_set: projections.Projection | None = None,
-  lower_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""F2SA: inner loops for the penalised and for the plain lower problem.
 
@@ -101,24 +78,20 @@ def f2sa(
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
       updates so far.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
-    value: optimiser of the value sequence :math:`z`; by default that of
-      `lower`.
-    inner_steps: steps :math:`T` of y and z in one update; None for one loop.
-    inner_batch: the batch of inner step t, from (batch, t).
-    upper_set: projects the upper variable.
-    lower_set: projects y and z, in each inner step.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how :math:`y` moves; with `steps` above one, :math:`T`, in two loops,
+      else in one.
+    value: how :math:`z` moves; by default by the optimiser of `lower`, and
+      always in its loop.
     wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
-    `value`, the lower loss at z. An update costs `inner_steps` + 1 upper and
-    twice as many lower gradients in two loops, 1 and 2 in one.
+    `value`, the lower loss at z. An update costs T + 1 upper and twice as many
+    lower gradients in two loops, 1 and 2 in one.
 
   Raises:
-    ValueError: if the penalty is negative, a set has no point in it,
-      `inner_steps` is below 1, or `inner_batch` is given without it.
+    ValueError: if the penalty is negative or a set has no point in it.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -127,8 +100,8 @@ def f2sa(
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> solver = bj.f2sa(
-    ...   problem, penalty=optax.linear_schedule(1.0, 1e3, 200), inner_steps=10,
-    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.2),
+    ...   problem, penalty=optax.linear_schedule(1.0, 1e3, 200),
+    ...   upper=optax.sgd(0.1), lower=bj.Sequence(optax.sgd(0.2), steps=10),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -146,37 +119,19 @@ def f2sa(
     Optimization with Fully First-Order Oracles
     <https://arxiv.org/abs/2306.14853>`_, 2023.
   """
-  value = lower if value is None else value
-  if inner_steps is None:
-    if inner_batch is not None:
-      raise ValueError('inner_batch is for two loops: give inner_steps too.')
-    everything = optax.chain(
-      wrap(_slopes(problem, upper=True, lower=True)),
-      aggregators.scale_by_penalty(penalty),
-      combinators.per_sequence(upper=upper, lower=lower, value=value),
-      projections.project(upper=upper_set, lower=lower_set, value=lower_set),
-    )
-    return combinators.auxiliary(everything, value=lambda params: params.lower)
-
-  inner_penalty = penalty
-  if callable(penalty):
-    # Counted in inner steps: all those of one update see the same penalty.
-    inner_penalty = lambda count: penalty(count // inner_steps)
-  inner = optax.chain(
-    wrap(_slopes(problem, upper=False, lower=True)),
-    aggregators.scale_by_penalty(inner_penalty),
-    combinators.per_sequence(lower=lower, value=value),
-    projections.project(lower=lower_set, value=lower_set),
+  low = types.as_sequence(lower, 'lower')
+  follow = types.value_sequence(value, low, steps=low.steps)
+  follow = follow._replace(batch_at=low.batch_at)
+  moves = {'upper': upper, 'lower': low, 'value': follow, 'wrap': wrap}
+  if low.steps == 1:
+    together = _slopes(problem, ('upper', 'lower'))
+    weigh = aggregators.scale_by_penalty(penalty)
+    return _descend.descend(optax.chain(together, weigh), **moves)
+  below = optax.chain(
+    _slopes(problem, ('lower',)), aggregators.scale_by_penalty(penalty)
   )
-  outer = optax.chain(
-    wrap(_slopes(problem, upper=True, lower=False)),
+  above = optax.chain(
+    _slopes(problem, ('upper',)),
     aggregators.scale_by_penalty(penalty, rescale=False),
-    combinators.per_sequence(upper=upper),
-    projections.project(upper=upper_set),
   )
-  return combinators.auxiliary(
-    combinators.alternate(
-      combinators.repeat(inner, inner_steps, inner_batch), outer
-    ),
-    value=lambda params: params.lower,
-  )
+  return _descend.descend(below, above, **moves)

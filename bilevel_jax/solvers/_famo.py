@@ -1,6 +1,6 @@
 """FAMO: weights from how much each loss fell, with one backward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import _sequences, _trees, types
-from bilevel_jax.oracles import _multi_objective, _oracle
+from bilevel_jax.oracles import _multi_objective, base
 
 
 class FamoState(NamedTuple):
@@ -40,7 +40,7 @@ def _weighted_losses(given, who):
     near = given.linearise(params, batch, who)
     return near.values
 
-  plain = _oracle.oracle(
+  plain = base.oracle(
     lambda params, batch, inner: (evaluate(params, batch), None, inner),
     given.names,
     counts={'gradients/weighted': 0},
@@ -68,7 +68,7 @@ def famo(
   weight_rate: types.ScalarOrSchedule = 0.025,
   weight_decay: float = 1e-3,
   minima: Any = 0.0,
-  wrap: Callable[[Any], Any] = lambda oracle: oracle,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""FAMO: equal relative progress on all losses, by one backward pass.
 
@@ -92,7 +92,7 @@ def famo(
     weight_decay: of :math:`\xi`.
     minima: :math:`b`, a number or (objectives,).
     wrap: wraps the oracle of the losses, for instance
-      `lambda o: bj.mean_over(o, 'data')`.
+      `lambda o: bj.evaluation.mean_over(o, 'data')`.
 
   Returns:
     A solver.
@@ -106,7 +106,7 @@ def famo(
     >>> losses = lambda x, batch: jnp.stack(
     ...   [jnp.sum((x - 1) ** 2) + 1, 9 * jnp.sum((x - 1) ** 2) + 1]
     ... )
-    >>> solver = bj.famo(losses, 2, optimiser=optax.sgd(0.1))
+    >>> solver = bj.solvers.famo(losses, 2, optimiser=optax.sgd(0.1))
     >>> params = jnp.zeros(2)
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(100):
@@ -131,13 +131,15 @@ def famo(
       f'shape {np.shape(minima)}.'
     )
   inner = optax.with_extra_args_support(optimiser)
-  oracle = wrap(_weighted_losses(given, 'famo'))
+  oracle = _weighted_losses(given, 'famo')
+  if wrap is not None:
+    oracle = wrap(oracle)
   slow = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
   )
 
   def height(state):
-    values = _oracle.measured(state)[-1]
+    values = base.measured(state)[-1]
     stacked = jnp.stack([values[name] for name in given.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
@@ -172,7 +174,7 @@ def famo(
       logits=state.logits - jnp.asarray(rate, dtype) * change,
       weights=weights,
       slow=slow_state,
-      oracle=_oracle.replace_measured(last, _oracle.measured(measured)),
+      oracle=base.replace_measured(last, base.measured(measured)),
       optimiser=moved,
     )
 

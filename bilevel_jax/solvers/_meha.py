@@ -2,8 +2,7 @@
 
 import optax
 
-from bilevel_jax import combinators, projections, types
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _descend, oracles, types
 
 
 def meha(
@@ -11,12 +10,10 @@ def meha(
   *,
   penalty: types.ScalarOrSchedule,
   proximity: float,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  value: optax.GradientTransformation | None = None,
-  upper_set: projections.Projection | None = None,
-  lower_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""MEHA: one loop without Hessians, the lower problem's Moreau envelope.
 
@@ -36,11 +33,9 @@ def meha(
     penalty: :math:`\sigma_k \ge 0`, a constant or a slowly rising schedule.
     proximity: :math:`\gamma > 0`; below 1 / (largest negative curvature of the
       lower loss).
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
-    value: optimiser of the value sequence, by default that of `lower`.
-    upper_set: projects the upper variable.
-    lower_set: projects the lower variable and the value sequence.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    value: how the value sequence moves; by default by the optimiser of `lower`.
     wrap: wraps each oracle.
 
   Returns:
@@ -63,21 +58,12 @@ def meha(
   """
   if not proximity > 0:
     raise ValueError(f'proximity is a length > 0, got {proximity}.')
-  follow = _pbgd.follow_value(
-    problem, lower if value is None else value, lower_set, wrap, proximity
-  )
-  descend = _pbgd.descend_gap(
-    problem,
-    penalty,
-    upper,
-    lower,
-    upper_set,
-    lower_set,
-    rescale=True,
-    fused=True,
+  low = types.as_sequence(lower, 'lower')
+  return _descend.descend(
+    oracles.lower_gradient(problem, of='value', proximity=proximity),
+    oracles.value_gap(problem, penalty=penalty, proximity=proximity),
     wrap=wrap,
-    proximity=proximity,
-  )
-  return combinators.auxiliary(
-    combinators.alternate(follow, descend), value=lambda params: params.lower
+    upper=upper,
+    lower=low,
+    value=types.value_sequence(value, low),
   )

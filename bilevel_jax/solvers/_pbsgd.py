@@ -1,31 +1,88 @@
-"""V-PBSGD: the stochastic value-gap method, with restarts and a drawn point."""
+"""V-PBSGD: value-gap descent whose inner loop ends at a point drawn from it."""
 
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import combinators, projections, types
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import (
+  _checks,
+  _descend,
+  _keys,
+  _sequences,
+  _trees,
+  oracles,
+  types,
+)
+from bilevel_jax.oracles import base
+from bilevel_jax.projections import _set
+
+
+def _drawn(problem, rate, steps, batch_at, lower_set, key):
+  """The displacement to a point drawn from a loop of falling steps.
+
+  All steps are taken, whatever is drawn, so that time and counts do not depend
+  on chance.
+  """
+  below = base.Loss(problem.lower, 'lower')
+  pick = batch_at or (lambda batch, t: batch)
+  shares = jnp.log(1 / jnp.sqrt(1.0 + jnp.arange(steps)))
+
+  def init(params):
+    del params
+    return base.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
+
+  def fn(params, batch, inner):
+    updates, held = inner
+    following, now = jax.random.split(held)
+    drawn = jax.random.categorical(now, shares)
+    first = rate(updates.count) if callable(rate) else rate
+    start = params.value
+    zero = jnp.zeros([], _trees.dtype_of(start))
+
+    def step(carry, t):
+      here, chosen, _ = carry
+      value, slope = jax.value_and_grad(below, 1)(
+        params.upper, here, pick(batch, t)
+      )
+      here = _trees.add_scaled(here, -first / jnp.sqrt(1.0 + t), slope)
+      if lower_set is not None:
+        here = _set.nearest(lower_set, here, params)
+      keep = lambda new, old: jnp.where(t == drawn, new, old)
+      value = value.astype(zero.dtype)
+      return (here, jax.tree.map(keep, here, chosen), value), None
+
+    (_, chosen, last), _ = jax.lax.scan(
+      step, (start, start, zero), jnp.arange(steps, dtype=jnp.int32)
+    )
+    moved = optax.tree.sub(start, chosen)
+    count = base.UpdateCount(optax.safe_increment(updates.count))
+    return (last,), _sequences.only(params, value=moved), (count, following)
+
+  return base.oracle(
+    fn,
+    ('value',),
+    init,
+    counts={'gradients/lower': steps},
+    moves=('value',),
+    needs=('upper', 'value'),
+  )
 
 
 def v_pbsgd(
   problem: types.BilevelProblem,
   *,
   penalty: types.ScalarOrSchedule,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   value_rate: types.ScalarOrSchedule,
   inner_steps: int,
-  key: chex.PRNGKey,
   inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_set: projections.Projection | None = None,
-  lower_set: projections.Projection | None = None,
+  key: Any,
   rescale: bool = True,
-  fused: bool = True,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""V-PBSGD: V-PBGD for samples, as its analysis has it.
 
@@ -51,25 +108,21 @@ def v_pbsgd(
   one batch, for instance `{'outer': (M, ...), 'inner': (T, m, ...)}` with
   `inner_batch=lambda batch, t: {'outer': batch['inner'][t]}` and losses that
   read `batch['outer']`. Where M samples do not fit, `wrap=lambda o:
-  bj.accumulate(o, parts)` evaluates them in parts.
+  bj.evaluation.accumulate(o, parts)` evaluates them in parts.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
     value_rate: :math:`\beta`, the first inner step size; the inverse of the
       lower loss's curvature in y is the one of the analysis (see `suggest`). A
       constant, or a schedule from the number of updates so far.
     inner_steps: steps :math:`T`; their error falls as :math:`\ln T / \sqrt T`.
-    key: of the draws; it is kept in state.
+    key: PRNG key of the draws, or a whole number.
     inner_batch: the batch of inner step t, from (batch, t), t an int32 scalar
       from 0; by default the whole batch.
-    upper_set: projects the upper variable.
-    lower_set: projects the lower variable and, in each inner step, the value
-      sequence.
     rescale: whether to multiply by :math:`c_k = \min(1 / \gamma_k, 1)`.
-    fused: as in `v_pbgd`.
     wrap: wraps each oracle.
 
   Returns:
@@ -87,7 +140,7 @@ def v_pbsgd(
     ...   upper=lambda x, y, batch: jnp.mean((y - batch) ** 2),
     ...   lower=lambda x, y, batch: jnp.mean((y - x + batch - 1) ** 2),
     ... )
-    >>> solver = bj.v_pbsgd(
+    >>> solver = bj.solvers.v_pbsgd(
     ...   problem, penalty=10.0, upper=optax.sgd(0.05), lower=optax.sgd(0.05),
     ...   value_rate=0.5, inner_steps=10, key=jax.random.key(0),
     ...   inner_batch=lambda batch, t: batch[t],
@@ -105,25 +158,18 @@ def v_pbsgd(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-
-  def rate(count):
-    first: Any = value_rate
-    if callable(value_rate):
-      first = value_rate(count // inner_steps)
-    return first / jnp.sqrt(1.0 + count % inner_steps)
-
-  follow = combinators.repeat_drawn(
-    _pbgd.follow_value(problem, optax.sgd(rate), lower_set, wrap),
-    inner_steps,
-    lambda t: 1 / jnp.sqrt(1.0 + t),
-    key=key,
-    batch_at=inner_batch,
+  _checks.whole('v_pbsgd', 'inner_steps', inner_steps)
+  low = types.as_sequence(lower, 'lower')
+  gap = oracles.value_gap(problem, penalty=penalty, rescale=rescale)
+  # The gradient of the value sequence is its displacement.
+  value = types.Sequence(
+    optax.sgd(1.0), start=lambda params: params.lower, restart=True
   )
-  descend = _pbgd.descend_gap(
-    problem, penalty, upper, lower, upper_set, lower_set, rescale, fused, wrap
-  )
-  return combinators.auxiliary(
-    combinators.alternate(follow, descend),
-    restart=('value',),
-    value=lambda params: params.lower,
+  return _descend.descend(
+    _drawn(problem, value_rate, inner_steps, inner_batch, low.set, key),
+    gap,
+    wrap=wrap,
+    upper=upper,
+    lower=low,
+    value=value,
   )

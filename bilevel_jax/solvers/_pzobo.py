@@ -1,6 +1,5 @@
-"""PZOBO: how the lower variable responds, by differences of inner loops."""
+"""PZOBO: a hypergradient from inner loops at shifted upper variables."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,23 +7,19 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import combinators, oracles, projections, types
-from bilevel_jax.oracles import _oracle
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _checks, _descend, _keys, _sequences, _trees, types
+from bilevel_jax.oracles import base
 
 
 def pzobo(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  step_size: types.ScalarOrSchedule,
-  inner_steps: int = 10,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   smoothing: float = 1e-2,
   directions: int = 1,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_set: projections.Projection | None = None,
-  key: Any = 0,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  key: Any,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""PZOBO: no second derivatives, the inner loop is run from shifted points.
 
@@ -39,13 +34,11 @@ def pzobo(
 
   Args:
     problem: the upper and the lower loss.
-    upper: optimiser of the upper variable.
-    step_size: of the inner loop, a constant or a schedule.
-    inner_steps: :math:`T`.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: the optimiser of the inner loop, in a record with :math:`T` `steps`;
+      its moments begin anew in each loop.
     smoothing: :math:`\mu`, in units of x.
     directions: :math:`Q`, at most the dimension of x.
-    inner_batch: the batch of inner step t, from (batch, t).
-    upper_set: projects the upper variable.
     key: PRNG key of the directions, or a whole number.
     wrap: wraps the oracle.
 
@@ -58,72 +51,69 @@ def pzobo(
   Example:
     >>> import bilevel_jax as bj, optax
     >>> square = lambda x, y, batch: (x - y) ** 2
-    >>> solver = bj.pzobo(
-    ...   bj.BilevelProblem(square, square), upper=optax.sgd(0.1), step_size=0.1
+    >>> solver = bj.solvers.pzobo(
+    ...   bj.BilevelProblem(square, square), key=0,
+    ...   upper=optax.sgd(0.1), lower=bj.Sequence(optax.sgd(0.1), steps=10),
     ... )
 
   References:
     Sow, Ji and Liang, `On the Convergence Theory for Hessian-Free Bilevel
     Algorithms <https://arxiv.org/abs/2110.07004>`_, 2022.
   """
-  if inner_steps < 1 or directions < 1 or not smoothing > 0:
-    raise ValueError(
-      'pzobo takes inner_steps >= 1, directions >= 1 and smoothing > 0, got '
-      f'{inner_steps}, {directions} and {smoothing}.'
-    )
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
-  above = _oracle.scalar_loss(problem.upper, 'upper')
-  pick = inner_batch or (lambda batch, t: batch)
-  rate = step_size if callable(step_size) else lambda count: step_size
+  _checks.whole('pzobo', 'directions', directions)
+  _checks.within('pzobo', 'smoothing', smoothing, 0, open_low=True)
+  low = types.as_sequence(lower, 'lower')
+  below = base.Loss(problem.lower, 'lower')
+  above = base.Loss(problem.upper, 'upper')
+  pick = low.batch_at or (lambda batch, t: batch)
+  optimiser = optax.with_extra_args_support(low.optimiser)
 
   def fn(params, batch, inner):
-    count, key = inner
+    state, key = inner
     key, now = jax.random.split(key)
-    x, y = params
+    x, y = params.upper, params.lower
     flat, unravel = ravel_pytree(x)
     shape = (flat.size, min(directions, flat.size))
-    draw = jax.random.normal(now, shape, jnp.promote_types(flat.dtype, 'f4'))
+    draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
     basis = jnp.linalg.qr(draw)[0].T.astype(flat.dtype) * flat.size**0.5
+    # A new optimiser, at the same point of its schedules.
+    fresh = base.hold_updates(optimiser.init(y), state)
 
     def loop(x):
-      def step(y, t):
-        slope = jax.grad(lower, 1)(x, y, pick(batch, t))
-        return jax.tree.map(
-          lambda a, g: a - jnp.asarray(rate(count), a.dtype) * g, y, slope
-        ), None
+      def step(carry, t):
+        y, held = carry
+        slope = jax.grad(below, 1)(x, y, pick(batch, t))
+        move, after = optimiser.update(slope, held, y)
+        y = optax.apply_updates(y, move)
+        return (y, base.hold_updates(after, held)), after
 
-      return jax.lax.scan(step, y, jnp.arange(inner_steps))[0]
+      times = jnp.arange(low.steps, dtype=jnp.int32)
+      (end, _), after = jax.lax.scan(step, (y, fresh), times)
+      return end, jax.tree.map(lambda leaf: leaf[-1], after)
 
-    end = loop(x)
+    end, state = loop(x)
     value, (f_x, f_y) = jax.value_and_grad(above, (0, 1))(x, end, batch)
 
     def weight(u):
-      moved = loop(unravel(flat + smoothing * u))
+      moved, _ = loop(unravel(flat + smoothing * u))
       return optax.tree.vdot(optax.tree.sub(moved, end), f_y) / smoothing
 
     weights = jax.vmap(weight)(basis).astype(flat.dtype)
     response = unravel(weights @ basis / basis.shape[0])
-    directions_ = type(params)(
-      optax.tree.add(f_x, response), optax.tree.sub(y, end)
+    found = _sequences.only(
+      params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
-    return (value,), directions_, (optax.safe_increment(count), key)
+    return (value,), found, (state, key)
 
-  def init(params):
-    del params
-    made = jax.random.key(key) if isinstance(key, int) else key
-    return jnp.zeros([], jnp.int32), made
-
-  oracle = oracles.oracle(
+  oracle = base.oracle(
     fn,
     ('upper',),
-    init,
+    lambda params: (optimiser.init(params.lower), _keys.as_key(key, 'pzobo')),
     counts={
       'gradients/upper': 1,
-      'gradients/lower': inner_steps * (1 + directions),
+      'gradients/lower': low.steps * (1 + directions),
     },
+    moves=('upper', 'lower'),
   )
-  return optax.chain(
-    wrap(oracle),
-    combinators.per_sequence(upper=upper, lower=optax.sgd(1.0)),
-    projections.project(upper=upper_set),
-  )
+  # The gradient of the lower variable is its displacement.
+  return _descend.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))

@@ -1,28 +1,21 @@
-"""Gradient descent through an unrolled inner loop: RHG and T-RHG."""
+"""Descent of the upper loss through the steps of an inner optimiser."""
 
-from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from bilevel_jax import combinators, oracles, projections, types
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _descend, oracles, types
 
 
 def rhg(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  inner_steps: int,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   truncate: int | None = None,
-  reset: Callable[[Any, Any], Any] | None = None,
   mode: str = 'reverse',
   checkpoint: int | None = None,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  upper_set: projections.Projection | None = None,
-  lower_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""RHG: descends the upper loss after T steps of the inner optimiser.
 
@@ -36,18 +29,16 @@ def rhg(
 
   Args:
     problem: the upper and the lower loss.
-    upper: optimiser of the upper variable.
-    lower: the inner optimiser; its state begins anew in each update.
-    inner_steps: inner steps :math:`T`.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: the inner optimiser, in a record with :math:`T` `steps`, for instance
+      `bj.Sequence(optax.sgd(0.1), steps=10)`; its state begins anew in each
+      update. By default the loop goes on from the lower variable, a warm start;
+      the classical method begins at one fixed point, by the record's `start`
+      and `restart=True`.
     truncate: differentiate the last :math:`K` steps only: T-RHG.
-    reset: where the inner loop begins in each update, from (parameters, batch);
-      by default at the lower variable, a warm start. The classical method
-      begins at one fixed point: `lambda params, batch: first`.
-    mode: `reverse`, or `forward` for an upper variable of few coordinates.
+    mode: `reverse`; `mixed` for the same with less memory and time; `forward`
+      for an upper variable of few coordinates. See `unrolled`.
     checkpoint: keep the inner state only every so many steps.
-    inner_batch: the batch of inner step t, from (batch, t).
-    upper_set: projects the upper variable.
-    lower_set: projects the lower variable, in each inner step.
     wrap: wraps the oracle. A wrapper that averages over parts of a batch runs
       one inner loop a part, and averages hypergradients and ends.
 
@@ -65,7 +56,7 @@ def rhg(
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.rhg(problem, upper=sgd, lower=sgd, inner_steps=10)
+    >>> solver = bj.rhg(problem, upper=sgd, lower=bj.Sequence(sgd, steps=10))
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(100):
@@ -82,23 +73,20 @@ def rhg(
     Gradient-Based Hyperparameter Optimization
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
+  low = types.as_sequence(lower, 'lower')
   oracle = oracles.unrolled(
     problem,
-    lower=lower,
-    steps=inner_steps,
+    lower=low.optimiser,
+    steps=low.steps,
     mode=mode,
     truncate=truncate,
-    start=reset,
+    start=low.start and (lambda params, batch: low.start(params)),
     checkpoint=checkpoint,
-    inner_batch=inner_batch,
-    lower_set=lower_set,
+    inner_batch=low.batch_at,
+    lower_set=low.set,
   )
-  return optax.chain(
-    wrap(oracle),
-    # The gradient of the lower variable is its displacement.
-    combinators.per_sequence(upper=upper, lower=optax.sgd(1.0)),
-    projections.project(upper=upper_set),
-  )
+  # The gradient of the lower variable is its displacement.
+  return _descend.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
 
 
 def t_rhg(
@@ -129,8 +117,8 @@ def t_rhg(
     ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
     ... )
     >>> solver = bj.t_rhg(
-    ...   problem, truncate=2, inner_steps=8, upper=optax.sgd(0.1),
-    ...   lower=optax.sgd(0.1),
+    ...   problem, truncate=2, upper=optax.sgd(0.1),
+    ...   lower=bj.Sequence(optax.sgd(0.1), steps=8),
     ... )
     >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
     >>> _, state = solver.update(None, solver.init(params), params)

@@ -8,39 +8,34 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import (
+  _checks,
+  _descend,
   aggregators,
-  combinators,
   evaluation,
   oracles,
-  projections,
   types,
 )
-from bilevel_jax.solvers import _pbgd
 
 
-def _three_sequences(directions, upper, lower, linear, upper_set, linear_set):
-  """Steps along directions; the linear system's solution is kept in state."""
-  moved = optax.chain(
-    directions,
-    combinators.per_sequence(
-      upper=upper, lower=lower, linear=lower if linear is None else linear
-    ),
-    projections.project(upper=upper_set, linear=linear_set),
+def _three_sequences(directions, upper, lower, linear, wrap=None):
+  """All three move at once, from one point."""
+  solution = types.as_sequence(
+    types.as_sequence(lower, 'lower').optimiser if linear is None else linear,
+    'linear',
+    start=lambda params: optax.tree.zeros_like(params.lower),
   )
-  return combinators.auxiliary(
-    moved, linear=lambda params: optax.tree.zeros_like(params.lower)
+  return _descend.descend(
+    directions, wrap=wrap, upper=upper, lower=lower, linear=solution
   )
 
 
 def soba(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  linear: optax.GradientTransformation | None = None,
-  upper_set: projections.Projection | None = None,
-  linear_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  linear: types.SequenceLike | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""SOBA: the lower problem, its linear system and the upper problem at once.
 
@@ -57,13 +52,10 @@ def soba(
 
   Args:
     problem: the upper and the lower loss.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
-    linear: optimiser of :math:`v`; by default that of `lower`, as the same
-      curvature bounds both steps.
-    upper_set: projects the upper variable.
-    linear_set: projects :math:`v`, onto a ball for instance, which some
-      analyses ask for.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    linear: how :math:`v` moves; by default by the optimiser of `lower`, as the
+      same curvature bounds both steps. Some analyses ask for a `set`, a ball.
     wrap: wraps the oracle.
 
   Returns:
@@ -90,24 +82,20 @@ def soba(
     that enables stochastic and global variance reduction algorithms
     <https://arxiv.org/abs/2201.13409>`_, 2022.
   """
-  directions = wrap(oracles.implicit_directions(problem))
-  return _three_sequences(
-    directions, upper, lower, linear, upper_set, linear_set
-  )
+  directions = oracles.implicit_directions(problem)
+  return _three_sequences(directions, upper, lower, linear, wrap)
 
 
 def saba(
   problem: types.BilevelProblem,
   *,
   parts: int | tuple[int, int],
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  linear: optax.GradientTransformation | None = None,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  linear: types.SequenceLike | None = None,
   index: Callable[[Any], Any] | None = None,
   batches: Callable[[Any], tuple[Any, Any]] = lambda batch: (batch, batch),
-  upper_set: projections.Projection | None = None,
-  linear_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""SABA: SOBA whose noise vanishes, by a memory of fixed batches.
 
@@ -120,15 +108,13 @@ def saba(
     problem: the upper and the lower loss.
     parts: number :math:`n` of fixed batches that come; or a pair, of the upper
       and of the lower loss, if they draw theirs apart.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
-    linear: optimiser of the linear system, by default that of `lower`.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    linear: how the linear system moves; by default by the optimiser of `lower`.
     index: from the batch, which part it is; for a pair, the two numbers. By
       default parts come in turn.
     batches: the upper's and the lower's batch, from the batch; by default both
       get the whole.
-    upper_set: projects the upper variable.
-    linear_set: projects the linear system's solution.
     wrap: wraps the oracle, inside the table.
 
   Returns:
@@ -160,9 +146,9 @@ def saba(
     <https://arxiv.org/abs/2201.13409>`_, 2022.
   """
   rows = isinstance(parts, tuple)
-  oracle = wrap(
-    oracles.implicit_directions(problem, rows=rows, batches=batches)
-  )
+  oracle = oracles.implicit_directions(problem, rows=rows, batches=batches)
+  if wrap is not None:
+    oracle = wrap(oracle)
   if not rows:
     directions = evaluation.saga(oracle, parts, index=index)
   else:
@@ -173,21 +159,17 @@ def saba(
       evaluation.saga(oracle, parts, index=index, like=twice),
       aggregators.scale_by_penalty(1.0, rescale=False),
     )
-  return _three_sequences(
-    directions, upper, lower, linear, upper_set, linear_set
-  )
+  return _three_sequences(directions, upper, lower, linear)
 
 
 def ma_soba(
   problem: types.BilevelProblem,
   *,
   averaging: float,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  linear: optax.GradientTransformation | None = None,
-  upper_set: projections.Projection | None = None,
-  linear_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  linear: types.SequenceLike | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""MA-SOBA: SOBA with a running mean of the upper direction.
 
@@ -197,16 +179,15 @@ def ma_soba(
 
   The mean takes part of the noise off the upper direction, which lets the
   analysis do without smoothness beyond that of the gradients; on easy problems
-  it changes little.
+  it changes little. The authors step along the mean of the iteration before,
+  :math:`h_k`; here it already holds the new direction.
 
   Args:
     problem: the upper and the lower loss.
     averaging: :math:`\theta` in (0, 1]; 1 for SOBA.
-    upper: optimiser of the upper variable; it gets the mean.
-    lower: optimiser of the lower variable.
-    linear: optimiser of the linear system, by default that of `lower`.
-    upper_set: projects the upper variable.
-    linear_set: projects the linear system's solution.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    linear: how the linear system moves; by default by the optimiser of `lower`.
     wrap: wraps the oracle.
 
   Returns:
@@ -218,7 +199,7 @@ def ma_soba(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
-    >>> solver = bj.ma_soba(
+    >>> solver = bj.solvers.ma_soba(
     ...   problem, averaging=0.5, upper=optax.sgd(0.05), lower=optax.sgd(0.2)
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
@@ -234,12 +215,13 @@ def ma_soba(
     Optimization under Relaxed Smoothness Conditions
     <https://arxiv.org/abs/2306.12067>`_, 2023.
   """
+  _checks.within('ma_soba', 'the averaging', averaging, 0, 1, open_low=True)
+  above = types.as_sequence(upper, 'upper')
+  mean = optax.ema(1 - averaging, debias=False)
   return soba(
     problem,
-    upper=optax.chain(optax.ema(1 - averaging, debias=False), upper),
+    upper=above._replace(optimiser=optax.chain(mean, above.optimiser)),
     lower=lower,
     linear=linear,
-    upper_set=upper_set,
-    linear_set=linear_set,
     wrap=wrap,
   )

@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import (
-  _sequences,
-  combinators,
-  evaluation,
-  projections,
-  types,
-)
-from bilevel_jax.oracles import _oracle
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _checks, _descend, _sequences, evaluation, types
+from bilevel_jax.oracles import base
 
 
 def _zeros(params):
@@ -29,7 +22,7 @@ def _zeros(params):
 
 def _curvature(problem):
   """The lower loss's second derivatives, rows by the lower variable."""
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  lower = base.Loss(problem.lower, 'lower')
 
   def fn(params, batch, inner):
     (x, unravel_x), (y, unravel_y) = (ravel_pytree(z) for z in params)
@@ -43,12 +36,12 @@ def _curvature(problem):
     )(jnp.eye(y.size, dtype=y.dtype))
     return (), {'cross': cross, 'hessian': hessian}, inner
 
-  return _oracle.oracle(fn, (), counts={'hessians/lower': 1})
+  return base.oracle(fn, (), counts={'hessians/lower': 1})
 
 
 def _slopes(problem):
-  upper = _oracle.scalar_loss(problem.upper, 'upper')
-  lower = _oracle.scalar_loss(problem.lower, 'lower')
+  upper = base.Loss(problem.upper, 'upper')
+  lower = base.Loss(problem.lower, 'lower')
 
   def fn(params, batch, inner):
     x, y = params
@@ -57,18 +50,17 @@ def _slopes(problem):
     return (f, g), {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}, inner
 
   cost = {'gradients/upper': 1, 'gradients/lower': 1}
-  return _oracle.oracle(fn, ('upper', 'lower'), counts=cost)
+  return base.oracle(fn, ('upper', 'lower'), counts=cost)
 
 
 def stable(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   decay: types.ScalarOrSchedule,
   least_curvature: float,
-  upper_set: projections.Projection | None = None,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""STABLE: one loop whose lower step follows the upper one.
 
@@ -84,12 +76,11 @@ def stable(
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
     decay: of the estimates, in [0, 1].
     least_curvature: eigenvalues of the estimated Hessian are raised to it: one
       batch of fewer samples than y has numbers is singular.
-    upper_set: projects the upper variable.
     wrap: wraps each oracle.
 
   Returns:
@@ -102,7 +93,7 @@ def stable(
   Example:
     >>> import bilevel_jax as bj, optax
     >>> square = lambda x, y, batch: (x - y) ** 2
-    >>> solver = bj.stable(
+    >>> solver = bj.solvers.stable(
     ...   bj.BilevelProblem(square, square), decay=0.1, least_curvature=0.1,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
@@ -111,14 +102,17 @@ def stable(
     Chen, Sun, Xiao and Yin, `A Single-Timescale Method for Stochastic Bilevel
     Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
   """
-  if not least_curvature > 0:
-    raise ValueError(f'least_curvature is positive, got {least_curvature}.')
+  _checks.within('stable', 'least_curvature', least_curvature, 0, open_low=True)
+  wrap = wrap or (lambda oracle: oracle)
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))
-  move = optax.chain(
-    combinators.per_sequence(upper=upper, lower=lower),
-    projections.project(upper=upper_set),
+  # Takes the gradients themselves for a batch.
+  given = base.oracle(
+    lambda params, batch, inner: ((), batch, inner),
+    (),
+    moves=('upper', 'lower'),
   )
+  move = _descend.descend(given, upper=upper, lower=lower)
 
   def init_fn(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
@@ -126,9 +120,9 @@ def stable(
 
   def update_fn(batch, state, params=None, **extra_args):
     matrices, one = curvature.update(batch, state[0], params, **extra_args)
-    given, two = slopes.update(batch, state[1], params, **extra_args)
-    flat, unravel = ravel_pytree(given['f_y'])
-    _, unravel_x = ravel_pytree(given['f_x'])
+    slope, two = slopes.update(batch, state[1], params, **extra_args)
+    flat, unravel = ravel_pytree(slope['f_y'])
+    _, unravel_x = ravel_pytree(slope['f_x'])
     wide = jnp.promote_types(flat.dtype, jnp.float32)
     hessian = matrices['hessian'].astype(wide)
     values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
@@ -141,7 +135,7 @@ def stable(
     cross = matrices['cross']
     implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
     gradients = _sequences.only(
-      params, upper=optax.tree.sub(given['f_x'], implicit), lower=given['g_y']
+      params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
     )
     updates, three = move.update(gradients, state[2], params, **extra_args)
     foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))

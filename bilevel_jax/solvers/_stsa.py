@@ -7,9 +7,10 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import combinators, oracles, projections, types
-from bilevel_jax.oracles import _coupled
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _descend, oracles, types
+
+# (parameters, batch) -> increment, of the structure of one sequence.
+Increment = Callable[[Any, Any], Any]
 
 
 def power_schedule(
@@ -38,7 +39,7 @@ def power_schedule(
 
   Example:
     >>> import bilevel_jax as bj
-    >>> schedule = bj.power_schedule(2.0, 1.0, 20.0)
+    >>> schedule = bj.solvers.power_schedule(2.0, 1.0, 20.0)
     >>> print(schedule(0), schedule(20))
     0.1 0.05
   """
@@ -49,22 +50,19 @@ def power_schedule(
     )
 
   def schedule(count: chex.Numeric) -> chex.Numeric:
-    count = jnp.asarray(count)
-    if not jnp.issubdtype(count.dtype, jnp.floating):
-      count = count.astype(jnp.float32)
-    return scale * (count + offset) ** -exponent
+    # A whole number plus a float is as wide as floats are, also under x64.
+    return scale * (jnp.asarray(count) + float(offset)) ** -exponent
 
   return schedule
 
 
 def stsa(
-  increments: Mapping[str, _coupled.Increment],
+  increments: Mapping[str, Increment],
   *,
   steps: types.ScalarOrSchedule | Mapping[str, Any],
-  sets: Mapping[str, projections.Projection | None] | None = None,
   order: str = 'simultaneous',
-  batch_of: Callable[[Any, str], Any] = _coupled.same_batch,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  batch_of: Callable[[Any, str], Any] | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""STSA: any number of coupled sequences, each along its increment.
 
@@ -85,14 +83,14 @@ def stsa(
     increments: by name of a sequence, a function from (parameters, batch) to
       its increment.
     steps: step sizes of all sequences, a constant or a schedule, such as
-      `power_schedule`; or by name of a sequence, a step size or any optax
-      optimiser. Noise of a sequence's own is a link there:
-      `optax.chain(optax.add_noise(...), optax.sgd(...))`.
-    sets: by name of a sequence, its projection.
+      `power_schedule`; or by name of a sequence, a step size, any optax
+      optimiser or a `Sequence` with its set. Noise of a sequence's own is a
+      link there: `optax.chain(optax.add_noise(...), optax.sgd(...))`.
     order: `simultaneous`, all increments at one point; or `alternating`, in the
       order of `increments`, each seeing what those before moved.
     batch_of: what a sequence's increment sees, from (batch, name).
-    wrap: wraps each oracle, for instance `lambda o: bj.storm(o, 0.1)`.
+    wrap: wraps each oracle, for instance
+      `lambda o: bj.evaluation.storm(o, 0.1)`.
 
   Returns:
     A solver for named sequences; those without an increment stay.
@@ -105,7 +103,7 @@ def stsa(
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
     >>> solver = bj.stsa(
     ...   {'x': lambda z, b: z.y - 2 * z.x, 'y': lambda z, b: z.x + 1 - z.y},
-    ...   steps=bj.power_schedule(20.0, 1.0, 60.0),
+    ...   steps=bj.solvers.power_schedule(20.0, 1.0, 60.0),
     ... )
     >>> params = bj.sequences(x=jnp.float32(0.0), y=jnp.float32(0.0))
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -130,23 +128,15 @@ def stsa(
       f'stsa takes steps for the sequences {sorted(names)}, got them for '
       f'{sorted(by_name)}.'
     )
-  optimisers = {
-    name: step
-    if isinstance(step, optax.GradientTransformation)
-    else optax.sgd(step)
+  given = (types.Sequence, optax.GradientTransformation)
+  records = {
+    name: step if isinstance(step, given) else optax.sgd(step)
     for name, step in by_name.items()
   }
-  sets = sets or {}
-
-  def part(some):
-    return optax.chain(
-      wrap(
-        oracles.coupled({n: increments[n] for n in some}, batch_of=batch_of)
-      ),
-      combinators.per_sequence(**{n: optimisers[n] for n in some}),
-      projections.project(**{n: s for n, s in sets.items() if n in some}),
-    )
-
-  if not names or order == 'simultaneous':
-    return part(names)
-  return combinators.alternate(*(part((name,)) for name in names))
+  one_by_one = [(name,) for name in names]
+  groups = [names] if order == 'simultaneous' else one_by_one
+  directions = [
+    oracles.coupled({n: increments[n] for n in some}, batch_of=batch_of)
+    for some in groups
+  ]
+  return _descend.descend(*directions, wrap=wrap, **records)

@@ -179,7 +179,7 @@ def make_solver(
   method: Method, settings: Settings, task: clients.Task, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a method, for all clients at once."""
-  series = bj.neumann(settings.products, settings.linear_rate)
+  series = bj.linear_solvers.neumann(settings.products, settings.linear_rate)
 
   def one_client(axis_name):
     if method.lower_rounds:
@@ -194,7 +194,7 @@ def make_solver(
         solve=series,
         batch_at=clients.batch_at,
       )
-    agree = bj.consensus_set(axis_name)
+    agree = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
       task.problem,
       upper=optax.sgd(hyper['upper']),

@@ -36,7 +36,7 @@ def fednest(
   lower_rounds: int,
   local_steps: int,
   upper_steps: int,
-  solve: bj.LinearSolver,
+  solve: bj.linear_solvers.LinearSolver,
   batch_at: Callable[[Any, Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
   r"""FedNest for one client; communicates 2 T + N' + 3 times an update.
@@ -64,7 +64,7 @@ def fednest(
   linear = bj.implicit(
     problem,
     solve=solve,
-    lower_set=bj.consensus_set(axis_name),
+    lower_set=bj.projections.consensus_set(axis_name),
     # The solution is kept in the state: the cross term is taken locally.
     warm_start=True,
     direct=False,

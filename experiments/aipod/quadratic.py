@@ -26,8 +26,8 @@ class Instance(NamedTuple):
     d: coefficients of y, (n,).
   """
 
-  upper_factors: bj.AffineFactors
-  lower_factors: bj.AffineFactors
+  upper_factors: bj.projections.AffineFactors
+  lower_factors: bj.projections.AffineFactors
   h: Any
   c: Any
   d: Any
@@ -62,7 +62,7 @@ def draw_instance(
   if objective == 'released':
     c = np.zeros(size)
   return Instance(
-    bj.affine_factors(b, rank_tolerance=1e-10), bj.affine_factors(a), h, c, d
+    bj.projections.affine_factors(b, rank_tolerance=1e-10), bj.projections.affine_factors(a), h, c, d
   )
 
 
@@ -73,11 +73,11 @@ def stack_instances(instances: list[Instance]) -> Instance:
   )
 
 
-def sets_of(instance: Instance) -> dict[str, bj.AffineSet]:
+def sets_of(instance: Instance) -> dict[str, bj.projections.AffineSet]:
   """The upper and the lower set of an instance, as a solver takes them."""
   return {
-    'upper_set': bj.affine_set(instance.upper_factors),
-    'lower_set': bj.affine_set(
+    'upper_set': bj.projections.affine_set(instance.upper_factors),
+    'lower_set': bj.projections.affine_set(
       instance.lower_factors, coupling=lambda x: instance.h @ x
     ),
   }

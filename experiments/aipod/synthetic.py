@@ -148,7 +148,7 @@ def make_solver(
     'inner_steps': settings.lower_steps,
     'inner_batch': quadratic.lower_batch,
     # Exact: the lower Hessian is the identity.
-    'solve': bj.conjugate_gradient(1),
+    'solve': bj.linear_solvers.conjugate_gradient(1),
     **quadratic.sets_of(instance),
   }
   if variant.probability is None:
@@ -214,7 +214,7 @@ def run(
 
   def evaluate(context, params, state):
     upper_set = quadratic.sets_of(context.hyper['instance'])['upper_set']
-    outside = bj.feasibility(params, upper=upper_set)['upper']
+    outside = bj.diagnostics.feasibility(params, upper=upper_set)['upper']
     average = state.total / jnp.maximum(state.count, 1)
     return {'average': average, 'first': state.first, 'outside': outside}
 

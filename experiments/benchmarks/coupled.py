@@ -100,7 +100,7 @@ def solver_of(method: str, made: Case) -> Any:
     return bj.saba(made.problem, parts=made.batches, index=part, **sgd)
   if method == 'f2sa':
     return bj.f2sa(made.problem, penalty=PENALTY, inner_steps=INNER, **sgd)
-  return bj.stocbio(
+  return bj.solvers.stocbio(
     made.problem, inner_steps=INNER, terms=TERMS, step_size=SERIES, **sgd
   )
 

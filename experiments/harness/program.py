@@ -293,7 +293,7 @@ def _context(member: Members, shared: Any, stream: str) -> Context:
 
 def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
   # Sorted: the dicts in a state are in another order once jax has rebuilt them.
-  found = sorted(bj.nonfinite(params, state).items())
+  found = sorted(bj.diagnostics.nonfinite(params, state).items())
   return [(name.removeprefix('sequence/'), bad) for name, bad in found]
 
 

@@ -40,7 +40,7 @@ def biases(
     values: of each, the index of its own hyperparameter's value.
 
   Returns:
-    By `own/`, `next_batch/` or `smg/` and a field of `bj.MultiGradientBias`,
+    By `own/`, `next_batch/` or `smg/` and a field of `bj.diagnostics.MultiGradientBias`,
     (n,).
   """
   params, state = jax.tree.map(
@@ -49,7 +49,7 @@ def biases(
   key = jax.random.key(10_000)
   count = len(problem.tasks)
   oracle = problem.oracle()
-  smg = bj.smg(count)
+  smg = bj.aggregators.smg(count)
 
   def measure(given, data):
     params, state, value, key = given
@@ -69,7 +69,7 @@ def biases(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
     total, _ = jax.lax.scan(add, zeros, batches)
     truth = jax.tree.map(lambda x: x / BATCHES, total)
-    of = lambda link, begun, remember: bj.multi_gradient_bias(
+    of = lambda link, begun, remember: bj.diagnostics.multi_gradient_bias(
       oracle, link, begun, params, batches, truth, remember=remember
     )
     return {

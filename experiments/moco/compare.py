@@ -111,18 +111,18 @@ def make_solver(
     return optax.chain(bj.gradient(loss), move)
   value = methods.own_value(name, own)
   if name == 'famo':
-    return bj.famo(problem.losses, count, optimiser=move, weight_rate=value)
+    return bj.solvers.famo(problem.losses, count, optimiser=move, weight_rate=value)
   oracle = problem.oracle()
   if name == 'moco_plus':
-    like = bj.jacobian_like(count, rest=('heads',))
-    oracle = bj.storm(oracle, methods.share(*value), like=like)
-    link = bj.moco(
+    like = bj.oracles.jacobian_like(count, rest=('heads',))
+    oracle = bj.evaluation.storm(oracle, methods.share(*value), like=like)
+    link = bj.aggregators.moco(
       count, tracking=1.0, weight_step=methods.decay(0.1), rest=('heads',)
     )
     return optax.chain(oracle, link, move)
   method = methods.METHODS[name]
   if method.samples > 1:
-    oracle = bj.independent(oracle, method.samples, split=problem.split)
+    oracle = bj.evaluation.independent(oracle, method.samples, split=problem.split)
   return optax.chain(oracle, method.make(count, key, ('heads',), value), move)
 
 
@@ -167,7 +167,7 @@ def run(
       for part in ('validation', 'test')
     }
     if not name.startswith('only '):
-      weights = bj.objective_weights(state)
+      weights = bj.diagnostics.objective_weights(state)
       shown = weights[: min(len(weights), 8)]
       found |= {f'weight/{i}': weight for i, weight in enumerate(shown)}
     return found

@@ -208,7 +208,7 @@ def pixel_problem(
     ),
     losses=losses,
     batch=draw,
-    split=bj.deal_batch,
+    split=bj.evaluation.deal_batch,
     score=score,
     data=jax.tree.map(jnp.asarray, data),
     measures=tuple(

@@ -92,7 +92,7 @@ SHARES = ((1.0, 0.5), (5.0, 0.5), (0.8, 0.0))
 
 def _moco(**given):
   return Method(
-    lambda objectives, key, rest, own: bj.moco(
+    lambda objectives, key, rest, own: bj.aggregators.moco(
       objectives, tracking=share(*own), rest=rest, **given
     ),
     own=Own('share', SHARES),
@@ -100,22 +100,22 @@ def _moco(**given):
 
 
 METHODS = {
-  'mean': _plain(bj.mean),
-  'smg': _plain(bj.smg),
-  'mgda': _plain(bj.mgda, normalise=True),
-  'pcgrad': _keyed(bj.pcgrad),
-  'grad_vac': _tuned(bj.grad_vac, 'rate', (0.5, 0.1, 0.01), keyed=True),
-  'grad_drop': _keyed(bj.grad_drop),
-  'cagrad': _tuned(bj.cagrad, 'radius', (0.4, 0.2, 0.8)),
-  'imtl_g': _plain(bj.imtl_g),
-  'nash_mtl': _plain(bj.nash_mtl, normalise=True),
-  'aligned_mtl': _plain(bj.aligned_mtl),
-  'upgrad': _plain(bj.upgrad),
-  'dual_proj': _plain(bj.dual_proj),
-  'stch': _tuned(bj.stch, 'smoothing', (0.1, 0.3, 1.0)),
-  'uncertainty': _tuned(bj.uncertainty_weighting, 'rate', (0.025, 0.005, 0.1)),
-  'modo': _tuned(bj.modo, 'weight_step', (0.1, 0.01, 1.0), samples=2),
-  'sdmgrad': _tuned(bj.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
+  'mean': _plain(bj.aggregators.mean),
+  'smg': _plain(bj.aggregators.smg),
+  'mgda': _plain(bj.aggregators.mgda, normalise=True),
+  'pcgrad': _keyed(bj.aggregators.pcgrad),
+  'grad_vac': _tuned(bj.aggregators.grad_vac, 'rate', (0.5, 0.1, 0.01), keyed=True),
+  'grad_drop': _keyed(bj.aggregators.grad_drop),
+  'cagrad': _tuned(bj.aggregators.cagrad, 'radius', (0.4, 0.2, 0.8)),
+  'imtl_g': _plain(bj.aggregators.imtl_g),
+  'nash_mtl': _plain(bj.aggregators.nash_mtl, normalise=True),
+  'aligned_mtl': _plain(bj.aggregators.aligned_mtl),
+  'upgrad': _plain(bj.aggregators.upgrad),
+  'dual_proj': _plain(bj.aggregators.dual_proj),
+  'stch': _tuned(bj.aggregators.stch, 'smoothing', (0.1, 0.3, 1.0)),
+  'uncertainty': _tuned(bj.aggregators.uncertainty_weighting, 'rate', (0.025, 0.005, 0.1)),
+  'modo': _tuned(bj.aggregators.modo, 'weight_step', (0.1, 0.01, 1.0), samples=2),
+  'sdmgrad': _tuned(bj.aggregators.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
   'moco': _moco(weight_step=decay(0.1), regularisation=0.0),
   'moco_exact': _moco(exact=True),
 }

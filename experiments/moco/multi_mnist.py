@@ -212,7 +212,7 @@ def make_problem(
     batch=lambda key, data: draw_pairs(
       key, data['train'], settings.batch, settings.pool
     ),
-    split=bj.deal_batch,
+    split=bj.evaluation.deal_batch,
     score=score,
     data=data,
   )

@@ -143,7 +143,7 @@ def regression_problem(
     ),
     losses=losses,
     batch=_rows_batch(settings.batch),
-    split=bj.deal_batch,
+    split=bj.evaluation.deal_batch,
     score=losses,
     data=data,
   )
@@ -191,7 +191,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
     ),
     losses=losses,
     batch=_rows_batch(4 * settings.batch),
-    split=bj.deal_batch,
+    split=bj.evaluation.deal_batch,
     score=score,
     data=data,
   )

@@ -94,7 +94,7 @@ def noisy_losses(point: Any, noise: Any) -> Any:
 def stationarity(point: Any) -> Any:
   """The norm of the shortest convex combination of the true gradients."""
   rows = jax.jacobian(toy_losses)(point)
-  return bj.pareto_stationarity(bj.Jacobian(rows))
+  return bj.diagnostics.pareto_stationarity(bj.Jacobian(rows))
 
 
 def on_front(point: Any) -> Any:
@@ -112,7 +112,7 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
   if name in OURS:
     published = name.endswith('published')
     share = settings.published_tracking if published else settings.tracking
-    aggregator = bj.moco(
+    aggregator = bj.aggregators.moco(
       OBJECTIVES,
       tracking=methods.decay(share),
       weight_step=methods.decay(settings.weight_step),
@@ -122,7 +122,7 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     method = methods.METHODS[name]
     if method.samples > 1:
       one_each = lambda noise, samples: noise[:samples, None]
-      oracle = bj.independent(oracle, method.samples, split=one_each)
+      oracle = bj.evaluation.independent(oracle, method.samples, split=one_each)
     aggregator = method.first(OBJECTIVES, key)
   schedule = lambda count: rate * (count + 1.0) ** -settings.decay
   return optax.chain(oracle, aggregator, optax.adam(schedule))
@@ -172,7 +172,7 @@ def run(options: harness.Options) -> harness.Trained:
         f'{name}/y': point[1],
         f'{name}/stationarity': stationarity(point),
         f'{name}/front': on_front(point).astype(jnp.float32),
-        f'{name}/weight': bj.objective_weights(state.parts[name])[0],
+        f'{name}/weight': bj.diagnostics.objective_weights(state.parts[name])[0],
       }
     return found
 

@@ -114,7 +114,7 @@ def known_value(
 
   return optax.chain(
     bj.oracle(rows, ('upper', 'lower')),
-    bj.scale_by_penalty(settings['penalty']),
+    bj.aggregators.scale_by_penalty(settings['penalty']),
     bj.per_sequence(upper=settings['upper'], lower=settings['lower']),
     bj.project(upper=settings['upper_set']),
   )

@@ -214,4 +214,4 @@ def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
 def nested_solver(nested: Nested) -> Any:
   """A solver with the steps that the rate asks."""
   found = steps_for(nested)
-  return nested.solver(bj.power_schedule(found.scale, 1.0, found.offset))
+  return nested.solver(bj.solvers.power_schedule(found.scale, 1.0, found.offset))

@@ -125,7 +125,7 @@ def make_cleaning(
     return upper(x, y, every) + penalty / 2 * optax.tree.vdot(y, y)
 
   first = start(jax.random.key(0))
-  alone = bj.lower_minimiser(
+  alone = bj.diagnostics.lower_minimiser(
     bj.BilevelProblem(upper, on_clean_digits), first, data, steps=100
   )
   reached = measure(first._replace(lower=alone), data)['test_error']

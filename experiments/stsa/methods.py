@@ -107,7 +107,7 @@ def _vrbo(making):
   steps = 3
   made = _series(_slowed(making, steps))
   made['upper'] = optax.sgd(_once_an_update(making.upper, steps))
-  return bj.vrbo(
+  return bj.solvers.vrbo(
     making.problem, period=9, inner_steps=steps, inner_batch=_inner, **made
   )
 
@@ -115,18 +115,18 @@ def _vrbo(making):
 METHODS: dict[str, Callable[[Making], Any]] = {
   'control/direct': _direct,
   'soba': lambda m: bj.soba(m.problem, **_sgd(m)),
-  'ma_soba': lambda m: bj.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
+  'ma_soba': lambda m: bj.solvers.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
   'saba': lambda m: bj.saba(
     m.problem,
     parts=m.batches,
     index=lambda b: jnp.stack([b['upper'], b['lower']]),
     **_sgd(m),
   ),
-  'bsa': lambda m: bj.bsa(m.problem, **_loop(), **_series(_slowed(m))),
-  'ttsa': lambda m: bj.ttsa(m.problem, **_series(m)),
-  'stocbio': lambda m: bj.stocbio(m.problem, **_loop(), **_series(_slowed(m))),
-  'alset': lambda m: bj.alset(m.problem, **_series(m)),
-  'amigo': lambda m: bj.amigo(
+  'bsa': lambda m: bj.solvers.bsa(m.problem, **_loop(), **_series(_slowed(m))),
+  'ttsa': lambda m: bj.solvers.ttsa(m.problem, **_series(m)),
+  'stocbio': lambda m: bj.solvers.stocbio(m.problem, **_loop(), **_series(_slowed(m))),
+  'alset': lambda m: bj.solvers.alset(m.problem, **_series(m)),
+  'amigo': lambda m: bj.solvers.amigo(
     m.problem,
     linear_steps=TERMS,
     step_size=m.series,
@@ -134,13 +134,13 @@ METHODS: dict[str, Callable[[Making], Any]] = {
     **_loop(),
     **_sgd(_slowed(m)),
   ),
-  'sustain': lambda m: bj.sustain(m.problem, decay=_decay(m), **_series(m)),
-  'mrbo': lambda m: bj.mrbo(m.problem, decay=_decay(m), **_series(m)),
+  'sustain': lambda m: bj.solvers.sustain(m.problem, decay=_decay(m), **_series(m)),
+  'mrbo': lambda m: bj.solvers.mrbo(m.problem, decay=_decay(m), **_series(m)),
   'vrbo': _vrbo,
-  'stable': lambda m: bj.stable(
+  'stable': lambda m: bj.solvers.stable(
     m.problem, decay=_decay(m), least_curvature=m.curvature, **_sgd(m)
   ),
-  'pzobo': lambda m: bj.pzobo(
+  'pzobo': lambda m: bj.solvers.pzobo(
     m.problem,
     upper=optax.sgd(m.upper),
     step_size=m.lower,
@@ -197,4 +197,4 @@ def expected_calls(name: str, size: int) -> float:
 
 def without_correction(making: Making) -> Any:
   """SUSTAIN whose estimates are the fresh ones, at the same calls and steps."""
-  return bj.sustain(making.problem, decay=1.0, **_series(making))
+  return bj.solvers.sustain(making.problem, decay=1.0, **_series(making))

@@ -36,7 +36,7 @@ def convex_lower(x, y, batch):
 
 CONVEX = bj.BilevelProblem(problems.rough_upper, convex_lower)
 # Compiled once for all tests of it.
-SOLVE = jax.jit(functools.partial(bj.lower_minimiser, CONVEX, steps=60))
+SOLVE = jax.jit(functools.partial(bj.diagnostics.lower_minimiser, CONVEX, steps=60))
 
 
 def quadratic_params():
@@ -45,7 +45,7 @@ def quadratic_params():
 
 def test_lower_minimiser_of_a_quadratic(x64):
   params = quadratic_params()
-  y = bj.lower_minimiser(QUADRATIC, params, steps=40)
+  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, steps=40)
   np.testing.assert_allclose(y, M @ params.upper, atol=1e-8)
 
 
@@ -59,27 +59,27 @@ def test_lower_minimiser_of_a_tree_is_stationary(x64):
 
 def test_lower_minimiser_by_another_optimiser(x64):
   params = quadratic_params()
-  y = bj.lower_minimiser(QUADRATIC, params, optimiser=optax.sgd(0.4), steps=300)
+  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, optimiser=optax.sgd(0.4), steps=300)
   np.testing.assert_allclose(y, M @ params.upper, atol=1e-8)
 
 
 def test_lower_minimiser_stays_at_a_minimum(x64):
   params = quadratic_params()
   params = params._replace(lower=jnp.asarray(M @ params.upper))
-  y = bj.lower_minimiser(QUADRATIC, params, steps=30)
+  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, steps=30)
   np.testing.assert_allclose(y, params.lower, atol=1e-12)
 
 
 def test_penalty_gap_in_closed_form(x64):
   params = quadratic_params()
   error = params.lower - M @ params.upper
-  gap = bj.penalty_gap(QUADRATIC, params, steps=40)
+  gap = bj.diagnostics.penalty_gap(QUADRATIC, params, steps=40)
   np.testing.assert_allclose(gap, error @ H @ error / 2, rtol=1e-8)
 
 
 def test_penalty_gap_is_the_difference_of_the_lower_losses(x64):
   params, batch = problems.rough_params(), problems.rough_batch()
-  gap = bj.penalty_gap(CONVEX, params, batch, steps=60)
+  gap = bj.diagnostics.penalty_gap(CONVEX, params, batch, steps=60)
   y = SOLVE(params, batch)
   least = convex_lower(params.upper, y, batch)
   here = convex_lower(*params, batch)
@@ -117,7 +117,7 @@ def test_hypergradient_distance_falls_as_the_inverse_penalty(x64):
   distances = []
   for gamma in (10.0, 100.0, 1000.0):
     y = penalised_minimiser(x, gamma)
-    found = bj.hypergradient_distance(
+    found = bj.diagnostics.hypergradient_distance(
       QUADRATIC,
       bj.BilevelParams(x, y),
       penalty=gamma,
@@ -140,7 +140,7 @@ def test_a_lagging_value_sequence_shows_in_the_distance(x64):
   x, gamma = quadratic_params().upper, 1000.0
   params = bj.BilevelParams(x, penalised_minimiser(x, gamma))
   near, far = (
-    bj.hypergradient_distance(
+    bj.diagnostics.hypergradient_distance(
       QUADRATIC, params, penalty=gamma, value=w, solve_steps=40
     ).distance
     for w in (jnp.asarray(M @ x), jnp.asarray(M @ x + 0.01))
@@ -155,7 +155,7 @@ def test_feasibility_is_the_distance_to_the_set():
   params = bj.BilevelParams(
     {'a': jnp.array([3.0, 4.0])}, jnp.array([-3.0, 0.5, -4.0])
   )
-  found = bj.feasibility(
+  found = bj.diagnostics.feasibility(
     params,
     upper=optax.projections.projection_l2_ball,
     lower=optax.projections.projection_non_negative,
@@ -166,11 +166,11 @@ def test_feasibility_is_the_distance_to_the_set():
 
 def test_feasibility_leaves_out_the_whole_space():
   params = bj.BilevelParams(jnp.ones(2), jnp.ones(2))
-  assert bj.feasibility(params, upper=None) == {}
+  assert bj.diagnostics.feasibility(params, upper=None) == {}
 
 
 @pytest.mark.parametrize(
-  'call', [bj.lower_minimiser, bj.penalty_gap, bj.hypergradient]
+  'call', [bj.diagnostics.lower_minimiser, bj.diagnostics.penalty_gap, bj.hypergradient]
 )
 def test_a_lower_loss_that_is_no_scalar_is_named(call):
   problem = QUADRATIC._replace(lower=lambda x, y, batch: y)

@@ -94,7 +94,7 @@ def test_nothing_to_find():
 def test_nonfinite_names_losses_and_sequences(bad):
   state = SOLVER.init(PARAMS)
   params = PARAMS._replace(upper={'a': jnp.array([1.0, bad]), 'n': 3})
-  flags = jax.jit(bj.nonfinite)(params, state)
+  flags = jax.jit(bj.diagnostics.nonfinite)(params, state)
   assert {name for name, flag in flags.items() if flag} == {'sequence/upper'}
   assert set(flags) == {
     'loss/value',
@@ -109,7 +109,7 @@ def test_nonfinite_names_losses_and_sequences(bad):
 
 def test_nonfinite_sees_the_sequences_in_state():
   state = SOLVER.init(PARAMS._replace(lower=jnp.float32(jnp.nan)))
-  flags = bj.nonfinite(PARAMS, state)
+  flags = bj.diagnostics.nonfinite(PARAMS, state)
   assert [name for name, flag in flags.items() if flag] == ['sequence/value']
 
 

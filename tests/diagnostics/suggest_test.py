@@ -35,7 +35,7 @@ def suggest(**kwargs):
     params = jax.tree.map(jnp.asarray, PARAMS)
     settings = {'steps': 300} | kwargs
     found = bj.suggest(PROBLEM, params, key=KEY, **settings)
-    return bj.Suggestion(*map(np.asarray, found))
+    return bj.diagnostics.Suggestion(*map(np.asarray, found))
 
 
 Q = PULL[2:] @ np.linalg.solve(G[2:, 2:], PULL[2:])

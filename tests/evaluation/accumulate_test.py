@@ -22,33 +22,33 @@ def square(params, batch):
 def test_split_keeps_the_order_of_the_examples():
   batch = {'a': jnp.arange(12).reshape(6, 2), 'b': [1, 2, 3, 4, 5, 6]}
   with pytest.raises(ValueError, match=r'leaf has the shape \(\)'):
-    bj.split_batch(batch, 3)  # A list is a pytree of scalars.
+    bj.evaluation.split_batch(batch, 3)  # A list is a pytree of scalars.
   batch['b'] = np.array(batch['b'])
-  parts = bj.split_batch(batch, 3)
+  parts = bj.evaluation.split_batch(batch, 3)
   assert parts['a'].shape == (3, 2, 2)
   np.testing.assert_array_equal(parts['b'], [[1, 2], [3, 4], [5, 6]])
 
 
 def test_split_gives_each_part_a_key():
-  keys = bj.split_batch(jax.random.key(0), 3)
+  keys = bj.evaluation.split_batch(jax.random.key(0), 3)
   numbers = jax.random.key_data(keys)
   assert len({tuple(row) for row in numbers.tolist()}) == 3
 
 
 def test_split_of_a_batch_of_keys():
   keys = jax.random.split(jax.random.key(0), 4)
-  assert bj.split_batch(keys, 2).shape == (2, 2)
+  assert bj.evaluation.split_batch(keys, 2).shape == (2, 2)
 
 
 def test_split_says_which_shape_does_not_divide():
   with pytest.raises(ValueError, match=r'4 equal parts.*\(6, 2\)'):
-    bj.split_batch(jnp.ones((6, 2)), 4)
+    bj.evaluation.split_batch(jnp.ones((6, 2)), 4)
 
 
 @pytest.mark.parametrize('parts', [0, -2, 1.5, True])
 def test_takes_a_whole_number_of_parts(parts):
   with pytest.raises(ValueError, match=f'whole number .* got {parts}'):
-    bj.accumulate(bj.gradient(square), parts)
+    bj.evaluation.accumulate(bj.gradient(square), parts)
 
 
 @hypothesis.given(
@@ -57,7 +57,7 @@ def test_takes_a_whole_number_of_parts(parts):
 def test_any_number_of_parts_gives_the_whole_gradient(parts, seed):
   batch = jax.random.normal(jax.random.key(seed), (12,))
   params = jnp.float32(0.5)
-  oracle = bj.accumulate(bj.gradient(square), parts)
+  oracle = bj.evaluation.accumulate(bj.gradient(square), parts)
   slope, state = oracle.update(batch, oracle.init(params), params)
   np.testing.assert_allclose(slope, 2 * (0.5 - batch).mean(), atol=1e-5)
   loss = bj.values(state)['loss']
@@ -72,7 +72,7 @@ def test_value_gap_of_a_rough_problem(x64, penalty):
   params = bj.sequences(**params._asdict(), value=away)
   batch = problems.rough_batch()
   whole = bj.value_gap(problems.ROUGH, penalty=penalty)
-  ours = bj.accumulate(whole, 2)
+  ours = bj.evaluation.accumulate(whole, 2)
   expected, state = whole.update(batch, whole.init(params), params)
   found, our_state = ours.update(batch, ours.init(params), params)
   chex.assert_trees_all_close(found, expected, rtol=1e-10)
@@ -87,7 +87,7 @@ def test_gradient_norm_is_the_mean_of_the_parts():
     lambda x, y, b: x, lambda x, y, b: jnp.mean(b) * y**2 / 2
   )
   params = bj.BilevelParams(jnp.float32(0.0), jnp.float32(1.0))
-  oracle = bj.accumulate(bj.gradient_norm(problem), 2)
+  oracle = bj.evaluation.accumulate(bj.gradient_norm(problem), 2)
   _, state = oracle.update(jnp.array([1.0, 3.0]), oracle.init(params), params)
   assert bj.values(state)['penalty'] == (1 + 9) / 4
   assert bj.values(state)['penalty'] > 2**2 / 2
@@ -96,13 +96,13 @@ def test_gradient_norm_is_the_mean_of_the_parts():
 def test_the_state_goes_from_part_to_part():
   fn = lambda params, batch, seen: ((seen,), batch.sum(), seen + 1)
   oracle = bj.oracle(fn, ('seen',), lambda params: jnp.float32(0.0))
-  ours = bj.accumulate(oracle, 4)
+  ours = bj.evaluation.accumulate(oracle, 4)
   _, state = ours.update(jnp.ones(4), ours.init(0.0), 0.0)
   assert state.inner == 4 and bj.values(state)['seen'] == 1.5
 
 
 def test_a_split_of_one_s_own():
-  ours = bj.accumulate(
+  ours = bj.evaluation.accumulate(
     bj.gradient(square), 2, split=lambda batch, parts: batch['parts']
   )
   batch = {'parts': jnp.array([1.0, 3.0])}
@@ -111,7 +111,7 @@ def test_a_split_of_one_s_own():
 
 
 def test_keeps_low_precision():
-  ours = bj.accumulate(bj.gradient(square), 2)
+  ours = bj.evaluation.accumulate(bj.gradient(square), 2)
   params = jnp.bfloat16(1.0)
   batch = jnp.ones(4, jnp.bfloat16)
   slope, _ = ours.update(batch, ours.init(params), params)
@@ -120,8 +120,8 @@ def test_keeps_low_precision():
 
 @pytest.mark.parametrize('outside', [True, False])
 def test_with_mean_over_in_a_shard_map(outside):
-  mean = functools.partial(bj.mean_over, axis_name='data')
-  split = lambda oracle: bj.accumulate(oracle, 2)
+  mean = functools.partial(bj.evaluation.mean_over, axis_name='data')
+  split = lambda oracle: bj.evaluation.accumulate(oracle, 2)
   oracle = bj.gradient(square)
   oracle = mean(split(oracle)) if outside else split(mean(oracle))
   mesh = jax.make_mesh(
@@ -152,7 +152,7 @@ def test_a_schedule_inside_an_oracle_sees_one_update_not_one_a_part():
   ramp = optax.linear_schedule(0.0, 10.0, 10)
   params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
   ends = []
-  for wrap in (lambda oracle: oracle, lambda oracle: bj.accumulate(oracle, 4)):
+  for wrap in (lambda oracle: oracle, lambda oracle: bj.evaluation.accumulate(oracle, 4)):
     sgd = optax.sgd(0.1)
     solver = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd, wrap=wrap)
     here, state = params, solver.init(params)

@@ -16,7 +16,7 @@ def losses(params, batch):
 
 def test_rows_are_stacked_by_sample_and_the_rest_is_a_mean():
   params = bj.sequences(a=jnp.float32(2.0), b=jnp.float32(0.0))
-  oracle = bj.independent(bj.multi_objective(losses, 2, rest=('b',)), 2)
+  oracle = bj.evaluation.independent(bj.multi_objective(losses, 2, rest=('b',)), 2)
   batch = jnp.array([1.0, 10.0, 3.0, 20.0])
   jacobian, state = oracle.update(batch, oracle.init(params), params)
   np.testing.assert_allclose(jacobian.rows.a, [2.0, 4.0, 15.0, 4.0])
@@ -29,8 +29,8 @@ def test_rows_are_stacked_by_sample_and_the_rest_is_a_mean():
 def test_modo_uses_two_jacobians_and_not_one_twice():
   """With opposite noise in the two samples, the cross-product is negative."""
   noise = lambda x, batch: jnp.stack([batch.mean() * x[0], 0.1 * x[1]])
-  oracle = bj.independent(bj.multi_objective(noise, 2), 2)
-  solver = optax.chain(oracle, bj.modo(2, weight_step=0.5, samples=2))
+  oracle = bj.evaluation.independent(bj.multi_objective(noise, 2), 2)
+  solver = optax.chain(oracle, bj.aggregators.modo(2, weight_step=0.5, samples=2))
   params = jnp.zeros(2)
   _, state = solver.update(jnp.array([1.0, -1.0]), solver.init(params), params)
   # J1 J2^T has the diagonal (-1, 0.01); the square of either has (1, 0.01).
@@ -41,13 +41,13 @@ def test_modo_uses_two_jacobians_and_not_one_twice():
 
 def test_third_sample_makes_the_direction():
   rows = jnp.concatenate([jnp.eye(2), jnp.eye(2), 5 * jnp.eye(2)])
-  for link in (bj.modo(2), bj.sdmgrad(2)):
+  for link in (bj.aggregators.modo(2), bj.aggregators.sdmgrad(2)):
     direction, _ = link.update(bj.Jacobian(rows), link.init(jnp.zeros(2)))
     np.testing.assert_allclose(direction, [2.5, 2.5], rtol=1e-6)
 
 
 def test_a_split_of_ones_own_and_keys():
-  stacked = bj.independent(
+  stacked = bj.evaluation.independent(
     bj.multi_objective(lambda x, b: jnp.stack([b * x]), 1),
     2,
     split=lambda batch, n: batch,
@@ -57,19 +57,19 @@ def test_a_split_of_ones_own_and_keys():
     jnp.array([3.0, 7.0]), stacked.init(params), params
   )
   np.testing.assert_allclose(jacobian.rows, [3.0, 7.0])
-  keys = bj.deal_batch(jax.random.key(0), 3)
+  keys = bj.evaluation.deal_batch(jax.random.key(0), 3)
   assert keys.shape == (3,)
   chex.assert_trees_all_equal(
-    bj.deal_batch({'x': jnp.arange(6)}, 3)['x'],
+    bj.evaluation.deal_batch({'x': jnp.arange(6)}, 3)['x'],
     np.array([[0, 3], [1, 4], [2, 5]]),
   )
 
 
 def test_errors():
   with pytest.raises(ValueError, match='samples >= 1'):
-    bj.independent(bj.gradient(lambda x, b: x), 0)
+    bj.evaluation.independent(bj.gradient(lambda x, b: x), 0)
   params = jnp.float32(1.0)
-  plain = bj.independent(bj.gradient(lambda x, b: x * b.mean()), 2)
+  plain = bj.evaluation.independent(bj.gradient(lambda x, b: x * b.mean()), 2)
   with pytest.raises(TypeError, match='an oracle that gives rows'):
     plain.update(jnp.ones(2), plain.init(params), params)
   with pytest.raises(ValueError, match=r'shape \(3,\)'):

@@ -32,7 +32,7 @@ def data(seed, parts=4):
 def test_table_and_mean_by_hand(seed):
   whole = data(seed)
   draw = np.random.default_rng(seed + 1)
-  oracle = bj.saga(bj.gradient(loss), 4, index=part)
+  oracle = bj.evaluation.saga(bj.gradient(loss), 4, index=part)
   state = oracle.init(jnp.zeros(3))
   table = np.zeros((4, 3))
   for _ in range(9):
@@ -72,7 +72,7 @@ def test_converges_with_a_constant_step_where_sgd_does_not():
     return jax.tree.map(lambda x: x[i], whole)
 
   plain = solve(bj.gradient(loss), one)
-  kept = solve(bj.saga(bj.gradient(loss), 4, index=part), one)
+  kept = solve(bj.evaluation.saga(bj.gradient(loss), 4, index=part), one)
   assert np.abs(kept - best).max() < 1e-5
   assert np.abs(plain - best).max() > 1e-2
 
@@ -87,7 +87,7 @@ def test_examples_are_parts_of_their_own():
 
   # A mean over examples, as losses are: one of them at a time has its own.
   mean_loss = lambda params, batch: loss(params, batch) / batch['y'].shape[0]
-  oracle = bj.saga(bj.gradient(mean_loss), 8, index=part, examples=True)
+  oracle = bj.evaluation.saga(bj.gradient(mean_loss), 8, index=part, examples=True)
   assert np.abs(solve(oracle, three) - best).max() < 1e-5
   state = oracle.init(jnp.zeros(3))
   _, state = oracle.update(three(jax.random.key(0)), state, jnp.zeros(3))
@@ -95,7 +95,7 @@ def test_examples_are_parts_of_their_own():
 
 
 def test_first_of_each_part_is_seen_without_correction():
-  oracle = bj.saga(bj.gradient(loss), 2)
+  oracle = bj.evaluation.saga(bj.gradient(loss), 2)
   state = oracle.init(jnp.zeros(3))
   whole = jax.tree.map(jnp.asarray, data(2, 2))
   first, state = oracle.update(
@@ -117,7 +117,7 @@ def test_rows_with_parts_of_their_own():
     return (), bj.Jacobian(rows), inner
 
   twice = lambda params: bj.Jacobian(jnp.stack([params, params]))
-  oracle = bj.saga(
+  oracle = bj.evaluation.saga(
     bj.oracle(fn, ()), (2, 3), index=lambda b: b['i'], like=twice
   )
   state = oracle.init(jnp.ones(2))
@@ -131,7 +131,7 @@ def test_rows_with_parts_of_their_own():
 
 
 def test_leaves_a_sequence_without_gradient_alone():
-  oracle = bj.saga(
+  oracle = bj.evaluation.saga(
     bj.gradient(lambda params, batch: (params.a**2).sum(), of='a'), 2
   )
   params = bj.sequences(a=jnp.ones(2), b={'c': jnp.ones(3)})
@@ -143,9 +143,9 @@ def test_leaves_a_sequence_without_gradient_alone():
 @pytest.mark.parametrize('parts', [0, 1.5, True, (2, 0)])
 def test_wrong_parts(parts):
   with pytest.raises(ValueError, match='whole number of parts'):
-    bj.saga(bj.gradient(loss), parts)
+    bj.evaluation.saga(bj.gradient(loss), parts)
 
 
 def test_examples_need_an_index():
   with pytest.raises(ValueError, match='pass index='):
-    bj.saga(bj.gradient(loss), 4, examples=True)
+    bj.evaluation.saga(bj.gradient(loss), 4, examples=True)

@@ -23,7 +23,7 @@ def slope(params, batch):
 def test_recursion_by_hand(seed, decay):
   draw = np.random.default_rng(seed)
   points, batches = draw.normal(size=(2, 4, 3)).astype(np.float32)
-  oracle = bj.storm(bj.gradient(loss), decay)
+  oracle = bj.evaluation.storm(bj.gradient(loss), decay)
   state = oracle.init(jnp.asarray(points[0]))
   expected = None
   for k in range(4):
@@ -40,7 +40,7 @@ def test_recursion_by_hand(seed, decay):
 
 
 def test_decay_one_is_the_oracle():
-  plain, kept = bj.gradient(loss), bj.storm(bj.gradient(loss), 1.0)
+  plain, kept = bj.gradient(loss), bj.evaluation.storm(bj.gradient(loss), 1.0)
   state, other = plain.init(jnp.ones(2)), kept.init(jnp.ones(2))
   for k in range(3):
     batch, params = jnp.array([1.0, 2.0]) + k, jnp.ones(2) * k
@@ -51,7 +51,7 @@ def test_decay_one_is_the_oracle():
 
 def test_schedule_gives_spider():
   # a = 1 at every third update: the estimate is then the fresh gradient.
-  oracle = bj.storm(bj.gradient(loss), lambda k: jnp.where(k % 3 == 0, 1.0, 0))
+  oracle = bj.evaluation.storm(bj.gradient(loss), lambda k: jnp.where(k % 3 == 0, 1.0, 0))
   state = oracle.init(jnp.ones(1))
   for k in range(7):
     batch, params = jnp.array([1.0 + k]), jnp.array([0.3 * k])
@@ -72,7 +72,7 @@ def test_same_randomness_at_both_points():
     return (), params + jax.random.normal(now, params.shape), key
 
   oracle = bj.oracle(fn, (), lambda params: jax.random.key(0))
-  kept = bj.storm(oracle, 0.0)
+  kept = bj.evaluation.storm(oracle, 0.0)
   state, params = kept.init(jnp.zeros(3)), jnp.zeros(3)
   first, state = kept.update(None, state, params)
   second, state = kept.update(None, state, params)
@@ -88,7 +88,7 @@ def test_variance_falls_with_the_decay():
   batches = jax.random.normal(jax.random.key(0), (4000, 2))
 
   def spread(decay):
-    oracle = bj.storm(bj.gradient(noisy), decay)
+    oracle = bj.evaluation.storm(bj.gradient(noisy), decay)
     params = jnp.zeros(2)
 
     def body(state, batch):
@@ -103,7 +103,7 @@ def test_variance_falls_with_the_decay():
 
 
 def test_leaves_a_sequence_without_gradient_alone():
-  oracle = bj.storm(
+  oracle = bj.evaluation.storm(
     bj.gradient(lambda params, batch: (params.a**2).sum(), of='a'), 0.5
   )
   params = bj.sequences(a=jnp.ones(2), b={'c': jnp.ones(3)})
@@ -117,7 +117,7 @@ def test_rows_of_several_objectives():
     return (), bj.Jacobian(jnp.stack([params, batch * params])), inner
 
   rows = lambda params: bj.Jacobian(jnp.stack([params] * 2))
-  oracle = bj.storm(bj.oracle(fn, ()), 0.5, like=rows)
+  oracle = bj.evaluation.storm(bj.oracle(fn, ()), 0.5, like=rows)
   params = jnp.ones(2)
   state = oracle.init(params)
   _, state = oracle.update(3.0, state, params)
@@ -126,8 +126,8 @@ def test_rows_of_several_objectives():
 
 
 def test_counts_both_evaluations_at_any_depth():
-  two = bj.accumulate(bj.gradient(lambda p, b: jnp.mean((p - b) ** 2)), 2)
-  solver = optax.chain(bj.storm(two, 0.5), optax.sgd(0.1))
+  two = bj.evaluation.accumulate(bj.gradient(lambda p, b: jnp.mean((p - b) ** 2)), 2)
+  solver = optax.chain(bj.evaluation.storm(two, 0.5), optax.sgd(0.1))
   params = jnp.float32(0.0)
   state = solver.init(params)
   for k in range(1, 4):
@@ -137,13 +137,13 @@ def test_counts_both_evaluations_at_any_depth():
 
 def test_wrong_decay():
   with pytest.raises(ValueError, match=r'in \[0, 1\], got 1.5'):
-    bj.storm(bj.gradient(loss), 1.5)
+    bj.evaluation.storm(bj.gradient(loss), 1.5)
 
 
 def test_wrong_structure_names_like():
   def fn(params, batch, inner):
     return (), bj.Jacobian(jnp.stack([params, params])), inner
 
-  oracle = bj.storm(bj.oracle(fn, ()), 0.5)
+  oracle = bj.evaluation.storm(bj.oracle(fn, ()), 0.5)
   with pytest.raises(ValueError, match='pass `like`'):
     oracle.update(None, oracle.init(jnp.ones(2)), jnp.ones(2))

@@ -96,7 +96,7 @@ def test_parts_alone():
 def test_scsc_is_its_recursion():
   # y <- (1 - b)(y + f(x_k) - f(x_{k-1})) + b f(x_k), one sample in both.
   inside = lambda x, batch: jnp.sin(x) * batch
-  solver = bj.scsc(
+  solver = bj.solvers.scsc(
     [inside, lambda y, batch: y**2],
     main=optax.sgd(0.1),
     tracking=0.3,
@@ -151,7 +151,7 @@ def test_errors():
   oracle = bj.compositional(chain(1))
   with pytest.raises(TypeError, match='level_1'):
     oracle.update(0.1, oracle.init(params), params)
-  solver = bj.scgd(
+  solver = bj.solvers.scgd(
     chain(2), main=optax.sgd(0.1), tracking=0.5, levels=lambda params: (1.0,)
   )
   with pytest.raises(ValueError, match='2 inner levels'):

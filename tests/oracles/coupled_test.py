@@ -82,9 +82,9 @@ def test_wrong_arguments_of_stsa():
 
 
 def test_power_schedule():
-  schedule = bj.power_schedule(2.0, 0.5, 4.0)
+  schedule = bj.solvers.power_schedule(2.0, 0.5, 4.0)
   np.testing.assert_allclose(schedule(0), 1.0)
   np.testing.assert_allclose(schedule(jnp.int32(12)), 0.5)
   for wrong in ((0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0)):
     with pytest.raises(ValueError, match='power_schedule takes'):
-      bj.power_schedule(*wrong)
+      bj.solvers.power_schedule(*wrong)

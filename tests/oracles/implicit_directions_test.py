@@ -87,7 +87,7 @@ def test_at_the_solution_it_is_the_hypergradient():
   with jax.enable_x64(True):
     params, batch = draw(1, jnp.float64)
     pair = bj.BilevelParams(params.upper, params.lower)
-    y = bj.lower_minimiser(PROBLEM, pair, batch, steps=100)
+    y = bj.diagnostics.lower_minimiser(PROBLEM, pair, batch, steps=100)
     pair = pair._replace(lower=y)
     hessian = jax.hessian(lower, 1)(pair.upper, y, batch)
     v = jnp.linalg.solve(hessian, jax.grad(upper, 1)(pair.upper, y, batch))

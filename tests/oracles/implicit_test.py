@@ -71,10 +71,10 @@ def minimiser(x, factors, h, right, batch, steps=40):
 
 @jax.jit
 def dense_hypergradient(x, y, factors, h, right, batch):
-  set_ = bj.affine_set(
+  set_ = bj.projections.affine_set(
     factors, right, coupling=functools.partial(coupling, factors.matrix, h)
   )
-  oracle = bj.implicit(PROBLEM, solve=bj.dense_solve(), lower_set=set_)
+  oracle = bj.implicit(PROBLEM, solve=bj.linear_solvers.dense_solve(), lower_set=set_)
   params = bj.BilevelParams(x, y)
   gradient, state = oracle.update(batch, oracle.init(params), params)
   return gradient.upper, bj.values(state)['outside_range']
@@ -102,7 +102,7 @@ def test_equals_finite_differences_on_random_constrained_problems(rank):
   with jax.enable_x64(True):
     for seed in range(10):
       batch, matrix, h, right, x = draw(seed, rank)
-      factors = bj.affine_factors(matrix)
+      factors = bj.projections.affine_factors(matrix)
       assert factors.row_space.shape[0] == rank
       y = minimiser(x, factors, h, right, batch)
       found, outside = dense_hypergradient(x, y, factors, h, right, batch)
@@ -115,8 +115,8 @@ def test_equals_finite_differences_on_random_constrained_problems(rank):
 def other_solvers(factors, right, h):
   """The set in both forms; each solver that should be exact on it."""
   given = {'coupling': functools.partial(coupling, factors.matrix, h)}
-  dense = bj.affine_set(factors, right, **given)
-  free = bj.affine_operator_set(
+  dense = bj.projections.affine_set(factors, right, **given)
+  free = bj.projections.affine_operator_set(
     lambda y: factors.matrix @ jnp.concatenate([y['b'].ravel(), y['c']]),
     right,
     **given,
@@ -126,18 +126,18 @@ def other_solvers(factors, right, h):
     return jax.scipy.sparse.linalg.cg(operator, right, x0=start, tol=1e-13)[0]
 
   for set_ in (dense, free):
-    yield set_, bj.conjugate_gradient(12)
-    yield set_, bj.gmres(7)
-    yield set_, bj.neumann(4_000, 0.05)
-    yield set_, bj.nystrom(7, 1e-7)
+    yield set_, bj.linear_solvers.conjugate_gradient(12)
+    yield set_, bj.linear_solvers.gmres(7)
+    yield set_, bj.linear_solvers.neumann(4_000, 0.05)
+    yield set_, bj.linear_solvers.nystrom(7, 1e-7)
     yield set_, scipy_like
-  yield free, bj.dense_solve()
+  yield free, bj.linear_solvers.dense_solve()
 
 
 def test_solvers_and_forms_of_a_set_agree():
   with jax.enable_x64(True):
     batch, matrix, h, right, x = draw(3, 2)
-    factors = bj.affine_factors(matrix)
+    factors = bj.projections.affine_factors(matrix)
     y = minimiser(x, factors, h, right, batch)
     expected, _ = dense_hypergradient(x, y, factors, h, right, batch)
     params = bj.BilevelParams(x, y)
@@ -153,7 +153,7 @@ def test_without_constraints_equals_the_diagnostic():
     batch, *_, x = draw(0, 2)
     problem = bj.BilevelProblem(upper, lower)
     params = bj.BilevelParams(x, as_lower(jnp.ones(LOWER)))
-    oracle = bj.implicit(problem, solve=bj.dense_solve())
+    oracle = bj.implicit(problem, solve=bj.linear_solvers.dense_solve())
     gradient, _ = oracle.update(batch, oracle.init(params), params)
     exact = bj.hypergradient(problem, params, batch, tolerance=1e-14)
     chex.assert_trees_all_close(gradient.upper, exact, rtol=1e-9)
@@ -182,7 +182,7 @@ def test_warm_start_converges_over_updates_and_a_cold_one_does_not():
   exact = bj.hypergradient(PROBLEM, params, batch)['a']
   errors = {}
   for warm in (True, False):
-    oracle = bj.implicit(PROBLEM, solve=bj.neumann(3, 0.1), warm_start=warm)
+    oracle = bj.implicit(PROBLEM, solve=bj.linear_solvers.neumann(3, 0.1), warm_start=warm)
     state, step = oracle.init(params), jax.jit(oracle.update)
     for _ in range(40):
       gradient, state = step(batch, state, params)
@@ -200,7 +200,7 @@ def test_a_random_solver_is_unbiased_over_its_lengths_and_its_samples():
   params = bj.BilevelParams(jnp.float32(0.0), jnp.float32(0.0))
   oracle = bj.implicit(
     problem,
-    solve=bj.random_neumann(3, 0.25),
+    solve=bj.linear_solvers.random_neumann(3, 0.25),
     linear_batch=lambda batch, t: batch + jnp.where(t % 2, 1.0, -1.0),
     warm_start=False,
     key=4,
@@ -229,8 +229,8 @@ def test_consensus_takes_the_mean_matrix_and_counts_rounds():
   )
   oracle = bj.implicit(
     problem,
-    solve=bj.conjugate_gradient(1),
-    lower_set=bj.consensus_set('clients'),
+    solve=bj.linear_solvers.conjugate_gradient(1),
+    lower_set=bj.projections.consensus_set('clients'),
     warm_start=False,
   )
   params = bj.BilevelParams(jnp.zeros(3), jnp.zeros(3))
@@ -257,7 +257,7 @@ def test_large_trees_need_no_matrix():
     ),
   )
   ones = {'w': jnp.ones(size)}
-  oracle = bj.implicit(problem, solve=bj.conjugate_gradient(3))
+  oracle = bj.implicit(problem, solve=bj.linear_solvers.conjugate_gradient(3))
   params = bj.BilevelParams(ones, ones)
   compiled = (
     jax.jit(oracle.update).lower(None, oracle.init(params), params).compile()
@@ -275,7 +275,7 @@ def test_sets_without_equations_are_refused():
 
 def test_a_set_without_a_point_is_refused_at_the_start():
   _, matrix, _, right, x = draw(0, 2)
-  bad = bj.affine_set(matrix, right + np.arange(4))
+  bad = bj.projections.affine_set(matrix, right + np.arange(4))
   oracle = bj.implicit(PROBLEM, lower_set=bad)
   params = bj.BilevelParams(x, as_lower(jnp.zeros(LOWER)))
   with pytest.raises(ValueError, match='lower has no point in it'):

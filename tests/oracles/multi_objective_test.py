@@ -118,7 +118,7 @@ def test_gram_matrix_without_rows(form, by):
     'gradients/objectives': TASKS + 1,
     'jacobian_vector_products/objectives': TASKS,
   }
-  for make in (bj.mgda, bj.upgrad, bj.cagrad, bj.nash_mtl):
+  for make in (bj.aggregators.mgda, bj.aggregators.upgrad, bj.aggregators.cagrad, bj.aggregators.nash_mtl):
     link = make(TASKS)
     ours, _ = link.update(gramian, link.init(params), params)
     theirs, _ = link.update(jacobian, link.init(params), params)
@@ -264,9 +264,9 @@ def test_fused_form_gives_the_same_updates(form, radius):
     'rest': ('heads',),
   }
   rows = optax.chain(
-    bj.multi_objective(**given, rest=('heads',)), bj.moco(TASKS, **hyper)
+    bj.multi_objective(**given, rest=('heads',)), bj.aggregators.moco(TASKS, **hyper)
   )
-  fused = bj.fused_moco(**given, **hyper)
+  fused = bj.oracles.fused_moco(**given, **hyper)
   ours, theirs = fused.init(params), rows.init(params)
   for _ in range(3):
     one, ours = jax.jit(fused.update)(batch, ours, params)
@@ -278,7 +278,7 @@ def test_fused_form_gives_the_same_updates(form, radius):
 def test_rows_pass_through_accumulation():
   params, batch = draw()
   oracle = bj.multi_objective(all_losses, TASKS, rest=('heads',))
-  parts = bj.accumulate(oracle, 4)
+  parts = bj.evaluation.accumulate(oracle, 4)
   whole, _ = oracle.update(batch, oracle.init(params), params)
   mean, _ = parts.update(batch, parts.init(params), params)
   chex.assert_trees_all_close(mean, whole, rtol=1e-5, atol=1e-6)

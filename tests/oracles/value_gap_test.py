@@ -66,7 +66,7 @@ def test_fused_is_the_weighed_rows_at_each_count(x64, rescale):
   schedule = lambda count: 3.0 * count  # 0, 3, 6
   fused = bj.value_gap(problems.ROUGH, penalty=schedule, rescale=rescale)
   rows = bj.value_gap(problems.ROUGH)
-  link = bj.scale_by_penalty(schedule, rescale=rescale)
+  link = bj.aggregators.scale_by_penalty(schedule, rescale=rescale)
   states = [fused.init(params), rows.init(params), link.init(params)]
   for _ in range(3):
     ours, states[0] = fused.update(batch, states[0], params)

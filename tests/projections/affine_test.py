@@ -29,15 +29,15 @@ def draw(seed, rows, columns, rank):
 
 
 def dense(matrix, right):
-  return bj.affine_set(matrix, right)
+  return bj.projections.affine_set(matrix, right)
 
 
 def matrix_free(matrix, right):
-  return bj.affine_operator_set(lambda z: jnp.asarray(matrix) @ z, right)
+  return bj.projections.affine_operator_set(lambda z: jnp.asarray(matrix) @ z, right)
 
 
 def with_adjoint(matrix, right):
-  return bj.affine_operator_set(
+  return bj.projections.affine_operator_set(
     lambda z: jnp.asarray(matrix) @ z,
     right,
     adjoint=lambda r: jnp.asarray(matrix).T @ r,
@@ -95,7 +95,7 @@ def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
   matrix = np.array([[1.0, 2.0], [2.0, 4.0]])
   in_range = np.array([1.0, 2.0])
   leaves = lambda x: x[0] * in_range + jnp.maximum(x[0], 0) * np.array([0, 1.0])
-  set_ = bj.affine_set(matrix, in_range, coupling=leaves)
+  set_ = bj.projections.affine_set(matrix, in_range, coupling=leaves)
   link = bj.lazy_projection(1.0, lower=set_)
   good = bj.BilevelParams(jnp.array([-1.0]), jnp.zeros(2))
   link.init(good)
@@ -110,7 +110,7 @@ def test_single_precision_stays_in_a_badly_conditioned_set():
   rng = np.random.default_rng(0)
   left, _, right = np.linalg.svd(rng.normal(size=(6, 9)), full_matrices=False)
   matrix = left @ np.diag(np.logspace(0, -5, 6)) @ right
-  set_ = bj.affine_set(matrix, matrix @ np.ones(9))
+  set_ = bj.projections.affine_set(matrix, matrix @ np.ones(9))
   inside = set_(jnp.asarray(rng.normal(size=9), jnp.float32))
   # Along each right singular vector, also that of the smallest singular value.
   np.testing.assert_allclose(right @ inside, right @ np.ones(9), atol=2e-5)
@@ -120,8 +120,8 @@ def test_trees_keep_their_structure_and_types():
   point = {'a': jnp.ones((2, 2), jnp.bfloat16), 'b': jnp.float32(3.0)}
   total = lambda z: jnp.sum(z['a'].astype(jnp.float32)) + z['b']
   for set_ in (
-    bj.affine_set(np.ones((1, 5)), [2.0]),
-    bj.affine_operator_set(total, jnp.float32(2.0)),
+    bj.projections.affine_set(np.ones((1, 5)), [2.0]),
+    bj.projections.affine_operator_set(total, jnp.float32(2.0)),
   ):
     inside = set_(point)
     assert inside['a'].dtype == jnp.bfloat16
@@ -132,9 +132,9 @@ def test_trees_keep_their_structure_and_types():
 def test_sets_of_several_matrices_are_mapped():
   matrices, rights, points = zip(*(draw(s, 3, 5, 2) for s in range(4)))
   factors = jax.tree.map(
-    lambda *f: np.stack(f), *map(bj.affine_factors, matrices)
+    lambda *f: np.stack(f), *map(bj.projections.affine_factors, matrices)
   )
-  project = lambda f, r, z: bj.affine_set(f, r)(z)
+  project = lambda f, r, z: bj.projections.affine_set(f, r)(z)
   found = jax.jit(jax.vmap(project))(
     factors, jnp.asarray(rights), jnp.asarray(points)
   )
@@ -145,24 +145,24 @@ def test_sets_of_several_matrices_are_mapped():
 def test_consensus_by_axis_name_and_by_leading_axis_agree_with_equations():
   copies = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
   differences = np.kron(np.array([[1.0, -1, 0], [0, 1, -1]]), np.eye(2))
-  expected = bj.affine_set(differences)(copies)
-  np.testing.assert_allclose(bj.consensus_set()(copies), expected, atol=1e-6)
-  mapped = jax.vmap(bj.consensus_set('clients'), axis_name='clients')(copies)
+  expected = bj.projections.affine_set(differences)(copies)
+  np.testing.assert_allclose(bj.projections.consensus_set()(copies), expected, atol=1e-6)
+  mapped = jax.vmap(bj.projections.consensus_set('clients'), axis_name='clients')(copies)
   np.testing.assert_allclose(mapped, expected, atol=1e-6)
-  tangent = bj.consensus_set().tangent(copies)
+  tangent = bj.projections.consensus_set().tangent(copies)
   np.testing.assert_allclose(tangent, expected, atol=1e-6)
 
 
 def test_a_matrix_of_another_width_is_an_error():
-  set_ = bj.affine_set(np.ones((1, 3)))
+  set_ = bj.projections.affine_set(np.ones((1, 3)))
   with pytest.raises(ValueError, match='3 columns, but the sequence has 2'):
     set_(jnp.ones(2))
   with pytest.raises(ValueError, match='finite matrix'):
-    bj.affine_set([[np.nan]])
+    bj.projections.affine_set([[np.nan]])
 
 
 def test_a_coupled_set_asks_for_the_upper_variable():
-  set_ = bj.affine_set([[1.0]], [1.0], coupling=lambda x: x)
+  set_ = bj.projections.affine_set([[1.0]], [1.0], coupling=lambda x: x)
   with pytest.raises(ValueError, match='upper variable'):
     set_(jnp.ones(1))
   with pytest.raises(TypeError, match='coupled affine set'):
@@ -170,7 +170,7 @@ def test_a_coupled_set_asks_for_the_upper_variable():
 
 
 def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
-  set_ = bj.affine_set([[1.0]], [0.0], coupling=lambda x: -x)  # y = x
+  set_ = bj.projections.affine_set([[1.0]], [0.0], coupling=lambda x: -x)  # y = x
   link = bj.project(lower=set_)
   params = bj.BilevelParams(jnp.array([1.0]), jnp.array([5.0]))
   state = link.init(params)
@@ -181,7 +181,7 @@ def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
 
 
 def test_uses_are_counted_also_as_rounds():
-  link = bj.project(upper=bj.consensus_set(), lower=bj.affine_set([[1.0]]))
+  link = bj.project(upper=bj.projections.consensus_set(), lower=bj.projections.affine_set([[1.0]]))
   params = bj.BilevelParams(jnp.ones(2), jnp.ones(1))
   update = functools.partial(link.update, params=params)
   _, state = update(params, link.init(params))

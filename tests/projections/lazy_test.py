@@ -9,7 +9,7 @@ import pytest
 import bilevel_jax as bj
 
 MATRIX = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, -1.0]])
-SET = bj.affine_set(MATRIX, [1.0, 0.5])
+SET = bj.projections.affine_set(MATRIX, [1.0, 0.5])
 START = bj.BilevelParams(None, jnp.array([0.3, 0.1, -0.2]))
 
 
@@ -144,8 +144,8 @@ def test_clients_stay_together_over_devices():
     (4,), ('clients',), axis_types=(jax.sharding.AxisType.Auto,)
   )
   spec = jax.sharding.PartitionSpec
-  link = bj.lazy_projection(0.5, key=1, lower=bj.consensus_set('clients'))
-  local = bj.lazy_projection(0.5, key=1, lower=bj.consensus_set())
+  link = bj.lazy_projection(0.5, key=1, lower=bj.projections.consensus_set('clients'))
+  local = bj.lazy_projection(0.5, key=1, lower=bj.projections.consensus_set())
 
   def one(params, pull):
     state = link.init(params)

@@ -66,7 +66,7 @@ def test_any_point_gets_into_the_set(set_, point, update):
   room = np.spacing(np.float32(size)) + 4 * np.spacing(np.float32(2))
   inside = set_(after.upper)
   assert np.abs(after.upper - inside).max() <= room
-  assert bj.feasibility(after, upper=set_)['upper'] <= 2 * room
+  assert bj.diagnostics.feasibility(after, upper=set_)['upper'] <= 2 * room
   # Nothing in the set is nearer to the point that was meant.
   meant = params.upper + jnp.float32(update)
   for corner in np.eye(3, dtype=np.float32):

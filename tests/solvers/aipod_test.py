@@ -14,8 +14,8 @@ ONTO = RNG.normal(size=(2, 3))
 MATRIX = np.concatenate([ONTO, ONTO.sum(0, keepdims=True)])  # Rank 2 of 3.
 H = RNG.normal(size=(3, 4)) / 2
 RIGHT = MATRIX @ RNG.normal(size=3)
-UPPER_SET = bj.affine_set(RNG.normal(size=(1, 4)), [0.5])
-LOWER_SET = bj.affine_set(
+UPPER_SET = bj.projections.affine_set(RNG.normal(size=(1, 4)), [0.5])
+LOWER_SET = bj.projections.affine_set(
   MATRIX, RIGHT, coupling=lambda x: MATRIX @ jnp.tanh(jnp.asarray(H) @ x)
 )
 
@@ -106,7 +106,7 @@ def test_converges_to_a_stationary_point_in_both_sets(solver):
     slope, gap = stationarity(params)
     assert slope < 1e-6
     assert gap < 1e-6
-    outside = bj.feasibility(
+    outside = bj.diagnostics.feasibility(
       params,
       upper=UPPER_SET,
       lower=lambda y: LOWER_SET(y, params.upper),
@@ -162,7 +162,7 @@ def test_upper_steps_use_one_correction_and_their_own_batches():
     upper_steps=3,
     relaxation=2.0,
     upper_batch=lambda batch, t: batch[t],
-    solve=bj.dense_solve(),
+    solve=bj.linear_solvers.dense_solve(),
   )
   batch = jnp.array([1.0, 2.0, 4.0])
   params = bj.BilevelParams(jnp.float32(0.5), jnp.float32(0.0))
@@ -183,10 +183,10 @@ def test_aid_solves_with_each_linear_solver():
     lower=lambda x, y, b: jnp.sum(jnp.array([1.0, 2.0]) * (y - x) ** 2) / 2,
   )
   for solve in (
-    bj.conjugate_gradient(2),
-    bj.neumann(10, 0.4),
-    bj.nystrom(2, 1e-3),
-    bj.random_neumann(6, 0.4),
+    bj.linear_solvers.conjugate_gradient(2),
+    bj.linear_solvers.neumann(10, 0.4),
+    bj.linear_solvers.nystrom(2, 1e-3),
+    bj.linear_solvers.random_neumann(6, 0.4),
   ):
     solver = bj.aid_bilevel(
       problem,
@@ -224,7 +224,7 @@ def test_arguments_out_of_range(arguments, error, match):
 
 
 def test_a_start_whose_equations_contradict_each_other_is_an_error():
-  bad = bj.affine_set(MATRIX, RIGHT + np.array([0.0, 0.0, 1.0]))
+  bad = bj.projections.affine_set(MATRIX, RIGHT + np.array([0.0, 0.0, 1.0]))
   for solver in (bj.aipod, bj.e_aipod):
     given = {'probability': 0.5} if solver is bj.e_aipod else {}
     with pytest.raises(ValueError, match='range of A'):
@@ -235,7 +235,7 @@ def test_plans_count_projections_as_they_say():
   """Exponents of projections in the accuracy, between 1e-2 and 1e-4."""
 
   def projections(accuracy, variant):
-    plan = bj.e_aipod_plan(accuracy, variant=variant, lower_rate=1.0)
+    plan = bj.solvers.e_aipod_plan(accuracy, variant=variant, lower_rate=1.0)
     lower = plan.iterations * plan.inner_steps * plan.probability
     upper = plan.iterations
     if plan.upper_probability is not None:
@@ -252,8 +252,8 @@ def test_plans_count_projections_as_they_say():
     np.testing.assert_allclose(
       np.log(many / few) / np.log(100), exponents, atol=0.02
     )
-  longer = bj.e_aipod_plan(0.01, upper_steps=16)
-  short = bj.e_aipod_plan(0.01)
+  longer = bj.solvers.e_aipod_plan(0.01, upper_steps=16)
+  short = bj.solvers.e_aipod_plan(0.01)
   assert longer.iterations == short.iterations / 16
   ratio = longer.iterations * longer.probability
   ratio /= short.iterations * short.probability
@@ -262,7 +262,7 @@ def test_plans_count_projections_as_they_say():
 
 
 def test_a_plan_is_arguments_of_the_solver():
-  plan = bj.e_aipod_plan(0.04, variant='lazy_upper', lower_rate=0.5)
+  plan = bj.solvers.e_aipod_plan(0.04, variant='lazy_upper', lower_rate=0.5)
   given = plan._asdict()
   steps = given.pop('iterations')
   upper, lower = (optax.sgd(given.pop(f'{n}_rate')) for n in ('upper', 'lower'))
@@ -277,4 +277,4 @@ def test_a_plan_is_arguments_of_the_solver():
 )
 def test_plans_out_of_range(arguments, match):
   with pytest.raises(ValueError, match=match):
-    bj.e_aipod_plan(arguments[0], variant=arguments[1])
+    bj.solvers.e_aipod_plan(arguments[0], variant=arguments[1])

@@ -15,7 +15,7 @@ def losses(x, batch):
 
 def test_two_updates_by_hand():
   rate, decay, minima = 0.1, 0.01, np.array([0.5, 1.0])
-  solver = bj.famo(
+  solver = bj.solvers.famo(
     losses,
     2,
     optimiser=optax.sgd(0.05),
@@ -55,7 +55,7 @@ def test_the_loss_that_falls_slower_gets_more_weight():
   def uneven(x, batch):
     return jnp.stack([jnp.sum((x - 2) ** 2) + 50, jnp.sum(x**2) + 0.1])
 
-  solver = bj.famo(uneven, 2, optimiser=optax.sgd(1e-2))
+  solver = bj.solvers.famo(uneven, 2, optimiser=optax.sgd(1e-2))
   params = jnp.array([1.0])
   state, step = solver.init(params), jax.jit(solver.update)
   for _ in range(100):
@@ -66,6 +66,6 @@ def test_the_loss_that_falls_slower_gets_more_weight():
 
 def test_errors():
   with pytest.raises(ValueError, match='weight_decay'):
-    bj.famo(losses, 2, optimiser=optax.sgd(1.0), weight_decay=-1.0)
+    bj.solvers.famo(losses, 2, optimiser=optax.sgd(1.0), weight_decay=-1.0)
   with pytest.raises(ValueError, match='minima'):
-    bj.famo(losses, 2, optimiser=optax.sgd(1.0), minima=[1.0, 2.0, 3.0])
+    bj.solvers.famo(losses, 2, optimiser=optax.sgd(1.0), minima=[1.0, 2.0, 3.0])

@@ -243,7 +243,7 @@ def test_the_gap_falls_as_the_inverse_square_of_the_penalty(x64, name, gamma):
   values = bj.values(state)
   gap = values['gap' if name == 'v_pbgd' else 'penalty']
   np.testing.assert_allclose(gap, error**2 / 2, rtol=1e-6)
-  found = bj.penalty_gap(QUADRATIC, params, steps=5)
+  found = bj.diagnostics.penalty_gap(QUADRATIC, params, steps=5)
   np.testing.assert_allclose(found, error**2 / 2, rtol=1e-6)
 
 

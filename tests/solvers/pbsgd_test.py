@@ -17,7 +17,7 @@ PROBLEM = bj.BilevelProblem(
 
 
 def solver_of(inner_steps=8, value_rate=0.9, rate=0.02, **kwargs):
-  return bj.v_pbsgd(
+  return bj.solvers.v_pbsgd(
     PROBLEM,
     penalty=5.0,
     upper=optax.sgd(rate),
@@ -120,7 +120,7 @@ def test_the_inner_step_falls_within_a_restart_and_starts_again():
   problem = bj.BilevelProblem(
     upper=lambda x, y, batch: 0 * x * y, lower=lambda x, y, batch: y + 0 * x
   )
-  solver = bj.v_pbsgd(
+  solver = bj.solvers.v_pbsgd(
     problem,
     penalty=1.0,
     upper=optax.sgd(0.0),

@@ -41,7 +41,7 @@ X = jnp.array([0.3, -0.7, 1.1])
 
 def test_stable_keeps_y_at_the_minimiser_while_x_moves():
   # No lower step at all: what moves y is the correction alone.
-  solver = bj.stable(
+  solver = bj.solvers.stable(
     PROBLEM,
     upper=optax.sgd(0.1),
     lower=optax.sgd(0.0),
@@ -62,7 +62,7 @@ def test_stable_keeps_y_at_the_minimiser_while_x_moves():
 
 @pytest.mark.parametrize('directions', [1, 2, 3])
 def test_pzobo_is_the_hypergradient_on_average(directions):
-  solver = lambda key: bj.pzobo(
+  solver = lambda key: bj.solvers.pzobo(
     PROBLEM,
     upper=optax.sgd(1.0),
     step_size=0.4,
@@ -86,7 +86,7 @@ def test_pzobo_is_the_hypergradient_on_average(directions):
 
 
 def test_vrbo_moves_x_once_and_y_often():
-  solver = bj.vrbo(
+  solver = bj.solvers.vrbo(
     PROBLEM,
     upper=optax.sgd(0.1),
     lower=optax.sgd(0.1),
@@ -104,7 +104,7 @@ def test_vrbo_moves_x_once_and_y_often():
     y = y - 0.1 * jax.grad(lower, 1)(X, y, None)
   end = y - 0.1 * jax.grad(lower, 1)(X, y, None)
   np.testing.assert_allclose(updates.lower, end, rtol=1e-5)
-  q = bj.neumann(3, 0.3)(lambda v: MATRIX @ v, 2 * (y - 1))
+  q = bj.linear_solvers.neumann(3, 0.3)(lambda v: MATRIX @ v, 2 * (y - 1))
   slope = jnp.cos(X) + MIX.T @ q
   np.testing.assert_allclose(updates.upper, -0.1 * slope, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +116,7 @@ def noisy(loss):
 
 def spread_of(decay):
   """Mean squared hypergradient of a run with noise, after its start."""
-  solver = bj.mrbo(
+  solver = bj.solvers.mrbo(
     bj.BilevelProblem(noisy(upper), noisy(lower)),
     upper=optax.sgd(0.02),
     lower=optax.sgd(0.05),
@@ -147,7 +147,7 @@ def test_momentum_takes_out_noise():
 def test_sustain_draws_one_length_for_both_points():
   # At a point that does not move, decay 0 keeps the first estimate exactly if
   # both evaluations draw one length of the series.
-  solver = bj.sustain(
+  solver = bj.solvers.sustain(
     PROBLEM,
     upper=optax.sgd(0.0),
     lower=optax.sgd(0.0),
@@ -174,7 +174,7 @@ def test_meha_follows_the_gradient_of_the_moreau_envelope():
     near = lambda x, w, batch: (
       wavy(x, w, batch) + jnp.sum((w - y) ** 2) / (2 * length)
     )
-    w = bj.lower_minimiser(bj.BilevelProblem(near, near), start, steps=40)
+    w = bj.diagnostics.lower_minimiser(bj.BilevelProblem(near, near), start, steps=40)
     return near(x, w, None), w
 
   with jax.enable_x64(True):
@@ -196,7 +196,7 @@ def test_meha_follows_the_gradient_of_the_moreau_envelope():
 
 def test_stable_raises_small_curvatures():
   flat = lambda x, y, batch: 0.01 * jnp.vdot(y, y) / 2 - jnp.vdot(x, y)
-  solver = bj.stable(
+  solver = bj.solvers.stable(
     bj.BilevelProblem(lambda x, y, batch: jnp.sum(y), flat),
     upper=optax.sgd(1.0),
     lower=optax.sgd(0.0),
@@ -210,7 +210,7 @@ def test_stable_raises_small_curvatures():
 
 def test_errors():
   with pytest.raises(ValueError, match='least_curvature'):
-    bj.stable(
+    bj.solvers.stable(
       PROBLEM,
       upper=optax.sgd(0.1),
       lower=optax.sgd(0.1),
@@ -221,8 +221,8 @@ def test_errors():
   with pytest.raises(ValueError, match='length > 0'):
     bj.meha(PROBLEM, penalty=1.0, proximity=0.0, **sgd)
   with pytest.raises(ValueError, match='smoothing > 0'):
-    bj.pzobo(PROBLEM, upper=optax.sgd(0.1), step_size=0.1, smoothing=0.0)
+    bj.solvers.pzobo(PROBLEM, upper=optax.sgd(0.1), step_size=0.1, smoothing=0.0)
   with pytest.raises(ValueError, match='period is at least 1'):
-    bj.vrbo(PROBLEM, terms=1, step_size=0.1, period=0, inner_steps=1, **sgd)
+    bj.solvers.vrbo(PROBLEM, terms=1, step_size=0.1, period=0, inner_steps=1, **sgd)
   with pytest.raises(ValueError, match='decay is in'):
-    bj.sustain(PROBLEM, terms=1, step_size=0.1, decay=-1.0, **sgd)
+    bj.solvers.sustain(PROBLEM, terms=1, step_size=0.1, decay=-1.0, **sgd)

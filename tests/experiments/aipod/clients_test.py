@@ -101,7 +101,7 @@ def solve(solver, steps):
 
 
 def e_aipod(axis_name, probability=0.4):
-  agree = bj.consensus_set(axis_name)
+  agree = bj.projections.consensus_set(axis_name)
   return bj.e_aipod(
     PROBLEM,
     upper=optax.sgd(0.2),
@@ -110,7 +110,7 @@ def e_aipod(axis_name, probability=0.4):
     inner_steps=5,
     upper_set=agree,
     lower_set=agree,
-    solve=bj.neumann(5, 0.5),
+    solve=bj.linear_solvers.neumann(5, 0.5),
     key=1,
   )
 
@@ -124,7 +124,7 @@ def nest(axis_name):
     lower_rounds=2,
     local_steps=4,
     upper_steps=3,
-    solve=bj.neumann(5, 0.5),
+    solve=bj.linear_solvers.neumann(5, 0.5),
     batch_at=lambda batch, t: batch,
   )
 

@@ -43,7 +43,7 @@ def test_the_hypergradient_is_that_of_finite_differences_and_the_oracle(
     np.testing.assert_allclose(found, slopes, rtol=1e-5, atol=1e-7)
     oracle = bj.implicit(
       quadratic.PROBLEM,
-      solve=bj.conjugate_gradient(1),
+      solve=bj.linear_solvers.conjugate_gradient(1),
       lower_set=quadratic.sets_of(instance)['lower_set'],
     )
     params = bj.BilevelParams(x, y)

@@ -36,7 +36,7 @@ def test_hypergradient_in_closed_form(small):
     *(whole(loss, small.batches) for loss in small.problem)
   )
   params = small.start(jax.random.key(0))
-  y = bj.lower_minimiser(problem, params, steps=30)
+  y = bj.diagnostics.lower_minimiser(problem, params, steps=30)
   found = bj.hypergradient(problem, params._replace(lower=y))
   np.testing.assert_allclose(
     found, small.hypergradient(params.upper), rtol=1e-3, atol=1e-4
@@ -52,7 +52,7 @@ def test_floor_of_the_series_is_where_a_run_without_noise_ends(small):
   problem = bj.BilevelProblem(
     *(whole(loss, small.batches) for loss in small.problem)
   )
-  solver = bj.stocbio(
+  solver = bj.solvers.stocbio(
     problem,
     upper=optax.sgd(0.3),
     lower=optax.sgd(0.5),

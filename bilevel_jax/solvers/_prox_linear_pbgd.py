@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import combinators, oracles, projections, types
+from bilevel_jax import _descend, oracles, projections, types
 
 
 def prox_linear_pbgd(
@@ -58,7 +58,7 @@ def prox_linear_pbgd(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
-    >>> solver = bj.prox_linear_pbgd(problem, penalty=2.0, step=0.3)
+    >>> solver = bj.solvers.prox_linear_pbgd(problem, penalty=2.0, step=0.3)
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(100):
@@ -79,9 +79,9 @@ def prox_linear_pbgd(
     upper_set=upper_set,
     lower_set=lower_set,
   )
-  return optax.chain(
+  # Dividing by the step and multiplying again rounds: hence the sets once more.
+  return _descend.descend(
     oracle,
-    combinators.per_sequence(upper=optax.sgd(step), lower=optax.sgd(step)),
-    # Dividing by the step and multiplying again rounds.
-    projections.project(upper=upper_set, lower=lower_set),
+    upper=types.Sequence(optax.sgd(step), set=upper_set),
+    lower=types.Sequence(optax.sgd(step), set=lower_set),
   )

@@ -1,15 +1,14 @@
-"""Keeps sequences in sets: the last link of a constrained solver."""
+"""Sets by their projections: checks, and the nearest point."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _sequences, _trees
 from bilevel_jax.projections import _affine
 
 # From a sequence to its nearest point in a set.
@@ -87,8 +86,9 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> bj.check_set(optax.projections.projection_simplex, jnp.ones(3), 'upper')
-    >>> bj.check_set(lambda x: x + 1, jnp.ones(3), 'upper')
+    >>> check = bj.projections.check_set
+    >>> check(optax.projections.projection_simplex, jnp.ones(3), 'upper')
+    >>> check(lambda x: x + 1, jnp.ones(3), 'upper')
     Traceback (most recent call last):
     ...
     ValueError: projecting the sequence upper twice moves it again: ...
@@ -111,108 +111,37 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
       _check_points(first, again, name)
 
 
-def check_sets(sets: Mapping[str, Projection], params: Any) -> None:
-  """Checks, at the start, the set of each sequence of params that has one."""
-  for name, projection in sets.items():
-    point = getattr(params, name)
-    if isinstance(projection, _affine.AffineSet):
-      projection.check(point, _upper_of(projection, params), name)
-    else:
-      check_set(projection, point, name)
+def depends(projection: Projection) -> bool:
+  """Whether a set depends on the upper variable."""
+  return getattr(projection, 'coupling', None) is not None
 
 
-def _upper_of(projection: _affine.AffineSet, params: Any) -> Any:
-  if projection.coupling is None:
+def _upper_of(projection: Projection, params: Any) -> Any:
+  if not depends(projection):
     return None
   _sequences.require_sequences(params, ('upper',), 'a coupled affine set')
   return params.upper
 
 
+def check(projection: Projection, params: Any, name: str) -> None:
+  """Checks, at the start, the set of one sequence of the parameters."""
+  point = getattr(params, name)
+  if isinstance(projection, _affine.AffineSet):
+    projection.check(point, _upper_of(projection, params), name)
+  elif not callable(projection):
+    raise TypeError(
+      f'the set of the sequence {name} is a function from a point to the '
+      f'nearest point of it, got {type(projection).__name__}.'
+    )
+  else:
+    check_set(projection, point, name)
+
+
 def nearest(projection: Projection, point: Any, params: Any) -> Any:
   """Projects a sequence, on a coupled set at the upper variable of params."""
   if not isinstance(projection, _affine.AffineSet):
-    return projection(point)
-  return projection(point, _upper_of(projection, params))
-
-
-def use_of(sets: Mapping[str, Projection]) -> dict[str, int]:
-  """What projecting once on each set costs, by the keys of `bj.counts`."""
-  spent = {f'projections/{name}': 1 for name in sets}
-  for name, projection in sets.items():
-    if isinstance(projection, _affine.AffineSet) and projection.rounds:
-      spent[f'rounds/{name}'] = projection.rounds
-  return spent
-
-
-class ProjectState(NamedTuple):
-  """State of `project`.
-
-  Attributes:
-    counts: projections so far, by sequence, and communication rounds if a
-      projection is a mean over clients; int32 scalars.
-  """
-
-  counts: dict[str, chex.Array]
-
-
-def project(
-  **sets: Projection | None,
-) -> optax.GradientTransformationExtraArgs:
-  r"""Changes updates so that the parameters plus the updates are in sets.
-
-  .. math::
-    \text{updates} \leftarrow \Pi(z + \text{updates}) - z
-
-  Adding the result to the parameters rounds once more: a point on the boundary
-  can be outside by the spacing of floats at the larger of the point before and
-  the point after. The deviation does not build up.
-
-  Args:
-    **sets: by name of a sequence, a function that projects it: any of
-      `optax.projections`, its arguments bound by `functools.partial`; an
-      `AffineSet`, which may depend on the sequence `upper`; or None for the
-      whole space.
-
-  Returns:
-    A transformation; it belongs last in a chain.
-
-  Raises:
-    ValueError: at init, if a set has no point in it.
-    TypeError: at the call, if the updates are a `Jacobian`.
-
-  Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> link = bj.project(upper=optax.projections.projection_non_negative)
-    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
-    >>> updates = bj.BilevelParams(jnp.float32(-3.0), jnp.float32(-3.0))
-    >>> moved, _ = link.update(updates, link.init(params), params)
-    >>> print(moved.upper, moved.lower)
-    -1.0 -3.0
-  """
-  given = {name: set_ for name, set_ in sets.items() if set_ is not None}
-  cost = use_of(given)
-
-  def init_fn(params):
-    _sequences.require_sequences(params, tuple(given), 'project')
-    check_sets(given, params)
-    return ProjectState({name: jnp.zeros([], jnp.int32) for name in cost})
-
-  def update_fn(updates, state, params=None, **extra_args):
-    del extra_args
-    _sequences.require_sequences(params, tuple(given), 'project')
-    _sequences.require_gradients(updates, params, 'project')
-    moving = {name for name in given if getattr(updates, name) is not None}
-    spent = use_of({name: given[name] for name in moving})
-    # A coupled set is taken where the upper variable will be.
-    after = _sequences.apply_updates(params, updates)
-
-    def one(name, update, param):
-      if name not in given:
-        return update
-      inside = nearest(given[name], getattr(after, name), after)
-      return optax.tree.sub(inside, param)
-
-    moved = _sequences.map_sequences(one, updates, params)
-    return moved, ProjectState(_sequences.add_counts(state.counts, spent))
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    inside = projection(point)
+  else:
+    inside = projection(point, _upper_of(projection, params))
+  # Bounds of a wider type would widen the sequence.
+  return _trees.as_dtypes_of(inside, point)

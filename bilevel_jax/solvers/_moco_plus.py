@@ -7,11 +7,6 @@ import optax
 
 from bilevel_jax import aggregators, evaluation, oracles, types
 
-Wrapper = Callable[
-  [optax.GradientTransformationExtraArgs],
-  optax.GradientTransformationExtraArgs,
-]
-
 
 def moco_plus(
   losses: Callable[..., Any] | Sequence[Callable[..., Any]],
@@ -25,7 +20,7 @@ def moco_plus(
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
-  wrap: Wrapper = lambda oracle: oracle,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
 
@@ -53,7 +48,8 @@ def moco_plus(
       as well.
     trunk: as in `multi_objective`.
     per_task: likewise.
-    wrap: wraps the oracle, for instance `lambda o: bj.accumulate(o, 4)`.
+    wrap: wraps the oracle, for instance
+      `lambda o: bj.evaluation.accumulate(o, 4)`.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -68,7 +64,7 @@ def moco_plus(
     ...   [jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)]
     ... )
     >>> solver = optax.chain(
-    ...   bj.moco_plus(losses, 2, decay=0.1), optax.sgd(0.1)
+    ...   bj.solvers.moco_plus(losses, 2, decay=0.1), optax.sgd(0.1)
     ... )
     >>> params = jnp.float32(3.0)
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -91,8 +87,10 @@ def moco_plus(
   # A number or names by now: the oracle has refused anything else.
   count = objectives if isinstance(objectives, int) else len(objectives or ())
   like = oracles.jacobian_like(count, rest=rest)
+  if wrap is not None:
+    oracle = wrap(oracle)
   return optax.chain(
-    evaluation.storm(wrap(oracle), decay, like=like),
+    evaluation.storm(oracle, decay, like=like),
     aggregators.moco(
       count,
       tracking=1.0,

@@ -5,42 +5,41 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import combinators, evaluation, oracles, projections, types
-from bilevel_jax.oracles import _compositional
-from bilevel_jax.solvers import _pbgd
+from bilevel_jax import _checks, _descend, evaluation, oracles, types
 
+Level = Callable[[Any, Any], Any]
 Levels = Callable[[Any], Sequence[Any]]
 
 
-def _with_levels(solver, functions, levels):
-  """Keeps the levels' sequences in state."""
-  names = _compositional.level_names(len(functions) - 1)
+def _level_sequences(count, levels, optimiser):
+  """A record for each running mean, all made by one function."""
 
   def start(n):
     def make(params):
       values = tuple(levels(params))
-      if len(values) != len(names):
+      if len(values) != count:
         raise ValueError(
-          f'{len(functions)} functions have {len(names)} inner levels, but '
-          f'`levels` gives {len(values)} values.'
+          f'{count + 1} functions have {count} inner levels, but `levels` '
+          f'gives {len(values)} values.'
         )
       return values[n]
 
     return make
 
-  starts = {name: start(n) for n, name in enumerate(names)}
-  return combinators.auxiliary(solver, **starts)
+  return {
+    f'level_{n + 1}': types.Sequence(optimiser, start=start(n))
+    for n in range(count)
+  }
 
 
 def scgd(
-  functions: Sequence[_compositional.Level],
+  functions: Sequence[Level],
   *,
-  main: optax.GradientTransformation,
+  main: types.SequenceLike,
   tracking: types.ScalarOrSchedule,
   levels: Levels,
-  main_set: projections.Projection | None = None,
-  batch_of: Callable[[Any, int], Any] = _compositional.same_batch,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  batch_of: Callable[[Any, int], Any] | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""SCGD: running means of the inner levels, the chain rule at them.
 
@@ -50,13 +49,14 @@ def scgd(
     x_{k+1} &= x_k - \alpha \nabla f^0(x_k)^\top \nabla f^1(y^1_k)^\top
       \cdots \nabla f^N(y^N_k)
 
+  All move at once; the authors take the chain rule at the new means.
+
   Args:
     functions: :math:`f^0, \dots, f^N` of (value of the level below, batch).
-    main: optimiser of :math:`x`.
+    main: how :math:`x` moves, an optax optimiser or a `Sequence`.
     tracking: :math:`\beta` in (0, 1], a constant or a schedule.
     levels: the running means at the start, :math:`N` of them, from the
       parameters; values of the functions at the start, or zeros.
-    main_set: projects :math:`x`.
     batch_of: what level n sees, from (batch, n); by default the whole batch.
     wrap: wraps each oracle.
 
@@ -69,7 +69,7 @@ def scgd(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> solver = bj.scgd(
+    >>> solver = bj.solvers.scgd(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.01), tracking=0.5, levels=lambda p: (p.main**2,),
     ... )
@@ -85,25 +85,19 @@ def scgd(
     Wang, Fang and Liu, `Stochastic Compositional Gradient Descent
     <https://arxiv.org/abs/1411.3803>`_, 2014.
   """
-  names = _compositional.level_names(len(functions) - 1)
-  follow = {name: optax.sgd(tracking) for name in names}
-  solver = optax.chain(
-    wrap(oracles.compositional(functions, batch_of=batch_of)),
-    combinators.per_sequence(main=main, **follow),
-    projections.project(main=main_set),
-  )
-  return _with_levels(solver, functions, levels)
+  follow = _level_sequences(len(functions) - 1, levels, optax.sgd(tracking))
+  directions = oracles.compositional(functions, batch_of=batch_of)
+  return _descend.descend(directions, wrap=wrap, main=main, **follow)
 
 
 def scsc(
-  functions: Sequence[_compositional.Level],
+  functions: Sequence[Level],
   *,
-  main: optax.GradientTransformation,
+  main: types.SequenceLike,
   tracking: types.ScalarOrSchedule,
   levels: Levels,
-  main_set: projections.Projection | None = None,
-  batch_of: Callable[[Any, int], Any] = _compositional.same_batch,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  batch_of: Callable[[Any, int], Any] | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""SCSC: running means that move with what they track, then the main step.
 
@@ -118,11 +112,10 @@ def scsc(
 
   Args:
     functions: as in `scgd`.
-    main: optimiser of :math:`x`.
+    main: how :math:`x` moves, an optax optimiser or a `Sequence`.
     tracking: :math:`\beta` in (0, 1].
     levels: as in `scgd`; only their shapes matter, as the first update replaces
       them.
-    main_set: projects :math:`x`.
     batch_of: as in `scgd`.
     wrap: wraps each oracle.
 
@@ -135,7 +128,7 @@ def scsc(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> solver = bj.scsc(
+    >>> solver = bj.solvers.scsc(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.02), tracking=0.1, levels=lambda p: (p.main**2,),
     ... )
@@ -152,35 +145,30 @@ def scsc(
     as Easy as Solving Stochastic Optimization
     <https://arxiv.org/abs/2008.10847>`_, 2020.
   """
-  names = _compositional.level_names(len(functions) - 1)
+  wrap = wrap or (lambda oracle: oracle)
   make = lambda of: wrap(
     oracles.compositional(functions, of=of, batch_of=batch_of)
   )
-  descend = optax.chain(
-    make('main'),
-    combinators.per_sequence(main=main),
-    projections.project(main=main_set),
-  )
-  if not names:
-    return descend
+  if len(functions) == 1:
+    return _descend.descend(make('main'), main=main)
   like = lambda params: params._replace(main=None)
-  follow = optax.chain(
+  return _descend.descend(
     evaluation.storm(make('levels'), tracking, like=like),
-    combinators.per_sequence(**{name: optax.sgd(1.0) for name in names}),
+    make('main'),
+    main=main,
+    **_level_sequences(len(functions) - 1, levels, optax.sgd(1.0)),
   )
-  return _with_levels(combinators.alternate(follow, descend), functions, levels)
 
 
 def nasa(
-  functions: Sequence[_compositional.Level],
+  functions: Sequence[Level],
   *,
-  main: optax.GradientTransformation,
+  main: types.SequenceLike,
   tracking: types.ScalarOrSchedule,
   averaging: float,
   levels: Levels,
-  main_set: projections.Projection | None = None,
-  batch_of: Callable[[Any, int], Any] = _compositional.same_batch,
-  wrap: _pbgd.Wrapper = _pbgd.same,
+  batch_of: Callable[[Any, int], Any] | None = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""NASA: averages the gradient as well as the inner levels.
 
@@ -188,15 +176,15 @@ def nasa(
     z_{k+1} = (1 - a) \, z_k + a \, d^x_k, \qquad x_{k+1} = x_k - \alpha z_{k+1}
 
   with :math:`d^x` and the means of `scgd`. The average lets all steps be of one
-  order without a correction.
+  order without a correction. In a set, the step along :math:`z` is projected;
+  the authors average towards a projected point.
 
   Args:
     functions: as in `scgd`.
-    main: optimiser of :math:`x`; it gets the averaged gradient.
+    main: how :math:`x` moves, an optax optimiser or a `Sequence`.
     tracking: as in `scgd`.
     averaging: :math:`a` in (0, 1].
     levels: as in `scgd`.
-    main_set: projects :math:`x`.
     batch_of: as in `scgd`.
     wrap: wraps each oracle.
 
@@ -208,7 +196,7 @@ def nasa(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> solver = bj.nasa(
+    >>> solver = bj.solvers.nasa(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.02), tracking=0.5, averaging=0.5,
     ...   levels=lambda p: (p.main**2,),
@@ -226,12 +214,14 @@ def nasa(
     Method for Nested Stochastic Optimization
     <https://arxiv.org/abs/1812.01094>`_, 2018.
   """
+  _checks.within('nasa', 'the averaging', averaging, 0, 1, open_low=True)
+  record = types.as_sequence(main, 'main')
+  mean = optax.ema(1 - averaging, debias=False)
   return scgd(
     functions,
-    main=optax.chain(optax.ema(1 - averaging, debias=False), main),
+    main=record._replace(optimiser=optax.chain(mean, record.optimiser)),
     tracking=tracking,
     levels=levels,
-    main_set=main_set,
     batch_of=batch_of,
     wrap=wrap,
   )

@@ -5,49 +5,19 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import combinators, oracles, projections, types
-
-Wrapper = Callable[
-  [optax.GradientTransformationExtraArgs],
-  optax.GradientTransformationExtraArgs,
-]
-
-
-def same(oracle: optax.GradientTransformationExtraArgs):
-  """Wraps nothing."""
-  return oracle
-
-
-def lower_descent(
-  problem: types.BilevelProblem,
-  wrap: Wrapper,
-  lower: optax.GradientTransformation,
-  *links: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-  """One step of the lower variable down the lower loss, then the links."""
-  oracle = oracles.gradient(
-    lambda params, batch: problem.lower(params.upper, params.lower, batch),
-    name='lower',
-    of='lower',
-  )
-  move = combinators.per_sequence(lower=lower)
-  return optax.chain(wrap(oracle), move, *links)
+from bilevel_jax import _descend, oracles, types
 
 
 def aipod(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
-  lower_set: projections.AffineSet | None = None,
-  upper_set: projections.Projection | None = None,
-  inner_steps: int = 1,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = False,
-  key: Any = 0,
-  wrap: Wrapper = same,
+  key: Any = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""AiPOD: alternates projected steps of both levels, each in its affine set.
 
@@ -63,29 +33,25 @@ def aipod(
   Args:
     problem: the upper and the lower loss, the lower one strongly convex along
       its set.
-    upper: optimiser of the upper variable; of the order 1 / sqrt(updates).
-    lower: optimiser of the lower variable; likewise.
-    lower_set: the lower variable's equations, see `affine_set`; None for none.
-    upper_set: projects the upper variable, for instance another `affine_set`;
-      None for the whole space.
-    inner_steps: steps S of the lower variable in one update.
-    inner_batch: the batch of inner step t, from (batch, t); by default the
-      whole batch.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`, for
+      instance with another affine set; steps of the order 1 / sqrt(updates).
+    lower: how the lower variable moves; its `set` is the lower variable's
+      equations, see `bj.projections.affine_set`, its `steps` are S.
     solve: the linear solver, see `implicit`; by default ten conjugate
       gradients. The published one is `random_neumann`.
     linear_batch: the batch of product t of the solver, from (batch, t).
     warm_start: whether the solver starts from its last solution.
-    key: PRNG key of a random solver, or a whole number.
-    wrap: wraps each oracle, for instance `lambda o: bj.accumulate(o, 4)`.
+    key: PRNG key of a random solver, or a whole number; only for these.
+    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
     `bj.counts` the projections.
 
   Raises:
-    TypeError: if `lower_set` is no `AffineSet`.
-    ValueError: if `inner_steps` is below 1, or at init, if a set has no point
-      in it.
+    TypeError: if the lower set is no `AffineSet`, and without a key for a
+      random solver.
+    ValueError: at init, if a set has no point in it.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -94,9 +60,14 @@ def aipod(
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> solver = bj.aipod(
-    ...   problem, upper=optax.sgd(0.1), lower=optax.sgd(0.3), inner_steps=3,
-    ...   lower_set=bj.affine_set([[1.0, 1.0]], [1.0]),
-    ...   upper_set=bj.affine_set([[1.0, -1.0]], [1.0]),
+    ...   problem,
+    ...   upper=bj.Sequence(
+    ...     optax.sgd(0.1), set=bj.projections.affine_set([[1.0, -1.0]], [1.0])
+    ...   ),
+    ...   lower=bj.Sequence(
+    ...     optax.sgd(0.3), steps=3,
+    ...     set=bj.projections.affine_set([[1.0, 1.0]], [1.0]),
+    ...   ),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -111,41 +82,34 @@ def aipod(
     Equality-constrained Bilevel Optimization
     <https://arxiv.org/abs/2211.07096>`_, 2023.
   """
-  below = lower_descent(
-    problem, wrap, lower, projections.project(lower=lower_set)
-  )
-  oracle = oracles.implicit(
-    problem,
-    solve=solve,
-    lower_set=lower_set,
-    warm_start=warm_start,
-    linear_batch=linear_batch,
-    key=key,
-  )
-  above = optax.chain(
-    wrap(oracle),
-    combinators.per_sequence(upper=upper),
-    projections.project(upper=upper_set),
-  )
+  low = types.as_sequence(lower, 'lower')
   # The hypergradient is taken at the new lower variable.
-  return combinators.alternate(
-    combinators.repeat(below, inner_steps, inner_batch), above
+  return _descend.descend(
+    oracles.lower_gradient(problem),
+    oracles.implicit(
+      problem,
+      solve=solve,
+      lower_set=low.set,
+      warm_start=warm_start,
+      linear_batch=linear_batch,
+      key=key,
+    ),
+    wrap=wrap,
+    upper=upper,
+    lower=low,
   )
 
 
 def aid_bilevel(
   problem: types.BilevelProblem,
   *,
-  upper: optax.GradientTransformation,
-  lower: optax.GradientTransformation,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-  upper_set: projections.Projection | None = None,
-  inner_steps: int = 1,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = True,
-  key: Any = 0,
-  wrap: Wrapper = same,
+  key: Any = None,
+  wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Approximate implicit differentiation: `aipod` without a lower set.
 
@@ -161,23 +125,20 @@ def aid_bilevel(
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
-    upper: optimiser of the upper variable.
-    lower: optimiser of the lower variable.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise. Its `steps` are S.
     solve: the linear solver, see `implicit`; by default ten conjugate
       gradients.
-    upper_set: projects the upper variable; None for the whole space.
-    inner_steps: steps S of the lower variable in one update.
-    inner_batch: the batch of inner step t, from (batch, t).
     linear_batch: the batch of product t of the solver, from (batch, t).
     warm_start: whether the solver starts from its last solution.
-    key: PRNG key of a random solver, or a whole number.
+    key: PRNG key of a random solver, or a whole number; only for these.
     wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
 
   Raises:
-    ValueError: if `inner_steps` is below 1.
+    TypeError: without a key for a random solver.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -187,7 +148,8 @@ def aid_bilevel(
     ... )
     >>> sgd = optax.sgd(0.3)
     >>> solver = bj.aid_bilevel(
-    ...   problem, upper=sgd, lower=sgd, solve=bj.nystrom(2, 1e-3)
+    ...   problem, upper=sgd, lower=sgd,
+    ...   solve=bj.linear_solvers.nystrom(2, 1e-3),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -208,9 +170,6 @@ def aid_bilevel(
     problem,
     upper=upper,
     lower=lower,
-    upper_set=upper_set,
-    inner_steps=inner_steps,
-    inner_batch=inner_batch,
     solve=solve,
     linear_batch=linear_batch,
     warm_start=warm_start,

@@ -1,0 +1,68 @@
+"""Several oracles at one point, as one."""
+
+from typing import Any
+
+import optax
+
+from bilevel_jax import _sequences, types
+from bilevel_jax.oracles import base
+
+
+def together(
+  *oracles: optax.GradientTransformation, wrap: types.Wrapper | None = None
+) -> base.Oracle:
+  r"""Evaluates several oracles at one point: none sees what another moves.
+
+  .. math::
+    d = (d_1(z), \dots, d_n(z))
+
+  Args:
+    *oracles: oracles of different sequences.
+    wrap: wraps each of them.
+
+  Returns:
+    An oracle for all of their sequences.
+
+  Raises:
+    ValueError: without oracles, or at the call, if two have a gradient for one
+      sequence.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> one = bj.gradient(lambda p, batch: p.a**2, of='a', name='one')
+    >>> two = bj.gradient(lambda p, batch: p.a * p.b, of='b', name='two')
+    >>> oracle = bj.evaluation.together(one, two)
+    >>> params = bj.sequences(a=jnp.float32(3.0), b=jnp.float32(1.0))
+    >>> found, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(found.a, found.b)
+    6.0 3.0
+  """
+  if not oracles:
+    raise ValueError('together takes at least one oracle.')
+  parts = [one if wrap is None else wrap(one) for one in oracles]
+  declared = [getattr(part, 'moves', None) for part in parts]
+  moves = None if None in declared else sum(declared, ())
+
+  def init_fn(params):
+    return tuple(part.init(params) for part in parts)
+
+  def update_fn(batch, state, params=None, **extra_args):
+    fields: dict[str, Any] = {}
+    states = []
+    for part, held in zip(parts, state, strict=True):
+      update = optax.with_extra_args_support(part).update
+      found, held = update(batch, held, params, **extra_args)
+      _sequences.require_gradients(found, params, 'together')
+      for name, gradient in found._asdict().items():
+        if gradient is None:
+          continue
+        if name in fields:
+          raise ValueError(
+            f'together: two oracles have a gradient for the sequence {name}: '
+            'give them to descend one after the other, or add their losses.'
+          )
+        fields[name] = gradient
+      states.append(held)
+    return _sequences.only(params, **fields), tuple(states)
+
+  return base.Oracle(init_fn, update_fn, moves)

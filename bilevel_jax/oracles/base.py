@@ -1,0 +1,401 @@
+"""What oracles are made of: the first link of every solver.
+
+An oracle turns a batch into gradients. It knows losses and no step size. What
+evaluating them needs (warm starts, memories, keys) is its state, so that it is
+checkpointed, vmapped and sharded like any optimiser's state. Evaluations are
+counted here, where they happen.
+
+To write an oracle, call `oracle` with a function that evaluates losses and
+gradients. To write a wrapper of oracles, use `wrapped`, and `measured`,
+`also_spent` and `hold_updates` for what its evaluations leave in the state.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _sequences, _trees, types
+
+# Costs of one evaluation, by `kind/loss`, or a function of the parameters.
+Cost = Mapping[str, chex.Numeric]
+
+
+class Oracle(optax.GradientTransformationExtraArgs):
+  """A transformation from a batch to gradients.
+
+  Attributes:
+    moves: names of the sequences that it has gradients for; None where it does
+      not say, as for parameters without named sequences.
+  """
+
+  moves: tuple[str, ...] | None = None
+
+  def __new__(cls, init, update, moves=None):
+    """Makes an oracle of its two functions."""
+    made = super().__new__(cls, init, update)
+    made.moves = None if moves is None else tuple(moves)
+    return made
+
+
+class OracleState(NamedTuple):
+  """State of an oracle.
+
+  Attributes:
+    values: the losses just measured, by name; float32 or wider.
+    counts: evaluations so far, by `kind/loss`; int32.
+    inner: what evaluating the losses needs from one step to the next.
+    outputs: the auxiliary outputs of losses that are asked for, by loss.
+  """
+
+  values: types.Named
+  counts: types.Named
+  inner: Any = ()
+  outputs: Any = ()
+
+
+class UpdateCount(NamedTuple):
+  """How many updates an oracle has given, for what it schedules itself.
+
+  Whoever evaluates an oracle several times for one update, `accumulate` or an
+  inner loop, lets each evaluation see the same count; see `hold_updates`.
+
+  Attributes:
+    count: an int32 scalar.
+  """
+
+  count: chex.Array
+  counts_updates = True
+
+
+class Loss:
+  """A loss, checked: it gives a real scalar, or says why it cannot.
+
+  Args:
+    loss: returns a scalar, or (scalar, auxiliary).
+    name: what errors call the loss.
+
+  Raises:
+    TypeError: at the call, if the value is not a real scalar.
+  """
+
+  def __init__(self, loss: Callable[..., Any], name: str):
+    """Keeps the function and its name."""
+    self._loss, self._name = loss, name
+
+  def full(self, *args: Any) -> tuple[chex.Array, Any]:
+    """The loss and its auxiliary output, which is () if there is none."""
+    out, auxiliary = self._loss(*args), ()
+    if isinstance(out, tuple) and len(out) == 2:
+      out, auxiliary = out
+    if not hasattr(out, 'dtype') and not isinstance(out, (int, float)):
+      raise TypeError(
+        f'the {self._name} loss returned {type(out).__name__}, expected a '
+        'scalar array or (scalar, auxiliary).'
+      )
+    value = jnp.asarray(out)
+    if value.shape:
+      raise TypeError(
+        f'the {self._name} loss returned an array of shape {value.shape}, '
+        'expected a scalar: reduce it over the batch, with jnp.mean for '
+        'instance.'
+      )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      raise TypeError(
+        f'the {self._name} loss returned {value.dtype}, expected a float '
+        'scalar.'
+      )
+    return value, auxiliary
+
+  def __call__(self, *args: Any) -> chex.Array:
+    """The loss alone."""
+    return self.full(*args)[0]
+
+
+def oracle(
+  fn: Callable[[Any, Any, Any], tuple[Sequence[chex.Array], Any, Any]],
+  names: Sequence[str],
+  init: Callable[[Any], Any] = lambda params: (),
+  *,
+  counts: Cost | Callable[[Any], Cost] | None = None,
+  moves: Sequence[str] | None = None,
+  needs: Sequence[str] | None = None,
+  outputs: Callable[[Any], Any] | None = None,
+) -> Oracle:
+  """Makes an oracle from a function that evaluates losses and gradients.
+
+  Args:
+    fn: `fn(params, batch, inner) -> (values, gradients, inner)`. `values` are
+      scalars in the order of `names`; `gradients` have the structure of the
+      parameters with None for a sequence that is left alone, or are a
+      `Jacobian`. A fourth result, if any, is what was spent beyond `counts` in
+      this evaluation, by the same names. With `outputs`, the last result is
+      the auxiliary outputs.
+    names: a name for each value.
+    init: makes the first `inner` from the parameters.
+    counts: what one evaluation costs, for example
+      `{'gradients/lower': 1, 'hessian_vector_products/lower': 1}`; or a
+      function of the parameters to that, where it depends on their size.
+    moves: names of the sequences that get a gradient; None if all do.
+    needs: names of the sequences that the parameters must have; by default
+      those in `moves`.
+    outputs: a function from the parameters to a pytree of the structure of the
+      auxiliary outputs; None for an oracle that has none.
+
+  Returns:
+    A transformation whose `update(batch, state, params)` gives gradients and
+    an `OracleState`.
+
+  Raises:
+    TypeError: at init, if a leaf of the parameters is no real number, and at
+      the call, if the parameters are missing or have other sequences.
+    ValueError: at the call, if `fn` returns another number of values.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> def fn(params, batch, inner):
+    ...   error = params - batch
+    ...   return (jnp.vdot(error, error) / 2,), error, inner
+    >>> solver = optax.chain(bj.oracle(fn, ('loss',)), optax.sgd(0.5))
+    >>> params = jnp.array([1.0, 3.0])
+    >>> updates, state = solver.update(jnp.ones(2), solver.init(params), params)
+    >>> print(updates, bj.values(state)['loss'])
+    [-0. -1.] 2.0
+  """
+  names = tuple(names)
+  required = tuple(moves or ()) if needs is None else tuple(needs)
+  cost = counts if callable(counts) else lambda params: counts or {}
+
+  def init_fn(params):
+    _trees.require_real(params)
+    if required:
+      _sequences.require_sequences(params, required, 'an oracle')
+    kinds = tuple(cost(params))
+    return OracleState(
+      types.Named(names, jnp.zeros(len(names), _trees.dtype_of(params))),
+      types.Named(kinds, jnp.zeros(len(kinds), jnp.int32)),
+      init(params),
+      () if outputs is None else outputs(params),
+    )
+
+  def update_fn(batch, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise TypeError(
+        'an oracle evaluates losses at the parameters: call '
+        'solver.update(batch, state, params).'
+      )
+    if required:
+      _sequences.require_sequences(params, required, 'an oracle')
+    values, gradients, inner, *more = fn(params, batch, state.inner)
+    if len(values) != len(names):
+      raise ValueError(
+        f'the oracle names {len(names)} values {names} but returned '
+        f'{len(values)}.'
+      )
+    given = state.outputs
+    if outputs is not None:
+      given = _like_before(more.pop(), given)
+    spent = cost(params)
+    if more:
+      spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
+    dtype = state.values.array.dtype if names else None
+    measured = [jnp.asarray(value, dtype) for value in values]
+    return gradients, OracleState(
+      types.Named(names, jnp.stack(measured) if names else None),
+      _sequences.add_counts(state.counts, spent),
+      inner,
+      given,
+    )
+
+  return Oracle(init_fn, update_fn, moves)
+
+
+def outputs_of(problem: types.BilevelProblem, **found: Any) -> tuple[Any, ...]:
+  """The outputs of a problem's losses as an oracle's last result, if wanted.
+
+  Args:
+    problem: whose `outputs` says which are wanted, or that none are.
+    **found: by name of a loss, its auxiliary output.
+
+  Returns:
+    A tuple of one dict, or of nothing.
+  """
+  return () if problem.outputs is None else (found,)
+
+
+def outputs_only(
+  problem: types.BilevelProblem, *names: str
+) -> Callable[[Any], Any] | None:
+  """A problem's `outputs`, restricted to losses that an oracle evaluates."""
+  wanted = problem.outputs
+  if wanted is None:
+    return None
+  return lambda params: {n: t for n, t in wanted(params).items() if n in names}
+
+
+def _like_before(now: Any, before: Any) -> Any:
+  """Outputs in the dtypes of the state, or an error if they changed."""
+  if isinstance(before, Mapping) and isinstance(now, Mapping):
+    now = {name: now[name] for name in before if name in now}
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  ours: Any = jax.tree.structure(now)
+  theirs: Any = jax.tree.structure(before)
+  if ours != theirs or shapes(now) != shapes(before):
+    raise ValueError(
+      f'the auxiliary outputs are {ours} of shapes {shapes(now)}, but '
+      f'`outputs` announced {theirs} of shapes {shapes(before)}.'
+    )
+  return _trees.as_dtypes_of(now, before)
+
+
+def wrapped(
+  inner: optax.GradientTransformation,
+  init: Callable[[Any], Any],
+  update: Callable[..., Any],
+) -> Oracle:
+  """A wrapper of an oracle: other functions, the same sequences.
+
+  Args:
+    inner: the oracle that is wrapped.
+    init: the wrapper's, from the parameters to its state.
+    update: likewise, from (batch, state, params) to (gradients, state).
+
+  Returns:
+    An oracle that moves what the inner one moves.
+  """
+  return Oracle(init, update, getattr(inner, 'moves', None))
+
+
+def moved_by(
+  one: optax.GradientTransformation, batch: Any, state: Any, params: Any
+) -> tuple[str, ...]:
+  """Names of the sequences that an oracle moves, by word or by structure.
+
+  Args:
+    one: an oracle, or a chain of it with an aggregator.
+    batch: as for its update.
+    state: likewise.
+    params: likewise, a NamedTuple of sequences.
+
+  Returns:
+    The names in the order of the parameters. An oracle that does not say is
+    traced once more, on shapes alone.
+  """
+  names = getattr(one, 'moves', None)
+  if names is None:
+    update = optax.with_extra_args_support(one).update
+    gradients, _ = jax.eval_shape(update, batch, state, params)
+    _sequences.require_gradients(gradients, params, 'descend')
+    names = [n for n in params._fields if getattr(gradients, n) is not None]
+  return tuple(n for n in params._fields if n in names)
+
+
+def is_oracle_state(node: Any) -> bool:
+  """Whether a node of a solver's state is an oracle's."""
+  return isinstance(node, OracleState)
+
+
+def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
+  """Maps the nodes of a kind of one or more states; all else stays."""
+  return jax.tree.map(
+    lambda node, *others: fn(node, *others) if is_kind(node) else node,
+    *states,
+    is_leaf=is_kind,
+  )
+
+
+def measured(state: Any) -> list[types.Named]:
+  """The losses in each oracle state of a solver's state, in order."""
+  nodes = jax.tree.leaves(state, is_leaf=is_oracle_state)
+  return [node.values for node in nodes if is_oracle_state(node)]
+
+
+def replace_measured(state: Any, values: list[types.Named]) -> Any:
+  """A solver's state with other losses in its oracle states, in order."""
+  left = iter(values)
+  return _map_nodes(
+    lambda node: node._replace(values=next(left)), is_oracle_state, state
+  )
+
+
+def also_spent(after: Any, before: Any, other: Any) -> Any:
+  """Adds to a state what a second evaluation from the same state has spent.
+
+  Args:
+    after: the state after the evaluation that is kept.
+    before: the state before both.
+    other: the state after the evaluation that is dropped.
+
+  Returns:
+    `after`, its counts with those of `other` added, at any depth.
+  """
+  is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
+
+  def add(kept, start, dropped):
+    spent = {n: dropped.counts[n] - start.counts[n] for n in start.counts}
+    fields = {
+      name: also_spent(*(getattr(x, name) for x in (kept, start, dropped)))
+      for name in kept._fields
+      if name != 'counts'
+    }
+    return kept._replace(
+      counts=_sequences.add_counts(kept.counts, spent), **fields
+    )
+
+  return _map_nodes(add, is_counted, after, before, other)
+
+
+# States of optax in which a schedule's count stands.
+_SCHEDULED: tuple[type, ...] = (
+  optax.ScaleByScheduleState,
+  optax.schedules.InjectStatefulHyperparamsState,
+)
+
+
+def hold_updates(after: Any, before: Any) -> Any:
+  """Turns back what counts updates, after an evaluation that ends none.
+
+  A schedule counts updates of the solver, however many evaluations or inner
+  steps one update takes. So all of them but the last are followed by this.
+
+  Args:
+    after: a state of an oracle or of an optimiser.
+    before: the same state before the evaluation.
+
+  Returns:
+    `after`, with the counts of schedules from `before`: of the library's own,
+    of `optax.scale_by_schedule` and thus of every optimiser of optax with a
+    schedule for a step size, and of `optax.inject_hyperparams`. Adam's count,
+    a moment's age, is none of these.
+  """
+
+  def is_scheduled(node):
+    kind = type(node)
+    return kind in _SCHEDULED or getattr(kind, 'counts_updates', False)
+
+  def turn_back(now, then):
+    fields = {
+      name: hold_updates(getattr(now, name), getattr(then, name))
+      for name in now._fields
+      if name != 'count'
+    }
+    return now._replace(count=then.count, **fields)
+
+  return _map_nodes(turn_back, is_scheduled, after, before)
+
+
+def hold_measured(after: Any, before: Any) -> Any:
+  """A state with the losses, and their outputs, of an earlier one.
+
+  Within a loop nobody sees them; what is not kept, the compiler leaves out.
+  """
+  return _map_nodes(
+    lambda now, then: now._replace(values=then.values, outputs=then.outputs),
+    is_oracle_state,
+    after,
+    before,
+  )

@@ -1,0 +1,139 @@
+"""Recursive momentum on both levels: SUSTAIN, MRBO."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from bilevel_jax import _descend, evaluation, linear_solvers, oracles, types
+
+
+def sustain(
+  problem: types.BilevelProblem,
+  *,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  decay: types.ScalarOrSchedule,
+  terms: int,
+  step_size: float,
+  randomly: bool = True,
+  linear_batch: Callable[[Any, Any], Any] | None = None,
+  key: Any = None,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""SUSTAIN: one loop, `storm` on the lower gradient and the hypergradient.
+
+  .. math::
+    d_k = G(z_k; \xi_k) + (1 - a_k) [d_{k-1} - G(z_{k-1}; \xi_k)], \qquad
+    G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right)
+
+  with :math:`q` by a Neumann series of fixed or random length. Everything is
+  evaluated twice, on one batch. The correction removes noise, not the bias of
+  the series, which is then what the run ends at. One decay serves both levels,
+  where the authors have one for each.
+
+  Args:
+    problem: the upper and the lower loss, the lower one strongly convex.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    decay: :math:`a_k` in [0, 1]; 1 for no correction.
+    terms: bound of the random length, or products of the series.
+    step_size: of the series, at most 1 / (largest lower curvature).
+    randomly: whether the length is random, as in `bsa`.
+    linear_batch: the batch of product t, from (batch, t).
+    key: PRNG key of the lengths, or a whole number; only if they are random.
+    wrap: wraps each oracle, inside the correction.
+
+  Returns:
+    A solver for `BilevelParams`.
+
+  Raises:
+    ValueError: if `terms` is too small or a constant decay not in [0, 1].
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.solvers.sustain(
+    ...   bj.BilevelProblem(square, square), terms=5, step_size=0.4, decay=0.1,
+    ...   key=0,
+    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ... )
+
+  References:
+    Khanduri, Zeng, Hong, Wai, Wang and Yang, `A Near-Optimal Algorithm for
+    Stochastic Bilevel Optimization via Double-Momentum
+    <https://arxiv.org/abs/2102.07367>`_, 2021.
+  """
+  make = linear_solvers.random_neumann if randomly else linear_solvers.neumann
+  both = evaluation.together(
+    oracles.lower_gradient(problem),
+    oracles.implicit(
+      problem,
+      solve=make(terms, step_size),
+      warm_start=False,
+      linear_batch=linear_batch,
+      key=key,
+    ),
+    wrap=wrap,
+  )
+  return _descend.descend(
+    evaluation.storm(both, decay), upper=upper, lower=lower
+  )
+
+
+def mrbo(
+  problem: types.BilevelProblem,
+  *,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  decay: types.ScalarOrSchedule,
+  terms: int,
+  step_size: float,
+  linear_batch: Callable[[Any, Any], Any] | None = None,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""MRBO: recursive momentum with a Neumann series of fixed length.
+
+  `sustain` with a truncated series in place of one random term of it: twice the
+  products, less noise for the correction to take out. One decay serves both
+  levels, where the authors have one for each.
+
+  Args:
+    problem: as in `sustain`.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    decay: as in `sustain`.
+    terms: products of the series.
+    step_size: of the series.
+    linear_batch: the batch of product t, from (batch, t).
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`.
+
+  Raises:
+    ValueError: as in `sustain`.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.solvers.mrbo(
+    ...   bj.BilevelProblem(square, square), terms=5, step_size=0.4, decay=0.1,
+    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ... )
+
+  References:
+    Yang, Ji and Liang, `Provably Faster Algorithms for Bilevel Optimization
+    <https://arxiv.org/abs/2106.04692>`_, 2021.
+  """
+  return sustain(
+    problem,
+    upper=upper,
+    lower=lower,
+    decay=decay,
+    terms=terms,
+    step_size=step_size,
+    randomly=False,
+    linear_batch=linear_batch,
+    wrap=wrap,
+  )

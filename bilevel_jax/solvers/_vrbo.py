@@ -1,0 +1,148 @@
+"""VRBO: recursive differences between fresh estimates, in inner loops."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import (
+  _checks,
+  _descend,
+  _trees,
+  evaluation,
+  linear_solvers,
+  oracles,
+  types,
+)
+from bilevel_jax.oracles import base
+
+
+class VrboState(NamedTuple):
+  """State of the estimates of `vrbo`.
+
+  Attributes:
+    count: updates so far, an int32 scalar.
+    previous: the sequences at the move before.
+    direction: the estimates, of both sequences.
+    inner: the state of the oracle.
+  """
+
+  count: chex.Array
+  previous: Any
+  direction: Any
+  inner: Any
+  counts_updates = True
+
+
+def _recursive(oracle, period):
+  """Estimates by differences; its batch is (move, small batch, large batch)."""
+
+  def init_fn(params):
+    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+    direction = _trees.accumulator_like(params)
+    return VrboState(
+      jnp.zeros([], jnp.int32), copy, direction, oracle.init(params)
+    )
+
+  def update_fn(batch, state, params=None, **extra_args):
+    move, small, large = batch
+    evaluate = lambda batch, inner, z: oracle.update(
+      batch, inner, z, **extra_args
+    )
+    cast = lambda tree: _trees.as_dtypes_of(tree, state.direction)
+
+    def fresh():
+      found, inner = evaluate(large, state.inner, params)
+      return cast(found), inner
+
+    def follow():
+      here, inner = evaluate(small, state.inner, params)
+      behind, other = evaluate(small, state.inner, state.previous)
+      change = jax.tree.map(
+        lambda d, a, b: d + (a - b).astype(d.dtype),
+        state.direction,
+        here,
+        behind,
+      )
+      return change, base.also_spent(inner, state.inner, other)
+
+    begins = (move == 0) & (state.count % period == 0)
+    direction, inner = jax.lax.cond(begins, fresh, follow)
+    count = optax.safe_increment(state.count)
+    after = VrboState(count, params, direction, inner)
+    return _trees.as_dtypes_of(direction, params), after
+
+  return base.wrapped(oracle, init_fn, update_fn)
+
+
+def vrbo(
+  problem: types.BilevelProblem,
+  *,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  terms: int,
+  step_size: float,
+  period: int,
+  large_batch: Callable[[Any], Any] | None = None,
+  linear_batch: Callable[[Any, Any], Any] | None = None,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""VRBO: recursive differences between fresh estimates, and an inner loop.
+
+  In one update y moves as often as its record says, and x once, with the last
+  of these moves. Both estimates follow each move by differences on one batch;
+  with the first move of every `period` updates they start anew, from the large
+  batch.
+
+  Args:
+    problem: as in `sustain`.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves; likewise.
+    terms: products of the Neumann series.
+    step_size: of the series.
+    period: updates between two fresh estimates.
+    large_batch: the batch of a fresh estimate, from the batch; by default the
+      whole. The other moves see what the lower record's `batch_at` picks.
+    linear_batch: the batch of product t, from (batch, t).
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`.
+
+  Raises:
+    ValueError: if a whole number is too small.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> solver = bj.solvers.vrbo(
+    ...   bj.BilevelProblem(square, square), terms=5, step_size=0.4,
+    ...   period=6,
+    ...   upper=optax.sgd(0.1), lower=bj.Sequence(optax.sgd(0.1), steps=3),
+    ... )
+
+  References:
+    Yang, Ji and Liang, `Provably Faster Algorithms for Bilevel Optimization
+    <https://arxiv.org/abs/2106.04692>`_, 2021.
+  """
+  _checks.whole('vrbo', 'updates in a period', period)
+  both = evaluation.together(
+    oracles.lower_gradient(problem),
+    oracles.implicit(
+      problem,
+      solve=linear_solvers.neumann(terms, step_size),
+      warm_start=False,
+      linear_batch=linear_batch,
+    ),
+    wrap=wrap,
+  )
+  low = types.as_sequence(lower, 'lower')
+  small = low.batch_at or (lambda batch, t: batch)
+  large = large_batch or (lambda batch: batch)
+  moves = lambda batch, t: (t, small(batch, t), large(batch))
+  return _descend.descend(
+    _recursive(both, period), upper=upper, lower=low._replace(batch_at=moves)
+  )
