@@ -242,7 +242,8 @@ def descend(
     z, optimisers = _joint(params, state.sequences), dict(state.optimisers)
     for name, record in records.items():
       if record.restart:
-        first = jax.tree.map(jnp.asarray, record.start(params))
+        start: Any = record.start
+        first = jax.tree.map(jnp.asarray, start(params))
         z = z._replace(**{name: first})
         fresh = links[name].init(first)
         optimisers[name] = base.hold_updates(fresh, optimisers[name])

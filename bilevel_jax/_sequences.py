@@ -155,6 +155,15 @@ def vary_like(tree: Any, like: Any) -> Any:
   return jax.tree.map(lambda a, b: vary(a, varying_axes(b)), tree, like)
 
 
+def counts_updates(kind: type) -> type:
+  """Marks a state whose `count` is of updates of the solver.
+
+  Inner loops hold such a count until the update's last step.
+  """
+  kind.counts_updates = True  # type: ignore[attr-defined]
+  return kind
+
+
 def add_counts(
   counts: types.Named, spent: Mapping[str, chex.Numeric]
 ) -> types.Named:

@@ -9,7 +9,7 @@ import collections
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -179,7 +179,7 @@ class Sequence(NamedTuple):
 
 
 # What a named solver takes for each of its sequences.
-SequenceLike = Sequence | optax.GradientTransformation
+SequenceLike: TypeAlias = Sequence | optax.GradientTransformation
 
 
 def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:

@@ -104,16 +104,12 @@ def accumulate(
       jnp.zeros(shape.shape, shape.dtype), _sequences.varying_axes(shape)
     )
     before = base.measured(state)
-    # A schedule inside the oracle sees one update, not one a part.
-    updates = base.nodes(state, base.UpdateCount)
-    hold = lambda part_state, counts: base.replace_nodes(
-      part_state, base.UpdateCount, counts
-    )
 
     def body(carry, part):
       total, part_state = carry
       gradients, part_state = evaluate(part, part_state)
-      part_state = hold(part_state, updates)
+      # A schedule inside the oracle sees one update, not one a part.
+      part_state = base.hold_updates(part_state, state)
       total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
       measured = base.measured(part_state)
       # Out of the carry: in a shard_map they are of another type than before.
@@ -121,10 +117,7 @@ def accumulate(
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), measured = jax.lax.scan(body, start, batches)
-    state = hold(
-      state,
-      [base.UpdateCount(optax.safe_increment(n.count)) for n in updates],
-    )
+    state = base.next_update(state)
     means = jax.tree.map(lambda v: v.mean(axis=0), measured)
     return total, base.replace_measured(state, means)
 

@@ -40,8 +40,10 @@ def together(
   if not oracles:
     raise ValueError('together takes at least one oracle.')
   parts = [one if wrap is None else wrap(one) for one in oracles]
-  declared = [getattr(part, 'moves', None) for part in parts]
-  moves = None if None in declared else sum(declared, ())
+  declared: list[Any] = [getattr(part, 'moves', None) for part in parts]
+  moves = None
+  if None not in declared:
+    moves = [name for some in declared for name in some]
 
   def init_fn(params):
     return tuple(part.init(params) for part in parts)

@@ -58,10 +58,11 @@ def gradient(
     [1. 1. 1.] {'gradients/loss': 200}
   """
   checked = base.Loss(loss, name)
-  signs = None
-  if of is not None:
-    signs = {of: 1} if isinstance(of, str) else of
-    signs = dict(signs) if isinstance(signs, Mapping) else dict.fromkeys(of, 1)
+  signs: dict[str, float] | None = None
+  if isinstance(of, str):
+    signs = {of: 1}
+  elif of is not None:
+    signs = dict(of) if isinstance(of, Mapping) else dict.fromkeys(of, 1)
 
   def fn(params, batch, inner):
     if signs is None:
@@ -82,7 +83,7 @@ def gradient(
     return (value,), slope, inner, *more
 
   def announced(params):
-    found = outputs(params)
+    found = outputs(params) if outputs else None
     return {} if found is None else {name: found}
 
   return base.oracle(

@@ -10,7 +10,7 @@ gradients. To write a wrapper of oracles, use `wrapped`, and `measured`,
 `also_spent` and `hold_updates` for what its evaluations leave in the state.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -57,6 +57,7 @@ class OracleState(NamedTuple):
   outputs: Any = ()
 
 
+@_sequences.counts_updates
 class UpdateCount(NamedTuple):
   """How many updates an oracle has given, for what it schedules itself.
 
@@ -68,7 +69,6 @@ class UpdateCount(NamedTuple):
   """
 
   count: chex.Array
-  counts_updates = True
 
 
 class Loss:
@@ -121,7 +121,7 @@ def oracle(
   init: Callable[[Any], Any] = lambda params: (),
   *,
   counts: Cost | Callable[[Any], Cost] | None = None,
-  moves: Sequence[str] | None = None,
+  moves: Iterable[str] | None = None,
   needs: Sequence[str] | None = None,
   outputs: Callable[[Any], Any] | None = None,
 ) -> Oracle:
@@ -166,6 +166,7 @@ def oracle(
     [-0. -1.] 2.0
   """
   names = tuple(names)
+  moves = None if moves is None else tuple(moves)
   required = tuple(moves or ()) if needs is None else tuple(needs)
   cost = counts if callable(counts) else lambda params: counts or {}
 
@@ -190,15 +191,16 @@ def oracle(
       )
     if required:
       _sequences.require_sequences(params, required, 'an oracle')
-    values, gradients, inner, *more = fn(params, batch, state.inner)
+    given: Any = fn(params, batch, state.inner)
+    values, gradients, inner, *more = given
     if len(values) != len(names):
       raise ValueError(
         f'the oracle names {len(names)} values {names} but returned '
         f'{len(values)}.'
       )
-    given = state.outputs
+    kept = state.outputs
     if outputs is not None:
-      given = _like_before(more.pop(), given)
+      kept = _like_before(more.pop(), kept)
     spent = cost(params)
     if more:
       spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
@@ -208,7 +210,7 @@ def oracle(
       types.Named(names, jnp.stack(measured) if names else None),
       _sequences.add_counts(state.counts, spent),
       inner,
-      given,
+      kept,
     )
 
   return Oracle(init_fn, update_fn, moves)
@@ -356,6 +358,11 @@ _SCHEDULED: tuple[type, ...] = (
 )
 
 
+def _is_scheduled(node: Any) -> bool:
+  kind = type(node)
+  return kind in _SCHEDULED or getattr(kind, 'counts_updates', False)
+
+
 def hold_updates(after: Any, before: Any) -> Any:
   """Turns back what counts updates, after an evaluation that ends none.
 
@@ -373,10 +380,6 @@ def hold_updates(after: Any, before: Any) -> Any:
     a moment's age, is none of these.
   """
 
-  def is_scheduled(node):
-    kind = type(node)
-    return kind in _SCHEDULED or getattr(kind, 'counts_updates', False)
-
   def turn_back(now, then):
     fields = {
       name: hold_updates(getattr(now, name), getattr(then, name))
@@ -385,7 +388,13 @@ def hold_updates(after: Any, before: Any) -> Any:
     }
     return now._replace(count=then.count, **fields)
 
-  return _map_nodes(turn_back, is_scheduled, after, before)
+  return _map_nodes(turn_back, _is_scheduled, after, before)
+
+
+def next_update(state: Any) -> Any:
+  """Moves on what counts updates, by one."""
+  move_on = lambda now: now._replace(count=optax.safe_increment(now.count))
+  return _map_nodes(move_on, _is_scheduled, state)
 
 
 def hold_measured(after: Any, before: Any) -> Any:

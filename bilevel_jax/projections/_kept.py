@@ -78,6 +78,7 @@ class Lazy(NamedTuple):
   control_variate: bool = True
 
 
+@_sequences.counts_updates
 class LazyState(NamedTuple):
   """State of a `Lazy` set.
 
@@ -92,7 +93,6 @@ class LazyState(NamedTuple):
   count: chex.Array
   control: Any
   counts: types.Named
-  counts_updates = True
 
 
 class Relaxed(NamedTuple):
@@ -225,9 +225,9 @@ def _joint(name, given):
   return Kept(2, check, each, None, uses, given.others)
 
 
+@_sequences.counts_updates
 class _RelaxedState(NamedTuple):
   count: chex.Array
-  counts_updates = True
 
 
 def _relaxed(name, given):

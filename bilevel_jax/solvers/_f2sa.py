@@ -1,5 +1,7 @@
 """Fully first-order stochastic approximation, in two loops or in one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -122,11 +124,11 @@ def f2sa(
   low = types.as_sequence(lower, 'lower')
   follow = types.value_sequence(value, low, steps=low.steps)
   follow = follow._replace(batch_at=low.batch_at)
-  moves = {'upper': upper, 'lower': low, 'value': follow, 'wrap': wrap}
+  moves: Any = {'upper': upper, 'lower': low, 'value': follow}
   if low.steps == 1:
     together = _slopes(problem, ('upper', 'lower'))
     weigh = aggregators.scale_by_penalty(penalty)
-    return _descend.descend(optax.chain(together, weigh), **moves)
+    return _descend.descend(optax.chain(together, weigh), wrap=wrap, **moves)
   below = optax.chain(
     _slopes(problem, ('lower',)), aggregators.scale_by_penalty(penalty)
   )
@@ -134,4 +136,4 @@ def f2sa(
     _slopes(problem, ('upper',)),
     aggregators.scale_by_penalty(penalty, rescale=False),
   )
-  return _descend.descend(below, above, **moves)
+  return _descend.descend(below, above, wrap=wrap, **moves)

@@ -74,13 +74,14 @@ def rhg(
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
   low = types.as_sequence(lower, 'lower')
+  first: Any = low.start
   oracle = oracles.unrolled(
     problem,
     lower=low.optimiser,
     steps=low.steps,
     mode=mode,
     truncate=truncate,
-    start=low.start and (lambda params, batch: low.start(params)),
+    start=first and (lambda params, batch: first(params)),
     checkpoint=checkpoint,
     inner_batch=low.batch_at,
     lower_set=low.set,

@@ -104,8 +104,8 @@ _ROWS = {
   'alset': _Row(
     'ALSET: alternating steps of one order, a constant number of lower ones.',
     r"""The smoothness of the lower solution in x makes steps of one order
-  enough, :math:`\alpha_k \sim \beta_k`. Where the authors draw the length of the
-  series, here it is fixed.""",
+  enough, :math:`\alpha_k \sim \beta_k`. Where the authors draw the length of
+  the series, here it is fixed.""",
     linear_solvers.neumann,
     1,
     False,

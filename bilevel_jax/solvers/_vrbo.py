@@ -11,6 +11,7 @@ import optax
 from bilevel_jax import (
   _checks,
   _descend,
+  _sequences,
   _trees,
   evaluation,
   linear_solvers,
@@ -20,6 +21,7 @@ from bilevel_jax import (
 from bilevel_jax.oracles import base
 
 
+@_sequences.counts_updates
 class VrboState(NamedTuple):
   """State of the estimates of `vrbo`.
 
@@ -34,7 +36,6 @@ class VrboState(NamedTuple):
   previous: Any
   direction: Any
   inner: Any
-  counts_updates = True
 
 
 def _recursive(oracle, period):
