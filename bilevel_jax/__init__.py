@@ -18,8 +18,8 @@ from bilevel_jax import (
   solvers,
   types,
 )
-from bilevel_jax._descend import descend
 from bilevel_jax._sequences import apply_updates
+from bilevel_jax.descent import descend
 from bilevel_jax.diagnostics import (
   auxiliaries,
   check_finite,

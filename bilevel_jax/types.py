@@ -229,6 +229,21 @@ def value_sequence(
   return as_sequence(chosen, 'value', **defaults)
 
 
+def linear_sequence(given: SequenceLike | None, lower: Sequence) -> Sequence:
+  """The record of a sequence that solves a system in the lower Hessian.
+
+  Args:
+    given: the caller's, None for the optimiser of the lower variable.
+    lower: the record of the lower variable.
+
+  Returns:
+    A record that starts at zero.
+  """
+  chosen = Sequence(lower.optimiser) if given is None else given
+  zero = lambda params: optax.tree.zeros_like(params.lower)
+  return as_sequence(chosen, 'linear', start=zero)
+
+
 @functools.cache
 def _sequences_type(names: tuple[str, ...]) -> type:
   # One class for each set of names: pytrees compare equal only if their

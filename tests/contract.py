@@ -449,7 +449,7 @@ def _own_loss(name):
   }[name]
 
 
-def _descend(wrap, name, rate):
+def descent(wrap, name, rate):
   return optax.chain(
     wrap(bj.gradient(_own_loss(name), name=name, of=name)),
     bj.per_sequence(**{name: optax.sgd(rate)}),
@@ -458,14 +458,14 @@ def _descend(wrap, name, rate):
 
 def _alternate(wrap, rate):
   return bj.alternate(
-    _descend(wrap, 'upper', rate), _descend(wrap, 'lower', rate)
+    descent(wrap, 'upper', rate), descent(wrap, 'lower', rate)
   )
 
 
 def _repeat(wrap, rate):
-  lower = _descend(wrap, 'lower', rate)
+  lower = descent(wrap, 'lower', rate)
   return bj.alternate(
-    _descend(wrap, 'upper', rate), bj.repeat(lower, INNER, inner_batch)
+    descent(wrap, 'upper', rate), bj.repeat(lower, INNER, inner_batch)
   )
 
 
@@ -476,9 +476,9 @@ def _both_losses(params, batch):
 
 
 def _repeat_drawn(wrap, rate):
-  lower = _descend(wrap, 'lower', rate)
+  lower = descent(wrap, 'lower', rate)
   return bj.alternate(
-    _descend(wrap, 'upper', rate),
+    descent(wrap, 'upper', rate),
     bj.repeat_drawn(
       lower,
       INNER,
@@ -498,7 +498,7 @@ def _per_sequence(wrap, rate):
 
 
 def _project(wrap, rate):
-  return optax.chain(_descend(wrap, 'upper', rate), bj.project(upper=X_SET))
+  return optax.chain(descent(wrap, 'upper', rate), bj.project(upper=X_SET))
 
 
 def _auxiliary(wrap, rate):
@@ -952,7 +952,7 @@ def _e_aipod(wrap, rate, probability=0.5, **kwargs):
 
 def _lazy_projection(wrap, rate):
   return optax.chain(
-    _descend(wrap, 'upper', rate),
+    descent(wrap, 'upper', rate),
     bj.lazy_projection(0.5, key=3, upper=X_LINE),
   )
 

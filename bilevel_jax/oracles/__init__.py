@@ -3,7 +3,11 @@
 from bilevel_jax.oracles._compositional import compositional
 from bilevel_jax.oracles._coupled import coupled
 from bilevel_jax.oracles._fused_moco import fused_moco
-from bilevel_jax.oracles._gradient import gradient, lower_gradient
+from bilevel_jax.oracles._gradient import (
+  gradient,
+  lower_gradient,
+  penalised_lower_gradient,
+)
 from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._implicit_directions import implicit_directions
@@ -30,6 +34,7 @@ __all__ = [
   'lower_gradient',
   'multi_objective',
   'oracle',
+  'penalised_lower_gradient',
   'prox_linear',
   'unrolled',
   'value_gap',

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from bilevel_jax import _sequences, types
-from bilevel_jax.oracles import base
+from bilevel_jax.oracles import _penalised, base
 
 
 def gradient(
@@ -148,4 +148,58 @@ def lower_gradient(
     of=of,
     counts_as='lower',
     outputs=(lambda p: wanted(p).get('lower')) if wanted else None,
+  )
+
+
+def penalised_lower_gradient(
+  problem: types.BilevelProblem,
+  *,
+  penalty: types.ScalarOrSchedule,
+  rescale: bool = True,
+) -> base.Oracle:
+  r"""The slope of the upper loss plus a multiple of the lower one, in y.
+
+  .. math::
+    c_k \nabla_y [ f(x, y) + \gamma_k g(x, y) ], \qquad
+    c_k = \min(1 / \gamma_k, 1)
+
+  Args:
+    problem: the upper and the lower loss.
+    penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
+      updates so far.
+    rescale: whether to multiply by :math:`c_k`.
+
+  Returns:
+    An oracle for the sequence `lower`. It measures `upper` and `lower`.
+
+  Raises:
+    ValueError: if the penalty is negative.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
+    ... )
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(3.0))
+    >>> oracle = bj.oracles.penalised_lower_gradient(problem, penalty=2.0)
+    >>> found, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(found.lower)  # (6 + 2 * 4) / 2
+    7.0
+  """
+  lower = base.Loss(problem.lower, 'lower')
+
+  def itself(x, y, params, batch):
+    del params
+    value, found = lower.full(x, y, batch)
+    return value, (value, found)
+
+  return _penalised.penalised(
+    problem,
+    itself,
+    name='lower',
+    sequences=('upper', 'lower'),
+    counts={'gradients/upper': 1, 'gradients/lower': 1},
+    penalty=penalty,
+    rescale=rescale,
+    of=('lower',),
   )

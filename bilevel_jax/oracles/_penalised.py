@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _trees, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -26,6 +26,7 @@ def penalised(
   counts: Mapping[str, int],
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
+  of: tuple[str, ...] = ('upper', 'lower'),
 ) -> optax.GradientTransformationExtraArgs:
   """Makes an oracle from a penalty that replaces the lower problem.
 
@@ -34,63 +35,69 @@ def penalised(
     penalty_fn: the penalty, and the lower loss with its auxiliary outputs, as a
       function of the two variables, of all params (for sequences that are held
       fixed) and of the batch.
-    name: the name of the penalty in `bj.values`.
+    name: the name of the penalty in `bj.values`; `lower` if it is that loss.
     sequences: the sequences that the parameters must have.
     counts: what one evaluation costs.
     penalty: None for two rows; a weight or a schedule for the fused form.
     rescale: for the fused form, as in `scale_by_penalty`.
+    of: the sequences to differentiate.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
   """
   upper = base.Loss(problem.upper, 'upper')
+  measures_height = name != 'lower'
   shared: dict[str, Any] = {
-    'names': ('upper', 'lower', name),
+    'names': ('upper', 'lower', *([name] if measures_height else [])),
     'counts': counts,
-    'moves': ('upper', 'lower'),
+    'moves': of,
     'needs': sequences,
     'outputs': problem.outputs,
   }
 
-  def given(above, below):
-    """The outputs asked for, if any, as a last result."""
-    return base.outputs_of(problem, upper=above, lower=below)
+  def above_at(fields, params, batch):
+    z = params._replace(**fields)
+    return upper.full(z.upper, z.lower, batch)
+
+  def height_at(fields, params, batch):
+    z = params._replace(**fields)
+    return penalty_fn(z.upper, z.lower, params, batch)
+
+  def result(above, below, height, found, inner, one, two):
+    values = (above, below, *([height] if measures_height else []))
+    outputs = base.outputs_of(problem, upper=one, lower=two)
+    return values, found, inner, *outputs
 
   def rows(params, batch, inner):
-    x, y = params.upper, params.lower
-    (above, one), above_slope = jax.value_and_grad(
-      upper.full, (0, 1), has_aux=True
-    )(x, y, batch)
-    (height, (below, two)), height_slope = jax.value_and_grad(
-      penalty_fn, (0, 1), has_aux=True
-    )(x, y, params, batch)
-    stacked = jax.tree.map(
-      lambda *r: jnp.stack(r), above_slope, tuple(height_slope)
+    fields = {n: getattr(params, n) for n in of}
+    (above, one), first = jax.value_and_grad(above_at, has_aux=True)(
+      fields, params, batch
     )
-    slopes = _sequences.only(params, upper=stacked[0], lower=stacked[1])
-    measured = (above, below, height)
-    return measured, types.Jacobian(slopes), inner, *given(one, two)
+    (height, (below, two)), second = jax.value_and_grad(
+      height_at, has_aux=True
+    )(fields, params, batch)
+    stacked = jax.tree.map(lambda *r: jnp.stack(r), first, second)
+    found = types.Jacobian(base.gradients(params, **stacked))
+    return result(above, below, height, found, inner, one, two)
 
   if penalty is None:
     return base.oracle(rows, **shared)
   weights = _penalty.penalty_weights(penalty, rescale=rescale)
 
   def fused(params, batch, count):
-    dtype = _trees.dtype_of(params)
-    upper_weight, height_weight = weights(count.count, dtype)
+    weigh_above, weigh_height = weights(count.count, _trees.dtype_of(params))
 
-    def loss(x, y):
-      above, one = upper.full(x, y, batch)
-      height, (below, two) = penalty_fn(x, y, params, batch)
-      total = upper_weight * above + height_weight * height
-      return total, ((above, below, height), given(one, two))
+    def loss(fields):
+      above, one = above_at(fields, params, batch)
+      height, (below, two) = height_at(fields, params, batch)
+      total = weigh_above * above + weigh_height * height
+      return total, (above, below, height, one, two)
 
-    slopes, (values, outputs) = jax.grad(loss, (0, 1), has_aux=True)(
-      params.upper, params.lower
-    )
-    gradients = _sequences.only(params, upper=slopes[0], lower=slopes[1])
+    fields = {n: getattr(params, n) for n in of}
+    slopes, (*measured, one, two) = jax.grad(loss, has_aux=True)(fields)
+    found = base.gradients(params, **slopes)
     count = base.UpdateCount(optax.safe_increment(count.count))
-    return values, gradients, count, *outputs
+    return result(*measured, found, count, one, two)
 
   zero = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
   return base.oracle(fused, init=zero, **shared)

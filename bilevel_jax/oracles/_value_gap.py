@@ -1,5 +1,7 @@
 """The value-gap penalty: how far the lower loss is above its minimum."""
 
+from collections.abc import Sequence
+
 import jax
 import optax
 
@@ -13,7 +15,8 @@ def value_gap(
   penalty: types.ScalarOrSchedule | None = None,
   rescale: bool = True,
   proximity: float | None = None,
-) -> optax.GradientTransformationExtraArgs:
+  of: str | Sequence[str] = ('upper', 'lower'),
+) -> base.Oracle:
   r"""Gradients of the upper loss and of the value gap of the lower loss.
 
   .. math::
@@ -36,6 +39,7 @@ def value_gap(
       for lower losses that are not convex: the value sequence then stands for
       a minimiser of the lower loss plus its squared distance to the lower
       variable, divided by twice this length, and the gap is less by that.
+    of: the one sequence, or both, to differentiate.
 
   Returns:
     An oracle for parameters with the sequences `upper`, `lower`, `value`. It
@@ -82,4 +86,5 @@ def value_gap(
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     penalty=penalty,
     rescale=rescale,
+    of=(of,) if isinstance(of, str) else tuple(of),
   )

@@ -216,6 +216,11 @@ def oracle(
   return Oracle(init_fn, update_fn, moves)
 
 
+def gradients(params: Any, **fields: Any) -> Any:
+  """Gradients of the parameters' type: these, and None elsewhere."""
+  return _sequences.only(params, **fields)
+
+
 def outputs_of(problem: types.BilevelProblem, **found: Any) -> tuple[Any, ...]:
   """The outputs of a problem's losses as an oracle's last result, if wanted.
 

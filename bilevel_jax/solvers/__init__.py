@@ -77,10 +77,14 @@ from bilevel_jax.solvers._aipod import aid_bilevel, aipod
 from bilevel_jax.solvers._bome import bome
 from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
 from bilevel_jax.solvers._f2sa import f2sa
+from bilevel_jax.solvers._f2sa_p import f2sa_p
 from bilevel_jax.solvers._famo import FamoState, famo
+from bilevel_jax.solvers._fsla import fsla
+from bilevel_jax.solvers._lv_hba import lv_hba
 from bilevel_jax.solvers._meha import meha
 from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
+from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
 from bilevel_jax.solvers._pbsgd import v_pbsgd
 from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
@@ -105,19 +109,24 @@ __all__ = [
   'aid_bilevel',
   'aipod',
   'alset',
+  'alt_pbgd',
   'amigo',
   'bome',
   'bsa',
   'e_aipod',
   'e_aipod_plan',
   'f2sa',
+  'f2sa_p',
   'famo',
+  'fsla',
   'g_pbgd',
+  'lv_hba',
   'ma_soba',
   'meha',
   'moco_plus',
   'mrbo',
   'nasa',
+  'pbgd_free',
   'power_schedule',
   'prox_linear_pbgd',
   'pzobo',

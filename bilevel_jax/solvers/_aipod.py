@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _descend, oracles, types
+from bilevel_jax import descent, oracles, types
 
 
 def aipod(
@@ -84,7 +84,7 @@ def aipod(
   """
   low = types.as_sequence(lower, 'lower')
   # The hypergradient is taken at the new lower variable.
-  return _descend.descend(
+  return descent.descend(
     oracles.lower_gradient(problem),
     oracles.implicit(
       problem,

@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import _descend, aggregators, oracles, types
+from bilevel_jax import aggregators, descent, oracles, types
 
 
 def bome(
@@ -75,7 +75,7 @@ def bome(
   barrier = optax.chain(
     oracles.value_gap(problem), aggregators.dynamic_barrier(eta)
   )
-  return _descend.descend(
+  return descent.descend(
     oracles.lower_gradient(problem, of='value'),
     barrier,
     wrap=wrap,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevel_jax import _descend, _sequences, oracles, projections, types
+from bilevel_jax import _sequences, descent, oracles, projections, types
 from bilevel_jax.oracles import base
 
 
@@ -152,7 +152,7 @@ def e_aipod(
     key=key,
     direct=False,
   )
-  return _descend.descend(
+  return descent.descend(
     oracles.lower_gradient(problem),
     _minus_correction(correction),
     _corrected(problem),

@@ -1,48 +1,39 @@
 """Fully first-order stochastic approximation, in two loops or in one."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _descend, _sequences, aggregators, types
+from bilevel_jax import aggregators, descent, oracles, types
 from bilevel_jax.oracles import base
 
 
-def _slopes(problem, names):
-  """Rows (f, g) for the variables named; the value sequence in `rest`.
+def _all_slopes(problem):
+  """Rows (f, g) of both variables at one point; the value's slope in `rest`.
 
-  All of them are evaluated at one point and on one batch: differences of the
-  two lower slopes are multiplied by the penalty, and so would their noise be.
+  One batch for all: the difference of the two lower slopes is multiplied by the
+  penalty, and so would their noise be.
   """
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  wanted = tuple(('upper', 'lower').index(n) for n in names)
   rows = lambda *trees: jax.tree.map(lambda *r: jnp.stack(r), *trees)
 
   def fn(params, batch, inner):
-    x, y, z = params.upper, params.lower, params.value
-    f, f_slopes = jax.value_and_grad(above, wanted)(x, y, batch)
-    g, g_slopes = jax.value_and_grad(below, wanted)(x, y, batch)
-    least, z_slopes = jax.value_and_grad(below, wanted)(x, z, batch)
-    fields, rest = {}, {}
-    for name, one, two, three in zip(
-      names, f_slopes, g_slopes, z_slopes, strict=True
-    ):
-      if name == 'upper':
-        fields[name] = rows(one, optax.tree.sub(two, three))
-      else:
-        fields[name], rest['value'] = rows(one, two), three
-    jacobian = types.Jacobian(_sequences.only(params, **fields), rest)
+    x, y, w = params.upper, params.lower, params.value
+    f, (f_x, f_y) = jax.value_and_grad(above, (0, 1))(x, y, batch)
+    g, (g_x, g_y) = jax.value_and_grad(below, (0, 1))(x, y, batch)
+    least, (w_x, w_y) = jax.value_and_grad(below, (0, 1))(x, w, batch)
+    slopes = base.gradients(
+      params, upper=rows(f_x, optax.tree.sub(g_x, w_x)), lower=rows(f_y, g_y)
+    )
+    jacobian = types.Jacobian(slopes, {'value': w_y})
     return (f, g, g - least, least), jacobian, inner
 
   return base.oracle(
     fn,
     ('upper', 'lower', 'gap', 'value'),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
-    moves=(*names, 'value') if 'lower' in names else names,
-    needs=('upper', 'lower', 'value'),
+    moves=('upper', 'lower', 'value'),
   )
 
 
@@ -122,18 +113,18 @@ def f2sa(
     <https://arxiv.org/abs/2306.14853>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  follow = types.value_sequence(value, low, steps=low.steps)
-  follow = follow._replace(batch_at=low.batch_at)
-  moves: Any = {'upper': upper, 'lower': low, 'value': follow}
   if low.steps == 1:
-    together = _slopes(problem, ('upper', 'lower'))
     weigh = aggregators.scale_by_penalty(penalty)
-    return _descend.descend(optax.chain(together, weigh), wrap=wrap, **moves)
-  below = optax.chain(
-    _slopes(problem, ('lower',)), aggregators.scale_by_penalty(penalty)
+    order = [optax.chain(_all_slopes(problem), weigh)]
+  else:
+    order = [
+      oracles.lower_gradient(problem, of='value'),
+      oracles.penalised_lower_gradient(problem, penalty=penalty),
+      oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
+    ]
+  follow = types.value_sequence(
+    value, low, steps=low.steps, batch_at=low.batch_at
   )
-  above = optax.chain(
-    _slopes(problem, ('upper',)),
-    aggregators.scale_by_penalty(penalty, rescale=False),
+  return descent.descend(
+    *order, wrap=wrap, upper=upper, lower=low, value=follow
   )
-  return _descend.descend(below, above, wrap=wrap, **moves)

@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import _descend, oracles, types
+from bilevel_jax import descent, oracles, types
 
 
 def meha(
@@ -59,7 +59,7 @@ def meha(
   if not proximity > 0:
     raise ValueError(f'proximity is a length > 0, got {proximity}.')
   low = types.as_sequence(lower, 'lower')
-  return _descend.descend(
+  return descent.descend(
     oracles.lower_gradient(problem, of='value', proximity=proximity),
     oracles.value_gap(problem, penalty=penalty, proximity=proximity),
     wrap=wrap,

@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import _descend, aggregators, oracles, types
+from bilevel_jax import aggregators, descent, oracles, types
 
 
 def _penalised(oracle, penalty, rescale, fused):
@@ -88,7 +88,7 @@ def v_pbgd(
   """
   low = types.as_sequence(lower, 'lower')
   # The value sequence moves first: the gap is taken at its new value.
-  return _descend.descend(
+  return descent.descend(
     oracles.lower_gradient(problem, of='value'),
     _penalised(
       lambda **how: oracles.value_gap(problem, **how), penalty, rescale, fused
@@ -159,7 +159,7 @@ def g_pbgd(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  return _descend.descend(
+  return descent.descend(
     _penalised(
       lambda **how: oracles.gradient_norm(problem, **how),
       penalty,

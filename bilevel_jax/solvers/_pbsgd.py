@@ -9,10 +9,10 @@ import optax
 
 from bilevel_jax import (
   _checks,
-  _descend,
   _keys,
   _sequences,
   _trees,
+  descent,
   oracles,
   types,
 )
@@ -165,7 +165,7 @@ def v_pbsgd(
   value = types.Sequence(
     optax.sgd(1.0), start=lambda params: params.lower, restart=True
   )
-  return _descend.descend(
+  return descent.descend(
     _drawn(problem, value_rate, inner_steps, inner_batch, low.set, key),
     gap,
     wrap=wrap,

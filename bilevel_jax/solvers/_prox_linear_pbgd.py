@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import _descend, oracles, projections, types
+from bilevel_jax import descent, oracles, projections, types
 
 
 def prox_linear_pbgd(
@@ -80,7 +80,7 @@ def prox_linear_pbgd(
     lower_set=lower_set,
   )
   # Dividing by the step and multiplying again rounds: hence the sets once more.
-  return _descend.descend(
+  return descent.descend(
     oracle,
     upper=types.Sequence(optax.sgd(step), set=upper_set),
     lower=types.Sequence(optax.sgd(step), set=lower_set),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _descend, _keys, _sequences, _trees, types
+from bilevel_jax import _checks, _keys, _sequences, _trees, descent, types
 from bilevel_jax.oracles import base
 
 
@@ -116,4 +116,4 @@ def pzobo(
     moves=('upper', 'lower'),
   )
   # The gradient of the lower variable is its displacement.
-  return _descend.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))

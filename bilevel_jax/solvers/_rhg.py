@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _descend, oracles, types
+from bilevel_jax import descent, oracles, types
 
 
 def rhg(
@@ -87,7 +87,7 @@ def rhg(
     lower_set=low.set,
   )
   # The gradient of the lower variable is its displacement.
-  return _descend.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
 
 
 def t_rhg(

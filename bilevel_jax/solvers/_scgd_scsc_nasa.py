@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _checks, _descend, evaluation, oracles, types
+from bilevel_jax import _checks, descent, evaluation, oracles, types
 
 Level = Callable[[Any, Any], Any]
 Levels = Callable[[Any], Sequence[Any]]
@@ -87,7 +87,7 @@ def scgd(
   """
   follow = _level_sequences(len(functions) - 1, levels, optax.sgd(tracking))
   directions = oracles.compositional(functions, batch_of=batch_of)
-  return _descend.descend(directions, wrap=wrap, main=main, **follow)
+  return descent.descend(directions, wrap=wrap, main=main, **follow)
 
 
 def scsc(
@@ -150,9 +150,9 @@ def scsc(
     oracles.compositional(functions, of=of, batch_of=batch_of)
   )
   if len(functions) == 1:
-    return _descend.descend(make('main'), main=main)
+    return descent.descend(make('main'), main=main)
   like = lambda params: params._replace(main=None)
-  return _descend.descend(
+  return descent.descend(
     evaluation.storm(make('levels'), tracking, like=like),
     make('main'),
     main=main,

@@ -9,8 +9,8 @@ import optax
 
 from bilevel_jax import (
   _checks,
-  _descend,
   aggregators,
+  descent,
   evaluation,
   oracles,
   types,
@@ -19,13 +19,13 @@ from bilevel_jax import (
 
 def _three_sequences(directions, upper, lower, linear, wrap=None):
   """All three move at once, from one point."""
-  solution = types.as_sequence(
-    types.as_sequence(lower, 'lower').optimiser if linear is None else linear,
-    'linear',
-    start=lambda params: optax.tree.zeros_like(params.lower),
-  )
-  return _descend.descend(
-    directions, wrap=wrap, upper=upper, lower=lower, linear=solution
+  low = types.as_sequence(lower, 'lower')
+  return descent.descend(
+    directions,
+    wrap=wrap,
+    upper=upper,
+    lower=low,
+    linear=types.linear_sequence(linear, low),
   )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _descend, _sequences, evaluation, types
+from bilevel_jax import _checks, _sequences, descent, evaluation, types
 from bilevel_jax.oracles import base
 
 
@@ -112,7 +112,7 @@ def stable(
     (),
     moves=('upper', 'lower'),
   )
-  move = _descend.descend(given, upper=upper, lower=lower)
+  move = descent.descend(given, upper=upper, lower=lower)
 
   def init_fn(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'stable')

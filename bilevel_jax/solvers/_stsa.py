@@ -7,7 +7,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _descend, oracles, types
+from bilevel_jax import descent, oracles, types
 
 # (parameters, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
@@ -139,4 +139,4 @@ def stsa(
     oracles.coupled({n: increments[n] for n in some}, batch_of=batch_of)
     for some in groups
   ]
-  return _descend.descend(*directions, wrap=wrap, **records)
+  return descent.descend(*directions, wrap=wrap, **records)

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _descend, evaluation, linear_solvers, oracles, types
+from bilevel_jax import descent, evaluation, linear_solvers, oracles, types
 
 
 def sustain(
@@ -76,7 +76,7 @@ def sustain(
     ),
     wrap=wrap,
   )
-  return _descend.descend(
+  return descent.descend(
     evaluation.storm(both, decay), upper=upper, lower=lower
   )
 

@@ -10,9 +10,9 @@ import optax
 
 from bilevel_jax import (
   _checks,
-  _descend,
   _sequences,
   _trees,
+  descent,
   evaluation,
   linear_solvers,
   oracles,
@@ -144,6 +144,6 @@ def vrbo(
   small = low.batch_at or (lambda batch, t: batch)
   large = large_batch or (lambda batch: batch)
   moves = lambda batch, t: (t, small(batch, t), large(batch))
-  return _descend.descend(
+  return descent.descend(
     _recursive(both, period), upper=upper, lower=low._replace(batch_at=moves)
   )

@@ -135,7 +135,7 @@ def by_hand(case: Case, name: str, *, fused: bool):
   return make(*case.problem, *case.params, fused)
 
 
-def _descend(params, gradients, *rates):
+def descent(params, gradients, *rates):
   return tuple(
     jax.tree.map(lambda z, d, rate=rate: z - rate * d, z, d)
     for z, d, rate in zip(params, gradients, rates, strict=True)
@@ -166,7 +166,7 @@ def _v_pbgd_by_hand(upper, lower, x, y, fused):
   def step(carry, batch):
     x, y, w, count, _ = carry
     least, slope = jax.value_and_grad(lower, 1)(x, w, batch)
-    (w,) = _descend((w,), (slope,), _VALUE)
+    (w,) = descent((w,), (slope,), _VALUE)
 
     def gap(x, y):
       below = lower(x, y, batch)
@@ -175,7 +175,7 @@ def _v_pbgd_by_hand(upper, lower, x, y, fused):
     gradients, losses = _penalised_by_hand(
       upper, gap, x, y, batch, count, fused
     )
-    x, y = _descend((x, y), gradients, _UPPER, _LOWER)
+    x, y = descent((x, y), gradients, _UPPER, _LOWER)
     return x, y, w, count + 1, (least, *losses)
 
   return step, (x, y, y, jnp.int32(0), (jnp.float32(0),) * 4)
@@ -193,7 +193,7 @@ def _g_pbgd_by_hand(upper, lower, x, y, fused):
     gradients, losses = _penalised_by_hand(
       upper, half_squared_slope, x, y, batch, count, fused
     )
-    x, y = _descend((x, y), gradients, _UPPER, _LOWER)
+    x, y = descent((x, y), gradients, _UPPER, _LOWER)
     return x, y, count + 1, losses
 
   return step, (x, y, jnp.int32(0), (jnp.float32(0),) * 3)
@@ -207,7 +207,7 @@ def single_level(case: Case):
     (x, y), _ = carry
     loss = lambda x, y: upper(x, y, batch) + lower(x, y, batch)
     value, gradients = jax.value_and_grad(loss, (0, 1))(x, y)
-    return _descend((x, y), gradients, _UPPER, _LOWER), value
+    return descent((x, y), gradients, _UPPER, _LOWER), value
 
   return step, (tuple(case.params), jnp.float32(0))
 
@@ -236,7 +236,7 @@ def slope_penalty(case: Case, *, forward: bool):
         optax.tree.norm(jax.grad(lower, 1)(x, y, batch), squared=True) / 2
       )
       gradients = jax.grad(half, (0, 1))(x, y)
-    return _descend((x, y), gradients, _UPPER, _LOWER)
+    return descent((x, y), gradients, _UPPER, _LOWER)
 
   return step, tuple(case.params)
 

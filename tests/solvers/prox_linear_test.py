@@ -26,7 +26,9 @@ MULTIPLIER = np.linalg.solve(H, TARGET - M @ X)
 
 def run(penalty, steps=400, **kwargs):
   with jax.enable_x64(True):
-    solver = bj.solvers.prox_linear_pbgd(PROBLEM, penalty=penalty, step=0.9, **kwargs)
+    solver = bj.solvers.prox_linear_pbgd(
+      PROBLEM, penalty=penalty, step=0.9, **kwargs
+    )
     params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
 
     def step(_, carry):
@@ -115,7 +117,9 @@ def test_a_set_is_part_of_the_subproblem():
 
 
 def test_counts_products():
-  solver = bj.solvers.prox_linear_pbgd(PROBLEM, penalty=1.0, step=0.1, iterations=4)
+  solver = bj.solvers.prox_linear_pbgd(
+    PROBLEM, penalty=1.0, step=0.1, iterations=4
+  )
   params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
   _, state = solver.update(None, solver.init(params), params)
   assert bj.counts(state) == {

@@ -174,7 +174,9 @@ def test_meha_follows_the_gradient_of_the_moreau_envelope():
     near = lambda x, w, batch: (
       wavy(x, w, batch) + jnp.sum((w - y) ** 2) / (2 * length)
     )
-    w = bj.diagnostics.lower_minimiser(bj.BilevelProblem(near, near), start, steps=40)
+    w = bj.diagnostics.lower_minimiser(
+      bj.BilevelProblem(near, near), start, steps=40
+    )
     return near(x, w, None), w
 
   with jax.enable_x64(True):
@@ -221,8 +223,12 @@ def test_errors():
   with pytest.raises(ValueError, match='length > 0'):
     bj.meha(PROBLEM, penalty=1.0, proximity=0.0, **sgd)
   with pytest.raises(ValueError, match='smoothing > 0'):
-    bj.solvers.pzobo(PROBLEM, upper=optax.sgd(0.1), step_size=0.1, smoothing=0.0)
+    bj.solvers.pzobo(
+      PROBLEM, upper=optax.sgd(0.1), step_size=0.1, smoothing=0.0
+    )
   with pytest.raises(ValueError, match='period is at least 1'):
-    bj.solvers.vrbo(PROBLEM, terms=1, step_size=0.1, period=0, inner_steps=1, **sgd)
+    bj.solvers.vrbo(
+      PROBLEM, terms=1, step_size=0.1, period=0, inner_steps=1, **sgd
+    )
   with pytest.raises(ValueError, match='decay is in'):
     bj.solvers.sustain(PROBLEM, terms=1, step_size=0.1, decay=-1.0, **sgd)

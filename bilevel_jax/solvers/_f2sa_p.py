@@ -1,0 +1,150 @@
+"""F2SA-p: the hypergradient by finite differences of order p in the penalty."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevel_jax import descent, oracles, types
+from bilevel_jax.oracles import base
+
+
+def _nodes(order: int) -> tuple[list[int], np.ndarray]:
+  """Nodes of a difference quotient exact up to an order, and its weights."""
+  half = order // 2
+  nodes = [j for j in range(-half, half + 1) if j]
+  if order % 2:
+    nodes = list(range(-half, half + 2))
+  powers = np.vander(np.array(nodes, float), increasing=True).T
+  right = np.zeros(len(nodes))
+  right[1] = 1
+  return nodes, np.linalg.solve(powers, right)
+
+
+def f2sa_p(
+  problem: types.BilevelProblem,
+  *,
+  order: int,
+  penalty: types.ScalarOrSchedule,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""F2SA-p: a hypergradient from p lower solutions, its bias of order nu^p.
+
+  With :math:`y_j` a minimiser of :math:`j \nu f(x, \cdot) + g(x, \cdot)` and
+  weights for which :math:`\sum_j a_j j^k` is 1 for k = 1 and 0 for all other
+  k up to p,
+
+  .. math::
+    y_j &\leftarrow y_j - \beta \nabla_y ( j \nu f + g )(x_k, y_j)
+      \quad \text{(T times)} \\
+    x_{k+1} &= x_k - \alpha \sum_j a_j \left( j \nabla_x f
+      + \frac{1}{\nu} \nabla_x g \right)(x_k, y_j), \qquad
+    \nu = 1 / \gamma_k
+
+  The nodes are 0 and 1 for p = 1, which is `f2sa`, -1 and 1 for p = 2, and so
+  on, symmetric for an even p. The smoother the losses in y, the smaller a
+  penalty does.
+
+  Args:
+    problem: the upper and the lower loss, the lower one strongly convex.
+    order: p, at least 1.
+    penalty: :math:`\gamma_k > 0`, a constant or a schedule; at least twice the
+      condition number, so that all :math:`j \nu f + g` are convex.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+      The authors normalise its gradient: `optax.chain(
+      optax.normalize_by_update_norm(), optax.sgd(...))`.
+    lower: how each :math:`y_j` moves, with T `steps`; :math:`y_1` is the lower
+      variable of the parameters, the others are in the state.
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`.
+
+  Raises:
+    ValueError: if the order is below 1.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
+    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
+    ... )
+    >>> solver = bj.solvers.f2sa_p(
+    ...   problem, order=2, penalty=10.0, upper=optax.sgd(0.1),
+    ...   lower=bj.Sequence(optax.sgd(0.5), steps=5),
+    ... )
+    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(100):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.upper.round(2))
+    [1. 1.]
+
+  References:
+    Chen, Li, Chayti and Zhang, `Faster Gradient Methods for Highly-smooth
+    Stochastic Bilevel Optimization <https://arxiv.org/abs/2509.02937>`_, 2025.
+  """
+  if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+    raise ValueError(f'f2sa_p takes a whole order >= 1, got {order!r}.')
+  nodes, shares = _nodes(order)
+  names = {
+    j: 'lower' if j == 1 else f'node_{j}'.replace('-', 'm') for j in nodes
+  }
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
+  weight = penalty if callable(penalty) else lambda count: penalty
+  start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+
+  def losses(x, params, batch):
+    """Both losses at every node."""
+    at = [getattr(params, names[j]) for j in nodes]
+    f = jnp.stack([above(x, y, batch) for y in at])
+    return f, jnp.stack([below(x, y, batch) for y in at])
+
+  def follow(params, batch, updates):
+    nu = 1 / jnp.asarray(weight(updates.count))
+
+    def total(fields):
+      f, g = losses(params.upper, params._replace(**fields), batch)
+      return jnp.sum(jnp.array(nodes) * nu.astype(f.dtype) * f + g), (f, g)
+
+    fields = {name: getattr(params, name) for name in names.values()}
+    slopes, (f, g) = jax.grad(total, has_aux=True)(fields)
+    one = nodes.index(1)
+    found = base.gradients(params, **slopes)
+    return (f[one], g[one]), found, _next(updates)
+
+  def ascend(params, batch, updates):
+    nu = 1 / jnp.asarray(weight(updates.count))
+
+    def difference(x):
+      f, g = losses(x, params, batch)
+      terms = jnp.array(nodes) * f + g / nu.astype(f.dtype)
+      return jnp.sum(jnp.asarray(shares, f.dtype) * terms)
+
+    slope = jax.grad(difference)(params.upper)
+    return (), base.gradients(params, upper=slope), _next(updates)
+
+  def _next(updates):
+    return base.UpdateCount(optax.safe_increment(updates.count))
+
+  cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
+  low = types.as_sequence(lower, 'lower')
+  begin = low._replace(start=lambda params: params.lower)
+  return descent.descend(
+    oracles.oracle(
+      follow,
+      ('upper', 'lower'),
+      start,
+      counts=cost,
+      moves=names.values(),
+      needs=('upper', *names.values()),
+    ),
+    oracles.oracle(ascend, (), start, counts=cost, moves=('upper',)),
+    wrap=wrap,
+    upper=upper,
+    **{n: low if n == 'lower' else begin for n in names.values()},
+  )

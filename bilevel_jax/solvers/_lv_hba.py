@@ -1,0 +1,162 @@
+"""LV-HBA: lower inequality constraints, by a proximal Lagrangian's value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import descent, oracles, types
+from bilevel_jax.oracles import base
+
+
+def lv_hba(
+  problem: types.BilevelProblem,
+  constraint: Callable[[Any, Any], Any],
+  *,
+  penalty: types.ScalarOrSchedule,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike,
+  multiplier: types.SequenceLike,
+  proximal: types.SequenceLike,
+  proximity: tuple[float, float] = (10.0, 10.0),
+  bound: float = 1e3,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""LV-HBA: one loop for lower problems with inequality constraints.
+
+  The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. Its
+  place is taken by a bound of the gap between :math:`g` and the value of a
+  Lagrangian made strongly convex in :math:`w` and strongly concave in
+  :math:`\lambda`,
+
+  .. math::
+    L = g(x, w) + \lambda^\top h(x, w) + \tfrac{1}{2 \gamma_1} \| w - y \|^2
+      - \tfrac{1}{2 \gamma_2} \| \lambda - z \|^2
+
+  In each update, with steps :math:`\eta, \alpha, \beta`,
+
+  .. math::
+    w &\leftarrow w - \eta \nabla_w L, \qquad
+    \lambda \leftarrow [ \lambda + \eta \nabla_\lambda L ]_0^r \\
+    (x, y) &\leftarrow \Pi_C [ (x, y) - \alpha \nabla_{(x, y)}
+      ( f / c_k + g(x, y) - L ) ] \\
+    z &\leftarrow [ z + \beta (\lambda - z) / \gamma_2 ]_0^r
+
+  where :math:`C` is the joint set of x and y in which :math:`h \le 0`.
+
+  Args:
+    problem: the upper and the lower loss.
+    constraint: :math:`h(x, y)`, to an array of any shape.
+    penalty: :math:`c_k > 0`, rising: c (k + 1)^p with 0 < p < 1/2 for instance.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how the lower variable moves, with the joint set: `bj.Sequence(
+      optax.sgd(alpha), set=bj.projections.Joint(project, ('upper',)))`, where
+      `project` takes (y, x) to the nearest pair in C.
+    value: how :math:`w` moves; it starts at the lower variable. Its set is what
+      else, beside h, bounds the lower variable.
+    multiplier: how :math:`\lambda` moves, in [0, r]; it starts at zero.
+    proximal: how :math:`z` moves, likewise.
+    proximity: :math:`(\gamma_1, \gamma_2)`, both positive.
+    bound: :math:`r`, of the multipliers.
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`; `bj.values` gives `saddle`, `upper`, `lower`,
+    `gap`, and `bj.auxiliaries` `value`, `multiplier`, `proximal`.
+
+  Raises:
+    ValueError: if a proximity or the bound is not positive.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> problem = bj.BilevelProblem(  # y = min(x, 1), nearest to 3: x >= 1
+    ...   upper=lambda x, y, batch: (y - 3.0) ** 2 + (x - 2.0) ** 2,
+    ...   lower=lambda x, y, batch: (y - x) ** 2,
+    ... )
+    >>> joint = bj.projections.Joint(
+    ...   lambda yx: (jnp.minimum(yx[0], 1.0), yx[1]), ('upper',)
+    ... )
+    >>> step = optax.sgd(0.05)
+    >>> solver = bj.solvers.lv_hba(
+    ...   problem, lambda x, y: y - 1.0, penalty=lambda k: (k + 1.0) ** 0.3,
+    ...   upper=step, lower=bj.Sequence(step, set=joint), value=step,
+    ...   multiplier=step, proximal=step, proximity=(1.0, 1.0),
+    ... )
+    >>> params = bj.BilevelParams(jnp.zeros([]), jnp.zeros([]))
+    >>> state, update = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(2000):
+    ...   updates, state = update(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.upper.round(0), params.lower.round(1))
+    2.0 1.0
+
+  References:
+    Yao, Yu, Zeng and Zhang, `Constrained Bi-Level Optimization: Proximal
+    Lagrangian Value Function Approach and Hessian-free Algorithm
+    <https://arxiv.org/abs/2401.16164>`_, 2024.
+  """
+  first, second = proximity
+  if not (first > 0 and second > 0 and bound > 0):
+    raise ValueError(
+      f'lv_hba takes a positive proximity and bound, got {proximity}, {bound}.'
+    )
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
+  weight = penalty if callable(penalty) else lambda count: penalty
+  square = lambda a, b: optax.tree.norm(optax.tree.sub(a, b), squared=True)
+
+  def lagrangian(p, batch):
+    held = below(p.upper, p.value, batch) - square(p.multiplier, p.proximal) / (
+      2 * second
+    )
+    pull = jnp.vdot(p.multiplier, constraint(p.upper, p.value))
+    return held + pull + square(p.value, p.lower) / (2 * first)
+
+  def fn(params, batch, updates):
+    c = jnp.asarray(weight(updates.count))
+
+    def total(fields):
+      p = params._replace(**fields)
+      f, g = above(p.upper, p.lower, batch), below(p.upper, p.lower, batch)
+      gap = g - lagrangian(p, batch)
+      return f / c.astype(f.dtype) + gap, (f, g, gap)
+
+    fields = {'upper': params.upper, 'lower': params.lower}
+    slopes, measured = jax.grad(total, has_aux=True)(fields)
+    after = base.UpdateCount(optax.safe_increment(updates.count))
+    return measured, base.gradients(params, **slopes), after
+
+  gap = base.oracle(
+    fn,
+    ('upper', 'lower', 'gap'),
+    lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
+    counts={'gradients/upper': 1, 'gradients/lower': 2},
+    moves=('upper', 'lower'),
+  )
+  near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
+  inside = lambda z: jnp.clip(z, 0, bound)
+
+  def zeros(params):
+    height = jax.eval_shape(constraint, params.upper, params.lower)
+    return jnp.zeros(height.shape, height.dtype)
+
+  dual = {'set': inside, 'start': zeros}
+  return descent.descend(
+    oracles.gradient(
+      lagrangian,
+      name='saddle',
+      of={'value': 1, 'multiplier': -1},
+      counts_as='lower',
+    ),
+    gap,
+    oracles.gradient(near, name='proximal', of='proximal'),
+    wrap=wrap,
+    upper=upper,
+    lower=lower,
+    value=types.as_sequence(value, 'value', start=lambda p: p.lower),
+    multiplier=types.as_sequence(multiplier, 'multiplier', **dual),
+    proximal=types.as_sequence(proximal, 'proximal', **dual),
+  )

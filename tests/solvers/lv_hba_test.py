@@ -1,0 +1,118 @@
+"""Tests of LV-HBA on its authors' problem, and of one step by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+
+SIZE = 10
+PROBLEM = bj.BilevelProblem(
+  upper=lambda x, y, b: (
+    jnp.sum((x - y[1]) ** 2) / 2 + jnp.sum((y[0] - 1) ** 2) / 2
+  ),
+  lower=lambda x, y, b: y[0] @ y[0] / 2 - x @ y[0] + y[1].sum(),
+)
+
+
+def height(x, y):
+  """The authors' constraint, that the sum is at least zero."""
+  return -(x.sum() + y.sum())[None]
+
+
+def nearest(pair):
+  """To the half space of pairs whose sum is at least zero."""
+  y, x = pair
+  short = jnp.minimum(y.sum() + x.sum(), 0) / (3 * SIZE)
+  return y - short, x - short
+
+
+def solver(scale):
+  sgd = optax.sgd
+  return bj.solvers.lv_hba(
+    PROBLEM,
+    height,
+    penalty=lambda k: scale * (k + 1.0) ** 0.3,
+    upper=sgd(0.008),
+    lower=bj.Sequence(
+      sgd(0.008), set=bj.projections.Joint(nearest, ('upper',))
+    ),
+    value=sgd(0.01),
+    multiplier=sgd(0.01),
+    proximal=sgd(0.02),
+  )
+
+
+def test_solves_its_authors_problem():
+  method = solver(1.0)
+  params = bj.BilevelParams(jnp.ones(SIZE), jnp.ones((2, SIZE)))
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = method.update(None, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  start = (params, method.init(params))
+  run = jax.jit(lambda c: jax.lax.scan(step, c, length=20_000)[0])
+  params, state = run(start)
+  found = np.concatenate([params.upper[None], params.lower])
+  wanted = np.repeat([[-0.3], [0.7], [-0.4]], SIZE, axis=1)
+  distance = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+  assert distance < 0.02  # .0105 in a check of the published equations.
+  assert -height(*params) > -1e-5  # The joint set holds.
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_takes_the_steps_of_its_equations(dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    draw = np.random.default_rng(0).normal
+    x, y = draw(size=SIZE), draw(size=(2, SIZE))
+    params = bj.BilevelParams(jnp.array(x, dtype), jnp.array(y, dtype))
+    method = solver(0.5)
+    state = method.init(params)
+    for _ in range(3):
+      updates, state = method.update(None, state, params)
+      params = optax.apply_updates(params, updates)
+    theirs = by_hand(x, y, 3)
+    kept = bj.auxiliaries(state)
+    ours = (*params, kept['value'], kept['multiplier'], kept['proximal'])
+    for one, two in zip(ours, theirs, strict=True):
+      np.testing.assert_allclose(
+        one, two, rtol=1e-10 if dtype == 'float64' else 1e-4, atol=1e-6
+      )
+
+
+def by_hand(x, y, updates, eta=0.01, alpha=0.008, beta=0.02, scale=0.5):
+  w, dual, z = y.copy(), np.zeros(1), np.zeros(1)
+  for k in range(updates):
+    slope = np.stack([w[0] - x, np.ones(SIZE)])  # of g at w
+    new_w = w - eta * (slope - dual + (w - y) / 10)
+    above = -(x.sum() + w.sum())
+    dual = np.clip(dual + eta * (above - (dual - z) / 10), 0, 1e3)
+    w, c = new_w, scale * (k + 1.0) ** 0.3
+    f_x, f_y = x - y[1], np.stack([y[0] - 1, y[1] - x])
+    dx = f_x / c - y[0] + w[0] + dual
+    dy = f_y / c + np.stack([y[0] - x, np.ones(SIZE)]) - (y - w) / 10
+    x, y = x - alpha * dx, y - alpha * dy
+    short = min(x.sum() + y.sum(), 0) / (3 * SIZE)
+    x, y = x - short, y - short
+    z = np.clip(z + beta * (dual - z) / 10, 0, 1e3)
+  return x, y, w, dual, z
+
+
+def test_refuses_a_length_that_is_not_positive():
+  with pytest.raises(ValueError, match='positive proximity'):
+    sgd = optax.sgd(0.1)
+    bj.solvers.lv_hba(
+      PROBLEM,
+      height,
+      penalty=1.0,
+      upper=sgd,
+      lower=sgd,
+      value=sgd,
+      multiplier=sgd,
+      proximal=sgd,
+      proximity=(0.0, 1.0),
+    )
