@@ -5,30 +5,94 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _kept
 
 
 class DescendState(NamedTuple):
-  """State of `descend`.
+  """State of `descend`: what there is to keep of each part, and no more.
 
   Attributes:
     sequences: those that only the solver has, by name.
-    optimisers: the state of each sequence's optimiser, by name.
-    sets: the state of each sequence's set, by name.
-    counts: projections so far, by sequence, and communication rounds if one is
-      a mean over clients.
-    oracles: the state of each oracle, in order.
+    optimisers: the states of the sequences' optimisers, by name; those that
+      hold nothing are left out.
+    oracles: the state of each oracle, in order; () if it holds nothing.
+    sets: the states of the sequences' sets, by name, as `optimisers`.
+    numbers: the losses of all oracles, and evaluations and projections so far.
   """
 
   sequences: dict[str, Any]
   optimisers: dict[str, Any]
-  sets: dict[str, Any]
-  counts: types.Named
   oracles: tuple[Any, ...]
+  sets: dict[str, Any]
+  numbers: types.Numbers
+
+
+class _Parts(NamedTuple):
+  """The states of all parts, whole: what an update works on."""
+
+  oracles: tuple[Any, ...]
+  optimisers: dict[str, Any]
+  sets: dict[str, Any]
+
+
+def _is_named(node):
+  return isinstance(node, types.Named)
+
+
+def _at_rest(
+  parts: _Parts, dtype: Any, spent: dict[str, Any]
+) -> tuple[tuple[Any, Any, Any], types.Numbers]:
+  """The states without their numbers and empty nodes, and these numbers.
+
+  Every array and every node of a state costs a microsecond a call of a compiled
+  step: at rest, losses and evaluations are held in one array each.
+  """
+  values: dict[str, Any] = {}
+  counts: dict[str, Any] = dict(spent)
+
+  def take(path, node):
+    if not _is_named(node):
+      return node
+    if path[-1].name == 'counts':
+      counts.update({n: counts.get(n, 0) + node[n] for n in node})
+    else:
+      values.update(node)
+    return ()
+
+  bare = jax.tree_util.tree_map_with_path(take, parts, is_leaf=_is_named)
+  full = lambda held: {n: s for n, s in held.items() if jax.tree.leaves(s)}
+  oracles = tuple(s if jax.tree.leaves(s) else () for s in bare.oracles)
+  measured = [jnp.asarray(x, dtype) for x in values.values()]
+  return (full(bare.optimisers), oracles, full(bare.sets)), types.Numbers(
+    tuple(values), jnp.stack(measured) if measured else None, *_counted(counts)
+  )
+
+
+def _counted(counts):
+  if not counts:
+    return (), None
+  if all(isinstance(n, int) for n in counts.values()):
+    return tuple(counts), np.array(list(counts.values()), np.int32)
+  cast = [jnp.asarray(n, jnp.int32) for n in counts.values()]
+  return tuple(counts), jnp.stack(cast)
+
+
+def _whole(state, template):
+  """The states of all parts, their numbers zero: an update's are added later."""
+  left = iter(jax.tree.leaves((state.oracles, state.optimisers, state.sets)))
+
+  def fill(node):
+    if not _is_named(node):
+      return next(left)
+    zero = node.array and jnp.zeros(node.array.shape, node.array.dtype)
+    return types.Named(node.names, zero)
+
+  return jax.tree.map(fill, template, is_leaf=_is_named)
 
 
 class _Point(NamedTuple):
@@ -135,12 +199,21 @@ def descend(
       for n, start in added(params).items()
     }
     z = _joint(params, extra)
+    held, numbers = _at_rest(
+      parts_of(z), _trees.dtype_of(z), dict.fromkeys(uses, 0)
+    )
+    counts = numbers.count_array
+    zero = None if counts is None else jnp.zeros(counts.shape, jnp.int32)
     return DescendState(
-      sequences=extra,
-      optimisers={n: links[n].init(getattr(z, n)) for n in records},
-      sets={n: kept[n].init(z) for n in records},
-      counts=types.Named(tuple(uses), jnp.zeros(len(uses), jnp.int32)),
-      oracles=tuple(part.init(z) for part in parts),
+      extra, *held, numbers=numbers._replace(count_array=zero)
+    )
+
+  def parts_of(z):
+    """The states of all parts at their start."""
+    return _Parts(
+      tuple(part.init(z) for part in parts),
+      {n: links[n].init(getattr(z, n)) for n in records},
+      {n: kept[n].init(z) for n in records},
     )
 
   def settle(point, before, names, stage):
@@ -204,9 +277,11 @@ def descend(
 
   def update_fn(batch, state, params=None, **extra_args):
     starts = added(params)
-    point = restarted(state, params)
+    z = _joint(params, state.sequences)
+    whole = _whole(state, jax.eval_shape(parts_of, z))
+    point = restarted(z, whole, params)
     states, spent, moves = [], dict(uses), {}
-    for index, inner in enumerate(state.oracles):
+    for index, inner in enumerate(whole.oracles):
       before = point.z
       loop = _loop(parts[index], records, batch, inner, before)
       point, inner = run(index, loop, point, inner, extra_args)
@@ -229,17 +304,17 @@ def descend(
       for n, u in moves.items()
       if n in params._fields
     }
+    whole = _Parts(tuple(states), point.optimisers, point.sets)
+    held, numbers = _at_rest(whole, _trees.dtype_of(end), spent)
+    counts = _sequences.add_counts(state.numbers.counts, numbers.counts)
+    extra = {n: getattr(end, n) for n in starts}
     return _sequences.only(params, **ours), DescendState(
-      {n: getattr(end, n) for n in starts},
-      point.optimisers,
-      point.sets,
-      _sequences.add_counts(state.counts, spent),
-      tuple(states),
+      extra, *held, numbers=numbers._replace(count_array=counts.array)
     )
 
-  def restarted(state, params):
+  def restarted(z, whole, params):
     """Where an update begins."""
-    z, optimisers = _joint(params, state.sequences), dict(state.optimisers)
+    optimisers = dict(whole.optimisers)
     for name, record in records.items():
       if record.restart:
         start: Any = record.start
@@ -247,7 +322,7 @@ def descend(
         z = z._replace(**{name: first})
         fresh = links[name].init(first)
         optimisers[name] = base.hold_updates(fresh, optimisers[name])
-    return _Point(z, optimisers, dict(state.sets))
+    return _Point(z, optimisers, dict(whole.sets))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

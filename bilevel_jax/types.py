@@ -6,6 +6,7 @@ alone, so an untouched sequence costs neither a zero buffer nor an addition.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
@@ -60,26 +61,25 @@ class BilevelParams(NamedTuple):
   lower: Any
 
 
-@jax.tree_util.register_pytree_with_keys_class
 class Named(Mapping):
   """Numbers by name, held in one array: one buffer, however many there are.
 
   Args:
     names: a name for each number.
     array: their values, (numbers,); an axis may come before, from `jax.vmap`.
+      None without names, and where somebody else holds them.
   """
 
   def __init__(self, names: ListLike[str], array: Any):
     """Keeps the names as structure and the array as a leaf."""
-    self.names, self.array = tuple(names), array
+    self.names = tuple(names)
+    self.array: Any = array if self.names else None
 
   def __getitem__(self, name: str) -> Any:
     """The number of this name."""
-    try:
-      index = self.names.index(name)
-    except ValueError:
-      raise KeyError(name) from None
-    return self.array[..., index]
+    if name not in self.names:
+      raise KeyError(name)
+    return self.array[..., self.names.index(name)]
 
   def __iter__(self) -> Iterator[str]:
     """The names, in order."""
@@ -93,16 +93,46 @@ class Named(Mapping):
     """As a call that makes it."""
     return f'Named({self.names}, {self.array})'
 
-  def tree_flatten_with_keys(self) -> Any:
-    """The array, if there are numbers at all."""
-    # No leaf without numbers: an array of size 0 is no use to anybody.
-    children = ((jax.tree_util.GetAttrKey('array'), self.array),)
-    return (children if self.names else ()), self.names
 
-  @classmethod
-  def tree_unflatten(cls, names: Any, children: Any) -> 'Named':
-    """From names and the array."""
-    return cls(names, children[0] if names else None)
+# As a dataclass: flattened without a call of Python.
+jax.tree_util.register_dataclass(
+  Named, data_fields=['array'], meta_fields=['names']
+)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['value_array', 'count_array'],
+  meta_fields=['value_names', 'count_names'],
+)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Numbers:
+  """Losses and evaluations by name, in one array each and one node.
+
+  Attributes:
+    value_names: a name for each loss.
+    value_array: the losses, or None.
+    count_names: a name for each counter.
+    count_array: the counters, int32, or None.
+  """
+
+  value_names: tuple[str, ...]
+  value_array: Any
+  count_names: tuple[str, ...]
+  count_array: Any
+
+  @property
+  def values(self) -> Named:
+    """The losses."""
+    return Named(self.value_names, self.value_array)
+
+  @property
+  def counts(self) -> Named:
+    """The evaluations."""
+    return Named(self.count_names, self.count_array)
+
+  def _replace(self, **fields: Any) -> 'Numbers':
+    return dataclasses.replace(self, **fields)
 
 
 class Jacobian(NamedTuple):

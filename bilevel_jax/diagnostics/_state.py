@@ -1,6 +1,6 @@
 """What a solver's state says: losses measured, evaluations, added sequences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -17,13 +17,13 @@ def _nodes(state: Any, is_kind: Callable[[Any], bool]) -> list[Any]:
   for node in jax.tree.leaves(state, is_leaf=is_kind):
     if is_kind(node):
       found.append(node)
-      found += _nodes(tuple(node), is_kind)
+      found += _nodes(tuple(node) if isinstance(node, tuple) else (), is_kind)
   return found
 
 
-def _is_counted(node: Any) -> bool:
-  # By field, so that a link of a user's own can count too.
-  return 'counts' in getattr(node, '_fields', ())
+def _has(node: Any, field: str) -> bool:
+  # By field, so that a link of a user's own can measure and count too.
+  return isinstance(getattr(node, field, None), Mapping)
 
 
 def values(state: Any) -> dict[str, chex.Array]:
@@ -45,7 +45,7 @@ def values(state: Any) -> dict[str, chex.Array]:
     9.0
   """
   measured: dict[str, chex.Array] = {}
-  for node in _nodes(state, base.is_oracle_state):
+  for node in _nodes(state, lambda node: _has(node, 'values')):
     measured |= node.values
   return measured
 
@@ -114,7 +114,7 @@ def counts(state: Any) -> dict[str, Any]:
     {'gradients/lower': 5, 'gradients/upper': 1}
   """
   total: dict[str, Any] = {}
-  for node in _nodes(state, _is_counted):
+  for node in _nodes(state, lambda node: _has(node, 'counts')):
     for name, count in node.counts.items():
       total[name] = total.get(name, 0) + count
   plain = lambda x: jnp.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)

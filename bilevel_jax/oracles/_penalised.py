@@ -85,7 +85,8 @@ def penalised(
   weights = _penalty.penalty_weights(penalty, rescale=rescale)
 
   def fused(params, batch, count):
-    weigh_above, weigh_height = weights(count.count, _trees.dtype_of(params))
+    now = count.count if scheduled else None
+    weigh_above, weigh_height = weights(now, _trees.dtype_of(params))
 
     def loss(fields):
       above, one = above_at(fields, params, batch)
@@ -94,10 +95,16 @@ def penalised(
       return total, (above, below, height, one, two)
 
     fields = {n: getattr(params, n) for n in of}
-    slopes, (*measured, one, two) = jax.grad(loss, has_aux=True)(fields)
+    slopes, found_there = jax.grad(loss, has_aux=True)(fields)
+    above, below, height, one, two = found_there
     found = base.gradients(params, **slopes)
-    count = base.UpdateCount(optax.safe_increment(count.count))
-    return result(*measured, found, count, one, two)
+    if scheduled:
+      count = base.UpdateCount(optax.safe_increment(count.count))
+    return result(above, below, height, found, count, one, two)
 
-  zero = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+  # A constant weight needs no count: one buffer less a step.
+  scheduled = callable(penalty)
+  zero = lambda params: (
+    base.UpdateCount(jnp.zeros([], jnp.int32)) if scheduled else ()
+  )
   return base.oracle(fused, init=zero, **shared)

@@ -207,7 +207,7 @@ def oracle(
     dtype = state.values.array.dtype if names else None
     measured = [jnp.asarray(value, dtype) for value in values]
     return gradients, OracleState(
-      types.Named(names, jnp.stack(measured) if names else None),
+      types.Named(names, jnp.stack(measured) if measured else None),
       _sequences.add_counts(state.counts, spent),
       inner,
       kept,
