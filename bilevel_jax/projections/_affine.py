@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from bilevel_jax import _trees
+
 
 def is_concrete(tree: Any) -> bool:
   """Whether no leaf of a tree is being traced."""
@@ -104,7 +106,7 @@ class AffineSet:
     right = jax.tree.map(jnp.asarray, right)
     gap = optax.tree.norm(self.unattained(point, right))
     size = optax.tree.norm(right)
-    return jnp.where(size > 0, gap / jnp.where(size > 0, size, 1), 0)
+    return _trees.ratio(gap, size)
 
   def check(self, point: Any, upper: Any = None, name: str = '') -> None:
     """Raises ValueError if the set has no point in it; not while traced.
@@ -396,21 +398,17 @@ def _least_squares(apply, back, target, steps, tolerance):
   Other than on (A A^T) u = target, what rounding puts outside the range of A
   does no harm.
   """
-  ratio = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
   square = lambda tree: optax.tree.norm(tree, squared=True)
-  add = lambda x, a, y: jax.tree.map(
-    lambda p, q: p + a.astype(p.dtype) * q, x, y
-  )
 
   def step(carry):
     x, residual, direction, size, taken = carry
     image = apply(direction)
-    length = ratio(size, square(image))
-    x = add(x, length, direction)
-    residual = add(residual, -length, image)
+    length = _trees.ratio(size, square(image))
+    x = _trees.add_scaled(x, length, direction)
+    residual = _trees.add_scaled(residual, -length, image)
     slope = back(residual)
     new = square(slope)
-    direction = add(slope, ratio(new, size), direction)
+    direction = _trees.add_scaled(slope, _trees.ratio(new, size), direction)
     return x, residual, direction, new, taken + 1
 
   slope = back(target)
