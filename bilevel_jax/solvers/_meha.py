@@ -26,7 +26,8 @@ def meha(
   `v_pbgd` whose value sequence is held near the lower variable: its problem is
   strongly convex for a short enough :math:`\gamma`, also where the lower loss
   is not convex. The gap, and so the pull of the penalty, is smaller than the
-  value function's.
+  value function's. Both variables move at once; the authors take the slope in y
+  at the new :math:`x_{k+1}`.
 
   Args:
     problem: the upper and the lower loss.

@@ -7,6 +7,11 @@ from bilevel_jax import aggregators, descent, oracles, types
 
 def _penalised(oracle, penalty, rescale, fused):
   """An oracle of two rows with their weights, or its fused form."""
+  if penalty is None:
+    raise ValueError(
+      'the penalty is a weight or a schedule, got None: bj.suggest gives one; '
+      'for a method without one, take bj.bome.'
+    )
   if fused:
     return oracle(penalty=penalty, rescale=rescale)
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
