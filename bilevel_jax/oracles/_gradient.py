@@ -92,6 +92,7 @@ def gradient(
     counts={f'gradients/{counts_as or name}': 1},
     moves=signs,
     outputs=outputs and announced,
+    linear=True,
   )
 
 

@@ -12,7 +12,7 @@ from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
-# (upper variable, lower variable, params, batch)
+# (upper variable, lower variable, params, batch, what `prepare` gave or None)
 # -> (penalty, (lower loss, its outputs))
 PenaltyFn = Callable[[Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
@@ -26,7 +26,8 @@ def penalised(
   counts: Mapping[str, int],
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
-) -> optax.GradientTransformationExtraArgs:
+  prepare: Callable[[base.Mean, Any, Any], Any] | None = None,
+) -> base.Oracle:
   """Makes an oracle from a penalty that replaces the lower problem.
 
   Args:
@@ -39,6 +40,9 @@ def penalised(
     counts: what one evaluation costs.
     penalty: None for two rows; a weight or a schedule for the fused form.
     rescale: for the fused form, as in `scale_by_penalty`.
+    prepare: for a penalty that is not linear in the samples, what it needs to
+      be linear in those of a part, from (mean, params, batch): the last
+      argument of `penalty_fn`, which is else None.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
@@ -56,32 +60,25 @@ def penalised(
     """The outputs asked for, if any, as a last result."""
     return base.outputs_of(problem, upper=above, lower=below)
 
-  def rows(params, batch, inner):
+  def rows(batch, params, known):
     x, y = params.upper, params.lower
     (above, one), above_slope = jax.value_and_grad(
       upper.full, (0, 1), has_aux=True
     )(x, y, batch)
     (height, (below, two)), height_slope = jax.value_and_grad(
       penalty_fn, (0, 1), has_aux=True
-    )(x, y, params, batch)
+    )(x, y, params, batch, known)
     stacked = jax.tree.map(
       lambda *r: jnp.stack(r), above_slope, tuple(height_slope)
     )
     slopes = _sequences.only(params, upper=stacked[0], lower=stacked[1])
     measured = (above, below, height)
-    return measured, types.Jacobian(slopes), inner, *given(one, two)
+    return measured, types.Jacobian(slopes), given(one, two)
 
-  if penalty is None:
-    return base.oracle(rows, **shared)
-  weights = _penalty.penalty_weights(penalty, rescale=rescale)
-
-  def fused(params, batch, count):
-    dtype = _trees.dtype_of(params)
-    upper_weight, height_weight = weights(count.count, dtype)
-
+  def fused(batch, params, known, upper_weight, height_weight):
     def loss(x, y):
       above, one = upper.full(x, y, batch)
-      height, (below, two) = penalty_fn(x, y, params, batch)
+      height, (below, two) = penalty_fn(x, y, params, batch, known)
       total = upper_weight * above + height_weight * height
       return total, ((above, below, height), given(one, two))
 
@@ -89,8 +86,30 @@ def penalised(
       params.upper, params.lower
     )
     gradients = _sequences.only(params, upper=slopes[0], lower=slopes[1])
-    count = base.UpdateCount(optax.safe_increment(count.count))
-    return values, gradients, count, *outputs
+    return values, gradients, outputs
 
-  zero = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
-  return base.oracle(fused, init=zero, **shared)
+  def averaged(mean, prepare=prepare):
+    def fn(params, batch, count):
+      known, evaluate, more = None, rows, ()
+      if prepare is not None:
+        known = prepare(mean, params, batch)
+      if penalty is not None:
+        evaluate, more = fused, weights(count.count, _trees.dtype_of(params))
+        count = base.UpdateCount(optax.safe_increment(count.count))
+      values, gradients, outputs = mean.of(
+        evaluate, batch, params, known, *more
+      )
+      return values, gradients, count, *outputs
+
+    return fn
+
+  if penalty is not None:
+    weights = _penalty.penalty_weights(penalty, rescale=rescale)
+    zero = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+    shared['init'] = zero
+  return base.oracle(
+    averaged(base.WHOLE, None),
+    **shared,
+    linear=prepare is None,
+    averaged=None if prepare is None else averaged,
+  )

@@ -13,7 +13,7 @@ def value_gap(
   penalty: types.ScalarOrSchedule | None = None,
   rescale: bool = True,
   proximity: float | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Gradients of the upper loss and of the value gap of the lower loss.
 
   .. math::
@@ -65,7 +65,8 @@ def value_gap(
   """
   lower = base.Loss(problem.lower, 'lower')
 
-  def gap(x, y, params, batch):
+  def gap(x, y, params, batch, known):
+    del known
     below, outputs = lower.full(x, y, batch)
     # Live in x, stopped in the value sequence.
     least = lower(x, jax.lax.stop_gradient(params.value), batch)

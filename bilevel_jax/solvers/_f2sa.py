@@ -43,6 +43,7 @@ def _slopes(problem, names):
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=(*names, 'value') if 'lower' in names else names,
     needs=('upper', 'lower', 'value'),
+    linear=True,
   )
 
 

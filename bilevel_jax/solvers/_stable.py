@@ -36,7 +36,7 @@ def _curvature(problem):
     )(jnp.eye(y.size, dtype=y.dtype))
     return (), {'cross': cross, 'hessian': hessian}, inner
 
-  return base.oracle(fn, (), counts={'hessians/lower': 1})
+  return base.oracle(fn, (), counts={'hessians/lower': 1}, linear=True)
 
 
 def _slopes(problem):
@@ -50,7 +50,7 @@ def _slopes(problem):
     return (f, g), {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}, inner
 
   cost = {'gradients/upper': 1, 'gradients/lower': 1}
-  return base.oracle(fn, ('upper', 'lower'), counts=cost)
+  return base.oracle(fn, ('upper', 'lower'), counts=cost, linear=True)
 
 
 def stable(
@@ -107,10 +107,10 @@ def stable(
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))
   # Takes the gradients themselves for a batch.
-  given = base.oracle(
-    lambda params, batch, inner: ((), batch, inner),
-    (),
-    moves=('upper', 'lower'),
+  given = base.Oracle(
+    lambda params: (),
+    lambda batch, state, params=None, **extra_args: (batch, state),
+    ('upper', 'lower'),
   )
   move = _descend.descend(given, upper=upper, lower=lower)
 
