@@ -71,7 +71,7 @@ def descend(
 
   Raises:
     TypeError: if a record is none, with the mend; at the call, if an oracle's
-      gradients are a `Jacobian`.
+      gradients are a `Jacobian`, or if the batch is of the parameters' type.
     ValueError: without oracles; at init, if a sequence is missing or a set has
       no point in it; at the call, if a sequence has a gradient but no record,
       or if the sequences of one oracle have loops that do not fit.
@@ -203,6 +203,7 @@ def descend(
     return unpack(packed), inner
 
   def update_fn(batch, state, params=None, **extra_args):
+    base.require_batch(batch, params)
     starts = added(params)
     point = restarted(state, params)
     states, spent, moves = [], dict(uses), {}

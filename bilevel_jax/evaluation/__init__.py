@@ -1,8 +1,8 @@
 """Wrappers of oracles: where, and on what, gradients are evaluated.
 
-A wrapper that takes means over samples (`accumulate`, `mean_over`,
-`independent`, `saga`) needs an oracle that is linear in them, or one whose
-losses can be averaged within: see `bilevel_jax.oracles.base`. `storm` takes any.
+Wrappers that take means over samples (`accumulate`, `mean_over`, `independent`,
+`saga`) need an oracle that is linear in them; the first two also take one whose
+losses can be averaged within (see `bilevel_jax.oracles.base`), `storm` any.
 """
 
 from bilevel_jax.evaluation._accumulate import accumulate

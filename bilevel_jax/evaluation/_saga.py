@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bilevel_jax import _checks, _trees, types
@@ -118,9 +119,10 @@ def saga(
 
   def init_fn(params):
     shape = like(params)
-    # The sum of copies, and not an empty table, is sharded like its rows.
+    # By broadcasting, so that the table is sharded like its rows.
     table = jax.tree.map(
-      lambda x: jnp.zeros_like(jnp.stack([x] * largest)), shape
+      lambda x: jnp.broadcast_to(jnp.zeros_like(x), (largest, *jnp.shape(x))),
+      shape,
     )
     return SagaState(
       jnp.zeros([], jnp.int32),
@@ -135,7 +137,7 @@ def saga(
       which = state.count % jnp.asarray(parts, jnp.int32)
     else:
       which = jnp.asarray(index(batch), jnp.int32)
-    if which.shape != jnp.shape(parts):
+    if which.shape != np.shape(parts):
       raise ValueError(
         f'saga: `index` gives an array of shape {which.shape}, but `parts` is '
         f'{parts}: one integer for each number of parts.'

@@ -81,7 +81,9 @@ def compositional(
 
   def directions(mean, params, batch, inner):
     points = [params.main, *(getattr(params, name) for name in names)]
-    fields, loss, slope = {}, (), None
+    fields: dict[str, Any] = {}
+    loss: tuple[Any, ...] = ()
+    slope = None
     if of != 'levels':
       value, slope = mean.of(
         lambda some, z: jax.value_and_grad(outside)(z, part(some, last)),

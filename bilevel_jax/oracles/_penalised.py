@@ -14,7 +14,7 @@ from bilevel_jax.oracles import base
 
 # (upper variable, lower variable, params, batch, what `prepare` gave or None)
 # -> (penalty, (lower loss, its outputs))
-PenaltyFn = Callable[[Any, Any, Any, Any], tuple[chex.Array, tuple]]
+PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
 def penalised(
@@ -90,7 +90,9 @@ def penalised(
 
   def averaged(mean, prepare=prepare):
     def fn(params, batch, count):
-      known, evaluate, more = None, rows, ()
+      known: Any = None
+      evaluate: Callable[..., Any] = rows
+      more: tuple[Any, ...] = ()
       if prepare is not None:
         known = prepare(mean, params, batch)
       if penalty is not None:

@@ -11,9 +11,9 @@ gradients. To write a wrapper of oracles, use `wrapped`, and `measured`,
 
 A batch is often seen in parts, one after another or one on each device. The
 gradient of a mean loss is the mean of its gradients on the parts; a
-hypergradient is not, as it divides by a Hessian. So an oracle says whether it is
-`linear` in its samples. If it is not, it may have a form `averaged`, in which
-each evaluation of its losses is a `Mean` over the parts.
+hypergradient is not, as it divides by a Hessian. So an oracle says whether it
+is `linear` in its samples. If it is not, it may have a form `averaged`, in
+which each evaluation of its losses is a `Mean` over the parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -227,7 +227,7 @@ def oracle(
   def made(fn, parts):
     def update_fn(batch, state, params=None, **extra_args):
       del extra_args
-      _require_batch(batch, params)
+      require_batch(batch, params)
       if required:
         _sequences.require_sequences(params, required, 'an oracle')
       given: Any = fn(params, batch, state.inner)
@@ -260,7 +260,7 @@ def oracle(
   return made(fn, 1)
 
 
-def _require_batch(batch: Any, params: Any) -> None:
+def require_batch(batch: Any, params: Any) -> None:
   """Raises TypeError without parameters, or with gradients for a batch."""
   if params is None:
     raise TypeError(
@@ -269,11 +269,10 @@ def _require_batch(batch: Any, params: Any) -> None:
     )
   if _sequences.is_sequences(params) and type(batch) is type(params):
     raise TypeError(
-      f'an oracle got a {type(batch).__name__} of the parameters for its batch: '
-      'a solver takes the batch where optax takes gradients, so what looks at '
-      'gradients (optax.MultiSteps, optax.apply_if_finite) belongs around an '
-      'optimiser within the solver, and bj.evaluation.accumulate around its '
-      'oracle.'
+      f'the batch is a {type(batch).__name__}, as the parameters are: a solver '
+      'takes the batch where optax takes gradients, so what looks at gradients '
+      '(optax.MultiSteps, optax.apply_if_finite) belongs around an optimiser '
+      'within the solver, and bj.evaluation.accumulate around its oracle.'
     )
 
 

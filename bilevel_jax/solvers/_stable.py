@@ -106,10 +106,10 @@ def stable(
   wrap = wrap or (lambda oracle: oracle)
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))
-  # Takes the gradients themselves for a batch.
+  # Its batch holds the gradients themselves.
   given = base.Oracle(
     lambda params: (),
-    lambda batch, state, params=None, **extra_args: (batch, state),
+    lambda batch, state, params=None, **extra_args: (*batch, state),
     ('upper', 'lower'),
   )
   move = _descend.descend(given, upper=upper, lower=lower)
@@ -137,7 +137,7 @@ def stable(
     gradients = _sequences.only(
       params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
     )
-    updates, three = move.update(gradients, state[2], params, **extra_args)
+    updates, three = move.update((gradients,), state[2], params, **extra_args)
     foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
     lower_update = optax.tree.sub(updates.lower, foreseen)
     return updates._replace(lower=lower_update), (one, two, three)
