@@ -83,7 +83,7 @@ def _counted(counts):
 
 
 def _whole(state, template):
-  """The states of all parts, their numbers zero: an update's are added later."""
+  """The states of all parts, their numbers zero: those are added up later."""
   left = iter(jax.tree.leaves((state.oracles, state.optimisers, state.sets)))
 
   def fill(node):
@@ -135,7 +135,7 @@ def descend(
 
   Raises:
     TypeError: if a record is none, with the mend; at the call, if an oracle's
-      gradients are a `Jacobian`.
+      gradients are a `Jacobian`, or if the batch is of the parameters' type.
     ValueError: without oracles; at init, if a sequence is missing or a set has
       no point in it; at the call, if a sequence has a gradient but no record,
       or if the sequences of one oracle have loops that do not fit.
@@ -276,6 +276,7 @@ def descend(
     return unpack(packed), inner
 
   def update_fn(batch, state, params=None, **extra_args):
+    base.require_batch(batch, params)
     starts = added(params)
     z = _joint(params, state.sequences)
     whole = _whole(state, jax.eval_shape(parts_of, z))

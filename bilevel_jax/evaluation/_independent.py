@@ -7,62 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import _checks, types
+from bilevel_jax.evaluation import _parts
 from bilevel_jax.oracles import base
-
-
-def deal_batch(batch: Any, parts: int) -> Any:
-  """Deals the examples of a batch out in turn, like cards.
-
-  Args:
-    batch: a pytree of arrays with a leading axis of examples; a scalar PRNG key
-      is split into one key a part.
-    parts: how many parts.
-
-  Returns:
-    The pytree with a new leading axis of parts. On a batch that is itself one
-    of several devices' parts, the dealt parts are those of the whole batch.
-
-  Raises:
-    ValueError: if a leaf has no leading axis or one that `parts` does not
-      divide.
-
-  Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.evaluation.deal_batch(jnp.arange(4), 2))
-    [[0 2]
-     [1 3]]
-  """
-
-  def one(leaf):
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and not leaf.shape:
-      return jax.random.split(leaf, parts)
-    if not leaf.shape or leaf.shape[0] % parts:
-      raise ValueError(
-        f'deal_batch deals a batch into {parts} equal parts, but a leaf has '
-        f'the shape {leaf.shape}: choose a batch size that {parts} divides, or '
-        'pass a `split` of your own.'
-      )
-    dealt = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
-    return jnp.moveaxis(dealt, 1, 0)
-
-  return jax.tree.map(one, batch)
 
 
 def independent(
   oracle: optax.GradientTransformation,
   samples: int,
   *,
-  split: Callable[[Any, int], Any] = deal_batch,
-) -> optax.GradientTransformationExtraArgs:
+  split: Callable[[Any, int], Any] = _parts.deal_batch,
+) -> base.Oracle:
   r"""Evaluates an oracle's Jacobian on several independent parts of a batch.
 
   For aggregators that multiply two of them, so that their noises do not
   correlate (`modo`, `sdmgrad`), and for `moco` with several samples.
 
   Args:
-    oracle: gives a `Jacobian`.
+    oracle: gives a `Jacobian` that is linear in the samples, so that each
+      part's is unbiased.
     samples: how many, at least 1.
     split: makes a pytree with a leading axis of samples from (batch, samples);
       for instance `lambda batch, n: batch` for batches that come stacked.
@@ -74,8 +37,8 @@ def independent(
 
   Raises:
     TypeError: at the call, if the oracle gives no `Jacobian`.
-    ValueError: if `samples` is below 1, or at the call, if a batch does not
-      split.
+    ValueError: if `samples` is below 1 or the oracle is not linear in its
+      samples; at the call, if a batch does not split.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -88,10 +51,9 @@ def independent(
     >>> print(jacobian.rows)
     [1. 2. 3. 2.]
   """
-  if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-    raise ValueError(
-      f'independent takes a whole number of samples >= 1, got {samples}.'
-    )
+  _checks.whole('independent', 'samples', samples)
+  mend = 'wrap bj.multi_objective(losses), and give its rows to the aggregator'
+  base.require_linear(oracle, 'independent', mend)
   inner = optax.with_extra_args_support(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -99,7 +61,10 @@ def independent(
     found, measured = [], []
     for i in range(samples):
       part = jax.tree.map(lambda leaf, i=i: leaf[i], batches)
+      before = state
       jacobian, state = inner.update(part, state, params, **extra_args)
+      if i < samples - 1:
+        state = base.hold_updates(state, before)
       if not isinstance(jacobian, types.Jacobian):
         raise TypeError(
           'independent stacks the rows of Jacobians, got '
@@ -109,7 +74,11 @@ def independent(
       found.append(jacobian)
       measured.append(base.measured(state))
     join = lambda *leaves: jnp.concatenate(leaves)
-    average = lambda *leaves: sum(leaves[1:], leaves[0]) / samples
+
+    def average(*leaves):
+      inexact = jnp.issubdtype(leaves[0].dtype, jnp.inexact)
+      return sum(leaves[1:], leaves[0]) / samples if inexact else leaves[-1]
+
     joined = types.Jacobian(
       rows=jax.tree.map(join, *(j.rows for j in found)),
       rest=jax.tree.map(average, *(dict(j.rest) for j in found)),
@@ -118,4 +87,5 @@ def independent(
     means = jax.tree.map(average, *measured)
     return joined, base.replace_measured(state, means)
 
-  return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+  moves = getattr(oracle, 'moves', None)
+  return base.Oracle(inner.init, update_fn, moves, linear=True)

@@ -13,7 +13,7 @@ from bilevel_jax.oracles import base
 def mean_over(
   oracle: optax.GradientTransformation,
   axis_name: Hashable | tuple[Hashable, ...],
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Averages an oracle's gradients and losses over devices.
 
   .. math::
@@ -24,7 +24,10 @@ def mean_over(
   wrapped there.
 
   So is what the oracle keeps for its next evaluation, a warm start for
-  instance: the state stays the same on all devices.
+  instance: the state stays the same on all devices. In `implicit`,
+  `gradient_norm` and `compositional`, which are not linear in their samples,
+  each evaluation of the losses is averaged instead: in a linear system, each
+  product with the Hessian.
 
   Args:
     oracle: what to evaluate on each device's part of the batch.
@@ -32,6 +35,10 @@ def mean_over(
 
   Returns:
     An oracle; `bj.counts` counts what one device evaluates.
+
+  Raises:
+    ValueError: if the oracle is not linear in its samples and has no form in
+      which its losses are averaged.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
@@ -42,32 +49,41 @@ def mean_over(
     >>> print(jax.vmap(step, axis_name='devices')(jnp.array([1.0, 3.0])))
     [-2. -2.]
   """
-  inner = optax.with_extra_args_support(oracle)
 
-  def share(node):
-    # Warm starts and the like: the state is the same on all devices.
-    mean = lambda leaf: (
+  def mean(tree):
+    one = lambda leaf: (
       jax.lax.pmean(leaf, axis_name)
       if jnp.issubdtype(leaf.dtype, jnp.inexact)
       else leaf
     )
-    return node._replace(inner=jax.tree.map(mean, node.inner))
+    return jax.tree.map(one, tree)
 
-  def update_fn(batch, state, params=None, **extra_args):
-    # In a shard_map, the derivative in parameters that all devices share is
-    # already a sum over devices; in parameters that may differ, by their type,
-    # it is each device's own.
+  def own(tree):
+    # In a shard_map, the derivative in a value that all devices share is
+    # already a sum over devices; in one that may differ, by its type, it is
+    # each device's own.
     axes = _sequences.varying_axes(jax.lax.axis_index(axis_name))
-    params = jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), params)
-    gradients, state = inner.update(batch, state, params, **extra_args)
-    gradients, means = jax.lax.pmean(
-      (gradients, base.measured(state)), axis_name
-    )
-    state = jax.tree.map(
-      lambda node: share(node) if base.is_oracle_state(node) else node,
-      state,
-      is_leaf=base.is_oracle_state,
-    )
-    return gradients, base.replace_measured(state, means)
+    return jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), tree)
 
-  return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+  def share(node):
+    if not base.is_oracle_state(node):
+      return node
+    return node._replace(inner=mean(node.inner))
+
+  def of(fn, batch, *at):
+    return mean(fn(batch, *own(at)))
+
+  def linear(one):
+    def update_fn(batch, state, params=None, **extra_args):
+      found, after = one.update(batch, state, own(params), **extra_args)
+      # Warm starts and the like: the state is the same on all devices.
+      after = jax.tree.map(share, after, is_leaf=base.is_oracle_state)
+      found, seen = mean((found, base.measured(after)))
+      return found, base.replace_measured(after, seen)
+
+    return base.Oracle(one.init, update_fn)
+
+  mend = (
+    'give jax.jit a sharded batch, without this wrapper, and it sees the whole'
+  )
+  return base.mean_of(oracle, base.Mean(of, linear), 'mean_over', mend)

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bilevel_jax import types
-from bilevel_jax.evaluation import _accumulate, _storm
+from bilevel_jax import _checks, _trees, types
+from bilevel_jax.evaluation import _storm
 from bilevel_jax.oracles import base
 
 
@@ -17,16 +18,27 @@ class SagaState(NamedTuple):
   """State of `saga`.
 
   Attributes:
-    count: updates so far, an int32 scalar.
-    table: last gradients; leaves have a leading axis of `parts`.
-    mean: the mean of the table over its parts.
+    count: evaluations so far, an int32 scalar.
+    table: last gradients; leaves have a leading axis of parts.
+    total: the sum of the table over its parts.
+    seen: which parts have an entry, (parts,); (parts, rows) where each row has
+      parts of its own.
     inner: the state of the oracle.
   """
 
   count: chex.Array
   table: Any
-  mean: Any
+  total: Any
+  seen: chex.Array
   inner: Any
+
+
+class _Kept(NamedTuple):
+  """What an update makes of one leaf."""
+
+  found: chex.Array
+  table: chex.Array
+  total: chex.Array
 
 
 def saga(
@@ -34,39 +46,42 @@ def saga(
   parts: int | tuple[int, ...],
   *,
   index: Callable[[Any], Any] | None = None,
-  examples: bool = False,
-  like: Callable[[Any], Any] = lambda params: params,
-) -> optax.GradientTransformationExtraArgs:
+  like: Callable[[Any], Any] | None = None,
+  accumulator_dtype: Any = jnp.float32,
+) -> base.Oracle:
   r"""Corrects each gradient by the last one of the same part of the data.
 
   .. math::
-    d = G_i(z) - t_i + \frac{1}{n} \sum_{j=1}^{n} t_j, \qquad
-    t_i \leftarrow G_i(z)
+    d = G_i(z) - t_i + \frac{1}{|S|} \sum_{j \in S} t_j
+    \quad \text{if } i \in S, \qquad d = G_i(z) \quad \text{else}; \qquad
+    \text{then } t_i \leftarrow G_i(z), \; S \leftarrow S \cup \{i\}
 
-  Near a solution its noise vanishes, so that a constant step converges as on
-  the whole data, at the price of :math:`n` gradients in memory. The table
-  starts at zero: until a part was seen, its gradient is not corrected.
+  where S holds the parts that were seen so far. Near a solution its noise
+  vanishes, so that a constant step converges as on the whole data, at the price
+  of :math:`n` gradients in memory. Where parts are drawn uniformly, the mean of
+  :math:`d` is the gradient of the whole data, from the first update on.
 
   Args:
-    oracle: what to evaluate.
+    oracle: what to evaluate, linear in its samples.
     parts: :math:`n`, into how many parts the data are divided: fixed batches,
-      or single examples. With fewer rows in one objective, the larger number.
+      or single examples. Where the rows of a `Jacobian` draw samples of their
+      own, a tuple of a number for each row.
     index: which part a batch is, from the batch; an integer scalar in
-      [0, parts). With rows of several objectives that draw samples of their
-      own, an integer for each row. By default parts come in turn, the first
-      batch being part 0.
-    examples: whether the batch holds single examples, each a part of its own:
-      then `index` gives an integer for each, all different, and the oracle is
-      mapped over them. One evaluation is counted, as for the whole batch.
+      [0, parts), or for a tuple an integer for each row. By default parts come
+      in turn, the first batch being part 0.
     like: makes, from the parameters, a pytree of the structure of what the
       oracle gives, as in `storm`.
+    accumulator_dtype: what the sum of the table is kept in, at least; the table
+      and the result have the oracle's dtypes.
 
   Returns:
     An oracle.
 
   Raises:
-    ValueError: if `parts` is below 1, if `examples` lacks an `index`, or at the
-      call, if the oracle gives another structure than `like`.
+    ValueError: if `parts` is below 1, or the oracle is not linear in its
+      samples; at the call, if the oracle gives another structure than `like`.
+    TypeError: at the call, if `parts` is a tuple and the oracle gives something
+      else than that many rows.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -86,103 +101,97 @@ def saga(
     With Support for Non-Strongly Convex Composite Objectives
     <https://arxiv.org/abs/1407.0202>`_, 2014.
   """
+  by_row = isinstance(parts, tuple)
   numbers = parts if isinstance(parts, tuple) else (parts,)
   for number in numbers:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-      raise ValueError(f'saga takes a whole number of parts >= 1, got {parts}.')
+    _checks.whole('saga', 'parts', number)
   if not numbers:
     raise ValueError('saga takes a number of parts for each row, got none.')
-  if examples and len(numbers) > 1:
-    raise ValueError('saga over examples takes one number of parts.')
+  base.require_linear(
+    oracle,
+    'saga',
+    'take bj.evaluation.storm, which corrects any oracle by the same batch, or '
+    'tables of linear directions, as bj.saba does',
+  )
   largest = max(numbers)
-  if examples and index is None:
-    raise ValueError(
-      'saga over examples needs their numbers: pass index=..., a function from '
-      'the batch to an integer for each example.'
-    )
   inner = optax.with_extra_args_support(oracle)
+  like = like or _storm.like_moved(oracle)
 
   def init_fn(params):
     shape = like(params)
-    # The sum of copies, and not an empty table, is sharded like its rows.
+    # By broadcasting, so that the table is sharded like its rows.
     table = jax.tree.map(
-      lambda x: jnp.zeros_like(jnp.stack([x] * largest)), shape
+      lambda x: jnp.broadcast_to(jnp.zeros_like(x), (largest, *jnp.shape(x))),
+      shape,
     )
-    mean = jax.tree.map(jnp.zeros_like, shape)
-    return SagaState(jnp.zeros([], jnp.int32), table, mean, inner.init(params))
-
-  def evaluate_each(batch, state, params, numbers, extra_args):
-    """Gradients with a leading axis of examples."""
-    split = _accumulate.split_batch(batch, numbers.shape[0])
-    one = lambda part: inner.update(part, state, params, **extra_args)
-    gradients, states = jax.vmap(one)(split)
-    measured = base.measured(states)
-    after = jax.tree.map(lambda x: x[0], states)
-    means = jax.tree.map(lambda v: v.mean(axis=0), measured)
-    return gradients, base.replace_measured(after, means)
+    return SagaState(
+      jnp.zeros([], jnp.int32),
+      table,
+      _trees.accumulator_like(shape, accumulator_dtype),
+      jnp.zeros((largest, len(numbers)) if by_row else largest, bool),
+      inner.init(params),
+    )
 
   def update_fn(batch, state, params=None, **extra_args):
     if index is None:
       which = state.count % jnp.asarray(parts, jnp.int32)
     else:
       which = jnp.asarray(index(batch), jnp.int32)
-    if examples:
-      gradients, after = evaluate_each(
-        batch, state.inner, params, which, extra_args
+    if which.shape != np.shape(parts):
+      raise ValueError(
+        f'saga: `index` gives an array of shape {which.shape}, but `parts` is '
+        f'{parts}: one integer for each number of parts.'
       )
-    else:
-      gradients, after = inner.update(batch, state.inner, params, **extra_args)
-    by_row = isinstance(gradients, types.Jacobian) and which.ndim == 1
-    if by_row and not examples:
-      pick = lambda table: (which, jnp.arange(which.shape[0]))
-    else:
-      pick = lambda table: which
+    gradients, after = inner.update(batch, state.inner, params, **extra_args)
+    at: Any = which
+    if by_row:
+      _require_rows(gradients, len(numbers))
+      at = (which, jnp.arange(len(numbers)))
+    known, number = state.seen[at], jnp.maximum(state.seen.sum(0), 1)
 
-    def pair(gradient, table, mean):
-      last = table[pick(table)]
-      change = (gradient - last).astype(table.dtype)
-      fresh = change.mean(0) if examples else change
-      total = change.sum(0) if examples else change
-      share = 1 / jnp.asarray(numbers, mean.dtype)
-      if len(numbers) > 1:
-        share = share.reshape(-1, *[1] * (mean.ndim - 1))
-      elif not mean.shape:
-        share = share[0]
-      return _Updated(
-        fresh + mean,
-        table.at[pick(table)].add(change),
-        (mean + total * share).astype(mean.dtype),
+    def one(gradient, table, total):
+      dtype, tail = total.dtype, (1,) * (gradient.ndim - known.ndim)
+      spread = lambda x: x.reshape(*x.shape, *tail)
+      last, now = table[at].astype(dtype), gradient.astype(table.dtype)
+      mean = total / spread(number).astype(dtype)
+      return _Kept(
+        gradient.astype(dtype) - jnp.where(spread(known), last - mean, 0),
+        table.at[at].set(now),
+        total + (now.astype(dtype) - last),
       )
 
-    held = jax.tree.map(lambda t, m: _Updated(m, t, m), state.table, state.mean)
-    new = _storm.map_given(
-      'saga',
-      lambda gradient, one: pair(gradient, one.table, one.mean),
-      gradients,
-      estimate=held,
-    )
+    totals = _storm.where_given('saga', gradients, state.total)
+    tables = _storm.only_given(gradients, state.table)
+    new = jax.tree.map(one, gradients, tables, totals)
     part = lambda name: jax.tree.map(
-      lambda one: getattr(one, name), new, is_leaf=_is_updated
+      lambda kept: getattr(kept, name),
+      new,
+      is_leaf=lambda node: isinstance(node, _Kept),
     )
-    directions = jax.tree.map(
-      lambda given, found: None if given is None else found,
-      gradients,
-      part('direction'),
-      is_leaf=lambda node: node is None,
+    return _trees.as_dtypes_of(part('found'), gradients), SagaState(
+      optax.safe_increment(state.count),
+      _storm.with_given(gradients, part('table'), state.table),
+      _storm.with_given(gradients, part('total'), state.total),
+      state.seen.at[at].set(True),
+      after,
     )
-    count = optax.safe_increment(state.count)
-    return directions, SagaState(count, part('table'), part('mean'), after)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-class _Updated(NamedTuple):
-  """What an update makes of one leaf."""
-
-  direction: chex.Array
-  table: chex.Array
-  mean: chex.Array
+  again = lambda one: saga(
+    one, parts, index=index, like=like, accumulator_dtype=accumulator_dtype
+  )
+  return base.wrapped(oracle, init_fn, update_fn, again=again)
 
 
-def _is_updated(node: Any) -> bool:
-  return isinstance(node, _Updated)
+def _require_rows(gradients: Any, number: int) -> None:
+  """Raises TypeError unless gradients are rows, and nothing besides."""
+  leaves = jax.tree.leaves(gradients)
+  if (
+    not isinstance(gradients, types.Jacobian)
+    or gradients.rest
+    or any(jnp.shape(leaf)[:1] != (number,) for leaf in leaves)
+  ):
+    raise TypeError(
+      f'saga with parts for each of {number} rows takes a Jacobian of so many '
+      f'rows and no `rest`, got {type(gradients).__name__}: pass one number of '
+      'parts, or an oracle that gives rows.'
+    )

@@ -6,24 +6,26 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import _checks, _sequences, _trees, types
 from bilevel_jax.oracles import base
 
 
+@_sequences.counts_updates
 class StormState(NamedTuple):
   """State of `storm`.
 
   Attributes:
-    count: updates so far, an int32 scalar.
-    previous: the parameters of the update before.
+    count: updates of the solver so far, an int32 scalar, for the schedule.
+    started: whether there is a point before.
+    previous: the parameters of the evaluation before.
     direction: the estimate, of the structure that `like` gives.
     inner: the state of the oracle.
   """
 
   count: chex.Array
+  started: chex.Array
   previous: Any
   direction: Any
   inner: Any
@@ -33,8 +35,9 @@ def storm(
   oracle: optax.GradientTransformation,
   decay: types.ScalarOrSchedule,
   *,
-  like: Callable[[Any], Any] = lambda params: params,
-) -> optax.GradientTransformationExtraArgs:
+  like: Callable[[Any], Any] | None = None,
+  accumulator_dtype: Any = jnp.float32,
+) -> base.Oracle:
   r"""Corrects a running estimate by the same batch at the point before.
 
   .. math::
@@ -54,9 +57,10 @@ def storm(
     decay: :math:`a_k` in [0, 1]; a constant, or a schedule from the number of
       updates so far.
     like: makes, from the parameters, a pytree of the structure, shapes and
-      dtypes of what the oracle gives; by default that of the parameters. A
-      sequence for which the oracle gives None may be None here as well, and
-      else takes memory without use.
+      dtypes of what the oracle gives. By default that of the parameters, with
+      None for named sequences that the oracle does not move.
+    accumulator_dtype: what the estimate is kept in, at least; the result has
+      the oracle's dtypes.
 
   Returns:
     An oracle; `bj.counts` counts both evaluations, `bj.values` are those at the
@@ -64,7 +68,7 @@ def storm(
 
   Raises:
     ValueError: if a constant decay is outside [0, 1], or at the call, if the
-      oracle gives another structure than `like`.
+      oracle gives another structure or other shapes than `like`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -80,20 +84,17 @@ def storm(
     Cutkosky and Orabona, `Momentum-Based Variance Reduction in Non-Convex SGD
     <https://arxiv.org/abs/1905.10018>`_, 2019.
   """
-  if (
-    not callable(decay)
-    and not isinstance(decay, jax.core.Tracer)
-    and not 0 <= np.asarray(decay) <= 1
-  ):
-    raise ValueError(f'the decay is in [0, 1], got {decay}.')
+  _checks.within('storm', 'the decay', decay, 0, 1)
   evaluated = optax.with_extra_args_support(oracle)
+  like = like or like_moved(oracle)
 
   def init_fn(params):
     return StormState(
       count=jnp.zeros([], jnp.int32),
+      started=jnp.zeros([], bool),
       # Copies: a buffer that params and state share could not be donated.
       previous=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
-      direction=jax.tree.map(jnp.zeros_like, like(params)),
+      direction=_trees.accumulator_like(like(params), accumulator_dtype),
       inner=evaluated.init(params),
     )
 
@@ -104,63 +105,83 @@ def storm(
     ahead, inner = evaluated.update(batch, state.inner, params, **extra_args)
     inner = base.also_spent(inner, state.inner, other)
     rate = decay(state.count) if callable(decay) else decay
-    keep = jnp.where(state.count == 0, 0, 1 - jnp.asarray(rate, jnp.float32))
+    keep = jnp.where(state.started, 1 - rate, 0)
 
     def correct(new, old, estimate):
-      return (new + keep * (estimate - old)).astype(estimate.dtype)
+      dtype = estimate.dtype
+      change = estimate - old.astype(dtype)
+      return new.astype(dtype) + keep.astype(dtype) * change
 
-    kept = map_given('storm', correct, ahead, behind, estimate=state.direction)
-    direction = jax.tree.map(
-      lambda new, estimate: None if new is None else estimate,
-      ahead,
-      kept,
-      is_leaf=_is_none,
+    held = where_given('storm', ahead, state.direction)
+    found = jax.tree.map(correct, ahead, behind, held)
+    return _trees.as_dtypes_of(found, ahead), StormState(
+      optax.safe_increment(state.count),
+      jnp.ones_like(state.started),
+      _trees.as_dtypes_of(params, state.previous),
+      with_given(ahead, found, state.direction),
+      inner,
     )
-    count = optax.safe_increment(state.count)
-    previous = jax.tree.map(
-      lambda new, old: new.astype(old.dtype), params, state.previous
-    )
-    return direction, StormState(count, previous, kept, inner)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  again = lambda one: storm(
+    one, decay, like=like, accumulator_dtype=accumulator_dtype
+  )
+  return base.wrapped(oracle, init_fn, update_fn, again=again)
+
+
+def like_moved(oracle: optax.GradientTransformation) -> Callable[[Any], Any]:
+  """From parameters to those that an oracle moves; None for the others."""
+  moves = getattr(oracle, 'moves', None)
+
+  def like(params):
+    if moves is None or not _sequences.is_sequences(params):
+      return params
+    _sequences.require_sequences(params, moves, 'an oracle')
+    return _sequences.only(params, **{n: getattr(params, n) for n in moves})
+
+  return like
 
 
 def _is_none(node: Any) -> bool:
   return node is None
 
 
-def map_given(
-  who: str,
-  fn: Callable[..., chex.Array],
-  given: Any,
-  *others: Any,
-  estimate: Any,
-) -> Any:
-  """Maps leaves of gradients and of an estimate; where given None, it stays.
+def where_given(who: str, given: Any, estimate: Any) -> Any:
+  """What is held for the gradients given; None where they are None.
 
   Args:
     who: the wrapper, for the error.
-    fn: of leaves of `given`, `others` and `estimate`, in this order.
     given: gradients, None for a sequence that is left alone.
-    *others: of the structure of `given`.
     estimate: of the same structure, with anything where `given` is None.
 
   Returns:
-    The new estimate.
+    The estimate in the structure of `given`.
 
   Raises:
-    ValueError: if the structures differ.
+    ValueError: if structures or shapes differ.
   """
-
-  def one(leaf, *rest):
-    *middle, held = rest
-    return held if leaf is None else fn(leaf, *middle, held)
-
   try:
-    return jax.tree.map(one, given, *others, estimate, is_leaf=_is_none)
-  except (ValueError, TypeError, AttributeError) as error:
+    held = only_given(given, estimate)
+  except (ValueError, TypeError):  # The structures: nothing else can raise.
+    held = estimate
+  ours: Any = jax.tree.structure(given)
+  theirs: Any = jax.tree.structure(held)
+  shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+  if ours != theirs or shapes(given) != shapes(held):
     raise ValueError(
-      f'{who}: the oracle gives {jax.tree.structure(given)}, the state holds '
-      f'{jax.tree.structure(estimate)}: pass `like`, a function from the '
-      "parameters to a pytree of the oracle's structure."
-    ) from error
+      f'{who}: the oracle gives {ours} of the shapes {shapes(given)}, but the '
+      f'state holds {theirs} of {shapes(held)}: pass `like`, a function from '
+      "the parameters to a pytree of the oracle's structure."
+    )
+  return held
+
+
+def only_given(given: Any, held: Any) -> Any:
+  """What is held, with None where the gradients given are None."""
+  pick = lambda one, held: None if one is None else held
+  return jax.tree.map(pick, given, held, is_leaf=_is_none)
+
+
+def with_given(given: Any, found: Any, estimate: Any) -> Any:
+  """The estimate with what was found, where gradients are given."""
+  pick = lambda one, new, old: old if one is None else new
+  return jax.tree.map(pick, given, found, estimate, is_leaf=_is_none)

@@ -67,4 +67,11 @@ def together(
       states.append(held)
     return _sequences.only(params, **fields), tuple(states)
 
-  return base.Oracle(init_fn, update_fn, moves)
+  linear, averaged = all(map(base.is_linear, parts)), None
+  if not linear and all(map(base.has_mean, parts)):
+    averaged = lambda mean: together(
+      *(base.mean_of(part, mean, 'together') for part in parts)
+    )
+  return base.Oracle(
+    init_fn, update_fn, moves, linear=linear, averaged=averaged
+  )

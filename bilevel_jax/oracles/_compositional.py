@@ -1,5 +1,6 @@
 """Nested expectations: a composition of functions that are known by samples."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def compositional(
   *,
   of: str = 'all',
   batch_of: Callable[[Any, int], Any] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Gradients of a composition, its inner levels replaced by sequences.
 
   For :math:`\min_x f^N(\dots f^1(f^0(x)))`, with a sequence :math:`y^n`
@@ -75,27 +76,39 @@ def compositional(
   part = batch_of or (lambda batch, level: batch)
   outside = base.Loss(outside, 'last level')
 
-  def fn(params, batch, inner):
+  def averaged(mean):
+    return lambda *given: directions(mean, *given)
+
+  def directions(mean, params, batch, inner):
     points = [params.main, *(getattr(params, name) for name in names)]
-    values, pullbacks = [], []
-    for n, (level, point) in enumerate(zip(inside, points)):
-      here = lambda z, n=n, level=level: level(z, part(batch, n))
-      if of == 'levels':
-        values.append(here(point))
-      else:
-        value, pullback = jax.vjp(here, point)
-        values.append(value)
-        pullbacks.append(pullback)
-    fields = {}
-    if of != 'main':
-      for name, point, value in zip(names, points[1:], values, strict=True):
-        fields[name] = optax.tree.sub(point, value)
-    if of == 'levels':
-      return (), _sequences.only(params, **fields), inner
-    loss, slope = jax.value_and_grad(outside)(points[-1], part(batch, last))
-    for pullback in reversed(pullbacks):
-      (slope,) = pullback(slope)
-    return (loss,), _sequences.only(params, main=slope, **fields), inner
+    fields: dict[str, Any] = {}
+    loss: tuple[Any, ...] = ()
+    slope = None
+    if of != 'levels':
+      value, slope = mean.of(
+        lambda some, z: jax.value_and_grad(outside)(z, part(some, last)),
+        batch,
+        points[-1],
+      )
+      loss = (value,)
+
+    def through(n, some, z, *slopes):
+      """The value of a level, and what it makes of a slope."""
+      here = lambda z: inside[n](z, part(some, n))
+      if not slopes:
+        return here(z), None
+      value, back = jax.vjp(here, z)
+      return value, back(*slopes)[0]
+
+    for n in reversed(range(last)):
+      slopes = () if of == 'levels' else (slope,)
+      level = functools.partial(through, n)
+      value, slope = mean.of(level, batch, points[n], *slopes)
+      if of != 'main':
+        fields[names[n]] = optax.tree.sub(points[n + 1], value)
+    if of != 'levels':
+      fields['main'] = slope
+    return loss, _sequences.only(params, **fields), inner
 
   cost = {f'values/level_{n}': 1 for n in range(last)}
   if of != 'levels':
@@ -103,10 +116,13 @@ def compositional(
   moves = (() if of == 'levels' else ('main',)) + (
     () if of == 'main' else names
   )
+  linear = of == 'levels' or not inside
   return base.oracle(
-    fn,
+    averaged(base.WHOLE),
     () if of == 'levels' else ('loss',),
     counts=cost,
     moves=moves,
     needs=('main', *names),
+    linear=linear,
+    averaged=None if linear else averaged,
   )

@@ -18,7 +18,7 @@ def coupled(
   increments: Mapping[str, Increment],
   *,
   batch_of: Callable[[Any, str], Any] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Evaluates the increments of named sequences, all at one point.
 
   .. math::
@@ -27,6 +27,7 @@ def coupled(
   The sign is that of a gradient, so that any optax optimiser steps along the
   increment. An increment need not be the gradient of anything: a temporal
   difference, a fixed-point residual and a Newton direction are increments too.
+  Wrappers that take means over samples take them of the increments.
 
   Args:
     increments: by name of a sequence, a function from (parameters, batch) to
@@ -79,4 +80,5 @@ def coupled(
     [f'increment/{name}' for name in increments],
     counts={f'increments/{name}': 1 for name in increments},
     moves=increments,
+    linear=True,
   )

@@ -92,6 +92,7 @@ def gradient(
     counts={f'gradients/{counts_as or name}': 1},
     moves=signs,
     outputs=outputs and announced,
+    linear=True,
   )
 
 
@@ -188,8 +189,8 @@ def penalised_lower_gradient(
   """
   lower = base.Loss(problem.lower, 'lower')
 
-  def itself(x, y, params, batch):
-    del params
+  def itself(x, y, params, batch, known):
+    del params, known
     value, found = lower.full(x, y, batch)
     return value, (value, found)
 

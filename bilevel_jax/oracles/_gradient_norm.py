@@ -12,7 +12,7 @@ def gradient_norm(
   *,
   penalty: types.ScalarOrSchedule | None = None,
   rescale: bool = True,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""Gradients of the upper loss and of the lower loss's squared slope.
 
   .. math::
@@ -58,12 +58,21 @@ def gradient_norm(
 
   # Differentiated in reverse: forward over reverse takes as many operations,
   # and was no faster on a network and slower on a linear model.
-  def half_squared_slope(x, y, params, batch):
+  def half_squared_slope(x, y, params, batch, mean_slope):
     del params
     (below, outputs), slope = jax.value_and_grad(lower.full, 1, has_aux=True)(
       x, y, batch
     )
-    return optax.tree.norm(slope, squared=True) / 2, (below, outputs)
+    half = optax.tree.norm(slope, squared=True) / 2
+    if mean_slope is not None:
+      # Its mean over parts has the value and the gradient of the whole batch's.
+      square = optax.tree.norm(mean_slope, squared=True)
+      half = optax.tree.vdot(mean_slope, slope) - square / 2
+    return half, (below, outputs)
+
+  def mean_slope_of(mean, params, batch):
+    slope = lambda part, x, y: jax.grad(lower, 1)(x, y, part)
+    return mean.of(slope, batch, params.upper, params.lower)
 
   return _penalised.penalised(
     problem,
@@ -77,4 +86,5 @@ def gradient_norm(
     },
     penalty=penalty,
     rescale=rescale,
+    prepare=mean_slope_of,
   )

@@ -59,19 +59,26 @@ def implicit_terms(
   start: Any = None,
   key: Any = None,
   direct: bool = True,
+  mean: base.Mean = base.WHOLE,
 ) -> ImplicitTerms:
-  """Evaluates a hypergradient; see `implicit` for the formula."""
+  """Evaluates a hypergradient; see `implicit` for the formula.
+
+  The mean is taken of the upper gradient, of each Hessian product and of the
+  cross term: the system is that of the mean loss.
+  """
   upper = base.Loss(problem.upper, 'upper')
   lower = base.Loss(problem.lower, 'lower')
   x, y = params.upper, params.lower
   slopes_of = (0, 1) if direct else (1,)
-  (value, outputs), slopes = jax.value_and_grad(
-    upper.full, slopes_of, has_aux=True
-  )(x, y, batch)
+  above = jax.value_and_grad(upper.full, slopes_of, has_aux=True)
+  (value, outputs), slopes = mean.of(
+    lambda part, x, y: above(x, y, part), batch, x, y
+  )
   above_x, above_y = slopes if direct else (None, slopes[0])
 
   def slopes_at(now):
-    return lambda y: jax.grad(lower, (0, 1))(x, y, now)
+    below = lambda part, x, y: jax.grad(lower, (0, 1))(x, y, part)
+    return lambda y: mean.of(below, now, x, y)
 
   # v -> (grad_xy g v, grad_yy g v), the gradient's own work done once.
   _, product = jax.linearize(slopes_at(batch), y)
@@ -137,7 +144,10 @@ def implicit(
       + \nabla h^\top A^{+\top} (\nabla_{yy} g \, q - \nabla_y f)
 
   It is exact at the lower minimiser in the set. Products with the Hessian are
-  never written down; the gradient is linearised once for all of them.
+  never written down; the gradient is linearised once for all of them. Over
+  parts of a batch (`accumulate`, `mean_over`), each product is averaged: the
+  mean of the parts' hypergradients is another number, because each divides by a
+  Hessian of its own.
 
   Args:
     problem: the upper and the lower loss; the lower one is strongly convex
@@ -210,7 +220,10 @@ def implicit(
       key=_keys.as_key(key, 'the linear solver') if random else None,
     )
 
-  def fn(params, batch, inner):
+  def averaged(mean):
+    return lambda *given: hypergradient(mean, *given)
+
+  def hypergradient(mean, params, batch, inner):
     next_key = now = None
     if random:
       next_key, now = jax.random.split(inner.key)
@@ -224,6 +237,7 @@ def implicit(
       start=inner.linear,
       key=now,
       direct=direct,
+      mean=mean,
     )
     gradient = terms.correction
     if direct:
@@ -243,13 +257,14 @@ def implicit(
 
   counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
   return base.oracle(
-    fn,
+    averaged(base.WHOLE),
     names,
     init,
     counts=counts | ({'rounds/linear': rounds} if rounds else {}),
     moves=('upper',),
     needs=('upper', 'lower'),
     outputs=base.outputs_only(problem, 'upper'),
+    averaged=averaged,
   )
 
 

@@ -141,4 +141,5 @@ def implicit_directions(
     moves=wanted,
     needs=_ALL,
     outputs=base.outputs_only(problem, *names),
+    linear=True,
   )

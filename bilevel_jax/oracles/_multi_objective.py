@@ -283,7 +283,7 @@ def multi_objective(
   per_task: bool = False,
   by: str = 'map',
   gramian: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""The gradients of several losses, as the rows of a Jacobian.
 
   .. math::
@@ -368,7 +368,8 @@ def multi_objective(
       'gradients/objectives': count + 1,
       'jacobian_vector_products/objectives': count,
     }
-  return base.oracle(fn, given.names, counts=cost)
+  # A mean of Gram matrices is not that of the mean rows.
+  return base.oracle(fn, given.names, counts=cost, linear=not gramian)
 
 
 def _each(fn: Any, count: int, by: str) -> Any:

@@ -12,9 +12,9 @@ from bilevel_jax import _trees, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
-# (upper variable, lower variable, params, batch)
+# (upper variable, lower variable, params, batch, what `prepare` gave or None)
 # -> (penalty, (lower loss, its outputs))
-PenaltyFn = Callable[[Any, Any, Any, Any], tuple[chex.Array, tuple]]
+PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
 def penalised(
@@ -27,7 +27,8 @@ def penalised(
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
   of: tuple[str, ...] = ('upper', 'lower'),
-) -> optax.GradientTransformationExtraArgs:
+  prepare: Callable[[base.Mean, Any, Any], Any] | None = None,
+) -> base.Oracle:
   """Makes an oracle from a penalty that replaces the lower problem.
 
   Args:
@@ -41,6 +42,9 @@ def penalised(
     penalty: None for two rows; a weight or a schedule for the fused form.
     rescale: for the fused form, as in `scale_by_penalty`.
     of: the sequences to differentiate.
+    prepare: for a penalty that is not linear in the samples, what it needs to
+      be linear in those of a part, from (mean, params, batch): the last
+      argument of `penalty_fn`, which is else None.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
@@ -59,52 +63,67 @@ def penalised(
     z = params._replace(**fields)
     return upper.full(z.upper, z.lower, batch)
 
-  def height_at(fields, params, batch):
+  def height_at(fields, params, batch, known):
     z = params._replace(**fields)
-    return penalty_fn(z.upper, z.lower, params, batch)
+    return penalty_fn(z.upper, z.lower, params, batch, known)
 
-  def result(above, below, height, found, inner, one, two):
+  def result(above, below, height, one, two, found):
     values = (above, below, *([height] if measures_height else []))
-    outputs = base.outputs_of(problem, upper=one, lower=two)
-    return values, found, inner, *outputs
+    return values, found, base.outputs_of(problem, upper=one, lower=two)
 
-  def rows(params, batch, inner):
+  def rows(batch, params, known):
     fields = {n: getattr(params, n) for n in of}
     (above, one), first = jax.value_and_grad(above_at, has_aux=True)(
       fields, params, batch
     )
     (height, (below, two)), second = jax.value_and_grad(
       height_at, has_aux=True
-    )(fields, params, batch)
+    )(fields, params, batch, known)
     stacked = jax.tree.map(lambda *r: jnp.stack(r), first, second)
     found = types.Jacobian(base.gradients(params, **stacked))
-    return result(above, below, height, found, inner, one, two)
+    return result(above, below, height, one, two, found)
 
-  if penalty is None:
-    return base.oracle(rows, **shared)
-  weights = _penalty.penalty_weights(penalty, rescale=rescale)
-
-  def fused(params, batch, count):
-    now = count.count if scheduled else None
-    weigh_above, weigh_height = weights(now, _trees.dtype_of(params))
-
+  def fused(batch, params, known, weigh_above, weigh_height):
     def loss(fields):
       above, one = above_at(fields, params, batch)
-      height, (below, two) = height_at(fields, params, batch)
+      height, (below, two) = height_at(fields, params, batch, known)
       total = weigh_above * above + weigh_height * height
       return total, (above, below, height, one, two)
 
     fields = {n: getattr(params, n) for n in of}
-    slopes, found_there = jax.grad(loss, has_aux=True)(fields)
-    above, below, height, one, two = found_there
+    slopes, measured = jax.grad(loss, has_aux=True)(fields)
+    above, below, height, one, two = measured
     found = base.gradients(params, **slopes)
-    if scheduled:
-      count = base.UpdateCount(optax.safe_increment(count.count))
-    return result(above, below, height, found, count, one, two)
+    return result(above, below, height, one, two, found)
+
+  def averaged(mean, prepare=prepare):
+    def fn(params, batch, count):
+      known: Any = None
+      evaluate: Callable[..., Any] = rows
+      more: tuple[Any, ...] = ()
+      if prepare is not None:
+        known = prepare(mean, params, batch)
+      if penalty is not None:
+        now = count.count if scheduled else None
+        evaluate, more = fused, weights(now, _trees.dtype_of(params))
+        if scheduled:
+          count = base.UpdateCount(optax.safe_increment(count.count))
+      values, gradients, outputs = mean.of(
+        evaluate, batch, params, known, *more
+      )
+      return values, gradients, count, *outputs
+
+    return fn
 
   # A constant weight needs no count: one buffer less a step.
   scheduled = callable(penalty)
-  zero = lambda params: (
-    base.UpdateCount(jnp.zeros([], jnp.int32)) if scheduled else ()
+  if penalty is not None:
+    weights = _penalty.penalty_weights(penalty, rescale=rescale)
+  if scheduled:
+    shared['init'] = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+  return base.oracle(
+    averaged(base.WHOLE, None),
+    **shared,
+    linear=prepare is None,
+    averaged=None if prepare is None else averaged,
   )
-  return base.oracle(fused, init=zero, **shared)

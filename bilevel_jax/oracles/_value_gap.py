@@ -69,7 +69,8 @@ def value_gap(
   """
   lower = base.Loss(problem.lower, 'lower')
 
-  def gap(x, y, params, batch):
+  def gap(x, y, params, batch, known):
+    del known
     below, outputs = lower.full(x, y, batch)
     # Live in x, stopped in the value sequence.
     least = lower(x, jax.lax.stop_gradient(params.value), batch)

@@ -8,6 +8,12 @@ counted here, where they happen.
 To write an oracle, call `oracle` with a function that evaluates losses and
 gradients. To write a wrapper of oracles, use `wrapped`, and `measured`,
 `also_spent` and `hold_updates` for what its evaluations leave in the state.
+
+A batch is often seen in parts, one after another or one on each device. The
+gradient of a mean loss is the mean of its gradients on the parts; a
+hypergradient is not, as it divides by a Hessian. So an oracle says whether it
+is `linear` in its samples. If it is not, it may have a form `averaged`, in
+which each evaluation of its losses is a `Mean` over the parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,20 +30,49 @@ from bilevel_jax import _sequences, _trees, types
 Cost = Mapping[str, chex.Numeric]
 
 
+class Mean(NamedTuple):
+  """A mean over parts of a batch, or over devices, of functions of the batch.
+
+  Attributes:
+    of: `of(fn, batch, *at)` is the mean over the parts of `fn(part, *at)`, any
+      pytree; of leaves that are no floats, the last part's. What `fn`
+      differentiates, it takes from `at`: on several devices, the derivative in
+      a value that they share can be a sum over them. Forward derivatives of
+      the mean itself are right: `jax.linearize` keeps the memory of one part.
+    linear: from an oracle that is linear in its samples to the mean of it.
+    parts: how many evaluations of one part the mean takes, for counts.
+  """
+
+  of: Callable[..., Any]
+  linear: Callable[[Any], Any]
+  parts: int = 1
+
+
+# Of a batch that is seen as a whole.
+WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
+
+
 class Oracle(optax.GradientTransformationExtraArgs):
   """A transformation from a batch to gradients.
 
   Attributes:
     moves: names of the sequences that it has gradients for; None where it does
       not say, as for parameters without named sequences.
+    linear: whether the gradients of a batch are the mean of those of its parts,
+      evaluated one after another, where the losses are means over samples.
+    averaged: from a `Mean` to the oracle whose evaluations of losses are such
+      means, for one that is not linear; None if there is no such form.
   """
 
   moves: tuple[str, ...] | None = None
+  linear: bool = False
+  averaged: Callable[[Mean], 'Oracle'] | None = None
 
-  def __new__(cls, init, update, moves=None):
+  def __new__(cls, init, update, moves=None, *, linear=False, averaged=None):
     """Makes an oracle of its two functions."""
     made = super().__new__(cls, init, update)
     made.moves = None if moves is None else tuple(moves)
+    made.linear, made.averaged = linear, averaged
     return made
 
 
@@ -124,6 +159,8 @@ def oracle(
   moves: Iterable[str] | None = None,
   needs: Sequence[str] | None = None,
   outputs: Callable[[Any], Any] | None = None,
+  linear: bool = False,
+  averaged: Callable[[Mean], Callable[..., Any]] | None = None,
 ) -> Oracle:
   """Makes an oracle from a function that evaluates losses and gradients.
 
@@ -144,6 +181,10 @@ def oracle(
       those in `moves`.
     outputs: a function from the parameters to a pytree of the structure of the
       auxiliary outputs; None for an oracle that has none.
+    linear: whether the gradients of a batch are the mean of those of its parts.
+      Wrappers that take means refuse an oracle that does not say so.
+    averaged: for an oracle that is not linear, from a `Mean` to an `fn` that
+      evaluates its losses through it.
 
   Returns:
     A transformation whose `update(batch, state, params)` gives gradients and
@@ -151,7 +192,8 @@ def oracle(
 
   Raises:
     TypeError: at init, if a leaf of the parameters is no real number, and at
-      the call, if the parameters are missing or have other sequences.
+      the call, if the parameters are missing or have other sequences, or if
+      the batch is of their own type.
     ValueError: at the call, if `fn` returns another number of values.
 
   Example:
@@ -182,38 +224,62 @@ def oracle(
       () if outputs is None else outputs(params),
     )
 
-  def update_fn(batch, state, params=None, **extra_args):
-    del extra_args
-    if params is None:
-      raise TypeError(
-        'an oracle evaluates losses at the parameters: call '
-        'solver.update(batch, state, params).'
+  def made(fn, parts):
+    def update_fn(batch, state, params=None, **extra_args):
+      del extra_args
+      require_batch(batch, params)
+      if required:
+        _sequences.require_sequences(params, required, 'an oracle')
+      given: Any = fn(params, batch, state.inner)
+      values, gradients, inner, *more = given
+      if len(values) != len(names):
+        raise ValueError(
+          f'the oracle names {len(names)} values {names} but returned '
+          f'{len(values)}.'
+        )
+      kept = state.outputs
+      if outputs is not None:
+        kept = _like_before(more.pop(), kept)
+      spent = cost(params)
+      if more:
+        spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
+      dtype = state.values.array.dtype if names else None
+      measured = [jnp.asarray(value, dtype) for value in values]
+      return gradients, OracleState(
+        types.Named(names, jnp.stack(measured) if measured else None),
+        _sequences.add_counts(state.counts, _on_parts(spent, parts)),
+        inner,
+        kept,
       )
-    if required:
-      _sequences.require_sequences(params, required, 'an oracle')
-    given: Any = fn(params, batch, state.inner)
-    values, gradients, inner, *more = given
-    if len(values) != len(names):
-      raise ValueError(
-        f'the oracle names {len(names)} values {names} but returned '
-        f'{len(values)}.'
-      )
-    kept = state.outputs
-    if outputs is not None:
-      kept = _like_before(more.pop(), kept)
-    spent = cost(params)
-    if more:
-      spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
-    dtype = state.values.array.dtype if names else None
-    measured = [jnp.asarray(value, dtype) for value in values]
-    return gradients, OracleState(
-      types.Named(names, jnp.stack(measured) if measured else None),
-      _sequences.add_counts(state.counts, spent),
-      inner,
-      kept,
+
+    return Oracle(init_fn, update_fn, moves, linear=linear, averaged=again)
+
+  again = None
+  if averaged is not None:
+    again = lambda mean: made(averaged(mean), mean.parts)
+  return made(fn, 1)
+
+
+def require_batch(batch: Any, params: Any) -> None:
+  """Raises TypeError without parameters, or with gradients for a batch."""
+  if params is None:
+    raise TypeError(
+      'an oracle evaluates losses at the parameters: call '
+      'solver.update(batch, state, params).'
+    )
+  if _sequences.is_sequences(params) and type(batch) is type(params):
+    raise TypeError(
+      f'the batch is a {type(batch).__name__}, as the parameters are: a solver '
+      'takes the batch where optax takes gradients, so what looks at gradients '
+      '(optax.MultiSteps, optax.apply_if_finite) belongs around an optimiser '
+      'within the solver, and bj.evaluation.accumulate around its oracle.'
     )
 
-  return Oracle(init_fn, update_fn, moves)
+
+def _on_parts(spent: Cost, parts: int) -> Cost:
+  """What an evaluation costs that is a mean over parts of a batch."""
+  once = ('rounds/', 'projections/')  # Of the mean.
+  return {n: c if n.startswith(once) else c * parts for n, c in spent.items()}
 
 
 def gradients(params: Any, **fields: Any) -> Any:
@@ -263,6 +329,9 @@ def wrapped(
   inner: optax.GradientTransformation,
   init: Callable[[Any], Any],
   update: Callable[..., Any],
+  *,
+  again: Callable[[Any], 'Oracle'] | None = None,
+  moves: Iterable[str] | None = None,
 ) -> Oracle:
   """A wrapper of an oracle: other functions, the same sequences.
 
@@ -270,11 +339,94 @@ def wrapped(
     inner: the oracle that is wrapped.
     init: the wrapper's, from the parameters to its state.
     update: likewise, from (batch, state, params) to (gradients, state).
+    again: from another oracle to the same wrapper around it. With it, a mean
+      over the wrapper's batch is taken of the oracle within. Without it, no
+      mean is taken.
+    moves: names of the sequences that it moves; by default those of `inner`.
 
   Returns:
-    An oracle that moves what the inner one moves.
+    An oracle.
   """
-  return Oracle(init, update, getattr(inner, 'moves', None))
+  averaged = None
+  if again is not None and has_mean(inner):
+    averaged = lambda mean: again(mean_of(inner, mean, 'a wrapper'))
+  if moves is None:
+    moves = getattr(inner, 'moves', None)
+  return Oracle(init, update, moves, averaged=averaged)
+
+
+def is_linear(one: optax.GradientTransformation) -> bool:
+  """Whether an oracle says that it is linear in its samples."""
+  return getattr(one, 'linear', False)
+
+
+def has_mean(one: optax.GradientTransformation) -> bool:
+  """Whether a mean over parts of its batch can be taken of an oracle."""
+  return is_linear(one) or getattr(one, 'averaged', None) is not None
+
+
+def require_linear(
+  one: optax.GradientTransformation, who: str, mend: str
+) -> None:
+  """Raises ValueError unless an oracle is linear in its samples.
+
+  Args:
+    one: the oracle.
+    who: the wrapper that asks.
+    mend: what to do instead.
+  """
+  if not is_linear(one):
+    raise ValueError(
+      f'{who} takes means over samples, but the oracle is not linear in its '
+      f'samples, or does not say so: {mend}; an oracle of your own says it by '
+      'bj.oracle(..., linear=True).'
+    )
+
+
+def mean_of(
+  one: optax.GradientTransformation,
+  mean: Mean,
+  who: str,
+  mend: str = 'let it see the whole batch, with the wrapper around another '
+  'oracle, or around the first link of a chain',
+) -> Oracle:
+  """An oracle whose results are those of the whole batch, from its parts.
+
+  Args:
+    one: an oracle.
+    mean: the mean over the parts.
+    who: the wrapper that asks, for the error.
+    mend: what to do if there is no such mean.
+
+  Returns:
+    An oracle. Of one that is linear in its samples, the mean; of another, its
+    form in which the losses are averaged, and not the results.
+
+  Raises:
+    ValueError: if it is neither linear nor has such a form.
+  """
+  again = getattr(one, 'averaged', None)
+  if again is None:
+    require_linear(one, who, mend)
+    found = mean.linear(optax.with_extra_args_support(one))
+    moves = getattr(one, 'moves', None)
+    return Oracle(found.init, found.update, moves, linear=True)
+
+  def within(outer):
+    of = lambda fn, batch, *at: outer.of(
+      lambda part, *at: mean.of(fn, part, *at), batch, *at
+    )
+    linear = lambda one: outer.linear(mean.linear(one))
+    return again(Mean(of, linear, outer.parts * mean.parts))
+
+  found = again(mean)
+  return Oracle(
+    found.init,
+    found.update,
+    found.moves,
+    linear=found.linear,
+    averaged=within,
+  )
 
 
 def moved_by(
@@ -315,18 +467,21 @@ def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
   )
 
 
-def measured(state: Any) -> list[types.Named]:
-  """The losses in each oracle state of a solver's state, in order."""
+def measured(state: Any) -> list[tuple[types.Named, Any]]:
+  """Losses and their outputs in each oracle state of a state, in order."""
   nodes = jax.tree.leaves(state, is_leaf=is_oracle_state)
-  return [node.values for node in nodes if is_oracle_state(node)]
+  return [(n.values, n.outputs) for n in nodes if is_oracle_state(n)]
 
 
-def replace_measured(state: Any, values: list[types.Named]) -> Any:
-  """A solver's state with other losses in its oracle states, in order."""
-  left = iter(values)
-  return _map_nodes(
-    lambda node: node._replace(values=next(left)), is_oracle_state, state
-  )
+def replace_measured(state: Any, found: list[tuple[types.Named, Any]]) -> Any:
+  """A solver's state with other losses and outputs in its oracle states."""
+  left = iter(found)
+
+  def replace(node):
+    values, outputs = next(left)
+    return node._replace(values=values, outputs=outputs)
+
+  return _map_nodes(replace, is_oracle_state, state)
 
 
 def also_spent(after: Any, before: Any, other: Any) -> Any:
@@ -397,8 +552,14 @@ def hold_updates(after: Any, before: Any) -> Any:
 
 
 def next_update(state: Any) -> Any:
-  """Moves on what counts updates, by one."""
-  move_on = lambda now: now._replace(count=optax.safe_increment(now.count))
+  """Moves on what counts updates, by one, at any depth."""
+
+  def move_on(now):
+    fields = {n: next_update(getattr(now, n)) for n in now._fields}
+    return now._replace(**fields)._replace(
+      count=optax.safe_increment(now.count)
+    )
+
   return _map_nodes(move_on, _is_scheduled, state)
 
 

@@ -22,7 +22,13 @@ def _minus_correction(oracle):
     minus = optax.tree.scale(-1, gradients.upper)
     return _sequences.only(params, correction=minus), state
 
-  return base.Oracle(oracle.init, update_fn, ('correction',))
+  return base.wrapped(
+    oracle,
+    oracle.init,
+    update_fn,
+    again=_minus_correction,
+    moves=('correction',),
+  )
 
 
 def _corrected(problem):
@@ -44,6 +50,7 @@ def _corrected(problem):
     moves=('upper',),
     needs=('upper', 'lower', 'correction'),
     outputs=base.outputs_only(problem, 'upper'),
+    linear=True,
   )
 
 

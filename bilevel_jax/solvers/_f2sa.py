@@ -34,6 +34,7 @@ def _all_slopes(problem):
     ('upper', 'lower', 'gap', 'value'),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower', 'value'),
+    linear=True,
   )
 
 

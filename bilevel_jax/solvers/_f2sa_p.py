@@ -142,8 +142,11 @@ def f2sa_p(
       counts=cost,
       moves=names.values(),
       needs=('upper', *names.values()),
+      linear=True,
     ),
-    oracles.oracle(ascend, (), start, counts=cost, moves=('upper',)),
+    oracles.oracle(
+      ascend, (), start, counts=cost, moves=('upper',), linear=True
+    ),
     wrap=wrap,
     upper=upper,
     **{n: low if n == 'lower' else begin for n in names.values()},

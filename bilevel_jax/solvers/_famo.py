@@ -57,7 +57,7 @@ def _weighted_losses(given, who):
     spent = _sequences.add_counts(state.counts, {'gradients/weighted': 1})
     return slope, state._replace(counts=spent)
 
-  return optax.GradientTransformationExtraArgs(plain.init, update_fn)
+  return base.Oracle(plain.init, update_fn, linear=True)
 
 
 def famo(
@@ -139,7 +139,7 @@ def famo(
   )
 
   def height(state):
-    values = base.measured(state)[-1]
+    values, _ = base.measured(state)[-1]
     stacked = jnp.stack([values[name] for name in given.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 

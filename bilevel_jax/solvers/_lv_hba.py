@@ -135,6 +135,7 @@ def lv_hba(
     lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
+    linear=True,
   )
   near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
   inside = lambda z: jnp.clip(z, 0, bound)

@@ -34,7 +34,10 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
     del params
     return base.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
 
-  def fn(params, batch, inner):
+  def averaged(mean):
+    return lambda *given: displacement(mean, *given)
+
+  def displacement(mean, params, batch, inner):
     updates, held = inner
     following, now = jax.random.split(held)
     drawn = jax.random.categorical(now, shares)
@@ -44,8 +47,11 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
 
     def step(carry, t):
       here, chosen, _ = carry
-      value, slope = jax.value_and_grad(below, 1)(
-        params.upper, here, pick(batch, t)
+      value, slope = mean.of(
+        lambda part, *at: jax.value_and_grad(below, 1)(*at, part),
+        pick(batch, t),
+        params.upper,
+        here,
       )
       here = _trees.add_scaled(here, -first / jnp.sqrt(1.0 + t), slope)
       if lower_set is not None:
@@ -62,12 +68,13 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
     return (last,), _sequences.only(params, value=moved), (count, following)
 
   return base.oracle(
-    fn,
+    averaged(base.WHOLE),
     ('value',),
     init,
     counts={'gradients/lower': steps},
     moves=('value',),
     needs=('upper', 'value'),
+    averaged=averaged,
   )
 
 

@@ -151,9 +151,8 @@ def scsc(
   )
   if len(functions) == 1:
     return descent.descend(make('main'), main=main)
-  like = lambda params: params._replace(main=None)
   return descent.descend(
-    evaluation.storm(make('levels'), tracking, like=like),
+    evaluation.storm(make('levels'), tracking),
     make('main'),
     main=main,
     **_level_sequences(len(functions) - 1, levels, optax.sgd(1.0)),

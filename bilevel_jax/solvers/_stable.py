@@ -36,7 +36,7 @@ def _curvature(problem):
     )(jnp.eye(y.size, dtype=y.dtype))
     return (), {'cross': cross, 'hessian': hessian}, inner
 
-  return base.oracle(fn, (), counts={'hessians/lower': 1})
+  return base.oracle(fn, (), counts={'hessians/lower': 1}, linear=True)
 
 
 def _slopes(problem):
@@ -50,7 +50,7 @@ def _slopes(problem):
     return (f, g), {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}, inner
 
   cost = {'gradients/upper': 1, 'gradients/lower': 1}
-  return base.oracle(fn, ('upper', 'lower'), counts=cost)
+  return base.oracle(fn, ('upper', 'lower'), counts=cost, linear=True)
 
 
 def stable(
@@ -106,11 +106,11 @@ def stable(
   wrap = wrap or (lambda oracle: oracle)
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))
-  # Takes the gradients themselves for a batch.
-  given = base.oracle(
-    lambda params, batch, inner: ((), batch, inner),
-    (),
-    moves=('upper', 'lower'),
+  # Its batch holds the gradients themselves.
+  given = base.Oracle(
+    lambda params: (),
+    lambda batch, state, params=None, **extra_args: (*batch, state),
+    ('upper', 'lower'),
   )
   move = descent.descend(given, upper=upper, lower=lower)
 
@@ -137,7 +137,7 @@ def stable(
     gradients = _sequences.only(
       params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
     )
-    updates, three = move.update(gradients, state[2], params, **extra_args)
+    updates, three = move.update((gradients,), state[2], params, **extra_args)
     foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
     lower_update = optax.tree.sub(updates.lower, foreseen)
     return updates._replace(lower=lower_update), (one, two, three)

@@ -93,10 +93,17 @@ def vrbo(
 ) -> optax.GradientTransformationExtraArgs:
   r"""VRBO: recursive differences between fresh estimates, and an inner loop.
 
-  In one update y moves as often as its record says, and x once, with the last
-  of these moves. Both estimates follow each move by differences on one batch;
-  with the first move of every `period` updates they start anew, from the large
-  batch.
+  .. math::
+    d_t = d_{t-1} + G(z_t; \xi_t) - G(z_{t-1}; \xi_t), \qquad
+    G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right), \quad
+    z = (x, y)
+
+  with :math:`q` by a Neumann series. In one update y moves as often as its
+  record says, and x once, with the last of these moves. Both estimates follow
+  each move by differences on one batch; with the first move of every `period`
+  updates they start anew, from the large batch. The authors move x before the
+  moves of y, at the estimates with which the last update ended or at fresh
+  ones, which takes one evaluation more.
 
   Args:
     problem: as in `sustain`.

@@ -1,7 +1,5 @@
 """Independent samples: which rows come from which examples."""
 
-import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,7 +14,9 @@ def losses(params, batch):
 
 def test_rows_are_stacked_by_sample_and_the_rest_is_a_mean():
   params = bj.sequences(a=jnp.float32(2.0), b=jnp.float32(0.0))
-  oracle = bj.evaluation.independent(bj.multi_objective(losses, 2, rest=('b',)), 2)
+  oracle = bj.evaluation.independent(
+    bj.multi_objective(losses, 2, rest=('b',)), 2
+  )
   batch = jnp.array([1.0, 10.0, 3.0, 20.0])
   jacobian, state = oracle.update(batch, oracle.init(params), params)
   np.testing.assert_allclose(jacobian.rows.a, [2.0, 4.0, 15.0, 4.0])
@@ -30,7 +30,9 @@ def test_modo_uses_two_jacobians_and_not_one_twice():
   """With opposite noise in the two samples, the cross-product is negative."""
   noise = lambda x, batch: jnp.stack([batch.mean() * x[0], 0.1 * x[1]])
   oracle = bj.evaluation.independent(bj.multi_objective(noise, 2), 2)
-  solver = optax.chain(oracle, bj.aggregators.modo(2, weight_step=0.5, samples=2))
+  solver = optax.chain(
+    oracle, bj.aggregators.modo(2, weight_step=0.5, samples=2)
+  )
   params = jnp.zeros(2)
   _, state = solver.update(jnp.array([1.0, -1.0]), solver.init(params), params)
   # J1 J2^T has the diagonal (-1, 0.01); the square of either has (1, 0.01).
@@ -46,7 +48,7 @@ def test_third_sample_makes_the_direction():
     np.testing.assert_allclose(direction, [2.5, 2.5], rtol=1e-6)
 
 
-def test_a_split_of_ones_own_and_keys():
+def test_a_split_of_ones_own():
   stacked = bj.evaluation.independent(
     bj.multi_objective(lambda x, b: jnp.stack([b * x]), 1),
     2,
@@ -57,12 +59,6 @@ def test_a_split_of_ones_own_and_keys():
     jnp.array([3.0, 7.0]), stacked.init(params), params
   )
   np.testing.assert_allclose(jacobian.rows, [3.0, 7.0])
-  keys = bj.evaluation.deal_batch(jax.random.key(0), 3)
-  assert keys.shape == (3,)
-  chex.assert_trees_all_equal(
-    bj.evaluation.deal_batch({'x': jnp.arange(6)}, 3)['x'],
-    np.array([[0, 3], [1, 4], [2, 5]]),
-  )
 
 
 def test_errors():

@@ -1,0 +1,79 @@
+"""Parts of a batch: runs of examples, or examples dealt out in turn."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import _checks
+
+
+def _parted(who: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
+  """A batch with a new leading axis of parts, leaf by leaf."""
+  _checks.whole(who, 'parts', parts)
+
+  def one(leaf):
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and not leaf.shape:
+      return jax.random.split(leaf, parts)
+    if not leaf.shape or leaf.shape[0] % parts:
+      raise ValueError(
+        f'{who} makes {parts} equal parts of a batch, but a leaf has the shape '
+        f'{leaf.shape}: choose a batch size that {parts} divides, or pass a '
+        '`split` of your own.'
+      )
+    return fold(leaf, leaf.shape[0] // parts)
+
+  return jax.tree.map(one, batch)
+
+
+def split_batch(batch: Any, parts: int) -> Any:
+  """Splits every leaf of a batch into equal parts along its first axis.
+
+  Args:
+    batch: a pytree of arrays with a leading axis of examples; a scalar PRNG key
+      is split into one key a part.
+    parts: how many parts.
+
+  Returns:
+    The pytree with a new leading axis of parts.
+
+  Raises:
+    ValueError: if a leaf has no leading axis or one that `parts` does not
+      divide.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.evaluation.split_batch({'image': jnp.arange(4)}, 2)['image'])
+    [[0 1]
+     [2 3]]
+  """
+  fold = lambda leaf, size: leaf.reshape(parts, size, *leaf.shape[1:])
+  return _parted('split_batch', batch, parts, fold)
+
+
+def deal_batch(batch: Any, parts: int) -> Any:
+  """Deals the examples of a batch out in turn, like cards.
+
+  Args:
+    batch: as in `split_batch`.
+    parts: how many parts.
+
+  Returns:
+    The pytree with a new leading axis of parts. On a batch that is itself one
+    of several devices' parts, the dealt parts are those of the whole batch.
+
+  Raises:
+    ValueError: as in `split_batch`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.evaluation.deal_batch(jnp.arange(4), 2))
+    [[0 2]
+     [1 3]]
+  """
+  fold = lambda leaf, size: jnp.moveaxis(
+    leaf.reshape(size, parts, *leaf.shape[1:]), 1, 0
+  )
+  return _parted('deal_batch', batch, parts, fold)
