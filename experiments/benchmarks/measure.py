@@ -20,6 +20,7 @@ class Program:
     flops: floating-point operations of one step, as the compiler counts them.
     memory: bytes of one step: arguments, outputs that do not reuse an
       argument's buffer, and temporary buffers at their peak.
+    temporary: bytes of the temporary buffers alone.
     carry: after the steps so far.
   """
 
@@ -39,11 +40,12 @@ class Program:
     self.carry, self._batch = carry, batch
     self.flops = float(self._compiled.cost_analysis()['flops'])
     sizes = self._compiled.memory_analysis()
+    self.temporary = sizes.temp_size_in_bytes
     self.memory = (
       sizes.argument_size_in_bytes
       + sizes.output_size_in_bytes
       - sizes.alias_size_in_bytes
-      + sizes.temp_size_in_bytes
+      + self.temporary
     )
 
   def run(self, steps: int) -> None:

@@ -1,7 +1,6 @@
-"""The gradient through inner steps, in every mode, against closed forms."""
+"""The gradient through inner steps, in every mode, against references."""
 
 import functools
-import itertools
 
 import chex
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import bilevel_jax as bj
 
@@ -31,7 +31,7 @@ X, Y = np.array([0.7, -1.2]), np.array([0.1, 0.5, -0.3])
 TARGET = np.array([1.0, 2.0, 3.0])
 
 
-def closed_form(steps, last=None, identity_start=False):
+def closed_form(steps, last=None):
   """Y_T = M^T y_0 + sum of M^k rate B x, of which `last` terms count."""
   last = steps if last is None else min(last, steps)
   step = np.eye(3) - RATE * H
@@ -45,42 +45,52 @@ def closed_form(steps, last=None, identity_start=False):
   return X + np.array([y[1], 0]) + jacobian.T @ pull, y
 
 
-def evaluation(problem=QUADRATIC, **kwargs):
-  """A compiled function of (x, y, batch) to the oracle's gradients, state."""
-  settings = {'lower': optax.sgd(RATE), 'steps': STEPS} | kwargs
-  oracle = bj.unrolled(problem, **settings)
-  update = jax.jit(lambda p, batch: oracle.update(batch, oracle.init(p), p))
+def oracle_of(problem=QUADRATIC, **kwargs):
+  return bj.unrolled(
+    problem, **({'lower': optax.sgd(RATE), 'steps': STEPS} | kwargs)
+  )
 
-  def evaluate(x=X, y=Y, batch=TARGET):
-    with jax.enable_x64(True):
-      params = bj.BilevelParams(jnp.asarray(x), jnp.asarray(y))
-      gradients, state = update(params, jnp.asarray(batch))
-      return jax.tree.map(np.asarray, gradients), state
 
-  return evaluate
+def gradients_of(oracle, x, y, batch=None):
+  params = bj.BilevelParams(x, y)
+  return oracle.update(batch, oracle.init(params), params)[0]
 
 
 def evaluate(problem=QUADRATIC, x=X, y=Y, batch=TARGET, **kwargs):
-  return evaluation(problem, **kwargs)(x, y, batch)
+  """The oracle's gradients and state, in float64."""
+  oracle = oracle_of(problem, **kwargs)
+  with jax.enable_x64(True):
+    params = bj.BilevelParams(jnp.asarray(x), jnp.asarray(y))
+    update = jax.jit(lambda p, b: oracle.update(b, oracle.init(p), p))
+    return jax.tree.map(np.asarray, update(params, batch))
 
 
-MODES = {
-  'reverse': {},
-  'forward': {'mode': 'forward'},
-  'every step twice': {'checkpoint': 1},
-  'in segments': {'checkpoint': 3},
-  'one segment': {'checkpoint': 50},
-}
-modes = pytest.mark.parametrize('mode', MODES.values(), ids=list(MODES))
-
-
-@modes
-@pytest.mark.parametrize('truncate', [None, 3, STEPS + 5])
-def test_quadratic_in_closed_form(mode, truncate):
-  gradients, _ = evaluate(truncate=truncate, **mode)
-  slope, y = closed_form(STEPS, truncate)
-  np.testing.assert_allclose(gradients.upper, slope, rtol=1e-12)
-  np.testing.assert_allclose(Y - gradients.lower, y, rtol=1e-12)
+@pytest.mark.parametrize(
+  ('kwargs', 'gradients', 'products'),
+  [
+    ({}, STEPS, STEPS),
+    ({'truncate': 3}, STEPS, 3),
+    ({'checkpoint': 2}, 2 * STEPS, STEPS),
+    ({'checkpoint': 50, 'truncate': 3}, STEPS + 3, 3),
+    ({'mode': 'mixed', 'truncate': STEPS + 5}, STEPS, STEPS),
+    ({'mode': 'mixed', 'truncate': 3, 'checkpoint': 2}, STEPS + 3, 3),
+    ({'mode': 'forward'}, STEPS, 2 * STEPS),
+    ({'mode': 'forward', 'truncate': 2}, STEPS, 4),
+  ],
+)
+def test_quadratic_in_closed_form(kwargs, gradients, products):
+  found, state = evaluate(**kwargs)
+  slope, y = closed_form(STEPS, kwargs.get('truncate'))
+  np.testing.assert_allclose(found.upper, slope, rtol=1e-12)
+  np.testing.assert_allclose(Y - found.lower, y, rtol=1e-12)
+  assert bj.counts(state) == {
+    'gradients/upper': 1,
+    'gradients/lower': gradients,
+    'hessian_vector_products/lower': products,
+  }
+  values, before = bj.values(state), closed_form(STEPS - 1)[1]
+  np.testing.assert_allclose(values['upper'], upper(X, y, TARGET), rtol=1e-6)
+  np.testing.assert_allclose(values['lower'], lower(X, before, None), rtol=1e-6)
 
 
 def test_many_steps_give_the_implicit_gradient():
@@ -91,58 +101,189 @@ def test_many_steps_give_the_implicit_gradient():
   np.testing.assert_allclose(gradients.upper, exact, rtol=1e-10)
 
 
-def test_error_of_truncation_falls_geometrically():
-  full = evaluate(steps=60)[0].upper
-  errors = [
-    np.linalg.norm(evaluate(steps=60, truncate=k)[0].upper - full)
-    for k in (5, 15, 25)
-  ]
-  slowest = 1 - RATE * np.linalg.eigvalsh(H)[0]
-  for one, two in itertools.pairwise(errors):
-    assert two < 2 * slowest**10 * one
+# A dense coupled problem that is not quadratic: 3 upper, 2 lower coordinates.
+COUPLING = np.array([[0.9, -0.4, 0.3], [0.2, 0.7, -0.8]])
+FIRST, SECOND = np.array([0.3, -0.2, 0.5]), np.array([0.1, 0.4])
+WEIGHTS = np.linspace(0.1, 0.5, STEPS)  # One for each inner step.
+MOST = 0.35
 
 
-def curved(x, y, batch):
-  """Not quadratic, another curvature at each step."""
-  error = jnp.tanh(B @ x) - y
-  return (jnp.cosh(error) + batch * y**4).sum()
+def curved(x, y, weight):
+  """The lower loss, with an auxiliary."""
+  error = y - jnp.tanh(COUPLING @ x)
+  mixed = y[0] * y[1] * x[2]
+  return jnp.cosh(error).sum() + mixed + weight * (y**4).sum(), error
 
 
-CURVED = bj.BilevelProblem(lambda x, y, batch: (jnp.sin(y) * y).sum(), curved)
+def height(x, y, library=jnp):
+  return (library.sin(y) * y).sum() + x @ x / 2 + y[0] * x[1]
+
+
+CURVED = bj.BilevelProblem(lambda x, y, batch: height(x, y), curved)
+
+
+def schedule(k):
+  return 0.3 - 0.02 * k
+
+
+def momentum(slope, state, k):
+  state = 0.5 * state + slope
+  return -schedule(k) * state, state
+
+
+def adam(slope, state, k):
+  mean, square = state if np.ndim(state) else (0, 0)
+  mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+  lengths = np.sqrt(square / (1 - 0.999 ** (k + 1)) + 1e-4) + 1e-8
+  move = -0.1 * mean / (1 - 0.9 ** (k + 1)) / lengths
+  return move, np.array([mean, square])
+
+
 INNER = {
-  'momentum': optax.sgd(0.1, momentum=0.5),
-  'adam': optax.adam(0.1, eps_root=1e-6),
-  'schedule': optax.sgd(optax.linear_schedule(0.3, 0.05, STEPS)),
+  momentum: optax.sgd(schedule, momentum=0.5),
+  adam: optax.adam(0.1, eps_root=1e-4),
 }
 
 
-@pytest.mark.parametrize(
-  ('mode', 'inner'),
-  [('reverse', 'momentum'), ('forward', 'adam'), ('in segments', 'schedule')],
-)
-def test_finite_differences(mode, inner):
-  inner, mode = INNER[inner], MODES[mode]
-  settings = {
-    'problem': CURVED,
-    'lower': inner,
-    'inner_batch': lambda batch, t: batch[t],
-    'lower_set': functools.partial(
-      optax.projections.projection_box, lower=-10.0, upper=0.4
-    ),
-    **mode,
-  }
-  batch = np.linspace(0.1, 0.5, STEPS)
-  evaluate = evaluation(**settings)
-  found = evaluate(batch=batch)[0].upper
+def by_complex_step(optimiser):
+  """The hypergradient in NumPy, exact to rounding: Im f(x + i h e) / h."""
 
-  def value(x):
-    gradients, _ = evaluate(x=x, batch=batch)
-    return float((np.sin(Y - gradients.lower) * (Y - gradients.lower)).sum())
+  def end(x):
+    y, state = SECOND.astype(complex), 0
+    for k, weight in enumerate(WEIGHTS):
+      slope = np.sinh(y - np.tanh(COUPLING @ x))
+      slope = slope + x[2] * y[::-1] + 4 * weight * y**3
+      move, state = optimiser(slope, state, k)
+      y = np.where((y + move).real > MOST, MOST, y + move)
+    return height(x, y, np)
 
-  differences = [
-    (value(X + 1e-5 * e) - value(X - 1e-5 * e)) / 2e-5 for e in np.eye(2)
+  h = 1e-30
+  return np.array([end(FIRST + 1j * h * e).imag / h for e in np.eye(3)])
+
+
+@pytest.mark.parametrize('optimiser', [momentum, adam])
+def test_every_mode_against_a_complex_step(optimiser):
+  oracles = [
+    oracle_of(
+      CURVED,
+      lower=INNER[optimiser],
+      inner_batch=lambda batch, t: batch[t],
+      lower_set=lambda y: jnp.minimum(y, MOST),
+      mode=mode,
+    )
+    for mode in ('reverse', 'mixed', 'forward')
   ]
-  np.testing.assert_allclose(found, differences, rtol=1e-6, atol=1e-9)
+  found = lambda *point: [gradients_of(o, *point) for o in oracles]
+  exact = by_complex_step(optimiser)
+  for x64, tolerance in ((True, 1e-12), (False, 1e-6)):
+    with jax.enable_x64(x64):
+      point = [jnp.asarray(z) for z in (FIRST, SECOND, WEIGHTS)]
+      for gradients in jax.jit(found)(*point):
+        assert np.max(SECOND - gradients.lower) > MOST - 1e-6  # On the bound.
+        chex.assert_trees_all_close(
+          np.asarray(gradients.upper), exact, rtol=0, atol=tolerance
+        )
+
+
+def noisy(x, y, batch):
+  """A lower loss with a key and a whole number in its batch."""
+  noise = jax.random.key_data(batch['key']) / 2.0**32  # Cheap to compile.
+  return curved(x, y + 0.1 * (noise + batch['row']), batch['weight'])
+
+
+def by_hand(x, y, batch, *, from_upper, last):
+  """The trajectory in a plain loop, to the upper loss at its end."""
+  y = 2 * x[:2] if from_upper else y
+  optimiser = INNER[adam]
+  state = optimiser.init(y)
+  for t in range(3):
+    if t == 3 - last:
+      y, state = jax.lax.stop_gradient((y, state))
+    one = jax.tree.map(lambda leaf, t=t: leaf[t], batch)
+    slope = jax.grad(noisy, 1, has_aux=True)(x, y, one)[0]
+    updates, state = optimiser.update(slope, state, y)
+    y = optax.apply_updates(y, updates)
+  return height(x, y)
+
+
+@pytest.mark.parametrize(('from_upper', 'last'), [(True, 4), (False, 2)])
+def test_mixed_against_a_plain_loop(from_upper, last):
+  problem = bj.BilevelProblem(CURVED.upper, noisy)
+  ours = oracle_of(
+    problem,
+    mode='mixed',
+    lower=INNER[adam],
+    steps=3,
+    inner_batch=lambda batch, t: jax.tree.map(lambda leaf: leaf[t], batch),
+    start=(lambda params, batch: 2 * params.upper[:2]) if from_upper else None,
+    truncate=last,
+    checkpoint=2,
+  )
+  theirs = jax.grad(
+    functools.partial(by_hand, from_upper=from_upper, last=last)
+  )
+  both = lambda *point: (gradients_of(ours, *point).upper, theirs(*point))
+  for x64, tolerance in ((True, 1e-12), (False, 2e-6)):
+    with jax.enable_x64(x64):
+      batch = {
+        'key': jax.random.split(jax.random.key(0), (2, 3)),
+        'row': jnp.arange(6).reshape(2, 3),
+        'weight': jnp.asarray(WEIGHTS[:6]).reshape(2, 3),
+      }
+      x = jnp.stack([jnp.asarray(FIRST), -jnp.asarray(FIRST)])
+      y = jnp.stack([jnp.asarray(SECOND)] * 2)
+      found, exact = jax.jit(jax.vmap(both))(x, y, batch)
+      chex.assert_trees_all_close(found, exact, rtol=0, atol=tolerance)
+
+
+def test_mixed_in_a_loss_that_closes_over_what_is_traced():
+  table = np.array([0.5, 1.0, 2.0])
+
+  def slopes(mode, scale, row):
+    lower = lambda x, y, batch: curved(x, y, scale)[0] * jnp.asarray(table)[row]
+    problem = bj.BilevelProblem(CURVED.upper, lower)
+    oracle = oracle_of(problem, mode=mode, steps=2)
+    return gradients_of(oracle, jnp.asarray(FIRST), jnp.asarray(SECOND)).upper
+
+  def with_derivative(mode, scale, row):
+    one = lambda scale: slopes(mode, scale, row)
+    return jax.jvp(one, (scale,), (1.0,))
+
+  scales, rows = np.float32([0.1, 0.3]), np.array([2, 0])
+  mixed, reverse = (
+    jax.jit(jax.vmap(functools.partial(with_derivative, mode)))(scales, rows)
+    for mode in ('mixed', 'reverse')
+  )
+  chex.assert_trees_all_close(mixed, reverse, rtol=1e-5)
+
+
+def test_mixed_on_shards():
+  def loss(x, y, batch):
+    return curved(x, y, batch.mean())[0]
+
+  problem = bj.BilevelProblem(lambda x, y, b: height(x, y) + y @ b, loss)
+  mesh = jax.sharding.Mesh(jax.devices()[:2], 'i')
+  split = PartitionSpec('i')
+
+  def found(x, y, batch):
+    slopes = [
+      gradients_of(oracle_of(problem, steps=2, mode=mode), x, y, batch)
+      for mode in ('mixed', 'reverse')
+    ]
+    return [(g.upper, g.lower[None]) for g in slopes]
+
+  everywhere = PartitionSpec()
+  found = jax.jit(
+    jax.shard_map(
+      found,
+      mesh=mesh,
+      in_specs=(everywhere, everywhere, split),
+      out_specs=[(everywhere, split)] * 2,
+    )
+  )
+  batch = np.float32([0.1, 0.3, 0.2, 0.5])
+  mixed, reverse = found(np.float32(FIRST), np.float32(SECOND), batch)
+  chex.assert_trees_all_close(mixed, reverse, rtol=1e-6)
 
 
 def test_starts_where_it_is_told_and_differentiates_it():
@@ -161,64 +302,56 @@ def test_starts_where_it_is_told_and_differentiates_it():
   )
 
 
-@pytest.mark.parametrize(
-  ('kwargs', 'gradients', 'products'),
-  [
-    ({}, STEPS, STEPS),
-    ({'truncate': 3}, STEPS, 3),
-    ({'checkpoint': 2}, 2 * STEPS, STEPS),
-    ({'checkpoint': 2, 'truncate': 3}, STEPS + 3, 3),
-    ({'mode': 'forward'}, STEPS, 2 * STEPS),
-    ({'mode': 'forward', 'truncate': 2}, STEPS, 4),
-  ],
-)
-def test_counts(kwargs, gradients, products):
-  assert bj.counts(evaluate(**kwargs)[1]) == {
-    'gradients/upper': 1,
-    'gradients/lower': gradients,
-    'hessian_vector_products/lower': products,
-  }
+def test_temporary_memory_of_the_modes():
+  rows = np.ones((1000, 1), np.float32)
 
+  def wide(x, y, batch):  # Many more activations than parameters.
+    return jnp.tanh(jnp.tanh(rows * y) * x).sum()
 
-def test_checkpoints_need_less_memory():
-  wide = bj.BilevelProblem(
-    lambda x, y, batch: (y**2).sum(),
-    lambda x, y, batch: (jnp.tanh(y) * jnp.sin(x) + y**2).sum(),
-  )
-  params = bj.BilevelParams(jnp.ones(1000), jnp.ones(1000))
+  problem = bj.BilevelProblem(lambda x, y, batch: (y**2).sum(), wide)
+  params = bj.BilevelParams(jnp.ones(10), jnp.ones(10))
 
   def memory(**kwargs):
-    oracle = bj.unrolled(wide, lower=optax.sgd(0.1), steps=100, **kwargs)
+    oracle = oracle_of(problem, steps=50, **kwargs)
     state = oracle.init(params)
     compiled = jax.jit(oracle.update).lower(None, state, params).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert memory(checkpoint=10) < memory(checkpoint=1) < memory()
-  assert memory(mode='reverse', truncate=10) < memory() / 4
-
-
-def test_measures_the_losses():
-  _, state = evaluate()
-  y, before = closed_form(STEPS)[1], closed_form(STEPS - 1)[1]
-  values = bj.values(state)
-  np.testing.assert_allclose(values['upper'], upper(X, y, TARGET), rtol=1e-6)
-  np.testing.assert_allclose(values['lower'], lower(X, before, None), rtol=1e-6)
+  full = memory()
+  again, short, mixed = (
+    memory(checkpoint=7),
+    memory(truncate=5),
+    memory(mode='mixed'),
+  )
+  assert max(again, short) < full / 4
+  assert mixed < again / 4
 
 
 @pytest.mark.parametrize(
   ('kwargs', 'said'),
   [
     ({'steps': 0}, 'steps >= 1'),
-    ({'truncate': 0}, 'truncate >= 1'),
+    ({'truncate': 0}, 'truncate, >= 1'),
     ({'checkpoint': 1.5}, 'checkpoint >= 1'),
-    ({'mode': 'sideways'}, 'forward'),
-    ({'mode': 'forward', 'checkpoint': 1}, 'reverse'),
-    ({'start': lambda params, batch: params.upper}, 'another|shapes'),
+    ({'mode': 'sideways'}, "'reverse', 'mixed' or 'forward'"),
+    ({'mode': 'forward', 'checkpoint': 1}, 'leave it out'),
+    ({'start': lambda params, batch: params.upper}, 'shapes'),
+    ({'lower': optax.lbfgs()}, "'value_fn'.*linesearch=None"),
+    ({'lower': optax.polyak_sgd()}, "'value'.*gradient alone"),
   ],
 )
 def test_errors_name_the_argument(kwargs, said):
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises((ValueError, TypeError), match=said):
     evaluate(**kwargs)
+
+
+def test_an_optimisers_own_type_error_passes():
+  def update(updates, state, params=None):
+    raise TypeError('of another kind')
+
+  broken = optax.GradientTransformation(lambda params: (), update)
+  with pytest.raises(TypeError, match=r'^of another kind'):
+    evaluate(lower=broken)
 
 
 def test_keeps_a_nested_structure_and_its_types():
@@ -227,11 +360,30 @@ def test_keeps_a_nested_structure_and_its_types():
     lambda x, y, batch: ((y['w'] - x['a']) ** 2).sum() + x['b'].sum(),
   )
   params = bj.BilevelParams(
-    {'a': jnp.bfloat16(1.0), 'b': jnp.ones(2)}, {'w': jnp.ones((2, 2))}
+    {'a': jnp.float32(1.0), 'b': jnp.ones(2, jnp.bfloat16)},
+    {'w': jnp.full((2, 2), 0.5, jnp.bfloat16)},
   )
-  found = {}
-  for mode in ('reverse', 'forward'):
-    oracle = bj.unrolled(problem, lower=optax.sgd(0.1), steps=2, mode=mode)
-    found[mode], _ = oracle.update(None, oracle.init(params), params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(found[mode], params)
-  chex.assert_trees_all_close(found['reverse'], found['forward'], rtol=1e-2)
+
+  def found(x, y):
+    settings = {'lower': INNER[adam], 'steps': 2}
+    return [
+      gradients_of(oracle_of(problem, mode=mode, **settings), x, y)
+      for mode in ('reverse', 'mixed', 'forward')
+    ]
+
+  reverse, mixed, forward = jax.jit(found)(*params)
+  chex.assert_trees_all_equal_shapes_and_dtypes(reverse, mixed, forward, params)
+  chex.assert_trees_all_close(reverse, mixed, rtol=1e-2)
+  chex.assert_trees_all_close(reverse, forward, rtol=1e-2)
+
+
+def test_sums_over_many_steps_are_wide():
+  problem = bj.BilevelProblem(lambda x, y, _: y, lambda x, y, _: -x * y)
+  point = jnp.bfloat16(1.0), jnp.float32(0.0)
+  for mode in ('reverse', 'mixed'):
+    settings = {'lower': optax.sgd(2.0**-10), 'steps': 2**10, 'mode': mode}
+    found = gradients_of(oracle_of(problem, **settings), *point).upper
+    assert found.dtype == jnp.bfloat16
+    assert found == 1
+  narrow = oracle_of(problem, accumulator_dtype=jnp.bfloat16, **settings)
+  assert gradients_of(narrow, *point).upper < 0.5
