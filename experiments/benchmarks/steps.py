@@ -132,7 +132,7 @@ def library(case: Case, name: str, *, fused: bool):
 def by_hand(case: Case, name: str, *, fused: bool):
   """The same step as `library`'s in plain jax, with the losses it measures."""
   make = {'v_pbgd': _v_pbgd_by_hand, 'g_pbgd': _g_pbgd_by_hand}[name]
-  return make(*case.problem, *case.params, fused)
+  return make(*case.problem[:2], *case.params, fused)
 
 
 def _descend(params, gradients, *rates):
@@ -201,7 +201,7 @@ def _g_pbgd_by_hand(upper, lower, x, y, fused):
 
 def single_level(case: Case):
   """One gradient step on upper + lower in both variables."""
-  upper, lower = case.problem
+  upper, lower = case.problem[:2]
 
   def step(carry, batch):
     (x, y), _ = carry
