@@ -94,6 +94,8 @@ def solver_of(method: str, made: Case) -> Any:
   """The library's solver."""
   sgd = {'upper': optax.sgd(RATE), 'lower': optax.sgd(RATE)}
   looped = sgd | {'lower': bj.Sequence(optax.sgd(RATE), steps=INNER)}
+  if method == 'v_pbgd':
+    return bj.v_pbgd(made.problem, penalty=PENALTY, **sgd)
   if method == 'soba':
     return bj.soba(made.problem, **sgd)
   if method == 'saba':
@@ -128,6 +130,19 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
       slopes, (y,), (v,), has_aux=True
     )
     return (f_x - cross, g_y, product - f_y), (above, below)
+
+  def v_pbgd(carry, batch):
+    x, y, w = carry[0]
+    least, slope = jax.value_and_grad(g, 1)(x, w, batch)
+    w = w - RATE * slope
+
+    def penalised(x, y):
+      above, below = f(x, y, batch), g(x, y, batch)
+      gap = below - g(x, w, batch)
+      return above / PENALTY + gap, (above, below, gap)
+
+    (d_x, d_y), losses = jax.grad(penalised, both, has_aux=True)(x, y)
+    return (x - RATE * d_x, y - RATE * d_y, w), (least, *losses)
 
   def soba(carry, batch):
     moves, losses = directions(*carry[0], batch)
@@ -186,6 +201,7 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
   table = tuple(jnp.zeros((made.batches, y.size)) for _ in range(3))
   pair, triple = (zero,) * 2, (zero,) * 3
   return {
+    'v_pbgd': (v_pbgd, ((x, y, y), (zero,) * 4)),
     'soba': (soba, ((x, y, zeros), pair)),
     'saba': (saba, ((x, y, zeros), pair, table, (zeros,) * 3)),
     'f2sa': (f2sa, ((x, y, y), (triple, triple))),
