@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import bilevel_jax as bj
-from bilevel_jax import OracleState
+from bilevel_jax.oracles import base
 from experiments import harness
 
 CLASSES = 10
@@ -327,10 +327,6 @@ def accuracy(logits: Any, labels: Any, *, balanced: bool) -> Any:
   return jnp.mean(right @ member / jnp.maximum(member.sum(axis=0), 1))
 
 
-def _is_oracle(node):
-  return isinstance(node, OracleState)
-
-
 def _shared(leaf: Any) -> bool:
   # Keys, coins and counts are the same for all clients.
   return not jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -344,26 +340,26 @@ def _pack(state: Any, axis_name: Any) -> Any:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
   def one(node):
-    if _is_oracle(node):
+    if base.is_oracle_state(node):
       values = jax.tree.map(losses, node.values)
-      rest = _pack((node.counts, node.inner), axis_name)
-      return OracleState(values, *rest)
+      counts, inner = _pack((node.counts, node.inner), axis_name)
+      return base.OracleState(values, counts, inner)
     return node[0] if _shared(node) else node
 
-  return jax.tree.map(one, state, is_leaf=_is_oracle)
+  return jax.tree.map(one, state, is_leaf=base.is_oracle_state)
 
 
 def _own_axes(state: Any, own: Any, shared: Any) -> Any:
   """`own` for each leaf that clients have copies of, `shared` for the rest."""
 
   def one(node):
-    if _is_oracle(node):
+    if base.is_oracle_state(node):
       values = jax.tree.map(lambda _: shared, node.values)
       counts, inner = _own_axes((node.counts, node.inner), own, shared)
-      return OracleState(values, counts, inner)
+      return base.OracleState(values, counts, inner)
     return shared if _shared(node) else own
 
-  return jax.tree.map(one, state, is_leaf=_is_oracle)
+  return jax.tree.map(one, state, is_leaf=base.is_oracle_state)
 
 
 def over_clients(

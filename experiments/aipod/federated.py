@@ -197,15 +197,14 @@ def make_solver(
     agree = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
       task.problem,
-      upper=optax.sgd(hyper['upper']),
-      lower=optax.sgd(hyper['lower']),
-      probability=settings.probability,
-      upper_set=agree,
-      lower_set=agree,
-      inner_steps=method.lower_steps,
-      inner_batch=clients.batch_at,
+      upper=bj.Sequence(optax.sgd(hyper['upper']), set=agree),
+      lower=bj.Sequence(
+        optax.sgd(hyper['lower']),
+        set=bj.projections.Lazy(agree, settings.probability, key=hyper['coin']),
+        steps=method.lower_steps,
+        batch_at=clients.batch_at,
+      ),
       solve=series,
-      key=hyper['coin'],
     )
 
   mesh = None

@@ -62,7 +62,11 @@ def draw_instance(
   if objective == 'released':
     c = np.zeros(size)
   return Instance(
-    bj.projections.affine_factors(b, rank_tolerance=1e-10), bj.projections.affine_factors(a), h, c, d
+    bj.projections.affine_factors(b, rank_tolerance=1e-10),
+    bj.projections.affine_factors(a),
+    h,
+    c,
+    d,
   )
 
 
@@ -74,10 +78,10 @@ def stack_instances(instances: list[Instance]) -> Instance:
 
 
 def sets_of(instance: Instance) -> dict[str, bj.projections.AffineSet]:
-  """The upper and the lower set of an instance, as a solver takes them."""
+  """The sets of an instance's sequences, by name."""
   return {
-    'upper_set': bj.projections.affine_set(instance.upper_factors),
-    'lower_set': bj.projections.affine_set(
+    'upper': bj.projections.affine_set(instance.upper_factors),
+    'lower': bj.projections.affine_set(
       instance.lower_factors, coupling=lambda x: instance.h @ x
     ),
   }
@@ -155,7 +159,7 @@ PROBLEM = bj.BilevelProblem(upper=upper_loss, lower=lower_loss)
 
 def minimiser(instance: Instance, x: Any) -> Any:
   """The lower minimiser: the point of the lower set nearest to x."""
-  return sets_of(instance)['lower_set'](x, x)
+  return sets_of(instance)['lower'](x, x)
 
 
 def hypergradient(instance: Instance, x: Any, *, released: bool = False) -> Any:
@@ -171,7 +175,7 @@ def hypergradient(instance: Instance, x: Any, *, released: bool = False) -> Any:
   above_x, above_y = jax.grad(smooth_loss, (0, 1))(x, y, instance.c, instance.d)
   if released:
     # grad_xy g q of a Hessian that is the identity.
-    return above_x + sets_of(instance)['lower_set'].tangent(above_y)
+    return above_x + sets_of(instance)['lower'].tangent(above_y)
   return above_x + back(above_y)[0]
 
 
@@ -201,7 +205,7 @@ def measured(
   """
 
   def measure(x, y):
-    slope = sets_of(instance)['upper_set'].tangent(hypergradient(instance, x))
+    slope = sets_of(instance)['upper'].tangent(hypergradient(instance, x))
     gap = y - minimiser(instance, x)
     return slope @ slope + gap @ gap
 

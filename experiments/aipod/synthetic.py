@@ -142,28 +142,39 @@ def make_solver(
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a variant, which also adds up the measure."""
   instance = hyper['instance']
-  arguments = {
-    'upper': optax.sgd(variant.rate * settings.upper_rate),
-    'lower': optax.sgd(settings.lower_rate),
-    'inner_steps': settings.lower_steps,
-    'inner_batch': quadratic.lower_batch,
-    # Exact: the lower Hessian is the identity.
-    'solve': bj.linear_solvers.conjugate_gradient(1),
-    **quadratic.sets_of(instance),
-  }
-  if variant.probability is None:
-    solver = bj.aipod(quadratic.PROBLEM, **arguments)
-  else:
-    solver = bj.e_aipod(
-      quadratic.PROBLEM,
-      probability=variant.probability,
-      upper_steps=variant.upper_steps,
-      upper_batch=quadratic.upper_batch,
-      relaxation=variant.relaxation,
-      control_variate=variant.control_variate,
-      key=hyper['coin'],
-      **arguments,
+  sets = quadratic.sets_of(instance)
+  upper = bj.Sequence(
+    optax.sgd(variant.rate * settings.upper_rate), set=sets['upper']
+  )
+  lower = bj.Sequence(
+    optax.sgd(settings.lower_rate),
+    set=sets['lower'],
+    steps=settings.lower_steps,
+    batch_at=quadratic.lower_batch,
+  )
+  make = bj.aipod
+  if variant.probability is not None:
+    make = bj.e_aipod
+    upper = upper._replace(
+      set=bj.projections.Relaxed(sets['upper'], variant.relaxation),
+      steps=variant.upper_steps,
+      batch_at=quadratic.upper_batch,
     )
+    lower = lower._replace(
+      set=bj.projections.Lazy(
+        sets['lower'],
+        variant.probability,
+        key=hyper['coin'],
+        control_variate=variant.control_variate,
+      )
+    )
+  solver = make(
+    quadratic.PROBLEM,
+    upper=upper,
+    lower=lower,
+    # Exact: the lower Hessian is the identity.
+    solve=bj.linear_solvers.conjugate_gradient(1),
+  )
   return quadratic.measured(solver, instance)
 
 
@@ -200,8 +211,8 @@ def run(
     key_x, key_y = jax.random.split(context.seed_key)
     x, y = (jax.random.normal(k, (settings.size,)) for k in (key_x, key_y))
     sets = quadratic.sets_of(context.hyper['instance'])
-    x = sets['upper_set'](settings.start * x)
-    return bj.BilevelParams(x, sets['lower_set'](settings.start * y, x))
+    x = sets['upper'](settings.start * x)
+    return bj.BilevelParams(x, sets['lower'](settings.start * y, x))
 
   def batch(context):
     return quadratic.draw_noise(
@@ -213,7 +224,7 @@ def run(
     )
 
   def evaluate(context, params, state):
-    upper_set = quadratic.sets_of(context.hyper['instance'])['upper_set']
+    upper_set = quadratic.sets_of(context.hyper['instance'])['upper']
     outside = bj.diagnostics.feasibility(params, upper=upper_set)['upper']
     average = state.total / jnp.maximum(state.count, 1)
     return {'average': average, 'first': state.first, 'outside': outside}
@@ -287,7 +298,7 @@ def released_gradient_error(settings: Settings, seeds: tuple[int, ...]):
 
   def error(instance, seed):
     x = jax.random.normal(jax.random.key(seed), (settings.size,))
-    x = quadratic.sets_of(instance)['upper_set'](x)
+    x = quadratic.sets_of(instance)['upper'](x)
     exact = quadratic.hypergradient(instance, x)
     released = quadratic.hypergradient(instance, x, released=True)
     return jnp.linalg.norm(released - exact) / jnp.linalg.norm(exact)

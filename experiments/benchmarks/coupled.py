@@ -93,25 +93,29 @@ def make_case(size: int, batch_size: int, *, batches: int = 16) -> Case:
 def solver_of(method: str, made: Case) -> Any:
   """The library's solver."""
   sgd = {'upper': optax.sgd(RATE), 'lower': optax.sgd(RATE)}
+  looped = sgd | {'lower': bj.Sequence(optax.sgd(RATE), steps=INNER)}
+  if method == 'v_pbgd':
+    return bj.v_pbgd(made.problem, penalty=PENALTY, **sgd)
   if method == 'soba':
     return bj.soba(made.problem, **sgd)
   if method == 'saba':
     part = lambda batch: batch['lower']
     return bj.saba(made.problem, parts=made.batches, index=part, **sgd)
   if method == 'f2sa':
-    return bj.f2sa(made.problem, penalty=PENALTY, inner_steps=INNER, **sgd)
+    return bj.f2sa(made.problem, penalty=PENALTY, **looped)
   return bj.solvers.stocbio(
-    made.problem, inner_steps=INNER, terms=TERMS, step_size=SERIES, **sgd
+    made.problem, terms=TERMS, step_size=SERIES, **looped
   )
 
 
 def by_hand(method: str, made: Case) -> tuple[Any, Any]:
   """The same step in plain jax, and its first carry.
 
-  Like the library's, it keeps the losses that it has measured: they share most
-  of their work with the gradients, but not all.
+  Like the library's, it keeps the losses of the last evaluations, and looks at
+  none within a loop: they share most of their work with the gradients, but not
+  all.
   """
-  f, g = made.problem
+  f, g = made.problem[:2]
   x, y = made.start
   both = (0, 1)
 
@@ -126,6 +130,19 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
       slopes, (y,), (v,), has_aux=True
     )
     return (f_x - cross, g_y, product - f_y), (above, below)
+
+  def v_pbgd(carry, batch):
+    x, y, w = carry[0]
+    least, slope = jax.value_and_grad(g, 1)(x, w, batch)
+    w = w - RATE * slope
+
+    def penalised(x, y):
+      above, below = f(x, y, batch), g(x, y, batch)
+      gap = below - g(x, w, batch)
+      return above / PENALTY + gap, (above, below, gap)
+
+    (d_x, d_y), losses = jax.grad(penalised, both, has_aux=True)(x, y)
+    return (x - RATE * d_x, y - RATE * d_y, w), (least, *losses)
 
   def soba(carry, batch):
     moves, losses = directions(*carry[0], batch)
@@ -150,16 +167,16 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
     x, y, z = carry[0]
 
     def inner(pair, _):
-      (y, z), _ = pair
+      y, z = pair
       above, slope = jax.value_and_grad(f, 1)(x, y, batch)
       below, pull = jax.value_and_grad(g, 1)(x, y, batch)
       least, follow = jax.value_and_grad(g, 1)(x, z, batch)
       y = y - RATE * (slope / PENALTY + pull)
-      return ((y, z - RATE * follow), (above, below, least)), None
+      return (y, z - RATE * follow), (above, below, least)
 
-    ((y, z), inside), _ = jax.lax.scan(
-      inner, ((y, z), carry[1][1]), length=INNER
-    )
+    quiet = lambda pair, t: (inner(pair, t)[0], None)
+    pair, _ = jax.lax.scan(quiet, (y, z), length=INNER - 1)
+    (y, z), inside = inner(pair, None)
     above, f_x = jax.value_and_grad(f)(x, y, batch)
     below, g_y = jax.value_and_grad(g)(x, y, batch)
     least, g_z = jax.value_and_grad(g)(x, z, batch)
@@ -169,11 +186,10 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
   def stocbio(carry, batch):
     x, y = carry[0]
 
-    def descend(pair, _):
-      value, slope = jax.value_and_grad(g, 1)(x, pair[0], batch)
-      return (pair[0] - RATE * slope, value), None
-
-    (y, below), _ = jax.lax.scan(descend, (y, carry[1][1]), length=INNER)
+    quiet = lambda y, _: (y - RATE * jax.grad(g, 1)(x, y, batch), None)
+    y, _ = jax.lax.scan(quiet, y, length=INNER - 1)
+    below, slope = jax.value_and_grad(g, 1)(x, y, batch)
+    y = y - RATE * slope
     above, (f_x, f_y) = jax.value_and_grad(f, both)(x, y, batch)
     slopes = lambda y: jax.grad(g, both)(x, y, batch)
     _, product = jax.linearize(slopes, y)
@@ -185,6 +201,7 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
   table = tuple(jnp.zeros((made.batches, y.size)) for _ in range(3))
   pair, triple = (zero,) * 2, (zero,) * 3
   return {
+    'v_pbgd': (v_pbgd, ((x, y, y), (zero,) * 4)),
     'soba': (soba, ((x, y, zeros), pair)),
     'saba': (saba, ((x, y, zeros), pair, table, (zeros,) * 3)),
     'f2sa': (f2sa, ((x, y, y), (triple, triple))),

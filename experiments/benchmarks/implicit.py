@@ -122,7 +122,9 @@ def hypergradient_program(
   case: Case, products: int, *, unroll: bool
 ) -> measure.Program:
   """An implicit hypergradient, from a cold start, as a step."""
-  solve = bj.linear_solvers.conjugate_gradient(products, unroll=products if unroll else 1)
+  solve = bj.linear_solvers.conjugate_gradient(
+    products, unroll=products if unroll else 1
+  )
   oracle = bj.implicit(case.problem, solve=solve, warm_start=False)
 
   def step(carry, batch):

@@ -116,6 +116,13 @@ def time_ratio(
   )
 
 
+def judge(value: float, low: float, high: float, bound: float) -> str:
+  """Whether a bound holds for a measured median and its range."""
+  if value <= bound:
+    return 'holds'
+  return 'undecided' if low <= bound <= high else 'EXCEEDED'
+
+
 def _timed(program, steps):
   wall, cpu = time.perf_counter(), time.process_time()
   program(steps)

@@ -209,7 +209,9 @@ def on_output(objectives: int, settings: Settings) -> tuple[Any, Any]:
 
   losses = tuple(one(i) for i in range(objectives))
   case = Case(params, case.batch, network, losses)
-  fused = bj.oracles.fused_moco(losses, trunk=network, tracking=0.1, weight_step=0.1)
+  fused = bj.oracles.fused_moco(
+    losses, trunk=network, tracking=0.1, weight_step=0.1
+  )
   return solver_step(case, fused), summed_loss(case)
 
 
@@ -247,7 +249,8 @@ def main(options: harness.Options) -> None:
     found = ratio(stacking(case).run, separate(case))
     add(count, 'stacked / separate', 'stacking', found, BOUND_STACKING)
     lean = optax.chain(
-      bj.multi_objective(case.heads, **given, gramian=True), bj.aggregators.mgda(count)
+      bj.multi_objective(case.heads, **given, gramian=True),
+      bj.aggregators.mgda(count),
     )
     found = ratio(solver_step(case, lean).run, base.run)
     add(count, 'Gram matrix only, MGDA / summed loss', 'gramian', found)
@@ -260,10 +263,12 @@ def main(options: harness.Options) -> None:
   given = {'trunk': case.trunk, 'rest': ('heads',)}
   fused = bj.oracles.fused_moco(case.heads, trunk=case.trunk, **moco)
   at_once = optax.chain(
-    bj.multi_objective(case.heads, **given, by='vmap'), bj.aggregators.moco(largest, **moco)
+    bj.multi_objective(case.heads, **given, by='vmap'),
+    bj.aggregators.moco(largest, **moco),
   )
   lean = optax.chain(
-    bj.multi_objective(case.heads, **given, gramian=True), bj.aggregators.mgda(largest)
+    bj.multi_objective(case.heads, **given, gramian=True),
+    bj.aggregators.mgda(largest),
   )
   sizes = {
     'fused': temporary_bytes(fused, case),

@@ -28,7 +28,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.benchmarks import measure, steps
+from experiments.benchmarks import cleaning_steps as steps
+from experiments.benchmarks import measure
 
 BOUND_BY_HAND = 1.02
 BOUND_SINGLE_LEVEL = 2.2
@@ -164,13 +165,6 @@ def compare_seeds(
   return lines
 
 
-def judge(value: float, low: float, high: float, bound: float) -> str:
-  """Whether a bound holds for a measured median and its range."""
-  if value <= bound:
-    return 'holds'
-  return 'undecided' if low <= bound <= high else 'EXCEEDED'
-
-
 def as_row(line: Line) -> dict[str, Any]:
   """A row of the printed table."""
   verdicts = []
@@ -181,7 +175,7 @@ def as_row(line: Line) -> dict[str, Any]:
     ('wall', measured, line.wall_bound),
   ):
     if bound is not None:
-      verdicts.append(f'{what} <= {bound}: {judge(*numbers, bound)}')
+      verdicts.append(f'{what} <= {bound}: {measure.judge(*numbers, bound)}')
   pair = lambda a, b: f'{a:.1f} / {b:.1f}'
   return {
     'model': line.model,

@@ -1,281 +1,194 @@
-"""Steps to compare: of the library, by hand, and of simpler problems.
+"""What small steps cost beside the same by hand, and what compiling costs.
 
-The problem is data hyper-cleaning with random data. What every function here
-makes is a step of (carry, batch) to the next carry, and the first carry.
+    python -m experiments.benchmarks.steps
+
+Where a problem is small, what is around the mathematics shows. Three questions:
+
+1. Is a step slower than the same in plain jax? V-PBGD, SOBA, SABA and stocBiO
+   on quadratics of samples of rank one, a thousand steps in a `lax.scan`,
+   against the step by hand with the losses of its last evaluations (see
+   `coupled`). Bound: 1.0 times the wall time.
+2. What does a call from Python cost? One compiled `solver.update` in a loop,
+   on variables of two numbers each, against `optax.sgd` on their gradients:
+   no less than one argument and result for each of the leaves of a state is to
+   hand over. Bound: 2.5 times.
+3. How long does MoCo take to compile? Two losses, with Adam, against one loss
+   with Adam. Bound: 2 times.
+
+Programs take turns in one process, in short turns, because the times are short;
+medians with their range, see `measure`. On a busy machine compare the CPU
+ratio.
 """
 
+import dataclasses
 import functools
+import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
+from experiments import harness
+from experiments.benchmarks import coupled, measure
 
-# Step sizes and ramp of the published linear run; they do not affect cost.
-_UPPER, _LOWER, _VALUE = 0.1, 0.1, 0.01
-_RAMP = optax.linear_schedule(0.0, 0.2, 30_000)
-
-
-class Sizes(NamedTuple):
-  """Sizes of the problem; by default the published ones."""
-
-  rows: int = 5_000  # Of each of the two data sets.
-  features: int = 784
-  hidden: int = 300
-  classes: int = 10
+BOUND_SCAN, BOUND_CALL, BOUND_COMPILE = 1.0, 2.5, 2.0
+# Of one turn.
+SECONDS = 0.05
 
 
-class Data(NamedTuple):
-  """Both data sets; images are shared by seeds, labels are not."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
 
-  train_images: Any
-  train_labels: Any
-  val_images: Any
-  val_labels: Any
-
-
-class Case(NamedTuple):
-  """A problem with a start and data."""
-
-  problem: bj.BilevelProblem
-  params: bj.BilevelParams
-  data: Data
-
-
-def _linear(y, images):
-  return images @ y['w'] + y['b']
-
-
-def _network(y, images):
-  hidden = jax.nn.sigmoid(images @ y['w1'] + y['b1'])
-  return hidden @ y['w2'] + y['b2']
-
-
-MODELS = {'linear': _linear, 'mlp': _network}
-
-
-def hyper_cleaning(model: str, sizes: Sizes, seed: int = 0) -> Case:
-  """Weighs noisy training rows such that the model does well on clean ones.
-
-  Args:
-    model: 'linear' or 'mlp'.
-    sizes: of the data and the model.
-    seed: of labels and parameters; images are the same for all seeds.
-
-  Returns:
-    A problem, its start and random data.
+  Attributes:
+    scanned: methods whose steps are compared with the same by hand.
+    called: methods whose calls are compared with those of `optax.sgd`.
+    size: dimension of each variable in the first comparison.
+    batch_size: samples in a batch there.
+    steps: steps in one scan.
+    rounds: pairs of timings of each comparison.
+    compilations: of each of the two programs.
   """
-  apply = MODELS[model]
-  cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
-  def upper(x, y, data):
-    del x
-    return jnp.mean(cross_entropy(apply(y, data.val_images), data.val_labels))
-
-  def lower(x, y, data):
-    losses = cross_entropy(apply(y, data.train_images), data.train_labels)
-    return jnp.mean(jax.nn.sigmoid(x) * losses)
-
-  rows, features, hidden, classes = sizes
-  images = functools.partial(jax.random.uniform, shape=(rows, features))
-  labels = functools.partial(
-    jax.random.randint, shape=(rows,), minval=0, maxval=classes
-  )
-  normal = lambda key, *shape: 0.05 * jax.random.normal(key, shape)
-  keys = jax.random.split(jax.random.key(seed + 2), 5)
-  data = Data(
-    train_images=images(jax.random.key(0)),
-    train_labels=labels(keys[0]),
-    val_images=images(jax.random.key(1)),
-    val_labels=labels(keys[1]),
-  )
-  if model == 'linear':
-    y = {'w': normal(keys[3], features, classes), 'b': jnp.zeros(classes)}
-  else:
-    y = {
-      'w1': normal(keys[3], features, hidden),
-      'b1': jnp.zeros(hidden),
-      'w2': normal(keys[4], hidden, classes),
-      'b2': jnp.zeros(classes),
-    }
-  params = bj.BilevelParams(upper=normal(keys[2], rows), lower=y)
-  return Case(bj.BilevelProblem(upper, lower), params, data)
+  scanned: tuple[str, ...] = ('v_pbgd', 'soba', 'saba', 'stocbio')
+  called: tuple[str, ...] = ('v_pbgd', 'soba', 'stocbio')
+  size: int = 100
+  batch_size: int = 64
+  steps: int = 1_000
+  rounds: int = 41
+  compilations: int = 7
 
 
-def library(case: Case, name: str, *, fused: bool):
-  """A step of a named solver: update and apply.
-
-  Args:
-    case: the problem and its start.
-    name: 'v_pbgd' or 'g_pbgd'.
-    fused: as in the solver.
-
-  Returns:
-    A step of (carry, batch) and its first carry.
-  """
-  rates = {'upper': optax.sgd(_UPPER), 'lower': optax.sgd(_LOWER)}
-  if name == 'v_pbgd':
-    rates['value'] = optax.sgd(_VALUE)
-  solver = getattr(bj, name)(case.problem, penalty=_RAMP, fused=fused, **rates)
-
-  def step(carry, batch):
-    params, state = carry
-    updates, state = solver.update(batch, state, params)
-    return optax.apply_updates(params, updates), state
-
-  return step, (case.params, solver.init(case.params))
+PRESETS = {
+  'paper': Settings(),
+  'quick': Settings(rounds=11, compilations=3),
+}
 
 
-def by_hand(case: Case, name: str, *, fused: bool):
-  """The same step as `library`'s in plain jax, with the losses it measures."""
-  make = {'v_pbgd': _v_pbgd_by_hand, 'g_pbgd': _g_pbgd_by_hand}[name]
-  return make(*case.problem, *case.params, fused)
+def scanned(step: Callable[[Any, Any], Any], steps: int) -> Any:
+  """So many steps as one."""
+
+  def many(carry, batch):
+    body = lambda carry, _: (step(carry, batch), None)
+    return jax.lax.scan(body, carry, length=steps)[0]
+
+  return many
 
 
-def descent(params, gradients, *rates):
-  return tuple(
-    jax.tree.map(lambda z, d, rate=rate: z - rate * d, z, d)
-    for z, d, rate in zip(params, gradients, rates, strict=True)
+def in_a_scan(method: str, settings: Settings) -> measure.Ratio:
+  """Times of scans, the library's over those by hand."""
+  made = coupled.make_case(settings.size, settings.batch_size)
+  batch = {'upper': jnp.int32(0), 'lower': jnp.int32(1)}
+  solver = coupled.solver_of(method, made)
+  ours = (made.start, solver.init(made.start))
+  hand, theirs = coupled.by_hand(method, made)
+  many = functools.partial(scanned, steps=settings.steps)
+  return measure.time_ratio(
+    measure.Program(many(coupled.step_of(solver)), ours, batch).run,
+    measure.Program(many(hand), theirs, batch).run,
+    rounds=settings.rounds,
+    seconds=SECONDS,
   )
 
 
-def _penalised_by_hand(upper, penalty, x, y, batch, count, fused):
-  """Gradients of c (upper + gamma penalty), and the losses."""
-  gamma = _RAMP(count)
-  scale = 1 / jnp.maximum(gamma, 1)
-  if fused:
+def in_python(update: Any, given: Any, state: Any, params: Any) -> Any:
+  """A function that calls a compiled update so many times, and waits."""
+  step = jax.jit(update)
 
-    def loss(x, y):
-      above = upper(x, y, batch)
-      height, below = penalty(x, y)
-      return scale * above + scale * gamma * height, (above, below, height)
+  def run(calls: int) -> None:
+    held = state
+    for _ in range(calls):
+      updates, held = step(given, held, params)
+    jax.block_until_ready((updates, held))
 
-    return jax.grad(loss, (0, 1), has_aux=True)(x, y)
-  above, first = jax.value_and_grad(upper, (0, 1))(x, y, batch)
-  (height, below), second = jax.value_and_grad(penalty, (0, 1), has_aux=True)(
-    x, y
-  )
-  weigh = lambda a, b: scale * a + scale * gamma * b
-  return jax.tree.map(weigh, first, second), (above, below, height)
+  return run
 
 
-def _v_pbgd_by_hand(upper, lower, x, y, fused):
-  def step(carry, batch):
-    x, y, w, count, _ = carry
-    least, slope = jax.value_and_grad(lower, 1)(x, w, batch)
-    (w,) = descent((w,), (slope,), _VALUE)
-
-    def gap(x, y):
-      below = lower(x, y, batch)
-      return below - lower(x, w, batch), below
-
-    gradients, losses = _penalised_by_hand(
-      upper, gap, x, y, batch, count, fused
-    )
-    x, y = descent((x, y), gradients, _UPPER, _LOWER)
-    return x, y, w, count + 1, (least, *losses)
-
-  return step, (x, y, y, jnp.int32(0), (jnp.float32(0),) * 4)
-
-
-def _g_pbgd_by_hand(upper, lower, x, y, fused):
-  def step(carry, batch):
-    x, y, count, _ = carry
-
-    def half_squared_slope(x, y):
-      below, slope = jax.value_and_grad(lower, 1)(x, y, batch)
-      squares = [jnp.sum(s * s) for s in jax.tree.leaves(slope)]
-      return sum(squares) / 2, below
-
-    gradients, losses = _penalised_by_hand(
-      upper, half_squared_slope, x, y, batch, count, fused
-    )
-    x, y = descent((x, y), gradients, _UPPER, _LOWER)
-    return x, y, count + 1, losses
-
-  return step, (x, y, jnp.int32(0), (jnp.float32(0),) * 3)
-
-
-def single_level(case: Case):
-  """One gradient step on upper + lower in both variables."""
-  upper, lower = case.problem
-
-  def step(carry, batch):
-    (x, y), _ = carry
-    loss = lambda x, y: upper(x, y, batch) + lower(x, y, batch)
-    value, gradients = jax.value_and_grad(loss, (0, 1))(x, y)
-    return descent((x, y), gradients, _UPPER, _LOWER), value
-
-  return step, (tuple(case.params), jnp.float32(0))
-
-
-def slope_penalty(case: Case, *, forward: bool):
-  """A step on half the squared slope alone, in either mode.
-
-  Args:
-    case: the problem and its start.
-    forward: forward over reverse, the slope's linearisation applied to the
-      slope; else reverse over reverse, the gradient of the squared norm.
-
-  Returns:
-    A step of (carry, batch) and its first carry.
-  """
-  lower = case.problem.lower
-
-  def step(carry, batch):
-    x, y = carry
-    if forward:
-      slopes = lambda y: jax.grad(lower, (0, 1))(x, y, batch)
-      (_, slope), product = jax.linearize(slopes, y)
-      gradients = product(slope)
-    else:
-      half = lambda x, y: (
-        optax.tree.norm(jax.grad(lower, 1)(x, y, batch), squared=True) / 2
-      )
-      gradients = jax.grad(half, (0, 1))(x, y)
-    return descent((x, y), gradients, _UPPER, _LOWER)
-
-  return step, tuple(case.params)
-
-
-def seeds_together(
-  case: Callable[[int], Case], seeds: int, at_once: int | None = None
-):
-  """One step of all seeds, and the data that it takes.
-
-  Args:
-    case: the case of a seed.
-    seeds: how many.
-    at_once: how many by `vmap`, one such batch after the other; all if None.
-
-  Returns:
-    A step of (carry, batch), its first carry and its batch.
-  """
-  cases = [case(seed) for seed in range(seeds)]
-  step, _ = library(cases[0], 'v_pbgd', fused=True)
-  carries = [library(one, 'v_pbgd', fused=True)[1] for one in cases]
-  stack = lambda *leaves: jnp.stack(leaves)
-  carry = jax.tree.map(stack, *carries)
-  labels = [(one.data.train_labels, one.data.val_labels) for one in cases]
-  train_labels, val_labels = jax.tree.map(stack, *labels)
-  batch = cases[0].data._replace(
-    train_labels=train_labels, val_labels=val_labels
+def by_call(method: str, settings: Settings) -> measure.Ratio:
+  """Times of a call from Python, a solver's over that of `optax.sgd`."""
+  square = lambda x, y, batch: jnp.sum((x - y) ** 2) + jnp.sum(y**2)
+  params = bj.BilevelParams(jnp.ones(2), jnp.zeros(2))
+  case = coupled.Case(bj.BilevelProblem(square, square), 1, params)
+  solver = coupled.solver_of(method, case)
+  sgd = optax.sgd(coupled.RATE)
+  return measure.time_ratio(
+    in_python(solver.update, None, solver.init(params), params),
+    in_python(sgd.update, params, sgd.init(params), params),
+    rounds=settings.rounds,
+    seconds=SECONDS,
   )
 
-  def one_seed(images, carry, train_labels, val_labels):
-    train, val = images
-    return step(carry, Data(train, train_labels, val, val_labels))
 
-  def all_seeds(carry, batch):
-    images = (batch.train_images, batch.val_images)
-    mapped = (carry, batch.train_labels, batch.val_labels)
-    if at_once is None:
-      return jax.vmap(one_seed, in_axes=(None, 0, 0, 0))(images, *mapped)
-    return jax.lax.map(
-      lambda mine: one_seed(images, *mine), mapped, batch_size=at_once
+def compiling(settings: Settings) -> measure.Ratio:
+  """Times of compiling a step with MoCo, over that of a step of one loss."""
+  params = {'w': jnp.ones((8, 4)), 'b': jnp.zeros(4)}
+  batch = jnp.ones((16, 8))
+
+  def losses(p, batch):
+    out = jnp.tanh(batch @ p['w'] + p['b'])
+    return jnp.stack([jnp.mean((out - 1) ** 2), jnp.mean((out + 1) ** 2)])
+
+  adam = optax.adam(1e-3)
+  moco = bj.aggregators.moco(2, tracking=0.1, weight_step=0.1)
+  one_loss = lambda p, batch: jnp.sum(losses(p, batch))
+
+  def compiles(*links):
+    solver = optax.chain(*links, adam)
+    state = solver.init(params)
+
+    def run(times: int) -> None:
+      for _ in range(times):
+        jax.clear_caches()
+        jax.jit(solver.update).lower(batch, state, params).compile()
+
+    return run
+
+  return measure.time_ratio(
+    compiles(bj.multi_objective(losses, 2), moco),
+    compiles(bj.gradient(one_loss)),
+    rounds=settings.compilations,
+    seconds=0.0,
+  )
+
+
+def main(options: harness.Options) -> None:
+  """Runs the comparisons, prints them and writes them down."""
+  start = time.perf_counter()
+  settings = options.settings
+  metrics: dict[str, float] = {}
+  rows = []
+
+  def add(what, name, ratio, bound, steps=1):
+    metrics[name] = ratio.wall
+    metrics[f'{name}/cpu'] = ratio.cpu
+    verdict = measure.judge(ratio.wall, ratio.low, ratio.high, bound)
+    pair = (ratio.seconds, ratio.base_seconds)
+    rows.append(
+      {
+        'compared': what,
+        'wall (range)': str(ratio),
+        'CPU': f'{ratio.cpu:.3f}',
+        'us': ' / '.join(f'{1e6 * one / steps:.1f}' for one in pair),
+        'bound': f'<= {bound}: {verdict}',
+      }
     )
 
-  return all_seeds, carry, batch
+  for method in settings.scanned:
+    what, name = f'{method} in a scan / by hand', f'scan/{method}'
+    add(what, name, in_a_scan(method, settings), BOUND_SCAN, settings.steps)
+  for method in settings.called:
+    what, name = f'{method} by call / optax.sgd', f'call/{method}'
+    add(what, name, by_call(method, settings), BOUND_CALL)
+  what = 'compiling moco / one loss, with Adam'
+  add(what, 'compile/moco', compiling(settings), BOUND_COMPILE)
+  harness.write_table(options.workdir, rows)
+  harness.write_results(
+    options, metrics=metrics, seconds=time.perf_counter() - start
+  )
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='benchmarks', binary='steps')

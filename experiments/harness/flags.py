@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
-from experiments.harness import errors, termination
+from experiments.harness import errors, memory, termination
 
 DATA_VARIABLE = 'BILEVEL_JAX_DATA'
 
@@ -81,6 +81,7 @@ def run(
     except ValueError as error:
       raise app.UsageError(str(error)) from error
     termination.exit_on_sigterm()
+    memory.keep_freed()
     try:
       if flags.FLAGS.distributed:
         join_processes()

@@ -40,8 +40,8 @@ def biases(
     values: of each, the index of its own hyperparameter's value.
 
   Returns:
-    By `own/`, `next_batch/` or `smg/` and a field of `bj.diagnostics.MultiGradientBias`,
-    (n,).
+    By `own/`, `next_batch/` or `smg/` and a field of
+    `bj.diagnostics.MultiGradientBias`, (n,).
   """
   params, state = jax.tree.map(
     lambda x: jnp.asarray(x)[members], (trained.params, trained.state[1])

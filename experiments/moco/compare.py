@@ -98,20 +98,21 @@ def make_solver(
     A solver.
   """
   schedule = optax.cosine_decay_schedule(1.0, steps)
-  adam = lambda: optax.chain(
+  adam = optax.chain(
     optax.scale_by_adam(),
     optax.scale_by_schedule(schedule),
     optax.scale(-1.0 * rate),
   )
-  move = bj.per_sequence(trunk=adam(), heads=adam())
   count = len(problem.tasks)
   if name.startswith('only '):
     task = int(name.removeprefix('only '))
     loss = lambda params, batch: problem.losses(params, batch)[task]
-    return optax.chain(bj.gradient(loss), move)
+    return optax.chain(bj.gradient(loss), adam)
   value = methods.own_value(name, own)
   if name == 'famo':
-    return bj.solvers.famo(problem.losses, count, optimiser=move, weight_rate=value)
+    return bj.solvers.famo(
+      problem.losses, count, optimiser=adam, weight_rate=value
+    )
   oracle = problem.oracle()
   if name == 'moco_plus':
     like = bj.oracles.jacobian_like(count, rest=('heads',))
@@ -119,11 +120,13 @@ def make_solver(
     link = bj.aggregators.moco(
       count, tracking=1.0, weight_step=methods.decay(0.1), rest=('heads',)
     )
-    return optax.chain(oracle, link, move)
+    return optax.chain(oracle, link, adam)
   method = methods.METHODS[name]
   if method.samples > 1:
-    oracle = bj.evaluation.independent(oracle, method.samples, split=problem.split)
-  return optax.chain(oracle, method.make(count, key, ('heads',), value), move)
+    oracle = bj.evaluation.independent(
+      oracle, method.samples, split=problem.split
+    )
+  return optax.chain(oracle, method.make(count, key, ('heads',), value), adam)
 
 
 def run(

@@ -104,7 +104,9 @@ METHODS = {
   'smg': _plain(bj.aggregators.smg),
   'mgda': _plain(bj.aggregators.mgda, normalise=True),
   'pcgrad': _keyed(bj.aggregators.pcgrad),
-  'grad_vac': _tuned(bj.aggregators.grad_vac, 'rate', (0.5, 0.1, 0.01), keyed=True),
+  'grad_vac': _tuned(
+    bj.aggregators.grad_vac, 'rate', (0.5, 0.1, 0.01), keyed=True
+  ),
   'grad_drop': _keyed(bj.aggregators.grad_drop),
   'cagrad': _tuned(bj.aggregators.cagrad, 'radius', (0.4, 0.2, 0.8)),
   'imtl_g': _plain(bj.aggregators.imtl_g),
@@ -113,8 +115,12 @@ METHODS = {
   'upgrad': _plain(bj.aggregators.upgrad),
   'dual_proj': _plain(bj.aggregators.dual_proj),
   'stch': _tuned(bj.aggregators.stch, 'smoothing', (0.1, 0.3, 1.0)),
-  'uncertainty': _tuned(bj.aggregators.uncertainty_weighting, 'rate', (0.025, 0.005, 0.1)),
-  'modo': _tuned(bj.aggregators.modo, 'weight_step', (0.1, 0.01, 1.0), samples=2),
+  'uncertainty': _tuned(
+    bj.aggregators.uncertainty_weighting, 'rate', (0.025, 0.005, 0.1)
+  ),
+  'modo': _tuned(
+    bj.aggregators.modo, 'weight_step', (0.1, 0.01, 1.0), samples=2
+  ),
   'sdmgrad': _tuned(bj.aggregators.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
   'moco': _moco(weight_step=decay(0.1), regularisation=0.0),
   'moco_exact': _moco(exact=True),

@@ -172,7 +172,9 @@ def run(options: harness.Options) -> harness.Trained:
         f'{name}/y': point[1],
         f'{name}/stationarity': stationarity(point),
         f'{name}/front': on_front(point).astype(jnp.float32),
-        f'{name}/weight': bj.diagnostics.objective_weights(state.parts[name])[0],
+        f'{name}/weight': bj.diagnostics.objective_weights(state.parts[name])[
+          0
+        ],
       }
     return found
 

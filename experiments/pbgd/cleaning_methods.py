@@ -153,9 +153,12 @@ def make_solver(
   first = classifier.init(jax.random.key(0))
   unrolled = {
     'upper': optax.adam(scale * recipe.upper),
-    'lower': sgd(recipe.lower),
-    'inner_steps': recipe.inner_steps,
-    'reset': lambda params, batch: first,
+    'lower': bj.Sequence(
+      sgd(recipe.lower),
+      steps=recipe.inner_steps,
+      start=lambda params: first,
+      restart=True,
+    ),
     'checkpoint': 10 if model == 'mlp' else None,
   }
   descent = {'upper': sgd(recipe.upper), 'lower': sgd(recipe.lower)}
@@ -167,7 +170,7 @@ def make_solver(
     'g_pbgd': lambda: bj.g_pbgd(problem, penalty=penalty, **descent),
     'f2sa': lambda: bj.f2sa(problem, penalty=penalty, value=value, **descent),
     'bome': lambda: bj.bome(
-      problem, value=value, inner_steps=recipe.inner_steps, **descent
+      problem, value=bj.Sequence(value, steps=recipe.inner_steps), **descent
     ),
     'rhg': lambda: bj.rhg(problem, **unrolled),
     't_rhg': lambda: bj.t_rhg(problem, truncate=recipe.truncate, **unrolled),

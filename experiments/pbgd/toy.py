@@ -99,25 +99,24 @@ def known_value(
 
   Args:
     problem: the upper and the lower loss.
-    **settings: penalty, upper, lower and upper_set, as for `bj.v_pbgd`.
+    **settings: penalty, upper and lower, as for `bj.v_pbgd`.
 
   Returns:
     A solver for `BilevelParams`.
   """
 
   def losses(params, batch):
-    return jnp.stack([loss(*params, batch) for loss in problem])
+    return jnp.stack([loss(*params, batch) for loss in problem[:2]])
 
   def rows(params, batch, inner):
     jacobian = bj.Jacobian(jax.jacrev(losses)(params, batch))
     return tuple(losses(params, batch)), jacobian, inner
 
-  return optax.chain(
+  penalised = optax.chain(
     bj.oracle(rows, ('upper', 'lower')),
     bj.aggregators.scale_by_penalty(settings['penalty']),
-    bj.per_sequence(upper=settings['upper'], lower=settings['lower']),
-    bj.project(upper=settings['upper_set']),
   )
+  return bj.descend(penalised, upper=settings['upper'], lower=settings['lower'])
 
 
 def make_solver(name: str, penalty: float, step: float):
@@ -142,9 +141,8 @@ def make_solver(name: str, penalty: float, step: float):
   solver = make(
     toy_problem.PROBLEM,
     penalty=penalty,
-    upper=sgd,
+    upper=bj.Sequence(sgd, set=toy_problem.UPPER_SET),
     lower=sgd,
-    upper_set=toy_problem.UPPER_SET,
   )
   return solver, rate / penalty
 

@@ -154,7 +154,7 @@ def bilevel_quadratic(*, size: int = 5, coupling: float = 0.1) -> Nested:
 
     return mean
 
-  problem = bj.BilevelProblem(*map(whole, made.problem))
+  problem = bj.BilevelProblem(*map(whole, made.problem[:2]))
   every = (jnp.arange(made.batches),) * 2
   # A quadratic: one Newton step from anywhere.
   zero = jnp.zeros(size)
@@ -214,4 +214,6 @@ def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
 def nested_solver(nested: Nested) -> Any:
   """A solver with the steps that the rate asks."""
   found = steps_for(nested)
-  return nested.solver(bj.solvers.power_schedule(found.scale, 1.0, found.offset))
+  return nested.solver(
+    bj.solvers.power_schedule(found.scale, 1.0, found.offset)
+  )

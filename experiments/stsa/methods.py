@@ -9,6 +9,8 @@ import optax
 import bilevel_jax as bj
 
 INNER, TERMS = 10, 10
+# Of VRBO: moves of y in an update, and updates between two fresh estimates.
+VRBO_STEPS, VRBO_PERIOD = 3, 3
 # Of PZOBO: one is too noisy a response of a hundred numbers.
 DIRECTIONS = 4
 
@@ -63,17 +65,12 @@ def _series(making):
   }
 
 
-def _loop():
-  return {'inner_steps': INNER, 'inner_batch': _inner}
+def _loop(optimiser, steps=INNER):
+  return bj.Sequence(optimiser, steps=steps, batch_at=_inner)
 
 
-def _once_an_update(schedule, steps):
-  """A lower step size that falls by update, not by inner step."""
-  return lambda count: schedule(count // steps)
-
-
-def _slowed(making, steps=INNER):
-  return making._replace(lower=_once_an_update(making.lower, steps))
+def _looped(given):
+  return given | {'lower': _loop(given['lower'])}
 
 
 def _decay(making, power=2 / 3):
@@ -84,18 +81,11 @@ def _decay(making, power=2 / 3):
 def _direct(making):
   """The lower gradient, and the upper one as if y did not depend on x."""
   problem = making.problem
-  f = lambda p, b: problem.upper(p.upper, p.lower, b)
-  g = lambda p, b: problem.lower(p.upper, p.lower, b)
-  parts = (
-    (bj.gradient(g, name='lower', of='lower'), 'lower'),
-    (bj.gradient(f, name='upper', of='upper'), 'upper'),
-  )
-  sgd = _sgd(making)
-  return bj.alternate(
-    *(
-      optax.chain(oracle, bj.per_sequence(**{name: sgd[name]}))
-      for oracle, name in parts
-    )
+  above = lambda p, b: problem.upper(p.upper, p.lower, b)
+  return bj.descend(
+    bj.lower_gradient(problem),
+    bj.gradient(above, name='upper', of='upper'),
+    **_sgd(making),
   )
 
 
@@ -104,11 +94,13 @@ def _penalty(making, last=100.0):
 
 
 def _vrbo(making):
-  steps = 3
-  made = _series(_slowed(making, steps))
-  made['upper'] = optax.sgd(_once_an_update(making.upper, steps))
+  given = _series(making)
   return bj.solvers.vrbo(
-    making.problem, period=9, inner_steps=steps, inner_batch=_inner, **made
+    making.problem,
+    period=VRBO_PERIOD,
+    # A batch is one fixed batch, the first estimate's like all others.
+    large_batch=lambda batch: _inner(batch, 0),
+    **given | {'lower': _loop(given['lower'], VRBO_STEPS)},
   )
 
 
@@ -122,19 +114,14 @@ METHODS: dict[str, Callable[[Making], Any]] = {
     index=lambda b: jnp.stack([b['upper'], b['lower']]),
     **_sgd(m),
   ),
-  'bsa': lambda m: bj.solvers.bsa(m.problem, **_loop(), **_series(_slowed(m))),
-  'ttsa': lambda m: bj.solvers.ttsa(m.problem, **_series(m)),
-  'stocbio': lambda m: bj.solvers.stocbio(m.problem, **_loop(), **_series(_slowed(m))),
+  'bsa': lambda m: bj.solvers.bsa(m.problem, key=0, **_looped(_series(m))),
+  'ttsa': lambda m: bj.solvers.ttsa(m.problem, key=0, **_series(m)),
+  'stocbio': lambda m: bj.solvers.stocbio(m.problem, **_looped(_series(m))),
   'alset': lambda m: bj.solvers.alset(m.problem, **_series(m)),
-  'amigo': lambda m: bj.solvers.amigo(
-    m.problem,
-    linear_steps=TERMS,
-    step_size=m.series,
-    linear_batch=_linear,
-    **_loop(),
-    **_sgd(_slowed(m)),
+  'amigo': lambda m: bj.solvers.amigo(m.problem, **_looped(_series(m))),
+  'sustain': lambda m: bj.solvers.sustain(
+    m.problem, decay=_decay(m), key=0, **_series(m)
   ),
-  'sustain': lambda m: bj.solvers.sustain(m.problem, decay=_decay(m), **_series(m)),
   'mrbo': lambda m: bj.solvers.mrbo(m.problem, decay=_decay(m), **_series(m)),
   'vrbo': _vrbo,
   'stable': lambda m: bj.solvers.stable(
@@ -142,15 +129,12 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   ),
   'pzobo': lambda m: bj.solvers.pzobo(
     m.problem,
-    upper=optax.sgd(m.upper),
-    step_size=m.lower,
     smoothing=0.1,
     directions=DIRECTIONS,
-    **_loop(),
+    key=0,
+    **_looped(_sgd(m)),
   ),
-  'f2sa': lambda m: bj.f2sa(
-    m.problem, penalty=_penalty(m), **_loop(), **_sgd(_slowed(m))
-  ),
+  'f2sa': lambda m: bj.f2sa(m.problem, penalty=_penalty(m), **_looped(_sgd(m))),
   'meha': lambda m: bj.meha(
     m.problem, penalty=_penalty(m, 30.0), proximity=10.0, **_sgd(m)
   ),
@@ -187,7 +171,8 @@ def expected_calls(name: str, size: int) -> float:
     'amigo': INNER + 1 + TERMS + 1,
     'sustain': 2 * (2 + middle),
     'mrbo': 2 * (2 + TERMS + 1),
-    'vrbo': 3 * 2 * (2 + TERMS + 1),
+    # Twice in each move but the fresh one of a period.
+    'vrbo': (2 * VRBO_STEPS - 1 / VRBO_PERIOD) * (2 + TERMS + 1),
     'stable': 2 + 2 * size,
     'pzobo': 1 + (1 + DIRECTIONS) * INNER,
     'f2sa': 3 * (INNER + 1),
@@ -197,4 +182,4 @@ def expected_calls(name: str, size: int) -> float:
 
 def without_correction(making: Making) -> Any:
   """SUSTAIN whose estimates are the fresh ones, at the same calls and steps."""
-  return bj.solvers.sustain(making.problem, decay=1.0, **_series(making))
+  return bj.solvers.sustain(making.problem, decay=1.0, key=0, **_series(making))

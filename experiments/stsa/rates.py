@@ -183,7 +183,9 @@ def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
     offset=offset,
     fast=case.fast,
   )
-  steps = {name: bj.solvers.power_schedule(*case.others) for name in chain.names[1:]}
+  steps = {
+    name: bj.solvers.power_schedule(*case.others) for name in chain.names[1:]
+  }
   steps |= {'x': bj.solvers.power_schedule(*case.main)}
   _, sums = run(
     options,

@@ -104,14 +104,13 @@ def e_aipod(axis_name, probability=0.4):
   agree = bj.projections.consensus_set(axis_name)
   return bj.e_aipod(
     PROBLEM,
-    upper=optax.sgd(0.2),
-    lower=optax.sgd(0.2),
-    probability=probability,
-    inner_steps=5,
-    upper_set=agree,
-    lower_set=agree,
+    upper=bj.Sequence(optax.sgd(0.2), set=agree),
+    lower=bj.Sequence(
+      optax.sgd(0.2),
+      set=bj.projections.Lazy(agree, probability, key=1),
+      steps=5,
+    ),
     solve=bj.linear_solvers.neumann(5, 0.5),
-    key=1,
   )
 
 

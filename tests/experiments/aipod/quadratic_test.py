@@ -44,7 +44,7 @@ def test_the_hypergradient_is_that_of_finite_differences_and_the_oracle(
     oracle = bj.implicit(
       quadratic.PROBLEM,
       solve=bj.linear_solvers.conjugate_gradient(1),
-      lower_set=quadratic.sets_of(instance)['lower_set'],
+      lower_set=quadratic.sets_of(instance)['lower'],
     )
     params = bj.BilevelParams(x, y)
     batch = noise_of(instance)
@@ -103,11 +103,13 @@ def test_measured_adds_up_the_measure():
   sets = quadratic.sets_of(instance)
   solver = bj.aipod(
     quadratic.PROBLEM,
-    upper=optax.sgd(0.01),
-    lower=optax.sgd(0.1),
-    inner_steps=3,
-    inner_batch=quadratic.lower_batch,
-    **sets,
+    upper=bj.Sequence(optax.sgd(0.01), set=sets['upper']),
+    lower=bj.Sequence(
+      optax.sgd(0.1),
+      set=sets['lower'],
+      steps=3,
+      batch_at=quadratic.lower_batch,
+    ),
   )
   wrapped = quadratic.measured(solver, instance)
   params = bj.BilevelParams(jnp.ones(SIZE) / 9, jnp.zeros(SIZE))
@@ -116,7 +118,7 @@ def test_measured_adds_up_the_measure():
     batch = noise_of(instance, 0.1, t)
     updates, state = wrapped.update(batch, state, params)
     slope = quadratic.hypergradient(instance, params.upper)
-    slope = sets['upper_set'].tangent(slope)
+    slope = sets['upper'].tangent(slope)
     gap = params.lower + updates.lower
     gap = gap - quadratic.minimiser(instance, params.upper)
     total += float(slope @ slope + gap @ gap)

@@ -34,3 +34,9 @@ def test_programs_take_turns_and_run_equal_steps():
   assert [who for who, _ in timed] == ['a', 'b'] * 3
   assert len({steps for _, steps in timed}) == 1
   assert ratio.low <= ratio.wall <= ratio.high
+
+
+def test_a_bound_inside_the_range_is_undecided():
+  assert measure.judge(0.9, 0.8, 1.3, 1.0) == 'holds'
+  assert measure.judge(1.1, 0.9, 1.3, 1.0) == 'undecided'
+  assert measure.judge(1.2, 1.1, 1.3, 1.0) == 'EXCEEDED'

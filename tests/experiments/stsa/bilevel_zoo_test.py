@@ -33,7 +33,7 @@ def whole(loss, batches):
 
 def test_hypergradient_in_closed_form(small):
   problem = bj.BilevelProblem(
-    *(whole(loss, small.batches) for loss in small.problem)
+    *(whole(loss, small.batches) for loss in small.problem[:2])
   )
   params = small.start(jax.random.key(0))
   y = bj.diagnostics.lower_minimiser(problem, params, steps=30)
@@ -50,15 +50,14 @@ def test_hypergradient_in_closed_form(small):
 
 def test_floor_of_the_series_is_where_a_run_without_noise_ends(small):
   problem = bj.BilevelProblem(
-    *(whole(loss, small.batches) for loss in small.problem)
+    *(whole(loss, small.batches) for loss in small.problem[:2])
   )
   solver = bj.solvers.stocbio(
     problem,
     upper=optax.sgd(0.3),
-    lower=optax.sgd(0.5),
+    lower=bj.Sequence(optax.sgd(0.5), steps=10),
     terms=2,
     step_size=0.3,
-    inner_steps=10,
   )
   params = small.start(jax.random.key(0))
 
@@ -101,7 +100,7 @@ def test_a_step_makes_the_expected_calls(name, small):
     'lower_more': draws,
   }
   random = name in ('bsa', 'ttsa', 'sustain')
-  steps = 60 if random else 2
+  steps = 60 if random else methods.VRBO_PERIOD
   for _ in range(steps):
     updates, state = step(batch, state, params)
   for leaf in jax.tree.leaves(updates):
