@@ -125,15 +125,13 @@ def f2sa(
   follow = types.value_sequence(value, low, steps=low.steps)
   follow = follow._replace(batch_at=low.batch_at)
   moves: Any = {'upper': upper, 'lower': low, 'value': follow}
+  wrap = wrap or (lambda oracle: oracle)
+
+  def weighed(names, rescale=True):
+    link = aggregators.scale_by_penalty(penalty, rescale=rescale)
+    return optax.chain(wrap(_slopes(problem, names)), link)
+
   if low.steps == 1:
-    together = _slopes(problem, ('upper', 'lower'))
-    weigh = aggregators.scale_by_penalty(penalty)
-    return _descend.descend(optax.chain(together, weigh), wrap=wrap, **moves)
-  below = optax.chain(
-    _slopes(problem, ('lower',)), aggregators.scale_by_penalty(penalty)
-  )
-  above = optax.chain(
-    _slopes(problem, ('upper',)),
-    aggregators.scale_by_penalty(penalty, rescale=False),
-  )
-  return _descend.descend(below, above, wrap=wrap, **moves)
+    return _descend.descend(weighed(('upper', 'lower')), **moves)
+  below, above = weighed(('lower',)), weighed(('upper',), rescale=False)
+  return _descend.descend(below, above, **moves)
