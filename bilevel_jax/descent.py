@@ -123,7 +123,8 @@ def descend(
     *oracles: oracles, or chains of one with an aggregator, in the order in
       which they are evaluated; each gets the same batch.
     wrap: wraps each oracle, `lambda o: bj.evaluation.accumulate(o, 4)` for
-      instance.
+      instance. A chain with an aggregator is wrapped as a whole: where that is
+      not linear in its rows, wrap the oracle inside the chain instead.
     **sequences: by name, a `Sequence` or a bare optax optimiser. With a
       `start`, the sequence is one that only the solver has: it is kept in
       state, and `bj.auxiliaries` gives it.

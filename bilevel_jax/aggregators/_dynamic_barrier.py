@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _penalty
 
 
+@_sequences.counts_updates
 class DynamicBarrierState(NamedTuple):
   """State of `dynamic_barrier`.
 

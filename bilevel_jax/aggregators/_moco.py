@@ -12,6 +12,7 @@ from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _quadratic, _rows, _weighted
 
 
+@_sequences.counts_updates
 class MocoState(NamedTuple):
   """State of `moco`.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _sequences, _trees, types
 
 
 def _check_weight(value: Any, where: str, what: str) -> None:
@@ -88,6 +88,7 @@ def penalty_weights(
   return weights
 
 
+@_sequences.counts_updates
 class ScaleByPenaltyState(NamedTuple):
   """State of `scale_by_penalty`.
 

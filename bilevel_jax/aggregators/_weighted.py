@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _trees
+from bilevel_jax import _sequences, _trees
 from bilevel_jax.aggregators import _rows
 
 
+@_sequences.counts_updates
 class WeightsState(NamedTuple):
   """State of an aggregator that weighs objectives.
 

@@ -232,13 +232,16 @@ def unrolled(
 
     def begin(x):
       y = same(_first_lower(start, params._replace(upper=narrow(x)), batch))
-      return y, same(solver.init(y)), same(zero)
+      fresh = base.at_update(solver.init(y), inner.count)
+      return y, same(fresh), same(zero)
 
     def step(measure, x, carry, t):
       y, state, before = carry
       loss = lambda x, y: below(x, y, pick(batch, t))
       value, slope = measure(loss, narrow(x), y)
-      y, state = _move(solver, slope, state, y)
+      y, after = _move(solver, slope, state, y)
+      # All steps of an update are at one point of a schedule.
+      state = base.hold_updates(after, state)
       if lower_set is not None:
         # Bounds of a wider type would widen what the scan carries.
         y = _trees.as_dtypes_of(lower_set(y), y)
@@ -277,7 +280,8 @@ def unrolled(
     slope, (height, y, value) = differentiate(through, has_aux=True)(x)
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
-    return (height, value), type(params)(upper=slope, lower=back), inner
+    after = base.UpdateCount(optax.safe_increment(inner.count))
+    return (height, value), type(params)(upper=slope, lower=back), after
 
   def cost(params):
     columns = _size(params) if mode == 'forward' else 1
@@ -289,5 +293,9 @@ def unrolled(
     }
 
   return base.oracle(
-    fn, ('upper', 'lower'), counts=cost, moves=('upper', 'lower')
+    fn,
+    ('upper', 'lower'),
+    lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
+    counts=cost,
+    moves=('upper', 'lower'),
   )

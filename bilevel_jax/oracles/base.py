@@ -551,6 +551,11 @@ def hold_updates(after: Any, before: Any) -> Any:
   return _map_nodes(turn_back, _is_scheduled, after, before)
 
 
+def at_update(state: Any, count: chex.Array) -> Any:
+  """A state whose schedules are at this number of updates."""
+  return _map_nodes(lambda now: now._replace(count=count), _is_scheduled, state)
+
+
 def next_update(state: Any) -> Any:
   """Moves on what counts updates, by one, at any depth."""
 

@@ -1,11 +1,13 @@
 """Penalty-based bilevel gradient descent: value gap and gradient norm."""
 
+import functools
+
 import optax
 
 from bilevel_jax import aggregators, descent, oracles, types
 
 
-def _penalised(oracle, penalty, rescale, fused):
+def _penalised(oracle, penalty, rescale, fused, wrap):
   """An oracle of two rows with their weights, or its fused form."""
   if penalty is None:
     raise ValueError(
@@ -13,9 +15,9 @@ def _penalised(oracle, penalty, rescale, fused):
       'for a method without one, take bj.bome.'
     )
   if fused:
-    return oracle(penalty=penalty, rescale=rescale)
+    return wrap(oracle(penalty=penalty, rescale=rescale))
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
-  return optax.chain(oracle(), weigh)
+  return optax.chain(wrap(oracle()), weigh)
 
 
 def v_pbgd(
@@ -92,13 +94,12 @@ def v_pbgd(
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
+  wrap = wrap or (lambda oracle: oracle)
+  gap = functools.partial(oracles.value_gap, problem)
   # The value sequence moves first: the gap is taken at its new value.
   return descent.descend(
-    oracles.lower_gradient(problem, of='value'),
-    _penalised(
-      lambda **how: oracles.value_gap(problem, **how), penalty, rescale, fused
-    ),
-    wrap=wrap,
+    wrap(oracles.lower_gradient(problem, of='value')),
+    _penalised(gap, penalty, rescale, fused, wrap),
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low),
@@ -164,14 +165,10 @@ def g_pbgd(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
+  wrap = wrap or (lambda oracle: oracle)
+  norm = functools.partial(oracles.gradient_norm, problem)
   return descent.descend(
-    _penalised(
-      lambda **how: oracles.gradient_norm(problem, **how),
-      penalty,
-      rescale,
-      fused,
-    ),
-    wrap=wrap,
+    _penalised(norm, penalty, rescale, fused, wrap),
     upper=upper,
     lower=lower,
   )

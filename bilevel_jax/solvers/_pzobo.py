@@ -69,15 +69,15 @@ def pzobo(
   optimiser = optax.with_extra_args_support(low.optimiser)
 
   def fn(params, batch, inner):
-    state, key = inner
+    updates, key = inner
     key, now = jax.random.split(key)
     x, y = params.upper, params.lower
     flat, unravel = ravel_pytree(x)
     shape = (flat.size, min(directions, flat.size))
     draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
     basis = jnp.linalg.qr(draw)[0].T.astype(flat.dtype) * flat.size**0.5
-    # A new optimiser, at the same point of its schedules.
-    fresh = base.hold_updates(optimiser.init(y), state)
+    # A new optimiser, at the point of its schedules where the update is.
+    fresh = base.at_update(optimiser.init(y), updates.count)
 
     def loop(x):
       def step(carry, t):
@@ -85,17 +85,16 @@ def pzobo(
         slope = jax.grad(below, 1)(x, y, pick(batch, t))
         move, after = optimiser.update(slope, held, y)
         y = optax.apply_updates(y, move)
-        return (y, base.hold_updates(after, held)), after
+        return (y, base.hold_updates(after, held)), None
 
       times = jnp.arange(low.steps, dtype=jnp.int32)
-      (end, _), after = jax.lax.scan(step, (y, fresh), times)
-      return end, jax.tree.map(lambda leaf: leaf[-1], after)
+      return jax.lax.scan(step, (y, fresh), times)[0][0]
 
-    end, state = loop(x)
+    end = loop(x)
     value, (f_x, f_y) = jax.value_and_grad(above, (0, 1))(x, end, batch)
 
     def weight(u):
-      moved, _ = loop(unravel(flat + smoothing * u))
+      moved = loop(unravel(flat + smoothing * u))
       return optax.tree.vdot(optax.tree.sub(moved, end), f_y) / smoothing
 
     weights = jax.vmap(weight)(basis).astype(flat.dtype)
@@ -103,12 +102,16 @@ def pzobo(
     found = _sequences.only(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
-    return (value,), found, (state, key)
+    updates = base.UpdateCount(optax.safe_increment(updates.count))
+    return (value,), found, (updates, key)
 
   oracle = base.oracle(
     fn,
     ('upper',),
-    lambda params: (optimiser.init(params.lower), _keys.as_key(key, 'pzobo')),
+    lambda params: (
+      base.UpdateCount(jnp.zeros([], jnp.int32)),
+      _keys.as_key(key, 'pzobo'),
+    ),
     counts={
       'gradients/upper': 1,
       'gradients/lower': low.steps * (1 + directions),
