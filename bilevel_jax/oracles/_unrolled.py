@@ -136,7 +136,7 @@ def unrolled(
 
   Args:
     problem: the upper and the lower loss.
-    lower: any optax optimiser; its state begins anew in each update. One that
+    lower: any optax optimiser; its moments begin anew in each update. One that
       divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
     steps: inner steps :math:`T`, at least 1.

@@ -394,19 +394,26 @@ def soba(
     yield {'upper': x, 'lower': y, 'linear': v}
 
 
+def from_memory(new, table, seen, i):
+  """A row corrected by its last one and the mean of those seen so far."""
+  found = new if not seen[i] else new - table[i] + table[seen].mean(0)
+  table[i], seen[i] = new, True
+  return found
+
+
 def saba(f, g, x, y, batches, *, upper, lower, linear, parts, chosen):
   """SABA; each loss's part of the directions has a table of its own."""
   v, n = np.zeros_like(y), x.size
   tables = [np.zeros((size, n + 2 * y.size)) for size in parts]
+  seen = [np.zeros(size, bool) for size in parts]
   for k, batch in enumerate(batches):
     both = directions(f, g, x, y, v, *batch)
     of_f = np.hstack(
       [f.x(x, y, batch[0]), np.zeros_like(y), -f.y(x, y, batch[0])]
     )
     d = 0.0
-    for row, table, i in zip((of_f, both - of_f), tables, chosen[k]):
-      d = d + row - table[i] + table.mean(0)
-      table[i] = row
+    for row, *memory in zip((of_f, both - of_f), tables, seen, chosen[k]):
+      d = d + from_memory(row, *memory)
     d_x, d_y, d_v = np.split(d, [n, n + y.size])
     x, y, v = x - upper(k) * d_x, y - lower(k) * d_y, v - linear(k) * d_v
     yield {'upper': x, 'lower': y, 'linear': v}
@@ -415,10 +422,10 @@ def saba(f, g, x, y, batches, *, upper, lower, linear, parts, chosen):
 def saba_at_once(f, g, x, y, batches, *, parts, chosen, **rates):
   """SABA with one table of sums."""
   v, table = np.zeros_like(y), np.zeros((parts, x.size + 2 * y.size))
+  seen = np.zeros(parts, bool)
   for k, batch in enumerate(batches):
-    new, i = directions(f, g, x, y, v, batch, batch), chosen[k]
-    d = new - table[i] + table.mean(0)
-    table[i] = new
+    new = directions(f, g, x, y, v, batch, batch)
+    d = from_memory(new, table, seen, chosen[k])
     d_x, d_y, d_v = np.split(d, [x.size, x.size + y.size])
     x, y = x - rates['upper'](k) * d_x, y - rates['lower'](k) * d_y
     v = v - rates['linear'](k) * d_v
