@@ -73,6 +73,40 @@ class LinearSolver:
     return self.solve(operator, right, start, key)[0]
 
 
+def apply(
+  solve: Any, operator: Operator, right: Any, start: Any = None, key: Any = None
+) -> tuple[Any, Any]:
+  """The solution by any linear solver, and its products; None if unknown.
+
+  Args:
+    solve: a `LinearSolver`, or a function (operator, right, start) to the
+      solution.
+    operator: vector to vector.
+    right: the right-hand side, a pytree.
+    start: a guess, or None.
+    key: of a random solver.
+
+  Raises:
+    TypeError: if the solver is no function, or returns another structure.
+  """
+  if not callable(solve):
+    raise TypeError(
+      f'a linear solver is a function, got {solve!r}: pass '
+      'bj.linear_solvers.conjugate_gradient(10) for instance.'
+    )
+  if isinstance(solve, LinearSolver):
+    return solve.solve(operator, right, start, key)
+  found = solve(operator, right, start)
+  ours: Any = jax.tree.structure(right)
+  theirs: Any = jax.tree.structure(found)
+  if ours != theirs:
+    raise TypeError(
+      f'a linear solver returns the solution, {ours}, got {theirs}: if it '
+      'returns (solution, info), pass lambda *args: solve(*args)[0].'
+    )
+  return found, None
+
+
 def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
   """The same solver on a right-hand side of size 1, in at least float32.
 
@@ -177,7 +211,7 @@ def conjugate_gradient(
       # The largest entry on the diagonal of Lanczos's matrix, as its norm.
       top = jnp.maximum(top, jnp.abs(curvature / size + past))
       # Comparisons are such that it moves where a product is nan: that shows.
-      going = ~(size < enough)
+      going = ~(size <= enough)
       room = 4 * eps * top * square(direction)
       flat = jnp.where(going, jnp.abs(curvature) <= room, flat)
       moving = going & ~(curvature <= room)
@@ -206,7 +240,7 @@ def conjugate_gradient(
       taken = steps
     else:
       carry, taken = jax.lax.while_loop(
-        lambda loop: (loop[1] < steps) & ~(loop[0][4] < enough),
+        lambda loop: (loop[1] < steps) & ~(loop[0][4] <= enough),
         lambda loop: (step(loop[0]), loop[1] + 1),
         (carry, jnp.int32(0)),
       )
