@@ -15,6 +15,7 @@ took, and may draw random numbers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _sequences
+from bilevel_jax import _checks, _keys, _sequences, _trees
 
 Operator = Callable[[Any], Any]
 
@@ -72,27 +73,77 @@ class LinearSolver:
     return self.solve(operator, right, start, key)[0]
 
 
-def _check_whole(who: str, what: str, number: Any, least: int) -> None:
-  if isinstance(number, bool) or not isinstance(number, int) or number < least:
-    raise ValueError(
-      f'{who} takes a whole number of {what} >= {least}, got {number}.'
+def apply(
+  solve: Any, operator: Operator, right: Any, start: Any = None, key: Any = None
+) -> tuple[Any, Any]:
+  """The solution by any linear solver, and its products; None if unknown.
+
+  Args:
+    solve: a `LinearSolver`, or a function (operator, right, start) to the
+      solution.
+    operator: vector to vector.
+    right: the right-hand side, a pytree.
+    start: a guess, or None.
+    key: of a random solver.
+
+  Raises:
+    TypeError: if the solver is no function, or returns another structure.
+  """
+  if not callable(solve):
+    raise TypeError(
+      f'a linear solver is a function, got {solve!r}: pass '
+      'bj.linear_solvers.conjugate_gradient(10) for instance.'
     )
+  if isinstance(solve, LinearSolver):
+    return solve.solve(operator, right, start, key)
+  found = solve(operator, right, start)
+  ours: Any = jax.tree.structure(right)
+  theirs: Any = jax.tree.structure(found)
+  if ours != theirs:
+    raise TypeError(
+      f'a linear solver returns the solution, {ours}, got {theirs}: if it '
+      'returns (solution, info), pass lambda *args: solve(*args)[0].'
+    )
+  return found, None
 
 
-def _ratio(above: chex.Array, below: chex.Array) -> chex.Array:
-  """A quotient, 0 where the divisor is not positive: there all is solved."""
-  return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)
+def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
+  """The same solver on a right-hand side of size 1, in at least float32.
+
+  So squares of its entries neither overflow nor vanish, and sums over steps do
+  not stall in bfloat16. Products take vectors of the given dtypes.
+  """
+
+  def wrapped(operator, right, start, key):
+    widen = lambda tree: jax.tree.map(
+      lambda a: jnp.asarray(a).astype(_trees.wide(jnp.asarray(a).dtype)), tree
+    )
+    call = lambda product: (
+      lambda v, *t: widen(product(_trees.as_dtypes_of(v, right), *t))
+    )
+    if isinstance(operator, SampledOperator):
+      operator = SampledOperator(call(operator.product), call(operator.at))
+    else:
+      operator = call(operator)
+    b, start = widen(right), widen(start)
+    largest = [jnp.max(jnp.abs(a), initial=0) for a in jax.tree.leaves(b)]
+    size = functools.reduce(jnp.maximum, largest, jnp.zeros([]))
+    size = jnp.where(size == 0, 1, size)
+    over = lambda tree: jax.tree.map(lambda a: a / size.astype(a.dtype), tree)
+    found, products = solve(operator, over(b), over(start), key)
+    found = _trees.scaled(size, found)
+    return _trees.as_dtypes_of(found, right), products
+
+  return wrapped
 
 
-def _add_scaled(x: Any, scale: chex.Numeric, y: Any) -> Any:
-  """X + scale y, in the types of x."""
-  return jax.tree.map(
-    lambda a, b: a + jnp.asarray(scale, a.dtype) * b.astype(a.dtype), x, y
-  )
+def _where(condition: chex.Array, x: Any, y: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
-def _scaled(scale: chex.Numeric, x: Any) -> Any:
-  return jax.tree.map(lambda a: jnp.asarray(scale, a.dtype) * a, x)
+def _check_step_size(who: str, step_size: Any) -> None:
+  largest = float(jnp.finfo(jnp.float32).max)
+  _checks.within(who, 'step_size', step_size, 0, largest, open_low=True)
 
 
 def conjugate_gradient(
@@ -100,17 +151,24 @@ def conjugate_gradient(
 ) -> LinearSolver:
   """Conjugate gradients: the most accurate for a given number of products.
 
+  It stands still once the residual is at rounding, and where a direction has
+  no positive curvature above rounding: the matrix is singular or indefinite.
+  There, and where the residual has grown to ten times the least one, it returns
+  the point of least residual in the space searched so far, of least norm if
+  the right-hand side is outside the range of a singular matrix.
+
   Args:
     steps: at most so many, one product each; and one for the start, if any.
-    tolerance: relative residual at which to end. None takes all steps, in a
-      program without a data-dependent loop.
+    tolerance: relative residual at which to end, from 0 to 1. None takes all
+      products, in a program without a data-dependent loop.
     unroll: steps in one body of the compiled loop.
 
   Returns:
-    A `LinearSolver`. Works on pytrees, with the memory of four of them.
+    A `LinearSolver`. Works on pytrees, with the memory of five of them.
 
   Raises:
-    ValueError: if `steps` is below 1.
+    ValueError: if `steps` or `unroll` is below 1, or the tolerance is not in
+      [0, 1].
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -122,8 +180,15 @@ def conjugate_gradient(
   References:
     Hestenes and Stiefel, `Methods of conjugate gradients for solving linear
     systems <https://doi.org/10.6028/jres.049.044>`_, 1952.
+
+    Weiss, `Properties of generalized conjugate gradient methods
+    <https://doi.org/10.1002/nla.1680010106>`_, 1994, for the point of least
+    residual as a mean of the iterates.
   """
-  _check_whole('conjugate_gradient', 'steps', steps, 1)
+  steps = _checks.whole('conjugate_gradient', 'steps', steps)
+  unroll = min(_checks.whole('conjugate_gradient', 'unroll', unroll), steps)
+  if tolerance is not None:
+    _checks.within('conjugate_gradient', 'tolerance', tolerance, 0, 1)
 
   def solve(operator, right, start, key):
     del key
@@ -133,35 +198,61 @@ def conjugate_gradient(
     else:
       x, first = start, 1
       residual = optax.tree.sub(right, operator(start))
-    square = lambda v: optax.tree.norm(v, squared=True)
+    leaves = jax.tree.leaves(right)
+    eps = max((float(jnp.finfo(a.dtype).eps) for a in leaves), default=0.0)
+    square = lambda v: _trees.dot(v, v)
+    aim = eps if tolerance is None else jnp.maximum(tolerance, eps)
+    enough = aim**2 * square(right)
 
     def step(carry):
-      x, residual, direction, size = carry
+      x, residual, direction, best, size, least, past, top, flat = carry
       product = operator(direction)
-      length = _ratio(size, optax.tree.vdot(direction, product))
-      x = _add_scaled(x, length, direction)
-      residual = _add_scaled(residual, -length, product)
+      curvature = _trees.dot(direction, product)
+      # The largest entry on the diagonal of Lanczos's matrix, as its norm.
+      top = jnp.maximum(top, jnp.abs(curvature / size + past))
+      # Comparisons are such that it moves where a product is nan: that shows.
+      going = ~(size <= enough)
+      room = 4 * eps * top * square(direction)
+      flat = jnp.where(going, jnp.abs(curvature) <= room, flat)
+      moving = going & ~(curvature <= room)
+      scale = jnp.where(moving, size / curvature, 0)
+      x = _trees.add_scaled(x, scale, direction)
+      residual = _trees.add_scaled(residual, -scale, product)
       new = square(residual)
-      direction = _add_scaled(residual, _ratio(new, size), direction)
-      return x, residual, direction, new
+      # Residuals are orthogonal: weights 1 / size give the least of all means.
+      share = jnp.where(moving, _trees.ratio(least, least + new), 0)
+      best = _trees.add_scaled(best, share, optax.tree.sub(x, best))
+      ahead = _trees.add_scaled(residual, new / size, direction)
+      direction = _where(moving, ahead, direction)
+      # Below zero: there is no curvature in this direction.
+      past = curvature / size * new / size
+      size = jnp.where(moving, new, jnp.where(going, -1, size))
+      least = jnp.where(moving, share * new, least)
+      return x, residual, direction, best, size, least, past, top, flat
 
-    carry = (x, residual, residual, square(residual))
+    size = square(residual)
+    zero = 0 * size
+    carry = (x, residual, residual, x, size, size, zero, zero, size < 0)
     if tolerance is None:
       carry, _ = jax.lax.scan(
-        lambda carry, _: (step(carry), None),
-        carry,
-        length=steps,
-        unroll=min(unroll, steps),
+        lambda carry, _: (step(carry), None), carry, None, steps, unroll=unroll
       )
-      return carry[0], first + steps
-    least = tolerance**2 * square(right)
-    going = lambda loop: (loop[1] < steps) & (loop[0][3] > least)
-    carry, taken = jax.lax.while_loop(
-      going, lambda loop: (step(loop[0]), loop[1] + 1), (carry, jnp.int32(0))
-    )
-    return carry[0], first + taken
+      taken = steps
+    else:
+      carry, taken = jax.lax.while_loop(
+        lambda loop: (loop[1] < steps) & ~(loop[0][4] <= enough),
+        lambda loop: (step(loop[0]), loop[1] + 1),
+        (carry, jnp.int32(0)),
+      )
+    x, _, direction, best, size, least, *_, flat = carry
+    # What is left is the part outside the range, along the flat direction.
+    outside = flat & (least > eps * square(right))
+    along = _trees.ratio(_trees.dot(best, direction), square(direction))
+    best = _trees.add_scaled(best, jnp.where(outside, -along, 0), direction)
+    worse = (size < 0) | (size > 100 * least)
+    return _where(worse, best, x), first + taken
 
-  return LinearSolver(solve)
+  return LinearSolver(_scaled(solve))
 
 
 def neumann(steps: int, step_size: float) -> LinearSolver:
@@ -175,33 +266,35 @@ def neumann(steps: int, step_size: float) -> LinearSolver:
 
   Args:
     steps: products with the matrix, at least 0.
-    step_size: :math:`\eta`, below 2 / (largest eigenvalue of H).
+    step_size: :math:`\eta > 0`, below 2 / (largest eigenvalue of H).
 
   Returns:
     A `LinearSolver`; with a batch for each product, step t uses the t-th.
 
   Raises:
-    ValueError: if `steps` is negative.
+    ValueError: if `steps` is negative, or the step size is not positive.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.linear_solvers.neumann(2, 0.5)(lambda v: v, jnp.float32(1.0)))
+    >>> solve = bj.linear_solvers.neumann(2, 0.5)
+    >>> print(solve(lambda v: v, jnp.float32(1.0)))
     0.875
   """
-  _check_whole('neumann', 'steps', steps, 0)
+  steps = _checks.whole('neumann', 'steps', steps, 0)
+  _check_step_size('neumann', step_size)
 
   def solve(operator, right, start, key):
     del key
-    first = _scaled(step_size, right) if start is None else start
+    first = _trees.scaled(step_size, right) if start is None else start
 
     def step(q, t):
       residual = optax.tree.sub(right, _product_at(operator, q, t))
-      return _add_scaled(q, step_size, residual), None
+      return _trees.add_scaled(q, step_size, residual), None
 
     q, _ = jax.lax.scan(step, first, jnp.arange(steps, dtype=jnp.int32))
     return q, steps
 
-  return LinearSolver(solve)
+  return LinearSolver(_scaled(solve))
 
 
 def random_neumann(bound: int, step_size: float) -> LinearSolver:
@@ -216,13 +309,15 @@ def random_neumann(bound: int, step_size: float) -> LinearSolver:
 
   Args:
     bound: N, at least 1; the start is not used.
-    step_size: :math:`\eta`, below 2 / (largest eigenvalue of H).
+    step_size: :math:`\eta > 0`, below 2 / (largest eigenvalue of H).
 
   Returns:
-    A random `LinearSolver`; it takes :math:`N'` products.
+    A random `LinearSolver`; it takes :math:`N'` products. Its key is a PRNG key
+    or a whole number to make one of.
 
   Raises:
-    ValueError: if `bound` is below 1.
+    TypeError: at the call, if there is no key.
+    ValueError: if `bound` is below 1, or the step size is not positive.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
@@ -236,20 +331,20 @@ def random_neumann(bound: int, step_size: float) -> LinearSolver:
     Ghadimi and Wang, `Approximation Methods for Bilevel Programming
     <https://arxiv.org/abs/1802.02246>`_, 2018.
   """
-  _check_whole('random_neumann', 'terms', bound, 1)
+  bound = _checks.whole('random_neumann', 'terms', bound)
+  _check_step_size('random_neumann', step_size)
 
   def solve(operator, right, start, key):
     del start
-    if key is None:
-      raise ValueError('random_neumann draws its length: give it a key.')
+    key = _keys.as_key(key, 'random_neumann')
     length = jax.random.randint(key, (), 0, bound, jnp.int32)
-    shrink = lambda t, q: _add_scaled(
+    shrink = lambda t, q: _trees.add_scaled(
       q, -step_size, _product_at(operator, q, t)
     )
     q = jax.lax.fori_loop(0, length, shrink, right)
-    return _scaled(step_size * bound, q), length
+    return _trees.scaled(step_size * bound, q), length
 
-  return LinearSolver(solve, random=True)
+  return LinearSolver(_scaled(solve), random=True)
 
 
 def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
@@ -266,7 +361,8 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
   Args:
     rank: columns of the sketch, one product each, all at once.
     damping: :math:`\rho > 0`, in units of the matrix.
-    seed: of the random columns, the same in each call.
+    seed: a whole number or a PRNG key of the random columns, the same in each
+      call.
 
   Returns:
     A `LinearSolver`; the start is not used.
@@ -284,35 +380,36 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
     Hataya and Yamada, `Nystrom Method for Accurate and Scalable Implicit
     Differentiation <https://arxiv.org/abs/2302.09726>`_, 2023.
   """
-  _check_whole('nystrom', 'columns', rank, 1)
-  if not isinstance(damping, jax.Array) and not damping > 0:
-    raise ValueError(f'damping is positive, got {damping}.')
+  rank = _checks.whole('nystrom', 'columns', rank)
+  _checks.within('nystrom', 'damping', damping, 0, open_low=True)
 
   def solve(operator, right, start, key):
     del start, key
-    flat, unravel = ravel_pytree(right)
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
-    columns = jax.random.normal(
-      jax.random.key(seed), (rank, flat.size), jnp.float32
+    b, unravel = ravel_pytree(right)
+    drawn = jax.random.normal(
+      _keys.as_key(seed, 'nystrom'), (rank, b.size), jnp.float32
     )
     # Orthonormal columns keep the small system well conditioned.
-    columns = jnp.linalg.qr(columns.T.astype(wide))[0].T
-    multiply = lambda v: ravel_pytree(operator(unravel(v.astype(flat.dtype))))[
-      0
-    ]
-    sketch = jax.vmap(multiply)(columns).astype(wide)  # (rank, n)
-    core = sketch @ columns.T
-    core = (core + core.T) / 2 + sketch @ sketch.T / damping
+    columns = jnp.linalg.qr(drawn.T.astype(b.dtype))[0]
+    multiply = lambda v: ravel_pytree(operator(unravel(v)))[0]
+    sketch = jax.vmap(multiply, 1, 1)(columns)  # (n, rank)
+    core = columns.T @ sketch
     # Eigenvalues: also where the sketch is larger than the matrix's rank.
-    sizes, vectors = jnp.linalg.eigh(core)
-    room = jnp.finfo(wide).eps * sizes.shape[0] * jnp.max(jnp.abs(sizes))
-    inverse = _ratio(jnp.ones_like(sizes), jnp.where(sizes > room, sizes, 0))
-    b = flat.astype(wide)
-    inside = vectors @ (inverse * (vectors.T @ (sketch @ b)))
-    q = (b - sketch.T @ inside / damping) / damping
-    return unravel(q.astype(flat.dtype)), min(rank, flat.size)
+    sizes, vectors = jnp.linalg.eigh((core + core.T) / 2)
+    room = jnp.finfo(b.dtype).eps * sizes.size * jnp.max(jnp.abs(sizes))
+    roots = jnp.sqrt(jnp.where(sizes > room, sizes, jnp.inf))
+    # H_r = factor factor' = basis diag(lengths^2) basis'. Nothing cancels in
+    # its eigenvalues; a difference of inverses would.
+    factor = sketch @ (vectors / roots)
+    basis, lengths, _ = jnp.linalg.svd(factor, full_matrices=False)
+    inside = basis.T @ b
+    outside = b - basis @ inside
+    # Twice: rounding in the range would be divided by the damping.
+    outside = (outside - basis @ (basis.T @ outside)) / damping
+    q = basis @ (inside / (lengths**2 + damping)) + outside
+    return unravel(q.astype(b.dtype)), sizes.size
 
-  return LinearSolver(solve)
+  return LinearSolver(_scaled(solve))
 
 
 def gmres(steps: int) -> LinearSolver:
@@ -336,7 +433,8 @@ def gmres(steps: int) -> LinearSolver:
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
-    >>> print(bj.linear_solvers.gmres(2)(lambda v: turn @ v, jnp.array([1.0, 2.0])).round(4))
+    >>> solve = bj.linear_solvers.gmres(2)
+    >>> print(solve(lambda v: turn @ v, jnp.array([1.0, 2.0])).round(4))
     [-2.  1.]
 
   References:
@@ -344,24 +442,22 @@ def gmres(steps: int) -> LinearSolver:
     Solving Nonsymmetric Linear Systems
     <https://doi.org/10.1137/0907058>`_, 1986.
   """
-  _check_whole('gmres', 'steps', steps, 1)
+  steps = _checks.whole('gmres', 'steps', steps)
 
   def solve(operator, right, start, key):
     del key
-    flat, unravel = ravel_pytree(right)
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
-    narrow = lambda v: unravel(v.astype(flat.dtype))
-    multiply = lambda v: ravel_pytree(operator(narrow(v)))[0].astype(wide)
-    b = flat.astype(wide)
+    b, unravel = ravel_pytree(right)
+    multiply = lambda v: ravel_pytree(operator(unravel(v)))[0]
     first, q0 = 0, jnp.zeros_like(b)
     if start is not None:
-      first, q0 = 1, ravel_pytree(start)[0].astype(wide)
+      first, q0 = 1, ravel_pytree(start)[0]
       b = b - multiply(q0)
     size = jnp.linalg.norm(b)
-    unit = _ratio(jnp.ones([], wide), size) * b
-    zeros = lambda *shape: _sequences.vary_like(jnp.zeros(shape, wide), b)
+    unit = _trees.ratio(b, size)
+    zeros = lambda *shape: _sequences.vary_like(jnp.zeros(shape, b.dtype), b)
     basis = zeros(steps + 1, b.size).at[0].set(unit)
     hessenberg = zeros(steps + 1, steps)
+    eps = jnp.finfo(b.dtype).eps
 
     def step(i, carry):
       basis, hessenberg = carry
@@ -374,17 +470,17 @@ def gmres(steps: int) -> LinearSolver:
       rest = rest - again @ basis
       length = jnp.linalg.norm(rest)
       # Within rounding of the space: it is complete, the rest is noise.
-      length = jnp.where(length > 10 * jnp.finfo(wide).eps * scale, length, 0)
+      length = jnp.where(length > 10 * eps * scale, length, 0)
       column = (along + again).at[i + 1].set(length)
-      next_unit = _ratio(jnp.ones([], wide), length) * rest
+      next_unit = _trees.ratio(rest, length)
       return basis.at[i + 1].set(next_unit), hessenberg.at[:, i].set(column)
 
     basis, hessenberg = jax.lax.fori_loop(0, steps, step, (basis, hessenberg))
-    target = jnp.zeros(steps + 1, wide).at[0].set(size)
+    target = jnp.zeros(steps + 1, b.dtype).at[0].set(size)
     weights = jnp.linalg.lstsq(hessenberg, target)[0]
-    return narrow(q0 + weights @ basis[:-1]), first + steps
+    return unravel(q0 + weights @ basis[:-1]), first + steps
 
-  return LinearSolver(solve)
+  return LinearSolver(_scaled(solve))
 
 
 def dense_solve() -> LinearSolver:
@@ -396,21 +492,18 @@ def dense_solve() -> LinearSolver:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> print(bj.linear_solvers.dense_solve()(lambda v: 2 * v, jnp.array([2.0, 4.0])).round(4))
+    >>> solve = bj.linear_solvers.dense_solve()
+    >>> print(solve(lambda v: 2 * v, jnp.array([2.0, 4.0])).round(4))
     [1. 2.]
   """
 
   def solve(operator, right, start, key):
     del start, key
-    flat, unravel = ravel_pytree(right)
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
-    if not flat.size:
+    b, unravel = ravel_pytree(right)
+    if not b.size:
       return right, 0
-    multiply = lambda v: ravel_pytree(operator(unravel(v)))[0].astype(wide)
-    matrix = jax.vmap(multiply, out_axes=1)(
-      jnp.eye(flat.size, dtype=flat.dtype)
-    )
-    q = jnp.linalg.lstsq(matrix, flat.astype(wide))[0]
-    return unravel(q.astype(flat.dtype)), flat.size
+    multiply = lambda v: ravel_pytree(operator(unravel(v)))[0]
+    matrix = jax.vmap(multiply, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+    return unravel(jnp.linalg.lstsq(matrix, b)[0]), b.size
 
-  return LinearSolver(solve)
+  return LinearSolver(_scaled(solve))

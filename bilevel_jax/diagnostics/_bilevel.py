@@ -1,5 +1,6 @@
 """How far a run is from what it approximates: gap, hypergradient, sets."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -7,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import linear_solvers, types
+from bilevel_jax import _checks, linear_solvers, types
 from bilevel_jax.oracles import _implicit, base
-from bilevel_jax.projections import AffineSet, Projection
+from bilevel_jax.projections import AffineSet, Projection, _affine
+
+
+def _checked(found: Any, fine: chex.Array, error: Callable[[], str]) -> Any:
+  """What was found; if it is not fine, an error, or nan where traced."""
+  if _affine.is_concrete(fine) and not fine:
+    raise ValueError(error())
+  return jax.tree.map(lambda a: jnp.where(fine, a, jnp.nan), found)
 
 
 def lower_minimiser(
@@ -27,39 +35,88 @@ def lower_minimiser(
     params: where to start, and the upper variable.
     batch: the batch of the lower loss, the same in each step.
     optimiser: any optax optimiser; by default L-BFGS with a line search, which
-      needs no step size.
+      needs no step size, and five steps of Newton's method at the end.
     steps: how many steps.
 
   Returns:
-    The lower variable after `steps` steps. Compilable.
+    The best lower variable seen in `steps` steps: of least loss, and where
+    losses differ by rounding alone, of least slope. Compilable.
+
+  Raises:
+    ValueError: if the loss has fallen and its slope is still more than half of
+      that at the start, or the loss is not finite: it is unbounded below, or
+      far from minimised. Where values are traced, by `jax.jit` for instance,
+      the result is nan instead.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> square = lambda x, y, batch: jnp.sum((y - 2 * x) ** 2)
     >>> params = bj.BilevelParams(jnp.float32(1.5), jnp.zeros(2))
     >>> problem = bj.BilevelProblem(square, square)
-    >>> print(bj.diagnostics.lower_minimiser(problem, params, steps=9))
+    >>> y = bj.diagnostics.lower_minimiser(problem, params, steps=9)
+    >>> print(y)
     [3. 3.]
   """
+  steps = _checks.whole('lower_minimiser', 'steps', steps)
   lower = base.Loss(problem.lower, 'lower')
   loss = lambda y: lower(params.upper, y, batch)
+  slope_of = jax.grad(loss)
   solver = optax.with_extra_args_support(optimiser or optax.lbfgs())
+  conjugate = linear_solvers.conjugate_gradient(100, tolerance=1e-3)
 
-  def body(carry, _):
-    y, state = carry
-    value, slope = jax.value_and_grad(loss)(y)
-    updates, state = solver.update(
+  def descent(value, slope, y, state):
+    return solver.update(
       slope, state, y, value=value, grad=slope, value_fn=loss
     )
-    moved = optax.apply_updates(y, updates)
-    # A line search at a minimum can only lose to rounding: keep the better.
-    better = loss(moved) <= value
-    y = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, y)
-    return (y, state), None
 
-  start = (params.lower, solver.init(params.lower))
-  (y, _), _ = jax.lax.scan(body, start, length=steps)
-  return y
+  def newton(value, slope, y, state):
+    del value
+    product = lambda v: jax.jvp(slope_of, (y,), (v,))[1]
+    return optax.tree.scale(-1, conjugate(product, slope)), state
+
+  def run(move, y, state, best, length):
+    def body(carry, _):
+      y, state, best = carry
+      value, slope = jax.value_and_grad(loss)(y)
+      now = (y, value, optax.tree.norm(slope))
+      # Where losses differ by rounding alone, the smaller slope is the better.
+      room = 100 * jnp.finfo(value.dtype).eps * jnp.abs(best[1])
+      better = (value < best[1] - room) | (
+        (value <= best[1] + room) & (now[2] < best[2])
+      )
+      best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, best)
+      updates, state = move(value, slope, y, state)
+      return (optax.apply_updates(y, updates), state, best), now[1:]
+
+    carry: Any = (y, state, best)
+    # One more: the last step is measured too.
+    (*_, best), trace = jax.lax.scan(body, carry, length=length + 1)
+    return best, trace
+
+  y = params.lower
+  infinite = jnp.asarray(jnp.inf, jax.eval_shape(loss, y).dtype)
+  best, (values, slopes) = run(
+    descent, y, solver.init(y), (y, infinite, infinite), steps
+  )
+  if optimiser is None:
+    # A line search sees no further than the rounding of the loss.
+    best, _ = run(newton, best[0], (), best, 5)
+  y, value, slope = best
+  room = jnp.finfo(value.dtype).eps ** 0.5
+  moved = optax.tree.norm(optax.tree.sub(y, params.lower))
+  fell = values[0] - value > room * jnp.abs(value)
+  fell &= moved > room * optax.tree.norm(y)
+  fine = jnp.isfinite(value) & ~(fell & (slope > slopes[0] / 2))
+  return _checked(
+    y,
+    fine,
+    lambda: (
+      f'lower_minimiser: after {steps} steps the lower loss is {value:.3g} and '
+      f'its slope {slope:.3g}, from {slopes[0]:.3g} at the start: the loss is '
+      'unbounded below, or far from its minimum. Add a strongly convex term to '
+      'it, or take more steps or another optimiser.'
+    ),
+  )
 
 
 def penalty_gap(
@@ -91,8 +148,8 @@ def penalty_gap(
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> square = lambda x, y, batch: (x - y) ** 2
     >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(3.0))
-    >>> gap = bj.diagnostics.penalty_gap(bj.BilevelProblem(square, square), params, steps=9)
-    >>> print(gap)
+    >>> problem = bj.BilevelProblem(square, square)
+    >>> print(bj.diagnostics.penalty_gap(problem, params, steps=9))
     4.0
   """
   lower = base.Loss(problem.lower, 'lower')
@@ -106,8 +163,8 @@ def hypergradient(
   params: types.BilevelParams,
   batch: Any = None,
   *,
-  steps: int = 100,
-  tolerance: float = 1e-6,
+  steps: int = 1000,
+  tolerance: float = 0.0,
   lower_set: AffineSet | None = None,
 ) -> Any:
   r"""The implicit gradient of the upper loss at a lower minimiser.
@@ -121,11 +178,18 @@ def hypergradient(
       definite Hessian: see `lower_minimiser`.
     batch: the batch of both losses.
     steps: at most so many conjugate-gradient steps.
-    tolerance: at which relative residual they end.
+    tolerance: at which relative residual they end; by default at rounding.
     lower_set: the lower variable's equations, as in `implicit`.
 
   Returns:
     A pytree of the structure of the upper variable.
+
+  Raises:
+    ValueError: if the linear system is not solved, to a relative residual of
+      the cube root of rounding (5e-3 in float32, 6e-6 in float64) or the
+      tolerance: the Hessian is singular or indefinite, or the steps are too
+      few. Where values are traced, by `jax.jit` for instance, the result is nan
+      instead.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -133,15 +197,29 @@ def hypergradient(
     ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
     ... )
     >>> params = bj.BilevelParams(jnp.float32(3.0), jnp.float32(3.0))
-    >>> print(bj.hypergradient(problem, params))
+    >>> print(bj.diagnostics.hypergradient(problem, params))
     6.0
   """
+  conjugate = linear_solvers.conjugate_gradient(steps, tolerance=tolerance)
+
+  def solve(operator, right, start):
+    found = conjugate(operator, right, start)
+    left = optax.tree.norm(optax.tree.sub(right, operator(found)))
+    size = optax.tree.norm(right)
+    room = jnp.maximum(tolerance, jnp.finfo(size.dtype).eps ** (1 / 3))
+    return _checked(
+      found,
+      left <= room * size,
+      lambda: (
+        'hypergradient: conjugate gradients leave a relative residual of '
+        f'{left / size:.1e}: the lower Hessian is singular or indefinite here, '
+        'or its condition needs more steps or float64. Add a strongly convex '
+        'term to the lower loss, and evaluate at its lower_minimiser.'
+      ),
+    )
+
   terms = _implicit.implicit_terms(
-    problem,
-    params,
-    batch,
-    solve=linear_solvers.conjugate_gradient(steps, tolerance=tolerance),
-    lower_set=lower_set,
+    problem, params, batch, solve=solve, lower_set=lower_set
   )
   return optax.tree.add(terms.direct, terms.correction)
 
@@ -168,7 +246,7 @@ def hypergradient_distance(
   penalty: chex.Numeric,
   value: Any,
   solve_steps: int = 1000,
-  linear_steps: int = 100,
+  linear_steps: int = 1000,
 ) -> HypergradientDistance:
   r"""Compares the penalised gradient with the hypergradient.
 

@@ -102,10 +102,7 @@ def implicit_terms(
   right = coordinates(above_y)
   if start is not None:
     start = _sequences.vary_like(start, right)
-  if isinstance(solve, linear_solvers.LinearSolver):
-    linear, products = solve.solve(operator, right, start, key)
-  else:
-    linear, products = solve(operator, right, start), None
+  linear, products = linear_solvers.apply(solve, operator, right, start, key)
   cross, curved = product(lifted(linear))
   correction = optax.tree.scale(-1, cross)
   coupling = None if lower_set is None else lower_set.coupling
