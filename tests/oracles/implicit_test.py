@@ -240,7 +240,7 @@ def test_consensus_takes_the_mean_matrix_and_counts_rounds():
   )
   # -grad_xy g q = h q, each client's own.
   np.testing.assert_allclose(gradient.upper, curvature, rtol=1e-6)
-  counts = jax.tree.map(lambda n: int(n[0]), state.counts)
+  counts = {name: int(n[0]) for name, n in state.counts.items()}
   assert counts == {
     'gradients/upper': 1,
     'hessian_vector_products/lower': 2,
