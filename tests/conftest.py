@@ -2,11 +2,14 @@
 
 import os
 
-# Eight virtual devices, for the data-parallel tests.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
-    os.environ.get('XLA_FLAGS', ''),
+    # Programs here are run a few times: compiling is most of the time.
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    # Eight virtual devices, for the data-parallel tests.
     '--xla_force_host_platform_device_count=8',
+    os.environ.get('XLA_FLAGS', ''),
   ]
 ).strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

@@ -1,15 +1,17 @@
-"""What every solver, link, aggregator, oracle and wrapper promises.
+"""What every solver, oracle, aggregator and wrapper promises, row by row.
 
-The rows are in `contract.py`. Most tests compare with one reference run of
-three steps, made once a row.
+`pytest tests/contract_test.py -k '[v_pbgd]'` runs one row. All of its checks
+share one compiled step and the run of three updates made with it; a report
+names each promise that is broken, what differs, and which flag of the row may
+be why.
 """
 
 import functools
 import inspect
 import itertools
+import traceback
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,42 +20,121 @@ import orbax.checkpoint as ocp
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax import aggregators, combinators, evaluation, oracles, solvers
+from bilevel_jax.oracles import base
 from tests import contract
 
 P = jax.sharding.PartitionSpec
 STEPS = 3
 # Of float32 sums in another order.
-CLOSE = {'rtol': 2e-5, 'atol': 2e-6}
+RTOL, ATOL = 2e-5, 2e-6
+FOUND = contract.collect()
 
-every_row = pytest.mark.parametrize('row', contract.ROWS, ids=lambda r: r.name)
+
+class Broken(AssertionError):
+  """A promise that a method does not keep."""
 
 
-def rows_where(condition, *, devices=False):
-  """The rows for which a condition holds.
+def require(condition: Any, message: str) -> None:
+  if not condition:
+    raise Broken(message)
 
-  Args:
-    condition: of a row.
-    devices: whether the test compiles for several devices. There, rows that
-      are made from the same parts as another one run with `-m slow`.
-  """
-  slow = lambda row: [pytest.mark.slow] if devices and row.alike else []
-  return pytest.mark.parametrize(
-    'row',
-    [
-      pytest.param(row, marks=slow(row))
-      for row in contract.ROWS
-      if condition(row)
-    ],
-    ids=lambda r: r.name,
+
+# Comparisons that say what differs.
+
+
+def is_key(leaf):
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def data(tree):
+  """A tree as numpy arrays, keys as their numbers."""
+  return jax.tree.map(
+    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
   )
 
 
-on_devices = rows_where(lambda row: True, devices=True)
+def differences(ours, theirs, *, exact=False):
+  """One line for each leaf of two trees that is not the same."""
+  one, two = (jax.tree_util.tree_leaves_with_path(t) for t in (ours, theirs))
+  if jax.tree.structure(ours) != jax.tree.structure(theirs):
+    names = lambda leaves: {jax.tree_util.keystr(path) for path, _ in leaves}
+    apart = names(one) ^ names(two)
+    return [f'the structures differ: {sorted(apart) or "types of nodes"}']
+  lines = []
+  for (path, a), (_, b) in zip(one, two, strict=True):
+    a, b = data(a), data(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+      what = f'{a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}'
+    elif exact or not jnp.issubdtype(a.dtype, jnp.floating):
+      if np.array_equal(a, b, equal_nan=a.dtype.kind == 'f'):
+        continue
+      what = f'{a} against {b}'
+    elif np.allclose(a, b, RTOL, ATOL, equal_nan=True):
+      continue
+    else:
+      at = np.unravel_index(np.argmax(np.abs(a - b)), a.shape)
+      what = f'{a[at]} against {b[at]} at {[int(i) for i in at]}'
+    lines.append(f'{jax.tree_util.keystr(path) or "it"}: {what}')
+  return lines
 
 
-def same(wrapped):
-  return wrapped
+def require_same(what, ours, theirs, hint='', *, exact=False):
+  lines = differences(ours, theirs, exact=exact)
+  shown = '\n    '.join(lines[:6] + ['...'] * (len(lines) > 6))
+  require(not lines, f'{what}:\n    {shown}\n  {hint}')
+
+
+def without_losses(tree):
+  return jax.tree.map(
+    lambda node: (
+      node._replace(values=()) if base.is_oracle_state(node) else node
+    ),
+    tree,
+    is_leaf=base.is_oracle_state,
+  )
+
+
+def sequences_of(point):
+  """The parameters, and the sequences that the state keeps."""
+  params, state = point
+  named = params._asdict() if hasattr(params, '_asdict') else {'it': params}
+  return named | bj.auxiliaries(state)
+
+
+def moved(one, two):
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+  return any(not np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def types_of(tree):
+  """Shape, dtype and weakness of each leaf."""
+
+  def kind(leaf):
+    aval = leaf if hasattr(leaf, 'weak_type') else jax.typeof(leaf)
+    weak = ' weak' if getattr(aval, 'weak_type', False) else ''
+    return f'{aval.dtype}{list(aval.shape)}{weak}'
+
+  return {
+    jax.tree_util.keystr(path): kind(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def require_types(what, ours, theirs):
+  one, two = types_of(ours), types_of(theirs)
+  apart = [
+    f'{name}: {one.get(name)} became {two.get(name)}'
+    for name in one | two
+    if one.get(name) != two.get(name)
+  ]
+  require(not apart, f'{what}:\n    ' + '\n    '.join(apart[:6]))
+
+
+# A row, built and run once.
+
+
+def same(oracle):
+  return oracle
 
 
 def mean_over_data(oracle):
@@ -64,81 +145,380 @@ def build(row, wrap=same, **hyper):
   return row.make(wrap, **(dict(row.hyper) | hyper))
 
 
-def step_of(solver):
+def step_of(solver, **extra_args):
   def step(params, state, batch):
-    updates, state = solver.update(batch, state, params)
+    updates, state = solver.update(batch, state, params, **extra_args)
     return bj.apply_updates(params, updates), state
 
   return step
 
 
+@functools.cache
 def batch_of(step):
   return contract.random_batch(step)
 
 
-def run(step, params, state, first=0, last=STEPS):
-  """Steps of a compiled step, each waited for."""
-  points = []
-  for t in range(first, last):
-    params, state = jax.block_until_ready(step(params, state, batch_of(t)))
-    points.append((params, state))
-  return points
+def stacked(trees):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-class Reference(NamedTuple):
-  solver: Any
-  step: Any  # Compiled.
-  start: Any  # Parameters and state.
-  points: Any  # The same after each step.
+class Case:
+  """A row with its compiled step and a run of it."""
+
+  def __init__(self, row, folder=None):
+    """Compiles the step and makes three updates."""
+    self.row, self.folder, self.halved = row, folder, {}
+    self.solver = build(row)
+    # Extra arguments, of which no method but those that name them may know.
+    extra = {'never_heard_of': jnp.ones(3), 'names': 'any'}
+    step = step_of(self.solver, **extra)
+    self.step = jax.jit(step, donate_argnums=(0, 1))
+    now = self.begin()
+    self.start, self.types = data(now), types_of(now)
+    self.points = []
+    for t in range(STEPS):
+      now = self.step(*now, batch_of(t))
+      self.points.append(data(jax.block_until_ready(now)))
+    self.end = now
+
+  def begin(self, seed=0):
+    """Parameters and state of their own buffers: the step takes them."""
+    params = self.row.params(seed)
+    return params, self.solver.init(params)
+
+  def run(self, step, start, last):
+    """Updates of another step than the one here, as numpy arrays."""
+    now, points = start, []
+    for t in range(last):
+      now = jax.block_until_ready(step(*now, batch_of(t)))
+      points.append(data(now))
+    return points
+
+  def make(self, wrap=same, **hyper):
+    """Another build of the row, its step, and its start."""
+    solver = build(self.row, wrap, **hyper)
+    params = self.row.params(0)
+    return step_of(solver), (params, solver.init(params))
 
 
-@functools.cache
-def reference_of(name):
-  row = contract.NAMED[name]
-  solver = build(row)
-  params = row.params(0)
-  start = (params, solver.init(params))
-  step = jax.jit(step_of(solver))
-  return Reference(solver, step, start, run(step, *start))
+# Promises: each takes a case, and raises where it is broken.
 
 
-def reference(row):
-  return reference_of(row.name)
-
-
-def data(tree):
-  """A tree with keys as their numbers: numpy cannot compare keys."""
-  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return jax.tree.map(
-    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
+def compiles_once_and_keeps_types(case):
+  """The step above: buffers donated, and arguments given that are unknown."""
+  require_types('the first step changes types', case.start, case.points[0])
+  kept = types_of(case.end)
+  apart = [
+    f'{n}: {t} became {kept.get(n)}'
+    for n, t in case.types.items()
+    if kept.get(n) != t
+  ]
+  require(
+    case.step._cache_size() == 1 and not apart,
+    f'{STEPS} steps were compiled {case.step._cache_size()} times. {apart}\n'
+    '  What init makes and what update returns differ in a type: make numbers '
+    'arrays of a dtype, jnp.zeros([], jnp.int32) for instance.',
   )
 
 
-def assert_equal(ours, theirs):
-  chex.assert_trees_all_equal(data(ours), data(theirs))
-
-
-def assert_close(ours, theirs, row=None):
-  """Equal up to the order of sums, and to losses that are no means."""
-  if row is not None and not row.linear:
-    forget = lambda tree: jax.tree.map(
-      lambda node: (
-        node._replace(values=()) if isinstance(node, bj.oracles.OracleState) else node
-      ),
-      tree,
-      is_leaf=lambda node: isinstance(node, bj.oracles.OracleState),
+def shares_no_buffer(case):
+  params, state = case.begin()
+  places = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path((params, state)):
+    if is_key(leaf) or not leaf.size:
+      continue
+    where = leaf.unsafe_buffer_pointer()
+    name = jax.tree_util.keystr(path)
+    require(
+      where not in places,
+      f'{places.get(where)} and {name} are one buffer, so that neither can be '
+      'donated: copy it in init, jnp.array(x, copy=True).',
     )
-    ours, theirs = forget(ours), forget(theirs)
-  chex.assert_trees_all_close(data(ours), data(theirs), **CLOSE)
+    places[where] = name
 
 
-def sequences_of(point):
-  """The parameters, and the sequences that the state keeps."""
-  return point[0], bj.auxiliaries(point[1])
+def moves(case):
+  require(
+    moved(case.start[0], case.points[0][0]), 'no parameter moves in one update'
+  )
 
 
-def sharded(tree, sharding):
-  return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+def counts_what_it_evaluates(case):
+  row = case.row
+  names = {*row.counts, *row.random_counts}
+  first = bj.counts(case.start[1])
+  require(
+    first == dict.fromkeys(names, 0),
+    f'bj.counts begins with {first}; the row has counts={dict(row.counts)} and '
+    f'random_counts={row.random_counts}.',
+  )
+  for t, (_, state) in enumerate(case.points, 1):
+    counted = bj.counts(state)
+    drawn = {name: counted.pop(name) for name in row.random_counts}
+    wanted = {name: t * n for name, n in row.counts.items()}
+    require(
+      counted == wanted,
+      f'after {t} updates bj.counts has {counted}, the row {wanted}: count '
+      'where the evaluation happens, or mend `counts` of the row.',
+    )
+    require(min(drawn.values(), default=0) >= 0, f'counts {drawn}')
+
+
+def resumes_from_a_checkpoint(case):
+  now = case.begin()
+  for t in range(2):
+    now = case.step(*now, batch_of(t))
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(case.folder / 'step', now)
+    checkpointer.wait_until_finished()
+    restored = checkpointer.restore(case.folder / 'step', case.begin(1))
+  require_same('what is restored', restored, case.points[1], exact=True)
+  # Not committed to a device: the step would be compiled once more.
+  free = lambda x: (
+    jax.random.wrap_key_data(free(jax.random.key_data(x)))
+    if is_key(x)
+    else jnp.asarray(np.asarray(x))
+  )
+  require_same(
+    'the update after a checkpoint is not the one without, bit for bit',
+    case.step(*jax.tree.map(free, restored), batch_of(2)),
+    case.points[2],
+    'A key, a count or a warm start is not in the state.',
+    exact=True,
+  )
+
+
+def keeps_types_of_parameters(case):
+  """Traced only: nothing is compiled."""
+  for x64, dtype in ((False, 'bfloat16'), (True, 'float32'), (True, 'float64')):
+    with jax.enable_x64(x64):
+      dtype = jnp.dtype(dtype)
+      solver = build(case.row)
+
+      def both(params, batch, solver=solver):
+        state = solver.init(params)
+        after = step_of(solver)(params, state, batch)
+        return (params, state), after, bj.values(after[1])
+
+      before, after, values = jax.eval_shape(
+        both, case.row.params(0, dtype), contract.random_batch(0, dtype)
+      )
+      require_types(f'{dtype}, x64 {x64}: a step changes types', before, after)
+      measured = jnp.promote_types(dtype, jnp.float32)
+      for name, value in values.items():
+        require(
+          value.dtype == measured,
+          f'{dtype}: the loss {name} is {value.dtype}, not {measured}',
+        )
+
+
+class _Seen(NamedTuple):
+  oracle: Any
+  updates: list
+
+
+def hands_its_oracles_to_wrap(case):
+  seen = []
+
+  def watch(oracle):
+    calls = []
+
+    def update_fn(batch, state, params=None, **extra_args):
+      calls.append(1)
+      update = optax.with_extra_args_support(oracle).update
+      return update(batch, state, params, **extra_args)
+
+    seen.append(_Seen(oracle, calls))
+    return base.wrapped(oracle, oracle.init, update_fn)
+
+  if not case.row.wraps:
+    return
+  solver = build(case.row, watch)
+  params = case.row.params(0)
+  jax.eval_shape(
+    lambda p, b: step_of(solver)(p, solver.init(p), b), params, batch_of(0)
+  )
+  require(
+    seen and all(one.updates for one in seen),
+    f'wrap was given {len(seen)} oracles, and what it returned is evaluated in '
+    f'{sum(bool(one.updates) for one in seen)}: hand each oracle to wrap, or '
+    'set wraps=False.',
+  )
+
+
+def takes_injected_numbers(case):
+  row = case.row
+  factory = lambda **hyper: build(row, **hyper)
+  # inject_hyperparams reads the names off the signature, and takes the type of
+  # numbers from the batch's first leaf, an integer, if it is not told one.
+  kind = inspect.Parameter.KEYWORD_ONLY
+  factory.__signature__ = inspect.Signature(
+    [inspect.Parameter(name, kind) for name in row.hyper]
+  )
+  inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
+  solver = inject(**row.hyper)
+  step = jax.jit(step_of(solver))
+  params = row.params(0)
+  now = step(params, solver.init(params), batch_of(0))
+  second = step(*now, batch_of(1))
+  for t, point in enumerate((now, second)):
+    hint = 'A number under inject_hyperparams is an array that is traced.'
+    require_same(f'update {t}', point[0], case.points[t][0], hint)
+  expected = case.points[1][1]
+  require_same('the losses', bj.values(second[1]), bj.values(expected))
+  require(bj.counts(second[1]) == bj.counts(expected), 'the counts differ')
+  for name, number in row.hyper.items():
+    half = {name: jnp.float32(number / 2)}
+    state = now[1]._replace(hyperparams=now[1].hyperparams | half)
+    point = data(step(now[0], state, batch_of(1)))
+    require(
+      moved(sequences_of(point), sequences_of(case.points[1])),
+      f'half the {name} changes nothing in the second update',
+    )
+    case.halved[name] = sequences_of(point)
+  require(step._cache_size() == 1, 'other numbers are compiled once more')
+
+
+def in_halves(oracle):
+  return bj.evaluation.accumulate(oracle, 2)
+
+
+def scan_vmap_schedules_and_accumulate(case):
+  """All of them at once, in one program; if that fails, one after another."""
+  row = case.row
+  split = row.wraps and not row.keys and row.parts != 'none'
+  try:
+    _compare_lanes(case, in_halves if split else same, scheduled=True)
+  except Exception as first:
+    for what, scheduled in (('scan and vmap', False), ('schedules', True)):
+      try:
+        _compare_lanes(case, same, scheduled=scheduled)
+      except Exception as error:
+        raise Broken(f'{what}: {_said(error)}') from error
+    raise Broken(
+      f'accumulate: {_said(first)}\n  If the method is not linear in its '
+      "samples, set parts='none'; if its losses alone are no means, "
+      "parts='gradients'; if an evaluation sees what the one before it left, "
+      'keys=True.'
+    ) from first
+
+
+def _compare_lanes(case, wrap, *, scheduled):
+  """Runs of several seeds and schedules, vmapped, against steps of jit."""
+  row = case.row
+  names = tuple(row.hyper) if row.schedules is None else row.schedules
+  names = [name for name in names if scheduled]
+  require(set(names) <= set(row.hyper), 'schedules that are not in hyper')
+  seeds = (0, 1, *[0] * len(names))
+  # Each number is multiplied by this from the second update on.
+  after = {name: np.ones(len(seeds), np.float32) for name in names}
+  for lane, name in enumerate(names, 2):
+    after[name][lane] = 0.5
+
+  def one(params, after, batches):
+    def schedule(name):
+      share = lambda count: jnp.where(jnp.asarray(count) < 1, 1.0, after[name])
+      return lambda count: row.hyper[name] * share(count)
+
+    solver = build(row, wrap, **{name: schedule(name) for name in names})
+    step = step_of(solver)
+
+    def body(carry, batch):
+      carry = step(*carry, batch)
+      state = carry[1]
+      return carry, (sequences_of(carry), bj.values(state), bj.counts(state))
+
+    return jax.lax.scan(body, (params, solver.init(params)), batches)[1]
+
+  together = jax.jit(jax.vmap(one, (0, 0, None)))
+  batches = stacked([batch_of(t) for t in range(STEPS)])
+  found = data(together(stacked(map(row.params, seeds)), after, batches))
+  at = lambda lane, t: jax.tree.map(lambda x: x[lane, t], found)
+  now = case.begin(1)
+  for t in range(STEPS):
+    ours, losses, counts = at(0, t)
+    expected = case.points[t]
+    what = f'update {t} of three in one program is not that of jit'
+    require_same(what, ours, sequences_of(expected))
+    if wrap is same or row.parts == 'exact':
+      require_same(f'the losses of {what}', losses, bj.values(expected[1]))
+    # What is projected, or is drawn, is so once an update.
+    once = lambda name: wrap is same or name.startswith(('projec', 'rounds'))
+    wanted = {n: (t + 1) * c * (2 - once(n)) for n, c in row.counts.items()}
+    counted = {n: int(counts[n]) for n in wanted}
+    require(counted == wanted, f'counts {counted}, not {wanted}')
+    now = case.step(*now, batch_of(t))
+    require_same(
+      f'the other seed: {what}', at(1, t)[0], sequences_of(data(now))
+    )
+  require(case.step._cache_size() == 1, 'another seed is compiled once more')
+  for lane, name in enumerate(names, 2):
+    what = f'with a schedule of {name}, half from the second update on'
+    require_same(
+      f'{what}, the first one differs',
+      at(lane, 0)[0],
+      sequences_of(case.points[0]),
+      'Some step sees another count than 0: base.hold_updates goes round inner '
+      'steps.',
+    )
+    if name in case.halved:
+      require_same(
+        f'{what}, that is not the one with half of it injected',
+        at(lane, 1)[0],
+        case.halved[name],
+        f'Some step does not see the count 1, or {name} is no schedule: leave '
+        'it out of `schedules`.',
+      )
+
+
+def gives_the_updates_of_another_row(case):
+  if case.row.same_as is None:
+    return
+  other = FOUND.rows[case.row.same_as]
+  require(dict(case.row.hyper) == dict(other.hyper), 'the numbers differ')
+  theirs = Case(other)
+  for one, two in zip(case.points, theirs.points):
+    ours, named = sequences_of(one), sequences_of(two)
+    # A bare oracle has in its parameters what a solver keeps in its state.
+    shared = ours.keys() & named.keys()
+    require(shared, 'no sequence of one name')
+    require_same(
+      f'the updates of {case.row.same_as}',
+      {name: ours[name] for name in shared},
+      {name: named[name] for name in shared},
+      'Mend same_as, or one of the two forms.',
+    )
+    ours, theirs_values = bj.values(one[1]), bj.values(two[1])
+    require_same('losses', ours, {n: theirs_values[n] for n in ours})
+
+
+def stays_in_its_sets(case):
+  row = case.row
+  if not row.sets:
+    return
+  params = jax.tree.map(lambda x: x + 3, row.params(0))  # Outside.
+  now = (params, case.solver.init(params))
+  before = sequences_of(data(now))
+  require(set(row.sets) <= set(before), f'there are {sorted(before)} only')
+  for t in range(10):
+    now = case.step(*now, batch_of(t % STEPS))
+    after = sequences_of(data(now))
+    for name, projection in row.sets.items():
+      inside = projection(jax.tree.map(jnp.asarray, after[name]))
+      for old, new, nearest in zip(
+        *map(jax.tree.leaves, (before[name], after[name], inside))
+      ):
+        largest = np.maximum(np.abs(old), np.abs(new)).astype(np.float32)
+        off = np.abs(new - nearest) / np.spacing(largest)
+        require(
+          np.all(off <= row.spacings),
+          f'update {t}: {name} is {off.max():.1f} spacings of floats outside '
+          f'its set; the row allows spacings={row.spacings}.',
+        )
+    before = after
+
+
+# Many devices.
 
 
 def mesh_of(shape, names):
@@ -146,445 +526,177 @@ def mesh_of(shape, names):
   return jax.make_mesh(shape, names, axis_types=kinds)
 
 
+def of_coordinates(leaf):
+  """Whether a leaf is sharded like parameters: by its last axis."""
+  return leaf.shape[-1:] == (contract.COORDINATES,)
+
+
+def sharded_parameters_and_batch(case):
+  """Parameters over two devices, batches over four: jit alone does it."""
+  mesh = mesh_of((4, 2), ('data', 'model'))
+  place = lambda *spec: jax.sharding.NamedSharding(mesh, P(*spec))
+  where = lambda leaf: (
+    place(*[None] * (leaf.ndim - 1), 'model')
+    if of_coordinates(leaf)
+    else place()
+  )
+  put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, where(x)), tree)
+
+  def require_places(tree, when):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      require(
+        leaf.sharding.is_equivalent_to(where(leaf), leaf.ndim),
+        f'{when}, {jax.tree_util.keystr(path)} of shape {leaf.shape} has the '
+        f'sharding {leaf.sharding}, not {where(leaf)}. A last axis of '
+        f'{contract.COORDINATES} is taken for coordinates: give arrays of '
+        'another kind another length, and make state by zeros_like.',
+      )
+
+  params = put(case.row.params(0))
+  state = case.solver.init(params)
+  require_places(
+    [leaf for leaf in jax.tree.leaves(state) if of_coordinates(leaf)], 'init'
+  )
+  now = params, put(state)
+  step = jax.jit(step_of(case.solver), donate_argnums=(0, 1))
+  for t in range(2):
+    batch = jax.device_put(batch_of(t), place('data'))
+    now = jax.block_until_ready(step(*now, batch))
+    require_same(f'sharded, update {t}', now, case.points[t])
+    require_places(now, f'after update {t}')
+  require(step._cache_size() == 1, 'the second sharded step is compiled anew')
+
+
+def mapped_devices(case):
+  """The mean by hand, in a shard_map and in a pmap."""
+  row = case.row
+  if not row.wraps or row.parts == 'none':
+    return
+  _, start = case.make(mean_over_data)
+  step = step_of(build(row, mean_over_data))
+  forget = same if row.parts == 'exact' else without_losses
+  hint = "If the method is not linear in its samples, set parts='none'."
+
+  def compare(what, points):
+    for t, point in enumerate(points):
+      ours, theirs = forget(point), forget(case.points[t])
+      require_same(f'{what}, update {t}', ours, theirs, hint)
+
+  over = jax.shard_map(
+    step,
+    mesh=mesh_of((8,), ('data',)),
+    in_specs=(P(), P(), P('data')),
+    out_specs=(P(), P()),
+  )
+  compare('shard_map', case.run(jax.jit(over), start, 2))
+  # One that does not check which values vary over devices.
+  over = jax.pmap(step, 'data', in_axes=(None, None, 0), out_axes=None)
+  by_device = bj.evaluation.split_batch(batch_of(0), 8)
+  compare('pmap', [jax.block_until_ready(over(*start, by_device))])
+
+
+LIGHT = (
+  compiles_once_and_keeps_types,
+  shares_no_buffer,
+  moves,
+  counts_what_it_evaluates,
+  hands_its_oracles_to_wrap,
+  gives_the_updates_of_another_row,
+  stays_in_its_sets,
+)
+WHOLE = (
+  *LIGHT,
+  keeps_types_of_parameters,
+  resumes_from_a_checkpoint,
+  takes_injected_numbers,
+  scan_vmap_schedules_and_accumulate,
+)
+DEVICES = (sharded_parameters_and_batch, mapped_devices)
+
+
+def broken_promises(row, checks, folder=None):
+  """By promise, what is wrong; no check hides another."""
+  unknown = [
+    name
+    for name in (row.method, *row.covers)
+    if not any(name in names for names in contract.public_names().values())
+  ]
+  if unknown:
+    return {'is public': f'{unknown} is no public name'}
+  found = {}
+  try:
+    case = Case(row, folder)
+  except Exception as error:
+    return {'runs three updates': _said(error)}
+  for check in checks:
+    try:
+      check(case)
+    except Exception as error:
+      found[check.__name__.replace('_', ' ')] = _said(error)
+  return found
+
+
+def _said(error):
+  if isinstance(error, Broken):
+    return str(error)
+  return ''.join(traceback.format_exception(error, limit=-6))
+
+
+def report(row, checks, folder):
+  found = broken_promises(row, checks, folder)
+  if found:
+    parts = [f'* {promise}\n  {text}' for promise, text in found.items()]
+    pytest.fail('\n'.join([f'{row.name}:', *parts]), pytrace=False)
+
+
+each = lambda rows: pytest.mark.parametrize('name', [row.name for row in rows])
+
+
+@each(FOUND.rows.values())
+def test_contract(name, tmp_path):
+  row = FOUND.rows[name]
+  checks = LIGHT if row.light else WHOLE
+  report(row, checks + DEVICES * row.devices, tmp_path)
+
+
+@pytest.mark.slow
+@each(row for row in FOUND.rows.values() if not row.devices)
+def test_contract_on_devices(name):
+  """The other rows, which treat devices as one of those above does."""
+  report(FOUND.rows[name], DEVICES, None)
+
+
+@each(map(FOUND.rows.get, ('v_pbgd', 'moco')))
+def test_without_jit(name):
+  case = Case(FOUND.rows[name])
+  step, start = case.make()
+  require_same('without jit', step(*start, batch_of(0)), case.points[0])
+
+
 # The table.
 
 
+def test_every_module_of_rows_is_read():
+  assert not FOUND.broken, FOUND.broken
+
+
 def test_every_public_method_has_a_row():
-  order = [
-    name
-    for name in bj.__all__
-    if getattr(getattr(bj, name), '__module__', '') == combinators.__name__
-    and not isinstance(getattr(bj, name), type)
-  ]
-  assert 'alternate' in order
-  public = {
-    'combinators': tuple(order),
-    'projections': ('project', 'lazy_projection'),
-  }
-  for package in (oracles, aggregators, evaluation, solvers):
-    public[package.__name__.split('.')[-1]] = tuple(
-      name
-      for name in package.__all__
-      if not isinstance(getattr(package, name), type)
-    )
-  lacking = contract.missing(public)
+  lacking = contract.missing(contract.public_names(), FOUND.rows.values())
   assert not lacking, (
-    f'public, but without a row in tests/contract.py: {lacking}. Add a Row, or '
-    'the name to HELPERS if it is no method.'
+    f'public, but without a row beside its test: {lacking}. Add a Row to ROWS '
+    'there, or the name to contract.HELPERS if it solves nothing.'
   )
+  public = set(itertools.chain.from_iterable(contract.public_names().values()))
+  assert public >= contract.HELPERS, contract.HELPERS - public
 
 
 def test_a_method_without_a_row_is_found():
   public = {'solvers': ('v_pbgd', 'unheard_of'), 'evaluation': ('split_batch',)}
-  assert contract.missing(public) == ['solvers.unheard_of']
+  rows = FOUND.rows.values()
+  assert contract.missing(public, rows) == ['solvers.unheard_of']
 
 
-def test_rows_are_well_formed():
-  assert len(contract.NAMED) == len(contract.ROWS)
-  kinds = {'solver', 'link', 'aggregator', 'oracle', 'wrapper'}
-  for row in contract.ROWS:
-    assert row.kind in kinds, row.name
-    assert all(hasattr(bj, name) for name in row.covers), row.name
-    assert set(row.schedules) <= set(row.hyper), row.name
-    assert row.same_as is None or row.same_as in contract.NAMED, row.name
-
-
-# Compilation.
-
-
-@every_row
-def test_jit_changes_nothing(row):
-  ref = reference(row)
-  eager = step_of(ref.solver)(*ref.start, batch_of(0))
-  assert_close(eager, ref.points[0])
-
-
-@every_row
-def test_moves(row):
-  ref = reference(row)
-  before, after = ref.start[0], ref.points[0][0]
-  moved = [
-    bool(jnp.any(a != b))
-    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after))
-  ]
-  assert any(moved)
-
-
-@every_row
-def test_compiles_once(row):
-  ref = reference(row)
-  assert len(ref.points) == STEPS
-  assert ref.step._cache_size() == 1
-
-
-@on_devices
-def test_scan(row):
-  ref = reference(row)
-  batches = jax.tree.map(
-    lambda *leaves: jnp.stack(leaves), *map(batch_of, range(STEPS))
-  )
-  step = step_of(ref.solver)
-  scan = lambda carry: jax.lax.scan(
-    lambda carry, batch: (step(*carry, batch), None), carry, batches
-  )
-  assert_close(jax.jit(scan)(ref.start)[0], ref.points[-1])
-
-
-@on_devices
-def test_vmap_over_seeds_equals_one_by_one(row):
-  ref = reference(row)
-  starts = [row.params(seed) for seed in range(3)]
-  one_by_one = [
-    ref.step(params, ref.solver.init(params), batch_of(0)) for params in starts
-  ]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-
-  @jax.jit
-  def together(params, batch):
-    state = jax.vmap(ref.solver.init)(params)
-    return jax.vmap(step_of(ref.solver), (0, 0, None))(params, state, batch)
-
-  found = together(stacked, batch_of(0))
-  for seed, expected in enumerate(one_by_one):
-    assert_close(jax.tree.map(lambda x, s=seed: x[s], found), expected)
-
-
-@every_row
-def test_init_while_parameters_are_traced_or_closed_over(row):
-  ref = reference(row)
-  assert_equal(jax.jit(ref.solver.init)(ref.start[0]), ref.start[1])
-  assert_equal(jax.jit(lambda: ref.solver.init(ref.start[0]))(), ref.start[1])
-
-
-# Many devices.
-
-
-@on_devices
-def test_jit_with_a_sharded_batch(row):
-  ref = reference(row)
-  mesh = mesh_of((8,), ('data',))
-  everywhere = jax.sharding.NamedSharding(mesh, P())
-  params, state = sharded(ref.start, everywhere)
-  step = jax.jit(step_of(ref.solver))
-  split = jax.sharding.NamedSharding(mesh, P('data'))
-  for t in range(2):
-    batch = sharded(batch_of(t), split)
-    params, state = jax.block_until_ready(step(params, state, batch))
-    assert_close((params, state), ref.points[t])
-    for leaf in jax.tree.leaves((params, state)):
-      assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
-  assert step._cache_size() == 1
-
-
-@on_devices
-def test_jit_with_sharded_parameters_keeps_their_sharding(row):
-  ref = reference(row)
-  mesh = mesh_of((4, 2), ('data', 'model'))
-  place = lambda *spec: jax.sharding.NamedSharding(mesh, P(*spec))
-  # Coordinates are last: a table of them has other axes before.
-  where = lambda leaf: (
-    place(*[None] * (leaf.ndim - 1), 'model')
-    if leaf.shape[-1:] == (2,)
-    else place()
-  )
-  put = lambda leaf: jax.device_put(leaf, where(leaf))
-  # A key's one number has no axis of coordinates.
-  params, state = jax.tree.map(put, ref.start)
-  step = jax.jit(step_of(ref.solver))
-  for t in range(2):
-    batch = sharded(batch_of(t), place('data'))
-    params, state = jax.block_until_ready(step(params, state, batch))
-    assert_close((params, state), ref.points[t])
-    for leaf in jax.tree.leaves((params, state)):
-      assert leaf.sharding.is_equivalent_to(where(leaf), leaf.ndim)
-  assert step._cache_size() == 1
-
-
-@every_row
-def test_state_of_sharded_parameters_is_sharded_like_them(row):
-  ref = reference(row)
-  mesh = mesh_of((2,), ('model',))
-  split = jax.sharding.NamedSharding(mesh, P('model'))
-  params = sharded(ref.start[0], split)
-  for leaf in jax.tree.leaves(ref.solver.init(params)):
-    if leaf.shape == (2,):
-      assert leaf.sharding.is_equivalent_to(split, leaf.ndim)
-
-
-@pytest.mark.parametrize('checked', [True, False])
-@rows_where(lambda row: row.wraps, devices=True)
-def test_shard_map_with_mean_over(row, checked):
-  if checked and row.maps:
-    pytest.skip('jax has no mean over a vmapped axis in a checked shard_map')
-  ref = reference(row)
-  solver = build(row, mean_over_data)
-  step = jax.jit(
-    jax.shard_map(
-      step_of(solver),
-      mesh=mesh_of((8,), ('data',)),
-      in_specs=(P(), P(), P('data')),
-      out_specs=(P(), P()),
-      check_vma=checked,
-    )
-  )
-  params, state = ref.start[0], solver.init(ref.start[0])
-  for t, point in enumerate(run(step, params, state, last=2)):
-    assert_close(point, ref.points[t], row)
-
-
-@rows_where(lambda row: row.wraps, devices=True)
-def test_pmap_with_mean_over(row):
-  ref = reference(row)
-  solver = build(row, mean_over_data)
-  params, state = ref.start[0], solver.init(ref.start[0])
-  step = jax.pmap(
-    step_of(solver), 'data', in_axes=(None, None, 0), out_axes=None
-  )
-  by_device = bj.evaluation.split_batch(batch_of(0), 8)
-  point = jax.block_until_ready(step(params, state, by_device))
-  assert_close(point, ref.points[0], row)
-
-
-# Types and memory.
-
-
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32', 'float64'])
-@every_row
-def test_keeps_types(row, dtype):
-  with jax.enable_x64(dtype == 'float64'):
-    dtype = jnp.dtype(dtype)
-    solver = build(row)
-    params = row.params(0, dtype)
-    state = solver.init(params)
-    batch = contract.random_batch(0, dtype)
-    after = jax.eval_shape(step_of(solver), params, state, batch)
-    chex.assert_trees_all_equal_shapes_and_dtypes((params, state), after)
-    weak = lambda tree: [
-      getattr(jax.typeof(leaf), 'weak_type', False)
-      for leaf in jax.tree.leaves(tree)
-    ]
-    assert weak((params, state)) == [
-      getattr(leaf, 'weak_type', False) for leaf in jax.tree.leaves(after)
-    ]
-    measured = jnp.promote_types(dtype, jnp.float32)
-    for name, value in bj.values(state).items():
-      assert value.dtype == measured, name
-
-
-@every_row
-def test_buffers_can_be_donated(row):
-  ref = reference(row)
-  # Of this test alone: donation deletes them.
-  params = jax.tree.map(lambda x: jnp.array(x, copy=True), ref.start[0])
-  state = ref.solver.init(params)
-  places = [
-    leaf.unsafe_buffer_pointer()
-    for leaf in jax.tree.leaves((params, state))
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-  ]
-  assert len(set(places)) == len(places), 'two leaves share one buffer'
-  step = jax.jit(step_of(ref.solver), donate_argnums=(0, 1))
-  points = run(step, params, state)
-  assert_close(points[-1], ref.points[-1])
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-
-
-# Arguments.
-
-
-@every_row
-def test_accepts_unknown_extra_arguments(row):
-  ref = reference(row)
-  params, state = ref.start
-  ones = jnp.ones(3)
-  plain = lambda: ref.solver.update(batch_of(0), state, params)
-  extra = lambda: ref.solver.update(
-    batch_of(0), state, params, never_heard_of=ones, names='any'
-  )
-  assert str(jax.make_jaxpr(extra)()) == str(jax.make_jaxpr(plain)())
-
-
-@pytest.mark.parametrize(
-  ('row', 'name'),
-  [(row, name) for row in contract.ROWS for name in row.schedules],
-  ids=lambda x: x if isinstance(x, str) else x.name,
-)
-def test_schedule_sees_the_number_of_updates_before(row, name):
-  ref = reference(row)
-  number = row.hyper[name]
-  schedule = lambda count: jnp.where(count < 1, number, number / 2)
-  solver = build(row, **{name: schedule})
-  step = jax.jit(step_of(solver))
-  points = run(step, ref.start[0], solver.init(ref.start[0]), last=2)
-  if name == 'penalty':
-    assert_close(points[0][0], ref.points[0][0])
-  differs = [
-    not np.allclose(a, b, rtol=1e-4)
-    for a, b in zip(
-      jax.tree.leaves(sequences_of(points[1])),
-      jax.tree.leaves(sequences_of(ref.points[1])),
-    )
-  ]
-  assert any(differs)
-
-
-@every_row
-def test_inject_hyperparams(row):
-  ref = reference(row)
-
-  def factory(**hyper):
-    return build(row, **hyper)
-
-  # inject_hyperparams reads the names off the signature.
-  named = inspect.Parameter.KEYWORD_ONLY
-  factory.__signature__ = inspect.Signature(
-    [inspect.Parameter(name, named) for name in row.hyper]
-  )
-  # Else the numbers are cast to the type of the batch's first leaf, an integer.
-  inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
-  solver = inject(**row.hyper)
-  params, state = ref.start[0], solver.init(ref.start[0])
-  step = jax.jit(step_of(solver))
-  points = run(step, params, state, last=2)
-  for t in range(2):
-    assert_close(points[t][0], ref.points[t][0])
-  assert bj.counts(points[1][1]) == bj.counts(ref.points[1][1])
-  chex.assert_trees_all_close(
-    bj.values(points[1][1]), bj.values(ref.points[1][1]), **CLOSE
-  )
-  for name, number in row.hyper.items():
-    state = points[0][1]
-    changed = state._replace(
-      hyperparams=state.hyperparams | {name: jnp.float32(number / 2)}
-    )
-    other = step(points[0][0], changed, batch_of(1))
-    gap = optax.tree.norm(
-      optax.tree.sub(sequences_of(other), sequences_of(points[1]))
-    )
-    assert gap > 1e-4, f'{name} has no effect'
-  assert step._cache_size() == 1
-
-
-@rows_where(lambda row: row.wraps and not row.keys)
-def test_accumulate_equals_the_whole_batch(row):
-  ref = reference(row)
-  solver = build(row, lambda oracle: bj.evaluation.accumulate(oracle, 2))
-  step = jax.jit(step_of(solver))
-  points = run(step, ref.start[0], solver.init(ref.start[0]), last=2)
-  for t in range(2):
-    assert_close(points[t][0], ref.points[t][0])
-    if row.linear:
-      chex.assert_trees_all_close(
-        bj.values(points[t][1]), bj.values(ref.points[t][1]), **CLOSE
-      )
-  scale = lambda name: 1 if name.startswith('projections') else 2
-  expected = {name: 2 * scale(name) * n for name, n in row.counts.items()}
-  assert bj.counts(points[1][1]) == expected
-
-
-@rows_where(lambda row: row.same_as)
-def test_gives_the_updates_of_another_row(row):
-  theirs = contract.NAMED[row.same_as]
-  assert dict(row.hyper) == dict(theirs.hyper)
-  for one, two in zip(reference(row).points, reference(theirs).points):
-    assert_close(*_shared(one[0], two[0]))
-    ours = bj.values(one[1])
-    chex.assert_trees_all_close(
-      ours, {name: bj.values(two[1])[name] for name in ours}, **CLOSE
-    )
-
-
-# What it computes.
-
-
-def _shared(one, two):
-  """The sequences of both; a bare oracle has what a solver keeps in state."""
-  if not hasattr(one, '_fields'):
-    return one, two
-  names = set(one._fields) & set(two._fields)
-  assert names
-  return [{name: getattr(p, name) for name in names} for p in (one, two)]
-
-
-@every_row
-def test_solves_its_closed_form_problem(row):
-  with jax.enable_x64(True):
-    solver = build(row)
-    params = row.params(0, jnp.float64)
-    state = solver.init(params)
-    batch = contract.solved_batch(jnp.float64)
-    step = step_of(solver)
-
-    @jax.jit
-    def solve(params, state):
-      return jax.lax.fori_loop(
-        0, row.steps, lambda _, carry: step(*carry, batch), (params, state)
-      )
-
-    end, _ = solve(params, state)
-    found = end._asdict() if hasattr(end, '_asdict') else end
-    solution = row.solution()
-    assert solution
-    chex.assert_trees_all_close(
-      {name: found[name] for name in solution}, solution, atol=row.tolerance
-    )
-    gap = jax.tree.map(
-      lambda a, b: np.max(np.abs(a - b)),
-      {name: found[name] for name in solution},
-      solution,
-    )
-    start = params._asdict() if hasattr(params, '_asdict') else params
-    far = jax.tree.map(
-      lambda a, b: np.max(np.abs(a - b)),
-      {name: start[name] for name in solution},
-      solution,
-    )
-    assert max(jax.tree.leaves(gap)) < 1e-3 * max(jax.tree.leaves(far))
-
-
-@rows_where(lambda row: row.sets)
-def test_stays_in_its_sets_up_to_some_spacings_of_floats(row):
-  ref = reference(row)
-  everything = lambda point: point[0]._asdict() | bj.auxiliaries(point[1])
-  outside = row.params(0)
-  points = [(outside, ref.solver.init(outside))]
-  params = jax.tree.map(lambda x: x + 3, outside)  # Starts outside.
-  points += run(ref.step, params, ref.solver.init(params), last=20)
-  assert set(row.sets) <= set(everything(points[0]))
-  for before, after in itertools.pairwise(points):
-    for name, projection in row.sets.items():
-      old, new = everything(before)[name], everything(after)[name]
-      for z0, z, inside in zip(
-        jax.tree.leaves(old),
-        jax.tree.leaves(new),
-        jax.tree.leaves(projection(new)),
-      ):
-        largest = np.maximum(np.abs(z0), np.abs(z)).astype(np.float32)
-        room = row.spacings * np.spacing(largest)
-        assert np.all(np.abs(z - inside) <= room), name
-
-
-@every_row
-def test_counts_what_it_evaluates(row):
-  ref = reference(row)
-  names = (*row.counts, *row.random_counts)
-  assert bj.counts(ref.start[1]) == dict.fromkeys(names, 0)
-  for t, (_, state) in enumerate(ref.points, 1):
-    counted = bj.counts(state)
-    drawn = {name: counted.pop(name) for name in row.random_counts}
-    assert all(0 <= n <= 8 * t for n in drawn.values())
-    assert counted == {name: t * n for name, n in row.counts.items()}
-
-
-@every_row
-def test_resumes_bit_for_bit_from_a_checkpoint(row, tmp_path):
-  ref = reference(row)
-  saved = ref.points[1]
-  empty = jax.tree.map(jnp.zeros_like, ref.start) if not row.keys else ref.start
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / 'step', saved)
-    checkpointer.wait_until_finished()
-    restored = checkpointer.restore(tmp_path / 'step', empty)
-  chex.assert_trees_all_equal_structs(restored, saved)
-  assert_equal(restored, saved)
-  assert_equal(ref.step(*restored, batch_of(2)), ref.points[2])
+def test_rows_that_are_the_same_exist():
+  for row in FOUND.rows.values():
+    assert row.same_as is None or row.same_as in FOUND.rows, row.name
+    assert row.parts in ('exact', 'gradients', 'none'), row.name

@@ -1,4 +1,4 @@
-"""Smooth problems that no step is exact on, and finite differences."""
+"""Problems of known solution or of none, and finite differences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,3 +51,73 @@ def by_differences(
     away = jnp.zeros_like(flat).at[i].set(step)
     slope.append((call(flat + away) - call(flat - away)) / (2 * step))
   return back(jnp.stack(slope))
+
+
+# min (y - C)^2 / 2 + (x - T)^2 / 2 at the minimiser y = A x + D of the lower
+# loss; coordinate by coordinate, with curvatures below.
+_A, _C, _D, _T = (
+  np.array(row) for row in ([0.5, 0.8], [2.0, 2.5], [0.3, 0.4], [1.0, 0.5])
+)
+CURVATURE = np.array([1.0, 0.5])
+SOLUTION = (_T + _A * (_C - _D)) / (1 + _A**2)
+QUADRATIC = bj.BilevelProblem(
+  upper=lambda x, y, batch: ((y - _C) ** 2 + (x - _T) ** 2).sum() / 2,
+  lower=lambda x, y, batch: (CURVATURE * (y - _A * x - _D) ** 2).sum() / 2,
+)
+
+
+def lower_minimiser(x: Any) -> np.ndarray:
+  """Of `QUADRATIC`."""
+  return _A * np.asarray(x) + _D
+
+
+def lower_slope(x: Any, y: Any) -> np.ndarray:
+  """Of `QUADRATIC`, in y."""
+  return CURVATURE * (y - lower_minimiser(x))
+
+
+def start(dtype: Any = None) -> bj.BilevelParams:
+  """A start for `QUADRATIC`."""
+  x, y = np.array([[0.2, 0.9], [0.4, -0.3]])
+  return bj.BilevelParams(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+
+
+def solve(
+  solver: Any, updates: int, params: Any = None, batch: Any = None
+) -> tuple[Any, Any]:
+  """Parameters and state after many updates on one batch, as numpy arrays."""
+  params = start() if params is None else params
+
+  def body(_, carry):
+    params, state = carry
+    moves, state = solver.update(batch, state, params)
+    return bj.apply_updates(params, moves), state
+
+  run = jax.jit(lambda carry: jax.lax.fori_loop(0, updates, body, carry))
+  return run((params, solver.init(params)))
+
+
+# A lower variable of three numbers whose coordinates mix.
+MATRIX = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 1.5]])
+MIX = np.array([[0.5, 1.0, 0.0], [0.0, -0.4, 0.3], [1.0, 0.2, 0.1]])
+MIXED = bj.BilevelProblem(
+  upper=lambda x, y, batch: ((y - 1) ** 2).sum() + jnp.sin(x).sum(),
+  lower=lambda x, y, batch: y @ MATRIX @ y / 2 - y @ (MIX @ x),
+)
+
+
+def mixed_minimiser(x: Any) -> Any:
+  """Of the lower loss of `MIXED`."""
+  return np.linalg.inv(MATRIX).astype(x.dtype) @ (MIX.astype(x.dtype) @ x)
+
+
+def mixed_hypergradient(x: Any) -> Any:
+  """Of `MIXED`, in closed form."""
+  slope = (np.linalg.inv(MATRIX) @ MIX).T.astype(x.dtype)
+  return jnp.cos(x) + slope @ (2 * (mixed_minimiser(x) - 1))
+
+
+def mixed_params() -> bj.BilevelParams:
+  """A point of `MIXED`, its lower variable at the minimiser."""
+  x = jnp.array([0.3, -0.7, 1.1])
+  return bj.BilevelParams(x, jnp.asarray(mixed_minimiser(x)))

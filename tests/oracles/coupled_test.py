@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bilevel_jax as bj
@@ -33,13 +32,6 @@ def test_a_batch_for_each_sequence():
   np.testing.assert_allclose(found.y['w'], [-21.0])
 
 
-def test_a_sequence_without_an_increment_stays():
-  solver = bj.stsa({'x': INCREMENTS['x']}, steps=0.5)
-  updates, _ = solver.update(4.0, solver.init(PARAMS), PARAMS)
-  assert updates.y is None
-  np.testing.assert_allclose(updates.x, [0.5, -1.0])
-
-
 def test_wrong_structure_names_the_sequence():
   oracle = bj.coupled({'y': lambda z, batch: z.x})
   with pytest.raises(ValueError, match='sequence y'):
@@ -55,36 +47,3 @@ def test_missing_sequence():
 def test_no_increments():
   with pytest.raises(ValueError, match='at least one'):
     bj.coupled({})
-
-
-def test_each_sequence_has_its_optimiser():
-  steps = {'x': 0.5, 'y': optax.sgd(lambda count: 0.25)}
-  solver = bj.stsa(INCREMENTS, steps=steps)
-  updates, _ = solver.update(4.0, solver.init(PARAMS), PARAMS)
-  np.testing.assert_allclose(updates.x, [0.5, -1.0])
-  np.testing.assert_allclose(updates.y['w'], [1.25])
-
-
-def test_alternating_sees_what_moved():
-  follow = {'x': lambda z, b: -z.x, 'y': lambda z, b: z.x - z.y}
-  params = bj.sequences(x=jnp.float32(4.0), y=jnp.float32(1.0))
-  for order, expected in (('simultaneous', 4.0), ('alternating', 0.0)):
-    solver = bj.stsa(follow, steps=1.0, order=order)
-    updates, _ = solver.update(None, solver.init(params), params)
-    np.testing.assert_allclose(params.y + updates.y, expected)
-
-
-def test_wrong_arguments_of_stsa():
-  with pytest.raises(ValueError, match='alternating'):
-    bj.stsa(INCREMENTS, steps=0.1, order='random')
-  with pytest.raises(ValueError, match=r"\['x', 'y'\], got them for \['x'\]"):
-    bj.stsa(INCREMENTS, steps={'x': 0.1})
-
-
-def test_power_schedule():
-  schedule = bj.solvers.power_schedule(2.0, 0.5, 4.0)
-  np.testing.assert_allclose(schedule(0), 1.0)
-  np.testing.assert_allclose(schedule(jnp.int32(12)), 0.5)
-  for wrong in ((0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0)):
-    with pytest.raises(ValueError, match='power_schedule takes'):
-      bj.solvers.power_schedule(*wrong)

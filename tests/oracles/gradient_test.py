@@ -6,11 +6,49 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import problems
+from tests import contract, problems
+from tests.contract import RATE, Row
+
+
+def _optimiser(name):
+  def make(wrap, rate):
+    oracle = wrap(bj.gradient(contract.flat_loss))
+    return optax.chain(oracle, getattr(optax, name)(rate))
+
+  return make
+
+
+def _signed(wrap, rate):
+  """Descends in one variable and ascends in the other."""
+  loss = lambda p, batch: contract.lower_loss(p.upper, p.lower, batch)
+  oracle = wrap(bj.gradient(loss, of={'upper': -1, 'lower': 1}))
+  return contract.by_descent(oracle, upper=rate, lower=rate)
+
+
+def _lower(wrap, rate):
+  oracle = wrap(bj.lower_gradient(contract.PROBLEM))
+  return contract.by_descent(oracle, lower=rate)
+
+
+_COST = {'gradients/loss': 1}
+
+ROWS = (
+  Row('gradient, sgd', _optimiser('sgd'), _COST, params=contract.flat_params),
+  Row(
+    'gradient, adam',
+    _optimiser('adam'),
+    _COST,
+    params=contract.flat_params,
+    hyper={'rate': RATE},
+    light=True,
+  ),
+  Row('gradient, with signs', _signed, _COST, light=True),
+  Row('lower_gradient', _lower, {'gradients/lower': 1}, light=True),
+)
 
 
 def evaluate(oracle, params, batch=None):
-  return oracle.update(batch, oracle.init(params), params)
+  return jax.jit(oracle.update)(batch, oracle.init(params), params)
 
 
 def test_closed_form_on_a_quadratic(x64):
@@ -81,7 +119,7 @@ def test_a_loss_that_is_no_scalar_is_named(loss, message):
 
 def test_a_missing_sequence_is_named():
   oracle = bj.gradient(lambda p, b: p.sum(), of='lower')
-  with pytest.raises(TypeError, match=r"gradient\(of='lower'\).*sequences"):
+  with pytest.raises(TypeError, match='an oracle works on the sequences lower'):
     evaluate(oracle, jnp.ones(2))
 
 

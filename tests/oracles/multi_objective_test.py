@@ -2,12 +2,34 @@
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import OBJECTIVES, RATE, Row
+
+
+def _fused(wrap, rate, **numbers):
+  del wrap  # It sees the whole batch.
+  fused = bj.oracles.fused_moco(contract.three_losses, OBJECTIVES, **numbers)
+  return optax.chain(fused, optax.sgd(rate))
+
+
+ROWS = (
+  Row(
+    'fused_moco',
+    _fused,
+    {'gradients/objectives': OBJECTIVES},
+    params=contract.flat_params,
+    hyper={'rate': RATE, 'tracking': 0.5, 'weight_step': 2.0},
+    same_as='moco',
+    wraps=False,
+  ),
+)
 
 TASKS = 3
 
@@ -64,65 +86,81 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_rows_are_finite_differences(form):
-  with jax.enable_x64(True):
-    params, batch = draw(jnp.float64)
-    oracle = bj.multi_objective(**FORMS[form], rest=('heads',))
-    jacobian, state = jax.jit(oracle.update)(batch, oracle.init(params), params)
-    assert jacobian.rows.heads is None
-    expected = all_losses(params, batch)
-    np.testing.assert_allclose(jacobian.values, expected, rtol=1e-12)
-    np.testing.assert_allclose(list(bj.values(state).values()), expected)
-    assert bj.counts(state) == {'gradients/objectives': TASKS}
+def test_rows_are_finite_differences_in_all_forms(x64):
+  params, batch = draw(jnp.float64)
+  shape = jax.eval_shape(all_losses, params, batch).shape
+  steps = [jax.random.normal(jax.random.key(i), (25,)) for i in range(3)]
+  unravel = jax.flatten_util.ravel_pytree(params.shared)[1]
+  steps = [unravel(step) for step in steps]
 
-    def moved(size, step):
-      return params._replace(
-        shared=jax.tree.map(lambda p, d: p + size * d, params.shared, step)
-      )
+  @jax.jit
+  def found():
+    rows = {}
+    for form, given in FORMS.items():
+      oracle = bj.multi_objective(**given, rest=('heads',))
+      jacobian, state = oracle.update(batch, oracle.init(params), params)
+      assert jacobian.rows.heads is None
+      assert jacobian.values.shape == shape
+      rows[form] = jacobian._replace(rows=jacobian.rows.shared), state
+    total = jax.grad(lambda p: all_losses(p, batch).sum())(params)
 
-    for seed in range(3):
-      keys = jax.random.split(jax.random.key(seed))
-      step = {
-        'w': jax.random.normal(keys[0], (4, 5)),
-        'b': jax.random.normal(keys[1], (5,)),
-      }
-      size = 1e-5
-      change = all_losses(moved(size, step), batch)
-      change = (change - all_losses(moved(-size, step), batch)) / (2 * size)
+    def moved(step, size):
+      add = lambda p, d: p + size * d
+      shared = jax.tree.map(add, params.shared, step)
+      return all_losses(params._replace(shared=shared), batch)
+
+    h = 1e-5
+    changes = [(moved(d, h) - moved(d, -h)) / (2 * h) for d in steps]
+    return rows, all_losses(params, batch), total.heads, changes
+
+  rows, values, heads, changes = found()
+  for form, (jacobian, state) in rows.items():
+    np.testing.assert_allclose(jacobian.values, values, rtol=1e-12)
+    np.testing.assert_allclose(list(bj.values(state).values()), values)
+    assert bj.counts(state) == {'gradients/objectives': TASKS}, form
+    for step, change in zip(steps, changes):
       along = sum(
-        jnp.tensordot(row, d, d.ndim)
+        np.tensordot(row, d, d.ndim)
         for row, d in zip(
-          jax.tree.leaves(jacobian.rows.shared), jax.tree.leaves(step)
+          jax.tree.leaves(jacobian.rows), jax.tree.leaves(step), strict=True
         )
       )
-      np.testing.assert_allclose(along, change, rtol=1e-7)
-    total = jax.grad(lambda p: all_losses(p, batch).sum())(params)
-    chex.assert_trees_all_close(jacobian.rest['heads'], total.heads, rtol=1e-10)
+      np.testing.assert_allclose(along, change, rtol=1e-7, err_msg=form)
+    chex.assert_trees_all_close(jacobian.rest['heads'], heads, rtol=1e-10)
 
 
-@pytest.mark.parametrize('form', ['at once', 'heads', 'heads at once'])
-@pytest.mark.parametrize('by', ['map', 'vmap'])
-def test_gram_matrix_without_rows(form, by):
+def test_gram_matrix_without_rows():
+  """In all forms that know it, alone and before aggregators."""
   params, batch = draw()
-  given = FORMS[form] | {'by': by, 'rest': ('heads',)}
-  plain = bj.multi_objective(**given)
-  lean = bj.multi_objective(**given, gramian=True)
-  jacobian, _ = plain.update(batch, plain.init(params), params)
-  gramian, state = lean.update(batch, lean.init(params), params)
-  rows = jnp.concatenate(
-    [x.reshape(TASKS, -1) for x in jax.tree.leaves(jacobian.rows)], axis=1
-  )
-  np.testing.assert_allclose(gramian.matrix, rows @ rows.T, rtol=1e-5)
-  assert bj.counts(state) == {
-    'gradients/objectives': TASKS + 1,
-    'jacobian_vector_products/objectives': TASKS,
-  }
-  for make in (bj.aggregators.mgda, bj.aggregators.upgrad, bj.aggregators.cagrad, bj.aggregators.nash_mtl):
-    link = make(TASKS)
-    ours, _ = link.update(gramian, link.init(params), params)
-    theirs, _ = link.update(jacobian, link.init(params), params)
+  forms = ('at once', 'heads', 'heads at once')
+  cases = [FORMS[form] | {'by': by} for form in forms for by in ('map', 'vmap')]
+
+  @jax.jit
+  def found():
+    out = []
+    for given in cases:
+      given = given | {'rest': ('heads',)}
+      plain = bj.multi_objective(**given)
+      lean = bj.multi_objective(**given, gramian=True)
+      jacobian, _ = plain.update(batch, plain.init(params), params)
+      gramian, state = lean.update(batch, lean.init(params), params)
+      leaves = jax.tree.leaves(jacobian.rows)
+      rows = jnp.concatenate([x.reshape(TASKS, -1) for x in leaves], axis=1)
+      link = bj.aggregators.mgda(TASKS)
+      one, two = (
+        link.update(given, link.init(params), params)[0]
+        for given in (gramian, jacobian)
+      )
+      out.append((gramian.matrix, rows @ rows.T, one, two, state))
+    return out
+
+  for matrix, product, ours, theirs, state in found():
+    np.testing.assert_allclose(matrix, product, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(ours, theirs, rtol=2e-4, atol=2e-5)
+    assert bj.counts(state) == {
+      'gradients/objectives': TASKS + 1,
+      'jacobian_vector_products/objectives': TASKS,
+    }
 
 
 def test_losses_on_the_output_of_one_network():
@@ -135,9 +173,11 @@ def test_losses_on_the_output_of_one_network():
   params = {'w': jnp.array([[1.0, 2.0]])}
   batch = jnp.array([[1.0], [-2.0]])
   oracle = bj.multi_objective(losses, trunk=network)
-  jacobian, _ = oracle.update(batch, oracle.init(params), params)
-  expected = jax.jacobian(
-    lambda p: jnp.stack([f(None, network(p, batch), batch) for f in losses])
+  jacobian, _ = jax.jit(oracle.update)(batch, oracle.init(params), params)
+  expected = jax.jit(
+    jax.jacobian(
+      lambda p: jnp.stack([f(None, network(p, batch), batch) for f in losses])
+    )
   )(params)
   chex.assert_trees_all_close(jacobian.rows, expected, rtol=1e-6)
 
@@ -174,12 +214,12 @@ def test_stacked_batches_of_one_loss():
     [one(i) for i in range(TASKS)], rest=('heads',), per_task=True
   )
   split = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(TASKS)]
-  theirs, _ = listed.update(split, listed.init(params), params)
+  theirs, _ = jax.jit(listed.update)(split, listed.init(params), params)
   for by in ('map', 'vmap'):
     stacked = bj.multi_objective(
       loss, TASKS, rest=('heads',), per_task=True, by=by
     )
-    ours, _ = stacked.update(batches, stacked.init(params), params)
+    ours, _ = jax.jit(stacked.update)(batches, stacked.init(params), params)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
   wrong = jax.tree.map(lambda x: x[:2], batches)
   with pytest.raises(ValueError, match='leading axis of tasks'):
@@ -251,34 +291,49 @@ def test_losses_of_another_kind(losses, words):
     oracle.update(None, oracle.init(params), params)
 
 
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('radius', [None, 0.05])
-def test_fused_form_gives_the_same_updates(form, radius):
+def test_fused_form_gives_the_same_updates():
   params, batch = draw()
-  given = {k: v for k, v in FORMS[form].items() if k != 'by'}
-  hyper = {
-    'tracking': lambda count: 0.9 / (count + 1),
-    'weight_step': 0.3,
-    'regularisation': 0.1,
-    'radius': radius,
-    'rest': ('heads',),
-  }
-  rows = optax.chain(
-    bj.multi_objective(**given, rest=('heads',)), bj.aggregators.moco(TASKS, **hyper)
-  )
-  fused = bj.oracles.fused_moco(**given, **hyper)
-  ours, theirs = fused.init(params), rows.init(params)
-  for _ in range(3):
-    one, ours = jax.jit(fused.update)(batch, ours, params)
-    two, theirs = jax.jit(rows.update)(batch, theirs, params)
-    chex.assert_trees_all_close(one, two, rtol=2e-5, atol=1e-6)
-  chex.assert_trees_all_close(ours.inner, theirs[1], rtol=2e-5, atol=1e-6)
+  cases = [
+    (form, radius)
+    for form in FORMS
+    # By vmap or not is nothing to the fused form.
+    for radius in ((None, 0.05) if 'vmap' not in form else ())
+  ]
+
+  def run(solver):
+    def body(state, _):
+      updates, state = solver.update(batch, state, params)
+      return state, updates
+
+    return jax.lax.scan(body, solver.init(params), length=3)
+
+  @jax.jit
+  def both():
+    out = []
+    for form, radius in cases:
+      given = {k: v for k, v in FORMS[form].items() if k != 'by'}
+      hyper = {
+        'tracking': lambda count: 0.9 / (count + 1),
+        'weight_step': 0.3,
+        'regularisation': 0.1,
+        'radius': radius,
+        'rest': ('heads',),
+      }
+      oracle = bj.multi_objective(**given, rest=('heads',))
+      rows = optax.chain(oracle, bj.aggregators.moco(TASKS, **hyper))
+      fused = bj.oracles.fused_moco(**given, **hyper)
+      (ours, one), (theirs, two) = run(fused), run(rows)
+      out.append(((ours.inner, one), (theirs[1], two)))
+    return out
+
+  for ours, theirs in both():
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
 def test_rows_pass_through_accumulation():
   params, batch = draw()
   oracle = bj.multi_objective(all_losses, TASKS, rest=('heads',))
   parts = bj.evaluation.accumulate(oracle, 4)
-  whole, _ = oracle.update(batch, oracle.init(params), params)
-  mean, _ = parts.update(batch, parts.init(params), params)
+  whole, _ = jax.jit(oracle.update)(batch, oracle.init(params), params)
+  mean, _ = jax.jit(parts.update)(batch, parts.init(params), params)
   chex.assert_trees_all_close(mean, whole, rtol=1e-5, atol=1e-6)

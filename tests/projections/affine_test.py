@@ -33,7 +33,9 @@ def dense(matrix, right):
 
 
 def matrix_free(matrix, right):
-  return bj.projections.affine_operator_set(lambda z: jnp.asarray(matrix) @ z, right)
+  return bj.projections.affine_operator_set(
+    lambda z: jnp.asarray(matrix) @ z, right
+  )
 
 
 def with_adjoint(matrix, right):
@@ -146,8 +148,12 @@ def test_consensus_by_axis_name_and_by_leading_axis_agree_with_equations():
   copies = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
   differences = np.kron(np.array([[1.0, -1, 0], [0, 1, -1]]), np.eye(2))
   expected = bj.projections.affine_set(differences)(copies)
-  np.testing.assert_allclose(bj.projections.consensus_set()(copies), expected, atol=1e-6)
-  mapped = jax.vmap(bj.projections.consensus_set('clients'), axis_name='clients')(copies)
+  np.testing.assert_allclose(
+    bj.projections.consensus_set()(copies), expected, atol=1e-6
+  )
+  mapped = jax.vmap(
+    bj.projections.consensus_set('clients'), axis_name='clients'
+  )(copies)
   np.testing.assert_allclose(mapped, expected, atol=1e-6)
   tangent = bj.projections.consensus_set().tangent(copies)
   np.testing.assert_allclose(tangent, expected, atol=1e-6)
@@ -170,7 +176,9 @@ def test_a_coupled_set_asks_for_the_upper_variable():
 
 
 def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
-  set_ = bj.projections.affine_set([[1.0]], [0.0], coupling=lambda x: -x)  # y = x
+  set_ = bj.projections.affine_set(
+    [[1.0]], [0.0], coupling=lambda x: -x
+  )  # y = x
   link = bj.project(lower=set_)
   params = bj.BilevelParams(jnp.array([1.0]), jnp.array([5.0]))
   state = link.init(params)
@@ -181,7 +189,10 @@ def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
 
 
 def test_uses_are_counted_also_as_rounds():
-  link = bj.project(upper=bj.projections.consensus_set(), lower=bj.projections.affine_set([[1.0]]))
+  link = bj.project(
+    upper=bj.projections.consensus_set(),
+    lower=bj.projections.affine_set([[1.0]]),
+  )
   params = bj.BilevelParams(jnp.ones(2), jnp.ones(1))
   update = functools.partial(link.update, params=params)
   _, state = update(params, link.init(params))

@@ -144,7 +144,9 @@ def test_clients_stay_together_over_devices():
     (4,), ('clients',), axis_types=(jax.sharding.AxisType.Auto,)
   )
   spec = jax.sharding.PartitionSpec
-  link = bj.lazy_projection(0.5, key=1, lower=bj.projections.consensus_set('clients'))
+  link = bj.lazy_projection(
+    0.5, key=1, lower=bj.projections.consensus_set('clients')
+  )
   local = bj.lazy_projection(0.5, key=1, lower=bj.projections.consensus_set())
 
   def one(params, pull):

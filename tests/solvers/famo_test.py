@@ -7,6 +7,28 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import OBJECTIVES, Row
+
+
+def _row(wrap, rate):
+  return bj.solvers.famo(
+    lambda params, batch: 1 + contract.three_losses(params, batch),
+    OBJECTIVES,
+    optimiser=optax.sgd(rate),
+    wrap=wrap,
+  )
+
+
+ROWS = (
+  Row(
+    'famo',
+    _row,
+    {'gradients/weighted': 1},
+    params=contract.flat_params,
+    devices=True,
+  ),
+)
 
 
 def losses(x, batch):

@@ -8,7 +8,92 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import problems
+from tests import contract, problems
+from tests.contract import INNER, PENALISED, PROBLEM, X_SET, Y_SET, Row
+
+S = bj.Sequence
+
+
+def _v_pbgd(wrap, penalty, rate, **given):
+  sgd = optax.sgd(rate)
+  given = {'upper': sgd, 'lower': sgd} | given
+  return bj.v_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+
+
+def _from_lower(wrap, penalty, rate):
+  value = S(
+    optax.sgd(rate), steps=INNER, batch_at=contract.inner_batch, restart=True
+  )
+  return _v_pbgd(wrap, penalty, rate, value=value)
+
+
+def _g_pbgd(wrap, penalty, rate, **given):
+  sgd = optax.sgd(rate)
+  given = {'upper': sgd, 'lower': sgd} | given
+  return bj.g_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+
+
+def _in_sets(make):
+  def made(wrap, penalty, rate):
+    upper, lower = (S(optax.sgd(rate), set=s) for s in (X_SET, Y_SET))
+    return make(wrap, penalty, rate, upper=upper, lower=lower)
+
+  return made
+
+
+_GAP = {'gradients/upper': 1, 'gradients/lower': 3}
+_NORM = {
+  'gradients/upper': 1,
+  'gradients/lower': 1,
+  'hessian_vector_products/lower': 1,
+}
+_SETS = {'projections/upper': 1, 'projections/lower': 1}
+_PENALISED = {'hyper': PENALISED}
+
+ROWS = (
+  Row('v_pbgd', _v_pbgd, _GAP, devices=True, **_PENALISED),
+  Row(
+    'v_pbgd, by rows',
+    functools.partial(_v_pbgd, fused=False),
+    _GAP,
+    same_as='v_pbgd',
+    light=True,
+    **_PENALISED,
+  ),
+  Row(
+    'v_pbgd, from the lower variable, three inner batches',
+    _from_lower,
+    {'gradients/upper': 1, 'gradients/lower': 2 + INNER},
+    **_PENALISED,
+  ),
+  Row(
+    'v_pbgd, in sets',
+    _in_sets(_v_pbgd),
+    _GAP | _SETS | {'projections/value': 1},
+    sets={'upper': X_SET, 'lower': Y_SET, 'value': Y_SET},
+    light=True,
+    **_PENALISED,
+  ),
+  Row('g_pbgd', _g_pbgd, _NORM, parts='none', devices=True, **_PENALISED),
+  Row(
+    'g_pbgd, by rows',
+    functools.partial(_g_pbgd, fused=False),
+    _NORM,
+    same_as='g_pbgd',
+    parts='none',
+    light=True,
+    **_PENALISED,
+  ),
+  Row(
+    'g_pbgd, in sets',
+    _in_sets(_g_pbgd),
+    _NORM | _SETS,
+    sets={'upper': X_SET, 'lower': Y_SET},
+    parts='none',
+    light=True,
+    **_PENALISED,
+  ),
+)
 
 X_RATE, Y_RATE, W_RATE = 0.11, 0.07, 0.13
 STEPS = 20
@@ -115,10 +200,12 @@ def test_v_pbgd_equals_the_method_by_hand(x64, fused, start, inner_steps):
   solver = bj.v_pbgd(
     ROUGH,
     penalty=RAMP,
-    value=optax.sgd(W_RATE),
-    inner_steps=inner_steps,
-    inner_batch=(lambda b, t: b[t]) if inner_steps > 1 else None,
-    start=start,
+    value=S(
+      optax.sgd(W_RATE),
+      steps=inner_steps,
+      batch_at=(lambda b, t: b[t]) if inner_steps > 1 else None,
+      restart=start == 'lower',
+    ),
     fused=fused,
     **optimisers(),
   )
@@ -264,12 +351,9 @@ def test_rescale_off_is_the_plain_sum(x64, name):
 def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
   params = problems.rough_params(0, jnp.float32)
   batch = batches_of(0).astype(jnp.float32)
-  static = ('problem', 'upper', 'lower', 'value', 'wrap', 'upper_set')
-  if name == 'g_pbgd':
-    static = tuple(s for s in static if s != 'value')
-  static += ('lower_set', 'inner_steps', 'inner_batch', 'start')[
-    : 4 if name == 'v_pbgd' else 1
-  ]
+  static = ('problem', 'upper', 'lower', 'wrap')
+  if name == 'v_pbgd':
+    static += ('value',)
   inject = optax.inject_hyperparams(
     SOLVERS[name], static_args=static, hyperparam_dtype=jnp.float32
   )
@@ -291,14 +375,11 @@ def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
       {'penalty': optax.linear_schedule(1.0, -1.0, 10)},
       r'penalty is a weight >= 0.* schedule at step 10',
     ),
-    ({'start': 'warm'}, "start is 'persistent' or 'lower', got 'warm'"),
-    ({'inner_steps': 0}, 'whole number of steps >= 1, got 0'),
+    ({'lower': S(optax.sgd(0.1), steps=0)}, 'whole number of steps >= 1'),
   ],
 )
 @pytest.mark.parametrize('fused', [True, False])
 def test_bad_arguments(name, kwargs, message, fused):
-  if name == 'g_pbgd' and 'penalty' not in kwargs:
-    pytest.skip('an argument of v_pbgd')
   with pytest.raises(ValueError, match=message):
     SOLVERS[name](
       ROUGH, **{'penalty': 1.0, 'fused': fused, **optimisers(), **kwargs}
@@ -309,9 +390,8 @@ def test_bad_arguments(name, kwargs, message, fused):
 @pytest.mark.parametrize('sequence', ['upper', 'lower'])
 def test_a_set_without_a_point_names_the_sequence(name, sequence):
   empty = functools.partial(optax.projections.projection_l2_ball, scale=-1.0)
-  solver = SOLVERS[name](
-    ROUGH, penalty=1.0, **optimisers(), **{f'{sequence}_set': empty}
-  )
+  given = optimisers() | {sequence: S(optax.sgd(0.1), set=empty)}
+  solver = SOLVERS[name](ROUGH, penalty=1.0, **given)
   # The lower set is also the value sequence's.
   message = rf'sequence ({sequence}|value) has no point .* radius'
   with pytest.raises(ValueError, match=message):

@@ -9,58 +9,94 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import INNER, PENALISED, Row
+
+S = bj.Sequence
+
+
+def _row(wrap, penalty, rate):
+  sgd = optax.sgd(rate)
+  return bj.solvers.v_pbsgd(
+    contract.PROBLEM,
+    penalty=penalty,
+    upper=sgd,
+    lower=sgd,
+    value_rate=rate,
+    inner_steps=INNER,
+    inner_batch=contract.inner_batch,
+    key=jax.random.key(7),
+    wrap=wrap,
+  )
+
+
+ROWS = (
+  Row(
+    'v_pbsgd',
+    _row,
+    {'gradients/upper': 1, 'gradients/lower': 2 + INNER},
+    hyper=PENALISED,
+    keys=True,
+  ),
+)
 
 PROBLEM = bj.BilevelProblem(
   upper=lambda x, y, batch: jnp.mean((y - 1 - batch['f']) ** 2) / 2,
   lower=lambda x, y, batch: jnp.mean((y - x * (1 + batch['g'])) ** 2) / 2,
 )
+ZERO = {'f': np.zeros(2, np.float32), 'g': np.zeros(2, np.float32)}
 
 
-def solver_of(inner_steps=8, value_rate=0.9, rate=0.02, **kwargs):
+def solver_of(steps=8, *, value_rate=0.9, rate=0.02, key=3, **given):
+  given = {'problem': PROBLEM, 'lower': optax.sgd(rate)} | given
   return bj.solvers.v_pbsgd(
-    PROBLEM,
     penalty=5.0,
     upper=optax.sgd(rate),
-    lower=optax.sgd(rate),
     value_rate=value_rate,
-    inner_steps=inner_steps,
-    key=jax.random.key(3),
-    **kwargs,
+    inner_steps=steps,
+    key=key,
+    **given,
   )
 
 
-def plain(batch, t):
-  del t
-  return {'f': 0 * batch['f'], 'g': 0 * batch['g']}
+def params_at(x, y):
+  return bj.BilevelParams(jnp.float32(x), jnp.float32(y))
+
+
+def values_of_keys(make, params, batch, keys):
+  """The value sequence after one update, for each key of the draws."""
+
+  def one(key, batch):
+    solver = make(key)
+    _, state = solver.update(batch, solver.init(params), params)
+    return bj.auxiliaries(state)['value']
+
+  return jax.jit(jax.vmap(one))(keys, batch)
 
 
 def test_error_falls_with_the_samples_of_the_outer_step():
   """The first inner step is exact, whatever is drawn: M is what is left."""
-  solver = solver_of(2, value_rate=1.0, rate=0.1, inner_batch=plain)
+  exact = lambda batch, t: jax.tree.map(jnp.zeros_like, batch)
+  solver = solver_of(2, value_rate=1.0, rate=0.1, inner_batch=exact)
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def variance(key, size):
+  @jax.jit
+  def variance(keys, share):
+    # Noise of M samples is that of one over the root of M.
     def step(carry, key):
       params, state = carry
-      one, two = jax.random.split(key)
-      batch = {
-        'f': jax.random.normal(one, (size,)),
-        'g': 0.5 * jax.random.normal(two, (size,)),
-      }
-      updates, state = solver.update(batch, state, params)
+      f, g = jax.random.normal(key, (2, 1)) * share
+      updates, state = solver.update({'f': f, 'g': 0.5 * g}, state, params)
       return (bj.apply_updates(params, updates), state), params.upper
 
-    params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
-    _, path = jax.lax.scan(
-      step, (params, solver.init(params)), jax.random.split(key, 800)
-    )
-    return path[300:].var()
+    def path(key):
+      params = params_at(1, 1)
+      start = (params, solver.init(params))
+      return jax.lax.scan(step, start, jax.random.split(key, 800))[1]
 
-  def mean_variance(size):
-    keys = jax.random.split(jax.random.key(0), 8)
-    return float(jax.vmap(lambda key: variance(key, size))(keys).mean())
+    return jax.vmap(path)(keys)[:, 300:].var(1).mean()
 
-  few, more, most = map(mean_variance, (1, 8, 64))
+  keys = jax.random.split(jax.random.key(0), 8)
+  few, more, most = (variance(keys, m**-0.5) for m in (1, 8, 64))
   # As 1 / M: eight times fewer at each.
   assert 4 < few / more < 16, (few, more)
   assert 4 < more / most < 16, (more, most)
@@ -68,70 +104,43 @@ def test_error_falls_with_the_samples_of_the_outer_step():
 
 def test_error_falls_with_the_inner_steps_where_they_are_noisy():
   def error(steps):
-    solver = solver_of(
-      steps, inner_batch=lambda batch, t: {'f': batch['f'], 'g': batch['g'][t]}
-    )
-    params = bj.BilevelParams(jnp.float32(2.0), jnp.float32(0.0))
-    state = solver.init(params)
+    pick = lambda batch, t: {'f': batch['f'], 'g': batch['g'][t]}
+    make = lambda key: solver_of(steps, key=key, inner_batch=pick)
+    keys = jax.random.split(jax.random.key(1), 500)
+    noise = jax.random.normal(jax.random.key(2), (500, steps, 1))
+    # The outer step is given one sample: its update is not looked at.
+    batch = {'f': jnp.zeros((500, 1)), 'g': 0.5 * noise}
+    found = values_of_keys(make, params_at(2, 0), batch, keys)
+    return jnp.mean((found - 2.0) ** 2)
 
-    @jax.jit
-    def one(key):
-      noise = jax.random.normal(key, (steps, 1))
-      batch = {'f': jnp.zeros(1), 'g': 0.5 * noise}
-      now = state._replace(
-        inner=(state.inner[0]._replace(key=key), state.inner[1])
-      )
-      # The outer step is given one sample: its update is not looked at.
-      _, after = solver.update(batch, now, params)
-      return (bj.auxiliaries(after)['value'] - 2.0) ** 2
-
-    return float(jax.vmap(one)(jax.random.split(jax.random.key(1), 500)).mean())
-
-  short, long = error(4), error(32)
-  assert long < 0.6 * short
+  assert error(32) < 0.6 * error(4)
 
 
-def drawn(steps, weights, draws=2000):
-  count = bj.oracle(lambda p, batch, s: ((p,), jnp.ones(()), s), ('at',))
-  solver = bj.repeat_drawn(
-    optax.chain(count, optax.sgd(-1.0)), steps, weights, key=jax.random.key(0)
-  )
-  state = solver.init(jnp.float32(0.0))
-
-  def step(state, _):
-    updates, state = solver.update(None, state, jnp.float32(0.0))
-    return state, updates
-
-  _, ends = jax.jit(lambda s: jax.lax.scan(step, s, length=draws))(state)
-  return np.asarray(ends)
+# One coordinate, whose slope of one says which step was taken.
+STRAIGHT = bj.BilevelProblem(
+  upper=lambda x, y, batch: 0 * x * y, lower=lambda x, y, batch: y + 0 * x
+)
 
 
-def test_points_are_drawn_as_often_as_their_weights_say():
-  ends = drawn(5, lambda t: 1 / jnp.sqrt(1.0 + t))
-  found = np.array([(ends == t).mean() for t in range(1, 6)])
+def test_inner_steps_fall_and_points_are_drawn_as_often_as_they_say():
+  make = lambda key: solver_of(5, problem=STRAIGHT, value_rate=1.0, key=key)
+  keys = jax.random.split(jax.random.key(0), 2_000)
+  none = jnp.zeros(len(keys))
+  found = values_of_keys(make, params_at(0, 0), none, keys)
+  ends = -np.cumsum(1 / np.sqrt(np.arange(1, 6)))
+  which = np.abs(np.asarray(found)[:, None] - ends).argmin(1)
+  np.testing.assert_allclose(found, ends[which], atol=1e-5)
   wanted = 1 / np.sqrt(np.arange(1, 6))
-  wanted /= wanted.sum()
-  np.testing.assert_allclose(found, wanted, atol=0.04)
+  share = np.bincount(which, minlength=5) / len(keys)
+  np.testing.assert_allclose(share, wanted / wanted.sum(), atol=0.04)
 
 
-def test_the_inner_step_falls_within_a_restart_and_starts_again():
-  """One coordinate, whose slope says which step was taken."""
+def test_a_schedule_of_inner_steps_is_of_updates_and_draws_go_on():
+  rate = lambda count: 1.0 / (1 + count)
+  solver = solver_of(4, problem=STRAIGHT, value_rate=rate)
+  params = params_at(0, 0)
+  state, step = solver.init(params), jax.jit(solver.update)
   moves = []
-  problem = bj.BilevelProblem(
-    upper=lambda x, y, batch: 0 * x * y, lower=lambda x, y, batch: y + 0 * x
-  )
-  solver = bj.solvers.v_pbsgd(
-    problem,
-    penalty=1.0,
-    upper=optax.sgd(0.0),
-    lower=optax.sgd(0.0),
-    value_rate=lambda k: 1.0 / (1 + k),
-    inner_steps=4,
-    key=jax.random.key(0),
-  )
-  params = bj.BilevelParams(jnp.float32(0.0), jnp.float32(0.0))
-  state = solver.init(params)
-  step = jax.jit(solver.update)
   for k in range(12):
     _, state = step(None, state, params)
     moves.append(float(bj.auxiliaries(state)['value']) * (1 + k))
@@ -142,29 +151,15 @@ def test_the_inner_step_falls_within_a_restart_and_starts_again():
 
 
 def test_the_value_sequence_stays_in_the_lower_set():
-  solver = solver_of(
-    lower_set=functools.partial(
-      optax.projections.projection_box, lower=-0.1, upper=0.1
-    )
+  box = functools.partial(
+    optax.projections.projection_box, lower=-0.1, upper=0.1
   )
-  params = bj.BilevelParams(jnp.float32(4.0), jnp.float32(0.0))
-  batch = {'f': jnp.zeros(2), 'g': jnp.zeros(2)}
-  _, state = solver.update(batch, solver.init(params), params)
+  solver = solver_of(lower=S(optax.sgd(0.02), set=box))
+  params = params_at(4, 0)
+  _, state = jax.jit(solver.update)(ZERO, solver.init(params), params)
   np.testing.assert_allclose(bj.auxiliaries(state)['value'], 0.1, rtol=1e-6)
 
 
-def test_another_key_draws_other_points():
-  params = bj.BilevelParams(jnp.float32(4.0), jnp.float32(0.0))
-  batch = {'f': jnp.zeros(2), 'g': jnp.zeros(2)}
-  solver = solver_of()
-  state = solver.init(params)
-  values = set()
-  for _ in range(8):
-    _, state = solver.update(batch, state, params)
-    values.add(float(bj.auxiliaries(state)['value']))
-  assert len(values) > 1
-
-
 def test_steps_below_one():
-  with pytest.raises(ValueError, match='steps >= 1'):
-    solver_of(inner_steps=0)
+  with pytest.raises(ValueError, match='inner_steps >= 1'):
+    solver_of(0)

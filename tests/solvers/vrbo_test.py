@@ -1,4 +1,4 @@
-"""VRBO against the recursion written down in NumPy."""
+"""VRBO: what moves how often, and when its estimates start anew."""
 
 import jax
 import jax.numpy as jnp
@@ -7,88 +7,100 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract, problems
+from tests.contract import INNER, Row
 
-RATES, MOVES, PERIOD, TERMS, ETA = (0.05, 0.1), 3, 2, 3, 0.2
-RNG = np.random.default_rng(0)
-# Coupled, dense, and not quadratic in either variable.
-COUPLING, TILT = RNG.normal(size=(2, 3, 2))
-
-
-def upper(x, y, batch):
-  return jnp.sum(jnp.sin(y) * batch['f']) + jnp.sum((x - y @ TILT) ** 2) / 2
+S = bj.Sequence
 
 
-def lower(x, y, batch):
-  pull = y - jnp.asarray(COUPLING, y.dtype) @ jnp.tanh(x) - batch['g']
-  return (
-    jnp.sum(pull**2) / 2
-    + jnp.sum(jnp.logaddexp(y, -y))
-    + (jnp.vdot(batch['h'] @ y, y) / 2)
+def _row(wrap, rate):
+  sgd = optax.sgd(rate)
+  return bj.solvers.vrbo(
+    contract.PROBLEM,
+    upper=sgd,
+    lower=S(sgd, steps=INNER, batch_at=contract.inner_batch),
+    terms=2,
+    step_size=0.5,
+    period=2,
+    wrap=wrap,
   )
 
 
-def directions(x, y, batch):
-  """The truncated hypergradient and the lower slope, by hand."""
-  f_x = x - y @ TILT
-  f_y = np.cos(y) * batch['f'] - TILT @ f_x
-  pull = y - COUPLING @ np.tanh(x) - batch['g']
-  symmetric = (batch['h'] + batch['h'].T) / 2
-  hessian = np.eye(3) + np.diag(1 / np.cosh(y) ** 2) + symmetric
-  q = ETA * f_y
-  for _ in range(TERMS):
-    q = q + ETA * (f_y - hessian @ q)
-  cross = -(COUPLING / np.cosh(x) ** 2).T  # Rows by x, columns by y.
-  return f_x - cross @ q, pull + np.tanh(y) + symmetric @ y
+# Fresh estimates are of one point, in the first move of every other update.
+ROWS = (
+  Row(
+    'vrbo',
+    _row,
+    {},
+    random_counts=(
+      'gradients/lower',
+      'gradients/upper',
+      'hessian_vector_products/lower',
+    ),
+    parts='none',
+  ),
+)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
-def test_equals_the_recursion_by_hand(dtype):
-  """Period 2, three moves, and a large batch of its own."""
-  draw = lambda *shape: {
-    'f': RNG.normal(size=(*shape, 3)),
-    'g': RNG.normal(size=(*shape, 3)),
-    'h': RNG.normal(size=(*shape, 3, 3)) / 4,
-  }
-  batches = [{'small': draw(MOVES), 'large': draw()} for _ in range(5)]
-  pick = lambda tree, t: jax.tree.map(lambda leaf: leaf[t], tree)
-  with jax.enable_x64(dtype == jnp.float64):
-    solver = bj.solvers.vrbo(
-      bj.BilevelProblem(upper, lower),
-      terms=TERMS,
-      step_size=ETA,
-      period=PERIOD,
-      large_batch=lambda batch: batch['large'],
-      upper=optax.sgd(RATES[0]),
-      lower=bj.Sequence(
-        optax.sgd(RATES[1]),
-        steps=MOVES,
-        batch_at=lambda batch, t: pick(batch['small'], t),
-      ),
-    )
-    x, y = np.array([0.3, -0.8]), np.array([0.5, 1.0, -0.2])
-    params = bj.BilevelParams(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
-    state, step = solver.init(params), jax.jit(solver.update)
-    spent = 0
-    for k, batch in enumerate(batches):
-      cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), batch)
-      updates, state = step(cast, state, params)
-      params = bj.apply_updates(params, updates)
-      for t in range(MOVES):
-        if t == 0 and k % PERIOD == 0:
-          estimate = directions(x, y, batch['large'])
-          spent += 1
-        else:
-          small = pick(batch['small'], t)
-          here, there = directions(x, y, small), directions(*behind, small)
-          estimate = [
-            d + a - b for d, a, b in zip(estimate, here, there, strict=True)
-          ]
-          spent += 2
-        behind = x, y
-        y = y - RATES[1] * estimate[1]
-        if t == MOVES - 1:
-          x = x - RATES[0] * estimate[0]
-      tolerance = 1e-4 if dtype == jnp.float32 else 1e-10
-      np.testing.assert_allclose(params.upper, x, rtol=tolerance)
-      np.testing.assert_allclose(params.lower, y, rtol=tolerance)
-    assert bj.counts(state)['gradients/lower'] == spent
+def test_moves_x_once_and_y_often():
+  """Without noise the estimates are exact."""
+  solver = bj.solvers.vrbo(
+    problems.MIXED,
+    upper=optax.sgd(0.1),
+    lower=S(optax.sgd(0.1), steps=4),
+    terms=3,
+    step_size=0.3,
+    period=5,
+  )
+  x = problems.mixed_params().upper
+  params = bj.BilevelParams(x, jnp.zeros(3))
+  updates, _ = jax.jit(solver.update)(None, solver.init(params), params)
+  # Y takes four plain steps, the last from where three have led, and x one at
+  # that point.
+  lower, y = problems.MIXED.lower, params.lower
+  for _ in range(3):
+    y = y - 0.1 * jax.grad(lower, 1)(x, y, None)
+  end = y - 0.1 * jax.grad(lower, 1)(x, y, None)
+  np.testing.assert_allclose(updates.lower, end, rtol=1e-5)
+  q, right = jnp.zeros(3), 2 * (y - 1)
+  for _ in range(4):  # 0.3 (I - 0.3 H)^i, i = 0, ..., 3
+    q, right = q + 0.3 * right, right - 0.3 * problems.MATRIX @ right
+  slope = jnp.cos(x) + problems.MIX.T @ q
+  np.testing.assert_allclose(updates.upper, -0.1 * slope, rtol=1e-4, atol=1e-6)
+
+
+def test_estimates_start_anew_from_the_large_batch_every_period():
+  """Noise b in both slopes: differences on one batch do not see it."""
+  noisy = lambda x, y, batch: (x**2 + y**2) / 2 + batch * (x + y)
+  solver = bj.solvers.vrbo(
+    bj.BilevelProblem(noisy, noisy),
+    upper=optax.sgd(0.1),
+    lower=S(optax.sgd(0.1), steps=2, batch_at=lambda b, t: b['small'][t]),
+    terms=1,
+    step_size=0.5,
+    period=2,
+    large_batch=lambda b: b['large'],
+  )
+  params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
+  state, step = solver.init(params), jax.jit(solver.update)
+  x, y, held = 1.0, 2.0, None
+  for k in range(5):
+    large = 0.25 * (k + 1)
+    if k % 2 == 0:
+      held = large
+    # Each estimate is the slope at the point itself, and the noise of the last
+    # fresh one.
+    y_first = y - 0.1 * (y + held)
+    y = y_first - 0.1 * (y_first + held)
+    x = x - 0.1 * (x + held)
+    batch = {'large': jnp.float32(large), 'small': jnp.array([7.0, -5.0])}
+    updates, state = step(batch, state, params)
+    params = bj.apply_updates(params, updates)
+    np.testing.assert_allclose(params.upper, x, rtol=1e-5)
+    np.testing.assert_allclose(params.lower, y, rtol=1e-5)
+
+
+def test_a_period_of_none():
+  sgd = {'upper': optax.sgd(0.1), 'lower': optax.sgd(0.1)}
+  with pytest.raises(ValueError, match='updates in a period >= 1'):
+    bj.solvers.vrbo(problems.MIXED, terms=1, step_size=0.1, period=0, **sgd)

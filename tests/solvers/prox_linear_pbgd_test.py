@@ -9,6 +9,50 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract, problems
+from tests.contract import RATE, X_SET, Row
+
+
+def _row(wrap, penalty, rate, **given):
+  del wrap
+  return bj.solvers.prox_linear_pbgd(
+    contract.PROBLEM, penalty=penalty, step=rate, **given
+  )
+
+
+def _bare(wrap, penalty, rate):
+  del wrap
+  oracle = bj.prox_linear(contract.PROBLEM, penalty=penalty, step=rate)
+  return contract.by_descent(oracle, upper=rate, lower=rate)
+
+
+_COST = {
+  'gradients/upper': 1,
+  'gradients/lower': 1,
+  'hessian_vector_products/lower': 23,
+}
+_EXACT = {'hyper': {'penalty': 0.5, 'rate': RATE}, 'wraps': False}
+
+ROWS = (
+  Row('prox_linear_pbgd', _row, _COST, devices=True, **_EXACT),
+  Row(
+    'prox_linear_pbgd, in a set',
+    functools.partial(_row, upper_set=X_SET),
+    # Once an iteration, once for the step, once for its rounding.
+    _COST | {'projections/upper': 12},
+    sets={'upper': X_SET},
+    light=True,
+    **_EXACT,
+  ),
+  Row(
+    'prox_linear',
+    _bare,
+    _COST,
+    same_as='prox_linear_pbgd',
+    light=True,
+    **_EXACT,
+  ),
+)
 
 H = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 0.4]])
 B = np.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
@@ -24,22 +68,16 @@ X = np.linalg.solve(np.eye(2) + M.T @ M, M.T @ TARGET)
 MULTIPLIER = np.linalg.solve(H, TARGET - M @ X)
 
 
+def zero():
+  return bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
+
+
 def run(penalty, steps=400, **kwargs):
   with jax.enable_x64(True):
     solver = bj.solvers.prox_linear_pbgd(
       PROBLEM, penalty=penalty, step=0.9, **kwargs
     )
-    params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
-
-    def step(_, carry):
-      params, state = carry
-      updates, state = solver.update(None, state, params)
-      return bj.apply_updates(params, updates), state
-
-    start = (params, solver.init(params))
-    params, state = jax.jit(lambda c: jax.lax.fori_loop(0, steps, step, c))(
-      start
-    )
+    params, state = problems.solve(solver, steps, zero())
     return jax.tree.map(np.asarray, (params, bj.values(state)))
 
 
@@ -64,16 +102,7 @@ def test_the_squared_penalty_is_not_exact():
   solver = bj.g_pbgd(
     PROBLEM, penalty=30.0, upper=optax.sgd(0.1), lower=optax.sgd(0.1)
   )
-  params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
-
-  def step(_, carry):
-    params, state = carry
-    updates, state = solver.update(None, state, params)
-    return bj.apply_updates(params, updates), state
-
-  params, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 5000, step, c))(
-    (params, solver.init(params))
-  )
+  params, _ = problems.solve(solver, 5_000, zero())
   assert np.linalg.norm(J @ np.concatenate(params)) > 1e-2
 
 
@@ -120,8 +149,8 @@ def test_counts_products():
   solver = bj.solvers.prox_linear_pbgd(
     PROBLEM, penalty=1.0, step=0.1, iterations=4
   )
-  params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(3))
-  _, state = solver.update(None, solver.init(params), params)
+  params = zero()
+  _, state = jax.jit(solver.update)(None, solver.init(params), params)
   assert bj.counts(state) == {
     'gradients/upper': 1,
     'gradients/lower': 1,

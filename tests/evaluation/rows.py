@@ -1,0 +1,106 @@
+"""The contract's rows of wrappers: one loss, one variable, an oracle inside."""
+
+import jax
+import optax
+
+import bilevel_jax as bj
+from tests import contract
+from tests.contract import OBJECTIVES, RATE, Row
+
+
+def _gradient():
+  return bj.gradient(contract.flat_loss)
+
+
+def _accumulate(wrap, rate):
+  return optax.chain(
+    bj.evaluation.accumulate(wrap(_gradient()), 2), optax.sgd(rate)
+  )
+
+
+def _storm(wrap, rate, decay):
+  return optax.chain(
+    bj.evaluation.storm(wrap(_gradient()), decay), optax.sgd(rate)
+  )
+
+
+def _saga(wrap, rate):
+  return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(rate))
+
+
+def _mean_over(wrap, rate):
+  """The axis is one of parts, so that it runs on one device as well."""
+  oracle = bj.evaluation.mean_over(wrap(_gradient()), 'parts')
+
+  def update_fn(batch, state, params=None, **extra_args):
+    over = jax.vmap(
+      lambda part: oracle.update(part, state, params, **extra_args),
+      axis_name='parts',
+      out_axes=None,
+    )
+    return over(bj.evaluation.split_batch(batch, 2))
+
+  mapped = optax.GradientTransformationExtraArgs(oracle.init, update_fn)
+  return optax.chain(mapped, optax.sgd(rate))
+
+
+def _independent(wrap, rate):
+  oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
+  rows = bj.evaluation.independent(oracle, 2)
+  return optax.chain(rows, bj.aggregators.mean(2 * OBJECTIVES), optax.sgd(rate))
+
+
+def _together(wrap, rate):
+  """Both variables' own slopes, evaluated at one point."""
+  above = bj.gradient(
+    lambda p, batch: contract.upper_loss(p.upper, p.lower, batch),
+    name='above',
+    of='upper',
+  )
+  below = bj.lower_gradient(contract.PROBLEM)
+  oracle = bj.evaluation.together(above, below, wrap=wrap)
+  return contract.by_descent(oracle, upper=rate, lower=rate)
+
+
+_FLAT = {'params': contract.flat_params}
+
+ROWS = (
+  Row(
+    'accumulate',
+    _accumulate,
+    {'gradients/loss': 2},
+    same_as='gradient, sgd',
+    devices=True,
+    **_FLAT,
+  ),
+  Row(
+    'storm',
+    _storm,
+    {'gradients/loss': 2},
+    hyper={'rate': RATE, 'decay': 0.4},
+    devices=True,
+    **_FLAT,
+  ),
+  Row('saga', _saga, {'gradients/loss': 1}, devices=True, **_FLAT),
+  Row(
+    'mean_over',
+    _mean_over,
+    {'gradients/loss': 1},
+    same_as='gradient, sgd',
+    **_FLAT,
+  ),
+  Row(
+    'independent',
+    _independent,
+    {'gradients/objectives': 2 * OBJECTIVES},
+    same_as='mean',
+    devices=True,
+    **_FLAT,
+  ),
+  Row(
+    'together',
+    _together,
+    {'gradients/above': 1, 'gradients/lower': 1},
+    covers=('lower_gradient',),
+  ),
+)
