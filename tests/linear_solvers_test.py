@@ -75,7 +75,9 @@ def test_starts():
 
 
 def test_conjugate_gradients_end_at_the_tolerance():
-  solution, products = solve(bj.linear_solvers.conjugate_gradient(50, tolerance=1e-3))
+  solution, products = solve(
+    bj.linear_solvers.conjugate_gradient(50, tolerance=1e-3)
+  )
   residual = np.linalg.norm(MATRIX @ solution - RIGHT)
   assert products < 6
   assert residual <= 1e-3 * np.linalg.norm(RIGHT)
@@ -133,13 +135,20 @@ def test_nystrom_inverts_the_damped_matrix_and_low_ranks():
 
 def test_gmres_needs_no_symmetry():
   matrix = np.array([[1.0, 2.0], [-3.0, 0.5]])
-  found = bj.linear_solvers.gmres(2)(lambda v: jnp.asarray(matrix) @ v, jnp.array([1.0, -1.0]))
+  found = bj.linear_solvers.gmres(2)(
+    lambda v: jnp.asarray(matrix) @ v, jnp.array([1.0, -1.0])
+  )
   np.testing.assert_allclose(found, np.linalg.solve(matrix, [1, -1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
   'solver',
-  [bj.linear_solvers.conjugate_gradient(3), bj.linear_solvers.gmres(3), bj.linear_solvers.dense_solve(), bj.linear_solvers.nystrom(2, 0.1)],
+  [
+    bj.linear_solvers.conjugate_gradient(3),
+    bj.linear_solvers.gmres(3),
+    bj.linear_solvers.dense_solve(),
+    bj.linear_solvers.nystrom(2, 0.1),
+  ],
 )
 def test_a_zero_right_hand_side_and_a_singular_matrix_stay_finite(solver):
   zero = solver(lambda v: v, jnp.zeros(3))

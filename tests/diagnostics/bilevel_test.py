@@ -36,7 +36,9 @@ def convex_lower(x, y, batch):
 
 CONVEX = bj.BilevelProblem(problems.rough_upper, convex_lower)
 # Compiled once for all tests of it.
-SOLVE = jax.jit(functools.partial(bj.diagnostics.lower_minimiser, CONVEX, steps=60))
+SOLVE = jax.jit(
+  functools.partial(bj.diagnostics.lower_minimiser, CONVEX, steps=60)
+)
 
 
 def quadratic_params():
@@ -59,7 +61,9 @@ def test_lower_minimiser_of_a_tree_is_stationary(x64):
 
 def test_lower_minimiser_by_another_optimiser(x64):
   params = quadratic_params()
-  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, optimiser=optax.sgd(0.4), steps=300)
+  y = bj.diagnostics.lower_minimiser(
+    QUADRATIC, params, optimiser=optax.sgd(0.4), steps=300
+  )
   np.testing.assert_allclose(y, M @ params.upper, atol=1e-8)
 
 
@@ -170,7 +174,12 @@ def test_feasibility_leaves_out_the_whole_space():
 
 
 @pytest.mark.parametrize(
-  'call', [bj.diagnostics.lower_minimiser, bj.diagnostics.penalty_gap, bj.hypergradient]
+  'call',
+  [
+    bj.diagnostics.lower_minimiser,
+    bj.diagnostics.penalty_gap,
+    bj.hypergradient,
+  ],
 )
 def test_a_lower_loss_that_is_no_scalar_is_named(call):
   problem = QUADRATIC._replace(lower=lambda x, y, batch: y)

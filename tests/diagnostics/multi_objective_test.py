@@ -15,7 +15,9 @@ def test_stationary_where_gradients_oppose():
     bj.diagnostics.pareto_stationarity(bj.Jacobian(rows)), 0, atol=1e-3
   )
   np.testing.assert_allclose(
-    bj.diagnostics.pareto_stationarity(bj.Jacobian(jnp.eye(4) * 3)), 1.5, rtol=1e-5
+    bj.diagnostics.pareto_stationarity(bj.Jacobian(jnp.eye(4) * 3)),
+    1.5,
+    rtol=1e-5,
   )
 
 
@@ -32,13 +34,19 @@ def test_weights_are_found_at_any_depth():
   losses = lambda x, b: jnp.stack([x @ x, x.sum(), 3 * x[0]])
   params = jnp.zeros(2)
   for solver in (
-    optax.chain(bj.multi_objective(losses, 3), bj.aggregators.mgda(3), optax.adam(1.0)),
+    optax.chain(
+      bj.multi_objective(losses, 3), bj.aggregators.mgda(3), optax.adam(1.0)
+    ),
     bj.oracles.fused_moco(losses, 3),
     bj.solvers.famo(losses, 3, optimiser=optax.sgd(1.0)),
-    optax.chain(optax.chain(bj.multi_objective(losses, 3), bj.aggregators.moco(3))),
+    optax.chain(
+      optax.chain(bj.multi_objective(losses, 3), bj.aggregators.moco(3))
+    ),
   ):
     np.testing.assert_allclose(
-      bj.diagnostics.objective_weights(solver.init(params)), [1 / 3] * 3, rtol=1e-6
+      bj.diagnostics.objective_weights(solver.init(params)),
+      [1 / 3] * 3,
+      rtol=1e-6,
     )
   with pytest.raises(ValueError, match='keeps weights'):
     bj.diagnostics.objective_weights(optax.adam(1.0).init(params))

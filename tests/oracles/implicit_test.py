@@ -74,7 +74,9 @@ def dense_hypergradient(x, y, factors, h, right, batch):
   set_ = bj.projections.affine_set(
     factors, right, coupling=functools.partial(coupling, factors.matrix, h)
   )
-  oracle = bj.implicit(PROBLEM, solve=bj.linear_solvers.dense_solve(), lower_set=set_)
+  oracle = bj.implicit(
+    PROBLEM, solve=bj.linear_solvers.dense_solve(), lower_set=set_
+  )
   params = bj.BilevelParams(x, y)
   gradient, state = oracle.update(batch, oracle.init(params), params)
   return gradient.upper, bj.values(state)['outside_range']
@@ -182,7 +184,9 @@ def test_warm_start_converges_over_updates_and_a_cold_one_does_not():
   exact = bj.hypergradient(PROBLEM, params, batch)['a']
   errors = {}
   for warm in (True, False):
-    oracle = bj.implicit(PROBLEM, solve=bj.linear_solvers.neumann(3, 0.1), warm_start=warm)
+    oracle = bj.implicit(
+      PROBLEM, solve=bj.linear_solvers.neumann(3, 0.1), warm_start=warm
+    )
     state, step = oracle.init(params), jax.jit(oracle.update)
     for _ in range(40):
       gradient, state = step(batch, state, params)

@@ -7,6 +7,30 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import INNER, PENALISED, Row
+
+
+def _row(wrap, penalty, rate):
+  sgd, at = optax.sgd(rate), contract.inner_batch
+  return bj.solvers.f2sa_p(
+    contract.PROBLEM,
+    order=2,
+    penalty=penalty,
+    upper=sgd,
+    lower=bj.Sequence(sgd, steps=INNER, batch_at=at),
+    wrap=wrap,
+  )
+
+
+ROWS = (
+  Row(
+    'f2sa_p',
+    _row,
+    {'gradients/upper': 2 * INNER + 2, 'gradients/lower': 2 * INNER + 2},
+    hyper=PENALISED,
+  ),
+)
 
 NU = 0.05
 PROBLEM = bj.BilevelProblem(

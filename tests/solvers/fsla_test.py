@@ -7,6 +7,29 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import RATE, Row
+
+
+def _row(wrap, rate, decay):
+  sgd = optax.sgd(rate)
+  return bj.solvers.fsla(
+    contract.PROBLEM, decay=decay, upper=sgd, lower=sgd, wrap=wrap
+  )
+
+
+ROWS = (
+  Row(
+    'fsla',
+    _row,
+    {
+      'gradients/upper': 3,
+      'gradients/lower': 4,
+      'hessian_vector_products/lower': 3,
+    },
+    hyper={'rate': RATE, 'decay': 0.3},
+  ),
+)
 
 MATRIX = np.array([[2.0, 0.3], [0.3, 1.0]])
 CROSS = np.array([[0.5, -0.2, 0.1], [0.4, 0.6, -0.3]])

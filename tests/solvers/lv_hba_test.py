@@ -7,6 +7,45 @@ import optax
 import pytest
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import PENALISED, Row
+
+
+def _row(wrap, penalty, rate):
+  sgd = optax.sgd(rate)
+  joint = bj.projections.Joint(
+    lambda pair: jax.tree.map(lambda z: jnp.clip(z, -2.0, 2.0), pair),
+    ('upper',),
+  )
+  return bj.solvers.lv_hba(
+    contract.PROBLEM,
+    lambda x, y: y['b'] + x['a'] / 4 - 1,
+    penalty=penalty,
+    upper=sgd,
+    lower=bj.Sequence(sgd, set=joint),
+    value=sgd,
+    multiplier=sgd,
+    proximal=sgd,
+    proximity=(1.0, 1.0),
+    wrap=wrap,
+  )
+
+
+ROWS = (
+  Row(
+    'lv_hba',
+    _row,
+    {
+      'gradients/upper': 1,
+      'gradients/lower': 3,
+      'gradients/proximal': 1,
+      'projections/lower+upper': 1,
+      'projections/multiplier': 1,
+      'projections/proximal': 1,
+    },
+    hyper=PENALISED,
+  ),
+)
 
 SIZE = 10
 PROBLEM = bj.BilevelProblem(
@@ -56,7 +95,7 @@ def test_solves_its_authors_problem():
 
   start = (params, method.init(params))
   run = jax.jit(lambda c: jax.lax.scan(step, c, length=20_000)[0])
-  params, state = run(start)
+  params, _ = run(start)
   found = np.concatenate([params.upper[None], params.lower])
   wanted = np.repeat([[-0.3], [0.7], [-0.4]], SIZE, axis=1)
   distance = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)

@@ -6,6 +6,41 @@ import numpy as np
 import optax
 
 import bilevel_jax as bj
+from tests import contract
+from tests.contract import INNER, PENALISED, Row
+
+
+def _row(method):
+  def make(wrap, penalty, rate):
+    sgd, at = optax.sgd(rate), contract.inner_batch
+    return getattr(bj.solvers, method)(
+      contract.PROBLEM,
+      penalty=penalty,
+      upper=sgd,
+      lower=bj.Sequence(sgd, steps=INNER, batch_at=at),
+      wrap=wrap,
+    )
+
+  return make
+
+
+ROWS = (
+  Row(
+    'pbgd_free',
+    _row('pbgd_free'),
+    {'gradients/upper': INNER + 1, 'gradients/lower': INNER},
+    hyper=PENALISED,
+    covers=('penalised_lower_gradient',),
+  ),
+  Row(
+    'alt_pbgd',
+    _row('alt_pbgd'),
+    {'gradients/upper': INNER + 1, 'gradients/lower': 2 * INNER + 2},
+    hyper=PENALISED,
+    same_as='f2sa, two loops',
+    light=True,
+  ),
+)
 
 PENALTY = 15.0
 PROBLEM = bj.BilevelProblem(

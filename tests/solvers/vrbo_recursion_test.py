@@ -69,6 +69,7 @@ def test_equals_the_recursion_by_hand(dtype):
     params = bj.BilevelParams(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
     state, step = solver.init(params), jax.jit(solver.update)
     spent = 0
+    behind = x, y
     for k, batch in enumerate(batches):
       cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), batch)
       updates, state = step(cast, state, params)
