@@ -5,7 +5,6 @@ two numbers or, with equations, four. Each loss couples all of them, is not
 quadratic, and is a mean over rows, so that a batch makes noise in both levels.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,7 +41,7 @@ def _parts(x, y, batch):
 def upper(x, y, batch):
   """The upper loss of the vectors x and y."""
   p, q, s = _parts(x, y, batch)
-  fit = jax.nn.softplus(p @ x + q @ y - s) + 0.1 * (q @ y + s) ** 2
+  fit = jnp.sqrt(1 + (p @ x + q @ y - s) ** 2) + 0.1 * (q @ y + s) ** 2
   return jnp.mean(fit) + 0.2 * jnp.sum(x**2) + 0.1 * x[0] * jnp.sum(jnp.sin(y))
 
 
@@ -50,7 +49,7 @@ def lower(x, y, batch):
   """The lower loss: strongly convex in y if the batch's matrix is definite."""
   p, q, s = _parts(x, y, batch)
   z = q @ y - 0.7 * p @ x + s
-  fit = jnp.logaddexp(z, -z) * (1 + 0.3 * jnp.tanh(p @ x))
+  fit = jnp.sqrt(1 + z**2) * (1 + 0.3 * jnp.sin(p @ x))
   quadratic = 0.5 * y @ batch['matrix'] @ y + y @ batch['slope'] @ x
   return jnp.mean(fit) + quadratic + 0.1 * jnp.sum(x**2)
 
@@ -120,7 +119,9 @@ def level_1(y, batch):
 def level_2(y, batch):
   """The outer level, a scalar."""
   _, q, s = _parts(np.zeros(3), y, batch)
-  return jnp.mean(jax.nn.softplus(q @ y - s)) + 0.3 * jnp.sum((y - 0.4) ** 2)
+  return jnp.mean(jnp.sqrt(1 + (q @ y - s) ** 2)) + 0.3 * jnp.sum(
+    (y - 0.4) ** 2
+  )
 
 
 def objectives(x, batch):

@@ -12,10 +12,17 @@ import numpy as np
 
 from tests.references.problem import whole
 
+# Most of the time would go into programs that then run a few times.
+QUICKLY = {
+  'xla_backend_optimization_level': 0,
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_cpu_parallel_codegen_split_count': 1,
+}
+
 
 def in_double(function):
   """A compiled function of float64 arrays to NumPy arrays."""
-  compiled = jax.jit(function)
+  compiled = jax.jit(function, compiler_options=QUICKLY)
 
   def call(*args):
     with jax.enable_x64(True):
@@ -128,7 +135,7 @@ def prox_linear_pbgd(
     gradient = np.hstack([f.x(x, y, batch), f.y(x, y, batch)])
     z, u = np.hstack([x, y]), np.zeros_like(y)
     length = 1 / (alpha * np.linalg.norm(matrix, 2) ** 2)
-    for _ in range(4000):
+    for _ in range(2000):
       new = z - alpha * (gradient + matrix.T @ u)
       new = np.hstack([upper_set(new[:n]), lower_set(new[n:])])
       u = u + length * (slope + matrix @ (new - z))
@@ -380,11 +387,18 @@ def directions(f, g, x, y, v, f_batch, g_batch):
 
 
 def soba(
-  f, g, x, y, batches, *, upper, lower, linear, averaging=1.0, radius=np.inf
-):
+  f, g, x, y, batches, *, upper, lower, linear, averaging=1.0, radius=np.inf,
+  in_turn=False,
+):  # fmt: skip
   """SOBA; MA-SOBA with an average of the upper direction, from zero."""
   v, h = np.zeros_like(y), np.zeros_like(x)
   for k, batch in enumerate(batches):
+    if in_turn:
+      y = y - lower(k) * g.y(x, y, batch)
+      v = v - linear(k) * (g.yy(x, y, batch) @ v - f.y(x, y, batch))
+      x = x - upper(k) * (f.x(x, y, batch) - g.xy(x, y, batch) @ v)
+      yield {'upper': x, 'lower': y, 'linear': v}
+      continue
     d_x, d_y, d_v = np.split(
       directions(f, g, x, y, v, batch, batch), [x.size, x.size + y.size]
     )
@@ -399,6 +413,14 @@ def from_memory(new, table, seen, i):
   found = new if not seen[i] else new - table[i] + table[seen].mean(0)
   table[i], seen[i] = new, True
   return found
+
+
+def descent_ascent(g, x, y, batches, *, upper, lower):
+  """A saddle point of one loss: y descends, x ascends, from one point."""
+  for k, batch in enumerate(batches):
+    d_x, d_y = g.x(x, y, batch), g.y(x, y, batch)
+    x, y = x + upper(k) * d_x, y - lower(k) * d_y
+    yield {'upper': x, 'lower': y}
 
 
 def saba(f, g, x, y, batches, *, upper, lower, linear, parts, chosen):
