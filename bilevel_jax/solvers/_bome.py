@@ -72,7 +72,7 @@ def bome(
     Simple First-Order Approach <https://arxiv.org/abs/2209.08709>`_, 2022.
   """
   low = types.as_sequence(lower, 'lower')
-  barrier = optax.chain(
+  barrier = oracles.aggregated(
     oracles.value_gap(problem), aggregators.dynamic_barrier(eta)
   )
   return _descend.descend(

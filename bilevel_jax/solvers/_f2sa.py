@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _descend, _sequences, aggregators, types
+from bilevel_jax import _descend, _sequences, aggregators, oracles, types
 from bilevel_jax.oracles import base
 
 
@@ -129,11 +129,12 @@ def f2sa(
   if low.steps == 1:
     together = _slopes(problem, ('upper', 'lower'))
     weigh = aggregators.scale_by_penalty(penalty)
-    return _descend.descend(optax.chain(together, weigh), wrap=wrap, **moves)
-  below = optax.chain(
+    joint = oracles.aggregated(together, weigh)
+    return _descend.descend(joint, wrap=wrap, **moves)
+  below = oracles.aggregated(
     _slopes(problem, ('lower',)), aggregators.scale_by_penalty(penalty)
   )
-  above = optax.chain(
+  above = oracles.aggregated(
     _slopes(problem, ('upper',)),
     aggregators.scale_by_penalty(penalty, rescale=False),
   )

@@ -10,7 +10,7 @@ def _penalised(oracle, penalty, rescale, fused):
   if fused:
     return oracle(penalty=penalty, rescale=rescale)
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
-  return optax.chain(oracle(), weigh)
+  return oracles.aggregated(oracle(), weigh)
 
 
 def v_pbgd(
