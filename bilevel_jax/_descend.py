@@ -56,8 +56,9 @@ def descend(
   them from one point, and several oracles move them in turn.
 
   Args:
-    *oracles: oracles, or chains of one with an aggregator, in the order in
-      which they are evaluated; each gets the same batch.
+    *oracles: oracles, or chains of one with an aggregator by
+      `bj.oracles.aggregated`, in the order in which they are evaluated; each
+      gets the same batch.
     wrap: wraps each oracle, `lambda o: bj.evaluation.accumulate(o, 4)` for
       instance.
     **sequences: by name, a `Sequence` or a bare optax optimiser. With a
