@@ -120,8 +120,9 @@ def descend(
   them from one point, and several oracles move them in turn.
 
   Args:
-    *oracles: oracles, or chains of one with an aggregator, in the order in
-      which they are evaluated; each gets the same batch.
+    *oracles: oracles, or chains of one with an aggregator by
+      `bj.oracles.aggregated`, in the order in which they are evaluated; each
+      gets the same batch.
     wrap: wraps each oracle, `lambda o: bj.evaluation.accumulate(o, 4)` for
       instance. A chain with an aggregator is wrapped as a whole: where that is
       not linear in its rows, wrap the oracle inside the chain instead.

@@ -34,7 +34,9 @@ def accumulate(
   Args:
     oracle: what to evaluate.
     parts: how many parts :math:`n`, at least 1.
-    split: makes a pytree with a leading axis of parts from (batch, parts).
+    split: makes a pytree with a leading axis of parts from (batch, parts). What
+      is no list of examples, running statistics for instance, needs one that
+      repeats it for each part.
     accumulator_dtype: what sums over parts are kept in, at least; the result
       has the oracle's dtypes.
 
@@ -86,8 +88,8 @@ def accumulate(
     return jax.tree.map(back, total, shapes), state
 
   def of(fn, batch, *at):
-    # Looked at again in a derivative: only parts of the batch are kept.
-    once = jax.checkpoint(fn)
+    # Evaluated again for each derivative: no more than the batch is kept.
+    once = jax.checkpoint(fn, prevent_cse=False)
     return scan(lambda part, state: (once(part, *at), state), batch, ())[0]
 
   def linear(one):

@@ -84,6 +84,7 @@ def mean_over(
     return base.Oracle(one.init, update_fn)
 
   mend = (
-    'give jax.jit a sharded batch, without this wrapper, and it sees the whole'
+    'give jax.jit a sharded batch, without this wrapper, or chain it to its '
+    'aggregator by bj.oracles.aggregated'
   )
   return base.mean_of(oracle, base.Mean(of, linear), 'mean_over', mend)

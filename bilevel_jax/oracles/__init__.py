@@ -15,7 +15,7 @@ from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
-from bilevel_jax.oracles.base import Oracle, OracleState, oracle
+from bilevel_jax.oracles.base import Oracle, OracleState, aggregated, oracle
 
 __all__ = [
   'ImplicitState',
@@ -23,6 +23,7 @@ __all__ = [
   'OracleState',
   'ProxLinearState',
   'Solve',
+  'aggregated',
   'compositional',
   'coupled',
   'fused_moco',

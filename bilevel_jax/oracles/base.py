@@ -355,6 +355,38 @@ def wrapped(
   return Oracle(init, update, moves, averaged=averaged)
 
 
+def aggregated(
+  one: optax.GradientTransformation, *links: optax.GradientTransformation
+) -> Oracle:
+  """An oracle and the links behind it, aggregators for instance, as an oracle.
+
+  `optax.chain` of the same, that also says which sequences it moves, and of
+  which a wrapper that takes means over parts of a batch takes them of the
+  oracle: what comes out of most aggregators is not linear in the samples.
+
+  Args:
+    one: an oracle.
+    *links: from its gradients to others.
+
+  Returns:
+    An oracle.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> losses = lambda x, batch: jnp.stack([batch.mean() * x, 2 * x])
+    >>> oracle = bj.oracles.aggregated(
+    ...   bj.multi_objective(losses, 2), bj.aggregators.mgda(2)
+    ... )
+    >>> parts = bj.evaluation.accumulate(oracle, 2)
+    >>> params, batch = jnp.float32(0.0), jnp.array([-4.0, 4.0])
+    >>> print(parts.update(batch, parts.init(params), params)[0])
+    0.0
+  """
+  made = optax.chain(one, *links)
+  again = lambda other: aggregated(other, *links)
+  return wrapped(one, made.init, made.update, again=again)
+
+
 def is_linear(one: optax.GradientTransformation) -> bool:
   """Whether an oracle says that it is linear in its samples."""
   return getattr(one, 'linear', False)
@@ -387,8 +419,8 @@ def mean_of(
   one: optax.GradientTransformation,
   mean: Mean,
   who: str,
-  mend: str = 'let it see the whole batch, with the wrapper around another '
-  'oracle, or around the first link of a chain',
+  mend: str = 'let it see the whole batch, or chain it to its aggregator by '
+  'bj.oracles.aggregated',
 ) -> Oracle:
   """An oracle whose results are those of the whole batch, from its parts.
 

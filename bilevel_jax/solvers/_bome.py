@@ -72,13 +72,13 @@ def bome(
     Simple First-Order Approach <https://arxiv.org/abs/2209.08709>`_, 2022.
   """
   low = types.as_sequence(lower, 'lower')
-  wrap = wrap or (lambda oracle: oracle)
-  # Inside the barrier: it is not linear in the rows, so that parts of a batch
-  # are averaged before it.
-  gap = wrap(oracles.value_gap(problem))
+  barrier = oracles.aggregated(
+    oracles.value_gap(problem), aggregators.dynamic_barrier(eta)
+  )
   return descent.descend(
-    wrap(oracles.lower_gradient(problem, of='value')),
-    optax.chain(gap, aggregators.dynamic_barrier(eta)),
+    oracles.lower_gradient(problem, of='value'),
+    barrier,
+    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low, restart=True),

@@ -114,21 +114,18 @@ def f2sa(
     <https://arxiv.org/abs/2306.14853>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  wrap = wrap or (lambda oracle: oracle)
   if low.steps == 1:
     weigh = aggregators.scale_by_penalty(penalty)
-    # Inside the weights: parts of a batch are averaged before them.
-    order = [optax.chain(wrap(_all_slopes(problem)), weigh)]
+    order = [oracles.aggregated(_all_slopes(problem), weigh)]
   else:
     order = [
-      wrap(one)
-      for one in (
-        oracles.lower_gradient(problem, of='value'),
-        oracles.penalised_lower_gradient(problem, penalty=penalty),
-        oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
-      )
+      oracles.lower_gradient(problem, of='value'),
+      oracles.penalised_lower_gradient(problem, penalty=penalty),
+      oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
     ]
   follow = types.value_sequence(
     value, low, steps=low.steps, batch_at=low.batch_at
   )
-  return descent.descend(*order, upper=upper, lower=low, value=follow)
+  return descent.descend(
+    *order, wrap=wrap, upper=upper, lower=low, value=follow
+  )

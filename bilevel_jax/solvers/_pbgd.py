@@ -7,7 +7,7 @@ import optax
 from bilevel_jax import aggregators, descent, oracles, types
 
 
-def _penalised(oracle, penalty, rescale, fused, wrap):
+def _penalised(oracle, penalty, rescale, fused):
   """An oracle of two rows with their weights, or its fused form."""
   if penalty is None:
     raise ValueError(
@@ -15,9 +15,9 @@ def _penalised(oracle, penalty, rescale, fused, wrap):
       'for a method without one, take bj.bome.'
     )
   if fused:
-    return wrap(oracle(penalty=penalty, rescale=rescale))
+    return oracle(penalty=penalty, rescale=rescale)
   weigh = aggregators.scale_by_penalty(penalty, rescale=rescale)
-  return optax.chain(wrap(oracle()), weigh)
+  return oracles.aggregated(oracle(), weigh)
 
 
 def v_pbgd(
@@ -94,12 +94,12 @@ def v_pbgd(
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  wrap = wrap or (lambda oracle: oracle)
   gap = functools.partial(oracles.value_gap, problem)
   # The value sequence moves first: the gap is taken at its new value.
   return descent.descend(
-    wrap(oracles.lower_gradient(problem, of='value')),
-    _penalised(gap, penalty, rescale, fused, wrap),
+    oracles.lower_gradient(problem, of='value'),
+    _penalised(gap, penalty, rescale, fused),
+    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low),
@@ -165,10 +165,10 @@ def g_pbgd(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  wrap = wrap or (lambda oracle: oracle)
   norm = functools.partial(oracles.gradient_norm, problem)
   return descent.descend(
-    _penalised(norm, penalty, rescale, fused, wrap),
+    _penalised(norm, penalty, rescale, fused),
+    wrap=wrap,
     upper=upper,
     lower=lower,
   )

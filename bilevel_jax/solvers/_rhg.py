@@ -39,8 +39,8 @@ def rhg(
     mode: `reverse`; `mixed` for the same with less memory and time; `forward`
       for an upper variable of few coordinates. See `unrolled`.
     checkpoint: keep the inner state only every so many steps.
-    wrap: wraps the oracle. A wrapper that averages over parts of a batch runs
-      one inner loop a part, and averages hypergradients and ends.
+    wrap: wraps the oracle. Not by means over parts of a batch: the mean of
+      several loops is not the loop on the whole.
 
   Returns:
     A solver for `BilevelParams` that moves the lower variable to the end of

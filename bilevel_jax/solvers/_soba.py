@@ -155,7 +155,7 @@ def saba(
     twice = lambda params: types.Jacobian(
       jax.tree.map(lambda z: jnp.stack([z, z]), params)
     )
-    directions = optax.chain(
+    directions = oracles.aggregated(
       evaluation.saga(oracle, parts, index=index, like=twice),
       aggregators.scale_by_penalty(1.0, rescale=False),
     )

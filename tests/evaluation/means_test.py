@@ -199,6 +199,7 @@ def test_solvers_step_as_on_the_whole_batch():
   solvers = {
     'aipod': functools.partial(bj.aipod, lower=lower_in(line)),
     'e_aipod': functools.partial(bj.e_aipod, lower=lower_in(lazy)),
+    'bome': functools.partial(bj.bome, lower=sgd, value=sgd),
     'v_pbsgd': functools.partial(
       bj.solvers.v_pbsgd,
       lower=sgd,
