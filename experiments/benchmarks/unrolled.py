@@ -15,7 +15,7 @@ computed from:
    trajectory for each source.
 
 Memory is the compiler's count of temporary buffers at their peak. Times are
-medians of paired ratios with their range, see `measure`. Takes five minutes on
+medians of paired ratios with their range, see `measure`. Takes some minutes on
 two cores.
 """
 
@@ -33,7 +33,9 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.benchmarks import measure
 
-BOUND_MEMORY, BOUND_TIME, BOUND_DIFFERENCE = 0.2, 0.8, 1e-5
+BOUND_MEMORY, BOUND_TIME = 0.2, 0.8
+# Rounding of float32: gradients of weights that sum to one nearly cancel.
+BOUND_DIFFERENCE = 1e-5
 SOURCES = 2
 
 
