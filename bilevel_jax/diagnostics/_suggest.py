@@ -99,6 +99,13 @@ class _Facts(NamedTuple):
   grip: chex.Array
 
 
+def _largest(loss, at, key, steps):
+  """The largest curvature of a loss."""
+  _, product = jax.linearize(jax.grad(loss), at)
+  noise = optax.tree.random_like(key, at, jax.random.normal)
+  return jnp.max(jnp.abs(_spectrum.spectrum(product, noise, steps).values))
+
+
 def _measure(problem, batch, key, steps):
   """What to look at in each point of the walk."""
   above = _oracle.scalar_loss(problem.upper, 'upper')
@@ -107,9 +114,7 @@ def _measure(problem, batch, key, steps):
 
   def look(params, slope):
     x, y = params
-    pull, upper_product = jax.linearize(
-      lambda y: jax.grad(above, 1)(x, y, batch), y
-    )
+    pull = jax.grad(above, 1)(x, y, batch)
     _, both = jax.linearize(lambda y: jax.grad(below, (0, 1))(x, y, batch), y)
     product = lambda v: both(v)[1]
     across = lambda v: jax.jvp(
@@ -131,9 +136,7 @@ def _measure(problem, batch, key, steps):
 
     grip = jax.lax.fori_loop(0, 4, hold, (way, jnp.zeros_like(largest)))[1]
     return _Facts(
-      upper_curvature=jnp.max(
-        jnp.abs(_spectrum.spectrum(upper_product, noise, steps).values)
-      ),
+      upper_curvature=_largest(lambda y: above(x, y, batch), y, key, steps),
       lower_curvature=largest,
       highest=jnp.max(seen.values),
       pull=pulled.inverse_power(1, largest),
@@ -144,17 +147,34 @@ def _measure(problem, batch, key, steps):
   return look
 
 
-def _unsolvable(problem, params, batch, walked):
-  """Whether the lower loss still falls as fast as on the way to its end."""
+def _unsolvable(problem, params, batch, key, steps, walked):
+  """Whether the lower loss has no minimiser within reach.
+
+  It still falls as fast as on the way to where its solve ended, or it has
+  become flat there, as a loss does whose infimum is at infinity.
+  """
   below = _oracle.scalar_loss(problem.lower, 'lower')
   loss = lambda y: below(params.upper, y, batch)
   end, slope = jax.value_and_grad(loss)(walked.origin)
   far = _spectrum.norm(optax.tree.sub(walked.origin, params.lower))
   fall = loss(params.lower) - end
   rounding = 100 * jnp.finfo(fall.dtype).eps * jnp.abs(end)
-  endless = _spectrum.norm(slope) * far > 0.9 * fall + rounding
-  flat = ~(jnp.max(walked.facts.highest) > 0)
-  return endless | flat | ~jnp.isfinite(end) | ~jnp.isfinite(walked.losses[0])
+  falling = _spectrum.norm(slope) * far > 0.9 * fall + rounding
+  flat = ~(
+    walked.facts.highest[0] > 1e-3 * _largest(loss, params.lower, key, steps)
+  )
+  return falling | flat | ~jnp.isfinite(end) | ~jnp.isfinite(walked.losses[0])
+
+
+def _joint_step(problem, params, batch, key, steps, weight):
+  """One over the curvature of the penalised loss in both variables at once."""
+  at = lambda loss: lambda z: _oracle.scalar_loss(loss, 'any')(*z, batch)
+  above, below = (
+    _largest(at(loss), tuple(params), key, steps)
+    for loss in (problem.upper, problem.lower)
+  )
+  bound = above / jnp.maximum(weight, 1) + jnp.minimum(weight, 1) * below
+  return _trees.ratio(1, bound)
 
 
 def _flow_times(walked, room):
@@ -232,8 +252,9 @@ def suggest(
     \alpha = \gamma \eta, \quad
     \frac{s}{\eta} = L_F (1 + 4 \tau) + \gamma G / 2
 
-  It is far larger than the one below where the upper loss is flat in the upper
-  variable, as in the logarithm of a weight.
+  with the penalty at which the run begins. It is far larger than the one below
+  where the upper loss is flat in the upper variable, as it is in the logarithm
+  of a weight.
 
   **The ramp.** The penalty begins at the weight from which the last term would
   be the largest, and grows to its last value when the way is done.
@@ -257,10 +278,13 @@ def suggest(
       off by the square of that only.
     penalty: or the penalty itself. One of the three has to be given.
     safety: s, above 0 and below 2.
-    momentum: of the two lower sequences, in [0, 1): it divides the lag by one
-      over one less the momentum.
-    points: of the walk, at least 2. A walk that has not arrived suggests for
-      as far as it came.
+    momentum: of the two lower sequences, in [0, 1): .9 takes nine tenths off
+      their lag.
+    points: of the walk. A walk that has not arrived suggests for as far as it
+      came. 1 measures at the start as it is and solves nothing, for a run that
+      ends long before its lower problem is solved: one step for both variables,
+      from the curvature in both at once, no ramp, and `updates` that only let
+      the lower variable settle.
     solve_steps: L-BFGS steps in each lower solve.
     steps: Lanczos and conjugate-gradient steps at most in each point. What of
       the lower Hessian is zero up to rounding counts as flat: along it the
@@ -315,18 +339,20 @@ def suggest(
     raise ValueError(f'safety is between 0 and 2, got {safety}.')
   if not 0 <= momentum < 1:
     raise ValueError(f'momentum is at least 0 and below 1, got {momentum}.')
-  _checks.whole('suggest', 'points', points, 2)
+  _checks.whole('suggest', 'points', points)
   _checks.whole('suggest', 'solve_steps', solve_steps)
   _checks.whole('suggest', 'steps', steps)
+  key = _keys.as_key(key, 'suggest')
+  params = types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params)))
   walked = _walk.walk(
     problem,
     params,
     batch,
     points=points,
-    solve_steps=solve_steps,
+    solve_steps=solve_steps if points > 1 else 0,
     linear_steps=steps,
     upper_set=upper_set,
-    look=_measure(problem, batch, _keys.as_key(key, 'suggest'), steps),
+    look=_measure(problem, batch, key, steps),
   )
   facts, losses = walked.facts, walked.losses
   # Where the walk has arrived. The pull at its start says little.
@@ -365,15 +391,21 @@ def suggest(
   done = jnp.sum(taken * (_trees.ratio(1, rate) + first * facts.grip))
   whole = lambda n: jnp.ceil(jnp.clip(n, 0, 1e9)).astype(jnp.int32)
   settled, first = whole(1.25 * done + 10 * lag), jnp.minimum(first, weight)
+  if points == 1:
+    upper = lower = (
+      _joint_step(problem, params, batch, key, steps, weight) * safety
+    )
+    value, first = lower * part, weight
   ramp = jnp.where(first < weight, settled // 2, 0)
 
-  bad = _unsolvable(problem, params, batch, walked)
+  bad = _unsolvable(problem, params, batch, key, steps, walked)
   if not isinstance(bad, jax.core.Tracer) and np.any(bad):
     raise ValueError(
       'suggest found no minimiser of the lower loss in the lower variable: it '
-      'falls without end, as a linear loss does, or is not finite. Add to it '
-      'what bounds it, weight decay for instance, or give a start and a batch '
-      'at which both losses are finite.'
+      'falls without end, as a linear loss or the one of a classifier that '
+      'fits every label, or is not finite. Add to it what bounds it, weight '
+      'decay for instance; or take points=1, which measures at the start as it '
+      'is.'
     )
   found = Suggestion(
     params=types.BilevelParams(params.upper, walked.origin),
