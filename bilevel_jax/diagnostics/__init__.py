@@ -8,6 +8,7 @@ from bilevel_jax.diagnostics._bilevel import (
   lower_minimiser,
   penalty_gap,
 )
+from bilevel_jax.diagnostics._diagnose import Diagnosis, diagnose
 from bilevel_jax.diagnostics._multi_objective import (
   MultiGradientBias,
   conflict_cosines,
@@ -23,12 +24,7 @@ from bilevel_jax.diagnostics._state import (
   outputs,
   values,
 )
-from bilevel_jax.diagnostics._suggest import (
-  Diagnosis,
-  Suggestion,
-  diagnose,
-  suggest,
-)
+from bilevel_jax.diagnostics._suggest import Suggestion, suggest
 
 __all__ = [
   'Diagnosis',

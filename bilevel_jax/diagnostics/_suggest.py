@@ -1,6 +1,5 @@
-"""Step sizes and a penalty from curvatures; what the losses of a run say."""
+"""A penalty, step sizes and a number of updates, measured along the way."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -9,80 +8,193 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import (
+  _checks,
+  _keys,
+  _trees,
+  linear_solvers,
+  projections,
+  types,
+)
+from bilevel_jax.diagnostics import _spectrum, _walk
 from bilevel_jax.oracles import base
 
 
 class Suggestion(NamedTuple):
-  """What `suggest` suggests, and the curvatures that it is from.
+  """What `suggest` suggests for `v_pbgd`, and what it is from.
 
   Attributes:
-    penalty: weight of the penalty, dimensionless.
+    params: where to begin: the upper variable as given, the lower problem
+      solved.
+    penalty: the last weight of the penalty, dimensionless.
+    first_penalty: the weight until `ramp_begin`.
+    ramp_begin: the update from which the weight grows linearly.
+    ramp: in how many updates it grows.
+    updates: how many updates to make.
     upper: step size of the upper variable, with `rescale` on.
     lower: step size of the lower variable, with `rescale` on.
     value: step size of the value sequence.
+    momentum: of the lower variable and of the value sequence.
     gap: the value gap to expect at the end, in units of the lower loss.
-    upper_curvature: largest of the upper loss, in both variables.
-    lower_curvature: largest of the lower loss, in both variables.
-    value_curvature: largest of the lower loss, in the lower variable.
+    loss: the upper loss at a lower minimiser to expect at the end.
+    hypergradient_curvature: largest of the upper loss as a function of the
+      upper variable alone, along the way.
+    upper_curvature: largest of the upper loss in the lower variable.
+    lower_curvature: largest of the lower loss in the lower variable.
+    lag: by how many updates the lower variable follows its minimiser.
   """
 
+  params: types.BilevelParams
   penalty: chex.Array
+  first_penalty: chex.Array
+  ramp_begin: chex.Array
+  ramp: chex.Array
+  updates: chex.Array
   upper: chex.Array
   lower: chex.Array
   value: chex.Array
+  momentum: chex.Array
   gap: chex.Array
+  loss: chex.Array
+  hypergradient_curvature: chex.Array
   upper_curvature: chex.Array
   lower_curvature: chex.Array
-  value_curvature: chex.Array
+  lag: chex.Array
+
+  def schedule(self, count: chex.Numeric) -> chex.Array:
+    """The weight of the penalty after so many updates."""
+    grown = (count - self.ramp_begin) / jnp.maximum(self.ramp, 1)
+    grown = jnp.clip(grown, 0, 1)
+    return self.first_penalty + grown * (self.penalty - self.first_penalty)
+
+  def settings(self) -> dict[str, Any]:
+    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`."""
+    followed = lambda step: optax.sgd(step, momentum=self.momentum)
+    # One inner step, the default, and equal steps: see `suggest`.
+    return {
+      'penalty': self.schedule,
+      'upper': optax.sgd(self.upper),
+      'lower': followed(self.lower),
+      'value': followed(self.value),
+    }
 
 
-def _random_like(key, tree):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(
-    structure,
-    [
-      jax.random.normal(k, jnp.shape(leaf), jnp.asarray(leaf).dtype)
-      for k, leaf in zip(keys, leaves, strict=True)
-    ],
+class _Facts(NamedTuple):
+  """What is measured at one point.
+
+  Attributes:
+    upper_curvature: as in `Suggestion`, here.
+    lower_curvature: likewise.
+    highest: the largest eigenvalue of the lower Hessian, with its sign.
+    pull: q.
+    lag: in units of one over the curvature of the lower loss.
+    grip: how hard the penalty holds the upper variable, for a penalty of one.
+  """
+
+  upper_curvature: chex.Array
+  lower_curvature: chex.Array
+  highest: chex.Array
+  pull: chex.Array
+  lag: chex.Array
+  grip: chex.Array
+
+
+def _largest(loss, at, key, steps):
+  """The largest curvature of a loss."""
+  _, product = jax.linearize(jax.grad(loss), at)
+  noise = optax.tree.random_like(key, at, jax.random.normal)
+  return jnp.max(jnp.abs(_spectrum.spectrum(product, noise, steps).values))
+
+
+def _measure(problem, batch, key, steps):
+  """What to look at in each point of the walk."""
+  above = base.Loss(problem.upper, 'upper')
+  below = base.Loss(problem.lower, 'lower')
+  solve = linear_solvers.conjugate_gradient(steps, tolerance=1e-3)
+
+  def look(params, slope):
+    x, y = params
+    pull = jax.grad(above, 1)(x, y, batch)
+    _, both = jax.linearize(lambda y: jax.grad(below, (0, 1))(x, y, batch), y)
+    product = lambda v: both(v)[1]
+    across = lambda v: jax.jvp(
+      lambda x: jax.grad(below, 1)(x, y, batch), (x,), (v,)
+    )[1]
+    way = _spectrum.normalised(slope)[0]
+    noise = optax.tree.random_like(key, y, jax.random.normal)
+    rows = jax.tree.map(lambda *z: jnp.stack(z), noise, pull, across(way))
+    seen = jax.vmap(lambda v: _spectrum.spectrum(product, v, steps))(rows)
+    largest = jnp.max(jnp.abs(seen.values))
+    _, pulled, moved = (_spectrum.Spectrum(*row) for row in zip(*seen))
+
+    # The minimiser moves with x by - H^-1 grad_yx g, its lag by H^-1 of that.
+    far, near = (moved.inverse_power(n, largest) for n in (4, 2))
+
+    def hold(_, carry):
+      back = both(solve(product, across(carry[0])))[0]
+      return _spectrum.normalised(back)
+
+    grip = jax.lax.fori_loop(0, 4, hold, (way, jnp.zeros_like(largest)))[1]
+    return _Facts(
+      upper_curvature=_largest(lambda y: above(x, y, batch), y, key, steps),
+      lower_curvature=largest,
+      highest=jnp.max(seen.values),
+      pull=pulled.inverse_power(1, largest),
+      lag=jnp.sqrt(_trees.ratio(far, near)),
+      grip=grip,
+    )
+
+  return look
+
+
+def _unsolvable(problem, params, batch, key, steps, walked):
+  """Whether the lower loss has no minimiser within reach.
+
+  It still falls as fast as on the way to where its solve ended, or it has
+  become flat there, as a loss does whose infimum is at infinity.
+  """
+  below = base.Loss(problem.lower, 'lower')
+  loss = lambda y: below(params.upper, y, batch)
+  end, slope = jax.value_and_grad(loss)(walked.origin)
+  far = _spectrum.norm(optax.tree.sub(walked.origin, params.lower))
+  fall = loss(params.lower) - end
+  rounding = 100 * jnp.finfo(fall.dtype).eps * jnp.abs(end)
+  falling = _spectrum.norm(slope) * far > 0.9 * fall + rounding
+  flat = ~(
+    walked.facts.highest[0] > 1e-3 * _largest(loss, params.lower, key, steps)
   )
+  return falling | flat | ~jnp.isfinite(end) | ~jnp.isfinite(walked.losses[0])
 
 
-def _largest_curvature(loss, point, key, steps):
-  """The largest absolute eigenvalue of the Hessian, by power iteration."""
-  _, product = jax.linearize(jax.grad(loss), point)
-
-  def scaled(v, size):
-    safe = jnp.where(size > 0, size, 1)
-    return jax.tree.map(lambda x: (x / safe).astype(x.dtype), v)
-
-  def body(_, carry):
-    v, _ = carry
-    w = product(v)
-    size = optax.tree.norm(w)
-    return scaled(w, size), size
-
-  v = _random_like(key, point)
-  start = scaled(v, optax.tree.norm(v))
-  size = jnp.zeros_like(optax.tree.norm(start))
-  return jax.lax.fori_loop(0, steps, body, (start, size))[1]
-
-
-def _pull_in_metric(x, y, batch, above, below, curvature, steps):
-  r"""The product :math:`\nabla_y f^\top H^{-1} \nabla_y f`, never negative."""
-  pull = jax.grad(above, 1)(x, y, batch)
-  slope = lambda y: jax.grad(below, 1)(x, y, batch)
-  _, product = jax.linearize(slope, y)
-  damped = lambda v: jax.tree.map(
-    lambda a, b: a + (1e-6 * curvature).astype(b.dtype) * b, product(v), v
+def _joint_step(problem, params, batch, key, steps, weight):
+  """One over the curvature of the penalised loss in both variables at once."""
+  at = lambda loss: lambda z: base.Loss(loss, 'any')(*z, batch)
+  above, below = (
+    _largest(at(loss), tuple(params), key, steps)
+    for loss in (problem.upper, problem.lower)
   )
-  moved, _ = jax.scipy.sparse.linalg.cg(damped, pull, maxiter=steps, tol=1e-5)
-  found = optax.tree.vdot(pull, moved)
-  # Where the lower loss is not convex, the curvature stands for the Hessian.
-  plain = optax.tree.norm(pull, squared=True) / curvature
-  usable = jnp.isfinite(found) & (found > 0)
-  return jnp.where(usable, found, plain)
+  bound = above / jnp.maximum(weight, 1) + jnp.minimum(weight, 1) * below
+  return _trees.ratio(1, bound)
+
+
+def _flow_times(walked, room):
+  """How long gradient flow takes for each step of the walk, to the last loss.
+
+  Flow slows down with its slope. Where that falls linearly in the upper
+  variable, what is left of the loss falls as its square.
+
+  Args:
+    walked: the walk.
+    room: how near to the last loss is near enough.
+  """
+  before = lambda series: jnp.roll(series, 1).at[0].set(series[0])
+  left = before(walked.losses - walked.losses[-1])
+  enough = jnp.sqrt(jnp.clip(_trees.ratio(room, left), 1e-6, 1))
+  ratio = _trees.ratio(walked.slopes, before(walked.slopes))
+  ratio = jnp.clip(ratio, enough, 1e3)
+  even = jnp.abs(ratio - 1) < 1e-3
+  slower = jnp.where(even, 1, jnp.log(ratio) / jnp.where(even, 1, ratio - 1))
+  return jnp.where(left > room, walked.steps * slower, 0)
 
 
 def suggest(
@@ -90,73 +202,123 @@ def suggest(
   params: types.BilevelParams,
   batch: Any = None,
   *,
-  key: chex.PRNGKey,
+  key: Any,
   gap: chex.Numeric | None = None,
   accuracy: chex.Numeric | None = None,
   penalty: chex.Numeric | None = None,
   safety: float = 0.5,
+  momentum: float = 0.9,
+  points: int = 12,
+  solve_steps: int = 50,
   steps: int = 30,
-  spread: float = 0.0,
-  points: int = 1,
+  upper_set: projections.Projection | None = None,
 ) -> Suggestion:
-  r"""Suggests a penalty and step sizes for `v_pbgd`, from curvatures.
+  r"""Suggests all settings of `v_pbgd` by a short walk to where a run will go.
 
-  With the largest curvatures :math:`L_f` and :math:`L_g` of the losses in both
-  variables, :math:`L_y` of the lower loss in the lower variable, and
-  :math:`q = \nabla_y f^\top [\nabla_{yy} g]^{-1} \nabla_y f`,
+  The walk solves the lower problem, takes the hypergradient by conjugate
+  gradients and goes down it with a line search. In each of its points, with the
+  upper loss :math:`F(x) = f(x, y(x))` at the lower minimiser, the lower Hessian
+  :math:`H = \nabla_{yy} g` and the cross derivative
+  :math:`C = \nabla_{yx} g`, it measures
 
   .. math::
-    \alpha &= \frac{s}{L_f / \max(\gamma, 1) + \min(\gamma, 1) L_g}, \qquad
-    \beta = \frac{s}{L_y} \\
-    \gamma &= \sqrt{q / (2 \, gap)} \quad \text{or} \quad
-    \gamma = q / accuracy
+    q = \nabla_y f^\top H^{-1} \nabla_y f, \quad
+    L_f = \| \nabla_{yy} f \|, \quad L_g = \| H \|, \quad
+    L_F = \| \nabla^2 F \|, \quad
+    G = \| C^\top H^{-1} C \|
 
-  :math:`\alpha` is the step of both variables under the rescaling by
-  :math:`\min(1 / \gamma, 1)`: the safety s over a bound on the curvature of
-  what is descended. The penalised minimiser is off the lower one by
-  :math:`[\gamma \nabla_{yy} g]^{-1} \nabla_y f`, hence the two rules for
-  :math:`\gamma`: a gap of :math:`q / (2 \gamma^2)`, an error of the upper loss
-  of :math:`q / \gamma`. All of it is by Hessian-vector products and exact for
-  quadratics in the limit of many steps; elsewhere it holds near the points that
-  were looked at, and is a start to be checked with `diagnose`.
+  **The penalty.** The penalised minimiser is off the lower one by
+  :math:`[\gamma H]^{-1} \nabla_y f`, hence
+
+  .. math::
+    \gamma = \sqrt{q / (2 \, gap)} \quad \text{or} \quad
+    \gamma = q / accuracy, \quad \text{but at least } 1
+
+  **The steps below** are the safety s over the curvature of what is descended,
+  alike for the lower variable and the value sequence, with one inner step:
+
+  .. math::
+    \beta = s / (L_f / \gamma + L_g)
+
+  Then the two lag alike behind a moving minimiser, and their difference, which
+  is what the upper variable sees, does not lag. With unequal steps, or more
+  inner steps, the penalty holds the upper variable at the slower of the two.
+
+  **The step above** leaves the lower variable time to follow its minimiser,
+  which takes it :math:`\tau` updates, and is not held back by the value
+  sequence, which moves first:
+
+  .. math::
+    \alpha = \gamma \eta, \quad
+    \frac{s}{\eta} = L_F (1 + 4 \tau) + \gamma G / 2
+
+  with the penalty at which the run begins. It is far larger than the one below
+  where the upper loss is flat in the upper variable, as it is in the logarithm
+  of a weight.
+
+  **The ramp.** The penalty begins at the weight from which the last term would
+  be the largest, and grows to its last value when the way is done.
+
+  **The updates** are those that gradient flow along the walk takes at these
+  steps, a quarter more, and ten times :math:`\tau`.
+
+  A cost of about `points` times (2 `solve_steps` gradients and 10 `steps`
+  Hessian-vector products). It holds for the batch and the way that were looked
+  at: check the run with `diagnose`.
 
   Args:
     problem: the upper and the lower loss.
-    params: where to measure, the start of a run. The pull on y is measured at
-      the lower variable given, so one near its minimum tells most.
-    batch: the batch of both losses.
-    key: of the random start of the power iterations.
+    params: the start of a run. Begin at the `params` of the result, in which
+      the lower problem is solved: the steps are for the curvatures from there.
+    batch: the batch of both losses, large enough to stand for the data.
+    key: of the random starts of the curvatures: a key or a whole number.
     gap: the value gap wanted, in units of the lower loss.
-    accuracy: or the error wanted of the upper loss, in its units.
+    accuracy: or the difference wanted between the upper loss of a run and the
+      one at the lower minimiser, in its units. The upper variable itself is
+      off by the square of that only.
     penalty: or the penalty itself. One of the three has to be given.
-    safety: s, above 0 and below 2; steps beyond 2 over the curvature diverge.
-    steps: power iterations for each of the three curvatures, and steps at most
-      of the linear solve.
-    spread: standard deviation, in units of the variables, of further points
-      around `params` at which the curvatures are measured; the largest counts.
-    points: how many points, with the start.
+    safety: s, above 0 and below 2.
+    momentum: of the two lower sequences, in [0, 1): .9 takes nine tenths off
+      their lag.
+    points: of the walk. A walk that has not arrived suggests for as far as it
+      came. 1 measures at the start as it is and solves nothing, for a run that
+      ends long before its lower problem is solved: one step for both variables,
+      from the curvature in both at once, no ramp, and `updates` that only let
+      the lower variable settle.
+    solve_steps: L-BFGS steps in each lower solve.
+    steps: Lanczos and conjugate-gradient steps at most in each point. What of
+      the lower Hessian is zero up to rounding counts as flat: along it the
+      upper loss pulls freely, and no penalty is needed.
+    upper_set: projects the upper variable, as in `v_pbgd`.
 
   Returns:
-    A `Suggestion` of scalars. Compilable.
+    A `Suggestion` of scalars, with `settings()` for `v_pbgd`. Compilable; where
+    a ValueError about the lower loss cannot be raised, in a compiled function,
+    all numbers are NaN and `updates` is 0.
 
   Raises:
-    ValueError: unless one of `gap`, `accuracy`, `penalty` is given, and if a
-      number is out of its range.
+    ValueError: unless one of `gap`, `accuracy`, `penalty` is given; if a number
+      is out of its range; if the lower loss is linear or unbounded in the lower
+      variable, so that nothing can be measured at its minimiser.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
     >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> found = bj.suggest(problem, params, gap=0.02, key=jax.random.key(0))
-    >>> print(f'{found.penalty:.2f} {found.lower_curvature:.2f}')
-    10.00 4.00
-    >>> solver = bj.v_pbgd(
-    ...   problem, penalty=found.penalty, upper=optax.sgd(found.upper),
-    ...   lower=optax.sgd(found.lower), value=optax.sgd(found.value),
-    ... )
+    >>> start = bj.BilevelParams(jnp.zeros(2), jnp.ones(2))
+    >>> found = bj.diagnostics.suggest(problem, start, accuracy=0.02, key=0)
+    >>> print(f'{found.penalty:.1f} {found.lower_curvature:.1f}')
+    50.0 2.0
+    >>> solver = bj.v_pbgd(problem, **found.settings())
+    >>> params, state = found.params, solver.init(found.params)
+    >>> step = jax.jit(solver.update)
+    >>> for _ in range(int(found.updates)):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params.upper.round(2))
+    [0.5 0.5]
 
   References:
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
@@ -168,173 +330,103 @@ def suggest(
       'suggest takes one of gap, accuracy and penalty, got '
       f'{sum(given)} of them.'
     )
+  for name, wanted in (('gap', gap), ('accuracy', accuracy)):
+    if wanted is not None:
+      _checks.within('suggest', name, wanted, 0, open_low=True)
+  if penalty is not None:
+    _checks.within('suggest', 'penalty', penalty, 0, open_low=True)
   if not 0 < safety < 2:
     raise ValueError(f'safety is between 0 and 2, got {safety}.')
-  if steps < 1 or points < 1:
-    raise ValueError(
-      f'suggest takes steps and points >= 1, got {steps} and {points}.'
-    )
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
-
-  def curvatures(at):
-    key, scale = at
-    near, one, two, three = jax.random.split(key, 4)
-    noise = _random_like(near, tuple(params))
-    x, y = jax.tree.map(
-      lambda p, n: p + scale.astype(n.dtype) * n, tuple(params), noise
-    )
-    return jnp.stack(
-      [
-        _largest_curvature(lambda z: above(*z, batch), (x, y), one, steps),
-        _largest_curvature(lambda z: below(*z, batch), (x, y), two, steps),
-        _largest_curvature(lambda y: below(x, y, batch), y, three, steps),
-      ]
-    )
-
-  # The start itself, then points around it.
-  scales = jnp.full(points, spread).at[0].set(0)
-  found = jax.lax.map(curvatures, (jax.random.split(key, points), scales)).max(
-    axis=0
+  if not 0 <= momentum < 1:
+    raise ValueError(f'momentum is at least 0 and below 1, got {momentum}.')
+  _checks.whole('suggest', 'points', points)
+  _checks.whole('suggest', 'solve_steps', solve_steps)
+  _checks.whole('suggest', 'steps', steps)
+  key = _keys.as_key(key, 'suggest')
+  params = types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params)))
+  walked = _walk.walk(
+    problem,
+    params,
+    batch,
+    points=points,
+    solve_steps=solve_steps if points > 1 else 0,
+    linear_steps=steps,
+    upper_set=upper_set,
+    look=_measure(problem, batch, key, steps),
   )
-  tiny = jnp.finfo(found.dtype).tiny
-  upper_curvature, lower_curvature, value_curvature = found
-  q = _pull_in_metric(
-    *params, batch, above, below, jnp.maximum(value_curvature, tiny), steps
-  )
+  facts, losses = walked.facts, walked.losses
+  # Where the walk has arrived. The pull at its start says little.
+  room = 0.01 * (losses[0] - losses[-1])
+  if accuracy is not None:
+    room = jnp.minimum(room, accuracy)
+  arrived = losses <= losses[-1] + room
+  q = jnp.max(jnp.where(arrived, facts.pull, 0))
+  dtype = q.dtype
   if penalty is not None:
-    weight = jnp.asarray(penalty, found.dtype)
-  elif gap is not None:
-    weight = jnp.sqrt(q / (2 * gap))
+    weight = jnp.asarray(penalty, dtype)
+  elif accuracy is not None:
+    weight = jnp.maximum(q / accuracy, 1)
   else:
-    weight = q / accuracy
-  bound = upper_curvature / jnp.maximum(weight, 1)
-  bound = bound + jnp.minimum(weight, 1) * lower_curvature
-  step = safety / jnp.maximum(bound, tiny)
-  return Suggestion(
+    weight = jnp.maximum(jnp.sqrt(q / (2 * jnp.asarray(gap))), 1)
+
+  upper_curvature = facts.upper_curvature.max()
+  lower_curvature = facts.lower_curvature.max()
+  full, part = jnp.maximum(weight, 1), jnp.minimum(weight, 1)
+  lower = _trees.ratio(safety, upper_curvature / full + part * lower_curvature)
+  value = lower * part
+  lag = _trees.ratio((1 - momentum) * facts.lag[-1], value)
+
+  bend = walked.curvatures.max() * (1 + 4 * lag)
+  grip = facts.grip.max() / 2
+  first = jnp.where(grip > 0, _trees.ratio(bend, grip), full)
+  first = jnp.clip(first, 1, full)
+  # No step was longer in the walk; where none was taken, all is arrived.
+  rate = jnp.minimum(
+    walked.steps.max(), safety / jnp.maximum(bend + first * grip, 1e-30)
+  )
+  upper = jnp.where(rate > 0, rate * first, lower)
+
+  # Updates for each step: the value sequence's head start slows them down.
+  taken = _flow_times(walked, room)
+  done = jnp.sum(taken * (_trees.ratio(1, rate) + first * facts.grip))
+  whole = lambda n: jnp.ceil(jnp.clip(n, 0, 1e9)).astype(jnp.int32)
+  settled, first = whole(1.25 * done + 10 * lag), jnp.minimum(first, weight)
+  if points == 1:
+    upper = lower = (
+      _joint_step(problem, params, batch, key, steps, weight) * safety
+    )
+    value, first = lower * part, weight
+  ramp = jnp.where(first < weight, settled // 2, 0)
+
+  bad = _unsolvable(problem, params, batch, key, steps, walked)
+  if not isinstance(bad, jax.core.Tracer) and np.any(bad):
+    raise ValueError(
+      'suggest found no minimiser of the lower loss in the lower variable: it '
+      'falls without end, as a linear loss or the one of a classifier that '
+      'fits every label, or is not finite. Add to it what bounds it, weight '
+      'decay for instance; or take points=1, which measures at the start as it '
+      'is.'
+    )
+  found = Suggestion(
+    params=types.BilevelParams(params.upper, walked.origin),
     penalty=weight,
-    upper=step,
-    lower=step,
-    value=safety / jnp.maximum(value_curvature, tiny),
-    gap=q / (2 * jnp.maximum(weight, tiny) ** 2),
+    first_penalty=first,
+    ramp_begin=settled,
+    ramp=ramp,
+    updates=settled + 2 * ramp,
+    upper=upper,
+    lower=lower,
+    value=value,
+    momentum=jnp.asarray(momentum, dtype),
+    gap=q / (2 * weight**2),
+    loss=losses[-1],
+    hypergradient_curvature=walked.curvatures.max(),
     upper_curvature=upper_curvature,
     lower_curvature=lower_curvature,
-    value_curvature=value_curvature,
+    lag=lag,
   )
-
-
-class Diagnosis(NamedTuple):
-  """What `diagnose` finds.
-
-  Attributes:
-    verdict: one of `diverged`, `lagging`, `oscillating`, `stiff`, `loose`,
-      `fine`.
-    words: what was seen, and what to try.
-  """
-
-  verdict: str
-  words: str
-
-
-def _swings(series: np.ndarray, room: float) -> float:
-  """The share of steps at which a series turns, 0 if it hardly moves."""
-  change = np.diff(series)
-  change = change[np.abs(change) > room]
-  if len(change) < 4:
-    return 0.0
-  return float(np.mean(change[1:] * change[:-1] < 0))
-
-
-def diagnose(
-  history: Mapping[str, Any], *, gap: float | None = None
-) -> Diagnosis:
-  """Reads the losses of a run with a value gap: what is wrong, if anything.
-
-  It looks at the second half of the history. Its thresholds are for losses on
-  one batch, or on batches large enough that noise does not decide the sign of
-  the mean gap; from one minibatch a step, give it running means.
-
-  Args:
-    history: `bj.values(state)` of many steps, by name: arrays of one axis, of
-      at least 8 steps. It needs `upper`, `lower` and `gap`.
-    gap: the value gap wanted, in units of the lower loss; without it, no gap is
-      found too large.
-
-  Returns:
-    A `Diagnosis`. `diverged`: a loss is not finite. `lagging`: the gap is
-    negative, the value sequence is behind. `oscillating`: the losses go up and
-    down from step to step. `stiff`: the gap is far below what is wanted, or
-    below a thousandth of what it was at most, and the upper loss still creeps.
-    `loose`: the gap has come to rest above what is wanted.
-
-  Raises:
-    ValueError: if a loss is missing or the history is too short.
-
-  Example:
-    >>> import bilevel_jax as bj, numpy as np
-    >>> k = np.arange(100)
-    >>> behind = {'upper': 1 / (1 + k), 'lower': 1 + 0 * k, 'gap': -0.1 + 0 * k}
-    >>> bj.diagnose(behind).verdict
-    'lagging'
-  """
-  missing = {'upper', 'lower', 'gap'} - set(history)
-  if missing:
-    raise ValueError(
-      f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
-      'is for solvers with a value gap, v_pbgd for instance.'
-    )
-  losses = {
-    name: np.asarray(history[name], np.float64)
-    for name in ('upper', 'lower', 'gap')
-  }
-  if any(s.ndim != 1 or len(s) < 8 for s in losses.values()):
-    raise ValueError('diagnose reads arrays of one axis, of at least 8 steps.')
-  for name, series in losses.items():
-    if not np.all(np.isfinite(series)):
-      first = int(np.argmin(np.isfinite(series)))
-      return Diagnosis(
-        'diverged',
-        f'the {name} loss is not finite from step {first} on: make the step '
-        'sizes smaller, or the penalty smaller or its ramp longer.',
-      )
-  late = {name: series[len(series) // 2 :] for name, series in losses.items()}
-  upper, between = late['upper'], late['gap']
-  # What rounding in float32 can do to losses of this size.
-  sizes = [np.abs(losses[name]).max() for name in ('upper', 'lower')]
-  room = 1e-6 * max(1e-30, float(max(sizes)))
-  middle = float(between.mean())
-  if middle < -room and np.mean(between < 0) > 0.5:
-    return Diagnosis(
-      'lagging',
-      f'the value sequence lags: the gap is {middle:.3g} in the mean, and a '
-      'gap to a minimum cannot be negative. Give the value sequence more inner '
-      'steps or a larger step, or start it from the lower variable.',
-    )
-  if max(_swings(upper, room), _swings(between, room)) > 0.6:
-    return Diagnosis(
-      'oscillating',
-      'the losses go up and down from step to step: the penalty is too stiff '
-      'for the step sizes. Make the steps smaller (see suggest), keep rescale '
-      'on, or make the penalty smaller.',
-    )
-  # How much of the upper loss's way was gone in the last quarter.
-  quarter = max(2, len(upper) // 2)
-  creep = abs(float(upper[-1] - upper[-quarter]))
-  way = float(np.ptp(losses['upper']))
-  creeps = creep > 1e-3 * max(way, 1e-30)
-  most = gap if gap is not None else 0.1 * float(np.abs(losses['gap']).max())
-  if creeps and 0 <= middle < 1e-2 * most:
-    return Diagnosis(
-      'stiff',
-      f'the penalty is too stiff: the gap is {middle:.3g}, far below '
-      f'{most:.3g}, while the upper loss still creeps. The number of steps '
-      'grows with the penalty: make it smaller, or raise it over more steps.',
-    )
-  if gap is not None and middle > 2 * gap and not creeps:
-    return Diagnosis(
-      'loose',
-      f'the gap has come to rest at {middle:.3g}, above {gap:.3g}: it falls as '
-      'the inverse square of the penalty, so multiply the penalty by '
-      f'{np.sqrt(middle / gap):.2g}.',
-    )
-  return Diagnosis('fine', 'nothing stands out.')
+  # A whole number has no NaN.
+  nothing = lambda x: jnp.where(
+    bad, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x
+  ).astype(x.dtype)
+  return jax.tree.map(nothing, found)
