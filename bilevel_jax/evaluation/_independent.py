@@ -112,7 +112,7 @@ def independent(
     average = lambda *leaves: sum(leaves[1:], leaves[0]) / samples
     joined = types.Jacobian(
       rows=jax.tree.map(join, *(j.rows for j in found)),
-      rest=jax.tree.map(average, *(dict(j.rest) for j in found)),
+      rest=jax.tree.map(average, *(j.rest for j in found)),
       values=jax.tree.map(join, *(j.values for j in found)),
     )
     means = jax.tree.map(average, *measured)
