@@ -37,6 +37,17 @@ def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
     )
 
 
+def refuse_rows(gradients: Any, who: str) -> None:
+  """Raises TypeError where an aggregator was left out."""
+  if isinstance(gradients, types.Jacobian | types.Gramian):
+    raise TypeError(
+      f'{who} takes one gradient, got the {type(gradients).__name__} of '
+      'several objectives: put an aggregator between the oracle and the optimiser, '
+      'bj.aggregators.mgda(objectives) or bj.aggregators.scale_by_penalty(...) '
+      'for instance.'
+    )
+
+
 def require_gradients(gradients: Any, params: Any, who: str) -> None:
   """Raises unless gradients are one gradient for each of params' sequences.
 
@@ -49,12 +60,7 @@ def require_gradients(gradients: Any, params: Any, who: str) -> None:
     TypeError: if they are a `Jacobian` or of another type than params.
     ValueError: if a sequence's structure or a leaf's shape differs.
   """
-  if isinstance(gradients, types.Jacobian):
-    raise TypeError(
-      f'{who} takes one gradient a sequence, got a Jacobian of several '
-      'objectives: put an aggregator before it in the chain, '
-      'scale_by_penalty(...) for instance.'
-    )
+  refuse_rows(gradients, who)
   if getattr(gradients, '_fields', None) != params._fields:
     raise TypeError(
       f'{who} takes gradients for the sequences {params._fields}, got '
@@ -114,6 +120,10 @@ def apply_updates(params: Any, updates: Any) -> Any:
   Returns:
     The parameters after the step, of the same types.
 
+  Raises:
+    TypeError: if the updates are a `Jacobian`: no aggregator made one gradient
+      of it.
+
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> params = bj.sequences(a=jnp.float32(1.0), b={'c': jnp.zeros(2)})
@@ -121,6 +131,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
     >>> print(moved.a, moved.b['c'])
     3.0 [0. 0.]
   """
+  refuse_rows(updates, 'apply_updates')
   if is_sequences(params):
     return type(params)(
       *(

@@ -140,31 +140,43 @@ class Jacobian(NamedTuple):
 
   Attributes:
     rows: the parameters' structure; each leaf has a leading axis of objectives.
-    rest: gradients, by sequence name, that no weight may touch.
+    rest: gradients, by sequence name, that no weight may touch; None where
+      there are none.
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
   rows: Any
-  rest: Mapping[str, Any] = {}
+  rest: Mapping[str, Any] | None = None
   values: Any = None
 
 
 class Gramian(NamedTuple):
   r"""What most aggregators need of a Jacobian :math:`J`, without its memory.
 
-  It lives within one update: a function is no array, so it can neither be
-  returned from a compiled function nor averaged over parts of a batch.
+  Lengths and cosines stand for the products :math:`J J^\top`, whose squares
+  leave the range of float32 for gradients shorter than 1e-19 or longer than
+  1e19. It is a pytree of arrays: it may be returned from a compiled function,
+  but not averaged over parts of a batch.
 
   Attributes:
-    matrix: :math:`J J^\top`, (objectives, objectives).
-    combine: from weights (objectives,) to the gradient :math:`J^\top w`, with
-      the gradients that no weight may touch in their places.
+    lengths: the norms of the rows, (objectives,).
+    cosines: between all pairs of rows, (objectives, objectives); zero for a row
+      that vanishes.
+    combine: a `jax.tree_util.Partial` from weights (objectives,) to the
+      gradient :math:`J^\top w`, with the gradients that no weight may touch in
+      their places.
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
-  matrix: Any
+  lengths: Any
+  cosines: Any
   combine: Callable[[Any], Any]
   values: Any = None
+
+  @property
+  def matrix(self) -> Any:
+    r"""The products :math:`J J^\top`, (objectives, objectives)."""
+    return self.lengths[:, None] * self.cosines * self.lengths
 
 
 class Sequence(NamedTuple):

@@ -1,51 +1,30 @@
 """Aggregators: several gradients go in, one comes out."""
 
-from bilevel_jax.aggregators._balance import (
-  aligned_mtl,
-  imtl_g,
-  nash_mtl,
-)
-from bilevel_jax.aggregators._by_losses import (
-  stch,
-  uncertainty_weighting,
-)
-from bilevel_jax.aggregators._cagrad import (
-  cagrad,
-)
-from bilevel_jax.aggregators._double import (
-  modo,
-  sdmgrad,
-)
-from bilevel_jax.aggregators._dual_cone import (
-  dual_proj,
-  upgrad,
-)
+from bilevel_jax.aggregators._aligned_mtl import aligned_mtl
+from bilevel_jax.aggregators._by_weights import WeightsState
+from bilevel_jax.aggregators._cagrad import cagrad
+from bilevel_jax.aggregators._config import config
 from bilevel_jax.aggregators._dynamic_barrier import (
   DynamicBarrierState,
   dynamic_barrier,
 )
-from bilevel_jax.aggregators._min_norm import (
-  mgda,
-  smg,
-)
-from bilevel_jax.aggregators._moco import (
-  MocoState,
-  moco,
-)
+from bilevel_jax.aggregators._grad_drop import grad_drop
+from bilevel_jax.aggregators._imtl_g import imtl_g
+from bilevel_jax.aggregators._mean_weighted import mean, weighted
+from bilevel_jax.aggregators._mgda import mgda, smg
+from bilevel_jax.aggregators._moco import MocoState, moco
+from bilevel_jax.aggregators._modo_sdmgrad import modo, sdmgrad
+from bilevel_jax.aggregators._nash_mtl_fair_grad import fair_grad, nash_mtl
+from bilevel_jax.aggregators._pcgrad_grad_vac import grad_vac, pcgrad
 from bilevel_jax.aggregators._penalty import (
   ScaleByPenaltyState,
   scale_by_penalty,
 )
-from bilevel_jax.aggregators._surgery import (
-  grad_drop,
-  grad_vac,
-  pcgrad,
+from bilevel_jax.aggregators._stch import stch
+from bilevel_jax.aggregators._uncertainty_weighting import (
+  uncertainty_weighting,
 )
-from bilevel_jax.aggregators._weighted import (
-  WeightsState,
-  mean,
-  weighted,
-)
+from bilevel_jax.aggregators._upgrad_dual_proj import dual_proj, upgrad
 
 __all__ = [
   'DynamicBarrierState',
@@ -54,8 +33,10 @@ __all__ = [
   'WeightsState',
   'aligned_mtl',
   'cagrad',
+  'config',
   'dual_proj',
   'dynamic_barrier',
+  'fair_grad',
   'grad_drop',
   'grad_vac',
   'imtl_g',

@@ -1,12 +1,12 @@
 """CAGrad: the best worst case within a ball around the mean gradient."""
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax.aggregators import _quadratic, _weighted
+from bilevel_jax import _checks, _trees
+from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
-_HALVINGS = 40
+_TRIES = 60
 
 
 def cagrad(
@@ -18,11 +18,12 @@ def cagrad(
     d = \arg\max_{d} \min_m \nabla f_m^\top d \quad \text{where} \quad
     \| d - g_0 \| \le c \| g_0 \|, \quad g_0 = \frac{1}{M} \sum_m \nabla f_m
 
-  By its dual, :math:`d = g_0 + c \|g_0\| g_w / \|g_w\|` with weights
-  :math:`w` on the simplex that minimise
-  :math:`g_w^\top g_0 + c \|g_0\| \|g_w\|`. They are found to machine precision:
-  for a given length of :math:`g_w` they solve a quadratic program, and the
-  length is bisected.
+  Of several maximisers, the one nearest to :math:`g_0`: where a gradient
+  vanishes, that is :math:`g_0` itself unless it conflicts with another one.
+
+  For a given least progress :math:`t`, the nearest direction is a quadratic
+  program, and its distance from :math:`g_0` is convex in :math:`t`; a
+  safeguarded Newton's method finds the :math:`t` at which it is the radius.
 
   Args:
     objectives: the number of rows.
@@ -40,52 +41,53 @@ def cagrad(
     >>> link = bj.aggregators.cagrad(2, radius=0.5)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[2.0, 0.0], [0.0, 2.0]]))
-    >>> print(link.update(jacobian, link.init(params), params)[0])
+    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
     [1.5 1.5]
 
   References:
     Liu, Liu, Jin, Stone and Liu, `Conflict-Averse Gradient Descent for
     Multi-task Learning <https://arxiv.org/abs/2110.14048>`_, 2021.
   """
-  _weighted.require_positive('cagrad', zero=True, radius=radius)
+  _checks.within('cagrad', 'radius', radius, 0)
 
-  def choose(seen):
-    gramian = _quadratic.normalised(seen.gramian())
-    size, dtype = gramian.shape[0], gramian.dtype
-    mean = jnp.full([size], 1 / size, dtype)
-    pull = gramian @ mean
-    square = jnp.maximum(mean @ pull, 0)
-    reach = jnp.asarray(radius, dtype) * jnp.sqrt(square)
-    tiny = jnp.finfo(dtype).eps
+  def choose(found, inner):
+    lengths, cosines = found.lengths, found.cosines
+    room = 64 * jnp.finfo(lengths.dtype).eps
+    shortest, longest = jnp.min(lengths), jnp.max(lengths)
+    reach = jnp.asarray(radius, lengths.dtype)
+    # The mean as weights of rows of length one, in units of its own length.
+    share = _trees.ratio(lengths, longest) / objectives
+    size = jnp.sqrt(jnp.maximum(share @ cosines @ share, 0))
+    mean = _trees.ratio(share, size)
+    # The least progress is counted in short rows where it is positive, in long
+    # ones where it is negative; nothing can be gained along a zero row.
+    gain = _trees.ratio(shortest, lengths)
+    loss = _trees.ratio(longest, lengths)
 
-    def weights_at(length):
-      # reach * |g_w| <= reach / 2 * (|g_w|^2 / length + length), with equality
-      # at the right length. On the simplex the linear term is a quadratic one,
-      # and a constant makes the whole convex.
-      curve = reach * gramian / length
-      constant = square * length / jnp.maximum(reach, tiny) + 1
-      linear = pull[:, None] + pull[None, :]
-      return _quadratic.min_norm_weights(curve + linear + constant)
+    def going(carry):
+      low, high, _, _, count = carry
+      return (high - low > room / 32) & (count < _TRIES)
 
-    def norm(weights):
-      return jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0))
+    def narrow(carry):
+      low, high, progress, best, count = carry
+      wanted = progress * jnp.where(progress > 0, gain, loss) - cosines @ mean
+      push = _quadratic.nonnegative_qp(cosines, wanted)
+      length = jnp.sqrt(jnp.maximum(push @ wanted, 0))
+      inside = length <= reach * (1 + room)
+      best = jnp.where(inside, push, best)
+      low = jnp.where(inside, progress, low)
+      high = jnp.where(inside & (length < reach * (1 - room)), high, progress)
+      # The length is convex: from outside, Newton's method stays outside.
+      slope = push @ jnp.where(low >= 0, gain, loss)
+      newton = progress - (length - reach) * _trees.ratio(length, slope)
+      fits = (low < newton) & (newton < high)
+      progress = jnp.where(fits, newton, (low + high) / 2)
+      return low, high, progress, best, count + 1
 
-    def halve(_, ends):
-      low, high = ends
-      middle = (low + high) / 2
-      longer = norm(weights_at(middle)) > middle
-      return (
-        jnp.where(longer, middle, low),
-        jnp.where(longer, high, middle),
-      )
+    most = jnp.where(shortest > 0, 1 + reach, 0)
+    zero = jnp.zeros_like(size)
+    start = (zero - 1, most, zero, jnp.zeros_like(mean), 0)
+    push = _quadratic.loop(going, narrow, start, found[:2])[3]
+    return _rows.of_unit_rows(found, (mean + push) * size, longest), inner
 
-    most = jnp.sqrt(jnp.max(jnp.diagonal(gramian))) + tiny
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (0 * most, most))
-    chosen = weights_at((low + high) / 2)
-    length = norm(chosen)
-    # Where the shortest combination vanishes, no direction helps all.
-    stationary = length < 1e-4
-    share = reach / jnp.where(stationary, 1, length)
-    return jnp.where(stationary, 0, mean + share * chosen), ()
-
-  return _weighted.by_weights('cagrad', objectives, choose)
+  return _by_weights.by_gramian('cagrad', objectives, choose)

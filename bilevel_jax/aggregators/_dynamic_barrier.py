@@ -1,6 +1,6 @@
 """The dynamic barrier: as much of the penalty as lets it fall."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, types
-from bilevel_jax.aggregators import _penalty
+from bilevel_jax.aggregators import _penalty, _rows
 
 
 @_sequences.counts_updates
@@ -80,32 +80,25 @@ def dynamic_barrier(
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _penalty.require_two_rows(jacobian, 'dynamic_barrier')
-    leaves, structure = jax.tree.flatten(jacobian.rows)
+    _rows.require(jacobian, 'dynamic_barrier', 2, rows=True)
     dtype = state.multiplier.dtype
-    wide = [leaf.astype(dtype) for leaf in leaves]
-    objective = [leaf[0] for leaf in wide]
-    penalty = [leaf[1] for leaf in wide]
-    # By the largest entry first: squares of small slopes would vanish.
-    largest = jnp.max(
-      jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in penalty])
-    )
-    safe = lambda size: jnp.where(size > 0, size, 1)
-    scaled = [leaf / safe(largest) for leaf in penalty]
-    norm: Any = optax.tree.norm(scaled)
-    unit = [leaf / safe(norm) for leaf in scaled]
+    found = _rows.gramian(jacobian)
+    objective, penalty = found.lengths.astype(dtype)
     eta_now = jnp.asarray(rate(state.count), dtype)
-    size = largest * norm
-    along = jnp.maximum(eta_now * size - optax.tree.vdot(objective, unit), 0)
-    total = [
-      (one + along * two).astype(leaf.dtype)
-      for one, two, leaf in zip(objective, unit, leaves, strict=True)
-    ]
-    gradients = jax.tree.unflatten(structure, total)
-    if jacobian.rest:
-      gradients = gradients._replace(**jacobian.rest)
-    multiplier = jnp.where(size > 0, along / safe(size), 0)
+    along = eta_now * penalty - objective * found.cosines[0, 1].astype(dtype)
+    along = jnp.maximum(along, 0)
+    inverse = _trees.ratio(1, penalty)
+
+    def add(rows):
+      one, two = rows.astype(jnp.promote_types(dtype, rows.dtype))
+      # By the unit vector: the multiplier itself may overflow.
+      return (one + along * (inverse * two)).astype(rows.dtype)
+
+    gradients = jax.tree.map(add, jacobian.rows)
     count = optax.safe_increment(state.count)
-    return gradients, DynamicBarrierState(count, multiplier)
+    return (
+      _rows.with_rest(gradients, jacobian.rest),
+      DynamicBarrierState(count, along * inverse),
+    )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

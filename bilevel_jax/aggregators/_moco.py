@@ -1,5 +1,6 @@
 """MoCo: gradients tracked over steps, so that the weights see less noise."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, _trees, types
-from bilevel_jax.aggregators import _quadratic, _rows, _weighted
+from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
 @_sequences.counts_updates
@@ -27,87 +28,26 @@ class MocoState(NamedTuple):
   tracked: Any
 
 
-class Rule(NamedTuple):
-  """The numbers of MoCo, and its formulas for whoever applies them.
+# From (tracked row, gradient, index of the objective) to the tracked row.
+Move = Callable[[Any, Any, chex.Numeric], Any]
+
+
+class Tracker(NamedTuple):
+  """MoCo for whoever makes the gradients, all at once or one by one.
 
   Attributes:
-    objectives: the number of objectives.
-    tracking: the share of a new gradient in the tracked one.
-    weight_step: the step size of the weights.
-    regularisation: of the weights.
-    radius: the largest norm of a tracked gradient, or None.
-    exact: whether the weights are solved for instead of moved.
-    rest: sequences that no weight touches.
+    init: from the parameters to the first state: nothing tracked.
+    update: from a function that moves the tracked rows, given a `Move`, and the
+      state to the direction and the next state.
   """
 
-  objectives: int
-  tracking: types.ScalarOrSchedule
-  weight_step: types.ScalarOrSchedule
-  regularisation: types.ScalarOrSchedule
-  radius: Any
-  exact: bool
-  rest: tuple[str, ...]
-
-  def init(self, params: Any) -> MocoState:
-    """The first state: nothing tracked, equal weights."""
-    shared = params
-    if self.rest:
-      _sequences.require_sequences(params, self.rest, 'moco(rest=...)')
-      shared = params._replace(**dict.fromkeys(self.rest))
-
-    def rows(leaf):
-      # By broadcasting, so that rows are sharded like the parameter.
-      zeros = jnp.zeros_like(leaf)
-      shape = (self.objectives, *zeros.shape)
-      return jnp.array(jnp.broadcast_to(zeros, shape), copy=True)
-
-    dtype = _trees.dtype_of(params)
-    return MocoState(
-      count=jnp.zeros([], jnp.int32),
-      weights=jnp.full([self.objectives], 1 / self.objectives, dtype),
-      tracked=jax.tree.map(rows, shared),
-    )
-
-  def share(self, count: chex.Array) -> chex.Array:
-    """The tracking share of this update, at most one."""
-    return jnp.minimum(_weighted.at(self.tracking, count, jnp.float32), 1)
-
-  def track(self, tracked: Any, gradient: Any, share: chex.Array) -> Any:
-    """Moves tracked rows towards gradients, before any projection."""
-    return jax.tree.map(
-      lambda y, g: (y + share.astype(y.dtype) * (g - y)).astype(y.dtype),
-      tracked,
-      gradient,
-    )
-
-  def shrink(self, row: Any, radius: chex.Array) -> Any:
-    """Projects one tracked row on a ball."""
-    dtype = _trees.dtype_of(row)
-    squares = [
-      jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(row)
-    ]
-    norm = jnp.sqrt(sum(squares, jnp.zeros([], dtype)))
-    scale = jnp.minimum(1, radius / jnp.where(norm > 0, norm, radius))
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), row)
-
-  def radii(self, dtype: Any) -> chex.Array:
-    """The radius of each objective's ball."""
-    return jnp.broadcast_to(jnp.asarray(self.radius, dtype), self.objectives)
-
-  def reweigh(self, gramian: chex.Array, state: MocoState) -> chex.Array:
-    """The new weights, from the Gram matrix of the tracked rows."""
-    weights, dtype = state.weights, state.weights.dtype
-    rho = _weighted.at(self.regularisation, state.count, dtype)
-    gramian = gramian.astype(dtype)
-    if self.exact:
-      ridge = rho * jnp.eye(self.objectives, dtype=dtype)
-      return _quadratic.min_norm_weights(gramian + ridge)
-    step = _weighted.at(self.weight_step, state.count, dtype)
-    moved = weights - step * (gramian @ weights + rho * weights)
-    return optax.projections.projection_simplex(moved)
+  init: Callable[[Any], MocoState]
+  update: Callable[
+    [Callable[[Any, Move], Any], MocoState], tuple[Any, MocoState]
+  ]
 
 
-def make_rule(
+def tracker(
   who: str,
   objectives: int,
   *,
@@ -117,27 +57,74 @@ def make_rule(
   radius: Any,
   exact: bool,
   rest: tuple[str, ...],
-) -> Rule:
-  """Checks the numbers of MoCo; see `moco`."""
-  _weighted.require_objectives(objectives, who)
-  _weighted.require_positive(who, tracking=tracking, weight_step=weight_step)
-  _weighted.require_positive(who, zero=True, regularisation=regularisation)
+  accumulator_dtype: Any,
+) -> Tracker:
+  """Checks the numbers of MoCo, and makes its two functions; see `moco`."""
+  _checks.within(who, 'tracking', tracking, 0, open_low=True)
+  _checks.within(who, 'weight_step', weight_step, 0, open_low=True)
+  _checks.within(who, 'regularisation', regularisation, 0)
   if radius is not None:
-    _weighted.require_positive(who, radius=radius)
+    _checks.within(who, 'radius', radius, 0, open_low=True)
     if np.shape(radius) not in ((), (objectives,)):
       raise ValueError(
         f'{who}: radius is a number or one for each of {objectives} '
         f'objectives, got shape {np.shape(radius)}.'
       )
-  return Rule(
-    objectives,
-    tracking,
-    weight_step,
-    regularisation,
-    radius,
-    exact,
-    tuple(rest),
-  )
+  first = _by_weights.init(who, objectives)
+
+  def init(params):
+    shared = params
+    if rest:
+      _sequences.require_sequences(params, rest, f'{who}(rest=...)')
+      shared = params._replace(**dict.fromkeys(rest))
+    tracked = _rows.zeros(
+      objectives, _trees.accumulator_like(shared, accumulator_dtype)
+    )
+    count, weights, _ = first(params)
+    return MocoState(count, weights, tracked)
+
+  def reweigh(tracked, state):
+    weights, dtype = state.weights, state.weights.dtype
+    rho = _by_weights.at(regularisation, state.count, dtype)
+    if exact:
+      # Rows that end in the root of rho, each in a coordinate of its own.
+      found = _rows.gramian(types.Jacobian(tracked))
+      lengths = jnp.hypot(found.lengths.astype(dtype), jnp.sqrt(rho))
+      share = _trees.ratio(found.lengths.astype(dtype), lengths)
+      cosines = share[:, None] * found.cosines.astype(dtype) * share
+      cosines = cosines + jnp.diag(1 - share**2)
+      found = found._replace(lengths=lengths, cosines=cosines)
+      return _rows.in_range(found, _quadratic.min_norm_weights(found))
+    step = _by_weights.at(weight_step, state.count, dtype)
+    slope = _rows.products(tracked).astype(dtype) @ weights + rho * weights
+    return _quadratic.onto_simplex(weights - step * slope)
+
+  def update(feed, state):
+    dtype = state.weights.dtype
+    share = jnp.minimum(_by_weights.at(tracking, state.count, dtype), 1)
+
+    def move(row, gradient, index):
+      row = jax.tree.map(
+        lambda y, g: y + share.astype(y.dtype) * (g.astype(y.dtype) - y),
+        row,
+        gradient,
+      )
+      if radius is None:
+        return row
+      most = jnp.broadcast_to(jnp.asarray(radius, dtype), objectives)[index]
+      # By the largest entry first, so that no square overflows.
+      largest = optax.tree.norm(row, ord=jnp.inf).astype(dtype)
+      unit = _trees.scaled(_trees.ratio(1, largest), row)
+      norm = largest * jnp.sqrt(_trees.dot(unit, unit))
+      return _trees.scaled(most / jnp.maximum(norm, most), row)
+
+    tracked = feed(state.tracked, move)
+    weights = reweigh(tracked, state)
+    count = optax.safe_increment(state.count)
+    direction = _rows.weigh(types.Jacobian(tracked), weights)
+    return direction, MocoState(count, weights, tracked)
+
+  return Tracker(init, update)
 
 
 def moco(
@@ -150,6 +137,7 @@ def moco(
   radius: Any = None,
   samples: int = 1,
   rest: tuple[str, ...] = (),
+  accumulator_dtype: Any = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
   r"""MoCo: a multi-gradient direction whose bias vanishes along the run.
 
@@ -171,7 +159,8 @@ def moco(
     tracking: :math:`\beta_k`, a share, at most 1; a constant or a schedule. For
       1, nothing is tracked.
     weight_step: :math:`\gamma_k`, in units of one over a squared gradient norm;
-      a constant or a schedule.
+      a constant or a schedule. The weights are not a number where that square
+      leaves the range of floats.
     regularisation: :math:`\rho`, in units of a squared gradient norm; pulls
       the weights together.
     exact: whether :math:`\lambda_k` minimises
@@ -180,9 +169,12 @@ def moco(
     radius: of the balls on which tracked gradients are projected, a number or
       (objectives,), bounds on gradient norms; None for no projection.
     samples: for local tracking, the number of Jacobians that the oracle gives
-      (`bj.evaluation.independent`); :math:`Y` is moved by each in turn, then the weights
-      are.
+      (`bj.evaluation.independent`); :math:`Y` is moved by each in turn, then
+      the weights are.
     rest: names of the sequences that no weight touches, as in the oracle.
+    accumulator_dtype: the least width of the tracked gradients: in bfloat16, a
+      share of a thousandth of a new gradient is lost in the rounding of the
+      old one. The direction has the dtypes of the gradients.
 
   Returns:
     A transformation from a `Jacobian` to one gradient.
@@ -198,8 +190,8 @@ def moco(
     ...   [jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)]
     ... )
     >>> solver = optax.chain(
-    ...   bj.multi_objective(losses, 2), bj.aggregators.moco(2, tracking=0.5),
-    ...   optax.sgd(0.1),
+    ...   bj.multi_objective(losses, 2),
+    ...   bj.aggregators.moco(2, tracking=0.5), optax.sgd(0.1),
     ... )
     >>> params = jnp.float32(3.0)
     >>> state, step = solver.init(params), jax.jit(solver.update)
@@ -214,7 +206,8 @@ def moco(
     Bias in Multi-objective Learning: A Provably Convergent Approach
     <https://arxiv.org/abs/2210.12624>`_, 2023.
   """
-  rule = make_rule(
+  _checks.whole('moco', 'samples', samples)
+  init_fn, update = tracker(
     'moco',
     objectives,
     tracking=tracking,
@@ -222,14 +215,13 @@ def moco(
     regularisation=regularisation,
     radius=radius,
     exact=exact,
-    rest=rest,
+    rest=tuple(rest),
+    accumulator_dtype=accumulator_dtype,
   )
-  _weighted.require_objectives(samples, 'moco(samples=...)')
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _rows.require_jacobian(jacobian, 'moco')
-    _rows.require_rows(jacobian, 'moco', objectives * samples)
+    _rows.require(jacobian, 'moco', objectives * samples, rows=True)
     ours: Any = jax.tree.structure(state.tracked)
     theirs: Any = jax.tree.structure(jacobian.rows)
     if ours != theirs:
@@ -237,16 +229,15 @@ def moco(
         f'moco tracks {ours}, but the rows are {theirs}: give moco and the '
         'oracle the same `rest`.'
       )
-    share, tracked = rule.share(state.count), state.tracked
-    for i in range(samples):
-      rows = _rows.part(jacobian, i, objectives)
-      tracked = rule.track(tracked, rows, share)
-      if rule.radius is not None:
-        radii = rule.radii(state.weights.dtype)
-        tracked = jax.vmap(rule.shrink)(tracked, radii)
-    weights = rule.reweigh(_rows.products(tracked), state)
-    gradients = _rows.with_rest(_rows.weigh(tracked, weights), jacobian)
-    count = optax.safe_increment(state.count)
-    return gradients, MocoState(count, weights, tracked)
 
-  return optax.GradientTransformationExtraArgs(rule.init, update_fn)
+    def feed(tracked, move):
+      for i in range(samples):
+        rows = _rows.part(jacobian, i, objectives)
+        tracked = jax.vmap(move)(tracked, rows, jnp.arange(objectives))
+      return tracked
+
+    direction, state = update(feed, state)
+    direction = _trees.as_dtypes_of(direction, jacobian.rows)
+    return _rows.with_rest(direction, jacobian.rest), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import _sequences, _trees, types
+from bilevel_jax.aggregators import _rows
 
 
 def _check_weight(value: Any, where: str, what: str) -> None:
@@ -43,23 +44,6 @@ def checked_schedule(
   for step in (0, *(10**k for k in range(7))):
     _check_weight(weight(step), f' from the schedule at step {step}', what)
   return weight
-
-
-def require_two_rows(jacobian: Any, who: str) -> None:
-  """Raises unless this is a `Jacobian` of an objective and a penalty."""
-  if not isinstance(jacobian, types.Jacobian):
-    raise TypeError(
-      f'{who} weighs the rows of a Jacobian, got {type(jacobian).__name__}: '
-      'put an oracle that gives rows before it in the chain, '
-      'value_gap(problem) or gradient_norm(problem) without a penalty for '
-      'instance.'
-    )
-  for leaf in jax.tree.leaves(jacobian.rows):
-    if leaf.shape[0] != 2:
-      raise ValueError(
-        f'{who} weighs two rows, an objective and a penalty; the Jacobian has '
-        f'{leaf.shape[0]}.'
-      )
 
 
 def penalty_weights(
@@ -146,7 +130,7 @@ def scale_by_penalty(
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    require_two_rows(jacobian, 'scale_by_penalty')
+    _rows.require(jacobian, 'scale_by_penalty', 2, rows=True)
 
     def weigh(rows):
       objective, penalised = weights(state.count, _trees.dtype_of(rows))
@@ -155,8 +139,7 @@ def scale_by_penalty(
       return total.astype(rows.dtype)
 
     gradients = jax.tree.map(weigh, jacobian.rows)
-    if jacobian.rest:
-      gradients = gradients._replace(**jacobian.rest)
+    gradients = _rows.with_rest(gradients, jacobian.rest)
     return gradients, ScaleByPenaltyState(optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

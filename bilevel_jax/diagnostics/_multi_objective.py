@@ -30,9 +30,8 @@ def pareto_stationarity(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
     >>> print(bj.diagnostics.pareto_stationarity(bj.Jacobian(rows)))
     3.0
   """
-  gramian = _rows.gramian(jacobian)
-  weights = _quadratic.min_norm_weights(gramian)
-  return jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0))
+  found = _rows.gramian(jacobian)
+  return _rows.norm(found, _quadratic.min_norm_weights(found))
 
 
 def conflict_cosines(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
@@ -55,10 +54,7 @@ def conflict_cosines(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
     [[ 1. -1.]
      [-1.  1.]]
   """
-  gramian = _rows.gramian(jacobian)
-  norms = jnp.sqrt(jnp.diagonal(gramian))
-  inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-  return gramian * inverse[:, None] * inverse[None, :]
+  return _rows.gramian(jacobian).cosines
 
 
 def objective_weights(state: Any) -> chex.Array:

@@ -81,7 +81,7 @@ def independent(
 
     joined = types.Jacobian(
       rows=jax.tree.map(join, *(j.rows for j in found)),
-      rest=jax.tree.map(average, *(dict(j.rest) for j in found)),
+      rest=jax.tree.map(average, *(j.rest for j in found)),
       values=jax.tree.map(join, *(j.values for j in found)),
     )
     means = jax.tree.map(average, *measured)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import _trees, types
 from bilevel_jax.aggregators import _moco, _rows
 from bilevel_jax.oracles import _multi_objective, base
 
@@ -23,14 +24,15 @@ def fused_moco(
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
+  accumulator_dtype: Any = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
   r"""The updates of `multi_objective` and `moco`, without a Jacobian.
 
   A loop over the objectives makes one gradient after another and moves the
   tracked row at once, in place where the state's buffers are donated: beside
   the state, the memory of one gradient is enough. It sees the whole batch:
-  where gradients must first be averaged (`mean_over`, `accumulate`), chain the
-  two parts instead.
+  where gradients must first be averaged (`bj.evaluation.mean_over`,
+  `bj.evaluation.accumulate`), chain the two parts instead.
 
   Args:
     losses: as in `multi_objective`.
@@ -43,6 +45,7 @@ def fused_moco(
     rest: sequences that only some losses have.
     trunk: as in `multi_objective`.
     per_task: likewise.
+    accumulator_dtype: as in `moco`.
 
   Returns:
     An oracle to one gradient; its `inner` state is a `MocoState`.
@@ -54,7 +57,9 @@ def fused_moco(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> losses = lambda x, batch: jnp.stack([x @ x, batch @ x])
-    >>> oracle = bj.oracles.fused_moco(losses, 2, tracking=1.0, weight_step=1e-3)
+    >>> oracle = bj.oracles.fused_moco(
+    ...   losses, 2, tracking=1.0, weight_step=1e-3
+    ... )
     >>> params = jnp.array([1.0, 2.0])
     >>> direction, state = oracle.update(
     ...   jnp.ones(2), oracle.init(params), params
@@ -72,7 +77,7 @@ def fused_moco(
     who, losses, objectives, rest, trunk, per_task
   )
   count = len(given.names)
-  rule = _moco.make_rule(
+  init, update = _moco.tracker(
     who,
     count,
     tracking=tracking,
@@ -81,34 +86,33 @@ def fused_moco(
     radius=radius,
     exact=exact,
     rest=given.rest,
+    accumulator_dtype=accumulator_dtype,
   )
 
   def fn(params, batch, inner):
     near = given.linearise(params, batch, who, lean=True)
-    share = rule.share(inner.count)
 
-    def move(tracked, index, gradient):
-      row = jax.tree.map(lambda leaf: leaf[index], tracked)
-      row = rule.track(row, gradient, share)
-      if rule.radius is not None:
-        row = rule.shrink(row, rule.radii(inner.weights.dtype)[index])
-      return jax.tree.map(lambda y, r: y.at[index].set(r), tracked, row)
+    def feed(tracked, move):
+      def one(index, tracked, gradient):
+        row = jax.tree.map(lambda leaf: leaf[index], tracked)
+        row = move(row, gradient, index)
+        return jax.tree.map(lambda y, r: y.at[index].set(r), tracked, row)
 
-    tracked = inner.tracked
-    if near.rows is not None:
+      if near.rows is None:
+        row: Any = near.row
+        return jax.lax.fori_loop(
+          0, count, lambda i, y: one(i, y, row(i)), tracked
+        )
       for i, gradient in enumerate(near.rows):
-        tracked = move(tracked, i, gradient)
-    else:
-      row: Any = near.row
-      tracked = jax.lax.fori_loop(
-        0, count, lambda i, y: move(y, i, row(i)), tracked
-      )
-    weights = rule.reweigh(_rows.products(tracked), inner)
-    gradients = _rows.weigh(tracked, weights)
-    if near.rest:
-      gradients = gradients._replace(**near.rest)
-    taken = optax.safe_increment(inner.count)
-    return near.values, gradients, _moco.MocoState(taken, weights, tracked)
+        tracked = one(i, tracked, gradient)
+      return tracked
+
+    direction, state = update(feed, inner)
+    like = (
+      params._replace(**dict.fromkeys(given.rest)) if given.rest else params
+    )
+    direction = _trees.as_dtypes_of(direction, like)
+    return near.values, _rows.with_rest(direction, near.rest), state
 
   cost = {'gradients/objectives': count}
-  return base.oracle(fn, given.names, rule.init, counts=cost)
+  return base.oracle(fn, given.names, init, counts=cost)

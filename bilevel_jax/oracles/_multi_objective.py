@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, types
+from bilevel_jax.aggregators import _rows
 from bilevel_jax.oracles import base
 
 # One function to all losses, or one function for each.
@@ -25,7 +26,7 @@ class Linearised(NamedTuple):
     rows: these gradients as a list, or None where `row` is given.
     rest: the summed losses' gradients that no weight touches, by sequence.
     pull: from weights (objectives,) to the gradient of the weighted losses in
-      the shared parameters; None as `row`.
+      the shared parameters, a `jax.tree_util.Partial`; None as `row`.
     push: from a direction in the shared parameters to the derivatives of all
       losses along it; None as `row`.
   """
@@ -103,25 +104,21 @@ class Objectives(NamedTuple):
       raise TypeError(f'the losses are {out.dtype}, expected floats.')
     return out
 
-  def _cotangent(self, weights: chex.Array, values: chex.Array) -> chex.Array:
-    weights = weights.astype(values.dtype)
-    return _sequences.vary(weights, _sequences.varying_axes(values))
-
   def _unit(self, values: chex.Array, index: Any) -> chex.Array:
-    return self._cotangent(jnp.arange(len(self.names)) == index, values)
+    return _cotangent(jnp.arange(len(self.names)) == index, values)
 
   def _at_once(self, shared, others, join, batch) -> Linearised:
     f = lambda s, o: self._vector(self.losses(join(s, o), batch))
     values, back = jax.vjp(f, shared, others)
     rest: dict[str, Any] = {}
     if others:
-      rest = back(self._cotangent(jnp.ones_like(values), values))[1]
+      rest = back(_cotangent(jnp.ones_like(values), values))[1]
 
     def push(direction):
       return jax.jvp(lambda s: f(s, others), (shared,), (direction,))[1]
 
     row = lambda index: back(self._unit(values, index))[0]
-    pull = lambda weights: back(self._cotangent(weights, values))[0]
+    pull = jax.tree_util.Partial(_pull_losses, back, values)
     return Linearised(values, row, None, rest, pull, push)
 
   def _batch(self, batch: Any, index: int) -> Any:
@@ -217,10 +214,6 @@ class Objectives(NamedTuple):
     def row(index):
       return back(jax.tree.map(lambda slope: slope[index], slopes))[0]
 
-    def pull(weights):
-      total = lambda slope: jnp.tensordot(weights.astype(slope.dtype), slope, 1)
-      return back(jax.tree.map(total, slopes))[0]
-
     def push(direction):
       moved = jax.jvp(run, (shared,), (direction,))[1]
       parts = jax.tree.map(
@@ -230,7 +223,26 @@ class Objectives(NamedTuple):
       )
       return sum(jax.tree.leaves(parts))
 
+    pull = jax.tree_util.Partial(_pull_heads, back, slopes)
     return Linearised(values, row, None, rest, pull, push)
+
+
+def _cotangent(weights: chex.Array, values: chex.Array) -> chex.Array:
+  """Weights of losses, as the losses' cotangent."""
+  weights = weights.astype(values.dtype)
+  return _sequences.vary(weights, _sequences.varying_axes(values))
+
+
+# Functions of the module, so that what they are bound to is a pytree.
+
+
+def _pull_losses(back, values, weights):
+  return back(_cotangent(weights, values))[0]
+
+
+def _pull_heads(back, slopes, weights):
+  total = lambda slope: jnp.tensordot(weights.astype(slope.dtype), slope, 1)
+  return back(jax.tree.map(total, slopes))[0]
 
 
 def _total(trees: list[dict[str, Any]]) -> dict[str, Any]:
@@ -355,12 +367,13 @@ def multi_objective(
   def fn(params, batch, inner):
     near = given.linearise(params, batch, who)
     if gramian:
-      return near.values, _gramian(near, count, params, by), inner
+      return near.values, _gramian(near, count, by), inner
     if near.rows is not None:
       rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *near.rows)
     else:
       rows = _each(near.row, count, by)
-    return near.values, types.Jacobian(rows, near.rest, near.values), inner
+    rest = near.rest or None
+    return near.values, types.Jacobian(rows, rest, near.values), inner
 
   cost = {'gradients/objectives': count}
   if gramian:
@@ -378,15 +391,24 @@ def _each(fn: Any, count: int, by: str) -> Any:
   return jax.lax.map(fn, indices) if by == 'map' else jax.vmap(fn)(indices)
 
 
-def _gramian(near, count, params, by) -> types.Gramian:
-  matrix = _each(lambda i: near.push(near.row(i)), count, by)
-  matrix = matrix.astype(_trees.dtype_of(params))
+def _gramian(near, count, by) -> types.Gramian:
+  """Each row on its own, divided by its largest entry before it is pushed."""
 
-  def combine(weights):
-    total = near.pull(weights)
-    return total._replace(**near.rest) if near.rest else total
+  def one(index):
+    row = near.row(index)
+    largest = optax.tree.norm(row, ord=jnp.inf)
+    unit = _trees.scaled(_trees.ratio(1, largest), row)
+    return largest, jnp.sqrt(_trees.dot(unit, unit)), near.push(unit)
 
-  return types.Gramian((matrix + matrix.T) / 2, combine, near.values)
+  largest, norms, pushed = _each(one, count, by)
+  lengths = largest.astype(norms.dtype) * norms
+  cosines = _trees.ratio(pushed, norms[:, None] * lengths)
+  combine = jax.tree_util.Partial(_combine, near.pull, near.rest)
+  return types.Gramian(lengths, (cosines + cosines.T) / 2, combine, near.values)
+
+
+def _combine(pull, rest, weights):
+  return _rows.with_rest(pull(weights), rest)
 
 
 def jacobian_like(
@@ -415,18 +437,12 @@ def jacobian_like(
   """
 
   def like(params):
-    shared, others = params, {}
+    shared, others = params, None
     if rest:
       _sequences.require_sequences(params, tuple(rest), 'jacobian_like')
       shared = params._replace(**dict.fromkeys(rest))
       others = {n: optax.tree.zeros_like(getattr(params, n)) for n in rest}
-
-    def rows(leaf):
-      # By broadcasting, so that rows are sharded like the parameter.
-      zeros = jnp.zeros_like(leaf)
-      return jnp.broadcast_to(zeros, (objectives, *zeros.shape))
-
     values = jnp.zeros([objectives], _trees.dtype_of(params))
-    return types.Jacobian(jax.tree.map(rows, shared), others, values)
+    return types.Jacobian(_rows.zeros(objectives, shared), others, values)
 
   return like

@@ -12,7 +12,7 @@ import bilevel_jax as bj
 
 def direction(objective, penalty, eta=0.5):
   rows = jnp.stack([jnp.asarray(objective), jnp.asarray(penalty)])
-  link = bj.dynamic_barrier(eta)
+  link = bj.aggregators.dynamic_barrier(eta)
   params = jnp.zeros_like(rows[0])
   return link.update(bj.Jacobian(rows), link.init(params), params)
 
@@ -63,7 +63,7 @@ def test_products_run_over_all_sequences():
   rows = bj.BilevelParams(
     jnp.array([[1.0], [1.0]]), {'w': jnp.array([[-3.0], [1.0]])}
   )
-  link = bj.dynamic_barrier(1.0)
+  link = bj.aggregators.dynamic_barrier(1.0)
   params = jax.tree.map(lambda r: r[0], rows)
   updates, state = link.update(bj.Jacobian(rows), link.init(params), params)
   np.testing.assert_allclose(state.multiplier, 1 + 2 / 2, rtol=1e-6)
@@ -75,21 +75,23 @@ def test_rest_is_untouched():
   params = bj.BilevelParams(jnp.zeros(1), jnp.zeros(1))
   rows = bj.BilevelParams(jnp.array([[1.0], [-1.0]]), None)
   jacobian = bj.Jacobian(rows, {'lower': jnp.array([7.0])})
-  link = bj.dynamic_barrier()
+  link = bj.aggregators.dynamic_barrier()
   updates, _ = link.update(jacobian, link.init(params), params)
   assert updates.lower == 7.0
 
 
 def test_errors():
   with pytest.raises(ValueError, match='eta is a weight >= 0'):
-    bj.dynamic_barrier(-1.0)
+    bj.aggregators.dynamic_barrier(-1.0)
   with pytest.raises(TypeError, match='dynamic_barrier weighs the rows'):
-    bj.dynamic_barrier().update(
-      jnp.ones(2), bj.dynamic_barrier().init(jnp.ones(2)), jnp.ones(2)
+    bj.aggregators.dynamic_barrier().update(
+      jnp.ones(2),
+      bj.aggregators.dynamic_barrier().init(jnp.ones(2)),
+      jnp.ones(2),
     )
   with pytest.raises(ValueError, match='two rows'):
-    bj.dynamic_barrier().update(
+    bj.aggregators.dynamic_barrier().update(
       bj.Jacobian(jnp.ones((3, 2))),
-      bj.dynamic_barrier().init(jnp.ones(2)),
+      bj.aggregators.dynamic_barrier().init(jnp.ones(2)),
       jnp.ones(2),
     )

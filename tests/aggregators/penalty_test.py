@@ -14,7 +14,7 @@ ROWS = jnp.array([[1.0, 0.0], [0.0, 1.0]])
 
 
 def weigh(penalty, rows=ROWS, count=0, **kwargs):
-  link = bj.scale_by_penalty(penalty, **kwargs)
+  link = bj.aggregators.scale_by_penalty(penalty, **kwargs)
   state = link.init(PARAMS)._replace(count=jnp.int32(count))
   return link.update(bj.Jacobian(rows), state, PARAMS)
 
@@ -37,7 +37,7 @@ def test_weights_by_hand(penalty, rescale, expected):
 
 
 def test_schedule_sees_the_count_before_the_update():
-  link = bj.scale_by_penalty(lambda count: 2.0 * count)
+  link = bj.aggregators.scale_by_penalty(lambda count: 2.0 * count)
   state, seen = link.init(PARAMS), []
   for _ in range(3):
     updates, state = link.update(bj.Jacobian(ROWS), state, PARAMS)
@@ -49,7 +49,7 @@ def test_schedule_sees_the_count_before_the_update():
 def test_the_rest_is_untouched():
   rows = bj.sequences(trunk=ROWS, head=None)
   head = jnp.array([5.0, 7.0])
-  link = bj.scale_by_penalty(10.0)
+  link = bj.aggregators.scale_by_penalty(10.0)
   params = bj.sequences(trunk=PARAMS, head=head)
   jacobian = bj.Jacobian(rows, {'head': head})
   updates, _ = link.update(jacobian, link.init(params), params)
@@ -58,7 +58,7 @@ def test_the_rest_is_untouched():
 
 
 def test_a_sequence_without_rows_stays_none():
-  link = bj.scale_by_penalty(1.0)
+  link = bj.aggregators.scale_by_penalty(1.0)
   params = bj.BilevelParams(PARAMS, PARAMS)
   jacobian = bj.Jacobian(bj.BilevelParams(ROWS, None))
   updates, _ = link.update(jacobian, link.init(params), params)
@@ -105,12 +105,12 @@ def test_rescaled_weights_are_at_most_one(penalty):
 @pytest.mark.parametrize('penalty', [-1.0, float('nan'), jnp.float32(-2.0)])
 def test_negative_penalty_says_so(penalty):
   with pytest.raises(ValueError, match=r'penalty is a weight >= 0.*got'):
-    bj.scale_by_penalty(penalty)
+    bj.aggregators.scale_by_penalty(penalty)
 
 
 def test_penalty_is_a_scalar():
   with pytest.raises(ValueError, match='scalar'):
-    bj.scale_by_penalty(jnp.ones(2))
+    bj.aggregators.scale_by_penalty(jnp.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_penalty_is_a_scalar():
 )
 def test_schedule_that_gets_negative_says_where(schedule, step):
   with pytest.raises(ValueError, match=f'schedule at step {step}'):
-    bj.scale_by_penalty(schedule)
+    bj.aggregators.scale_by_penalty(schedule)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_traced_penalty():
 
 
 def test_another_gradient_names_the_oracles():
-  link = bj.scale_by_penalty(1.0)
+  link = bj.aggregators.scale_by_penalty(1.0)
   with pytest.raises(TypeError, match=r'Jacobian, got .*value_gap.*gradient_n'):
     link.update(PARAMS, link.init(PARAMS), PARAMS)
 

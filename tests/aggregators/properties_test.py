@@ -15,23 +15,23 @@ from tests.aggregators import quadratic_test
 
 KEY = jax.random.key(0)
 ALL = {
-  'mean': bj.mean,
-  'weighted': lambda n: bj.weighted(np.arange(1.0, n + 1)),
-  'mgda': bj.mgda,
-  'mgda, normalised': lambda n: bj.mgda(n, normalise=True),
-  'pcgrad': lambda n: bj.pcgrad(n, key=KEY),
-  'grad_vac': lambda n: bj.grad_vac(n, key=KEY),
-  'grad_drop': lambda n: bj.grad_drop(n, key=KEY),
-  'cagrad': bj.cagrad,
-  'imtl_g': bj.imtl_g,
-  'nash_mtl': bj.nash_mtl,
-  'aligned_mtl': bj.aligned_mtl,
-  'upgrad': bj.upgrad,
-  'dual_proj': bj.dual_proj,
-  'stch': lambda n: bj.stch(n, smoothing=0.1),
-  'uncertainty_weighting': bj.uncertainty_weighting,
-  'moco': lambda n: bj.moco(n, tracking=0.5),
-  'moco, exact': lambda n: bj.moco(n, tracking=0.7, exact=True),
+  'mean': bj.aggregators.mean,
+  'weighted': lambda n: bj.aggregators.weighted(np.arange(1.0, n + 1)),
+  'mgda': bj.aggregators.mgda,
+  'mgda, normalised': lambda n: bj.aggregators.mgda(n, normalise=True),
+  'pcgrad': lambda n: bj.aggregators.pcgrad(n, key=KEY),
+  'grad_vac': lambda n: bj.aggregators.grad_vac(n, key=KEY),
+  'grad_drop': lambda n: bj.aggregators.grad_drop(n, key=KEY),
+  'cagrad': bj.aggregators.cagrad,
+  'imtl_g': bj.aggregators.imtl_g,
+  'nash_mtl': bj.aggregators.nash_mtl,
+  'aligned_mtl': bj.aggregators.aligned_mtl,
+  'upgrad': bj.aggregators.upgrad,
+  'dual_proj': bj.aggregators.dual_proj,
+  'stch': lambda n: bj.aggregators.stch(n, smoothing=0.1),
+  'uncertainty_weighting': bj.aggregators.uncertainty_weighting,
+  'moco': lambda n: bj.aggregators.moco(n, tracking=0.5),
+  'moco, exact': lambda n: bj.aggregators.moco(n, tracking=0.7, exact=True),
 }
 # Never opposed to a gradient that they are given.
 NON_CONFLICTING = (
@@ -151,18 +151,18 @@ def test_any_two_methods_give_different_parameters():
     return jnp.mean(jnp.sum(curves * (x - noisy) ** 2, -1), 0)
 
   wide = {
-    'modo': lambda n: bj.modo(n, samples=2),
-    'sdmgrad': lambda n: bj.sdmgrad(n, samples=2),
-    'moco, local': lambda n: bj.moco(n, tracking=0.3, samples=2),
+    'modo': lambda n: bj.aggregators.modo(n, samples=2),
+    'sdmgrad': lambda n: bj.aggregators.sdmgrad(n, samples=2),
+    'moco, local': lambda n: bj.aggregators.moco(n, tracking=0.3, samples=2),
   }
   ends = {}
   for name, make in (ALL | wide).items():
     oracle = bj.multi_objective(losses, 3)
     if name in wide:
-      oracle = bj.independent(oracle, 2)
+      oracle = bj.evaluation.independent(oracle, 2)
     solver = optax.chain(oracle, make(3), optax.sgd(0.02))
     ends[name] = descend(solver)
-  ends['famo'] = descend(bj.famo(losses, 3, optimiser=optax.sgd(0.02)))
+  ends['famo'] = descend(bj.solvers.famo(losses, 3, optimiser=optax.sgd(0.02)))
   for one, two in itertools.combinations(ends, 2):
     assert np.abs(ends[one] - ends[two]).max() > 1e-5, (one, two)
 
@@ -186,7 +186,7 @@ def descend(solver):
 
 
 def test_weights_of_mgda_make_the_direction_for_rows_as_given():
-  link = bj.mgda(2, normalise=True)
+  link = bj.aggregators.mgda(2, normalise=True)
   matrix = jnp.array([[4.0, 0.0], [0.0, 1.0]])
   params = jnp.zeros(2)
   direction, state = link.update(bj.Jacobian(matrix), link.init(params), params)
@@ -212,7 +212,7 @@ def test_cagrad_attains_its_maximum_and_stays_in_its_ball():
 def test_smooth_maximum_follows_its_preference_and_schedule():
   values = jnp.array([1.0, 2.0, 4.0])
   jacobian = bj.Jacobian(jnp.eye(3), values=values)
-  link = bj.stch(
+  link = bj.aggregators.stch(
     3, smoothing=lambda count: 1e-3, preference=[8.0, 1.0, 1.0], reference=0.5
   )
   found, _ = link.update(jacobian, link.init(jnp.zeros(3)))
@@ -222,23 +222,35 @@ def test_smooth_maximum_follows_its_preference_and_schedule():
 @pytest.mark.parametrize(
   ('make', 'error', 'words'),
   [
-    (lambda: bj.mean(0), ValueError, 'at least one objective'),
-    (lambda: bj.mean(2.0), TypeError, 'number of objectives first'),
-    (lambda: bj.weighted(1.0), ValueError, 'a number for each objective'),
-    (lambda: bj.grad_vac(2, key=KEY, rate=2), ValueError, 'share'),
-    (lambda: bj.cagrad(2, radius=-1.0), ValueError, 'radius is a number >= 0'),
-    (lambda: bj.nash_mtl(2, max_norm=0.0), ValueError, 'max_norm'),
-    (lambda: bj.upgrad(2, ridge=-1.0), ValueError, 'ridge'),
-    (lambda: bj.stch(2, smoothing=0.0), ValueError, 'smoothing'),
+    (lambda: bj.aggregators.mean(0), ValueError, 'at least one objective'),
+    (lambda: bj.aggregators.mean(2.0), TypeError, 'number of objectives first'),
     (
-      lambda: bj.stch(2, smoothing=1.0, preference=[1.0]),
+      lambda: bj.aggregators.weighted(1.0),
+      ValueError,
+      'a number for each objective',
+    ),
+    (lambda: bj.aggregators.grad_vac(2, key=KEY, rate=2), ValueError, 'share'),
+    (
+      lambda: bj.aggregators.cagrad(2, radius=-1.0),
+      ValueError,
+      'radius is a number >= 0',
+    ),
+    (lambda: bj.aggregators.nash_mtl(2, max_norm=0.0), ValueError, 'max_norm'),
+    (lambda: bj.aggregators.upgrad(2, ridge=-1.0), ValueError, 'ridge'),
+    (lambda: bj.aggregators.stch(2, smoothing=0.0), ValueError, 'smoothing'),
+    (
+      lambda: bj.aggregators.stch(2, smoothing=1.0, preference=[1.0]),
       ValueError,
       r'shape \(1,\)',
     ),
-    (lambda: bj.moco(2, tracking=0.0), ValueError, 'tracking'),
-    (lambda: bj.moco(2, radius=[1.0, 2.0, 3.0]), ValueError, 'radius'),
-    (lambda: bj.modo(2, samples=1), ValueError, '2 or 3 samples'),
-    (lambda: bj.sdmgrad(2, momentum=1.0), ValueError, 'momentum'),
+    (lambda: bj.aggregators.moco(2, tracking=0.0), ValueError, 'tracking'),
+    (
+      lambda: bj.aggregators.moco(2, radius=[1.0, 2.0, 3.0]),
+      ValueError,
+      'radius',
+    ),
+    (lambda: bj.aggregators.modo(2, samples=1), ValueError, '2 or 3 samples'),
+    (lambda: bj.aggregators.sdmgrad(2, momentum=1.0), ValueError, 'momentum'),
   ],
 )
 def test_numbers_out_of_range(make, error, words):
@@ -268,6 +280,6 @@ def test_missing_losses_are_named(name):
 @pytest.mark.parametrize('name', ['moco', 'grad_drop'])
 def test_a_gram_matrix_is_not_enough_for_who_needs_rows(name):
   link = ALL[name](2)
-  gramian = bj.Gramian(jnp.eye(2), lambda weights: weights)
+  gramian = bj.types.Gramian(jnp.eye(2), lambda weights: weights)
   with pytest.raises(TypeError, match='without gramian=True'):
     link.update(gramian, link.init(jnp.zeros(2)))

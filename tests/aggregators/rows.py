@@ -71,7 +71,7 @@ def _headed(wrap, rate):
 
 
 def _two(wrap, rate, tracking):
-  """Two objectives: the state has arrays of shape (2,) that are no variables."""
+  """Two objectives: arrays of shape (2,) that are no variables."""
   losses = lambda params, batch: contract.three_losses(params, batch)[:2]
   oracle = wrap(bj.multi_objective(losses, ('one', 'two')))
   link = bj.aggregators.moco(2, tracking=tracking, weight_step=2.0)

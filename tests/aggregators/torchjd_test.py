@@ -19,23 +19,25 @@ RECORDED = json.loads(
 )
 KEY = jax.random.key(0)
 MAKE = {
-  'mean': bj.mean,
-  'weighted': lambda n: bj.weighted(np.arange(1.0, n + 1)),
-  'mgda': bj.mgda,
-  'cagrad': lambda n: bj.cagrad(n, radius=0.4),
-  'imtl_g': bj.imtl_g,
-  'nash_mtl': bj.nash_mtl,
-  'nash_mtl of norm one': lambda n: bj.nash_mtl(n, max_norm=1.0),
-  'aligned_mtl': bj.aligned_mtl,
-  'upgrad': bj.upgrad,
-  'dual_proj': bj.dual_proj,
-  'stch': lambda n: bj.stch(n, smoothing=0.3),
-  'uncertainty_weighting': bj.uncertainty_weighting,
+  'mean': bj.aggregators.mean,
+  'weighted': lambda n: bj.aggregators.weighted(np.arange(1.0, n + 1)),
+  'mgda': bj.aggregators.mgda,
+  'cagrad': lambda n: bj.aggregators.cagrad(n, radius=0.4),
+  'imtl_g': bj.aggregators.imtl_g,
+  'nash_mtl': bj.aggregators.nash_mtl,
+  'nash_mtl of norm one': lambda n: bj.aggregators.nash_mtl(n, max_norm=1.0),
+  'aligned_mtl': bj.aggregators.aligned_mtl,
+  'upgrad': bj.aggregators.upgrad,
+  'dual_proj': bj.aggregators.dual_proj,
+  'stch': lambda n: bj.aggregators.stch(n, smoothing=0.3),
+  'uncertainty_weighting': bj.aggregators.uncertainty_weighting,
 }
 RANDOM = ('pcgrad', 'grad_drop', 'grad_vac')
 DOUBLE = {
-  'modo': lambda n: bj.modo(n, weight_step=0.05, regularisation=0.1, samples=2),
-  'sdmgrad': lambda n: bj.sdmgrad(n, weight_step=0.5, samples=2),
+  'modo': lambda n: bj.aggregators.modo(
+    n, weight_step=0.05, regularisation=0.1, samples=2
+  ),
+  'sdmgrad': lambda n: bj.aggregators.sdmgrad(n, weight_step=0.5, samples=2),
 }
 
 

@@ -6,47 +6,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees, types
-from bilevel_jax.aggregators import _rows, _weighted
+from bilevel_jax import _checks, _trees, types
+from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
 def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
-  """Makes an aggregator of several Jacobians stacked by `bj.evaluation.independent`.
+  """Makes an aggregator of several Jacobians stacked by `independent`.
 
   Args:
     who: its name.
     objectives: the number of objectives.
     samples: 2, or 3 where the direction has a sample of its own.
-    choose: (cross-products of two samples, state) -> (weights for the weights'
-      state, weights for the direction, what to remember).
+    choose: (cross-products of two samples, state) -> (weights, what to
+      remember).
     start: makes what is remembered first, from a dtype.
   """
-  _weighted.require_objectives(objectives, who)
   if samples not in (2, 3):
     raise ValueError(f'{who} takes 2 or 3 samples, got {samples}.')
 
-  def init_fn(params):
-    dtype = _trees.dtype_of(params)
-    return _weighted.WeightsState(
-      count=jnp.zeros([], jnp.int32),
-      weights=jnp.full([objectives], 1 / objectives, dtype),
-      inner=start(dtype),
-    )
-
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _rows.require_jacobian(jacobian, who)
-    _rows.require_rows(jacobian, who, objectives * samples)
+    _rows.require(jacobian, who, objectives * samples, rows=True)
     parts = [_rows.part(jacobian, i, objectives) for i in range(samples)]
     cross = _rows.products(parts[0], parts[1]).astype(state.weights.dtype)
-    weights, direction, inner = choose(cross, state)
+    weights, inner = choose(cross, state)
     rows: Any = parts[-1]
     if samples == 2:
       rows = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
-    gradients = _rows.with_rest(_rows.weigh(rows, direction), jacobian)
-    count = optax.safe_increment(state.count)
-    return gradients, _weighted.WeightsState(count, weights, inner)
+    gradients = _rows.weigh(jacobian._replace(rows=rows), weights)
+    return gradients, _by_weights.step(state, weights, inner)
 
+  init_fn = _by_weights.init(who, objectives, start)
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
@@ -97,16 +87,15 @@ def modo(
     Learning: Optimization, Generalization and Conflict-Avoidance
     <https://arxiv.org/abs/2305.20057>`_, 2023.
   """
-  _weighted.require_positive('modo', weight_step=weight_step)
-  _weighted.require_positive('modo', zero=True, regularisation=regularisation)
+  _checks.within('modo', 'weight_step', weight_step, 0, open_low=True)
+  _checks.within('modo', 'regularisation', regularisation, 0)
 
   def choose(cross, state):
     dtype, weights = state.weights.dtype, state.weights
-    step = _weighted.at(weight_step, state.count, dtype)
-    rho = _weighted.at(regularisation, state.count, dtype)
+    step = _by_weights.at(weight_step, state.count, dtype)
+    rho = _by_weights.at(regularisation, state.count, dtype)
     slope = cross @ weights + rho * weights
-    weights = optax.projections.projection_simplex(weights - step * slope)
-    return weights, weights, ()
+    return _quadratic.onto_simplex(weights - step * slope), ()
 
   return _by_samples('modo', objectives, samples, choose)
 
@@ -114,7 +103,7 @@ def modo(
 def sdmgrad(
   objectives: int,
   *,
-  weight_step: types.ScalarOrSchedule = 10.0,
+  weight_step: types.ScalarOrSchedule = 1.0,
   momentum: float = 0.5,
   inner_steps: int = 20,
   pull: float = 0.3,
@@ -122,8 +111,8 @@ def sdmgrad(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SDMGrad: a multi-gradient direction that is pulled to the mean gradient.
 
-  Several steps of descent with momentum on the simplex, on two independent
-  samples of the Jacobian,
+  Several steps of descent with momentum on the simplex, from the weights of the
+  update before and with two independent samples of the Jacobian, towards
 
   .. math::
     \min_{w \in \Delta} \tfrac{1}{2} \| J^\top (w + \lambda \mathbf{1} / M)
@@ -134,8 +123,11 @@ def sdmgrad(
 
   Args:
     objectives: the number of objectives.
-    weight_step: step size of :math:`w`, in units of one over the mean squared
-      gradient norm; a constant or a schedule.
+    weight_step: step size of :math:`w`, in units of one over the largest sum of
+      absolute values in a row of :math:`J_1 J_2^\top`; a constant or a
+      schedule. Up to 1 the descent cannot oscillate, so that without noise the
+      default ends near the minimiser within an update; where gradients differ
+      in length by a factor of ten, that takes more steps or several updates.
     momentum: of that descent, in [0, 1).
     inner_steps: its steps in one update.
     pull: :math:`\lambda \ge 0`.
@@ -161,29 +153,27 @@ def sdmgrad(
     Xiao, Ban and Ji, `Direction-oriented Multi-objective Learning: Simple and
     Provable Stochastic Algorithms <https://arxiv.org/abs/2305.18409>`_, 2023.
   """
-  _weighted.require_positive('sdmgrad', weight_step=weight_step)
-  _weighted.require_positive('sdmgrad', zero=True, pull=pull)
-  _weighted.require_objectives(inner_steps, 'sdmgrad(inner_steps=...)')
+  _checks.within('sdmgrad', 'weight_step', weight_step, 0, open_low=True)
+  _checks.within('sdmgrad', 'pull', pull, 0)
+  _checks.whole('sdmgrad', 'inner_steps', inner_steps)
   if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
     raise ValueError(f'sdmgrad: momentum is in [0, 1), got {momentum}.')
 
   def choose(cross, state):
     dtype = state.weights.dtype
-    step = _weighted.at(weight_step, state.count, dtype)
-    scale = jnp.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(cross), 0)))
-    unit = cross / (scale**2 + 1e-8)
+    step = _by_weights.at(weight_step, state.count, dtype)
+    steepest = jnp.max(jnp.sum(jnp.abs(cross), axis=1))
+    unit = _trees.ratio(cross, steepest)
     target = jnp.full([objectives], pull / objectives, dtype)
 
     def descend(_, carry):
       weights, velocity = carry
       velocity = momentum * velocity + unit @ (weights + target)
-      moved = optax.projections.projection_simplex(weights - step * velocity)
-      return moved, velocity
+      return _quadratic.onto_simplex(weights - step * velocity), velocity
 
     start = (state.inner, 0 * state.inner)
     weights, _ = jax.lax.fori_loop(0, inner_steps, descend, start)
-    direction = (weights + target) / (1 + jnp.asarray(pull, dtype))
-    return direction, direction, weights
+    return (weights + target) / (1 + jnp.asarray(pull, dtype)), weights
 
   start = lambda dtype: jnp.full([objectives], 1 / objectives, dtype)
   return _by_samples('sdmgrad', objectives, samples, choose, start)

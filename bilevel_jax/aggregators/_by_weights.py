@@ -1,0 +1,143 @@
+"""What aggregators by weights share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax.aggregators import _rows
+
+
+@_sequences.counts_updates
+class WeightsState(NamedTuple):
+  """State of an aggregator that weighs objectives.
+
+  Attributes:
+    count: updates so far, an int32 scalar.
+    weights: the weights of the last update, (objectives,).
+    inner: what else the aggregator remembers, for instance a key.
+  """
+
+  count: chex.Array
+  weights: chex.Array
+  inner: Any
+
+
+def init(
+  who: str, objectives: int, start: Callable[[Any], Any] = lambda dtype: ()
+) -> Callable[[Any], WeightsState]:
+  """The first state of an aggregator: equal weights.
+
+  Args:
+    who: the aggregator, for errors.
+    objectives: the number of objectives.
+    start: makes what it remembers first, from a dtype.
+  """
+  _checks.whole(who, 'objectives', objectives)
+
+  def init_fn(params):
+    dtype = _trees.dtype_of(params)
+    return WeightsState(
+      count=jnp.zeros([], jnp.int32),
+      weights=jnp.full([objectives], 1 / objectives, dtype),
+      inner=start(dtype),
+    )
+
+  return init_fn
+
+
+def step(state: WeightsState, weights: Any, inner: Any) -> WeightsState:
+  """The state after an update."""
+  return WeightsState(optax.safe_increment(state.count), weights, inner)
+
+
+def by_weights(
+  who: str,
+  objectives: int,
+  choose: Callable[[Any, WeightsState], tuple[chex.Array, Any]],
+  start: Callable[[Any], Any] = lambda dtype: (),
+) -> optax.GradientTransformationExtraArgs:
+  """Makes an aggregator from a function that chooses weights.
+
+  Args:
+    who: its name, for errors.
+    objectives: the number of rows.
+    choose: from what comes in and the state to the weights and what to
+      remember.
+    start: makes what is remembered first, from a dtype.
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` to one gradient.
+  """
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, who, objectives)
+    weights, inner = choose(jacobian, state)
+    weights = jnp.asarray(weights, state.weights.dtype)
+    gradients = _rows.combine(jacobian, weights)
+    return gradients, step(state, weights, inner)
+
+  init_fn = init(who, objectives, start)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def by_gramian(
+  who: str,
+  objectives: int,
+  choose: Callable[[types.Gramian, Any], tuple[chex.Array, Any]],
+  start: Callable[[Any], Any] = lambda dtype: (),
+) -> optax.GradientTransformationExtraArgs:
+  """As `by_weights`, for weights that depend on lengths and cosines alone.
+
+  Args:
+    who: its name, for errors.
+    objectives: the number of rows.
+    choose: from a Gramian and what is remembered to the weights and what to
+      remember.
+    start: makes what is remembered first, from a dtype.
+  """
+
+  def from_gramian(jacobian, state):
+    found, dtype = _rows.gramian(jacobian), state.weights.dtype
+    found = found._replace(
+      lengths=found.lengths.astype(dtype), cosines=found.cosines.astype(dtype)
+    )
+    weights, inner = choose(found, state.inner)
+    return _rows.in_range(found, weights), inner
+
+  return by_weights(who, objectives, from_gramian, start)
+
+
+def at(number: Any, count: chex.Array, dtype: Any) -> chex.Array:
+  """A constant or a schedule as a scalar of a dtype."""
+  return jnp.asarray(number(count) if callable(number) else number, dtype)
+
+
+def values(jacobian: Any, who: str, dtype: Any) -> chex.Array:
+  """The losses in a dtype, or an error if they were not measured."""
+  if jacobian.values is None:
+    raise ValueError(
+      f'{who} needs the losses beside their gradients: put '
+      'bj.multi_objective(losses) before it, or set Jacobian(values=...).'
+    )
+  return jacobian.values.astype(dtype)
+
+
+def preferences(
+  who: str, objectives: int, given: Any, *, open_low: bool = False
+) -> Any:
+  """A checked number for each objective; equal ones that sum to one if None."""
+  if given is None:
+    return np.full(_checks.whole(who, 'objectives', objectives), 1 / objectives)
+  _checks.within(who, 'preference', given, 0, open_low=open_low)
+  if np.shape(given) != (objectives,):
+    raise ValueError(
+      f'{who}: preference has shape {np.shape(given)}, expected a number for '
+      f'each of {objectives} objectives.'
+    )
+  return given

@@ -1,0 +1,74 @@
+"""GradDrop: in each coordinate, entries of one sign."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _keys
+from bilevel_jax.aggregators import _by_weights, _rows
+
+
+def drop_signs(rows: chex.Array, uniform: chex.Array) -> chex.Array:
+  """The sum of the rows' entries of one sign, drawn for each coordinate."""
+  total = jnp.sum(jnp.abs(rows), axis=0)
+  lean = jnp.sum(rows, axis=0) / jnp.where(total > 0, total, 1)
+  positive = uniform < (1 + lean) / 2
+  # What is no number is of neither sign, and is not dropped.
+  dropped = jnp.where(positive, rows < 0, rows > 0)
+  return jnp.sum(jnp.where(dropped, 0, rows), axis=0)
+
+
+def grad_drop(
+  objectives: int, *, key: chex.PRNGKey | int
+) -> optax.GradientTransformationExtraArgs:
+  r"""GradDrop: in each coordinate, only entries of one random sign are kept.
+
+  .. math::
+    d_j = \sum_m J_{mj} \, 1[\operatorname{sign} J_{mj} = s_j], \qquad
+    P(s_j = +1) = \tfrac{1}{2} \left( 1 +
+      \frac{\sum_m J_{mj}}{\sum_m |J_{mj}|} \right)
+
+  Args:
+    objectives: the number of rows.
+    key: of the signs; a key or a whole number.
+
+  Returns:
+    A transformation from a `Jacobian` to one gradient. No weights: those in
+    its state stay equal.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or only a Gramian, or
+      the key is none.
+    ValueError: if they have another number of rows.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp
+    >>> link = bj.aggregators.grad_drop(2, key=jax.random.key(0))
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.array([[1.0, -2.0], [3.0, -1.0]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0])
+    [ 4. -3.]
+
+  References:
+    Chen, Ngiam, Huang, Luong, Kretzschmar, Chai and Anguelov, `Just Pick a
+    Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
+    <https://arxiv.org/abs/2010.06808>`_, 2020.
+  """
+  start = lambda dtype: _keys.as_key(key, 'grad_drop')
+  init_fn = _by_weights.init('grad_drop', objectives, start)
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, 'grad_drop', objectives, rows=True)
+    key, now = jax.random.split(state.inner)
+    leaves, structure = jax.tree.flatten(jacobian.rows)
+    drawn = [
+      drop_signs(leaf, jax.random.uniform(k, leaf.shape[1:], leaf.dtype))
+      for leaf, k in zip(leaves, jax.random.split(now, len(leaves)))
+    ]
+    gradients = jax.tree.unflatten(structure, drawn)
+    gradients = _rows.with_rest(gradients, jacobian.rest)
+    return gradients, _by_weights.step(state, state.weights, key)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,54 @@
+"""IMTL-G: equal projections on all gradients."""
+
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _trees
+from bilevel_jax.aggregators import _by_weights
+
+
+def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
+  r"""IMTL-G: the combination with equal projections on all unit gradients.
+
+  .. math::
+    d = J^\top w, \quad \sum_m w_m = 1, \qquad
+    \frac{\nabla f_m^\top d}{\|\nabla f_m\|} \text{ equal for all } m
+
+  Weights may be negative. A gradient that vanishes is left out; where the
+  weights sum to zero before they are normalised, so is the direction.
+
+  Args:
+    objectives: the number of rows.
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` to one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian.
+    ValueError: if they have another number of rows.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link = bj.aggregators.imtl_g(2)
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
+    [0.8 0.8]
+
+  References:
+    Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang, Towards Impartial
+    Multi-task Learning, 2021.
+  """
+
+  def choose(found, inner):
+    lengths = found.lengths
+    longest = jnp.max(lengths)
+    shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
+    pulls = jnp.sum(jnp.linalg.pinv(found.cosines, hermitian=True), axis=1)
+    # In units of the shortest row, so that nothing overflows.
+    weights = pulls * _trees.ratio(shortest, lengths)
+    total, room = jnp.sum(weights), 4 * jnp.finfo(lengths.dtype).eps
+    fine = jnp.abs(total) > room * jnp.sum(jnp.abs(weights))
+    return jnp.where(fine, weights / jnp.where(fine, total, 1), 0), inner
+
+  return _by_weights.by_gramian('imtl_g', objectives, choose)

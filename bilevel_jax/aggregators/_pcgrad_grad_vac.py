@@ -1,0 +1,174 @@
+"""Conflicts taken out pair by pair, in random order."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _checks, _keys, _trees
+from bilevel_jax.aggregators import _by_weights, _rows
+
+# The largest cosine that GradVac turns a gradient to.
+COSINE = 0.99
+
+
+def _orders(key: chex.PRNGKey, objectives: int) -> tuple[Any, Any]:
+  """The next key, and a random order of all objectives for each of them."""
+  key, now = jax.random.split(key)
+  draw = lambda k: jax.random.permutation(k, objectives)
+  return key, jax.vmap(draw)(jax.random.split(now, objectives))
+
+
+def _total(found: Any, parts: chex.Array) -> chex.Array:
+  """Weights of the sum of changed gradients.
+
+  Args:
+    found: lengths and cosines of the rows.
+    parts: each changed gradient, divided by its length before, as weights of
+      rows of length one, (objectives, objectives).
+  """
+  longest = jnp.max(found.lengths)
+  pulls = _trees.ratio(found.lengths, longest) @ parts
+  return _rows.of_unit_rows(found, pulls, longest)
+
+
+def project_conflicts(cosines: chex.Array, orders: chex.Array) -> chex.Array:
+  """The gradients after PCGrad, see `_total`; an order for each of them."""
+  rows = jnp.arange(cosines.shape[0])
+
+  def step(parts, others):
+    inner = jnp.sum(cosines[others] * parts, axis=1)
+    push = jnp.where(others != rows, jnp.minimum(inner, 0), 0)
+    return parts.at[rows, others].add(-push), None
+
+  return jax.lax.scan(step, jnp.eye(len(rows), dtype=cosines.dtype), orders.T)[
+    0
+  ]
+
+
+def pcgrad(
+  objectives: int, *, key: chex.PRNGKey | int
+) -> optax.GradientTransformationExtraArgs:
+  r"""PCGrad: each gradient gives up what opposes the others, one by one.
+
+  .. math::
+    g_i \leftarrow g_i - \frac{\min(g_i^\top \nabla f_j, 0)}{\|\nabla f_j\|^2}
+      \nabla f_j \quad \text{for } j \ne i \text{ in random order}, \qquad
+    d = \sum_i g_i
+
+  Args:
+    objectives: the number of rows.
+    key: of the random orders; a key or a whole number.
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` to one gradient; a sum,
+    not a mean.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or the key is none.
+    ValueError: if they have another number of rows.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp
+    >>> link = bj.aggregators.pcgrad(2, key=jax.random.key(0))
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
+    [0.5 1.5]
+
+  References:
+    Yu, Kumar, Gupta, Levine, Hausman and Finn, `Gradient Surgery for Multi-Task
+    Learning <https://arxiv.org/abs/2001.06782>`_, 2020.
+  """
+
+  def choose(found, key):
+    key, orders = _orders(key, objectives)
+    return _total(found, project_conflicts(found.cosines, orders)), key
+
+  start = lambda dtype: _keys.as_key(key, 'pcgrad')
+  return _by_weights.by_gramian('pcgrad', objectives, choose, start)
+
+
+def vaccinate(
+  cosines: chex.Array, targets: chex.Array, orders: chex.Array, rate: Any
+) -> tuple[chex.Array, chex.Array]:
+  """The gradients after GradVac, see `_total`, and its new targets."""
+  rows = jnp.arange(cosines.shape[0])
+  sine = lambda c: jnp.sqrt(jnp.maximum(1 - c**2, 0))
+
+  def step(carry, others):
+    parts, targets = carry
+    products = parts @ cosines
+    own = jnp.sqrt(jnp.maximum(jnp.sum(products * parts, axis=1), 0))
+    cosine = _trees.ratio(products[rows, others], own)
+    target = targets[rows, others]
+    goal = jnp.minimum(target, COSINE)
+    push = own * (goal * sine(cosine) / sine(goal) - cosine)
+    differs = others != rows
+    push = jnp.where(differs & (cosine < goal), push, 0)
+    moved = jnp.where(differs, target + rate * (cosine - target), target)
+    parts = parts.at[rows, others].add(push)
+    return (parts, targets.at[rows, others].set(moved)), None
+
+  start = (jnp.eye(len(rows), dtype=cosines.dtype), targets)
+  return jax.lax.scan(step, start, orders.T)[0]
+
+
+def grad_vac(
+  objectives: int, *, key: chex.PRNGKey | int, rate: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+  r"""GradVac: each gradient is turned until its cosines reach their average.
+
+  A running mean :math:`\hat\phi_{ij}` of the cosine between objectives is the
+  target; where the cosine :math:`\phi_{ij}` is below it,
+
+  .. math::
+    g_i \leftarrow g_i + \frac{\|g_i\| \left( \hat\phi_{ij}
+      \sqrt{1 - \phi_{ij}^2} - \phi_{ij} \sqrt{1 - \hat\phi_{ij}^2} \right)}
+      {\|\nabla f_j\| \sqrt{1 - \hat\phi_{ij}^2}} \nabla f_j, \qquad
+    d = \sum_i g_i
+
+  The target in this formula is at most 0.99, so that no turn makes a gradient
+  more than 7.1 times as long: for a target of one, which equal gradients reach,
+  it would be infinite.
+
+  Args:
+    objectives: the number of rows.
+    key: of the random orders; a key or a whole number.
+    rate: of the running mean, in [0, 1].
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` to one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or the key is none.
+    ValueError: if they have another number of rows, or `rate` is no share.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp
+    >>> link = bj.aggregators.grad_vac(2, key=jax.random.key(0))
+    >>> params = jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0].round(2))
+    [0.5 1.5]
+
+  References:
+    Wang, Tsvetkov, Firat and Cao, `Gradient Vaccine: Investigating and
+    Improving Multi-task Optimization in Massively Multilingual Models
+    <https://arxiv.org/abs/2010.05874>`_, 2021.
+  """
+  _checks.within('grad_vac', 'rate', rate, 0, 1)
+
+  def choose(found, inner):
+    key, targets = inner
+    key, orders = _orders(key, objectives)
+    parts, targets = vaccinate(found.cosines, targets, orders, rate)
+    return _total(found, parts), (key, targets)
+
+  def start(dtype):
+    zeros = jnp.zeros((objectives, objectives), dtype)
+    return _keys.as_key(key, 'grad_vac'), zeros
+
+  return _by_weights.by_gramian('grad_vac', objectives, choose, start)
