@@ -115,6 +115,8 @@ ROWS = (
   row('grad_drop', keyed=True, devices=True),
   row('cagrad', hyper={'radius': 0.4}, schedules=('rate',)),
   row('imtl_g'),
+  row('fair_grad'),
+  row('config'),
   row('nash_mtl', fixed={'normalise': True}),
   row('aligned_mtl'),
   row('upgrad'),
