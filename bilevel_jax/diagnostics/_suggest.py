@@ -278,8 +278,8 @@ def suggest(
       off by the square of that only.
     penalty: or the penalty itself. One of the three has to be given.
     safety: s, above 0 and below 2.
-    momentum: of the two lower sequences, in [0, 1): .9 takes nine tenths off
-      their lag.
+    momentum: of the two lower sequences, at most so much, in [0, 1). As much is
+      taken as the slowest motion of the lower minimiser can use.
     points: of the walk. A walk that has not arrived suggests for as far as it
       came. 1 measures at the start as it is and solves nothing, for a run that
       ends long before its lower problem is solved: one step for both variables,
@@ -374,7 +374,11 @@ def suggest(
   full, part = jnp.maximum(weight, 1), jnp.minimum(weight, 1)
   lower = _trees.ratio(safety, upper_curvature / full + part * lower_curvature)
   value = lower * part
-  lag = _trees.ratio((1 - momentum) * facts.lag[-1], value)
+  # As much momentum as damps the slowest motion that matters, and its lag:
+  # behind a steady motion, and until the swings of the momentum have died out.
+  slow = _trees.ratio(value, facts.lag[-1])
+  followed = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
+  lag = _trees.ratio(1 - followed, slow) + 2 * followed / (1 - followed)
 
   bend = walked.curvatures.max() * (1 + 4 * lag)
   grip = facts.grip.max() / 2
@@ -417,7 +421,7 @@ def suggest(
     upper=upper,
     lower=lower,
     value=value,
-    momentum=jnp.asarray(momentum, dtype),
+    momentum=followed.astype(dtype),
     gap=q / (2 * weight**2),
     loss=losses[-1],
     hypergradient_curvature=walked.curvatures.max(),

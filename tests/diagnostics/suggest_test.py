@@ -1,4 +1,4 @@
-"""Suggested settings on quadratics and on the toy; words for losses."""
+"""Settings from a walk: against dense matrices, and by where their runs end."""
 
 import functools
 
@@ -7,146 +7,244 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn import datasets
 
 import bilevel_jax as bj
 
-F = np.diag([1.0, 3.0, 0.5, 2.0])
-G = np.array(
-  [[2.0, 0.3, 0.5, 0], [0.3, 1.0, 0, 0.2], [0.5, 0, 3.0, 0.1], [0, 0.2, 0.1, 1]]
+suggest = bj.diagnostics.suggest
+# A dense coupled quadratic: f = |y - c|_Q^2 / 2 + |x|^2 / 20,
+# g = y'Hy / 2 - y'Cx, with the minimiser y = H^-1 C x.
+_RNG = np.random.default_rng(0)
+_ROOTS = _RNG.normal(size=(2, 6, 6))
+Q = _ROOTS[0] @ _ROOTS[0].T / 6
+H = _ROOTS[1] @ _ROOTS[1].T / 6 + 0.3 * np.eye(6)
+C = _RNG.normal(size=(6, 3))
+CENTRE = _RNG.normal(size=6)
+X = np.array([1.0, -2.0, 0.5])
+SOLVED = np.linalg.solve(H, C)
+
+
+def _upper(x, y, batch):
+  away = y['all'] - CENTRE
+  return away @ Q @ away / 2 + (x**2).sum() / 20
+
+
+QUADRATIC = bj.BilevelProblem(
+  _upper, lambda x, y, batch: y['all'] @ H @ y['all'] / 2 - y['all'] @ C @ x
 )
-PULL = np.array([0.0, 0.0, 1.0, -2.0])
 
 
-def quadratic(matrix, pull):
-  def loss(x, y, batch):
-    z = jnp.concatenate([x['a'], y])
-    return z @ matrix @ z / 2 + pull @ z
+def run(problem, found, batch, **kwargs):
+  """The last params and the losses of `updates`, in a loop of that length."""
+  solver = bj.v_pbgd(problem, **found.settings(), **kwargs)
 
-  return loss
-
-
-PROBLEM = bj.BilevelProblem(quadratic(F, PULL), quadratic(G, 0 * PULL))
-PARAMS = bj.BilevelParams({'a': np.zeros(2)}, np.zeros(2))
-KEY = jax.random.key(0)
-
-
-def suggest(**kwargs):
-  with jax.enable_x64(True):
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    settings = {'steps': 300} | kwargs
-    found = bj.suggest(PROBLEM, params, key=KEY, **settings)
-    return bj.diagnostics.Suggestion(*map(np.asarray, found))
-
-
-Q = PULL[2:] @ np.linalg.solve(G[2:, 2:], PULL[2:])
-
-
-def test_curvatures_are_exact_on_quadratics():
-  found = suggest(penalty=1.0)
-  largest = lambda matrix: np.linalg.eigvalsh(matrix).max()
-  np.testing.assert_allclose(found.upper_curvature, largest(F), rtol=1e-6)
-  np.testing.assert_allclose(found.lower_curvature, largest(G), rtol=1e-6)
-  np.testing.assert_allclose(
-    found.value_curvature, largest(G[2:, 2:]), rtol=1e-6
-  )
-
-
-def test_penalty_by_gap_and_by_accuracy():
-  by_gap = suggest(gap=1e-4)
-  np.testing.assert_allclose(by_gap.penalty, np.sqrt(Q / 2e-4), rtol=1e-5)
-  np.testing.assert_allclose(by_gap.gap, 1e-4, rtol=1e-5)
-  np.testing.assert_allclose(
-    suggest(accuracy=1e-2).penalty, Q / 1e-2, rtol=1e-5
-  )
-
-
-@pytest.mark.parametrize('penalty', [0.2, 1.0, 40.0])
-def test_steps_are_below_the_curvature_of_what_is_descended(penalty):
-  found = suggest(penalty=penalty, safety=1.0)
-  scale = min(1 / penalty, 1)
-  total = np.linalg.eigvalsh(scale * (F + penalty * G)).max()
-  assert 0.5 < found.upper * total <= 1 + 1e-9
-  assert found.lower == found.upper
-
-
-def solver_of(problem, found, **kwargs):
-  return bj.v_pbgd(
-    problem,
-    penalty=found.penalty,
-    upper=optax.sgd(found.upper),
-    lower=optax.sgd(found.lower),
-    value=optax.sgd(found.value),
-    **kwargs,
-  )
-
-
-def run(solver, params, steps):
-  def step(carry, _):
+  def step(_, carry):
     params, state = carry
-    updates, state = solver.update(None, state, params)
-    return (bj.apply_updates(params, updates), state), bj.values(state)
+    updates, state = solver.update(batch, state, params)
+    return bj.apply_updates(params, updates), state
 
-  return jax.lax.scan(step, (params, solver.init(params)), length=steps)
+  carry = (found.params, solver.init(found.params))
+  params, state = jax.lax.fori_loop(0, found.updates, step, carry)
+  return params, bj.values(state)
 
 
-def test_suggested_settings_reach_the_suggested_gap():
-  """The pull is measured at the solution of a first run."""
-  with jax.enable_x64(True):
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    for _ in range(2):
-      found = bj.suggest(PROBLEM, params, key=KEY, gap=1e-4)
-      (params, _), values = run(solver_of(PROBLEM, found), params, 5000)
-    np.testing.assert_allclose(values['gap'][-1], 1e-4, rtol=0.1)
-    assert bj.diagnose(values, gap=1e-4).verdict == 'fine'
+def norm(matrix):
+  return np.linalg.norm(matrix, 2)
+
+
+def test_a_quadratic_against_dense_matrices(x64):
+  params = bj.BilevelParams(jnp.asarray(X), {'all': jnp.zeros(6)})
+  penalty = 40.0
+
+  @jax.jit
+  def both(params):
+    found = suggest(QUADRATIC, params, key=0, penalty=penalty)
+    return found, run(QUADRATIC, found, None)
+
+  found, (end, values) = both(params)
+  np.testing.assert_allclose(found.params.lower['all'], SOLVED @ X, atol=1e-6)
+  np.testing.assert_allclose(found.upper_curvature, norm(Q), rtol=1e-6)
+  np.testing.assert_allclose(found.lower_curvature, norm(H), rtol=1e-6)
+  lower = 0.5 / (norm(Q) / penalty + norm(H))
+  np.testing.assert_allclose(found.lower, lower, rtol=1e-6)
+  assert found.value == found.lower
+  outer = SOLVED.T @ Q @ SOLVED + np.eye(3) / 10
+  # Changes of the hypergradient along a few steps see most of the largest.
+  assert 0.8 * norm(outer) < found.hypergradient_curvature < norm(outer) + 1e-6
+  # Critical damping of a motion between the slowest and the fastest.
+  slow = (1 - np.sqrt(found.momentum)) ** 2 / lower
+  assert np.linalg.eigvalsh(H).min() < slow < norm(H)
+  swings = 2 * found.momentum / (1 - found.momentum)
+  np.testing.assert_allclose(
+    found.lag, (1 - found.momentum) / (lower * slow) + swings, rtol=1e-6
+  )
+  # The step above, from the other numbers and the hold of the penalty.
+  bend = found.hypergradient_curvature * (1 + 4 * found.lag)
+  hold = norm(C.T @ SOLVED) / 2
+  first = min(max(bend / hold, 1), penalty)
+  np.testing.assert_allclose(found.first_penalty, first, rtol=0.01)
+  np.testing.assert_allclose(
+    found.upper, 0.5 * first / (bend + first * hold), rtol=0.01
+  )
+  # It arrives where it says, with a gap that is no larger than it says.
+  best = np.linalg.solve(outer, SOLVED.T @ Q @ CENTRE)
+  least = _upper(best, {'all': SOLVED @ best}, None)
+  start = _upper(X, {'all': SOLVED @ X}, None)
+  reached = _upper(end.upper, {'all': SOLVED @ end.upper}, None)
+  assert least <= found.loss < least + 0.01 * (start - least)
+  assert reached < least + 0.01 * (start - least)
+  assert 0.3 * found.gap < values['gap'] < found.gap
+
+
+def cancer(test=0.3):
+  """Breast cancer, standardised: batches of (features, labels)."""
+  data = datasets.load_breast_cancer()
+  order = np.random.default_rng(0).permutation(len(data.target))
+  train, valid = np.split(order, [int(len(order) * (1 - test))])
+  mean, scale = data.data[train].mean(0), data.data[train].std(0)
+  part = lambda rows: (
+    jnp.asarray((data.data[rows] - mean) / scale, jnp.float32),
+    jnp.asarray(data.target[rows], jnp.float32),
+  )
+  return {'train': part(train), 'valid': part(valid)}
+
+
+def logistic(y, features, labels):
+  scores = features @ y['weights'] + y['bias']
+  return jnp.mean(jnp.logaddexp(0, scores) - labels * scores)
+
+
+CANCER = bj.BilevelProblem(
+  upper=lambda x, y, batch: logistic(y, *batch['valid']),
+  lower=lambda x, y, batch: (
+    logistic(y, *batch['train']) + jnp.exp(x) * jnp.sum(y['weights'] ** 2) / 2
+  ),
+)
+
+
+def test_one_weight_of_a_logistic_regression_ends_where_a_grid_does():
+  """From three starts, with two accuracies: all settings are the suggested."""
+  batch = cancer()
+  zeros = {'weights': jnp.zeros(30), 'bias': jnp.zeros(())}
+
+  @jax.jit
+  @jax.vmap
+  def ends(x, accuracy):
+    start = bj.BilevelParams(x, zeros)
+    found = suggest(CANCER, start, batch, key=0, accuracy=accuracy)
+    params, values = run(CANCER, found, batch)
+    return params.upper, values, found
+
+  @jax.jit
+  @jax.vmap
+  def solved(x):
+    y = bj.diagnostics.lower_minimiser(
+      CANCER, bj.BilevelParams(x, zeros), batch, steps=80
+    )
+    return CANCER.upper(x, y, batch)
+
+  x, values, found = ends(
+    jnp.array([0.0, -2.0, -8.0]), jnp.array([0.01, 0.002, 0.002])
+  )
+  grid = np.asarray(solved(jnp.concatenate([x, jnp.linspace(-9, 1, 41)])))
+  assert np.all(grid[:3] < 1.02 * grid.min())
+  np.testing.assert_allclose(found.loss, grid.min(), rtol=0.01)
+  # As accurate as asked for, with a gap that is positive and as expected.
+  error = grid[:3] - np.asarray(values['upper'])
+  assert np.all((error > 0) & (error < [0.012, 0.0025, 0.0025]))
+  assert np.all((values['gap'] > 0.5 * found.gap) & (values['gap'] < found.gap))
+
+
+# Lower losses of one family, g = y'By / 2 - x e'y, by B's eigenvalues.
+_TURN = np.linalg.qr(_RNG.normal(size=(4, 4)))[0]
+_PULL = _TURN[:, 0] + _TURN[:, 1]
+FAMILY = bj.BilevelProblem(
+  upper=lambda x, y, matrix: ((y - 1) ** 2).sum() / 2 + x**2 / 2,
+  lower=lambda x, y, matrix: y @ matrix @ y / 2 - x * (_PULL @ y),
+)
+
+
+START = bj.BilevelParams(jnp.float32(2.0), jnp.zeros(4))
+
+
+def matrix_of(*eigenvalues):
+  matrix = _TURN @ np.diag(eigenvalues) @ _TURN.T
+  return matrix, jnp.asarray(matrix, jnp.float32)
+
+
+def test_a_lower_loss_without_a_minimiser_gives_no_numbers():
+  """Linear, concave, or falling along one line; NaN in a compiled function."""
+  matrices = [
+    matrix_of(2, 1, 0.5, 0.4)[1],
+    matrix_of(0, 0, 0, 0)[1],
+    matrix_of(-1, -1, -1, -2)[1],
+    matrix_of(2, 0, 0.5, 0.4)[1],
+  ]
+  found = jax.jit(
+    jax.vmap(lambda b: suggest(FAMILY, START, b, key=0, gap=1e-4))
+  )(jnp.stack(matrices))
+  nothing = [False, True, True, True]
+  for numbers in (found.penalty, found.upper, found.lower, found.gap):
+    np.testing.assert_array_equal(np.isnan(numbers), nothing)
+  np.testing.assert_array_equal(found.updates == 0, nothing)
+  with pytest.raises(ValueError, match='no minimiser of the lower loss'):
+    suggest(FAMILY, START, matrices[1], key=0, gap=1e-4, points=1)
+
+
+def test_one_point_of_a_lower_loss_with_flat_directions():
+  """At the start as it is; along what is flat no penalty is needed."""
+  exact, matrix = matrix_of(2, 1, 0, 0)
+  inverse = np.linalg.pinv(exact, rcond=1e-6)
+  x, y = 2.0, 2 * inverse @ _PULL
+  params = bj.BilevelParams(jnp.float32(x), jnp.asarray(y, jnp.float32))
+  found = jax.jit(
+    lambda p: suggest(FAMILY, p, matrix, key=3, gap=1e-4, points=1)
+  )(params)
+  np.testing.assert_allclose(
+    found.penalty, np.sqrt((y - 1) @ inverse @ (y - 1) / 2e-4), rtol=1e-4
+  )
+  # One step for all, by the curvature of the sum in both variables.
+  joint = np.block([[np.zeros((1, 1)), -_PULL[None]], [-_PULL[:, None], exact]])
+  np.testing.assert_allclose(
+    found.upper, 0.5 / (1 / found.penalty + norm(joint)), rtol=1e-5
+  )
+  assert found.upper == found.lower == found.value and found.ramp == 0
+  np.testing.assert_array_equal(found.params.lower, params.lower)
 
 
 def _toy_upper(x, y, batch):
-  del batch
   wave = jnp.cos(4 * y + 2) / (1 + jnp.exp(2 - 4 * x))
   return wave + 0.5 * jnp.log((4 * x - 2) ** 2 + 1)
 
 
-def _toy_lower(x, y, batch):
-  del batch
-  return (x + y) ** 2 + x * jnp.sin(x + y) ** 2
-
-
-TOY = bj.BilevelProblem(_toy_upper, _toy_lower)
+TOY = bj.BilevelProblem(
+  _toy_upper, lambda x, y, batch: (x + y) ** 2 + x * jnp.sin(x + y) ** 2
+)
 TOY_MINIMA = np.array([0.3824, 1.2152, 2.8296])
 
 
 def test_suggested_settings_converge_on_the_toy():
+  """It is not convex, in neither variable, and has a set."""
   box = functools.partial(
     optax.projections.projection_box, lower=0.0, upper=3.0
   )
 
   @jax.jit
   @jax.vmap
-  def end(key):
+  def ends(key):
     one, two, three = jax.random.split(key, 3)
     x = jax.random.uniform(one, (), minval=0.0, maxval=3.0)
     y = jax.random.uniform(two, (), minval=-5.0, maxval=8.5)
-    params = bj.BilevelParams(x, y)
-    found = bj.suggest(TOY, params, key=three, penalty=10.0, spread=1, points=8)
-    solver = solver_of(TOY, found, upper_set=box)
-    (params, _), values = run(solver, params, 4000)
-    return params, values['gap'][-1], found.upper
+    found = suggest(
+      TOY, bj.BilevelParams(x, y), key=three, penalty=10.0, upper_set=box
+    )
+    params, values = run(TOY, found, None, upper_set=box)
+    return params.upper, values['gap']
 
-  params, gap, rate = end(jax.random.split(jax.random.key(5), 64))
-  distance = np.abs(np.asarray(params.upper)[:, None] - TOY_MINIMA).min(axis=1)
+  x, gap = ends(jax.random.split(jax.random.key(5), 64))
+  distance = np.abs(np.asarray(x)[:, None] - TOY_MINIMA).min(axis=1)
   assert np.mean(distance < 0.1) >= 0.98
   assert np.abs(gap).max() < 1e-2
-  assert np.all((rate > 0.003) & (rate < 0.5))
-
-
-def test_a_lower_loss_that_is_not_convex_still_gives_a_penalty():
-  problem = bj.BilevelProblem(
-    lambda x, y, batch: (y * jnp.array([1.0, 3.0])).sum(),
-    lambda x, y, batch: -((y - x) ** 2).sum(),
-  )
-  params = bj.BilevelParams(jnp.zeros(2), jnp.ones(2))
-  found = bj.suggest(problem, params, gap=1e-2, key=KEY)
-  assert np.isfinite(found.penalty) and found.penalty > 0
 
 
 @pytest.mark.parametrize(
@@ -154,61 +252,19 @@ def test_a_lower_loss_that_is_not_convex_still_gives_a_penalty():
   [
     ({}, 'one of gap'),
     ({'gap': 1.0, 'penalty': 1.0}, 'one of gap'),
+    ({'gap': 0.0}, 'gap is a number > 0'),
+    ({'accuracy': -1.0}, 'accuracy is a number > 0'),
     ({'gap': 1.0, 'safety': 2.5}, 'between 0 and 2'),
-    ({'gap': 1.0, 'steps': 0}, '>= 1'),
+    ({'gap': 1.0, 'momentum': 1.0}, 'below 1'),
+    ({'gap': 1.0, 'steps': 0}, 'steps >= 1'),
+    ({'gap': 1.0, 'points': 0}, 'points >= 1'),
   ],
 )
 def test_errors(kwargs, said):
   with pytest.raises(ValueError, match=said):
-    suggest(**kwargs)
+    suggest(FAMILY, START, jnp.eye(4), key=0, **kwargs)
 
 
-# Words. Each from a real run of the quadratic, not from a made-up series.
-
-
-def history(penalty=20.0, rate=0.2, value=0.3, steps=2000, start=1.0):
-  params = bj.BilevelParams({'a': jnp.full(2, start)}, jnp.full(2, -start))
-  solver = bj.v_pbgd(
-    PROBLEM,
-    penalty=penalty,
-    upper=optax.sgd(rate),
-    lower=optax.sgd(rate),
-    value=optax.sgd(value),
-  )
-  return jax.jit(lambda p: run(solver, p, steps)[1])(params)
-
-
-def test_fine():
-  assert bj.diagnose(history()).verdict == 'fine'
-
-
-def test_a_value_sequence_that_lags():
-  found = bj.diagnose(history(value=1e-6, steps=400))
-  assert found.verdict == 'lagging' and 'inner steps' in found.words
-
-
-def test_steps_too_large_for_the_penalty():
-  # Between one and two over the curvature: it turns at each step.
-  found = bj.diagnose(history(rate=0.62, steps=40))
-  assert found.verdict == 'oscillating' and 'suggest' in found.words
-
-
-def test_divergence():
-  assert bj.diagnose(history(rate=3.0)).verdict == 'diverged'
-
-
-def test_a_penalty_so_stiff_that_the_upper_loss_creeps():
-  found = bj.diagnose(history(penalty=5000.0), gap=1e-2)
-  assert found.verdict == 'stiff' and 'smaller' in found.words
-
-
-def test_a_penalty_too_small_for_the_gap():
-  found = bj.diagnose(history(penalty=2.0), gap=1e-6)
-  assert found.verdict == 'loose' and 'multiply' in found.words
-
-
-def test_a_history_of_something_else():
-  with pytest.raises(ValueError, match='missing'):
-    bj.diagnose({'upper': np.ones(9)})
-  with pytest.raises(ValueError, match='at least 8'):
-    bj.diagnose(dict.fromkeys(('upper', 'lower', 'gap'), np.ones(3)))
+def test_it_needs_a_key():
+  with pytest.raises(TypeError, match='pass key='):
+    suggest(FAMILY, START, jnp.eye(4), key=None, gap=1.0)
