@@ -218,17 +218,22 @@ def descend(
       {n: kept[n].init(z) for n in records},
     )
 
-  def settle(point, before, names, stage):
+  def settle(point, first, before, names, stage):
     """The sets of these sequences, those that depend on others last."""
     z, sets = point.z, dict(point.sets)
     for name in sorted(names, key=lambda n: kept[n].last):
       if (enforce := getattr(kept[name], stage)) is not None:
-        fields, sets[name] = enforce(z, before, sets[name])
+        held = base.hold_updates(sets[name], first.sets[name])
+        fields, sets[name] = enforce(z, before, held)
         z = z._replace(**fields)
     return point._replace(z=z, sets=sets)
 
-  def one_step(index, only, point, inner, batch, extra_args):
-    """Evaluates an oracle, and moves what has a gradient, or only some."""
+  def one_step(index, only, point, first, inner, batch, extra_args):
+    """Evaluates an oracle, and moves what has a gradient, or only some.
+
+    However often a sequence moves in an update, by one oracle or by several,
+    its schedules are where they were at first.
+    """
     z, optimisers = point.z, dict(point.optimisers)
     gradients, inner = updates_of[index](batch, inner, z, **extra_args)
     _sequences.require_gradients(gradients, z, 'descend')
@@ -238,14 +243,15 @@ def descend(
       if gradient is None or (only is not None and name not in only):
         continue
       _require_records((name,), records)
+      held = base.hold_updates(optimisers[name], first.optimisers[name])
       raw[name], optimisers[name] = _move(
-        links[name], name, gradient, optimisers[name], param, extra_args
+        links[name], name, gradient, held, param, extra_args
       )
       moved[name] = optax.apply_updates(param, raw[name])
     loose = _Point(z._replace(**moved), optimisers, point.sets)
-    return settle(loose, z, moved, 'each'), inner, raw
+    return settle(loose, first, z, moved, 'each'), inner, raw
 
-  def run(index, loop, point, inner, extra_args):
+  def run(index, loop, point, first, inner, extra_args):
     """All evaluations but the last, as a loop that looks at no loss."""
     if loop.steps == 1:
       return point, inner
@@ -265,13 +271,13 @@ def descend(
 
     def body(carry, t):
       packed, held = carry
+      here, batch = unpack(packed), loop.batch(t)
       now, after, _ = one_step(
-        index, loop.looping, unpack(packed), held, loop.batch(t), extra_args
+        index, loop.looping, here, first, held, batch, extra_args
       )
       # No schedule moves on, and no loss is looked at, before the last step.
       after = base.hold_measured(base.hold_updates(after, held), held)
-      fields, states = pack(now)
-      return ((fields, base.hold_updates(states, packed[1])), after), None
+      return (pack(now), after), None
 
     times = jnp.arange(loop.steps - 1, dtype=jnp.int32)
     (packed, inner), _ = jax.lax.scan(body, (pack(point), inner), times)
@@ -282,15 +288,17 @@ def descend(
     starts = added(params)
     z = _joint(params, state.sequences)
     whole = _whole(state, jax.eval_shape(parts_of, z))
-    point = restarted(z, whole, params)
+    first = point = restarted(z, whole, params)
     states, spent, moves = [], dict(uses), {}
     for index, inner in enumerate(whole.oracles):
       before = point.z
       loop = _loop(parts[index], records, batch, inner, before)
-      point, inner = run(index, loop, point, inner, extra_args)
+      point, inner = run(index, loop, point, first, inner, extra_args)
       last = loop.batch(loop.steps - 1)
-      point, inner, raw = one_step(index, None, point, inner, last, extra_args)
-      point = settle(point, before, raw, 'finish')
+      point, inner, raw = one_step(
+        index, None, point, first, inner, last, extra_args
+      )
+      point = settle(point, first, before, raw, 'finish')
       states.append(inner)
       for name, update in raw.items():
         # One step is its own displacement, without the rounding of a sum.

@@ -543,10 +543,12 @@ def also_spent(after: Any, before: Any, other: Any) -> Any:
   return _map_nodes(add, is_counted, after, before, other)
 
 
-# States of optax in which a schedule's count stands.
+# States of optax in which a schedule's count stands; the last one, of schedules
+# under `inject_hyperparams`, has no public name.
 _SCHEDULED: tuple[type, ...] = (
   optax.ScaleByScheduleState,
   optax.schedules.InjectStatefulHyperparamsState,
+  type(jax.eval_shape(optax.schedules.WrappedSchedule(lambda k: k).init)),
 )
 
 
