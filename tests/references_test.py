@@ -125,11 +125,11 @@ def compare(updates, reference, dtype):
     assert found < TOLERANCE[dtype], (k, name, found, update, wanted)
 
 
-def check(make, reference, *data, params=None):
-  """Compares a solver with its reference in both precisions."""
+def check(name, make, reference, *data, params=None):
+  """Compares a solver with its reference; those of one word in float32 too."""
   if params is None:
     params = bj.BilevelParams(problem.UPPER, problem.LOWER)
-  for dtype in TOLERANCE:
+  for dtype in (np.float64,) if ' ' in name else TOLERANCE:
     for batches, updates in run(make, params, dtype, *data):
       compare(updates, reference(batches, updates), dtype)
 
@@ -161,6 +161,16 @@ def lengths(updates, evaluations=1):
   """Random lengths: products counted, without those of the cross term."""
   products = [u.counts['hessian_vector_products/lower'] for u in updates]
   return [(n - m) // evaluations - 1 for m, n in zip([0, *products], products)]
+
+
+def constant(value):
+  """A schedule that is none."""
+  return lambda k: value
+
+
+def first_rows(batch):
+  """The rows of step 0."""
+  return pick(batch, 0)
 
 
 def start_at(params):
@@ -203,6 +213,17 @@ CASES = {
     lambda b, _: steps.v_pbgd(
       F, G, X, Y, b, penalty=penalty, value=low, rescale=False,
       joint_set=np_joint, **RATES,
+    ),
+  ),
+  'v_pbgd with injected step sizes': (
+    lambda: bj.v_pbgd(
+      PROBLEM, penalty=penalty, upper=UP, lower=LOW,
+      value=bj.Sequence(
+        optax.inject_hyperparams(optax.sgd)(val), steps=3, batch_at=pick
+      ),
+    ),
+    lambda b, _: steps.v_pbgd(
+      F, G, X, Y, b, penalty=penalty, value=val, **IN_LOOP
     ),
   ),
   'v_pbgd with two lower steps': (
@@ -265,7 +286,7 @@ CASES = {
       F, G, X, Y, b, eta=decay, value=val, lower_steps=2, **IN_LOOP
     ),
   ),
-  'f2sa in two loops': (
+  'f2sa': (
     lambda: bj.f2sa(PROBLEM, penalty=penalty, value=VAL, **LOOP),
     lambda b, _: steps.f2sa(
       F, G, X, Y, b, penalty=penalty, value=val, **IN_LOOP
@@ -307,6 +328,10 @@ CASES = {
   ),
   'rhg forward': (
     lambda: bj.rhg(PROBLEM, mode='forward', **LOOP),
+    lambda b, _: steps.rhg(F, G, X, Y, b, **IN_LOOP),
+  ),
+  'rhg mixed': (
+    lambda: bj.rhg(PROBLEM, mode='mixed', **LOOP),
     lambda b, _: steps.rhg(F, G, X, Y, b, **IN_LOOP),
   ),
   't_rhg': (
@@ -417,11 +442,29 @@ CASES = {
   ),
   'vrbo': (
     lambda: bj.solvers.vrbo(
-      PROBLEM, terms=2, step_size=0.3, period=3, linear_batch=None, **LOOP
+      PROBLEM, terms=2, step_size=0.3, period=3, **LOOP
     ),
     lambda b, _: steps.vrbo(
       F, G, X, Y, b, solve=steps.series(2, 0.3), period=3,
       large=lambda batch: batch, **IN_LOOP,
+    ),
+  ),
+  'vrbo with one lower step': (
+    lambda: bj.solvers.vrbo(
+      PROBLEM, terms=2, step_size=0.3, period=3, large_batch=first_rows, **BOTH
+    ),
+    lambda b, _: steps.vrbo(
+      F, G, X, Y, b, solve=steps.series(2, 0.3), period=3, steps=1,
+      pick=steps.whole, large=first_rows, **RATES,
+    ),
+  ),
+  'stable with two lower steps': (
+    lambda: bj.solvers.stable(
+      PROBLEM, decay=0.5, least_curvature=0.3, upper=UP, lower=TWICE
+    ),
+    lambda b, _: steps.stable(
+      F, G, X, Y, b, decay=constant(0.5), least=0.3, lower_steps=2, pick=pick,
+      **RATES,
     ),
   ),
   'soba in turn': (
@@ -456,7 +499,7 @@ CASES = {
 def test_bilevel_updates_are_the_published_ones(name):
   # Conjugate gradients take a singular matrix for one without a solution.
   data = (REGULAR,) if name == 'aid_bilevel' else (REGULAR, SINGULAR)
-  check(*CASES[name], *data)
+  check(name, *CASES[name], *data)
 
 
 AFFINE = {
@@ -510,12 +553,7 @@ EQUATIONS = {
 @pytest.mark.parametrize('name', EQUATIONS)
 def test_updates_in_equations_are_the_published_ones(name):
   params = bj.BilevelParams(problem.UPPER, problem.LONG_LOWER)
-  check(*EQUATIONS[name], LONG, params=params)
-
-
-def constant(value):
-  """A schedule that is none."""
-  return lambda k: value
+  check(name, *EQUATIONS[name], LONG, params=params)
 
 
 def test_e_aipod_is_the_published_one_for_the_coins_it_drew():
@@ -569,11 +607,6 @@ PARTS = [
 ]
 
 
-def upper_rows(batch):
-  """The upper loss's samples."""
-  return {**batch, 'rows': batch['rows'][0]}
-
-
 def lower_rows(batch):
   """The lower loss's samples."""
   return {**batch, 'rows': batch['rows'][1:]}
@@ -600,10 +633,10 @@ MEMORIES = {
     lambda: bj.saba(
       PROBLEM, parts=(2, 3), linear=VAL, **BOTH,
       index=lambda batch: (batch['other'], batch['part']),
-      batches=lambda batch: (upper_rows(batch), lower_rows(batch)),
+      batches=lambda batch: (first_rows(batch), lower_rows(batch)),
     ),
     lambda b, _: steps.saba(
-      F, G, X, Y, [(upper_rows(c), lower_rows(c)) for c in b], parts=(2, 3),
+      F, G, X, Y, [(first_rows(c), lower_rows(c)) for c in b], parts=(2, 3),
       chosen=[(c['other'], c['part']) for c in b], linear=val, **RATES,
     ),
   ),
@@ -612,7 +645,7 @@ MEMORIES = {
 
 @pytest.mark.parametrize('name', MEMORIES)
 def test_memories_are_the_published_ones(name):
-  check(*MEMORIES[name], PARTS)
+  check(name, *MEMORIES[name], PARTS)
 
 
 INCREMENTS = {n: problem.increments(n) for n in 'xyz'}
@@ -622,6 +655,7 @@ START = {'x': X, 'y': Y, 'z': -Y}
 @pytest.mark.parametrize('order', ['simultaneous', 'alternating'])
 def test_stsa_moves_along_increments(order):
   check(
+    order,
     lambda: bj.stsa(
       {n: lambda p, b, h=h: h(*p, b) for n, h in INCREMENTS.items()},
       steps={'x': up, 'y': LOW, 'z': bj.Sequence(VAL)},
@@ -671,6 +705,7 @@ def test_compositions_are_the_published_ones(name):
   make, options = COMPOSITIONS[name]
   levels = [steps.Level(level) for level in LEVELS]
   check(
+    name,
     make,
     lambda b, _: steps.compositional(
       levels, X, b, main=up, tracking=decay, start=MEANS, pick=pick, **options
@@ -700,7 +735,7 @@ OBJECTIVES = {
       LOSSES, X, b, tracking=decay, radius=0.9, **PLAIN
     ),
   ),
-  'fused moco': (
+  'fused_moco': (
     lambda: optax.chain(
       bj.oracles.fused_moco(
         problem.objectives, 3, tracking=decay, exact=True, **MOCO
@@ -735,7 +770,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_several_objectives_are_the_published_ones(name):
-  check(*OBJECTIVES[name], REGULAR, params=X)
+  check(name, *OBJECTIVES[name], REGULAR, params=X)
 
 
 def many(make, params, batches, members):
@@ -868,6 +903,12 @@ def test_linear_solvers_are_their_formulas():
     term = steps.one_term(5, 0.1, length)(constant(matrix), right, None)
     rows = np.asarray(found)[products == length]
     np.testing.assert_allclose(rows, term + 0 * rows, rtol=1e-9)
+
+
+@pytest.mark.parametrize('step_size', [0.0, -0.1])
+def test_series_take_positive_steps(step_size):
+  with pytest.raises(ValueError, match='step'):
+    bj.solvers.stocbio(PROBLEM, terms=2, step_size=step_size, **BOTH)
 
 
 def test_hypergradients_are_the_dense_ones():
