@@ -43,8 +43,8 @@ def refuse_rows(gradients: Any, who: str) -> None:
     raise TypeError(
       f'{who} takes one gradient, got the {type(gradients).__name__} of '
       'several objectives: put an aggregator between the oracle and the '
-      'optimiser, bj.aggregators.mgda(objectives) or bj.aggregators.scale_by_penalty(...) '
-      'for instance.'
+      'optimiser, bj.aggregators.mgda(objectives) or '
+      'bj.aggregators.scale_by_penalty(...) for instance.'
     )
 
 

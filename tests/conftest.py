@@ -7,6 +7,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     # Programs here are run a few times: compiling is most of the time.
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
     # Eight virtual devices, for the data-parallel tests.
     '--xla_force_host_platform_device_count=8',
     os.environ.get('XLA_FLAGS', ''),

@@ -458,15 +458,6 @@ CASES = {
       pick=steps.whole, large=first_rows, **RATES,
     ),
   ),
-  'stable with two lower steps': (
-    lambda: bj.solvers.stable(
-      PROBLEM, decay=0.5, least_curvature=0.3, upper=UP, lower=TWICE
-    ),
-    lambda b, _: steps.stable(
-      F, G, X, Y, b, decay=constant(0.5), least=0.3, lower_steps=2, pick=pick,
-      **RATES,
-    ),
-  ),
   'soba in turn': (
     lambda: bj.descend(
       *(bj.implicit_directions(PROBLEM, of=n) for n in ('lower', 'linear')),

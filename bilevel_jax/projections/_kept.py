@@ -33,7 +33,7 @@ class Lazy(NamedTuple):
   The control variate learns the part of a step that the projection would undo,
   so that the iterates stay close to the set without projections. It is in units
   of a step: for a step size :math:`\beta`, the published variable is
-  :math:`r = s / \beta`.
+  :math:`r = s / \beta`, which are alike while the step size is constant.
 
   Under `jax.vmap`, with a key for each member, both branches of the coin are
   computed; mapped by `jax.lax.map`, or with a key that is shared, only one is.

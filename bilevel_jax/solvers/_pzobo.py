@@ -38,7 +38,7 @@ def pzobo(
     lower: the optimiser of the inner loop, in a record with :math:`T` `steps`;
       its moments begin anew in each loop.
     smoothing: :math:`\mu`, in units of x.
-    directions: :math:`Q`, at most the dimension of x.
+    directions: :math:`Q`; more than the dimension of x are not drawn.
     key: PRNG key of the directions, or a whole number.
     wrap: wraps the oracle.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from bilevel_jax import descent, oracles, types
@@ -15,6 +16,7 @@ def rhg(
   truncate: int | None = None,
   mode: str = 'reverse',
   checkpoint: int | None = None,
+  accumulator_dtype: Any = jnp.float32,
   wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""RHG: descends the upper loss after T steps of the inner optimiser.
@@ -38,7 +40,9 @@ def rhg(
     truncate: differentiate the last :math:`K` steps only: T-RHG.
     mode: `reverse`; `mixed` for the same with less memory and time; `forward`
       for an upper variable of few coordinates. See `unrolled`.
-    checkpoint: keep the inner state only every so many steps.
+    checkpoint: for `reverse` and `mixed`, keep the inner state only every so
+      many steps.
+    accumulator_dtype: as in `unrolled`.
     wrap: wraps the oracle. Not by means over parts of a batch: the mean of
       several loops is not the loop on the whole.
 
@@ -47,7 +51,9 @@ def rhg(
     the inner loop; `bj.values` gives `upper` and `lower`.
 
   Raises:
-    ValueError: as `unrolled`.
+    ValueError: as `unrolled`; if `lower` has a start without a restart.
+    TypeError: if `lower` asks for more than gradients, a line search's for
+      instance.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -74,6 +80,11 @@ def rhg(
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
   low = types.as_sequence(lower, 'lower')
+  if (low.start is None) is low.restart:
+    raise ValueError(
+      'rhg: a start of the inner loop and restart=True go together; without '
+      'both, the loop goes on from the lower variable.'
+    )
   first: Any = low.start
   oracle = oracles.unrolled(
     problem,
@@ -85,6 +96,7 @@ def rhg(
     checkpoint=checkpoint,
     inner_batch=low.batch_at,
     lower_set=low.set,
+    accumulator_dtype=accumulator_dtype,
   )
   # The gradient of the lower variable is its displacement.
   return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))

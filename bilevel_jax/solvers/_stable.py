@@ -72,7 +72,8 @@ def stable(
 
   with running estimates of the second derivatives, corrected by the same batch
   at the point before (`storm`). No truncated series, no lag; but it factors a
-  matrix a step.
+  matrix a step. The estimated Hessian is kept away from singular where it is
+  inverted; the authors project it within its recursion.
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
@@ -103,6 +104,12 @@ def stable(
     Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
   """
   _checks.within('stable', 'least_curvature', least_curvature, 0, open_low=True)
+  for name, given in (('upper', upper), ('lower', lower)):
+    if types.as_sequence(given, name).steps > 1:
+      raise ValueError(
+        f'stable takes one step of each sequence an update, but {name} asks '
+        'for more: its lower step foresees one move of the upper variable.'
+      )
   wrap = wrap or (lambda oracle: oracle)
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))

@@ -151,6 +151,10 @@ def vrbo(
   small = low.batch_at or (lambda batch, t: batch)
   large = large_batch or (lambda batch: batch)
   moves = lambda batch, t: (t, small(batch, t), large(batch))
+  # With one move of y, both move in it: then both see what it sees.
+  above = types.as_sequence(upper, 'upper')
   return descent.descend(
-    _recursive(both, period), upper=upper, lower=low._replace(batch_at=moves)
+    _recursive(both, period),
+    upper=above._replace(batch_at=moves),
+    lower=low._replace(batch_at=moves),
   )
