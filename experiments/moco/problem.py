@@ -78,26 +78,6 @@ def summary(measures: Sequence[Measure], scores: Any) -> Any:
   return jnp.mean(signs * jnp.log(jnp.maximum(scores, 1e-3)))
 
 
-def quiet(
-  oracle: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-  """An oracle that keeps no record of its losses.
-
-  A scalar for each of a hundred tasks in the state, times the members of a run,
-  costs the compiler minutes.
-  """
-
-  def update_fn(batch, state, params=None, **extra_args):
-    gradients, _ = oracle.update(
-      batch, oracle.init(params), params, **extra_args
-    )
-    return gradients, state
-
-  return optax.GradientTransformationExtraArgs(
-    lambda params: optax.EmptyState(), update_fn
-  )
-
-
 def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
   """Weights of a dense layer, by He's initialisation for ReLU."""
   scale = (2 / inputs) ** 0.5

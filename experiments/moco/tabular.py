@@ -240,10 +240,8 @@ def school_problem(
     metric='error',
     higher_is_better=False,
     init=init,
-    oracle=lambda: problems.quiet(
-      bj.multi_objective(
-        loss, schools, rest=('heads',), per_task=True, by='vmap'
-      )
+    oracle=lambda: bj.multi_objective(
+      loss, schools, rest=('heads',), per_task=True, by='vmap'
     ),
     losses=losses,
     batch=batch,

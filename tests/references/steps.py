@@ -515,26 +515,21 @@ def raised(matrix, least):
   return vectors @ np.diag(np.maximum(values, least)) @ vectors.T
 
 
-def stable(
-  f, g, x, y, batches, *, upper, lower, decay, least, lower_steps=1, pick=whole
-):
+def stable(f, g, x, y, batches, *, upper, lower, decay, least):
   """STABLE; the recursion goes on from the matrix before it is raised."""
   h_yy = h_xy = before = None
-  for k, batch in enumerate(batches):
-    for t in range(lower_steps):
-      b = pick(batch, t)
-      yy, xy = g.yy(x, y, b), g.xy(x, y, b)
-      if before is not None:
-        yy = yy + (1 - decay(k)) * (h_yy - g.yy(*before, b))
-        xy = xy + (1 - decay(k)) * (h_xy - g.xy(*before, b))
-      h_yy, h_xy, before, new = yy, xy, (x, y), x
-      safe = raised(yy, least)
-      if t == lower_steps - 1:
-        q = np.linalg.solve(safe, f.y(x, y, b))
-        new = x - upper(k) * (f.x(x, y, b) - xy @ q)
-      y = y - lower(k) * g.y(x, y, b)
-      y = y - np.linalg.solve(safe, xy.T @ (new - x))
-      x = new
+  for k, b in enumerate(batches):
+    yy, xy = g.yy(x, y, b), g.xy(x, y, b)
+    if before is not None:
+      yy = yy + (1 - decay(k)) * (h_yy - g.yy(*before, b))
+      xy = xy + (1 - decay(k)) * (h_xy - g.xy(*before, b))
+    h_yy, h_xy, before = yy, xy, (x, y)
+    safe = raised(yy, least)
+    q = np.linalg.solve(safe, f.y(x, y, b))
+    new = x - upper(k) * (f.x(x, y, b) - xy @ q)
+    y = y - lower(k) * g.y(x, y, b)
+    y = y - np.linalg.solve(safe, xy.T @ (new - x))
+    x = new
     yield {'upper': x, 'lower': y}
 
 
