@@ -73,40 +73,6 @@ class LinearSolver:
     return self.solve(operator, right, start, key)[0]
 
 
-def apply(
-  solve: Any, operator: Operator, right: Any, start: Any = None, key: Any = None
-) -> tuple[Any, Any]:
-  """The solution by any linear solver, and its products; None if unknown.
-
-  Args:
-    solve: a `LinearSolver`, or a function (operator, right, start) to the
-      solution.
-    operator: vector to vector.
-    right: the right-hand side, a pytree.
-    start: a guess, or None.
-    key: of a random solver.
-
-  Raises:
-    TypeError: if the solver is no function, or returns another structure.
-  """
-  if not callable(solve):
-    raise TypeError(
-      f'a linear solver is a function, got {solve!r}: pass '
-      'bj.linear_solvers.conjugate_gradient(10) for instance.'
-    )
-  if isinstance(solve, LinearSolver):
-    return solve.solve(operator, right, start, key)
-  found = solve(operator, right, start)
-  ours: Any = jax.tree.structure(right)
-  theirs: Any = jax.tree.structure(found)
-  if ours != theirs:
-    raise TypeError(
-      f'a linear solver returns the solution, {ours}, got {theirs}: if it '
-      'returns (solution, info), pass lambda *args: solve(*args)[0].'
-    )
-  return found, None
-
-
 def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
   """The same solver on a right-hand side of size 1, in at least float32.
 
@@ -204,15 +170,19 @@ def conjugate_gradient(
     aim = eps if tolerance is None else jnp.maximum(tolerance, eps)
     enough = aim**2 * square(right)
 
+    # Squared norms: size of the residual, length of the direction, least of
+    # the residual of `best`. Entries on the diagonal of Lanczos's matrix:
+    # `past` is a part of the next one, `top` the largest, as a norm.
     def step(carry):
-      x, residual, direction, best, size, least, past, top, flat = carry
+      (x, residual, direction, best), (size, length, least, past, top, flat) = (
+        carry
+      )
       product = operator(direction)
       curvature = _trees.dot(direction, product)
-      # The largest entry on the diagonal of Lanczos's matrix, as its norm.
       top = jnp.maximum(top, jnp.abs(curvature / size + past))
+      room = 4 * eps * top * length
       # Comparisons are such that it moves where a product is nan: that shows.
       going = ~(size <= enough)
-      room = 4 * eps * top * square(direction)
       flat = jnp.where(going, jnp.abs(curvature) <= room, flat)
       moving = going & ~(curvature <= room)
       scale = jnp.where(moving, size / curvature, 0)
@@ -222,17 +192,24 @@ def conjugate_gradient(
       # Residuals are orthogonal: weights 1 / size give the least of all means.
       share = jnp.where(moving, _trees.ratio(least, least + new), 0)
       best = _trees.add_scaled(best, share, optax.tree.sub(x, best))
-      ahead = _trees.add_scaled(residual, new / size, direction)
+      turn = new / size
+      ahead = _trees.add_scaled(residual, turn, direction)
       direction = _where(moving, ahead, direction)
-      # Below zero: there is no curvature in this direction.
-      past = curvature / size * new / size
-      size = jnp.where(moving, new, jnp.where(going, -1, size))
-      least = jnp.where(moving, share * new, least)
-      return x, residual, direction, best, size, least, past, top, flat
+      # A negative size: there is no curvature in this direction.
+      ended = (jnp.where(going, -1, size), length, least, past)
+      moved = (
+        new,
+        new + turn**2 * length,
+        share * new,
+        curvature / size * turn,
+      )
+      numbers = _where(moving, moved, ended)
+      return (x, residual, direction, best), (*numbers, top, flat)
 
     size = square(residual)
     zero = 0 * size
-    carry = (x, residual, residual, x, size, size, zero, zero, size < 0)
+    numbers = (size, size, size, zero, zero, size < 0)
+    carry: Any = ((x, residual, residual, x), numbers)
     if tolerance is None:
       carry, _ = jax.lax.scan(
         lambda carry, _: (step(carry), None), carry, None, steps, unroll=unroll
@@ -240,14 +217,14 @@ def conjugate_gradient(
       taken = steps
     else:
       carry, taken = jax.lax.while_loop(
-        lambda loop: (loop[1] < steps) & ~(loop[0][4] <= enough),
+        lambda loop: (loop[1] < steps) & ~(loop[0][1][0] <= enough),
         lambda loop: (step(loop[0]), loop[1] + 1),
         (carry, jnp.int32(0)),
       )
-    x, _, direction, best, size, least, *_, flat = carry
+    (x, _, direction, best), (size, length, least, *_, flat) = carry
     # What is left is the part outside the range, along the flat direction.
     outside = flat & (least > eps * square(right))
-    along = _trees.ratio(_trees.dot(best, direction), square(direction))
+    along = _trees.ratio(_trees.dot(best, direction), length)
     best = _trees.add_scaled(best, jnp.where(outside, -along, 0), direction)
     worse = (size < 0) | (size > 100 * least)
     return _where(worse, best, x), first + taken

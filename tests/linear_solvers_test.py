@@ -1,4 +1,4 @@
-"""Linear solvers against dense solutions; their products; their errors."""
+"""Linear solvers against dense solutions in NumPy; products; errors."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,41 @@ import pytest
 import bilevel_jax as bj
 from bilevel_jax import linear_solvers
 
-RNG = np.random.default_rng(0)
-ROOT = RNG.normal(size=(6, 6))
-MATRIX = ROOT @ ROOT.T / 6 + np.eye(6) / 2
-RIGHT = RNG.normal(size=6)
-LARGEST = float(np.linalg.eigvalsh(MATRIX)[-1])
+SIZE, COUNT = 6, 30
+# Rank, condition, whether the right-hand side is in the range.
+CASES = [
+  (6, 10, True),
+  (6, 1e3, True),
+  (3, 10, True),
+  (3, 1e3, True),
+  (1, 1, True),
+  (3, 10, False),
+  (3, 100, False),
+  (1, 1, False),
+  (0, 1, False),
+]
+
+
+def product(basis, sizes, vectors):
+  return np.einsum('kij,kj,klj,kl->ki', basis, sizes, basis, vectors)
+
+
+def systems(seed=0):
+  """Matrices, right-hand sides and solutions of least norm, case by case."""
+  rng = np.random.default_rng(seed)
+  out = []
+  for rank, condition, inside in CASES:
+    basis = np.linalg.qr(rng.normal(size=(COUNT, SIZE, SIZE)))[0]
+    sizes = np.zeros((COUNT, SIZE))
+    sizes[:, :rank] = condition ** -rng.uniform(size=(COUNT, rank))
+    sizes[:, : min(rank, 1)] = 1
+    kept = 1.0 * (sizes > 0)
+    right = rng.normal(size=(COUNT, SIZE))
+    right = product(basis, kept, right) if inside else right
+    inverse = kept / np.where(sizes > 0, sizes, 1)
+    matrix = np.einsum('kij,kj,klj->kil', basis, sizes, basis)
+    out.append((matrix, right, product(basis, inverse, right)))
+  return [np.concatenate(parts) for parts in zip(*out, strict=True)]
 
 
 def as_tree(vector):
@@ -23,93 +53,197 @@ def as_vector(tree):
   return jnp.concatenate([tree['a'].ravel(), tree['b']])
 
 
-def operator(tree):
-  return as_tree(jnp.asarray(MATRIX) @ as_vector(tree))
+def mapped(solver):
+  """The solver on many systems at once, each a pytree; solution, products."""
+
+  def one(matrix, right, start=None):
+    apply = lambda tree: as_tree(matrix @ as_vector(tree))
+    start = None if start is None else as_tree(start)
+    solution, products = solver.solve(apply, as_tree(right), start, None)
+    return as_vector(solution), products
+
+  run = jax.jit(jax.vmap(one))
+
+  def call(*arrays, dtype='float32'):
+    with jax.enable_x64(dtype == 'float64'):
+      found = run(*(jnp.asarray(a, dtype) for a in arrays))
+      return jax.tree.map(np.asarray, found)
+
+  return call
 
 
-def solve(solver, start=None, key=None):
-  """Solution and products in float64, on a pytree."""
-  with jax.enable_x64(True):
-    right = as_tree(jnp.asarray(RIGHT))
-    if start is not None:
-      start = as_tree(jnp.asarray(start))
-    run = jax.jit(lambda right: solver.solve(operator, right, start, key))
-    solution, products = run(right)
-    return np.asarray(as_vector(solution)), int(products)
+def norms(vectors):
+  return np.linalg.norm(np.float64(vectors), axis=-1)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize(
+  'solver',
+  [
+    bj.linear_solvers.conjugate_gradient(12),
+    bj.linear_solvers.conjugate_gradient(12, tolerance=0.0),
+    bj.linear_solvers.gmres(8),
+    bj.linear_solvers.dense_solve(),
+  ],
+  ids=['cg', 'cg_ends', 'gmres', 'dense'],
+)
+def test_random_systems_of_all_ranks(solver, dtype):
+  """The solution of least norm, to rounding times the condition."""
+  matrix, right, expected = systems()
+  found, _ = mapped(solver)(matrix, right, dtype=dtype)
+  eps = np.finfo(dtype).eps
+  error = norms(found - expected) / np.maximum(norms(expected), 1e-9)
+  left = norms(right - np.einsum('kij,kj->ki', matrix, np.float64(found)))
+  least = norms(right - np.einsum('kij,kj->ki', matrix, expected))
+  for i, (_, condition, inside) in enumerate(CASES):
+    part = slice(i * COUNT, (i + 1) * COUNT)
+    if inside:
+      assert error[part].max() < 30 * eps * condition, CASES[i]
+    else:
+      # Its residual is all but the least; to its norm, rounding is far.
+      assert (left / least)[part].max() < 1.001, CASES[i]
+      assert norms(found - expected)[part].max() < 30 * eps**0.5, CASES[i]
+
+
+def test_warm_starts_do_not_drift_in_a_singular_system():
+  """Updates that each start at rounding from the solution, in float32."""
+  matrix, right, expected = systems(1)
+  run = mapped(bj.linear_solvers.conjugate_gradient(10))
+  part = slice(2 * COUNT, 4 * COUNT)
+  matrix, right, x = matrix[part], right[part], expected[part]
+  for _ in range(8):
+    x, products = run(matrix, right, x)
+  error = norms(x - expected[part]) / norms(expected[part])
+  assert error[:COUNT].max() < 1e-5
+  assert error.max() < 1e-3
+  assert np.all(products == 11)
 
 
 @pytest.mark.parametrize(
-  ('solver', 'products', 'tolerance'),
+  'solver',
   [
-    (bj.linear_solvers.dense_solve(), 6, 1e-12),
-    (bj.linear_solvers.conjugate_gradient(6), 6, 1e-10),
-    (bj.linear_solvers.conjugate_gradient(20), 20, 1e-12),
-    (bj.linear_solvers.conjugate_gradient(20, unroll=20), 20, 1e-12),
-    (bj.linear_solvers.gmres(6), 6, 1e-12),
-    (bj.linear_solvers.gmres(9), 9, 1e-12),
-    (bj.linear_solvers.neumann(600, 1 / LARGEST), 600, 1e-12),
-    (bj.linear_solvers.nystrom(6, 1e-7), 6, 5e-6),
-    (bj.linear_solvers.nystrom(9, 1e-7), 6, 5e-6),
+    bj.linear_solvers.conjugate_gradient(12),
+    bj.linear_solvers.gmres(8),
+    bj.linear_solvers.nystrom(6, 1e-6),
   ],
+  ids=['cg', 'gmres', 'nystrom'],
 )
-def test_solves(solver, products, tolerance):
-  solution, spent = solve(solver)
-  expected = np.linalg.solve(MATRIX, RIGHT)
-  np.testing.assert_allclose(solution, expected, atol=tolerance)
-  assert spent == products
+def test_right_hand_sides_of_any_size(solver):
+  matrix, right, expected = (a[:COUNT] for a in systems())
+  run = mapped(solver)
+  for size in (1e-30, 1e30):
+    found, _ = run(matrix, size * right)
+    np.testing.assert_allclose(found / size, expected, rtol=1e-3, atol=1e-3)
+  assert np.all(run(matrix, 0 * right)[0] == 0)
+  assert np.all(np.isnan(run(np.nan * matrix, right)[0]))
 
 
-def test_starts():
-  exact = np.linalg.solve(MATRIX, RIGHT)
-  near = exact + 0.01 * RIGHT
-  for solver in (
-    bj.linear_solvers.conjugate_gradient(2),
-    bj.linear_solvers.gmres(2),
-    bj.linear_solvers.neumann(3, 1 / LARGEST),
-  ):
-    cold, cold_products = solve(solver)
-    warm, products = solve(solver, near)
-    assert np.linalg.norm(warm - exact) < 0.3 * np.linalg.norm(cold - exact)
-    assert products - cold_products in (0, 1)
-    np.testing.assert_allclose(solve(solver, exact)[0], exact, atol=1e-12)
+def test_conjugate_gradients_are_those_of_the_textbook_until_they_end():
+  matrix, right, _ = (a[COUNT] for a in systems())
+  x, residual = np.zeros(SIZE), right
+  direction = residual
+  for _ in range(4):
+    image = matrix @ direction
+    length = residual @ residual / (direction @ image)
+    x, new = x + length * direction, residual - length * image
+    direction = new + (new @ new) / (residual @ residual) * direction
+    residual = new
+  run = mapped(bj.linear_solvers.conjugate_gradient(4, unroll=4))
+  found, products = run(matrix[None], right[None], dtype='float64')
+  np.testing.assert_allclose(found[0], x, rtol=1e-9)
+  assert products == 4
 
 
 def test_conjugate_gradients_end_at_the_tolerance():
-  solution, products = solve(
-    bj.linear_solvers.conjugate_gradient(50, tolerance=1e-3)
-  )
-  residual = np.linalg.norm(MATRIX @ solution - RIGHT)
-  assert products < 6
-  assert residual <= 1e-3 * np.linalg.norm(RIGHT)
+  matrix, right, _ = (a[:COUNT] for a in systems())
+  run = mapped(bj.linear_solvers.conjugate_gradient(50, tolerance=1e-2))
+  found, products = run(matrix, right)
+  left = norms(right - np.einsum('kij,kj->ki', matrix, np.float64(found)))
+  assert np.all(left <= 1e-2 * norms(right))
+  assert 2 <= products.min() < products.max() <= 6
+
+
+def test_conjugate_gradients_stop_at_negative_curvature():
+  """The least residual along the first direction: alpha = b'Hb / |Hb|^2."""
+  curvature = jnp.array([3.0, 1.0, -2.0])
+  right = jnp.array([1.0, 1.0, 1.0])
+  solve = bj.linear_solvers.conjugate_gradient(10)
+  found = solve(lambda v: curvature * v, right)
+  assert np.linalg.norm(curvature * found - right) <= np.sqrt(3) * 0.99
+  # No step is possible at all.
+  np.testing.assert_array_equal(solve(lambda v: -v, right), 0)
+
+
+@pytest.mark.parametrize(
+  'solver',
+  [
+    bj.linear_solvers.conjugate_gradient(2),
+    bj.linear_solvers.gmres(2),
+    bj.linear_solvers.neumann(2, 1.0),
+  ],
+  ids=['cg', 'gmres', 'neumann'],
+)
+def test_starts(solver):
+  matrix, right, exact = (a[:COUNT] for a in systems())
+  starts = [shift * right + exact for shift in (0, 0.01, 1)]
+  run = mapped(solver)
+  still, near, far = (run(matrix, right, start)[0] for start in starts)
+  np.testing.assert_allclose(still, exact, rtol=1e-5, atol=1e-5)
+  # Each of them is linear in the right-hand side and the start together.
+  np.testing.assert_allclose(near - exact, 0.01 * (far - exact), atol=1e-4)
+  assert np.all(norms(near - exact) < 0.02 * norms(right))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_nystrom_is_the_formula(dtype):
+  """Sketches below, at and above the rank, of a small damping, in NumPy."""
+  matrix, right, _ = (a[COUNT : 3 * COUNT] for a in systems())
+  matrix[0], right[0] = 0, 1
+  for rank, damping in ((2, 0.1), (4, 1e-3), (9, 1e-3)):
+    drawn = jax.random.normal(jax.random.key(0), (rank, SIZE), jnp.float32)
+    columns = np.linalg.qr(np.float64(drawn).T)[0]
+    run = mapped(bj.linear_solvers.nystrom(rank, damping))
+    found, products = run(matrix, right, dtype=dtype)
+    assert np.all(products == min(rank, SIZE))
+    sketch = matrix @ columns
+    inner = np.linalg.pinv(columns.T @ sketch, rcond=1e-10, hermitian=True)
+    low = sketch @ inner @ sketch.swapaxes(1, 2)
+    expected = np.linalg.solve(low + damping * np.eye(SIZE), right[..., None])
+    error = norms(found - expected[..., 0]) / norms(expected[..., 0])
+    assert error.max() < 10 * np.finfo(dtype).eps / damping
 
 
 def test_neumann_is_the_truncated_series():
-  solution, _ = solve(bj.linear_solvers.neumann(3, 0.2))
-  shrink = np.eye(6) - 0.2 * MATRIX
+  matrix, right, _ = (a[0] for a in systems())
+  solve = bj.linear_solvers.neumann(3, 0.2)
+  apply = lambda v: jnp.float32(matrix) @ v
+  shrink = np.eye(SIZE) - 0.2 * matrix
   powers = sum(np.linalg.matrix_power(shrink, n) for n in range(4))
-  np.testing.assert_allclose(solution, 0.2 * powers @ RIGHT, atol=1e-12)
+  found = solve(apply, jnp.float32(right))
+  np.testing.assert_allclose(found, 0.2 * powers @ right, rtol=1e-5, atol=1e-5)
+  # Its sum goes on growing in bfloat16.
+  solve = bj.linear_solvers.neumann(1_000, 0.01)
+  np.testing.assert_allclose(solve(lambda v: v, jnp.bfloat16(1)), 1, rtol=0.01)
 
 
 def test_random_neumann_has_the_series_as_its_mean_and_counts_its_length():
-  solver, bound = bj.linear_solvers.random_neumann(4, 0.2), 4
-  shrink = np.eye(6) - 0.2 * MATRIX
-  terms = [
-    0.2 * bound * np.linalg.matrix_power(shrink, n) @ RIGHT
-    for n in range(bound)
-  ]
-  seen = set()
-  with jax.enable_x64(True):
-    right = as_tree(jnp.asarray(RIGHT))
-    run = jax.jit(lambda key: solver.solve(operator, right, None, key))
-    drawn = [run(jax.random.key(seed)) for seed in range(20)]
-  for tree, length in drawn:
-    solution, length = np.asarray(as_vector(tree)), int(length)
-    np.testing.assert_allclose(solution, terms[length], atol=1e-12)
-    seen.add(length)
+  matrix, right, _ = (a[0] for a in systems())
+  bound, apply = 4, lambda v: jnp.float32(matrix) @ v
+  shrink = np.eye(SIZE) - 0.2 * matrix
+  terms = np.stack(
+    [0.2 * bound * np.linalg.matrix_power(shrink, n) @ right for n in range(4)]
+  )
+  solver = bj.linear_solvers.random_neumann(bound, 0.2)
+  run = lambda key: solver.solve(apply, jnp.float32(right), None, key)
+  found, lengths = jax.vmap(run)(jnp.arange(20))
   # Each of the terms is as likely: their mean is the sum of four.
-  assert seen == {0, 1, 2, 3}
-  exact, _ = solve(bj.linear_solvers.neumann(bound - 1, 0.2))
-  np.testing.assert_allclose(np.mean(terms, axis=0), exact, atol=1e-12)
+  np.testing.assert_allclose(found, terms[lengths], rtol=1e-4, atol=1e-5)
+  assert set(np.asarray(lengths)) == {0, 1, 2, 3}
+  exact = bj.linear_solvers.neumann(bound - 1, 0.2)(apply, jnp.float32(right))
+  np.testing.assert_allclose(terms.mean(0), exact, rtol=1e-4, atol=1e-5)
+  # All forms of a key.
+  for key in (jax.random.key(7), jax.random.PRNGKey(7)):
+    np.testing.assert_allclose(run(key)[0], found[7], rtol=1e-6)
 
 
 def test_samples_are_taken_in_turn():
@@ -122,17 +256,6 @@ def test_samples_are_taken_in_turn():
   np.testing.assert_allclose(q, first + (1 - 2 * first) / 4, rtol=1e-6)
 
 
-def test_nystrom_inverts_the_damped_matrix_and_low_ranks():
-  solution, _ = solve(bj.linear_solvers.nystrom(6, 0.3))
-  expected = np.linalg.solve(MATRIX + 0.3 * np.eye(6), RIGHT)
-  np.testing.assert_allclose(solution, expected, atol=1e-10)
-  low = RNG.normal(size=(8, 2))
-  matrix, right = jnp.asarray(low @ low.T), jnp.asarray(RNG.normal(size=8))
-  found = bj.linear_solvers.nystrom(3, 0.1)(lambda v: matrix @ v, right)
-  expected = np.linalg.solve(np.asarray(matrix) + 0.1 * np.eye(8), right)
-  np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-
-
 def test_gmres_needs_no_symmetry():
   matrix = np.array([[1.0, 2.0], [-3.0, 0.5]])
   found = bj.linear_solvers.gmres(2)(
@@ -142,35 +265,45 @@ def test_gmres_needs_no_symmetry():
 
 
 @pytest.mark.parametrize(
-  'solver',
-  [
-    bj.linear_solvers.conjugate_gradient(3),
-    bj.linear_solvers.gmres(3),
-    bj.linear_solvers.dense_solve(),
-    bj.linear_solvers.nystrom(2, 0.1),
-  ],
-)
-def test_a_zero_right_hand_side_and_a_singular_matrix_stay_finite(solver):
-  zero = solver(lambda v: v, jnp.zeros(3))
-  np.testing.assert_allclose(zero, 0, atol=1e-7)
-  part = solver(
-    lambda v: v * jnp.array([1.0, 1.0, 0.0]), jnp.array([1.0, 0, 0])
-  )
-  assert np.all(np.isfinite(part))
-
-
-@pytest.mark.parametrize(
   ('make', 'match'),
   [
-    (lambda: bj.linear_solvers.conjugate_gradient(0), 'steps >= 1, got 0'),
-    (lambda: bj.linear_solvers.neumann(-1, 0.1), 'steps >= 0'),
-    (lambda: bj.linear_solvers.random_neumann(0, 0.1), 'terms >= 1'),
-    (lambda: bj.linear_solvers.gmres(0), 'steps >= 1'),
-    (lambda: bj.linear_solvers.nystrom(0, 0.1), 'columns >= 1'),
-    (lambda: bj.linear_solvers.nystrom(3, 0.0), 'damping is positive'),
-    (lambda: bj.linear_solvers.random_neumann(2, 0.1)(lambda v: v, 1.0), 'key'),
+    (lambda s: s.conjugate_gradient(0), 'steps >= 1, got 0'),
+    (lambda s: s.conjugate_gradient(3, unroll=0), 'unroll >= 1'),
+    (lambda s: s.conjugate_gradient(3, tolerance=-1e-6), 'tolerance is in'),
+    (lambda s: s.conjugate_gradient(3, tolerance=2.0), 'tolerance is in'),
+    (lambda s: s.conjugate_gradient(3, tolerance=np.nan), 'tolerance is in'),
+    (lambda s: s.neumann(-1, 0.1), 'steps >= 0'),
+    (lambda s: s.neumann(3, 0.0), 'step_size'),
+    (lambda s: s.neumann(3, -0.1), 'step_size'),
+    (lambda s: s.neumann(3, np.inf), 'step_size'),
+    (lambda s: s.random_neumann(0, 0.1), 'terms >= 1'),
+    (lambda s: s.random_neumann(2, np.nan), 'step_size'),
+    (lambda s: s.gmres(0), 'steps >= 1'),
+    (lambda s: s.nystrom(0, 0.1), 'columns >= 1'),
+    (lambda s: s.nystrom(3, 0.0), 'damping is a number > 0'),
   ],
 )
 def test_arguments_out_of_range(make, match):
   with pytest.raises(ValueError, match=match):
-    make()
+    make(bj.linear_solvers)
+
+
+def test_a_random_solver_asks_for_its_key():
+  with pytest.raises(TypeError, match='key='):
+    bj.linear_solvers.random_neumann(2, 0.1)(lambda v: v, jnp.float32(1))
+
+
+@pytest.mark.parametrize(
+  ('solve', 'match'),
+  [
+    ('cg', "got 'cg': pass bj.linear_solvers"),
+    (jax.scipy.sparse.linalg.cg, r'solve\(\*args\)\[0\]'),
+  ],
+)
+def test_what_is_no_solver_is_refused(solve, match):
+  loss = lambda x, y, batch: (y - x) ** 2
+  one = jnp.float32(1)
+  params = bj.BilevelParams(one, one)
+  oracle = bj.implicit(bj.BilevelProblem(loss, loss), solve=solve)
+  with pytest.raises(TypeError, match=match):
+    oracle.update(None, oracle.init(params), params)

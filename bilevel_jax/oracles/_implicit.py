@@ -102,7 +102,7 @@ def implicit_terms(
   right = coordinates(above_y)
   if start is not None:
     start = _sequences.vary_like(start, right)
-  linear, products = linear_solvers.apply(solve, operator, right, start, key)
+  linear, products = _solved(solve, operator, right, start, key)
   cross, curved = product(lifted(linear))
   correction = optax.tree.scale(-1, cross)
   coupling = None if lower_set is None else lower_set.coupling
@@ -151,7 +151,8 @@ def implicit(
       along the lower set.
     solve: any function (operator, right, start) to the solution, such as
       `conjugate_gradient`, `neumann`, `random_neumann`, `nystrom`, `gmres`,
-      `dense_solve` or another library's; by default ten conjugate gradients.
+      `dense_solve` of `bj.linear_solvers` or another library's; by default ten
+      conjugate gradients.
     lower_set: the set of the lower variable: `affine_set`,
       `affine_operator_set` or `consensus_set`; None for the whole space. Over
       a `consensus_set` of a mapped axis, the system's matrix is the mean of the
@@ -263,6 +264,26 @@ def implicit(
     outputs=base.outputs_only(problem, 'upper'),
     averaged=averaged,
   )
+
+
+def _solved(solve, operator, right, start, key) -> tuple[Any, Any]:
+  """The solution, and the solver's products; None for another library's."""
+  if not callable(solve):
+    raise TypeError(
+      f'a linear solver is a function, got {solve!r}: pass '
+      'bj.linear_solvers.conjugate_gradient(10) for instance.'
+    )
+  if isinstance(solve, linear_solvers.LinearSolver):
+    return solve.solve(operator, right, start, key)
+  found = solve(operator, right, start)
+  ours: Any = jax.tree.structure(right)
+  theirs: Any = jax.tree.structure(found)
+  if ours != theirs:
+    raise TypeError(
+      f'a linear solver returns the solution, {ours}, got {theirs}: if it '
+      'returns (solution, info), pass lambda *args: solve(*args)[0].'
+    )
+  return found, None
 
 
 def check_lower_set(lower_set: Any) -> None:

@@ -1,6 +1,7 @@
+"""Diagnostics of nested problems against dense references in NumPy."""
+
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +9,168 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import problems
+
+UPPER, LOWER, ROWS, PENALTY = 3, 6, 5, 100.0
+
+
+def as_tree(vector):
+  return {'a': vector[:4].reshape(2, 2), 'b': vector[4:]}
+
+
+def upper(x, y, data):
+  flat = jnp.concatenate([y['a'].ravel(), y['b']])
+  pull = jnp.sum((flat - data['c']) ** 2) / 2 + flat[0] * x[0]
+  return pull + jnp.sum(jnp.cos(data['C'] @ x))
+
+
+def lower(x, y, data):
+  """Strongly convex in y, no quadratic; couples all entries of x and y."""
+  flat = jnp.concatenate([y['a'].ravel(), y['b']])
+  error = flat - jnp.tanh(data['M'] @ x)
+  rest = jax.nn.softplus(data['B'] @ flat + data['N'] @ x)
+  return error @ data['A'] @ error / 2 + jnp.sum(rest)
+
+
+PROBLEM = bj.BilevelProblem(upper, lower)
+
+
+def draw(seed, condition):
+  rng = np.random.default_rng(seed)
+  basis = np.linalg.qr(rng.normal(size=(LOWER, LOWER)))[0]
+  sizes = condition ** -np.linspace(0, 1, LOWER)
+  return {
+    'x': rng.normal(size=UPPER),
+    'A': (basis * sizes) @ basis.T,
+    'M': rng.normal(size=(LOWER, UPPER)),
+    'B': rng.normal(size=(ROWS, LOWER)) / 3,
+    'N': rng.normal(size=(ROWS, UPPER)),
+    'c': rng.normal(size=LOWER),
+    'C': rng.normal(size=(UPPER, UPPER)),
+  }
+
+
+class Reference:
+  """The same problem by hand, in float64."""
+
+  def __init__(self, data):
+    self.__dict__.update(data)
+
+  def spread(self, x, y):
+    rest = 1 / (1 + np.exp(-self.B @ y - self.N @ x))
+    return rest, (rest * (1 - rest))[:, None]
+
+  def slopes(self, x, y):
+    """Gradients of the lower loss in x and in y."""
+    rest, _ = self.spread(x, y)
+    mean = np.tanh(self.M @ x)
+    pull = self.A @ (y - mean)
+    in_x = self.N.T @ rest - self.M.T @ ((1 - mean**2) * pull)
+    return in_x, pull + self.B.T @ rest
+
+  def minimiser(self, x):
+    """Newton's method, damped."""
+    y = np.tanh(self.M @ x)
+    size = lambda y: np.linalg.norm(self.slopes(x, y)[1])
+    for _ in range(60):
+      hessian = self.A + self.B.T @ (self.spread(x, y)[1] * self.B)
+      step = np.linalg.solve(hessian, self.slopes(x, y)[1])
+      while size(y - step) > 2 * size(y):
+        step /= 2
+      y = y - step
+    assert size(y) < 1e-13
+    return y
+
+  def total(self, x):
+    y = self.minimiser(x)
+    pull = np.sum((y - self.c) ** 2) / 2 + y[0] * x[0]
+    return pull + np.sum(np.cos(self.C @ x))
+
+  def partial(self, x, y):
+    """The gradient of the upper loss in x."""
+    return y[0] * np.eye(UPPER)[0] - self.C.T @ np.sin(self.C @ x)
+
+  def hypergradient(self, x):
+    y = self.minimiser(x)
+    _, curvature = self.spread(x, y)
+    hessian = self.A + self.B.T @ (curvature * self.B)
+    scale = (1 - np.tanh(self.M @ x) ** 2)[:, None]
+    cross = self.B.T @ (curvature * self.N) - self.A @ (scale * self.M)
+    slope = y - self.c + x[0] * np.eye(LOWER)[0]
+    return self.partial(x, y) - cross.T @ np.linalg.solve(hessian, slope)
+
+
+def test_the_reference_is_the_slope_of_the_value_function():
+  ours = Reference(data := draw(0, 30))
+  steps = 1e-4 * np.eye(UPPER)
+  slope = [
+    (ours.total(data['x'] + step) - ours.total(data['x'] - step)) / 2e-4
+    for step in steps
+  ]
+  np.testing.assert_allclose(ours.hypergradient(data['x']), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_dense_problems_to_rounding(dtype):
+  """From far, from near and from the minimum; well and ill conditioned."""
+  eps = np.finfo(dtype).eps
+  cases = [
+    (draw(seed, condition), shift, condition)
+    for seed in range(4)
+    for condition in (10, 300)
+    for shift in (None, 0.01, 0)
+  ]
+
+  def measure(data, start, value):
+    params = bj.BilevelParams(data['x'], as_tree(start))
+    y = bj.diagnostics.lower_minimiser(PROBLEM, params, data, steps=100)
+    slope = bj.diagnostics.hypergradient(
+      PROBLEM, params._replace(lower=y), data
+    )
+    away = bj.diagnostics.hypergradient_distance(
+      PROBLEM,
+      params,
+      data,
+      penalty=PENALTY,
+      value=as_tree(value),
+      solve_steps=100,
+    )
+    return jnp.concatenate([y['a'].ravel(), y['b']]), slope, away
+
+  inputs, expected = [], []
+  for data, shift, _ in cases:
+    ours, x = Reference(data), data['x']
+    y = ours.minimiser(x)
+    start = np.zeros(LOWER) if shift is None else y + shift
+    inputs.append((data, start, y + 0.1))
+    slope = ours.hypergradient(x)
+    gap = ours.slopes(x, start)[0] - ours.slopes(x, y + 0.1)[0]
+    penalised = ours.partial(x, start) + PENALTY * gap
+    expected.append((y, slope, penalised))
+  stacked = jax.tree.map(lambda *a: np.stack(a), *inputs)
+  with jax.enable_x64(dtype == 'float64'):
+    arrays = jax.tree.map(lambda a: jnp.asarray(a, dtype), stacked)
+    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(measure))(*arrays))
+  for i, (_, _, condition) in enumerate(cases):
+    y, slope, penalised = expected[i]
+    room = 30 * eps * condition
+    found_y, found_slope, away = jax.tree.map(lambda a, i=i: a[i], found)
+    np.testing.assert_allclose(found_y, y, atol=room * np.linalg.norm(y))
+    size = np.linalg.norm(slope)
+    np.testing.assert_allclose(found_slope, slope, atol=room * size)
+    distance = np.linalg.norm(penalised - slope)
+    # The penalty multiplies the rounding of two slopes.
+    more = room + PENALTY * 10 * eps / distance
+    np.testing.assert_allclose(away.distance, distance, rtol=more)
+    np.testing.assert_allclose(away.relative, distance / size, rtol=more)
+    cosine = penalised @ slope / np.linalg.norm(penalised) / size
+    np.testing.assert_allclose(away.cosine, cosine, atol=more)
+
 
 # f = |y - c|^2 / 2 + |x|^2 / 2, g = (y - M x)' H (y - M x) / 2.
 M = np.array([[1.0, 0.5], [-0.3, 2.0]])
 H = np.array([[2.0, 0.4], [0.4, 1.0]])
 C = np.array([1.0, -2.0])
+X = np.array([0.7, -0.2])
 
 
 def quadratic_lower(x, y, batch):
@@ -27,132 +184,111 @@ QUADRATIC = bj.BilevelProblem(
 )
 
 
-def convex_lower(x, y, batch):
-  """Strongly convex in y, no quadratic, and its minimum not in closed form."""
-  mixed = jnp.tanh(batch @ y['matrix']) - x['a']
-  flat = sum((leaf**2).sum() + (leaf**4).sum() for leaf in jax.tree.leaves(y))
-  return jnp.mean(mixed**2) / 5 + flat / 2 + jnp.vdot(x['a'], y['vector'])
+def test_the_distance_falls_as_the_inverse_penalty_and_shows_a_lag(x64):
+  exact = M.T @ (M @ X - C) + X
 
-
-CONVEX = bj.BilevelProblem(problems.rough_upper, convex_lower)
-# Compiled once for all tests of it.
-SOLVE = jax.jit(
-  functools.partial(bj.diagnostics.lower_minimiser, CONVEX, steps=60)
-)
-
-
-def quadratic_params():
-  return bj.BilevelParams(jnp.array([0.7, -0.2]), jnp.array([3.0, 1.0]))
-
-
-def test_lower_minimiser_of_a_quadratic(x64):
-  params = quadratic_params()
-  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, steps=40)
-  np.testing.assert_allclose(y, M @ params.upper, atol=1e-8)
-
-
-def test_lower_minimiser_of_a_tree_is_stationary(x64):
-  params, batch = problems.rough_params(), problems.rough_batch()
-  y = SOLVE(params, batch)
-  slope = jax.grad(convex_lower, 1)(params.upper, y, batch)
-  assert optax.tree.norm(slope) < 1e-7
-  chex.assert_trees_all_equal_shapes_and_dtypes(y, params.lower)
-
-
-def test_lower_minimiser_by_another_optimiser(x64):
-  params = quadratic_params()
-  y = bj.diagnostics.lower_minimiser(
-    QUADRATIC, params, optimiser=optax.sgd(0.4), steps=300
-  )
-  np.testing.assert_allclose(y, M @ params.upper, atol=1e-8)
-
-
-def test_lower_minimiser_stays_at_a_minimum(x64):
-  params = quadratic_params()
-  params = params._replace(lower=jnp.asarray(M @ params.upper))
-  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, steps=30)
-  np.testing.assert_allclose(y, params.lower, atol=1e-12)
-
-
-def test_penalty_gap_in_closed_form(x64):
-  params = quadratic_params()
-  error = params.lower - M @ params.upper
-  gap = bj.diagnostics.penalty_gap(QUADRATIC, params, steps=40)
-  np.testing.assert_allclose(gap, error @ H @ error / 2, rtol=1e-8)
-
-
-def test_penalty_gap_is_the_difference_of_the_lower_losses(x64):
-  params, batch = problems.rough_params(), problems.rough_batch()
-  gap = bj.diagnostics.penalty_gap(CONVEX, params, batch, steps=60)
-  y = SOLVE(params, batch)
-  least = convex_lower(params.upper, y, batch)
-  here = convex_lower(*params, batch)
-  np.testing.assert_allclose(gap, here - least, rtol=1e-12)
-  assert gap > 0
-
-
-def test_hypergradient_in_closed_form(x64):
-  x = quadratic_params().upper
-  params = bj.BilevelParams(x, jnp.asarray(M @ x))
-  slope = bj.hypergradient(QUADRATIC, params, tolerance=1e-12)
-  # F(x) = |M x - c|^2 / 2 + |x|^2 / 2.
-  np.testing.assert_allclose(slope, M.T @ (M @ x - C) + x, rtol=1e-9)
-
-
-def test_hypergradient_by_differences_of_the_value_function(x64):
-  params, batch = problems.rough_params(), problems.rough_batch()
-  solve = lambda x: SOLVE(params._replace(upper=x), batch)
-  outer = lambda x: problems.rough_upper(x, solve(x), batch)
-  expected = problems.by_differences(outer, params.upper, 1e-4)
-  at = params._replace(lower=solve(params.upper))
-  slope = bj.hypergradient(CONVEX, at, batch, tolerance=1e-12)
-  chex.assert_trees_all_close(slope, expected, atol=1e-6)
-
-
-def penalised_minimiser(x, gamma):
-  # (y - c) + gamma H (y - M x) = 0
-  matrix = np.eye(2) + gamma * H
-  return jnp.asarray(np.linalg.solve(matrix, C + gamma * H @ M @ x))
-
-
-def test_hypergradient_distance_falls_as_the_inverse_penalty(x64):
-  x = quadratic_params().upper
-  exact = M.T @ (M @ x - C) + x
-  distances = []
-  for gamma in (10.0, 100.0, 1000.0):
-    y = penalised_minimiser(x, gamma)
+  def measure(gamma, lag):
+    # The penalised minimiser: (y - c) + gamma H (y - M x) = 0.
+    matrix = jnp.eye(2) + gamma * H
+    y = jnp.linalg.solve(matrix, C + gamma * H @ M @ X)
     found = bj.diagnostics.hypergradient_distance(
       QUADRATIC,
-      bj.BilevelParams(x, y),
+      bj.BilevelParams(jnp.asarray(X), y),
       penalty=gamma,
-      value=jnp.asarray(M @ x),
+      value=jnp.asarray(M @ X) + lag,
       solve_steps=40,
     )
-    # By hand: the penalised slope is x + M' (y - c).
-    away = np.linalg.norm(M.T @ (y - C) + x - exact)
-    np.testing.assert_allclose(found.distance, away, rtol=1e-4)
-    np.testing.assert_allclose(
-      found.relative, away / np.linalg.norm(exact), rtol=1e-4
-    )
-    distances.append(float(found.distance))
-  ratios = np.array(distances[:-1]) / distances[1:]
+    return y, found
+
+  gammas, lags = jnp.array([10.0, 100, 1000, 1000]), jnp.array([0, 0, 0, 0.01])
+  y, found = jax.jit(jax.vmap(measure))(gammas, lags)
+  # By hand: without a lag, the penalised slope is x + M' (y - c).
+  away = np.linalg.norm((y[:3] - C) @ M + X - exact, axis=-1)
+  np.testing.assert_allclose(found.distance[:3], away, rtol=1e-9)
+  ratios = found.distance[:2] / found.distance[1:3]
   np.testing.assert_allclose(ratios, 10, rtol=0.15)
-  np.testing.assert_allclose(found.cosine, 1, atol=1e-4)
-
-
-def test_a_lagging_value_sequence_shows_in_the_distance(x64):
-  x, gamma = quadratic_params().upper, 1000.0
-  params = bj.BilevelParams(x, penalised_minimiser(x, gamma))
-  near, far = (
-    bj.diagnostics.hypergradient_distance(
-      QUADRATIC, params, penalty=gamma, value=w, solve_steps=40
-    ).distance
-    for w in (jnp.asarray(M @ x), jnp.asarray(M @ x + 0.01))
-  )
+  np.testing.assert_allclose(found.cosine[2], 1, atol=1e-4)
   # gamma times the difference of the slopes in x, -M' H (0.01, 0.01).
-  expected = gamma * np.linalg.norm(M.T @ H @ np.full(2, 0.01))
-  np.testing.assert_allclose(far, expected, rtol=0.01)
-  assert near < 0.01 * far
+  expected = 1000 * np.linalg.norm(M.T @ H @ np.full(2, 0.01))
+  np.testing.assert_allclose(found.distance[3], expected, rtol=0.01)
+
+
+def test_another_optimiser_gives_its_own_steps_and_the_gap(x64):
+  params = bj.BilevelParams(jnp.asarray(X), jnp.array([3.0, 1.0]))
+  given = {'optimiser': optax.sgd(0.4)}
+  y = bj.diagnostics.lower_minimiser(QUADRATIC, params, steps=2, **given)
+  expected = np.asarray(params.lower)
+  for _ in range(2):
+    expected = expected - 0.4 * H @ (expected - M @ X)
+  np.testing.assert_allclose(y, expected, rtol=1e-12)
+  gap = bj.diagnostics.penalty_gap(QUADRATIC, params, steps=300, **given)
+  error = params.lower - M @ X
+  np.testing.assert_allclose(gap, error @ H @ error / 2, rtol=1e-12)
+
+
+UNBOUNDED = {
+  'linear': lambda x, y, batch: jnp.sum(y) - x,
+  'concave': lambda x, y, batch: -jnp.sum((y - x) ** 2),
+  'saddle': lambda x, y, batch: (y[0] - x) ** 2 - y[1] ** 2,
+  'infinite': lambda x, y, batch: -jnp.exp(jnp.exp(jnp.sum(y**2))),
+}
+POINT = bj.BilevelParams(jnp.float32(1), jnp.array([0.5, 0.7]))
+
+
+@pytest.mark.parametrize('name', UNBOUNDED)
+def test_an_unbounded_lower_loss_is_said(name):
+  problem = bj.BilevelProblem(UNBOUNDED[name], UNBOUNDED[name])
+  call = functools.partial(
+    bj.diagnostics.lower_minimiser,
+    problem,
+    steps=50,
+    optimiser=optax.sgd(0.1) if name != 'linear' else None,
+  )
+  with pytest.raises(ValueError, match='unbounded below, or far from its min'):
+    call(POINT)
+  if name != 'linear':
+    assert np.all(np.isnan(jax.jit(call)(POINT)))
+
+
+@pytest.mark.parametrize(
+  'matrix',
+  [
+    [[1.0, 0, 0], [0, 2, 0], [0, 0, 0]],
+    [[1.0, 1, 1], [1, 1, 1], [1, 1, 1]],
+    [[1.0, 2, 0], [2, 1, 0], [0, 0, 1]],
+    [[-1.0, 0, 0], [0, -2, 0], [0, 0, -3]],
+    [[0.0, 0, 0], [0, 0, 0], [0, 0, 0]],
+  ],
+  ids=['zero', 'rank_one', 'indefinite', 'negative', 'linear'],
+)
+def test_a_hessian_that_is_not_positive_is_said(matrix):
+  """Not [0, 0], which would read as stationary."""
+  matrix = jnp.asarray(matrix)
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - jnp.array([1.0, 2, 3])) ** 2),
+    lower=lambda x, y, batch: y @ matrix @ y / 2 - jnp.vdot(x, y),
+  )
+  params = bj.BilevelParams(jnp.zeros(3), jnp.zeros(3))
+  call = functools.partial(bj.diagnostics.hypergradient, problem)
+  with pytest.raises(ValueError, match='singular or indefinite here'):
+    call(params)
+  assert np.all(np.isnan(jax.jit(call)(params)))
+  # With a system that can be solved, there is an answer.
+  problem = problem._replace(lower=lambda x, y, batch: jnp.sum((y - x) ** 2))
+  found = bj.diagnostics.hypergradient(problem, params)
+  np.testing.assert_allclose(found, [-2, -4, -6], rtol=1e-6)
+
+
+def test_a_singular_system_with_a_solution_has_a_hypergradient():
+  """The minimisers are a line along which the upper loss is constant."""
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: (y[0] + 2 * y[1] - 1) ** 2,
+    lower=lambda x, y, batch: (y[0] + 2 * y[1] - 3 * x) ** 2,
+  )
+  params = bj.BilevelParams(jnp.float32(1), jnp.array([1.0, 1.0]))
+  # F(x) = (3 x - 1)^2.
+  found = bj.diagnostics.hypergradient(problem, params)
+  np.testing.assert_allclose(found, 12, rtol=1e-6)
 
 
 def test_feasibility_is_the_distance_to_the_set():
@@ -178,11 +314,15 @@ def test_feasibility_leaves_out_the_whole_space():
   [
     bj.diagnostics.lower_minimiser,
     bj.diagnostics.penalty_gap,
-    bj.hypergradient,
+    bj.diagnostics.hypergradient,
   ],
 )
 def test_a_lower_loss_that_is_no_scalar_is_named(call):
   problem = QUADRATIC._replace(lower=lambda x, y, batch: y)
-  params = bj.BilevelParams(jnp.ones(2), jnp.ones(2))
   with pytest.raises(TypeError, match=r'the lower loss returned .*\(2,\)'):
-    call(problem, params)
+    call(problem, bj.BilevelParams(jnp.ones(2), jnp.ones(2)))
+
+
+def test_steps_are_whole_numbers():
+  with pytest.raises(ValueError, match='steps >= 1, got 0'):
+    bj.diagnostics.lower_minimiser(QUADRATIC, POINT, steps=0)
