@@ -1,13 +1,14 @@
 """Affine sets against quadratic programmes; ranks, right-hand sides, trees."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel_jax as bj
+
+S = bj.Sequence
 
 
 def quadratic_programme(matrix, right, point):
@@ -46,41 +47,53 @@ def with_adjoint(matrix, right):
   )
 
 
-both = pytest.mark.parametrize('make', [dense, matrix_free, with_adjoint])
+MAKERS = [dense, matrix_free, with_adjoint]
 
 
-@pytest.mark.parametrize('size', [(3, 5, 3), (4, 5, 2), (6, 4, 3)])
-@both
-def test_projects_like_a_quadratic_programme(make, size):
-  for seed in range(5):
-    with jax.enable_x64(True):
-      matrix, right, point = draw(seed, *size)
-      found = make(matrix, right)(jnp.asarray(point))
-      expected = quadratic_programme(matrix, right, point)
-      np.testing.assert_allclose(found, expected, atol=1e-8)
-      np.testing.assert_allclose(matrix @ found, right, atol=1e-8)
+SIZES = [(3, 5, 3), (4, 5, 2), (6, 4, 3)]
 
 
-@both
-def test_directions_along_a_set_of_deficient_rank(make):
-  with jax.enable_x64(True):
-    matrix, right, point = draw(1, 5, 7, 3)
-    set_ = make(matrix, right)
-    pinv = np.linalg.pinv(matrix)
-    kernel = np.eye(7) - pinv @ matrix
-    tangent = set_.tangent(jnp.asarray(point))
-    np.testing.assert_allclose(tangent, kernel @ point, atol=1e-9)
-    transposed = set_.transpose(jnp.asarray(point))
-    np.testing.assert_allclose(transposed, pinv.T @ point, atol=1e-9)
-    back = set_.lift(set_.coordinates(jnp.asarray(point)), jnp.asarray(point))
-    np.testing.assert_allclose(back, kernel @ point, atol=1e-9)
-    assert (
-      set_.zero(jnp.asarray(point)).shape
-      == set_.coordinates(jnp.asarray(point)).shape
-    )
+def test_projects_like_a_quadratic_programme(x64):
+  """Also along sets of deficient rank, which have directions of their own."""
+  cases = [draw(seed, *size) for size in SIZES for seed in range(2)]
+
+  @jax.jit
+  def found():
+    out = []
+    for matrix, right, point in cases:
+      point = jnp.asarray(point)
+      for make in MAKERS:
+        set_ = make(matrix, right)
+        coordinates = set_.coordinates(point)
+        assert set_.zero(point).shape == coordinates.shape
+        back = set_.lift(coordinates, point)
+        out.append((set_(point), set_.tangent(point), back))
+        out[-1] += (set_.transpose(point),)
+    return out
+
+  several = [case for case in cases for _ in MAKERS]
+  for (matrix, right, point), got in zip(several, found(), strict=True):
+    nearest, tangent, back, transposed = got
+    close = {'atol': 1e-8}
+    expected = quadratic_programme(matrix, right, point)
+    np.testing.assert_allclose(nearest, expected, **close)
+    np.testing.assert_allclose(matrix @ nearest, right, **close)
+    pinv = np.linalg.pinv(matrix, rcond=1e-10)
+    along = point - pinv @ (matrix @ point)
+    np.testing.assert_allclose(tangent, along, **close)
+    np.testing.assert_allclose(back, along, **close)
+    np.testing.assert_allclose(transposed, pinv.T @ point, **close)
 
 
-@both
+def in_a_set(kept):
+  """A solver whose lower variable is in the set; it moves by the batch."""
+  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('upper', 'lower'))
+  return bj.descend(
+    given, upper=optax.sgd(-1.0), lower=S(optax.sgd(-1.0), set=kept)
+  )
+
+
+@pytest.mark.parametrize('make', MAKERS)
 def test_a_right_hand_side_outside_the_range_is_an_error(make):
   matrix = np.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]])
   point = jnp.zeros(3)
@@ -88,9 +101,8 @@ def test_a_right_hand_side_outside_the_range_is_an_error(make):
   bad = make(matrix, jnp.array([1.0, 2.5]))
   with pytest.raises(ValueError, match=r'lower has no point in it.*range of A'):
     bad.check(point, name='lower')
-  link = bj.project(lower=bad)
   with pytest.raises(ValueError, match='rank deficient'):
-    link.init(bj.BilevelParams(None, point))
+    in_a_set(bad).init(bj.BilevelParams(jnp.zeros(1), point))
 
 
 def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
@@ -98,14 +110,14 @@ def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
   in_range = np.array([1.0, 2.0])
   leaves = lambda x: x[0] * in_range + jnp.maximum(x[0], 0) * np.array([0, 1.0])
   set_ = bj.projections.affine_set(matrix, in_range, coupling=leaves)
-  link = bj.lazy_projection(1.0, lower=set_)
+  solver = in_a_set(bj.projections.Lazy(set_, 1.0, key=0))
   good = bj.BilevelParams(jnp.array([-1.0]), jnp.zeros(2))
-  link.init(good)
+  solver.init(good)
   assert set_.outside_range(good.lower, good.upper) < 1e-6
   bad = good._replace(upper=jnp.array([1.0]))
   assert set_.outside_range(bad.lower, bad.upper) > 0.1
   with pytest.raises(ValueError, match=r'c - h\(x\)'):
-    link.init(bad)
+    solver.init(bad)
 
 
 def test_single_precision_stays_in_a_badly_conditioned_set():
@@ -171,31 +183,34 @@ def test_a_coupled_set_asks_for_the_upper_variable():
   set_ = bj.projections.affine_set([[1.0]], [1.0], coupling=lambda x: x)
   with pytest.raises(ValueError, match='upper variable'):
     set_(jnp.ones(1))
+  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('a',))
+  solver = bj.descend(given, a=S(optax.sgd(1.0), set=set_))
   with pytest.raises(TypeError, match='coupled affine set'):
-    bj.project(a=set_).init(bj.sequences(a=jnp.ones(1)))
+    solver.init(bj.sequences(a=jnp.ones(1)))
 
 
-def test_a_coupled_set_is_taken_where_the_upper_variable_will_be():
+def test_a_coupled_set_is_taken_where_the_upper_variable_has_moved():
   set_ = bj.projections.affine_set(
     [[1.0]], [0.0], coupling=lambda x: -x
   )  # y = x
-  link = bj.project(lower=set_)
+  solver = in_a_set(set_)
   params = bj.BilevelParams(jnp.array([1.0]), jnp.array([5.0]))
-  state = link.init(params)
+  state = solver.init(params)
   both = bj.BilevelParams(jnp.array([2.0]), jnp.array([0.5]))
-  np.testing.assert_allclose(link.update(both, state, params)[0].lower, -2.0)
+  np.testing.assert_allclose(solver.update(both, state, params)[0].lower, -2.0)
   alone = both._replace(upper=None)
-  np.testing.assert_allclose(link.update(alone, state, params)[0].lower, -4.0)
+  np.testing.assert_allclose(solver.update(alone, state, params)[0].lower, -4.0)
 
 
 def test_uses_are_counted_also_as_rounds():
-  link = bj.project(
-    upper=bj.projections.consensus_set(),
-    lower=bj.projections.affine_set([[1.0]]),
+  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('upper', 'lower'))
+  solver = bj.descend(
+    given,
+    upper=S(optax.sgd(1.0), set=bj.projections.consensus_set()),
+    lower=S(optax.sgd(1.0), set=bj.projections.affine_set([[1.0]])),
   )
   params = bj.BilevelParams(jnp.ones(2), jnp.ones(1))
-  update = functools.partial(link.update, params=params)
-  _, state = update(params, link.init(params))
+  _, state = solver.update(params, solver.init(params), params)
   assert bj.counts(state) == {
     'projections/upper': 1,
     'projections/lower': 1,

@@ -1,0 +1,171 @@
+"""Lazy sets: by hand, their coin, their control variate; relaxed ones."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+from bilevel_jax.projections import _kept
+
+S = bj.Sequence
+Lazy, Relaxed = bj.projections.Lazy, bj.projections.Relaxed
+MATRIX = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, -1.0]])
+SET = bj.projections.affine_set(MATRIX, [1.0, 0.5])
+START = bj.sequences(z=jnp.array([0.3, 0.1, -0.2]))
+PULL = bj.gradient(lambda p, goal: jnp.sum((p.z - goal) ** 2) / 2, of='z')
+RATE = 0.2
+
+
+def solver_of(kept):
+  return bj.descend(PULL, z=S(optax.sgd(RATE), set=kept))
+
+
+def run(kept, steps, start=START, goal=1.0):
+  """Descends |z - goal|^2 / 2; all points, and the states of the set."""
+  solver = solver_of(kept)
+
+  def body(carry, _):
+    params, state = carry
+    updates, state = solver.update(goal, state, params)
+    params = bj.apply_updates(params, updates)
+    return (params, state), (params.z, state.sets['z'])
+
+  start = (start, solver.init(start))
+  run_all = jax.jit(lambda c: jax.lax.scan(body, c, length=steps)[1])
+  points, states = run_all(start)
+  return np.asarray(points), states
+
+
+def test_by_hand():
+  """The published form: r in units of a gradient."""
+  p = 0.4
+  points, states = run(Lazy(SET, p, key=5), 12)
+  z, r, before, seen = np.asarray(START.z), np.zeros(3), 0, set()
+  for k in range(12):
+    free = z - RATE * ((z - 1) - r)
+    now = states.counts['projections/z'][k]
+    heads, before = bool(now > before), now
+    seen.add(heads)
+    if heads:
+      z = np.asarray(SET(jnp.asarray(free - RATE / p * r, jnp.float32)))
+      r = r + p / RATE * (z - free)
+    else:
+      z = free
+    np.testing.assert_allclose(points[k], z, atol=1e-5)
+    np.testing.assert_allclose(states.control[k], RATE * r, atol=1e-5)
+  assert seen == {True, False}
+
+
+def test_probability_one_is_the_set_itself():
+  lazy, _ = run(Lazy(SET, 1.0, key=0), 6)
+  eager, _ = run(SET, 6)
+  np.testing.assert_allclose(lazy, eager, rtol=1e-6, atol=1e-6)
+
+
+def test_converges_to_the_constrained_minimum_only_with_the_control_variate():
+  goal = SET(jnp.ones(3))
+  for control, room in ((True, 1e-5), (False, 0.1)):
+    points, _ = run(Lazy(SET, 0.3, 1, control), 400)
+    gap = np.abs(points[350:] - goal).max()
+    assert (gap < room) == control
+
+
+def test_coins_have_the_probability_and_differ_with_key_and_name():
+  key = jax.random.key(0)
+  heads = lambda key, name='z': [
+    int(n) for n in np.diff(coins(Lazy(SET, 0.3, key), name, 200), prepend=0)
+  ]
+  first = heads(0)
+  assert abs(sum(first) - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5
+  # A whole number, a key and raw numbers are one key.
+  assert first == heads(key) == heads(jax.random.PRNGKey(0))
+  assert first != heads(1)
+  assert first != heads(0, 'w')
+
+
+def coins(kept, name, steps):
+  """How often a set was projected on so far, in each of some steps."""
+  made = _kept.kept(name, kept)
+  point = bj.sequences(**{name: START.z})
+
+  def body(state, _):
+    _, state = made.each(point, point, state)
+    return state, state.counts[f'projections/{name}']
+
+  run_all = jax.jit(lambda s: jax.lax.scan(body, s, length=steps)[1])
+  return np.asarray(run_all(made.init(point)))
+
+
+def test_probability_may_be_a_schedule_of_the_updates():
+  never_then_always = lambda count: jnp.where(count < 3, 0.0, 1.0)
+  _, states = run(Lazy(SET, never_then_always, 0), 6)
+  counts = states.counts['projections/z']
+  np.testing.assert_array_equal(counts, [0, 0, 0, 1, 2, 3])
+
+
+def test_the_key_outlives_a_donated_state():
+  key = jax.random.key(3)
+  solver = solver_of(Lazy(SET, 0.5, key=key))
+  step = jax.jit(solver.update, donate_argnums=1)
+  for _ in range(2):
+    step(1.0, solver.init(START), START)
+  assert not key.is_deleted()
+
+
+def test_one_key_of_each_member_under_vmap():
+  def last(key):
+    solver = solver_of(Lazy(SET, 0.5, key))
+    params, state = START, solver.init(START)
+    for _ in range(4):
+      updates, state = solver.update(1.0, state, params)
+      params = bj.apply_updates(params, updates)
+    return params.z
+
+  keys = jax.random.split(jax.random.key(0), 3)
+  together = jax.jit(jax.vmap(last))(keys)
+  one_by_one = jax.jit(lambda keys: jax.lax.map(last, keys))(keys)
+  chex.assert_trees_all_close(together, one_by_one, rtol=1e-6)
+  assert len(np.unique(np.asarray(together)[:, 0])) > 1
+
+
+def test_a_relaxed_step_goes_on_before_it_is_projected():
+  points, _ = run(Relaxed(SET, lambda k: 1.0 + k), 3)
+  z = np.asarray(START.z)
+  for k, point in enumerate(points):
+    z = np.asarray(SET(jnp.asarray(z + (1 + k) * RATE * (1 - z), jnp.float32)))
+    np.testing.assert_allclose(point, z, atol=1e-5)
+
+
+def test_clients_stay_together_over_devices():
+  """In a checked shard_map, where a mean is of another type than its terms."""
+  mesh = jax.make_mesh(
+    (4,), ('clients',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  spec = jax.sharding.PartitionSpec
+  kept = lambda *axis: Lazy(bj.projections.consensus_set(*axis), 0.5, 1)
+  solver = solver_of(kept('clients'))
+
+  def one(z, goal):
+    params = bj.sequences(z=z)
+    state = solver.init(params)
+    for _ in range(4):
+      updates, state = solver.update(goal, state, params)
+      params = bj.apply_updates(params, updates)
+    return params.z
+
+  copies, goals = jnp.zeros((4, 2)), jnp.arange(8.0).reshape(4, 2)
+  over = jax.jit(
+    jax.shard_map(
+      one,
+      mesh=mesh,
+      in_specs=(spec('clients'), spec('clients')),
+      out_specs=spec('clients'),
+    )
+  )
+  found = jax.block_until_ready(over(copies, goals))
+  points, _ = run(kept(), 4, bj.sequences(z=copies), goals)
+  np.testing.assert_allclose(found, points[-1], atol=1e-6)
+  spread = points[..., 0].std(1)
+  assert spread.min() < 1e-6 < spread.max()
