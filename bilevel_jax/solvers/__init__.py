@@ -6,8 +6,9 @@ Which one when
 In doubt, `v_pbgd`; for its settings, `bj.suggest` before a run and
 `bj.diagnose` after it. Cost below is what one update evaluates: f and g stand
 for a gradient of the upper and of the lower loss, H for a Hessian-vector
-product of the lower loss, T for `inner_steps`, U for `upper_steps`, K for the
-products asked for, n for the coordinates of the upper variable.
+product of the lower loss, T for the steps of the sequence in the inner loop, U
+for those of the upper variable, K for the products asked for, n for the
+coordinates of the upper variable.
 
 | solver | cost | error that stays | lower loss |
 |---|---|---|---|
@@ -15,6 +16,10 @@ products asked for, n for the coordinates of the upper variable.
 | `v_pbsgd` | f + (2 + T) g | the same, and noise / M | PL, sets, samples |
 | `f2sa`, one loop | f + 2 g | x of order 1 / penalty | PL, sets |
 | `f2sa`, two loops | (1 + T) (f + 2 g) | the same | strongly convex, sets |
+| `alt_pbgd` | (1 + T) f + (2 + 2 T) g | the same | strongly convex, sets |
+| `f2sa_p` | p (1 + T) (f + g) | order 1 / penalty^p | strongly convex, smooth |
+| `pbgd_free` | (1 + T) f + T g | flatness of f at the lower solutions | PL, sets |
+| `lv_hba` | f + 3 g | of order 1 / penalty | convex, inequalities |
 | `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
 | `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
@@ -24,6 +29,7 @@ products asked for, n for the coordinates of the upper variable.
 | `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
 | `meha` | f + 3 g | of order 1 / penalty | any, sets |
 | `soba`, `ma_soba` | f + g + H | noise of the step | strongly convex |
+| `fsla` | 3 f + 4 g + 3 H | noise of the step, less | strongly convex |
 | `saba` | f + g + H, a table | none, on finite data | strongly convex |
 | `amigo` | f + T g + K H | noise of the step | strongly convex |
 | `stocbio`, `alset`, `mrbo` | f + T g + K H | of K products | strongly convex |
@@ -40,6 +46,11 @@ products asked for, n for the coordinates of the upper variable.
 - `f2sa`: in two loops where the upper variable should take full steps at a
   large penalty, and the lower losses are strongly convex; in one loop it is the
   cheapest of all, from gradients at one point.
+- `alt_pbgd`: the same two loops, one after the other. `f2sa_p`: p of them, with
+  a bias that falls with the p-th power, where the losses are smooth.
+- `pbgd_free`: the cheapest with a lower loop, for upper losses that are flat
+  around the lower solutions, as in fine-tuning; else it ends elsewhere.
+- `lv_hba`: where the lower problem has inequality constraints.
 - `bome`: where no penalty is known: the gap has to fall at a rate. Let the step
   sizes decay, and T grow with the condition of the lower loss.
 - `g_pbgd`: where the lower loss is convex and a Hessian-vector product is
@@ -57,7 +68,8 @@ products asked for, n for the coordinates of the upper variable.
 - `aipod`: the same where the variables satisfy linear equations.
 - `e_aipod`: where projecting on these is dear, or is communication.
 - `soba`: with noisy batches and a strongly convex lower loss, the first to try:
-  one loop, no series; its steps have to fall. `ma_soba` rarely differs.
+  one loop, no series; its steps have to fall. `ma_soba` rarely differs; `fsla`
+  takes its directions in turn, with a correction of the upper one.
 - `saba`: the same on finite data in fixed batches: converges with a constant
   step, for a table of all batches' directions.
 - `stocbio`, `alset`, `bsa`, `ttsa`: a truncated series leaves a bias that no
