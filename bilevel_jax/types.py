@@ -196,6 +196,12 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
   Raises:
     TypeError: for anything else, a number for instance.
     ValueError: if the steps are no whole number >= 1.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> record = bj.types.as_sequence(optax.sgd(0.1), 'lower', steps=5)
+    >>> print(record.steps, record.restart)
+    5 False
   """
   found = given if isinstance(given, Sequence) else Sequence(given)
   optimiser = found.optimiser
@@ -223,6 +229,13 @@ def value_sequence(
 
   Returns:
     A record that starts at the lower variable.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> lower = bj.Sequence(optax.sgd(0.1), set=abs)
+    >>> record = bj.types.value_sequence(None, lower, restart=True)
+    >>> print(record.set is abs, record.steps, record.restart)
+    True 1 True
   """
   defaults = {'set': lower.set, 'start': lambda p: p.lower} | defaults
   chosen = Sequence(lower.optimiser) if given is None else given

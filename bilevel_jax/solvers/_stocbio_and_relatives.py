@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bilevel_jax import linear_solvers, types
-from bilevel_jax.solvers import _aipod
+from bilevel_jax import _descend, linear_solvers, oracles, types
 
 
 class _Row(NamedTuple):
@@ -140,15 +139,19 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
   ) -> optax.GradientTransformationExtraArgs:
     if not isinstance(lower, types.Sequence):
       lower = types.as_sequence(lower, 'lower', steps=row.steps)
-    return _aipod.aid_bilevel(
+    hypergradient = oracles.implicit(
       problem,
-      upper=upper,
-      lower=lower,
       solve=row.solve(terms, step_size),
       linear_batch=linear_batch,
       warm_start=row.warm_start,
       key=key,
+    )
+    return _descend.descend(
+      oracles.lower_gradient(problem),
+      hypergradient,
       wrap=wrap,
+      upper=upper,
+      lower=lower,
     )
 
   method.__name__ = method.__qualname__ = name
