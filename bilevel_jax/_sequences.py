@@ -176,11 +176,11 @@ def counts_updates(kind: type) -> type:
 
 
 def add_counts(
-  counts: types.Named, spent: Mapping[str, chex.Numeric]
-) -> types.Named:
+  counts: types.Named | None, spent: Mapping[str, chex.Numeric]
+) -> types.Named | None:
   """Adds evaluations to int32 counters, which stop at their largest value."""
-  if not counts.names:
-    return counts
+  if counts is None:
+    return None
   new = [spent.get(name, 0) for name in counts.names]
   fixed = all(isinstance(n, int) for n in new)
   more = (

@@ -29,7 +29,7 @@ class DescendState(NamedTuple):
   optimisers: dict[str, Any]
   oracles: tuple[Any, ...]
   sets: dict[str, Any]
-  numbers: types.Numbers
+  numbers: types.Numbers | None
 
 
 class _Parts(NamedTuple):
@@ -46,7 +46,7 @@ def _is_named(node):
 
 def _at_rest(
   parts: _Parts, dtype: Any, spent: dict[str, Any]
-) -> tuple[tuple[Any, Any, Any], types.Numbers]:
+) -> tuple[tuple[Any, Any, Any], types.Numbers | None]:
   """The states without their numbers and empty nodes, and these numbers.
 
   Every array and every node of a state costs a microsecond a call of a compiled
@@ -68,6 +68,8 @@ def _at_rest(
   full = lambda held: {n: s for n, s in held.items() if jax.tree.leaves(s)}
   oracles = tuple(s if jax.tree.leaves(s) else () for s in bare.oracles)
   measured = [jnp.asarray(x, dtype) for x in values.values()]
+  if not values and not counts:
+    return (full(bare.optimisers), oracles, full(bare.sets)), None
   return (full(bare.optimisers), oracles, full(bare.sets)), types.Numbers(
     tuple(values), jnp.stack(measured) if measured else None, *_counted(counts)
   )
@@ -89,7 +91,7 @@ def _whole(state, template):
   def fill(node):
     if not _is_named(node):
       return next(left)
-    zero = node.array and jnp.zeros(node.array.shape, node.array.dtype)
+    zero = jnp.zeros(node.array.shape, node.array.dtype)
     return types.Named(node.names, zero)
 
   return jax.tree.map(fill, template, is_leaf=_is_named)
@@ -204,11 +206,10 @@ def descend(
     held, numbers = _at_rest(
       parts_of(z), _trees.dtype_of(z), dict.fromkeys(uses, 0)
     )
-    counts = numbers.count_array
-    zero = None if counts is None else jnp.zeros(counts.shape, jnp.int32)
-    return DescendState(
-      extra, *held, numbers=numbers._replace(count_array=zero)
-    )
+    if numbers is not None and numbers.count_names:
+      zero = jnp.zeros(len(numbers.count_names), jnp.int32)
+      numbers = numbers._replace(count_array=zero)
+    return DescendState(extra, *held, numbers=numbers)
 
   def parts_of(z):
     """The states of all parts at their start."""
@@ -317,10 +318,12 @@ def descend(
     }
     whole = _Parts(tuple(states), point.optimisers, point.sets)
     held, numbers = _at_rest(whole, _trees.dtype_of(end), spent)
-    counts = _sequences.add_counts(state.numbers.counts, numbers.counts)
+    if numbers is not None and numbers.counts is not None:
+      counts = _sequences.add_counts(state.numbers.counts, numbers.counts)
+      numbers = numbers._replace(count_array=counts and counts.array)
     extra = {n: getattr(end, n) for n in starts}
     return _sequences.only(params, **ours), DescendState(
-      extra, *held, numbers=numbers._replace(count_array=counts.array)
+      extra, *held, numbers=numbers
     )
 
   def restarted(z, whole, params):

@@ -67,13 +67,11 @@ class Named(Mapping):
   Args:
     names: a name for each number.
     array: their values, (numbers,); an axis may come before, from `jax.vmap`.
-      None without names, and where somebody else holds them.
   """
 
   def __init__(self, names: ListLike[str], array: Any):
     """Keeps the names as structure and the array as a leaf."""
-    self.names = tuple(names)
-    self.array: Any = array if self.names else None
+    self.names, self.array = tuple(names), array
 
   def __getitem__(self, name: str) -> Any:
     """The number of this name."""
@@ -92,6 +90,11 @@ class Named(Mapping):
   def __repr__(self) -> str:
     """As a call that makes it."""
     return f'Named({self.names}, {self.array})'
+
+
+def named(names: ListLike[str], array: Any) -> Named | None:
+  """Numbers by name, or None without names: a node needs a leaf."""
+  return Named(names, array) if names else None
 
 
 # As a dataclass: flattened without a call of Python.
@@ -122,14 +125,14 @@ class Numbers:
   count_array: Any
 
   @property
-  def values(self) -> Named:
+  def values(self) -> Named | None:
     """The losses."""
-    return Named(self.value_names, self.value_array)
+    return named(self.value_names, self.value_array)
 
   @property
-  def counts(self) -> Named:
+  def counts(self) -> Named | None:
     """The evaluations."""
-    return Named(self.count_names, self.count_array)
+    return named(self.count_names, self.count_array)
 
   def _replace(self, **fields: Any) -> 'Numbers':
     return dataclasses.replace(self, **fields)
@@ -238,6 +241,12 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
   Raises:
     TypeError: for anything else, a number for instance.
     ValueError: if the steps are no whole number >= 1.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> record = bj.types.as_sequence(optax.sgd(0.1), 'lower', steps=5)
+    >>> print(record.steps, record.restart)
+    5 False
   """
   found = given if isinstance(given, Sequence) else Sequence(given)
   optimiser = found.optimiser
@@ -265,6 +274,13 @@ def value_sequence(
 
   Returns:
     A record that starts at the lower variable.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> lower = bj.Sequence(optax.sgd(0.1), set=abs)
+    >>> record = bj.types.value_sequence(None, lower, restart=True)
+    >>> print(record.set is abs, record.steps, record.restart)
+    True 1 True
   """
   defaults = {'set': lower.set, 'start': lambda p: p.lower} | defaults
   chosen = Sequence(lower.optimiser) if given is None else given

@@ -20,6 +20,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests import memory
+
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25
 )
@@ -31,3 +33,28 @@ def x64():
   """Double precision, for finite differences and closed forms."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _release_memory():
+  """Compiled programs of one module of tests are no use to the next."""
+  yield
+  memory.release()
+
+
+def pytest_configure(config):
+  """With `-n`, a module of tests is one worker's: it shares what it compiles.
+
+  A row of the contract is a test by itself.
+  """
+  if getattr(config.option, 'dist', 'no') == 'load':
+    config.option.dist = 'loadgroup'
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+  if not hasattr(config.option, 'dist'):
+    return
+  for item in items:
+    if item.path.name != 'contract_test.py':
+      item.add_marker(pytest.mark.xdist_group(item.path.name))

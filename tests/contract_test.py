@@ -85,13 +85,17 @@ def require_same(what, ours, theirs, hint='', *, exact=False):
 
 
 def without_losses(tree):
-  return jax.tree.map(
-    lambda node: (
-      node._replace(values=()) if base.is_oracle_state(node) else node
-    ),
-    tree,
-    is_leaf=base.is_oracle_state,
+  """A point without what a state holds of losses."""
+
+  def forget(node):
+    if isinstance(node, bj.types.Numbers):
+      return node.counts
+    return node._replace(values=None) if base.is_oracle_state(node) else node
+
+  is_leaf = lambda node: (
+    base.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
   )
+  return jax.tree.map(forget, tree, is_leaf=is_leaf)
 
 
 def sequences_of(point):
@@ -329,7 +333,8 @@ def hands_its_oracles_to_wrap(case):
       return update(batch, state, params, **extra_args)
 
     seen.append(_Seen(oracle, calls))
-    return base.wrapped(oracle, oracle.init, update_fn)
+    linear = base.is_linear(oracle)
+    return base.Oracle(oracle.init, update_fn, oracle.moves, linear=linear)
 
   if not case.row.wraps:
     return

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax import _sequences, _trees
+from bilevel_jax import _sequences, _trees, types
 
 PARAMS = bj.BilevelParams({'a': jnp.ones(2)}, jnp.zeros([]))
 
@@ -63,12 +63,13 @@ def test_dtype_of_is_at_least_float32(x64, dtypes, expected):
 
 def test_counters_stop_at_their_largest_value():
   most = np.iinfo(np.int32).max
-  counts = {'a': jnp.int32(most - 1), 'b': jnp.int32(4)}
+  counts = types.Named(('a', 'b'), jnp.array([most - 1, 4], jnp.int32))
   counts = _sequences.add_counts(counts, {'a': 1})
-  assert counts == {'a': most, 'b': 4}
-  counts = _sequences.add_counts(counts, {'a': 3, 'b': 2})
-  assert counts == {'a': most, 'b': 6}
-  assert all(count.dtype == jnp.int32 for count in counts.values())
+  assert dict(counts) == {'a': most, 'b': 4}
+  # Also where a number is traced, and where nothing is spent of a name.
+  add = jax.jit(lambda n: _sequences.add_counts(counts, {'a': n, 'b': 2}))
+  assert dict(add(3)) == {'a': most, 'b': 6}
+  assert add(3).array.dtype == jnp.int32
 
 
 def test_missing_params_are_named():

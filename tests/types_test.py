@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import bilevel_jax as bj
+from bilevel_jax import types
 
 
 def test_same_names_give_the_same_type():
@@ -24,10 +26,32 @@ def test_sequences_may_be_carried_by_a_scan():
   assert end == bj.sequences(a=3.0, b=1.0)
 
 
-@pytest.mark.parametrize('name', ['_hidden', 'not a name', 'def'])
-def test_names_are_those_of_fields(name):
-  with pytest.raises(ValueError, match=name):
-    bj.sequences(**{name: 1.0})
+def test_names_are_those_of_fields():
+  for name in ('_hidden', 'not a name', 'def'):
+    with pytest.raises(ValueError, match=name):
+      bj.sequences(**{name: 1.0})
+
+
+def test_named_numbers_are_a_mapping_over_one_array():
+  named = types.Named(('a', 'b'), jnp.array([1.0, 2.0]))
+  assert dict(named) == {'a': 1.0, 'b': 2.0} and len(named) == 2
+  assert len(jax.tree.leaves(named)) == 1
+  with pytest.raises(KeyError, match='c'):
+    named['c']
+  seeds = jax.vmap(lambda x: types.Named(('a', 'b'), x))(jnp.ones((3, 2)))
+  assert seeds['b'].shape == (3,)
+  # Without numbers there is no leaf: an empty array is no use to anybody.
+  assert not jax.tree.leaves(types.Named((), jnp.zeros(0)))
+  moved = jax.tree.map(lambda x: x + 1, named)
+  assert dict(moved) == {'a': 2.0, 'b': 3.0}
+
+
+def test_an_optimiser_stands_for_a_record_of_it():
+  sgd = optax.sgd(0.1)
+  assert types.as_sequence(sgd, 'z') == bj.Sequence(sgd)
+  given = bj.Sequence(sgd, steps=3)
+  found = types.as_sequence(given, 'z', steps=5, restart=True)
+  assert found == bj.Sequence(sgd, steps=3, restart=True)
 
 
 def test_a_jacobian_holds_no_rest_unless_given():

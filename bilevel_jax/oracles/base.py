@@ -80,14 +80,15 @@ class OracleState(NamedTuple):
   """State of an oracle.
 
   Attributes:
-    values: the losses just measured, by name; float32 or wider.
-    counts: evaluations so far, by `kind/loss`; int32.
+    values: the losses just measured, by name, float32 or wider; None if there
+      are none.
+    counts: evaluations so far, by `kind/loss`, int32; likewise.
     inner: what evaluating the losses needs from one step to the next.
     outputs: the auxiliary outputs of losses that are asked for, by loss.
   """
 
-  values: types.Named
-  counts: types.Named
+  values: types.Named | None
+  counts: types.Named | None
   inner: Any = ()
   outputs: Any = ()
 
@@ -218,8 +219,8 @@ def oracle(
       _sequences.require_sequences(params, required, 'an oracle')
     kinds = tuple(cost(params))
     return OracleState(
-      types.Named(names, jnp.zeros(len(names), _trees.dtype_of(params))),
-      types.Named(kinds, jnp.zeros(len(kinds), jnp.int32)),
+      types.named(names, jnp.zeros(len(names), _trees.dtype_of(params))),
+      types.named(kinds, jnp.zeros(len(kinds), jnp.int32)),
       init(params),
       () if outputs is None else outputs(params),
     )
@@ -246,7 +247,7 @@ def oracle(
       dtype = state.values.array.dtype if names else None
       measured = [jnp.asarray(value, dtype) for value in values]
       return gradients, OracleState(
-        types.Named(names, jnp.stack(measured) if measured else None),
+        types.named(names, jnp.stack(measured) if measured else None),
         _sequences.add_counts(state.counts, _on_parts(spent, parts)),
         inner,
         kept,
@@ -530,7 +531,8 @@ def also_spent(after: Any, before: Any, other: Any) -> Any:
   is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
 
   def add(kept, start, dropped):
-    spent = {n: dropped.counts[n] - start.counts[n] for n in start.counts}
+    before = start.counts or {}
+    spent = {n: dropped.counts[n] - before[n] for n in before}
     fields = {
       name: also_spent(*(getattr(x, name) for x in (kept, start, dropped)))
       for name in kept._fields

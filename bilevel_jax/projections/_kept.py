@@ -92,7 +92,7 @@ class LazyState(NamedTuple):
   key: chex.PRNGKey
   count: chex.Array
   control: Any
-  counts: types.Named
+  counts: types.Named | None
 
 
 class Relaxed(NamedTuple):

@@ -18,7 +18,7 @@ coordinates of the upper variable.
 | `f2sa`, two loops | (1 + T) (f + 2 g) | the same | strongly convex, sets |
 | `alt_pbgd` | (1 + T) f + (2 + 2 T) g | the same | strongly convex, sets |
 | `f2sa_p` | p (1 + T) (f + g) | order 1 / penalty^p | strongly convex, smooth |
-| `pbgd_free` | (1 + T) f + T g | flatness of f at the lower solutions | PL, sets |
+| `pbgd_free` | (1 + T) f + T g | where f is not flat there | PL, sets |
 | `lv_hba` | f + 3 g | of order 1 / penalty | convex, inequalities |
 | `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |

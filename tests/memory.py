@@ -1,0 +1,32 @@
+"""Compiled programs are let go of when a process has grown."""
+
+import ctypes
+import gc
+import pathlib
+import sys
+
+# Above this, MiB: a compiled program takes 1.6 of them, whatever its size.
+LIMIT = 1_000
+
+
+def resident() -> float:
+  """Memory of this process, MiB; 0 where the system does not say."""
+  status = pathlib.Path('/proc/self/statm')
+  if not status.exists():
+    return 0.0
+  return int(status.read_text().split()[1]) * 4 / 1024
+
+
+def release() -> None:
+  """Clears all caches of compiled programs, if the process is large."""
+  if resident() < LIMIT:
+    return
+  import jax
+
+  jax.clear_caches()
+  gc.collect()
+  if sys.platform == 'linux':
+    # Freed memory goes back to the system, where libc can do that.
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+      trim(0)
