@@ -13,7 +13,9 @@ import scipy.optimize
 def subsets(size):
   """All nonempty sets of rows."""
   every = range(1, size + 1)
-  return itertools.chain(*(itertools.combinations(range(size), k) for k in every))
+  return itertools.chain(
+    *(itertools.combinations(range(size), k) for k in every)
+  )
 
 
 def lengths(matrix):
@@ -105,15 +107,15 @@ def fair(matrix, alpha):
 
   def objective(log_weights):
     weights = np.exp(log_weights)
-    utility = log_weights if alpha == 1 else weights ** (1 - power) / (1 - power)
+    utility = (
+      log_weights if alpha == 1 else weights ** (1 - power) / (1 - power)
+    )
     slope = gramian @ weights - weights**-power
     return weights @ gramian @ weights / 2 - utility.sum(), slope * weights
 
   start = np.zeros(len(rows))
   first = scipy.optimize.minimize(objective, start, jac=True, method='BFGS')
-  equation = lambda z: (
-    gramian @ np.exp(z) * np.exp(z * power) - 1
-  )
+  equation = lambda z: gramian @ np.exp(z) * np.exp(z * power) - 1
   found = scipy.optimize.root(equation, first.x, tol=1e-14)
   assert np.abs(equation(found.x)).max() < 1e-8
   return np.exp(found.x) @ rows
@@ -130,8 +132,14 @@ def nash_mtl(matrix, max_norm=None, normalise=False):
 def imtl_g(matrix):
   """Of all combinations, the one with equal projections on unit rows."""
   rows = matrix[lengths(matrix)[:, 0] > 0]
-  found = np.linalg.pinv(unit(rows) @ rows.T) @ np.ones(len(rows))
-  return found @ rows / found.sum()
+  size = len(rows)
+  system = np.block(
+    [[unit(rows) @ rows.T, -np.ones((size, 1))], [np.ones((1, size)), 0]]
+  )
+  right = np.append(np.zeros(size), 1)
+  found = np.linalg.lstsq(system, right, rcond=1e-10)[0]
+  assert np.abs(system @ found - right).max() < 1e-8
+  return found[:-1] @ rows
 
 
 def aligned_mtl(matrix):
@@ -216,11 +224,13 @@ def sdmgrad(first, second, weights, step, momentum=0.5, steps=20, pull=0.3):
   return (weights + towards) / (1 + pull), weights
 
 
-def moco(rows, tracked, weights, share, step, rho=0.0, radius=None, exact=False):
+def moco(
+  rows, tracked, weights, share, step, rho=0.0, radius=None, exact=False
+):
   """The direction, the weights and the tracked rows."""
   tracked = tracked + min(share, 1) * (rows - tracked)
   if radius is not None:
-    tracked = tracked * np.minimum(1, radius / lengths(tracked))
+    tracked = tracked * radius / np.maximum(lengths(tracked), radius)
   if exact:
     # The regularisation is a coordinate of each row's own.
     wide = np.hstack([tracked, np.sqrt(rho) * np.eye(len(rows))])
