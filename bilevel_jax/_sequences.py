@@ -41,7 +41,7 @@ def refuse_rows(gradients: Any, who: str) -> None:
   """Raises TypeError where an aggregator was left out."""
   if isinstance(gradients, types.Jacobian | types.Gramian):
     raise TypeError(
-      f'{who} takes one gradient, got the {type(gradients).__name__} of '
+      f'{who} takes one gradient, got a {type(gradients).__name__} of '
       'several objectives: put an aggregator between the oracle and the '
       'optimiser, bj.aggregators.mgda(objectives) or '
       'bj.aggregators.scale_by_penalty(...) for instance.'

@@ -543,7 +543,7 @@ ERRORS = {
       bj.value_gap(problems.QUADRATIC), upper=SGD, lower=SGD, value=VALUE
     ),
     TypeError,
-    r'got the Jacobian .*put an aggregator between .*scale_by_penalty',
+    r'got a Jacobian .*put an aggregator between .*scale_by_penalty',
   ),
   'loops of other lengths': (
     lambda: two_losses(upper=S(SGD, steps=2), lower=S(SGD, steps=3)),

@@ -14,8 +14,8 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
     d = J^\top w, \quad \sum_m w_m = 1, \qquad
     \frac{\nabla f_m^\top d}{\|\nabla f_m\|} \text{ equal for all } m
 
-  Weights may be negative. A gradient that vanishes is left out; where the
-  weights sum to zero before they are normalised, so is the direction.
+  Weights may be negative. A gradient that vanishes is left out. Where gradients
+  depend on each other, :math:`d` may be zero: then so are all projections.
 
   Args:
     objectives: the number of rows.
@@ -44,11 +44,17 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
     lengths = found.lengths
     longest = jnp.max(lengths)
     shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
-    pulls = jnp.sum(jnp.linalg.pinv(found.cosines, hermitian=True), axis=1)
-    # In units of the shortest row, so that nothing overflows.
-    weights = pulls * _trees.ratio(shortest, lengths)
-    total, room = jnp.sum(weights), 4 * jnp.finfo(lengths.dtype).eps
-    fine = jnp.abs(total) > room * jnp.sum(jnp.abs(weights))
-    return jnp.where(fine, weights / jnp.where(fine, total, 1), 0), inner
+    # How much each row of length one counts in the sum of weights, in units of
+    # the shortest one, so that nothing overflows.
+    counts = _trees.ratio(shortest, lengths)
+    there = (lengths > 0).astype(lengths.dtype)
+    # Unknown are the weights and what all projections are equal to.
+    system = jnp.block(
+      [
+        [found.cosines + jnp.diag(1 - there), -there[:, None]],
+        [counts[None, :], jnp.zeros((1, 1), lengths.dtype)],
+      ]
+    )
+    return jnp.linalg.pinv(system)[:-1, -1] * counts, inner
 
   return _by_weights.by_gramian('imtl_g', objectives, choose)

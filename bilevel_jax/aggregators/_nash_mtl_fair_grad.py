@@ -11,43 +11,44 @@ _STEPS = 200
 
 
 def _fair(found: types.Gramian, alpha: float) -> chex.Array:
-  r"""Solves :math:`G w = w^{-1/\alpha}`; gives weights of rows of length one.
+  r"""Solves :math:`G w = w^{-1/\alpha}`.
 
-  With cosines :math:`C` these solve :math:`C p = c \, p^{-1/\alpha}`, the
-  optimality condition of a convex program, where :math:`c` is a power of the
-  lengths. Newton's method follows the solution from :math:`c = 1`, by at most a
-  factor of :math:`e` in a step. Not a number if it does not arrive.
+  The weights :math:`p` of rows of length one solve :math:`C p = c \,
+  p^{-1/\alpha}` with cosines :math:`C` and a power :math:`c` of the lengths,
+  the optimality condition of a convex program. Newton's method follows the
+  solution from :math:`c = 1`, by at most a factor of :math:`e` in a step. Not a
+  number if it does not arrive, or if a weight leaves the range of floats.
   """
-  lengths, dtype = found.lengths, found.lengths.dtype
-  size, power = lengths.shape[0], 1 / alpha
-  spacing = jnp.finfo(dtype).eps
-  there = lengths > 0
+  size, power = found.lengths.shape[0], 1 / alpha
+  info, there = jnp.finfo(found.lengths.dtype), found.lengths > 0
   # A row that is zero would ask for an infinite weight, and so would rows that
   # cancel: the diagonal keeps both finite.
-  cosines = found.cosines + jnp.diag(jnp.where(there, 16 * size * spacing, 1))
-  target = (power - 1) * jnp.log(jnp.where(there, lengths, 1))
+  cosines = found.cosines + jnp.diag(jnp.where(there, 16 * size * info.eps, 1))
+  target = (power - 1) * jnp.log(jnp.where(there, found.lengths, 1))
   most = jnp.max(target)
-  target = target - most
+  least = jnp.min(target) - most
 
   def going(carry):
     _, change, count = carry
-    arrived = (change < spacing**0.5) & (-count <= jnp.min(target))
-    return ~arrived & (count < _STEPS)
+    return ((change > info.eps**0.5) | (1 - count > least)) & (count < _STEPS)
 
   def newton(carry):
     pulls, _, count = carry
-    pressure = jnp.exp(jnp.maximum(target, -count)) * pulls**-power
+    pressure = jnp.exp(jnp.maximum(target - most, -count)) * pulls**-power
     curve = cosines + jnp.diag(power * pressure / pulls)
     move = _quadratic.solve(curve, pressure - cosines @ pulls)
     change = jnp.max(jnp.abs(move / pulls))
     # Damped, so that all stay positive; full steps close to the end.
     return pulls + move / jnp.maximum(1, 1.2 * change), change, count + 1
 
-  equal = jnp.full(size, size ** (-1 / (1 + power)), dtype)
-  start = (equal, jnp.asarray(jnp.inf, dtype), 0)
-  pulls, _, count = _quadratic.loop(going, newton, start, found[:2])
+  start = (jnp.ones_like(target), jnp.ones_like(most), 0)
+  pulls, change, count = _quadratic.loop(going, newton, start, found[:2])
   pulls = pulls * jnp.exp(most / (1 + power))
-  return jnp.where(count < _STEPS, pulls, jnp.nan)
+  weights = _rows.of_unit_rows(found, pulls)
+  fine = (change < 0.1) & (1 - count <= least)
+  held = (weights >= info.tiny) & (weights <= info.max)
+  fine = fine & jnp.all(held | ~there)
+  return jnp.where(fine, weights, jnp.nan)
 
 
 def nash_mtl(
@@ -96,7 +97,7 @@ def nash_mtl(
     _checks.within('nash_mtl', 'max_norm', max_norm, 0, open_low=True)
 
   def choose(found, inner):
-    weights = _rows.of_unit_rows(found, _fair(found, 1.0))
+    weights = _fair(found, 1.0)
     if normalise:
       longest = jnp.max(found.lengths)
       share = found.lengths / longest
@@ -130,7 +131,7 @@ def fair_grad(
     A transformation from a `Jacobian` or a `Gramian` to one gradient. A
     gradient that vanishes is left out. The direction is not a number where the
     weights leave the range of floats: for the default in float32, with a
-    gradient shorter than 1e-28.
+    gradient shorter than 1e-28 or longer than 1e28.
 
   Raises:
     TypeError: if the incoming gradients are no Jacobian.
@@ -149,8 +150,5 @@ def fair_grad(
     <https://arxiv.org/abs/2402.15638>`_, 2024.
   """
   _checks.within('fair_grad', 'alpha', alpha, 0, open_low=True)
-  choose = lambda found, inner: (
-    _rows.of_unit_rows(found, _fair(found, alpha)),
-    inner,
-  )
+  choose = lambda found, inner: (_fair(found, alpha), inner)
   return _by_weights.by_gramian('fair_grad', objectives, choose)

@@ -157,11 +157,12 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
 
 def in_range(found: types.Gramian, weights: chex.Array) -> chex.Array:
   """The weights; not a number where the lengths are too far apart for them."""
-  lengths = found.lengths
+  lengths, info = found.lengths, jnp.finfo(found.lengths.dtype)
   longest = jnp.max(lengths)
   shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
-  apart = longest * jnp.finfo(lengths.dtype).tiny
-  return jnp.where((longest < jnp.inf) & (apart <= shortest), weights, jnp.nan)
+  # With room for weights that are small beside the others.
+  fits = longest * (info.tiny / info.eps) <= shortest
+  return jnp.where(fits & (longest < jnp.inf), weights, jnp.nan)
 
 
 def of_unit_rows(

@@ -1,118 +1,86 @@
-"""The small convex programs, against a solver of quadratic programs."""
+"""The small convex programs and the products of rows, by general solvers."""
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
-from bilevel_jax.aggregators import _quadratic
+import bilevel_jax as bj
+from bilevel_jax.aggregators import _quadratic, _rows
+from tests.aggregators import references
+
+SEEDS = 20
 
 
-def draw(seed, rows, columns, kind):
-  """Jacobians: random, with equal rows, of low rank, conflicting."""
-  rng = np.random.default_rng(seed)
-  matrix = rng.normal(size=(rows, columns))
-  if kind == 'twins':
-    matrix[-1] = matrix[0]
-  elif kind == 'scales':
-    matrix *= 10.0 ** rng.uniform(-2, 2, size=(rows, 1))
-  elif kind == 'conflict':
-    matrix = matrix - matrix.mean(0) + 0.01 * rng.normal(size=columns)
-  return matrix
-
-
-KINDS = ('random', 'twins', 'scales', 'conflict')
-
-
-def shortest_by_qp(matrix):
-  """The norm of the shortest convex combination, by SLSQP from many starts."""
-  gramian = matrix @ matrix.T
-  gramian = gramian / np.trace(gramian)
-  size = len(gramian)
-  best = np.inf
-  for start in [np.full(size, 1 / size), *np.eye(size)]:
-    found = scipy.optimize.minimize(
-      lambda w: w @ gramian @ w,
-      start,
-      jac=lambda w: 2 * gramian @ w,
-      bounds=[(0, 1)] * size,
-      constraints={
-        'type': 'eq',
-        'fun': lambda w: w.sum() - 1,
-        'jac': lambda w: np.ones(size),
-      },
-      method='SLSQP',
-      options={'ftol': 1e-15, 'maxiter': 500},
-    )
-    best = min(best, found.fun)
-  return best
-
-
-@hypothesis.given(
-  seed=st.integers(0, 10_000),
-  rows=st.sampled_from([2, 3, 6]),
-  columns=st.sampled_from([2, 9]),
-  kind=st.sampled_from(KINDS),
-)
-def test_min_norm_is_that_of_a_qp_solver(seed, rows, columns, kind):
-  matrix = draw(seed, rows, columns, kind)
-  with jax.enable_x64(True):
-    gramian = jnp.asarray(matrix @ matrix.T)
-    weights = np.asarray(jax.jit(_quadratic.min_norm_weights)(gramian))
-  assert weights.min() >= 0
-  np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
-  ours = weights @ (matrix @ matrix.T) @ weights / np.sum(matrix**2)
-  assert ours <= shortest_by_qp(matrix) + 1e-8
-
-
-@hypothesis.given(
-  seed=st.integers(0, 10_000),
-  rows=st.sampled_from([3, 6, 30]),
-  kind=st.sampled_from(KINDS),
-)
-def test_min_norm_in_float32_is_optimal_by_its_slopes(seed, rows, kind):
-  matrix = draw(seed, rows, 12, kind)
-  gramian = matrix @ matrix.T
-  gramian = gramian * rows / np.trace(gramian)
-  weights = jax.jit(_quadratic.min_norm_weights)(
-    jnp.asarray(gramian, 'float32')
-  )
-  slope = gramian @ np.asarray(weights, np.float64)
-  value = weights @ slope
-  assert slope.min() >= value - 2e-4
-
-
-@hypothesis.given(
-  seed=st.integers(0, 10_000), size=st.sampled_from([1, 2, 5, 20])
-)
-def test_nonnegative_qp_is_that_of_nnls(seed, size):
-  rng = np.random.default_rng(seed)
-  matrix, target = rng.normal(size=(size + 3, size)), rng.normal(size=size + 3)
-  expected, _ = scipy.optimize.nnls(matrix, target)
-  with jax.enable_x64(True):
-    scale = np.sum(matrix**2) / size
-    found = _quadratic.nonnegative_qp(
-      jnp.asarray(matrix.T @ matrix / scale),
-      jnp.asarray(matrix.T @ target / scale),
-    )
+@pytest.mark.parametrize('size', [1, 12])
+def test_nonnegative_qp_is_that_of_nnls(size, x64):
+  rng = np.random.default_rng(size)
+  matrix = rng.normal(size=(SEEDS, size + 3, size))
+  target = rng.normal(size=(SEEDS, size + 3))
+  expected = [scipy.optimize.nnls(a, b)[0] for a, b in zip(matrix, target)]
+  scale = np.sum(matrix**2, axis=(1, 2)) / size
+  gramian = np.einsum('sij,sik->sjk', matrix, matrix) / scale[:, None, None]
+  linear = np.einsum('sij,si->sj', matrix, target) / scale[:, None]
+  found = jax.jit(jax.vmap(_quadratic.nonnegative_qp))(gramian, linear)
   np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
-def test_a_batch_of_programs_equals_one_by_one():
-  matrices = [draw(seed, 5, 7, 'conflict') for seed in range(6)]
-  with jax.enable_x64(True):
-    gramians = jnp.asarray([m @ m.T for m in matrices])
-    together = jax.vmap(_quadratic.min_norm_weights)(gramians)
-    for gramian, found in zip(gramians, together):
-      np.testing.assert_allclose(
-        found, _quadratic.min_norm_weights(gramian), atol=1e-12
-      )
+def test_min_norm_of_thirty_rows_is_optimal_by_its_slopes():
+  """In float32; among them equal rows, rows that cancel, lengths far apart."""
+  rng = np.random.default_rng(0)
+  matrix = rng.normal(size=(SEEDS, 30, 12))
+  matrix[5:10, -1] = matrix[5:10, 0]
+  matrix[10:15] -= matrix[10:15].mean(1, keepdims=True)
+  matrix[15:] *= 10.0 ** rng.uniform(-2, 2, size=(5, 30, 1))
+  run = lambda rows: _quadratic.min_norm_weights(
+    _rows.gramian(bj.Jacobian(rows))
+  )
+  weights = jax.jit(jax.vmap(run))(jnp.asarray(matrix, 'float32'))
+  weights = np.asarray(weights, np.float64)
+  np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+  assert weights.min() >= 0
+  points = np.einsum('sm,smn->sn', weights, matrix)
+  slopes = np.einsum('smn,sn->sm', matrix, points)
+  values = np.sum(points**2, axis=1, keepdims=True)
+  sizes = np.linalg.norm(matrix, axis=2)
+  parts = np.sum(weights * sizes, axis=1, keepdims=True)
+  assert np.min((slopes - values) / (sizes * parts)) > -1e-4
 
 
-@pytest.mark.parametrize('size', [1, 2, 4])
-def test_zero_gradients_are_weighed_equally(size):
-  weights = _quadratic.min_norm_weights(jnp.zeros((size, size)))
-  np.testing.assert_allclose(weights, np.full(size, 1 / size), rtol=1e-6)
+def test_zero_gradients_are_weighed_equally():
+  run = lambda rows: _quadratic.min_norm_weights(
+    _rows.gramian(bj.Jacobian(rows))
+  )
+  for size in (1, 3):
+    weights = jax.jit(run)(jnp.zeros((size, 2)))
+    np.testing.assert_allclose(weights, np.full(size, 1 / size), rtol=1e-6)
+
+
+def test_nearest_point_of_the_simplex():
+  rng = np.random.default_rng(0)
+  points = np.concatenate(
+    [rng.normal(size=(50, 4)), rng.integers(-1, 2, size=(50, 4))]
+  )
+  found = jax.jit(jax.vmap(_quadratic.onto_simplex))(jnp.asarray(points))
+  expected = [references.simplex(point) for point in points]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('rows', [2, 3])
+def test_gram_matrix_of_long_rows_equals_one_product(rows, x64):
+  draw = np.random.default_rng(0)
+  columns = 2 * _rows.CHUNK + 77
+  ours, theirs = draw.normal(size=(2, rows, columns))
+  tree = lambda x: {'a': jnp.asarray(x), 'b': jnp.asarray(x[:, :4])}
+  found = _rows.products(tree(ours), tree(theirs))
+  expected = ours @ theirs.T + ours[:, :4] @ theirs[:, :4].T
+  np.testing.assert_allclose(found, expected, rtol=1e-10)
+  # And where squares overflow, in chunks as well.
+  found = _rows.gramian(bj.Jacobian(tree(1e200 * ours)))
+  both = np.hstack([ours, ours[:, :4]])
+  np.testing.assert_allclose(
+    found.lengths, 1e200 * np.linalg.norm(both, axis=1), rtol=1e-12
+  )
+  unit = references.unit(both)
+  np.testing.assert_allclose(found.cosines, unit @ unit.T, atol=1e-12)

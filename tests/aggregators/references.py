@@ -132,8 +132,14 @@ def nash_mtl(matrix, max_norm=None, normalise=False):
 def imtl_g(matrix):
   """Of all combinations, the one with equal projections on unit rows."""
   rows = matrix[lengths(matrix)[:, 0] > 0]
-  found = np.linalg.pinv(unit(rows) @ rows.T) @ np.ones(len(rows))
-  return found @ rows / found.sum()
+  size = len(rows)
+  system = np.block(
+    [[unit(rows) @ rows.T, -np.ones((size, 1))], [np.ones((1, size)), 0]]
+  )
+  right = np.append(np.zeros(size), 1)
+  found = np.linalg.lstsq(system, right, rcond=1e-10)[0]
+  assert np.abs(system @ found - right).max() < 1e-8
+  return found[:-1] @ rows
 
 
 def aligned_mtl(matrix):
@@ -224,7 +230,7 @@ def moco(
   """The direction, the weights and the tracked rows."""
   tracked = tracked + min(share, 1) * (rows - tracked)
   if radius is not None:
-    tracked = tracked * np.minimum(1, radius / lengths(tracked))
+    tracked = tracked * radius / np.maximum(lengths(tracked), radius)
   if exact:
     # The regularisation is a coordinate of each row's own.
     wide = np.hstack([tracked, np.sqrt(rho) * np.eye(len(rows))])
