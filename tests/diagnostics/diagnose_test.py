@@ -95,12 +95,13 @@ BAD = {
     'overshooting',
     'make that step smaller',
     Setting(value=1.0, upper=0.01, lower=0.2, penalty=10.0, **NONE),
-    24,
+    16,
   ),
   'value step a little too large': Bad(
     'overshooting',
     'make that step smaller',
     Setting(value=0.663, upper=1e-6, lower=0.2, penalty=10.0, **NONE),
+    800,
   ),
   'value step too small': Bad(
     'lagging',
