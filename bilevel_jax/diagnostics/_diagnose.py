@@ -147,7 +147,8 @@ def _faults(
       'overshooting',
       f'in {100 * rises:.0f} % of the later updates, the step of the value '
       'sequence raises the loss that it is to lower: make that step smaller, '
-      'below 2 over the curvature of the lower loss (see suggest).',
+      'below 2 over the curvature of the lower loss, or its momentum (see '
+      'suggest).',
     )
   elif grown or count < len(finite):
     what = (

@@ -1,5 +1,6 @@
 """A penalty, step sizes and a number of updates, measured along the way."""
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -197,6 +198,117 @@ def _flow_times(walked, room):
   return jnp.where(left > room, walked.steps * slower, 0)
 
 
+_STATIC = (
+  'problem',
+  'kind',
+  'points',
+  'solve_steps',
+  'steps',
+  'upper_set',
+)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _suggest(
+  params,
+  batch,
+  key,
+  goal,
+  safety,
+  momentum,
+  *,
+  problem,
+  kind,
+  points,
+  solve_steps,
+  steps,
+  upper_set,
+):
+  """The numbers of `suggest`, and whether they are none."""
+  walked = _walk.walk(
+    problem,
+    params,
+    batch,
+    points=points,
+    solve_steps=solve_steps,
+    linear_steps=steps,
+    upper_set=upper_set,
+    look=_measure(problem, batch, key, steps),
+  )
+  facts, losses = walked.facts, walked.losses
+  # Where the walk has arrived. The pull at its start says little.
+  room = 0.01 * (losses[0] - losses[-1])
+  if kind == 'accuracy':
+    room = jnp.minimum(room, goal)
+  arrived = losses <= losses[-1] + room
+  q = jnp.max(jnp.where(arrived, facts.pull, 0))
+  dtype = q.dtype
+  if kind == 'penalty':
+    weight = jnp.asarray(goal, dtype)
+  elif kind == 'accuracy':
+    weight = jnp.maximum(q / goal, 1)
+  else:
+    weight = jnp.maximum(jnp.sqrt(q / (2 * goal)), 1)
+
+  upper_curvature = facts.upper_curvature.max()
+  lower_curvature = facts.lower_curvature.max()
+  full, part = jnp.maximum(weight, 1), jnp.minimum(weight, 1)
+  lower = _trees.ratio(safety, upper_curvature / full + part * lower_curvature)
+  value = lower * part
+  # As much momentum as damps the slowest motion that matters, and its lag:
+  # behind a steady motion, and until the swings of the momentum have died out.
+  slow = _trees.ratio(value, facts.lag[-1])
+  followed = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
+  lag = _trees.ratio(1 - followed, slow) + 2 * followed / (1 - followed)
+
+  bend = walked.curvatures.max() * (1 + 4 * lag)
+  grip = facts.grip.max() / 2
+  first = jnp.where(grip > 0, _trees.ratio(bend, grip), full)
+  first = jnp.clip(first, 1, full)
+  # No step was longer in the walk; where none was taken, all is arrived.
+  rate = jnp.minimum(
+    walked.steps.max(), safety / jnp.maximum(bend + first * grip, 1e-30)
+  )
+  upper = jnp.where(rate > 0, rate * first, lower)
+
+  # Updates for each step: the value sequence's head start slows them down.
+  taken = _flow_times(walked, room)
+  done = jnp.sum(taken * (_trees.ratio(1, rate) + first * facts.grip))
+  whole = lambda n: jnp.ceil(jnp.clip(n, 0, 1e9)).astype(jnp.int32)
+  settled, first = whole(1.25 * done + 10 * lag), jnp.minimum(first, weight)
+  if points == 1:
+    upper = lower = (
+      _joint_step(problem, params, batch, key, steps, weight) * safety
+    )
+    value, first = lower * part, weight
+  ramp = jnp.where(first < weight, settled // 2, 0)
+
+  bad = _unsolvable(problem, params, batch, key, steps, walked)
+  found = Suggestion(
+    params=types.BilevelParams(params.upper, walked.origin),
+    penalty=weight,
+    first_penalty=first,
+    ramp_begin=settled,
+    ramp=ramp,
+    updates=settled + 2 * ramp,
+    upper=upper,
+    lower=lower,
+    value=value,
+    momentum=followed.astype(dtype),
+    gap=q / (2 * weight**2),
+    loss=losses[-1],
+    hypergradient_curvature=walked.curvatures.max(),
+    upper_curvature=upper_curvature,
+    lower_curvature=lower_curvature,
+    lag=lag,
+  )
+  # A whole number has no NaN.
+  nothing = lambda x: jnp.where(
+    bad, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x
+  ).astype(x.dtype)
+  return jax.tree.map(nothing, found), bad
+
+
 def suggest(
   problem: types.BilevelProblem,
   params: types.BilevelParams,
@@ -342,67 +454,29 @@ def suggest(
   _checks.whole('suggest', 'points', points)
   _checks.whole('suggest', 'solve_steps', solve_steps)
   _checks.whole('suggest', 'steps', steps)
-  key = _keys.as_key(key, 'suggest')
-  params = types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params)))
-  walked = _walk.walk(
-    problem,
-    params,
+  kind, goal = next(
+    (name, wanted)
+    for name, wanted in (
+      ('gap', gap),
+      ('accuracy', accuracy),
+      ('penalty', penalty),
+    )
+    if wanted is not None
+  )
+  found, bad = _suggest(
+    types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params))),
     batch,
+    _keys.as_key(key, 'suggest'),
+    goal,
+    safety,
+    momentum,
+    problem=problem,
+    kind=kind,
     points=points,
     solve_steps=solve_steps if points > 1 else 0,
-    linear_steps=steps,
+    steps=steps,
     upper_set=upper_set,
-    look=_measure(problem, batch, key, steps),
   )
-  facts, losses = walked.facts, walked.losses
-  # Where the walk has arrived. The pull at its start says little.
-  room = 0.01 * (losses[0] - losses[-1])
-  if accuracy is not None:
-    room = jnp.minimum(room, accuracy)
-  arrived = losses <= losses[-1] + room
-  q = jnp.max(jnp.where(arrived, facts.pull, 0))
-  dtype = q.dtype
-  if penalty is not None:
-    weight = jnp.asarray(penalty, dtype)
-  elif accuracy is not None:
-    weight = jnp.maximum(q / accuracy, 1)
-  else:
-    weight = jnp.maximum(jnp.sqrt(q / (2 * jnp.asarray(gap))), 1)
-
-  upper_curvature = facts.upper_curvature.max()
-  lower_curvature = facts.lower_curvature.max()
-  full, part = jnp.maximum(weight, 1), jnp.minimum(weight, 1)
-  lower = _trees.ratio(safety, upper_curvature / full + part * lower_curvature)
-  value = lower * part
-  # As much momentum as damps the slowest motion that matters, and its lag:
-  # behind a steady motion, and until the swings of the momentum have died out.
-  slow = _trees.ratio(value, facts.lag[-1])
-  followed = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
-  lag = _trees.ratio(1 - followed, slow) + 2 * followed / (1 - followed)
-
-  bend = walked.curvatures.max() * (1 + 4 * lag)
-  grip = facts.grip.max() / 2
-  first = jnp.where(grip > 0, _trees.ratio(bend, grip), full)
-  first = jnp.clip(first, 1, full)
-  # No step was longer in the walk; where none was taken, all is arrived.
-  rate = jnp.minimum(
-    walked.steps.max(), safety / jnp.maximum(bend + first * grip, 1e-30)
-  )
-  upper = jnp.where(rate > 0, rate * first, lower)
-
-  # Updates for each step: the value sequence's head start slows them down.
-  taken = _flow_times(walked, room)
-  done = jnp.sum(taken * (_trees.ratio(1, rate) + first * facts.grip))
-  whole = lambda n: jnp.ceil(jnp.clip(n, 0, 1e9)).astype(jnp.int32)
-  settled, first = whole(1.25 * done + 10 * lag), jnp.minimum(first, weight)
-  if points == 1:
-    upper = lower = (
-      _joint_step(problem, params, batch, key, steps, weight) * safety
-    )
-    value, first = lower * part, weight
-  ramp = jnp.where(first < weight, settled // 2, 0)
-
-  bad = _unsolvable(problem, params, batch, key, steps, walked)
   if not isinstance(bad, jax.core.Tracer) and np.any(bad):
     raise ValueError(
       'suggest found no minimiser of the lower loss in the lower variable: it '
@@ -411,26 +485,4 @@ def suggest(
       'decay for instance; or take points=1, which measures at the start as it '
       'is.'
     )
-  found = Suggestion(
-    params=types.BilevelParams(params.upper, walked.origin),
-    penalty=weight,
-    first_penalty=first,
-    ramp_begin=settled,
-    ramp=ramp,
-    updates=settled + 2 * ramp,
-    upper=upper,
-    lower=lower,
-    value=value,
-    momentum=followed.astype(dtype),
-    gap=q / (2 * weight**2),
-    loss=losses[-1],
-    hypergradient_curvature=walked.curvatures.max(),
-    upper_curvature=upper_curvature,
-    lower_curvature=lower_curvature,
-    lag=lag,
-  )
-  # A whole number has no NaN.
-  nothing = lambda x: jnp.where(
-    bad, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x
-  ).astype(x.dtype)
-  return jax.tree.map(nothing, found)
+  return found

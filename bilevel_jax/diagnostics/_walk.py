@@ -69,7 +69,8 @@ def walk(
     params: where to begin.
     batch: the batch of both losses.
     points: how many points to look at; the first is the upper variable's start.
-    solve_steps: L-BFGS steps of each lower solve, from the last solution.
+    solve_steps: L-BFGS steps of each lower solve, from the last solution; 0
+      leaves the lower variable as it is.
     linear_steps: conjugate gradients at most for each hypergradient.
     upper_set: projects the upper variable.
     look: measures at a point, from (params, hypergradient).
@@ -79,8 +80,9 @@ def walk(
 
   def see(x, y):
     at = types.BilevelParams(x, y)
-    y = _bilevel.lower_minimiser(problem, at, batch, steps=solve_steps)
-    at = types.BilevelParams(x, y)
+    if solve_steps:
+      y = _bilevel.lower_minimiser(problem, at, batch, steps=solve_steps)
+      at = types.BilevelParams(x, y)
     terms = _implicit.implicit_terms(problem, at, batch, solve=solve)
     slope = optax.tree.add(terms.direct, terms.correction)
     facts = () if look is None else look(at, slope)

@@ -122,37 +122,45 @@ CANCER = bj.BilevelProblem(
 )
 
 
+def solved(batch, x):
+  """The upper loss with the lower problem solved, by Newton in float64."""
+  (rows, labels), (others, truth) = (
+    [np.asarray(part, np.float64) for part in batch[name]]
+    for name in ('train', 'valid')
+  )
+  rows, others = (np.c_[part, np.ones(len(part))] for part in (rows, others))
+  decay = np.exp(x) * np.r_[np.ones(30), 0]
+  y = np.zeros(31)
+  for _ in range(30):
+    chance = 1 / (1 + np.exp(-rows @ y))
+    slope = rows.T @ (chance - labels) / len(rows) + decay * y
+    spread = (rows.T * chance * (1 - chance)) @ rows / len(rows)
+    y = y - np.linalg.solve(spread + np.diag(decay), slope)
+  scores = others @ y
+  return np.mean(np.logaddexp(0, scores) - truth * scores)
+
+
 def test_one_weight_of_a_logistic_regression_ends_where_a_grid_does():
-  """From three starts, with two accuracies: all settings are the suggested."""
+  """From two starts, at two accuracies: every setting is the suggested one."""
   batch = cancer()
   zeros = {'weights': jnp.zeros(30), 'bias': jnp.zeros(())}
 
   @jax.jit
-  @jax.vmap
   def ends(x, accuracy):
     start = bj.BilevelParams(x, zeros)
     found = suggest(CANCER, start, batch, key=0, accuracy=accuracy)
     params, values = run(CANCER, found, batch)
     return params.upper, values, found
 
-  @jax.jit
-  @jax.vmap
-  def solved(x):
-    y = bj.diagnostics.lower_minimiser(
-      CANCER, bj.BilevelParams(x, zeros), batch, steps=80
-    )
-    return CANCER.upper(x, y, batch)
-
-  x, values, found = ends(
-    jnp.array([0.0, -2.0, -8.0]), jnp.array([0.01, 0.002, 0.002])
-  )
-  grid = np.asarray(solved(jnp.concatenate([x, jnp.linspace(-9, 1, 41)])))
-  assert np.all(grid[:3] < 1.02 * grid.min())
-  np.testing.assert_allclose(found.loss, grid.min(), rtol=0.01)
-  # As accurate as asked for, with a gap that is positive and as expected.
-  error = grid[:3] - np.asarray(values['upper'])
-  assert np.all((error > 0) & (error < [0.012, 0.0025, 0.0025]))
-  assert np.all((values['gap'] > 0.5 * found.gap) & (values['gap'] < found.gap))
+  best = min(solved(batch, x) for x in np.arange(-8, 0.5, 0.25))
+  for start, accuracy in ((0.0, 0.01), (-8.0, 0.002)):
+    x, values, found = ends(start, accuracy)
+    reached = solved(batch, float(x))
+    assert reached < 1.02 * best
+    np.testing.assert_allclose(found.loss, best, rtol=0.01)
+    # As accurate as asked for, with a gap that is positive and as expected.
+    assert 0 < reached - values['upper'] < 1.25 * accuracy
+    assert 0.5 * found.gap < values['gap'] < found.gap
 
 
 # Lower losses of one family, g = y'By / 2 - x e'y, by B's eigenvalues.
@@ -172,23 +180,21 @@ def matrix_of(*eigenvalues):
   return matrix, jnp.asarray(matrix, jnp.float32)
 
 
-def test_a_lower_loss_without_a_minimiser_gives_no_numbers():
-  """Linear, concave, or falling along one line; NaN in a compiled function."""
-  matrices = [
-    matrix_of(2, 1, 0.5, 0.4)[1],
-    matrix_of(0, 0, 0, 0)[1],
-    matrix_of(-1, -1, -1, -2)[1],
-    matrix_of(2, 0, 0.5, 0.4)[1],
-  ]
-  found = jax.jit(
-    jax.vmap(lambda b: suggest(FAMILY, START, b, key=0, gap=1e-4))
-  )(jnp.stack(matrices))
-  nothing = [False, True, True, True]
-  for numbers in (found.penalty, found.upper, found.lower, found.gap):
-    np.testing.assert_array_equal(np.isnan(numbers), nothing)
-  np.testing.assert_array_equal(found.updates == 0, nothing)
+@pytest.mark.parametrize(
+  'eigenvalues', [(0, 0, 0, 0), (-1, -1, -1, -2), (2, 0, 0.5, 0.4)]
+)
+def test_a_lower_loss_without_a_minimiser(eigenvalues):
+  """Linear, concave, and falling along one line only."""
   with pytest.raises(ValueError, match='no minimiser of the lower loss'):
-    suggest(FAMILY, START, matrices[1], key=0, gap=1e-4, points=1)
+    suggest(
+      FAMILY,
+      START,
+      matrix_of(*eigenvalues)[1],
+      key=0,
+      gap=1e-4,
+      points=3,
+      solve_steps=10,
+    )
 
 
 def test_one_point_of_a_lower_loss_with_flat_directions():
@@ -198,8 +204,12 @@ def test_one_point_of_a_lower_loss_with_flat_directions():
   x, y = 2.0, 2 * inverse @ _PULL
   params = bj.BilevelParams(jnp.float32(x), jnp.asarray(y, jnp.float32))
   found = jax.jit(
-    lambda p: suggest(FAMILY, p, matrix, key=3, gap=1e-4, points=1)
-  )(params)
+    jax.vmap(lambda b: suggest(FAMILY, params, b, key=3, gap=1e-4, points=1))
+  )(jnp.stack([matrix, 0 * matrix]))
+  # No error can be raised here: the linear one has no numbers.
+  assert np.isnan(found.penalty[1]) and np.isnan(found.upper[1])
+  assert found.updates[1] == 0
+  found = jax.tree.map(lambda leaf: leaf[0], found)
   np.testing.assert_allclose(
     found.penalty, np.sqrt((y - 1) @ inverse @ (y - 1) / 2e-4), rtol=1e-4
   )
@@ -236,14 +246,19 @@ def test_suggested_settings_converge_on_the_toy():
     x = jax.random.uniform(one, (), minval=0.0, maxval=3.0)
     y = jax.random.uniform(two, (), minval=-5.0, maxval=8.5)
     found = suggest(
-      TOY, bj.BilevelParams(x, y), key=three, penalty=10.0, upper_set=box
+      TOY,
+      bj.BilevelParams(x, y),
+      key=three,
+      penalty=10.0,
+      solve_steps=20,
+      upper_set=box,
     )
     params, values = run(TOY, found, None, upper_set=box)
     return params.upper, values['gap']
 
-  x, gap = ends(jax.random.split(jax.random.key(5), 64))
+  x, gap = ends(jax.random.split(jax.random.key(5), 32))
   distance = np.abs(np.asarray(x)[:, None] - TOY_MINIMA).min(axis=1)
-  assert np.mean(distance < 0.1) >= 0.98
+  assert np.all(distance < 0.1)
   assert np.abs(gap).max() < 1e-2
 
 

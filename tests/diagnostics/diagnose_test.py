@@ -1,0 +1,257 @@
+"""Words for runs: bad ones of a table, and good ones, all really run."""
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+
+diagnose = bj.diagnostics.diagnose
+
+# One weight of a ridge regression: the upper loss is 1.26 at the start, -4, and
+# least at 0.25, where it is 0.42; the curvatures below are up to 3 + exp(x).
+_RNG = np.random.default_rng(4)
+_FEATURES = _RNG.normal(size=(2, 8, 6))
+_TARGETS = _FEATURES @ (_RNG.normal(size=6) * 0.7) + _RNG.normal(size=(2, 8))
+BATCH = (
+  jnp.asarray(_FEATURES, jnp.float32),
+  jnp.asarray(_TARGETS, jnp.float32),
+)
+STEPS = 2000
+
+
+def _error(y, batch, part):
+  return jnp.mean((batch[0][part] @ y - batch[1][part]) ** 2) / 2
+
+
+RIDGE = bj.BilevelProblem(
+  upper=lambda x, y, batch: _error(y, batch, 1),
+  lower=lambda x, y, batch: (
+    _error(y, batch, 0) + jnp.exp(x) * jnp.sum(y**2) / 2
+  ),
+)
+
+
+class Setting(NamedTuple):
+  """Settings of one run; by default, a good one.
+
+  Attributes:
+    penalty: its last weight.
+    ramp: share of the updates in which it rises from zero.
+    upper: step size of the weight's logarithm.
+    lower: step size of the regression.
+    value: step size of the value sequence.
+    momentum: of both.
+    noise: standard deviation of what each update adds to the targets.
+    x: where the weight's logarithm starts, with the regression near solved.
+  """
+
+  penalty: float = 50.0
+  ramp: float = 0.0
+  upper: float = 2.0
+  lower: float = 0.1
+  value: float = 0.1
+  momentum: float = 0.5
+  noise: float = 0.0
+  x: float = -4.0
+
+
+class Bad(NamedTuple):
+  """A bad run, what it is called, and what that is told from.
+
+  Attributes:
+    verdict: the right word.
+    said: what is in the words.
+    setting: how it is run.
+    steps: how many of the updates are looked at.
+    kwargs: arguments of `diagnose`.
+    at_the_end: whether the problem and the last params are given.
+  """
+
+  verdict: str
+  said: str
+  setting: Setting
+  steps: int = STEPS
+  kwargs: Mapping[str, float] = MappingProxyType({})
+  at_the_end: bool = False
+
+
+NONE = {'momentum': 0.0}
+BAD = {
+  'no finite loss': Bad(
+    'diverged', 'not finite', Setting(lower=3.0, value=3.0)
+  ),
+  'growth without end': Bad(
+    'diverged', 'grow', Setting(lower=0.7, value=0.7, **NONE), 300
+  ),
+  'value step too large': Bad(
+    'overshooting',
+    'make that step smaller',
+    Setting(value=1.0, upper=0.01, lower=0.2, penalty=10.0, **NONE),
+    16,
+  ),
+  'value step a little too large': Bad(
+    'overshooting',
+    'make that step smaller',
+    Setting(value=0.663, upper=1e-6, lower=0.2, penalty=10.0, **NONE),
+    800,
+  ),
+  'value step too small': Bad(
+    'lagging',
+    'value sequence',
+    Setting(value=1e-3, upper=0.1, lower=0.2, **NONE),
+  ),
+  'lower step too large': Bad(
+    'oscillating', 'lower', Setting(lower=0.66, value=0.3, **NONE)
+  ),
+  'upper step too large': Bad(
+    'oscillating',
+    'upper one if it is in long waves',
+    Setting(upper=10.0, lower=0.003, value=0.003, penalty=20.0, **NONE),
+  ),
+  'penalty far too large': Bad(
+    'unconverged',
+    'not converged',
+    Setting(penalty=1e4, upper=0.2, lower=0.2, value=0.2),
+  ),
+  'penalty far too large for the gap': Bad(
+    'stiff',
+    'penalty',
+    Setting(penalty=1e4, upper=0.2, lower=0.2, value=0.2),
+    kwargs={'gap': 1e-3},
+  ),
+  'penalty so large that nothing moves': Bad(
+    'stiff',
+    '0.42',
+    Setting(penalty=1e6, upper=0.2, lower=0.2, value=0.2),
+    at_the_end=True,
+  ),
+  'lower step too small': Bad(
+    'unconverged',
+    'not converged',
+    Setting(lower=1e-4, upper=0.2, penalty=10.0, value=0.2),
+  ),
+  'upper step too small': Bad(
+    'unconverged', 'not converged', Setting(upper=1e-2)
+  ),
+  'upper step far too small': Bad(
+    'unconverged', '0.42', Setting(upper=1e-5), at_the_end=True
+  ),
+  'thrown where nothing pulls': Bad(
+    'unconverged', 'can be reached', Setting(upper=0.1, x=-9.0), at_the_end=True
+  ),
+  'penalty too small': Bad(
+    'weak', 'too weak to trust', Setting(penalty=2.0), at_the_end=True
+  ),
+  'penalty far too small': Bad(
+    'weak', 'too weak to trust', Setting(penalty=0.5), at_the_end=True
+  ),
+  'no penalty': Bad(
+    'weak', 'too weak to trust', Setting(penalty=0.0), at_the_end=True
+  ),
+  'gap above what is wanted': Bad(
+    'loose', 'multiply', Setting(penalty=10.0), kwargs={'gap': 1e-6}
+  ),
+}
+GOOD = {
+  'constant': Setting(),
+  'ramp over half': Setting(ramp=0.5),
+  'ramp over all': Setting(ramp=1.0),
+  'without momentum': Setting(**NONE),
+  'at rest from the start': Setting(x=0.25),
+  'noise': Setting(noise=0.3, lower=0.05, value=0.05, **NONE),
+  'noise, ramp': Setting(noise=0.3, lower=0.05, value=0.05, ramp=0.5, **NONE),
+}
+
+
+def _solved(x):
+  gram = _FEATURES[0].T @ _FEATURES[0] / 8 + np.exp(x) * np.eye(6)
+  return np.linalg.solve(gram, _FEATURES[0].T @ _TARGETS[0] / 8)
+
+
+@functools.cache
+def runs():
+  """All runs by name: the losses of every update, and the last params."""
+  settings = {name: bad.setting for name, bad in BAD.items()} | GOOD
+  table = Setting(*np.array(list(settings.values()), np.float32).T)
+  starts = bj.BilevelParams(
+    table.x, np.stack([_solved(x) + 0.1 for x in table.x]).astype(np.float32)
+  )
+
+  @jax.jit
+  @jax.vmap
+  def run(setting, params):
+    def penalty(count):
+      grown = count / jnp.maximum(setting.ramp * STEPS, 1)
+      return setting.penalty * jnp.where(
+        setting.ramp > 0, jnp.minimum(grown, 1), 1
+      )
+
+    sgd = functools.partial(optax.sgd, momentum=setting.momentum)
+    solver = bj.v_pbgd(
+      RIDGE,
+      penalty=penalty,
+      upper=optax.sgd(setting.upper),
+      lower=sgd(setting.lower),
+      value=sgd(setting.value),
+    )
+
+    def step(carry, key):
+      params, state = carry
+      noise = setting.noise * jax.random.normal(key, (2, 8))
+      batch = (BATCH[0], BATCH[1] + noise)
+      updates, state = solver.update(batch, state, params)
+      return (optax.apply_updates(params, updates), state), bj.values(state)
+
+    keys = jax.random.split(jax.random.key(1), STEPS)
+    (params, _), values = jax.lax.scan(
+      step, (params, solver.init(params)), keys
+    )
+    return params, values
+
+  everything = jax.tree.map(np.asarray, run(table, starts))
+  return {
+    name: jax.tree.map(lambda leaf, row=row: leaf[row], everything)
+    for row, name in enumerate(settings)
+  }
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_runs(name):
+  bad, (params, values) = BAD[name], runs()[name]
+  history = {key: series[: bad.steps] for key, series in values.items()}
+  at = (RIDGE, params, BATCH) if bad.at_the_end else ()
+  found = diagnose(history, *at, **bad.kwargs)
+  assert (found.verdict, bad.said in found.words) == (bad.verdict, True), found
+
+
+@pytest.mark.parametrize('name', GOOD)
+def test_good_runs(name):
+  """By the history alone, and with a look from the end."""
+  params, values = runs()[name]
+  if GOOD[name].noise:
+    mean = lambda series: np.convolve(series, np.full(50, 1 / 50), 'valid')
+    values = {key: mean(series) for key, series in values.items()}
+  for at in ((), (RIDGE, params, BATCH)):
+    found = diagnose(values, *at)
+    assert found.verdict == 'fine', found
+  # The penalty is enough for this accuracy, and not for that.
+  assert diagnose(values, *at, accuracy=0.02).verdict == 'fine'
+  assert diagnose(values, *at, accuracy=1e-3).verdict == 'weak'
+
+
+def test_a_history_of_something_else():
+  with pytest.raises(ValueError, match='missing'):
+    diagnose({'upper': np.ones(9)})
+  names = ('upper', 'lower', 'gap')
+  with pytest.raises(ValueError, match='at least 8'):
+    diagnose(dict.fromkeys(names, np.ones(3)))
+  with pytest.raises(ValueError, match='together'):
+    diagnose(dict.fromkeys(names, np.ones(9)), RIDGE)
