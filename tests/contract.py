@@ -208,6 +208,7 @@ HELPERS = frozenset(
     'Solve',
     'StormState',
     'WeightsState',
+    'aggregated',
     'deal_batch',
     'e_aipod_plan',
     'jacobian_like',

@@ -68,13 +68,19 @@ class Suggestion(NamedTuple):
     grown = jnp.clip(grown, 0, 1)
     return self.first_penalty + grown * (self.penalty - self.first_penalty)
 
-  def settings(self) -> dict[str, Any]:
-    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`."""
+  def settings(
+    self, upper_set: projections.Projection | None = None
+  ) -> dict[str, Any]:
+    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`.
+
+    Args:
+      upper_set: of the upper variable, as `suggest` was given it.
+    """
     followed = lambda step: optax.sgd(step, momentum=self.momentum)
     # One inner step, the default, and equal steps: see `suggest`.
     return {
       'penalty': self.schedule,
-      'upper': optax.sgd(self.upper),
+      'upper': types.Sequence(optax.sgd(self.upper), set=upper_set),
       'lower': followed(self.lower),
       'value': followed(self.value),
     }

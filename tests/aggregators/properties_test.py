@@ -324,6 +324,6 @@ def test_an_aggregator_that_was_left_out_is_named():
   rows, _ = oracle.update(jnp.ones(2), oracle.init(params), params)
   with pytest.raises(TypeError, match='put an aggregator between'):
     bj.apply_updates(params, rows)
-  move = bj.per_sequence(x=optax.sgd(0.1))
+  solver = bj.descend(oracle, x=optax.sgd(0.1))
   with pytest.raises(TypeError, match='put an aggregator between'):
-    move.update(rows, move.init(params), params)
+    solver.update(jnp.ones(2), solver.init(params), params)

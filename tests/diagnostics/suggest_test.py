@@ -36,7 +36,7 @@ QUADRATIC = bj.BilevelProblem(
 
 def run(problem, found, batch, **kwargs):
   """The last params and the losses of `updates`, in a loop of that length."""
-  solver = bj.v_pbgd(problem, **found.settings(), **kwargs)
+  solver = bj.v_pbgd(problem, **found.settings(**kwargs))
 
   def step(_, carry):
     params, state = carry

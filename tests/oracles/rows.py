@@ -33,12 +33,7 @@ def _implicit(wrap, rate):
   return contract.by_descent(oracle, upper=rate)
 
 
-# The inner optimiser begins anew in each update, and so does its schedule.
-_NUMBERS = {
-  'hyper': {'rate': RATE, 'inner': RATE},
-  'schedules': ('rate',),
-  'parts': 'none',
-}
+_NUMBERS = {'hyper': {'rate': RATE, 'inner': RATE}, 'parts': 'none'}
 
 ROWS = (
   Row('unrolled', _unrolled, _INSIDE, same_as='rhg', light=True, **_NUMBERS),

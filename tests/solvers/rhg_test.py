@@ -34,7 +34,6 @@ _INSIDE = {
 # The inner optimiser begins anew in each update, and so does its schedule.
 _NUMBERS = {
   'hyper': {'rate': RATE, 'inner': RATE},
-  'schedules': ('rate',),
   'parts': 'none',
 }
 
