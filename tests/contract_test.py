@@ -9,6 +9,7 @@ be why.
 import functools
 import inspect
 import itertools
+import re
 import traceback
 from typing import Any, NamedTuple
 
@@ -166,6 +167,28 @@ def stacked(trees):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def shares_no_buffer(case):
+  """Before the step below takes them."""
+  params, state = case.begin()
+  places = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path((params, state)):
+    name = jax.tree_util.keystr(path)
+    require(
+      isinstance(leaf, jax.Array),
+      f'{name} is {type(leaf).__name__} {leaf}, no array: make it one of a '
+      'dtype, jnp.zeros([], jnp.int32) for instance.',
+    )
+    if is_key(leaf) or not leaf.size:
+      continue
+    where = leaf.unsafe_buffer_pointer()
+    require(
+      where not in places,
+      f'{places.get(where)} and {name} are one buffer, so that neither can be '
+      'donated: copy it in init, jnp.array(x, copy=True).',
+    )
+    places[where] = name
+
+
 class Case:
   """A row with its compiled step and a run of it."""
 
@@ -173,6 +196,7 @@ class Case:
     """Compiles the step and makes three updates."""
     self.row, self.folder, self.halved = row, folder, {}
     self.solver = build(row)
+    shares_no_buffer(self)
     # Extra arguments, of which no method but those that name them may know.
     extra = {'never_heard_of': jnp.ones(3), 'names': 'any'}
     step = step_of(self.solver, **extra)
@@ -223,22 +247,6 @@ def compiles_once_and_keeps_types(case):
     '  What init makes and what update returns differ in a type: make numbers '
     'arrays of a dtype, jnp.zeros([], jnp.int32) for instance.',
   )
-
-
-def shares_no_buffer(case):
-  params, state = case.begin()
-  places = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path((params, state)):
-    if is_key(leaf) or not leaf.size:
-      continue
-    where = leaf.unsafe_buffer_pointer()
-    name = jax.tree_util.keystr(path)
-    require(
-      where not in places,
-      f'{places.get(where)} and {name} are one buffer, so that neither can be '
-      'donated: copy it in init, jnp.array(x, copy=True).',
-    )
-    places[where] = name
 
 
 def moves(case):
@@ -353,6 +361,8 @@ def hands_its_oracles_to_wrap(case):
 
 def takes_injected_numbers(case):
   row = case.row
+  if not row.hyper:
+    return
   factory = lambda **hyper: build(row, **hyper)
   # inject_hyperparams reads the names off the signature, and takes the type of
   # numbers from the batch's first leaf, an integer, if it is not told one.
@@ -602,7 +612,6 @@ def mapped_devices(case):
 
 LIGHT = (
   compiles_once_and_keeps_types,
-  shares_no_buffer,
   moves,
   counts_what_it_evaluates,
   hands_its_oracles_to_wrap,
@@ -676,6 +685,196 @@ def test_without_jit(name):
   case = Case(FOUND.rows[name])
   step, start = case.make()
   require_same('without jit', step(*start, batch_of(0)), case.points[0])
+
+
+# Methods with one fault each: what the contract says of them.
+
+
+def _flat(link=None, wrap=same, loss=contract.flat_loss):
+  oracle = wrap(bj.gradient(loss))
+  return optax.chain(oracle, link or optax.identity(), optax.sgd(0.1))
+
+
+def _link(init, update=lambda updates, state, params: (updates, state)):
+  """A link with a state of its own."""
+  return optax.GradientTransformationExtraArgs(
+    init,
+    lambda updates, state, params=None, **_: update(updates, state, params),
+  )
+
+
+def _row(make, counts=None, **flags):
+  flags = {'params': contract.flat_params, 'hyper': {}} | flags
+  cost = {'gradients/loss': 1} if counts is None else counts
+  return contract.Row('gradient, with a fault', make, cost, **flags)
+
+
+def _counts_steps(wrap, rate):
+  """A schedule whose count no mark holds in inner steps."""
+  steps = _link(
+    lambda params: {'steps': jnp.zeros([], jnp.int32)},
+    lambda updates, state, params: (
+      optax.tree.scale(rate(state['steps']), updates)
+      if callable(rate)
+      else optax.tree.scale(rate, updates),
+      {'steps': state['steps'] + 1},
+    ),
+  )
+  record = bj.Sequence(optax.chain(steps, optax.scale(-1.0)), steps=2)
+  return bj.descend(wrap(bj.lower_gradient(contract.PROBLEM)), lower=record)
+
+
+def _square(params, batch):
+  return contract.flat_loss(params, batch) ** 2
+
+
+_OUTSIDE = np.random.default_rng(0)
+
+
+def _noise():
+  return _link(
+    lambda params: (),
+    lambda updates, state, params: (
+      jax.tree.map(lambda u: u * _OUTSIDE.uniform(), updates),
+      state,
+    ),
+  )
+
+
+TYPES, ONCE = keeps_types_of_parameters, compiles_once_and_keeps_types
+LANES = scan_vmap_schedules_and_accumulate
+FAULTS = {
+  'a missing method': (
+    lambda: _row(lambda wrap: bj.solvers.unheard_of()),
+    ONCE,
+    "has no attribute 'unheard_of'",
+  ),
+  'a count that is a plain number': (
+    lambda: _row(lambda wrap: _flat(_link(lambda params: 0))),
+    ONCE,
+    'is int 0, no array',
+  ),
+  'a number without a dtype': (
+    lambda: _row(
+      lambda wrap: _flat(
+        _link(
+          lambda params: jnp.asarray(0.0),
+          lambda updates, state, params: (updates, state + jnp.float32(1)),
+        )
+      )
+    ),
+    ONCE,
+    'were compiled 2 times. .*float32.* weak became float32',
+  ),
+  'a state that is the parameters': (
+    lambda: _row(lambda wrap: _flat(_link(lambda params: params))),
+    ONCE,
+    'are one buffer',
+  ),
+  'a state as wide as floats are': (
+    lambda: _row(
+      lambda wrap: _flat(
+        _link(
+          lambda p: jnp.zeros(3, jnp.float32),
+          lambda u, s, p: (u, s + np.ones(3)),
+        )
+      )
+    ),
+    TYPES,
+    'float32[3] became float64[3]',
+  ),
+  'numbers from outside': (
+    lambda: _row(lambda wrap: _flat(_noise())),
+    LANES,
+    'scan and vmap: update 0',
+  ),
+  'another count than it says': (
+    lambda: _row(lambda wrap: _flat(), {'gradients/loss': 2}),
+    counts_what_it_evaluates,
+    "bj.counts has {'gradients/loss': 1}, the row {'gradients/loss': 2}",
+  ),
+  'no wrapper': (
+    lambda: _row(lambda wrap: _flat()),
+    hands_its_oracles_to_wrap,
+    'wrap was given 0 oracles',
+  ),
+  'not linear in its samples': (
+    lambda: _row(lambda wrap: _flat(wrap=wrap, loss=_square)),
+    LANES,
+    "set parts='none'",
+  ),
+  'a schedule that counts steps': (
+    lambda: _row(
+      _counts_steps,
+      {'gradients/lower': 2},
+      params=contract.nested_params,
+      hyper={'rate': 0.1},
+    ),
+    LANES,
+    'schedules: with a schedule of rate, .* sees another count than 0',
+  ),
+  'a number of no effect': (
+    lambda: _row(lambda wrap, rate: _flat(), hyper={'rate': 0.1}),
+    takes_injected_numbers,
+    'half the rate changes nothing',
+  ),
+  'outside of its set': (
+    lambda: _row(
+      lambda wrap: bj.descend(
+        bj.lower_gradient(contract.PROBLEM), lower=optax.sgd(0.1)
+      ),
+      {'gradients/lower': 1},
+      params=contract.nested_params,
+      sets={'lower': contract.Y_SET},
+    ),
+    stays_in_its_sets,
+    'lower is .* spacings of floats outside its set',
+  ),
+  'the updates of another row': (
+    lambda: _row(
+      lambda wrap: optax.chain(bj.gradient(contract.flat_loss), optax.sgd(0.2)),
+      same_as='gradient, sgd',
+    ),
+    gives_the_updates_of_another_row,
+    r"\['it'\]\['z'\]: .* against .* at \[",
+  ),
+  'a state on one device': (
+    lambda: _row(
+      lambda wrap: _flat(_link(lambda params: jnp.zeros(contract.COORDINATES)))
+    ),
+    sharded_parameters_and_batch,
+    'init, .* of shape .* A last axis of 10 is taken for coordinates',
+  ),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_is_found_and_said(fault):
+  make, check, words = FAULTS[fault]
+  said = '\n'.join(broken_promises(make(), (check,)).values())
+  if '.*' not in words:
+    words = re.escape(words)
+  assert re.search(words, said, re.DOTALL), said
+
+
+def test_one_module_that_cannot_be_read_hides_no_other(tmp_path, monkeypatch):
+  folder = tmp_path / 'some_tests'
+  folder.mkdir()
+  head = 'from tests.contract import Row\n'
+  for name, text in {
+    'good': "ROWS = (Row('a', None, {}),)",
+    'bad': 'import bilevel_jax as bj\nROWS = (bj.solvers.unheard_of,)',
+    'twice': "ROWS = (Row('a', None, {}),)",
+    'none': 'rows = 1',
+  }.items():
+    (folder / f'{name}_test.py').write_text(head + text)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(contract, 'TESTS', folder)
+  found = contract.collect()
+  assert list(found.rows) == ['a']
+  assert 'unheard_of' in found.broken['some_tests.bad_test']
+  assert "two rows have the name 'a'" in found.broken['some_tests.twice_test']
+  assert len(found.broken) == 2
 
 
 # The table.

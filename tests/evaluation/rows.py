@@ -12,23 +12,23 @@ def _gradient():
   return bj.gradient(contract.flat_loss)
 
 
-def _accumulate(wrap, rate):
+def _accumulate(wrap):
   return optax.chain(
-    bj.evaluation.accumulate(wrap(_gradient()), 2), optax.sgd(rate)
+    bj.evaluation.accumulate(wrap(_gradient()), 2), optax.sgd(RATE)
   )
 
 
-def _storm(wrap, rate, decay):
+def _storm(wrap, decay):
   return optax.chain(
-    bj.evaluation.storm(wrap(_gradient()), decay), optax.sgd(rate)
+    bj.evaluation.storm(wrap(_gradient()), decay), optax.sgd(RATE)
   )
 
 
-def _saga(wrap, rate):
-  return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(rate))
+def _saga(wrap):
+  return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(RATE))
 
 
-def _mean_over(wrap, rate):
+def _mean_over(wrap):
   """The axis is one of parts, so that it runs on one device as well."""
   oracle = bj.evaluation.mean_over(wrap(_gradient()), 'parts')
 
@@ -41,16 +41,16 @@ def _mean_over(wrap, rate):
     return over(bj.evaluation.split_batch(batch, 2))
 
   mapped = optax.GradientTransformationExtraArgs(oracle.init, update_fn)
-  return optax.chain(mapped, optax.sgd(rate))
+  return optax.chain(mapped, optax.sgd(RATE))
 
 
-def _independent(wrap, rate):
+def _independent(wrap):
   oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
   rows = bj.evaluation.independent(oracle, 2)
-  return optax.chain(rows, bj.aggregators.mean(2 * OBJECTIVES), optax.sgd(rate))
+  return optax.chain(rows, bj.aggregators.mean(2 * OBJECTIVES), optax.sgd(RATE))
 
 
-def _together(wrap, rate):
+def _together(wrap):
   """Both variables' own slopes, evaluated at one point."""
   above = bj.gradient(
     lambda p, batch: contract.upper_loss(p.upper, p.lower, batch),
@@ -59,10 +59,11 @@ def _together(wrap, rate):
   )
   below = bj.lower_gradient(contract.PROBLEM)
   oracle = bj.evaluation.together(above, below, wrap=wrap)
-  return contract.by_descent(oracle, upper=rate, lower=rate)
+  return contract.by_descent(oracle, upper=RATE, lower=RATE)
 
 
-_FLAT = {'params': contract.flat_params}
+# Numbers of their own: the step size is optax's.
+_FLAT = {'params': contract.flat_params, 'hyper': {}}
 
 ROWS = (
   Row(
@@ -77,9 +78,8 @@ ROWS = (
     'storm',
     _storm,
     {'gradients/loss': 2},
-    hyper={'rate': RATE, 'decay': 0.4},
     devices=True,
-    **_FLAT,
+    **_FLAT | {'hyper': {'decay': 0.4}},
   ),
   Row('saga', _saga, {'gradients/loss': 1}, devices=True, **_FLAT),
   Row(
@@ -101,6 +101,6 @@ ROWS = (
     'together',
     _together,
     {'gradients/above': 1, 'gradients/lower': 1},
-    covers=('lower_gradient',),
+    hyper={},
   ),
 )

@@ -11,7 +11,7 @@ from tests.contract import RATE, Row
 
 
 def _optimiser(name):
-  def make(wrap, rate):
+  def make(wrap, rate=RATE):
     oracle = wrap(bj.gradient(contract.flat_loss))
     return optax.chain(oracle, getattr(optax, name)(rate))
 
@@ -33,7 +33,13 @@ def _lower(wrap, rate):
 _COST = {'gradients/loss': 1}
 
 ROWS = (
-  Row('gradient, sgd', _optimiser('sgd'), _COST, params=contract.flat_params),
+  Row(
+    'gradient, sgd',
+    _optimiser('sgd'),
+    _COST,
+    params=contract.flat_params,
+    hyper={},
+  ),
   Row(
     'gradient, adam',
     _optimiser('adam'),

@@ -13,10 +13,10 @@ from tests import contract
 from tests.contract import OBJECTIVES, RATE, Row
 
 
-def _fused(wrap, rate, **numbers):
+def _fused(wrap, **numbers):
   del wrap  # It sees the whole batch.
   fused = bj.oracles.fused_moco(contract.three_losses, OBJECTIVES, **numbers)
-  return optax.chain(fused, optax.sgd(rate))
+  return optax.chain(fused, optax.sgd(RATE))
 
 
 ROWS = (
@@ -25,7 +25,7 @@ ROWS = (
     _fused,
     {'gradients/objectives': OBJECTIVES},
     params=contract.flat_params,
-    hyper={'rate': RATE, 'tracking': 0.5, 'weight_step': 2.0},
+    hyper={'tracking': 0.5, 'weight_step': 2.0},
     same_as='moco',
     wraps=False,
   ),

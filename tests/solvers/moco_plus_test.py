@@ -9,11 +9,11 @@ from tests import contract
 from tests.contract import OBJECTIVES, RATE, Row
 
 
-def _row(wrap, rate, decay):
+def _row(wrap, decay):
   solver = bj.solvers.moco_plus(
     contract.three_losses, OBJECTIVES, decay=decay, wrap=wrap
   )
-  return optax.chain(solver, optax.sgd(rate))
+  return optax.chain(solver, optax.sgd(RATE))
 
 
 ROWS = (
@@ -22,7 +22,7 @@ ROWS = (
     _row,
     {'gradients/objectives': 2 * OBJECTIVES},
     params=contract.flat_params,
-    hyper={'rate': RATE, 'decay': 0.5},
+    hyper={'decay': 0.5},
     devices=True,
   ),
 )
