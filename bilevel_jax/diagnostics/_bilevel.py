@@ -95,7 +95,7 @@ def lower_minimiser(
   # On the way to a minimum, the slope falls below that of the way.
   fell, moved = first - value, optax.tree.norm(optax.tree.sub(y, params.lower))
   room = jnp.finfo(value.dtype).eps ** 0.5
-  noise = (fell <= room * jnp.abs(value)) | (moved <= room * optax.tree.norm(y))
+  noise = (fell < room * jnp.abs(value)) | (moved < room * optax.tree.norm(y))
   fine = jnp.isfinite(value) & (noise | (slope * moved <= fell / 2))
   return _checked(
     y,
