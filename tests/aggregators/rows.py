@@ -13,7 +13,7 @@ from tests.contract import COORDINATES, OBJECTIVES, RATE, Row
 def _chain(name, copies=1, keyed=False, given=(), **fixed):
   """Three objectives, and an aggregator with its hyperparameters."""
 
-  def make(wrap, rate, **hyper):
+  def make(wrap, **hyper):
     aggregator = getattr(bj.aggregators, name)
     oracle = bj.multi_objective(
       contract.three_losses, OBJECTIVES, **dict(given)
@@ -23,7 +23,7 @@ def _chain(name, copies=1, keyed=False, given=(), **fixed):
       oracle = bj.evaluation.independent(oracle, copies)
     key = {'key': jax.random.key(3)} if keyed else {}
     link = aggregator(OBJECTIVES, **key, **fixed, **hyper)
-    return optax.chain(oracle, link, optax.sgd(rate))
+    return optax.chain(oracle, link, optax.sgd(RATE))
 
   return make
 
@@ -38,15 +38,16 @@ def row(
     make or _chain(method, samples, keyed, **dict(fixed)),
     {'gradients/objectives': OBJECTIVES * samples},
     params=flags.pop('params', contract.flat_params),
-    hyper={'rate': RATE} | dict(hyper),
+    # Of its own: the step size is optax's.
+    hyper=dict(hyper),
     **flags,
   )
 
 
-def _weighted(wrap, rate):
+def _weighted(wrap):
   oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
   link = bj.aggregators.weighted([0.5, 0.3, 0.4])
-  return optax.chain(oracle, link, optax.sgd(rate))
+  return optax.chain(oracle, link, optax.sgd(RATE))
 
 
 def headed_losses(params, batch):
@@ -63,26 +64,26 @@ def headed_params(seed, dtype=jnp.float32):
   )
 
 
-def _headed(wrap, rate):
+def _headed(wrap):
   oracle = bj.multi_objective(headed_losses, OBJECTIVES, rest=('heads',))
   moco = bj.aggregators.moco(OBJECTIVES, tracking=0.5, rest=('heads',))
-  sgd = optax.sgd(rate)
+  sgd = optax.sgd(RATE)
   return bj.descend(optax.chain(wrap(oracle), moco), shared=sgd, heads=sgd)
 
 
-def _two(wrap, rate, tracking):
+def _two(wrap, tracking):
   """Two objectives: arrays of shape (2,) that are no variables."""
   losses = lambda params, batch: contract.three_losses(params, batch)[:2]
   oracle = wrap(bj.multi_objective(losses, ('one', 'two')))
   link = bj.aggregators.moco(2, tracking=tracking, weight_step=2.0)
-  return optax.chain(oracle, link, optax.sgd(rate))
+  return optax.chain(oracle, link, optax.sgd(RATE))
 
 
-def _barrier(wrap, eta, rate):
+def _barrier(wrap, eta):
   oracle = wrap(bj.gradient_norm(contract.PROBLEM))
   barrier = bj.aggregators.dynamic_barrier(eta)
   return contract.by_descent(
-    optax.chain(oracle, barrier), upper=rate, lower=rate
+    optax.chain(oracle, barrier), upper=RATE, lower=RATE
   )
 
 
@@ -113,7 +114,7 @@ ROWS = (
   row('pcgrad', keyed=True),
   row('grad_vac', keyed=True),
   row('grad_drop', keyed=True, devices=True),
-  row('cagrad', hyper={'radius': 0.4}, schedules=('rate',)),
+  row('cagrad', hyper={'radius': 0.4}, schedules=()),
   row('imtl_g'),
   row('fair_grad'),
   row('config'),
@@ -139,7 +140,7 @@ ROWS = (
     'dynamic_barrier',
     _barrier,
     _SLOPE,
-    hyper={'eta': 1.0, 'rate': RATE},
+    hyper={'eta': 1.0},
     parts='none',
   ),
   Row(

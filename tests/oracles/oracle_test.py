@@ -23,6 +23,7 @@ def _row(wrap, rate):
     ('loss',),
     lambda params: jax.random.key(7),
     counts={'gradients/loss': 1},
+    linear=True,
   )
   return optax.chain(wrap(oracle), optax.sgd(rate))
 

@@ -41,8 +41,20 @@ def main(options):
     options, seconds=trained.seconds,
     metrics={f'param/{i}': x for i, x in enumerate(trained.params.ravel())})
 
-harness.run(main, {'quick': Settings()}, paper='tests', binary='processes')
+if __name__ == '__main__':
+  harness.run(main, {'quick': Settings()}, paper='tests', binary='processes')
 """
+
+
+def run_here(workdir):
+  """The script in this process, which has eight devices too."""
+  here = {'__name__': 'script'}
+  exec(compile(SCRIPT, 'script', 'exec'), here)
+  here['main'](
+    harness.Options(
+      'tests', 'processes', 'quick', here['Settings'](), str(workdir), None, ()
+    )
+  )
 
 
 def start(workdir, count, *more):
@@ -57,7 +69,9 @@ def start(workdir, count, *more):
       cwd=ROOT,
       env=plain
       | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // count}',
+        # The last one counts.
+        'XLA_FLAGS': os.environ['XLA_FLAGS']
+        + f' --xla_force_host_platform_device_count={8 // count}',
         'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
         'JAX_NUM_PROCESSES': str(count),
         'JAX_PROCESS_ID': str(index),
@@ -71,17 +85,21 @@ def start(workdir, count, *more):
 
 
 def finish(processes, status=0):
-  said = [process.communicate(timeout=120) for process in processes]
+  try:
+    said = [process.communicate(timeout=240) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [p.returncode for p in processes] == [status] * len(processes), said
   return [out for out, _ in said]
 
 
 def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
-  finish(start(one, 1))
+  run_here(one)
   processes = start(two, 2, '--distributed', '--pause=0.3')
   records = two / 'run' / 'metrics.jsonl'
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 240
   while time.monotonic() < deadline and processes[0].poll() is None:
     if records.exists() and records.read_bytes().count(b'\n') >= 2:
       break

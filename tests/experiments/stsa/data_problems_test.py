@@ -44,7 +44,7 @@ def whole(problem):
 
     return of_all
 
-  f, g = problem.losses
+  f, g = problem.losses[:2]
   return bj.BilevelProblem(
     mean(f, 'upper', problem.batches[0]), mean(g, 'lower', problem.batches[1])
   )
