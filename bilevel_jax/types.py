@@ -93,7 +93,13 @@ class Named(Mapping):
 
 
 def named(names: ListLike[str], array: Any) -> Named | None:
-  """Numbers by name, or None without names: a node needs a leaf."""
+  """Numbers by name, or None without names: a node needs a leaf.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.types.named(['a', 'b'], jnp.array([1.0, 2.0]))['b'])
+    2.0
+  """
   return Named(names, array) if names else None
 
 
@@ -296,6 +302,13 @@ def linear_sequence(given: SequenceLike | None, lower: Sequence) -> Sequence:
 
   Returns:
     A record that starts at zero.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> record = bj.types.linear_sequence(None, bj.Sequence(optax.sgd(0.1)))
+    >>> params = bj.BilevelParams(jnp.ones(3), jnp.ones(2))
+    >>> print(record.start(params))
+    [0. 0.]
   """
   chosen = Sequence(lower.optimiser) if given is None else given
   zero = lambda params: optax.tree.zeros_like(params.lower)

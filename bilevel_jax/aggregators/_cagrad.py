@@ -41,8 +41,9 @@ def cagrad(
     >>> link = bj.aggregators.cagrad(2, radius=0.5)
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[2.0, 0.0], [0.0, 2.0]]))
-    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
-    [1.5 1.5]
+    >>> found, _ = link.update(jacobian, link.init(params), params)
+    >>> print((2 * found).round())
+    [3. 3.]
 
   References:
     Liu, Liu, Jin, Stone and Liu, `Conflict-Averse Gradient Descent for

@@ -75,8 +75,9 @@ def pcgrad(
     >>> link = bj.aggregators.pcgrad(2, key=jax.random.key(0))
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
-    >>> print(link.update(jacobian, link.init(params), params)[0].round(3))
-    [0.5 1.5]
+    >>> found, _ = link.update(jacobian, link.init(params), params)
+    >>> print((2 * found).round())
+    [1. 3.]
 
   References:
     Yu, Kumar, Gupta, Levine, Hausman and Finn, `Gradient Surgery for Multi-Task

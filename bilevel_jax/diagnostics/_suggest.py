@@ -435,8 +435,8 @@ def suggest(
     >>> for _ in range(int(found.updates)):
     ...   updates, state = step(None, state, params)
     ...   params = optax.apply_updates(params, updates)
-    >>> print(params.upper.round(2))
-    [0.5 0.5]
+    >>> print(abs(params.upper - 0.5).max() < 0.02)
+    True
 
   References:
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method

@@ -4,6 +4,7 @@ A solver is written for one client, with means over a named axis where clients
 communicate. `over_clients` maps it over clients, on one device or on many.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -332,6 +333,10 @@ def _shared(leaf: Any) -> bool:
   return not jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def _is_measured(node: Any) -> bool:
+  return base.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
+
+
 def _pack(state: Any, axis_name: Any) -> Any:
   """One copy of what clients share, the mean of the losses they measured."""
 
@@ -340,26 +345,34 @@ def _pack(state: Any, axis_name: Any) -> Any:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
   def one(node):
+    if isinstance(node, bj.types.Numbers):
+      return dataclasses.replace(
+        node,
+        value_array=losses(node.value_array),
+        count_array=node.count_array[0],
+      )
     if base.is_oracle_state(node):
       values = jax.tree.map(losses, node.values)
       counts, inner = _pack((node.counts, node.inner), axis_name)
       return base.OracleState(values, counts, inner)
     return node[0] if _shared(node) else node
 
-  return jax.tree.map(one, state, is_leaf=base.is_oracle_state)
+  return jax.tree.map(one, state, is_leaf=_is_measured)
 
 
 def _own_axes(state: Any, own: Any, shared: Any) -> Any:
   """`own` for each leaf that clients have copies of, `shared` for the rest."""
 
   def one(node):
+    if isinstance(node, bj.types.Numbers):
+      return dataclasses.replace(node, value_array=shared, count_array=shared)
     if base.is_oracle_state(node):
       values = jax.tree.map(lambda _: shared, node.values)
       counts, inner = _own_axes((node.counts, node.inner), own, shared)
       return base.OracleState(values, counts, inner)
     return shared if _shared(node) else own
 
-  return jax.tree.map(one, state, is_leaf=base.is_oracle_state)
+  return jax.tree.map(one, state, is_leaf=_is_measured)
 
 
 def over_clients(

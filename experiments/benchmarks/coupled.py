@@ -150,18 +150,19 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
     return moved, losses
 
   def saba(carry, batch):
-    point, _, table, mean = carry
+    point, _, table, total, seen = carry
     i = batch['lower']
     fresh, losses = directions(*point, batch)
     change = tuple(d - t[i] for d, t in zip(fresh, table, strict=True))
+    # A part not seen before is not corrected.
+    share = jnp.where(seen[i], 1 / jnp.maximum(seen.sum(), 1), 0)
     moved = tuple(
-      z - RATE * (c + m) for z, c, m in zip(point, change, mean, strict=True)
+      z - RATE * (c + share * s)
+      for z, c, s in zip(point, change, total, strict=True)
     )
     table = tuple(t.at[i].add(c) for t, c in zip(table, change, strict=True))
-    mean = tuple(
-      m + c / made.batches for m, c in zip(mean, change, strict=True)
-    )
-    return moved, losses, table, mean
+    total = tuple(s + c for s, c in zip(total, change, strict=True))
+    return moved, losses, table, total, seen.at[i].set(True)
 
   def f2sa(carry, batch):
     x, y, z = carry[0]
@@ -199,11 +200,12 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
 
   zeros, zero = jnp.zeros_like(y), jnp.zeros([])
   table = tuple(jnp.zeros((made.batches, y.size)) for _ in range(3))
-  pair, triple = (zero,) * 2, (zero,) * 3
+  pair, triple = (zero,) * 2, (zero,) * 3  unseen = jnp.zeros(made.batches, bool)
+
   return {
     'v_pbgd': (v_pbgd, ((x, y, y), (zero,) * 4)),
     'soba': (soba, ((x, y, zeros), pair)),
-    'saba': (saba, ((x, y, zeros), pair, table, (zeros,) * 3)),
+    'saba': (saba, ((x, y, zeros), pair, table, (zeros,) * 3, unseen)),
     'f2sa': (f2sa, ((x, y, y), (triple, triple))),
     'stocbio': (stocbio, ((x, y), pair)),
   }[method]
