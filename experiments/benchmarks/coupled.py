@@ -200,7 +200,8 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
 
   zeros, zero = jnp.zeros_like(y), jnp.zeros([])
   table = tuple(jnp.zeros((made.batches, y.size)) for _ in range(3))
-  pair, triple = (zero,) * 2, (zero,) * 3  unseen = jnp.zeros(made.batches, bool)
+  pair, triple = (zero,) * 2, (zero,) * 3
+  unseen = jnp.zeros(made.batches, bool)
 
   return {
     'v_pbgd': (v_pbgd, ((x, y, y), (zero,) * 4)),
