@@ -72,12 +72,12 @@ def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
 
   On a CPU it runs on one thread: the compiler does not divide a product, or a
   sum, whose result is a few numbers. Rows of 663,552 numbers, medians on two
-  cores of an EPYC: one product takes 1.2, 4.7 and 15 ms for 2, 5 and 10 rows,
-  a loop over chunks that stay in the cache .70, 2.4 and 8.5 ms, products entry
-  by entry .46, 4.1 and 27 ms. Both halves of the columns side by side, in
-  loops that do not depend on each other, still run one after the other (.70
-  and 2.2 ms); a batched product over parts does use both cores, and takes 2.8
-  and 11 ms.
+  busy cores of an EPYC: one product takes 1.2, 4.7 and 15 ms for 2, 5 and 10
+  rows, a loop over chunks that stay in the cache .70, 2.4 and 8.7 ms, products
+  entry by entry .46, 4.1 and 37 ms. Two loops over half of the columns each
+  still run one after the other; a batched product over 64 parts takes 2.9 and
+  11 ms. Sums in parts, kept apart by a barrier, do use both cores, and take .97
+  ms for two rows.
 
   Args:
     ours: a pytree whose leaves have a leading axis of rows.
