@@ -40,8 +40,8 @@ def test_named_numbers_are_a_mapping_over_one_array():
     named['c']
   seeds = jax.vmap(lambda x: types.Named(('a', 'b'), x))(jnp.ones((3, 2)))
   assert seeds['b'].shape == (3,)
-  # Without numbers there is no leaf: an empty array is no use to anybody.
-  assert not jax.tree.leaves(types.Named((), jnp.zeros(0)))
+  # Without numbers there is no node: an empty array is no use to anybody.
+  assert types.named((), jnp.zeros(0)) is None
   moved = jax.tree.map(lambda x: x + 1, named)
   assert dict(moved) == {'a': 2.0, 'b': 3.0}
 
@@ -56,6 +56,6 @@ def test_an_optimiser_stands_for_a_record_of_it():
 
 def test_a_jacobian_holds_no_rest_unless_given():
   jacobian = bj.Jacobian(rows=jnp.ones((2, 3)))
-  assert jacobian.rest == {} and len(jax.tree.leaves(jacobian)) == 1
+  assert jacobian.rest is None and len(jax.tree.leaves(jacobian)) == 1
   other = bj.Jacobian(rows=None, rest={'head': jnp.ones(3)})
   assert len(jax.tree.leaves(other)) == 1

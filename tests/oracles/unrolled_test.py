@@ -128,7 +128,7 @@ def schedule(k):
 
 def momentum(slope, state, k):
   state = 0.5 * state + slope
-  return -schedule(k) * state, state
+  return -schedule(0) * state, state  # A schedule counts updates.
 
 
 def adam(slope, state, k):
@@ -196,7 +196,7 @@ def noisy(x, y, batch):
 
 def by_hand(x, y, batch):
   """Two inner steps in a plain loop, to the upper loss at their end."""
-  y, optimiser = y + 2 * x[:2], INNER[momentum]
+  y, optimiser = y + 2 * x[:2], optax.sgd(schedule(0), momentum=0.5)
   state = optimiser.init(y)
   for t in range(2):
     one = jax.tree.map(lambda leaf, t=t: leaf[t], batch)

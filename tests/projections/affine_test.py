@@ -87,7 +87,7 @@ def test_projects_like_a_quadratic_programme(x64):
 
 def in_a_set(kept):
   """A solver whose lower variable is in the set; it moves by the batch."""
-  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('upper', 'lower'))
+  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower'))
   return bj.descend(
     given, upper=optax.sgd(-1.0), lower=S(optax.sgd(-1.0), set=kept)
   )
@@ -183,7 +183,7 @@ def test_a_coupled_set_asks_for_the_upper_variable():
   set_ = bj.projections.affine_set([[1.0]], [1.0], coupling=lambda x: x)
   with pytest.raises(ValueError, match='upper variable'):
     set_(jnp.ones(1))
-  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('a',))
+  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('a',))
   solver = bj.descend(given, a=S(optax.sgd(1.0), set=set_))
   with pytest.raises(TypeError, match='coupled affine set'):
     solver.init(bj.sequences(a=jnp.ones(1)))
@@ -197,20 +197,24 @@ def test_a_coupled_set_is_taken_where_the_upper_variable_has_moved():
   params = bj.BilevelParams(jnp.array([1.0]), jnp.array([5.0]))
   state = solver.init(params)
   both = bj.BilevelParams(jnp.array([2.0]), jnp.array([0.5]))
-  np.testing.assert_allclose(solver.update(both, state, params)[0].lower, -2.0)
+  np.testing.assert_allclose(
+    solver.update((both,), state, params)[0].lower, -2.0
+  )
   alone = both._replace(upper=None)
-  np.testing.assert_allclose(solver.update(alone, state, params)[0].lower, -4.0)
+  np.testing.assert_allclose(
+    solver.update((alone,), state, params)[0].lower, -4.0
+  )
 
 
 def test_uses_are_counted_also_as_rounds():
-  given = bj.oracle(lambda p, b, s: ((), b, s), (), moves=('upper', 'lower'))
+  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower'))
   solver = bj.descend(
     given,
     upper=S(optax.sgd(1.0), set=bj.projections.consensus_set()),
     lower=S(optax.sgd(1.0), set=bj.projections.affine_set([[1.0]])),
   )
   params = bj.BilevelParams(jnp.ones(2), jnp.ones(1))
-  _, state = solver.update(params, solver.init(params), params)
+  _, state = solver.update((params,), solver.init(params), params)
   assert bj.counts(state) == {
     'projections/upper': 1,
     'projections/lower': 1,
