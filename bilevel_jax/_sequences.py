@@ -4,7 +4,7 @@ Sequences are the fields of a NamedTuple. Where a field of gradients or updates
 is None, a link leaves that sequence alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -89,25 +89,6 @@ def require_gradients(gradients: Any, params: Any, who: str) -> None:
 def only(params: Any, **fields: Any) -> Any:
   """Gradients of params' type: the given fields, None elsewhere."""
   return type(params)(**dict.fromkeys(params._fields) | fields)
-
-
-def map_sequences(fn: Callable[..., Any], params: Any, *trees: Any) -> Any:
-  """Maps `fn(name, leaf tree, ...)` over sequences; None stays None.
-
-  Args:
-    fn: called once for each sequence whose field in `params` is not None.
-    params: a NamedTuple of sequences.
-    *trees: NamedTuples with the same fields.
-
-  Returns:
-    A NamedTuple of the type of `params`.
-  """
-  out = {}
-  for name in params._fields:
-    field = getattr(params, name)
-    others = (getattr(t, name) for t in trees)
-    out[name] = None if field is None else fn(name, field, *others)
-  return type(params)(**out)
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _sequences, types
 
 PARAMS = bj.BilevelParams({'a': jnp.ones(2)}, jnp.zeros([]))
 
@@ -35,30 +35,6 @@ def test_only_gives_none_elsewhere():
   assert _sequences.only(PARAMS, upper=3) == bj.BilevelParams(3, None)
   with pytest.raises(TypeError, match='middle'):
     _sequences.only(PARAMS, middle=3)
-
-
-def test_map_sequences_passes_names_and_skips_none():
-  found = _sequences.map_sequences(
-    lambda name, a, b: (name, a, b),
-    bj.BilevelParams(1, None),
-    bj.BilevelParams(2, 3),
-  )
-  assert found == bj.BilevelParams(('upper', 1, 2), None)
-
-
-@pytest.mark.parametrize(
-  ('dtypes', 'expected'),
-  [
-    (['bfloat16'], 'float32'),
-    (['float16', 'int32'], 'float32'),
-    (['int32'], 'float32'),
-    ([], 'float32'),
-    (['float32', 'float64'], 'float64'),
-  ],
-)
-def test_dtype_of_is_at_least_float32(x64, dtypes, expected):
-  tree = [jnp.zeros(2, dtype) for dtype in dtypes]
-  assert _trees.dtype_of(tree) == jnp.dtype(expected)
 
 
 def test_counters_stop_at_their_largest_value():

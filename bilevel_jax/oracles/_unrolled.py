@@ -12,6 +12,7 @@ from jax import ad_checkpoint
 
 from bilevel_jax import _checks, _sequences, _trees, projections, types
 from bilevel_jax.oracles import base
+from bilevel_jax.projections import _set
 
 _SLOPE = 'bilevel_jax.unrolled.slope'  # What mixed mode keeps of a step.
 
@@ -220,6 +221,7 @@ def unrolled(
       "unrolled: checkpoint is for the modes 'reverse' and 'mixed'; leave it "
       "out for 'forward', which keeps one state only."
     )
+  _set.require_projection(lower_set, 'unrolled')
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   solver = optax.with_extra_args_support(lower)

@@ -96,6 +96,20 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
       )
 
 
+def require_projection(projection: Any, who: str) -> None:
+  """Raises TypeError unless a set is a function from a point, or None.
+
+  Records of a set (`Lazy`, `Relaxed`, `Joint`) are for `descend`, which keeps
+  their states; a loop within an oracle has no place for these.
+  """
+  if projection is not None and not callable(projection):
+    raise TypeError(
+      f'{who} projects each step of its inner loop: its set is a function from '
+      'a point to the nearest point of it, or an affine set, got '
+      f'{type(projection).__name__}.'
+    )
+
+
 def depends(projection: Projection) -> bool:
   """Whether a set depends on the upper variable."""
   return getattr(projection, 'coupling', None) is not None

@@ -26,6 +26,7 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
   All steps are taken, whatever is drawn, so that time and counts do not depend
   on chance.
   """
+  _set.require_projection(lower_set, 'v_pbsgd')
   below = base.Loss(problem.lower, 'lower')
   pick = batch_at or (lambda batch, t: batch)
   shares = jnp.log(1 / jnp.sqrt(1.0 + jnp.arange(steps)))

@@ -46,7 +46,8 @@ def pzobo(
     A solver for `BilevelParams`.
 
   Raises:
-    ValueError: if a number is too small.
+    ValueError: if a number is too small, or the lower record has a set or a
+      start.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -63,6 +64,11 @@ def pzobo(
   _checks.whole('pzobo', 'directions', directions)
   _checks.within('pzobo', 'smoothing', smoothing, 0, open_low=True)
   low = types.as_sequence(lower, 'lower')
+  if low.set is not None or low.start is not None or low.restart:
+    raise ValueError(
+      'pzobo runs its inner loop from the lower variable, in the whole space: '
+      'leave set, start and restart out of the record of lower.'
+    )
   below = base.Loss(problem.lower, 'lower')
   above = base.Loss(problem.upper, 'upper')
   pick = low.batch_at or (lambda batch, t: batch)

@@ -88,8 +88,9 @@ def stable(
     A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
 
   Raises:
-    ValueError: if a constant decay is not in [0, 1] or the curvature is not
-      positive.
+    ValueError: if a record asks for more than one step or for batches of its
+      own, or the lower one for a set; if a constant decay is not in [0, 1] or
+      the curvature is not positive.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -104,12 +105,21 @@ def stable(
     Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
   """
   _checks.within('stable', 'least_curvature', least_curvature, 0, open_low=True)
-  for name, given in (('upper', upper), ('lower', lower)):
-    if types.as_sequence(given, name).steps > 1:
-      raise ValueError(
-        f'stable takes one step of each sequence an update, but {name} asks '
-        'for more: its lower step foresees one move of the upper variable.'
-      )
+  low, high = (
+    types.as_sequence(lower, 'lower'),
+    types.as_sequence(upper, 'upper'),
+  )
+  if max(low.steps, high.steps) > 1 or low.batch_at or high.batch_at:
+    raise ValueError(
+      'stable takes one step of each sequence an update, on the whole batch: '
+      'leave out steps and batch_at; its lower step foresees one move of the '
+      'upper variable.'
+    )
+  if low.set is not None:
+    raise ValueError(
+      'stable moves the lower variable on after its step, out of any set: '
+      'leave out the set of lower, or take a method such as v_pbgd.'
+    )
   wrap = wrap or (lambda oracle: oracle)
   curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
   slopes = wrap(_slopes(problem))

@@ -83,3 +83,24 @@ def test_errors():
     pzobo(0, directions=0)
   with pytest.raises(TypeError, match='pass key='):
     pzobo(None).init(problems.mixed_params())
+
+
+def test_records_say_no_more_than_inner_loops_do():
+  sgd = optax.sgd(0.1)
+  square = lambda x, y, batch: (x - y) ** 2
+  problem = bj.BilevelProblem(square, square)
+  with pytest.raises(ValueError, match='in the whole space'):
+    bj.solvers.pzobo(problem, upper=sgd, lower=bj.Sequence(sgd, set=abs), key=0)
+  lazy = bj.Sequence(sgd, steps=2, set=bj.projections.Lazy(abs, 0.5, key=0))
+  with pytest.raises(TypeError, match='each step of its inner loop'):
+    bj.rhg(problem, upper=sgd, lower=lazy)
+  with pytest.raises(TypeError, match='each step of its inner loop'):
+    bj.solvers.v_pbsgd(
+      problem,
+      penalty=1.0,
+      upper=sgd,
+      lower=lazy,
+      value_rate=0.1,
+      inner_steps=2,
+      key=0,
+    )

@@ -72,3 +72,24 @@ def test_raises_small_curvatures():
 def test_a_least_curvature_of_zero():
   with pytest.raises(ValueError, match='least_curvature'):
     stable(0.1, least_curvature=0.0)
+
+
+@pytest.mark.parametrize(
+  ('record', 'said'),
+  [
+    ({'steps': 2}, 'one step of each sequence'),
+    ({'batch_at': lambda batch, t: batch}, 'one step of each sequence'),
+    ({'set': jnp.abs}, 'out of any set'),
+  ],
+)
+def test_refuses_what_its_lower_step_cannot_keep(record, said):
+  sgd = optax.sgd(0.1)
+  square = lambda x, y, batch: (x - y) ** 2
+  with pytest.raises(ValueError, match=said):
+    bj.solvers.stable(
+      bj.BilevelProblem(square, square),
+      decay=0.1,
+      least_curvature=0.1,
+      upper=sgd,
+      lower=bj.Sequence(sgd, **record),
+    )
