@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import bilevel_jax as bj
 from bilevel_jax.projections import _kept
@@ -39,10 +40,15 @@ def run(kept, steps, start=START, goal=1.0):
   return np.asarray(points), states, counts
 
 
-def test_by_hand():
+# On a flat set the control variate is projected away whatever its share.
+BOX = lambda z: jnp.clip(z, -0.2, 0.3)
+
+
+@pytest.mark.parametrize('kept', [SET, BOX], ids=['flat', 'box'])
+def test_by_hand(kept):
   """The published form: r in units of a gradient."""
   p = 0.4
-  points, states, counts = run(Lazy(SET, p, key=5), 12)
+  points, states, counts = run(Lazy(kept, p, key=5), 12)
   z, r, before, seen = np.asarray(START.z), np.zeros(3), 0, set()
   for k in range(12):
     free = z - RATE * ((z - 1) - r)
@@ -50,7 +56,7 @@ def test_by_hand():
     heads, before = bool(now > before), now
     seen.add(heads)
     if heads:
-      z = np.asarray(SET(jnp.asarray(free - RATE / p * r, jnp.float32)))
+      z = np.asarray(kept(jnp.asarray(free - RATE / p * r, jnp.float32)))
       r = r + p / RATE * (z - free)
     else:
       z = free
