@@ -33,7 +33,9 @@ def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
     wanted = f'the sequences {", ".join(names)}' if names else 'named sequences'
     raise TypeError(
       f'{who} works on {wanted}, but the parameters are {held}: hold them in '
-      'bj.BilevelParams(upper=..., lower=...) or bj.sequences(...).'
+      'bj.BilevelParams(upper=..., lower=...) or bj.sequences(...). A '
+      'checkpoint comes back as such if params and solver.init(params) are the '
+      'targets that it is restored to.'
     )
 
 
@@ -61,11 +63,17 @@ def require_gradients(gradients: Any, params: Any, who: str) -> None:
     ValueError: if a sequence's structure or a leaf's shape differs.
   """
   refuse_rows(gradients, who)
-  if getattr(gradients, '_fields', None) != params._fields:
+  given = getattr(gradients, '_fields', None)
+  if given != params._fields:
+    mend = 'put an oracle before it in the chain'
+    if given and set(given) < set(params._fields):
+      mend = (
+        'an oracle returns params._replace(...) of the parameters that it '
+        'sees, None for what it does not move'
+      )
     raise TypeError(
       f'{who} takes gradients for the sequences {params._fields}, got '
-      f'{getattr(gradients, "_fields", None) or type(gradients).__name__}: '
-      'put an oracle before it in the chain.'
+      f'{given or type(gradients).__name__}: {mend}.'
     )
   for name, gradient, param in zip(
     params._fields, gradients, params, strict=True

@@ -29,8 +29,9 @@ def require_real(params: Any) -> None:
     mend = (
       'hold its real and imaginary parts as two leaves'
       if jnp.issubdtype(dtype, jnp.complexfloating)
-      else 'what is not trained goes into the batch (in flax, '
-      'nnx.split(model, nnx.Param, ...) parts it)'
+      else 'write a number that is trained as a float, 0.0 for instance; what '
+      'is not trained goes into the batch (in flax, nnx.split(model, '
+      'nnx.Param, ...) parts it)'
     )
     raise TypeError(
       f'a leaf of the parameters ({where}) is {dtype}, but only real floats '

@@ -615,3 +615,27 @@ def test_what_no_oracle_moves_stays_without_an_update():
   updates, _ = solver.update(None, solver.init(params), params)
   assert updates.lower is None
   np.testing.assert_allclose(updates.upper, -0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('given', 'says'),
+  [
+    ('state', 'state of a solver: call solver.update'),
+    ('dict', 'the targets that it is restored to'),
+    ('whole', 'as a float, 0.0 for instance'),
+  ],
+)
+def test_parameters_of_a_newcomer(given, says):
+  solver = bj.v_pbgd(PROBLEM, penalty=1.0, upper=SGD, lower=SGD, value=SGD)
+  params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+  state = solver.init(params)
+  wrong = {
+    'state': state,
+    'dict': params._asdict(),
+    'whole': params._replace(upper=0),
+  }[given]
+  with pytest.raises(TypeError, match=says):
+    if given == 'whole':
+      solver.init(wrong)
+    else:
+      solver.update(None, state, wrong)

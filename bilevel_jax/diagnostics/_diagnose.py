@@ -1,13 +1,13 @@
 """What the losses of a run show, and how low they could have been."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bilevel_jax import _checks, types
+from bilevel_jax import _checks, projections, types
 from bilevel_jax.diagnostics import _walk
 from bilevel_jax.oracles import base
 
@@ -226,8 +226,10 @@ def _stiff(seen: str) -> str:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('problem', 'points', 'steps'))
-def _reach(params, batch, *, problem, points, steps):
+@functools.partial(
+  jax.jit, static_argnames=('problem', 'points', 'steps', 'upper_set')
+)
+def _reach(params, batch, *, problem, points, steps, upper_set):
   """The upper loss at these params, then at solved points from them on."""
   upper = base.Loss(problem.upper, 'upper')
   walked = _walk.walk(
@@ -237,6 +239,7 @@ def _reach(params, batch, *, problem, points, steps):
     points=points,
     solve_steps=steps,
     linear_steps=steps,
+    upper_set=upper_set,
   )
   return upper(*params, batch), walked.losses
 
@@ -281,7 +284,7 @@ def _of_the_end(
 
 
 def diagnose(
-  history: Mapping[str, Any],
+  history: Mapping[str, Any] | Sequence[Mapping[str, Any]],
   problem: types.BilevelProblem | None = None,
   params: types.BilevelParams | None = None,
   batch: Any = None,
@@ -290,6 +293,7 @@ def diagnose(
   accuracy: float | None = None,
   points: int = 8,
   steps: int = 50,
+  upper_set: projections.Projection | None = None,
 ) -> Diagnosis:
   """Reads the losses of a run with a value gap: what is wrong, if anything.
 
@@ -301,8 +305,11 @@ def diagnose(
 
   Args:
     history: `bj.values(state)` of many steps, by name: arrays of one axis, of
-      at least 8 steps. It needs `upper`, `lower` and `gap`, and reads `value`.
-      From minibatches, give it running means over tens of steps.
+      at least 8 steps, or a list of what `bj.values` gave. It needs `upper`,
+      `lower` and `gap`, and reads `value`. A ramp of the penalty moves the
+      losses: leave it out, and give what came after it. From minibatches, give
+      running means over tens of steps; what noise does to where a run comes to
+      rest is not seen.
     problem: the upper and the lower loss.
     params: the last params of the run.
     batch: the batch of both losses, large enough to stand for the data.
@@ -314,6 +321,7 @@ def diagnose(
       larger of the two.
     points: how many points of the way down the hypergradient to look at.
     steps: L-BFGS steps, and conjugate gradients at most, at each of them.
+    upper_set: projects the upper variable, as in the run.
 
   Returns:
     A `Diagnosis`, the first of these that holds. `overshooting`: the value
@@ -337,6 +345,9 @@ def diagnose(
     >>> bj.diagnostics.diagnose(behind).verdict
     'lagging'
   """
+  if not isinstance(history, Mapping):
+    names = set.intersection(*(set(one) for one in history)) if history else ()
+    history = {name: [one[name] for one in history] for name in names}
   missing = {'upper', 'lower', 'gap'} - set(history)
   if missing:
     raise ValueError(
@@ -361,7 +372,12 @@ def diagnose(
     found = _at_rest(series, gap, accuracy)
   else:
     here, reached = _reach(
-      params, batch, problem=problem, points=points, steps=steps
+      params,
+      batch,
+      problem=problem,
+      points=points,
+      steps=steps,
+      upper_set=upper_set,
     )
     way = series['upper'].way
     found = _of_the_end(float(here), np.asarray(reached), way, accuracy)

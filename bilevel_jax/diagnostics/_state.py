@@ -215,8 +215,8 @@ def check_finite(params: Any, state: Any) -> None:
   ]
   if found:
     raise FloatingPointError(
-      f'not finite: {", ".join(found)}. A step size too large for the penalty '
-      'is the usual cause: make the step smaller, or the penalty smaller or '
-      'its ramp longer; keep `rescale` on. A loss alone: look for a logarithm '
+      f'not finite: {", ".join(found)}. A step size too large is the usual '
+      'cause: make it smaller; with a penalty, make that smaller or its ramp '
+      'longer, and keep `rescale` on. A loss alone: look for a logarithm '
       'or a division in it, or for bad values in the batch.'
     )

@@ -1,5 +1,6 @@
 """A penalty, step sizes and a number of updates, measured along the way."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from bilevel_jax.diagnostics import _spectrum, _walk
 from bilevel_jax.oracles import base
 
 
-class Suggestion(NamedTuple):
+@dataclasses.dataclass(frozen=True, repr=False)
+class Suggestion:
   """What `suggest` suggests for `v_pbgd`, and what it is from.
+
+  A pytree; `upper_set` is no leaf of it.
 
   Attributes:
     params: where to begin: the upper variable as given, the lower problem
@@ -43,6 +47,9 @@ class Suggestion(NamedTuple):
     upper_curvature: largest of the upper loss in the lower variable.
     lower_curvature: largest of the lower loss in the lower variable.
     lag: by how many updates the lower variable follows its minimiser.
+    arrived: whether the walk had come to rest, bool. If not, all numbers are
+      for as far as it came, and lower losses may lie ahead: take more `points`.
+    upper_set: of the upper variable, as `suggest` was given it.
   """
 
   params: types.BilevelParams
@@ -61,6 +68,14 @@ class Suggestion(NamedTuple):
   upper_curvature: chex.Array
   lower_curvature: chex.Array
   lag: chex.Array
+  arrived: chex.Array
+  upper_set: projections.Projection | None = None
+
+  def __repr__(self) -> str:
+    """All but the parameters, which are as many as a model has."""
+    names = [field.name for field in dataclasses.fields(self)]
+    said = [f'{n}={getattr(self, n)}' for n in names if n != 'params']
+    return f'Suggestion({", ".join(said)})'
 
   def schedule(self, count: chex.Numeric) -> chex.Array:
     """The weight of the penalty after so many updates."""
@@ -68,22 +83,27 @@ class Suggestion(NamedTuple):
     grown = jnp.clip(grown, 0, 1)
     return self.first_penalty + grown * (self.penalty - self.first_penalty)
 
-  def settings(
-    self, upper_set: projections.Projection | None = None
-  ) -> dict[str, Any]:
-    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`.
-
-    Args:
-      upper_set: of the upper variable, as `suggest` was given it.
-    """
+  def settings(self) -> dict[str, Any]:
+    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`."""
     followed = lambda step: optax.sgd(step, momentum=self.momentum)
     # One inner step, the default, and equal steps: see `suggest`.
     return {
       'penalty': self.schedule,
-      'upper': types.Sequence(optax.sgd(self.upper), set=upper_set),
+      'upper': types.Sequence(optax.sgd(self.upper), set=self.upper_set),
       'lower': followed(self.lower),
       'value': followed(self.value),
     }
+
+
+jax.tree_util.register_dataclass(
+  Suggestion,
+  data_fields=[
+    field.name
+    for field in dataclasses.fields(Suggestion)
+    if field.name != 'upper_set'
+  ],
+  meta_fields=['upper_set'],
+)
 
 
 class _Facts(NamedTuple):
@@ -307,6 +327,10 @@ def _suggest(
     upper_curvature=upper_curvature,
     lower_curvature=lower_curvature,
     lag=lag,
+    # In the last quarter of its points it found next to nothing.
+    arrived=losses[max(-points, -1 - max(1, points // 4))] - losses[-1]
+    <= jnp.where(points > 1, room, -1),
+    upper_set=upper_set,
   )
   # A whole number has no NaN.
   nothing = lambda x: jnp.where(
@@ -398,16 +422,17 @@ def suggest(
     safety: s, above 0 and below 2.
     momentum: of the two lower sequences, at most so much, in [0, 1). As much is
       taken as the slowest motion of the lower minimiser can use.
-    points: of the walk. A walk that has not arrived suggests for as far as it
-      came. 1 measures at the start as it is and solves nothing, for a run that
-      ends long before its lower problem is solved: one step for both variables,
+    points: of the walk. A walk that has not `arrived` suggests for as far as it
+      came; on a long or winding way, take 40. 1 measures at the start
+      as it is and solves nothing, for a run that ends long before its lower
+      problem is solved: one step for both variables,
       from the curvature in both at once, no ramp, and `updates` that only let
       the lower variable settle.
     solve_steps: L-BFGS steps in each lower solve.
     steps: Lanczos and conjugate-gradient steps at most in each point. What of
       the lower Hessian is zero up to rounding counts as flat: along it the
       upper loss pulls freely, and no penalty is needed.
-    upper_set: projects the upper variable, as in `v_pbgd`.
+    upper_set: projects the upper variable; `settings()` passes it on.
 
   Returns:
     A `Suggestion` of scalars, with `settings()` for `v_pbgd`. Compilable; where

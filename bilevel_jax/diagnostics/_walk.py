@@ -29,9 +29,10 @@ class Walk(NamedTuple):
     losses: the upper loss with the lower problem solved.
     steps: the step size that led to the point, 0 if it is not taken; in units
       of the upper variable squared over the upper loss.
-    slopes: the norm of the hypergradient.
+    slopes: the norm of the hypergradient, in a set of what of it leads on.
     curvatures: the change of the hypergradient in that step over the length of
-      the step; 0 where it is too small to be told from rounding.
+      the step; 0 where it is too small to be told from rounding. What the set
+      blocks before or after the step does not count.
     facts: what `look` returned.
   """
 
@@ -78,13 +79,36 @@ def walk(
   solve = linear_solvers.conjugate_gradient(linear_steps, tolerance=1e-4)
   norm = _spectrum.norm
 
+  def length_of(x, steepest):
+    # A tenth of the variable.
+    size = norm(x)
+    return _trees.ratio(0.1 * jnp.where(size > 0, size, 1), steepest)
+
+  def leading_on(x, slope):
+    """What of a slope is left in the set: blocked directions are 0."""
+    if upper_set is None:
+      return slope
+    x = upper_set(x)
+    short = 0.01 * length_of(x, norm(slope))
+    stepped = _trees.add_scaled(x, -short, slope)
+    # Where the set did nothing the slope is exact; a difference would round it.
+    return jax.tree.map(
+      lambda x, z, p, s: jnp.where(
+        z == p, s, _trees.ratio(x - p, short).astype(s.dtype)
+      ),
+      x,
+      stepped,
+      upper_set(stepped),
+      slope,
+    )
+
   def see(x, y):
     at = types.BilevelParams(x, y)
     if solve_steps:
       y = _bilevel.lower_minimiser(problem, at, batch, steps=solve_steps)
       at = types.BilevelParams(x, y)
     terms = _implicit.implicit_terms(problem, at, batch, solve=solve)
-    slope = optax.tree.add(terms.direct, terms.correction)
+    slope = leading_on(x, optax.tree.add(terms.direct, terms.correction))
     facts = () if look is None else look(at, slope)
     return _Point(at, terms.value.astype(_trees.dtype_of(at)), slope, facts)
 
@@ -102,13 +126,20 @@ def walk(
     # The usual condition of enough decrease; the first point counts anyhow.
     fallen = new.loss <= last.loss - 0.25 * _trees.dot(last.slope, moved)
     taken = first | (fallen & jnp.isfinite(norm(new.slope)))
-    change = norm(optax.tree.sub(new.slope, last.slope))
+    change = norm(
+      jax.tree.map(
+        lambda a, b: jnp.where((a != 0) & (b != 0), a - b, 0),
+        new.slope,
+        last.slope,
+      )
+      if upper_set is not None
+      else optax.tree.sub(new.slope, last.slope)
+    )
     steepest = jnp.where(first, norm(new.slope), steepest)
     told = taken & ~first & (change > 1e-3 * steepest)
     curvature = jnp.where(told, _trees.ratio(change, norm(moved)), 0)
     # The first step is a tenth of the variable; then as long as will do.
-    size = norm(x)
-    start = _trees.ratio(0.1 * jnp.where(size > 0, size, 1), steepest)
+    start = length_of(x, steepest)
     longest = jnp.where(told, _trees.ratio(1, curvature), jnp.inf)
     longer = jnp.minimum(4 * length, longest)
     after = jnp.where(first, start, jnp.where(taken, longer, length / 4))

@@ -69,6 +69,12 @@ def coupled(
       name: increment(params, part(batch, name))
       for name, increment in increments.items()
     }
+    for name, move in moves.items():
+      if move is None:
+        raise ValueError(
+          f'the increment of {name} is None: return an array for each leaf of '
+          'the sequence, or leave the sequence out of the increments.'
+        )
     gradients = _sequences.only(
       params, **{n: jax.tree.map(jnp.negative, m) for n, m in moves.items()}
     )

@@ -385,7 +385,16 @@ def aggregated(
   """
   made = optax.chain(one, *links)
   again = lambda other: aggregated(other, *links)
-  return wrapped(one, made.init, made.update, again=again)
+
+  def init_fn(params):
+    moved = params
+    if (names := getattr(one, 'moves', None)) is not None:
+      # A link that keeps gradients has none for what the oracle leaves alone.
+      other = [n for n in getattr(params, '_fields', ()) if n not in names]
+      moved = params._replace(**dict.fromkeys(other)) if other else params
+    return (one.init(params), *(link.init(moved) for link in links))
+
+  return wrapped(one, init_fn, made.update, again=again)
 
 
 def is_linear(one: optax.GradientTransformation) -> bool:

@@ -255,3 +255,19 @@ def test_a_history_of_something_else():
     diagnose(dict.fromkeys(names, np.ones(3)))
   with pytest.raises(ValueError, match='together'):
     diagnose(dict.fromkeys(names, np.ones(9)), RIDGE)
+
+
+def test_the_end_of_a_box_is_an_end():
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  half = jnp.full(2, 0.5)
+  params = bj.BilevelParams(half, half)
+  # As a list of what `bj.values` gives, one a step.
+  history = [{'upper': 0.5, 'lower': 1e-5, 'gap': 1e-5}] * 50
+  look = lambda **given: bj.diagnose(
+    history, problem, params, accuracy=0.02, **given
+  )
+  assert look().verdict != 'fine'
+  assert look(upper_set=lambda x: jnp.clip(x, 0, 0.5)).verdict == 'fine'

@@ -34,9 +34,9 @@ QUADRATIC = bj.BilevelProblem(
 )
 
 
-def run(problem, found, batch, **kwargs):
+def run(problem, found, batch):
   """The last params and the losses of `updates`, in a loop of that length."""
-  solver = bj.v_pbgd(problem, **found.settings(**kwargs))
+  solver = bj.v_pbgd(problem, **found.settings())
 
   def step(_, carry):
     params, state = carry
@@ -253,13 +253,76 @@ def test_suggested_settings_converge_on_the_toy():
       solve_steps=20,
       upper_set=box,
     )
-    params, values = run(TOY, found, None, upper_set=box)
+    params, values = run(TOY, found, None)
     return params.upper, values['gap']
 
   x, gap = ends(jax.random.split(jax.random.key(5), 32))
   distance = np.abs(np.asarray(x)[:, None] - TOY_MINIMA).min(axis=1)
   assert np.all(distance < 0.1)
   assert np.abs(gap).max() < 1e-2
+
+
+def test_a_blocked_coordinate_does_not_count():
+  """The way in a box is that of the problem without what the box blocks."""
+  aim, curvatures = jnp.array([2.0, -1.0]), jnp.array([1.0, 2.0])
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: (
+      curvatures @ (y - aim) ** 2 + 300 * jnp.sum((x[2:] - 0.5) ** 2)
+    ),
+    lower=lambda x, y, batch: jnp.sum((y - x[:2]) ** 2),
+  )
+  start = jnp.array([0.0, 1.0, 0.0])
+  # The last coordinate starts at its end of the box, and its way leads out.
+  box = lambda x: jnp.minimum(x, jnp.array([9.0, 9.0, 0.0]))
+  found = [
+    suggest(
+      problem,
+      bj.BilevelParams(start[:n], start[:2]),
+      key=0,
+      penalty=100.0,
+      points=30,
+      upper_set=given,
+    )
+    for n, given in ((3, box), (2, None))
+  ]
+  assert found[0].arrived and found[1].arrived
+  for name in ('upper', 'hypergradient_curvature', 'updates'):
+    one, two = (float(getattr(f, name)) for f in found)
+    np.testing.assert_allclose(one, two, rtol=0.1, err_msg=name)
+
+
+def test_the_set_goes_on_to_the_settings():
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  box = lambda x: jnp.clip(x, 0, 0.5)
+  start = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+  found = jax.jit(
+    lambda params: suggest(problem, params, key=0, accuracy=0.02, upper_set=box)
+  )(start)
+  assert found.upper_set is box
+  assert found.settings()['upper'].set is box
+  params, _ = run(problem, found, None)
+  np.testing.assert_allclose(params.upper, 0.5)
+
+
+def test_a_walk_that_was_too_short_says_so():
+  found = [
+    suggest(TOY, bj.BilevelParams(0.2, 0.0), key=0, penalty=10.0, points=n)
+    for n in (2, 30)
+  ]
+  assert [bool(f.arrived) for f in found] == [False, True]
+
+
+def test_a_model_is_not_printed():
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  start = bj.BilevelParams(jnp.zeros(999), jnp.zeros(999))
+  said = repr(suggest(problem, start, key=0, penalty=1.0, points=2))
+  assert 'penalty=1.0' in said and len(said) < 700
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,10 @@ def test_missing_sequence():
 def test_no_increments():
   with pytest.raises(ValueError, match='at least one'):
     bj.coupled({})
+
+
+def test_an_increment_of_nothing_is_said():
+  oracle = bj.coupled({'a': lambda z, batch: None})
+  params = bj.sequences(a=jnp.float32(1.0))
+  with pytest.raises(ValueError, match='the increment of a is None'):
+    oracle.update(None, oracle.init(params), params)

@@ -82,3 +82,42 @@ def test_another_number_of_values():
   oracle = bj.oracle(lambda p, b, i: ((p, p), p, i), ('loss',))
   with pytest.raises(ValueError, match=r"names 1 values \('loss',\).*2"):
     oracle.update(None, oracle.init(1.0), 1.0)
+
+
+def test_a_link_keeps_nothing_for_what_is_not_moved():
+  """MoCo behind an oracle of one sequence among three."""
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  gap = bj.value_gap(problem, of='upper')
+  link = bj.aggregators.moco(2, tracking=1.0)
+  sgd = optax.sgd(0.1)
+  solver = bj.descend(
+    bj.oracles.aggregated(gap, link),
+    upper=sgd,
+    value=bj.Sequence(sgd, start=lambda params: params.lower),
+  )
+  params = bj.BilevelParams(jnp.array([1.0, -2.0]), jnp.array([0.5, 0.0]))
+  updates, _ = solver.update(None, solver.init(params), params)
+  # Of both rows: 2x of the upper loss; the gap has none, as both ys are one.
+  np.testing.assert_allclose(updates.upper, -0.1 * params.upper, rtol=1e-6)
+
+
+def test_an_oracle_of_other_sequences_is_said():
+  own = bj.oracle(
+    lambda params, batch, inner: (
+      [0.0],
+      bj.BilevelParams(params.upper, None),
+      inner,
+    ),
+    ['loss'],
+    moves=('upper',),
+  )
+  sgd = optax.sgd(0.1)
+  solver = bj.descend(
+    own, upper=sgd, value=bj.Sequence(sgd, start=lambda params: params.lower)
+  )
+  params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
+  with pytest.raises(TypeError, match=r'returns params\._replace'):
+    solver.update(None, solver.init(params), params)
