@@ -128,6 +128,16 @@ class Outcome(NamedTuple):
   seconds: float = 0.0
   failure: str = ''
 
+  @property
+  def chosen(self) -> Trial:
+    """The trial of the choice."""
+    return next(t for t in self.trials if t.point == self.point)
+
+  def describe(self, name: str) -> str:
+    """A chosen hyperparameter in words, with `(edge)` where it is at one."""
+    edge = ' (edge)' if name in self.edges else ''
+    return f'{self.point[name]:.4g}{edge}'
+
   def values(self, metric: str) -> np.ndarray:
     """A metric of the reported seeds over records, (records, seeds)."""
     return self.trained.history[metric][:, self.members]
@@ -371,7 +381,8 @@ def report_outcomes(
   Returns:
     Metrics: `method/where/measure`, its mean, with `/half_width` where there
     are several seeds, also of what was chosen, `trials`, `edges` and `looks`.
-    Rows: intervals, what was chosen, `(edge)` behind what is at one, trials.
+    Rows: intervals, what was chosen, `(edge)` behind what is at one, trials,
+    seconds.
   """
   metrics, rows = {}, []
   for method, outcome in outcomes.items():
@@ -388,14 +399,13 @@ def report_outcomes(
       row[name] = interval
     for name, value in outcome.point.items():
       metrics[prefix + name] = value
-      edge = ' (edge)' if name in outcome.edges else ''
-      row[name] = f'{value:.4g}{edge}'
+      row[name] = outcome.describe(name)
     row['trials'] = max(1, len(outcome.trials))
+    row['seconds'] = round(outcome.seconds)
     metrics |= {
       f'{prefix}trials': row['trials'],
       f'{prefix}edges': len(outcome.edges),
       f'{prefix}looks': outcome.looks,
-      f'{prefix}seconds': outcome.seconds,
     }
     rows.append(row)
   return metrics, rows
