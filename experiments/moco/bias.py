@@ -1,6 +1,6 @@
 """The bias of multi-gradient directions at the end of a run, beside SMG's."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,18 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import comparison
 from experiments.moco import methods
 from experiments.moco import problem as problems
 
 BATCHES = 256
-MEASURED = ('moco', 'moco_exact')
+MEASURED = ('mean', 'moco', 'moco_no_memory', 'moco_exact')
 
 
 def biases(
   problem: problems.Problem,
   name: str,
-  trained: harness.Trained,
-  members: np.ndarray,
-  seeds: np.ndarray,
-  values: np.ndarray,
+  trials: Sequence[comparison.Trial],
 ) -> dict[str, np.ndarray]:
   """Multi-gradient biases at the end of a run, of its method and of SMG.
 
@@ -34,18 +32,24 @@ def biases(
   Args:
     problem: what was learned.
     name: of the method.
-    trained: its run.
-    members: indices of some members (n,).
-    seeds: of each, its number among the seeds.
-    values: of each, the index of its own hyperparameter's value.
+    trials: of its runs.
 
   Returns:
     By `own/`, `next_batch/` or `smg/` and a field of
-    `bj.diagnostics.MultiGradientBias`, (n,).
+    `bj.diagnostics.MultiGradientBias`, (trials, seeds).
   """
   params, state = jax.tree.map(
-    lambda x: jnp.asarray(x)[members], (trained.params, trained.state[1])
+    lambda *leaves: jnp.concatenate(leaves),
+    *(
+      jax.tree.map(
+        lambda x, rows=trial.members: jnp.asarray(x)[rows],
+        (trial.trained.params, trial.trained.state[1]),
+      )
+      for trial in trials
+    ),
   )
+  seeds = len(trials[0].members)
+  values = np.repeat([int(trial.point['own']) for trial in trials], seeds)
   key = jax.random.key(10_000)
   count = len(problem.tasks)
   oracle = problem.oracle()
@@ -79,14 +83,16 @@ def biases(
     }
 
   # The same batches for a seed whatever the hyperparameter.
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(seeds))
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+    jnp.tile(jnp.arange(seeds), len(trials))
+  )
   run_all = jax.jit(
     lambda given, data: jax.lax.map(lambda one: measure(one, data), given)
   )
   given = params, state, jnp.asarray(values), keys
   found = jax.device_get(run_all(given, problem.data))
   return {
-    f'{which}/{field}': np.asarray(value, np.float64)
+    f'{which}/{field}': np.asarray(value, np.float64).reshape(-1, seeds)
     for which, result in found.items()
     for field, value in result._asdict().items()
   }
@@ -95,9 +101,13 @@ def biases(
 def measure(
   place: str,
   by_batch: dict[int, problems.Problem],
-  outcomes: dict[str, Any],
+  outcomes: dict[str, comparison.Outcome],
 ) -> dict[str, float]:
-  """How many times SMG's bias is that of the methods with a memory.
+  """How many times SMG's bias is that of slower methods, and of controls.
+
+  `mean`, whose weights never move, and `moco_no_memory`, which takes MoCo's
+  weight steps on single batches, tell how much of a ratio comes from weights
+  that are slow; the weights of `moco_exact` are as fast as SMG's.
 
   Args:
     place: name of the problem, in metrics.
@@ -108,34 +118,39 @@ def measure(
   Returns:
     Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
     for each value of the method's own hyperparameter, those without `<share>`
-    at the chosen one, and `<place>/bias_ratio`: MoCo as chosen, at the last
+    at the chosen one, and `<method>/<place>/bias_ratio`, as chosen, at the last
     size.
   """
   metrics = {}
   for name in [name for name in MEASURED if name in outcomes]:
     outcome = outcomes[name]
-    trials, seeds = len(outcome.at_own), len(outcome.members)
+    if outcome.failure:
+      continue
+    best = [
+      max(trials, key=lambda trial: trial.score)
+      for _, trials in sorted(_by_own(outcome).items())
+      if any(trial.trained for trial in trials)
+    ]
     for batch, problem in by_batch.items():
-      found = biases(
-        problem,
-        name,
-        outcome.trained,
-        np.concatenate(outcome.at_own),
-        np.tile(np.arange(seeds), trials),
-        np.repeat(np.arange(trials), seeds),
-      )
-      for own in range(trials):
-        part = slice(own * seeds, (own + 1) * seeds)
-        ours = _summary({k: v[part] for k, v in found.items()})
+      found = biases(problem, name, best)
+      for i, trial in enumerate(best):
+        ours = _summary({k: v[i] for k, v in found.items()})
         at = f'{name}/{place}/batch{batch}'
+        own = int(trial.point['own'])
         metrics |= {f'{at}/share{own}/{k}': v for k, v in ours.items()}
-        if own == outcome.own:
+        if trial.point['own'] == outcome.point['own']:
           metrics |= {f'{at}/{k}': v for k, v in ours.items()}
-  if 'moco' in outcomes:
-    at = f'moco/{place}/batch{list(by_batch)[-1]}/bias_ratio'
+    at = f'{name}/{place}/batch{list(by_batch)[-1]}/bias_ratio'
     for end in ('', '/half_width'):
-      metrics[f'{place}/bias_ratio{end}'] = metrics[at + end]
+      metrics[f'{name}/{place}/bias_ratio{end}'] = metrics[at + end]
   return metrics
+
+
+def _by_own(outcome):
+  found: dict[float, list[comparison.Trial]] = {}
+  for trial in outcome.trials:
+    found.setdefault(trial.point['own'], []).append(trial)
+  return found
 
 
 def _summary(found: dict[str, np.ndarray]) -> dict[str, float]:

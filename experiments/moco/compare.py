@@ -7,7 +7,6 @@ rates. The trial is chosen on validation data, as the mean over seeds of the
 mean score over tasks.
 """
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +16,15 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import comparison
 from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 
 VALUES = 3  # Of a method's own hyperparameter.
+LAST = ('dm', 'rate', 'own', 'step_seconds', 'trials', 'seconds')
 SHOWN = 9  # Measures in the table, at most.
+# Settings of the grid: what is tried is kept with each run.
+APART = ('rates', 'rates_beside_own', 'widen')
 
 
 class Grid(NamedTuple):
@@ -34,29 +37,6 @@ class Grid(NamedTuple):
 
   alone: tuple[float, ...]
   beside_own: tuple[float, ...]
-
-
-class Outcome(NamedTuple):
-  """What a method came to.
-
-  Attributes:
-    rate: the chosen learning rate.
-    own: the chosen index of its own hyperparameter's values, or 0.
-    score: the measures on the test data, (seeds, measures).
-    trained: the run, all trials.
-    members: indices of the seeds at the chosen trial.
-    at_own: such indices at the best rate for each value of its own
-      hyperparameter.
-    step_seconds: wall time of one step of one seed, without compilation.
-  """
-
-  rate: float
-  own: int
-  score: np.ndarray
-  trained: harness.Trained
-  members: np.ndarray
-  at_own: tuple[np.ndarray, ...]
-  step_seconds: float
 
 
 def check(names: tuple[str, ...], grid: Grid) -> None:
@@ -129,95 +109,128 @@ def make_solver(
   return optax.chain(oracle, method.make(count, key, ('heads',), value), adam)
 
 
-def run(
-  problem: problems.Problem,
-  name: str,
-  options: harness.Options,
-  *,
-  steps: int,
-  chunk: int,
-  grid: Grid,
-  settings: Any,
-  at_once: int | None = None,
-) -> Outcome:
-  """Trains a method for all trials and seeds, and chooses a trial."""
-  own = None if name.startswith('only ') else methods.own(name)
-  rates = grid.alone if own is None else grid.beside_own
-  values = range(1 if own is None else len(own.values))
-  seeds, hyper = harness.members(options.seeds, own=tuple(values), rate=rates)
-  every = problem.measured()
-  kept = [
-    i
-    for i, measure in enumerate(every)
-    if not name.startswith('only ') or name == f'only {measure.task}'
-  ]
-  measures = [every[i] for i in kept]
-  mixed = len({measure.higher_is_better for measure in measures}) > 1
-  better = 1.0 if mixed or measures[0].higher_is_better else -1.0
+class Runs:
+  """Runs methods on one problem.
 
-  def score(params, part):
-    return problem.score(params, part)[jnp.array(kept)]
+  Args:
+    problem: what to learn.
+    options: what the flags say.
+    steps: of every method.
+    chunk: steps between two records.
+    grid: the learning rates that are tried.
+    settings: of the run, for its folder.
+    at_once: members that run side by side, as in `harness.train`.
+    widenings: how often a grid may grow.
+  """
 
-  def solver(hyper):
-    key = jax.random.key(17)
-    return make_solver(problem, name, hyper['rate'], hyper['own'], steps, key)
-
-  def evaluate(context, params, state):
-    found = {
-      f'{part}/mean': problems.summary(
-        measures, score(params, context.data[part])
-      )
-      for part in ('validation', 'test')
-    }
-    if not name.startswith('only '):
-      weights = bj.diagnostics.objective_weights(state)
-      shown = weights[: min(len(weights), 8)]
-      found |= {f'weight/{i}': weight for i, weight in enumerate(shown)}
-    return found
-
-  trained = harness.train(
-    solver,
-    init=lambda context: problem.init(context.seed_key),
-    batch=lambda context: problem.batch(context.key, context.data),
-    steps=steps,
-    chunk=chunk,
-    seeds=seeds,
-    hyper=hyper,
-    data=problem.data,
-    evaluate=evaluate,
-    workdir=options.workdir,
-    name=f'{problem.name}/{name}',
-    settings=settings,
-    at_once=at_once,
-  )
-  count = len(options.seeds)
-  validation = better * trained.history['validation/mean'][-1]
-  validation = validation.reshape(len(values), len(rates), count)
-  # A trial with a seed that stopped is not chosen.
-  by_trial = np.nan_to_num(validation.mean(axis=-1), nan=-np.inf)
-  at = lambda own, rate: np.arange(count) + (own * len(rates) + rate) * count
-  best = [int(np.argmax(of_own)) for of_own in by_trial]
-  chosen = int(np.argmax(by_trial.max(axis=1)))
-  members = at(chosen, best[chosen])
-  last = jax.jit(
-    lambda params, part: jax.lax.map(
-      lambda one: score(one, part), params, batch_size=at_once or count
+  def __init__(
+    self,
+    problem: problems.Problem,
+    options: harness.Options,
+    *,
+    steps: int,
+    chunk: int,
+    grid: Grid,
+    settings: Any,
+    at_once: int | None = None,
+    widenings: int = 3,
+  ) -> None:
+    self._problem, self._grid = problem, grid
+    self._steps, self._chunk, self._at_once = steps, chunk, at_once
+    measures = problem.measured()
+    mixed = len({measure.higher_is_better for measure in measures}) > 1
+    better = 1.0 if mixed or measures[0].higher_is_better else -1.0
+    self._rules = comparison.Rules(
+      options,
+      settings=settings,
+      score=lambda trained: better * trained.history['validation/mean'][-1],
+      widenings=widenings,
     )
-  )(
-    jax.tree.map(lambda x: jnp.asarray(x)[members], trained.params),
-    problem.data['test'],
-  )
-  stopped = np.isnan(trained.history['test/mean'][-1][members])
-  scores = np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
-  return Outcome(
-    rate=rates[best[chosen]],
-    own=chosen,
-    score=scores,
-    trained=trained,
-    members=members,
-    at_own=tuple(at(i, rate) for i, rate in enumerate(best)),
-    step_seconds=trained.seconds / (steps * len(seeds)),
-  )
+
+  def run(self, name: str) -> comparison.Outcome:
+    """Trains a method for all trials and seeds, and chooses a trial."""
+    return comparison.run(self._rules, name, self._train, self._grid_of(name))
+
+  def compare(self, names: tuple[str, ...]) -> dict[str, comparison.Outcome]:
+    """Likewise, several methods, all with as many trials at first."""
+    return comparison.compare(self._rules, names, self._train, self._grid_of)
+
+  def scores(self, outcome: comparison.Outcome) -> np.ndarray:
+    """The measures on the test data at the end, (seeds, measures)."""
+    count = len(outcome.members)
+    last = jax.jit(
+      lambda params, part: jax.lax.map(
+        lambda one: self._score(outcome.method, one, part),
+        params,
+        batch_size=self._at_once or count,
+      )
+    )(
+      jax.tree.map(
+        lambda x: jnp.asarray(x)[outcome.members], outcome.trained.params
+      ),
+      self._problem.data['test'],
+    )
+    stopped = np.isnan(outcome.last('test/mean'))
+    return np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
+
+  def step_seconds(self, outcome: comparison.Outcome) -> float:
+    """Wall time of one step of one seed, without compilation."""
+    members = outcome.trained.history['test/mean'].shape[1]
+    return outcome.trained.seconds / (self._steps * members)
+
+  def _grid_of(self, name):
+    own = None if name.startswith('only ') else methods.own(name)
+    if own is None:
+      return {'own': (0,), 'rate': self._grid.alone}
+    values = comparison.among(range(len(own.values)))
+    return {'own': values, 'rate': self._grid.beside_own}
+
+  def _score(self, name, params, part):
+    measures = self._problem.measured()
+    every = range(len(measures))
+    alone = name.startswith('only ')
+    kept = [i for i in every if not alone or name == _only(measures[i])]
+    return self._problem.score(params, part)[jnp.array(kept)]
+
+  def _train(self, job):
+    problem, name = self._problem, job.method
+    measures = problem.measured()
+    if name.startswith('only '):
+      measures = [m for m in measures if name == _only(m)]
+
+    def solver(hyper):
+      key = jax.random.key(17)
+      own = hyper['own'].astype(int)
+      return make_solver(problem, name, hyper['rate'], own, self._steps, key)
+
+    def evaluate(context, params, state):
+      found = {
+        f'{part}/mean': problems.summary(
+          measures, self._score(name, params, context.data[part])
+        )
+        for part in ('validation', 'test')
+      }
+      if not name.startswith('only '):
+        weights = bj.diagnostics.objective_weights(state)
+        shown = weights[: min(len(weights), 8)]
+        found |= {f'weight/{i}': weight for i, weight in enumerate(shown)}
+      return found
+
+    return harness.train(
+      solver,
+      init=lambda context: problem.init(context.seed_key),
+      batch=lambda context: problem.batch(context.key, context.data),
+      steps=self._steps,
+      chunk=self._chunk,
+      data=problem.data,
+      evaluate=evaluate,
+      at_once=self._at_once,
+      **job.keywords | {'name': f'{problem.name}/{job.keywords["name"]}'},
+    )
+
+
+def _only(measure):
+  return f'only {measure.task}'
 
 
 def compare(
@@ -225,118 +238,90 @@ def compare(
   names: tuple[str, ...],
   options: harness.Options,
   *,
-  steps: int,
-  chunk: int,
-  grid: Grid,
-  settings: Any,
-  at_once: int | None = None,
   baseline: np.ndarray | None = None,
   by_batch: dict[int, problems.Problem] | None = None,
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Outcome]]:
+  **given: Any,
+) -> tuple[
+  dict[str, float], list[dict[str, Any]], dict[str, comparison.Outcome]
+]:
   """Runs all methods; gives metrics, rows of the table and outcomes.
 
   Args:
     problem: what to learn.
     names: methods.
     options: what the flags say.
-    steps: of every method.
-    chunk: steps between two records.
-    grid: the learning rates that are tried.
-    settings: of the run, for its folder.
-    at_once: members that run side by side, as in `harness.train`.
     baseline: test scores (measures,) of single-task models where they are
       fitted otherwise.
     by_batch: the same problem with other sizes of a batch, at which biases are
       measured, see `bias`; the last is that of the training; empty for none.
+    **given: further arguments of `Runs`.
 
   Returns:
     Metrics by stable name, rows and outcomes by method.
   """
-  start = time.monotonic()
-  given = {
-    'steps': steps,
-    'chunk': chunk,
-    'grid': grid,
-    'settings': settings,
-    'at_once': at_once,
-  }
-  measures = problem.measured()
+  runs = Runs(problem, options, **given)
+  measures, place = problem.measured(), problem.name
   if baseline is None:
     # The measures of a task stand together.
-    baseline = np.concatenate(
-      [
-        np.nanmean(run(problem, f'only {i}', options, **given).score, axis=0)
-        for i in range(len(problem.tasks))
-      ]
-    )
-  outcomes, metrics, rows = {}, {}, []
+    alone = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
+    baseline = np.concatenate([runs.scores(one).mean(axis=0) for one in alone])
   better = np.array([measure.higher_is_better for measure in measures])
-  place = problem.name
-  for measure, value in zip(measures, baseline):
-    metrics[f'single/{place}/{measure.name}'] = float(value)
-  for name in names:
-    outcome = outcomes[name] = run(problem, name, options, **given)
-    change = methods.relative_change(outcome.score, baseline, better)
-    row: dict[str, Any] = {'method': name}
-    shown = measures if len(measures) <= SHOWN else ()
-    for i, measure in enumerate(shown):
-      interval = harness.mean_interval(outcome.score[:, i])
-      metrics[f'{name}/{place}/{measure.name}'] = interval.mean
-      row[measure.name] = interval
+  outcomes = runs.compare(names)
+
+  def measure(outcome):
+    score = runs.scores(outcome)
+    found = {}
+    if len(measures) <= SHOWN:
+      found = {each.name: score[:, i] for i, each in enumerate(measures)}
     if len(set(better)) == 1:
-      interval = harness.mean_interval(outcome.score.mean(axis=-1))
-      metrics[f'{name}/{place}/{problem.metric}'] = interval.mean
-      row[f'mean {problem.metric}'] = interval
-    interval = harness.mean_interval(np.asarray(change))
-    metrics[f'{name}/{place}/dm'] = interval.mean
-    metrics[f'{name}/{place}/dm/half_width'] = interval.half_width
-    row['dm %'] = interval
-    row['rate'] = metrics[f'{name}/{place}/rate'] = outcome.rate
-    own = methods.own(name)
-    row['own'] = '' if own is None else own.label(outcome.own)
-    metrics[f'{name}/{place}/own'] = outcome.own
-    row['ms a step'] = 1e3 * outcome.step_seconds
-    metrics[f'{name}/{place}/step_seconds'] = outcome.step_seconds
-    rows.append(row)
+      found[problem.metric] = score.mean(axis=-1)
+    found['dm'] = methods.relative_change(score, baseline, better)
+    return found | {'step_seconds': runs.step_seconds(outcome)}
+
+  metrics, rows = comparison.report_outcomes(outcomes, measure, where=place)
+  for row in rows:
+    own = methods.own(row['method'])
+    if 'own' in row:
+      row['own'] = own.label(int(float(row['own']))) if own else ''
+  for each, value in zip(measures, baseline):
+    metrics[f'single/{place}/{each.name}'] = float(value)
   if by_batch:
     metrics |= bias.measure(place, by_batch, outcomes)
-  metrics[f'{place}/seconds'] = time.monotonic() - start
   return metrics, rows, outcomes
 
 
-def plot_weights(path: Any, outcomes: dict[str, Outcome], title: str) -> None:
-  """The weight of the first objective over steps, at the chosen rates."""
-  curves = {
-    name: (
-      outcome.trained.steps,
-      outcome.trained.history['weight/0'][:, outcome.members],
-    )
-    for name, outcome in outcomes.items()
-    if name in ('smg', 'moco', 'moco_exact', 'cagrad')
-  }
-  harness.plot_curves(
-    path,
-    curves,
-    xlabel='step',
-    ylabel='weight of the first objective',
-    title=title,
-  )
+def columns(rows: list[dict[str, Any]]) -> list[str]:
+  """Columns of a table of rows that have not all the same."""
+  every = dict.fromkeys(column for row in rows for column in row)
+  last = [c for c in LAST if c in every]
+  return [*(c for c in every if c not in last), *last]
 
 
-def plot_scores(
-  path: Any, outcomes: dict[str, Outcome], ylabel: str, title: str
+def plot(
+  path: Any,
+  outcomes: dict[str, comparison.Outcome],
+  metric: str,
+  ylabel: str,
+  title: str,
 ) -> None:
-  """The mean test score over steps, at the chosen rates."""
-  shown = [
-    name
-    for name in ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
-    if name in outcomes
-  ]
+  """A metric over steps, at the chosen trials of a few methods."""
+  shown = ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
   curves = {
-    name: (
-      outcomes[name].trained.steps,
-      outcomes[name].trained.history['test/mean'][:, outcomes[name].members],
-    )
+    name: (outcomes[name].trained.steps, outcomes[name].values(metric))
     for name in shown
+    if name in outcomes and not outcomes[name].failure
   }
   harness.plot_curves(path, curves, xlabel='step', ylabel=ylabel, title=title)
+
+
+def plot_both(
+  folder: Any,
+  name: str,
+  outcomes: dict[str, comparison.Outcome],
+  ylabel: str,
+  title: str,
+) -> None:
+  """The first objective's weight and the mean test score over steps."""
+  weight = 'weight of the first objective'
+  plot(folder / f'{name}_weights.png', outcomes, 'weight/0', weight, title)
+  plot(folder / f'{name}.png', outcomes, 'test/mean', ylabel, title)

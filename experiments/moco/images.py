@@ -12,11 +12,12 @@ import pathlib
 import time
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.moco import compare, image_data, image_problems, methods
 from experiments.moco import problem as problems
 
 # What a run of one method and seed does not depend on.
-APART = ('methods', 'seeds')
+APART = ('methods', 'seeds', *compare.APART)
 # Published: passes over the data, and images in a batch, of each domain.
 PUBLISHED = {
   'office31': (100, 64),
@@ -42,6 +43,7 @@ class Settings:
     rates: the learning rates that are tried by a method without a
       hyperparameter of its own.
     rates_beside_own: by the others, a third as many, at each value of theirs.
+    widen: how often the rates may be widened where the best is at an end.
     at_once: members that run side by side.
     seeds: of first weights and batches.
   """
@@ -55,6 +57,7 @@ class Settings:
   stages: int = 3
   rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
   rates_beside_own: tuple[float, ...] = (1e-3,)
+  widen: int = 3
   at_once: int = 1
   seeds: int = 2
 
@@ -110,7 +113,6 @@ def main(options: harness.Options) -> None:
   grid = compare.Grid(settings.rates, settings.rates_beside_own)
   compare.check(settings.methods, grid)
   problem, epochs, steps = make_problem(settings, options.data_dir)
-  given = dataclasses.asdict(settings)
   metrics, rows, outcomes = compare.compare(
     problem,
     settings.methods,
@@ -118,16 +120,15 @@ def main(options: harness.Options) -> None:
     steps=epochs * steps,
     chunk=steps,
     grid=grid,
-    settings={k: v for k, v in given.items() if k not in APART},
+    settings=comparison.settings_of(settings, *APART),
+    widenings=settings.widen,
     at_once=settings.at_once,
   )
-  harness.write_table(options.workdir, rows)
+  harness.write_table(options.workdir, rows, compare.columns(rows))
   folder = pathlib.Path(options.workdir)
   title = f'{settings.dataset}, learning rate chosen on validation data'
-  compare.plot_weights(folder / 'weights.png', outcomes, title)
-  compare.plot_scores(
-    folder / 'score.png', outcomes, f'test {problem.metric}', title
-  )
+  label = f'test {problem.metric}'
+  compare.plot_both(folder, 'score', outcomes, label, title)
   path = harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start
   )

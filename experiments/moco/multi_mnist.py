@@ -19,13 +19,14 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import comparison
 from experiments.moco import compare, methods
 from experiments.moco import problem as problems
 
 SIDE, CANVAS, SHIFT, CLASSES = 28, 36, 8, 10
 TASKS = ('left', 'right')
 # What a run of one method and seed does not depend on.
-APART = ('methods', 'seeds', 'bias_batches')
+APART = ('methods', 'bias_batches', *compare.APART)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Settings:
     rates: the learning rates that are tried by a method without a
       hyperparameter of its own.
     rates_beside_own: by the others, a third as many, at each value of theirs.
+    widen: how often the rates may be widened where the best is at an end.
     bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metric `bias_ratio`.
+      rule that of the training, gives the metrics
+      `bias_ratio`.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
@@ -56,6 +59,7 @@ class Settings:
   pool: int = 2
   rates: tuple[float, ...] = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
   rates_beside_own: tuple[float, ...] = (3e-3, 1e-2)
+  widen: int = 3
   evaluated: int = 2_000
   bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
@@ -64,7 +68,7 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('mean', 'moco'),
+    methods=('mean', 'moco', 'moco_no_memory', 'moco_exact'),
     steps=100,
     chunk=50,
     batch=32,
@@ -72,6 +76,7 @@ PRESETS = {
     pool=4,
     rates=(5e-3, 1e-2, 2e-2),
     rates_beside_own=(1e-2,),
+    widen=0,
     evaluated=500,
     bias_batches=(32,),
     seeds=3,
@@ -234,7 +239,6 @@ def main(options: harness.Options) -> None:
   check(settings)
   digits, source = load(options.data_dir)
   print(f'Data: {source}')
-  given = dataclasses.asdict(settings)
   metrics, rows, outcomes = compare.compare(
     make_problem(settings, digits),
     settings.methods,
@@ -242,19 +246,18 @@ def main(options: harness.Options) -> None:
     steps=settings.steps,
     chunk=settings.chunk,
     grid=compare.Grid(settings.rates, settings.rates_beside_own),
-    settings={k: v for k, v in given.items() if k not in APART},
+    settings=comparison.settings_of(settings, *APART),
+    widenings=settings.widen,
     by_batch={
       batch: make_problem(dataclasses.replace(settings, batch=batch), digits)
       for batch in settings.bias_batches
     },
   )
-  harness.write_table(options.workdir, rows)
+  harness.write_table(options.workdir, rows, compare.columns(rows))
   folder = pathlib.Path(options.workdir)
   title = 'Multi-MNIST, learning rate chosen on validation data'
-  compare.plot_weights(folder / 'weights.png', outcomes, title)
-  compare.plot_scores(
-    folder / 'accuracy.png', outcomes, 'mean test accuracy', title
-  )
+  label = 'mean test accuracy'
+  compare.plot_both(folder, 'accuracy', outcomes, label, title)
   path = harness.write_results(
     options,
     metrics=metrics,

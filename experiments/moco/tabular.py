@@ -19,11 +19,12 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.moco import compare, methods, tabular_data
+from experiments.harness import comparison
+from experiments.moco import bias, compare, methods, tabular_data
 from experiments.moco import problem as problems
 
-# What a run of one method and seed does not depend on.
-APART = ('methods', 'seeds', 'bias_batches', 'datasets')
+# What a run of one method does not depend on.
+APART = ('methods', 'bias_batches', 'datasets', *compare.APART)
 # Those whose weights cost little beside 139 gradients: no active sets, no
 # pseudo-inverses.
 MANY_OBJECTIVES = (
@@ -54,8 +55,10 @@ class Settings:
     rates: the learning rates that are tried by a method without a
       hyperparameter of its own.
     rates_beside_own: by the others, a third as many, at each value of theirs.
+    widen: how often the rates may be widened where the best is at an end.
     bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metric `bias_ratio`.
+      rule that of the training, gives the metrics
+      `bias_ratio`.
     seeds: of first weights and batches.
   """
 
@@ -67,6 +70,7 @@ class Settings:
   hidden: int = 32
   rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
   rates_beside_own: tuple[float, ...] = (1e-2, 3e-2)
+  widen: int = 3
   bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
 
@@ -74,13 +78,14 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('mean', 'moco'),
+    methods=('mean', 'moco', 'moco_no_memory', 'moco_exact'),
     steps=100,
     chunk=50,
     batch=32,
     hidden=16,
     rates=(1e-2, 2e-2, 3e-2),
     rates_beside_own=(2e-2,),
+    widen=0,
     bias_batches=(32,),
     seeds=3,
   ),
@@ -310,8 +315,7 @@ def main(options: harness.Options) -> None:
   if options.data_dir is None:
     print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
     names = ('made_up',)
-  given = dataclasses.asdict(settings)
-  given = {k: v for k, v in given.items() if k not in APART}
+  given = comparison.settings_of(settings, *APART)
   metrics, rows = {}, []
   folder = pathlib.Path(options.workdir)
   for name in names:
@@ -332,24 +336,21 @@ def main(options: harness.Options) -> None:
       chunk=settings.chunk,
       grid=grid,
       settings=given,
+      widenings=settings.widen,
       baseline=None if few else ridge_baseline(problem.data),
       by_batch=same if few else {},  # SMG is not for 139 objectives.
     )
     metrics |= found
     rows += [{'data': name, **row} for row in table]
     title = f'{name}, learning rate chosen on validation data'
-    compare.plot_weights(folder / f'{name}_weights.png', outcomes, title)
     label = f'mean test {problem.metric}'
-    compare.plot_scores(folder / f'{name}.png', outcomes, label, title)
-  columns = ['data', 'method']
-  seen = [c for row in rows for c in row if c.startswith('mean ')]
-  columns += [*dict.fromkeys(seen), 'accuracy', 'parity']
-  columns += ['dm %', 'rate', 'own', 'ms a step']
-  columns = [c for c in columns if any(c in row for row in rows)]
-  harness.write_table(options.workdir, rows, columns)
-  ratios = [v for k, v in metrics.items() if k.split('/')[1:] == ['bias_ratio']]
-  if ratios:
-    metrics['bias_ratio'] = min(ratios)
+    compare.plot_both(folder, name, outcomes, label, title)
+  harness.write_table(options.workdir, rows, compare.columns(rows))
+  for method in bias.MEASURED:
+    ends = [f'{method}/{name}/bias_ratio' for name in names]
+    ratios = [metrics[end] for end in ends if end in metrics]
+    if ratios:
+      metrics[f'{method}/bias_ratio'] = float(np.min(ratios))
   path = harness.write_results(
     options,
     metrics=metrics,

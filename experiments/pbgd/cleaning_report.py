@@ -1,95 +1,98 @@
 """What a comparison of hyper-cleaning methods says: metrics, table, curves."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.pbgd import cleaning_methods
 
 
-class Outcome(NamedTuple):
-  """What a method came to, one value for each seed.
+class Outcomes(NamedTuple):
+  """What a comparison came to.
 
   Attributes:
-    trained: the run.
-    scale: the chosen factor of its step sizes.
-    retrained: the run of a model trained anew on the kept digits, or None; its
-      members are the seeds with what they keep at the selected step, then the
-      same seeds at the last.
-    seconds: of everything, tuning included.
+    by_method: the runs.
+    retrained: runs of a model trained anew on what a method keeps at the
+      selected step, by method.
+    retrained_last: likewise, at the last step.
   """
 
-  trained: harness.Trained
-  scale: float
-  retrained: harness.Trained | None
-  seconds: float
+  by_method: dict[str, comparison.Outcome]
+  retrained: dict[str, comparison.Outcome]
+  retrained_last: dict[str, comparison.Outcome]
+
+  def again(self, method: str) -> dict[str, np.ndarray]:
+    """Test accuracies of the retrained models, one a seed."""
+    return {
+      name: at_best(found[method], 'test_accuracy', 'selection_accuracy')
+      for name, found in (
+        ('retrained_accuracy', self.retrained),
+        ('last/retrained_accuracy', self.retrained_last),
+      )
+      if method in found and not found[method].failure
+    }
 
 
-def at_best(trained: harness.Trained, metric: str, by: str) -> np.ndarray:
+def at_best(outcome: comparison.Outcome, metric: str, by: str) -> np.ndarray:
   """A metric where another is highest for the first time, one a seed."""
-  score = np.where(np.isnan(trained.history[by]), -np.inf, trained.history[by])
-  rows = np.argmax(score, axis=0)
-  return trained.history[metric][rows, np.arange(score.shape[1])]
+  score = outcome.values(by)
+  rows = np.argmax(np.where(np.isnan(score), -np.inf, score), axis=0)
+  return outcome.values(metric)[rows, np.arange(score.shape[1])]
 
 
 def summarise(
-  outcomes: dict[str, Outcome], model: str
+  outcomes: Outcomes, model: str
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by stable name, and rows of the table.
 
   Args:
-    outcomes: by method.
+    outcomes: of the comparison.
     model: name of the model.
 
   Returns:
     Means over seeds with their 95 % intervals. Without a further word, a metric
     is at the step chosen on the selection digits.
   """
-  metrics, rows = {}, []
 
-  def put(name, values):
-    interval = harness.mean_interval(values)
-    metrics[name] = interval.mean
-    metrics[f'{name}/half_width'] = interval.half_width
-    return interval
+  def measure(outcome):
+    found = outcomes.again(outcome.method)
+    for metric in ('f1', 'test_accuracy'):
+      if metric in outcome.trained.history:
+        found[metric] = at_best(outcome, metric, 'selection_accuracy')
+        found[f'last/{metric}'] = outcome.last(metric)
+        found[f'best_on_test/{metric}'] = at_best(
+          outcome, metric, 'test_accuracy'
+        )
+    step = np.asarray(outcome.trained.best.step, np.float64)
+    counts = last_counts(outcome.trained)
+    return found | {
+      'selected_step': step.mean(),
+      'gradients': cleaning_methods.evaluated(counts),
+      **{f'count/{name}': value for name, value in counts.items()},
+    }
 
-  for method, (trained, scale, retrained, seconds) in outcomes.items():
-    prefix = f'{method}/{model}'
-    row: dict[str, Any] = {'method': method}
-    for metric, short in (('test_accuracy', 'accuracy'), ('f1', 'F1')):
-      if metric not in trained.history:
-        continue
-      last = trained.history[metric][-1]
-      selected = at_best(trained, metric, 'selection_accuracy')
-      flattered = at_best(trained, metric, 'test_accuracy')
-      row[f'{short}, selected'] = put(f'{prefix}/{metric}', selected)
-      row[f'{short}, last'] = put(f'{prefix}/last/{metric}', last)
-      best = put(f'{prefix}/best_on_test/{metric}', flattered)
-      row[f'{short}, best on test'] = best
-    if retrained is not None:
-      again = at_best(retrained, 'test_accuracy', 'selection_accuracy')
-      selected, last = np.split(again, 2)
-      row['retrained, selected'] = put(f'{prefix}/retrained_accuracy', selected)
-      name = f'{prefix}/last/retrained_accuracy'
-      row['retrained, last'] = put(name, last)
-    metrics[f'{prefix}/scale'] = scale
-    step = np.asarray(trained.best.step, np.float64)
-    row['step'] = metrics[f'{prefix}/selected_step'] = float(step.mean())
-    counts = _last_counts(trained)
-    for name, value in counts.items():
-      metrics[f'{prefix}/count/{name}'] = value
-    row['gradients'] = cleaning_methods.evaluated(counts)
-    row['scale'], row['seconds'] = scale, round(seconds)
-    rows.append(row)
-  if {'suggested', 'v_pbgd'} <= set(outcomes):
+  metrics, rows = comparison.report_outcomes(
+    outcomes.by_method, measure, where=model
+  )
+  for row in rows:
+    again = outcomes.retrained.get(row['method'])
+    if again is not None and not again.failure:
+      row['retrained_scale'] = again.describe('scale')
+  if {'suggested', 'v_pbgd'} <= set(outcomes.by_method):
     for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
-      metrics[f'{name}/f1'] = metrics[f'{method}/{model}/f1']
+      metrics[f'{name}/f1'] = metrics.get(f'{method}/{model}/f1', np.nan)
+    metrics['suggested/of_tuned'] = (
+      metrics['suggested/f1'] / metrics['tuned/f1']
+    )
   return metrics, rows
 
 
-def _last_counts(trained: harness.Trained) -> dict[str, float]:
+def last_counts(trained: harness.Trained) -> dict[str, float]:
+  """What a run evaluated in all, by name."""
   return {
     name.removeprefix('count/'): float(np.nanmax(values[-1]))
     for name, values in trained.history.items()
@@ -99,27 +102,31 @@ def _last_counts(trained: harness.Trained) -> dict[str, float]:
 
 COLUMNS = (
   'method',
-  'F1, selected',
-  'retrained, selected',
-  'accuracy, selected',
-  'F1, last',
-  'retrained, last',
-  'accuracy, last',
-  'F1, best on test',
-  'accuracy, best on test',
-  'step',
+  'f1',
+  'retrained_accuracy',
+  'test_accuracy',
+  'last/f1',
+  'last/retrained_accuracy',
+  'last/test_accuracy',
+  'best_on_test/f1',
+  'best_on_test/test_accuracy',
+  'selected_step',
   'gradients',
   'scale',
+  'retrained_scale',
+  'trials',
   'seconds',
 )
 
 
-def plot(path: pathlib.Path, outcomes: dict[str, Outcome]) -> None:
+def plot(
+  path: pathlib.Path, outcomes: Mapping[str, comparison.Outcome]
+) -> None:
   """Accuracy and F1 over the gradients evaluated and over time."""
 
   def over_gradients(trained):
     share = trained.steps / trained.step
-    return share * cleaning_methods.evaluated(_last_counts(trained))
+    return share * cleaning_methods.evaluated(last_counts(trained))
 
   def over_time(trained):
     # All members of a run share its time; all steps of a run cost the same.
@@ -138,7 +145,7 @@ def plot(path: pathlib.Path, outcomes: dict[str, Outcome]) -> None:
       curves = {
         method: (axis(outcome.trained), outcome.trained.history[metric])
         for method, outcome in outcomes.items()
-        if metric in outcome.trained.history
+        if not outcome.failure and metric in outcome.trained.history
       }
       if curves:
         panels.append(harness.Panel(curves, xlabel, ylabel, logx=True))

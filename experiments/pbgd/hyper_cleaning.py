@@ -10,15 +10,14 @@ tuned on digits and a noise seed that no number in the table uses.
 import dataclasses
 import pathlib
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from absl import logging
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import comparison
 from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
 
@@ -39,6 +38,7 @@ class Settings:
     chunk: steps between two measurements.
     tuning_steps: first steps of a run that tuning looks at.
     scales: tried factors of all of a method's published step sizes.
+    widen: how often the scales may be widened where the best is at an end.
     train: polluted digits, the paper's 5,000.
     validation: clean digits of the upper loss, the paper's 5,000.
     selection: clean digits that choose steps and step sizes.
@@ -55,7 +55,8 @@ class Settings:
   steps: int = 1_000
   chunk: int = 50
   tuning_steps: int = 300
-  scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
+  scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+  widen: int = 3
   train: int = 2_000
   validation: int = 1_000
   selection: int = 500
@@ -72,7 +73,6 @@ PRESETS = {
     steps=40_000,
     chunk=100,
     tuning_steps=4_000,
-    scales=(0.3, 1.0, 3.0, 10.0),
     train=5_000,
     validation=5_000,
     selection=5_000,
@@ -84,6 +84,7 @@ PRESETS = {
     chunk=50,
     tuning_steps=100,
     scales=(3.0, 10.0),
+    widen=0,
     seeds=2,
   ),
   # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
@@ -100,18 +101,6 @@ PRESETS = {
     seeds=10,
   ),
 }
-
-
-class Members(NamedTuple):
-  """What tells the members of a run apart.
-
-  Attributes:
-    seeds: of noise and first weights, one for each member.
-    fractions: of digits exposed to noise, likewise.
-  """
-
-  seeds: tuple[int, ...]
-  fractions: tuple[float, ...]
 
 
 def check(settings: Settings) -> None:
@@ -131,38 +120,72 @@ def check(settings: Settings) -> None:
       raise harness.SettingsError(
         f'{name} is in [0, 1], got {getattr(settings, name)}.'
       )
-  for name in ('steps', 'tuning_steps'):
-    if getattr(settings, name) % settings.chunk:
-      raise harness.SettingsError(
-        f'{name}={getattr(settings, name)} is no multiple of chunk='
-        f'{settings.chunk}.'
-      )
 
 
-class Comparison:
+class Cleaning:
   """Runs methods on one split of the digits.
 
   Args:
     options: what the flags say.
+    fractions: of digits exposed to noise, for each of the options' seeds; the
+      settings' for all if empty. Tuning is always at the settings'.
 
   Attributes:
     source: one line on where the digits come from.
     substituted: what stands in for MNIST; '' for a folder with its files.
   """
 
-  def __init__(self, options: harness.Options) -> None:
+  def __init__(
+    self, options: harness.Options, fractions: Sequence[float] = ()
+  ) -> None:
     check(options.settings)
-    self._options = options
-    self._settings = options.settings
-    sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
+    self._settings = settings = options.settings
+    self._fractions = fractions
+    sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
     self._parts, self.source = harness.load_digit_parts(options.data_dir, sizes)
     self.substituted = '' if options.data_dir else 'packaged digits'
     print(f'Data: {self.source}')
-    self._classifier = cleaning.make_classifier(self._settings.model)
+    self._classifier = cleaning.make_classifier(settings.model)
+    self._rules = comparison.Rules(
+      options,
+      settings=comparison.settings_of(settings, 'methods', 'scales', 'widen'),
+      score=lambda trained: trained.best.score,
+      tuning_seeds=(TUNING_SEED,),
+      widenings=settings.widen,
+    )
 
-  def noise(self, members: Members) -> tuple[Any, Any]:
+  def compare(self) -> cleaning_report.Outcomes:
+    """Tunes and runs the settings' methods, and retrains on what they keep."""
+    settings = self._settings
+    outcomes = comparison.compare(
+      self._rules, settings.methods, self._train, self._grid
+    )
+    retrained, at_last = {}, {}
+    for method, outcome in outcomes.items():
+      if method not in BILEVEL or outcome.failure:
+        continue
+      # What is not tuned has no other noise seed either to tune retraining on.
+      grid = self._grid(method)
+      again = retrained[method] = comparison.run(
+        self._rules, f'{method}_retrained', self._retrain(outcome), grid
+      )
+      at_last[method] = comparison.run(
+        self._rules,
+        f'{method}_retrained_last',
+        self._retrain(outcome, last=True),
+        {'scale': (again.point.get('scale', 1.0),)},
+      )
+    return cleaning_report.Outcomes(outcomes, retrained, at_last)
+
+  def _grid(self, method):
+    scales = (1.0,) if method == 'suggested' else self._settings.scales
+    return {'scale': scales}
+
+  def _noise(self, job):
     """Polluted labels and dirty flags, (members, train) each."""
     settings = self._settings
+    fractions = () if job.tuning else self._fractions
+    fractions = fractions or (settings.polluted_fraction,) * len(job.seeds)
     pollute = lambda seed, fraction: harness.pollute_labels(
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
@@ -171,93 +194,46 @@ class Comparison:
       rule=settings.noise_rule,
     )
     return jax.vmap(pollute)(
-      jnp.asarray(members.seeds, jnp.uint32), jnp.asarray(members.fractions)
-    )
-
-  def tuning_members(self, count: int) -> Members:
-    """Members with the noise of tuning, at the settings' fraction."""
-    fraction = self._settings.polluted_fraction
-    return Members((TUNING_SEED,) * count, (fraction,) * count)
-
-  def run(
-    self, method: str, members: Members | None = None
-  ) -> cleaning_report.Outcome:
-    """Tunes and runs a method, and retrains on what it keeps.
-
-    Args:
-      method: its name.
-      members: by default the seeds of the options at the settings' fraction.
-        Tuning is always at the settings' fraction.
-
-    Returns:
-      Its outcome, a value for each member.
-    """
-    start = time.monotonic()
-    if members is None:
-      seeds = self._options.seeds
-      fraction = self._settings.polluted_fraction
-      members = Members(seeds, (fraction,) * len(seeds))
-    scale, tuned = 1.0, None
-    if method != 'suggested':
-      scale, tuned = self._tune(method, method, None)
-    trained = self._train(method, method, None, members, scale)
-    retrained = None
-    if method in BILEVEL:
-      name = f'{method}_retrained'
-      # What is not tuned has no other noise seed either to tune retraining on.
-      plain_scale = 1.0
-      if tuned is not None:
-        kept = tuned.best.params.upper >= 0
-        plain_scale, _ = self._tune('plain', name, kept)
-      logits = (trained.best.params.upper, trained.params.upper)
-      kept = jnp.concatenate(logits) >= 0
-      twice = Members(*(field * len(logits) for field in members))
-      retrained = self._train('plain', name, kept, twice, plain_scale)
-    return cleaning_report.Outcome(
-      trained, scale, retrained, time.monotonic() - start
+      jnp.asarray(job.seeds, jnp.uint32), jnp.asarray(fractions)
     )
 
   def _suggest(self):
     """Step sizes and penalty from curvatures, with the tuning noise."""
-    labels, _ = self.noise(self.tuning_members(1))
+    labels, _ = self._noise(comparison.Job('', True, {}, (TUNING_SEED,), {}))
     batch = cleaning.CleaningBatch(
       self._parts['train'].images, labels[0], self._parts['validation']
     )
     key = jax.random.key(TUNING_SEED)
     return cleaning_methods.suggested_recipe(self._classifier, batch, key)
 
-  def _tune(self, method, name, kept):
-    """Chooses a scale on the selection digits; the seed is used for no result.
+  def _retrain(self, outcome, *, last=False):
+    """Trains anew on what a method keeps, at the selected or the last step."""
 
-    Returns the scale and the tuning run's member of that scale.
-    """
-    scales = self._settings.scales
-    members = self.tuning_members(len(scales))
-    if kept is not None:
-      kept = jnp.broadcast_to(kept, (len(scales), kept.shape[-1]))
-    tuned = self._train(
-      method, f'{name}/tuning', kept, members, scales, tuning=True
-    )
-    winner = int(np.argmax(np.asarray(tuned.best.score)))
-    chosen = jax.tree.map(lambda x: x[winner], tuned.best)
-    return scales[winner], tuned._replace(best=chosen)
+    def train(job):
+      if job.tuning:
+        kept = outcome.chosen.trained.best.params.upper[outcome.chosen.members]
+        kept = jnp.repeat(kept, len(job.seeds) // len(kept), axis=0)
+      else:
+        params = outcome.trained.params if last else outcome.trained.best.params
+        kept = params.upper[outcome.members]
+      return self._train(job, kept >= 0)
 
-  def _train(self, method, name, kept, members, scale, *, tuning=False):
+    return train
+
+  def _train(self, job, kept=None):
     settings, classifier = self._settings, self._classifier
+    model, chunk, method = settings.model, settings.chunk, job.method
     kind = method if method in BILEVEL else 'plain'
-    labels, dirty = self.noise(members)
+    labels, dirty = self._noise(job)
     weights = jnp.ones_like(labels, jnp.float32)
     if method == 'clean_part':
       weights = (~dirty).astype(jnp.float32)
     elif kept is not None:
       weights = kept.astype(jnp.float32)
     own = {'labels': labels, 'dirty': dirty, 'weights': weights}
-
-    model, chunk = settings.model, settings.chunk
     steps, ours = cleaning_methods.updates(
       kind, model, steps=settings.steps, chunk=chunk
     )
-
     recipe = self._suggest() if kind == 'suggested' else None
 
     def solver(hyper):
@@ -305,45 +281,31 @@ class Comparison:
       solver,
       init,
       batch,
-      steps=settings.tuning_steps // chunk * ours if tuning else steps,
+      steps=settings.tuning_steps // chunk * ours if job.tuning else steps,
       chunk=ours,
-      seeds=members.seeds,
-      workdir=self._options.workdir,
-      name=f'{settings.model}/{name}',
       data=self._parts,
       own=own,
-      hyper={'scale': jnp.broadcast_to(jnp.float32(scale), labels.shape[:1])},
       evaluate=evaluate,
       select='selection_accuracy',
-      settings=_settings_of_one_run(settings),
+      **job.keywords | {'name': f'{model}/{job.keywords["name"]}'},
     )
-
-
-def _settings_of_one_run(settings: Settings) -> dict[str, Any]:
-  """What one method's run depends on: not which others run beside it."""
-  given = dataclasses.asdict(settings)
-  return {k: v for k, v in given.items() if k not in ('methods', 'seeds')}
 
 
 def main(options: harness.Options) -> None:
   """Runs the methods and writes the table, the plots and the results."""
   start = time.monotonic()
-  settings = options.settings
-  comparison = Comparison(options)
-  outcomes = {}
-  for method in settings.methods:
-    outcomes[method] = comparison.run(method)
-    logging.info('%s done', method)
-  metrics, rows = cleaning_report.summarise(outcomes, settings.model)
+  cleaned = Cleaning(options)
+  outcomes = cleaned.compare()
+  metrics, rows = cleaning_report.summarise(outcomes, options.settings.model)
   harness.write_table(options.workdir, rows, cleaning_report.COLUMNS)
-  cleaning_report.plot(pathlib.Path(options.workdir) / 'curves.png', outcomes)
+  path = pathlib.Path(options.workdir) / 'curves.png'
+  cleaning_report.plot(path, outcomes.by_method)
   path = harness.write_results(
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=comparison.source,
-    substituted=comparison.substituted,
-    method_seconds={m: o.seconds for m, o in outcomes.items()},
+    data=cleaned.source,
+    substituted=cleaned.substituted,
   )
   print(f'Results: {path}')
 

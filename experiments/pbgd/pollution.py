@@ -51,21 +51,24 @@ PRESETS = {
 
 
 def summarise(
-  outcomes: dict[str, cleaning_report.Outcome], settings: Settings
+  outcomes: cleaning_report.Outcomes, settings: Settings
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, np.ndarray]]:
   """Metrics, rows of the table, and curves of (fractions, seeds)."""
   shape = (len(settings.fractions), -1)
-  by_step = 'selection_accuracy'
   curves = {}
-  for method, (trained, _, retrained, _) in outcomes.items():
-    for metric in ('f1', 'test_accuracy'):
-      if metric in trained.history:
-        values = cleaning_report.at_best(trained, metric, by_step)
-        curves[f'{method}/{metric}'] = values.reshape(shape)
-    if retrained is not None:
-      again = cleaning_report.at_best(retrained, 'test_accuracy', by_step)
-      selected, _ = np.split(again, 2)
-      curves[f'{method}/retrained_accuracy'] = selected.reshape(shape)
+  for method, outcome in outcomes.by_method.items():
+    if outcome.failure:
+      continue
+    found = {
+      metric: cleaning_report.at_best(outcome, metric, 'selection_accuracy')
+      for metric in ('f1', 'test_accuracy')
+      if metric in outcome.trained.history
+    } | outcomes.again(method)
+    curves |= {
+      f'{method}/{metric}': values.reshape(shape)
+      for metric, values in found.items()
+      if not metric.startswith('last/')
+    }
   metrics, rows = {}, []
   for i, fraction in enumerate(settings.fractions):
     # Keeping every digit: all clean ones are kept, none is left out.
@@ -92,14 +95,10 @@ def main(options: harness.Options) -> None:
       raise harness.SettingsError(
         f'fractions are between 0 and 1, got {fraction}.'
       )
-  comparison = hyper_cleaning.Comparison(options)
   pairs = list(itertools.product(settings.fractions, options.seeds))
-  members = hyper_cleaning.Members(
-    seeds=tuple(seed for _, seed in pairs),
-    fractions=tuple(fraction for fraction, _ in pairs),
-  )
-  outcomes = {m: comparison.run(m, members) for m in settings.methods}
-  metrics, rows, curves = summarise(outcomes, settings)
+  fractions, seeds = zip(*pairs, strict=True)
+  cleaned = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
+  metrics, rows, curves = summarise(cleaned.compare(), settings)
   harness.write_table(options.workdir, rows)
   panel = lambda names, ylabel: harness.Panel(
     {n.split('/')[0]: (settings.fractions, curves[n]) for n in names},
@@ -120,8 +119,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=comparison.source,
-    substituted=comparison.substituted,
+    data=cleaned.source,
+    substituted=cleaned.substituted,
   )
   print(f'Results: {path}')
 

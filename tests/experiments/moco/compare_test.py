@@ -10,6 +10,13 @@ from experiments.moco import bias, compare, methods
 from experiments.moco import problem as problems
 
 GRID = compare.Grid(alone=(1e-3, 1e-1, 1e3), beside_own=(1e-1,))
+GIVEN = {
+  'steps': 60,
+  'chunk': 60,
+  'grid': GRID,
+  'settings': {},
+  'widenings': 0,
+}
 
 
 def line_problem(noise):
@@ -40,23 +47,23 @@ def line_problem(noise):
 
 def test_equal_trials_and_the_choice_by_validation(options):
   problem = line_problem(0.1)
-  given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
-  mean = compare.run(problem, 'mean', options(seeds=(0, 1, 2)), **given)
-  moco = compare.run(problem, 'moco', options(seeds=(0, 1, 2)), **given)
+  runs = compare.Runs(problem, options(seeds=(0, 1, 2)), **GIVEN)
+  mean, moco = runs.compare(('mean', 'moco')).values()
   for outcome in (mean, moco):
     last = outcome.trained.history['validation/mean'][-1]
     assert last.shape == (9,)  # Three trials of three seeds.
     by_trial = last.reshape(3, 3).mean(axis=1)
-    members = outcome.members.reshape(3)
-    assert members[0] == 3 * np.argmin(by_trial)
-    assert outcome.score.mean() < 1.5
-  assert mean.rate == 0.1
-  assert moco.rate == 0.1
-  assert len(moco.at_own) == 3
-  found = bias.measure('line', {1: problem}, {'moco': moco})
-  chosen = f'moco/line/batch1/share{moco.own}/bias_ratio'
+    assert outcome.members[0] == 3 * np.argmin(by_trial)
+    assert runs.scores(outcome).mean() < 1.5
+  assert mean.point['rate'] == moco.point['rate'] == 0.1
+  found = bias.measure('line', {1: problem}, {'mean': mean, 'moco': moco})
+  shares = [k for k in found if k.startswith('moco/line/batch1/share')]
+  assert len({k.split('/')[3] for k in shares}) == 3
+  chosen = f'moco/line/batch1/share{moco.point["own"]:.0f}/bias_ratio'
   assert found['moco/line/batch1/bias_ratio'] == found[chosen]
-  assert found['line/bias_ratio'] == found[chosen]
+  assert found['moco/line/bias_ratio'] == found[chosen]
+  # Weights that never move have no bias at all.
+  assert found['mean/line/bias_ratio'] > 1e3
 
 
 def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
@@ -64,13 +71,13 @@ def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
   burst = lambda params, part: jnp.where(
     jnp.abs(params.trunk) < 2, jnp.nan, problem.score(params, part)
   )
-  given = {'steps': 60, 'chunk': 60, 'grid': GRID, 'settings': {}}
-  outcome = compare.run(
-    problem._replace(score=burst), 'mean', options(seeds=(0, 1, 2)), **given
+  runs = compare.Runs(
+    problem._replace(score=burst), options(seeds=(0, 1, 2)), **GIVEN
   )
+  outcome = runs.run('mean')
   bad = np.isnan(outcome.trained.history['validation/mean'][-1])
   assert bad.any() and not bad[3:6].all()
-  assert outcome.rate != 0.1
+  assert outcome.point['rate'] != 0.1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def test_tabular_on_made_up_data(options, results, capsys):
     hidden=8,
     rates=(1e-2, 2e-2, 3e-2),
     rates_beside_own=(1e-2,),
+    widen=0,
     bias_batches=(8,),
   )
   tabular.main(options(settings))

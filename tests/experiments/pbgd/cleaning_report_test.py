@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.pbgd import cleaning_report
 
 
@@ -14,5 +15,6 @@ def test_selection_ignores_a_stopped_seed():
   trained = harness.Trained(
     **dict.fromkeys(harness.Trained._fields, None) | {'history': history}
   )
-  chosen = cleaning_report.at_best(trained, 'f1', 'selection_accuracy')
+  outcome = comparison.Outcome('m', {}, trained=trained, members=np.arange(2))
+  chosen = cleaning_report.at_best(outcome, 'f1', 'selection_accuracy')
   np.testing.assert_array_equal(chosen, [0.4, 0.3])

@@ -1,0 +1,423 @@
+"""Fair comparisons: every method is tuned alike, on what is not reported.
+
+    rules = comparison.Rules(
+      options, settings={'problem': 'quadratic'}, score=lambda trained: ...,
+      tuning_seeds=(1_000_000,))
+    outcomes = comparison.compare(
+      rules, methods, train, grid={'rate': (0.1, 0.3, 1.0)})
+    metrics, rows = comparison.report_outcomes(outcomes, measure)
+
+A method tries all points of a grid. Where the best point lies at the end of an
+axis, the axis is widened and the new points are tried too, up to three times;
+an end that is still chosen then is marked in the table. All methods have as
+many points at first, and the table says how many each came to. A method that
+fails costs its own row, which says why.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness import errors, flags, loop, report
+
+Point = dict[str, float]
+
+
+class Axis(NamedTuple):
+  """The tried values of one hyperparameter.
+
+  Attributes:
+    values: in rising order.
+    bounds: where its range ends by itself: a choice there is not at an edge.
+      An axis whose ends are its bounds is never widened.
+  """
+
+  values: tuple[float, ...]
+  bounds: tuple[float, float] = (0.0, math.inf)
+
+  def side(self, value: float) -> int:
+    """-1 or 1 if a value is at an edge, else 0; alone, it was not chosen."""
+    low, high = self.values[0], self.values[-1]
+    if low == high:
+      return 0
+    if value == low > self.bounds[0]:
+      return -1
+    return int(value == high < self.bounds[1])
+
+  def widened(self, side: int) -> 'Axis':
+    """With one more value at a side: the next of the progression there."""
+    end, inner = self.values[::side][-1], self.values[::side][-2]
+    # Of values of which some are not positive, differences are continued.
+    new = end * end / inner if self.values[0] > 0 else 2 * end - inner
+    new = min(max(float(f'{new:.3g}'), self.bounds[0]), self.bounds[1])
+    return self._replace(values=tuple(sorted({*self.values, new})))
+
+
+def among(values: Sequence[float]) -> Axis:
+  """An axis of choices that nothing lies beyond."""
+  return Axis(tuple(values), (min(values), max(values)))
+
+
+class Job(NamedTuple):
+  """One run to train.
+
+  Attributes:
+    method: its name.
+    tuning: whether it is for the choice of a point only.
+    hyper: hyperparameters by name, float (members,).
+    seeds: one for each member.
+    keywords: `name`, `seeds`, `hyper`, `workdir` and `settings`, for
+      `harness.train`.
+  """
+
+  method: str
+  tuning: bool
+  hyper: dict[str, Any]
+  seeds: tuple[int, ...]
+  keywords: dict[str, Any]
+
+
+class Trial(NamedTuple):
+  """A point that was tried.
+
+  Attributes:
+    point: hyperparameters by name.
+    score: higher is better; -inf if a seed of it became non-finite.
+    trained: the run that it was part of; None if all of that stopped.
+    members: its members there, int (tuning seeds,).
+  """
+
+  point: Point
+  score: float
+  trained: loop.Trained | None
+  members: np.ndarray
+
+
+class Outcome(NamedTuple):
+  """What a method came to.
+
+  Attributes:
+    method: its name.
+    point: what was chosen.
+    edges: hyperparameters whose choice is at an edge of what was tried.
+    score: of the choice.
+    trials: all that was tried.
+    trained: the reported run; None if the method failed.
+    members: the reported seeds' members there.
+    looks: reported runs among which this one was chosen by what is reported; 1
+      if the choice was made before.
+    seconds: wall time, with tuning and compilation.
+    failure: what went wrong, one line; '' if nothing did.
+  """
+
+  method: str
+  point: Point
+  edges: tuple[str, ...] = ()
+  score: float = -math.inf
+  trials: tuple[Trial, ...] = ()
+  trained: loop.Trained | None = None
+  members: Any = ()
+  looks: int = 1
+  seconds: float = 0.0
+  failure: str = ''
+
+  @property
+  def chosen(self) -> Trial:
+    """The trial of the choice."""
+    return next(t for t in self.trials if t.point == self.point)
+
+  def describe(self, name: str) -> str:
+    """A chosen hyperparameter in words, with `(edge)` where it is at one."""
+    edge = ' (edge)' if name in self.edges else ''
+    return f'{self.point[name]:.4g}{edge}'
+
+  def values(self, metric: str) -> np.ndarray:
+    """A metric of the reported seeds over records, (records, seeds)."""
+    return self.trained.history[metric][:, self.members]
+
+  def last(self, metric: str) -> np.ndarray:
+    """A metric of the reported seeds at the end, (seeds,)."""
+    return self.values(metric)[-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """What is the same for all methods.
+
+  Attributes:
+    options: what the flags say: reported seeds, workdir.
+    settings: plain values that every run depends on.
+    score: from a run to a number for each member, higher is better, by what is
+      not reported.
+    tuning_seeds: those of the tuning runs, none of them reported. () tunes
+      with the reported seeds, by validation data alone, and a tuning run is
+      the reported one.
+    over_seeds: the score of a point from those of its seeds.
+    widenings: how often an axis may grow.
+  """
+
+  options: flags.Options = dataclasses.field(kw_only=False)
+  settings: Mapping[str, Any]
+  score: Callable[[loop.Trained], Any]
+  tuning_seeds: tuple[int, ...] = ()
+  over_seeds: Callable[[Any], Any] = np.mean
+  widenings: int = 3
+
+  def __post_init__(self):
+    shared = set(self.tuning_seeds) & set(self.options.seeds)
+    if shared:
+      raise ValueError(f'the seeds {sorted(shared)} are tuned on and reported.')
+
+
+Grid = Mapping[str, Axis | Sequence[float]]
+
+
+def compare(
+  rules: Rules,
+  methods: Sequence[str],
+  train: Callable[[Job], loop.Trained],
+  grid: Grid | Callable[[str], Grid],
+) -> dict[str, Outcome]:
+  """Tunes and runs all methods.
+
+  Args:
+    rules: of the comparison.
+    methods: their names.
+    train: runs a `Job` by `harness.train(..., **job.keywords)`. A point all of
+      whose seeds stop is not chosen.
+    grid: tried values by hyperparameter, or a function from a method to them.
+
+  Returns:
+    Outcomes by method, in order.
+
+  Raises:
+    ValueError: if grids have different numbers of points; a grid of one point,
+      for a method with nothing to tune, may stand beside them.
+  """
+  grids = {m: _axes(grid(m) if callable(grid) else grid) for m in methods}
+  counts = {m: _count(axes) for m, axes in grids.items()}
+  if len(set(counts.values()) - {1}) > 1:
+    said = ', '.join(f'{m} {n}' for m, n in counts.items())
+    raise ValueError(f'methods are tried at equal numbers of points: {said}.')
+  return {m: run(rules, m, train, grids[m]) for m in methods}
+
+
+def run(
+  rules: Rules,
+  method: str,
+  train: Callable[[Job], loop.Trained],
+  grid: Grid,
+) -> Outcome:
+  """Tunes and runs one method; see `compare`."""
+  start = time.monotonic()
+  try:
+    outcome = _run(rules, method, train, _axes(grid))
+  except errors.AllStoppedError as error:
+    outcome = _failed(method, error)
+  except errors.UserError:
+    raise  # Of the folder, the data or the settings: no fault of the method.
+  except Exception as error:
+    traceback.print_exc()
+    outcome = _failed(method, error)
+  return outcome._replace(seconds=time.monotonic() - start)
+
+
+def _failed(method, error):
+  said = (str(error).splitlines() or [''])[0]
+  failure = f'{type(error).__name__}: {said}'
+  warnings.warn(
+    f'{method} failed, the others go on ({failure})',
+    RuntimeWarning,
+    stacklevel=3,
+  )
+  return Outcome(method, {}, failure=failure)
+
+
+def _run(rules, method, train, axes):
+  seeds = rules.options.seeds
+  reported = lambda point: _train(
+    rules, method, method, train, [point], seeds, tuning=False
+  )
+  if rules.tuning_seeds and _count(axes) == 1:
+    # Nothing is chosen, so nothing is tuned.
+    point = {name: axis.values[0] for name, axis in axes.items()}
+    members = np.arange(len(seeds))
+    return Outcome(method, point, trained=reported(point), members=members)
+  trials: list[Trial] = []
+  for widening in range(rules.widenings + 1):
+    name = f'{method}/tuning' + (f'_{widening}' if widening else '')
+    points = [
+      dict(zip(axes, values, strict=True))
+      for values in itertools.product(*(axis.values for axis in axes.values()))
+    ]
+    tried = [trial.point for trial in trials]
+    points = [point for point in points if point not in tried]
+    trials += _try(rules, method, name, train, points)
+    chosen, sides = _choose(trials, axes)
+    if not any(sides.values()) or not math.isfinite(chosen.score):
+      break
+    axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
+  if not math.isfinite(chosen.score):
+    raise errors.AllStoppedError(f'none of {len(trials)} points stays finite.')
+  edges = tuple(name for name, side in sides.items() if side)
+  trained, members = chosen.trained, chosen.members
+  if rules.tuning_seeds:
+    trained = reported(chosen.point)
+    members = np.arange(len(seeds))
+  return Outcome(
+    method, chosen.point, edges, chosen.score, tuple(trials), trained, members
+  )
+
+
+def _train(rules, method, name, train, points, seeds, *, tuning):
+  members = tuple(seeds) * len(points)
+  hyper = {
+    name: np.repeat(
+      np.asarray([point[name] for point in points], np.float32), len(seeds)
+    )
+    for name in points[0]
+  }
+  keywords = {
+    'name': name,
+    'seeds': members,
+    'hyper': hyper,
+    'workdir': rules.options.workdir,
+    'settings': {**rules.settings, 'tried': points},
+  }
+  return train(Job(method, tuning, hyper, members, keywords))
+
+
+def _try(rules, method, name, train, points):
+  seeds = rules.tuning_seeds or rules.options.seeds
+  tuning = bool(rules.tuning_seeds)
+  try:
+    trained = _train(rules, method, name, train, points, seeds, tuning=tuning)
+  except errors.AllStoppedError:
+    # As beyond the edge of a grid: points that lose, not a method that fails.
+    return [
+      Trial(point, -math.inf, None, np.array([], int)) for point in points
+    ]
+  scores = np.asarray(rules.score(trained), np.float64)
+  scores = scores.reshape(len(points), -1)
+  members = np.arange(scores.size).reshape(scores.shape)
+  # A point with a seed that stopped is not chosen.
+  finite = np.isfinite(scores).all(axis=1)
+  return [
+    Trial(
+      point,
+      float(rules.over_seeds(of_point)) if fine else -math.inf,
+      trained,
+      rows,
+    )
+    for point, of_point, fine, rows in zip(
+      points, scores, finite, members, strict=True
+    )
+  ]
+
+
+def _choose(trials, axes):
+  sides = lambda trial: {n: axes[n].side(x) for n, x in trial.point.items()}
+  inner = lambda trial: -sum(map(abs, sides(trial).values()))
+  # Of equals, one that is not at an edge.
+  chosen = max(trials, key=lambda trial: (trial.score, inner(trial)))
+  return chosen, sides(chosen)
+
+
+def _axes(grid):
+  return {
+    name: axis if isinstance(axis, Axis) else Axis(tuple(sorted(axis)))
+    for name, axis in grid.items()
+  }
+
+
+def _count(axes):
+  return math.prod(len(axis.values) for axis in axes.values())
+
+
+def best_of(
+  name: str, outcomes: Sequence[Outcome], key: Callable[[Outcome], float]
+) -> Outcome:
+  """The best of several outcomes by what is reported, under a name.
+
+  It has looked at the reported data as often as there are outcomes, which
+  favours it.
+
+  Args:
+    name: of the family.
+    outcomes: of its members; failed ones are passed over.
+    key: lower is better; NaN counts as infinity.
+
+  Returns:
+    The best outcome, with its number of looks.
+  """
+  fine = [outcome for outcome in outcomes if not outcome.failure]
+  if not fine:
+    return outcomes[0]._replace(method=name)
+  value = lambda outcome: (math.isnan(key(outcome)), key(outcome))
+  return min(fine, key=value)._replace(method=name, looks=len(fine))
+
+
+def report_outcomes(
+  outcomes: Mapping[str, Outcome],
+  measure: Callable[[Outcome], Mapping[str, Any]],
+  *,
+  where: str = '',
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+  """Metrics and rows of a table.
+
+  Args:
+    outcomes: by method.
+    measure: from an outcome that did not fail to values by name, one for each
+      reported seed, or one in all.
+    where: stands between method and measure in the metrics' names.
+
+  Returns:
+    Metrics: `method/where/measure`, its mean, with `/half_width` where there
+    are several seeds, also of what was chosen, `trials`, `edges` and `looks`.
+    Rows: intervals, what was chosen, `(edge)` behind what is at one, trials,
+    seconds.
+  """
+  metrics, rows = {}, []
+  for method, outcome in outcomes.items():
+    prefix = f'{method}/{where}/' if where else f'{method}/'
+    if outcome.failure:
+      rows.append({'method': method, 'trials': outcome.failure})
+      continue
+    row: dict[str, Any] = {'method': method}
+    for name, values in measure(outcome).items():
+      interval = report.mean_interval(values)
+      metrics[prefix + name] = interval.mean
+      if interval.total > 1:
+        metrics[f'{prefix}{name}/half_width'] = interval.half_width
+      row[name] = interval
+    for name, value in outcome.point.items():
+      metrics[prefix + name] = value
+      row[name] = outcome.describe(name)
+    row['trials'] = max(1, len(outcome.trials))
+    row['seconds'] = round(outcome.seconds)
+    metrics |= {
+      f'{prefix}trials': row['trials'],
+      f'{prefix}edges': len(outcome.edges),
+      f'{prefix}looks': outcome.looks,
+    }
+    rows.append(row)
+  return metrics, rows
+
+
+def settings_of(settings: Any, *without: str) -> dict[str, Any]:
+  """Fields of a dataclass as a run's settings, without some.
+
+  Args:
+    settings: of the binary.
+    *without: fields on which no single run depends, such as the methods and
+      the grid, beside `seeds`.
+  """
+  given = dataclasses.asdict(settings)
+  return {k: v for k, v in given.items() if k not in {'seeds', *without}}
