@@ -21,23 +21,20 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import Claim, Judgement, judge, read_results
-from experiments.harness.datasets import (
+from experiments.harness.datasets.arrays import read_image, read_mat, read_npy
+from experiments.harness.datasets.digits import (
   DigitPart,
+  load_digits,
+  pollute_labels,
+)
+from experiments.harness.datasets.sources import (
   Source,
-  Table,
   check_finite,
   find,
-  find_table,
-  load_digits,
   parsing,
-  pollute_labels,
-  read_csv,
-  read_image,
-  read_mat,
-  read_npy,
-  read_table,
   source_of,
 )
+from experiments.harness.datasets.tables import Table, read_csv, read_table
 from experiments.harness.errors import (
   AllStoppedError,
   BusyError,
@@ -87,7 +84,6 @@ __all__ = [
   'WriteError',
   'check_finite',
   'find',
-  'find_table',
   'format_table',
   'judge',
   'load_digits',

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.special
 
 import bilevel_jax
-from experiments.harness import datasets, files, flags
+from experiments.harness import files, flags
+from experiments.harness.datasets import sources
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
@@ -71,7 +72,7 @@ def write_results(
   *,
   metrics: Mapping[str, float],
   seconds: float,
-  data: Sequence[datasets.Source] = (),
+  data: Sequence[sources.Source] = (),
   published: Sequence[str] = (),
   **more: Any,
 ) -> pathlib.Path:
@@ -110,7 +111,7 @@ def write_results(
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
     'data': '; '.join(source.words for source in data),
     'data_digests': {source.name: source.digest for source in data},
-    'substituted': datasets.substituted(data, published),
+    'substituted': sources.substituted(data, published),
     **{k: _plain(v) for k, v in more.items()},
   }
   path = pathlib.Path(options.workdir) / 'results.json'

@@ -279,21 +279,20 @@ def _read_fields(place, fields, spec):
       last = {'image': (3,), 'label': (), 'depth': (1,), 'normal': (3,)}[field]
       if array.shape == shape and last == (1,):
         array = array[..., None]
-      if array.shape != (*shape, *last):
+      if array.shape != (*shape, *last) or not array.size:
         raise harness.DamagedDataError(
           f'{path} has shape {array.shape}, expected {(*shape, *last)}.'
         )
-      if field == 'label':
-        array = array.astype(np.int32)
-        if array.min() < -1 or array.max() >= spec.classes:
-          raise harness.DamagedDataError(
-            f'{path} has classes {array.min()} to {array.max()}, expected -1 '
-            f'to {spec.classes - 1}.'
-          )
+      low, high = array.min(), array.max()
+      if field == 'label' and (low < -1 or high >= spec.classes):
+        raise harness.DamagedDataError(
+          f'{path} has classes {low:g} to {high:g}, expected -1 to '
+          f'{spec.classes - 1}.'
+        )
       found[field].append(array)
   as_type = lambda field: np.int32 if field == 'label' else np.float32
   return {k: np.stack(v).astype(as_type(k)) for k, v in found.items()}
 
 
 def _number(path: pathlib.Path) -> tuple[int, str]:
-  return (int(path.stem), '') if path.stem.isdigit() else (-1, path.stem)
+  return (int(path.stem), '') if path.stem.isdecimal() else (-1, path.stem)

@@ -1,5 +1,6 @@
 """School, SARCOS and Adult, regressions that are made up, or a user's table."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +21,15 @@ _WORDS = ('workclass', 'marital-status', 'occupation', 'race')
 Parts = dict[str, Any]
 
 
-def _find(data_dir, name):
+def _find(data_dir, *names):
   return harness.find(
     data_dir,
-    (name,),
+    names,
     folders=('', 'multitask'),
     advice='school.mat is in the data folder of the MALSAR package, '
     'sarcos_inv_test.mat at http://gaussianprocess.org/gpml/data, adult.csv '
-    'is UCI Adult with a header; or take --datasets=made_up',
+    'is UCI Adult with a header; any other name is of a LIBSVM or csv file; or '
+    'take --datasets=made_up',
   )
 
 
@@ -86,7 +88,7 @@ def make_up(count: int = 2_000) -> tuple[Parts, harness.Source]:
 
 def read_adult(data_dir: str | None) -> tuple[Parts, harness.Source]:
   """Census features to (income above 50,000, sex); sex is no input."""
-  path = _find(data_dir, 'adult.csv.gz')
+  path = _find(data_dir, 'adult.csv', 'adult.csv.gz')
   numbers, words, _ = harness.read_csv(
     path, _NUMBERS, words=(*_WORDS, 'income-per-year', 'sex'), header=True
   )
@@ -125,6 +127,7 @@ def read_school(data_dir: str | None) -> tuple[Parts, harness.Source]:
   mean, spread = train.mean(0), train.std(0)
   spread = np.where(spread > 1e-6, spread, 1)
   known = np.concatenate([y[p[0]] for y, p in zip(scores, parts)])
+  centre, scale = known.mean(), known.std() if np.ptp(known) > 1e-6 else 1
   data = {}
   for i, part in enumerate(('train', 'validation', 'test')):
     most = max(len(p[i]) for p in parts)
@@ -133,9 +136,7 @@ def read_school(data_dir: str | None) -> tuple[Parts, harness.Source]:
     size = np.array([len(p[i]) for p in parts], np.int32)
     for school, p in enumerate(parts):
       x[school, : size[school]] = (inputs[school][p[i]] - mean) / spread
-      y[school, : size[school]] = (scores[school][p[i]] - known.mean()) / (
-        known.std()
-      )
+      y[school, : size[school]] = (scores[school][p[i]] - centre) / scale
     data[part] = tuple(map(jnp.asarray, (x, y, size)))
   words = f"MALSAR's School, {len(scores)} schools, {len(together[1]):,} pupils"
   return data, harness.source_of(words, together, otherwise='unknown schools')
@@ -175,7 +176,8 @@ def read(
   """
   if name in READ:
     return READ[name](data_dir)
-  path = harness.find_table(name, data_dir, tuple(READ))
+  folder = '' if pathlib.Path(name).is_file() else data_dir
+  path = _find(folder, name, f'{name}.gz')
   if len(targets) < 2:
     raise harness.SettingsError(
       f'{path} is a table of your own: name two or more of its columns, one a '

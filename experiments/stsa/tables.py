@@ -1,5 +1,6 @@
 """Tables of two classes: of public files, a packaged one, a user's own."""
 
+import pathlib
 from collections.abc import Sequence
 
 import sklearn.datasets
@@ -44,15 +45,14 @@ def read(
     return harness.Table(
       *arrays, harness.source_of(words, arrays, otherwise=name)
     )
+  path = harness.find(
+    '' if pathlib.Path(name).is_file() else data_dir,
+    FILES.get(name, (name, f'{name}.gz')),
+    folders=('', 'tabular'),
+    advice='a table is a LIBSVM or csv file, or a9a, which is among the LIBSVM '
+    'data sets for binary classification, or magic, which is the MAGIC gamma '
+    f'telescope of the UCI repository, or {PACKAGED}, which is packaged',
+  )
   if name in FILES:
-    path = harness.find(
-      data_dir,
-      FILES[name],
-      folders=('', 'tabular'),
-      advice='a9a is among the LIBSVM data sets for binary classification, '
-      'magic04.data is the MAGIC gamma telescope of the UCI repository; or '
-      f'take --tables={PACKAGED}, which is packaged',
-    )
-    return harness.read_table(path, classes=True)
-  path = harness.find_table(name, data_dir, (*FILES, PACKAGED))
+    targets, header = (), None
   return harness.read_table(path, targets=targets, header=header, classes=True)

@@ -3,7 +3,6 @@
 import array
 import csv
 import itertools
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,31 +27,6 @@ class Table(NamedTuple):
   inputs: np.ndarray
   targets: np.ndarray
   source: sources.Source
-
-
-def find_table(
-  name: str, data_dir: files.Path | None, known: Sequence[str]
-) -> pathlib.Path:
-  """The file of a table that is no known one: as named, or in the data folder.
-
-  Args:
-    name: of the file.
-    data_dir: folder of data sets, or None.
-    known: names of tables, for the message.
-
-  Returns:
-    Its path.
-
-  Raises:
-    MissingDataError: if there is none.
-  """
-  return sources.find(
-    '' if pathlib.Path(name).is_file() else data_dir,
-    (name, f'{name}.gz'),
-    folders=('', 'tabular', 'multitask'),
-    advice='a table is the name of a LIBSVM or csv file, or one of '
-    + ', '.join(known),
-  )
 
 
 def read_table(
@@ -132,7 +106,7 @@ def _is_libsvm(path):
 
 def _number(word: str) -> float:
   value = float(word)
-  if not math.isfinite(value) or '_' in word:
+  if not abs(value) <= sources.LARGEST or '_' in word:
     raise ValueError(f'{word!r} is no finite number')
   return value
 

@@ -27,7 +27,9 @@ def test_missing(tmp_path):
     tables.read('a9a', str(tmp_path))
   with pytest.raises(harness.MissingDataError, match='no --data_dir'):
     tables.read('magic', None)
-  with pytest.raises(harness.MissingDataError, match=r'iris .*one of a9a'):
+  with pytest.raises(
+    harness.MissingDataError, match=r'iris.*LIBSVM or csv file, or a9a'
+  ):
     tables.read('iris', None)
 
 
