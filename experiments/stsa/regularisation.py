@@ -1,5 +1,6 @@
 """One penalty a feature of a logistic regression, by its loss on other data."""
 
+import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -23,9 +24,8 @@ RESOLUTION = 1e-7
 _START = float(np.log(FIRST / (1 - FIRST)))
 # Of Newton's method, at most.
 MOST_STEPS = 100
-# The search for the least value: steps of a round and rounds, at most; it has
-# converged once a round gains less; bound of the logits.
-ROUND, MOST_ROUNDS, CONVERGED, BOUND = 50, 40, 1e-9, 15.0
+# The search for the least value: where it starts, the least penalty, and steps.
+STARTS, LEAST, STEPS = (0.5, 0.1, 0.01), 3e-7, 1_500
 
 
 class Parts(NamedTuple):
@@ -89,7 +89,7 @@ def logistic(y: chex.Array, signed: chex.Array) -> chex.Array:
 
 
 def minimiser(
-  x: chex.Array, train: chex.Array, start: chex.Array | None = None
+  penalty: chex.Array, train: chex.Array, start: chex.Array | None = None
 ) -> chex.Array:
   """The lower solution on all data, by Newton's method with a line search.
 
@@ -97,16 +97,15 @@ def minimiser(
   so that the last ones square an error that is small already.
 
   Args:
-    x: logits of the penalties, (features,).
+    penalty: of each feature, (features,).
     train: (samples, features), times signs.
     start: of the search; zero if None.
 
   Returns:
     (features,), as exact as its type allows.
   """
-  penalty = jax.nn.sigmoid(x)
-  lengths = 0.5 ** jnp.arange(16, dtype=x.dtype)
-  rounding = jnp.finfo(x.dtype).eps
+  lengths = 0.5 ** jnp.arange(16, dtype=penalty.dtype)
+  rounding = jnp.finfo(penalty.dtype).eps
 
   def newton(carry):
     y, steps, last = carry
@@ -119,7 +118,7 @@ def minimiser(
     y = y - lengths[jnp.argmax(near)] * step
     return y, steps + 1, jnp.where(small, last + 1, 0)
 
-  first = (jnp.zeros_like(x) if start is None else start, 0, 0)
+  first = (jnp.zeros_like(penalty) if start is None else start, 0, 0)
   more = lambda carry: (carry[1] < MOST_STEPS) & (carry[2] < 2)
   return jax.lax.while_loop(more, newton, first)[0]
 
@@ -140,12 +139,12 @@ def _newton_step(penalty, y, train):
 
 
 def value_and_slope(
-  x: chex.Array, parts: Parts, start: chex.Array | None = None
+  penalty: chex.Array, parts: Parts, start: chex.Array | None = None
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
   """What is minimised, the validation loss of the lower solution.
 
   Args:
-    x: logits of the penalties, (features,).
+    penalty: of each feature, (features,).
     parts: the samples.
     start: of the search for the lower solution.
 
@@ -154,10 +153,10 @@ def value_and_slope(
     solution.
   """
   train, validation = (_flat(z) for z in parts[:2])
-  y, penalty = minimiser(x, train, start), jax.nn.sigmoid(x)
+  y = minimiser(penalty, train, start)
   loss, slope = jax.value_and_grad(logistic)(y, validation)
   pulled = jnp.linalg.solve(_hessian(penalty, y, train), slope)
-  return loss, -penalty * (1 - penalty) * y * pulled, y
+  return loss, -y * pulled, y
 
 
 def _flat(z):
@@ -165,75 +164,64 @@ def _flat(z):
 
 
 def best_value(parts: Parts, kept: pathlib.Path | None = None) -> float:
-  """The least value that L-BFGS finds from two starts, in float64.
+  """The least value that L-BFGS finds from some starts, in float64.
+
+  The problem is not convex: another start may lead lower. The search is over
+  the penalties themselves, because the slope of a logit vanishes at its ends.
 
   Args:
     parts: the samples.
-    kept: a file in which the search is kept, round by round; it goes on from
-      there, and nothing is done where it has ended.
+    kept: a file in which what each start led to is kept, so that a search that
+      was killed goes on and one that has ended is not done again.
 
   Returns:
     The value.
   """
-  size = parts.train.shape[-1]
   digest = harness.source_of('', parts, otherwise='').digest
-  runs = _kept(kept, digest) or [
-    {'x': [x] * size, 'least': None, 'steps': 0, 'ended': False}
-    for x in (_START, _START - 3)
-  ]
-  most = MOST_ROUNDS * ROUND
-  bar = progress.Progress('reference value', most * len(runs), 0)
+  found = _kept(kept, digest)
+  bar = progress.Progress('reference value', len(STARTS) * STEPS, 0)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), parts)
-    evaluate = jax.jit(lambda x, y: value_and_slope(x, exact, y))
-    for i, run in enumerate(runs):
-      report = lambda steps, done=i * most: bar.update(done + steps)
-      while not run['ended']:
-        _search(evaluate, run, report)
-        if kept is not None:
-          found = {'digest': digest, 'runs': runs}
-          files.write_text(kept, json.dumps(found))
+    evaluate = jax.jit(lambda p, y: value_and_slope(p, exact, y))
+    for i in range(len(found), len(STARTS)):
+      steps = itertools.count(i * STEPS)
+      report = lambda _, steps=steps: bar.update(next(steps))
+      found.append(_search(evaluate, [STARTS[i]] * exact[0].shape[-1], report))
+      if kept is not None:
+        files.write_text(kept, json.dumps({'data': digest, 'least': found}))
   bar.close()
-  return min(run['least'] for run in runs)
+  return min(found)
 
 
-def _search(evaluate, run, report):
-  """One round of L-BFGS; each starts anew, so that a kill changes nothing."""
-  y = jnp.zeros(len(run['x']))
+def _search(evaluate, start, report):
+  """The least value that is found from one start."""
+  y = jnp.zeros(len(start))
 
-  def both(x):
+  def both(penalty):
     nonlocal y
-    loss, slope, y = evaluate(x, y)
+    loss, slope, y = evaluate(penalty, y)
     return float(loss), np.asarray(slope)
-
-  def count(_):
-    run['steps'] += 1
-    report(run['steps'])
 
   least = scipy.optimize.minimize(
     both,
-    run['x'],
+    start,
     jac=True,
     method='L-BFGS-B',
     # Slopes are small where a penalty hardly matters.
-    options={'ftol': 0, 'gtol': 1e-10, 'maxiter': ROUND, 'maxcor': 30},
-    bounds=[(-BOUND, BOUND)] * len(run['x']),
-    callback=count,
+    options={'ftol': 1e-13, 'gtol': 1e-10, 'maxiter': STEPS, 'maxcor': 30},
+    bounds=[(LEAST, 1)] * len(start),
+    callback=report,
   )
-  fell = np.inf if run['least'] is None else run['least'] - least.fun
-  run['x'], run['least'] = least.x.tolist(), float(least.fun)
-  run['ended'] = bool(
-    fell < CONVERGED or run['steps'] >= MOST_ROUNDS * ROUND or not least.nit
-  )
+  return float(least.fun)
 
 
 def _kept(path, digest):
-  """The search in a file, if it is of the same data."""
+  """What a file has of a search on the same data."""
   try:
     found = json.loads(path.read_text())
-    return found['runs'] if found['digest'] == digest else None
+    return [float(v) for v in found['least']] if found['data'] == digest else []
   except (AttributeError, OSError, ValueError, KeyError, TypeError):
-    return None
+    return []
 
 
 def make_regularisation(
@@ -281,7 +269,7 @@ def make_regularisation(
     return fit + jnp.sum(jax.nn.sigmoid(x) * y**2) / 2
 
   def measure(params: bj.BilevelParams, data: Parts) -> dict[str, Any]:
-    y = minimiser(params.upper, _flat(data.train))
+    y = minimiser(jax.nn.sigmoid(params.upper), _flat(data.train))
     loss = logistic(y, _flat(data.validation))
     error = jnp.mean((data.test @ y) <= 0)
     return {'gap': jnp.maximum(loss - best, RESOLUTION), 'test_error': error}

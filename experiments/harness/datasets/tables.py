@@ -66,13 +66,11 @@ def read_table(
   else:
     names, header = _column_names(path, header)
     targets = tuple(targets) or names[-1:]
+    _check_columns(path, targets, names)
     words = targets if classes else ()
     names = tuple(name for name in names if name not in words)
     numbers, texts, lines = read_csv(path, names, words=words, header=header)
-  known = (*names, *words)
-  for name in targets:
-    if name not in known:
-      raise _no_column(path, name, known)
+  _check_columns(path, targets, (*names, *words))
   if classes and len(targets) != 1:
     raise errors.SettingsError(f'{path}: two classes are in one target column.')
   used = [names.index(name) for name in targets if name in names]
@@ -91,10 +89,12 @@ def read_table(
   )
 
 
-def _no_column(path, name, names):
-  return errors.SettingsError(
-    f'{path} has no column {name!r}; it has {", ".join(names[:20])}.'
-  )
+def _check_columns(path, wanted, names):
+  for name in wanted:
+    if name not in names:
+      raise errors.SettingsError(
+        f'{path} has no column {name!r}; it has {", ".join(names[:20])}.'
+      )
 
 
 def _is_libsvm(path):
@@ -238,9 +238,7 @@ def read_csv(
   """
   path = pathlib.Path(path)
   names, header = _column_names(path, header)
-  for name in (*numbers, *words):
-    if name not in names:
-      raise _no_column(path, name, names)
+  _check_columns(path, (*numbers, *words), names)
   places = {name: i for i, name in enumerate(names)}
   values, lines = array.array('d'), array.array('q')
   texts: list[tuple[array.array, dict[str, int]]]

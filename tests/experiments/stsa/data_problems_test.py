@@ -27,7 +27,7 @@ DIGITS = dict(zip(label_cleaning.PARTS, (128, 64, 64, 100), strict=True))
 def penalties():
   table = tables.read('breast_cancer', None)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(regularisation, 'MOST_ROUNDS', 1)
+    patch.setattr(regularisation, 'STEPS', 50)
     return regularisation.make_regularisation(
       'breast_cancer', table, train=128, validation=256, batch_size=32
     )
@@ -69,9 +69,8 @@ def test_split_has_no_sample_twice_and_the_promised_curvature():
     regularisation.split(table, train=400, validation=200, batch_size=32)
 
 
-def by_scipy(x, train):
+def by_scipy(penalty, train):
   """The lower solution by a trust region method, in float64."""
-  penalty = scipy.special.expit(x)
 
   def loss(y):
     fits = np.logaddexp(0, -(train @ y))
@@ -87,7 +86,7 @@ def by_scipy(x, train):
 
   found = scipy.optimize.minimize(
     loss,
-    np.zeros(len(x)),
+    np.zeros(len(penalty)),
     jac=slope,
     hess=hessian,
     method='trust-exact',
@@ -100,35 +99,37 @@ def test_lower_solution_is_scipys_wherever_the_penalties_are(penalties):
   train = np.asarray(penalties.data.train, np.float64).reshape(-1, 31)
   solve = jax.jit(regularisation.minimiser)
   mixed = np.linspace(-15, 15, 31)
-  for x in (np.zeros(31), np.full(31, -10.0), np.full(31, -15.0), mixed):
-    wanted = by_scipy(x, train)
-    found = solve(x.astype(np.float32), train.astype(np.float32))
+  for logits in (np.zeros(31), np.full(31, -10.0), np.full(31, -15.0), mixed):
+    penalty = scipy.special.expit(logits)
+    wanted = by_scipy(penalty, train)
+    found = solve(penalty.astype(np.float32), train.astype(np.float32))
     size = np.linalg.norm(wanted)
     assert np.linalg.norm(found - wanted) < 1e-5 * size
     with jax.enable_x64(True):
-      assert np.linalg.norm(solve(x, train) - wanted) < 1e-8 * size
+      assert np.linalg.norm(solve(penalty, train) - wanted) < 1e-8 * size
 
 
 def test_value_and_its_derivative(penalties):
   problem, data = whole(penalties), penalties.data
   x = penalties.start(jax.random.key(1)).upper
-  loss, slope, y = regularisation.value_and_slope(x, data)
+  penalty = jax.nn.sigmoid(x)
+  loss, slope, y = regularisation.value_and_slope(penalty, data)
   np.testing.assert_allclose(loss, problem.upper(x, y, data), rtol=1e-6)
   found = bj.hypergradient(problem, bj.BilevelParams(x, y), data)
+  slope = slope * penalty * (1 - penalty)
   np.testing.assert_allclose(found, slope, rtol=2e-3, atol=1e-6)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), data)
-    both = jax.jit(lambda x: regularisation.value_and_slope(x, exact))
-    x = jnp.asarray(x, float)
-    change = (both(x + 1e-4)[0] - both(x - 1e-4)[0]) / 2e-4
-    np.testing.assert_allclose(change, both(x)[1].sum(), rtol=1e-4)
+    both = jax.jit(lambda p: regularisation.value_and_slope(p, exact))
+    penalty = jnp.asarray(penalty, float)
+    change = (both(penalty + 1e-5)[0] - both(penalty - 1e-5)[0]) / 2e-5
+    np.testing.assert_allclose(change, both(penalty)[1].sum(), rtol=1e-4)
 
 
 def test_the_search_for_the_least_value_is_kept(
   penalties, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(regularisation, 'ROUND', 5)
-  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 3)
+  monkeypatch.setattr(regularisation, 'STEPS', 5)
   kept = tmp_path / 'least.json'
   whole_search = regularisation.best_value(penalties.data)
   with monkeypatch.context() as killed:
@@ -237,7 +238,7 @@ def test_a_small_run_and_again(tmp_path, problem, name):
 
 
 def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
-  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 1)
+  monkeypatch.setattr(regularisation, 'STEPS', 50)
   settings = bilevel_zoo.Settings(problem='regularisation')
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
@@ -249,7 +250,7 @@ def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
 
 
 def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 1)
+  monkeypatch.setattr(regularisation, 'STEPS', 50)
   path = tmp_path / 'mine.csv'
   rng = np.random.default_rng(0)
   rows = [
