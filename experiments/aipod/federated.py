@@ -25,7 +25,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.aipod import clients, fednest
+from experiments.aipod import client_digits, clients, fednest, tasks
 
 # First weights, batches and coins of the tuning runs; seeds count up from 0.
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
@@ -126,16 +126,18 @@ PRESETS = {
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises harness.SettingsError for settings that no run can have."""
   if not 0 <= settings.taking_part <= settings.clients:
-    raise ValueError(
+    raise harness.SettingsError(
       f'taking_part is from 0 (all) to {settings.clients} clients, got '
       f'{settings.taking_part}.'
     )
   if settings.devices > 1 and settings.taking_part:
-    raise ValueError('taking_part is for one device: leave devices at 1.')
+    raise harness.SettingsError(
+      'taking_part is for one device: leave devices at 1.'
+    )
   if settings.clients % settings.devices:
-    raise ValueError(
+    raise harness.SettingsError(
       f'{settings.devices} devices do not divide {settings.clients} clients.'
     )
 
@@ -166,17 +168,17 @@ def methods(settings: Settings) -> list[Method]:
   return found
 
 
-def make_task(settings: Settings, digits: clients.Digits) -> clients.Task:
+def make_task(settings: Settings, digits: client_digits.Digits) -> tasks.Task:
   """The task of the settings."""
   if settings.task == 'hyper_representation':
-    return clients.hyper_representation(settings.hidden, settings.decay)
+    return tasks.hyper_representation(settings.hidden, settings.decay)
   labels = np.asarray(digits.train.labels).ravel()
-  prior = np.bincount(labels, minlength=clients.CLASSES) / len(labels)
-  return clients.loss_tuning(settings.hidden, settings.decay, prior)
+  prior = np.bincount(labels, minlength=client_digits.CLASSES) / len(labels)
+  return tasks.loss_tuning(settings.hidden, settings.decay, prior)
 
 
 def make_solver(
-  method: Method, settings: Settings, task: clients.Task, hyper: Any
+  method: Method, settings: Settings, task: tasks.Task, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a method, for all clients at once."""
   series = bj.linear_solvers.neumann(settings.products, settings.linear_rate)
@@ -192,7 +194,7 @@ def make_solver(
         local_steps=method.local_steps,
         upper_steps=method.upper_steps,
         solve=series,
-        batch_at=clients.batch_at,
+        batch_at=client_digits.batch_at,
       )
     agree = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
@@ -202,7 +204,7 @@ def make_solver(
         optax.sgd(hyper['lower']),
         set=bj.projections.Lazy(agree, settings.probability, key=hyper['coin']),
         steps=method.lower_steps,
-        batch_at=clients.batch_at,
+        batch_at=client_digits.batch_at,
       ),
       solve=series,
     )
@@ -238,7 +240,9 @@ class Runner:
     digits: the digits.
   """
 
-  def __init__(self, options: harness.Options, digits: clients.Digits) -> None:
+  def __init__(
+    self, options: harness.Options, digits: client_digits.Digits
+  ) -> None:
     self._options = options
     self._settings = options.settings
     self._digits = digits
@@ -269,7 +273,7 @@ class Runner:
       return jax.tree.map(lambda z: jnp.stack([z] * settings.clients), one)
 
     def batch(context):
-      return clients.draw_batch(
+      return client_digits.draw_batch(
         context.key, context.data, settings.batch, times
       )
 
@@ -279,7 +283,7 @@ class Runner:
       for part in ('selection', 'test'):
         images, labels = getattr(context.data, part)
         logits = task.logits(mean, images)
-        measured[f'{part}_accuracy'] = clients.accuracy(
+        measured[f'{part}_accuracy'] = tasks.accuracy(
           logits, labels, balanced=balanced
         )
       counted = bj.counts(state)
@@ -390,7 +394,7 @@ def main(options: harness.Options) -> dict[str, float]:
   start = time.monotonic()
   settings = options.settings
   check(settings)
-  digits, source = clients.load_digits(
+  digits, source = client_digits.load_digits(
     options.data_dir,
     clients=settings.clients,
     shards=settings.shards,
@@ -399,7 +403,7 @@ def main(options: harness.Options) -> dict[str, float]:
     test=settings.test,
     ratio=settings.ratio,
   )
-  print(f'Data: {source}.')
+  print(f'Data: {source.words}.')
   runner = Runner(options, digits)
   metrics: dict[str, float] = {}
   rows, curves = [], {}
@@ -473,7 +477,8 @@ def main(options: harness.Options) -> dict[str, float]:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=source,
+    data=(source,),
+    published=('MNIST',),
   )
   return metrics
 

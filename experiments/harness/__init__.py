@@ -21,12 +21,20 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import Claim, Judgement, judge, read_results
-from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
-from experiments.harness.digit_parts import (
+from experiments.harness.datasets.arrays import read_image, read_mat, read_npy
+from experiments.harness.datasets.digits import (
   DigitPart,
-  load_digit_parts,
+  load_digits,
   pollute_labels,
 )
+from experiments.harness.datasets.sources import (
+  Source,
+  check_finite,
+  find,
+  parsing,
+  source_of,
+)
+from experiments.harness.datasets.tables import Table, read_csv, read_table
 from experiments.harness.errors import (
   AllStoppedError,
   BusyError,
@@ -59,7 +67,6 @@ __all__ = [
   'Context',
   'DamagedDataError',
   'DigitPart',
-  'Digits',
   'Interval',
   'Judgement',
   'MetricsWriter',
@@ -69,23 +76,32 @@ __all__ = [
   'Panel',
   'Restored',
   'SettingsError',
+  'Source',
   'Stopped',
+  'Table',
   'Trained',
   'UserError',
   'WriteError',
+  'check_finite',
+  'find',
   'format_table',
   'judge',
-  'load_digit_parts',
-  'load_idx_dataset',
+  'load_digits',
   'mean_interval',
   'members',
-  'packaged_digits',
+  'parsing',
   'plot_curves',
   'plot_panels',
   'pollute_labels',
+  'read_csv',
+  'read_image',
+  'read_mat',
+  'read_npy',
   'read_records',
   'read_results',
+  'read_table',
   'run',
+  'source_of',
   'train',
   'write_results',
   'write_table',

@@ -130,7 +130,11 @@ def main(options: harness.Options) -> None:
   label = f'test {problem.metric}'
   compare.plot_both(folder, 'score', outcomes, label, title)
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=(image_data.source_of(settings.dataset, problem.data),),
+    published=(settings.dataset,),
   )
   print(f'Results: {path}')
 

@@ -131,8 +131,7 @@ class Cleaning:
       settings' for all if empty. Tuning is always at the settings'.
 
   Attributes:
-    source: one line on where the digits come from.
-    substituted: what stands in for MNIST; '' for a folder with its files.
+    source: where the digits come from.
   """
 
   def __init__(
@@ -142,9 +141,9 @@ class Cleaning:
     self._settings = settings = options.settings
     self._fractions = fractions
     sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
-    self._parts, self.source = harness.load_digit_parts(options.data_dir, sizes)
-    self.substituted = '' if options.data_dir else 'packaged digits'
-    print(f'Data: {self.source}')
+    parts, self.source = harness.load_digits(options.data_dir, sizes)
+    self._parts = {name: part.pixels() for name, part in parts.items()}
+    print(f'Data: {self.source.words}.')
     self._classifier = cleaning.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
@@ -304,8 +303,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=cleaned.source,
-    substituted=cleaned.substituted,
+    data=(cleaned.source,),
+    published=('MNIST',),
   )
   print(f'Results: {path}')
 

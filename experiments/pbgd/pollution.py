@@ -119,8 +119,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=cleaned.source,
-    substituted=cleaned.substituted,
+    data=(cleaned.source,),
+    published=('MNIST',),
   )
   print(f'Results: {path}')
 

@@ -24,14 +24,15 @@ from experiments.stsa import (
   methods,
   quadratic,
   regularisation,
+  tables,
   zoo_figure,
   zoo_problem,
   zoo_run,
 )
 
 CONTROL = 'control/direct'
-# Samples of the lower and the upper loss, at most, of the packaged 569.
-PACKAGED_SIZES = (256, 192)
+# Shares of a table for the lower and the upper loss, where it has too few.
+SHARES = (0.45, 0.3375)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,13 @@ class Settings:
     coupling: of the quadratic's lower loss: how much its solution moves with x.
     samples: of each of its losses.
     size: dimension of each of its variables.
-    tables: of the regularisation; breast_cancer needs no data folder.
-    table_sizes: samples of its lower and of its upper loss.
+    tables: of the regularisation: a9a, magic, breast_cancer (needs no data
+      folder), or names of LIBSVM or csv files of your own.
+    targets: the column with the two classes of a file of your own: its name in
+      the header, or its number; by default the last one.
+    header: whether such a csv file has one; by default if no number is in it.
+    table_sizes: samples of its lower and of its upper loss; shares of a table
+      that has too few.
     corruptions: shares of wrong labels of the cleaning.
     digit_sizes: digits for training, validation, selection and test.
     batch_size: samples in a fixed batch.
@@ -73,6 +79,8 @@ class Settings:
   samples: int = 1_024
   size: int = 100
   tables: tuple[str, ...] = ('a9a', 'magic')
+  targets: tuple[str, ...] = ()
+  header: bool | None = None
   table_sizes: tuple[int, ...] = (1_024, 4_096)
   corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
   digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
@@ -127,33 +135,43 @@ def check(settings: Settings) -> None:
 
 def make_problems(
   options: harness.Options,
-) -> list[zoo_problem.Problem]:
-  """The problems that the settings name; says what data they use."""
+) -> tuple[list[zoo_problem.Problem], list[harness.Source]]:
+  """The problems that the settings name, and their data, which it prints."""
   settings = options.settings
   if settings.problem == 'quadratic':
     made = make_quadratic(settings)
     title = f'Bilevel quadratics, lower coupling {settings.coupling}'
-    return [quadratic.as_problem(made, title)]
-  problems = []
+    return [quadratic.as_problem(made, title)], []
+  problems, sources = [], []
   if settings.problem == 'regularisation':
-    names = settings.tables
-    if options.data_dir is None:
-      print('No --data_dir: the packaged table.')
-      names = ('breast_cancer',)
-    for name in names:
-      sizes = settings.table_sizes
-      if name == 'breast_cancer':
-        sizes = tuple(map(min, sizes, PACKAGED_SIZES))
-      problem, source = regularisation.make_regularisation(
+    names = [
+      name
+      for name in settings.tables
+      if options.data_dir or name not in tables.FILES
+    ]
+    for name in names or [tables.PACKAGED]:
+      table = tables.read(
         name,
         options.data_dir,
-        train=sizes[0],
-        validation=sizes[1],
-        batch_size=settings.batch_size,
+        targets=settings.targets,
+        header=settings.header,
       )
-      print(f'Data: {source}')
-      problems.append(problem)
-    return problems
+      print(f'Data: {table.source.words}.', flush=True)
+      sources.append(table.source)
+      sizes, count = settings.table_sizes, len(table.inputs)
+      if sum(sizes) > 0.9 * count:
+        sizes = [int(share * count) for share in SHARES]
+      problems.append(
+        regularisation.make_regularisation(
+          pathlib.Path(name).name,
+          table,
+          train=sizes[0],
+          validation=sizes[1],
+          batch_size=settings.batch_size,
+          workdir=options.workdir,
+        )
+      )
+    return problems, sources
   for corruption in settings.corruptions:
     problem, source = label_cleaning.make_cleaning(
       options.data_dir,
@@ -162,8 +180,16 @@ def make_problems(
       batch_size=settings.batch_size,
     )
     problems.append(problem)
-  print(f'Data: {source}')
-  return problems
+  print(f'Data: {source.words}.')
+  return problems, [source]
+
+
+def published(settings: Settings) -> list[str]:
+  """The data sets that the settings are about."""
+  if settings.problem == 'cleaning':
+    return ['MNIST']
+  named = settings.tables if settings.problem == 'regularisation' else ()
+  return [name for name in named if name in tables.FILES]
 
 
 def make_quadratic(settings: Settings) -> quadratic.Quadratic:
@@ -259,7 +285,7 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   check(settings)
-  problems = make_problems(options)
+  problems, sources = make_problems(options)
   print(
     'Grid: lower step '
     f'{settings.lower_steps}, ratio {settings.ratios}, exponent '
@@ -293,7 +319,11 @@ def main(options: harness.Options) -> None:
   path = pathlib.Path(options.workdir) / f'{settings.problem}.png'
   zoo_figure.draw(path, pictures)
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=sources,
+    published=published(settings),
   )
   print(f'Results: {path}')
 
