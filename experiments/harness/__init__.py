@@ -21,6 +21,7 @@ hyperparameters, `harness.run` the flags of a binary, `write_results`,
 
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import Claim, Judgement, judge, read_results
+from experiments.harness.context import Context, members
 from experiments.harness.data import Digits, load_idx_dataset, packaged_digits
 from experiments.harness.digit_parts import (
   DigitPart,
@@ -38,10 +39,12 @@ from experiments.harness.errors import (
   WriteError,
 )
 from experiments.harness.flags import Options, run
-from experiments.harness.loop import Stopped, Trained, train
+from experiments.harness.loop import train
 from experiments.harness.metrics import MetricsWriter, read_records
+from experiments.harness.outcome import Stopped, Trained
+from experiments.harness.placement import Layout
 from experiments.harness.plots import Panel, plot_curves, plot_panels
-from experiments.harness.program import Best, Context, members
+from experiments.harness.program import Best
 from experiments.harness.report import (
   Interval,
   format_table,
@@ -49,6 +52,7 @@ from experiments.harness.report import (
   write_results,
   write_table,
 )
+from experiments.harness.stream import Stream
 
 __all__ = [
   'AllStoppedError',
@@ -62,6 +66,7 @@ __all__ = [
   'Digits',
   'Interval',
   'Judgement',
+  'Layout',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -70,6 +75,7 @@ __all__ = [
   'Restored',
   'SettingsError',
   'Stopped',
+  'Stream',
   'Trained',
   'UserError',
   'WriteError',

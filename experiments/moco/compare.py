@@ -158,8 +158,8 @@ def run(
   def score(params, part):
     return problem.score(params, part)[jnp.array(kept)]
 
-  def solver(hyper):
-    key = jax.random.key(17)
+  def solver(context):
+    hyper, key = context.hyper, jax.random.key(17)
     return make_solver(problem, name, hyper['rate'], hyper['own'], steps, key)
 
   def evaluate(context, params, state):

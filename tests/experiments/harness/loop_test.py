@@ -1,5 +1,6 @@
 """Tests of the training loop and its compiled program."""
 
+import functools
 import itertools
 import json
 
@@ -11,6 +12,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import context as context_lib
 from experiments.harness import program as program_lib
 
 
@@ -60,8 +62,11 @@ class TestResults:
     params = jnp.zeros(2)
     state = solver.init(params)
     for step in range(6):
-      context = program_lib._context(
-        program_lib.Members(jnp.uint32(7), (), ()), ((), step), 'batch'
+      context = context_lib.context_of(
+        context_lib.Members(jnp.uint32(7), (), ()),
+        context_lib.Shared(),
+        'batch',
+        step,
       )
       assert_trees_equal(
         jax.random.key_data(context.seed_key), jax.random.key_data(seed_key)
@@ -75,8 +80,11 @@ class TestResults:
     keys = {
       tuple(
         jax.random.key_data(
-          program_lib._context(
-            program_lib.Members(jnp.uint32(seed), (), ()), ((), step), stream
+          context_lib.context_of(
+            context_lib.Members(jnp.uint32(seed), (), ()),
+            context_lib.Shared(),
+            stream,
+            step,
           ).key
         ).tolist()
       )
@@ -102,27 +110,28 @@ class TestResults:
     for at_once in (1, 2):
       assert_trees_close(train(workdir=None, at_once=at_once).params, whole)
 
-  def test_one_at_once_takes_one_branch(self):
+  def test_one_at_once_or_alone_takes_one_branch(self):
     """Under vmap a cond becomes a select, which would take both."""
 
-    def count(at_once):
+    def count(members, at_once):
       branch = lambda c: jax.lax.cond(c.own > 0, jnp.sin, jnp.cos, c.own)
       program = program_lib.make_program(
         optax.chain(bj.gradient(lambda p, b: p * b), optax.sgd(0.1)),
         lambda context: jnp.zeros(()),
         branch,
         None,
-        chunk=2,
-        select=None,
+        count=members,
         at_once=at_once,
       )
-      every = program_lib.Members(
-        jnp.arange(2, dtype=jnp.uint32), jnp.arange(2.0), ()
+      every = context_lib.Members(
+        jnp.arange(members, dtype=jnp.uint32), jnp.arange(float(members)), ()
       )
-      carry = program.init(every, ())
-      return str(jax.make_jaxpr(program.chunk)(carry, every, ())).count('cond[')
+      shared = context_lib.Shared()
+      carry = program.init(every, shared)
+      chunk = functools.partial(program.chunk, length=2)
+      return str(jax.make_jaxpr(chunk)(carry, every, shared)).count('cond[')
 
-    assert (count(None), count(1)) == (0, 1)
+    assert [count(2, None), count(2, 1), count(1, None)] == [0, 1, 1]
 
   def test_chunk_length_does_not_matter(self, train):
     assert_trees_equal(
@@ -134,7 +143,7 @@ class TestResults:
     seeds, hyper = harness.members(2, rate=rates)
     grid = train(solver=grid_solver, seeds=seeds, hyper=hyper, workdir=None)
     for i, rate in enumerate(rates):
-      alone = train(solver=grid_solver({'rate': rate}), workdir=None)
+      alone = train(solver=grid_solver(rate=rate), workdir=None)
       rows = slice(2 * i, 2 * i + 2)
       assert_trees_close(
         jax.tree.map(lambda x, rows=rows: x[rows], grid.params), alone.params
@@ -159,14 +168,13 @@ class TestResults:
       lambda context: jnp.ones(5),
       lambda context: context.data,
       None,
-      chunk=2,
-      select=None,
-      at_once=None,
+      count=3,
     )
-    every = program_lib.Members(jnp.arange(3, dtype=jnp.uint32), (), ())
-    data = jnp.ones((11, 5))
-    carry = program.init(every, data)
-    jaxpr = str(jax.make_jaxpr(program.chunk)(carry, every, data))
+    every = context_lib.Members(jnp.arange(3, dtype=jnp.uint32), (), ())
+    shared = context_lib.Shared(jnp.ones((11, 5)))
+    carry = program.init(every, shared)
+    chunk = functools.partial(program.chunk, length=2)
+    jaxpr = str(jax.make_jaxpr(chunk)(carry, every, shared))
     assert 'f32[11,5]' in jaxpr
     assert 'f32[3,11,5]' not in jaxpr
 
@@ -337,10 +345,6 @@ class TestNonfinite:
 
 
 class TestArguments:
-  def test_steps_must_be_whole_chunks(self, train):
-    with pytest.raises(ValueError, match='steps=40 is no multiple of chunk=7'):
-      train(chunk=7)
-
   def test_unknown_select_names_the_metrics(self, train):
     with pytest.raises(
       ValueError, match=r"'scores' is none .*loss/energy.*score"

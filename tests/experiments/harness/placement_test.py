@@ -24,9 +24,9 @@ def parts(tree):
 
 
 def test_by_itself_what_is_large_and_divisible():
-  placed, everywhere = placement.place(DATA)
+  placed, where = placement.place(DATA)
   assert parts(placed) == {'large': 8, 'odd': 1, 'small': 1, 'pair': (8, 8)}
-  assert len(everywhere.device_set) == 8
+  assert len(where.everywhere.device_set) == 8
   jax.tree.map(np.testing.assert_array_equal, placed, DATA)
 
 
@@ -38,17 +38,17 @@ def test_a_prefix_says_what_to_split():
 
 @pytest.mark.parametrize('data', [(), SMALL, {'odd': ODD}, jnp.float32(3)])
 def test_nothing_to_split_stays_on_one_device(data):
-  placed, everywhere = placement.place(data)
-  assert everywhere is None
+  placed, where = placement.place(data)
+  assert where == placement.Placement()
   assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(placed))
-  assert placement.place(LARGE, False)[1] is None
+  assert placement.place(LARGE, False)[1] == placement.Placement()
 
 
 def test_what_the_caller_placed_stays():
   mesh = jax.make_mesh((2,), ('mine',), devices=jax.devices()[:2])
   mine = jax.device_put(SMALL, NamedSharding(mesh, PartitionSpec('mine')))
-  placed, everywhere = placement.place({'mine': mine, 'large': LARGE})
-  assert everywhere is None
+  placed, where = placement.place({'mine': mine, 'large': LARGE})
+  assert where == placement.Placement()
   assert placed['mine'].sharding == mine.sharding
 
 
