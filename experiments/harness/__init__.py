@@ -40,6 +40,7 @@ from experiments.harness.errors import (
 )
 from experiments.harness.flags import Options, run
 from experiments.harness.loop import train
+from experiments.harness.measured import measured
 from experiments.harness.metrics import MetricsWriter, read_records
 from experiments.harness.outcome import Stopped, Trained
 from experiments.harness.placement import Layout
@@ -84,6 +85,7 @@ __all__ = [
   'load_digit_parts',
   'load_idx_dataset',
   'mean_interval',
+  'measured',
   'members',
   'packaged_digits',
   'plot_curves',
