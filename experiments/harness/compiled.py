@@ -1,6 +1,7 @@
 """A program on its devices: compiled when first needed, and timed."""
 
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -10,6 +11,11 @@ from experiments.harness import placement as placement_lib
 from experiments.harness import program as program_lib
 from experiments.harness import stream as stream_lib
 from experiments.harness.context import Members, Shared
+
+# Bytes from which a member that is alone takes one step a dispatch: a loop that
+# is compiled holds all gradients at once, or copies of weights. What a dispatch
+# costs, some 0.1 ms, is little beside a step over so much.
+LARGE = 2**28
 
 
 class Compiled:
@@ -21,8 +27,6 @@ class Compiled:
     shared: what they share.
     placement: where all of it is.
     stream: batches of the host, or None.
-    seconds: of running so far.
-    compile_seconds: of compiling so far.
   """
 
   def __init__(
@@ -39,6 +43,9 @@ class Compiled:
     self._running = self._compiling = 0.0
     self.shapes = jax.eval_shape(program.init, *self._inputs)
     self._carry = placement.carry(self.shapes)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
+    alone = not program.freezes and size >= LARGE
+    self._step_by_step = stream is not None or alone
     self.culprits = program.culprits(*self._inputs)
 
   def init(self) -> program_lib.Carry:
@@ -59,11 +66,9 @@ class Compiled:
     self, carry: program_lib.Carry, length: int
   ) -> tuple[program_lib.Carry, dict[str, jax.Array]]:
     """Takes so many steps and measures; donates the carry."""
-    if self._stream is not None:
+    if self._step_by_step:
       if self._batches is None and length:
-        self._batches = self._stream.batches(
-          int(carry.step), self._placement.examples
-        )
+        self._batches = self._read(int(carry.step))
       for _ in range(length):
         batch = next(self._batches)
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
@@ -73,6 +78,11 @@ class Compiled:
       length = 0
     chunk = functools.partial(self._program.chunk, length=length)
     return self._run(('chunk', length), chunk, carry, *self._inputs)
+
+  def _read(self, step):
+    if self._stream is None:
+      return itertools.repeat(None)
+    return self._stream.batches(step, self._placement.examples)
 
   def choose(
     self, carry: program_lib.Carry, step: int, score: Any

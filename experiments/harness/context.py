@@ -115,19 +115,16 @@ def context_of(
   )
 
 
-def over_members(fn: Callable[..., Any], count: int, at_once: int | None):
+def over_members(fn: Callable[..., Any], at_once: int | None):
   """Maps fn(mine, member, shared) over the members of the first two.
 
   Args:
     fn: of one member; what is shared is not mapped.
-    count: of members. One alone is not mapped at all.
     at_once: members that run side by side, or None for all.
 
   Returns:
     A function of trees with a leading axis of members, and of what is shared.
   """
-  if count == 1:
-    return _alone(fn)
   if at_once is None:
     # A product of shared data with the weights of all members becomes one
     # matrix product.
@@ -138,13 +135,5 @@ def over_members(fn: Callable[..., Any], count: int, at_once: int | None):
   def mapped(mine, every, shared):
     one = lambda each: fn(*each, shared)
     return jax.lax.map(one, (mine, every), batch_size=size)
-
-  return mapped
-
-
-def _alone(fn):
-  def mapped(mine, every, shared):
-    one = jax.tree.map(lambda x: jnp.squeeze(x, 0), (mine, every))
-    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), fn(*one, shared))
 
   return mapped

@@ -92,9 +92,7 @@ def make_program(
   at_once: int | None = None,
 ) -> Program:
   """Makes the functions of a run of `count` members; see `train`."""
-  over_members = functools.partial(
-    context_lib.over_members, count=count, at_once=at_once
-  )
+  over_members = functools.partial(context_lib.over_members, at_once=at_once)
   freezes = count > 1
 
   def transformation(member, shared) -> optax.GradientTransformationExtraArgs:
