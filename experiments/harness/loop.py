@@ -304,9 +304,9 @@ def train(
   if len(stops) == count:
     last = max(stops, key=lambda stop: stop.step)
     where = ''
-    if saved and lost():
+    if saved and lost() and saved_step:
       where = f' The checkpoint of step {saved_step} is in {folder}.'
-    elif saved:
+    elif saved and not lost():
       where = f' The last finite ones are in {folder}.'
     raise errors.AllStoppedError(
       f'{name}: all {count} seeds became non-finite, the last at step '

@@ -140,7 +140,9 @@ class Stream:
       return stacked, (size, low)
 
     rows = grain.MapDataset.source(self._rows[i]).seed(self._seed + i)
-    return rows.shuffle().repeat().batch(size).map(make)
+    # As good as for ever; endless ones overflow in batches of one.
+    epochs = 2**40 // len(self._source)
+    return rows.shuffle().repeat(epochs).batch(size).map(make)
 
 
 def _share(size: int, sharding: Any) -> tuple[int, int]:

@@ -95,3 +95,75 @@ def test_a_run_equals_that_of_one_device_and_its_result_is_ordinary(tmp_path):
 
   train(True, tmp_path, lambda history: True)
   np.testing.assert_array_equal(train(True, tmp_path).params, eight.params)
+
+
+def rules(tree):
+  """Each matrix: rows over fsdp, columns over tp; the rest is whole."""
+  spec = lambda x: PartitionSpec(*('fsdp', 'tp')[: x.ndim - 1 and x.ndim])
+  return jax.tree.map(spec, tree)
+
+
+def layout_of(fsdp, tp, **more):
+  mesh = jax.make_mesh((fsdp, tp), ('fsdp', 'tp'))
+  return harness.Layout(mesh, rules, **more)
+
+
+def train_layout(layout, workdir=None, stop_when=None, seeds=2):
+  rows = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+  def loss(params, batch):
+    frozen, rows = batch
+    hidden = jnp.tanh(rows @ frozen) @ params.lower['w'] + params.lower['b']
+    return jnp.mean((hidden - params.upper['w']) ** 2)
+
+  def init(context):
+    key = jax.random.split(context.key)
+    return bj.BilevelParams(
+      upper={'w': jnp.ones(4)},
+      lower={'w': jax.random.uniform(key[0], (8, 4)), 'b': jnp.zeros(4)},
+    )
+
+  return harness.train(
+    optax.chain(bj.gradient(loss), optax.adam(0.1)),
+    init,
+    lambda context: (context.frozen, context.streamed),
+    frozen=np.eye(8, dtype=np.float32),
+    stream=harness.Stream(rows, 8),
+    layout=layout,
+    steps=20,
+    chunk=5,
+    seeds=seeds,
+    workdir=workdir,
+    stop_when=stop_when,
+    save_seconds=0,
+    select='loss/loss',
+  )
+
+
+def test_params_go_over_a_mesh_and_on_over_another(tmp_path):
+  one = train_layout(layout_of(1, 1))
+  whole = train_layout(layout_of(4, 2))
+  # The optimiser keeps its moments as the params lie, and best does.
+  adam = whole.state[1][0]
+  for tree in (whole.params, whole.best.params, adam.mu, adam.nu):
+    assert parts(tree.lower) == {'w': 8, 'b': 1}
+    assert parts(tree.upper) == {'w': 1}
+  close = lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6)
+  jax.tree.map(close, whole.params, one.params)
+
+  first = lambda history: len(history['loss/loss']) == 2
+  train_layout(layout_of(4, 2), tmp_path / 'same', first)
+  same = train_layout(layout_of(4, 2), tmp_path / 'same')
+  jax.tree.map(np.testing.assert_array_equal, same.params, whole.params)
+  train_layout(layout_of(4, 2), tmp_path / 'other', first)
+  other = train_layout(layout_of(2, 2, examples=('fsdp',)), tmp_path / 'other')
+  assert parts(other.params.lower) == {'w': 4, 'b': 1}
+  jax.tree.map(close, other.params, whole.params)
+
+
+def test_frozen_weights_are_not_split_as_examples():
+  """Large and divisible: as data they would be."""
+  data, where = placement.place(LARGE)
+  assert (parts(data), parts(where.frozen(LARGE))) == (8, 1)
+  _, where = placement.place((), layout=layout_of(4, 2))
+  assert parts(where.frozen({'w': LARGE, 'b': LARGE[0]})) == {'w': 8, 'b': 1}
