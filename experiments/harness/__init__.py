@@ -43,7 +43,7 @@ from experiments.harness.loop import train
 from experiments.harness.measured import measured
 from experiments.harness.metrics import MetricsWriter, read_records
 from experiments.harness.outcome import Stopped, Trained
-from experiments.harness.placement import Layout
+from experiments.harness.placement import Layout, whole
 from experiments.harness.plots import Panel, plot_curves, plot_panels
 from experiments.harness.program import Best
 from experiments.harness.report import (
@@ -95,6 +95,7 @@ __all__ = [
   'read_results',
   'run',
   'train',
+  'whole',
   'write_results',
   'write_table',
 ]

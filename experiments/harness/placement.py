@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # Elements a device below which a split costs more than it saves.
@@ -172,6 +173,18 @@ def place(
     examples if split_batches else everywhere,
     None if layout is None else layout.specs,
   )
+
+
+def whole(tree: Any) -> Any:
+  """Arrays of numpy, also of what lies on other processes, who all call it."""
+
+  def gather(leaf):
+    here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    if here or leaf.is_fully_replicated:
+      return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.tree.map(gather, tree)
 
 
 def _is_spec(x: Any) -> bool:
