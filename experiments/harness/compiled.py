@@ -70,7 +70,9 @@ class Compiled:
       if self._batches is None and length:
         self._batches = self._read(int(carry.step))
       for _ in range(length):
+        start = time.monotonic()
         batch = next(self._batches)
+        self._running += time.monotonic() - start
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         carry = self._run(
           ('step', shapes), self._program.step, carry, *self._inputs, batch

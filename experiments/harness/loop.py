@@ -24,12 +24,13 @@ from experiments.harness import (
   files,
   host,
   identity,
+  outcome,
   placement,
+  recording,
   termination,
 )
 from experiments.harness import context as context_lib
 from experiments.harness import metrics as metrics_lib
-from experiments.harness import outcome as outcome_lib
 from experiments.harness import program as program_lib
 from experiments.harness import progress as progress_lib
 from experiments.harness import stream as stream_lib
@@ -64,7 +65,7 @@ def train(
   settings: Any = None,
   keep: int = 2,
   save_seconds: float = 10.0,
-) -> outcome_lib.Trained:
+) -> outcome.Trained:
   """Trains all members in one compiled program, and resumes if it was killed.
 
   Args:
@@ -143,7 +144,17 @@ def train(
       'numbers of steps, at least 1.'
     )
   _check_members(count, own=own, hyper=hyper)
-  arrays = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
+  identified: dict[str, Any] = {
+    'train.chunk': chunk,
+    'train.seeds': list(seeds),
+    'train.select': select,
+  }
+  if stream is not None:
+    identified['train.stream'] = stream.description()
+  if workdir is not None:
+    trees = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
+    for kind, tree in trees.items():
+      identified |= identity.digests(f'train.{kind}', tree)
   program = program_lib.make_program(
     solver,
     init,
@@ -169,7 +180,6 @@ def train(
     places,
     stream,
   )
-  stops_of = lambda carry: outcome_lib.stops_of(carry, seeds, runner.culprits)
 
   with contextlib.ExitStack() as stack:
     saved, restored, records = None, None, metrics_lib.Records()
@@ -179,89 +189,49 @@ def train(
         stack.enter_context(files.locked(folder))
       if dataclasses.is_dataclass(settings):
         settings = dataclasses.asdict(settings)
-      arguments = {
-        'train.chunk': chunk,
-        'train.seeds': list(seeds),
-        'train.select': select,
-      }
-      for kind, tree in arrays.items():
-        arguments |= identity.digests(f'train.{kind}', tree)
-      if stream is not None:
-        arguments['train.stream'] = stream.description()
       checkpoints.check_settings(
-        folder / 'settings.json', dict(settings or {}) | arguments
+        folder / 'settings.json', dict(settings or {}) | identified
       )
       saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
       stack.callback(saved.close)
       restored = saved.restore(runner.shapes)
-      since = -1 if restored is None else restored.step
-      if since > steps:
-        raise errors.OtherRunError(
-          f'{folder} holds a run of {since} steps, more than steps={steps}. '
-          'Give at least as many, or another --workdir.'
-        )
-      if files.is_writer():
-        records = metrics_lib.MetricsWriter(folder, step=since)
-        stack.callback(records.close)
-      else:
-        path = folder / 'metrics.jsonl'
-        records = metrics_lib.Records(
-          metrics_lib.read_records(path, until=since)
-        )
-
-    def record(carry, measured, before):
-      """Adds a record; the carry with the best params, and who stopped."""
-      step, stops = int(carry.step), stops_of(carry)
-      rows = jax.device_get(measured)
-      due = step >= steps or step // host_every > before // host_every
-      if evaluate_host is not None and due:
-        local = places.local((carry.params, carry.state))
-        found = host.measure(
-          evaluate_host, local[0], step, local[1], count=count
-        )
-        program_lib.check_metrics(dict.fromkeys(found, 0.0), rows)
-        rows |= found
-      stopped = [stop.member for stop in stops]
-      for metric, row in rows.items():
-        rows[metric] = np.array(row, np.float64)
-        rows[metric][stopped] = np.nan
-      if select is not None and select not in rows:
-        if evaluate_host is None or due:
-          known = ', '.join(sorted(rows))
-          raise ValueError(
-            f'select={select!r} is none of the metrics: {known}.'
-          )
-      elif select is not None:
-        score = rows[select].astype(np.float32)
-        if (score > np.asarray(carry.best.score)).any():
-          carry = runner.choose(carry, np.int32(step), score)
-      records.write(step, rows)
-      return carry, stops
+      records = _open_records(stack, folder, restored, steps)
+    recorder = recording.Recorder(
+      records,
+      runner,
+      places,
+      seeds,
+      steps=steps,
+      evaluate_host=evaluate_host,
+      host_every=host_every,
+      select=select,
+    )
 
     if restored is not None:
-      extra = dict(restored.extra)
-      if host_state is not None and 'host_state' in extra:
-        host.unpack(host_state, extra['host_state'])
+      if host_state is not None and 'host_state' in restored.extra:
+        host.unpack(host_state, restored.extra['host_state'])
       carry = runner.restore(restored)
     else:
       carry = runner.init()
       if record_start:
-        carry, _ = record(*runner.advance(carry, 0), -1)
-
-    def save():
-      extra = runner.seconds()
-      if host_state is not None:
-        extra |= {'host_state': host.pack(host_state)}
-      saved.save(step, carry, extra)
+        carry = recorder.add(*runner.advance(carry, 0), -1)
 
     step = int(carry.step)
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
-    stops = stops_of(carry)
+    stops = recorder.stops(carry)
     terminated = stack.enter_context(termination.deferred())
     leaving, saved_at, saved_step = False, -float('inf'), step
 
+    def save():
+      extra: dict[str, Any] = dict(runner.seconds())
+      if host_state is not None:
+        extra['host_state'] = host.pack(host_state)
+      saved.save(step, carry, extra)
+      return time.monotonic(), step
+
     def lost():
+      """Whether the carry is no longer finite."""
       return bool(stops) and not program.freezes
 
     def over():
@@ -270,28 +240,26 @@ def train(
       return stop_when(records.history()[1])
 
     while not (leaving or step >= steps or len(stops) == count or over()):
-      before, stops_before = step, stops
+      before = step
       # Records stay on multiples of the chunk, also after an odd end.
       length = min(chunk - step % chunk, steps - step)
       carry, measured = runner.advance(carry, length)
       step = int(carry.step)
-      carry, stops = record(carry, measured, before)
-      outcome_lib.warn_stopped(
-        name, [stop for stop in stops if stop not in stops_before]
-      )
+      carry = recorder.add(carry, measured, before)
+      known, stops = stops, recorder.stops(carry)
+      new = [stop for stop in stops if stop not in known]
+      outcome.warn_stopped(name, new, alone=count == 1)
       bar.update(step)
       due = time.monotonic() - saved_at >= save_seconds
       # Rather than wait for a slow disk, save later.
       due = due and not (saved and save_seconds and saved.busy)
       leaving, due = _agree(terminated(), due)
       if saved and due and not lost():
-        save()
-        saved_at, saved_step = time.monotonic(), step
+        saved_at, saved_step = save()
 
     if saved:
       if step != saved_step and not lost():
         save()
-        saved_step = step
       saved.wait()
     if leaving:
       kept = (
@@ -302,18 +270,14 @@ def train(
       sys.exit(termination.EXIT_STATUS)
 
   if len(stops) == count:
-    last = max(stops, key=lambda stop: stop.step)
     where = ''
-    if saved and lost() and saved_step:
-      where = f' The checkpoint of step {saved_step} is in {folder}.'
-    elif saved and not lost():
+    if saved and not lost():
       where = f' The last finite ones are in {folder}.'
-    raise errors.AllStoppedError(
-      f'{name}: all {count} seeds became non-finite, the last at step '
-      f'{last.step} ({", ".join(last.sequences)}).{where} {outcome_lib.MEND}'
-    )
+    elif saved and saved_step:
+      where = f' The checkpoint of step {saved_step} is in {folder}.'
+    raise outcome.all_stopped(name, stops, where)
   record_steps, history = records.history()
-  return outcome_lib.Trained(
+  return outcome.Trained(
     params=places.local(carry.params),
     state=places.local(carry.state),
     best=places.local(carry.best),
@@ -323,6 +287,27 @@ def train(
     stopped=stops,
     **runner.seconds(),
   )
+
+
+def _open_records(
+  stack: contextlib.ExitStack,
+  folder: pathlib.Path,
+  restored: checkpoints.Restored | None,
+  steps: int,
+) -> metrics_lib.Records:
+  """The records up to a checkpoint; the first process also writes them."""
+  since = -1 if restored is None else restored.step
+  if since > steps:
+    raise errors.OtherRunError(
+      f'{folder} holds a run of {since} steps, more than steps={steps}. '
+      'Give at least as many, or another --workdir.'
+    )
+  if not files.is_writer():
+    path = folder / 'metrics.jsonl'
+    return metrics_lib.Records(metrics_lib.read_records(path, until=since))
+  records = metrics_lib.MetricsWriter(folder, step=since)
+  stack.callback(records.close)
+  return records
 
 
 def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MEND = (
+from experiments.harness import errors
+
+_MEND = (
   'The likely mend is a smaller step size for what became non-finite, or '
   'clipped gradients (optax.clip_by_global_norm).'
 )
@@ -70,13 +72,25 @@ def stops_of(carry: Any, seeds: Sequence[int], names: Sequence[str]):
   )
 
 
-def warn_stopped(name: str, stops: Sequence[Stopped]) -> None:
+def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
   """Warns once for each of them."""
+  then = 'It stays at its last finite params; the others go on. '
   for stop in stops:
     warnings.warn(
       f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
-      f'{stop.step}: {", ".join(stop.sequences)} became non-finite. It stays '
-      f'at its last finite params; the others go on. {MEND}',
+      f'{stop.step}: {", ".join(stop.sequences)} became non-finite. '
+      f'{"" if alone else then}{_MEND}',
       RuntimeWarning,
       stacklevel=3,
     )
+
+
+def all_stopped(
+  name: str, stops: Sequence[Stopped], where: str
+) -> errors.AllStoppedError:
+  """The error that ends a run whose members have all stopped."""
+  last = max(stops, key=lambda stop: stop.step)
+  return errors.AllStoppedError(
+    f'{name}: all {len(stops)} seeds became non-finite, the last at step '
+    f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
+  )

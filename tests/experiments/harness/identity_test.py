@@ -17,6 +17,9 @@ def test_tells_arrays_apart_and_names_them():
   keys = [jax.random.key(0), jax.random.key(1)]
   assert len(set(identity.digests('', keys).values())) == 2
   on_device = identity.digests('', np.float32(rows))
+  many = [rows] * 20
+  assert list(identity.digests('data', many)) == ['data']
+  assert identity.digest(many) != identity.digest([*many[:-1], rows + 1])
   assert on_device == identity.digests('', jax.numpy.float32(rows))
 
 

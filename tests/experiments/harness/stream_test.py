@@ -17,9 +17,11 @@ TEXTS = [
 ]
 
 
+BUCKETS = {'lengths': LENGTHS, 'buckets': (4, 8), 'pad': {'tokens': 0}}
+
+
 def texts(batch_size=(2, 1), **changes):
-  given = {'lengths': LENGTHS, 'buckets': (4, 8), 'pad': {'tokens': 0}}
-  return harness.Stream(TEXTS, batch_size, **(given | changes))
+  return harness.Stream(TEXTS, batch_size, **(BUCKETS | changes))
 
 
 def take(stream, first, last, sharding=None):
@@ -146,6 +148,10 @@ def test_a_run_compiles_once_a_bucket_and_resumes_with_equal_bits(tmp_path):
   )
   with pytest.raises(harness.OtherRunError, match=r'train\.stream'):
     train(tmp_path, seed=1)
+  other = [*TEXTS[:-1], {'tokens': np.full(8, 5, np.int32), 'id': np.int32(9)}]
+  ours = texts().description()
+  theirs = harness.Stream(other, (2, 1), **BUCKETS).description()
+  assert {k for k in ours if ours[k] != theirs[k]} == {'digest'}
 
 
 def test_batch_sees_what_is_streamed():
