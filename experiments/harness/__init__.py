@@ -17,6 +17,19 @@ Data is split over all devices, `--distributed` over those of several processes.
 `harness.members` adds a grid of
 hyperparameters, `harness.run` the flags of a binary, `write_results`,
 `write_table` and `plot_curves` its results.
+
+What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
+splits params and frozen weights over a mesh; `evaluate_host` measures in plain
+Python, and `host_state` is kept with the params:
+
+    trained = harness.train(
+      solver, init, lambda context: (context.frozen, context.streamed),
+      frozen=pretrained,
+      stream=harness.Stream(
+        texts, 32, lengths=lengths, buckets=(128, 512), pad={'tokens': 0}),
+      layout=harness.Layout(mesh, specs),
+      evaluate_host=lambda params, step, state: {'bleu': bleu(params)},
+      host_every=1_000, select='bleu', ...)
 """
 
 from experiments.harness.checkpoints import Checkpoints, Restored

@@ -92,10 +92,9 @@ class Stream:
     )
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on, as plain values; of examples a digest of three."""
-    some = [
-      self._source[len(self._source) * i // 2 - (i > 1)] for i in range(3)
-    ]
+    """What batches depend on, as plain values; three examples stand for all."""
+    count = len(self._source)
+    some = [self._source[i] for i in (0, count // 2, count - 1)]
     return {
       'digest': identity.digest((some, self._rows)),
       'examples': [len(rows) for rows in self._rows],
