@@ -41,8 +41,15 @@ class Compiled:
     self._placement, self._stream, self._batches = placement, stream, None
     self._programs: dict[Any, Any] = {}
     self._running = self._compiling = 0.0
-    self.shapes = jax.eval_shape(program.init, *self._inputs)
-    self._carry = placement.carry(self.shapes)
+    shapes = jax.eval_shape(program.init, *self._inputs)
+    self._carry = placement.carry(shapes)
+    where = jax.tree.broadcast(self._carry, shapes, is_leaf=lambda x: x is None)
+    self.shapes = jax.tree.map(
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+      shapes,
+      where,
+      is_leaf=lambda x: x is None,
+    )
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
     alone = not program.freezes and size >= LARGE
     self._step_by_step = stream is not None or alone
@@ -55,12 +62,10 @@ class Compiled:
     return self._run('init', self._program.init, *self._inputs)
 
   def restore(self, restored: Any) -> program_lib.Carry:
-    """Puts what a checkpoint held on the devices, and goes on with its time."""
+    """Goes on with what a checkpoint held, and with its time."""
     self._running = restored.extra['seconds']
     self._compiling = restored.extra['compile_seconds']
-    if self._carry is None:
-      return restored.tree
-    return jax.device_put(restored.tree, self._carry)
+    return restored.tree
 
   def advance(
     self, carry: program_lib.Carry, length: int

@@ -207,6 +207,8 @@ def _like_params(carry: Any, shardings: Any, everywhere: NamedSharding) -> Any:
   ]
 
   def of(path, leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return everywhere
     same = [(p, s) for p, shape, s in known if shape == leaf.shape]
     if not same:
       return everywhere

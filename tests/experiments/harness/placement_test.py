@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import placement
+from experiments.harness import checkpoints, placement
 
 LARGE = np.ones((16, 2**16), np.float32)
 SMALL = np.ones((16, 2), np.float32)
@@ -167,3 +167,24 @@ def test_frozen_weights_are_not_split_as_examples():
   assert (parts(data), parts(where.frozen(LARGE))) == (8, 1)
   _, where = placement.place((), layout=layout_of(4, 2))
   assert parts(where.frozen({'w': LARGE, 'b': LARGE[0]})) == {'w': 8, 'b': 1}
+
+
+def test_what_is_restored_can_be_donated(tmp_path):
+  """Each part has a buffer of its own: jax shares those of numpy."""
+  _, where = placement.place((), layout=layout_of(8, 1))
+  split = NamedSharding(where.everywhere.mesh, PartitionSpec('fsdp'))
+  saved = checkpoints.Checkpoints(tmp_path)
+  tree = {'split': jnp.arange(2.0**15), 'whole': jnp.arange(2.0**15)}
+  saved.save(1, tree, {})
+  saved.wait()
+  like = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+    for (name, x), at in zip(tree.items(), (split, where.everywhere))
+  }
+  found = saved.restore(like).tree
+  saved.close()
+  assert parts(found) == {'split': 8, 'whole': 1}
+  for name, x in found.items():
+    pointers = {s.data.unsafe_buffer_pointer() for s in x.addressable_shards}
+    assert len(pointers) == 8
+    np.testing.assert_array_equal(x, tree[name])
