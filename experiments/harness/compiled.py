@@ -41,15 +41,14 @@ class Compiled:
     self._placement, self._stream, self._batches = placement, stream, None
     self._programs: dict[Any, Any] = {}
     self._running = self._compiling = 0.0
-    shapes = jax.eval_shape(program.init, *self._inputs)
-    self._carry = placement.carry(shapes)
-    where = jax.tree.broadcast(self._carry, shapes, is_leaf=lambda x: x is None)
-    self.shapes = jax.tree.map(
-      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-      shapes,
-      where,
-      is_leaf=lambda x: x is None,
-    )
+    self.shapes = jax.eval_shape(program.init, *self._inputs)
+    self._carry = placement.carry(self.shapes)
+    if self._carry is not None:
+      self.shapes = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        self.shapes,
+        jax.tree.broadcast(self._carry, self.shapes),
+      )
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
     alone = not program.freezes and size >= LARGE
     self._step_by_step = stream is not None or alone

@@ -180,7 +180,8 @@ class TestResults:
 
   def test_params_that_the_state_holds_too_can_be_donated(self):
     keeper = optax.GradientTransformationExtraArgs(
-      lambda params: params, lambda u, state, params=None, **_: (u, state)
+      lambda params: (params, None),  # None is no leaf.
+      lambda u, state, params=None, **_: (u, state),
     )
     solver = optax.chain(
       bj.gradient(lambda p, b: jnp.sum(p**2)), keeper, optax.sgd(0.1)
@@ -189,7 +190,7 @@ class TestResults:
       solver, lambda c: jnp.ones(4), steps=4, chunk=2, seeds=2, workdir=None
     )
     np.testing.assert_allclose(trained.params, 0.8**4, 1e-6)
-    np.testing.assert_array_equal(trained.state[1], np.ones((2, 4)))
+    np.testing.assert_array_equal(trained.state[1][0], np.ones((2, 4)))
 
   def test_params_that_are_data_can_be_donated(self, train):
     """The data is needed again in the next chunk, and by the caller."""
