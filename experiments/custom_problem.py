@@ -42,7 +42,7 @@ def main(options: harness.Options) -> harness.Trained:
     batch=lambda context: 1 + jax.random.normal(context.key, (64,)),
     evaluate=lambda context, params, state: {'distance': abs(params.upper - 1)},
     steps=settings.steps,
-    chunk=settings.steps // 10,
+    chunk=max(1, settings.steps // 10),
     seeds=options.seeds,
     workdir=options.workdir,
     settings=settings,

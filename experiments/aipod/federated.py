@@ -311,7 +311,7 @@ class Runner:
     )
     train = functools.partial(
       harness.train,
-      lambda hyper: make_solver(method, settings, task, hyper),
+      lambda context: make_solver(method, settings, task, context.hyper),
       init,
       batch,
       steps=int(np.ceil(limit / each)),

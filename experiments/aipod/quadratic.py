@@ -10,7 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import bilevel_jax as bj
 
@@ -179,51 +178,14 @@ def hypergradient(instance: Instance, x: Any, *, released: bool = False) -> Any:
   return above_x + back(above_y)[0]
 
 
-class MeasuredState(NamedTuple):
-  """State of `measured`.
-
-  Attributes:
-    inner: of the solver.
-    total: sum of the measure over updates, float32 scalar.
-    count: updates so far, int32 scalar.
-    first: the measure in the first update.
-  """
-
-  inner: Any
-  total: chex.Array
-  count: chex.Array
-  first: chex.Array
-
-
-def measured(
-  solver: optax.GradientTransformationExtraArgs, instance: Instance
-) -> optax.GradientTransformationExtraArgs:
-  r"""Adds up how far a solver is from stationary, update by update.
+def stationarity(
+  instance: Instance, x: chex.Array, y: chex.Array
+) -> chex.Array:
+  r"""How far an update from x to the lower variable y is from stationary.
 
   .. math::
     \| (I - B^+ B) \nabla F(x_k, y^*(x_k)) \|^2 + \| y_{k+1} - y^*(x_k) \|^2
   """
-
-  def measure(x, y):
-    slope = sets_of(instance)['upper'].tangent(hypergradient(instance, x))
-    gap = y - minimiser(instance, x)
-    return slope @ slope + gap @ gap
-
-  def init_fn(params):
-    zero = lambda: jnp.zeros([], jnp.float32)
-    return MeasuredState(
-      solver.init(params), zero(), jnp.zeros([], jnp.int32), zero()
-    )
-
-  def update_fn(batch, state, params=None, **extra_args):
-    updates, inner = solver.update(batch, state.inner, params, **extra_args)
-    now = measure(params.upper, params.lower + updates.lower)
-    state = MeasuredState(
-      inner,
-      state.total + now,
-      state.count + 1,
-      jnp.where(state.count == 0, now, state.first),
-    )
-    return updates, state
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  slope = sets_of(instance)['upper'].tangent(hypergradient(instance, x))
+  gap = y - minimiser(instance, x)
+  return slope @ slope + gap @ gap

@@ -138,10 +138,10 @@ def variants(settings: Settings) -> list[Variant]:
 
 
 def make_solver(
-  variant: Variant, settings: Settings, hyper: Any
+  variant: Variant, settings: Settings, context: harness.Context
 ) -> optax.GradientTransformationExtraArgs:
-  """The solver of a variant, which also adds up the measure."""
-  instance = hyper['instance']
+  """The solver of a variant, which also measures how stationary it is."""
+  instance = context.hyper['instance']
   sets = quadratic.sets_of(instance)
   upper = bj.Sequence(
     optax.sgd(variant.rate * settings.upper_rate), set=sets['upper']
@@ -164,7 +164,7 @@ def make_solver(
       set=bj.projections.Lazy(
         sets['lower'],
         variant.probability,
-        key=hyper['coin'],
+        key=context.seed_key,
         control_variate=variant.control_variate,
       )
     )
@@ -175,7 +175,18 @@ def make_solver(
     # Exact: the lower Hessian is the identity.
     solve=bj.linear_solvers.conjugate_gradient(1),
   )
-  return quadratic.measured(solver, instance)
+
+  def measure(params, updates):
+    y = params.lower + updates.lower
+    return {'measure': quadratic.stationarity(instance, params.upper, y)}
+
+  return harness.measured(solver, measure)
+
+
+def running_average(history: dict[str, np.ndarray]) -> np.ndarray:
+  """The mean of the measure over all steps so far, (records, seeds)."""
+  means = history['loss/measure']
+  return np.cumsum(means, axis=0) / np.arange(1, len(means) + 1)[:, None]
 
 
 def run(
@@ -204,7 +215,6 @@ def run(
         for seed in seeds
       ]
     ),
-    'coin': jnp.asarray(seeds, jnp.uint32),
   }
 
   def init(context):
@@ -226,19 +236,18 @@ def run(
   def evaluate(context, params, state):
     upper_set = quadratic.sets_of(context.hyper['instance'])['upper']
     outside = bj.diagnostics.feasibility(params, upper=upper_set)['upper']
-    average = state.total / jnp.maximum(state.count, 1)
-    return {'average': average, 'first': state.first, 'outside': outside}
+    return {'outside': outside}
 
   def reached(history):
-    return bool(np.all(np.min(history['average'], axis=0) <= target))
+    return bool(np.all(np.min(running_average(history), axis=0) <= target))
 
   steps = settings.steps if variant.matrices == 'orthonormal' else None
   steps = steps or settings.uniform_steps
   if target is not None:
     steps = settings.cap if variant.matrices == 'orthonormal' else 2 * steps
   with np.errstate(all='ignore'):
-    return harness.train(
-      lambda hyper: make_solver(variant, settings, hyper),
+    trained = harness.train(
+      lambda context: make_solver(variant, settings, context),
       init,
       batch,
       steps=steps,
@@ -251,6 +260,8 @@ def run(
       stop_when=None if target is None else reached,
       settings=settings_of(settings),
     )
+  average = {'average': running_average(trained.history)}
+  return trained._replace(history=trained.history | average)
 
 
 def settings_of(settings: Settings) -> dict[str, Any]:

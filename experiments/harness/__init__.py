@@ -17,10 +17,24 @@ Data is split over all devices, `--distributed` over those of several processes.
 `harness.members` adds a grid of
 hyperparameters, `harness.run` the flags of a binary, `write_results`,
 `write_table` and `plot_curves` its results.
+
+What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
+splits params and frozen weights over a mesh; `evaluate_host` measures in plain
+Python, and `host_state` is kept with the params:
+
+    trained = harness.train(
+      solver, init, lambda context: (context.frozen, context.streamed),
+      frozen=pretrained,
+      stream=harness.Stream(
+        texts, 32, lengths=lengths, buckets=(128, 512), pad={'tokens': 0}),
+      layout=harness.Layout(mesh, specs),
+      evaluate_host=lambda params, step, state: {'bleu': bleu(params)},
+      host_every=1_000, select='bleu', ...)
 """
 
 from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import Claim, Judgement, judge, read_results
+from experiments.harness.context import Context, members
 from experiments.harness.datasets.arrays import read_image, read_mat, read_npy
 from experiments.harness.datasets.digits import (
   DigitPart,
@@ -46,10 +60,13 @@ from experiments.harness.errors import (
   WriteError,
 )
 from experiments.harness.flags import Options, run
-from experiments.harness.loop import Stopped, Trained, train
+from experiments.harness.loop import train
+from experiments.harness.measured import measured
 from experiments.harness.metrics import MetricsWriter, read_records
+from experiments.harness.outcome import Stopped, Trained
+from experiments.harness.placement import Layout, whole
 from experiments.harness.plots import Panel, plot_curves, plot_panels
-from experiments.harness.program import Best, Context, members
+from experiments.harness.program import Best
 from experiments.harness.report import (
   Interval,
   format_table,
@@ -57,6 +74,7 @@ from experiments.harness.report import (
   write_results,
   write_table,
 )
+from experiments.harness.stream import Stream
 
 __all__ = [
   'AllStoppedError',
@@ -69,6 +87,7 @@ __all__ = [
   'DigitPart',
   'Interval',
   'Judgement',
+  'Layout',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -79,6 +98,7 @@ __all__ = [
   'Source',
   'Stopped',
   'Table',
+  'Stream',
   'Trained',
   'UserError',
   'WriteError',
@@ -88,6 +108,7 @@ __all__ = [
   'judge',
   'load_digits',
   'mean_interval',
+  'measured',
   'members',
   'parsing',
   'plot_curves',
@@ -103,6 +124,7 @@ __all__ = [
   'run',
   'source_of',
   'train',
+  'whole',
   'write_results',
   'write_table',
 ]

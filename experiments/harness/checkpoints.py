@@ -208,7 +208,8 @@ class Checkpoints:
     """Reads the newest good checkpoint.
 
     Args:
-      like: a pytree of arrays or `jax.ShapeDtypeStruct`, as it was saved.
+      like: a pytree of arrays or `jax.ShapeDtypeStruct`, as it was saved; the
+      sharding of the latter is that of what is read.
 
     Returns:
       What was saved; None if there is no good checkpoint. Warns for each
@@ -373,7 +374,13 @@ def _empty(leaf: Any) -> np.ndarray:
 
 def _from_numpy(array: np.ndarray, like: Any) -> jax.Array:
   # A copy, which may be donated: jax may otherwise share numpy's buffer.
-  array = jnp.array(array, copy=True)
+  copy = lambda index: jnp.array(array[index], copy=True)
+  where = getattr(like, 'sharding', None)
+  if isinstance(like, jax.ShapeDtypeStruct) and where is not None:
+    # In parts: no device may be able to hold the whole.
+    array = jax.make_array_from_callback(array.shape, where, copy)
+  else:
+    array = copy(...)
   if not _is_key(like):
     return array
   # `like` may be a mere shape: only a traced one tells the implementation.

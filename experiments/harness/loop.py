@@ -6,13 +6,11 @@ the chunk under way: see `termination`.
 
 import contextlib
 import dataclasses
-import itertools
 import pathlib
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,63 +19,27 @@ from jax.experimental import multihost_utils
 
 from experiments.harness import (
   checkpoints,
+  compiled,
   errors,
   files,
+  host,
+  identity,
+  outcome,
   placement,
+  recording,
   termination,
 )
+from experiments.harness import context as context_lib
 from experiments.harness import metrics as metrics_lib
 from experiments.harness import program as program_lib
 from experiments.harness import progress as progress_lib
-
-
-class Stopped(NamedTuple):
-  """A member that became non-finite.
-
-  Attributes:
-    member: its index.
-    seed: its seed.
-    step: the step, from 0, whose result was not finite.
-    sequences: fields of the params, and losses as `loss/name`, that were not.
-  """
-
-  member: int
-  seed: int
-  step: int
-  sequences: tuple[str, ...]
-
-
-class Trained(NamedTuple):
-  """The result of a run.
-
-  Attributes:
-    params: last finite params; leaves have a leading axis of members.
-    state: the solver's state, likewise.
-    best: a `program.Best`, or () where no metric selects.
-    step: steps taken.
-    steps: steps of the records, int (records,).
-    history: each metric's values, float64 (records, members); NaN where not
-      finite, and for a member from its stop on.
-    stopped: members that became non-finite.
-    seconds: run time without compilation, over all resumed parts.
-    compile_seconds: compilation, likewise.
-  """
-
-  params: Any
-  state: Any
-  best: Any
-  step: int
-  steps: np.ndarray
-  history: dict[str, np.ndarray]
-  stopped: tuple[Stopped, ...]
-  seconds: float
-  compile_seconds: float
+from experiments.harness import stream as stream_lib
 
 
 def train(
   solver: Any,
-  init: Callable[[program_lib.Context], Any],
-  batch: Callable[[program_lib.Context], Any] | None = None,
+  init: Callable[[context_lib.Context], Any],
+  batch: Callable[[context_lib.Context], Any] | None = None,
   *,
   steps: int,
   chunk: int,
@@ -86,9 +48,16 @@ def train(
   name: str = 'run',
   data: Any = (),
   shard: Any = None,
+  frozen: Any = (),
+  layout: placement.Layout | None = None,
+  stream: stream_lib.Stream | None = None,
   own: Any = (),
   hyper: Any = (),
   evaluate: Callable[..., dict[str, Any]] | None = None,
+  evaluate_host: Callable[..., dict[str, Any]] | None = None,
+  host_every: int = 1,
+  host_state: MutableMapping[str, Any] | None = None,
+  loss_last: bool = False,
   select: str | None = None,
   stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None,
   record_start: bool = False,
@@ -96,16 +65,19 @@ def train(
   settings: Any = None,
   keep: int = 2,
   save_seconds: float = 10.0,
-) -> Trained:
+) -> outcome.Trained:
   """Trains all members in one compiled program, and resumes if it was killed.
 
   Args:
-    solver: a transformation that takes a batch, or a function from a member's
-      `hyper` to one.
+    solver: a transformation that takes a batch, or a function from a `Context`
+      to one, whose `hyper`, `own`, `data`, `seed_key` and `key` it may use: so
+      environments in a solver's state differ by seed. Its step is always 0.
     init: initial params from a `Context` at step 0.
-    batch: the batch of a step, from its `Context`; None gives None.
-    steps: steps in all, a multiple of `chunk`.
-    chunk: steps in one dispatch; metrics are recorded after each.
+    batch: the batch of a step, from its `Context`; None gives what the stream
+      gives, or None.
+    steps: steps in all. May be raised later: the run then goes on.
+    chunk: steps between two records; the last chunk may be shorter. Without a
+      stream, they are one dispatch.
     seeds: seeds 0 ... n - 1 for a number n, or one seed for each member.
     workdir: folder of the run; the same call with the same folder resumes.
       None keeps nothing.
@@ -116,52 +88,98 @@ def train(
       whose axis the devices divide and that are large; what a split changes is
       rounding. False where single examples are drawn from a leaf: that would
       gather them from all devices.
+    frozen: weights that are not trained, shared by all members: never split as
+      examples, only as the layout says.
+    layout: how params and frozen weights lie on a mesh of devices; None leaves
+      them whole on each device. A run may go on on another mesh.
+    stream: batches that the host makes, for data that does not fit: the same
+      for all members, `streamed` in the `Context`. One dispatch is one step.
     own: arrays with a leading axis of members.
     hyper: hyperparameters, likewise: see `members`.
     evaluate: `(context, params, state)` to a dict of scalars, recorded beside
-      the solver's losses (`loss/name`) and counts (`count/name`).
+      the solver's losses and counts. `loss/name` is the mean over the steps
+      since the record before, `count/name` the number so far.
+    evaluate_host: `(params, step, state)` to a dict of numbers, any Python:
+      params and state have a leading axis of members, and a metric is one
+      number or one for each member. Recorded and selected like the others.
+    host_every: it is called at the first record at or after each multiple of
+      this many steps, and at the last step.
+    host_state: by name, what Python holds beside the params, kept in the
+      checkpoints: objects with `get_state` and `set_state`, or values that can
+      be pickled, which are replaced in the mapping where a run is resumed.
+    loss_last: whether to record the losses of the last step too, as
+      `loss_last/name`.
     select: the metric, higher is better, by which the best params are kept.
     stop_when: tells from the history whether to end the run here.
-    record_start: whether to record step 0; compiles `evaluate` twice.
+    record_start: whether to record step 0.
     at_once: members that run side by side; None for all. Fewer take less
       memory, and large models are no slower one group after another. Take 1
       where a solver branches by `lax.cond`: vmap would take every branch.
     settings: a dataclass or mapping of plain values; a run with others in the
-      same folder is refused.
+      same folder is refused, and so is one with other `data`, `frozen`, `own`
+      or `hyper`.
     keep: checkpoints to keep.
     save_seconds: least time between two checkpoints, which are written in the
-      background; the last step is always saved. 0 saves after each chunk.
+      background; the first chunk and the last step are always saved. 0 saves
+      after each chunk.
 
   Returns:
     A `Trained`.
 
   Raises:
     ValueError: if arguments disagree.
-    OtherRunError: if the folder holds a run with other settings.
-    AllStoppedError: if all members stopped; all before is saved.
+    OtherRunError: if the folder holds a run with other settings, or a longer
+      one.
+    AllStoppedError: if all members stopped. What several held last is saved; of
+      one alone, the checkpoint before it.
     WriteError: if the folder cannot be written.
     BusyError: if another process is at work in the folder.
     SystemExit: with the status `termination.EXIT_STATUS`, after a SIGTERM.
   """
-  seeds = program_lib.as_seeds(seeds)
-  if chunk < 1 or steps < chunk or steps % chunk:
-    raise ValueError(f'steps={steps} is no multiple of chunk={chunk}.')
-  _check_members(len(seeds), own=own, hyper=hyper)
+  seeds = context_lib.as_seeds(seeds)
+  count = len(seeds)
+  if chunk < 1 or steps < 1 or host_every < 1:
+    raise ValueError(
+      f'steps={steps}, chunk={chunk} and host_every={host_every} are whole '
+      'numbers of steps, at least 1.'
+    )
+  _check_members(count, own=own, hyper=hyper)
+  identified: dict[str, Any] = {
+    'train.chunk': chunk,
+    'train.seeds': list(seeds),
+    'train.select': select,
+  }
+  if stream is not None:
+    identified['train.stream'] = stream.description()
+  if workdir is not None:
+    trees = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
+    for kind, tree in trees.items():
+      identified |= identity.digests(f'train.{kind}', tree)
   program = program_lib.make_program(
     solver,
     init,
     batch,
     evaluate,
-    chunk=chunk,
-    select=select,
+    count=count,
+    select=select is not None,
+    loss_last=loss_last,
     at_once=at_once,
   )
-  data, everywhere = placement.place(data, shard)
-  every = placement.replicate(
-    program_lib.Members(jnp.asarray(seeds, jnp.uint32), own, hyper), everywhere
+  data, places = placement.place(
+    data,
+    shard,
+    layout=layout,
+    batch_sizes=() if stream is None else stream.batch_sizes,
   )
-  inputs = (every, data)
-  culprits = program.culprits(*inputs)
+  runner = compiled.Compiled(
+    program,
+    places.replicate(
+      context_lib.Members(jnp.asarray(seeds, jnp.uint32), own, hyper)
+    ),
+    context_lib.Shared(data, places.frozen(frozen)),
+    places,
+    stream,
+  )
 
   with contextlib.ExitStack() as stack:
     saved, restored, records = None, None, metrics_lib.Records()
@@ -171,78 +189,77 @@ def train(
         stack.enter_context(files.locked(folder))
       if dataclasses.is_dataclass(settings):
         settings = dataclasses.asdict(settings)
-      arguments = {
-        'train.steps': steps,
-        'train.chunk': chunk,
-        'train.seeds': list(seeds),
-        'train.select': select,
-      }
       checkpoints.check_settings(
-        folder / 'settings.json', dict(settings or {}) | arguments
+        folder / 'settings.json', dict(settings or {}) | identified
       )
       saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
       stack.callback(saved.close)
-      restored = saved.restore(jax.eval_shape(program.init, *inputs))
-      since = -1 if restored is None else restored.step
-      if files.is_writer():
-        records = metrics_lib.MetricsWriter(folder, step=since)
-        stack.callback(records.close)
-      else:
-        path = folder / 'metrics.jsonl'
-        records = metrics_lib.Records(
-          metrics_lib.read_records(path, until=since)
-        )
+      restored = saved.restore(runner.shapes)
+      records = _open_records(stack, folder, restored, steps)
+    recorder = recording.Recorder(
+      records,
+      runner,
+      places,
+      seeds,
+      steps=steps,
+      evaluate_host=evaluate_host,
+      host_every=host_every,
+      select=select,
+    )
 
     if restored is not None:
-      carry = placement.replicate(restored.tree, everywhere)
-      clock = _Clock(everywhere, **restored.extra)
+      if host_state is not None and 'host_state' in restored.extra:
+        host.unpack(host_state, restored.extra['host_state'])
+      carry = runner.restore(restored)
     else:
-      clock = _Clock(everywhere)
-      # What a compiled function returns shares no buffer with its inputs or
-      # within itself, so that the carry can be donated.
-      carry = clock.compile(program.init, *inputs)(*inputs)
+      carry = runner.init()
       if record_start:
-        start = clock.compile(program.start, carry, *inputs, donate_argnums=0)
-        carry, measured = start(carry, *inputs)
-        _record(records, carry, measured)
+        carry = recorder.add(*runner.advance(carry, 0), -1)
 
     step = int(carry.step)
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
-    stops = _stops(carry, seeds, culprits)
+    stops = recorder.stops(carry)
     terminated = stack.enter_context(termination.deferred())
-    leaving = False
-    compiled, saved_at, saved_step = None, time.monotonic(), step
+    leaving, saved_at, saved_step = False, -float('inf'), step
+
+    def save():
+      extra: dict[str, Any] = dict(runner.seconds())
+      if host_state is not None:
+        extra['host_state'] = host.pack(host_state)
+      saved.save(step, carry, extra)
+      return time.monotonic(), step
+
+    def lost():
+      """Whether the carry is no longer finite."""
+      return bool(stops) and not program.freezes
 
     def over():
       if stop_when is None or not records.records:
         return False
       return stop_when(records.history()[1])
 
-    while not (leaving or step >= steps or len(stops) == len(seeds) or over()):
-      if compiled is None:
-        compiled = clock.compile(
-          program.chunk, carry, *inputs, donate_argnums=0
-        )
-      with clock.running():
-        # One dispatch at a time: queued collectives of virtual devices abort.
-        carry, measured = jax.block_until_ready(compiled(carry, *inputs))
+    while not (leaving or step >= steps or len(stops) == count or over()):
+      before = step
+      # Records stay on multiples of the chunk, also after an odd end.
+      length = min(chunk - step % chunk, steps - step)
+      carry, measured = runner.advance(carry, length)
       step = int(carry.step)
-      _record(records, carry, measured)
-      before, stops = stops, _stops(carry, seeds, culprits)
-      _warn_stopped(name, [s for s in stops if s not in before])
+      carry = recorder.add(carry, measured, before)
+      known, stops = stops, recorder.stops(carry)
+      new = [stop for stop in stops if stop not in known]
+      outcome.warn_stopped(name, new, alone=count == 1)
       bar.update(step)
       due = time.monotonic() - saved_at >= save_seconds
       # Rather than wait for a slow disk, save later.
       due = due and not (saved and save_seconds and saved.busy)
       leaving, due = _agree(terminated(), due)
-      if saved and due:
-        saved.save(step, carry, clock.seconds())
-        saved_at, saved_step = time.monotonic(), step
+      if saved and due and not lost():
+        saved_at, saved_step = save()
 
     if saved:
-      if step != saved_step:
-        saved.save(step, carry, clock.seconds())
+      if step != saved_step and not lost():
+        save()
       saved.wait()
     if leaving:
       kept = (
@@ -252,40 +269,45 @@ def train(
       print(message, file=sys.stderr, flush=True)
       sys.exit(termination.EXIT_STATUS)
 
-  if len(stops) == len(seeds):
-    last = max(stops, key=lambda stop: stop.step)
-    where = '' if workdir is None else f' The last finite ones are in {folder}.'
-    raise errors.AllStoppedError(
-      f'{name}: all {len(seeds)} seeds became non-finite, the last at step '
-      f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
-    )
+  if len(stops) == count:
+    where = ''
+    if saved and not lost():
+      where = f' The last finite ones are in {folder}.'
+    elif saved and saved_step:
+      where = f' The checkpoint of step {saved_step} is in {folder}.'
+    raise outcome.all_stopped(name, stops, where)
   record_steps, history = records.history()
-  return Trained(
-    params=placement.local(carry.params, everywhere),
-    state=placement.local(carry.state, everywhere),
-    best=placement.local(carry.best, everywhere),
+  return outcome.Trained(
+    params=places.local(carry.params),
+    state=places.local(carry.state),
+    best=places.local(carry.best),
     step=step,
     steps=record_steps,
     history=history,
     stopped=stops,
-    **clock.seconds(),
+    **runner.seconds(),
   )
 
 
-def _record(records, carry, measured):
-  stopped = np.asarray(carry.stopped) >= 0
-  measured = jax.device_get(measured)
-  rows = {
-    name: np.where(stopped, np.nan, np.asarray(value, np.float64))
-    for name, value in measured.items()
-  }
-  records.write(int(carry.step), rows)
-
-
-_MEND = (
-  'The likely mend is a smaller step size for what became non-finite, or '
-  'clipped gradients (optax.clip_by_global_norm).'
-)
+def _open_records(
+  stack: contextlib.ExitStack,
+  folder: pathlib.Path,
+  restored: checkpoints.Restored | None,
+  steps: int,
+) -> metrics_lib.Records:
+  """The records up to a checkpoint; the first process also writes them."""
+  since = -1 if restored is None else restored.step
+  if since > steps:
+    raise errors.OtherRunError(
+      f'{folder} holds a run of {since} steps, more than steps={steps}. '
+      'Give at least as many, or another --workdir.'
+    )
+  if not files.is_writer():
+    path = folder / 'metrics.jsonl'
+    return metrics_lib.Records(metrics_lib.read_records(path, until=since))
+  records = metrics_lib.MetricsWriter(folder, step=since)
+  stack.callback(records.close)
+  return records
 
 
 def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
@@ -294,42 +316,6 @@ def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
     return terminated, due
   votes = multihost_utils.process_allgather(np.array([terminated, due]))
   return bool(votes[:, 0].any()), bool(votes[0, 1])
-
-
-class _Clock:
-  """Compiles, and adds up seconds of running and of compiling.
-
-  Args:
-    everywhere: the sharding of all results, so that those of one chunk are as
-      the next expects them; None for that of the compiler.
-    seconds: of running so far.
-    compile_seconds: of compiling so far.
-  """
-
-  def __init__(
-    self,
-    everywhere: jax.sharding.Sharding | None,
-    seconds: float = 0.0,
-    compile_seconds: float = 0.0,
-  ):
-    self._everywhere = everywhere
-    self._running, self._compiling = seconds, compile_seconds
-
-  def compile(self, fn, *args, **options):
-    start = time.monotonic()
-    options |= {'out_shardings': self._everywhere}
-    compiled = jax.jit(fn, **options).lower(*args).compile()
-    self._compiling += time.monotonic() - start
-    return compiled
-
-  @contextlib.contextmanager
-  def running(self):
-    start = time.monotonic()
-    yield
-    self._running += time.monotonic() - start
-
-  def seconds(self) -> dict[str, float]:
-    return {'seconds': self._running, 'compile_seconds': self._compiling}
 
 
 def _check_members(count: int, **trees: Any) -> None:
@@ -341,27 +327,3 @@ def _check_members(count: int, **trees: Any) -> None:
           f'{name}{jax.tree_util.keystr(path)} needs a leading axis of '
           f'{count}, one entry for each seed, got shape {shape}.'
         )
-
-
-def _stops(carry: Any, seeds: Sequence[int], names: Sequence[str]):
-  stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
-  return tuple(
-    Stopped(
-      member=int(i),
-      seed=seeds[i],
-      step=int(stopped[i]),
-      sequences=tuple(itertools.compress(names, culprits[i])),
-    )
-    for i in np.flatnonzero(stopped >= 0)
-  )
-
-
-def _warn_stopped(name: str, stops: Sequence[Stopped]) -> None:
-  for stop in stops:
-    warnings.warn(
-      f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
-      f'{stop.step}: {", ".join(stop.sequences)} became non-finite. It stays '
-      f'at its last finite params; the others go on. {_MEND}',
-      RuntimeWarning,
-      stacklevel=3,
-    )

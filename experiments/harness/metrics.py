@@ -55,14 +55,16 @@ class Records:
 
     Returns:
       Steps, int (records,), and for each metric its values, float64
-      (records, members), NaN where not finite.
+      (records, members), NaN where not finite or not measured.
     """
     steps = np.array([record['step'] for record in self.records], np.int64)
-    names = [name for name in (*self.records, {})[0] if name != 'step']
-    history = {
-      name: np.array([record[name] for record in self.records], np.float64)
-      for name in names
-    }
+    history = {}
+    for name in dict.fromkeys(n for record in self.records for n in record):
+      if name != 'step':
+        # Metrics of the host are not in every record.
+        none = next([None] * len(r[name]) for r in self.records if name in r)
+        rows = [record.get(name, none) for record in self.records]
+        history[name] = np.array(rows, np.float64)
     return steps, history
 
   def close(self) -> None:

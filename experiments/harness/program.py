@@ -1,15 +1,14 @@
 """The compiled half of a training run: members, their carry, and a chunk.
 
-A member is one seed, with its own data and hyperparameters if it has any.
 Members share one compiled program: a `lax.scan` over the steps of a chunk whose
-body maps over members. A member whose losses or params become non-finite is
-frozen at its last finite params and state; the others do not notice.
+body maps over members. Of several, one whose losses or params become non-finite
+is frozen at its last finite params and state; the others do not notice. To
+freeze takes a second copy of all that a step changes, so a member that is alone
+goes on to the end of its chunk, and is not saved.
 """
 
 import functools
-import itertools
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,27 +17,8 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-
-
-class Context(NamedTuple):
-  """What a function of a run sees: one member, one step.
-
-  Attributes:
-    data: shared by all members; a pytree of arrays.
-    own: this member's own data, or ().
-    hyper: this member's hyperparameters, or ().
-    seed_key: PRNG key of the seed, the same at every step.
-    key: PRNG key of this step; batches, evaluations and the initial params
-      draw from different streams.
-    step: steps taken so far, int32 scalar.
-  """
-
-  data: Any
-  own: Any
-  hyper: Any
-  seed_key: chex.PRNGKey
-  key: chex.PRNGKey
-  step: chex.Array
+from experiments.harness import context as context_lib
+from experiments.harness.context import Context, context_of
 
 
 class Best(NamedTuple):
@@ -64,6 +44,8 @@ class Carry(NamedTuple):
     step: steps taken, int32 scalar.
     stopped: the step that went non-finite, int32 (members,); -1 while going.
     culprits: what was non-finite then, bool (members, names).
+    losses: sums of the solver's losses since the last record, by name.
+    count: steps since the last record, int32 scalar.
     best: a `Best`, or () where no metric selects.
   """
 
@@ -72,72 +54,30 @@ class Carry(NamedTuple):
   step: chex.Array
   stopped: chex.Array
   culprits: chex.Array
+  losses: dict[str, chex.Array]
+  count: chex.Array
   best: Any
-
-
-class Members(NamedTuple):
-  """What tells members apart; every leaf has a leading axis of members."""
-
-  seed: chex.Array
-  own: Any
-  hyper: Any
 
 
 class Program(NamedTuple):
   """Functions to compile.
 
   Attributes:
-    init: (members, data) -> `Carry`.
-    chunk: (carry, members, data) -> (carry, metrics), after a chunk of steps.
-    start: likewise, without taking a step.
-    culprits: names of the columns of `Carry.culprits`, from (members, data).
+    init: (members, shared) -> `Carry`.
+    chunk: (carry, members, shared, length=) -> (carry, metrics), after so many
+      steps; 0 measures only.
+    step: (carry, members, shared, streamed) -> carry, after one step.
+    choose: (best, params, step, score) -> `Best`, with what is better now.
+    culprits: names of the columns of `Carry.culprits`, from (members, shared).
+    freezes: whether a carry holds the last finite params of what has stopped.
   """
 
   init: Callable[..., Carry]
   chunk: Callable[..., tuple[Carry, dict[str, chex.Array]]]
-  start: Callable[..., tuple[Carry, dict[str, chex.Array]]]
+  step: Callable[..., Carry]
+  choose: Callable[..., Best]
   culprits: Callable[..., tuple[str, ...]]
-
-
-def members(
-  seeds: int | Sequence[int], **grid: Sequence[float]
-) -> tuple[tuple[int, ...], dict[str, chex.Array]]:
-  """Crosses seeds with a grid of hyperparameters.
-
-  Args:
-    seeds: seeds, or their number.
-    **grid: values for each hyperparameter.
-
-  Returns:
-    Seeds and hyperparameters of all members, for `train`. The first
-    hyperparameter varies slowest and the seed fastest, so an array of members
-    reshapes to (len(first), ..., len(last), len(seeds)).
-
-  Example:
-    >>> members(2, rate=(0.1, 0.2))[0]
-    (0, 1, 0, 1)
-  """
-  seeds = as_seeds(seeds)
-  rows = list(itertools.product(*grid.values(), seeds))
-  columns = list(zip(*rows, strict=True))
-  hyper = {
-    name: jnp.asarray(column)
-    for name, column in zip(grid, columns[:-1], strict=True)
-  }
-  return columns[-1], hyper
-
-
-def as_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-  """Seeds 0 to n - 1 for a number n, or the seeds as given.
-
-  Raises:
-    ValueError: if there is none, or one is not in [0, 2**32).
-  """
-  seeds = range(seeds) if isinstance(seeds, int) else seeds
-  seeds = tuple(int(s) for s in seeds)
-  if not seeds or any(not 0 <= s < 2**32 for s in seeds):
-    raise ValueError(f'seeds are one or more of 0 ... 2**32 - 1, got {seeds}.')
-  return seeds
+  freezes: bool
 
 
 def make_program(
@@ -146,68 +86,88 @@ def make_program(
   batch: Callable[[Context], Any] | None,
   evaluate: Callable[[Context, Any, Any], dict[str, Any]] | None,
   *,
-  chunk: int,
-  select: str | None,
-  at_once: int | None,
+  count: int,
+  select: bool = False,
+  loss_last: bool = False,
+  at_once: int | None = None,
 ) -> Program:
-  """Makes the functions of a run; see `train` for the arguments."""
-  over_members = functools.partial(_over_members, at_once=at_once)
+  """Makes the functions of a run of `count` members; see `train`."""
+  over_members = functools.partial(context_lib.over_members, at_once=at_once)
+  freezes = count > 1
 
-  def transformation(hyper) -> optax.GradientTransformationExtraArgs:
-    return solver if hasattr(solver, 'update') else solver(hyper)
+  def transformation(member, shared) -> optax.GradientTransformationExtraArgs:
+    if hasattr(solver, 'update'):
+      return solver
+    return solver(context_of(member, shared, 'solver', 0))
 
   def init_one(_, member, shared):
-    context = _context(member, shared, 'init')
-    params = init(context)
-    return params, transformation(member.hyper).init(params)
+    params = init(context_of(member, shared, 'init', jnp.int32(0)))
+    state = transformation(member, shared).init(params)
+    return (
+      params,
+      state,
+      jax.tree.map(jnp.zeros_like, _totals(bj.values(state))),
+    )
 
-  def step_one(mine, member, shared):
-    params, state, stopped, culprits = mine
-    context = _context(member, shared, 'batch')
-    drawn = None if batch is None else batch(context)
-    updates, new_state = transformation(member.hyper).update(
+  def step_one(mine, member, shared, step, streamed=None):
+    params, state, losses, stopped, culprits = mine
+    context = context_of(member, shared, 'batch', step, streamed)
+    drawn = streamed if batch is None else batch(context)
+    updates, new_state = transformation(member, shared).update(
       drawn, state, params
     )
     new_params = bj.apply_updates(params, updates)
+    losses = jax.tree.map(jnp.add, losses, _totals(bj.values(new_state)))
     bad = jnp.stack([x for _, x in _nonfinite(new_params, new_state)])
     going = stopped < 0
     fine = going & ~jnp.any(bad)
-    keep = functools.partial(jnp.where, fine)
+    if freezes:
+      keep = functools.partial(jnp.where, fine)
+      new_params = jax.tree.map(keep, new_params, params)
+      new_state = jax.tree.map(keep, new_state, state)
     return (
-      jax.tree.map(keep, new_params, params),
-      jax.tree.map(keep, new_state, state),
-      jnp.where(going & ~fine, context.step, stopped),
+      new_params,
+      new_state,
+      losses,
+      jnp.where(going & ~fine, step, stopped),
       jnp.where(going, bad, culprits),
     )
 
-  def advance_one(mine, member, shared):
-    data, steps = shared
+  def advance_one(mine, member, given):
+    shared, steps = given
 
     def body(mine, step):
-      return step_one(mine, member, (data, step)), None
+      return step_one(mine, member, shared, step), None
 
     return jax.lax.scan(body, mine, steps)[0]
 
-  def measure_one(mine, member, shared):
-    params, state = mine
-    context = _context(member, shared, 'evaluate')
-    # Before the first step a solver's state holds no losses yet.
+  def streamed_one(mine, member, given):
+    return step_one(mine, member, *given)
+
+  def measure_one(mine, member, given):
+    params, state, losses = mine
+    shared, step, count = given
+    context = context_of(member, shared, 'evaluate', step)
+    # Before the first step a solver has measured no losses yet.
     metrics = {
-      f'loss/{name}': jnp.where(context.step > 0, value, jnp.nan)
-      for name, value in bj.values(state).items()
+      f'loss/{name}': jnp.where(count > 0, total / count, jnp.nan)
+      for name, total in losses.items()
     }
+    if loss_last:
+      metrics |= {
+        f'loss_last/{name}': jnp.where(step > 0, value, jnp.nan)
+        for name, value in bj.values(state).items()
+      }
     metrics |= {f'count/{n}': x for n, x in bj.counts(state).items()}
     measured = {} if evaluate is None else evaluate(context, params, state)
-    _check_metrics(measured, metrics)
+    check_metrics(measured, metrics)
     return jax.tree.map(jnp.asarray, metrics | measured)
 
-  def init_all(every, data):
-    count = every.seed.shape[0]
-    shared = (data, jnp.int32(0))
-    params, state = over_members(init_one)((), every, shared)
-    names = culprit_names(every, data)
+  def init_all(every, shared):
+    params, state, losses = over_members(init_one)((), every, shared)
+    names = culprit_names(every, shared)
     best = ()
-    if select is not None:
+    if select:
       best = Best(
         params=params,
         step=jnp.zeros(count, jnp.int32),
@@ -219,6 +179,8 @@ def make_program(
       step=jnp.int32(0),
       stopped=jnp.full(count, -1, jnp.int32),
       culprits=jnp.zeros((count, len(names)), bool),
+      losses=losses,
+      count=jnp.int32(0),
       best=best,
     )
     # A carry of weakly typed arrays would not match that of a later chunk.
@@ -226,69 +188,61 @@ def make_program(
       lambda x: jax.lax.convert_element_type(x, x.dtype), carry
     )
 
-  def culprit_names(every, data):
+  def culprit_names(every, shared):
     names = []
 
     def find():
-      shared = (data, jnp.int32(0))
-      params, state = over_members(init_one)((), every, shared)
+      params, state, _ = over_members(init_one)((), every, shared)
       names.extend(name for name, _ in _nonfinite(params, state))
 
     jax.eval_shape(find)
     return tuple(names)
 
-  def run(carry, every, data, *, length):
-    mine = (carry.params, carry.state, carry.stopped, carry.culprits)
-    steps = carry.step + jnp.arange(length, dtype=jnp.int32)
-    mine = over_members(advance_one)(mine, every, (data, steps))
-    params, state, stopped, culprits = mine
-    step = carry.step + length
-    metrics = over_members(measure_one)((params, state), every, (data, step))
-    best = carry.best
-    if select is not None:
-      if select not in metrics:
-        known = ', '.join(sorted(metrics))
-        raise ValueError(f'select={select!r} is none of the metrics: {known}.')
-      score = jnp.where(stopped < 0, metrics[select], -jnp.inf)
-      best = _update_best(best, Best(params, step, score))
-    return Carry(params, state, step, stopped, culprits, best), metrics
+  def move(fn, carry, every, given, length):
+    mine = carry.params, carry.state, carry.losses
+    mine = over_members(fn)(
+      (*mine, carry.stopped, carry.culprits), every, given
+    )
+    params, state, losses, stopped, culprits = mine
+    return carry._replace(
+      params=params,
+      state=state,
+      step=carry.step + length,
+      stopped=stopped,
+      culprits=culprits,
+      losses=losses,
+      count=carry.count + length,
+    )
+
+  def step(carry, every, shared, streamed):
+    return move(streamed_one, carry, every, (shared, carry.step, streamed), 1)
+
+  def chunk(carry, every, shared, *, length):
+    if length:
+      steps = carry.step + jnp.arange(length, dtype=jnp.int32)
+      carry = move(advance_one, carry, every, (shared, steps), length)
+    metrics = over_members(measure_one)(
+      (carry.params, carry.state, carry.losses),
+      every,
+      (shared, carry.step, carry.count),
+    )
+    zeros = jax.tree.map(jnp.zeros_like, carry.losses)
+    return carry._replace(losses=zeros, count=jnp.int32(0)), metrics
 
   return Program(
     init=init_all,
-    chunk=functools.partial(run, length=chunk),
-    start=functools.partial(run, length=0),
+    chunk=chunk,
+    step=step,
+    choose=_choose,
     culprits=culprit_names,
+    freezes=freezes,
   )
 
 
-def _over_members(fn, *, at_once):
-  return _by_vmap(fn) if at_once is None else _by_map(fn, at_once)
-
-
-def _by_vmap(fn):
-  # Shared arguments are not mapped: a product of shared data with the weights
-  # of all members becomes one matrix product.
-  return jax.vmap(fn, in_axes=(0, 0, None))
-
-
-def _by_map(fn, size):
-  # A batch of one would still be a vmap, which takes every branch.
-  size = None if size == 1 else size
-
-  def mapped(mine, every, shared):
-    one = lambda each: fn(*each, shared)
-    return jax.lax.map(one, (mine, every), batch_size=size)
-
-  return mapped
-
-
-def _context(member: Members, shared: Any, stream: str) -> Context:
-  data, step = shared
-  seed_key = jax.random.key(member.seed)
-  # A long tag, so that fold_in(seed_key, 0, 1, ...) is free for other uses.
-  tagged = jax.random.fold_in(seed_key, zlib.crc32(stream.encode()))
-  key = jax.random.fold_in(tagged, step)
-  return Context(data, member.own, member.hyper, seed_key, key, step)
+def _totals(values: dict[str, Any]) -> dict[str, chex.Array]:
+  """Losses as they are added up: at least in float32."""
+  wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
+  return {name: jnp.asarray(x, wide(x)) for name, x in values.items()}
 
 
 def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
@@ -297,7 +251,8 @@ def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
   return [(name.removeprefix('sequence/'), bad) for name, bad in found]
 
 
-def _check_metrics(measured: Any, taken: dict[str, Any]) -> None:
+def check_metrics(measured: Any, taken: dict[str, Any]) -> None:
+  """Raises unless it is a dict of scalars whose names are not taken."""
   if not isinstance(measured, dict):
     raise TypeError(
       'evaluate returns a dict from metric to scalar, got '
@@ -313,15 +268,14 @@ def _check_metrics(measured: Any, taken: dict[str, Any]) -> None:
       )
 
 
-def _update_best(best: Best, now: Best) -> Best:
-  score = now.score.astype(best.score.dtype)
+def _choose(best: Best, params: Any, step: Any, score: chex.Array) -> Best:
   better = score > best.score  # Never true for NaN.
 
   def pick(new, old):
     return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
   return Best(
-    params=jax.tree.map(pick, now.params, best.params),
-    step=jnp.where(better, now.step, best.step),
+    params=jax.tree.map(pick, params, best.params),
+    step=jnp.where(better, step, best.step),
     score=jnp.where(better, score, best.score),
   )

@@ -198,10 +198,10 @@ class Runs:
     if name.startswith('only '):
       measures = [m for m in measures if name == _only(m)]
 
-    def solver(hyper):
+    def solver(context):
+      rate, own = context.hyper['rate'], context.hyper['own'].astype(int)
       key = jax.random.key(17)
-      own = hyper['own'].astype(int)
-      return make_solver(problem, name, hyper['rate'], own, self._steps, key)
+      return make_solver(problem, name, rate, own, self._steps, key)
 
     def evaluate(context, params, state):
       found = {

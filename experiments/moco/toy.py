@@ -147,10 +147,12 @@ def run(options: harness.Options) -> harness.Trained:
     start=tuple(range(len(STARTS))),
   )
 
-  def solver(hyper):
+  def solver(context):
     return methods.side_by_side(
       {
-        name: make_solver(settings, name, hyper['rate'], jax.random.key(i))
+        name: make_solver(
+          settings, name, context.hyper['rate'], jax.random.key(i)
+        )
         for i, name in enumerate(settings.methods)
       }
     )

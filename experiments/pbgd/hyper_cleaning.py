@@ -235,8 +235,8 @@ class Cleaning:
     )
     recipe = self._suggest() if kind == 'suggested' else None
 
-    def solver(hyper):
-      scale = hyper['scale']
+    def solver(context):
+      scale = context.hyper['scale']
       return cleaning_methods.make_solver(
         kind, model, classifier, updates=steps, scale=scale, recipe=recipe
       )

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -86,80 +85,44 @@ PRESETS = {
 
 
 def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
-  """Coupled sequences that also add up their errors.
+  """Coupled sequences whose errors are measured at every step."""
 
-  Args:
-    chain: the problem.
-    steps: by name of a sequence.
+  def of_draw(move):
+    return lambda z, batch: move(z, batch['drawn'])
 
-  Returns:
-    A solver; sequences `total_<error>` are sums over all steps so far.
-  """
-  names = chain.names
-
-  def of_chain(move):
-    return lambda z, batch: move(_pick(z, names), batch)
-
-  def total(error):
-    return lambda z, batch: chain.errors(_pick(z, names))[error]
-
-  errors = jax.eval_shape(lambda: chain.errors(chain.start(jax.random.key(0))))
-  moves = {name: of_chain(move) for name, move in chain.increments.items()}
-  moves |= {f'total_{error}': total(error) for error in errors}
-  ones = {f'total_{error}': 1.0 for error in errors}
-  return bj.stsa(moves, steps=dict(steps) | ones)
-
-
-def _pick(z, names):
-  return bj.sequences(**{name: getattr(z, name) for name in names})
+  moves = {name: of_draw(move) for name, move in chain.increments.items()}
+  solver = bj.stsa(moves, steps=dict(steps))
+  return harness.measured(solver, lambda z, updates: chain.errors(z))
 
 
 def run(options, chain, name, solver, *, steps, seeds, hyper=()):
-  """Runs all members; returns ends of chunks and mean errors in them.
+  """Runs all members; errors are means over chunks, `loss/<error>`.
 
   Args:
     options: what the flags say.
     chain: the problem.
     name: of the run.
-    solver: a solver, or a function of a member's `hyper` to one.
+    solver: a solver, or a function of a `harness.Context` to one.
     steps: how many.
     seeds: a seed for each member.
     hyper: hyperparameters of each member.
 
   Returns:
-    The trained run, and by error the sums after each record, from 0 on.
+    The trained run.
   """
-  settings = options.settings
-  totals = tuple(chain.errors(chain.start(jax.random.key(0))))
-
-  def init(context):
-    start = chain.start(context.seed_key)._asdict()
-    zeros = {f'total_{error}': jnp.zeros([]) for error in totals}
-    return bj.sequences(**start, **zeros)
-
-  def batch(context):
-    return chain.draw(context.key)
-
-  def evaluate(context, params, state):
-    del context, state
-    return {error: getattr(params, f'total_{error}') for error in totals}
-
-  trained = harness.train(
+  return harness.train(
     solver,
-    init,
-    batch,
+    lambda context: chain.start(context.seed_key),
+    # In a dict: a batch that looks like params is refused.
+    lambda context: {'drawn': chain.draw(context.key)},
     steps=steps,
-    chunk=settings.chunk,
+    chunk=options.settings.chunk,
     seeds=seeds,
     workdir=options.workdir,
     name=name,
     hyper=hyper,
-    evaluate=evaluate,
-    settings=settings,
+    settings=options.settings,
   )
-  zero = np.zeros((1, len(seeds)))
-  sums = {e: np.concatenate([zero, trained.history[e]]) for e in totals}
-  return trained, sums
 
 
 class Curve(NamedTuple):
@@ -187,7 +150,7 @@ def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
     name: bj.solvers.power_schedule(*case.others) for name in chain.names[1:]
   }
   steps |= {'x': bj.solvers.power_schedule(*case.main)}
-  _, sums = run(
+  trained = run(
     options,
     chain,
     case.name,
@@ -196,9 +159,9 @@ def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
     seeds=options.seeds,
   )
   curves = {}
-  for error, total in sums.items():
-    means = np.diff(total, axis=0) / settings.chunk
-    middle = settings.chunk * (np.arange(len(means)) + 0.5)
+  middle = trained.steps - settings.chunk / 2
+  for error in ('main', 'inner', 'sum'):
+    means = trained.history[f'loss/{error}']
     at, values = slopes.log_bins(
       middle, means, first=settings.steps / 100, bins=settings.bins
     )
@@ -243,12 +206,12 @@ def horizons(
     settings.horizon_seeds, step=[step_of(n) for n in lengths]
   )
 
-  def solver(hyper):
-    inner_step = ratio * hyper['step']
-    steps = {name: inner_step for name in chain.names[1:]}
-    return make_solver(chain, steps | {'x': hyper['step']})
+  def solver(context):
+    step = context.hyper['step']
+    steps = {name: ratio * step for name in chain.names[1:]}
+    return make_solver(chain, steps | {'x': step})
 
-  trained, sums = run(
+  trained = run(
     options,
     chain,
     name,
@@ -257,7 +220,8 @@ def horizons(
     seeds=seeds,
     hyper=hyper,
   )
-  by_length = sums['main'][1:].reshape(len(trained.steps), len(lengths), -1)
+  total = settings.chunk * np.cumsum(trained.history['loss/main'], axis=0)
+  by_length = total.reshape(len(trained.steps), len(lengths), -1)
   at = [trained.steps.tolist().index(n) for n in lengths]
   values = np.stack(
     [by_length[row, i] / n for i, (row, n) in enumerate(zip(at, lengths))]

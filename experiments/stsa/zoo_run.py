@@ -60,7 +60,9 @@ class Zoo:
     steps = chunk * settings.records
     make = make or methods.METHODS[method]
 
-    def solver(hyper):
+    def solver(context):
+      hyper = context.hyper
+
       def falling(count):
         done = jnp.asarray(count, jnp.float32) / (settings.warm * steps)
         return hyper['step'] * (1 + done) ** -hyper['exponent']

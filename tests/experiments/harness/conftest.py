@@ -14,8 +14,8 @@ def energy(params, batch):
   return jnp.sum((lower - batch) ** 2) + jnp.sum((upper - lower) ** 2)
 
 
-def solver(hyper=None):
-  rate = 0.1 if hyper is None else hyper['rate']
+def solver(context=None, rate=0.1):
+  rate = rate if context is None else context.hyper['rate']
   return optax.chain(bj.gradient(energy, name='energy'), optax.adam(rate))
 
 
@@ -57,5 +57,5 @@ def train(tmp_path):
 
 @pytest.fixture
 def grid_solver():
-  """The solver, from `hyper['rate']`."""
+  """The solver, from `hyper['rate']` of a context, or from `rate`."""
   return solver

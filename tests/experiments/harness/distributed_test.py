@@ -1,19 +1,13 @@
 """Two processes of four devices each run as one process of eight does."""
 
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 
 from experiments import harness
 from experiments.harness import termination
+from tests.experiments.harness import processes
 
-ROOT = pathlib.Path(__file__).parents[3]
 SCRIPT = """
 import dataclasses, sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -48,8 +42,7 @@ if __name__ == '__main__':
 
 def run_here(workdir):
   """The script in this process, which has eight devices too."""
-  here = {'__name__': 'script'}
-  exec(compile(SCRIPT, 'script', 'exec'), here)
+  here = processes.run_here(SCRIPT)
   here['main'](
     harness.Options(
       'tests', 'processes', 'quick', here['Settings'](), str(workdir), None, ()
@@ -57,61 +50,21 @@ def run_here(workdir):
   )
 
 
-def start(workdir, count, *more):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  # The proxies of some machines confuse the detection of processes.
-  plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
-  return [
-    subprocess.Popen(
-      [sys.executable, '-c', SCRIPT, f'--workdir={workdir}', *more],
-      cwd=ROOT,
-      env=plain
-      | {
-        # The last one counts.
-        'XLA_FLAGS': os.environ['XLA_FLAGS']
-        + f' --xla_force_host_platform_device_count={8 // count}',
-        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-        'JAX_NUM_PROCESSES': str(count),
-        'JAX_PROCESS_ID': str(index),
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(count)
-  ]
-
-
-def finish(processes, status=0):
-  try:
-    said = [process.communicate(timeout=240) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [p.returncode for p in processes] == [status] * len(processes), said
-  return [out for out, _ in said]
-
-
 def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
   run_here(one)
-  processes = start(two, 2, '--distributed', '--pause=0.3')
+  arguments = SCRIPT, f'--workdir={two}', '--distributed'
+  both = processes.start(*arguments, '--pause=0.3', count=2)
   records = two / 'run' / 'metrics.jsonl'
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline and processes[0].poll() is None:
-    if records.exists() and records.read_bytes().count(b'\n') >= 2:
-      break
-    time.sleep(0.01)
-  processes[1].send_signal(signal.SIGTERM)  # All end if one is told to.
-  finish(processes, termination.EXIT_STATUS)
+  processes.wait_for_lines(both[0], records, 2)
+  both[1].send_signal(signal.SIGTERM)  # All end if one is told to.
+  processes.finish(both, termination.EXIT_STATUS)
   before = len(harness.read_records(records))
   assert 2 <= before < 6
 
-  printed = finish(start(two, 2, '--distributed'))
-  assert 'devices' in printed[0]
-  assert 'devices' not in printed[1]  # The first one speaks.
+  first, second = processes.finish(processes.start(*arguments, count=2))
+  assert 'devices' in first[0]
+  assert 'devices' not in second[0]  # The first one speaks.
   assert '8' in (two / 'table.md').read_text()
   assert [r['step'] for r in harness.read_records(records)] == [
     5 * i for i in range(1, 7)
@@ -126,16 +79,7 @@ def test_two_processes_ended_and_resumed_equal_one(tmp_path):
 
 
 def test_without_other_processes_says_how_to_start_them(tmp_path):
-  plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
-  process = subprocess.run(
-    [sys.executable, '-c', SCRIPT, f'--workdir={tmp_path}', '--distributed'],
-    cwd=ROOT,
-    env=plain,
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert process.returncode == 1
-  assert process.stderr.startswith('tests/processes: --distributed found no')
-  assert 'JAX_COORDINATOR_ADDRESS' in process.stderr
+  process = processes.start(SCRIPT, f'--workdir={tmp_path}', '--distributed')
+  ((_, said),) = processes.finish(process, 1)
+  assert said.startswith('tests/processes: --distributed found no')
+  assert 'JAX_COORDINATOR_ADDRESS' in said

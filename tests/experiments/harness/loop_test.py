@@ -1,5 +1,6 @@
 """Tests of the training loop and its compiled program."""
 
+import functools
 import itertools
 import json
 
@@ -11,6 +12,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import context as context_lib
 from experiments.harness import program as program_lib
 
 
@@ -60,8 +62,11 @@ class TestResults:
     params = jnp.zeros(2)
     state = solver.init(params)
     for step in range(6):
-      context = program_lib._context(
-        program_lib.Members(jnp.uint32(7), (), ()), ((), step), 'batch'
+      context = context_lib.context_of(
+        context_lib.Members(jnp.uint32(7), (), ()),
+        context_lib.Shared(),
+        'batch',
+        step,
       )
       assert_trees_equal(
         jax.random.key_data(context.seed_key), jax.random.key_data(seed_key)
@@ -75,8 +80,11 @@ class TestResults:
     keys = {
       tuple(
         jax.random.key_data(
-          program_lib._context(
-            program_lib.Members(jnp.uint32(seed), (), ()), ((), step), stream
+          context_lib.context_of(
+            context_lib.Members(jnp.uint32(seed), (), ()),
+            context_lib.Shared(),
+            stream,
+            step,
           ).key
         ).tolist()
       )
@@ -112,15 +120,16 @@ class TestResults:
         lambda context: jnp.zeros(()),
         branch,
         None,
-        chunk=2,
-        select=None,
+        count=2,
         at_once=at_once,
       )
-      every = program_lib.Members(
+      every = context_lib.Members(
         jnp.arange(2, dtype=jnp.uint32), jnp.arange(2.0), ()
       )
-      carry = program.init(every, ())
-      return str(jax.make_jaxpr(program.chunk)(carry, every, ())).count('cond[')
+      shared = context_lib.Shared()
+      carry = program.init(every, shared)
+      chunk = functools.partial(program.chunk, length=2)
+      return str(jax.make_jaxpr(chunk)(carry, every, shared)).count('cond[')
 
     assert (count(None), count(1)) == (0, 1)
 
@@ -134,7 +143,7 @@ class TestResults:
     seeds, hyper = harness.members(2, rate=rates)
     grid = train(solver=grid_solver, seeds=seeds, hyper=hyper, workdir=None)
     for i, rate in enumerate(rates):
-      alone = train(solver=grid_solver({'rate': rate}), workdir=None)
+      alone = train(solver=grid_solver(rate=rate), workdir=None)
       rows = slice(2 * i, 2 * i + 2)
       assert_trees_close(
         jax.tree.map(lambda x, rows=rows: x[rows], grid.params), alone.params
@@ -159,20 +168,20 @@ class TestResults:
       lambda context: jnp.ones(5),
       lambda context: context.data,
       None,
-      chunk=2,
-      select=None,
-      at_once=None,
+      count=3,
     )
-    every = program_lib.Members(jnp.arange(3, dtype=jnp.uint32), (), ())
-    data = jnp.ones((11, 5))
-    carry = program.init(every, data)
-    jaxpr = str(jax.make_jaxpr(program.chunk)(carry, every, data))
+    every = context_lib.Members(jnp.arange(3, dtype=jnp.uint32), (), ())
+    shared = context_lib.Shared(jnp.ones((11, 5)))
+    carry = program.init(every, shared)
+    chunk = functools.partial(program.chunk, length=2)
+    jaxpr = str(jax.make_jaxpr(chunk)(carry, every, shared))
     assert 'f32[11,5]' in jaxpr
     assert 'f32[3,11,5]' not in jaxpr
 
   def test_params_that_the_state_holds_too_can_be_donated(self):
     keeper = optax.GradientTransformationExtraArgs(
-      lambda params: params, lambda u, state, params=None, **_: (u, state)
+      lambda params: (params, None),  # None is no leaf.
+      lambda u, state, params=None, **_: (u, state),
     )
     solver = optax.chain(
       bj.gradient(lambda p, b: jnp.sum(p**2)), keeper, optax.sgd(0.1)
@@ -181,7 +190,7 @@ class TestResults:
       solver, lambda c: jnp.ones(4), steps=4, chunk=2, seeds=2, workdir=None
     )
     np.testing.assert_allclose(trained.params, 0.8**4, 1e-6)
-    np.testing.assert_array_equal(trained.state[1], np.ones((2, 4)))
+    np.testing.assert_array_equal(trained.state[1][0], np.ones((2, 4)))
 
   def test_params_that_are_data_can_be_donated(self, train):
     """The data is needed again in the next chunk, and by the caller."""
@@ -207,6 +216,52 @@ class TestResults:
     assert trained.seconds > 0
     assert trained.compile_seconds > 0
 
+  def test_losses_are_means_over_the_steps_of_a_chunk(self, train):
+    """The last chunk is shorter; its mean is over its own steps."""
+    each = train(steps=25, chunk=1, workdir=None, loss_last=True)
+    whole = train(steps=25, workdir=None, loss_last=True)
+    of = each.history['loss/energy']
+    expected = [of[:10].mean(0), of[10:20].mean(0), of[20:].mean(0)]
+    np.testing.assert_allclose(whole.history['loss/energy'], expected, 1e-5)
+    np.testing.assert_array_equal(each.history['loss_last/energy'], of)
+    last = whole.history['loss_last/energy']
+    np.testing.assert_allclose(last, of[[9, 19, 24]], 1e-6)
+
+  def test_measures_of_every_step_join_the_losses(self, train, grid_solver):
+    measure = lambda params, updates: {'moved': jnp.sum(updates.upper**2)}
+    solver = harness.measured(grid_solver(), measure)
+    plain = train(steps=20, workdir=None)
+    each = train(solver=solver, steps=20, chunk=1, workdir=None)
+    whole = train(solver=solver, steps=20, workdir=None)
+    assert_trees_close(whole.params, plain.params)
+    # Adam's first step is its rate, in each of three coordinates.
+    np.testing.assert_allclose(each.history['loss/moved'][0], 0.03, 1e-3)
+    means = each.history['loss/moved'].reshape(2, 10, -1).mean(1)
+    np.testing.assert_allclose(whole.history['loss/moved'], means, 1e-4)
+
+  def test_a_solver_sees_the_key_of_its_seed(self, train):
+    """Environments in a state differ by seed, and are those of a seed alone."""
+
+    def solver(context):
+      start = jax.random.uniform(context.key, (2,))
+
+      def update(updates, state, params=None, **_):
+        del params
+        return updates, state + context.own
+
+      environment = optax.GradientTransformationExtraArgs(
+        lambda params: start, update
+      )
+      inner = bj.gradient(lambda p, b: jnp.sum((p.upper - b) ** 2))
+      return optax.chain(inner, optax.sgd(0.1), environment)
+
+    own = jnp.array([1.0, 2.0, 3.0])
+    arguments = {'solver': solver, 'steps': 10, 'workdir': None}
+    state = train(seeds=3, own=own, **arguments).state[-1]
+    assert len(np.unique(np.asarray(state) % 1)) == 6
+    alone = train(seeds=[1], own=own[1:2], **arguments).state[-1]
+    np.testing.assert_array_equal(state[1], alone[0])
+
   def test_start_is_recorded_without_losses(self, train):
     trained = train(steps=10, record_start=True)
     assert trained.steps.tolist() == [0, 10]
@@ -231,6 +286,26 @@ class TestResults:
     assert_trees_equal(first.params, second.params)
 
 
+class TestLength:
+  def test_steps_can_be_raised_later(self, train, tmp_path):
+    first = train(steps=25)
+    assert first.steps.tolist() == [10, 20, 25]
+    longer = train(steps=40)
+    # Back on multiples of the chunk.
+    assert longer.steps.tolist() == [10, 20, 25, 30, 40]
+    whole = train(steps=40, workdir=None)
+    assert_trees_equal(longer.params, whole.params)
+    with pytest.raises(
+      harness.OtherRunError, match=r'run of 40 steps, more than steps=30\.'
+    ):
+      train(steps=30)
+
+  def test_the_first_chunk_is_saved(self, train, tmp_path):
+    train(save_seconds=1e9, steps=30)
+    folder = tmp_path / 'run' / 'checkpoints'
+    assert sorted(path.name for path in folder.iterdir()) == ['10', '30']
+
+
 class TestCompilation:
   def test_one_trace_whatever_the_number_of_chunks(self, train, tmp_path):
     traces = []
@@ -249,9 +324,12 @@ class TestCompilation:
     trained = train(batch=counted, steps=50, workdir=tmp_path / 'many')
     assert trained.step == 50
     assert len(traces) == 3 * one
+    # A shorter last chunk is one program more.
+    train(batch=counted, steps=45, chunk=10, workdir=None)
+    assert len(traces) == 5 * one
     # Done: nothing to compile.
     train(batch=counted, steps=50, workdir=tmp_path / 'many')
-    assert len(traces) == 3 * one
+    assert len(traces) == 5 * one
 
 
 class TestNonfinite:
@@ -316,6 +394,23 @@ class TestNonfinite:
     with pytest.raises(harness.AllStoppedError, match='all 2 seeds'):
       self.run(train, [1.0, 1.0])
 
+  def test_a_seed_alone_keeps_the_checkpoint_before(self, train, tmp_path):
+    """It is not frozen, which would take a second copy of all it changes."""
+    for chunk, kept in ((5, 5), (10, None)):
+      where = 'The checkpoint of step 5 is in' if kept else 'step 7'
+      for _ in range(2):  # The same command says the same.
+        with (
+          pytest.warns(RuntimeWarning, match='stopped at step 7'),
+          pytest.raises(harness.AllStoppedError, match=where) as error,
+        ):
+          self.run(train, [1.0], chunk=chunk, workdir=tmp_path / str(chunk))
+        assert ('checkpoint' in str(error.value)) == (kept is not None)
+      folder = tmp_path / str(chunk) / 'run'
+      steps = [p.name for p in (folder / 'checkpoints').iterdir()]
+      assert steps == ([] if kept is None else [str(kept)])
+      last = harness.read_records(folder / 'metrics.jsonl')[-1]
+      assert last['score'] == [None]
+
   def test_infinite_params_under_finite_losses_count(self):
     """Finds a check of losses alone."""
     solver = optax.chain(
@@ -337,10 +432,6 @@ class TestNonfinite:
 
 
 class TestArguments:
-  def test_steps_must_be_whole_chunks(self, train):
-    with pytest.raises(ValueError, match='steps=40 is no multiple of chunk=7'):
-      train(chunk=7)
-
   def test_unknown_select_names_the_metrics(self, train):
     with pytest.raises(
       ValueError, match=r"'scores' is none .*loss/energy.*score"
@@ -360,6 +451,22 @@ class TestArguments:
       train(evaluate=lambda c, p, s: jnp.sum(p.upper))
     with pytest.raises(ValueError, match='loss/energy'):
       train(evaluate=lambda c, p, s: {'loss/energy': jnp.sum(p.upper)})
+
+  def test_other_arrays_in_the_same_folder_are_refused(self, train):
+    own, data = jnp.ones((2, 3)), {'rows': np.zeros((4, 2))}
+    arguments = {'steps': 10, 'frozen': {'w': np.ones(5)}}
+    train(own=own, data=data, **arguments)
+    train(own=own, data=data, **arguments)
+    changed = {'rows': np.ones((4, 2))}
+    with pytest.raises(
+      harness.OtherRunError,
+      match=r"\(train\.data\['rows'\]: \w+ -> \w+\)\. Giv",
+    ):
+      train(own=own, data=changed, **arguments)
+    with pytest.raises(harness.OtherRunError, match=r'train\.own'):
+      train(own=2 * own, data=data, **arguments)
+    with pytest.raises(harness.OtherRunError, match=r'train\.frozen'):
+      train(own=own, data=data, steps=10, frozen={'w': np.zeros(5)})
 
   def test_other_settings_in_the_same_folder_are_refused(self, train):
     train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)})

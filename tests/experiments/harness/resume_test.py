@@ -1,11 +1,7 @@
 """A run killed at any moment and started again ends as if left alone."""
 
 import json
-import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +11,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import termination
-
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.experiments.harness import processes
 
 SCRIPT = """
 import pathlib, sys, time
@@ -24,7 +19,8 @@ import jax, jax.numpy as jnp, numpy as np, optax
 import bilevel_jax as bj
 from experiments import harness
 
-workdir, pause = sys.argv[1], float(sys.argv[2])
+workdir, pause = globals().get('ARGUMENTS') or sys.argv[1:]
+pause = float(pause)
 problem = bj.BilevelProblem(
   upper=lambda x, y, batch: jnp.sum((y - batch) ** 2),
   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
@@ -54,44 +50,17 @@ harness.write_results(
 """
 
 
-def run_here(workdir, monkeypatch):
-  """The script in this process, which saves a start of Python."""
-  monkeypatch.setattr(sys, 'argv', ['script', str(workdir), '0'])
-  exec(compile(SCRIPT, 'script', 'exec'), {})
-
-
-def start(workdir, pause):
-  return subprocess.Popen(
-    [sys.executable, '-W', 'error', '-c', SCRIPT, str(workdir), str(pause)],
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def kill_after(process, path, lines, *, by=signal.SIGKILL, status=None):
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline and process.poll() is None:
-    if path.exists() and path.read_bytes().count(b'\n') >= lines:
-      break
-    time.sleep(0.01)
-  process.send_signal(by)
-  _, said = process.communicate()
-  assert process.returncode == (-by if status is None else status), said
-  assert path.read_bytes().count(b'\n') >= lines
-  return said
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  run_here(whole, monkeypatch)
+  processes.run_here(SCRIPT, whole, 0)
   records = killed / 'run' / 'metrics.jsonl'
-  kill_after(start(killed, 0.3), records, 3)
+  start = lambda: processes.start(SCRIPT, killed, 0.3)[0]
+  processes.kill_after(start(), records, 3)
   with records.open('a') as file:
     file.write('{"step": 99, "sco')  # A kill may leave half a line.
   # Then ended by a signal that leaves time to save.
-  said = kill_after(
-    start(killed, 0.3),
+  said = processes.kill_after(
+    start(),
     records,
     5,
     by=signal.SIGTERM,
@@ -100,7 +69,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   steps = json.loads(records.read_text().splitlines()[-1])['step']
   assert f'terminated after step {steps}; the same command goes on' in said
   assert (killed / 'run' / 'checkpoints' / str(steps)).is_dir()
-  run_here(killed, monkeypatch)
+  processes.run_here(SCRIPT, killed, 0)
 
   assert records.read_bytes() == (whole / 'run' / 'metrics.jsonl').read_bytes()
   one, other = np.load(whole / 'result.npz'), np.load(killed / 'result.npz')

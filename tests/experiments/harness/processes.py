@@ -1,0 +1,89 @@
+"""Starts scripts as processes of their own, and ends them."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def run_here(script, *arguments):
+  """The script in this process, which saves a start of Python.
+
+  Args:
+    script: Python.
+    *arguments: as of its command line.
+
+  Returns:
+    What it defines.
+  """
+  here = {'__name__': 'script', 'ARGUMENTS': list(map(str, arguments))}
+  exec(compile(script, 'script', 'exec'), here)
+  return here
+
+
+def start(script, *arguments, count=None):
+  """Starts it once, or `count` times with 8 devices over all of them."""
+  command = [sys.executable, '-W', 'error', '-c', script, *map(str, arguments)]
+  # The proxies of some machines confuse the detection of processes.
+  plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
+  each = [{}]
+  if count is not None:
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = free.getsockname()[1]
+    each = [
+      {
+        # The last one counts.
+        'XLA_FLAGS': os.environ['XLA_FLAGS']
+        + f' --xla_force_host_platform_device_count={8 // count}',
+        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+        'JAX_NUM_PROCESSES': str(count),
+        'JAX_PROCESS_ID': str(index),
+      }
+      for index in range(count)
+    ]
+  return [
+    subprocess.Popen(
+      command,
+      cwd=ROOT,
+      env=plain | own,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for own in each
+  ]
+
+
+def wait_for_lines(process, path, lines):
+  """Waits until a file has so many lines, or the process has ended."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    if path.exists() and path.read_bytes().count(b'\n') >= lines:
+      return
+    time.sleep(0.01)
+
+
+def finish(processes, status=0):
+  """Waits for all; what they printed, if they end with this status."""
+  try:
+    said = [process.communicate(timeout=240) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [p.returncode for p in processes] == [status] * len(processes), said
+  return said
+
+
+def kill_after(process, path, lines, *, by=signal.SIGKILL, status=None):
+  """Sends a signal once a file has so many lines; what it said then."""
+  wait_for_lines(process, path, lines)
+  process.send_signal(by)
+  ((_, said),) = finish([process], -by if status is None else status)
+  assert path.read_bytes().count(b'\n') >= lines
+  return said
