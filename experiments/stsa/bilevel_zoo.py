@@ -7,18 +7,20 @@
 
 Every method gets the same number of calls on a batch (a gradient, or a product
 with a Hessian) and the same grid of step sizes, tuned with a seed that no
-number in the table uses. `control/direct` drops the implicit term: what it
-reaches, any method must beat.
+number in the table uses; a grid whose end is chosen is widened.
+`control/direct` drops the implicit term: what it reaches, any method must beat.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.stsa import (
   label_cleaning,
   methods,
@@ -30,6 +32,7 @@ from experiments.stsa import (
 )
 
 CONTROL = 'control/direct'
+TUNING_SEED = 1_000_000
 # Samples of the lower and the upper loss, at most, of the packaged 569.
 PACKAGED_SIZES = (256, 192)
 
@@ -56,7 +59,9 @@ class Settings:
     lower_steps: tried step sizes of the lower variable at the start.
     ratios: tried ratios of the upper step to the lower one, in units of the
       problem's.
-    exponents: tried powers with which both fall after the first `warm` part.
+    exponents: tried powers, in [0, 1], with which both fall after the first
+      `warm` part.
+    widen: how often a grid may grow where its end is chosen.
     warm: share of the run before which steps stay.
     series: step of the Neumann series.
     seeds: of the start and the draws.
@@ -77,9 +82,10 @@ class Settings:
   corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
   digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
   batch_size: int = 64
-  lower_steps: tuple[float, ...] = (0.1, 0.3)
+  lower_steps: tuple[float, ...] = (0.1, 0.3, 0.9)
   ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
   exponents: tuple[float, ...] = (0.0, 1.0)
+  widen: int = 3
   warm: float = 0.02
   series: float = 0.3
   seeds: int = 4
@@ -90,7 +96,16 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('control/direct', 'soba', 'saba'), calls=30_000, seeds=2
+    methods=('control/direct', 'soba', 'saba'),
+    calls=15_000,
+    samples=256,
+    size=20,
+    batch_size=16,
+    lower_steps=(0.1, 0.3),
+    ratios=(0.3, 1.0),
+    widen=1,
+    seeds=2,
+    records=20,
   ),
   'paper': Settings(
     calls=1_000_000,
@@ -105,153 +120,141 @@ PRESETS = {
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  for name in settings.methods:
-    if name not in methods.METHODS:
-      known = ', '.join(methods.METHODS)
-      raise harness.SettingsError(f'unknown method {name!r}; known: {known}.')
-  samples = {'--samples': settings.samples}
-  if settings.problem == 'cleaning':
-    samples = {'--digit_sizes': settings.digit_sizes[0]}
-  for flag, count in samples.items():
-    if count % settings.batch_size:
-      raise harness.SettingsError(
-        f'{flag}: {count} samples are no multiple of {settings.batch_size}.'
-      )
+  unknown = sorted(set(settings.methods) - set(methods.METHODS))
+  if unknown:
+    known = ', '.join(methods.METHODS)
+    raise harness.SettingsError(
+      f'unknown method {unknown[0]!r}; known: {known}.'
+    )
   for flag, given, wanted in (
     ('--table_sizes', settings.table_sizes, 2),
     ('--digit_sizes', settings.digit_sizes, len(label_cleaning.PARTS)),
   ):
     if len(given) != wanted:
       raise harness.SettingsError(f'{flag} takes {wanted} numbers.')
+  flag, count = '--samples', settings.samples
+  if settings.problem == 'cleaning':
+    flag, count = '--digit_sizes', settings.digit_sizes[0]
+  if count % settings.batch_size:
+    raise harness.SettingsError(
+      f'{flag}: {count} samples are no multiple of {settings.batch_size}.'
+    )
 
 
 def make_problems(
   options: harness.Options,
-) -> list[zoo_problem.Problem]:
-  """The problems that the settings name; says what data they use."""
-  settings = options.settings
+) -> tuple[list[zoo_problem.Problem], list]:
+  """The problems that the settings name, and where their data come from."""
+  settings, data_dir = options.settings, options.data_dir
+  size = {'batch_size': settings.batch_size}
   if settings.problem == 'quadratic':
-    made = make_quadratic(settings)
+    made = quadratic.make_quadratic(
+      coupling=settings.coupling,
+      samples=settings.samples,
+      size=settings.size,
+      **size,
+    )
+    floor = made.series_floor(methods.TERMS, settings.series)
     title = f'Bilevel quadratics, lower coupling {settings.coupling}'
-    return [quadratic.as_problem(made, title)]
-  problems = []
-  if settings.problem == 'regularisation':
-    names = settings.tables
-    if options.data_dir is None:
-      print('No --data_dir: the packaged table.')
-      names = ('breast_cancer',)
-    for name in names:
-      sizes = settings.table_sizes
-      if name == 'breast_cancer':
-        sizes = tuple(map(min, sizes, PACKAGED_SIZES))
-      problem, source = regularisation.make_regularisation(
-        name,
-        options.data_dir,
-        train=sizes[0],
-        validation=sizes[1],
-        batch_size=settings.batch_size,
-      )
-      print(f'Data: {source}')
-      problems.append(problem)
-    return problems
-  for corruption in settings.corruptions:
-    problem, source = label_cleaning.make_cleaning(
-      options.data_dir,
-      corruption=corruption,
-      sizes=dict(zip(label_cleaning.PARTS, settings.digit_sizes, strict=True)),
-      batch_size=settings.batch_size,
+    return [quadratic.as_problem(made, title, floor)], []
+  if settings.problem == 'cleaning':
+    sizes = dict(zip(label_cleaning.PARTS, settings.digit_sizes, strict=True))
+    make = lambda corruption: label_cleaning.make_cleaning(
+      data_dir, corruption=corruption, sizes=sizes, **size
     )
-    problems.append(problem)
-  print(f'Data: {source}')
-  return problems
+    made = [make(corruption) for corruption in settings.corruptions]
+  else:
+    names, most = settings.tables, settings.table_sizes
+    if data_dir is None:
+      names, most = ('breast_cancer',), PACKAGED_SIZES
+    train, validation = map(min, settings.table_sizes, most)
+    make = lambda name: regularisation.make_regularisation(
+      name, data_dir, train=train, validation=validation, **size
+    )
+    made = [make(name) for name in names]
+  problems, sources = map(list, zip(*made, strict=True))
+  for source in dict.fromkeys(sources):
+    print(f'Data: {source}')
+  return problems, sources
 
 
-def make_quadratic(settings: Settings) -> quadratic.Quadratic:
-  """The quadratic of the settings."""
-  return quadratic.make_quadratic(
-    coupling=settings.coupling,
-    samples=settings.samples,
-    size=settings.size,
-    batch_size=settings.batch_size,
-  )
-
-
-def compare(
+def run(
   options: harness.Options, problem: zoo_problem.Problem
-) -> tuple[dict[str, float], list[dict[str, Any]], zoo_figure.Row]:
-  """Runs the methods on one problem.
-
-  Args:
-    options: what the flags say.
-    problem: of the comparison.
-
-  Returns:
-    Metrics, rows of the table and what the picture shows.
-  """
-  settings, zoo = options.settings, zoo_run.Zoo(options, problem)
-  prefix = f'{problem.name}/' if problem.name else ''
-  metrics: dict[str, float] = {}
-  rows, by_calls, by_time = [], {}, {}
-  for method in settings.methods:
-    if not methods.affordable(method, problem.lower_size):
-      print(
-        f'{method} is left out: a Hessian of {problem.lower_size:,} numbers.'
-      )
-      continue
-    chosen, trained = zoo.tune_and_run(method)
-    values, calls = trained.history[problem.judge_by], trained.history['calls']
-    final_value = float(np.mean(values[-1]))
-    reduction = float(np.mean(values[0])) / final_value
-    spent = float(np.mean(calls[-1]))
-    seconds = trained.seconds / settings.seeds
-    of_one = {
-      'final': final_value,
-      'reduction': reduction,
-      'calls': spent,
-      'seconds': seconds,
-    }
-    metrics |= {f'{prefix}{method}/{k}': v for k, v in of_one.items()}
-    shown = {
-      name: float(np.mean(ends[-1]))
-      for name, ends in trained.history.items()
-      if name == 'test_error' != problem.judge_by
-    }
-    rows.append(
-      ({'problem': problem.name} if problem.name else {})
-      | {'method': method, 'final': final_value, **shown}
-      | {
-        'reduction': reduction,
-        'calls a step': spent / trained.step,
-        's a run': seconds,
-        **chosen,
-      }
-    )
-    by_calls[method] = (calls.mean(axis=1), values.mean(axis=1))
-    shares = np.linspace(0, 1, len(values))
-    by_time[method] = (seconds * shares, values.mean(axis=1))
-  final = lambda method: metrics[f'{prefix}{method}/final']
-  others = [name for name in by_calls if not name.startswith('control/')]
-  if len(others) < len(by_calls):
-    for method in by_calls:
-      metrics[f'{prefix}{method}/of_control'] = final(method) / final(CONTROL)
-  for name, worst in (('reduction', min), ('of_control', max)):
-    found = [metrics.get(f'{prefix}{method}/{name}') for method in others]
-    if found and None not in found:
-      metrics[f'{prefix}worst/{name}'] = worst(found)
-  if {'soba', 'saba'} <= set(others):
-    metrics[f'{prefix}saba/below_soba'] = final('soba') / final('saba')
-  for name, reached in problem.references.items():
-    metrics[f'{prefix}reference/{name}'] = reached
-    print(f'{problem.title}, {name.replace("_", " ")} alone: {reached:.4g}.')
-  picture = zoo_figure.Row(
-    by_calls,
-    by_time,
-    problem.title,
-    problem.label,
-    problem.logarithmic,
-    problem.references,
+) -> dict[str, comparison.Outcome]:
+  """Tunes and runs the methods on one problem; those that can be afforded."""
+  settings = options.settings
+  lately = -(-settings.records // 10)
+  rules = comparison.Rules(
+    options._replace(workdir=str(pathlib.Path(options.workdir, problem.name))),
+    settings=comparison.settings_of(settings, *zoo_run.NOT_OF_A_RUN),
+    score=lambda t: -np.mean(t.history[problem.tune_by][-lately:], axis=0),
+    tuning_seeds=(TUNING_SEED,),
+    widenings=settings.widen,
   )
-  return metrics, rows, picture
+  train = functools.partial(zoo_run.train, settings, problem)
+  grid = {
+    'step': settings.lower_steps,
+    'ratio': settings.ratios,
+    'exponent': comparison.Axis(settings.exponents, bounds=(0.0, 1.0)),
+  }
+  size = problem.lower_size
+  affordable = [m for m in settings.methods if methods.affordable(m, size)]
+  for method in set(settings.methods) - set(affordable):
+    print(f'{method} is left out: a Hessian of {size:,} numbers.')
+  outcomes = comparison.compare(rules, affordable, train, grid)
+  if settings.problem == 'quadratic' and 'sustain' in affordable:
+    seeds = tuple(range(settings.correction_seeds))
+    rules = dataclasses.replace(rules, options=options._replace(seeds=seeds))
+    point = {'step': (0.3,), 'ratio': (1.0,), 'exponent': (1 / 3,)}
+    outcomes |= comparison.compare(rules, zoo_run.CORRECTION, train, point)
+  return outcomes
+
+
+def summarise(
+  outcomes: dict[str, comparison.Outcome], problem: zoo_problem.Problem
+) -> tuple[dict[str, float], list[dict]]:
+  """Metrics, and rows of the table; see `comparison.report_outcomes`."""
+  # Means that are NaN if a seed stopped; so is that of a method that failed.
+  mean = lambda outcome, at: (
+    np.nan if outcome.failure else outcome.values(problem.judge_by)[at].mean()
+  )
+  starts = {method: mean(outcome, 0) for method, outcome in outcomes.items()}
+  ends = {method: mean(outcome, -1) for method, outcome in outcomes.items()}
+
+  def measure(outcome):
+    trained, last = outcome.trained, outcome.last(problem.judge_by)
+    found = {'final': last}
+    if 'test_error' in trained.history and problem.judge_by != 'test_error':
+      found['test_error'] = outcome.last('test_error')
+    if CONTROL in ends:
+      found['of_control'] = last / ends[CONTROL]
+    return found | {
+      'reduction': starts[outcome.method] / ends[outcome.method],
+      'calls_a_step': outcome.last('calls').mean() / trained.step,
+      'seconds_a_run': trained.seconds / len(last),
+    }
+
+  metrics, rows = comparison.report_outcomes(
+    outcomes, measure, where=problem.name
+  )
+  tuned = [m for m in outcomes if '/' not in m]
+  more = {('reference', k): v for k, v in problem.references.items()}
+  # Of numpy, whose reductions keep a NaN.
+  more['worst', 'reduction'] = np.min([starts[m] / ends[m] for m in tuned])
+  if CONTROL in ends:
+    worst = np.max([ends[m] / ends[CONTROL] for m in tuned])
+    more['worst', 'of_control'] = worst
+  if {'soba', 'saba'} <= set(tuned):
+    more['saba', 'below_soba'] = ends['soba'] / ends['saba']
+  if set(zoo_run.CORRECTION) <= set(ends):
+    corrected, plain = (ends[m] for m in zoo_run.CORRECTION)
+    more['sustain', 'correction_gain'] = plain / corrected
+  for (of, name), value in more.items():
+    print(f'{problem.title}, {of}: {name.replace("_", " ")} {value:.4g}')
+    metrics['/'.join(filter(None, (of, problem.name, name)))] = value
+  if problem.name:
+    rows = [{'problem': problem.name} | row for row in rows]
+  return metrics, rows
 
 
 def main(options: harness.Options) -> None:
@@ -259,41 +262,27 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   check(settings)
-  problems = make_problems(options)
+  problems, sources = make_problems(options)
   print(
-    'Grid: lower step '
-    f'{settings.lower_steps}, ratio {settings.ratios}, exponent '
-    f'{settings.exponents}; the unit of the ratio is '
-    f'{problems[0].upper_scale:g}.'
+    f'Grid at first: lower step {settings.lower_steps}, ratio '
+    f'{settings.ratios} in units of {problems[0].upper_scale:g}, exponent '
+    f'{settings.exponents}; tuned on seed {TUNING_SEED}.'
   )
-  metrics: dict[str, float] = {}
-  rows, pictures = [], []
-  for problem in problems:
-    found, table, picture = compare(options, problem)
+  pictures = [(problem, run(options, problem)) for problem in problems]
+  metrics, rows = {}, []
+  for problem, outcomes in pictures:
+    found, table = summarise(outcomes, problem)
     metrics |= found
     rows += table
-    pictures.append(picture)
-
-  if settings.problem == 'quadratic':
-    floor = make_quadratic(settings).series_floor(
-      methods.TERMS, settings.series
-    )
-    metrics['floor/series'] = floor
-    print(
-      f'Bias floor of {methods.TERMS} terms of the Neumann series (BSA, TTSA, '
-      f'SUSTAIN; one term more in the others): {floor:.3g}.'
-    )
-    if 'sustain' in settings.methods:
-      gain = zoo_run.Zoo(options, problems[0]).correction_gain()
-      metrics['sustain/correction_gain'] = gain
-      print(
-        f'SUSTAIN beside itself without the correction: {gain:.2f} x below.'
-      )
   harness.write_table(options.workdir, rows)
   path = pathlib.Path(options.workdir) / f'{settings.problem}.png'
   zoo_figure.draw(path, pictures)
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=sources,
+    tuning_seeds=(TUNING_SEED,),
   )
   print(f'Results: {path}')
 

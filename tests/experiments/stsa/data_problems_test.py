@@ -155,10 +155,13 @@ def options_of(folder, **changes):
 def test_a_small_run_and_again(tmp_path, problem, name):
   options = options_of(tmp_path, problem=problem)
   bilevel_zoo.main(options)
-  read = lambda: json.loads((tmp_path / 'results.json').read_text())['metrics']
+
+  def read():
+    found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+    return {k: v for k, v in found.items() if not k.endswith('/seconds')}
+
   metrics = read()
-  assert metrics[f'{name}/soba/of_control'] < 1
-  assert metrics[f'{name}/soba/calls'] == pytest.approx(1_200, rel=0.01)
+  assert metrics[f'soba/{name}/of_control'] < 1
   assert (tmp_path / f'{problem}.png').exists()
   bilevel_zoo.main(options)  # From its checkpoints.
   assert read() == metrics
@@ -169,6 +172,6 @@ def test_the_packaged_data_is_enough_for_the_defaults():
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, '', None, (0,)
   )
-  (problem,) = bilevel_zoo.make_problems(options)
+  (problem,), _ = bilevel_zoo.make_problems(options)
   assert problem.name == 'breast_cancer'
   assert problem.batches == (3, 4)
