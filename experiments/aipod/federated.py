@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from experiments import harness
-from experiments.aipod import clients, federated_run
+from experiments.aipod import client_digits, federated_run
 from experiments.aipod.federated_run import Method
 from experiments.harness import comparison
 
@@ -193,7 +193,7 @@ def methods(settings: Settings) -> dict[str, Method]:
 
 
 def compare(
-  options: harness.Options, digits: clients.Digits
+  options: harness.Options, digits: client_digits.Digits
 ) -> tuple[dict[str, comparison.Outcome], dict[str, comparison.Outcome]]:
   """Tunes and runs all.
 
@@ -286,7 +286,7 @@ def main(options: harness.Options) -> None:
   check(settings)
   seeds = tuple(FIRST_SEED + seed for seed in options.seeds)
   options = options._replace(seeds=seeds)
-  digits, source = clients.load_digits(
+  digits, source = client_digits.load_digits(
     options.data_dir,
     clients=settings.clients,
     shards=settings.shards,
@@ -295,7 +295,7 @@ def main(options: harness.Options) -> None:
     test=settings.test,
     ratio=settings.ratio,
   )
-  print(f'Data: {source}.')
+  print(f'Data: {source.words}.')
   found, compared = compare(options, digits)
 
   def measure(outcome):
@@ -356,7 +356,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=source,
+    data=(source,),
+    published=('MNIST',),
     tuning_seeds=TUNING_SEEDS,
   )
   print(f'Results: {path}')

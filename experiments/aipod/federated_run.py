@@ -10,7 +10,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.aipod import clients, fednest
+from experiments.aipod import client_digits, clients, fednest, tasks
 from experiments.harness import comparison
 
 
@@ -28,17 +28,17 @@ class Method(NamedTuple):
     return {name: value for name, value in self._asdict().items() if value}
 
 
-def make_task(settings: Any, digits: clients.Digits) -> clients.Task:
+def make_task(settings: Any, digits: client_digits.Digits) -> tasks.Task:
   """The task of the settings."""
   if settings.task == 'hyper_representation':
-    return clients.hyper_representation(settings.hidden, settings.decay)
+    return tasks.hyper_representation(settings.hidden, settings.decay)
   labels = np.asarray(digits.train.labels).ravel()
-  prior = np.bincount(labels, minlength=clients.CLASSES) / len(labels)
-  return clients.loss_tuning(settings.hidden, settings.decay, prior)
+  prior = np.bincount(labels, minlength=client_digits.CLASSES) / len(labels)
+  return tasks.loss_tuning(settings.hidden, settings.decay, prior)
 
 
 def make_solver(
-  method: Method, settings: Any, task: clients.Task, hyper: Any
+  method: Method, settings: Any, task: tasks.Task, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a method, for all clients at once."""
   series = bj.linear_solvers.neumann(settings.products, settings.linear_rate)
@@ -54,7 +54,7 @@ def make_solver(
         local_steps=method.local_steps,
         upper_steps=method.upper_steps,
         solve=series,
-        batch_at=clients.batch_at,
+        batch_at=client_digits.batch_at,
       )
     agree = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
@@ -64,7 +64,7 @@ def make_solver(
         optax.sgd(hyper['lower_rate']),
         set=bj.projections.Lazy(agree, settings.probability, key=hyper['coin']),
         steps=method.lower_steps,
-        batch_at=clients.batch_at,
+        batch_at=client_digits.batch_at,
       ),
       solve=series,
     )
@@ -94,7 +94,7 @@ def rounds_an_update(method: Method, settings: Any) -> float:
 def train(
   method: Method,
   settings: Any,
-  digits: clients.Digits,
+  digits: client_digits.Digits,
   job: comparison.Job,
 ) -> harness.Trained:
   """Runs members until all, or in tuning the best point, reach the goal.
@@ -120,14 +120,16 @@ def train(
     return jax.tree.map(lambda z: jnp.stack([z] * settings.clients), one)
 
   def batch(context):
-    return clients.draw_batch(context.key, context.data, settings.batch, times)
+    return client_digits.draw_batch(
+      context.key, context.data, settings.batch, times
+    )
 
   def evaluate(context, params, state):
     mean = clients.mean_client(params)
     measured = {}
     for part in ('selection', 'test'):
       images, labels = getattr(context.data, part)
-      measured[f'{part}_accuracy'] = clients.accuracy(
+      measured[f'{part}_accuracy'] = tasks.accuracy(
         task.logits(mean, images),
         labels,
         balanced=settings.task == 'loss_tuning',

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 
 import bilevel_jax
-from experiments.harness import files, flags
+from experiments.harness import datasets, files, flags
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
@@ -73,6 +73,8 @@ def write_results(
   *,
   metrics: Mapping[str, float],
   seconds: float,
+  data: Sequence[datasets.Source] = (),
+  published: Sequence[str] = (),
   **more: Any,
 ) -> pathlib.Path:
   """Writes `results.json`, with all that is needed to judge the numbers.
@@ -81,6 +83,9 @@ def write_results(
     options: what was run, and where.
     metrics: numbers by stable names; not finite ones become null.
     seconds: wall time, s.
+    data: what was read: `data` and `data_digests` of the file.
+    published: names of the data sets of the published numbers: `substituted`
+      is '' if all of them were read, else what stands in for them.
     **more: further plain values, such as compile_seconds.
 
   Returns:
@@ -105,6 +110,9 @@ def write_results(
     },
     'wall_seconds': round(float(seconds), 3),
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
+    'data': '; '.join(source.words for source in data),
+    'data_digests': {source.name: source.digest for source in data},
+    'substituted': datasets.substituted(data, published),
     **{k: _plain(v) for k, v in more.items()},
   }
   path = pathlib.Path(options.workdir) / 'results.json'

@@ -12,8 +12,8 @@ with 0 where there is none, and normal (height, width, 3).
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-import PIL.Image
 
 from experiments import harness
 
@@ -26,13 +26,13 @@ class Office(NamedTuple):
   Attributes:
     folders: names under which its folder goes.
     domains: its domains, each with the names of its folder.
-    classes: their number.
+    images: of each domain, by which the data set is told.
     source: where to get it, in words.
   """
 
   folders: tuple[str, ...]
   domains: dict[str, tuple[str, ...]]
-  classes: int
+  images: tuple[int, ...]
   source: str
 
 
@@ -44,6 +44,7 @@ class Pixels(NamedTuple):
     labels: folders of the classes of pixels.
     classes: their number.
     normals: whether it has surface normals.
+    images: in the folders train and val, by which the data set is told.
     source: where to get it, in words.
   """
 
@@ -51,18 +52,19 @@ class Pixels(NamedTuple):
   labels: tuple[str, ...]
   classes: int
   normals: bool
+  images: tuple[int, ...]
   source: str
 
 
 _ARRAYS = (
-  'the preprocessed arrays are linked from the code of Multi-Task Attention '
-  'Network (MTAN) by Liu, Johns and Davison'
+  'the preprocessed arrays of NYU-v2 and Cityscapes are linked from the code '
+  'of Multi-Task Attention Network (MTAN) by Liu, Johns and Davison'
 )
 OFFICE = {
   'office31': Office(
     ('office31', 'office-31', 'Office31', ''),
     {name: (name,) for name in ('amazon', 'dslr', 'webcam')},
-    31,
+    (2_817, 498, 795),
     'Office-31 is by Saenko, Kulis, Fritz and Darrell (domain_adaptation_images'
     '.tar.gz)',
   ),
@@ -80,43 +82,58 @@ OFFICE = {
       'product': ('Product',),
       'real_world': ('Real World', 'Real_World', 'RealWorld'),
     },
-    65,
+    (2_427, 4_365, 4_439, 4_357),
     'Office-Home is at hemanthdv.github.io/officehome-dataset',
   ),
 }
 PIXELS = {
-  'nyuv2': Pixels(('nyuv2', 'nyu_v2', ''), ('label',), 13, True, _ARRAYS),
+  'nyuv2': Pixels(
+    ('nyuv2', 'nyu_v2', ''), ('label',), 13, True, (795, 654), _ARRAYS
+  ),
   'cityscapes': Pixels(
     ('cityscapes', 'cityscapes_preprocess', ''),
     ('label_7', 'label'),
     7,
     False,
+    (2_975, 500),
     _ARRAYS,
   ),
 }
 
 
-def _directory(parent, names, source, what):
+def _folder(parent, names, spec, folders=('',)):
   """The first of several folders that is there."""
-  for name in names:
-    if parent is not None and (pathlib.Path(parent) / name).is_dir():
-      return pathlib.Path(parent) / name
-  where = 'no --data_dir is given' if parent is None else f'not in {parent}'
-  raise harness.MissingDataError(
-    f'the folder of {what} is missing ({where}; looked for '
-    f'{", ".join(repr(n) for n in names if n)}): {source}.'
+  return harness.find(
+    parent, names, folders=folders, advice=spec.source, is_folder=True
   )
 
 
-def _root(data_dir, spec, inside, name):
-  """The folder of a data set: the first with what has to be inside."""
-  for folder in spec.folders:
-    if data_dir is not None:
-      path = pathlib.Path(data_dir) / folder
-      if any((path / part).is_dir() for part in inside):
-        return path
-  names = [folder for folder in spec.folders if folder]
-  return _directory(data_dir, names, spec.source, name)
+def source_of(name: str, parts: dict[str, Any]) -> harness.Source:
+  """Tells from the numbers of images whether they are the data set's.
+
+  Args:
+    name: of the data set.
+    parts: as they were read.
+
+  Returns:
+    A `harness.Source`; its name is the data set's, or unknown images.
+  """
+  if name in OFFICE:
+    images = tuple(int(n) for n in sum(part[2] for part in parts.values()))
+    known = images == OFFICE[name].images
+  else:
+    train, held_out, test = (
+      len(parts[part]['image']) for part in ('train', 'validation', 'test')
+    )
+    images = (train + held_out, test)
+    known = images == PIXELS[name].images
+  words = (
+    f'{" + ".join(f"{n:,}" for n in images)} images in the place of {name}'
+  )
+  arrays = [np.asarray(z) for z in jax.tree.leaves(parts)]
+  return harness.source_of(
+    words, arrays, otherwise=name if known else 'unknown images'
+  )
 
 
 def read_office(
@@ -143,10 +160,10 @@ def read_office(
   """
   spec = OFFICE[name]
   inside = [n for names in spec.domains.values() for n in names]
-  root = _root(data_dir, spec, inside, name)
+  root = _folder(data_dir, inside, spec, spec.folders).parent
   found = {}
   for domain, names in spec.domains.items():
-    folder = _directory(root, names, spec.source, f'{name}, domain {domain},')
+    folder = _folder(root, names, spec)
     if (folder / 'images').is_dir():
       folder = folder / 'images'
     found[domain] = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
@@ -179,21 +196,13 @@ def read_office(
       ends = [len(files) - 2 * tail, len(files) - tail]
       cut = files[: ends[0]], files[ends[0] : ends[1]], files[ends[1] :]
       for part, some in zip(split, cut):
-        split[part] += [(_image(path, side), label) for path in some]
+        split[part] += [
+          (harness.read_image(path, side), label) for path in some
+        ]
     for part, pairs in split.items():
       parts[part].append(pairs)
   stacked = {part: _stack(domains, side) for part, domains in parts.items()}
   return stacked, tuple(found), classes
-
-
-def _image(path: pathlib.Path, side: int) -> np.ndarray:
-  try:
-    with PIL.Image.open(path) as image:
-      return np.asarray(image.convert('RGB').resize((side, side)))
-  except OSError as error:
-    raise harness.DamagedDataError(
-      f'{path} cannot be read as an image: {error}.'
-    ) from error
 
 
 def _stack(domains, side):
@@ -227,16 +236,16 @@ def read_pixels(
     DamagedDataError: if shapes or classes are wrong; names the file.
   """
   spec = PIXELS[name]
-  root = _root(data_dir, spec, ('train',), name)
+  root = _folder(data_dir, ('train',), spec, spec.folders).parent
   parts = {}
   for part, folder in (('train', 'train'), ('test', 'val')):
-    place = _directory(root, (folder,), spec.source, f'{name}, part {folder},')
+    place = _folder(root, (folder,), spec)
     fields = {
       'image': ('image',),
       'label': spec.labels,
       'depth': ('depth',),
     } | ({'normal': ('normal',)} if spec.normals else {})
-    parts[part] = _read_fields(place, fields, spec, name)
+    parts[part] = _read_fields(place, fields, spec)
   count = len(parts['train']['image'])
   order = np.random.default_rng(0).permutation(count)
   some = order[: max(1, round(validation * count))]
@@ -246,11 +255,10 @@ def read_pixels(
   return parts
 
 
-def _read_fields(place, fields, spec, name):
+def _read_fields(place, fields, spec):
   found: dict[str, list] = {field: [] for field in fields}
   folders = {
-    field: _directory(place, names, spec.source, f'{name}, {field},')
-    for field, names in fields.items()
+    field: _folder(place, names, spec) for field, names in fields.items()
   }
   files = sorted(folders['image'].glob('*.npy'), key=_number)
   if len(files) < 2:
@@ -266,7 +274,7 @@ def _read_fields(place, fields, spec, name):
         raise harness.MissingDataError(
           f'{path} is missing, but {file} is there: {spec.source}.'
         )
-      array = _array(path)
+      array = harness.read_npy(path)
       shape = array.shape[:2] if shape is None else shape
       last = {'image': (3,), 'label': (), 'depth': (1,), 'normal': (3,)}[field]
       if array.shape == shape and last == (1,):
@@ -289,12 +297,3 @@ def _read_fields(place, fields, spec, name):
 
 def _number(path: pathlib.Path) -> tuple[int, str]:
   return (int(path.stem), '') if path.stem.isdigit() else (-1, path.stem)
-
-
-def _array(path: pathlib.Path) -> np.ndarray:
-  try:
-    return np.load(path)
-  except (EOFError, OSError, ValueError) as error:
-    raise harness.DamagedDataError(
-      f'{path} is no array of numpy: {error}.'
-    ) from error

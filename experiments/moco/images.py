@@ -129,7 +129,11 @@ def main(options: harness.Options) -> None:
     folder / 'score.png', outcomes, f'test {problem.metric}', title
   )
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    data=(image_data.source_of(settings.dataset, problem.data),),
+    published=(settings.dataset,),
   )
   print(f'Results: {path}')
 

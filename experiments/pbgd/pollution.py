@@ -120,8 +120,8 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
-    data=comparison.source,
-    substituted=comparison.substituted,
+    data=(comparison.source,),
+    published=('MNIST',),
   )
   print(f'Results: {path}')
 

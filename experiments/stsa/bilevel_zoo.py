@@ -26,6 +26,7 @@ from experiments.stsa import (
   methods,
   quadratic,
   regularisation,
+  tables,
   zoo_figure,
   zoo_problem,
   zoo_run,
@@ -33,8 +34,8 @@ from experiments.stsa import (
 
 CONTROL = 'control/direct'
 TUNING_SEED = 1_000_000
-# Samples of the lower and the upper loss, at most, of the packaged 569.
-PACKAGED_SIZES = (256, 192)
+# Shares of a table for the lower and the upper loss, where it has too few.
+SHARES = (0.45, 0.3375)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,13 @@ class Settings:
     coupling: of the quadratic's lower loss: how much its solution moves with x.
     samples: of each of its losses.
     size: dimension of each of its variables.
-    tables: of the regularisation; breast_cancer needs no data folder.
-    table_sizes: samples of its lower and of its upper loss.
+    tables: of the regularisation: a9a, magic, breast_cancer (needs no data
+      folder), or names of LIBSVM or csv files of your own.
+    targets: the column with the two classes of a file of your own: its name in
+      the header, or its number; by default the last one.
+    header: whether such a csv file has one; by default if no number is in it.
+    table_sizes: samples of its lower and of its upper loss; shares of a table
+      that has too few.
     corruptions: shares of wrong labels of the cleaning.
     digit_sizes: digits for training, validation, selection and test.
     batch_size: samples in a fixed batch.
@@ -78,6 +84,8 @@ class Settings:
   samples: int = 1_024
   size: int = 100
   tables: tuple[str, ...] = ('a9a', 'magic')
+  targets: tuple[str, ...] = ()
+  header: bool | None = None
   table_sizes: tuple[int, ...] = (1_024, 4_096)
   corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
   digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
@@ -143,39 +151,67 @@ def check(settings: Settings) -> None:
 
 def make_problems(
   options: harness.Options,
-) -> tuple[list[zoo_problem.Problem], list]:
-  """The problems that the settings name, and where their data come from."""
-  settings, data_dir = options.settings, options.data_dir
-  size = {'batch_size': settings.batch_size}
+) -> tuple[list[zoo_problem.Problem], list[harness.Source]]:
+  """The problems that the settings name, and their data, which it prints."""
+  settings = options.settings
   if settings.problem == 'quadratic':
     made = quadratic.make_quadratic(
       coupling=settings.coupling,
       samples=settings.samples,
       size=settings.size,
-      **size,
+      batch_size=settings.batch_size,
     )
     floor = made.series_floor(methods.TERMS, settings.series)
     title = f'Bilevel quadratics, lower coupling {settings.coupling}'
     return [quadratic.as_problem(made, title, floor)], []
   if settings.problem == 'cleaning':
     sizes = dict(zip(label_cleaning.PARTS, settings.digit_sizes, strict=True))
-    make = lambda corruption: label_cleaning.make_cleaning(
-      data_dir, corruption=corruption, sizes=sizes, **size
+    made = [
+      label_cleaning.make_cleaning(
+        options.data_dir,
+        corruption=corruption,
+        sizes=sizes,
+        batch_size=settings.batch_size,
+      )
+      for corruption in settings.corruptions
+    ]
+    print(f'Data: {made[0][1].words}.')
+    return [problem for problem, _ in made], [made[0][1]]
+  problems, sources = [], []
+  names = [
+    n for n in settings.tables if options.data_dir or n not in tables.FILES
+  ]
+  for name in names or [tables.PACKAGED]:
+    table = tables.read(
+      name,
+      options.data_dir,
+      targets=settings.targets,
+      header=settings.header,
     )
-    made = [make(corruption) for corruption in settings.corruptions]
-  else:
-    names, most = settings.tables, settings.table_sizes
-    if data_dir is None:
-      names, most = ('breast_cancer',), PACKAGED_SIZES
-    train, validation = map(min, settings.table_sizes, most)
-    make = lambda name: regularisation.make_regularisation(
-      name, data_dir, train=train, validation=validation, **size
+    print(f'Data: {table.source.words}.', flush=True)
+    sources.append(table.source)
+    sizes, count = settings.table_sizes, len(table.inputs)
+    if sum(sizes) > 0.9 * count:
+      sizes = [int(share * count) for share in SHARES]
+    problems.append(
+      regularisation.make_regularisation(
+        pathlib.Path(name).name,
+        table,
+        train=sizes[0],
+        validation=sizes[1],
+        batch_size=settings.batch_size,
+        workdir=options.workdir,
+      )
     )
-    made = [make(name) for name in names]
-  problems, sources = map(list, zip(*made, strict=True))
-  for source in dict.fromkeys(sources):
-    print(f'Data: {source}')
   return problems, sources
+
+
+def published(settings: Settings) -> list[str]:
+  """The data sets that the settings are about."""
+  if settings.problem == 'cleaning':
+    return ['MNIST']
+  named = settings.tables if settings.problem == 'regularisation' else ()
+  return [name for name in named if name in tables.FILES]
 
 
 def run(
@@ -282,6 +318,7 @@ def main(options: harness.Options) -> None:
     metrics=metrics,
     seconds=time.monotonic() - start,
     data=sources,
+    published=published(settings),
     tuning_seeds=(TUNING_SEED,),
   )
   print(f'Results: {path}')

@@ -52,7 +52,7 @@ def make_cleaning(
   sizes: dict[str, int],
   batch_size: int,
   penalty: float = 0.01,
-) -> tuple[zoo_problem.Problem, str]:
+) -> tuple[zoo_problem.Problem, harness.Source]:
   r"""Makes the problem of one share of wrong labels.
 
   .. math::
@@ -69,10 +69,10 @@ def make_cleaning(
     penalty: c, in units of the curvature of the loss.
 
   Returns:
-    The problem, and one line on its data.
+    The problem, and where its data come from.
   """
-  parts, source = harness.load_digit_parts(data_dir, sizes)
-  parts = _scaled(parts)
+  parts, source = harness.load_digits(data_dir, sizes)
+  parts = _scaled({name: part.pixels() for name, part in parts.items()})
   labels, _ = harness.pollute_labels(
     jax.random.key(0),
     parts['train'].labels,

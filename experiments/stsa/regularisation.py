@@ -1,5 +1,7 @@
 """One penalty a feature of a logistic regression, by its loss on other data."""
 
+import json
+import pathlib
 from typing import Any, NamedTuple
 
 import chex
@@ -10,7 +12,8 @@ import scipy.optimize
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import tables, zoo_problem
+from experiments.harness import files, progress
+from experiments.stsa import zoo_problem
 
 # Of the loss without its penalty, at most; and where penalties start.
 CURVATURE = 2.0
@@ -18,6 +21,11 @@ FIRST = 0.1
 # Of a loss in float32: no gap below it can be told from none.
 RESOLUTION = 1e-7
 _START = float(np.log(FIRST / (1 - FIRST)))
+# Of Newton's method, at most.
+MOST_STEPS = 100
+# The search for the least value: steps of a round and rounds, at most; it has
+# converged once a round gains less; bound of the logits.
+ROUND, MOST_ROUNDS, CONVERGED, BOUND = 50, 40, 1e-9, 15.0
 
 
 class Parts(NamedTuple):
@@ -35,7 +43,7 @@ class Parts(NamedTuple):
 
 
 def split(
-  table: tables.Table, *, train: int, validation: int, batch_size: int
+  table: harness.Table, *, train: int, validation: int, batch_size: int
 ) -> Parts:
   """Standardises, scales and splits a table.
 
@@ -54,7 +62,7 @@ def split(
   Raises:
     SettingsError: if a part would be empty.
   """
-  order = np.random.default_rng(0).permutation(len(table.signs))
+  order = np.random.default_rng(0).permutation(len(table.inputs))
   rows = np.split(order, [train, train + validation])
   if min(len(rows[0]), len(rows[1])) < batch_size or not len(rows[2]):
     raise harness.SettingsError(
@@ -68,7 +76,7 @@ def split(
   moment = inputs[rows[0]].T @ inputs[rows[0]] / len(rows[0])
   # A logistic loss curves by at most a quarter.
   inputs = inputs * (CURVATURE * 4 / np.linalg.eigvalsh(moment)[-1]) ** 0.5
-  signed = inputs * table.signs[:, None]
+  signed = inputs * table.targets
   return Parts(
     *(zoo_problem.in_batches(signed[r], batch_size) for r in rows[:2]),
     jnp.asarray(signed[rows[2]], jnp.float32),
@@ -80,69 +88,163 @@ def logistic(y: chex.Array, signed: chex.Array) -> chex.Array:
   return jnp.mean(jax.nn.softplus(-(signed @ y)))
 
 
-def minimiser(x: chex.Array, train: chex.Array, steps: int = 8) -> chex.Array:
-  """The lower solution on all data, by Newton's method from zero.
+def minimiser(
+  x: chex.Array, train: chex.Array, start: chex.Array | None = None
+) -> chex.Array:
+  """The lower solution on all data, by Newton's method with a line search.
+
+  It ends two steps after the decrease that a step promises is below rounding,
+  so that the last ones square an error that is small already.
 
   Args:
     x: logits of the penalties, (features,).
     train: (samples, features), times signs.
-    steps: of the method; its errors square.
+    start: of the search; zero if None.
 
   Returns:
-    (features,).
+    (features,), as exact as its type allows.
   """
   penalty = jax.nn.sigmoid(x)
+  lengths = 0.5 ** jnp.arange(16, dtype=x.dtype)
+  rounding = jnp.finfo(x.dtype).eps
 
-  def newton(y, _):
-    share = jax.nn.sigmoid(-(train @ y))
-    slope = penalty * y - train.T @ share / len(train)
-    curved = train.T @ (train * (share * (1 - share))[:, None]) / len(train)
-    return y - jnp.linalg.solve(curved + jnp.diag(penalty), slope), None
+  def newton(carry):
+    y, steps, last = carry
+    step, slope = _newton_step(penalty, y, train)
+    along = lambda t: _penalised(penalty, y - t * step, train)
+    losses = jax.vmap(along)(lengths)
+    # The longest of the steps that rounding cannot tell from the best.
+    near = losses <= jnp.min(losses) * (1 + 4 * rounding)
+    small = ~(slope @ step > rounding * losses[-1])
+    y = y - lengths[jnp.argmax(near)] * step
+    return y, steps + 1, jnp.where(small, last + 1, 0)
 
-  return jax.lax.scan(newton, jnp.zeros_like(x), length=steps)[0]
+  first = (jnp.zeros_like(x) if start is None else start, 0, 0)
+  more = lambda carry: (carry[1] < MOST_STEPS) & (carry[2] < 2)
+  return jax.lax.while_loop(more, newton, first)[0]
 
 
-def value(x: chex.Array, parts: Parts) -> chex.Array:
-  """What is minimised: the validation loss of the lower solution."""
+def _penalised(penalty, y, train):
+  return logistic(y, train) + jnp.sum(penalty * y**2) / 2
+
+
+def _hessian(penalty, y, train):
+  share = jax.nn.sigmoid(-(train @ y))
+  curved = train.T @ (train * (share * (1 - share))[:, None]) / len(train)
+  return curved + jnp.diag(penalty)
+
+
+def _newton_step(penalty, y, train):
+  slope = jax.grad(_penalised, 1)(penalty, y, train)
+  return jnp.linalg.solve(_hessian(penalty, y, train), slope), slope
+
+
+def value_and_slope(
+  x: chex.Array, parts: Parts, start: chex.Array | None = None
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+  """What is minimised, the validation loss of the lower solution.
+
+  Args:
+    x: logits of the penalties, (features,).
+    parts: the samples.
+    start: of the search for the lower solution.
+
+  Returns:
+    The loss, its derivative by the implicit function theorem, and the lower
+    solution.
+  """
   train, validation = (_flat(z) for z in parts[:2])
-  return logistic(minimiser(x, train), validation)
+  y, penalty = minimiser(x, train, start), jax.nn.sigmoid(x)
+  loss, slope = jax.value_and_grad(logistic)(y, validation)
+  pulled = jnp.linalg.solve(_hessian(penalty, y, train), slope)
+  return loss, -penalty * (1 - penalty) * y * pulled, y
 
 
 def _flat(z):
   return z.reshape(-1, z.shape[-1])
 
 
-def best_value(parts: Parts) -> float:
-  """The least value that L-BFGS finds with exact gradients, in float64."""
+def best_value(parts: Parts, kept: pathlib.Path | None = None) -> float:
+  """The least value that L-BFGS finds from two starts, in float64.
+
+  Args:
+    parts: the samples.
+    kept: a file in which the search is kept, round by round; it goes on from
+      there, and nothing is done where it has ended.
+
+  Returns:
+    The value.
+  """
+  size = parts.train.shape[-1]
+  digest = harness.source_of('', parts, otherwise='').digest
+  runs = _kept(kept, digest) or [
+    {'x': [x] * size, 'least': None, 'steps': 0, 'ended': False}
+    for x in (_START, _START - 3)
+  ]
+  most = MOST_ROUNDS * ROUND
+  bar = progress.Progress('reference value', most * len(runs), 0)
   with jax.enable_x64(True):
-    exact = jax.tree.map(
-      lambda z: jnp.asarray(np.asarray(z, np.float64)), parts
-    )
-    both = jax.jit(jax.value_and_grad(lambda x: value(x, exact)))
-    size = parts.train.shape[-1]
-    found = []
-    for start in (_START, _START - 3):
-      least = scipy.optimize.minimize(
-        lambda x: tuple(np.asarray(z, np.float64) for z in both(x)),
-        np.full(size, start),
-        jac=True,
-        method='L-BFGS-B',
-        # Slopes are small where a penalty hardly matters.
-        options={'ftol': 1e-13, 'gtol': 1e-8, 'maxiter': 300},
-        bounds=[(-15, 15)] * size,
-      )
-      found.append(float(least.fun))
-  return min(found)
+    exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), parts)
+    evaluate = jax.jit(lambda x, y: value_and_slope(x, exact, y))
+    for i, run in enumerate(runs):
+      report = lambda steps, done=i * most: bar.update(done + steps)
+      while not run['ended']:
+        _search(evaluate, run, report)
+        if kept is not None:
+          found = {'digest': digest, 'runs': runs}
+          files.write_text(kept, json.dumps(found))
+  bar.close()
+  return min(run['least'] for run in runs)
+
+
+def _search(evaluate, run, report):
+  """One round of L-BFGS; each starts anew, so that a kill changes nothing."""
+  y = jnp.zeros(len(run['x']))
+
+  def both(x):
+    nonlocal y
+    loss, slope, y = evaluate(x, y)
+    return float(loss), np.asarray(slope)
+
+  def count(_):
+    run['steps'] += 1
+    report(run['steps'])
+
+  least = scipy.optimize.minimize(
+    both,
+    run['x'],
+    jac=True,
+    method='L-BFGS-B',
+    # Slopes are small where a penalty hardly matters.
+    options={'ftol': 0, 'gtol': 1e-10, 'maxiter': ROUND, 'maxcor': 30},
+    bounds=[(-BOUND, BOUND)] * len(run['x']),
+    callback=count,
+  )
+  fell = np.inf if run['least'] is None else run['least'] - least.fun
+  run['x'], run['least'] = least.x.tolist(), float(least.fun)
+  run['ended'] = bool(
+    fell < CONVERGED or run['steps'] >= MOST_ROUNDS * ROUND or not least.nit
+  )
+
+
+def _kept(path, digest):
+  """The search in a file, if it is of the same data."""
+  try:
+    found = json.loads(path.read_text())
+    return found['runs'] if found['digest'] == digest else None
+  except (AttributeError, OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def make_regularisation(
   name: str,
-  data_dir: str | None,
+  table: harness.Table,
   *,
   train: int,
   validation: int,
   batch_size: int,
-) -> tuple[zoo_problem.Problem, str]:
+  workdir: str | None = None,
+) -> zoo_problem.Problem:
   r"""Makes the problem of one table.
 
   .. math::
@@ -153,21 +255,22 @@ def make_regularisation(
   A penalty is at most one, so that a step that is stable stays it.
 
   Args:
-    name: of the table.
-    data_dir: folder of data sets.
+    name: of the problem.
+    table: of two classes.
     train: samples of the lower loss, about.
     validation: samples of the upper loss, about.
     batch_size: of both.
+    workdir: where the search for the least value is kept.
 
   Returns:
-    The problem, and one line on its data.
+    The problem.
   """
-  table = tables.read(name, data_dir)
   parts = split(
     table, train=train, validation=validation, batch_size=batch_size
   )
   size = parts.train.shape[-1]
-  best = best_value(parts)
+  kept = workdir and pathlib.Path(workdir) / f'{name}_least.json'
+  best = best_value(parts, kept or None)
 
   def upper(x, y, batch):
     del x
@@ -187,7 +290,7 @@ def make_regularisation(
     x = _START + 0.1 * jax.random.normal(key, (size,))
     return bj.BilevelParams(x, jnp.zeros(size))
 
-  problem = zoo_problem.Problem(
+  return zoo_problem.Problem(
     name=name,
     title=f'Penalties of a logistic regression, {name}',
     losses=bj.BilevelProblem(upper, lower),
@@ -202,4 +305,3 @@ def make_regularisation(
     upper_scale=3000.0,
     curvature=0.01,
   )
-  return problem, table.source

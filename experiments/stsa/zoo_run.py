@@ -19,6 +19,8 @@ CORRECTION = {
 NOT_OF_A_RUN = (
   'methods',
   'tables',
+  'targets',
+  'header',
   'corruptions',
   'lower_steps',
   'ratios',

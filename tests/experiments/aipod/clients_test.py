@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from experiments.aipod import clients, fednest
+from experiments.aipod import client_digits, clients, fednest, tasks
 
 CLIENTS = 8
 
@@ -21,12 +21,12 @@ def load(**changes):
     'test': 200,
     'ratio': 1.0,
   }
-  return clients.load_digits(None, **(given | changes))
+  return client_digits.load_digits(None, **(given | changes))
 
 
 def test_clients_have_few_classes_and_disjoint_parts():
   digits, source = load()
-  assert '5,000' in source
+  assert '5,000' in source.words
   assert digits.train.images.shape[0] == 10
   assert digits.train.images.shape[-1] == 49
   # Standardised pixels, and means over 4 x 4 of them that keep the norm.
@@ -44,7 +44,7 @@ def test_clients_have_few_classes_and_disjoint_parts():
 
 def test_imbalance_is_exponential():
   labels = np.repeat(np.arange(10), 100)
-  counts = np.bincount(labels[clients.imbalance(labels, 10.0)])
+  counts = np.bincount(labels[client_digits.imbalance(labels, 10.0)])
   assert counts[0] == 100 and counts[9] == 10
   np.testing.assert_allclose(counts[1:] / counts[:-1], 10 ** (-1 / 9), rtol=0.1)
 
@@ -56,20 +56,22 @@ def test_too_many_clients_are_an_error():
 
 def test_batches_are_drawn_for_each_client_and_time():
   digits, _ = load()
-  batch = clients.draw_batch(jax.random.key(0), digits, 7, 3)
+  batch = client_digits.draw_batch(jax.random.key(0), digits, 7, 3)
   assert batch.rows.shape == (10, 4, 7)
   one = jax.tree.map(lambda z: z[0], batch)
-  first, second = (clients.batch_at(one, t).now for t in (0, 1))
+  first, second = (client_digits.batch_at(one, t).now for t in (0, 1))
   assert first.shape == (7,) and np.any(first != second)
-  assert clients.draw_batch(jax.random.key(0), digits, 10_000, 3).rows is None
+  assert (
+    client_digits.draw_batch(jax.random.key(0), digits, 10_000, 3).rows is None
+  )
 
 
 def test_balanced_accuracy_is_the_mean_over_classes():
   logits = jax.nn.one_hot(jnp.array([0, 0, 0, 0]), 10)
   labels = jnp.array([0, 0, 0, 1])
-  assert float(clients.accuracy(logits, labels, balanced=False)) == 0.75
+  assert float(tasks.accuracy(logits, labels, balanced=False)) == 0.75
   # Eight classes have no digit and count as wrong.
-  balanced = clients.accuracy(logits, labels, balanced=True)
+  balanced = tasks.accuracy(logits, labels, balanced=True)
   np.testing.assert_allclose(balanced, 0.1)
 
 

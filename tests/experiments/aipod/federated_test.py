@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.aipod import clients, federated, federated_run
+from experiments.aipod import client_digits, federated, federated_run
 from experiments.harness import comparison
 
 SETTINGS = federated.PRESETS['smoke']
@@ -40,14 +40,14 @@ def test_runs_and_writes_its_results(options, results, tmp_path, task):
 
 @pytest.mark.slow  # A quadratic does it in clients_test.py.
 def test_devices_give_the_same_iterates():
-  digits, _ = clients.load_digits(
+  digits, _ = client_digits.load_digits(
     None, clients=8, shards=2, pooling=4, selection=50, test=50, ratio=1.0
   )
   task = federated_run.make_task(SETTINGS, digits)
   hyper = {'upper': 0.4, 'lower': 0.1, 'coin': 0}
   one = task.init(jax.random.key(0), 49)
   params = jax.tree.map(lambda z: np.stack([z] * 8), one)
-  batch = clients.draw_batch(jax.random.key(1), digits, 32, 5)
+  batch = client_digits.draw_batch(jax.random.key(1), digits, 32, 5)
   ends = []
   for devices in (1, 8):
     settings = dataclasses.replace(SETTINGS, devices=devices)
@@ -100,7 +100,7 @@ def test_tuning_ends_when_the_best_point_is_known(rounds, accuracy, known):
 
 
 def test_what_was_reached_before_all_stopped_counts(options, monkeypatch):
-  digits = clients.Digits((), (), (), ())
+  digits = client_digits.Digits((), (), (), ())
   keywords = {'workdir': options().workdir, 'name': 'one', 'settings': {}}
   writer = harness.MetricsWriter(options().workdir + '/one')
   writer.write(1, {'rounds': [9.0], 'test_accuracy': [0.8]})

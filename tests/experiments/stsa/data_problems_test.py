@@ -1,5 +1,6 @@
 """Problems on data: their solutions and slopes, and small runs that resume."""
 
+import itertools
 import json
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
+import scipy.special
 
 import bilevel_jax as bj
 from experiments import harness
@@ -22,9 +25,12 @@ DIGITS = dict(zip(label_cleaning.PARTS, (128, 64, 64, 100), strict=True))
 
 @pytest.fixture(scope='module')
 def penalties():
-  return regularisation.make_regularisation(
-    'breast_cancer', None, train=128, validation=256, batch_size=32
-  )[0]
+  table = tables.read('breast_cancer', None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(regularisation, 'MOST_ROUNDS', 1)
+    return regularisation.make_regularisation(
+      'breast_cancer', table, train=128, validation=256, batch_size=32
+    )
 
 
 @pytest.fixture(scope='module')
@@ -63,19 +69,85 @@ def test_split_has_no_sample_twice_and_the_promised_curvature():
     regularisation.split(table, train=400, validation=200, batch_size=32)
 
 
-def test_lower_solution_and_value(penalties):
+def by_scipy(x, train):
+  """The lower solution by a trust region method, in float64."""
+  penalty = scipy.special.expit(x)
+
+  def loss(y):
+    fits = np.logaddexp(0, -(train @ y))
+    return fits.mean() + penalty @ y**2 / 2
+
+  def slope(y):
+    return penalty * y - train.T @ scipy.special.expit(-train @ y) / len(train)
+
+  def hessian(y):
+    share = scipy.special.expit(-train @ y)
+    weights = (share * (1 - share))[:, None]
+    return train.T @ (weights * train) / len(train) + np.diag(penalty)
+
+  found = scipy.optimize.minimize(
+    loss,
+    np.zeros(len(x)),
+    jac=slope,
+    hess=hessian,
+    method='trust-exact',
+    options={'gtol': 1e-13, 'maxiter': 1_000},
+  )
+  return found.x
+
+
+def test_lower_solution_is_scipys_wherever_the_penalties_are(penalties):
+  train = np.asarray(penalties.data.train, np.float64).reshape(-1, 31)
+  solve = jax.jit(regularisation.minimiser)
+  mixed = np.linspace(-15, 15, 31)
+  for x in (np.zeros(31), np.full(31, -10.0), np.full(31, -15.0), mixed):
+    wanted = by_scipy(x, train)
+    found = solve(x.astype(np.float32), train.astype(np.float32))
+    size = np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) < 1e-5 * size
+    with jax.enable_x64(True):
+      assert np.linalg.norm(solve(x, train) - wanted) < 1e-8 * size
+
+
+def test_value_and_its_derivative(penalties):
   problem, data = whole(penalties), penalties.data
   x = penalties.start(jax.random.key(1)).upper
-  y = regularisation.minimiser(x, data.train.reshape(-1, 31))
-  slope = jax.grad(problem.lower, 1)(x, y, data)
-  np.testing.assert_allclose(slope, 0, atol=2e-6)
-  np.testing.assert_allclose(
-    regularisation.value(x, data), problem.upper(x, y, data), rtol=1e-6
-  )
-  # The derivative through Newton's method is the hypergradient.
+  loss, slope, y = regularisation.value_and_slope(x, data)
+  np.testing.assert_allclose(loss, problem.upper(x, y, data), rtol=1e-6)
   found = bj.hypergradient(problem, bj.BilevelParams(x, y), data)
-  through = jax.grad(regularisation.value)(x, data)
-  np.testing.assert_allclose(found, through, rtol=2e-3, atol=1e-6)
+  np.testing.assert_allclose(found, slope, rtol=2e-3, atol=1e-6)
+  with jax.enable_x64(True):
+    exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), data)
+    both = jax.jit(lambda x: regularisation.value_and_slope(x, exact))
+    x = jnp.asarray(x, float)
+    change = (both(x + 1e-4)[0] - both(x - 1e-4)[0]) / 2e-4
+    np.testing.assert_allclose(change, both(x)[1].sum(), rtol=1e-4)
+
+
+def test_the_search_for_the_least_value_is_kept(
+  penalties, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(regularisation, 'ROUND', 5)
+  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 3)
+  kept = tmp_path / 'least.json'
+  whole_search = regularisation.best_value(penalties.data)
+  with monkeypatch.context() as killed:
+    write, count = harness.files.write_text, itertools.count()
+
+    def kill(path, text):
+      write(path, text)
+      if next(count) == 1:
+        raise KeyboardInterrupt
+
+    killed.setattr(regularisation.files, 'write_text', kill)
+    with pytest.raises(KeyboardInterrupt):
+      regularisation.best_value(penalties.data, kept)
+  assert regularisation.best_value(penalties.data, kept) == whole_search
+  with monkeypatch.context() as ended:
+    ended.setattr(regularisation, '_search', None)
+    assert regularisation.best_value(penalties.data, kept) == whole_search
+  kept.write_text(kept.read_text()[:50])  # Damaged: it is searched anew.
+  assert regularisation.best_value(penalties.data, kept) == whole_search
 
 
 def test_gap_is_above_the_least(penalties):
@@ -93,12 +165,12 @@ def test_gap_is_above_the_least(penalties):
 def test_cleaning_drops_no_digit_and_pollutes_its_share(weights):
   train = weights.data['train']
   assert train.images.shape == (4, 32, 784)
-  clean, _ = harness.load_digit_parts(None, DIGITS)
+  clean, _ = harness.load_digits(None, DIGITS)
   wrong = train.labels.ravel() != clean['train'].labels
   assert np.mean(wrong) == 0.5
   # Images are moved and scaled, all alike.
   found = train.images.reshape(-1, 784)
-  given = clean['train'].images
+  given = clean['train'].pixels().images
   factor = np.std(found - found[0]) / np.std(given - given[0])
   np.testing.assert_allclose(
     found - found[0], factor * (given - given[0]), atol=1e-4
@@ -167,11 +239,34 @@ def test_a_small_run_and_again(tmp_path, problem, name):
   assert read() == metrics
 
 
-def test_the_packaged_data_is_enough_for_the_defaults():
+def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
+  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 1)
   settings = bilevel_zoo.Settings(problem='regularisation')
   options = harness.Options(
-    'stsa', 'bilevel_zoo', 'quick', settings, '', None, (0,)
+    'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
   )
-  (problem,), _ = bilevel_zoo.make_problems(options)
-  assert problem.name == 'breast_cancer'
+  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  assert problem.name == source.name == 'breast_cancer'
   assert problem.batches == (3, 4)
+  assert bilevel_zoo.published(settings) == ['a9a', 'magic']
+
+
+def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(regularisation, 'MOST_ROUNDS', 1)
+  path = tmp_path / 'mine.csv'
+  rng = np.random.default_rng(0)
+  rows = [
+    f'{a:.3f},{"yes" if a > 0 else "no"},{b:.3f}'
+    for a, b in rng.normal(size=(300, 2))
+  ]
+  path.write_text('\n'.join(['one,bought,two', *rows]))
+  settings = bilevel_zoo.Settings(
+    problem='regularisation', tables=(str(path),), targets=('bought',)
+  )
+  options = harness.Options(
+    'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
+  )
+  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  assert (problem.name, problem.data.train.shape[-1]) == ('mine.csv', 3)
+  assert source.name == 'unknown table mine.csv'
+  assert capsys.readouterr().out.startswith('Data: mine.csv, 300 samples, 2 ')
