@@ -24,18 +24,14 @@ from experiments.harness import comparison
 from experiments.stsa import (
   label_cleaning,
   methods,
-  quadratic,
-  regularisation,
-  tables,
   zoo_figure,
   zoo_problem,
+  zoo_problems,
   zoo_run,
 )
 
 CONTROL = 'control/direct'
 TUNING_SEED = 1_000_000
-# Shares of a table for the lower and the upper loss, where it has too few.
-SHARES = (0.45, 0.3375)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +67,6 @@ class Settings:
     warm: share of the run before which steps stay.
     series: step of the Neumann series.
     seeds: of the start and the draws.
-    correction_seeds: of SUSTAIN beside itself without its correction, on the
-      quadratic.
     records: how many times a run is measured.
   """
 
@@ -97,7 +91,6 @@ class Settings:
   warm: float = 0.02
   series: float = 0.3
   seeds: int = 4
-  correction_seeds: int = 8
   records: int = 50
 
 
@@ -149,71 +142,6 @@ def check(settings: Settings) -> None:
     )
 
 
-def make_problems(
-  options: harness.Options,
-) -> tuple[list[zoo_problem.Problem], list[harness.Source]]:
-  """The problems that the settings name, and their data, which it prints."""
-  settings = options.settings
-  if settings.problem == 'quadratic':
-    made = quadratic.make_quadratic(
-      coupling=settings.coupling,
-      samples=settings.samples,
-      size=settings.size,
-      batch_size=settings.batch_size,
-    )
-    floor = made.series_floor(methods.TERMS, settings.series)
-    title = f'Bilevel quadratics, lower coupling {settings.coupling}'
-    return [quadratic.as_problem(made, title, floor)], []
-  if settings.problem == 'cleaning':
-    sizes = dict(zip(label_cleaning.PARTS, settings.digit_sizes, strict=True))
-    made = [
-      label_cleaning.make_cleaning(
-        options.data_dir,
-        corruption=corruption,
-        sizes=sizes,
-        batch_size=settings.batch_size,
-      )
-      for corruption in settings.corruptions
-    ]
-    print(f'Data: {made[0][1].words}.')
-    return [problem for problem, _ in made], [made[0][1]]
-  problems, sources = [], []
-  names = [
-    n for n in settings.tables if options.data_dir or n not in tables.FILES
-  ]
-  for name in names or [tables.PACKAGED]:
-    table = tables.read(
-      name,
-      options.data_dir,
-      targets=settings.targets,
-      header=settings.header,
-    )
-    print(f'Data: {table.source.words}.', flush=True)
-    sources.append(table.source)
-    sizes, count = settings.table_sizes, len(table.inputs)
-    if sum(sizes) > 0.9 * count:
-      sizes = [int(share * count) for share in SHARES]
-    problems.append(
-      regularisation.make_regularisation(
-        pathlib.Path(name).name,
-        table,
-        train=sizes[0],
-        validation=sizes[1],
-        batch_size=settings.batch_size,
-        workdir=options.workdir,
-      )
-    )
-  return problems, sources
-
-
-def published(settings: Settings) -> list[str]:
-  """The data sets that the settings are about."""
-  if settings.problem == 'cleaning':
-    return ['MNIST']
-  named = settings.tables if settings.problem == 'regularisation' else ()
-  return [name for name in named if name in tables.FILES]
-
-
 def run(
   options: harness.Options, problem: zoo_problem.Problem
 ) -> dict[str, comparison.Outcome]:
@@ -239,8 +167,6 @@ def run(
     print(f'{method} is left out: a Hessian of {size:,} numbers.')
   outcomes = comparison.compare(rules, affordable, train, grid)
   if settings.problem == 'quadratic' and 'sustain' in affordable:
-    seeds = tuple(range(settings.correction_seeds))
-    rules = dataclasses.replace(rules, options=options._replace(seeds=seeds))
     point = {'step': (0.3,), 'ratio': (1.0,), 'exponent': (1 / 3,)}
     outcomes |= comparison.compare(rules, zoo_run.CORRECTION, train, point)
   return outcomes
@@ -298,7 +224,7 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   check(settings)
-  problems, sources = make_problems(options)
+  problems, sources = zoo_problems.make_problems(options)
   print(
     f'Grid at first: lower step {settings.lower_steps}, ratio '
     f'{settings.ratios} in units of {problems[0].upper_scale:g}, exponent '
@@ -318,7 +244,7 @@ def main(options: harness.Options) -> None:
     metrics=metrics,
     seconds=time.monotonic() - start,
     data=sources,
-    published=published(settings),
+    published=zoo_problems.published(settings),
     tuning_seeds=(TUNING_SEED,),
   )
   print(f'Results: {path}')

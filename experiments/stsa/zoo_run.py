@@ -26,7 +26,6 @@ NOT_OF_A_RUN = (
   'ratios',
   'exponents',
   'widen',
-  'correction_seeds',
 )
 
 

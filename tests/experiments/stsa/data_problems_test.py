@@ -18,6 +18,7 @@ from experiments.stsa import (
   label_cleaning,
   regularisation,
   tables,
+  zoo_problems,
 )
 
 DIGITS = dict(zip(label_cleaning.PARTS, (128, 64, 64, 100), strict=True))
@@ -245,10 +246,10 @@ def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
   )
-  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  (problem,), (source,) = zoo_problems.make_problems(options)
   assert problem.name == source.name == 'breast_cancer'
   assert problem.batches == (3, 4)
-  assert bilevel_zoo.published(settings) == ['a9a', 'magic']
+  assert zoo_problems.published(settings) == ['a9a', 'magic']
 
 
 def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
@@ -266,7 +267,7 @@ def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
   )
-  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  (problem,), (source,) = zoo_problems.make_problems(options)
   assert (problem.name, problem.data.train.shape[-1]) == ('mine.csv', 3)
   assert source.name == 'unknown table mine.csv'
   assert capsys.readouterr().out.startswith('Data: mine.csv, 300 samples, 2 ')
