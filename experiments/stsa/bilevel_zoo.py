@@ -201,11 +201,12 @@ def summarise(
   )
   tuned = [m for m in outcomes if '/' not in m]
   more = {('reference', k): v for k, v in problem.references.items()}
-  # Of numpy, whose reductions keep a NaN.
-  more['worst', 'reduction'] = np.min([starts[m] / ends[m] for m in tuned])
+  # Of numpy, whose reductions keep a NaN; of no method, NaN.
+  least = np.min([starts[m] / ends[m] for m in tuned] or [np.nan])
+  more['worst', 'reduction'] = least
   if CONTROL in ends:
-    worst = np.max([ends[m] / ends[CONTROL] for m in tuned])
-    more['worst', 'of_control'] = worst
+    most = np.max([ends[m] / ends[CONTROL] for m in tuned] or [np.nan])
+    more['worst', 'of_control'] = most
   if {'soba', 'saba'} <= set(tuned):
     more['saba', 'below_soba'] = ends['soba'] / ends['saba']
   if set(zoo_run.CORRECTION) <= set(ends):

@@ -9,7 +9,7 @@ import matplotlib.figure
 import numpy as np
 
 from experiments.harness import comparison, files
-from experiments.stsa import zoo_problem
+from experiments.stsa import zoo_problem, zoo_run
 
 
 def draw(
@@ -26,12 +26,12 @@ def draw(
     figsize=(11, 1 + 4 * len(rows)), layout='constrained'
   )
   grid = figure.subplots(len(rows), 2, sharey='row', squeeze=False)
-  names = list(dict.fromkeys(name for _, outcomes in rows for name in outcomes))
+  names = list(dict.fromkeys(name for _, found in rows for name in found))
   for (problem, outcomes), (by_calls, by_time) in zip(rows, grid, strict=True):
     curves = {
       name: outcome.values(problem.judge_by).mean(axis=1)
       for name, outcome in outcomes.items()
-      if not outcome.failure
+      if not outcome.failure and name not in zoo_run.CORRECTION
     }
     for name, values in curves.items():
       outcome, style = outcomes[name], _style(name, names.index(name))
