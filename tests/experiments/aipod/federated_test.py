@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.aipod import client_digits, federated, federated_run
+from experiments.aipod import (
+  client_digits,
+  federated,
+  federated_compare,
+  federated_run,
+)
 from experiments.harness import comparison
 
 SETTINGS = federated.PRESETS['smoke']
@@ -51,7 +56,7 @@ def test_devices_give_the_same_iterates():
   ends = []
   for devices in (1, 8):
     settings = dataclasses.replace(SETTINGS, devices=devices)
-    method = federated.methods(settings)['e_aipod/s5']
+    method = federated_compare.methods(settings)['e_aipod/s5']
     solver = federated_run.make_solver(method, settings, task, hyper)
     step, state, now = jax.jit(solver.update), solver.init(params), params
     for _ in range(3):
@@ -119,18 +124,18 @@ def test_what_was_reached_before_all_stopped_counts(options, monkeypatch):
 
 
 def test_a_ratio_where_somebody_does_not_get_there():
-  assert federated.quotient(4.0, 5.0, 40) == 0.8
+  assert federated_compare.quotient(4.0, 5.0, 40) == 0.8
   # Theirs is the limit at least.
-  assert federated.quotient(4.0, np.inf, 40) == 0.1
-  assert np.isnan(federated.quotient(np.inf, 5.0, 40))
-  assert np.isnan(federated.quotient(np.inf, np.inf, 40))
+  assert federated_compare.quotient(4.0, np.inf, 40) == 0.1
+  assert np.isnan(federated_compare.quotient(np.inf, 5.0, 40))
+  assert np.isnan(federated_compare.quotient(np.inf, np.inf, 40))
 
 
 def test_rounds_of_an_update():
   settings = dataclasses.replace(
     federated.PRESETS['paper'], lower_steps=(20, 60)
   )
-  found = federated.methods(settings)
+  found = federated_compare.methods(settings)
   assert [
     federated_run.rounds_an_update(m, settings) for m in found.values()
   ] == [9, 13, 10, 10, 10, 18, 18, 18]
