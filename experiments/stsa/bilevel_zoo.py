@@ -84,7 +84,7 @@ class Settings:
   corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
   digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
   batch_size: int = 64
-  lower_steps: tuple[float, ...] = (0.1, 0.3, 0.9)
+  lower_steps: tuple[float, ...] = (0.03, 0.1, 0.3)
   ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
   exponents: tuple[float, ...] = (0.0, 1.0)
   widen: int = 3
