@@ -1,5 +1,8 @@
 """Federated bilevel learning: E-AiPOD beside FedNest, by communication rounds.
 
+Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
+Equality-constrained Bilevel Optimization, 2023.
+
     python -m experiments.aipod.federated --preset=quick
     python -m experiments.aipod.federated --preset=loss_tuning
     python -m experiments.aipod.federated --preset=reduced --data_dir=MNIST
@@ -243,6 +246,11 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={
+      name: outcome.values('test_accuracy')
+      for name, outcome in found.items()
+      if not outcome.failure
+    },
     data=(source,),
     published=('MNIST',),
     tuning_seeds=federated_compare.TUNING_SEEDS,

@@ -1,9 +1,16 @@
 """Stochastic bilevel methods on one problem, with equal calls and equal grids.
 
+Paper: Shen and Chen, A Single-Timescale Analysis for Stochastic Approximation
+with Multiple Coupled Sequences, 2022.
+
     python -m experiments.stsa.bilevel_zoo --problem=quadratic --preset=quick
     python -m experiments.stsa.bilevel_zoo --problem=regularisation \
       --data_dir=DATA
     python -m experiments.stsa.bilevel_zoo --problem=cleaning --data_dir=DATA
+
+Expected: on the quadratic, SOBA ends 4e4 times below its start, SABA at
+rounding, the control 4e2 times. Time: about 10 CPU minutes for a problem, all
+methods but STABLE, which takes as long alone.
 
 Every method gets the same number of calls on a batch (a gradient, or a product
 with a Hessian) and the same grid of step sizes, tuned with a seed that no
@@ -244,6 +251,14 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={
+      f'{problem.name}/{method}'.removeprefix('/'): outcome.values(
+        problem.judge_by
+      )
+      for problem, outcomes in pictures
+      for method, outcome in outcomes.items()
+      if not outcome.failure
+    },
     data=sources,
     published=zoo_problems.published(settings),
     tuning_seeds=(TUNING_SEED,),
