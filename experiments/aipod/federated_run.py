@@ -141,8 +141,8 @@ def train(
   def over(history):
     if not job.tuning:
       return bool(np.all(np.isfinite(rounds_to(history, goal))))
-    points = {tuple(p.values()) for p in job.keywords['settings']['tried']}
-    return decided(history, goal, len(points))
+    points = len(job.keywords['settings']['tried'])
+    return decided(history, goal, points)
 
   limit = settings.tuning_rounds if job.tuning else settings.rounds
   try:
