@@ -298,7 +298,11 @@ def _try(rules, method, name, train, points):
   seeds = rules.tuning_seeds or rules.options.seeds
   tuning = bool(rules.tuning_seeds)
   try:
-    trained = _train(rules, method, name, train, points, seeds, tuning=tuning)
+    with warnings.catch_warnings():
+      if tuning:
+        # That step sizes at the end of a grid are too large is no news.
+        warnings.filterwarnings('ignore', '.*became non-finite')
+      trained = _train(rules, method, name, train, points, seeds, tuning=tuning)
   except errors.AllStoppedError:
     # As beyond the edge of a grid: points that lose, not a method that fails.
     return [

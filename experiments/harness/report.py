@@ -42,6 +42,8 @@ class Interval(NamedTuple):
       # Two digits of the uncertainty, and as many decimals of the mean.
       decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
       text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'
+      if decimals > 6:
+        text = f'{self.mean:.3g} ± {self.half_width:.1g}'
     if self.count < self.total:
       text += f' ({self.count} of {self.total})'
     return text

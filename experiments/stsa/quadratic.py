@@ -159,8 +159,10 @@ def make_quadratic(
   )
 
 
-def as_problem(made: Quadratic, title: str) -> zoo_problem.Problem:
-  """The problem as one of the comparison."""
+def as_problem(
+  made: Quadratic, title: str, series_floor: float
+) -> zoo_problem.Problem:
+  """The problem as one of the comparison, with the floor that it draws."""
 
   def measure(params, data):
     del data
@@ -179,4 +181,5 @@ def as_problem(made: Quadratic, title: str) -> zoo_problem.Problem:
     judge_by='hypergradient',
     label='squared hypergradient norm',
     lower_size=made.solution.size,
+    references={'series_floor': series_floor},
   )

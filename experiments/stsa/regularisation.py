@@ -290,6 +290,6 @@ def make_regularisation(
     judge_by='gap',
     label='validation loss, solved, above the least',
     lower_size=size,
-    upper_scale=1000.0,
+    upper_scale=3000.0,
     curvature=0.01,
   )

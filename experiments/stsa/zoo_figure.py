@@ -3,73 +3,62 @@
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib
 import matplotlib.figure
 import numpy as np
 
-from experiments.harness import files
-
-Curve = tuple[np.ndarray, np.ndarray]
-
-
-class Row(NamedTuple):
-  """What the two panels of a problem show.
-
-  Attributes:
-    by_calls: by method, calls and values.
-    by_time: by method, seconds and the same values.
-    title: above both.
-    label: of the values.
-    logarithmic: whether the vertical axis is.
-    references: levels to draw across, by name.
-  """
-
-  by_calls: Mapping[str, Curve]
-  by_time: Mapping[str, Curve]
-  title: str
-  label: str
-  logarithmic: bool
-  references: Mapping[str, float]
+from experiments.harness import comparison, files
+from experiments.stsa import zoo_problem, zoo_run
 
 
-def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
+def draw(
+  path: pathlib.Path,
+  rows: Sequence[tuple[zoo_problem.Problem, Mapping[str, comparison.Outcome]]],
+) -> None:
   """Draws two panels a problem that share colours and the legend.
 
   Args:
     path: the PNG file.
-    rows: the problems.
+    rows: the problems, and outcomes by method; what failed is not drawn.
   """
   figure = matplotlib.figure.Figure(
     figsize=(11, 1 + 4 * len(rows)), layout='constrained'
   )
   grid = figure.subplots(len(rows), 2, sharey='row', squeeze=False)
-  names = list(dict.fromkeys(name for row in rows for name in row.by_calls))
-  for row, panels in zip(rows, grid, strict=True):
-    for axes, curves in zip(panels, (row.by_calls, row.by_time), strict=True):
-      for name, (at, values) in curves.items():
-        # Of the start, a logarithm of the time shows nothing.
-        rest = slice(axes is panels[1], None)
-        axes.plot(
-          at[rest], values[rest], label=name, **_style(name, names.index(name))
-        )
-      for name, level in row.references.items():
+  names = list(dict.fromkeys(name for _, found in rows for name in found))
+  for (problem, outcomes), (by_calls, by_time) in zip(rows, grid, strict=True):
+    curves = {
+      name: outcome.values(problem.judge_by).mean(axis=1)
+      for name, outcome in outcomes.items()
+      if not outcome.failure and name not in zoo_run.CORRECTION
+    }
+    for name, values in curves.items():
+      outcome, style = outcomes[name], _style(name, names.index(name))
+      calls = outcome.values('calls').mean(axis=1)
+      by_calls.plot(calls, values, label=name, **style)
+      seconds = outcome.trained.seconds / len(outcome.members)
+      shares = np.linspace(0, 1, len(values))
+      # Of the start, a logarithm of the time shows nothing.
+      by_time.plot(seconds * shares[1:], values[1:], **style)
+    for axes in (by_calls, by_time):
+      for name, level in problem.references.items():
         label = name.replace('_', ' ')
         axes.axhline(level, color='0.5', linewidth=2, zorder=0, label=label)
-      axes.set_title(row.title, fontsize='medium')
+      axes.set_title(problem.title, fontsize='medium')
       axes.grid(True, alpha=0.3)
-    starts = [values[0] for _, values in row.by_calls.values()]
-    finals = [values[-1] for _, values in row.by_calls.values()]
-    finals += row.references.values()
-    if row.logarithmic:
-      panels[0].set_yscale('log')
-      panels[0].set_ylim(max(min(finals) / 3, 1e-14), 2 * max(starts))
+    # Where a seed stopped, a curve ends.
+    starts = [np.nanmax(values) for values in curves.values()]
+    finals = [np.nanmin(values[-5:]) for values in curves.values()]
+    finals += problem.references.values()
+    if problem.logarithmic:
+      by_calls.set_yscale('log')
+      by_calls.set_ylim(max(min(finals) / 3, 1e-14), 2 * max(starts))
     else:
-      panels[0].set_ylim(max(0, 0.9 * min(finals)), min(1, 1.1 * max(finals)))
-    panels[0].set_ylabel(row.label)
+      by_calls.set_ylim(max(0, 0.9 * min(finals)), min(1, 1.1 * max(finals)))
+    by_calls.set_ylabel(problem.label)
     # Methods take from seconds to a minute.
-    panels[1].set_xscale('log')
+    by_time.set_xscale('log')
   grid[-1, 0].set_xlabel('calls on a batch: gradients and products')
   grid[-1, 1].set_xlabel('time of one run [s], compilation apart')
   handles = {}

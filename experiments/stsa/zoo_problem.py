@@ -31,7 +31,8 @@ class Problem(NamedTuple):
       number of x moves the loss by little, its steps are long.
     curvature: the least of the lower loss, for the method that asks for it.
     logarithmic: whether the picture is.
-    references: what simple controls without two levels reach, by name.
+    references: levels to read the values by, such as what a control without
+      two levels reaches, by name.
   """
 
   name: str

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.aipod import client_digits, federated
+from experiments.aipod import (
+  client_digits,
+  federated,
+  federated_compare,
+  federated_run,
+)
+from experiments.harness import comparison
 
 SETTINGS = federated.PRESETS['smoke']
 
@@ -22,12 +28,18 @@ SETTINGS = federated.PRESETS['smoke']
 def test_runs_and_writes_its_results(options, results, tmp_path, task):
   ratio = 10.0 if task == 'loss_tuning' else 1.0
   settings = dataclasses.replace(SETTINGS, task=task, ratio=ratio)
-  metrics = federated.main(options(settings))
-  written = results()['metrics']
-  assert set(written) == set(metrics)
-  assert 'rounds_to_40_ratio' in written
+  federated.main(options(settings))
+  found = results()
+  metrics = found['metrics']
+  # None of those that were looked at while the grids were made.
+  assert found['seeds'] == [10, 11]
+  assert not set(found['tuning_seeds']) & {10, 11}
+  ratio = metrics['e_aipod/rounds_to_40'] / metrics['fednest/rounds_to_40']
+  assert metrics['rounds_to_40_ratio'] == pytest.approx(ratio)
+  assert metrics['partial/rounds_to_40_ratio'] > 0
   assert metrics['e_aipod/best_accuracy'] > 0.3
-  assert metrics['fednest/best_tau'] == 5
+  assert metrics['e_aipod/lower_steps'] == 5
+  assert metrics['fednest/local_steps'] == 5 and metrics['fednest/looks'] == 1
   assert (tmp_path / 'rounds.png').stat().st_size > 5000
 
 
@@ -36,7 +48,7 @@ def test_devices_give_the_same_iterates():
   digits, _ = client_digits.load_digits(
     None, clients=8, shards=2, pooling=4, selection=50, test=50, ratio=1.0
   )
-  task = federated.make_task(SETTINGS, digits)
+  task = federated_run.make_task(SETTINGS, digits)
   hyper = {'upper': 0.4, 'lower': 0.1, 'coin': 0}
   one = task.init(jax.random.key(0), 49)
   params = jax.tree.map(lambda z: np.stack([z] * 8), one)
@@ -44,8 +56,8 @@ def test_devices_give_the_same_iterates():
   ends = []
   for devices in (1, 8):
     settings = dataclasses.replace(SETTINGS, devices=devices)
-    method = federated.methods(settings)[0]
-    solver = federated.make_solver(method, settings, task, hyper)
+    method = federated_compare.methods(settings)['e_aipod/s5']
+    solver = federated_run.make_solver(method, settings, task, hyper)
     step, state, now = jax.jit(solver.update), solver.init(params), params
     for _ in range(3):
       updates, state = jax.block_until_ready(step(batch, state, now))
@@ -54,37 +66,88 @@ def test_devices_give_the_same_iterates():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *ends)
 
 
-def test_rounds_until_an_accuracy_by_hand():
-  history = {
-    'rounds': np.array([[9, 9], [18, 20], [27, 30]]),
-    'test_accuracy': np.array([[0.1, 0.1], [0.8, 0.2], [0.7, 0.3]]),
+def history(rounds, accuracy):
+  return {
+    'rounds': np.array(rounds),
+    'test_accuracy': np.array(accuracy),
+    'selection_accuracy': np.array(accuracy),
   }
-  trained = harness.Trained(
-    None, None, (), 3, np.arange(3), history, (), 0.0, 0.0
+
+
+def test_rounds_until_an_accuracy_by_hand():
+  found = history(
+    [[9, 9, 9], [18, 20, 20], [27, 30, np.nan]],
+    [[0.1, 0.1, 0.1], [0.8, 0.2, 0.9], [0.7, 0.3, np.nan]],
   )
-  assert federated.rounds_to(trained, 0.75).tolist() == [18.0, np.inf]
+  rounds = federated_run.rounds_to(found, 0.75)
+  # What a seed reached before it stopped counts.
+  assert rounds.tolist() == [18.0, np.inf, 20.0]
+  # Not reached: the limit of 40, and what 0.3 lacks.
+  np.testing.assert_allclose(
+    federated_run.scores(found, 0.75, 40), [-18, -68, -20], atol=2e-3
+  )
+
+
+@pytest.mark.parametrize(
+  ('rounds', 'accuracy', 'known'),
+  [
+    # Two points with two seeds; the second one's last seed has spent as much.
+    ([20, 20, 20, 20], [0.8, 0.8, 0.8, 0.2], True),
+    ([20, 24, 20, 23], [0.8, 0.8, 0.8, 0.2], False),
+    ([20, 20, 20, 20], [0.8, 0.2, 0.8, 0.2], False),
+    # A seed that stopped gets nowhere.
+    ([20, 24, 20, np.nan], [0.8, 0.8, 0.8, np.nan], True),
+  ],
+)
+def test_tuning_ends_when_the_best_point_is_known(rounds, accuracy, known):
+  found = history([[9] * 4, rounds], [[0.1] * 4, accuracy])
+  assert federated_run.decided(found, 0.75, 2) == known
+
+
+def test_what_was_reached_before_all_stopped_counts(options, monkeypatch):
+  digits = client_digits.Digits((), (), (), ())
+  keywords = {'workdir': options().workdir, 'name': 'one', 'settings': {}}
+  writer = harness.MetricsWriter(options().workdir + '/one')
+  writer.write(1, {'rounds': [9.0], 'test_accuracy': [0.8]})
+  writer.write(2, {'rounds': [np.nan], 'test_accuracy': [np.nan]})
+  writer.close()
+
+  def stop(*unused_args, **unused_keywords):
+    raise harness.AllStoppedError('all stopped')
+
+  monkeypatch.setattr(harness, 'train', stop)
+  job = comparison.Job('one', False, {}, (0,), keywords)
+  trained = federated_run.train(
+    federated_run.Method(lower_steps=5), SETTINGS, digits, job
+  )
+  assert federated_run.rounds_to(trained.history, 0.75).tolist() == [9.0]
 
 
 def test_a_ratio_where_somebody_does_not_get_there():
-  assert federated.quotient(4.0, 5.0) == 0.8
-  assert federated.quotient(4.0, np.inf) == 0
-  assert federated.quotient(np.inf, np.inf) == np.inf
+  assert federated_compare.quotient(4.0, 5.0, 40) == 0.8
+  # Theirs is the limit at least.
+  assert federated_compare.quotient(4.0, np.inf, 40) == 0.1
+  assert np.isnan(federated_compare.quotient(np.inf, 5.0, 40))
+  assert np.isnan(federated_compare.quotient(np.inf, np.inf, 40))
 
 
 def test_rounds_of_an_update():
   settings = dataclasses.replace(
     federated.PRESETS['paper'], lower_steps=(20, 60)
   )
+  found = federated_compare.methods(settings)
   assert [
-    federated.rounds_an_update(m, settings) for m in federated.methods(settings)
+    federated_run.rounds_an_update(m, settings) for m in found.values()
   ] == [9, 13, 10, 10, 10, 18, 18, 18]
+  part = found['e_aipod/s20']._replace(taking_part=10)
+  assert federated_run.rounds_an_update(part, settings) == 10
 
 
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [
     ({'taking_part': 9}, 'from 0'),
-    ({'devices': 3}, 'do not divide'),
+    ({'devices': 3, 'taking_part': 0}, 'do not divide'),
     ({'devices': 2, 'taking_part': 2}, 'one device'),
   ],
 )

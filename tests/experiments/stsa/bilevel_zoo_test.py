@@ -1,5 +1,6 @@
 """The zoo: closed forms of its quadratic, calls of each method, a small run."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import comparison
 from experiments.stsa import bilevel_zoo, methods, quadratic
 
 SIZES = {'samples': 64, 'size': 4, 'batch_size': 16}
@@ -112,27 +114,63 @@ def test_a_step_makes_the_expected_calls(name, small):
 
 
 def test_a_small_run(tmp_path):
-  settings = bilevel_zoo.Settings(
-    methods=('control/direct', 'soba', 'saba'),
+  settings = dataclasses.replace(
+    bilevel_zoo.PRESETS['smoke'],
     calls=6_000,
     lower_steps=(0.3,),
     ratios=(0.3,),
-    seeds=2,
     records=10,
     **SIZES,
   )
   options = harness.Options(
-    'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0, 1)
+    'stsa', 'bilevel_zoo', 'smoke', settings, str(tmp_path), None, (0, 1)
   )
   bilevel_zoo.main(options)
-  metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  results = json.loads((tmp_path / 'results.json').read_text())
+  metrics = results['metrics']
+  assert results['tuning_seeds'] == [1_000_000]
   assert metrics['saba/final'] < 1e-8
   assert metrics['soba/final'] < metrics['control/direct/final'] / 2
   assert metrics['worst/of_control'] == metrics['soba/of_control']
   assert metrics['worst/reduction'] == metrics['soba/reduction']
   assert metrics['saba/below_soba'] > 1e4
-  assert metrics['soba/calls'] == pytest.approx(6_000, rel=0.01)
+  assert metrics['soba/calls_a_step'] == 3
+  assert metrics['soba/trials'] == metrics['saba/trials'] == 2
+  calls = harness.read_records(tmp_path / 'soba/metrics.jsonl')[-1]['calls']
+  assert calls == pytest.approx([6_000] * 2, rel=0.01)
   assert (tmp_path / 'quadratic.png').exists()
+
+
+def outcome(method, end, failure=''):
+  history = {
+    'hypergradient': np.array([[4.0, 4.0], [2.0, end]]),
+    'calls': np.full((2, 2), 30.0),
+  }
+  trained = harness.Trained((), (), (), 10, (), history, (), 1.0, 0.0)
+  return comparison.Outcome(
+    method, {'step': 0.1}, trained=trained, members=[0, 1], failure=failure
+  )
+
+
+@pytest.mark.parametrize(
+  'bad', [outcome('sustain', np.nan), outcome('sustain', 1.0, 'broken')]
+)
+@pytest.mark.parametrize('first', [True, False])
+def test_what_holds_of_every_method_is_not_said_where_one_stopped(bad, first):
+  problem = quadratic.as_problem(
+    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
+  )
+  names = ('sustain', 'soba') if first else ('soba', 'sustain')
+  of = {
+    'soba': outcome('soba', 1.0),
+    'sustain': bad,
+    'control/direct': outcome('control/direct', 2.0),
+  }
+  outcomes = {name: of[name] for name in (*names, 'control/direct')}
+  metrics, _ = bilevel_zoo.summarise(outcomes, problem)
+  assert np.isnan(metrics['worst/reduction'])
+  assert np.isnan(metrics['worst/of_control'])
+  assert metrics['soba/of_control'] == 0.75
 
 
 def test_wrong_settings():

@@ -18,6 +18,7 @@ from experiments.stsa import (
   label_cleaning,
   regularisation,
   tables,
+  zoo_problems,
 )
 
 DIGITS = dict(zip(label_cleaning.PARTS, (128, 64, 64, 100), strict=True))
@@ -228,10 +229,13 @@ def options_of(folder, **changes):
 def test_a_small_run_and_again(tmp_path, problem, name):
   options = options_of(tmp_path, problem=problem)
   bilevel_zoo.main(options)
-  read = lambda: json.loads((tmp_path / 'results.json').read_text())['metrics']
+
+  def read():
+    found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+    return {k: v for k, v in found.items() if not k.endswith('/seconds')}
+
   metrics = read()
-  assert metrics[f'{name}/soba/of_control'] < 1
-  assert metrics[f'{name}/soba/calls'] == pytest.approx(1_200, rel=0.01)
+  assert metrics[f'soba/{name}/of_control'] < 1
   assert (tmp_path / f'{problem}.png').exists()
   bilevel_zoo.main(options)  # From its checkpoints.
   assert read() == metrics
@@ -243,10 +247,10 @@ def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
   )
-  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  (problem,), (source,) = zoo_problems.make_problems(options)
   assert problem.name == source.name == 'breast_cancer'
   assert problem.batches == (3, 4)
-  assert bilevel_zoo.published(settings) == ['a9a', 'magic']
+  assert zoo_problems.published(settings) == ['a9a', 'magic']
 
 
 def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
@@ -264,7 +268,7 @@ def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)
   )
-  (problem,), (source,) = bilevel_zoo.make_problems(options)
+  (problem,), (source,) = zoo_problems.make_problems(options)
   assert (problem.name, problem.data.train.shape[-1]) == ('mine.csv', 3)
   assert source.name == 'unknown table mine.csv'
   assert capsys.readouterr().out.startswith('Data: mine.csv, 300 samples, 2 ')
