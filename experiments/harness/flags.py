@@ -68,6 +68,7 @@ def run(
     paper: name of the paper's folder.
     binary: name of the binary.
   """
+  termination.exit_on_sigterm()
   define(presets, paper=paper, binary=binary)
 
   def start(argv: Sequence[str]) -> None:
@@ -80,7 +81,6 @@ def run(
       options = resolve(presets, paper=paper, binary=binary)
     except ValueError as error:
       raise app.UsageError(str(error)) from error
-    termination.exit_on_sigterm()
     memory.keep_freed()
     try:
       if flags.FLAGS.distributed:
@@ -88,6 +88,8 @@ def run(
       main(options)
     except errors.UserError as error:
       sys.exit(f'{paper}/{binary}: {error}')
+    finally:
+      termination.ignore()
 
   app.run(start)
 

@@ -164,6 +164,7 @@ def train(
   culprits = program.culprits(*inputs)
 
   with contextlib.ExitStack() as stack:
+    terminated = stack.enter_context(termination.deferred())
     saved, restored, records = None, None, metrics_lib.Records()
     if workdir is not None:
       folder = files.make_folder(pathlib.Path(workdir) / name)
@@ -210,8 +211,7 @@ def train(
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
     stops = _stops(carry, seeds, culprits)
-    terminated = stack.enter_context(termination.deferred())
-    leaving = False
+    leaving, _ = _agree(terminated(), False)
     compiled, saved_at, saved_step = None, time.monotonic(), step
 
     def over():
@@ -244,13 +244,14 @@ def train(
       if step != saved_step:
         saved.save(step, carry, clock.seconds())
       saved.wait()
+    leaving, _ = _agree(terminated(), False)
     if leaving:
       kept = (
         'the same command goes on from here' if saved else 'nothing is kept'
       )
       message = f'{name}: terminated after step {step}; {kept}.'
       print(message, file=sys.stderr, flush=True)
-      sys.exit(termination.EXIT_STATUS)
+      termination.leave()
 
   if len(stops) == len(seeds):
     last = max(stops, key=lambda stop: stop.step)
