@@ -49,6 +49,7 @@ from experiments.harness.report import (
   write_results,
   write_table,
 )
+from experiments.harness.saved import Loaded, load
 
 __all__ = [
   'AllStoppedError',
@@ -62,6 +63,7 @@ __all__ = [
   'Digits',
   'Interval',
   'Judgement',
+  'Loaded',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -75,6 +77,7 @@ __all__ = [
   'WriteError',
   'format_table',
   'judge',
+  'load',
   'load_digit_parts',
   'load_idx_dataset',
   'mean_interval',
