@@ -137,7 +137,7 @@ def load_digits(
   kept = imbalance(labels, ratio)
   rows = kept[split_by_label(labels[kept], clients, shards, rng)]
   if rows.shape[1] < 5:
-    raise ValueError(
+    raise harness.SettingsError(
       f'{len(kept):,} digits are too few for {clients} clients: take fewer '
       'clients, or more digits with --data_dir.'
     )

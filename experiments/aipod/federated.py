@@ -16,7 +16,7 @@ import functools
 import itertools
 import pathlib
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,17 +67,17 @@ class Settings:
 
   task: Literal['hyper_representation', 'loss_tuning'] = 'hyper_representation'
   clients: int = 50
-  taking_part: int = 0
+  taking_part: Annotated[int, harness.Allowed(0)] = 0
   devices: int = 1
   shards: int = 2
   pooling: int = 2
   hidden: int = 200
-  decay: float = 0.05
-  ratio: float = 1.0
+  decay: Annotated[float, harness.Allowed(0)] = 0.05
+  ratio: Annotated[float, harness.Allowed(1)] = 1.0
   selection: int = 1_000
   test: int = 1_500
   batch: int = 256
-  probability: float = 0.1
+  probability: Annotated[float, harness.Allowed(high=1)] = 0.1
   lower_steps: tuple[int, ...] = (20, 60)
   products: int = 5
   linear_rate: float = 0.05
@@ -85,9 +85,9 @@ class Settings:
   lower_rates: tuple[float, ...] = (0.02, 0.05)
   fednest_rounds: tuple[int, ...] = (1, 5)
   fednest_steps: tuple[int, ...] = (10, 20)
-  fednest_upper_steps: int = 10
-  published_rate: float = 0.01
-  goal: int = 87
+  fednest_upper_steps: Annotated[int, harness.Allowed(0)] = 10
+  published_rate: Annotated[float, harness.Allowed(0)] = 0.01
+  goal: Annotated[int, harness.Allowed(high=100)] = 87
   rounds: int = 300
   tuning_rounds: int = 120
   seeds: int = 3
@@ -126,16 +126,18 @@ PRESETS = {
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
-  if not 0 <= settings.taking_part <= settings.clients:
-    raise ValueError(
+  """Raises SettingsError for settings that no run can have."""
+  if settings.taking_part > settings.clients:
+    raise harness.SettingsError(
       f'taking_part is from 0 (all) to {settings.clients} clients, got '
       f'{settings.taking_part}.'
     )
   if settings.devices > 1 and settings.taking_part:
-    raise ValueError('taking_part is for one device: leave devices at 1.')
+    raise harness.SettingsError(
+      'taking_part is for one device: leave devices at 1.'
+    )
   if settings.clients % settings.devices:
-    raise ValueError(
+    raise harness.SettingsError(
       f'{settings.devices} devices do not divide {settings.clients} clients.'
     )
 
@@ -314,6 +316,7 @@ class Runner:
       chunk=1,
       seeds=seeds,
       workdir=self._options.workdir,
+      save_seconds=self._options.save_seconds,
       name=name,
       data=self._digits,
       hyper={
@@ -389,7 +392,6 @@ def main(options: harness.Options) -> dict[str, float]:
   """Tunes and runs both methods, and writes table, plot and results."""
   start = time.monotonic()
   settings = options.settings
-  check(settings)
   digits, source = clients.load_digits(
     options.data_dir,
     clients=settings.clients,
@@ -526,4 +528,4 @@ def summarise(
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='aipod', binary='federated')
+  harness.run(main, PRESETS, paper='aipod', binary='federated', check=check)

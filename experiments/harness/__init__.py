@@ -50,9 +50,11 @@ from experiments.harness.report import (
   write_table,
 )
 from experiments.harness.saved import Loaded, load
+from experiments.harness.settings import Allowed
 
 __all__ = [
   'AllStoppedError',
+  'Allowed',
   'Best',
   'BusyError',
   'Checkpoints',

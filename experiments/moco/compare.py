@@ -186,6 +186,7 @@ def run(
     data=problem.data,
     evaluate=evaluate,
     workdir=options.workdir,
+    save_seconds=options.save_seconds,
     name=f'{problem.name}/{name}',
     settings=settings,
     at_once=at_once,

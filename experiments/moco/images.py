@@ -10,6 +10,7 @@
 import dataclasses
 import pathlib
 import time
+from typing import Annotated
 
 from experiments import harness
 from experiments.moco import compare, image_data, image_problems, methods
@@ -48,8 +49,8 @@ class Settings:
 
   dataset: str = 'office31'
   methods: tuple[str, ...] = ('mean', 'smg', 'pcgrad', 'cagrad', 'moco')
-  epochs: int = 5
-  batch: int = 16
+  epochs: Annotated[int, harness.Allowed(0)] = 5
+  batch: Annotated[int, harness.Allowed(0)] = 16
   side: int = 32
   width: int = 16
   stages: int = 3
@@ -75,15 +76,22 @@ PRESETS = {
 }
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  if settings.dataset not in PUBLISHED:
+    raise harness.SettingsError(
+      f'unknown data set {settings.dataset!r}; known: {", ".join(PUBLISHED)}.'
+    )
+  compare.check(
+    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
+  )
+
+
 def make_problem(
   settings: Settings, data_dir: str | None
 ) -> tuple[problems.Problem, int, int]:
   """The problem, passes over its data, and steps in one pass."""
   name = settings.dataset
-  if name not in PUBLISHED:
-    raise harness.SettingsError(
-      f'unknown data set {name!r}; known: {", ".join(PUBLISHED)}.'
-    )
   epochs, batch = PUBLISHED[name]
   epochs, batch = settings.epochs or epochs, settings.batch or batch
   if name in image_data.OFFICE:
@@ -108,7 +116,6 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   grid = compare.Grid(settings.rates, settings.rates_beside_own)
-  compare.check(settings.methods, grid)
   problem, epochs, steps = make_problem(settings, options.data_dir)
   given = dataclasses.asdict(settings)
   metrics, rows, outcomes = compare.compare(
@@ -135,4 +142,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='images')
+  harness.run(main, PRESETS, paper='moco', binary='images', check=check)

@@ -289,14 +289,22 @@ def with_data(
   return regression_problem(name, data, settings)
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  for name in settings.datasets:
+    if name not in tabular_data.READ:
+      raise harness.SettingsError(
+        f'unknown data set {name!r}; known: {", ".join(tabular_data.READ)}.'
+      )
+  compare.check(
+    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
+  )
+
+
 def make_problem(
   name: str, data_dir: str | None, settings: Settings
 ) -> problems.Problem:
   """Reads the data, and makes the problem."""
-  if name not in tabular_data.READ:
-    raise harness.SettingsError(
-      f'unknown data set {name!r}; known: {", ".join(tabular_data.READ)}.'
-    )
   return with_data(name, tabular_data.READ[name](data_dir), settings)
 
 
@@ -305,7 +313,6 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   grid = compare.Grid(settings.rates, settings.rates_beside_own)
-  compare.check(settings.methods, grid)
   names = settings.datasets
   if options.data_dir is None:
     print('Data: made up, in the shape of SARCOS; --data_dir reads real data.')
@@ -360,4 +367,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='tabular')
+  harness.run(main, PRESETS, paper='moco', binary='tabular', check=check)

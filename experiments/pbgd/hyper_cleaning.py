@@ -10,7 +10,7 @@ tuned on digits and a noise seed that no number in the table uses.
 import dataclasses
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Settings:
     seeds: of noise and first weights.
   """
 
-  model: str = 'linear'
+  model: Literal['linear', 'mlp'] = 'linear'
   methods: tuple[str, ...] = ('v_pbgd', 'g_pbgd', *CONTROLS)
   steps: int = 1_000
   chunk: int = 50
@@ -60,9 +60,9 @@ class Settings:
   validation: int = 1_000
   selection: int = 500
   test: int = 1_500
-  polluted_fraction: float = 0.5
-  noise_rate: float = 1.0
-  noise_rule: str = 'redraw'
+  polluted_fraction: Annotated[float, harness.Allowed(0, 1)] = 0.5
+  noise_rate: Annotated[float, harness.Allowed(0, 1)] = 1.0
+  noise_rule: Literal['redraw', 'exclude'] = 'redraw'
   seeds: int = 3
 
 
@@ -122,21 +122,11 @@ def check(settings: Settings) -> None:
       raise harness.SettingsError(
         f'unknown method {method!r}; known: {", ".join(known)}.'
       )
-  if settings.noise_rule not in ('redraw', 'exclude'):
+  if settings.tuning_steps < settings.chunk:
     raise harness.SettingsError(
-      f'noise_rule is redraw or exclude, got {settings.noise_rule!r}.'
+      f'tuning_steps={settings.tuning_steps} is less than chunk='
+      f'{settings.chunk}.'
     )
-  for name in ('polluted_fraction', 'noise_rate'):
-    if not 0 <= getattr(settings, name) <= 1:
-      raise harness.SettingsError(
-        f'{name} is in [0, 1], got {getattr(settings, name)}.'
-      )
-  for name in ('steps', 'tuning_steps'):
-    if getattr(settings, name) % settings.chunk:
-      raise harness.SettingsError(
-        f'{name}={getattr(settings, name)} is no multiple of chunk='
-        f'{settings.chunk}.'
-      )
 
 
 class Comparison:
@@ -151,7 +141,6 @@ class Comparison:
   """
 
   def __init__(self, options: harness.Options) -> None:
-    check(options.settings)
     self._options = options
     self._settings = options.settings
     sizes = {part: getattr(self._settings, part) for part in cleaning.PARTS}
@@ -309,6 +298,7 @@ class Comparison:
       chunk=ours,
       seeds=members.seeds,
       workdir=self._options.workdir,
+      save_seconds=self._options.save_seconds,
       name=f'{settings.model}/{name}',
       data=self._parts,
       own=own,
@@ -349,4 +339,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning')
+  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning', check=check)

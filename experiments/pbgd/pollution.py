@@ -30,7 +30,13 @@ class Settings(hyper_cleaning.Settings):
   """
 
   methods: tuple[str, ...] = METHODS
-  fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+  fractions: tuple[float, ...] = (
+    0.1,
+    0.3,
+    0.5,
+    0.7,
+    0.9,
+  )
 
 
 _PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
@@ -48,6 +54,15 @@ PRESETS = {
     }
   ),
 }
+
+
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  hyper_cleaning.check(settings)
+  if max(settings.fractions) >= 1:
+    raise harness.SettingsError(
+      f'fractions are between 0 and 1, got {max(settings.fractions)}.'
+    )
 
 
 def summarise(
@@ -87,11 +102,6 @@ def main(options: harness.Options) -> None:
   """Runs the sweep and writes the table, the plot and the results."""
   start = time.monotonic()
   settings = options.settings
-  for fraction in settings.fractions:
-    if not 0 < fraction < 1:
-      raise harness.SettingsError(
-        f'fractions are between 0 and 1, got {fraction}.'
-      )
   comparison = hyper_cleaning.Comparison(options)
   pairs = list(itertools.product(settings.fractions, options.seeds))
   members = hyper_cleaning.Members(
@@ -127,4 +137,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='pollution')
+  harness.run(main, PRESETS, paper='pbgd', binary='pollution', check=check)

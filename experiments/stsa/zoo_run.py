@@ -28,6 +28,7 @@ class Zoo:
   ) -> None:
     self._settings = settings = options.settings
     self._problem = problem
+    self._save_seconds = options.save_seconds
     self._workdir = pathlib.Path(options.workdir) / problem.name
     small = settings.problem == 'quadratic'
     self._calls = settings.calls if small else settings.data_calls
@@ -105,6 +106,7 @@ class Zoo:
       chunk=chunk,
       seeds=seeds,
       workdir=self._workdir,
+      save_seconds=self._save_seconds,
       name=name,
       data=problem.data,
       shard=False,
