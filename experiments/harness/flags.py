@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -83,7 +84,9 @@ def run(
 
   def leave(said: str) -> NoReturn:
     # In one line, whatever a flag or a file's name holds.
-    sys.exit(f'{paper}/{binary}: {" ".join(said.split())}')
+    said = f'{paper}/{binary}: {" ".join(said.split())}'
+    processes.leave_if_joined(said)
+    sys.exit(said)
 
   def start(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
@@ -100,6 +103,9 @@ def run(
       mode(options, *files)
     except errors.UserError as error:
       leave(str(error))
+    except Exception:
+      processes.leave_if_joined(traceback.format_exc())
+      raise
     finally:
       termination.ignore()
 

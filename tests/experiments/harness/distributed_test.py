@@ -9,20 +9,21 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from experiments import harness
 from experiments.harness import termination
 
 ROOT = pathlib.Path(__file__).parents[3]
 SCRIPT = """
-import dataclasses, sys, time
+import dataclasses, sys, time, typing
 import jax, jax.numpy as jnp, numpy as np, optax
 import bilevel_jax as bj
 from experiments import harness
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  pause: float = 0.0
+  pause: typing.Annotated[float, harness.Allowed(0)] = 0.0
 
 def main(options):
   rows = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
@@ -94,16 +95,20 @@ def finish(processes, status=0):
   return [out for out, _ in said]
 
 
+def wait_for(records, count, process):
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    if records.exists() and records.read_bytes().count(b'\n') >= count:
+      break
+    time.sleep(0.01)
+
+
 def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
   run_here(one)
   processes = start(two, 2, '--distributed', '--pause=0.3')
   records = two / 'run' / 'metrics.jsonl'
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline and processes[0].poll() is None:
-    if records.exists() and records.read_bytes().count(b'\n') >= 2:
-      break
-    time.sleep(0.01)
+  wait_for(records, 2, processes[0])
   processes[1].send_signal(signal.SIGTERM)  # All end if one is told to.
   finish(processes, termination.EXIT_STATUS)
   before = len(harness.read_records(records))
@@ -123,6 +128,26 @@ def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   np.testing.assert_allclose(
     list(metrics[1].values()), list(metrics[0].values()), 1e-5, 1e-6
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'victim'), [(2, 1), (2, 0), (4, 2)])
+def test_one_is_killed_and_the_others_say_which(tmp_path, count, victim):
+  processes = start(tmp_path, count, '--distributed', '--pause=0.3')
+  wait_for(tmp_path / 'run' / 'metrics.jsonl', 2, processes[0])
+  killed = processes.pop(victim)
+  killed.kill()
+  since = time.monotonic()
+  for process in processes:
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == termination.EXIT_STATUS, said
+    assert said.count('\n') == 1
+    assert said.startswith(f'process {victim} of the run is gone')
+  assert time.monotonic() - since < 60
+  killed.communicate()
+  finish(start(tmp_path, count, '--distributed'))
+  records = harness.read_records(tmp_path / 'run' / 'metrics.jsonl')
+  assert [r['step'] for r in records] == [5 * i for i in range(1, 7)]
 
 
 def test_without_other_processes_says_how_to_start_them(tmp_path):
