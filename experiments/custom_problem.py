@@ -1,71 +1,110 @@
-"""The harness on a problem and a solver of one's own, in a few lines.
+"""A problem of one's own, to copy: training digits with wrong labels.
 
   python -m experiments.custom_problem --workdir=/tmp/custom
+  python -m experiments.custom_problem evaluate --workdir=/tmp/custom
 
-The upper variable is pulled towards noisy batches around 1, the lower one
-towards the upper one: both should end near 1.
+A perceptron learns 600 digits, 240 of them with a random label; 300 clean ones
+say how much each is to count. Expected: 93 % test accuracy (77 % where all
+count alike, `--rate=1e-9`), in half a minute on two cores. It resumes.
 """
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from sklearn import datasets
 
 import bilevel_jax as bj
 from experiments import harness
 
+TRAIN, NOISY, VALIDATE = 600, 240, 300
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the flags `--steps` and `--step_size` change."""
+  """Each field is a flag, a number above zero; see `harness.Allowed`."""
 
-  steps: int = 1_000
-  step_size: float = 0.1
+  steps: int = 2_000  # May be raised later: the run goes on.
+  chunk: int = 50  # Steps between two records.
+  hidden: int = 64
+  penalty: float = 3.0
+  rate: float = 0.1  # Of the weights of the digits.
+  seeds: int = 3
 
 
-PRESETS = {'quick': Settings(), 'paper': Settings(steps=10_000)}
+PRESETS = {'quick': Settings(), 'smoke': Settings(steps=100, seeds=2)}
 
 
-def main(options: harness.Options) -> harness.Trained:
+def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Pixels (rows, 64) and labels (rows,); the first `NOISY` are random."""
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  rng = np.random.default_rng(0)
+  order = rng.permutation(len(labels))
+  labels[order[:NOISY]] = rng.integers(0, 10, NOISY)
+  rows = np.split(order, [TRAIN, TRAIN + VALIDATE])
+  parts = zip(('train', 'validate', 'test'), rows, strict=True)
+  return {part: (np.float32(pixels[r] / 16), labels[r]) for part, r in parts}
+
+
+def main(options: harness.Options) -> None:
   """Trains, and writes the results."""
   settings = options.settings
-  problem = bj.BilevelProblem(
-    upper=lambda x, y, batch: jnp.mean((y - batch) ** 2),
-    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-  )
-  sgd = optax.sgd(settings.step_size)
-  solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd, value=sgd)
+  model = nn.Sequential([nn.Dense(settings.hidden), nn.relu, nn.Dense(10)])
+
+  def losses(y, part):
+    logits = model.apply(y, part[0])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, part[1])
+
+  def lower(x, y, data):
+    weighted = jnp.mean(jax.nn.sigmoid(x) * losses(y, data['train']))
+    return weighted + 1e-4 * optax.tree.norm(y, squared=True)
+
+  def measure(context, params, state):
+    pixels, labels = context.data['test']
+    named = jnp.argmax(model.apply(params.lower, pixels), axis=-1)
+    return {'accuracy': jnp.mean(named == labels)}
+
+  upper = lambda x, y, data: losses(y, data['validate']).mean()
+  rates = {'upper': settings.rate, 'lower': 3e-3, 'value': 3e-3}
   trained = harness.train(
-    solver,
-    init=lambda context: bj.BilevelParams(upper=0.0, lower=0.0),
-    batch=lambda context: 1 + jax.random.normal(context.key, (64,)),
-    evaluate=lambda context, params, state: {'distance': abs(params.upper - 1)},
+    bj.v_pbgd(
+      bj.BilevelProblem(upper, lower),
+      penalty=settings.penalty,
+      **{name: optax.adam(rate) for name, rate in rates.items()},
+    ),
+    init=lambda context: bj.BilevelParams(
+      upper=jnp.zeros(TRAIN), lower=model.init(context.key, jnp.ones(64))
+    ),
+    batch=lambda context: context.data,
+    evaluate=measure,
+    data=load_digits(),
     steps=settings.steps,
-    chunk=max(1, settings.steps // 10),
+    chunk=settings.chunk,
     seeds=options.seeds,
     workdir=options.workdir,
+    save_seconds=options.save_seconds,
     settings=settings,
   )
-  distance = harness.mean_interval(trained.history['distance'][-1])
-  harness.write_results(
-    options,
-    metrics={'distance': distance.mean},
-    seconds=trained.seconds,
-    compile_seconds=trained.compile_seconds,
-  )
-  harness.write_table(
-    options.workdir, [{'solver': 'V-PBGD', 'distance': distance}]
-  )
-  harness.plot_curves(
-    f'{options.workdir}/distance.png',
-    {'V-PBGD': (trained.steps, trained.history['distance'])},
-    xlabel='steps',
-    ylabel='|x - 1|',
-    logy=True,
-  )
-  return trained
+  found = harness.mean_interval(trained.history['accuracy'][-1])
+  harness.write_table(options.workdir, [{'test accuracy': found}])
+  metrics = {'accuracy': found.mean}
+  harness.write_results(options, metrics=metrics, seconds=trained.seconds)
+  curves = {'V-PBGD': (trained.steps, trained.history['accuracy'])}
+  axes = {'xlabel': 'steps', 'ylabel': 'test accuracy'}
+  harness.plot_curves(f'{options.workdir}/accuracy.png', curves, **axes)
+
+
+def evaluate(options: harness.Options) -> None:
+  """Says which digits the run so far counts least."""
+  loaded = harness.load(options.workdir)
+  least = np.argsort(loaded.params['upper'].mean(axis=0))[:NOISY]
+  share = f'{np.mean(least < NOISY):.0%} have a random label'
+  print(f'step {loaded.step}: of the {NOISY} that count least, {share}.')
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='custom', binary='problem')
+  modes = {'evaluate': evaluate}
+  harness.run(main, PRESETS, paper='custom', binary='problem', modes=modes)

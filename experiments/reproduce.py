@@ -340,7 +340,7 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
-  termination.exit_on_sigterm()
+  termination.exit_on_sigterm(unwind=True)
   limit = values.timeout_minutes
   try:
     fine = reproduce(

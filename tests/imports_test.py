@@ -1,15 +1,13 @@
-"""Imports point one way: experiments, then harness, then the library."""
+"""Imports point one way: papers, stacks, the harness, the library."""
 
 import ast
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Shared by papers beside the harness; each imports no other and no paper.
+STACKS = {'rl', 'lm'}
 LIBRARY = {'bilevel_jax', 'jax', 'optax', 'chex', 'numpy'}
-
-
-def modules(folder):
-  return sorted((ROOT / folder).rglob('*.py'))
 
 
 def imported(path):
@@ -22,13 +20,27 @@ def imported(path):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-def broken(folder, allowed):
+def broken(folder, allowed, root=ROOT):
   """By module, imports that are not allowed."""
   return {
-    str(path.relative_to(ROOT)): wrong
-    for path in modules(folder)
+    str(path.relative_to(root)): wrong
+    for path in sorted((root / folder).rglob('*.py'))
     if (wrong := [n for n in imported(path) if not allowed(path, n)])
   }
+
+
+def broken_experiments(root=ROOT):
+  """By module of the experiments, imports of tests, or of another paper."""
+
+  def allowed(path, name):
+    first, _, rest = name.partition('.')
+    folder = path.relative_to(root / 'experiments').parts[0]
+    shared = {'harness', folder} | (set() if folder in STACKS else STACKS)
+    return first != 'tests' and (
+      first != 'experiments' or rest.partition('.')[0] in shared
+    )
+
+  return broken('experiments', allowed, root)
 
 
 def test_library_imports_its_four_dependencies_only():
@@ -58,11 +70,23 @@ def test_harness_imports_nothing_of_a_paper():
 
 
 def test_experiments_import_no_tests_and_no_other_paper():
-  def allowed(path, name):
-    first, _, rest = name.partition('.')
-    folder = path.relative_to(ROOT / 'experiments').parts[0]
-    return first != 'tests' and (
-      first != 'experiments' or rest.partition('.')[0] in {'harness', folder}
-    )
+  assert not broken_experiments()
 
-  assert not broken('experiments', allowed)
+
+def test_stacks_are_for_papers_and_import_none(tmp_path):
+  """On a tree that is made up: who imports what, and whether it may."""
+  for module, imports, fine in (
+    ('pbgd/a', 'from experiments.rl import ppo', True),
+    ('pbgd/b', 'import experiments.lm.decoder', True),
+    ('pbgd/c', 'from experiments.moco import toy', False),
+    ('rl/d', 'from experiments import harness', True),
+    ('rl/e', 'from experiments.rl import ppo', True),
+    ('rl/f', 'from experiments.lm import decoder', False),
+    ('lm/g', 'from experiments.pbgd import toy', False),
+    ('lm/h', 'import tests.problems', False),
+  ):
+    path = tmp_path / 'experiments' / f'{module}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(imports)
+    assert (not broken_experiments(tmp_path)) == fine
+    path.unlink()

@@ -19,7 +19,7 @@ with several local ones.
 import dataclasses
 import pathlib
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -69,28 +69,28 @@ class Settings:
 
   task: Literal['hyper_representation', 'loss_tuning'] = 'hyper_representation'
   clients: int = 50
-  taking_part: int = 10
+  taking_part: Annotated[int, harness.Allowed(0)] = 10
   devices: int = 1
   shards: int = 2
   pooling: int = 2
   hidden: int = 200
-  decay: float = 0.05
-  ratio: float = 1.0
+  decay: Annotated[float, harness.Allowed(0)] = 0.05
+  ratio: Annotated[float, harness.Allowed(1)] = 1.0
   selection: int = 1_000
   test: int = 1_500
   batch: int = 256
-  probability: float = 0.1
+  probability: Annotated[float, harness.Allowed(high=1)] = 0.1
   lower_steps: tuple[int, ...] = (10, 20, 40, 60, 100)
   products: int = 5
   linear_rate: float = 0.05
   upper_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6)
   lower_rates: tuple[float, ...] = (0.02, 0.05, 0.125)
-  widen: int = 3
+  widen: Annotated[int, harness.Allowed(0)] = 3
   fednest_rounds: tuple[int, ...] = (1, 5)
   fednest_steps: tuple[int, ...] = (10, 20)
-  fednest_upper_steps: int = 10
-  published_rate: float = 0.01
-  goal: int = 87
+  fednest_upper_steps: Annotated[int, harness.Allowed(0)] = 10
+  published_rate: Annotated[float, harness.Allowed(0)] = 0.01
+  goal: Annotated[int, harness.Allowed(high=100)] = 87
   rounds: int = 300
   tuning_rounds: int = 120
   seeds: int = 3
@@ -165,7 +165,6 @@ def main(options: harness.Options) -> None:
   """Tunes and runs all methods, and writes table, plot and results."""
   start = time.monotonic()
   settings, goal = options.settings, options.settings.goal
-  check(settings)
   seeds = tuple(FIRST_SEED + seed for seed in options.seeds)
   options = options._replace(seeds=seeds)
   digits, source = client_digits.load_digits(
@@ -259,4 +258,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='aipod', binary='federated')
+  harness.run(main, PRESETS, paper='aipod', binary='federated', check=check)

@@ -12,7 +12,7 @@ steps until then, seed by seed.
 import dataclasses
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,20 +49,27 @@ class Settings:
   """
 
   size: int = 100
-  objective: str = 'published'
-  probabilities: tuple[float, ...] = (0.1, 0.3, 0.7)
+  objective: Literal['published', 'released'] = 'published'
+  probabilities: Annotated[tuple[float, ...], harness.Allowed(high=1)] = (
+    0.1,
+    0.3,
+    0.7,
+  )
   upper_steps: tuple[int, ...] = (1, 2)
   lower_steps: int = 5
   upper_rate: float = 0.002
   published_rate: float = 0.02
   lower_rate: float = 0.1
-  relaxations: tuple[float, ...] = (1.4, 4.0)
-  start: float = 0.7
-  noise: float = 0.1
+  relaxations: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = (
+    1.4,
+    4.0,
+  )
+  start: Annotated[float, harness.Allowed(0)] = 0.7
+  noise: Annotated[float, harness.Allowed(0)] = 0.1
   steps: int = 2_000
   cap: int = 4_000
   chunk: int = 10
-  uniform_steps: int = 2_000
+  uniform_steps: Annotated[int, harness.Allowed(0)] = 2_000
   seeds: int = 10
 
 
@@ -191,21 +198,18 @@ def running_average(history: dict[str, np.ndarray]) -> np.ndarray:
 
 def run(
   variant: Variant,
-  settings: Settings,
-  seeds: tuple[int, ...],
-  workdir: str | None,
+  options: harness.Options,
   target: np.ndarray | None = None,
 ) -> harness.Trained:
   """Runs all seeds of a variant.
 
   Args:
     variant: what to run.
-    settings: of the run.
-    seeds: the seeds.
-    workdir: folder of the run.
+    options: what the flags say.
     target: the running average at which to stop, (seeds,); None runs AiPOD's
       iterations.
   """
+  settings, seeds = options.settings, options.seeds
   hyper = {
     'instance': quadratic.stack_instances(
       [
@@ -253,7 +257,8 @@ def run(
       steps=steps,
       chunk=settings.chunk,
       seeds=seeds,
-      workdir=workdir,
+      workdir=options.workdir,
+      save_seconds=options.save_seconds,
       name=variant.name,
       hyper=hyper,
       evaluate=evaluate,
@@ -339,7 +344,7 @@ def main(options: harness.Options) -> dict[str, float]:
   everything = variants(settings)
   for variant in everything:
     kind = variant.matrices
-    trained = run(variant, settings, seeds, options.workdir, targets.get(kind))
+    trained = run(variant, options, targets.get(kind))
     runs[variant.name] = trained
     if kind not in targets:
       # AiPOD itself: the target, and what the others are compared with.

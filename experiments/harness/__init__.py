@@ -74,10 +74,13 @@ from experiments.harness.report import (
   write_results,
   write_table,
 )
+from experiments.harness.saved import Loaded, load
+from experiments.harness.settings import Allowed
 from experiments.harness.stream import Stream
 
 __all__ = [
   'AllStoppedError',
+  'Allowed',
   'Best',
   'BusyError',
   'Checkpoints',
@@ -88,6 +91,7 @@ __all__ = [
   'Interval',
   'Judgement',
   'Layout',
+  'Loaded',
   'MetricsWriter',
   'MissingDataError',
   'Options',
@@ -97,8 +101,8 @@ __all__ = [
   'SettingsError',
   'Source',
   'Stopped',
-  'Table',
   'Stream',
+  'Table',
   'Trained',
   'UserError',
   'WriteError',
@@ -106,6 +110,7 @@ __all__ = [
   'find',
   'format_table',
   'judge',
+  'load',
   'load_digits',
   'mean_interval',
   'measured',

@@ -73,8 +73,8 @@ class Job(NamedTuple):
     tuning: whether it is for the choice of a point only.
     hyper: hyperparameters by name, float (members,).
     seeds: one for each member.
-    keywords: `name`, `seeds`, `hyper`, `workdir` and `settings`, for
-      `harness.train`.
+    keywords: `name`, `seeds`, `hyper`, `workdir`, `settings` and
+      `save_seconds`, for `harness.train`.
   """
 
   method: str
@@ -289,6 +289,7 @@ def _train(rules, method, name, train, points, seeds, *, tuning):
     'seeds': members,
     'hyper': hyper,
     'workdir': rules.options.workdir,
+    'save_seconds': rules.options.save_seconds,
     'settings': {**rules.settings, 'tried': points},
   }
   return train(Job(method, tuning, hyper, members, keywords))

@@ -26,7 +26,7 @@ class BusyError(UserError, OSError):
 
 
 class MissingDataError(UserError, FileNotFoundError):
-  """A file of a data set is missing."""
+  """A file of a data set, or what a run has saved, is missing."""
 
 
 class DamagedDataError(UserError, ValueError):

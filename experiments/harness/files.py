@@ -1,10 +1,14 @@
-"""Writing files: atomically, and with one clear error where that fails."""
+"""A run's own files: atomic, with one clear error, and known if damaged."""
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -117,3 +121,57 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
   """Like `write_bytes`, in UTF-8."""
   write_bytes(path, text.encode())
+
+
+_DIGEST = '_digest'
+
+
+def seal(values: Mapping[str, Any], **options: Any) -> str:
+  """JSON that knows whether it is damaged.
+
+  Args:
+    values: plain values by name.
+    **options: of `json.dumps`.
+
+  Returns:
+    The text: the values and a digest of them.
+  """
+  return json.dumps({**values, _DIGEST: _digest(values)}, **options)
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+  """The values that `seal` was given.
+
+  Raises:
+    ValueError: if the text is any other than what `seal` made of them.
+  """
+  try:
+    values = json.loads(text)
+    if values.pop(_DIGEST) == _digest(values):
+      return values
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    pass
+  raise ValueError('its content does not match its digest')
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def put_aside(path: Path, what: str, folder: Path) -> None:
+  """Warns of something damaged, and keeps it in the folder `damaged`.
+
+  Args:
+    path: the file or folder; the first of several processes moves it.
+    what: what is wrong and what happens now, for the warning.
+    folder: in which `damaged` is made.
+  """
+  path, kept = pathlib.Path(path), make_folder(pathlib.Path(folder) / 'damaged')
+  if is_writer():
+    target = kept / path.name
+    while target.exists():
+      target = target.with_name(target.name + '_')
+    with writing(folder):
+      path.rename(target)
+  warnings.warn(f'{what}; moved to {kept}.', RuntimeWarning, stacklevel=3)

@@ -12,18 +12,19 @@ imported by one process.
 """
 
 import dataclasses
+import inspect
 import os
 import sys
-import types
-import typing
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-import jax
 from absl import app, flags, logging
 
-from experiments.harness import errors, memory, termination
+from experiments.harness import errors, memory, processes, termination
+from experiments.harness import settings as settings_lib
 
+# The folder of data sets in presets other than those that read packaged data.
 DATA_VARIABLE = 'BILEVEL_JAX_DATA'
 
 
@@ -37,8 +38,9 @@ class Options(NamedTuple):
     settings: the preset, a frozen dataclass, with the flags of its fields
       applied.
     workdir: folder of the run.
-    data_dir: folder of data sets, or None.
+    data_dir: folder of data sets, or None for packaged data.
     seeds: the seeds.
+    save_seconds: for `train`.
   """
 
   paper: str
@@ -48,6 +50,7 @@ class Options(NamedTuple):
   workdir: str
   data_dir: str | None
   seeds: tuple[int, ...]
+  save_seconds: float = 10.0
 
 
 def run(
@@ -56,6 +59,8 @@ def run(
   *,
   paper: str,
   binary: str,
+  check: Callable[[Any], None] | None = None,
+  modes: Mapping[str, Callable[..., Any]] | None = None,
 ) -> None:
   """Runs a binary: defines the flags, parses them and calls `main`.
 
@@ -65,67 +70,96 @@ def run(
   Args:
     main: takes the `Options`.
     presets: a frozen dataclass instance by name; the first is the default.
+      Their numbers are checked as `settings.check` says.
     paper: name of the paper's folder.
     binary: name of the binary.
+    check: takes the settings, before any work, and raises SettingsError for
+      values that do not go together.
+    modes: what else the binary does, by the word that asks for it: a function
+      of the `Options` and of the files named after the word, one for each
+      further parameter. The word `train`, or none, calls `main`.
   """
+  termination.exit_on_sigterm()
   define(presets, paper=paper, binary=binary)
+
+  def leave(said: str) -> NoReturn:
+    # In one line, whatever a flag or a file's name holds.
+    said = f'{paper}/{binary}: {" ".join(said.split())}'
+    processes.leave_if_joined(said)
+    sys.exit(said)
 
   def start(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
       # jax and orbax inform at length about what they do.
       logging.set_verbosity(logging.WARNING)
-    if argv[1:]:
-      raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
     try:
+      mode, files = _mode(main, modes, argv[1:])
       options = resolve(presets, paper=paper, binary=binary)
-    except ValueError as error:
-      raise app.UsageError(str(error)) from error
-    termination.exit_on_sigterm()
-    memory.keep_freed()
-    try:
+      if check is not None:
+        check(options.settings)
+      memory.keep_freed()
       if flags.FLAGS.distributed:
-        join_processes()
-      main(options)
+        processes.join()
+      mode(options, *files)
     except errors.UserError as error:
-      sys.exit(f'{paper}/{binary}: {error}')
+      leave(str(error))
+    except Exception:
+      processes.leave_if_joined(traceback.format_exc())
+      raise
+    finally:
+      termination.ignore()
 
-  app.run(start)
+  def parse(argv: Sequence[str]) -> list[str]:
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      leave(f'{error} --help shows all flags.')
+
+  app.run(start, flags_parser=parse)
 
 
-def join_processes(environment: Mapping[str, str] = os.environ) -> None:
-  """Joins this process to the others of the run, for one mesh of all devices.
-
-  SLURM, Open MPI and Kubernetes are detected by jax. Elsewhere each process
-  is told by JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID.
-
-  Args:
-    environment: environment variables.
-
-  Raises:
-    SettingsError: if jax cannot tell which processes there are.
-  """
-  given = {
-    name: int(environment[variable])
-    for name, variable in (
-      ('num_processes', 'JAX_NUM_PROCESSES'),
-      ('process_id', 'JAX_PROCESS_ID'),
-    )
-    if variable in environment
-  }
-  # Processors talk to each other by gloo; accelerators have their own way.
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+def _mode(
+  main: Callable[[Options], Any],
+  modes: Mapping[str, Callable[..., Any]] | None,
+  words: Sequence[str],
+) -> tuple[Callable[..., Any], list[str]]:
+  """What the words of a command line ask for: a function, and its files."""
+  if not words:
+    return main, []
+  known = {'train': main, **modes} if modes else {}
+  name, *files = words
+  if name not in known:
+    mend = f'; the modes are {", ".join(known)}' if known else ''
+    raise errors.SettingsError(f'unknown arguments: {" ".join(words)}{mend}.')
+  signature = inspect.signature(known[name])
   try:
-    jax.distributed.initialize(**given)
-  except ValueError as error:
+    signature.bind(None, *files)
+  except TypeError:
+    _, *wanted = signature.parameters.values()
+    usage = ' '.join(
+      p.name.upper() + '...' * (p.kind == p.VAR_POSITIONAL) for p in wanted
+    )
     raise errors.SettingsError(
-      f'--distributed found no other processes ({error}). Start it by SLURM, '
-      'Open MPI or Kubernetes, or set JAX_COORDINATOR_ADDRESS, '
-      'JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.'
-    ) from error
+      f'{name} takes {usage or "no files"}, got {len(files)}.'
+    ) from None
+  for file in files:
+    if not os.path.exists(file):
+      raise errors.MissingDataError(f'there is no file {file}.')
+  return known[name], files
 
 
-_COMMON = ('preset', 'workdir', 'data_dir', 'seeds', 'distributed')
+_COMMON = (
+  'preset',
+  'workdir',
+  'data_dir',
+  'seeds',
+  'save_seconds',
+  'distributed',
+)
+# More would not fit into any memory.
+_SEEDS = 10**6
+# What they read is a part of them, whatever machine they run on.
+_PACKAGED = ('smoke', 'quick')
 
 
 def define(
@@ -156,12 +190,25 @@ def define(
   )
   flags.DEFINE_string(
     'data_dir',
-    os.environ.get(DATA_VARIABLE) or None,
-    f'Folder of data sets; by default what {DATA_VARIABLE} says.',
+    None,
+    f'Folder of data sets. By default what {DATA_VARIABLE} says; the presets '
+    f'{" and ".join(_PACKAGED)} read packaged data.',
     **common,
   )
   flags.DEFINE_integer(
-    'seeds', None, 'Number of seeds.', lower_bound=1, **common
+    'seeds',
+    None,
+    'Number of seeds.',
+    lower_bound=1,
+    upper_bound=_SEEDS,
+    **common,
+  )
+  flags.DEFINE_float(
+    'save_seconds',
+    10.0,
+    'Least time between two checkpoints; 0 saves after each chunk.',
+    lower_bound=0,
+    **common,
   )
   flags.DEFINE_bool(
     'distributed',
@@ -170,9 +217,10 @@ def define(
     'workdir; the first writes.',
     **common,
   )
-  for field, kind in _types(next(iter(presets.values()))).items():
+  first = next(iter(presets.values()))
+  for field, kind in settings_lib.types_of(first).items():
     if field not in _COMMON:
-      text = f"Replaces the preset's; {_kind_name(kind)}."
+      text = f"Replaces the preset's; {settings_lib.kind_name(kind)}."
       flags.DEFINE_string(field, None, text, **common)
 
 
@@ -190,18 +238,23 @@ def resolve(
     `seeds` (their number), else there is one.
 
   Raises:
-    ValueError: if the value of a field's flag is of a wrong type.
+    SettingsError: if the value of a field's flag is of a wrong type, or out of
+      range.
   """
   settings = presets[values.preset]
   given = {
     field: values[field].value
-    for field in _types(settings)
+    for field in settings_lib.types_of(settings)
     if field not in _COMMON and values[field].value is not None
   }
-  settings = override(settings, given)
+  settings = settings_lib.override(settings, given)
   if values.seeds is not None and hasattr(settings, 'seeds'):
     settings = dataclasses.replace(settings, seeds=values.seeds)
+  settings_lib.check(settings)
   seeds = values.seeds or getattr(settings, 'seeds', 1)
+  data_dir = values.data_dir
+  if data_dir is None and values.preset not in _PACKAGED:
+    data_dir = os.environ.get(DATA_VARIABLE)
   default = os.path.join('runs', paper, binary, values.preset)
   return Options(
     paper=paper,
@@ -209,71 +262,7 @@ def resolve(
     preset=values.preset,
     settings=settings,
     workdir=values.workdir or default,
-    data_dir=values.data_dir,
+    data_dir=data_dir or None,
     seeds=tuple(range(seeds)),
+    save_seconds=values.save_seconds,
   )
-
-
-def override(settings: Any, texts: Mapping[str, str]) -> Any:
-  """Replaces fields of a dataclass instance.
-
-  Args:
-    settings: a dataclass instance with annotated fields.
-    texts: values by field, as texts; a tuple is written 1,2,3.
-
-  Returns:
-    A new instance.
-
-  Raises:
-    ValueError: if a value is not of its field's type.
-  """
-  known = _types(settings)
-  changes = {}
-  for name, text in texts.items():
-    try:
-      changes[name] = _parse(text.strip(), known[name])
-    except (ValueError, KeyError):
-      raise ValueError(
-        f'--{name}={text}: {name} takes {_kind_name(known[name])}.'
-      ) from None
-  return dataclasses.replace(settings, **changes)
-
-
-def _types(settings: Any) -> dict[str, Any]:
-  hints = typing.get_type_hints(type(settings))
-  return {f.name: hints[f.name] for f in dataclasses.fields(settings)}
-
-
-def _kind_name(kind: Any) -> str:
-  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-  if origin is tuple:
-    return f'a list, commas between, each {_kind_name(arguments[0])}'
-  if origin is typing.Literal:
-    return f'one of {", ".join(map(str, arguments))}'
-  if origin in (typing.Union, types.UnionType):
-    return ' or '.join(
-      'None' if choice is type(None) else _kind_name(choice)
-      for choice in arguments
-    )
-  return f'a value of type {kind.__name__}'
-
-
-def _parse(text: str, kind: Any) -> Any:
-  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-  if origin in (typing.Union, types.UnionType):
-    for choice in sorted(arguments, key=lambda a: a is str):
-      try:
-        return _parse(text, choice)
-      except (ValueError, KeyError):
-        continue
-    raise ValueError(text)
-  if origin is typing.Literal:
-    return {str(choice): choice for choice in arguments}[text]
-  if origin is tuple:
-    pieces = [piece.strip() for piece in text.split(',')] if text else []
-    return tuple(_parse(piece, arguments[0]) for piece in pieces)
-  if kind is type(None):
-    return {'None': None}[text]
-  if kind is bool:
-    return {'true': True, 'false': False}[text.lower()]
-  return kind(text.replace('_', '') if kind is int else text)

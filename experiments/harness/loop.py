@@ -182,6 +182,7 @@ def train(
   )
 
   with contextlib.ExitStack() as stack:
+    terminated = stack.enter_context(termination.deferred())
     saved, restored, records = None, None, metrics_lib.Records()
     if workdir is not None:
       folder = files.make_folder(pathlib.Path(workdir) / name)
@@ -220,8 +221,8 @@ def train(
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
     stops = recorder.stops(carry)
-    terminated = stack.enter_context(termination.deferred())
-    leaving, saved_at, saved_step = False, -float('inf'), step
+    leaving, _ = _agree(terminated(), False)
+    saved_at, saved_step = -float('inf'), step
 
     def save():
       extra: dict[str, Any] = dict(runner.seconds())
@@ -261,13 +262,14 @@ def train(
       if step != saved_step and not lost():
         save()
       saved.wait()
+    leaving, _ = _agree(terminated(), False)
     if leaving:
       kept = (
         'the same command goes on from here' if saved else 'nothing is kept'
       )
       message = f'{name}: terminated after step {step}; {kept}.'
       print(message, file=sys.stderr, flush=True)
-      sys.exit(termination.EXIT_STATUS)
+      termination.leave()
 
   if len(stops) == count:
     where = ''

@@ -1,12 +1,12 @@
 """Where the metrics of a run go: a JSON-lines file and TensorBoard.
 
 One line is one record: `{"step": 100, "loss/upper": [0.5, null], ...}`, with a
-value for each member and null for what is not a finite number. Lines do not
-depend on when or how often a run was killed.
+value for each member, null for what is not a finite number, and a digest, by
+which a damaged line is known. Lines do not depend on when or how often a run
+was killed.
 """
 
 import contextlib
-import json
 import math
 import pathlib
 import time
@@ -86,8 +86,11 @@ class MetricsWriter(Records):
   def __init__(self, folder: files.Path, *, step: int = -1):
     self._folder = files.make_folder(folder)
     path = self._folder / 'metrics.jsonl'
-    super().__init__(read_records(path, until=step))
-    if step > 0 and (not self.records or self.records[-1]['step'] != step):
+    records, damage = _read(path, step)
+    super().__init__(records)
+    if damage:
+      files.put_aside(path, damage, self._folder)
+    elif step > 0 and (not self.records or self.records[-1]['step'] != step):
       warnings.warn(
         f'{path} lacks records before step {step}, where the run goes on: the '
         'history has a gap.',
@@ -150,29 +153,40 @@ class _Board:
 
 
 def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:
-  """Reads records, up to a step or to the first line that is not whole.
+  """Reads the records that are whole.
 
   Args:
     path: a JSON-lines file; need not exist.
     until: the last step to read.
 
   Returns:
-    The records, in order.
+    The records, in order. Warns of damaged lines and leaves them out.
   """
-  path = pathlib.Path(path)
-  records: list[Record] = []
-  if not path.exists():
-    return records
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      break
-    if not isinstance(record, dict) or record.get('step', math.inf) > until:
-      break
-    records.append(record)
+  records, damage = _read(pathlib.Path(path), until)
+  if damage:
+    warnings.warn(damage, RuntimeWarning, stacklevel=2)
   return records
 
 
+def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
+  """The whole records up to a step, and what is damaged; '' if nothing is."""
+  records: list[Record] = []
+  damaged = []
+  # What follows the last line end, a kill has cut off: that is no damage.
+  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+  for number, line in enumerate(lines if until >= 0 else [], 1):
+    try:
+      record = files.unseal(line)
+    except ValueError:
+      damaged.append(str(number))
+      continue
+    if record['step'] <= until:
+      records.append(record)
+    if record['step'] >= until:
+      break
+  damage = f'{path} is damaged in line {", ".join(damaged)}: a gap stays there'
+  return records, damage if damaged else ''
+
+
 def _line(record: Record) -> str:
-  return json.dumps(record, allow_nan=False) + '\n'
+  return files.seal(record, allow_nan=False) + '\n'

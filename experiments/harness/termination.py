@@ -6,33 +6,64 @@ same command goes on where it stopped.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-EXIT_STATUS = 75
+EXIT_STATUS = os.EX_TEMPFAIL
 
 
-def exit_on_sigterm() -> None:
-  """Lets SIGTERM end the process where nothing is unsaved."""
+def exit_on_sigterm(*, unwind: bool = False) -> None:
+  """Lets SIGTERM end the process where nothing is unsaved.
 
-  def leave(number, frame):
+  Args:
+    unwind: whether to leave by `SystemExit`, for a program with something to
+      put in order first. Whatever catches all exceptions can swallow that, so
+      the process otherwise ends at once.
+  """
+
+  def end(number, frame):
     del number, frame
-    sys.exit(EXIT_STATUS)
+    if unwind:
+      leave()
+    with contextlib.suppress(Exception):
+      # The signal may have come within a write to the same stream.
+      sys.stdout.flush()
+    os._exit(EXIT_STATUS)
 
-  signal.signal(signal.SIGTERM, leave)
+  signal.signal(signal.SIGTERM, end)
+
+
+def ignore() -> None:
+  """Lets SIGTERM change nothing more, where the process ends anyway.
+
+  Any other handler is gone before the interpreter is.
+  """
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def leave() -> NoReturn:
+  """Ends the program as after a SIGTERM; a second one changes nothing."""
+  ignore()
+  sys.exit(EXIT_STATUS)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-  """Notes a SIGTERM instead of obeying it.
+  """Notes a SIGTERM, and obeys it at the end at the latest.
 
   Only the main thread of a process can do so; in others, the signal keeps its
   effect.
 
   Yields:
     A function that tells whether there was one.
+
+  Raises:
+    SystemExit: at the end, with `EXIT_STATUS`, if there was one.
   """
   received = threading.Event()
   if threading.current_thread() is not threading.main_thread():
@@ -41,6 +72,12 @@ def deferred() -> Iterator[Callable[[], bool]]:
   before = signal.signal(signal.SIGTERM, lambda *_: received.set())
   try:
     yield received.is_set
+  except Exception as error:
+    if received.is_set():
+      print(error, file=sys.stderr)
+    raise
   finally:
     # None: it was set by other than Python, and cannot be set again.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if received.is_set():
+      leave()

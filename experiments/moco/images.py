@@ -10,6 +10,7 @@
 import dataclasses
 import pathlib
 import time
+from typing import Annotated
 
 from experiments import harness
 from experiments.harness import comparison
@@ -50,14 +51,14 @@ class Settings:
 
   dataset: str = 'office31'
   methods: tuple[str, ...] = ('mean', 'smg', 'pcgrad', 'cagrad', 'moco')
-  epochs: int = 5
-  batch: int = 16
+  epochs: Annotated[int, harness.Allowed(0)] = 5
+  batch: Annotated[int, harness.Allowed(0)] = 16
   side: int = 32
   width: int = 16
   stages: int = 3
   rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
   rates_beside_own: tuple[float, ...] = (1e-3,)
-  widen: int = 3
+  widen: Annotated[int, harness.Allowed(0)] = 3
   at_once: int = 1
   seeds: int = 2
 
@@ -78,15 +79,22 @@ PRESETS = {
 }
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  if settings.dataset not in PUBLISHED:
+    raise harness.SettingsError(
+      f'unknown data set {settings.dataset!r}; known: {", ".join(PUBLISHED)}.'
+    )
+  compare.check(
+    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
+  )
+
+
 def make_problem(
   settings: Settings, data_dir: str | None
 ) -> tuple[problems.Problem, int, int]:
   """The problem, passes over its data, and steps in one pass."""
   name = settings.dataset
-  if name not in PUBLISHED:
-    raise harness.SettingsError(
-      f'unknown data set {name!r}; known: {", ".join(PUBLISHED)}.'
-    )
   epochs, batch = PUBLISHED[name]
   epochs, batch = settings.epochs or epochs, settings.batch or batch
   if name in image_data.OFFICE:
@@ -111,7 +119,6 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   grid = compare.Grid(settings.rates, settings.rates_beside_own)
-  compare.check(settings.methods, grid)
   problem, epochs, steps = make_problem(settings, options.data_dir)
   metrics, rows, outcomes = compare.compare(
     problem,
@@ -140,4 +147,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='images')
+  harness.run(main, PRESETS, paper='moco', binary='images', check=check)

@@ -10,7 +10,7 @@ Pairs are drawn anew for every batch. Without --data_dir the digits are the
 import dataclasses
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Settings:
   pool: int = 2
   rates: tuple[float, ...] = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
   rates_beside_own: tuple[float, ...] = (3e-3, 1e-2)
-  widen: int = 3
+  widen: Annotated[int, harness.Allowed(0)] = 3
   evaluated: int = 2_000
   bias_batches: tuple[int, ...] = (4, 16, 64)
   seeds: int = 5
@@ -213,7 +213,7 @@ def check(settings: Settings) -> None:
   compare.check(
     settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
   )
-  if settings.pool < 1 or CANVAS % settings.pool:
+  if CANVAS % settings.pool:
     raise harness.SettingsError(f'pool divides {CANVAS}, got {settings.pool}.')
 
 
@@ -221,7 +221,6 @@ def main(options: harness.Options) -> None:
   """Runs the methods and writes the table, the plots and the results."""
   start = time.monotonic()
   settings = options.settings
-  check(settings)
   digits, source = load(options.data_dir)
   print(f'Data: {source.words}.')
   metrics, rows, outcomes = compare.compare(
@@ -254,4 +253,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='multi_mnist')
+  harness.run(main, PRESETS, paper='moco', binary='multi_mnist', check=check)

@@ -10,7 +10,7 @@ program, on the same noise.
 import dataclasses
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,11 @@ class Settings:
   steps: int = 70_000
   chunk: int = 500
   learning_rates: tuple[float, ...] = (1e-3, 5e-3)
-  decay: float = 0.05
+  decay: Annotated[float, harness.Allowed(0)] = 0.05
   tracking: float = 1.0
   published_tracking: float = 5.0
   weight_step: float = 5.0
-  noise: float = 1.0
+  noise: Annotated[float, harness.Allowed(0)] = 1.0
   seeds: int = 10
 
 
@@ -131,7 +131,7 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
   unknown = set(settings.methods) - set(methods.METHODS) - set(OURS)
-  if unknown or not settings.methods:
+  if unknown:
     known = ', '.join(methods.METHODS)
     raise harness.SettingsError(
       f'unknown methods {sorted(unknown)}; known: {known}.'
@@ -192,6 +192,7 @@ def run(options: harness.Options) -> harness.Trained:
     evaluate=evaluate,
     record_start=True,
     workdir=options.workdir,
+    save_seconds=options.save_seconds,
     name='toy',
     settings={k: v for k, v in given.items() if k != 'seeds'},
   )
@@ -297,7 +298,6 @@ def plot_over_steps(
 def main(options: harness.Options) -> None:
   """Runs, and writes the table, the plots and the results."""
   start = time.monotonic()
-  check(options.settings)
   trained = run(options)
   metrics, rows = summarise(options, trained)
   harness.write_table(options.workdir, rows)
@@ -314,4 +314,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='toy')
+  harness.run(main, PRESETS, paper='moco', binary='toy', check=check)

@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,20 +51,20 @@ class Settings:
     seeds: of noise and first weights.
   """
 
-  model: str = 'linear'
+  model: Literal['linear', 'mlp'] = 'linear'
   methods: tuple[str, ...] = ('v_pbgd', 'g_pbgd', *CONTROLS)
   steps: int = 1_000
   chunk: int = 50
   tuning_steps: int = 300
   scales: tuple[float, ...] = (1.0, 3.0, 10.0)
-  widen: int = 3
+  widen: Annotated[int, harness.Allowed(0)] = 3
   train: int = 2_000
   validation: int = 1_000
   selection: int = 500
   test: int = 1_500
-  polluted_fraction: float = 0.5
-  noise_rate: float = 1.0
-  noise_rule: str = 'redraw'
+  polluted_fraction: Annotated[float, harness.Allowed(0, 1)] = 0.5
+  noise_rate: Annotated[float, harness.Allowed(0, 1)] = 1.0
+  noise_rule: Literal['redraw', 'exclude'] = 'redraw'
   seeds: int = 3
 
 
@@ -111,15 +112,11 @@ def check(settings: Settings) -> None:
       raise harness.SettingsError(
         f'unknown method {method!r}; known: {", ".join(known)}.'
       )
-  if settings.noise_rule not in ('redraw', 'exclude'):
+  if settings.tuning_steps < settings.chunk:
     raise harness.SettingsError(
-      f'noise_rule is redraw or exclude, got {settings.noise_rule!r}.'
+      f'tuning_steps={settings.tuning_steps} is less than chunk='
+      f'{settings.chunk}.'
     )
-  for name in ('polluted_fraction', 'noise_rate'):
-    if not 0 <= getattr(settings, name) <= 1:
-      raise harness.SettingsError(
-        f'{name} is in [0, 1], got {getattr(settings, name)}.'
-      )
 
 
 class Cleaning:
@@ -137,7 +134,6 @@ class Cleaning:
   def __init__(
     self, options: harness.Options, fractions: Sequence[float] = ()
   ) -> None:
-    check(options.settings)
     self._settings = settings = options.settings
     self._fractions = fractions
     sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
@@ -310,4 +306,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning')
+  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning', check=check)

@@ -86,15 +86,19 @@ def summarise(
   return metrics, rows, curves
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  hyper_cleaning.check(settings)
+  if max(settings.fractions) >= 1:
+    raise harness.SettingsError(
+      f'fractions are between 0 and 1, got {max(settings.fractions)}.'
+    )
+
+
 def main(options: harness.Options) -> None:
   """Runs the sweep and writes the table, the plot and the results."""
   start = time.monotonic()
   settings = options.settings
-  for fraction in settings.fractions:
-    if not 0 < fraction < 1:
-      raise harness.SettingsError(
-        f'fractions are between 0 and 1, got {fraction}.'
-      )
   pairs = list(itertools.product(settings.fractions, options.seeds))
   fractions, seeds = zip(*pairs, strict=True)
   cleaned = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
@@ -126,4 +130,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='pollution')
+  harness.run(main, PRESETS, paper='pbgd', binary='pollution', check=check)

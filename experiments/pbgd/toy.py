@@ -23,7 +23,7 @@ again.
 import dataclasses
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,13 @@ class Settings:
   """
 
   solvers: tuple[str, ...] = ('known_value', 'v_pbgd')
-  penalties: tuple[float, ...] = (5.0, 10.0, 20.0, 50.0, 100.0)
+  penalties: Annotated[tuple[float, ...], harness.Allowed(1)] = (
+    5.0,
+    10.0,
+    20.0,
+    50.0,
+    100.0,
+  )
   headline_penalty: float = 10.0
   fit_from: float = 10.0
   starts: int = 1_000
@@ -275,12 +281,6 @@ def check(settings: Settings) -> None:
     raise harness.SettingsError(
       'an exponent needs two penalties from fit_from on.'
     )
-  if min(settings.penalties) < 1:
-    raise harness.SettingsError(
-      'penalties are at least 1: below, steps do not shrink.'
-    )
-  if settings.starts < 1:
-    raise harness.SettingsError(f'starts is at least 1, got {settings.starts}.')
 
 
 def run(
@@ -295,7 +295,6 @@ def run(
   Returns:
     The starts, and the ends by solver and penalty.
   """
-  check(settings)
   with jax.enable_x64(True):
     starts = toy_problem.draw_starts(seeds, settings.starts)
     ends = {
@@ -347,4 +346,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='toy')
+  harness.run(main, PRESETS, paper='pbgd', binary='toy', check=check)

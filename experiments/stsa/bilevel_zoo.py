@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -81,21 +81,25 @@ class Settings:
   methods: tuple[str, ...] = tuple(methods.METHODS)
   calls: int = 100_000
   data_calls: int = 12_000
-  coupling: float = 0.3
+  coupling: Annotated[float, harness.Allowed(0)] = 0.3
   samples: int = 1_024
   size: int = 100
   tables: tuple[str, ...] = ('a9a', 'magic')
   targets: tuple[str, ...] = ()
   header: bool | None = None
   table_sizes: tuple[int, ...] = (1_024, 4_096)
-  corruptions: tuple[float, ...] = (0.5, 0.7, 0.9)
+  corruptions: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (
+    0.5,
+    0.7,
+    0.9,
+  )
   digit_sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
   batch_size: int = 64
   lower_steps: tuple[float, ...] = (0.03, 0.1, 0.3)
   ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-  exponents: tuple[float, ...] = (0.0, 1.0)
-  widen: int = 3
-  warm: float = 0.02
+  exponents: Annotated[tuple[float, ...], harness.Allowed(0)] = (0.0, 1.0)
+  widen: Annotated[int, harness.Allowed(0)] = 3
+  warm: Annotated[float, harness.Allowed(0, 1)] = 0.02
   series: float = 0.3
   seeds: int = 4
   records: int = 50
@@ -231,7 +235,6 @@ def main(options: harness.Options) -> None:
   """Runs the methods and writes the table, the plots and the results."""
   start = time.monotonic()
   settings = options.settings
-  check(settings)
   problems, sources = zoo_problems.make_problems(options)
   print(
     f'Grid at first: lower step {settings.lower_steps}, ratio '
@@ -267,4 +270,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='stsa', binary='bilevel_zoo')
+  harness.run(main, PRESETS, paper='stsa', binary='bilevel_zoo', check=check)

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,7 +67,10 @@ class Settings:
   nonmonotone_inner: tuple[int, ...] = (1, 3, 5)
   ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
   fixed_step: float = 0.1
-  applications: tuple[str, ...] = (*APPLICATIONS, 'actor_critic')
+  applications: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
+    *APPLICATIONS,
+    'actor_critic',
+  )
 
 
 PRESETS = {
@@ -80,7 +83,7 @@ PRESETS = {
     seeds=32,
   ),
   # The paper has theorems, no runs: more seeds and steps of the same.
-  'paper': Settings(steps=200_000, chunk=1_000, seeds=256, horizon_seeds=64),
+  'paper': Settings(steps=200_000, seeds=256, horizon_seeds=64),
 }
 
 
@@ -119,6 +122,7 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
     chunk=options.settings.chunk,
     seeds=seeds,
     workdir=options.workdir,
+    save_seconds=options.save_seconds,
     name=name,
     hyper=hyper,
     settings=options.settings,
@@ -253,6 +257,7 @@ def nested(
     chunk=settings.chunk,
     seeds=options.seeds,
     workdir=options.workdir,
+    save_seconds=options.save_seconds,
     name=name,
     evaluate=evaluate,
     settings=settings,
@@ -269,25 +274,29 @@ def nested(
 
 
 def check(settings: Settings) -> None:
-  """Raises ValueError for settings that no run can have."""
+  """Raises SettingsError for settings that no run can have."""
   lengths = (settings.steps, *settings.horizons)
   for length in lengths:
-    if length % settings.chunk or length < settings.chunk:
-      raise ValueError(f'{length} steps are no multiple of {settings.chunk}.')
+    if length % settings.chunk:
+      raise harness.SettingsError(
+        f'{length} steps are no multiple of chunk={settings.chunk}, over '
+        'which errors are means.'
+      )
   known = (*APPLICATIONS, 'actor_critic')
   if unknown := set(settings.applications) - set(known):
     raise harness.SettingsError(
       f'unknown applications {sorted(unknown)}; known: {", ".join(known)}.'
     )
   if len(settings.ratios) != len(settings.nonmonotone_inner):
-    raise ValueError('ratios gives one number for each of nonmonotone_inner.')
+    raise harness.SettingsError(
+      'ratios gives one number for each of nonmonotone_inner.'
+    )
 
 
 def main(options: harness.Options) -> None:
   """Runs all cases and writes slopes, table and plots."""
   start = time.monotonic()
   settings = options.settings
-  check(settings)
   metrics: dict[str, float] = {}
   rows, monotone, controls, lengths, nested_curves = [], {}, {}, {}, {}
 
@@ -362,4 +371,4 @@ def main(options: harness.Options) -> None:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='stsa', binary='rates')
+  harness.run(main, PRESETS, paper='stsa', binary='rates', check=check)

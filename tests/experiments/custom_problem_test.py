@@ -1,15 +1,27 @@
-"""The example of one's own problem: it converges, and leaves its results."""
+"""The example to copy: it finds the wrong labels, resumes, and evaluates."""
+
+import pytest
 
 from experiments import custom_problem
 
 
-def test_converges_and_writes_its_results(options, results, tmp_path, capsys):
-  given = options(custom_problem.Settings(steps=500))
-  trained = custom_problem.main(given)
-  assert trained.history['distance'][0].min() > 0.1
-  assert trained.history['distance'][-1].max() < 0.1
-  assert results()['metrics']['distance'] < 0.1
-  assert (tmp_path / 'distance.png').stat().st_size > 5000
-  assert 'V-PBGD' in capsys.readouterr().out
-  again = custom_problem.main(given)  # Resumes: there is nothing left to do.
-  assert (again.step, again.seconds) == (500, trained.seconds)
+def test_finds_wrong_labels_and_goes_on(options, results, tmp_path, capsys):
+  settings = custom_problem.Settings(steps=100)
+  custom_problem.main(options(settings))
+  assert 'test accuracy' in capsys.readouterr().out
+  assert (tmp_path / 'accuracy.png').stat().st_size > 5_000
+  first = results()
+  custom_problem.main(options(settings))  # There is nothing left to do.
+  assert results()['wall_seconds'] == first['wall_seconds']
+  custom_problem.evaluate(options(settings))
+  said = capsys.readouterr().out.splitlines()[-1]
+  assert said.startswith('step 100: of the 240 that count least, ')
+  # By chance 40 %.
+  assert int(said.partition('least, ')[2].partition('%')[0]) > 60
+  assert first['metrics']['accuracy'] > 0.8
+
+
+@pytest.mark.parametrize('steps', [5])
+def test_any_number_of_steps(options, results, steps):
+  custom_problem.main(options(custom_problem.Settings(steps=steps), seeds=(0,)))
+  assert 0 < results()['metrics']['accuracy'] < 1

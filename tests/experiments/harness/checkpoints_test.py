@@ -1,6 +1,5 @@
 """Tests of checkpoints: what survives, and what a damaged one leads to."""
 
-import json
 import resource
 import warnings
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import checkpoints
+from experiments.harness import checkpoints, files
 
 
 def tree(step=0):
@@ -97,7 +96,7 @@ class TestRestore:
 
 class TestDamage:
   @pytest.mark.parametrize(
-    'kind', ['cut', 'flip', 'missing', 'about', 'digest']
+    'kind', ['cut', 'flip', 'missing', 'about', 'digest', 'extra']
   )
   def test_falls_back_to_the_one_before(self, saved, kind):
     newest = saved / '20'
@@ -115,8 +114,12 @@ class TestDamage:
       target.unlink()
     elif kind == 'about':
       about.write_text('{"digest": ')
-    else:
-      about.write_text(about.read_text().replace('"digest": "', '"digest": "0'))
+    elif kind == 'digest':
+      about.write_text(
+        about.read_text().replace('"_digest": "', '"_digest": "0')
+      )
+    else:  # Still good JSON.
+      about.write_text(about.read_text().replace('20.0', '21.0'))
     manager = harness.Checkpoints(saved)
     with pytest.warns(RuntimeWarning, match='step 20 is damaged') as caught:
       restored = manager.restore(tree())
@@ -219,4 +222,19 @@ def test_settings_are_compared_as_json(tmp_path):
     'absent -> 3',
   ):
     assert difference in str(error.value)
-  assert json.loads(path.read_text()) == {'sizes': [1, 2], 'rate': 0.1}
+  assert files.unseal(path.read_text()) == {'sizes': [1, 2], 'rate': 0.1}
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'{"rate": 0.1', b'[]', b'\xff\xfe', None]
+)
+def test_damaged_settings_are_put_aside(tmp_path, content):
+  path = tmp_path / 'settings.json'
+  checkpoints.check_settings(path, {'rate': 0.1})
+  written = path.read_bytes()
+  content = written.replace(b'1', b'2') if content is None else content
+  path.write_bytes(content)
+  with pytest.warns(RuntimeWarning, match=r'settings.json is damaged .*moved'):
+    checkpoints.check_settings(path, {'rate': 0.1})
+  assert path.read_bytes() == written
+  assert (tmp_path / 'damaged' / 'settings.json').read_bytes() == content

@@ -1,22 +1,24 @@
 """Two processes of four devices each run as one process of eight does."""
 
 import signal
+import time
 
 import numpy as np
+import pytest
 
 from experiments import harness
 from experiments.harness import termination
 from tests.experiments.harness import processes
 
 SCRIPT = """
-import dataclasses, sys, time
+import dataclasses, sys, time, typing
 import jax, jax.numpy as jnp, numpy as np, optax
 import bilevel_jax as bj
 from experiments import harness
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  pause: float = 0.0
+  pause: typing.Annotated[float, harness.Allowed(0)] = 0.0
 
 def main(options):
   rows = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
@@ -76,6 +78,28 @@ def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   np.testing.assert_allclose(
     list(metrics[1].values()), list(metrics[0].values()), 1e-5, 1e-6
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'victim'), [(2, 1), (2, 0), (4, 2)])
+def test_one_is_killed_and_the_others_say_which(tmp_path, count, victim):
+  arguments = SCRIPT, f'--workdir={tmp_path}', '--distributed'
+  every = processes.start(*arguments, '--pause=0.3', count=count)
+  records = tmp_path / 'run' / 'metrics.jsonl'
+  processes.wait_for_lines(every[0], records, 2)
+  killed = every.pop(victim)
+  killed.kill()
+  since = time.monotonic()
+  for process in every:
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == termination.EXIT_STATUS, said
+    assert said.count('\n') == 1
+    assert said.startswith(f'process {victim} of the run is gone')
+  assert time.monotonic() - since < 60
+  killed.communicate()
+  processes.finish(processes.start(*arguments, count=count))
+  steps = [record['step'] for record in harness.read_records(records)]
+  assert steps == [5 * i for i in range(1, 7)]
 
 
 def test_without_other_processes_says_how_to_start_them(tmp_path):

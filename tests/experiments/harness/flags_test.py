@@ -1,6 +1,7 @@
 """Tests of the flags of a binary."""
 
 import dataclasses
+import signal
 import sys
 from typing import Literal
 
@@ -48,10 +49,13 @@ class TestOptions:
       seeds=(0, 1, 2),
     )
 
-  def test_data_dir_comes_from_the_environment(self, monkeypatch):
+  def test_what_quick_reads_is_a_part_of_it(self, monkeypatch):
+    """Elsewhere the environment says where data lies."""
     monkeypatch.setenv('BILEVEL_JAX_DATA', '/data')
-    assert parse().data_dir == '/data'
+    assert parse().data_dir is None
     assert parse('--data_dir=/other').data_dir == '/other'
+    assert parse('--preset=paper').data_dir == '/data'
+    assert parse('--preset=paper', '--data_dir=').data_dir is None
 
   def test_preset_and_its_folder(self):
     options = parse('--preset=paper', '--rate=0.1')
@@ -62,6 +66,10 @@ class TestOptions:
   def test_seeds_replace_the_field(self):
     options = parse('--seeds=2')
     assert (options.seeds, options.settings.seeds) == ((0, 1), 2)
+
+  def test_how_often_to_save(self):
+    assert parse().save_seconds == 10
+    assert parse('--save_seconds=0').save_seconds == 0
 
   def test_a_preset_without_seeds_has_one(self):
     @dataclasses.dataclass(frozen=True)
@@ -79,99 +87,100 @@ class TestOptions:
     assert parse('--steps=2').settings.steps == 2
 
 
-class TestOverride:
-  @pytest.mark.parametrize(
-    ('text', 'value'),
-    [
-      ('steps=20', 20),
-      ('rate=1', 1.0),
-      ('rate=1e-3', 1e-3),
-      ('name=x=y z', 'x=y z'),
-      ('name=1', '1'),
-      ('fast=True', True),
-      ('fast=false', False),
-      ('sizes=3,4,5', (3, 4, 5)),
-      ('sizes=3', (3,)),
-      ('sizes=', ()),
-      ('names=a,b', ('a', 'b')),
-      ('steps=1_000', 1000),
-      ('limit=2', 2.0),
-      ('limit=None', None),
-      ('mode=max', 'max'),
-    ],
-  )
-  def test_values_take_the_type_of_the_field(self, text, value):
-    name, _, rest = text.partition('=')
-    found = getattr(flags_lib.override(Settings(), {name: rest}), name)
-    assert found == value
-    assert type(found) is type(value)
+@pytest.fixture
+def run(monkeypatch):
+  """`harness.run` on the process's flags, which are put back afterwards."""
+  before, handler = set(flags.FLAGS), signal.getsignal(signal.SIGTERM)
 
-  @pytest.mark.parametrize(
-    'text',
-    [
-      'steps=1.5',
-      'steps=True',
-      'steps=',
-      'steps=x',
-      'rate=fast',
-      'fast=1',
-      'sizes=1.5,2',
-      'limit=x',
-      'mode=min',
-    ],
-  )
-  def test_wrong_type_says_which(self, text):
-    name, _, rest = text.partition('=')
-    with pytest.raises(ValueError, match=f'{name} takes') as error:
-      flags_lib.override(Settings(), {name: rest})
-    assert text in str(error.value)
-
-  def test_type_in_the_message(self):
-    with pytest.raises(ValueError, match=r'steps takes a value of type int\.'):
-      flags_lib.override(Settings(), {'steps': '1.5'})
-    with pytest.raises(ValueError, match='sizes takes a list, commas between'):
-      flags_lib.override(Settings(), {'sizes': 'a'})
-    with pytest.raises(ValueError, match='mode takes one of mean, max'):
-      flags_lib.override(Settings(), {'mode': 'min'})
-
-
-class TestRun:
-  """`run` on the process's flags, which are put back afterwards."""
-
-  @pytest.fixture(autouse=True)
-  def fresh_flags(self):
-    before = set(flags.FLAGS)
-    yield
+  def clean():
     for name in set(flags.FLAGS) - before:
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
-  def run(self, monkeypatch, main, *arguments):
+  def call(main, *arguments, **more):
+    clean()
     monkeypatch.setattr(sys, 'argv', ['toy', *arguments])
     with pytest.raises(SystemExit) as stopped:
-      harness.run(main, PRESETS, paper='pbgd', binary='toy')
+      harness.run(main, PRESETS, paper='pbgd', binary='toy', **more)
     return stopped.value.code
 
-  def test_calls_main(self, monkeypatch):
+  yield call
+  clean()
+  signal.signal(signal.SIGTERM, handler)
+
+
+class TestRun:
+  def test_calls_main(self, run):
     seen = []
-    code = self.run(monkeypatch, seen.append, '--steps=7')
+    code = run(seen.append, '--steps=7')
     assert not code
     assert seen[0].settings.steps == 7
 
-  def test_user_errors_are_one_line(self, monkeypatch):
+  def test_user_errors_are_one_line(self, run):
     def main(options):
       raise harness.MissingDataError('no data')
 
-    assert self.run(monkeypatch, main) == 'pbgd/toy: no data'
+    assert run(main) == 'pbgd/toy: no data'
+
+  def test_check_goes_before_any_work(self, run):
+    def check(settings):
+      raise harness.SettingsError(f'{settings.steps} is odd')
+
+    code = run(pytest.fail, '--steps=7', check=check)
+    assert code == 'pbgd/toy: 7 is odd'
 
   @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-      ('--steps=x', 'steps takes a value of type int'),
+      ('--steps=x', '--steps=x: steps takes a value of type int.'),
+      ('--steps=0', '--steps=0: steps is at least 1.'),
+      ('--sizes=1,-3', '--sizes=-3: sizes is at least 1.'),
       ('--step=1', "Unknown command line flag 'step'. Did you mean: steps"),
-      ('steps=1', 'unknown arguments: steps=1'),
+      ('--preset=huge', 'value should be one of <quick|paper>'),
+      ('--seeds=0', 'Number of seeds'),
+      ('--seeds=1000000000', 'Number of seeds'),
+      ('steps=1', 'unknown arguments: steps=1.'),
+      ('train', 'unknown arguments: train.'),
     ],
   )
-  def test_wrong_usage(self, monkeypatch, argument, message, capsys):
-    assert self.run(monkeypatch, print, argument) == 1
-    assert message in ''.join(capsys.readouterr())
+  def test_wrong_usage_is_one_line(self, run, argument, message):
+    said = run(pytest.fail, argument)
+    assert said.startswith('pbgd/toy: ')
+    assert message in said or '--seeds' in said
+    assert '\n' not in said
+
+
+class TestModes:
+  """What a binary does beside training."""
+
+  def called(self, run, *words):
+    seen = []
+
+    def evaluate(options):
+      seen.append(('evaluate', options.preset))
+
+    def score(options, reference, *files):
+      seen.append(('score', options.preset, reference, *files))
+
+    modes = {'evaluate': evaluate, 'score': score}
+    main = lambda options: seen.append(('main', options.preset))
+    code = run(main, *words, modes=modes)
+    return seen[0] if seen else code
+
+  def test_one_function_each(self, run, tmp_path):
+    a, b = tmp_path / 'a', tmp_path / 'b'
+    a.touch()
+    called = lambda *words: self.called(run, *words)
+    assert called() == called('train') == ('main', 'quick')
+    assert called('evaluate', '--preset=paper') == ('evaluate', 'paper')
+    assert called('score', str(a), str(a)) == ('score', 'quick', str(a), str(a))
+    assert called('score', '--preset=paper', str(a)) == (
+      ('score', 'paper', str(a))
+    )
+    for words, message in (
+      (['test'], 'unknown arguments: test; the modes are train, evaluate, '),
+      (['score'], 'score takes REFERENCE FILES..., got 0.'),
+      (['evaluate', 'a'], 'evaluate takes no files, got 1.'),
+      (['score', str(b)], f'there is no file {b}.'),
+    ):
+      assert called(*words).startswith(f'pbgd/toy: {message}')

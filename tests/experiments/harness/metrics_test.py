@@ -35,7 +35,8 @@ class TestFile:
   def test_one_line_a_record_and_null_for_not_finite(self, tmp_path):
     write(tmp_path, [10])
     assert (tmp_path / 'metrics.jsonl').read_text() == (
-      '{"step": 10, "a": [null, null], "b": [10.0, 0.10000000149011612]}\n'
+      '{"step": 10, "a": [null, null], "b": [10.0, 0.10000000149011612], '
+      '"_digest": "9665577ac7303c87"}\n'
     )
 
   def test_history_survives_the_file_exactly(self, tmp_path):
@@ -57,6 +58,20 @@ class TestFile:
     write(tmp_path / 'whole', [10, 20, 30, 40])
     whole = tmp_path / 'whole' / 'metrics.jsonl'
     assert path.read_bytes() == whole.read_bytes()
+
+  @pytest.mark.parametrize('old, new', [(b'20.0', b'30.0'), (b'20, ', b'20 ')])
+  def test_a_damaged_line_costs_itself_alone(self, tmp_path, old, new):
+    path = tmp_path / 'metrics.jsonl'
+    write(tmp_path, [10, 20, 30])
+    damaged = path.read_bytes().replace(old, new)
+    path.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match=r'is damaged in line 2: .*moved'):
+      write(tmp_path, [40], resume=30)
+    assert [r['step'] for r in harness.read_records(path)] == [10, 30, 40]
+    assert (tmp_path / 'damaged' / 'metrics.jsonl').read_bytes() == damaged
+    path.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match='in line 2: a gap stays there'):
+      assert len(harness.read_records(path)) == 2
 
   def test_a_new_run_drops_all(self, tmp_path):
     write(tmp_path, [10, 20])

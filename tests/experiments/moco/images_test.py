@@ -296,7 +296,7 @@ def test_accuracies_are_of_each_domain_without_what_fills_up(office):
 
 def test_settings_that_no_run_can_have(arrays, tmp_path):
   with pytest.raises(ValueError, match=r"'imagenet'; known: office31"):
-    images.make_problem(images.Settings(dataset='imagenet'), None)
+    images.check(images.Settings(dataset='imagenet'))
   with pytest.raises(ValueError, match='8 and 12, no multiples of 8'):
     images.make_problem(
       images.Settings(dataset='cityscapes', stages=3),

@@ -43,9 +43,9 @@ def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
   assert 'dm %' in capsys.readouterr().out
 
 
-def test_the_canvas_is_averaged_over_whole_squares(options):
+def test_the_canvas_is_averaged_over_whole_squares():
   with pytest.raises(ValueError, match='pool divides 36, got 5'):
-    multi_mnist.main(options(multi_mnist.Settings(pool=5)))
+    multi_mnist.check(multi_mnist.Settings(pool=5))
 
 
 def test_parts_of_the_packaged_digits():

@@ -58,6 +58,6 @@ def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   assert 'moco_exact' in capsys.readouterr().out
 
 
-def test_unknown_methods_name_the_known(options):
+def test_unknown_methods_name_the_known():
   with pytest.raises(ValueError, match=r"'guess'.*known: .*smg"):
-    toy.main(options(toy.Settings(methods=('guess',))))
+    toy.check(toy.Settings(methods=('guess',)))

@@ -86,15 +86,12 @@ def test_other_settings_in_one_folder_are_refused(tmp_path):
   ('changes', 'message'),
   [
     ({'methods': ('sgd',)}, "unknown method 'sgd'"),
-    ({'noise_rule': 'flip'}, 'redraw or exclude'),
-    ({'polluted_fraction': 1.5}, 'polluted_fraction is in'),
-    ({'model': 'cnn'}, 'linear, mlp'),
-    ({'train': 5_000}, 'there are only'),
+    ({'tuning_steps': 5}, 'less than chunk'),
   ],
 )
 def test_wrong_settings(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
-    hyper_cleaning.main(options(tmp_path, **changes))
+    hyper_cleaning.check(options(tmp_path, **changes).settings)
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):

@@ -42,7 +42,8 @@ def test_more_noise_is_harder(tmp_path):
 
 
 def test_fractions_are_shares(tmp_path):
-  wrong = options(tmp_path)
-  settings = dataclasses.replace(wrong.settings, fractions=(0.5, 1.0))
+  settings = dataclasses.replace(
+    options(tmp_path).settings, fractions=(0.5, 1.0)
+  )
   with pytest.raises(harness.SettingsError, match=r'between 0 and 1, got 1\.0'):
-    pollution.main(wrong._replace(settings=settings))
+    pollution.check(settings)

@@ -88,8 +88,6 @@ def test_ends_are_in_the_set_even_where_the_limit_stops_them():
     ({'solvers': ('newton',)}, 'known_value, v_pbgd, g_pbgd'),
     ({'headline_penalty': 7.0}, 'not among'),
     ({'fit_from': 40.0}, 'two penalties'),
-    ({'penalties': (0.5, 10.0, 20.0)}, 'at least 1'),
-    ({'starts': 0}, 'at least 1'),
   ],
 )
 def test_settings_that_no_run_can_have(change, message):

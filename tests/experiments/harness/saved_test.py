@@ -1,0 +1,80 @@
+"""Tests of what is read of a run without its program."""
+
+import jax
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class TestLoad:
+  def test_a_run_that_is_interrupted_then_finished(self, train, tmp_path):
+    settings = {'depth': 3}
+    first = train(stop_when=lambda history: True, settings=settings)
+    loaded = harness.load(tmp_path)
+    assert (loaded.step, loaded.best) == (10, ())
+    assert loaded.settings['depth'] == 3
+    assert loaded.settings['train.seeds'] == [0, 1]
+    same(loaded.params, first.params._asdict())
+    whole = train(settings=settings)
+    loaded = harness.load(tmp_path, like=bj.BilevelParams(0, 0))
+    same(loaded.params, whole.params)
+    assert loaded.step == 40
+
+  def test_best_params_and_nested_ones(self, train, tmp_path):
+    params = {'layers': ({'w.b': np.ones(2)}, {'w.b': np.zeros((0, 2))})}
+    trained = train(
+      solver=bj.gradient(
+        lambda p, b: ((p['layers'][0]['w.b'] - b[0]) ** 2).sum()
+      ),
+      init=lambda context: params,
+      evaluate=lambda context, params, state: {
+        'score': params['layers'][0]['w.b'][0]
+      },
+      select='score',
+      name='other',
+    )
+    loaded = harness.load(tmp_path, name='other')
+    assert list(loaded.params['layers'][0]) == ['w.b']
+    same(loaded.best.score, trained.best.score)
+    same(loaded.best.step, trained.best.step)
+    loaded = harness.load(tmp_path, name='other', like=params)
+    same(loaded.best.params, trained.best.params)
+    same(loaded.params, trained.params)
+
+  def test_another_structure_is_told(self, train, tmp_path):
+    train(steps=10)
+    for like, message in (
+      ({'upper': 0, 'low': 0}, r'upper\[3\] there, low here'),
+      (bj.BilevelParams(0, np.zeros(4)), r'lower\[3\] there, lower\[4\] here'),
+      (bj.BilevelParams(0, (0, 0)), r'lower\[3\] there, lower.0 here'),
+      (bj.BilevelParams(0, ()), r'lower\[3\] there, nothing here'),
+    ):
+      with pytest.raises(harness.OtherRunError, match=message):
+        harness.load(tmp_path, like=like)
+
+  def test_the_one_before_a_damaged_one_and_nothing_is_moved(
+    self, train, tmp_path
+  ):
+    train(steps=20)
+    folder = tmp_path / 'run'
+    (folder / 'checkpoints' / '20' / 'about' / 'metadata').write_text('{')
+    (folder / 'settings.json').write_text('')
+    with pytest.warns(RuntimeWarning) as caught:
+      loaded = harness.load(tmp_path)
+    assert (loaded.step, loaded.settings) == (10, {})
+    assert 'step 20 is damaged' in str(caught[0].message)
+    assert 'settings' in str(caught[1].message)
+    assert not (folder / 'damaged').exists()
+
+  def test_nothing_there_names_what_is(self, train, tmp_path):
+    with pytest.raises(harness.MissingDataError, match='train there first'):
+      harness.load(tmp_path)
+    train(steps=10)
+    with pytest.raises(harness.MissingDataError, match=r"'a' .* there are run"):
+      harness.load(tmp_path, name='a')

@@ -1,0 +1,108 @@
+"""Tests of settings: from texts, and what numbers they may hold."""
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+import pytest
+
+from experiments import harness
+from experiments.harness import settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  steps: int = 10
+  rate: float = 0.5
+  name: str = 'a'
+  fast: bool = False
+  sizes: tuple[int, ...] = (1, 2)
+  names: tuple[str, ...] = ('a',)
+  limit: float | None = None
+  mode: Literal['mean', 'max'] = 'mean'
+  share: Annotated[float, harness.Allowed(0, 1)] = 0.0
+  extra: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
+
+
+class TestCheck:
+  def test_what_is_allowed(self):
+    settings.check(Settings())
+    settings.check(Settings(share=1.0, extra=(2.0,), steps=2**31 - 1))
+
+  @pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+      ({'steps': 0}, '--steps=0: steps is at least 1.'),
+      ({'steps': 2**31}, 'steps is at most 2,147,483,647.'),
+      ({'rate': -0.1}, '--rate=-0.1: rate is above 0.'),
+      ({'rate': math.nan}, 'rate is above 0.'),
+      ({'rate': math.inf}, '--rate=inf: rate is finite.'),
+      ({'limit': 0.0}, 'limit is above 0.'),
+      ({'sizes': (3, -1)}, '--sizes=-1: sizes is at least 1.'),
+      ({'sizes': ()}, '--sizes=: sizes needs at least one entry.'),
+      ({'names': ()}, 'names needs at least one entry.'),
+      ({'share': -0.1}, 'share is at least 0.'),
+      ({'share': 1.5}, 'share is at most 1.'),
+      ({'extra': (0.0,)}, 'extra is above 0.'),
+    ],
+  )
+  def test_what_is_not(self, changes, message):
+    with pytest.raises(harness.SettingsError) as error:
+      settings.check(Settings(**changes))
+    assert str(error.value).endswith(message)
+
+
+class TestOverride:
+  @pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+      ('steps=20', 20),
+      ('rate=1', 1.0),
+      ('rate=1e-3', 1e-3),
+      ('name=x=y z', 'x=y z'),
+      ('name=1', '1'),
+      ('fast=True', True),
+      ('fast=false', False),
+      ('sizes=3,4,5', (3, 4, 5)),
+      ('sizes=3', (3,)),
+      ('sizes=', ()),
+      ('names=a,b', ('a', 'b')),
+      ('steps=1_000', 1000),
+      ('limit=2', 2.0),
+      ('limit=None', None),
+      ('mode=max', 'max'),
+    ],
+  )
+  def test_values_take_the_type_of_the_field(self, text, value):
+    name, _, rest = text.partition('=')
+    found = getattr(settings.override(Settings(), {name: rest}), name)
+    assert found == value
+    assert type(found) is type(value)
+
+  @pytest.mark.parametrize(
+    'text',
+    [
+      'steps=1.5',
+      'steps=True',
+      'steps=',
+      'steps=x',
+      'rate=fast',
+      'fast=1',
+      'sizes=1.5,2',
+      'limit=x',
+      'mode=min',
+    ],
+  )
+  def test_wrong_type_says_which(self, text):
+    name, _, rest = text.partition('=')
+    with pytest.raises(ValueError, match=f'{name} takes') as error:
+      settings.override(Settings(), {name: rest})
+    assert text in str(error.value)
+
+  def test_type_in_the_message(self):
+    with pytest.raises(ValueError, match=r'steps takes a value of type int\.'):
+      settings.override(Settings(), {'steps': '1.5'})
+    with pytest.raises(ValueError, match='sizes takes a list, commas between'):
+      settings.override(Settings(), {'sizes': 'a'})
+    with pytest.raises(ValueError, match='mode takes one of mean, max'):
+      settings.override(Settings(), {'mode': 'min'})
