@@ -291,7 +291,7 @@ class Runner:
     goal = settings.goal / 100
 
     def over(history):
-      reached = np.nanmax(history[f'{part}_accuracy'], axis=0) >= goal
+      reached = np.nan_to_num(history[f'{part}_accuracy']).max(0) >= goal
       return bool(np.all(reached))
 
     each = rounds_an_update(method, settings)
@@ -350,7 +350,8 @@ class Runner:
     name = f'{method.name}/tuning'
     trained = self.run(method, name, seeds, upper, lower, tuning=True)
     scores = rounds_to(trained, settings.goal / 100, 'selection')
-    best = np.nanmax(trained.history['selection_accuracy'], axis=0)
+    # From where a seed stopped on, it classifies nothing: NaN would win below.
+    best = np.nan_to_num(trained.history['selection_accuracy']).max(axis=0)
     missed = settings.tuning_rounds * (2 - best)
     # A tie of rounds goes to the more accurate.
     scores = np.where(np.isfinite(scores), scores, missed) - 1e-3 * best
@@ -507,12 +508,12 @@ def summarise(
 ) -> tuple[dict[str, Any], float]:
   """A row of the table, and the median rounds; fills in metrics."""
   rounds = rounds_to(trained, settings.goal / 100)
-  median = float(np.median(rounds))
+  median = harness.reduced(rounds, 'median')
   metrics[f'{name}/rounds_to_{settings.goal}'] = median
   for seed, number in enumerate(rounds):
     metrics[f'{name}/rounds_to_{settings.goal}/seed{seed}'] = number
-  best = np.nanmax(trained.history['test_accuracy'], axis=0)
-  metrics[f'{name}/best_accuracy'] = float(np.median(best))
+  best = np.nan_to_num(trained.history['test_accuracy']).max(axis=0)
+  metrics[f'{name}/best_accuracy'] = harness.reduced(best, 'median')
   texts = [f'{n:.0f}' if np.isfinite(n) else '-' for n in rounds]
   row = {
     'method': name,
@@ -520,7 +521,7 @@ def summarise(
       f'{median:.0f}' if np.isfinite(median) else 'not reached'
     ),
     'each seed': ' '.join(texts),
-    'best accuracy': float(np.median(best)),
+    'best accuracy': metrics[f'{name}/best_accuracy'],
   }
   return row, median
 

@@ -312,7 +312,7 @@ def released_gradient_error(settings: Settings, seeds: tuple[int, ...]):
     errors = jax.vmap(error)(
       quadratic.stack_instances(draws), jnp.asarray(seeds, jnp.uint32)
     )
-    found[matrices] = float(np.median(errors))
+    found[matrices] = harness.reduced(errors, 'median')
   return found
 
 
@@ -345,7 +345,7 @@ def main(options: harness.Options) -> dict[str, float]:
       ratios['projections_ratio_equal_step'] = ratio(
         found.projections, twice.projections
       )
-    medians = {k: float(np.median(v)) for k, v in ratios.items()}
+    medians = {k: harness.reduced(v, 'median') for k, v in ratios.items()}
     metrics |= {f'{variant.name}/{k}': v for k, v in medians.items()}
     reaching = int(np.sum(np.isfinite(found.projections)))
     metrics[f'{variant.name}/seeds_reaching'] = reaching

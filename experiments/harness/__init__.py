@@ -46,6 +46,7 @@ from experiments.harness.report import (
   Interval,
   format_table,
   mean_interval,
+  reduced,
   write_results,
   write_table,
 )
@@ -85,6 +86,7 @@ __all__ = [
   'pollute_labels',
   'read_records',
   'read_results',
+  'reduced',
   'run',
   'train',
   'write_results',

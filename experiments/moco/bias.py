@@ -12,7 +12,8 @@ from experiments.moco import methods
 from experiments.moco import problem as problems
 
 BATCHES = 256
-MEASURED = ('moco', 'moco_exact')
+# The mean of the losses is a control: constant weights have no bias at all.
+MEASURED = ('mean', 'moco', 'moco_exact')
 
 
 def biases(
@@ -96,8 +97,8 @@ def measure(
   place: str,
   by_batch: dict[int, problems.Problem],
   outcomes: dict[str, Any],
-) -> dict[str, float]:
-  """How many times SMG's bias is that of the methods with a memory.
+) -> tuple[dict[str, float], dict[str, harness.Interval]]:
+  """How many times SMG's bias is that of the mean and of those with a memory.
 
   Args:
     place: name of the problem, in metrics.
@@ -108,10 +109,10 @@ def measure(
   Returns:
     Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
     for each value of the method's own hyperparameter, those without `<share>`
-    at the chosen one, and `<place>/bias_ratio`: MoCo as chosen, at the last
-    size.
+    at the chosen one, and `<method>/<place>/bias_ratio`: as chosen, at the last
+    size. The latter also by method, with their intervals.
   """
-  metrics = {}
+  metrics, ratios = {}, {}
   for name in [name for name in MEASURED if name in outcomes]:
     outcome = outcomes[name]
     trials, seeds = len(outcome.at_own), len(outcome.members)
@@ -126,24 +127,26 @@ def measure(
       )
       for own in range(trials):
         part = slice(own * seeds, (own + 1) * seeds)
-        ours = _summary({k: v[part] for k, v in found.items()})
+        ours, ratio = _summary({k: v[part] for k, v in found.items()})
         at = f'{name}/{place}/batch{batch}'
         metrics |= {f'{at}/share{own}/{k}': v for k, v in ours.items()}
         if own == outcome.own:
           metrics |= {f'{at}/{k}': v for k, v in ours.items()}
-  if 'moco' in outcomes:
-    at = f'moco/{place}/batch{list(by_batch)[-1]}/bias_ratio'
-    for end in ('', '/half_width'):
-      metrics[f'{place}/bias_ratio{end}'] = metrics[at + end]
-  return metrics
+          ratios[name] = ratio
+    metrics |= ratios[name].metrics(f'{name}/{place}/bias_ratio')
+  return metrics, ratios
 
 
-def _summary(found: dict[str, np.ndarray]) -> dict[str, float]:
-  metrics = {f'bias/{key}': float(v.mean()) for key, v in found.items()}
-  for field in ('at_own_weights', 'from_min_norm'):
-    ratio = found[f'smg/{field}'] / found[f'own/{field}']
-    interval = harness.mean_interval(ratio)
+def _summary(
+  found: dict[str, np.ndarray],
+) -> tuple[dict[str, float], harness.Interval]:
+  metrics = {f'bias/{k}': harness.reduced(v, 'mean') for k, v in found.items()}
+  intervals = {}
+  for field in ('from_min_norm', 'at_own_weights'):
+    # Without any bias of one's own the ratio is infinite, not an error.
+    with np.errstate(divide='ignore'):
+      ratio = found[f'smg/{field}'] / found[f'own/{field}']
+    intervals[field] = harness.mean_interval(ratio)
     end = '' if field == 'at_own_weights' else f'/{field}'
-    metrics[f'bias_ratio{end}'] = interval.mean
-    metrics[f'bias_ratio{end}/half_width'] = interval.half_width
-  return metrics
+    metrics |= intervals[field].metrics(f'bias_ratio{end}')
+  return metrics, intervals['at_own_weights']

@@ -281,15 +281,14 @@ def compare(
     shown = measures if len(measures) <= SHOWN else ()
     for i, measure in enumerate(shown):
       interval = harness.mean_interval(outcome.score[:, i])
-      metrics[f'{name}/{place}/{measure.name}'] = interval.mean
+      metrics |= interval.metrics(f'{name}/{place}/{measure.name}')
       row[measure.name] = interval
     if len(set(better)) == 1:
       interval = harness.mean_interval(outcome.score.mean(axis=-1))
-      metrics[f'{name}/{place}/{problem.metric}'] = interval.mean
+      metrics |= interval.metrics(f'{name}/{place}/{problem.metric}')
       row[f'mean {problem.metric}'] = interval
     interval = harness.mean_interval(np.asarray(change))
-    metrics[f'{name}/{place}/dm'] = interval.mean
-    metrics[f'{name}/{place}/dm/half_width'] = interval.half_width
+    metrics |= interval.metrics(f'{name}/{place}/dm')
     row['dm %'] = interval
     row['rate'] = metrics[f'{name}/{place}/rate'] = outcome.rate
     own = methods.own(name)
@@ -299,7 +298,10 @@ def compare(
     metrics[f'{name}/{place}/step_seconds'] = outcome.step_seconds
     rows.append(row)
   if by_batch:
-    metrics |= bias.measure(place, by_batch, outcomes)
+    found, ratios = bias.measure(place, by_batch, outcomes)
+    metrics |= found
+    for row in rows:
+      row['bias, SMG / own'] = ratios.get(row['method'], '')
   metrics[f'{place}/seconds'] = time.monotonic() - start
   return metrics, rows, outcomes
 

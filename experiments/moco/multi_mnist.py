@@ -43,7 +43,7 @@ class Settings:
       hyperparameter of its own.
     rates_beside_own: by the others, a third as many, at each value of theirs.
     bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metric `bias_ratio`.
+      rule that of the training, gives the metrics `bias_ratio`.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
@@ -64,7 +64,7 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('mean', 'moco'),
+    methods=('mean', 'moco_exact'),
     steps=100,
     chunk=50,
     batch=32,

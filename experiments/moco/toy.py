@@ -167,14 +167,17 @@ def run(options: harness.Options) -> harness.Trained:
     found = {}
     for name in settings.methods:
       point = getattr(params, name)
+      weights = bj.diagnostics.objective_weights(state.parts[name])
+      measured = {
+        'x': point[0],
+        'y': point[1],
+        'stationarity': stationarity(point),
+        'front': on_front(point).astype(jnp.float32),
+        'weight': weights[0],
+      }
       found |= {
-        f'{name}/x': point[0],
-        f'{name}/y': point[1],
-        f'{name}/stationarity': stationarity(point),
-        f'{name}/front': on_front(point).astype(jnp.float32),
-        f'{name}/weight': bj.diagnostics.objective_weights(state.parts[name])[
-          0
-        ],
+        f'{name}/{what}': jnp.where(state.stopped[name], jnp.nan, value)
+        for what, value in measured.items()
       }
     return found
 
@@ -220,13 +223,16 @@ def summarise(
     for i, rate in enumerate(settings.learning_rates):
       for j in range(len(STARTS)):
         place = f'{name}/{rate_name(rate)}'
-        count = int(np.nansum(front[i, j]))
+        # Of a seed that stopped it is not known where it would have gone.
+        count = harness.reduced(front[i, j], 'sum')
         metrics[f'{place}/front_from_start{j + 1}'] = count
-        metrics[f'{place}/stationarity_from_start{j + 1}'] = float(
-          np.median(still[i, j])
+        metrics[f'{place}/stationarity_from_start{j + 1}'] = harness.reduced(
+          still[i, j], 'median'
         )
         row[f'{rate_name(rate)}, start {j + 1}'] = count
-      row[f'{rate_name(rate)}, stationarity'] = float(np.median(still[i]))
+      row[f'{rate_name(rate)}, stationarity'] = harness.reduced(
+        still[i].ravel(), 'median'
+      )
     rows.append(row)
   return metrics, rows
 

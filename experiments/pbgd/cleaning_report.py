@@ -51,8 +51,7 @@ def summarise(
 
   def put(name, values):
     interval = harness.mean_interval(values)
-    metrics[name] = interval.mean
-    metrics[f'{name}/half_width'] = interval.half_width
+    metrics.update(interval.metrics(name))
     return interval
 
   for method, (trained, scale, retrained, seconds) in outcomes.items():
@@ -83,9 +82,6 @@ def summarise(
     row['gradients'] = cleaning_methods.evaluated(counts)
     row['scale'], row['seconds'] = scale, round(seconds)
     rows.append(row)
-  if {'suggested', 'v_pbgd'} <= set(outcomes):
-    for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
-      metrics[f'{name}/f1'] = metrics[f'{method}/{model}/f1']
   return metrics, rows
 
 

@@ -51,7 +51,10 @@ class Settings:
   """
 
   model: str = 'linear'
-  methods: tuple[str, ...] = ('v_pbgd', 'g_pbgd', *CONTROLS)
+  methods: tuple[str, ...] = (
+    *('v_pbgd', 'suggested', 'g_pbgd', 'bome', 'rhg', 't_rhg'),
+    *CONTROLS,
+  )
   steps: int = 1_000
   chunk: int = 50
   tuning_steps: int = 300

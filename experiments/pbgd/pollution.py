@@ -34,8 +34,10 @@ class Settings(hyper_cleaning.Settings):
 
 
 _PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
+_SMOKE = dataclasses.asdict(hyper_cleaning.PRESETS['smoke'])
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(**_SMOKE | {'methods': METHODS, 'fractions': (0.3, 0.7)}),
   # A twentieth of the paper's steps: V-PBGD is at its best by then.
   'paper': Settings(
     **_PAPER
@@ -77,8 +79,7 @@ def summarise(
       row[name] = interval = harness.mean_interval(values[i])
       method, metric = name.split('/')
       key = f'{method}/{settings.model}/polluted{fraction:g}/{metric}'
-      metrics[key] = interval.mean
-      metrics[f'{key}/half_width'] = interval.half_width
+      metrics |= interval.metrics(key)
     rows.append(row)
   return metrics, rows, curves
 

@@ -234,10 +234,9 @@ def compare(
   if len(others) < len(by_calls):
     for method in by_calls:
       metrics[f'{prefix}{method}/of_control'] = final(method) / final(CONTROL)
-  for name, worst in (('reduction', min), ('of_control', max)):
+  for name, worst in (('reduction', 'min'), ('of_control', 'max')):
     found = [metrics.get(f'{prefix}{method}/{name}') for method in others]
-    if found and None not in found:
-      metrics[f'{prefix}worst/{name}'] = worst(found)
+    metrics[f'{prefix}worst/{name}'] = harness.reduced(found, worst)
   if {'soba', 'saba'} <= set(others):
     metrics[f'{prefix}saba/below_soba'] = final('soba') / final('saba')
   for name, reached in problem.references.items():

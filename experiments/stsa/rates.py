@@ -345,8 +345,9 @@ def main(options: harness.Options) -> None:
     if case.inner == settings.inner[0] and case.fast:
       controls[label] = curve[:2]
     (monotone if case.fast else controls)[label] = curve[:2]
-  spread = [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner]
-  metrics['slope/strongly_monotone/spread'] = max(spread) - min(spread)
+  metrics['slope/strongly_monotone/spread'] = harness.reduced(
+    [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner], 'ptp'
+  )
 
   pairs = zip(settings.nonmonotone_inner, settings.ratios)
   runs = [(n, ratio, False) for n, ratio in pairs]

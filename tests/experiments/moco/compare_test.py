@@ -56,7 +56,7 @@ def test_equal_trials_and_the_choice_by_validation(options):
   found = bias.measure('line', {1: problem}, {'moco': moco})
   chosen = f'moco/line/batch1/share{moco.own}/bias_ratio'
   assert found['moco/line/batch1/bias_ratio'] == found[chosen]
-  assert found['line/bias_ratio'] == found[chosen]
+  assert found['moco/line/bias_ratio'] == found[chosen]
 
 
 def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):

@@ -38,7 +38,7 @@ def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
   for method in settings.methods:
     assert metrics[f'{method}/multi_mnist/accuracy'] > 0.12
     assert np.isfinite(metrics[f'{method}/multi_mnist/dm'])
-  assert metrics['multi_mnist/bias_ratio'] > 0
+  assert metrics['moco/multi_mnist/bias_ratio'] > 0
   assert 'dm %' in capsys.readouterr().out
 
 
