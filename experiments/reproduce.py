@@ -314,10 +314,11 @@ def write_report(
       'says what these few steps say.\n'
     )
   cores = len(os.sched_getaffinity(0))
+  total = sum(run.seconds for run in runs.values())
   lines.append(
-    f'{cores} cores ({platform.machine()}), Python {platform.python_version()},'
-    f' {_duration(sum(run.seconds for run in runs.values()))} in all. Times are '
-    'of the whole command, which several claims may share, with its start and '
+    f'{cores} cores ({platform.machine()}), Python '
+    f'{platform.python_version()}, {_duration(total)} in all. Times are of the '
+    'whole command, which several claims may share, with its start and '
     'compilation. ± is a 95 % interval over seeds: `shown` is a claim that all '
     'of it is within, `mean only` one that the mean alone is.\n'
   )
@@ -340,7 +341,7 @@ def write_report(
   ]
   if others:
     lines += [
-      '## Without a claim in this preset\n',
+      '## Without a claim here\n',
       harness.format_table(others),
     ]
   files.write_text(path, '\n'.join(lines))

@@ -12,8 +12,9 @@ file asks for them by comments, which no reader sees:
     <!-- end -->
 
 is the run's own table, here two columns, one under another name, of the rows
-whose penalty is 10; without columns it is the whole table, and the column
-`curve` is a picture of the run's curve of a row's first cell.
+whose penalty is 10; without columns it is the whole table. The column `curve`
+is a picture of the run's curve that has the name of the row's first cell, or of
+its first two.
 
     **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
 
@@ -40,6 +41,8 @@ from experiments.harness import files, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 20_000  # Bytes of a stored file.
+# A list of plain values, which stands in one line.
+_LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 _BULKY = re.compile(r'/(bias|count|step_seconds)(/|$)')
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
@@ -103,6 +106,7 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   if len(name) > 80:
     name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
+  text = _LIST.sub(lambda x: ' '.join(x[0].split()), text)
   if len(text.encode()) > LARGEST:
     raise ValueError(
       f'{folder}: {len(text.encode()):,} bytes are too many to keep, at most '
@@ -249,7 +253,9 @@ def _table(spec: str, root: pathlib.Path) -> str:
   lines = [list(asked), ['--:' if right else '---' for right in numeric]]
   lines += [
     [
-      curves.get(row[0], '') if c == 'curve' else row[at(c)]
+      curves.get('/'.join(row[:2]), curves.get(row[0], ''))
+      if c == 'curve'
+      else row[at(c)]
       for c in asked.values()
     ]
     for row in rows

@@ -474,6 +474,7 @@ def main(options: harness.Options) -> dict[str, float]:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={name: accuracy for name, (_, accuracy) in curves.items()},
     data=source,
   )
   return metrics

@@ -352,7 +352,7 @@ def main(options: harness.Options) -> dict[str, float]:
     stopped = len(trained.stopped)
     metrics[f'{variant.name}/seeds_stopped'] = stopped
     outside = trained.history['outside']
-    metrics[f'{variant.name}/outside'] = float(np.nanmax(outside))
+    metrics[f'{variant.name}/outside'] = harness.reduced(outside.ravel(), 'max')
     rows.append(
       {
         'run': variant.name,
@@ -369,7 +369,10 @@ def main(options: harness.Options) -> dict[str, float]:
   harness.write_table(options.workdir, rows)
   _plot(pathlib.Path(options.workdir), runs, everything)
   harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    curves={name: run.history['average'] for name, run in runs.items()},
   )
   return metrics
 

@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
   def __str__(self) -> str:
     text = format_number(self.mean)
-    if self.half_width > 0:
+    if self.half_width > 0 and math.isfinite(self.mean):
       # Two digits of the uncertainty, and as many decimals of the mean.
       decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
       text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'

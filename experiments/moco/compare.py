@@ -306,6 +306,14 @@ def compare(
   return metrics, rows, outcomes
 
 
+def curves_of(outcomes: dict[str, Outcome]) -> dict[str, np.ndarray]:
+  """The mean test score over steps at the chosen trial, by method."""
+  return {
+    name: outcome.trained.history['test/mean'][:, outcome.members]
+    for name, outcome in outcomes.items()
+  }
+
+
 def plot_weights(path: Any, outcomes: dict[str, Outcome], title: str) -> None:
   """The weight of the first objective over steps, at the chosen rates."""
   curves = {
@@ -329,16 +337,9 @@ def plot_scores(
   path: Any, outcomes: dict[str, Outcome], ylabel: str, title: str
 ) -> None:
   """The mean test score over steps, at the chosen rates."""
-  shown = [
-    name
-    for name in ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
-    if name in outcomes
-  ]
   curves = {
-    name: (
-      outcomes[name].trained.steps,
-      outcomes[name].trained.history['test/mean'][:, outcomes[name].members],
-    )
-    for name in shown
+    name: (outcomes[name].trained.steps, values)
+    for name, values in curves_of(outcomes).items()
+    if name in ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
   }
   harness.plot_curves(path, curves, xlabel='step', ylabel=ylabel, title=title)

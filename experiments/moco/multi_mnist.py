@@ -259,6 +259,7 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves=compare.curves_of(outcomes),
     data=source,
     substituted='' if options.data_dir else 'packaged digits',
   )

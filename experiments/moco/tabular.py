@@ -333,7 +333,7 @@ def main(options: harness.Options) -> None:
     names = ('made_up',)
   given = dataclasses.asdict(settings)
   given = {k: v for k, v in given.items() if k not in APART}
-  metrics, rows = {}, []
+  metrics, rows, curves = {}, [], {}
   folder = pathlib.Path(options.workdir)
   for name in names:
     problem = make_problem(name, options.data_dir, settings)
@@ -358,6 +358,10 @@ def main(options: harness.Options) -> None:
     )
     metrics |= found
     rows += [{'data': name, **row} for row in table]
+    curves |= {
+      f'{name}/{method}': values
+      for method, values in compare.curves_of(outcomes).items()
+    }
     title = f'{name}, learning rate chosen on validation data'
     compare.plot_weights(folder / f'{name}_weights.png', outcomes, title)
     label = f'mean test {problem.metric}'
@@ -373,6 +377,7 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves=curves,
     substituted='made-up regressions' if 'made_up' in names else '',
   )
   print(f'Results: {path}')

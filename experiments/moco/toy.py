@@ -248,12 +248,16 @@ def plot_paths(
   settings = options.settings
   names = [m for m in settings.methods if m != 'moco_exact_published'][:6]
   figure = matplotlib.figure.Figure(figsize=(9.6, 6.4), layout='constrained')
-  grid = figure.subplots(2, 3, sharex=True, sharey=True, squeeze=False)
+  grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+  for left_over in range(len(names), len(grid)):
+    grid[left_over].remove()
+    # The panel above is now the last of its column.
+    grid[left_over - 3].tick_params(labelbottom=True)
   x = np.linspace(-11, 11, 201)
   y = np.linspace(-11, 11, 201)
   mesh = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), -1)
   heights = jax.vmap(jax.vmap(toy_losses))(mesh).sum(-1)
-  for axes, name, colour in zip(grid.ravel(), names, _COLOURS):
+  for axes, name, colour in zip(grid, names, _COLOURS):
     axes.contour(
       x, y, np.asarray(heights), levels=24, colors='0.8', linewidths=0.6
     )
@@ -312,6 +316,10 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={
+      name: reshape(options, trained.history[f'{name}/stationarity'])[:, 0, 0]
+      for name in options.settings.methods
+    },
     compile_seconds=trained.compile_seconds,
   )
   print(f'Results: {path}')

@@ -344,6 +344,10 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={
+      method: outcome.trained.history['test_accuracy']
+      for method, outcome in outcomes.items()
+    },
     data=comparison.source,
     substituted=comparison.substituted,
     method_seconds={m: o.seconds for m, o in outcomes.items()},

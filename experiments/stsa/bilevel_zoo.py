@@ -292,7 +292,14 @@ def main(options: harness.Options) -> None:
   path = pathlib.Path(options.workdir) / f'{settings.problem}.png'
   zoo_figure.draw(path, pictures)
   path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    curves={
+      f'{problem.name}/{method}'.removeprefix('/'): values
+      for problem, picture in zip(problems, pictures, strict=True)
+      for method, (_, values) in picture.by_calls.items()
+    },
   )
   print(f'Results: {path}')
 
