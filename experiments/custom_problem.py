@@ -1,6 +1,8 @@
 """The harness on a problem and a solver of one's own, in a few lines.
 
-  python -m experiments.custom_problem --workdir=/tmp/custom
+    python -m experiments.custom_problem --workdir=/tmp/custom
+
+Expected: both variables end within 0.1 of 1. Time: some seconds on 2 cores.
 
 The upper variable is pulled towards noisy batches around 1, the lower one
 towards the upper one: both should end near 1.

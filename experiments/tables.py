@@ -18,9 +18,11 @@ its first two.
 
     **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
 
-is a metric with its interval, in the format, if there is one. A number in a
+is a metric alone in a format; without one it comes with its interval. A line
+cannot start with this comment: Markdown would take it for HTML. A number in a
 table is one of these two, or stands between `<!-- by hand -->`, a sentence that
-says where it is from, and `<!-- end -->`.
+says where it is from, and `<!-- end -->`; or its cell says that it was measured
+before results were stored.
 """
 
 import argparse
@@ -43,17 +45,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 20_000  # Bytes of a stored file.
 # A list of plain values, which stands in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
-_BULKY = re.compile(r'/(bias|count|step_seconds)(/|$)')
+_BULKY = re.compile(r'(^|/)(bias|count|step_seconds)(/|$)')
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 _VALUE = r'-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
 _NUMBER = re.compile(
-  rf'(<!-- number: (\S+) (\S+)(?: (\S+))? -->)(?:{_VALUE}(?: ± {_VALUE})?'
-  r'(?: \(\d+ of \d+\))?|(?=[^\d]|$))'
+  rf'(<!-- number: (\S+) (\S+)(?: (\S+))? -->)(?:{_VALUE}(?: ± {_VALUE}'
+  rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
 )
 _BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
 # Columns that say what a row is, or what somebody else measured.
-_GIVEN = ('paper', 'claim', 'published', 'which statement', 'method')
+_GIVEN = (
+  *('paper', 'claim', 'method', 'published', 'published or derived'),
+  'which statement',
+)
+_OLD = 'before results were stored'
 _BARS = '▁▂▃▄▅▆▇█'
 
 
@@ -155,8 +161,12 @@ def unstored(text: str) -> list[str]:
       continue
     for name, cell in zip(header, cells):
       said = re.sub(r'`[^`]*`', '', cell).strip('* ')
-      if name not in _GIVEN and (
-        re.search(r'\d\.\d|\d ±', said) or re.fullmatch(r'[-\d,]*\d', said)
+      if (
+        name not in _GIVEN
+        and _OLD not in cell
+        and (
+          re.search(r'\d\.\d|\d ±', said) or re.fullmatch(r'[-\d,]*\d', said)
+        )
       ):
         found.append(line)
         break
@@ -216,7 +226,10 @@ def _number(name, metric, form, root) -> str:
   if value is None:
     raise ValueError(f'{metric} of {name} is not finite: say so in words.')
   if form:
-    return ' ± '.join(f'{x:{form}}' for x in (value, half) if x is not None)
+    return f'{value:{form}}'
+  if f'{metric}/low' in metrics:
+    ends = (value, metrics[f'{metric}/low'], metrics[f'{metric}/high'])
+    return '{:.3f} ({:.3f} to {:.3f})'.format(*ends)
   return str(harness.Interval(value, math.nan if half is None else half, 1, 1))
 
 
@@ -313,7 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       elif made != text:
         files.write_text(path, made)
         print(f'wrote {name}')
-      wrong += [f'{name}: from no stored result: {x}' for x in unstored(made)]
+      if re.search(r'^ *<!-- number', made, re.MULTILINE):
+        wrong.append(f'{name}: a line starts with the comment of a number.')
+      if rows := unstored(made):
+        wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
+        wrong += rows[:3]
   except (ValueError, harness.UserError) as error:
     wrong.append(str(error))
   print('\n'.join(wrong), end='\n' if wrong else '', file=sys.stderr)

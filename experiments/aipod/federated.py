@@ -1,7 +1,14 @@
 """Federated bilevel learning: E-AiPOD beside FedNest, by communication rounds.
 
+Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
+Equality-constrained Bilevel Optimization, 2023.
+
     python -m experiments.aipod.federated --preset=quick
     python -m experiments.aipod.federated --preset=paper --data_dir=MNIST
+
+Expected: on packaged digits 0.76 of FedNest's rounds with one upper step each,
+1.03 against ten local ones. Time: 6 minutes for quick, hours for paper on 2
+cores.
 
 Clients with digits of about two classes each agree on a network. Each mean of
 any vector over the clients is one round. Both methods choose from the same grid

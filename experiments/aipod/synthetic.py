@@ -1,6 +1,12 @@
 """Synthetic equality-constrained problem: what lazy projections save.
 
+Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
+Equality-constrained Bilevel Optimization, 2023.
+
     python -m experiments.aipod.synthetic --preset=quick
+
+Expected: 0.24 of AiPOD's projections at 1.1 times its upper steps (p = 0.3, T =
+2). Time: 2 minutes on 2 cores.
 
 AiPOD projects the lower variable in each of its S steps and the upper one in
 each update; E-AiPOD projects below with probability p, and above once in T

@@ -1,7 +1,14 @@
 """Two losses in the plane with noisy gradients: who reaches the front.
 
+Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
+Bias in Multi-objective Learning, 2023.
+
     python -m experiments.moco.toy --preset=quick
     python -m experiments.moco.toy --preset=paper
+
+Expected: from the two hard starts 9 and 5 seeds of 10 on the front for MoCo
+with a tuned share, 9 and 1 with the published one, none for SMG, PCGrad and
+CAGrad. Time: 20 to 50 CPU seconds for quick on 2 cores.
 
 Seeds, starts, learning rates and methods run side by side in one compiled
 program, on the same noise.

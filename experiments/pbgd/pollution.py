@@ -1,7 +1,12 @@
 """Hyper-cleaning over the share of polluted digits.
 
+Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
+
     python -m experiments.pbgd.pollution --preset=quick
     python -m experiments.pbgd.pollution --preset=paper --data_dir=MNIST
+
+Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
+at nine tenths. Time: some minutes on 2 cores.
 
 All shares and seeds run as one compiled program. Step sizes are tuned at the
 settings' `polluted_fraction` only.

@@ -1,9 +1,16 @@
 """Stochastic bilevel methods on one problem, with equal calls and equal grids.
 
+Paper: Shen and Chen, A Single-Timescale Analysis for Stochastic Approximation
+with Multiple Coupled Sequences, 2022.
+
     python -m experiments.stsa.bilevel_zoo --problem=quadratic --preset=quick
     python -m experiments.stsa.bilevel_zoo --problem=regularisation \
       --data_dir=DATA
     python -m experiments.stsa.bilevel_zoo --problem=cleaning --data_dir=DATA
+
+Expected: on the quadratic, SOBA ends 4e4 times below its start, SABA at
+rounding, the control 4e2 times. Time: 7 minutes for a problem, all methods on 2
+cores.
 
 Every method gets the same number of calls on a batch (a gradient, or a product
 with a Hessian) and the same grid of step sizes, tuned with a seed that no

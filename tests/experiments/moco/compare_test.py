@@ -110,3 +110,17 @@ def test_side_by_side_is_each_alone():
   updates, state = both.update(jnp.float32(2.0), both.init(params), params)
   assert (updates.a, updates.b) == (12.0, 2.0)
   assert bj.values(state.parts['a'])['loss'] == 18.0
+
+
+def test_one_that_becomes_non_finite_stops_alone():
+  fine = bj.gradient(lambda x, batch: x**2)
+  bursts = bj.gradient(lambda x, batch: jnp.log(x - batch))
+  both = methods.side_by_side({'a': fine, 'b': bursts})
+  params = bj.sequences(a=jnp.float32(3.0), b=jnp.float32(1.0))
+  state, step = both.init(params), jax.jit(both.update)
+  for batch, stopped in ((0.0, False), (9.0, True), (0.0, True)):
+    updates, state = step(jnp.float32(batch), state, params)
+    assert updates.a == 6.0
+    assert bool(state.stopped['b']) == stopped
+    assert updates.b == (0.0 if stopped else 1.0)
+    assert not any(bj.diagnostics.nonfinite(params, state).values())
