@@ -155,7 +155,7 @@ def unstored(text: str) -> list[str]:
     if not line.startswith('|'):
       header = None
       continue
-    cells = [cell.strip() for cell in line.strip('| ').split('|')]
+    cells = _cells(line)
     if header is None:
       header = cells
       continue
@@ -199,23 +199,31 @@ def _flags(results: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def _read(name: str, root: pathlib.Path) -> dict[str, Any]:
+def _path(name: str, root: pathlib.Path) -> pathlib.Path:
   paper, _, run = name.partition('/')
-  path = root / 'experiments' / paper / 'results' / f'{run}.json'
+  return root / 'experiments' / paper / 'results' / f'{run}.json'
+
+
+def _read(name: str, root: pathlib.Path) -> dict[str, Any]:
+  path = _path(name, root)
   if not path.exists():
     known = ', '.join(sorted(p.stem for p in path.parent.glob('*.json')))
-    raise ValueError(f'no stored result {name}; of {paper}: {known or "none"}.')
+    raise ValueError(f'no stored result {name}; stored: {known or "none"}.')
   return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _parse(table: str) -> dict[str, Any]:
-  split = lambda line: [c.strip() for c in line.strip().strip('|').split('|')]
-  header, rule, *rows = map(split, table.strip().splitlines())
+  header, rule, *rows = map(_cells, table.strip().splitlines())
   return {
     'columns': header,
     'numeric': [cell.endswith(':') for cell in rule],
     'rows': rows,
   }
+
+
+def _cells(line: str) -> list[str]:
+  inner = line.strip().removeprefix('|').removesuffix('|')
+  return [cell.strip() for cell in inner.split('|')]
 
 
 def _number(name, metric, form, root) -> str:
@@ -235,6 +243,9 @@ def _number(name, metric, form, root) -> str:
 
 def _table(spec: str, root: pathlib.Path) -> str:
   name, *fields = (field.strip() for field in spec.split('|'))
+  if not _path(name, root).exists():
+    # A table may wait for its run; a number in a sentence may not.
+    return f'*Not measured yet: there is no stored result `{name}`.*\n'
   results = _read(name, root)
   table = results.get('table')
   if table is None:

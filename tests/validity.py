@@ -21,7 +21,7 @@ from tests import contract
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'methods.md'
 _BLOCK = re.compile(r'(<!-- validity -->\n).*?(<!-- end -->)', re.DOTALL)
-YES, NO = '✓', '–'
+YES, NO = '✓', '-'
 _SHORT = {
   'gradients/upper': 'f',
   'gradients/lower': 'g',
@@ -118,7 +118,9 @@ def cost(row: contract.Row) -> str:
       continue
     letter = _SHORT.get(name, name.replace('_', ' '))
     parts.append(f'{"" if count == 1 else f"{count} "}{letter}')
-  return ' + '.join([*parts, *(['a random number'] if row.random_counts else [])])
+  if row.random_counts:
+    parts.append('a random number')
+  return ' + '.join(parts)
 
 
 def cells(
@@ -167,7 +169,8 @@ def tables() -> str:
         refused.setdefault(why, []).append(f'`{name}` ({column})')
       lines.append(f'| `{name}` | {cost(row)} | {" | ".join(found.values())} |')
     lines.append('')
-  lines += ['What does not go together, and why, in the words of the error:', '']
+  lines += ['What does not go together, and why, in the words of the error:']
+  lines.append('')
   said = (f'- {", ".join(names)}: *{why}*' for why, names in refused.items())
   return '\n'.join([*lines, *said, ''])
 

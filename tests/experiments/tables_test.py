@@ -106,8 +106,8 @@ def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
 @pytest.mark.parametrize(
   ('marker', 'says'),
   [
-    ('number: pbgd/none loss', r'no stored result pbgd/none; of pbgd: toy'),
-    ('number: moco/none loss', 'no stored result moco/none; of moco: none'),
+    ('number: pbgd/none loss', r'no stored result pbgd/none; stored: toy'),
+    ('number: moco/none loss', 'no stored result moco/none; stored: none'),
     ('number: {} other', 'has no metric other'),
     ('number: {} gone', 'not finite'),
     ('table: {} | no such -->\n<!-- end', "no column 'no such'"),
@@ -117,6 +117,11 @@ def test_what_is_not_stored_is_named(stored, tmp_path, marker, says):
   marker = marker.format(f'pbgd/{stored.stem}')
   with pytest.raises(ValueError, match=says):
     tables.render(f'<!-- {marker} -->', tmp_path)
+
+
+def test_a_table_may_wait_for_its_run(tmp_path):
+  made = tables.render('<!-- table: moco/toy-paper -->\n<!-- end -->', tmp_path)
+  assert 'Not measured yet: there is no stored result `moco/toy-paper`' in made
 
 
 def test_a_row_by_hand_is_found():

@@ -53,10 +53,14 @@ def test_equal_trials_and_the_choice_by_validation(options):
   assert mean.rate == 0.1
   assert moco.rate == 0.1
   assert len(moco.at_own) == 3
-  found = bias.measure('line', {1: problem}, {'moco': moco})
+  measured = {'mean': mean, 'moco': moco}
+  found, ratios = bias.measure('line', {1: problem}, measured)
   chosen = f'moco/line/batch1/share{moco.own}/bias_ratio'
   assert found['moco/line/batch1/bias_ratio'] == found[chosen]
   assert found['moco/line/bias_ratio'] == found[chosen]
+  assert ratios['moco'].mean == found[chosen]
+  # Constant weights have no bias but rounding, whatever they are good for.
+  assert not found['mean/line/bias_ratio'] < 1e3
 
 
 def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
