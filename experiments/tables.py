@@ -159,7 +159,8 @@ def unstored(text: str) -> list[str]:
     if header is None:
       header = cells
       continue
-    for name, cell in zip(header, cells):
+    # The first cell says what the row is.
+    for name, cell in zip(header[1:], cells[1:]):
       said = re.sub(r'`[^`]*`', '', cell).strip('* ')
       if (
         name not in _GIVEN
@@ -271,8 +272,7 @@ def _table(spec: str, root: pathlib.Path) -> str:
       at(column)
     asked[title or column] = column
   asked = asked or {column: column for column in columns}
-  if not curves:
-    asked.pop('curve', None)
+  asked = {t: c for t, c in asked.items() if c != 'curve' or curves}
   numeric = [c != 'curve' and table['numeric'][at(c)] for c in asked.values()]
   lines = [list(asked), ['--:' if right else '---' for right in numeric]]
   lines += [
