@@ -47,9 +47,19 @@ class Method(NamedTuple):
   samples: int = 1
   own: Own | None = None
 
-  def first(self, objectives: int, key: chex.PRNGKey) -> Any:
-    """The aggregator where nothing is tuned and all parameters are shared."""
-    own = None if self.own is None else self.own.values[0]
+  def first(self, objectives: int, key: chex.PRNGKey, own: Any = None) -> Any:
+    """The aggregator where all parameters are shared and nothing else is tuned.
+
+    Args:
+      objectives: their number.
+      key: of random methods.
+      own: the method's own hyperparameter; by default the first of its values.
+
+    Returns:
+      The aggregator.
+    """
+    if own is None and self.own is not None:
+      own = self.own.values[0]
     return self.make(objectives, key, (), own)
 
 

@@ -50,6 +50,7 @@ class Settings:
       and 10, the best on 40 seeds that are not reported.
     published_tracking: the share that the authors use, in the row
       `moco_exact_published`.
+    radius: of CAGrad; of .2, .4 and .8, on the same seeds.
     weight_step: of MoCo with a gradient step for the weights, over the root of
       the step.
     noise: standard deviation of each entry of a gradient.
@@ -63,6 +64,7 @@ class Settings:
   decay: float = 0.05
   tracking: float = 1.0
   published_tracking: float = 5.0
+  radius: float = 0.4
   weight_step: float = 5.0
   noise: float = 1.0
   seeds: int = 10
@@ -127,7 +129,8 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     if method.samples > 1:
       one_each = lambda noise, samples: noise[:samples, None]
       oracle = bj.evaluation.independent(oracle, method.samples, split=one_each)
-    aggregator = method.first(OBJECTIVES, key)
+    own = settings.radius if name == 'cagrad' else None
+    aggregator = method.first(OBJECTIVES, key, own)
   schedule = lambda count: rate * (count + 1.0) ** -settings.decay
   return optax.chain(oracle, aggregator, optax.adam(schedule))
 
