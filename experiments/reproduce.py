@@ -395,7 +395,11 @@ def reproduce(
     print(f'  {said}, {_duration(run.seconds)}', flush=True)
     write_report(report, judged, runs, preset=preset)
     if store and run.results:
-      print(f'  {tables.store(pathlib.Path(workdir) / command.folder)}')
+      try:
+        print(f'  {tables.store(pathlib.Path(workdir) / command.folder)}')
+      except ValueError as error:
+        print(f'  not stored: {error}')
+        fine = False
   print(f'Report: {report}')
   return fine
 

@@ -45,7 +45,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 20_000  # Bytes of a stored file.
 # A list of plain values, which stands in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
-_BULKY = re.compile(r'(^|/)(bias|count|step_seconds)(/|$)')
+# Metrics of which the documents have no use, or which the table holds too.
+_BULKY = re.compile(
+  r'(^|/)(bias|count|from_min_norm|own|rate|step_seconds)(/|$)'
+)
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 _VALUE = r'-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
@@ -95,7 +98,7 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept |= {
     'command': shlex.join(['python', '-m', *command]),
     'metrics': {
-      name: None if value is None else float(f'{value:.7g}')
+      name: None if value is None else float(f'{value:.6g}')
       for name, value in results['metrics'].items()
       if not _BULKY.search(name)
     },

@@ -281,7 +281,10 @@ def compare(
     shown = measures if len(measures) <= SHOWN else ()
     for i, measure in enumerate(shown):
       interval = harness.mean_interval(outcome.score[:, i])
-      metrics |= interval.metrics(f'{name}/{place}/{measure.name}')
+      # Without their intervals: there may be many of them.
+      metrics[f'{name}/{place}/{measure.name}'] = harness.reduced(
+        outcome.score[:, i], 'mean'
+      )
       row[measure.name] = interval
     if len(set(better)) == 1:
       interval = harness.mean_interval(outcome.score.mean(axis=-1))
