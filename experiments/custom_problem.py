@@ -1,11 +1,13 @@
 """A problem of one's own, to copy: training digits with wrong labels.
 
-  python -m experiments.custom_problem --workdir=/tmp/custom
-  python -m experiments.custom_problem evaluate --workdir=/tmp/custom
+    python -m experiments.custom_problem --workdir=/tmp/custom
+    python -m experiments.custom_problem evaluate --workdir=/tmp/custom
+
+Expected: 93 % test accuracy; 77 % where all digits count alike (--rate=1e-9).
+Time: half a minute on 2 cores; it resumes within 10 seconds.
 
 A perceptron learns 600 digits, 240 of them with a random label; 300 clean ones
-say how much each is to count. Expected: 93 % test accuracy (77 % where all
-count alike, `--rate=1e-9`), in half a minute on two cores. It resumes.
+say how much each is to count.
 """
 
 import dataclasses

@@ -7,15 +7,19 @@ Each distinct command runs once, in a process and a workdir of its own:
 a binary that crashes costs its own rows, which say so, and no others. The same
 command goes on where a killed one was: finished runs are not run again, failed
 ones are. `report.md` in the workdir has a row for each claim and is written
-anew after each run.
+anew after each run. `--store` keeps the results for the tables of the READMEs,
+see `tables`.
 
 Presets: `smoke` takes about a minute a paper and needs no data folder; it shows
-that everything runs, on sizes too small to judge a paper by. `quick` takes
-minutes a binary, `paper` the published sizes. The exit status is 1 if a command
-failed, else 0, whether or not the claims are shown.
+that everything runs, on sizes too small to judge a paper by, binaries without a
+claim included. `quick` takes minutes a binary, `paper` the published sizes. The
+exit status is 1 if a command failed or a claim names a metric that its run does
+not have, else 0, whether or not the claims are shown.
 """
 
+import configparser
 import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -31,12 +35,15 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from experiments import harness
+from experiments import harness, tables
 from experiments.harness import claim as claim_lib
 from experiments.harness import files, termination
 
 ROOT = pathlib.Path(__file__).parent
-COLUMNS = ('claim', 'published', 'ours', 'bound', 'verdict', 'time', 'command')
+COLUMNS = (
+  *('claim', 'published', 'ours', 'bound', 'verdict'),
+  *('data', 'time', 'command'),
+)
 _PENDING = 'not run yet'
 _SECONDS_TO_SAVE = 60
 
@@ -80,11 +87,13 @@ class Run(NamedTuple):
     failure: what went wrong, one line; '' if nothing did.
     seconds: wall time of all attempts, with start and compilation.
     results: the content of its `results.json`, {} if it failed.
+    skipped: why it was not run at all; '' if it was.
   """
 
   failure: str
   seconds: float
   results: dict[str, Any]
+  skipped: str = ''
 
 
 def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
@@ -154,7 +163,10 @@ def execute(
   words = [sys.executable, *command.words, f'--workdir={folder}']
   before = _read_record(record)
   if before.get('finished') and before.get('words') == command.words:
-    return _finished(folder, before['seconds'])
+    run = _finished(folder, before['seconds'])
+    # One whose results are gone or damaged goes on from its checkpoints.
+    if not run.failure:
+      return run
   # What an earlier, failed attempt left must not pass for this one's.
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
@@ -204,12 +216,16 @@ def row(claim: harness.Claim, command: Command, run: Run | None) -> dict:
     'ours': '-',
     'bound': claim.bound(),
     'verdict': _PENDING,
+    'data': '-',
     'time': '-',
     'command': f'`{shlex.join(["python", *command.words])}`',
   }
   if run is None:
     return cells
+  if run.skipped:
+    return cells | {'verdict': f'not run: {run.skipped}'}
   cells['time'] = _duration(run.seconds)
+  cells['data'] = data_of(run.results)
   failure = run.failure
   if not failure:
     try:
@@ -227,6 +243,62 @@ def row(claim: harness.Claim, command: Command, run: Run | None) -> dict:
   return {name: cell.replace('|', '\\|') for name, cell in cells.items()}
 
 
+def data_of(results: Mapping[str, Any]) -> str:
+  """The data that a run read, in words."""
+  found = results.get('data') or 'no data'
+  found = [found] if isinstance(found, str) else found
+  # Of a source: its name, and what is said of it.
+  texts = (x if isinstance(x, str) else f'{x[0]}: {x[1]}' for x in found)
+  return '; '.join(texts)
+
+
+def lacking(claim: harness.Claim) -> str:
+  """Why the claim's binary cannot run here; '' if it can."""
+  if not claim.extra:
+    return ''
+  setup = configparser.ConfigParser()
+  setup.read(ROOT.parent / 'setup.cfg')
+  asked = setup.get('options.extras_require', claim.extra, fallback=None)
+  if asked is None:
+    return f'setup.cfg has no extra `{claim.extra}`'
+  for line in asked.split():
+    try:
+      importlib.metadata.version(re.split(r'[^\w.-]', line)[0])
+    except importlib.metadata.PackageNotFoundError:
+      return f'needs the extra `{claim.extra}`'
+  return ''
+
+
+def missing_metrics(
+  claims: Iterable[harness.Claim], results: Mapping[str, Any]
+) -> str:
+  """The metrics that claims name and a run does not have, in one line."""
+  named = {x for c in claims for x in (c.metric, c.at_least, c.at_most)}
+  found = results.get('metrics')
+  lacking = sorted(
+    name
+    for name in named
+    if isinstance(name, str) and found is not None and name not in found
+  )
+  return f'no metric {", ".join(lacking)}' if lacking else ''
+
+
+def without_claims(
+  papers: Iterable[str], commands: Iterable[Command], preset: str
+) -> list[Command]:
+  """Binaries of the papers that have the preset and no claim in it."""
+  known = {command[:2] for command in commands}
+  found = []
+  for paper in papers:
+    for path in sorted((ROOT / paper).glob('*.py')):
+      text = path.read_text(encoding='utf-8')
+      if 'harness.run(main, PRESETS' not in text or f"'{preset}':" not in text:
+        continue
+      if (paper, path.stem) not in known:
+        found.append(Command(paper, path.stem, (f'--preset={preset}',)))
+  return found
+
+
 def write_report(
   path: files.Path,
   judged: Sequence[tuple[str, harness.Claim, Command]],
@@ -242,10 +314,13 @@ def write_report(
       'says what these few steps say.\n'
     )
   cores = len(os.sched_getaffinity(0))
+  total = sum(run.seconds for run in runs.values())
   lines.append(
-    f'{cores} cores ({platform.machine()}), Python {platform.python_version()}.'
-    ' Times are of the whole command, which several claims may share, with its '
-    'start and compilation. ± is a 95 % interval over seeds.\n'
+    f'{cores} cores ({platform.machine()}), Python '
+    f'{platform.python_version()}, {_duration(total)} in all. Times are of the '
+    'whole command, which several claims may share, with its start and '
+    'compilation. ± is a 95 % interval over seeds: `shown` is a claim that all '
+    'of it is within, `mean only` one that the mean alone is.\n'
   )
   for paper in dict.fromkeys(paper for paper, _, _ in judged):
     rows = [
@@ -254,6 +329,21 @@ def write_report(
       if of == paper
     ]
     lines += [f'## {paper}\n', harness.format_table(rows, COLUMNS)]
+  claimed = {command for _, _, command in judged}
+  others = [
+    {
+      'command': f'`{shlex.join(["python", *command.words])}`',
+      'ended': run.failure or 'well',
+      'time': _duration(run.seconds),
+    }
+    for command, run in runs.items()
+    if command not in claimed
+  ]
+  if others:
+    lines += [
+      '## Without a claim here\n',
+      harness.format_table(others),
+    ]
   files.write_text(path, '\n'.join(lines))
 
 
@@ -264,6 +354,7 @@ def reproduce(
   papers: Sequence[str] = (),
   data_dir: str | None = None,
   timeout: float | None = None,
+  store: bool = False,
 ) -> bool:
   """Runs the claims and writes `report.md`.
 
@@ -273,23 +364,44 @@ def reproduce(
     papers: names of the papers' folders; all if empty.
     data_dir: folder of data sets, handed to the binaries.
     timeout: seconds that one command may take.
+    store: whether results are kept for the tables of the READMEs.
 
   Returns:
-    Whether every command ended well.
+    Whether every command ended well and had the metrics of its claims.
   """
-  judged = commands(load(papers), preset=preset, data_dir=data_dir)
+  claims = load(papers)
+  judged = commands(claims, preset=preset, data_dir=data_dir)
   distinct = list(dict.fromkeys(command for _, _, command in judged))
+  skipped = {command: why for _, c, command in judged if (why := lacking(c))}
+  if preset == 'smoke':
+    distinct += without_claims(claims, distinct, preset)
   report = files.make_folder(workdir) / 'report.md'
   runs: dict[Command, Run] = {}
+  fine = True
   write_report(report, judged, runs, preset=preset)
   for i, command in enumerate(distinct, 1):
     line = f'{i}/{len(distinct)} python {shlex.join(command.words)}'
     print(line, flush=True)
-    run = runs[command] = execute(command, workdir, timeout=timeout)
-    print(f'  {run.failure or "done"}, {_duration(run.seconds)}', flush=True)
+    if command in skipped:
+      run = Run('', 0.0, {}, skipped[command])
+    else:
+      run = execute(command, workdir, timeout=timeout)
+    runs[command] = run
+    failure = run.failure or missing_metrics(
+      [claim for _, claim, own in judged if own == command], run.results
+    )
+    fine &= not failure
+    said = failure or (run.skipped and f'not run: {run.skipped}') or 'done'
+    print(f'  {said}, {_duration(run.seconds)}', flush=True)
     write_report(report, judged, runs, preset=preset)
+    if store and run.results:
+      try:
+        print(f'  {tables.store(pathlib.Path(workdir) / command.folder)}')
+      except ValueError as error:
+        print(f'  not stored: {error}')
+        fine = False
   print(f'Report: {report}')
-  return not any(run.failure for run in runs.values())
+  return fine
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -313,9 +425,10 @@ def _finished(folder: pathlib.Path, seconds: float) -> Run:
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (FileNotFoundError, json.JSONDecodeError):
+    record = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
     return {}
+  return record if isinstance(record, dict) else {}
 
 
 def _last_line(path: pathlib.Path, position: int) -> str:
@@ -349,6 +462,7 @@ def main(argv: Sequence[str]) -> None:
       papers=values.papers,
       data_dir=values.data_dir,
       timeout=None if limit is None else 60 * limit,
+      store=values.store,
     )
   except harness.UserError as error:
     sys.exit(f'reproduce: {error}')
@@ -367,6 +481,9 @@ if __name__ == '__main__':
     'runs/reproduce/<preset>.',
   )
   flags.DEFINE_string('data_dir', None, 'Folder of data sets.')
+  flags.DEFINE_bool(
+    'store', False, 'Keeps the results for the tables of the READMEs.'
+  )
   flags.DEFINE_float(
     'timeout_minutes', None, 'Ends a command that takes longer.', lower_bound=0
   )

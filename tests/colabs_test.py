@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom and are committed without outputs."""
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -61,6 +62,23 @@ def test_is_committed_clean(path):
   assert notebook.cells[0].source.startswith('# ')
   text = '\n'.join(cell.source for cell in notebook.cells)
   assert not re.search(r'https?://', text)
+
+
+@each
+def test_installs_from_the_checkout_or_says_what_to_do(
+  path, tmp_path, monkeypatch
+):
+  """In a folder of the checkout, and in one that is none."""
+  source = nbformat.read(path, as_version=4).cells[1].source
+  installs = []
+  source = re.sub(r'%pip install -q .*', 'installs.append(root)', source)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.chdir(ROOT / 'colabs')
+  exec(source, {'installs': installs})
+  assert installs == [ROOT]
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit, match='no checkout of it: copy'):
+    exec(source, {'installs': installs})
 
 
 def test_there_is_one():

@@ -1,6 +1,12 @@
 """Synthetic equality-constrained problem: what lazy projections save.
 
+Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
+Equality-constrained Bilevel Optimization, 2023.
+
     python -m experiments.aipod.synthetic --preset=quick
+
+Expected: 0.24 of AiPOD's projections at 1.1 times its upper steps (p = 0.3, T =
+2). Time: 2 minutes on 2 cores.
 
 AiPOD projects the lower variable in each of its S steps and the upper one in
 each update; E-AiPOD projects below with probability p, and above once in T
@@ -328,7 +334,7 @@ def released_gradient_error(settings: Settings, seeds: tuple[int, ...]):
     errors = jax.vmap(error)(
       quadratic.stack_instances(draws), jnp.asarray(seeds, jnp.uint32)
     )
-    found[matrices] = float(np.median(errors))
+    found[matrices] = harness.reduced(errors, 'median')
   return found
 
 
@@ -361,14 +367,14 @@ def main(options: harness.Options) -> dict[str, float]:
       ratios['projections_ratio_equal_step'] = ratio(
         found.projections, twice.projections
       )
-    medians = {k: float(np.median(v)) for k, v in ratios.items()}
+    medians = {k: harness.reduced(v, 'median') for k, v in ratios.items()}
     metrics |= {f'{variant.name}/{k}': v for k, v in medians.items()}
     reaching = int(np.sum(np.isfinite(found.projections)))
     metrics[f'{variant.name}/seeds_reaching'] = reaching
     stopped = len(trained.stopped)
     metrics[f'{variant.name}/seeds_stopped'] = stopped
     outside = trained.history['outside']
-    metrics[f'{variant.name}/outside'] = float(np.nanmax(outside))
+    metrics[f'{variant.name}/outside'] = harness.reduced(outside.ravel(), 'max')
     rows.append(
       {
         'run': variant.name,
@@ -385,7 +391,10 @@ def main(options: harness.Options) -> dict[str, float]:
   harness.write_table(options.workdir, rows)
   _plot(pathlib.Path(options.workdir), runs, everything)
   harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - start,
+    curves={name: run.history['average'] for name, run in runs.items()},
   )
   return metrics
 

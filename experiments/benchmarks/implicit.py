@@ -2,6 +2,9 @@
 
     python -m experiments.benchmarks.implicit
 
+Expected: 0.85 times the operations of 22 gradients; time and memory grow with
+the powers 1.0 of the parameters. Time: a minute or two on 2 cores.
+
 A network learns from weighted digits; the hypergradient is that of the weights.
 Two questions:
 
@@ -12,7 +15,7 @@ Two questions:
    Bound: 1.1.
 
 Operations and memory are the compiler's counts, the loop unrolled, because
-counts take a loop's body once. Takes a minute or two on two cores.
+counts take a loop's body once.
 """
 
 import dataclasses

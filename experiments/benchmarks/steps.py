@@ -2,6 +2,8 @@
 
     python -m experiments.benchmarks.steps
 
+Expected: at most the bounds below. Time: some minutes on 2 cores.
+
 Where a problem is small, what is around the mathematics shows. Three questions:
 
 1. Is a step slower than the same in plain jax? V-PBGD, SOBA, SABA and stocBiO

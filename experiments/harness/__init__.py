@@ -71,6 +71,7 @@ from experiments.harness.report import (
   Interval,
   format_table,
   mean_interval,
+  reduced,
   write_results,
   write_table,
 )
@@ -126,6 +127,7 @@ __all__ = [
   'read_records',
   'read_results',
   'read_table',
+  'reduced',
   'run',
   'source_of',
   'train',

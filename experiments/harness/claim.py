@@ -36,10 +36,13 @@ class Claim:
     metric: the name of the number in the binary's `results.json`.
     at_least: its lower bound: a number, or the name of another metric.
     at_most: its upper bound, likewise; with both, it lies between them.
-    margin: how far beyond a bound still counts, in the metric's unit.
+    factor: a bound that is another metric is this many times it.
+    lead: how far the number has to be beyond a bound that is another metric, in
+      the metric's unit; below zero, how far behind it may be.
     published: the paper's number, as a text; '-' if it has none.
     flags: further flags of the binary, such as '--model=mlp'.
     presets: those in which the claim is judged.
+    extra: the pip extra that the binary needs beside `experiments`.
     substituted: what stands in for the paper's data, whatever the flags. A
       binary whose data depends on its flags says it in its results instead.
   """
@@ -49,10 +52,12 @@ class Claim:
   metric: str
   at_least: float | str | None = None
   at_most: float | str | None = None
-  margin: float = 0.0
+  factor: float = 1.0
+  lead: float = 0.0
   published: str = '-'
   flags: tuple[str, ...] = ()
   presets: tuple[str, ...] = PRESETS
+  extra: str = ''
   substituted: str = ''
 
   def __post_init__(self):
@@ -60,9 +65,15 @@ class Claim:
       raise ValueError(
         f'the claim {self.words!r} needs a bound: at_least or at_most.'
       )
-    if self.margin < 0:
+    relative = any(isinstance(x, str) for x in (self.at_least, self.at_most))
+    if not relative and (self.factor != 1 or self.lead):
       raise ValueError(
-        f'the margin of {self.words!r} is not negative, got {self.margin}.'
+        f'factor and lead of {self.words!r} are relative to another metric: '
+        'write them into the number that is its bound.'
+      )
+    if not self.factor > 0:
+      raise ValueError(
+        f'the factor of {self.words!r} is above zero, got {self.factor}.'
       )
     for flag in self.flags:
       name = flag.removeprefix('--').partition('=')[0]
@@ -79,14 +90,20 @@ class Claim:
       )
 
   def bound(self) -> str:
-    """The bound in words, such as `≥ 0.99`."""
-    low, high = _bound(self.at_least), _bound(self.at_most)
-    within = f', within {self.margin:g}' if self.margin else ''
+    """The bound in words, such as `≥ 0.99` or `≥ 1.5 x b + 0.01`."""
     if self.at_most is None:
-      return f'≥ {low}{within}'
+      return f'≥ {self._words(self.at_least, 1)}'
     if self.at_least is None:
-      return f'≤ {high}{within}'
-    return f'in [{low}, {high}]{within}'
+      return f'≤ {self._words(self.at_most, -1)}'
+    low, high = self._words(self.at_least, 1), self._words(self.at_most, -1)
+    return f'in [{low}, {high}]'
+
+  def _words(self, bound: Any, side: int) -> str:
+    if not isinstance(bound, str):
+      return f'{bound:g}'
+    lead = side * self.lead
+    text = bound if self.factor == 1 else f'{self.factor:g} x {bound}'
+    return text + (f' {"+" if lead > 0 else "-"} {abs(lead):g}' if lead else '')
 
 
 class Judgement(NamedTuple):
@@ -96,8 +113,10 @@ class Judgement(NamedTuple):
     ours: the number with its interval, as a text.
     bound: the bound, with the values of the metrics that it names.
     holds: whether the number is within the bound.
-    verdict: `shown`, `not shown`, or `substituted data` with what the number
-      says on those.
+    verdict: `shown` if all of its 95 % interval is, `mean only` if only the
+      number itself is, `shown, no interval` if it has none, `not shown`, with
+      the reason where a number is missing; `substituted data`, with what the
+      number says on those.
   """
 
   ours: str
@@ -116,73 +135,124 @@ def read_results(path: files.Path) -> dict[str, Any]:
     Its content.
 
   Raises:
-    ValueError: if it is missing, damaged, or has no metrics; names it.
+    ValueError: if it is missing, damaged, or has no metrics; one line that
+      names it.
   """
   path = pathlib.Path(path)
   try:
     results = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise ValueError(f'the run wrote no {path.name}') from None
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path.name} is damaged: {error}') from error
-  if not isinstance(results, dict) or 'metrics' not in results:
+  except (OSError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(f'{path.name} is damaged: {reason}') from error
+  metrics = results.get('metrics') if isinstance(results, dict) else None
+  if not isinstance(metrics, dict):
     raise ValueError(f'{path.name} has no metrics')
+  for name, value in metrics.items():
+    if value is not None and not isinstance(value, int | float):
+      raise ValueError(f'{path.name} is damaged: metric {name} is no number')
   return results
+
+
+class _Number(NamedTuple):
+  """A metric, and how far its interval reaches; NaN where it has none."""
+
+  value: float
+  below: float
+  above: float
 
 
 def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
   """Compares a claim with the results of a run.
 
+  A claim relative to another metric is one of their difference; its interval is
+  that of two independent numbers, which is too wide, if anything, for two that
+  share their seeds.
+
   Args:
     claim: the claim.
-    results: the content of its `results.json`. A metric's interval is the
-      metric `name/half_width`, where there is one. `substituted` says what
-      stands in for the paper's data, if anything does.
+    results: the content of its `results.json`. The interval of a metric is the
+      metric `name/half_width`, or `name/low` and `name/high`, where there are
+      such; `name/stopped` counts seeds that are missing in it. `substituted`
+      says what stands in for the paper's data, if anything does.
 
   Returns:
-    A `Judgement`. A number that is not finite shows nothing.
+    A `Judgement`. A number that is not finite, or lacks seeds, shows nothing.
 
   Raises:
     ValueError: if the results lack a metric that the claim names.
   """
   metrics = results['metrics']
-  ours = _value(metrics, claim.metric)
-  half_width = metrics.get(f'{claim.metric}/half_width')
-  half_width = math.nan if half_width is None else half_width
-  low = _limit(metrics, claim.at_least, -math.inf)
-  high = _limit(metrics, claim.at_most, math.inf)
-  holds = low - claim.margin <= ours <= high + claim.margin
-  others = [
-    f'{name} is {report.format_number(_value(metrics, name))}'
+  ours = _number(metrics, claim.metric)
+  others = {
+    name: _number(metrics, name)
     for name in (claim.at_least, claim.at_most)
     if isinstance(name, str)
+  }
+  reasons = [
+    f'{name} {why}'
+    for name in (claim.metric, *others)
+    if (why := _unusable(metrics, name))
   ]
+  # Each bound as what is left beyond it, and what is less at the interval's
+  # end.
+  rooms = []
+  for bound, side in ((claim.at_least, 1), (claim.at_most, -1)):
+    if bound is None:
+      continue
+    reach = ours.below if side > 0 else ours.above
+    limit = bound
+    if isinstance(bound, str):
+      other = others[bound]
+      limit = claim.factor * other.value + side * claim.lead
+      other_reach = other.above if side > 0 else other.below
+      reach = math.hypot(reach, claim.factor * other_reach)
+    rooms.append((side * (ours.value - limit), reach))
+  holds = not reasons and all(room >= 0 for room, _ in rooms)
+  if reasons:
+    verdict = f'not shown: {"; ".join(reasons)}'
+  elif not holds:
+    verdict = 'not shown'
+  elif any(math.isnan(reach) for _, reach in rooms):
+    verdict = 'shown, no interval'
+  else:
+    beyond = all(room >= reach for room, reach in rooms)
+    verdict = 'shown' if beyond else 'mean only'
   substituted = claim.substituted or results.get('substituted') or ''
-  verdict = 'shown' if holds else 'not shown'
   if substituted:
-    verdict = (
-      f'substituted data ({substituted}): the bound '
-      f'{"holds" if holds else "fails"} there'
-    )
+    verdict = f'substituted data ({substituted}): {verdict} there'
   return Judgement(
-    ours=str(report.Interval(ours, half_width, 1, 1)),
-    bound='; '.join([claim.bound(), *others]),
+    ours=_text(ours),
+    bound='; '.join(
+      [claim.bound(), *(f'{k} is {_text(x)}' for k, x in others.items())]
+    ),
     holds=holds,
     verdict=verdict,
   )
 
 
-def _bound(bound: float | str | None) -> str:
-  return bound if isinstance(bound, str) else f'{bound or 0:g}'
-
-
-def _limit(metrics, bound, default) -> float:
-  if isinstance(bound, str):
-    return _value(metrics, bound)
-  return default if bound is None else bound
-
-
-def _value(metrics: Mapping[str, Any], name: str) -> float:
+def _number(metrics: Mapping[str, Any], name: str) -> _Number:
   if name not in metrics:
     raise ValueError(f'results.json has no metric {name}')
-  return math.nan if metrics[name] is None else float(metrics[name])
+
+  def of(key):
+    value = metrics.get(key)
+    return math.nan if value is None else float(value)
+
+  value, half = of(name), of(f'{name}/half_width')
+  if f'{name}/low' in metrics:
+    return _Number(value, value - of(f'{name}/low'), of(f'{name}/high') - value)
+  return _Number(value, half, half)
+
+
+def _unusable(metrics: Mapping[str, Any], name: str) -> str:
+  if not math.isfinite(_number(metrics, name).value):
+    return 'is not a finite number'
+  stopped = metrics.get(f'{name}/stopped')
+  return f'lacks {stopped:g} seeds, which stopped' if stopped else ''
+
+
+def _text(number: _Number) -> str:
+  half = (number.below + number.above) / 2
+  return str(report.Interval(number.value, half, 1, 1))

@@ -398,9 +398,11 @@ def report_outcomes(
     row: dict[str, Any] = {'method': method}
     for name, values in measure(outcome).items():
       interval = report.mean_interval(values)
-      metrics[prefix + name] = interval.mean
-      if interval.total > 1:
-        metrics[f'{prefix}{name}/half_width'] = interval.half_width
+      metrics |= (
+        interval.metrics(prefix + name)
+        if interval.total > 1
+        else {prefix + name: interval.mean}
+      )
       row[name] = interval
     for name, value in outcome.point.items():
       metrics[prefix + name] = value

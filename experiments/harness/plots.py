@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 
 from experiments.harness import files, report
@@ -83,7 +84,8 @@ def plot_panels(
   for axes, panel in zip(grid, panels, strict=False):
     _draw(axes, panel, labels, band)
     if set(panel.curves) - explained:
-      axes.legend(frameon=False)
+      # Curves show through where there is no room beside them.
+      axes.legend(framealpha=0.7, edgecolor='none')
       explained |= set(panel.curves)
   for axes in grid[len(panels) :]:
     axes.remove()
@@ -137,6 +139,21 @@ def _draw(axes, panel, labels, band):
     axes.set_yscale('log', nonpositive='clip')
   axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
   axes.grid(True, which='major', alpha=0.3)
+  for axis, logarithmic in ((axes.xaxis, panel.logx), (axes.yaxis, panel.logy)):
+    if logarithmic:
+      _log_ticks(axis)
+
+
+def _log_ticks(axis):
+  """Labels powers of ten, or 1, 2 and 5 where there are hardly any."""
+  # The labels between powers of ten would run into each other.
+  axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  low, high = axis.get_view_interval()
+  if high < 100 * low:
+    few = matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+    even = matplotlib.ticker.MaxNLocator(5)
+    axis.set_major_locator(even if high < 5 * low else few)
+    axis.set_major_formatter('{x:g}')
 
 
 def _summary(values, band):

@@ -1,6 +1,7 @@
 """What a run ends with: `results.json` and a table."""
 
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import math
@@ -38,7 +39,7 @@ class Interval(NamedTuple):
 
   def __str__(self) -> str:
     text = format_number(self.mean)
-    if self.half_width > 0:
+    if self.half_width > 0 and math.isfinite(self.mean):
       # Two digits of the uncertainty, and as many decimals of the mean.
       decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
       text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'
@@ -47,6 +48,42 @@ class Interval(NamedTuple):
     if self.count < self.total:
       text += f' ({self.count} of {self.total})'
     return text
+
+  def metrics(self, name: str) -> dict[str, float]:
+    """The metrics of a number: itself, its interval, and seeds that lack.
+
+    Args:
+      name: of the number.
+
+    Returns:
+      `name`, `name/half_width`, and `name/stopped` where seeds lack: what is
+      known of some seeds only shows no claim.
+    """
+    found = {name: self.mean, f'{name}/half_width': self.half_width}
+    if self.count < self.total:
+      found[f'{name}/stopped'] = self.total - self.count
+    return found
+
+
+def reduced(values: Any, how: str) -> float:
+  """One number of many, and NaN wherever one of them is NaN or missing.
+
+  Python's `min` and `max` drop a NaN or keep it, depending on its place, and
+  numpy's `nan` functions drop all: then the worst of many is one that went
+  well.
+
+  Args:
+    values: numbers; None for a missing one. An infinite one is a number: the
+      rounds of a seed that never got there.
+    how: 'min', 'max', 'mean', 'median', 'sum' or 'ptp', the spread.
+
+  Returns:
+    The number; NaN of no values.
+  """
+  known = np.array([np.nan if x is None else x for x in values], np.float64)
+  if not known.size or np.isnan(known).any():
+    return math.nan
+  return float(getattr(np, how)(known))
 
 
 def mean_interval(values: Any) -> Interval:
@@ -76,6 +113,7 @@ def write_results(
   seconds: float,
   data: Sequence[sources.Source] = (),
   published: Sequence[str] = (),
+  curves: Mapping[str, Any] | None = None,
   **more: Any,
 ) -> pathlib.Path:
   """Writes `results.json`, with all that is needed to judge the numbers.
@@ -87,6 +125,8 @@ def write_results(
     data: what was read: `data` and `data_digests` of the file.
     published: names of the data sets of the published numbers: `substituted`
       is '' if all of them were read, else what stands in for them.
+    curves: values of (records,) or (records, seeds) by the first cell of a row
+      of the table, for the small pictures of the documents.
     **more: further plain values, such as compile_seconds.
 
   Returns:
@@ -102,19 +142,22 @@ def write_results(
     'binary': options.binary,
     'preset': options.preset,
     'seeds': list(options.seeds),
-    'settings': _plain(options.settings),
+    'settings': plain(options.settings),
     'versions': versions(),
     'device': f'{len(jax.devices())} x {device.device_kind}',
     'hardware': {
       'cores': len(os.sched_getaffinity(0)),
       'machine': platform.machine(),
     },
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'data_dir': options.data_dir and pathlib.Path(options.data_dir).name,
     'wall_seconds': round(float(seconds), 3),
+    'curves': {k: _points(v) for k, v in (curves or {}).items()},
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
     'data': '; '.join(source.words for source in data),
     'data_digests': {source.name: source.digest for source in data},
     'substituted': sources.substituted(data, published),
-    **{k: _plain(v) for k, v in more.items()},
+    **{k: plain(v) for k, v in more.items()},
   }
   path = pathlib.Path(options.workdir) / 'results.json'
   files.write_text(path, json.dumps(results, indent=2, allow_nan=False) + '\n')
@@ -198,19 +241,31 @@ def _cell(value: Any) -> str:
   return format_number(float(value))
 
 
+def _points(values: Any, count: int = 16) -> list[float | None]:
+  """The mean over seeds at a few records; null where it is not finite."""
+  values = np.asarray(values, np.float64)
+  values = values.reshape(len(values), -1).mean(axis=1)
+  last = len(values) - 1
+  at = np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
+  return [float(f'{x:.4g}') if math.isfinite(x) else None for x in values[at]]
+
+
 def _finite(value: Any) -> float | None:
   value = float(value)
   return value if math.isfinite(value) else None
 
 
-def _plain(value: Any) -> Any:
-  """Values that JSON can hold, from those of settings and numpy."""
+def plain(value: Any) -> Any:
+  """Values that JSON can hold, from those of settings and numpy.
+
+  A named tuple becomes a list.
+  """
   if dataclasses.is_dataclass(value):
     value = dataclasses.asdict(value)
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, tuple | list | np.ndarray):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, np.generic | jax.Array):
     value = value.item()
   if isinstance(value, float):

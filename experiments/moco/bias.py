@@ -102,7 +102,7 @@ def measure(
   place: str,
   by_batch: dict[int, problems.Problem],
   outcomes: dict[str, comparison.Outcome],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, harness.Interval]]:
   """How many times SMG's bias is that of slower methods, and of controls.
 
   `mean`, whose weights never move, and `moco_no_memory`, which takes MoCo's
@@ -119,9 +119,9 @@ def measure(
     Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
     for each value of the method's own hyperparameter, those without `<share>`
     at the chosen one, and `<method>/<place>/bias_ratio`, as chosen, at the last
-    size.
+    size. The latter also by method, with their intervals.
   """
-  metrics = {}
+  metrics, ratios = {}, {}
   for name in [name for name in MEASURED if name in outcomes]:
     outcome = outcomes[name]
     if outcome.failure:
@@ -134,16 +134,15 @@ def measure(
     for batch, problem in by_batch.items():
       found = biases(problem, name, best)
       for i, trial in enumerate(best):
-        ours = _summary({k: v[i] for k, v in found.items()})
+        ours, ratio = _summary({k: v[i] for k, v in found.items()})
         at = f'{name}/{place}/batch{batch}'
         own = int(trial.point['own'])
         metrics |= {f'{at}/share{own}/{k}': v for k, v in ours.items()}
         if trial.point['own'] == outcome.point['own']:
           metrics |= {f'{at}/{k}': v for k, v in ours.items()}
-    at = f'{name}/{place}/batch{list(by_batch)[-1]}/bias_ratio'
-    for end in ('', '/half_width'):
-      metrics[f'{name}/{place}/bias_ratio{end}'] = metrics[at + end]
-  return metrics
+          ratios[name] = ratio
+    metrics |= ratios[name].metrics(f'{name}/{place}/bias_ratio')
+  return metrics, ratios
 
 
 def _by_own(outcome):
@@ -153,12 +152,16 @@ def _by_own(outcome):
   return found
 
 
-def _summary(found: dict[str, np.ndarray]) -> dict[str, float]:
-  metrics = {f'bias/{key}': float(v.mean()) for key, v in found.items()}
-  for field in ('at_own_weights', 'from_min_norm'):
-    ratio = found[f'smg/{field}'] / found[f'own/{field}']
-    interval = harness.mean_interval(ratio)
+def _summary(
+  found: dict[str, np.ndarray],
+) -> tuple[dict[str, float], harness.Interval]:
+  metrics = {f'bias/{k}': harness.reduced(v, 'mean') for k, v in found.items()}
+  intervals = {}
+  for field in ('from_min_norm', 'at_own_weights'):
+    # Without any bias of one's own the ratio is infinite, not an error.
+    with np.errstate(divide='ignore'):
+      ratio = found[f'smg/{field}'] / found[f'own/{field}']
+    intervals[field] = harness.mean_interval(ratio)
     end = '' if field == 'at_own_weights' else f'/{field}'
-    metrics[f'bias_ratio{end}'] = interval.mean
-    metrics[f'bias_ratio{end}/half_width'] = interval.half_width
-  return metrics
+    metrics |= intervals[field].metrics(f'bias_ratio{end}')
+  return metrics, intervals['at_own_weights']

@@ -6,12 +6,25 @@ _MOST = {1: 7, 3: 5}  # Seeds of 10, by start.
 
 _REACHED = tuple(
   harness.Claim(
-    f'Toy, learning rate 1e-3, start {start}: MoCo with exact weights reaches '
-    f'the Pareto front from {"most" if start == 1 else "half"} of 10 seeds.',
+    f'Toy, learning rate 1e-3, start {start}: MoCo with exact weights and a '
+    'tracking share tuned on this problem reaches the Pareto front from '
+    f'{"most" if start == 1 else "half"} of 10 seeds.',
     binary='toy',
     metric=f'moco_exact/lr1e-3/front_from_start{start}',
     at_least=seeds,
     published='most',
+  )
+  for start, seeds in _MOST.items()
+)
+_PUBLISHED_SHARE = tuple(
+  harness.Claim(
+    f'Toy, learning rate 1e-3, start {start}: the same with the published '
+    'share.',
+    binary='toy',
+    metric=f'moco_exact_published/lr1e-3/front_from_start{start}',
+    at_least=seeds,
+    published='most',
+    presets=('quick', 'paper'),
   )
   for start, seeds in _MOST.items()
 )
@@ -26,20 +39,23 @@ _STUCK = tuple(
   for method, name in (
     ('smg', 'the stochastic multi-gradient'),
     ('pcgrad', 'PCGrad'),
-    ('cagrad', 'CAGrad'),
+    ('cagrad', 'CAGrad, its radius tuned,'),
   )
   for start in _MOST
 )
 
 CLAIMS = (
   *_REACHED,
+  *_PUBLISHED_SHARE,
   *_STUCK,
   harness.Claim(
-    'Multi-MNIST: tracking takes at least half of the bias away (the bias of '
-    'the stochastic multi-gradient over that of MoCo, same batch size).',
+    'Multi-MNIST: tracked gradients leave less bias than the stochastic '
+    "multi-gradient, with weights that follow as fast as that one's (its bias "
+    'over that of MoCo with exact weights, same batch size).',
     binary='multi_mnist',
-    metric='multi_mnist/bias_ratio',
-    at_least=2.0,
+    metric='moco_exact/multi_mnist/bias_ratio',
+    at_least=1.0,
+    published='less, a theorem',
   ),
   harness.Claim(
     'Multi-MNIST: MoCo is as good as the mean of the losses, up to one percent '
@@ -47,13 +63,14 @@ CLAIMS = (
     binary='multi_mnist',
     metric='moco/multi_mnist/dm',
     at_most='mean/multi_mnist/dm',
-    margin=1.0,
+    lead=-1.0,
     presets=('quick', 'paper'),
   ),
   harness.Claim(
-    'Tables: tracking takes at least half of the bias away, on each of them.',
+    'Tables: the same of tracked gradients and exact weights, on each of them.',
     binary='tabular',
-    metric='bias_ratio',
-    at_least=2.0,
+    metric='moco_exact/bias_ratio',
+    at_least=1.0,
+    published='less, a theorem',
   ),
 )

@@ -21,7 +21,15 @@ from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 
 VALUES = 3  # Of a method's own hyperparameter.
-LAST = ('dm', 'rate', 'own', 'step_seconds', 'trials', 'seconds')
+LAST = (
+  'dm',
+  'bias, SMG / own',
+  'rate',
+  'own',
+  'step_seconds',
+  'trials',
+  'seconds',
+)
 SHOWN = 9  # Measures in the table, at most.
 # Settings of the grid: what is tried is kept with each run.
 APART = ('rates', 'rates_beside_own', 'widen')
@@ -279,15 +287,16 @@ def compare(
     return found | {'step_seconds': runs.step_seconds(outcome)}
 
   metrics, rows = comparison.report_outcomes(outcomes, measure, where=place)
+  for each, value in zip(measures, baseline):
+    metrics[f'single/{place}/{each.name}'] = float(value)
+  biases, ratios = bias.measure(place, by_batch or {}, outcomes)
   for row in rows:
     own = methods.own(row['method'])
     if 'own' in row:
       row['own'] = own.label(int(float(row['own']))) if own else ''
-  for each, value in zip(measures, baseline):
-    metrics[f'single/{place}/{each.name}'] = float(value)
-  if by_batch:
-    metrics |= bias.measure(place, by_batch, outcomes)
-  return metrics, rows, outcomes
+    if row['method'] in ratios:
+      row['bias, SMG / own'] = ratios[row['method']]
+  return metrics | biases, rows, outcomes
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -295,6 +304,17 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
   every = dict.fromkeys(column for row in rows for column in row)
   last = [c for c in LAST if c in every]
   return [*(c for c in every if c not in last), *last]
+
+
+def curves_of(
+  outcomes: dict[str, comparison.Outcome],
+) -> dict[str, np.ndarray]:
+  """The mean test score over steps at the chosen trial, by method."""
+  return {
+    name: outcome.values('test/mean')
+    for name, outcome in outcomes.items()
+    if not outcome.failure
+  }
 
 
 def plot(

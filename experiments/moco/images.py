@@ -1,8 +1,14 @@
 """Office-31, Office-Home, NYU-v2 and Cityscapes, from folders.
 
+Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
+Bias in Multi-objective Learning, 2023.
+
     python -m experiments.moco.images --dataset=office31 --data_dir=DATA
     python -m experiments.moco.images --dataset=nyuv2 --preset=paper \
       --data_dir=DATA
+
+Expected: not measured: the data sets are not at hand. Time: hours on an
+accelerator for paper.
 
 `image_data` says what the folders hold.
 """

@@ -1,9 +1,11 @@
 """The methods that the experiments compare, each as one transformation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -45,9 +47,19 @@ class Method(NamedTuple):
   samples: int = 1
   own: Own | None = None
 
-  def first(self, objectives: int, key: chex.PRNGKey) -> Any:
-    """The aggregator where nothing is tuned and all parameters are shared."""
-    own = None if self.own is None else self.own.values[0]
+  def first(self, objectives: int, key: chex.PRNGKey, own: Any = None) -> Any:
+    """The aggregator where all parameters are shared and nothing else is tuned.
+
+    Args:
+      objectives: their number.
+      key: of random methods.
+      own: the method's own hyperparameter; by default the first of its values.
+
+    Returns:
+      The aggregator.
+    """
+    if own is None and self.own is not None:
+      own = self.own.values[0]
     return self.make(objectives, key, (), own)
 
 
@@ -160,15 +172,23 @@ def own_value(name: str, index: Any) -> Any:
 
 
 class SideBySide(NamedTuple):
-  """State of `side_by_side`: each solver's, by name."""
+  """State of `side_by_side`.
+
+  Attributes:
+    parts: each solver's state, by name.
+    stopped: by name, whether it became non-finite; it stays where it was.
+  """
 
   parts: dict[str, Any]
+  stopped: dict[str, chex.Array]
 
 
 def side_by_side(
   solvers: dict[str, optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
   """Runs solvers next to each other, each on a sequence of its own.
+
+  One that becomes non-finite is held at its last finite step; the others go on.
 
   Args:
     solvers: by name of a sequence; all see the same batch.
@@ -179,16 +199,25 @@ def side_by_side(
 
   def init_fn(params):
     return SideBySide(
-      {name: s.init(getattr(params, name)) for name, s in solvers.items()}
+      {name: s.init(getattr(params, name)) for name, s in solvers.items()},
+      {name: jnp.array(False) for name in solvers},
     )
 
   def update_fn(batch, state, params=None, **extra_args):
-    updates, parts = {}, {}
+    updates, parts, stopped = {}, {}, {}
     for name, solver in solvers.items():
-      updates[name], parts[name] = solver.update(
-        batch, state.parts[name], getattr(params, name), **extra_args
+      before = state.parts[name]
+      moves, after = solver.update(
+        batch, before, getattr(params, name), **extra_args
       )
-    return bj.sequences(**updates), SideBySide(parts)
+      bad = bj.diagnostics.nonfinite(
+        optax.apply_updates(getattr(params, name), moves), after
+      ).values()
+      stopped[name] = state.stopped[name] | jnp.any(jnp.stack(list(bad)))
+      keep = functools.partial(jnp.where, stopped[name])
+      updates[name] = jax.tree.map(lambda x, k=keep: k(0, x), moves)
+      parts[name] = jax.tree.map(keep, before, after)
+    return bj.sequences(**updates), SideBySide(parts, stopped)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

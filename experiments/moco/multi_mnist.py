@@ -1,7 +1,14 @@
 """Two overlapping digits, two tasks: which digit is left, which is right.
 
+Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
+Bias in Multi-objective Learning, 2023.
+
     python -m experiments.moco.multi_mnist --preset=quick
     python -m experiments.moco.multi_mnist --preset=paper --data_dir=MNIST
+
+Expected: MoCo level with the mean of the losses (dm 3.0 and 3.1 %); the bias of
+SMG is 1.2 times that of MoCo with exact weights. Time: 10 minutes for quick on
+2 cores.
 
 Pairs are drawn anew for every batch. Without --data_dir the digits are the
 5,000 packaged ones; with the folder of Fashion-MNIST it is Multi-Fashion.
@@ -44,8 +51,7 @@ class Settings:
     rates_beside_own: by the others, a third as many, at each value of theirs.
     widen: how often the rates may be widened where the best is at an end.
     bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metrics
-      `bias_ratio`.
+      rule that of the training, gives the metrics `bias_ratio`.
     evaluated: pairs of the validation and of the test data each.
     seeds: of first weights and batches.
   """
@@ -246,6 +252,7 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves=compare.curves_of(outcomes),
     data=(source,),
     published=('MNIST',),
   )

@@ -1,7 +1,13 @@
 """Two losses in the plane with noisy gradients: who reaches the front.
 
+Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
+Bias in Multi-objective Learning, 2023.
+
     python -m experiments.moco.toy --preset=quick
-    python -m experiments.moco.toy --preset=paper
+
+Expected: from the two hard starts 9 and 5 seeds of 10 on the front for MoCo
+with a tuned share, 9 and 1 with the published one, none for SMG, PCGrad and
+CAGrad. Time: 2 CPU minutes on 2 cores.
 
 Seeds, starts, learning rates and methods run side by side in one compiled
 program, on the same noise.
@@ -27,6 +33,7 @@ OBJECTIVES = 2
 SHOWN = ('moco_exact', 'moco', 'smg', 'cagrad')
 CONTROLS = ('mean', 'smg', 'pcgrad', 'cagrad')
 OURS = ('moco_exact', 'moco', 'moco_exact_published')
+OTHERS = ('grad_drop', 'grad_vac', 'imtl_g', 'aligned_mtl', 'modo', 'sdmgrad')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +50,21 @@ class Settings:
       and 10, the best on 40 seeds that are not reported.
     published_tracking: the share that the authors use, in the row
       `moco_exact_published`.
+    radius: of CAGrad; of .2, .4 and .8, on the same seeds.
     weight_step: of MoCo with a gradient step for the weights, over the root of
       the step.
     noise: standard deviation of each entry of a gradient.
     seeds: of the noise.
   """
 
-  methods: tuple[str, ...] = OURS + CONTROLS
+  methods: tuple[str, ...] = OURS + CONTROLS + OTHERS
   steps: int = 70_000
   chunk: int = 500
   learning_rates: tuple[float, ...] = (1e-3, 5e-3)
   decay: Annotated[float, harness.Allowed(0)] = 0.05
   tracking: float = 1.0
   published_tracking: float = 5.0
+  radius: float = 0.4
   weight_step: float = 5.0
   noise: Annotated[float, harness.Allowed(0)] = 1.0
   seeds: int = 10
@@ -66,11 +75,8 @@ PRESETS = {
   'smoke': Settings(
     methods=('moco_exact', 'smg', 'pcgrad', 'cagrad'), learning_rates=(1e-3,)
   ),
-  'paper': Settings(
-    methods=OURS
-    + CONTROLS
-    + ('grad_drop', 'grad_vac', 'imtl_g', 'aligned_mtl', 'modo', 'sdmgrad')
-  ),
+  # The published sizes are small enough for quick.
+  'paper': Settings(),
 }
 
 
@@ -123,7 +129,8 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     if method.samples > 1:
       one_each = lambda noise, samples: noise[:samples, None]
       oracle = bj.evaluation.independent(oracle, method.samples, split=one_each)
-    aggregator = method.first(OBJECTIVES, key)
+    own = settings.radius if name == 'cagrad' else None
+    aggregator = method.first(OBJECTIVES, key, own)
   schedule = lambda count: rate * (count + 1.0) ** -settings.decay
   return optax.chain(oracle, aggregator, optax.adam(schedule))
 
@@ -169,14 +176,17 @@ def run(options: harness.Options) -> harness.Trained:
     found = {}
     for name in settings.methods:
       point = getattr(params, name)
+      weights = bj.diagnostics.objective_weights(state.parts[name])
+      measured = {
+        'x': point[0],
+        'y': point[1],
+        'stationarity': stationarity(point),
+        'front': on_front(point).astype(jnp.float32),
+        'weight': weights[0],
+      }
       found |= {
-        f'{name}/x': point[0],
-        f'{name}/y': point[1],
-        f'{name}/stationarity': stationarity(point),
-        f'{name}/front': on_front(point).astype(jnp.float32),
-        f'{name}/weight': bj.diagnostics.objective_weights(state.parts[name])[
-          0
-        ],
+        f'{name}/{what}': jnp.where(state.stopped[name], jnp.nan, value)
+        for what, value in measured.items()
       }
     return found
 
@@ -223,13 +233,16 @@ def summarise(
     for i, rate in enumerate(settings.learning_rates):
       for j in range(len(STARTS)):
         place = f'{name}/{rate_name(rate)}'
-        count = int(np.nansum(front[i, j]))
+        # Of a seed that stopped it is not known where it would have gone.
+        count = harness.reduced(front[i, j], 'sum')
         metrics[f'{place}/front_from_start{j + 1}'] = count
-        metrics[f'{place}/stationarity_from_start{j + 1}'] = float(
-          np.median(still[i, j])
+        metrics[f'{place}/stationarity_from_start{j + 1}'] = harness.reduced(
+          still[i, j], 'median'
         )
         row[f'{rate_name(rate)}, start {j + 1}'] = count
-      row[f'{rate_name(rate)}, stationarity'] = float(np.median(still[i]))
+      row[f'{rate_name(rate)}, stationarity'] = harness.reduced(
+        still[i].ravel(), 'median'
+      )
     rows.append(row)
   return metrics, rows
 
@@ -245,12 +258,16 @@ def plot_paths(
   settings = options.settings
   names = [m for m in settings.methods if m != 'moco_exact_published'][:6]
   figure = matplotlib.figure.Figure(figsize=(9.6, 6.4), layout='constrained')
-  grid = figure.subplots(2, 3, sharex=True, sharey=True, squeeze=False)
+  grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+  for left_over in range(len(names), len(grid)):
+    grid[left_over].remove()
+    # The panel above is now the last of its column.
+    grid[left_over - 3].tick_params(labelbottom=True)
   x = np.linspace(-11, 11, 201)
   y = np.linspace(-11, 11, 201)
   mesh = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), -1)
   heights = jax.vmap(jax.vmap(toy_losses))(mesh).sum(-1)
-  for axes, name, colour in zip(grid.ravel(), names, _COLOURS):
+  for axes, name, colour in zip(grid, names, _COLOURS):
     axes.contour(
       x, y, np.asarray(heights), levels=24, colors='0.8', linewidths=0.6
     )
@@ -308,6 +325,10 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=time.monotonic() - start,
+    curves={
+      name: reshape(options, trained.history[f'{name}/stationarity'])[:, 0, 0]
+      for name in options.settings.methods
+    },
     compile_seconds=trained.compile_seconds,
   )
   print(f'Results: {path}')

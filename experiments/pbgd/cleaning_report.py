@@ -82,12 +82,6 @@ def summarise(
     again = outcomes.retrained.get(row['method'])
     if again is not None and not again.failure:
       row['retrained_scale'] = again.describe('scale')
-  if {'suggested', 'v_pbgd'} <= set(outcomes.by_method):
-    for name, method in (('suggested', 'suggested'), ('tuned', 'v_pbgd')):
-      metrics[f'{name}/f1'] = metrics.get(f'{method}/{model}/f1', np.nan)
-    metrics['suggested/of_tuned'] = (
-      metrics['suggested/f1'] / metrics['tuned/f1']
-    )
   return metrics, rows
 
 

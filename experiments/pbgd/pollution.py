@@ -1,7 +1,12 @@
 """Hyper-cleaning over the share of polluted digits.
 
+Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
+
     python -m experiments.pbgd.pollution --preset=quick
     python -m experiments.pbgd.pollution --preset=paper --data_dir=MNIST
+
+Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
+at nine tenths. Time: some minutes on 2 cores.
 
 All shares and seeds run as one compiled program. Step sizes are tuned at the
 settings' `polluted_fraction` only.
@@ -34,8 +39,10 @@ class Settings(hyper_cleaning.Settings):
 
 
 _PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
+_SMOKE = dataclasses.asdict(hyper_cleaning.PRESETS['smoke'])
 PRESETS = {
   'quick': Settings(),
+  'smoke': Settings(**_SMOKE | {'methods': METHODS, 'fractions': (0.3, 0.7)}),
   # A twentieth of the paper's steps: V-PBGD is at its best by then.
   'paper': Settings(
     **_PAPER
@@ -80,8 +87,7 @@ def summarise(
       row[name] = interval = harness.mean_interval(values[i])
       method, metric = name.split('/')
       key = f'{method}/{settings.model}/polluted{fraction:g}/{metric}'
-      metrics[key] = interval.mean
-      metrics[f'{key}/half_width'] = interval.half_width
+      metrics |= interval.metrics(key)
     rows.append(row)
   return metrics, rows, curves
 

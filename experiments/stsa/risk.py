@@ -87,7 +87,7 @@ def risk_averse(
   level_1, level_2 = inner(solved, rows)
 
   def solver(schedule):
-    return getattr(bj, method)(
+    return getattr(bj.solvers, method)(
       functions,
       main=optax.sgd(schedule),
       tracking=schedule,

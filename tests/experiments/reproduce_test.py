@@ -1,6 +1,7 @@
 """Tests of the reproduction of claims, by the toy as its binary."""
 
 import importlib
+import json
 import sys
 
 import pytest
@@ -34,6 +35,7 @@ def run(tmp_path, monkeypatch):
     cells = [[c.strip() for c in row.split(' | ')] for row in rows[2:]]
     return fine, {row[0].removeprefix('| '): row[4] for row in cells}
 
+  monkeypatch.setattr(reproduce, 'without_claims', lambda *_: [])
   return reproduce_these
 
 
@@ -49,7 +51,7 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   fine, verdicts = run(*claims)
   assert not fine
   assert list(verdicts) == [c.words for c in claims[:-1]]
-  assert verdicts['Shown.'] == 'shown'
+  assert verdicts['Shown.'] == 'shown, no interval'
   assert verdicts['Not shown.'] == 'not shown'
   assert 'no metric no_such' in verdicts['Without a metric.']
   assert 'No module named' in verdicts['Crashes.']
@@ -59,12 +61,65 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   before = {path: path.read_bytes() for path in logs}
 
   fine, again = run(*claims[:3])
-  assert fine
+  assert not fine  # One names a metric that there is not.
   assert again == {k: verdicts[k] for k in list(verdicts)[:3]}
+  assert run(*claims[:2])[0]
   run(*claims)
   grown = {p.parent.parent.name for p in logs if p.read_bytes() != before[p]}
   assert grown == {'no_such_binary', 'toy'}  # Of the toy, the refused one.
   assert sum(p.read_bytes() != before[p] for p in logs) == 2
+
+
+def test_results_that_are_gone_or_damaged_are_made_again(run, tmp_path):
+  _, verdicts = run(claim())
+  (results,) = tmp_path.rglob('results.json')
+  text = results.read_text()
+  report = (tmp_path / 'report.md').read_text()
+  assert 'no data' in report and ' s in all' in report
+  for damaged in (None, '{"metr'):
+    results.unlink() if damaged is None else results.write_text(damaged)
+    assert run(claim()) == (True, verdicts)
+    assert (
+      json.loads(results.read_text())['metrics']
+      == (json.loads(text)['metrics'])
+    )
+  # What a program writes that knows no limits of JSON.
+  results.write_text(text.replace('"fraction_at_minima": 1.0', '"x": 1.0'))
+  assert 'no metric fraction_at' in run(claim())[1]['It works.']
+  results.write_text('{"metrics": {"fraction_at_minima": Infinity}}')
+  assert 'not a finite number' in run(claim())[1]['It works.']
+
+
+def test_a_claim_whose_extra_is_missing_is_not_run(run, tmp_path, monkeypatch):
+  setup = tmp_path / 'root' / 'setup.cfg'
+  setup.parent.mkdir()
+  setup.write_text(
+    '[options.extras_require]\nllm =\n    no-such-package>=1\n'
+    'here =\n    numpy>=2\n'
+  )
+  monkeypatch.setattr(reproduce, 'ROOT', setup.parent / 'experiments')
+  assert reproduce.lacking(claim(extra='here')) == ''
+  fine, verdicts = run(claim(extra='llm'))
+  assert fine
+  assert verdicts['It works.'] == 'not run: needs the extra `llm`'
+  assert not list(tmp_path.rglob('log.txt'))
+
+
+def test_smoke_runs_binaries_without_a_claim():
+  claims = reproduce.load()
+  judged = reproduce.commands(claims, preset='smoke', data_dir=None)
+  found = reproduce.without_claims(claims, [c for _, _, c in judged], 'smoke')
+  names = {(command.paper, command.binary) for command in found}
+  assert {('aipod', 'federated'), ('pbgd', 'pollution')} <= names
+
+
+def test_data_in_words():
+  of = lambda data: reproduce.data_of({'data': data})
+  assert of(None) == 'no data'
+  assert of('packaged digits') == 'packaged digits'
+  assert of(
+    [['a9a', '32,561 rows', 'f00'], ['magic', '19,020 rows', 'ba2']]
+  ) == ('a9a: 32,561 rows; magic: 19,020 rows')
 
 
 def test_a_run_that_takes_too_long(run):
@@ -112,6 +167,7 @@ def test_declared_claims_have_a_binary_with_their_presets_and_flags(
     flags_lib.define(module.PRESETS, **about)
     values([sys.argv[0], f'--preset={preset}', *claim_.flags])
     flags_lib.resolve(module.PRESETS, **about)
+  assert not reproduce.lacking(claim_).startswith('setup.cfg')
 
 
 def test_every_paper_judges_something_in_every_preset():

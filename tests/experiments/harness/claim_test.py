@@ -29,7 +29,6 @@ class TestJudge:
         (-2.4, -1.7),
         'in [-2.3, -1.8]',
       ),
-      ({'margin': 0.25}, (0.25, 1.0), (0.24,), '≥ 0.5, within 0.25'),
       ({'at_least': 0}, (0.0,), (-1e-9,), '≥ 0'),
     ],
   )
@@ -38,23 +37,76 @@ class TestJudge:
     assert bounded.bound() == words
     for value in inside:
       judged = judge(bounded, {'a': value})
-      assert (judged.holds, judged.verdict) == (True, 'shown')
+      assert (judged.holds, judged.verdict) == (True, 'shown, no interval')
     for value in outside:
       judged = judge(bounded, {'a': value})
       assert (judged.holds, judged.verdict) == (False, 'not shown')
 
-  def test_another_metric_as_the_bound(self):
-    relative = claim(at_least='b', margin=0.1)
-    judged = judge(relative, {'a': 0.75, 'b': 0.8})
-    assert judged.holds
-    assert judged.bound == '≥ b, within 0.1; b is 0.8'
-    assert not judge(relative, {'a': 0.69, 'b': 0.8}).holds
+  @pytest.mark.parametrize(
+    ('given', 'verdict'),
+    [
+      ({'a': 0.6, 'a/half_width': 0.09}, 'shown'),
+      ({'a': 0.6, 'a/half_width': 0.11}, 'mean only'),
+      ({'a': 0.4, 'a/half_width': 0.3}, 'not shown'),
+      ({'a': 0.6, 'a/low': 0.55, 'a/high': 9.0}, 'shown'),
+      ({'a': 0.6, 'a/low': 0.45, 'a/high': 0.61}, 'mean only'),
+      ({'a': 0.6, 'a/half_width': None}, 'shown, no interval'),
+    ],
+  )
+  def test_the_whole_interval_or_the_mean_alone(self, given, verdict):
+    assert judge(claim(), given).verdict == verdict
 
-  @pytest.mark.parametrize('metrics', [{'a': None}, {'a': math.nan}])
-  def test_what_is_not_finite_shows_nothing(self, metrics):
-    judged = judge(claim(), metrics)
-    assert (judged.verdict, judged.ours) == ('not shown', '-')
-    assert not judge(claim(at_least='b'), {'a': 1.0, 'b': None}).holds
+  def test_between_two_bounds_both_ends_count(self):
+    between = claim(at_least=0.0, at_most=1.0)
+    verdict = lambda half: judge(between, {'a': 0.7, 'a/half_width': half})
+    assert verdict(0.2).verdict == 'shown'
+    assert verdict(0.4).verdict == 'mean only'
+
+  @pytest.mark.parametrize(
+    ('relative', 'words', 'limit'),
+    [
+      ({'at_least': 'b'}, '≥ b', 0.4),
+      ({'at_least': 'b', 'factor': 1.5}, '≥ 1.5 x b', 0.6),
+      ({'at_least': 'b', 'lead': 0.1}, '≥ b + 0.1', 0.5),
+      ({'at_least': 'b', 'lead': -0.1}, '≥ b - 0.1', 0.3),
+      ({'at_least': None, 'at_most': 'b', 'lead': -0.1}, '≤ b + 0.1', 0.5),
+    ],
+  )
+  def test_a_factor_of_another_metric_or_a_lead_over_it(
+    self, relative, words, limit
+  ):
+    side = -1 if 'at_most' in relative else 1
+    relative = claim(**relative)
+    inside = judge(relative, {'a': limit + side * 0.01, 'b': 0.4})
+    assert inside.bound == f'{words}; b is 0.4'
+    assert inside.holds
+    assert not judge(relative, {'a': limit - side * 0.01, 'b': 0.4}).holds
+
+  def test_the_other_one_has_an_interval_too(self):
+    """3 and 2 x 2 add up to an interval of 5 around the difference."""
+    relative = claim(at_least='b', factor=2.0)
+    given = {'b': 10.0, 'a/half_width': 3.0, 'b/half_width': 2.0}
+    assert judge(relative, given | {'a': 25.1}).verdict == 'shown'
+    assert judge(relative, given | {'a': 24.9}).verdict == 'mean only'
+    assert judge(relative, given | {'a': 19.9}).verdict == 'not shown'
+    one = judge(relative, {'a': 99.0, 'b': 10.0, 'a/half_width': 3.0})
+    assert one.verdict == 'shown, no interval'
+
+  @pytest.mark.parametrize('value', [None, math.nan, math.inf, -math.inf])
+  def test_what_is_not_finite_shows_nothing(self, value):
+    judged = judge(claim(), {'a': value, 'a/half_width': 0.1})
+    assert judged.verdict == 'not shown: a is not a finite number'
+    assert judged.ours == '-'
+    for bound in ('at_least', 'at_most'):
+      relative = claim(**{'at_least': None, bound: 'b'})
+      judged = judge(relative, {'a': 1.0, 'b': value})
+      assert judged.verdict == 'not shown: b is not a finite number'
+
+  def test_a_mean_of_some_seeds_shows_nothing(self):
+    found = harness.mean_interval([0.9, 0.9, math.nan]).metrics('a')
+    said = judge(claim(), found)
+    assert said.verdict == 'not shown: a lacks 1 seeds, which stopped'
+    assert not said.holds
 
   def test_interval(self):
     assert judge(claim(), {'a': 0.75, 'a/half_width': 0.02}).ours == (
@@ -64,10 +116,11 @@ class TestJudge:
 
   def test_substituted_data_show_no_claim(self):
     said = judge(claim(substituted='toys'), {'a': 1.0}).verdict
-    assert said == 'substituted data (toys): the bound holds there'
+    assert said == 'substituted data (toys): shown, no interval there'
     said = judge(claim(), {'a': 0.0}, substituted='packaged digits').verdict
-    assert said == 'substituted data (packaged digits): the bound fails there'
-    assert judge(claim(), {'a': 1.0}, substituted='').verdict == 'shown'
+    assert said == 'substituted data (packaged digits): not shown there'
+    said = judge(claim(), {'a': 1.0}, substituted='').verdict
+    assert said == 'shown, no interval'
 
   def test_a_missing_metric_is_named(self):
     with pytest.raises(ValueError, match='no metric a'):
@@ -81,7 +134,8 @@ class TestClaim:
     ('changes', 'message'),
     [
       ({'at_least': None}, 'needs a bound'),
-      ({'margin': -1.0}, 'not negative'),
+      ({'factor': 1.5}, 'relative to another metric'),
+      ({'at_least': 'b', 'factor': -1.0}, 'above zero'),
       ({'flags': ('steps=3',)}, '--name=value'),
       ({'flags': ('--workdir=here',)}, '--workdir=here'),
       ({'presets': ('huge',)}, 'huge'),
@@ -100,13 +154,16 @@ class TestReadResults:
       (None, 'wrote no results.json'),
       ('{"metr', 'damaged'),
       ('{}', 'no metrics'),
+      ('{"metrics": null}', 'no metrics'),
+      ('{"metrics": {"a": "good"}}', 'metric a is no number'),
+      ('\udcff', 'damaged'),
       ('[]', 'no metrics'),
     ],
   )
   def test_errors(self, tmp_path, text, message):
     path = tmp_path / 'results.json'
     if text is not None:
-      path.write_text(text)
+      path.write_text(text, errors='surrogateescape')
     with pytest.raises(ValueError, match=message):
       harness.read_results(path)
 

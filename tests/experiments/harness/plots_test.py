@@ -1,5 +1,6 @@
 """Tests of the plots: the file, what is drawn, and no global state."""
 
+import itertools
 import subprocess
 import sys
 
@@ -78,6 +79,24 @@ def test_many_curves_look_different(tmp_path, figure):
 def test_values_below_zero_on_a_logarithmic_axis(tmp_path):
   values = np.outer(STEPS, [-1.0, 2.0])
   plot(tmp_path / 'a.png', {'one': (STEPS, values)}, logy=True)
+
+
+@pytest.mark.parametrize('span', [1.4, 20.0, 1e5])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(tmp_path, figure, span):
+  curve = np.geomspace(150, 150 * span, 9)
+  plot(tmp_path / 'a.png', {'one': (curve, curve)}, logx=True, logy=True)
+  (axes,) = figure[0].axes
+  labels = [
+    label.get_window_extent()
+    for label in (
+      *axes.get_xticklabels(which='major'),
+      *axes.get_xticklabels(which='minor'),
+    )
+    if label.get_text() and axes.bbox.x0 <= label.get_window_extent().x1
+  ]
+  ends = sorted((box.x0, box.x1) for box in labels if box.x0 <= axes.bbox.x1)
+  assert len(ends) >= 2
+  assert all(one[1] < two[0] for one, two in itertools.pairwise(ends))
 
 
 def test_nothing_to_plot(tmp_path):

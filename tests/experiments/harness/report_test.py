@@ -56,6 +56,35 @@ class TestInterval:
     assert str(harness.Interval(mean, half_width, 3, 3)) == text
 
 
+class TestReduced:
+  VALUES = (3.0, 1.0, 2.0)
+
+  @pytest.mark.parametrize(
+    ('how', 'result'),
+    [
+      ('min', 1),
+      ('max', 3),
+      ('mean', 2),
+      ('median', 2),
+      ('sum', 6),
+      ('ptp', 2),
+    ],
+  )
+  def test_nothing_is_dropped_wherever_it_stands(self, how, result):
+    assert harness.reduced(self.VALUES, how) == result
+    for bad in (math.nan, None):
+      for place in range(4):
+        values = [*self.VALUES[:place], bad, *self.VALUES[place:]]
+        assert math.isnan(harness.reduced(values, how))
+    assert math.isnan(harness.reduced([], how))
+
+  def test_infinity_is_a_number(self):
+    """The rounds of a seed that did not get there."""
+    rounds = [2.0, math.inf, 1.0]
+    assert harness.reduced(rounds, 'median') == 2.0
+    assert harness.reduced(rounds, 'max') == math.inf
+
+
 class TestResults:
   def options(self, folder):
     return harness.Options(
@@ -68,6 +97,7 @@ class TestResults:
       metrics={'b': np.float32(0.5), 'a': math.nan, 'c': jax.numpy.array(2)},
       seconds=1.23456,
       compile_seconds=np.float64(2.0),
+      curves={'one': np.arange(64.0).reshape(32, 2), 'two': [1.0, math.nan]},
     )
     text = path.read_text()
     assert 'NaN' not in text
@@ -85,6 +115,11 @@ class TestResults:
     assert results['wall_seconds'] == 1.235
     assert results['compile_seconds'] == 2.0
     assert results['hardware']['cores'] >= 1
+    assert re.fullmatch(r'\d{4}-\d\d-\d\d', results['date'])
+    assert results['data_dir'] is None
+    one, two = results['curves']['one'], results['curves']['two']
+    assert (len(one), one[0], one[-1]) == (16, 0.5, 62.5)
+    assert two == [1.0, None]
     assert results['versions']['jax'] == jax.__version__
     for package in (
       'python',

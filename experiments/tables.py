@@ -1,0 +1,355 @@
+"""Makes every measured table and number of the documents from stored results.
+
+    python -m experiments.tables                               # writes them
+    python -m experiments.tables --check                       # or compares
+    python -m experiments.tables --store runs/pbgd/toy/quick   # keeps a run
+
+Results are kept in experiments/<paper>/results, a small file a run: metrics,
+table, curves, seeds, settings, versions, time, date and command. A Markdown
+file asks for them by comments, which no reader sees:
+
+    <!-- table: pbgd/toy-quick | solver | mean steps = steps | penalty == 10 -->
+    <!-- end -->
+
+is the run's own table, here two columns, one under another name, of the rows
+whose penalty is 10; without columns it is the whole table. The column `curve`
+is a picture of the run's curve that has the name of the row's first cell, or of
+its first two.
+
+    **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
+
+is a metric alone in a format; without one it comes with its interval. A line
+cannot start with this comment: Markdown would take it for HTML. A number in a
+table is one of these two, or stands between `<!-- by hand -->`, a sentence that
+says where it is from, and `<!-- end -->`; or its cell says that it was measured
+before results were stored.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import math
+import pathlib
+import re
+import shlex
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import harness
+from experiments.harness import files, report
+
+ROOT = pathlib.Path(__file__).parents[1]
+LARGEST = 20_000  # Bytes of a stored file.
+# A list of plain values, which stands in one line.
+_LIST = re.compile(r'\[\s[^\[\]{}]*\]')
+# Metrics of which the documents have no use, or which the table holds too.
+_BULKY = re.compile(
+  r'(^|/)(bias|count|from_min_norm|own|rate|step_seconds)(/|$)'
+)
+_DROPPED = ('metrics', 'method_seconds')
+_TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
+_VALUE = r'-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
+_NUMBER = re.compile(
+  rf'(<!-- number: (\S+) (\S+)(?: (\S+))? -->)(?:{_VALUE}(?: ± {_VALUE}'
+  rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
+)
+_BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
+# Columns that say what a row is, or what somebody else measured.
+_GIVEN = (
+  *('paper', 'claim', 'method', 'published', 'published or derived'),
+  'which statement',
+)
+_OLD = 'before results were stored'
+_BARS = '▁▂▃▄▅▆▇█'
+
+
+def pages(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
+  """The documents that may ask for results."""
+  patterns = ('README.md', 'docs/*.md', 'experiments/*/README.md')
+  return [path for p in patterns for path in sorted(root.glob(p))]
+
+
+def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
+  """Keeps the results of a run, and its table, for the documents.
+
+  Args:
+    folder: the workdir of the run, or its `results.json`.
+    root: of the repository.
+
+  Returns:
+    The file: `<paper>/results/<binary>-<preset>`, with the flags that were
+    given beside the preset.
+
+  Raises:
+    ValueError: if the run has no results, or they are too large to keep.
+  """
+  folder = pathlib.Path(folder)
+  folder = folder.parent if folder.name == 'results.json' else folder
+  results = harness.read_results(folder / 'results.json')
+  paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
+  changed = _flags(results)
+  command = [f'experiments.{paper}.{binary}', f'--preset={preset}', *changed]
+  if results.get('data_dir'):
+    command.append(f'--data_dir={results["data_dir"]}')
+  kept = {k: v for k, v in results.items() if k not in _DROPPED}
+  kept |= {
+    'command': shlex.join(['python', '-m', *command]),
+    'metrics': {
+      name: None if value is None else float(f'{value:.6g}')
+      for name, value in results['metrics'].items()
+      if not _BULKY.search(name)
+    },
+  }
+  written = (folder / 'results.json').stat().st_mtime
+  day = datetime.datetime.fromtimestamp(written, datetime.UTC)
+  kept.setdefault('date', day.date().isoformat())
+  if (folder / 'table.md').exists():
+    kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
+  said = [f.removeprefix('--') for f in command[2:] if 'seeds=' not in f]
+  name = '-'.join(
+    [binary, preset, *(re.sub(r'[^\w.=]+', '-', s) for s in said)]
+  )
+  if len(name) > 80:
+    name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
+  text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
+  text = _LIST.sub(lambda x: ' '.join(x[0].split()), text)
+  if len(text.encode()) > LARGEST:
+    raise ValueError(
+      f'{folder}: {len(text.encode()):,} bytes are too many to keep, at most '
+      f'{LARGEST:,}: leave metrics out of results.json.'
+    )
+  path = root / 'experiments' / paper / 'results' / f'{name}.json'
+  files.write_text(path, text)
+  return path
+
+
+def render(text: str, root: pathlib.Path = ROOT) -> str:
+  """Fills in what a document asks for.
+
+  Args:
+    text: of the document.
+    root: of the repository, for the stored results.
+
+  Returns:
+    The text with its tables and numbers anew.
+
+  Raises:
+    ValueError: if a result, a column or a metric is not stored; names it.
+  """
+
+  def table(match):
+    return match[1] + _table(match[2], root) + match[4]
+
+  def number(match):
+    return match[1] + _number(*match.groups()[1:], root)
+
+  return _NUMBER.sub(number, _TABLE.sub(table, text))
+
+
+def unstored(text: str) -> list[str]:
+  """Rows of tables with a measured number that is from no stored result."""
+  text = _BY_HAND.sub('', _TABLE.sub('', text))
+  text = _NUMBER.sub('', text)
+  found, header = [], None
+  for line in text.splitlines():
+    if not line.startswith('|'):
+      header = None
+      continue
+    cells = _cells(line)
+    if header is None:
+      header = cells
+      continue
+    # The first cell says what the row is.
+    for name, cell in zip(header[1:], cells[1:]):
+      said = re.sub(r'`[^`]*`', '', cell).strip('* ')
+      if (
+        name not in _GIVEN
+        and _OLD not in cell
+        and (
+          re.search(r'\d\.\d|\d ±', said) or re.fullmatch(r'[-\d,]*\d', said)
+        )
+      ):
+        found.append(line)
+        break
+  return found
+
+
+def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
+  """A curve as bars between two bounds; a dot where it is not finite."""
+  span = (high - low) or 1.0
+
+  def bar(value):
+    if value is None or not math.isfinite(value):
+      return '·'
+    place = (value - low) / span * (len(_BARS) - 1)
+    return _BARS[min(max(round(place), 0), len(_BARS) - 1)]
+
+  return ''.join(map(bar, values))
+
+
+def _flags(results: Mapping[str, Any]) -> list[str]:
+  """The flags of a run that differ from its preset."""
+  module = f'experiments.{results["paper"]}.{results["binary"]}'
+  preset = importlib.import_module(module).PRESETS[results['preset']]
+  plain = report.plain(preset)
+  found = []
+  for name, value in results['settings'].items():
+    if name in plain and value != plain[name]:
+      value = ','.join(map(str, value)) if isinstance(value, list) else value
+      found.append(f'--{name}={value}')
+  return found
+
+
+def _path(name: str, root: pathlib.Path) -> pathlib.Path:
+  paper, _, run = name.partition('/')
+  return root / 'experiments' / paper / 'results' / f'{run}.json'
+
+
+def _read(name: str, root: pathlib.Path) -> dict[str, Any]:
+  path = _path(name, root)
+  if not path.exists():
+    known = ', '.join(sorted(p.stem for p in path.parent.glob('*.json')))
+    raise ValueError(f'no stored result {name}; stored: {known or "none"}.')
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _parse(table: str) -> dict[str, Any]:
+  header, rule, *rows = map(_cells, table.strip().splitlines())
+  return {
+    'columns': header,
+    'numeric': [cell.endswith(':') for cell in rule],
+    'rows': rows,
+  }
+
+
+def _cells(line: str) -> list[str]:
+  inner = line.strip().removeprefix('|').removesuffix('|')
+  return [cell.strip() for cell in inner.split('|')]
+
+
+def _number(name, metric, form, root) -> str:
+  metrics = _read(name, root)['metrics']
+  if metric not in metrics:
+    raise ValueError(f'the stored result {name} has no metric {metric}.')
+  value, half = metrics[metric], metrics.get(f'{metric}/half_width')
+  if value is None:
+    raise ValueError(f'{metric} of {name} is not finite: say so in words.')
+  if form:
+    return f'{value:{form}}'
+  if f'{metric}/low' in metrics:
+    ends = (value, metrics[f'{metric}/low'], metrics[f'{metric}/high'])
+    return '{:.3f} ({:.3f} to {:.3f})'.format(*ends)
+  return str(harness.Interval(value, math.nan if half is None else half, 1, 1))
+
+
+def _table(spec: str, root: pathlib.Path) -> str:
+  name, *fields = (field.strip() for field in spec.split('|'))
+  if not _path(name, root).exists():
+    # A table may wait for its run; a number in a sentence may not.
+    return f'*Not measured yet: there is no stored result `{name}`.*\n'
+  results = _read(name, root)
+  table = results.get('table')
+  if table is None:
+    raise ValueError(f'the stored result {name} has no table.')
+  columns, rows, asked = table['columns'], table['rows'], {}
+
+  def at(column):
+    if column not in columns:
+      raise ValueError(
+        f'the table of {name} has no column {column!r}; it has '
+        f'{", ".join(columns)}.'
+      )
+    return columns.index(column)
+
+  curves = _pictures(results.get('curves') or {})
+  for field in fields:
+    if ' == ' in field:
+      column, _, value = field.partition(' == ')
+      rows = [row for row in rows if row[at(column)] == value]
+      continue
+    column, _, title = field.partition(' = ')
+    if column != 'curve':
+      at(column)
+    asked[title or column] = column
+  asked = asked or {column: column for column in columns}
+  asked = {t: c for t, c in asked.items() if c != 'curve' or curves}
+  numeric = [c != 'curve' and table['numeric'][at(c)] for c in asked.values()]
+  lines = [list(asked), ['--:' if right else '---' for right in numeric]]
+  lines += [
+    [
+      curves.get('/'.join(row[:2]), curves.get(row[0], ''))
+      if c == 'curve'
+      else row[at(c)]
+      for c in asked.values()
+    ]
+    for row in rows
+  ]
+  body = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  return f'{body}\n{_caption(results)}\n'
+
+
+def _caption(results: Mapping[str, Any]) -> str:
+  """Where a table is from."""
+  minutes = results['wall_seconds'] / 60
+  cores = results['hardware']['cores']
+  seeds = len(results['seeds'])
+  said = [
+    f'{seeds} seed{"s" if seeds > 1 else ""}',
+    f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s',
+    f'{cores} cores, {results["date"]}: `{results["command"]}`',
+  ]
+  if results.get('substituted'):
+    said.insert(1, results['substituted'])
+  return f'({", ".join(said)})'
+
+
+def _pictures(curves: Mapping[str, list]) -> dict[str, str]:
+  """Curves on one scale, a logarithm where they span two decades."""
+  known = [v for c in curves.values() for v in c if v is not None]
+  if not known:
+    return {}
+  change = lambda value: value
+  if min(known) > 0 and max(known) > 100 * min(known):
+    change = lambda value: None if value is None else math.log(value)
+  low, high = change(min(known)), change(max(known))
+  return {
+    name: sparkline(list(map(change, values)), low, high)
+    for name, values in curves.items()
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Stores, writes or checks; gives the exit status."""
+  parser = argparse.ArgumentParser(description='Tables from stored results.')
+  parser.add_argument('--store', nargs='+', default=[], metavar='RUN')
+  parser.add_argument('--check', action='store_true')
+  given = parser.parse_args(argv)
+  wrong = []
+  try:
+    for run in given.store:
+      print(store(run))
+    for path in pages():
+      text = path.read_text(encoding='utf-8')
+      name = path.relative_to(ROOT)
+      made = render(text)
+      if given.check and made != text:
+        wrong.append(f'{name} differs from the stored results.')
+      elif made != text:
+        files.write_text(path, made)
+        print(f'wrote {name}')
+      if re.search(r'^ *<!-- number', made, re.MULTILINE):
+        wrong.append(f'{name}: a line starts with the comment of a number.')
+      if rows := unstored(made):
+        wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
+        wrong += rows[:3]
+  except (ValueError, harness.UserError) as error:
+    wrong.append(str(error))
+  print('\n'.join(wrong), end='\n' if wrong else '', file=sys.stderr)
+  return 1 if wrong else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

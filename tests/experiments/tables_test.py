@@ -1,0 +1,164 @@
+"""Tests of the documents' tables: what is stored, what is made of it."""
+
+import json
+import re
+
+import pytest
+
+from experiments import harness, tables
+from experiments.pbgd import toy
+
+ROWS = [
+  {'method': 'one', 'loss': harness.Interval(0.25, 0.01, 3, 3), 'own': 'c 1'},
+  {'method': 'two', 'loss': harness.Interval(0.5, 0.02, 3, 3), 'own': ''},
+]
+
+
+@pytest.fixture
+def stored(tmp_path):
+  """A run of the toy by other flags, stored under a root of its own."""
+  settings = toy.Settings(starts=7, penalties=(10.0, 20.0))
+  options = harness.Options(
+    'pbgd', 'toy', 'quick', settings, str(tmp_path / 'run'), None, (0,)
+  )
+  harness.write_table(tmp_path / 'run', ROWS)
+  harness.write_results(
+    options,
+    metrics={
+      'loss': 0.25,
+      'loss/half_width': 0.01,
+      'slope': -1.0,
+      'slope/low': -1.25,
+      'slope/high': -0.5,
+      'count/gradients': 12.0,
+      'gone': float('nan'),
+    },
+    seconds=75.0,
+    curves={'one': [1.0, 10.0, 1000.0], 'two': [1.0, float('nan'), 1.0]},
+    substituted='made-up numbers',
+  )
+  return tables.store(tmp_path / 'run' / 'results.json', tmp_path)
+
+
+def filled(marker, root, old=''):
+  text = tables.render(f'before\n<!-- {marker} -->{old} after', root)
+  return re.search(r'-->(.*) after', text)[1]
+
+
+def test_the_file_has_a_telling_name_and_the_command(stored, tmp_path):
+  assert stored.parent == tmp_path / 'experiments' / 'pbgd' / 'results'
+  assert stored.stem == 'toy-quick-penalties=10.0-20.0-starts=7'
+  kept = json.loads(stored.read_text())
+  assert kept['command'] == (
+    'python -m experiments.pbgd.toy --preset=quick --penalties=10.0,20.0 '
+    '--starts=7'
+  )
+  assert kept['metrics']['loss'] == 0.25
+  assert 'count/gradients' not in kept['metrics']
+  for name in ('seeds', 'settings', 'versions', 'hardware', 'date'):
+    assert kept[name]
+  assert '"seeds": [ 0 ]' in stored.read_text()
+
+
+def test_a_table_is_the_run_s_own(stored, tmp_path):
+  name = f'pbgd/{stored.stem}'
+  text = tables.render(
+    f'<!-- table: {name} | method | curve | loss = the loss | own -->\nold\n'
+    '<!-- end -->\nand more',
+    tmp_path,
+  )
+  lines = text.splitlines()
+  assert lines[1:5] == [
+    '| method | curve | the loss | own |',
+    '| --- | --- | --: | --- |',
+    '| one | ▁▃█ | 0.250 ± 0.010 | c 1 |',
+    '| two | ▁·▁ | 0.500 ± 0.020 |  |',
+  ]
+  assert lines[6].startswith('(1 seed, made-up numbers, 75 s, ')
+  assert lines[6].endswith('--penalties=10.0,20.0 --starts=7`)')
+  assert lines[7:] == ['<!-- end -->', 'and more']
+  assert tables.render(text, tmp_path) == text
+  assert not tables.unstored(text)
+  one = tables.render(
+    f'<!-- table: {name} | own == c 1 -->\n<!-- end -->', tmp_path
+  )
+  assert 'one' in one and 'two' not in one
+
+
+@pytest.mark.parametrize(
+  ('asked', 'made'),
+  [
+    ('loss', '0.250 ± 0.010'),
+    ('loss .1f', '0.2'),
+    ('loss .0%', '25%'),
+    ('slope', '-1.000 (-1.250 to -0.500)'),
+    ('slope .2f', '-1.00'),
+  ],
+)
+def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
+  marker = f'number: pbgd/{stored.stem} {asked}'
+  for old in ('', '7', '0.75 ± 0.5', '-3.0 (-4 to 2e-8)', made):
+    assert filled(marker, tmp_path, old) == made
+  row = f'| a | <!-- {marker} -->{made} |'
+  assert not tables.unstored(f'| b | c |\n| --- | --- |\n{row}')
+
+
+@pytest.mark.parametrize(
+  ('marker', 'says'),
+  [
+    ('number: pbgd/none loss', r'no stored result pbgd/none; stored: toy'),
+    ('number: moco/none loss', 'no stored result moco/none; stored: none'),
+    ('number: {} other', 'has no metric other'),
+    ('number: {} gone', 'not finite'),
+    ('table: {} | no such -->\n<!-- end', "no column 'no such'"),
+  ],
+)
+def test_what_is_not_stored_is_named(stored, tmp_path, marker, says):
+  marker = marker.format(f'pbgd/{stored.stem}')
+  with pytest.raises(ValueError, match=says):
+    tables.render(f'<!-- {marker} -->', tmp_path)
+
+
+def test_a_table_may_wait_for_its_run(tmp_path):
+  made = tables.render('<!-- table: moco/toy-paper -->\n<!-- end -->', tmp_path)
+  assert 'Not measured yet: there is no stored result `moco/toy-paper`' in made
+
+
+def test_a_row_by_hand_is_found():
+  table = lambda cell: f'| a | b |\n| --- | --- |\n| x | {cell} |\n'
+  for cell in ('0.5', '0.5 ± 0.1', '12', 'about 0.5'):
+    assert len(tables.unstored(table(cell))) == 1
+  by_hand = '<!-- by hand -->\n{}' + table('0.5') + '<!-- end -->\n'
+  assert tables.unstored(by_hand.format(''))  # Nothing says where from.
+  for text in (
+    table('SOBA'),
+    table('`p0.5`'),
+    by_hand.format('Published:\n\n'),
+    table('0.5, before results were stored'),
+  ):
+    assert not tables.unstored(text)
+
+
+def test_too_much_is_not_stored(stored, tmp_path):
+  path = tmp_path / 'run' / 'results.json'
+  results = json.loads(path.read_text())
+  results['metrics'] = {f'metric{i}': i / 3 for i in range(1_000)}
+  path.write_text(json.dumps(results))
+  with pytest.raises(ValueError, match='too many to keep, at most 20,000'):
+    tables.store(path.parent, tmp_path)
+
+
+def test_documents_are_as_the_stored_results_make_them(capsys):
+  """`python -m experiments.tables` mends it."""
+  assert tables.main(['--check']) == 0, capsys.readouterr().err
+
+
+def test_stored_results_are_small_and_whole():
+  found = sorted(tables.ROOT.glob('experiments/*/results/*.json'))
+  assert found
+  for path in found:
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    assert path.stat().st_size < tables.LARGEST
+    for name in ('metrics', 'seeds', 'settings', 'versions', 'command', 'date'):
+      assert kept[name], path
+    assert kept['hardware']['cores'] and kept['wall_seconds']

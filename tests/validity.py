@@ -1,0 +1,185 @@
+"""Which methods go with which sets, loops and wrappers, asked of the library.
+
+`python -m tests.validity` rewrites the two tables of docs/methods.md; a test
+compares them. A method is made as its row of the contract makes it, with one
+more thing: a set in a record, an inner loop, a wrapper round its oracles. What
+is refused when it is made or traced, with the library's own words, is no
+combination. What the parts of a batch add up to, the row says itself.
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import bilevel_jax as bj
+from tests import contract
+
+PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'methods.md'
+_BLOCK = re.compile(r'(<!-- validity -->\n).*?(<!-- end -->)', re.DOTALL)
+YES, NO = '✓', '-'
+_SHORT = {
+  'gradients/upper': 'f',
+  'gradients/lower': 'g',
+  'hessian_vector_products/lower': 'H',
+}
+
+
+def same(oracle):
+  return oracle
+
+
+def _mix(both):
+  """A set that ties the two variables together: one sum, whatever it was."""
+  x, y = both[0]['a'], both[1]['b']
+  half = (jnp.sum(x) - jnp.sum(y)) / (2 * contract.COORDINATES)
+  return {'a': x - half}, {'b': y + half}
+
+
+def _with(**fields: Any) -> Callable[[Any, str], Any]:
+  return lambda given, name: bj.types.as_sequence(given, name)._replace(
+    **fields
+  )
+
+
+_EQUATIONS = bj.projections.affine_set(jnp.ones((1, contract.COORDINATES)))
+# By column: the records that are changed.
+RECORDS: dict[str, Mapping[str, Callable[[Any, str], Any]]] = {
+  'upper set': {'upper': _with(set=contract.X_SET)},
+  'lower set': {'lower': _with(set=contract.Y_SET)},
+  'joint set': {'upper': _with(set=bj.projections.Joint(_mix, ('lower',)))},
+  'lower equations': {'lower': _with(set=_EQUATIONS)},
+  'lazy equations': {
+    'lower': _with(set=bj.projections.Lazy(_EQUATIONS, 0.5, key=0))
+  },
+  'inner steps': {
+    'lower': _with(steps=contract.INNER, batch_at=contract.inner_batch)
+  },
+}
+WRAPPERS = {
+  'storm': lambda oracle, **like: bj.evaluation.storm(oracle, 0.5, **like),
+  'saga': lambda oracle, **like: bj.evaluation.saga(oracle, 2, **like),
+}
+NO_RECORD = 'there is no such record'
+
+
+def refusal(row: contract.Row, column: str) -> str:
+  """Why a method does not go with something; '' if it does."""
+  wrap = WRAPPERS.get(column, same)
+  if column in WRAPPERS and hasattr(bj.aggregators, row.method):
+    # The oracle gives rows, of which the wrapper has to be told.
+    like = bj.oracles.jacobian_like(contract.OBJECTIVES)
+    wrap = functools.partial(wrap, like=like)
+  changes = RECORDS.get(column, {})
+  package = bj.solvers if hasattr(bj.solvers, row.method) else bj.aggregators
+  original = getattr(package, row.method)
+
+  @functools.wraps(original)
+  def changed(*arguments, **given):
+    if not set(changes) <= set(given):
+      raise ValueError(NO_RECORD)
+    new = {name: change(given[name], name) for name, change in changes.items()}
+    return original(*arguments, **given | new)
+
+  places = [m for m in (package, bj) if hasattr(m, row.method)]
+  try:
+    for place in places if changes else ():
+      setattr(place, row.method, changed)
+    solver = row.make(wrap, **row.hyper)
+    params, batch = row.params(0), contract.random_batch(0)
+    state = jax.eval_shape(solver.init, params)
+    jax.eval_shape(solver.update, batch, state, params)
+  except (TypeError, ValueError, NotImplementedError) as error:
+    return ' '.join(str(error).split()) or type(error).__name__
+  finally:
+    for place in places:
+      setattr(place, row.method, original)
+  return ''
+
+
+def first_rows(package: Any) -> dict[str, contract.Row]:
+  """The first row of each method of a package."""
+  found: dict[str, contract.Row] = {}
+  for row in contract.collect().rows.values():
+    if row.method in package.__all__:
+      found.setdefault(row.method, row)
+  return dict(sorted(found.items()))
+
+
+def cost(row: contract.Row) -> str:
+  """What one update evaluates, as the row states and the contract checks."""
+  parts = []
+  for name, count in row.counts.items():
+    if not name.startswith(('gradients', 'hessian')):
+      continue
+    letter = _SHORT.get(name, name.replace('_', ' '))
+    parts.append(f'{"" if count == 1 else f"{count} "}{letter}')
+  if row.random_counts:
+    parts.append('a random number')
+  return ' + '.join(parts)
+
+
+def cells(
+  row: contract.Row, columns: Any
+) -> tuple[dict[str, str], dict[str, str]]:
+  """The cells of a row, and by column why something is refused."""
+  found, said = {}, {}
+  nested = row.params is contract.nested_params
+  for column in columns:
+    why = ''
+    if column in RECORDS and not nested:
+      found[column] = ''
+      continue
+    if column in ('accumulate', 'mean_over', *WRAPPERS):
+      why = '' if row.wraps else 'it takes no wrapper'
+    if not why and column == 'accumulate':
+      why = 'of the parts it would see other things' if row.keys else ''
+    if not why and column in ('accumulate', 'mean_over'):
+      why = 'not linear in its samples' if row.parts == 'none' else ''
+    elif not why:
+      why = refusal(row, column)
+    found[column] = '' if why == NO_RECORD else NO if why else YES
+    if 'pass `like`' in why:
+      found[column] = '`like`'
+    if found[column] == NO:
+      said[column] = why
+  return found, said
+
+
+def tables() -> str:
+  """Both tables, and what is refused."""
+  wrappers = ('accumulate', 'mean_over', *WRAPPERS)
+  lines: list[str] = []
+  refused: dict[str, list[str]] = {}
+  for title, package, columns in (
+    ('solver', bj.solvers, (*RECORDS, *wrappers)),
+    ('aggregator', bj.aggregators, wrappers),
+  ):
+    lines += [
+      f'| {title} | an update evaluates | {" | ".join(columns)} |',
+      f'| --- | --- | {" | ".join(":-:" for _ in columns)} |',
+    ]
+    for name, row in first_rows(package).items():
+      found, said = cells(row, columns)
+      for column, why in said.items():
+        refused.setdefault(why, []).append(f'`{name}` ({column})')
+      lines.append(f'| `{name}` | {cost(row)} | {" | ".join(found.values())} |')
+    lines.append('')
+  lines += ['What does not go together, and why, in the words of the error:']
+  lines.append('')
+  said = (f'- {", ".join(names)}: *{why}*' for why, names in refused.items())
+  return '\n'.join([*lines, *said, ''])
+
+
+def page(text: str) -> str:
+  """The document with its tables anew."""
+  made = tables()
+  return _BLOCK.sub(lambda found: found[1] + made + found[2], text)
+
+
+if __name__ == '__main__':
+  PAGE.write_text(page(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
