@@ -124,7 +124,7 @@ class TestRun:
     assert run(main) == 'pbgd/toy: no data'
 
   def test_too_large_for_the_memory(self, run):
-    said = run(lambda options: np.empty(2**60))
+    said = run(lambda options: np.empty(2**56))
     assert said.startswith('pbgd/toy: too large for the memory (Unable to all')
 
   def test_check_goes_before_any_work(self, run):
