@@ -103,7 +103,9 @@ def run(
       mode(options, *files)
     except errors.UserError as error:
       leave(str(error))
-    except Exception:
+    except Exception as error:
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        leave(f'too large for the memory ({error}): take smaller sizes.')
       processes.leave_if_joined(traceback.format_exc())
       raise
     finally:

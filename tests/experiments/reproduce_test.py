@@ -55,7 +55,7 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   assert verdicts['Not shown.'] == 'not shown'
   assert 'no metric no_such' in verdicts['Without a metric.']
   assert 'No module named' in verdicts['Crashes.']
-  assert 'starts is at least 1, got 0' in verdicts['Refuses.']
+  assert 'starts is at least 1.' in verdicts['Refuses.']
   logs = list(tmp_path.rglob('log.txt'))
   assert len(logs) == 3  # The first three claims share one run.
   before = {path: path.read_bytes() for path in logs}

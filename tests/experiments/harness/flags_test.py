@@ -5,6 +5,7 @@ import signal
 import sys
 from typing import Literal
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -121,6 +122,10 @@ class TestRun:
       raise harness.MissingDataError('no data')
 
     assert run(main) == 'pbgd/toy: no data'
+
+  def test_too_large_for_the_memory(self, run):
+    said = run(lambda options: np.empty(2**56))
+    assert said.startswith('pbgd/toy: too large for the memory (Unable to all')
 
   def test_check_goes_before_any_work(self, run):
     def check(settings):
