@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import errors, flags, loop, report
+from experiments.harness import errors, flags, report
+from experiments.harness import outcome as outcome_lib
 
 Point = dict[str, float]
 
@@ -96,7 +97,7 @@ class Trial(NamedTuple):
 
   point: Point
   score: float
-  trained: loop.Trained | None
+  trained: outcome_lib.Trained | None
   members: np.ndarray
 
 
@@ -122,7 +123,7 @@ class Outcome(NamedTuple):
   edges: tuple[str, ...] = ()
   score: float = -math.inf
   trials: tuple[Trial, ...] = ()
-  trained: loop.Trained | None = None
+  trained: outcome_lib.Trained | None = None
   members: Any = ()
   looks: int = 1
   seconds: float = 0.0
@@ -165,7 +166,7 @@ class Rules:
 
   options: flags.Options = dataclasses.field(kw_only=False)
   settings: Mapping[str, Any]
-  score: Callable[[loop.Trained], Any]
+  score: Callable[[outcome_lib.Trained], Any]
   tuning_seeds: tuple[int, ...] = ()
   over_seeds: Callable[[Any], Any] = np.mean
   widenings: int = 3
@@ -182,7 +183,7 @@ Grid = Mapping[str, Axis | Sequence[float]]
 def compare(
   rules: Rules,
   methods: Sequence[str],
-  train: Callable[[Job], loop.Trained],
+  train: Callable[[Job], outcome_lib.Trained],
   grid: Grid | Callable[[str], Grid],
 ) -> dict[str, Outcome]:
   """Tunes and runs all methods.
@@ -212,7 +213,7 @@ def compare(
 def run(
   rules: Rules,
   method: str,
-  train: Callable[[Job], loop.Trained],
+  train: Callable[[Job], outcome_lib.Trained],
   grid: Grid,
 ) -> Outcome:
   """Tunes and runs one method; see `compare`."""

@@ -4,6 +4,8 @@
 that fits, which is what a caller catches.
 """
 
+from typing import Any
+
 
 class UserError(Exception):
   """Base of the errors below."""
@@ -34,4 +36,11 @@ class DamagedDataError(UserError, ValueError):
 
 
 class AllStoppedError(UserError, FloatingPointError):
-  """All seeds became non-finite."""
+  """All seeds became non-finite.
+
+  Attributes:
+    trained: the run so far, an `outcome.Trained`: what was reached before may
+      count. None where there is none.
+  """
+
+  trained: Any = None

@@ -131,7 +131,7 @@ def train(
     OtherRunError: if the folder holds a run with other settings, or a longer
       one.
     AllStoppedError: if all members stopped. What several held last is saved; of
-      one alone, the checkpoint before it.
+      one alone, the checkpoint before it. Its `trained` is the run so far.
     WriteError: if the folder cannot be written.
     BusyError: if another process is at work in the folder.
     SystemExit: with the status `termination.EXIT_STATUS`, after a SIGTERM.
@@ -218,6 +218,13 @@ def train(
         carry = recorder.add(*runner.advance(carry, 0), -1)
 
     step = int(carry.step)
+    if step >= steps:
+      print(
+        f'{name}: finished before, nothing is run; its result is read from '
+        f'{folder}. Delete that folder to run it anew.',
+        file=sys.stderr,
+        flush=True,
+      )
     bar = progress_lib.Progress(name, steps, step)
     stack.callback(bar.close)
     stops = recorder.stops(carry)
@@ -271,15 +278,8 @@ def train(
       print(message, file=sys.stderr, flush=True)
       termination.leave()
 
-  if len(stops) == count:
-    where = ''
-    if saved and not lost():
-      where = f' The last finite ones are in {folder}.'
-    elif saved and saved_step:
-      where = f' The checkpoint of step {saved_step} is in {folder}.'
-    raise outcome.all_stopped(name, stops, where)
   record_steps, history = records.history()
-  return outcome.Trained(
+  trained = outcome.Trained(
     params=places.local(carry.params),
     state=places.local(carry.state),
     best=places.local(carry.best),
@@ -289,6 +289,14 @@ def train(
     stopped=stops,
     **runner.seconds(),
   )
+  if len(stops) == count:
+    where = ''
+    if saved and not lost():
+      where = f' The last finite ones are in {folder}.'
+    elif saved and saved_step:
+      where = f' The checkpoint of step {saved_step} is in {folder}.'
+    raise outcome.all_stopped(name, trained, where)
+  return trained
 
 
 def _open_records(

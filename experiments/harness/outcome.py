@@ -86,11 +86,14 @@ def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
 
 
 def all_stopped(
-  name: str, stops: Sequence[Stopped], where: str
+  name: str, trained: Trained, where: str
 ) -> errors.AllStoppedError:
   """The error that ends a run whose members have all stopped."""
+  stops = trained.stopped
   last = max(stops, key=lambda stop: stop.step)
-  return errors.AllStoppedError(
+  error = errors.AllStoppedError(
     f'{name}: all {len(stops)} seeds became non-finite, the last at step '
     f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
   )
+  error.trained = trained
+  return error

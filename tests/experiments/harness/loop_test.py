@@ -479,3 +479,38 @@ class TestArguments:
     ):
       train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)}, seeds=3)
     assert train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)}).step == 10
+
+
+def test_a_run_that_all_stopped_keeps_what_it_reached(tmp_path):
+  burst = bj.gradient(lambda x, batch: jnp.where(batch < 3, x, jnp.nan))
+  with pytest.raises(harness.AllStoppedError) as found:
+    harness.train(
+      optax.chain(burst, optax.sgd(0.1)),
+      lambda context: jnp.float32(1.0),
+      lambda context: context.step,
+      steps=6,
+      chunk=1,
+      seeds=2,
+      workdir=tmp_path,
+      evaluate=lambda context, params, state: {'x': params},
+    )
+  trained = found.value.trained
+  np.testing.assert_allclose(trained.history['x'][:3, 0], [0.9, 0.8, 0.7])
+  assert np.isnan(trained.history['x'][-1]).all()
+
+
+def test_a_finished_run_says_that_nothing_is_run(tmp_path, capsys):
+  def run():
+    return harness.train(
+      optax.chain(bj.gradient(lambda x, batch: x), optax.sgd(0.1)),
+      lambda context: jnp.float32(1.0),
+      steps=2,
+      chunk=2,
+      seeds=1,
+      workdir=tmp_path,
+    )
+
+  run()
+  assert 'finished before' not in capsys.readouterr().err
+  run()
+  assert 'run: finished before, nothing is run' in capsys.readouterr().err
