@@ -76,7 +76,7 @@ class Settings:
   """
 
   datasets: tuple[str, ...] = ('sarcos', 'adult')
-  targets: tuple[str, ...] = ()
+  targets: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = ()
   header: bool | None = None
   methods: tuple[str, ...] = methods.EVERY
   steps: int = 500

@@ -85,7 +85,7 @@ class Settings:
   samples: int = 1_024
   size: int = 100
   tables: tuple[str, ...] = ('a9a', 'magic')
-  targets: tuple[str, ...] = ()
+  targets: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = ()
   header: bool | None = None
   table_sizes: tuple[int, ...] = (1_024, 4_096)
   corruptions: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (

@@ -104,18 +104,22 @@ def test_tuning_ends_when_the_best_point_is_known(rounds, accuracy, known):
   assert federated_run.decided(found, 0.75, 2) == known
 
 
-def test_what_was_reached_before_all_stopped_counts(options, monkeypatch):
+def test_what_was_reached_before_all_stopped_counts(monkeypatch):
   digits = client_digits.Digits((), (), (), ())
-  keywords = {'workdir': options().workdir, 'name': 'one', 'settings': {}}
-  writer = harness.MetricsWriter(options().workdir + '/one')
-  writer.write(1, {'rounds': [9.0], 'test_accuracy': [0.8]})
-  writer.write(2, {'rounds': [np.nan], 'test_accuracy': [np.nan]})
-  writer.close()
+  history = {
+    'rounds': np.array([[9.0], [np.nan]]),
+    'test_accuracy': np.array([[0.8], [np.nan]]),
+  }
 
   def stop(*unused_args, **unused_keywords):
-    raise harness.AllStoppedError('all stopped')
+    error = harness.AllStoppedError('all stopped')
+    error.trained = harness.Trained(
+      (), (), (), 2, np.arange(2), history, (), 0.0, 0.0
+    )
+    raise error
 
   monkeypatch.setattr(harness, 'train', stop)
+  keywords = {'settings': {}}
   job = comparison.Job('one', False, {}, (0,), keywords)
   trained = federated_run.train(
     federated_run.Method(lower_steps=5), SETTINGS, digits, job

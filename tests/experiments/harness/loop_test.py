@@ -483,7 +483,10 @@ class TestArguments:
 
 def test_a_run_that_all_stopped_keeps_what_it_reached(tmp_path):
   burst = bj.gradient(lambda x, batch: jnp.where(batch < 3, x, jnp.nan))
-  with pytest.raises(harness.AllStoppedError) as found:
+  with (
+    pytest.warns(RuntimeWarning, match='stopped at step 3'),
+    pytest.raises(harness.AllStoppedError) as found,
+  ):
     harness.train(
       optax.chain(burst, optax.sgd(0.1)),
       lambda context: jnp.float32(1.0),
