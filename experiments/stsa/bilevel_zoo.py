@@ -13,7 +13,7 @@ rounding, the control 4e2 times. Time: about 10 CPU minutes for a problem, all
 methods but STABLE, which takes as long alone.
 
 Every method gets the same number of calls on a batch (a gradient, or a product
-with a Hessian) and the same grid of step sizes, tuned with a seed that no
+with a Hessian) and the same grid of step sizes, tuned with seeds that no
 number in the table uses; a grid whose end is chosen is widened.
 `control/direct` drops the implicit term: what it reaches, any method must beat.
 """
@@ -38,7 +38,8 @@ from experiments.stsa import (
 )
 
 CONTROL = 'control/direct'
-TUNING_SEED = 1_000_000
+# The worst of them counts: steps on the brink fail on other seeds.
+TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,8 @@ def run(
     options._replace(workdir=str(pathlib.Path(options.workdir, problem.name))),
     settings=comparison.settings_of(settings, *zoo_run.NOT_OF_A_RUN),
     score=lambda t: -np.mean(t.history[problem.tune_by][-lately:], axis=0),
-    tuning_seeds=(TUNING_SEED,),
+    tuning_seeds=TUNING_SEEDS,
+    over_seeds=np.min,
     widenings=settings.widen,
   )
   train = functools.partial(zoo_run.train, settings, problem)
@@ -239,7 +241,7 @@ def main(options: harness.Options) -> None:
   print(
     f'Grid at first: lower step {settings.lower_steps}, ratio '
     f'{settings.ratios} in units of {problems[0].upper_scale:g}, exponent '
-    f'{settings.exponents}; tuned on seed {TUNING_SEED}.'
+    f'{settings.exponents}; tuned on the seeds {TUNING_SEEDS}.'
   )
   pictures = [(problem, run(options, problem)) for problem in problems]
   metrics, rows = {}, []
@@ -264,7 +266,7 @@ def main(options: harness.Options) -> None:
     },
     data=sources,
     published=zoo_problems.published(settings),
-    tuning_seeds=(TUNING_SEED,),
+    tuning_seeds=TUNING_SEEDS,
   )
   print(f'Results: {path}')
 

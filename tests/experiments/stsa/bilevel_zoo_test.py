@@ -12,7 +12,7 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import comparison
-from experiments.stsa import bilevel_zoo, methods, quadratic
+from experiments.stsa import bilevel_zoo, methods, quadratic, zoo_run
 
 SIZES = {'samples': 64, 'size': 4, 'batch_size': 16}
 
@@ -128,7 +128,7 @@ def test_a_small_run(tmp_path):
   bilevel_zoo.main(options)
   results = json.loads((tmp_path / 'results.json').read_text())
   metrics = results['metrics']
-  assert results['tuning_seeds'] == [1_000_000]
+  assert not set(results['tuning_seeds']) & set(results['seeds'])
   assert metrics['saba/final'] < 1e-8
   assert metrics['soba/final'] < metrics['control/direct/final'] / 2
   assert metrics['worst/of_control'] == metrics['soba/of_control']
@@ -139,6 +139,26 @@ def test_a_small_run(tmp_path):
   calls = harness.read_records(tmp_path / 'soba/metrics.jsonl')[-1]['calls']
   assert calls == pytest.approx([6_000] * 2, rel=0.01)
   assert (tmp_path / 'quadratic.png').exists()
+
+
+def test_seeds_of_tuning_are_put_together_again(monkeypatch):
+  def train(*unused_args, seeds, hyper, **unused_keywords):
+    values = np.array([seeds, 2 * np.array(seeds)]) + hyper['step']
+    return harness.Trained((), (), (), 2, (1, 2), {'a': values}, (), 0.0, 0.0)
+
+  monkeypatch.setattr(harness, 'train', train)
+  problem = quadratic.as_problem(
+    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
+  )
+  hyper = {'step': np.array([0.1, 0.1, 0.2, 0.2])}
+  seeds = (7, 8, 7, 8)
+  job = comparison.Job(
+    'soba', True, hyper, seeds, {'name': 'x', 'hyper': hyper}
+  )
+  history = zoo_run.train(bilevel_zoo.Settings(), problem, job).history
+  np.testing.assert_allclose(
+    history['a'], [[7.1, 8.1, 7.2, 8.2], [14.1, 16.1, 14.2, 16.2]]
+  )
 
 
 def outcome(method, end, failure=''):
