@@ -166,8 +166,8 @@ def _flat(z):
 def best_value(parts: Parts, kept: pathlib.Path | None = None) -> float:
   """The least value that L-BFGS finds from some starts, in float64.
 
-  The problem is not convex: another start may lead lower. The search is over
-  the penalties themselves, because the slope of a logit vanishes at its ends.
+  The problem is not convex: another start may lead lower. From each, a search
+  is over penalties and one over their logarithms: either is ahead at times.
 
   Args:
     parts: the samples.
@@ -179,37 +179,42 @@ def best_value(parts: Parts, kept: pathlib.Path | None = None) -> float:
   """
   digest = harness.source_of('', parts, otherwise='').digest
   found = _kept(kept, digest)
-  bar = progress.Progress('reference value', len(STARTS) * STEPS, 0)
+  searches = list(itertools.product(STARTS, (True, False)))
+  bar = progress.Progress('reference value', len(searches) * STEPS, 0)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), parts)
     evaluate = jax.jit(lambda p, y: value_and_slope(p, exact, y))
-    for i in range(len(found), len(STARTS)):
+    for i in range(len(found), len(searches)):
       steps = itertools.count(i * STEPS)
       report = lambda _, steps=steps: bar.update(next(steps))
-      found.append(_search(evaluate, [STARTS[i]] * exact[0].shape[-1], report))
+      found.append(
+        _search(evaluate, exact.train.shape[-1], *searches[i], report)
+      )
       if kept is not None:
         files.write_text(kept, json.dumps({'data': digest, 'least': found}))
   bar.close()
   return min(found)
 
 
-def _search(evaluate, start, report):
+def _search(evaluate, size, start, by_logarithm, report):
   """The least value that is found from one start."""
-  y = jnp.zeros(len(start))
+  y = jnp.zeros(size)
+  there, back = (np.log, np.exp) if by_logarithm else (np.array, np.array)
 
-  def both(penalty):
+  def both(at):
     nonlocal y
+    penalty = back(at)
     loss, slope, y = evaluate(penalty, y)
-    return float(loss), np.asarray(slope)
+    return float(loss), np.asarray(slope) * (penalty if by_logarithm else 1)
 
   least = scipy.optimize.minimize(
     both,
-    start,
+    there([start] * size),
     jac=True,
     method='L-BFGS-B',
     # Slopes are small where a penalty hardly matters.
     options={'ftol': 1e-13, 'gtol': 1e-10, 'maxiter': STEPS, 'maxcor': 30},
-    bounds=[(LEAST, 1)] * len(start),
+    bounds=[(there(LEAST), there(1))] * size,
     callback=report,
   )
   return float(least.fun)
