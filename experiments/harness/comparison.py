@@ -162,6 +162,9 @@ class Rules:
       the reported one.
     over_seeds: the score of a point from those of its seeds.
     widenings: how often an axis may grow.
+    keep: whether the trials of tuning keep params and states beside their
+      histories: all of them stay in memory. Where tuning runs are the reported
+      ones they do.
   """
 
   options: flags.Options = dataclasses.field(kw_only=False)
@@ -170,6 +173,7 @@ class Rules:
   tuning_seeds: tuple[int, ...] = ()
   over_seeds: Callable[[Any], Any] = np.mean
   widenings: int = 3
+  keep: bool = False
 
   def __post_init__(self):
     shared = set(self.tuning_seeds) & set(self.options.seeds)
@@ -311,6 +315,8 @@ def _try(rules, method, name, train, points):
       Trial(point, -math.inf, None, np.array([], int)) for point in points
     ]
   scores = np.asarray(rules.score(trained), np.float64)
+  if tuning and not rules.keep:
+    trained = trained._replace(params=(), state=(), best=())
   scores = scores.reshape(len(points), -1)
   members = np.arange(scores.size).reshape(scores.shape)
   # A point with a seed that stopped is not chosen.

@@ -156,6 +156,7 @@ class Cleaning:
       score=lambda trained: trained.best.score,
       tuning_seeds=(TUNING_SEED,),
       widenings=settings.widen,
+      keep=True,  # What a method keeps of the digits is trained on anew.
     )
 
   def compare(self) -> cleaning_report.Outcomes:

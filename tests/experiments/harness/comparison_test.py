@@ -222,3 +222,16 @@ def test_the_best_of_a_family_says_how_often_it_looked():
   best = comparison.best_of('fednest', outcomes, lambda o: o.score)
   assert (best.method, best.score, best.looks) == ('fednest', 2.0, 3)
   assert comparison.best_of('x', outcomes[-1:], lambda o: o.score).failure
+
+
+@pytest.mark.parametrize('keep', [False, True])
+def test_tuning_keeps_params_only_where_asked(keep):
+  whole = trained_with([0.0, 1.0])._replace(params='large', state='larger')
+  outcome = comparison.run(
+    make_rules(keep=keep, tuning_seeds=(7,), widenings=0),
+    'm',
+    lambda job: whole,
+    {'rate': (1.0, 2.0)},
+  )
+  assert (outcome.chosen.trained.params == 'large') == keep
+  assert outcome.trained.params == 'large'
