@@ -88,7 +88,7 @@ def main(options: harness.Options) -> None:
     seeds=options.seeds,
     workdir=options.workdir,
     save_seconds=options.save_seconds,
-    settings=settings,
+    settings=harness.settings_of(settings, 'steps'),
   )
   found = harness.mean_interval(trained.history['accuracy'][-1])
   harness.write_table(options.workdir, [{'test accuracy': found}])

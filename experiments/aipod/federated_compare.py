@@ -60,7 +60,7 @@ def compare(
   goal, variants = settings.goal / 100, methods(settings)
   rules = comparison.Rules(
     options,
-    settings=comparison.settings_of(settings, *_NOT_OF_A_RUN),
+    settings=harness.settings_of(settings, *_NOT_OF_A_RUN),
     score=lambda trained: federated_run.scores(
       trained.history, goal, settings.tuning_rounds
     ),

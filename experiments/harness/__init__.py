@@ -76,7 +76,7 @@ from experiments.harness.report import (
   write_table,
 )
 from experiments.harness.saved import Loaded, load
-from experiments.harness.settings import Allowed
+from experiments.harness.settings import Allowed, settings_of
 from experiments.harness.stream import Stream
 
 __all__ = [
@@ -129,6 +129,7 @@ __all__ = [
   'read_table',
   'reduced',
   'run',
+  'settings_of',
   'source_of',
   'train',
   'whole',

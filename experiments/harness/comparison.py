@@ -423,15 +423,3 @@ def report_outcomes(
     }
     rows.append(row)
   return metrics, rows
-
-
-def settings_of(settings: Any, *without: str) -> dict[str, Any]:
-  """Fields of a dataclass as a run's settings, without some.
-
-  Args:
-    settings: of the binary.
-    *without: fields on which no single run depends, such as the methods and
-      the grid, beside `seeds`.
-  """
-  given = dataclasses.asdict(settings)
-  return {k: v for k, v in given.items() if k not in {'seeds', *without}}

@@ -71,6 +71,21 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
   raise errors.SettingsError(f'--{name}={value}: {name} is {bound}.')
 
 
+def settings_of(settings: Any, *without: str) -> dict[str, Any]:
+  """Fields of a dataclass as a run's settings, without some.
+
+  Args:
+    settings: of the binary.
+    *without: fields on which no single run depends, beside `seeds`: the methods
+      and the grid of a comparison; `steps`, where a run may be made longer.
+
+  Returns:
+    Values by name, for `train`.
+  """
+  given = dataclasses.asdict(settings)
+  return {k: v for k, v in given.items() if k not in {'seeds', *without}}
+
+
 def types_of(settings: Any) -> dict[str, Any]:
   """The types of the fields of settings, by name."""
   hints = typing.get_type_hints(type(settings))

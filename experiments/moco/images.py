@@ -19,7 +19,6 @@ import time
 from typing import Annotated
 
 from experiments import harness
-from experiments.harness import comparison
 from experiments.moco import compare, image_data, image_problems, methods
 from experiments.moco import problem as problems
 
@@ -133,7 +132,7 @@ def main(options: harness.Options) -> None:
     steps=epochs * steps,
     chunk=steps,
     grid=grid,
-    settings=comparison.settings_of(settings, *APART),
+    settings=harness.settings_of(settings, *APART),
     widenings=settings.widen,
     at_once=settings.at_once,
   )

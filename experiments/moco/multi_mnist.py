@@ -25,7 +25,6 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
 from experiments.moco import compare, methods
 from experiments.moco import problem as problems
 
@@ -236,7 +235,7 @@ def main(options: harness.Options) -> None:
     steps=settings.steps,
     chunk=settings.chunk,
     grid=compare.Grid(settings.rates, settings.rates_beside_own),
-    settings=comparison.settings_of(settings, *APART),
+    settings=harness.settings_of(settings, *APART),
     widenings=settings.widen,
     by_batch={
       batch: make_problem(dataclasses.replace(settings, batch=batch), digits)

@@ -27,7 +27,6 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
 from experiments.moco import bias, compare, methods, tabular_data
 from experiments.moco import problem as problems
 
@@ -350,7 +349,7 @@ def main(options: harness.Options) -> None:
     if options.data_dir or name not in PUBLISHED
   ]
   sources, places = [], []
-  given = comparison.settings_of(settings, *APART)
+  given = harness.settings_of(settings, *APART)
   metrics, rows, curves = {}, [], {}
   folder = pathlib.Path(options.workdir)
   for name in names or ['made_up']:

@@ -152,7 +152,7 @@ class Cleaning:
     self._classifier = cleaning.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
-      settings=comparison.settings_of(settings, 'methods', 'scales', 'widen'),
+      settings=harness.settings_of(settings, 'methods', 'scales', 'widen'),
       score=lambda trained: trained.best.score,
       tuning_seeds=(TUNING_SEED,),
       widenings=settings.widen,

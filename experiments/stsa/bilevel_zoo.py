@@ -162,7 +162,7 @@ def run(
   lately = -(-settings.records // 10)
   rules = comparison.Rules(
     options._replace(workdir=str(pathlib.Path(options.workdir, problem.name))),
-    settings=comparison.settings_of(settings, *zoo_run.NOT_OF_A_RUN),
+    settings=harness.settings_of(settings, *zoo_run.NOT_OF_A_RUN),
     score=lambda t: -np.mean(t.history[problem.tune_by][-lately:], axis=0),
     tuning_seeds=TUNING_SEEDS,
     over_seeds=np.min,

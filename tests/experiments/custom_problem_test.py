@@ -16,6 +16,10 @@ def test_finds_wrong_labels_and_goes_on(options, results, tmp_path, capsys):
   custom_problem.evaluate(options(settings))
   said = capsys.readouterr().out.splitlines()[-1]
   assert said.startswith('step 100: of the 240 that count least, ')
+  # Made longer, it goes on.
+  custom_problem.main(options(custom_problem.Settings(steps=120)))
+  custom_problem.evaluate(options(settings))
+  assert 'step 120: of the 240' in capsys.readouterr().out
   # By chance 40 %.
   assert int(said.partition('least, ')[2].partition('%')[0]) > 60
   assert first['metrics']['accuracy'] > 0.8
