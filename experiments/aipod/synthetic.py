@@ -18,7 +18,7 @@ steps until then, seed by seed.
 import dataclasses
 import pathlib
 import time
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.aipod import quadratic
+
+# Fields that no single variant's run depends on.
+OTHERS = ('probabilities', 'upper_steps', 'relaxations')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,17 +272,10 @@ def run(
       hyper=hyper,
       evaluate=evaluate,
       stop_when=None if target is None else reached,
-      settings=settings_of(settings),
+      settings=harness.settings_of(settings, *OTHERS),
     )
   average = {'average': running_average(trained.history)}
   return trained._replace(history=trained.history | average)
-
-
-def settings_of(settings: Settings) -> dict[str, Any]:
-  """What one variant's run depends on: not which others run beside it."""
-  given = dataclasses.asdict(settings)
-  others = ('probabilities', 'upper_steps', 'relaxations', 'seeds')
-  return {k: v for k, v in given.items() if k not in others}
 
 
 class Reached(NamedTuple):

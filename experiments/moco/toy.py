@@ -190,7 +190,6 @@ def run(options: harness.Options) -> harness.Trained:
       }
     return found
 
-  given = dataclasses.asdict(settings)
   return harness.train(
     solver,
     init,
@@ -204,7 +203,7 @@ def run(options: harness.Options) -> harness.Trained:
     workdir=options.workdir,
     save_seconds=options.save_seconds,
     name='toy',
-    settings={k: v for k, v in given.items() if k != 'seeds'},
+    settings=harness.settings_of(settings),
   )
 
 
