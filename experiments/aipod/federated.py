@@ -84,7 +84,7 @@ class Settings:
   test: int = 1_500
   batch: int = 256
   probability: Annotated[float, harness.Allowed(high=1)] = 0.1
-  lower_steps: tuple[int, ...] = (10, 20, 40, 60, 100)
+  lower_steps: tuple[int, ...] = (10, 20, 40, 60, 100, 160, 250)
   products: int = 5
   linear_rate: float = 0.05
   upper_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6)

@@ -88,17 +88,19 @@ def compare(
     key=lambda name: found[name].score,
   )
   method, ours = variants[chosen], found[chosen]
-  beside = {}
+  compared, beside = {'e_aipod': ours}, []
   if settings.taking_part:
     part = method._replace(taking_part=settings.taking_part)
-    beside['e_aipod_partial'] = (part, grid)
+    name = f'{chosen}/part{settings.taking_part}'
+    beside.append(('e_aipod_partial', name, part, grid))
   if settings.published_rate:
     lower = ours.point.get('lower_rate', settings.lower_rates[0])
     point = {'upper_rate': (settings.published_rate,), 'lower_rate': (lower,)}
-    beside['e_aipod_published_step'] = (method, point)
-  compared = {'e_aipod': ours}
-  for name, (variants[name], given) in beside.items():
-    compared[name] = found[name] = comparison.run(rules, name, train, given)
+    name = f'{chosen}/published_step'
+    beside.append(('e_aipod_published_step', name, method, point))
+  for family, name, variants[name], given in beside:
+    found[name] = comparison.run(rules, name, train, given)
+    compared[family] = found[name]
   if comparison.Axis(settings.lower_steps).side(method.lower_steps):
     compared['e_aipod'] = ours._replace(edges=(*ours.edges, 'lower_steps'))
   for family, several in (('fednest', False), ('local_upper/fednest', True)):

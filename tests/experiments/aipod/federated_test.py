@@ -49,7 +49,7 @@ def test_devices_give_the_same_iterates():
     None, clients=8, shards=2, pooling=4, selection=50, test=50, ratio=1.0
   )
   task = federated_run.make_task(SETTINGS, digits)
-  hyper = {'upper': 0.4, 'lower': 0.1, 'coin': 0}
+  hyper = {'upper_rate': 0.4, 'lower_rate': 0.1, 'coin': 0}
   one = task.init(jax.random.key(0), 49)
   params = jax.tree.map(lambda z: np.stack([z] * 8), one)
   batch = client_digits.draw_batch(jax.random.key(1), digits, 32, 5)
