@@ -52,6 +52,7 @@ def read_table(
     A `Table`.
 
   Raises:
+    MissingDataError: if there is no such file.
     SettingsError: if the file has no such columns.
     DamagedDataError: if something is no finite number, or lines are of other
       lengths, or there are not two classes; names the file and the place.
@@ -60,6 +61,8 @@ def read_table(
   words: tuple[str, ...] = ()
   if _is_libsvm(path):
     labels, inputs, lines = read_libsvm(path)
+    if not labels.size:
+      raise errors.DamagedDataError(f'{path} has no samples.')
     numbers = np.concatenate([labels[:, None], inputs], axis=1)
     names = (LABEL, *map(str, range(1, numbers.shape[1])))
     targets = tuple(targets) or names[:1]
@@ -132,6 +135,7 @@ def read_libsvm(
     as the greatest index; the lines that they were on, (samples,).
 
   Raises:
+    MissingDataError: if there is no such file.
     DamagedDataError: if a line is something else; names it and the word.
   """
   path = pathlib.Path(path)
@@ -233,6 +237,7 @@ def read_csv(
     each column of words; the lines that samples were on, (samples,).
 
   Raises:
+    MissingDataError: if there is no such file.
     SettingsError: if the file has no such columns.
     DamagedDataError: if a line is something else; names it and the column.
   """

@@ -91,6 +91,15 @@ def test_what_is_damaged_is_named(table, text, said):
     table(text, classes=True)
 
 
+def test_a_file_that_is_missing_or_empty_is_said_to_be(table, tmp_path):
+  for name in ('none', 'none.csv.gz'):
+    with pytest.raises(harness.MissingDataError, match=f'no file .*{name}'):
+      harness.read_table(tmp_path / name, targets=('kind',))
+  for text in ('', '\n\n'):
+    with pytest.raises(harness.DamagedDataError, match='has no samples'):
+      table(text, targets=('kind',))
+
+
 @pytest.mark.parametrize('limit', ['MOST_TEXT', 'MOST_LINE', 'MOST_NUMBERS'])
 def test_a_file_that_unpacks_to_too_much(table, limit, monkeypatch):
   monkeypatch.setattr(sources, limit, 1_000)
