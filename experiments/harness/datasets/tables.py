@@ -219,7 +219,7 @@ def _is_number(word):
 
 def read_csv(
   path: files.Path,
-  numbers: Sequence[str],
+  numbers: Sequence[str] | None = None,
   *,
   words: Sequence[str] = (),
   header: bool | None = None,
@@ -228,7 +228,8 @@ def read_csv(
 
   Args:
     path: the file; gzipped if its name ends in .gz.
-    numbers: names of columns of numbers; see `read_table` for names.
+    numbers: names of columns of numbers; see `read_table` for names. None for
+      all that are not of words.
     words: names of columns of words, such as classes.
     header: see `read_table`.
 
@@ -243,6 +244,8 @@ def read_csv(
   """
   path = pathlib.Path(path)
   names, header = _column_names(path, header)
+  if numbers is None:
+    numbers = [name for name in names if name not in words]
   _check_columns(path, (*numbers, *words), names)
   places = {name: i for i, name in enumerate(names)}
   values, lines = array.array('d'), array.array('q')

@@ -43,6 +43,15 @@ def test_csv_with_names(table, mark, name):
     table(text, name, targets=('a', 'd'))
 
 
+def test_csv_with_classes_of_words(tmp_path):
+  path = tmp_path / 'mine.csv'
+  path.write_text('a,kind,b\n1,red,2\n3,blue,4\n5,red,6\n')
+  numbers, (kinds,), lines = harness.read_csv(path, words=('kind',))
+  np.testing.assert_array_equal(numbers, [[1, 2], [3, 4], [5, 6]])
+  assert kinds.tolist() == ['red', 'blue', 'red']
+  assert lines.tolist() == [2, 3, 4]
+
+
 def test_csv_without_names(table):
   found = table('1,2,9\n3,4,9\n')
   np.testing.assert_array_equal(found.targets, [[9], [9]])
