@@ -81,13 +81,21 @@ def load(workdir: files.Path, *, name: str = 'run', like: Any = None) -> Loaded:
       return Loaded(params, best, _settings(run), step)
   finally:
     silence.stop()
-  known = sorted(
-    p.parent.name for p in pathlib.Path(workdir).glob('*/checkpoints')
-  )
   raise errors.MissingDataError(
     f'no checkpoint of a run {name!r} can be read in {workdir}'
-    + (f'; there are {", ".join(known)}.' if known else ': train there first.')
+    f'{_instead(pathlib.Path(workdir))}.'
   )
+
+
+def _instead(workdir: pathlib.Path) -> str:
+  """What can be read where something else was asked for, for a message."""
+  if (workdir / 'checkpoints').is_dir():
+    said = f'it is the folder of a run itself: ask for name={workdir.name!r}'
+    return f'; {said} in {workdir.parent}'
+  # A name may have several parts, as those of a comparison's tuning runs have.
+  found = [path.parent for path in workdir.glob('**/checkpoints')]
+  known = sorted(path.relative_to(workdir).as_posix() for path in found)
+  return f'; there are {", ".join(known)}' if known else ': train there first'
 
 
 def _below(found, *names):

@@ -281,7 +281,9 @@ def test_numbers_out_of_range():
     lambda: A.nash_mtl(2, max_norm=0.0): 'max_norm is a finite number > 0',
     lambda: A.fair_grad(2, alpha=0.0): 'alpha is a finite number > 0',
     lambda: A.upgrad(2, ridge=-1.0): 'ridge',
-    lambda: A.upgrad(2, preference=[1.0, -1.0]): 'preference is a finite number >= 0',
+    lambda: A.upgrad(
+      2, preference=[1.0, -1.0]
+    ): 'preference is a finite number >= 0',
     lambda: A.dual_proj(2, preference=[1.0]): r'shape \(1,\)',
     lambda: A.config(2, preference=np.ones(3)): r'shape \(3,\)',
     lambda: A.stch(2, smoothing=0.0): 'smoothing',

@@ -78,3 +78,9 @@ class TestLoad:
     train(steps=10)
     with pytest.raises(harness.MissingDataError, match=r"'a' .* there are run"):
       harness.load(tmp_path, name='a')
+    train(steps=10, name='b/tuning')
+    with pytest.raises(harness.MissingDataError, match='are b/tuning, run'):
+      harness.load(tmp_path, name='a')
+    said = r"itself: .* name='run'"
+    with pytest.raises(harness.MissingDataError, match=said):
+      harness.load(tmp_path / 'run')
