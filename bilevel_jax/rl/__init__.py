@@ -1,4 +1,5 @@
-"""Reinforcement learning: exact quantities of finite decision processes.
+"""Reinforcement learning: exact quantities of finite decision processes, and
+oracles of an actor and a critic whose environment is in their state.
 
 A policy is an array of probabilities (states, actions). With a temperature,
 each step earns that much a nat of the policy's entropy.
@@ -11,6 +12,7 @@ from bilevel_jax.rl._features import (
 )
 from bilevel_jax.rl._mdp import MDP, make_mdp, random_mdp
 from bilevel_jax.rl._optimal import Optimum, best_response, optimal
+from bilevel_jax.rl._td_actor_critic import SamplerState, td_actor_critic
 from bilevel_jax.rl._values import (
   RewardProcess,
   action_values,
@@ -28,6 +30,7 @@ __all__ = [
   'MDP',
   'Optimum',
   'RewardProcess',
+  'SamplerState',
   'action_values',
   'backup',
   'best_response',
@@ -41,6 +44,7 @@ __all__ = [
   'reward_process',
   'state_values',
   'state_visits',
+  'td_actor_critic',
   'td_fixed_point',
   'td_system',
   'visits',

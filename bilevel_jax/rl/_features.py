@@ -48,7 +48,7 @@ def td_system(
   features: chex.Array,
   *,
   weights: chex.Array | None = None,
-  restart: bool = False,
+  bootstrap_restarts: bool = False,
 ) -> tuple[chex.Array, chex.Array]:
   r"""The mean TD(0) increment of a linear critic, :math:`A \omega + b`.
 
@@ -62,9 +62,9 @@ def td_system(
     features: :math:`\phi`, (states, size).
     weights: :math:`\mu`, (states,); by default the discounted visits of the
       policy.
-    restart: whether :math:`s'` is of the chain that restarts from the initial
-      distribution with probability :math:`1 - \gamma`, in place of one of the
-      process.
+    bootstrap_restarts: whether :math:`s'` is of the chain that restarts from
+      the initial distribution with probability :math:`1 - \gamma`, in place of
+      one of the process.
 
   Returns:
     A, (size, size), and b, (size,).
@@ -87,7 +87,7 @@ def td_system(
   if weights is None:
     weights = _values.state_visits(mdp, policy)
   after = moves @ features
-  if restart:
+  if bootstrap_restarts:
     after = mdp.discount * after + (1 - mdp.discount) * mdp.initial @ features
   weighted = weights[:, None] * features
   return weighted.T @ (mdp.discount * after - features), weighted.T @ rewards
@@ -99,7 +99,7 @@ def td_fixed_point(
   features: chex.Array,
   *,
   weights: chex.Array | None = None,
-  restart: bool = False,
+  bootstrap_restarts: bool = False,
 ) -> chex.Array:
   r"""Where TD(0) of a linear critic ends.
 
@@ -115,7 +115,7 @@ def td_fixed_point(
     policy: probabilities, (states, actions).
     features: :math:`\phi`, (states, size).
     weights: :math:`\mu`, (states,); by default the discounted visits.
-    restart: of which chain :math:`s'` is, as in `td_system`.
+    bootstrap_restarts: of which chain :math:`s'` is, as in `td_system`.
 
   Returns:
     :math:`\omega^*`, (size,).
@@ -132,6 +132,10 @@ def td_fixed_point(
     True
   """
   matrix, right = td_system(
-    mdp, policy, features, weights=weights, restart=restart
+    mdp,
+    policy,
+    features,
+    weights=weights,
+    bootstrap_restarts=bootstrap_restarts,
   )
   return -jnp.linalg.pinv(matrix) @ right

@@ -28,8 +28,10 @@ def test_system_and_root_of_the_mean_increment(restart, dtype):
   after = GAMMA * moves + (1 - GAMMA) * first if restart else moves
   with jax.enable_x64(dtype == 'float64'):
     mdp, pi, features = given(dtype)
-    matrix, right = bj.rl.td_system(mdp, pi, features, restart=restart)
-    root = bj.rl.td_fixed_point(mdp, pi, features, restart=restart)
+    matrix, right = bj.rl.td_system(
+      mdp, pi, features, bootstrap_restarts=restart
+    )
+    root = bj.rl.td_fixed_point(mdp, pi, features, bootstrap_restarts=restart)
     assert root.dtype == jnp.dtype(dtype)
   matrix, right = np.asarray(matrix), np.asarray(right)
   increment = lambda omega: reference.td_increment(
