@@ -182,7 +182,12 @@ def delayed(
   again = lambda one: delayed(
     one, workers, bound=bound, service=service, key=key
   )
-  return base.wrapped(oracle, init_fn, update_fn, again=again)
+  made = base.wrapped(oracle, init_fn, update_fn, again=again)
+  # All samples of a batch are seen at one point, whichever it is.
+  linear = base.is_linear(oracle)
+  return base.Oracle(
+    init_fn, update_fn, made.moves, linear=linear, averaged=made.averaged
+  )
 
 
 def _bound(workers: Any, bound: Any, service: str) -> int:

@@ -109,6 +109,21 @@ def test_inner_steps_are_versions_of_their_own():
   assert bj.counts(state)['gradients/loss'] == 8
 
 
+def test_means_over_parts_are_taken_within():
+  """Parts of a batch are no evaluations of their own; a table goes around."""
+  loss = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
+  late = bj.evaluation.delayed(bj.gradient(loss), 2)
+  parts = bj.evaluation.accumulate(late, 2)
+  table = bj.evaluation.saga(late, 1)
+  batch = jnp.arange(4.0)
+  states = [one.init(jnp.float32(0)) for one in (late, parts, table)]
+  steps = [jax.jit(one.update) for one in (late, parts, table)]
+  for k in range(4):
+    for i, step in enumerate(steps):
+      found, states[i] = step(batch, states[i], jnp.float32(k))
+      np.testing.assert_allclose(found, max(k - 1, 0) - 1.5, rtol=1e-6)
+
+
 def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
   square = lambda target: lambda x, y, batch: jnp.sum((y - target(x)) ** 2)
   problem = bj.BilevelProblem(square(lambda x: 1.0), square(lambda x: x))
