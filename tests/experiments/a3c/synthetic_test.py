@@ -12,20 +12,22 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import claims, synthetic
+from experiments.harness import errors
+from experiments.harness import settings as settings_lib
 
 SETTINGS = synthetic.Settings(
   states=12,
   actions=3,
   features=4,
   workers=(1, 4),
-  steps=2_000,
+  steps=3_000,
   block=20,
   window=400,
-  actor_scales=(20.0,),
+  actor_scales=(5.0,),
   critic_scales=(1.0,),
   discount=0.9,
   tuning_seeds=1,
-  seeds=3,
+  seeds=4,
 )
 
 
@@ -39,7 +41,7 @@ def finished(tmp_path_factory):
     settings=SETTINGS,
     workdir=str(workdir),
     data_dir=None,
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3),
   )
   return workdir, synthetic.main(options)
 
@@ -59,7 +61,7 @@ def test_writes_what_it_found(finished):
   workdir, metrics = finished
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['metrics']) == set(metrics)
-  assert [row['c1'] for row in results['choices']] == [20.0]
+  assert [row['c1'] for row in results['choices']] == [5.0]
   for name in ('iid', 'markov', 'control_large_step'):
     assert (workdir / f'{name}_average.png').stat().st_size > 5000
   table = (workdir / 'table.md').read_text()
@@ -132,5 +134,5 @@ def test_wrong_settings():
     ({'discount': 1.0}, 'discount'),
     ({'share': 1.5}, 'share'),
   ):
-    with pytest.raises(harness.SettingsError, match=message):
-      harness.check_settings(dataclasses.replace(SETTINGS, **changed))
+    with pytest.raises(errors.SettingsError, match=message):
+      settings_lib.check(dataclasses.replace(SETTINGS, **changed))
