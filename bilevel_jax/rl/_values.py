@@ -11,6 +11,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bilevel_jax import _checks
 from bilevel_jax.rl import _discounted, _mdp
@@ -29,8 +30,10 @@ class RewardProcess(NamedTuple):
 
 
 def _is_zero(temperature: chex.Numeric) -> bool:
-  """Whether there is no entropy at all, known without a value."""
-  return isinstance(temperature, int | float) and temperature == 0
+  """Whether there is no entropy at all, as far as it is known when traced."""
+  return not isinstance(temperature, jax.core.Tracer) and not np.any(
+    np.asarray(temperature)
+  )
 
 
 def entropy(policy: chex.Array) -> chex.Array:

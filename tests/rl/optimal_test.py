@@ -106,6 +106,13 @@ def test_ties_and_processes_without_choice():
   np.testing.assert_allclose(solve(now, 0).values, now.rewards.max(1))
 
 
+@pytest.mark.parametrize('zero', [0, 0.0, np.float32(0), jnp.zeros([])])
+def test_no_temperature_in_any_form(zero):
+  policy, values = bj.rl.best_response(jnp.array([[1.0, 3.0, 3.0]]), zero)
+  np.testing.assert_array_equal(policy, [[0, 1, 0]])
+  np.testing.assert_array_equal(values, [3])
+
+
 def test_large_processes_in_float32_mapped_and_from_a_start():
   make = lambda key: bj.rl.random_mdp(key, states=60, actions=5)
   mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 3))
