@@ -6,7 +6,7 @@ Actor-Critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.synthetic --preset=quick
 
 Expected: 64 workers arrive 61 times sooner than one, in samples of each; with
-large constant steps they never do. Time: 2 to 4 minutes on 2 cores.
+large constant steps they never do. Time: 2 to 4 minutes on 2 free cores.
 
 Workers are simulated: gradients are evaluated at parameters that are as old as
 they would be, in one program that is the same each time. The speedup counts
