@@ -29,8 +29,8 @@ CLAIMS = (
   ),
   harness.Claim(
     'Synthetic: the distance of the critic to its fixed point, over the last '
-    'quarter, is at most a fifth of that at the start, in the worst run of '
-    'both samplings and all numbers of workers.',
+    'quarter and all runs, is at most a fifth of that at the start, for the '
+    'worst of both samplings and all numbers of workers.',
     binary='synthetic',
     metric='critic_error/worst',
     at_most=0.2,
