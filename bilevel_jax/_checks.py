@@ -35,7 +35,7 @@ def within(
   *,
   open_low: bool = False,
 ) -> None:
-  """Raises ValueError unless a constant is in [low, high].
+  """Raises ValueError unless a constant is finite and in [low, high].
 
   What is known only at the call, a schedule or a traced number, passes.
 
@@ -54,10 +54,10 @@ def within(
   except (TypeError, ValueError):
     values = np.asarray(np.nan)
   above = values > low if open_low else values >= low
-  if not np.all(above & (values <= high)):
+  if not np.all(above & (values <= high) & np.isfinite(values)):
     bounds = f'{"(" if open_low else "["}{low}, {high}]'
     if high == float('inf'):
-      bounds = f'a number {">" if open_low else ">="} {low}'
+      bounds = f'a finite number {">" if open_low else ">="} {low}'
     else:
       bounds = f'in {bounds}'
     raise ValueError(f'{who}: {what} is {bounds}, got {number}.')

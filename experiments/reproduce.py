@@ -171,6 +171,20 @@ def execute(
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
   failure = ''
+
+  def ended(failure):
+    """How it ended; kept also of an attempt that is cut short: it took time."""
+    seconds = before.get('seconds', 0.0) + time.monotonic() - start
+    run = Run(failure, seconds, {}) if failure else _finished(folder, seconds)
+    content = {
+      'words': command.words,
+      'finished': not run.failure,
+      'failure': run.failure,
+      'seconds': seconds,
+    }
+    files.write_text(record, json.dumps(content, indent=2) + '\n')
+    return run
+
   with files.writing(folder), open(folder / 'log.txt', 'ab') as log:
     position = log.tell()
     process = subprocess.Popen(
@@ -184,28 +198,17 @@ def execute(
       status = process.wait(timeout)
     except subprocess.TimeoutExpired:
       failure = f'took more than {timeout:g} s'
+    except (SystemExit, KeyboardInterrupt):
+      _end(process)
+      ended('was ended from outside')
+      raise
     else:
       if status:
         said = _last_line(folder / 'log.txt', position)
         failure = f'exit status {status}: {said}'
     finally:
       _end(process)
-  seconds = before.get('seconds', 0.0) + time.monotonic() - start
-  run = Run(failure, seconds, {}) if failure else _finished(folder, seconds)
-  files.write_text(
-    record,
-    json.dumps(
-      {
-        'words': command.words,
-        'finished': not run.failure,
-        'failure': run.failure,
-        'seconds': seconds,
-      },
-      indent=2,
-    )
-    + '\n',
-  )
-  return run
+  return ended(failure)
 
 
 def row(claim: harness.Claim, command: Command, run: Run | None) -> dict:

@@ -331,22 +331,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     for run in given.store:
       print(store(run))
-    for path in pages():
-      text = path.read_text(encoding='utf-8')
-      name = path.relative_to(ROOT)
-      made = render(text)
-      if given.check and made != text:
-        wrong.append(f'{name} differs from the stored results.')
-      elif made != text:
-        files.write_text(path, made)
-        print(f'wrote {name}')
-      if re.search(r'^ *<!-- number', made, re.MULTILINE):
-        wrong.append(f'{name}: a line starts with the comment of a number.')
-      if rows := unstored(made):
-        wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
-        wrong += rows[:3]
   except (ValueError, harness.UserError) as error:
     wrong.append(str(error))
+  for path in pages():
+    text = path.read_text(encoding='utf-8')
+    name = path.relative_to(ROOT)
+    try:
+      made = render(text)
+      if not given.check and made != text:
+        files.write_text(path, made)
+        print(f'wrote {name}')
+    except (ValueError, harness.UserError) as error:
+      # What one page lacks keeps no other from being written.
+      wrong.append(f'{name}: {error}')
+      continue
+    if given.check and made != text:
+      wrong.append(f'{name} differs from the stored results.')
+    if re.search(r'^ *<!-- number', made, re.MULTILINE):
+      wrong.append(f'{name}: a line starts with the comment of a number.')
+    if rows := unstored(made):
+      wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
+      wrong += rows[:3]
   print('\n'.join(wrong), end='\n' if wrong else '', file=sys.stderr)
   return 1 if wrong else 0
 

@@ -573,7 +573,7 @@ ERRORS = {
   'a relaxation below one': (
     lambda: two_losses(upper=S(SGD, set=Relaxed(None, 0.5)), lower=SGD),
     ValueError,
-    'Relaxed: the factor is a number >= 1, got 0.5',
+    'Relaxed: the factor is a finite number >= 1, got 0.5',
   ),
   'a probability of zero': (
     lambda: two_losses(

@@ -280,7 +280,7 @@ def test_gmres_needs_no_symmetry():
     (lambda s: s.random_neumann(2, np.nan), 'step_size'),
     (lambda s: s.gmres(0), 'steps >= 1'),
     (lambda s: s.nystrom(0, 0.1), 'columns >= 1'),
-    (lambda s: s.nystrom(3, 0.0), 'damping is a number > 0'),
+    (lambda s: s.nystrom(3, 0.0), 'damping is a finite number > 0'),
   ],
 )
 def test_arguments_out_of_range(make, match):

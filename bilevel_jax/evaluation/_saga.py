@@ -67,8 +67,8 @@ def saga(
       or single examples. Where the rows of a `Jacobian` draw samples of their
       own, a tuple of a number for each row.
     index: which part a batch is, from the batch; an integer scalar in
-      [0, parts), or for a tuple an integer for each row. By default parts come
-      in turn, the first batch being part 0.
+      [0, parts), or for a tuple an integer for each row; any other makes the
+      gradient NaN. By default parts come in turn, the first batch being part 0.
     like: makes, from the parameters, a pytree of the structure of what the
       oracle gives, as in `storm`.
     accumulator_dtype: what the sum of the table is kept in, at least; the table
@@ -147,7 +147,11 @@ def saga(
     if by_row:
       _require_rows(gradients, len(numbers))
       at = (which, jnp.arange(len(numbers)))
-    known, number = state.seen[at], jnp.maximum(state.seen.sum(0), 1)
+    inside = (which >= 0) & (which < jnp.asarray(parts))
+    known, number = state.seen[at] & inside, jnp.maximum(state.seen.sum(0), 1)
+    # An index is data, which no program can refuse: NaN is found, a gradient
+    # corrected by another part's is not.
+    nothing = jnp.where(inside, 0.0, jnp.nan)
 
     def one(gradient, table, total):
       dtype, tail = total.dtype, (1,) * (gradient.ndim - known.ndim)
@@ -155,7 +159,8 @@ def saga(
       last, now = table[at].astype(dtype), gradient.astype(table.dtype)
       mean = total / spread(number).astype(dtype)
       return _Kept(
-        gradient.astype(dtype) - jnp.where(spread(known), last - mean, 0),
+        gradient.astype(dtype)
+        - jnp.where(spread(known), last - mean, spread(nothing).astype(dtype)),
         table.at[at].set(now),
         total + (now.astype(dtype) - last),
       )

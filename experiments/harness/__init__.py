@@ -14,9 +14,11 @@
 The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
 same call resumes it if it was killed, or ended by SIGTERM (exit status 75).
 Data is split over all devices, `--distributed` over those of several processes.
-`harness.members` adds a grid of
-hyperparameters, `harness.run` the flags of a binary, `write_results`,
-`write_table` and `plot_curves` its results.
+`harness.members` adds a grid of hyperparameters, `harness.run` the flags of a
+binary, `write_results`, `write_table` and `plot_curves` its results. A table of
+one's own is read by `read_table`, with classes that are words by `read_csv`.
+Several methods, tuned alike on seeds that are not reported, are compared by
+`experiments.harness.comparison`.
 
 What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
 splits params and frozen weights over a mesh; `evaluate_host` measures in plain

@@ -204,7 +204,7 @@ def compare(
 
   Raises:
     ValueError: if grids have different numbers of points; a grid of one point,
-      for a method with nothing to tune, may stand beside them.
+      {} for a method with nothing to tune, may stand beside them.
   """
   grids = {m: _axes(grid(m) if callable(grid) else grid) for m in methods}
   counts = {m: _count(axes) for m, axes in grids.items()}

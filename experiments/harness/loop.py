@@ -74,8 +74,10 @@ def train(
       environments in a solver's state differ by seed. Its step is always 0.
     init: initial params from a `Context` at step 0.
     batch: the batch of a step, from its `Context`; None gives what the stream
-      gives, or None.
-    steps: steps in all. May be raised later: the run then goes on.
+      gives, or None. Running statistics, in `bj.outputs(state)`, a wrapper of
+      the solver's `update` adds, which has the state.
+    steps: steps in all. May be raised later: the run then goes on. What
+      `evaluate_host` measured at the former end stays, and may be selected.
     chunk: steps between two records; the last chunk may be shorter. Without a
       stream, they are one dispatch.
     seeds: seeds 0 ... n - 1 for a number n, or one seed for each member.

@@ -23,18 +23,26 @@ class Loaded(NamedTuple):
     best: a `Best`, or () where no metric selects.
     settings: by name, with the arguments of `train` as `train.<name>`.
     step: steps taken.
+    state: the solver's state, likewise; () unless it was asked for.
   """
 
   params: Any
   best: Any
   settings: dict[str, Any]
   step: int
+  state: Any = ()
 
 
-def load(workdir: files.Path, *, name: str = 'run', like: Any = None) -> Loaded:
+def load(
+  workdir: files.Path,
+  *,
+  name: str = 'run',
+  like: Any = None,
+  state: Any = None,
+) -> Loaded:
   """Reads the params of a run that is finished, interrupted or under way.
 
-  Nothing is changed in the folder, and the solver's state is not read.
+  Nothing is changed in the folder.
 
   Args:
     workdir: of the run, as `train` had it.
@@ -42,17 +50,21 @@ def load(workdir: files.Path, *, name: str = 'run', like: Any = None) -> Loaded:
     like: a pytree of the structure of the params, such as what `init` returned;
       its leaves, if they have a shape, are those of one member. None gives
       dicts in dicts, with the names of fields, and numbers in sequences.
+    state: a pytree like the solver's state, `solver.init(params)` or its shapes
+      by `jax.eval_shape`: that is read too, for what `bj.outputs` has of it,
+      the statistics of a BatchNorm for instance. None leaves it out.
 
   Returns:
     A `Loaded`. Warns of a damaged checkpoint and reads the one before.
 
   Raises:
     MissingDataError: if nothing is saved there.
-    OtherRunError: if the params have another structure than `like`.
+    OtherRunError: if params or state have another structure than asked for.
   """
   run = pathlib.Path(workdir) / name
   folder = run / 'checkpoints'
   steps = saved_steps(folder)
+  parts = ('params', 'best', *(() if state is None else ('state',)))
   silence = quiet.Quiet()
   silence.start()
   try:
@@ -62,7 +74,7 @@ def load(workdir: files.Path, *, name: str = 'run', like: Any = None) -> Loaded:
         wanted = {
           stored: leaf
           for stored, leaf in about.leaves.items()
-          if leaf.path[0] in ('params', 'best')
+          if leaf.path[0] in parts
         }
         leaves = read_leaves(checkpoint, wanted)
       except Exception as error:  # Whatever a damaged file makes orbax raise.
@@ -73,21 +85,34 @@ def load(workdir: files.Path, *, name: str = 'run', like: Any = None) -> Loaded:
       best = ()
       if _below(found, 'best'):
         best = program.Best(
-          params=_params(_below(found, 'best', 'params'), like, run),
+          params=_shaped(_below(found, 'best', 'params'), like, run),
           step=jnp.asarray(_below(found, 'best', 'step')[0][1]),
           score=jnp.asarray(_below(found, 'best', 'score')[0][1]),
         )
-      params = _params(_below(found, 'params'), like, run)
-      return Loaded(params, best, _settings(run), step)
+      params = _shaped(_below(found, 'params'), like, run)
+      kept = (
+        ()
+        if state is None
+        else _shaped(_below(found, 'state'), state, run, 'state')
+      )
+      return Loaded(params, best, _settings(run), step, kept)
   finally:
     silence.stop()
-  known = sorted(
-    p.parent.name for p in pathlib.Path(workdir).glob('*/checkpoints')
-  )
   raise errors.MissingDataError(
     f'no checkpoint of a run {name!r} can be read in {workdir}'
-    + (f'; there are {", ".join(known)}.' if known else ': train there first.')
+    f'{_instead(pathlib.Path(workdir))}.'
   )
+
+
+def _instead(workdir: pathlib.Path) -> str:
+  """What can be read where something else was asked for, for a message."""
+  if (workdir / 'checkpoints').is_dir():
+    said = f'it is the folder of a run itself: ask for name={workdir.name!r}'
+    return f'; {said} in {workdir.parent}'
+  # A name may have several parts, as those of a comparison's tuning runs have.
+  found = [path.parent for path in workdir.glob('**/checkpoints')]
+  known = sorted(path.relative_to(workdir).as_posix() for path in found)
+  return f'; there are {", ".join(known)}' if known else ': train there first'
 
 
 def _below(found, *names):
@@ -96,21 +121,26 @@ def _below(found, *names):
   return [(p[count:], x) for p, x in found if tuple(p[:count]) == names]
 
 
-def _params(found, like, run):
-  found = [(path, jnp.asarray(leaf)) for path, leaf in found]
+def _shaped(found, like, run, what='params'):
   if like is None:
-    return leaves_lib.nested(found)
+    return leaves_lib.nested([(path, jnp.asarray(x)) for path, x in found])
   here = zip(leaves_lib.paths(like), jax.tree.leaves(like), strict=True)
   pairs = itertools.zip_longest(here, found, fillvalue=(None, None))
   for (path, leaf), (stored, array) in pairs:
     shape = getattr(leaf, 'shape', None)
+    if shape is not None:
+      shape = leaves_lib.empty(leaf).shape  # Of a key, that of its data.
     if path != stored or shape not in (None, array.shape[1:]):
       there = _said(stored, None if array is None else array.shape[1:])
       raise errors.OtherRunError(
-        f'the params in {run} are others than asked for: {there} there, '
+        f'{what} in {run} are others than asked for: {there} there, '
         f'{_said(path, shape)} here.'
       )
-  return jax.tree.unflatten(jax.tree.structure(like), [x for _, x in found])
+  fresh = [
+    leaves_lib.from_numpy(array, leaf) if hasattr(leaf, 'dtype') else array
+    for (_, array), leaf in zip(found, jax.tree.leaves(like), strict=True)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(like), fresh)
 
 
 def _said(path, shape):

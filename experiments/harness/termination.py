@@ -65,19 +65,23 @@ def deferred() -> Iterator[Callable[[], bool]]:
   Raises:
     SystemExit: at the end, with `EXIT_STATUS`, if there was one.
   """
-  received = threading.Event()
+  # No event: its lock is not reentrant, and signals interrupt each other.
+  received: list[int] = []
+  terminated = lambda: bool(received)
   if threading.current_thread() is not threading.main_thread():
-    yield received.is_set
+    yield terminated
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+  before = signal.signal(
+    signal.SIGTERM, lambda number, frame: received.append(number)
+  )
   try:
-    yield received.is_set
+    yield terminated
   except Exception as error:
-    if received.is_set():
+    if received:
       print(error, file=sys.stderr)
     raise
   finally:
     # None: it was set by other than Python, and cannot be set again.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    if received.is_set():
+    if received:
       leave()

@@ -277,11 +277,13 @@ def test_numbers_out_of_range():
     lambda: A.mean(2.0): 'whole number of objectives',
     lambda: A.weighted(1.0): 'a number for each objective',
     lambda: A.grad_vac(2, key=0, rate=2): 'rate is in',
-    lambda: A.cagrad(2, radius=-1.0): 'radius is a number >= 0',
-    lambda: A.nash_mtl(2, max_norm=0.0): 'max_norm is a number > 0',
-    lambda: A.fair_grad(2, alpha=0.0): 'alpha is a number > 0',
+    lambda: A.cagrad(2, radius=-1.0): 'radius is a finite number >= 0',
+    lambda: A.nash_mtl(2, max_norm=0.0): 'max_norm is a finite number > 0',
+    lambda: A.fair_grad(2, alpha=0.0): 'alpha is a finite number > 0',
     lambda: A.upgrad(2, ridge=-1.0): 'ridge',
-    lambda: A.upgrad(2, preference=[1.0, -1.0]): 'preference is a number >= 0',
+    lambda: A.upgrad(
+      2, preference=[1.0, -1.0]
+    ): 'preference is a finite number >= 0',
     lambda: A.dual_proj(2, preference=[1.0]): r'shape \(1,\)',
     lambda: A.config(2, preference=np.ones(3)): r'shape \(3,\)',
     lambda: A.stch(2, smoothing=0.0): 'smoothing',

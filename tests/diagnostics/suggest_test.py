@@ -330,8 +330,8 @@ def test_a_model_is_not_printed():
   [
     ({}, 'one of gap'),
     ({'gap': 1.0, 'penalty': 1.0}, 'one of gap'),
-    ({'gap': 0.0}, 'gap is a number > 0'),
-    ({'accuracy': -1.0}, 'accuracy is a number > 0'),
+    ({'gap': 0.0}, 'gap is a finite number > 0'),
+    ({'accuracy': -1.0}, 'accuracy is a finite number > 0'),
     ({'gap': 1.0, 'safety': 2.5}, 'between 0 and 2'),
     ({'gap': 1.0, 'momentum': 1.0}, 'below 1'),
     ({'gap': 1.0, 'steps': 0}, 'steps >= 1'),

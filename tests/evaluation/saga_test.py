@@ -152,3 +152,24 @@ def test_leaves_a_sequence_without_gradient_alone():
 def test_wrong_parts(parts):
   with pytest.raises(ValueError, match='whole number of parts'):
     bj.evaluation.saga(bj.gradient(loss), parts)
+
+
+@pytest.mark.parametrize('parts', [4, (4, 2)])
+def test_an_index_that_no_part_has_is_not_corrected_silently(parts):
+  """Neither by the part that a clamped or wrapped index would be."""
+  by_row = isinstance(parts, tuple)
+  square = lambda p, b: jnp.sum((p - b['y']) ** 2)
+  twice = lambda p: bj.Jacobian(jnp.stack([p, p]))
+  rows = lambda p, b, inner: ((), twice(2 * (p - b['y'])), inner)
+  oracle = bj.oracle(rows, (), linear=True) if by_row else bj.gradient(square)
+  saga = bj.evaluation.saga(
+    oracle, parts, index=part, like=twice if by_row else None
+  )
+  params, y = jnp.zeros(2), jnp.ones(2)
+  state, update = saga.init(params), jax.jit(saga.update)
+  at = lambda i: jnp.asarray((i, 1) if by_row else i)
+  for i, right in ((3, True), (-1, False), (4, False), (0, True)):
+    found = update({'i': at(i), 'y': y}, state, params)[0]
+    rows = np.asarray(found.rows if by_row else [found])
+    assert np.isfinite(rows[0]).all() == right
+    assert np.isfinite(rows[1:]).all()

@@ -23,6 +23,8 @@ def test_finds_wrong_labels_and_goes_on(options, results, tmp_path, capsys):
   # By chance 40 %.
   assert int(said.partition('least, ')[2].partition('%')[0]) > 60
   assert first['metrics']['accuracy'] > 0.8
+  # A claim is shown by the whole interval.
+  assert first['metrics']['accuracy/half_width'] > 0
 
 
 @pytest.mark.parametrize('steps', [5])

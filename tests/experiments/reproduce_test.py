@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import sys
 
 import pytest
@@ -126,6 +127,22 @@ def test_a_run_that_takes_too_long(run):
   fine, verdicts = run(claim(), timeout=0.05)
   assert not fine
   assert 'took more than 0.05 s' in verdicts['It works.']
+
+
+def test_the_time_of_an_attempt_that_is_ended_counts(tmp_path):
+  command = reproduce.Command('pbgd', 'toy', ('--preset=smoke',))
+  before = signal.signal(signal.SIGALRM, lambda *_: sys.exit(75))
+  try:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(SystemExit):
+      reproduce.execute(command, tmp_path)
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+  (path,) = tmp_path.rglob('command.json')
+  record = json.loads(path.read_text())
+  assert not record['finished']
+  assert record['seconds'] > 0.1
 
 
 def test_unknown_papers_name_the_known():

@@ -148,6 +148,19 @@ def test_too_much_is_not_stored(stored, tmp_path):
     tables.store(path.parent, tmp_path)
 
 
+def test_what_one_page_lacks_keeps_no_other_from_being_written(
+  tmp_path, monkeypatch, capsys
+):
+  found = [tmp_path / name for name in ('a.md', 'b.md')]
+  found[0].write_text('a <!-- number: pbgd/nowhere loss -->')
+  found[1].write_text('b <!-- number: pbgd/toy-quick gap_exponent .2f -->')
+  monkeypatch.setattr(tables, 'ROOT', tmp_path)
+  monkeypatch.setattr(tables, 'pages', lambda: found)
+  assert tables.main([]) == 1
+  assert 'a.md: no stored result pbgd/nowhere' in capsys.readouterr().err
+  assert re.search(r'-->-2\.\d\d$', found[1].read_text())
+
+
 def test_documents_are_as_the_stored_results_make_them(capsys):
   """`python -m experiments.tables` mends it."""
   assert tables.main(['--check']) == 0, capsys.readouterr().err

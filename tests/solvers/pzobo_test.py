@@ -77,7 +77,7 @@ def test_its_key_outlives_a_donated_state():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match='smoothing is a number > 0'):
+  with pytest.raises(ValueError, match='smoothing is a finite number > 0'):
     pzobo(0, smoothing=0.0)
   with pytest.raises(ValueError, match='directions >= 1'):
     pzobo(0, directions=0)

@@ -158,7 +158,13 @@ def parsing(
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, what: str) -> Iterator[IO[bytes]]:
-  """Opens a file of bytes, gzipped if its name ends in .gz; see `parsing`."""
+  """Opens a file of bytes, gzipped if its name ends in .gz; see `parsing`.
+
+  Raises:
+    MissingDataError: if there is no such file.
+  """
+  if not path.exists():
+    raise errors.MissingDataError(f'there is no file {path}.')
   with (
     parsing(path, what, _DAMAGE),
     (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file,

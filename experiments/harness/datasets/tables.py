@@ -52,6 +52,7 @@ def read_table(
     A `Table`.
 
   Raises:
+    MissingDataError: if there is no such file.
     SettingsError: if the file has no such columns.
     DamagedDataError: if something is no finite number, or lines are of other
       lengths, or there are not two classes; names the file and the place.
@@ -60,6 +61,8 @@ def read_table(
   words: tuple[str, ...] = ()
   if _is_libsvm(path):
     labels, inputs, lines = read_libsvm(path)
+    if not labels.size:
+      raise errors.DamagedDataError(f'{path} has no samples.')
     numbers = np.concatenate([labels[:, None], inputs], axis=1)
     names = (LABEL, *map(str, range(1, numbers.shape[1])))
     targets = tuple(targets) or names[:1]
@@ -132,6 +135,7 @@ def read_libsvm(
     as the greatest index; the lines that they were on, (samples,).
 
   Raises:
+    MissingDataError: if there is no such file.
     DamagedDataError: if a line is something else; names it and the word.
   """
   path = pathlib.Path(path)
@@ -215,7 +219,7 @@ def _is_number(word):
 
 def read_csv(
   path: files.Path,
-  numbers: Sequence[str],
+  numbers: Sequence[str] | None = None,
   *,
   words: Sequence[str] = (),
   header: bool | None = None,
@@ -224,7 +228,8 @@ def read_csv(
 
   Args:
     path: the file; gzipped if its name ends in .gz.
-    numbers: names of columns of numbers; see `read_table` for names.
+    numbers: names of columns of numbers; see `read_table` for names. None for
+      all that are not of words.
     words: names of columns of words, such as classes.
     header: see `read_table`.
 
@@ -233,11 +238,14 @@ def read_csv(
     each column of words; the lines that samples were on, (samples,).
 
   Raises:
+    MissingDataError: if there is no such file.
     SettingsError: if the file has no such columns.
     DamagedDataError: if a line is something else; names it and the column.
   """
   path = pathlib.Path(path)
   names, header = _column_names(path, header)
+  if numbers is None:
+    numbers = [name for name in names if name not in words]
   _check_columns(path, (*numbers, *words), names)
   places = {name: i for i, name in enumerate(names)}
   values, lines = array.array('d'), array.array('q')

@@ -1,7 +1,9 @@
 """Tests of what is read of a run without its program."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bilevel_jax as bj
@@ -47,6 +49,41 @@ class TestLoad:
     same(loaded.best.params, trained.best.params)
     same(loaded.params, trained.params)
 
+  def test_state_with_keys_and_what_losses_return(self, train, tmp_path):
+    def energy(params, batch):
+      return jnp.sum((params - batch) ** 2), {'mean': batch.mean()}
+
+    def solver(context=None):
+      key = jax.random.key(0) if context is None else context.seed_key
+      return optax.chain(
+        bj.gradient(energy, outputs=lambda p: {'mean': jnp.zeros([])}),
+        optax.add_noise(0.1, 0.5, key),
+        optax.sgd(0.1),
+      )
+
+    trained = train(
+      solver=solver,
+      init=lambda context: jnp.ones(3),
+      evaluate=None,
+      steps=10,
+    )
+    one = jax.eval_shape(lambda: solver().init(jnp.ones(3)))
+    loaded = harness.load(tmp_path, state=one)
+    outputs = bj.outputs(loaded.state)
+    assert np.all(jax.tree.leaves(outputs)[0] != 0)
+    same(outputs, bj.outputs(trained.state))
+    data = lambda tree: [
+      jax.random.key_data(x)
+      if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+      else x
+      for x in jax.tree.leaves(tree)
+    ]
+    same(data(loaded.state), data(trained.state))
+    assert jax.tree.structure(loaded.state) == jax.tree.structure(trained.state)
+    assert harness.load(tmp_path).state == ()
+    with pytest.raises(harness.OtherRunError, match='nothing here'):
+      harness.load(tmp_path, state=one[:1])
+
   def test_another_structure_is_told(self, train, tmp_path):
     train(steps=10)
     for like, message in (
@@ -78,3 +115,9 @@ class TestLoad:
     train(steps=10)
     with pytest.raises(harness.MissingDataError, match=r"'a' .* there are run"):
       harness.load(tmp_path, name='a')
+    train(steps=10, name='b/tuning')
+    with pytest.raises(harness.MissingDataError, match='are b/tuning, run'):
+      harness.load(tmp_path, name='a')
+    said = r"itself: .* name='run'"
+    with pytest.raises(harness.MissingDataError, match=said):
+      harness.load(tmp_path / 'run')

@@ -42,6 +42,35 @@ class TestDeferred:
     terminate()
     assert seen == [1]
 
+  def test_one_signal_within_the_handler_of_another(self):
+    """It is not to wait for a lock that the interrupted one holds."""
+    left, late = 50, []
+
+    def again(frame, event, arg):
+      nonlocal left
+      left -= 1
+      if left > 0:
+        terminate()
+      return again
+
+    def give_up(number, frame):
+      late.append(number)
+      raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+      with pytest.raises(SystemExit), termination.deferred() as received:
+        signal.setitimer(signal.ITIMER_REAL, 10)
+        sys.settrace(again)
+        terminate()
+        sys.settrace(None)
+        assert received()
+      assert not late
+    finally:
+      sys.settrace(None)
+      signal.setitimer(signal.ITIMER_REAL, 0)
+      signal.signal(signal.SIGALRM, before)
+
   def test_an_error_beside_it_is_still_told(self, capsys):
     with pytest.raises(SystemExit) as left, termination.deferred():
       terminate()

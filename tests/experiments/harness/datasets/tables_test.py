@@ -43,6 +43,15 @@ def test_csv_with_names(table, mark, name):
     table(text, name, targets=('a', 'd'))
 
 
+def test_csv_with_classes_of_words(tmp_path):
+  path = tmp_path / 'mine.csv'
+  path.write_text('a,kind,b\n1,red,2\n3,blue,4\n5,red,6\n')
+  numbers, (kinds,), lines = harness.read_csv(path, words=('kind',))
+  np.testing.assert_array_equal(numbers, [[1, 2], [3, 4], [5, 6]])
+  assert kinds.tolist() == ['red', 'blue', 'red']
+  assert lines.tolist() == [2, 3, 4]
+
+
 def test_csv_without_names(table):
   found = table('1,2,9\n3,4,9\n')
   np.testing.assert_array_equal(found.targets, [[9], [9]])
@@ -89,6 +98,15 @@ def test_the_greater_class_is_1(table):
 def test_what_is_damaged_is_named(table, text, said):
   with pytest.raises(harness.DamagedDataError, match=said):
     table(text, classes=True)
+
+
+def test_a_file_that_is_missing_or_empty_is_said_to_be(table, tmp_path):
+  for name in ('none', 'none.csv.gz'):
+    with pytest.raises(harness.MissingDataError, match=f'no file .*{name}'):
+      harness.read_table(tmp_path / name, targets=('kind',))
+  for text in ('', '\n\n'):
+    with pytest.raises(harness.DamagedDataError, match='has no samples'):
+      table(text, targets=('kind',))
 
 
 @pytest.mark.parametrize('limit', ['MOST_TEXT', 'MOST_LINE', 'MOST_NUMBERS'])
