@@ -42,8 +42,8 @@ def test_rewards_of_the_next_state_are_averaged(x64):
     ({'initial': np.full(4, 0.25)}, r'initial has the shape \(5,\)'),
     ({'initial': np.array([2, -1, 0, 0, 0])}, 'least entry is -1'),
     ({'discount': 1.0}, r'discount is in \[0, 1\), got 1'),
-    ({'discount': -0.1}, 'discount is a number >= 0, got -0.1'),
-    ({'discount': np.nan}, 'discount is a number >= 0, got nan'),
+    ({'discount': -0.1}, 'discount is a finite number >= 0, got -0.1'),
+    ({'discount': np.nan}, 'discount is a finite number >= 0, got nan'),
     ({'discount': np.zeros(2)}, 'discount is a scalar'),
   ],
 )  # fmt: skip

@@ -139,9 +139,9 @@ def test_a_limit_shows_in_the_residual():
 def test_errors():
   mdp = bj.rl.random_mdp(0, states=3, actions=2)
   for wrong, message in (
-    ({'temperature': -0.1}, 'temperature is a number >= 0'),
+    ({'temperature': -0.1}, 'temperature is a finite number >= 0'),
     ({'max_iterations': 0}, 'max_iterations >= 1'),
-    ({'tolerance': 0.0}, 'tolerance is a number > 0'),
+    ({'tolerance': 0.0}, 'tolerance is a finite number > 0'),
     ({'start': jnp.zeros(2)}, r'start has the shape \(3,\)'),
   ):
     with pytest.raises(ValueError, match=message):

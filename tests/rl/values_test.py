@@ -159,5 +159,5 @@ def test_errors():
   mdp, pi = given(jnp.float32)
   with pytest.raises(ValueError, match=r'shape \(5, 3\), got \(5, 2\)'):
     bj.rl.state_values(mdp, pi[:, :2])
-  with pytest.raises(ValueError, match='temperature is a number >= 0'):
+  with pytest.raises(ValueError, match='temperature is a finite number >= 0'):
     bj.rl.state_values(mdp, pi, -1.0)

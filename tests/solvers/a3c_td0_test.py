@@ -147,7 +147,7 @@ def test_errors():
   for given, message in (
     ({'workers': 0}, 'workers >= 1'),
     ({'workers': 4, 'bound': 2}, 'bound is at least 3'),
-    ({'workers': 2, 'radius': 0}, 'radius is a number > 0'),
+    ({'workers': 2, 'radius': 0}, 'radius is a finite number > 0'),
     ({'workers': 2, 'sampling': 'offline'}, 'iid, markov'),
   ):
     with pytest.raises(ValueError, match=message):
