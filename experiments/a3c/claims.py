@@ -1,0 +1,61 @@
+"""What Shen, Zhang, Hong and Chen claim, and how it is judged here."""
+
+from experiments import harness
+
+# Of runs too short or too few for the numbers of a whole one.
+_WHOLE = ('quick', 'paper')
+_WORKERS = {8: 6.5, 16: 12.0, 64: 45.0}
+
+CLAIMS = (
+  *(
+    harness.Claim(
+      f'Synthetic, i.i.d. samples: {number} workers arrive {least:g} times '
+      'sooner than one, in samples of each.',
+      binary='synthetic',
+      metric=f'speedup/iid/n{number}',
+      at_least=least,
+      presets=_WHOLE,
+      published='a curve, near linear',
+    )
+    for number, least in _WORKERS.items()
+  ),
+  harness.Claim(
+    'Synthetic, Markov samples: 4 workers arrive 3 times sooner.',
+    binary='synthetic',
+    metric='speedup/markov/n4',
+    at_least=3.0,
+    presets=_WHOLE,
+    published='a curve, near linear',
+  ),
+  harness.Claim(
+    'Synthetic: the distance of the critic to its fixed point, over the last '
+    'quarter and all runs, is at most a fifth of that at the start, for the '
+    'worst of both samplings and all numbers of workers.',
+    binary='synthetic',
+    metric='critic_error/worst',
+    at_most=0.2,
+    presets=_WHOLE,
+    published='a curve',
+  ),
+  harness.Claim(
+    'Synthetic: the delay, read off version numbers, is the number of workers '
+    'minus 1 in each update after the first ones.',
+    binary='synthetic',
+    metric='delay/off',
+    at_most=0.0,
+  ),
+  harness.Claim(
+    'Synthetic, control: with large constant steps one worker arrives.',
+    binary='synthetic',
+    metric='control/large_step/n1_reached',
+    at_least=1.0,
+    presets=_WHOLE,
+  ),
+  harness.Claim(
+    'Synthetic, control: and 64 workers do not, or only late.',
+    binary='synthetic',
+    metric='control/large_step/n64',
+    at_most=16.0,
+    presets=_WHOLE,
+  ),
+)

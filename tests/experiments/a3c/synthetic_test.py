@@ -1,0 +1,138 @@
+"""The synthetic experiment, small: its numbers, its results, its control."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.a3c import claims, synthetic
+from experiments.harness import errors
+from experiments.harness import settings as settings_lib
+
+SETTINGS = synthetic.Settings(
+  states=12,
+  actions=3,
+  features=4,
+  workers=(1, 4),
+  steps=3_000,
+  block=20,
+  window=400,
+  actor_scales=(5.0,),
+  critic_scales=(1.0,),
+  discount=0.9,
+  tuning_seeds=1,
+  seeds=4,
+)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('synthetic')
+  options = harness.Options(
+    paper='a3c',
+    binary='synthetic',
+    preset='quick',
+    settings=SETTINGS,
+    workdir=str(workdir),
+    data_dir=None,
+    seeds=(0, 1, 2, 3),
+  )
+  return workdir, synthetic.main(options)
+
+
+def test_workers_arrive_sooner_and_delays_are_theirs(finished):
+  _, metrics = finished
+  for sampling in ('iid', 'markov'):
+    assert metrics[f'speedup/{sampling}/n1'] == 1
+    assert metrics[f'speedup/{sampling}/n4'] > 2
+    assert metrics[f'share/{sampling}/n4'] > SETTINGS.share
+  assert metrics['delay/off'] == 0
+  assert metrics['critic_error/worst'] < 0.7
+  assert metrics['return/best'] > metrics['return/uniform']
+
+
+def test_writes_what_it_found(finished):
+  workdir, metrics = finished
+  results = json.loads((workdir / 'results.json').read_text())
+  assert set(results['metrics']) == set(metrics)
+  assert [row['c1'] for row in results['choices']] == [5.0]
+  for name in ('iid', 'markov', 'control_large_step'):
+    assert (workdir / f'{name}_average.png').stat().st_size > 5000
+  table = (workdir / 'table.md').read_text()
+  assert 'control/large_step/n4' in table
+
+
+def test_claims_ask_for_metrics_of_a_whole_run():
+  workers = synthetic.PRESETS['quick'].workers
+  assert {1, 4, *claims._WORKERS} <= set(workers)
+  assert synthetic.PRESETS['paper'].workers == workers
+
+
+def test_a_block_is_so_many_updates():
+  problem = synthetic.make_problem(SETTINGS, 0)
+  solver = bj.solvers.a3c_td0(
+    problem.mdp, problem.features, workers=3, key=0,
+    actor=optax.sgd(1.0), critic=optax.sgd(0.1),
+  )  # fmt: skip
+  start = bj.sequences(actor=jnp.zeros((12, 3)), critic=jnp.zeros(4))
+
+  @jax.jit
+  def one_by_one(params, state):
+    rewards = []
+    for _ in range(5):
+      updates, state = solver.update(None, state, params)
+      params = bj.apply_updates(params, updates)
+      rewards.append(bj.values(state)['reward'])
+    return params, jnp.stack(rewards)
+
+  several = synthetic.blocks(solver, 5)
+  expected, rewards = one_by_one(start, solver.init(start))
+  updates, state = jax.jit(several.update)(None, several.init(start), start)
+  found = bj.apply_updates(start, updates)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+  values = bj.values(state)
+  np.testing.assert_allclose(values['mean_reward'], rewards.mean(), rtol=1e-6)
+  assert (values['least_delay'], values['most_delay']) == (0, 2)
+
+
+def test_rewards_to_compare_with():
+  """The best policy is better than any of many, and the mean lies between."""
+  problem = synthetic.make_problem(SETTINGS, 0)
+  logits = 5 * jax.random.normal(jax.random.key(0), (100, 12, 3))
+
+  @jax.jit
+  @jax.vmap
+  def step(z):
+    visits = bj.rl.visits(problem.mdp, jax.nn.softmax(z))
+    return jnp.sum(visits * problem.mdp.rewards)
+
+  found = np.asarray(step(logits))
+  assert found.max() < problem.best + 1e-5
+  assert found.min() < problem.uniform < problem.best
+  flat = step(jnp.zeros((1, 12, 3)))[0]
+  np.testing.assert_allclose(flat, problem.uniform, rtol=1e-4)
+
+
+def test_wrong_settings():
+  for changed, message in (
+    ({'steps': 1_010}, 'no multiple of --block=20'),
+    ({'window': 30}, 'no multiple of --block=20'),
+    ({'workers': (2, 4)}, '1 first'),
+    ({'workers': (1,)}, 'at least one other'),
+    ({'steps': 40, 'window': 20}, 'at least four blocks'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      synthetic.check(dataclasses.replace(SETTINGS, **changed))
+  for changed, message in (
+    ({'discount': 1.0}, 'discount'),
+    ({'share': 1.5}, 'share'),
+  ):
+    with pytest.raises(errors.SettingsError, match=message):
+      settings_lib.check(dataclasses.replace(SETTINGS, **changed))
