@@ -137,7 +137,9 @@ class Run:
     if self.throughputs or not settings.compared:
       return
     for name, count in (('one', 1), ('all', settings.workers)):
-      found = threads.throughput(lambda n=count: self.start(n), settings.compared)
+      found = threads.throughput(
+        lambda n=count: self.start(n), settings.compared
+      )
       self.throughputs[name] = found * self.frames_a_step
 
   def apply(self, found: threads.Contribution, seconds: float) -> None:
@@ -237,7 +239,9 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
       ) from error
     save()
     if run.frames < settings.frames:
-      message = f'terminated after update {run.version}; the same command goes on.'
+      message = (
+        f'terminated after update {run.version}; the same command goes on.'
+      )
       print(message, file=sys.stderr, flush=True)
   return run
 

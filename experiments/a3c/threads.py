@@ -10,7 +10,8 @@ of the copy's, and nobody decides it.
 import queue
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +118,11 @@ class Workers:
   ):
     """Makes the threads; `__enter__` starts them."""
     self.published = published
-    self._make_game, self._compiled, self._rollout = make_game, compiled, rollout
+    self._make_game, self._compiled, self._rollout = (
+      make_game,
+      compiled,
+      rollout,
+    )
     self._key = key
     self._handed: queue.Queue[Contribution | Died] = queue.Queue()
     self._stop = threading.Event()
@@ -149,7 +154,9 @@ class Workers:
       except queue.Empty:
         dead = [t.name for t in self._threads if not t.is_alive()]
         if dead:
-          raise WorkerError(f'{", ".join(dead)} ended without a word.') from None
+          raise WorkerError(
+            f'{", ".join(dead)} ended without a word.'
+          ) from None
         continue
       if isinstance(found, Died):
         error = found.error
@@ -219,7 +226,7 @@ class Progress(NamedTuple):
 
   steps: int = 0
   seconds: float = 0.0
-  delays: dict[str, int] = {}
+  delays: Mapping[str, int] = types.MappingProxyType({})
   scores: tuple[float, ...] = ()
   episodes: int = 0
 
@@ -231,7 +238,7 @@ class Progress(NamedTuple):
     return Progress(
       self.steps + found.steps,
       self.seconds + seconds,
-      self.delays | {delay: self.delays.get(delay, 0) + 1},
+      {**self.delays, delay: self.delays.get(delay, 0) + 1},
       (*self.scores, *found.scores)[-keep:],
       self.episodes + len(found.scores),
     )

@@ -162,7 +162,9 @@ class CartPole:
     force = 10.0 if action else -10.0
     sine, cosine = np.sin(angle), np.cos(angle)
     push = (force + 0.05 * turn**2 * sine) / 1.1
-    bend = (9.8 * sine - cosine * push) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
+    bend = (9.8 * sine - cosine * push) / (
+      0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1)
+    )
     pull = push - 0.05 * bend * cosine / 1.1
     self._state += 0.02 * np.array([speed, pull, turn, bend])
     self._time += 1

@@ -1,5 +1,6 @@
 """Networks of policies and values, as pure functions of their weights."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Perceptron(nnx.Module):
     """Initial weights; those of the last layer are `last` times as large."""
     sizes = [math.prod(shape), *hidden]
     self.layers = nnx.List(
-      [_dense(i, o, 2**0.5, rngs) for i, o in zip(sizes, sizes[1:])]
+      [_dense(i, o, 2**0.5, rngs) for i, o in itertools.pairwise(sizes)]
     )
     self.head = _dense(sizes[-1], outputs, last, rngs)
 

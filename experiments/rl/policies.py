@@ -42,7 +42,8 @@ def save(path: files.Path, policy: Policy) -> pathlib.Path:
     The path.
   """
   leaves = {
-    f'{i:03}': np.asarray(x) for i, x in enumerate(jax.tree.leaves(policy.actor))
+    f'{i:03}': np.asarray(x)
+    for i, x in enumerate(jax.tree.leaves(policy.actor))
   }
   about = json.dumps({'env': policy.env, **policy.about})
   content = io.BytesIO()
@@ -84,8 +85,12 @@ def load(path: files.Path) -> Policy:
     raise
   except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise harness.DamagedDataError(f'{path} holds no policy: {reason}') from error
-  return Policy(env, jax.tree.unflatten(jax.tree.structure(like), leaves), about)
+    raise harness.DamagedDataError(
+      f'{path} holds no policy: {reason}'
+    ) from error
+  return Policy(
+    env, jax.tree.unflatten(jax.tree.structure(like), leaves), about
+  )
 
 
 def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
