@@ -69,7 +69,7 @@ class Settings:
 
 
 PRESETS = {
-  'quick': Settings(workers=4),
+  'quick': Settings(),
   'smoke': Settings(env='CartPole', workers=4, frames=8_000, compared=8),
   'paper': Settings(frames=40_000_000, record=1_000, seeds=3),
 }
@@ -202,18 +202,24 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
     stack.callback(records.close)
     if run.frames >= settings.frames:
       return run
-    run.compare()
     saved_at, saved_version = time.monotonic(), run.version
-    pool = stack.enter_context(run.start(settings.workers))
-    last = time.perf_counter()
+
+    def record(losses=None):
+      known = records.records
+      if not known or known[-1]['step'] != run.version:
+        records.write(run.version, _record(run, losses or {}))
 
     def save():
       if run.version != saved_version:
+        record()
         run.save(saved)
         saved.wait()
       return time.monotonic(), run.version
 
     try:
+      run.compare()
+      pool = stack.enter_context(run.start(settings.workers))
+      last = time.perf_counter()
       while run.frames < settings.frames and not terminated():
         found = pool.next()
         now = time.perf_counter()
@@ -228,14 +234,14 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
               f'the losses became non-finite before update {run.version}; the '
               'likely mend is a smaller --rate.'
             )
-          records.write(run.version, _record(run, losses))
+          record(losses)
         if time.monotonic() - saved_at >= options.save_seconds:
           saved_at, saved_version = save()
     except threads.WorkerError as error:
       save()
       raise threads.WorkerError(
-        f'{error} The run stopped at update {run.version}, which is saved: '
-        'the same command goes on from there.'
+        f'{error}. The run stopped at update {run.version}, and what it had '
+        'learnt is saved: the same command goes on from there.'
       ) from error
     save()
     if run.frames < settings.frames:

@@ -154,9 +154,7 @@ class Workers:
       except queue.Empty:
         dead = [t.name for t in self._threads if not t.is_alive()]
         if dead:
-          raise WorkerError(
-            f'{", ".join(dead)} ended without a word.'
-          ) from None
+          raise WorkerError(f'{", ".join(dead)} ended without a word') from None
         continue
       if isinstance(found, Died):
         error = found.error

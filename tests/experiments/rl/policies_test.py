@@ -71,3 +71,20 @@ def test_networks_of_pixels_and_their_hidden_layer():
   trunk = networks.network((10, 10, 4), 0, **networks.body((10, 10, 4)))
   weights = trunk.init(jax.random.key(0))
   assert trunk.apply(weights, np.ones((10, 10, 4))).shape == (128,)
+
+
+def test_a_convolution_is_one():
+  """Against `jax.lax`, with a stride that leaves a rest."""
+  made = networks.pure(lambda rngs: networks.Convolution(3, 5, 4, 2, rngs))
+  weights, rng = made.init(jax.random.key(0)), np.random.default_rng(0)
+  picture = rng.normal(size=(11, 9, 3)).astype(np.float32)
+  kernel = weights['dense']['kernel'].reshape(4, 4, 3, 5)
+  expected = jax.lax.conv_general_dilated(
+    picture[None],
+    kernel,
+    (2, 2),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )[0]
+  found = made.apply(weights, picture)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
