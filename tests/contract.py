@@ -195,6 +195,7 @@ PENALISED = {'penalty': PENALTY, 'rate': RATE}
 # solve nothing by themselves. What is neither here nor in a row is an error.
 HELPERS = frozenset(
   {
+    'DelayedState',
     'DynamicBarrierState',
     'EAipodPlan',
     'FamoState',

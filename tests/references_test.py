@@ -639,6 +639,34 @@ def test_memories_are_the_published_ones(name):
   check(name, *MEMORIES[name], PARTS)
 
 
+LATE = {
+  'round_robin': {'workers': 3},
+  'random': {'workers': 2, 'bound': 3, 'key': 1},
+  'sampled': {'workers': 1, 'bound': 3, 'key': 0},
+}
+
+
+@pytest.mark.parametrize('service', LATE)
+def test_delayed_updates_are_those_of_the_points_before(service):
+  late = lambda o: bj.evaluation.delayed(o, service=service, **LATE[service])
+  delays = []
+
+  def reference(batches, updates):
+    delays[:] = [int(u.values['delay']) for u in updates]
+    return steps.stale_soba(
+      F, G, X, Y, batches, linear=val, delays=delays, **RATES
+    )
+
+  check(
+    service,
+    lambda: bj.soba(PROBLEM, linear=VAL, wrap=late, **BOTH),
+    reference,
+    problem.batches(count=7),
+  )
+  assert service != 'round_robin' or delays == [0, 1, 2, 2, 2, 2, 2]
+  assert max(delays) > 1 and len(set(delays)) > 2
+
+
 INCREMENTS = {n: problem.increments(n) for n in 'xyz'}
 START = {'x': X, 'y': Y, 'z': -Y}
 

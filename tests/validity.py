@@ -63,6 +63,7 @@ RECORDS: dict[str, Mapping[str, Callable[[Any, str], Any]]] = {
 WRAPPERS = {
   'storm': lambda oracle, **like: bj.evaluation.storm(oracle, 0.5, **like),
   'saga': lambda oracle, **like: bj.evaluation.saga(oracle, 2, **like),
+  'delayed': lambda oracle, **like: bj.evaluation.delayed(oracle, 3),
 }
 NO_RECORD = 'there is no such record'
 

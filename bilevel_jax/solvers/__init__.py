@@ -78,6 +78,8 @@ coordinates of the upper variable.
 - `pzobo`: no second derivatives; for upper variables of few numbers.
 - `stsa`: any other coupled sequences, by their increments. `scgd`, `scsc`,
   `nasa`: compositions of expectations; `scsc` tracks them without lag.
+- `a3c_td0`: an actor and a critic of asynchronous workers on a finite decision
+  process; `bj.evaluation.delayed` delays any other method likewise.
 
 Lower sets: with a set, the penalties by a slope are right only for minimisers
 inside it; the value-gap ones and the unrolled ones hold at its boundary too.
@@ -85,6 +87,7 @@ Lower losses of many minimisers: the value gap picks the one best for the upper
 loss; unrolled loops take the one that they run into.
 """
 
+from bilevel_jax.solvers._a3c_td0 import a3c_td0
 from bilevel_jax.solvers._aipod import aid_bilevel, aipod
 from bilevel_jax.solvers._bome import bome
 from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
@@ -118,6 +121,7 @@ from bilevel_jax.solvers._vrbo import vrbo
 __all__ = [
   'EAipodPlan',
   'FamoState',
+  'a3c_td0',
   'aid_bilevel',
   'aipod',
   'alset',

@@ -1,5 +1,7 @@
 """The contract's rows of wrappers: one loss, one variable, an oracle inside."""
 
+import functools
+
 import jax
 import optax
 
@@ -26,6 +28,12 @@ def _storm(wrap, decay):
 
 def _saga(wrap):
   return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(RATE))
+
+
+def _delayed(wrap, **given):
+  """A delay of two updates, while the rows run three."""
+  oracle = bj.evaluation.delayed(wrap(_gradient()), 3, **given)
+  return optax.chain(oracle, optax.sgd(RATE))
 
 
 def _mean_over(wrap):
@@ -82,6 +90,20 @@ ROWS = (
     **_FLAT | {'hyper': {'decay': 0.4}},
   ),
   Row('saga', _saga, {'gradients/loss': 1}, devices=True, **_FLAT),
+  Row('delayed', _delayed, {'gradients/loss': 1}, devices=True, **_FLAT),
+  Row(
+    'delayed, at random',
+    functools.partial(_delayed, bound=5, service='random', key=0),
+    {'gradients/loss': 1},
+    **_FLAT,
+  ),
+  Row(
+    'delayed, sampled',
+    functools.partial(_delayed, bound=4, service='sampled', key=0),
+    {'gradients/loss': 1},
+    light=True,
+    **_FLAT,
+  ),
   Row(
     'mean_over',
     _mean_over,

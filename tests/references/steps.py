@@ -408,6 +408,19 @@ def soba(
     yield {'upper': x, 'lower': y, 'linear': v}
 
 
+def stale_soba(f, g, x, y, batches, *, upper, lower, linear, delays):
+  """SOBA along directions at the point of some updates before."""
+  z, sizes = np.hstack([x, y, np.zeros_like(y)]), [x.size, x.size + y.size]
+  points = [z]
+  for k, (batch, delay) in enumerate(zip(batches, delays, strict=True)):
+    then = np.split(points[k - delay], sizes)
+    d = directions(f, g, *then, batch, batch)
+    rates = np.repeat([upper(k), lower(k), linear(k)], [x.size, *[y.size] * 2])
+    z = z - rates * d
+    points.append(z)
+    yield dict(zip(('upper', 'lower', 'linear'), np.split(z, sizes)))
+
+
 def from_memory(new, table, seen, i):
   """A row corrected by its last one and the mean of those seen so far."""
   found = new if not seen[i] else new - table[i] + table[seen].mean(0)

@@ -1,0 +1,174 @@
+"""Samples of the actor-critic: their means, their chains, their visits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from bilevel_jax.rl import _td_actor_critic
+from tests.rl import reference
+
+GAMMA, SAMPLES = 0.8, 200_000
+
+
+@functools.cache
+def given():
+  """A process with rows that have zeros, features, parameters."""
+  moves, rewards, _, _ = reference.process()
+  first = [0.1, 0.9, 0, 0, 0]
+  mdp = bj.rl.make_mdp(moves, rewards, discount=GAMMA, initial=first)
+  draw = np.random.default_rng(1).normal
+  features = jnp.asarray(draw(size=(5, 2)), jnp.float32)
+  params = bj.sequences(
+    actor=jnp.asarray(draw(size=(5, 3)), jnp.float32),
+    critic=jnp.array([0.0, 3.0]),
+  )
+  return mdp, features, params
+
+
+def exact(literal):
+  """The mean increments: sums over all transitions, one after another."""
+  mdp, features, params = (jax.tree.map(np.float64, x) for x in given())
+  policy = np.exp(params.actor)
+  policy = policy / policy.sum(1, keepdims=True)
+  seen = reference.visits(mdp.transitions, mdp.initial, policy, GAMMA)
+  chances = mdp.transitions
+  if literal:
+    chances = GAMMA * chances + (1 - GAMMA) * mdp.initial
+  actor, critic, reward = np.zeros((5, 3)), np.zeros(2), 0
+  for s, a, t in np.ndindex(5, 3, 5):
+    weight = seen[s] * policy[s, a] * chances[s, a, t]
+    worth = features @ params.critic
+    delta = mdp.rewards[s, a] + GAMMA * worth[t] - worth[s]
+    actor[s] += weight * delta * (np.eye(3)[a] - policy[s])
+    critic += weight * delta * features[s]
+    reward += weight * mdp.rewards[s, a]
+  return actor, critic, reward, seen
+
+
+@pytest.mark.parametrize('literal', [False, True])
+@pytest.mark.parametrize('sampling', ['iid', 'markov'])
+def test_means_of_samples(sampling, literal):
+  """For chains, those of many, once they have forgotten where they started."""
+  mdp, features, params = given()
+  oracle = bj.rl.td_actor_critic(
+    mdp, features, key=0, sampling=sampling, samples=SAMPLES,
+    bootstrap_restarts=literal,
+  )  # fmt: skip
+  warm = 30 if sampling == 'markov' else 1
+
+  @jax.jit
+  def run(state):
+    body = lambda _, s: oracle.update(None, s, params)[1]
+    return oracle.update(None, jax.lax.fori_loop(0, warm, body, state), params)
+
+  found, state = run(oracle.init(params))
+  actor, critic, reward, seen = exact(literal)
+  # Five standard deviations of a mean of terms of the size of some units.
+  np.testing.assert_allclose(-found.actor, actor, atol=0.02)
+  np.testing.assert_allclose(-found.critic, critic, atol=0.04)
+  assert np.abs(critic).max() > 0.2
+  values = bj.values(state)
+  np.testing.assert_allclose(values['reward'], reward, atol=0.02)
+  if sampling == 'markov':
+    counts = np.bincount(state.inner.states[0], minlength=5) / SAMPLES
+    np.testing.assert_allclose(counts, seen, atol=0.006)
+  assert bj.counts(state) == {'samples/transitions': (warm + 1) * SAMPLES}
+
+
+def test_literal_and_unbiased_targets_differ():
+  """Else the test above could not tell them apart."""
+  assert np.abs(exact(True)[1] - exact(False)[1]).max() > 0.1
+
+
+def test_visits_follow_the_policy():
+  mdp, features, params = given()
+  oracle = bj.rl.td_actor_critic(mdp, features, key=0, sampling='iid')
+  state, step = oracle.init(params), jax.jit(oracle.update)
+  visits = lambda z: bj.rl.state_visits(mdp, jax.nn.softmax(z))
+  np.testing.assert_allclose(
+    state.inner.visits, visits(params.actor), rtol=1e-5
+  )
+  _, state = step(None, state, params)
+  np.testing.assert_allclose(
+    state.inner.visits, visits(params.actor), rtol=1e-5
+  )
+  moved = params._replace(actor=-params.actor)
+  target = visits(moved.actor)
+  before = np.abs(state.inner.visits - target).sum()
+  for k in range(20):
+    _, state = step(None, state, moved)
+    error = np.abs(state.inner.visits - target).sum()
+    assert error <= GAMMA ** (k + 1) * before + 1e-6
+  assert before > 0.05
+
+
+def test_each_worker_moves_its_own_chains():
+  mdp, features, params = given()
+  oracle = bj.rl.td_actor_critic(mdp, features, key=0, workers=3, samples=40)
+  state, step = oracle.init(params), jax.jit(oracle.update)
+  assert state.inner.states.shape == (3, 40)
+  for worker in (0, 2, 1, 4):  # The last one has those of worker 1.
+    before = np.asarray(state.inner.states)
+    _, state = step(None, state, params, worker=worker)
+    changed = np.any(np.asarray(state.inner.states) != before, axis=1)
+    np.testing.assert_array_equal(changed, np.arange(3) == worker % 3)
+  first = oracle.init(params).inner.states
+  assert set(np.unique(first)) == {0, 1}  # The others are no first states.
+
+
+def test_draws_leave_out_what_has_no_probability():
+  weights = jnp.array([0.0, 0.3, 0.0, 0.7, 0.0])
+  draws = _td_actor_critic._draw(
+    jax.random.key(0), jnp.cumsum(weights), (10_000,)
+  )
+  share = np.bincount(draws, minlength=5) / 10_000
+  np.testing.assert_allclose(share, weights, atol=0.02)
+  assert share[0] == share[2] == share[4] == 0
+  one = _td_actor_critic._draw(jax.random.key(0), jnp.ones((1,)), (3,))
+  np.testing.assert_array_equal(one, 0)
+
+
+def test_other_policies_by_their_logits():
+  """A linear softmax: the chain rule of the table's direction."""
+  mdp, features, params = given()
+  weights = {
+    'w': jnp.asarray(np.random.default_rng(2).normal(size=(2, 3)), jnp.float32)
+  }
+  linear = params._replace(actor=weights)
+  table = params._replace(actor=features @ weights['w'])
+  make = lambda **given: bj.rl.td_actor_critic(
+    mdp, features, key=0, samples=7, **given
+  )
+  one, two = make(logits=lambda w: features @ w['w']), make()
+  ours, _ = one.update(None, one.init(linear), linear)
+  theirs, _ = two.update(None, two.init(table), table)
+  np.testing.assert_allclose(
+    ours.actor['w'], features.T @ theirs.actor, rtol=1e-5, atol=1e-6
+  )
+
+
+def test_errors():
+  mdp, features, params = given()
+  make = functools.partial(bj.rl.td_actor_critic, mdp, key=0)
+  for given_, message in (
+    ({'sampling': 'offline'}, "iid, markov, got 'offline'"),
+    ({'samples': 0}, 'samples >= 1'),
+    ({'workers': 0}, 'workers >= 1'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make(features, **given_)
+  with pytest.raises(ValueError, match='row for each of 5 states'):
+    make(features[:3])
+  with pytest.raises(TypeError, match='draws random numbers'):
+    bj.rl.td_actor_critic(mdp, features, key=None)
+  oracle = make(features)
+  with pytest.raises(ValueError, match='actor gives logits of shape'):
+    oracle.init(params._replace(actor=jnp.zeros((5, 2))))
+  with pytest.raises(ValueError, match='critic has a number for each of 2'):
+    oracle.init(params._replace(critic=jnp.zeros(3)))
+  with pytest.raises(TypeError, match='sequences actor, critic'):
+    oracle.init(bj.sequences(actor=params.actor))
