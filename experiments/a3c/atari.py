@@ -300,7 +300,9 @@ def main(options: harness.Options, make_game: Any = games.make) -> None:
     'frames': sum(run.frames for run in runs),
     'updates': sum(run.version for run in runs),
     'frames_per_second': sum(run.frames for run in runs) / max(seconds, 1e-9),
-    'delay/mean': float(counts @ np.arange(len(counts)) / max(counts.sum(), 1)),
+    'delay/mean': _mean(counts),
+    # Every other worker updates about once while one works.
+    'delay/of_others': _per_other(counts, settings.workers),
     'delay/max': len(counts) - 1,
     **{f'delay/{i}': n / counts.sum() for i, n in enumerate(counts) if n},
   }
@@ -340,6 +342,14 @@ def main(options: harness.Options, make_game: Any = games.make) -> None:
     cpu_seconds=round(time.process_time() - start, 1),
   )
   print(f'Results: {path}')
+
+
+def _mean(counts):
+  return float(counts @ np.arange(len(counts)) / max(counts.sum(), 1))
+
+
+def _per_other(counts, workers):
+  return _mean(counts) / (workers - 1) if workers > 1 else np.nan
 
 
 def check(settings: Settings) -> None:
