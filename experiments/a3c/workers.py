@@ -114,8 +114,8 @@ def round_robin(
     values = {n: jnp.mean(x) for n, x in bj.values(state).items()}
     counts = {n: jnp.sum(x) for n, x in bj.counts(state).items()}
     return bj.oracles.OracleState(
-      bj.types.named(tuple(values), jnp.stack(list(values.values()))),
-      bj.types.named(tuple(counts), jnp.stack(list(counts.values()))),
+      _named(values),
+      _named(counts),
       outputs=bj.outputs(state),
     )
 
@@ -165,3 +165,9 @@ def round_robin(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _named(numbers):
+  if not numbers:
+    return None
+  return bj.types.named(tuple(numbers), jnp.stack(list(numbers.values())))

@@ -353,3 +353,18 @@ def test_bad_input():
     make(discount=1.1)
   with pytest.raises(ValueError, match='entropy_bonus'):
     make(entropy_bonus=-1.0)
+
+
+def test_a_delayed_actor_acts_by_what_it_was():
+  """Environments go on in the state while the parameters lag behind."""
+  oracle = make(environments=2, steps=3)
+  late = bj.evaluation.delayed(oracle, workers=3)
+  first, other = make_params(0), make_params(1)
+  state, plain = late.init(first), oracle.init(first)
+  update, now = jax.jit(late.update), jax.jit(oracle.update)
+  for seen in (first, other, other):
+    found, state = update(None, state, seen)
+    expected, plain = now(None, plain, first)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+  assert bj.values(state)['delay'] == 2
+  assert bj.counts(state)['steps/environment'] == 3 * 6

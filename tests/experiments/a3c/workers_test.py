@@ -107,3 +107,31 @@ def test_workers_that_do_not_divide():
     workers.round_robin(
       make_oracle, make()[0], workers=64, key=jax.random.key(0), devices=64
     )
+
+
+def test_as_delayed_gradients_where_workers_have_nothing_of_their_own():
+  """A round is N updates of `bj.evaluation.delayed`, whose own code it is."""
+
+  def slope(params, batch, inner):
+    actor = jnp.sin(params.actor) + 0.5 * params.critic
+    critic = params.critic - 0.2 * params.actor
+    found = bj.oracles.base.gradients(params, actor=actor, critic=critic)
+    return (jnp.sum(actor),), found, inner, {'seen': params.actor}
+
+  def plain(key):
+    del key
+    return bj.oracle(
+      slope, ('loss',), outputs=lambda params: {'seen': params.actor}
+    )
+
+  adam = optax.adam(0.1)
+  move = workers.mover(actor=adam, critic=adam)
+  key = jax.random.key(0)
+  params, _ = run(workers.round_robin(plain, move, workers=WORKERS, key=key))
+  late = bj.evaluation.delayed(plain(key), workers=WORKERS)
+  solver = bj.descend(late, actor=adam, critic=adam)
+  now, state, update = PARAMS, solver.init(PARAMS), jax.jit(solver.update)
+  for _ in range(WORKERS * ROUNDS):
+    updates, state = update(None, state, now)
+    now = optax.apply_updates(now, updates)
+  chex.assert_trees_all_close(params, now, rtol=1e-5, atol=1e-6)
