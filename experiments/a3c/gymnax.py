@@ -21,6 +21,7 @@ import time
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -133,7 +134,40 @@ def make_solver(settings: Settings, key: jax.Array):
   )
 
 
-def train(options: harness.Options) -> harness.Trained:
+class Clock:
+  """Processor time of a run over all its parts, s."""
+
+  def __init__(self) -> None:
+    """Starts."""
+    self.set_state(0.0)
+
+  def get_state(self) -> float:
+    """The time so far."""
+    return self._before + time.process_time() - self._start
+
+  def set_state(self, before: float) -> None:
+    """Goes on from the time of the parts before."""
+    self._before, self._start = before, time.process_time()
+
+
+def random_return(settings: Settings, key: jax.Array) -> float:
+  """The control: the mean return of actions drawn without a policy."""
+  environment = environments.make(settings.env).environment
+  family = bj.rl.distribution_of(environment.actions)
+
+  def act(params, key, observations):
+    del params
+    count = len(observations)
+    if isinstance(environment.actions, int):
+      return family.sample(key, jnp.zeros([count, environment.actions]))
+    return jax.random.uniform(key, (count, *environment.actions), None, -1, 1)
+
+  collector = bj.rl.rollouts(environment, act, environments=32, steps=1_000)
+  _, state = jax.jit(lambda k: collector.collect(None, collector.init(k)))(key)
+  return float(bj.rl.mean_return(collector.episodes(state)))
+
+
+def train(options: harness.Options, clock: Clock) -> harness.Trained:
   """Trains all seeds in one compiled program."""
   settings = options.settings
   rounds = rounds_of(settings)
@@ -151,6 +185,7 @@ def train(options: harness.Options) -> harness.Trained:
     lambda context: make_solver(settings, context.seed_key)[1],
     init=lambda context: agent.init(context.key),
     evaluate=measure,
+    host_state={'clock': clock},
     steps=rounds,
     chunk=-(-rounds // settings.records),
     seeds=options.seeds,
@@ -164,9 +199,9 @@ def train(options: harness.Options) -> harness.Trained:
 def main(options: harness.Options) -> None:
   """Trains and writes results, table, plot, policy and GIF."""
   settings = options.settings
-  folder, start = pathlib.Path(options.workdir), time.process_time()
-  trained = train(options)
-  cpu = time.process_time() - start
+  folder, clock = pathlib.Path(options.workdir), Clock()
+  trained = train(options, clock)
+  cpu = clock.get_state()
   last = trained.history['return'][-1]
   found = harness.mean_interval(last)
   frames = rounds_of(settings) * (
@@ -177,6 +212,7 @@ def main(options: harness.Options) -> None:
   metrics = {
     **found.metrics('mean_return'),
     'worst_return': harness.reduced(last, 'min'),
+    'control/random_return': random_return(settings, jax.random.key(17)),
     'frames': frames,
     'frames_per_second': frames * len(last) / max(trained.seconds, 1e-9),
     'delay/mean': float(shares @ np.arange(len(shares))),
@@ -194,6 +230,7 @@ def main(options: harness.Options) -> None:
     'frames': frames,
     f'return of the last {settings.episodes} episodes': found,
     'worst seed': metrics['worst_return'],
+    'random actions': metrics['control/random_return'],
     'mean delay': metrics['delay/mean'],
     'frames/s, all seeds': round(metrics['frames_per_second']),
   }

@@ -23,6 +23,7 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   assert metrics['frames'] == 1_600 and metrics['worst_return'] > 5
   assert metrics['delay/1'] == (2 * 10 - 1) / 20
   assert metrics['mean_return/half_width'] >= 0
+  assert 15 < metrics['control/random_return'] < 30
   for name in ('policy.npz', 'policy.gif', 'return.png', 'table.md'):
     assert (tmp_path / name).exists()
   train = harness.train
@@ -34,7 +35,7 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   other = whole._replace(workdir=str(tmp_path / 'other'))
   with monkeypatch.context() as patch:
     patch.setattr(harness, 'train', half)
-    assert gymnax.train(other).step == 4
+    assert gymnax.train(other, gymnax.Clock()).step == 4
   gymnax.main(other)
   again = json.loads((tmp_path / 'other' / 'results.json').read_text())
   same = lambda m: {k: v for k, v in m.items() if 'second' not in k}
