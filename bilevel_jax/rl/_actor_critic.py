@@ -284,7 +284,7 @@ def actor_critic(
     _require_fit(policy, value, environment, params)
     return on_policy.init(params)
 
-  return base.Oracle(init, on_policy.update, on_policy.moves)
+  return base.Oracle(init, on_policy.update, oracle.moves)
 
 
 def _require_fit(policy, value, environment, params) -> None:

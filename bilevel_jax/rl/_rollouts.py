@@ -340,11 +340,25 @@ def on_policy(
     shown = {'episodes': collector.episodes(environments)}
     return (), gradients, (environments, within), shown
 
-  return base.oracle(
+  def announced(params):
+    shapes = jax.eval_shape(lambda: collector.episodes(init(params)[0]))
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+    return {'episodes': jax.tree.map(zeros, shapes)}
+
+  made = base.oracle(
     fn,
     (),
     init,
     counts={'steps/environment': collector.steps},
     moves=oracle.moves,
-    outputs=lambda params: {'episodes': collector.episodes(init(params)[0])},
+    outputs=announced,
   )
+
+  def init_fn(params):
+    # Environments are reset once; copies, as a buffer is in a state once.
+    state = made.init(params)
+    none_yet = collector.episodes(state.inner[0])
+    copies = jax.tree.map(lambda x: jnp.array(x, copy=True), none_yet)
+    return state._replace(outputs={'episodes': copies})
+
+  return base.Oracle(init_fn, made.update, oracle.moves)
