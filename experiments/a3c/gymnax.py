@@ -1,0 +1,282 @@
+"""Asynchronous actor-critic on CartPole, Acrobot and MinAtar, compiled.
+
+Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
+Actor-critic: Convergence and Linear Speedup, 2023.
+
+    python -m experiments.a3c.gymnax --env=CartPole-v1 --preset=quick
+    python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
+
+Expected: CartPole-v1 returns 500 of 500 from each of 3 seeds, Acrobot-v1 -84.
+Time: a minute on a core, compilation included; MinAtar 0.1 ms a frame.
+
+Sixteen workers in round robin, each with environments of its own and
+parameters that are fifteen updates old: see `workers`. Returns are those of the
+training's own episodes, with the policy's random actions. Ends with a GIF of
+the best seed's policy; `render` makes another from the file that it is kept in.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.a3c import workers
+from experiments.rl import environments, networks, policies
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run.
+
+  Attributes:
+    env: an environment of gymnax.
+    workers: that hold stale parameters; 16 in the paper's games.
+    environments: of each worker.
+    rollout: steps of each environment for a gradient.
+    frames: environment steps in all.
+    records: in all; the last one is at the end.
+    actor_rate: the first step size of Adam, falls linearly to 0.
+    critic_rate: likewise.
+    clip: largest norm of a gradient, of the actor and of the critic.
+    discount: of rewards.
+    decay: of generalised advantages; 0 is the paper's TD(0).
+    entropy: weight of the policy's entropy.
+    reward_scale: of rewards in the losses.
+    normalise: whether advantages are normalised for the actor.
+    episodes: of which the last ones count.
+    devices: over which the workers are split.
+    seeds: of weights, environments and actions.
+  """
+
+  env: str = 'CartPole-v1'
+  workers: int = 16
+  environments: int = 8
+  rollout: int = 20
+  frames: int = 3_000_000
+  records: int = 30
+  actor_rate: float = 1e-3
+  critic_rate: float = 3e-3
+  clip: float = 0.5
+  discount: Annotated[float, harness.Allowed(0, 1)] = 0.99
+  decay: Annotated[float, harness.Allowed(0, 1)] = 0.95
+  entropy: Annotated[float, harness.Allowed(0)] = 0.01
+  reward_scale: float = 0.1
+  normalise: bool = True
+  episodes: int = 100
+  devices: int = 1
+  seeds: int = 3
+
+
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(
+    workers=4, environments=4, frames=32_000, records=4, episodes=20, seeds=2
+  ),
+  'paper': Settings(frames=10_000_000, records=100, seeds=10),
+}
+
+
+def rounds_of(settings: Settings) -> int:
+  """Rounds of all workers: in each, a rollout and an update of each."""
+  a_round = settings.workers * settings.environments * settings.rollout
+  return max(1, settings.frames // a_round)
+
+
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  environments.make(settings.env)
+
+
+def make_solver(settings: Settings, key: jax.Array):
+  """Workers in round robin, with Adam for actor and critic."""
+  known = environments.make(settings.env)
+  agent = networks.agent(known.shape, known.environment.actions)
+
+  def make_oracle(key):
+    return bj.rl.actor_critic(
+      agent.policy,
+      agent.value,
+      known.environment,
+      environments=settings.environments,
+      steps=settings.rollout,
+      discount=settings.discount,
+      decay=settings.decay,
+      entropy_bonus=settings.entropy,
+      reward_scale=settings.reward_scale,
+      normalise=settings.normalise,
+      window=settings.episodes,
+      key=key,
+    )
+
+  def adam(rate):
+    updates = rounds_of(settings) * settings.workers
+    falling = optax.linear_schedule(rate, 0.0, updates)
+    return optax.chain(
+      optax.clip_by_global_norm(settings.clip), optax.adam(falling, eps=1e-5)
+    )
+
+  move = workers.mover(
+    actor=adam(settings.actor_rate), critic=adam(settings.critic_rate)
+  )
+  return agent, workers.round_robin(
+    make_oracle,
+    move,
+    workers=settings.workers,
+    key=key,
+    devices=settings.devices,
+  )
+
+
+class Clock:
+  """Processor time of a run over all its parts, s."""
+
+  def __init__(self) -> None:
+    """Starts."""
+    self.set_state(0.0)
+
+  def get_state(self) -> float:
+    """The time so far."""
+    return self._before + time.process_time() - self._start
+
+  def set_state(self, before: float) -> None:
+    """Goes on from the time of the parts before."""
+    self._before, self._start = before, time.process_time()
+
+
+def random_return(settings: Settings, key: jax.Array) -> float:
+  """The control: the mean return of actions drawn without a policy."""
+  environment = environments.make(settings.env).environment
+  family = bj.rl.distribution_of(environment.actions)
+
+  def act(params, key, observations):
+    del params
+    count = len(observations)
+    if isinstance(environment.actions, int):
+      return family.sample(key, jnp.zeros([count, environment.actions]))
+    return jax.random.uniform(key, (count, *environment.actions), None, -1, 1)
+
+  collector = bj.rl.rollouts(environment, act, environments=32, steps=1_000)
+  _, state = jax.jit(lambda k: collector.collect(None, collector.init(k)))(key)
+  return float(bj.rl.mean_return(collector.episodes(state)))
+
+
+def train(options: harness.Options, clock: Clock) -> harness.Trained:
+  """Trains all seeds in one compiled program."""
+  settings = options.settings
+  rounds = rounds_of(settings)
+  agent, _ = make_solver(settings, jax.random.key(0))
+
+  def measure(context, params, state):
+    del context, params
+    episodes = bj.outputs(state)['episodes']
+    return {
+      'return': bj.rl.mean_return(episodes, settings.episodes),
+      'episodes': episodes.count.sum(),
+    }
+
+  return harness.train(
+    lambda context: make_solver(settings, context.seed_key)[1],
+    init=lambda context: agent.init(context.key),
+    evaluate=measure,
+    host_state={'clock': clock},
+    steps=rounds,
+    chunk=-(-rounds // settings.records),
+    seeds=options.seeds,
+    workdir=options.workdir,
+    save_seconds=options.save_seconds,
+    name=settings.env,
+    settings=harness.settings_of(settings),
+  )
+
+
+def main(options: harness.Options) -> None:
+  """Trains and writes results, table, plot, policy and GIF."""
+  settings = options.settings
+  folder, clock = pathlib.Path(options.workdir), Clock()
+  trained = train(options, clock)
+  cpu = clock.get_state()
+  last = trained.history['return'][-1]
+  found = harness.mean_interval(last)
+  frames = rounds_of(settings) * (
+    settings.workers * settings.environments * settings.rollout
+  )
+  delays = np.asarray(trained.state.delays).sum(axis=0)
+  shares = delays / delays.sum()
+  metrics = {
+    **found.metrics('mean_return'),
+    'worst_return': harness.reduced(last, 'min'),
+    'control/random_return': random_return(settings, jax.random.key(17)),
+    'frames': frames,
+    'frames_per_second': frames * len(last) / max(trained.seconds, 1e-9),
+    'delay/mean': float(shares @ np.arange(len(shares))),
+    # All but those of the first round.
+    'delay/full': float(shares[-1]),
+    **{f'delay/{i}': float(share) for i, share in enumerate(shares)},
+  }
+  best = int(np.nanargmax(last)) if np.isfinite(last).any() else 0
+  actor = jax.tree.map(lambda x: np.asarray(x[best]), trained.params.actor)
+  policy = policies.Policy(settings.env, actor, {'return': float(last[best])})
+  policies.save(folder / 'policy.npz', policy)
+  row = {
+    'environment': settings.env,
+    'workers': settings.workers,
+    'frames': frames,
+    f'return of the last {settings.episodes} episodes': found,
+    'worst seed': metrics['worst_return'],
+    'random actions': metrics['control/random_return'],
+    'mean delay': metrics['delay/mean'],
+    'frames/s, all seeds': round(metrics['frames_per_second']),
+  }
+  harness.write_table(folder, [row])
+  histogram = ', '.join(f'{i}: {n}' for i, n in enumerate(delays) if n)
+  print(f'Delays of gradients, in updates: {histogram}')
+  each = frames // rounds_of(settings)
+  harness.plot_curves(
+    folder / 'return.png',
+    {settings.env: (trained.steps * each, trained.history['return'])},
+    xlabel='frames',
+    ylabel=f'return, last {settings.episodes} episodes',
+    title=f'{settings.workers} workers in round robin',
+  )
+  path = harness.write_results(
+    options,
+    metrics=metrics,
+    seconds=trained.seconds,
+    compile_seconds=trained.compile_seconds,
+    cpu_seconds=round(cpu, 1),
+    curves={settings.env: trained.history['return']},
+  )
+  print(f'Results: {path}')
+  render(options)
+
+
+def render(options: harness.Options) -> None:
+  """Draws an episode of the policy that was kept."""
+  folder = pathlib.Path(options.workdir)
+  policy = policies.load(folder / 'policy.npz')
+  try:
+    total = policies.render(
+      policy, folder / 'policy.gif', key=jax.random.key(0)
+    )
+  except harness.SettingsError as error:
+    print(error)
+    return
+  print(f'{folder / "policy.gif"}: an episode of return {total:g}.')
+
+
+if __name__ == '__main__':
+  harness.run(
+    main,
+    PRESETS,
+    paper='a3c',
+    binary='gymnax',
+    check=check,
+    modes={'render': render},
+  )

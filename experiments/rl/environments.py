@@ -1,0 +1,118 @@
+"""gymnax environments as those of the library, truncation apart.
+
+gymnax 1.x tells termination from truncation, and gives the observation before
+its reset as `info['final_observation']`. Continuous actions are mapped from
+[-1, 1] to the environment's range, beyond which they are clipped.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnax
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+import bilevel_jax as bj
+from experiments import harness
+
+
+class Known(NamedTuple):
+  """An environment with what a network has to know of it.
+
+  Attributes:
+    name: of the environment.
+    environment: as the library takes it.
+    shape: of one observation.
+  """
+
+  name: str
+  environment: bj.rl.Environment
+  shape: tuple[int, ...]
+
+
+def make(name: str, *, discrete: bool = False) -> Known:
+  """Makes a gymnax environment by its name.
+
+  Args:
+    name: such as CartPole-v1 or Breakout-MinAtar.
+    discrete: whether the method that asks needs discrete actions.
+
+  Returns:
+    A `Known`.
+
+  Raises:
+    SettingsError: if there is none of that name, if its actions or
+      observations are of an unknown kind, or if they are continuous where they
+      are to be discrete.
+  """
+  known = gymnax.registered_envs
+  if name not in known:
+    raise unknown(name, known)
+  made, settings = gymnax.make(name)
+  space = made.action_space(settings)
+  if isinstance(space, spaces.Discrete):
+    actions: int | tuple[int, ...] = int(space.n)
+  elif isinstance(space, spaces.Box) and len(space.shape) == 1:
+    actions = tuple(space.shape)
+  else:
+    raise harness.SettingsError(f'{name} has actions of the kind {space}.')
+  if discrete and not isinstance(actions, int):
+    raise harness.SettingsError(
+      f'{name} has continuous actions of shape {actions}, and this method '
+      'needs discrete ones: take CartPole-v1 for instance.'
+    )
+  observation, _ = jax.eval_shape(
+    lambda key: made.reset(key, settings), jax.random.key(0)
+  )
+  if not hasattr(observation, 'shape'):
+    raise harness.SettingsError(f'{name} has observations of several parts.')
+
+  def within(action):
+    if isinstance(actions, int):
+      return action
+    low, high = (jnp.asarray(x) for x in (space.low, space.high))
+    return low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
+
+  def step(key, state, action):
+    after, state, reward, terminated, truncated, info = made.step(
+      key, state, within(action), settings
+    )
+    last = info['final_observation']
+    return bj.rl.Timestep(after, state, reward, terminated, truncated, last)
+
+  reset = lambda key: made.reset(key, settings)
+  environment = bj.rl.Environment(reset, step, actions)
+  return Known(name, environment, tuple(observation.shape))
+
+
+def unknown(name: str, known: Sequence[str]) -> harness.SettingsError:
+  """The error for a name that is none of those known, with the nearest."""
+  folded = {each.casefold(): each for each in known}
+  near = difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
+  found = ', '.join(folded[n] for n in near)
+  said = f'did you mean {found}?' if near else f'known: {", ".join(known)}.'
+  return harness.SettingsError(f'there is no environment {name!r}; {said}')
+
+
+def padded(one: bj.rl.Environment, channels: int) -> bj.rl.Environment:
+  """The environment with zeros for further channels of its observations."""
+
+  def pad(observation: Any) -> Any:
+    more = channels - observation.shape[-1]
+    width = [(0, 0)] * (observation.ndim - 1) + [(0, more)]
+    return jnp.pad(observation, width)
+
+  def reset(key):
+    observation, state = one.reset(key)
+    return pad(observation), state
+
+  def step(key, state, action):
+    found = bj.rl.Timestep(*one.step(key, state, action))
+    return found._replace(
+      observation=pad(found.observation),
+      final_observation=pad(found.final_observation),
+    )
+
+  return bj.rl.Environment(reset, step, one.actions)

@@ -1,0 +1,221 @@
+"""Networks of policies and values, as pure functions of their weights."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import bilevel_jax as bj
+
+
+class Network(NamedTuple):
+  """A flax model as two pure functions.
+
+  Attributes:
+    init: PRNG key -> weights, dicts of arrays.
+    apply: (weights, one observation) -> outputs (outputs,).
+  """
+
+  init: Callable[[chex.PRNGKey], Any]
+  apply: Callable[[Any, chex.Array], chex.Array]
+
+
+def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+  """Splits a model into functions of its weights."""
+  graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+  return Network(
+    init=lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1]),
+    apply=lambda weights, x: nnx.merge(graph, nnx.State(weights))(x),
+  )
+
+
+def _dense(inputs, outputs, scale, rngs):
+  return nnx.Linear(
+    inputs, outputs, kernel_init=nnx.initializers.orthogonal(scale), rngs=rngs
+  )
+
+
+class Perceptron(nnx.Module):
+  """Hidden layers of tanh units."""
+
+  def __init__(
+    self,
+    shape: tuple[int, ...],
+    hidden: Sequence[int],
+    outputs: int,
+    last: float,
+    rngs: nnx.Rngs,
+  ):
+    """Initial weights; those of the last layer are `last` times as large."""
+    sizes = [math.prod(shape), *hidden]
+    self.layers = nnx.List(
+      [_dense(i, o, 2**0.5, rngs) for i, o in itertools.pairwise(sizes)]
+    )
+    self.head = _dense(sizes[-1], outputs, last, rngs)
+
+  def __call__(self, x: chex.Array) -> chex.Array:
+    """Outputs of one observation."""
+    x = jnp.ravel(x)
+    for layer in self.layers:
+      x = jnp.tanh(layer(x))
+    return self.head(x)
+
+
+class Convolution(nnx.Module):
+  """A convolution without padding, as one product with all patches.
+
+  Where workers or seeds with weights of their own are mapped, it stays a
+  product. A convolution would become one in groups, which on a CPU takes a
+  hundred times as long.
+  """
+
+  def __init__(
+    self, inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs
+  ):
+    """Initial weights, for patches of `size` x `size`."""
+    self.size, self.stride = size, stride
+    self.dense = _dense(size * size * inputs, outputs, 2**0.5, rngs)
+
+  def __call__(self, x: chex.Array) -> chex.Array:
+    """(height, width, inputs) -> (height', width', outputs)."""
+    high, wide = ((n - self.size) // self.stride + 1 for n in x.shape[:2])
+    rows = [
+      x[i : i + self.stride * (high - 1) + 1 : self.stride]
+      for i in range(self.size)
+    ]
+    columns = [
+      row[:, j : j + self.stride * (wide - 1) + 1 : self.stride]
+      for row in rows
+      for j in range(self.size)
+    ]
+    return self.dense(jnp.concatenate(columns, axis=-1))
+
+
+class Convolutions(nnx.Module):
+  """Convolutions with ReLU, a dense layer with ReLU, and a linear one."""
+
+  def __init__(
+    self,
+    shape: tuple[int, ...],
+    layers: Sequence[tuple[int, int, int]],
+    hidden: int,
+    outputs: int,
+    last: float,
+    rngs: nnx.Rngs,
+  ):
+    """Layers are (channels, size, stride), without padding."""
+    side, inputs = shape[0], shape[-1]
+    convolutions = []
+    for channels, size, stride in layers:
+      convolutions.append(Convolution(inputs, channels, size, stride, rngs))
+      side, inputs = (side - size) // stride + 1, channels
+    self.convolutions = nnx.List(convolutions)
+    self.hidden = _dense(side * side * inputs, hidden, 2**0.5, rngs)
+    self.head = _dense(hidden, outputs, last, rngs) if outputs else None
+
+  def __call__(self, x: chex.Array) -> chex.Array:
+    """Outputs of one observation; without any, the hidden layer."""
+    if jnp.issubdtype(x.dtype, jnp.uint8):
+      x = x.astype(jnp.float32) / 255
+    for layer in self.convolutions:
+      x = jax.nn.relu(layer(x))
+    x = jax.nn.relu(self.hidden(jnp.ravel(x)))
+    return x if self.head is None else self.head(x)
+
+
+# Of games of 10 x 10 cells; and of Mnih et al., 2016, for 84 x 84 pixels.
+MINATAR = ((16, 3, 1),)
+ATARI = ((16, 8, 4), (32, 4, 2))
+
+
+def body(shape: tuple[int, ...]) -> dict[str, Any]:
+  """The layers that fit an observation: its shape decides.
+
+  Args:
+    shape: of one observation: pixels, cells with channels, or a vector.
+
+  Returns:
+    The arguments of `network`, beside the shape, that stand for them.
+  """
+  if len(shape) < 3:
+    return {'layers': (), 'hidden': (64, 64)}
+  if shape[0] >= 64:
+    return {'layers': ATARI, 'hidden': (256,)}
+  return {'layers': MINATAR, 'hidden': (128,)}
+
+
+def network(
+  shape: tuple[int, ...],
+  outputs: int,
+  *,
+  layers: Sequence[tuple[int, int, int]],
+  hidden: Sequence[int],
+  last: float = 1.0,
+) -> Network:
+  """A network for observations of a shape.
+
+  Args:
+    shape: of one observation.
+    outputs: how many; 0 for the hidden layer of convolutions itself.
+    layers: convolutions, (channels, size, stride); () for none.
+    hidden: units of the dense layers; one behind convolutions.
+    last: scale of the last layer's initial weights.
+
+  Returns:
+    A `Network`.
+  """
+  if not layers:
+    return pure(lambda rngs: Perceptron(shape, hidden, outputs, last, rngs))
+  (units,) = hidden
+  return pure(
+    lambda rngs: Convolutions(shape, layers, units, outputs, last, rngs)
+  )
+
+
+class Agent(NamedTuple):
+  """A policy and a value with networks of their own.
+
+  Attributes:
+    init: PRNG key -> `bj.rl.ActorCriticParams`.
+    policy: (actor, observation) -> logits, or (mean, log deviation).
+    value: (critic, observation) -> scalar.
+  """
+
+  init: Callable[[chex.PRNGKey], Any]
+  policy: Callable[[Any, Any], Any]
+  value: Callable[[Any, Any], chex.Array]
+
+
+def agent(shape: tuple[int, ...], actions: int | tuple[int, ...]) -> Agent:
+  """Networks for an environment, by the shape of its observations.
+
+  Args:
+    shape: of one observation.
+    actions: of a `bj.rl.Environment`.
+
+  Returns:
+    An `Agent`; first actions are nearly uniform.
+  """
+  normal = isinstance(actions, tuple)
+  outputs = actions[0] if isinstance(actions, tuple) else actions
+  actor = network(shape, outputs, last=0.01, **body(shape))
+  critic = network(shape, 1, **body(shape))
+
+  def init(key):
+    one, two = jax.random.split(key)
+    weights = {'network': actor.init(one)}
+    if normal:
+      weights['log_deviation'] = jnp.full(outputs, -0.5)
+    return bj.rl.ActorCriticParams(weights, critic.init(two))
+
+  def policy(weights, observation):
+    found = actor.apply(weights['network'], observation)
+    return (found, weights['log_deviation']) if normal else found
+
+  value = lambda weights, observation: critic.apply(weights, observation)[0]
+  return Agent(init, policy, value)

@@ -1,0 +1,180 @@
+"""Policies kept in a file, and shown: one episode as a GIF."""
+
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.harness import files
+from experiments.rl import drawing, environments, networks
+
+
+class Policy(NamedTuple):
+  """A trained policy.
+
+  Attributes:
+    env: name of its environment.
+    actor: weights.
+    about: plain values, the return it was saved with for instance.
+  """
+
+  env: str
+  actor: Any
+  about: dict[str, Any]
+
+
+def save(path: files.Path, policy: Policy) -> pathlib.Path:
+  """Writes a policy to a file.
+
+  Args:
+    path: ends in .npz.
+    policy: what is kept.
+
+  Returns:
+    The path.
+  """
+  leaves = {
+    f'{i:03}': np.asarray(x)
+    for i, x in enumerate(jax.tree.leaves(policy.actor))
+  }
+  about = json.dumps({'env': policy.env, **policy.about})
+  content = io.BytesIO()
+  np.savez_compressed(content, about=np.array(about), **leaves)
+  files.write_bytes(path, content.getvalue())
+  return pathlib.Path(path)
+
+
+def load(path: files.Path) -> Policy:
+  """Reads what `save` has written.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The policy.
+
+  Raises:
+    MissingDataError: if there is no such file.
+    DamagedDataError: if it holds no policy.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise harness.MissingDataError(
+      f'there is no policy in {path}: train there first.'
+    )
+  try:
+    with np.load(path) as held:
+      about = json.loads(str(held['about']))
+      leaves = [held[name] for name in sorted(held.files) if name != 'about']
+    env = about.pop('env')
+    known = environments.make(env)
+    agent = networks.agent(known.shape, known.environment.actions)
+    like = jax.eval_shape(agent.init, jax.random.key(0)).actor
+    shapes = [x.shape for x in jax.tree.leaves(like)]
+    if shapes != [x.shape for x in leaves]:
+      raise ValueError(f'no weights for {env}')
+  except harness.SettingsError:
+    raise
+  except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise harness.DamagedDataError(
+      f'{path} holds no policy: {reason}'
+    ) from error
+  return Policy(
+    env, jax.tree.unflatten(jax.tree.structure(like), leaves), about
+  )
+
+
+def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
+  """One episode with the likeliest actions.
+
+  Args:
+    policy: whose environment is one of gymnax.
+    key: of the environment.
+    limit: steps, at most.
+
+  Returns:
+    The states, before each step, and the return.
+  """
+  known = environments.make(policy.env)
+  environment = known.environment
+  agent = networks.agent(known.shape, environment.actions)
+
+  def step(carry, key):
+    observation, state, going, total = carry
+    outputs = agent.policy(policy.actor, observation)
+    continuous = isinstance(environment.actions, tuple)
+    action = outputs[0] if continuous else jnp.argmax(outputs)
+    found = bj.rl.Timestep(*environment.step(key, state, action))
+    total = total + jnp.where(going, found.reward, 0)
+    still = going & ~(found.terminated | found.truncated)
+    after = (found.observation, found.state, still, total)
+    cast = lambda x, like: jax.lax.convert_element_type(x, like.dtype)
+    return jax.tree.map(cast, after, carry), (state, observation, going)
+
+  def run(key):
+    start, keys = jax.random.split(key)
+    carry = (*environment.reset(start), jnp.array(True), jnp.float32(0))
+    carry = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), carry)
+    # The dtypes of a step, where they are wider than those of a reset.
+    wide = jax.eval_shape(step, carry, start)[0]
+    carry = jax.tree.map(lambda x, y: x.astype(y.dtype), carry, wide)
+    carry, seen = jax.lax.scan(step, carry, jax.random.split(keys, limit))
+    return carry[-1], seen
+
+  total, (states, observations, going) = jax.device_get(jax.jit(run)(key))
+  count = int(going.sum())
+  at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+  frames = [(at(states, i), observations[i]) for i in range(count)]
+  return frames, float(total)
+
+
+def render(
+  policy: Policy,
+  path: files.Path,
+  *,
+  key: Any,
+  limit: int = 500,
+  frames: int = 125,
+) -> float:
+  """Plays an episode and writes it as a small GIF.
+
+  Args:
+    policy: what plays.
+    path: ends in .gif.
+    key: of the environment.
+    limit: steps, at most.
+    frames: at most so many of them, evenly spaced, are drawn.
+
+  Returns:
+    The return of the episode.
+
+  Raises:
+    SettingsError: if nobody knows how to draw the environment.
+  """
+  draw = drawing.painter(policy.env)
+  states, total = play(policy, key=key, limit=limit)
+  every = -(-len(states) // frames)
+  images = [
+    Image.fromarray(draw(*each)).quantize(16) for each in states[::every]
+  ]
+  content = io.BytesIO()
+  # 50 steps a second, where none is left out.
+  images[0].save(
+    content,
+    format='GIF',
+    save_all=True,
+    append_images=images[1:],
+    duration=max(20, 20 * every),
+    loop=0,
+  )
+  files.write_bytes(path, content.getvalue())
+  return total

@@ -1,0 +1,90 @@
+"""Networks' shapes; policies kept, read, and shown."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import harness
+from experiments.rl import environments, networks, policies
+
+
+def make(env):
+  known = environments.make(env)
+  agent = networks.agent(known.shape, known.environment.actions)
+  return agent.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  'env', ['CartPole-v1', 'Pendulum-v1', 'SpaceInvaders-MinAtar']
+)
+def test_a_policy_is_read_as_it_was_kept_and_shown(env, tmp_path):
+  params = make(env)
+  kept = policies.Policy(env, params.actor, {'return': 3.0})
+  path = policies.save(tmp_path / 'policy.npz', kept)
+  found = policies.load(path)
+  assert (found.env, found.about) == (env, {'return': 3.0})
+  jax.tree.map(np.testing.assert_array_equal, found.actor, params.actor)
+  key = jax.random.key(1)
+  if env == 'Pendulum-v1':
+    with pytest.raises(harness.SettingsError, match='no picture of Pendulum'):
+      policies.render(found, tmp_path / 'it.gif', key=key)
+    frames, total = policies.play(found, key=key, limit=5)
+    assert len(frames) == 5 and total < 0
+    return
+  total = policies.render(
+    found, tmp_path / 'it.gif', key=key, limit=60, frames=7
+  )
+  with Image.open(tmp_path / 'it.gif') as image:
+    assert 1 < image.n_frames <= 7 and image.size[0] >= 100
+  frames, again = policies.play(found, key=key, limit=60)
+  assert total == again
+  if env == 'CartPole-v1':
+    assert total == len(frames)
+
+
+def test_what_is_no_policy_is_said_so(tmp_path):
+  with pytest.raises(harness.MissingDataError, match='no policy in'):
+    policies.load(tmp_path / 'absent.npz')
+  path = tmp_path / 'policy.npz'
+  path.write_bytes(b'PK nonsense')
+  with pytest.raises(harness.DamagedDataError, match='holds no policy'):
+    policies.load(path)
+  params = make('CartPole-v1')
+  policies.save(path, policies.Policy('Acrobot-v1', params.actor, {}))
+  with pytest.raises(harness.DamagedDataError, match='no weights for Acrobot'):
+    policies.load(path)
+  np.savez(path, a=np.ones(2))
+  with pytest.raises(harness.DamagedDataError, match='holds no policy'):
+    policies.load(path)
+
+
+def test_networks_of_pixels_and_their_hidden_layer():
+  """Sizes by hand: 84 to 20 to 9, 32 channels, 256 units."""
+  net = networks.network((84, 84, 4), 6, **networks.body((84, 84, 4)))
+  weights = jax.eval_shape(net.init, jax.random.key(0))
+  sizes = sorted(x.size for x in jax.tree.leaves(weights))
+  expected = [6, 16, 32, 256, 6 * 256, 8 * 8 * 4 * 16, 4 * 4 * 16 * 32]
+  assert sizes == sorted([*expected, 9 * 9 * 32 * 256])
+  picture = np.zeros((84, 84, 4), np.uint8)
+  assert jax.eval_shape(net.apply, weights, picture).shape == (6,)
+  trunk = networks.network((10, 10, 4), 0, **networks.body((10, 10, 4)))
+  weights = trunk.init(jax.random.key(0))
+  assert trunk.apply(weights, np.ones((10, 10, 4))).shape == (128,)
+
+
+def test_a_convolution_is_one():
+  """Against `jax.lax`, with a stride that leaves a rest."""
+  made = networks.pure(lambda rngs: networks.Convolution(3, 5, 4, 2, rngs))
+  weights, rng = made.init(jax.random.key(0)), np.random.default_rng(0)
+  picture = rng.normal(size=(11, 9, 3)).astype(np.float32)
+  kernel = weights['dense']['kernel'].reshape(4, 4, 3, 5)
+  expected = jax.lax.conv_general_dilated(
+    picture[None],
+    kernel,
+    (2, 2),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )[0]
+  found = made.apply(weights, picture)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
