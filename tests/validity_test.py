@@ -5,7 +5,7 @@ import pytest
 import bilevel_jax as bj
 from tests import contract, validity
 
-ROWS = validity.first_rows(bj.solvers)
+FIRST_ROWS = validity.first_rows(bj.solvers)
 
 
 def test_every_method_has_a_row_and_the_page_all_of_them():
@@ -29,7 +29,7 @@ def test_every_method_has_a_row_and_the_page_all_of_them():
   ],
 )
 def test_refusals_are_the_library_s(name, column, says):
-  found = validity.refusal(ROWS[name], column)
+  found = validity.refusal(FIRST_ROWS[name], column)
   assert says in found and bool(says) == bool(found)
 
 
