@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import _checks, _keys
-from bilevel_jax.rl import _mdp
+from bilevel_jax.rl import _mdp, _values
 
 
 class MarkovGame(NamedTuple):
@@ -168,7 +168,7 @@ def faced_by(
 def zero_sum_responses(
   game: MarkovGame,
   costs: chex.Array,
-  log_policies: tuple[chex.Array, chex.Array],
+  policies: tuple[chex.Array, chex.Array],
   *,
   temperature: chex.Numeric,
 ) -> tuple[_mdp.MDP, _mdp.MDP]:
@@ -183,7 +183,7 @@ def zero_sum_responses(
   Args:
     game: transitions, discount and first state.
     costs: c, (states, actions, actions).
-    log_policies: of both players, logarithms of probabilities.
+    policies: of both players, probabilities (states, actions).
     temperature: :math:`\tau`.
 
   Returns:
@@ -195,20 +195,21 @@ def zero_sum_responses(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> game = bj.rl.random_game(0, states=3, actions=(2, 4))
-    >>> logs = (jnp.log(jnp.full((3, 2), .5)), jnp.log(jnp.full((3, 4), .25)))
-    >>> one, two = bj.rl.zero_sum_responses(
-    ...   game, game.rewards[0], logs, temperature=0.1
+    >>> both = jnp.full((3, 2), 0.5), jnp.full((3, 4), 0.25)
+    >>> faced = bj.rl.zero_sum_responses(
+    ...   game, game.rewards[0], both, temperature=0.1
     ... )
-    >>> values = [bj.rl.soft_return(m, p, 0.1) for m, p in zip((one, two), logs)]
-    >>> print(bool(abs(values[0] + values[1]) < 1e-5))
+    >>> one, two = (
+    ...   bj.rl.expected_return(m, p, 0.1) for m, p in zip(faced, both)
+    ... )
+    >>> print(bool(abs(one + two) < 1e-5))
     True
   """
-  log_a, log_b = log_policies
-  a, b = jnp.exp(log_a), jnp.exp(log_b)
-  entropy = lambda log: -temperature * jnp.sum(jnp.exp(log) * log, axis=-1)
+  a, b = policies
+  earned = lambda policy: temperature * _values.entropy(policy)[:, None]
   one = faced_by(game, b, -costs, player=0)
   two = faced_by(game, a, costs, player=1)
   return (
-    one._replace(rewards=one.rewards - entropy(log_b)[:, None]),
-    two._replace(rewards=two.rewards - entropy(log_a)[:, None]),
+    one._replace(rewards=one.rewards - earned(b)),
+    two._replace(rewards=two.rewards - earned(a)),
   )

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import types
+from bilevel_jax import _checks, types
 from bilevel_jax.oracles import _penalised, base
-from bilevel_jax.rl import _mdp, _regularised
-from bilevel_jax.rl._regularised import Process
+from bilevel_jax.rl import _mdp, _optimal, _values
+
+# From the upper variable to the lower level's process.
+Process = Callable[[Any], _mdp.MDP]
 
 
 def follower_loss(process: Process, *, temperature: chex.Numeric) -> types.Loss:
@@ -49,12 +51,12 @@ def follower_loss(process: Process, *, temperature: chex.Numeric) -> types.Loss:
     >>> print(loss(rewards, logits, None))
     -4.0
   """
-  _regularised.require_temperature('follower_loss', temperature)
+  _require_temperature('follower_loss', temperature)
 
   def loss(x, y, batch):
     del batch
-    log_policy = jax.nn.log_softmax(y)
-    return -_regularised.soft_return(process(x), log_policy, temperature)
+    policy = jax.nn.softmax(y)
+    return -_values.expected_return(process(x), policy, temperature)
 
   return loss
 
@@ -113,9 +115,8 @@ def policy_mirror_descent(
   """
 
   def direction(mdp, z):
-    log_policy = jax.nn.log_softmax(z)
-    q = _regularised.soft_action_values(mdp, log_policy, temperature)
-    return log_policy - q / temperature
+    q = _values.action_values(mdp, jax.nn.softmax(z), temperature)
+    return jax.nn.log_softmax(z) - q / temperature
 
   return _following(
     'policy_mirror_descent', direction, process, temperature, of, at
@@ -165,9 +166,8 @@ def soft_value_iteration_step(
   """
 
   def direction(mdp, z):
-    values = temperature * jax.nn.logsumexp(z, axis=-1)
-    q = mdp.rewards + mdp.discount * mdp.transitions @ values
-    return z - q / temperature
+    _, values = _optimal.best_response(temperature * z, temperature)
+    return z - _values.backup(mdp, values) / temperature
 
   return _following(
     'soft_value_iteration_step', direction, process, temperature, of, at
@@ -239,7 +239,7 @@ def bellman_gap(
     Shen, Yang and Chen, `Principled Penalty-based Methods for Bilevel
     Reinforcement Learning and RLHF <https://arxiv.org/abs/2402.06886>`_, 2024.
   """
-  _regularised.require_temperature('bellman_gap', temperature)
+  _require_temperature('bellman_gap', temperature)
 
   def height(log_policy, policy, q):
     return jnp.sum(policy * (temperature * log_policy - q), axis=-1)
@@ -248,7 +248,7 @@ def bellman_gap(
     del batch, known
     mdp = process(x)
     best = jax.nn.log_softmax(jax.lax.stop_gradient(params.value))
-    q = _regularised.soft_action_values(mdp, best, temperature)
+    q = _values.action_values(mdp, jnp.exp(best), temperature)
     rho = mdp.initial if weights is None else jnp.asarray(weights, q.dtype)
     # Of a probability that is zero, a logarithm that is finite.
     log = (
@@ -347,9 +347,14 @@ def natural(
   )
 
 
+def _require_temperature(who, temperature):
+  """Without entropy the best policy is no smooth function of the process."""
+  _checks.within(who, 'the temperature', temperature, 0, open_low=True)
+
+
 def _following(who, direction, process, temperature, of, at):
   """An oracle for a sequence of logits that follows a best policy."""
-  _regularised.require_temperature(who, temperature)
+  _require_temperature(who, temperature)
   is_process = lambda node: isinstance(node, _mdp.MDP)
 
   def fn(params, batch, inner):
