@@ -98,6 +98,7 @@ from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
 from bilevel_jax.solvers._pbsgd import v_pbsgd
+from bilevel_jax.solvers._pbrl import pbrl
 from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import rhg, t_rhg
@@ -139,6 +140,7 @@ __all__ = [
   'mrbo',
   'nasa',
   'pbgd_free',
+  'pbrl',
   'power_schedule',
   'prox_linear_pbgd',
   'pzobo',
