@@ -5,7 +5,7 @@ optax's `update` takes gradients, a solver's takes a batch.
 
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
-`bj.oracles`, `bj.projections`, `bj.solvers` and `bj.types`.
+`bj.oracles`, `bj.projections`, `bj.rl`, `bj.solvers` and `bj.types`.
 """
 
 from bilevel_jax import (
@@ -15,6 +15,7 @@ from bilevel_jax import (
   linear_solvers,
   oracles,
   projections,
+  rl,
   solvers,
   types,
 )
@@ -106,6 +107,7 @@ __all__ = [
   'projections',
   'prox_linear',
   'rhg',
+  'rl',
   'saba',
   'sequences',
   'soba',

@@ -1,0 +1,284 @@
+"""What a policy is worth, exactly: values, visits, returns, gradients.
+
+A policy is an array of probabilities (states, actions), `jax.nn.softmax` of
+logits for instance. With a temperature, each step also earns that much a nat of
+the policy's entropy. Everything here may be differentiated in the policy and in
+all fields of the process, and mapped.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import _checks
+from bilevel_jax.rl import _discounted, _mdp
+
+
+class RewardProcess(NamedTuple):
+  """The Markov chain that a policy makes of a decision process.
+
+  Attributes:
+    transitions: probabilities of the next state, (states, states).
+    rewards: mean rewards of a step, the entropy's included, (states,).
+  """
+
+  transitions: chex.Array
+  rewards: chex.Array
+
+
+def _is_zero(temperature: chex.Numeric) -> bool:
+  """Whether there is no entropy at all, known without a value."""
+  return isinstance(temperature, int | float) and temperature == 0
+
+
+def entropy(policy: chex.Array) -> chex.Array:
+  """The entropy of each state's actions, in nats.
+
+  Args:
+    policy: probabilities, (states, actions).
+
+  Returns:
+    An array (states,); what has no probability adds nothing, nor a derivative.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(bj.rl.entropy(jnp.array([[0.5, 0.5], [1.0, 0.0]])).round(3))
+    [0.693 0.   ]
+  """
+  positive = policy > 0
+  log = jnp.log(jnp.where(positive, policy, 1))
+  return jnp.sum(jnp.where(positive, -policy * log, 0), axis=-1)
+
+
+def reward_process(
+  mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
+) -> RewardProcess:
+  r"""Transitions and rewards of the states under a policy.
+
+  .. math::
+    P_\pi(s, s') = \sum_a \pi(a | s) P(s' | s, a), \qquad
+    r_\pi(s) = \sum_a \pi(a | s) r(s, a) + \tau H(\pi(\cdot | s))
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+    temperature: :math:`\tau \ge 0`, in units of a reward a nat.
+
+  Returns:
+    A `RewardProcess`.
+
+  Raises:
+    ValueError: if the policy has another shape than the rewards, or the
+      temperature is negative.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.random_mdp(0, states=3, actions=2)
+    >>> chain = bj.rl.reward_process(mdp, jnp.full((3, 2), 0.5))
+    >>> print(chain.transitions.sum(-1).round(3), chain.rewards.shape)
+    [1. 1. 1.] (3,)
+  """
+  if jnp.shape(policy) != jnp.shape(mdp.rewards):
+    raise ValueError(
+      'a policy has a probability for each state and action, the shape '
+      f'{jnp.shape(mdp.rewards)}, got {jnp.shape(policy)}.'
+    )
+  _checks.within('reward_process', 'the temperature', temperature, 0)
+  moves = jnp.einsum('sa,sat->st', policy, mdp.transitions)
+  rewards = jnp.sum(policy * mdp.rewards, axis=-1)
+  if not _is_zero(temperature):
+    rewards = rewards + temperature * entropy(policy)
+  return RewardProcess(moves, rewards)
+
+
+def state_values(
+  mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
+) -> chex.Array:
+  r"""The discounted rewards to come from each state.
+
+  .. math::
+    V = r_\pi + \gamma P_\pi V
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+    temperature: :math:`\tau \ge 0`.
+
+  Returns:
+    V, (states,).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.make_mdp(jnp.ones((1, 2, 1)), [[0.0, 1.0]], discount=0.5)
+    >>> print(bj.rl.state_values(mdp, jnp.array([[0.25, 0.75]])))
+    [1.5]
+  """
+  moves, rewards = reward_process(mdp, policy, temperature)
+  return _discounted.discounted_solve(moves, rewards, mdp.discount)
+
+
+def backup(mdp: _mdp.MDP, values: chex.Array) -> chex.Array:
+  r"""The worth of each action, where states are worth `values`.
+
+  .. math::
+    Q(s, a) = r(s, a) + \gamma \sum_{s'} P(s' | s, a) V(s')
+
+  Args:
+    mdp: the process.
+    values: V, (states,).
+
+  Returns:
+    Q, (states, actions).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.make_mdp(jnp.ones((1, 2, 1)), [[0.0, 1.0]], discount=0.5)
+    >>> print(bj.rl.backup(mdp, jnp.array([2.0])))
+    [[1. 2.]]
+  """
+  return mdp.rewards + mdp.discount * mdp.transitions @ values
+
+
+def action_values(
+  mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
+) -> chex.Array:
+  r"""The discounted rewards to come after each action.
+
+  .. math::
+    Q(s, a) = r(s, a) + \gamma \sum_{s'} P(s' | s, a) V(s'), \qquad
+    V(s) = \sum_a \pi(a | s) Q(s, a) + \tau H(\pi(\cdot | s))
+
+  The entropy of the action itself is not in Q, that of later ones is.
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+    temperature: :math:`\tau \ge 0`.
+
+  Returns:
+    Q, (states, actions).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.make_mdp(jnp.ones((1, 2, 1)), [[0.0, 1.0]], discount=0.5)
+    >>> print(bj.rl.action_values(mdp, jnp.array([[0.25, 0.75]])))
+    [[0.75 1.75]]
+  """
+  return backup(mdp, state_values(mdp, policy, temperature))
+
+
+def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
+  r"""How often each state is seen, discounted.
+
+  .. math::
+    \mu(s) = (1 - \gamma) \sum_{t \ge 0} \gamma^t \, \Pr(s_t = s), \qquad
+    \mu = (1 - \gamma) \rho + \gamma P_\pi^\top \mu
+
+  It is also the stationary distribution of the chain that restarts from the
+  initial distribution with probability :math:`1 - \gamma` at each step.
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+
+  Returns:
+    Probabilities, (states,).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> forth = jnp.array([[[0.0, 1.0]], [[0.0, 1.0]]])  # And there it stays.
+    >>> mdp = bj.rl.make_mdp(
+    ...   forth, jnp.zeros((2, 1)), discount=0.75, initial=[1.0, 0.0]
+    ... )
+    >>> print(bj.rl.state_visits(mdp, jnp.ones((2, 1))))
+    [0.25 0.75]
+  """
+  moves, _ = reward_process(mdp, policy)
+  right = (1 - mdp.discount) * mdp.initial
+  return _discounted.discounted_solve(
+    moves, right, mdp.discount, transposed=True
+  )
+
+
+def visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
+  r"""How often each action is taken in each state, discounted.
+
+  .. math::
+    \mu(s, a) = \mu(s) \, \pi(a | s)
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+
+  Returns:
+    Probabilities, (states, actions).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.random_mdp(0, states=3, actions=2)
+    >>> policy = jnp.full((3, 2), 0.5)
+    >>> print(bj.rl.visits(mdp, policy).sum().round(3))
+    1.0
+  """
+  return state_visits(mdp, policy)[:, None] * policy
+
+
+def expected_return(
+  mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
+) -> chex.Array:
+  r"""The discounted rewards of an episode, in the mean.
+
+  .. math::
+    J = \sum_s \rho(s) V(s)
+
+  Args:
+    mdp: the process.
+    policy: probabilities, (states, actions).
+    temperature: :math:`\tau \ge 0`.
+
+  Returns:
+    A scalar; :math:`(1 - \gamma) J` is the mean reward of a step.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.make_mdp(jnp.ones((1, 2, 1)), [[0.0, 1.0]], discount=0.5)
+    >>> print(bj.rl.expected_return(mdp, jnp.array([[0.25, 0.75]])))
+    1.5
+  """
+  return mdp.initial @ state_values(mdp, policy, temperature)
+
+
+def policy_gradient(
+  mdp: _mdp.MDP, logits: chex.Array, temperature: chex.Numeric = 0
+) -> chex.Array:
+  r"""The gradient of the return in the logits of a tabular softmax policy.
+
+  .. math::
+    \frac{\partial J}{\partial \theta(s, a)} = \frac{1}{1 - \gamma} \mu(s)
+    \pi(a | s) \, [Q(s, a) - \tau \log \pi(a | s) - V(s)]
+
+  What `jax.grad` gives of `expected_return`, by the policy gradient theorem.
+
+  Args:
+    mdp: the process.
+    logits: :math:`\theta`, (states, actions).
+    temperature: :math:`\tau \ge 0`.
+
+  Returns:
+    The gradient, (states, actions).
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> mdp = bj.rl.make_mdp(jnp.ones((1, 2, 1)), [[0.0, 1.0]], discount=0.5)
+    >>> print(bj.rl.policy_gradient(mdp, jnp.zeros((1, 2))))
+    [[-0.5  0.5]]
+  """
+  policy = jax.nn.softmax(logits)
+  advantage = action_values(mdp, policy, temperature)
+  if not _is_zero(temperature):
+    advantage = advantage - temperature * jax.nn.log_softmax(logits)
+  weights = visits(mdp, policy) / (1 - mdp.discount)
+  mean = jnp.sum(policy * advantage, axis=-1, keepdims=True)
+  return weights * (advantage - mean)

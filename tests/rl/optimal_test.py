@@ -1,0 +1,141 @@
+"""The best policy: value iteration in NumPy, derivatives, ties, limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from tests import problems
+from tests.rl import reference
+
+GAMMA = 0.9
+
+
+def given(dtype=jnp.float64, seed=0):
+  moves, rewards, first, _ = reference.process(seed)
+  cast = lambda x: jnp.asarray(x, dtype)
+  return bj.rl.MDP(cast(moves), cast(rewards), cast(GAMMA), cast(first))
+
+
+@pytest.mark.parametrize('heat', [0, 0.3, 1e-3])
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+def test_value_iteration_finds_the_same(heat, dtype):
+  moves, rewards, _, _ = reference.process()
+  wanted = reference.best_values(moves, rewards, GAMMA, heat)
+  with jax.enable_x64(dtype == 'float64'):
+    best = jax.jit(lambda mdp: bj.rl.optimal(mdp, heat))(given(dtype))
+    rtol = 1e-10 if dtype == 'float64' else 2e-5
+    np.testing.assert_allclose(best.values, wanted, rtol=rtol)
+    worth = rewards + GAMMA * moves @ wanted
+    np.testing.assert_allclose(best.action_values, worth, rtol=rtol, atol=1e-5)
+    greedy = np.eye(3)[worth.argmax(1)]
+    if heat:
+      scaled = np.exp((worth - worth.max(1, keepdims=True)) / heat)
+      greedy = scaled / scaled.sum(1, keepdims=True)
+    np.testing.assert_allclose(
+      best.policy, greedy, atol=1e-8 if dtype == 'float64' else 2e-2
+    )
+    assert best.values.dtype == best.policy.dtype == jnp.dtype(dtype)
+    assert best.residual < (1e-12 if dtype == 'float64' else 2e-5)
+    assert 1 <= best.iterations < 20
+
+
+def test_no_policy_is_better(x64):
+  mdp = given()
+  for heat in (0, 0.5):
+    best = jax.jit(bj.rl.optimal, static_argnums=1)(mdp, heat)
+    logits = 3 * jax.random.normal(jax.random.key(0), (200, 5, 3))
+    worth = lambda z, heat=heat: bj.rl.state_values(
+      mdp, jax.nn.softmax(z), heat
+    )
+    others = jax.jit(jax.vmap(worth))
+    assert np.all(others(logits) <= best.values + 1e-12)
+
+
+def test_derivatives_of_values_and_policy(x64):
+  mdp, mix = given(), jax.random.normal(jax.random.key(1), (5, 3))
+
+  def scalar(mdp):
+    best = bj.rl.optimal(mdp, 0.3)
+    return mdp.initial @ best.values + jnp.sum(mix * best.policy)
+
+  for ours, theirs in zip(
+    jax.jit(jax.grad(scalar))(mdp),
+    problems.by_differences(scalar, mdp),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+  # Second derivatives, in the rewards and in the temperature.
+  slope = jax.grad(lambda z: scalar(mdp._replace(rewards=z)))
+  along = lambda z: jnp.vdot(slope(z), mix)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(along))(mdp.rewards),
+    problems.by_differences(along, mdp.rewards),
+    rtol=1e-5, atol=1e-5,
+  )  # fmt: skip
+  heat = lambda t: jnp.sum(mix * bj.rl.optimal(mdp, t).policy)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(heat))(0.3),
+    problems.by_differences(heat, jnp.float64(0.3)),
+    rtol=1e-6,
+  )
+
+
+def test_without_entropy_the_derivative_is_that_of_the_best_policy(x64):
+  mdp = given()
+  best = jax.jit(bj.rl.optimal)(mdp)
+  value = lambda r: mdp.initial @ bj.rl.optimal(mdp._replace(rewards=r)).values
+  seen = bj.rl.visits(mdp, best.policy) / (1 - GAMMA)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(value))(mdp.rewards), seen, atol=1e-12
+  )
+
+
+def test_ties_and_processes_without_choice():
+  even = bj.rl.make_mdp(np.full((4, 3, 4), 0.25), np.ones((4, 3)), discount=0.9)
+  solve = jax.jit(bj.rl.optimal, static_argnums=1)
+  best = solve(even, 0)
+  np.testing.assert_allclose(best.values, 10, rtol=1e-5)
+  warm = solve(even, 0.1)
+  np.testing.assert_allclose(warm.policy, 1 / 3, rtol=1e-5)
+  np.testing.assert_allclose(warm.values, 10 + np.log(3), rtol=1e-5)
+  alone = bj.rl.make_mdp(np.ones((1, 1, 1)), [[2.0]], discount=0.5)
+  assert solve(alone, 0).values == 4
+  now = bj.rl.random_mdp(0, states=3, actions=2, discount=0.0)
+  np.testing.assert_allclose(solve(now, 0).values, now.rewards.max(1))
+
+
+def test_large_processes_in_float32_mapped_and_from_a_start():
+  make = lambda key: bj.rl.random_mdp(key, states=60, actions=5)
+  mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 3))
+  solve = jax.jit(
+    jax.vmap(lambda mdp, v: bj.rl.optimal(mdp, 0.1, start=v), (0, 0))
+  )
+  cold = solve(mdps, jnp.zeros((3, 60)))
+  warm = solve(mdps, cold.values)
+  assert np.all(cold.residual < 1e-4) and np.all(warm.iterations <= 1)
+  np.testing.assert_allclose(cold.values, warm.values, rtol=1e-5)
+
+
+def test_a_limit_shows_in_the_residual():
+  mdp = bj.rl.random_mdp(0, states=30, actions=4)
+  far = 30 * jax.random.normal(jax.random.key(0), (30,))
+  solve = lambda **how: jax.jit(
+    lambda: bj.rl.optimal(mdp, 0.1, start=far, **how)
+  )()
+  once, rough, fine = solve(max_iterations=1), solve(tolerance=1.0), solve()
+  assert once.iterations == 1 and once.residual > 100 * fine.residual
+  assert rough.iterations < fine.iterations and rough.residual < 1
+
+
+def test_errors():
+  mdp = bj.rl.random_mdp(0, states=3, actions=2)
+  for wrong, message in (
+    ({'temperature': -0.1}, 'temperature is a number >= 0'),
+    ({'max_iterations': 0}, 'max_iterations >= 1'),
+    ({'tolerance': 0.0}, 'tolerance is a number > 0'),
+    ({'start': jnp.zeros(2)}, r'start has the shape \(3,\)'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      bj.rl.optimal(mdp, **wrong)

@@ -1,0 +1,163 @@
+"""Values, visits and gradients: walks in NumPy, identities, differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from tests import problems
+from tests.rl import reference
+
+GAMMA, HEAT = 0.9, 0.3
+DTYPES = {'float64': 1e-9, 'float32': 3e-5}
+
+
+def given(dtype, seed=0, **fields):
+  moves, rewards, first, policy = reference.process(seed)
+  cast = lambda x: jnp.asarray(x, dtype)
+  mdp = bj.rl.MDP(cast(moves), cast(rewards), cast(GAMMA), cast(first))
+  return mdp._replace(**fields), cast(policy)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_sums_over_walks(dtype):
+  moves, rewards, first, policy = reference.process()
+  with jax.enable_x64(dtype == 'float64'):
+    mdp, pi = given(dtype)
+
+    @jax.jit
+    def everything(mdp, pi):
+      return (
+        bj.rl.state_values(mdp, pi),
+        bj.rl.state_values(mdp, pi, HEAT),
+        bj.rl.action_values(mdp, pi, HEAT),
+        bj.rl.expected_return(mdp, pi, HEAT),
+        bj.rl.state_visits(mdp, pi),
+        bj.rl.visits(mdp, pi),
+      )
+
+    found = everything(mdp, pi)
+    assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+  plain = reference.values(moves, rewards, policy, GAMMA)
+  warm = reference.values(moves, rewards, policy, GAMMA, HEAT)
+  seen = reference.visits(moves, first, policy, GAMMA)
+  expected = (
+    plain,
+    warm,
+    rewards + GAMMA * moves @ warm,
+    first @ warm,
+    seen,
+    seen[:, None] * policy,
+  )
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=DTYPES[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize('chain', ['cycle', 'absorbing', 'split', 'one'])
+def test_chains_that_mix_slowly_or_never(chain, x64):
+  """No second eigenvalue below one to rely on; also a discount of 0.999."""
+  eye = np.eye(4)
+  moves = {
+    'cycle': np.roll(eye, 1, axis=1),
+    'absorbing': np.vstack([eye[1:], eye[-1:]]),
+    'split': np.kron(np.eye(2), [[0.9, 0.1], [0.1, 0.9]]),
+    'one': np.ones((1, 1)),
+  }[chain]
+  states = len(moves)
+  rewards = np.arange(1.0, states + 1)
+  both = jax.jit(lambda *at: (bj.rl.state_values(*at), bj.rl.state_visits(*at)))
+  for discount in (0.0, 0.5, 0.999):
+    mdp = bj.rl.make_mdp(
+      moves[:, None], rewards[:, None], discount=discount,
+      initial=np.eye(states)[0],
+    )  # fmt: skip
+    pi = jnp.ones((states, 1))
+    system = np.eye(states) - discount * moves
+    values, seen = both(mdp, pi)
+    np.testing.assert_allclose(
+      values, np.linalg.solve(system, rewards), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+      seen,
+      np.linalg.solve(system.T, (1 - discount) * np.eye(states)[0]),
+      atol=1e-10,
+    )
+
+
+def test_rewards_of_zero_have_no_value():
+  mdp, pi = given(jnp.float32)
+  mdp = mdp._replace(rewards=jnp.zeros_like(mdp.rewards))
+  np.testing.assert_array_equal(bj.rl.state_values(mdp, pi), 0)
+
+
+@pytest.mark.parametrize('heat', [0, HEAT])
+def test_policy_gradient_theorem(heat, x64):
+  mdp, _ = given(jnp.float64)
+  logits = jnp.asarray(np.random.default_rng(3).normal(size=(5, 3)))
+  value = lambda z: bj.rl.expected_return(mdp, jax.nn.softmax(z), heat)
+  exact = jax.jit(bj.rl.policy_gradient, static_argnums=2)(mdp, logits, heat)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(value))(logits), exact, atol=1e-12
+  )
+  wanted = problems.by_differences(value, logits)
+  np.testing.assert_allclose(exact, wanted, atol=1e-7)
+
+
+def test_derivatives_in_all_fields_to_the_second_order(x64):
+  """Of values and visits together, against central differences."""
+  mdp, pi = given(jnp.float64)
+  mix = jnp.asarray(np.random.default_rng(4).normal(size=5))
+
+  def scalar(mdp):
+    worth = bj.rl.state_values(mdp, pi, HEAT)
+    return worth @ bj.rl.state_visits(mdp, pi) + jnp.sin(mix @ worth)
+
+  slope = jax.jit(jax.grad(scalar))
+  wanted = problems.by_differences(scalar, mdp)
+  for ours, theirs in zip(slope(mdp), wanted, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+  along = lambda r: jnp.vdot(slope(mdp._replace(rewards=r)).rewards, r)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(along))(mdp.rewards),
+    problems.by_differences(along, mdp.rewards),
+    atol=1e-5,
+  )
+
+
+def test_mapped_over_processes_and_policies():
+  make = lambda key: bj.rl.random_mdp(key, states=20, actions=3)
+  mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
+  logits = jax.random.normal(jax.random.key(1), (4, 20, 3))
+  both = lambda mdp, z: (
+    bj.rl.state_values(mdp, jax.nn.softmax(z), HEAT),
+    bj.rl.policy_gradient(mdp, z),
+  )
+  together = jax.jit(jax.vmap(both))(mdps, logits)
+  one = jax.jit(both)
+  for i in range(4):
+    alone = one(jax.tree.map(lambda x, i=i: x[i], mdps), logits[i])
+    for ours, theirs in zip(together, alone, strict=True):
+      np.testing.assert_allclose(ours[i], theirs, rtol=2e-5, atol=1e-5)
+
+
+def test_entropy_and_its_derivative_where_an_action_is_never_taken():
+  policy = jnp.array([[1.0, 0.0], [0.25, 0.75]])
+  np.testing.assert_allclose(
+    bj.rl.entropy(policy), reference.entropy(np.asarray(policy)), rtol=1e-6
+  )
+  slope = jax.grad(lambda p: bj.rl.entropy(p).sum())(policy)
+  assert np.all(np.isfinite(slope))
+  # Logits so far apart that a probability is zero in float32.
+  mdp = bj.rl.random_mdp(0, states=2, actions=2)
+  logits = jnp.array([[200.0, -200.0], [0.0, 0.0]])
+  value = lambda z: bj.rl.expected_return(mdp, jax.nn.softmax(z), HEAT)
+  assert np.all(np.isfinite(jax.jit(jax.grad(value))(logits)))
+
+
+def test_errors():
+  mdp, pi = given(jnp.float32)
+  with pytest.raises(ValueError, match=r'shape \(5, 3\), got \(5, 2\)'):
+    bj.rl.state_values(mdp, pi[:, :2])
+  with pytest.raises(ValueError, match='temperature is a number >= 0'):
+    bj.rl.state_values(mdp, pi, -1.0)
