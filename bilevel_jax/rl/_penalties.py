@@ -249,7 +249,7 @@ def bellman_gap(
     mdp = process(x)
     best = jax.nn.log_softmax(jax.lax.stop_gradient(params.value))
     q = _values.action_values(mdp, jnp.exp(best), temperature)
-    rho = mdp.initial if weights is None else jnp.asarray(weights, q.dtype)
+    rho = jnp.asarray(mdp.initial if weights is None else weights, q.dtype)
     # Of a probability that is zero, a logarithm that is finite.
     log = (
       jnp.log(jnp.maximum(y, jnp.finfo(y.dtype).tiny))
@@ -330,9 +330,12 @@ def natural(
 
     def divide(visited, slope, logits):
       mass = visited[:, None] * jax.nn.softmax(logits)
-      # An action that no float can tell from impossible stays as it is.
-      small = mass < jnp.finfo(mass.dtype).tiny
-      return jnp.where(small, 0, slope / jnp.where(small, 1, mass))
+      # A state whose visits are rounding, or an action that no float can tell
+      # from impossible, stays as it is.
+      least = jnp.finfo(mass.dtype).eps * jnp.max(visited)
+      small = (visited < least)[:, None] | (mass < jnp.finfo(mass.dtype).tiny)
+      found = jnp.where(small, 0, slope / jnp.where(small, 1, mass))
+      return found.astype(slope.dtype)
 
     slopes = jax.tree.map(
       divide, weights(params), getattr(found, of), getattr(params, of)
@@ -360,7 +363,7 @@ def _following(who, direction, process, temperature, of, at):
   def fn(params, batch, inner):
     del batch
     found = jax.tree.map(
-      direction,
+      lambda mdp, z: direction(mdp, z).astype(z.dtype),
       process(at(params)),
       getattr(params, of),
       is_leaf=is_process,
