@@ -127,9 +127,7 @@ def by_hand(games: Any, leader: Any, follower: Any):
     q = gains + gamma * faced @ v_pi - tau * np.log(pi)
     d_y = -advantage(q_lead) / PENALTY - advantage(q)
     # In the leader's: with what weight each pair of actions is worth how much.
-    ahead = moves.reshape(-1, states) @ np.stack(
-      [v_lead, v_pi, v_best], axis=1
-    )
+    ahead = moves.reshape(-1, states) @ np.stack([v_lead, v_pi, v_best], axis=1)
     worth = gamma * ahead.reshape(states, first, second, 3)
     d_lead = np.zeros_like(lead)
     for mass, of, which, which_v, scale in (

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,9 @@ class Settings:
     chunk: of those.
     penalty: the first and the last lambda of PBRL, ours.
     inner_steps: K, of the meta-gradient.
-    rates: of Adam, of the designer and, in PBRL, the players.
-    inner_rates: of the players who learn, tried with each of the rates; one of
-      them a share of the penalty's own rate for PBRL, whose players take Adam.
+    rates: of Adam, for the designer.
+    inner_rates: of the players, tried with each of the rates: of Adam in PBRL,
+      a share of the way to the other's answer where they learn.
     tuning_seeds: games that rates are chosen on, none of them reported.
     seeds: games that are reported.
   """
@@ -63,12 +63,28 @@ class Settings:
   temperature: float = 0.1
   steps: int = 1_500
   chunk: int = 100
-  penalty: tuple[float, ...] = (1.0, 100.0)
+  penalty: tuple[float, ...] = (0.1, 100.0)
   inner_steps: tuple[int, ...] = (5, 20)
-  rates: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08)
-  inner_rates: tuple[float, ...] = (0.02, 0.1)
-  tuning_seeds: int = 3
+  rates: tuple[float, ...] = (0.02, 0.06, 0.2)
+  inner_rates: tuple[float, ...] = (0.02, 0.06, 0.2)
+  tuning_seeds: int = 2
   seeds: int = 10
+
+
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(
+    states=4,
+    actions=3,
+    steps=200,
+    inner_steps=(5,),
+    rates=(0.06, 0.2),
+    inner_rates=(0.06, 0.2),
+    tuning_seeds=1,
+    seeds=3,
+  ),
+  'paper': Settings(steps=6_000, chunk=400, tuning_seeds=5),
+}
 
 
 def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
@@ -208,31 +224,130 @@ def inner_steps_of(method: str) -> int:
 
 
 def updates_of(method: str, settings: Settings) -> int:
-  """As many as PBRL's, or as its evaluations allow."""
+  """As many as PBRL's, or as its evaluations of pairs allow.
+
+  What the backward pass of the K steps costs, as much again, is not counted, in
+  the meta-gradient's favour.
+  """
   if method == 'pbrl' or method.endswith('/equal_updates'):
     return settings.steps
   return max(1, settings.steps * PBRL_EVALUATIONS // inner_steps_of(method))
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  if len(settings.penalty) != 2:
+    raise harness.SettingsError(
+      '--penalty: the first and the last penalty, got '
+      f'{len(settings.penalty)} numbers.'
+    )
+
+
+def methods_of(settings: Settings) -> dict[str, str]:
+  """Names of the runs, with what the table calls them."""
+  most = max(settings.inner_steps)
+  return {
+    'pbrl': 'PBRL',
+    **{
+      f'meta_gradient/k{k}': f'meta-gradient, K = {k}'
+      for k in settings.inner_steps
+    },
+    f'meta_gradient/k{most}/equal_updates': (
+      f'the same, K = {most}, equal updates'
+    ),
+  }
+
+
+def main(options: harness.Options) -> dict[str, float]:
+  """Tunes and runs all methods, and writes table, plots and results."""
+  begin = time.monotonic()
+  settings = options.settings
+  titles = methods_of(settings)
+  rules = comparison.Rules(
+    options,
+    settings=harness.settings_of(settings, 'rates', 'inner_rates'),
+    score=lambda trained: trained.history['upper_return_at_nash'][-1],
+    tuning_seeds=tuple(range(_TUNING, _TUNING + settings.tuning_seeds)),
+    widenings=1,
+  )
+  outcomes = comparison.compare(
+    rules,
+    tuple(titles),
+    functools.partial(train, settings),
+    {'rate': settings.rates, 'inner_rate': settings.inner_rates},
+  )
+
+  def measure_of(outcome):
+    gap = outcome.values('nash_gap')
+    return {
+      'upper_return_at_nash': outcome.last('upper_return_at_nash'),
+      'upper_return': outcome.last('upper_return'),
+      'gap_ratio': gap[-1] / gap[0],
+    }
+
+  metrics, rows = comparison.report_outcomes(outcomes, measure_of)
+  ours = outcomes['pbrl'].last('upper_return_at_nash')
+  close = measure_of(outcomes['pbrl'])['gap_ratio'] <= stackelberg.NEAR
+  for row in rows:
+    method = row['method']
+    outcome = outcomes[method]
+    row['method'] = titles[method]
+    if outcome.failure:
+      continue
+    evaluations = outcome.trained.steps[-1] * (
+      PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
+    )
+    metrics[f'{method}/lower_evaluations'] = int(evaluations)
+    row['lower evaluations'] = int(evaluations)
+    if method != 'pbrl':
+      theirs = outcome.last('upper_return_at_nash')
+      wins = int(np.sum((ours > theirs) & close))
+      metrics[f'pbrl/wins_over_{method}'] = wins
+      lead = harness.mean_interval(ours - theirs)
+      metrics |= lead.metrics(f'pbrl/lead_over_{method}')
+      row['PBRL wins'] = f'{wins} of {len(ours)}'
+    else:
+      row['PBRL wins'] = '-'
+  harness.write_table(options.workdir, rows)
+  worst = [o.values('nash_error').max() for o in outcomes.values()]
+  metrics['nash_error'] = harness.reduced(worst, 'max')
+  _plot(pathlib.Path(options.workdir), outcomes, titles)
+  harness.write_results(
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - begin,
+    curves={
+      titles[m]: o.values('upper_return_at_nash') for m, o in outcomes.items()
+    },
+  )
+  return metrics
+
+
+def _plot(folder, outcomes, titles):
+  def curves(metric, least=None):
+    found = {}
+    for method, outcome in outcomes.items():
+      each = PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
+      values = outcome.values(metric)
+      values = values if least is None else np.maximum(values, least)
+      found[titles[method]] = (each * outcome.trained.steps, values)
+    return found
+
+  label = 'evaluated pairs of policies'
+  harness.plot_panels(
+    folder / 'curves.png',
+    [
+      harness.Panel(
+        curves('upper_return_at_nash'), label, 'return at the equilibrium'
+      ),
+      harness.Panel(
+        curves('nash_gap', 1e-6), label, 'gap of the current pair', logy=True
+      ),
+    ],
+  )
+
+
 if __name__ == '__main__':
-  import sys
-  settings = Settings()
-  m = sys.argv[1]
-  rates = [float(r) for r in sys.argv[2].split(',')]
-  inner = [float(r) for r in sys.argv[3].split(',')]
-  for kv in sys.argv[4:]:
-    k, v = kv.split('=')
-    v = tuple(map(float, v.split(','))) if ',' in v else (int(v) if v.isdigit() else float(v))
-    settings = dataclasses.replace(settings, **{k: v})
-  seeds = tuple(range(1_000_000, 1_000_000 + settings.tuning_seeds))
-  pts = [(a, b) for a in rates for b in inner]
-  t = time.process_time()
-  job = comparison.Job(m, True, {}, seeds * len(pts), {
-    'name': m, 'seeds': seeds * len(pts), 'workdir': None,
-    'hyper': {'rate': np.repeat(np.float32([p[0] for p in pts]), len(seeds)), 'inner_rate': np.repeat(np.float32([p[1] for p in pts]), len(seeds))}})
-  got = train(settings, job)
-  for i, r in enumerate(pts):
-    sl = slice(i * len(seeds), (i + 1) * len(seeds))
-    h = got.history
-    print(m, r, 'F', h['upper_return_at_nash'][-1, sl].round(3), h['upper_return_at_nash'][0, sl].round(2), 'max', h['upper_return_at_nash'][:, sl].max(0).round(3), 'cur', h['upper_return'][-1, sl].round(3), 'gap', h['nash_gap'][-1, sl].round(4), h['nash_gap'][0, sl].round(3), 'err', h['nash_error'][:, sl].max().round(5))
-  print('cpu', time.process_time() - t, got.compile_seconds)
+  harness.run(
+    main, PRESETS, paper='pbrl', binary='incentive_design', check=check
+  )

@@ -93,9 +93,7 @@ def differences(fn, point, step=1e-5):
   for i in range(point.size):
     away = np.zeros(point.size)
     away[i] = step
-    at = [
-      fn(point + k * away.reshape(point.shape)) for k in (-2, -1, 1, 2)
-    ]
+    at = [fn(point + k * away.reshape(point.shape)) for k in (-2, -1, 1, 2)]
     slope[i] = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * step)
   return slope.reshape(point.shape)
 
@@ -121,7 +119,9 @@ def at_optimum(where):
 
 
 @pytest.mark.parametrize('kind', ['value', 'bellman'])
-@pytest.mark.parametrize('where', [('rewards',), ('moves',), ('rewards', 'moves')])
+@pytest.mark.parametrize(
+  'where', [('rewards',), ('moves',), ('rewards', 'moves')]
+)
 def test_penalties_by_finite_differences(x64, kind, where):
   oracle, params = oracle_of(kind, where), at_optimum(where)
   jacobian, state = jax.jit(oracle.update)(None, oracle.init(params), params)
@@ -176,11 +176,10 @@ def test_mirror_descent_and_value_iteration_find_the_optimum(dtype):
       ('sweeps', bj.rl.soft_value_iteration_step, 400),
     ):
       solver = bj.descend(
-        make(made, temperature=TAU), value=bj.Sequence(optax.sgd(1.0), steps=steps)
+        make(made, temperature=TAU),
+        value=bj.Sequence(optax.sgd(1.0), steps=steps),
       )
-      updates, state = jax.jit(solver.update)(
-        None, solver.init(params), params
-      )
+      updates, state = jax.jit(solver.update)(None, solver.init(params), params)
       both[name] = jax.nn.log_softmax(params.value + updates.value)
       assert bj.counts(state)['gradients/lower'] == steps
     _, _, best = plain_optimum(*plain_process(made(params.upper)), TAU)
@@ -234,9 +233,7 @@ def test_the_natural_step_is_the_advantage(x64):
   made = process(('rewards',))
   loss = bj.rl.follower_loss(made, temperature=TAU)
   oracle = bj.gradient(lambda p, b: loss(p.upper, p.lower, b), of='lower')
-  weights = lambda p: bj.rl.state_visits(
-    made(p.upper), jax.nn.softmax(p.lower)
-  )
+  weights = lambda p: bj.rl.state_visits(made(p.upper), jax.nn.softmax(p.lower))
   params = bj.BilevelParams(jnp.asarray(X), jnp.asarray(Y))
   oracle = bj.rl.natural(oracle, weights)
   found = jax.jit(oracle.update)(None, oracle.init(params), params)[0].lower
@@ -279,11 +276,13 @@ def plain_responses(game, y):
   """Each player's process, by NumPy."""
   moves, costs = np.asarray(game.transitions), np.asarray(game.rewards[0])
   a, b = (np.exp(plain_log_softmax(z)) for z in y)
-  of_a = -np.einsum('sb,sab->sa', b, costs) + TAU * (
-    np.sum(b * np.log(b), 1)[:, None]
+  of_a = (
+    -np.einsum('sb,sab->sa', b, costs)
+    + TAU * (np.sum(b * np.log(b), 1)[:, None])
   )
-  of_b = np.einsum('sa,sab->sb', a, costs) + TAU * (
-    np.sum(a * np.log(a), 1)[:, None]
+  of_b = (
+    np.einsum('sa,sab->sb', a, costs)
+    + TAU * (np.sum(a * np.log(a), 1)[:, None])
   )
   return (
     (np.einsum('sb,sabt->sat', b, moves), of_a),

@@ -260,7 +260,10 @@ CASES = [
 
 @pytest.mark.parametrize(
   'dtype, case',
-  [*((np.float64, case) for case in CASES), *((np.float32, case) for case in CASES[::3])],
+  [
+    *((np.float64, case) for case in CASES),
+    *((np.float32, case) for case in CASES[::3]),
+  ],
 )
 def test_takes_the_steps_of_its_equations(dtype, case):
   with jax.enable_x64(dtype == np.float64):
