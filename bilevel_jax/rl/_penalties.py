@@ -318,7 +318,8 @@ def natural(
     >>> oracle = bj.gradient(loss, of='lower')
     >>> oracle = bj.rl.natural(oracle, lambda params: jnp.ones(1))
     >>> params = bj.BilevelParams(None, jnp.array([[0.0, -9.0]]))
-    >>> print(oracle.update(None, oracle.init(params), params)[0].lower.round(2))
+    >>> found, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(found.lower.round(2))
     [[ 0. -1.]]
 
   References:

@@ -101,8 +101,8 @@ from bilevel_jax.solvers._meha import meha
 from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
-from bilevel_jax.solvers._pbsgd import v_pbsgd
 from bilevel_jax.solvers._pbrl import pbrl
+from bilevel_jax.solvers._pbsgd import v_pbsgd
 from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import rhg, t_rhg

@@ -1,4 +1,4 @@
-"""The step of a Stackelberg Markov game by the library, and plainly in NumPy."""
+"""The step of a Stackelberg Markov game, by the library and in NumPy."""
 
 import functools
 from typing import Any

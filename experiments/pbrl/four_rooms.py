@@ -271,7 +271,7 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     steps=settings.steps,
     chunk=settings.chunk,
     evaluate=measure,
-    record_start=True,
+    record_start=not job.tuning,  # To record is a program of its own.
     **keywords,
   )
   # The comparison knows one member for each seed and point.

@@ -213,7 +213,7 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     chunk=max(1, round(settings.chunk * steps / settings.steps)),
     own=jax.tree.map(lambda *leaves: np.stack(leaves), *games),
     evaluate=functools.partial(measure, settings),
-    record_start=True,
+    record_start=not job.tuning,  # To record is a program of its own.
     **job.keywords,
   )
 

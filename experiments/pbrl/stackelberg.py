@@ -249,7 +249,7 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     chunk=settings.chunk,
     own=games,
     evaluate=functools.partial(measure, settings, job.method),
-    record_start=True,
+    record_start=not job.tuning,  # To record is a program of its own.
     **job.keywords,
   )
 

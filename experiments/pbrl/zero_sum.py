@@ -51,7 +51,8 @@ def learn(
     costs: of the first, (states, a, b).
     y: logits of both.
     temperature: of their entropies.
-    rate: share of the way to what answers the other's present policy; at most 1.
+    rate: share of the way to the answer to the other's present policy, at most
+      1.
   """
   both = policies_of(y)
   worth = pair_values(game, costs, both, temperature)

@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import problems
 
 STATES, ACTIONS, DISCOUNT, TAU = 6, 3, 0.9, 0.1
 SIZE = 4  # Coordinates of the leader's variable.
@@ -359,7 +358,7 @@ def test_rho_has_full_support():
     upper=jnp.asarray(X, jnp.float32), lower=table, value=table
   )
   oracle = bj.rl.bellman_gap(problem, hole, temperature=TAU)
-  with pytest.raises(ValueError, match='rho is zero in 5 states.*weights='):
+  with pytest.raises(ValueError, match=r'rho is zero in 5 states.*weights='):
     oracle.init(params)
   mended = bj.rl.bellman_gap(problem, hole, temperature=TAU, weights=RHO)
   mended.init(params)

@@ -233,8 +233,8 @@ def by_hand(updates, *, form, natural, closed, inner):
       slope = -weights[:, None] * (here.q(pi) - TAU * np.log(pi))
     else:
       q = here.q(best)
-      level = lambda z: (z * (TAU * np.log(z) - q)).sum(1)
-      gap = weights @ (level(pi) - level(best))
+      level = [(z * (TAU * np.log(z) - q)).sum(1) for z in (pi, best)]
+      gap = weights @ (level[0] - level[1])
       p_x = np.einsum('s,sa,sai->i', weights, best - pi, here.d_q(best))
       slope = weights[:, None] * (TAU * np.log(pi) - q)
     f = np.sum(_PULL * pi) * np.cos(x[0]) + x @ x / 2
