@@ -205,11 +205,8 @@ def over_visits(oracle):
     found, state = oracle.update(batch, state, params, **extra_args)
 
     def seen(z, goal):
-      chain = jnp.einsum(
-        'sa,sat->st', jax.nn.softmax(z), ROOMS.transitions[goal]
-      )
-      matrix = jnp.eye(len(chain)) - rooms_lib.DISCOUNT * chain
-      return jnp.linalg.solve(matrix.T, ROOMS.start)
+      policy = jax.nn.softmax(z)
+      return rooms_lib.visits(ROOMS.transitions[goal], policy, ROOMS.start)
 
     visits = over_goals(seen, params.lower) / len(GOALS)
     lower = found.lower / jnp.maximum(visits, 1e-12)[:, :, None]

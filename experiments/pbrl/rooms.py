@@ -96,14 +96,49 @@ def straight(z: chex.Array) -> chex.Array:
   return z + jax.lax.stop_gradient(jax.nn.softmax(z) - z)
 
 
-def invert(moves: chex.Array, policy: chex.Array):
-  """Solves with I - gamma P of a policy: a function of the right-hand side.
+def inverse(matrix: chex.Array) -> chex.Array:
+  """Of I - gamma P, by elimination.
 
-  Directly: walks from room to room mix slowly, and sweeps would be thousands.
+  Its rows are dominated by their diagonal, so no pivots are looked for. By
+  products alone: `jnp.linalg.solve` under `vmap` has hung on busy machines, and
+  sweeps would be thousands, as walks from room to room mix slowly.
   """
+
+  def eliminate(k, a):
+    row, column = a[k] / a[k, k], a[:, k]
+    a = a - jnp.outer(column, row)
+    a = a.at[:, k].set(-column / column[k]).at[k].set(row)
+    return a.at[k, k].set(1 / column[k])
+
+  return jax.lax.fori_loop(0, matrix.shape[-1], eliminate, matrix)
+
+
+def system(moves: chex.Array, policy: chex.Array) -> chex.Array:
+  """I - gamma P of a policy, (cells, cells)."""
   chain = jnp.einsum('sa,sat->st', policy, moves)
-  matrix = jnp.eye(chain.shape[-1], dtype=chain.dtype) - DISCOUNT * chain
-  return lambda right: jnp.linalg.solve(matrix, right)
+  return jnp.eye(chain.shape[-1], dtype=chain.dtype) - DISCOUNT * chain
+
+
+def invert(moves: chex.Array, policy: chex.Array):
+  """Solves with I - gamma P of a policy: a function of the right-hand side."""
+  matrix = system(moves, policy)
+  table = inverse(jax.lax.stop_gradient(matrix))
+
+  def solve(table):
+    def refined(product, right):
+      x = table @ right
+      return x + table @ (right - product(x))
+
+    return refined
+
+  return lambda right: jax.lax.custom_linear_solve(
+    lambda x: matrix @ x, right, solve(table), solve(table.T)
+  )
+
+
+def visits(moves: chex.Array, policy: chex.Array, start: chex.Array):
+  """Discounted numbers of visits to each cell, (cells,)."""
+  return inverse(system(moves, policy)).T @ start
 
 
 def follower_rewards(
