@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.stackelberg
 
-Expected: TODO. Time: TODO.
+Expected: not run to the end yet. Time: not measured.
 
 One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
 iteration, the penalty's and the leader's gradients, both players' steps. Ten

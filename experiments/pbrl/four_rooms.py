@@ -7,7 +7,7 @@ Learning and RLHF, 2024.
 
     python -m experiments.pbrl.four_rooms --preset=quick
 
-Expected: TODO. Time: TODO.
+Expected: not run yet. Time: not measured.
 
 Nine cells of a table: three temperatures of the follower's entropy, three
 prices of the penalties to the leader. All methods are judged by the leader's

@@ -5,7 +5,8 @@ Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.incentive_design --preset=quick
 
-Expected: TODO. Time: TODO.
+Expected: PBRL at 9.05, its gap below 1 % of its start; the other rows have not
+been run to the end. Time: not measured.
 
 The designer sets the payoff of a zero-sum Markov game and collects a reward of
 its own where the players are at the equilibrium. The penalty is the function of
