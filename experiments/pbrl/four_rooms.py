@@ -340,6 +340,8 @@ def main(options: harness.Options) -> dict[str, float]:
 
 def verdict(ours: np.ndarray, others: list[np.ndarray]) -> str:
   """Of the best other method's mean: above, level or below, by intervals."""
+  if not others:
+    return '-'
   best = max(others, key=np.mean)
   lead = harness.mean_interval(ours - best)
   if abs(lead.mean) <= max(lead.half_width, 0.005):

@@ -86,6 +86,11 @@ def make_rooms() -> Rooms:
   )
 
 
+def _of(table: chex.Array, goal: chex.Numeric) -> chex.Array:
+  """What belongs to a goal, which may be drawn in a compiled program."""
+  return jnp.take(table, goal, axis=0)
+
+
 def straight(z: chex.Array) -> chex.Array:
   """Softmax probabilities whose derivative in the logits is one.
 
@@ -146,7 +151,7 @@ def follower_rewards(
 ) -> chex.Array:
   """What a step from each cell earns, (cells,), from 105 weights."""
   tax = LARGEST * jax.nn.softmax(w)[:-1]
-  return rooms.rewards[goal] - tax * rooms.taxed[goal]
+  return _of(rooms.rewards, goal) - tax * _of(rooms.taxed, goal)
 
 
 def soft_values(
@@ -161,7 +166,7 @@ def soft_values(
   log = jax.lax.stop_gradient(jax.nn.log_softmax(z))
   gains = follower_rewards(rooms, w, goal)
   gains = jnp.sum(policy * (gains[:, None] - temperature * log), axis=1)
-  return invert(rooms.transitions[goal], policy)(gains)
+  return invert(_of(rooms.transitions, goal), policy)(gains)
 
 
 def leader_return(
@@ -173,8 +178,8 @@ def leader_return(
 ) -> chex.Array:
   """Visits of the target, less the price of all penalties at the goal."""
   bill = price * LARGEST * jnp.sum(jax.nn.softmax(w)[:-1])
-  gains = rooms.target - bill * rooms.goals[goal]
-  return rooms.start @ invert(rooms.transitions[goal], policy)(gains)
+  gains = rooms.target - bill * _of(rooms.goals, goal)
+  return rooms.start @ invert(_of(rooms.transitions, goal), policy)(gains)
 
 
 def improve(
@@ -187,7 +192,7 @@ def improve(
   """Logits of the best answer to the values of logits: Newton's step."""
   values = soft_values(rooms, w, z, goal, temperature)
   gains = follower_rewards(rooms, w, goal)[:, None]
-  worth = gains + DISCOUNT * rooms.transitions[goal] @ values
+  worth = gains + DISCOUNT * _of(rooms.transitions, goal) @ values
   return jax.nn.log_softmax(worth / temperature)
 
 
@@ -206,10 +211,10 @@ def optimum(
   values = soft_values(rooms, *held, goal, temperature)
   worth = lambda v: (
     follower_rewards(rooms, w, goal)[:, None]
-    + DISCOUNT * rooms.transitions[goal] @ v
+    + DISCOUNT * _of(rooms.transitions, goal) @ v
   )
   scaled = worth(values) / temperature
   residual = temperature * jax.nn.logsumexp(scaled, axis=1) - values
   best = jax.lax.stop_gradient(jax.nn.softmax(scaled))
-  values = values + invert(rooms.transitions[goal], best)(residual)
+  values = values + invert(_of(rooms.transitions, goal), best)(residual)
   return jax.nn.log_softmax(worth(values) / temperature)
