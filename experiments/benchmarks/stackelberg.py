@@ -2,7 +2,9 @@
 
     python -m experiments.benchmarks.stackelberg
 
-Expected: not run to the end yet. Time: not measured.
+Expected: the bound does not hold beside one thread of BLAS, 1.3 times on a busy
+machine (set OPENBLAS_NUM_THREADS=1; BLAS threads that wait for each other make
+NumPy look bad). Time: some minutes.
 
 One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
 iteration, the penalty's and the leader's gradients, both players' steps. Ten
