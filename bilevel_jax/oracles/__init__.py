@@ -12,6 +12,7 @@ from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._implicit_directions import implicit_directions
 from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
+from bilevel_jax.oracles._nikaido_isoda import best_responses, nikaido_isoda
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
@@ -24,6 +25,7 @@ __all__ = [
   'ProxLinearState',
   'Solve',
   'aggregated',
+  'best_responses',
   'compositional',
   'coupled',
   'fused_moco',
@@ -34,6 +36,7 @@ __all__ = [
   'jacobian_like',
   'lower_gradient',
   'multi_objective',
+  'nikaido_isoda',
   'oracle',
   'penalised_lower_gradient',
   'prox_linear',

@@ -19,6 +19,7 @@ coordinates of the upper variable.
 | `alt_pbgd` | (1 + T) f + (2 + 2 T) g | the same | strongly convex, sets |
 | `f2sa_p` | p (1 + T) (f + g) | order 1 / penalty^p | strongly convex, smooth |
 | `pbgd_free` | (1 + T) f + T g | where f is not flat there | PL, sets |
+| `pbrl` | f + (2 + T) g | gap of order 1 / penalty^2 | a decision process |
 | `lv_hba` | f + 3 g | of order 1 / penalty | convex, inequalities |
 | `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
@@ -50,6 +51,9 @@ coordinates of the upper variable.
   a bias that falls with the p-th power, where the losses are smooth.
 - `pbgd_free`: the cheapest with a lower loop, for upper losses that are flat
   around the lower solutions, as in fine-tuning; else it ends elsewhere.
+- `pbrl`: where the lower problem is a finite Markov decision process, in whose
+  rewards or transitions the upper variable sits: `v_pbgd` with the steps of
+  such processes, or the Bellman penalty.
 - `lv_hba`: where the lower problem has inequality constraints.
 - `bome`: where no penalty is known: the gap has to fall at a rate. Let the step
   sizes decay, and T grow with the condition of the lower loss.
@@ -100,6 +104,7 @@ from bilevel_jax.solvers._meha import meha
 from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
+from bilevel_jax.solvers._pbrl import pbrl
 from bilevel_jax.solvers._pbsgd import v_pbsgd
 from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
@@ -143,6 +148,7 @@ __all__ = [
   'mrbo',
   'nasa',
   'pbgd_free',
+  'pbrl',
   'power_schedule',
   'prox_linear_pbgd',
   'pzobo',

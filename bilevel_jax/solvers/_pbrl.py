@@ -1,0 +1,130 @@
+"""PBRL: penalties where the lower level is a Markov decision process."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import chex
+import jax
+import optax
+
+from bilevel_jax import descent, oracles, rl, types
+
+
+def pbrl(
+  loss: types.Loss,
+  process: Callable[[Any], rl.MDP],
+  *,
+  temperature: chex.Numeric,
+  penalty: types.ScalarOrSchedule,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike | None = None,
+  form: Literal['value', 'bellman'] = 'value',
+  weights: Any = None,
+  natural: bool = True,
+  rescale: bool = True,
+  wrap: types.Wrapper | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""PBRL: a leader, and a follower that is optimal in the leader's process.
+
+  .. math::
+    \min_x f(x, y) \quad \text{where} \quad
+    y \in \arg\max_{y'} V^{\pi_{y'}}_{M_\tau(x)}(\rho)
+
+  with softmax policies and the entropy, times :math:`\tau`, in the reward. With
+  a third table of logits w that follows the best policy of the process,
+
+  .. math::
+    w_{k+1} &= (1 - \eta) w_k + \eta \, Q^{\pi_{w_k}}_{M_\tau(x_k)} / \tau
+      \quad \text{(T times)} \\
+    (x, y)_{k+1} &= \Pi [ (x, y)_k - \alpha c_k \nabla ( f + \lambda_k p_k
+      )(x_k, y_k) ], \qquad c_k = \min(1 / \lambda_k, 1)
+
+  where p is the value penalty, :math:`V^{\pi_w} - V^{\pi_y}`, or the Bellman
+  penalty of `bj.rl.bellman_gap`, at w fixed. It is V-PBGD with the lower loss
+  :math:`- V` and policy mirror descent for its inner steps. With one inner step
+  it is a single loop. Nothing is differentiated through w.
+
+  Args:
+    loss: :math:`f(x, y, batch)`, y the follower's logits.
+    process: from x to an `MDP`; rewards, transitions or both may depend on x.
+    temperature: :math:`\tau > 0`, reward per nat of entropy.
+    penalty: :math:`\lambda_k \ge 0`, a constant or a schedule; a rising one
+      lets the follower be led before it is held to its optimum.
+    upper: how x moves, an optax optimiser or a `Sequence`.
+    lower: how y, logits (states, actions), moves; likewise.
+    value: how w moves; by default one step of soft policy iteration, that is
+      of length :math:`\eta = 1`. It starts at y.
+    form: which penalty. The value penalty weighs states by the visits of the
+      policy, so that it forgets those that are not seen; the Bellman one by
+      the weights.
+    weights: :math:`\rho` of the Bellman penalty, (states,), all positive; by
+      default the process's initial probabilities.
+    natural: whether y moves along the natural gradient in these weights, the
+      advantage, and not along the plain one, which vanishes with the
+      probability of an action.
+    rescale: whether to multiply by :math:`c_k`.
+    wrap: wraps each oracle.
+
+  Returns:
+    A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap`, and
+    `bj.auxiliaries` the logits w as `value`.
+
+  Raises:
+    ValueError: if the temperature is not above zero, the penalty is negative or
+      the form unknown; at init, where the process is known, if its rows are no
+      probabilities, or if weights of the Bellman penalty are zero somewhere.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> def process(x):  # One state; the leader pays x for the second action.
+    ...   rewards = jnp.stack([1.0, x])[None]
+    ...   return bj.rl.make_mdp(jnp.ones((1, 2, 1)), rewards, discount=0.0)
+    >>> def loss(x, y, batch):  # It wants the second action, and to pay little.
+    ...   return jax.nn.softmax(y)[0, 1] * (x - 3)
+    >>> solver = bj.solvers.pbrl(
+    ...   loss, process, temperature=0.2, penalty=30.0,
+    ...   upper=optax.sgd(0.5), lower=optax.sgd(1.0))
+    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.zeros((1, 2)))
+    >>> state, step = solver.init(params), jax.jit(solver.update)
+    >>> for _ in range(500):
+    ...   updates, state = step(None, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(f"{params.upper:.1f} {jax.nn.softmax(params.lower)[0, 1]:.1f}")
+    1.4 0.9
+
+  References:
+    Shen, Yang and Chen, `Principled Penalty-based Methods for Bilevel
+    Reinforcement Learning and RLHF <https://arxiv.org/abs/2402.06886>`_, 2024.
+  """
+  if form not in ('value', 'bellman'):
+    raise ValueError(f"pbrl: the form is 'value' or 'bellman', got {form!r}.")
+  below = rl.follower_loss(process, temperature=temperature)
+  problem = types.BilevelProblem(loss, below)
+  shared: dict[str, Any] = {'penalty': penalty, 'rescale': rescale}
+  if form == 'value':
+    gap = oracles.value_gap(problem, **shared)
+  else:
+    gap = rl.bellman_gap(
+      problem, process, temperature=temperature, weights=weights, **shared
+    )
+
+  def seen(params):
+    mdp = process(params.upper)
+    if form == 'value':
+      policy = jax.nn.softmax(params.lower)
+      return rl.state_visits(mdp, policy) / (1 - mdp.discount)
+    return mdp.initial if weights is None else weights
+
+  if natural:
+    gap = rl.natural(gap, seen)
+  low = types.as_sequence(lower, 'lower')
+  default = types.Sequence(optax.sgd(1.0)) if value is None else value
+  return descent.descend(
+    rl.policy_mirror_descent(process, temperature=temperature),
+    gap,
+    wrap=wrap,
+    upper=upper,
+    lower=low,
+    value=types.value_sequence(default, low, set=None),
+  )

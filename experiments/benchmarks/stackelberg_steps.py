@@ -1,0 +1,159 @@
+"""The step of a Stackelberg Markov game, by the library and in NumPy."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+
+DISCOUNT, TEMPERATURE = 0.9, 0.1
+PENALTY, LEADER, FOLLOWER = 10.0, 30.0, 3.0
+
+
+def games_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Random games with a leading axis of seeds."""
+  games = [
+    bj.rl.random_game(s, states=states, actions=actions, discount=DISCOUNT)
+    for s in range(seeds)
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
+
+
+def start_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Logits of both players and of the optimum, no two alike."""
+  draw = np.random.default_rng(0).normal
+  leader, follower = (
+    draw(size=(seeds, states, n)).astype(np.float32) for n in actions
+  )
+  return leader, follower
+
+
+def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
+  """A step of `pbrl` on all games, and its first carry.
+
+  Args:
+    games: as from `games_of`.
+    leader: logits (seeds, states, actions).
+    follower: likewise.
+
+  Returns:
+    `step(carry, games) -> carry`, the carry a pair of params and state.
+  """
+
+  def solver_of(game):
+    process = lambda x: bj.rl.faced_by(
+      game, jax.nn.softmax(x), game.rewards[1], player=1
+    )
+
+    def loss(x, y, batch):
+      mdp = bj.rl.faced_by(game, jax.nn.softmax(x), game.rewards[0], player=1)
+      return -bj.rl.expected_return(mdp, jax.nn.softmax(y))
+
+    return bj.solvers.pbrl(
+      loss,
+      process,
+      temperature=TEMPERATURE,
+      penalty=PENALTY,
+      upper=optax.sgd(LEADER),
+      lower=optax.sgd(FOLLOWER),
+    )
+
+  def one(carry, game):
+    params, state = carry
+    updates, state = solver_of(game).update(None, state, params)
+    return optax.apply_updates(params, updates), state
+
+  def begin(game, x, y):
+    params = bj.BilevelParams(x, y)
+    return params, solver_of(game).init(params)
+
+  carry = jax.jit(jax.vmap(begin))(games, leader, follower)
+  return jax.vmap(one), carry
+
+
+def by_hand(games: Any, leader: Any, follower: Any):
+  """The same step in NumPy, one game after another.
+
+  Products of matrices and `numpy.linalg.solve` throughout; each linear system
+  and each product with the transitions is computed once.
+
+  Args:
+    games: as from `games_of`.
+    leader: logits (seeds, states, actions).
+    follower: likewise.
+
+  Returns:
+    `step(carry) -> carry`, and the first carry (leader, follower, optimum).
+  """
+
+  def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+  def one(moves, rewards, initial, x, y, w):
+    states, first, second, _ = moves.shape
+    lead = softmax(x)
+    flat = moves.reshape(states, first, second * states)
+    # (states, follower's actions, states), and both rewards likewise.
+    faced = (lead[:, None] @ flat).reshape(states, second, states)
+    gains = (lead[:, None] @ rewards[1])[:, 0]
+    own = (lead[:, None] @ rewards[0])[:, 0]
+    eye = np.eye(states, dtype=x.dtype)
+    tau, gamma = x.dtype.type(TEMPERATURE), x.dtype.type(DISCOUNT)
+
+    def system(policy):
+      return eye - gamma * (policy[:, None] @ faced)[:, 0]
+
+    def earned(policy):
+      return np.sum(policy * (gains - tau * np.log(policy)), axis=1)
+
+    # The optimum's logits take a step of policy iteration.
+    policy = softmax(w)
+    v = np.linalg.solve(system(policy), earned(policy))
+    w = (gains + gamma * faced @ v) / tau
+    best, pi = softmax(w), softmax(y)
+    at_best, at_pi = system(best), system(pi)
+    v_best = np.linalg.solve(at_best, earned(best))
+    both = np.stack([earned(pi), np.sum(pi * own, axis=1)], axis=1)
+    v_pi, v_lead = np.linalg.solve(at_pi, both).T
+    seen_best = np.linalg.solve(at_best.T, initial)
+    seen = np.linalg.solve(at_pi.T, initial)
+    # In the follower's logits, along the natural gradient.
+    advantage = lambda q: q - np.sum(pi * q, axis=1, keepdims=True)
+    q_lead = own + gamma * faced @ v_lead
+    q = gains + gamma * faced @ v_pi - tau * np.log(pi)
+    d_y = -advantage(q_lead) / PENALTY - advantage(q)
+    # In the leader's: with what weight each pair of actions is worth how much.
+    ahead = moves.reshape(-1, states) @ np.stack([v_lead, v_pi, v_best], axis=1)
+    worth = gamma * ahead.reshape(states, first, second, 3)
+    d_lead = np.zeros_like(lead)
+    for mass, of, which, which_v, scale in (
+      (seen, pi, 0, 0, -1 / PENALTY),
+      (seen, pi, 1, 1, -1.0),
+      (seen_best, best, 1, 2, 1.0),
+    ):
+      joint = (mass[:, None] * of)[:, None] * (
+        rewards[which] + worth[..., which_v]
+      )
+      d_lead += x.dtype.type(scale) * joint.sum(axis=2)
+    d_x = lead * (d_lead - np.sum(lead * d_lead, axis=1, keepdims=True))
+    return x - LEADER * d_x, y - FOLLOWER * d_y, w
+
+  def step(carry):
+    parts = (games.transitions, games.rewards, games.initial)
+    found = [one(*each) for each in zip(*parts, *carry, strict=True)]
+    return tuple(np.stack(z) for z in zip(*found, strict=True))
+
+  return step, (leader, follower, follower)
+
+
+def by_hand_runner(step, carry):
+  """The same of a step in NumPy, from the first carry each time."""
+
+  def run(steps):
+    functools.reduce(lambda c, _: step(c), range(steps), carry)
+
+  return run

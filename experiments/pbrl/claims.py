@@ -1,0 +1,53 @@
+"""What Shen, Yang and Chen claim, and how it is judged here."""
+
+from experiments import harness
+
+_WORDS = {
+  'value_penalty': 'value penalty',
+  'bellman_penalty': 'Bellman penalty',
+}
+
+CLAIMS = (
+  *(
+    harness.Claim(
+      f'Stackelberg games, {_WORDS[method]}: on 9 of 10 games the follower is '
+      'at its optimum, and the leader, judged there, above independent policy '
+      'gradients at the best rate of each game.',
+      binary='stackelberg',
+      metric=f'{method}/wins',
+      at_least=9,
+      published='curves',
+      presets=('quick', 'paper'),
+    )
+    for method in _WORDS
+  ),
+  *(
+    harness.Claim(
+      f'Stackelberg games, {_WORDS[method]}: the same, of the mean return.',
+      binary='stackelberg',
+      metric=f'{method}/lead',
+      at_least=0,
+      published='curves',
+    )
+    for method in _WORDS
+  ),
+  *(
+    harness.Claim(
+      f'Incentive design: on 9 of 10 games above the meta-gradient of K = {k} '
+      'at equal evaluations of the players, at an equilibrium.',
+      binary='incentive_design',
+      metric=f'pbrl/wins_over_meta_gradient/k{k}',
+      at_least=9,
+      published='2.35 against 2.2, in a run by others',
+      presets=('quick', 'paper'),
+    )
+    for k in (5, 20)
+  ),
+  harness.Claim(
+    'Incentive design: the gap of the players falls to a hundredth.',
+    binary='incentive_design',
+    metric='pbrl/gap_ratio',
+    at_most=0.01,
+    presets=('quick', 'paper'),
+  ),
+)

@@ -1,0 +1,354 @@
+"""Incentive design: a payoff table for two players who play its equilibrium.
+
+Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
+Reinforcement Learning and RLHF, 2024.
+
+    python -m experiments.pbrl.incentive_design --preset=quick
+
+Expected: PBRL at 9.05, its gap below 1 % of its start; the other rows have not
+been run to the end. Time: not measured.
+
+The designer sets the payoff of a zero-sum Markov game and collects a reward of
+its own where the players are at the equilibrium. The penalty is the function of
+Nikaido and Isoda, at best responses that are tables of their own, one step of
+policy iteration an update. The other method differentiates K steps of players
+who learn from each other. Both are judged by the designer's return at the exact
+equilibrium of their payoff, at equal numbers of evaluated pairs of policies.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.harness import comparison
+from experiments.pbrl import stackelberg, zero_sum
+
+_TUNING = 1_000_000  # Seeds from here on are tuned on.
+# Pairs of policies evaluated in an update: two best responses that move, and
+# the two payoffs of the penalty.
+PBRL_EVALUATIONS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run; the paper is Shen, Yang and Chen, section 6.
+
+  Attributes:
+    states: ours.
+    actions: of each player, ours.
+    discount: ours.
+    temperature: of the players' entropies, ours.
+    steps: updates of PBRL, and of the row at equal updates.
+    chunk: of those.
+    penalty: the first and the last lambda of PBRL, ours.
+    inner_steps: K, of the meta-gradient.
+    rates: of Adam, for the designer.
+    inner_rates: of the players, tried with each of the rates: of Adam in PBRL,
+      a share of the way to the other's answer where they learn.
+    tuning_seeds: games that rates are chosen on, none of them reported.
+    seeds: games that are reported.
+  """
+
+  states: int = 10
+  actions: int = 4
+  discount: Annotated[float, harness.Allowed(high=0.999)] = 0.9
+  temperature: float = 0.1
+  steps: int = 1_500
+  chunk: int = 100
+  penalty: tuple[float, ...] = (0.1, 100.0)
+  inner_steps: tuple[int, ...] = (5, 20)
+  rates: tuple[float, ...] = (0.02, 0.06, 0.2)
+  inner_rates: tuple[float, ...] = (0.02, 0.06, 0.2)
+  tuning_seeds: int = 2
+  seeds: int = 10
+
+
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(
+    states=4,
+    actions=3,
+    steps=200,
+    inner_steps=(5,),
+    rates=(0.06, 0.2),
+    inner_rates=(0.06, 0.2),
+    tuning_seeds=1,
+    seeds=3,
+  ),
+  'paper': Settings(steps=6_000, chunk=400, tuning_seeds=5),
+}
+
+
+def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
+  """The designer's loss, and the payoff between the players."""
+
+  def loss(x, y, batch):
+    del x, batch
+    a, b = zero_sum.policies_of(y)
+    mdp = bj.rl.faced_by(game, a, game.rewards[0], player=1)
+    return -bj.rl.expected_return(mdp, b)
+
+  def payoff(x, y, batch):
+    del batch
+    return zero_sum.payoff(game, jax.nn.sigmoid(x), y, tau)
+
+  return bj.BilevelProblem(loss, payoff)
+
+
+def make_pbrl(settings: Settings, context: harness.Context):
+  """Penalty descent with the function of Nikaido and Isoda."""
+  game, tau = context.own, settings.temperature
+  rate = context.hyper['rate']
+  inner = context.hyper['inner_rate']
+
+  def faced(at):
+    x, y = at
+    return bj.rl.zero_sum_responses(
+      game, jax.nn.sigmoid(x), zero_sum.policies_of(y), temperature=tau
+    )
+
+  return bj.descend(
+    bj.rl.policy_mirror_descent(
+      faced, temperature=tau, at=lambda p: (p.upper, p.lower)
+    ),
+    bj.oracles.nikaido_isoda(
+      problem_of(game, tau),
+      penalty=stackelberg.rising(*settings.penalty, settings.steps),
+    ),
+    upper=optax.adam(rate),
+    lower=optax.adam(inner),
+    value=bj.Sequence(optax.sgd(1.0), start=lambda params: params.lower),
+  )
+
+
+def make_meta(settings: Settings, steps: int, context: harness.Context):
+  """The gradient through K steps of players who learn."""
+  game, tau = context.own, settings.temperature
+  rate, inner = context.hyper['rate'], context.hyper['inner_rate']
+  loss = problem_of(game, tau).upper
+
+  def learned(x, y):
+    def step(y, _):
+      return zero_sum.learn(
+        game, jax.nn.sigmoid(x), y, temperature=tau, rate=inner
+      ), None
+
+    return jax.lax.scan(step, y, length=steps)[0]
+
+  def fn(params, batch, inner):
+    def through(x):
+      y = learned(x, params.lower)
+      return loss(x, y, batch), y
+
+    (value, after), slope = jax.value_and_grad(through, has_aux=True)(
+      params.upper
+    )
+    # The players go on from where they have come to: a step of length one.
+    moves = jax.tree.map(jnp.subtract, params.lower, after)
+    return (value,), params._replace(upper=slope, lower=moves), inner
+
+  oracle = bj.oracle(
+    fn,
+    ('upper',),
+    counts={
+      'gradients/upper': 1,
+      'gradients/lower': steps,
+      'hessian_vector_products/lower': steps,
+    },
+    moves=('upper', 'lower'),
+  )
+  return bj.descend(oracle, upper=optax.adam(rate), lower=optax.sgd(1.0))
+
+
+def measure(settings: Settings, context: harness.Context, params, state):
+  """The designer's return at the exact equilibrium, and the players' gap."""
+  del state
+  game, tau = context.own, settings.temperature
+  costs = jax.nn.sigmoid(params.upper)
+  loss = problem_of(game, tau).upper
+  best = zero_sum.nash(game, costs, temperature=tau)
+  return {
+    'upper_return_at_nash': -loss(params.upper, best, None),
+    'upper_return': -loss(params.upper, params.lower, None),
+    'nash_gap': zero_sum.nash_gap(game, costs, params.lower, tau),
+    'nash_error': zero_sum.nash_gap(game, costs, best, tau),
+  }
+
+
+def train(settings: Settings, job: comparison.Job) -> harness.Trained:
+  """Runs one job; the method's name says K and the number of updates."""
+  shape = (settings.states, settings.actions, settings.actions)
+  games = [
+    bj.rl.random_game(
+      seed,
+      states=settings.states,
+      actions=(settings.actions, settings.actions),
+      rewards=1,
+      discount=settings.discount,
+    )
+    for seed in job.seeds
+  ]
+  steps = updates_of(job.method, settings)
+  make = functools.partial(make_pbrl, settings)
+  if job.method != 'pbrl':
+    make = functools.partial(make_meta, settings, inner_steps_of(job.method))
+
+  def init(context):
+    table = jnp.zeros((settings.states, settings.actions))
+    x = jax.random.normal(context.seed_key, shape)
+    return bj.BilevelParams(upper=x, lower=(table, table + 0))
+
+  return harness.train(
+    make,
+    init,
+    steps=steps,
+    chunk=max(1, round(settings.chunk * steps / settings.steps)),
+    own=jax.tree.map(lambda *leaves: np.stack(leaves), *games),
+    evaluate=functools.partial(measure, settings),
+    record_start=not job.tuning,  # To record is a program of its own.
+    **job.keywords,
+  )
+
+
+def inner_steps_of(method: str) -> int:
+  """K, from a method's name."""
+  return int(method.split('/')[1].removeprefix('k'))
+
+
+def updates_of(method: str, settings: Settings) -> int:
+  """As many as PBRL's, or as its evaluations of pairs allow.
+
+  What the backward pass of the K steps costs, as much again, is not counted, in
+  the meta-gradient's favour.
+  """
+  if method == 'pbrl' or method.endswith('/equal_updates'):
+    return settings.steps
+  return max(1, settings.steps * PBRL_EVALUATIONS // inner_steps_of(method))
+
+
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  if len(settings.penalty) != 2:
+    raise harness.SettingsError(
+      '--penalty: the first and the last penalty, got '
+      f'{len(settings.penalty)} numbers.'
+    )
+
+
+def methods_of(settings: Settings) -> dict[str, str]:
+  """Names of the runs, with what the table calls them."""
+  most = max(settings.inner_steps)
+  return {
+    'pbrl': 'PBRL',
+    **{
+      f'meta_gradient/k{k}': f'meta-gradient, K = {k}'
+      for k in settings.inner_steps
+    },
+    f'meta_gradient/k{most}/equal_updates': (
+      f'the same, K = {most}, equal updates'
+    ),
+  }
+
+
+def main(options: harness.Options) -> dict[str, float]:
+  """Tunes and runs all methods, and writes table, plots and results."""
+  begin = time.monotonic()
+  settings = options.settings
+  titles = methods_of(settings)
+  rules = comparison.Rules(
+    options,
+    settings=harness.settings_of(settings, 'rates', 'inner_rates'),
+    score=lambda trained: trained.history['upper_return_at_nash'][-1],
+    tuning_seeds=tuple(range(_TUNING, _TUNING + settings.tuning_seeds)),
+    widenings=1,
+  )
+  outcomes = comparison.compare(
+    rules,
+    tuple(titles),
+    functools.partial(train, settings),
+    {'rate': settings.rates, 'inner_rate': settings.inner_rates},
+  )
+
+  def measure_of(outcome):
+    gap = outcome.values('nash_gap')
+    return {
+      'upper_return_at_nash': outcome.last('upper_return_at_nash'),
+      'upper_return': outcome.last('upper_return'),
+      'gap_ratio': gap[-1] / gap[0],
+    }
+
+  metrics, rows = comparison.report_outcomes(outcomes, measure_of)
+  ours = outcomes['pbrl'].last('upper_return_at_nash')
+  close = measure_of(outcomes['pbrl'])['gap_ratio'] <= stackelberg.NEAR
+  for row in rows:
+    method = row['method']
+    outcome = outcomes[method]
+    row['method'] = titles[method]
+    if outcome.failure:
+      continue
+    evaluations = outcome.trained.steps[-1] * (
+      PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
+    )
+    metrics[f'{method}/lower_evaluations'] = int(evaluations)
+    row['lower evaluations'] = int(evaluations)
+    if method != 'pbrl':
+      theirs = outcome.last('upper_return_at_nash')
+      wins = int(np.sum((ours > theirs) & close))
+      metrics[f'pbrl/wins_over_{method}'] = wins
+      lead = harness.mean_interval(ours - theirs)
+      metrics |= lead.metrics(f'pbrl/lead_over_{method}')
+      row['PBRL wins'] = f'{wins} of {len(ours)}'
+    else:
+      row['PBRL wins'] = '-'
+  harness.write_table(options.workdir, rows)
+  worst = [o.values('nash_error').max() for o in outcomes.values()]
+  metrics['nash_error'] = harness.reduced(worst, 'max')
+  _plot(pathlib.Path(options.workdir), outcomes, titles)
+  harness.write_results(
+    options,
+    metrics=metrics,
+    seconds=time.monotonic() - begin,
+    curves={
+      titles[m]: o.values('upper_return_at_nash') for m, o in outcomes.items()
+    },
+  )
+  return metrics
+
+
+def _plot(folder, outcomes, titles):
+  def curves(metric, least=None):
+    found = {}
+    for method, outcome in outcomes.items():
+      each = PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
+      values = outcome.values(metric)
+      values = values if least is None else np.maximum(values, least)
+      found[titles[method]] = (each * outcome.trained.steps, values)
+    return found
+
+  label = 'evaluated pairs of policies'
+  harness.plot_panels(
+    folder / 'curves.png',
+    [
+      harness.Panel(
+        curves('upper_return_at_nash'), label, 'return at the equilibrium'
+      ),
+      harness.Panel(
+        curves('nash_gap', 1e-6), label, 'gap of the current pair', logy=True
+      ),
+    ],
+  )
+
+
+if __name__ == '__main__':
+  harness.run(
+    main, PRESETS, paper='pbrl', binary='incentive_design', check=check
+  )

@@ -1,0 +1,65 @@
+"""Four rooms: the published layout, and derivatives through its optimum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.pbrl import four_rooms, rooms
+
+ROOMS = rooms.make_rooms()
+
+
+def test_layout():
+  assert ROOMS.transitions.shape == (2, 104, 4, 104)
+  total = ROOMS.transitions.sum(-1)
+  np.testing.assert_allclose(
+    total, np.repeat((1 - ROOMS.goals)[..., None], 4, 2)
+  )
+  assert ROOMS.start.sum() == ROOMS.target.sum() == 1
+
+
+# The leader's return at weights of zero; by own calculation in NumPy, of the
+# published process, at an earlier time.
+AT_ZERO = {
+  0.001: (0.2882, 0.0133, -0.2616),
+  0.003: (0.2000, -0.0679, -0.3357),
+  0.005: (0.1817, -0.0574, -0.2966),
+}
+
+
+def test_the_return_without_a_leader_and_its_gradient(x64):
+  zero = jnp.zeros(105, jnp.float64)
+
+  @jax.jit
+  def at(w, heat, price):
+    def of_goal(goal):
+      better = lambda _, z: rooms.improve(ROOMS, w, z, goal, heat)
+      z = jax.lax.fori_loop(0, 20, better, jnp.zeros((104, 4)))
+      z = rooms.optimum(ROOMS, w, jax.lax.stop_gradient(z), goal, heat)
+      return rooms.leader_return(ROOMS, w, jax.nn.softmax(z), goal, price)
+
+    return (of_goal(0) + of_goal(1)) / 2
+
+  for heat, expected in AT_ZERO.items():
+    found = [at(zero, heat, price) for price in (1.0, 3.0, 5.0)]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+  draw = np.random.default_rng(0).normal
+  w, direction = jnp.asarray(draw(size=105)), jnp.asarray(draw(size=105))
+  slope = jax.jit(jax.grad(at))(w, 0.005, 1.0) @ direction
+  step = 1e-5
+  ahead, behind = (at(w + s * direction, 0.005, 1.0) for s in (step, -step))
+  np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5)
+
+
+def test_verdicts():
+  ours = np.array([1.0, 1.1, 0.9])
+  assert four_rooms.verdict(ours, [ours - 0.3, ours - 0.5]) == 'above'
+  assert four_rooms.verdict(ours, [ours + 0.3, ours - 0.5]) == 'below'
+  assert four_rooms.verdict(ours, [ours + 0.001]) == 'level'
+
+
+def test_penalties_are_two_numbers():
+  with pytest.raises(harness.SettingsError, match='first and the last'):
+    four_rooms.check(four_rooms.Settings(penalty=(1.0,)))

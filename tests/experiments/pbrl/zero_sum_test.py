@@ -1,0 +1,113 @@
+"""Equilibria of small games: known ones, and no one gains by leaving them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.pbrl import incentive_design, zero_sum
+
+TAU = 0.1
+
+
+def plain_gap(moves, costs, a, b, discount, tau):
+  """By value iteration of each player against the other's policy."""
+  entropy = lambda p: -np.sum(p * np.log(p), axis=1)
+
+  def best(chain, gains):
+    v = np.zeros(len(gains))
+    for _ in range(400):
+      q = (gains + discount * chain @ v) / tau
+      top = q.max(1)
+      v = tau * (top + np.log(np.exp(q - top[:, None]).sum(1)))
+    return v.mean()
+
+  of_a = best(
+    np.einsum('sb,sabt->sat', b, moves),
+    -np.einsum('sb,sab->sa', b, costs) - tau * entropy(b)[:, None],
+  )
+  of_b = best(
+    np.einsum('sa,sabt->sbt', a, moves),
+    np.einsum('sa,sab->sb', a, costs) - tau * entropy(a)[:, None],
+  )
+  return of_a + of_b
+
+
+def test_the_gap_is_zero_at_the_equilibrium_and_right_elsewhere():
+  game = bj.rl.random_game(1, states=4, actions=(3, 2), rewards=1)
+  costs = game.rewards[0]
+  nash = jax.jit(lambda c: zero_sum.nash(game, c, temperature=TAU))(costs)
+  gap = jax.jit(lambda y: zero_sum.nash_gap(game, costs, y, TAU))
+  assert abs(gap(nash)) < 1e-4
+  draw = np.random.default_rng(0).normal
+  y = (jnp.asarray(draw(size=(4, 3))), jnp.asarray(draw(size=(4, 2))))
+  a, b = (np.asarray(jax.nn.softmax(z), np.float64) for z in y)
+  parts = (np.asarray(z, np.float64) for z in (game.transitions, costs))
+  expected = plain_gap(*parts, a, b, 0.9, TAU)
+  np.testing.assert_allclose(gap(y), expected, rtol=1e-4)
+  # Players who learn from each other get there too.
+  learn = lambda _, y: zero_sum.learn(
+    game, costs, y, temperature=TAU, rate=0.03
+  )
+  far = jax.jit(lambda y: jax.lax.fori_loop(0, 2_000, learn, y))(y)
+  for one, two in zip(far, nash, strict=True):
+    np.testing.assert_allclose(
+      jax.nn.softmax(one), jax.nn.softmax(two), atol=2e-3
+    )
+
+
+def test_matching_pennies():
+  """One state: heads and tails alike, whatever the temperature."""
+  costs = jnp.array([[[1.0, -1.0], [-1.0, 1.0]]])
+  game = bj.rl.make_game(jnp.ones((1, 2, 2, 1)), costs[None], discount=0.0)
+  for policy in zero_sum.nash(game, costs, temperature=TAU):
+    np.testing.assert_allclose(jax.nn.softmax(policy), 0.5, atol=1e-6)
+
+
+def test_the_meta_gradient_by_differences(x64):
+  settings = incentive_design.Settings(states=3, actions=2)
+  game = bj.rl.random_game(
+    2, states=3, actions=(2, 2), rewards=1, dtype=jnp.float64
+  )
+  hyper = {'rate': 0.1, 'inner_rate': 0.05}
+  context = harness.Context((), game, hyper, None, None, 0)
+  x = np.random.default_rng(0).normal(size=(3, 2, 2))
+  table = jnp.zeros((3, 2), jnp.float64)
+  loss = incentive_design.problem_of(game, settings.temperature).upper
+
+  @jax.jit
+  def after(x):
+    y = (table, table)
+    for _ in range(3):
+      y = zero_sum.learn(
+        game,
+        jax.nn.sigmoid(x),
+        y,
+        temperature=settings.temperature,
+        rate=0.05,
+      )
+    return loss(x, y, None)
+
+  solver = incentive_design.make_meta(settings, 3, context)
+  params = bj.BilevelParams(jnp.asarray(x), (table, table + 0))
+  updates, state = jax.jit(solver.update)(None, solver.init(params), params)
+  assert bj.counts(state)['gradients/lower'] == 3
+  slope = np.zeros_like(x)
+  for at in np.ndindex(x.shape):
+    away = np.zeros_like(x)
+    away[at] = 1e-5
+    slope[at] = (after(x + away) - after(x - away)) / 2e-5
+  # The first step of Adam is the sign of the gradient.
+  clear = np.abs(slope) > 1e-6
+  assert clear.sum() > 6
+  np.testing.assert_array_equal(
+    np.sign(-updates.upper)[clear], np.sign(slope)[clear]
+  )
+
+
+def test_updates_at_equal_evaluations():
+  settings = incentive_design.Settings(steps=100)
+  of = lambda name: incentive_design.updates_of(name, settings)
+  assert of('pbrl') == of('meta_gradient/k20/equal_updates') == 100
+  assert of('meta_gradient/k20') * 20 == of('meta_gradient/k5') * 5 == 400

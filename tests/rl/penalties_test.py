@@ -1,0 +1,399 @@
+"""Penalties of decision processes against finite differences, exactly."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+
+STATES, ACTIONS, DISCOUNT, TAU = 6, 3, 0.9, 0.1
+SIZE = 4  # Coordinates of the leader's variable.
+_DRAW = np.random.default_rng(0)
+_MIX = {
+  'rewards': _DRAW.normal(size=(STATES, ACTIONS, SIZE)),
+  'moves': _DRAW.normal(size=(STATES, ACTIONS, STATES, SIZE)),
+}
+RHO = _DRAW.dirichlet(np.ones(STATES))
+X = _DRAW.normal(size=SIZE)
+Y = _DRAW.normal(size=(STATES, ACTIONS))
+
+
+def process(where):
+  """The leader's variable in rewards, in transitions, or in both."""
+
+  def at(x):
+    rewards, moves = (
+      jnp.asarray(_MIX[name]) @ (x if name in where else jnp.asarray(X) + 0 * x)
+      for name in ('rewards', 'moves')
+    )
+    return bj.rl.make_mdp(
+      jax.nn.softmax(moves), jnp.tanh(rewards), discount=DISCOUNT, initial=RHO
+    )
+
+  return at
+
+
+def upper(x, y, batch):
+  """Couples all of both variables."""
+  return jnp.sin(x.sum()) + jnp.sum(jax.nn.softmax(y) ** 2 * x[0])
+
+
+# Plainly, by NumPy: nothing of the library.
+
+
+def plain_process(mdp):
+  return tuple(
+    np.asarray(z, np.float64) for z in (mdp.transitions, mdp.rewards)
+  )
+
+
+def plain_log_softmax(z):
+  z = z - z.max(-1, keepdims=True)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def plain_values(moves, rewards, log_policy, tau):
+  policy = np.exp(log_policy)
+  chain = np.einsum('sa,sat->st', policy, moves)
+  gains = np.sum(policy * (rewards - tau * log_policy), axis=1)
+  return np.linalg.solve(np.eye(len(gains)) - DISCOUNT * chain, gains)
+
+
+def plain_optimum(moves, rewards, tau):
+  """By soft policy iteration: values, action values, log policy."""
+  log = plain_log_softmax(np.zeros_like(rewards))
+  for _ in range(12):
+    v = plain_values(moves, rewards, log, tau)
+    q = rewards + DISCOUNT * moves @ v
+    log = plain_log_softmax(q / tau)
+  backup = tau * np.log(np.exp(q / tau).sum(1))
+  np.testing.assert_allclose(backup, v, rtol=1e-13, atol=1e-13)
+  return v, q, log
+
+
+def plain_value_gap(moves, rewards, y):
+  best = plain_optimum(moves, rewards, TAU)[0]
+  return RHO @ (best - plain_values(moves, rewards, plain_log_softmax(y), TAU))
+
+
+def plain_bellman_gap(moves, rewards, y):
+  v, q, _ = plain_optimum(moves, rewards, TAU)
+  log = plain_log_softmax(y)
+  g = np.sum(np.exp(log) * (TAU * log - q), axis=1)
+  return RHO @ (g + v)  # min over y' of g is -v.
+
+
+def differences(fn, point, step=1e-5):
+  """Of fourth order."""
+  slope = np.zeros(point.size)
+  for i in range(point.size):
+    away = np.zeros(point.size)
+    away[i] = step
+    at = [fn(point + k * away.reshape(point.shape)) for k in (-2, -1, 1, 2)]
+    slope[i] = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * step)
+  return slope.reshape(point.shape)
+
+
+PLAIN = {'value': plain_value_gap, 'bellman': plain_bellman_gap}
+
+
+def oracle_of(kind, where, **given):
+  made = process(where)
+  if kind == 'bellman':
+    problem = bj.BilevelProblem(upper, None)
+    return bj.rl.bellman_gap(problem, made, temperature=TAU, **given)
+  loss = bj.rl.follower_loss(made, temperature=TAU)
+  return bj.value_gap(bj.BilevelProblem(upper, loss), **given)
+
+
+def at_optimum(where):
+  mdp = process(where)(jnp.asarray(X))
+  best = plain_optimum(*plain_process(mdp), TAU)[2]
+  return bj.sequences(
+    upper=jnp.asarray(X), lower=jnp.asarray(Y), value=jnp.asarray(best)
+  )
+
+
+@pytest.mark.parametrize('kind', ['value', 'bellman'])
+@pytest.mark.parametrize(
+  'where', [('rewards',), ('moves',), ('rewards', 'moves')]
+)
+def test_penalties_by_finite_differences(x64, kind, where):
+  oracle, params = oracle_of(kind, where), at_optimum(where)
+  jacobian, state = jax.jit(oracle.update)(None, oracle.init(params), params)
+  mdp_at = jax.jit(process(where))
+
+  def height(x, y):
+    return PLAIN[kind](*plain_process(mdp_at(jnp.asarray(x))), y)
+
+  in_x = differences(lambda x: height(x, Y), X)
+  in_y = differences(lambda y: height(X, y), Y)
+  assert np.abs(in_x).max() > 1e-2 and np.abs(in_y).max() > 1e-3
+  np.testing.assert_allclose(jacobian.rows.upper[1], in_x, atol=1e-8)
+  np.testing.assert_allclose(jacobian.rows.lower[1], in_y, atol=1e-8)
+  np.testing.assert_allclose(bj.values(state)['gap'], height(X, Y), rtol=1e-11)
+
+
+def test_of_probabilities_the_slope_is_that_of_the_paper(x64):
+  params = at_optimum(('moves',))
+  policy = jax.nn.softmax(params.lower)
+  oracle = oracle_of('bellman', ('moves',), direct=True)
+  direct = params._replace(lower=policy)
+  evaluate = lambda o, p: jax.jit(o.update)(None, o.init(p), p)[0].rows
+  rows = evaluate(oracle, direct)
+  mdp = process(('moves',))(params.upper)
+  _, q, _ = plain_optimum(*plain_process(mdp), TAU)
+  expected = RHO[:, None] * (-q + TAU * (np.log(policy) + 1))
+  np.testing.assert_allclose(rows.lower[1], expected, rtol=1e-10)
+  logits = oracle_of('bellman', ('moves',))
+  other = evaluate(logits, params)
+  np.testing.assert_allclose(other.upper[1], rows.upper[1], rtol=1e-11)
+
+
+def test_the_penalty_does_not_see_through_the_value_sequence(x64):
+  params = at_optimum(('rewards', 'moves'))
+  oracle = oracle_of('bellman', ('rewards', 'moves'))
+  gap = lambda w: bj.values(
+    oracle.update(None, oracle.init(params), params._replace(value=w))[1]
+  )['gap']
+  assert not np.any(jax.jit(jax.grad(gap))(params.value))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_mirror_descent_and_value_iteration_find_the_optimum(dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    made = process(('rewards', 'moves'))
+    params = bj.sequences(
+      upper=jnp.asarray(X, dtype), value=jnp.asarray(Y, dtype)
+    )
+    both = {}
+    for name, make, steps in (
+      ('mirror', bj.rl.policy_mirror_descent, 8),
+      ('sweeps', bj.rl.soft_value_iteration_step, 400),
+    ):
+      solver = bj.descend(
+        make(made, temperature=TAU),
+        value=bj.Sequence(optax.sgd(1.0), steps=steps),
+      )
+      updates, state = jax.jit(solver.update)(None, solver.init(params), params)
+      both[name] = jax.nn.log_softmax(params.value + updates.value)
+      assert bj.counts(state)['gradients/lower'] == steps
+    _, _, best = plain_optimum(*plain_process(made(params.upper)), TAU)
+  for found in both.values():
+    np.testing.assert_allclose(
+      np.exp(found), np.exp(best), atol=1e-9 if dtype == 'float64' else 2e-4
+    )
+
+
+def test_a_short_step_of_mirror_descent_is_the_one_of_its_equation(x64):
+  mdp = process(('rewards',))(jnp.asarray(X))
+  moves, rewards = plain_process(mdp)
+  log = plain_log_softmax(Y)
+  v = plain_values(moves, rewards, log, TAU)
+  q = rewards + DISCOUNT * moves @ v
+  eta = 3.0  # pi' maximises <pi, q> + tau H(pi) - KL(pi, pi_k) / eta.
+  expected = plain_log_softmax((log + eta * q) / (1 + eta * TAU))
+  step = eta * TAU / (1 + eta * TAU)
+  solver = bj.descend(
+    bj.rl.policy_mirror_descent(process(('rewards',)), temperature=TAU),
+    value=optax.sgd(step),
+  )
+  params = bj.sequences(upper=jnp.asarray(X), value=jnp.asarray(Y))
+  updates, _ = solver.update(None, solver.init(params), params)
+  found = plain_log_softmax(np.asarray(params.value + updates.value))
+  np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_the_hypergradient_through_the_optimum_by_differences(x64):
+  made = process(('rewards', 'moves'))
+
+  def leader(x):
+    policy = bj.rl.optimal(made(x), TAU).policy
+    return upper(x, jnp.log(policy), None)
+
+  compiled = jax.jit(made)
+
+  def plainly(x):
+    mdp = compiled(jnp.asarray(x))
+    best = plain_optimum(*plain_process(mdp), TAU)[2]
+    return np.sin(x.sum()) + np.sum(np.exp(best) ** 2 * x[0])
+
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(leader))(jnp.asarray(X)),
+    differences(plainly, X),
+    atol=1e-8,
+  )
+
+
+def test_the_natural_step_is_the_advantage(x64):
+  made = process(('rewards',))
+  loss = bj.rl.follower_loss(made, temperature=TAU)
+  oracle = bj.gradient(lambda p, b: loss(p.upper, p.lower, b), of='lower')
+  weights = lambda p: bj.rl.state_visits(made(p.upper), jax.nn.softmax(p.lower))
+  params = bj.BilevelParams(jnp.asarray(X), jnp.asarray(Y))
+  oracle = bj.rl.natural(oracle, weights)
+  found = jax.jit(oracle.update)(None, oracle.init(params), params)[0].lower
+  moves, rewards = plain_process(made(params.upper))
+  log = plain_log_softmax(Y)
+  v = plain_values(moves, rewards, log, TAU)
+  q = rewards + DISCOUNT * moves @ v - TAU * log
+  advantage = (1 - DISCOUNT) * (q - v[:, None])
+  np.testing.assert_allclose(-found, advantage / (1 - DISCOUNT) ** 2)
+
+
+# Two players.
+
+GAME = {'states': 4, 'actions': (3, 2), 'rewards': 1}
+
+
+def game_at(x):
+  """Costs by the first two numbers of x, transitions by the others."""
+  game = bj.rl.random_game(3, **GAME, dtype=jnp.float64)
+  mix = jax.random.normal(jax.random.key(5), (*game.transitions.shape, 2))
+  weights = game.transitions * jnp.exp(mix @ x[2:])
+  costs = jnp.tanh(game.rewards[0] + mix[..., 0, :] @ x[:2])
+  return bj.rl.make_game(
+    weights / weights.sum(-1, keepdims=True),
+    costs[None],
+    discount=DISCOUNT,
+  )
+
+
+def payoff(x, y, batch):
+  game = game_at(x)
+  both = tuple(jax.nn.softmax(z) for z in y)
+  _, two = bj.rl.zero_sum_responses(
+    game, game.rewards[0], both, temperature=TAU
+  )
+  return bj.rl.expected_return(two, both[1], TAU)
+
+
+def plain_responses(game, y):
+  """Each player's process, by NumPy."""
+  moves, costs = np.asarray(game.transitions), np.asarray(game.rewards[0])
+  a, b = (np.exp(plain_log_softmax(z)) for z in y)
+  of_a = (
+    -np.einsum('sb,sab->sa', b, costs)
+    + TAU * (np.sum(b * np.log(b), 1)[:, None])
+  )
+  of_b = (
+    np.einsum('sa,sab->sb', a, costs)
+    + TAU * (np.sum(a * np.log(a), 1)[:, None])
+  )
+  return (
+    (np.einsum('sb,sabt->sat', b, moves), of_a),
+    (np.einsum('sa,sabt->sbt', a, moves), of_b),
+  )
+
+
+def plain_nash_gap(game, y):
+  """max_b' J(a, b') - min_a' J(a', b)."""
+  return sum(
+    plain_optimum(*faced, TAU)[0].mean() for faced in plain_responses(game, y)
+  )
+
+
+def test_nikaido_isoda_by_finite_differences(x64):
+  draw = np.random.default_rng(1).normal
+  x, a, b = draw(size=4), draw(size=(4, 3)), draw(size=(4, 2))
+  at = jax.jit(game_at)
+  game = at(jnp.asarray(x))
+  best = tuple(
+    jnp.asarray(plain_optimum(*faced, TAU)[2])
+    for faced in plain_responses(game, (a, b))
+  )
+  params = bj.sequences(
+    upper=jnp.asarray(x), lower=(jnp.asarray(a), jnp.asarray(b)), value=best
+  )
+  problem = bj.BilevelProblem(
+    lambda x, y, batch: x.sum() * jnp.sum(y[0]), payoff
+  )
+  oracle = bj.oracles.nikaido_isoda(problem)
+  jacobian, state = jax.jit(oracle.update)(None, oracle.init(params), params)
+  height = lambda x, y: plain_nash_gap(at(jnp.asarray(x)), y)
+  np.testing.assert_allclose(
+    bj.values(state)['gap'], height(x, (a, b)), rtol=1e-10
+  )
+  for found, wanted in (
+    (jacobian.rows.upper, differences(lambda x: height(x, (a, b)), x)),
+    (jacobian.rows.lower[0], differences(lambda a: height(x, (a, b)), a)),
+    (jacobian.rows.lower[1], differences(lambda b: height(x, (a, b)), b)),
+  ):
+    assert np.abs(wanted).max() > 1e-3
+    np.testing.assert_allclose(found[1], wanted, atol=1e-8)
+  # At the best responses themselves, their slopes vanish.
+  respond = bj.oracles.best_responses(problem)
+  slopes, _ = jax.jit(respond.update)(None, respond.init(params), params)
+  chex.assert_trees_all_close(
+    slopes.value, jax.tree.map(jnp.zeros_like, slopes.value), atol=1e-11
+  )
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
+def test_temperatures_are_positive(temperature):
+  problem = bj.BilevelProblem(upper, None)
+  for make in (
+    lambda: bj.rl.follower_loss(process(()), temperature=temperature),
+    lambda: bj.rl.policy_mirror_descent(process(()), temperature=temperature),
+    lambda: bj.rl.soft_value_iteration_step(
+      process(()), temperature=temperature
+    ),
+    lambda: bj.rl.bellman_gap(problem, process(()), temperature=temperature),
+  ):
+    with pytest.raises(ValueError, match='the temperature is a number > 0'):
+      make()
+
+
+def test_rho_has_full_support():
+  hole = lambda x: process(())(x)._replace(initial=jnp.eye(STATES)[2])
+  problem = bj.BilevelProblem(upper, None)
+  table = jnp.asarray(Y, jnp.float32)
+  params = bj.sequences(
+    upper=jnp.asarray(X, jnp.float32), lower=table, value=table
+  )
+  oracle = bj.rl.bellman_gap(problem, hole, temperature=TAU)
+  with pytest.raises(ValueError, match=r'rho is zero in 5 states.*weights='):
+    oracle.init(params)
+  mended = bj.rl.bellman_gap(problem, hole, temperature=TAU, weights=RHO)
+  mended.init(params)
+  with pytest.raises(ValueError, match='rho is zero'):
+    bj.rl.bellman_gap(
+      problem, process(()), temperature=TAU, weights=RHO * (RHO > 0.1)
+    ).init(params)
+
+
+def test_kernels_are_stochastic():
+  def leaky(x):
+    mdp = process(())(x)
+    return mdp._replace(transitions=0.9 * mdp.transitions)
+
+  table = jnp.asarray(Y, jnp.float32)
+  params = bj.sequences(
+    upper=jnp.asarray(X, jnp.float32), lower=table, value=table
+  )
+  problem = bj.BilevelProblem(upper, None)
+  for make in (
+    lambda: bj.rl.policy_mirror_descent(leaky, temperature=TAU),
+    lambda: bj.rl.bellman_gap(problem, leaky, temperature=TAU),
+  ):
+    with pytest.raises(ValueError, match='no probability distribution'):
+      make().init(params)
+
+
+def test_the_lower_variable_of_a_game_is_a_pair():
+  problem = bj.BilevelProblem(lambda x, y, b: x, lambda x, y, b: x)
+  one = jnp.float32(1.0)
+  oracle = bj.oracles.nikaido_isoda(problem)
+  params = bj.sequences(upper=one, lower=one, value=one)
+  with pytest.raises(TypeError, match='is a pair'):
+    oracle.update(None, oracle.init(params), params)
+  with pytest.raises(ValueError, match='the player is 0 or 1'):
+    bj.rl.faced_by(None, None, None, player=2)
+  with pytest.raises(ValueError, match='rewards, states, actions, actions'):
+    bj.rl.make_game(np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), discount=0.5)
