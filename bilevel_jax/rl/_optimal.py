@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import _checks
-from bilevel_jax.rl import _mdp, _values
+from bilevel_jax.rl import _discounted, _mdp, _values
 
 
 class Optimum(NamedTuple):
@@ -80,10 +80,10 @@ def optimal(
 
   By policy iteration: each policy is evaluated exactly, and the next one is
   its best response. That is Newton's method for this equation, from any start,
-  and a handful of iterations. Two more of its steps are taken where derivatives
-  see them, so that values, policy and their derivatives in the process and in
-  a positive temperature are right, without one passing through the iterations;
-  at temperature zero the policy is piecewise constant.
+  and a handful of iterations. Derivatives of all orders, of values and policy
+  in the process and in a positive temperature, are those of the equation,
+  without one passing through the iterations; at temperature zero the policy is
+  piecewise constant.
 
   Args:
     mdp: the process.
@@ -91,7 +91,8 @@ def optimal(
     start: state values to start from, those of a process nearby for instance;
       by default zero.
     tolerance: the iterations end where the equation's largest error is below
-      it, in units of a reward; by default, rounding at the size of the values.
+      it, in units of a reward; by default, rounding at the size of the values,
+      or twice the error with which the policy was evaluated.
     max_iterations: or after so many.
 
   Returns:
@@ -118,14 +119,6 @@ def optimal(
   if tolerance is not None:
     _checks.within('optimal', 'the tolerance', tolerance, 0, open_low=True)
 
-  def newton(mdp, temperature, values):
-    policy, _ = best_response(_values.backup(mdp, values), temperature)
-    return _values.state_values(mdp, policy, temperature)
-
-  def error(mdp, temperature, values):
-    _, best = best_response(_values.backup(mdp, values), temperature)
-    return jnp.max(jnp.abs(best - values))
-
   fixed, heat = jax.lax.stop_gradient((mdp, temperature))
   if _values._is_zero(temperature):
     heat = temperature
@@ -139,22 +132,65 @@ def optimal(
       f'{first.shape}.'
     )
 
+  def errors(values, policy):
+    """Of the optimality equation, and of the policy's own."""
+    worth = _values.backup(fixed, values)
+    _, best = best_response(worth, heat)
+    own = jnp.sum(policy * worth, axis=-1) + heat * _values.entropy(policy)
+    return jnp.max(jnp.abs(best - values)), jnp.max(jnp.abs(own - values))
+
+  def step(values):
+    policy, _ = best_response(_values.backup(fixed, values), heat)
+    return _values.state_values(fixed, policy, heat), policy
+
   def unfinished(carry):
-    values, residual, iterations = carry
+    values, residual, evaluation, iterations = carry
     size = jnp.max(jnp.abs(values)) + jnp.max(jnp.abs(fixed.rewards))
-    least = 8 * jnp.finfo(dtype).eps * size if tolerance is None else tolerance
+    rounding = jnp.maximum(8 * jnp.finfo(dtype).eps * size, 2 * evaluation)
+    least = rounding if tolerance is None else tolerance
     return (residual > least) & (iterations < max_iterations)
 
   def body(carry):
-    values = newton(fixed, heat, carry[0])
-    return values, error(fixed, heat, values), carry[2] + 1
+    values, policy = step(carry[0])
+    return values, *errors(values, policy), carry[3] + 1
 
-  begin = first, error(fixed, heat, first), jnp.zeros([], jnp.int32)
-  found, residual, iterations = jax.lax.while_loop(unfinished, body, begin)
-  # Newton squares the error: two steps leave third derivatives right.
-  values = jax.lax.stop_gradient(found)
-  for _ in range(2):
-    values = newton(mdp, temperature, values)
+  begun, _ = errors(first, best_response(_values.backup(fixed, first), heat)[0])
+  begin = first, begun, jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
+  found, residual, _, iterations = jax.lax.while_loop(unfinished, body, begin)
+  # One more step squares what error there is left.
+  values = _solution(mdp, temperature, step(found)[0])
   action_values = _values.backup(mdp, values)
   policy, _ = best_response(action_values, temperature)
   return Optimum(policy, values, action_values, residual, iterations)
+
+
+def _solution(mdp, temperature, found):
+  """Values that solve the optimality equation, with its derivatives.
+
+  By the implicit function theorem. To differentiate a step of Newton would be
+  right as well but for rounding: sums over actions that are zero at the best
+  policy would be divided by one minus the discount, twice.
+  """
+  zero = _values._is_zero(temperature)
+
+  @jax.custom_jvp
+  def solution(mdp, heat, found):
+    del mdp, heat
+    return found
+
+  @solution.defjvp
+  def tangent(primals, tangents):
+    mdp, heat, found = primals
+    values = solution(mdp, heat, found)
+    worth, moved = jax.jvp(
+      lambda mdp: _values.backup(mdp, values), (mdp,), (tangents[0],)
+    )
+    policy, _ = best_response(worth, 0 if zero else heat)
+    right = jnp.sum(policy * moved, axis=-1)
+    if not zero:
+      right += tangents[1] * _values.entropy(policy)
+    chain = jnp.einsum('sa,sat->st', policy, mdp.transitions)
+    return values, _discounted.discounted_solve(chain, right, mdp.discount)
+
+  heat = jnp.asarray(temperature, found.dtype)
+  return solution(mdp, heat, jax.lax.stop_gradient(found))

@@ -82,6 +82,33 @@ def test_derivatives_of_values_and_policy(x64):
   )
 
 
+def test_slopes_near_a_discount_of_one_in_single_precision():
+  mdp = given(jnp.float32)._replace(discount=jnp.float32(0.999))
+
+  @jax.jit
+  def both(mdp, heat):
+    best = bj.rl.optimal(mdp, heat)
+    seen = bj.rl.visits(mdp, best.policy) / (1 - mdp.discount)
+    value = lambda r, t: (
+      mdp.initial @ bj.rl.optimal(mdp._replace(rewards=r), t).values
+    )
+    wanted = seen, seen.sum(1) @ bj.rl.entropy(best.policy)
+    return jax.grad(value, (0, 1))(mdp.rewards, heat), wanted
+
+  for ours, theirs in zip(*both(mdp, jnp.float32(0.3)), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_a_chain_without_rest_ends_where_its_evaluation_does(x64):
+  moves = np.zeros((6, 3, 6))
+  moves[range(6), :, np.roll(range(6), -1)] = 1
+  rewards = np.random.default_rng(0).standard_normal((6, 3))
+  mdp = bj.rl.make_mdp(moves, rewards, discount=0.999)
+  best = jax.jit(bj.rl.optimal)(mdp, jnp.float64(0.3))
+  size = float(np.abs(best.values).max())
+  assert best.iterations < 10 and best.residual < 1e-12 * size
+
+
 def test_without_entropy_the_derivative_is_that_of_the_best_policy(x64):
   mdp = given()
   best = jax.jit(bj.rl.optimal)(mdp)

@@ -346,7 +346,9 @@ def test_temperatures_are_positive(temperature):
     ),
     lambda: bj.rl.bellman_gap(problem, process(()), temperature=temperature),
   ):
-    with pytest.raises(ValueError, match='the temperature is a number > 0'):
+    with pytest.raises(
+      ValueError, match='the temperature is a finite number > 0'
+    ):
       make()
 
 
