@@ -1,13 +1,13 @@
 """Four rooms: penalties on cells that lead a follower by a cell of its leader.
 
-Paper of the problem: Thoma, Pasztor, Krause, Ramponi and Hu, Contextual Bilevel
-Reinforcement Learning for Incentive Alignment, 2024. Paper of the penalty:
-Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel Reinforcement
-Learning and RLHF, 2024.
+Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
+Reinforcement Learning and RLHF, 2024. The problem and its table are of Thoma,
+Pasztor, Krause, Ramponi and Hu, Contextual Bilevel Reinforcement Learning for
+Incentive Alignment, 2024.
 
     python -m experiments.pbrl.four_rooms --preset=quick
 
-Expected: not run yet. Time: not measured.
+Expected: not run yet, but for its smallest size. Time: minutes, not measured.
 
 Nine cells of a table: three temperatures of the follower's entropy, three
 prices of the penalties to the leader. All methods are judged by the leader's

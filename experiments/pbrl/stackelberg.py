@@ -5,8 +5,8 @@ Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.stackelberg --preset=quick
 
-Expected: 10 wins of 10 for both penalties, F 7.56 and 7.64 against 7.28. Time:
-some minutes on 2 cores, most of it compilation.
+Expected: 10 wins of 10 for both penalties, F 7.56 and 7.64 against 7.28.
+Time: some minutes on 2 cores, most of it compilation.
 
 Both players' policies are tables, the follower's best one is unique by its
 entropy. A method is judged by its leader: F is what the leader's policy is
