@@ -70,7 +70,8 @@ def td_system(
     A, (size, size), and b, (size,).
 
   Raises:
-    ValueError: if the features have no row for each state.
+    ValueError: if the features have no row, or the weights no number, for each
+      state.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -86,6 +87,11 @@ def td_system(
   moves, rewards = _values.reward_process(mdp, policy)
   if weights is None:
     weights = _values.state_visits(mdp, policy)
+  if jnp.shape(weights) != mdp.initial.shape:
+    raise ValueError(
+      f'td_system: weights have the shape {mdp.initial.shape}, one for each '
+      f'state, got {jnp.shape(weights)}.'
+    )
   after = moves @ features
   if bootstrap_restarts:
     after = mdp.discount * after + (1 - mdp.discount) * mdp.initial @ features

@@ -141,7 +141,7 @@ def faced_by(
     An `MDP`, whose rewards and transitions depend on the policy.
 
   Raises:
-    ValueError: if the player is neither.
+    ValueError: if the player is neither, or for another shape.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -153,6 +153,18 @@ def faced_by(
   """
   if player not in (0, 1):
     raise ValueError(f'faced_by: the player is 0 or 1, got {player!r}.')
+  shape = game.transitions.shape[:3]
+  if jnp.shape(rewards) != shape:
+    raise ValueError(
+      f'faced_by: rewards are one table of the game, of shape {shape}, got '
+      f'{jnp.shape(rewards)}.'
+    )
+  theirs = shape[0], shape[2 - player]
+  if jnp.shape(policy) != theirs:
+    raise ValueError(
+      f'faced_by: player {player} faces a policy of player {1 - player}, of '
+      f'shape {theirs}, got {jnp.shape(policy)}.'
+    )
   subscripts = ('sb,sabt->sat', 'sb,sab->sa') if player == 0 else (
     'sa,sabt->sbt', 'sa,sab->sb',
   )  # fmt: skip
@@ -192,6 +204,9 @@ def zero_sum_responses(
     regularised returns are :math:`- \min_{a'} J(a', b)` and :math:`\max_{b'}
     J(a, b')`.
 
+  Raises:
+    ValueError: for a negative temperature, or as `faced_by`.
+
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> game = bj.rl.random_game(0, states=3, actions=(2, 4))
@@ -205,6 +220,7 @@ def zero_sum_responses(
     >>> print(bool(abs(one + two) < 1e-5))
     True
   """
+  _checks.within('zero_sum_responses', 'the temperature', temperature, 0)
   a, b = policies
   earned = lambda policy: temperature * _values.entropy(policy)[:, None]
   one = faced_by(game, b, -costs, player=0)

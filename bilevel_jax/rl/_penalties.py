@@ -220,7 +220,8 @@ def bellman_gap(
 
   Raises:
     ValueError: if the temperature is not above zero or the penalty is negative;
-      at init, if rho or the process is known and rho is zero in a state.
+      at init, if rho or the process is known and rho is zero in a state or has
+      another shape.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -277,6 +278,11 @@ def bellman_gap(
     if rho is None or isinstance(rho, jax.core.Tracer):
       return
     rho = np.asarray(rho)
+    if mdp is not None and rho.shape != np.shape(mdp.initial):
+      raise ValueError(
+        'bellman_gap: rho has a weight for each state, the shape '
+        f'{np.shape(mdp.initial)}, got {rho.shape}.'
+      )
     if not np.all(rho > 0):
       raise ValueError(
         'bellman_gap: rho is zero in '

@@ -69,7 +69,7 @@ def a3c_td0(
 
   Raises:
     ValueError: from `bj.evaluation.delayed` and `bj.rl.td_actor_critic`, and if
-      the radius is not above zero.
+      the radius is not above zero, or comes with a set in `critic`.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -123,6 +123,11 @@ def a3c_td0(
   ball = None
   if radius is not None:
     _checks.within('a3c_td0', 'the radius', radius, 0, open_low=True)
+    if isinstance(critic, types.Sequence) and critic.set is not None:
+      raise ValueError(
+        'a3c_td0: the critic has a set already: leave out the radius, or the '
+        'set.'
+      )
     ball = functools.partial(optax.projections.projection_l2_ball, scale=radius)
   return descent.descend(
     late, actor=actor, critic=types.as_sequence(critic, 'critic', set=ball)

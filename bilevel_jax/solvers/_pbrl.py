@@ -57,7 +57,9 @@ def pbrl(
       of length :math:`\eta = 1`. It starts at y.
     form: which penalty. The value penalty weighs states by the visits of the
       policy, so that it forgets those that are not seen; the Bellman one by
-      the weights.
+      the weights. These sum to 1, visits to :math:`1 / (1 - \gamma)`: it
+      wants a penalty that much larger, and more where the weights are spread
+      over states that are seldom seen.
     weights: :math:`\rho` of the Bellman penalty, (states,), all positive; by
       default the process's initial probabilities.
     natural: whether y moves along the natural gradient in these weights, the

@@ -97,3 +97,5 @@ def test_random_features_and_errors():
   mdp, pi, features = given(jnp.float32)
   with pytest.raises(ValueError, match='row for each of 5 states'):
     bj.rl.td_system(mdp, pi, features[:3])
+  with pytest.raises(ValueError, match=r'weights have the shape \(5,\)'):
+    bj.rl.td_fixed_point(mdp, pi, features, weights=jnp.ones(3))

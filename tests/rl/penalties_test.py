@@ -369,6 +369,11 @@ def test_rho_has_full_support():
       problem, process(()), temperature=TAU, weights=RHO * (RHO > 0.1)
     ).init(params)
 
+  with pytest.raises(ValueError, match=r'rho has a weight for each state'):
+    bj.rl.bellman_gap(
+      problem, process(()), temperature=TAU, weights=RHO[:2]
+    ).init(params)
+
 
 def test_kernels_are_stochastic():
   def leaky(x):
@@ -399,3 +404,16 @@ def test_the_lower_variable_of_a_game_is_a_pair():
     bj.rl.faced_by(None, None, None, player=2)
   with pytest.raises(ValueError, match='rewards, states, actions, actions'):
     bj.rl.make_game(np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), discount=0.5)
+
+
+def test_policies_and_rewards_of_a_game_fit():
+  game = bj.rl.random_game(0, states=3, actions=(2, 4))
+  one, two = jnp.full((3, 2), 0.5), jnp.full((3, 4), 0.25)
+  with pytest.raises(ValueError, match=r'player 0 faces .* shape \(3, 4\)'):
+    bj.rl.faced_by(game, one, game.rewards[0], player=0)
+  with pytest.raises(ValueError, match=r'player 1 faces .* shape \(3, 2\)'):
+    bj.rl.faced_by(game, two, game.rewards[0], player=1)
+  with pytest.raises(ValueError, match='one table of the game'):
+    bj.rl.faced_by(game, two, game.rewards, player=0)
+  with pytest.raises(ValueError, match='the temperature is a finite number'):
+    bj.rl.zero_sum_responses(game, game.rewards[0], (one, two), temperature=-1)

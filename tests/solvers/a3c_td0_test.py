@@ -149,6 +149,10 @@ def test_errors():
     ({'workers': 4, 'bound': 2}, 'bound is at least 3'),
     ({'workers': 2, 'radius': 0}, 'radius is a finite number > 0'),
     ({'workers': 2, 'sampling': 'offline'}, 'iid, markov'),
+    (
+      {'workers': 2, 'radius': 1.0, 'critic': bj.Sequence(sgd, lambda x: x)},
+      'has a set already',
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       make(**given)
