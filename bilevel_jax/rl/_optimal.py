@@ -70,7 +70,7 @@ def optimal(
   *,
   start: Any = None,
   tolerance: float | None = None,
-  max_iterations: int = 100,
+  max_iterations: int = 1000,
 ) -> Optimum:
   r"""A policy of the largest return, entropy included.
 
@@ -93,7 +93,8 @@ def optimal(
     tolerance: the iterations end where the equation's largest error is below
       it, in units of a reward; by default, rounding at the size of the values,
       or twice the error with which the policy was evaluated.
-    max_iterations: or after so many.
+    max_iterations: or after so many. Without entropy, a goal at the end of a
+      long chain takes an iteration a state.
 
   Returns:
     An `Optimum`; its `residual` says whether the iterations have converged.

@@ -133,6 +133,18 @@ def test_ties_and_processes_without_choice():
   np.testing.assert_allclose(solve(now, 0).values, now.rewards.max(1))
 
 
+def test_a_goal_at_the_end_of_a_long_chain():
+  size, at = 150, np.arange(150)
+  moves = np.zeros((size, 2, size))
+  moves[at, 0, np.maximum(at - 1, 0)] = 1
+  moves[at, 1, np.minimum(at + 1, size - 1)] = 1
+  rewards = np.zeros((size, 2))
+  rewards[-1] = 1
+  best = jax.jit(bj.rl.optimal)(bj.rl.make_mdp(moves, rewards, discount=0.99))
+  np.testing.assert_array_equal(best.policy.argmax(-1), 1)
+  np.testing.assert_allclose(best.values, 100 * 0.99 ** at[::-1], rtol=1e-3)
+
+
 @pytest.mark.parametrize('zero', [0, 0.0, np.float32(0), jnp.zeros([])])
 def test_no_temperature_in_any_form(zero):
   policy, values = bj.rl.best_response(jnp.array([[1.0, 3.0, 3.0]]), zero)
