@@ -47,7 +47,8 @@ LARGEST = 20_000  # Bytes of a stored file.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 # Metrics of which the documents have no use, or which the table holds too.
 _BULKY = re.compile(
-  r'(^|/)(bias|count|edges|from_min_norm|own|rate|step_seconds|trials)(/|$)'
+  r'(^|/)(bias|count|edges|from_min_norm|own|rate|step_seconds|torque\d|trials)'
+  r'(/|$)'
 )
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
