@@ -301,7 +301,8 @@ def _caption(results: Mapping[str, Any]) -> str:
   said = [
     f'{seeds} seed{"s" if seeds > 1 else ""}',
     f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s',
-    f'{cores} core{"s" * (cores != 1)}, {results["date"]}: `{results["command"]}`',
+    f'{cores} core{"s" * (cores != 1)}, {results["date"]}: '
+    f'`{results["command"]}`',
   ]
   if results.get('substituted'):
     said.insert(1, results['substituted'])

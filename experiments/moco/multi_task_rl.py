@@ -297,7 +297,8 @@ def main(options: harness.Options) -> None:
     )
     for game in games
   ]
-  harness.plot_panels(folder / 'returns.png', panels, columns=min(5, len(panels)))
+  columns = min(5, len(panels))
+  harness.plot_panels(folder / 'returns.png', panels, columns=columns)
   path = harness.write_results(
     options,
     metrics=metrics,
