@@ -273,7 +273,8 @@ def in_sequence(steps: Sequence[int]) -> Rule:
   the run does.
 
   Args:
-    steps: the number of updates with each objective but the last.
+    steps: the number of updates with each objective but the last; whole
+      numbers, or int32 scalars that may be traced.
 
   Returns:
     A rule for `select`.
@@ -295,10 +296,12 @@ def in_sequence(steps: Sequence[int]) -> Rule:
     >>> print(bj.counts(state))
     {'gradients/a': 2, 'gradients/b': 3}
   """
-  lengths = [_checks.whole('in_sequence', 'updates', n) for n in steps]
-  edges = np.cumsum(lengths, dtype=np.int64)
-  if len(edges) and edges[-1] > np.iinfo(np.int32).max:
-    raise ValueError(f'in_sequence: more than 2**31 - 1 updates: {lengths}.')
+  lengths = [
+    n
+    if isinstance(n, jax.Array)
+    else np.int32(_checks.whole('in_sequence', 'updates', n))
+    for n in steps
+  ]
 
   def init(number, dtype):
     del dtype
@@ -312,7 +315,10 @@ def in_sequence(steps: Sequence[int]) -> Rule:
 
   def choose(state, count, taken):
     del taken
-    past = count >= jnp.asarray(edges, jnp.int32)
-    return past.sum().astype(jnp.int32), state
+    index, edge = jnp.int32(0), jnp.int32(0)
+    for length in lengths:
+      edge = edge + jnp.asarray(length, jnp.int32)
+      index = index + (count >= edge)
+    return index, state
 
   return Rule(init, choose, _forget)

@@ -132,9 +132,9 @@ def apart(who: str, names: Iterable[str], found: Iterable[Any]) -> str:
   """What to say of oracles whose gradients are of different forms."""
   told = '; '.join(f'{n}: {f}' for n, f in zip(names, found))
   return (
-    f'{who}: the oracles do not move the same sequences, or not in the same form, so '
-    f'that no step can be of either ({told}): let each give a gradient for '
-    'all that any of them moves, by bj.gradient(loss, of=[...]).'
+    f'{who}: the oracles do not move the same sequences, or not in the same '
+    f'form, so that no step can be of either ({told}): let each give a '
+    'gradient for all that any of them moves, by bj.gradient(loss, of=[...]).'
   )
 
 
