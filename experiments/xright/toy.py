@@ -201,7 +201,6 @@ def main(options: harness.Options) -> None:
       metrics |= last.metrics(f'gap/{name}/{kind}')
       row[words], row[f'{words}: exponent'] = last, str(fitted[kind])
     rows.append(row)
-    print(f'{TITLES[name]}: {row}')
     # The gap that a method is for; of training in stages, the steeper one.
     kind = 'max' if name.startswith('maxright') else 'mix'
     if name == 'sequential':
