@@ -147,7 +147,7 @@ class Merging:
 
 TEMPLATE = (
   '{% for m in messages %}{{ m.role }}\n{{ m.content }}'
-  '{% if m.role == "assistant" %}</s>{% endif %}\n{% endfor %}'
+  '{% if m.role == "assistant" %}</s>{% endif %}{{ "\n" }}{% endfor %}'
   '{% if add_generation_prompt %}assistant\n{% endif %}'
 )
 
