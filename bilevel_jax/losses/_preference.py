@@ -198,11 +198,8 @@ def kto(
     Prospect Theoretic Optimization <https://arxiv.org/abs/2402.01306>`_, 2024.
   """
   _checks.within('kto', 'beta', beta, 0, open_low=True)
-  for name, weight in (
-    ('wanted_weight', wanted_weight),
-    ('unwanted_weight', unwanted_weight),
-  ):
-    _checks.within('kto', name, weight, 0)
+  _checks.within('kto', 'wanted_weight', wanted_weight, 0)
+  _checks.within('kto', 'unwanted_weight', unwanted_weight, 0)
   gained = _log_ratio(log_probs, reference)
   bounded = _tokens.bounded(baseline)
   point = jnp.maximum(jax.lax.stop_gradient(jnp.mean(bounded)), 0)

@@ -51,16 +51,16 @@ def shapes(config: Config) -> dict[str, Any]:
   return found
 
 
-def init(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+def init(config: Config, seed: int, dtype: Any = jnp.float32) -> Params:
   """Random weights, of a model for tests: norms of about 1, the rest small."""
+  rng = np.random.default_rng(seed)
 
   def one(path, shape):
-    name = jax.tree_util.keystr(path)
-    at = jax.random.fold_in(key, sum(map(ord, name)))
-    drawn = jax.random.normal(at, shape)
-    if 'norm' in name:
-      return (1 + drawn / 10).astype(dtype)
-    return (drawn / shape[-2 if len(shape) > 1 else -1] ** 0.5).astype(dtype)
+    drawn = rng.normal(size=shape)
+    if 'norm' in jax.tree_util.keystr(path):
+      return jnp.asarray(1 + drawn / 10, dtype)
+    inputs = shape[-2] if len(shape) > 1 else shape[-1]
+    return jnp.asarray(drawn / inputs**0.5, dtype)
 
   is_shape = lambda node: isinstance(node, tuple)
   return jax.tree_util.tree_map_with_path(one, shapes(config), is_leaf=is_shape)
@@ -150,7 +150,7 @@ def run_layers(
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
   """What enters the first layer, (rows, length, width)."""
-  return params['embed'][tokens]
+  return jnp.asarray(params['embed'])[tokens]
 
 
 def logits(config: Config, params: Params, x: jax.Array) -> jax.Array:

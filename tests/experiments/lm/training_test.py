@@ -23,20 +23,19 @@ def rows_of(seed):
 def test_fine_tuning_and_preference_of_adapters_both_get_better():
   """By the coin of ALRIGHT: frozen layers, adapters above, fixed reference."""
   config = SMALL
-  params = decoder.init(config, jax.random.key(0))
+  params = decoder.init(config, 0)
+  params = jax.tree.map(np.asarray, params)
   lower, upper = decoder.split_layers(params, 1)
+  run_trunk = jax.jit(lambda tokens: decoder.trunk(config, lower, tokens))
   mask = np.tile((np.arange(LENGTH) >= 4).astype(np.int32), (ROWS, 1))
   tokens = {'right': rows_of(1), 'chosen': rows_of(2), 'rejected': rows_of(3)}
   data = {
     'sft': {
       'tokens': tokens['right'],
-      'x': decoder.trunk(config, lower, tokens['right']),
+      'x': run_trunk(tokens['right']),
     },
     'dpo': {n: tokens[n] for n in ('chosen', 'rejected')}
-    | {
-      f'{n}_x': decoder.trunk(config, lower, tokens[n])
-      for n in ('chosen', 'rejected')
-    },
+    | {f'{n}_x': run_trunk(tokens[n]) for n in ('chosen', 'rejected')},
   }
   data['dpo'] |= log_probs.reference_of(
     config,

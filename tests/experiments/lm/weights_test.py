@@ -42,7 +42,7 @@ def words():
 @pytest.mark.parametrize('name', CONFIGS)
 def test_what_is_exported_is_read_back(tmp_path, name):
   config = dataclasses.replace(CONFIGS[name], context=128)
-  params = decoder.init(config, jax.random.key(0))
+  params = decoder.init(config, 0)
   adapters = lora.init(params, jax.random.key(1), rank=2)
   adapters = jax.tree.map(lambda w: w + 0.1, adapters)
   merged = lora.merge(params, adapters, scale=0.5)
@@ -63,7 +63,7 @@ def test_what_is_exported_is_read_back(tmp_path, name):
 
 def test_names_and_layout_are_those_of_others(tmp_path):
   """What is read by others: names, (out, in), and no tied head."""
-  params = decoder.init(SMALL, jax.random.key(0))
+  params = decoder.init(SMALL, 0)
   weights.export(tmp_path / 'out', SMALL, params)
   tensors = safetensors.load_file(tmp_path / 'out' / 'model.safetensors')
   assert len(tensors) == 9 * SMALL.layers + 2
@@ -76,7 +76,7 @@ def test_names_and_layout_are_those_of_others(tmp_path):
 
 
 def test_several_files_and_other_numbers(tmp_path):
-  params = decoder.init(SMALL, jax.random.key(0))
+  params = decoder.init(SMALL, 0)
   tensors = dict(weights.tensors_of(SMALL, params))
   weights.export(tmp_path / 'one', SMALL, params)
   folder = tmp_path / 'two'
@@ -112,7 +112,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   folder.mkdir()
   with pytest.raises(harness.UserError, match=r'has no config\.json'):
     weights.load(folder)
-  params = decoder.init(SMALL, jax.random.key(0))
+  params = decoder.init(SMALL, 0)
   weights.export(folder, SMALL, params)
   with pytest.raises(harness.UserError, match=r'no tokenizer\.json'):
     tokenizer.load(folder)
