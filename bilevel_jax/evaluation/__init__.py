@@ -5,7 +5,7 @@ Wrappers that take means over samples (`accumulate`, `mean_over`, `independent`,
 losses can be averaged within (see `bilevel_jax.oracles.base`), `storm` and
 `delayed` any. Wrappers of several oracles: `together` at one point, `mixed` for
 a weighted sum, and `select`, which evaluates one of them, by one of the rules
-`at_random`, `largest_gap` and `in_sequence`.
+`at_random`, `largest_gap`, `in_sequence` and `as_given`.
 """
 
 from bilevel_jax.evaluation._accumulate import accumulate
@@ -17,6 +17,7 @@ from bilevel_jax.evaluation._parts import deal_batch, split_batch
 from bilevel_jax.evaluation._rules import (
   GapState,
   Rule,
+  as_given,
   at_random,
   in_sequence,
   largest_gap,
@@ -35,6 +36,7 @@ __all__ = [
   'SelectState',
   'StormState',
   'accumulate',
+  'as_given',
   'at_random',
   'deal_batch',
   'delayed',

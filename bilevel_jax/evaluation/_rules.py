@@ -20,7 +20,8 @@ class Rule(NamedTuple):
   Attributes:
     init: makes the state from the number of objectives and a float dtype.
     choose: `choose(state, count, taken) -> (index, state)`: the objective of
-      this evaluation, from the number of updates and of evaluations so far.
+      this evaluation, from the number of updates and of evaluations so far;
+      None where the batch says it.
     record: `record(state, losses, seen, fresh, count) -> state`: what is learnt
       of losses (objectives,), of which only those in the mask `seen` were
       evaluated; `fresh` says that all were, without a gradient.
@@ -29,7 +30,7 @@ class Rule(NamedTuple):
   """
 
   init: Callable[[int, Any], Any]
-  choose: Callable[..., tuple[chex.Array, Any]]
+  choose: Callable[..., tuple[chex.Array, Any]] | None
   record: Callable[..., Any]
   refresh_every: int | None = None
 
@@ -322,3 +323,28 @@ def in_sequence(steps: Sequence[int]) -> Rule:
     return index, state
 
   return Rule(init, choose, _forget)
+
+
+def as_given() -> Rule:
+  """The objective of which the batch is: a dict of one batch, by its name.
+
+  For data that a host reads: it draws the objective, and reads and sends the
+  batch of that one alone. There is no branch, but a program for each objective,
+  and the choice is one for all seeds under `jax.vmap`.
+
+  Returns:
+    A rule for `select`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> fit = lambda x, rows: jnp.mean((x - rows) ** 2)
+    >>> given = {name: bj.gradient(fit, name=name) for name in ('old', 'new')}
+    >>> oracle = bj.evaluation.select(given, bj.evaluation.as_given())
+    >>> params = jnp.float32(0.0)
+    >>> state = oracle.init(params)
+    >>> for batch in ({'old': jnp.ones(2)}, {'new': jnp.zeros(5)}):
+    ...   found, state = oracle.update(batch, state, params)
+    >>> print(found, bj.counts(state))
+    0.0 {'gradients/new': 1, 'gradients/old': 1}
+  """
+  return Rule(lambda number, dtype: (), None, _forget)

@@ -77,6 +77,18 @@ class Objectives(NamedTuple):
       return lambda i: self._of(at, i, 'batch_at')(batch, taken[i])
     return lambda i: self._of(batch, i, 'the batch')
 
+  def given_by(self, batch: Any) -> int:
+    """The place of the only objective that a batch is of."""
+    if isinstance(batch, Mapping) and len(batch) == 1:
+      (name,) = batch
+      if name in self.names:
+        return self.names.index(name)
+    held = sorted(map(str, batch)) if isinstance(batch, Mapping) else ''
+    raise TypeError(
+      f'{self.who}: with the rule as_given, the batch is a dict of one batch, '
+      f'by one of the names {self.names}; got {type(batch).__name__} {held}.'
+    )
+
   def _of(self, given: Any, index: int, what: str) -> Any:
     names = self.names
     if isinstance(given, Mapping):
@@ -175,7 +187,8 @@ def select(
   objectives, each with its own data, are trained at the cost of one, with one
   state of the optimiser behind. `at_random` draws the objective, which in
   expectation is the step on a weighted sum (`mixed`); `largest_gap` takes the
-  one that is furthest from its optimum; `in_sequence` goes in stages.
+  one that is furthest from its optimum; `in_sequence` goes in stages; with
+  `as_given`, whoever reads the data has chosen.
 
   Under `jax.vmap`, over seeds for instance, a branch becomes a selection among
   all branches that are computed: map over seeds by `jax.lax.map`, or give all
@@ -231,6 +244,11 @@ def select(
   given = objectives(who, oracles)
   parts = [optax.with_extra_args_support(part) for part in given.oracles]
   number, by_loss = len(parts), rule.refresh_every is not None
+  if rule.choose is None and batch_at is not None:
+    raise ValueError(
+      f'{who}: the batch says of which objective it is, so that there is no '
+      'choice for batch_at to follow: leave it out.'
+    )
   counters = [f'losses/{name}' for name in given.names] if by_loss else []
 
   def init_fn(params):
@@ -275,16 +293,20 @@ def select(
       due = state.taken.sum() % rule.refresh_every == 0
       learnt = jax.lax.cond(due, anew, lambda before: before, learnt)
       counts = _sequences.add_counts(counts, dict.fromkeys(counters, due))
-    index, learnt = rule.choose(learnt, state.count, state.taken)
-    own = given.batches(batch, state.taken, batch_at)
-    branches = [lambda i=i: evaluate(i, own) for i in range(number)]
-    try:
-      found, loss, inner = jax.lax.switch(index, branches)
-    except TypeError as error:
-      forms = [str(jax.eval_shape(branch)[0]) for branch in branches]
-      if len(set(forms)) == 1:
-        raise
-      raise ValueError(apart(who, given.names, forms)) from error
+    if rule.choose is None:
+      index = jnp.int32(place := given.given_by(batch))
+      found, loss, inner = evaluate(place, lambda i: batch[given.names[i]])
+    else:
+      index, learnt = rule.choose(learnt, state.count, state.taken)
+      own = given.batches(batch, state.taken, batch_at)
+      branches = [lambda i=i: evaluate(i, own) for i in range(number)]
+      try:
+        found, loss, inner = jax.lax.switch(index, branches)
+      except TypeError as error:
+        forms = [str(jax.eval_shape(branch)[0]) for branch in branches]
+        if len(set(forms)) == 1:
+          raise
+        raise ValueError(apart(who, given.names, forms)) from error
     chosen = jnp.arange(number) == index
     learnt = rule.record(
       learnt, jnp.full([number], loss), chosen, False, state.count

@@ -51,6 +51,22 @@ def _furthest(wrap, share):
   return _select(wrap, rule)
 
 
+def _given(wrap):
+  """Whoever reads the data has chosen."""
+  parts = {n: wrap(one) for n, one in _losses('loss').items()}
+  oracle = bj.evaluation.select(parts, bj.evaluation.as_given())
+
+  def update_fn(batch, state, params=None, **extra_args):
+    # The contract's batches are of both; this row takes one.
+    parts = [{'far': batch}, {'near': batch}]
+    update = lambda part: oracle.update(part, state, params, **extra_args)
+    _, state = update(parts[0])
+    return oracle.update(parts[1], state, params, **extra_args)
+
+  both = optax.GradientTransformationExtraArgs(oracle.init, update_fn)
+  return optax.chain(both, optax.sgd(RATE))
+
+
 def _mixed(wrap, share):
   parts = {n: wrap(one) for n, one in _losses().items()}
   oracle = bj.evaluation.mixed(parts, _pair(share), **SHARED)
@@ -95,6 +111,15 @@ ROWS = (
     lambda wrap: _select(wrap, bj.evaluation.in_sequence([2])),
     {'gradients/loss': 1},
     covers=('in_sequence',),
+    hyper={},
+    light=True,
+    **_FLAT,
+  ),
+  Row(
+    'select, as_given',
+    _given,
+    {'gradients/loss': 2},
+    covers=('as_given',),
     hyper={},
     light=True,
     **_FLAT,
@@ -425,6 +450,23 @@ def test_a_name_finds_its_batch_and_its_stream():
     second, state = oracle.update(batch, state, x)
     assert (first, second) == (5, 7)
     assert bj.values(state)['q'] == 7
+
+
+def test_a_batch_says_of_which_objective_it_is():
+  given = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
+  oracle = bj.evaluation.select(given, bj.evaluation.as_given())
+  x = jnp.float32(1.0)
+  state, step = oracle.init(x), jax.jit(oracle.update)
+  for name, slope in (('q', 7.0), ('p', 5.0), ('q', 6.0)):
+    found, state = step({name: slope}, state, x)
+    assert found == slope
+    assert state.report.values['selected'] == 'pq'.index(name)
+  np.testing.assert_array_equal(state.taken, [1, 2])
+  for batch in ({'p': 1.0, 'q': 1.0}, {'r': 1.0}, (1.0,)):
+    with pytest.raises(TypeError, match='a dict of one batch, by one of'):
+      oracle.update(batch, state, x)
+  with pytest.raises(ValueError, match='no choice for batch_at'):
+    bj.evaluation.select(given, bj.evaluation.as_given(), **SHARED)
 
 
 def test_errors_name_cause_and_mend():
