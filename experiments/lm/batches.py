@@ -62,7 +62,8 @@ def encode_answer(
         'the answer. Give prompts as texts.'
       )
     after = whole[len(before) :]
-  first, then = tokenizer.encode(before), tokenizer.encode(after)
+  first = tokenizer.encode(before, first=isinstance(prompt, str))
+  then = tokenizer.encode(after)
   if tokenizer.end in then:  # And what a template adds behind it.
     then = then[: len(then) - then[::-1].index(tokenizer.end)]
   else:

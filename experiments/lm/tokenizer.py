@@ -1,5 +1,6 @@
 """Text to tokens and back, and dialogues to text by a model's own template."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +36,18 @@ class Tokenizer(NamedTuple):
   end: int
   tokens: Mapping[str, str]
 
-  def encode(self, text: str) -> list[int]:
-    """Numbers of the tokens of a text, special ones where they stand."""
-    return self.inner.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, *, first: bool = False) -> list[int]:
+    """Numbers of the tokens of a text, special ones where they stand.
+
+    Args:
+      text: any.
+      first: whether a text begins here, so that the token comes before it that
+        some models want there. A template writes it itself.
+
+    Returns:
+      The numbers.
+    """
+    return self.inner.encode(text, add_special_tokens=first).ids
 
   def decode(self, tokens: Sequence[int]) -> str:
     """The text of tokens, special ones with it."""
@@ -61,20 +71,8 @@ class Tokenizer(NamedTuple):
         'the model has no chat template: give prompts as texts, not as '
         'messages.'
       )
-    sandbox = weights.need('jinja2.sandbox', 'a chat template')
-    environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True
-    )
-
-    def refuse(message):
-      raise harness.UserError(f'the chat template says: {message}')
-
-    environment.globals['raise_exception'] = refuse
-    environment.filters['tojson'] = lambda value: json.dumps(
-      value, ensure_ascii=False
-    )
     try:
-      return environment.from_string(self.template).render(
+      return _compiled(self.template).render(
         messages=[dict(m) for m in messages],
         add_generation_prompt=answer,
         **self.tokens,
@@ -98,6 +96,26 @@ class Tokenizer(NamedTuple):
     (folder / 'tokenizer_config.json').write_text(
       json.dumps(told, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+  """A template that sees nothing of this program; compiling it is slow."""
+  sandbox = weights.need('jinja2.sandbox', 'a chat template')
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=['jinja2.ext.loopcontrols'],
+  )
+
+  def refuse(message):
+    raise harness.UserError(f'the chat template says: {message}')
+
+  environment.globals['raise_exception'] = refuse
+  environment.filters['tojson'] = lambda value, indent=None: json.dumps(
+    value, ensure_ascii=False, indent=indent
+  )
+  return environment.from_string(template)
 
 
 def load(vocabulary: Any) -> Tokenizer:

@@ -130,8 +130,7 @@ class Merging:
       self.ids = ids
 
   def encode(self, text, add_special_tokens):
-    assert not add_special_tokens
-    ids = []
+    ids = [self.words.index('\n')] if add_special_tokens else []
     while text:
       for size in (4, 2, 1):
         if (word := text[:size]) in self.words and len(word) == size:
@@ -163,7 +162,7 @@ def test_masks_are_of_the_answer_where_it_would_merge_with_the_prompt():
   assert len(words.encode('hel' + 'lo')) == 4
   tokens, mask = batches.encode_answer(words, 'hel', 'lo')
   assert words.decode(tokens[mask == 1]) == 'lo</s>'
-  assert words.decode(tokens[mask == 0]) == 'hel'
+  assert words.decode(tokens[mask == 0]) == '\nhel'  # With a first token.
   pytest.importorskip('jinja2', reason='templates need the extra llm')
   words = merging(TEMPLATE)
   tokens, mask = batches.encode_answer(words, USER, 'abb')
@@ -192,9 +191,9 @@ def pairs():
 
 def test_rows_keep_their_numbers_and_batches_one_length():
   words = merging()
-  encoded = batches.encode(words, pairs(), longest=10)
+  encoded = batches.encode(words, pairs(), longest=11)
   assert encoded.left == sum(
-    2 + i % 5 + len(words.encode(2 * 'abcdefghij'[i : i + 2])) + 1 > 10
+    2 + i % 5 + len(words.encode(2 * 'abcdefghij'[i : i + 2])) + 2 > 11
     for i in range(9)
   )
   assert 0 < encoded.left < 9
@@ -205,19 +204,19 @@ def test_rows_keep_their_numbers_and_batches_one_length():
       row = whole[name][place]
       np.testing.assert_array_equal(row[: len(item[name])], item[name])
       assert not row[len(item[name]) :].any()
-  made = batches.stream(encoded, 1, (8, 9, 10, 64), seed=1)
+  made = batches.stream(encoded, 1, (9, 10, 11, 64), seed=1)
   seen = set()
   for _, batch in zip(range(int(made.steps_per_epoch)), made.batches(0)):
     index = int(batch['index'][0])
     seen.add(index)
     length = batch['chosen'].shape[1]
-    assert length == next(b for b in (8, 9, 10) if b >= encoded.lengths[index])
+    assert length == next(b for b in (9, 10, 11) if b >= encoded.lengths[index])
     np.testing.assert_array_equal(
       batch['rejected'][0], whole['rejected'][index][:length]
     )
   assert seen == set(range(len(encoded.items)))
   with pytest.raises(harness.SettingsError, match='the largest bucket'):
-    batches.stream(encoded, 1, (8,))
+    batches.stream(encoded, 1, (9,))
   with pytest.raises(harness.UserError, match='either demonstrations or'):
     batches.encode(words, [*pairs(), data.Example(0, 'a', 'b')], longest=9)
   with pytest.raises(harness.UserError, match='none of 9 examples fits'):

