@@ -16,14 +16,14 @@ CLAIMS = (
     binary='toy',
     metric='gap_exponent/alright',
     at_most=-0.4,
-    published='-1/2, up to a logarithm',
+    published='a theorem',
   ),
   harness.Claim(
     'Toy: the gap of MAXRIGHT to the least larger gap falls with the length.',
     binary='toy',
     metric='gap_exponent/maxright',
     at_most=-0.35,
-    published='falls',
+    published='a theorem',
   ),
   *(
     harness.Claim(
