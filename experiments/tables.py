@@ -42,12 +42,13 @@ from experiments import harness
 from experiments.harness import files, report
 
 ROOT = pathlib.Path(__file__).parents[1]
-LARGEST = 20_000  # Bytes of a stored file.
+LARGEST = 25_000  # Bytes of a stored file.
 # A list of plain values, which stands in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 # Metrics of which the documents have no use, or which the table holds too.
 _BULKY = re.compile(
-  r'(^|/)(bias|count|edges|from_min_norm|own|rate|step_seconds|torque\d|trials)'
+  r'(^|/)(bias|calls_a_step|count|edges|exponent|from_min_norm|looks|own|rate'
+  r'|seconds_a_run|step_seconds|torque\d|trials)'
   r'(/|$)'
 )
 _DROPPED = ('metrics', 'method_seconds')
@@ -300,7 +301,8 @@ def _caption(results: Mapping[str, Any]) -> str:
   said = [
     f'{seeds} seed{"s" if seeds > 1 else ""}',
     f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s',
-    f'{cores} cores, {results["date"]}: `{results["command"]}`',
+    f'{cores} core{"s" * (cores != 1)}, {results["date"]}: '
+    f'`{results["command"]}`',
   ]
   if results.get('substituted'):
     said.insert(1, results['substituted'])

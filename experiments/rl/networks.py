@@ -56,14 +56,14 @@ class Perceptron(nnx.Module):
     self.layers = nnx.List(
       [_dense(i, o, 2**0.5, rngs) for i, o in itertools.pairwise(sizes)]
     )
-    self.head = _dense(sizes[-1], outputs, last, rngs)
+    self.head = _dense(sizes[-1], outputs, last, rngs) if outputs else None
 
   def __call__(self, x: chex.Array) -> chex.Array:
-    """Outputs of one observation."""
+    """Outputs of one observation; without any, the last hidden layer."""
     x = jnp.ravel(x)
     for layer in self.layers:
       x = jnp.tanh(layer(x))
-    return self.head(x)
+    return x if self.head is None else self.head(x)
 
 
 class Convolution(nnx.Module):
@@ -161,7 +161,7 @@ def network(
 
   Args:
     shape: of one observation.
-    outputs: how many; 0 for the hidden layer of convolutions itself.
+    outputs: how many; 0 for the last hidden layer itself.
     layers: convolutions, (channels, size, stride); () for none.
     hidden: units of the dense layers; one behind convolutions.
     last: scale of the last layer's initial weights.

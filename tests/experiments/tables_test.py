@@ -144,7 +144,7 @@ def test_too_much_is_not_stored(stored, tmp_path):
   results = json.loads(path.read_text())
   results['metrics'] = {f'metric{i}': i / 3 for i in range(1_000)}
   path.write_text(json.dumps(results))
-  with pytest.raises(ValueError, match='too many to keep, at most 20,000'):
+  with pytest.raises(ValueError, match='too many to keep, at most 25,000'):
     tables.store(path.parent, tmp_path)
 
 
