@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import bilevel_jax as bj
 from experiments.lm import decoder, log_probs, lora
@@ -20,6 +21,7 @@ def rows_of(seed):
   return tokens
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_preference_of_adapters_both_get_better():
   """By the coin of ALRIGHT: frozen layers, adapters above, fixed reference."""
   config = SMALL
