@@ -345,6 +345,6 @@ def as_given() -> Rule:
     >>> for batch in ({'old': jnp.ones(2)}, {'new': jnp.zeros(5)}):
     ...   found, state = oracle.update(batch, state, params)
     >>> print(found, bj.counts(state))
-    0.0 {'gradients/new': 1, 'gradients/old': 1}
+    0.0 {'gradients/old': 1, 'gradients/new': 1}
   """
   return Rule(lambda number, dtype: (), None, _forget)
