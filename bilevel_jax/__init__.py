@@ -5,7 +5,8 @@ optax's `update` takes gradients, a solver's takes a batch.
 
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
-`bj.oracles`, `bj.projections`, `bj.rl`, `bj.solvers` and `bj.types`.
+`bj.losses` (of sequence models), `bj.oracles`, `bj.projections`, `bj.rl`,
+`bj.solvers` and `bj.types`.
 """
 
 from bilevel_jax import (
@@ -13,6 +14,7 @@ from bilevel_jax import (
   diagnostics,
   evaluation,
   linear_solvers,
+  losses,
   oracles,
   projections,
   rl,
@@ -98,6 +100,7 @@ __all__ = [
   'implicit',
   'implicit_directions',
   'linear_solvers',
+  'losses',
   'lower_gradient',
   'meha',
   'multi_objective',

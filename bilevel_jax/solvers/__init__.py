@@ -82,6 +82,8 @@ coordinates of the upper variable.
 - `pzobo`: no second derivatives; for upper variables of few numbers.
 - `stsa`: any other coupled sequences, by their increments. `scgd`, `scsc`,
   `nasa`: compositions of expectations; `scsc` tracks them without lag.
+- `alright`, `maxright`: no nesting, several losses with data of their own: a
+  step on one of them, drawn by weights or with the largest gap, costs one.
 - `a3c_td0`: an actor and a critic of asynchronous workers on a finite decision
   process; `bj.evaluation.delayed` delays any other method likewise.
 
@@ -93,6 +95,7 @@ loss; unrolled loops take the one that they run into.
 
 from bilevel_jax.solvers._a3c_td0 import a3c_td0
 from bilevel_jax.solvers._aipod import aid_bilevel, aipod
+from bilevel_jax.solvers._alright_maxright import alright, maxright
 from bilevel_jax.solvers._bome import bome
 from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
 from bilevel_jax.solvers._f2sa import f2sa
@@ -129,6 +132,7 @@ __all__ = [
   'a3c_td0',
   'aid_bilevel',
   'aipod',
+  'alright',
   'alset',
   'alt_pbgd',
   'amigo',
@@ -143,6 +147,7 @@ __all__ = [
   'g_pbgd',
   'lv_hba',
   'ma_soba',
+  'maxright',
   'meha',
   'moco_plus',
   'mrbo',

@@ -80,6 +80,7 @@ from experiments.harness.report import (
 from experiments.harness.saved import Loaded, load
 from experiments.harness.settings import Allowed, settings_of
 from experiments.harness.stream import Stream
+from experiments.harness.streams import OneOf
 
 __all__ = [
   'AllStoppedError',
@@ -97,6 +98,7 @@ __all__ = [
   'Loaded',
   'MetricsWriter',
   'MissingDataError',
+  'OneOf',
   'Options',
   'OtherRunError',
   'Panel',

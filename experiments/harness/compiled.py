@@ -10,6 +10,7 @@ import jax
 from experiments.harness import placement as placement_lib
 from experiments.harness import program as program_lib
 from experiments.harness import stream as stream_lib
+from experiments.harness import streams as streams_lib
 from experiments.harness.context import Members, Shared
 
 # Bytes from which a member that is alone takes one step a dispatch: a loop that
@@ -35,7 +36,7 @@ class Compiled:
     every: Members,
     shared: Shared,
     placement: placement_lib.Placement,
-    stream: stream_lib.Stream | None = None,
+    stream: stream_lib.Stream | streams_lib.OneOf | None = None,
   ):
     self._program, self._inputs = program, (every, shared)
     self._placement, self._stream, self._batches = placement, stream, None

@@ -34,6 +34,7 @@ from experiments.harness import metrics as metrics_lib
 from experiments.harness import program as program_lib
 from experiments.harness import progress as progress_lib
 from experiments.harness import stream as stream_lib
+from experiments.harness import streams as streams_lib
 
 
 def train(
@@ -50,7 +51,7 @@ def train(
   shard: Any = None,
   frozen: Any = (),
   layout: placement.Layout | None = None,
-  stream: stream_lib.Stream | None = None,
+  stream: stream_lib.Stream | streams_lib.OneOf | None = None,
   own: Any = (),
   hyper: Any = (),
   evaluate: Callable[..., dict[str, Any]] | None = None,

@@ -25,13 +25,13 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import slopes
 from experiments.stsa import (
   actor_critic,
   applications,
   chains,
   risk,
   schedules,
-  slopes,
 )
 
 APPLICATIONS: dict[str, Callable[[], applications.Nested]] = {

@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.stsa import applications, chains, rates, risk, slopes
+from experiments.harness import slopes
+from experiments.stsa import applications, chains, rates, risk
 
 MAKERS = [chains.monotone_chain, chains.nonmonotone_chain]
 

@@ -1,0 +1,326 @@
+"""Losses of responses that are preferred, rejected, wanted or not."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from bilevel_jax import _checks
+from bilevel_jax.losses import _tokens
+
+
+def _log_ratio(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
+  """How much likelier responses are than under the reference; nats."""
+  fixed = jax.lax.stop_gradient(_tokens.bounded(reference))
+  return _tokens.bounded(log_probs) - fixed
+
+
+def preference_margin(
+  chosen: chex.Array,
+  rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+) -> chex.Array:
+  r"""By how much more the chosen response has gained than the rejected one.
+
+  .. math::
+    h = \log \frac{\pi(y_w | x)}{\pi_{ref}(y_w | x)}
+      - \log \frac{\pi(y_l | x)}{\pi_{ref}(y_l | x)}
+
+  Its sign says which response the implicit reward prefers: the mean of `h > 0`
+  is the accuracy of that reward.
+
+  Args:
+    chosen: log-probabilities of the chosen responses, (rows,); nats, summed
+      over tokens (for `ipo`, their mean).
+    rejected: of the rejected ones, likewise.
+    reference_chosen: of the chosen ones under the reference; constant in
+      derivatives.
+    reference_rejected: of the rejected ones under the reference, likewise.
+
+  Returns:
+    The margin of each row, (rows,); nats.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> of = lambda number: jnp.array([number])
+    >>> print(bj.losses.preference_margin(of(-4), of(-9), of(-5), of(-8)))
+    [2.]
+  """
+  gained = _log_ratio(chosen, reference_chosen)
+  return gained - _log_ratio(rejected, reference_rejected)
+
+
+def dpo(
+  chosen: chex.Array,
+  rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: float = 0.1,
+  smoothing: float = 0.0,
+) -> chex.Array:
+  r"""Direct preference optimisation.
+
+  .. math::
+    \ell = - \frac{1}{n} \sum [ (1 - \epsilon) \log \sigma(\beta h)
+      + \epsilon \log \sigma(-\beta h) ]
+
+  with the margin h of `preference_margin`.
+
+  Args:
+    chosen: as in `preference_margin`, summed over tokens.
+    rejected: likewise.
+    reference_chosen: likewise.
+    reference_rejected: likewise.
+    beta: the inverse temperature :math:`\beta > 0`.
+    smoothing: :math:`\epsilon` in [0, 1/2), how often a label is taken to be
+      wrong.
+
+  Returns:
+    A scalar, nats.
+
+  Raises:
+    ValueError: if a constant `beta` or `smoothing` is out of range.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> same = jnp.zeros(3)
+    >>> print(f'{bj.losses.dpo(same, same, same, same):.3f}')  # log 2
+    0.693
+
+  References:
+    Rafailov, Sharma, Mitchell, Ermon, Manning and Finn, `Direct Preference
+    Optimization <https://arxiv.org/abs/2305.18290>`_, 2023; smoothing:
+    Mitchell, `A note on DPO with noisy preferences
+    <https://ericmitchell.ai/cdpo.pdf>`_, 2023.
+  """
+  _checks.within('dpo', 'beta', beta, 0, open_low=True)
+  _checks.within('dpo', 'the smoothing', smoothing, 0, 0.5)
+  margin = beta * preference_margin(
+    chosen, rejected, reference_chosen, reference_rejected
+  )
+  right = (1 - smoothing) * jax.nn.softplus(-margin)
+  return jnp.mean(right + smoothing * jax.nn.softplus(margin))
+
+
+def ipo(
+  chosen: chex.Array,
+  rejected: chex.Array,
+  reference_chosen: chex.Array,
+  reference_rejected: chex.Array,
+  *,
+  beta: float = 0.1,
+) -> chex.Array:
+  r"""Identity preference optimisation: a margin of a given size, no more.
+
+  .. math::
+    \ell = \frac{1}{n} \sum \left( h - \frac{1}{2 \beta} \right)^2
+
+  Args:
+    chosen: as in `preference_margin`; the size of a margin is comparable
+      between responses of other lengths where log-probabilities are means over
+      tokens.
+    rejected: likewise.
+    reference_chosen: likewise.
+    reference_rejected: likewise.
+    beta: the strength :math:`\beta > 0` of the pull to the reference.
+
+  Returns:
+    A scalar, nats squared.
+
+  Raises:
+    ValueError: if a constant `beta` is not above zero.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> zero = jnp.zeros(2)
+    >>> print(bj.losses.ipo(zero + 4, zero, zero, zero, beta=0.1))
+    1.0
+
+  References:
+    Azar, Rowland, Piot, Guo, Calandriello, Valko and Munos, `A General
+    Theoretical Paradigm to Understand Learning from Human Preferences
+    <https://arxiv.org/abs/2310.12036>`_, 2023.
+  """
+  _checks.within('ipo', 'beta', beta, 0, open_low=True)
+  margin = preference_margin(
+    chosen, rejected, reference_chosen, reference_rejected
+  )
+  return jnp.mean((margin - 1 / (2 * beta)) ** 2)
+
+
+def kto(
+  log_probs: chex.Array,
+  reference: chex.Array,
+  wanted: chex.Array,
+  baseline: chex.Array,
+  *,
+  beta: float = 0.1,
+  wanted_weight: float = 1.0,
+  unwanted_weight: float = 1.0,
+) -> chex.Array:
+  r"""Kahneman-Tversky optimisation: of single responses, wanted or not.
+
+  .. math::
+    \ell = \frac{1}{n} \sum \lambda \, [ 1 - \sigma( \pm \beta (r - z) ) ],
+    \qquad r = \log \frac{\pi(y | x)}{\pi_{ref}(y | x)}, \quad
+    z = \max \left( 0, \operatorname{mean} r' \right)
+
+  with plus for a response that is wanted. The point of reference z is an
+  estimate of the divergence from the reference, from prompts with the answers
+  to others; it is constant in derivatives.
+
+  Args:
+    log_probs: of the responses, (rows,); nats, summed over tokens.
+    reference: likewise under the reference; constant in derivatives.
+    wanted: whether a response is, (rows,).
+    baseline: :math:`r'`, log-ratios of mismatched prompts and responses, any
+      shape; zeros for none.
+    beta: the inverse temperature :math:`\beta > 0`.
+    wanted_weight: :math:`\lambda` of the responses that are wanted, at least 0.
+    unwanted_weight: of the others.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: if a constant is out of range.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> zero = jnp.zeros(2)
+    >>> wanted = jnp.array([True, False])
+    >>> print(bj.losses.kto(zero, zero, wanted, baseline=zero))
+    0.5
+
+  References:
+    Ethayarajh, Xu, Muennighoff, Jurafsky and Kiela, `KTO: Model Alignment as
+    Prospect Theoretic Optimization <https://arxiv.org/abs/2402.01306>`_, 2024.
+  """
+  _checks.within('kto', 'beta', beta, 0, open_low=True)
+  _checks.within('kto', 'wanted_weight', wanted_weight, 0)
+  _checks.within('kto', 'unwanted_weight', unwanted_weight, 0)
+  gained = _log_ratio(log_probs, reference)
+  bounded = _tokens.bounded(baseline)
+  point = jnp.maximum(jax.lax.stop_gradient(jnp.mean(bounded)), 0)
+  away = beta * (gained - point)
+  value = jax.nn.sigmoid(jnp.where(wanted, -away, away))  # 1 - sigma(+-a)
+  weight = jnp.where(wanted, wanted_weight, unwanted_weight)
+  return jnp.mean(weight.astype(value.dtype) * value)
+
+
+def log_odds(log_probs: chex.Array) -> chex.Array:
+  r"""The logarithm of odds, :math:`\log p - \log(1 - p)`, from :math:`\log p`.
+
+  Args:
+    log_probs: of a response, as means over its tokens, any shape; nats. What is
+      nearer to 0 than rounding allows is moved there.
+
+  Returns:
+    Of the same shape; nats.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> print(f'{bj.losses.log_odds(jnp.log(0.8)):.3f}')  # log 4
+    1.386
+  """
+  at = _tokens.bounded(log_probs)
+  at = jnp.minimum(at, -jnp.finfo(at.dtype).eps)
+  return at - jnp.log(-jnp.expm1(at))
+
+
+def orpo(
+  chosen: chex.Array, rejected: chex.Array, *, weight: float = 0.1
+) -> chex.Array:
+  r"""Odds-ratio preference optimisation: fine-tuning and preference at once.
+
+  .. math::
+    \ell = - \frac{1}{n} \sum [ \log \bar\pi(y_w | x) + \lambda \log \sigma (
+      \operatorname{logit} \bar\pi(y_w | x)
+      - \operatorname{logit} \bar\pi(y_l | x) ) ]
+
+  where :math:`\log \bar\pi` is a mean over tokens. There is no reference.
+
+  Args:
+    chosen: log-probabilities of the chosen responses, means over their tokens,
+      (rows,); nats.
+    rejected: of the rejected ones, likewise.
+    weight: :math:`\lambda` of the preference, at least 0.
+
+  Returns:
+    A scalar, nats a token.
+
+  Raises:
+    ValueError: if a constant weight is negative.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> both = jnp.full(2, -1.0)
+    >>> print(f'{bj.losses.orpo(both, both, weight=1.0):.3f}')  # 1 + log 2
+    1.693
+
+  References:
+    Hong, Lee and Thorne, `ORPO: Monolithic Preference Optimization without
+    Reference Model <https://arxiv.org/abs/2403.07691>`_, 2024.
+  """
+  _checks.within('orpo', 'the weight', weight, 0)
+  ahead = log_odds(chosen) - log_odds(rejected)
+  lost = -_tokens.bounded(chosen)
+  return jnp.mean(lost + weight * jax.nn.softplus(-ahead))
+
+
+def uft(
+  log_probs: chex.Array,
+  reference: chex.Array,
+  scores: chex.Array,
+  *,
+  beta: float = 0.1,
+  distance: str = 'squared',
+) -> chex.Array:
+  r"""Unified fine-tuning: an implicit reward is fitted to scores.
+
+  .. math::
+    \ell = \frac{1}{n} \sum ( \sigma(\beta r) - s )^2, \qquad
+    r = \log \frac{\pi(y | x)}{\pi_{ref}(y | x)}
+
+  or the cross-entropy of :math:`\sigma(\beta r)` with s. A demonstration is a
+  response of score 1, so that fine-tuning and feedback are rows of one data
+  set.
+
+  Args:
+    log_probs: of the responses, (rows,); nats, summed over tokens.
+    reference: likewise under the reference; constant in derivatives.
+    scores: :math:`s` in [0, 1], (rows,).
+    beta: the inverse temperature :math:`\beta > 0`.
+    distance: 'squared' or 'cross_entropy'.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: if a constant `beta` is not above zero, or the distance is
+      unknown.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> zero = jnp.zeros(2)
+    >>> print(bj.losses.uft(zero, zero, scores=jnp.array([1.0, 0.5])))
+    0.125
+
+  References:
+    Wang, Bi, Zhu, Mao, Wang and Wang, `UFT: Unifying Fine-Tuning of SFT and
+    RLHF/DPO/UNA through a Generalized Implicit Reward Function
+    <https://arxiv.org/abs/2410.21438>`_, 2024.
+  """
+  _checks.within('uft', 'beta', beta, 0, open_low=True)
+  if distance not in ('squared', 'cross_entropy'):
+    raise ValueError(
+      f"uft: distance is 'squared' or 'cross_entropy', got {distance!r}."
+    )
+  reward = beta * _log_ratio(log_probs, reference)
+  scores = scores.astype(reward.dtype)
+  if distance == 'squared':
+    return jnp.mean((jax.nn.sigmoid(reward) - scores) ** 2)
+  return jnp.mean(
+    scores * jax.nn.softplus(-reward) + (1 - scores) * jax.nn.softplus(reward)
+  )

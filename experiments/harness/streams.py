@@ -1,0 +1,87 @@
+"""One of several streams at a time: only the one that is drawn moves on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.harness import errors, stream
+
+# 2^32 over the golden ratio, whose multiples fill the circle evenly.
+_STRIDE = 2654435769
+
+
+class OneOf:
+  """Batches of one stream a step, as a dict of one: `{name: batch}`.
+
+  For `bj.evaluation.select` with the rule `as_given`: each objective has its
+  own data, of its own lengths, and what is not drawn is not read. Draws are
+  evenly spread: in any stretch of steps, each stream has its share to within a
+  few. Step k always gets the same batch, whatever was killed in between. It
+  takes the place of a `Stream` in `train`.
+
+  Args:
+    streams: by the name of the objective.
+    weights: of each, in the same order; above zero.
+    seed: of the draws.
+
+  Raises:
+    SettingsError: if there is not one weight above zero for each stream.
+  """
+
+  def __init__(
+    self,
+    streams: Mapping[str, stream.Stream],
+    weights: Sequence[float],
+    *,
+    seed: int = 0,
+  ):
+    self._streams = dict(streams)
+    share = np.asarray(weights, np.float64)
+    if share.shape != (len(self._streams),) or not np.all(
+      np.isfinite(share) & (share > 0)
+    ):
+      raise errors.SettingsError(
+        f'{len(self._streams)} streams take one weight above zero each, got '
+        f'{list(weights)}.'
+      )
+    self._edges = np.cumsum(share / share.sum())[:-1]
+    self._weights, self._seed = share.tolist(), seed
+    self._first = int(np.random.default_rng(seed).integers(2**32))
+
+  @property
+  def batch_sizes(self) -> tuple[int, ...]:
+    """Those of all streams."""
+    return tuple(
+      size for one in self._streams.values() for size in one.batch_sizes
+    )
+
+  def description(self) -> dict[str, Any]:
+    """What batches depend on, as plain values."""
+    told = {name: one.description() for name, one in self._streams.items()}
+    return {'streams': told, 'weights': self._weights, 'seed': self._seed}
+
+  def drawn(self, first: int, count: int) -> np.ndarray:
+    """The places of the streams that steps from `first` on are of."""
+    steps = np.arange(first, first + count, dtype=np.uint64)
+    # Whole numbers that wrap around: as even late as early.
+    turned = steps * np.uint64(_STRIDE) + np.uint64(self._first)
+    return np.digitize((turned % 2**32) / 2**32, self._edges)
+
+  def batches(
+    self, first: int, sharding: jax.sharding.Sharding | None = None
+  ) -> Iterator[Any]:
+    """Batches on the device, from step `first` on; see `Stream.batches`."""
+    taken = np.bincount(
+      self.drawn(0, first), minlength=len(self._streams)
+    ).tolist()
+    made = {
+      name: one.batches(taken[i], sharding)
+      for i, (name, one) in enumerate(self._streams.items())
+    }
+    names = list(made)
+    while True:
+      for place in self.drawn(first, 1024):
+        yield {names[place]: next(made[names[place]])}
+      first += 1024

@@ -1,0 +1,189 @@
+"""Examples as tokens with a mask of the answer, and as padded arrays.
+
+The prompt and the answer are encoded each on its own: so the mask is exact
+whatever would merge across their boundary, and the prompt's tokens are those
+that it has when an answer is sampled.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import harness
+from experiments.lm import data as data_lib
+from experiments.lm import tokenizer as tokenizer_lib
+
+
+class Encoded(NamedTuple):
+  """Encoded examples, those that fit.
+
+  Attributes:
+    rows: the numbers of the rows in their file, (examples,).
+    items: for each, arrays by name; of a demonstration `tokens` and `mask`, of
+      a comparison `chosen`, `chosen_mask`, `rejected` and `rejected_mask`; and
+      the example's own place, `index`.
+    lengths: of the longer sequence of each, (examples,).
+    left: how many were too long.
+  """
+
+  rows: np.ndarray
+  items: list[dict[str, np.ndarray]]
+  lengths: np.ndarray
+  left: int
+
+
+def encode_answer(
+  tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt, answer: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens of a prompt with an answer, and which are the answer's.
+
+  Args:
+    tokenizer: of the model.
+    prompt: messages, which are rendered by the model's template, or a text.
+    answer: the text after it; the token that ends it is added.
+
+  Returns:
+    Tokens, int32, and a mask, both (length,).
+
+  Raises:
+    UserError: if the template does not end a dialogue with its answer.
+  """
+  if isinstance(prompt, str):
+    before, after = prompt, answer
+  else:
+    last = {'role': 'assistant', 'content': answer}
+    before = tokenizer.render(prompt, answer=True)
+    whole = tokenizer.render([*prompt, last])
+    if not whole.startswith(before):
+      raise harness.UserError(
+        'the chat template renders a dialogue with its answer otherwise than '
+        'it renders what comes before it: it cannot be told which tokens are '
+        'the answer. Give prompts as texts.'
+      )
+    after = whole[len(before) :]
+  first = tokenizer.encode(before, first=isinstance(prompt, str))
+  then = tokenizer.encode(after)
+  if tokenizer.end in then:  # And what a template adds behind it.
+    then = then[: len(then) - then[::-1].index(tokenizer.end)]
+  else:
+    then = [*then, tokenizer.end]
+  tokens = np.array([*first, *then], np.int32)
+  mask = np.arange(len(tokens)) >= len(first)
+  return tokens, mask.astype(np.int32)
+
+
+def encode(
+  tokenizer: tokenizer_lib.Tokenizer,
+  examples: Sequence[data_lib.Example],
+  *,
+  longest: int,
+) -> Encoded:
+  """Encodes examples; those that are too long are left out, not cut.
+
+  Args:
+    tokenizer: of the model.
+    examples: all demonstrations, or all comparisons.
+    longest: tokens of a prompt with its answer.
+
+  Returns:
+    An `Encoded`.
+
+  Raises:
+    UserError: if demonstrations and comparisons are mixed, or none fits.
+  """
+  kinds = {example.rejected is None for example in examples}
+  if len(kinds) != 1:
+    raise harness.UserError(
+      'examples are either demonstrations or comparisons, one or more; got '
+      f'{"both" if kinds else "none"}.'
+    )
+  rows, items, lengths = [], [], []
+  for example in examples:
+    one = encode_answer(tokenizer, example.prompt, example.answer)
+    item = dict(zip(('tokens', 'mask'), one))
+    if example.rejected is not None:
+      two = encode_answer(tokenizer, example.prompt, example.rejected)
+      item = {'chosen': one[0], 'chosen_mask': one[1]}
+      item |= {'rejected': two[0], 'rejected_mask': two[1]}
+    length = max(map(len, item.values()))
+    if length > longest:
+      continue
+    item['index'] = np.int32(len(items))
+    rows.append(example.row)
+    items.append(item)
+    lengths.append(length)
+  if not items:
+    raise harness.UserError(
+      f'none of {len(examples)} examples fits into {longest} tokens.'
+    )
+  return Encoded(
+    np.array(rows), items, np.array(lengths), len(examples) - len(items)
+  )
+
+
+def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:
+  """What each array of an example is filled up with, for `harness.Stream`."""
+  return {name: 0 for name in items[0] if name != 'index'}
+
+
+def stream(
+  encoded: Encoded,
+  batch_size: int | Sequence[int],
+  buckets: Sequence[int],
+  *,
+  seed: int = 0,
+) -> harness.Stream:
+  """Shuffled batches, each of one length.
+
+  Args:
+    encoded: the examples.
+    batch_size: examples in a batch, or one number for each bucket.
+    buckets: rising lengths to which batches are padded; those that no example
+      needs are left out.
+    seed: of the order.
+
+  Returns:
+    A stream for `harness.train(stream=...)`.
+
+  Raises:
+    SettingsError: if an example is longer than the last bucket, or a bucket has
+      fewer examples than a batch.
+  """
+  buckets = tuple(buckets)
+  which = np.searchsorted(buckets, encoded.lengths)
+  used = [i for i in range(len(buckets)) if np.any(which == i)]
+  if np.ndim(batch_size):
+    batch_size = [np.asarray(batch_size)[i] for i in used]
+  if np.any(which == len(buckets)):
+    used = list(range(len(buckets)))  # The stream says it.
+  return harness.Stream(
+    encoded.items,
+    batch_size,
+    seed=seed,
+    lengths=encoded.lengths,
+    buckets=tuple(buckets[i] for i in used),
+    pad=padding(encoded.items),
+  )
+
+
+def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
+  """All examples as arrays of one length, for data that stays on the device.
+
+  Args:
+    encoded: the examples.
+    length: to pad to; by default the longest.
+
+  Returns:
+    By name, (examples, length), int32.
+  """
+  length = int(encoded.lengths.max()) if length is None else length
+  count = len(encoded.items)
+  found: dict[str, Any] = {}
+  for name, value in padding(encoded.items).items():
+    out = np.full((count, length), value, np.int32)
+    for row, item in zip(out, encoded.items):
+      row[: len(item[name])] = item[name]
+    found[name] = out
+  found['index'] = np.arange(count, dtype=np.int32)
+  return found

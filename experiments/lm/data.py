@@ -1,0 +1,242 @@
+"""Rows of a user's files as prompts and answers, whatever their keys.
+
+Files are `.jsonl`, or `.json` with a list, also with `.gz` behind. A row is one
+of these; other keys are left alone:
+
+| keys | is |
+|---|---|
+| `messages` | a dialogue, of which the last turn is the answer |
+| `prompt`, `response` (or `completion`) | texts; a prompt may be messages |
+| `instruction`, `input` or `context`, `output` or `response` | one turn |
+| `prompt`, `chosen`, `rejected` | two answers; texts or messages |
+| `chosen`, `rejected` | two dialogues that differ in their last turn |
+
+Dialogues may be texts with turns after `Human:` and `Assistant:`.
+"""
+
+import gzip
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments import harness
+
+# Messages of a dialogue, or a text that is continued as it stands.
+Prompt = tuple[Mapping[str, str], ...] | str
+_TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')
+_ROLES = {'Human': 'user', 'Assistant': 'assistant'}
+
+
+class Example(NamedTuple):
+  """A prompt with an answer, and for comparisons with another.
+
+  Attributes:
+    row: its number in the file, from 0, blank lines not counted: it stays the
+      same whatever is left out later.
+    prompt: messages or a text.
+    answer: the one to be learnt, or that was chosen.
+    rejected: the other one; None for a demonstration.
+  """
+
+  row: int
+  prompt: Prompt
+  answer: str
+  rejected: str | None = None
+
+
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a file.
+
+  Raises:
+    UserError: if there is no such file, or a row is no JSON object; with the
+      number of the row.
+  """
+  path = pathlib.Path(path)
+  try:
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode()
+  except FileNotFoundError as error:
+    raise harness.UserError(f'there is no file {path}.') from error
+  except (OSError, EOFError, UnicodeDecodeError) as error:
+    raise harness.UserError(f'{path} cannot be read: {error}.') from error
+  name = path.name.removesuffix('.gz')
+  if name.endswith('.json'):
+    try:
+      rows = json.loads(text)
+    except ValueError as error:
+      raise harness.UserError(f'{path}: {error}.') from error
+    if not isinstance(rows, list):
+      raise harness.UserError(
+        f'{path} holds a {type(rows).__name__}, expected a list of rows; a '
+        'file with one row a line is called .jsonl.'
+      )
+  elif name.endswith('.jsonl'):
+    rows = []
+    for line in filter(str.strip, text.split('\n')):
+      try:
+        rows.append(json.loads(line))
+      except ValueError as error:
+        raise _wrong(path, len(rows), f'no JSON: {error}') from error
+  else:
+    raise harness.UserError(
+      f'{path}: files of rows are called .jsonl or .json, or these with .gz.'
+    )
+  for number, row in enumerate(rows):
+    if not isinstance(row, dict):
+      raise _wrong(path, number, f'a {type(row).__name__}, no object')
+  if not rows:
+    raise harness.UserError(f'{path} holds no rows.')
+  return rows
+
+
+def read_examples(
+  path: str | pathlib.Path, *, skip: bool = False
+) -> tuple[list[Example], list[str]]:
+  """The examples of a file.
+
+  Args:
+    path: of the file.
+    skip: whether to leave rows out that are none, dialogues that differ before
+      their last turn for instance.
+
+  Returns:
+    The examples, and what was wrong with the rows that were left out.
+
+  Raises:
+    UserError: as `read_rows`, or with the number of the first row that is none,
+      and why.
+  """
+  found: list[Example] = []
+  left: list[str] = []
+  for number, row in enumerate(read_rows(path)):
+    try:
+      found.append(as_example(row, number))
+    except harness.UserError as error:
+      wrong = _wrong(path, number, str(error))
+      if not skip:
+        raise wrong from error
+      left.append(str(wrong))
+  if not found:
+    raise harness.UserError(f'{path} has no example: {left[0]}')
+  return found, left
+
+
+def _wrong(path: Any, number: int, what: str) -> harness.UserError:
+  return harness.UserError(f'{path}, row {number}: {what}.')
+
+
+def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
+  """The example of a row.
+
+  Raises:
+    UserError: if its keys are none of those above, a text is missing or empty,
+      or two dialogues differ before their last turn.
+  """
+  if 'chosen' in row and 'rejected' in row:
+    return _comparison(row, number)
+  if 'messages' in row:
+    prompt, answer = _split(_messages(row['messages'], 'messages'), 'messages')
+    return Example(number, prompt, answer)
+  answers = [k for k in ('response', 'completion', 'output') if k in row]
+  for key in ('prompt', 'instruction'):
+    if key in row and answers:
+      prompt = _prompt(row, key)
+      answer = row[answers[0]]
+      if isinstance(answer, list):
+        _, answer = _split(_messages(answer, answers[0]), answers[0])
+      return Example(number, prompt, _text(answer, answers[0]))
+  raise harness.UserError(
+    f'the keys are {sorted(row)}; expected messages, or prompt and response, '
+    'or instruction and output, or prompt, chosen and rejected'
+  )
+
+
+def _text(value: Any, key: str) -> str:
+  if not isinstance(value, str) or not value.strip():
+    shown = repr(value) if isinstance(value, str) else type(value).__name__
+    raise harness.UserError(f'{key} is {shown}, expected a text')
+  return value
+
+
+def _messages(value: Any, key: str) -> tuple[Mapping[str, str], ...]:
+  if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    raise harness.UserError(f'{key} is no list of messages')
+  for i, message in enumerate(value):
+    fine = isinstance(message, Mapping) and all(
+      isinstance(message.get(name), str) for name in ('role', 'content')
+    )
+    if not fine:
+      raise harness.UserError(
+        f'message {i} of {key} has no role and content that are texts'
+      )
+  return tuple({n: m[n] for n in ('role', 'content')} for m in value)
+
+
+def _split(messages: Any, key: str) -> tuple[Any, str]:
+  """What comes before the last turn, and that turn, which is an answer."""
+  *before, last = messages
+  if last['role'] != 'assistant':
+    raise harness.UserError(
+      f'the last message of {key} is of {last["role"]!r}, expected an answer '
+      "of 'assistant'"
+    )
+  return tuple(before), _text(last['content'], f'the last message of {key}')
+
+
+def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
+  value = row[key]
+  if not isinstance(value, str):
+    return _messages(value, key)
+  text = _text(value, key)
+  if key == 'prompt':
+    return text
+  more = row.get('input', row.get('context')) or ''
+  if more.strip():
+    text = f'{text}\n\n{more}'
+  return ({'role': 'user', 'content': text},)
+
+
+def _dialogue(value: Any, key: str) -> tuple[Any, str]:
+  """The prompt and the last turn of a dialogue, messages or a text."""
+  if not isinstance(value, str):
+    return _split(_messages(value, key), key)
+  parts = _TURN.split(value)
+  roles, texts = parts[1::2], parts[2::2]
+  if parts[0].strip() or not roles:
+    raise harness.UserError(
+      f'{key} is no dialogue with turns of Human: and Assistant:, and there is '
+      'no prompt'
+    )
+  return _split(
+    [
+      {'role': _ROLES[role], 'content': text.strip()}
+      for role, text in zip(roles, texts)
+    ],
+    key,
+  )
+
+
+def _comparison(row: Mapping[str, Any], number: int) -> Example:
+  pair = [row['chosen'], row['rejected']]
+  if 'prompt' in row:
+    prompt = _prompt(row, 'prompt')
+    answers = []
+    for key, value in zip(('chosen', 'rejected'), pair):
+      if isinstance(value, list):
+        _, value = _split(_messages(value, key), key)
+      answers.append(_text(value, key))
+  else:
+    (prompt, one), (other, two) = (
+      _dialogue(value, key) for key, value in zip(('chosen', 'rejected'), pair)
+    )
+    if prompt != other:
+      raise harness.UserError(
+        'the dialogues differ before their last turn, so that they are no '
+        'answers to one prompt'
+      )
+    answers = [one, two]
+  if not prompt:
+    raise harness.UserError('there is no prompt')
+  return Example(number, prompt, *answers)

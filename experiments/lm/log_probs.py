@@ -1,0 +1,119 @@
+"""Log-probabilities of answers: the head sees their positions only."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import bilevel_jax as bj
+from experiments.lm import decoder
+from experiments.lm.config import Config
+
+
+class Answers(NamedTuple):
+  """Log-probabilities of the tokens of answers.
+
+  Attributes:
+    log_probs: (rows, tokens), nats, float32 or wider.
+    mask: 1 where there is a token, 0 behind the end, (rows, tokens).
+  """
+
+  log_probs: jax.Array
+  mask: jax.Array
+
+  @property
+  def total(self) -> jax.Array:
+    """Sums over the tokens of each answer, (rows,)."""
+    return bj.losses.masked_sum(self.log_probs, self.mask)
+
+  @property
+  def mean(self) -> jax.Array:
+    """Means over the tokens of each answer, (rows,)."""
+    return bj.losses.masked_mean(self.log_probs, self.mask)
+
+
+def of_answers(
+  config: Config,
+  params: decoder.Params,
+  x: jax.Array,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  longest: int | None = None,
+) -> Answers:
+  """From what left the last layer, for answers at the end of their rows.
+
+  Args:
+    config: of the model.
+    params: of its head: `norm`, and `head` or `embed`.
+    x: what left the last layer, (rows, length, width).
+    tokens: (rows, length).
+    mask: 1 for the tokens of the answer, one stretch of each row.
+    longest: tokens of the longest answer: only so many positions are given to
+      the head, which for a small model with many words is a fifth of its cost.
+      What an answer has beyond is not seen. By default all positions.
+
+  Returns:
+    An `Answers`, of `longest` tokens or of one less than the length.
+  """
+  length = tokens.shape[1]
+  if longest is None:
+    found = decoder.logits(config, params, x[:, :-1])
+    kept = bj.losses.token_log_probs(found, tokens[:, 1:])
+    return Answers(kept, mask[:, 1:])
+  # The first token of a row is predicted by nothing.
+  first = jnp.maximum(jnp.argmax(mask > 0, axis=1), 1)
+  at = first[:, None] + jnp.arange(min(longest, length - 1))
+  inside = jnp.minimum(at, length - 1)
+  take = lambda array: jnp.take_along_axis(array, inside, axis=1)
+  near = jnp.take_along_axis(x, inside[..., None] - 1, axis=1)
+  found = decoder.logits(config, params, near)
+  kept = jnp.where(at < length, take(mask), 0)
+  return Answers(bj.losses.token_log_probs(found, take(tokens)), kept)
+
+
+def of_model(
+  config: Config,
+  params: decoder.Params,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  longest: int | None = None,
+  remat: bool = False,
+) -> Answers:
+  """The same from tokens, by the whole model."""
+  x = decoder.run_layers(
+    config, params['layers'], decoder.embed(params, tokens), remat=remat
+  )
+  return of_answers(config, params, x, tokens, mask, longest=longest)
+
+
+def reference_of(
+  config: Config,
+  params: decoder.Params,
+  pairs: dict[str, Any],
+  *,
+  rows: int = 8,
+) -> dict[str, jax.Array]:
+  """Log-probabilities of all comparisons under a fixed model, once.
+
+  Args:
+    config: of the model.
+    params: of the model that stays.
+    pairs: arrays of comparisons, as `batches.stacked` gives them.
+    rows: at a time.
+
+  Returns:
+    `reference_chosen` and `reference_rejected`, sums over tokens, (examples,).
+  """
+
+  def run(params, *both):
+    one = lambda each: of_model(config, params, *(a[None] for a in each))
+    return jax.lax.map(lambda each: one(each).total[0], both, batch_size=rows)
+
+  # The weights are an argument: as constants they would be in the program.
+  compiled = jax.jit(run)
+  return {
+    f'reference_{name}': compiled(params, pairs[name], pairs[f'{name}_mask'])
+    for name in ('chosen', 'rejected')
+  }

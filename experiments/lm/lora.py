@@ -1,0 +1,99 @@
+"""Low-rank adapters: a few more columns beside frozen weights.
+
+Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, `LoRA: Low-Rank
+Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, 2021.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import harness
+from experiments.lm import decoder
+
+WEIGHTS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+
+
+def init(
+  params: decoder.Params,
+  key: jax.Array,
+  *,
+  rank: int,
+  weights: Sequence[str] = ('q', 'v'),
+) -> dict[str, jax.Array]:
+  """Adapters that change nothing yet: a is random, b is zero.
+
+  Args:
+    params: of the model, or of its upper part.
+    key: PRNG key.
+    rank: of each adapter.
+    weights: which weights of each layer get one.
+
+  Returns:
+    By `name.a`, (layers, in, rank), and `name.b`, (layers, rank, out); float32.
+
+  Raises:
+    UserError: if a weight has no such name, or the rank is below 1.
+  """
+  unknown = sorted(set(weights) - set(WEIGHTS))
+  if unknown or not weights or rank < 1:
+    raise harness.UserError(
+      f'adapters are of a rank >= 1 and of one or more of {", ".join(WEIGHTS)};'
+      f' got rank {rank} of {list(weights)}.'
+    )
+  found = {}
+  for name, at in zip(weights, jax.random.split(key, len(weights))):
+    layers, width, out = params['layers'][name].shape
+    bound = width**-0.5
+    found[f'{name}.a'] = jax.random.uniform(
+      at, (layers, width, rank), jnp.float32, -bound, bound
+    )
+    found[f'{name}.b'] = jnp.zeros((layers, rank, out), jnp.float32)
+  return found
+
+
+def attach(
+  params: decoder.Params, adapters: dict[str, jax.Array], *, scale: float = 1.0
+) -> dict[str, Any]:
+  """The model with its adapters; no product is formed.
+
+  Args:
+    params: of the model.
+    adapters: of all of its layers.
+    scale: what their products are multiplied by, alpha / rank.
+
+  Returns:
+    Params for `decoder`.
+  """
+  dtype = params['embed'].dtype
+  given = {
+    n: (w * scale if n.endswith('.b') else w).astype(dtype)
+    for n, w in adapters.items()
+  }
+  return {**params, 'layers': {**params['layers'], **given}}
+
+
+def merge(
+  params: decoder.Params, adapters: dict[str, jax.Array], *, scale: float = 1.0
+) -> dict[str, Any]:
+  """The model with its adapters in its weights, as it is exported.
+
+  Args:
+    params: of the whole model; adapters of its last layers may be given.
+    adapters: with as many layers, or fewer: they are those of the last ones.
+    scale: as in `attach`.
+
+  Returns:
+    Params of the structure of `params`.
+  """
+  layers = dict(params['layers'])
+  for name in [n.removesuffix('.a') for n in adapters if n.endswith('.a')]:
+    a, b = adapters[f'{name}.a'], adapters[f'{name}.b']
+    weight = jnp.asarray(layers[name])
+    first = weight.shape[0] - a.shape[0]
+    change = scale * jnp.einsum('lir,lro->lio', a, b)
+    wide = weight[first:].astype(change.dtype) + change
+    layers[name] = weight.at[first:].set(wide.astype(weight.dtype))
+  return {**params, 'layers': layers}

@@ -1,0 +1,40 @@
+"""What the paper on ALRIGHT and MAXRIGHT claims, and how it is judged here."""
+
+from experiments import harness
+
+CLAIMS = (
+  harness.Claim(
+    'Toy: after stages of fine-tuning and preference learning, neither gap '
+    'falls with the length of the run (exponent of the steeper one).',
+    binary='toy',
+    metric='gap_exponent/sequential',
+    at_least=-0.05,
+    published='does not vanish',
+  ),
+  harness.Claim(
+    'Toy: the gap of ALRIGHT to the best weighted sum falls with the length.',
+    binary='toy',
+    metric='gap_exponent/alright',
+    at_most=-0.4,
+    published='a theorem',
+  ),
+  harness.Claim(
+    'Toy: the gap of MAXRIGHT to the least larger gap falls with the length.',
+    binary='toy',
+    metric='gap_exponent/maxright',
+    at_most=-0.35,
+    published='a theorem',
+  ),
+  *(
+    harness.Claim(
+      f'Toy: at the largest length, the gap of training in stages is at least '
+      f'20 times that of {method.upper()}.',
+      binary='toy',
+      metric=f'gap_ratio/{method}',
+      at_least=20,
+      published='-',
+      presets=('quick', 'paper'),
+    )
+    for method in ('alright', 'maxright')
+  ),
+)

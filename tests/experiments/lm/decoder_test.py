@@ -1,0 +1,138 @@
+"""The decoder against plain NumPy: all families, scaled positions, parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.lm import config as config_lib
+from experiments.lm import decoder, lora, weights
+from tests.experiments.lm import reference
+
+SMALL = config_lib.Config(
+  family='llama',
+  layers=3,
+  width=24,
+  hidden=40,
+  heads=6,
+  kv_heads=2,
+  head_width=8,
+  vocabulary=50,
+  rope_base=1e4,
+  norm_epsilon=1e-5,
+  tied=True,
+)
+CONFIGS = {
+  'llama': SMALL,
+  'llama, untied, llama3 positions': dataclasses.replace(
+    SMALL,
+    tied=False,
+    rope_base=500.0,
+    rope_scaling=config_lib.RopeScaling(8.0, 1.0, 4.0, 64),
+  ),
+  'qwen2, linear positions': dataclasses.replace(
+    SMALL,
+    family='qwen2',
+    qkv_bias=True,
+    rope_scaling=config_lib.RopeScaling(2.0),
+  ),
+  'qwen3': dataclasses.replace(
+    SMALL, family='qwen3', qk_norm=True, head_width=10, kv_heads=3
+  ),
+}
+TOKENS = np.random.default_rng(0).integers(0, 50, size=(2, 33))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_logits_are_those_of_plain_numpy(name):
+  config = CONFIGS[name]
+  params = decoder.init(config, 0)
+  tensors = dict(weights.tensors_of(config, params))
+  told = config_lib.to_hugging_face(config)
+  run = jax.jit(lambda p, t: decoder.forward(config, p, t))
+  found = run(params, TOKENS)
+  for row, ours in zip(TOKENS, found):
+    expected = reference.forward(told, tensors, row)
+    np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
+  # A config.json says all of it.
+  assert config_lib.from_hugging_face(told) == dataclasses.replace(
+    config, context=2048
+  )
+  # What is padded at the end changes nothing before it.
+  padded = np.concatenate([TOKENS[:, :20], 0 * TOKENS[:, 20:]], 1)
+  np.testing.assert_allclose(run(params, padded)[:, :20], found[:, :20], 1e-5)
+
+
+def test_a_model_in_two_parts_and_with_adapters_is_one_model():
+  config = SMALL
+  params = decoder.init(config, 1)
+  # As numpy arrays: slices of them are no programs.
+  params = jax.tree.map(np.asarray, params)
+  lower, upper = decoder.split_layers(params, 1)
+  adapters = lora.init(
+    upper, jax.random.key(2), rank=2, weights=('q', 'v', 'down')
+  )
+  zero = adapters
+  adapters = {
+    n: w
+    if n.endswith('.a')
+    else w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape)
+    for n, w in adapters.items()
+  }
+
+  @jax.jit
+  def run(adapters, merged):
+    x = decoder.trunk(config, lower, TOKENS)
+    top = lora.attach(upper, adapters, scale=0.7)
+    x = decoder.run_layers(config, top['layers'], x, remat=True)
+    return (
+      decoder.logits(config, upper, x),
+      decoder.forward(config, merged, TOKENS),
+    )
+
+  ours, whole = run(zero, params)
+  np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
+  merged = jax.jit(lambda a: lora.merge(params, a, scale=0.7))(adapters)
+  changed, whole = run(adapters, merged)
+  np.testing.assert_allclose(changed, whole, rtol=2e-4, atol=2e-5)
+  assert np.abs(changed - ours).max() > 0.1
+  np.testing.assert_array_equal(
+    merged['layers']['q'][0], params['layers']['q'][0]
+  )
+  with pytest.raises(harness.UserError, match='merge the adapters first'):
+    dict(weights.tensors_of(config, lora.attach(params, adapters)))
+  with pytest.raises(harness.UserError, match='of one or more of q, k'):
+    lora.init(params, jax.random.key(0), rank=2, weights=('embed',))
+
+
+def test_derivatives_with_layers_computed_anew():
+  params = decoder.init(SMALL, 0)
+
+  def loss(params, remat):
+    found = decoder.forward(SMALL, params, TOKENS, remat=remat)
+    return jnp.mean(jax.nn.logsumexp(found, axis=-1))
+
+  both = jax.jit(lambda p: [jax.grad(loss)(p, r) for r in (False, True)])
+  for one, two in zip(*map(jax.tree.leaves, both(params))):
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_supported_is_said():
+  told = config_lib.to_hugging_face(SMALL)
+  for change, words in (
+    ({'model_type': 'gpt2'}, "model_type='gpt2'.*llama, qwen2, qwen3"),
+    ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
+    ({'hidden_size': None}, "no field 'hidden_size'"),
+    ({'rope_scaling': {'rope_type': 'yarn', 'factor': 2}}, "type 'yarn'"),
+    ({'num_key_value_heads': 4}, 'not shared by 4'),
+    ({'use_sliding_window': True}, 'use_sliding_window=True'),
+  ):
+    with pytest.raises(harness.UserError, match=words):
+      config_lib.from_hugging_face({**told, **change})
+  newer = {**told, 'rope_scaling': None, 'rope_theta': None}
+  del newer['rope_theta']
+  newer['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 7.0}
+  assert config_lib.from_hugging_face(newer).rope_base == 7.0

@@ -1,0 +1,146 @@
+"""Folders of Hugging Face, written and read back, and what can be wrong."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.lm import decoder, lora, tokenizer, weights
+from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
+
+_WHY = 'needs the extra llm: pip install -e ".[experiments,llm]"'
+safetensors = pytest.importorskip('safetensors.numpy', reason=_WHY)
+tokenizers = pytest.importorskip('tokenizers', reason=_WHY)
+pytest.importorskip('jinja2', reason=_WHY)
+
+TEMPLATE = (
+  '{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}'
+  '{% if add_generation_prompt %}<s>assistant\n{% endif %}'
+)
+
+
+def words():
+  """A tokeniser of bytes, with one merge that crosses words."""
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  vocabulary = {letter: i for i, letter in enumerate([*letters, 'th'])}
+  inner = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab=vocabulary, merges=[('t', 'h')])
+  )
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  inner.decoder = tokenizers.decoders.ByteLevel()
+  inner.add_special_tokens(['<s>', '</s>'])
+  end = inner.token_to_id('</s>')
+  return tokenizer.Tokenizer(inner, TEMPLATE, end, {'eos_token': '</s>'})
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_what_is_exported_is_read_back(tmp_path, name):
+  config = dataclasses.replace(CONFIGS[name], context=128)
+  params = decoder.init(config, 0)
+  adapters = lora.init(params, jax.random.key(1), rank=2)
+  adapters = jax.tree.map(lambda w: w + 0.1, adapters)
+  merged = lora.merge(params, adapters, scale=0.5)
+  weights.export(tmp_path / 'out', config, merged, words())
+  found = weights.load(tmp_path / 'out')
+  assert found.config == config
+  assert jax.tree.structure(found.params) == jax.tree.structure(merged)
+  jax.tree.map(np.testing.assert_array_equal, found.params, merged)
+  assert np.any(found.params['layers']['q'] != params['layers']['q'])
+  again = tokenizer.load(found.vocabulary)
+  text = '<s>the th\u00e9</s>'
+  assert again.encode(text) == words().encode(text)
+  assert again.decode(again.encode(text)) == text
+  assert (again.template, again.end) == (TEMPLATE, words().end)
+  with pytest.raises(harness.UserError, match='has weights already'):
+    weights.export(tmp_path / 'out', config, merged)
+
+
+def test_names_and_layout_are_those_of_others(tmp_path):
+  """What is read by others: names, (out, in), and no tied head."""
+  params = decoder.init(SMALL, 0)
+  weights.export(tmp_path / 'out', SMALL, params)
+  tensors = safetensors.load_file(tmp_path / 'out' / 'model.safetensors')
+  assert len(tensors) == 9 * SMALL.layers + 2
+  assert 'lm_head.weight' not in tensors
+  name = 'model.layers.2.mlp.down_proj.weight'
+  assert tensors[name].shape == (SMALL.width, SMALL.hidden)
+  np.testing.assert_array_equal(tensors[name].T, params['layers']['down'][2])
+  told = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert told['architectures'] == ['LlamaForCausalLM']
+
+
+def test_several_files_and_other_numbers(tmp_path):
+  params = decoder.init(SMALL, 0)
+  tensors = dict(weights.tensors_of(SMALL, params))
+  weights.export(tmp_path / 'one', SMALL, params)
+  folder = tmp_path / 'two'
+  folder.mkdir()
+  (folder / 'config.json').write_bytes(
+    (tmp_path / 'one' / 'config.json').read_bytes()
+  )
+  low = {n: np.asarray(jnp.bfloat16(t)) for n, t in tensors.items()}
+  names = sorted(low)
+  for i, part in enumerate((names[:10], names[10:])):
+    safetensors.save_file(
+      {n: low[n] for n in part}, folder / f'model-{i + 1}-of-2.safetensors'
+    )
+  found = weights.load(folder, jnp.bfloat16)
+  assert found.params['embed'].dtype == jnp.bfloat16
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, jnp.bfloat16(b)),
+    found.params,
+    dict(params),
+  )
+  run = jax.jit(lambda p: decoder.forward(SMALL, p, TOKENS))
+  ours = run(found.params)
+  assert ours.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    ours.astype(np.float32), run(dict(params)), atol=0.15
+  )
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+  with pytest.raises(harness.UserError, match='neither a folder'):
+    weights.load(tmp_path / 'none')
+  folder = tmp_path / 'out'
+  folder.mkdir()
+  with pytest.raises(harness.UserError, match=r'has no config\.json'):
+    weights.load(folder)
+  params = decoder.init(SMALL, 0)
+  weights.export(folder, SMALL, params)
+  with pytest.raises(harness.UserError, match=r'no tokenizer\.json'):
+    tokenizer.load(folder)
+  path = folder / 'model.safetensors'
+  tensors = safetensors.load_file(path)
+  gone = 'model.layers.1.self_attn.k_proj.weight'
+  kept = tensors.pop(gone)
+  safetensors.save_file(tensors, path)
+  with pytest.raises(harness.UserError, match=f'has no tensor {gone}'):
+    weights.load(folder)
+  safetensors.save_file(tensors | {gone: kept[:8]}, path)
+  with pytest.raises(harness.UserError, match=r'k_proj.*\(24, 8\).*\(24, 16\)'):
+    weights.load(folder)
+  told = json.loads((folder / 'config.json').read_text())
+  text = json.dumps(told | {'tie_word_embeddings': False})
+  (folder / 'config.json').write_text(text)
+  with pytest.raises(harness.UserError, match=r'no tensor lm_head\.weight'):
+    weights.load(folder)
+  (folder / 'config.json').write_text('{')
+  with pytest.raises(harness.UserError, match=r'config\.json: Expecting'):
+    weights.load(folder)
+  (folder / 'config.json').write_text(json.dumps(told))
+  path.unlink()
+  (folder / 'model.bin').write_bytes(b'')
+  with pytest.raises(harness.UserError, match='other formats'):
+    weights.load(folder)
+
+
+def test_a_package_that_is_missing_is_said_with_the_mend():
+  with pytest.raises(harness.UserError, match=r'needs nowhere: pip install -e'):
+    weights.need('nowhere.at_all', 'reading')
