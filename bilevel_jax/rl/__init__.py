@@ -56,6 +56,7 @@ from bilevel_jax.rl._rollouts import (
   on_policy,
   rollouts,
 )
+from bilevel_jax.rl._score import score_function_loss
 from bilevel_jax.rl._td_actor_critic import SamplerState, td_actor_critic
 from bilevel_jax.rl._values import (
   RewardProcess,
@@ -114,6 +115,7 @@ __all__ = [
   'random_mdp',
   'reward_process',
   'rollouts',
+  'score_function_loss',
   'soft_value_iteration_step',
   'state_values',
   'state_visits',

@@ -1,0 +1,3 @@
+"""stub"""
+def results(options, settings):
+  raise NotImplementedError
