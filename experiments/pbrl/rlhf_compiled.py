@@ -46,9 +46,10 @@ def parts_of(
   env = rlhf_settings.played(settings)
   agent = networks.agent(env.shape, env.actions)
   # The action picks the output: a network of observation and action.
-  reward = networks.network(
-    env.shape, env.actions, **networks.body(env.shape)
-  )
+  body = networks.body(env.shape)
+  if env.kind == 'cells':
+    body['hidden'] = (32,)
+  reward = networks.network(env.shape, env.actions, **body)
   sampling = feedback.Sampling(
     length=settings.fragment,
     pairs=0 if settings.labels else settings.pairs,

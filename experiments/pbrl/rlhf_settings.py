@@ -117,17 +117,25 @@ _SMOKE: dict[str, Any] = {
   'episodes': 32,
 }
 _VECTOR: dict[str, Any] = _PUBLISHED | {
-  'frames': 400_000,
+  'frames': 320_000,
   'environments': 32,
   'rollout': 50,
   'updates': 1,
   'reward_steps': 8,
   'rates': (2e-3,),
   'tau': 0.01,
-  'records': 25,
+  'records': 20,
   'episodes': 32,
 }
-_CELLS: dict[str, Any] = _VECTOR | {'frames': 200_000, 'reward_steps': 4}
+# A step of the reward model on cells takes as long as 300 of the environment.
+_CELLS: dict[str, Any] = _VECTOR | {
+  'frames': 80_000,
+  'environments': 16,
+  'rollout': 25,
+  'updates': 4,
+  'reward_batch': 16,
+  'reward_steps': 4,
+}
 _PIXELS: dict[str, Any] = _PUBLISHED | {
   'environments': 16,
   'rollout': 25,
@@ -149,7 +157,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
   'cells': {
     'smoke': _SMOKE | {'frames': 1_600},
     'quick': _CELLS,
-    'paper': _CELLS | {'frames': 10_000_000, 'records': 100},
+    'paper': _CELLS
+    | {'frames': 10_000_000, 'reward_batch': 64, 'records': 100},
   },
   'pixels': {
     'smoke': _SMOKE
