@@ -418,9 +418,7 @@ def make_learner(
   return Learner(init, second, step, add, warm_up)
 
 
-def nothing(
-  upper: Any, sampling: Sampling, shape: tuple[int, ...]
-) -> Start:
+def nothing(upper: Any, sampling: Sampling, shape: tuple[int, ...]) -> Start:
   """A start without pairs."""
   empty = lambda capacity: preferences.empty(
     capacity, sampling.length, shape, sampling.dtype

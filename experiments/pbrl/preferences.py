@@ -266,9 +266,7 @@ def push(buffer: Buffer, pairs: Pairs, keep: Any = None) -> Buffer:
   )
 
 
-def sample(
-  key: chex.PRNGKey, buffer: Buffer, shape: tuple[int, ...]
-) -> Pairs:
+def sample(key: chex.PRNGKey, buffer: Buffer, shape: tuple[int, ...]) -> Pairs:
   """Draws pairs of a buffer, with replacement."""
   capacity = len(buffer.pairs.labels)
   known = jnp.clip(buffer.count, 1, capacity)

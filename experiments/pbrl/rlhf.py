@@ -100,8 +100,7 @@ def main(options: harness.Options) -> dict[str, float]:
     seconds=time.monotonic() - begin,
     cpu_seconds=time.process_time() - cpu,
   )
-  if settings.suite == 'gymnax':
-    render(options)
+  render(options)
   return metrics
 
 
@@ -139,9 +138,7 @@ def export(options: harness.Options) -> None:
   policy, kept = agent.init(keys[0]), _trained(options, settings)
   if kept.exists():
     policy = policy._replace(actor=policies.load(kept).actor)
-  collector = rlhf_compiled.collector_of(
-    settings, agent, settings.environments
-  )
+  collector = rlhf_compiled.collector_of(settings, agent, settings.environments)
 
   def make(key):
     def body(state, key):

@@ -29,9 +29,7 @@ class Parts(NamedTuple):
   sampling: feedback.Sampling
 
 
-def parts_of(
-  settings: rlhf_settings.Settings, name: str, rate: Any
-) -> Parts:
+def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
   """Makes a method from settings that are resolved.
 
   Args:

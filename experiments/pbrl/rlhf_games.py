@@ -154,7 +154,9 @@ class Run:
     params = bj.BilevelParams(start.upper, policy)
     return params, self.learner.init(params, jnp.copy(keys[3]), start)
 
-  def train(self, options: harness.Options, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
+  def train(
+    self, options: harness.Options, seed: int
+  ) -> tuple[Any, dict[str, np.ndarray]]:
     """Trains a seed, and resumes it if it was killed.
 
     Args:
@@ -251,9 +253,7 @@ class Run:
       'return': mean(scores),
       'episodes': np.array([len(scores)]),
       **{f'count/{n}': np.array([x]) for n, x in bj.counts(state).items()},
-      **{
-        f'loss/{n}': np.asarray(x)[None] for n, x in bj.values(state).items()
-      },
+      **{f'loss/{n}': np.asarray(x)[None] for n, x in bj.values(state).items()},
     }
     losses = [v for n, v in known.items() if n.startswith('loss/')]
     if not np.isfinite(losses).all():
