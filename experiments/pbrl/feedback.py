@@ -11,8 +11,9 @@ the gradient of one sequence,
 - `value`, the second policy, by an actor-critic on r_x: it follows the best
   policy from where it was;
 - `lower`, the policy, likewise, and along the score function of f;
-- `upper`, the reward model, along f and the penalty: r_x rises where the second
-  policy goes and falls where the policy does.
+- `upper`, the reward model, along f and the penalty: r_x falls where the second
+  policy goes and rises where the policy does, so that the policy, which f ties
+  to the preferences, is made the best one.
 
 Without a second policy and without the score function it is the deep
 reinforcement learning from human preferences of Christiano et al., 2017; with

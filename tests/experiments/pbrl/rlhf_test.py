@@ -134,8 +134,8 @@ def test_methods_differ_by_their_terms():
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b
   )
   chex_equal(bare, plain)
-  # With a large penalty the reward rises at the second policy's steps, and
-  # falls at the policy's: a step of Adam has this gradient's signs.
+  # With a large penalty the reward falls at the second policy's steps, and
+  # rises at the policy's: a step of Adam has this gradient's signs.
   moved, state = _step('pbrl', penalty=1e4, score=0.0)
   chex_equal(moved.lower, plain.lower)
   rng = np.random.default_rng(1)
@@ -148,7 +148,6 @@ def test_methods_differ_by_their_terms():
     ).mean()
 
   gap = lambda x: mean(x, there) - mean(x, here)
-  # The loss is minimised, and the penalty's slope is there less here.
   assert gap(moved.upper) < gap(_params().upper)
   scored, _ = _step('pbrl', penalty=0.0, score=10.0)
   assert np.any(np.abs(scored.lower.actor - plain.lower.actor) > 1e-4)
