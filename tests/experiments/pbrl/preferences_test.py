@@ -20,7 +20,7 @@ def _rollout(seed, ends=0.15):
   number = np.arange(STEPS * COUNT, dtype=np.float32).reshape(*shape, 1)
   return bj.rl.Rollout(
     number,
-    rng.integers(0, 2, shape),
+    rng.integers(0, 2, shape),  # Of no use here.
     rng.normal(size=shape).astype(np.float32),
     terminated,
     truncated & ~terminated,
@@ -59,7 +59,7 @@ def test_fragments_end_at_a_termination_and_hold_no_truncation():
 
 
 def test_draws_are_of_allowed_fragments_and_of_all_of_them():
-  rollout = jax.tree.map(jnp.asarray, _rollout(1))
+  rollout = _rollout(1)
   draw = jax.jit(
     lambda key, rollout: preferences.draw(key, rollout, (400, 2), LENGTH)
   )
@@ -82,8 +82,8 @@ def test_draws_are_of_allowed_fragments_and_of_all_of_them():
   assert drawn == set(zip(*map(list, np.nonzero(allowed)), strict=True))
   # Where a limit cut every fragment, none counts.
   cut = rollout._replace(
-    truncated=jnp.ones((STEPS, COUNT), bool),
-    terminated=jnp.zeros((STEPS, COUNT), bool),
+    truncated=np.ones((STEPS, COUNT), bool),
+    terminated=np.zeros((STEPS, COUNT), bool),
   )
   none = draw(jax.random.key(0), cut)
   assert not none.mask.any() and not none.returns.any()
@@ -127,13 +127,20 @@ def test_loss_and_accuracy_against_loops():
     ahead = float(pairs.second.returns[i] - pairs.first.returns[i])
     known += ahead != 0
     right += (p - 0.5) * ahead > 0
-  margin = preferences.margins(_reward, weights, pairs)
-  found = preferences.bradley_terry(margin, pairs.labels)
+
+  @jax.jit
+  def run(weights, pairs):
+    margin = preferences.margins(_reward, weights, pairs)
+    buffer = preferences.empty(20, LENGTH, (2,), jnp.float32)
+    none = preferences.accuracy(_reward, weights, buffer)
+    buffer = preferences.push(buffer, pairs, preferences.untied(pairs))
+    share = preferences.accuracy(_reward, weights, buffer)
+    losses = preferences.bradley_terry(margin, pairs.labels)
+    return losses, none, share, buffer
+
+  found, none, share, buffer = run(weights, pairs)
   np.testing.assert_allclose(found, want, rtol=1e-5)
-  buffer = preferences.empty(20, LENGTH, (2,), jnp.float32)
-  assert np.isnan(preferences.accuracy(_reward, weights, buffer))
-  buffer = preferences.push(buffer, pairs, preferences.untied(pairs))
-  share = preferences.accuracy(_reward, weights, buffer)
+  assert np.isnan(none)
   np.testing.assert_allclose(share, right / known, rtol=1e-6)
   assert 0 < known < 12 and int(buffer.count) == known
 
@@ -146,10 +153,11 @@ def test_labels_are_of_boltzmann():
   )
   keys = jax.random.split(jax.random.key(0), 4_000)
   ahead = np.asarray(pair.second.returns - pair.first.returns)
+  of = jax.jit(
+    jax.vmap(lambda key, t: preferences.label(key, both, t).labels, (0, None))
+  )
   for temperature in (0.7, np.inf):
-    labels = jax.vmap(
-      lambda key, t=temperature: preferences.label(key, both, t).labels
-    )(keys)
+    labels = of(keys, temperature)
     want = 1 / (1 + np.exp(-ahead / temperature))
     np.testing.assert_allclose(labels.mean(0), want, atol=0.035)
 
@@ -157,11 +165,11 @@ def test_labels_are_of_boltzmann():
 def test_the_ring_keeps_the_last():
   rng = np.random.default_rng(5)
   ring = preferences.empty(5, LENGTH, (2,), jnp.float32)
-  last = collections.deque(maxlen=5)
+  last, push = collections.deque(maxlen=5), jax.jit(preferences.push)
   for i in range(6):
     pairs = _pairs(rng, 3)._replace(labels=jnp.arange(3.0) + 10 * i)
     keep = rng.random(3) < 0.6
-    ring = preferences.push(ring, pairs, jnp.asarray(keep))
+    ring = push(ring, pairs, jnp.asarray(keep))
     last.extend(float(x) for x in pairs.labels[keep])
     known = min(int(ring.count), 5)
     held = np.asarray(ring.pairs.labels)[:known]
