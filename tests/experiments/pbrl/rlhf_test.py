@@ -31,22 +31,22 @@ SMALL = dataclasses.replace(
 )
 
 
-def _train(settings, name, workdir, **more):
-  settings = rlhf_settings.resolve(settings)
+def _train(suite, name, workdir, **more):
   hyper = {'rate': np.float32([2e-3])}
   keywords = {'name': name, 'seeds': (7,), 'hyper': hyper, 'settings': {}}
-  keywords |= {'workdir': workdir, 'save_seconds': 0.0} | more
+  keywords |= {'workdir': workdir, 'save_seconds': 1e9} | more
   job = comparison.Job(name, False, hyper, (7,), keywords)
-  return rlhf_compiled.Suite(settings).train(job)
+  return suite.train(job)
 
 
 def test_resumes_to_the_same_result(tmp_path):
   """Ended in the middle, it goes on to the same numbers, bit for bit."""
-  whole = _train(SMALL, 'pbrl', str(tmp_path / 'whole'))
+  suite = rlhf_compiled.Suite(rlhf_settings.resolve(SMALL))
+  whole = _train(suite, 'pbrl', str(tmp_path / 'whole'))
   half = lambda history: len(history['return']) >= 2
   path = str(tmp_path / 'parts')
-  assert _train(SMALL, 'pbrl', path, stop_when=half).step == 4
-  parts = _train(SMALL, 'pbrl', path)
+  assert _train(suite, 'pbrl', path, stop_when=half).step == 4
+  parts = _train(suite, 'pbrl', path)
   assert whole.step == parts.step == 10
   for one, two in zip(
     jax.tree.leaves((whole.params, whole.history)),
