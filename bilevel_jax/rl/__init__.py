@@ -7,7 +7,8 @@ an oracle whose environments are in its state.
 
 Where the lower level of a nested problem is a finite process, a function of the
 upper variable, `follower_loss`, `policy_mirror_descent`, `bellman_gap` and
-`natural` are what a penalty method is made of: see `bj.solvers.pbrl`.
+`natural` are what a penalty method is made of: see `bj.solvers.pbrl`. Where it
+is sampled, `actor_critic_losses` and `score_function_loss` are.
 """
 
 from bilevel_jax.rl._actor_critic import (

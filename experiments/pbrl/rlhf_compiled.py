@@ -1,5 +1,7 @@
 """RLHF where environments are compiled: all seeds of a method, one program."""
 
+import pathlib
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness import checkpoints, comparison, files
 from experiments.pbrl import feedback, labels, preferences, rlhf_settings
 from experiments.rl import environments, networks
 
@@ -267,19 +269,16 @@ class Suite:
       init,
       steps=epochs,
       chunk=-(-epochs // settings.records),
-      own=self._start(name, job.seeds),
+      own=self._start(name, job.seeds, job.keywords['workdir']),
       evaluate=lambda *given: measure(settings, name, *given),
       **job.keywords,
     )
 
-  def _start(self, name, seeds):
-    method, settings = feedback.METHODS[name], self._settings
+  def _start(self, name, seeds, workdir):
+    method = feedback.METHODS[name]
     kind = (method.sense, seeds)
     if kind not in self._starts:
-      make = lambda seed: start_of(settings, name, seed, self._given)
-      self._starts[kind] = jax.jit(jax.vmap(make))(
-        jnp.asarray(seeds, jnp.uint32)
-      )
+      self._starts[kind] = self._made(name, seeds, workdir)
     start = self._starts[kind]
     if method.model:
       return start
@@ -290,3 +289,29 @@ class Suite:
       held=start.held._replace(pairs=first(start.held.pairs)),
       labels=jnp.zeros_like(start.labels),
     )
+
+  def _made(self, name, seeds, workdir):
+    """What methods start from, read where a run that was killed has made it."""
+    settings = self._settings
+    make = jax.jit(
+      jax.vmap(lambda seed: start_of(settings, name, seed, self._given))
+    )
+    numbers = jnp.asarray(seeds, jnp.uint32)
+    if workdir is None:
+      return make(numbers)
+    sense = 'labelled' if feedback.METHODS[name].sense else 'coin'
+    tag = zlib.crc32(repr(seeds).encode())
+    folder = pathlib.Path(workdir) / 'starts' / f'{sense}-{tag:08x}'
+    kept = harness.settings_of(settings, 'methods', 'rates', 'sizes', 'frames')
+    files.make_folder(folder)
+    checkpoints.check_settings(folder / 'settings.json', kept)
+    saved = checkpoints.Checkpoints(folder / 'checkpoints')
+    try:
+      found = saved.restore(jax.eval_shape(make, numbers))
+      if found is not None:
+        return found.tree
+      start = make(numbers)
+      saved.save(0, start, {})
+      return start
+    finally:
+      saved.close()

@@ -100,6 +100,7 @@ _PUBLISHED: dict[str, Any] = {
   'reward_rate': 3e-4,
 }
 _SMOKE: dict[str, Any] = {
+  'methods': ('drlhf', 'pbrl'),
   'environments': 8,
   'rollout': 50,
   'updates': 1,
