@@ -12,6 +12,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import checkpoints, comparison, files
 from experiments.pbrl import feedback, labels, preferences, rlhf_settings
+from experiments.pbrl import learner as learner_lib
 from experiments.rl import environments, networks
 
 
@@ -25,10 +26,10 @@ class Parts(NamedTuple):
     sampling: of pairs.
   """
 
-  learner: feedback.Learner
+  learner: learner_lib.Learner
   agent: networks.Agent
   reward: networks.Network
-  sampling: feedback.Sampling
+  sampling: learner_lib.Sampling
 
 
 def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
@@ -50,7 +51,7 @@ def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
   if env.kind == 'cells':
     body['hidden'] = (32,)
   reward = networks.network(env.shape, env.actions, **body)
-  sampling = feedback.Sampling(
+  sampling = learner_lib.Sampling(
     length=settings.fragment,
     pairs=0 if settings.labels else settings.pairs,
     capacity=settings.buffer,
@@ -60,7 +61,7 @@ def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
     temperature=settings.temperature,
     dtype=jnp.dtype(env.dtype),
   )
-  learner = feedback.make_learner(
+  learner = learner_lib.make_learner(
     method,
     agent,
     reward.apply,
@@ -125,7 +126,7 @@ def start_of(
   name: str,
   seed: jax.Array,
   given: preferences.Buffer | None,
-) -> feedback.Start:
+) -> learner_lib.Start:
   """Pairs of the first policy, and a reward model that has seen them.
 
   Args:
@@ -135,14 +136,14 @@ def start_of(
     given: labelled pairs, or None to make labels.
 
   Returns:
-    A `feedback.Start`.
+    A `learner_lib.Start`.
   """
   learner, agent, reward, sampling = parts_of(settings, name, 0.0)
   keys = keys_of(jax.random.key(seed))
   collector = collector_of(settings, agent, settings.environments // 2)
   policy = agent.init(keys[0])
   env = rlhf_settings.played(settings)
-  start = feedback.nothing(reward.init(keys[1]), sampling, env.shape)
+  start = learner_lib.nothing(reward.init(keys[1]), sampling, env.shape)
   one, two, three = jax.random.split(keys[2], 3)
 
   def body(carry, key):
@@ -167,7 +168,7 @@ class State(NamedTuple):
     second: environments of the second one; () without.
   """
 
-  learner: feedback.State
+  learner: learner_lib.State
   first: bj.rl.EnvironmentsState
   second: Any
 
@@ -199,11 +200,11 @@ def make_solver(
       )
     return rollouts, state._replace(first=first, second=second)
 
-  def update_of(carry, feedback):
+  def update_of(carry, reward_epoch):
     params, state = carry
     rollouts, state = collect(params, state)
     params, after = learner.step(
-      params, state.learner, rollouts, feedback=feedback
+      params, state.learner, rollouts, reward_epoch=reward_epoch
     )
     return params, state._replace(learner=after)
 

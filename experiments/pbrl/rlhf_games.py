@@ -27,6 +27,7 @@ from experiments.pbrl import (
   rlhf_report,
   rlhf_settings,
 )
+from experiments.pbrl import learner as learner_lib
 from experiments.rl import games
 
 
@@ -112,7 +113,7 @@ class Run:
       self.learner.warm_up, static_argnums=2, donate_argnums=0
     )
     self._step = jax.jit(
-      self.learner.step, static_argnames='feedback', donate_argnums=(0, 1)
+      self.learner.step, static_argnames='reward_epoch', donate_argnums=(0, 1)
     )
     self._accuracy = jax.jit(
       lambda upper, held: preferences.accuracy(parts.reward.apply, upper, held)
@@ -128,18 +129,10 @@ class Run:
     key = jax.random.fold_in(jax.random.key(seed), 1_000 + of)
     return Pool(make, count, self._act, jax.random.fold_in(key, since))
 
-  def first(self, seed: int) -> tuple[bj.BilevelParams, feedback.State]:
+  def first(self, seed: int) -> tuple[bj.BilevelParams, learner_lib.State]:
     """Parameters and state before the policy learns."""
     settings = self.settings
-    keys = rlhf_compiled.keys_of(jax.random.key(seed))
-    policy = self.parts.agent.init(keys[0])
-    env = rlhf_settings.played(settings)
-    sampling = self.parts.sampling
-    if not self.method.model:  # No pairs: one in their place.
-      sampling = sampling._replace(capacity=1, held=1)
-    start = feedback.nothing(
-      self.parts.reward.init(keys[1]), sampling, env.shape
-    )
+    keys, policy, start = self._nothing(seed)
     if self.method.model:
       pool = self.pool(seed, 2, settings.environments // 2, 0)
       for i in range(rlhf_settings.start_epochs_of(settings)):
@@ -215,7 +208,7 @@ class Run:
           scores = [*scores, *ended['lower']][-settings.episodes :]
           second = [*second, *ended.get('value', [])][-settings.episodes :]
           params, state = self._step(
-            params, state, rollouts, feedback=update == settings.updates - 1
+            params, state, rollouts, reward_epoch=update == settings.updates - 1
           )
         epoch += 1
         if epoch % every == 0 or epoch == epochs:
@@ -235,15 +228,20 @@ class Run:
         termination.leave()
       return params, records.history()[1]
 
-  def _shapes(self, seed):
-    """What a checkpoint holds, without a game."""
+  def _nothing(self, seed):
+    """Keys, a policy, and a start without pairs."""
     keys = rlhf_compiled.keys_of(jax.random.key(seed))
-    policy = self.parts.agent.init(keys[0])
     sampling = self.parts.sampling
-    if not self.method.model:
+    if not self.method.model:  # No pairs: one in their place.
       sampling = sampling._replace(capacity=1, held=1)
     shape = rlhf_settings.played(self.settings).shape
-    start = feedback.nothing(self.parts.reward.init(keys[1]), sampling, shape)
+    upper = self.parts.reward.init(keys[1])
+    start = learner_lib.nothing(upper, sampling, shape)
+    return keys, self.parts.agent.init(keys[0]), start
+
+  def _shapes(self, seed):
+    """What a checkpoint holds, without a game."""
+    keys, policy, start = self._nothing(seed)
     params = bj.BilevelParams(start.upper, policy)
     return params, self.learner.init(params, keys[3], start)
 

@@ -19,6 +19,7 @@ from experiments.pbrl import (
   rlhf_games,
   rlhf_settings,
 )
+from experiments.pbrl import learner as learner_lib
 
 SMALL = dataclasses.replace(
   rlhf_settings.PRESETS['smoke'],
@@ -90,8 +91,8 @@ class _Linear:
 
 def _learner(name, **weights):
   given = {'entropy': 0.01, 'penalty': 0.1, 'score': 0.05, 'reward_scale': 0.1}
-  sampling = feedback.Sampling(5, 4, 20, 8, 2, 6, 1.0, jnp.float32)
-  learner = feedback.make_learner(
+  sampling = learner_lib.Sampling(5, 4, 20, 8, 2, 6, 1.0, jnp.float32)
+  learner = learner_lib.make_learner(
     feedback.METHODS[name],
     _Linear,
     lambda x, observation: observation @ x,
@@ -100,7 +101,7 @@ def _learner(name, **weights):
     sampling=sampling,
     advantages=bj.rl.Advantages(0.9),
   )
-  return learner, feedback.nothing(_params().upper, sampling, (3,))
+  return learner, learner_lib.nothing(_params().upper, sampling, (3,))
 
 
 def _params():
@@ -121,7 +122,7 @@ def _step(name, **weights):
   @jax.jit
   def run(params, rollouts):
     state = learner.init(params, jax.random.key(3), start)
-    return learner.step(params, state, rollouts, feedback=True)
+    return learner.step(params, state, rollouts, reward_epoch=True)
 
   return run(_params(), rollouts)
 
