@@ -166,7 +166,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     | {'frames': 400, 'environments': 4, 'rollout': 25, 'records': 2},
     'quick': _PIXELS
     | {
-      'frames': 3_200,
+      'methods': ('oracle', 'drlhf', 'pbrl'),
+      'frames': 1_600,
       'environments': 4,
       'updates': 2,
       'pairs': 8,
