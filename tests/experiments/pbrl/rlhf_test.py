@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
 from experiments.harness import settings as settings_lib
 from experiments.pbrl import (
   feedback,
@@ -32,34 +32,41 @@ SMALL = dataclasses.replace(
 )
 
 
-def _train(suite, name, workdir, **more):
-  hyper = {'rate': np.float32([2e-3])}
-  keywords = {'name': name, 'seeds': (7,), 'hyper': hyper, 'settings': {}}
-  keywords |= {'workdir': workdir, 'save_seconds': 1e9} | more
-  job = comparison.Job(name, False, hyper, (7,), keywords)
-  return suite.train(job)
-
-
-def test_resumes_to_the_same_result(tmp_path):
+def test_resumes_to_the_same_result(options, results, tmp_path, monkeypatch):
   """Ended in the middle, it goes on to the same numbers, bit for bit."""
-  suite = rlhf_compiled.Suite(rlhf_settings.resolve(SMALL))
-  whole = _train(suite, 'pbrl', str(tmp_path / 'whole'))
-  half = lambda history: len(history['return']) >= 2
-  path = str(tmp_path / 'parts')
-  assert _train(suite, 'pbrl', path, stop_when=half).step == 4
-  parts = _train(suite, 'pbrl', path)
-  assert whole.step == parts.step == 10
-  for one, two in zip(
-    jax.tree.leaves((whole.params, whole.history)),
-    jax.tree.leaves((parts.params, parts.history)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(one, two)
-  labels = whole.history['count/labels'][:, 0]
-  assert labels.tolist() == [8 + 8 * k for k in (2, 4, 6, 8, 10)]
-  # Both policies' steps: two of two environments.
-  steps = whole.history['count/steps/environment'][:, 0]
-  assert steps.tolist() == [2 * 2 * 2 * 30 * k for k in range(1, 6)]
+  monkeypatch.setattr(rlhf, 'render', lambda options: None)
+  settings = dataclasses.replace(SMALL, methods=('pbrl',))
+  whole = options(settings, paper='pbrl', binary='rlhf', save_seconds=1e9)
+  whole = whole._replace(seeds=(7, 8))
+  rlhf.main(whole)
+  metrics = results()['metrics']
+  for name in ('policy_pbrl.npz', 'returns.png', 'table.md'):
+    assert (tmp_path / name).exists()
+  # Labels of the start and of ten epochs; both policies' steps, and the first
+  # one's at the start.
+  assert metrics['pbrl/labels'] == 8 + 10 * 8
+  assert metrics['pbrl/policy_steps'] == 10 * 4 * 30 + 2 * 30
+  assert 5 < metrics['pbrl/true_return'] < 60
+  folder = tmp_path / 'other'
+  shutil.copytree(tmp_path / 'starts', folder / 'starts')
+  other = whole._replace(workdir=str(folder))
+  train = harness.train
+
+  def half(*args, **keywords):
+    stop = lambda history: len(history['return']) >= 2
+    assert train(*args, **keywords, stop_when=stop).step == 4
+    raise harness.AllStoppedError('enough')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(harness, 'train', half)
+    with (
+      pytest.warns(RuntimeWarning, match='enough'),
+      pytest.raises(harness.AllStoppedError),
+    ):
+      rlhf.main(other)
+  rlhf.main(other)
+  again = json.loads((folder / 'results.json').read_text())['metrics']
+  assert again == metrics
 
 
 def _rollout(rng, steps=12, count=4):
@@ -111,34 +118,35 @@ def _params():
   return bj.BilevelParams(table(3, 2), lower)
 
 
-def _step(name, **weights):
-  learner, start = _learner(name, **weights)
+def _step(name, *weights):
+  """An update, for each pair of a penalty and a weight of the score."""
   rng = np.random.default_rng(1)
   rollouts = {'lower': _rollout(rng)}
-  other = _rollout(rng)
   if feedback.METHODS[name].second:
-    rollouts['value'] = other
+    rollouts['value'] = _rollout(rng)
 
   @jax.jit
-  def run(params, rollouts):
+  def run(params, rollouts, penalty, score):
+    learner, start = _learner(name, penalty=penalty, score=score)
     state = learner.init(params, jax.random.key(3), start)
     return learner.step(params, state, rollouts, reward_epoch=True)
 
-  return run(_params(), rollouts)
+  return [run(_params(), rollouts, *each) for each in weights]
 
 
 def test_methods_differ_by_their_terms():
   """PBRL without its terms is DRLHF; each of them moves what it should."""
-  plain, _ = _step('drlhf')
-  bare, _ = _step('pbrl', penalty=0.0, score=0.0)
-  chex_equal = lambda a, b: jax.tree.map(
+  ((plain, _),) = _step('drlhf', (0.1, 0.05))
+  (bare, _), (moved, state), (scored, _) = _step(
+    'pbrl', (0.0, 0.0), (1e4, 0.0), (0.0, 10.0)
+  )
+  same = lambda a, b: jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b
   )
-  chex_equal(bare, plain)
+  same(bare, plain)
   # With a large penalty the reward falls at the second policy's steps, and
   # rises at the policy's: a step of Adam has this gradient's signs.
-  moved, state = _step('pbrl', penalty=1e4, score=0.0)
-  chex_equal(moved.lower, plain.lower)
+  same(moved.lower, plain.lower)
   rng = np.random.default_rng(1)
   here, there = _rollout(rng), _rollout(rng)
 
@@ -150,21 +158,17 @@ def test_methods_differ_by_their_terms():
 
   gap = lambda x: mean(x, there) - mean(x, here)
   assert gap(moved.upper) < gap(_params().upper)
-  scored, _ = _step('pbrl', penalty=0.0, score=10.0)
   assert np.any(np.abs(scored.lower.actor - plain.lower.actor) > 1e-4)
-  chex_equal(scored.lower.critic, plain.lower.critic)
+  same(scored.lower.critic, plain.lower.critic)
   assert int(bj.counts(state)['labels']) == 4
-  oracle, after = _step('oracle')
-  chex_equal(oracle.upper, _params().upper)
+  ((oracle, after),) = _step('oracle', (0.1, 0.05))
+  same(oracle.upper, _params().upper)
   assert int(bj.counts(after)['labels']) == 0
 
 
-def test_a_file_of_labels_is_learnt_from(options, results, tmp_path):
-  """Pairs are exported, labelled by a rule, and trained on; then a report."""
-  settings = dataclasses.replace(
-    SMALL, frames=240, records=1, methods=('drlhf',)
-  )
-  given = options(settings, paper='pbrl', binary='rlhf', seeds=(0,))
+def test_a_file_of_labels(options, tmp_path):
+  """Pairs are exported, labelled by a rule, and read for training."""
+  given = options(SMALL, paper='pbrl', binary='rlhf', seeds=(0,))
   rlhf.export(given)
   path = tmp_path / 'pairs.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -173,15 +177,12 @@ def test_a_file_of_labels_is_learnt_from(options, results, tmp_path):
     one, two = (len(line[side]['actions']) for side in ('first', 'second'))
     line['label'] = 0.5 if one == two else int(two > one)
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  settings = dataclasses.replace(settings, labels=str(path))
-  rlhf.main(given._replace(settings=settings))
-  metrics = results()['metrics']
-  assert metrics['drlhf/labels'] == 8
-  assert metrics['drlhf/policy_steps'] == 240 + 60 and (
-    5 < metrics['drlhf/true_return'] < 60
-  )
-  for name in ('policy_drlhf.npz', 'policy.gif', 'returns.png', 'table.md'):
-    assert (tmp_path / name).exists()
+  settings = dataclasses.replace(SMALL, methods=(), labels=str(path), buffer=8)
+  settings = rlhf_settings.resolve(settings)
+  buffer = rlhf_compiled.file_buffer(settings)
+  assert int(buffer.count) == 8
+  longer = buffer.pairs.second.mask.sum(1) > buffer.pairs.first.mask.sum(1)
+  assert (buffer.pairs.labels[longer] == 1).all()
   # Of another environment, by the shapes.
   other = dataclasses.replace(settings, env='Acrobot-v1')
   with pytest.raises(harness.DamagedDataError, match='line 1: first'):
@@ -214,11 +215,11 @@ def test_settings_that_cannot_be():
 def test_games_in_python_go_on(options):
   """A cart-pole that is stepped in Python: SIGKILL's effect is a lost tail."""
   settings = dataclasses.replace(
-    SMALL, suite='atari', env='CartPole', frames=240, methods=('pbrl',)
+    SMALL, suite='atari', env='CartPole', frames=240, methods=('drlhf',)
   )
   settings = rlhf_settings.resolve(settings)
   given = options(settings, seeds=(0,), save_seconds=0.0)
-  run = rlhf_games.Run(settings, 'pbrl')
+  run = rlhf_games.Run(settings, 'drlhf')
   _, first = run.train(given, 0)
   longer = dataclasses.replace(settings, frames=480)
   assert first['count/labels'][-1, 0] == 8 + 2 * 8
@@ -228,6 +229,17 @@ def test_games_in_python_go_on(options):
   run.settings = settings
   _, again = run.train(given, 0)  # Finished: read from its checkpoint.
   assert again['return'].tolist() == first['return'].tolist()
+
+
+@pytest.mark.slow
+def test_learns_from_a_file(options, results, tmp_path):
+  rlhf.export(options(SMALL, paper='pbrl', binary='rlhf', seeds=(0,)))
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(path.read_text().replace('null', '1'))
+  settings = dataclasses.replace(SMALL, labels=str(path))
+  rlhf.main(options(settings, paper='pbrl', binary='rlhf', seeds=(0,)))
+  metrics = results()['metrics']
+  assert metrics['drlhf/labels'] == metrics['pbrl/labels'] == 8
 
 
 @pytest.mark.slow
