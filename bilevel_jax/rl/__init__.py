@@ -7,7 +7,8 @@ an oracle whose environments are in its state.
 
 Where the lower level of a nested problem is a finite process, a function of the
 upper variable, `follower_loss`, `policy_mirror_descent`, `bellman_gap` and
-`natural` are what a penalty method is made of: see `bj.solvers.pbrl`.
+`natural` are what a penalty method is made of: see `bj.solvers.pbrl`. Where it
+is sampled, `actor_critic_losses` and `score_function_loss` are.
 """
 
 from bilevel_jax.rl._actor_critic import (
@@ -56,6 +57,7 @@ from bilevel_jax.rl._rollouts import (
   on_policy,
   rollouts,
 )
+from bilevel_jax.rl._score import score_function_loss
 from bilevel_jax.rl._td_actor_critic import SamplerState, td_actor_critic
 from bilevel_jax.rl._values import (
   RewardProcess,
@@ -114,6 +116,7 @@ __all__ = [
   'random_mdp',
   'reward_process',
   'rollouts',
+  'score_function_loss',
   'soft_value_iteration_step',
   'state_values',
   'state_visits',

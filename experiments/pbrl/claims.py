@@ -7,6 +7,9 @@ _WORDS = {
   'bellman_penalty': 'Bellman penalty',
 }
 
+# A few episodes in, nothing has been learnt.
+_RLHF = ('quick', 'paper')
+
 CLAIMS = (
   *(
     harness.Claim(
@@ -49,5 +52,35 @@ CLAIMS = (
     metric='pbrl/gap_ratio',
     at_most=0.01,
     presets=('quick', 'paper'),
+  ),
+  harness.Claim(
+    'CartPole from preferences: PBRL returns what DRLHF does, at equal labels '
+    'and equal steps of all policies.',
+    binary='rlhf',
+    metric='pbrl/true_return',
+    at_least='drlhf/true_return',
+    lead=-5,
+    published='curves of the Atari, above',
+    presets=_RLHF,
+    substituted='CartPole in place of the Atari',
+  ),
+  harness.Claim(
+    'CartPole from preferences: PBRL returns nine tenths of what an '
+    'actor-critic does on the true reward.',
+    binary='rlhf',
+    metric='pbrl/true_return',
+    at_least='oracle/true_return',
+    factor=0.9,
+    published='curves of the Atari, near',
+    presets=_RLHF,
+    substituted='CartPole in place of the Atari',
+  ),
+  harness.Claim(
+    'CartPole from labels drawn by a coin: not learnt.',
+    binary='rlhf',
+    metric='control/random_labels/true_return',
+    at_most=100,
+    presets=_RLHF,
+    substituted='CartPole in place of the Atari',
   ),
 )

@@ -114,6 +114,10 @@ class Atari:
     cut = truncated and not terminated
     return Step(self._seen, clipped, terminated, cut, score)
 
+  def screen(self) -> np.ndarray:
+    """What a person sees, uint8 (height, width, 3)."""
+    return self._ale.getScreenRGB()
+
 
 def _small(screen: np.ndarray) -> np.ndarray:
   picture = Image.fromarray(screen)

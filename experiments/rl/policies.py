@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 from typing import Any, NamedTuple
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import files
-from experiments.rl import drawing, environments, networks
+from experiments.rl import drawing, environments, games, networks
 
 
 class Policy(NamedTuple):
@@ -75,8 +76,7 @@ def load(path: files.Path) -> Policy:
       about = json.loads(str(held['about']))
       leaves = [held[name] for name in sorted(held.files) if name != 'about']
     env = about.pop('env')
-    known = environments.make(env)
-    agent = networks.agent(known.shape, known.environment.actions)
+    agent = networks.agent(*_spaces(env))
     like = jax.eval_shape(agent.init, jax.random.key(0)).actor
     shapes = [x.shape for x in jax.tree.leaves(like)]
     if shapes != [x.shape for x in leaves]:
@@ -93,17 +93,29 @@ def load(path: files.Path) -> Policy:
   )
 
 
+def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
+  """The shape of an observation, and the actions."""
+  if env in gymnax.registered_envs:
+    known = environments.make(env)
+    return known.shape, known.environment.actions
+  game = games.make(env, np.random.default_rng(0))
+  return game.shape, game.actions
+
+
 def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
   """One episode with the likeliest actions.
 
   Args:
-    policy: whose environment is one of gymnax.
+    policy: whose environment is one of gymnax, or a game.
     key: of the environment.
     limit: steps, at most.
 
   Returns:
-    The states, before each step, and the return.
+    The states and observations before each step, of a game its screens and
+    observations, and the return.
   """
+  if policy.env not in gymnax.registered_envs:
+    return _play_game(policy, key, limit)
   known = environments.make(policy.env)
   environment = known.environment
   agent = networks.agent(known.shape, environment.actions)
@@ -137,6 +149,22 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
   return frames, float(total)
 
 
+def _play_game(policy, key, limit):
+  rng = np.random.default_rng(int(jax.random.bits(key)))
+  game = games.make(policy.env, rng)
+  agent = networks.agent(game.shape, game.actions)
+  act = jax.jit(lambda actor, seen: jnp.argmax(agent.policy(actor, seen)))
+  frames, total, seen = [], 0.0, game.reset()
+  for _ in range(limit):
+    screen = game.screen() if isinstance(game, games.Atari) else None
+    frames.append((screen, seen))
+    found = game.step(int(act(policy.actor, seen)))
+    seen, total = found.observation, total + found.score
+    if found.terminated or found.truncated:
+      break
+  return frames, total
+
+
 def render(
   policy: Policy,
   path: files.Path,
@@ -160,7 +188,11 @@ def render(
   Raises:
     SettingsError: if nobody knows how to draw the environment.
   """
-  draw = drawing.painter(policy.env)
+  compiled = policy.env in gymnax.registered_envs
+  if compiled or policy.env == 'CartPole':
+    draw = drawing.painter(policy.env)
+  else:  # A game draws itself.
+    draw = lambda screen, seen: screen
   states, total = play(policy, key=key, limit=limit)
   every = -(-len(states) // frames)
   images = [

@@ -43,6 +43,24 @@ def test_a_policy_is_read_as_it_was_kept_and_shown(env, tmp_path):
     assert total == len(frames)
 
 
+def test_a_policy_of_a_game_is_read_and_shown(tmp_path):
+  pytest.importorskip('ale_py')
+  agent = networks.agent((84, 84, 4), 18)
+  actor = agent.init(jax.random.key(0)).actor
+  path = tmp_path / 'policy.npz'
+  policies.save(path, policies.Policy('Seaquest', actor, {}))
+  found = policies.load(path)
+  key = jax.random.key(1)
+  policies.render(found, tmp_path / 'it.gif', key=key, limit=6, frames=3)
+  with Image.open(tmp_path / 'it.gif') as image:
+    assert image.n_frames <= 3 and image.size == (160, 210)
+  agent = networks.agent((4,), 2)
+  actor = agent.init(jax.random.key(0)).actor
+  policies.save(path, policies.Policy('CartPole', actor, {}))
+  frames, total = policies.play(policies.load(path), key=key, limit=60)
+  assert total == len(frames)
+
+
 def test_what_is_no_policy_is_said_so(tmp_path):
   with pytest.raises(harness.MissingDataError, match='no policy in'):
     policies.load(tmp_path / 'absent.npz')

@@ -1,0 +1,241 @@
+"""The binary: switches between methods, resumption, and bad settings."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.harness import saved
+from experiments.harness import settings as settings_lib
+from experiments.pbrl import (
+  feedback,
+  rlhf,
+  rlhf_compiled,
+  rlhf_games,
+  rlhf_settings,
+)
+from experiments.pbrl import learner as learner_lib
+
+SMALL = dataclasses.replace(
+  rlhf_settings.PRESETS['smoke'],
+  frames=1_200,
+  environments=4,
+  rollout=30,
+  start_pairs=8,
+  buffer=16,
+  records=5,
+)
+
+
+def test_resumes_to_the_same_result(options, results, tmp_path, monkeypatch):
+  """Killed before the end, it goes on to the same numbers, bit for bit."""
+  monkeypatch.setattr(rlhf, 'render', lambda options: None)
+  settings = dataclasses.replace(SMALL, methods=('pbrl',))
+  whole = options(settings, paper='pbrl', binary='rlhf', save_seconds=0.0)
+  whole = whole._replace(seeds=(7, 8))
+  rlhf.main(whole)
+  metrics = results()['metrics']
+  for name in ('policy_pbrl.npz', 'returns.png', 'table.md'):
+    assert (tmp_path / name).exists()
+  # Labels of the start and of ten epochs; both policies' steps, and the first
+  # one's at the start.
+  assert metrics['pbrl/labels'] == 8 + 10 * 8
+  assert metrics['pbrl/policy_steps'] == 10 * 4 * 30 + 2 * 30
+  assert 5 < metrics['pbrl/true_return'] < 60
+  # As a kill before the last checkpoint was written leaves it.
+  checkpoints = tmp_path / 'pbrl' / 'checkpoints'
+  steps = sorted(saved.saved_steps(checkpoints))
+  assert steps == [8, 10]
+  shutil.rmtree(checkpoints / '10')
+  (tmp_path / 'results.json').unlink()
+  rlhf.main(whole)
+  assert results()['metrics'] == metrics
+  assert sorted(saved.saved_steps(checkpoints)) == [8, 10]
+
+
+def _rollout(rng, steps=12, count=4):
+  at = rng.normal(size=(steps, count, 3)).astype(np.float32)
+  return jax.tree.map(
+    jnp.asarray,
+    bj.rl.Rollout(
+      at,
+      rng.integers(0, 2, (steps, count)),
+      rng.normal(size=(steps, count)).astype(np.float32),
+      rng.random((steps, count)) < 0.1,
+      np.zeros((steps, count), bool),
+      rng.normal(size=(steps, count, 3)).astype(np.float32),
+    ),
+  )
+
+
+class _Linear:
+  """An agent whose logits are linear in the observation."""
+
+  @staticmethod
+  def policy(actor, observation):
+    return observation @ actor
+
+  @staticmethod
+  def value(critic, observation):
+    return observation @ critic
+
+
+def _learner(name, **weights):
+  given = {'entropy': 0.01, 'penalty': 0.1, 'score': 0.05, 'reward_scale': 0.1}
+  sampling = learner_lib.Sampling(5, 4, 20, 8, 2, 6, 1.0, jnp.float32)
+  learner = learner_lib.make_learner(
+    feedback.METHODS[name],
+    _Linear,
+    lambda x, observation: observation @ x,
+    rates=feedback.Rates(1e-2, 1e-2, 1e-2, 1e9, 100),
+    weights=feedback.Weights(**given | weights),
+    sampling=sampling,
+    advantages=bj.rl.Advantages(0.9),
+  )
+  return learner, learner_lib.nothing(_params().upper, sampling, (3,))
+
+
+def _params():
+  rng = np.random.default_rng(0)
+  table = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  lower = bj.rl.ActorCriticParams(table(3, 2), table(3))
+  return bj.BilevelParams(table(3, 2), lower)
+
+
+def _step(name, *weights):
+  """An update, for each pair of a penalty and a weight of the score."""
+  rng = np.random.default_rng(1)
+  rollouts = {'lower': _rollout(rng)}
+  if feedback.METHODS[name].second:
+    rollouts['value'] = _rollout(rng)
+
+  @jax.jit
+  def run(params, rollouts, penalty, score):
+    learner, start = _learner(name, penalty=penalty, score=score)
+    state = learner.init(params, jax.random.key(3), start)
+    return learner.step(params, state, rollouts, reward_epoch=True)
+
+  return [run(_params(), rollouts, *each) for each in weights]
+
+
+def test_methods_differ_by_their_terms():
+  """PBRL without its terms is DRLHF; each of them moves what it should."""
+  ((plain, _),) = _step('drlhf', (0.1, 0.05))
+  (bare, _), (moved, state), (scored, _) = _step(
+    'pbrl', (0.0, 0.0), (1e4, 0.0), (0.0, 10.0)
+  )
+  same = lambda a, b: jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b
+  )
+  same(bare, plain)
+  # With a large penalty the reward falls at the second policy's steps, and
+  # rises at the policy's: a step of Adam has this gradient's signs.
+  same(moved.lower, plain.lower)
+  rng = np.random.default_rng(1)
+  here, there = _rollout(rng), _rollout(rng)
+
+  def mean(x, rollout):
+    found = rollout.observations @ x
+    return np.take_along_axis(
+      np.asarray(found), np.asarray(rollout.actions)[..., None], 2
+    ).mean()
+
+  gap = lambda x: mean(x, there) - mean(x, here)
+  assert gap(moved.upper) < gap(_params().upper)
+  assert np.any(np.abs(scored.lower.actor - plain.lower.actor) > 1e-4)
+  same(scored.lower.critic, plain.lower.critic)
+  assert int(bj.counts(state)['labels']) == 4
+  ((oracle, after),) = _step('oracle', (0.1, 0.05))
+  same(oracle.upper, _params().upper)
+  assert int(bj.counts(after)['labels']) == 0
+
+
+def test_a_file_of_labels(options, tmp_path):
+  """Pairs are exported, labelled by a rule, and read for training."""
+  given = options(SMALL, paper='pbrl', binary='rlhf', seeds=(0,))
+  rlhf.export(given)
+  path = tmp_path / 'pairs.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert len(lines) == 8
+  for line in lines:  # Longer is better.
+    one, two = (len(line[side]['actions']) for side in ('first', 'second'))
+    line['label'] = 0.5 if one == two else int(two > one)
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  settings = dataclasses.replace(SMALL, methods=(), labels=str(path), buffer=8)
+  settings = rlhf_settings.resolve(settings)
+  buffer = rlhf_compiled.file_buffer(settings)
+  assert int(buffer.count) == 8
+  longer = buffer.pairs.second.mask.sum(1) > buffer.pairs.first.mask.sum(1)
+  assert (buffer.pairs.labels[longer] == 1).all()
+  # Of another environment, by the shapes.
+  other = dataclasses.replace(settings, env='Acrobot-v1')
+  with pytest.raises(harness.DamagedDataError, match='line 1: first'):
+    rlhf_compiled.file_buffer(rlhf_settings.resolve(other))
+
+
+BAD = {
+  'did you mean CartPole-v1': {'env': 'CartPole'},
+  'continuous actions': {'env': 'Pendulum-v1'},
+  'a fragment is a part of a rollout': {'fragment': 31},
+  'unknown method': {'methods': ('ppo',)},
+  'draws labels of its own': {
+    'methods': ('control/random_labels',),
+    'labels': 'x',
+  },
+  'an even number': {'environments': 5},
+  'hold the 32 pairs': {'pairs': 32},
+  'at most the steps of a rollout': {'reward_steps': 31},
+}
+
+
+def test_settings_that_cannot_be():
+  for said, changes in BAD.items():
+    with pytest.raises(harness.SettingsError, match=said):
+      rlhf_settings.check(dataclasses.replace(SMALL, **changes))
+  with pytest.raises(harness.SettingsError, match='tau is above 0'):
+    settings_lib.check(settings_lib.override(SMALL, {'tau': '0'}))
+
+
+def test_games_in_python_go_on(options):
+  """A cart-pole that is stepped in Python: SIGKILL's effect is a lost tail."""
+  settings = dataclasses.replace(
+    SMALL, suite='atari', env='CartPole', frames=240, methods=('drlhf',)
+  )
+  settings = rlhf_settings.resolve(settings)
+  given = options(settings, seeds=(0,), save_seconds=0.0)
+  run = rlhf_games.Run(settings, 'drlhf')
+  _, first = run.train(given, 0)
+  longer = dataclasses.replace(settings, frames=480)
+  assert first['count/labels'][-1, 0] == 8 + 2 * 8
+  run.settings = longer
+  with pytest.raises(harness.OtherRunError, match='frames'):
+    run.train(given, 0)
+  run.settings = settings
+  _, again = run.train(given, 0)  # Finished: read from its checkpoint.
+  assert again['return'].tolist() == first['return'].tolist()
+
+
+@pytest.mark.slow
+def test_learns_from_a_file(options, results, tmp_path):
+  rlhf.export(options(SMALL, paper='pbrl', binary='rlhf', seeds=(0,)))
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(path.read_text().replace('null', '1'))
+  settings = dataclasses.replace(SMALL, labels=str(path))
+  rlhf.main(options(settings, paper='pbrl', binary='rlhf', seeds=(0,)))
+  metrics = results()['metrics']
+  assert metrics['drlhf/labels'] == metrics['pbrl/labels'] == 8
+
+
+@pytest.mark.slow
+def test_cart_pole_from_preferences(options, results):
+  settings = dataclasses.replace(rlhf_settings.PRESETS['quick'])
+  rlhf.main(options(settings, seeds=(0, 1)))
+  metrics = results()['metrics']
+  assert metrics['pbrl/true_return'] > 450 < metrics['drlhf/true_return']
+  assert metrics['control/random_labels/true_return'] < 200
