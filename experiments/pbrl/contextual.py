@@ -42,7 +42,8 @@ class Settings:
     chunk: updates between two records.
     penalty: the first and the last lambda times the temperature: the logits of
       the follower are led by about its inverse.
-    share: of the way to its answer that the follower goes in an update.
+    share: of the way to its answer that the follower goes in an update; 1 is a
+      step of policy iteration.
     backups: of adaptive model design in an update; the paper's are 100.
     radius: of the zero order, over the number of the update; of the paper's.
     rates: of the leader, along gradients clipped to length one.
@@ -51,11 +52,11 @@ class Settings:
   """
 
   temperatures: tuple[float, ...] = (0.001, 0.003, 0.005)
-  steps: int = 200
+  steps: int = 150
   chunk: int = 50
-  penalty: tuple[float, ...] = (0.3, 30.0)
-  share: float = 0.5
-  backups: int = 10
+  penalty: tuple[float, ...] = (0.3, 10.0)
+  share: float = 1.0
+  backups: int = 5
   radius: float = 1.0
   rates: tuple[float, ...] = (0.1, 0.5, 2.5)
   tuning_seeds: int = 1
@@ -142,16 +143,22 @@ def make_solver(
     below = mean_loss(
       lambda process, z: process.start @ contexts.soft_values(process, z, heat)
     )
-    gap = bj.value_gap(
-      bj.BilevelProblem(loss, below), penalty=penalty, rescale=False
-    )
+    problem = bj.BilevelProblem(loss, below)
     seen = lambda params: study.over(
       lambda z, k: contexts.visits(process(params.upper, k), jax.nn.softmax(z)),
       params.lower,
     ) / study.contexts  # fmt: skip
+    # The follower first: times a large penalty, an answer to the weights of the
+    # update before would be a wrong slope for the leader.
     return bj.descend(
       following,
-      over_visits(gap, seen),
+      over_visits(
+        bj.oracles.penalised_lower_gradient(
+          problem, penalty=penalty, rescale=False
+        ),
+        seen,
+      ),
+      without_lower(bj.value_gap(problem, penalty=penalty, rescale=False)),
       upper=upper,
       lower=optax.sgd(lambda k: settings.share / (heat * penalty(k))),
       value=value,
@@ -240,6 +247,16 @@ def over_visits(oracle, weights):
     return found._replace(lower=found.lower / least[:, :, None]), state
 
   return bj.oracles.Oracle(oracle.init, update, oracle.moves, linear=True)
+
+
+def without_lower(oracle):
+  """The same, for the leader alone."""
+
+  def update(batch, state, params=None, **extra_args):
+    found, state = oracle.update(batch, state, params, **extra_args)
+    return found._replace(lower=None), state
+
+  return bj.oracles.Oracle(oracle.init, update, ('upper',), linear=True)
 
 
 def measure(study: Study, context: harness.Context, params, state):
