@@ -193,7 +193,8 @@ def delayed(
 
 def _require_like(snapshots: Any, params: Any) -> None:
   """What is kept and what is given have one structure and the same shapes."""
-  kept, given = jax.tree.structure(snapshots), jax.tree.structure(params)
+  kept: Any = jax.tree.structure(snapshots)
+  given: Any = jax.tree.structure(params)
   if kept != given:
     raise ValueError(
       'delayed: the state was made for parameters of the structure '

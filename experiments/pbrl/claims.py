@@ -45,8 +45,8 @@ CLAIMS = (
   ),
   *(
     harness.Claim(
-      f'{name}: the value penalty is not below the best of HPGD, adaptive model '
-      f'design and zero order, by intervals, in {least} of {cells} cells.',
+      f'{name}: in {least} of {cells} cells the value penalty is not below the '
+      'best of HPGD, adaptive model design and zero order, by intervals.',
       binary=binary,
       metric='value_penalty/cells_not_below',
       at_least=least,
