@@ -84,7 +84,7 @@ def delayed(
 
   Raises:
     ValueError: if `workers` is below 1, `bound` below N - 1, or `service`
-      unknown.
+      unknown; at the call, if parameters have other shapes than at init.
     TypeError: if a key is missing.
 
   Example:
@@ -153,6 +153,7 @@ def delayed(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
+    _require_like(state.snapshots, params)
     worker, version, held, key = serve(state)
     place, at = state.count % places, version % places
     put = jax.lax.dynamic_update_index_in_dim
@@ -188,6 +189,26 @@ def delayed(
   return base.Oracle(
     init_fn, update_fn, made.moves, linear=linear, averaged=made.averaged
   )
+
+
+def _require_like(snapshots: Any, params: Any) -> None:
+  """What is kept and what is given have one structure and the same shapes."""
+  kept: Any = jax.tree.structure(snapshots)
+  given: Any = jax.tree.structure(params)
+  if kept != given:
+    raise ValueError(
+      'delayed: the state was made for parameters of the structure '
+      f'{kept}, got {given}: make it anew, by init(params).'
+    )
+  for (path, old), new in zip(
+    jax.tree.leaves_with_path(snapshots), jax.tree.leaves(params), strict=True
+  ):
+    if old.shape[1:] != jnp.shape(new):
+      name = jax.tree_util.keystr(path) or 'the parameter'
+      raise ValueError(
+        f'delayed: the state was made for {name} of shape {old.shape[1:]}, got '
+        f'{jnp.shape(new)}: make it anew, by init(params).'
+      )
 
 
 def _bound(workers: Any, bound: Any, service: str) -> int:

@@ -72,8 +72,10 @@ def nikaido_isoda(
     above = payoff(x, (a, best_b), batch)
     return above - payoff(x, (best_a, b), batch), (between, outputs)
 
+  # What is no pair is said before a loss of the user's meets it.
+  above = lambda x, y, batch: problem.upper(x, _pair(y), batch)
   return _penalised.penalised(
-    problem,
+    problem._replace(upper=above),
     gap,
     name='gap',
     sequences=('upper', 'lower', 'value'),

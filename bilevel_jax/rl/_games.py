@@ -165,16 +165,17 @@ def faced_by(
       f'faced_by: player {player} faces a policy of player {1 - player}, of '
       f'shape {theirs}, got {jnp.shape(policy)}.'
     )
-  subscripts = ('sb,sabt->sat', 'sb,sab->sa') if player == 0 else (
-    'sa,sabt->sbt', 'sa,sab->sb',
-  )  # fmt: skip
-  moves, gains = subscripts
-  return _mdp.MDP(
-    jnp.einsum(moves, policy, game.transitions),
-    jnp.einsum(gains, policy, rewards),
-    game.discount,
-    game.initial,
-  )
+  states, _, second, after = game.transitions.shape
+  # Products in whose backward pass the transitions are not transposed either:
+  # they are far larger than all else here, and a pass over them is what counts.
+  if player == 0:
+    moves = (policy[:, None, None] @ game.transitions)[:, :, 0]
+    gains = jnp.einsum('sb,sab->sa', policy, rewards)
+  else:
+    flat = game.transitions.reshape(states, -1, second * after)
+    moves = (policy[:, None] @ flat).reshape(states, second, after)
+    gains = jnp.einsum('sa,sab->sb', policy, rewards)
+  return _mdp.MDP(moves, gains, game.discount, game.initial)
 
 
 def zero_sum_responses(

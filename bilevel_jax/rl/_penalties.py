@@ -91,7 +91,8 @@ def policy_mirror_descent(
 
   Raises:
     ValueError: if the temperature is not above zero; at init, if a process is
-      known and no process, for its rows that are no probabilities.
+      known and no process, for its rows that are no probabilities, or logits
+      have another shape than its rewards.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -381,7 +382,22 @@ def _following(who, direction, process, temperature, of, at):
     return {'gradients/lower': len(jax.tree.leaves(getattr(params, of)))}
 
   made = base.oracle(fn, (), counts=count, moves=(of,), linear=True)
-  return _checked(made, lambda params: _known(process, at(params)))
+
+  def check(params):
+    known = _known(process, at(params))
+    wanted = [
+      jnp.shape(mdp.rewards)
+      for mdp in jax.tree.leaves(known, is_leaf=is_process)
+    ]
+    given = [jnp.shape(z) for z in jax.tree.leaves(getattr(params, of))]
+    if known is not None and given != wanted:
+      raise ValueError(
+        f'{who}: logits have the shape of the rewards, (states, actions), here '
+        f'{", ".join(map(str, wanted))}; got {", ".join(map(str, given))} in '
+        f'the sequence {of!r}, which starts at `lower` unless it is told.'
+      )
+
+  return _checked(made, check)
 
 
 def _known(process, given) -> Any:

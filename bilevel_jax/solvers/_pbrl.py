@@ -75,7 +75,8 @@ def pbrl(
   Raises:
     ValueError: if the temperature is not above zero, the penalty is negative or
       the form unknown; at init, where the process is known, if its rows are no
-      probabilities, or if weights of the Bellman penalty are zero somewhere.
+      probabilities, if the logits have another shape than its rewards, or if
+      weights of the Bellman penalty are zero somewhere.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax

@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.stackelberg
 
-Expected: the bound does not hold, 1.3 times on a busy machine. NumPy has one
-thread: those of BLAS wait for each other on products this small, which makes it
-look bad. Time: some minutes.
+Expected: the bound does not hold: between a half and once NumPy's CPU time, the
+more the busier the memory is. NumPy has one thread: those of BLAS wait for each
+other on products this small, which makes it look bad. Time: some minutes.
 
 One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
 iteration, the penalty's and the leader's gradients, both players' steps. Ten

@@ -46,6 +46,21 @@ CLAIMS = (
     )
     for k in (5, 20)
   ),
+  *(
+    harness.Claim(
+      f'{name}: in {least} of {cells} cells the value penalty is not below the '
+      'best of HPGD, adaptive model design and zero order, by intervals.',
+      binary=binary,
+      metric='value_penalty/cells_not_below',
+      at_least=least,
+      published='none of the penalty',
+      presets=('quick', 'paper'),
+    )
+    for name, binary, least, cells in (
+      ('Four rooms', 'four_rooms', 5, 9),
+      ('Tax design', 'tax_design', 2, 3),
+    )
+  ),
   harness.Claim(
     'Incentive design: the gap of the players falls to a hundredth.',
     binary='incentive_design',

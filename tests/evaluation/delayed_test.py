@@ -160,3 +160,20 @@ def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
 def test_errors(args, given, error, message):
   with pytest.raises(error, match=message):
     bj.evaluation.delayed(where(), *args, **given)
+
+
+@pytest.mark.parametrize(
+  'other, message',
+  [
+    ({'a': np.zeros(4)}, r"\['a'\] of shape \(3,\), got \(4,\): make it anew"),
+    # Of fewer axes or entries it would be written into a corner.
+    ({'a': np.float32(0)}, r'of shape \(3,\), got \(\)'),
+    ({'b': np.zeros(3)}, 'of the structure'),
+  ],
+)
+def test_parameters_of_another_shape(other, message):
+  loss = bj.gradient(lambda params, batch: jnp.sum(params['a'] ** 2))
+  oracle = bj.evaluation.delayed(loss, workers=2)
+  state = oracle.init({'a': jnp.zeros(3)})
+  with pytest.raises(ValueError, match=message):
+    oracle.update(None, state, other)

@@ -393,13 +393,30 @@ def test_kernels_are_stochastic():
       make().init(params)
 
 
+def test_logits_have_the_shape_of_the_rewards():
+  x = jnp.asarray(X, jnp.float32)
+  for table in (np.zeros((STATES, ACTIONS + 1)), np.zeros(STATES)):
+    solver = bj.solvers.pbrl(
+      upper,
+      process(()),
+      temperature=TAU,
+      penalty=1.0,
+      upper=optax.sgd(0.1),
+      lower=optax.sgd(0.1),
+    )
+    with pytest.raises(ValueError, match=r'logits have the shape .* `lower`'):
+      solver.init(bj.BilevelParams(x, jnp.asarray(table)))
+
+
 def test_the_lower_variable_of_a_game_is_a_pair():
-  problem = bj.BilevelProblem(lambda x, y, b: x, lambda x, y, b: x)
+  # A loss that itself asks for a pair is not reached.
+  problem = bj.BilevelProblem(lambda x, y, b: y[0], lambda x, y, b: y[1])
   one = jnp.float32(1.0)
-  oracle = bj.oracles.nikaido_isoda(problem)
-  params = bj.sequences(upper=one, lower=one, value=one)
-  with pytest.raises(TypeError, match='is a pair'):
-    oracle.update(None, oracle.init(params), params)
+  for penalty in (None, 1.0):
+    oracle = bj.oracles.nikaido_isoda(problem, penalty=penalty)
+    params = bj.sequences(upper=one, lower=one, value=one)
+    with pytest.raises(TypeError, match='is a pair'):
+      oracle.update(None, oracle.init(params), params)
   with pytest.raises(ValueError, match='the player is 0 or 1'):
     bj.rl.faced_by(None, None, None, player=2)
   with pytest.raises(ValueError, match='rewards, states, actions, actions'):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.pbrl import four_rooms, rooms
+from experiments.pbrl import contexts, contextual, four_rooms, rooms
 
 ROOMS = rooms.make_rooms()
 
@@ -35,10 +35,11 @@ def test_the_return_without_a_leader_and_its_gradient(x64):
   @jax.jit
   def at(w, heat, price):
     def of_goal(goal):
-      better = lambda _, z: rooms.improve(ROOMS, w, z, goal, heat)
+      process = rooms.process(ROOMS, w, goal, price)
+      better = lambda _, z: contexts.improve(process, z, heat)
       z = jax.lax.fori_loop(0, 20, better, jnp.zeros((104, 4)))
-      z = rooms.optimum(ROOMS, w, jax.lax.stop_gradient(z), goal, heat)
-      return rooms.leader_return(ROOMS, w, jax.nn.softmax(z), goal, price)
+      z = contexts.optimum(process, z, heat)
+      return contexts.leader_return(process, jax.nn.softmax(z))
 
     return (of_goal(0) + of_goal(1)) / 2
 
@@ -55,11 +56,11 @@ def test_the_return_without_a_leader_and_its_gradient(x64):
 
 def test_verdicts():
   ours = np.array([1.0, 1.1, 0.9])
-  assert four_rooms.verdict(ours, [ours - 0.3, ours - 0.5]) == 'above'
-  assert four_rooms.verdict(ours, [ours + 0.3, ours - 0.5]) == 'below'
-  assert four_rooms.verdict(ours, [ours + 0.001]) == 'level'
+  assert contextual.verdict(ours, [ours - 0.3, ours - 0.5]) == 'above'
+  assert contextual.verdict(ours, [ours + 0.3, ours - 0.5]) == 'below'
+  assert contextual.verdict(ours, [ours + 0.001]) == 'level'
 
 
 def test_penalties_are_two_numbers():
   with pytest.raises(harness.SettingsError, match='first and the last'):
-    four_rooms.check(four_rooms.Settings(penalty=(1.0,)))
+    contextual.check(four_rooms.Settings(penalty=(1.0,)))

@@ -1,0 +1,175 @@
+"""Tax design: taxes on goods and on income, for the welfare of households.
+
+Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
+Reinforcement Learning and RLHF, 2024. The problem is of Thoma, Pasztor, Krause,
+Ramponi and Hu, Contextual Bilevel Reinforcement Learning for Incentive
+Alignment, 2024, after Hill, Bardoscia and Turrell, Solving Heterogeneous
+General Equilibrium Economic Models with Deep Reinforcement Learning, 2021.
+
+    python -m experiments.pbrl.tax_design --preset=quick
+
+Expected: welfare from 31 to 53 by all methods. Time: some minutes on 2 cores.
+
+A household works and buys three goods; what it has left over is its state. Two
+tastes are the contexts. The leader sets a tax on each good and one on income,
+and is judged by its welfare at the household's exact optimum. Assets and
+actions are on grids, so that all is exact.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import harness
+from experiments.pbrl import contexts, contextual
+
+# The published figures.
+TASTES = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2))
+WORK, LARGEST_TAX, FIRST_TAX = 0.1, 2.0, 0.3
+HOURS, GOODS = 8.0, 5.0  # The most of both in a step; the wage is one.
+NOISE, DISCOUNT, SPREAD = 5.0, 0.9, 2**0.5
+CONSUMPTION_WEIGHT, TAX_WEIGHT = 15.0, 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(contextual.Settings):
+  """Settings of a run, and of this problem.
+
+  Attributes:
+    assets: points of their grid, ours; published, a network's input.
+    span: its ends, plus and minus; published 100, seldom left at 50.
+    hours: points of the grid of hours; the paper's are 10.
+    amounts: of each good; the paper's are 5.
+  """
+
+  temperatures: tuple[float, ...] = (0.1, 0.2, 0.3)
+  rates: tuple[float, ...] = (0.02, 0.1, 0.5)
+  assets: int = 21
+  span: float = 50.0
+  hours: int = 5
+  amounts: int = 3
+
+
+PRESETS = {
+  'quick': Settings(),
+  'smoke': Settings(
+    temperatures=(0.2,),
+    steps=40,
+    chunk=20,
+    rates=(0.1, 0.5),
+    seeds=2,
+    assets=11,
+    hours=3,
+    amounts=2,
+  ),
+  'paper': Settings(
+    steps=1_000,
+    chunk=100,
+    backups=100,
+    rates=(0.01, 0.1, 1.0),
+    assets=41,
+    span=100.0,
+    hours=10,
+    amounts=5,
+  ),
+}
+
+
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  contextual.check(settings)
+  for name in ('assets', 'hours', 'amounts'):
+    if getattr(settings, name) < 2:
+      raise harness.SettingsError(
+        f'--{name}: at least 2 points, got {getattr(settings, name)}.'
+      )
+
+
+class Households:
+  """The process of a household, by the taxes and the number of its taste."""
+
+  def __init__(self, settings: Settings):
+    """Makes the grids."""
+    grid = np.linspace(-settings.span, settings.span, settings.assets)
+    hours = np.linspace(0, HOURS, settings.hours)
+    amounts = np.linspace(0, GOODS, settings.amounts)
+    actions = np.array([*itertools.product(hours, *[amounts] * 3)])
+    self.grid = grid.astype(np.float32)
+    self.hours = actions[:, 0].astype(np.float32)
+    self.goods = actions[:, 1:].astype(np.float32)
+    # Of assets, saved for bad times; debts hurt in proportion.
+    worth = np.where(grid > 0, np.log1p(np.maximum(grid, 0) / 20), grid)
+    self.worth = worth.astype(np.float32)
+    start = np.exp(-(grid**2) / (2 * SPREAD**2))
+    self.start = (start / start.sum()).astype(np.float32)
+    middle = (self.grid[1:] + self.grid[:-1]) / 2
+    self.middle = middle
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Of a table of logits."""
+    return len(self.grid), len(self.hours)
+
+  def process(self, x: jax.Array, taste: jax.Array) -> contexts.Process:
+    """What a household faces.
+
+    Args:
+      x: logits of the taxes on the three goods and on income, (4,).
+      taste: its number.
+
+    Returns:
+      A `Process`, both of whose rewards and whose transitions depend on x.
+    """
+    rates = LARGEST_TAX * jax.nn.sigmoid(x)
+    tax, income_tax = rates[:3], rates[3]
+    preferences = jnp.take(jnp.array(TASTES, x.dtype), taste, axis=0)
+    bought = self.goods / (1 + tax)
+    # A power of nothing is nothing, without a derivative that is not finite.
+    some = jnp.all(self.goods > 0, axis=1)
+    safe = jnp.where(some[:, None], bought, 1.0)
+    enjoyed = jnp.where(some, jnp.prod(safe**preferences, axis=1), 0.0)
+    rewards = self.worth[:, None] + (enjoyed - WORK * self.hours**2)
+    revenue = jnp.sum(tax * bought, axis=1) + income_tax * self.hours
+    gains = CONSUMPTION_WEIGHT * jnp.mean(
+      bought, axis=1
+    ) / GOODS + TAX_WEIGHT * jnp.log1p(revenue)
+    saved = (1 - income_tax) * self.hours - self.goods.sum(1)
+    after = self.grid[:, None] + saved
+    after = jnp.clip(after, self.grid[0], self.grid[-1])
+    # Normal noise, cut at the ends: each point has what falls next to it.
+    below = jax.scipy.stats.norm.cdf((self.middle - after[..., None]) / NOISE)
+    edges = jnp.concatenate(
+      [jnp.zeros_like(below[..., :1]), below, jnp.ones_like(below[..., :1])], -1
+    )
+    return contexts.Process(
+      jnp.diff(edges, axis=-1),
+      rewards,
+      jnp.broadcast_to(gains, rewards.shape),
+      self.start,
+      DISCOUNT,
+    )
+
+
+def study_of(settings: Settings) -> contextual.Study:
+  """A row for each temperature."""
+  households = Households(settings)
+  first = np.log(FIRST_TAX / (LARGEST_TAX - FIRST_TAX))
+  return contextual.Study(
+    lambda x, taste, hyper: households.process(x, taste),
+    len(TASTES),
+    lambda key: first + 0.1 * jax.random.normal(key, (4,)),
+    households.shape,
+    contextual.product(temperature=settings.temperatures),
+  )
+
+
+def main(options: harness.Options) -> dict[str, float]:
+  """Tunes and runs all methods, and writes table, plots and results."""
+  return contextual.run(options, study_of(options.settings))
+
+
+if __name__ == '__main__':
+  harness.run(main, PRESETS, paper='pbrl', binary='tax_design', check=check)
