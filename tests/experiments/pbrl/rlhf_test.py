@@ -33,7 +33,12 @@ SMALL = dataclasses.replace(
 )
 
 
-def test_resumes_to_the_same_result(options, results, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'name', ['drlhf', pytest.param('pbrl', marks=pytest.mark.slow)]
+)
+def test_resumes_to_the_same_result(
+  name, options, results, tmp_path, monkeypatch
+):
   """Killed before the end, it goes on to the same numbers, bit for bit."""
   monkeypatch.setattr(rlhf, 'render', lambda options: None)
   settings = dataclasses.replace(SMALL, methods=(name,))
