@@ -33,23 +33,28 @@ SMALL = dataclasses.replace(
 )
 
 
-def test_resumes_to_the_same_result(options, results, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'name', ['drlhf', pytest.param('pbrl', marks=pytest.mark.slow)]
+)
+def test_resumes_to_the_same_result(
+  name, options, results, tmp_path, monkeypatch
+):
   """Killed before the end, it goes on to the same numbers, bit for bit."""
   monkeypatch.setattr(rlhf, 'render', lambda options: None)
-  settings = dataclasses.replace(SMALL, methods=('pbrl',))
+  settings = dataclasses.replace(SMALL, methods=(name,))
   whole = options(settings, paper='pbrl', binary='rlhf', save_seconds=0.0)
   whole = whole._replace(seeds=(7, 8))
   rlhf.main(whole)
   metrics = results()['metrics']
-  for name in ('policy_pbrl.npz', 'returns.png', 'table.md'):
-    assert (tmp_path / name).exists()
-  # Labels of the start and of ten epochs; both policies' steps, and the first
-  # one's at the start.
-  assert metrics['pbrl/labels'] == 8 + 10 * 8
-  assert metrics['pbrl/policy_steps'] == 10 * 4 * 30 + 2 * 30
-  assert 5 < metrics['pbrl/true_return'] < 60
+  for file in (f'policy_{name}.npz', 'returns.png', 'table.md'):
+    assert (tmp_path / file).exists()
+  # Labels of the start and of ten epochs; steps of all policies, and those of
+  # the first one.
+  assert metrics[f'{name}/labels'] == 8 + 10 * 8
+  assert metrics[f'{name}/policy_steps'] == 10 * 4 * 30 + 2 * 30
+  assert 5 < metrics[f'{name}/true_return'] < 60
   # As a kill before the last checkpoint was written leaves it.
-  checkpoints = tmp_path / 'pbrl' / 'checkpoints'
+  checkpoints = tmp_path / name / 'checkpoints'
   steps = sorted(saved.saved_steps(checkpoints))
   assert steps == [8, 10]
   shutil.rmtree(checkpoints / '10')
