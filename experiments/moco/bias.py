@@ -112,7 +112,7 @@ def measure(
   Args:
     place: name of the problem, in metrics.
     by_batch: the problem with several sizes of a batch, the last that of the
-      training.
+      training; none for no measurement.
     outcomes: of the runs, by method.
 
   Returns:
@@ -122,7 +122,7 @@ def measure(
     size. The latter also by method, with their intervals.
   """
   metrics, ratios = {}, {}
-  for name in [name for name in MEASURED if name in outcomes]:
+  for name in [name for name in MEASURED if name in outcomes and by_batch]:
     outcome = outcomes[name]
     if outcome.failure:
       continue
