@@ -255,7 +255,9 @@ def largest_gap(
     rate = share(count) if callable(share) else share
     rate = jnp.asarray(1.0 if fresh else rate, dtype)
     losses = losses.astype(dtype)
-    moved = losses if fresh else state.memo + rate * (losses - state.memo)
+    moved = state.memo + rate * (losses - state.memo)
+    # A difference would lose what is small beside a first loss that is huge.
+    moved = jnp.where(rate == 1.0, losses, moved)
     memo = jnp.where(seen, moved, state.memo)
     best = state.optima
     if running:

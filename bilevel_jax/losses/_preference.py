@@ -11,7 +11,15 @@ from bilevel_jax.losses import _tokens
 def _log_ratio(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
   """How much likelier responses are than under the reference; nats."""
   fixed = jax.lax.stop_gradient(_tokens.bounded(reference))
+  _same_rows(log_probs, reference)
   return _tokens.bounded(log_probs) - fixed
+
+
+def _same_rows(*arrays: chex.Array) -> None:
+  """Raises ValueError where (rows, 1) and (rows,) would make a table."""
+  shapes = [jnp.shape(array) for array in arrays]
+  if len({*shapes}) > 1:
+    raise ValueError(f'one number for each response, got the shapes {shapes}.')
 
 
 def preference_margin(
@@ -46,6 +54,7 @@ def preference_margin(
     >>> print(bj.losses.preference_margin(of(-4), of(-9), of(-5), of(-8)))
     [2.]
   """
+  _same_rows(chosen, rejected)
   gained = _log_ratio(chosen, reference_chosen)
   return gained - _log_ratio(rejected, reference_rejected)
 
@@ -73,7 +82,7 @@ def dpo(
     reference_chosen: likewise.
     reference_rejected: likewise.
     beta: the inverse temperature :math:`\beta > 0`.
-    smoothing: :math:`\epsilon` in [0, 1/2), how often a label is taken to be
+    smoothing: :math:`\epsilon` in [0, 1/2], how often a label is taken to be
       wrong.
 
   Returns:
@@ -200,6 +209,7 @@ def kto(
   _checks.within('kto', 'beta', beta, 0, open_low=True)
   _checks.within('kto', 'wanted_weight', wanted_weight, 0)
   _checks.within('kto', 'unwanted_weight', unwanted_weight, 0)
+  _same_rows(log_probs, wanted)
   gained = _log_ratio(log_probs, reference)
   bounded = _tokens.bounded(baseline)
   point = jnp.maximum(jax.lax.stop_gradient(jnp.mean(bounded)), 0)
@@ -264,6 +274,7 @@ def orpo(
     Reference Model <https://arxiv.org/abs/2403.07691>`_, 2024.
   """
   _checks.within('orpo', 'the weight', weight, 0)
+  _same_rows(chosen, rejected)
   ahead = log_odds(chosen) - log_odds(rejected)
   lost = -_tokens.bounded(chosen)
   return jnp.mean(lost + weight * jax.nn.softplus(-ahead))
@@ -317,6 +328,7 @@ def uft(
     raise ValueError(
       f"uft: distance is 'squared' or 'cross_entropy', got {distance!r}."
     )
+  _same_rows(log_probs, scores)
   reward = beta * _log_ratio(log_probs, reference)
   scores = scores.astype(reward.dtype)
   if distance == 'squared':

@@ -76,7 +76,7 @@ def read(
     DamagedDataError: if it holds no such pairs; names line and cause.
   """
   try:
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:  # Editors add a mark.
       lines = file.read().split('\n')
   except FileNotFoundError as error:
     raise harness.MissingDataError(f'there is no file {path}.') from error
@@ -154,6 +154,16 @@ def _fragment(given, where, shape, actions, length, dtype):
     )
   if not np.all(np.isfinite(seen)):
     raise harness.DamagedDataError(f'{where} has an observation not finite.')
+  if np.issubdtype(dtype, np.integer):
+    bounds = np.iinfo(dtype)
+    fine = (
+      (seen == np.round(seen)) & (seen >= bounds.min) & (seen <= bounds.max)
+    )
+    if not fine.all():
+      raise harness.DamagedDataError(
+        f'{where} has an observation that is no whole number from {bounds.min} '
+        f'to {bounds.max}.'
+      )
   wrong = (done != np.round(done)) | (done < 0) | (done >= actions)
   if wrong.any():
     raise harness.DamagedDataError(

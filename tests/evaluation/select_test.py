@@ -248,6 +248,19 @@ def test_the_largest_gap_by_hand(dtype):
   assert counts == {f'losses/objective_{m}': 3 for m in range(3)}
 
 
+def test_a_huge_first_loss_leaves_the_memo_exact():
+  """A difference from it would leave 0 of what follows, or no number."""
+  named = lambda name: bj.gradient(lambda x, b: b + 0 * x, name=name)
+  rule = bj.evaluation.largest_gap([1, 1], optima=[0, 0], refresh_every=None)
+  oracle = bj.evaluation.select([named('a'), named('b')], rule)
+  for first in (1e9, np.inf):
+    params = jnp.float32(0.0)
+    state = oracle.init(params)
+    for loss in (first, 5.0):
+      state = oracle.update((jnp.float32(loss), 1.0), state, params)[1]
+      assert state.rule.memo.tolist() == [loss, 1]
+
+
 def test_the_running_optimum_is_the_least_memo_and_the_first_of_equals_wins():
   rule = bj.evaluation.largest_gap([1.0, 1.0], optima='running')
   oracle = bj.evaluation.select(

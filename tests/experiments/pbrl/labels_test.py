@@ -48,6 +48,19 @@ def test_round_trip(tmp_path):
   assert '"observations": [[1, 1], [1, 1]' in path.read_text()
 
 
+def test_pixels_are_whole_numbers_and_a_mark_is_no_text(tmp_path):
+  path, spec = tmp_path / 'pairs.jsonl', SPEC | {'dtype': 'uint8'}
+  for row, fine in (([0, 255], True), ([0, 300], False), ([0.5, 1], False)):
+    given = {'observations': [row], 'actions': [1]}
+    path.write_text(_with(first=given, second=given), encoding='utf-8-sig')
+    if fine:
+      seen = labels.read(path, **spec).first.observations
+      assert seen[0, 0].tolist() == row
+    else:
+      with pytest.raises(harness.DamagedDataError, match='from 0 to 255'):
+        labels.read(path, **spec)
+
+
 def _with(**changes):
   return json.dumps({'first': GOOD, 'second': GOOD, 'label': 1} | changes)
 
