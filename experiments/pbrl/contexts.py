@@ -39,7 +39,9 @@ def straight(z: chex.Array) -> chex.Array:
   visits that is a natural gradient, also of actions whose probability is below
   what a float can hold: with a temperature of .001 most are.
   """
-  return z + jax.lax.stop_gradient(jax.nn.softmax(z) - z)
+  return jax.lax.stop_gradient(jax.nn.softmax(z)) + (
+    z - jax.lax.stop_gradient(z)  # Zero, with any logits.
+  )
 
 
 def inverse(matrix: chex.Array) -> chex.Array:

@@ -160,7 +160,12 @@ def make_solver(
       ),
       without_lower(bj.value_gap(problem, penalty=penalty, rescale=False)),
       upper=upper,
-      lower=optax.sgd(lambda k: settings.share / (heat * penalty(k))),
+      # Along worths, not advantages, each step adds a value over the
+      # temperature to all logits of a state, in which floats would drown.
+      lower=bj.Sequence(
+        optax.sgd(lambda k: settings.share / (heat * penalty(k))),
+        set=jax.nn.log_softmax,
+      ),
       value=value,
     )
 

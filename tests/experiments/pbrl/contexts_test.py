@@ -23,6 +23,13 @@ def process(x):
   )
 
 
+def test_straight_is_the_softmax_wherever_its_logits_are():
+  z = jnp.asarray(_DRAW(size=(STATES, ACTIONS)), jnp.float32) + 1e5
+  found, slope = jax.jvp(contexts.straight, (z,), (jnp.ones_like(z),))
+  np.testing.assert_array_equal(found, jax.nn.softmax(z))
+  np.testing.assert_array_equal(slope, 1)
+
+
 def test_slopes_are_those_of_the_backups(x64):
   x = jnp.asarray(_DRAW(size=WEIGHTS))
 
