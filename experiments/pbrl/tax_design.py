@@ -8,8 +8,8 @@ General Equilibrium Economic Models with Deep Reinforcement Learning, 2021.
 
     python -m experiments.pbrl.tax_design --preset=quick
 
-Expected: welfare from 32 to 53 by HPGD and adaptive model design, to 52 by the
-value penalty. Time: some minutes on 2 cores.
+Expected: welfare from 32 to 53.3 by HPGD, adaptive model design and the value
+penalty. Time: 6 minutes on 2 cores.
 
 A household works and buys three goods; what it has left over is its state. Two
 tastes are the contexts. The leader sets a tax on each good and one on income,
