@@ -5,8 +5,8 @@ Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.incentive_design --preset=quick
 
-Expected: PBRL at 9.05, its gap below 1 % of its start; the other rows have not
-been run to the end. Time: not measured.
+Expected: not run to the end in this form; before it, with twice the counted
+evaluations an update, level with the meta-gradients. Time: not measured.
 
 The designer sets the payoff of a zero-sum Markov game and collects a reward of
 its own where the players are at the equilibrium. The penalty is the function of
