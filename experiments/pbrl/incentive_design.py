@@ -77,7 +77,7 @@ class Settings:
 
 
 PRESETS = {
-  'quick': Settings(equal_updates=False),
+  'quick': Settings(),
   'smoke': Settings(
     states=4,
     actions=3,
