@@ -7,8 +7,8 @@ Incentive Alignment, 2024.
 
     python -m experiments.pbrl.four_rooms --preset=quick
 
-Expected: the value penalty above in 2 cells, level in 3, below in 4 of 9. Time:
-six CPU-minutes.
+Expected: the value penalty above in 2 cells, level in 7 of 9. Time: eight
+CPU-minutes.
 
 Nine cells of a table: three temperatures of the follower's entropy, three
 prices of the penalties to the leader. All methods are judged by the leader's
