@@ -58,7 +58,11 @@ class Settings:
   """
 
   suite: Literal['minatar', 'mt10'] = 'minatar'
-  games: tuple[str, ...] = ('Breakout', 'Asterix', 'SpaceInvaders')
+  games: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
+    'Breakout',
+    'Asterix',
+    'SpaceInvaders',
+  )
   methods: tuple[str, ...] = (
     'mean',
     'pcgrad',
