@@ -259,16 +259,7 @@ def main(options: harness.Options) -> None:
 
 def render(options: harness.Options) -> None:
   """Draws an episode of the policy that was kept."""
-  folder = pathlib.Path(options.workdir)
-  policy = policies.load(folder / 'policy.npz')
-  try:
-    total = policies.render(
-      policy, folder / 'policy.gif', key=jax.random.key(0)
-    )
-  except harness.SettingsError as error:
-    print(error)
-    return
-  print(f'{folder / "policy.gif"}: an episode of return {total:g}.')
+  policies.show(pathlib.Path(options.workdir) / 'policy.npz')
 
 
 if __name__ == '__main__':

@@ -301,7 +301,9 @@ def main(options: harness.Options) -> dict[str, float]:
   titles = methods_of(settings)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'rates', 'inner_rates'),
+    settings=harness.settings_of(
+      settings, 'rates', 'inner_rates', 'equal_updates'
+    ),
     score=lambda trained: trained.history['upper_return_at_nash'][-1],
     tuning_seeds=tuple(range(_TUNING, _TUNING + settings.tuning_seeds)),
     widenings=1,

@@ -116,16 +116,7 @@ def _trained(options, settings):
 def render(options: harness.Options) -> None:
   """Draws an episode of the policy that was kept."""
   settings = rlhf_settings.resolve(options.settings)
-  folder = pathlib.Path(options.workdir)
-  policy = policies.load(_trained(options, settings))
-  try:
-    total = policies.render(
-      policy, folder / 'policy.gif', key=jax.random.key(0)
-    )
-  except harness.SettingsError as error:
-    print(error)
-    return
-  print(f'{folder / "policy.gif"}: an episode of return {total:g}.')
+  policies.show(_trained(options, settings))
 
 
 def export(options: harness.Options) -> None:

@@ -210,3 +210,19 @@ def render(
   )
   files.write_bytes(path, content.getvalue())
   return total
+
+
+def show(kept: files.Path) -> None:
+  """Draws an episode of a policy that was kept, into `policy.gif` beside it.
+
+  Args:
+    kept: its file. Where nobody knows how to draw its environment, that is
+      printed, and nothing is drawn.
+  """
+  path = pathlib.Path(kept).with_name('policy.gif')
+  try:
+    total = render(load(kept), path, key=jax.random.key(0))
+  except harness.SettingsError as error:
+    print(error)
+    return
+  print(f'{path}: an episode of return {total:g}.')
