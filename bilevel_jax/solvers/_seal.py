@@ -178,9 +178,10 @@ def seal(
   the same. Under Adam, that number becomes a step as large as any: it would
   lift each score by about its step size an update, and rows that happen to be
   seen less would look safe. Here an optimiser sees each row alone, with moments
-  and an age of its own. And the softmax's divisor is carried: what moved is
-  added to it, and it is summed anew once every N / |B| updates, or when more
-  than half of it has moved.
+  and an age of its own. (So Adam divides what a row loses by itself: it sees
+  changes, not how large it is. Rank by plain descent.) And the softmax's
+  divisor is carried: what moved is added to it, and it is summed anew once
+  every N / |B| updates, or when more than half of it has moved.
 
   By plain descent, a score is minus the sum of a row's losses at its visits:
   give whole epochs, without replacement, or divide by the number of visits.
