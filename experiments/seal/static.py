@@ -16,7 +16,7 @@ Whatever it does worse than a sort of the losses is its own doing.
 import dataclasses
 import functools
 import time
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.seal import order
 
 TITLES = {
   'descent': 'descent',
@@ -92,11 +93,7 @@ def batch_of(settings: Settings, name: str, context: Any) -> jax.Array:
   rows, size = settings.rows, settings.batch_size
   if 'drawn' in name:
     return jax.random.randint(context.key, (size,), 0, rows)
-  epoch, place = jnp.divmod(context.step, rows // size)
-  order = jax.random.permutation(
-    jax.random.fold_in(context.seed_key, 1_000 + epoch), rows
-  )
-  return jax.lax.dynamic_slice_in_dim(order, place * size, size)
+  return order.batch_at(context.seed_key, context.step, rows, size)
 
 
 def solver_of(settings: Settings, name: str, losses: Any) -> Any:
@@ -119,31 +116,6 @@ def solver_of(settings: Settings, name: str, losses: Any) -> Any:
     selector=selector.get(method, optax.sgd(settings.rate)),
     lower=optax.sgd(0.1),
     weights={'mirror': 'mirror', 'sigmoid': 'sigmoid'}.get(method, 'softmax'),
-  )
-
-
-class Counted(NamedTuple):
-  """State of `counted`.
-
-  Attributes:
-    visits: how often each row was in a batch, int32, (rows,).
-    inner: the state of the solver.
-  """
-
-  visits: jax.Array
-  inner: Any
-
-
-def counted(solver: Any, rows: int) -> optax.GradientTransformation:
-  """A solver of which each batch is row numbers, and how often each came."""
-
-  def update_fn(batch, state, params=None):
-    updates, inner = solver.update(batch, state.inner, params)
-    return updates, Counted(state.visits.at[batch].add(1), inner)
-
-  return optax.GradientTransformation(
-    lambda params: Counted(jnp.zeros(rows, jnp.int32), solver.init(params)),
-    update_fn,
   )
 
 
@@ -174,7 +146,8 @@ def run(
 
   def solver(context):
     losses, _ = losses_of(settings, context.seed_key)
-    return counted(solver_of(settings, name, losses), settings.rows)
+    solver = solver_of(settings, name, losses)
+    return order.counted(solver, settings.rows, lambda batch: batch)
 
   def init(context):
     del context
@@ -260,7 +233,7 @@ def main(options: harness.Options) -> None:
         number = harness.mean_interval(v)
         metrics |= number.metrics(f'{what}/{name}/e{epochs}')
         if what == 'agreement':
-          row[f'agreement, {epochs} epochs'] = number
+          row[f'agreement, epochs: {epochs}'] = number
         elif epochs == last:
           row[what.replace('_', ' ')] = number
     rows.append(row)
