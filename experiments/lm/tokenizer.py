@@ -205,3 +205,35 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   if (first := value('ggml.bos_token_id')) is not None:
     tokens['bos_token'] = words[int(first)]
   return Tokenizer(inner, value('chat_template', ''), end, tokens)
+
+
+class _Encoded(NamedTuple):
+  ids: list[int]
+
+
+class _Bytes:
+  """Each byte is a token, and one more ends an answer."""
+
+  END = 256
+
+  def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
+    del add_special_tokens
+    return _Encoded(list(text.encode()))
+
+  def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+    kept = bytes(t for t in tokens if t < self.END)
+    text = kept.decode(errors='replace')
+    ended = self.END in tokens and not skip_special_tokens
+    return text + '</s>' * ended
+
+  def save(self, path: str) -> None:
+    raise harness.UserError(f'{path}: a tokeniser of bytes has no file.')
+
+
+def of_bytes() -> Tokenizer:
+  """A tokeniser of 257 tokens that needs no file and no package.
+
+  For models of one's own that are small and random. It has no template: prompts
+  are texts.
+  """
+  return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})
