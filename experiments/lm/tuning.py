@@ -65,7 +65,9 @@ class Tuning(NamedTuple):
     if not self.cut:
       return trained
     below, _ = self.split(params)
-    whole = lambda n: jnp.concatenate([below['layers'][n], trained['layers'][n]])
+    whole = lambda n: jnp.concatenate(
+      [below['layers'][n], trained['layers'][n]]
+    )
     return {**trained, 'layers': {n: whole(n) for n in trained['layers']}}
 
   def answers(

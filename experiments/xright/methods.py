@@ -116,7 +116,9 @@ def oracle(
       optima=plan.optima,
       refresh_every=plan.refresh_every,
       share=plan.memo,
-      refresh_at={n: lambda batch, taken, n=n: batch['refresh'][n] for n in names},
+      refresh_at={
+        n: lambda batch, taken, n=n: batch['refresh'][n] for n in names
+      },
       **common,
     )
   parts = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}

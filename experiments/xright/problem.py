@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import batches, objectives, tables, tokenizer, weights
+from experiments.lm import (
+  batches,
+  decoder,
+  objectives,
+  tables,
+  tokenizer,
+  weights,
+)
 from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
-from experiments.lm import decoder
 from experiments.lm import tuning as tuning_lib
 
 # The parts into which rows are divided: to train on, for MAXRIGHT's looks at
@@ -158,9 +163,7 @@ def _divided(
       f'{sizes.batch_size}. Give more rows, longer buckets, or hold out fewer.'
     )
   order = np.random.default_rng(0).permutation(count)
-  held, refresh, rest = np.split(
-    order, [apart - sizes.refresh, apart]
-  )
+  held, refresh, rest = np.split(order, [apart - sizes.refresh, apart])
   rest = rest[: sizes.train] if sizes.train else rest
   if sizes.overlap:
     held = np.arange(sizes.held_out)
