@@ -49,7 +49,7 @@ def make(
   name: str,
   tuning: tuning_lib.Tuning,
   frozen: decoder.Params,
-  shape: Shape = Shape(),
+  shape: Shape,
 ) -> Callable[[Any, tables.Rows, int], jax.Array]:
   """The loss of an objective.
 

@@ -213,7 +213,29 @@ def run(
     options=options,
     seeds=options.seeds if all_seeds else range(settings.others),
     settings=told,
+    # It is the same for all: adapters that change nothing yet.
+    record_start=False,
   )
+
+
+def measure_start(problem: problem_lib.Problem) -> dict[str, float]:
+  """What is measured on held-out rows before the first update."""
+
+  @jax.jit
+  def measure(frozen, held_out):
+    trained = problem.tuning.init(frozen, jax.random.key(0))
+    return problem_lib.measure(problem, SHAPE, trained, frozen, held_out)
+
+  found = measure(problem.frozen, problem.tables['held_out'])
+  return {name: float(value) for name, value in found.items()}
+
+
+def held_out(
+  trained: harness.Trained, before: dict[str, float], name: str
+) -> np.ndarray:
+  """A metric from the start to the end of a run, (records, seeds)."""
+  history = np.asarray(trained.history[f'held_out/{name}'])
+  return np.concatenate([np.full_like(history[:1], before[name]), history])
 
 
 def estimated_optima(
@@ -275,7 +297,8 @@ def main(options: harness.Options) -> None:
     for method in settings.methods
   }
   everything = {(name, None): t for name, t in alone.items()} | found
-  held = lambda trained, name: np.asarray(trained.history[f'held_out/{name}'])
+  before = measure_start(problem)
+  held = lambda trained, name: held_out(trained, before, name)
   best = {
     name: min(float(np.nanmin(held(t, name))) for t in everything.values())
     for name in (first, second)
@@ -331,15 +354,16 @@ def main(options: harness.Options) -> None:
   }
   for name, size in peak.items():
     metrics[f'memory_ratio/{name}'] = size / peak['sequential']
+  metrics |= {f'{name}/start': value for name, value in before.items()}
   harness.write_table(options.workdir, rows)
-  _plot(options, problem.names, everything)
+  _plot(options, problem.names, everything, before)
   path = harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start
   )
   print(f'Results: {path}')
 
 
-def _plot(options, names, everything):
+def _plot(options, names, everything, before):
   """The ways through the plane of both losses, and either over the updates."""
   settings = options.settings
   middle = settings.shares[len(settings.shares) // 2]
@@ -348,7 +372,7 @@ def _plot(options, names, everything):
     for (method, share), trained in everything.items()
     if share in (None, middle)
   }
-  held = lambda trained, name: np.asarray(trained.history[f'held_out/{name}'])
+  held = lambda trained, name: held_out(trained, before, name)
   words = ('loss of demonstrations', 'loss of comparisons')
   panels = [
     harness.Panel(
@@ -380,7 +404,7 @@ def _plot(options, names, everything):
     )
   panels += [
     harness.Panel(
-      {title: (t.steps, held(t, name)) for title, t in shown.items()},
+      {title: (np.r_[0, t.steps], held(t, name)) for title, t in shown.items()},
       xlabel='updates',
       ylabel=word,
       title='what is forgotten at equal updates',

@@ -24,6 +24,7 @@ def run(
   options: harness.Options,
   seeds: Any,
   settings: Any,
+  record_start: bool = True,
 ) -> harness.Trained:
   """Trains, and measures on the rows that are held out.
 
@@ -39,6 +40,7 @@ def run(
     options: of the binary.
     seeds: of the adapters, the order of the rows and the coin.
     settings: what tells this run from others in its folder.
+    record_start: whether to measure before the first step too.
 
   Returns:
     A `Trained`; `history` has the losses on held-out rows as `held_out/NAME`.
@@ -77,7 +79,7 @@ def run(
     shard=False,
     frozen=problem.frozen,
     evaluate=evaluate,
-    record_start=True,
+    record_start=record_start,
     # The branch that is not taken is to cost nothing.
     at_once=1,
     settings=settings,
