@@ -33,6 +33,23 @@ class Encoded(NamedTuple):
   left: int
 
 
+def encode_prompt(
+  tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt
+) -> list[int]:
+  """Tokens of a prompt, up to where an answer begins.
+
+  Args:
+    tokenizer: of the model.
+    prompt: messages, which are rendered by the model's template, or a text.
+
+  Raises:
+    UserError: if messages are given and the model has no template.
+  """
+  if isinstance(prompt, str):
+    return tokenizer.encode(prompt, first=True)
+  return tokenizer.encode(tokenizer.render(prompt, answer=True))
+
+
 def encode_answer(
   tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt, answer: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -49,9 +66,8 @@ def encode_answer(
   Raises:
     UserError: if the template does not end a dialogue with its answer.
   """
-  if isinstance(prompt, str):
-    before, after = prompt, answer
-  else:
+  first, after = encode_prompt(tokenizer, prompt), answer
+  if not isinstance(prompt, str):
     last = {'role': 'assistant', 'content': answer}
     before = tokenizer.render(prompt, answer=True)
     whole = tokenizer.render([*prompt, last])
@@ -62,7 +78,6 @@ def encode_answer(
         'the answer. Give prompts as texts.'
       )
     after = whole[len(before) :]
-  first = tokenizer.encode(before, first=isinstance(prompt, str))
   then = tokenizer.encode(after)
   if tokenizer.end in then:  # And what a template adds behind it.
     then = then[: len(then) - then[::-1].index(tokenizer.end)]
