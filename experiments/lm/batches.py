@@ -5,6 +5,7 @@ whatever would merge across their boundary, and the prompt's tokens are those
 that it has when an answer is sampled.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def encode_answer(
   Raises:
     UserError: if the template does not end a dialogue with its answer.
   """
-  first, after = encode_prompt(tokenizer, prompt), answer
+  before, after = prompt, answer
   if not isinstance(prompt, str):
     last = {'role': 'assistant', 'content': answer}
     before = tokenizer.render(prompt, answer=True)
@@ -78,6 +79,7 @@ def encode_answer(
         'the answer. Give prompts as texts.'
       )
     after = whole[len(before) :]
+  first = tokenizer.encode(before, first=isinstance(prompt, str))
   then = tokenizer.encode(after)
   if tokenizer.end in then:  # And what a template adds behind it.
     then = then[: len(then) - then[::-1].index(tokenizer.end)]
@@ -201,4 +203,60 @@ def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
       row[: len(item[name])] = item[name]
     found[name] = out
   found['index'] = np.arange(count, dtype=np.int32)
+  return found
+
+
+def packed(encoded: Encoded, length: int) -> dict[str, Any]:
+  """Demonstrations side by side in rows, so that little is padding.
+
+  Best fit: the longest are placed first, each into the row where it leaves the
+  least room. The same examples always give the same rows.
+
+  Args:
+    encoded: demonstrations.
+    length: tokens of a row.
+
+  Returns:
+    By name, (rows, length), int32: `tokens`; `mask`, zero for the first token
+    of each demonstration, which nothing predicts; `segments`, 1 + the place of
+    the demonstration in `encoded.items`, 0 where there is none; and
+    `positions`, which start at 0 in each. For `log_probs.of_model`.
+
+  Raises:
+    UserError: if they are comparisons, or one is longer than a row.
+  """
+  if 'tokens' not in encoded.items[0]:
+    raise harness.UserError(
+      'comparisons are not packed: their log-probabilities are sums over a '
+      'row. Give demonstrations.'
+    )
+  if (longest := int(encoded.lengths.max())) > length:
+    raise harness.UserError(
+      f'a demonstration of {longest} tokens does not fit into rows of {length}.'
+    )
+  rooms: list[tuple[int, int]] = []  # Sorted: tokens left, row.
+  rows: list[list[int]] = []
+  for place in np.argsort(-encoded.lengths, kind='stable'):
+    size = int(encoded.lengths[place])
+    at = bisect.bisect_left(rooms, (size, -1))
+    if at == len(rooms):
+      room, row = length, len(rows)
+      rows.append([])
+    else:
+      room, row = rooms.pop(at)
+    rows[row].append(int(place))
+    bisect.insort(rooms, (room - size, row))
+  names = ('tokens', 'mask', 'segments', 'positions')
+  found = {name: np.zeros((len(rows), length), np.int32) for name in names}
+  for row, places in enumerate(rows):
+    start = 0
+    for place in places:
+      item = encoded.items[place]
+      part = (row, slice(start, start + len(item['tokens'])))
+      start = part[1].stop
+      found['tokens'][part] = item['tokens']
+      found['mask'][part] = item['mask']
+      found['mask'][row, part[1].start] = 0
+      found['segments'][part] = place + 1
+      found['positions'][part] = np.arange(len(item['tokens']))
   return found

@@ -41,17 +41,17 @@ def of_answers(
   *,
   longest: int | None = None,
 ) -> Answers:
-  """From what left the last layer, for answers at the end of their rows.
+  """From what left the last layer.
 
   Args:
     config: of the model.
     params: of its head: `norm`, and `head` or `embed`.
     x: what left the last layer, (rows, length, width).
     tokens: (rows, length).
-    mask: 1 for the tokens of the answer, one stretch of each row.
-    longest: tokens of the longest answer: only so many positions are given to
-      the head, which for a small model with many words is a fifth of its cost.
-      What an answer has beyond is not seen. By default all positions.
+    mask: 1 for the tokens of the answer, or of the answers of a packed row.
+    longest: most tokens of answers in a row: only so many positions are given
+      to the head, which for a small model with many words is a fifth of its
+      cost. What a row has beyond is not seen. By default all positions.
 
   Returns:
     An `Answers`, of `longest` tokens or of one less than the length.
@@ -62,8 +62,9 @@ def of_answers(
     kept = bj.losses.token_log_probs(found, tokens[:, 1:])
     return Answers(kept, mask[:, 1:])
   # The first token of a row is predicted by nothing.
-  first = jnp.maximum(jnp.argmax(mask > 0, axis=1), 1)
-  at = first[:, None] + jnp.arange(min(longest, length - 1))
+  each = jnp.arange(length)
+  at = jnp.sort(jnp.where((mask > 0) & (each > 0), each, length), axis=1)
+  at = at[:, : min(longest, length - 1)]
   inside = jnp.minimum(at, length - 1)
   take = lambda array: jnp.take_along_axis(array, inside, axis=1)
   near = jnp.take_along_axis(x, inside[..., None] - 1, axis=1)
@@ -78,12 +79,36 @@ def of_model(
   tokens: jax.Array,
   mask: jax.Array,
   *,
+  segments: jax.Array | None = None,
+  positions: jax.Array | None = None,
   longest: int | None = None,
   remat: bool = False,
+  dtype: Any = None,
 ) -> Answers:
-  """The same from tokens, by the whole model."""
+  """The same from tokens, by the whole model.
+
+  Args:
+    config: of the model.
+    params: of the model, adapters attached.
+    tokens: (rows, length).
+    mask: as in `of_answers`.
+    segments: of packed rows, as in `decoder.run_layers`.
+    positions: likewise.
+    longest: as in `of_answers`.
+    remat: as in `decoder.run_layers`.
+    dtype: what is computed in, bfloat16 on accelerators for instance, while
+      weights and their gradients keep theirs. None for that of the weights.
+
+  Returns:
+    An `Answers`; its numbers are float32 or wider whatever the dtype.
+  """
   x = decoder.run_layers(
-    config, params['layers'], decoder.embed(params, tokens), remat=remat
+    config,
+    params['layers'],
+    decoder.embed(params, tokens, dtype),
+    segments=segments,
+    positions=positions,
+    remat=remat,
   )
   return of_answers(config, params, x, tokens, mask, longest=longest)
 

@@ -137,6 +137,8 @@ class Merging:
           ids.append(self.words.index(word))
           text = text[size:]
           break
+      else:
+        raise ValueError(f'no token for {text[0]!r}')
     return self.Found(ids)
 
   def decode(self, ids, skip_special_tokens):
