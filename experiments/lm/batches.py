@@ -26,12 +26,18 @@ class Encoded(NamedTuple):
       the example's own place, `index`.
     lengths: of the longer sequence of each, (examples,).
     left: how many were too long.
+    empty: how many more had an answer without any token but the one that ends
+      it: a template may strip what looked like a text.
+    equal: how many comparisons were of two answers with the same tokens, which
+      say nothing.
   """
 
   rows: np.ndarray
   items: list[dict[str, np.ndarray]]
   lengths: np.ndarray
   left: int
+  empty: int = 0
+  equal: int = 0
 
 
 def encode_prompt(
@@ -96,7 +102,10 @@ def encode(
   *,
   longest: int,
 ) -> Encoded:
-  """Encodes examples; those that are too long are left out, not cut.
+  """Encodes examples; what cannot be learnt from is left out and counted.
+
+  Those that are too long are not cut: an answer without its end teaches not to
+  end. So no row has a mask of zeros, and no loss is a mean over nothing.
 
   Args:
     tokenizer: of the model.
@@ -107,7 +116,7 @@ def encode(
     An `Encoded`.
 
   Raises:
-    UserError: if demonstrations and comparisons are mixed, or none fits.
+    UserError: if demonstrations and comparisons are mixed, or none is left.
   """
   kinds = {example.rejected is None for example in examples}
   if len(kinds) != 1:
@@ -116,27 +125,38 @@ def encode(
       f'{"both" if kinds else "none"}.'
     )
   rows, items, lengths = [], [], []
+  left = empty = equal = 0
   for example in examples:
-    one = encode_answer(tokenizer, example.prompt, example.answer)
-    item = dict(zip(('tokens', 'mask'), one))
+    answers = [example.answer]
     if example.rejected is not None:
-      two = encode_answer(tokenizer, example.prompt, example.rejected)
-      item = {'chosen': one[0], 'chosen_mask': one[1]}
-      item |= {'rejected': two[0], 'rejected_mask': two[1]}
-    length = max(map(len, item.values()))
+      answers.append(example.rejected)
+    pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
+    length = max(len(tokens) for tokens, _ in pairs)
     if length > longest:
+      left += 1
       continue
+    if any(mask.sum() < 2 for _, mask in pairs):
+      empty += 1
+      continue
+    if len(pairs) == 2 and np.array_equal(pairs[0][0], pairs[1][0]):
+      equal += 1
+      continue
+    item = dict(zip(('tokens', 'mask'), pairs[0]))
+    if len(pairs) == 2:
+      (chosen, chosen_mask), (rejected, rejected_mask) = pairs
+      item = {'chosen': chosen, 'chosen_mask': chosen_mask}
+      item |= {'rejected': rejected, 'rejected_mask': rejected_mask}
     item['index'] = np.int32(len(items))
     rows.append(example.row)
     items.append(item)
     lengths.append(length)
   if not items:
     raise harness.UserError(
-      f'none of {len(examples)} examples fits into {longest} tokens.'
+      f'none of {len(examples)} examples is left: {left} do not fit into '
+      f'{longest} tokens, {empty} have an empty answer, {equal} two answers '
+      'that are equal.'
     )
-  return Encoded(
-    np.array(rows), items, np.array(lengths), len(examples) - len(items)
-  )
+  return Encoded(np.array(rows), items, np.array(lengths), left, empty, equal)
 
 
 def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:
