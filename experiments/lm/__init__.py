@@ -1,7 +1,7 @@
 """Language models: weights, tokens, data and log-probabilities for papers.
 
     model = weights.load(weights.smollm2())        # or a folder, or a .gguf
-    words = tokenizer.load(model.vocabulary)
+    words = tokenizer.load(model.vocabulary, model.config)
     examples, _ = data.read_examples('rows.jsonl')
     arrays = batches.stacked(batches.encode(words, examples, longest=256))
     answers = log_probs.of_model(
@@ -10,5 +10,8 @@
 
 A model is a pytree and `decoder` pure functions of it; adapters are one more
 pytree (`lora`), which `lora.merge` and `weights.export` make a folder that
-others read. Needs the extra `llm`; the decoder alone needs nothing.
+others read. `generation` answers prompts, `refusals` counts what declines,
+`batches.packed` puts short demonstrations side by side, `log_probs` keeps what
+a reference says in a file, and `sharding` lays all of it out over devices.
+Needs the extra `llm`; the decoder alone needs nothing.
 """

@@ -5,6 +5,7 @@ whatever would merge across their boundary, and the prompt's tokens are those
 that it has when an answer is sampled.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,12 +26,35 @@ class Encoded(NamedTuple):
       the example's own place, `index`.
     lengths: of the longer sequence of each, (examples,).
     left: how many were too long.
+    empty: how many more had an answer without any token but the one that ends
+      it: a template may strip what looked like a text.
+    equal: how many comparisons were of two answers with the same tokens, which
+      say nothing.
   """
 
   rows: np.ndarray
   items: list[dict[str, np.ndarray]]
   lengths: np.ndarray
   left: int
+  empty: int = 0
+  equal: int = 0
+
+
+def encode_prompt(
+  tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt
+) -> list[int]:
+  """Tokens of a prompt, up to where an answer begins.
+
+  Args:
+    tokenizer: of the model.
+    prompt: messages, which are rendered by the model's template, or a text.
+
+  Raises:
+    UserError: if messages are given and the model has no template.
+  """
+  if isinstance(prompt, str):
+    return tokenizer.encode(prompt, first=True)
+  return tokenizer.encode(tokenizer.render(prompt, answer=True))
 
 
 def encode_answer(
@@ -49,9 +73,8 @@ def encode_answer(
   Raises:
     UserError: if the template does not end a dialogue with its answer.
   """
-  if isinstance(prompt, str):
-    before, after = prompt, answer
-  else:
+  before, after = prompt, answer
+  if not isinstance(prompt, str):
     last = {'role': 'assistant', 'content': answer}
     before = tokenizer.render(prompt, answer=True)
     whole = tokenizer.render([*prompt, last])
@@ -79,7 +102,10 @@ def encode(
   *,
   longest: int,
 ) -> Encoded:
-  """Encodes examples; those that are too long are left out, not cut.
+  """Encodes examples; what cannot be learnt from is left out and counted.
+
+  Those that are too long are not cut: an answer without its end teaches not to
+  end. So no row has a mask of zeros, and no loss is a mean over nothing.
 
   Args:
     tokenizer: of the model.
@@ -90,7 +116,7 @@ def encode(
     An `Encoded`.
 
   Raises:
-    UserError: if demonstrations and comparisons are mixed, or none fits.
+    UserError: if demonstrations and comparisons are mixed, or none is left.
   """
   kinds = {example.rejected is None for example in examples}
   if len(kinds) != 1:
@@ -99,27 +125,38 @@ def encode(
       f'{"both" if kinds else "none"}.'
     )
   rows, items, lengths = [], [], []
+  left = empty = equal = 0
   for example in examples:
-    one = encode_answer(tokenizer, example.prompt, example.answer)
-    item = dict(zip(('tokens', 'mask'), one))
+    answers = [example.answer]
     if example.rejected is not None:
-      two = encode_answer(tokenizer, example.prompt, example.rejected)
-      item = {'chosen': one[0], 'chosen_mask': one[1]}
-      item |= {'rejected': two[0], 'rejected_mask': two[1]}
-    length = max(map(len, item.values()))
+      answers.append(example.rejected)
+    pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
+    length = max(len(tokens) for tokens, _ in pairs)
     if length > longest:
+      left += 1
       continue
+    if any(mask.sum() < 2 for _, mask in pairs):
+      empty += 1
+      continue
+    if len(pairs) == 2 and np.array_equal(pairs[0][0], pairs[1][0]):
+      equal += 1
+      continue
+    item = dict(zip(('tokens', 'mask'), pairs[0]))
+    if len(pairs) == 2:
+      (chosen, chosen_mask), (rejected, rejected_mask) = pairs
+      item = {'chosen': chosen, 'chosen_mask': chosen_mask}
+      item |= {'rejected': rejected, 'rejected_mask': rejected_mask}
     item['index'] = np.int32(len(items))
     rows.append(example.row)
     items.append(item)
     lengths.append(length)
   if not items:
     raise harness.UserError(
-      f'none of {len(examples)} examples fits into {longest} tokens.'
+      f'none of {len(examples)} examples is left: {left} do not fit into '
+      f'{longest} tokens, {empty} have an empty answer, {equal} two answers '
+      'that are equal.'
     )
-  return Encoded(
-    np.array(rows), items, np.array(lengths), len(examples) - len(items)
-  )
+  return Encoded(np.array(rows), items, np.array(lengths), left, empty, equal)
 
 
 def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -186,4 +223,60 @@ def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
       row[: len(item[name])] = item[name]
     found[name] = out
   found['index'] = np.arange(count, dtype=np.int32)
+  return found
+
+
+def packed(encoded: Encoded, length: int) -> dict[str, Any]:
+  """Demonstrations side by side in rows, so that little is padding.
+
+  Best fit: the longest are placed first, each into the row where it leaves the
+  least room. The same examples always give the same rows.
+
+  Args:
+    encoded: demonstrations.
+    length: tokens of a row.
+
+  Returns:
+    By name, (rows, length), int32: `tokens`; `mask`, zero for the first token
+    of each demonstration, which nothing predicts; `segments`, 1 + the place of
+    the demonstration in `encoded.items`, 0 where there is none; and
+    `positions`, which start at 0 in each. For `log_probs.of_model`.
+
+  Raises:
+    UserError: if they are comparisons, or one is longer than a row.
+  """
+  if 'tokens' not in encoded.items[0]:
+    raise harness.UserError(
+      'comparisons are not packed: their log-probabilities are sums over a '
+      'row. Give demonstrations.'
+    )
+  if (longest := int(encoded.lengths.max())) > length:
+    raise harness.UserError(
+      f'a demonstration of {longest} tokens does not fit into rows of {length}.'
+    )
+  rooms: list[tuple[int, int]] = []  # Sorted: tokens left, row.
+  rows: list[list[int]] = []
+  for place in np.argsort(-encoded.lengths, kind='stable'):
+    size = int(encoded.lengths[place])
+    at = bisect.bisect_left(rooms, (size, -1))
+    if at == len(rooms):
+      room, row = length, len(rows)
+      rows.append([])
+    else:
+      room, row = rooms.pop(at)
+    rows[row].append(int(place))
+    bisect.insort(rooms, (room - size, row))
+  names = ('tokens', 'mask', 'segments', 'positions')
+  found = {name: np.zeros((len(rows), length), np.int32) for name in names}
+  for row, places in enumerate(rows):
+    start = 0
+    for place in places:
+      item = encoded.items[place]
+      part = (row, slice(start, start + len(item['tokens'])))
+      start = part[1].stop
+      found['tokens'][part] = item['tokens']
+      found['mask'][part] = item['mask']
+      found['mask'][row, part[1].start] = 0
+      found['segments'][part] = place + 1
+      found['positions'][part] = np.arange(len(item['tokens']))
   return found

@@ -8,6 +8,7 @@ of these; other keys are left alone:
 | `messages` | a dialogue, of which the last turn is the answer |
 | `prompt`, `response` (or `completion`) | texts; a prompt may be messages |
 | `instruction`, `input` or `context`, `output` or `response` | one turn |
+| `instruction`, `instances` of `input` and `output` | one turn, several times |
 | `prompt`, `chosen`, `rejected` | two answers; texts or messages |
 | `chosen`, `rejected` | two dialogues that differ in their last turn |
 
@@ -34,7 +35,7 @@ class Example(NamedTuple):
 
   Attributes:
     row: its number in the file, from 0, blank lines not counted: it stays the
-      same whatever is left out later.
+      same whatever is left out later. Instances of one row share it.
     prompt: messages or a text.
     answer: the one to be learnt, or that was chosen.
     rejected: the other one; None for a demonstration.
@@ -99,7 +100,7 @@ def read_examples(
   Args:
     path: of the file.
     skip: whether to leave rows out that are none, dialogues that differ before
-      their last turn for instance.
+      their last turn for instance. A row is left out as a whole.
 
   Returns:
     The examples, and what was wrong with the rows that were left out.
@@ -112,7 +113,7 @@ def read_examples(
   left: list[str] = []
   for number, row in enumerate(read_rows(path)):
     try:
-      found.append(as_example(row, number))
+      found.extend(as_examples(row, number))
     except harness.UserError as error:
       wrong = _wrong(path, number, str(error))
       if not skip:
@@ -125,6 +126,31 @@ def read_examples(
 
 def _wrong(path: Any, number: int, what: str) -> harness.UserError:
   return harness.UserError(f'{path}, row {number}: {what}.')
+
+
+def as_examples(row: Mapping[str, Any], number: int = 0) -> list[Example]:
+  """The examples of a row: one for each of its instances, or one.
+
+  Raises:
+    UserError: as `as_example`; with the number of the instance, if there are
+      some.
+  """
+  if 'instances' not in row or 'instruction' not in row:
+    return [as_example(row, number)]
+  instances = row['instances']
+  if not isinstance(instances, list) or not instances:
+    raise harness.UserError('instances is no list of input and output')
+  found = []
+  for i, instance in enumerate(instances):
+    if not isinstance(instance, Mapping) or 'output' not in instance:
+      raise harness.UserError(f'instance {i} has no output')
+    given = {n: instance[n] for n in ('input', 'output') if n in instance}
+    try:
+      one = as_example({'instruction': row['instruction'], **given}, number)
+    except harness.UserError as error:
+      raise harness.UserError(f'instance {i}: {error}') from error
+    found.append(one)
+  return found
 
 
 def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
@@ -193,6 +219,10 @@ def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
   if key == 'prompt':
     return text
   more = row.get('input', row.get('context')) or ''
+  if not isinstance(more, str):
+    raise harness.UserError(
+      f'input or context is {type(more).__name__}, expected a text'
+    )
   if more.strip():
     text = f'{text}\n\n{more}'
   return ({'role': 'user', 'content': text},)

@@ -7,10 +7,16 @@ Layers are stacked and scanned, so that a deep model compiles as fast as a
 shallow one. `head` is absent where it is the embedding. An adapter of the
 weight `q` is two more entries of a layer, `q.a` and `q.b`: see `lora`.
 
-Sequences are padded at their end, where a causal model needs no mask.
+Sequences are padded at their end, where a causal model needs no mask. Several
+short ones may share a row: see `run_layers`.
+
+What is computed has the dtype of what enters the first layer, `embed(dtype=)`:
+weights and adapters are cast to it, one layer at a time. So on an accelerator
+bfloat16 computes, while float32 weights stay the masters that an optimiser
+moves, and their gradients are float32. Logits are float32 or wider.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +26,8 @@ import numpy as np
 from experiments.lm.config import Config, frequencies
 
 Params = Mapping[str, Any]
+# From queries, keys and values, all turned, to what attention gives.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def shapes(config: Config) -> dict[str, Any]:
@@ -73,11 +81,25 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
   return (wide * jax.lax.rsqrt(square + epsilon)).astype(x.dtype) * weight
 
 
-def rotations(config: Config, length: int) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of all positions, (length, 1, head_width / 2)."""
+def rotations(
+  config: Config, length: int, positions: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of positions.
+
+  Args:
+    config: of the model.
+    length: positions are below it.
+    positions: (rows, tokens); by default 0, 1, ... in each row.
+
+  Returns:
+    Two arrays, (length, 1, head_width / 2), or (rows, tokens, 1, ...).
+  """
   # In float64 by numpy: late positions have large angles.
   angles = np.arange(length)[:, None, None] * frequencies(config)
-  return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
+  found = jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
+  if positions is None:
+    return found
+  return found[0][positions], found[1][positions]
 
 
 def rotate(x: jax.Array, turned: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -97,8 +119,26 @@ def _linear(w: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
   return out
 
 
-def _layer(config, w, x, turned):
-  """One layer, of its own weights."""
+def layer(
+  config: Config,
+  weights: Mapping[str, jax.Array],
+  x: jax.Array,
+  turned: tuple[jax.Array, jax.Array],
+  attend: Attend,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """One layer.
+
+  Args:
+    config: of the model.
+    weights: of this layer, adapters with them.
+    x: what enters, (rows, length, width).
+    turned: of `rotations`.
+    attend: attention over what the caller wants to be seen.
+
+  Returns:
+    What leaves, and keys and values, (rows, length, kv_heads, head_width).
+  """
+  w = {name: array.astype(x.dtype) for name, array in weights.items()}
   rows, length, _ = x.shape
   epsilon = config.norm_epsilon
   normed = rms_norm(x, w['attention_norm'], epsilon)
@@ -110,13 +150,34 @@ def _layer(config, w, x, turned):
   if config.qk_norm:
     q = rms_norm(q, w['q_norm'], epsilon)
     k = rms_norm(k, w['k_norm'], epsilon)
-  found = jax.nn.dot_product_attention(
-    rotate(q, turned), rotate(k, turned), v, is_causal=True
-  )
-  x = x + _linear(w, 'o', found.reshape(rows, length, -1))
+  q, k = rotate(q, turned), rotate(k, turned)
+  x = x + _linear(w, 'o', attend(q, k, v).reshape(rows, length, -1))
   normed = rms_norm(x, w['mlp_norm'], epsilon)
   gate = jax.nn.silu(_linear(w, 'gate', normed))
-  return x + _linear(w, 'down', gate * _linear(w, 'up', normed))
+  x = x + _linear(w, 'down', gate * _linear(w, 'up', normed))
+  return x, (k, v)
+
+
+def causal(segments: jax.Array | None = None) -> Attend:
+  """Attention of each token to itself and those before it.
+
+  Args:
+    segments: (rows, length): only to those of the same number.
+  """
+  mask = None
+  if segments is not None:
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+  return lambda q, k, v: jax.nn.dot_product_attention(
+    q, k, v, mask=mask, is_causal=True
+  )
+
+
+def positions_of(segments: jax.Array) -> jax.Array:
+  """Positions that start at 0 in each segment, (rows, length)."""
+  at = jnp.arange(segments.shape[1])
+  new = segments[:, 1:] != segments[:, :-1]
+  first = jnp.pad(jnp.where(new, at[1:], 0), ((0, 0), (1, 0)))
+  return at - jax.lax.cummax(first, axis=1)
 
 
 def run_layers(
@@ -124,6 +185,8 @@ def run_layers(
   layers: Mapping[str, jax.Array],
   x: jax.Array,
   *,
+  segments: jax.Array | None = None,
+  positions: jax.Array | None = None,
   remat: bool = False,
 ) -> jax.Array:
   """Layers in order.
@@ -132,42 +195,69 @@ def run_layers(
     config: of the model.
     layers: any number of stacked layers: all of them, or a part.
     x: what enters the first of them, (rows, length, width).
+    segments: which of the sequences of its row a token is of, (rows, length),
+      each a stretch with a number of its own: none sees another. None for one
+      sequence a row.
+    positions: (rows, length), below the length; by default they start at 0 in
+      each row or segment.
     remat: whether the backward pass computes each layer anew, for the memory of
       one layer instead of all.
 
   Returns:
     What leaves the last of them, of the same shape.
   """
-  turned = rotations(config, x.shape[1])
+  if positions is None and segments is not None:
+    positions = positions_of(segments)
+  turned = rotations(config, x.shape[1], positions)
+  attend = causal(segments)
 
   def body(x, w):
-    return _layer(config, w, x, turned), None
+    return layer(config, w, x, turned, attend)[0], None
 
   if remat:
     body = jax.checkpoint(body, prevent_cse=False)
   return jax.lax.scan(body, x, dict(layers))[0]
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-  """What enters the first layer, (rows, length, width)."""
-  return jnp.asarray(params['embed'])[tokens]
+def embed(params: Params, tokens: jax.Array, dtype: Any = None) -> jax.Array:
+  """What enters the first layer, (rows, length, width).
+
+  Args:
+    params: with `embed`.
+    tokens: (rows, length).
+    dtype: of all that is computed from it; None for that of the weights.
+  """
+  found = jnp.asarray(params['embed'])[tokens]
+  return found if dtype is None else found.astype(dtype)
 
 
 def logits(config: Config, params: Params, x: jax.Array) -> jax.Array:
-  """Logits of what left the last layer, (..., vocabulary).
+  """Logits of what left the last layer, (..., vocabulary), float32 or wider.
 
   The head of a small model is a good part of its cost: give it the positions
   that are needed only.
   """
-  normed = rms_norm(x, params['norm'], config.norm_epsilon)
-  return normed @ (params['embed'].T if config.tied else params['head'])
+  norm = jnp.asarray(params['norm']).astype(x.dtype)
+  normed = rms_norm(x, norm, config.norm_epsilon)
+  head = params['embed'].T if config.tied else params['head']
+  return jnp.matmul(
+    normed,
+    head.astype(x.dtype),
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+  )
 
 
 def forward(
-  config: Config, params: Params, tokens: jax.Array, *, remat: bool = False
+  config: Config,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  remat: bool = False,
+  dtype: Any = None,
 ) -> jax.Array:
   """Logits at all positions, (rows, length, vocabulary)."""
-  x = run_layers(config, params['layers'], embed(params, tokens), remat=remat)
+  x = embed(params, tokens, dtype)
+  x = run_layers(config, params['layers'], x, remat=remat)
   return logits(config, params, x)
 
 
@@ -187,6 +277,8 @@ def split_layers(params: Params, first: int) -> tuple[Params, Params]:
   return lower, {**params, 'layers': cut(slice(first, None))}
 
 
-def trunk(config: Config, lower: Params, tokens: jax.Array) -> jax.Array:
+def trunk(
+  config: Config, lower: Params, tokens: jax.Array, dtype: Any = None
+) -> jax.Array:
   """What leaves the lower part: of frozen layers, computed once a row."""
-  return run_layers(config, lower['layers'], embed(lower, tokens))
+  return run_layers(config, lower['layers'], embed(lower, tokens, dtype))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments import harness
 from experiments.lm import weights
+from experiments.lm.config import Config
 
 # What splits text before merges, by the name that a GGUF file gives it.
 _SPLITS = {
@@ -118,21 +119,46 @@ def _compiled(template: str) -> Any:
   return environment.from_string(template)
 
 
-def load(vocabulary: Any) -> Tokenizer:
+def load(vocabulary: Any, config: Config | None = None) -> Tokenizer:
   """The tokeniser of a model that `weights.load` has read.
 
   Args:
     vocabulary: a folder with `tokenizer.json`, or the fields of a GGUF file.
+    config: of the model, to check that it has an embedding for every token.
 
   Returns:
     A `Tokenizer`.
 
   Raises:
-    UserError: if files are missing, or the vocabulary is of another kind.
+    UserError: if files are missing, the vocabulary is of another kind, or it
+      has tokens that the model has not.
   """
   if isinstance(vocabulary, Mapping):
-    return _from_fields(vocabulary)
-  return _from_folder(pathlib.Path(vocabulary))
+    found = _from_fields(vocabulary)
+  else:
+    found = _from_folder(pathlib.Path(vocabulary))
+  if config is not None:
+    check(found, config)
+  return found
+
+
+def check(tokenizer: Tokenizer, config: Config) -> None:
+  """Whether a tokeniser can be a model's.
+
+  A model may have more rows than its tokeniser has tokens: they are padded.
+
+  Raises:
+    UserError: if it may give a number for which the model has no embedding; on
+      a device that would be another token's, or no number, without a word.
+  """
+  numbers = tokenizer.inner.get_vocab(with_added_tokens=True)
+  word, largest = max(numbers.items(), key=lambda item: item[1])
+  if largest >= config.vocabulary:
+    raise harness.UserError(
+      f'the tokeniser has the token {word!r} with the number {largest}, but '
+      f'the model has embeddings for {config.vocabulary} only: they are not of '
+      'one model, or tokens were added and the embedding was not made larger.'
+    )
 
 
 def _from_folder(folder: pathlib.Path) -> Tokenizer:
@@ -205,3 +231,35 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   if (first := value('ggml.bos_token_id')) is not None:
     tokens['bos_token'] = words[int(first)]
   return Tokenizer(inner, value('chat_template', ''), end, tokens)
+
+
+class _Encoded(NamedTuple):
+  ids: list[int]
+
+
+class _Bytes:
+  """Each byte is a token, and one more ends an answer."""
+
+  END = 256
+
+  def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
+    del add_special_tokens
+    return _Encoded(list(text.encode()))
+
+  def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+    kept = bytes(t for t in tokens if t < self.END)
+    text = kept.decode(errors='replace')
+    ended = self.END in tokens and not skip_special_tokens
+    return text + '</s>' * ended
+
+  def save(self, path: str) -> None:
+    raise harness.UserError(f'{path}: a tokeniser of bytes has no file.')
+
+
+def of_bytes() -> Tokenizer:
+  """A tokeniser of 257 tokens that needs no file and no package.
+
+  For models of one's own that are small and random. It has no template: prompts
+  are texts.
+  """
+  return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import pathlib
 import string
 
 import jax
@@ -70,6 +72,16 @@ BAD = (
     'differ before their last turn',
   ),
   ({'chosen': f'{HH} a', 'rejected': HH}, 'the last message of rejected is'),
+  ({'instruction': 'Hi', 'input': 3, 'output': 'a'}, 'input or context is int'),
+  ({'instruction': 'Hi', 'instances': []}, 'instances is no list'),
+  (
+    {'instruction': 'Hi', 'instances': [{'input': ''}]},
+    'instance 0 has no out',
+  ),
+  (
+    {'instruction': 'Hi', 'instances': [{'output': 'a'}, {'output': ''}]},
+    "instance 1: output is ''",
+  ),
 )
 
 
@@ -86,6 +98,46 @@ def test_rows_of_all_kinds(tmp_path, name):
   assert not left
   for number, (example, (_, expected)) in enumerate(zip(found, GOOD)):
     assert example == (number, *expected)
+
+
+def test_instances_of_a_row_share_its_number(tmp_path):
+  seed = {
+    'id': 'seed_task_1',
+    'name': 'adding',
+    'instruction': 'Add',
+    'instances': [
+      {'input': '1 2', 'output': '3'},
+      {'input': '', 'output': 'What?'},
+    ],
+    'is_classification': False,
+  }
+  path = tmp_path / 'tasks.jsonl'
+  path.write_text(f'{json.dumps(GOOD[0][0])}\n{json.dumps(seed)}\n')
+  found, _ = data.read_examples(path)
+  user = lambda text: ({'role': 'user', 'content': text},)
+  assert found[1:] == [
+    (1, user('Add\n\n1 2'), '3', None),
+    (1, user('Add'), 'What?', None),
+  ]
+
+
+def test_the_seed_tasks_of_alpaca():
+  folder = pathlib.Path(os.environ.get('BILEVEL_JAX_DATA', ''), 'llm')
+  path = folder / 'alpaca_seed_tasks.jsonl'
+  if not path.exists():
+    pytest.skip(
+      'needs seed_tasks.jsonl of github.com/tatsu-lab/stanford_alpaca as '
+      '$BILEVEL_JAX_DATA/llm/alpaca_seed_tasks.jsonl'
+    )
+  found, left = data.read_examples(path)
+  assert (len(found), left) == (175, [])
+  assert [one.row for one in found] == list(range(175))
+  (message,) = found[1].prompt
+  assert message['content'] == (
+    'What is the relation between the given pairs?\n\n'
+    'Night : Day :: Right : Left'
+  )
+  assert all(one.answer.strip() and one.rejected is None for one in found)
 
 
 def test_what_is_wrong_is_said_with_the_row(tmp_path):
@@ -137,6 +189,8 @@ class Merging:
           ids.append(self.words.index(word))
           text = text[size:]
           break
+      else:
+        raise ValueError(f'no token for {text[0]!r}')
     return self.Found(ids)
 
   def decode(self, ids, skip_special_tokens):
@@ -219,8 +273,35 @@ def test_rows_keep_their_numbers_and_batches_one_length():
     batches.stream(encoded, 1, (9,))
   with pytest.raises(harness.UserError, match='either demonstrations or'):
     batches.encode(words, [*pairs(), data.Example(0, 'a', 'b')], longest=9)
-  with pytest.raises(harness.UserError, match='none of 9 examples fits'):
+  with pytest.raises(harness.UserError, match='9 do not fit into 2 tokens'):
     batches.encode(words, pairs(), longest=2)
+
+
+def test_what_teaches_nothing_is_counted_and_left_out():
+  words = merging()
+  examples = [
+    data.Example(0, 'ab', 'xy', 'yx'),
+    data.Example(1, 'ab', '', 'yx'),
+    data.Example(2, 'ab', 'xy', ''),
+    data.Example(3, 'ab', 'xy', 'xy'),
+    data.Example(4, 'ab', 9 * 'xy', 'yx'),
+    data.Example(5, 'ab', 'yx', 'xy'),
+  ]
+  found = batches.encode(words, examples, longest=9)
+  assert (found.left, found.empty, found.equal) == (1, 2, 1)
+  np.testing.assert_array_equal(found.rows, [0, 5])
+  shown = [one._replace(rejected=None) for one in examples]
+  found = batches.encode(words, shown, longest=9)
+  assert (found.left, found.empty, found.equal) == (1, 1, 0)
+  assert batches.stacked(found)['mask'].sum(axis=1).min() >= 2
+  match = '1 do not fit into 9 tokens, 2 have an empty answer, 1 two answers'
+  with pytest.raises(harness.UserError, match=match):
+    batches.encode(words, examples[1:5], longest=9)
+  # A template that strips, and an answer that was white space to it.
+  pytest.importorskip('jinja2', reason='templates need the extra llm')
+  words = merging(TEMPLATE.replace('m.content', 'm.content | trim'))
+  examples = [data.Example(0, USER, ' '), data.Example(1, USER, 'a')]
+  assert batches.encode(words, examples, longest=40).empty == 1
 
 
 def test_log_probabilities_of_answers_are_those_of_plain_numpy():

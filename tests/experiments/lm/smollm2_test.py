@@ -33,7 +33,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def words(model):
-  return tokenizer.load(model.vocabulary)
+  return tokenizer.load(model.vocabulary, model.config)
 
 
 def test_configuration(model):

@@ -61,6 +61,20 @@ def test_what_is_exported_is_read_back(tmp_path, name):
     weights.export(tmp_path / 'out', config, merged)
 
 
+def test_a_tokeniser_has_no_token_that_the_model_has_not(tmp_path):
+  count = words().inner.get_vocab_size()
+  words().save(tmp_path)
+  enough = dataclasses.replace(SMALL, vocabulary=count)
+  assert tokenizer.load(tmp_path, enough).end == words().end
+  # More rows than tokens are padding, which many models have.
+  more = dataclasses.replace(SMALL, vocabulary=count + 9)
+  assert tokenizer.load(tmp_path, more).end == words().end
+  fewer = dataclasses.replace(SMALL, vocabulary=count - 1)
+  match = f"token '</s>' with the number {count - 1}, .* for {count - 1} only"
+  with pytest.raises(harness.UserError, match=match):
+    tokenizer.load(tmp_path, fewer)
+
+
 def test_names_and_layout_are_those_of_others(tmp_path):
   """What is read by others: names, (out, in), and no tied head."""
   params = decoder.init(SMALL, 0)
@@ -99,10 +113,8 @@ def test_several_files_and_other_numbers(tmp_path):
   )
   run = jax.jit(lambda p: decoder.forward(SMALL, p, TOKENS))
   ours = run(found.params)
-  assert ours.dtype == jnp.bfloat16
-  np.testing.assert_allclose(
-    ours.astype(np.float32), run(dict(params)), atol=0.15
-  )
+  assert ours.dtype == jnp.float32
+  np.testing.assert_allclose(ours, run(dict(params)), atol=0.15)
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):

@@ -1,0 +1,264 @@
+"""A model, two sets of rows, and what is measured of both."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import harness
+from experiments.lm import (
+  batches,
+  decoder,
+  objectives,
+  tables,
+  tokenizer,
+  weights,
+)
+from experiments.lm import config as config_lib
+from experiments.lm import data as data_lib
+from experiments.lm import tuning as tuning_lib
+
+# The parts into which rows are divided: to train on, for MAXRIGHT's looks at
+# both losses, and for what is reported.
+PARTS = ('train', 'refresh', 'held_out')
+
+
+class Sizes(NamedTuple):
+  """How rows become batches.
+
+  Attributes:
+    batch_size: rows of a step, comparisons or demonstrations.
+    buckets: lengths to which rows are padded, tokens; longer rows are left out.
+    held_out: rows of either kind that are reported on and not trained on.
+    refresh: rows of either kind for MAXRIGHT's looks, not trained on either.
+    train: at most so many rows of either kind are trained on; 0 for all.
+    parts: micro-batches of an update.
+    overlap: whether what is reported on are the first rows, which are trained
+      on as well: the rule of the published code.
+  """
+
+  batch_size: int
+  buckets: tuple[int, ...]
+  held_out: int
+  refresh: int
+  train: int = 0
+  parts: int = 1
+  overlap: bool = False
+
+
+class Problem(NamedTuple):
+  """All that a run needs.
+
+  Attributes:
+    tuning: what is trained.
+    model: as it was loaded.
+    words: its tokeniser.
+    frozen: weights that are not trained, for `harness.train`.
+    tables: by part and objective.
+    left: rows that were too long, by objective.
+  """
+
+  tuning: tuning_lib.Tuning
+  model: weights.Model
+  words: tokenizer.Tokenizer
+  frozen: Any
+  tables: dict[str, dict[str, tables.Table]]
+  left: dict[str, int]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the objectives: demonstrations first."""
+    return tuple(self.tables['train'])
+
+  def losses(
+    self,
+    given: dict[str, tables.Table],
+    frozen: Any,
+    shape: objectives.Shape,
+    key: jax.Array,
+  ) -> dict[str, Callable[[Any, Any], jax.Array]]:
+    """Losses of numbers of batches, in an order of the key.
+
+    Args:
+      given: the tables to train on.
+      frozen: what is not trained.
+      shape: numbers of the losses.
+      key: of the seed.
+    """
+    # In the order of the names: within a compiled program, dicts are sorted.
+    return {
+      name: tables.loss_of_numbers(
+        objectives.make(name, self.tuning, frozen, shape),
+        dataclasses.replace(
+          given[name], seed=jax.random.bits(jax.random.fold_in(key, i))
+        ),
+      )
+      for i, name in enumerate(self.names)
+    }
+
+
+def prepare(
+  model: weights.Model,
+  words: tokenizer.Tokenizer,
+  tuning: tuning_lib.Tuning,
+  examples: dict[str, Sequence[data_lib.Example]],
+  sizes: Sizes,
+) -> Problem:
+  """Encodes and divides the rows, and computes what stays the same once.
+
+  Args:
+    model: as it was loaded.
+    words: its tokeniser.
+    tuning: what is trained.
+    examples: of both objectives by name, demonstrations first.
+    sizes: how rows become batches.
+
+  Returns:
+    A `Problem`.
+
+  Raises:
+    SettingsError: if too few rows fit.
+  """
+  below, frozen = tuning.split(model.params)
+  found: dict[str, dict[str, tables.Table]] = {part: {} for part in PARTS}
+  left = {}
+  for name, rows in examples.items():
+    encoded = batches.encode(words, rows, longest=sizes.buckets[-1])
+    left[name] = encoded.left
+    for part, at in _divided(name, encoded, sizes).items():
+      some = encoded._replace(
+        items=[encoded.items[i] for i in at],
+        rows=encoded.rows[at],
+        lengths=encoded.lengths[at],
+      )
+      if part == 'train':
+        table = tables.make(
+          some, sizes.batch_size // sizes.parts, buckets=sizes.buckets
+        )
+      else:
+        table = tables.make(some, len(at), buckets=sizes.buckets[-1:])
+      if below is not None:
+        table = tuning_lib.cache(model.config, below, table)
+      if name in objectives.COMPARISONS:
+        table = objectives.reference_columns(tuning, frozen, table)
+      found[part][name] = table
+  return Problem(tuning, model, words, frozen, found, left)
+
+
+def _divided(
+  name: str, encoded: batches.Encoded, sizes: Sizes
+) -> dict[str, np.ndarray]:
+  """Which examples are of which part."""
+  count = len(encoded.items)
+  apart = sizes.refresh + (0 if sizes.overlap else sizes.held_out)
+  need = max(apart + sizes.batch_size, sizes.held_out)
+  if count < need:
+    raise harness.SettingsError(
+      f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
+      f'({encoded.left} are longer), but {need} are needed: {sizes.held_out} '
+      f'held out, {sizes.refresh} for looks at the loss, and a batch of '
+      f'{sizes.batch_size}. Give more rows, longer buckets, or hold out fewer.'
+    )
+  order = np.random.default_rng(0).permutation(count)
+  held, refresh, rest = np.split(order, [apart - sizes.refresh, apart])
+  rest = rest[: sizes.train] if sizes.train else rest
+  if sizes.overlap:
+    held = np.arange(sizes.held_out)
+  return {'train': rest, 'refresh': refresh, 'held_out': held}
+
+
+def measure(
+  problem: Problem,
+  shape: objectives.Shape,
+  trained: Any,
+  frozen: Any,
+  held_out: dict[str, tables.Table],
+  *,
+  rows: int = 16,
+) -> dict[str, jax.Array]:
+  """Losses on rows that are not trained on, some at a time.
+
+  Args:
+    problem: the problem.
+    shape: numbers of the losses.
+    trained: what is trained, as it is now.
+    frozen: what is not.
+    held_out: tables of one bucket.
+    rows: at a time.
+
+  Returns:
+    By the name of each objective its loss; `accuracy`, the share of comparisons
+    in which the implicit reward is higher for what was chosen, ties counting
+    half.
+  """
+  found = {}
+  for name, table in held_out.items():
+    part, longest = tables.rows_of(table), table.longest[0]
+    names = ('tokens',) if 'tokens' in part else objectives.PAIR
+
+    def one(row, names=names, longest=longest):
+      row = {n: leaf[None] for n, leaf in row.items()}
+      return problem.tuning.answers(
+        trained, frozen, row, names, longest=longest
+      )
+
+    answers = jax.lax.map(one, part, batch_size=rows)
+    # From (examples, answers of each, tokens) to all rows, kind by kind.
+    turned = jax.tree.map(
+      lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(-1, leaf.shape[-1]), answers
+    )
+    loss = objectives.of_answers(name, turned, part, shape)
+    found[name] = loss
+    if names == objectives.PAIR:
+      chosen, rejected = jnp.split(turned.total, 2)
+      gained = [
+        total - part[f'reference_{n}_total']
+        for n, total in zip(names, (chosen, rejected))
+      ]
+      found['accuracy'] = jnp.mean((1 + jnp.sign(gained[0] - gained[1])) / 2)
+  return found
+
+
+def made_up(rows: int = 64) -> tuple[Any, Any, dict[str, Any]]:
+  """A small random model of bytes with rows of its own, for a first try.
+
+  Demonstrations answer a letter by itself three times, comparisons prefer the
+  next letter to the one before: not both can be had.
+
+  Returns:
+    The model, its tokeniser, and the examples by objective.
+  """
+  config = config_lib.Config(
+    family='llama',
+    layers=2,
+    width=32,
+    hidden=64,
+    heads=4,
+    kv_heads=2,
+    head_width=8,
+    vocabulary=260,
+    rope_base=1e4,
+    norm_epsilon=1e-5,
+    tied=True,
+    context=64,
+  )
+  model = weights.Model(config, dict(decoder.init(config, 0)), None)
+  letters = 'abcdefghijklmnop'
+  rng = np.random.default_rng(0)
+  drawn = rng.integers(1, len(letters) - 1, size=rows)
+  examples = {
+    'sft': [
+      data_lib.Example(i, f'say {letters[n]}: ', 3 * letters[n])
+      for i, n in enumerate(drawn)
+    ],
+    'dpo': [
+      data_lib.Example(
+        i, f'say {letters[n]}: ', 3 * letters[n + 1], 3 * letters[n - 1]
+      )
+      for i, n in enumerate(drawn)
+    ],
+  }
+  return model, tokenizer.of_bytes(), examples
