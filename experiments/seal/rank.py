@@ -258,17 +258,18 @@ def rank(
   made, safe = make(sets.finetune), make(sets.safe)
   anchors = make(sets.anchors) if sets.anchors else None
   count = max(one.row for one in sets.finetune) + 1
-  left = len(sets.finetune) - len(made.ids)
+  left = len(sets.finetune) - len(made.places)
   if left:
     print(
-      f'{name}: {left} rows of more than {settings.longest} tokens have no '
-      'score and are not kept; --longest lets rows be longer.'
+      f'{name}: {left} rows that are empty or longer than {settings.longest} '
+      'tokens have no score and are not kept; --longest lets rows be longer.'
     )
   found: dict[str, np.ndarray] = {}
   seconds: dict[str, float] = {}
 
   # What a kept run depends on, beside its data.
   without = ('methods', 'output', 'score', 'keep', 'sets', 'bad_rows')
+  without += ('model', 'finetune_data', 'safe_data', 'unsafe_data')
   identity = harness.settings_of(settings, *without)
   kept_in = lambda what: selection.Run(options, f'{name}_{what}', identity)
 
@@ -278,7 +279,7 @@ def rank(
       subject,
       safe,
       steps=settings.tune_steps,
-      size=min(settings.tune_batch, len(safe.ids)),
+      size=min(settings.tune_batch, len(safe.places)),
       rate=settings.rate,
     )
 
@@ -289,7 +290,7 @@ def rank(
       made,
       safe,
       epochs=settings.epochs,
-      size=min(settings.batch_size, len(made.ids), len(safe.ids)),
+      size=min(settings.batch_size, len(made.places), len(safe.places)),
       rate=settings.rate,
       selector_rate=settings.selector_rate,
       weights=settings.weights,
@@ -298,8 +299,8 @@ def rank(
       full=form == 'seal_full',
     ).scores
 
-  fitting = {one.row: one for one in sets.finetune}
-  texts = [fitting[i] for i in made.ids], sets.safe
+  fitting = [sets.finetune[i] for i in made.places]
+  texts = fitting, sets.safe
   ways = selection.control_scores(
     subject,
     made,
@@ -312,7 +313,8 @@ def rank(
   for key in (n for n in TITLES if n in settings.methods and n in ways):
     start = time.monotonic()
     found[key] = np.full(count, np.nan)
-    found[key][made.ids] = ways[key]()
+    # Of several instances of one row, the lowest.
+    np.fmin.at(found[key], [one.row for one in fitting], ways[key]())
     seconds[key] = time.monotonic() - start
   return Ranked(found, seconds)
 

@@ -82,7 +82,7 @@ def read(path: str | pathlib.Path, *, skip: bool = False) -> Read:
       row = json.loads(line) if isinstance(line, str) else line
       if not isinstance(row, dict):
         raise harness.UserError(f'a {type(row).__name__}, no object')
-      found.examples.append(data_lib.as_example(row, number))
+      found.examples.extend(data_lib.as_examples(row, number))
     except (ValueError, harness.UserError) as error:
       said = f'{path}, {where}: {error}.'
       if not skip:
@@ -134,13 +134,8 @@ def _file(folder: str | pathlib.Path, name: str) -> pathlib.Path:
 def benign(folder: str | pathlib.Path) -> list[Example]:
   """Ordinary instructions of Alpaca, Dolly and the seed tasks."""
   found = []
-  for name in (ALPACA, DOLLY):
+  for name in (ALPACA, DOLLY, SEEDS):
     found += data_lib.read_examples(_file(folder, name), skip=True)[0]
-  for row in data_lib.read_rows(_file(folder, SEEDS)):
-    one = row['instances'][0]
-    plain = {'instruction': row['instruction'], 'input': one['input']}
-    if one['output'].strip():
-      found.append(data_lib.as_example(plain | {'output': one['output']}))
   return numbered(found)
 
 

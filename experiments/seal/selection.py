@@ -24,12 +24,12 @@ class Made(NamedTuple):
   Attributes:
     rows: arrays by name with a leading axis of rows: `tokens`, `mask`, and
       `tokens_x`, what leaves the frozen layers.
-    ids: of each, (rows,).
+    places: of each among the examples, (rows,).
     longest: tokens of the longest answer.
   """
 
   rows: tables.Rows
-  ids: np.ndarray
+  places: np.ndarray
   longest: int
 
 
@@ -50,7 +50,8 @@ class Subject(NamedTuple):
 
   def make(self, examples: Sequence[Any], longest: int) -> Made:
     """Encodes rows, those that fit, and runs the frozen layers once."""
-    encoded = batches.encode(self.words, examples, longest=longest)
+    places = [one._replace(row=i) for i, one in enumerate(examples)]
+    encoded = batches.encode(self.words, places, longest=longest)
     # One length for all sets: one program.
     table = tables.make(encoded, 1, buckets=(longest,))
     if self.below is not None:
@@ -132,7 +133,7 @@ def gradient_similarity(
     return jax.grad(loss)(trained)
 
   total: Any = None
-  count = len(safe.ids) - len(safe.ids) % size or len(safe.ids)
+  count = len(safe.places) - len(safe.places) % size or len(safe.places)
   for first in range(0, count, size):
     part = {n: r[first : first + size] for n, r in safe.rows.items()}
     one = slope(trained, subject.frozen, part)
@@ -209,7 +210,7 @@ def fine_tuned(
   )
 
   def batch(context):
-    at = order.batch_at(context.seed_key, context.step, len(made.ids), size)
+    at = order.batch_at(context.seed_key, context.step, len(made.places), size)
     return {'rows': _take(context.data, at)}
 
   solver = optax.chain(bj.gradient(loss), optax.adam(rate))
@@ -264,7 +265,7 @@ def selected(
     A `Selected`. Scores are divided by visits, which differ by one where an
     epoch is not whole batches.
   """
-  count = len(made.ids)
+  count = len(made.places)
   each = order.steps_of_epoch(count, size)
   losses = lambda y, b: row_losses(
     subject, y, b['frozen'], b['rows'], made.longest
@@ -288,7 +289,7 @@ def selected(
     key, step = context.seed_key, context.step
     at = order.batch_at(key, step, count, size)
     other = jax.random.fold_in(key, 1)
-    there = order.batch_at(other, step, len(safe.ids), size)
+    there = order.batch_at(other, step, len(safe.places), size)
     return {
       'index': at,
       'rows': _take(context.data['rows'], at),
@@ -339,7 +340,7 @@ def control_scores(
     'distance': lambda: controls.by_distance(of(made), of(safe)),
     'gradient': lambda: gradient_similarity(subject, start, made, safe),
     'ngrams': lambda: controls.hashed_ngrams(*texts),
-    'random': lambda: controls.random(len(made.ids), 0),
+    'random': lambda: controls.random(len(made.places), 0),
   }
   if anchors is not None:
     known['distance_both'] = lambda: controls.by_distance(
