@@ -74,7 +74,7 @@ class Settings:
   """
 
   model: str = ''
-  shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+  shares: tuple[float, ...] = (0.5,)
   seeds: int = 5
   others: int = 1
   methods: tuple[str, ...] = ('sequential', 'alright', 'maxright', 'mix')
@@ -101,7 +101,6 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    shares=(0.5,),
     seeds=2,
     methods=('sequential', 'alright', 'maxright'),
     steps=24,
