@@ -1,19 +1,11 @@
 """Log-probabilities of answers: the head sees their positions only."""
 
-import hashlib
-import io
-import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 
 import bilevel_jax as bj
-from experiments import harness
-from experiments.harness import files
 from experiments.lm import decoder
 from experiments.lm.config import Config
 
@@ -119,120 +111,3 @@ def of_model(
     remat=remat,
   )
   return of_answers(config, params, x, tokens, mask, longest=longest)
-
-
-def reference_of(
-  config: Config,
-  params: decoder.Params,
-  pairs: dict[str, Any],
-  *,
-  rows: int = 8,
-  dtype: Any = None,
-) -> dict[str, jax.Array]:
-  """Log-probabilities of all comparisons under a fixed model, once.
-
-  Args:
-    config: of the model.
-    params: of the model that stays.
-    pairs: arrays of comparisons, as `batches.stacked` gives them.
-    rows: at a time.
-    dtype: as in `of_model`: that of training, so that both round alike.
-
-  Returns:
-    `reference_chosen` and `reference_rejected`, sums over tokens, (examples,).
-  """
-
-  def run(params, *both):
-    one = lambda each: of_model(
-      config, params, *(a[None] for a in each), dtype=dtype
-    )
-    return jax.lax.map(lambda each: one(each).total[0], both, batch_size=rows)
-
-  # The weights are an argument: as constants they would be in the program.
-  compiled = jax.jit(run)
-  return {
-    f'reference_{name}': compiled(params, pairs[name], pairs[f'{name}_mask'])
-    for name in ('chosen', 'rejected')
-  }
-
-
-def cached_reference(
-  folder: files.Path,
-  config: Config,
-  params: decoder.Params,
-  pairs: dict[str, Any],
-  *,
-  rows: int = 8,
-  dtype: Any = None,
-) -> dict[str, Any]:
-  """`reference_of`, computed once for each model and data, and kept in a file.
-
-  The file's name is a digest of all that the numbers depend on, every weight
-  and token included: other weights, other rows or another order are another
-  file. A file that is damaged is put aside with a warning, and made anew.
-
-  Args:
-    folder: of such files; of several processes, all may see the same.
-    config: as in `reference_of`.
-    params: likewise.
-    pairs: likewise.
-    rows: likewise; it changes rounding only, and is not in the digest.
-    dtype: likewise.
-
-  Returns:
-    As `reference_of`.
-
-  Raises:
-    WriteError: if the folder cannot be written.
-  """
-  used = {
-    name: np.asarray(pairs[name])
-    for name in ('chosen', 'chosen_mask', 'rejected', 'rejected_mask')
-  }
-  said = None if dtype is None else jnp.dtype(dtype).name
-  key = _digest(f'1 {config} {said}', {'params': params, 'pairs': used})
-  path = pathlib.Path(folder) / f'reference-{key}.npz'
-  found = _read(path, len(used['chosen']))
-  here = found is not None
-  if jax.process_count() > 1:
-    here = bool(np.all(multihost_utils.process_allgather(np.array(here))))
-  if here and found is not None:
-    return found
-  made = reference_of(config, params, used, rows=rows, dtype=dtype)
-  found = {name: np.asarray(harness.whole(one)) for name, one in made.items()}
-  buffer = io.BytesIO()
-  np.savez(buffer, **found)
-  files.write_bytes(path, buffer.getvalue())
-  return found
-
-
-def _digest(text: str, tree: Any) -> str:
-  """Of all numbers: a sample of them would not see a changed token."""
-  found = hashlib.blake2b(text.encode(), digest_size=16)
-  for path, leaf in jax.tree.leaves_with_path(tree):
-    array = np.ascontiguousarray(harness.whole(leaf))
-    name = jax.tree_util.keystr(path)
-    found.update(f'{name} {array.dtype} {array.shape}'.encode())
-    found.update(array.view(np.uint8).data if array.size else b'')
-  return found.hexdigest()
-
-
-def _read(path: pathlib.Path, count: int) -> dict[str, Any] | None:
-  """What a file holds; None if there is none, or it is damaged."""
-  names = ('reference_chosen', 'reference_rejected')
-  try:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-      found = {name: file[name] for name in names}
-    if all(one.shape == (count,) for one in found.values()):
-      return found
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    pass
-  files.put_aside(
-    path,
-    f'{path} is damaged; the log-probabilities of the reference are computed '
-    'anew',
-    path.parent,
-  )
-  return None

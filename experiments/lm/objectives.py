@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import decoder, log_probs, tables
+from experiments.lm import decoder, kept, log_probs, tables
 from experiments.lm import tuning as tuning_lib
 
 DEMONSTRATIONS = ('sft', 'chord')
@@ -131,6 +130,7 @@ def reference_columns(
   frozen: decoder.Params,
   table: tables.Table,
   *,
+  folder: Any = None,
   rows: int = 8,
 ) -> tables.Table:
   """Adds what the model says of all comparisons before it is trained.
@@ -139,6 +139,7 @@ def reference_columns(
     tuning: what is trained.
     frozen: what is not.
     table: of comparisons.
+    folder: where it is kept; see `kept.arrays`.
     rows: at a time.
 
   Returns:
@@ -146,24 +147,35 @@ def reference_columns(
     answer in nats, `reference_chosen_mean` and likewise of the rejected ones.
   """
   plain = tuning._replace(rank=0)
+  nothing: dict[str, Any] = {}
+  kinds = ('total', 'mean')
 
   @functools.partial(jax.jit, static_argnames='longest')
   def run(frozen, part, longest):
     def one(row):
       row = {name: leaf[None] for name, leaf in row.items()}
-      found = plain.answers(frozen, frozen, row, PAIR, longest=longest)
-      return found.total, found.mean
+      found = plain.answers(nothing, frozen, row, PAIR, longest=longest)
+      return {kind: getattr(found, kind) for kind in kinds}
 
-    return jax.lax.map(one, part, batch_size=rows)
+    # The weights are an argument: as constants they would be in the program.
+    found = jax.lax.map(one, part, batch_size=rows)
+    return {
+      f'reference_{name}_{kind}': found[kind][:, i]
+      for kind in kinds
+      for i, name in enumerate(PAIR)
+    }
 
   parts = []
   for part, longest in zip(table.parts, table.longest, strict=True):
-    needed = {n: leaf for n, leaf in part.items() if n.startswith(PAIR)}
-    both = zip(('total', 'mean'), run(frozen, needed, longest))
-    columns = {
-      f'reference_{name}_{kind}': np.asarray(found[:, i])
-      for kind, found in both
-      for i, name in enumerate(PAIR)
-    }
+    used = {n: leaf for n, leaf in part.items() if n.startswith(PAIR)}
+    columns = kept.arrays(
+      folder,
+      'reference',
+      f'{tuning.config} {tuning.cut}',
+      {'frozen': frozen, 'used': used},
+      functools.partial(run, frozen, used, longest),
+      names=[f'reference_{name}_{kind}' for name in PAIR for kind in kinds],
+      count=len(part['index']),
+    )
     parts.append({**part, **columns})
   return tables.with_parts(table, parts)

@@ -69,7 +69,7 @@ class Table:
     at = jax.lax.dynamic_slice_in_dim(
       order, within * self.batch_size, self.batch_size
     )
-    return {name: leaf[at] for name, leaf in part.items()}
+    return {name: jnp.asarray(leaf)[at] for name, leaf in part.items()}
 
 
 def _rows(part: Rows) -> int:

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.lm import decoder, log_probs, lora, tables
+from experiments.lm import decoder, kept, log_probs, lora, tables
 from experiments.lm.config import Config
 
 
@@ -16,7 +15,8 @@ class Tuning(NamedTuple):
 
   Attributes:
     config: of the model.
-    rank: of the adapters; 0 trains all weights instead.
+    rank: of the adapters; 0 trains the weights themselves: of all layers with
+      the embedding and the head, of a part of the layers nothing else.
     weights: which weights of a layer get adapters.
     alpha: adapters count alpha / rank.
     layers: of how many layers, the last ones; None for all.
@@ -49,13 +49,15 @@ class Tuning(NamedTuple):
   def init(self, frozen: decoder.Params, key: jax.Array) -> Any:
     """What is trained, at its start: adapters that change nothing, or all."""
     if not self.rank:
-      return jax.tree.map(jnp.asarray, frozen)
+      # Where layers below were run before, what they saw is to stay.
+      part = {'layers': frozen['layers']} if self.cut else dict(frozen)
+      return jax.tree.map(jnp.asarray, part)
     return lora.init(frozen, key, rank=self.rank, weights=self.weights)
 
   def params(self, trained: Any, frozen: decoder.Params) -> decoder.Params:
     """Params for `decoder`, of the layers that are trained."""
     if not self.rank:
-      return trained
+      return {**frozen, **trained}
     return lora.attach(frozen, trained, scale=self.scale)
 
   def merged(self, trained: Any, params: decoder.Params) -> decoder.Params:
@@ -64,11 +66,11 @@ class Tuning(NamedTuple):
       return lora.merge(params, trained, scale=self.scale)
     if not self.cut:
       return trained
-    below, _ = self.split(params)
-    whole = lambda n: jnp.concatenate(
-      [below['layers'][n], trained['layers'][n]]
-    )
-    return {**trained, 'layers': {n: whole(n) for n in trained['layers']}}
+    whole = {
+      name: jnp.concatenate([params['layers'][name][: self.cut], above])
+      for name, above in trained['layers'].items()
+    }
+    return {**params, 'layers': whole}
 
   def answers(
     self,
@@ -116,6 +118,7 @@ def cache(
   below: decoder.Params,
   table: tables.Table,
   *,
+  folder: Any = None,
   rows: int = 16,
 ) -> tables.Table:
   """Adds what leaves the frozen layers: they are never run again.
@@ -124,6 +127,7 @@ def cache(
     config: of the model.
     below: the frozen layers, as `Tuning.split` gives them.
     table: of tokens.
+    folder: where it is kept; see `kept.arrays`.
     rows: at a time.
 
   Returns:
@@ -138,6 +142,17 @@ def cache(
   parts = []
   for part in table.parts:
     names = [n for n in ('tokens', 'chosen', 'rejected') if n in part]
-    found = {f'{n}_x': np.asarray(compiled(below, part[n])) for n in names}
+    tokens = {n: part[n] for n in names}
+    found = kept.arrays(
+      folder,
+      'trunk',
+      f'{config}',
+      {'below': below, 'tokens': tokens},
+      lambda tokens=tokens: {
+        f'{n}_x': compiled(below, array) for n, array in tokens.items()
+      },
+      names=[f'{n}_x' for n in names],
+      count=len(part['index']),
+    )
     parts.append({**part, **found})
   return tables.with_parts(table, parts)

@@ -37,4 +37,25 @@ CLAIMS = (
     )
     for method in ('alright', 'maxright')
   ),
+  harness.Claim(
+    'SmolLM2-135M, equal numbers of updates, share 1/2: the norm of both gaps '
+    'to the best held-out losses is smaller after ALRIGHT than after stages.',
+    binary='pareto',
+    metric='ideal_distance/alright',
+    at_most='ideal_distance/sequential',
+    published='.265 against .83 (Pythia-1b)',
+    presets=('quick', 'paper'),
+    extra='llm',
+    substituted='SmolLM2-135M, HH harmless test rows, Alpaca and Dolly rows',
+  ),
+  harness.Claim(
+    'SmolLM2-135M: it is smaller in 4 of 5 seeds.',
+    binary='pareto',
+    metric='wins/alright',
+    at_least=4,
+    published='-',
+    presets=('quick',),
+    extra='llm',
+    substituted='SmolLM2-135M, HH harmless test rows, Alpaca and Dolly rows',
+  ),
 )

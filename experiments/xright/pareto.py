@@ -25,8 +25,9 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import objectives, tokenizer, weights
+from experiments.lm import generation, objectives, tokenizer, weights
 from experiments.lm import tuning as tuning_lib
+from experiments.lm.refusals import refusal_rate
 from experiments.xright import methods, runs
 from experiments.xright import problem as problem_lib
 
@@ -68,10 +69,12 @@ class Settings:
     refresh_every: updates between two of MAXRIGHT's looks.
     memo: how far a training loss moves what MAXRIGHT knows.
     overlap: the published rule: report on the first rows of the training data.
+    prompts: of held-out comparisons, answered by the first seed's models.
+    answer: tokens of such an answer.
   """
 
   model: str = ''
-  shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+  shares: tuple[float, ...] = (0.5,)
   seeds: int = 5
   others: int = 1
   methods: tuple[str, ...] = ('sequential', 'alright', 'maxright', 'mix')
@@ -91,12 +94,13 @@ class Settings:
   refresh_every: int = 8
   memo: Annotated[float, harness.Allowed(low=0, high=1)] = 0.1
   overlap: bool = False
+  prompts: int = 32
+  answer: int = 32
 
 
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    shares=(0.5,),
     seeds=2,
     methods=('sequential', 'alright', 'maxright'),
     steps=24,
@@ -108,6 +112,8 @@ PRESETS = {
     train=0,
     held_out=16,
     refresh=8,
+    prompts=4,
+    answer=4,
   ),
   # 24,000 comparisons, 8,000 demonstrations, 6 epochs.
   'paper': Settings(
@@ -172,7 +178,14 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     train=settings.train,
     overlap=settings.overlap,
   )
-  return problem_lib.prepare(model, words, tuning, examples, sizes)
+  return problem_lib.prepare(
+    model,
+    words,
+    tuning,
+    examples,
+    sizes,
+    folder=f'{options.workdir}/kept',
+  )
 
 
 def plan(settings: Settings, share: float, optima: Any) -> methods.Plan:
@@ -198,7 +211,9 @@ def run(
   middle = settings.shares[len(settings.shares) // 2]
   all_seeds = share == middle and method not in (*settings.once, *SINGLE)
   name = method if method in SINGLE else f'{method}/share{share:g}'
-  told = harness.settings_of(settings, 'methods', 'shares', 'others', 'once')
+  told = harness.settings_of(
+    settings, 'methods', 'shares', 'others', 'once', 'prompts', 'answer'
+  )
   # Only MAXRIGHT sees optima: the others' runs do not depend on them.
   told |= {'optima': list(optima)} if method == 'maxright' else {}
   return runs.run(
@@ -256,6 +271,33 @@ def estimated_optima(
     losses = measure(first, problem.frozen, problem.tables['refresh'])
     found.append(float(losses[name]))
   return tuple(found)
+
+
+def refusals(
+  problem: problem_lib.Problem, settings: Settings, models: dict[Any, Any]
+) -> dict[Any, float]:
+  """The share of held-out prompts that models decline, greedily answered.
+
+  Args:
+    problem: the problem.
+    settings: how many prompts, and how long answers are.
+    models: what was trained, by any key.
+  """
+  made = generation.maker(
+    problem.model.config, new=settings.answer, end=problem.words.end
+  )
+  found = {}
+  for key, trained in models.items():
+    texts = generation.answers(
+      problem.words,
+      made,
+      problem.tuning.merged(trained, problem.model.params),
+      problem.prompts[: settings.prompts],
+      key=jax.random.key(0),
+      buckets=settings.buckets,
+    )
+    found[key] = refusal_rate(texts)
+  return found
 
 
 def memory(
@@ -348,6 +390,16 @@ def main(options: harness.Options) -> None:
       lead = harness.mean_interval(other[:same] - distance[:same])
       metrics |= lead.metrics(f'lead/{method}')
       metrics[f'time_ratio/{method}'] = seconds / (base.seconds / len(other))
+  first_seed = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+  declined = refusals(
+    problem,
+    settings,
+    {key: first_seed(t.params) for key, t in everything.items()},
+  )
+  for row, ((method, share), rate) in zip(rows, declined.items(), strict=True):
+    row['refusals, first seed'] = f'{rate:.0%}'
+    if share in (None, middle):
+      metrics[f'refusal_rate/{method}'] = rate
   peak = {
     n: memory(problem, settings, n, optima)
     for n in ('sequential', *settings.methods)

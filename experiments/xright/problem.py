@@ -58,7 +58,8 @@ class Problem(NamedTuple):
     words: its tokeniser.
     frozen: weights that are not trained, for `harness.train`.
     tables: by part and objective.
-    left: rows that were too long, by objective.
+    left: rows that were left out, by objective.
+    prompts: of the comparisons that are held out.
   """
 
   tuning: tuning_lib.Tuning
@@ -67,6 +68,7 @@ class Problem(NamedTuple):
   frozen: Any
   tables: dict[str, dict[str, tables.Table]]
   left: dict[str, int]
+  prompts: list[data_lib.Prompt]
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -106,6 +108,8 @@ def prepare(
   tuning: tuning_lib.Tuning,
   examples: dict[str, Sequence[data_lib.Example]],
   sizes: Sizes,
+  *,
+  folder: Any = None,
 ) -> Problem:
   """Encodes and divides the rows, and computes what stays the same once.
 
@@ -115,6 +119,7 @@ def prepare(
     tuning: what is trained.
     examples: of both objectives by name, demonstrations first.
     sizes: how rows become batches.
+    folder: where what is computed once is kept, for a run that goes on.
 
   Returns:
     A `Problem`.
@@ -124,10 +129,10 @@ def prepare(
   """
   below, frozen = tuning.split(model.params)
   found: dict[str, dict[str, tables.Table]] = {part: {} for part in PARTS}
-  left = {}
+  left, prompts = {}, []
   for name, rows in examples.items():
     encoded = batches.encode(words, rows, longest=sizes.buckets[-1])
-    left[name] = encoded.left
+    left[name] = len(rows) - len(encoded.items)
     for part, at in _divided(name, encoded, sizes).items():
       some = encoded._replace(
         items=[encoded.items[i] for i in at],
@@ -141,11 +146,16 @@ def prepare(
       else:
         table = tables.make(some, len(at), buckets=sizes.buckets[-1:])
       if below is not None:
-        table = tuning_lib.cache(model.config, below, table)
+        table = tuning_lib.cache(model.config, below, table, folder=folder)
       if name in objectives.COMPARISONS:
-        table = objectives.reference_columns(tuning, frozen, table)
+        table = objectives.reference_columns(
+          tuning, frozen, table, folder=folder
+        )
       found[part][name] = table
-  return Problem(tuning, model, words, frozen, found, left)
+      if part == 'held_out' and name in objectives.COMPARISONS:
+        by_row = {example.row: example.prompt for example in rows}
+        prompts = [by_row[int(row)] for row in some.rows]
+  return Problem(tuning, model, words, frozen, found, left, prompts)
 
 
 def _divided(

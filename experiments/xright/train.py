@@ -202,12 +202,19 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     parts=settings.parts,
     overlap=settings.overlap,
   )
-  problem = problem_lib.prepare(model, words, tuning, examples, sizes)
+  problem = problem_lib.prepare(
+    model,
+    words,
+    tuning,
+    examples,
+    sizes,
+    folder=f'{options.workdir}/kept',
+  )
   for name in names:
     count = sum(len(p['index']) for p in problem.tables['train'][name].parts)
     print(
-      f'{name}: {count} rows to train on; {problem.left[name]} were longer '
-      f'than {settings.buckets[-1]} tokens.'
+      f'{name}: {count} rows to train on; {problem.left[name]} are left out: '
+      f'longer than {settings.buckets[-1]} tokens, or nothing to learn from.'
     )
   return problem
 

@@ -1,0 +1,206 @@
+"""What is trained, and the losses of it, against plain numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.lm import decoder, log_probs, objectives, tables, tuning
+from experiments.xright import problem as problem_lib
+from tests.experiments.lm.decoder_test import SMALL
+
+LENGTH = 8
+
+
+def pairs(count=5):
+  rng = np.random.default_rng(0)
+  part = {'index': np.arange(count, dtype=np.int32)}
+  for name in objectives.PAIR:
+    tokens = rng.integers(1, 50, size=(count, LENGTH)).astype(np.int32)
+    starts = rng.integers(2, 5, size=(count, 1))
+    ends = rng.integers(6, LENGTH + 1, size=(count, 1))
+    at = np.arange(LENGTH)
+    part[name] = tokens * (at < ends)
+    part[f'{name}_mask'] = ((at >= starts) & (at < ends)).astype(np.int32)
+  return tables.Table((part,), np.uint32(0), 2, (6,))
+
+
+def plain_totals(config, params, part, name):
+  """Sums and means over the answers, by whole logits."""
+  logits = np.asarray(decoder.forward(config, params, part[name]), np.float64)
+  logits -= logits.max(-1, keepdims=True)
+  log_probs_ = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  totals, means = [], []
+  for row, tokens, mask in zip(log_probs_, part[name], part[f'{name}_mask']):
+    at = np.flatnonzero(mask)
+    own = [row[t - 1, tokens[t]] for t in at]
+    totals.append(sum(own))
+    means.append(np.mean(own))
+  return np.array(totals), np.array(means)
+
+
+@functools.cache
+def model():
+  return jax.tree.map(np.asarray, dict(decoder.init(SMALL, 0)))
+
+
+def changed(tuned, frozen):
+  """Adapters, or weights, that are not those of the start."""
+  trained = tuned.init(frozen, jax.random.key(1))
+  keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(trained)))
+  keys = jax.tree.unflatten(jax.tree.structure(trained), list(keys))
+  return jax.tree.map(
+    lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape),
+    trained,
+    keys,
+  )
+
+
+@pytest.mark.parametrize('rank', [3, 0])
+def test_a_cached_trunk_and_merged_weights_say_what_the_whole_model_does(rank):
+  table = pairs()
+  (part,) = table.parts
+  tuned = tuning.Tuning(SMALL, rank=rank, weights=('q', 'down'), layers=1)
+  below, frozen = tuned.split(model())
+  trained = changed(tuned, frozen)
+  merged = tuned.merged(trained, model())
+  expected = np.concatenate(
+    [plain_totals(SMALL, merged, part, n)[0] for n in objectives.PAIR]
+  )
+  with_trunk = tuning.cache(SMALL, below, table, rows=2)
+  assert with_trunk.parts[0]['chosen_x'].shape == (5, LENGTH, SMALL.width)
+  found = jax.jit(
+    lambda trained, part: (
+      tuned.answers(trained, frozen, part, objectives.PAIR, longest=6).total
+    )
+  )(trained, with_trunk.parts[0])
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # All of the layers trained, with the same weights, need no trunk.
+  whole = tuning.Tuning(SMALL, rank=0)
+  again = whole.answers(merged, merged, part, objectives.PAIR).total
+  np.testing.assert_allclose(again, expected, rtol=1e-4)
+  # At the start, the model is unchanged.
+  start = tuned.merged(tuned.init(frozen, jax.random.key(5)), model())
+  jax.tree.map(np.testing.assert_array_equal, start, model())
+
+
+def test_losses_of_comparisons_are_those_of_plain_numpy():
+  table = pairs()
+  tuned = tuning.Tuning(SMALL, rank=2, weights=('v',))
+  _, frozen = tuned.split(model())
+  table = objectives.reference_columns(tuned, frozen, table, rows=2)
+  (part,) = table.parts
+  before = {n: plain_totals(SMALL, model(), part, n) for n in objectives.PAIR}
+  for name, (total, mean) in before.items():
+    np.testing.assert_allclose(
+      part[f'reference_{name}_total'], total, rtol=1e-4
+    )
+    np.testing.assert_allclose(part[f'reference_{name}_mean'], mean, rtol=1e-4)
+  trained = changed(tuned, frozen)
+  merged = tuned.merged(trained, model())
+  now = {n: plain_totals(SMALL, merged, part, n) for n in objectives.PAIR}
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  gains = [now[n][0] - before[n][0] for n in objectives.PAIR]
+  of_means = [now[n][1] - before[n][1] for n in objectives.PAIR]
+  margin = gains[0] - gains[1]
+  point = max(np.concatenate(gains).mean(), 0)
+  odds = [now[n][1] - np.log1p(-np.exp(now[n][1])) for n in objectives.PAIR]
+  expected = {
+    'dpo': np.mean(
+      -0.9 * np.log(sigmoid(0.3 * margin))
+      - 0.1 * np.log(sigmoid(-0.3 * margin))
+    ),
+    'ipo': np.mean((of_means[0] - of_means[1] - 1 / 0.6) ** 2),
+    'kto': np.mean(
+      [
+        1 - sigmoid(0.3 * (gains[0] - point)),
+        1 - sigmoid(0.3 * (point - gains[1])),
+      ]
+    ),
+    'orpo': -np.mean(
+      now['chosen'][1] + 0.7 * np.log(sigmoid(odds[0] - odds[1]))
+    ),
+  }
+  shape = objectives.Shape(beta=0.3, smoothing=0.1, weight=0.7)
+  losses = {
+    n: objectives.make(n, tuned, frozen, shape) for n in objectives.COMPARISONS
+  }
+  found = jax.jit(
+    lambda trained, part: {n: f(trained, part, 6) for n, f in losses.items()}
+  )(trained, part)
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+
+
+def test_losses_of_demonstrations_and_unknown_ones():
+  rng = np.random.default_rng(0)
+  found = log_probs.Answers(
+    jnp.asarray(-rng.uniform(0.1, 3, size=(3, 4))),
+    jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]),
+  )
+  kept = np.asarray(found.log_probs)[np.asarray(found.mask) > 0]
+  shape = objectives.Shape()
+  np.testing.assert_allclose(
+    objectives.of_answers('sft', found, {}, shape), -kept.mean(), rtol=1e-6
+  )
+  weighted = np.exp(kept) * (1 - np.exp(kept)) * kept
+  np.testing.assert_allclose(
+    objectives.of_answers('chord', found, {}, shape),
+    -weighted.mean(),
+    rtol=1e-6,
+  )
+  with pytest.raises(harness.SettingsError, match="'rlhf'; known: sft, chord"):
+    objectives.make('rlhf', tuning.Tuning(SMALL), {}, shape)
+
+
+def test_what_is_held_out_is_measured_some_at_a_time():
+  made, words, examples = problem_lib.made_up(24)
+  tuned = tuning.Tuning(made.config, rank=2)
+  problem = problem_lib.prepare(
+    made, words, tuned, examples, problem_lib.Sizes(4, (16,), 7, 3)
+  )
+  trained = changed(tuned, problem.frozen)
+  shape = objectives.Shape()
+  found = jax.jit(
+    lambda trained, frozen, held: problem_lib.measure(
+      problem, shape, trained, frozen, held, rows=4
+    )
+  )(trained, problem.frozen, problem.tables['held_out'])
+  whole = {
+    n: objectives.make(n, tuned, problem.frozen, shape)(
+      trained, tables.rows_of(table), 16
+    )
+    for n, table in problem.tables['held_out'].items()
+  }
+  for name, value in whole.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5)
+  part = tables.rows_of(problem.tables['held_out']['dpo'])
+  merged = tuned.merged(trained, made.params)
+  gains = [
+    plain_totals(made.config, m, part, n)[0] * sign
+    for n, sign in (('chosen', 1), ('rejected', -1))
+    for m in (merged,)
+  ]
+  gains += [
+    -plain_totals(made.config, made.params, part, n)[0] * sign
+    for n, sign in (('chosen', 1), ('rejected', -1))
+  ]
+  np.testing.assert_allclose(found['accuracy'], np.mean(sum(gains) > 0))
+  # No row is in two parts, and rows too few say what is needed.
+  for name in problem.names:
+    index = [
+      np.concatenate(
+        [p['tokens' if name == 'sft' else 'chosen'] for p in t.parts]
+      )
+      for t in (problem.tables[p][name] for p in problem_lib.PARTS)
+    ]
+    assert sum(map(len, index)) == 24
+  assert len(problem.prompts) == 7
+  with pytest.raises(harness.SettingsError, match=r'24 rows fit .* 25 are ne'):
+    problem_lib.prepare(
+      made, words, tuned, examples, problem_lib.Sizes(4, (16,), 14, 7)
+    )
