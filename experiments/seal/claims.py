@@ -2,6 +2,22 @@
 
 from experiments import harness
 
+_SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
+
+
+def _on_rows(words: str, metric: str, **bound: object) -> harness.Claim:
+  return harness.Claim(
+    words,
+    binary='rank',
+    metric=metric,
+    published='-',
+    presets=('quick', 'paper'),
+    extra='llm',
+    substituted=_SUBSTITUTED,
+    **bound,  # type: ignore[arg-type]
+  )
+
+
 CLAIMS = (
   *(
     harness.Claim(
@@ -23,5 +39,24 @@ CLAIMS = (
     lead=0.1,
     published='-',
     presets=('quick', 'paper'),
+  ),
+  _on_rows(
+    'Shuffled answers among ordinary rows: the selector tells them apart (area '
+    'under the ROC curve).',
+    'auroc/seal',
+    at_least=0.8,
+  ),
+  _on_rows(
+    'Shuffled answers: it is not below the loss of the first model.',
+    'auroc/seal',
+    at_least='auroc/initial_loss',
+    lead=-0.02,
+  ),
+  _on_rows(
+    'Rejected against chosen answers to other prompts: the selector is above '
+    'the loss of the first model.',
+    'auroc_style_matched/seal',
+    at_least='auroc_style_matched/initial_loss',
+    lead=0.05,
   ),
 )
