@@ -165,28 +165,36 @@ class _Bytes(NamedTuple):
     del add_special_tokens
     return _Bytes([b % 63 + 1 for b in text.encode()])
 
+  def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+    del skip_special_tokens
+    return ' '.join(map(str, ids))
 
-def subject_of(settings: Settings) -> selection.Subject:
+
+def model_of(path: str) -> tuple[weights.Model, tokenizer.Tokenizer]:
+  """A model by its path: '' for SmolLM2, 'random' for a few weights."""
+  if path != 'random':
+    model = weights.load(path or weights.smollm2())
+    return model, tokenizer.load(model.vocabulary)
+  config = config_lib.Config(
+    family='llama',
+    layers=2,
+    width=16,
+    hidden=32,
+    heads=2,
+    kv_heads=1,
+    head_width=8,
+    vocabulary=64,
+    rope_base=1e4,
+    norm_epsilon=1e-5,
+    tied=True,
+  )
+  words = tokenizer.Tokenizer(_Bytes(), '', 0, {})
+  return weights.Model(config, decoder.init(config, 0), None), words
+
+
+def subject_of(settings: Any) -> selection.Subject:
   """The model of the settings, with adapters of its last layers."""
-  if settings.model == 'random':
-    config = config_lib.Config(
-      family='llama',
-      layers=2,
-      width=16,
-      hidden=32,
-      heads=2,
-      kv_heads=1,
-      head_width=8,
-      vocabulary=64,
-      rope_base=1e4,
-      norm_epsilon=1e-5,
-      tied=True,
-    )
-    model = weights.Model(config, decoder.init(config, 0), None)
-    words = tokenizer.Tokenizer(_Bytes(), '', 0, {})
-  else:
-    model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary)
+  model, words = model_of(settings.model)
   how = tuning.Tuning(
     model.config,
     rank=settings.rank,
@@ -198,7 +206,7 @@ def subject_of(settings: Settings) -> selection.Subject:
   return selection.Subject(how, frozen, below, words)
 
 
-def sizes_of(settings: Settings, name: str) -> rows.Sizes:
+def sizes_of(settings: Any, name: str) -> rows.Sizes:
   """How many rows a set has."""
   each = rows.Sizes(
     settings.benign,

@@ -84,17 +84,17 @@ def _by_parts(
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
-def token_losses(
-  subject: Subject, trained: Any, made: Made, *, size: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
-  """Losses of the tokens of all answers, and which are tokens of one."""
+def reader(
+  subject: Subject, made: Made, *, size: int = 16
+) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+  """From adapters to losses of all answers' tokens, and which are tokens."""
 
   @jax.jit
   def one(trained, frozen, part):
     found = subject.tuning.answers(trained, frozen, part, longest=made.longest)
     return -found.log_probs, found.mask
 
-  return _by_parts(
+  return lambda trained: _by_parts(
     lambda part: one(trained, subject.frozen, part), made.rows, size
   )
 
@@ -166,9 +166,11 @@ class Run(NamedTuple):
   identity: Any
 
 
-def _trained(
+def train(
   run: Run, subject: Subject, solver: Any, batch: Any, data: Any, steps: int
 ) -> harness.Trained:
+  """Trains adapters; a batch also has the frozen weights, under `frozen`."""
+
   def init(context):
     return subject.tuning.init(context.frozen, context.key)
 
@@ -191,7 +193,8 @@ def _trained(
   )
 
 
-def _take(rows: tables.Rows, at: jax.Array) -> tables.Rows:
+def take(rows: tables.Rows, at: Any) -> tables.Rows:
+  """Some of the rows."""
   return {name: leaf[at] for name, leaf in rows.items()}
 
 
@@ -211,10 +214,10 @@ def fine_tuned(
 
   def batch(context):
     at = order.batch_at(context.seed_key, context.step, len(made.places), size)
-    return {'rows': _take(context.data, at)}
+    return {'rows': take(context.data, at)}
 
   solver = optax.chain(bj.gradient(loss), optax.adam(rate))
-  found = _trained(run, subject, solver, batch, made.rows, steps)
+  found = train(run, subject, solver, batch, made.rows, steps)
   return jax.tree.map(lambda leaf: leaf[0], found.params)
 
 
@@ -292,11 +295,11 @@ def selected(
     there = order.batch_at(other, step, len(safe.places), size)
     return {
       'index': at,
-      'rows': _take(context.data['rows'], at),
-      'safe': _take(context.data['safe'], there),
+      'rows': take(context.data['rows'], at),
+      'safe': take(context.data['safe'], there),
     }
 
-  found = _trained(
+  found = train(
     run,
     subject,
     order.counted(solver, count, lambda b: b['index']),
@@ -329,8 +332,9 @@ def control_scores(
     texts: of the rows and of the safe ones.
   """
   start = subject.tuning.init(subject.frozen, jax.random.key(0))
-  before = functools.cache(lambda: token_losses(subject, start, made))
-  after = functools.cache(lambda: token_losses(subject, tuned(), made)[0])
+  read = reader(subject, made)
+  before = functools.cache(lambda: read(start))
+  after = functools.cache(lambda: read(tuned())[0])
   of = lambda rows: representations(subject, start, rows)
   known: dict[str, Callable[[], np.ndarray]] = {
     'initial_loss': lambda: controls.by_loss(*before()),

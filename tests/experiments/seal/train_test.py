@@ -1,0 +1,137 @@
+"""Training on rows that scores keep, and what scores are worth at any share."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.seal import evaluate, rank, rows, selection, train
+
+
+def options_of(folder, binary, settings):
+  return harness.Options(
+    'seal', binary, 'test', settings, str(folder), None, (0,)
+  )
+
+
+def written(path, objects):
+  path.write_text('\n'.join(map(json.dumps, objects)))
+  return str(path)
+
+
+def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
+  sets = rows.made_up(rows.Sizes(14, 0, 10, 9, 0))
+  raw = [rank.raw_of(one) for one in sets.finetune]
+  raw[2]['response'] = 'long' * 9
+  # Every second row is kept.
+  scores = [{'row': i, 'kept': False, 'seal': i % 2} for i in range(24)]
+  scores[4]['seal'] = None
+  files = {
+    'finetune_data': written(tmp_path / 'f.jsonl', raw),
+    'safe_data': written(
+      tmp_path / 's.jsonl', [rank.raw_of(one) for one in sets.safe]
+    ),
+    'scores': written(tmp_path / 'scores.jsonl', scores),
+  }
+  files['prompts'] = files['safe_data']
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'],
+    **files,
+    keep=12 / 23,
+    steps=30,
+    rate=0.03,
+    new=2,
+    ways=('kept', 'kept_mixture'),
+  )
+  train.check(settings)
+  seen, original = {}, selection.fine_tuned
+
+  def watched(run, subject, made, **how):
+    seen[run.folder] = made.rows['tokens']
+    how['steps'] = how['steps'] if run.folder == 'kept' else 1
+    return original(run, subject, made, **how)
+
+  monkeypatch.setattr(selection, 'fine_tuned', watched)
+  train.main(options_of(tmp_path / 'run', 'train', settings))
+  # Odd rows without those that are held out, by their numbers, whatever is too
+  # long before them.
+  subject = rank.subject_of(settings)
+  examples = rows.read(settings.finetune_data).examples
+  wanted = [i for i in range(1, 24, 2) if i % 8 != 7]
+  made = subject.make([examples[i] for i in wanted], settings.longest)
+  np.testing.assert_array_equal(seen['kept'], made.rows['tokens'])
+  assert len(seen['kept_mixture']) == len(wanted) + 8
+  found = json.loads((tmp_path / 'run' / 'results.json').read_text())['metrics']
+  assert found['loss/rows/kept'] < found['loss/rows/start']
+  assert found['refusals/kept'] == 0
+  texts = json.loads((tmp_path / 'run' / 'answers.json').read_text())
+  assert {len(answers) for answers in texts.values()} == {9}
+
+
+def test_scores_of_another_file_are_refused(tmp_path):
+  some = written(tmp_path / 'a.jsonl', [{'row': 0, 'kept': True, 'seal': 1.0}])
+  assert train.kept_rows(some, 'seal', 0.9, 1).tolist() == [True]
+  with pytest.raises(harness.UserError, match='has 1 rows, but the file has 2'):
+    train.kept_rows(some, 'seal', 0.8, 2)
+  with pytest.raises(harness.UserError, match=r"no score 'excess'.*\['seal'\]"):
+    train.kept_rows(some, 'excess', 0.8, 1)
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'said'),
+  [
+    ({'ways': ('all', 'magic')}, 'unknown ways .*magic'),
+    ({'ways': ('kept',)}, '--scores=OUT'),
+    ({'safe_data': 's'}, 'two files'),
+    ({'finetune_data': 'f', 'safe_data': 's', 'ways': ('clean',)}, 'clean'),
+  ],
+)
+def test_settings_that_do_not_go_together(wrong, said):
+  with pytest.raises(harness.SettingsError, match=said):
+    train.check(dataclasses.replace(train.PRESETS['smoke'], **wrong))
+
+
+def test_drop_rates_at_all_shares_and_how_scores_carry_over(tmp_path):
+  kinds = ['unsafe'] * 5 + ['benign'] * 15
+  line = lambda i, s: {'row': i, 'kept': True, 'kind': kinds[i], 'seal': s}
+  one = [line(i, float(i)) for i in range(20)]
+  two = [line(i, float(-i)) for i in range(20)]
+  two[7]['seal'] = one[9]['seal'] = None
+  settings = evaluate.Settings(
+    scores=written(tmp_path / 'a.jsonl', one),
+    other=written(tmp_path / 'b.jsonl', two),
+    keep=(0.5, 0.8),
+    unsafe_shares=(0.5,),
+  )
+  evaluate.check(settings)
+  evaluate.main(options_of(tmp_path / 'run', 'evaluate', settings))
+  found = json.loads((tmp_path / 'run' / 'results.json').read_text())['metrics']
+  assert found['auroc/seal'] == found['auprc/unsafe0.5/seal'] == 1
+  # Of 19 with a score, 15 are kept; the one without is not.
+  assert found['unsafe_drop/keep0.8/seal'] == 0.8
+  np.testing.assert_allclose(found['clean_drop/keep0.8/seal'], 1 / 15)
+  np.testing.assert_allclose(found['transfer/seal'], -1)
+  labelled = [{'prompt': 'a', 'response': 'b', 'bad': i < 5} for i in range(20)]
+  other = dataclasses.replace(
+    settings, labels=written(tmp_path / 'f.jsonl', labelled), label='bad'
+  )
+  given = evaluate.read(settings.scores)
+  np.testing.assert_array_equal(
+    evaluate.unsafe_of(other, given), evaluate.unsafe_of(settings, given)
+  )
+  with pytest.raises(harness.UserError, match=r"no row .* field 'unsafe'"):
+    evaluate.unsafe_of(dataclasses.replace(other, label='unsafe'), given)
+  with pytest.raises(harness.UserError, match='give --labels'):
+    evaluate.unsafe_of(settings, {'seal': given['seal']})
+  with pytest.raises(harness.SettingsError, match='between 0 and 1'):
+    evaluate.check(evaluate.Settings(keep=(0.5, 1.0)))
+
+
+def test_rows_are_thinned_to_a_share():
+  unsafe = np.arange(100) < 20
+  for share, total in ((0.05, 84), (0.2, 100), (0.5, 40)):
+    at = evaluate.thinned(unsafe, share)
+    assert len(set(at.tolist())) == len(at) == total
+    np.testing.assert_allclose(unsafe[at].mean(), share, atol=0.01)
