@@ -38,7 +38,8 @@ class Settings:
       SmolLM2-135M-Instruct, and in the preset smoke for a small random one.
     sft_data: a file of demonstrations.
     pref_data: a file of comparisons.
-    output: a folder for the trained model; '' for `model` in the workdir.
+    output: a folder for the trained model, and for its adapters alone, in
+      `adapters`; '' for `model` in the workdir.
     method: how the two objectives are trained.
     demonstrations: the loss of demonstrations.
     comparisons: the loss of comparisons.
@@ -104,6 +105,7 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
+    method='maxright',
     steps=20,
     chunk=10,
     learning_rate=1e-2,
@@ -279,6 +281,14 @@ def main(options: harness.Options) -> None:
     words = problem.words if problem.model.vocabulary is not None else None
     if words is not None:
       weights.export(folder, problem.model.config, merged, words)
+      if settings.rank:
+        weights.export_adapters(
+          folder / 'adapters',
+          problem.model.config,
+          first,
+          alpha=settings.alpha,
+          base=settings.model,
+        )
       done.write_text(str(folder.resolve()))
       print(f'Model: {folder}')
 
