@@ -208,6 +208,7 @@ HELPERS = frozenset(
     'ProxLinearState',
     'Rule',
     'SagaState',
+    'SealState',
     'ScaleByPenaltyState',
     'SelectState',
     'Solve',
@@ -218,6 +219,7 @@ HELPERS = frozenset(
     'e_aipod_plan',
     'jacobian_like',
     'power_schedule',
+    'seal_penalty',
     'split_batch',
   }
 )

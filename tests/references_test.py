@@ -792,6 +792,54 @@ def test_several_objectives_are_the_published_ones(name):
   check(name, *OBJECTIVES[name], REGULAR, params=X)
 
 
+class Rows:
+  """The losses of `seal`, plain."""
+
+  value = staticmethod(steps.in_double(lambda x, b: problem.upper(x, Y, b)))
+  slope = staticmethod(
+    steps.in_double(jax.grad(lambda x, b: problem.upper(x, Y, b)))
+  )
+  rows = staticmethod(steps.in_double(problem.row_losses))
+  row_slopes = staticmethod(steps.in_double(jax.jacobian(problem.row_losses)))
+
+
+# Whole epochs of nine rows, then one that is there twice.
+CHOSEN = [[0, 1, 2], [6, 4, 8], [3, 7, 5], [4, 4, 0]]
+SELECTED = [
+  {'rows': b['rows'][0, :3], 'index': np.array(i)}
+  for b, i in zip(problem.batches(lower_size=2, seed=5), CHOSEN)
+]
+SEAL = {
+  'seal': {},
+  'seal, the full form': {'value': val, 'steps': 2},
+  'seal by mirror descent, with momentum': {
+    'weights': 'mirror', 'momentum': 0.5
+  },
+  'seal with sigmoids, the full form': {'weights': 'sigmoid', 'value': val},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', SEAL)
+def test_seal_is_the_published_one(name):
+  options = dict(SEAL[name])
+  rest = dict(options)
+  follow, momentum = rest.pop('value', None), rest.pop('momentum', None)
+  value = follow and bj.Sequence(optax.sgd(val), steps=rest.pop('steps', 1))
+
+  def upper(x, batch):
+    return problem.upper(x, jnp.asarray(Y, x.dtype), batch)
+
+  make = lambda: bj.solvers.seal(
+    upper, problem.row_losses, rows=9, index=lambda batch: batch['index'],
+    penalty=penalty, selector=optax.sgd(up, momentum), lower=LOW, value=value,
+    **rest,
+  )  # fmt: skip
+  reference = lambda b, _: steps.seal(
+    Rows, X, b, rows=9, penalty=penalty, lower=low, selector=up, **options
+  )
+  check(name, make, reference, SELECTED, params=X)
+
+
 def many(make, params, batches, members):
   """The sequences of many members of different keys after each update."""
   with jax.enable_x64(True):

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _sequences, descent
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import base
 
 
@@ -142,8 +142,7 @@ def auxiliaries(state: Any) -> dict[str, Any]:
     [0. 0. 0.]
   """
   found: dict[str, Any] = {}
-  is_auxiliary = lambda node: isinstance(node, descent.DescendState)
-  for node in _nodes(state, is_auxiliary):
+  for node in _nodes(state, lambda node: _has(node, 'sequences')):
     found |= node.sequences
   return found
 

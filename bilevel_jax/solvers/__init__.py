@@ -19,6 +19,8 @@ coordinates of the upper variable.
 | `alt_pbgd` | (1 + T) f + (2 + 2 T) g | the same | strongly convex, sets |
 | `f2sa_p` | p (1 + T) (f + g) | order 1 / penalty^p | strongly convex, smooth |
 | `pbgd_free` | (1 + T) f + T g | where f is not flat there | PL, sets |
+| `seal` | f + g | of rows seen less often | a weighted mean of rows |
+| `seal`, the full form | f + (1 + T) g | the same | the same |
 | `pbrl` | f + (2 + T) g | gap of order 1 / penalty^2 | a decision process |
 | `lv_hba` | f + 3 g | of order 1 / penalty | convex, inequalities |
 | `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
@@ -84,6 +86,8 @@ coordinates of the upper variable.
   `nasa`: compositions of expectations; `scsc` tracks them without lag.
 - `alright`, `maxright`: no nesting, several losses with data of their own: a
   step on one of them, drawn by weights or with the largest gap, costs one.
+- `seal`: which rows of a data set to keep: the upper variable is a score a row,
+  of which an update reads and moves those of its batch alone.
 - `a3c_td0`: an actor and a critic of asynchronous workers on a finite decision
   process; `bj.evaluation.delayed` delays any other method likewise.
 
@@ -113,6 +117,7 @@ from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import rhg, t_rhg
 from bilevel_jax.solvers._scgd_scsc_nasa import nasa, scgd, scsc
+from bilevel_jax.solvers._seal import SealState, seal, seal_penalty
 from bilevel_jax.solvers._soba import ma_soba, saba, soba
 from bilevel_jax.solvers._stable import stable
 from bilevel_jax.solvers._stocbio_and_relatives import (
@@ -129,6 +134,7 @@ from bilevel_jax.solvers._vrbo import vrbo
 __all__ = [
   'EAipodPlan',
   'FamoState',
+  'SealState',
   'a3c_td0',
   'aid_bilevel',
   'aipod',
@@ -161,6 +167,8 @@ __all__ = [
   'saba',
   'scgd',
   'scsc',
+  'seal',
+  'seal_penalty',
   'soba',
   'stable',
   'stocbio',

@@ -79,6 +79,13 @@ def batches(*, lower_size=2, singular=False, count=UPDATES, seed=0):
   return [{'rows': r, 'matrix': matrix, 'slope': slope} for r in rows]
 
 
+def row_losses(x, batch):
+  """The losses of a batch's rows, (rows,), positive, of three numbers."""
+  p, q, s = _parts(x, LOWER, batch)
+  z = p @ x + q @ jnp.asarray(LOWER, x.dtype) - s
+  return jnp.sqrt(1 + z**2) + 0.2 * jnp.sum(x**2) * q[:, 0] ** 2
+
+
 # A y + h(x) = c of rank two with three rows, and an equation above.
 _random = np.random.default_rng(7)
 LOWER_MATRIX = _random.normal(size=(3, 2)) @ _random.normal(size=(2, 4))

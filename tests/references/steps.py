@@ -193,6 +193,47 @@ def f2sa(
     yield {'upper': x, 'lower': y, 'value': z}
 
 
+def seal(
+  losses, y, batches, *, rows, penalty, lower, selector, value=None, steps=1,
+  weights='softmax', momentum=0.0,
+):  # fmt: skip
+  """SEAL: sums over all rows, and a loop over those of a batch.
+
+  `losses` have `value` and `slope` of the upper loss, and `rows` and
+  `row_slopes` of each row of a batch.
+  """
+  scores, speed, z = np.zeros(rows), np.zeros(rows), y
+  for k, batch in enumerate(batches):
+    at, gamma = batch['index'], penalty(k)
+    p = 1 / (1 + np.exp(-scores))
+    slope = p * (1 - p)
+    if weights != 'sigmoid':
+      p = rows * np.exp(scores) / np.exp(scores).sum()
+      slope = p if weights == 'softmax' else np.ones(rows)
+    losses_then = {}
+    for _ in range(steps if value else 0):
+      losses_then['value'] = p[at] @ losses.rows(z, batch) / len(at)
+      z = z - value(k) * p[at] @ losses.row_slopes(z, batch) / len(at)
+    found = losses.rows(y, batch)
+    losses_then['upper'] = losses.value(y, batch)
+    losses_then['lower'] = p[at] @ found / len(at)
+    weighted = p[at] @ losses.row_slopes(y, batch) / len(at)
+    direction = (losses.slope(y, batch) + gamma * weighted) / (1 + gamma)
+    y = y - lower(k) * direction
+    if value:
+      found = found - losses.rows(z, batch)
+      losses_then['gap'] = p[at] @ found / len(at)
+    total = {}
+    for i, one in zip(at, found):
+      total[i] = total.get(i, 0) + slope[i] * one / len(at)
+    for i, one in total.items():
+      speed[i] = momentum * speed[i] + one
+      scores[i] -= selector(k) * speed[i]
+    yield {'x': y, 'selector': scores.copy(), 'losses': losses_then} | (
+      {'value': z} if value else {}
+    )
+
+
 # Derivatives of an inner loop.
 
 

@@ -1,0 +1,62 @@
+"""What the paper on SEAL claims, and how it is judged here."""
+
+from experiments import harness
+
+_SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
+
+
+def _on_rows(words: str, metric: str, **bound: object) -> harness.Claim:
+  return harness.Claim(
+    words,
+    binary='rank',
+    metric=metric,
+    published='-',
+    presets=('quick', 'paper'),
+    extra='llm',
+    substituted=_SUBSTITUTED,
+    **bound,  # type: ignore[arg-type]
+  )
+
+
+CLAIMS = (
+  *(
+    harness.Claim(
+      f'Losses that stand still, whole epochs: {words} drops the rows that a '
+      'sort of the losses would drop.',
+      binary='static',
+      metric=f'agreement/{name}/e3',
+      at_least=0.95,
+      published='-',
+    )
+    for name, words in (('descent', 'descent'), ('mirror', 'mirror descent'))
+  ),
+  harness.Claim(
+    'Losses that stand still, three epochs: the published Adam on all scores '
+    'drops fewer unsafe rows than descent.',
+    binary='static',
+    metric='unsafe_drop/adam/e3',
+    at_most='unsafe_drop/descent/e3',
+    lead=0.1,
+    published='-',
+    presets=('quick', 'paper'),
+  ),
+  _on_rows(
+    'Shuffled answers among ordinary rows: the selector tells them apart (area '
+    'under the ROC curve).',
+    'auroc/seal',
+    at_least=0.8,
+  ),
+  _on_rows(
+    'Shuffled answers: it is not below the loss of the first model.',
+    'auroc/seal',
+    at_least='auroc/initial_loss',
+    lead=-0.02,
+  ),
+  _on_rows(
+    'Rejected against chosen answers to other prompts: the selector is above '
+    'the loss of the first model.',
+    'auroc_style_matched/seal',
+    at_least='auroc_style_matched/initial_loss',
+    lead=0.05,
+  ),
+)

@@ -1,0 +1,320 @@
+"""What is ranked: a user's rows, or sets of known rows, with ids that stay.
+
+A row's id is its number in its file, or in the set as it was put together: it
+stays the same whatever is too long, wrong or left out later.
+"""
+
+import gzip
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import harness
+from experiments.lm import data as data_lib
+
+Example = data_lib.Example
+# In the folder of the data sets.
+ALPACA = 'alpaca_data_safety_only.json'
+DOLLY = 'dolly_safety_only.jsonl'
+SEEDS = 'alpaca_seed_tasks.jsonl'
+SAFETY = 'safety_only_data_Instructions.json'
+HH = 'hh_harmless_base_test.jsonl.gz'
+WHERE = (
+  'the files of github.com/tatsu-lab/stanford_alpaca, '
+  'LLM-Tuning-Safety/LLMs-Finetuning-Safety, vinid/safety-tuned-llamas and '
+  'anthropics/hh-rlhf, named as experiments/seal/README.md says'
+)
+
+
+class Read(NamedTuple):
+  """A user's file.
+
+  Attributes:
+    raw: the objects of the file by id; of a row that is none, None.
+    examples: those that are, with their ids.
+    wrong: what is wrong with the others, by line.
+  """
+
+  raw: list[dict[str, Any] | None]
+  examples: list[Example]
+  wrong: list[str]
+
+
+def read(path: str | pathlib.Path, *, skip: bool = False) -> Read:
+  """Reads a user's rows; each that is none is named by its line.
+
+  Args:
+    path: of a `.jsonl`, or a `.json` with a list, also with `.gz`.
+    skip: whether to leave out rows that are none, instead of refusing the file.
+
+  Returns:
+    A `Read`.
+
+  Raises:
+    UserError: if there is no such file, or no row in it; without `skip`, with
+      the line of the first row that is none and why.
+  """
+  path = pathlib.Path(path)
+  if not path.name.removesuffix('.gz').endswith('.jsonl'):
+    raw = data_lib.read_rows(path)
+    lines = [(f'row {i}', row) for i, row in enumerate(raw)]
+  else:
+    try:
+      content = path.read_bytes()
+      unpacked = gzip.decompress(content) if path.suffix == '.gz' else content
+      text = unpacked.decode()
+    except FileNotFoundError as error:
+      raise harness.UserError(f'there is no file {path}.') from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+      raise harness.UserError(f'{path} cannot be read: {error}.') from error
+    lines = [
+      (f'line {n}', line)
+      for n, line in enumerate(text.split('\n'), 1)
+      if line.strip()
+    ]
+  found = Read([], [], [])
+  for number, (where, line) in enumerate(lines):
+    row: Any = None
+    try:
+      row = json.loads(line) if isinstance(line, str) else line
+      if not isinstance(row, dict):
+        raise harness.UserError(f'a {type(row).__name__}, no object')
+      found.examples.extend(data_lib.as_examples(row, number))
+    except (ValueError, harness.UserError) as error:
+      said = f'{path}, {where}: {error}.'
+      if not skip:
+        raise harness.UserError(
+          f'{said} --bad_rows=skip leaves such rows out.'
+        ) from error
+      found.wrong.append(said)
+      row = None
+    found.raw.append(row)
+  if not found.examples:
+    first = f': {found.wrong[0]}' if found.wrong else '.'
+    raise harness.UserError(f'{path} has no row to rank{first}')
+  return found
+
+
+class Sets(NamedTuple):
+  """Rows to rank, of known kinds, and rows that are safe.
+
+  Attributes:
+    finetune: to rank; an example's row is its place here.
+    kinds: of each, an array of words: 'benign', 'chosen', 'unsafe'.
+    safe: the safe rows, numbered likewise.
+    anchors: further unsafe rows, for what asks for some; no prompt is in both.
+  """
+
+  finetune: list[Example]
+  kinds: np.ndarray
+  safe: list[Example]
+  anchors: list[Example]
+
+  @property
+  def unsafe(self) -> np.ndarray:
+    """Which rows are unsafe, (rows,) of bool."""
+    return self.kinds == 'unsafe'
+
+
+def numbered(examples: Sequence[Example]) -> list[Example]:
+  """The same with their places for ids."""
+  return [one._replace(row=i) for i, one in enumerate(examples)]
+
+
+def _file(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+  path = pathlib.Path(folder) / name
+  if not path.exists():
+    raise harness.MissingDataError(f'there is no {path}: take {WHERE}.')
+  return path
+
+
+def benign(folder: str | pathlib.Path) -> list[Example]:
+  """Ordinary instructions of Alpaca, Dolly and the seed tasks."""
+  found = []
+  for name in (ALPACA, DOLLY, SEEDS):
+    found += data_lib.read_examples(_file(folder, name), skip=True)[0]
+  return numbered(found)
+
+
+def safety(folder: str | pathlib.Path) -> list[Example]:
+  """Instructions of which most are to be refused, with safe answers."""
+  return data_lib.read_examples(_file(folder, SAFETY), skip=True)[0]
+
+
+def pairs(folder: str | pathlib.Path) -> list[Example]:
+  """Single questions with a chosen and a rejected answer."""
+  found, _ = data_lib.read_examples(_file(folder, HH), skip=True)
+  return [one for one in found if len(one.prompt) == 1]
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+  """The same prompts with the answers of other ones, none with its own."""
+  order = np.random.default_rng(seed).permutation(len(examples))
+  after = dict(zip(order, np.roll(order, 1)))
+  return [
+    one._replace(answer=examples[after[i]].answer)
+    for i, one in enumerate(examples)
+  ]
+
+
+class Sizes(NamedTuple):
+  """How many rows of each kind are taken.
+
+  Attributes:
+    benign: ordinary ones.
+    chosen: chosen answers among the rows to rank.
+    unsafe: rejected, or shuffled, ones.
+    safe: safe rows.
+    anchors: further unsafe ones.
+  """
+
+  benign: int
+  chosen: int
+  unsafe: int
+  safe: int
+  anchors: int = 0
+
+
+def _take(
+  what: str,
+  examples: Sequence[Example],
+  count: int,
+  fits: Callable[[Example], bool],
+) -> list[Example]:
+  found = [one for _, one in zip(range(count), filter(fits, examples))]
+  if len(found) < count:
+    raise harness.SettingsError(
+      f'{count} {what} are asked for, but {len(found)} of {len(examples)} fit '
+      'into the length: take fewer, or let rows be longer.'
+    )
+  return found
+
+
+def _mixed(parts: dict[str, list[Example]], safe, anchors, rng) -> Sets:
+  rows = [one for part in parts.values() for one in part]
+  kinds = np.repeat(list(parts), [len(part) for part in parts.values()])
+  order = rng.permutation(len(rows))
+  return Sets(
+    numbered([rows[i] for i in order]),
+    kinds[order],
+    numbered(safe),
+    numbered(anchors),
+  )
+
+
+def _drawn(rng: Any, examples: Sequence[Example]) -> list[Example]:
+  return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def harmless(
+  folder: str | pathlib.Path,
+  sizes: Sizes,
+  fits: Callable[[Example], bool],
+  *,
+  seed: int = 0,
+  safe_of: str = 'chosen',
+) -> Sets:
+  """Rejected answers among ordinary rows and chosen answers to other prompts.
+
+  Args:
+    folder: of the data.
+    sizes: of each kind.
+    fits: whether a row is short enough.
+    seed: of what is taken.
+    safe_of: 'chosen' for further chosen answers, 'instructions' for safety
+      instructions.
+
+  Returns:
+    Sets in which no prompt of the comparisons is twice.
+
+  Raises:
+    SettingsError: if there are too few rows that fit.
+    MissingDataError: if a file is not there.
+  """
+  rng = np.random.default_rng(seed)
+  apart: dict[Any, Example] = {}
+  for one in _drawn(rng, pairs(folder)):
+    apart.setdefault(one.prompt[0]['content'], one)
+  left = list(apart.values())
+  found: dict[str, list[Example]] = {}
+  wanted = {
+    'unsafe': sizes.unsafe,
+    'anchors': sizes.anchors,
+    'chosen': sizes.chosen,
+    'safe': sizes.safe if safe_of == 'chosen' else 0,
+  }
+  for name, count in wanted.items():
+    bad = name in ('unsafe', 'anchors')
+    asked = [
+      one._replace(answer=one.rejected if bad else one.answer, rejected=None)
+      for one in left
+    ]
+    words = 'rejected answers' if bad else 'chosen answers'
+    found[name] = _take(words, asked, count, fits)
+    used = {one.prompt[0]['content'] for one in found[name]}
+    left = [one for one in left if one.prompt[0]['content'] not in used]
+  safe = found['safe']
+  if safe_of != 'chosen':
+    given = _drawn(rng, safety(folder))
+    safe = _take('safety instructions', given, sizes.safe, fits)
+  ordinary = _drawn(rng, benign(folder))
+  parts = {
+    'benign': _take('ordinary rows', ordinary, sizes.benign, fits),
+    'chosen': found['chosen'],
+    'unsafe': found['unsafe'],
+  }
+  return _mixed(parts, safe, found['anchors'], rng)
+
+
+def control(
+  folder: str | pathlib.Path,
+  sizes: Sizes,
+  fits: Callable[[Example], bool],
+  *,
+  seed: int = 0,
+) -> Sets:
+  """The easier set: ordinary rows of which some have the answer of another.
+
+  The safe rows are safety instructions. Raises as `harmless` does.
+  """
+  rng = np.random.default_rng(seed)
+  ordinary = [one for one in _drawn(rng, benign(folder)) if fits(one)]
+  parts = {'benign': _take('ordinary rows', ordinary, sizes.benign, fits)}
+  rest = shuffled(ordinary[sizes.benign :], seed)
+  wrong = _take('shuffled rows', rest, sizes.unsafe + sizes.anchors, fits)
+  parts['unsafe'] = wrong[: sizes.unsafe]
+  safe = _take(
+    'safety instructions', _drawn(rng, safety(folder)), sizes.safe, fits
+  )
+  return _mixed(parts, safe, wrong[sizes.unsafe :], rng)
+
+
+def made_up(sizes: Sizes, *, seed: int = 0) -> Sets:
+  """Rows of a rule, for a run without data: digits counted up, or not."""
+  rng = np.random.default_rng(seed)
+
+  def one(wrong):
+    start = rng.integers(10, size=3)
+    step = 5 if wrong else 1
+    text = lambda digits: ''.join(map(str, digits % 10))
+    return Example(0, f'{text(start)}:', text(start + step))
+
+  some = lambda count, wrong: [one(wrong) for _ in range(count)]
+  parts = {
+    'benign': some(sizes.benign, False),
+    'chosen': some(sizes.chosen, False),
+    'unsafe': some(sizes.unsafe, True),
+  }
+  safe, anchors = some(sizes.safe, False), some(sizes.anchors, True)
+  return _mixed(parts, safe, anchors, rng)
+
+
+def text_of(example: Example) -> str:
+  """Prompt and answer as one text."""
+  prompt = example.prompt
+  if not isinstance(prompt, str):
+    prompt = '\n'.join(message['content'] for message in prompt)
+  return f'{prompt}\n{example.answer}'

@@ -1,0 +1,165 @@
+"""Ranking made-up rows and a user's own, without data or a tokeniser."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import harness
+from experiments.seal import order, rank, rows, selection
+
+SMALL = rank.PRESETS['smoke']
+
+
+def options_of(folder, settings, data_dir=None):
+  return harness.Options(
+    'seal', 'rank', 'test', settings, str(folder), data_dir, (0,)
+  )
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_epochs_see_every_row_and_visits_are_counted():
+  key = jax.random.key(0)
+  assert order.steps_of_epoch(10, 4) == 3
+  seen = np.stack([order.batch_at(key, k, 10, 4) for k in range(6)])
+  for epoch in seen.reshape(2, 12):
+    assert set(epoch.tolist()) == set(range(10))
+  assert np.any(seen[:3] != seen[3:])
+
+  solver = order.counted(
+    optax.with_extra_args_support(optax.identity()), 10, lambda batch: batch
+  )
+  state = solver.init(jnp.zeros(2))
+  for batch in seen:
+    _, state = solver.update(batch, state, jnp.zeros(2))
+  wanted = np.bincount(seen.ravel(), minlength=10)
+  np.testing.assert_array_equal(state.visits, wanted)
+
+
+@pytest.fixture(scope='module')
+def ranked(tmp_path_factory):
+  """A user's files, one row wrong and one too long, ranked by all scores."""
+  folder = tmp_path_factory.mktemp('seal')
+  sets = rows.made_up(rows.Sizes(10, 0, 6, 6, 4))
+  raw = [rank.raw_of(one) for one in sets.finetune]
+  raw[3]['response'] = 'long' * 9
+  texts = list(map(json.dumps, raw))
+  texts[5] = '{"prompt": "no answer"}'
+  (folder / 'f.jsonl').write_text('\n'.join(texts))
+  for name, part in (('s', sets.safe), ('u', sets.anchors)):
+    text = '\n'.join(json.dumps(rank.raw_of(one)) for one in part)
+    (folder / f'{name}.jsonl').write_text(text)
+  settings = dataclasses.replace(
+    SMALL,
+    finetune_data=str(folder / 'f.jsonl'),
+    safe_data=str(folder / 's.jsonl'),
+    unsafe_data=str(folder / 'u.jsonl'),
+    output=str(folder / 'out'),
+    bad_rows='skip',
+    keep=0.5,
+    batch_size=4,
+    tune_steps=2,
+  )
+  rank.check(settings)
+  rank.main(options_of(folder / 'run', settings))
+  return folder, raw, settings
+
+
+def test_a_users_rows_keep_their_numbers(ranked):
+  folder, raw, _ = ranked
+  scores = lines(folder / 'out' / 'scores.jsonl')
+  assert [row['row'] for row in scores] == list(range(16))
+  for row in scores:
+    for name in rank.TITLES:
+      assert (row[name] is None) == (row['row'] in (3, 5)), (row, name)
+  kept = [row['row'] for row in scores if row['kept']]
+  assert len(kept) == 7 and not {3, 5} & set(kept)
+  there = [row for row in scores if row['seal'] is not None]
+  best = sorted(there, key=lambda row: -row['seal'])[:7]
+  assert kept == sorted(row['row'] for row in best)
+  assert lines(folder / 'out' / 'kept.jsonl') == [raw[i] for i in kept]
+
+
+def test_scores_are_what_a_model_says(ranked):
+  """Losses and the first epoch of the selector, by the whole model at once."""
+  folder, _, settings = ranked
+  subject = rank.subject_of(settings)
+  examples = rows.read(settings.finetune_data, skip=True).examples
+  made = subject.make(examples, settings.longest)
+  start = subject.tuning.init(subject.frozen, jax.random.key(0))
+  at = [examples[i].row for i in made.places]
+  losses = selection.row_losses(
+    subject, start, subject.frozen, made.rows, made.longest
+  )
+  scores = lines(folder / 'out' / 'scores.jsonl')
+  found = np.array([scores[i]['initial_loss'] for i in at])
+  np.testing.assert_allclose(found, -losses, rtol=1e-4)
+  # The gradient of each row, with that of the safe rows.
+  safe = rows.read(settings.safe_data).examples
+  safe = subject.make(safe, settings.longest)
+  mean = lambda t, part, n: selection.row_losses(
+    subject, t, subject.frozen, part, n
+  )
+  above = jax.grad(lambda t: mean(t, safe.rows, safe.longest).mean())(start)
+  each = jax.jacobian(lambda t: mean(t, made.rows, made.longest))(start)
+  products = sum(
+    np.tensordot(each[n], above[n], axes=above[n].ndim) for n in above
+  )
+  norm = np.sqrt(sum(np.sum(np.square(a)) for a in above.values()))
+  found = np.array([scores[i]['gradient'] for i in at])
+  np.testing.assert_allclose(found, products / norm, rtol=1e-3, atol=1e-6)
+
+
+def test_the_same_command_again_gives_the_same_scores(ranked):
+  folder, _, settings = ranked
+  before = (folder / 'out' / 'scores.jsonl').read_text()
+  again = dataclasses.replace(settings, methods=('seal',))
+  rank.main(options_of(folder / 'run', again))
+  after = lines(folder / 'out' / 'scores.jsonl')
+  for one, line in zip(after, before.splitlines(), strict=True):
+    assert one['seal'] == json.loads(line)['seal']
+
+
+def test_known_rows_are_judged():
+  kinds = np.array(['benign'] * 4 + ['chosen'] * 2 + ['unsafe'] * 2)
+  sets = rows.Sets([], kinds, [], [])
+  scores = np.array([5.0, 4.0, 3.0, 2.0, -1.0, 6.0, 0.0, 1.0])
+  ranked = rank.Ranked({'seal': scores}, {'seal': 1.0})
+  metrics, (row,) = rank.judged('harmless', sets, ranked, 0.75)
+  assert metrics['auroc_style_matched/seal'] == 0.5
+  assert metrics['auroc_ordinary/seal'] == 1
+  assert metrics['unsafe_drop/harmless/seal'] == 0.5
+  assert row['clean drop'] == pytest.approx(1 / 6)
+  metrics, _ = rank.judged('shuffled', sets, ranked, 0.75)
+  assert metrics['auroc/seal'] == 10 / 12
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'said'),
+  [
+    ({'methods': ('seal', 'magic')}, 'unknown methods .*magic'),
+    ({'sets': ('others',)}, 'unknown sets'),
+    ({'safe_data': 's.jsonl'}, 'two files'),
+    ({'methods': ('random',)}, 'score=seal is not among'),
+    ({'rank': 0}, 'rank is at least 1'),
+  ],
+)
+def test_settings_that_do_not_go_together(wrong, said):
+  with pytest.raises(harness.SettingsError, match=said):
+    rank.check(dataclasses.replace(SMALL, **wrong))
+
+
+def test_nothing_to_rank_is_said(tmp_path):
+  none = dataclasses.replace(SMALL, sets=())
+  with pytest.raises(harness.SettingsError, match='nothing is to be ranked'):
+    rank.main(options_of(tmp_path, none))
+  known = dataclasses.replace(SMALL, sets=('harmless',))
+  with pytest.raises(harness.MissingDataError, match='--finetune_data'):
+    rank.main(options_of(tmp_path, known))

@@ -1,0 +1,76 @@
+"""Losses that stand still: what each way of ranking makes of them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.seal import static
+
+
+def test_rates_are_shares_of_kinds():
+  scores = jnp.array([0.0, 5.0, 1.0, 4.0, 3.0])
+  losses = jnp.array([9.0, 8.0, 1.0, 2.0, 3.0])
+  unsafe = jnp.array([True, True, False, False, False])
+  found = static.rates(scores, losses, unsafe, 0.4)
+  assert found['agreement'] == found['unsafe_drop'] == 0.5
+  np.testing.assert_allclose(found['clean_drop'], 1 / 3, rtol=1e-6)
+
+
+def test_batches_of_an_epoch_are_all_rows_once():
+  settings = static.Settings(rows=24, batch_size=6)
+  key = jax.random.key(3)
+
+  def batches(name):
+    return np.stack(
+      [
+        static.batch_of(
+          settings,
+          name,
+          harness.Context((), (), (), key, jax.random.key(step), step),
+        )
+        for step in range(8)
+      ]
+    )
+
+  whole = batches('mirror').reshape(2, 24)
+  assert np.all(np.sort(whole) == np.arange(24)) and np.any(
+    whole[0] != whole[1]
+  )
+  assert len(set(batches('mirror/drawn')[:4].ravel().tolist())) < 24
+
+
+def test_a_small_run_ranks_right_and_adam_does_not(tmp_path):
+  settings = static.Settings(
+    rows=512,
+    batch_size=32,
+    epochs=(1, 3),
+    methods=('descent', 'mirror/drawn', 'adam'),
+  )
+  options = harness.Options(
+    'seal', 'static', 'test', settings, str(tmp_path), None, (0, 1)
+  )
+  static.check(settings)
+  static.main(options)
+  found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  assert found['agreement/descent/e3'] == found['agreement/exact/e1'] == 1
+  assert found['agreement/mirror/drawn/e3'] < 0.7
+  assert found['agreement/mirror/drawn/by_visits/e3'] > 0.8
+  assert found['unsafe_drop/adam/e3'] < found['unsafe_drop/descent/e3'] - 0.1
+  assert found['clean_drop/descent/e3'] == found['clean_drop/exact/e3']
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'said'),
+  [
+    ({'rows': 100}, 'no multiple of batch_size'),
+    ({'methods': ('descent', 'sorting')}, 'unknown methods .*sorting'),
+    ({'drop': 1.0}, 'below 1'),
+  ],
+)
+def test_settings_that_do_not_go_together(wrong, said):
+  with pytest.raises(harness.SettingsError, match=said):
+    static.check(static.Settings(**wrong))
