@@ -154,7 +154,9 @@ def match(
   return ids
 
 
-def auc(found: Detected, rng: np.random.Generator, pairs: int = 20_000) -> float:
+def auc(
+  found: Detected, rng: np.random.Generator, pairs: int = 20_000
+) -> float:
   """How well looks tell people apart: same pairs above others, by cosine.
 
   Args:
@@ -169,7 +171,9 @@ def auc(found: Detected, rng: np.random.Generator, pairs: int = 20_000) -> float
   order = true[np.argsort(found.ids[true], kind='stable')]
   ids = found.ids[order]
   one = rng.integers(0, len(order), pairs)
-  low, high = (np.searchsorted(ids, ids[one], side=s) for s in ('left', 'right'))
+  low, high = (
+    np.searchsorted(ids, ids[one], side=s) for s in ('left', 'right')
+  )
   twin = rng.integers(low, high)
   other = rng.integers(0, len(order), pairs)
   cosine = lambda a, b: np.sum(

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 FEATURES = 15
-_FAR = 1e9
 
 
 class Noise(NamedTuple):
@@ -38,6 +37,9 @@ class Noise(NamedTuple):
   size: float = 0.0055
   speed: float = 0.077
   growth: float = 0.005
+
+
+NOISE = Noise()
 
 
 class Motion(NamedTuple):
@@ -179,9 +181,7 @@ def innovations(motion: Motion, places: Any, noise: Noise) -> tuple[Any, Any]:
   xp = namespace(places)
   middle = motion.mean[..., 0]
   scale = _scale(middle)
-  deviation = xp.sqrt(
-    motion.variance[..., 0] + (noise.measured * scale) ** 2
-  )
+  deviation = xp.sqrt(motion.variance[..., 0] + (noise.measured * scale) ** 2)
   off = (places - middle[..., None, :]) / deviation[..., None, :]
   return off, deviation / scale
 
@@ -251,7 +251,9 @@ def choose(one: Motion, two: Motion, which: Any) -> Motion:
   xp = namespace(one.mean)
 
   def pick(a, b):
-    return xp.where(which.reshape(which.shape + (1,) * (a.ndim - which.ndim)), a, b)
+    return xp.where(
+      which.reshape(which.shape + (1,) * (a.ndim - which.ndim)), a, b
+    )
 
   return Motion(*(pick(a, b) for a, b in zip(one, two)))
 
@@ -283,9 +285,7 @@ def log_likelihood(
   return total
 
 
-def fit(
-  places: np.ndarray, gaps: np.ndarray, start: Noise = Noise()
-) -> Noise:
+def fit(places: np.ndarray, gaps: np.ndarray, start: Noise = NOISE) -> Noise:
   """Noise by maximum likelihood: a coordinate at a time, in shrinking steps.
 
   Args:

@@ -59,7 +59,10 @@ def make_up(
   ids = np.arange(1, people + 1)
   share = rng.uniform(0.9, 1.1, people)
   rows = []
-  grid = (np.stack(np.meshgrid(np.arange(6), np.arange(12)), -1) + 0.5) / (6, 12)
+  grid = (np.stack(np.meshgrid(np.arange(6), np.arange(12)), -1) + 0.5) / (
+    6,
+    12,
+  )
   for frame in range(1, length + 1):
     speed += rng.normal(size=speed.shape) * (0.15, 0.04)
     at += speed

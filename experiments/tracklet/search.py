@@ -215,9 +215,7 @@ def advance(
   null = choices == count
   at = jnp.minimum(choices, count - 1)
   chosen = given.index[parents, at]
-  updated = motion.update(
-    moved, step.places[chosen], step.looks[chosen], noise
-  )
+  updated = motion.update(moved, step.places[chosen], step.looks[chosen], noise)
   state, cell = network.remember(
     weights, before.state, before.cell, given.found[parents, at]
   )

@@ -43,6 +43,9 @@ class Rules(NamedTuple):
   sure: float = 0.0
 
 
+RULES = Rules()
+
+
 class Frame(NamedTuple):
   """The detections of a frame; see `detections.Frames`."""
 
@@ -73,6 +76,9 @@ def learned(weights: network.Weights, noise: motion.Noise) -> Model:
   """The network's scores, in numpy."""
   weights = {name: np.asarray(x) for name, x in weights.items()}
 
+  def begin(begun, sure, looks):
+    return network.first(weights, begun, sure, looks, noise)
+
   def affinity(moved, memory, places, sure, looks):
     seen = motion.features(
       moved, places[:, None], sure[:, None], looks[:, None], noise
@@ -83,7 +89,7 @@ def learned(weights: network.Weights, noise: motion.Noise) -> Model:
   return Model(
     noise,
     affinity,
-    lambda begun, sure, looks: network.first(weights, begun, sure, looks, noise),
+    begin,
     lambda memory, found: network.remember(weights, *memory, found),
   )
 
@@ -163,7 +169,7 @@ def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
 
 
 def assign(affinity: np.ndarray) -> np.ndarray:
-  """Detections of tracklets, -1 for none: the largest sum of what is above 0."""
+  """Detections of tracklets, -1 for none: the largest sum above 0."""
   chosen = np.full(len(affinity), -1)
   one, two = scipy.optimize.linear_sum_assignment(-np.maximum(affinity, 0))
   fine = affinity[one, two] > 0
@@ -264,13 +270,14 @@ def result(
   return found.boxes.where(at)._replace(ids=ids)
 
 
-def _told(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+def told_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+  """Identities and detections of a frame, of the tracklets that are told."""
   shown = (tracks.ids > 0) & (tracks.place >= 0)
   return tracks.ids[shown], tracks.place[shown]
 
 
 def online(
-  model: Model, found: detections.Detected, rules: Rules = Rules()
+  model: Model, found: detections.Detected, rules: Rules = RULES
 ) -> mot_files.Boxes:
   """Tracks a sequence frame by frame.
 
@@ -291,5 +298,5 @@ def online(
     chosen = assign(pairs.affinity)
     chosen = second_pass(pairs, chosen, frame, rules)
     tracks = advance(model, tracks, pairs, chosen, frame, rules)
-    told.append(_told(tracks))
+    told.append(told_of(tracks))
   return result(found, told)
