@@ -93,10 +93,10 @@ def classical(noise: motion.Noise) -> dict[str, tuple[Any, dict]]:
 
   death = (30, 90)
   return {
-    'overlap': (overlap, {'least': (0.05, 0.1, 0.2, 0.3), 'death': death}),
+    'overlap': (overlap, {'least': (0.1, 0.2, 0.3), 'death': death}),
     'likelihood': (
       likelihood,
-      {'worth': (14.0, 18.0), 'fading': (0.0, 1.0, 2.0), 'death': death},
+      {'worth': (14.0, 18.0), 'fading': (1.0, 2.0), 'death': death},
     ),
   }
 

@@ -1,5 +1,6 @@
 """Trains score networks: teacher forcing first, then that or search."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -135,6 +136,17 @@ def train(
   )
 
 
+@functools.lru_cache(maxsize=4)
+def _purity(noise, beam):
+  """The mean purity of windows, compiled once for networks of one size."""
+
+  def found(weights, held):
+    one = lambda window: search.search(weights, window, noise, beam).purity
+    return jax.vmap(one)(held).mean()
+
+  return jax.jit(found)
+
+
 def purities(
   weights: Any,
   task: Task,
@@ -157,17 +169,11 @@ def purities(
   Returns:
     Means over the windows, (seeds,).
   """
-  beam = search.Beam(hypotheses, reset=False)
   held = windows.batch(
     jax.random.key(key), jax.tree.map(jnp.asarray, data), count, **task.drawn
   )
 
-  @jax.jit
-  def found(weights, held):
-    return jax.vmap(
-      lambda window: search.search(weights, window, task.noise, beam).purity
-    )(held).mean()
-
+  found = _purity(task.noise, search.Beam(hypotheses, reset=False))
   alone = lambda i: jax.tree.map(lambda x: x[i], weights)
   seeds = len(jax.tree.leaves(weights)[0])
   return np.array([float(found(alone(i), held)) for i in range(seeds)])

@@ -20,6 +20,7 @@ What is wrong, and what happens:
 """
 
 import configparser
+import itertools
 import pathlib
 from collections.abc import Sequence as Several
 from typing import NamedTuple
@@ -74,7 +75,7 @@ class Boxes(NamedTuple):
   def by_frame(self, length: int) -> list[np.ndarray]:
     """Places of the boxes of frames 1 to `length`."""
     edges = np.searchsorted(self.frames, np.arange(1, length + 2))
-    return [np.arange(a, b) for a, b in zip(edges[:-1], edges[1:])]
+    return [np.arange(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class Info(NamedTuple):

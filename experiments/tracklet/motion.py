@@ -4,7 +4,7 @@ Each of centre x, y, log width and log height has a position and a velocity,
 moved by white acceleration, and is measured with normal noise. Over a gap of d
 frames
 
-    P <- F P F^T + a^2 [[d^3 / 3, d^2 / 2], [d^2 / 2, d]],  F = [[1, d], [0, 1]],
+    P <- F P F^T + a^2 [[d^3/3, d^2/2], [d^2/2, d]],  F = [[1, d], [0, 1]],
 
 and a measurement z of variance R updates by the gain P_11, P_12 over
 P_11 + R. Deviations of x and y are in units of the width and of the height.

@@ -20,6 +20,7 @@ trajectories of MOT17, found in `DATA/mot` or `DATA/MOT17/train`; without
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Annotated, Any, Literal
@@ -41,6 +42,7 @@ from experiments.tracklet import (
 
 # What the published numbers are of.
 PUBLISHED = 'MOT17 test, public detections'
+LEAST = (0.0, 0.5, 1.0)  # Affinities that are tried.
 _TRAINING, _TUNING, _HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 
@@ -91,10 +93,10 @@ class Settings:
   candidates: int = 8
   jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
   longest: int = 90
-  batch: int = 48
+  batch: int = 32
   warm: int = 2_500
-  search: int = 500
-  forced: int = 2_000
+  search: int = 400
+  forced: int = 1_500
   rate: float = 2e-3
   own: Annotated[float, harness.Allowed(0)] = 1.0
   pairs: Annotated[float, harness.Allowed(0)] = 0.05
@@ -192,6 +194,11 @@ def seed_of(params: Any, i: int) -> dict[str, np.ndarray]:
   return {name: np.asarray(x[i]) for name, x in params.items()}
 
 
+def _tracker(track, model, least):
+  rules = tracker.Rules(least=least)
+  return lambda found: track(model, found, rules)
+
+
 def judged(
   trained: dict[str, harness.Trained],
   noise: Any,
@@ -209,21 +216,18 @@ def judged(
     every = [
       tracker.learned(seed_of(run.params, i), noise) for i in range(seeds)
     ]
-
-    def make(least, model=every[0]):
-      rules = tracker.Rules(least=least)
-      return lambda found: tracker.online(model, found, rules)
-
-    chosen[name] = judging.tune(make, {'least': (0.0, 0.5, 1.0)}, tuning)
-    rules = tracker.Rules(least=chosen[name]['least'])
-    found = [judging.judge(make(**chosen[name], model=m), held) for m in every]
-    later = [
-      judging.judge(lambda given, m=m: near_online.track(m, given, rules), held)
-      for m in every
-    ]
-    for title, rows in ((name, found), (f'{name}_near_online', later)):
+    make = functools.partial(_tracker, tracker.online, every[0])
+    chosen[name] = judging.tune(make, {'least': LEAST}, tuning)
+    for title, track in (
+      (name, tracker.online),
+      (f'{name}_near_online', near_online.track),
+    ):
+      found = [
+        judging.judge(_tracker(track, model, **chosen[name]), held)
+        for model in every
+      ]
       scores[title] = {
-        k: np.stack([row[k] for row in rows]) for k in judging.MEASURES
+        k: np.stack([row[k] for row in found]) for k in judging.MEASURES
       }
   perfect = judging.judge(judging.true_identities, held)
   scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
