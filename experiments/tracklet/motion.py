@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FEATURES = 15
+_LONG = 12  # Detections, of which more make no difference.
 
 
 class Noise(NamedTuple):
@@ -227,7 +228,9 @@ def features(
   wide = lambda x: xp.broadcast_to(
     x[..., None, :], (*places.shape[:-1], x.shape[-1])
   )
-  gap, seen = (xp.log(1 + x)[..., None] for x in (motion.gap, motion.seen))
+  # A tracklet may be longer than any window.
+  known = xp.minimum(motion.seen, _LONG)
+  gap, seen = (xp.log(1 + x)[..., None] for x in (motion.gap, known))
   near = overlap(motion.mean[..., 0][..., None, :], places)
   columns = [
     xp.arcsinh(off),

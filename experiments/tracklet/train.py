@@ -94,7 +94,7 @@ class Settings:
   jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
   longest: int = 90
   batch: int = 32
-  warm: int = 2_500
+  warm: int = 2_000
   search: int = 400
   forced: int = 1_500
   rate: float = 2e-3
