@@ -1,14 +1,18 @@
 """HOTA, CLEAR and identity measures of results, by the package trackeval.
 
-    python -m experiments.tracklet.track evaluate TRUTH RESULT
+    python -m experiments.tracklet.evaluation gt/gt.txt result.txt
 
-As MOTChallenge judges: a result that covers a box of a distractor (people on
-vehicles, statues, reflections) by half or more is taken out before, and so are
-boxes of the truth that are marked by 0 or of another class than pedestrians.
-2D MOT 2015 has no classes.
+Several pairs of files are judged alone and together. As MOTChallenge judges: a
+result that covers a box of a distractor (people on vehicles, statues,
+reflections) by half or more is taken out before, and so are boxes of the truth
+that are marked by 0 or of another class than pedestrians. 2D MOT 2015 has no
+classes.
 """
 
-from collections.abc import Mapping
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,3 +183,60 @@ def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:
     misses=float(clear['CLR_FN']),
     truth=float(clear['CLR_TP'] + clear['CLR_FN']),
   )
+
+
+def judge_files(
+  paths: Sequence[str], *, classes: bool | None = None
+) -> tuple[Scores, dict[str, Scores]]:
+  """Judges files of results by files of the truth.
+
+  Args:
+    paths: truth, result, and so on.
+    classes: whether truths have classes; None if there is one above 1.
+
+  Returns:
+    What `evaluate` does; a sequence has the name of its result.
+
+  Raises:
+    UserError: in one line, of files that are missing or damaged, of an odd
+      number of them, or of a missing package.
+  """
+  if len(paths) % 2 or not paths:
+    raise harness.SettingsError(
+      f'files come in pairs, a truth and its result, got {len(paths)}.'
+    )
+  found: dict[str, Any] = {}
+  for true, given in zip(paths[::2], paths[1::2]):
+    truth, result = (
+      mot_files.read_boxes(path, identities=True) for path in (true, given)
+    )
+    info = mot_files.read_info(
+      pathlib.Path(true).absolute().parent.parent, truth, result
+    )
+    of = bool(np.any(truth.classes > 1)) if classes is None else classes
+    found[str(given)] = prepared(truth, result, info.length, classes=of)
+  return evaluate(found)
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Judges the files of a command line; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.tracklet.evaluation', description=__doc__
+  )
+  parser.add_argument('files', nargs='+', help='truth, result, ...')
+  flags = parser.parse_args(arguments)
+  try:
+    pooled, alone = judge_files(flags.files)
+  except harness.UserError as error:
+    print(f'evaluation: {" ".join(str(error).split())}', file=sys.stderr)
+    return 1
+  rows = [
+    {'sequence': name, **scores._asdict()}
+    for name, scores in (*alone.items(), ('together', pooled))
+  ]
+  print(harness.format_table(rows), end='')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
