@@ -261,6 +261,7 @@ def search(
   Returns:
     `Found`.
   """
+  window = jax.tree.map(jnp.asarray, window)
   many = beam.hypotheses
   last = jnp.array([many])
 

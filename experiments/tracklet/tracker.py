@@ -225,7 +225,7 @@ def advance(
   ids, free = tracks.ids.copy(), tracks.next
   new = np.flatnonzero(told & (ids == 0))
   ids[new] = free + np.arange(len(new))
-  alive = (motions.gap <= rules.death) & (told | (chosen >= 0))
+  alive = (motions.gap < rules.death) & (told | (chosen >= 0))
 
   rest = np.setdiff1d(np.arange(len(frame.sure)), theirs)
   rest = rest[frame.sure[rest] >= rules.sure]

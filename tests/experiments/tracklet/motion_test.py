@@ -118,7 +118,7 @@ def test_features_in_numpy_and_jax():
 
 def test_noise_is_found_by_likelihood():
   rng = np.random.default_rng(2)
-  steps = 30
+  steps = 15
   true = motion.Noise(0.04, 0.03, 0.005, 0.1, 0.01)
   speed = rng.normal(size=(120, 1, 2)) * true.speed * 40
   drift = np.cumsum(rng.normal(size=(120, steps, 2)) * true.position * 40, 1)
@@ -128,8 +128,8 @@ def test_noise_is_found_by_likelihood():
   places = np.concatenate([at, size], axis=-1)
   gaps = np.ones((120, steps))
   gaps[:, 0] = 0
-  gaps[::2, 20:] = 0  # What is behind the end does not count.
-  places[::2, 20:] = 0
+  gaps[::2, 10:] = 0  # What is behind the end does not count.
+  places[::2, 10:] = 0
   found = motion.fit(places, gaps)
   assert found.measured == pytest.approx(0.04, rel=0.1)
   assert found.position == pytest.approx(0.03, rel=0.25)
