@@ -313,6 +313,7 @@ def search(
     for name, values in measured.items()
   }
   purities, scores = rows.right[:-1] / count, rows.total[:-1] / count
+  scores = jnp.where(rows.total[:-1] > NONE / 2, scores, NONE)
   purity = purities[jnp.argmax(scores)] if many else means['best']
   return Found(
     means['truth_loss'],

@@ -36,9 +36,8 @@ def test_misses_noise_and_false_boxes(scene):
   assert centre.std() / 30 == pytest.approx(0.05, rel=0.05)
   assert np.log(box[:, 3] / 30).std() == pytest.approx(0.05, rel=0.05)
   sure = found.boxes.confidences
-  assert sure[true & (found.ids % 4 == 3)].mean() == pytest.approx(
-    0.86, abs=0.02
-  )
+  clear = true & (found.ids % 4 == 3)
+  assert sure[clear].mean() == pytest.approx(0.86, abs=0.02)
   assert sure[~true].mean() == pytest.approx(0.4, abs=0.02)
   false = found.boxes.boxes[~true]
   assert (false[:, 0] >= 0).all() and (false[:, 0] + 30 <= 2000).all()
