@@ -14,10 +14,11 @@ CLAIMS = (
   harness.Claim(
     'Search in training beats teacher forcing with the same network: IDF1 of '
     'the online tracker.',
+    binary='train',
+    extra='mot',  # In smoke too: what lacks it is not run.
     metric='idf1/search_lead',
     at_least=0,
     published='ablation of the paper',
-    **_SHARED,
   ),
   harness.Claim(
     'The same, fewer identity switches.',
