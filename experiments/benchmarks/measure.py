@@ -84,6 +84,7 @@ def time_ratio(
   *,
   rounds: int,
   seconds: float = 0.1,
+  steps: int | None = None,
 ) -> Ratio:
   """Times two programs in turn in one process.
 
@@ -93,14 +94,16 @@ def time_ratio(
     rounds: how many pairs.
     seconds: about how long one timing lasts; it sets how many steps both
       programs run in it.
+    steps: so many instead.
 
   Returns:
     A `Ratio` of program to base.
   """
   program(1)
   base(1)  # Warm: buffers, threads, caches.
-  one = min(_timed(base, 1)[0] for _ in range(2))
-  steps = max(1, round(seconds / one))
+  if steps is None:
+    one = min(_timed(base, 1)[0] for _ in range(2))
+    steps = max(1, round(seconds / one))
   pairs = [(_timed(program, steps), _timed(base, steps)) for _ in range(rounds)]
   times = np.array(pairs)  # (rounds, 2 programs, wall and CPU)
   ratios = times[:, 0] / times[:, 1]

@@ -146,7 +146,7 @@ def reference_columns(
     The table with `reference_chosen_total`, a sum over the tokens of each
     answer in nats, `reference_chosen_mean` and likewise of the rejected ones.
   """
-  plain = tuning._replace(rank=0)
+  plain = tuning._replace(rank=0, rows=None)
   nothing: dict[str, Any] = {}
   kinds = ('total', 'mean')
 
@@ -171,7 +171,7 @@ def reference_columns(
     columns = kept.arrays(
       folder,
       'reference',
-      f'{tuning.config} {tuning.cut}',
+      f'{tuning.config} {tuning.cut} {tuning.dtype}',
       {'frozen': frozen, 'used': used},
       functools.partial(run, frozen, used, longest),
       names=[f'reference_{name}_{kind}' for name in PAIR for kind in kinds],

@@ -16,11 +16,12 @@ weights, `remat=True` keeps one layer's activations, and
 over tokens, where all parts have as many, or as a mean of the parts' means).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import harness
 from experiments.lm.config import Config
@@ -28,6 +29,50 @@ from experiments.lm.config import Config
 # Of each matrix, which axis is split: 'in' is what enters, over fsdp or tp.
 _OUT = ('q', 'k', 'v', 'gate', 'up')  # In parts of what leaves.
 _IN = ('o', 'down')  # In parts of what enters, and summed.
+
+
+def layout_of(
+  config: Config, axes: str
+) -> tuple[harness.Layout, NamedSharding]:
+  """A layout over all devices, from words.
+
+  Args:
+    config: of the model.
+    axes: 'fsdp=4,tp=2', or one of them: what they come to is the number of
+      devices.
+
+  Returns:
+    The layout, and how (rows, length) lie on it.
+
+  Raises:
+    SettingsError: if the words are others, or the devices are.
+  """
+  sizes: dict[str, int] = {}
+  for word in axes.split(','):
+    name, _, size = word.strip().partition('=')
+    if name not in ('fsdp', 'tp') or not size.isdigit() or int(size) < 1:
+      raise harness.SettingsError(
+        f'a mesh is fsdp=4,tp=2 for instance, or one of these; got {axes!r}.'
+      )
+    sizes[name] = int(size)
+  count = len(jax.devices())
+  if math.prod(sizes.values()) != count:
+    raise harness.SettingsError(
+      f'the mesh {axes} has {math.prod(sizes.values())} places, but there are '
+      f'{count} devices.'
+    )
+  mesh = jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+  )
+  has = lambda name: name if name in sizes else None
+  examples = ('fsdp',) if 'fsdp' in sizes else ()
+  rules = specs(config, mesh, fsdp=has('fsdp'), tp=has('tp'))
+  return (
+    harness.Layout(mesh, rules, examples=examples),
+    NamedSharding(mesh, PartitionSpec(has('fsdp'))),
+  )
 
 
 def specs(

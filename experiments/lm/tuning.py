@@ -21,6 +21,9 @@ class Tuning(NamedTuple):
     alpha: adapters count alpha / rank.
     layers: of how many layers, the last ones; None for all.
     remat: whether the backward pass computes each layer anew, for memory.
+    dtype: what is computed in, bfloat16 on accelerators; None for that of the
+      weights, which keep theirs.
+    rows: a sharding of (rows, length): how a batch lies on a mesh of devices.
   """
 
   config: Config
@@ -29,6 +32,8 @@ class Tuning(NamedTuple):
   alpha: float = 16.0
   layers: int | None = None
   remat: bool = False
+  dtype: Any = None
+  rows: jax.sharding.Sharding | None = None
 
   @property
   def scale(self) -> float:
@@ -97,11 +102,13 @@ class Tuning(NamedTuple):
     params = self.params(trained, frozen)
     together = lambda found: jnp.concatenate(list(found))
     tokens = together(rows[n] for n in names)
+    if self.rows is not None:
+      tokens = jax.lax.with_sharding_constraint(tokens, self.rows)
     mask = together(rows[mask_name(n)] for n in names)
     if f'{names[0]}_x' in rows:
       x = together(rows[f'{n}_x'] for n in names)
     else:
-      x = decoder.embed(params, tokens)
+      x = decoder.embed(params, tokens, self.dtype)
     x = decoder.run_layers(self.config, params['layers'], x, remat=self.remat)
     return log_probs.of_answers(
       self.config, params, x, tokens, mask, longest=longest
@@ -118,6 +125,7 @@ def cache(
   below: decoder.Params,
   table: tables.Table,
   *,
+  dtype: Any = None,
   folder: Any = None,
   rows: int = 16,
 ) -> tables.Table:
@@ -127,6 +135,7 @@ def cache(
     config: of the model.
     below: the frozen layers, as `Tuning.split` gives them.
     table: of tokens.
+    dtype: what is computed in; None for that of the weights.
     folder: where it is kept; see `kept.arrays`.
     rows: at a time.
 
@@ -135,7 +144,7 @@ def cache(
   """
 
   def run(below, tokens):
-    one = lambda row: decoder.trunk(config, below, row[None])[0]
+    one = lambda row: decoder.trunk(config, below, row[None], dtype)[0]
     return jax.lax.map(one, tokens, batch_size=rows)
 
   compiled = jax.jit(run)
@@ -146,7 +155,7 @@ def cache(
     found = kept.arrays(
       folder,
       'trunk',
-      f'{config}',
+      f'{config} {dtype}',
       {'below': below, 'tokens': tokens},
       lambda tokens=tokens: {
         f'{n}_x': compiled(below, array) for n, array in tokens.items()

@@ -299,6 +299,126 @@ def export(
   return folder
 
 
+def export_adapters(
+  folder: str | pathlib.Path,
+  config: config_lib.Config,
+  adapters: Mapping[str, Any],
+  *,
+  alpha: float,
+  base: str = '',
+) -> pathlib.Path:
+  """Writes adapters alone, as the package peft reads them.
+
+  Args:
+    folder: to be made; not one that has adapters already.
+    config: of the model.
+    adapters: as `lora.init` gives them, of all layers or of the last ones.
+    alpha: they count alpha / rank.
+    base: where the model itself is, for who reads them.
+
+  Returns:
+    The folder.
+
+  Raises:
+    UserError: if the folder has adapters already.
+  """
+  numpy_files = need('safetensors.numpy', 'writing *.safetensors')
+  folder = pathlib.Path(folder)
+  path = folder / 'adapter_model.safetensors'
+  if path.exists():
+    raise harness.UserError(f'{folder} has adapters: take a new folder.')
+  names = sorted({name.partition('.')[0] for name in adapters})
+  count, _, rank = adapters[f'{names[0]}.a'].shape
+  first = config.layers - count
+  tensors = {}
+  for name in names:
+    # peft has (rank, in) and (out, rank), and the names of modules.
+    module = _LAYER[name].removesuffix('.weight')
+    for i in range(count):
+      where = f'base_model.model.model.layers.{first + i}.{module}'
+      for part, ours in (('lora_A', 'a'), ('lora_B', 'b')):
+        array = np.asarray(adapters[f'{name}.{ours}'][i]).T
+        tensors[f'{where}.{part}.weight'] = np.ascontiguousarray(array)
+  folder.mkdir(parents=True, exist_ok=True)
+  numpy_files.save_file(tensors, path, metadata={'format': 'pt'})
+  told = {
+    'peft_type': 'LORA',
+    'task_type': 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': int(rank),
+    'lora_alpha': alpha,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'inference_mode': True,
+    'target_modules': [_LAYER[name].split('.')[1] for name in names],
+    'layers_to_transform': list(range(first, config.layers)),
+  }
+  (folder / 'adapter_config.json').write_text(
+    json.dumps(told, indent=2) + '\n', encoding='utf-8'
+  )
+  return folder
+
+
+def load_adapters(
+  folder: str | pathlib.Path, config: config_lib.Config
+) -> tuple[dict[str, Any], float]:
+  """Reads adapters that peft or `export_adapters` has written.
+
+  Args:
+    folder: with `adapter_config.json` and `adapter_model.safetensors`.
+    config: of the model that they are for.
+
+  Returns:
+    Adapters for `lora`, of the layers from the first that has one to the last
+    of the model, and what their products are multiplied by, alpha / rank.
+
+  Raises:
+    UserError: if files or tensors are missing, or of another model.
+  """
+  numpy_files = need('safetensors.numpy', 'reading *.safetensors')
+  folder = pathlib.Path(folder)
+  try:
+    told = json.loads((folder / 'adapter_config.json').read_text())
+    tensors = numpy_files.load_file(folder / 'adapter_model.safetensors')
+  except (OSError, ValueError) as error:
+    raise harness.UserError(f'{folder} has no adapters: {error}.') from error
+  modules = {
+    n: _LAYER[n].removesuffix('.weight') for n in _TRANSPOSED & {*_LAYER}
+  }
+  where = 'base_model.model.model.layers.'
+  used = {int(n.removeprefix(where).split('.')[0]) for n in tensors}
+  first = min(used, default=config.layers)
+  if used != set(range(first, config.layers)) or not used:
+    raise harness.UserError(
+      f'{folder} has adapters of the layers {sorted(used)}, expected those '
+      f'from one on to the last of {config.layers}.'
+    )
+  found: dict[str, Any] = {}
+  shapes = decoder.shapes(config)['layers']
+  for name, module in modules.items():
+    for ours, part in (('a', 'lora_A'), ('b', 'lora_B')):
+      keys = [
+        f'{where}{i}.{module}.{part}.weight'
+        for i in range(first, config.layers)
+      ]
+      there = [key for key in keys if key in tensors]
+      if not there:
+        continue
+      if there != keys:
+        missing = sorted(set(keys) - set(there))
+        raise harness.UserError(f'{folder} has no tensor {missing[0]}.')
+      array = jnp.stack([jnp.asarray(tensors[key]).T for key in keys])
+      _, into, out = shapes[name]
+      shape = (into, told['r']) if ours == 'a' else (told['r'], out)
+      if array.shape[1:] != shape:
+        raise harness.UserError(
+          f'{folder}: {keys[0]} has the shape {array.shape[:0:-1]}, but by the '
+          f'model and r={told["r"]} it has {shape[::-1]}.'
+        )
+      found[f'{name}.{ours}'] = array
+  return found, float(told['lora_alpha']) / int(told['r'])
+
+
 def need(module: str, what: str) -> Any:
   """Imports a package of the extra, or says how to install it."""
   import importlib

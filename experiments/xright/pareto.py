@@ -102,7 +102,7 @@ PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
     seeds=2,
-    methods=('sequential', 'alright', 'maxright'),
+    methods=('sequential', 'alright'),
     steps=24,
     chunk=12,
     learning_rate=1e-2,

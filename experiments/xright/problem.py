@@ -211,7 +211,8 @@ def measure(
 
     def one(row, names=names, longest=longest):
       row = {n: leaf[None] for n, leaf in row.items()}
-      return problem.tuning.answers(
+      # One row at a time, and some of them side by side: not split.
+      return problem.tuning._replace(rows=None).answers(
         trained, frozen, row, names, longest=longest
       )
 

@@ -25,6 +25,7 @@ def run(
   seeds: Any,
   settings: Any,
   record_start: bool = True,
+  layout: harness.Layout | None = None,
 ) -> harness.Trained:
   """Trains, and measures on the rows that are held out.
 
@@ -41,6 +42,7 @@ def run(
     seeds: of the adapters, the order of the rows and the coin.
     settings: what tells this run from others in its folder.
     record_start: whether to measure before the first step too.
+    layout: how weights lie on a mesh of devices.
 
   Returns:
     A `Trained`; `history` has the losses on held-out rows as `held_out/NAME`.
@@ -78,6 +80,7 @@ def run(
     data=problem.tables,
     shard=False,
     frozen=problem.frozen,
+    layout=layout,
     evaluate=evaluate,
     record_start=record_start,
     # The branch that is not taken is to cost nothing.

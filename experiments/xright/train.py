@@ -17,13 +17,14 @@ is written to OUT is a folder of Hugging Face.
 import dataclasses
 import pathlib
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import objectives, tokenizer, weights
+from experiments.lm import objectives, sharding, tokenizer, weights
 from experiments.lm import tuning as tuning_lib
 from experiments.xright import methods, runs
 from experiments.xright import problem as problem_lib
@@ -38,7 +39,8 @@ class Settings:
       SmolLM2-135M-Instruct, and in the preset smoke for a small random one.
     sft_data: a file of demonstrations.
     pref_data: a file of comparisons.
-    output: a folder for the trained model; '' for `model` in the workdir.
+    output: a folder for the trained model, and for its adapters alone, in
+      `adapters`; '' for `model` in the workdir.
     method: how the two objectives are trained.
     demonstrations: the loss of demonstrations.
     comparisons: the loss of comparisons.
@@ -55,6 +57,9 @@ class Settings:
     layers: how many layers are trained, the last ones; 0 for all. What the
       others give is then computed once for each row.
     remat: whether to trade time for memory in the backward pass.
+    compute: what is computed in; on accelerators bfloat16, beside weights of
+      float32.
+    mesh: of devices, 'fsdp=4,tp=2' for instance; '' for one device.
     buckets: lengths to which rows are padded, tokens.
     held_out: rows of each kind that are not trained on.
     refresh: further rows of each kind by which MAXRIGHT compares.
@@ -88,6 +93,8 @@ class Settings:
   weights: tuple[str, ...] = ('q', 'v')
   layers: Annotated[int, harness.Allowed(low=0)] = 0
   remat: bool = False
+  compute: Literal['float32', 'bfloat16'] = 'float32'
+  mesh: str = ''
   buckets: tuple[int, ...] = (128, 256, 512)
   held_out: int = 64
   refresh: int = 16
@@ -104,6 +111,7 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
+    method='maxright',
     steps=20,
     chunk=10,
     learning_rate=1e-2,
@@ -162,7 +170,9 @@ def optima_of(settings: Settings) -> str | tuple[float, ...]:
   return first, second
 
 
-def prepare(options: harness.Options) -> problem_lib.Problem:
+def prepare(
+  options: harness.Options,
+) -> tuple[problem_lib.Problem, harness.Layout | None]:
   """Reads the model and the rows that the settings name."""
   settings = options.settings
   if settings.model or options.preset != 'smoke':
@@ -186,6 +196,9 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     )
   else:
     examples = dict(zip(names, examples.values()))
+  layout, on_mesh = None, None
+  if settings.mesh:
+    layout, on_mesh = sharding.layout_of(model.config, settings.mesh)
   tuning = tuning_lib.Tuning(
     model.config,
     rank=settings.rank,
@@ -193,6 +206,8 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     alpha=settings.alpha,
     layers=settings.layers or None,
     remat=settings.remat,
+    dtype=jnp.bfloat16 if settings.compute == 'bfloat16' else None,
+    rows=on_mesh,
   )
   sizes = problem_lib.Sizes(
     settings.batch_size,
@@ -216,7 +231,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
       f'{name}: {count} rows to train on; {problem.left[name]} are left out: '
       f'longer than {settings.buckets[-1]} tokens, or nothing to learn from.'
     )
-  return problem
+  return problem, layout
 
 
 def main(options: harness.Options) -> None:
@@ -230,7 +245,7 @@ def main(options: harness.Options) -> None:
     raise harness.UserError(
       f'{folder} has weights already: give another --output.'
     )
-  problem = prepare(options)
+  problem, layout = prepare(options)
   plan = methods.Plan(
     share=settings.share,
     steps=settings.steps,
@@ -250,7 +265,9 @@ def main(options: harness.Options) -> None:
     name=settings.method,
     options=options,
     seeds=options.seeds,
-    settings=harness.settings_of(settings, 'steps', 'output'),
+    # A run may go on on another mesh.
+    settings=harness.settings_of(settings, 'steps', 'output', 'mesh'),
+    layout=layout,
   )
   metrics, rows = {}, []
   for name in (*problem.names, 'accuracy'):
@@ -273,12 +290,20 @@ def main(options: harness.Options) -> None:
     ylabel='loss on held-out rows',
   )
   if not written:
-    first = jax.tree.map(lambda leaf: leaf[0], trained.params)
+    first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
     merged = problem.tuning.merged(first, problem.model.params)
     # Without a file of its own, a tokeniser cannot be written.
     words = problem.words if problem.model.vocabulary is not None else None
     if words is not None:
       weights.export(folder, problem.model.config, merged, words)
+      if settings.rank:
+        weights.export_adapters(
+          folder / 'adapters',
+          problem.model.config,
+          first,
+          alpha=settings.alpha,
+          base=settings.model,
+        )
       done.write_text(str(folder.resolve()))
       print(f'Model: {folder}')
 

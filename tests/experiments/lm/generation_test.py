@@ -124,6 +124,10 @@ def test_a_sample_depends_on_its_own_row_and_key():
   two = made(params, tokens[order], lengths[order], keys()[order]).tokens
   np.testing.assert_array_equal(two, one[order])
   assert (made(params, tokens, lengths, keys(1)).tokens != one).any()
+  # In bfloat16 too: cache and steps are of one dtype, or the loop refuses.
+  low = generation.maker(SMALL, new=NEW, end=-1, dtype=jnp.bfloat16)
+  found = jax.eval_shape(low, params, tokens, lengths, keys())
+  assert found.tokens.shape == (4, NEW)
 
 
 def test_prompts_of_all_lengths_as_texts():

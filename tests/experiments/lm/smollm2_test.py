@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, tokenizer, weights
+from experiments.lm import decoder, generation, tokenizer, weights
 from tests.experiments.lm import reference
 
 MISSING = [
@@ -72,6 +72,29 @@ def test_the_template_of_a_dialogue(words):
     'by Hugging Face<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n'
     '<|im_start|>assistant\n'
   )
+
+
+@pytest.mark.slow
+def test_answers_with_a_cache_are_those_of_the_whole_model(model, words):
+  prompts = ['The capital of Italy is', '1, 2, 3, 4,']
+  made = generation.maker(model.config, new=6, end=words.end)
+  found = generation.answers(
+    words,
+    made,
+    model.params,
+    prompts,
+    key=jax.random.key(0),
+    buckets=(16,),
+    rows=2,
+  )
+  run = jax.jit(lambda p, t: decoder.forward(model.config, p, t)[0])
+  for prompt, answer in zip(prompts, found):
+    tokens = words.encode(prompt)
+    for _ in range(6):
+      padded = np.pad(tokens, (0, 22 - len(tokens)))[None]
+      after = run(model.params, padded)[len(tokens) - 1]
+      tokens.append(int(after.argmax()))
+    assert words.decode(tokens) == prompt + answer
 
 
 @pytest.mark.slow

@@ -61,6 +61,42 @@ def test_what_is_exported_is_read_back(tmp_path, name):
     weights.export(tmp_path / 'out', config, merged)
 
 
+def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
+  params = decoder.init(SMALL, 0)
+  last = {n: w[1:] for n, w in params['layers'].items()}
+  adapters = lora.init(
+    {'layers': last}, jax.random.key(1), rank=2, weights=('q', 'down')
+  )
+  adapters = jax.tree.map(lambda w: w + 0.1, adapters)
+  out = weights.export_adapters(tmp_path / 'out', SMALL, adapters, alpha=8.0)
+  found, scale = weights.load_adapters(out, SMALL)
+  assert scale == 4.0
+  jax.tree.map(np.testing.assert_array_equal, found, adapters)
+  tensors = safetensors.load_file(out / 'adapter_model.safetensors')
+  # What peft adds to a weight is scale B A, (out, in).
+  where = 'base_model.model.model.layers.2.mlp.down_proj'
+  product = (
+    tensors[f'{where}.lora_B.weight'] @ tensors[f'{where}.lora_A.weight']
+  )
+  merged = lora.merge(params, adapters, scale=scale)['layers']['down'][2]
+  np.testing.assert_allclose(
+    merged - params['layers']['down'][2], scale * product.T, atol=1e-6
+  )
+  told = json.loads((out / 'adapter_config.json').read_text())
+  assert told['target_modules'] == ['down_proj', 'q_proj']
+  assert told['layers_to_transform'] == [1, 2] and told['r'] == 2
+  with pytest.raises(harness.UserError, match='has adapters: take a new'):
+    weights.export_adapters(out, SMALL, adapters, alpha=8.0)
+  for config, match in (
+    (dataclasses.replace(SMALL, layers=4), r'layers \[1, 2\], expected those'),
+    (dataclasses.replace(SMALL, hidden=41), 'down_proj.lora_A.* has the shape'),
+  ):
+    with pytest.raises(harness.UserError, match=match):
+      weights.load_adapters(out, config)
+  with pytest.raises(harness.UserError, match='has no adapters'):
+    weights.load_adapters(tmp_path, SMALL)
+
+
 def test_a_tokeniser_has_no_token_that_the_model_has_not(tmp_path):
   count = words().inner.get_vocab_size()
   words().save(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import saved
-from experiments.lm import decoder, weights
+from experiments.lm import decoder, sharding, weights
 from experiments.xright import train
 from tests.experiments.lm import decoder_test
 
@@ -167,3 +167,35 @@ def test_rows_are_asked_for():
   )
   with pytest.raises(harness.UserError, match='nowhere is neither a folder'):
     train.prepare(options)
+
+
+@pytest.mark.slow
+def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
+  """Up to rounding, also in micro-batches and with layers computed anew."""
+  found = {}
+  more = ['--steps=6', '--batch_size=8', '--parts=2', '--remat=True']
+  for name, mesh in (('one', ''), ('mesh', 'fsdp=4,tp=2')):
+    run = [
+      sys.executable,
+      '-m',
+      'experiments.xright.train',
+      '--preset=smoke',
+      f'--mesh={mesh}',
+      f'--workdir={tmp_path}/{name}',
+      *more,
+    ]
+    flags = '--xla_force_host_platform_device_count=8'
+    env = os.environ | ({'XLA_FLAGS': flags} if mesh else {})
+    subprocess.run(run, cwd=ROOT, check=True, timeout=900, env=env)
+    results = (tmp_path / name / 'results.json').read_text()
+    found[name] = json.loads(results)['metrics']
+  for name in ('sft', 'dpo'):
+    np.testing.assert_allclose(
+      found['mesh'][name], found['one'][name], rtol=1e-4
+    )
+
+
+def test_words_that_are_no_mesh():
+  for words, match in (('tp=a', 'fsdp=4,tp=2 for'), ('fsdp=64', '64 places')):
+    with pytest.raises(harness.SettingsError, match=match):
+      sharding.layout_of(CONFIG, words)

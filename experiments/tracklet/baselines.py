@@ -1,0 +1,65 @@
+"""Classical affinities, for the same tracker: overlap, and a likelihood."""
+
+import numpy as np
+
+from experiments.tracklet import motion, tracker
+
+
+def _nothing(begun, sure, looks):
+  del sure, looks
+  return (np.zeros((len(begun.gap), 0), np.float32),)
+
+
+def _kept(memory, given):
+  del given
+  return memory
+
+
+def overlap(noise: motion.Noise, *, least: float = 0.3) -> tracker.Model:
+  """The overlap with a Kalman filter's prediction, above a least one."""
+
+  def affinity(moved, memory, places, sure, looks):
+    del memory, sure, looks
+    near = motion.overlap(moved.mean[..., 0], places)
+    return near - least, near
+
+  return tracker.Model(noise, affinity, _nothing, _kept)
+
+
+def likelihood(
+  noise: motion.Noise,
+  *,
+  worth: float = 10.0,
+  fading: float = 0.5,
+  sure: float = 1.0,
+  cosine: float = 0.0,
+) -> tracker.Model:
+  """A hand-made score: likelihood of the innovation, confidence, and gap.
+
+      worth - |innovation|^2 / 2 - sum of log deviations
+        - fading log(1 + gap) + sure * confidence + cosine * cosine of looks
+
+  Args:
+    noise: of the filter.
+    worth: of a match in itself.
+    fading: cost of a gap.
+    sure: weight of the confidence.
+    cosine: weight of the looks, if there are any.
+
+  Returns:
+    A model.
+  """
+  weigh = sure
+
+  def affinity(moved, memory, places, sure, looks):
+    del memory
+    off, deviation = motion.innovations(moved, places[:, None], noise)
+    found = worth - 0.5 * np.sum(off[:, 0] ** 2, -1)
+    found -= np.sum(np.log(deviation / noise.measured), -1)
+    found += weigh * sure - fading * np.log1p(moved.gap)
+    if cosine and looks.shape[1]:
+      norm = np.linalg.norm(moved.look, axis=1) + 1e-6
+      found += cosine * np.sum(moved.look * looks, axis=1) / norm
+    return found, found
+
+  return tracker.Model(noise, affinity, _nothing, _kept)

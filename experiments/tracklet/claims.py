@@ -1,0 +1,77 @@
+"""What Hu, Huang and Shen claim, and how it is judged here."""
+
+from experiments import harness
+
+_SHARED = {
+  'binary': 'train',
+  'extra': 'mot',
+  # Untrained networks and scenes of seconds show nothing.
+  'presets': ('quick', 'paper'),
+}
+_ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
+
+CLAIMS = (
+  harness.Claim(
+    'Search in training beats teacher forcing with the same network: IDF1 of '
+    'the online tracker.',
+    binary='train',
+    extra='mot',  # In smoke too: what lacks it is not run.
+    metric='idf1/search_lead',
+    at_least=0,
+    published='ablation of the paper',
+  ),
+  harness.Claim(
+    'The same, fewer identity switches.',
+    metric='switches/search_lead',
+    at_most=0,
+    published='ablation of the paper',
+    **_SHARED,
+  ),
+  harness.Claim(
+    'A search by a network that was trained in searches keeps to one person: '
+    'purity at K = 4, against teacher forcing.',
+    metric='purity/search_lead_k4',
+    at_least=0.08,
+    **_SHARED,
+  ),
+  harness.Claim(
+    'The same, against teacher forcing without a search.',
+    metric='purity/search_k4',
+    at_least='purity/teacher_forcing_k1',
+    **_SHARED,
+  ),
+  *(
+    harness.Claim(
+      f'Online, {name}: IDF1.',
+      metric=f'idf1/{metric}',
+      at_least=65,
+      published=_ONLINE,
+      **_SHARED,
+    )
+    for name, metric in (
+      ('teacher forcing', 'teacher_forcing'),
+      ('search', 'search'),
+    )
+  ),
+  harness.Claim(
+    'Online, search: MOTA.',
+    metric='mota/search',
+    at_least=61.5,
+    published=_ONLINE,
+    **_SHARED,
+  ),
+  harness.Claim(
+    'The better network is five points of IDF1 above the best classical '
+    'tracker, tuned on the training sequences.',
+    metric='idf1/lead_over_classical',
+    at_least=5,
+    **_SHARED,
+  ),
+  harness.Claim(
+    'Near-online is no worse than online: IDF1 with search.',
+    metric='idf1/near_online_lead/search',
+    at_least=0,
+    published='53.3 against 51.3',
+    **_SHARED,
+  ),
+)

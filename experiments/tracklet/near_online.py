@@ -1,0 +1,118 @@
+"""Near-online tracking: some states side by side; see `tracker`."""
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.tracklet import detections, mot_files, tracker
+
+
+class Delay(NamedTuple):
+  """How far a decision may wait.
+
+  Attributes:
+    hypotheses: states that go on.
+    doubts: pairs of a state's best assignment that are tried without.
+    frames: until a frame is told.
+  """
+
+  hypotheses: int = 4
+  doubts: int = 3
+  frames: int = 10
+
+
+DELAY = Delay()
+
+
+class State(NamedTuple):
+  """A state of everything, and what it tells of the last frames."""
+
+  tracks: tracker.Tracks
+  told: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+def assignments(
+  affinity: np.ndarray, doubts: int
+) -> list[tuple[float, np.ndarray]]:
+  """The best assignment, and the best without each of its doubtful pairs.
+
+  A pair is doubtful if its affinity is little above the next best of its
+  tracklet.
+
+  Args:
+    affinity: (tracklets, detections).
+    doubts: pairs, at most.
+
+  Returns:
+    Sums and detections of tracklets, -1 for none; the best first.
+  """
+  value = lambda chosen: float(
+    affinity[np.flatnonzero(chosen >= 0), chosen[chosen >= 0]].sum()
+  )
+  best = tracker.assign(affinity)
+  found = [(value(best), best)]
+  matched = np.flatnonzero(best >= 0)
+  margins = []
+  for one in matched:
+    others = np.maximum(np.delete(affinity[one], best[one]), 0)
+    margins.append(affinity[one, best[one]] - others.max(initial=0.0))
+  for place in np.argsort(margins, kind='stable')[:doubts]:
+    one = matched[place]
+    without = affinity.copy()
+    without[one, best[one]] = -1.0
+    chosen = tracker.assign(without)
+    found.append((value(chosen), chosen))
+  return found
+
+
+def _same(one, two):
+  return all(np.array_equal(a, b) for a, b in zip(one, two))
+
+
+def track(
+  model: tracker.Model,
+  found: detections.Detected,
+  rules: tracker.Rules = tracker.RULES,
+  delay: Delay = DELAY,
+) -> mot_files.Boxes:
+  """Tracks a sequence, each frame told some frames later.
+
+  Args:
+    model: of the affinities.
+    found: detections.
+    rules: of births, matches and deaths.
+    delay: how far decisions wait.
+
+  Returns:
+    Boxes with identities.
+  """
+  frames = tracker.frames_of(found)
+  if not frames:
+    return tracker.result(found, [])
+  empty = tracker.Frame(*(x[:0] for x in frames[0]))
+  states = [State(tracker.begin(model, empty), ())]
+  told: collections.deque = collections.deque()
+  for frame in frames:
+    tried = []
+    for state in states:
+      pairs = tracker.pair(model, state.tracks, frame, rules)
+      for gain, chosen in assignments(pairs.affinity, delay.doubts):
+        tried.append((state.tracks.total + gain, state, pairs, chosen))
+    tried.sort(key=lambda each: -each[0])
+    states = []
+    for _, state, pairs, chosen in tried[: delay.hypotheses]:
+      chosen = tracker.second_pass(pairs, chosen, frame, rules)
+      tracks = tracker.advance(model, state.tracks, pairs, chosen, frame, rules)
+      states.append(State(tracks, (*state.told, tracker.told_of(tracks))))
+    if len(states[0].told) > delay.frames:
+      first = states[0].told[0]
+      told.append(first)
+      # Those that tell otherwise of that frame are dropped.
+      states = [
+        State(state.tracks, state.told[1:])
+        for state in states
+        if _same(state.told[0], first)
+      ]
+  told.extend(states[0].told)
+  return tracker.result(found, list(told))

@@ -1,0 +1,147 @@
+r"""The score of a candidate for a tracklet: an LSTM and a small perceptron.
+
+A candidate's features m become an embedding x = relu(m A + a). The tracklet's
+state h is that of an LSTM over the embeddings of its detections. The score of a
+step is
+
+    e = MLP([h, x, |h P + p - x|, m]),
+
+and 0 for the null candidate, which is not to have been seen. A tracklet's score
+S is the mean of e over its steps.
+
+As in `motion`, arrays are numpy's or jax's, and leading axes are free.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from experiments.tracklet import motion
+
+Weights = dict[str, Any]
+
+
+def features(looks: int) -> int:
+  """Features of a candidate, with so many numbers of a look."""
+  return motion.FEATURES + (looks + 1 if looks else 0)
+
+
+def init(key: chex.PRNGKey, *, hidden: int, looks: int = 0) -> Weights:
+  """First weights: normal, scaled by inputs.
+
+  Args:
+    key: of the draw.
+    hidden: units of every layer.
+    looks: numbers of a look.
+
+  Returns:
+    Arrays by name.
+  """
+  count = features(looks)
+  shapes = {
+    'embed': (count, hidden),
+    'expect': (hidden, hidden),
+    'from_state': (hidden, hidden),
+    'from_embedding': (hidden, hidden),
+    'from_difference': (hidden, hidden),
+    'from_features': (count, hidden),
+    'last': (hidden, 1),
+    'input': (hidden, 4 * hidden),
+    'state': (hidden, 4 * hidden),
+  }
+  keys = jax.random.split(key, len(shapes))
+  weights = {
+    name: jax.random.normal(k, shape) * shape[0] ** -0.5
+    for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+  for name, size in (
+    ('embed_bias', hidden),
+    ('expect_bias', hidden),
+    ('hidden_bias', hidden),
+    ('last_bias', 1),
+  ):
+    weights[name] = jnp.zeros(size)
+  # At first, what is known stays known.
+  forget = jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0)
+  return weights | {'gate_bias': forget}
+
+
+def _relu(x):
+  return motion.namespace(x).maximum(x, 0)
+
+
+def _sigmoid(x):
+  return 0.5 * (motion.namespace(x).tanh(0.5 * x) + 1)
+
+
+def embed(weights: Weights, seen: Any) -> Any:
+  """Embeddings of features (..., features), as (..., hidden)."""
+  return _relu(seen @ weights['embed'] + weights['embed_bias'])
+
+
+def score(weights: Weights, state: Any, seen: Any) -> tuple[Any, Any]:
+  """Scores of candidates of tracklets.
+
+  Args:
+    weights: of `init`.
+    state: the h of each, (..., hidden).
+    seen: features, (..., candidates, features).
+
+  Returns:
+    e (..., candidates), and embeddings (..., candidates, hidden).
+  """
+  found = embed(weights, seen)
+  expected = state @ weights['expect'] + weights['expect_bias']
+  known = state @ weights['from_state'] + weights['hidden_bias']
+  off = motion.namespace(found).abs(expected[..., None, :] - found)
+  hidden = _relu(
+    known[..., None, :]
+    + found @ weights['from_embedding']
+    + off @ weights['from_difference']
+    + seen @ weights['from_features']
+  )
+  return (hidden @ weights['last'] + weights['last_bias'])[..., 0], found
+
+
+def remember(
+  weights: Weights, state: Any, cell: Any, found: Any
+) -> tuple[Any, Any]:
+  """A step of the LSTM: h and c, (..., hidden), after embeddings."""
+  gates = found @ weights['input'] + state @ weights['state']
+  gates = gates + weights['gate_bias']
+  size = state.shape[-1]
+  enter, keep, new, show = (
+    gates[..., i * size : (i + 1) * size] for i in range(4)
+  )
+  xp = motion.namespace(gates)
+  cell = _sigmoid(keep) * cell + _sigmoid(enter) * xp.tanh(new)
+  return _sigmoid(show) * xp.tanh(cell), cell
+
+
+def first(
+  weights: Weights, begun: motion.Motion, sure: Any, looks: Any, noise: Any
+) -> tuple[Any, Any]:
+  """States h and c of tracklets of one detection.
+
+  Args:
+    weights: of `init`.
+    begun: of `motion.begin`, leading axes (...).
+    sure: confidences, (...).
+    looks: (..., numbers).
+    noise: of the filter.
+
+  Returns:
+    h and c, (..., hidden).
+  """
+  seen = motion.features(
+    begun,
+    begun.place[..., None, :],
+    sure[..., None],
+    looks[..., None, :],
+    noise,
+  )
+  found = embed(weights, seen[..., 0, :])
+  none = 0 * found
+  return remember(weights, none, none, found)

@@ -1,0 +1,122 @@
+"""Pictures of results: boxes and paths, on frames or on white."""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from experiments import harness
+from experiments.harness import files
+from experiments.tracklet import mot_files
+
+# Okabe and Ito's palette, without black.
+_COLOURS = (
+  (0, 114, 178),
+  (213, 94, 0),
+  (0, 158, 115),
+  (204, 121, 167),
+  (86, 180, 233),
+  (230, 159, 0),
+  (180, 170, 0),
+)
+_TAIL = 30  # Frames of a path that are drawn behind a box.
+_LARGEST = 480  # Pixels of a side.
+
+
+def _background(images, frame, size):
+  if images is None:
+    return Image.new('RGB', size, (255, 255, 255))
+  for end in ('jpg', 'png'):
+    path = pathlib.Path(images) / f'{frame:06d}.{end}'
+    if path.exists():
+      with Image.open(path) as picture:
+        return picture.convert('RGB').resize(size)
+  raise harness.MissingDataError(
+    f'there is no picture {frame:06d}.jpg or .png in {images}, the folder img1 '
+    'of a sequence.'
+  )
+
+
+def draw(
+  shown: mot_files.Boxes,
+  info: mot_files.Info,
+  frame: int,
+  *,
+  images: files.Path | None = None,
+) -> Image.Image:
+  """A frame with boxes and paths, a colour an identity.
+
+  Args:
+    shown: boxes with identities.
+    info: of the sequence.
+    frame: from 1.
+    images: folder of the frames; None draws on white.
+
+  Returns:
+    The picture.
+  """
+  scale = min(1.0, _LARGEST / max(info.width, info.height))
+  size = tuple(max(1, round(x * scale)) for x in (info.width, info.height))
+  picture = _background(images, frame, size)
+  pen = ImageDraw.Draw(picture)
+  recent = shown.where((shown.frames <= frame) & (shown.frames > frame - _TAIL))
+  feet = (recent.boxes[:, :2] + recent.boxes[:, 2:] * (0.5, 1.0)) * scale
+  for identity in np.unique(recent.ids):
+    colour = _COLOURS[identity % len(_COLOURS)]
+    mine = recent.ids == identity
+    pen.line([tuple(p) for p in feet[mine]], fill=colour, width=2)
+    for left, top, wide, high in recent.boxes[mine & (recent.frames == frame)]:
+      corners = np.array([left, top, left + wide, top + high]) * scale
+      pen.rectangle(corners.tolist(), outline=colour, width=2)
+      pen.text((corners[0] + 3, corners[1] + 1), str(identity), fill=colour)
+  return picture
+
+
+def write(
+  path: files.Path,
+  shown: mot_files.Boxes,
+  info: mot_files.Info,
+  *,
+  images: files.Path | None = None,
+  most: int = 100,
+) -> None:
+  """Writes a picture of the middle frame, or a film of several.
+
+  Args:
+    path: ends in .png for a picture, in .gif for a film.
+    shown: boxes with identities.
+    info: of the sequence.
+    images: folder of the frames; None draws on white.
+    most: frames of a film, evenly spaced.
+
+  Raises:
+    SettingsError: if the name ends in something else.
+    MissingDataError: if a frame is missing.
+  """
+  path = pathlib.Path(path)
+  kind = path.suffix.lower()
+  content = io.BytesIO()
+  if kind == '.png':
+    draw(shown, info, (info.length + 1) // 2, images=images).save(
+      content, format='PNG'
+    )
+  elif kind == '.gif':
+    every = -(-info.length // most)
+    frames = [
+      draw(shown, info, frame, images=images).quantize(32)
+      for frame in range(1, info.length + 1, every)
+    ]
+    frames[0].save(
+      content,
+      format='GIF',
+      save_all=True,
+      append_images=frames[1:],
+      duration=max(20, round(1000 * every / info.rate)),
+      loop=0,
+    )
+  else:
+    raise harness.SettingsError(
+      f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
+    )
+  files.write_bytes(path, content.getvalue())

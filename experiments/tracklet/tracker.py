@@ -1,0 +1,302 @@
+"""A tracker: online, and near-online with some hypotheses of everything.
+
+A frame: all tracklets are moved on; pairs of a tracklet and a detection within
+a gate get an affinity; an assignment of the largest sum is taken, pairs below 0
+left alone; what is left over is matched by overlap; detections that are still
+left begin a tracklet; tracklets that have not been seen for too long end. A
+tracklet is told from its third detection on, of which none may lack.
+
+Near-online, K states of everything go on side by side. Each is extended by its
+best assignment and by those without one of its most doubtful pairs; the K best
+sums stay. A frame is told after a delay, by the best state then, and states
+that tell otherwise of that frame are dropped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+
+from experiments.tracklet import detections, mot_files, motion, network
+
+_NEVER = -1e6
+
+
+class Rules(NamedTuple):
+  """How tracklets begin, go on and end.
+
+  Attributes:
+    gate: squared innovations, summed, that a pair may have at most.
+    least: affinity of a pair, at least.
+    second: overlap of the second pass, at least; above 1 for none.
+    birth: detections in a row until a tracklet is told.
+    death: frames without a detection after which it ends.
+    sure: confidence of a detection that begins one, at least.
+  """
+
+  gate: float = 100.0
+  least: float = 0.0
+  second: float = 0.5
+  birth: int = 3
+  death: int = 90
+  sure: float = 0.0
+
+
+RULES = Rules()
+
+
+class Frame(NamedTuple):
+  """The detections of a frame; see `detections.Frames`."""
+
+  places: np.ndarray
+  sure: np.ndarray
+  looks: np.ndarray
+
+
+class Model(NamedTuple):
+  """What tells how well a detection goes on with a tracklet.
+
+  Attributes:
+    noise: of the filter.
+    affinity: (moved motion of pairs, memory of pairs, places, sure, looks) to
+      affinities (pairs,), 0 for indifference, and what `remember` may want of
+      each pair.
+    begin: (motion, sure, looks) to memory, leading axis tracklets.
+    remember: (memory, what `affinity` gave) to memory.
+  """
+
+  noise: motion.Noise
+  affinity: Callable[..., tuple[np.ndarray, Any]]
+  begin: Callable[..., tuple[np.ndarray, ...]]
+  remember: Callable[..., tuple[np.ndarray, ...]]
+
+
+def learned(weights: network.Weights, noise: motion.Noise) -> Model:
+  """The network's scores, in numpy."""
+  weights = {name: np.asarray(x) for name, x in weights.items()}
+
+  def begin(begun, sure, looks):
+    return network.first(weights, begun, sure, looks, noise)
+
+  def affinity(moved, memory, places, sure, looks):
+    seen = motion.features(
+      moved, places[:, None], sure[:, None], looks[:, None], noise
+    )
+    scores, found = network.score(weights, memory[0], seen)
+    return scores[:, 0], found[:, 0]
+
+  return Model(
+    noise,
+    affinity,
+    begin,
+    lambda memory, found: network.remember(weights, *memory, found),
+  )
+
+
+class Tracks(NamedTuple):
+  """Tracklets under way; every array has a leading axis of them.
+
+  Attributes:
+    motion: where they are.
+    memory: what the model remembers.
+    hits: detections so far.
+    ids: from 1; 0 for those that are not told yet.
+    place: of the tracklet's detection in this frame, -1 for none.
+    next: identity that is free.
+    total: sum of the affinities of all that was matched.
+  """
+
+  motion: motion.Motion
+  memory: tuple[np.ndarray, ...]
+  hits: np.ndarray
+  ids: np.ndarray
+  place: np.ndarray
+  next: int = 1
+  total: float = 0.0
+
+
+class Pairs(NamedTuple):
+  """Pairs of moved tracklets and detections.
+
+  Attributes:
+    moved: motion of the tracklets at the frame.
+    affinity: (tracklets, detections); below any for pairs out of the gate.
+    given: what the model wants to remember of a pair, by its place there.
+    place: of a pair in `given`, int (tracklets, detections).
+  """
+
+  moved: motion.Motion
+  affinity: np.ndarray
+  given: Any
+  place: np.ndarray
+
+
+def begin(model: Model, frame: Frame) -> Tracks:
+  """A tracklet for each detection of a frame."""
+  begun = motion.begin(frame.places, frame.looks, model.noise)
+  count = len(frame.sure)
+  return Tracks(
+    begun,
+    model.begin(begun, frame.sure, frame.looks),
+    np.ones(count, np.int64),
+    np.zeros(count, np.int64),
+    np.arange(count),
+  )
+
+
+def _take(motions, which):
+  return motion.Motion(*(x[which] for x in motions))
+
+
+def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
+  """Affinities of all pairs within the gate."""
+  moved = motion.predict(tracks.motion, np.float32(1), model.noise)
+  far = motion.distance(moved, frame.places[None], model.noise)
+  one, two = np.nonzero(far <= rules.gate)
+  found, given = model.affinity(
+    _take(moved, one),
+    tuple(x[one] for x in tracks.memory),
+    frame.places[two],
+    frame.sure[two],
+    frame.looks[two],
+  )
+  affinity = np.full(far.shape, _NEVER)
+  affinity[one, two] = found - rules.least
+  place = np.zeros(far.shape, np.int64)
+  place[one, two] = np.arange(len(one))
+  return Pairs(moved, affinity, given, place)
+
+
+def assign(affinity: np.ndarray) -> np.ndarray:
+  """Detections of tracklets, -1 for none: the largest sum above 0."""
+  chosen = np.full(len(affinity), -1)
+  one, two = scipy.optimize.linear_sum_assignment(-np.maximum(affinity, 0))
+  fine = affinity[one, two] > 0
+  chosen[one[fine]] = two[fine]
+  return chosen
+
+
+def second_pass(
+  pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
+) -> np.ndarray:
+  """Matches what is left over by the overlap with the prediction."""
+  free = np.setdiff1d(np.arange(len(frame.sure)), chosen)
+  left = np.flatnonzero(chosen < 0)
+  if rules.second > 1 or not (len(free) and len(left)):
+    return chosen
+  middle = pairs.moved.mean[left, :, 0]
+  near = motion.overlap(middle[:, None], frame.places[free][None])
+  near = np.where(pairs.affinity[np.ix_(left, free)] > _NEVER, near, 0)
+  chosen = chosen.copy()
+  also = assign(near - rules.second)
+  chosen[left] = np.where(also >= 0, free[also], -1)
+  return chosen
+
+
+def advance(
+  model: Model,
+  tracks: Tracks,
+  pairs: Pairs,
+  chosen: np.ndarray,
+  frame: Frame,
+  rules: Rules,
+) -> Tracks:
+  """Tracklets after a frame, with births and deaths."""
+  seen = np.flatnonzero(chosen >= 0)
+  theirs = chosen[seen]
+  fresh = motion.update(
+    _take(pairs.moved, seen),
+    frame.places[theirs],
+    frame.looks[theirs],
+    model.noise,
+  )
+  motions = motion.Motion(*(x.copy() for x in pairs.moved))
+  for old, new in zip(motions, fresh):
+    old[seen] = new
+  memory = tuple(x.copy() for x in tracks.memory)
+  after = model.remember(
+    tuple(x[seen] for x in memory), pairs.given[pairs.place[seen, theirs]]
+  )
+  for old, new in zip(memory, after):
+    old[seen] = new
+  hits = tracks.hits + (chosen >= 0)
+  told = hits >= rules.birth
+  ids, free = tracks.ids.copy(), tracks.next
+  new = np.flatnonzero(told & (ids == 0))
+  ids[new] = free + np.arange(len(new))
+  alive = (motions.gap < rules.death) & (told | (chosen >= 0))
+
+  rest = np.setdiff1d(np.arange(len(frame.sure)), theirs)
+  rest = rest[frame.sure[rest] >= rules.sure]
+  born = begin(model, Frame(*(x[rest] for x in frame)))
+  join = lambda a, b: np.concatenate([a[alive], b])
+  gained = pairs.affinity[seen, theirs]
+  tracks = Tracks(
+    motion.Motion(*map(join, motions, born.motion)),
+    tuple(map(join, memory, born.memory)),
+    join(hits, born.hits),
+    join(ids, born.ids),
+    join(chosen, rest),
+    free + len(new),
+    tracks.total + float(gained.sum()),
+  )
+  if rules.birth > 1:
+    return tracks
+  ids = tracks.ids.copy()
+  new = np.flatnonzero(ids == 0)
+  ids[new] = tracks.next + np.arange(len(new))
+  return tracks._replace(ids=ids, next=tracks.next + len(new))
+
+
+def frames_of(found: detections.Detected) -> list[Frame]:
+  """The detections of each frame, as float32."""
+  places = detections.places_of(found.boxes.boxes).astype(np.float32)
+  sure = found.boxes.confidences.astype(np.float32)
+  return [
+    Frame(places[rows], sure[rows], found.looks[rows])
+    for rows in found.boxes.by_frame(found.info.length)
+  ]
+
+
+def result(
+  found: detections.Detected, told: list[tuple[np.ndarray, np.ndarray]]
+) -> mot_files.Boxes:
+  """Boxes with identities, from identities and places of every frame."""
+  rows = found.boxes.by_frame(found.info.length)
+  at = [row[place] for row, (_, place) in zip(rows, told)]
+  at = np.concatenate([np.zeros(0, np.int64), *at])
+  ids = np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in told)])
+  return found.boxes.where(at)._replace(ids=ids)
+
+
+def told_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+  """Identities and detections of a frame, of the tracklets that are told."""
+  shown = (tracks.ids > 0) & (tracks.place >= 0)
+  return tracks.ids[shown], tracks.place[shown]
+
+
+def online(
+  model: Model, found: detections.Detected, rules: Rules = RULES
+) -> mot_files.Boxes:
+  """Tracks a sequence frame by frame.
+
+  Args:
+    model: of the affinities.
+    found: detections.
+    rules: of births, matches and deaths.
+
+  Returns:
+    Boxes with identities: of every frame what was known in it.
+  """
+  told, tracks = [], None
+  for frame in frames_of(found):
+    if tracks is None:
+      empty = Frame(*(x[:0] for x in frame))
+      tracks = begin(model, empty)
+    pairs = pair(model, tracks, frame, rules)
+    chosen = assign(pairs.affinity)
+    chosen = second_pass(pairs, chosen, frame, rules)
+    tracks = advance(model, tracks, pairs, chosen, frame, rules)
+    told.append(told_of(tracks))
+  return result(found, told)

@@ -1,0 +1,265 @@
+"""Search against enumeration, losses against loops, numpy against jax."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.tracklet import (
+  detections,
+  motion,
+  network,
+  scenes,
+  search,
+  windows,
+)
+
+NOISE = motion.NOISE
+STEPS, MOST, LOOKS = 3, 4, 2
+BEAM = search.Beam(0, candidates=2, gate=60.0, reset=False)
+
+
+@pytest.fixture(scope='module')
+def weights():
+  drawn = network.init(jax.random.key(1), hidden=5, looks=LOOKS)
+  # Nothing is zero, so that nothing can be left out.
+  keys = jax.random.split(jax.random.key(2), len(drawn))
+  return {
+    name: x + 0.1 * jax.random.normal(k, x.shape)
+    for k, (name, x) in zip(keys, drawn.items())
+  }
+
+
+@pytest.fixture(scope='module')
+def window():
+  """Somebody on his way, not seen in step 2, with two neighbours."""
+  rng = np.random.default_rng(0)
+  places = np.zeros((STEPS + 1, MOST, 4))
+  for step in range(STEPS + 1):
+    for i in range(MOST):
+      places[step, i] = (100 + 9 * i + 3 * step, 100, 3.0, 3.8)
+  places += rng.normal(size=places.shape) * (1, 1, 0.03, 0.03)
+  there = np.ones((STEPS + 1, MOST), bool)
+  there[:, 3] = False
+  same = np.zeros((STEPS + 1, MOST), bool)
+  same[[0, 1, 3], [1, 0, 2]] = True
+  looks = rng.normal(size=(STEPS + 1, MOST, LOOKS))
+  return windows.Window(
+    places.astype(np.float32),
+    rng.random((STEPS + 1, MOST)).astype(np.float32),
+    looks.astype(np.float32),
+    there,
+    same,
+    np.array([0, 1, 2, 1], np.float32),
+    np.ones(STEPS + 1, bool),
+  )
+
+
+def follow(weights, window, choices, forced=False):
+  """A tracklet by numpy, with its choices, and its scores if it may be.
+
+  Args:
+    weights: of the network.
+    window: as above.
+    choices: a detection each step, or None for null.
+    forced: whether the truth is always a candidate.
+
+  Returns:
+    Scores of the steps, None where a choice is no candidate, and for each step
+    the candidates by nearness with their scores.
+  """
+  weights = {k: np.asarray(v) for k, v in weights.items()}
+  start = int(np.argmax(window.same[0]))
+  moved = motion.begin(window.places[0, start], window.looks[0, start], NOISE)
+  state = network.first(
+    weights, moved, window.sure[0, start], window.looks[0, start], NOISE
+  )
+  scores, seen = [], []
+  for step, choice in enumerate(choices, 1):
+    moved = motion.predict(moved, window.frames[step], NOISE)
+    far = motion.distance(moved, window.places[step], NOISE)
+    order = np.where(window.there[step] & (far <= BEAM.gate), far, np.inf)
+    if forced:
+      order[window.same[step]] = -1
+    fine = np.argsort(order)[: BEAM.candidates]
+    fine = fine[order[fine] < np.inf].tolist()
+    given = motion.features(
+      moved, window.places[step], window.sure[step], window.looks[step], NOISE
+    )
+    e, found = network.score(weights, state[0], given)
+    seen.append({i: float(e[i]) for i in fine} | {None: 0.0})
+    if choice not in seen[-1]:
+      return None, seen
+    scores.append(seen[-1][choice])
+    if choice is not None:
+      moved = motion.update(
+        moved, window.places[step, choice], window.looks[step, choice], NOISE
+      )
+      state = network.remember(weights, *state, found[choice])
+  return scores, seen
+
+
+def purity(window, choices):
+  right = [
+    window.same[step, c] if c is not None else not window.same[step].any()
+    for step, c in enumerate(choices, 1)
+  ]
+  return float(np.mean(right))
+
+
+def every(weights, window, length=STEPS):
+  """All tracklets there can be: choices, their total and their purity."""
+  found = {}
+  for choices in itertools.product((None, *range(MOST)), repeat=length):
+    scores, _ = follow(weights, window, choices)
+    if scores is not None:
+      found[choices] = sum(scores)
+  return found
+
+
+def beam_by_hand(weights, window, count):
+  """The tracklets that stay, one step at a time."""
+  kept = {(): 0.0}
+  for length in range(1, STEPS + 1):
+    grown = {
+      c: total
+      for c, total in every(weights, window, length).items()
+      if c[:-1] in kept
+    }
+    best = sorted(grown, key=lambda c: -grown[c])[:count]
+    kept = {c: grown[c] for c in best}
+  return kept
+
+
+@pytest.mark.parametrize('count', [2, 30])
+def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
+  beam = BEAM._replace(hypotheses=count)
+  found = jax.jit(lambda w: search.search(w, window, NOISE, beam))(weights)
+  kept = beam_by_hand(weights, window, count)
+  if count == 30:  # As many as there are: the search is exhaustive.
+    assert kept.keys() == every(weights, window).keys()
+  best = sorted(kept, key=lambda c: -kept[c])
+  alive = np.asarray(found.scores) > search.NONE / 2
+  assert alive.sum() == len(best)
+  np.testing.assert_allclose(
+    np.sort(found.scores[alive])[::-1],
+    [kept[c] / STEPS for c in best],
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  order = np.argsort(-np.asarray(found.scores))[: len(best)]
+  np.testing.assert_allclose(
+    found.purities[order], [purity(window, c) for c in best], atol=1e-6
+  )
+  np.testing.assert_allclose(found.purity, purity(window, best[0]), atol=1e-6)
+
+
+def test_teacher_forcing_is_the_cross_entropy_of_the_truth(weights, window):
+  truth = (0, None, 2)
+  seen = follow(weights, window, truth, forced=True)[1]
+  # It is a candidate even where it is not among the nearest.
+  assert follow(weights, window, truth)[0] is None
+  wanted = -np.mean(
+    [
+      step[choice] - np.log(np.sum(np.exp(list(step.values()))))
+      for step, choice in zip(seen, truth)
+    ]
+  )
+  loss = lambda w: search.search(w, window, NOISE, BEAM).truth_loss
+  value, slope = jax.jit(jax.value_and_grad(loss))(weights)
+  np.testing.assert_allclose(value, wanted, rtol=1e-4)
+  # A step along the slope changes the loss by its square.
+  size = sum(float((g**2).sum()) for g in jax.tree.leaves(slope))
+  eps = 1e-3 / size**0.5
+  moved = [
+    jax.tree.map(lambda w, g, s=s: w + s * eps * g, weights, slope)
+    for s in (1, -1)
+  ]
+  rise = [float(jax.jit(loss)(w)) for w in moved]
+  assert (rise[0] - rise[1]) / (2 * eps) == pytest.approx(size, rel=0.02)
+
+
+def test_margin_and_rank_by_loops():
+  rng = np.random.default_rng(3)
+  alpha, beta = 2.0, 1.5
+  for _ in range(20):
+    count = 5
+    scores, purities = rng.normal(size=count), rng.integers(0, 4, count) / 3
+    truth, alive = rng.normal(), rng.random(count) < 0.7
+    over = [
+      max(alpha * (1 - q) + s - truth, 0) if q < 1 else 0.0
+      for s, q, fine in zip(scores, purities, alive)
+      if fine
+    ]
+    np.testing.assert_allclose(
+      search.margin_loss(scores, purities, truth, alive, alpha),
+      np.mean(over) if over else 0,
+      rtol=1e-5,
+    )
+    pairs = [
+      max(beta * (purities[i] - purities[j]) + scores[j] - scores[i], 0)
+      for i in range(count)
+      for j in range(count)
+      if alive[i] and alive[j] and purities[i] > purities[j]
+    ]
+    np.testing.assert_allclose(
+      search.rank_loss(scores, purities, alive, beta),
+      np.mean(pairs) if pairs else 0,
+      rtol=1e-5,
+    )
+
+
+def test_the_truth_is_put_in_where_nothing_is_faultless(weights, window):
+  """A network that takes whoever is not the truth is set right each step."""
+  beam = search.Beam(1, candidates=2, gate=60.0, reset=True)
+  # The null candidate always wins, which is wrong at steps 1 and 3.
+  low = weights | {'last_bias': weights['last_bias'] - 100}
+
+  def both(w):
+    return [
+      search.search(w, window, NOISE, beam._replace(reset=r)) for r in (0, 1)
+    ]
+
+  alone, helped = jax.jit(both)(low)
+  np.testing.assert_allclose(alone.purity, 1 / 3, atol=1e-6)
+  np.testing.assert_allclose(helped.purity, 1, atol=1e-6)
+
+
+def test_what_is_behind_the_end_changes_nothing(weights, window):
+  beam = BEAM._replace(hypotheses=2)
+  search_it = jax.jit(lambda w, x: search.search(w, x, NOISE, beam))
+  inside = np.array([True, True, True, False])
+  junk = window.places.copy()
+  junk[3] += 7
+  one = search_it(weights, window._replace(inside=inside))
+  two = search_it(weights, window._replace(inside=inside, places=junk))
+  for a, b in zip(one, two):
+    np.testing.assert_array_equal(a, b)
+  assert not np.array_equal(search_it(weights, window).scores, one.scores)
+  nothing = window._replace(there=window.there & False, same=window.same)
+  assert all(np.isfinite(x).all() for x in search_it(weights, nothing)[:5])
+
+
+def test_windows_are_of_one_person_of_one_sequence():
+  made = [scenes.make_up(i, length=40, people=5) for i in (1, 2)]
+  several = [
+    detections.simulate(s.truth, s.info, np.random.default_rng(i))
+    for i, s in enumerate(made)
+  ]
+  frames = detections.padded(several)
+  data = jax.tree.map(jnp.asarray, frames)
+  drawn = jax.device_get(
+    jax.jit(
+      lambda key: windows.batch(key, data, 40, steps=5, jumps=0.5, longest=9)
+    )(jax.random.key(0))
+  )
+  assert (drawn.same[:, 0].sum(axis=1) == 1).all()
+  assert (drawn.same.sum(axis=2) <= 1).all()
+  assert (drawn.frames[:, 1:] >= 1).all() and (drawn.frames <= 9).all()
+  assert (drawn.frames[:, 1:] == 1).mean() == pytest.approx(0.55, abs=0.15)
+  # Inside ends once, and then for good.
+  assert (np.diff(drawn.inside.astype(int), axis=1) <= 0).all()
+  assert 0 < drawn.inside[:, -1].mean() < 1
+  assert drawn.same[:, 1:][drawn.inside[:, 1:]].any(axis=1).mean() > 0.5

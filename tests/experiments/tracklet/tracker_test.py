@@ -1,0 +1,202 @@
+"""Births, matches and deaths; online and near-online; files of one's own."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.tracklet import (
+  baselines,
+  detections,
+  evaluation,
+  models,
+  mot_files,
+  motion,
+  near_online,
+  network,
+  overlay,
+  scenes,
+  track,
+  tracker,
+)
+
+MODEL = baselines.overlap(motion.NOISE, least=0.2)
+
+
+def detected(boxes, length):
+  """Detections whose identities are known by the order of what is given."""
+  info = mot_files.Info('made', length, 640, 480, 25.0)
+  none = np.zeros((len(boxes.frames), 0), np.float32)
+  return detections.Detected(boxes, boxes.ids, none, info)
+
+
+def walks(*several, length=40):
+  """Walks (identity, first frame, last frame, left, pixels a frame)."""
+  rows = [
+    (frame, identity, left + speed * (frame - first), 50, 20, 40)
+    for identity, first, last, left, speed in several
+    for frame in range(first, last + 1)
+  ]
+  table = np.array(rows, float).reshape(-1, 6)
+  boxes = mot_files.make(table[:, 0], table[:, 2:], ids=table[:, 1])
+  return detected(boxes, length)
+
+
+def test_a_tracklet_is_told_from_its_third_detection():
+  shown = tracker.online(MODEL, walks((1, 5, 30, 10, 2), (2, 8, 9, 300, 0)))
+  assert shown.frames.tolist() == list(range(7, 31))
+  assert set(shown.ids) == {1}
+  rules = tracker.Rules(birth=1)
+  shown = tracker.online(
+    MODEL, walks((1, 5, 30, 10, 2), (2, 8, 9, 300, 0)), rules
+  )
+  assert len(shown.frames) == 28 and set(shown.ids) == {1, 2}
+
+
+@pytest.mark.parametrize(('death', 'count'), [(9, 2), (10, 1)])
+def test_who_is_away_too_long_is_somebody_new(death, count):
+  away = walks((1, 1, 10, 10, 1), (1, 20, 40, 29, 1))
+  rules = tracker.Rules(death=death)
+  assert len(set(tracker.online(MODEL, away, rules).ids)) == count
+
+
+def test_no_detections_and_empty_frames():
+  nothing = walks(length=5)
+  for run in (tracker.online, near_online.track):
+    assert len(run(MODEL, nothing).frames) == 0
+  one = walks((1, 2, 2, 10, 0), length=5)
+  assert len(tracker.online(MODEL, one).frames) == 0
+
+
+def test_people_who_cross_keep_their_identities():
+  crossing = walks((1, 1, 40, 100, 4), (2, 1, 40, 260, -4))
+  model = baselines.likelihood(motion.NOISE, worth=25.0)
+  for run in (tracker.online, near_online.track):
+    shown = run(model, crossing)
+    first = shown.ids[np.flatnonzero(shown.frames == 3)]
+    last = shown.ids[np.flatnonzero(shown.frames == 40)]
+    # Boxes of a frame are in the order of the detections.
+    assert first.tolist() == last.tolist() and len(set(first)) == 2
+
+
+def test_what_the_affinity_leaves_over_is_matched_by_overlap():
+  model = MODEL._replace(
+    affinity=lambda moved, memory, places, sure, looks: (
+      np.full(len(sure), -1.0),
+      np.zeros(len(sure)),
+    )
+  )
+  straight = walks((1, 1, 20, 10, 1))
+  for second, count in ((0.5, 1), (2.0, 0)):
+    shown = tracker.online(model, straight, tracker.Rules(second=second))
+    assert len(set(shown.ids)) == count
+
+
+def test_assignments_are_the_best_of_all():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    affinity = rng.normal(size=(3, 4))
+    sums = {
+      chosen: sum(affinity[i, j] for i, j in enumerate(chosen) if j >= 0)
+      for chosen in itertools.product(range(-1, 4), repeat=3)
+      if len({j for j in chosen if j >= 0}) == sum(j >= 0 for j in chosen)
+    }
+    best = max(sums, key=sums.get)
+    assert tracker.assign(affinity).tolist() == list(best)
+    tried = near_online.assignments(affinity, 2)
+    assert tried[0][0] == pytest.approx(sums[best])
+    for value, chosen in tried[1:]:
+      off = [i for i in range(3) if chosen[i] != best[i] and best[i] >= 0]
+      without = {
+        c: v for c, v in sums.items() if any(c[i] != best[i] for i in off)
+      }
+      assert value == pytest.approx(sums[tuple(chosen.tolist())])
+      assert value <= sums[best] and value >= min(without.values())
+    assert len(tried) == 1 + min(2, sum(j >= 0 for j in best))
+
+
+def test_near_online_with_one_state_is_online():
+  scene = scenes.make_up(3, length=60)
+  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
+  online = tracker.online(MODEL, found)
+  alone = near_online.Delay(hypotheses=1, doubts=0, frames=4)
+  for one, two in zip(online, near_online.track(MODEL, found, delay=alone)):
+    np.testing.assert_array_equal(one, two)
+  later = near_online.track(MODEL, found)
+  assert len(later.frames) > 0.9 * len(online.frames)
+  key = later.frames * 1000 + later.ids
+  assert len(np.unique(key)) == len(key)  # An identity once a frame.
+
+
+@pytest.fixture(scope='module')
+def weights():
+  return jax.device_get(network.init(jax.random.key(0), hidden=4))
+
+
+def test_a_tracker_is_kept_and_tracks_a_file(tmp_path, weights, capsys):
+  pytest.importorskip('trackeval')
+  rules = tracker.Rules(least=-3.0, birth=2, death=7)
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, rules)
+  model, read = models.load(tmp_path)
+  assert read == rules and isinstance(read.death, int)
+  scene = scenes.make_up(4, length=50, people=6)
+  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
+  given = tmp_path / 'det.txt'
+  mot_files.write_boxes(given, found.boxes)
+  with open(given, 'a', encoding='utf-8') as file:
+    file.write('3,-1,nan,1,2,3,1\n')
+  arguments = [
+    f'--checkpoint={tmp_path}',
+    f'--detections={given}',
+    f'--output={tmp_path}/out.txt',
+    f'--overlay={tmp_path}/tracks.gif',
+  ]
+  assert track.main(arguments) == 0
+  said = capsys.readouterr()
+  assert 'boxes of' in said.out and '1 boxes that are not finite' in said.err
+  shown = mot_files.read_boxes(tmp_path / 'out.txt', identities=True)
+  again = tracker.online(model, found, rules)
+  assert np.mean(shown.ids == again.ids) > 0.95  # But for digits of the file.
+  scores = evaluation.evaluate(
+    {'a': evaluation.prepared(scene.truth, shown, 50)}
+  )[0]
+  assert scores.idf1 > 20
+  assert (tmp_path / 'tracks.gif').stat().st_size > 1_000
+  assert track.main([*arguments, '--hypotheses=2']) == 0
+
+
+def test_bad_checkpoints_and_pictures_are_said_in_one_line(
+  tmp_path, weights, capsys
+):
+  given = tmp_path / 'det.txt'
+  given.write_text('1,-1,1,2,3,4,1\n')
+  arguments = [f'--detections={given}', f'--output={tmp_path}/out.txt']
+  looks = jax.device_get(network.init(jax.random.key(0), hidden=4, looks=3))
+  models.save(tmp_path / 'looks.npz', looks, motion.NOISE, tracker.RULES)
+  (tmp_path / 'text.npz').write_text('no such thing')
+  for name, says in (
+    ('none.npz', 'train a tracker by'),
+    ('text.npz', 'is damaged, cut short or no tracker'),
+    ('looks.npz', 'it needs looks'),
+  ):
+    assert track.main([f'--checkpoint={tmp_path}/{name}', *arguments]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count('\n') == 1
+  boxes = mot_files.make([1], [[1, 1, 5, 5]], ids=[1])
+  info = mot_files.Info('a', 3, 20, 10, 25.0)
+  with pytest.raises(harness.SettingsError, match=r'a \.png, of one frame'):
+    overlay.write(tmp_path / 'a.jpg', boxes, info)
+  with pytest.raises(harness.MissingDataError, match=r'000002\.jpg or \.png'):
+    overlay.write(tmp_path / 'a.png', boxes, info, images=tmp_path)
+
+
+def test_a_box_is_drawn_where_it_is():
+  boxes = mot_files.make([2, 2], [[10, 20, 30, 40], [80, 20, 9, 9]], ids=[1, 2])
+  info = mot_files.Info('a', 3, 100, 100, 25.0)
+  picture = np.asarray(overlay.draw(boxes, info, 2))
+  assert picture.shape == (100, 100, 3)
+  assert picture[40, 10].tolist() == picture[60, 25].tolist() == [213, 94, 0]
+  assert picture[90, 90].tolist() == [255, 255, 255]
+  assert (np.asarray(overlay.draw(boxes, info, 1)) == 255).all()

@@ -1,0 +1,87 @@
+"""What is reported of a run, and a run from end to end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments import harness
+from experiments.tracklet import claims, detections, judging, scenes, train
+
+
+def test_an_interval_over_training_seeds_and_simulations():
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(3, 10)) + rng.normal(size=(3, 1))
+  found = judging.crossed(table)
+  rows, columns = table.mean(1), table.mean(0)
+  parts = [
+    scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    for x in (rows, columns)
+  ]
+  assert found.mean == pytest.approx(table.mean())
+  assert found.half_width == pytest.approx(np.hypot(*parts))
+  # Of simulations alone it is the usual one.
+  usual = harness.mean_interval(table[0])
+  assert judging.crossed(table[:1]).half_width == pytest.approx(
+    usual.half_width
+  )
+
+
+def test_claims_find_their_metrics():
+  names = ('overlap', 'likelihood', 'true_identities')
+  both = ('search', 'teacher_forcing')
+  shapes = dict.fromkeys(names, (1, 4))
+  for name in both:
+    shapes |= {name: (2, 4), f'{name}_near_online': (2, 4)}
+  scores = {
+    method: {m: np.full(shape, 50.0 + i) for m in judging.MEASURES}
+    for i, (method, shape) in enumerate(shapes.items())
+  }
+  purity = {f'{n}_k{k}': np.array([0.5, 0.7]) for n in both for k in (1, 4)}
+  metrics, rows = train.report(scores, {'search': {'least': 0.5}}, purity)
+  for claim in claims.CLAIMS:
+    judged = harness.judge(claim, {'metrics': metrics})
+    assert judged.verdict in ('shown', 'not shown', 'mean only')
+  assert metrics['idf1/search_lead'] == -2
+  assert metrics['idf1/lead_over_classical'] == 4
+  assert len(rows) == 7 and len({frozenset(row) for row in rows}) == 1
+
+
+def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
+  pytest.importorskip('trackeval')
+  scene = scenes.make_up(1, length=60, people=6)
+  given = judging.trials([scene], detections.STANDARD, [0])
+  make, grid = judging.classical(train.judging.motion.NOISE)['overlap']
+  grid = {'least': (0.2, 0.99), 'death': (30,)}
+  point = judging.tune(make, grid, given)
+  assert point == {'least': 0.2, 'death': 30}
+  found = judging.judge(make(**point), given)
+  roof = judging.judge(judging.true_identities, given)
+  assert found['idf1'][0] <= roof['idf1'][0] + 1e-9 and found['mota'][0] > 30
+
+
+def test_settings_say_what_was_meant(tmp_path, options):
+  held = options(train.PRESETS['smoke'], preset='smoke')
+  made, apart = train.read(held)
+  assert len(made) == 2 and apart.info.length == 60
+  with pytest.raises(harness.MissingDataError, match='MOTChallenge'):
+    train.read(held._replace(data_dir=str(tmp_path)))
+  hard = dataclasses.replace(train.PRESETS['quick'], detector='hard', looks=16)
+  assert train.detector_of(hard) == detections.HARD._replace(looks=16)
+
+
+@pytest.mark.slow
+def test_a_run_from_end_to_end(options, results, tmp_path):
+  pytest.importorskip('trackeval')
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'], warm=4, forced=2, search=2, judged=2, chunk=2
+  )
+  metrics = train.main(options(settings, preset='smoke'))
+  kept = results()
+  assert 'made-up walks' in kept['substituted']
+  assert kept['metrics'].keys() == metrics.keys()
+  for name in ('search.npz', 'teacher_forcing.npz', 'tracks.png', 'losses.png'):
+    assert (tmp_path / name).stat().st_size > 500
+  again = train.main(options(settings, preset='smoke'))
+  assert again == metrics
