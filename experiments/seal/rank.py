@@ -73,8 +73,8 @@ class Settings:
     anchors: further unsafe rows, for the score that takes them.
     shuffled_share: 'shuffled' has this share of all these numbers.
     longest: tokens of a prompt with its answer; longer rows have no score.
-    layers: of how many layers, the last ones, adapters are trained; the paper
-      trains those of all layers.
+    layers: of how many layers, the last ones, adapters are trained; 0 for all,
+      as in the paper. What leaves the others is kept, for all rows.
     rank: of the adapters; the paper's is 16.
     rate: of Adam, for adapters.
     epochs: of the rows; the paper has 3.
@@ -106,7 +106,7 @@ class Settings:
   anchors: Annotated[int, harness.Allowed(low=0)] = 32
   shuffled_share: Annotated[float, harness.Allowed(high=1.0)] = 0.375
   longest: int = 96
-  layers: int = 4
+  layers: Annotated[int, harness.Allowed(low=0)] = 4
   rank: int = 8
   rate: float = 4e-3
   epochs: int = 2
@@ -200,7 +200,7 @@ def subject_of(settings: Any) -> selection.Subject:
     rank=settings.rank,
     alpha=float(settings.rank),
     weights=lora.WEIGHTS if settings.model == 'random' else ('q', 'v'),
-    layers=min(settings.layers, model.config.layers),
+    layers=min(settings.layers, model.config.layers) or None,
   )
   below, frozen = how.split(model.params)
   return selection.Subject(how, frozen, below, words)

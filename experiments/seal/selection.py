@@ -16,6 +16,8 @@ from experiments.lm import tuning as tuning_lib
 from experiments.seal import controls, order
 
 FORMS = ('seal', 'seal_full')
+# Of what leaves the frozen layers, for all rows of a file.
+CACHE_BYTES = 8 * 2**30
 
 
 class Made(NamedTuple):
@@ -55,10 +57,23 @@ class Subject(NamedTuple):
     # One length for all sets: one program.
     table = tables.make(encoded, 1, buckets=(longest,))
     if self.below is not None:
+      _require_room(len(encoded.rows), longest, self.tuning)
       table = tuning_lib.cache(self.tuning.config, self.below, table)
     rows = tables.rows_of(table)
     rows.pop('index')
     return Made(rows, encoded.rows, table.longest[0])
+
+
+def _require_room(rows: int, longest: int, how: tuning_lib.Tuning) -> None:
+  """Raises UserError if what leaves the frozen layers cannot be held."""
+  needed = rows * longest * how.config.width * 4
+  if needed > CACHE_BYTES:
+    raise harness.UserError(
+      f'what leaves the frozen layers takes {needed / 2**30:.1f} GB for {rows} '
+      f'rows of {longest} tokens, more than {CACHE_BYTES / 2**30:.0f}: with '
+      '--layers=0 all layers get adapters and nothing is kept, at the price of '
+      'a whole pass a step; or take a smaller --longest, or fewer rows at once.'
+    )
 
 
 def row_losses(

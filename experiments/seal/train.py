@@ -67,7 +67,7 @@ class Settings:
     anchors: likewise.
     shuffled_share: likewise.
     longest: tokens of a prompt with its answer; longer rows are left out.
-    layers: of how many layers, the last ones, adapters are trained.
+    layers: of how many layers, the last ones, adapters are trained; 0 for all.
     rank: of the adapters; the paper's is 16.
     rate: of Adam.
     steps: updates.
@@ -96,7 +96,7 @@ class Settings:
   anchors: Annotated[int, harness.Allowed(low=0)] = 32
   shuffled_share: Annotated[float, harness.Allowed(high=1.0)] = 0.375
   longest: int = 96
-  layers: int = 4
+  layers: Annotated[int, harness.Allowed(low=0)] = 4
   rank: int = 8
   rate: float = 2e-3
   steps: int = 80

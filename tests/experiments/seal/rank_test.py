@@ -163,3 +163,14 @@ def test_nothing_to_rank_is_said(tmp_path):
   known = dataclasses.replace(SMALL, sets=('harmless',))
   with pytest.raises(harness.MissingDataError, match='--finetune_data'):
     rank.main(options_of(tmp_path, known))
+
+
+def test_what_cannot_be_held_is_said_before_it_is_computed(monkeypatch):
+  subject = rank.subject_of(SMALL)
+  sets = rows.made_up(rows.Sizes(4, 0, 0, 1, 0))
+  monkeypatch.setattr(selection, 'CACHE_BYTES', 100)
+  with pytest.raises(harness.UserError, match='--layers=0'):
+    subject.make(sets.finetune, SMALL.longest)
+  # With adapters in all layers nothing is held.
+  subject = rank.subject_of(dataclasses.replace(SMALL, layers=0))
+  assert 'tokens_x' not in subject.make(sets.finetune, SMALL.longest).rows
