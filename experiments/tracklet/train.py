@@ -252,7 +252,7 @@ def report(
     )
     for k in (1, 4):
       values = purity.get(f'{method}_k{k}')
-      row[f'purity, K = {k}'] = (
+      row[f'purity K{k}'] = (
         '' if values is None else harness.mean_interval(values)
       )
     rows.append(row)
