@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 def assignments(
   affinity: np.ndarray, doubts: int
-) -> list[tuple[float, np.ndarray]]:
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
   """The best assignment, and the best without each of its doubtful pairs.
 
   A pair is doubtful if its affinity is little above the next best of its
@@ -45,13 +45,15 @@ def assignments(
     doubts: pairs, at most.
 
   Returns:
-    Sums and detections of tracklets, -1 for none; the best first.
+    Sums, detections of tracklets, -1 for none, and the affinities that they
+    are best by, in which a pair that is tried without may not be. The best
+    first.
   """
   value = lambda chosen: float(
     affinity[np.flatnonzero(chosen >= 0), chosen[chosen >= 0]].sum()
   )
   best = tracker.assign(affinity)
-  found = [(value(best), best)]
+  found = [(value(best), best, affinity)]
   matched = np.flatnonzero(best >= 0)
   margins = []
   for one in matched:
@@ -60,9 +62,9 @@ def assignments(
   for place in np.argsort(margins, kind='stable')[:doubts]:
     one = matched[place]
     without = affinity.copy()
-    without[one, best[one]] = -1.0
+    without[one, best[one]] = tracker.NEVER
     chosen = tracker.assign(without)
-    found.append((value(chosen), chosen))
+    found.append((value(chosen), chosen, without))
   return found
 
 
@@ -97,11 +99,13 @@ def track(
     tried = []
     for state in states:
       pairs = tracker.pair(model, state.tracks, frame, rules)
-      for gain, chosen in assignments(pairs.affinity, delay.doubts):
-        tried.append((state.tracks.total + gain, state, pairs, chosen))
+      for gain, *given in assignments(pairs.affinity, delay.doubts):
+        tried.append((state.tracks.total + gain, state, pairs, *given))
     tried.sort(key=lambda each: -each[0])
     states = []
-    for _, state, pairs, chosen in tried[: delay.hypotheses]:
+    for _, state, pairs, chosen, affinity in tried[: delay.hypotheses]:
+      # The second pass may not give back the pair that is tried without.
+      pairs = pairs._replace(affinity=affinity)
       chosen = tracker.second_pass(pairs, chosen, frame, rules)
       tracks = tracker.advance(model, state.tracks, pairs, chosen, frame, rules)
       states.append(State(tracks, (*state.told, tracker.told_of(tracks))))

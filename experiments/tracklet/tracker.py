@@ -20,7 +20,7 @@ import scipy.optimize
 
 from experiments.tracklet import detections, mot_files, motion, network
 
-_NEVER = -1e6
+NEVER = -1e6  # The affinity of a pair that may not be.
 
 
 class Rules(NamedTuple):
@@ -161,7 +161,7 @@ def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
     frame.sure[two],
     frame.looks[two],
   )
-  affinity = np.full(far.shape, _NEVER)
+  affinity = np.full(far.shape, NEVER)
   affinity[one, two] = found - rules.least
   place = np.zeros(far.shape, np.int64)
   place[one, two] = np.arange(len(one))
@@ -187,7 +187,7 @@ def second_pass(
     return chosen
   middle = pairs.moved.mean[left, :, 0]
   near = motion.overlap(middle[:, None], frame.places[free][None])
-  near = np.where(pairs.affinity[np.ix_(left, free)] > _NEVER, near, 0)
+  near = np.where(pairs.affinity[np.ix_(left, free)] > NEVER, near, 0)
   chosen = chosen.copy()
   also = assign(near - rules.second)
   chosen[left] = np.where(also >= 0, free[also], -1)

@@ -6,8 +6,8 @@ Searching and Ranking, 2020.
     python -m experiments.tracklet.train --preset=quick --data_dir=DATA
     python -m experiments.tracklet.train --preset=quick
 
-Expected: MOT17-09, simulated detections: IDF1 of both above the classical
-trackers, and no clear difference between them. Time: 25 CPU-minutes.
+Expected: MOT17-09, simulated detections: IDF1 of about 65 for the networks, 58
+for trackers with classical affinities. Time: 15 CPU-minutes.
 
 A network scores how well a detection goes on with a tracklet. It is trained on
 the truth's histories first; then, from the same weights, on those again
@@ -67,7 +67,8 @@ class Settings:
     batch: windows of an update.
     warm: updates of teacher forcing that both begin with.
     search: updates of search then.
-    forced: updates of teacher forcing in its place; 4 take about as long.
+    forced: updates of teacher forcing in its place; one of search takes as
+      long as some six.
     rate: Adam's, at first; falls to a tenth.
     own: weight of the cross entropy on the search's histories.
     pairs: weight of margin and rank.
@@ -251,7 +252,7 @@ def report(
     )
     for k in (1, 4):
       values = purity.get(f'{method}_k{k}')
-      row[f'purity, K = {k}'] = (
+      row[f'purity K{k}'] = (
         '' if values is None else harness.mean_interval(values)
       )
     rows.append(row)
