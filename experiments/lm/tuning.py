@@ -105,6 +105,11 @@ class Tuning(NamedTuple):
     if self.rows is not None:
       tokens = jax.lax.with_sharding_constraint(tokens, self.rows)
     mask = together(rows[mask_name(n)] for n in names)
+    if self.cut and f'{names[0]}_x' not in rows:
+      raise ValueError(
+        f'{self.cut} layers below are frozen, and the rows have no '
+        f'{names[0]}_x: put them through `cache` first.'
+      )
     if f'{names[0]}_x' in rows:
       x = together(rows[f'{n}_x'] for n in names)
     else:

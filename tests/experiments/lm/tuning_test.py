@@ -78,6 +78,8 @@ def test_a_cached_trunk_and_merged_weights_say_what_the_whole_model_does(rank):
     )
   )(trained, with_trunk.parts[0])
   np.testing.assert_allclose(found, expected, rtol=1e-4)
+  with pytest.raises(ValueError, match='no chosen_x: put them through'):
+    tuned.answers(trained, frozen, part, objectives.PAIR)
   # All of the layers trained, with the same weights, need no trunk.
   whole = tuning.Tuning(SMALL, rank=0)
   again = whole.answers(merged, merged, part, objectives.PAIR).total
