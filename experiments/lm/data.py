@@ -57,10 +57,18 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
   path = pathlib.Path(path)
   try:
     raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode()
+    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode(
+      'utf-8-sig'
+    )
   except FileNotFoundError as error:
     raise harness.UserError(f'there is no file {path}.') from error
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+  except UnicodeDecodeError as error:
+    line = error.object.count(b'\n', 0, error.start) + 1
+    raise harness.UserError(
+      f'{path} cannot be read: line {line} is not UTF-8 ({error.reason}); save '
+      'the file as UTF-8.'
+    ) from error
+  except (OSError, EOFError) as error:
     raise harness.UserError(f'{path} cannot be read: {error}.') from error
   name = path.name.removesuffix('.gz')
   if name.endswith('.json'):
