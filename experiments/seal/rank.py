@@ -186,7 +186,7 @@ def subject_of(settings: Settings) -> selection.Subject:
     words = tokenizer.Tokenizer(_Bytes(), '', 0, {})
   else:
     model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary)
+    words = tokenizer.load(model.vocabulary, model.config)
   how = tuning.Tuning(
     model.config,
     rank=settings.rank,

@@ -156,7 +156,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     model, words, examples = problem_lib.made_up()
   else:
     model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary)
+    words = tokenizer.load(model.vocabulary, model.config)
     found = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE)
     folder = found.parent
     examples: dict[str, Any] = {'sft': [], 'dpo': []}
