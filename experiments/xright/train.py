@@ -177,8 +177,8 @@ def optima_of(settings: Settings) -> str | tuple[float, ...]:
       raise ValueError('not finite')
   except ValueError as error:
     raise harness.SettingsError(
-      "optima are 'running' or two finite numbers, of the demonstrations and of the "
-      f'comparisons, got {settings.optima!r}.'
+      "optima are 'running' or two finite numbers, of the demonstrations and "
+      f'of the comparisons, got {settings.optima!r}.'
     ) from error
   return first, second
 
