@@ -150,6 +150,9 @@ def _mode(
   return known[name], files
 
 
+# So that they are the flags of the binary: `--help` shows those of no other.
+flags.disclaim_key_flags()
+
 _COMMON = (
   'preset',
   'workdir',

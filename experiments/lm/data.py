@@ -54,14 +54,32 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
     UserError: if there is no such file, or a row is no JSON object; with the
       number of the row.
   """
-  path = pathlib.Path(path)
+  rows = []
+  for row in _rows(pathlib.Path(path)):
+    if isinstance(row, harness.UserError):
+      raise row
+    rows.append(row)
+  return rows
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any] | harness.UserError]:
+  """The rows of a file, and in the place of what is none what is wrong."""
   try:
     raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode()
+    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode(
+      'utf-8-sig'
+    )
   except FileNotFoundError as error:
     raise harness.UserError(f'there is no file {path}.') from error
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+  except UnicodeDecodeError as error:
+    line = error.object.count(b'\n', 0, error.start) + 1
+    raise harness.UserError(
+      f'{path} cannot be read: line {line} is not UTF-8 ({error.reason}); save '
+      'the file as UTF-8.'
+    ) from error
+  except (OSError, EOFError) as error:
     raise harness.UserError(f'{path} cannot be read: {error}.') from error
+  rows: list[Any] = []
   name = path.name.removesuffix('.gz')
   if name.endswith('.json'):
     try:
@@ -74,22 +92,23 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
         'file with one row a line is called .jsonl.'
       )
   elif name.endswith('.jsonl'):
-    rows = []
     for line in filter(str.strip, text.split('\n')):
       try:
         rows.append(json.loads(line))
       except ValueError as error:
-        raise _wrong(path, len(rows), f'no JSON: {error}') from error
+        rows.append(_wrong(path, len(rows), f'no JSON: {error}'))
   else:
     raise harness.UserError(
       f'{path}: files of rows are called .jsonl or .json, or these with .gz.'
     )
-  for number, row in enumerate(rows):
-    if not isinstance(row, dict):
-      raise _wrong(path, number, f'a {type(row).__name__}, no object')
   if not rows:
     raise harness.UserError(f'{path} holds no rows.')
-  return rows
+  return [
+    row
+    if isinstance(row, dict | harness.UserError)
+    else _wrong(path, number, f'a {type(row).__name__}, no object')
+    for number, row in enumerate(rows)
+  ]
 
 
 def read_examples(
@@ -100,7 +119,7 @@ def read_examples(
   Args:
     path: of the file.
     skip: whether to leave rows out that are none, dialogues that differ before
-      their last turn for instance. A row is left out as a whole.
+      their last turn or half a line for instance. A row is left out as a whole.
 
   Returns:
     The examples, and what was wrong with the rows that were left out.
@@ -111,14 +130,18 @@ def read_examples(
   """
   found: list[Example] = []
   left: list[str] = []
-  for number, row in enumerate(read_rows(path)):
+  for number, row in enumerate(_rows(pathlib.Path(path))):
     try:
-      found.extend(as_examples(row, number))
+      if isinstance(row, harness.UserError):
+        raise row
+      try:
+        found.extend(as_examples(row, number))
+      except harness.UserError as error:
+        raise _wrong(path, number, str(error)) from error
     except harness.UserError as error:
-      wrong = _wrong(path, number, str(error))
       if not skip:
-        raise wrong from error
-      left.append(str(wrong))
+        raise
+      left.append(str(error))
   if not found:
     raise harness.UserError(f'{path} has no example: {left[0]}')
   return found, left

@@ -69,8 +69,9 @@ class Tokenizer(NamedTuple):
     """
     if not self.template:
       raise harness.UserError(
-        'the model has no chat template: give prompts as texts, not as '
-        'messages.'
+        'the model has no chat template: put one into its folder as '
+        'chat_template.jinja, or give prompts as texts, with the keys prompt '
+        'and response, not as messages, instructions or dialogues.'
       )
     try:
       return _compiled(self.template).render(

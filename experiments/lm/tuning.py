@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments import harness
 from experiments.lm import decoder, kept, log_probs, lora, tables
 from experiments.lm.config import Config
 
@@ -42,7 +43,16 @@ class Tuning(NamedTuple):
 
   @property
   def cut(self) -> int:
-    """How many layers lie below those that are trained."""
+    """How many layers lie below those that are trained.
+
+    Raises:
+      SettingsError: if the model has fewer layers than are to be trained.
+    """
+    if (self.layers or 0) > self.config.layers:
+      raise harness.SettingsError(
+        f'layers={self.layers} are to be trained, but the model has '
+        f'{self.config.layers}.'
+      )
     return self.config.layers - (self.layers or self.config.layers)
 
   def split(self, params: decoder.Params) -> tuple[Any, Any]:

@@ -291,6 +291,9 @@ def export(
     tensors, folder / 'model.safetensors', metadata={'format': 'pt'}
   )
   told = config_lib.to_hugging_face(config, str(params['embed'].dtype))
+  if tokenizer is not None:
+    # Others end an answer where this says, by default at the token 2.
+    told['eos_token_id'] = int(tokenizer.end)
   (folder / 'config.json').write_text(
     json.dumps(told, indent=2) + '\n', encoding='utf-8'
   )

@@ -174,7 +174,7 @@ def model_of(path: str) -> tuple[weights.Model, tokenizer.Tokenizer]:
   """A model by its path: '' for SmolLM2, 'random' for a few weights."""
   if path != 'random':
     model = weights.load(path or weights.smollm2())
-    return model, tokenizer.load(model.vocabulary)
+    return model, tokenizer.load(model.vocabulary, model.config)
   config = config_lib.Config(
     family='llama',
     layers=2,

@@ -23,6 +23,7 @@ TITLES = {
 }
 # Those that hold the gradients of both objectives at once.
 AGGREGATORS = ('mgda', 'moco', 'cagrad')
+STAGES = ('sequential', 'reversed')
 BOTH = ('mix', *AGGREGATORS)
 
 
@@ -30,7 +31,8 @@ class Plan(NamedTuple):
   """What a method is given beside the losses.
 
   Attributes:
-    share: the weight of the comparisons, in [0, 1].
+    share: the weight of the comparisons, in [0, 1]; of stages, the part of the
+      steps that they get, at least one.
     steps: of the run.
     optima: the least loss of either objective, or 'running'.
     refresh_every: evaluations of MAXRIGHT between two looks at both losses.

@@ -156,7 +156,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     model, words, examples = problem_lib.made_up()
   else:
     model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary)
+    words = tokenizer.load(model.vocabulary, model.config)
     found = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE)
     folder = found.parent
     examples: dict[str, Any] = {'sft': [], 'dpo': []}
@@ -311,17 +311,19 @@ def memory(
     key=jax.random.key(0),
   )
 
-  def update(trained, given, frozen):
-    one = solver(given, frozen)
+  def update(trained, state, given, frozen):
     batch = methods.batch(method, 0, given['refresh'])
-    return one.update(batch, one.init(trained), trained)
+    return solver(given, frozen).update(batch, state, trained)
 
-  trained = jax.eval_shape(
-    problem.tuning.init, problem.frozen, jax.random.key(0)
-  )
-  compiled = (
-    jax.jit(update).lower(trained, problem.tables, problem.frozen).compile()
-  )
+  def start(given, frozen):
+    trained = problem.tuning.init(frozen, jax.random.key(0))
+    return trained, solver(given, frozen).init(trained)
+
+  # The state is an argument: of a known one, the branch that is not taken
+  # would be left out by the compiler.
+  given = problem.tables, problem.frozen
+  trained, state = jax.eval_shape(start, *given)
+  compiled = jax.jit(update).lower(trained, state, *given).compile()
   return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 

@@ -1,10 +1,10 @@
-"""Fine-tunes on demonstrations and on comparisons at once, at the cost of one.
+r"""Fine-tunes on demonstrations and on comparisons at once, at the cost of one.
 
 Paper: Fernando, Shen, Ram, Zhou, Samulowitz, Baracaldo and Chen, Understanding
 Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
 
-    python -m experiments.xright.train --model=DIR --sft_data=A.jsonl \
-      --pref_data=B.jsonl --output=OUT
+    python -m experiments.xright.train --model=DIR --output=OUT \
+      --sft_data=A.jsonl --pref_data=B.jsonl
 
 Expected: both held-out losses fall. Time: 1 minute on 2 cores for the preset
 smoke; of the default model, some 10 seconds a step of 4 rows of 128 tokens.
@@ -15,6 +15,8 @@ is written to OUT is a folder of Hugging Face.
 """
 
 import dataclasses
+import itertools
+import math
 import pathlib
 import time
 from typing import Annotated, Literal
@@ -45,7 +47,8 @@ class Settings:
     demonstrations: the loss of demonstrations.
     comparisons: the loss of comparisons.
     share: the weight lambda of the comparisons.
-    steps: updates. May be raised later.
+    steps: updates. May be raised later, but not of stages, which are parts of
+    them; the model is then written anew.
     chunk: updates between two looks at held-out rows.
     batch_size: rows of an update.
     parts: micro-batches into which they are divided, for memory.
@@ -148,6 +151,20 @@ def check(settings: Settings) -> None:
       f'batches of {settings.batch_size} do not divide into '
       f'parts={settings.parts}.'
     )
+  if any(a >= b for a, b in itertools.pairwise(settings.buckets)):
+    raise harness.SettingsError(
+      f'buckets are rising lengths, got {settings.buckets}.'
+    )
+  if settings.method in methods.STAGES and settings.steps < 2:
+    raise harness.SettingsError(
+      f'{settings.method} has an update of each stage at least, got '
+      f'steps={settings.steps}.'
+    )
+  if settings.method == 'maxright' and settings.refresh % settings.parts:
+    raise harness.SettingsError(
+      f'refresh={settings.refresh} rows do not divide into '
+      f'parts={settings.parts}.'
+    )
   optima_of(settings)
   if bool(settings.sft_data) != bool(settings.pref_data):
     raise harness.SettingsError(
@@ -162,10 +179,12 @@ def optima_of(settings: Settings) -> str | tuple[float, ...]:
     return 'running'
   try:
     first, second = map(float, settings.optima.split(','))
+    if not math.isfinite(first + second):
+      raise ValueError('not finite')
   except ValueError as error:
     raise harness.SettingsError(
-      "optima are 'running' or two numbers, of the demonstrations and of the "
-      f'comparisons, got {settings.optima!r}.'
+      "optima are 'running' or two finite numbers, of the demonstrations and "
+      f'of the comparisons, got {settings.optima!r}.'
     ) from error
   return first, second
 
@@ -177,7 +196,7 @@ def prepare(
   settings = options.settings
   if settings.model or options.preset != 'smoke':
     model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary)
+    words = tokenizer.load(model.vocabulary, model.config)
     examples = {}
   else:
     model, words, examples = problem_lib.made_up()
@@ -189,6 +208,16 @@ def prepare(
       examples[name], left = data_lib.read_examples(path, skip=settings.skip)
       if left:
         print(f'{path}: {len(left)} rows left out; the first: {left[0]}')
+      pairs = name in objectives.COMPARISONS
+      for example in examples[name]:
+        if (example.rejected is not None) != pairs:
+          raise harness.UserError(
+            f'{path}, row {example.row}: '
+            + ('one answer' if pairs else 'two answers')
+            + ', expected '
+            + ('two, chosen and rejected' if pairs else 'one')
+            + '. --sft_data is of demonstrations, --pref_data of comparisons.'
+          )
   elif not examples:
     raise harness.MissingDataError(
       'give your rows: --sft_data=FILE of demonstrations and --pref_data=FILE '
@@ -239,9 +268,13 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   folder = pathlib.Path(settings.output or f'{options.workdir}/model')
-  done = pathlib.Path(options.workdir) / 'written'
-  written = done.exists() and done.read_text() == str(folder.resolve())
-  if not written and list(folder.glob('*.safetensors')):
+  # Which folder this run writes to, from before the first file is there, and
+  # after the last one how many updates it is of.
+  mark = pathlib.Path(options.workdir) / 'written'
+  told = mark.read_text() if mark.exists() else ''
+  begun, _, written = told.partition('\n')
+  ours = begun == str(folder.resolve())
+  if not ours and list(folder.glob('*.safetensors')):
     raise harness.UserError(
       f'{folder} has weights already: give another --output.'
     )
@@ -265,8 +298,14 @@ def main(options: harness.Options) -> None:
     name=settings.method,
     options=options,
     seeds=options.seeds,
-    # A run may go on on another mesh.
-    settings=harness.settings_of(settings, 'steps', 'output', 'mesh'),
+    # A run may go on on another mesh. Stages are parts of the steps: with more
+    # of them, it is another run.
+    settings=harness.settings_of(
+      settings,
+      'output',
+      'mesh',
+      *(() if settings.method in methods.STAGES else ('steps',)),
+    ),
     layout=layout,
   )
   metrics, rows = {}, []
@@ -289,23 +328,31 @@ def main(options: harness.Options) -> None:
     xlabel='updates',
     ylabel='loss on held-out rows',
   )
-  if not written:
+  # Without a file of its own, a tokeniser cannot be written.
+  if problem.model.vocabulary is None:
+    return
+  weights_file = folder / 'model.safetensors'
+  done = ours and written == str(trained.step) and weights_file.exists()
+  if not done:
+    mark.write_text(str(folder.resolve()))
+    for file in (
+      weights_file,
+      folder / 'adapters' / 'adapter_model.safetensors',
+    ):
+      file.unlink(missing_ok=True)
     first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
     merged = problem.tuning.merged(first, problem.model.params)
-    # Without a file of its own, a tokeniser cannot be written.
-    words = problem.words if problem.model.vocabulary is not None else None
-    if words is not None:
-      weights.export(folder, problem.model.config, merged, words)
-      if settings.rank:
-        weights.export_adapters(
-          folder / 'adapters',
-          problem.model.config,
-          first,
-          alpha=settings.alpha,
-          base=settings.model,
-        )
-      done.write_text(str(folder.resolve()))
-      print(f'Model: {folder}')
+    weights.export(folder, problem.model.config, merged, problem.words)
+    if settings.rank:
+      weights.export_adapters(
+        folder / 'adapters',
+        problem.model.config,
+        first,
+        alpha=settings.alpha,
+        base=settings.model,
+      )
+    mark.write_text(f'{folder.resolve()}\n{trained.step}')
+  print(f'Model: {folder}')
 
 
 if __name__ == '__main__':

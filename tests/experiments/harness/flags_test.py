@@ -36,6 +36,14 @@ def parse(*arguments, presets=PRESETS):
   return flags_lib.resolve(presets, paper='pbgd', binary='toy', values=values)
 
 
+def test_help_shows_the_flags():
+  """They are flags of the module that defines them, as absl sees it."""
+  values = flags.FlagValues()
+  flags_lib.define(PRESETS, paper='pbgd', binary='toy', values=values)
+  shown = values.module_help(__name__)
+  assert '--rate' in shown and '--preset' in shown and '--workdir' in shown
+
+
 class TestOptions:
   def test_defaults(self, monkeypatch):
     monkeypatch.delenv('BILEVEL_JAX_DATA', raising=False)

@@ -154,16 +154,26 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
     path.write_text(text)
     with pytest.raises(harness.UserError, match=words):
       data.read_rows(path)
+  good = json.dumps(GOOD[0][0])
+  path.write_text(f'{good}\n[1]\n{good}\n{good[:9]}')
+  with pytest.raises(harness.UserError, match='row 1: a list, no object'):
+    data.read_examples(path)
+  found, left = data.read_examples(path, skip=True)
+  assert [example.row for example in found] == [0, 2]
+  assert 'row 1: a list, no object' in left[0] and 'row 3: no JSON' in left[1]
   for name, raw, words in (
     ('a.json', b'{}', 'holds a dict, expected a list'),
     ('a.json', b'{', 'a.json: Expecting'),
     ('a.csv', b'a', 'called .jsonl or .json'),
-    ('a.jsonl', b'\xff', 'cannot be read'),
+    ('a.jsonl', b'{}\n\xff', 'line 2 is not UTF-8 .*save the file as UTF-8'),
     ('a.jsonl.gz', b'no', 'cannot be read'),
   ):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(harness.UserError, match=words):
       data.read_rows(tmp_path / name)
+  # What some editors begin a file with is no part of the first row.
+  path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+  assert data.read_rows(path) == [{'a': 1}, {'a': 2}]
   with pytest.raises(harness.UserError, match='there is no file'):
     data.read_rows(tmp_path / 'none.jsonl')
 

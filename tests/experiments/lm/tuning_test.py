@@ -206,3 +206,11 @@ def test_what_is_held_out_is_measured_some_at_a_time():
     problem_lib.prepare(
       made, words, tuned, examples, problem_lib.Sizes(4, (16,), 14, 7)
     )
+
+
+def test_no_more_layers_are_trained_than_there_are():
+  """A negative cut would be a slice from the other end, without a word."""
+  given = tuning.Tuning(SMALL, layers=SMALL.layers + 1)
+  with pytest.raises(harness.SettingsError, match='but the model has'):
+    given.split({})
+  assert tuning.Tuning(SMALL, layers=SMALL.layers).cut == 0

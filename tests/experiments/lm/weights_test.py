@@ -57,6 +57,8 @@ def test_what_is_exported_is_read_back(tmp_path, name):
   assert again.encode(text) == words().encode(text)
   assert again.decode(again.encode(text)) == text
   assert (again.template, again.end) == (TEMPLATE, words().end)
+  told = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert told['eos_token_id'] == words().end
   with pytest.raises(harness.UserError, match='has weights already'):
     weights.export(tmp_path / 'out', config, merged)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import saved
-from experiments.lm import decoder, sharding, weights
+from experiments.lm import decoder, sharding, tokenizer, tuning, weights
 from experiments.xright import train
 from tests.experiments.lm import decoder_test
 
@@ -151,7 +152,11 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     ({'method': 'ppo'}, "'ppo'; known: sequential"),
     ({'comparisons': 'sft'}, "'sft'; known here: dpo, ipo, kto, orpo"),
     ({'parts': 3}, 'batches of 4 do not divide into parts=3'),
-    ({'optima': '1'}, "two numbers, .* got '1'"),
+    ({'method': 'maxright', 'parts': 4, 'refresh': 6}, 'refresh=6 rows do not'),
+    ({'buckets': (16, 8)}, 'rising lengths'),
+    ({'method': 'reversed', 'steps': 1}, 'each stage at least, got steps=1'),
+    ({'optima': 'nan,1'}, "two finite numbers, .* got 'nan,1'"),
+    ({'optima': '1'}, "two finite numbers, .* got '1'"),
     ({'sft_data': 'a.jsonl'}, 'are given together'),
   ],
 )
@@ -199,3 +204,114 @@ def test_words_that_are_no_mesh():
   for words, match in (('tp=a', 'fsdp=4,tp=2 for'), ('fsdp=64', '64 places')):
     with pytest.raises(harness.SettingsError, match=match):
       sharding.layout_of(CONFIG, words)
+
+
+def test_a_tokeniser_of_another_model_is_refused(tmp_path):
+  user_files(tmp_path)
+  small = dataclasses.replace(CONFIG, vocabulary=200)
+  (tmp_path / 'model' / 'model.safetensors').unlink()
+  weights.export(tmp_path / 'model', small, decoder.init(small, 0))
+  settings = train.Settings(model=f'{tmp_path}/model')
+  options = harness.Options(
+    'xright', 'train', 'quick', settings, '', None, (0,)
+  )
+  with pytest.raises(harness.UserError, match='embeddings for 200 only'):
+    train.prepare(options)
+
+
+def test_files_that_are_exchanged_are_named(tmp_path):
+  user_files(tmp_path)
+  settings = train.Settings(
+    model=f'{tmp_path}/model',
+    sft_data=f'{tmp_path}/b.jsonl',
+    pref_data=f'{tmp_path}/b.jsonl',
+  )
+  for given, match in (
+    (settings, 'b.jsonl, row 0: two answers, expected one'),
+    (
+      dataclasses.replace(
+        settings,
+        **{n: f'{tmp_path}/a.jsonl' for n in ('sft_data', 'pref_data')},
+      ),
+      'a.jsonl, row 0: one answer, expected two, chosen and rejected',
+    ),
+  ):
+    options = harness.Options('xright', 'train', 'quick', given, '', None, (0,))
+    with pytest.raises(harness.UserError, match=match):
+      train.prepare(options)
+
+
+def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
+  """More steps, a folder that is gone, and a kill while it was written."""
+  user_files(tmp_path)
+  words = weights.load(tmp_path / 'model')
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'], model='given', output=f'{tmp_path}/out', rank=0
+  )
+  problem = types.SimpleNamespace(
+    names=(),
+    model=words,
+    words=tokenizer.load(words.vocabulary, words.config),
+    tuning=tuning.Tuning(words.config, rank=0),
+  )
+
+  def run(problem, method, plan, **given):
+    del problem, method, given
+    params = jax.tree.map(lambda w: w[None] + plan.steps, words.params)
+    history = {'held_out/accuracy': np.zeros((2, 1))}
+    return types.SimpleNamespace(
+      params=params, step=plan.steps, steps=[0, plan.steps], history=history
+    )
+
+  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
+  monkeypatch.setattr(train.runs, 'run', run)
+
+  def trained(steps, workdir='run', **more):
+    given = dataclasses.replace(settings, steps=steps, **more)
+    options = harness.Options(
+      'xright', 'train', 'smoke', given, f'{tmp_path}/{workdir}', None, (0,)
+    )
+    train.main(options)
+    norm = weights.load(given.output).params['norm']
+    return round(float((norm - words.params['norm'])[0]))
+
+  file = tmp_path / 'out' / 'model.safetensors'
+  assert trained(2) == 2
+  before = file.stat().st_mtime_ns
+  assert trained(2) == 2 and file.stat().st_mtime_ns == before
+  assert trained(4) == 4
+  file.unlink()
+  assert trained(4) == 4
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(train.weights, 'export', _half_an_export)
+    trained(6)
+  assert trained(6) == 6
+  assert trained(6, output=f'{tmp_path}/other') == 6
+  with pytest.raises(harness.UserError, match='give another --output'):
+    trained(6, workdir='another')
+
+
+def _half_an_export(folder, *_):
+  (folder / 'model.safetensors').write_bytes(b'half')
+  raise KeyboardInterrupt
+
+
+def test_stages_are_not_made_longer(monkeypatch):
+  seen = {}
+  monkeypatch.setattr(
+    train.runs, 'run', lambda *_, settings, **__: seen.update(settings) or 1 / 0
+  )
+  monkeypatch.setattr(train, 'prepare', lambda options: (None, None))
+  for method, kept in (
+    ('sequential', True),
+    ('reversed', True),
+    ('mix', False),
+  ):
+    seen.clear()
+    settings = train.Settings(method=method)
+    options = harness.Options(
+      'xright', 'train', 'quick', settings, '', None, (0,)
+    )
+    with pytest.raises(ZeroDivisionError):
+      train.main(options)
+    assert ('steps' in seen) == kept
