@@ -97,7 +97,10 @@ class Settings:
   bad_rows: Literal['refuse', 'skip'] = 'refuse'
   score: str = 'seal'
   keep: Annotated[float, harness.Allowed(high=1.0)] = 0.8
-  sets: tuple[str, ...] = ('shuffled', 'harmless')
+  sets: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
+    'shuffled',
+    'harmless',
+  )
   safe_of: Literal['chosen', 'instructions'] = 'chosen'
   benign: int = 384
   chosen: Annotated[int, harness.Allowed(low=0)] = 128

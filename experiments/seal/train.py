@@ -249,11 +249,6 @@ def check(settings: Settings) -> None:
     raise harness.SettingsError(
       "a user's rows are two files: --finetune_data and --safe_data."
     )
-  if {'kept', 'kept_mixture'} & set(settings.ways) and not settings.scores:
-    raise harness.SettingsError(
-      'which rows are kept is read from --scores=OUT/scores.jsonl, as rank has '
-      'written it; --ways=all does without.'
-    )
   if 'clean' in settings.ways and settings.finetune_data:
     raise harness.SettingsError(
       'which rows are clean is known of known rows only: leave out the way '
@@ -265,6 +260,11 @@ def main(options: harness.Options) -> None:
   """Trains in all ways and writes losses, refusals, and a model."""
   start = time.monotonic()
   settings = options.settings
+  if {'kept', 'kept_mixture'} & set(settings.ways) and not settings.scores:
+    raise harness.SettingsError(
+      'which rows are kept is read from --scores=OUT/scores.jsonl, as rank has '
+      'written it; --ways=all does without.'
+    )
   folder = pathlib.Path(settings.output) if settings.output else None
   if folder is not None and list(folder.glob('*.safetensors')):
     raise harness.UserError(

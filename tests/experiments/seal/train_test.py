@@ -83,7 +83,6 @@ def test_scores_of_another_file_are_refused(tmp_path):
   ('wrong', 'said'),
   [
     ({'ways': ('all', 'magic')}, 'unknown ways .*magic'),
-    ({'ways': ('kept',)}, '--scores=OUT'),
     ({'safe_data': 's'}, 'two files'),
     ({'finetune_data': 'f', 'safe_data': 's', 'ways': ('clean',)}, 'clean'),
   ],
@@ -135,3 +134,10 @@ def test_rows_are_thinned_to_a_share():
     at = evaluate.thinned(unsafe, share)
     assert len(set(at.tolist())) == len(at) == total
     np.testing.assert_allclose(unsafe[at].mean(), share, atol=0.01)
+
+
+def test_kept_rows_are_asked_for():
+  some = dataclasses.replace(train.PRESETS['smoke'], ways=('kept',))
+  options = harness.Options('seal', 'train', 'smoke', some, '', None, (0,))
+  with pytest.raises(harness.SettingsError, match='--scores=OUT'):
+    train.main(options)
