@@ -65,6 +65,7 @@ _GIVEN = (
   'which statement',
 )
 _OLD = 'before results were stored'
+_FOLDERS = re.compile(r'(?<![\w/])/(?:[^\s/]+/)+(?=[^\s/])')
 _BARS = '▁▂▃▄▅▆▇█'
 
 
@@ -104,6 +105,8 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
       for name, value in results['metrics'].items()
       if not _BULKY.search(name)
     },
+    # Where a folder lies is of one machine.
+    'data': _FOLDERS.sub('', results.get('data') or ''),
   }
   written = (folder / 'results.json').stat().st_mtime
   day = datetime.datetime.fromtimestamp(written, datetime.UTC)

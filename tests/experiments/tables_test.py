@@ -36,6 +36,7 @@ def stored(tmp_path):
     seconds=75.0,
     curves={'one': [1.0, 10.0, 1000.0], 'two': [1.0, float('nan'), 1.0]},
     substituted='made-up numbers',
+    data=[harness.Source('digits', 'digits in /home/me/data/mnist', '0')],
   )
   return tables.store(tmp_path / 'run' / 'results.json', tmp_path)
 
@@ -54,6 +55,7 @@ def test_the_file_has_a_telling_name_and_the_command(stored, tmp_path):
     '--starts=7'
   )
   assert kept['metrics']['loss'] == 0.25
+  assert kept['data'] == 'digits in mnist'  # And not whose folder it is.
   assert 'count/gradients' not in kept['metrics']
   for name in ('seeds', 'settings', 'versions', 'hardware', 'date'):
     assert kept[name]
