@@ -44,19 +44,7 @@ NAMES = ('sft', 'dpo')
 BOUNDS = {'alright': 1.05, 'maxright': 1.05, 'maxright_refreshed': 1.12}
 BOUND_FLOPS, BOUND_MEMORY = 0.01, 1.05
 RATE = 1e-3
-TINY = config_lib.Config(
-  family='llama',
-  layers=2,
-  width=64,
-  hidden=128,
-  heads=4,
-  kv_heads=2,
-  head_width=16,
-  vocabulary=256,
-  rope_base=1e4,
-  norm_epsilon=1e-5,
-  tied=True,
-)
+TINY = config_lib.tiny(width=64, vocabulary=256)
 
 
 @dataclasses.dataclass(frozen=True)

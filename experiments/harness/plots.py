@@ -12,7 +12,7 @@ import numpy as np
 from experiments.harness import files, report
 
 # Okabe and Ito's palette, readable for the colour-blind, without its yellow.
-_COLOURS = (
+COLOURS = (
   '#0072B2',
   '#D55E00',
   '#009E73',
@@ -128,8 +128,8 @@ def _draw(axes, panel, labels, band):
       )
     mean, low, high = _summary(values, band)
     i = labels.index(label)
-    colour = _COLOURS[i % len(_COLOURS)]
-    style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
+    colour = COLOURS[i % len(COLOURS)]
+    style = _STYLES[i // len(COLOURS) % len(_STYLES)]
     axes.plot(steps, mean, style, color=colour, label=label, linewidth=1.8)
     if values.shape[1] > 1:
       axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)

@@ -104,6 +104,32 @@ class Config:
     return 2 * (self.layers * layer + self.width * self.vocabulary)
 
 
+def tiny(width: int = 32, vocabulary: int = 260) -> Config:
+  """Sizes of a model of two layers, for first tries without any weights.
+
+  Args:
+    width: of the residual stream, a multiple of 8.
+    vocabulary: by default enough for `tokenizer.of_bytes`.
+
+  Returns:
+    A `Config`.
+  """
+  return Config(
+    family='llama',
+    layers=2,
+    width=width,
+    hidden=2 * width,
+    heads=4,
+    kv_heads=2,
+    head_width=width // 4,
+    vocabulary=vocabulary,
+    rope_base=1e4,
+    norm_epsilon=1e-5,
+    tied=True,
+    context=64,
+  )
+
+
 def _supported() -> str:
   return f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2, Qwen 2 and 3)'
 

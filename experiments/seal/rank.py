@@ -159,40 +159,14 @@ PRESETS = {
 }
 
 
-class _Bytes(NamedTuple):
-  """A tokeniser of bytes, in the form of the package `tokenizers`."""
-
-  ids: list[int] = []  # noqa: RUF012
-
-  def encode(self, text: str, add_special_tokens: bool) -> '_Bytes':
-    del add_special_tokens
-    return _Bytes([b % 63 + 1 for b in text.encode()])
-
-  def decode(self, ids: Any, skip_special_tokens: bool) -> str:
-    del skip_special_tokens
-    return ' '.join(map(str, ids))
-
-
 def model_of(path: str) -> tuple[weights.Model, tokenizer.Tokenizer]:
   """A model by its path: '' for SmolLM2, 'random' for a few weights."""
   if path != 'random':
     model = weights.load(path or weights.smollm2())
     return model, tokenizer.load(model.vocabulary, model.config)
-  config = config_lib.Config(
-    family='llama',
-    layers=2,
-    width=16,
-    hidden=32,
-    heads=2,
-    kv_heads=1,
-    head_width=8,
-    vocabulary=64,
-    rope_base=1e4,
-    norm_epsilon=1e-5,
-    tied=True,
-  )
-  words = tokenizer.Tokenizer(_Bytes(), '', 0, {})
-  return weights.Model(config, decoder.init(config, 0), None), words
+  config = config_lib.tiny(width=16)
+  model = weights.Model(config, dict(decoder.init(config, 0)), None)
+  return model, tokenizer.of_bytes()
 
 
 def subject_of(settings: Any) -> selection.Subject:

@@ -8,18 +8,9 @@ from PIL import Image, ImageDraw
 
 from experiments import harness
 from experiments.harness import files
+from experiments.harness.plots import COLOURS
 from experiments.tracklet import mot_files
 
-# Okabe and Ito's palette, without black.
-_COLOURS = (
-  (0, 114, 178),
-  (213, 94, 0),
-  (0, 158, 115),
-  (204, 121, 167),
-  (86, 180, 233),
-  (230, 159, 0),
-  (180, 170, 0),
-)
 _TAIL = 30  # Frames of a path that are drawn behind a box.
 _LARGEST = 480  # Pixels of a side.
 
@@ -63,7 +54,7 @@ def draw(
   recent = shown.where((shown.frames <= frame) & (shown.frames > frame - _TAIL))
   feet = (recent.boxes[:, :2] + recent.boxes[:, 2:] * (0.5, 1.0)) * scale
   for identity in np.unique(recent.ids):
-    colour = _COLOURS[identity % len(_COLOURS)]
+    colour = COLOURS[identity % len(COLOURS)]
     mine = recent.ids == identity
     pen.line([tuple(p) for p in feet[mine]], fill=colour, width=2)
     for left, top, wide, high in recent.boxes[mine & (recent.frames == frame)]:

@@ -242,20 +242,7 @@ def made_up(rows: int = 64) -> tuple[Any, Any, dict[str, Any]]:
   Returns:
     The model, its tokeniser, and the examples by objective.
   """
-  config = config_lib.Config(
-    family='llama',
-    layers=2,
-    width=32,
-    hidden=64,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    vocabulary=260,
-    rope_base=1e4,
-    norm_epsilon=1e-5,
-    tied=True,
-    context=64,
-  )
+  config = config_lib.tiny()
   model = weights.Model(config, dict(decoder.init(config, 0)), None)
   letters = 'abcdefghijklmnop'
   rng = np.random.default_rng(0)
