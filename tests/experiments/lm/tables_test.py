@@ -60,6 +60,11 @@ def test_every_epoch_has_whole_batches_of_all_buckets_in_an_order_of_its_own():
     [tuple(rows['index'].tolist()) for _, rows in epoch] for epoch in epochs
   ]
   assert orders[0] != orders[1] != orders[2]
+  # The row that is left over is another one in another epoch.
+  seen = {
+    i for _, r in drawn(table, range(15, 50)) for i in r['index'].tolist()
+  }
+  assert seen == set(range(11))
   again = [tuple(r['index'].tolist()) for _, r in drawn(table, range(5, 10))]
   assert again == orders[1]
   other = dataclasses.replace(table, seed=np.uint32(7))
