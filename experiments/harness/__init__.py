@@ -65,6 +65,7 @@ from experiments.harness.flags import Options, run
 from experiments.harness.loop import train
 from experiments.harness.measured import measured
 from experiments.harness.metrics import MetricsWriter, read_records
+from experiments.harness.models import Network, pure
 from experiments.harness.outcome import Stopped, Trained
 from experiments.harness.placement import Layout, whole
 from experiments.harness.plots import Panel, plot_curves, plot_panels
@@ -98,6 +99,7 @@ __all__ = [
   'Loaded',
   'MetricsWriter',
   'MissingDataError',
+  'Network',
   'OneOf',
   'Options',
   'OtherRunError',
@@ -124,6 +126,7 @@ __all__ = [
   'plot_curves',
   'plot_panels',
   'pollute_labels',
+  'pure',
   'read_csv',
   'read_image',
   'read_mat',

@@ -78,7 +78,9 @@ class Compiled:
         start = time.monotonic()
         batch = next(self._batches)
         self._running += time.monotonic() - start
-        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        leaves, structure = jax.tree.flatten(batch)
+        # A step may have a batch of another kind than the one before.
+        shapes = structure, tuple(x.shape for x in leaves)
         carry = self._run(
           ('step', shapes), self._program.step, carry, *self._inputs, batch
         )

@@ -5,34 +5,12 @@ it has no running statistics, so that a network is a pure function of weights.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-
-class Network(NamedTuple):
-  """A flax model as two pure functions.
-
-  Attributes:
-    init: PRNG key -> weights.
-    apply: (weights, images (n, height, width, channels)) -> outputs.
-  """
-
-  init: Callable[[chex.PRNGKey], Any]
-  apply: Callable[[Any, chex.Array], chex.Array]
-
-
-def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-  """Splits a model into functions of its weights."""
-  graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-  return Network(
-    init=lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1]),
-    apply=lambda weights, x: nnx.merge(graph, nnx.State(weights))(x),
-  )
 
 
 def _conv(inputs, outputs, size, rngs, stride=1, bias=False):

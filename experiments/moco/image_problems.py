@@ -36,9 +36,7 @@ def office_problem(
   data, domains, classes = image_data.read_office(name, data_dir, side)
   tasks = range(len(domains))
   stem = 'large' if side > 64 else 'small'
-  trunk = image_models.pure(
-    lambda rngs: image_models.ResNet18(width, stem, rngs)
-  )
+  trunk = harness.pure(lambda rngs: image_models.ResNet18(width, stem, rngs))
 
   def init(key):
     one, two = jax.random.split(key)
@@ -143,14 +141,12 @@ def pixel_problem(
       f'{multiple}: {stages} stages pool by 2; take fewer.'
     )
   widths = tuple(width * min(2**stage, 8) for stage in range(stages))
-  trunk = image_models.pure(lambda rngs: image_models.SegNet(widths, rngs))
+  trunk = harness.pure(lambda rngs: image_models.SegNet(widths, rngs))
   outputs = {'segmentation': spec.classes, 'depth': 1}
   if spec.normals:
     outputs['normal'] = 3
   heads = {
-    task: image_models.pure(
-      lambda rngs, n=n: image_models.PixelHead(width, n, rngs)
-    )
+    task: harness.pure(lambda rngs, n=n: image_models.PixelHead(width, n, rngs))
     for task, n in outputs.items()
   }
   tasks = tuple(heads)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.rl import networks
 
 # Of an action that a task does not have: as good as never.
@@ -70,7 +71,7 @@ class Model(NamedTuple):
   """
 
   tasks: Tasks
-  trunk: networks.Network
+  trunk: harness.Network
 
   @property
   def family(self) -> Any:

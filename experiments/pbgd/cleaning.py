@@ -6,7 +6,7 @@ upper loss that on a few clean digits.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -47,30 +47,13 @@ def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 MODELS = {'linear': _Linear, 'mlp': _Mlp}
 
 
-class Classifier(NamedTuple):
-  """A flax model as two pure functions.
-
-  Attributes:
-    init: PRNG key -> weights.
-    logits: (weights, images (n, 784)) -> (n, 10).
-  """
-
-  init: Callable[[chex.PRNGKey], Any]
-  logits: Callable[[Any, chex.Array], chex.Array]
-
-
-def make_classifier(name: str) -> Classifier:
+def make_classifier(name: str) -> harness.Network:
   """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
   if name not in MODELS:
     raise harness.SettingsError(
       f'unknown model {name!r}; known: {", ".join(MODELS)}.'
     )
-  make = lambda key: MODELS[name](nnx.Rngs(key))
-  graph, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
-  return Classifier(
-    init=lambda key: nnx.to_pure_dict(nnx.split(make(key))[1]),
-    logits=lambda weights, images: nnx.merge(graph, nnx.State(weights))(images),
-  )
+  return harness.pure(MODELS[name])
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -112,7 +95,7 @@ class CleaningBatch(NamedTuple):
   validation: harness.DigitPart
 
 
-def cleaning_problem(classifier: Classifier) -> bj.BilevelProblem:
+def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
   r"""The nested problem of hyper-cleaning.
 
   .. math::
@@ -129,11 +112,11 @@ def cleaning_problem(classifier: Classifier) -> bj.BilevelProblem:
   def upper(logits, weights, batch):
     del logits
     images, labels = batch.validation
-    return jnp.mean(cross_entropy(classifier.logits(weights, images), labels))
+    return jnp.mean(cross_entropy(classifier.apply(weights, images), labels))
 
   def lower(logits, weights, batch):
     losses = cross_entropy(
-      classifier.logits(weights, batch.train_images), batch.train_labels
+      classifier.apply(weights, batch.train_images), batch.train_labels
     )
     return jnp.mean(jax.nn.sigmoid(logits) * losses)
 
@@ -154,13 +137,11 @@ class WeightedBatch(NamedTuple):
   weights: chex.Array
 
 
-def weighted_loss(classifier: Classifier) -> Callable[..., chex.Array]:
+def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
   """The mean loss of a classifier over weighted digits, one level."""
 
   def loss(params, batch):
-    losses = cross_entropy(
-      classifier.logits(params, batch.images), batch.labels
-    )
+    losses = cross_entropy(classifier.apply(params, batch.images), batch.labels)
     return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
 
   return loss

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.pbgd import cleaning
 
 HESSIAN_VECTOR_PRODUCT = 2
@@ -121,7 +122,7 @@ def updates(
 def make_solver(
   method: str,
   model: str,
-  classifier: cleaning.Classifier,
+  classifier: harness.Network,
   *,
   updates: int,
   scale: chex.Numeric = 1.0,
@@ -180,7 +181,7 @@ def make_solver(
 
 
 def suggested_recipe(
-  classifier: cleaning.Classifier,
+  classifier: harness.Network,
   batch: cleaning.CleaningBatch,
   key: chex.PRNGKey,
 ) -> Recipe:

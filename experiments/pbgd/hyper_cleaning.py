@@ -271,7 +271,7 @@ class Cleaning:
       weights = params if kind == 'plain' else params.lower
       measured = {
         f'{part}_accuracy': cleaning.accuracy(
-          classifier.logits(weights, context.data[part].images),
+          classifier.apply(weights, context.data[part].images),
           context.data[part].labels,
         )
         for part in ('selection', 'test')

@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 
   learner: learner_lib.Learner
   agent: networks.Agent
-  reward: networks.Network
+  reward: harness.Network
   sampling: learner_lib.Sampling
 
 

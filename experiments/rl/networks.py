@@ -11,27 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import bilevel_jax as bj
-
-
-class Network(NamedTuple):
-  """A flax model as two pure functions.
-
-  Attributes:
-    init: PRNG key -> weights, dicts of arrays.
-    apply: (weights, one observation) -> outputs (outputs,).
-  """
-
-  init: Callable[[chex.PRNGKey], Any]
-  apply: Callable[[Any, chex.Array], chex.Array]
-
-
-def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-  """Splits a model into functions of its weights."""
-  graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-  return Network(
-    init=lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1]),
-    apply=lambda weights, x: nnx.merge(graph, nnx.State(weights))(x),
-  )
+from experiments import harness
 
 
 def _dense(inputs, outputs, scale, rngs):
@@ -156,7 +136,7 @@ def network(
   layers: Sequence[tuple[int, int, int]],
   hidden: Sequence[int],
   last: float = 1.0,
-) -> Network:
+) -> harness.Network:
   """A network for observations of a shape.
 
   Args:
@@ -170,9 +150,11 @@ def network(
     A `Network`.
   """
   if not layers:
-    return pure(lambda rngs: Perceptron(shape, hidden, outputs, last, rngs))
+    return harness.pure(
+      lambda rngs: Perceptron(shape, hidden, outputs, last, rngs)
+    )
   (units,) = hidden
-  return pure(
+  return harness.pure(
     lambda rngs: Convolutions(shape, layers, units, outputs, last, rngs)
   )
 

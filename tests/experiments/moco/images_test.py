@@ -161,9 +161,7 @@ def test_arrays_that_do_not_fit_are_named(arrays):
 
 
 def test_resnet_18_has_the_published_number_of_weights():
-  network = image_models.pure(
-    lambda rngs: image_models.ResNet18(64, 'large', rngs)
-  )
+  network = harness.pure(lambda rngs: image_models.ResNet18(64, 'large', rngs))
   shapes = jax.eval_shape(network.init, jax.random.key(0))
   sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
   assert sum(sizes) == 11_176_512  # Without its last layer.
@@ -172,7 +170,7 @@ def test_resnet_18_has_the_published_number_of_weights():
 
 
 def test_segnet_keeps_the_size_of_images():
-  network = image_models.pure(lambda rngs: image_models.SegNet((4, 8, 8), rngs))
+  network = harness.pure(lambda rngs: image_models.SegNet((4, 8, 8), rngs))
   shapes = jax.eval_shape(network.init, jax.random.key(0))
   pixels = jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32)
   out = jax.eval_shape(network.apply, shapes, pixels)

@@ -16,7 +16,7 @@ def test_models_have_the_published_sizes(model, weights):
   classifier = cleaning.make_classifier(model)
   params = classifier.init(jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(params)) == weights
-  assert classifier.logits(params, jnp.zeros((3, 784))).shape == (3, 10)
+  assert classifier.apply(params, jnp.zeros((3, 784))).shape == (3, 10)
 
 
 def test_linear_model_is_affine():
@@ -25,7 +25,7 @@ def test_linear_model_is_affine():
   images = jax.random.uniform(jax.random.key(1), (4, 784))
   kernel, bias = params['out']['kernel'], params['out']['bias']
   np.testing.assert_allclose(
-    classifier.logits(params, images), images @ kernel + bias, rtol=1e-5
+    classifier.apply(params, images), images @ kernel + bias, rtol=1e-5
   )
   assert jnp.abs(kernel).max() <= 1 / 28
 
@@ -59,7 +59,7 @@ class TestProblem:
     batch = self.batch()
 
     def losses(images, labels):
-      scores = jax.nn.log_softmax(classifier.logits(params, images))
+      scores = jax.nn.log_softmax(classifier.apply(params, images))
       return -scores[jnp.arange(len(labels)), labels]
 
     weights = 1 / (1 + jnp.exp(-logits))

@@ -93,7 +93,7 @@ def test_networks_of_pixels_and_their_hidden_layer():
 
 def test_a_convolution_is_one():
   """Against `jax.lax`, with a stride that leaves a rest."""
-  made = networks.pure(lambda rngs: networks.Convolution(3, 5, 4, 2, rngs))
+  made = harness.pure(lambda rngs: networks.Convolution(3, 5, 4, 2, rngs))
   weights, rng = made.init(jax.random.key(0)), np.random.default_rng(0)
   picture = rng.normal(size=(11, 9, 3)).astype(np.float32)
   kernel = weights['dense']['kernel'].reshape(4, 4, 3, 5)
