@@ -127,7 +127,7 @@ class Stream:
     ]
     mixed = grain.MapDataset.mix(made, shares)
     on_host = iter(mixed[first:].to_iter_dataset(self._options))
-    on_device = (_put(batch, *about, sharding) for batch, about in on_host)
+    on_device = (put(batch, *about, sharding) for batch, about in on_host)
     for this, _ in itertools.pairwise(on_device):
       yield this
 
@@ -165,7 +165,18 @@ def _share(size: int, sharding: Any) -> tuple[int, int]:
   return min(low for low, _ in found), max(high for _, high in found)
 
 
-def _put(batch: Any, size: int, low: int, sharding: Any) -> Any:
+def put(batch: Any, size: int, low: int, sharding: Any) -> Any:
+  """Puts a batch on its devices.
+
+  Args:
+    batch: arrays with a leading axis of examples.
+    size: examples in the batch of all processes.
+    low: which of them is the first here.
+    sharding: of that axis; None for one device.
+
+  Returns:
+    Arrays on the devices.
+  """
   if sharding is None:
     return jax.device_put(batch)
 

@@ -1,6 +1,6 @@
 """One of several streams at a time: only the one that is drawn moves on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,26 @@ from experiments.harness import errors, stream
 
 # 2^32 over the golden ratio, whose multiples fill the circle evenly.
 _STRIDE = 2654435769
+
+
+def spread(edges: Any, *, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Draws that have their shares, to within a few, in any stretch of steps.
+
+  Args:
+    edges: between the shares of [0, 1), rising, one fewer than there are.
+    seed: of where they begin.
+
+  Returns:
+    A function from steps to places, int arrays.
+  """
+  first = np.uint64(np.random.default_rng(seed).integers(2**32))
+
+  def drawn(steps):
+    # Whole numbers that wrap around: as even late as early.
+    turned = np.asarray(steps).astype(np.uint64) * np.uint64(_STRIDE) + first
+    return np.digitize((turned % 2**32) / 2**32, edges)
+
+  return drawn
 
 
 class OneOf:
@@ -46,9 +66,8 @@ class OneOf:
         f'{len(self._streams)} streams take one weight above zero each, got '
         f'{list(weights)}.'
       )
-    self._edges = np.cumsum(share / share.sum())[:-1]
     self._weights, self._seed = share.tolist(), seed
-    self._first = int(np.random.default_rng(seed).integers(2**32))
+    self._spread = spread(np.cumsum(share / share.sum())[:-1], seed=seed)
 
   @property
   def batch_sizes(self) -> tuple[int, ...]:
@@ -64,10 +83,7 @@ class OneOf:
 
   def drawn(self, first: int, count: int) -> np.ndarray:
     """The places of the streams that steps from `first` on are of."""
-    steps = np.arange(first, first + count, dtype=np.uint64)
-    # Whole numbers that wrap around: as even late as early.
-    turned = steps * np.uint64(_STRIDE) + np.uint64(self._first)
-    return np.digitize((turned % 2**32) / 2**32, self._edges)
+    return self._spread(np.arange(first, first + count))
 
   def batches(
     self, first: int, sharding: jax.sharding.Sharding | None = None
