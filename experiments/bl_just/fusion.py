@@ -5,6 +5,7 @@ what each label adds to the logarithm of the text's probability, `follow` is the
 state after a label, and `end` what the end of the text adds.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -67,6 +68,27 @@ class OfLabels:
     return self._model.log_prob(state, ngram.END)
 
 
+def of_texts(
+  texts: Iterable[str], units: units_lib.Units, *, order: int
+) -> OfLabels:
+  """A model of units, learnt from the training texts.
+
+  Args:
+    texts: to learn from.
+    units: of them.
+    order: units that are looked at, the new one among them.
+
+  Returns:
+    The model.
+  """
+  model = ngram.learn(
+    ([units.symbols[i] for i in units.encode(text)] for text in texts),
+    order=order,
+    vocabulary=units.symbols[units_lib.UNKNOWN :],
+  )
+  return OfLabels(model, units)
+
+
 class _Spelling(NamedTuple):
   """Words that are done, and labels of the one that is not."""
 
@@ -81,30 +103,38 @@ class OfWords:
   a text has the probability of its words, in whichever units.
   """
 
-  def __init__(self, model: ngram.Model, units: units_lib.Units):
+  def __init__(
+    self, model: ngram.Model, units: units_lib.Units, *, bonus: float = 0.0
+  ):
     """Makes it.
 
     Args:
       model: with words for tokens.
       units: of the text.
+      bonus: that each word adds to the model's logarithm.
     """
-    self._model, self._units = model, units
+    self._model, self._units, self._bonus = model, units, bonus
+    self._known: dict[_Spelling, tuple[float, _Spelling]] = {}
     self.start = _Spelling((ngram.START,), ())
 
   def _word(self, state: _Spelling) -> tuple[float, _Spelling]:
     """What the word adds that is spelt so far, and the state after it."""
+    if state not in self._known:
+      self._known[state] = self._spell(state)
+    return self._known[state]
+
+  def _spell(self, state: _Spelling) -> tuple[float, _Spelling]:
     word = self._units.decode(state.labels)
     if not word:
       return 0.0, state._replace(labels=())
-    found = self._model.log_prob(state.words, word)
-    keep = max(self._model.order - 1, 0)
+    found = self._model.log_prob(state.words, word) + self._bonus
     words = (*state.words, word)
+    keep = self._model.order - 1
     return found, _Spelling(words[max(0, len(words) - keep) :], ())
 
   def log_probs(self, state: _Spelling) -> np.ndarray:
     """Of each label after a state: 0 for those that go on with a word."""
     added, _ = self._word(state)
-    # Where nothing is added, infinity times nothing would be no number.
     return np.where(self._units.breaks, added, 0.0)
 
   def follow(self, state: _Spelling, label: int) -> _Spelling:

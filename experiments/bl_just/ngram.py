@@ -49,12 +49,12 @@ class Counted(NamedTuple):
 
   Attributes:
     order: tokens that are looked at, the new one among them.
-    counts: by history, how often each token followed.
+    counts: by history, how often each token followed, and all of them.
     vocabulary: tokens; the end of a text is not among them.
   """
 
   order: int
-  counts: Mapping[History, Mapping[Token, int]]
+  counts: Mapping[History, tuple[Mapping[Token, int], int]]
   vocabulary: frozenset[Token]
 
   def log_prob(self, history: History, token: Token) -> float:
@@ -71,10 +71,11 @@ class Counted(NamedTuple):
     history = _last(history, self.order)
     found = 1.0 / (len(self.vocabulary) + 1)
     for length in range(len(history) + 1):
-      followed = self.counts.get(history[len(history) - length :])
-      if followed is None:
+      seen = self.counts.get(history[len(history) - length :])
+      if seen is None:
         break  # Longer ones were not seen either.
-      total, kinds = sum(followed.values()), len(followed)
+      followed, total = seen
+      kinds = len(followed)
       found = (followed.get(token, 0) + kinds * found) / (total + kinds)
     return math.log(found)
 
@@ -112,7 +113,8 @@ def learn(
       for length in range(min(order, i + 1)):
         history = line[i - length : i]
         counts.setdefault(history, collections.Counter())[line[i]] += 1
-  return Counted(order, counts, frozenset(known))
+  totals = {history: (dict(c), c.total()) for history, c in counts.items()}
+  return Counted(order, totals, frozenset(known))
 
 
 class Arpa(NamedTuple):

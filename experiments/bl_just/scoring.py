@@ -67,8 +67,8 @@ def _errors(references, found, what):
   found = [' '.join(text.split()) for text in found]
   if len(references) != len(found):
     raise harness.SettingsError(
-      f'there are {len(references)} texts that were said, and {len(found)} that '
-      'were understood.'
+      f'there are {len(references)} texts that were said, and {len(found)} '
+      'that were understood.'
     )
   if not any(references):
     raise harness.SettingsError(
