@@ -22,6 +22,10 @@ from experiments.bl_just import extra
 # Seconds by which a part may reach over the end of its file: the time marks of
 # transcripts are rounded.
 TOLERANCE = 0.5
+# Samples of a part, over all channels, at most: damaged headers announce more
+# than there is memory, and rates that nothing has.
+MOST = 2**28
+_RATES = (1_000, 1_000_000)
 # Bytes of a header that are looked at.
 _HEADER = 1024
 
@@ -122,7 +126,17 @@ def part_of(
       'correct its times.',
       'empty audio',
     )
-  return Part(file, name, first, count, info.samplerate, rate)
+  part = Part(file, name, first, count, info.samplerate, rate)
+  if (
+    max(count * info.channels, part.length) > MOST
+    or not _RATES[0] <= info.samplerate <= _RATES[1]
+  ):
+    raise AudioError(
+      f'{name} announces {count:,} samples of {info.channels} channels at '
+      f'{info.samplerate:,} Hz: if that is so, split it; else get it again.',
+      'damaged audio',
+    )
+  return part
 
 
 def read(part: Part) -> np.ndarray:

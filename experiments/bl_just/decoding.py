@@ -6,7 +6,7 @@ repeat are one, and blanks are gone.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
@@ -174,17 +174,23 @@ def _best(scores, width):
 
 
 def decode(
-  log_probs: Sequence[chex.Array], **search: object
+  log_probs: chex.Array | Sequence[chex.Array],
+  lengths: chex.Array | None = None,
+  **search: Any,
 ) -> list[np.ndarray]:
   """The best text of each output by `prefix_beam`.
 
   Args:
-    log_probs: of each, (frames, labels).
+    log_probs: (batch, frames, labels), or a sequence of (frames, labels).
+    lengths: frames of each that count, int (batch,); None for all.
     **search: settings of `prefix_beam`.
 
   Returns:
     Of each, int32 (n,); empty where nothing is possible.
   """
-  found = [prefix_beam(one, **search) for one in log_probs]  # type: ignore
+  outputs = [np.asarray(one) for one in log_probs]
+  if lengths is not None:
+    outputs = [one[:n] for one, n in zip(outputs, np.asarray(lengths))]
+  found = [prefix_beam(one, **search) for one in outputs]
   nothing = np.zeros(0, np.int32)
   return [said[0].labels if said else nothing for said in found]

@@ -5,6 +5,7 @@ what each label adds to the logarithm of the text's probability, `follow` is the
 state after a label, and `end` what the end of the text adds.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -100,7 +101,9 @@ class OfWords:
   """A model whose tokens are words that units spell.
 
   A word is asked for when a label ends it, and the last one at the end, so that
-  a text has the probability of its words, in whichever units.
+  a text has the probability of its words, in whichever units. A word that the
+  model does not know has the probability of an unknown one, and of its labels
+  among all there are: else whatever has no space would be the likeliest.
   """
 
   def __init__(
@@ -128,6 +131,8 @@ class OfWords:
     if not word:
       return 0.0, state._replace(labels=())
     found = self._model.log_prob(state.words, word) + self._bonus
+    if not self._model.knows(word):
+      found -= len(state.labels) * math.log(self._units.size)
     words = (*state.words, word)
     keep = self._model.order - 1
     return found, _Spelling(words[max(0, len(words) - keep) :], ())

@@ -36,6 +36,9 @@ class Model(Protocol):
   def log_prob(self, history: History, token: Token) -> float:
     """Of a token after others; `START` is the first of a history."""
 
+  def knows(self, token: Token) -> bool:
+    """Whether a token has a probability of its own."""
+
 
 class Counted(NamedTuple):
   r"""Interpolated counts with the weights of Witten and Bell.
@@ -78,6 +81,10 @@ class Counted(NamedTuple):
       kinds = len(followed)
       found = (followed.get(token, 0) + kinds * found) / (total + kinds)
     return math.log(found)
+
+  def knows(self, token: Token) -> bool:
+    """Whether a token is in the vocabulary, or the end."""
+    return token in self.vocabulary or token == END
 
 
 def _last(history, order):
@@ -145,6 +152,10 @@ class Arpa(NamedTuple):
       left += self.table.get(before, (0.0, 0.0))[1]
       before = before[1:]
     return left + self.table[*before, last][0]
+
+  def knows(self, token: Token) -> bool:
+    """Whether the file has a token."""
+    return (token,) in self.table
 
 
 def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:

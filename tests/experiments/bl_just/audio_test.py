@@ -133,6 +133,19 @@ def test_a_part_is_within_its_file(tmp_path, start, stop, reason):
   assert raised.value.reason == reason
 
 
+def test_a_header_that_announces_too_much(tmp_path, monkeypatch):
+  path = speech.write(tmp_path / 'a.flac', noise(4_000))
+  monkeypatch.setattr(audio, 'MOST', 3_999)
+  with pytest.raises(audio.AudioError, match='announces 4,000 samples of 1'):
+    audio.part_of(path)
+  with pytest.raises(audio.AudioError, match='at 16,000 Hz: if that is so'):
+    audio.part_of(path, stop=0.2, rate=48_000)
+  path = speech.write(tmp_path / 'a.wav', noise(100), 10)
+  with pytest.raises(audio.AudioError, match='at 10 Hz') as raised:
+    audio.part_of(path)
+  assert raised.value.reason == 'damaged audio'
+
+
 def test_a_package_that_is_missing_is_named():
   with pytest.raises(harness.SettingsError, match='experiments,asr'):
     extra.need('no_such_package', 'reading audio')

@@ -92,6 +92,10 @@ def test_a_model_of_words_decides_what_is_spelt():
   model = ngram.learn([['ab', 'ba']], order=2, vocabulary=['ab', 'ba'])
   model = fusion.OfWords(model, known)
   assert best(model=model, weight=1.0) == 'ab ba'
+  # Of two, only the frames that count.
+  batch = np.stack([np.stack(frames)] * 2)
+  found = decoding.decode(batch, np.array([3, 6]))
+  assert [known.decode(labels) for labels in found] == ['bb', 'bb ba']
 
 
 def test_a_narrow_beam_is_a_lower_bound():

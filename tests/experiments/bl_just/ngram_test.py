@@ -95,7 +95,7 @@ def test_a_file_of_arpa_backs_off(tmp_path):
   packed.write_bytes(gzip.compress(ARPA.encode()))
   assert ngram.read_arpa(packed) == model
   as_is = ngram.read_arpa(path, lower=False)
-  assert ('GO',) in as_is.table
+  assert as_is.knows('GO') and not as_is.knows('go') and model.knows('go')
   # Without a token for unknown words, they get a ten-billionth.
   path.write_text(re.sub('-1.2\t<unk>.*\n', '', ARPA).replace('1=5', '1=4'))
   least = ngram.read_arpa(path).log_prob((start,), 'stop')
@@ -149,6 +149,20 @@ def test_a_text_has_one_probability_in_all_units(tmp_path):
       assert more - found == pytest.approx(0.5 * len(text.split()))
     asked = fusion.OfLabels(model, kinds[1])
     assert log_prob(asked, kinds[1].encode(text)) == pytest.approx(expected)
+
+
+def test_a_word_that_is_not_known_pays_for_its_letters():
+  known = units.characters(['go on'])
+  model = ngram.learn([['go', 'on']], order=2, vocabulary=[])
+  asked = fusion.OfWords(model, known)
+  found = log_prob(asked, known.encode('gonogo'))
+  start = (ngram.START,)
+  expected = model.log_prob(start, 'gonogo') - 6 * math.log(known.size)
+  expected += model.log_prob(('gonogo',), ngram.END)
+  assert found == pytest.approx(expected)
+  assert found < log_prob(asked, known.encode('go no go'))
+  assert model.knows('go') and model.knows(ngram.END)
+  assert not model.knows('gonogo')
 
 
 def test_a_text_has_one_probability_in_pieces():
