@@ -30,6 +30,8 @@ _PARTS = {
   'school': ('d76d82c3e56ea0f1dc717d0b',),
   'a9a': ('ab9dd9ebe9eeb59c175bb556',),
   'magic': ('1d851bc0cd6a99c6d62349ae',),
+  'AN4': ('c705c4e1f7e24b110a11a64c',),
+  'FSDD': ('7cab764afec723fed589e66e',),
 }
 _KNOWN = {digest: name for name, parts in _PARTS.items() for digest in parts}
 
