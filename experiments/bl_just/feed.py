@@ -7,6 +7,7 @@ order of its own, side by side in one batch.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from experiments import harness
+from experiments.bl_just import audio
 from experiments.harness import identity, streams
 from experiments.harness import stream as stream_lib
 
@@ -106,6 +108,8 @@ class Feed:
     self._seeds = tuple(seeds)
     self.batch_sizes = (batch_size,)
     self._most = examples.most_labels
+    # Names of what cannot be read, with reasons, as they are met.
+    self.broken: dict[str, str] = {}
     which = np.searchsorted(self._edges, examples.lengths)
     # By loss, bucket and member.
     self._rows = {
@@ -181,14 +185,36 @@ class Feed:
       for place in places
     ]
 
-  def _part(self, loss, rows, bucket):
-    arrays = [self._examples.load(int(row)) for row in rows]
-    audio, length = side_by_side(arrays, self._edges[bucket])
-    part = {'audio': audio, 'length': length}
+  def _part(self, loss, bucket, member, number):
+    rows = self._taken(loss, bucket, member, number)
+    arrays = []
+    for i, row in enumerate(rows):
+      try:
+        arrays.append(self._examples.load(int(row)))
+      except audio.AudioError as error:
+        # Another one in its place, the same each time.
+        rows[i], array = self._instead(loss, bucket, member, row, error)
+        arrays.append(array)
+    found, length = side_by_side(arrays, self._edges[bucket])
+    part = {'audio': found, 'length': length}
     if loss == 'ctc':
       labels = [self._examples.labels[int(row)] for row in rows]
       part['labels'], part['label_length'] = side_by_side(labels, self._most)
     return part
+
+  def _instead(self, loss, bucket, member, row, error):
+    name = self._examples.names[int(row)]
+    if name not in self.broken:
+      self.broken[name] = error.reason
+      print(f'{name} is left out: {error}', file=sys.stderr, flush=True)
+    mine = self._rows[loss][bucket][member]
+    start = int(np.searchsorted(mine, row))
+    for other in np.roll(mine, -start)[1:]:
+      try:
+        return other, self._examples.load(int(other))
+      except audio.AudioError:
+        continue
+    raise error
 
   def batch(self, step: int) -> dict[str, dict[str, np.ndarray]]:
     """The batch of a step; leaves are (batch, members, ...)."""
@@ -196,7 +222,7 @@ class Feed:
     for loss in STEPS[self._plan[step]]:
       number = int(self._number[loss][step])
       parts = [
-        self._part(loss, self._taken(loss, bucket, member, number), bucket)
+        self._part(loss, bucket, member, number)
         for member in range(len(self._seeds))
       ]
       found[loss] = jax.tree.map(lambda *xs: np.stack(xs, axis=1), *parts)

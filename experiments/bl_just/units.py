@@ -207,12 +207,21 @@ def load(path: files.Path) -> Units:
   if not path.exists():
     raise harness.MissingDataError(f'there is no file of units {path}.')
   with harness.parsing(path, 'file of units'):
-    values = files.unseal(path.read_bytes())
-    if values['kind'] == 'pieces':
-      return Pieces(base64.b64decode(values['model']))
-    if values['kind'] not in KINDS:
-      raise ValueError(f'its units are {values["kind"]}')
-    return Listed(values['kind'], values['known'])
+    return parse(path.read_bytes())
+
+
+def parse(content: bytes) -> Units:
+  """Units from what such a file holds.
+
+  Raises:
+    ValueError: if it is damaged, or no file of units.
+  """
+  values = files.unseal(content)
+  if values['kind'] == 'pieces':
+    return Pieces(base64.b64decode(values['model']))
+  if values['kind'] not in KINDS:
+    raise ValueError(f'its units are {values["kind"]}')
+  return Listed(values['kind'], values['known'])
 
 
 def kept(
