@@ -7,6 +7,7 @@ cepstral coefficients a frame, 100 frames a second. The lists and transcripts in
 (130 of ten others).
 """
 
+import pathlib
 import re
 
 import numpy as np
@@ -134,6 +135,28 @@ def _part(path, found, part, skips):
       )
     )
   return tuple(utterances_read)
+
+
+def features(path: files.Path) -> np.ndarray:
+  """Reads one file of features.
+
+  Args:
+    path: of a file .mfc.
+
+  Returns:
+    float32 (frames, 13).
+
+  Raises:
+    AudioError: if there is no such file, or it holds something else.
+  """
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise audio.AudioError(
+      f'{path} cannot be read ({error.strerror}).', 'no such file'
+    ) from error
+  _frames(content, str(path))
+  return _load(content, str(path))[0]
 
 
 def _frames(content, name):

@@ -124,26 +124,63 @@ class Block(nnx.Module):
     return (x + y if self.shortcut else y), lengths
 
 
+class OneWay(nnx.Module):
+  """A long short-term memory: what it reads is one product for all frames.
+
+  The library's holds a random state, and multiplies in each step.
+  """
+
+  def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
+    """Initial weights; the forget gate begins open."""
+    self.inner = nnx.Linear(inputs, 4 * outputs, rngs=rngs)
+    self.inner.bias[...] = jnp.repeat(jnp.array([0.0, 1, 0, 0]), outputs)
+    start = nnx.initializers.orthogonal()
+    self.recurrent = nnx.Param(start(rngs.params(), (outputs, 4 * outputs)))
+
+  def __call__(self, x: chex.Array) -> chex.Array:
+    """(batch, frames, inputs) -> (batch, frames, outputs)."""
+    kernel = self.recurrent[...]
+
+    def step(carry, read):
+      cell, out = carry
+      gates = jnp.split(read + out @ kernel, 4, axis=-1)
+      write, keep, show = map(jax.nn.sigmoid, gates[:3])
+      cell = keep * cell + write * jnp.tanh(gates[3])
+      out = show * jnp.tanh(cell)
+      return (cell, out), out
+
+    start = jnp.zeros((len(x), len(kernel)), x.dtype)
+    read = jnp.moveaxis(self.inner(x), 1, 0)
+    _, found = jax.lax.scan(step, (start, start), read)
+    return jnp.moveaxis(found, 0, 1)
+
+
 class Lstm(nnx.Module):
   """One layer, forward or both ways, beside a shortcut."""
 
   def __init__(self, width: int, causal: bool, rngs: nnx.Rngs):
     """Initial weights; either way has its share of the width."""
     ways = 1 if causal else 2
-    cell = lambda: nnx.OptimizedLSTMCell(width, width // ways, rngs=rngs)
-    self.forward = nnx.RNN(cell(), return_carry=False)
-    self.backward = (
-      None if causal else nnx.RNN(cell(), reverse=True, keep_order=True)
+    self.ways = nnx.List(
+      [OneWay(width, width // ways, rngs) for _ in range(ways)]
     )
     self.norm = nnx.LayerNorm(width, rngs=rngs)
 
   def __call__(self, x, lengths, factor):
     """Output of the same shape."""
-    y = _masked(self.norm(x), lengths)
-    found = [self.forward(y, seq_lengths=lengths)]
-    if self.backward is not None:
-      found.append(self.backward(y, seq_lengths=lengths))
+    y = self.norm(x)
+    found = [self.ways[0](y)]
+    if len(self.ways) == 2:
+      found.append(_reversed(self.ways[1](_reversed(y, lengths)), lengths))
     return x + factor * jnp.concatenate(found, axis=-1)
+
+
+def _reversed(x, lengths):
+  """The frames of each utterance in turn; what lies beyond stays there."""
+  place = jnp.arange(x.shape[1])
+  turned = lengths[:, None] - 1 - place
+  turned = jnp.where(turned >= 0, turned, place)
+  return jnp.take_along_axis(x, turned[..., None], axis=1)
 
 
 class Attention(nnx.Module):

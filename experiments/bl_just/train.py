@@ -183,6 +183,13 @@ PRESETS = {
     check_every=20,
     seeds=2,
   ),
+  # A recogniser of digits to transcribe with.
+  'digits': Settings(
+    held_speaker='theo',
+    labelled=1.0,
+    methods=('supervised',),
+    seeds=1,
+  ),
   'an4_full': _AN4,
   'an4_grid': dataclasses.replace(
     _AN4,

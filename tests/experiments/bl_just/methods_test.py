@@ -1,0 +1,149 @@
+"""Tests plans and steps against steps by hand and the library's V-PBGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel_jax as bj
+from experiments import harness
+from experiments.bl_just import methods
+
+SHARES = methods.Shares(0.4, 0.2, 0.1, 2)
+MATRIX = ((2.0, 0.5, 0.1), (0.5, 1.0, -0.3), (0.1, -0.3, 1.5))
+
+
+def _ctc(z, batch):
+  mixed = jnp.array(MATRIX) @ z.encoder + z.recogniser
+  return jnp.sum(jnp.tanh(mixed) ** 2 * batch) + jnp.sum(z.encoder**4)
+
+
+def _ssl(z, batch):
+  return jnp.sum((z.encoder * z.predictor - batch) ** 2)
+
+
+def _params():
+  return bj.sequences(
+    encoder=jnp.array([0.3, -0.2, 0.5]),
+    recogniser=jnp.array([0.1, 0.2, -0.4]),
+    predictor=jnp.array([1.0, -0.5, 0.7]),
+  )
+
+
+def test_plans_have_equal_numbers_of_updates():
+  plans = {name: methods.plan(name, 50, SHARES) for name in methods.TITLES}
+  counts = {name: methods.gradients(plan) for name, plan in plans.items()}
+  ssl, both, ctc = range(3)
+  # Two rounds of 5 and 17 or 18, then 5.
+  expected = [ssl] * 5 + [both] * 17 + [ssl] * 5 + [both] * 18 + [ctc] * 5
+  assert plans['bl_just'].tolist() == expected
+  assert plans['pretrain'].tolist() == [ssl] * 20 + [ctc] * 30
+  assert plans['joint'].tolist() == [both] * 45 + [ctc] * 5
+  assert plans['no_exploration'].tolist() == [both] * 45 + [ctc] * 5
+  assert plans['no_tuning'].tolist()[-1] == both
+  assert counts['bl_just'] == {'ctc': 40, 'ssl': 45}
+  assert counts['supervised'] == {'ctc': 50, 'ssl': 0}
+  # As many gradients as BL-JUST takes of both.
+  assert counts['supervised_longer'] == {'ctc': 85, 'ssl': 0}
+  others = set(methods.TITLES) - {'supervised_longer'}
+  assert {len(plans[name]) for name in others} == {50}
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_joint_steps_are_those_by_hand(wide):
+  """AdamW by hand; the penalty rises, and touches no head."""
+  steps = methods.Steps(0.1, 0.05, 0.01, 0.5, decay=0.02, clip=0.7, warm=2)
+  plan = np.full(6, 1, np.int8)
+  solver = methods.solver('no_tuning', plan, steps, _ctc, _ssl)
+  with jax.enable_x64(wide):
+    params = jax.tree.map(lambda x: jnp.asarray(x, float), _params())
+    state, update = solver.init(params), jax.jit(solver.update)
+    mine = {name: np.array(x) for name, x in params._asdict().items()}
+    moments = {name: (np.zeros(3), np.zeros(3)) for name in mine}
+    rng = np.random.default_rng(0)
+    for k in range(6):
+      batch = {'ctc': rng.uniform(size=3), 'ssl': rng.normal(size=3)}
+      updates, state = update(batch, state, params)
+      params = bj.apply_updates(params, updates)
+      e, r, p = (mine[n] for n in ('encoder', 'recogniser', 'predictor'))
+      mixed = np.array(MATRIX) @ e + r
+      inner = 2 * np.tanh(mixed) * (1 - np.tanh(mixed) ** 2) * batch['ctc']
+      off = 2 * (e * p - batch['ssl'])
+      penalty = 0.5 * k / 5
+      slopes = {
+        'encoder': np.array(MATRIX).T @ inner + 4 * e**3 + penalty * off * p,
+        'recogniser': inner,
+        'predictor': off * e,
+      }
+      fall = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * k / 6))
+      # One of ten updates, at least one, is the warm-up.
+      rate = 0.1 * fall
+      for name, slope in slopes.items():
+        slope = slope / max(1.0, np.linalg.norm(slope) / 0.7)
+        first, second = moments[name]
+        first = 0.9 * first + 0.1 * slope
+        second = 0.98 * second + 0.02 * slope**2
+        moments[name] = first, second
+        way = (first / (1 - 0.9 ** (k + 1))) / (
+          np.sqrt(second / (1 - 0.98 ** (k + 1))) + 1e-8
+        )
+        mine[name] = mine[name] - rate * (way + 0.02 * mine[name])
+  for name, expected in mine.items():
+    np.testing.assert_allclose(
+      getattr(params, name), expected, rtol=1e-7 if wide else 0.1
+    )
+  assert bj.values(state)['ctc'] > 0 and bj.values(state)['ssl'] > 0
+
+
+def test_joint_steps_are_v_pbgd_steps_where_the_value_is_a_constant():
+  sgd = optax.sgd(0.1)
+  batch = {'ctc': jnp.ones(3), 'ssl': jnp.zeros(3)}
+  head = _params().predictor
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, b: _ctc(
+      bj.sequences(encoder=y, recogniser=x, predictor=head), b['ctc']
+    ),
+    lower=lambda x, y, b: _ssl(
+      bj.sequences(encoder=y, recogniser=x, predictor=head), b['ssl']
+    ),
+  )
+  solver = bj.v_pbgd(problem, penalty=0.3, upper=sgd, lower=sgd, rescale=False)
+  params = bj.BilevelParams(_params().recogniser, _params().encoder)
+  moved, _ = solver.update(batch, solver.init(params), params)
+  joint = bj.descend(
+    bj.oracles.aggregated(
+      bj.multi_objective(
+        [_ctc, _ssl],
+        ('ctc', 'ssl'),
+        rest=('recogniser', 'predictor'),
+        per_task=True,
+      ),
+      bj.aggregators.scale_by_penalty(0.3, rescale=False),
+    ),
+    encoder=sgd,
+    recogniser=sgd,
+    predictor=sgd,
+  )
+  updates, _ = joint.update(batch, joint.init(_params()), _params())
+  np.testing.assert_allclose(updates.encoder, moved.lower, rtol=1e-6)
+  np.testing.assert_allclose(updates.recogniser, moved.upper, rtol=1e-6)
+
+
+def test_updates_of_one_loss_leave_the_other_head():
+  steps = methods.Steps(0.1, 0.05, 0.01, 0.5)
+  plan = methods.plan('bl_just', 10, SHARES)
+  solver = methods.solver('bl_just', plan, steps, _ctc, _ssl)
+  params = _params()
+  state = solver.init(params)
+  updates, state = solver.update({'ssl': jnp.ones(3)}, state, params)
+  assert updates.recogniser is None and np.abs(updates.encoder).max() > 0
+  updates, state = solver.update({'ctc': jnp.ones(3)}, state, params)
+  assert updates.predictor is None
+  # The final fine-tuning has its own step size: a first step of Adam's.
+  np.testing.assert_allclose(np.abs(updates.encoder), 0.01, rtol=0.02)
+
+
+def test_an_unknown_method_is_named():
+  with pytest.raises(harness.SettingsError, match=r'sgd.*supervised, '):
+    methods.check('sgd')
