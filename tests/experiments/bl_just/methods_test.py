@@ -26,7 +26,7 @@ def _ssl(z, batch):
 def _params():
   return bj.sequences(
     encoder=jnp.array([0.3, -0.2, 0.5]),
-    recogniser=jnp.array([0.1, 0.2, -0.4]),
+    recogniser=jnp.array([0.1, 0.3, -0.4]),
     predictor=jnp.array([1.0, -0.5, 0.7]),
   )
 
@@ -89,11 +89,11 @@ def test_joint_steps_are_those_by_hand(wide):
           np.sqrt(second / (1 - 0.98 ** (k + 1))) + 1e-8
         )
         mine[name] = mine[name] - rate * (way + 0.02 * mine[name])
+    assert bj.values(state)['ctc'] > 0 and bj.values(state)['ssl'] > 0
   for name, expected in mine.items():
     np.testing.assert_allclose(
-      getattr(params, name), expected, rtol=1e-7 if wide else 0.1
+      getattr(params, name), expected, rtol=1e-7 if wide else 1e-3
     )
-  assert bj.values(state)['ctc'] > 0 and bj.values(state)['ssl'] > 0
 
 
 def test_joint_steps_are_v_pbgd_steps_where_the_value_is_a_constant():
