@@ -41,7 +41,7 @@ def read(
   """
   names = [folder, archive]
   for place in folders if data_dir is not None else ():
-    path = pathlib.Path(data_dir) / place / folder
+    path = pathlib.Path(data_dir or '') / place / folder
     if path.is_dir():
       return path, _from_folder(path, wanted)
   path = sources.find(data_dir, names, folders=folders, advice=advice)
