@@ -40,10 +40,11 @@ def read(
     DamagedDataError: if the archive is damaged, or has too much.
   """
   names = [folder, archive]
-  for place in folders if data_dir is not None else ():
-    path = pathlib.Path(data_dir) / place / folder
-    if path.is_dir():
-      return path, _from_folder(path, wanted)
+  if data_dir is not None:
+    for place in folders:
+      path = pathlib.Path(data_dir) / place / folder
+      if path.is_dir():
+        return path, _from_folder(path, wanted)
   path = sources.find(data_dir, names, folders=folders, advice=advice)
   with sources.parsing(path, 'gzipped tar archive'):
     return path, _from_archive(path, folder, wanted)

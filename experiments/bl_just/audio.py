@@ -49,7 +49,7 @@ class Part(NamedTuple):
     file: path, or the content as bytes.
     name: of the file, for messages.
     first: sample of the file, from 0.
-    count: samples of the file.
+    samples: how many of the file.
     from_rate: its samples a second.
     rate: those it is resampled to.
   """
@@ -57,7 +57,7 @@ class Part(NamedTuple):
   file: Any
   name: str
   first: int
-  count: int
+  samples: int
   from_rate: int
   rate: int
 
@@ -65,7 +65,7 @@ class Part(NamedTuple):
   def length(self) -> int:
     """Samples after resampling."""
     up, down = _ratio(self)
-    return -(-self.count * up // down)
+    return -(-self.samples * up // down)
 
 
 def _ratio(part):
@@ -109,7 +109,7 @@ def part_of(
   _check_header(file, name)
   with _reading(soundfile, name):
     info = soundfile.info(_stream(file))
-  rate = info.samplerate if rate is None else rate
+  to = info.samplerate if rate is None else rate
   first = round(start * info.samplerate)
   last = info.frames if stop is None else round(stop * info.samplerate)
   if last > info.frames + TOLERANCE * info.samplerate:
@@ -126,7 +126,7 @@ def part_of(
       'correct its times.',
       'empty audio',
     )
-  part = Part(file, name, first, count, info.samplerate, rate)
+  part = Part(file, name, first, count, info.samplerate, to)
   if (
     max(count * info.channels, part.length) > MOST
     or not _RATES[0] <= info.samplerate <= _RATES[1]
@@ -156,13 +156,15 @@ def read(part: Part) -> np.ndarray:
   with _reading(soundfile, part.name):
     samples, _ = soundfile.read(
       _stream(part.file),
-      frames=part.count,
+      frames=part.samples,
       start=part.first,
       dtype='float32',
       always_2d=True,
     )
-  if len(samples) != part.count:
-    raise _cut_short(part.name, f'{part.count:,} samples', f'{len(samples):,}')
+  if len(samples) != part.samples:
+    raise _cut_short(
+      part.name, f'{part.samples:,} samples', f'{len(samples):,}'
+    )
   if not np.isfinite(samples).all():
     place = part.first + int(np.argmin(np.isfinite(samples).all(axis=1)))
     raise AudioError(

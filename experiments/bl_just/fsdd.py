@@ -46,7 +46,7 @@ _MOMENT = 80
 class _Recording(NamedTuple):
   digit: int
   speaker: str
-  index: int
+  take: int
   part: audio.Part
 
 
@@ -107,7 +107,7 @@ def read(
     )
   mine = [r for r in recordings if r.speaker == held_speaker]
   others = [r for r in recordings if r.speaker != held_speaker]
-  learnt = sorted({r.index for r in others if r.index >= _VALIDATION})
+  learnt = sorted({r.take for r in others if r.take >= _VALIDATION})
   count = round(labelled * len(learnt))
   if 0 < labelled < 1:
     count = min(max(count, 1), len(learnt) - 1)
@@ -118,13 +118,13 @@ def read(
   texts = round(labelled * train)
   with_text = make(
     'train',
-    [r for r in others if r.index in told],
+    [r for r in others if r.take in told],
     texts,
     rng=np.random.default_rng([seed, 0]),
   )
   without = make(
     'unlabelled',
-    [r for r in others if r.index >= _VALIDATION and r.index not in told],
+    [r for r in others if r.take >= _VALIDATION and r.take not in told],
     train - texts,
     rng=np.random.default_rng([seed, 1]),
   )
@@ -137,13 +137,13 @@ def read(
     train=(*with_text, *(u._replace(text=None) for u in without)),
     validation=make(
       'validation',
-      [r for r in others if _TEST <= r.index < _VALIDATION],
+      [r for r in others if _TEST <= r.take < _VALIDATION],
       validation,
       rng=np.random.default_rng([seed, 2]),
     ),
     test=make(
       'test',
-      [r for r in others if r.index < _TEST],
+      [r for r in others if r.take < _TEST],
       test,
       rng=np.random.default_rng([seed, 3]),
     ),

@@ -120,7 +120,7 @@ def _part(data_dir, name, rate, skips, may_lack_text):
   found = []
   for place, inner, names in os.walk(folder):
     inner.sort()
-    texts = {}
+    texts: dict[str, str] = {}
     for file in sorted(n for n in names if n.endswith('.trans.txt')):
       _read_texts(pathlib.Path(place) / file, texts)
     recorded = {n[: -len('.flac')] for n in names if n.endswith('.flac')}

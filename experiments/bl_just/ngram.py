@@ -25,13 +25,11 @@ History = tuple[Token, ...]
 
 
 class Model(Protocol):
-  """The probability of tokens.
+  """The probability of tokens."""
 
-  Attributes:
-    order: tokens that are looked at, the new one among them.
-  """
-
-  order: int
+  @property
+  def order(self) -> int:
+    """Tokens that are looked at, the new one among them."""
 
   def log_prob(self, history: History, token: Token) -> float:
     """Of a token after others; `START` is the first of a history."""
@@ -190,8 +188,8 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
     elif line.startswith('\\') and line.endswith('-grams:'):
       length = _whole(line[1:-7], where)
     elif not length:
-      size, _, count = line.removeprefix('ngram ').partition('=')
-      announced[_whole(size, where)] = _whole(count, where)
+      size, _, entries = line.removeprefix('ngram ').partition('=')
+      announced[_whole(size, where)] = _whole(entries, where)
     else:
       words, values = _entry(line, length, where, lower)
       found[length] += 1
@@ -203,11 +201,11 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
       f'{path} is cut short or no ARPA file: it has no part from \\data\\ to '
       '\\end\\.'
     )
-  for size, count in announced.items():
-    if found[size] != count:
+  for order, count in announced.items():
+    if found[order] != count:
       raise harness.DamagedDataError(
-        f'{path} says that it has {count:,} entries of {size} words, and has '
-        f'{found[size]:,}.'
+        f'{path} says that it has {count:,} entries of {order} words, and has '
+        f'{found[order]:,}.'
       )
   return Arpa(max(announced), table)
 

@@ -185,7 +185,7 @@ def usable(
     DamagedDataError: if nothing is left of a part that had something.
   """
   skips = Skips(corpus.skipped)
-  kept = {}
+  kept: dict[str, Any] = {}
   for part in parts:
     before = getattr(corpus, part)
     kept[part] = tuple(

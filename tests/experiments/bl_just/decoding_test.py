@@ -109,6 +109,10 @@ def test_a_narrow_beam_is_a_lower_bound():
   found = decoding.prefix_beam(log_probs, width=8)[0]
   assert tuple(found.labels.tolist()) == best
   assert len(decoding.prefix_beam(log_probs, width=2, most=9)) == 2
+  # Of texts that are equally likely, as many as fit, and always the same.
+  even = np.full((1, 9), -math.log(9))
+  found = decoding.prefix_beam(even, width=3, most=9)
+  assert [said.labels.tolist() for said in found] == [[], [1], [2]]
 
 
 def test_paths_that_are_impossible():
