@@ -283,7 +283,8 @@ def load(path: files.Path) -> tuple[Recogniser, Any, str]:
     )
   damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
   with harness.parsing(path, 'recogniser', damage):
-    with np.load(path) as found:
+    # A damaged file that np.load opens by itself stays open.
+    with np.load(io.BytesIO(path.read_bytes())) as found:
       about = json.loads(str(found['about']))
       arrays = {name: found[name] for name in found.files if name != 'about'}
     recogniser = Recogniser(Shape.from_json(about['shape']))

@@ -43,6 +43,13 @@ from experiments.bl_just import (
 from experiments.harness import comparison
 
 _TUNING_SEED = 1_000_000
+# What others are compared with, in the words of the table.
+_AGAINST = {
+  'supervised': 'supervised',
+  'supervised_longer': 'supervised at equal gradients',
+  'pretrain': 'pre-training',
+}
+_CONTROLS = ('supervised', 'supervised_longer')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,7 +437,6 @@ def report(
     } | {'character error': rates(found[name]['test']['characters'])}
 
   metrics, rows = comparison.report_outcomes(outcomes, measure)
-  base = found.get('supervised')
   for row in rows:
     name = row['method']
     row['method'] = methods.TITLES[name]
@@ -463,25 +469,22 @@ def report(
     # One that has not converged makes others look good.
     done = metrics[f'worst_training_error/{name}'] <= settings.converged
     row['converged'] = 'yes' if done else 'not converged'
-    if base is None or name == 'supervised':
-      continue
-    for against in ('supervised', 'supervised_longer'):
-      if against not in found or name == against:
+    for against, words in _AGAINST.items():
+      if against not in found or name in (against, *_CONTROLS):
         continue
       lead = scoring.paired_bootstrap(
         counts(errors['test']['words']),
         counts(found[against]['test']['words']),
         errors['test']['words'][0].lengths,
       )
-      words = methods.TITLES[against].split(',')[0]
-      if against != 'supervised':
-        words = 'at equal gradients'
       row[f'against {words}'] = (
-        f'{lead.mean:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})'
+        f'{lead.mean:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})'
       )
       stem = f'difference/{name}/{against}'
       metrics |= {
         stem: lead.mean,
+        # As the judgement has it: to the further end.
+        f'{stem}/half_width': max(lead.high - lead.mean, lead.mean - lead.low),
         f'{stem}/low': lead.low,
         f'{stem}/high': lead.high,
       }

@@ -1,0 +1,52 @@
+"""What the papers on BL-JUST claim, and how it is judged here."""
+
+from experiments import harness
+
+_SHARED = {
+  'binary': 'train',
+  'extra': 'asr',
+  'flags': ('--dataset=fsdd',),
+  # Untrained networks and tones of seconds show nothing.
+  'presets': ('quick',),
+}
+
+CLAIMS = (
+  harness.Claim(
+    'Tones in noise are learnt from: the program runs from audio to text.',
+    binary='train',
+    extra='asr',
+    metric='training_error/supervised',
+    at_most=1.5,
+    flags=(),
+    presets=('smoke',),
+  ),
+  harness.Claim(
+    'Strings of digits, a quarter with texts: the supervised network fits its '
+    'training utterances, worst of the seeds.',
+    metric='worst_training_error/supervised',
+    at_most=0.02,
+    published='-',
+    **_SHARED,
+  ),
+  harness.Claim(
+    'BL-JUST below supervised training at equal updates: word error.',
+    metric='difference/bl_just/supervised',
+    at_most=0,
+    published='LibriSpeech, clean and other: 7.0 and 17.1 against 8.7 and 23.0',
+    **_SHARED,
+  ),
+  harness.Claim(
+    'The same at equal gradients.',
+    metric='difference/bl_just/supervised_longer',
+    at_most=0,
+    published='-',
+    **_SHARED,
+  ),
+  harness.Claim(
+    'BL-JUST below pre-training and fine-tuning at equal updates.',
+    metric='difference/bl_just/pretrain',
+    at_most=0,
+    published='LibriSpeech, clean and other: 7.0 and 17.1 against 7.4 and 19.5',
+    **_SHARED,
+  ),
+)

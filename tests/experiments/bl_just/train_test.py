@@ -1,0 +1,212 @@
+"""Trains, resumes, saves, transcribes: on tones, end to end."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.bl_just import (
+  front_end,
+  objectives,
+  problem,
+  recogniser,
+  train,
+  transcribe,
+)
+
+pytest.importorskip('jiwer')
+pytest.importorskip('soundfile')
+
+SETTINGS = dataclasses.replace(
+  train.PRESETS['smoke'],
+  methods=('bl_just',),
+  time_stripes=0,
+  band_stripes=0,
+  width=8,
+  depth=0,
+  strides=(2, 2),
+)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A folder with a run of all kinds of steps, and its metrics."""
+  folder = tmp_path_factory.mktemp('run')
+  settings = dataclasses.replace(SETTINGS, rounds=2)
+  train.check(settings)
+  options = harness.Options(
+    'bl_just', 'train', 'test', settings, str(folder), None, (0, 1)
+  )
+  return folder, options, train.main(options)
+
+
+def test_a_run_reports_and_keeps_what_it_learnt(trained):
+  folder, _, metrics = trained
+  assert {'wer/bl_just', 'cer/bl_just', 'training_error/bl_just'} <= set(
+    metrics
+  )
+  results = json.loads((folder / 'results.json').read_text())
+  assert results['substituted']  # Tones are not LibriSpeech.
+  table = (folder / 'table.md').read_text()
+  assert 'not converged' in table and '18, 18' in table
+  for name in ('errors.png', recogniser.NAME):
+    assert (folder / name).stat().st_size > 1_000
+
+
+def test_the_same_command_reads_its_result(trained, capsys):
+  _, options, metrics = trained
+  again = train.main(options)
+  assert 'finished before' in capsys.readouterr().err
+  same = {n: v for n, v in metrics.items() if 'seconds' not in n}
+  for name, value in same.items():
+    np.testing.assert_equal(again[name], value, err_msg=name)
+
+
+@pytest.mark.slow  # Compiles all programs twice.
+def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
+  """Ended in exploration, with batches on their way."""
+  folder, options, _ = trained
+  original, calls = problem.errors, []
+
+  def stop(*args, **keywords):
+    calls.append(args)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(problem, 'errors', stop)
+  ended = options._replace(
+    workdir=str(tmp_path),
+    save_seconds=0.0,
+    settings=dataclasses.replace(options.settings, check_every=10),
+  )
+  with pytest.raises(KeyboardInterrupt):
+    train.main(ended)
+  monkeypatch.setattr(problem, 'errors', original)
+  # Settings are those of the run; how often one looks is one of them.
+  train.main(ended)
+  one, other = (
+    harness.load(where, name='bl_just').params for where in (folder, tmp_path)
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_what_is_saved_says_the_same(trained):
+  folder, options, _ = trained
+  made = problem.prepare(options.settings, None, folder)
+  network, weights, kept = recogniser.load(folder)
+  assert network.shape == made.network.shape
+  assert kept == (folder / 'units.json').read_text()
+  params = harness.load(folder, name='bl_just').params
+  first = jax.tree.map(lambda leaf: leaf[0], params)
+  np.testing.assert_array_equal(weights.encoder, first['encoder'])
+  examples = made.examples['test']
+  expected = dict(
+    recogniser.log_probabilities(
+      network, weights, examples, np.arange(3), edges=made.edges
+    )
+  )
+  heard = transcribe.Transcriber(folder)
+  for row in range(3):
+    found = heard.hear(examples.load(row))
+    # Filled up to another length.
+    np.testing.assert_allclose(found.log_probs, expected[row], atol=1e-4)
+
+
+def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
+  import soundfile
+
+  folder, options, _ = trained
+  made = problem.prepare(options.settings, None, folder)
+  network, weights, units = recogniser.load(folder)
+  # Weights that say something: the unit that is loudest by its bias.
+  bias = jnp.zeros_like(weights.recogniser).at[2].set(9.0)
+  loud = weights._replace(recogniser=bias)
+  checkpoint = tmp_path / 'loud.npz'
+  recogniser.save(checkpoint, network, loud, units)
+  audio = made.examples['test'].load(0)
+  soundfile.write(tmp_path / 'a.wav', np.repeat(audio, 2), 16_000)
+  (tmp_path / 'b.wav').write_bytes(b'RIFF of nothing')
+  status = transcribe.main(
+    [
+      f'--checkpoint={checkpoint}',
+      f'--picture={tmp_path / "a.png"}',
+      str(tmp_path / 'b.wav'),
+      str(tmp_path / 'a.wav'),
+    ]
+  )
+  said, told = capsys.readouterr()
+  assert status == 1 and 'b.wav' in told and told.count('\n') == 1
+  name, text = said.strip().split('\t')
+  assert name.endswith('a.wav') and text == made.units.symbols[2]
+  assert (tmp_path / 'a.png').stat().st_size > 1_000
+  assert transcribe.main([f'--checkpoint={tmp_path / "no"}', 'a.wav']) == 1
+  assert 'experiments.bl_just.train' in capsys.readouterr().err
+  assert (
+    transcribe.main(
+      [f'--checkpoint={checkpoint}', '--language=x.arpa', 'a.wav']
+    )
+    == 1
+  )
+  assert '--beam=16' in capsys.readouterr().err
+  checkpoint.write_bytes(checkpoint.read_bytes()[:900])
+  assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
+  assert 'loud.npz' in capsys.readouterr().err
+
+
+def test_a_loss_of_a_batch_is_that_of_its_utterances():
+  """Padding, and who else is in the batch, change no loss of transcripts."""
+  shape = recogniser.Shape(
+    'conv', 8, 0, (2,), 3, 2, False, 4, front_end.FrontEnd(None, 3)
+  )
+  network = recogniser.Recogniser(shape)
+  training = recogniser.Training(
+    objectives.Task(), front_end.Augmentation(0, 1, 0, 1), 0.0
+  )
+  weights = network.init(jax.random.key(0), training.task)
+  rng = np.random.default_rng(0)
+  lengths, counts = np.array([9, 14]), np.array([2, 3])
+  audio = np.zeros((2, 20, 3), np.float32)
+  labels = np.zeros((2, 5), np.int32)
+  for i in range(2):
+    audio[i, : lengths[i]] = rng.normal(size=(lengths[i], 3))
+    labels[i, : counts[i]] = rng.integers(1, 4, counts[i])
+
+  def loss(rows, size, most):
+    return network.ctc(
+      training,
+      weights,
+      {
+        'audio': audio[rows, :size],
+        'length': lengths[rows],
+        'labels': labels[rows, :most],
+        'label_length': counts[rows],
+        'key': jax.random.key(1),
+      },
+    )
+
+  both = loss([0, 1], 20, 5)
+  alone = [loss([0], 9, 2), loss([1], 14, 3)]
+  np.testing.assert_allclose(both, np.mean(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'methods': ('sgd',)}, 'unknown method'),
+    ({'penalties': (0.1, 0.2)}, 'equal numbers'),
+    ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
+  ],
+)
+def test_settings_that_no_run_can_have_are_refused(changes, message):
+  settings = dataclasses.replace(SETTINGS, **changes)
+  with pytest.raises(harness.SettingsError, match=message):
+    train.check(settings)
+
+
+def test_without_any_text_there_is_nothing_to_learn(tmp_path):
+  settings = dataclasses.replace(SETTINGS, labelled=0.0)
+  with pytest.raises(harness.SettingsError, match='labelled=0 leaves no'):
+    problem.prepare(settings, None, tmp_path)
