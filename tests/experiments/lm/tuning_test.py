@@ -36,9 +36,13 @@ def pairs(count=5):
   return tables.Table((part,), np.uint32(0), 2, (6,))
 
 
+# One program for each shape, not one for each operation.
+forward = jax.jit(decoder.forward, static_argnums=0)
+
+
 def plain_totals(config, params, part, name):
   """Sums and means over the answers, by whole logits."""
-  logits = np.asarray(decoder.forward(config, params, part[name]), np.float64)
+  logits = np.asarray(forward(config, params, part[name]), np.float64)
   logits -= logits.max(-1, keepdims=True)
   log_probs_ = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   totals, means = [], []
@@ -57,13 +61,11 @@ def model():
 
 def changed(tuned, frozen):
   """Adapters, or weights, that are not those of the start."""
-  trained = tuned.init(frozen, jax.random.key(1))
-  keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(trained)))
-  keys = jax.tree.unflatten(jax.tree.structure(trained), list(keys))
+  trained = jax.jit(tuned.init)(frozen, jax.random.key(1))
+  rng = np.random.default_rng(2)
   return jax.tree.map(
-    lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape),
-    trained,
-    keys,
+    lambda leaf: leaf + np.float32(0.1 * rng.normal(size=leaf.shape)),
+    jax.tree.map(np.asarray, trained),
   )
 
 
@@ -90,7 +92,9 @@ def test_a_cached_trunk_and_merged_weights_say_what_the_whole_model_does(rank):
     tuned.answers(trained, frozen, part, objectives.PAIR)
   # All of the layers trained, with the same weights, need no trunk.
   whole = tuning.Tuning(SMALL, rank=0)
-  again = whole.answers(merged, merged, part, objectives.PAIR).total
+  again = jax.jit(
+    lambda merged: whole.answers(merged, merged, part, objectives.PAIR).total
+  )(merged)
   np.testing.assert_allclose(again, expected, rtol=1e-4)
   # At the start, the model is unchanged.
   start = tuned.merged(tuned.init(frozen, jax.random.key(5)), model())
@@ -141,10 +145,10 @@ def test_losses_of_comparisons_are_those_of_plain_numpy():
 
   def run(trained, part):
     found = tuned.answers(trained, frozen, part, objectives.PAIR, longest=6)
+    both = (objectives.of_answers, objectives.of_rows)
     return {
-      n: (f(n, found, part, shape), objectives.of_rows(n, found, part, shape))
+      n: [f(n, found, part, shape) for f in both]
       for n in objectives.COMPARISONS
-      for f in (objectives.of_answers,)
     }
 
   found = jax.jit(run)(trained, part)
@@ -176,8 +180,7 @@ def demonstrations(count=5):
   return batches.Encoded(np.arange(count), rows, lengths, 0)
 
 
-@pytest.mark.parametrize('divergence', ['forward', 'reverse'])
-def test_distillation_and_rewards_of_demonstrations_packed_or_not(divergence):
+def test_distillation_and_rewards_of_demonstrations_packed_or_not():
   """Against plain numpy; above a cached trunk, also side by side in rows."""
   given = demonstrations()
   table = tables.make(given, 5, buckets=(LENGTH,))
@@ -186,7 +189,7 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not(divergence):
   below, frozen = tuned.split(model())
   teacher = dataclasses.replace(SMALL, layers=2, width=16, hidden=24)
   theirs = dict(decoder.init(teacher, 3))
-  shape = objectives.Shape(0.3, divergence=divergence, teacher=teacher)
+  shape = objectives.Shape(0.3, teacher=teacher)
   trained = changed(tuned, frozen)
   table, side = (tuning.cache(SMALL, below, t, rows=2) for t in (table, side))
   table = objectives.reference_columns(tuned, frozen, table, rows=2)
@@ -200,10 +203,13 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not(divergence):
       for n in names
     }
     rows = tables.rows_of(table)
-    each = objectives.answers(
-      'distillation', tuned, trained, frozen, rows, shape, longest=6
-    )
-    lost = objectives.of_rows('distillation', each, rows, shape)
+    back = shape._replace(divergence='reverse')
+    lost = {}
+    for one in (shape, back):
+      each = objectives.answers(
+        names[2], tuned, trained, frozen, rows, one, longest=6
+      )
+      lost[one.divergence] = objectives.of_rows(names[2], each, rows, one)
     return of(table, names), of(side, names[:3]), lost
 
   found, packed, each = jax.jit(run)(
@@ -214,20 +220,24 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not(divergence):
     np.testing.assert_allclose(value, found[name], rtol=1e-4, err_msg=name)
 
   def all_logs(config, params):
-    logits = decoder.forward(config, params, table.parts[0]['tokens'])
-    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+    logits = forward(config, params, table.parts[0]['tokens'])
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
   (part,) = table.parts
   ours = all_logs(SMALL, tuned.merged(trained, model()))
   other = all_logs(teacher, theirs)
-  first, second = (ours, other) if divergence == 'reverse' else (other, ours)
-  tokens = np.sum(np.exp(first) * (first - second), axis=-1)[:, :-1]
   mask = part['mask'][:, 1:] > 0
+  for name, (first, second) in (
+    ('reverse', (ours, other)),
+    ('forward', (other, ours)),
+  ):
+    tokens = np.sum(np.exp(first) * (first - second), axis=-1)[:, :-1]
+    rows = [line[kept].mean() for line, kept in zip(tokens, mask)]
+    np.testing.assert_allclose(each[name], rows, rtol=1e-3)
   np.testing.assert_allclose(
     found['distillation'], tokens[mask].mean(), rtol=1e-3
   )
-  rows = [line[kept].mean() for line, kept in zip(tokens, mask)]
-  np.testing.assert_allclose(each, rows, rtol=1e-3)
   part = part | {'tokens_mask': part['mask']}
   now, before = (
     plain_totals(SMALL, m, part, 'tokens')[0]
@@ -281,9 +291,9 @@ def test_what_is_held_out_is_measured_some_at_a_time():
     )
   )(trained, problem.frozen, problem.tables['held_out'])
   whole = {
-    n: objectives.make(n, tuned, problem.frozen, shape)(
-      trained, tables.rows_of(table), 16
-    )
+    n: jax.jit(
+      objectives.make(n, tuned, problem.frozen, shape), static_argnums=2
+    )(trained, tables.rows_of(table), 16)
     for n, table in problem.tables['held_out'].items()
   }
   for name, value in whole.items():
