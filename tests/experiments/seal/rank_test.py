@@ -163,7 +163,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
   rank.main(options_of(tmp_path / 'run', settings))
   # What they are of a model that has not moved from its reference.
   assert 0.2 < history['loss/upper'][-1] < np.log(2) - 0.01
-  assert 0.05 < history['loss/lower'][-1] < 0.25 - 0.001
+  assert 0.2 < history['loss/lower'][-1] < 0.3
   for row in lines(tmp_path / 'out' / 'scores.jsonl'):
     assert (row['seal'] is None) == (row['row'] == 2)
     assert row['initial_loss'] is not None
