@@ -6,12 +6,13 @@ from typing import Any
 
 from experiments import harness
 from experiments.harness import files
+from experiments.lm import weights
 
 WEIGHTS = ('model.safetensors', 'adapters/adapter_model.safetensors')
 
 
 def require_own(workdir: files.Path, folder: files.Path) -> None:
-  """Refuses a folder with weights that this run has not written.
+  """Refuses what could not be written at the end of a run.
 
   Args:
     workdir: of the run; what it has written is kept there.
@@ -19,8 +20,9 @@ def require_own(workdir: files.Path, folder: files.Path) -> None:
 
   Raises:
     UserError: if there are weights of others, or what the run has written was
-      changed since.
+      changed since; or if the package that writes them is missing.
   """
+  weights.need('safetensors.numpy', 'writing *.safetensors')
   folder = pathlib.Path(folder).resolve()
   there = [
     *folder.glob('*.safetensors'),
