@@ -145,7 +145,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     timeout=300,
   )
   assert refused.returncode == 1
-  assert 'has weights already: give another --output' in refused.stderr
+  assert 'which this run has not written: give another' in refused.stderr
 
 
 @pytest.mark.parametrize(
