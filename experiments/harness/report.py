@@ -189,12 +189,12 @@ def format_table(
 
   Args:
     rows: cells by column; a missing one is left empty.
-    columns: their order; that of the first row if None.
+    columns: their order; that in which rows have them if None.
 
   Returns:
     The table, with a line end.
   """
-  columns = list(columns or (rows[0] if rows else ()))
+  columns = list(columns or dict.fromkeys(c for row in rows for c in row))
   cells = [[_cell(row.get(c, '')) for c in columns] for row in rows]
   numeric = [
     all(not isinstance(row.get(c, 0), str) for row in rows) for c in columns

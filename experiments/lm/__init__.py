@@ -11,7 +11,9 @@
 A model is a pytree and `decoder` pure functions of it; adapters are one more
 pytree (`lora`), which `lora.merge` and `weights.export` make a folder that
 others read. `generation` answers prompts, `refusals` counts what declines,
-`batches.packed` puts short demonstrations side by side, `log_probs` keeps what
-a reference says in a file, and `sharding` lays all of it out over devices.
+`batches.packed` puts short demonstrations side by side, `objectives` are losses
+by name, `kept` has what a frozen part or a reference says in files, `written`
+the folders that a run may write anew, and `sharding` lays all of it out over
+devices.
 Needs the extra `llm`; the decoder alone needs nothing.
 """

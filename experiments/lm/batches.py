@@ -101,6 +101,8 @@ def encode(
   examples: Sequence[data_lib.Example],
   *,
   longest: int,
+  source: str = '',
+  flag: str = '',
 ) -> Encoded:
   """Encodes examples; what cannot be learnt from is left out and counted.
 
@@ -111,6 +113,8 @@ def encode(
     tokenizer: of the model.
     examples: all demonstrations, or all comparisons.
     longest: tokens of a prompt with its answer.
+    source: where the examples are from, for messages.
+    flag: by which a user lets examples be longer, likewise.
 
   Returns:
     An `Encoded`.
@@ -118,10 +122,12 @@ def encode(
   Raises:
     UserError: if demonstrations and comparisons are mixed, or none is left.
   """
+  told = f'{source}: ' if source else ''
   kinds = {example.rejected is None for example in examples}
   if len(kinds) != 1:
     raise harness.UserError(
-      'examples are either demonstrations or comparisons, one or more; got '
+      f'{told}examples are either demonstrations or comparisons, one or more; '
+      'got '
       f'{"both" if kinds else "none"}.'
     )
   rows, items, lengths = [], [], []
@@ -151,10 +157,11 @@ def encode(
     items.append(item)
     lengths.append(length)
   if not items:
+    mend = f' {flag} lets examples be longer.' if flag and left else ''
     raise harness.UserError(
-      f'none of {len(examples)} examples is left: {left} do not fit into '
+      f'{told}none of {len(examples)} examples is left: {left} do not fit into '
       f'{longest} tokens, {empty} have an empty answer, {equal} two answers '
-      'that are equal.'
+      f'that are equal.{mend}'
     )
   return Encoded(np.array(rows), items, np.array(lengths), left, empty, equal)
 

@@ -47,28 +47,76 @@ class Example(NamedTuple):
   rejected: str | None = None
 
 
-def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file.
+class Row(NamedTuple):
+  """A row of a file, as it was found.
+
+  Attributes:
+    number: from 0, blank lines not counted.
+    where: the same in words, with its line where a line is a row.
+    value: the object; None where there is none.
+    wrong: what is wrong with it; '' if it is an object.
+  """
+
+  number: int
+  where: str
+  value: dict[str, Any] | None
+  wrong: str = ''
+
+
+def find_rows(path: str | pathlib.Path) -> list[Row]:
+  """The rows of a file, with what is wrong with those that are none.
 
   Raises:
-    UserError: if there is no such file, or a row is no JSON object; with the
-      number of the row.
+    UserError: if there is no such file, or no row in it.
   """
-  rows = []
-  for row in _rows(pathlib.Path(path)):
-    if isinstance(row, harness.UserError):
-      raise row
-    rows.append(row)
-  return rows
+  path = pathlib.Path(path)
+  name = path.name.removesuffix('.gz')
+  if path.is_dir():
+    raise harness.UserError(
+      f'{path} is a folder, expected a file of rows, .jsonl or .json: name one '
+      'of the files in it.'
+    )
+  if not name.endswith(('.json', '.jsonl')):
+    there = '' if path.exists() else '; there is none of this name either'
+    raise harness.UserError(
+      f'{path}: files of rows are called .jsonl or .json, or these with '
+      f'.gz{there}.'
+    )
+  text = _text_of(path)
+  found: list[Row] = []
+  if name.endswith('.json'):
+    try:
+      values = json.loads(text)
+    except ValueError as error:
+      raise harness.UserError(f'{path}: {error}.') from error
+    if not isinstance(values, list):
+      raise harness.UserError(
+        f'{path} holds a {type(values).__name__}, expected a list of rows; a '
+        'file with one row a line is called .jsonl.'
+      )
+    for number, value in enumerate(values):
+      found.append(_row(number, f'row {number} (from 0)', value))
+  else:
+    for line, words in enumerate(text.split('\n'), 1):
+      if not words.strip():
+        continue
+      number = len(found)
+      where = f'line {line} (row {number} from 0)'
+      try:
+        found.append(_row(number, where, json.loads(words)))
+      except json.JSONDecodeError as error:
+        wrong = f'no JSON: {error.msg} at column {error.colno}'
+        found.append(Row(number, where, None, wrong))
+  if not found:
+    raise harness.UserError(f'{path} holds no rows.')
+  return found
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any] | harness.UserError]:
-  """The rows of a file, and in the place of what is none what is wrong."""
+def _text_of(path: pathlib.Path) -> str:
   try:
     raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode(
-      'utf-8-sig'
-    )
+    unpacked = gzip.decompress(raw) if path.suffix == '.gz' else raw
+    return unpacked.decode('utf-8-sig')
   except FileNotFoundError as error:
     raise harness.UserError(f'there is no file {path}.') from error
   except UnicodeDecodeError as error:
@@ -79,76 +127,88 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any] | harness.UserError]:
     ) from error
   except (OSError, EOFError) as error:
     raise harness.UserError(f'{path} cannot be read: {error}.') from error
-  rows: list[Any] = []
-  name = path.name.removesuffix('.gz')
-  if name.endswith('.json'):
-    try:
-      rows = json.loads(text)
-    except ValueError as error:
-      raise harness.UserError(f'{path}: {error}.') from error
-    if not isinstance(rows, list):
-      raise harness.UserError(
-        f'{path} holds a {type(rows).__name__}, expected a list of rows; a '
-        'file with one row a line is called .jsonl.'
-      )
-  elif name.endswith('.jsonl'):
-    for line in filter(str.strip, text.split('\n')):
-      try:
-        rows.append(json.loads(line))
-      except ValueError as error:
-        rows.append(_wrong(path, len(rows), f'no JSON: {error}'))
-  else:
-    raise harness.UserError(
-      f'{path}: files of rows are called .jsonl or .json, or these with .gz.'
-    )
-  if not rows:
-    raise harness.UserError(f'{path} holds no rows.')
-  return [
-    row
-    if isinstance(row, dict | harness.UserError)
-    else _wrong(path, number, f'a {type(row).__name__}, no object')
-    for number, row in enumerate(rows)
-  ]
 
 
-def read_examples(
-  path: str | pathlib.Path, *, skip: bool = False
-) -> tuple[list[Example], list[str]]:
-  """The examples of a file.
+def _row(number: int, where: str, value: Any) -> Row:
+  if isinstance(value, dict):
+    return Row(number, where, value)
+  return Row(number, where, None, f'a {type(value).__name__}, no object')
+
+
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a file.
+
+  Raises:
+    UserError: if there is no such file, or a row is no JSON object; with its
+      line, and its number from 0.
+  """
+  rows = []
+  for row in find_rows(path):
+    if row.value is None:
+      raise harness.UserError(f'{path}, {row.where}: {row.wrong}.')
+    rows.append(row.value)
+  return rows
+
+
+class Read(NamedTuple):
+  """What `read` found in a file.
+
+  Attributes:
+    raw: the objects of the file by number; of a row that is none, None.
+    examples: those that are, with their numbers.
+    wrong: what is wrong with the others, with line and number.
+  """
+
+  raw: list[dict[str, Any] | None]
+  examples: list[Example]
+  wrong: list[str]
+
+
+def read(
+  path: str | pathlib.Path, *, skip: bool = False, flag: str = ''
+) -> Read:
+  """Reads a user's rows; each that is none is named by its line and number.
 
   Args:
     path: of the file.
     skip: whether to leave rows out that are none, dialogues that differ before
       their last turn or half a line for instance. A row is left out as a whole.
+    flag: by which a user skips them, for the message.
 
   Returns:
-    The examples, and what was wrong with the rows that were left out.
+    A `Read`.
 
   Raises:
-    UserError: as `read_rows`, or with the number of the first row that is none,
-      and why.
+    UserError: if there is no such file, or no row in it; without `skip`, with
+      the place of the first row that is none, and why.
   """
-  found: list[Example] = []
-  left: list[str] = []
-  for number, row in enumerate(_rows(pathlib.Path(path))):
-    try:
-      if isinstance(row, harness.UserError):
-        raise row
+  found = Read([], [], [])
+  for row in find_rows(path):
+    value, wrong = row.value, row.wrong
+    if value is not None:
       try:
-        found.extend(as_examples(row, number))
+        found.examples.extend(as_examples(value, row.number))
       except harness.UserError as error:
-        raise _wrong(path, number, str(error)) from error
-    except harness.UserError as error:
-      if not skip:
-        raise
-      left.append(str(error))
-  if not found:
-    raise harness.UserError(f'{path} has no example: {left[0]}')
-  return found, left
+        value, wrong = None, str(error)
+    found.raw.append(value)
+    if not wrong:
+      continue
+    said = f'{path}, {row.where}: {wrong}.'
+    if not skip:
+      mend = f' {flag} leaves such rows out.' if flag else ''
+      raise harness.UserError(f'{said}{mend}')
+    found.wrong.append(said)
+  if not found.examples:
+    raise harness.UserError(f'{path} has no example: {found.wrong[0]}')
+  return found
 
 
-def _wrong(path: Any, number: int, what: str) -> harness.UserError:
-  return harness.UserError(f'{path}, row {number}: {what}.')
+def read_examples(
+  path: str | pathlib.Path, *, skip: bool = False
+) -> tuple[list[Example], list[str]]:
+  """The examples of a file, and what was wrong with those left out: `read`."""
+  found = read(path, skip=skip)
+  return found.examples, found.wrong
 
 
 def as_examples(row: Mapping[str, Any], number: int = 0) -> list[Example]:

@@ -158,6 +158,38 @@ def layer(
   return x, (k, v)
 
 
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  is_causal: bool = False,
+) -> jax.Array:
+  """As `jax.nn.dot_product_attention`, whose softmax is of float32 always.
+
+  Args:
+    q: (rows, length, heads, head_width).
+    k: (rows, seen, kv_heads, head_width).
+    v: likewise.
+    mask: what is seen, broadcast to (rows, heads, length, seen).
+    is_causal: whether a token sees itself and those before it only.
+
+  Returns:
+    Of the shape of `q`. In float64, all of it is computed in float64.
+  """
+  if q.dtype != jnp.float64:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
+  shared = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(one, shared, axis=2) for one in (k, v))
+  scores = jnp.einsum('rqhw,rkhw->rhqk', q, k) / q.shape[-1] ** 0.5
+  seen = jnp.ones(scores.shape[-2:], bool)
+  seen = jnp.tril(seen) if is_causal else seen
+  seen = seen if mask is None else seen & mask
+  shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+  return jnp.einsum('rhqk,rkhw->rqhw', shares, v)
+
+
 def causal(segments: jax.Array | None = None) -> Attend:
   """Attention of each token to itself and those before it.
 
@@ -167,9 +199,7 @@ def causal(segments: jax.Array | None = None) -> Attend:
   mask = None
   if segments is not None:
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-  return lambda q, k, v: jax.nn.dot_product_attention(
-    q, k, v, mask=mask, is_causal=True
-  )
+  return lambda q, k, v: attention(q, k, v, mask=mask, is_causal=True)
 
 
 def positions_of(segments: jax.Array) -> jax.Array:
@@ -278,7 +308,19 @@ def split_layers(params: Params, first: int) -> tuple[Params, Params]:
 
 
 def trunk(
-  config: Config, lower: Params, tokens: jax.Array, dtype: Any = None
+  config: Config,
+  lower: Params,
+  tokens: jax.Array,
+  dtype: Any = None,
+  *,
+  segments: jax.Array | None = None,
+  positions: jax.Array | None = None,
 ) -> jax.Array:
   """What leaves the lower part: of frozen layers, computed once a row."""
-  return run_layers(config, lower['layers'], embed(lower, tokens, dtype))
+  return run_layers(
+    config,
+    lower['layers'],
+    embed(lower, tokens, dtype),
+    segments=segments,
+    positions=positions,
+  )

@@ -106,7 +106,7 @@ def step(
     w, keys, values = given
 
     def attend(q, k, v):
-      return jax.nn.dot_product_attention(
+      return decoder.attention(
         q,
         keys.at[rows, positions].set(k[:, 0]),
         values.at[rows, positions].set(v[:, 0]),

@@ -56,11 +56,16 @@ def of_answers(
   Returns:
     An `Answers`, of `longest` tokens or of one less than the length.
   """
+  near, answers, kept = _before(x, tokens, mask, longest)
+  found = decoder.logits(config, params, near)
+  return Answers(bj.losses.token_log_probs(found, answers), kept)
+
+
+def _before(x, tokens, mask, longest):
+  """What predicts the tokens of answers, these tokens, and their mask."""
   length = tokens.shape[1]
   if longest is None:
-    found = decoder.logits(config, params, x[:, :-1])
-    kept = bj.losses.token_log_probs(found, tokens[:, 1:])
-    return Answers(kept, mask[:, 1:])
+    return x[:, :-1], tokens[:, 1:], mask[:, 1:]
   # The first token of a row is predicted by nothing.
   each = jnp.arange(length)
   at = jnp.sort(jnp.where((mask > 0) & (each > 0), each, length), axis=1)
@@ -68,9 +73,27 @@ def of_answers(
   inside = jnp.minimum(at, length - 1)
   take = lambda array: jnp.take_along_axis(array, inside, axis=1)
   near = jnp.take_along_axis(x, inside[..., None] - 1, axis=1)
+  return near, take(tokens), jnp.where(at < length, take(mask), 0)
+
+
+def distributions(
+  config: Config,
+  params: decoder.Params,
+  x: jax.Array,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  longest: int | None = None,
+) -> Answers:
+  """As `of_answers`, of all words in each token's place.
+
+  Returns:
+    An `Answers` whose `log_probs` are (rows, tokens, vocabulary), for
+    `bj.losses.distillation`; its sums and means are of no use.
+  """
+  near, _, kept = _before(x, tokens, mask, longest)
   found = decoder.logits(config, params, near)
-  kept = jnp.where(at < length, take(mask), 0)
-  return Answers(bj.losses.token_log_probs(found, take(tokens)), kept)
+  return Answers(jax.nn.log_softmax(found, axis=-1), kept)
 
 
 def of_model(

@@ -16,6 +16,28 @@ from experiments.lm import decoder
 WEIGHTS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
+def names_of(weights: Sequence[str]) -> tuple[str, ...]:
+  """Names of weights, from these or those of Hugging Face, `q_proj` and so on.
+
+  Args:
+    weights: as a user gives them.
+
+  Returns:
+    Names of `WEIGHTS`, each once.
+
+  Raises:
+    SettingsError: if there are none, or one is unknown.
+  """
+  found = [name.removesuffix('_proj') for name in weights]
+  unknown = [w for w, name in zip(weights, found) if name not in WEIGHTS]
+  if unknown or not found:
+    raise harness.SettingsError(
+      f'weights that get adapters: {", ".join(WEIGHTS)}, also with _proj '
+      f'behind, one or more of them; got {", ".join(unknown) or "none"}.'
+    )
+  return tuple(dict.fromkeys(found))
+
+
 def init(
   params: decoder.Params,
   key: jax.Array,

@@ -139,6 +139,38 @@ def make(
   return Table(tuple(parts), np.uint32(seed), batch_size, tuple(longest))
 
 
+def packed(
+  encoded: batches.Encoded, batch_size: int, *, length: int, seed: int = 0
+) -> Table:
+  """Puts demonstrations side by side into rows, by `batches.packed`.
+
+  Args:
+    encoded: demonstrations.
+    batch_size: rows in a batch.
+    length: tokens of a row.
+    seed: of the order.
+
+  Returns:
+    A `Table` of one bucket, whose rows have `segments` and `positions`; its
+    examples are rows.
+
+  Raises:
+    SettingsError: if there are fewer rows than a batch has.
+    UserError: as `batches.packed`.
+  """
+  part = batches.packed(encoded, length)
+  count = len(part['tokens'])
+  if count < batch_size:
+    raise harness.SettingsError(
+      f'{len(encoded.items)} demonstrations are packed into {count} rows of '
+      f'{length} tokens, fewer than a batch of {batch_size}: take shorter rows '
+      'or smaller batches, or do not pack.'
+    )
+  part['index'] = np.arange(count, dtype=np.int32)
+  longest = int(part['mask'].sum(axis=1).max())
+  return Table((part,), np.uint32(seed), batch_size, (longest,))
+
+
 def with_parts(table: Table, parts: Sequence[Rows]) -> Table:
   """The table with other columns."""
   return dataclasses.replace(table, parts=tuple(parts))

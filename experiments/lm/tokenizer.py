@@ -54,6 +54,10 @@ class Tokenizer(NamedTuple):
     """The text of tokens, special ones with it."""
     return self.inner.decode(list(tokens), skip_special_tokens=False)
 
+  def numbers(self) -> dict[str, int]:
+    """The number of each word, special ones with them."""
+    return self.inner.get_vocab(with_added_tokens=True)
+
   def render(self, messages: Sequence[Message], *, answer: bool = False) -> str:
     """A dialogue as the model was trained to see it.
 
@@ -152,7 +156,7 @@ def check(tokenizer: Tokenizer, config: Config) -> None:
     UserError: if it may give a number for which the model has no embedding; on
       a device that would be another token's, or no number, without a word.
   """
-  numbers = tokenizer.inner.get_vocab(with_added_tokens=True)
+  numbers = tokenizer.numbers()
   word, largest = max(numbers.items(), key=lambda item: item[1])
   if largest >= config.vocabulary:
     raise harness.UserError(
@@ -254,13 +258,50 @@ class _Bytes:
     return text + '</s>' * ended
 
   def save(self, path: str) -> None:
-    raise harness.UserError(f'{path}: a tokeniser of bytes has no file.')
+    """Writes the form of the package `tokenizers`, without the package."""
+    of_bytes = {
+      'type': 'ByteLevel',
+      'add_prefix_space': False,
+      'trim_offsets': True,
+      'use_regex': False,
+    }
+    end = {
+      'id': self.END,
+      'content': '</s>',
+      'single_word': False,
+      'lstrip': False,
+      'rstrip': False,
+      'normalized': False,
+      'special': True,
+    }
+    told = {
+      'version': '1.0',
+      'added_tokens': [end],
+      'pre_tokenizer': of_bytes,
+      'decoder': of_bytes,
+      'model': {
+        'type': 'BPE',
+        'vocab': self.get_vocab(with_added_tokens=False),
+        'merges': [],
+      },
+    }
+    pathlib.Path(path).write_text(json.dumps(told) + '\n', encoding='utf-8')
+
+  def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
+    """Bytes by letters, in the alphabet that others use.
+
+    What is no visible letter of Latin-1 is called by letters from 256 on.
+    """
+    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    found = {chr(b if b in seen else next(hidden)): b for b in range(256)}
+    return found | ({'</s>': self.END} if with_added_tokens else {})
 
 
 def of_bytes() -> Tokenizer:
   """A tokeniser of 257 tokens that needs no file and no package.
 
   For models of one's own that are small and random. It has no template: prompts
-  are texts.
+  are texts. What it saves, `load` and others read.
   """
   return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})

@@ -1,6 +1,6 @@
 """How a model is trained: what moves, what is frozen, what is computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,8 @@ class Tuning(NamedTuple):
     """What is trained, at its start: adapters that change nothing, or all."""
     if not self.rank:
       # Where layers below were run before, what they saw is to stay.
-      part = {'layers': frozen['layers']} if self.cut else dict(frozen)
+      names = ('layers',) if self.cut else decoder.shapes(self.config)
+      part = {name: frozen[name] for name in names}
       return jax.tree.map(jnp.asarray, part)
     return lora.init(frozen, key, rank=self.rank, weights=self.weights)
 
@@ -95,16 +96,19 @@ class Tuning(NamedTuple):
     names: Sequence[str] = ('tokens',),
     *,
     longest: int | None = None,
+    read: Callable[..., log_probs.Answers] = log_probs.of_answers,
   ) -> log_probs.Answers:
     """Log-probabilities of answers, of several kinds in one pass.
 
     Args:
       trained: as `init` gives it.
       frozen: as `split` gives it.
-      rows: tokens by name, with masks, and what `cache` has added.
+      rows: tokens by name, with masks, and what `cache` has added; of packed
+        rows `segments` and `positions`.
       names: of the tokens: ('chosen', 'rejected') for both answers, whose rows
         then follow one another.
       longest: as in `log_probs.of_answers`.
+      read: that, or `log_probs.distributions`.
 
     Returns:
       The answers, (rows of all names, tokens).
@@ -124,10 +128,15 @@ class Tuning(NamedTuple):
       x = together(rows[f'{n}_x'] for n in names)
     else:
       x = decoder.embed(params, tokens, self.dtype)
-    x = decoder.run_layers(self.config, params['layers'], x, remat=self.remat)
-    return log_probs.of_answers(
-      self.config, params, x, tokens, mask, longest=longest
+    x = decoder.run_layers(
+      self.config,
+      params['layers'],
+      x,
+      segments=rows.get('segments'),
+      positions=rows.get('positions'),
+      remat=self.remat,
     )
+    return read(self.config, params, x, tokens, mask, longest=longest)
 
 
 def mask_name(tokens: str) -> str:
@@ -158,22 +167,30 @@ def cache(
     The table with `tokens_x` and so on, (examples, length, width).
   """
 
-  def run(below, tokens):
-    one = lambda row: decoder.trunk(config, below, row[None], dtype)[0]
-    return jax.lax.map(one, tokens, batch_size=rows)
+  def run(below, tokens, packing):
+    def one(row):
+      row = jax.tree.map(lambda leaf: leaf[None], row)
+      found = decoder.trunk(config, below, row['tokens'], dtype, **row['where'])
+      return found[0]
+
+    return jax.lax.map(
+      one, {'tokens': tokens, 'where': packing}, batch_size=rows
+    )
 
   compiled = jax.jit(run)
   parts = []
   for part in table.parts:
     names = [n for n in ('tokens', 'chosen', 'rejected') if n in part]
     tokens = {n: part[n] for n in names}
+    packing = {n: part[n] for n in ('segments', 'positions') if n in part}
     found = kept.arrays(
       folder,
       'trunk',
       f'{config} {dtype}',
-      {'below': below, 'tokens': tokens},
-      lambda tokens=tokens: {
-        f'{n}_x': compiled(below, array) for n, array in tokens.items()
+      {'below': below, 'tokens': tokens}
+      | ({'packing': packing} if packing else {}),
+      lambda tokens=tokens, packing=packing: {
+        f'{n}_x': compiled(below, array, packing) for n, array in tokens.items()
       },
       names=[f'{n}_x' for n in names],
       count=len(part['index']),

@@ -242,6 +242,38 @@ def _load_gguf(path: pathlib.Path, dtype: Any) -> Model:
   return Model(config, params, vocabulary)
 
 
+def teacher(path: str | pathlib.Path, model: Model, words: Any) -> Model:
+  """Loads a model to distil, whose words are those of another.
+
+  Args:
+    path: of it.
+    model: the other.
+    words: the other's tokeniser.
+
+  Returns:
+    A `Model`.
+
+  Raises:
+    UserError: as `load`, or if it has other words.
+  """
+  from experiments.lm import tokenizer
+
+  found = load(path)
+  # Some models have more rows than words.
+  if found.config.vocabulary != model.config.vocabulary:
+    raise harness.UserError(
+      f'the teacher {path} has {found.config.vocabulary} words, the model '
+      f'{model.config.vocabulary}: they are to be the same.'
+    )
+  theirs = tokenizer.load(found.vocabulary)
+  if theirs.numbers() != words.numbers():
+    raise harness.UserError(
+      f'the teacher {path} has other words than the model, or the same with '
+      'other numbers.'
+    )
+  return found
+
+
 def tensors_of(
   config: config_lib.Config, params: decoder.Params
 ) -> Iterable[tuple[str, np.ndarray]]:

@@ -18,6 +18,7 @@ judged by who would be dropped. Needs the extra `llm`, except for `smoke`.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -26,7 +27,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.lm import batches, decoder, lora, tokenizer, tuning, weights
+from experiments.lm import (
+  batches,
+  decoder,
+  lora,
+  objectives,
+  tokenizer,
+  tuning,
+  weights,
+)
 from experiments.lm import config as config_lib
 from experiments.seal import measures, rows, selection
 
@@ -61,6 +70,13 @@ class Settings:
     unsafe_data: unsafe rows, if there are any, for the score that takes them.
     output: where scores and kept rows are written; '' for the workdir.
     bad_rows: whether rows that are none are refused or skipped.
+    safe_loss: what is to stay low on the safe rows, a name of
+      `experiments.lm.objectives`: of their answers, or of comparisons. It is
+      the selector's; controls take the answers that are to be learnt.
+    finetune_loss: what the rows to rank cost, likewise; not kto, which is no
+      loss of a single row.
+    beta: of those of them that have a reference.
+    teacher: of distillation: a folder or file, as `model`.
     score: by which of the scores rows are kept.
     keep: the share of the rows that is kept; the paper's.
     sets: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
@@ -95,6 +111,10 @@ class Settings:
   unsafe_data: str = ''
   output: str = ''
   bad_rows: Literal['refuse', 'skip'] = 'refuse'
+  safe_loss: str = 'sft'
+  finetune_loss: str = 'sft'
+  beta: float = 0.1
+  teacher: str = ''
   score: str = 'seal'
   keep: Annotated[float, harness.Allowed(high=1.0)] = 0.8
   sets: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
@@ -172,6 +192,11 @@ def model_of(path: str) -> tuple[weights.Model, tokenizer.Tokenizer]:
 def subject_of(settings: Any) -> selection.Subject:
   """The model of the settings, with adapters of its last layers."""
   model, words = model_of(settings.model)
+  teacher, shape = None, objectives.Shape()
+  if isinstance(settings, Settings):  # What only fine-tunes has no such loss.
+    if settings.teacher:
+      teacher = weights.teacher(settings.teacher, model, words)
+    shape = objectives.Shape(settings.beta, teacher=teacher and teacher.config)
   how = tuning.Tuning(
     model.config,
     rank=settings.rank,
@@ -180,7 +205,9 @@ def subject_of(settings: Any) -> selection.Subject:
     layers=min(settings.layers, model.config.layers) or None,
   )
   below, frozen = how.split(model.params)
-  return selection.Subject(how, frozen, below, words)
+  if teacher is not None:
+    frozen = {**frozen, 'teacher': teacher.params}
+  return selection.Subject(how, frozen, below, words, shape)
 
 
 def sizes_of(settings: Any, name: str) -> rows.Sizes:
@@ -239,9 +266,19 @@ def rank(
 ) -> Ranked:
   """All scores of the rows of a set."""
   settings = options.settings
-  make = lambda examples: subject.make(examples, settings.longest)
-  made, safe = make(sets.finetune), make(sets.safe)
-  anchors = make(sets.anchors) if sets.anchors else None
+  files = {
+    'rows to rank': settings.finetune_data,
+    'safe rows': settings.safe_data,
+    'unsafe rows': settings.unsafe_data,
+  }
+  make = lambda what, examples, loss='sft': subject.make(
+    examples,
+    settings.longest,
+    loss=loss,
+    source=files[what] or f'{name}, {what}',
+  )
+  made, safe = make('rows to rank', sets.finetune), make('safe rows', sets.safe)
+  anchors = make('unsafe rows', sets.anchors) if sets.anchors else None
   count = max(one.row for one in sets.finetune) + 1
   left = len(sets.finetune) - len(made.places)
   if left:
@@ -255,6 +292,9 @@ def rank(
   # What a kept run depends on, beside its data.
   without = ('methods', 'output', 'score', 'keep', 'sets', 'bad_rows')
   without += ('model', 'finetune_data', 'safe_data', 'unsafe_data')
+  # Runs from before there was a choice of losses go on.
+  plain = settings.safe_loss == settings.finetune_loss == 'sft'
+  without += ('teacher',) + plain * ('safe_loss', 'finetune_loss', 'beta')
   identity = harness.settings_of(settings, *without)
   kept_in = lambda what: selection.Run(options, f'{name}_{what}', identity)
 
@@ -268,14 +308,26 @@ def rank(
       rate=settings.rate,
     )
 
+  @functools.cache
+  def seen():
+    """Controls see answers; what the selector sees may be comparisons."""
+    own, held = made, safe
+    if settings.finetune_loss != 'sft':
+      own = make('rows to rank', sets.finetune, settings.finetune_loss)
+    if settings.safe_loss != 'sft':
+      held = make('safe rows', sets.safe, settings.safe_loss)
+    return own, held
+
   def selected(form):
-    return selection.selected(
+    own, held = seen()
+    found = selection.selected(
       kept_in(form),
       subject,
-      made,
-      safe,
+      own,
+      held,
+      losses=(settings.safe_loss, settings.finetune_loss),
       epochs=settings.epochs,
-      size=min(settings.batch_size, len(made.places), len(safe.places)),
+      size=min(settings.batch_size, len(own.places), len(held.places)),
       rate=settings.rate,
       selector_rate=settings.selector_rate,
       weights=settings.weights,
@@ -283,6 +335,10 @@ def rank(
       decay=settings.decay,
       full=form == 'seal_full',
     ).scores
+    # A comparison may be too long where its answer alone is not.
+    scores = np.full(len(sets.finetune), np.nan)
+    scores[own.places] = found
+    return scores[made.places]
 
   fitting = [sets.finetune[i] for i in made.places]
   texts = fitting, sets.safe
@@ -339,6 +395,9 @@ def raw_of(example: rows.Example) -> dict[str, Any]:
   prompt = example.prompt
   if not isinstance(prompt, str):
     prompt = [dict(message) for message in prompt]
+  if example.rejected is not None:
+    pair = {'chosen': example.answer, 'rejected': example.rejected}
+    return {'prompt': prompt, **pair}
   return {'prompt': prompt, 'response': example.answer}
 
 
@@ -397,6 +456,23 @@ def check(settings: Settings) -> None:
       f'score={settings.score} is not among methods={settings.methods}: rows '
       'cannot be kept by it.'
     )
+  for flag, loss in (
+    ('safe_loss', settings.safe_loss),
+    ('finetune_loss', settings.finetune_loss),
+  ):
+    known = objectives.DEMONSTRATIONS + objectives.COMPARISONS
+    if flag == 'finetune_loss':
+      known = tuple(n for n in known if n != 'kto')
+    if loss not in known:
+      raise harness.SettingsError(
+        f'--{flag}={loss}: known are {", ".join(known)}.'
+      )
+  distilled = 'distillation' in (settings.safe_loss, settings.finetune_loss)
+  if distilled != bool(settings.teacher):
+    raise harness.SettingsError(
+      'the loss distillation and --teacher=DIR go together, a model with the '
+      'words of --model.'
+    )
   if settings.rank < 1:
     raise harness.SettingsError('rank is at least 1: adapters are trained.')
 
@@ -412,10 +488,7 @@ def of_user(options: harness.Options) -> None:
     anchors = rows.read(settings.unsafe_data, skip=skip).examples
   for said in given.wrong + safe.wrong:
     print(f'skipped: {said}')
-  plain = lambda examples: [e._replace(rejected=None) for e in examples]
-  sets = rows.Sets(
-    plain(given.examples), np.array([]), plain(safe.examples), plain(anchors)
-  )
+  sets = rows.Sets(given.examples, np.array([]), safe.examples, anchors)
   start = time.monotonic()
   ranked = rank(options, 'user', subject_of(settings), sets)
   total = len(given.raw)

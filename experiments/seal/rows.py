@@ -4,8 +4,6 @@ A row's id is its number in its file, or in the set as it was put together: it
 stays the same whatever is too long, wrong or left out later.
 """
 
-import gzip
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,73 +27,9 @@ WHERE = (
 )
 
 
-class Read(NamedTuple):
-  """A user's file.
-
-  Attributes:
-    raw: the objects of the file by id; of a row that is none, None.
-    examples: those that are, with their ids.
-    wrong: what is wrong with the others, by line.
-  """
-
-  raw: list[dict[str, Any] | None]
-  examples: list[Example]
-  wrong: list[str]
-
-
-def read(path: str | pathlib.Path, *, skip: bool = False) -> Read:
-  """Reads a user's rows; each that is none is named by its line.
-
-  Args:
-    path: of a `.jsonl`, or a `.json` with a list, also with `.gz`.
-    skip: whether to leave out rows that are none, instead of refusing the file.
-
-  Returns:
-    A `Read`.
-
-  Raises:
-    UserError: if there is no such file, or no row in it; without `skip`, with
-      the line of the first row that is none and why.
-  """
-  path = pathlib.Path(path)
-  if not path.name.removesuffix('.gz').endswith('.jsonl'):
-    raw = data_lib.read_rows(path)
-    lines = [(f'row {i}', row) for i, row in enumerate(raw)]
-  else:
-    try:
-      content = path.read_bytes()
-      unpacked = gzip.decompress(content) if path.suffix == '.gz' else content
-      text = unpacked.decode()
-    except FileNotFoundError as error:
-      raise harness.UserError(f'there is no file {path}.') from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-      raise harness.UserError(f'{path} cannot be read: {error}.') from error
-    lines = [
-      (f'line {n}', line)
-      for n, line in enumerate(text.split('\n'), 1)
-      if line.strip()
-    ]
-  found = Read([], [], [])
-  for number, (where, line) in enumerate(lines):
-    row: Any = None
-    try:
-      row = json.loads(line) if isinstance(line, str) else line
-      if not isinstance(row, dict):
-        raise harness.UserError(f'a {type(row).__name__}, no object')
-      found.examples.extend(data_lib.as_examples(row, number))
-    except (ValueError, harness.UserError) as error:
-      said = f'{path}, {where}: {error}.'
-      if not skip:
-        raise harness.UserError(
-          f'{said} --bad_rows=skip leaves such rows out.'
-        ) from error
-      found.wrong.append(said)
-      row = None
-    found.raw.append(row)
-  if not found.examples:
-    first = f': {found.wrong[0]}' if found.wrong else '.'
-    raise harness.UserError(f'{path} has no row to rank{first}')
-  return found
+def read(path: str | pathlib.Path, *, skip: bool = False) -> data_lib.Read:
+  """Reads a user's rows: `data.read`, with the flag that skips some."""
+  return data_lib.read(path, skip=skip, flag='--bad_rows=skip')
 
 
 class Sets(NamedTuple):
@@ -104,7 +38,7 @@ class Sets(NamedTuple):
   Attributes:
     finetune: to rank; an example's row is its place here.
     kinds: of each, an array of words: 'benign', 'chosen', 'unsafe'.
-    safe: the safe rows, numbered likewise.
+    safe: the safe rows, numbered likewise; some have the other answer too.
     anchors: further unsafe rows, for what asks for some; no prompt is in both.
   """
 
@@ -248,8 +182,12 @@ def harmless(
   }
   for name, count in wanted.items():
     bad = name in ('unsafe', 'anchors')
+    # Of safe rows both answers are kept, for a safe loss of comparisons.
     asked = [
-      one._replace(answer=one.rejected if bad else one.answer, rejected=None)
+      one._replace(
+        answer=one.rejected if bad else one.answer,
+        rejected=one.rejected if name == 'safe' else None,
+      )
       for one in left
     ]
     words = 'rejected answers' if bad else 'chosen answers'
@@ -300,16 +238,19 @@ def made_up(sizes: Sizes, *, seed: int = 0) -> Sets:
     start = rng.integers(10, size=3)
     step = 5 if wrong else 1
     text = lambda digits: ''.join(map(str, digits % 10))
-    return Example(0, f'{text(start)}:', text(start + step))
+    other = text(start + 6 - step)
+    return Example(0, f'{text(start)}:', text(start + step), other)
 
-  some = lambda count, wrong: [one(wrong) for _ in range(count)]
+  some = lambda count, wrong: [
+    one(wrong)._replace(rejected=None) for _ in range(count)
+  ]
   parts = {
     'benign': some(sizes.benign, False),
     'chosen': some(sizes.chosen, False),
     'unsafe': some(sizes.unsafe, True),
   }
-  safe, anchors = some(sizes.safe, False), some(sizes.anchors, True)
-  return _mixed(parts, safe, anchors, rng)
+  safe = [one(False) for _ in range(sizes.safe)]
+  return _mixed(parts, safe, some(sizes.anchors, True), rng)
 
 
 def text_of(example: Example) -> str:

@@ -11,7 +11,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import batches, decoder, tables
+from experiments.lm import batches, decoder, objectives, tables
 from experiments.lm import tuning as tuning_lib
 from experiments.seal import controls, order
 
@@ -25,7 +25,9 @@ class Made(NamedTuple):
 
   Attributes:
     rows: arrays by name with a leading axis of rows: `tokens`, `mask`, and
-      `tokens_x`, what leaves the frozen layers.
+      `tokens_x`, what leaves the frozen layers; of comparisons the same of
+      `chosen` and `rejected`; and what a reference says, for a loss that has
+      one.
     places: of each among the examples, (rows,).
     longest: tokens of the longest answer.
   """
@@ -43,22 +45,55 @@ class Subject(NamedTuple):
     frozen: what is not.
     below: the layers under those that are trained, None without any.
     words: the tokeniser.
+    shape: numbers of the losses.
   """
 
   tuning: tuning_lib.Tuning
   frozen: Any
   below: Any
   words: Any
+  shape: objectives.Shape = objectives.Shape()
 
-  def make(self, examples: Sequence[Any], longest: int) -> Made:
-    """Encodes rows, those that fit, and runs the frozen layers once."""
+  def make(
+    self,
+    examples: Sequence[Any],
+    longest: int,
+    *,
+    loss: str = 'sft',
+    source: str = '',
+  ) -> Made:
+    """Encodes rows, those that fit, and runs the frozen layers once.
+
+    Args:
+      examples: the rows.
+      longest: tokens of a prompt with its answer.
+      loss: what for: of comparisons, or of what is to be learnt of them alone.
+      source: where they are from, for messages.
+
+    Raises:
+      UserError: if none fits, one has no second answer and the loss is of
+        comparisons, or what is to be held is too large.
+    """
+    pairs = loss in objectives.COMPARISONS
     places = [one._replace(row=i) for i, one in enumerate(examples)]
-    encoded = batches.encode(self.words, places, longest=longest)
+    if not pairs:
+      places = [one._replace(rejected=None) for one in places]
+    for one, given in zip(places, examples):
+      if pairs and one.rejected is None:
+        raise harness.UserError(
+          f'{source}: row {given.row} (from 0) has one answer, but {loss} '
+          'compares two, chosen and rejected.'
+        )
+    encoded = batches.encode(
+      self.words, places, longest=longest, source=source, flag='--longest'
+    )
     # One length for all sets: one program.
     table = tables.make(encoded, 1, buckets=(longest,))
     if self.below is not None:
-      _require_room(len(encoded.rows), longest, self.tuning)
+      _require_room(len(encoded.rows) * (1 + pairs), longest, self.tuning)
       table = tuning_lib.cache(self.tuning.config, self.below, table)
+    if loss in objectives.REFERENCED:
+      table = objectives.reference_columns(self.tuning, self.frozen, table)
     rows = tables.rows_of(table)
     rows.pop('index')
     return Made(rows, encoded.rows, table.longest[0])
@@ -82,6 +117,29 @@ def row_losses(
   """Minus the mean log-probability of each answer's tokens, (rows,)."""
   found = subject.tuning.answers(trained, frozen, rows, longest=longest)
   return -found.mean
+
+
+def losses_of(
+  name: str,
+  subject: Subject,
+  trained: Any,
+  frozen: Any,
+  rows: tables.Rows,
+  longest: int,
+) -> jax.Array:
+  """The loss of each row by an objective, (rows,); `sft` is `row_losses`.
+
+  Of `kto`, which compares rows, all have the same: that of the batch.
+  """
+  if name == 'sft':
+    return row_losses(subject, trained, frozen, rows, longest)
+  found = objectives.answers(
+    name, subject.tuning, trained, frozen, rows, subject.shape, longest=longest
+  )
+  if name == 'kto':
+    loss = objectives.of_answers(name, found, rows, subject.shape)
+    return jnp.full(len(rows['chosen']), loss)
+  return objectives.of_rows(name, found, rows, subject.shape)
 
 
 def _by_parts(
@@ -258,6 +316,7 @@ def selected(
   size: int,
   rate: float,
   selector_rate: float,
+  losses: tuple[str, str] = ('sft', 'sft'),
   weights: str = 'mirror',
   share: float = 1.0,
   decay: float = 0.03,
@@ -274,6 +333,8 @@ def selected(
     size: rows in a batch.
     rate: of Adam, for the adapters.
     selector_rate: of descent, for the scores.
+    losses: of the safe rows and of the rows to rank, names of `objectives`;
+      rows are made for them.
     weights: as in `seal`.
     share: of the safe loss in the first epoch.
     decay: by which it falls each epoch.
@@ -285,15 +346,16 @@ def selected(
   """
   count = len(made.places)
   each = order.steps_of_epoch(count, size)
-  losses = lambda y, b: row_losses(
-    subject, y, b['frozen'], b['rows'], made.longest
+  held, own = losses
+  below = lambda y, b: losses_of(
+    own, subject, y, b['frozen'], b['rows'], made.longest
   )
   above = lambda y, b: jnp.mean(
-    row_losses(subject, y, b['frozen'], b['safe'], safe.longest)
+    losses_of(held, subject, y, b['frozen'], b['safe'], safe.longest)
   )
   solver = bj.solvers.seal(
     above,
-    losses,
+    below,
     rows=count,
     index=lambda b: b['index'],
     penalty=bj.solvers.seal_penalty(share, decay=decay, epoch=each),

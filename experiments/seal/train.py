@@ -29,7 +29,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import generation, refusals, weights
+from experiments.lm import generation, refusals, weights, written
 from experiments.seal import controls, measures, order, rank, rows, selection
 
 WAYS = {
@@ -266,10 +266,8 @@ def main(options: harness.Options) -> None:
       'written it; --ways=all does without.'
     )
   folder = pathlib.Path(settings.output) if settings.output else None
-  if folder is not None and list(folder.glob('*.safetensors')):
-    raise harness.UserError(
-      f'{folder} has weights already: give another --output.'
-    )
+  if folder is not None:
+    written.require_own(options.workdir, folder)
   subject = rank.subject_of(settings)
   sets, count = sets_of(options, subject.words)
   made = subject.make(sets.finetune, settings.longest)
@@ -341,7 +339,14 @@ def main(options: harness.Options) -> None:
     look(way, WAYS[way], trained)
     if folder is not None and not number:
       merged = subject.tuning.merged(trained, whole.params)
-      weights.export(folder, whole.config, merged, subject.words)
+      written.write(
+        options.workdir,
+        folder,
+        '',
+        lambda out, merged=merged: weights.export(
+          out, whole.config, merged, subject.words
+        ),
+      )
       print(f'Model: {folder}')
   if texts:
     path = pathlib.Path(options.workdir) / 'answers.json'

@@ -24,6 +24,7 @@ TITLES = {
 # Those that hold the gradients of both objectives at once.
 AGGREGATORS = ('mgda', 'moco', 'cagrad')
 STAGES = ('sequential', 'reversed')
+SINGLE = ('demonstrations', 'comparisons')
 BOTH = ('mix', *AGGREGATORS)
 
 
@@ -82,7 +83,8 @@ def oracle(
   Args:
     name: of the method.
     losses: of the demonstrations and of the comparisons, in this order, of
-      (params, number of a batch or rows), as `tables.loss_of_numbers` gives.
+      (params, number of a batch or rows), as `tables.loss_of_numbers` gives; of
+      a method of one objective, that alone will do.
     plan: numbers.
     key: PRNG key, of ALRIGHT's coin.
 
@@ -128,9 +130,9 @@ def oracle(
     return bj.evaluation.mixed(parts, weights, batch_at=number)
   if name == 'reversed':
     parts = dict(reversed(parts.items()))
-  alone = {'demonstrations': names[0], 'comparisons': names[1]}
-  if name in alone:
-    parts = {alone[name]: parts[alone[name]]}
+  if name in SINGLE:
+    own = names[0 if name == 'demonstrations' else -1]
+    parts = {own: parts[own]}
     stages = []
   else:
     first = plan.share if name == 'reversed' else 1 - plan.share

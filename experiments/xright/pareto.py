@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import generation, objectives, tokenizer, weights
+from experiments.lm import generation, lora, objectives, tokenizer, weights
 from experiments.lm import tuning as tuning_lib
 from experiments.lm.refusals import refusal_rate
 from experiments.xright import methods, runs
@@ -40,7 +40,6 @@ ADVICE = (
   'instruction and an output)'
 )
 SHAPE = objectives.Shape()
-SINGLE = ('demonstrations', 'comparisons')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +137,7 @@ def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
   for name in (*settings.methods, *settings.once):
     methods.check(name)
+  lora.names_of(settings.weights)
   if settings.steps % settings.chunk:
     raise harness.SettingsError(
       f'steps={settings.steps} are no multiple of chunk={settings.chunk}.'
@@ -167,7 +167,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
   tuning = tuning_lib.Tuning(
     model.config,
     rank=settings.rank,
-    weights=settings.weights,
+    weights=lora.names_of(settings.weights),
     layers=settings.layers or None,
   )
   sizes = problem_lib.Sizes(
@@ -209,8 +209,11 @@ def run(
   """One method at one share, all of its seeds."""
   settings = options.settings
   middle = settings.shares[len(settings.shares) // 2]
-  all_seeds = share == middle and method not in (*settings.once, *SINGLE)
-  name = method if method in SINGLE else f'{method}/share{share:g}'
+  all_seeds = share == middle and method not in (
+    *settings.once,
+    *methods.SINGLE,
+  )
+  name = method if method in methods.SINGLE else f'{method}/share{share:g}'
   told = harness.settings_of(
     settings, 'methods', 'shares', 'others', 'once', 'prompts', 'answer'
   )
@@ -333,7 +336,9 @@ def main(options: harness.Options) -> None:
   settings = options.settings
   problem = prepare(options)
   first, second = problem.names
-  alone = {name: run(options, problem, name, 0.5, ()) for name in SINGLE}
+  alone = {
+    name: run(options, problem, name, 0.5, ()) for name in methods.SINGLE
+  }
   optima = estimated_optima(problem, alone)
   found = {
     (method, share): run(options, problem, method, share, optima)

@@ -1,7 +1,7 @@
 """A model, two sets of rows, and what is measured of both."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,8 @@ class Sizes(NamedTuple):
     parts: micro-batches of an update.
     overlap: whether what is reported on are the first rows, which are trained
       on as well: the rule of the published code.
+    pack: whether demonstrations that are trained on stand side by side in rows
+      of the longest bucket, of which a step has `batch_size`.
   """
 
   batch_size: int
@@ -47,6 +49,7 @@ class Sizes(NamedTuple):
   train: int = 0
   parts: int = 1
   overlap: bool = False
+  pack: bool = False
 
 
 class Problem(NamedTuple):
@@ -72,7 +75,7 @@ class Problem(NamedTuple):
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the objectives: demonstrations first."""
+    """Of the objectives, two or one: demonstrations first."""
     return tuple(self.tables['train'])
 
   def losses(
@@ -110,6 +113,8 @@ def prepare(
   sizes: Sizes,
   *,
   folder: Any = None,
+  sources: Mapping[str, str] | None = None,
+  teacher: decoder.Params | None = None,
 ) -> Problem:
   """Encodes and divides the rows, and computes what stays the same once.
 
@@ -117,37 +122,49 @@ def prepare(
     model: as it was loaded.
     words: its tokeniser.
     tuning: what is trained.
-    examples: of both objectives by name, demonstrations first.
+    examples: of both objectives by name, demonstrations first; or of one.
     sizes: how rows become batches.
     folder: where what is computed once is kept, for a run that goes on.
+    sources: where the examples of an objective are from, for messages.
+    teacher: weights of a model for `distillation`.
 
   Returns:
     A `Problem`.
 
   Raises:
     SettingsError: if too few rows fit.
+    UserError: if there is nothing to learn from.
   """
   below, frozen = tuning.split(model.params)
   found: dict[str, dict[str, tables.Table]] = {part: {} for part in PARTS}
   left, prompts = {}, []
   for name, rows in examples.items():
-    encoded = batches.encode(words, rows, longest=sizes.buckets[-1])
+    source = (sources or {}).get(name, name)
+    encoded = batches.encode(
+      words,
+      rows,
+      longest=sizes.buckets[-1],
+      source=source,
+      flag='--buckets, rising lengths in tokens,',
+    )
     left[name] = len(rows) - len(encoded.items)
-    for part, at in _divided(name, encoded, sizes).items():
+    for part, at in _divided(source, encoded, sizes).items():
       some = encoded._replace(
         items=[encoded.items[i] for i in at],
         rows=encoded.rows[at],
         lengths=encoded.lengths[at],
       )
-      if part == 'train':
-        table = tables.make(
-          some, sizes.batch_size // sizes.parts, buckets=sizes.buckets
-        )
+      each = sizes.batch_size // sizes.parts
+      if part == 'train' and sizes.pack and name in objectives.OF_TOKENS:
+        table = tables.packed(some, each, length=sizes.buckets[-1])
+      elif part == 'train':
+        table = tables.make(some, each, buckets=sizes.buckets)
       else:
         table = tables.make(some, len(at), buckets=sizes.buckets[-1:])
       if below is not None:
         table = tuning_lib.cache(model.config, below, table, folder=folder)
-      if name in objectives.COMPARISONS:
+      if name in (*objectives.COMPARISONS, *objectives.REFERENCED):
+        # Of comparisons always: the accuracy of rewards needs it too.
         table = objectives.reference_columns(
           tuning, frozen, table, folder=folder
         )
@@ -155,6 +172,8 @@ def prepare(
       if part == 'held_out' and name in objectives.COMPARISONS:
         by_row = {example.row: example.prompt for example in rows}
         prompts = [by_row[int(row)] for row in some.rows]
+  if teacher is not None:
+    frozen = {**frozen, 'teacher': teacher}
   return Problem(tuning, model, words, frozen, found, left, prompts)
 
 
@@ -170,7 +189,8 @@ def _divided(
       f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
       f'({encoded.left} are longer), but {need} are needed: {sizes.held_out} '
       f'held out, {sizes.refresh} for looks at the loss, and a batch of '
-      f'{sizes.batch_size}. Give more rows, longer buckets, or hold out fewer.'
+      f'{sizes.batch_size}. Give more rows, longer --buckets, or a smaller '
+      '--held_out.'
     )
   order = np.random.default_rng(0).permutation(count)
   held, refresh, rest = np.split(order, [apart - sizes.refresh, apart])
@@ -207,13 +227,14 @@ def measure(
   found = {}
   for name, table in held_out.items():
     part, longest = tables.rows_of(table), table.longest[0]
-    names = ('tokens',) if 'tokens' in part else objectives.PAIR
+    names = objectives.names_of(name)
+    # One row at a time, and some of them side by side: not split.
+    tuning = problem.tuning._replace(rows=None)
 
-    def one(row, names=names, longest=longest):
+    def one(row, name=name, longest=longest, tuning=tuning):
       row = {n: leaf[None] for n, leaf in row.items()}
-      # One row at a time, and some of them side by side: not split.
-      return problem.tuning._replace(rows=None).answers(
-        trained, frozen, row, names, longest=longest
+      return objectives.answers(
+        name, tuning, trained, frozen, row, shape, longest=longest
       )
 
     answers = jax.lax.map(one, part, batch_size=rows)

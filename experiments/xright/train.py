@@ -10,8 +10,9 @@ Expected: both held-out losses fall. Time: 1 minute on 2 cores for the preset
 smoke; of the default model, some 10 seconds a step of 4 rows of 128 tokens.
 
 A tool: any folder of Hugging Face or GGUF file of Llama's family, rows of one's
-own (`experiments.lm.data` lists the keys), any method and losses by name. What
-is written to OUT is a folder of Hugging Face.
+own (`experiments.lm.data` lists the keys), any method and losses by name
+(`experiments.lm.objectives`). What is written to OUT is a folder of Hugging
+Face. A method of one objective needs its rows only.
 """
 
 import dataclasses
@@ -19,14 +20,23 @@ import itertools
 import math
 import pathlib
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from experiments import harness
+from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
-from experiments.lm import objectives, sharding, tokenizer, weights
+from experiments.lm import (
+  decoder,
+  lora,
+  objectives,
+  sharding,
+  tokenizer,
+  weights,
+  written,
+)
 from experiments.lm import tuning as tuning_lib
 from experiments.xright import methods, runs
 from experiments.xright import problem as problem_lib
@@ -42,7 +52,8 @@ class Settings:
     sft_data: a file of demonstrations.
     pref_data: a file of comparisons.
     output: a folder for the trained model, and for its adapters alone, in
-      `adapters`; '' for `model` in the workdir.
+      `adapters`; '' for `model` in the workdir, or for nothing of a made-up
+      model.
     method: how the two objectives are trained.
     demonstrations: the loss of demonstrations.
     comparisons: the loss of comparisons.
@@ -56,7 +67,8 @@ class Settings:
     clip: the largest norm of a gradient.
     rank: of the adapters; 0 trains all weights.
     alpha: adapters count alpha / rank.
-    weights: which weights of each layer get adapters.
+    weights: which weights of each layer get adapters: q, k, v, o, gate, up,
+      down, also with _proj behind.
     layers: how many layers are trained, the last ones; 0 for all. What the
       others give is then computed once for each row.
     remat: whether to trade time for memory in the backward pass.
@@ -64,6 +76,8 @@ class Settings:
       float32.
     mesh: of devices, 'fsdp=4,tp=2' for instance; '' for one device.
     buckets: lengths to which rows are padded, tokens.
+    pack: whether demonstrations that are trained on stand side by side in rows
+      of the longest bucket; `batch_size` counts these rows then.
     held_out: rows of each kind that are not trained on.
     refresh: further rows of each kind by which MAXRIGHT compares.
     overlap: the published rule: report on the first rows of the training data.
@@ -73,6 +87,11 @@ class Settings:
       and `comparisons`, 1.9,0.6 for instance; `running` for the least seen.
     beta: of the losses with a reference.
     smoothing: of dpo: the share of comparisons that may be wrong.
+    orpo_weight: of orpo: of the odds ratio beside fine-tuning.
+    uft_distance: of uft and uft_pairs: how far a reward is from its score.
+    teacher: of distillation: a folder or file as `model`, with the same words.
+    divergence: of distillation: forward covers what the teacher may say,
+      reverse keeps to it.
     skip: whether to leave out rows that are wrong, rather than to end.
     seeds: runs, of which the first is written.
   """
@@ -99,6 +118,7 @@ class Settings:
   compute: Literal['float32', 'bfloat16'] = 'float32'
   mesh: str = ''
   buckets: tuple[int, ...] = (128, 256, 512)
+  pack: bool = False
   held_out: int = 64
   refresh: int = 16
   overlap: bool = False
@@ -107,6 +127,10 @@ class Settings:
   optima: str = 'running'
   beta: float = 0.1
   smoothing: Annotated[float, harness.Allowed(low=0, high=0.5)] = 0.0
+  orpo_weight: Annotated[float, harness.Allowed(low=0)] = 0.1
+  uft_distance: Literal['squared', 'cross_entropy'] = 'squared'
+  teacher: str = ''
+  divergence: Literal['forward', 'reverse'] = 'forward'
   skip: bool = False
   seeds: int = 1
 
@@ -166,11 +190,36 @@ def check(settings: Settings) -> None:
       f'parts={settings.parts}.'
     )
   optima_of(settings)
-  if bool(settings.sft_data) != bool(settings.pref_data):
+  lora.names_of(settings.weights)
+  files = {n: getattr(settings, n) for n in ('sft_data', 'pref_data')}
+  missing = [f'--{n}' for n in needed(settings.method) if not files[n]]
+  if missing and any(files.values()):
     raise harness.SettingsError(
-      '--sft_data and --pref_data are given together, or neither for the made-'
-      'up rows of the preset smoke.'
+      f'the method {settings.method} needs {" and ".join(missing)} too; '
+      'without any file, the preset smoke has made-up rows.'
     )
+  distilled = settings.demonstrations == 'distillation'
+  if settings.teacher and not distilled:
+    raise harness.SettingsError(
+      '--teacher is of the loss --demonstrations=distillation, got '
+      f'{settings.demonstrations}.'
+    )
+  if distilled and settings.sft_data and not settings.teacher:
+    raise harness.SettingsError(
+      '--demonstrations=distillation needs --teacher=DIR, a model whose words '
+      'are those of --model.'
+    )
+  if settings.pack and settings.demonstrations not in objectives.OF_TOKENS:
+    raise harness.SettingsError(
+      f'--pack is of losses that see each token for itself, '
+      f'{", ".join(objectives.OF_TOKENS)}; got {settings.demonstrations}.'
+    )
+
+
+def needed(method: str) -> tuple[str, ...]:
+  """The files that a method needs."""
+  of = {'demonstrations': ('sft_data',), 'comparisons': ('pref_data',)}
+  return of.get(method, ('sft_data', 'pref_data'))
 
 
 def optima_of(settings: Settings) -> str | tuple[float, ...]:
@@ -189,9 +238,54 @@ def optima_of(settings: Settings) -> str | tuple[float, ...]:
   return first, second
 
 
+def read(
+  settings: Settings, names: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """The examples of the files that are given, and the files, by objective.
+
+  Raises:
+    UserError: if a file cannot be read, or has rows of the other kind.
+  """
+  examples, sources = {}, {}
+  for name, path in zip(names, (settings.sft_data, settings.pref_data)):
+    if not path:
+      continue
+    found = data_lib.read(path, skip=settings.skip, flag='--skip=True')
+    if found.wrong:
+      print(
+        f'{path}: {len(found.wrong)} rows left out; the first: {found.wrong[0]}'
+      )
+    pairs = name in objectives.COMPARISONS
+    for example in found.examples:
+      if (example.rejected is not None) != pairs:
+        raise harness.UserError(
+          f'{path}, row {example.row} (from 0): '
+          + ('one answer' if pairs else 'two answers')
+          + ', expected '
+          + ('two, chosen and rejected' if pairs else 'one')
+          + '. --sft_data is of demonstrations, --pref_data of comparisons.'
+        )
+    examples[name], sources[name] = found.examples, path
+  return examples, sources
+
+
+def teacher_of(
+  settings: Settings, model: weights.Model, words: tokenizer.Tokenizer
+) -> weights.Model:
+  """The model to distil: of a made-up model, another one.
+
+  Raises:
+    UserError: if its words are not those of the model.
+  """
+  if settings.teacher:
+    return weights.teacher(settings.teacher, model, words)
+  config = config_lib.tiny(width=16)
+  return weights.Model(config, dict(decoder.init(config, 1)), None)
+
+
 def prepare(
   options: harness.Options,
-) -> tuple[problem_lib.Problem, harness.Layout | None]:
+) -> tuple[problem_lib.Problem, harness.Layout | None, objectives.Shape]:
   """Reads the model and the rows that the settings name."""
   settings = options.settings
   if settings.model or options.preset != 'smoke':
@@ -201,37 +295,34 @@ def prepare(
   else:
     model, words, examples = problem_lib.made_up()
   names = (settings.demonstrations, settings.comparisons)
-  if settings.sft_data:
-    examples = {}
-    files = (settings.sft_data, settings.pref_data)
-    for name, path in zip(names, files):
-      examples[name], left = data_lib.read_examples(path, skip=settings.skip)
-      if left:
-        print(f'{path}: {len(left)} rows left out; the first: {left[0]}')
-      pairs = name in objectives.COMPARISONS
-      for example in examples[name]:
-        if (example.rejected is not None) != pairs:
-          raise harness.UserError(
-            f'{path}, row {example.row}: '
-            + ('one answer' if pairs else 'two answers')
-            + ', expected '
-            + ('two, chosen and rejected' if pairs else 'one')
-            + '. --sft_data is of demonstrations, --pref_data of comparisons.'
-          )
+  examples = dict(zip(names, examples.values()))
+  sources: dict[str, str] = {}
+  if settings.sft_data or settings.pref_data:
+    examples, sources = read(settings, names)
   elif not examples:
+    files = ' and '.join(f'--{n}=FILE' for n in needed(settings.method))
     raise harness.MissingDataError(
-      'give your rows: --sft_data=FILE of demonstrations and --pref_data=FILE '
-      'of comparisons, .jsonl or .json; experiments/lm/data.py lists the keys.'
+      f'give your rows: {files}, .jsonl or .json; experiments/lm/data.py lists '
+      'the keys. --sft_data is of demonstrations, --pref_data of comparisons.'
     )
-  else:
-    examples = dict(zip(names, examples.values()))
+  shape = objectives.Shape(
+    settings.beta,
+    settings.smoothing,
+    settings.orpo_weight,
+    settings.divergence,
+    settings.uft_distance,
+  )
+  teacher = None
+  if 'distillation' in examples:
+    told = teacher_of(settings, model, words)
+    teacher, shape = told.params, shape._replace(teacher=told.config)
   layout, on_mesh = None, None
   if settings.mesh:
     layout, on_mesh = sharding.layout_of(model.config, settings.mesh)
   tuning = tuning_lib.Tuning(
     model.config,
     rank=settings.rank,
-    weights=settings.weights,
+    weights=lora.names_of(settings.weights),
     alpha=settings.alpha,
     layers=settings.layers or None,
     remat=settings.remat,
@@ -245,6 +336,7 @@ def prepare(
     settings.refresh,
     parts=settings.parts,
     overlap=settings.overlap,
+    pack=settings.pack,
   )
   problem = problem_lib.prepare(
     model,
@@ -253,14 +345,19 @@ def prepare(
     examples,
     sizes,
     folder=f'{options.workdir}/kept',
+    sources=sources,
+    teacher=teacher,
   )
-  for name in names:
-    count = sum(len(p['index']) for p in problem.tables['train'][name].parts)
+  for name in problem.names:
+    parts = problem.tables['train'][name].parts
+    count = sum(len(p['index']) for p in parts)
+    side = ', demonstrations side by side' if 'segments' in parts[0] else ''
     print(
-      f'{name}: {count} rows to train on; {problem.left[name]} are left out: '
-      f'longer than {settings.buckets[-1]} tokens, or nothing to learn from.'
+      f'{name}: {count} rows to train on{side}; {problem.left[name]} examples '
+      f'are left out: longer than {settings.buckets[-1]} tokens, or nothing to '
+      'learn from.'
     )
-  return problem, layout
+  return problem, layout, shape
 
 
 def main(options: harness.Options) -> None:
@@ -268,17 +365,11 @@ def main(options: harness.Options) -> None:
   start = time.monotonic()
   settings = options.settings
   folder = pathlib.Path(settings.output or f'{options.workdir}/model')
-  # Which folder this run writes to, from before the first file is there, and
-  # after the last one how many updates it is of.
-  mark = pathlib.Path(options.workdir) / 'written'
-  told = mark.read_text() if mark.exists() else ''
-  begun, _, written = told.partition('\n')
-  ours = begun == str(folder.resolve())
-  if not ours and list(folder.glob('*.safetensors')):
-    raise harness.UserError(
-      f'{folder} has weights already: give another --output.'
-    )
-  problem, layout = prepare(options)
+  # A made-up model is written where that is asked for.
+  made_up = options.preset == 'smoke' and not settings.model
+  if settings.output or not made_up:
+    written.require_own(options.workdir, folder)
+  problem, layout, shape = prepare(options)
   plan = methods.Plan(
     share=settings.share,
     steps=settings.steps,
@@ -291,7 +382,7 @@ def main(options: harness.Options) -> None:
     problem,
     settings.method,
     plan,
-    shape=objectives.Shape(settings.beta, settings.smoothing),
+    shape=shape,
     rate=settings.learning_rate,
     clip=settings.clip,
     chunk=settings.chunk,
@@ -301,7 +392,7 @@ def main(options: harness.Options) -> None:
     # A run may go on on another mesh. Stages are parts of the steps: with more
     # of them, it is another run.
     settings=harness.settings_of(
-      settings,
+      dataclasses.replace(settings, weights=problem.tuning.weights),
       'output',
       'mesh',
       *(() if settings.method in methods.STAGES else ('steps',)),
@@ -309,7 +400,8 @@ def main(options: harness.Options) -> None:
     layout=layout,
   )
   metrics, rows = {}, []
-  for name in (*problem.names, 'accuracy'):
+  pairs = set(problem.names) & set(objectives.COMPARISONS)
+  for name in (*problem.names, *(['accuracy'] if pairs else [])):
     history = trained.history[f'held_out/{name}']
     last = harness.mean_interval(history[-1])
     metrics |= last.metrics(name)
@@ -328,18 +420,10 @@ def main(options: harness.Options) -> None:
     xlabel='updates',
     ylabel='loss on held-out rows',
   )
-  # Without a file of its own, a tokeniser cannot be written.
-  if problem.model.vocabulary is None:
+  if made_up and not settings.output:
     return
-  weights_file = folder / 'model.safetensors'
-  done = ours and written == str(trained.step) and weights_file.exists()
-  if not done:
-    mark.write_text(str(folder.resolve()))
-    for file in (
-      weights_file,
-      folder / 'adapters' / 'adapter_model.safetensors',
-    ):
-      file.unlink(missing_ok=True)
+
+  def make(folder):
     first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
     merged = problem.tuning.merged(first, problem.model.params)
     weights.export(folder, problem.model.config, merged, problem.words)
@@ -351,7 +435,8 @@ def main(options: harness.Options) -> None:
         alpha=settings.alpha,
         base=settings.model,
       )
-    mark.write_text(f'{folder.resolve()}\n{trained.step}')
+
+  written.write(options.workdir, folder, str(trained.step), make)
   print(f'Model: {folder}')
 
 

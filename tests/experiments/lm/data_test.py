@@ -142,13 +142,15 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
   path = tmp_path / 'rows.jsonl'
   for row, words in BAD:
     path.write_text(f'{json.dumps(GOOD[0][0])}\n\n{json.dumps(row)}\n')
-    with pytest.raises(harness.UserError, match=f'row 1: .*{words}'):
+    with pytest.raises(
+      harness.UserError, match=rf'line 3 \(row 1 from 0\): .*{words}'
+    ):
       data.read_examples(path)
     found, left = data.read_examples(path, skip=True)
     assert len(found) == len(left) == 1
   for text, words in (
-    ('{"a": 1}\n{"a": ', 'row 1: no JSON'),
-    ('[1]', 'row 0: a list, no object'),
+    ('{"a": 1}\n{"a": ', r'line 2 \(row 1 from 0\): no JSON: .* at column 7'),
+    ('\n[1]', r'line 2 \(row 0 from 0\): a list, no object'),
     ('\n', 'holds no rows'),
   ):
     path.write_text(text)
@@ -156,11 +158,14 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
       data.read_rows(path)
   good = json.dumps(GOOD[0][0])
   path.write_text(f'{good}\n[1]\n{good}\n{good[:9]}')
-  with pytest.raises(harness.UserError, match='row 1: a list, no object'):
-    data.read_examples(path)
+  with pytest.raises(harness.UserError, match=r'row 1 .*no object\. --skip '):
+    data.read(path, flag='--skip')
   found, left = data.read_examples(path, skip=True)
   assert [example.row for example in found] == [0, 2]
-  assert 'row 1: a list, no object' in left[0] and 'row 3: no JSON' in left[1]
+  assert 'line 2 (row 1 from 0): a list, no object' in left[0]
+  assert 'line 4 (row 3 from 0): no JSON' in left[1]
+  found = data.read(path, skip=True)
+  assert [raw is None for raw in found.raw] == [False, True, False, True]
   for name, raw, words in (
     ('a.json', b'{}', 'holds a dict, expected a list'),
     ('a.json', b'{', 'a.json: Expecting'),
@@ -176,6 +181,11 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
   assert data.read_rows(path) == [{'a': 1}, {'a': 2}]
   with pytest.raises(harness.UserError, match='there is no file'):
     data.read_rows(tmp_path / 'none.jsonl')
+  with pytest.raises(harness.UserError, match='is a folder, expected a file'):
+    data.read_rows(tmp_path)
+  (tmp_path / 'a.json').write_text('[{"a": 1}, 7]')
+  with pytest.raises(harness.UserError, match=r'row 1 \(from 0\): a int'):
+    data.read_rows(tmp_path / 'a.json')
 
 
 class Merging:

@@ -66,6 +66,27 @@ def test_logits_are_those_of_plain_numpy(name):
   np.testing.assert_allclose(run(params, padded)[:, :20], found[:, :20], 1e-5)
 
 
+@pytest.mark.parametrize('name', ['llama', 'qwen3'])
+def test_in_float64_nothing_is_rounded_to_float32(name, x64):
+  del x64
+  config = CONFIGS[name]
+  params = decoder.init(config, 0, jnp.float64)
+  tensors = dict(weights.tensors_of(config, params))
+  segments = np.where(np.arange(33) < 20, 1, 2)[None]
+
+  def run(params, tokens):
+    x = decoder.embed(params, tokens)
+    x = decoder.run_layers(config, params['layers'], x, segments=segments)
+    return decoder.logits(config, params, x)
+
+  (found,) = jax.jit(run)(params, TOKENS[:1])
+  assert found.dtype == jnp.float64
+  told = config_lib.to_hugging_face(config)
+  for part in (slice(20), slice(20, None)):
+    expected = reference.forward(told, tensors, TOKENS[0][part])
+    np.testing.assert_allclose(found[part], expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_model_in_two_parts_and_with_adapters_is_one_model():
   config = SMALL
   params = decoder.init(config, 1)

@@ -1,5 +1,6 @@
 """What is trained, and the losses of it, against plain numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import decoder, log_probs, objectives, tables, tuning
+from experiments.lm import (
+  batches,
+  decoder,
+  log_probs,
+  objectives,
+  tables,
+  tuning,
+)
 from experiments.xright import problem as problem_lib
 from tests.experiments.lm.decoder_test import SMALL
 
@@ -28,9 +36,13 @@ def pairs(count=5):
   return tables.Table((part,), np.uint32(0), 2, (6,))
 
 
+# One program for each shape, not one for each operation.
+forward = jax.jit(decoder.forward, static_argnums=0)
+
+
 def plain_totals(config, params, part, name):
   """Sums and means over the answers, by whole logits."""
-  logits = np.asarray(decoder.forward(config, params, part[name]), np.float64)
+  logits = np.asarray(forward(config, params, part[name]), np.float64)
   logits -= logits.max(-1, keepdims=True)
   log_probs_ = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   totals, means = [], []
@@ -49,13 +61,11 @@ def model():
 
 def changed(tuned, frozen):
   """Adapters, or weights, that are not those of the start."""
-  trained = tuned.init(frozen, jax.random.key(1))
-  keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(trained)))
-  keys = jax.tree.unflatten(jax.tree.structure(trained), list(keys))
+  trained = jax.jit(tuned.init)(frozen, jax.random.key(1))
+  rng = np.random.default_rng(2)
   return jax.tree.map(
-    lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape),
-    trained,
-    keys,
+    lambda leaf: leaf + np.float32(0.1 * rng.normal(size=leaf.shape)),
+    jax.tree.map(np.asarray, trained),
   )
 
 
@@ -82,7 +92,9 @@ def test_a_cached_trunk_and_merged_weights_say_what_the_whole_model_does(rank):
     tuned.answers(trained, frozen, part, objectives.PAIR)
   # All of the layers trained, with the same weights, need no trunk.
   whole = tuning.Tuning(SMALL, rank=0)
-  again = whole.answers(merged, merged, part, objectives.PAIR).total
+  again = jax.jit(
+    lambda merged: whole.answers(merged, merged, part, objectives.PAIR).total
+  )(merged)
   np.testing.assert_allclose(again, expected, rtol=1e-4)
   # At the start, the model is unchanged.
   start = tuned.merged(tuned.init(frozen, jax.random.key(5)), model())
@@ -126,16 +138,122 @@ def test_losses_of_comparisons_are_those_of_plain_numpy():
       now['chosen'][1] + 0.7 * np.log(sigmoid(odds[0] - odds[1]))
     ),
   }
+  expected['uft_pairs'] = np.mean(
+    [(sigmoid(0.3 * gains[0]) - 1) ** 2, sigmoid(0.3 * gains[1]) ** 2]
+  )
   shape = objectives.Shape(beta=0.3, smoothing=0.1, weight=0.7)
-  losses = {
-    n: objectives.make(n, tuned, frozen, shape) for n in objectives.COMPARISONS
-  }
-  found = jax.jit(
-    lambda trained, part: {n: f(trained, part, 6) for n, f in losses.items()}
-  )(trained, part)
+
+  def run(trained, part):
+    found = tuned.answers(trained, frozen, part, objectives.PAIR, longest=6)
+    both = (objectives.of_answers, objectives.of_rows)
+    return {
+      n: [f(n, found, part, shape) for f in both]
+      for n in objectives.COMPARISONS
+    }
+
+  found = jax.jit(run)(trained, part)
   assert set(found) == set(expected)
   for name, value in expected.items():
-    np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+    loss, rows = found[name]
+    np.testing.assert_allclose(loss, value, rtol=2e-4, err_msg=name)
+    # Each row by itself; but kto compares with the others.
+    assert rows.shape == (5,)
+    if name != 'kto':
+      np.testing.assert_allclose(rows.mean(), loss, rtol=1e-5, err_msg=name)
+  margins = -np.log(sigmoid(0.3 * margin)) * 0.9
+  margins -= np.log(sigmoid(-0.3 * margin)) * 0.1
+  np.testing.assert_allclose(found['dpo'][1], margins, rtol=2e-4)
+
+
+def demonstrations(count=5):
+  """Those of `pairs` that were chosen, each with its length."""
+  (part,) = pairs(count).parts
+  items = []
+  for tokens, mask in zip(part['chosen'], part['chosen_mask']):
+    size = int(np.flatnonzero(mask)[-1]) + 1
+    items.append({'tokens': tokens[:size], 'mask': mask[:size]})
+  lengths = np.array([len(item['tokens']) for item in items])
+  rows = [
+    item | {'index': np.int32(i), 'mask': item['mask'].astype(np.int32)}
+    for i, item in enumerate(items)
+  ]
+  return batches.Encoded(np.arange(count), rows, lengths, 0)
+
+
+def test_distillation_and_rewards_of_demonstrations_packed_or_not():
+  """Against plain numpy; above a cached trunk, also side by side in rows."""
+  given = demonstrations()
+  table = tables.make(given, 5, buckets=(LENGTH,))
+  side = tables.packed(given, 2, length=2 * LENGTH)
+  tuned = tuning.Tuning(SMALL, rank=2, weights=('v',), layers=1)
+  below, frozen = tuned.split(model())
+  teacher = dataclasses.replace(SMALL, layers=2, width=16, hidden=24)
+  theirs = dict(decoder.init(teacher, 3))
+  shape = objectives.Shape(0.3, teacher=teacher)
+  trained = changed(tuned, frozen)
+  table, side = (tuning.cache(SMALL, below, t, rows=2) for t in (table, side))
+  table = objectives.reference_columns(tuned, frozen, table, rows=2)
+  names = ('sft', 'chord', 'distillation', 'uft')
+
+  def run(trained, frozen, table, side):
+    of = lambda t, names: {
+      n: objectives.make(n, tuned, frozen, shape)(
+        trained, tables.rows_of(t), t.longest[0]
+      )
+      for n in names
+    }
+    rows = tables.rows_of(table)
+    back = shape._replace(divergence='reverse')
+    lost = {}
+    for one in (shape, back):
+      each = objectives.answers(
+        names[2], tuned, trained, frozen, rows, one, longest=6
+      )
+      lost[one.divergence] = objectives.of_rows(names[2], each, rows, one)
+    return of(table, names), of(side, names[:3]), lost
+
+  found, packed, each = jax.jit(run)(
+    trained, {**frozen, 'teacher': theirs}, table, side
+  )
+  assert side.parts[0]['tokens'].shape[0] < 5
+  for name, value in packed.items():
+    np.testing.assert_allclose(value, found[name], rtol=1e-4, err_msg=name)
+
+  def all_logs(config, params):
+    logits = forward(config, params, table.parts[0]['tokens'])
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+  (part,) = table.parts
+  ours = all_logs(SMALL, tuned.merged(trained, model()))
+  other = all_logs(teacher, theirs)
+  mask = part['mask'][:, 1:] > 0
+  for name, (first, second) in (
+    ('reverse', (ours, other)),
+    ('forward', (other, ours)),
+  ):
+    tokens = np.sum(np.exp(first) * (first - second), axis=-1)[:, :-1]
+    rows = [line[kept].mean() for line, kept in zip(tokens, mask)]
+    np.testing.assert_allclose(each[name], rows, rtol=1e-3)
+  np.testing.assert_allclose(
+    found['distillation'], tokens[mask].mean(), rtol=1e-3
+  )
+  part = part | {'tokens_mask': part['mask']}
+  now, before = (
+    plain_totals(SMALL, m, part, 'tokens')[0]
+    for m in (tuned.merged(trained, model()), model())
+  )
+  np.testing.assert_allclose(
+    found['uft'],
+    np.mean((1 / (1 + np.exp(-0.3 * (now - before))) - 1) ** 2),
+    rtol=1e-3,
+  )
+
+
+def test_rows_too_few_to_be_packed_are_said():
+  match = r'5 demonstrations are packed into 2 rows of 24 tokens, fewer'
+  with pytest.raises(harness.SettingsError, match=match):
+    tables.packed(demonstrations(), 3, length=24)
 
 
 def test_losses_of_demonstrations_and_unknown_ones():
@@ -173,9 +291,9 @@ def test_what_is_held_out_is_measured_some_at_a_time():
     )
   )(trained, problem.frozen, problem.tables['held_out'])
   whole = {
-    n: objectives.make(n, tuned, problem.frozen, shape)(
-      trained, tables.rows_of(table), 16
-    )
+    n: jax.jit(
+      objectives.make(n, tuned, problem.frozen, shape), static_argnums=2
+    )(trained, tables.rows_of(table), 16)
     for n, table in problem.tables['held_out'].items()
   }
   for name, value in whole.items():

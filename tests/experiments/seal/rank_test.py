@@ -95,20 +95,20 @@ def test_scores_are_what_a_model_says(ranked):
   made = subject.make(examples, settings.longest)
   start = subject.tuning.init(subject.frozen, jax.random.key(0))
   at = [examples[i].row for i in made.places]
-  losses = selection.row_losses(
-    subject, start, subject.frozen, made.rows, made.longest
-  )
-  scores = lines(folder / 'out' / 'scores.jsonl')
-  found = np.array([scores[i]['initial_loss'] for i in at])
-  np.testing.assert_allclose(found, -losses, rtol=1e-4)
-  # The gradient of each row, with that of the safe rows.
   safe = rows.read(settings.safe_data).examples
   safe = subject.make(safe, settings.longest)
   mean = lambda t, part, n: selection.row_losses(
     subject, t, subject.frozen, part, n
   )
-  above = jax.grad(lambda t: mean(t, safe.rows, safe.longest).mean())(start)
-  each = jax.jacobian(lambda t: mean(t, made.rows, made.longest))(start)
+  of_safe = lambda t: mean(t, safe.rows, safe.longest).mean()
+  of_rows = lambda t: mean(t, made.rows, made.longest)
+  losses, above, each = jax.jit(
+    lambda t: (of_rows(t), jax.grad(of_safe)(t), jax.jacobian(of_rows)(t))
+  )(start)
+  scores = lines(folder / 'out' / 'scores.jsonl')
+  found = np.array([scores[i]['initial_loss'] for i in at])
+  np.testing.assert_allclose(found, -losses, rtol=1e-4)
+  # The gradient of each row, with that of the safe rows.
   products = sum(
     np.tensordot(each[n], above[n], axes=above[n].ndim) for n in above
   )
@@ -125,6 +125,51 @@ def test_the_same_command_again_gives_the_same_scores(ranked):
   after = lines(folder / 'out' / 'scores.jsonl')
   for one, line in zip(after, before.splitlines(), strict=True):
     assert one['seal'] == json.loads(line)['seal']
+
+
+def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
+  """A safe loss of comparisons, and rows to rank that are comparisons."""
+  sets = rows.made_up(rows.Sizes(8, 0, 0, 4, 0))
+  text = lambda examples: '\n'.join(
+    json.dumps(rank.raw_of(e)) for e in examples
+  )
+  pairs = [one._replace(rejected=f'{one.answer}no') for one in sets.finetune]
+  pairs[2] = pairs[2]._replace(rejected='too long for it')
+  files = {'finetune_data': pairs, 'safe_data': sets.safe}
+  for name, examples in files.items():
+    (tmp_path / f'{name}.jsonl').write_text(text(examples))
+  settings = dataclasses.replace(
+    SMALL,
+    **{name: f'{tmp_path}/{name}.jsonl' for name in files},
+    safe_loss='dpo',
+    finetune_loss='uft_pairs',
+    beta=0.5,
+    epochs=4,
+    batch_size=4,
+    share=0.5,
+    rate=0.03,
+    methods=('seal', 'initial_loss'),
+    output=str(tmp_path / 'out'),
+  )
+  rank.check(settings)
+  history, original = {}, selection.selected
+
+  def watched(*given, **how):
+    found = original(*given, **how)
+    history.update(found.history)
+    return found
+
+  monkeypatch.setattr(selection, 'selected', watched)
+  rank.main(options_of(tmp_path / 'run', settings))
+  # What they are of a model that has not moved from its reference.
+  assert 0.2 < history['loss/upper'][-1] < np.log(2) - 0.01
+  assert 0.2 < history['loss/lower'][-1] < 0.3
+  for row in lines(tmp_path / 'out' / 'scores.jsonl'):
+    assert (row['seal'] is None) == (row['row'] == 2)
+    assert row['initial_loss'] is not None
+  (tmp_path / 'safe_data.jsonl').write_text(text(sets.finetune))
+  with pytest.raises(harness.UserError, match=r'safe_data.jsonl: row 0 \(from'):
+    rank.main(options_of(tmp_path / 'other', settings))
 
 
 def test_known_rows_are_judged():
@@ -149,6 +194,10 @@ def test_known_rows_are_judged():
     ({'safe_data': 's.jsonl'}, 'two files'),
     ({'methods': ('random',)}, 'score=seal is not among'),
     ({'rank': 0}, 'rank is at least 1'),
+    ({'safe_loss': 'rlhf'}, '--safe_loss=rlhf: known are sft, chord'),
+    ({'finetune_loss': 'kto'}, '--finetune_loss=kto: known are'),
+    ({'safe_loss': 'distillation'}, '--teacher=DIR go together'),
+    ({'teacher': 'DIR'}, '--teacher=DIR go together'),
   ],
 )
 def test_settings_that_do_not_go_together(wrong, said):

@@ -22,22 +22,28 @@ def test_a_bad_row_is_named_by_its_line_and_skipped_if_asked(tmp_path):
   lines = [json.dumps(GOOD), '', '{"instruction": ', '[1]']
   lines += [json.dumps({'instruction': 'Hm?', 'output': ' '}), json.dumps(GOOD)]
   path = written(tmp_path / 'f.jsonl', lines)
-  with pytest.raises(harness.UserError, match=r'f.jsonl, line 3: .*bad_rows'):
+  with pytest.raises(
+    harness.UserError, match=r'f.jsonl, line 3 \(row 1 .*bad_rows'
+  ):
     rows.read(path)
   found = rows.read(path, skip=True)
   assert [one.row for one in found.examples] == [0, 4]
   assert found.raw == [GOOD, None, None, None, GOOD]
   for text, line in zip(found.wrong, (3, 4, 5)):
-    assert f'line {line}: ' in text
+    assert f'line {line} (row ' in text
   # The same rows packed, and as a list.
   (tmp_path / 'g.jsonl.gz').write_bytes(gzip.compress(path.read_bytes()))
   assert rows.read(tmp_path / 'g.jsonl.gz', skip=True).raw == found.raw
   whole = tmp_path / 'h.json'
   whole.write_text(json.dumps([GOOD, {'a': 1}]))
-  assert rows.read(whole, skip=True).wrong[0].startswith(f'{whole}, row 1: ')
+  assert (
+    rows.read(whole, skip=True)
+    .wrong[0]
+    .startswith(f'{whole}, row 1 (from 0): ')
+  )
   with pytest.raises(harness.UserError, match='there is no file'):
     rows.read(tmp_path / 'none.jsonl')
-  with pytest.raises(harness.UserError, match=r'has no row to rank: .*line 1'):
+  with pytest.raises(harness.UserError, match=r'has no example: .*line 1'):
     rows.read(written(tmp_path / 'i.jsonl', ['{}']), skip=True)
 
 

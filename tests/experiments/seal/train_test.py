@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.lm import decoder, tokenizer, weights
 from experiments.seal import evaluate, rank, rows, selection, train
 
 
@@ -68,6 +70,77 @@ def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
   assert found['refusals/kept'] == 0
   texts = json.loads((tmp_path / 'run' / 'answers.json').read_text())
   assert {len(answers) for answers in texts.values()} == {9}
+
+
+def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
+  """Two tiny models: one as it is drawn, and what it is fine-tuned to."""
+  pytest.importorskip('safetensors', reason='needs the extra llm')
+  pytest.importorskip('tokenizers', reason='needs the extra llm')
+  trained, original = [], selection.fine_tuned
+  monkeypatch.setattr(
+    selection,
+    'fine_tuned',
+    lambda *given, **how: trained.append(original(*given, **how)) or trained[0],
+  )
+  folder = tmp_path / 'model'
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'],
+    ways=('all',),
+    steps=6,
+    rate=0.03,
+    output=str(folder),
+  )
+  for _ in range(2):  # The same command again writes the same anew.
+    train.main(options_of(tmp_path / 'train', 'train', settings))
+  with pytest.raises(harness.UserError, match='give another --output'):
+    train.main(options_of(tmp_path / 'foreign', 'train', settings))
+  subject = rank.subject_of(settings)
+  first = rank.model_of('random')[0]
+  merged = subject.tuning.merged(trained[0], first.params)
+  found = weights.load(folder)
+  tokens = np.array([tokenizer.of_bytes().encode('123:234')])
+  logits = jax.jit(lambda p: decoder.forward(first.config, p, tokens))
+  np.testing.assert_array_equal(logits(found.params), logits(merged))
+  assert np.abs(logits(found.params) - logits(first.params)).max() > 0.01
+  paths = {}
+  for name, model in (('one', 'random'), ('two', str(folder))):
+    given = dataclasses.replace(
+      rank.PRESETS['smoke'],
+      model=model,
+      methods=('initial_loss',),
+      score='initial_loss',
+    )
+    rank.main(options_of(tmp_path / name, 'rank', given))
+    paths[name] = tmp_path / name / 'rows' / 'made_up' / 'scores.jsonl'
+  both = [evaluate.read(path)['initial_loss'] for path in paths.values()]
+  order = [np.argsort(np.argsort(scores)) for scores in both]
+  given = evaluate.Settings(
+    scores=str(paths['one']), other=str(paths['two']), keep=(0.8,)
+  )
+  evaluate.main(options_of(tmp_path / 'evaluate', 'evaluate', given))
+  results = json.loads((tmp_path / 'evaluate' / 'results.json').read_text())
+  told = results['metrics']['transfer/initial_loss']
+  assert told < 0.999
+  np.testing.assert_allclose(told, np.corrcoef(order)[0, 1], atol=5e-3)
+  # A model is its own teacher without loss, and another's with some.
+  rows_ = rows.made_up(rows.Sizes(4, 0, 0, 1, 0)).finetune
+  for model, low, high in ((folder, -1e-6, 1e-6), ('random', 1e-4, 9)):
+    given = dataclasses.replace(
+      rank.PRESETS['smoke'],
+      model=str(model),
+      teacher=str(folder),
+      safe_loss='distillation',
+    )
+    subject = rank.subject_of(given)
+    made = subject.make(rows_, 12, loss='distillation')
+    start = subject.tuning.init(subject.frozen, jax.random.key(0))
+    losses = jax.jit(
+      lambda t, subject=subject, made=made: selection.losses_of(
+        'distillation', subject, t, subject.frozen, made.rows, made.longest
+      )
+    )(start)
+    assert losses.shape == (4,)
+    assert np.all((losses > low) & (losses < high))
 
 
 def test_scores_of_another_file_are_refused(tmp_path):

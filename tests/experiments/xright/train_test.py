@@ -1,6 +1,7 @@
 """A user's own model and rows, killed and gone on, to a folder for others."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +17,8 @@ import pytest
 
 from experiments import harness
 from experiments.harness import saved
-from experiments.lm import decoder, sharding, tokenizer, tuning, weights
+from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
+from experiments.xright import problem as problem_lib
 from experiments.xright import train
 from tests.experiments.lm import decoder_test
 
@@ -143,7 +145,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     timeout=300,
   )
   assert refused.returncode == 1
-  assert 'has weights already: give another --output' in refused.stderr
+  assert 'which this run has not written: give another' in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,40 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     ({'method': 'reversed', 'steps': 1}, 'each stage at least, got steps=1'),
     ({'optima': 'nan,1'}, "two finite numbers, .* got 'nan,1'"),
     ({'optima': '1'}, "two finite numbers, .* got '1'"),
-    ({'sft_data': 'a.jsonl'}, 'are given together'),
+    ({'sft_data': 'a.jsonl'}, 'alright needs --pref_data too'),
+    (
+      {'sft_data': 'a.jsonl', 'method': 'comparisons'},
+      'comparisons needs --pref_data too',
+    ),
+    (
+      {'pref_data': 'a.jsonl', 'method': 'demonstrations'},
+      'demonstrations needs --sft_data too',
+    ),
+    ({'weights': ('q_proj', 'qkv')}, 'q, k, v, o, gate, .* with _proj .* qkv'),
+    ({'weights': ()}, 'one or more of them; got none'),
+    (
+      {'demonstrations': 'distillation', 'sft_data': 'a', 'pref_data': 'b'},
+      'needs --teacher=DIR',
+    ),
+    ({'teacher': 'DIR'}, '--demonstrations=distillation, got sft'),
+    ({'demonstrations': 'uft', 'pack': True}, 'each token .*; got uft'),
   ],
 )
 def test_settings_that_no_run_can_have(given, match):
   with pytest.raises(harness.SettingsError, match=match):
     train.check(dataclasses.replace(train.Settings(), **given))
+
+
+def test_settings_that_a_run_can_have():
+  for given in (
+    {'sft_data': 'a', 'method': 'demonstrations'},
+    {'pref_data': 'a', 'method': 'comparisons'},
+    {'weights': ('q_proj', 'down_proj', 'o', 'q')},
+    {'demonstrations': 'distillation', 'pack': True},
+  ):
+    train.check(dataclasses.replace(train.Settings(), **given))
+  names = lora.names_of(('q_proj', 'down_proj', 'o', 'q'))
+  assert names == ('q', 'down', 'o')
 
 
 def test_rows_are_asked_for():
@@ -227,18 +257,139 @@ def test_files_that_are_exchanged_are_named(tmp_path):
     pref_data=f'{tmp_path}/b.jsonl',
   )
   for given, match in (
-    (settings, 'b.jsonl, row 0: two answers, expected one'),
+    (settings, r'b.jsonl, row 0 \(from 0\): two answers, expected one'),
     (
       dataclasses.replace(
         settings,
         **{n: f'{tmp_path}/a.jsonl' for n in ('sft_data', 'pref_data')},
       ),
-      'a.jsonl, row 0: one answer, expected two, chosen and rejected',
+      r'a.jsonl, row 0 \(from 0\): one answer, expected two, chosen and rej',
     ),
   ):
     options = harness.Options('xright', 'train', 'quick', given, '', None, (0,))
     with pytest.raises(harness.UserError, match=match):
       train.prepare(options)
+
+
+def test_what_is_wrong_with_files_is_said_with_the_flag_that_mends(tmp_path):
+  user_files(tmp_path)
+  files = {n: f'{tmp_path}/{p}.jsonl' for n, p in zip(FILES, 'ab')}
+  settings = train.Settings(model=f'{tmp_path}/model', **files)
+  wrong = tmp_path / 'c.jsonl'
+  wrong.write_text('\n{"text": "no row"}\n')
+  for more, match in (
+    ({'sft_data': str(wrong)}, r'c.jsonl, line 2 \(row 0 .*--skip=True leaves'),
+    ({'sft_data': str(tmp_path)}, 'is a folder, expected a file of rows'),
+    ({'buckets': (4, 8)}, r'a.jsonl: none of 20 .*--buckets, .* be longer'),
+    (
+      {'buckets': (64,), 'held_out': 12},
+      r'a.jsonl: 20 rows fit .* longer --buckets, or a smaller --held_out',
+    ),
+  ):
+    given = dataclasses.replace(settings, **more)
+    options = harness.Options('xright', 'train', 'quick', given, '', None, (0,))
+    with pytest.raises(harness.UserError, match=match):
+      train.prepare(options)
+
+
+FILES = ('sft_data', 'pref_data')
+MADE_UP = dataclasses.replace(
+  train.PRESETS['smoke'], steps=4, chunk=2, rank=2, batch_size=2
+)
+
+
+def run_of(folder, **given):
+  """A short run of the made-up model; its metrics."""
+  settings = dataclasses.replace(MADE_UP, **given)
+  train.check(settings)
+  options = harness.Options(
+    'xright', 'train', 'smoke', settings, str(folder), None, (0,)
+  )
+  train.main(options)
+  return json.loads((folder / 'results.json').read_text())['metrics']
+
+
+def made_up_rows(path, pairs):
+  """The made-up model's rows as a file, one of which is none."""
+  *_, examples = problem_lib.made_up(24)
+  rows = ['{"a": 1}']
+  for one in examples['dpo' if pairs else 'sft']:
+    row = {'prompt': one.prompt, 'response': one.answer}
+    if pairs:
+      row = {'prompt': one.prompt, 'chosen': one.answer}
+      row['rejected'] = one.rejected
+    rows.append(json.dumps(row))
+  path.write_text('\n'.join(rows))
+  return str(path)
+
+
+def test_one_objective_needs_its_rows_only_and_its_loss_falls(
+  tmp_path, monkeypatch
+):
+  """Rewards by comparisons alone, and distillation of packed rows alone."""
+  model, words, _ = problem_lib.made_up()
+  file = made_up_rows(tmp_path / 'b.jsonl', pairs=True)
+  found = run_of(
+    tmp_path / 'b',
+    method='comparisons',
+    comparisons='uft_pairs',
+    pref_data=file,
+    skip=True,
+    held_out=4,
+    refresh=1,
+  )
+  assert found['uft_pairs'] < 0.25  # That of rewards of nothing.
+  assert 'accuracy' in found
+  file = made_up_rows(tmp_path / 'a.jsonl', pairs=False)
+  llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
+  monkeypatch.setattr(train, 'teacher_of', lambda *_: model)
+  found = run_of(
+    tmp_path / 'a',
+    method='demonstrations',
+    demonstrations='distillation',
+    teacher='itself',
+    sft_data=file,
+    skip=True,
+    pack=True,
+    held_out=4,
+    refresh=1,
+    buckets=(16, 32),
+    rank=0,
+    learning_rate=1e-7,  # Adam makes a step of any rounding.
+    output=str(tmp_path / 'out') if llm else '',
+  )
+  assert 'accuracy' not in found
+  # The model is its own teacher: it has nothing to learn.
+  np.testing.assert_allclose(found['distillation'], 0, atol=1e-6)
+  if not llm:
+    pytest.skip('needs the extra llm')
+  # A made-up model is written where that is asked for, with its bytes.
+  after = weights.load(tmp_path / 'out')
+  assert after.config.width == model.config.width
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    after.params,
+    model.params,
+  )
+  again = tokenizer.load(after.vocabulary, after.config)
+  text = 'say\n\x00 \u00e9\U0001f600'
+  assert again.encode(text) == words.encode(text) == list(text.encode())
+  assert again.decode([*again.encode(text), 256]) == f'{text}</s>'
+  assert again.end == words.end and again.numbers() == words.numbers()
+
+
+def test_a_teacher_has_the_words_of_the_model(tmp_path):
+  user_files(tmp_path)
+  model = weights.load(tmp_path / 'model')
+  words = tokenizer.load(model.vocabulary, model.config)
+  same = weights.teacher(tmp_path / 'model', model, words)
+  assert same.config == model.config
+  with pytest.raises(harness.UserError, match='has other words'):
+    weights.teacher(tmp_path / 'model', model, tokenizer.of_bytes())
+  more = dataclasses.replace(CONFIG, vocabulary=300)
+  weights.export(tmp_path / 'more', more, decoder.init(more, 0), words)
+  with pytest.raises(harness.UserError, match='300 words, the model 260'):
+    weights.teacher(tmp_path / 'more', model, words)
 
 
 def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
@@ -263,7 +414,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
       params=params, step=plan.steps, steps=[0, plan.steps], history=history
     )
 
-  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
+  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None, None))
   monkeypatch.setattr(train.runs, 'run', run)
 
   def trained(steps, workdir='run', **more):
@@ -287,8 +438,17 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
     trained(6)
   assert trained(6) == 6
   assert trained(6, output=f'{tmp_path}/other') == 6
+  # Both folders are this run's, and another run has neither.
+  before = file.stat().st_mtime_ns
+  assert trained(6) == 6 and file.stat().st_mtime_ns == before
+  assert trained(8) == 8 and trained(8, output=f'{tmp_path}/other') == 8
+  for name in ('out', 'other'):
+    with pytest.raises(harness.UserError, match='give another --output'):
+      trained(6, workdir='another', output=f'{tmp_path}/{name}')
+  # What others put in the place of what was written is theirs.
+  file.write_bytes((tmp_path / 'model' / 'model.safetensors').read_bytes())
   with pytest.raises(harness.UserError, match='give another --output'):
-    trained(6, workdir='another')
+    trained(8)
 
 
 def _half_an_export(folder, *_):
@@ -301,7 +461,8 @@ def test_stages_are_not_made_longer(monkeypatch):
   monkeypatch.setattr(
     train.runs, 'run', lambda *_, settings, **__: seen.update(settings) or 1 / 0
   )
-  monkeypatch.setattr(train, 'prepare', lambda options: (None, None))
+  problem = types.SimpleNamespace(tuning=tuning.Tuning(CONFIG))
+  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None, None))
   for method, kept in (
     ('sequential', True),
     ('reversed', True),
@@ -310,7 +471,7 @@ def test_stages_are_not_made_longer(monkeypatch):
     seen.clear()
     settings = train.Settings(method=method)
     options = harness.Options(
-      'xright', 'train', 'quick', settings, '', None, (0,)
+      'xright', 'train', 'smoke', settings, '', None, (0,)
     )
     with pytest.raises(ZeroDivisionError):
       train.main(options)
