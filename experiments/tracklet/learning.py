@@ -155,6 +155,7 @@ def purities(
   hypotheses: int,
   count: int,
   key: int = 0,
+  normalised: bool = False,
 ) -> np.ndarray:
   """Purity of the best hypothesis on windows, the truth never put in.
 
@@ -165,6 +166,7 @@ def purities(
     hypotheses: of the beam.
     count: windows.
     key: of their draw.
+    normalised: whether tracklets are compared by log-probabilities.
 
   Returns:
     Means over the windows, (seeds,).
@@ -173,7 +175,8 @@ def purities(
     jax.random.key(key), jax.tree.map(jnp.asarray, data), count, **task.drawn
   )
 
-  found = _purity(task.noise, search.Beam(hypotheses, reset=False))
+  beam = search.Beam(hypotheses, reset=False, normalised=normalised)
+  found = _purity(task.noise, beam)
   alone = lambda i: jax.tree.map(lambda x: x[i], weights)
   seeds = len(jax.tree.leaves(weights)[0])
   return np.array([float(found(alone(i), held)) for i in range(seeds)])

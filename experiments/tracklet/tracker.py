@@ -7,9 +7,9 @@ left begin a tracklet; tracklets that have not been seen for too long end. A
 tracklet is told from its third detection on, of which none may lack.
 
 Near-online, K states of everything go on side by side. Each is extended by its
-best assignment and by those without one of its most doubtful pairs; the K best
-sums stay. A frame is told after a delay, by the best state then, and states
-that tell otherwise of that frame are dropped.
+best assignment and by those without one of its most doubtful pairs; the K
+likeliest stay. A frame is told after a delay, by the best state then, and
+states that tell otherwise of that frame are dropped.
 """
 
 from collections.abc import Callable
@@ -104,7 +104,6 @@ class Tracks(NamedTuple):
     ids: from 1; 0 for those that are not told yet.
     place: of the tracklet's detection in this frame, -1 for none.
     next: identity that is free.
-    total: sum of the affinities of all that was matched.
   """
 
   motion: motion.Motion
@@ -113,7 +112,6 @@ class Tracks(NamedTuple):
   ids: np.ndarray
   place: np.ndarray
   next: int = 1
-  total: float = 0.0
 
 
 class Pairs(NamedTuple):
@@ -231,7 +229,6 @@ def advance(
   rest = rest[frame.sure[rest] >= rules.sure]
   born = begin(model, Frame(*(x[rest] for x in frame)))
   join = lambda a, b: np.concatenate([a[alive], b])
-  gained = pairs.affinity[seen, theirs]
   tracks = Tracks(
     motion.Motion(*map(join, motions, born.motion)),
     tuple(map(join, memory, born.memory)),
@@ -239,7 +236,6 @@ def advance(
     join(ids, born.ids),
     join(chosen, rest),
     free + len(new),
-    tracks.total + float(gained.sum()),
   )
   if rules.birth > 1:
     return tracks

@@ -42,7 +42,10 @@ from experiments.tracklet import (
 
 # What the published numbers are of.
 PUBLISHED = 'MOT17 test, public detections'
-LEAST = (0.0, 0.5, 1.0)  # Affinities that are tried.
+# Hypotheses of the searches that purities are of, and whether scores are
+# normalised there.
+SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
+LEAST = (-1.0, -0.5, 0.0, 0.5, 1.0)  # Affinities that are tried.
 _TRAINING, _TUNING, _HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 
@@ -205,11 +208,27 @@ def judged(
   noise: Any,
   tuning: list[judging.Trial],
   held: list[judging.Trial],
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
-  """Scores by method and measure, (seeds, simulations), and what was chosen."""
-  scores, chosen = {}, {}
+) -> tuple[
+  dict[str, dict[str, np.ndarray]],
+  dict[str, dict[str, Any]],
+  dict[str, tuple[str, ...]],
+]:
+  """Scores by method and measure, what was chosen, and what at an edge.
+
+  Args:
+    trained: networks by name.
+    noise: of the filter.
+    tuning: on which numbers are chosen.
+    held: what is judged on.
+
+  Returns:
+    Scores (seeds, simulations) by method and measure; numbers by method; the
+    names of those at an edge of what was tried, likewise.
+  """
+  scores, chosen, edges = {}, {}, {}
   for name, (make, grid) in judging.classical(noise).items():
     chosen[name] = judging.tune(make, grid, tuning)
+    edges[name] = judging.edges(grid, chosen[name])
     found = judging.judge(make(**chosen[name]), held)
     scores[name] = {k: v[None] for k, v in found.items()}
   for name, run in trained.items():
@@ -219,6 +238,7 @@ def judged(
     ]
     make = functools.partial(_tracker, tracker.online, every[0])
     chosen[name] = judging.tune(make, {'least': LEAST}, tuning)
+    edges[name] = judging.edges({'least': LEAST}, chosen[name])
     for title, track in (
       (name, tracker.online),
       (f'{name}_near_online', near_online.track),
@@ -232,13 +252,14 @@ def judged(
       }
   perfect = judging.judge(judging.true_identities, held)
   scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
-  return scores, chosen
+  return scores, chosen, edges
 
 
 def report(
   scores: dict[str, dict[str, np.ndarray]],
   chosen: dict[str, dict[str, Any]],
   purity: dict[str, np.ndarray],
+  edges: dict[str, tuple[str, ...]],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by name, and the rows of the table."""
   metrics, rows = {}, []
@@ -248,11 +269,12 @@ def report(
       row[measure] = judging.crossed(values)
       metrics |= row[measure].metrics(f'{measure}/{method}')
     row['chosen'] = ', '.join(
-      f'{k} {v:g}' for k, v in chosen.get(method, {}).items()
+      f'{k} {v:g}' + ' (edge)' * (k in edges.get(method, ()))
+      for k, v in chosen.get(method, {}).items()
     )
-    for k in (1, 4):
-      values = purity.get(f'{method}_k{k}')
-      row[f'purity K{k}'] = (
+    for k in SEARCHES:
+      values = purity.get(f'{method}_{k}')
+      row[f'purity {k.replace("_", " ").upper()}'] = (
         '' if values is None else harness.mean_interval(values)
       )
     rows.append(row)
@@ -269,9 +291,11 @@ def report(
       metrics |= lead(f'{name}_near_online', name, measure).metrics(
         f'{measure}/near_online_lead/{name}'
       )
-  for k in (1, 4):
-    off = purity[f'search_k{k}'] - purity[f'teacher_forcing_k{k}']
-    metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_k{k}')
+  for k in SEARCHES:
+    off = purity[f'search_{k}'] - purity[f'teacher_forcing_{k}']
+    metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_{k}')
+  for method, found in edges.items():
+    metrics[f'edges/{method}'] = float(len(found))
   # The reference is the best by what is reported, which favours it.
   best = max(('overlap', 'likelihood'), key=lambda m: metrics[f'idf1/{m}'])
   learnt = max(
@@ -320,14 +344,19 @@ def main(options: harness.Options) -> dict[str, float]:
   )
   apart = detections.padded([trial.found for trial in held])
   purity = {
-    f'{name}_k{k}': learning.purities(
-      run.params, task, apart, hypotheses=k, count=settings.windows
+    f'{name}_{kind}': learning.purities(
+      run.params,
+      task,
+      apart,
+      hypotheses=k,
+      normalised=normalised,
+      count=settings.windows,
     )
     for name, run in trained.items()
-    for k in (1, 4)
+    for kind, (k, normalised) in SEARCHES.items()
   }
-  scores, chosen = judged(trained, noise, tuning, held)
-  metrics, rows = report(scores, chosen, purity)
+  scores, chosen, edges = judged(trained, noise, tuning, held)
+  metrics, rows = report(scores, chosen, purity, edges)
   if settings.looks:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
@@ -363,6 +392,7 @@ def main(options: harness.Options) -> dict[str, float]:
       for name, run in trained.items()
     },
     chosen=chosen,
+    edges={name: list(found) for name, found in edges.items()},
     fitted_noise=noise._asdict(),
   )
   return metrics

@@ -116,6 +116,42 @@ def test_assignments_are_the_best_of_all():
     assert len(tried) == 1 + min(2, sum(j >= 0 for j in best))
 
 
+def test_states_are_compared_by_probabilities():
+  """Of one tracklet, all that may happen sums to 1, however large it is."""
+  for shift in (0.0, 900.0):
+    affinity = np.array([[1.0, -2.0, tracker.NEVER, 0.5]]) + shift
+    affinity[0, 2] = tracker.NEVER
+    common = near_online.constant(affinity)
+    logs = np.append(affinity[0], 0.0) - common
+    assert np.exp(logs).sum() == pytest.approx(1.0)
+  two = np.array([[1.0, 3.0], [tracker.NEVER, -1.0]])
+  apart = [near_online.constant(row[None]) for row in two]
+  assert near_online.constant(two) == pytest.approx(sum(apart))
+  for empty in (np.zeros((0, 3)), np.zeros((2, 0))):
+    assert near_online.constant(empty) == 0.0
+
+
+def test_a_history_that_inflates_scores_is_not_preferred():
+  """After a jump all affinities are 5 higher, of what is right or not."""
+  rules = tracker.Rules(birth=1, second=2.0, gate=1e9)
+  given = walks((1, 1, 6, 100, 0), (2, 2, 6, 130, 0), length=6)
+
+  def affinity(moved, memory, places, sure, looks):
+    del sure, looks
+    right, was = places[:, 0] > 120, moved.place[:, 0] > 120
+    found = np.where(was == right, 3.0, 2.8) + 5.0 * memory[0]
+    return found, np.maximum(memory[0], was != right)
+
+  model = MODEL._replace(
+    affinity=affinity,
+    begin=lambda begun, sure, looks: (np.zeros(len(sure)),),
+    remember=lambda memory, given: (given,),
+  )
+  shown = near_online.track(model, given, rules)
+  assert set(shown.ids[shown.boxes[:, 0] < 120]) == {1}
+  assert set(shown.ids[shown.boxes[:, 0] > 120]) == {2}
+
+
 def test_near_online_with_one_state_is_online():
   scene = scenes.make_up(3, length=60)
   found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))

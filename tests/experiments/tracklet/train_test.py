@@ -38,8 +38,21 @@ def test_claims_find_their_metrics():
     method: {m: np.full(shape, 50.0 + i) for m in judging.MEASURES}
     for i, (method, shape) in enumerate(shapes.items())
   }
-  purity = {f'{n}_k{k}': np.array([0.5, 0.7]) for n in both for k in (1, 4)}
-  metrics, rows = train.report(scores, {'search': {'least': 0.5}}, purity)
+  purity = {
+    f'{n}_{k}': np.array([0.5, 0.7]) for n in both for k in train.SEARCHES
+  }
+  chosen = {'search': {'least': 0.5}, 'overlap': {'least': 0.3, 'death': 30}}
+  edges = {
+    'search': judging.edges({'least': train.LEAST}, chosen['search']),
+    'overlap': judging.edges(
+      {'least': (0.2, 0.3), 'death': (30,)}, chosen['overlap']
+    ),
+  }
+  metrics, rows = train.report(scores, chosen, purity, edges)
+  said = {row['method']: row['chosen'] for row in rows}
+  assert said['search'] == 'least 0.5'
+  assert said['overlap'] == 'least 0.3 (edge), death 30'
+  assert metrics['edges/overlap'] == 1 and metrics['edges/search'] == 0
   for claim in claims.CLAIMS:
     judged = harness.judge(claim, {'metrics': metrics})
     assert judged.verdict in ('shown', 'not shown', 'mean only')
