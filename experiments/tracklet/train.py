@@ -46,7 +46,7 @@ PUBLISHED = 'MOT17 test, public detections'
 # normalised there.
 SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
 LEAST = (-1.0, -0.5, 0.0, 0.5, 1.0)  # Affinities that are tried.
-_TRAINING, _TUNING, _HELD = 1_000, 2_000, 0  # Seeds of simulations.
+TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +315,7 @@ def main(options: harness.Options) -> dict[str, float]:
     [*train_on, held_out], made_up=options.data_dir is None
   )
   print(f'Data: {source.words}.', flush=True)
-  seeds = range(_TRAINING, _TRAINING + settings.simulations)
+  seeds = range(TRAINING, TRAINING + settings.simulations)
   simulated = [
     # As with any other detector, who is who is told by overlap.
     trial.found._replace(
@@ -338,9 +338,9 @@ def main(options: harness.Options) -> dict[str, float]:
     settings.batch,
   )
   trained = networks(options, task)
-  tuning = judging.trials(train_on, detector, [_TUNING])
+  tuning = judging.trials(train_on, detector, [TUNING])
   held = judging.trials(
-    [held_out], detector, range(_HELD, _HELD + settings.judged)
+    [held_out], detector, range(HELD, HELD + settings.judged)
   )
   apart = detections.padded([trial.found for trial in held])
   purity = {
