@@ -175,11 +175,18 @@ def assign(affinity: np.ndarray) -> np.ndarray:
   return chosen
 
 
+def _left_over(chosen, count):
+  """Those of so many that are not among the chosen."""
+  free = np.ones(count, bool)
+  free[chosen[chosen >= 0]] = False
+  return np.flatnonzero(free)
+
+
 def second_pass(
   pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
 ) -> np.ndarray:
   """Matches what is left over by the overlap with the prediction."""
-  free = np.setdiff1d(np.arange(len(frame.sure)), chosen)
+  free = _left_over(chosen, len(frame.sure))
   left = np.flatnonzero(chosen < 0)
   if rules.second > 1 or not (len(free) and len(left)):
     return chosen
@@ -225,7 +232,7 @@ def advance(
   ids[new] = free + np.arange(len(new))
   alive = (motions.gap < rules.death) & (told | (chosen >= 0))
 
-  rest = np.setdiff1d(np.arange(len(frame.sure)), theirs)
+  rest = _left_over(theirs, len(frame.sure))
   rest = rest[frame.sure[rest] >= rules.sure]
   born = begin(model, Frame(*(x[rest] for x in frame)))
   join = lambda a, b: np.concatenate([a[alive], b])
