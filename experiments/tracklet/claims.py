@@ -68,6 +68,13 @@ CLAIMS = (
     **_SHARED,
   ),
   harness.Claim(
+    'Two sequences that nothing was trained on, with detections of a detector: '
+    'pooled IDF1 of the better network.',
+    metric='untrained/idf1/all/better',
+    at_least=68,
+    **_SHARED,
+  ),
+  harness.Claim(
     'The best tracker of other packages, tuned on the training sequences, on '
     'the same detections: five points below what the networks are to reach.',
     binary='peers',

@@ -39,6 +39,7 @@ from experiments.tracklet import (
   mot_files,
   scenes,
   train,
+  untrained,
 )
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
@@ -257,6 +258,7 @@ def main(options: harness.Options) -> dict[str, float]:
         )
       )
       rows.append(row)
+  metrics |= _elsewhere(options.data_dir, chosen, folder / 'untrained')
   metrics['idf1/best'] = max(
     value
     for name, value in metrics.items()
@@ -271,6 +273,37 @@ def main(options: harness.Options) -> dict[str, float]:
     published=[train.PUBLISHED],
     chosen=chosen,
   )
+  return metrics
+
+
+def _elsewhere(data_dir, chosen, folder):
+  """IDF1 of each peer on what nothing was tuned on, and the median."""
+  held = untrained.read(data_dir)
+  if held is None:
+    return {}
+  draws = [held.every, *held.dropped]
+  scores = {}
+  for name, best in chosen.items():
+    jobs = [{'tracker': name, 'options': point} for point in ({}, best)]
+    given = [trial.found for draw in draws for trial in draw]
+    for kind, results in zip(
+      ('default', 'tuned'), run_jobs(jobs, given, folder)[0]
+    ):
+      each = len(held.every)
+      pooled = [
+        untrained.pooled(draw, results[i * each : (i + 1) * each])
+        for i, draw in enumerate(draws)
+      ]
+      values = np.array([[one.idf1 for one in pooled]])
+      scores[f'{name}_{kind}'] = {
+        'idf1/all': values[:, :1],
+        'idf1/drops': values[:, 1:],
+      }
+  metrics = untrained.report(scores)
+  for kind in ('all', 'drops'):
+    metrics[f'untrained/idf1/{kind}/median'] = float(
+      np.median([found[f'idf1/{kind}'].mean() for found in scores.values()])
+    )
   return metrics
 
 

@@ -38,6 +38,7 @@ from experiments.tracklet import (
   scenes,
   search,
   tracker,
+  untrained,
 )
 
 # What the published numbers are of.
@@ -255,6 +256,33 @@ def judged(
   return scores, chosen, edges
 
 
+def elsewhere(
+  data_dir: str | None,
+  trained: dict[str, harness.Trained],
+  noise: Any,
+  chosen: dict[str, dict[str, Any]],
+) -> dict[str, float]:
+  """Metrics of all trackers on sequences that nothing was trained on."""
+  held = untrained.read(data_dir)
+  if held is None:
+    return {}
+  scores = {
+    name: untrained.judge([make(**chosen[name])], held)
+    for name, (make, _) in judging.classical(noise).items()
+  }
+  for name, run in trained.items():
+    several = [
+      _tracker(
+        tracker.online,
+        tracker.learned(seed_of(run.params, i), noise),
+        **chosen[name],
+      )
+      for i in range(len(run.params['last']))
+    ]
+    scores[name] = untrained.judge(several, held)
+  return untrained.report(scores)
+
+
 def report(
   scores: dict[str, dict[str, np.ndarray]],
   chosen: dict[str, dict[str, Any]],
@@ -357,6 +385,7 @@ def main(options: harness.Options) -> dict[str, float]:
   }
   scores, chosen, edges = judged(trained, noise, tuning, held)
   metrics, rows = report(scores, chosen, purity, edges)
+  metrics |= elsewhere(options.data_dir, trained, noise, chosen)
   if settings.looks:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
