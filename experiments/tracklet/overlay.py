@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness import files, films
 from experiments.harness.plots import COLOURS
 from experiments.tracklet import mot_files
 
@@ -87,27 +87,20 @@ def write(
   """
   path = pathlib.Path(path)
   kind = path.suffix.lower()
-  content = io.BytesIO()
   if kind == '.png':
+    content = io.BytesIO()
     draw(shown, info, (info.length + 1) // 2, images=images).save(
       content, format='PNG'
     )
+    files.write_bytes(path, content.getvalue())
   elif kind == '.gif':
     every = -(-info.length // most)
-    frames = [
-      draw(shown, info, frame, images=images).quantize(32)
+    pictures = (
+      draw(shown, info, frame, images=images)
       for frame in range(1, info.length + 1, every)
-    ]
-    frames[0].save(
-      content,
-      format='GIF',
-      save_all=True,
-      append_images=frames[1:],
-      duration=max(20, round(1000 * every / info.rate)),
-      loop=0,
     )
+    films.write_film(path, pictures, milliseconds=1000 * every / info.rate)
   else:
     raise harness.SettingsError(
       f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
     )
-  files.write_bytes(path, content.getvalue())
