@@ -53,6 +53,27 @@ class Losses(NamedTuple):
 TEACHER = Losses(search.Beam(0))
 
 
+def stages(hypotheses: int, steps: int, growing: bool) -> list[tuple[int, int]]:
+  """Hypotheses and updates of each stage of a search's training.
+
+  Args:
+    hypotheses: K of the last stage.
+    steps: updates of all.
+    growing: whether K doubles from 1 on, with as many updates in every stage
+      but for what is left over, which the last one has.
+
+  Returns:
+    Pairs, the last stage at the end.
+  """
+  sizes = [hypotheses]
+  while growing and sizes[0] > 1 and len(sizes) < steps:
+    sizes.insert(0, -(-sizes[0] // 2))
+  each = steps // len(sizes)
+  counts = [each] * len(sizes)
+  counts[-1] += steps - each * len(sizes)
+  return list(zip(sizes, counts))
+
+
 def loss_of(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
   """The loss of a batch of windows, a function of (weights, windows)."""
 

@@ -70,6 +70,8 @@ class Settings:
     longest: frames of such a step, at most.
     batch: windows of an update.
     warm: updates of teacher forcing that both begin with.
+    growing: whether K doubles from 1 on in equal shares of these updates.
+    normalised: whether the search compares log-probabilities, not scores.
     search: updates of search then.
     forced: updates of teacher forcing in its place; one of search takes as
       long as some six.
@@ -99,6 +101,8 @@ class Settings:
   jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
   longest: int = 90
   batch: int = 32
+  growing: bool = False
+  normalised: bool = False
   warm: int = 2_000
   search: int = 400
   forced: int = 1_500
@@ -165,7 +169,9 @@ def networks(
 ) -> dict[str, harness.Trained]:
   """Trains the first weights, and both kinds from there."""
   settings = options.settings
-  beam = search.Beam(settings.hypotheses, settings.candidates)
+  beam = search.Beam(
+    settings.hypotheses, settings.candidates, normalised=settings.normalised
+  )
   losses = learning.Losses(
     beam, settings.own, settings.pairs, settings.alpha, settings.beta
   )
@@ -183,15 +189,29 @@ def networks(
     steps=settings.warm,
     **common,
   )
-  more = {'rate': settings.rate / 2, 'start': warm.params, **common}
-  return {
-    'teacher_forcing': learning.train(
-      task, teacher, name='teacher_forcing', steps=settings.forced, **more
-    ),
-    'search': learning.train(
-      task, losses, name='search', steps=settings.search, **more
-    ),
-  }
+  more = {'rate': settings.rate / 2, **common}
+  forced = learning.train(
+    task,
+    teacher,
+    name='teacher_forcing',
+    steps=settings.forced,
+    start=warm.params,
+    **more,
+  )
+  searched = warm
+  *before, last = learning.stages(
+    settings.hypotheses, settings.search, settings.growing
+  )
+  for k, steps in (*before, last):
+    searched = learning.train(
+      task,
+      losses._replace(beam=beam._replace(hypotheses=k)),
+      name='search' if (k, steps) == last else f'search-{k}',
+      steps=steps,
+      start=searched.params,
+      **more,
+    )
+  return {'teacher_forcing': forced, 'search': searched}
 
 
 def seed_of(params: Any, i: int) -> dict[str, np.ndarray]:

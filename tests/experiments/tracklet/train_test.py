@@ -7,7 +7,14 @@ import pytest
 import scipy.stats
 
 from experiments import harness
-from experiments.tracklet import claims, detections, judging, scenes, train
+from experiments.tracklet import (
+  claims,
+  detections,
+  judging,
+  learning,
+  scenes,
+  train,
+)
 
 
 def test_an_interval_over_training_seeds_and_simulations():
@@ -26,6 +33,41 @@ def test_an_interval_over_training_seeds_and_simulations():
   assert judging.crossed(table[:1]).half_width == pytest.approx(
     usual.half_width
   )
+
+
+def test_k_grows_to_its_end_and_all_updates_are_spent():
+  assert learning.stages(4, 400, growing=False) == [(4, 400)]
+  assert learning.stages(4, 400, growing=True) == [(1, 133), (2, 133), (4, 134)]
+  assert learning.stages(6, 10, growing=True) == [
+    (1, 2),
+    (2, 2),
+    (3, 2),
+    (6, 4),
+  ]
+  assert learning.stages(1, 5, growing=True) == [(1, 5)]
+  # No stage without an update.
+  assert learning.stages(8, 2, growing=True) == [(4, 1), (8, 1)]
+
+
+def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
+  given = []
+
+  def fake(task, losses, *, name, steps, start=None, **more):
+    given.append((name, losses.beam.hypotheses, steps, start))
+    return harness.Trained(*[name] * len(harness.Trained._fields))
+
+  monkeypatch.setattr(learning, 'train', fake)
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'], growing=True, hypotheses=4, search=30
+  )
+  found = train.networks(options(settings), None)
+  assert given[1][:2] == ('teacher_forcing', 0) and given[1][3] == 'warm'
+  assert given[2:] == [
+    ('search-1', 1, 10, 'warm'),
+    ('search-2', 2, 10, 'search-1'),
+    ('search', 4, 10, 'search-2'),
+  ]
+  assert found['search'].params == 'search'
 
 
 def test_claims_find_their_metrics():
