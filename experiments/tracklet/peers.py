@@ -44,37 +44,19 @@ from experiments.tracklet import (
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
 _SCRIPT = pathlib.Path(__file__).with_name('peer_trackers.py')
-_SURE = {'track_activation_threshold': (0.4, 0.7)}
 _BUFFER = {'lost_track_buffer': (30, 90)}
+_SURE = {'high_conf_det_threshold': (0.4, 0.6)}
 
 # What is tried of each on the training sequences, beside its defaults.
 GRIDS: dict[str, dict[str, tuple]] = {
   'sort': {**_BUFFER, 'minimum_iou_threshold': (0.1, 0.2, 0.3)},
-  'bytetrack': {
-    **_BUFFER,
-    **_SURE,
-    'minimum_iou_threshold': (0.1, 0.2),
-    'high_conf_det_threshold': (0.4, 0.6),
-  },
-  'oc_sort': {
-    **_BUFFER,
-    'minimum_iou_threshold': (0.1, 0.3),
-    'high_conf_det_threshold': (0.2, 0.4, 0.6),
-  },
-  'bot_sort': {
-    **_BUFFER,
-    **_SURE,
-    'high_conf_det_threshold': (0.4, 0.6),
-  },
-  'c_biou': {
-    **_BUFFER,
-    **_SURE,
-    'high_conf_det_threshold': (0.4, 0.6),
-  },
+  'bytetrack': {**_BUFFER, **_SURE},
+  'oc_sort': {**_BUFFER, **_SURE},
+  'bot_sort': {**_BUFFER, **_SURE},
+  'c_biou': {**_BUFFER, **_SURE},
   'norfair': {
     'distance_threshold': (0.7, 0.9),
-    'hit_counter_max': (15, 30, 90),
-    'initialization_delay': (2, 3),
+    'hit_counter_max': (15, 30, 60),
   },
 }
 
