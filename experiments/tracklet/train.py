@@ -23,12 +23,15 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 
 from experiments import harness
 from experiments.tracklet import (
+  appearance,
   detections,
   judging,
   learning,
@@ -60,6 +63,9 @@ class Settings:
     detector: standard, or hard: more misses, false boxes and jitter.
     looks: numbers of an identity feature; 0 for motion alone.
     noise: of those, about its norm.
+    crops: network of crops whose looks take the place of simulated ones; needs
+      pictures, in the folder img1 of every sequence.
+    crop_steps: its updates.
     simulations: of the training sequences.
     judged: simulations of the sequence that is held out.
     hidden: units of the LSTM and of the perceptron.
@@ -92,6 +98,8 @@ class Settings:
   detector: Literal['standard', 'hard'] = 'standard'
   looks: Annotated[int, harness.Allowed(0)] = 0
   noise: float = 1.0
+  crops: Literal['none', 'small', 'resnet50'] = 'none'
+  crop_steps: int = 2_000
   simulations: int = 4
   judged: int = 10
   hidden: int = 64
@@ -162,6 +170,58 @@ def read(options: harness.Options) -> tuple[list[scenes.Scene], scenes.Scene]:
     return made[1:], made[0]
   named = lambda name: scenes.read(options.data_dir, name)
   return [named(n) for n in settings.sequences], named(settings.held_out)
+
+
+def encoder_of(
+  options: harness.Options, simulated: list[detections.Detected]
+) -> tuple[appearance.Encoder, Callable[[detections.Detected], Any]] | None:
+  """A network of crops, and what gives detections its looks; None without.
+
+  Args:
+    options: of the run.
+    simulated: training detections with identities.
+
+  Returns:
+    The encoder, and detections to detections with looks.
+
+  Raises:
+    SettingsError: if there are no pictures, or looks of two kinds are asked
+      for.
+  """
+  settings = options.settings
+  if settings.crops == 'none':
+    return None
+  if options.data_dir is None or settings.looks:
+    raise harness.SettingsError(
+      f'--crops={settings.crops} needs pictures, by --data_dir, and --looks=0.'
+    )
+  names = [*settings.sequences, settings.held_out]
+  folders = [scenes.images(options.data_dir, name) for name in names]
+  every = len(settings.sequences)
+  rng = np.random.default_rng(0)
+  crops, ids = appearance.gather(
+    # Those of one simulation; the others' are the same people.
+    list(zip(simulated[:every], folders)),
+    most=50,
+    rng=rng,
+  )
+  keys = jax.random.split(jax.random.key(0))
+  encoder, _ = appearance.train(
+    appearance.init(keys[0], kind=settings.crops),
+    crops,
+    ids,
+    steps=settings.crop_steps,
+    key=keys[1],
+  )
+
+  known = {
+    scenes.read(options.data_dir, name).info.name: folder
+    for name, folder in zip(names, folders)
+  }
+  looked = lambda found: appearance.with_looks(
+    encoder, found, known[found.info.name]
+  )
+  return encoder, looked
 
 
 def networks(
@@ -373,6 +433,20 @@ def main(options: harness.Options) -> dict[str, float]:
     )
     for trial in judging.trials(train_on, detector, seeds)
   ]
+  tuning = judging.trials(train_on, detector, [TUNING])
+  held = judging.trials(
+    [held_out], detector, range(HELD, HELD + settings.judged)
+  )
+  folder = pathlib.Path(options.workdir)
+  crops = encoder_of(options, simulated)
+  if crops:
+    encoder, looked = crops
+    simulated = [looked(found) for found in simulated]
+    tuning, held = (
+      [trial._replace(found=looked(trial.found)) for trial in given]
+      for given in (tuning, held)
+    )
+    appearance.save(folder / models.APPEARANCE, encoder)
   noise = learning.fit_noise(simulated, rng=np.random.default_rng(0))
   task = learning.Task(
     detections.padded(simulated),
@@ -386,10 +460,6 @@ def main(options: harness.Options) -> dict[str, float]:
     settings.batch,
   )
   trained = networks(options, task)
-  tuning = judging.trials(train_on, detector, [TUNING])
-  held = judging.trials(
-    [held_out], detector, range(HELD, HELD + settings.judged)
-  )
   apart = detections.padded([trial.found for trial in held])
   purity = {
     f'{name}_{kind}': learning.purities(
@@ -405,11 +475,11 @@ def main(options: harness.Options) -> dict[str, float]:
   }
   scores, chosen, edges = judged(trained, noise, tuning, held)
   metrics, rows = report(scores, chosen, purity, edges)
-  metrics |= elsewhere(options.data_dir, trained, noise, chosen)
-  if settings.looks:
+  if not task.data.looks.shape[-1]:
+    metrics |= elsewhere(options.data_dir, trained, noise, chosen)
+  else:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
-  folder = pathlib.Path(options.workdir)
   for name, run in trained.items():
     rules = tracker.Rules(least=chosen[name]['least'])
     models.save(folder / f'{name}.npz', seed_of(run.params, 0), noise, rules)

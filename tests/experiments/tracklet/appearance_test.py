@@ -6,7 +6,16 @@ import pytest
 from PIL import Image
 
 from experiments import harness
-from experiments.tracklet import appearance, detections, mot_files
+from experiments.tracklet import (
+  appearance,
+  detections,
+  models,
+  mot_files,
+  motion,
+  network,
+  track,
+  tracker,
+)
 
 COLOURS = np.array(
   [(200, 40, 40), (40, 200, 40), (40, 40, 200), (180, 180, 30)]
@@ -69,6 +78,32 @@ def test_looks_are_learnt_and_kept(filmed, tmp_path):
     appearance.load(tmp_path / 'looks.npz'), later, images
   )
   np.testing.assert_allclose(again.looks, seen.looks, atol=1e-6)
+
+
+def test_a_file_is_tracked_by_looks_of_crops(filmed, tmp_path, capsys):
+  found, images = filmed
+  weights = network.init(jax.random.key(0), hidden=4, looks=8)
+  models.save(
+    tmp_path / 'search.npz',
+    jax.device_get(weights),
+    motion.NOISE,
+    tracker.Rules(least=-50.0),
+  )
+  mot_files.write_boxes(tmp_path / 'det.txt', found.boxes)
+  arguments = [
+    f'--checkpoint={tmp_path}',
+    f'--detections={tmp_path}/det.txt',
+    f'--output={tmp_path}/out.txt',
+    f'--images={images}',
+  ]
+  assert track.main(arguments) == 1
+  assert 'it needs looks' in capsys.readouterr().err
+  appearance.save(
+    tmp_path / 'appearance.npz', appearance.init(jax.random.key(0), numbers=8)
+  )
+  assert track.main(arguments) == 0
+  assert 'tracklets' in capsys.readouterr().out
+  assert track.main(arguments[:3]) == 1  # Without pictures, no looks.
 
 
 def test_resnet_50_has_its_size():

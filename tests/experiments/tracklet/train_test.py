@@ -132,6 +132,16 @@ def test_settings_say_what_was_meant(tmp_path, options):
   assert train.detector_of(hard) == detections.HARD._replace(looks=16)
 
 
+def test_crops_need_pictures(options, tmp_path):
+  settings = dataclasses.replace(train.PRESETS['smoke'], crops='small')
+  with pytest.raises(harness.SettingsError, match='needs pictures'):
+    train.encoder_of(options(settings), [])
+  assert train.encoder_of(options(train.PRESETS['smoke']), []) is None
+  (tmp_path / 'MOT17-02').mkdir()
+  with pytest.raises(harness.MissingDataError, match='--crops=none'):
+    train.encoder_of(options(settings, data_dir=str(tmp_path)), [])
+
+
 @pytest.mark.slow
 def test_a_run_from_end_to_end(options, results, tmp_path):
   pytest.importorskip('trackeval')
