@@ -100,6 +100,7 @@ CLAIMS = (
     'the same detections: five points below what the networks are to reach.',
     binary='peers',
     extra='peers',
+    presets=('quick',),
     metric='idf1/best',
     at_most=60,
   ),

@@ -1,12 +1,12 @@
 """Trackers of other packages on the same detections, judged in the same way.
 
+Paper: Hu, Huang and Shen, Multi-object Tracking via End-to-end Tracklet
+Searching and Ranking, 2020; these are not of the paper.
+
     python -m venv PEERS && PEERS/bin/pip install 'trackers>=2.6,<2.7' \
       norfair-enough
     BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.tracklet.peers
         --preset=quick --data_dir=DATA
-
-Paper: Hu, Huang and Shen, Multi-object Tracking via End-to-end Tracklet
-Searching and Ranking, 2020; these are not of the paper.
 
 Expected: the best of them at about 58 of IDF1 on MOT17-09. Time: 15 minutes.
 
