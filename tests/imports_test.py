@@ -39,6 +39,9 @@ def broken_experiments(root=ROOT):
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
       shared = {'harness', '', 'tables'}
+    elif folder == 'benchmarks':
+      # Measures what papers have, and none of them imports it.
+      shared |= {'bl_just', 'tracklet'}
     return first != 'tests' and (
       first != 'experiments' or rest.partition('.')[0] in shared
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import files
+from experiments.harness import files, films
 from experiments.rl import drawing, environments, games, networks
 
 
@@ -195,20 +195,9 @@ def render(
     draw = lambda screen, seen: screen
   states, total = play(policy, key=key, limit=limit)
   every = -(-len(states) // frames)
-  images = [
-    Image.fromarray(draw(*each)).quantize(16) for each in states[::every]
-  ]
-  content = io.BytesIO()
+  pictures = (Image.fromarray(draw(*each)) for each in states[::every])
   # 50 steps a second, where none is left out.
-  images[0].save(
-    content,
-    format='GIF',
-    save_all=True,
-    append_images=images[1:],
-    duration=max(20, 20 * every),
-    loop=0,
-  )
-  files.write_bytes(path, content.getvalue())
+  films.write_film(path, pictures, milliseconds=20 * every, colours=16)
   return total
 
 

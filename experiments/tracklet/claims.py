@@ -68,6 +68,43 @@ CLAIMS = (
     **_SHARED,
   ),
   harness.Claim(
+    'Two sequences that nothing was trained on, with detections of a detector: '
+    'pooled IDF1 of the better network.',
+    metric='untrained/idf1/all/better',
+    at_least=68,
+    **_SHARED,
+  ),
+  harness.Claim(
+    'With features of identity, of noise 1: IDF1 of teacher forcing.',
+    binary='curve',
+    extra='mot',
+    presets=('quick',),
+    metric='idf1/teacher_forcing/standard-1',
+    at_least=72,
+  ),
+  *(
+    harness.Claim(
+      f'Hard detections, features of noise {noise:g}: search is above teacher '
+      'forcing in IDF1.',
+      binary='curve',
+      extra='mot',
+      presets=('quick',),
+      metric=f'idf1/search_lead/hard-{noise:g}',
+      at_least=0,
+      published='ablation of the paper',
+    )
+    for noise in (1.5, 2.0, 3.0)
+  ),
+  harness.Claim(
+    'The best tracker of other packages, tuned on the training sequences, on '
+    'the same detections: five points below what the networks are to reach.',
+    binary='peers',
+    extra='peers',
+    presets=('quick',),
+    metric='idf1/best',
+    at_most=60,
+  ),
+  harness.Claim(
     'Near-online is no worse than online: IDF1 with search.',
     metric='idf1/near_online_lead/search',
     at_least=0,

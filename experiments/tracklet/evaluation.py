@@ -76,14 +76,15 @@ def _trackeval() -> Any:
   return trackeval
 
 
-def _measures():
+def _measures(names=('hota', 'clear', 'identity')):
   metrics = _trackeval().metrics
-  quiet = {'PRINT_CONFIG': False}
-  return {
-    'hota': metrics.HOTA(),
-    'clear': metrics.CLEAR({'THRESHOLD': 0.5, **quiet}),
-    'identity': metrics.Identity({'THRESHOLD': 0.5, **quiet}),
+  half = {'THRESHOLD': 0.5, 'PRINT_CONFIG': False}
+  made = {
+    'hota': metrics.HOTA,
+    'clear': lambda: metrics.CLEAR(half),
+    'identity': lambda: metrics.Identity(half),
   }
+  return {name: made[name]() for name in names}
 
 
 def prepared(
@@ -166,6 +167,12 @@ def evaluate(
     for name in sequences
   }
   return _scores(pooled), alone
+
+
+def idf1(data: dict[str, Any]) -> float:
+  """The IDF1 of one sequence alone, of what `prepared` made, in per cent."""
+  measure = _measures(('identity',))['identity']
+  return 100 * float(measure.eval_sequence(data)['IDF1'])
 
 
 def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:

@@ -74,8 +74,32 @@ def tune(
   points = [
     dict(zip(grid, values)) for values in itertools.product(*grid.values())
   ]
-  value = lambda point: judge(make(**point), given)['idf1'].mean()
+
+  def value(point):
+    track = make(**point)
+    return np.mean(
+      [
+        evaluation.idf1(
+          evaluation.prepared(
+            trial.scene.truth, track(trial.found), trial.scene.info.length
+          )
+        )
+        for trial in given
+      ]
+    )
+
   return max(points, key=value)
+
+
+def edges(
+  grid: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """The numbers that were chosen at an edge of what was tried."""
+  return tuple(
+    name
+    for name, values in grid.items()
+    if len(values) > 1 and chosen[name] in (min(values), max(values))
+  )
 
 
 def classical(noise: motion.Noise) -> dict[str, tuple[Any, dict]]:

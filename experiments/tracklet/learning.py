@@ -53,6 +53,27 @@ class Losses(NamedTuple):
 TEACHER = Losses(search.Beam(0))
 
 
+def stages(hypotheses: int, steps: int, growing: bool) -> list[tuple[int, int]]:
+  """Hypotheses and updates of each stage of a search's training.
+
+  Args:
+    hypotheses: K of the last stage.
+    steps: updates of all.
+    growing: whether K doubles from 1 on, with as many updates in every stage
+      but for what is left over, which the last one has.
+
+  Returns:
+    Pairs, the last stage at the end.
+  """
+  sizes = [hypotheses]
+  while growing and sizes[0] > 1 and len(sizes) < steps:
+    sizes.insert(0, -(-sizes[0] // 2))
+  each = steps // len(sizes)
+  counts = [each] * len(sizes)
+  counts[-1] += steps - each * len(sizes)
+  return list(zip(sizes, counts))
+
+
 def loss_of(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
   """The loss of a batch of windows, a function of (weights, windows)."""
 
@@ -155,6 +176,7 @@ def purities(
   hypotheses: int,
   count: int,
   key: int = 0,
+  normalised: bool = False,
 ) -> np.ndarray:
   """Purity of the best hypothesis on windows, the truth never put in.
 
@@ -165,6 +187,7 @@ def purities(
     hypotheses: of the beam.
     count: windows.
     key: of their draw.
+    normalised: whether tracklets are compared by log-probabilities.
 
   Returns:
     Means over the windows, (seeds,).
@@ -173,7 +196,8 @@ def purities(
     jax.random.key(key), jax.tree.map(jnp.asarray, data), count, **task.drawn
   )
 
-  found = _purity(task.noise, search.Beam(hypotheses, reset=False))
+  beam = search.Beam(hypotheses, reset=False, normalised=normalised)
+  found = _purity(task.noise, beam)
   alone = lambda i: jax.tree.map(lambda x: x[i], weights)
   seeds = len(jax.tree.leaves(weights)[0])
   return np.array([float(found(alone(i), held)) for i in range(seeds)])

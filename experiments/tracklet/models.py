@@ -10,6 +10,8 @@ from experiments import harness
 from experiments.harness import files
 from experiments.tracklet import motion, network, tracker
 
+APPEARANCE = 'appearance.npz'  # A network of crops beside a tracker.
+
 
 def save(
   path: files.Path,
@@ -28,18 +30,22 @@ def save(
   files.write_bytes(path, content.getvalue())
 
 
-def load(path: files.Path) -> tuple[tracker.Model, tracker.Rules]:
+def load(
+  path: files.Path, *, looks: int = 0
+) -> tuple[tracker.Model, tracker.Rules]:
   """Reads what `save` wrote.
 
   Args:
     path: of the file.
+    looks: numbers of the looks that detections have.
 
   Returns:
     The model and the rules that it was tuned with.
 
   Raises:
     MissingDataError: if there is no such file; says how to make one.
-    DamagedDataError: if it holds something else, or a network that needs looks.
+    DamagedDataError: if it holds something else, or a network that needs looks
+      of other numbers.
   """
   path = pathlib.Path(path)
   if path.is_dir():
@@ -64,6 +70,11 @@ def load(path: files.Path) -> tuple[tracker.Model, tracker.Rules]:
     rules = tracker.Rules(
       *(type(kind)(value) for kind, value in zip(kinds, given, strict=True))
     )
-    if len(weights['embed']) != network.features(0):
-      raise ValueError('it needs looks, which files of detections have not')
+    if len(weights['embed']) != network.features(looks):
+      raise ValueError(
+        f'it needs looks, which files of detections have not; those of crops '
+        f'are made where --images is given and {APPEARANCE} lies beside it'
+        if not looks
+        else f'it is of other looks than those of {looks} numbers'
+      )
   return tracker.learned(weights, noise), rules

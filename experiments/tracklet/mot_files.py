@@ -362,6 +362,26 @@ def find_sequence(data_dir: files.Path | None, name: str) -> pathlib.Path:
   )
 
 
+def find_file(
+  data_dir: files.Path | None, name: str, *paths: str
+) -> pathlib.Path:
+  """A file of a sequence, wherever in a folder of data sets it is.
+
+  Args:
+    data_dir: folder of data sets.
+    name: of the sequence.
+    *paths: under which the file goes in the sequence's folder.
+
+  Returns:
+    The first that is there.
+
+  Raises:
+    MissingDataError: if there is none; says where to get it.
+  """
+  names = [f'{name}/{path}' for path in paths]
+  return harness.find(data_dir, names, folders=_FOLDERS, advice=_ADVICE)
+
+
 def read_truth(folder: files.Path) -> Boxes:
   """Reads the truth of a sequence from its folder; see `read_boxes`."""
   places = ('gt/gt.txt', 'gt/gt.txt.gz', 'gt.txt')

@@ -68,10 +68,16 @@ def namespace(x: Any) -> Any:
   return np if isinstance(x, np.ndarray) else jnp
 
 
+def _sizes(places):
+  """Width and height; far from what boxes are, no further."""
+  xp = namespace(places)  # Its clip is slow for some boxes.
+  return xp.exp(xp.minimum(xp.maximum(places[..., 2:], -3), 12))
+
+
 def _scale(places):
   """Width, height, 1, 1: the units of deviations."""
   xp = namespace(places)
-  size = xp.exp(xp.clip(places[..., 2:], -3, 12))
+  size = _sizes(places)
   return xp.concatenate([size, xp.ones_like(size)], axis=-1)
 
 
@@ -195,7 +201,7 @@ def distance(motion: Motion, places: Any, noise: Noise) -> Any:
 def overlap(one: Any, two: Any) -> Any:
   """Intersection over union of places (..., 4), by broadcasting."""
   xp = namespace(one)
-  sizes = [xp.exp(xp.clip(p[..., 2:], -3, 12)) for p in (one, two)]
+  sizes = [_sizes(p) for p in (one, two)]
   centres = [p[..., :2] for p in (one, two)]
   low = xp.maximum(*(c - s / 2 for c, s in zip(centres, sizes)))
   high = xp.minimum(*(c + s / 2 for c, s in zip(centres, sizes)))
@@ -225,9 +231,8 @@ def features(
   off, deviation = innovations(motion, places, noise)
   scale = _scale(motion.place)[..., None, :]
   delta = (places - motion.place[..., None, :]) / scale
-  wide = lambda x: xp.broadcast_to(
-    x[..., None, :], (*places.shape[:-1], x.shape[-1])
-  )
+  none = xp.zeros_like(places[..., :1])
+  wide = lambda x: x[..., None, :] + none
   # A tracklet may be longer than any window.
   known = xp.minimum(motion.seen, _LONG)
   gap, seen = (xp.log(1 + x)[..., None] for x in (motion.gap, known))

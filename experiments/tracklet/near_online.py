@@ -1,4 +1,16 @@
-"""Near-online tracking: some states side by side; see `tracker`."""
+r"""Near-online tracking: some states side by side; see `tracker`.
+
+States are compared by a log-probability, not by the sum of their affinities: of
+a tracklet with affinities a_j to the detections within its gate, detection j
+has
+
+    log p_j = a_j - log(1 + sum_k exp a_k),
+
+and not to be seen has the same with 0 in place of a_j. The network's scores are
+learnt as such logits, step by step: what is added to all of a step changes
+nothing that is learnt, so sums of the scores themselves prefer histories that
+inflate them. A detection that is left over costs `born`.
+"""
 
 import collections
 from typing import NamedTuple
@@ -15,21 +27,37 @@ class Delay(NamedTuple):
     hypotheses: states that go on.
     doubts: pairs of a state's best assignment that are tried without.
     frames: until a frame is told.
+    born: cost of a detection that goes on with nobody.
   """
 
   hypotheses: int = 4
   doubts: int = 3
   frames: int = 10
+  born: float = 4.0
 
 
 DELAY = Delay()
 
 
 class State(NamedTuple):
-  """A state of everything, and what it tells of the last frames."""
+  """A state of everything.
+
+  Attributes:
+    tracks: the tracklets.
+    told: what it tells of the last frames.
+    total: its log-probability, without constants.
+  """
 
   tracks: tracker.Tracks
   told: tuple[tuple[np.ndarray, np.ndarray], ...]
+  total: float = 0.0
+
+
+def constant(affinity: np.ndarray) -> float:
+  """What all assignments have in common: sum_i log(1 + sum_j exp a_ij)."""
+  largest = affinity.max(axis=1, initial=0.0, keepdims=True)
+  total = np.exp(affinity - largest).sum(axis=1) + np.exp(-largest[:, 0])
+  return float((np.log(total) + largest[:, 0]).sum())
 
 
 def assignments(
@@ -99,22 +127,26 @@ def track(
     tried = []
     for state in states:
       pairs = tracker.pair(model, state.tracks, frame, rules)
-      for gain, *given in assignments(pairs.affinity, delay.doubts):
-        tried.append((state.tracks.total + gain, state, pairs, *given))
+      common = state.total - constant(pairs.affinity)
+      for gain, chosen, left in assignments(pairs.affinity, delay.doubts):
+        alone = len(frame.sure) - np.count_nonzero(chosen >= 0)
+        total = common + gain - delay.born * alone
+        tried.append((total, state, pairs, chosen, left))
     tried.sort(key=lambda each: -each[0])
     states = []
-    for _, state, pairs, chosen, affinity in tried[: delay.hypotheses]:
+    for total, state, pairs, chosen, affinity in tried[: delay.hypotheses]:
       # The second pass may not give back the pair that is tried without.
       pairs = pairs._replace(affinity=affinity)
       chosen = tracker.second_pass(pairs, chosen, frame, rules)
       tracks = tracker.advance(model, state.tracks, pairs, chosen, frame, rules)
-      states.append(State(tracks, (*state.told, tracker.told_of(tracks))))
+      told_now = (*state.told, tracker.told_of(tracks))
+      states.append(State(tracks, told_now, total))
     if len(states[0].told) > delay.frames:
       first = states[0].told[0]
       told.append(first)
       # Those that tell otherwise of that frame are dropped.
       states = [
-        State(state.tracks, state.told[1:])
+        state._replace(told=state.told[1:])
         for state in states
         if _same(state.told[0], first)
       ]

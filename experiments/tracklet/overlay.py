@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness import files, films
 from experiments.harness.plots import COLOURS
 from experiments.tracklet import mot_files
 
@@ -15,14 +15,25 @@ _TAIL = 30  # Frames of a path that are drawn behind a box.
 _LARGEST = 480  # Pixels of a side.
 
 
-def _background(images, frame, size):
-  if images is None:
-    return Image.new('RGB', size, (255, 255, 255))
+def read_picture(images: files.Path, frame: int) -> Image.Image:
+  """A frame of a sequence.
+
+  Args:
+    images: folder of the frames, 000001.jpg and so on.
+    frame: from 1.
+
+  Returns:
+    The picture, in colours.
+
+  Raises:
+    MissingDataError: if there is none.
+    DamagedDataError: if it is no picture.
+  """
   for end in ('jpg', 'png'):
     path = pathlib.Path(images) / f'{frame:06d}.{end}'
     if path.exists():
-      with Image.open(path) as picture:
-        return picture.convert('RGB').resize(size)
+      with harness.parsing(path, 'picture'), Image.open(path) as picture:
+        return picture.convert('RGB')
   raise harness.MissingDataError(
     f'there is no picture {frame:06d}.jpg or .png in {images}, the folder img1 '
     'of a sequence.'
@@ -49,7 +60,9 @@ def draw(
   """
   scale = min(1.0, _LARGEST / max(info.width, info.height))
   size = tuple(max(1, round(x * scale)) for x in (info.width, info.height))
-  picture = _background(images, frame, size)
+  picture = Image.new('RGB', size, (255, 255, 255))
+  if images is not None:
+    picture = read_picture(images, frame).resize(size)
   pen = ImageDraw.Draw(picture)
   recent = shown.where((shown.frames <= frame) & (shown.frames > frame - _TAIL))
   feet = (recent.boxes[:, :2] + recent.boxes[:, 2:] * (0.5, 1.0)) * scale
@@ -87,27 +100,20 @@ def write(
   """
   path = pathlib.Path(path)
   kind = path.suffix.lower()
-  content = io.BytesIO()
   if kind == '.png':
+    content = io.BytesIO()
     draw(shown, info, (info.length + 1) // 2, images=images).save(
       content, format='PNG'
     )
+    files.write_bytes(path, content.getvalue())
   elif kind == '.gif':
     every = -(-info.length // most)
-    frames = [
-      draw(shown, info, frame, images=images).quantize(32)
+    pictures = (
+      draw(shown, info, frame, images=images)
       for frame in range(1, info.length + 1, every)
-    ]
-    frames[0].save(
-      content,
-      format='GIF',
-      save_all=True,
-      append_images=frames[1:],
-      duration=max(20, round(1000 * every / info.rate)),
-      loop=0,
     )
+    films.write_film(path, pictures, milliseconds=1000 * every / info.rate)
   else:
     raise harness.SettingsError(
       f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
     )
-  files.write_bytes(path, content.getvalue())

@@ -12,6 +12,11 @@ q the share of right choices of a hypothesis, a mean over the steps. The cross
 entropy of the right candidate, on the truth's history and on those of the
 hypotheses, is measured beside. With no hypotheses, what is left of it is
 teacher forcing.
+
+Scores that are learnt by a cross entropy are logits of a step: what is added to
+all candidates of a step, null too, changes no loss, but it does change a sum
+over steps. `normalised` takes log-probabilities in their place, whose sums may
+be compared.
 """
 
 from typing import Any, NamedTuple
@@ -33,12 +38,14 @@ class Beam(NamedTuple):
     candidates: detections of each, the nearest, beside the null candidate.
     gate: no further than this, in squared innovations.
     reset: whether the truth is put in where no hypothesis is without fault.
+    normalised: whether a step counts by its log-probability, not by its score.
   """
 
   hypotheses: int
   candidates: int = 8
   gate: float = 100.0
   reset: bool = True
+  normalised: bool = False
 
 
 class Rows(NamedTuple):
@@ -173,6 +180,8 @@ def extend(
   scores, found = network.score(weights, rows.state, seen)
   scores = jnp.where(fine, scores, NONE)
   scores = jnp.pad(scores, ((0, 0), (0, 1)))
+  if beam.normalised:
+    scores = jnp.maximum(jax.nn.log_softmax(scores, axis=1), NONE)
   same = step.same[index] & fine
   unseen = jnp.broadcast_to(~step.same.any(), (len(far), 1))
   target = jnp.where(same.any(axis=1), jnp.argmax(same, axis=1), count)

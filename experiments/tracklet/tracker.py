@@ -7,9 +7,9 @@ left begin a tracklet; tracklets that have not been seen for too long end. A
 tracklet is told from its third detection on, of which none may lack.
 
 Near-online, K states of everything go on side by side. Each is extended by its
-best assignment and by those without one of its most doubtful pairs; the K best
-sums stay. A frame is told after a delay, by the best state then, and states
-that tell otherwise of that frame are dropped.
+best assignment and by those without one of its most doubtful pairs; the K
+likeliest stay. A frame is told after a delay, by the best state then, and
+states that tell otherwise of that frame are dropped.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,12 @@ class Frame(NamedTuple):
   places: np.ndarray
   sure: np.ndarray
   looks: np.ndarray
+
+
+# Takes the number of a frame, its detections and where the tracklets are
+# predicted to be, places (tracklets, 4). Gives back as many detections in the
+# same order; those whose confidence is not above 0 are left out.
+Refiner = Callable[[int, Frame, np.ndarray], Frame]
 
 
 class Model(NamedTuple):
@@ -104,7 +110,6 @@ class Tracks(NamedTuple):
     ids: from 1; 0 for those that are not told yet.
     place: of the tracklet's detection in this frame, -1 for none.
     next: identity that is free.
-    total: sum of the affinities of all that was matched.
   """
 
   motion: motion.Motion
@@ -113,7 +118,6 @@ class Tracks(NamedTuple):
   ids: np.ndarray
   place: np.ndarray
   next: int = 1
-  total: float = 0.0
 
 
 class Pairs(NamedTuple):
@@ -177,11 +181,18 @@ def assign(affinity: np.ndarray) -> np.ndarray:
   return chosen
 
 
+def _left_over(chosen, count):
+  """Those of so many that are not among the chosen."""
+  free = np.ones(count, bool)
+  free[chosen[chosen >= 0]] = False
+  return np.flatnonzero(free)
+
+
 def second_pass(
   pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
 ) -> np.ndarray:
   """Matches what is left over by the overlap with the prediction."""
-  free = np.setdiff1d(np.arange(len(frame.sure)), chosen)
+  free = _left_over(chosen, len(frame.sure))
   left = np.flatnonzero(chosen < 0)
   if rules.second > 1 or not (len(free) and len(left)):
     return chosen
@@ -227,11 +238,10 @@ def advance(
   ids[new] = free + np.arange(len(new))
   alive = (motions.gap < rules.death) & (told | (chosen >= 0))
 
-  rest = np.setdiff1d(np.arange(len(frame.sure)), theirs)
+  rest = _left_over(theirs, len(frame.sure))
   rest = rest[frame.sure[rest] >= rules.sure]
   born = begin(model, Frame(*(x[rest] for x in frame)))
   join = lambda a, b: np.concatenate([a[alive], b])
-  gained = pairs.affinity[seen, theirs]
   tracks = Tracks(
     motion.Motion(*map(join, motions, born.motion)),
     tuple(map(join, memory, born.memory)),
@@ -239,7 +249,6 @@ def advance(
     join(ids, born.ids),
     join(chosen, rest),
     free + len(new),
-    tracks.total + float(gained.sum()),
   )
   if rules.birth > 1:
     return tracks
@@ -262,7 +271,15 @@ def frames_of(found: detections.Detected) -> list[Frame]:
 def result(
   found: detections.Detected, told: list[tuple[np.ndarray, np.ndarray]]
 ) -> mot_files.Boxes:
-  """Boxes with identities, from identities and places of every frame."""
+  """Boxes with identities, from identities and places of every frame.
+
+  Args:
+    found: detections.
+    told: identities, and which detections of the frame they are, by frame.
+
+  Returns:
+    Boxes.
+  """
   rows = found.boxes.by_frame(found.info.length)
   at = [row[place] for row, (_, place) in zip(rows, told)]
   at = np.concatenate([np.zeros(0, np.int64), *at])
@@ -276,8 +293,32 @@ def told_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
   return tracks.ids[shown], tracks.place[shown]
 
 
+def refined(
+  refine: Refiner, number: int, frame: Frame, tracks: Tracks, noise: Any
+) -> tuple[Frame, np.ndarray]:
+  """What a refiner makes of a frame, and which detections are left.
+
+  Raises:
+    ValueError: if it gives back other than one row for each detection.
+  """
+  moved = motion.predict(tracks.motion, np.float32(1), noise)
+  after = refine(number, frame, moved.mean[..., 0])
+  if [np.shape(x) for x in after] != [np.shape(x) for x in frame]:
+    raise ValueError(
+      'a refiner gives back a row for each detection, in their order: '
+      f'{[np.shape(x) for x in frame]} went in, '
+      f'{[np.shape(x) for x in after]} came out.'
+    )
+  kept = np.flatnonzero(after.sure > 0)
+  return Frame(*(np.asarray(x, np.float32)[kept] for x in after)), kept
+
+
 def online(
-  model: Model, found: detections.Detected, rules: Rules = RULES
+  model: Model,
+  found: detections.Detected,
+  rules: Rules = RULES,
+  *,
+  refine: Refiner | None = None,
 ) -> mot_files.Boxes:
   """Tracks a sequence frame by frame.
 
@@ -285,18 +326,27 @@ def online(
     model: of the affinities.
     found: detections.
     rules: of births, matches and deaths.
+    refine: what moves, weighs or leaves out the detections of a frame before
+      they are matched; their boxes are told as it gives them back.
 
   Returns:
     Boxes with identities: of every frame what was known in it.
   """
   told, tracks = [], None
-  for frame in frames_of(found):
+  boxes = found.boxes.boxes.copy()
+  rows = found.boxes.by_frame(found.info.length)
+  for number, frame in enumerate(frames_of(found), 1):
     if tracks is None:
       empty = Frame(*(x[:0] for x in frame))
       tracks = begin(model, empty)
+    kept = None
+    if refine is not None:
+      frame, kept = refined(refine, number, frame, tracks, model.noise)
+      boxes[rows[number - 1][kept]] = detections.boxes_of(frame.places)
     pairs = pair(model, tracks, frame, rules)
     chosen = assign(pairs.affinity)
     chosen = second_pass(pairs, chosen, frame, rules)
     tracks = advance(model, tracks, pairs, chosen, frame, rules)
-    told.append(told_of(tracks))
-  return result(found, told)
+    ids, place = told_of(tracks)
+    told.append((ids, place if kept is None else kept[place]))
+  return result(found._replace(boxes=found.boxes._replace(boxes=boxes)), told)

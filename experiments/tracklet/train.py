@@ -23,12 +23,15 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 
 from experiments import harness
 from experiments.tracklet import (
+  appearance,
   detections,
   judging,
   learning,
@@ -38,12 +41,16 @@ from experiments.tracklet import (
   scenes,
   search,
   tracker,
+  untrained,
 )
 
 # What the published numbers are of.
 PUBLISHED = 'MOT17 test, public detections'
-LEAST = (0.0, 0.5, 1.0)  # Affinities that are tried.
-_TRAINING, _TUNING, _HELD = 1_000, 2_000, 0  # Seeds of simulations.
+# Hypotheses of the searches that purities are of, and whether scores are
+# normalised there.
+SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
+LEAST = (-1.0, -0.5, 0.0, 0.5, 1.0)  # Affinities that are tried.
+TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,9 @@ class Settings:
     detector: standard, or hard: more misses, false boxes and jitter.
     looks: numbers of an identity feature; 0 for motion alone.
     noise: of those, about its norm.
+    crops: network of crops whose looks take the place of simulated ones; needs
+      pictures, in the folder img1 of every sequence.
+    crop_steps: its updates.
     simulations: of the training sequences.
     judged: simulations of the sequence that is held out.
     hidden: units of the LSTM and of the perceptron.
@@ -66,6 +76,8 @@ class Settings:
     longest: frames of such a step, at most.
     batch: windows of an update.
     warm: updates of teacher forcing that both begin with.
+    growing: whether K doubles from 1 on in equal shares of these updates.
+    normalised: whether the search compares log-probabilities, not scores.
     search: updates of search then.
     forced: updates of teacher forcing in its place; one of search takes as
       long as some six.
@@ -86,6 +98,8 @@ class Settings:
   detector: Literal['standard', 'hard'] = 'standard'
   looks: Annotated[int, harness.Allowed(0)] = 0
   noise: float = 1.0
+  crops: Literal['none', 'small', 'resnet50'] = 'none'
+  crop_steps: int = 2_000
   simulations: int = 4
   judged: int = 10
   hidden: int = 64
@@ -95,6 +109,8 @@ class Settings:
   jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
   longest: int = 90
   batch: int = 32
+  growing: bool = False
+  normalised: bool = False
   warm: int = 2_000
   search: int = 400
   forced: int = 1_500
@@ -156,12 +172,66 @@ def read(options: harness.Options) -> tuple[list[scenes.Scene], scenes.Scene]:
   return [named(n) for n in settings.sequences], named(settings.held_out)
 
 
+def encoder_of(
+  options: harness.Options, simulated: list[detections.Detected]
+) -> tuple[appearance.Encoder, Callable[[detections.Detected], Any]] | None:
+  """A network of crops, and what gives detections its looks; None without.
+
+  Args:
+    options: of the run.
+    simulated: training detections with identities.
+
+  Returns:
+    The encoder, and detections to detections with looks.
+
+  Raises:
+    SettingsError: if there are no pictures, or looks of two kinds are asked
+      for.
+  """
+  settings = options.settings
+  if settings.crops == 'none':
+    return None
+  if options.data_dir is None or settings.looks:
+    raise harness.SettingsError(
+      f'--crops={settings.crops} needs pictures, by --data_dir, and --looks=0.'
+    )
+  names = [*settings.sequences, settings.held_out]
+  folders = [scenes.images(options.data_dir, name) for name in names]
+  every = len(settings.sequences)
+  rng = np.random.default_rng(0)
+  crops, ids = appearance.gather(
+    # Those of one simulation; the others' are the same people.
+    list(zip(simulated[:every], folders)),
+    most=50,
+    rng=rng,
+  )
+  keys = jax.random.split(jax.random.key(0))
+  encoder, _ = appearance.train(
+    appearance.init(keys[0], kind=settings.crops),
+    crops,
+    ids,
+    steps=settings.crop_steps,
+    key=keys[1],
+  )
+
+  known = {
+    scenes.read(options.data_dir, name).info.name: folder
+    for name, folder in zip(names, folders)
+  }
+  looked = lambda found: appearance.with_looks(
+    encoder, found, known[found.info.name]
+  )
+  return encoder, looked
+
+
 def networks(
   options: harness.Options, task: learning.Task
 ) -> dict[str, harness.Trained]:
   """Trains the first weights, and both kinds from there."""
   settings = options.settings
-  beam = search.Beam(settings.hypotheses, settings.candidates)
+  beam = search.Beam(
+    settings.hypotheses, settings.candidates, normalised=settings.normalised
+  )
   losses = learning.Losses(
     beam, settings.own, settings.pairs, settings.alpha, settings.beta
   )
@@ -179,15 +249,29 @@ def networks(
     steps=settings.warm,
     **common,
   )
-  more = {'rate': settings.rate / 2, 'start': warm.params, **common}
-  return {
-    'teacher_forcing': learning.train(
-      task, teacher, name='teacher_forcing', steps=settings.forced, **more
-    ),
-    'search': learning.train(
-      task, losses, name='search', steps=settings.search, **more
-    ),
-  }
+  more = {'rate': settings.rate / 2, **common}
+  forced = learning.train(
+    task,
+    teacher,
+    name='teacher_forcing',
+    steps=settings.forced,
+    start=warm.params,
+    **more,
+  )
+  searched = warm
+  *before, last = learning.stages(
+    settings.hypotheses, settings.search, settings.growing
+  )
+  for k, steps in (*before, last):
+    searched = learning.train(
+      task,
+      losses._replace(beam=beam._replace(hypotheses=k)),
+      name='search' if (k, steps) == last else f'search-{k}',
+      steps=steps,
+      start=searched.params,
+      **more,
+    )
+  return {'teacher_forcing': forced, 'search': searched}
 
 
 def seed_of(params: Any, i: int) -> dict[str, np.ndarray]:
@@ -205,11 +289,27 @@ def judged(
   noise: Any,
   tuning: list[judging.Trial],
   held: list[judging.Trial],
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
-  """Scores by method and measure, (seeds, simulations), and what was chosen."""
-  scores, chosen = {}, {}
+) -> tuple[
+  dict[str, dict[str, np.ndarray]],
+  dict[str, dict[str, Any]],
+  dict[str, tuple[str, ...]],
+]:
+  """Scores by method and measure, what was chosen, and what at an edge.
+
+  Args:
+    trained: networks by name.
+    noise: of the filter.
+    tuning: on which numbers are chosen.
+    held: what is judged on.
+
+  Returns:
+    Scores (seeds, simulations) by method and measure; numbers by method; the
+    names of those at an edge of what was tried, likewise.
+  """
+  scores, chosen, edges = {}, {}, {}
   for name, (make, grid) in judging.classical(noise).items():
     chosen[name] = judging.tune(make, grid, tuning)
+    edges[name] = judging.edges(grid, chosen[name])
     found = judging.judge(make(**chosen[name]), held)
     scores[name] = {k: v[None] for k, v in found.items()}
   for name, run in trained.items():
@@ -219,6 +319,7 @@ def judged(
     ]
     make = functools.partial(_tracker, tracker.online, every[0])
     chosen[name] = judging.tune(make, {'least': LEAST}, tuning)
+    edges[name] = judging.edges({'least': LEAST}, chosen[name])
     for title, track in (
       (name, tracker.online),
       (f'{name}_near_online', near_online.track),
@@ -232,13 +333,41 @@ def judged(
       }
   perfect = judging.judge(judging.true_identities, held)
   scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
-  return scores, chosen
+  return scores, chosen, edges
+
+
+def elsewhere(
+  data_dir: str | None,
+  trained: dict[str, harness.Trained],
+  noise: Any,
+  chosen: dict[str, dict[str, Any]],
+) -> dict[str, float]:
+  """Metrics of all trackers on sequences that nothing was trained on."""
+  held = untrained.read(data_dir)
+  if held is None:
+    return {}
+  scores = {
+    name: untrained.judge([make(**chosen[name])], held)
+    for name, (make, _) in judging.classical(noise).items()
+  }
+  for name, run in trained.items():
+    several = [
+      _tracker(
+        tracker.online,
+        tracker.learned(seed_of(run.params, i), noise),
+        **chosen[name],
+      )
+      for i in range(len(run.params['last']))
+    ]
+    scores[name] = untrained.judge(several, held)
+  return untrained.report(scores)
 
 
 def report(
   scores: dict[str, dict[str, np.ndarray]],
   chosen: dict[str, dict[str, Any]],
   purity: dict[str, np.ndarray],
+  edges: dict[str, tuple[str, ...]],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by name, and the rows of the table."""
   metrics, rows = {}, []
@@ -248,11 +377,12 @@ def report(
       row[measure] = judging.crossed(values)
       metrics |= row[measure].metrics(f'{measure}/{method}')
     row['chosen'] = ', '.join(
-      f'{k} {v:g}' for k, v in chosen.get(method, {}).items()
+      f'{k} {v:g}' + ' (edge)' * (k in edges.get(method, ()))
+      for k, v in chosen.get(method, {}).items()
     )
-    for k in (1, 4):
-      values = purity.get(f'{method}_k{k}')
-      row[f'purity K{k}'] = (
+    for k in SEARCHES:
+      values = purity.get(f'{method}_{k}')
+      row[f'purity {k.replace("_", " ").upper()}'] = (
         '' if values is None else harness.mean_interval(values)
       )
     rows.append(row)
@@ -269,9 +399,11 @@ def report(
       metrics |= lead(f'{name}_near_online', name, measure).metrics(
         f'{measure}/near_online_lead/{name}'
       )
-  for k in (1, 4):
-    off = purity[f'search_k{k}'] - purity[f'teacher_forcing_k{k}']
-    metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_k{k}')
+  for k in SEARCHES:
+    off = purity[f'search_{k}'] - purity[f'teacher_forcing_{k}']
+    metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_{k}')
+  for method, found in edges.items():
+    metrics[f'edges/{method}'] = float(len(found))
   # The reference is the best by what is reported, which favours it.
   best = max(('overlap', 'likelihood'), key=lambda m: metrics[f'idf1/{m}'])
   learnt = max(
@@ -291,7 +423,7 @@ def main(options: harness.Options) -> dict[str, float]:
     [*train_on, held_out], made_up=options.data_dir is None
   )
   print(f'Data: {source.words}.', flush=True)
-  seeds = range(_TRAINING, _TRAINING + settings.simulations)
+  seeds = range(TRAINING, TRAINING + settings.simulations)
   simulated = [
     # As with any other detector, who is who is told by overlap.
     trial.found._replace(
@@ -301,6 +433,20 @@ def main(options: harness.Options) -> dict[str, float]:
     )
     for trial in judging.trials(train_on, detector, seeds)
   ]
+  tuning = judging.trials(train_on, detector, [TUNING])
+  held = judging.trials(
+    [held_out], detector, range(HELD, HELD + settings.judged)
+  )
+  folder = pathlib.Path(options.workdir)
+  crops = encoder_of(options, simulated)
+  if crops:
+    encoder, looked = crops
+    simulated = [looked(found) for found in simulated]
+    tuning, held = (
+      [trial._replace(found=looked(trial.found)) for trial in given]
+      for given in (tuning, held)
+    )
+    appearance.save(folder / models.APPEARANCE, encoder)
   noise = learning.fit_noise(simulated, rng=np.random.default_rng(0))
   task = learning.Task(
     detections.padded(simulated),
@@ -314,24 +460,26 @@ def main(options: harness.Options) -> dict[str, float]:
     settings.batch,
   )
   trained = networks(options, task)
-  tuning = judging.trials(train_on, detector, [_TUNING])
-  held = judging.trials(
-    [held_out], detector, range(_HELD, _HELD + settings.judged)
-  )
   apart = detections.padded([trial.found for trial in held])
   purity = {
-    f'{name}_k{k}': learning.purities(
-      run.params, task, apart, hypotheses=k, count=settings.windows
+    f'{name}_{kind}': learning.purities(
+      run.params,
+      task,
+      apart,
+      hypotheses=k,
+      normalised=normalised,
+      count=settings.windows,
     )
     for name, run in trained.items()
-    for k in (1, 4)
+    for kind, (k, normalised) in SEARCHES.items()
   }
-  scores, chosen = judged(trained, noise, tuning, held)
-  metrics, rows = report(scores, chosen, purity)
-  if settings.looks:
+  scores, chosen, edges = judged(trained, noise, tuning, held)
+  metrics, rows = report(scores, chosen, purity, edges)
+  if not task.data.looks.shape[-1]:
+    metrics |= elsewhere(options.data_dir, trained, noise, chosen)
+  else:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
-  folder = pathlib.Path(options.workdir)
   for name, run in trained.items():
     rules = tracker.Rules(least=chosen[name]['least'])
     models.save(folder / f'{name}.npz', seed_of(run.params, 0), noise, rules)
@@ -363,6 +511,7 @@ def main(options: harness.Options) -> dict[str, float]:
       for name, run in trained.items()
     },
     chosen=chosen,
+    edges={name: list(found) for name, found in edges.items()},
     fitted_noise=noise._asdict(),
   )
   return metrics

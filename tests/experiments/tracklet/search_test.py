@@ -156,6 +156,27 @@ def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
   np.testing.assert_allclose(found.purity, purity(window, best[0]), atol=1e-6)
 
 
+def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
+  beam = BEAM._replace(hypotheses=30, normalised=True)
+
+  @jax.jit
+  def found(weights, window):
+    plain = search.search(weights, window, NOISE, beam._replace(normalised=0))
+    return plain, search.search(weights, window, NOISE, beam)
+
+  # Where nothing is out of reach, and nothing else is there.
+  apart = window._replace(there=window.there & (np.arange(MOST) < 2))
+  plain, logs = found(weights, apart)
+  alive = np.asarray(logs.scores) > search.NONE / 2
+  total = np.exp(STEPS * np.asarray(logs.scores, np.float64)[alive]).sum()
+  assert total == pytest.approx(1.0, rel=1e-4)
+  # A cross entropy is the same of both.
+  for name in ('truth_loss', 'own_loss'):
+    assert float(getattr(logs, name)) == pytest.approx(
+      float(getattr(plain, name)), rel=1e-5
+    )
+
+
 def test_teacher_forcing_is_the_cross_entropy_of_the_truth(weights, window):
   truth = (0, None, 2)
   seen = follow(weights, window, truth, forced=True)[1]

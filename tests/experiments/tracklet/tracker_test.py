@@ -62,6 +62,34 @@ def test_who_is_away_too_long_is_somebody_new(death, count):
   assert len(set(tracker.online(MODEL, away, rules).ids)) == count
 
 
+def test_a_refiner_moves_and_leaves_out_detections():
+  given = walks((1, 1, 20, 10, 2), (2, 1, 20, 300, 0))
+  asked = []
+
+  def refine(number, frame, predicted):
+    asked.append((number, len(predicted)))
+    far = frame.places[:, 0] > 200
+    places = frame.places + np.array([0, 7, 0, 0], np.float32)
+    return frame._replace(places=places, sure=np.where(far, 0, frame.sure))
+
+  shown = tracker.online(MODEL, given, refine=refine)
+  plain = tracker.online(MODEL, given)
+  assert [number for number, _ in asked] == list(range(1, 41))
+  assert [count for _, count in asked[:4]] == [0, 1, 1, 1]
+  assert set(shown.ids) == {1} and (shown.boxes[:, 0] < 200).all()
+  mine = plain.boxes[plain.boxes[:, 0] < 200]
+  np.testing.assert_allclose(
+    shown.boxes, mine + np.array([0, 7, 0, 0]), atol=1e-3
+  )
+  # Those that were given are as they were.
+  assert (given.boxes.boxes[:, 1] == 50).all()
+  fewer = lambda number, frame, predicted: tracker.Frame(
+    *(x[:1] for x in frame)
+  )
+  with pytest.raises(ValueError, match='a row for each detection'):
+    tracker.online(MODEL, given, refine=fewer)
+
+
 def test_no_detections_and_empty_frames():
   nothing = walks(length=5)
   for run in (tracker.online, near_online.track):
@@ -114,6 +142,42 @@ def test_assignments_are_the_best_of_all():
       assert value == pytest.approx(sums[tuple(chosen.tolist())])
       assert value == pytest.approx(max(allowed))
     assert len(tried) == 1 + min(2, sum(j >= 0 for j in best))
+
+
+def test_states_are_compared_by_probabilities():
+  """Of one tracklet, all that may happen sums to 1, however large it is."""
+  for shift in (0.0, 900.0):
+    affinity = np.array([[1.0, -2.0, tracker.NEVER, 0.5]]) + shift
+    affinity[0, 2] = tracker.NEVER
+    common = near_online.constant(affinity)
+    logs = np.append(affinity[0], 0.0) - common
+    assert np.exp(logs).sum() == pytest.approx(1.0)
+  two = np.array([[1.0, 3.0], [tracker.NEVER, -1.0]])
+  apart = [near_online.constant(row[None]) for row in two]
+  assert near_online.constant(two) == pytest.approx(sum(apart))
+  for empty in (np.zeros((0, 3)), np.zeros((2, 0))):
+    assert near_online.constant(empty) == 0.0
+
+
+def test_a_history_that_inflates_scores_is_not_preferred():
+  """After a jump all affinities are 5 higher, of what is right or not."""
+  rules = tracker.Rules(birth=1, second=2.0, gate=1e9)
+  given = walks((1, 1, 6, 100, 0), (2, 2, 6, 130, 0), length=6)
+
+  def affinity(moved, memory, places, sure, looks):
+    del sure, looks
+    right, was = places[:, 0] > 120, moved.place[:, 0] > 120
+    found = np.where(was == right, 3.0, 2.8) + 5.0 * memory[0]
+    return found, np.maximum(memory[0], was != right)
+
+  model = MODEL._replace(
+    affinity=affinity,
+    begin=lambda begun, sure, looks: (np.zeros(len(sure)),),
+    remember=lambda memory, given: (given,),
+  )
+  shown = near_online.track(model, given, rules)
+  assert set(shown.ids[shown.boxes[:, 0] < 120]) == {1}
+  assert set(shown.ids[shown.boxes[:, 0] > 120]) == {2}
 
 
 def test_near_online_with_one_state_is_online():

@@ -7,7 +7,14 @@ import pytest
 import scipy.stats
 
 from experiments import harness
-from experiments.tracklet import claims, detections, judging, scenes, train
+from experiments.tracklet import (
+  claims,
+  detections,
+  judging,
+  learning,
+  scenes,
+  train,
+)
 
 
 def test_an_interval_over_training_seeds_and_simulations():
@@ -28,6 +35,41 @@ def test_an_interval_over_training_seeds_and_simulations():
   )
 
 
+def test_k_grows_to_its_end_and_all_updates_are_spent():
+  assert learning.stages(4, 400, growing=False) == [(4, 400)]
+  assert learning.stages(4, 400, growing=True) == [(1, 133), (2, 133), (4, 134)]
+  assert learning.stages(6, 10, growing=True) == [
+    (1, 2),
+    (2, 2),
+    (3, 2),
+    (6, 4),
+  ]
+  assert learning.stages(1, 5, growing=True) == [(1, 5)]
+  # No stage without an update.
+  assert learning.stages(8, 2, growing=True) == [(4, 1), (8, 1)]
+
+
+def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
+  given = []
+
+  def fake(task, losses, *, name, steps, start=None, **more):
+    given.append((name, losses.beam.hypotheses, steps, start))
+    return harness.Trained(*[name] * len(harness.Trained._fields))
+
+  monkeypatch.setattr(learning, 'train', fake)
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'], growing=True, hypotheses=4, search=30
+  )
+  found = train.networks(options(settings), None)
+  assert given[1][:2] == ('teacher_forcing', 0) and given[1][3] == 'warm'
+  assert given[2:] == [
+    ('search-1', 1, 10, 'warm'),
+    ('search-2', 2, 10, 'search-1'),
+    ('search', 4, 10, 'search-2'),
+  ]
+  assert found['search'].params == 'search'
+
+
 def test_claims_find_their_metrics():
   names = ('overlap', 'likelihood', 'true_identities')
   both = ('search', 'teacher_forcing')
@@ -38,11 +80,30 @@ def test_claims_find_their_metrics():
     method: {m: np.full(shape, 50.0 + i) for m in judging.MEASURES}
     for i, (method, shape) in enumerate(shapes.items())
   }
-  purity = {f'{n}_k{k}': np.array([0.5, 0.7]) for n in both for k in (1, 4)}
-  metrics, rows = train.report(scores, {'search': {'least': 0.5}}, purity)
-  for claim in claims.CLAIMS:
+  purity = {
+    f'{n}_{k}': np.array([0.5, 0.7]) for n in both for k in train.SEARCHES
+  }
+  chosen = {'search': {'least': 0.5}, 'overlap': {'least': 0.3, 'death': 30}}
+  edges = {
+    'search': judging.edges({'least': train.LEAST}, chosen['search']),
+    'overlap': judging.edges(
+      {'least': (0.2, 0.3), 'death': (30,)}, chosen['overlap']
+    ),
+  }
+  metrics, rows = train.report(scores, chosen, purity, edges)
+  metrics |= {'untrained/idf1/all/better': 70.0}
+  said = {row['method']: row['chosen'] for row in rows}
+  assert said['search'] == 'least 0.5'
+  assert said['overlap'] == 'least 0.3 (edge), death 30'
+  assert metrics['edges/overlap'] == 1 and metrics['edges/search'] == 0
+  for claim in (c for c in claims.CLAIMS if c.binary == 'train'):
     judged = harness.judge(claim, {'metrics': metrics})
-    assert judged.verdict in ('shown', 'not shown', 'mean only')
+    assert judged.verdict in (
+      'shown',
+      'not shown',
+      'mean only',
+      'shown, no interval',
+    )
   assert metrics['idf1/search_lead'] == -2
   assert metrics['idf1/lead_over_classical'] == 4
   assert len(rows) == 7 and len({frozenset(row) for row in rows}) == 1
@@ -69,6 +130,16 @@ def test_settings_say_what_was_meant(tmp_path, options):
     train.read(held._replace(data_dir=str(tmp_path)))
   hard = dataclasses.replace(train.PRESETS['quick'], detector='hard', looks=16)
   assert train.detector_of(hard) == detections.HARD._replace(looks=16)
+
+
+def test_crops_need_pictures(options, tmp_path):
+  settings = dataclasses.replace(train.PRESETS['smoke'], crops='small')
+  with pytest.raises(harness.SettingsError, match='needs pictures'):
+    train.encoder_of(options(settings), [])
+  assert train.encoder_of(options(train.PRESETS['smoke']), []) is None
+  (tmp_path / 'MOT17-02').mkdir()
+  with pytest.raises(harness.MissingDataError, match='--crops=none'):
+    train.encoder_of(options(settings, data_dir=str(tmp_path)), [])
 
 
 @pytest.mark.slow

@@ -1,0 +1,62 @@
+"""What is compared is the same work, on the same windows and detections."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import tracklet
+
+SMALL = tracklet.Settings(
+  hidden=8, hypotheses=(1,), window=3, batch=2, people=4, length=40, rounds=1
+)
+
+
+@pytest.mark.slow
+def test_a_search_carries_more_than_the_truth():
+  base, one = (tracklet.step(SMALL, k) for k in (0, 1))
+  for a, b in zip(jax.tree.leaves(base.carry), jax.tree.leaves(one.carry)):
+    np.testing.assert_array_equal(a, b)
+  assert 1.3 * base.flops <= one.flops <= 6 * base.flops
+  before = jax.device_get(base.carry[0])
+  base.run(2)
+  moved = [
+    np.any(a != b) for a, b in zip(before.values(), base.carry[0].values())
+  ]
+  assert all(moved)
+
+
+def test_peers_that_are_not_there_are_not_measured(
+  options, results, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv(tracklet.peers.PYTHON_VARIABLE, str(tmp_path / 'none'))
+  made = {}
+  monkeypatch.setattr(
+    tracklet, 'step', lambda s, k: made.setdefault('one', _Fake(k))
+  )
+  tracklet.main(options(SMALL))
+  assert 'are not timed' in capsys.readouterr().out
+  kept = results()
+  assert 'speed_ratio/bytetrack' not in kept['metrics']
+  assert kept['metrics']['memory_ratio/search_k1'] == 1
+  assert 'not measured' in (tmp_path / 'table.md').read_text()
+
+
+def test_speed_is_frames_over_seconds(monkeypatch):
+  clock = iter((10.0, 12.0))
+  monkeypatch.setattr(tracklet.time, 'perf_counter', lambda: next(clock))
+  few = dataclasses.replace(SMALL, length=10)
+  assert tracklet.frames_a_second(tracklet.found(few), 4) == pytest.approx(5.0)
+
+
+class _Fake:
+  """A program that does nothing."""
+
+  memory = 1
+
+  def __init__(self, k):
+    self.k = k
+
+  def run(self, steps):
+    sum(range(20_000 * steps))

@@ -1,0 +1,42 @@
+"""Conditions and what is reported of them."""
+
+import dataclasses
+
+import pytest
+
+from experiments.tracklet import curve, detections, train
+
+
+def test_conditions_are_runs_of_train():
+  found = curve.conditions(curve.PRESETS['quick'])
+  assert len(found) == 10 and next(iter(found)) == 'hard-motion'
+  one = found['hard-1.5']
+  assert train.detector_of(one) == detections.HARD._replace(looks=16, noise=1.5)
+  assert (one.warm, one.judged, one.seeds) == (1000, 4, 2)
+  assert found['hard-motion'].looks == 0
+  assert one.sequences == train.PRESETS['quick'].sequences
+
+
+def test_what_is_reported_keeps_its_interval(
+  options, results, tmp_path, monkeypatch
+):
+  given = {'hard-motion': 60.0, 'standard-2': 68.0}
+  asked = []
+
+  def fake(options):
+    asked.append((options.binary, options.settings.noise))
+    name = options.workdir.rsplit('/', 1)[-1]
+    found = {'idf1/search': given[name], 'idf1/search/half_width': 1.5}
+    return found | ({} if 'motion' in name else {'auc': 0.73})
+
+  monkeypatch.setattr(curve.train, 'main', fake)
+  settings = dataclasses.replace(curve.Settings(), noises=(2.0,), hard=())
+  metrics = curve.main(options(settings))
+  assert asked == [('train', 1.0), ('train', 2.0)]
+  assert metrics['idf1/search/standard-2'] == 68.0
+  assert metrics['idf1/search/standard-2/half_width'] == 1.5
+  assert metrics['auc/standard-2'] == pytest.approx(0.73)
+  assert 'auc/hard-motion' not in metrics
+  assert results()['metrics'] == metrics
+  rows = (tmp_path / 'table.md').read_text().splitlines()
+  assert '68 ± 1.5' in rows[-1] and '0.73' in rows[-1]

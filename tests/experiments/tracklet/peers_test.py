@@ -1,0 +1,77 @@
+"""Trackers of other packages: their files, their grids, and one run of them."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.tracklet import (
+  detections,
+  evaluation,
+  mot_files,
+  peer_trackers,
+  peers,
+  scenes,
+)
+
+
+def test_files_go_over_and_come_back(tmp_path):
+  given = mot_files.make([3, 1, 1], [[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 2, 2]])
+  mot_files.write_boxes(tmp_path / 'det.txt', given)
+  frames = peer_trackers.read(tmp_path / 'det.txt', 4)
+  assert [len(boxes) for boxes in frames] == [2, 0, 1, 0]
+  np.testing.assert_allclose(frames[0][0], [5, 6, 12, 14, 1])
+  rows = [(3, 7, *frames[2][0, :4]), (1, 2, *frames[0][1, :4])]
+  peer_trackers.write(tmp_path / 'out.txt', rows)
+  back = mot_files.read_boxes(tmp_path / 'out.txt', identities=True)
+  assert back.frames.tolist() == [1, 3] and back.ids.tolist() == [2, 7]
+  np.testing.assert_allclose(back.boxes, [[0, 0, 2, 2], [1, 2, 3, 4]])
+
+
+def test_the_script_knows_nothing_of_jax():
+  code = (
+    'import runpy, sys\n'
+    f'runpy.run_path({str(peers._SCRIPT)!r}, run_name="script")\n'
+    'assert not {"jax", "experiments", "bilevel_jax"} & set(sys.modules)\n'
+  )
+  subprocess.run([sys.executable, '-I', '-c', code], check=True)
+
+
+def test_a_grid_has_the_defaults_and_all_points():
+  found = peers.points({'a': (1, 2), 'b': (3, 4)})
+  assert found[0] == {} and len(found) == 5
+  assert {'a': 2, 'b': 3} in found
+  assert set(peers.GRIDS) == {*peer_trackers.CLASSES, 'norfair'}
+
+
+def test_what_is_missing_or_unknown_is_said(options, tmp_path, monkeypatch):
+  monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / 'none'))
+  with pytest.raises(harness.SettingsError, match='make an environment by'):
+    peers.python()
+  settings = dataclasses.replace(peers.PRESETS['smoke'], trackers=('sorted',))
+  with pytest.raises(harness.SettingsError, match=r"'sorted'; there are sort,"):
+    peers.main(options(settings, preset='smoke'))
+
+
+def test_every_peer_follows_people_who_walk(tmp_path):
+  pytest.importorskip('trackeval')
+  if not os.environ.get(peers.PYTHON_VARIABLE):
+    pytest.skip('BILEVEL_JAX_PEERS names no Python with the peers.')
+  scene = scenes.make_up(1, length=80, people=6)
+  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
+  jobs = [{'tracker': name, 'options': {}} for name in peers.GRIDS]
+  results, times = peers.run_jobs(jobs, [found], tmp_path / 'jobs')
+  for job, (result,), spent in zip(jobs, results, times):
+    data = evaluation.prepared(scene.truth, result, 80)
+    assert evaluation.idf1(data) > 60, job
+    assert spent['frames'] == 80 and spent['seconds'] > 0
+  with pytest.raises(harness.SettingsError, match=r'a peer failed: .*nothing_'):
+    peers.run_jobs(
+      [{'tracker': 'sort', 'options': {'nothing_': 1}}],
+      [found],
+      tmp_path / 'jobs',
+    )

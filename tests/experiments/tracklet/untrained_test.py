@@ -1,0 +1,60 @@
+"""Sequences that nothing was trained on: which are read, dropped and pooled."""
+
+import numpy as np
+import pytest
+
+from experiments.tracklet import judging, mot_files, untrained
+
+
+def written(tmp_path, name, shift):
+  """A sequence of two who stand still, in folders as they are shared."""
+  rows = [(f, i, 100.0 * i + shift, 50) for f in range(1, 31) for i in (1, 2)]
+  table = np.array(rows)
+  boxes = np.c_[table[:, 2:], np.full((len(table), 2), 40.0)]
+  truth = mot_files.make(table[:, 0], boxes, ids=table[:, 1])
+  for folder, found, path in (
+    ('MOT15_sort_det', mot_files.make(table[:, 0], boxes), 'det/det.txt'),
+    ('motmetrics_pkg', truth, 'gt.txt'),
+  ):
+    path = tmp_path / 'mot' / folder / name / path
+    path.parent.mkdir(parents=True)
+    mot_files.write_boxes(path, found)
+
+
+def test_both_sequences_are_read_and_a_twentieth_is_left_out(tmp_path):
+  assert untrained.read(None) is None
+  written(tmp_path, 'TUD-Campus', 0)
+  assert untrained.read(tmp_path) is None
+  written(tmp_path, 'TUD-Stadtmitte', 5)
+  held = untrained.read(tmp_path)
+  assert [t.scene.info.name for t in held.every] == list(untrained.NAMES)
+  assert len(held.dropped) == 10
+  counts = [len(t.found.ids) for draw in held.dropped for t in draw]
+  assert 0.9 * 60 < np.mean(counts) < 0.99 * 60 and len(set(counts)) > 1
+  again = untrained.read(tmp_path)
+  for one, two in zip(held.dropped[3], again.dropped[3]):
+    np.testing.assert_array_equal(one.found.boxes.boxes, two.found.boxes.boxes)
+
+
+def test_sequences_are_pooled_and_the_better_is_named(tmp_path):
+  pytest.importorskip('trackeval')
+  for i, name in enumerate(untrained.NAMES):
+    written(tmp_path, name, i)
+  held = untrained.read(tmp_path)
+  named = lambda found: found.boxes._replace(
+    ids=(found.boxes.boxes[:, 0] > 150).astype(int)
+  )
+  halved = lambda found: named(found).where(found.boxes.frames <= 15)
+  found = untrained.judge([named, halved], held)
+  assert found['idf1/all'][0, 0] == 100
+  # Half of the boxes, all of them right: 2 / (1 + 1 / .5).
+  assert found['idf1/all'][1, 0] == pytest.approx(100 * 2 / 3)
+  assert found['idf1/drops'].shape == (2, 10)
+  assert (found['idf1/drops'][0] < 100).all()
+  every = {'search': found, 'teacher_forcing': untrained.judge([named], held)}
+  metrics = untrained.report(every)
+  assert metrics['untrained/idf1/all/better'] == 100
+  assert metrics['untrained/idf1/all/search'] == pytest.approx(250 / 3)
+  assert metrics['untrained/idf1/drops/search/half_width'] == pytest.approx(
+    judging.crossed(found['idf1/drops']).half_width
+  )
