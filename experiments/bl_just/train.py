@@ -540,12 +540,16 @@ def plot(
     plan = methods.plan(name, settings.steps, shares_of(settings))
     each = np.array([len(step) for step in feed.STEPS])[plan]
     title = methods.TITLES[name]
-    by_updates[title] = steps, values[looked]
-    by_gradients[title] = np.cumsum(each)[steps - 1], values[looked]
+    # No error at all has no logarithm.
+    shown = np.maximum(values[looked], 1e-3)
+    by_updates[title] = steps, shown
+    by_gradients[title] = np.cumsum(each)[steps - 1], shown
   harness.plot_panels(
     folder / 'errors.png',
     [
-      harness.Panel(curves, xlabel=label, ylabel='word error, validation')
+      harness.Panel(
+        curves, xlabel=label, ylabel='word error, validation', logy=True
+      )
       for curves, label in (
         (by_updates, 'updates'),
         (by_gradients, 'gradients of either loss'),
