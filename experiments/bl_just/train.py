@@ -390,7 +390,15 @@ def main(options: harness.Options) -> dict[str, float]:
   harness.write_results(
     options,
     metrics=metrics,
-    seconds=time.monotonic() - start,
+    # Runs that were finished before count too.
+    seconds=max(
+      time.monotonic() - start,
+      sum(
+        one.trained.seconds + one.trained.compile_seconds
+        for one in outcomes.values()
+        if not one.failure
+      ),
+    ),
     data=[problem.corpus.source],
     published=problem_lib.PUBLISHED,
     skipped={why: len(n) for why, n in problem.corpus.skipped.items()},
