@@ -27,8 +27,6 @@ SETTINGS = dataclasses.replace(
   time_stripes=0,
   band_stripes=0,
   width=8,
-  depth=0,
-  strides=(2, 2),
 )
 
 
