@@ -12,7 +12,7 @@ _SHARED = {
 
 CLAIMS = (
   harness.Claim(
-    'Tones in noise are learnt from: the program runs from audio to text.',
+    'The program runs from audio to text, on tones in noise.',
     binary='train',
     extra='asr',
     metric='training_error/supervised',

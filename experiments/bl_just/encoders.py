@@ -65,7 +65,10 @@ class TimeConvolution(nnx.Module):
     # The padding does not depend on how far a batch is padded.
     left = size - 1 if causal else size // 2
     self.size, self.stride, self.left = size, stride, left
-    self.inner = nnx.Linear(size * inputs, outputs, rngs=rngs)
+    # Of silence, features are zeros: with a bias of zeros every normalisation
+    # would multiply its slope by a thousand.
+    start = nnx.initializers.normal(0.1)
+    self.inner = nnx.Linear(size * inputs, outputs, bias_init=start, rngs=rngs)
 
   def __call__(self, x: chex.Array, lengths: chex.Array) -> Any:
     """Output and its lengths."""
@@ -133,7 +136,8 @@ class OneWay(nnx.Module):
   def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
     """Initial weights; the forget gate begins open."""
     self.inner = nnx.Linear(inputs, 4 * outputs, rngs=rngs)
-    self.inner.bias[...] = jnp.repeat(jnp.array([0.0, 1, 0, 0]), outputs)
+    open_ = jnp.array([0, 1, 0, 0], self.inner.bias[...].dtype)
+    self.inner.bias[...] = jnp.repeat(open_, outputs)
     start = nnx.initializers.orthogonal()
     self.recurrent = nnx.Param(start(rngs.params(), (outputs, 4 * outputs)))
 

@@ -63,6 +63,20 @@ def test_dropout_is_drawn_and_keeps_the_mean():
   np.testing.assert_allclose(np.unique(factors), [0, 4 / 3], rtol=1e-6)
 
 
+def test_silence_has_a_slope_of_the_size_of_others():
+  network = encoders.make('conv', **SIZES | {'depth': 4})
+  weights = network.init(jax.random.key(0))
+  slope = jax.jit(
+    jax.grad(
+      lambda weights, x: network.apply(weights, x, np.array([8]))[0][0, 0, 0]
+    )
+  )
+  silence = np.zeros((1, 8, 3), np.float32)
+  noise = np.random.default_rng(0).normal(size=(1, 8, 3)).astype(np.float32)
+  found, other = (np.linalg.norm(slope(weights, x)) for x in (silence, noise))
+  assert found < 1e3 * other
+
+
 def test_wrong_sizes_are_named():
   with pytest.raises(harness.SettingsError, match=r'unknown encoder .lstm'):
     encoders.make('lstm', **SIZES)

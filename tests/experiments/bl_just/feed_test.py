@@ -107,6 +107,16 @@ def test_broken_audio_is_named_and_another_taken(capsys):
   assert capsys.readouterr().err.count('u3 is left out') == 1
 
 
+def test_what_stands_for_broken_audio_has_its_own_transcript():
+  made = _feed([2] * 8, lengths=[4] * 8, edges=(4,), broken=(2,))
+  for step in range(8):
+    part = made.batch(step)['ctc']
+    rows = _names(part)
+    assert 2 not in rows
+    np.testing.assert_array_equal(part['label_length'], rows % 4)
+  assert made.broken == {'u2': 'broken'}
+
+
 def test_a_bucket_without_transcripts_is_refused():
   with pytest.raises(harness.SettingsError, match='fewer buckets'):
     _feed([1], lengths=[4, 4, 4, 9], edges=(4, 9))

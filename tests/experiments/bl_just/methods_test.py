@@ -144,6 +144,35 @@ def test_updates_of_one_loss_leave_the_other_head():
   np.testing.assert_allclose(np.abs(updates.encoder), 0.01, rtol=0.02)
 
 
+def test_each_method_has_its_penalty_and_its_step_sizes():
+  """First steps of Adam's are as long as the step size, by the sign."""
+  steps = methods.Steps(0.1, 0.05, 0.01, 0.5, decay=0.0, clip=1e9)
+  ctc = lambda z, batch: jnp.sum(z.encoder + z.recogniser) * batch
+  ssl = lambda z, batch: -3 * jnp.sum(z.encoder + z.predictor) * batch
+  params = _params()
+
+  def moved(method, losses):
+    plan = methods.plan(method, 10, SHARES)
+    solver = methods.solver(method, plan, steps, ctc, ssl)
+    updates, _ = solver.update(
+      dict.fromkeys(losses, jnp.ones([])), solver.init(params), params
+    )
+    return float(updates.encoder[0])
+
+  both = 'ctc', 'ssl'
+  # Slopes of 1 and -3: half of the second turns the sum round.
+  assert moved('joint', both) == pytest.approx(0.1, rel=1e-3)
+  assert moved('bl_just', both) == pytest.approx(-0.1, rel=1e-3)
+  for method, losses, size in (
+    ('supervised', ['ctc'], 0.1),
+    ('pretrain', ['ctc'], 0.1),
+    ('pretrain', ['ssl'], 0.05),
+    ('bl_just', ['ssl'], 0.05),
+    ('joint', ['ctc'], 0.01),
+  ):
+    assert abs(moved(method, losses)) == pytest.approx(size, rel=1e-3)
+
+
 def test_an_unknown_method_is_named():
   with pytest.raises(harness.SettingsError, match=r'sgd.*supervised, '):
     methods.check('sgd')

@@ -181,6 +181,65 @@ def test_only_what_is_hidden_or_to_come_is_learnt_from(kind):
   assert np.isfinite(value) and np.abs(slope).max() > 1e-3
 
 
+def _loss(task, predict, *, rows=2, size=6, fixed=None):
+  """A loss of noise with two numbers a frame, and what the encoder saw."""
+  features = np.random.default_rng(0).normal(size=(rows, size, 2))
+  features = jnp.asarray(features, jnp.float32)
+  seen = []
+
+  def look(x, lengths, key):
+    del key
+    seen.append(np.asarray(x))
+    return x, lengths
+
+  value = objectives.loss(
+    task, predict, look, features, np.array([size, size - 2]),
+    jax.random.key(2), fixed=fixed, shrink=1,
+  )  # fmt: skip
+  return value, features, seen[0]
+
+
+def test_codes_are_of_frames_before_they_are_hidden_and_of_no_others():
+  task = objectives.Task(codes=5, span=2, probability=0.3)
+  fixed = objectives.quantiser(task, jax.random.key(1), 2)
+  logits = np.random.default_rng(1).normal(size=(2, 6, 5)).astype(np.float32)
+  value, features, seen = _loss(
+    task, lambda encoded, stack: (jnp.asarray(logits), None), fixed=fixed
+  )
+  hidden = (seen != features).any(axis=-1)
+  codes = np.asarray(objectives.codes_of(fixed, features))
+  scores = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  right = np.take_along_axis(scores, codes[..., None], axis=-1)[..., 0]
+  assert 0 < hidden.sum() < 10 and not hidden[1, 4:].any()
+  np.testing.assert_allclose(value, -right[hidden].mean(), rtol=1e-5)
+
+
+def test_others_of_a_hidden_frame_are_of_its_utterance():
+  """What points to the other utterance is as wrong as any."""
+  task = objectives.Task('contrastive', size=12, span=3, probability=0.5)
+  eye = jnp.eye(12).reshape(2, 6, 12)
+  other = jnp.tile(eye.sum(axis=1)[::-1, None], (1, 6, 1))
+  value, _, _ = _loss(task, lambda *_: (other, eye))
+  np.testing.assert_allclose(value, math.log(21), rtol=1e-4)
+  value, _, _ = _loss(task, lambda *_: (eye, eye))
+  assert value < 2e-3
+
+
+def test_what_comes_is_predicted_from_frames_before_among_the_batch():
+  task = objectives.Task('cpc', size=12, ahead=2)
+  eye = jnp.eye(12).reshape(2, 6, 12)
+  coming = jnp.stack([jnp.roll(eye, -step, axis=1) for step in (1, 2)], axis=2)
+  value, _, seen = _loss(task, lambda *_: (coming.reshape(2, 6, 24), eye))
+  assert value < 2e-3 and np.isfinite(seen).all()
+  same = jnp.tile(eye, (1, 1, 2))
+  value, _, _ = _loss(task, lambda *_: (same, eye))
+  assert value > 2
+  # Frames of the other utterance are among the others.
+  other = jnp.tile(eye.sum(axis=1)[::-1, None], (1, 6, 2))
+  value, _, _ = _loss(task, lambda *_: (other, eye))
+  assert value > math.log(21) + 1
+
+
 def test_an_unknown_loss_is_named():
   with pytest.raises(harness.SettingsError, match=r'apc.*best_rq'):
     objectives.predictor(objectives.Task('apc'), width=2, stack=2)
