@@ -26,6 +26,8 @@ TOLERANCE = 0.5
 # than there is memory, and rates that nothing has.
 MOST = 2**28
 _RATES = (1_000, 1_000_000)
+# Samples, of two frames, by which MP3 may be shorter than it announces.
+_MP3_FRAMES = 2 * 1152
 # Bytes of a header that are looked at.
 _HEADER = 1024
 
@@ -100,6 +102,10 @@ def part_of(
   if not isinstance(file, bytes):
     file = pathlib.Path(file)
     name = str(file)
+    if file.is_dir():
+      raise AudioError(
+        f'{name} is a folder: give the files in it.', 'no such file'
+      )
     if not file.is_file():
       raise AudioError(
         f'{name} does not exist: correct its name or the list that has it.',
@@ -161,6 +167,12 @@ def read(part: Part) -> np.ndarray:
       dtype='float32',
       always_2d=True,
     )
+    if len(samples) < part.samples:
+      # Without a count in its header, the length of MP3 is estimated.
+      lacks = part.samples - len(samples)
+      form = soundfile.info(_stream(part.file)).format
+      if form in ('MP3', 'MPEG') and len(samples) and lacks <= _MP3_FRAMES:
+        samples = np.pad(samples, ((0, lacks), (0, 0)))
   if len(samples) != part.samples:
     raise _cut_short(
       part.name, f'{part.samples:,} samples', f'{len(samples):,}'
@@ -252,6 +264,6 @@ def _check_sphere(head, size, name):
 def _cut_short(name, announced, has):
   return AudioError(
     f'{name} is cut short: it announces {announced} and has {has}; get it '
-    'again.',
+    'again, or convert it to FLAC.',
     'cut short',
   )

@@ -13,7 +13,7 @@ from experiments.harness import files
 from experiments.harness.datasets import sources
 
 RATE = 16_000
-TABLE = 'transcripts.tsv'
+TABLE = 'texts.tsv'
 ENDS = ('.wav', '.flac', '.sph', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
 ADVICE = (
   f'a folder of speech has audio and a file {TABLE} with lines of a path, a '
@@ -119,7 +119,8 @@ def _read_table(data_dir, table, seen, rate, lower, skips):
     name = pathlib.PurePath(os.path.normpath(name.strip())).as_posix()
     if name in seen:
       raise harness.DamagedDataError(
-        f'{where}: {name} has a text already, in {seen[name]}.'
+        f'{where}: {name} has a text already, in {seen[name]}: keep one of '
+        'the lines.'
       )
     seen[name] = where
     text = ' '.join(text.split())

@@ -66,7 +66,14 @@ def draw(
     extent=(0.0, seconds, 0.0, spectrum.shape[1]),
   )
   above.set(ylabel='band', title=title)
-  below.plot(times, np.exp(outputs[:, BLANK]), color=_GREY, lw=0.9, ls=':')
+  below.plot(
+    times,
+    np.exp(outputs[:, BLANK]),
+    color=_GREY,
+    lw=0.9,
+    ls=':',
+    label='no label (blank)',
+  )
   kinds = list(dict.fromkeys(labels.tolist()))
   for i, kind in enumerate(kinds):
     colour = COLOURS[i % len(COLOURS)]
@@ -91,6 +98,7 @@ def draw(
     ylim=(0.0, 1.15),
     xlim=(0.0, seconds),
   )
+  below.legend(fontsize=7, loc='center right', framealpha=0.6)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=150)
   path = pathlib.Path(path)

@@ -279,12 +279,17 @@ def load(path: files.Path) -> tuple[Recogniser, Any, str]:
   if not path.exists():
     raise harness.MissingDataError(
       f'there is no {path}: train a recogniser by `python -m '
-      f'experiments.bl_just.train`, which writes {NAME} to its workdir.'
+      f'experiments.bl_just.train`, which writes {NAME} to its workdir '
+      'when all methods are done.'
     )
   damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
   with harness.parsing(path, 'recogniser', damage):
+    content = io.BytesIO(path.read_bytes())
+    if not zipfile.is_zipfile(content):
+      raise ValueError('it is no file .npz')
+    content.seek(0)
     # A damaged file that np.load opens by itself stays open.
-    with np.load(io.BytesIO(path.read_bytes())) as found:
+    with np.load(content) as found:
       about = json.loads(str(found['about']))
       arrays = {name: found[name] for name in found.files if name != 'about'}
     recogniser = Recogniser(Shape.from_json(about['shape']))

@@ -361,6 +361,8 @@ def main(options: harness.Options) -> dict[str, float]:
   settings, folder = options.settings, pathlib.Path(options.workdir)
   problem = problem_lib.prepare(settings, options.data_dir, folder)
   print(f'{utterances.describe(problem.corpus)}.', flush=True)
+  for line in utterances.left_out(problem.corpus):
+    print(f'left out, {line}', flush=True)
   rules = comparison.Rules(
     options,
     settings=harness.settings_of(

@@ -12,6 +12,7 @@ status is 1.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,8 @@ class Transcriber:
     weight: float = 0.5,
     bonus: float = 0.0,
   ):
+    if beam < 1:
+      raise harness.SettingsError(f'--beam={beam}: beam is at least 1.')
     if language is not None and beam < 2:
       raise harness.SettingsError(
         'a model of language is used by a search: give --beam=16 with '
@@ -156,13 +159,25 @@ def main(arguments: Sequence[str]) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('files', nargs='+')
-  parser.add_argument('--checkpoint', required=True)
-  parser.add_argument('--beam', type=int, default=1)
-  parser.add_argument('--language', help='model of language, ARPA')
-  parser.add_argument('--weight', type=float, default=0.5, help='of it')
-  parser.add_argument('--bonus', type=float, default=0.0, help='a unit')
-  parser.add_argument('--picture', help='.png of the first file')
+  parser.add_argument('files', nargs='+', help='audio')
+  add = functools.partial(parser.add_argument, metavar='X')
+  add('--checkpoint', required=True, help='workdir of train, or its file .npz')
+  add(
+    '--beam',
+    type=int,
+    default=1,
+    help='beginnings that a search keeps; 1: none',
+  )
+  add('--language', help='file .arpa of a model of language, with --beam')
+  add('--weight', type=float, default=0.5, help='of that model (%(default)s)')
+  add(
+    '--bonus',
+    type=float,
+    default=0.0,
+    help='added in a search for each unit: above 0, texts are longer '
+    '(%(default)s)',
+  )
+  add('--picture', help='file .png to draw the first file into')
   flags = parser.parse_args(arguments)
   told: Any = []
   status = 0

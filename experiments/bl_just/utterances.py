@@ -307,6 +307,15 @@ def describe(corpus: Corpus) -> str:
   return '; '.join(words) + (f'; left out: {skipped}' if skipped else '')
 
 
+def left_out(corpus: Corpus, most: int = 3) -> list[str]:
+  """One line a reason: the names of what was left out, the first of many."""
+  lines = []
+  for why, names in corpus.skipped.items():
+    more = f' and {len(names) - most:,} more' if len(names) > most else ''
+    lines.append(f'{why}: {", ".join(names[:most])}{more}')
+  return lines
+
+
 def _count(skipped: Skipped) -> str:
   return ', '.join(f'{len(names):,} {why}' for why, names in skipped.items())
 

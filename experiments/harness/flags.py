@@ -223,9 +223,12 @@ def define(
     **common,
   )
   first = next(iter(presets.values()))
+  words = settings_lib.words_of(first)
   for field, kind in settings_lib.types_of(first).items():
     if field not in _COMMON:
       text = f"Replaces the preset's; {settings_lib.kind_name(kind)}."
+      if field in words:
+        text = f'{words[field][:1].upper()}{words[field][1:]} {text}'
       flags.DEFINE_string(field, None, text, **common)
 
 

@@ -10,7 +10,9 @@ unless the annotation of the field says otherwise:
 """
 
 import dataclasses
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -90,6 +92,16 @@ def types_of(settings: Any) -> dict[str, Any]:
   """The types of the fields of settings, by name."""
   hints = typing.get_type_hints(type(settings))
   return {f.name: hints[f.name] for f in dataclasses.fields(settings)}
+
+
+def words_of(settings: Any) -> dict[str, str]:
+  """What the docstring of settings says under Attributes, by field."""
+  _, _, listed = (inspect.getdoc(type(settings)) or '').partition(
+    'Attributes:\n'
+  )
+  entries = re.findall(r'^ {2}(\w+): (.*(?:\n {4,}.*)*)', listed, re.MULTILINE)
+  known = types_of(settings)
+  return {name: ' '.join(s.split()) for name, s in entries if name in known}
 
 
 def override(settings: Any, texts: Mapping[str, str]) -> Any:

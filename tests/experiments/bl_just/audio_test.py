@@ -112,6 +112,32 @@ def test_what_is_broken_is_named(tmp_path, make, reason, says):
   assert isinstance(raised.value, harness.UserError)
 
 
+def test_mp3_may_have_less_than_its_estimated_length(tmp_path):
+  if 'MP3' not in soundfile.available_formats():
+    pytest.skip('libsndfile without MP3')
+  path = speech.write(tmp_path / 'a.mp3', noise(20_000))
+  whole = audio.read(audio.part_of(path))
+  part = audio.part_of(path)
+  for lacks, fine in ((100, True), (2_304, True), (2_305, False)):
+    longer = part._replace(samples=part.samples + lacks)
+    if fine:
+      found = audio.read(longer)
+      assert len(found) == longer.length
+      np.testing.assert_array_equal(found[: len(whole)], whole)
+      assert not found[len(whole) :].any()
+    else:
+      with pytest.raises(audio.AudioError, match=r'cut short.*convert it'):
+        audio.read(longer)
+  wave = audio.part_of(speech.write(tmp_path / 'a.wav', noise(4_000)))
+  with pytest.raises(audio.AudioError, match='cut short'):
+    audio.read(wave._replace(samples=wave.samples + 100))
+
+
+def test_a_folder_is_no_audio(tmp_path):
+  with pytest.raises(audio.AudioError, match='is a folder: give the files'):
+    audio.part_of(tmp_path)
+
+
 def written(path, content):
   path.write_bytes(content)
   return path

@@ -63,7 +63,7 @@ def all_of(corpus):
       'TEDLIUM_release2/train/sph/Speaker_train.sph',
       tedlium.read,
     ),
-    (loaders_test.own_folder, 'transcripts.tsv', folder.read),
+    (loaders_test.own_folder, folder.TABLE, folder.read),
   ],
 )
 def test_loaders(tmp_path, make, name, read):

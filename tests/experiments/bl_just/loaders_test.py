@@ -1,6 +1,7 @@
 """Loaders on small folders in the layouts of data sets, and on real ones."""
 
 import io
+import pathlib
 import pickle
 import struct
 import tarfile
@@ -15,6 +16,7 @@ from experiments.bl_just import (
   fsdd,
   librispeech,
   tedlium,
+  train,
   units,
   utterances,
 )
@@ -399,7 +401,7 @@ def own_folder(path):
     speech.write(path / name, speech.tones('abc'))
     lines.append(f'{name}\tWord {i}\r\n')
   speech.write(path / 'more/no text.flac', speech.tones('ab'), 16_000)
-  put(path / 'transcripts.tsv', ''.join(lines))
+  put(path / folder.TABLE, ''.join(lines))
   return path
 
 
@@ -425,7 +427,7 @@ def test_a_folder_of_ones_own_says_what_is_wrong(tmp_path):
   with pytest.raises(harness.MissingDataError, match='a tab, and a text'):
     folder.read(tmp_path)
   own_folder(tmp_path)
-  table = tmp_path / 'transcripts.tsv'
+  table = tmp_path / folder.TABLE
   before = table.read_text()
   put(tmp_path / 'me/broken.wav', b'RIFF')
   put(table, before + 'me/gone.wav\tgone\nme/broken.wav\tbroken\n')
@@ -437,7 +439,7 @@ def test_a_folder_of_ones_own_says_what_is_wrong(tmp_path):
   for line, says in (
     ('me/0.wav a text', "line 11: a line is a path, a tab, .* 'me/0.wav a"),
     ('\ttext', 'line 11: a line is a path'),
-    ('me/../me/0.wav\tagain', 'line 11: me/0.wav has a text .* line 1'),
+    ('me/../me/0.wav\tagain', 'line 11: me/0.wav has .* line 1: keep one'),
   ):
     put(table, f'{before}{line}\n')
     with pytest.raises(harness.DamagedDataError, match=says):
@@ -461,6 +463,22 @@ def made(texts, length=10):
   rest = (make('other', 'a long text of many labels'),)
   source = utterances.source('made up', [train], otherwise='made up')
   return utterances.Corpus(train, rest, rest, None, 100.0, 1, {}, source)
+
+
+def test_documents_name_the_file_that_is_read():
+  readme = pathlib.Path(train.__file__).with_name('README.md').read_text()
+  for text in (readme, train.__doc__):
+    assert f'a file `{folder.TABLE}`' in ' '.join(text.split())
+
+
+def test_what_was_left_out_is_named():
+  skipped = {'cut short': ('a', 'b'), 'empty text': tuple('cdefg')}
+  corpus = made(['abc'])
+  assert utterances.left_out(corpus) == []
+  assert utterances.left_out(corpus._replace(skipped=skipped)) == [
+    'cut short: a, b',
+    'empty text: c, d, e and 2 more',
+  ]
 
 
 def test_what_cannot_be_learnt_is_left_out():

@@ -141,7 +141,10 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
   assert name.endswith('a.wav') and text == made.units.symbols[2]
   assert (tmp_path / 'a.png').stat().st_size > 1_000
   assert transcribe.main([f'--checkpoint={tmp_path / "no"}', 'a.wav']) == 1
-  assert 'experiments.bl_just.train' in capsys.readouterr().err
+  assert 'when all methods are done' in capsys.readouterr().err
+  for wrong in ('--beam=0', '--beam=-2'):
+    assert transcribe.main([f'--checkpoint={checkpoint}', wrong, 'a.wav']) == 1
+    assert 'beam is at least 1' in capsys.readouterr().err
   assert (
     transcribe.main(
       [f'--checkpoint={checkpoint}', '--language=x.arpa', 'a.wav']
@@ -149,6 +152,10 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
     == 1
   )
   assert '--beam=16' in capsys.readouterr().err
+  table = tmp_path / 'texts.tsv'
+  table.write_text('a.wav\ta text')
+  assert transcribe.main([f'--checkpoint={table}', 'a.wav']) == 1
+  assert 'no file .npz' in capsys.readouterr().err
   checkpoint.write_bytes(checkpoint.read_bytes()[:900])
   assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
   assert 'loud.npz' in capsys.readouterr().err

@@ -44,6 +44,33 @@ def test_help_shows_the_flags():
   assert '--rate' in shown and '--preset' in shown and '--workdir' in shown
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """Settings with words.
+
+  Attributes:
+    steps: updates, of
+      each method.
+    rate: step size.
+  """
+
+  steps: int = 10
+  rate: float = 0.5
+  other: int = 1
+
+
+def test_help_says_what_a_setting_is():
+  values = flags.FlagValues()
+  flags_lib.define(
+    {'quick': Described()}, paper='pbgd', binary='toy', values=values
+  )
+  assert values['steps'].help == (
+    "Updates, of each method. Replaces the preset's; a value of type int."
+  )
+  assert values['rate'].help.startswith('Step size. Replaces')
+  assert values['other'].help.startswith('Replaces')
+
+
 class TestOptions:
   def test_defaults(self, monkeypatch):
     monkeypatch.delenv('BILEVEL_JAX_DATA', raising=False)
