@@ -268,7 +268,8 @@ def contrast(
   # A group of one frame has no other.
   off = jnp.where(wrong == place[:, None], -jnp.inf, off)
   logits = jnp.concatenate([right[:, None], off], axis=1) / temperature
-  return _mean(-jax.nn.log_softmax(logits)[:, 0], asked)
+  # Where there is no other, nothing is asked.
+  return _mean(-jax.nn.log_softmax(logits)[:, 0], asked & (count[own] > 1))
 
 
 def loss(

@@ -255,6 +255,15 @@ def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
   for name in settings.methods:
     methods.check(name)
+  if len(set(settings.methods)) < len(settings.methods):
+    raise harness.SettingsError(
+      f'methods={",".join(settings.methods)} has one of them twice.'
+    )
+  if settings.sampling and settings.dataset in ('an4', 'made_up'):
+    raise harness.SettingsError(
+      f'sampling={settings.sampling}: {settings.dataset} has no audio that '
+      'could be resampled; leave it out.'
+    )
   if len(settings.penalties) != len(settings.decays):
     raise harness.SettingsError(
       f'{len(settings.penalties)} penalties and {len(settings.decays)} decays: '
@@ -339,6 +348,11 @@ def run(
     found = problem_lib.errors(problem, params, 'validation')['words']
     return {'validation': np.array([errors.rate for errors in found])}
 
+  print(
+    f'{job.method}: {len(plan)} updates; programs are compiled as '
+    'they are needed, so that the first updates take longest.',
+    flush=True,
+  )
   return harness.train(
     solver,
     lambda context: network.init(context.key, training.task),
@@ -451,6 +465,7 @@ def report(
   for row in rows:
     name = row['method']
     row['method'] = methods.TITLES[name]
+    row.pop('seconds', None)  # Those of a run that was finished are none.
     if name not in found:
       continue
     plan = methods.plan(name, settings.steps, shares_of(settings))

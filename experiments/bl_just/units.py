@@ -239,7 +239,8 @@ def kept(
     The units of the file, or of the texts where there is no file.
 
   Raises:
-    SettingsError: if the kind is unknown, or the file's is another.
+    SettingsError: if the kind is unknown, the file's is another, or it lacks
+      units of the texts.
   """
   makers: dict[str, Callable[[Sequence[str]], Any]] = {
     'characters': characters,
@@ -254,6 +255,11 @@ def kept(
       raise harness.SettingsError(
         f'{path} has units that are {found.kind}, not {kind}: give another '
         'folder, or remove the file.'
+      )
+    if lacks := list(found.unknown(texts)):
+      raise harness.SettingsError(
+        f'{path} has no units for {", ".join(map(repr, lacks[:3]))}: the texts '
+        'are others than when it was made. Give another folder, or remove it.'
       )
     return found
   made = makers[kind](texts)

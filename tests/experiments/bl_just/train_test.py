@@ -201,6 +201,8 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
   'changes, message',
   [
     ({'methods': ('sgd',)}, 'unknown method'),
+    ({'methods': ('joint', 'joint')}, 'twice'),
+    ({'sampling': 8_000}, 'leave it out'),
     ({'penalties': (0.1, 0.2)}, 'equal numbers'),
     ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
   ],

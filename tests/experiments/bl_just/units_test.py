@@ -44,7 +44,7 @@ def test_texts_become_labels_and_texts_again(tmp_path, kind):
   # The file gives the same, and is what a second run takes.
   again = units.load(tmp_path / 'units.json')
   assert again.symbols == found.symbols and again.kind == kind
-  kept = units.kept(tmp_path / 'units.json', kind, ['other'], size=99)
+  kept = units.kept(tmp_path / 'units.json', kind, TEXTS[:1], size=99)
   assert kept.symbols == found.symbols
 
 
@@ -80,6 +80,8 @@ def test_files_of_units_say_what_is_wrong(tmp_path):
   made('words', tmp_path)
   with pytest.raises(harness.SettingsError, match='that are words, not char'):
     units.kept(path, 'characters', TEXTS)
+  with pytest.raises(harness.SettingsError, match="no units for 'zebra'"):
+    units.kept(path, 'words', [*TEXTS, 'the zebra'])
   with pytest.raises(harness.SettingsError, match="got 'phones'"):
     units.kept(path, 'phones', TEXTS)
   path.write_text(path.read_text().replace('cat', 'bat'))
