@@ -30,10 +30,26 @@ _KEPT = 2**30
 PUBLISHED = ('LibriSpeech',)
 
 
+# Of which data sets parts can be named.
+PARTS = {
+  'librispeech': ('train', 'unlabelled', 'validation', 'test'),
+  'tedlium': ('train', 'validation', 'test'),
+}
+
+
+def parts_of(settings: Any) -> dict[str, str]:
+  """The parts that the settings name."""
+  found = {
+    name: getattr(settings, f'{name}_part') for name in PARTS['librispeech']
+  }
+  return {name: part for name, part in found.items() if part}
+
+
 def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
   """The corpus of the settings; `settings` has the fields of `train`."""
   seed = settings.data_seed
   rate = {'rate': settings.sampling} if settings.sampling else {}
+  parts = parts_of(settings)
   if settings.dataset == 'made_up':
     return made_up.read(
       train=settings.strings,
@@ -53,8 +69,8 @@ def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
     )
   corpus = {
     'an4': functools.partial(an4.read, seed=seed),
-    'librispeech': functools.partial(librispeech.read, **rate),
-    'tedlium': functools.partial(tedlium.read, **rate),
+    'librispeech': functools.partial(librispeech.read, **rate, **parts),
+    'tedlium': functools.partial(tedlium.read, **rate, **parts),
     'folder': functools.partial(folder.read, seed=seed, **rate),
   }[settings.dataset](data_dir)
   return utterances.hide_texts(corpus, settings.labelled, seed=seed)

@@ -59,6 +59,11 @@ class Settings:
   Attributes:
     dataset: which loader.
     sampling: samples a second, resampled to; 0 for the loader's own.
+    train_part: of LibriSpeech or TED-LIUM, to learn from, several joined by a
+      comma; '' for the loader's own, as in the following.
+    unlabelled_part: of LibriSpeech, to learn from without its transcripts.
+    validation_part: to choose with.
+    test_part: to report on.
     strings: of digits or tones, to learn from.
     test_strings: likewise, to report on.
     held_speaker: of the digits, one who is reported apart; '' for none.
@@ -108,6 +113,10 @@ class Settings:
     'made_up', 'fsdd', 'an4', 'librispeech', 'tedlium', 'folder'
   ] = 'fsdd'
   sampling: Annotated[int, harness.Allowed(0)] = 0
+  train_part: str = ''
+  unlabelled_part: str = ''
+  validation_part: str = ''
+  test_part: str = ''
   strings: int = 1_000
   test_strings: int = 300
   held_speaker: str = ''
@@ -263,6 +272,13 @@ def check(settings: Settings) -> None:
     raise harness.SettingsError(
       f'sampling={settings.sampling}: {settings.dataset} has no audio that '
       'could be resampled; leave it out.'
+    )
+  named = problem_lib.parts_of(settings)
+  known = problem_lib.PARTS.get(settings.dataset, ())
+  if others := [name for name in named if name not in known]:
+    raise harness.SettingsError(
+      f'{settings.dataset} has no such part to name: leave out '
+      f'--{others[0]}_part.'
     )
   if len(settings.penalties) != len(settings.decays):
     raise harness.SettingsError(

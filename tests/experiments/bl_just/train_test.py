@@ -203,6 +203,11 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
     ({'methods': ('sgd',)}, 'unknown method'),
     ({'methods': ('joint', 'joint')}, 'twice'),
     ({'sampling': 8_000}, 'leave it out'),
+    ({'test_part': 'test-other'}, '--test_part'),
+    (
+      {'dataset': 'tedlium', 'unlabelled_part': 'x'},
+      '--unlabelled_part',
+    ),
     ({'penalties': (0.1, 0.2)}, 'equal numbers'),
     ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
   ],
@@ -217,3 +222,24 @@ def test_without_any_text_there_is_nothing_to_learn(tmp_path):
   settings = dataclasses.replace(SETTINGS, labelled=0.0)
   with pytest.raises(harness.SettingsError, match='labelled=0 leaves no'):
     problem.prepare(settings, None, tmp_path)
+
+
+def test_parts_are_those_that_are_named(monkeypatch):
+  asked = {}
+  monkeypatch.setattr(
+    problem.librispeech, 'read', lambda folder, **parts: asked.update(parts)
+  )
+  monkeypatch.setattr(
+    problem.utterances, 'hide_texts', lambda corpus, fraction, seed: corpus
+  )
+  settings = dataclasses.replace(
+    train.PRESETS['paper'],
+    train_part='train-clean-100,train-clean-360',
+    test_part='test-other',
+  )
+  train.check(settings)
+  problem.read(settings, 'folder')
+  assert asked == {
+    'train': 'train-clean-100,train-clean-360',
+    'test': 'test-other',
+  }
