@@ -49,4 +49,14 @@ CLAIMS = (
     published='LibriSpeech, clean and other: 7.0 and 17.1 against 7.4 and 19.5',
     **_SHARED,
   ),
+  harness.Claim(
+    'LibriSpeech, 100 hours with transcripts: BL-JUST below supervised '
+    'training, word error of the test.',
+    binary='train',
+    extra='asr',
+    metric='wer/bl_just',
+    at_most='wer/supervised',
+    published='7.0 against 8.7 (clean)',
+    presets=('paper',),
+  ),
 )

@@ -8,7 +8,9 @@ Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
     python -m experiments.bl_just.train --dataset=an4 --preset=an4_full --data_dir=SPEECH
     python -m experiments.bl_just.train --dataset=folder --preset=user --data_dir=MINE
 
-Time: `quick` 15 minutes on 2 cores.
+Expected: `quick` .04 word error by all methods, converged; with a twentieth of
+the transcripts (`--labelled=0.05`) BL-JUST .12 below supervised training. AN4:
+.18 supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes.
 
 Recognition by connectionist temporal classification is the upper problem, a
 loss of audio alone the lower one; they share an encoder. Methods are compared

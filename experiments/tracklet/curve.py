@@ -49,7 +49,9 @@ class Settings:
   noises: Annotated[tuple[float, ...], harness.Allowed(0)] = (
     *(0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
   )
-  hard: Annotated[tuple[float, ...], harness.Allowed(0)] = (1.5, 2.0, 3.0)
+  hard: Annotated[tuple[float, ...], harness.Allowed(0, empty=True)] = (
+    *(1.5, 2.0, 3.0),
+  )
   alone: bool = True
   looks: int = 16
   warm: int = 1_000
