@@ -99,8 +99,8 @@ CLAIMS = (
     'The best tracker of other packages, tuned on the training sequences, on '
     'the same detections: five points below what the networks are to reach.',
     binary='peers',
-    extra='peers',
-    presets=('quick',),
+    extra='peers',  # In smoke too: what lacks it is not run.
+    presets=('smoke', 'quick'),
     metric='idf1/best',
     at_most=60,
   ),
