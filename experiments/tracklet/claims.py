@@ -35,6 +35,13 @@ CLAIMS = (
     **_SHARED,
   ),
   harness.Claim(
+    'The same in a search by log-probabilities, where what is compared is of '
+    'one kind.',
+    metric='purity/search_lead_k4_normalised',
+    at_least=0.08,
+    **_SHARED,
+  ),
+  harness.Claim(
     'The same, against teacher forcing without a search.',
     metric='purity/search_k4',
     at_least='purity/teacher_forcing_k1',
