@@ -172,6 +172,15 @@ class TestTable:
     rows = [{'a': 1, 'b': 'x'}]
     assert harness.format_table(rows, ['b']).splitlines()[0] == '| b   |'
 
+  def test_columns_of_later_rows_are_shown_too(self):
+    table = harness.format_table([{'a': 1, 'b': 2}, {'a': 3, 'c': 4}])
+    assert [line.split() for line in table.splitlines()] == [
+      ['|', 'a', '|', 'b', '|', 'c', '|'],
+      ['|', '--:', '|', '--:', '|', '--:', '|'],
+      ['|', '1', '|', '2', '|', '|'],
+      ['|', '3', '|', '|', '4', '|'],
+    ]
+
   def test_without_rows(self):
     assert harness.format_table([], ['a']) == '|   a |\n| --: |\n'
 

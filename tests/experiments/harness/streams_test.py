@@ -72,3 +72,27 @@ def test_wrong_weights():
   for weights in ((1.0,), (0.0, 1.0), (np.nan, 1.0)):
     with pytest.raises(harness.SettingsError, match='2 streams take one'):
       streams(weights)
+
+
+def test_batches_of_one_shape_and_several_structures_have_their_programs():
+  """The sum of what was added is that of either kind, told by its name."""
+  one = lambda: harness.Stream([np.float32(1.0)] * 4, 2)
+  stream = harness.OneOf({'more': one(), 'less': one()}, (0.5, 0.5))
+
+  def update(batch, state, params=None):
+    ((name, found),) = batch.items()
+    step = jnp.sum(found) * (1.0 if name == 'more' else -10.0)
+    return jnp.where(params < jnp.inf, step, 0.0), state
+
+  trained = harness.train(
+    optax.GradientTransformation(lambda params: (), update),
+    lambda context: jnp.float32(0.0),
+    stream=stream,
+    steps=6,
+    chunk=6,
+    seeds=1,
+    workdir=None,
+  )
+  less = int(np.sum(stream.drawn(0, 6) == 1))
+  assert 0 < less < 6
+  assert float(trained.params[0]) == 2 * (6 - less) - 20 * less
