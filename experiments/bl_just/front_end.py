@@ -45,7 +45,9 @@ def frames_of(front: FrontEnd, length: chex.Numeric) -> chex.Numeric:
   if front.rate is None:
     return length
   window, hop = front.samples
-  return np.maximum(length - window + hop, 0) // hop
+  left = length - window + hop
+  # Of a whole number, an array and what is traced alike.
+  return left * (left > 0) // hop
 
 
 def filters(front: FrontEnd) -> np.ndarray:
@@ -144,8 +146,7 @@ def features_of(
   """
   if front.rate is None:
     return normalised(audio, length), length
-  window, hop = front.samples
-  frames = jnp.maximum(length - window + hop, 0) // hop
+  frames = frames_of(front, length)
   return normalised(log_mel(audio, front), frames), frames
 
 
