@@ -26,6 +26,7 @@ import pathlib
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ COLUMNS = (
 )
 _PENDING = 'not run yet'
 _SECONDS_TO_SAVE = 60
+_SECONDS_TO_SAY = 0.5
 
 
 class Command(NamedTuple):
@@ -197,7 +199,10 @@ def execute(
     try:
       status = process.wait(timeout)
     except subprocess.TimeoutExpired:
-      failure = f'took more than {timeout:g} s'
+      said = _last_line(folder / 'log.txt', position)
+      failure = f'took more than {timeout:g} s, after: {said}'
+      process.send_signal(signal.SIGUSR1)  # Into the log: where it is.
+      time.sleep(_SECONDS_TO_SAY)
     except (SystemExit, KeyboardInterrupt):
       _end(process)
       ended('was ended from outside')

@@ -21,7 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
-from experiments.harness import errors, memory, processes, termination
+from experiments.harness import (
+  errors,
+  memory,
+  processes,
+  termination,
+  thunks,
+)
 from experiments.harness import settings as settings_lib
 
 # The folder of data sets in presets other than those that read packaged data.
@@ -65,7 +71,7 @@ def run(
   """Runs a binary: defines the flags, parses them and calls `main`.
 
   SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
-  is shown in one line and exits with 1.
+  is shown in one line and exits with 1. SIGUSR1 shows where all threads are.
 
   Args:
     main: takes the `Options`.
@@ -80,6 +86,9 @@ def run(
       further parameter. The word `train`, or none, calls `main`.
   """
   termination.exit_on_sigterm()
+  termination.show_on_sigusr1()
+  # Before XLA is first used, which reads its flags once.
+  thunks.one_by_one()
   define(presets, paper=paper, binary=binary)
 
   def leave(said: str) -> NoReturn:

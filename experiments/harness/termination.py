@@ -6,6 +6,7 @@ same command goes on where it stopped.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -35,6 +36,13 @@ def exit_on_sigterm(*, unwind: bool = False) -> None:
     os._exit(EXIT_STATUS)
 
   signal.signal(signal.SIGTERM, end)
+
+
+def show_on_sigusr1() -> None:
+  """Lets SIGUSR1 print where all threads are, for one that stands still."""
+  with contextlib.suppress(ValueError, OSError, AttributeError):
+    # stderr may be no file, as in a notebook.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def ignore() -> None:

@@ -1,0 +1,42 @@
+"""Keeps programs on the processor from a deadlock of jaxlib's.
+
+Batched factorisations (`qr`, `solve`, `cholesky`, ... under `vmap`, so of any
+run with several seeds) are cut into tasks for the pool of threads that XLA
+itself runs on, and wait there for them. Two at once take both threads of a
+machine with two cores, and the tasks never begin: the program stands still, at
+no load, without a word. XLA puts them side by side only where it schedules for
+concurrency. Newer versions of jaxlib do not cut them.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+import jaxlib.version
+
+FLAG = 'xla_cpu_enable_concurrency_optimized_scheduler'
+# From here on, batches are not cut; the flag may then be unknown, which ends
+# the process.
+MENDED = (0, 11, 2)
+
+
+def one_by_one(
+  environment: MutableMapping[str, str] = os.environ,
+  version: tuple[int, ...] = jaxlib.version.__version_info__,
+) -> bool:
+  """Lets XLA schedule without side by side, from its first program on.
+
+  It changes no result, and where several cores share the work of an operation
+  they still do.
+
+  Args:
+    environment: in which XLA, when it is first used, finds its flags.
+    version: of jaxlib.
+
+  Returns:
+    Whether it does: not where the environment already says so or otherwise.
+  """
+  said = environment.get('XLA_FLAGS', '')
+  if version >= MENDED or FLAG in said:
+    return False
+  environment['XLA_FLAGS'] = f'{said} --{FLAG}=false'.strip()
+  return True
