@@ -154,7 +154,7 @@ class Feed:
     labels = np.concatenate([*self._examples.labels, np.zeros(1, np.int32)])
     about = some, self._examples.lengths, labels, self._rows, self._plan
     return {
-      'digest': identity.digest(about),
+      'audio and transcripts': identity.digest(about),
       'buckets': list(self._edges),
       'batch_size': self._size,
       'seeds': list(self._seeds),

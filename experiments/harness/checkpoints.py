@@ -263,13 +263,24 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
       files.put_aside(path, what, path.parent)
     files.write_text(path, text)
     return
-  differing = [
-    f'{name}: {old.get(name, "absent")} -> {new.get(name, "absent")}'
-    for name in sorted({*old, *new})
-    if old.get(name, files) != new.get(name, files)
-  ]
-  if differing:
+  if differing := _differing(old, new):
     raise errors.OtherRunError(
       f'{path.parent} holds a run with other settings '
       f'({"; ".join(differing)}). Give another --workdir, or delete this one.'
     )
+
+
+def _differing(
+  old: Mapping[str, Any], new: Mapping[str, Any], within: str = ''
+) -> list[str]:
+  """What two settings differ in, in words; of nested ones, their parts."""
+  said = []
+  for name in sorted({*old, *new}):
+    pair = old.get(name, 'absent'), new.get(name, 'absent')
+    if pair[0] == pair[1]:
+      continue
+    if all(isinstance(value, Mapping) for value in pair):
+      said += _differing(*pair, f'{within}{name}.')
+    else:
+      said.append(f'{within}{name}: {pair[0]} -> {pair[1]}')
+  return said

@@ -225,6 +225,19 @@ def test_settings_are_compared_as_json(tmp_path):
   assert files.unseal(path.read_text()) == {'sizes': [1, 2], 'rate': 0.1}
 
 
+def test_of_nested_settings_the_parts_that_differ_are_named(tmp_path):
+  path = tmp_path / 'settings.json'
+  data = {'batch': 4, 'audio and transcripts': 'ab'}
+  checkpoints.check_settings(path, {'stream': data, 'rate': {'a': 1}})
+  with pytest.raises(harness.OtherRunError) as error:
+    checkpoints.check_settings(
+      path, {'stream': data | {'audio and transcripts': 'cd'}, 'rate': 2}
+    )
+  assert (
+    "(rate: {'a': 1} -> 2; stream.audio and transcripts: ab -> cd)"
+  ) in str(error.value)
+
+
 @pytest.mark.parametrize(
   'content', [b'', b'{"rate": 0.1', b'[]', b'\xff\xfe', None]
 )
