@@ -4,6 +4,12 @@ import os
 import signal
 import sys
 
+from experiments import thunks
+
+# XLA reads its flags once, when it is first used: gymnax does so when it is
+# imported.
+thunks.one_by_one()
+
 # As it is while Python looks for the module that `python -m` names: a SIGTERM
 # while that is imported, which takes seconds, means "try again later" too.
 if sys.argv[:1] == ['-m']:

@@ -20,11 +20,7 @@ import hypothesis
 import jax
 import pytest
 
-from experiments.harness import thunks
 from tests import memory
-
-# As in the binaries; nothing above has used XLA yet.
-thunks.one_by_one()
 
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25

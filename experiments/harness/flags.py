@@ -21,13 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
-from experiments.harness import (
-  errors,
-  memory,
-  processes,
-  termination,
-  thunks,
-)
+from experiments.harness import errors, memory, processes, termination
 from experiments.harness import settings as settings_lib
 
 # The folder of data sets in presets other than those that read packaged data.
@@ -87,8 +81,6 @@ def run(
   """
   termination.exit_on_sigterm()
   termination.show_on_sigusr1()
-  # Before XLA is first used, which reads its flags once.
-  thunks.one_by_one()
   define(presets, paper=paper, binary=binary)
 
   def leave(said: str) -> NoReturn:
