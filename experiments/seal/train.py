@@ -37,8 +37,8 @@ WAYS = {
   'kept': 'rows that are kept',
   'mixture': 'all rows and the safe ones',
   'kept_mixture': 'rows that are kept and the safe ones',
-  'weighted': 'all rows, the safe loss beside them',
-  'surgery': 'the same, gradients that conflict projected',
+  'weighted': 'all rows and the safe loss, weighted',
+  'surgery': 'all rows and the safe loss, conflicting gradients projected',
   'clean': 'rows that are known not to be unsafe',
 }
 HOLD_OUT = 8
