@@ -22,6 +22,7 @@ from experiments import harness
 from experiments.tracklet import scenes, train
 
 BOTH = ('search', 'teacher_forcing')
+ALONE = 'motion'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Settings:
   Attributes:
     noises: of features, with the standard detector.
     hard: noises of features, with the hard one.
-    alone: whether the hard detector is tried by motion alone as well.
+    alone: whether both detectors are tried by motion alone as well.
     looks: numbers of a feature.
     warm: updates that both begin with.
     search: of search.
@@ -95,12 +96,14 @@ def conditions(settings: Settings) -> dict[str, train.Settings]:
   given = {k: v for k, v in dataclasses.asdict(settings).items() if k in own}
   base = dataclasses.replace(base, **given)
   found = {}
-  if settings.alone:
-    found['hard-motion'] = dataclasses.replace(base, looks=0, detector='hard')
   for detector, noises in (
     ('standard', settings.noises),
     ('hard', settings.hard),
   ):
+    if settings.alone and noises:
+      found[f'{detector}-{ALONE}'] = dataclasses.replace(
+        base, looks=0, detector=detector
+      )
     for noise in noises:
       found[f'{detector}-{noise:g}'] = dataclasses.replace(
         base, detector=detector, noise=noise
@@ -131,8 +134,48 @@ def report(
   return metrics, rows
 
 
+def curves(
+  metrics: dict[str, float], detector: str
+) -> dict[str, tuple[list[float], list[list[float]]]]:
+  """IDF1 by what the features tell: areas, and ends of intervals, by label.
+
+  What motion alone gives is a level line, from features that tell nothing.
+  """
+  found: dict[str, list[tuple[float, list[float]]]] = {}
+  for name in BOTH:
+    label, start = name.replace('_', ' '), f'idf1/{name}/{detector}-'
+    for key in (k for k in metrics if k.startswith(start)):
+      noise = key.removeprefix(start)
+      if '/' in noise:
+        continue
+      half = metrics.get(f'{key}/half_width', 0.0)
+      ends = [metrics[key] - half, metrics[key] + half]
+      if noise == ALONE:
+        found[f'{label}, motion alone'] = [(0.5, ends), (1.0, ends)]
+      else:
+        area = metrics[f'auc/{detector}-{noise}']
+        found.setdefault(label, []).append((area, ends))
+  # By areas, along which a line is drawn.
+  return {k: tuple(map(list, zip(*sorted(v)))) for k, v in found.items()}
+
+
+def plot(path: pathlib.Path, metrics: dict[str, float]) -> None:
+  """IDF1 by areas, with intervals, a panel for each detector."""
+  panels = [
+    harness.Panel(
+      found,
+      xlabel='area under the curve of pairs, by features',
+      ylabel='IDF1',
+      title=f'{detector} detections',
+    )
+    for detector in ('standard', 'hard')
+    if (found := curves(metrics, detector))
+  ]
+  harness.plot_panels(path, panels, band='range')
+
+
 def main(options: harness.Options) -> dict[str, float]:
-  """Trains every condition, and writes table and results."""
+  """Trains every condition, and writes table, plot and results."""
   begin = time.monotonic()
   runs = {}
   for name, settings in conditions(options.settings).items():
@@ -145,6 +188,7 @@ def main(options: harness.Options) -> dict[str, float]:
       )
     )
   metrics, rows = report(runs)
+  plot(pathlib.Path(options.workdir) / 'curve.png', metrics)
   first = next(iter(conditions(options.settings).values()))
   train_on, held_out = train.read(options._replace(settings=first))
   source = scenes.source(
