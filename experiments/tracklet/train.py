@@ -49,7 +49,8 @@ PUBLISHED = 'MOT17 test, public detections'
 # Hypotheses of the searches that purities are of, and whether scores are
 # normalised there.
 SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
-LEAST = (-1.0, -0.5, 0.0, 0.5, 1.0)  # Affinities that are tried.
+# What is tried of the networks' rules; widened where an end is chosen.
+GRID = {'least': (-0.5, 0.0, 0.5)}
 TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 
@@ -279,8 +280,8 @@ def seed_of(params: Any, i: int) -> dict[str, np.ndarray]:
   return {name: np.asarray(x[i]) for name, x in params.items()}
 
 
-def _tracker(track, model, least):
-  rules = tracker.Rules(least=least)
+def _tracker(track, model, **numbers):
+  rules = tracker.Rules(**numbers)
   return lambda found: track(model, found, rules)
 
 
@@ -289,12 +290,8 @@ def judged(
   noise: Any,
   tuning: list[judging.Trial],
   held: list[judging.Trial],
-) -> tuple[
-  dict[str, dict[str, np.ndarray]],
-  dict[str, dict[str, Any]],
-  dict[str, tuple[str, ...]],
-]:
-  """Scores by method and measure, what was chosen, and what at an edge.
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, judging.Tuned]]:
+  """Scores by method and measure, and what was chosen.
 
   Args:
     trained: networks by name.
@@ -303,14 +300,13 @@ def judged(
     held: what is judged on.
 
   Returns:
-    Scores (seeds, simulations) by method and measure; numbers by method; the
-    names of those at an edge of what was tried, likewise.
+    Scores (seeds, simulations) by method and measure; numbers by method.
   """
-  scores, chosen, edges = {}, {}, {}
+  scores, chosen = {}, {}
   for name, (make, grid) in judging.classical(noise).items():
-    chosen[name] = judging.tune(make, grid, tuning)
-    edges[name] = judging.edges(grid, chosen[name])
-    found = judging.judge(make(**chosen[name]), held)
+    chosen[name] = judging.tune(grid, judging.values_of(make, tuning))
+    print(f'{name}: {chosen[name].words()}', flush=True)
+    found = judging.judge(make(**chosen[name].point), held)
     scores[name] = {k: v[None] for k, v in found.items()}
   for name, run in trained.items():
     seeds = len(run.params['last'])
@@ -318,14 +314,14 @@ def judged(
       tracker.learned(seed_of(run.params, i), noise) for i in range(seeds)
     ]
     make = functools.partial(_tracker, tracker.online, every[0])
-    chosen[name] = judging.tune(make, {'least': LEAST}, tuning)
-    edges[name] = judging.edges({'least': LEAST}, chosen[name])
+    chosen[name] = judging.tune(GRID, judging.values_of(make, tuning))
+    print(f'{name}: {chosen[name].words()}', flush=True)
     for title, track in (
       (name, tracker.online),
       (f'{name}_near_online', near_online.track),
     ):
       found = [
-        judging.judge(_tracker(track, model, **chosen[name]), held)
+        judging.judge(_tracker(track, model, **chosen[name].point), held)
         for model in every
       ]
       scores[title] = {
@@ -333,21 +329,21 @@ def judged(
       }
   perfect = judging.judge(judging.true_identities, held)
   scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
-  return scores, chosen, edges
+  return scores, chosen
 
 
 def elsewhere(
   data_dir: str | None,
   trained: dict[str, harness.Trained],
   noise: Any,
-  chosen: dict[str, dict[str, Any]],
+  chosen: dict[str, judging.Tuned],
 ) -> dict[str, float]:
   """Metrics of all trackers on sequences that nothing was trained on."""
   held = untrained.read(data_dir)
   if held is None:
     return {}
   scores = {
-    name: untrained.judge([make(**chosen[name])], held)
+    name: untrained.judge([make(**chosen[name].point)], held)
     for name, (make, _) in judging.classical(noise).items()
   }
   for name, run in trained.items():
@@ -355,7 +351,7 @@ def elsewhere(
       _tracker(
         tracker.online,
         tracker.learned(seed_of(run.params, i), noise),
-        **chosen[name],
+        **chosen[name].point,
       )
       for i in range(len(run.params['last']))
     ]
@@ -365,9 +361,8 @@ def elsewhere(
 
 def report(
   scores: dict[str, dict[str, np.ndarray]],
-  chosen: dict[str, dict[str, Any]],
+  chosen: dict[str, judging.Tuned],
   purity: dict[str, np.ndarray],
-  edges: dict[str, tuple[str, ...]],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by name, and the rows of the table."""
   metrics, rows = {}, []
@@ -376,10 +371,7 @@ def report(
     for measure, values in found.items():
       row[measure] = judging.crossed(values)
       metrics |= row[measure].metrics(f'{measure}/{method}')
-    row['chosen'] = ', '.join(
-      f'{k} {v:g}' + ' (edge)' * (k in edges.get(method, ()))
-      for k, v in chosen.get(method, {}).items()
-    )
+    row['chosen'] = chosen[method].words() if method in chosen else ''
     for k in SEARCHES:
       values = purity.get(f'{method}_{k}')
       row[f'purity {k.replace("_", " ").upper()}'] = (
@@ -402,8 +394,9 @@ def report(
   for k in SEARCHES:
     off = purity[f'search_{k}'] - purity[f'teacher_forcing_{k}']
     metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_{k}')
-  for method, found in edges.items():
-    metrics[f'edges/{method}'] = float(len(found))
+  for method, tuned in chosen.items():
+    metrics[f'edges/{method}'] = float(len(tuned.edges))
+    metrics[f'tried/{method}'] = float(tuned.tried)
   # The reference is the best by what is reported, which favours it.
   best = max(('overlap', 'likelihood'), key=lambda m: metrics[f'idf1/{m}'])
   learnt = max(
@@ -473,19 +466,19 @@ def main(options: harness.Options) -> dict[str, float]:
     for name, run in trained.items()
     for kind, (k, normalised) in SEARCHES.items()
   }
-  scores, chosen, edges = judged(trained, noise, tuning, held)
-  metrics, rows = report(scores, chosen, purity, edges)
+  scores, chosen = judged(trained, noise, tuning, held)
+  metrics, rows = report(scores, chosen, purity)
   if not task.data.looks.shape[-1]:
     metrics |= elsewhere(options.data_dir, trained, noise, chosen)
   else:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
   for name, run in trained.items():
-    rules = tracker.Rules(least=chosen[name]['least'])
+    rules = tracker.Rules(**chosen[name].point)
     models.save(folder / f'{name}.npz', seed_of(run.params, 0), noise, rules)
   best = tracker.learned(seed_of(trained['search'].params, 0), noise)
   shown = tracker.online(
-    best, held[0].found, tracker.Rules(least=chosen['search']['least'])
+    best, held[0].found, tracker.Rules(**chosen['search'].point)
   )
   overlay.write(folder / 'tracks.png', shown, held_out.info)
   harness.plot_curves(
@@ -510,8 +503,8 @@ def main(options: harness.Options) -> dict[str, float]:
       name.replace('_', ' '): run.history['loss/loss']
       for name, run in trained.items()
     },
-    chosen=chosen,
-    edges={name: list(found) for name, found in edges.items()},
+    chosen={name: tuned.point for name, tuned in chosen.items()},
+    edges={name: list(tuned.edges) for name, tuned in chosen.items()},
     fitted_noise=noise._asdict(),
   )
   return metrics

@@ -83,14 +83,11 @@ def test_claims_find_their_metrics():
   purity = {
     f'{n}_{k}': np.array([0.5, 0.7]) for n in both for k in train.SEARCHES
   }
-  chosen = {'search': {'least': 0.5}, 'overlap': {'least': 0.3, 'death': 30}}
-  edges = {
-    'search': judging.edges({'least': train.LEAST}, chosen['search']),
-    'overlap': judging.edges(
-      {'least': (0.2, 0.3), 'death': (30,)}, chosen['overlap']
-    ),
+  chosen = {
+    'search': judging.Tuned({'least': 0.5}),
+    'overlap': judging.Tuned({'least': 0.3, 'death': 30}, ('least',), 7),
   }
-  metrics, rows = train.report(scores, chosen, purity, edges)
+  metrics, rows = train.report(scores, chosen, purity)
   metrics |= {'untrained/idf1/all/better': 70.0}
   said = {row['method']: row['chosen'] for row in rows}
   assert said['search'] == 'least 0.5'
@@ -114,10 +111,15 @@ def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
   scene = scenes.make_up(1, length=60, people=6)
   given = judging.trials([scene], detections.STANDARD, [0])
   make, grid = judging.classical(train.judging.motion.NOISE)['overlap']
-  grid = {'least': (0.2, 0.99), 'death': (30,)}
-  point = judging.tune(make, grid, given)
-  assert point == {'least': 0.2, 'death': 30}
-  found = judging.judge(make(**point), given)
+  values = judging.values_of(make, given)
+  grid |= {'least': (0.2, 0.99), 'death': (30,)}
+  tuned = judging.tune(grid, values, widenings=0)
+  assert tuned.point == {'least': 0.2, 'death': 30}
+  assert (tuned.edges, tuned.tried) == (('least',), 2)
+  assert tuned.words() == 'least 0.2 (edge), death 30'
+  assert [tuned.value] == values([tuned.point])
+  found = judging.judge(make(**tuned.point), given)
+  assert found['idf1'].mean() == tuned.value
   roof = judging.judge(judging.true_identities, given)
   assert found['idf1'][0] <= roof['idf1'][0] + 1e-9 and found['mota'][0] > 30
 
