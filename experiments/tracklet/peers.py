@@ -37,7 +37,6 @@ from experiments.tracklet import (
   evaluation,
   judging,
   mot_files,
-  scenes,
   train,
   untrained,
 )
@@ -213,10 +212,7 @@ def main(options: harness.Options) -> dict[str, float]:
   """Tunes the peers, judges them, and writes table and results."""
   begin = time.monotonic()
   settings = options.settings
-  train_on, held_out = train.read(options)
-  source = scenes.source(
-    [*train_on, held_out], made_up=options.data_dir is None
-  )
+  train_on, held_out, source = train.read(options)
   detector = train.detector_of(train.Settings(detector=settings.detector))
   tuning = judging.trials(train_on, detector, [train.TUNING])
   held = judging.trials(
@@ -260,15 +256,8 @@ def main(options: harness.Options) -> dict[str, float]:
     for name, value in metrics.items()
     if name.startswith('idf1/') and name.count('/') == 1
   )
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - begin,
-    data=[source],
-    published=[train.PUBLISHED],
-    chosen=chosen,
-  )
+  seconds = time.monotonic() - begin
+  train.write(options, rows, metrics, source, seconds=seconds, chosen=chosen)
   return metrics
 
 

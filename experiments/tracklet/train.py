@@ -162,15 +162,36 @@ def detector_of(settings: Settings) -> detections.Detector:
   )
 
 
-def read(options: harness.Options) -> tuple[list[scenes.Scene], scenes.Scene]:
-  """The training scenes, and the one that is held out."""
+def read(
+  options: harness.Options,
+) -> tuple[list[scenes.Scene], scenes.Scene, Any]:
+  """The training scenes, the one that is held out, and what the data are."""
   settings = options.settings
-  if options.data_dir is None:
+  made_up = options.data_dir is None
+  if made_up:
     long = 60 if options.preset == 'smoke' else 400
-    made = [scenes.make_up(i, length=long) for i in range(3)]
-    return made[1:], made[0]
-  named = lambda name: scenes.read(options.data_dir, name)
-  return [named(n) for n in settings.sequences], named(settings.held_out)
+    held_out, *train_on = [scenes.make_up(i, length=long) for i in range(3)]
+  else:
+    held_out, *train_on = [
+      scenes.read(options.data_dir, name)
+      for name in (settings.held_out, *settings.sequences)
+    ]
+  source = scenes.source([*train_on, held_out], made_up=made_up)
+  return train_on, held_out, source
+
+
+def write(
+  options: harness.Options,
+  rows: list[dict[str, Any]],
+  metrics: dict[str, float],
+  source: Any,
+  **more: Any,
+) -> None:
+  """Writes the table and the results of a run on simulated detections."""
+  harness.write_table(options.workdir, rows)
+  harness.write_results(
+    options, metrics=metrics, data=[source], published=[PUBLISHED], **more
+  )
 
 
 def encoder_of(
@@ -411,10 +432,7 @@ def main(options: harness.Options) -> dict[str, float]:
   begin, cpu = time.monotonic(), time.process_time()
   settings = options.settings
   detector = detector_of(settings)
-  train_on, held_out = read(options)
-  source = scenes.source(
-    [*train_on, held_out], made_up=options.data_dir is None
-  )
+  train_on, held_out, source = read(options)
   print(f'Data: {source.words}.', flush=True)
   seeds = range(TRAINING, TRAINING + settings.simulations)
   simulated = [
@@ -491,14 +509,13 @@ def main(options: harness.Options) -> dict[str, float]:
     ylabel='loss',
     logy=True,
   )
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
+  write(
     options,
-    metrics=metrics,
+    rows,
+    metrics,
+    source,
     seconds=time.monotonic() - begin,
     cpu_seconds=round(time.process_time() - cpu, 1),
-    data=[source],
-    published=[PUBLISHED],
     curves={
       name.replace('_', ' '): run.history['loss/loss']
       for name, run in trained.items()

@@ -126,7 +126,7 @@ def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
 
 def test_settings_say_what_was_meant(tmp_path, options):
   held = options(train.PRESETS['smoke'], preset='smoke')
-  made, apart = train.read(held)
+  made, apart, _ = train.read(held)
   assert len(made) == 2 and apart.info.length == 60
   with pytest.raises(harness.MissingDataError, match='MOTChallenge'):
     train.read(held._replace(data_dir=str(tmp_path)))
