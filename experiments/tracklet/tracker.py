@@ -103,12 +103,27 @@ class Near(NamedTuple):
 
 
 def learned(weights: network.Weights, noise: motion.Noise) -> Model:
-  """The network's scores, in numpy."""
+  """A network's scores, or the mean of several networks' ones, in numpy.
+
+  Args:
+    weights: of a network; of several, with a leading axis of them.
+    noise: of the filter.
+
+  Returns:
+    A model; what it remembers has that axis behind the tracklets'.
+  """
   weights = {name: np.asarray(x) for name, x in weights.items()}
+  if weights['embed'].ndim == 2:
+    weights = {name: x[None] for name, x in weights.items()}
+  # Networks first, then tracklets, so that one product is of all networks.
+  weights = {
+    name: x[:, None] if x.ndim == 2 else x for name, x in weights.items()
+  }
+  turned = lambda several: tuple(np.swapaxes(x, 0, 1) for x in several)
 
   def begin(begun, sure, looks):
     del begun
-    return network.first(weights, sure, looks, noise)
+    return turned(network.first(weights, sure, looks, noise))
 
   def affinity(near, memory):
     one, two, moved, frame = near.one, near.two, near.moved, near.frame
@@ -125,15 +140,17 @@ def learned(weights: network.Weights, noise: motion.Noise) -> Model:
       frame.looks[two],
     )
     # Once for each tracklet, not for each pair.
-    expected, part = network.known(weights, memory[0])
-    return network.of_pairs(weights, expected[one], part[one], seen)
+    expected, part = network.known(weights, turned(memory)[0])
+    scores, found = network.of_pairs(
+      weights, expected[:, one], part[:, one], seen
+    )
+    return scores.mean(axis=0), turned([found])[0]
 
-  return Model(
-    noise,
-    affinity,
-    begin,
-    lambda memory, found: network.remember(weights, *memory, found),
-  )
+  def remember(memory, given):
+    state, cell, found = turned([*memory, given])
+    return turned(network.remember(weights, state, cell, found))
+
+  return Model(noise, affinity, begin, remember)
 
 
 class Tracks(NamedTuple):
@@ -255,7 +272,8 @@ def advance(
     model.noise,
   )
   after = model.remember(
-    tuple(x[seen] for x in tracks.memory), pairs.given[pairs.place[seen, theirs]]
+    tuple(x[seen] for x in tracks.memory),
+    pairs.given[pairs.place[seen, theirs]],
   )
   hits = tracks.hits + (chosen >= 0)
   told = hits >= rules.birth

@@ -89,6 +89,8 @@ class Settings:
     beta: margin by the difference of purities.
     windows: that purities are measured on.
     chunk: updates between two records.
+    members: networks of a tracker, whose scores are averaged; all of them are
+      trained alike.
     seeds: of training.
   """
 
@@ -122,6 +124,7 @@ class Settings:
   beta: float = 1.0
   windows: int = 512
   chunk: int = 100
+  members: int = 3
   seeds: int = 3
 
 
@@ -140,6 +143,7 @@ PRESETS = {
     forced=20,
     windows=16,
     chunk=10,
+    members=2,
     seeds=2,
   ),
   'paper': Settings(
@@ -261,7 +265,8 @@ def networks(
   common = {
     'chunk': settings.chunk,
     'options': options,
-    'settings': harness.settings_of(settings, 'judged', 'windows'),
+    'members': settings.members,
+    'settings': harness.settings_of(settings, 'judged', 'windows', 'members'),
   }
   warm = learning.train(
     task,
@@ -296,9 +301,14 @@ def networks(
   return {'teacher_forcing': forced, 'search': searched}
 
 
-def seed_of(params: Any, i: int) -> dict[str, np.ndarray]:
-  """The weights of one seed, in numpy."""
-  return {name: np.asarray(x[i]) for name, x in params.items()}
+def members_of(params: Any, members: int) -> list[dict[str, np.ndarray]]:
+  """The weights of each seed, in numpy, with a leading axis of its networks."""
+  several = {
+    name: np.asarray(x).reshape(-1, members, *x.shape[1:])
+    for name, x in params.items()
+  }
+  seeds = len(several['last'])
+  return [{name: x[i] for name, x in several.items()} for i in range(seeds)]
 
 
 def _tracker(track, model, **numbers):
@@ -307,7 +317,7 @@ def _tracker(track, model, **numbers):
 
 
 def judged(
-  trained: dict[str, harness.Trained],
+  trained: dict[str, list[tracker.Model]],
   noise: Any,
   tuning: list[judging.Trial],
   held: list[judging.Trial],
@@ -315,7 +325,7 @@ def judged(
   """Scores by method and measure, and what was chosen.
 
   Args:
-    trained: networks by name.
+    trained: models of each seed by name.
     noise: of the filter.
     tuning: on which numbers are chosen.
     held: what is judged on.
@@ -329,11 +339,7 @@ def judged(
     print(f'{name}: {chosen[name].words()}', flush=True)
     found = judging.judge(make(**chosen[name].point), held)
     scores[name] = {k: v[None] for k, v in found.items()}
-  for name, run in trained.items():
-    seeds = len(run.params['last'])
-    every = [
-      tracker.learned(seed_of(run.params, i), noise) for i in range(seeds)
-    ]
+  for name, every in trained.items():
     make = functools.partial(_tracker, tracker.online, every[0])
     chosen[name] = judging.tune(GRID, judging.values_of(make, tuning))
     print(f'{name}: {chosen[name].words()}', flush=True)
@@ -355,7 +361,7 @@ def judged(
 
 def elsewhere(
   data_dir: str | None,
-  trained: dict[str, harness.Trained],
+  trained: dict[str, list[tracker.Model]],
   noise: Any,
   chosen: dict[str, judging.Tuned],
 ) -> dict[str, float]:
@@ -367,14 +373,9 @@ def elsewhere(
     name: untrained.judge([make(**chosen[name].point)], held)
     for name, (make, _) in judging.classical(noise).items()
   }
-  for name, run in trained.items():
+  for name, every in trained.items():
     several = [
-      _tracker(
-        tracker.online,
-        tracker.learned(seed_of(run.params, i), noise),
-        **chosen[name].point,
-      )
-      for i in range(len(run.params['last']))
+      _tracker(tracker.online, model, **chosen[name].point) for model in every
     ]
     scores[name] = untrained.judge(several, held)
   return untrained.report(scores)
@@ -484,19 +485,26 @@ def main(options: harness.Options) -> dict[str, float]:
     for name, run in trained.items()
     for kind, (k, normalised) in SEARCHES.items()
   }
-  scores, chosen = judged(trained, noise, tuning, held)
+  weights = {
+    name: members_of(run.params, settings.members)
+    for name, run in trained.items()
+  }
+  several = {
+    name: [tracker.learned(each, noise) for each in seeds]
+    for name, seeds in weights.items()
+  }
+  scores, chosen = judged(several, noise, tuning, held)
   metrics, rows = report(scores, chosen, purity)
   if not task.data.looks.shape[-1]:
-    metrics |= elsewhere(options.data_dir, trained, noise, chosen)
+    metrics |= elsewhere(options.data_dir, several, noise, chosen)
   else:
     rng = np.random.default_rng(0)
     metrics['auc'] = detections.auc(held[0].found, rng)
-  for name, run in trained.items():
+  for name, seeds in weights.items():
     rules = tracker.Rules(**chosen[name].point)
-    models.save(folder / f'{name}.npz', seed_of(run.params, 0), noise, rules)
-  best = tracker.learned(seed_of(trained['search'].params, 0), noise)
+    models.save(folder / f'{name}.npz', seeds[0], noise, rules)
   shown = tracker.online(
-    best, held[0].found, tracker.Rules(**chosen['search'].point)
+    several['search'][0], held[0].found, tracker.Rules(**chosen['search'].point)
   )
   overlay.write(folder / 'tracks.png', shown, held_out.info)
   harness.plot_curves(
