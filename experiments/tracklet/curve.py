@@ -64,6 +64,7 @@ class Settings:
   simulations: int = 2
   judged: int = 4
   windows: int = 256
+  members: int = 1
   seeds: int = 2
 
 

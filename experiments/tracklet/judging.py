@@ -19,6 +19,8 @@ from experiments.tracklet import (
 )
 
 WIDENINGS = 6  # Of a grid, so that a run's time has a bound.
+# Detections in a row until a tracklet is told, for all trackers here.
+BIRTH = comparison.Axis((2, 3), bounds=(1, 30))
 MEASURES = ('idf1', 'mota', 'hota', 'switches')
 Track = Callable[[detections.Detected], mot_files.Boxes]
 
@@ -152,28 +154,32 @@ def values_of(
 def classical(noise: motion.Noise) -> dict[str, tuple[Any, comparison.Grid]]:
   """Classical trackers, each a function of its numbers, and their grid."""
 
-  def overlap(least, death):
+  def overlap(least, **rules):
     model = baselines.overlap(noise, least=least)
-    rules = tracker.Rules(second=2.0, death=death)
+    rules = tracker.Rules(second=2.0, **rules)
     return lambda found: tracker.online(model, found, rules)
 
-  def likelihood(worth, fading, death):
+  def likelihood(worth, fading, **rules):
     model = baselines.likelihood(noise, worth=worth, fading=fading)
-    rules = tracker.Rules(second=2.0, death=death)
+    rules = tracker.Rules(second=2.0, **rules)
     return lambda found: tracker.online(model, found, rules)
 
-  death = comparison.Axis((30, 60), bounds=(1, 960))
+  both = {
+    # More frames than a sequence has make no difference.
+    'death': comparison.Axis((30, 60), bounds=(1, 960)),
+    'birth': BIRTH,
+  }
   return {
     'overlap': (
       overlap,
       {
         'least': comparison.Axis((0.1, 0.2, 0.3), bounds=(0.0, 1.0)),
-        'death': death,
+        **both,
       },
     ),
     'likelihood': (
       likelihood,
-      {'worth': (14.0, 18.0), 'fading': (1.0, 2.0), 'death': death},
+      {'worth': (18.0, 23.0), 'fading': (2.0, 4.0), **both},
     ),
   }
 

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.tracklet import (
   appearance,
   detections,
@@ -49,8 +50,13 @@ PUBLISHED = 'MOT17 test, public detections'
 # Hypotheses of the searches that purities are of, and whether scores are
 # normalised there.
 SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
-# What is tried of the networks' rules; widened where an end is chosen.
-GRID = {'least': (-0.5, 0.0, 0.5)}
+# What is tried of the networks' rules; widened where an end is chosen. A second
+# pass of 2 is none.
+GRID = {
+  'least': comparison.Axis((-0.5, 0.0, 0.5), bounds=(-np.inf, np.inf)),
+  'second': comparison.among((0.5, 2.0)),
+  'birth': judging.BIRTH,
+}
 TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
 
 

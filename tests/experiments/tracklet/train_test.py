@@ -112,11 +112,11 @@ def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
   given = judging.trials([scene], detections.STANDARD, [0])
   make, grid = judging.classical(train.judging.motion.NOISE)['overlap']
   values = judging.values_of(make, given)
-  grid |= {'least': (0.2, 0.99), 'death': (30,)}
+  grid |= {'least': (0.2, 0.99), 'death': (30,), 'birth': (3,)}
   tuned = judging.tune(grid, values, widenings=0)
-  assert tuned.point == {'least': 0.2, 'death': 30}
+  assert tuned.point == {'least': 0.2, 'death': 30, 'birth': 3}
   assert (tuned.edges, tuned.tried) == (('least',), 2)
-  assert tuned.words() == 'least 0.2 (edge), death 30'
+  assert tuned.words() == 'least 0.2 (edge), death 30, birth 3'
   assert [tuned.value] == values([tuned.point])
   found = judging.judge(make(**tuned.point), given)
   assert found['idf1'].mean() == tuned.value
