@@ -44,33 +44,27 @@ from experiments.tracklet import (
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
 _SCRIPT = pathlib.Path(__file__).with_name('peer_trackers.py')
 _WIDENINGS = 6
-# Frames; more than a sequence has make no difference.
-_FRAMES = (1, 960)
 _axis = lambda *values, bounds=(0.0, 1.0): comparison.Axis(values, bounds)
-_BUFFER = {'lost_track_buffer': _axis(30, 60, bounds=_FRAMES)}
+# Frames; more than a sequence has make no difference.
+_BUFFER = {'lost_track_buffer': _axis(30, 60, bounds=(1, 960))}
+_BIRTH = {'minimum_consecutive_frames': judging.BIRTH}
 # Confidences are from .05 on.
-_SURE = {
-  'high_conf_det_threshold': _axis(0.4, 0.5, 0.6, bounds=(0.05, 1.0)),
-}
+_SURE = {'high_conf_det_threshold': _axis(0.4, 0.6, bounds=(0.05, 1.0))}
 _NEW = {'track_activation_threshold': _axis(0.5, 0.7, bounds=(0.05, 1.0))}
-_FIRST = {'minimum_iou_threshold_first_assoc': _axis(0.1, 0.2)}
 
 # What is tried of each on the training sequences, beside its defaults; an axis
 # is widened where its end is chosen.
 GRIDS: dict[str, dict[str, comparison.Axis]] = {
-  'sort': {**_BUFFER, 'minimum_iou_threshold': _axis(0.1, 0.2, 0.3)},
-  'bytetrack': {
-    **_BUFFER,
-    **_SURE,
-    **_NEW,
-    'minimum_iou_threshold': _axis(0.1, 0.2),
-  },
-  'oc_sort': {**_BUFFER, **_SURE, 'minimum_iou_threshold': _axis(0.2, 0.3)},
-  'bot_sort': {**_BUFFER, **_SURE, **_NEW, **_FIRST},
-  'c_biou': {**_BUFFER, **_SURE, **_NEW, **_FIRST},
+  'sort': {**_BUFFER, **_BIRTH, 'minimum_iou_threshold': _axis(0.2, 0.3)},
+  'bytetrack': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
+  'oc_sort': {**_BUFFER, **_BIRTH, **_SURE},
+  'bot_sort': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
+  'c_biou': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
   'norfair': {
-    'distance_threshold': _axis(0.7, 0.8, 0.9),
-    'hit_counter_max': _axis(15, 30, bounds=_FRAMES),
+    'distance_threshold': _axis(0.7, 0.9),
+    # A delay is to be below the counter.
+    'hit_counter_max': _axis(15, 30, bounds=(8, 960)),
+    'initialization_delay': _axis(1, 3, bounds=(0, 7)),
   },
 }
 
