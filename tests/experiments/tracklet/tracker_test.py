@@ -154,12 +154,12 @@ def test_pairs_are_scored_as_in_training(looks):
         frame.looks[j, None],
         motion.NOISE,
       )
-      (e,), (given,) = network.score(weights, tracks.memory[0][i], seen)
+      (e,), (given,) = network.score(weights, tracks.memory[0][i, 0], seen)
       if pairs.affinity[i, j] > tracker.NEVER or far < rules.gate * 0.999:
         np.testing.assert_allclose(
           pairs.affinity[i, j], e - 0.25, rtol=1e-3, atol=1e-3
         )
-        kept = pairs.given[pairs.place[i, j]]
+        kept = pairs.given[pairs.place[i, j], 0]
         np.testing.assert_allclose(kept, given, rtol=1e-3, atol=1e-3)
         compared += 1
     chosen = tracker.assign(pairs.affinity)
@@ -180,7 +180,46 @@ def test_pairs_are_scored_as_in_training(looks):
   wanted = network.remember(weights, 0 * found, 0 * found, found)
   assert len(new)
   for memory, first in zip(tracks.memory, wanted):
-    np.testing.assert_allclose(memory[new], first, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(memory[new, 0], first, rtol=1e-4, atol=1e-5)
+
+
+def test_several_networks_are_the_mean_of_their_scores(tmp_path):
+  keys = jax.random.split(jax.random.key(0), 3)
+  several = jax.device_get(
+    jax.vmap(lambda key: network.init(key, hidden=5))(keys)
+  )
+  models.save(tmp_path / 'a.npz', several, motion.NOISE, tracker.RULES)
+  together, _ = models.load(tmp_path / 'a.npz')
+  alone = [
+    tracker.learned({k: v[i] for k, v in several.items()}, motion.NOISE)
+    for i in range(3)
+  ]
+  scene = scenes.make_up(2, length=6)
+  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
+  frames = tracker.frames_of(found)
+  every = (together, *alone)
+  tracks = [tracker.begin(model, frames[0]) for model in every]
+  rules = tracker.Rules(gate=30.0)
+  for frame in frames[1:]:
+    pairs = [
+      tracker.pair(model, one, frame, rules)
+      for model, one in zip(every, tracks)
+    ]
+    mean = np.mean([one.affinity for one in pairs[1:]], axis=0)
+    near = mean > tracker.NEVER
+    assert near.any()
+    np.testing.assert_allclose(
+      pairs[0].affinity[near], mean[near], rtol=1e-4, atol=1e-5
+    )
+    # All go on with the choice of the mean.
+    chosen = tracker.assign(pairs[0].affinity)
+    tracks = [
+      tracker.advance(model, one, two, chosen, frame, rules)
+      for model, one, two in zip(every, tracks, pairs)
+    ]
+  for i, one in enumerate(tracks[1:]):
+    for memory, own in zip(tracks[0].memory, one.memory):
+      np.testing.assert_allclose(memory[:, i], own[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_assignments_are_the_best_of_all():

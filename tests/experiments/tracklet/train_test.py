@@ -70,6 +70,33 @@ def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
   assert found['search'].params == 'search'
 
 
+def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
+  asked = {}
+
+  def fake(solver, init, *, seeds, **more):
+    asked['seeds'] = seeds
+
+  monkeypatch.setattr(learning.harness, 'train', fake)
+  data = detections.padded(
+    [
+      trial.found
+      for trial in judging.trials([scenes.make_up(0)], STANDARD, [0])
+    ]
+  )
+  task = learning.Task(data, learning.motion.NOISE, 4, {}, 2)
+  given = options(train.PRESETS['smoke'])._replace(seeds=(0, 3))
+  more = {'rate': 1.0, 'steps': 1, 'chunk': 1, 'settings': {}}
+  learning.train(
+    task, learning.TEACHER, name='a', members=2, options=given, **more
+  )
+  assert asked['seeds'] == [0, 1, 6, 7]
+  params = {'last': np.arange(4.0).reshape(4, 1, 1)}
+  found = train.members_of(params, 2)
+  assert [x['last'].ravel().tolist() for x in found] == [[0, 1], [2, 3]]
+  one = train.members_of(params, 1)
+  assert [x['last'].shape for x in one] == [(1, 1, 1)] * 4
+
+
 def test_claims_find_their_metrics():
   names = ('overlap', 'likelihood', 'true_identities')
   both = ('search', 'teacher_forcing')
