@@ -77,12 +77,8 @@ def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
     asked['seeds'] = seeds
 
   monkeypatch.setattr(learning.harness, 'train', fake)
-  data = detections.padded(
-    [
-      trial.found
-      for trial in judging.trials([scenes.make_up(0)], STANDARD, [0])
-    ]
-  )
+  made = judging.trials([scenes.make_up(0)], detections.STANDARD, [0])
+  data = detections.padded([trial.found for trial in made])
   task = learning.Task(data, learning.motion.NOISE, 4, {}, 2)
   given = options(train.PRESETS['smoke'])._replace(seeds=(0, 3))
   more = {'rate': 1.0, 'steps': 1, 'chunk': 1, 'settings': {}}
