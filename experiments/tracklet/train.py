@@ -6,8 +6,8 @@ Searching and Ranking, 2020.
     python -m experiments.tracklet.train --preset=quick --data_dir=DATA
     python -m experiments.tracklet.train --preset=quick
 
-Expected: MOT17-09, simulated detections: IDF1 of about 65 for the networks, 58
-for trackers with classical affinities. Time: 15 CPU-minutes.
+Expected: MOT17-09, simulated detections: IDF1 of about 65 for the networks, 57
+for trackers with classical affinities. Time: 20 CPU-minutes.
 
 A network scores how well a detection goes on with a tracklet. It is trained on
 the truth's histories first; then, from the same weights, on those again
