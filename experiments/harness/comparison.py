@@ -58,6 +58,8 @@ class Axis(NamedTuple):
     # Of values of which some are not positive, differences are continued.
     new = end * end / inner if self.values[0] > 0 else 2 * end - inner
     new = min(max(float(f'{new:.3g}'), self.bounds[0]), self.bounds[1])
+    if all(isinstance(x, int) for x in self.values):
+      new = round(new)  # What is counted stays whole.
     return self._replace(values=tuple(sorted({*self.values, new})))
 
 
@@ -255,23 +257,14 @@ def _run(rules, method, train, axes):
     point = {name: axis.values[0] for name, axis in axes.items()}
     members = np.arange(len(seeds))
     return Outcome(method, point, trained=reported(point), members=members)
-  trials: list[Trial] = []
-  for widening in range(rules.widenings + 1):
+
+  def try_(points, widening):
     name = f'{method}/tuning' + (f'_{widening}' if widening else '')
-    points = [
-      dict(zip(axes, values, strict=True))
-      for values in itertools.product(*(axis.values for axis in axes.values()))
-    ]
-    tried = [trial.point for trial in trials]
-    points = [point for point in points if point not in tried]
-    trials += _try(rules, method, name, train, points)
-    chosen, sides = _choose(trials, axes)
-    if not any(sides.values()) or not math.isfinite(chosen.score):
-      break
-    axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
+    return _try(rules, method, name, train, points)
+
+  chosen, edges, trials = search(axes, try_, widenings=rules.widenings)
   if not math.isfinite(chosen.score):
     raise errors.AllStoppedError(f'none of {len(trials)} points stays finite.')
-  edges = tuple(name for name, side in sides.items() if side)
   trained, members = chosen.trained, chosen.members
   if rules.tuning_seeds:
     trained = reported(chosen.point)
@@ -332,6 +325,57 @@ def _try(rules, method, name, train, points):
       points, scores, finite, members, strict=True
     )
   ]
+
+
+def search(
+  grid: Grid,
+  try_points: Callable[[list[Point], int], list[Trial]],
+  *,
+  widenings: int = 3,
+  whole: bool = True,
+) -> tuple[Trial, tuple[str, ...], list[Trial]]:
+  """Tries a grid, and widens the axes at whose ends the best point lies.
+
+  Args:
+    grid: tried values by hyperparameter.
+    try_points: from points and how often there was a widening before to their
+      trials; it is never asked for a point again.
+    widenings: how often an axis may grow.
+    whole: whether all points of a wider grid are tried. If not, only those
+      that have, on each widened axis, its new value or the chosen one, and on
+      the others what is chosen: few, however many axes there are.
+
+  Returns:
+    The trial that is chosen, the hyperparameters whose choice is at an edge of
+    what was tried, and all trials.
+  """
+  axes, trials = _axes(grid), []
+  ranges = {name: axis.values for name, axis in axes.items()}
+  for widening in range(widenings + 1):
+    points = [
+      dict(zip(ranges, values, strict=True))
+      for values in itertools.product(*ranges.values())
+    ]
+    tried = [trial.point for trial in trials]
+    points = [point for point in points if point not in tried]
+    if not points:  # A whole number has nothing beyond it.
+      break
+    trials += try_points(points, widening)
+    chosen, sides = _choose(trials, axes)
+    if not any(sides.values()) or not math.isfinite(chosen.score):
+      break
+    axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
+    # What is chosen at an end stands beside the new end there.
+    ends = {-1: slice(0, 2), 1: slice(-2, None)}
+    ranges = {
+      name: axis.values
+      if whole
+      else axis.values[ends[side]]
+      if (side := sides[name])
+      else (chosen.point[name],)
+      for name, axis in axes.items()
+    }
+  return chosen, tuple(name for name, side in sides.items() if side), trials
 
 
 def _choose(trials, axes):

@@ -18,10 +18,10 @@ def _kept(memory, given):
 def overlap(noise: motion.Noise, *, least: float = 0.3) -> tracker.Model:
   """The overlap with a Kalman filter's prediction, above a least one."""
 
-  def affinity(moved, memory, places, sure, looks):
-    del memory, sure, looks
-    near = motion.overlap(moved.mean[..., 0], places)
-    return near - least, near
+  def affinity(near, memory):
+    del memory
+    found = near.overlap()
+    return found - least, found
 
   return tracker.Model(noise, affinity, _nothing, _kept)
 
@@ -51,15 +51,16 @@ def likelihood(
   """
   weigh = sure
 
-  def affinity(moved, memory, places, sure, looks):
+  def affinity(near, memory):
     del memory
-    off, deviation = motion.innovations(moved, places[:, None], noise)
-    found = worth - 0.5 * np.sum(off[:, 0] ** 2, -1)
-    found -= np.sum(np.log(deviation / noise.measured), -1)
-    found += weigh * sure - fading * np.log1p(moved.gap)
+    moved, looks = near.moved, near.frame.looks
+    wide = np.sum(np.log(near.deviation / noise.measured), -1)
+    lost = wide + fading * np.log1p(moved.gap)
+    found = worth - 0.5 * np.sum(near.off**2, -1) - lost[near.one]
+    found += weigh * near.frame.sure[near.two]
     if cosine and looks.shape[1]:
-      norm = np.linalg.norm(moved.look, axis=1) + 1e-6
-      found += cosine * np.sum(moved.look * looks, axis=1) / norm
+      look = moved.look / (np.linalg.norm(moved.look, axis=1)[:, None] + 1e-6)
+      found += cosine * np.sum(look[near.one] * looks[near.two], axis=1)
     return found, found
 
   return tracker.Model(noise, affinity, _nothing, _kept)

@@ -19,7 +19,7 @@ import time
 from typing import Annotated, Any
 
 from experiments import harness
-from experiments.tracklet import scenes, train
+from experiments.tracklet import train
 
 BOTH = ('search', 'teacher_forcing')
 ALONE = 'motion'
@@ -65,6 +65,7 @@ class Settings:
   simulations: int = 2
   judged: int = 4
   windows: int = 256
+  members: int = 1
   seeds: int = 2
 
 
@@ -190,18 +191,9 @@ def main(options: harness.Options) -> dict[str, float]:
   metrics, rows = report(runs)
   plot(pathlib.Path(options.workdir) / 'curve.png', metrics)
   first = next(iter(conditions(options.settings).values()))
-  train_on, held_out = train.read(options._replace(settings=first))
-  source = scenes.source(
-    [*train_on, held_out], made_up=options.data_dir is None
-  )
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - begin,
-    data=[source],
-    published=[train.PUBLISHED],
-  )
+  *_, source = train.read(options._replace(settings=first))
+  seconds = time.monotonic() - begin
+  train.write(options, rows, metrics, source, seconds=seconds)
   return metrics
 
 

@@ -1,13 +1,13 @@
 """Runs trackers on simulated detections, tunes their rules, and judges them."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
 
 from experiments import harness
+from experiments.harness import comparison
 from experiments.tracklet import (
   baselines,
   detections,
@@ -18,6 +18,9 @@ from experiments.tracklet import (
   tracker,
 )
 
+WIDENINGS = 6  # Of a grid, so that a run's time has a bound.
+# Detections in a row until a tracklet is told, for all trackers here.
+BIRTH = comparison.Axis((2, 3), bounds=(1, 30))
 MEASURES = ('idf1', 'mota', 'hota', 'switches')
 Track = Callable[[detections.Detected], mot_files.Boxes]
 
@@ -67,60 +70,116 @@ def true_identities(found: detections.Detected) -> mot_files.Boxes:
   return found.boxes.where(known)._replace(ids=found.ids[known])
 
 
-def tune(
-  make: Callable[..., Track], grid: Mapping[str, Sequence[Any]], given
-) -> dict[str, Any]:
-  """The point of a grid with the best mean IDF1 on the training sequences."""
-  points = [
-    dict(zip(grid, values)) for values in itertools.product(*grid.values())
-  ]
+class Tuned(NamedTuple):
+  """What was chosen on the training sequences.
 
-  def value(point):
-    track = make(**point)
-    return np.mean(
+  Attributes:
+    point: numbers by name.
+    edges: those that were chosen at an edge of what was tried.
+    tried: points.
+    value: mean IDF1 of the choice there.
+  """
+
+  point: dict[str, Any]
+  edges: tuple[str, ...] = ()
+  tried: int = 0
+  value: float = float('nan')
+
+  def words(self) -> str:
+    """The numbers, those at an edge marked."""
+    return ', '.join(
+      f'{k} {v:g}' + ' (edge)' * (k in self.edges)
+      for k, v in self.point.items()
+    )
+
+
+def idf1(results: Sequence[mot_files.Boxes], given: Sequence[Trial]) -> float:
+  """Mean IDF1 of results of trials."""
+  return float(
+    np.mean(
       [
         evaluation.idf1(
           evaluation.prepared(
-            trial.scene.truth, track(trial.found), trial.scene.info.length
+            trial.scene.truth, result, trial.scene.info.length
           )
         )
-        for trial in given
+        for trial, result in zip(given, results, strict=True)
       ]
     )
-
-  return max(points, key=value)
-
-
-def edges(
-  grid: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]
-) -> tuple[str, ...]:
-  """The numbers that were chosen at an edge of what was tried."""
-  return tuple(
-    name
-    for name, values in grid.items()
-    if len(values) > 1 and chosen[name] in (min(values), max(values))
   )
 
 
-def classical(noise: motion.Noise) -> dict[str, tuple[Any, dict]]:
+def tune(
+  grid: comparison.Grid,
+  values: Callable[[list[dict[str, Any]]], Sequence[float]],
+  widenings: int = WIDENINGS,
+) -> Tuned:
+  """The best point of a grid, widened where it lies at an end.
+
+  Args:
+    grid: tried values by name; see `comparison.search`.
+    values: of points, mean IDF1 on the training sequences.
+    widenings: how often an axis may grow.
+
+  Returns:
+    `Tuned`.
+  """
+
+  def try_points(points, widening):
+    del widening
+    none = np.array([], int)
+    return [
+      comparison.Trial(point, float(value), None, none)
+      for point, value in zip(points, values(points), strict=True)
+    ]
+
+  chosen, edges, trials = comparison.search(
+    grid, try_points, widenings=widenings, whole=False
+  )
+  return Tuned(chosen.point, edges, len(trials), chosen.score)
+
+
+def values_of(
+  make: Callable[..., Track], given: Sequence[Trial]
+) -> Callable[[list[dict[str, Any]]], list[float]]:
+  """Values for `tune` of a tracker that is made of numbers."""
+
+  def value(point):
+    track = make(**point)
+    return idf1([track(trial.found) for trial in given], given)
+
+  return lambda points: [value(point) for point in points]
+
+
+def classical(noise: motion.Noise) -> dict[str, tuple[Any, comparison.Grid]]:
   """Classical trackers, each a function of its numbers, and their grid."""
 
-  def overlap(least, death):
+  def overlap(least, **rules):
     model = baselines.overlap(noise, least=least)
-    rules = tracker.Rules(second=2.0, death=death)
+    rules = tracker.Rules(second=2.0, **rules)
     return lambda found: tracker.online(model, found, rules)
 
-  def likelihood(worth, fading, death):
+  def likelihood(worth, fading, **rules):
     model = baselines.likelihood(noise, worth=worth, fading=fading)
-    rules = tracker.Rules(second=2.0, death=death)
+    rules = tracker.Rules(second=2.0, **rules)
     return lambda found: tracker.online(model, found, rules)
 
-  death = (30, 90)
+  both = {
+    # More frames than a sequence has make no difference.
+    'death': comparison.Axis((30, 60), bounds=(1, 960)),
+    'birth': BIRTH,
+  }
   return {
-    'overlap': (overlap, {'least': (0.1, 0.2, 0.3), 'death': death}),
+    'overlap': (
+      overlap,
+      {
+        'least': comparison.Axis((0.1, 0.2, 0.3), bounds=(0.0, 1.0)),
+        **both,
+      },
+    ),
     'likelihood': (
       likelihood,
-      {'worth': (14.0, 18.0), 'fading': (1.0, 2.0), 'death': death},
+      {'worth': (18.0, 23.0), 'fading': (2.0, 4.0), **both},
     ),
   }
 

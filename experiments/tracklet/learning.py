@@ -106,10 +106,11 @@ def train(
   steps: int,
   chunk: int,
   start: Any = None,
+  members: int = 1,
   options: harness.Options,
   settings: Any,
 ) -> harness.Trained:
-  """Trains a network for each seed; Adam with a rate that falls to a tenth.
+  """Trains networks for each seed; Adam with a rate that falls to a tenth.
 
   Args:
     task: what to train on.
@@ -118,7 +119,8 @@ def train(
     rate: of Adam, at first.
     steps: updates.
     chunk: between two records.
-    start: weights with a leading axis of seeds; None draws them.
+    start: weights with a leading axis of networks; None draws them.
+    members: networks of a seed; those of one stand side by side.
     options: seeds and workdir.
     settings: on which the run depends.
 
@@ -149,7 +151,9 @@ def train(
     own=() if start is None else start,
     steps=steps,
     chunk=min(chunk, steps),
-    seeds=options.seeds,
+    seeds=[
+      seed * members + i for seed in options.seeds for i in range(members)
+    ],
     workdir=options.workdir,
     name=name,
     save_seconds=options.save_seconds,

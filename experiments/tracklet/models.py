@@ -19,7 +19,7 @@ def save(
   noise: motion.Noise,
   rules: tracker.Rules,
 ) -> None:
-  """Writes weights of one seed, noise and rules; the name ends in .npz."""
+  """Writes weights, noise and rules; the name ends in .npz."""
   content = io.BytesIO()
   np.savez(
     content,
@@ -70,7 +70,7 @@ def load(
     rules = tracker.Rules(
       *(type(kind)(value) for kind, value in zip(kinds, given, strict=True))
     )
-    if len(weights['embed']) != network.features(looks):
+    if weights['embed'].shape[-2] != network.features(looks):
       raise ValueError(
         f'it needs looks, which files of detections have not; those of crops '
         f'are made where --images is given and {APPEARANCE} lies beside it'

@@ -74,7 +74,7 @@ def _sizes(places):
   return xp.exp(xp.minimum(xp.maximum(places[..., 2:], -3), 12))
 
 
-def _scale(places):
+def units(places: Any) -> Any:
   """Width, height, 1, 1: the units of deviations."""
   xp = namespace(places)
   size = _sizes(places)
@@ -97,7 +97,7 @@ def begin(places: Any, looks: Any, noise: Noise) -> Motion:
     `Motion` with gaps of 0.
   """
   xp = namespace(places)
-  scale = _scale(places)
+  scale = units(places)
   at_first = _deviations(noise, noise.speed, noise.growth, places) * scale
   measured = (noise.measured * scale) ** 2
   return Motion(
@@ -128,7 +128,7 @@ def predict(motion: Motion, frames: Any, noise: Noise) -> Motion:
   position, speed = motion.mean[..., 0], motion.mean[..., 1]
   one, both, two = (motion.variance[..., i] for i in range(3))
   drift = _deviations(noise, noise.position, noise.size, position)
-  drift = (drift * _scale(position)) ** 2
+  drift = (drift * units(position)) ** 2
   return motion._replace(
     mean=xp.stack([position + d * speed, speed + 0 * d], axis=-1),
     variance=xp.stack(
@@ -157,7 +157,7 @@ def update(motion: Motion, places: Any, looks: Any, noise: Noise) -> Motion:
   """
   xp = namespace(places)
   one, both, two = (motion.variance[..., i] for i in range(3))
-  total = one + (noise.measured * _scale(motion.mean[..., 0])) ** 2
+  total = one + (noise.measured * units(motion.mean[..., 0])) ** 2
   off = places - motion.mean[..., 0]
   gains = one / total, both / total
   return Motion(
@@ -187,7 +187,7 @@ def innovations(motion: Motion, places: Any, noise: Noise) -> tuple[Any, Any]:
   """
   xp = namespace(places)
   middle = motion.mean[..., 0]
-  scale = _scale(middle)
+  scale = units(middle)
   deviation = xp.sqrt(motion.variance[..., 0] + (noise.measured * scale) ** 2)
   off = (places - middle[..., None, :]) / deviation[..., None, :]
   return off, deviation / scale
@@ -202,9 +202,10 @@ def overlap(one: Any, two: Any) -> Any:
   """Intersection over union of places (..., 4), by broadcasting."""
   xp = namespace(one)
   sizes = [_sizes(p) for p in (one, two)]
+  halves = [0.5 * size for size in sizes]
   centres = [p[..., :2] for p in (one, two)]
-  low = xp.maximum(*(c - s / 2 for c, s in zip(centres, sizes)))
-  high = xp.minimum(*(c + s / 2 for c, s in zip(centres, sizes)))
+  low = xp.maximum(*(c - h for c, h in zip(centres, halves)))
+  high = xp.minimum(*(c + h for c, h in zip(centres, halves)))
   sides = xp.maximum(high - low, 0)
   common = sides[..., 0] * sides[..., 1]
   areas = [s[..., 0] * s[..., 1] for s in sizes]
@@ -227,30 +228,88 @@ def features(
     (..., candidates, `FEATURES`), with looks one more, the cosine with the sum
     of the looks so far, and the look itself.
   """
-  xp = namespace(places)
   off, deviation = innovations(motion, places, noise)
-  scale = _scale(motion.place)[..., None, :]
-  delta = (places - motion.place[..., None, :]) / scale
-  none = xp.zeros_like(places[..., :1])
-  wide = lambda x: x[..., None, :] + none
+  near = overlap(motion.mean[..., 0][..., None, :], places)
+  last = (motion.place[..., None, :], units(motion.place)[..., None, :])
+  rows = of_rows(motion, deviation)[..., None, :]
+  look = motion.look[..., None, :]
+  return of_pairs(rows, off, last, near, places, sure, look, looks)
+
+
+def of_rows(motion: Motion, deviation: Any) -> Any:
+  """What features say of tracklets alone, (..., 4); see `features`."""
+  xp = namespace(deviation)
   # A tracklet may be longer than any window.
   known = xp.minimum(motion.seen, _LONG)
-  gap, seen = (xp.log(1 + x)[..., None] for x in (motion.gap, known))
-  near = overlap(motion.mean[..., 0][..., None, :], places)
+  times = xp.stack([motion.gap, known], axis=-1)
+  return xp.concatenate(
+    [xp.log(deviation[..., 1:3]), xp.log(1 + times)], axis=-1
+  )
+
+
+def of_pairs(
+  rows: Any,
+  off: Any,
+  last: tuple[Any, Any],
+  near: Any,
+  places: Any,
+  sure: Any,
+  look: Any,
+  looks: Any,
+) -> Any:
+  """Features of pairs of a tracklet and a detection; leading axes broadcast.
+
+  Args:
+    rows: of `of_rows`.
+    off: of `innovations`.
+    last: where tracklets were measured last, and its units, of `units`.
+    near: overlap with the prediction.
+    places: of the detections.
+    sure: their confidences.
+    look: sums of the tracklets' looks.
+    looks: of the detections.
+
+  Returns:
+    (..., `FEATURES`), with looks more; see `features`.
+  """
+  xp = namespace(off)
+  moves = xp.concatenate([off, 8 * (places - last[0]) / last[1]], axis=-1)
+  far = xp.sum(off * off, axis=-1)
   columns = [
-    xp.arcsinh(off),
-    xp.arcsinh(8 * delta),
-    0.1 * xp.minimum(xp.sum(off**2, -1, keepdims=True), 100),
-    near[..., None],
-    sure[..., None],
-    wide(xp.log(deviation[..., 1:3])),
-    wide(gap),
-    wide(seen),
+    xp.arcsinh(moves),
+    xp.stack([0.1 * xp.minimum(far, 100), near, sure], axis=-1),
+    rows if rows.shape[:-1] == sure.shape else _wide(rows, sure.shape),
   ]
   if looks.shape[-1]:
-    norm = xp.sqrt(xp.sum(motion.look**2, -1, keepdims=True) + 1e-6)
-    cosine = xp.sum(looks * (motion.look / norm)[..., None, :], -1)
-    columns += [cosine[..., None], looks]
+    norm = xp.sqrt(xp.sum(look**2, -1, keepdims=True) + 1e-6)
+    cosine = xp.sum(looks * (look / norm), -1, keepdims=True)
+    columns += [cosine, looks]
+  return xp.concatenate(columns, axis=-1)
+
+
+def _wide(rows, shape):
+  return namespace(rows).broadcast_to(rows, shape + rows.shape[-1:])
+
+
+def at_first(sure: Any, looks: Any, noise: Noise) -> Any:
+  """Features of a tracklet's first detection, as of itself.
+
+  Args:
+    sure: confidences, (...).
+    looks: (..., numbers).
+    noise: of the filter.
+
+  Returns:
+    (..., `FEATURES`), with looks more; see `features`.
+  """
+  xp = namespace(sure)
+  none = xp.zeros_like(sure)
+  deviation = float(np.log(np.sqrt(2) * noise.measured))
+  known = [none + deviation] * 2 + [none, none + float(np.log(2))]
+  columns = [xp.stack([none] * 9 + [none + 1, sure, *known], axis=-1)]
+  if looks.shape[-1]:
+    square = xp.sum(looks**2, -1, keepdims=True)
+    columns += [square / xp.sqrt(square + 1e-6), looks]
   return xp.concatenate(columns, axis=-1)
 
 

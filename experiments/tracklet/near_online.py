@@ -83,10 +83,9 @@ def assignments(
   best = tracker.assign(affinity)
   found = [(value(best), best, affinity)]
   matched = np.flatnonzero(best >= 0)
-  margins = []
-  for one in matched:
-    others = np.maximum(np.delete(affinity[one], best[one]), 0)
-    margins.append(affinity[one, best[one]] - others.max(initial=0.0))
+  others = affinity[matched]
+  others[np.arange(len(matched)), best[matched]] = 0.0
+  margins = affinity[matched, best[matched]] - others.max(axis=1, initial=0.0)
   for place in np.argsort(margins, kind='stable')[:doubts]:
     one = matched[place]
     without = affinity.copy()

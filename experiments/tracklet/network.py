@@ -81,6 +81,16 @@ def embed(weights: Weights, seen: Any) -> Any:
   return _relu(seen @ weights['embed'] + weights['embed_bias'])
 
 
+def known(weights: Weights, state: Any) -> tuple[Any, Any]:
+  """What a tracklet's state h, (..., hidden), says of any candidate.
+
+  Returns:
+    The embedding that it expects, and its part of the perceptron.
+  """
+  expected = state @ weights['expect'] + weights['expect_bias']
+  return expected, state @ weights['from_state'] + weights['hidden_bias']
+
+
 def score(weights: Weights, state: Any, seen: Any) -> tuple[Any, Any]:
   """Scores of candidates of tracklets.
 
@@ -92,12 +102,18 @@ def score(weights: Weights, state: Any, seen: Any) -> tuple[Any, Any]:
   Returns:
     e (..., candidates), and embeddings (..., candidates, hidden).
   """
+  rows = [x[..., None, :] for x in known(weights, state)]
+  return of_pairs(weights, rows[0], rows[1], seen)
+
+
+def of_pairs(
+  weights: Weights, expected: Any, part: Any, seen: Any
+) -> tuple[Any, Any]:
+  """Scores of pairs, and embeddings: of `known` and features."""
   found = embed(weights, seen)
-  expected = state @ weights['expect'] + weights['expect_bias']
-  known = state @ weights['from_state'] + weights['hidden_bias']
-  off = motion.namespace(found).abs(expected[..., None, :] - found)
+  off = motion.namespace(found).abs(expected - found)
   hidden = _relu(
-    known[..., None, :]
+    part
     + found @ weights['from_embedding']
     + off @ weights['from_difference']
     + seen @ weights['from_features']
@@ -121,13 +137,12 @@ def remember(
 
 
 def first(
-  weights: Weights, begun: motion.Motion, sure: Any, looks: Any, noise: Any
+  weights: Weights, sure: Any, looks: Any, noise: motion.Noise
 ) -> tuple[Any, Any]:
   """States h and c of tracklets of one detection.
 
   Args:
     weights: of `init`.
-    begun: of `motion.begin`, leading axes (...).
     sure: confidences, (...).
     looks: (..., numbers).
     noise: of the filter.
@@ -135,13 +150,6 @@ def first(
   Returns:
     h and c, (..., hidden).
   """
-  seen = motion.features(
-    begun,
-    begun.place[..., None, :],
-    sure[..., None],
-    looks[..., None, :],
-    noise,
-  )
-  found = embed(weights, seen[..., 0, :])
+  found = embed(weights, motion.at_first(sure, looks, noise))
   none = 0 * found
   return remember(weights, none, none, found)

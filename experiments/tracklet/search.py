@@ -129,7 +129,7 @@ def begin(
   every = lambda x: jnp.broadcast_to(x[0, place], (count, *x.shape[2:]))
   looks = every(window.looks)
   begun = motion.begin(every(window.places), looks, noise)
-  state, cell = network.first(weights, begun, every(window.sure), looks, noise)
+  state, cell = network.first(weights, every(window.sure), looks, noise)
   total = jnp.full(count, NONE).at[0].set(0.0).at[-1].set(0.0)
   return Rows(
     begun, state, cell, total, jnp.zeros(count), jnp.ones(count, bool)

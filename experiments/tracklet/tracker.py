@@ -65,9 +65,8 @@ class Model(NamedTuple):
 
   Attributes:
     noise: of the filter.
-    affinity: (moved motion of pairs, memory of pairs, places, sure, looks) to
-      affinities (pairs,), 0 for indifference, and what `remember` may want of
-      each pair.
+    affinity: a function of `Near` and the tracklets' memory to affinities
+      (pairs,), 0 for indifference, and what `remember` may want of each pair.
     begin: (motion, sure, looks) to memory, leading axis tracklets.
     remember: (memory, what `affinity` gave) to memory.
   """
@@ -78,26 +77,80 @@ class Model(NamedTuple):
   remember: Callable[..., tuple[np.ndarray, ...]]
 
 
+class Near(NamedTuple):
+  """Pairs of a tracklet and a detection within its gate.
+
+  Attributes:
+    moved: motion of all tracklets at the frame.
+    frame: all detections.
+    one: tracklets of the pairs, int (pairs,).
+    two: their detections, likewise.
+    off: innovations of the pairs over their deviations, (pairs, 4).
+    deviation: those of all tracklets, in sizes, (tracklets, 4).
+  """
+
+  moved: motion.Motion
+  frame: Frame
+  one: np.ndarray
+  two: np.ndarray
+  off: np.ndarray
+  deviation: np.ndarray
+
+  def overlap(self) -> np.ndarray:
+    """That of the detections with the predictions, (pairs,)."""
+    middle = self.moved.mean[self.one, :, 0]
+    return motion.overlap(middle, self.frame.places[self.two])
+
+
 def learned(weights: network.Weights, noise: motion.Noise) -> Model:
-  """The network's scores, in numpy."""
+  """A network's scores, or the mean of several networks' ones, in numpy.
+
+  Args:
+    weights: of a network; of several, with a leading axis of them.
+    noise: of the filter.
+
+  Returns:
+    A model; what it remembers has that axis behind the tracklets'.
+  """
   weights = {name: np.asarray(x) for name, x in weights.items()}
+  if weights['embed'].ndim == 2:
+    weights = {name: x[None] for name, x in weights.items()}
+  # Networks first, then tracklets, so that one product is of all networks.
+  weights = {
+    name: x[:, None] if x.ndim == 2 else x for name, x in weights.items()
+  }
+  turned = lambda several: tuple(np.swapaxes(x, 0, 1) for x in several)
 
   def begin(begun, sure, looks):
-    return network.first(weights, begun, sure, looks, noise)
+    del begun
+    return turned(network.first(weights, sure, looks, noise))
 
-  def affinity(moved, memory, places, sure, looks):
-    seen = motion.features(
-      moved, places[:, None], sure[:, None], looks[:, None], noise
+  def affinity(near, memory):
+    one, two, moved, frame = near.one, near.two, near.moved, near.frame
+    rows = motion.of_rows(moved, near.deviation)
+    last = moved.place, motion.units(moved.place)
+    seen = motion.of_pairs(
+      rows[one],
+      near.off,
+      tuple(x[one] for x in last),
+      near.overlap(),
+      frame.places[two],
+      frame.sure[two],
+      moved.look[one],
+      frame.looks[two],
     )
-    scores, found = network.score(weights, memory[0], seen)
-    return scores[:, 0], found[:, 0]
+    # Once for each tracklet, not for each pair.
+    expected, part = network.known(weights, turned(memory)[0])
+    scores, found = network.of_pairs(
+      weights, expected[:, one], part[:, one], seen
+    )
+    return scores.mean(axis=0), turned([found])[0]
 
-  return Model(
-    noise,
-    affinity,
-    begin,
-    lambda memory, found: network.remember(weights, *memory, found),
-  )
+  def remember(memory, given):
+    state, cell, found = turned([*memory, given])
+    return turned(network.remember(weights, state, cell, found))
+
+  return Model(noise, affinity, begin, remember)
 
 
 class Tracks(NamedTuple):
@@ -156,15 +209,11 @@ def _take(motions, which):
 def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
   """Affinities of all pairs within the gate."""
   moved = motion.predict(tracks.motion, np.float32(1), model.noise)
-  far = motion.distance(moved, frame.places[None], model.noise)
+  off, deviation = motion.innovations(moved, frame.places[None], model.noise)
+  far = np.einsum('ijk,ijk->ij', off, off)
   one, two = np.nonzero(far <= rules.gate)
-  found, given = model.affinity(
-    _take(moved, one),
-    tuple(x[one] for x in tracks.memory),
-    frame.places[two],
-    frame.sure[two],
-    frame.looks[two],
-  )
+  near = Near(moved, frame, one, two, off[one, two], deviation)
+  found, given = model.affinity(near, tracks.memory)
   affinity = np.full(far.shape, NEVER)
   affinity[one, two] = found - rules.least
   place = np.zeros(far.shape, np.int64)
@@ -222,32 +271,36 @@ def advance(
     frame.looks[theirs],
     model.noise,
   )
-  motions = motion.Motion(*(x.copy() for x in pairs.moved))
-  for old, new in zip(motions, fresh):
-    old[seen] = new
-  memory = tuple(x.copy() for x in tracks.memory)
   after = model.remember(
-    tuple(x[seen] for x in memory), pairs.given[pairs.place[seen, theirs]]
+    tuple(x[seen] for x in tracks.memory),
+    pairs.given[pairs.place[seen, theirs]],
   )
-  for old, new in zip(memory, after):
-    old[seen] = new
   hits = tracks.hits + (chosen >= 0)
   told = hits >= rules.birth
   ids, free = tracks.ids.copy(), tracks.next
   new = np.flatnonzero(told & (ids == 0))
   ids[new] = free + np.arange(len(new))
-  alive = (motions.gap < rules.death) & (told | (chosen >= 0))
+  late = pairs.moved.gap >= rules.death
+  alive = np.flatnonzero((chosen >= 0) | (told & ~late))
 
   rest = _left_over(theirs, len(frame.sure))
   rest = rest[frame.sure[rest] >= rules.sure]
   born = begin(model, Frame(*(x[rest] for x in frame)))
-  join = lambda a, b: np.concatenate([a[alive], b])
+  at = np.searchsorted(alive, seen)
+
+  def join(old, fresh, born):
+    """Those alive, of which some are fresh, and those that are born."""
+    joined = np.concatenate([old[alive], born])
+    joined[at] = fresh
+    return joined
+
+  both = lambda old, born: np.concatenate([old[alive], born])
   tracks = Tracks(
-    motion.Motion(*map(join, motions, born.motion)),
-    tuple(map(join, memory, born.memory)),
-    join(hits, born.hits),
-    join(ids, born.ids),
-    join(chosen, rest),
+    motion.Motion(*map(join, pairs.moved, fresh, born.motion)),
+    tuple(map(join, tracks.memory, after, born.memory)),
+    both(hits, born.hits),
+    both(ids, born.ids),
+    both(chosen, rest),
     free + len(new),
   )
   if rules.birth > 1:

@@ -15,7 +15,7 @@ SMALL = tracklet.Settings(
 
 @pytest.mark.slow
 def test_a_search_carries_more_than_the_truth():
-  base, one = (tracklet.step(SMALL, k) for k in (0, 1))
+  base, one = (tracklet.program(SMALL, k) for k in (0, 1))
   for a, b in zip(jax.tree.leaves(base.carry), jax.tree.leaves(one.carry)):
     np.testing.assert_array_equal(a, b)
   assert 1.3 * base.flops <= one.flops <= 6 * base.flops
@@ -33,7 +33,7 @@ def test_peers_that_are_not_there_are_not_measured(
   monkeypatch.setenv(tracklet.peers.PYTHON_VARIABLE, str(tmp_path / 'none'))
   made = {}
   monkeypatch.setattr(
-    tracklet, 'step', lambda s, k: made.setdefault('one', _Fake(k))
+    tracklet, 'program', lambda s, k: made.setdefault('one', _Fake(k))
   )
   tracklet.main(options(SMALL))
   assert 'are not timed' in capsys.readouterr().out
@@ -43,11 +43,18 @@ def test_peers_that_are_not_there_are_not_measured(
   assert 'not measured' in (tmp_path / 'table.md').read_text()
 
 
-def test_speed_is_frames_over_seconds(monkeypatch):
+def test_speed_is_frames_over_seconds_of_a_trained_network(monkeypatch):
+  update, start, batch = tracklet.step(SMALL, 0, seed=1)
+  weights = tracklet.trained(dataclasses.replace(SMALL, updates=1))
+  key = jax.random.split(jax.random.key(2), 1)[0]
+  wanted = jax.jit(update)(start, batch(key))[0]
+  for name, before in start[0].items():
+    np.testing.assert_allclose(weights[name], wanted[name], atol=1e-5)
+    assert np.abs(weights[name] - before).max() > 1e-4
+  given = tracklet.found(dataclasses.replace(SMALL, length=10))
   clock = iter((10.0, 12.0))
   monkeypatch.setattr(tracklet.time, 'perf_counter', lambda: next(clock))
-  few = dataclasses.replace(SMALL, length=10)
-  assert tracklet.frames_a_second(tracklet.found(few), 4) == pytest.approx(5.0)
+  assert tracklet.frames_a_second(given, weights) == pytest.approx(5.0)
 
 
 class _Fake:

@@ -106,6 +106,35 @@ def test_bounds_and_choices_are_no_edges():
   assert not outcome.edges and len(outcome.trials) == 9
 
 
+def test_few_points_of_a_wider_grid():
+  asked = []
+
+  def try_points(points, widening):
+    asked.append((widening, points))
+    value = lambda p: -abs(math.log(p['a'] / 8)) - abs(p['b'] - 3) - p['c']
+    none = np.array([])
+    return [comparison.Trial(p, value(p), None, none) for p in points]
+
+  grid = {'a': (1, 2), 'b': (1.0, 2.0), 'c': comparison.among((0, 1))}
+  chosen, edges, trials = comparison.search(grid, try_points, whole=False)
+  assert chosen.point == {'a': 8, 'b': 2.0, 'c': 0} and not edges
+  assert len(asked[0][1]) == 8 and len(trials) == sum(len(p) for _, p in asked)
+  # Both ends at once, then the one that is still an end.
+  beside = [{'a': a, 'b': b, 'c': 0} for a in (2, 4) for b in (2.0, 4.0)]
+  assert asked[1] == (1, [p for p in beside if p['a'] + p['b'] > 4])
+  assert asked[2] == (2, [{'a': 8, 'b': 2.0, 'c': 0}])
+  assert [t.point['a'] for t in trials[-1:]] == [16] and len(asked) == 4
+  assert all(isinstance(t.point['a'], int) for t in trials)
+  # Below 1 comes 0, where the range ends by itself.
+  chosen, edges, trials = comparison.search(
+    {'a': (1, 2)},
+    lambda points, _: [
+      comparison.Trial(p, -p['a'], None, np.array([])) for p in points
+    ],
+  )
+  assert (chosen.point, edges) == ({'a': 0}, ()), trials
+
+
 def test_a_widened_axis_stops_at_its_bound():
   axis = comparison.Axis((0.2, 0.6), bounds=(0.0, 1.0)).widened(1)
   assert axis.values == (0.2, 0.6, 1.0)

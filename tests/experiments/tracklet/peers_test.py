@@ -12,6 +12,7 @@ from experiments import harness
 from experiments.tracklet import (
   detections,
   evaluation,
+  judging,
   mot_files,
   peer_trackers,
   peers,
@@ -41,11 +42,32 @@ def test_the_script_knows_nothing_of_jax():
   subprocess.run([sys.executable, '-I', '-c', code], check=True)
 
 
-def test_a_grid_has_the_defaults_and_all_points():
-  found = peers.points({'a': (1, 2), 'b': (3, 4)})
-  assert found[0] == {} and len(found) == 5
-  assert {'a': 2, 'b': 3} in found
+def test_a_peer_is_tuned_beyond_its_grid_or_keeps_its_defaults(
+  tmp_path, monkeypatch
+):
   assert set(peers.GRIDS) == {*peer_trackers.CLASSES, 'norfair'}
+
+  def value(options):
+    if not options:
+      return default
+    buffer, birth, least = options.values()
+    return -abs(np.log(buffer / 240)) - abs(least - 0.24) - birth
+
+  def run(jobs, given, folder):
+    assert not given and folder == tmp_path
+    asked.extend(job['options'] for job in jobs)
+    return [value(job['options']) for job in jobs], None
+
+  monkeypatch.setattr(peers, 'run_jobs', run)
+  monkeypatch.setattr(judging, 'idf1', lambda results, given: results)
+  asked, default = [], -9.0
+  tuned = peers.tune('sort', [], tmp_path)
+  assert list(tuned.point.values()) == [240, 1, 0.2] and not tuned.edges
+  assert tuned.tried == len(asked) < 8 + 8 + 3 + 3 + 1 and asked[-1] == {}
+  assert max(point['lost_track_buffer'] for point in asked[:-1]) == 480
+  assert all(isinstance(p['lost_track_buffer'], int) for p in asked[:-1])
+  default = 1.0
+  assert peers.tune('sort', [], tmp_path).point == {}
 
 
 def test_what_is_missing_or_unknown_is_said(options, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def follow(weights, window, choices, forced=False):
   start = int(np.argmax(window.same[0]))
   moved = motion.begin(window.places[0, start], window.looks[0, start], NOISE)
   state = network.first(
-    weights, moved, window.sure[0, start], window.looks[0, start], NOISE
+    weights, window.sure[0, start], window.looks[0, start], NOISE
   )
   scores, seen = [], []
   for step, choice in enumerate(choices, 1):

@@ -111,15 +111,115 @@ def test_people_who_cross_keep_their_identities():
 
 def test_what_the_affinity_leaves_over_is_matched_by_overlap():
   model = MODEL._replace(
-    affinity=lambda moved, memory, places, sure, looks: (
-      np.full(len(sure), -1.0),
-      np.zeros(len(sure)),
+    affinity=lambda near, memory: (
+      np.full(len(near.one), -1.0),
+      np.zeros(len(near.one)),
     )
   )
   straight = walks((1, 1, 20, 10, 1))
   for second, count in ((0.5, 1), (2.0, 0)):
     shown = tracker.online(model, straight, tracker.Rules(second=second))
     assert len(set(shown.ids)) == count
+
+
+@pytest.mark.parametrize('looks', [0, 3])
+def test_pairs_are_scored_as_in_training(looks):
+  """One pair at a time, by the functions that training compiles."""
+  scene = scenes.make_up(2, length=25)
+  found = detections.simulate(
+    scene.truth,
+    scene.info,
+    np.random.default_rng(0),
+    detections.STANDARD._replace(looks=looks),
+  )
+  weights = network.init(jax.random.key(0), hidden=8, looks=looks)
+  weights = {name: np.asarray(x) for name, x in weights.items()}
+  model = tracker.learned(weights, motion.NOISE)
+  rules = tracker.Rules(least=0.25)
+  tracks, compared = None, 0
+  for frame in tracker.frames_of(found):
+    if tracks is None:
+      tracks = tracker.begin(model, tracker.Frame(*(x[:0] for x in frame)))
+    pairs = tracker.pair(model, tracks, frame, rules)
+    moved = motion.predict(tracks.motion, np.float32(1), motion.NOISE)
+    for i, j in np.ndindex(pairs.affinity.shape):
+      one = motion.Motion(*(x[i] for x in moved))
+      far = motion.distance(one, frame.places[j, None], motion.NOISE)[0]
+      if far > rules.gate * 1.001 or len(tracks.hits) > 20 < i:
+        continue
+      seen = motion.features(
+        one,
+        frame.places[j, None],
+        frame.sure[j, None],
+        frame.looks[j, None],
+        motion.NOISE,
+      )
+      (e,), (given,) = network.score(weights, tracks.memory[0][i, 0], seen)
+      if pairs.affinity[i, j] > tracker.NEVER or far < rules.gate * 0.999:
+        np.testing.assert_allclose(
+          pairs.affinity[i, j], e - 0.25, rtol=1e-3, atol=1e-3
+        )
+        kept = pairs.given[pairs.place[i, j], 0]
+        np.testing.assert_allclose(kept, given, rtol=1e-3, atol=1e-3)
+        compared += 1
+    chosen = tracker.assign(pairs.affinity)
+    tracks = tracker.advance(model, tracks, pairs, chosen, frame, rules)
+  assert compared > 250
+  # What is born remembers what a window of training begins with.
+  new = np.flatnonzero(tracks.hits == 1)
+  at = tracks.place[new]
+  born = motion.begin(frame.places[at], frame.looks[at], motion.NOISE)
+  seen = motion.features(
+    born,
+    frame.places[at, None],
+    frame.sure[at, None],
+    frame.looks[at, None],
+    motion.NOISE,
+  )
+  found = network.embed(weights, seen[:, 0])
+  wanted = network.remember(weights, 0 * found, 0 * found, found)
+  assert len(new)
+  for memory, first in zip(tracks.memory, wanted):
+    np.testing.assert_allclose(memory[new, 0], first, rtol=1e-4, atol=1e-5)
+
+
+def test_several_networks_are_the_mean_of_their_scores(tmp_path):
+  keys = jax.random.split(jax.random.key(0), 3)
+  several = jax.device_get(
+    jax.vmap(lambda key: network.init(key, hidden=5))(keys)
+  )
+  models.save(tmp_path / 'a.npz', several, motion.NOISE, tracker.RULES)
+  together, _ = models.load(tmp_path / 'a.npz')
+  alone = [
+    tracker.learned({k: v[i] for k, v in several.items()}, motion.NOISE)
+    for i in range(3)
+  ]
+  scene = scenes.make_up(2, length=6)
+  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
+  frames = tracker.frames_of(found)
+  every = (together, *alone)
+  tracks = [tracker.begin(model, frames[0]) for model in every]
+  rules = tracker.Rules(gate=30.0)
+  for frame in frames[1:]:
+    pairs = [
+      tracker.pair(model, one, frame, rules)
+      for model, one in zip(every, tracks)
+    ]
+    mean = np.mean([one.affinity for one in pairs[1:]], axis=0)
+    near = mean > tracker.NEVER
+    assert near.any()
+    np.testing.assert_allclose(
+      pairs[0].affinity[near], mean[near], rtol=1e-4, atol=1e-5
+    )
+    # All go on with the choice of the mean.
+    chosen = tracker.assign(pairs[0].affinity)
+    tracks = [
+      tracker.advance(model, one, two, chosen, frame, rules)
+      for model, one, two in zip(every, tracks, pairs)
+    ]
+  for i, one in enumerate(tracks[1:]):
+    for memory, own in zip(tracks[0].memory, one.memory):
+      np.testing.assert_allclose(memory[:, i], own[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_assignments_are_the_best_of_all():
@@ -164,11 +264,11 @@ def test_a_history_that_inflates_scores_is_not_preferred():
   rules = tracker.Rules(birth=1, second=2.0, gate=1e9)
   given = walks((1, 1, 6, 100, 0), (2, 2, 6, 130, 0), length=6)
 
-  def affinity(moved, memory, places, sure, looks):
-    del sure, looks
-    right, was = places[:, 0] > 120, moved.place[:, 0] > 120
-    found = np.where(was == right, 3.0, 2.8) + 5.0 * memory[0]
-    return found, np.maximum(memory[0], was != right)
+  def affinity(near, memory):
+    right = near.frame.places[near.two, 0] > 120
+    was, jumped = near.moved.place[near.one, 0] > 120, memory[0][near.one]
+    found = np.where(was == right, 3.0, 2.8) + 5.0 * jumped
+    return found, np.maximum(jumped, was != right)
 
   model = MODEL._replace(
     affinity=affinity,
@@ -197,13 +297,14 @@ def test_later_frames_may_overrule_a_choice():
   rules = tracker.Rules(birth=1, second=0.5, gate=1e9)
   given = walks((1, 1, 4, 100, 0), (2, 2, 4, 130, 0), length=4)
 
-  def affinity(moved, memory, places, sure, looks):
+  def affinity(near, memory):
     """The first is a little likelier to stay; at the right, it goes on well."""
-    del memory, sure, looks
-    right, was = places[:, 0] > 120, moved.place[:, 0] > 120
-    there = np.where(moved.seen > 1, 8.0, 0.1)
+    del memory
+    right = near.frame.places[near.two, 0] > 120
+    was, seen = near.moved.place[near.one, 0] > 120, near.moved.seen[near.one]
+    there = np.where(seen > 1, 8.0, 0.1)
     found = np.where(was == right, np.where(right, there, 0.6), -1.0)
-    return np.where(~was & right & (moved.seen == 1), 0.5, found), found
+    return np.where(~was & right & (seen == 1), 0.5, found), found
 
   model = MODEL._replace(affinity=affinity)
   at_right = lambda shown: shown.ids[shown.boxes[:, 0] > 120].tolist()

@@ -70,6 +70,29 @@ def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
   assert found['search'].params == 'search'
 
 
+def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
+  asked = {}
+
+  def fake(solver, init, *, seeds, **more):
+    asked['seeds'] = seeds
+
+  monkeypatch.setattr(learning.harness, 'train', fake)
+  made = judging.trials([scenes.make_up(0)], detections.STANDARD, [0])
+  data = detections.padded([trial.found for trial in made])
+  task = learning.Task(data, learning.motion.NOISE, 4, {}, 2)
+  given = options(train.PRESETS['smoke'])._replace(seeds=(0, 3))
+  more = {'rate': 1.0, 'steps': 1, 'chunk': 1, 'settings': {}}
+  learning.train(
+    task, learning.TEACHER, name='a', members=2, options=given, **more
+  )
+  assert asked['seeds'] == [0, 1, 6, 7]
+  params = {'last': np.arange(4.0).reshape(4, 1, 1)}
+  found = train.members_of(params, 2)
+  assert [x['last'].ravel().tolist() for x in found] == [[0, 1], [2, 3]]
+  one = train.members_of(params, 1)
+  assert [x['last'].shape for x in one] == [(1, 1, 1)] * 4
+
+
 def test_claims_find_their_metrics():
   names = ('overlap', 'likelihood', 'true_identities')
   both = ('search', 'teacher_forcing')
@@ -83,14 +106,11 @@ def test_claims_find_their_metrics():
   purity = {
     f'{n}_{k}': np.array([0.5, 0.7]) for n in both for k in train.SEARCHES
   }
-  chosen = {'search': {'least': 0.5}, 'overlap': {'least': 0.3, 'death': 30}}
-  edges = {
-    'search': judging.edges({'least': train.LEAST}, chosen['search']),
-    'overlap': judging.edges(
-      {'least': (0.2, 0.3), 'death': (30,)}, chosen['overlap']
-    ),
+  chosen = {
+    'search': judging.Tuned({'least': 0.5}),
+    'overlap': judging.Tuned({'least': 0.3, 'death': 30}, ('least',), 7),
   }
-  metrics, rows = train.report(scores, chosen, purity, edges)
+  metrics, rows = train.report(scores, chosen, purity)
   metrics |= {'untrained/idf1/all/better': 70.0}
   said = {row['method']: row['chosen'] for row in rows}
   assert said['search'] == 'least 0.5'
@@ -114,17 +134,22 @@ def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
   scene = scenes.make_up(1, length=60, people=6)
   given = judging.trials([scene], detections.STANDARD, [0])
   make, grid = judging.classical(train.judging.motion.NOISE)['overlap']
-  grid = {'least': (0.2, 0.99), 'death': (30,)}
-  point = judging.tune(make, grid, given)
-  assert point == {'least': 0.2, 'death': 30}
-  found = judging.judge(make(**point), given)
+  values = judging.values_of(make, given)
+  grid |= {'least': (0.2, 0.99), 'death': (30,), 'birth': (3,)}
+  tuned = judging.tune(grid, values, widenings=0)
+  assert tuned.point == {'least': 0.2, 'death': 30, 'birth': 3}
+  assert (tuned.edges, tuned.tried) == (('least',), 2)
+  assert tuned.words() == 'least 0.2 (edge), death 30, birth 3'
+  assert [tuned.value] == values([tuned.point])
+  found = judging.judge(make(**tuned.point), given)
+  assert found['idf1'].mean() == tuned.value
   roof = judging.judge(judging.true_identities, given)
   assert found['idf1'][0] <= roof['idf1'][0] + 1e-9 and found['mota'][0] > 30
 
 
 def test_settings_say_what_was_meant(tmp_path, options):
   held = options(train.PRESETS['smoke'], preset='smoke')
-  made, apart = train.read(held)
+  made, apart, _ = train.read(held)
   assert len(made) == 2 and apart.info.length == 60
   with pytest.raises(harness.MissingDataError, match='MOTChallenge'):
     train.read(held._replace(data_dir=str(tmp_path)))
