@@ -23,10 +23,9 @@ def one_by_one(
   environment: MutableMapping[str, str] = os.environ,
   version: tuple[int, ...] = jaxlib.version.__version_info__,
 ) -> bool:
-  """Lets XLA schedule without side by side, from its first program on.
+  """Lets XLA run one operation after another, from its first program on.
 
-  It changes no result, and where several cores share the work of an operation
-  they still do.
+  Where several cores share the work of one operation, they still do.
 
   Args:
     environment: in which XLA, when it is first used, finds its flags.

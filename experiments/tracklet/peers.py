@@ -8,7 +8,7 @@ Searching and Ranking, 2020; these are not of the paper.
     BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.tracklet.peers
         --preset=quick --data_dir=DATA
 
-Expected: the best of them at about 64 of IDF1 on MOT17-09. Time: 15 minutes.
+Expected: the best of them at about 62 of IDF1 on MOT17-09. Time: 15 minutes.
 
 The packages are in an environment of their own, whose Python the variable
 BILEVEL_JAX_PEERS names: `peer_trackers` runs there, on files of detections.
