@@ -45,8 +45,10 @@ def parts_of(settings: Any) -> dict[str, str]:
   return {name: part for name, part in found.items() if part}
 
 
-def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
-  """The corpus of the settings; `settings` has the fields of `train`."""
+def read(
+  settings: Any, data_dir: str | None, labelled: float
+) -> utterances.Corpus:
+  """The corpus of the settings, of which a share has a text; see `prepare`."""
   seed = settings.data_seed
   rate = {'rate': settings.sampling} if settings.sampling else {}
   parts = parts_of(settings)
@@ -54,7 +56,7 @@ def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
     return made_up.read(
       train=settings.strings,
       test=settings.test_strings,
-      labelled=settings.labelled,
+      labelled=labelled,
       seed=seed,
     )
   if settings.dataset == 'fsdd':
@@ -62,7 +64,7 @@ def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
       data_dir,
       train=settings.strings,
       test=settings.test_strings,
-      labelled=settings.labelled,
+      labelled=labelled,
       held_speaker=settings.held_speaker,
       seed=seed,
       **rate,
@@ -73,7 +75,7 @@ def read(settings: Any, data_dir: str | None) -> utterances.Corpus:
     'tedlium': functools.partial(tedlium.read, **rate, **parts),
     'folder': functools.partial(folder.read, seed=seed, **rate),
   }[settings.dataset](data_dir)
-  return utterances.hide_texts(corpus, settings.labelled, seed=seed)
+  return utterances.hide_texts(corpus, labelled, seed=seed)
 
 
 class Problem(NamedTuple):
@@ -142,13 +144,16 @@ def with_deltas(features: np.ndarray) -> np.ndarray:
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def prepare(settings: Any, data_dir: str | None, workdir: Any) -> Problem:
+def prepare(
+  settings: Any, data_dir: str | None, workdir: Any, labelled: float
+) -> Problem:
   """Reads the data and makes the network.
 
   Args:
     settings: see `train.Settings`.
     data_dir: folder of data sets.
     workdir: where units are kept.
+    labelled: share of the training utterances that have a text.
 
   Returns:
     The problem.
@@ -156,11 +161,10 @@ def prepare(settings: Any, data_dir: str | None, workdir: Any) -> Problem:
   Raises:
     MissingDataError, DamagedDataError, SettingsError: see the loaders.
   """
-  corpus = read(settings, data_dir)
+  corpus = read(settings, data_dir, labelled)
   if not utterances.texts(corpus.train):
     raise harness.SettingsError(
-      f'labelled={settings.labelled:g} leaves no utterance with a text: give '
-      'more.'
+      f'labelled={labelled:g} leaves no utterance with a text: give more.'
     )
   known = units.kept(
     workdir / 'units.json',

@@ -23,7 +23,8 @@ lines `path<TAB>text`.
 import dataclasses
 import pathlib
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,8 @@ class Settings:
     strings: of digits or tones, to learn from.
     test_strings: likewise, to report on.
     held_speaker: of the digits, one who is reported apart; '' for none.
-    labelled: share of the training utterances that have a text.
+    labelled: share of the training utterances that have a text; of several,
+      each is a run of its own.
     data_seed: of strings and of what keeps its text.
     units: of texts.
     pieces: how many, where units are learnt.
@@ -122,7 +124,7 @@ class Settings:
   strings: int = 1_000
   test_strings: int = 300
   held_speaker: str = ''
-  labelled: Annotated[float, harness.Allowed(0, 1)] = 0.25
+  labelled: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (0.25,)
   data_seed: Annotated[int, harness.Allowed(0)] = 0
   units: Literal['characters', 'words', 'pieces'] = 'words'
   pieces: int = 1_000
@@ -168,7 +170,7 @@ class Settings:
 
 _AN4 = Settings(
   dataset='an4',
-  labelled=1.0,
+  labelled=(1.0,),
   units='characters',
   width=128,
   depth=7,
@@ -189,7 +191,7 @@ PRESETS = {
     dataset='made_up',
     strings=24,
     test_strings=8,
-    labelled=0.5,
+    labelled=(0.5,),
     mels=16,
     width=16,
     depth=0,
@@ -205,24 +207,25 @@ PRESETS = {
   # A recogniser of digits to transcribe with.
   'digits': Settings(
     held_speaker='theo',
-    labelled=1.0,
+    labelled=(1.0,),
     methods=('supervised',),
     seeds=1,
   ),
   'an4_full': _AN4,
+  # All methods, by the share that has texts; a night of one core.
   'an4_grid': dataclasses.replace(
     _AN4,
-    labelled=0.1,
+    labelled=(0.1, 0.25, 0.5),
     methods=tuple(methods.TITLES),
-    rates=(1e-3, 2e-3, 4e-3),
-    penalties=(0.1, 0.3, 1.0),
-    decays=(1e-3, 1e-2, 1e-1),
+    steps=3_000,
+    buckets=6,
+    check_every=1_000,
     seeds=3,
   ),
   # 100 hours with texts; batches of 64, 200 epochs in all.
   'paper': Settings(
     dataset='librispeech',
-    labelled=1.0,
+    labelled=(1.0,),
     units='pieces',
     mels=80,
     encoder='conformer',
@@ -247,7 +250,7 @@ PRESETS = {
   # A folder of one's own.
   'user': Settings(
     dataset='folder',
-    labelled=1.0,
+    labelled=(1.0,),
     units='characters',
     encoder='conv_lstm',
     width=256,
@@ -269,6 +272,12 @@ def check(settings: Settings) -> None:
   if len(set(settings.methods)) < len(settings.methods):
     raise harness.SettingsError(
       f'methods={",".join(settings.methods)} has one of them twice.'
+    )
+  if len(set(settings.labelled)) < max(len(settings.labelled), 1):
+    shares = ','.join(f'{share:g}' for share in settings.labelled)
+    raise harness.SettingsError(
+      f'labelled={shares} is to be one share of the texts or several, none '
+      'of them twice.'
     )
   if settings.sampling and settings.dataset in ('an4', 'made_up'):
     raise harness.SettingsError(
@@ -389,9 +398,67 @@ def run(
 
 def main(options: harness.Options) -> dict[str, float]:
   """Trains all methods, and compares what they understand."""
+  shares = options.settings.labelled
+  if len(shares) == 1:
+    done = of_share(options, shares[0])
+    write(options, done.metrics, done.rows, [done])
+    return done.metrics
+  metrics, rows, runs = {}, [], []
+  for share in shares:
+    print(f'{share:.0%} with texts.', flush=True)
+    folder = pathlib.Path(options.workdir) / f'labelled-{share:g}'
+    done = of_share(options._replace(workdir=str(folder)), share)
+    runs.append(done)
+    metrics |= {f'{share:g}/{k}': value for k, value in done.metrics.items()}
+    rows += [{'with texts': f'{share:.0%}', **row} for row in done.rows]
+  plot_shares(pathlib.Path(options.workdir) / 'shares.png', shares, runs)
+  write(options, metrics, rows, runs)
+  return metrics
+
+
+class Share(NamedTuple):
+  """What all methods came to with a share of the texts.
+
+  Attributes:
+    metrics: by name.
+    rows: of the table.
+    errors: word errors of the test by title, of all seeds.
+    corpus: what was learnt from.
+    seconds: that it took, with runs that were finished before.
+  """
+
+  metrics: dict[str, float]
+  rows: list[dict[str, Any]]
+  errors: dict[str, np.ndarray]
+  corpus: utterances.Corpus
+  seconds: float
+
+
+def write(
+  options: harness.Options,
+  metrics: dict[str, float],
+  rows: list[dict[str, Any]],
+  runs: Sequence[Share],
+) -> None:
+  """Writes table and results; the corpus but for its texts is that of all."""
+  corpus = runs[0].corpus
+  harness.write_table(options.workdir, rows)
+  harness.write_results(
+    options,
+    metrics=metrics,
+    seconds=sum(run.seconds for run in runs),
+    data=[corpus.source],
+    published=problem_lib.PUBLISHED,
+    skipped={why: len(n) for why, n in corpus.skipped.items()},
+  )
+
+
+def of_share(options: harness.Options, labelled: float) -> Share:
+  """Trains all methods with a share of the texts."""
   start = time.monotonic()
   settings, folder = options.settings, pathlib.Path(options.workdir)
-  problem = problem_lib.prepare(settings, options.data_dir, folder)
+  settings = dataclasses.replace(settings, labelled=(labelled,))
+  problem = problem_lib.prepare(settings, options.data_dir, folder, labelled)
   print(f'{utterances.describe(problem.corpus)}.', flush=True)
   for line in utterances.left_out(problem.corpus):
     print(f'left out, {line}', flush=True)
@@ -421,12 +488,16 @@ def main(options: harness.Options) -> dict[str, float]:
     best = 'bl_just' if 'bl_just' in fine else fine[0]
     keep(folder, problem, first_of(outcomes[best]))
     plot(folder, settings, {n: outcomes[n] for n in fine})
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options,
-    metrics=metrics,
+  return Share(
+    metrics,
+    rows,
+    {
+      methods.TITLES[name]: rates(one['test']['words'])
+      for name, one in found.items()
+    },
+    problem.corpus,
     # Runs that were finished before count too.
-    seconds=max(
+    max(
       time.monotonic() - start,
       sum(
         one.trained.seconds + one.trained.compile_seconds
@@ -434,11 +505,12 @@ def main(options: harness.Options) -> dict[str, float]:
         if not one.failure
       ),
     ),
-    data=[problem.corpus.source],
-    published=problem_lib.PUBLISHED,
-    skipped={why: len(n) for why, n in problem.corpus.skipped.items()},
   )
-  return metrics
+
+
+def rates(errors: Sequence[scoring.Errors]) -> np.ndarray:
+  """Error rates of all seeds."""
+  return np.array([one.rate for one in errors])
 
 
 def first_of(outcome: comparison.Outcome) -> Any:
@@ -469,7 +541,6 @@ def report(
   found: dict[str, Any],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by name, and the rows of the table."""
-  rates = lambda errors: np.array([e.rate for e in errors])
   counts = lambda errors: np.stack([e.counts for e in errors])
 
   def measure(outcome):
@@ -597,6 +668,33 @@ def plot(
       for curves, label in (
         (by_updates, 'updates'),
         (by_gradients, 'gradients of either loss'),
+      )
+    ],
+  )
+
+
+def plot_shares(
+  path: pathlib.Path, shares: Sequence[float], runs: Sequence[Share]
+) -> None:
+  """Word error of the test by the share that has texts, of all methods."""
+  order = np.argsort(shares)
+  curves = {
+    title: (
+      np.asarray(shares)[order],
+      np.stack([runs[i].errors[title] for i in order]),
+    )
+    for title in runs[0].errors
+    # One that failed with some share has no line.
+    if all(title in run.errors for run in runs)
+  }
+  harness.plot_panels(
+    path,
+    [
+      harness.Panel(
+        curves,
+        xlabel='share of the utterances with a text',
+        ylabel='word error, test',
+        logx=True,
       )
     ],
   )

@@ -91,9 +91,53 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
+  """Each in its folder; names, rows and the plot have the share."""
+  corpus = problem.read(SETTINGS, None, 0.5)
+  asked = []
+
+  def of_share(options, labelled):
+    asked.append((options.workdir, labelled))
+    errors = {'BL-JUST': np.array([0.5, 0.7]) - labelled / 4}
+    if labelled < 1:
+      errors['weighted sum'] = errors['BL-JUST']
+    metrics = {'wer/bl_just': 0.6 - labelled / 4}
+    rows = [{'method': 'BL-JUST', 'test error': 0.6}]
+    return train.Share(metrics, rows, errors, corpus, 7.0)
+
+  drawn = {}
+  monkeypatch.setattr(train, 'of_share', of_share)
+  monkeypatch.setattr(
+    harness,
+    'plot_panels',
+    lambda path, panels: drawn.update({path.name: panels[0].curves}),
+  )
+  settings = dataclasses.replace(SETTINGS, labelled=(1.0, 0.25))
+  train.check(settings)
+  options = harness.Options(
+    'bl_just', 'train', 'test', settings, str(tmp_path), None, (0, 1)
+  )
+  metrics = train.main(options)
+  assert asked == [
+    (str(tmp_path / 'labelled-1'), 1.0),
+    (str(tmp_path / 'labelled-0.25'), 0.25),
+  ]
+  assert metrics == pytest.approx(
+    {'1/wer/bl_just': 0.35, '0.25/wer/bl_just': 0.5375}
+  )
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['metrics'] == metrics and results['wall_seconds'] == 14
+  table = (tmp_path / 'table.md').read_text().splitlines()
+  assert [line.split()[1] for line in table[2:]] == ['100%', '25%']
+  # In rising order; what failed with a share has no line.
+  ((label, (shares, values)),) = drawn['shares.png'].items()
+  assert label == 'BL-JUST' and shares.tolist() == [0.25, 1.0]
+  np.testing.assert_allclose(values, [[0.4375, 0.6375], [0.25, 0.45]])
+
+
 def test_what_is_saved_says_the_same(trained):
   folder, options, _ = trained
-  made = problem.prepare(options.settings, None, folder)
+  made = problem.prepare(options.settings, None, folder, 0.5)
   network, weights, kept = recogniser.load(folder)
   assert network.shape == made.network.shape
   assert kept == (folder / 'units.json').read_text()
@@ -117,7 +161,7 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
   import soundfile
 
   folder, options, _ = trained
-  made = problem.prepare(options.settings, None, folder)
+  made = problem.prepare(options.settings, None, folder, 0.5)
   network, weights, units = recogniser.load(folder)
   # Weights that say something: the unit that is loudest by its bias.
   bias = jnp.zeros_like(weights.recogniser).at[2].set(9.0)
@@ -209,6 +253,8 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
       '--unlabelled_part',
     ),
     ({'penalties': (0.1, 0.2)}, 'equal numbers'),
+    ({'labelled': (0.5, 0.5)}, 'labelled=0.5,0.5 is to be'),
+    ({'labelled': ()}, 'one share of the texts'),
     ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
   ],
 )
@@ -219,9 +265,8 @@ def test_settings_that_no_run_can_have_are_refused(changes, message):
 
 
 def test_without_any_text_there_is_nothing_to_learn(tmp_path):
-  settings = dataclasses.replace(SETTINGS, labelled=0.0)
   with pytest.raises(harness.SettingsError, match='labelled=0 leaves no'):
-    problem.prepare(settings, None, tmp_path)
+    problem.prepare(SETTINGS, None, tmp_path, 0.0)
 
 
 def test_parts_are_those_that_are_named(monkeypatch):
@@ -238,7 +283,7 @@ def test_parts_are_those_that_are_named(monkeypatch):
     test_part='test-other',
   )
   train.check(settings)
-  problem.read(settings, 'folder')
+  problem.read(settings, 'folder', 1.0)
   assert asked == {
     'train': 'train-clean-100,train-clean-360',
     'test': 'test-other',

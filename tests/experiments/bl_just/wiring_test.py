@@ -29,7 +29,7 @@ SEEDS = (3, 4)
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   """The problem of the settings."""
-  return problem.prepare(SETTINGS, None, tmp_path_factory.mktemp('run'))
+  return problem.prepare(SETTINGS, None, tmp_path_factory.mktemp('run'), 0.5)
 
 
 @pytest.fixture
