@@ -44,6 +44,7 @@ class Settings:
     simulations: of the training sequences.
     judged: simulations of the sequence that is held out.
     windows: that purities are measured on.
+    members: networks of a tracker.
     seeds: of training.
   """
 
@@ -95,7 +96,8 @@ def conditions(settings: Settings) -> dict[str, train.Settings]:
   base = train.PRESETS['quick']
   own = {f.name for f in dataclasses.fields(train.Settings)}
   given = {k: v for k, v in dataclasses.asdict(settings).items() if k in own}
-  base = dataclasses.replace(base, **given)
+  # What is compared are the two ways to train.
+  base = dataclasses.replace(base, full=False, **given)
   found = {}
   for detector, noises in (
     ('standard', settings.noises),
