@@ -127,6 +127,57 @@ def test_claims_find_their_metrics():
   assert metrics['idf1/search_lead'] == -2
   assert metrics['idf1/lead_over_classical'] == 4
   assert len(rows) == 7 and len({frozenset(row) for row in rows}) == 1
+  # Where the networks alone are judged, there is nothing to compare them with.
+  alone, rows = train.report(
+    {name: scores[name] for name in both}, {'search': chosen['search']}, purity
+  )
+  assert len(rows) == 2 and alone['idf1/search_lead'] == -2
+  assert not [k for k in alone if 'classical' in k or 'near_online' in k]
+
+
+def test_what_waits_tunes_its_births_alone(monkeypatch):
+  """By the second pass of its online tracker, on the training sequences."""
+  asked = []
+
+  def track(name):
+    def of(model, found, rules):
+      if found == 'tuning':
+        asked.append((name, model, rules.second, rules.birth, rules.least))
+      return name, rules
+
+    return of
+
+  def value(results, given):
+    # Without a second pass is better, and so are three births to what waits.
+    ((name, rules),) = results
+    return rules.second + (rules.birth if name == 'near' else -rules.birth)
+
+  monkeypatch.setattr(train.tracker, 'online', track('online'))
+  monkeypatch.setattr(train.near_online, 'track', track('near'))
+  monkeypatch.setattr(judging, 'idf1', value)
+  monkeypatch.setattr(
+    judging,
+    'judge',
+    lambda track, given: {
+      m: np.array([track(given)[1].birth]) for m in judging.MEASURES
+    }
+    if track is not judging.true_identities
+    else dict.fromkeys(judging.MEASURES, np.zeros(1)),
+  )
+  tuning = [judging.Trial(None, 'tuning')]
+  models = {'search': ['first', 'second']}
+  scores, chosen = train.judged(models, {}, tuning, 'held', waiting=True)
+  assert chosen['search'].point == {'second': 2.0, 'birth': 1}
+  # Widened as often as may be: more is always better here.
+  near = chosen['search_near_online']
+  assert near.point['second'] == 2.0 and near.edges == ('birth',)
+  assert near.point['birth'] > 3
+  assert {x[2] for x in asked if x[0] == 'near'} == {2.0}
+  assert {x[4] for x in asked} == {0.0} and {x[1] for x in asked} == {'first'}
+  assert scores['search']['idf1'].tolist() == [[1], [1]]
+  assert set(scores) == {'search', 'search_near_online', 'true_identities'}
+  scores, _ = train.judged(models, {}, tuning, 'held', waiting=False)
+  assert set(scores) == {'search', 'true_identities'}
 
 
 def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
