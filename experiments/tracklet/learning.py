@@ -44,7 +44,7 @@ class Losses(NamedTuple):
   """
 
   beam: search.Beam
-  own: float = 1.0
+  own: float = 0.1
   pairs: float = 0.05
   alpha: float = 2.0
   beta: float = 1.0
@@ -105,12 +105,13 @@ def train(
   rate: float,
   steps: int,
   chunk: int,
+  end: float = 0.1,
   start: Any = None,
   members: int = 1,
   options: harness.Options,
   settings: Any,
 ) -> harness.Trained:
-  """Trains networks for each seed; Adam with a rate that falls to a tenth.
+  """Trains networks for each seed; Adam with a rate that falls by a cosine.
 
   Args:
     task: what to train on.
@@ -119,6 +120,7 @@ def train(
     rate: of Adam, at first.
     steps: updates.
     chunk: between two records.
+    end: share of the rate at the end.
     start: weights with a leading axis of networks; None draws them.
     members: networks of a seed; those of one stand side by side.
     options: seeds and workdir.
@@ -127,7 +129,7 @@ def train(
   Returns:
     The run.
   """
-  falling = optax.cosine_decay_schedule(rate, steps, 0.1)
+  falling = optax.cosine_decay_schedule(rate, steps, end)
   solver = optax.chain(
     bj.gradient(loss_of(task, losses)),
     optax.clip_by_global_norm(1.0),

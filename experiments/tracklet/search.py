@@ -10,8 +10,8 @@ network sees is that of its own choices, and whole tracklets are compared:
 
 q the share of right choices of a hypothesis, a mean over the steps. The cross
 entropy of the right candidate, on the truth's history and on those of the
-hypotheses, is measured beside. With no hypotheses, what is left of it is
-teacher forcing.
+hypotheses of which at least half is right, is measured beside. With no
+hypotheses, what is left of it is teacher forcing.
 
 Scores that are learnt by a cross entropy are logits of a step: what is added to
 all candidates of a step, null too, changes no loss, but it does change a sum
@@ -73,7 +73,7 @@ class Found(NamedTuple):
 
   Attributes:
     truth_loss: cross entropy on the truth's history, a mean over the steps.
-    own_loss: that on the histories of the hypotheses.
+    own_loss: that on the histories of hypotheses that are at least half right.
     margin: loss of the margin.
     rank: loss of the ranks.
     purity: share of right choices of the best hypothesis; of the truth's
@@ -282,7 +282,10 @@ def search(
     # A beam's own losses are of what there is.
     alive = rows.total[:-1] > NONE / 2
     best = jnp.argmax(given.scores[-1]) == given.target[-1]
-    own = jnp.where(alive, losses[:-1], 0).sum() / jnp.maximum(alive.sum(), 1)
+    # One that is mostly of others is no longer the target's tracklet: to go
+    # back to the target would be a switch.
+    own = alive & (2 * rows.right[:-1] >= steps)
+    own = jnp.where(own, losses[:-1], 0).sum() / jnp.maximum(own.sum(), 1)
     parents, choices = last, given.target[-1:]
     if many:
       kept = prune(rows, given)

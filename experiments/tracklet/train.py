@@ -85,8 +85,10 @@ class Settings:
     search: updates of search then.
     forced: updates of teacher forcing in its place; one of search takes as
       long as some six.
-    rate: Adam's, at first; falls to a tenth.
-    own: weight of the cross entropy on the search's histories.
+    rate: Adam's, at first; falls to a tenth. From there half of it, down to a
+      hundredth.
+    own: weight of the cross entropy on the search's histories, those that are
+      mostly of the target.
     pairs: weight of margin and rank.
     alpha: margin of a tracklet without a right choice.
     beta: margin by the difference of purities.
@@ -123,7 +125,7 @@ class Settings:
   search: int = 400
   forced: int = 1_500
   rate: float = 2e-3
-  own: Annotated[float, harness.Allowed(0)] = 1.0
+  own: Annotated[float, harness.Allowed(0)] = 0.1
   pairs: Annotated[float, harness.Allowed(0)] = 0.05
   alpha: float = 2.0
   beta: float = 1.0
@@ -284,7 +286,7 @@ def networks(
     steps=settings.warm,
     **common,
   )
-  more = {'rate': settings.rate / 2, **common}
+  more = {'rate': settings.rate / 2, 'end': 0.01, **common}
   forced = learning.train(
     task,
     teacher,

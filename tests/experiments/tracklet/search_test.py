@@ -120,9 +120,20 @@ def every(weights, window, length=STEPS):
 
 
 def beam_by_hand(weights, window, count):
-  """The tracklets that stay, one step at a time."""
-  kept = {(): 0.0}
+  """The tracklets that stay, and the cross entropy on those half right."""
+  kept, losses = {(): 0.0}, []
   for length in range(1, STEPS + 1):
+    (there,) = np.nonzero(window.same[length])
+    of_step = []
+    for c in kept:
+      if c and purity(window, c) < 0.5:
+        continue
+      _, seen = follow(weights, window, (*c, None))
+      # Where the target is out of reach, it should say so.
+      target = there[0] if len(there) and there[0] in seen[-1] else None
+      every_score = np.array(list(seen[-1].values()))
+      of_step.append(np.log(np.exp(every_score).sum()) - seen[-1][target])
+    losses.append(np.mean(of_step) if of_step else 0.0)
     grown = {
       c: total
       for c, total in every(weights, window, length).items()
@@ -130,14 +141,14 @@ def beam_by_hand(weights, window, count):
     }
     best = sorted(grown, key=lambda c: -grown[c])[:count]
     kept = {c: grown[c] for c in best}
-  return kept
+  return kept, np.mean(losses)
 
 
 @pytest.mark.parametrize('count', [2, 30])
 def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
   beam = BEAM._replace(hypotheses=count)
   found = jax.jit(lambda w: search.search(w, window, NOISE, beam))(weights)
-  kept = beam_by_hand(weights, window, count)
+  kept, own = beam_by_hand(weights, window, count)
   if count == 30:  # As many as there are: the search is exhaustive.
     assert kept.keys() == every(weights, window).keys()
   best = sorted(kept, key=lambda c: -kept[c])
@@ -154,6 +165,7 @@ def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
     found.purities[order], [purity(window, c) for c in best], atol=1e-6
   )
   np.testing.assert_allclose(found.purity, purity(window, best[0]), atol=1e-6)
+  np.testing.assert_allclose(found.own_loss, own, rtol=1e-4)
 
 
 def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
