@@ -1,7 +1,9 @@
 """Runs trackers on simulated detections, tunes their rules, and judges them."""
 
+import concurrent.futures
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.special
@@ -23,6 +25,7 @@ WIDENINGS = 6  # Of a grid, so that a run's time has a bound.
 BIRTH = comparison.Axis((2, 3), bounds=(1, 30))
 MEASURES = ('idf1', 'mota', 'hota', 'switches')
 Track = Callable[[detections.Detected], mot_files.Boxes]
+T = TypeVar('T')
 
 
 class Trial(NamedTuple):
@@ -149,6 +152,63 @@ def values_of(
     return idf1([track(trial.found) for trial in given], given)
 
   return lambda points: [value(point) for point in points]
+
+
+class Judged(NamedTuple):
+  """What trackers came to.
+
+  Attributes:
+    scores: by measure, (seeds, simulations).
+    tuned: their rules; None if there is nothing to tune.
+  """
+
+  scores: dict[str, np.ndarray]
+  tuned: Tuned | None = None
+
+
+def tuned(
+  title: str,
+  several: Sequence[Callable[..., Track]],
+  grid: comparison.Grid,
+  tuning: Sequence[Trial],
+  held: Sequence[Trial],
+) -> Judged:
+  """Tunes the first of some trackers, and judges all by what is chosen.
+
+  Args:
+    title: that is printed.
+    several: of each training seed, a function of its numbers.
+    grid: of the numbers.
+    tuning: on which they are chosen.
+    held: what is judged on.
+
+  Returns:
+    `Judged`.
+  """
+  found = tune(grid, values_of(several[0], tuning))
+  print(f'{title}: {found.words()}', flush=True)
+  rows = [judge(make(**found.point), held) for make in several]
+  return Judged(
+    {k: np.stack([row[k] for row in rows]) for k in MEASURES}, found
+  )
+
+
+def beside(work: Callable[[], T]) -> 'concurrent.futures.Future[T]':
+  """Does work in a thread of its own, which no end of the program waits for.
+
+  What is compiled runs without Python's lock, so that trackers are judged while
+  networks are trained.
+  """
+  future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+  def run():
+    try:
+      future.set_result(work())
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  return future
 
 
 def classical(noise: motion.Noise) -> dict[str, tuple[Any, comparison.Grid]]:

@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import jax
@@ -131,7 +131,7 @@ class Settings:
   beta: float = 1.0
   windows: int = 512
   chunk: int = 100
-  members: int = 3
+  members: int = 2
   full: bool = True
   seeds: int = 3
 
@@ -260,8 +260,8 @@ def encoder_of(
 
 def networks(
   options: harness.Options, task: learning.Task
-) -> dict[str, harness.Trained]:
-  """Trains the first weights, and both kinds from there."""
+) -> Iterator[tuple[str, harness.Trained]]:
+  """Trains the first weights, and both kinds from there, by name."""
   settings = options.settings
   beam = search.Beam(
     settings.hypotheses, settings.candidates, normalised=settings.normalised
@@ -287,13 +287,17 @@ def networks(
     **common,
   )
   more = {'rate': settings.rate / 2, 'end': 0.01, **common}
-  forced = learning.train(
-    task,
-    teacher,
-    name='teacher_forcing',
-    steps=settings.forced,
-    start=warm.params,
-    **more,
+  name = 'teacher_forcing'
+  yield (
+    name,
+    learning.train(
+      task,
+      teacher,
+      name=name,
+      steps=settings.forced,
+      start=warm.params,
+      **more,
+    ),
   )
   searched = warm
   *before, last = learning.stages(
@@ -308,7 +312,7 @@ def networks(
       start=searched.params,
       **more,
     )
-  return {'teacher_forcing': forced, 'search': searched}
+  yield 'search', searched
 
 
 def members_of(params: Any, members: int) -> list[dict[str, np.ndarray]]:
@@ -326,51 +330,50 @@ def _tracker(track, model, **numbers):
   return lambda found: track(model, found, rules)
 
 
-def judged(
-  trained: dict[str, list[tracker.Model]],
+def judge_classical(
   classical: dict[str, Any],
+  tuning: list[judging.Trial],
+  held: list[judging.Trial],
+) -> dict[str, judging.Judged]:
+  """Tunes and judges trackers with classical affinities, by name."""
+  return {
+    name: judging.tuned(name, [make], grid, tuning, held)
+    for name, (make, grid) in classical.items()
+  }
+
+
+def judge_networks(
+  name: str,
+  models: list[tracker.Model],
   tuning: list[judging.Trial],
   held: list[judging.Trial],
   *,
   waiting: bool,
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, judging.Tuned]]:
-  """Scores by method and measure, and what was chosen.
+) -> dict[str, judging.Judged]:
+  """Tunes and judges what was trained, with the rules of the first seed.
 
   Args:
-    trained: models of each seed by name.
-    classical: others, see `judging.classical`.
-    tuning: on which numbers are chosen.
+    name: of the method.
+    models: of each seed.
+    tuning: on which rules are chosen.
     held: what is judged on.
     waiting: whether near-online trackers are judged too.
 
   Returns:
-    Scores (seeds, simulations) by method and measure; numbers by method.
+    By the name, and with `_near_online` behind it.
   """
-  scores, chosen = {}, {}
-
-  def choose(name, grid, make):
-    chosen[name] = judging.tune(grid, judging.values_of(make, tuning))
-    print(f'{name}: {chosen[name].words()}', flush=True)
-    return chosen[name].point
-
-  for name, (make, grid) in classical.items():
-    found = judging.judge(make(**choose(name, grid, make)), held)
-    scores[name] = {k: v[None] for k, v in found.items()}
-  for name, every in trained.items():
-    grid, tracks = GRID, {name: tracker.online}
-    if waiting:
-      tracks[f'{name}_near_online'] = near_online.track
-    for title, track in tracks.items():
-      point = choose(title, grid, functools.partial(_tracker, track, every[0]))
-      # What tells later may begin tracklets otherwise; the rest is shared.
-      grid = GRID | {'second': (point['second'],)}
-      found = [judging.judge(_tracker(track, m, **point), held) for m in every]
-      scores[title] = {
-        k: np.stack([row[k] for row in found]) for k in judging.MEASURES
-      }
-  perfect = judging.judge(judging.true_identities, held)
-  scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
-  return scores, chosen
+  several = lambda track: [
+    functools.partial(_tracker, track, model) for model in models
+  ]
+  online = judging.tuned(name, several(tracker.online), GRID, tuning, held)
+  found = {name: online}
+  if waiting and online.tuned:
+    # What tells later may begin tracklets otherwise; the rest is as online.
+    grid = GRID | {'second': (online.tuned.point['second'],)}
+    title = f'{name}_near_online'
+    track = several(near_online.track)
+    found[title] = judging.tuned(title, track, grid, tuning, held)
+  return found
 
 
 def elsewhere(
@@ -487,7 +490,17 @@ def main(options: harness.Options) -> dict[str, float]:
     },
     settings.batch,
   )
-  trained = networks(options, task)
+  classical = judging.classical(noise) if settings.full else {}
+  jobs: list[Any] = [
+    judging.beside(lambda: judge_classical(classical, tuning, held))
+  ]
+  trained, weights, several = {}, {}, {}
+  for name, run in networks(options, task):
+    trained[name] = run
+    weights[name] = members_of(run.params, settings.members)
+    several[name] = [tracker.learned(each, noise) for each in weights[name]]
+    judge = functools.partial(judge_networks, name, several[name], tuning, held)
+    jobs.append(judging.beside(functools.partial(judge, waiting=settings.full)))
   apart = detections.padded([trial.found for trial in held])
   purity = {
     f'{name}_{kind}': learning.purities(
@@ -501,18 +514,15 @@ def main(options: harness.Options) -> dict[str, float]:
     for name, run in trained.items()
     for kind, (k, normalised) in SEARCHES.items()
   }
-  weights = {
-    name: members_of(run.params, settings.members)
-    for name, run in trained.items()
-  }
-  several = {
-    name: [tracker.learned(each, noise) for each in seeds]
-    for name, seeds in weights.items()
-  }
-  classical = judging.classical(noise) if settings.full else {}
-  scores, chosen = judged(
-    several, classical, tuning, held, waiting=settings.full
+  judged: dict[str, judging.Judged] = {}
+  for job in jobs:
+    judged |= job.result()
+  perfect = judging.judge(judging.true_identities, held)
+  judged['true_identities'] = judging.Judged(
+    {k: v[None] for k, v in perfect.items()}
   )
+  scores = {name: one.scores for name, one in judged.items()}
+  chosen = {name: one.tuned for name, one in judged.items() if one.tuned}
   metrics, rows = report(scores, chosen, purity)
   if not task.data.looks.shape[-1]:
     metrics |= elsewhere(options.data_dir, several, classical, chosen)

@@ -1,6 +1,7 @@
 """What is reported of a run, and a run from end to end."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
   settings = dataclasses.replace(
     train.PRESETS['smoke'], growing=True, hypotheses=4, search=30
   )
-  found = train.networks(options(settings), None)
+  found = dict(train.networks(options(settings), None))
   assert given[1][:2] == ('teacher_forcing', 0) and given[1][3] == 'warm'
   assert given[2:] == [
     ('search-1', 1, 10, 'warm'),
@@ -158,26 +159,42 @@ def test_what_waits_tunes_its_births_alone(monkeypatch):
   monkeypatch.setattr(
     judging,
     'judge',
-    lambda track, given: {
-      m: np.array([track(given)[1].birth]) for m in judging.MEASURES
-    }
-    if track is not judging.true_identities
-    else dict.fromkeys(judging.MEASURES, np.zeros(1)),
+    lambda track, given: (
+      {m: np.array([track(given)[1].birth]) for m in judging.MEASURES}
+      if track is not judging.true_identities
+      else dict.fromkeys(judging.MEASURES, np.zeros(1))
+    ),
   )
   tuning = [judging.Trial(None, 'tuning')]
-  models = {'search': ['first', 'second']}
-  scores, chosen = train.judged(models, {}, tuning, 'held', waiting=True)
-  assert chosen['search'].point == {'second': 2.0, 'birth': 1}
+  given = ('search', ['first', 'second'], tuning, 'held')
+  found = train.judge_networks(*given, waiting=True)
+  assert found['search'].tuned.point == {'second': 2.0, 'birth': 1}
   # Widened as often as may be: more is always better here.
-  near = chosen['search_near_online']
+  near = found['search_near_online'].tuned
   assert near.point['second'] == 2.0 and near.edges == ('birth',)
   assert near.point['birth'] > 3
   assert {x[2] for x in asked if x[0] == 'near'} == {2.0}
   assert {x[4] for x in asked} == {0.0} and {x[1] for x in asked} == {'first'}
-  assert scores['search']['idf1'].tolist() == [[1], [1]]
-  assert set(scores) == {'search', 'search_near_online', 'true_identities'}
-  scores, _ = train.judged(models, {}, tuning, 'held', waiting=False)
-  assert set(scores) == {'search', 'true_identities'}
+  assert found['search'].scores['idf1'].tolist() == [[1], [1]]
+  assert set(train.judge_networks(*given, waiting=False)) == {'search'}
+
+
+def test_work_beside_gives_its_result_or_its_error():
+  begun, go = threading.Event(), threading.Event()
+
+  def work():
+    begun.set()
+    assert go.wait(10)
+    return 7
+
+  future = judging.beside(work)
+  # It is under way, while this goes on.
+  assert begun.wait(10) and not future.done()
+  go.set()
+  assert future.result(10) == 7
+  failed = judging.beside(lambda: {}['nothing'])
+  with pytest.raises(KeyError, match='nothing'):
+    failed.result(10)
 
 
 def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
