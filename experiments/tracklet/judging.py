@@ -67,6 +67,16 @@ def judge(track: Track, given: Sequence[Trial]) -> dict[str, np.ndarray]:
   }
 
 
+def judge_all(
+  several: Sequence[Callable[..., Track]],
+  point: dict[str, Any],
+  given: Sequence[Trial],
+) -> dict[str, np.ndarray]:
+  """Scores by measure, (trackers, trials), of trackers made of numbers."""
+  rows = [judge(make(**point), given) for make in several]
+  return {name: np.stack([row[name] for row in rows]) for name in MEASURES}
+
+
 def true_identities(found: detections.Detected) -> mot_files.Boxes:
   """What no tracker of these detections can be above: every true box."""
   known = found.ids >= 0

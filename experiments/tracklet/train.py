@@ -357,7 +357,7 @@ def judge_networks(
     models: of each seed.
     tuning: on which rules are chosen.
     held: what is judged on.
-    waiting: whether near-online trackers are judged too.
+    waiting: whether near-online trackers are judged too, by the same rules.
 
   Returns:
     By the name, and with `_near_online` behind it.
@@ -366,14 +366,10 @@ def judge_networks(
     functools.partial(_tracker, track, model) for model in models
   ]
   online = judging.tuned(name, several(tracker.online), GRID, tuning, held)
-  found = {name: online}
-  if waiting and online.tuned:
-    # What tells later may begin tracklets otherwise; the rest is as online.
-    grid = GRID | {'second': (online.tuned.point['second'],)}
-    title = f'{name}_near_online'
-    track = several(near_online.track)
-    found[title] = judging.tuned(title, track, grid, tuning, held)
-  return found
+  if not waiting or online.tuned is None:
+    return {name: online}
+  late = judging.judge_all(several(near_online.track), online.tuned.point, held)
+  return {name: online, f'{name}_near_online': judging.Judged(late)}
 
 
 def elsewhere(

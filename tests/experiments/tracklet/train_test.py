@@ -136,46 +136,47 @@ def test_claims_find_their_metrics():
   assert not [k for k in alone if 'classical' in k or 'near_online' in k]
 
 
-def test_what_waits_tunes_its_births_alone(monkeypatch):
-  """By the second pass of its online tracker, on the training sequences."""
+def test_rules_are_tuned_with_the_first_seed_online(monkeypatch):
+  """On the training sequences; what waits has the same ones."""
   asked = []
 
   def track(name):
     def of(model, found, rules):
-      if found == 'tuning':
-        asked.append((name, model, rules.second, rules.birth, rules.least))
-      return name, rules
+      asked.append((name, model, found, rules.least))
+      return rules
 
     return of
 
-  def value(results, given):
-    # Without a second pass is better, and so are three births to what waits.
-    ((name, rules),) = results
-    return rules.second + (rules.birth if name == 'near' else -rules.birth)
-
   monkeypatch.setattr(train.tracker, 'online', track('online'))
   monkeypatch.setattr(train.near_online, 'track', track('near'))
-  monkeypatch.setattr(judging, 'idf1', value)
+  # Without a second pass is better, and so is a birth at once.
+  monkeypatch.setattr(
+    judging, 'idf1', lambda found, given: found[0].second - found[0].birth
+  )
   monkeypatch.setattr(
     judging,
     'judge',
-    lambda track, given: (
-      {m: np.array([track(given)[1].birth]) for m in judging.MEASURES}
-      if track is not judging.true_identities
-      else dict.fromkeys(judging.MEASURES, np.zeros(1))
-    ),
+    lambda track, given: {
+      m: np.array([track(given).birth, track(given).second])
+      for m in judging.MEASURES
+    },
   )
   tuning = [judging.Trial(None, 'tuning')]
   given = ('search', ['first', 'second'], tuning, 'held')
   found = train.judge_networks(*given, waiting=True)
   assert found['search'].tuned.point == {'second': 2.0, 'birth': 1}
-  # Widened as often as may be: more is always better here.
-  near = found['search_near_online'].tuned
-  assert near.point['second'] == 2.0 and near.edges == ('birth',)
-  assert near.point['birth'] > 3
-  assert {x[2] for x in asked if x[0] == 'near'} == {2.0}
-  assert {x[4] for x in asked} == {0.0} and {x[1] for x in asked} == {'first'}
-  assert found['search'].scores['idf1'].tolist() == [[1], [1]]
+  assert found['search_near_online'].tuned is None
+  for one in found.values():
+    assert one.scores['idf1'].tolist() == [[1, 2], [1, 2]]
+  # The least affinity is null's.
+  assert {x for x in asked if x[2] == 'tuning'} == {
+    ('online', 'first', 'tuning', 0.0)
+  }
+  assert {x[:3] for x in asked if x[2] == 'held'} == {
+    (name, model, 'held')
+    for name in ('online', 'near')
+    for model in ('first', 'second')
+  }
   assert set(train.judge_networks(*given, waiting=False)) == {'search'}
 
 
