@@ -45,7 +45,7 @@ class Losses(NamedTuple):
 
   beam: search.Beam
   own: float = 0.1
-  pairs: float = 0.05
+  pairs: float = 0.2
   alpha: float = 2.0
   beta: float = 1.0
 
