@@ -19,6 +19,7 @@ from flax import nnx
 
 from experiments import harness
 from experiments.bl_just import front_end
+from experiments.lm import decoder
 
 KINDS = ('conv', 'conv_lstm', 'conformer')
 
@@ -201,7 +202,8 @@ class Attention(nnx.Module):
     rows, size, width = x.shape
     split = self.inner(x).reshape(rows, size, 3, self.heads, -1)
     query, key, value = jnp.moveaxis(split, 2, 0)
-    query, key = _turned(query), _turned(key)
+    turned = _angles(size, query.shape[-1])
+    query, key = decoder.rotate(query, turned), decoder.rotate(key, turned)
     seen = front_end.mask_of(lengths, size)[:, None, None]
     if self.causal:
       seen = seen & jnp.tri(size, dtype=bool)
@@ -209,15 +211,12 @@ class Attention(nnx.Module):
     return self.outer(found.reshape(rows, size, width))
 
 
-def _turned(x: chex.Array) -> chex.Array:
-  """Neighbours of a pair turned by an angle that grows with the frame."""
-  size, half = x.shape[1], x.shape[-1] // 2
+def _angles(size: int, width: int) -> tuple[chex.Array, chex.Array]:
+  """Cosines and sines by which pairs of numbers are turned at each frame."""
+  half = width // 2
   speed = 10_000.0 ** (-jnp.arange(half) / half)
   angle = (jnp.arange(size)[:, None] * speed)[:, None]
-  first, second = x[..., :half], x[..., half:]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  both = first * cos - second * sin, first * sin + second * cos
-  return jnp.concatenate(both, axis=-1)
+  return jnp.cos(angle), jnp.sin(angle)
 
 
 class Forward(nnx.Module):
