@@ -241,9 +241,11 @@ def second_pass(
   pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
 ) -> np.ndarray:
   """Matches what is left over by the overlap with the prediction."""
+  if rules.second > 1:
+    return chosen
   free = _left_over(chosen, len(frame.sure))
   left = np.flatnonzero(chosen < 0)
-  if rules.second > 1 or not (len(free) and len(left)):
+  if not (len(free) and len(left)):
     return chosen
   middle = pairs.moved.mean[left, :, 0]
   near = motion.overlap(middle[:, None], frame.places[free][None])
@@ -252,6 +254,17 @@ def second_pass(
   also = assign(near - rules.second)
   chosen[left] = np.where(also >= 0, free[also], -1)
   return chosen
+
+
+def _together(one, two):
+  """The tracklets of both; identities that are free are those of the first."""
+  both = lambda a, b: np.concatenate([a, b])
+  return Tracks(
+    motion.Motion(*map(both, one.motion, two.motion)),
+    tuple(map(both, one.memory, two.memory)),
+    *(both(getattr(one, k), getattr(two, k)) for k in ('hits', 'ids', 'place')),
+    one.next,
+  )
 
 
 def advance(
@@ -285,24 +298,25 @@ def advance(
 
   rest = _left_over(theirs, len(frame.sure))
   rest = rest[frame.sure[rest] >= rules.sure]
-  born = begin(model, Frame(*(x[rest] for x in frame)))
   at = np.searchsorted(alive, seen)
 
-  def join(old, fresh, born):
-    """Those alive, of which some are fresh, and those that are born."""
-    joined = np.concatenate([old[alive], born])
+  def join(old, fresh):
+    """Those alive, of which some are fresh."""
+    joined = old[alive]
     joined[at] = fresh
     return joined
 
-  both = lambda old, born: np.concatenate([old[alive], born])
   tracks = Tracks(
-    motion.Motion(*map(join, pairs.moved, fresh, born.motion)),
-    tuple(map(join, tracks.memory, after, born.memory)),
-    both(hits, born.hits),
-    both(ids, born.ids),
-    both(chosen, rest),
+    motion.Motion(*map(join, pairs.moved, fresh)),
+    tuple(map(join, tracks.memory, after)),
+    hits[alive],
+    ids[alive],
+    chosen[alive],
     free + len(new),
   )
+  if len(rest):  # In half of all frames nobody is born.
+    born = begin(model, Frame(*(x[rest] for x in frame)))
+    tracks = _together(tracks, born._replace(place=rest))
   if rules.birth > 1:
     return tracks
   ids = tracks.ids.copy()
