@@ -36,7 +36,8 @@ def likelihood(
 ) -> tracker.Model:
   """A hand-made score: likelihood of the innovation, confidence, and gap.
 
-      worth - |innovation|^2 / 2 - sum of log deviations
+      worth - |innovation|^2 / 2
+        - sum of log (deviation / deviation of a measurement)
         - fading log(1 + gap) + sure * confidence + cosine * cosine of looks
 
   Args:

@@ -1,6 +1,7 @@
 """Runs trackers on simulated detections, tunes their rules, and judges them."""
 
 import concurrent.futures
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -264,10 +265,10 @@ def crossed(values: Any) -> harness.Interval:
     values: (training seeds, simulations), or (simulations,).
 
   Returns:
-    An interval; of as many values as there are.
+    An interval; of as many values as there are, of one without an end.
   """
   table = np.atleast_2d(np.asarray(values, np.float64))
-  half = 0.0
+  half = math.nan if table.size == 1 else 0.0
   for axis in (0, 1):
     means = table.mean(axis=1 - axis)
     if len(means) > 1:

@@ -297,7 +297,7 @@ def at_first(sure: Any, looks: Any, noise: Noise) -> Any:
   Args:
     sure: confidences, (...).
     looks: (..., numbers).
-    noise: of the filter.
+    noise: of the filter; plain numbers, also where this is compiled.
 
   Returns:
     (..., `FEATURES`), with looks more; see `features`.
@@ -354,6 +354,8 @@ def log_likelihood(
 
 def fit(places: np.ndarray, gaps: np.ndarray, start: Noise = NOISE) -> Noise:
   """Noise by maximum likelihood: a coordinate at a time, in shrinking steps.
+
+  They end below a tenth of a value: trackers do not tell what is finer.
 
   Args:
     places: see `log_likelihood`.

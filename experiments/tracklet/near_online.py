@@ -66,7 +66,8 @@ def assignments(
   """The best assignment, and the best without each of its doubtful pairs.
 
   A pair is doubtful if its affinity is little above the next best of its
-  tracklet.
+  tracklet. Without either pair of an exchange the other assignment is the same:
+  it is given once.
 
   Args:
     affinity: (tracklets, detections).
@@ -91,7 +92,8 @@ def assignments(
     without = affinity.copy()
     without[one, best[one]] = tracker.NEVER
     chosen = tracker.assign(without)
-    found.append((value(chosen), chosen, without))
+    if not any(np.array_equal(chosen, other) for _, other, _ in found):
+      found.append((value(chosen), chosen, without))
   return found
 
 

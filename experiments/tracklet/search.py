@@ -8,10 +8,13 @@ network sees is that of its own choices, and whole tracklets are compared:
     margin = mean_k [alpha (1 - q_k) + S(T_k) - S(T_truth)]_+
     rank   = mean_{q_i > q_j} [beta (q_i - q_j) + S(T_j) - S(T_i)]_+,
 
-q the share of right choices of a hypothesis, a mean over the steps. The cross
+q the share of right choices of a hypothesis so far, S its mean score so far;
+both losses are taken after each step, and averaged over the steps. The cross
 entropy of the right candidate, on the truth's history and on those of the
-hypotheses of which at least half is right, is measured beside. With no
-hypotheses, what is left of it is teacher forcing.
+hypotheses of which at least half is right, is measured beside: a mean over the
+hypotheses of a step, 0 if there are none, and over the steps. Where the target
+is out of a hypothesis' reach, null is the candidate to learn; as a choice it is
+not right. With no hypotheses, what is left of it is teacher forcing.
 
 Scores that are learnt by a cross entropy are logits of a step: what is added to
 all candidates of a step, null too, changes no loss, but it does change a sum
@@ -37,7 +40,8 @@ class Beam(NamedTuple):
     hypotheses: that stay, K; 0 for the truth alone.
     candidates: detections of each, the nearest, beside the null candidate.
     gate: no further than this, in squared innovations.
-    reset: whether the truth is put in where no hypothesis is without fault.
+    reset: whether the truth replaces all hypotheses where none is without
+      fault.
     normalised: whether a step counts by its log-probability, not by its score.
   """
 
@@ -144,7 +148,8 @@ class Extended(NamedTuple):
     index: of the candidates among the detections, (rows, candidates).
     scores: e, (rows, candidates + 1); `NONE` for what is no candidate.
     found: embeddings, (rows, candidates, hidden).
-    target: the right candidate, or null where it is out of reach, (rows,).
+    target: the right candidate, or null where it is out of reach, (rows,); it
+      is never out of the truth's own reach, the last row's.
     right: which candidates are right, bool (rows, candidates + 1).
   """
 

@@ -2,9 +2,10 @@
 
 A frame: all tracklets are moved on; pairs of a tracklet and a detection within
 a gate get an affinity; an assignment of the largest sum is taken, pairs below 0
-left alone; what is left over is matched by overlap; detections that are still
-left begin a tracklet; tracklets that have not been seen for too long end. A
-tracklet is told from its third detection on, of which none may lack.
+left alone; what is left over within the gate is matched by overlap; detections
+that are still left begin a tracklet; tracklets that have not been seen for too
+long end. A tracklet is told from its third detection on, of which none may
+lack.
 
 Near-online, K states of everything go on side by side. Each is extended by its
 best assignment and by those without one of its most doubtful pairs; the K
@@ -29,7 +30,7 @@ class Rules(NamedTuple):
   Attributes:
     gate: squared innovations, summed, that a pair may have at most.
     least: affinity of a pair, at least.
-    second: overlap of the second pass, at least; above 1 for none.
+    second: overlap of the second pass, more than this; above 1 for none.
     birth: detections in a row until a tracklet is told.
     death: frames without a detection after which it ends.
     sure: confidence of a detection that begins one, at least.
@@ -240,7 +241,7 @@ def _left_over(chosen, count):
 def second_pass(
   pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
 ) -> np.ndarray:
-  """Matches what is left over by the overlap with the prediction."""
+  """Matches what is left over, the largest sum of overlaps above `second`."""
   if rules.second > 1:
     return chosen
   free = _left_over(chosen, len(frame.sure))

@@ -241,7 +241,19 @@ def test_assignments_are_the_best_of_all():
       allowed = [v for c, v in sums.items() if c[i] != j]
       assert value == pytest.approx(sums[tuple(chosen.tolist())])
       assert value == pytest.approx(max(allowed))
-    assert len(tried) == 1 + min(2, sum(j >= 0 for j in best))
+    assert len(tried) <= 1 + min(2, sum(j >= 0 for j in best))
+    assert len({tuple(chosen) for _, chosen, _ in tried}) == len(tried)
+  # Without either pair, the other two are exchanged: one state, not two.
+  exchanged = near_online.assignments(np.array([[2, 1.9], [1.9, 2]]), 3)
+  assert [x[1].tolist() for x in exchanged] == [[0, 1], [1, 0]]
+  # All that is doubtful is tried: without each of three pairs.
+  apart = near_online.assignments(np.diag([1.0, 2.0, 3.0]), 3)
+  assert [x[1].tolist() for x in apart] == [
+    [0, 1, 2],
+    [-1, 1, 2],
+    [0, -1, 2],
+    [0, 1, -1],
+  ]
 
 
 def test_states_are_compared_by_probabilities():

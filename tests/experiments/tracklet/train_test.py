@@ -29,6 +29,7 @@ def test_an_interval_over_training_seeds_and_simulations():
   ]
   assert found.mean == pytest.approx(table.mean())
   assert found.half_width == pytest.approx(np.hypot(*parts))
+  assert np.isnan(judging.crossed([1.0]).half_width)
   # Of simulations alone it is the usual one.
   usual = harness.mean_interval(table[0])
   assert judging.crossed(table[:1]).half_width == pytest.approx(
