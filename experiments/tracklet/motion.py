@@ -157,13 +157,16 @@ def update(motion: Motion, places: Any, looks: Any, noise: Noise) -> Motion:
   """
   xp = namespace(places)
   one, both, two = (motion.variance[..., i] for i in range(3))
-  total = one + (noise.measured * units(motion.mean[..., 0])) ** 2
+  measured = (noise.measured * units(motion.mean[..., 0])) ** 2
+  total = one + measured
   off = places - motion.mean[..., 0]
   gains = one / total, both / total
+  # Not one less a part of it: after a long gap that leaves no digits.
+  left = measured / total
   return Motion(
     mean=motion.mean + xp.stack([g * off for g in gains], axis=-1),
     variance=xp.stack(
-      [one - gains[0] * one, both - gains[0] * both, two - gains[1] * both],
+      [left * one, left * both, two - gains[1] * both],
       axis=-1,
     ),
     place=places,

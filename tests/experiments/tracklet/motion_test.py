@@ -80,6 +80,15 @@ def test_the_filter_is_the_textbook_s(dtype):
     assert (found.gap, found.seen) == (0, 6)
 
 
+def test_what_is_seen_again_after_long_is_as_sure_in_float32():
+  """A variance of before is a million times what is left."""
+  places = np.array([[300.0, 200, 3.4, 4.2], [320.0, 205, 3.5, 4.1]])
+  exact, _ = follow(places, np.array([0.0, 90.0]))
+  short, _ = follow(places.astype(np.float32), np.array([0, 90], np.float32))
+  np.testing.assert_allclose(short.variance, exact.variance, rtol=1e-4)
+  np.testing.assert_allclose(short.mean[:, 1], exact.mean[:, 1], rtol=1e-4)
+
+
 def test_features_in_numpy_and_jax():
   rng = np.random.default_rng(1)
   begun = motion.begin(
