@@ -205,8 +205,9 @@ def judge_files(
     What `evaluate` does; a sequence has the name of its result.
 
   Raises:
-    UserError: in one line, of files that are missing or damaged, of an odd
-      number of them, or of a missing package.
+    UserError: in one line, of files that are missing or damaged, of a truth
+      without a box, of an odd number of files or one that is there twice, or
+      of a missing package.
   """
   if len(paths) % 2 or not paths:
     raise harness.SettingsError(
@@ -221,7 +222,15 @@ def judge_files(
       pathlib.Path(true).absolute().parent.parent, truth, result
     )
     of = bool(np.any(truth.classes > 1)) if classes is None else classes
+    if str(given) in found:
+      raise harness.SettingsError(f'{given} is there twice; give it once.')
     found[str(given)] = prepared(truth, result, info.length, classes=of)
+    if not found[str(given)]['num_gt_dets']:
+      raise harness.DamagedDataError(
+        f'{true}: none of its {len(truth.ids)} boxes is one to judge by: those '
+        'whose confidence is not 0 are and, where there are classes, whose '
+        f'class is {mot_files.PEDESTRIAN}.'
+      )
   return evaluate(found)
 
 

@@ -58,6 +58,8 @@ def load(
     )
   damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
   with harness.parsing(path, 'tracker', damage):
+    if not zipfile.is_zipfile(path):
+      raise ValueError('it is no file .npz')
     with np.load(path) as found:
       weights = {
         name.removeprefix('weights/'): found[name]

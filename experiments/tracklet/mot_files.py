@@ -129,6 +129,7 @@ def make(
     full(visibilities, 1.0, np.float64),
   )
   fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+  fine &= np.isfinite(found.confidences)
   order = np.argsort(frames, kind='stable')
   kept = found.where(order[fine[order]])
   return kept._replace(left_out=int(np.sum(~fine)))

@@ -62,6 +62,12 @@ def track(
     UserError: in one line, of files that are missing, damaged or cannot be
       written.
   """
+  if not (hypotheses >= 1 and delay >= 0 and 0 <= least <= 1):
+    raise harness.SettingsError(
+      f'hypotheses={hypotheses}, delay={delay}, least_confidence={least:g}: '
+      'there is at least one hypothesis, a delay is not below 0, and a '
+      'confidence is within 0 and 1.'
+    )
   place = pathlib.Path(checkpoint)
   place = (place if place.is_dir() else place.parent) / models.APPEARANCE
   encoder = None
@@ -77,6 +83,7 @@ def track(
       'are left out.',
       file=sys.stderr,
     )
+  boxes = boxes._replace(confidences=_sure(given, boxes.confidences))
   folder = pathlib.Path(given).absolute().parent
   told = (folder, folder.parent)
   folder = next((f for f in told if (f / 'seqinfo.ini').exists()), folder)
@@ -98,6 +105,22 @@ def track(
   return shown
 
 
+def _sure(path, confidences):
+  """Confidences as the tracker knows them; 1 where the file has none."""
+  if not len(confidences):
+    return confidences
+  low, high = confidences.min(), confidences.max()
+  if low == high < 0:
+    print(f'{path}: all confidences are {low:g}: 1 is taken.', file=sys.stderr)
+    return np.ones_like(confidences)
+  if low < 0 or high > 1:
+    raise harness.DamagedDataError(
+      f'{path}: confidences are from {low:g} to {high:g}, and the tracker was '
+      'trained with those within 0 and 1: scale the seventh column.'
+    )
+  return confidences
+
+
 def main(arguments: Sequence[str]) -> int:
   """Tracks what the command line says; returns the exit status."""
   parser = argparse.ArgumentParser(
@@ -105,14 +128,33 @@ def main(arguments: Sequence[str]) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--checkpoint', required=True)
+  parser.add_argument(
+    '--checkpoint',
+    required=True,
+    help='workdir of train, of which search.npz is taken, or a file',
+  )
   parser.add_argument('--detections', required=True)
   parser.add_argument('--output', required=True)
   parser.add_argument('--overlay', help='.png or .gif')
   parser.add_argument('--images', help='folder of frames')
-  parser.add_argument('--least_confidence', type=float, default=0.0)
-  parser.add_argument('--hypotheses', type=int, default=1)
-  parser.add_argument('--delay', type=int, default=10)
+  parser.add_argument(
+    '--least_confidence',
+    type=float,
+    default=0.0,
+    help='of a detection, within 0 and 1; default %(default)s',
+  )
+  parser.add_argument(
+    '--hypotheses',
+    type=int,
+    default=1,
+    help='that go on side by side; default %(default)s',
+  )
+  parser.add_argument(
+    '--delay',
+    type=int,
+    default=10,
+    help='frames until one is told, with several; default %(default)s',
+  )
   flags = parser.parse_args(arguments)
   try:
     shown = track(

@@ -166,6 +166,21 @@ PRESETS = {
 }
 
 
+def check(settings: Settings) -> None:
+  """Raises SettingsError for settings that no run can have."""
+  if settings.window < 2:
+    raise harness.SettingsError(
+      f'window={settings.window}: of one step there is no history; take 2 or '
+      'more.'
+    )
+  names = settings.sequences
+  if not names or len(set(names)) < len(names) or settings.held_out in names:
+    raise harness.SettingsError(
+      f'sequences={",".join(names)} and held_out={settings.held_out}: name '
+      'each sequence once, and judge on one that is not trained on.'
+    )
+
+
 def detector_of(settings: Settings) -> detections.Detector:
   """The simulated detector."""
   known = {'standard': detections.STANDARD, 'hard': detections.HARD}
@@ -561,4 +576,4 @@ def main(options: harness.Options) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='tracklet', binary='train')
+  harness.run(main, PRESETS, paper='tracklet', binary='train', check=check)

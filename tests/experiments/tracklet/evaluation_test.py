@@ -108,6 +108,21 @@ def test_files_are_judged_in_one_command(tmp_path, capsys):
   assert 'files come in pairs' in capsys.readouterr().err
 
 
+def test_a_truth_without_a_box_to_judge_by_is_said(tmp_path, capsys):
+  truth, result = tmp_path / 'gt.txt', tmp_path / 'result.txt'
+  result.write_text('1,1,10,20,30,40,1,-1,-1,-1\n')
+  for line in ('1,1,10,20,30,40,1,3,1', '1,1,10,20,30,40,0,1,1'):
+    truth.write_text(f'{line}\n')
+    assert evaluation.main([str(truth), str(result)]) == 1
+    said = capsys.readouterr().err
+    assert 'none of its 1 boxes' in said and said.count('\n') == 1
+  truth.write_text('1,1,10,20,30,40,1,1,1\n')
+  assert evaluation.main([str(truth), str(result)]) == 0
+  twice = [str(truth), str(result)] * 2
+  assert evaluation.main(twice) == 1
+  assert 'result.txt is there twice' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('name', 'mota', 'idf1'),
   [('TUD-Campus', 52.6, 55.8), ('TUD-Stadtmitte', 56.4, 64.5)],

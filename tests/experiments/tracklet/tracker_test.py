@@ -375,7 +375,7 @@ def test_bad_checkpoints_and_pictures_are_said_in_one_line(
   (tmp_path / 'text.npz').write_text('no such thing')
   for name, says in (
     ('none.npz', 'train a tracker by'),
-    ('text.npz', 'is damaged, cut short or no tracker'),
+    ('text.npz', 'is damaged, cut short or no tracker: it is no file .npz'),
     ('looks.npz', 'it needs looks'),
   ):
     assert track.main([f'--checkpoint={tmp_path}/{name}', *arguments]) == 1
@@ -387,6 +387,51 @@ def test_bad_checkpoints_and_pictures_are_said_in_one_line(
     overlay.write(tmp_path / 'a.jpg', boxes, info)
   with pytest.raises(harness.MissingDataError, match=r'000002\.jpg or \.png'):
     overlay.write(tmp_path / 'a.png', boxes, info, images=tmp_path)
+
+
+def test_confidences_are_those_that_a_tracker_knows(tmp_path, weights, capsys):
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, tracker.RULES)
+  given = tmp_path / 'det.txt'
+  arguments = [
+    f'--checkpoint={tmp_path}',
+    f'--detections={given}',
+    f'--output={tmp_path}/out.txt',
+  ]
+
+  def tracked(*confidences, flags=()):
+    """The exit status, what was said, and the result."""
+    given.write_text(
+      ''.join(
+        f'{frame},-1,{10 + frame},20,30,40,{sure}\n'
+        for frame, sure in enumerate(confidences, 1)
+      )
+    )
+    status = track.main([*arguments, *flags])
+    said = capsys.readouterr()
+    return status, said.err, (tmp_path / 'out.txt').read_text()
+
+  status, _, wanted = tracked(1, 1, 1, 1, 1)
+  assert status == 0 and wanted
+  # Minus one is that a file has none.
+  status, said, found = tracked(-1, -1, -1, -1, -1)
+  assert (status, found) == (0, wanted) and 'are -1: 1 is taken' in said
+  for wrong, says in (
+    ((90, 80, 70), 'from 70 to 90'),
+    ((-0.5, 0.5, 0.9), 'from -0.5 to 0.9'),
+  ):
+    status, said, _ = tracked(*wrong)
+    assert status == 1 and says in said and 'seventh column' in said
+  # What is no number is no box.
+  status, said, _ = tracked(1, 'nan', 'inf', 1)
+  assert status == 0 and '2 boxes that are not finite' in said
+  for flag in (
+    '--hypotheses=0',
+    '--delay=-1',
+    '--least_confidence=nan',
+    '--least_confidence=2',
+  ):
+    status, said, _ = tracked(1, 1, flags=(flag,))
+    assert status == 1 and said.count('\n') == 1 and 'at least one' in said
 
 
 def test_a_box_is_drawn_where_it_is():

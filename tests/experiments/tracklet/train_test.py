@@ -227,6 +227,22 @@ def test_settings_say_what_was_meant(tmp_path, options):
   assert train.detector_of(hard) == detections.HARD._replace(looks=16)
 
 
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    ({'window': 1}, 'window=1'),
+    ({'held_out': 'MOT17-02'}, 'held_out=MOT17-02'),
+    ({'sequences': ('A', 'A')}, 'sequences=A,A'),
+    ({'sequences': ()}, 'each sequence once'),
+  ],
+)
+def test_settings_that_no_run_can_have_are_refused(changes, says):
+  train.check(train.PRESETS['quick'])
+  settings = dataclasses.replace(train.PRESETS['quick'], **changes)
+  with pytest.raises(harness.SettingsError, match=says):
+    train.check(settings)
+
+
 def test_crops_need_pictures(options, tmp_path):
   settings = dataclasses.replace(train.PRESETS['smoke'], crops='small')
   with pytest.raises(harness.SettingsError, match='needs pictures'):
