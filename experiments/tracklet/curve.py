@@ -6,7 +6,7 @@ Searching and Ranking, 2020; its features are a network's, of pictures.
     python -m experiments.tracklet.curve --preset=quick --data_dir=DATA
 
 Expected: IDF1 falls as the noise of the features grows, from about 75 to what
-motion alone gives. Time: 40 CPU-minutes.
+motion alone gives. Time: 35 CPU-minutes.
 
 Each condition is a run of `train`, in a folder of its own: a detector, standard
 or hard, and the noise of simulated identity features, whose area under the
