@@ -9,7 +9,7 @@ Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
     python -m experiments.bl_just.train --dataset=folder --preset=user --data_dir=MINE
 
 Expected: `quick` .04 word error by all methods, converged; with a twentieth of
-the transcripts (`--labelled=0.05`) BL-JUST .12 below supervised training. AN4:
+the transcripts (`--labelled=0.05`) BL-JUST .11 below supervised training. AN4:
 .17 supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes;
 `an4_grid` three and a half hours of a core.
 

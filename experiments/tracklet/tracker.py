@@ -315,7 +315,7 @@ def advance(
     chosen[alive],
     free + len(new),
   )
-  if len(rest):  # In half of all frames nobody is born.
+  if len(rest):  # Often nobody is born.
     born = begin(model, Frame(*(x[rest] for x in frame)))
     tracks = _together(tracks, born._replace(place=rest))
   if rules.birth > 1:

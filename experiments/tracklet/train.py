@@ -84,7 +84,7 @@ class Settings:
     normalised: whether the search compares log-probabilities, not scores.
     search: updates of search then.
     forced: updates of teacher forcing in its place; one of search takes as
-      long as some six.
+      long as some five.
     rate: Adam's, at first; falls to a tenth. From there half of it, down to a
       hundredth.
     own: weight of the cross entropy on the search's histories, those that are

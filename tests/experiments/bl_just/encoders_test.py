@@ -101,3 +101,14 @@ def test_a_memory_is_the_plain_one():
     out = show * np.tanh(cell)
     np.testing.assert_allclose(found[0, t], out, atol=1e-5)
   assert bias.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_positions_turn_pairs_as_complex_numbers():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 7, 3, 8)).astype(np.float32)
+  found = encoders.decoder.rotate(x, encoders._angles(7, 8))
+  pairs = x[..., :4] + 1j * x[..., 4:]
+  speeds = np.array([10_000 ** (-i / 4) for i in range(4)])
+  turned = pairs * np.exp(1j * np.arange(7)[:, None, None] * speeds)
+  both = np.concatenate([turned.real, turned.imag], axis=-1)
+  np.testing.assert_allclose(found, both, atol=1e-5)
