@@ -27,6 +27,18 @@ CLAIMS = (
     published='ablation of the paper',
     **_SHARED,
   ),
+  *(
+    harness.Claim(
+      f'{words} adds to the weights that both begin with: IDF1.',
+      metric=f'idf1/gain/{name}',
+      at_least=0,
+      **_SHARED,
+    )
+    for words, name in (
+      ('Search in training', 'search'),
+      ('More teacher forcing', 'teacher_forcing'),
+    )
+  ),
   harness.Claim(
     'A search by a network that was trained in searches keeps to one person: '
     'purity at K = 4, against teacher forcing.',

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 from experiments import harness
 from experiments.tracklet import train
 
-BOTH = ('search', 'teacher_forcing')
 ALONE = 'motion'
 
 
@@ -118,7 +117,7 @@ def report(
   runs: dict[str, dict[str, float]],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics and rows of all conditions, from the metrics of each."""
-  names = [f'idf1/{name}' for name in BOTH]
+  names = [f'idf1/{name}' for name in train.BOTH]
   names += ['idf1/search_lead', 'switches/search_lead', 'auc']
   metrics, rows = {}, []
   for condition, found in runs.items():
@@ -145,7 +144,7 @@ def curves(
   What motion alone gives is a level line, from features that tell nothing.
   """
   found: dict[str, list[tuple[float, list[float]]]] = {}
-  for name in BOTH:
+  for name in train.BOTH:
     label, start = name.replace('_', ' '), f'idf1/{name}/{detector}-'
     for key in (k for k in metrics if k.startswith(start)):
       noise = key.removeprefix(start)

@@ -13,10 +13,11 @@ A network scores how well a detection goes on with a tracklet. It is trained on
 the truth's histories first; then, from the same weights, on those again
 (teacher forcing), or on those of its own beam search, with margin and rank
 losses. Both are judged by the purity of a search on a sequence that is held
-out, and in a tracker there, beside trackers with classical affinities that are
-tuned on the training sequences. Detections are simulated from the true
-trajectories of MOT17, found in `DATA/mot` or `DATA/MOT17/train`; without
---data_dir, people who walk are made up.
+out, and in a tracker there, beside the first weights, as the simplest control,
+and trackers with classical affinities that are tuned on the training sequences.
+Detections are simulated from the true trajectories of MOT17, found in
+`DATA/mot` or `DATA/MOT17/train`; without --data_dir, people who walk are made
+up.
 """
 
 import dataclasses
@@ -55,6 +56,8 @@ SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
 # sequences that the networks were trained on, it comes out too low for others.
 GRID = {'second': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
 TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
+# What training in two ways begins with, and those.
+FIRST, BOTH = 'first_weights', ('search', 'teacher_forcing')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Settings:
     chunk: updates between two records.
     members: networks of a tracker, whose scores are averaged; all of them are
       trained alike.
-    full: whether trackers with classical affinities, and near-online ones, are
-      tuned and judged too.
+    full: whether the first weights, trackers with classical affinities, and
+      near-online ones are judged too.
     seeds: of training.
   """
 
@@ -276,7 +279,7 @@ def encoder_of(
 def networks(
   options: harness.Options, task: learning.Task
 ) -> Iterator[tuple[str, harness.Trained]]:
-  """Trains the first weights, and both kinds from there, by name."""
+  """Trains the first weights, then both kinds from there, by name."""
   settings = options.settings
   beam = search.Beam(
     settings.hypotheses, settings.candidates, normalised=settings.normalised
@@ -301,6 +304,7 @@ def networks(
     steps=settings.warm,
     **common,
   )
+  yield FIRST, warm
   more = {'rate': settings.rate / 2, 'end': 0.01, **common}
   name = 'teacher_forcing'
   yield (
@@ -434,10 +438,10 @@ def report(
     scores[one][measure] - scores[two][measure]
   )
   for measure in judging.MEASURES:
-    metrics |= lead('search', 'teacher_forcing', measure).metrics(
-      f'{measure}/search_lead'
-    )
-    for name in ('search', 'teacher_forcing'):
+    metrics |= lead(*BOTH, measure).metrics(f'{measure}/search_lead')
+    for name in BOTH:
+      if FIRST in scores:
+        metrics |= lead(name, FIRST, measure).metrics(f'{measure}/gain/{name}')
       if (waiting := f'{name}_near_online') in scores:
         metrics |= lead(waiting, name, measure).metrics(
           f'{measure}/near_online_lead/{name}'
@@ -451,7 +455,7 @@ def report(
   # The reference is the best by what is reported, which favours it.
   best_of = lambda names: max(names, key=lambda m: metrics[f'idf1/{m}'])
   if classical := [m for m in ('overlap', 'likelihood') if m in scores]:
-    learnt = best_of(('search', 'teacher_forcing'))
+    learnt = best_of(BOTH)
     metrics |= lead(learnt, best_of(classical), 'idf1').metrics(
       'idf1/lead_over_classical'
     )
@@ -507,11 +511,14 @@ def main(options: harness.Options) -> dict[str, float]:
   ]
   trained, weights, several = {}, {}, {}
   for name, run in networks(options, task):
+    if name == FIRST and not settings.full:
+      continue
     trained[name] = run
     weights[name] = members_of(run.params, settings.members)
     several[name] = [tracker.learned(each, noise) for each in weights[name]]
     judge = functools.partial(judge_networks, name, several[name], tuning, held)
-    jobs.append(judging.beside(functools.partial(judge, waiting=settings.full)))
+    waiting = settings.full and name in BOTH
+    jobs.append(judging.beside(functools.partial(judge, waiting=waiting)))
   apart = detections.padded([trial.found for trial in held])
   purity = {
     f'{name}_{kind}': learning.purities(
@@ -550,8 +557,11 @@ def main(options: harness.Options) -> dict[str, float]:
   harness.plot_curves(
     folder / 'losses.png',
     {
-      name.replace('_', ' '): (run.steps, run.history['loss/loss'])
-      for name, run in trained.items()
+      name.replace('_', ' '): (
+        trained[name].steps,
+        trained[name].history['loss/loss'],
+      )
+      for name in BOTH
     },
     xlabel='updates after the common ones',
     ylabel='loss',
@@ -565,8 +575,8 @@ def main(options: harness.Options) -> dict[str, float]:
     seconds=time.monotonic() - begin,
     cpu_seconds=round(time.process_time() - cpu, 1),
     curves={
-      name.replace('_', ' '): run.history['loss/loss']
-      for name, run in trained.items()
+      name.replace('_', ' '): trained[name].history['loss/loss']
+      for name in BOTH
     },
     chosen={name: tuned.point for name, tuned in chosen.items()},
     edges={name: list(tuned.edges) for name, tuned in chosen.items()},

@@ -70,6 +70,8 @@ def test_each_stage_begins_where_the_one_before_ended(options, monkeypatch):
     ('search', 4, 10, 'search-2'),
   ]
   assert found['search'].params == 'search'
+  assert list(found) == [train.FIRST, 'teacher_forcing', 'search']
+  assert found[train.FIRST].params == 'warm'
 
 
 def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
@@ -98,7 +100,7 @@ def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
 def test_claims_find_their_metrics():
   names = ('overlap', 'likelihood', 'true_identities')
   both = ('search', 'teacher_forcing')
-  shapes = dict.fromkeys(names, (1, 4))
+  shapes = dict.fromkeys(names, (1, 4)) | {train.FIRST: (2, 4)}
   for name in both:
     shapes |= {name: (2, 4), f'{name}_near_online': (2, 4)}
   scores = {
@@ -127,14 +129,17 @@ def test_claims_find_their_metrics():
       'shown, no interval',
     )
   assert metrics['idf1/search_lead'] == -2
-  assert metrics['idf1/lead_over_classical'] == 4
-  assert len(rows) == 7 and len({frozenset(row) for row in rows}) == 1
+  assert metrics['idf1/gain/search'] == 1
+  assert metrics['idf1/gain/teacher_forcing'] == 3
+  assert metrics['idf1/lead_over_classical'] == 5
+  assert len(rows) == 8 and len({frozenset(row) for row in rows}) == 1
   # Where the networks alone are judged, there is nothing to compare them with.
   alone, rows = train.report(
     {name: scores[name] for name in both}, {'search': chosen['search']}, purity
   )
   assert len(rows) == 2 and alone['idf1/search_lead'] == -2
-  assert not [k for k in alone if 'classical' in k or 'near_online' in k]
+  lacks = ('classical', 'near_online', 'gain')
+  assert not [k for k in alone if any(name in k for name in lacks)]
 
 
 def test_rules_are_tuned_with_the_first_seed_online(monkeypatch):
