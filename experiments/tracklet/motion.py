@@ -68,6 +68,17 @@ def namespace(x: Any) -> Any:
   return np if isinstance(x, np.ndarray) else jnp
 
 
+def _columns(*given):
+  """Arrays of one shape as columns of a last axis."""
+  if not isinstance(given[0], np.ndarray):
+    return jnp.stack(given, axis=-1)
+  # For some boxes, numpy's stack takes longer than what is stacked.
+  out = np.empty((*given[0].shape, len(given)), given[0].dtype)
+  for i, x in enumerate(given):
+    out[..., i] = x
+  return out
+
+
 def _sizes(places):
   """Width and height; far from what boxes are, no further."""
   xp = namespace(places)  # Its clip is slow for some boxes.
@@ -101,10 +112,8 @@ def begin(places: Any, looks: Any, noise: Noise) -> Motion:
   at_first = _deviations(noise, noise.speed, noise.growth, places) * scale
   measured = (noise.measured * scale) ** 2
   return Motion(
-    mean=xp.stack([places, xp.zeros_like(places)], axis=-1),
-    variance=xp.stack(
-      [measured, xp.zeros_like(measured), at_first**2], axis=-1
-    ),
+    mean=_columns(places, xp.zeros_like(places)),
+    variance=_columns(measured, xp.zeros_like(measured), at_first**2),
     place=places,
     gap=xp.zeros_like(places[..., 0]),
     seen=xp.ones_like(places[..., 0]),
@@ -130,14 +139,11 @@ def predict(motion: Motion, frames: Any, noise: Noise) -> Motion:
   drift = _deviations(noise, noise.position, noise.size, position)
   drift = (drift * units(position)) ** 2
   return motion._replace(
-    mean=xp.stack([position + d * speed, speed + 0 * d], axis=-1),
-    variance=xp.stack(
-      [
-        one + 2 * d * both + d * d * two + drift * d**3 / 3,
-        both + d * two + drift * d * d / 2,
-        two + drift * d,
-      ],
-      axis=-1,
+    mean=_columns(position + d * speed, speed + 0 * d),
+    variance=_columns(
+      one + 2 * d * both + d * d * two + drift * d**3 / 3,
+      both + d * two + drift * d * d / 2,
+      two + drift * d,
     ),
     gap=motion.gap + d[..., 0],
   )
@@ -164,11 +170,8 @@ def update(motion: Motion, places: Any, looks: Any, noise: Noise) -> Motion:
   # Not one less a part of it: after a long gap that leaves no digits.
   left = measured / total
   return Motion(
-    mean=motion.mean + xp.stack([g * off for g in gains], axis=-1),
-    variance=xp.stack(
-      [left * one, left * both, two - gains[1] * both],
-      axis=-1,
-    ),
+    mean=motion.mean + _columns(*(g * off for g in gains)),
+    variance=_columns(left * one, left * both, two - gains[1] * both),
     place=places,
     gap=xp.zeros_like(motion.gap),
     seen=motion.seen + 1,
@@ -244,7 +247,7 @@ def of_rows(motion: Motion, deviation: Any) -> Any:
   xp = namespace(deviation)
   # A tracklet may be longer than any window.
   known = xp.minimum(motion.seen, _LONG)
-  times = xp.stack([motion.gap, known], axis=-1)
+  times = _columns(motion.gap, known)
   return xp.concatenate(
     [xp.log(deviation[..., 1:3]), xp.log(1 + times)], axis=-1
   )
@@ -280,7 +283,7 @@ def of_pairs(
   far = xp.sum(off * off, axis=-1)
   columns = [
     xp.arcsinh(moves),
-    xp.stack([0.1 * xp.minimum(far, 100), near, sure], axis=-1),
+    _columns(0.1 * xp.minimum(far, 100), near, sure),
     rows if rows.shape[:-1] == sure.shape else _wide(rows, sure.shape),
   ]
   if looks.shape[-1]:
@@ -309,7 +312,7 @@ def at_first(sure: Any, looks: Any, noise: Noise) -> Any:
   none = xp.zeros_like(sure)
   deviation = float(np.log(np.sqrt(2) * noise.measured))
   known = [none + deviation] * 2 + [none, none + float(np.log(2))]
-  columns = [xp.stack([none] * 9 + [none + 1, sure, *known], axis=-1)]
+  columns = [_columns(*[none] * 9, none + 1, sure, *known)]
   if looks.shape[-1]:
     square = xp.sum(looks**2, -1, keepdims=True)
     columns += [square / xp.sqrt(square + 1e-6), looks]

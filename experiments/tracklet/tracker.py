@@ -2,10 +2,9 @@
 
 A frame: all tracklets are moved on; pairs of a tracklet and a detection within
 a gate get an affinity; an assignment of the largest sum is taken, pairs below 0
-left alone; what is left over within the gate is matched by overlap; detections
-that are still left begin a tracklet; tracklets that have not been seen for too
-long end. A tracklet is told from its third detection on, of which none may
-lack.
+left alone; what is left over within the gate may be matched by overlap; those
+still left begin a tracklet; tracklets that have not been seen for too long end.
+A tracklet is told from its third detection on, of which none may lack.
 
 Near-online, K states of everything go on side by side. Each is extended by its
 best assignment and by those without one of its most doubtful pairs; the K
@@ -30,7 +29,8 @@ class Rules(NamedTuple):
   Attributes:
     gate: squared innovations, summed, that a pair may have at most.
     least: affinity of a pair, at least.
-    second: overlap of the second pass, more than this; above 1 for none.
+    second: overlap of the second pass, more than this; above 1 for none, which
+      came out best on the training sequences of MOT17.
     birth: detections in a row until a tracklet is told.
     death: frames without a detection after which it ends.
     sure: confidence of a detection that begins one, at least.
@@ -38,7 +38,7 @@ class Rules(NamedTuple):
 
   gate: float = 100.0
   least: float = 0.0
-  second: float = 0.5
+  second: float = 2.0
   birth: int = 3
   death: int = 90
   sure: float = 0.0
@@ -68,13 +68,14 @@ class Model(NamedTuple):
     noise: of the filter.
     affinity: a function of `Near` and the tracklets' memory to affinities
       (pairs,), 0 for indifference, and what `remember` may want of each pair.
-    begin: (motion, sure, looks) to memory, leading axis tracklets.
+    begin: (motion, sure, looks) of first detections to a memory of nothing,
+      leading axis tracklets, and what `remember` wants of them.
     remember: (memory, what `affinity` gave) to memory.
   """
 
   noise: motion.Noise
   affinity: Callable[..., tuple[np.ndarray, Any]]
-  begin: Callable[..., tuple[np.ndarray, ...]]
+  begin: Callable[..., tuple[tuple[np.ndarray, ...], Any]]
   remember: Callable[..., tuple[np.ndarray, ...]]
 
 
@@ -124,7 +125,10 @@ def learned(weights: network.Weights, noise: motion.Noise) -> Model:
 
   def begin(begun, sure, looks):
     del begun
-    return turned(network.first(weights, sure, looks, noise))
+    seen = motion.at_first(sure, looks, noise)
+    (given,) = turned([network.embed(weights, seen)])
+    none = np.zeros_like(given)
+    return (none, none), given
 
   def affinity(near, memory):
     one, two, moved, frame = near.one, near.two, near.moved, near.frame
@@ -196,11 +200,15 @@ def begin(model: Model, frame: Frame) -> Tracks:
   count = len(frame.sure)
   return Tracks(
     begun,
-    model.begin(begun, frame.sure, frame.looks),
+    model.remember(*model.begin(begun, frame.sure, frame.looks)),
     np.ones(count, np.int64),
     np.zeros(count, np.int64),
     np.arange(count),
   )
+
+
+def _join(*parts):
+  return np.concatenate(parts)
 
 
 def _take(motions, which):
@@ -212,7 +220,7 @@ def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
   moved = motion.predict(tracks.motion, np.float32(1), model.noise)
   off, deviation = motion.innovations(moved, frame.places[None], model.noise)
   far = np.einsum('ijk,ijk->ij', off, off)
-  one, two = np.nonzero(far <= rules.gate)
+  one, two = (far <= rules.gate).nonzero()
   near = Near(moved, frame, one, two, off[one, two], deviation)
   found, given = model.affinity(near, tracks.memory)
   affinity = np.full(far.shape, NEVER)
@@ -235,7 +243,7 @@ def _left_over(chosen, count):
   """Those of so many that are not among the chosen."""
   free = np.ones(count, bool)
   free[chosen[chosen >= 0]] = False
-  return np.flatnonzero(free)
+  return free.nonzero()[0]
 
 
 def second_pass(
@@ -245,7 +253,7 @@ def second_pass(
   if rules.second > 1:
     return chosen
   free = _left_over(chosen, len(frame.sure))
-  left = np.flatnonzero(chosen < 0)
+  left = (chosen < 0).nonzero()[0]
   if not (len(free) and len(left)):
     return chosen
   middle = pairs.moved.mean[left, :, 0]
@@ -257,17 +265,6 @@ def second_pass(
   return chosen
 
 
-def _together(one, two):
-  """The tracklets of both; identities that are free are those of the first."""
-  both = lambda a, b: np.concatenate([a, b])
-  return Tracks(
-    motion.Motion(*map(both, one.motion, two.motion)),
-    tuple(map(both, one.memory, two.memory)),
-    *(both(getattr(one, k), getattr(two, k)) for k in ('hits', 'ids', 'place')),
-    one.next,
-  )
-
-
 def advance(
   model: Model,
   tracks: Tracks,
@@ -277,47 +274,49 @@ def advance(
   rules: Rules,
 ) -> Tracks:
   """Tracklets after a frame, with births and deaths."""
-  seen = np.flatnonzero(chosen >= 0)
+  count, matched = len(chosen), chosen >= 0
+  seen = matched.nonzero()[0]
   theirs = chosen[seen]
-  fresh = motion.update(
-    _take(pairs.moved, seen),
-    frame.places[theirs],
-    frame.looks[theirs],
-    model.noise,
-  )
-  after = model.remember(
-    tuple(x[seen] for x in tracks.memory),
-    pairs.given[pairs.place[seen, theirs]],
-  )
-  hits = tracks.hits + (chosen >= 0)
-  told = hits >= rules.birth
-  ids, free = tracks.ids.copy(), tracks.next
-  new = np.flatnonzero(told & (ids == 0))
-  ids[new] = free + np.arange(len(new))
-  late = pairs.moved.gap >= rules.death
-  alive = np.flatnonzero((chosen >= 0) | (told & ~late))
-
+  fresh = [
+    motion.update(
+      _take(pairs.moved, seen),
+      frame.places[theirs],
+      frame.looks[theirs],
+      model.noise,
+    )
+  ]
+  known = [tuple(x[seen] for x in tracks.memory)]
+  given = [pairs.given[pairs.place[seen, theirs]]]
   rest = _left_over(theirs, len(frame.sure))
   rest = rest[frame.sure[rest] >= rules.sure]
-  at = np.searchsorted(alive, seen)
+  if len(rest):  # Often nobody is born.
+    places, sure, looks = (x[rest] for x in frame)
+    fresh.append(motion.begin(places, looks, model.noise))
+    none, first = model.begin(fresh[1], sure, looks)
+    known.append(none)
+    given.append(first)
+  # What is born is remembered in the same call: most of its time is overhead.
+  memory = model.remember(tuple(map(_join, *known)), _join(*given))
 
-  def join(old, fresh):
-    """Those alive, of which some are fresh."""
-    joined = old[alive]
-    joined[at] = fresh
-    return joined
-
+  hits = tracks.hits + matched
+  told = hits >= rules.birth
+  ids, free = tracks.ids.copy(), tracks.next
+  new = (told & (ids == 0)).nonzero()[0]
+  ids[new] = free + np.arange(len(new))
+  late = pairs.moved.gap >= rules.death
+  alive = (matched | (told & ~late)).nonzero()[0]
+  # Rows of those before, then of those seen, then of those born.
+  order = np.arange(count + len(seen) + len(rest))
+  order[seen] = order[count : count + len(seen)]
+  order = _join(order[alive], order[count + len(seen) :])
   tracks = Tracks(
-    motion.Motion(*map(join, pairs.moved, fresh)),
-    tuple(map(join, tracks.memory, after)),
-    hits[alive],
-    ids[alive],
-    chosen[alive],
+    motion.Motion(*(_join(*x)[order] for x in zip(pairs.moved, *fresh))),
+    tuple(_join(*x)[order] for x in zip(tracks.memory, memory)),
+    _join(hits[alive], np.ones_like(rest)),
+    _join(ids[alive], np.zeros_like(rest)),
+    _join(chosen[alive], rest),
     free + len(new),
   )
-  if len(rest):  # Often nobody is born.
-    born = begin(model, Frame(*(x[rest] for x in frame)))
-    tracks = _together(tracks, born._replace(place=rest))
   if rules.birth > 1:
     return tracks
   ids = tracks.ids.copy()

@@ -284,7 +284,7 @@ def test_a_history_that_inflates_scores_is_not_preferred():
 
   model = MODEL._replace(
     affinity=affinity,
-    begin=lambda begun, sure, looks: (np.zeros(len(sure)),),
+    begin=lambda begun, sure, looks: ((), np.zeros(len(sure))),
     remember=lambda memory, given: (given,),
   )
   shown = near_online.track(model, given, rules)
