@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.tracklet
     BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.benchmarks.tracklet
 
-Expected: a step of search below 1.5 (K + 1) steps of teacher forcing; four
-fifths of the frames a second of `trackers`' ByteTrack, and nearly twice those
-of norfair-enough. Time: 5 minutes on 2 cores.
+Expected: a step of search below 1.5 (K + 1) steps of teacher forcing; a little
+more frames a second than `trackers`' ByteTrack, and more than twice those of
+norfair-enough. Time: 5 minutes on 2 cores.
 
 Two questions, of people who walk, made up:
 
