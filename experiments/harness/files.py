@@ -1,6 +1,7 @@
 """A run's own files: atomic, with one clear error, and known if damaged."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -103,11 +104,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     content: the whole content.
 
   Raises:
-    WriteError: if it cannot be written; names the folder.
+    WriteError: if it cannot be written, or is a folder; names it.
   """
   if not is_writer():
     return
   path = pathlib.Path(path)
+  if path.is_dir():
+    raise errors.WriteError(
+      errno.EISDIR, f'cannot write {path}: it is a folder. Name a file in it'
+    )
   make_folder(path.parent)
   temporary = path.with_name(path.name + '.tmp')
   with writing(path.parent):

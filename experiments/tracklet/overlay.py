@@ -13,6 +13,7 @@ from experiments.tracklet import mot_files
 
 _TAIL = 30  # Frames of a path that are drawn behind a box.
 _LARGEST = 480  # Pixels of a side.
+_LABEL = 12  # Pixels that a number is high.
 
 
 def read_picture(images: files.Path, frame: int) -> Image.Image:
@@ -73,8 +74,26 @@ def draw(
     for left, top, wide, high in recent.boxes[mine & (recent.frames == frame)]:
       corners = np.array([left, top, left + wide, top + high]) * scale
       pen.rectangle(corners.tolist(), outline=colour, width=2)
-      pen.text((corners[0] + 3, corners[1] + 1), str(identity), fill=colour)
+      # Above the box, which a number would hide if it is small.
+      above = corners[1] - _LABEL
+      place = corners[0], above if above >= 0 else corners[3] + 1
+      pen.text(place, str(identity), fill=colour)
   return picture
+
+
+def kind_of(path: files.Path) -> str:
+  """The end of an overlay's name, .png or .gif.
+
+  Raises:
+    SettingsError: if it ends in something else.
+  """
+  path = pathlib.Path(path)
+  kind = path.suffix.lower()
+  if kind not in ('.png', '.gif'):
+    raise harness.SettingsError(
+      f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
+    )
+  return kind
 
 
 def write(
@@ -98,22 +117,17 @@ def write(
     SettingsError: if the name ends in something else.
     MissingDataError: if a frame is missing.
   """
-  path = pathlib.Path(path)
-  kind = path.suffix.lower()
+  path, kind = pathlib.Path(path), kind_of(path)
   if kind == '.png':
     content = io.BytesIO()
     draw(shown, info, (info.length + 1) // 2, images=images).save(
       content, format='PNG'
     )
     files.write_bytes(path, content.getvalue())
-  elif kind == '.gif':
+  else:
     every = -(-info.length // most)
     pictures = (
       draw(shown, info, frame, images=images)
       for frame in range(1, info.length + 1, every)
     )
     films.write_film(path, pictures, milliseconds=1000 * every / info.rate)
-  else:
-    raise harness.SettingsError(
-      f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
-    )

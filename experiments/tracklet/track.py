@@ -68,6 +68,8 @@ def track(
       'there is at least one hypothesis, a delay is not below 0, and a '
       'confidence is within 0 and 1.'
     )
+  if picture is not None:
+    overlay.kind_of(picture)  # Before any work.
   place = pathlib.Path(checkpoint)
   place = (place if place.is_dir() else place.parent) / models.APPEARANCE
   encoder = None

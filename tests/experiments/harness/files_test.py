@@ -88,5 +88,5 @@ def test_a_folder_that_is_read_only(train, tmp_path):
 
 def test_results_where_a_folder_is_in_the_way(tmp_path):
   (tmp_path / 'table.md').mkdir()
-  with pytest.raises(harness.WriteError, match=f'cannot write to {tmp_path}'):
+  with pytest.raises(harness.WriteError, match=r'table\.md: it is a folder'):
     harness.write_table(tmp_path, [{'a': 1}])

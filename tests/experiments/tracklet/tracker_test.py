@@ -381,6 +381,13 @@ def test_bad_checkpoints_and_pictures_are_said_in_one_line(
     assert track.main([f'--checkpoint={tmp_path}/{name}', *arguments]) == 1
     error = capsys.readouterr().err
     assert says in error and error.count('\n') == 1
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, tracker.RULES)
+  (tmp_path / 'folder.gif').mkdir()
+  for name, says in (('a.mp4', 'a .png, of one'), ('folder.gif', 'a folder')):
+    flags = [f'--checkpoint={tmp_path}', f'--overlay={tmp_path}/{name}']
+    assert track.main([*flags, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count('\n') == 1
   boxes = mot_files.make([1], [[1, 1, 5, 5]], ids=[1])
   info = mot_files.Info('a', 3, 20, 10, 25.0)
   with pytest.raises(harness.SettingsError, match=r'a \.png, of one frame'):
@@ -442,3 +449,12 @@ def test_a_box_is_drawn_where_it_is():
   assert picture[40, 10].tolist() == picture[60, 25].tolist() == [213, 94, 0]
   assert picture[90, 90].tolist() == [255, 255, 255]
   assert (np.asarray(overlay.draw(boxes, info, 1)) == 255).all()
+  # A number hides no small box, nor lies outside of the picture.
+  for top in (40, 0):
+    small = mot_files.make([2], [[10, top, 8, 9]], ids=[7])
+    picture = np.asarray(overlay.draw(small, info, 2))
+    inside = picture[top + 2 : top + 3, 12:17]
+    assert (inside == 255).all()
+    assert (picture[:, 20:] == 255).all() and (picture[60:] == 255).all()
+    drawn = (picture[:, :20] != 255).any(axis=(1, 2))
+    assert drawn[28:40].any() if top else drawn[10:22].any()
