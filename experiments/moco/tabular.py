@@ -70,7 +70,7 @@ class Settings:
     rates_beside_own: by the others, a third as many, at each value of theirs.
     widen: how often the rates may be widened where the best is at an end.
     bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metrics `bias_ratio`.
+      rule that of the training, gives the metrics `bias_ratio`. None: of none.
     seeds: of first weights and batches.
   """
 
@@ -85,7 +85,11 @@ class Settings:
   rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
   rates_beside_own: tuple[float, ...] = (1e-2, 3e-2)
   widen: Annotated[int, harness.Allowed(0)] = 3
-  bias_batches: tuple[int, ...] = (4, 16, 64)
+  bias_batches: Annotated[tuple[int, ...], harness.Allowed(empty=True)] = (
+    4,
+    16,
+    64,
+  )
   seeds: int = 5
 
 

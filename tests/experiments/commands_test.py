@@ -1,0 +1,76 @@
+"""Commands that documents and docstrings state are understood."""
+
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from absl import flags
+
+from experiments import harness
+from experiments.harness import flags as flags_lib
+
+ROOT = pathlib.Path(harness.__file__).parents[2]
+COMMAND = re.compile(r'python -m (experiments\.[\w.]+)([^`#)\n]*)')
+
+
+def commands() -> dict[str, set[str]]:
+  """The arguments of all commands, by module."""
+  places = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')]
+  places += [*ROOT.glob('experiments/**/*.md')]
+  places += [*ROOT.glob('experiments/**/*.py'), *ROOT.glob('colabs/*.ipynb')]
+  found: dict[str, set[str]] = {}
+  for path in places:
+    # A command may go on behind a backslash, in a docstring deeper inside.
+    text = path.read_text(encoding='utf-8')
+    text = re.sub(r'\\\n\s*|\n {8,}(?=--)', ' ', text)
+    for module, arguments in COMMAND.findall(text):
+      found.setdefault(module, set()).add(arguments.strip())
+  return found
+
+
+FOUND = commands()
+
+
+def binary_of(module: str) -> bool:
+  """Whether a module takes the common flags."""
+  path = ROOT.joinpath(*module.split('.')).with_suffix('.py')
+  text = path.read_text(encoding='utf-8')
+  return re.search(r'^  harness\.run\(', text, re.MULTILINE) is not None
+
+
+def test_there_are_commands_and_all_are_of_modules():
+  assert len(FOUND) > 40
+  for module in FOUND:
+    path = ROOT.joinpath(*module.split('.'))
+    assert path.with_suffix('.py').exists() or path.is_dir(), module
+
+
+@pytest.mark.parametrize('module', sorted(filter(binary_of, FOUND)))
+def test_commands_are_understood(module, monkeypatch):
+  given = {}
+
+  def run(main, presets, *, check=None, modes=None, **names):
+    given.update(presets=presets, check=check, names=names)
+
+  monkeypatch.setattr(harness, 'run', run)
+  monkeypatch.delitem(sys.modules, module, raising=False)
+  try:
+    runpy.run_module(module, run_name='__main__')
+  except ImportError as error:
+    pytest.skip(f'an extra is not installed: {error}')
+  for arguments in sorted(FOUND[module]):
+    values = flags.FlagValues()
+    flags_lib.define(given['presets'], **given['names'], values=values)
+    try:
+      words = [word for word in shlex.split(arguments) if word != '--help']
+      values(['binary', *words])
+      options = flags_lib.resolve(
+        given['presets'], **given['names'], values=values
+      )
+      if given['check']:
+        given['check'](options.settings)
+    except (flags.Error, harness.SettingsError) as error:
+      pytest.fail(f'python -m {module} {arguments}: {error}')
