@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.coupled
 
-Expected: SOBA and SABA 1.000 times the operations by hand; the time grows with
+Expected: SOBA and SABA 1.001 times the operations by hand; the time grows with
 the power 0.8 of the number of sequences. Time: a minute on 2 cores.
 
 Two questions, on quadratics of samples of rank one (100 + 100 numbers, a batch

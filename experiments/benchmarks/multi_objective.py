@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.multi_objective --rounds=15
 
-Expected: MoCo 1.8 backward passes for two objectives, 5.5 for ten. Time: some
+Expected: MoCo 1.7 backward passes for two objectives, 5 for ten. Time: some
 minutes on 2 cores.
 
 A perceptron 784-512-512 is shared, each of M objectives has a head 512-10 and
