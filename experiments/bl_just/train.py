@@ -11,7 +11,7 @@ Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
 Expected: `quick` .04 word error by all methods, converged; with a twentieth of
 the transcripts (`--labelled=0.05`) BL-JUST .11 below supervised training. AN4:
 .17 supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes;
-`an4_grid` three and a half hours of a core.
+`an4_grid` four and a half hours of a core.
 
 Recognition by connectionist temporal classification is the upper problem, a
 loss of audio alone the lower one; they share an encoder. Methods are compared
