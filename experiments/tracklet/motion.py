@@ -73,7 +73,7 @@ def _columns(*given):
   if not isinstance(given[0], np.ndarray):
     return jnp.stack(given, axis=-1)
   # For some boxes, numpy's stack takes longer than what is stacked.
-  out = np.empty((*given[0].shape, len(given)), given[0].dtype)
+  out = np.empty((*given[0].shape, len(given)), np.result_type(*given))
   for i, x in enumerate(given):
     out[..., i] = x
   return out

@@ -143,3 +143,16 @@ def test_noise_is_found_by_likelihood():
   assert found.measured == pytest.approx(0.04, rel=0.1)
   assert found.position == pytest.approx(0.03, rel=0.25)
   assert found.speed == pytest.approx(0.1, rel=0.25)
+
+
+def test_columns_of_several_types_lose_nothing():
+  """A confidence may be a whole number, and less precise than the places."""
+  none = np.zeros((2, 0))
+  wanted = motion.at_first(np.ones(2), none, NOISE)
+  for kind in (np.int64, np.float32):
+    found = motion.at_first(np.ones(2, kind), none, NOISE)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+  begun = motion.begin(np.full((2, 4), 1.5), none, NOISE)
+  begun = begun._replace(gap=np.zeros(2, np.int64), seen=np.full(2, 1.5))
+  rows = motion.of_rows(begun, np.ones((2, 4)))
+  np.testing.assert_allclose(rows[:, 3], np.log(2.5))
