@@ -38,7 +38,7 @@ def one_step(weights, state, cell, found):
 
 
 def one_score(weights, state, seen):
-  """Score and embedding of one candidate, the perceptron's parts as one matrix."""
+  """Score and embedding of a candidate, by one matrix for the perceptron."""
   found = np.maximum(weights['embed'].T @ seen + weights['embed_bias'], 0)
   off = weights['expect'].T @ state + weights['expect_bias'] - found
   parts = ('state', 'embedding', 'difference', 'features')
