@@ -22,6 +22,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import harness
+from experiments.lm import row_files
 from experiments.seal import measures, rank, rows
 
 
@@ -52,7 +53,7 @@ PRESETS = {'quick': Settings(), 'smoke': Settings(), 'paper': Settings()}
 
 def read(path: str) -> dict[str, np.ndarray]:
   """The scores of a file by name, NaN where a row has none; and `kind`."""
-  found = rows.data_lib.read_rows(path)
+  found = row_files.read_rows(path)
   numbers = [row.get('row') for row in found]
   if numbers != list(range(len(found))):
     raise harness.UserError(

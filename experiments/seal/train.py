@@ -29,7 +29,14 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import generation, refusals, weights, written
+from experiments.lm import (
+  batches,
+  generation,
+  refusals,
+  row_files,
+  weights,
+  written,
+)
 from experiments.seal import controls, measures, order, rank, rows, selection
 
 WAYS = {
@@ -146,7 +153,7 @@ def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
   Raises:
     UserError: if the scores are of another file, or there is no such score.
   """
-  found = rows.data_lib.read_rows(path)
+  found = row_files.read_rows(path)
   if [row.get('row') for row in found] != list(range(count)):
     raise harness.UserError(
       f'{path} has {len(found)} rows, but the file has {count}: scores are of '
@@ -224,19 +231,22 @@ def joined(one: selection.Made, two: selection.Made) -> selection.Made:
   )
 
 
-def sets_of(options: harness.Options, words: Any) -> tuple[rows.Sets, int]:
-  """The rows, and how many the file has."""
-  settings = options.settings
-  if not settings.finetune_data:
-    sets = rank.compose(options, settings.rows_of, words)
-    return sets, len(sets.finetune)
+def scored(settings: Settings, count: int) -> np.ndarray | None:
+  """Which rows are kept by the file of scores; None without one."""
+  if not settings.scores:
+    return None
+  return kept_rows(settings.scores, settings.score, settings.keep, count)
+
+
+def read_sets(settings: Settings) -> tuple[rows.Sets, np.ndarray | None]:
+  """Reads a user's rows, and which of them the scores keep."""
   skip = settings.bad_rows == 'skip'
   given = rows.read(settings.finetune_data, skip=skip)
   safe = rows.read(settings.safe_data, skip=skip)
   plain = lambda examples: [e._replace(rejected=None) for e in examples]
   kinds = np.array(['rows'] * len(given.examples))
   sets = rows.Sets(plain(given.examples), kinds, plain(safe.examples), [])
-  return sets, len(given.raw)
+  return sets, scored(settings, len(given.raw))
 
 
 def check(settings: Settings) -> None:
@@ -268,10 +278,24 @@ def main(options: harness.Options) -> None:
   folder = pathlib.Path(settings.output) if settings.output else None
   if folder is not None:
     written.require_own(options.workdir, folder)
+  skip = settings.bad_rows == 'skip'
+  prompts = []
+  if settings.prompts:
+    prompts = rows.read(settings.prompts, skip=skip).examples
+  if settings.finetune_data:
+    sets, kept = read_sets(settings)
+  else:
+    rank.require_data(options, settings.rows_of)
   subject = rank.subject_of(settings)
-  sets, count = sets_of(options, subject.words)
-  made = subject.make(sets.finetune, settings.longest)
-  safe = subject.make(sets.safe, settings.longest)
+  if not settings.finetune_data:
+    sets = rank.compose(options, settings.rows_of, subject.words)
+    kept = scored(settings, len(sets.finetune))
+  made = subject.make(
+    sets.finetune, settings.longest, source=settings.finetune_data, skip=skip
+  )
+  safe = subject.make(
+    sets.safe, settings.longest, source=settings.safe_data, skip=skip
+  )
   if not held(made).any() or not held(safe).any():
     raise harness.UserError(
       f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
@@ -280,10 +304,8 @@ def main(options: harness.Options) -> None:
   numbers = np.array([sets.finetune[i].row for i in made.places])
   fit, safe_fit = ~held(made), part_of(safe, ~held(safe))
   chosen = {'clean': kinds != 'unsafe'}
-  if settings.scores:
-    chosen['kept'] = kept_rows(
-      settings.scores, settings.score, settings.keep, count
-    )[numbers]
+  if kept is not None:
+    chosen['kept'] = kept[numbers]
   seen = joined(part_of(made, held(made)), part_of(safe, held(safe)))
   of = np.concatenate([kinds[held(made)], ['safe'] * held(safe).sum()])
   read = selection.reader(subject, seen)
@@ -291,9 +313,7 @@ def main(options: harness.Options) -> None:
     settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
     'finetune_data', 'safe_data',
   )  # fmt: skip
-  prompts = []
-  if settings.prompts:
-    prompts = [one.prompt for one in rows.read(settings.prompts).examples]
+  batches.warn_of_controls(subject.words, prompts, settings.prompts)
   whole = rank.model_of(settings.model)[0] if prompts or folder else None
   answering = generation.maker(
     subject.tuning.config, new=settings.new, end=subject.words.end
@@ -311,7 +331,11 @@ def main(options: harness.Options) -> None:
     if prompts:
       params = subject.tuning.merged(trained, whole.params)
       texts[name] = generation.answers(
-        subject.words, answering, params, prompts, key=jax.random.key(0)
+        subject.words,
+        answering,
+        params,
+        [one.prompt for one in prompts],
+        key=jax.random.key(0),
       )
       row['refusals'] = refusals.refusal_rate(texts[name])
       metrics[f'refusals/{name}'] = row['refusals']

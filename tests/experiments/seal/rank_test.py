@@ -168,7 +168,9 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
     assert (row['seal'] is None) == (row['row'] == 2)
     assert row['initial_loss'] is not None
   (tmp_path / 'safe_data.jsonl').write_text(text(sets.finetune))
-  with pytest.raises(harness.UserError, match=r'safe_data.jsonl: row 0 \(from'):
+  with pytest.raises(
+    harness.UserError, match=r'safe_data.jsonl, line 1 .*one answer'
+  ):
     rank.main(options_of(tmp_path / 'other', settings))
 
 
