@@ -18,9 +18,11 @@ _ROLES = {
   'gpt': 'assistant',
 }
 _MARKS = {'Human': 'user', 'Assistant': 'assistant'}
-# Turns stand behind a blank line, in some files behind a line break.
+# Turns stand behind a blank line, in some files behind a line break, as the
+# last mark does, which waits for an answer.
 _TURNS = tuple(
-  re.compile(rf'(?:^\s*|{gap})(Human|Assistant):') for gap in (r'\n\n', r'\n')
+  re.compile(rf'(?:^\s*|{gap})(Human|Assistant):')
+  for gap in (r'\n\n|\n(?=Assistant:\s*\Z)', r'\n')
 )
 
 
@@ -120,8 +122,8 @@ def turns_of(text: str) -> Messages:
       first answer stands behind one.
 
   Returns:
-    Messages, the last of which may be empty; none if the text does not begin
-    with a turn.
+    Messages; the last one may be empty. None if the text does not begin with
+    a turn.
 
   Example:
     >>> [m['role'] for m in turns_of('Human: Hi\n\nAssistant: Hm')]

@@ -496,15 +496,15 @@ def of_user(options: harness.Options) -> None:
     pairs = True if loss in objectives.COMPARISONS else None
     return rows.read(path, skip=skip, comparisons=pairs)
 
-  given = read(settings.finetune_data, settings.finetune_loss)
+  to_rank = read(settings.finetune_data, settings.finetune_loss)
   safe = read(settings.safe_data, settings.safe_loss)
   anchors = []
   if settings.unsafe_data:
     anchors = rows.read(settings.unsafe_data, skip=skip).examples
-  sets = rows.Sets(given.examples, np.array([]), safe.examples, anchors)
+  sets = rows.Sets(to_rank.examples, np.array([]), safe.examples, anchors)
   start = time.monotonic()
   ranked = rank(options, 'user', subject_of(settings), sets)
-  total = len(given.raw)
+  total = len(to_rank.raw)
   scores = {
     n: np.concatenate([s, np.full(total - len(s), np.nan)])
     for n, s in ranked.scores.items()
@@ -512,7 +512,7 @@ def of_user(options: harness.Options) -> None:
   ranked = ranked._replace(scores=scores)
   kept = measures.kept(scores[settings.score], settings.keep)
   folder = pathlib.Path(settings.output or options.workdir)
-  write(folder, ranked, kept, given.raw)
+  write(folder, ranked, kept, to_rank.raw)
   metrics = {'rows': float(total), 'kept': float(kept.sum())}
   metrics |= {f'seconds/user/{n}': s for n, s in ranked.seconds.items()}
   harness.write_results(

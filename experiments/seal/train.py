@@ -153,16 +153,16 @@ def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
   Raises:
     UserError: if the scores are of another file, or there is no such score.
   """
-  found = row_files.read_rows(path)
-  if [row.get('row') for row in found] != list(range(count)):
+  scored_rows = row_files.read_rows(path)
+  if [row.get('row') for row in scored_rows] != list(range(count)):
     raise harness.UserError(
-      f'{path} has {len(found)} rows, but the file has {count}: scores are of '
+      f'{path} has {len(scored_rows)} rows, but the file has {count}: scores are of '
       'one file, in order.'
     )
-  if score not in found[0]:
-    there = sorted(set(found[0]) - {'row', 'kept', 'kind'})
+  if score not in scored_rows[0]:
+    there = sorted(set(scored_rows[0]) - {'row', 'kept', 'kind'})
     raise harness.UserError(f'{path} has no score {score!r}; it has {there}.')
-  scores = [np.nan if r[score] is None else r[score] for r in found]
+  scores = [np.nan if r[score] is None else r[score] for r in scored_rows]
   return measures.kept(np.array(scores, np.float64), share)
 
 
@@ -241,12 +241,12 @@ def scored(settings: Settings, count: int) -> np.ndarray | None:
 def read_sets(settings: Settings) -> tuple[rows.Sets, np.ndarray | None]:
   """Reads a user's rows, and which of them the scores keep."""
   skip = settings.bad_rows == 'skip'
-  given = rows.read(settings.finetune_data, skip=skip)
+  to_train = rows.read(settings.finetune_data, skip=skip)
   safe = rows.read(settings.safe_data, skip=skip)
   plain = lambda examples: [e._replace(rejected=None) for e in examples]
-  kinds = np.array(['rows'] * len(given.examples))
-  sets = rows.Sets(plain(given.examples), kinds, plain(safe.examples), [])
-  return sets, scored(settings, len(given.raw))
+  kinds = np.array(['rows'] * len(to_train.examples))
+  sets = rows.Sets(plain(to_train.examples), kinds, plain(safe.examples), [])
+  return sets, scored(settings, len(to_train.raw))
 
 
 def check(settings: Settings) -> None:

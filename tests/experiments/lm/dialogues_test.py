@@ -37,6 +37,10 @@ TEXT = (
       'Human: a\n\nAssistant: b\nHuman: c',
       messages((U, 'a'), (A, 'b\nHuman: c')),
     ),
+    (
+      'Human: a\n\nAssistant: b\n\nHuman: c\nAssistant: ',
+      messages((U, 'a'), (A, 'b'), (U, 'c'), (A, '')),
+    ),
     ('Human: a', messages((U, 'a'))),
     ('Of this: Human: a\n\nAssistant: b', ()),
     ('Humans: a\n\nAssistant: b', ()),

@@ -270,8 +270,8 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
     )
   ):
     path.write_bytes(b'\n'.join([*good, b'', bad[i]]))
-    options = dataclasses.replace(
-      options, settings=dataclasses.replace(settings, skip=False)
+    options = options._replace(
+      settings=dataclasses.replace(settings, skip=False)
     )
     match = rf'line 26 \(row 24 from 0\): .*{reason}.*--skip=True leaves'
     with pytest.raises(harness.UserError, match=match):
