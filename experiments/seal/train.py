@@ -153,16 +153,16 @@ def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
   Raises:
     UserError: if the scores are of another file, or there is no such score.
   """
-  scored_rows = row_files.read_rows(path)
-  if [row.get('row') for row in scored_rows] != list(range(count)):
+  entries = row_files.read_rows(path)
+  if [row.get('row') for row in entries] != list(range(count)):
     raise harness.UserError(
-      f'{path} has {len(scored_rows)} rows, but the file has {count}: scores are of '
-      'one file, in order.'
+      f'{path} has {len(entries)} rows, but the file has {count}: scores are '
+      'of one file, in order.'
     )
-  if score not in scored_rows[0]:
-    there = sorted(set(scored_rows[0]) - {'row', 'kept', 'kind'})
+  if score not in entries[0]:
+    there = sorted(set(entries[0]) - {'row', 'kept', 'kind'})
     raise harness.UserError(f'{path} has no score {score!r}; it has {there}.')
-  scores = [np.nan if r[score] is None else r[score] for r in scored_rows]
+  scores = [np.nan if r[score] is None else r[score] for r in entries]
   return measures.kept(np.array(scores, np.float64), share)
 
 
@@ -283,32 +283,32 @@ def main(options: harness.Options) -> None:
   if settings.prompts:
     prompts = rows.read(settings.prompts, skip=skip).examples
   if settings.finetune_data:
-    sets, kept = read_sets(settings)
+    sets, keep_mask = read_sets(settings)
   else:
     rank.require_data(options, settings.rows_of)
   subject = rank.subject_of(settings)
   if not settings.finetune_data:
     sets = rank.compose(options, settings.rows_of, subject.words)
-    kept = scored(settings, len(sets.finetune))
-  made = subject.make(
+    keep_mask = scored(settings, len(sets.finetune))
+  encoded = subject.make(
     sets.finetune, settings.longest, source=settings.finetune_data, skip=skip
   )
   safe = subject.make(
     sets.safe, settings.longest, source=settings.safe_data, skip=skip
   )
-  if not held(made).any() or not held(safe).any():
+  if not held(encoded).any() or not held(safe).any():
     raise harness.UserError(
       f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
     )
-  kinds = sets.kinds[made.places]
-  numbers = np.array([sets.finetune[i].row for i in made.places])
-  fit, safe_fit = ~held(made), part_of(safe, ~held(safe))
+  kinds = sets.kinds[encoded.places]
+  numbers = np.array([sets.finetune[i].row for i in encoded.places])
+  fit, safe_fit = ~held(encoded), part_of(safe, ~held(safe))
   chosen = {'clean': kinds != 'unsafe'}
-  if kept is not None:
-    chosen['kept'] = kept[numbers]
-  seen = joined(part_of(made, held(made)), part_of(safe, held(safe)))
-  of = np.concatenate([kinds[held(made)], ['safe'] * held(safe).sum()])
-  read = selection.reader(subject, seen)
+  if keep_mask is not None:
+    chosen['kept'] = keep_mask[numbers]
+  held_out = joined(part_of(encoded, held(encoded)), part_of(safe, held(safe)))
+  of = np.concatenate([kinds[held(encoded)], ['safe'] * held(safe).sum()])
+  read = selection.reader(subject, held_out)
   identity = harness.settings_of(
     settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
     'finetune_data', 'safe_data',
@@ -346,18 +346,18 @@ def main(options: harness.Options) -> None:
   for number, way in enumerate(settings.ways):
     run = selection.Run(options, way, identity)
     which = fit & chosen.get(way.removesuffix('_mixture'), True)
-    mine = part_of(made, which)
+    subset = part_of(encoded, which)
     if way.endswith('mixture'):
-      mine = joined(mine, safe_fit)
+      subset = joined(subset, safe_fit)
     if way in ('weighted', 'surgery'):
-      trained = both(run, subject, mine, safe_fit, settings, way)
+      trained = both(run, subject, subset, safe_fit, settings, way)
     else:
       trained = selection.fine_tuned(
         run,
         subject,
-        mine,
+        subset,
         steps=settings.steps,
-        size=min(settings.batch_size, len(mine.places)),
+        size=min(settings.batch_size, len(subset.places)),
         rate=settings.rate,
       )
     look(way, WAYS[way], trained)
