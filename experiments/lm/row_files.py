@@ -18,8 +18,10 @@ SUPPORTED = (
   'files of rows are .jsonl (one JSON object per line) or .json (a list of '
   'objects), also with .gz'
 )
-# Invalid rows that `describe` names.
+# Rows that `describe` names for each reason.
 NAMED = 3
+# Reasons that it prints.
+REASONS = 8
 
 
 class Row(NamedTuple):
@@ -89,15 +91,29 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
-  """Says in one line how many rows were skipped, and names the first few."""
+  """Says in one line how many rows were skipped, where and why.
+
+  Args:
+    path: of the file.
+    skipped: for each row `PATH, PLACE: REASON.`, as `data.read` has them.
+
+  Returns:
+    The line; each reason once, with its first few rows. '' for no rows.
+  """
   if not skipped:
     return ''
-  shown = '; '.join(
-    one.removeprefix(f'{path}, ').removesuffix('.') for one in skipped[:NAMED]
-  )
-  more = len(skipped) - NAMED
-  rest = f'; and {more} more' if more > 0 else ''
-  return f'{path}: rows skipped: {len(skipped)}. {shown}{rest}.'
+  places: dict[str, list[str]] = {}
+  for one in skipped:
+    place, _, reason = one.removeprefix(f'{path}, ').partition(': ')
+    places.setdefault(reason.removesuffix('.'), []).append(place)
+  parts = []
+  for reason, rows in list(places.items())[:REASONS]:
+    more = f' and {len(rows) - NAMED} more' if len(rows) > NAMED else ''
+    parts.append(f'{", ".join(rows[:NAMED])}{more}: {reason}')
+  further = sum(map(len, list(places.values())[REASONS:]))
+  if further:
+    parts.append(f'{further} more for other reasons')
+  return f'{path}: rows skipped: {len(skipped)}. {"; ".join(parts)}.'
 
 
 def _content(path: pathlib.Path) -> bytes:

@@ -248,6 +248,20 @@ def test_rows_of_all_kinds(tmp_path, name):
     assert example == (number, *expected)
 
 
+def test_skipped_rows_are_described_in_one_line(tmp_path):
+  path = tmp_path / 'a: b.jsonl'
+  bad = [f'{path}, line {n} (row {n} from 0): not: so.' for n in range(5)]
+  other = f'{path}, line 7 (row 6 from 0): too long.'
+  assert row_files.describe(path, [*bad[:2], other, *bad[2:]]) == (
+    f'{path}: rows skipped: 6. line 0 (row 0 from 0), line 1 (row 1 from 0), '
+    'line 2 (row 2 from 0) and 2 more: not: so; line 7 (row 6 from 0): too '
+    'long.'
+  )
+  assert row_files.describe(path, []) == ''
+  many = [f'{path}, row {n}: no {n}.' for n in range(12)]
+  assert row_files.describe(path, many).endswith('4 more for other reasons.')
+
+
 def test_instances_of_a_row_share_its_number(tmp_path):
   seed = {
     'id': 'seed_task_1',
