@@ -93,6 +93,7 @@ def read(
   skip: bool = False,
   flag: str = '',
   comparisons: bool | None = None,
+  prompts_only: bool = False,
 ) -> Read:
   """Reads a user's rows; reports each invalid row by line and number.
 
@@ -101,6 +102,7 @@ def read(
     skip: whether to leave out invalid rows. A row is left out as a whole.
     flag: by which a user skips rows, for the message.
     comparisons: whether rows have two answers; None allows both kinds.
+    prompts_only: whether answers may be missing and are not read.
 
   Returns:
     A `Read`.
@@ -114,7 +116,10 @@ def read(
     value, reason = row.value, row.reason
     if value is not None:
       try:
-        examples = as_examples(value, row.number)
+        if prompts_only:
+          examples = [Example(row.number, as_prompt(value), '')]
+        else:
+          examples = as_examples(value, row.number)
         _require_kind(examples, comparisons)
         result.examples.extend(examples)
       except harness.UserError as error:
@@ -189,6 +194,25 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     prompt, answer = _demonstration(row)
     answers = [answer]
   return Example(number, _with_system(prompt, row), *answers)
+
+
+def as_prompt(row: Mapping[str, Any]) -> Prompt:
+  """Converts a row to a prompt; an answer may be missing.
+
+  Raises:
+    UserError: as `as_example`, for the prompt.
+  """
+  row = {key: value for key, value in row.items() if value is not None}
+  _refuse_fields({k: v for k, v in row.items() if k not in _LABELS})
+  if (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
+    prompt: Prompt = dialogues.as_messages(row[key], key)
+    if prompt and prompt[-1]['role'] == 'assistant':
+      prompt = prompt[:-1]
+  elif (key := _only(row, _QUESTIONS, 'prompts')) is not None:
+    prompt = _prompt(row, key)
+  else:
+    return as_example(row).prompt
+  return _with_system(prompt, row)
 
 
 def _refuse_fields(row: Mapping[str, Any]) -> None:

@@ -33,10 +33,15 @@ def read(
   *,
   skip: bool = False,
   comparisons: bool | None = None,
+  prompts_only: bool = False,
 ) -> data_lib.Read:
   """Reads a user's rows: `data.read`, with the flag that skips some."""
   content = data_lib.read(
-    path, skip=skip, flag='--bad_rows=skip', comparisons=comparisons
+    path,
+    skip=skip,
+    flag='--bad_rows=skip',
+    comparisons=comparisons,
+    prompts_only=prompts_only,
   )
   if content.wrong:
     print(row_files.describe(path, content.wrong))

@@ -60,7 +60,8 @@ class Settings:
     finetune_data: rows to train on, of a user's own; '' for known rows.
     safe_data: safe rows, likewise.
     scores: `scores.jsonl` of these rows, for the ways that keep some.
-    prompts: a file of rows whose prompts are answered; '' for none.
+    prompts: a file of rows whose prompts are answered; their own answers may be
+      missing. '' for none.
     output: a folder for the model of the first way; '' for none.
     bad_rows: as in `rank`.
     score: by which of the scores rows are kept.
@@ -281,7 +282,7 @@ def main(options: harness.Options) -> None:
   skip = settings.bad_rows == 'skip'
   prompts = []
   if settings.prompts:
-    prompts = rows.read(settings.prompts, skip=skip).examples
+    prompts = rows.read(settings.prompts, skip=skip, prompts_only=True).examples
   if settings.finetune_data:
     sets, keep_mask = read_sets(settings)
   else:

@@ -1,5 +1,6 @@
 """Dialogues in a text become turns, under whatever key they stand."""
 
+import json
 import os
 import pathlib
 
@@ -76,6 +77,33 @@ def test_one_dialogue_is_one_example_under_all_keys():
     assert data.as_example(row) == (0, PROMPT, 'So', 'No'), row
 
 
+def test_prompts_need_no_answers(tmp_path):
+  last = {'role': A, 'content': 'So'}
+  rows = (
+    {'instruction': TEXT, 'input': '', 'output': ''},
+    {'instruction': TEXT, 'output': 'So'},
+    {'prompt': TEXT},
+    {'messages': list(PROMPT)},
+    {'messages': [*PROMPT, last]},
+    {'prompt': list(PROMPT), 'completion': [last], 'label': False},
+    {'prompt': TEXT, 'chosen': 'a', 'rejected': 'b'},
+    {'chosen': f'{TEXT} a', 'rejected': f'{TEXT} b'},
+  )
+  path = tmp_path / 'prompts.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  content = data.read(path, prompts_only=True)
+  for number, example in enumerate(content.examples):
+    assert example == (number, PROMPT, '', None), rows[number]
+  for row, match in (
+    ({'output': 'a'}, 'keys are'),
+    ({'instruction': ' '}, "instruction is ' '"),
+    ({'messages': [last]}, 'no turn of a user'),
+    ({'prompt': 'a', 'tools': ['b']}, 'tools is not supported'),
+  ):
+    with pytest.raises(harness.UserError, match=match):
+      data.as_prompt(row)
+
+
 def test_dialogues_of_hh_are_the_same_in_the_form_of_instructions():
   """As prompts whose answers are judged are published."""
   folder = pathlib.Path(os.environ.get('BILEVEL_JAX_DATA', ''), 'llm')
@@ -95,6 +123,7 @@ def test_dialogues_of_hh_are_the_same_in_the_form_of_instructions():
     prompt, mark, _ = row['chosen'].rpartition('\n\nAssistant:')
     # `rpartition` finds the last mark, which begins the last turn.
     shared = {'instruction': prompt + mark, 'input': ''}
+    assert data.as_prompt({**shared, 'output': ''}) == expected.prompt
     one = data.as_example({**shared, 'output': expected.answer})
     assert one == (0, expected.prompt, expected.answer, None)
     texts = [m['content'] for m in one.prompt]

@@ -211,8 +211,8 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
   )
   for more, match in (
     ({}, loaded),
-    ({'prompts': file('bad')}, r'bad.jsonl, line 2 .*label is false'),
-    ({'prompts': file('bad'), 'bad_rows': 'skip'}, loaded),
+    ({'prompts': file('bad')}, loaded),
+    ({'prompts': file('scores')}, r'scores.jsonl, line 1 .*keys are'),
     ({'finetune_data': file('bad')}, r'bad.jsonl, line 2 .*label is false'),
     ({'scores': file('scores')}, 'has 1 rows, but the file has 9'),
     ({'finetune_data': '', 'safe_data': ''}, '--data_dir'),
