@@ -128,8 +128,8 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   """Lengths and cosines of a Jacobian's rows, and their weighted sum.
 
   Where squares of the entries leave the range of floats, the products are
-  computed again, from rows that are divided by their largest entries. There the
-  result has no derivative.
+  computed again, from rows that are divided by the powers of two next to their
+  largest entries. There the result has no derivative.
   """
   if isinstance(jacobian, types.Gramian):
     return jacobian
@@ -149,7 +149,13 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
         for x in jax.tree.leaves(entries)
       ],
     )
-    return True, largest, products(entries, scale=_trees.ratio(1, largest))
+    # Powers of two: the products have the digits that they have without.
+    _, exponent = jnp.frexp(largest)
+    bound = -jnp.finfo(plain.dtype).minexp
+    exponent = jnp.clip(exponent, -bound, bound)
+    one = jnp.ones_like(largest)
+    scale = jnp.ldexp(one, -exponent)
+    return True, jnp.ldexp(one, exponent), products(entries, scale=scale)
 
   # A loop of at most one round in place of a branch: mapped over seeds, a
   # branch evaluates both sides, and a loop ends where no seed needs it.

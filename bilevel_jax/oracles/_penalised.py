@@ -69,10 +69,10 @@ def penalised(
     z = params._replace(**fields)
     return penalty_fn(z.upper, z.lower, params, batch, known)
 
-  def result(above, one, height, lower, found):
+  def result(above, one, height, lower, gradients):
     below, two, *more = lower
     values = (above, below, *([height] if measures_height else []), *more)
-    return values, found, base.outputs_of(problem, upper=one, lower=two)
+    return values, gradients, base.outputs_of(problem, upper=one, lower=two)
 
   def rows(batch, params, known):
     fields = {n: getattr(params, n) for n in of}

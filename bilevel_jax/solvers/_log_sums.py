@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 # Children of a node: few levels, each a gather and a scatter.
 CHILDREN = 32
-# So many numbers are summed at once: cheaper than another level.
+# Numbers that are summed in one go: cheaper than another level.
 AT_ONCE = 4096
 
 
