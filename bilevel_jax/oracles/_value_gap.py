@@ -36,7 +36,7 @@ def value_gap(
   **Rounding.** The gap falls as the inverse square of the penalty, but the
   difference of two losses is only known to some spacings of floats at the loss:
   in float32, the gap is rounding at penalties above about a thousand, and the
-  slope in x, a difference of two gradients, is wrong by some percent at 1e5.
+  slope in x, a difference of two gradients, is wrong by percents at 1e5.
   With `quadrature`, both are integrals along the segment from w to y,
 
   .. math::
