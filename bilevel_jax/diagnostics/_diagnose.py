@@ -410,8 +410,6 @@ def diagnose(
     )
     way = series['upper'].way
     found = _of_the_end(float(here), np.asarray(reached), way, accuracy)
-  if found is None:
-    found = _rounded(series)
-  if found is None and gap is not None:
-    found = _loose(series, gap)
-  return found or Diagnosis('fine', 'nothing stands out.')
+  loose = None if gap is None else _loose(series, gap)
+  fine = Diagnosis('fine', 'nothing stands out.')
+  return found or _rounded(series) or loose or fine
