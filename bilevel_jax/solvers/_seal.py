@@ -8,10 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, descent, oracles, types
+from bilevel_jax import (
+  _checks,
+  _log_sums,
+  _sequences,
+  _trees,
+  descent,
+  oracles,
+  types,
+)
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
-from bilevel_jax.solvers import _log_sums
 
 # How weights are made of a row's score, and along what the score moves.
 WEIGHTS = ('softmax', 'mirror', 'sigmoid')
