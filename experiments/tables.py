@@ -84,7 +84,7 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
 
   Returns:
     The file: `<paper>/results/<binary>-<preset>`, with the mode, unless the run
-    trained, and the flags that were given beside the preset.
+    trained, and the flags that were given besides the preset.
 
   Raises:
     ValueError: if the run has no results, or they are too large to keep.
@@ -116,10 +116,9 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept.setdefault('date', day.date().isoformat())
   if (folder / 'table.md').exists():
     kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
-  said = [*mode, *(f.removeprefix('--') for f in changed if 'seeds=' not in f)]
-  name = '-'.join(
-    [binary, preset, *(re.sub(r'[^\w.=]+', '-', s) for s in said)]
-  )
+  flags = [f.removeprefix('--') for f in changed if 'seeds=' not in f]
+  parts = [re.sub(r'[^\w.=]+', '-', part) for part in (*mode, *flags)]
+  name = '-'.join([binary, preset, *parts])
   if len(name) > 80:
     name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'

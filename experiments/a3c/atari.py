@@ -12,8 +12,8 @@ hardly learnt play. Time: 2 minutes on 2 cores.
 Seaquest, 16 workers, Adam with the paper's step size; the extra `atari` has the
 game. The networks are those of Mnih et al., 2016, one for the policy and one
 for the value. A run goes on after a kill from its parameters, optimisers,
-counts and scores; not bit for bit: threads race, and episodes under way begin
-anew. `smoke` plays a cart-pole, which needs no extra. `training_return` is the
+counts and scores; not bit for bit: threads race, and games under way start
+again. `smoke` plays a cart-pole, which needs no extra. `training_return` is the
 mean score of the last games of the training; `evaluate` reads the newest
 checkpoints and plays whole games with fixed parameters.
 """
@@ -197,12 +197,12 @@ class Run:
 
   def restore(self, saved: checkpoints.Checkpoints) -> None:
     """Goes on from the newest checkpoint, if there is one."""
-    found = saved.restore(Saved(self.params, self.state))
-    if found is not None:
-      self.params, self.state = found.tree
-      self.version = found.step
-      self.progress = threads.Progress(**found.extra['progress'])
-      self.throughputs = found.extra['throughputs']
+    restored = saved.restore(Saved(self.params, self.state))
+    if restored is not None:
+      self.params, self.state = restored.tree
+      self.version = restored.step
+      self.progress = threads.Progress(**restored.extra['progress'])
+      self.throughputs = restored.extra['throughputs']
 
   def _game(self, index, version):
     rng = np.random.default_rng((self._seed, index, version))
@@ -231,10 +231,10 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
     terminated = stack.enter_context(termination.deferred())
     folder = files.make_folder(pathlib.Path(options.workdir) / f'seed_{seed}')
     stack.enter_context(files.locked(folder))
-    kept = harness.settings_of(
+    identity = harness.settings_of(
       settings, 'frames', 'compared', 'episodes', 'policy'
     )
-    checkpoints.check_settings(folder / 'settings.json', kept)
+    checkpoints.check_settings(folder / 'settings.json', identity)
     saved = checkpoints.Checkpoints(folder / 'checkpoints')
     stack.callback(saved.close)
     run.restore(saved)
@@ -398,7 +398,7 @@ def evaluate(options: harness.Options) -> None:
   """Plays games with the parameters of each seed's newest checkpoint."""
   settings, start = options.settings, time.perf_counter()
   workdir = pathlib.Path(options.workdir)
-  loaded, played = [], []
+  updates, played = [], []
   for seed in options.seeds:
     rng = np.random.default_rng((seed, zlib.crc32(b'evaluation')))
     game = games.make(settings.env, rng, settings.conventions)
@@ -406,16 +406,16 @@ def evaluate(options: harness.Options) -> None:
     structure = jax.eval_shape(agent.init, jax.random.key(0))
     # Numbers have no shape: the params of this run have no axis of members.
     like = jax.tree.map(lambda _: 0, structure)
-    found = harness.load(workdir, name=f'seed_{seed}', like=like)
-    trained = found.settings.get('env', settings.env)
-    if trained != settings.env:
+    checkpoint = harness.load(workdir, name=f'seed_{seed}', like=like)
+    env = checkpoint.settings.get('env', settings.env)
+    if env != settings.env:
       raise harness.OtherRunError(
-        f'{workdir} holds policies for {trained}, not for {settings.env}: '
-        f'give --env={trained}, or another --workdir.'
+        f'{workdir} holds policies for {env}, not for {settings.env}: give '
+        f'--env={env}, or another --workdir.'
       )
     act = evaluation.make_act(agent, game.actions, settings.policy)
-    choose = _chooser(act, found.params.actor, jax.random.key(seed))
-    loaded.append(found)
+    choose = _chooser(act, checkpoint.params.actor, jax.random.key(seed))
+    updates.append(checkpoint.step)
     played.append(
       [evaluation.play_game(game, choose) for _ in range(settings.episodes)]
     )
@@ -424,7 +424,7 @@ def evaluate(options: harness.Options) -> None:
     options,
     evaluation.Episodes(returns, lengths.astype(int)),
     about={'game': settings.env, **settings.conventions._asdict()},
-    updates=min(found.step for found in loaded),
+    updates=min(updates),
     start=start,
   )
 

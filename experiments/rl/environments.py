@@ -63,8 +63,8 @@ def make(name: str, *, discrete: bool = False) -> Known:
   known = gymnax.registered_envs
   if name not in known:
     raise unknown(name, known)
-  made, settings = _construct(name)
-  space = made.action_space(settings)
+  gym, settings = _construct(name)
+  space = gym.action_space(settings)
   if isinstance(space, spaces.Discrete):
     actions: int | tuple[int, ...] = int(space.n)
   elif isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -77,7 +77,7 @@ def make(name: str, *, discrete: bool = False) -> Known:
       'needs discrete ones: take CartPole-v1 for instance.'
     )
   observation, _ = jax.eval_shape(
-    lambda key: made.reset(key, settings), jax.random.key(0)
+    lambda key: gym.reset(key, settings), jax.random.key(0)
   )
   if not hasattr(observation, 'shape'):
     raise harness.SettingsError(f'{name} has observations of several parts.')
@@ -89,13 +89,13 @@ def make(name: str, *, discrete: bool = False) -> Known:
     return low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
 
   def step(key, state, action):
-    after, state, reward, terminated, truncated, info = made.step(
+    after, state, reward, terminated, truncated, info = gym.step(
       key, state, within(action), settings
     )
     last = info['final_observation']
     return bj.rl.Timestep(after, state, reward, terminated, truncated, last)
 
-  reset = lambda key: made.reset(key, settings)
+  reset = lambda key: gym.reset(key, settings)
   environment = bj.rl.Environment(reset, step, actions)
   limit = int(settings.max_steps_in_episode)
   return Known(name, environment, tuple(observation.shape), limit)

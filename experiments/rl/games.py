@@ -221,8 +221,8 @@ class CartPole:
     x, _, angle, _ = self._state
     fell = bool(abs(x) > 2.4 or abs(angle) > 12 * np.pi / 180)
     cut = self._time >= 500 and not fell
-    seen = self._state.astype(np.float32)
-    return Step(seen, 1.0, fell, cut, 1.0, fell or cut)
+    observation = self._state.astype(np.float32)
+    return Step(observation, 1.0, fell, cut, 1.0, fell or cut)
 
 
 def make(
