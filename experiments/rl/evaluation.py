@@ -204,10 +204,6 @@ def write(
     'worst_evaluation_return': harness.reduced(means, 'min'),
     'evaluation_length': float(lengths.mean()),
     'updates': updates,
-    **{
-      f'evaluation_return/seed{seed}': float(mean)
-      for seed, mean in zip(options.seeds, means, strict=True)
-    },
   }
   rows = [
     f'{seed},{i},{returns[j, i]:.9g},{lengths[j, i]}\n'

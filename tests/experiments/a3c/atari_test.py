@@ -84,7 +84,8 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
     before = stored(tmp_path)
     atari.evaluate(given)
     assert stored(tmp_path) == before
-    metrics = evaluated(tmp_path)['metrics']
+    found = evaluated(tmp_path)
+    metrics, per_seed = found['metrics'], found['per_seed']
     assert metrics['updates'] == frames // 20
     for seed, run in enumerate(runs):
       rng = np.random.default_rng((seed, zlib.crc32(b'evaluation')))
@@ -92,11 +93,11 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
       for _ in range(4):
         seen, over, score = game.reset(), False, 0
         while not over:
-          found = game.step(int(act(run.params.actor, seen)))
-          seen, score = found.observation, score + 1
-          over = found.terminated or found.truncated
+          after = game.step(int(act(run.params.actor, seen)))
+          seen, score = after.observation, score + 1
+          over = after.terminated or after.truncated
         scores.append(score)
-      mean = metrics[f'evaluation_return/seed{seed}']
+      mean = per_seed['evaluation_return'][seed]
       assert mean == pytest.approx(np.mean(scores))
       means.append(mean)
     assert metrics['evaluation_return'] == pytest.approx(np.mean(means[-2:]))

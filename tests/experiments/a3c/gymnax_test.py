@@ -111,8 +111,8 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
       total += float(reward)
       over = bool(terminated) or bool(truncated)
     expected.append(total)
-  for seed, value in enumerate(expected):
-    assert metrics[f'evaluation_return/seed{seed}'] == pytest.approx(value)
+  per_seed = found['per_seed']['evaluation_return']
+  assert per_seed == pytest.approx(expected)
   assert metrics['evaluation_return'] == pytest.approx(np.mean(expected))
   assert metrics['worst_evaluation_return'] == pytest.approx(min(expected))
   # Float32 returns of equal episodes.
