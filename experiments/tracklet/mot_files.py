@@ -170,7 +170,7 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
 
   Raises:
     MissingDataError: if there is no such file.
-    DamagedDataError: if a line is none of the format, which is named; if boxes
+    DamagedDataError: if a line is not in the format, which is named; if boxes
       are shares of the picture, or frames are time stamps.
   """
   path = pathlib.Path(path)
