@@ -79,8 +79,8 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
     root: of the repository.
 
   Returns:
-    The file: `<paper>/results/<binary>-<preset>`, with the flags that were
-    given beside the preset.
+    The file: `<paper>/results/<binary>-<preset>`, with the mode, unless the run
+    trained, and the flags that were given besides the preset.
 
   Raises:
     ValueError: if the run has no results, or they are too large to keep.
@@ -89,10 +89,13 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   folder = folder.parent if folder.name == 'results.json' else folder
   results = harness.read_results(folder / 'results.json')
   paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
+  # What the binary did instead of training, such as `evaluate`.
+  mode = [results['mode']] if results.get('mode') else []
   changed = _flags(results)
-  command = [f'experiments.{paper}.{binary}', f'--preset={preset}', *changed]
   if results.get('data_dir'):
-    command.append(f'--data_dir={results["data_dir"]}')
+    changed.append(f'--data_dir={results["data_dir"]}')
+  command = [f'experiments.{paper}.{binary}', *mode, f'--preset={preset}']
+  command += changed
   kept = {k: v for k, v in results.items() if k not in _DROPPED}
   kept |= {
     'command': shlex.join(['python', '-m', *command]),
@@ -109,10 +112,9 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept.setdefault('date', day.date().isoformat())
   if (folder / 'table.md').exists():
     kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
-  said = [f.removeprefix('--') for f in command[2:] if 'seeds=' not in f]
-  name = '-'.join(
-    [binary, preset, *(re.sub(r'[^\w.=]+', '-', s) for s in said)]
-  )
+  flags = [f.removeprefix('--') for f in changed if 'seeds=' not in f]
+  parts = [re.sub(r'[^\w.=]+', '-', part) for part in (*mode, *flags)]
+  name = '-'.join([binary, preset, *parts])
   if len(name) > 80:
     name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'

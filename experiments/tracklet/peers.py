@@ -205,6 +205,7 @@ def tune(
 def main(options: harness.Options) -> dict[str, float]:
   """Tunes the peers, judges them, and writes table and results."""
   begin = time.monotonic()
+  evaluation.import_trackeval()  # Before the trackers run, not after it.
   settings = options.settings
   train_on, held_out, source = train.read(options)
   detector = train.detector_of(train.Settings(detector=settings.detector))
