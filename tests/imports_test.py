@@ -1,7 +1,9 @@
 """Imports point one way: papers, stacks, the harness, the library."""
 
 import ast
+import configparser
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -133,3 +135,13 @@ def test_no_data_is_run():
   for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):
     assert list(runs_data(ast.parse(line))) == ['allow_pickle']
   assert not list(runs_data(ast.parse('np.load(x, allow_pickle=False)')))
+
+
+def test_tests_have_every_extra():
+  """What an extra lacks, its tests would be skipped without."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  extras = setup['options.extras_require']
+  (given,) = re.findall(r'bilevel_jax\[(.*)\]', extras['test'])
+  # The command in the README names these two.
+  assert {'experiments', 'test', *given.split(',')} == set(extras)
