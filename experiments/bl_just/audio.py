@@ -86,15 +86,15 @@ def step_of(part: Part) -> int:
 
 
 def span(part: Part, first: int, last: int) -> Part:
-  """A part of a part.
+  """Selects a range of a part.
 
   Args:
     part: the whole.
-    first: resampled sample, a multiple of `step_of`.
-    last: likewise, after the last one; any number.
+    first: resampled sample at which the range starts, a multiple of `step_of`.
+    last: resampled sample before which it stops, any number.
 
   Returns:
-    A part of at least `last - first` resampled samples, if there are as many.
+    A part of at least `last - first` resampled samples, except at the end.
   """
   up, down = _ratio(part)
   start, stop = first * down // up, -(-last * down // up)
@@ -109,7 +109,7 @@ def part_of(
   start: float = 0.0,
   stop: float | None = None,
   name: str = '',
-  most: int | None = None,
+  max_samples: int | None = None,
 ) -> Part:
   """Finds out from its header what a file of audio has.
 
@@ -119,7 +119,7 @@ def part_of(
     start: of a part, in seconds.
     stop: likewise; None is the end of the file.
     name: of the file where it is given as bytes.
-    most: samples over all channels that the part may have; None for `MOST`.
+    max_samples: of the part over all channels, `MOST` by default.
 
   Returns:
     A `Part`.
@@ -162,8 +162,9 @@ def part_of(
       'empty audio',
     )
   part = Part(file, name, first, count, info.samplerate, to)
+  limit = MOST if max_samples is None else max_samples
   if (
-    max(count * info.channels, part.length) > (MOST if most is None else most)
+    max(count * info.channels, part.length) > limit
     or not _RATES[0] <= info.samplerate <= _RATES[1]
   ):
     raise AudioError(

@@ -151,7 +151,7 @@ class Feed:
     self._order = functools.lru_cache(4096)(self._order_of)
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on beside the bytes of files, as plain values."""
+    """What batches depend on, without the bytes of `files`, as plain values."""
     return {
       'audio and transcripts': self._digest,
       'buckets': list(self._edges),

@@ -8,7 +8,7 @@ checkpoint that was trained on given features, files are in Sphinx's format
 .mfc. Audio above 32 seconds is read in windows that overlap by 4 seconds and
 are joined in a pause, so that memory does not grow with its length. Where
 channels cancel each other out, one of them is used, with a notice. `--beam`
-above 1 searches, with `--language=FILE.arpa` beside a model of language.
+above 1 searches, with a language model by `--language=FILE.arpa`.
 `--picture=FILE.png` draws the first window of the first file, and what was
 understood where. A file that cannot be read, or is shorter than a frame, is
 named, the others go on, and the exit status is 1.
@@ -137,7 +137,7 @@ class Transcriber:
     if front.rate is None:
       content, step = problem.with_deltas(an4.features(path)), 1
     else:
-      part = audio.part_of(path, rate=front.rate, most=_MOST)
+      part = audio.part_of(path, rate=front.rate, max_samples=_MOST)
       content, step = _File(part, self._notice), audio.step_of(part)
     if self.network.shape.frames_out(len(content)) < 1:
       raise audio.AudioError(
@@ -252,7 +252,7 @@ class Transcriber:
 
 
 class _File:
-  """The samples of a file, of which only slices are read."""
+  """The samples of a file; reads only the slices that are asked for."""
 
   def __init__(self, part: audio.Part, notice: Callable[[str], None]):
     self._part = part
@@ -322,13 +322,13 @@ def main(arguments: Sequence[str]) -> int:
       bonus=flags.bonus,
       notice=_tell,
     )
-    for path, found in transcribe(transcriber, flags.files):
-      if isinstance(found, harness.UserError):
-        _tell(found)
+    for path, result in transcribe(transcriber, flags.files):
+      if isinstance(result, harness.UserError):
+        _tell(result)
         status = 1
         continue
-      print(f'{path}\t{found.text}', flush=True)
-      drawn = drawn or (path, found.start)
+      print(f'{path}\t{result.text}', flush=True)
+      drawn = drawn or (path, result.start)
     if flags.picture and drawn:
       path, start = drawn
       if len(start.labels):

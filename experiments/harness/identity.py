@@ -134,8 +134,8 @@ def _read_cache(path: pathlib.Path) -> dict[str, list[Any]]:
 def _stat(path: str) -> list[int]:
   """Size, time of the last change, and inode of a file."""
   with _reading(path):
-    found = os.stat(path)
-  return [found.st_size, found.st_mtime_ns, found.st_ino]
+    stat = os.stat(path)
+  return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _hash_block(block: tuple[str, int]) -> bytes:
@@ -171,10 +171,10 @@ def _digest(leaf: Any) -> str:
 
 
 def _hash(*contents: Any) -> Any:
-  found = hashlib.blake2b(digest_size=8)
+  state = hashlib.blake2b(digest_size=8)
   for content in contents:
-    found.update(content)
-  return found
+    state.update(content)
+  return state
 
 
 def _plain(leaf: Any) -> np.ndarray:

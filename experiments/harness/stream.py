@@ -99,7 +99,7 @@ class Stream:
     )
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on beside the bytes of files, as plain values."""
+    """What batches depend on, without the bytes of `files`, as plain values."""
     return {
       'digest': self._digest,
       'examples': [len(rows) for rows in self._rows],
