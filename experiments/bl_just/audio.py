@@ -80,21 +80,17 @@ def _ratio(part):
   return part.rate // common, part.from_rate // common
 
 
-def step_of(part: Part) -> int:
-  """Resampled samples after which both rates have a sample at one time."""
-  return _ratio(part)[0]
-
-
 def span(part: Part, first: int, last: int) -> Part:
   """Selects a range of a part.
 
   Args:
     part: the whole.
-    first: resampled sample at which the range starts, a multiple of `step_of`.
-    last: resampled sample before which it stops, any number.
+    first: resampled sample at which the range starts.
+    last: resampled sample before which it stops.
 
   Returns:
-    A part of at least `last - first` resampled samples, except at the end.
+    A part of at least `last - first` resampled samples, except at the end. It
+    starts less than a sample of the file early.
   """
   up, down = _ratio(part)
   start, stop = first * down // up, -(-last * down // up)

@@ -17,7 +17,6 @@ named, the others go on, and the exit status is 1.
 import argparse
 import functools
 import itertools
-import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -135,17 +134,17 @@ class Transcriber:
     front = self.network.shape.front
     content: Any
     if front.rate is None:
-      content, step = problem.with_deltas(an4.features(path)), 1
+      content = problem.with_deltas(an4.features(path))
     else:
       part = audio.part_of(path, rate=front.rate, max_samples=_MOST)
-      content, step = _File(part, self._notice), audio.step_of(part)
+      content = _File(part, self._notice)
     if self.network.shape.frames_out(len(content)) < 1:
       raise audio.AudioError(
         f'{path} is shorter than a frame of {front.window:g} seconds: no word '
         'fits into it; leave it out.',
         'shorter than a frame',
       )
-    pieces = self._pieces(content, step)
+    pieces = self._pieces(content)
     start = next(pieces)
     labels = [start.labels, *(piece.labels for piece in pieces)]
     return Transcript(self.units.decode(np.concatenate(labels)), start)
@@ -168,12 +167,11 @@ class Transcriber:
       labels,
     )
 
-  def _pieces(self, content: Any, step: int = 1) -> Iterator[Heard]:
+  def _pieces(self, content: Any) -> Iterator[Heard]:
     """Hears a content window by window, and cuts what several windows have.
 
     Args:
       content: has a length, and gives arrays of slices.
-      step: of the starts of slices.
 
     Yields:
       What follows upon each other; together, each frame once.
@@ -185,7 +183,7 @@ class Transcriber:
       len(content),
       round(_SECONDS[-1] * a_second),
       round(_OVERLAP * a_second),
-      math.lcm(stride, step),
+      stride,
     )
     first, last_label = 0, units.BLANK
     spectrum, log_probs = self._outputs(content[slice(*spans[0])])

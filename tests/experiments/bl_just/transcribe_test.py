@@ -95,7 +95,7 @@ def words_of(seed, count):
   )
 
 
-@pytest.mark.parametrize('rate', [8_000, 16_000, 11_025, 44_100])
+@pytest.mark.parametrize('rate', [8_000, 16_000, 11_025, 44_100, 44_101])
 def test_a_long_file_has_each_word_once(transcriber, tmp_path, rate):
   """In the order said, whatever the rate of the file is."""
   text = words_of(0, 60)
@@ -119,6 +119,8 @@ def test_a_long_file_has_each_word_once(transcriber, tmp_path, rate):
       None, samples[None], [len(samples)]
     )
     np.testing.assert_allclose(heard.log_probs, whole[0], atol=1e-6)
+    transcriber._beam = 2
+    assert text_of(transcriber, path) == text
 
 
 def test_pieces_of_a_long_file_are_those_of_files_cut_in_pauses(
