@@ -39,6 +39,21 @@ def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
     )
 
 
+def refuse_batches(who: str, why: str, **records: Any) -> None:
+  """Raises ValueError if a sequence that sees no batch has a `batch_at`.
+
+  Args:
+    who: the solver, for the error.
+    why: why the solver cannot use it, likewise.
+    **records: optimisers or records, by name.
+  """
+  for name, record in records.items():
+    if getattr(record, 'batch_at', None) is not None:
+      raise ValueError(
+        f'{who}: the sequence {name} has a batch_at, but {why}: leave it out.'
+      )
+
+
 def refuse_rows(gradients: Any, who: str) -> None:
   """Raises TypeError where an aggregator was left out."""
   if isinstance(gradients, types.Jacobian | types.Gramian):

@@ -204,29 +204,34 @@ class Sequence(NamedTuple):
   optimiser but the count of schedules: no momentum passes from one update to
   the next. The state of its set, a coin's key for instance, stays.
 
+  **Unset fields.** None means that a field is unset. Then the solver's own
+  default holds, the set of the lower variable for a value sequence for
+  instance, or else the one below.
+
   Attributes:
     optimiser: any optax transformation from a gradient to an update.
-    set: where the sequence stays, None for the whole space: a function from a
-      point to the nearest point of the set, such as those of
-      `optax.projections`; an affine set; or one of `bj.projections.Lazy`,
-      `Relaxed` and `Joint`. Sets that depend on the upper variable are taken
-      at its new value.
-    steps: steps in one update, of which each sees a new gradient. An oracle is
-      evaluated as often as the sequences that it moves say; one with fewer
-      steps than another, that is with one, moves in the last of them.
-    batch_at: the batch of step t, from (batch, t), t an int32 scalar; by
-      default each step sees the whole batch.
+    set: where the sequence stays: a function from a point to the nearest point
+      of the set, such as those of `optax.projections`; an affine set; or one of
+      `bj.projections.Lazy`, `Relaxed` and `Joint`. Sets that depend on the
+      upper variable are taken at its new value. Unset, the whole space; where a
+      solver has another default, `lambda z: z` is the whole space.
+    steps: steps in one update, each with a new gradient. Unset, one. An oracle
+      is evaluated as often as the sequences that it moves require; a sequence
+      with one step moves in the last evaluation.
+    batch_at: the batch of step t, from (batch, t), t an int32 scalar. Unset,
+      each step sees the whole batch. Sequences that move by one oracle see one
+      batch in each evaluation, so their `batch_at` has to be the same function.
     start: makes a sequence that only the solver has, from the parameters, or
       with `restart` the point from which any sequence starts in each update.
-    restart: whether the sequence is made anew at each update.
+    restart: whether the sequence is made anew at each update. Unset, False.
   """
 
   optimiser: Any
   set: Any = None
-  steps: int = 1
+  steps: Any = None
   batch_at: Callable[[Any, Any], Any] | None = None
   start: Callable[[Any], Any] | None = None
-  restart: bool = False
+  restart: Any = None
 
 
 # What a named solver takes for each of its sequences.
@@ -234,15 +239,15 @@ SequenceLike: TypeAlias = Sequence | optax.GradientTransformation
 
 
 def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
-  """A record from a record or an optimiser; else an error with the mend.
+  """Converts an optimiser to a `Sequence` and fills in its unset fields.
 
   Args:
     given: a `Sequence`, or an optax transformation.
     name: of the sequence, for the error.
-    **defaults: fields for what the record leaves at its default.
+    **defaults: values for the fields that the record leaves unset.
 
   Returns:
-    A `Sequence`.
+    A `Sequence` whose steps and restart are set.
 
   Raises:
     TypeError: for anything else, a number for instance.
@@ -261,8 +266,8 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
       f'{name} takes an optax optimiser or a bj.Sequence of one, got '
       f'{type(optimiser).__name__}: optax.sgd(0.1) for instance.'
     )
-  usual = Sequence._field_defaults
-  unset = {n: v for n, v in defaults.items() if getattr(found, n) is usual[n]}
+  usual = {'steps': 1, 'restart': False} | defaults
+  unset = {n: v for n, v in usual.items() if getattr(found, n) is None}
   found = found._replace(**unset)
   _checks.whole(f'the sequence {name}', 'steps', found.steps)
   return found

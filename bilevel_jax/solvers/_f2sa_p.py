@@ -99,29 +99,33 @@ def f2sa_p(
   start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
-    """Both losses at every node."""
+    """Both losses at every node, and their outputs at the lower variable."""
     at = [getattr(params, names[j]) for j in nodes]
-    f = jnp.stack([above(x, y, batch) for y in at])
-    return f, jnp.stack([below(x, y, batch) for y in at])
+    f, one = zip(*(above.full(x, y, batch) for y in at), strict=True)
+    g, two = zip(*(below.full(x, y, batch) for y in at), strict=True)
+    mine = nodes.index(1)
+    return jnp.stack(f), jnp.stack(g), {'upper': one[mine], 'lower': two[mine]}
 
   def follow(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
 
     def total(fields):
-      f, g = losses(params.upper, params._replace(**fields), batch)
-      return jnp.sum(jnp.array(nodes) * nu.astype(f.dtype) * f + g), (f, g)
+      f, g, aux = losses(params.upper, params._replace(**fields), batch)
+      total = jnp.sum(jnp.array(nodes) * nu.astype(f.dtype) * f + g)
+      return total, (f, g, aux)
 
     fields = {name: getattr(params, name) for name in names.values()}
-    slopes, (f, g) = jax.grad(total, has_aux=True)(fields)
-    one = nodes.index(1)
+    slopes, (f, g, aux) = jax.grad(total, has_aux=True)(fields)
+    mine = nodes.index(1)
     found = base.gradients(params, **slopes)
-    return (f[one], g[one]), found, _next(updates)
+    more = base.outputs_of(problem, **aux)
+    return (f[mine], g[mine]), found, _next(updates), *more
 
   def ascend(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
 
     def difference(x):
-      f, g = losses(x, params, batch)
+      f, g, _ = losses(x, params, batch)
       terms = jnp.array(nodes) * f + g / nu.astype(f.dtype)
       return jnp.sum(jnp.asarray(shares, f.dtype) * terms)
 
@@ -133,7 +137,7 @@ def f2sa_p(
 
   cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
   low = types.as_sequence(lower, 'lower')
-  begin = low._replace(start=lambda params: params.lower)
+  begin = low._replace(start=low.start or (lambda params: params.lower))
   return descent.descend(
     oracles.oracle(
       follow,
@@ -142,6 +146,7 @@ def f2sa_p(
       counts=cost,
       moves=names.values(),
       needs=('upper', *names.values()),
+      outputs=problem.outputs,
       linear=True,
     ),
     oracles.oracle(

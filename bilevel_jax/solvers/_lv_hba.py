@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import _sequences, descent, oracles, types
 from bilevel_jax.oracles import base
 
 
@@ -103,6 +103,9 @@ def lv_hba(
     raise ValueError(
       f'lv_hba takes a positive proximity and bound, got {proximity}, {bound}.'
     )
+  _sequences.refuse_batches(
+    'lv_hba', 'its gradient takes no loss', proximal=proximal
+  )
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   weight = penalty if callable(penalty) else lambda count: penalty
@@ -120,14 +123,17 @@ def lv_hba(
 
     def total(fields):
       p = params._replace(**fields)
-      f, g = above(p.upper, p.lower, batch), below(p.upper, p.lower, batch)
+      f, one = above.full(p.upper, p.lower, batch)
+      g, two = below.full(p.upper, p.lower, batch)
       gap = g - lagrangian(p, batch)
-      return f / c.astype(f.dtype) + gap, (f, g, gap)
+      aux = {'upper': one, 'lower': two}
+      return f / c.astype(f.dtype) + gap, ((f, g, gap), aux)
 
     fields = {'upper': params.upper, 'lower': params.lower}
-    slopes, measured = jax.grad(total, has_aux=True)(fields)
+    slopes, (measured, aux) = jax.grad(total, has_aux=True)(fields)
     after = base.UpdateCount(optax.safe_increment(updates.count))
-    return measured, base.gradients(params, **slopes), after
+    more = base.outputs_of(problem, **aux)
+    return measured, base.gradients(params, **slopes), after, *more
 
   gap = base.oracle(
     fn,
@@ -135,6 +141,7 @@ def lv_hba(
     lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
+    outputs=problem.outputs,
     linear=True,
   )
   near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
