@@ -240,7 +240,7 @@ def oracle(
         )
       kept = state.outputs
       if outputs is not None:
-        kept = _like_before(more.pop(), kept)
+        kept = as_announced(more.pop(), kept)
       spent = cost(params)
       if more:
         spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
@@ -311,8 +311,8 @@ def outputs_only(
   return lambda params: {n: t for n, t in wanted(params).items() if n in names}
 
 
-def _like_before(now: Any, before: Any) -> Any:
-  """Outputs in the dtypes of the state, or an error if they changed."""
+def as_announced(now: Any, before: Any) -> Any:
+  """Outputs in the dtypes of the announced ones; ValueError for others."""
   if isinstance(before, Mapping) and isinstance(now, Mapping):
     now = {name: now[name] for name in before if name in now}
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
