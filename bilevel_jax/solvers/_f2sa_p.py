@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import descent, oracles, types
+from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
@@ -51,7 +52,8 @@ def f2sa_p(
     problem: the upper and the lower loss, the lower one strongly convex.
     order: p, at least 1.
     penalty: :math:`\gamma_k > 0`, a constant or a schedule; at least twice the
-      condition number, so that all :math:`j \nu f + g` are convex.
+      condition number, so that all :math:`j \nu f + g` are convex. One that
+      only a compiled step knows and that is not positive makes updates NaN.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
       The authors normalise its gradient: `optax.chain(
       optax.normalize_by_update_norm(), optax.sgd(...))`.
@@ -63,7 +65,7 @@ def f2sa_p(
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`.
 
   Raises:
-    ValueError: if the order is below 1.
+    ValueError: if the order is below 1 or the penalty is not positive.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -95,7 +97,7 @@ def f2sa_p(
   }
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  weight = penalty if callable(penalty) else lambda count: penalty
+  weight = _penalty.checked_schedule(penalty, positive=True)
   start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
