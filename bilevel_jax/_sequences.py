@@ -54,6 +54,19 @@ def refuse_batches(who: str, why: str, **records: Any) -> None:
       )
 
 
+def refuse_state(given: Any, what: str) -> None:
+  """Raises TypeError where a state, or a chain's, stands for something else."""
+  nodes = (given, *given) if type(given) is tuple else (given,)
+  for kind in map(type, nodes):
+    own = kind.__module__.partition('.')[0] == 'bilevel_jax'
+    if own and kind.__name__.endswith('State'):
+      raise TypeError(
+        f'{what} the state of a solver ({kind.__name__}): call '
+        'solver.init(params) and solver.update(batch, state, params), in this '
+        'order.'
+      )
+
+
 def refuse_rows(gradients: Any, who: str) -> None:
   """Raises TypeError where an aggregator was left out."""
   if isinstance(gradients, types.Jacobian | types.Gramian):

@@ -179,12 +179,8 @@ def descend(
 
   def added(params):
     """Starts of the sequences that only the solver has."""
+    _sequences.refuse_state(params, 'the parameters are')
     _sequences.require_sequences(params, (), 'descend')
-    if isinstance(params, DescendState):
-      raise TypeError(
-        'the parameters are the state of a solver: call '
-        'solver.update(batch, state, params), in this order.'
-      )
     own = params._fields
     for name, record in records.items():
       if name in own and record.start is not None and not record.restart:

@@ -144,7 +144,29 @@ class Numbers:
     return dataclasses.replace(self, **fields)
 
 
-class Jacobian(NamedTuple):
+class _OfSeveral(type):
+  """A type that says in the errors of JAX why a pytree of it does not fit.
+
+  optax applies a transformation to whatever pytree comes out of an oracle, so
+  that the first error of a chain without an aggregator is one of JAX, about
+  types of pytrees.
+  """
+
+  def __repr__(cls) -> str:
+    return (
+      f'<{cls.__name__}, gradients of several objectives: put an aggregator '
+      'between the oracle and the optimiser, bj.aggregators.mgda(objectives) '
+      'for instance>'
+    )
+
+
+class _Jacobian(NamedTuple):
+  rows: Any
+  rest: Mapping[str, Any] | None = None
+  values: Any = None
+
+
+class Jacobian(_Jacobian, metaclass=_OfSeveral):
   """Gradients of several objectives at one point.
 
   Attributes:
@@ -154,9 +176,7 @@ class Jacobian(NamedTuple):
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
-  rows: Any
-  rest: Mapping[str, Any] | None = None
-  values: Any = None
+  __slots__ = ()
 
 
 class Gramian(NamedTuple):

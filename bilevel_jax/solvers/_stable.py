@@ -145,6 +145,7 @@ def stable(
     return curvature.init(params), slopes.init(params), move.init(params)
 
   def update_fn(batch, state, params=None, **extra_args):
+    base.require_batch(batch, params)
     matrices, one = curvature.update(batch, state[0], params, **extra_args)
     slope, two = slopes.update(batch, state[1], params, **extra_args)
     flat, unravel = ravel_pytree(slope['f_y'])
