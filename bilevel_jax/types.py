@@ -243,7 +243,8 @@ class Sequence(NamedTuple):
       batch in each evaluation, so their `batch_at` has to be the same function.
     start: makes a sequence that only the solver has, from the parameters, or
       with `restart` the point from which any sequence starts in each update.
-    restart: whether the sequence is made anew at each update. Unset, False.
+    restart: whether the sequence goes back to its start in each update. Unset,
+      False.
   """
 
   optimiser: Any

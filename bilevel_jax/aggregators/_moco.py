@@ -156,8 +156,8 @@ def moco(
 
   Args:
     objectives: the number of rows :math:`M`.
-    tracking: :math:`\beta_k` in (0, 1], a constant or a schedule, of which a
-      value above 1 counts as 1. For 1, nothing is tracked.
+    tracking: :math:`\beta_k` in (0, 1], a constant or a schedule; a value of
+      the schedule above 1 counts as 1. For 1, nothing is tracked.
     weight_step: :math:`\gamma_k`, in units of one over a squared gradient norm;
       a constant or a schedule. The weights are not a number where that square
       leaves the range of floats.

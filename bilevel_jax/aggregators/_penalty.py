@@ -19,9 +19,9 @@ def _check_weight(value: Any, where: str, what: str, positive: bool) -> None:
   # By numpy, so that it also works while a function is traced.
   fits = np.asarray(value) > 0 if positive else np.asarray(value) >= 0
   if np.ndim(value) or not fits:
-    least = '> 0' if positive else '>= 0'
+    bound = '> 0' if positive else '>= 0'
     raise ValueError(
-      f'{what} is a weight {least}, a scalar; got {value}{where}.'
+      f'{what} is a weight {bound}, a scalar; got {value}{where}.'
     )
 
 

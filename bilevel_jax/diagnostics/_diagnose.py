@@ -125,16 +125,16 @@ def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
   count = _finite_steps(losses)
   if count == min(map(len, losses.values())):
     return None
-  seen = f'the losses are not finite from step {count} on'
+  event = f'the losses are not finite from step {count} on'
   grown = count and any(
     abs(steps[count - 1]) > 10 * max(abs(steps[0]), 1e-30)
     for steps in losses.values()
   )
   if grown:
-    words = f'{seen}, and grow before: make the step sizes smaller.'
+    words = f'{event}, and grow before: make the step sizes smaller.'
   else:
     words = (
-      f'{seen}, and do not grow before: a derivative is not finite. Where it '
+      f'{event}, and do not grow before: a derivative is not finite. Where it '
       'is taken through an inner optimiser that divides by a root (rhg with '
       'optax.adam), it is not finite where an inner gradient is exactly zero: '
       'give the optimiser a constant under the root, optax.adam(rate, '
@@ -389,8 +389,8 @@ def diagnose(
   if any(s.ndim != 1 or len(s) < 8 for s in losses.values()):
     raise ValueError('diagnose reads arrays of one axis, of at least 8 steps.')
   if missing := {'upper', 'lower', 'gap'} - set(losses):
-    if missing == {'gap'} and (found := _breaks(losses)) is not None:
-      return found
+    if missing == {'gap'} and (diagnosis := _breaks(losses)) is not None:
+      return diagnosis
     raise ValueError(
       f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
       'is for solvers with a value gap, v_pbgd for instance; without a gap, it '

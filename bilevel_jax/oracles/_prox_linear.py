@@ -135,10 +135,10 @@ def prox_linear(
     )(*z, batch)
 
     def lower_of(x, y):
-      (depth, found), slope = jax.value_and_grad(below.full, 1, has_aux=True)(
+      (depth, aux), slope = jax.value_and_grad(below.full, 1, has_aux=True)(
         x, y, batch
       )
-      return (depth, slope), found
+      return (depth, slope), aux
 
     (depth, slope), both, two = jax.linearize(lower_of, *z, has_aux=True)
     forward = lambda d: both(*d)[1]

@@ -245,20 +245,20 @@ def unrolled(
       y, state, (before, _) = carry
 
       def loss(x, y):
-        value, found = below.full(x, y, pick(batch, t))
-        return value, {'lower': found} if announced else {}
+        value, aux = below.full(x, y, pick(batch, t))
+        return value, {'lower': aux} if announced else {}
 
-      (value, found), slope = measure(loss, narrow(x), y)
+      (value, aux), slope = measure(loss, narrow(x), y)
       y, after = _move(solver, slope, state, y)
       # All steps of an update are at one point of a schedule.
       state = base.hold_updates(after, state)
       if lower_set is not None:
         # Bounds of a wider type would widen what the scan carries.
         y = _trees.as_dtypes_of(lower_set(y), y)
-      found = base.as_announced(found, announced)
+      aux = base.as_announced(aux, announced)
       # Measurements, not a part of the derivative.
-      seen = jax.lax.stop_gradient((value.astype(before.dtype), found))
-      return y, state, seen
+      last_step = (value.astype(before.dtype), aux)
+      return y, state, jax.lax.stop_gradient(last_step)
 
     plain = functools.partial(step, _value_and_slope)
     one: Any = plain
@@ -283,19 +283,19 @@ def unrolled(
 
     def through(x):
       carry = begin(x) if first is None else first
-      y, _, seen = run(x, carry, moving)
-      height, found = above.full(narrow(x), y, batch)
-      return height, (height, found, y, seen)
+      y, _, last_step = run(x, carry, moving)
+      height, aux = above.full(narrow(x), y, batch)
+      return height, (height, aux, y, last_step)
 
     differentiate = jax.jacfwd if mode == 'forward' else jax.grad
     slope, measured = differentiate(through, has_aux=True)(x)
-    height, found, y, (value, below_found) = measured
+    height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
     after = base.UpdateCount(optax.safe_increment(inner.count))
-    more = base.outputs_of(problem, upper=found, **below_found)
-    found = type(params)(upper=slope, lower=back)
-    return (height, value), found, after, *more
+    gradients = type(params)(upper=slope, lower=back)
+    more = base.outputs_of(problem, upper=aux, **lower_aux)
+    return (height, value), gradients, after, *more
 
   def cost(params):
     columns = _size(params) if mode == 'forward' else 1

@@ -241,9 +241,9 @@ def oracle(
           f'the oracle names {len(names)} values {names} but returned '
           f'{len(values)}.'
         )
-      kept = state.outputs
+      aux = state.outputs
       if outputs is not None:
-        kept = as_announced(more.pop(), kept)
+        aux = as_announced(more.pop(), aux)
       spent = cost(params)
       if more:
         spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
@@ -253,7 +253,7 @@ def oracle(
         types.named(names, jnp.stack(measured) if measured else None),
         _sequences.add_counts(state.counts, _on_parts(spent, parts)),
         inner,
-        kept,
+        aux,
       )
 
     return Oracle(init_fn, update_fn, moves, linear=linear, averaged=again)

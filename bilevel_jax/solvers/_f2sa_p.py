@@ -95,6 +95,7 @@ def f2sa_p(
   names = {
     j: 'lower' if j == 1 else f'node_{j}'.replace('-', 'm') for j in nodes
   }
+  at_y = nodes.index(1)  # The lower variable of the parameters.
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   weight = _penalty.checked_schedule(penalty, positive=True)
@@ -105,8 +106,7 @@ def f2sa_p(
     at = [getattr(params, names[j]) for j in nodes]
     f, one = zip(*(above.full(x, y, batch) for y in at), strict=True)
     g, two = zip(*(below.full(x, y, batch) for y in at), strict=True)
-    mine = nodes.index(1)
-    return jnp.stack(f), jnp.stack(g), {'upper': one[mine], 'lower': two[mine]}
+    return jnp.stack(f), jnp.stack(g), {'upper': one[at_y], 'lower': two[at_y]}
 
   def follow(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
@@ -118,10 +118,9 @@ def f2sa_p(
 
     fields = {name: getattr(params, name) for name in names.values()}
     slopes, (f, g, aux) = jax.grad(total, has_aux=True)(fields)
-    mine = nodes.index(1)
     found = base.gradients(params, **slopes)
     more = base.outputs_of(problem, **aux)
-    return (f[mine], g[mine]), found, _next(updates), *more
+    return (f[at_y], g[at_y]), found, _next(updates), *more
 
   def ascend(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))

@@ -89,21 +89,21 @@ def pzobo(
 
     def loop(x):
       def step(carry, t):
-        y, held, _ = carry
+        y, optimiser_state, _ = carry
         slope, aux = jax.grad(
           lambda y: below.full(x, y, pick(batch, t)), has_aux=True
         )(y)
-        found = {'lower': aux} if announced else {}
-        move, after = optimiser.update(slope, held, y)
+        outputs = {'lower': aux} if announced else {}
+        move, after = optimiser.update(slope, optimiser_state, y)
         y = optax.apply_updates(y, move)
-        held = base.hold_updates(after, held)
-        return (y, held, base.as_announced(found, announced)), None
+        after = base.hold_updates(after, optimiser_state)
+        return (y, after, base.as_announced(outputs, announced)), None
 
       times = jnp.arange(low.steps, dtype=jnp.int32)
-      (end, _, seen), _ = jax.lax.scan(step, (y, fresh, announced), times)
-      return end, seen
+      (end, _, outputs), _ = jax.lax.scan(step, (y, fresh, announced), times)
+      return end, outputs
 
-    end, seen = loop(x)
+    end, lower_outputs = loop(x)
     (value, aux), (f_x, f_y) = jax.value_and_grad(
       above.full, (0, 1), has_aux=True
     )(x, end, batch)
@@ -118,7 +118,7 @@ def pzobo(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
     updates = base.UpdateCount(optax.safe_increment(updates.count))
-    more = base.outputs_of(problem, upper=aux, **seen)
+    more = base.outputs_of(problem, upper=aux, **lower_outputs)
     return (value,), found, (updates, key), *more
 
   oracle = base.oracle(

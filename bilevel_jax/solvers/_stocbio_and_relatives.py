@@ -40,8 +40,8 @@ _DOC = r"""{title}
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise. Its `steps` are T, unset
-      {steps}.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`. Its
+      `steps` are T; unset, {steps}.
     terms: products of the series, or the bound of its random length; the bias
       that it leaves falls geometrically with it.
     step_size: of the series, at most 1 / (largest lower curvature).
