@@ -67,9 +67,8 @@ def refuse_state(tree: Any, subject: str) -> None:
     own = kind.__module__.partition('.')[0] == 'bilevel_jax'
     if own and kind.__name__.endswith('State'):
       raise TypeError(
-        f'{subject} the state of a solver ({kind.__name__}): call '
-        'solver.init(params) and solver.update(batch, state, params), in this '
-        'order.'
+        f'{subject} the state of a solver: call solver.update(batch, state, '
+        'params), in this order.'
       )
 
 

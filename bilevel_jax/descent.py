@@ -372,16 +372,19 @@ def _loop(oracle, records, batch, state, z) -> _Loop:
   steps = max(s.steps for s in mine.values())
   looping = tuple(n for n, s in mine.items() if s.steps == steps)
   ats = {mine[n].batch_at for n in looping}
-  late = {s.batch_at for s in mine.values()} - {None}
-  fits = all(s.steps in (1, steps) for s in mine.values())
-  if len(ats) > 1 or late - ats or not fits:
-    with_batches = [n for n, s in mine.items() if s.batch_at is not None]
+  if any(s.steps not in (1, steps) for s in mine.values()):
     raise ValueError(
       f'the sequences {names} move by one oracle, but their loops do not fit: '
-      f'their steps {[s.steps for s in mine.values()]} have to be 1 or one '
-      'other number, and each evaluation sees one batch, so that all which '
-      'take that number share one batch_at and the others have the same or '
-      f'none; a batch_at is given for {with_batches}.'
+      f'steps {[s.steps for s in mine.values()]}, which are one number or 1.'
+    )
+  batches = {s.batch_at for s in mine.values()} - {None}
+  if len(ats) > 1 or batches - ats:
+    holders = [n for n, s in mine.items() if s.batch_at is not None]
+    raise ValueError(
+      f'the sequences {names} move by one oracle, whose evaluations see one '
+      f'batch each, but batch_at of {holders} differs from that of {looping}, '
+      f'which take {steps} steps: give all of them the same function, which '
+      'may be left out only where fewer steps are taken.'
     )
   (at,) = ats
   pick_or_all = at or (lambda batch, t: batch)
