@@ -13,7 +13,18 @@ from tests import named_solvers
 
 # With `-m slow`: the code of another solver with other numbers, and one that
 # solves linear systems in each step.
-SLOW = ('aid_bilevel', 'alset', 'amigo', 'bsa', 'mrbo', 'pbrl', 't_rhg', 'ttsa')
+SLOW = (
+  'aid_bilevel',
+  'alset',
+  'amigo',
+  'bsa',
+  'ma_soba',
+  'mrbo',
+  'pbrl',
+  'saba',
+  't_rhg',
+  'ttsa',
+)
 
 
 def _box(z):
