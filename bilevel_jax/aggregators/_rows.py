@@ -145,7 +145,9 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
     largest = functools.reduce(
       jnp.maximum,
       [
-        jnp.max(jnp.abs(x.reshape(x.shape[0], -1)), axis=1).astype(plain.dtype)
+        jnp.max(jnp.abs(x.reshape(x.shape[0], -1)), axis=1, initial=0).astype(
+          plain.dtype
+        )
         for x in jax.tree.leaves(entries)
       ],
     )

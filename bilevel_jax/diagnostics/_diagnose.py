@@ -114,12 +114,40 @@ def _ahead(series: _Series) -> float:
   return float(now * factor / (1 - factor))
 
 
+def _finite_steps(losses: Mapping[str, np.ndarray]) -> int:
+  """The number of steps before a loss is not finite for the first time."""
+  finite = np.all([np.isfinite(steps) for steps in losses.values()], axis=0)
+  return len(finite) if finite.all() else int(np.argmin(finite))
+
+
+def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
+  """Whether losses stop being finite, and whether they grew before."""
+  count = _finite_steps(losses)
+  if count == min(map(len, losses.values())):
+    return None
+  event = f'the losses are not finite from step {count} on'
+  grown = count and any(
+    abs(steps[count - 1]) > 10 * max(abs(steps[0]), 1e-30)
+    for steps in losses.values()
+  )
+  if grown:
+    words = f'{event}, and grow before: make the step sizes smaller.'
+  else:
+    words = (
+      f'{event}, and do not grow before: a derivative is not finite. Where it '
+      'is taken through an inner optimiser that divides by a root (rhg with '
+      'optax.adam), it is not finite where an inner gradient is exactly zero: '
+      'give the optimiser a constant under the root, optax.adam(rate, '
+      'eps_root=1e-8). If that changes nothing, make the step sizes smaller.'
+    )
+  return Diagnosis('diverged', words)
+
+
 def _faults(
   losses: Mapping[str, np.ndarray],
 ) -> tuple[Diagnosis | None, dict[str, _Series]]:
   """What is wrong with the steps wherever they lead, and the losses."""
-  finite = np.all([np.isfinite(steps) for steps in losses.values()], axis=0)
-  count = len(finite) if finite.all() else int(np.argmin(finite))
+  count, length = _finite_steps(losses), min(map(len, losses.values()))
   if count < 8:
     return Diagnosis(
       'diverged',
@@ -148,7 +176,7 @@ def _faults(
   if rounding_error is None:
     rounding_error = room
   behind = middle < -rounding_error and np.mean(between.late < 0) > 0.5
-  if rises > 0.3 and (behind or grown or count < len(finite)):
+  if rises > 0.3 and (behind or grown or count < length):
     found = Diagnosis(
       'overshooting',
       f'in {100 * rises:.0f} % of the later updates, the step of the value '
@@ -156,10 +184,10 @@ def _faults(
       'below 2 over the curvature of the lower loss, or its momentum (see '
       'suggest).',
     )
-  elif grown or count < len(finite):
+  elif grown or count < length:
     what = (
       f'the {" and the ".join(grown)} loss grow without end'
-      if count == len(finite)
+      if count == length
       else f'the losses are not finite from step {count} on'
     )
     found = Diagnosis(
@@ -333,7 +361,8 @@ def diagnose(
   Args:
     history: `bj.values(state)` of many steps, by name: arrays of one axis, of
       at least 8 steps, or a list of what `bj.values` gave. It needs `upper`,
-      `lower` and `gap`, and reads `value` and `gap_rounding`. A ramp of the
+      `lower` and `gap`, and reads `value` and `gap_rounding`; without `gap`, as
+      of `rhg`, it says why losses stop being finite, and no more. A ramp of the
       penalty moves the losses: leave it out, and give what came after it. From
       minibatches, give running means over tens of steps; what noise does to
       where a run comes to rest is not seen.
@@ -377,12 +406,6 @@ def diagnose(
   if not isinstance(history, Mapping):
     names = set.intersection(*(set(one) for one in history)) if history else ()
     history = {name: [one[name] for one in history] for name in names}
-  missing = {'upper', 'lower', 'gap'} - set(history)
-  if missing:
-    raise ValueError(
-      f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
-      'is for solvers with a value gap, v_pbgd for instance.'
-    )
   if (problem is None) != (params is None):
     raise ValueError('diagnose takes a problem and params together, or none.')
   losses = {
@@ -394,6 +417,14 @@ def diagnose(
   _checks.whole('diagnose', 'steps', steps)
   if any(s.ndim != 1 or len(s) < 8 for s in losses.values()):
     raise ValueError('diagnose reads arrays of one axis, of at least 8 steps.')
+  if missing := {'upper', 'lower', 'gap'} - set(losses):
+    if missing == {'gap'} and (diagnosis := _breaks(losses)) is not None:
+      return diagnosis
+    raise ValueError(
+      f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
+      'is for solvers with a value gap, v_pbgd for instance; without a gap, it '
+      'reads only where losses stop being finite.'
+    )
   found, series = _faults(losses)
   if found is not None:
     return found

@@ -256,7 +256,7 @@ def seal(
     raise ValueError(f'seal: weights is one of {WEIGHTS}, got {weights!r}.')
   schedule = _penalty.checked_schedule(penalty)
   chosen = types.as_sequence(selector, 'selector')
-  if chosen._replace(optimiser=None) != types.Sequence(None):
+  if chosen != types.as_sequence(chosen.optimiser, 'selector'):
     raise ValueError(
       'seal: the selector takes a bare optimiser: only rows of a batch move, '
       'once an update, so that it has neither a set nor steps nor a start.'
@@ -276,12 +276,9 @@ def seal(
     records['value'] = types.as_sequence(
       value, 'value', start=lambda z: z.lower
     )
-  for name, record in records.items():
-    if getattr(record, 'batch_at', None) is not None:
-      raise ValueError(
-        f'seal: the sequence {name} has a batch_at, but all steps of an update '
-        'see the rows of one batch: leave it out.'
-      )
+  _sequences.refuse_batches(
+    'seal', 'all steps of an update see the rows of one batch', **records
+  )
   inner = descent.descend(*order, **records)
 
   def init_fn(params):

@@ -325,3 +325,43 @@ def test_the_end_of_a_box_is_an_end():
   )
   assert look().verdict != 'fine'
   assert look(upper_set=lambda x: jnp.clip(x, 0, 0.5)).verdict == 'fine'
+
+
+def _unused_weight(optimiser):
+  """RHG where no example uses the second weight: values of 20 updates."""
+  features = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((features @ y - x) ** 2),
+  )
+  solver = bj.rhg(
+    problem, upper=optax.sgd(0.1), lower=bj.Sequence(optimiser, steps=5)
+  )
+  params = bj.BilevelParams(jnp.float32(0.5), jnp.zeros(2))
+
+  def step(carry, _):
+    updates, state = solver.update(None, carry[1], carry[0])
+    after = optax.apply_updates(carry[0], updates)
+    return (after, state), bj.values(state)
+
+  start = (params, solver.init(params))
+  (params, _), values = jax.jit(lambda: jax.lax.scan(step, start, length=20))()
+  return params, values
+
+
+def test_a_root_at_zero_in_an_unrolled_loop_is_named():
+  params, values = _unused_weight(optax.adam(0.1))
+  assert jnp.isnan(params.upper)
+  found = bj.diagnose(values)
+  assert found.verdict == 'diverged' and 'eps_root=1e-8' in found.words
+  params, values = _unused_weight(optax.adam(0.1, eps_root=1e-8))
+  assert jnp.isfinite(params.upper)
+  with pytest.raises(ValueError, match=r"\['gap'\] are missing"):
+    bj.diagnose(values)
+
+
+def test_losses_without_a_gap_that_grow_before_they_end():
+  grows = np.append(10.0 ** np.arange(12), [np.inf, np.nan])
+  found = bj.diagnose({'upper': grows, 'lower': np.ones(14)})
+  assert found.verdict == 'diverged' and 'eps_root' not in found.words
+  assert 'from step 12 on' in found.words
