@@ -29,7 +29,13 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import generation, refusals, weights, written
+from experiments.lm import (
+  generation,
+  precision,
+  refusals,
+  weights,
+  written,
+)
 from experiments.seal import controls, measures, order, rank, rows, selection
 
 WAYS = {
@@ -45,7 +51,7 @@ HOLD_OUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
@@ -289,14 +295,17 @@ def main(options: harness.Options) -> None:
   read = selection.reader(subject, seen)
   identity = harness.settings_of(
     settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
-    'finetune_data', 'safe_data',
+    'finetune_data', 'safe_data', 'dtype',
   )  # fmt: skip
   prompts = []
   if settings.prompts:
     prompts = [one.prompt for one in rows.read(settings.prompts).examples]
-  whole = rank.model_of(settings.model)[0] if prompts or folder else None
+  whole = rank.model_of(settings)[0] if prompts or folder else None
   answering = generation.maker(
-    subject.tuning.config, new=settings.new, end=subject.words.end
+    subject.tuning.config,
+    new=settings.new,
+    end=subject.words.end,
+    dtype=settings.compute_dtype,
   )
   metrics: dict[str, float] = {}
   table: list[dict[str, Any]] = []
@@ -344,7 +353,12 @@ def main(options: harness.Options) -> None:
         folder,
         '',
         lambda out, merged=merged: weights.export(
-          out, whole.config, merged, subject.words
+          out,
+          whole.config,
+          merged,
+          subject.words,
+          dtype=settings.export_dtype(whole.dtype),
+          generation=whole.generation,
         ),
       )
       print(f'Model: {folder}')
