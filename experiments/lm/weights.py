@@ -339,8 +339,8 @@ def teacher(
       f'the teacher {path} has {other.config.vocabulary} words, the model '
       f'{model.config.vocabulary}: they are to be the same.'
     )
-  theirs = tokenizer.load(other.vocabulary)
-  if theirs.numbers() != words.numbers():
+  vocabulary = tokenizer.load(other.vocabulary)
+  if vocabulary.numbers() != words.numbers():
     raise harness.UserError(
       f'the teacher {path} has other words than the model, or the same with '
       'other numbers.'
