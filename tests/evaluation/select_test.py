@@ -1,5 +1,7 @@
 """One of several objectives an update: by hand, in its cost, in its limits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -463,6 +465,44 @@ def test_a_name_finds_its_batch_and_its_stream():
     second, state = oracle.update(batch, state, x)
     assert (first, second) == (5, 7)
     assert bj.values(state)['q'] == 7
+
+
+def test_values_are_the_last_measured_and_flags_say_of_which_update():
+  """As an oracle of a chain, of sequences, and within another selection."""
+  given = {
+    n: bj.gradient(lambda p, b, n=n: b * p.z.sum(), name=n) for n in ('p', 'q')
+  }
+  select, by_batch = bj.evaluation.select, bj.evaluation.as_given()
+  oracle = select(given, by_batch)
+  outer = select({'inner': oracle, 'r': bj.gradient(_r, name='r')}, by_batch)
+  sgd = optax.sgd(0.0)
+  for solver, wrap in (
+    (optax.chain(oracle, sgd), lambda batch: batch),
+    (bj.descend(oracle, z=sgd), lambda batch: batch),
+    (bj.descend(outer, z=sgd), lambda batch: {'inner': batch}),
+  ):
+    params = _Z(jnp.ones(1))
+    state = solver.init(params)
+    assert not any(bj.diagnostics.evaluated(state).values())
+    last = {'p': 0.0, 'q': 0.0}
+    for name, loss in (('q', 7.0), ('p', 5.0), ('p', 6.0), ('q', 4.0)):
+      _, state = solver.update(wrap({name: loss}), state, params)
+      last[name] = loss
+      values, flags = bj.values(state), bj.diagnostics.evaluated(state)
+      assert {n: float(values[n]) for n in last} == last
+      assert {n for n, flag in flags.items() if flag} == {name}
+    if 'r' in flags:
+      _, state = solver.update({'r': 2.0}, state, params)
+      flags = bj.diagnostics.evaluated(state)
+      assert {n for n, flag in flags.items() if flag} == {'r'}
+
+
+class _Z(NamedTuple):
+  z: jax.Array
+
+
+def _r(params, batch):
+  return batch * params.z.sum()
 
 
 def test_a_batch_says_of_which_objective_it_is():
