@@ -138,8 +138,8 @@ def run_jobs(
     folder: of the files.
 
   Returns:
-    Results of each job on each of the detections, and `seconds` and `frames` of
-    each job.
+    Results of each job on each of the detections, and `seconds`, `cpu_seconds`
+    and `frames` of each job.
 
   Raises:
     SettingsError: if a tracker fails; says its last words.

@@ -247,6 +247,60 @@ def test_good_runs(name):
   assert diagnose(values, *at, accuracy=1e-3).verdict == 'weak'
 
 
+def at_the_solution(dtype, **given):
+  """A run at a penalty of 1e5 from its own solution, in a dtype."""
+  penalty, rows, size = 1e5, 64, 5
+  rng = np.random.default_rng(0)
+  a, b = (rng.normal(size=(rows, size)) for _ in range(2))
+  t, s = (rng.normal(size=rows) + 3 for _ in range(2))
+  fit = lambda a, t, y: jnp.mean((a @ y - t) ** 2) / 2
+  problem = bj.BilevelProblem(
+    lambda x, y, batch: fit(batch[2], batch[3], y),
+    lambda x, y, batch: fit(batch[0], batch[1] + x, y),
+  )
+  solve = lambda a, t: np.linalg.solve(a.T @ a, a.T @ t)
+  joined = np.concatenate([penalty**0.5 * a, b])
+  both = np.concatenate([penalty**0.5 * t, s])
+  params = bj.BilevelParams(
+    jnp.asarray(0, dtype), jnp.asarray(solve(joined, both), dtype)
+  )
+  batch = jax.tree.map(lambda z: jnp.asarray(z, dtype), (a, t, b, s))
+  hold = optax.sgd(0.0)
+  solver = bj.v_pbgd(
+    problem,
+    penalty=penalty,
+    upper=hold,
+    lower=hold,
+    value=bj.Sequence(hold, start=lambda z: jnp.asarray(solve(a, t), dtype)),
+    **given,
+  )
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = solver.update(batch, state, params)
+    return (optax.apply_updates(params, updates), state), bj.values(state)
+
+  run = jax.jit(lambda c: jax.lax.scan(step, c, length=16)[1])
+  return run((params, solver.init(params)))
+
+
+def test_a_gap_within_its_rounding_is_named_and_no_lag(x64):
+  seen = at_the_solution(jnp.float32)
+  found = diagnose(seen)
+  assert found.verdict == 'rounding' and 'float64' in found.words, found
+  # A negative one is no lag either, and no sign that the penalty is weak.
+  below = seen | {'gap': -np.abs(seen['gap']) - 1e-7}
+  assert diagnose(below).verdict == 'rounding'
+  assert diagnose(below, gap=1e-9).verdict == 'rounding'
+  # By an integral or in wider floats, it is known.
+  near = at_the_solution(jnp.float32, quadrature=1)
+  wide = at_the_solution(jnp.float64)
+  np.testing.assert_allclose(near['gap'], wide['gap'], rtol=0.1)
+  assert diagnose(near).verdict == diagnose(wide).verdict == 'fine'
+  # A lag that is small beside the losses is one.
+  assert diagnose(wide | {'gap': -wide['gap']}).verdict == 'lagging'
+
+
 def test_a_history_of_something_else():
   with pytest.raises(ValueError, match='missing'):
     diagnose({'upper': np.ones(9)})
