@@ -85,16 +85,24 @@ def _counted(counts):
 
 
 def _whole(state, template):
-  """The states of all parts, their numbers zero: those are added up later."""
+  """The states of all parts; evaluations are zero and are added up later.
+
+  Losses are those last measured, which an oracle may leave as they are.
+  """
   left = iter(jax.tree.leaves((state.oracles, state.optimisers, state.sets)))
 
-  def fill(node):
+  def fill(path, node):
     if not _is_named(node):
       return next(left)
-    zero = jnp.zeros(node.array.shape, node.array.dtype)
-    return types.Named(node.names, zero)
+    shape, dtype = node.array.shape, node.array.dtype
+    if path[-1].name == 'counts':
+      return types.Named(node.names, jnp.zeros(shape, dtype))
+    known = state.numbers.value_names
+    places = np.array([known.index(name) for name in node.names])
+    last = state.numbers.value_array[places].astype(dtype)
+    return types.Named(node.names, last)
 
-  return jax.tree.map(fill, template, is_leaf=_is_named)
+  return jax.tree_util.tree_map_with_path(fill, template, is_leaf=_is_named)
 
 
 class _Point(NamedTuple):

@@ -1,6 +1,5 @@
 """What a solver's state says: losses measured, evaluations, added sequences."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -11,21 +10,6 @@ from bilevel_jax import _sequences
 from bilevel_jax.oracles import base
 
 
-def _nodes(state: Any, is_kind: Callable[[Any], bool]) -> list[Any]:
-  """All nodes of a kind in a state, outer ones before inner ones."""
-  found = []
-  for node in jax.tree.leaves(state, is_leaf=is_kind):
-    if is_kind(node):
-      found.append(node)
-      found += _nodes(tuple(node) if isinstance(node, tuple) else (), is_kind)
-  return found
-
-
-def _has(node: Any, field: str) -> bool:
-  # By field, so that a link of a user's own can measure and count too.
-  return isinstance(getattr(node, field, None), Mapping)
-
-
 def values(state: Any) -> dict[str, chex.Array]:
   """The losses that a solver's oracles measured in the last update.
 
@@ -34,7 +18,8 @@ def values(state: Any) -> dict[str, chex.Array]:
 
   Returns:
     Scalars by name; zero before the first update. Where two oracles give one
-    name, the later one in the chain wins.
+    name, the later one in the chain wins. A loss that the last update did not
+    evaluate keeps an older value: see `evaluated`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -45,9 +30,42 @@ def values(state: Any) -> dict[str, chex.Array]:
     9.0
   """
   measured: dict[str, chex.Array] = {}
-  for node in _nodes(state, lambda node: _has(node, 'values')):
+  for node in base.nodes_with(state, 'values'):
     measured |= node.values
   return measured
+
+
+def evaluated(state: Any) -> dict[str, chex.Array]:
+  """Which losses of `values` the last update evaluated.
+
+  A mean of a loss over updates is over those in which it was evaluated:
+  `bj.evaluation.select` evaluates one objective in each update.
+
+  Args:
+    state: a solver's state, at any depth.
+
+  Returns:
+    Boolean scalars by name of a loss. False before the first update for
+    objectives of `select`; True for all other losses.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> oracle = bj.evaluation.select(
+    ...   {n: bj.gradient(lambda x, b: x * b, name=n) for n in ('p', 'q')},
+    ...   bj.evaluation.as_given(),
+    ... )
+    >>> params = jnp.float32(1.0)
+    >>> _, state = oracle.update({'q': 3.0}, oracle.init(params), params)
+    >>> for name, flag in bj.diagnostics.evaluated(state).items():
+    ...   print(name, flag, bj.values(state)[name])
+    p False 0.0
+    q True 3.0
+  """
+  flags = {n: jnp.ones(jnp.shape(x), bool) for n, x in values(state).items()}
+  # The flags of a nested selection are part of those of the outer one.
+  for node in base.nodes_with(state, 'evaluated', nested=False):
+    flags |= node.evaluated
+  return flags
 
 
 def outputs(state: Any) -> dict[str, Any]:
@@ -82,10 +100,10 @@ def outputs(state: Any) -> dict[str, Any]:
     >>> print(bj.outputs(state)['lower']['mean'])
     3.5
   """
-  found: dict[str, Any] = {}
-  for node in _nodes(state, base.is_oracle_state):
-    found |= dict(node.outputs or {})
-  return found
+  auxiliary: dict[str, Any] = {}
+  for node in base.nodes_with(state, 'outputs'):
+    auxiliary |= node.outputs
+  return auxiliary
 
 
 def counts(state: Any) -> dict[str, Any]:
@@ -114,7 +132,7 @@ def counts(state: Any) -> dict[str, Any]:
     {'gradients/lower': 5, 'gradients/upper': 1}
   """
   total: dict[str, Any] = {}
-  for node in _nodes(state, lambda node: _has(node, 'counts')):
+  for node in base.nodes_with(state, 'counts'):
     for name, count in node.counts.items():
       total[name] = total.get(name, 0) + count
   plain = lambda x: jnp.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)
@@ -142,7 +160,7 @@ def auxiliaries(state: Any) -> dict[str, Any]:
     [0. 0. 0.]
   """
   found: dict[str, Any] = {}
-  for node in _nodes(state, lambda node: _has(node, 'sequences')):
+  for node in base.nodes_with(state, 'sequences'):
     found |= node.sequences
   return found
 

@@ -32,13 +32,18 @@ class SelectState(NamedTuple):
   Attributes:
     count: updates of the solver so far, an int32 scalar, for schedules.
     taken: how often each objective was evaluated, int32, (objectives,).
+    selected: the place of the objective that the last update evaluated, an
+      int32 scalar; -1 before the first.
+    evaluated: by name of a loss, whether the last update evaluated it.
     rule: the state of the rule.
-    report: which objective was taken, and the evaluations of losses alone.
+    report: counts of the evaluations of losses alone.
     inner: the states of the oracles.
   """
 
   count: chex.Array
   taken: chex.Array
+  selected: chex.Array
+  evaluated: dict[str, chex.Array]
   rule: Any
   report: base.OracleState
   inner: Any
@@ -159,6 +164,17 @@ def averaged(given: Objectives, again: Callable[[Any], Any]) -> Any:
   )
 
 
+def _evaluated(chosen: chex.Array, inner: Any) -> dict[str, chex.Array]:
+  """By name of a loss, whether its objective is chosen and evaluates it."""
+  flags: dict[str, chex.Array] = {}
+  for here, state in zip(chosen, inner, strict=True):
+    for node in base.nodes_with(state, 'values'):
+      flags |= dict.fromkeys(node.values, here)
+    for node in base.nodes_with(state, 'evaluated', nested=False):
+      flags |= {name: here & flag for name, flag in node.evaluated.items()}
+  return flags
+
+
 def _loss(who: str, name: str, state: Any) -> chex.Array:
   """The first loss that an oracle has measured."""
   for values, _ in base.measured(state):
@@ -209,7 +225,8 @@ def select(
   Returns:
     An oracle. `bj.counts` has the gradients of the objective chosen, and under
     `losses/` evaluations without gradient; `bj.values` has the losses last
-    measured, and in `selected` the place of the objective that was.
+    measured, and `bj.diagnostics.evaluated` which of them the last update
+    evaluated. The state has the place of its objective, in `selected`.
 
   Raises:
     TypeError: if an oracle is none; at the call, if the batch does not have a
@@ -253,21 +270,23 @@ def select(
 
   def init_fn(params):
     dtype = _trees.dtype_of(params)
-    names = ('selected',)
+    inner = tuple(part.init(params) for part in parts)
+    nothing = jnp.zeros([number], bool)
     return SelectState(
       count=jnp.zeros([], jnp.int32),
       taken=jnp.zeros([number], jnp.int32),
+      selected=jnp.int32(-1),
+      evaluated=_evaluated(nothing, inner),
       rule=rule.init(number, dtype),
       report=base.OracleState(
-        types.named(names, jnp.full([1], -1, dtype)),
-        types.named(counters, jnp.zeros([len(counters)], jnp.int32)),
+        None, types.named(counters, jnp.zeros([len(counters)], jnp.int32))
       ),
-      inner=tuple(part.init(params) for part in parts),
+      inner=inner,
     )
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    dtype = state.report.values.array.dtype
+    dtype = _trees.dtype_of(params)
 
     def evaluate(i, own):
       found, after = parts[i].update(
@@ -311,12 +330,13 @@ def select(
     learnt = rule.record(
       learnt, jnp.full([number], loss), chosen, False, state.count
     )
-    selected = types.named(('selected',), index.astype(dtype)[None])
     return found, SelectState(
       optax.safe_increment(state.count),
       state.taken + chosen,
+      index,
+      _evaluated(chosen, inner),
       learnt,
-      state.report._replace(values=selected, counts=counts),
+      state.report._replace(counts=counts),
       inner,
     )
 

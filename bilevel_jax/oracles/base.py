@@ -548,6 +548,29 @@ def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
   )
 
 
+def nodes_with(state: Any, field: str, *, nested: bool = True) -> list[Any]:
+  """All nodes of a state that have a mapping in a field.
+
+  By field and not by type, so that a link of a user's own can have it too.
+
+  Args:
+    state: a solver's state.
+    field: the name of the field, `values` for instance.
+    nested: whether to look for more of them within such a node.
+
+  Returns:
+    The nodes, outer ones before inner ones.
+  """
+  has = lambda node: isinstance(getattr(node, field, None), Mapping)
+  nodes = []
+  for node in jax.tree.leaves(state, is_leaf=has):
+    if has(node):
+      nodes.append(node)
+      if nested and isinstance(node, tuple):
+        nodes += nodes_with(tuple(node), field)
+  return nodes
+
+
 def measured(state: Any) -> list[tuple[types.Named, Any]]:
   """Losses and their outputs in each oracle state of a state, in order."""
   nodes = jax.tree.leaves(state, is_leaf=is_oracle_state)

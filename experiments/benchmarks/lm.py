@@ -38,7 +38,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.benchmarks import measure
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, log_probs, lora, weights
+from experiments.lm import decoder, log_probs, lora, precision, weights
 
 NAMES = ('sft', 'dpo')
 BOUNDS = {'alright': 1.05, 'maxright': 1.05, 'maxright_refreshed': 1.12}
@@ -48,7 +48,7 @@ TINY = config_lib.tiny(width=64, vocabulary=256)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
@@ -134,9 +134,10 @@ class Case(NamedTuple):
 def make_case(settings: Settings) -> Case:
   """Loads the model, and draws rows."""
   if settings.weights == 'random':
-    config, whole = TINY, decoder.init(TINY, 0)
+    dtype = settings.stored_dtype or jnp.float32
+    config, whole = TINY, decoder.init(TINY, 0, dtype)
   else:
-    model = weights.load(weights.smollm2())
+    model = weights.load(weights.smollm2(), settings.stored_dtype)
     config, whole = model.config, model.params
   layers = min(settings.layers, config.layers)
   config = dataclasses.replace(config, layers=layers)
@@ -144,7 +145,7 @@ def make_case(settings: Settings) -> Case:
     **whole,
     'layers': {n: w[:layers] for n, w in whole['layers'].items()},
   }
-  trained, frozen = whole, ()
+  trained, frozen = optax.tree.cast(whole, jnp.float32), ()
   if settings.rank:
     frozen = whole
     trained = lora.init(whole, jax.random.key(0), rank=settings.rank)
@@ -165,7 +166,12 @@ def make_case(settings: Settings) -> Case:
     own = lora.attach(batch['frozen'], params) if settings.rank else params
     rows = batch['rows']
     return log_probs.of_model(
-      config, own, rows['tokens'], rows['mask'], longest=settings.answer
+      config,
+      own,
+      rows['tokens'],
+      rows['mask'],
+      longest=settings.answer,
+      dtype=settings.compute_dtype,
     )
 
   def sft(params, batch):

@@ -101,7 +101,8 @@ def train(
     hyper: hyperparameters, likewise: see `members`.
     evaluate: `(context, params, state)` to a dict of scalars, recorded beside
       the solver's losses and counts. `loss/name` is the mean over the steps
-      since the record before, `count/name` the number so far.
+      since the record before that evaluated this loss, NaN if none did;
+      `count/name` the number so far.
     evaluate_host: `(params, step, state)` to a dict of numbers, any Python:
       params and state have a leading axis of members, and a metric is one
       number or one for each member. Recorded and selected like the others.

@@ -35,6 +35,23 @@ class Best(NamedTuple):
   score: chex.Array
 
 
+class Sum(NamedTuple):
+  """A sum over the steps that evaluated a loss.
+
+  Attributes:
+    total: of the loss, at least float32; leaves have an axis of members.
+    count: of these steps, int32.
+  """
+
+  total: chex.Array
+  count: chex.Array
+
+  def mean(self) -> chex.Array:
+    """The mean; NaN of no step."""
+    mean = self.total / jnp.maximum(self.count, 1)
+    return jnp.where(self.count > 0, mean, jnp.nan)
+
+
 class Carry(NamedTuple):
   """All that a run needs to go on.
 
@@ -44,8 +61,8 @@ class Carry(NamedTuple):
     step: steps taken, int32 scalar.
     stopped: the step that went non-finite, int32 (members,); -1 while going.
     culprits: what was non-finite then, bool (members, names).
-    losses: sums of the solver's losses since the last record, by name.
-    count: steps since the last record, int32 scalar.
+    losses: a `Sum` of each of the solver's losses since the last record, by
+      name.
     best: a `Best`, or () where no metric selects.
   """
 
@@ -54,8 +71,7 @@ class Carry(NamedTuple):
   step: chex.Array
   stopped: chex.Array
   culprits: chex.Array
-  losses: dict[str, chex.Array]
-  count: chex.Array
+  losses: dict[str, 'Sum']
   best: Any
 
 
@@ -106,7 +122,7 @@ def make_program(
     return (
       params,
       state,
-      jax.tree.map(jnp.zeros_like, _totals(bj.values(state))),
+      jax.tree.map(jnp.zeros_like, _sums(state)),
     )
 
   def step_one(mine, member, shared, step, streamed=None):
@@ -117,7 +133,7 @@ def make_program(
       drawn, state, params
     )
     new_params = bj.apply_updates(params, updates)
-    losses = jax.tree.map(jnp.add, losses, _totals(bj.values(new_state)))
+    losses = jax.tree.map(jnp.add, losses, _sums(new_state))
     bad = jnp.stack([x for _, x in _nonfinite(new_params, new_state)])
     going = stopped < 0
     fine = going & ~jnp.any(bad)
@@ -146,17 +162,14 @@ def make_program(
 
   def measure_one(mine, member, given):
     params, state, losses = mine
-    shared, step, count = given
+    shared, step = given
     context = context_of(member, shared, 'evaluate', step)
-    # Before the first step a solver has measured no losses yet.
-    metrics = {
-      f'loss/{name}': jnp.where(count > 0, total / count, jnp.nan)
-      for name, total in losses.items()
-    }
+    metrics = {f'loss/{name}': total.mean() for name, total in losses.items()}
     if loss_last:
+      # Before the first step a solver has measured no losses yet.
       metrics |= {
-        f'loss_last/{name}': jnp.where(step > 0, value, jnp.nan)
-        for name, value in bj.values(state).items()
+        f'loss_last/{name}': jnp.where(step > 0, total.mean(), jnp.nan)
+        for name, total in _sums(state).items()
       }
     metrics |= {f'count/{n}': x for n, x in bj.counts(state).items()}
     measured = {} if evaluate is None else evaluate(context, params, state)
@@ -180,7 +193,6 @@ def make_program(
       stopped=jnp.full(count, -1, jnp.int32),
       culprits=jnp.zeros((count, len(names)), bool),
       losses=losses,
-      count=jnp.int32(0),
       best=best,
     )
     # A carry of weakly typed arrays would not match that of a later chunk.
@@ -211,7 +223,6 @@ def make_program(
       stopped=stopped,
       culprits=culprits,
       losses=losses,
-      count=carry.count + length,
     )
 
   def step(carry, every, shared, streamed):
@@ -224,10 +235,10 @@ def make_program(
     metrics = over_members(measure_one)(
       (carry.params, carry.state, carry.losses),
       every,
-      (shared, carry.step, carry.count),
+      (shared, carry.step),
     )
     zeros = jax.tree.map(jnp.zeros_like, carry.losses)
-    return carry._replace(losses=zeros, count=jnp.int32(0)), metrics
+    return carry._replace(losses=zeros), metrics
 
   return Program(
     init=init_all,
@@ -239,10 +250,18 @@ def make_program(
   )
 
 
-def _totals(values: dict[str, Any]) -> dict[str, chex.Array]:
-  """Losses as they are added up: at least in float32."""
-  wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
-  return {name: jnp.asarray(x, wide(x)) for name, x in values.items()}
+def _sums(state: Any) -> dict[str, Sum]:
+  """The losses of the last step, those that it evaluated."""
+  evaluated = bj.diagnostics.evaluated(state)
+
+  def one(name, value):
+    wide = jnp.promote_types(jnp.result_type(value), jnp.float32)
+    here = evaluated[name]
+    # What is not evaluated may be older than the last record, and not finite.
+    total = jnp.where(here, value, 0).astype(wide)
+    return Sum(total, here.astype(jnp.int32))
+
+  return {name: one(name, value) for name, value in bj.values(state).items()}
 
 
 def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:

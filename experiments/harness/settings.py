@@ -95,13 +95,21 @@ def types_of(settings: Any) -> dict[str, Any]:
 
 
 def words_of(settings: Any) -> dict[str, str]:
-  """What the docstring of settings says under Attributes, by field."""
-  _, _, listed = (inspect.getdoc(type(settings)) or '').partition(
-    'Attributes:\n'
-  )
-  entries = re.findall(r'^ {2}(\w+): (.*(?:\n {4,}.*)*)', listed, re.MULTILINE)
-  known = types_of(settings)
-  return {name: ' '.join(s.split()) for name, s in entries if name in known}
+  """What docstrings say under Attributes, by field.
+
+  Args:
+    settings: a dataclass instance; the docstrings of its base classes count
+      too.
+  """
+  known, words = types_of(settings), {}
+  for kind in reversed(type(settings).__mro__):
+    text = inspect.cleandoc(kind.__doc__ or '')
+    _, _, listed = text.partition('Attributes:\n')
+    entry = r'^ {2}(\w+): (.*(?:\n {4,}.*)*)'
+    for name, sentence in re.findall(entry, listed, re.MULTILINE):
+      if name in known:
+        words[name] = ' '.join(sentence.split())
+  return words
 
 
 def override(settings: Any, texts: Mapping[str, str]) -> Any:

@@ -16,7 +16,7 @@ pytree (`lora`), which `lora.merge` and `weights.export` make a folder that
 others read. `generation` answers prompts, `refusals` counts what declines,
 `batches.packed` puts short demonstrations side by side, `objectives` are losses
 by name, `kept` has what a frozen part or a reference says in files, `written`
-the folders that a run may write anew, and `sharding` lays all of it out over
-devices.
+the folders that belong to a run, `precision` has the flags of dtypes, and
+`sharding` lays all of it out over devices.
 Needs the extra `llm`; the decoder alone needs nothing.
 """

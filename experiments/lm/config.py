@@ -246,7 +246,9 @@ def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     'tie_word_embeddings': config.tied,
     'max_position_embeddings': config.context or 2048,
+    # By the name that others had until 2025, and by the one since.
     'torch_dtype': dtype,
+    'dtype': dtype,
   }
 
 

@@ -5,7 +5,8 @@
 
 Layers are stacked and scanned, so that a deep model compiles as fast as a
 shallow one. `head` is absent where it is the embedding. An adapter of the
-weight `q` is two more entries of a layer, `q.a` and `q.b`: see `lora`.
+weight `q` is two more entries of a layer, `q.a` and `q.b`, and of DoRA
+`q.factor`: see `lora`.
 
 Sequences are padded at their end, where a causal model needs no mask. Several
 short ones may share a row: see `run_layers`.
@@ -114,6 +115,8 @@ def _linear(w: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
   out = x @ w[name]
   if f'{name}.a' in w:
     out = out + (x @ w[f'{name}.a']) @ w[f'{name}.b']
+  if f'{name}.factor' in w:
+    out = out * w[f'{name}.factor']
   if f'{name}_bias' in w:
     out = out + w[f'{name}_bias']
   return out

@@ -63,9 +63,22 @@ def arrays(
     return found
   found = made()
   buffer = io.BytesIO()
-  np.savez(buffer, **found)
+  np.savez(buffer, **{_stored_name(n, a): _plain(a) for n, a in found.items()})
   files.write_bytes(path, buffer.getvalue())
   return found
+
+
+def _is_plain(array: np.ndarray) -> bool:
+  """Whether numpy's files keep the dtype, which of bfloat16 they do not."""
+  return array.dtype.kind != 'V'
+
+
+def _stored_name(name: str, array: np.ndarray) -> str:
+  return name if _is_plain(array) else f'{name}:{array.dtype.name}'
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+  return array if _is_plain(array) else array.view(f'u{array.dtype.itemsize}')
 
 
 def _digest(text: str, tree: Any) -> str:
@@ -85,9 +98,15 @@ def _read(
   """What a file holds; None if there is none, or it is damaged."""
   try:
     with np.load(io.BytesIO(path.read_bytes())) as file:
-      found = {name: file[name] for name in names}
-    if all(len(one) == count for one in found.values()):
-      return found
+      stored = {
+        n.partition(':')[0]: (n, n.partition(':')[2]) for n in file.files
+      }
+      columns = {}
+      for name in names:
+        full, dtype = stored[name]
+        columns[name] = file[full].view(dtype) if dtype else file[full]
+    if all(len(one) == count for one in columns.values()):
+      return columns
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

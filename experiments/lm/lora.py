@@ -87,14 +87,40 @@ def attach(
     scale: what their products are multiplied by, alpha / rank.
 
   Returns:
-    Params for `decoder`.
+    Params for `decoder`. With magnitudes, as `weights.load_adapters` reads them
+    of DoRA, one product is formed of each weight, for its norms.
   """
-  dtype = params['embed'].dtype
-  given = {
-    n: (w * scale if n.endswith('.b') else w).astype(dtype)
-    for n, w in adapters.items()
-  }
-  return {**params, 'layers': {**params['layers'], **given}}
+  layers = dict(params['layers'])
+  for n, w in adapters.items():
+    if n.endswith('.m'):
+      name = n.removesuffix('.m')
+      layers[f'{name}.factor'] = _factors(layers[name], adapters, name, scale)
+    else:
+      layers[n] = w * scale if n.endswith('.b') else w
+  return {**params, 'layers': layers}
+
+
+def _changed(weight: jax.Array, a: Any, b: Any, scale: float) -> jax.Array:
+  """Weights, (layers, in, out), with the products of their adapters."""
+  change = scale * jnp.einsum('lir,lro->lio', a, b)
+  return weight.astype(jnp.promote_types(weight.dtype, change.dtype)) + change
+
+
+def _factors(
+  weight: jax.Array, adapters: dict[str, jax.Array], name: str, scale: float
+) -> jax.Array:
+  """Magnitudes over norms of changed weights, (layers, out).
+
+  Liu, Wang, Yin, Molchanov, Wang, Cheng and Chen, `DoRA: Weight-Decomposed
+  Low-Rank Adaptation <https://arxiv.org/abs/2402.09353>`_, 2024.
+  """
+
+  def norms(layer):
+    weight, a, b = (leaf[None] for leaf in layer)
+    return jnp.linalg.norm(_changed(weight, a, b, scale)[0], axis=0)
+
+  parts = jnp.asarray(weight), adapters[f'{name}.a'], adapters[f'{name}.b']
+  return adapters[f'{name}.m'] / jax.lax.map(norms, parts)
 
 
 def merge(
@@ -115,7 +141,9 @@ def merge(
     a, b = adapters[f'{name}.a'], adapters[f'{name}.b']
     weight = jnp.asarray(layers[name])
     first = weight.shape[0] - a.shape[0]
-    change = scale * jnp.einsum('lir,lro->lio', a, b)
-    wide = weight[first:].astype(change.dtype) + change
+    wide = _changed(weight[first:], a, b, scale)
+    if f'{name}.m' in adapters:
+      factors = _factors(weight[first:], adapters, name, scale)
+      wide = wide * factors[:, None]
     layers[name] = weight.at[first:].set(wide.astype(weight.dtype))
   return {**params, 'layers': layers}

@@ -22,7 +22,7 @@ class Tuning(NamedTuple):
     alpha: adapters count alpha / rank.
     layers: of how many layers, the last ones; None for all.
     remat: whether the backward pass computes each layer anew, for memory.
-    dtype: what is computed in, bfloat16 on accelerators; None for that of the
+    dtype: of the arithmetic, bfloat16 on accelerators; None for that of the
       weights, which keep theirs.
     rows: a sharding of (rows, length): how a batch lies on a mesh of devices.
   """
@@ -67,7 +67,9 @@ class Tuning(NamedTuple):
       # Where layers below were run before, what they saw is to stay.
       names = ('layers',) if self.cut else decoder.shapes(self.config)
       part = {name: frozen[name] for name in names}
-      return jax.tree.map(jnp.asarray, part)
+      # Small steps are lost in bfloat16.
+      wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
+      return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide(leaf)), part)
     return lora.init(frozen, key, rank=self.rank, weights=self.weights)
 
   def params(self, trained: Any, frozen: decoder.Params) -> decoder.Params:
@@ -126,6 +128,7 @@ class Tuning(NamedTuple):
       )
     if f'{names[0]}_x' in rows:
       x = together(rows[f'{n}_x'] for n in names)
+      x = x if self.dtype is None else x.astype(self.dtype)
     else:
       x = decoder.embed(params, tokens, self.dtype)
     x = decoder.run_layers(

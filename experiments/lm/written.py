@@ -8,7 +8,8 @@ from experiments import harness
 from experiments.harness import files
 from experiments.lm import weights
 
-WEIGHTS = ('model.safetensors', 'adapters/adapter_model.safetensors')
+_MODEL = ('model.safetensors', 'model-*-of-*.safetensors')
+_OTHERS = ('model.safetensors.index.json', 'adapters/adapter_model.safetensors')
 
 
 def require_own(workdir: files.Path, folder: files.Path) -> None:
@@ -62,19 +63,21 @@ def write(
     return
   # From before the first file is there: a kill leaves a folder of this run.
   _keep(workdir, name, {'stamp': '', 'file': None})
-  for file in WEIGHTS:
-    (folder / file).unlink(missing_ok=True)
+  for file in (*_files(folder), *(folder / name for name in _OTHERS)):
+    file.unlink(missing_ok=True)
   make(folder)
   _keep(workdir, name, {'stamp': stamp, 'file': _state(folder)})
 
 
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a model's weights: one, or several."""
+  return sorted(file for name in _MODEL for file in folder.glob(name))
+
+
 def _state(folder: pathlib.Path) -> list[int] | None:
-  """What tells a file from one that is written in its place."""
-  try:
-    found = (folder / WEIGHTS[0]).stat()
-  except OSError:
-    return None
-  return [found.st_size, found.st_mtime_ns]
+  """Sizes and times, which tell files from those written in their place."""
+  stats = [file.stat() for file in _files(folder)]
+  return [n for s in stats for n in (s.st_size, s.st_mtime_ns)] or None
 
 
 def _is_own(record: dict[str, Any] | None, folder: pathlib.Path) -> bool:

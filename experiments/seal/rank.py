@@ -24,6 +24,7 @@ import pathlib
 import time
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
@@ -32,6 +33,7 @@ from experiments.lm import (
   decoder,
   lora,
   objectives,
+  precision,
   tokenizer,
   tuning,
   weights,
@@ -59,7 +61,7 @@ ENDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
@@ -179,23 +181,30 @@ PRESETS = {
 }
 
 
-def model_of(path: str) -> tuple[weights.Model, tokenizer.Tokenizer]:
-  """A model by its path: '' for SmolLM2, 'random' for a few weights."""
+def model_of(settings: Any) -> tuple[weights.Model, tokenizer.Tokenizer]:
+  """A model by its path: '' for SmolLM2, 'random' for a few weights.
+
+  Args:
+    settings: with `model`, and a `Precision`.
+  """
+  path, dtype = settings.model, settings.stored_dtype
   if path != 'random':
-    model = weights.load(path or weights.smollm2())
+    model = weights.load(path or weights.smollm2(), dtype)
     return model, tokenizer.load(model.vocabulary, model.config)
   config = config_lib.tiny(width=16)
-  model = weights.Model(config, dict(decoder.init(config, 0)), None)
-  return model, tokenizer.of_bytes()
+  params = dict(decoder.init(config, 0, dtype or jnp.float32))
+  return weights.Model(config, params, None), tokenizer.of_bytes()
 
 
 def subject_of(settings: Any) -> selection.Subject:
   """The model of the settings, with adapters of its last layers."""
-  model, words = model_of(settings.model)
+  model, words = model_of(settings)
   teacher, shape = None, objectives.Shape()
   if isinstance(settings, Settings):  # What only fine-tunes has no such loss.
     if settings.teacher:
-      teacher = weights.teacher(settings.teacher, model, words)
+      teacher = weights.teacher(
+        settings.teacher, model, words, settings.stored_dtype
+      )
     shape = objectives.Shape(settings.beta, teacher=teacher and teacher.config)
   how = tuning.Tuning(
     model.config,
@@ -203,6 +212,7 @@ def subject_of(settings: Any) -> selection.Subject:
     alpha=float(settings.rank),
     weights=lora.WEIGHTS if settings.model == 'random' else ('q', 'v'),
     layers=min(settings.layers, model.config.layers) or None,
+    dtype=settings.compute_dtype,
   )
   below, frozen = how.split(model.params)
   if teacher is not None:
@@ -300,7 +310,7 @@ def rank(
 
   # What a kept run depends on, beside its data.
   without = ('methods', 'output', 'score', 'keep', 'sets', 'bad_rows')
-  without += ('model', 'finetune_data', 'safe_data', 'unsafe_data')
+  without += ('model', 'finetune_data', 'safe_data', 'unsafe_data', 'dtype')
   # Runs from before there was a choice of losses go on.
   plain = settings.safe_loss == settings.finetune_loss == 'sft'
   without += ('teacher',) + plain * ('safe_loss', 'finetune_loss', 'beta')

@@ -97,7 +97,9 @@ class Subject(NamedTuple):
     table = tables.make(encoded, 1, buckets=(longest,))
     if self.below is not None:
       _require_room(len(encoded.rows) * (1 + pairs), longest, self.tuning)
-      table = tuning_lib.cache(self.tuning.config, self.below, table)
+      table = tuning_lib.cache(
+        self.tuning.config, self.below, table, dtype=self.tuning.dtype
+      )
     if loss in objectives.REFERENCED:
       table = objectives.reference_columns(self.tuning, self.frozen, table)
     rows = tables.rows_of(table)
@@ -107,7 +109,8 @@ class Subject(NamedTuple):
 
 def _require_room(rows: int, longest: int, how: tuning_lib.Tuning) -> None:
   """Raises UserError if what leaves the frozen layers cannot be held."""
-  needed = rows * longest * how.config.width * 4
+  size = jnp.dtype(how.dtype or jnp.float32).itemsize
+  needed = rows * longest * how.config.width * size
   if needed > CACHE_BYTES:
     raise harness.UserError(
       f'what leaves the frozen layers takes {needed / 2**30:.1f} GB for {rows} '
@@ -191,9 +194,10 @@ def representations(
     x = part.get('tokens_x')
     if x is None:
       params = subject.tuning.params(trained, frozen)
-      x = decoder.embed(params, part['tokens'])
+      x = decoder.embed(params, part['tokens'], subject.tuning.dtype)
       x = decoder.run_layers(subject.tuning.config, params['layers'], x)
     mask = part['mask'][..., None]
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.sum(jnp.where(mask > 0, x, 0), 1) / jnp.sum(mask, 1)
 
   return _by_parts(

@@ -32,6 +32,7 @@ from experiments import harness
 from experiments.lm import (
   batches,
   generation,
+  precision,
   refusals,
   row_files,
   weights,
@@ -52,7 +53,7 @@ HOLD_OUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
@@ -312,12 +313,15 @@ def main(options: harness.Options) -> None:
   read = selection.reader(subject, held_out)
   identity = harness.settings_of(
     settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
-    'finetune_data', 'safe_data',
+    'finetune_data', 'safe_data', 'dtype',
   )  # fmt: skip
   batches.warn_of_controls(subject.words, prompts, settings.prompts)
-  whole = rank.model_of(settings.model)[0] if prompts or folder else None
+  whole = rank.model_of(settings)[0] if prompts or folder else None
   answering = generation.maker(
-    subject.tuning.config, new=settings.new, end=subject.words.end
+    subject.tuning.config,
+    new=settings.new,
+    end=subject.words.end,
+    dtype=settings.compute_dtype,
   )
   metrics: dict[str, float] = {}
   table: list[dict[str, Any]] = []
@@ -369,7 +373,12 @@ def main(options: harness.Options) -> None:
         folder,
         '',
         lambda out, merged=merged: weights.export(
-          out, whole.config, merged, subject.words
+          out,
+          whole.config,
+          merged,
+          subject.words,
+          dtype=settings.export_dtype(whole.dtype),
+          generation=whole.generation,
         ),
       )
       print(f'Model: {folder}')

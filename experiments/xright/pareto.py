@@ -25,7 +25,14 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import generation, lora, objectives, tokenizer, weights
+from experiments.lm import (
+  generation,
+  lora,
+  objectives,
+  precision,
+  tokenizer,
+  weights,
+)
 from experiments.lm import tuning as tuning_lib
 from experiments.lm.refusals import refusal_rate
 from experiments.xright import methods, runs
@@ -43,7 +50,7 @@ SHAPE = objectives.Shape()
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run; the paper's values are those of its Pythia-1b.
 
   Attributes:
@@ -153,7 +160,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
   """The model and the rows."""
   settings = options.settings
   if options.preset == 'smoke' and not options.data_dir:
-    model, words, examples = problem_lib.made_up()
+    model, words, examples = problem_lib.made_up(dtype=settings.stored_dtype)
   else:
     found = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE)
     folder = found.parent
@@ -162,13 +169,15 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
       examples['sft'] += data_lib.read_examples(folder / name)[0]
     # Some dialogues differ before their last turn.
     examples['dpo'], _ = data_lib.read_examples(folder / COMPARISONS, skip=True)
-    model = weights.load(settings.model or weights.smollm2())
+    path = settings.model or weights.smollm2()
+    model = weights.load(path, settings.stored_dtype)
     words = tokenizer.load(model.vocabulary, model.config)
   tuning = tuning_lib.Tuning(
     model.config,
     rank=settings.rank,
     weights=lora.names_of(settings.weights),
     layers=settings.layers or None,
+    dtype=settings.compute_dtype,
   )
   sizes = problem_lib.Sizes(
     settings.batch_size,
@@ -215,7 +224,14 @@ def run(
   )
   name = method if method in methods.SINGLE else f'{method}/share{share:g}'
   told = harness.settings_of(
-    settings, 'methods', 'shares', 'others', 'once', 'prompts', 'answer'
+    settings,
+    'methods',
+    'shares',
+    'others',
+    'once',
+    'prompts',
+    'answer',
+    'dtype',  # Stored weights are compared by themselves.
   )
   # Only MAXRIGHT sees optima: the others' runs do not depend on them.
   told |= {'optima': list(optima)} if method == 'maxright' else {}
@@ -287,7 +303,10 @@ def refusals(
     models: what was trained, by any key.
   """
   made = generation.maker(
-    problem.model.config, new=settings.answer, end=problem.words.end
+    problem.model.config,
+    new=settings.answer,
+    end=problem.words.end,
+    dtype=settings.compute_dtype,
   )
   found = {}
   for key, trained in models.items():

@@ -165,7 +165,9 @@ def prepare(
       else:
         table = tables.make(some, len(at), buckets=sizes.buckets[-1:])
       if below is not None:
-        table = tuning_lib.cache(model.config, below, table, folder=folder)
+        table = tuning_lib.cache(
+          model.config, below, table, dtype=tuning.dtype, folder=folder
+        )
       if name in (*objectives.COMPARISONS, *objectives.REFERENCED):
         # Of comparisons always: the accuracy of rewards needs it too.
         table = objectives.reference_columns(
@@ -257,17 +259,24 @@ def measure(
   return found
 
 
-def made_up(rows: int = 64) -> tuple[Any, Any, dict[str, Any]]:
+def made_up(
+  rows: int = 64, dtype: Any = None
+) -> tuple[Any, Any, dict[str, Any]]:
   """A small random model of bytes with rows of its own, for a first try.
 
   Demonstrations answer a letter by itself three times, comparisons prefer the
   next letter to the one before: not both can be had.
 
+  Args:
+    rows: of each kind.
+    dtype: of the weights; None for float32.
+
   Returns:
     The model, its tokeniser, and the examples by objective.
   """
   config = config_lib.tiny()
-  model = weights.Model(config, dict(decoder.init(config, 0)), None)
+  params = dict(decoder.init(config, 0, dtype or jnp.float32))
+  model = weights.Model(config, params, None)
   letters = 'abcdefghijklmnop'
   rng = np.random.default_rng(0)
   drawn = rng.integers(1, len(letters) - 1, size=rows)

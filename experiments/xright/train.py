@@ -23,7 +23,6 @@ import time
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from experiments import harness
 from experiments.lm import config as config_lib
@@ -32,6 +31,7 @@ from experiments.lm import (
   decoder,
   lora,
   objectives,
+  precision,
   row_files,
   sharding,
   tokenizer,
@@ -44,7 +44,7 @@ from experiments.xright import problem as problem_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
@@ -73,8 +73,6 @@ class Settings:
     layers: how many layers are trained, the last ones; 0 for all. What the
       others give is then computed once for each row.
     remat: whether to trade time for memory in the backward pass.
-    compute: what is computed in; on accelerators bfloat16, beside weights of
-      float32.
     mesh: of devices, 'fsdp=4,tp=2' for instance; '' for one device.
     buckets: lengths to which rows are padded, tokens.
     pack: whether demonstrations that are trained on stand side by side in rows
@@ -117,7 +115,6 @@ class Settings:
   weights: tuple[str, ...] = ('q', 'v')
   layers: Annotated[int, harness.Allowed(low=0)] = 0
   remat: bool = False
-  compute: Literal['float32', 'bfloat16'] = 'float32'
   mesh: str = ''
   buckets: tuple[int, ...] = (128, 256, 512)
   pack: bool = False
@@ -274,7 +271,9 @@ def teacher_of(
     UserError: if its words are not those of the model.
   """
   if settings.teacher:
-    return weights.teacher(settings.teacher, model, words)
+    return weights.teacher(
+      settings.teacher, model, words, settings.stored_dtype
+    )
   config = config_lib.tiny(width=16)
   return weights.Model(config, dict(decoder.init(config, 1)), None)
 
@@ -294,10 +293,11 @@ def prepare(
       'the keys. --sft_data is of demonstrations, --pref_data of comparisons.'
     )
   if made_up:
-    model, words, small = problem_lib.made_up()
+    model, words, small = problem_lib.made_up(dtype=settings.stored_dtype)
     examples = examples or dict(zip(names, small.values()))
   else:
-    model = weights.load(settings.model or weights.smollm2())
+    path = settings.model or weights.smollm2()
+    model = weights.load(path, settings.stored_dtype)
     words = tokenizer.load(model.vocabulary, model.config)
   shape = objectives.Shape(
     settings.beta,
@@ -320,7 +320,7 @@ def prepare(
     alpha=settings.alpha,
     layers=settings.layers or None,
     remat=settings.remat,
-    dtype=jnp.bfloat16 if settings.compute == 'bfloat16' else None,
+    dtype=settings.compute_dtype,
     rows=on_mesh,
   )
   sizes = problem_lib.Sizes(
@@ -390,6 +390,7 @@ def main(options: harness.Options) -> None:
       dataclasses.replace(settings, weights=problem.tuning.weights),
       'output',
       'mesh',
+      'dtype',  # Stored weights are compared by themselves.
       *(() if settings.method in methods.STAGES else ('steps',)),
     ),
     layout=layout,
@@ -418,20 +419,30 @@ def main(options: harness.Options) -> None:
   if made_up and not settings.output:
     return
 
+  model = problem.model
+  dtype = settings.export_dtype(model.dtype)
+
   def make(folder):
     first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
-    merged = problem.tuning.merged(first, problem.model.params)
-    weights.export(folder, problem.model.config, merged, problem.words)
+    weights.export(
+      folder,
+      model.config,
+      problem.tuning.merged(first, model.params),
+      problem.words,
+      dtype=dtype,
+      generation=model.generation,
+    )
     if settings.rank:
       weights.export_adapters(
         folder / 'adapters',
-        problem.model.config,
+        model.config,
         first,
         alpha=settings.alpha,
         base=settings.model,
       )
 
-  written.write(options.workdir, folder, str(trained.step), make)
+  stamp = f'{trained.step} {dtype.name}'
+  written.write(options.workdir, folder, stamp, make)
   print(f'Model: {folder}')
 
 

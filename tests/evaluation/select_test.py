@@ -1,5 +1,7 @@
 """One of several objectives an update: by hand, in its cost, in its limits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,7 +229,7 @@ def test_the_largest_gap_by_hand(dtype):
     batch_at=STREAMS,
     refresh_at=[lambda data, t, m=m: data[m].mean(0) for m in range(3)],
   )
-  updates, states, values = run(oracle, dtype)
+  updates, states, _values = run(oracle, dtype)
   x, taken, memo = np.array([0.5, -1.0, 0.2]), np.zeros(3, int), np.zeros(3)
   for k in range(12):
     if k % every == 0:
@@ -238,7 +240,7 @@ def test_the_largest_gap_by_hand(dtype):
     value, slope = value_and_slope(m, x, ROWS_OF_DATA[m, taken[m]])
     memo[m] += share * (value - memo[m])
     taken[m] += 1
-    assert int(values['selected'][k]) == m
+    assert states.selected[k] == m
     np.testing.assert_allclose(updates[k], -0.1 * slope, **TOLERANCE[dtype])
     np.testing.assert_allclose(states.rule.memo[k], memo, **TOLERANCE[dtype])
     np.testing.assert_array_equal(states.taken[k], taken)
@@ -271,7 +273,7 @@ def test_the_running_optimum_is_the_least_memo_and_the_first_of_equals_wins():
   seen = []
   for batch in ((3.0, 5.0), (2.0, 0.0), (4.0, 7.0), (1.0, 4.0)):
     _, state = step(tuple(map(jnp.float32, batch)), state, x)
-    seen.append((int(state.report.values['selected']), *state.rule.optima))
+    seen.append((int(state.selected), *state.rule.optima))
   # At the third, the first loss is 4, two above its least; then it is taken
   # again, since the other's memo is its least one still.
   assert [s[0] for s in seen] == [0, 0, 0, 0]
@@ -281,7 +283,7 @@ def test_the_running_optimum_is_the_least_memo_and_the_first_of_equals_wins():
   # A loss that is not a number is not taken for ever.
   lost = state.rule._replace(memo=jnp.array([jnp.nan, 9.0]))
   _, state = step((x, x), state._replace(rule=lost), x)
-  assert state.report.values['selected'] == 1
+  assert state.selected == 1
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32])
@@ -465,6 +467,44 @@ def test_a_name_finds_its_batch_and_its_stream():
     assert bj.values(state)['q'] == 7
 
 
+def test_values_are_the_last_measured_and_flags_say_of_which_update():
+  """As an oracle of a chain, of sequences, and within another selection."""
+  given = {
+    n: bj.gradient(lambda p, b, n=n: b * p.z.sum(), name=n) for n in ('p', 'q')
+  }
+  select, by_batch = bj.evaluation.select, bj.evaluation.as_given()
+  oracle = select(given, by_batch)
+  outer = select({'inner': oracle, 'r': bj.gradient(_r, name='r')}, by_batch)
+  sgd = optax.sgd(0.0)
+  for solver, wrap in (
+    (optax.chain(oracle, sgd), lambda batch: batch),
+    (bj.descend(oracle, z=sgd), lambda batch: batch),
+    (bj.descend(outer, z=sgd), lambda batch: {'inner': batch}),
+  ):
+    params = _Z(jnp.ones(1))
+    state = solver.init(params)
+    assert not any(bj.diagnostics.evaluated(state).values())
+    last = {'p': 0.0, 'q': 0.0}
+    for name, loss in (('q', 7.0), ('p', 5.0), ('p', 6.0), ('q', 4.0)):
+      _, state = solver.update(wrap({name: loss}), state, params)
+      last[name] = loss
+      values, flags = bj.values(state), bj.diagnostics.evaluated(state)
+      assert {n: float(values[n]) for n in last} == last
+      assert {n for n, flag in flags.items() if flag} == {name}
+    if 'r' in flags:
+      _, state = solver.update({'r': 2.0}, state, params)
+      flags = bj.diagnostics.evaluated(state)
+      assert {n for n, flag in flags.items() if flag} == {'r'}
+
+
+class _Z(NamedTuple):
+  z: jax.Array
+
+
+def _r(params, batch):
+  return batch * params.z.sum()
+
+
 def test_a_batch_says_of_which_objective_it_is():
   given = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
   oracle = bj.evaluation.select(given, bj.evaluation.as_given())
@@ -473,7 +513,7 @@ def test_a_batch_says_of_which_objective_it_is():
   for name, slope in (('q', 7.0), ('p', 5.0), ('q', 6.0)):
     found, state = step({name: slope}, state, x)
     assert found == slope
-    assert state.report.values['selected'] == 'pq'.index(name)
+    assert state.selected == 'pq'.index(name)
   np.testing.assert_array_equal(state.taken, [1, 2])
   for batch in ({'p': 1.0, 'q': 1.0}, {'r': 1.0}, (1.0,)):
     with pytest.raises(TypeError, match='a dict of one batch, by one of'):

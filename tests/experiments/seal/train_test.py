@@ -95,7 +95,7 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
   with pytest.raises(harness.UserError, match='give another --output'):
     train.main(options_of(tmp_path / 'foreign', 'train', settings))
   subject = rank.subject_of(settings)
-  first = rank.model_of('random')[0]
+  first = rank.model_of(rank.PRESETS['smoke'])[0]
   merged = subject.tuning.merged(trained[0], first.params)
   found = weights.load(folder)
   tokens = np.array([tokenizer.of_bytes().encode('123:234')])

@@ -528,7 +528,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
     trained(8)
 
 
-def _half_an_export(folder, *_):
+def _half_an_export(folder, *_, **__):
   (folder / 'model.safetensors').write_bytes(b'half')
   raise KeyboardInterrupt
 
