@@ -65,7 +65,7 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
   if isinstance(value, int):
     low, high = 1 if low is None else low, min(high, _LARGEST)
   if not (value > 0 if low is None else value >= low):
-    bound = 'above 0' if low is None else f'at least {low:,}'
+    bound = 'above 0' if low is None else f'at least {low:,g}'
   elif value > high or math.isinf(value):
     bound = f'at most {high:,}' if math.isfinite(high) else 'finite'
   else:

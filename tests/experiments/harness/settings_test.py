@@ -20,7 +20,7 @@ class Settings:
   names: tuple[str, ...] = ('a',)
   limit: float | None = None
   mode: Literal['mean', 'max'] = 'mean'
-  share: Annotated[float, harness.Allowed(0, 1)] = 0.0
+  share: Annotated[float, harness.Allowed(0.0, 1)] = 0.0
   extra: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
 
 
