@@ -22,7 +22,7 @@ import pytest
 
 from tests import memory, perturbed
 
-if os.environ.get('BILEVEL_JAX_PERTURB') == '1':
+if perturbed.ACTIVE:
   perturbed.install()
 
 hypothesis.settings.register_profile(

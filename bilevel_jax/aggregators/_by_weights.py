@@ -113,6 +113,33 @@ def by_gramian(
   return by_weights(who, objectives, from_gramian, start)
 
 
+def by_factor(
+  who: str,
+  objectives: int,
+  choose: Callable[[_rows.Factor], tuple[chex.Array, chex.Array]],
+) -> optax.GradientTransformationExtraArgs:
+  """As `by_gramian`, for directions that depend on small angles between rows.
+
+  Args:
+    who: its name, for errors.
+    objectives: the number of rows.
+    choose: from the rows' factor to the direction in its basis and to weights
+      of the rows that give it.
+  """
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, who, objectives)
+    found, dtype = _rows.factor(jacobian), state.weights.dtype
+    coordinates, weights = (
+      _rows.in_range(found, numbers) for numbers in choose(found)
+    )
+    gradients = found.combine(coordinates, weights)
+    return gradients, step(state, weights.astype(dtype), state.inner)
+
+  return optax.GradientTransformationExtraArgs(init(who, objectives), update_fn)
+
+
 def at(number: Any, count: chex.Array, dtype: Any) -> chex.Array:
   """A constant or a schedule as a scalar of a dtype."""
   return jnp.asarray(number(count) if callable(number) else number, dtype)
