@@ -47,23 +47,23 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     for Multi-Task Learning <https://arxiv.org/abs/2305.19000>`_, 2023.
   """
 
-  def choose(found):
-    spacing = (objectives + 2) * jnp.finfo(found.lengths.dtype).eps
-    longest = jnp.max(found.lengths)
-    share = _trees.ratio(found.lengths, longest)
-    left, sizes, right = jnp.linalg.svd(share[:, None] * found.lower)
+  def choose(factor):
+    spacing = (objectives + 2) * jnp.finfo(factor.lengths.dtype).eps
+    longest = jnp.max(factor.lengths)
+    share = _trees.ratio(factor.lengths, longest)
+    left, sizes, right = jnp.linalg.svd(share[:, None] * factor.lower)
     present = sizes > spacing * sizes[0]
-    inverse, regular = _quadratic.triangular_inverse(found.lower)
-    # The least singular value has an error of rounding beside the largest one.
-    # As one over the largest of the inverse it is relatively accurate.
+    inverse, regular = _quadratic.triangular_inverse(factor.lower)
+    # An SVD's error in each singular value is a rounding of the largest one.
+    # As one over the largest of the inverse, the smallest keeps its digits.
     over = inverse * _trees.ratio(1, share)
-    least = jnp.where(
+    smallest = jnp.where(
       regular & jnp.all(present),
       _trees.ratio(1, jnp.linalg.norm(over, 2)),
       jnp.min(jnp.where(present, sizes, jnp.inf)),
     )
     mean = jnp.mean(left, axis=0)
-    scale = jnp.where(present, least, 0) * mean
+    scale = jnp.where(present, smallest, 0) * mean
     pulls = left @ jnp.where(present, scale / jnp.where(present, sizes, 1), 0)
     return longest * (scale @ right), pulls
 

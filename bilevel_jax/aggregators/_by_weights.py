@@ -114,14 +114,14 @@ def by_gramian(
 
 
 def by_factor(
-  who: str,
+  name: str,
   objectives: int,
   choose: Callable[[_rows.Factor], tuple[chex.Array, chex.Array]],
 ) -> optax.GradientTransformationExtraArgs:
   """As `by_gramian`, for directions that depend on small angles between rows.
 
   Args:
-    who: its name, for errors.
+    name: of the aggregator, for errors.
     objectives: the number of rows.
     choose: from the rows' factor to the direction in its basis and to weights
       of the rows that give it.
@@ -129,15 +129,17 @@ def by_factor(
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _rows.require(jacobian, who, objectives)
-    found, dtype = _rows.factor(jacobian), state.weights.dtype
+    _rows.require(jacobian, name, objectives)
+    factor, dtype = _rows.factor(jacobian), state.weights.dtype
     coordinates, weights = (
-      _rows.in_range(found, numbers) for numbers in choose(found)
+      _rows.in_range(factor, numbers) for numbers in choose(factor)
     )
-    gradients = found.combine(coordinates, weights)
+    gradients = factor.combine(coordinates, weights)
     return gradients, step(state, weights.astype(dtype), state.inner)
 
-  return optax.GradientTransformationExtraArgs(init(who, objectives), update_fn)
+  return optax.GradientTransformationExtraArgs(
+    init(name, objectives), update_fn
+  )
 
 
 def at(number: Any, count: chex.Array, dtype: Any) -> chex.Array:

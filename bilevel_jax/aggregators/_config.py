@@ -55,8 +55,8 @@ def config(
   """
   given = _by_weights.preferences('config', objectives, preference)
 
-  def choose(found):
-    lengths, lower = found.lengths, found.lower
+  def choose(factor):
+    lengths, lower = factor.lengths, factor.lower
     wanted = jnp.asarray(given, lengths.dtype)
     longest = jnp.max(lengths)
     inverse, _ = _quadratic.triangular_inverse(lower)
@@ -73,6 +73,6 @@ def config(
     # |f_m| u_m' u sums to the length; u_m' u is what is attained over the size.
     total = share @ jnp.where(fine, along / jnp.where(fine, size, 1), 0)
     pulls = inverse.T @ (total * unit)
-    return longest * total * unit, _rows.of_unit_rows(found, pulls, longest)
+    return longest * total * unit, _rows.of_unit_rows(factor, pulls, longest)
 
   return _by_weights.by_factor('config', objectives, choose)

@@ -57,7 +57,7 @@ def triangular_inverse(lower: chex.Array) -> Inverse:
   r"""Inverts a lower triangular matrix with rows of length one or zero.
 
   By substitution, which keeps the digits of small entries on the diagonal, if
-  it is regular. If not, by singular values, of which those below
+  it is regular. Otherwise by singular values, where those below
   :math:`(n + 2) \epsilon` times the largest count as zero: a factor of rows is
   known to that rounding.
   """

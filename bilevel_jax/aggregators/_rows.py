@@ -196,7 +196,7 @@ def factor(jacobian: types.Jacobian | types.Gramian) -> Factor:
   rows = jax.tree.map(
     lambda x: x.astype(dtype) * _column(scale, x), jacobian.rows
   )
-  # A bound of the rounding of a difference of so many terms.
+  # A bound of the rounding of a difference of as many terms as rows.
   room = (size + 2) * jnp.finfo(dtype).eps
 
   def add_row(i, carry):
@@ -260,9 +260,9 @@ def _column(numbers, rows):
   return numbers.reshape(-1, *(1,) * (rows.ndim - 1))
 
 
-def in_range(found: types.Gramian | Factor, weights: chex.Array) -> chex.Array:
+def in_range(factor: types.Gramian | Factor, weights: chex.Array) -> chex.Array:
   """The weights; not a number where the lengths are too far apart for them."""
-  lengths, info = found.lengths, jnp.finfo(found.lengths.dtype)
+  lengths, info = factor.lengths, jnp.finfo(factor.lengths.dtype)
   longest = jnp.max(lengths)
   shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
   # With room for weights that are small beside the others.
@@ -271,10 +271,10 @@ def in_range(found: types.Gramian | Factor, weights: chex.Array) -> chex.Array:
 
 
 def of_unit_rows(
-  found: types.Gramian | Factor, pulls: chex.Array, unit: chex.Numeric = 1
+  factor: types.Gramian | Factor, pulls: chex.Array, unit: chex.Numeric = 1
 ) -> chex.Array:
   """Weights of rows as they are, from those of rows of the length `unit`."""
-  return pulls * _trees.ratio(unit, found.lengths)
+  return pulls * _trees.ratio(unit, factor.lengths)
 
 
 def from_matrix(

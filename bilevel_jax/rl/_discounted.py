@@ -33,8 +33,8 @@ def discounted_solve(
     transposed: whether the system is of the transposed P.
 
   Returns:
-    x, (states,), to rounding: beside the largest value, or, if transposed and b
-    has one sign, in each state.
+    x, (states,), to rounding: relative to the largest value, or, if transposed
+    and b has one sign, relative in each state.
   """
 
   def product(x):
@@ -93,19 +93,19 @@ def _sweeps_for(log_share, discount):
 
 
 def _in_each_state(matrix, right, discount, x):
-  r"""Makes the error of visits small beside the visits of each state.
+  r"""Makes the relative error of the visits of each state small.
 
-  The error of x is rounding beside the *largest* visits, more than all the
-  visits of a rare state, and whoever divides by visits divides noise by noise.
-  How large it is depends on the processor, and a bound that holds for all,
-  :math:`n \epsilon / (1 - \gamma)` times the sum of visits, would in float32
-  exceed the visits of most states of a large process. So no threshold decides
-  here. States that b does not reach are set to zero by the chain's support. For
-  the others plain sweeps, with stays in a state summed in closed form, go on
-  until each state's residual is rounding beside its own visits,
-  :math:`|\delta_s| \le n \epsilon |x_s|`. They add products of nonnegative
-  numbers and so keep relative accuracy; the solution's relative error is at
-  most :math:`n \epsilon` times the mean time at which the state is visited, by
+  The error of x is rounding of the *largest* visits, which may be more than all
+  visits of a rare state, and a caller that divides by visits then divides noise
+  by noise. The size of the noise depends on the processor. A bound that holds
+  for all of them, :math:`n \epsilon / (1 - \gamma)` times the sum of visits,
+  exceeds the visits of most states of a large process in float32. So no
+  threshold decides here. States that b does not reach are set to zero by the
+  chain's support. For the others, plain sweeps with the stays in a state summed
+  in closed form continue until the residual of each state is rounding of its
+  own visits, :math:`|\delta_s| \le n \epsilon |x_s|`. They add products of
+  nonnegative numbers and so keep relative accuracy: the relative error is at
+  most :math:`n \epsilon` times the mean time at which a state is visited, by
   :math:`|x - x^*| \le n \epsilon (I - \gamma P^\top)^{-1} |x|`.
 
   Args:
