@@ -20,7 +20,10 @@ import hypothesis
 import jax
 import pytest
 
-from tests import memory
+from tests import memory, perturbed
+
+if perturbed.ACTIVE:
+  perturbed.install()
 
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _trees
-from bilevel_jax.aggregators import _by_weights
+from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
 def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
@@ -17,9 +17,12 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     d = J^\top w, \qquad
     w = \sigma_r \, U \Sigma^{-1} U^\top \frac{1}{M} \mathbf{1}
 
-  A singular value below :math:`M \epsilon` times the largest one counts as
-  zero, where :math:`\epsilon` is the spacing of floats: a gradient that is a
-  million times shorter than another one is left out in float32.
+  A singular value below :math:`(M + 2) \epsilon` times the largest one counts
+  as zero, where :math:`\epsilon` is the spacing of floats: that much is the
+  rounding of the QR factorisation of the rows that it is computed by. So a
+  gradient that is a million times shorter than another one is left out in
+  float32. From a `Gramian`, which has only products, angles between gradients
+  below some 1e-3 are lost in float32.
 
   Args:
     objectives: the number of rows :math:`M`.
@@ -44,18 +47,24 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     for Multi-Task Learning <https://arxiv.org/abs/2305.19000>`_, 2023.
   """
 
-  def choose(found, inner):
-    spacing = objectives * jnp.finfo(found.lengths.dtype).eps
-    # By a square root of the cosines: in the Gram matrix itself, half of the
-    # digits of the small singular values would be lost.
-    values, vectors = jnp.linalg.eigh(found.cosines)
-    values = jnp.where(values > spacing * values[-1], values, 0)
-    lengths = _trees.ratio(found.lengths, jnp.max(found.lengths))
-    square = lengths[:, None] * vectors * jnp.sqrt(values)
-    left, sizes, _ = jnp.linalg.svd(square)
+  def choose(factor):
+    spacing = (objectives + 2) * jnp.finfo(factor.lengths.dtype).eps
+    longest = jnp.max(factor.lengths)
+    share = _trees.ratio(factor.lengths, longest)
+    left, sizes, right = jnp.linalg.svd(share[:, None] * factor.lower)
     present = sizes > spacing * sizes[0]
-    least = jnp.min(jnp.where(present, sizes, jnp.inf))
-    scale = jnp.where(present, least / jnp.where(present, sizes, 1), 0)
-    return left @ (scale * jnp.mean(left, axis=0)), inner
+    inverse, regular = _quadratic.triangular_inverse(factor.lower)
+    # An SVD's error in each singular value is a rounding of the largest one.
+    # As one over the largest of the inverse, the smallest keeps its digits.
+    over = inverse * _trees.ratio(1, share)
+    smallest = jnp.where(
+      regular & jnp.all(present),
+      _trees.ratio(1, jnp.linalg.norm(over, 2)),
+      jnp.min(jnp.where(present, sizes, jnp.inf)),
+    )
+    mean = jnp.mean(left, axis=0)
+    scale = jnp.where(present, smallest, 0) * mean
+    pulls = left @ jnp.where(present, scale / jnp.where(present, sizes, 1), 0)
+    return longest * (scale @ right), pulls
 
-  return _by_weights.by_gramian('aligned_mtl', objectives, choose)
+  return _by_weights.by_factor('aligned_mtl', objectives, choose)

@@ -113,6 +113,35 @@ def by_gramian(
   return by_weights(who, objectives, from_gramian, start)
 
 
+def by_factor(
+  name: str,
+  objectives: int,
+  choose: Callable[[_rows.Factor], tuple[chex.Array, chex.Array]],
+) -> optax.GradientTransformationExtraArgs:
+  """As `by_gramian`, for directions that depend on small angles between rows.
+
+  Args:
+    name: of the aggregator, for errors.
+    objectives: the number of rows.
+    choose: from the rows' factor to the direction in its basis and to weights
+      of the rows that give it.
+  """
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, name, objectives)
+    factor, dtype = _rows.factor(jacobian), state.weights.dtype
+    coordinates, weights = (
+      _rows.in_range(factor, numbers) for numbers in choose(factor)
+    )
+    gradients = factor.combine(coordinates, weights)
+    return gradients, step(state, weights.astype(dtype), state.inner)
+
+  return optax.GradientTransformationExtraArgs(
+    init(name, objectives), update_fn
+  )
+
+
 def at(number: Any, count: chex.Array, dtype: Any) -> chex.Array:
   """A constant or a schedule as a scalar of a dtype."""
   return jnp.asarray(number(count) if callable(number) else number, dtype)

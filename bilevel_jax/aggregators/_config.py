@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _trees
-from bilevel_jax.aggregators import _by_weights, _rows
+from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
 def config(
@@ -23,7 +23,9 @@ def config(
 
   The rows of :math:`U` are the gradients divided by their lengths, and
   :math:`U^+` is the pseudo-inverse. A gradient that vanishes is left out, and
-  the direction is zero where no direction has the cosines.
+  the direction is zero where no direction has the cosines. It is computed from
+  the rows by a QR factorisation, so that angles down to some 1e-6 count in
+  float32; from a `Gramian`, which has only products, down to some 1e-3.
 
   Args:
     objectives: the number of rows.
@@ -53,18 +55,24 @@ def config(
   """
   given = _by_weights.preferences('config', objectives, preference)
 
-  def choose(found, inner):
-    lengths, cosines = found.lengths, found.cosines
+  def choose(factor):
+    lengths, lower = factor.lengths, factor.lower
     wanted = jnp.asarray(given, lengths.dtype)
     longest = jnp.max(lengths)
-    pulls = jnp.linalg.pinv(cosines, hermitian=True) @ wanted
-    along = cosines @ pulls
-    square = pulls @ along
-    # Where the preferred cosines are out of reach, only rounding is left.
-    room = objectives * jnp.finfo(lengths.dtype).eps
-    fine = square > room * jnp.sum(wanted**2)
-    total = _trees.ratio(lengths, longest) @ along
-    scale = jnp.where(fine, total / jnp.where(fine, square, 1), 0)
-    return _rows.of_unit_rows(found, pulls * scale, longest), inner
+    inverse, _ = _quadratic.triangular_inverse(lower)
+    # U^+ p in the basis of the rows, and the cosines that it attains.
+    toward = inverse @ wanted
+    along = lower @ toward
+    size = jnp.linalg.norm(toward)
+    # Where the preferred cosines are out of reach, only rounding is left: that
+    # of the inverse, which multiplies a rounding of its own.
+    room = objectives * jnp.finfo(lengths.dtype).eps * jnp.linalg.norm(inverse)
+    fine = size > room * jnp.linalg.norm(wanted)
+    unit = jnp.where(fine, toward / jnp.where(fine, size, 1), 0)
+    share = _trees.ratio(lengths, longest)
+    # |f_m| u_m' u sums to the length; u_m' u is what is attained over the size.
+    total = share @ jnp.where(fine, along / jnp.where(fine, size, 1), 0)
+    pulls = inverse.T @ (total * unit)
+    return longest * total * unit, _rows.of_unit_rows(factor, pulls, longest)
 
-  return _by_weights.by_gramian('config', objectives, choose)
+  return _by_weights.by_factor('config', objectives, choose)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _trees
-from bilevel_jax.aggregators import _by_weights
+from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
 def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
@@ -40,21 +40,36 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
     Multi-task Learning, 2021.
   """
 
-  def choose(found, inner):
-    lengths = found.lengths
+  def choose(factor):
+    lengths, lower = factor.lengths, factor.lower
     longest = jnp.max(lengths)
     shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
     # How much each row of length one counts in the sum of weights, in units of
     # the shortest one, so that nothing overflows.
     counts = _trees.ratio(shortest, lengths)
+    inverse, regular = _quadratic.triangular_inverse(lower)
+    # The direction with projections of one is the first row and a part across
+    # it. By how much a unit row's part along the first is less than one, from
+    # its parts across: as a difference it would be rounding at small angles.
+    first = lower[:, 0]
+    across = jnp.sum(lower[:, 1:] ** 2, axis=1)
+    near = across / (1 + jnp.abs(first))
+    lacking = jnp.where(first > 0, near, 1 - first)
+    equal = (inverse @ lacking).at[0].set(1)
+    equal = equal / ((inverse @ counts) @ equal)
+    # Where rows depend on each other, the least squares of the equations for
+    # the weights and what all projections are equal to.
     there = (lengths > 0).astype(lengths.dtype)
-    # Unknown are the weights and what all projections are equal to.
     system = jnp.block(
       [
-        [found.cosines + jnp.diag(1 - there), -there[:, None]],
+        [lower @ lower.T + jnp.diag(1 - there), -there[:, None]],
         [counts[None, :], jnp.zeros((1, 1), lengths.dtype)],
       ]
     )
-    return jnp.linalg.pinv(system)[:-1, -1] * counts, inner
+    pulls = jnp.where(
+      regular, inverse.T @ equal, jnp.linalg.pinv(system)[:-1, -1]
+    )
+    direction = jnp.where(regular, equal, lower.T @ pulls)
+    return shortest * direction, pulls * counts
 
-  return _by_weights.by_gramian('imtl_g', objectives, choose)
+  return _by_weights.by_factor('imtl_g', objectives, choose)

@@ -1,30 +1,32 @@
 """Fair weights: the larger, the smaller an objective's progress is."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, types
+from bilevel_jax import _checks
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 _STEPS = 200
 
 
-def _fair(found: types.Gramian, alpha: float) -> chex.Array:
-  r"""Solves :math:`G w = w^{-1/\alpha}`.
+def _fair(factor: _rows.Factor, alpha: float) -> tuple[chex.Array, chex.Array]:
+  r"""Solves :math:`G w = w^{-1/\alpha}`; the direction and the weights.
 
-  The weights :math:`p` of rows of length one solve :math:`C p = c \,
-  p^{-1/\alpha}` with cosines :math:`C` and a power :math:`c` of the lengths,
-  the optimality condition of a convex program. Newton's method follows the
-  solution from :math:`c = 1`, by at most a factor of :math:`e` in a step. Not a
-  number if it does not arrive, or if a weight leaves the range of floats.
+  The weights :math:`p` of rows of length one solve :math:`L L^\top p = c \,
+  p^{-1/\alpha}` with the rows' factor :math:`L` and a power :math:`c` of the
+  lengths, the optimality condition of a convex program. Newton's method follows
+  the solution from :math:`c = 1`, by at most a factor of :math:`e` in a step.
+  Not a number if it does not arrive, or if a weight leaves the range of floats.
   """
-  size, power = found.lengths.shape[0], 1 / alpha
-  info, there = jnp.finfo(found.lengths.dtype), found.lengths > 0
+  lengths, lower = factor.lengths, factor.lower
+  size, power = lengths.shape[0], 1 / alpha
+  info, there = jnp.finfo(lengths.dtype), lengths > 0
   # A row that is zero would ask for an infinite weight, and so would rows that
-  # cancel: the diagonal keeps both finite.
-  cosines = found.cosines + jnp.diag(jnp.where(there, 16 * size * info.eps, 1))
-  target = (power - 1) * jnp.log(jnp.where(there, found.lengths, 1))
+  # cancel: a diagonal keeps both finite. Its root is the rounding of L.
+  root = jnp.where(there, 4 * size * info.eps, 1)
+  target = (power - 1) * jnp.log(jnp.where(there, lengths, 1))
   most = jnp.max(target)
   least = jnp.min(target) - most
 
@@ -35,20 +37,36 @@ def _fair(found: types.Gramian, alpha: float) -> chex.Array:
   def newton(carry):
     pulls, _, count = carry
     pressure = jnp.exp(jnp.maximum(target - most, -count)) * pulls**-power
-    curve = cosines + jnp.diag(power * pressure / pulls)
-    move = _quadratic.solve(curve, pressure - cosines @ pulls)
+    left = pressure - lower @ (lower.T @ pulls) - root**2 * pulls
+    # The curvature is a sum of squares; its root keeps small angles.
+    curve = jnp.diag(jnp.sqrt(root**2 + power * pressure / pulls))
+    upper = jnp.linalg.qr(jnp.concatenate([lower.T, curve]), mode='r')
+    solve = jax.scipy.linalg.solve_triangular
+    move = solve(upper, solve(upper, left, trans=1))
     change = jnp.max(jnp.abs(move / pulls))
     # Damped, so that all stay positive; full steps close to the end.
     return pulls + move / jnp.maximum(1, 1.2 * change), change, count + 1
 
   start = (jnp.ones_like(target), jnp.ones_like(most), 0)
-  pulls, change, count = _quadratic.loop(going, newton, start, found[:2])
-  pulls = pulls * jnp.exp(most / (1 + power))
-  weights = _rows.of_unit_rows(found, pulls)
+  data = (lengths, lower)
+  pulls, change, count = _quadratic.loop(going, newton, start, data)
+  # Both sides of the equation give the direction, L' p. Where large weights
+  # cancel, the left one is their rounding; the right one is divided by small
+  # angles. The one of the smaller bound on its rounding counts.
+  inverse, regular = _quadratic.triangular_inverse(lower)
+  pressure = jnp.exp(target - most) * pulls**-power - root**2 * pulls
+  pulls_there, size_of = jnp.where(there, pulls, 0), jnp.linalg.norm
+  right = size_of(inverse) * size_of(pressure) < size_of(pulls_there)
+  direction = jnp.where(
+    regular & right, inverse @ pressure, lower.T @ pulls_there
+  )
+  unit = jnp.exp(most / (1 + power))
+  direction, pulls = direction * unit, pulls * unit
+  weights = _rows.of_unit_rows(factor, pulls)
   fine = (change < 0.1) & (1 - count <= least)
   held = (weights >= info.tiny) & (weights <= info.max)
   fine = fine & jnp.all(held | ~there)
-  return jnp.where(fine, weights, jnp.nan)
+  return jnp.where(fine, direction, jnp.nan), jnp.where(fine, weights, jnp.nan)
 
 
 def nash_mtl(
@@ -96,19 +114,19 @@ def nash_mtl(
   if max_norm is not None:
     _checks.within('nash_mtl', 'max_norm', max_norm, 0, open_low=True)
 
-  def choose(found, inner):
-    weights = _fair(found, 1.0)
+  def choose(factor):
+    direction, weights = _fair(factor, 1.0)
+    scale = jnp.ones_like(direction[0])
     if normalise:
-      longest = jnp.max(found.lengths)
-      share = found.lengths / longest
-      size = jnp.linalg.norm(share[:, None] * found.cosines * share)
-      weights = weights * longest * jnp.sqrt(size)
+      longest = jnp.max(factor.lengths)
+      share = (factor.lengths / longest)[:, None] * factor.lower
+      scale = longest * jnp.sqrt(jnp.linalg.norm(share @ share.T))
     if max_norm is not None:
-      length = _rows.norm(found, weights)
-      weights = weights * max_norm / jnp.maximum(length, max_norm)
-    return weights, inner
+      length = scale * jnp.linalg.norm(direction)
+      scale = scale * max_norm / jnp.maximum(length, max_norm)
+    return scale * direction, scale * weights
 
-  return _by_weights.by_gramian('nash_mtl', objectives, choose)
+  return _by_weights.by_factor('nash_mtl', objectives, choose)
 
 
 def fair_grad(
@@ -150,5 +168,5 @@ def fair_grad(
     <https://arxiv.org/abs/2402.15638>`_, 2024.
   """
   _checks.within('fair_grad', 'alpha', alpha, 0, open_low=True)
-  choose = lambda found, inner: (_fair(found, alpha), inner)
-  return _by_weights.by_gramian('fair_grad', objectives, choose)
+  choose = lambda factor: _fair(factor, alpha)
+  return _by_weights.by_factor('fair_grad', objectives, choose)

@@ -1,7 +1,7 @@
 """Small convex programs on products of rows, exact, compiled and batched."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -39,6 +39,37 @@ def solve(
 
   table = jnp.concatenate([matrix, right[:, None]], axis=1)
   return jax.lax.fori_loop(0, size, eliminate, table)[:, -1]
+
+
+class Inverse(NamedTuple):
+  """The pseudo-inverse of a triangular matrix, and whether it has full rank.
+
+  Attributes:
+    matrix: (n, n).
+    regular: whether nothing was left out.
+  """
+
+  matrix: chex.Array
+  regular: chex.Array
+
+
+def triangular_inverse(lower: chex.Array) -> Inverse:
+  r"""Inverts a lower triangular matrix with rows of length one or zero.
+
+  By substitution, which keeps the digits of small entries on the diagonal, if
+  it is regular. Otherwise by singular values, where those below
+  :math:`(n + 2) \epsilon` times the largest count as zero: a factor of rows is
+  known to that rounding.
+  """
+  size, dtype = lower.shape[0], lower.dtype
+  room = (size + 2) * float(jnp.finfo(dtype).eps)
+  regular = jnp.all(jnp.abs(jnp.diagonal(lower)) > room)
+  eye = jnp.eye(size, dtype=dtype)
+  exact = jax.scipy.linalg.solve_triangular(
+    jnp.where(regular, lower, eye), eye, lower=True
+  )
+  cut = jnp.linalg.pinv(lower, rtol=room)
+  return Inverse(jnp.where(regular, exact, cut), regular)
 
 
 def loop(

@@ -1,7 +1,8 @@
 """Rows of a Jacobian: their products with each other and with weights."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -170,9 +171,113 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   )
 
 
-def in_range(found: types.Gramian, weights: chex.Array) -> chex.Array:
+class Factor(NamedTuple):
+  r"""Rows in an orthonormal basis of their span: :math:`U = L Q`.
+
+  U holds the rows divided by their lengths. The angle between two rows is in L
+  to rounding; in the Gram matrix, :math:`L L^\top`, it is to the square root of
+  rounding.
+
+  Attributes:
+    lengths: the norms of the rows, (objectives,).
+    lower: L, lower triangular, (objectives, objectives); a row in the span of
+      the rows before it has a zero on the diagonal.
+    combine: from coordinates y (objectives,) in the basis, and weights of the
+      rows that give the same direction, to the gradient :math:`Q^\top y`.
+  """
+
+  lengths: chex.Array
+  lower: chex.Array
+  combine: Callable[[chex.Array, chex.Array], Any]
+
+
+def factor(jacobian: types.Jacobian | types.Gramian) -> Factor:
+  """Factors the rows of a Jacobian, by Gram and Schmidt's method, twice.
+
+  Twice is enough: the second pass removes what rounding left in the first. A
+  `Gramian` has no rows: its factor is that of its cosines, in which angles
+  below the square root of rounding are lost.
+  """
+  gram = gramian(jacobian)
+  lengths, size = gram.lengths, gram.lengths.shape[0]
+  dtype = lengths.dtype
+  if isinstance(jacobian, types.Gramian):
+    return Factor(
+      lengths, _root(gram.cosines), lambda _, weights: gram.combine(weights)
+    )
+  # By powers of two, so that scaling does not round and no square overflows.
+  _, exponent = jnp.frexp(lengths)
+  scale = jnp.ldexp(jnp.ones_like(lengths), -exponent)
+  rows = jax.tree.map(
+    lambda x: x.astype(dtype) * _column(scale, x), jacobian.rows
+  )
+  # A bound of the rounding of a difference of as many terms as rows.
+  room = (size + 2) * jnp.finfo(dtype).eps
+
+  def add_row(i, carry):
+    # The basis is not divided by its lengths: that would round its vectors.
+    basis, sizes, lower = carry
+    rest = jax.tree.map(lambda x: x[i][None], rows)
+    length = jnp.sqrt(products(rest)[0, 0])
+    along = jnp.zeros_like(sizes)
+    for _ in range(2):
+      part = _trees.ratio(products(basis, rest)[:, 0], sizes**2)
+      rest = jax.tree.map(
+        lambda x, q, part=part: x - jnp.tensordot(part, q, axes=1), rest, basis
+      )
+      along = along + part
+    left = jnp.sqrt(products(rest)[0, 0])
+    there = left > room * length
+    basis = jax.tree.map(
+      lambda q, x: q.at[i].set(jnp.where(there, x[0], 0)), basis, rest
+    )
+    sizes = sizes.at[i].set(jnp.where(there, left, 0))
+    row = along.at[i].set(1) * sizes
+    return (
+      basis,
+      sizes,
+      lower.at[i].set(_trees.ratio(row, jnp.linalg.norm(row))),
+    )
+
+  # Zeros that vary over the devices of a mesh as the rows do.
+  zeros = jax.tree.map(lambda x: 0 * x, (rows, lengths, gram.cosines))
+  basis, sizes, lower = jax.lax.fori_loop(0, size, add_row, zeros)
+
+  def combine(coordinates, _):
+    shares = _trees.ratio(coordinates, sizes)
+    gradients = jax.tree.map(
+      lambda q, row: jnp.tensordot(shares, q, axes=1).astype(row.dtype),
+      basis,
+      jacobian.rows,
+    )
+    return with_rest(gradients, jacobian.rest)
+
+  return Factor(lengths, lower, combine)
+
+
+def _root(cosines: chex.Array) -> chex.Array:
+  """A lower triangular root of a matrix of cosines."""
+  info = jnp.finfo(cosines.dtype)
+  values, vectors = jnp.linalg.eigh(cosines)
+  # An entry is a sum over all parameters that ends within a few roundings of
+  # the exact one, and eigenvalues move by at most the norm of all errors.
+  room = 8 * len(cosines) * info.eps
+  values = jnp.where(values > room * values[-1], values, 0)
+  lower = jnp.linalg.qr((vectors * jnp.sqrt(values)).T, mode='r').T
+  # A diagonal entry is not below the least singular value, the square root of
+  # `room` at least; one that should be zero is of the order of rounding.
+  null = jnp.eye(len(lower), dtype=bool) & (jnp.abs(lower) < info.eps**0.75)
+  return jnp.where(null, 0, lower)
+
+
+def _column(numbers, rows):
+  """A number for each row, shaped to multiply the rows."""
+  return numbers.reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+def in_range(factor: types.Gramian | Factor, weights: chex.Array) -> chex.Array:
   """The weights; not a number where the lengths are too far apart for them."""
-  lengths, info = found.lengths, jnp.finfo(found.lengths.dtype)
+  lengths, info = factor.lengths, jnp.finfo(factor.lengths.dtype)
   longest = jnp.max(lengths)
   shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
   # With room for weights that are small beside the others.
@@ -181,10 +286,10 @@ def in_range(found: types.Gramian, weights: chex.Array) -> chex.Array:
 
 
 def of_unit_rows(
-  found: types.Gramian, pulls: chex.Array, unit: chex.Numeric = 1
+  factor: types.Gramian | Factor, pulls: chex.Array, unit: chex.Numeric = 1
 ) -> chex.Array:
   """Weights of rows as they are, from those of rows of the length `unit`."""
-  return pulls * _trees.ratio(unit, found.lengths)
+  return pulls * _trees.ratio(unit, factor.lengths)
 
 
 def from_matrix(

@@ -312,8 +312,10 @@ def natural(
 
   Args:
     oracle: whose gradient of the sequence is of tables of logits.
-    weights: from all parameters to the visits, (states,), positive; or to a
-      pytree of them, for as many tables.
+    weights: from all parameters to the visits, (states,), or to a pytree of
+      them, for as many tables. Logits of a state whose visits are exactly 0, as
+      `state_visits` gives them for states that cannot be reached, stay as they
+      are; visits by another solver need exact zeros there too.
     of: the sequence.
 
   Returns:
@@ -338,10 +340,11 @@ def natural(
 
     def divide(visited, slope, logits):
       mass = visited[:, None] * jax.nn.softmax(logits)
-      # A state whose visits are rounding, or an action that no float can tell
-      # from impossible, stays as it is.
-      least = jnp.finfo(mass.dtype).eps * jnp.max(visited)
-      small = (visited < least)[:, None] | (mass < jnp.finfo(mass.dtype).tiny)
+      # A state without visits, or an action that no float can tell from
+      # impossible, stays as it is. No threshold on the visits: how large their
+      # rounding is depends on the processor, and `state_visits` has none in
+      # states that cannot be reached.
+      small = mass < jnp.finfo(mass.dtype).tiny
       found = jnp.where(small, 0, slope / jnp.where(small, 1, mass))
       return found.astype(slope.dtype)
 

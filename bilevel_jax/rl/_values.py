@@ -187,7 +187,8 @@ def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
     policy: probabilities, (states, actions).
 
   Returns:
-    Probabilities, (states,).
+    Probabilities, (states,), each with a small relative error; exactly 0 in
+    states that cannot be reached.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp

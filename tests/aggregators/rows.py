@@ -117,7 +117,7 @@ ROWS = (
   row('cagrad', hyper={'radius': 0.4}, schedules=()),
   row('imtl_g'),
   row('fair_grad'),
-  row('config'),
+  row('config', devices=True),
   row('nash_mtl', fixed={'normalise': True}),
   row('aligned_mtl'),
   row('upgrad'),

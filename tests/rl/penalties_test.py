@@ -1,5 +1,7 @@
 """Penalties of decision processes against finite differences, exactly."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -242,6 +244,111 @@ def test_the_natural_step_is_the_advantage(x64):
   q = rewards + DISCOUNT * moves @ v - TAU * log
   advantage = (1 - DISCOUNT) * (q - v[:, None])
   np.testing.assert_allclose(-found, advantage / (1 - DISCOUNT) ** 2)
+
+
+# States that cannot be reached.
+
+OPEN, SHUT = 9, 4
+
+
+def _partly_closed(seed, dtype, slow=1e-9):
+  """A dense process whose last states no other state leads to.
+
+  One of the states that are reached is so from few others, and seldom.
+  """
+  draw = np.random.default_rng(seed)
+  size = OPEN + SHUT
+  moves = draw.dirichlet(np.ones(size), (size, 3))
+  moves[:OPEN, :, OPEN:] = 0
+  moves[:OPEN, :, 3] *= slow
+  moves /= moves.sum(-1, keepdims=True)
+  first = np.append(draw.dirichlet(np.ones(OPEN)), np.zeros(SHUT))
+  first[3] = 0
+  first /= first.sum()
+  rewards, logits = draw.normal(size=(2, size, 3))
+  cast = lambda x: jnp.asarray(x, dtype)
+  mdp = bj.rl.MDP(cast(moves), cast(rewards), cast(0.95), cast(first))
+  return mdp, cast(logits)
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def _rounded_otherwise(mdp, logits, order, scale, *, dtype):
+  """Visits and a natural step of the same process, summed in another order.
+
+  The loss has a slope in each state, whether it is reached or not.
+  """
+  mdp = bj.rl.MDP(
+    mdp.transitions[order][:, :, order] * scale,
+    mdp.rewards[order],
+    mdp.discount,
+    mdp.initial[order] * scale,
+  )
+  visits = lambda p: bj.rl.state_visits(mdp, jax.nn.softmax(p.lower))
+
+  def loss(params, batch):
+    del batch
+    policy = jax.nn.softmax(params.lower)
+    return bj.rl.expected_return(mdp, policy) + jnp.sum(policy[:, 0])
+
+  params = bj.BilevelParams(jnp.zeros((), dtype), logits[order])
+  oracle = bj.rl.natural(bj.gradient(loss, of='lower'), visits)
+  step, _ = oracle.update(None, oracle.init(params), params)
+  back = jnp.argsort(order)
+  return visits(params)[back], step.lower[back]
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+def test_states_out_of_reach_do_not_move_however_sums_are_rounded(dtype):
+  eps = float(np.finfo(dtype).eps)
+  draw, size = np.random.default_rng(0), OPEN + SHUT
+  with jax.enable_x64(dtype == 'float64'):
+    run = jax.vmap(
+      functools.partial(_rounded_otherwise, dtype=dtype), (None, None, 0, 0)
+    )
+    for seed in range(5):
+      mdp, logits = _partly_closed(seed, dtype)
+      orders = jnp.asarray([draw.permutation(size) for _ in range(50)])
+      scales = jnp.asarray(1 + draw.integers(-9, 10, 50) * eps, dtype)
+      visits, steps = run(mdp, logits, orders, scales)
+      assert not np.any(visits[:, OPEN:]) and not np.any(steps[:, OPEN:])
+      policy = np.asarray(jax.nn.softmax(logits), np.float64)
+      chain = np.einsum('sa,sat->st', policy, np.float64(mdp.transitions))
+      seen = np.linalg.solve(
+        np.eye(OPEN) - 0.95 * chain[:OPEN, :OPEN].T,
+        0.05 * np.float64(mdp.initial)[:OPEN],
+      )
+      # The seldom seen state too, whose visits are less than the rounding of
+      # the others': each sum of `size` products rounds as often, and the errors
+      # of the times before, 1 / (1 - 0.95) in the mean, add up.
+      room = 2 * size * eps / (1 - 0.95)
+      np.testing.assert_allclose(visits[:, :OPEN] / seen, 1, atol=room)
+      # Beside the largest, each step is the same in all orders.
+      spread = np.ptp(np.asarray(steps[:, :OPEN]), axis=0)
+      top = np.abs(steps[:, :OPEN]).max((0, 2))[:, None]
+      assert np.all(spread <= 4 * room * top)
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+def test_probabilities_that_underflow_reach_nothing(dtype):
+  """A softmax has full support but for its rounding."""
+  with jax.enable_x64(dtype == 'float64'):
+    cast = lambda x: jnp.asarray(x, dtype)
+    go_or_stay = [[[0, 1, 0], [1, 0, 0]], [[0, 0, 1]] * 2, [[0, 0, 1]] * 2]
+    mdp = bj.rl.make_mdp(
+      cast(go_or_stay), cast(np.ones((3, 2))), discount=cast(0.9),
+      initial=cast([1, 0, 0]),
+    )  # fmt: skip
+    visits = jax.jit(
+      lambda gap: bj.rl.state_visits(
+        mdp, jax.nn.softmax(cast([[-gap, 0], [0, 0], [0, 0]]))
+      )
+    )
+    exponents = -np.log(np.finfo(dtype).tiny)
+    seen = np.asarray(visits(cast(0.9 * exponents)))
+    rare = np.exp(-np.float64(cast(0.9 * exponents)))
+    room = 40 * np.finfo(dtype).eps * exponents
+    np.testing.assert_allclose(seen, [1, 0.9 * rare, 8.1 * rare], rtol=room)
+    np.testing.assert_array_equal(visits(cast(2 * exponents)), [1, 0, 0])
 
 
 # Two players.

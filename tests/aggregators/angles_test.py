@@ -1,0 +1,142 @@
+"""Rows almost parallel and almost opposite: float32 against float64.
+
+The references are the same aggregators in float64, on the rows that float32
+holds; `references_test` compares those with NumPy.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel_jax as bj
+from tests.aggregators import properties_test
+
+A = bj.aggregators
+ANGLE, SAMPLES, COLUMNS = 1e-4, 32, 5
+# Half a spacing of float32: what rounding a row, or a weight, moves.
+UNIT = 2.0**-24
+
+# Those of weights that do not depend on the rows, or smoothly.
+SMOOTH = {
+  'mean',
+  'weighted',
+  'stch',
+  'uncertainty_weighting',
+  'moco',
+}
+# Those of weights that grow as rows cancel: from the rows' factor.
+FACTORED = {
+  'config',
+  'config, preferences',
+  'aligned_mtl',
+  'nash_mtl',
+  'fair_grad',
+  'imtl_g',
+}
+# Those of bounded weights in which rows may cancel. There the direction is as
+# short as the angle is small; a weight in float32 moves it by UNIT times a row,
+# UNIT / ANGLE = 6e-4 of the direction itself for one rounding, and some ten of
+# them are in each. So the error is small beside the rows, and float32 weights
+# cannot make it small beside a direction that vanishes.
+CANCELLING = {
+  'mgda',
+  'mgda, normalised',
+  'moco, exact',
+  'upgrad',
+  'dual_proj',
+  'pcgrad',
+  'grad_vac',
+}
+ALL = properties_test.ALL | {
+  'config, preferences': lambda n: A.config(n, preference=np.arange(1.0, n + 1))
+}
+
+
+def draw(opposite, ratio):
+  """Two rows at the angle from 0 or from pi, the second so much longer."""
+  rng = np.random.default_rng(0)
+  planes = [np.linalg.qr(rng.normal(size=(COLUMNS, 2)))[0].T] * SAMPLES
+  planes = [np.linalg.qr(rng.normal(size=p.T.shape))[0].T for p in planes]
+  second = np.array([np.cos(ANGLE), np.sin(ANGLE)]) * (-1) ** opposite
+  rows = [np.stack([p[0], ratio * second @ p]) for p in planes]
+  return np.float32(rows)
+
+
+PAIRS = [(0, 1.0), (0, 3.0), (1, 1.0), (1, 3.0)]
+
+
+def run(make, rows, dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    link = make(2)
+    state = link.init(jnp.zeros(COLUMNS, dtype))
+    values = jnp.asarray([1.0, 2.0], dtype)
+    one = lambda x: link.update(bj.Jacobian(x, values=values), state)[0]
+    return np.float64(jax.jit(jax.vmap(one))(jnp.asarray(rows, dtype)))
+
+
+def errors(make):
+  """Of each sample of all pairs: error, length, and the longest row."""
+  rows = np.concatenate([draw(*pair) for pair in PAIRS])
+  wide = run(make, rows, 'float64')
+  gap = np.linalg.norm(run(make, rows, 'float32') - wide, axis=1)
+  longest = np.linalg.norm(np.float64(rows), axis=2).max(1)
+  return gap, np.linalg.norm(wide, axis=1), longest
+
+
+@pytest.mark.parametrize('name', sorted(SMOOTH | FACTORED))
+def test_small_angles_count_in_float32(name):
+  gap, length, _ = errors(ALL[name])
+  assert np.all(gap <= 1e-3 * length), (gap / length).max()
+
+
+@pytest.mark.parametrize('name', sorted(CANCELLING))
+def test_what_is_left_of_rows_that_cancel_is_right_beside_them(name):
+  gap, length, longest = errors(ALL[name])
+  # Where the rows do not cancel, the direction is right beside itself.
+  room = np.where(length > 0.1 * longest, 1e-3 * length, 32 * UNIT * longest)
+  assert np.all(gap <= room), (gap / room).max()
+
+
+def test_cagrad_keeps_its_radius_and_progress_at_small_angles():
+  """Where rows cancel, so does their mean, and with it the ball's radius.
+
+  The best worst case is the point of the ball that is furthest along the
+  bisector; its distance from the mean enters by the square of the angle, 1e-8,
+  which is below the rounding of the cosines. What holds is that the direction
+  is in the ball and no worse than the mean, up to the rounding of the rows.
+  """
+  for pair in PAIRS:
+    rows = np.float64(draw(*pair))
+    found = run(A.cagrad, np.float32(rows), 'float32')
+    mean = rows.mean(1)
+    sizes = np.linalg.norm(rows, axis=2)
+    room = 32 * UNIT * sizes.max(1)
+    radius = np.linalg.norm(found - mean, axis=1)
+    # A direction of zero, where the mean is rounding, is as far as the mean.
+    within = 0.4 * np.linalg.norm(mean, axis=1) * (1 + 1e-5) + room
+    vanished = np.linalg.norm(found, axis=1) < 1e-12
+    assert np.all((radius <= within) | vanished)
+    along = np.einsum('smn,sn->sm', rows, found).min(1)
+    before = np.einsum('smn,sn->sm', rows, mean).min(1)
+    assert np.all((along >= before - room * sizes.max(1)) | vanished)
+
+
+def test_grad_drop_is_discontinuous_where_rows_cancel():
+  """A coordinate's sign is drawn by the share of its positive parts.
+
+  For opposite rows the share is near one half in each coordinate, whatever the
+  angle, and which draws fall below it is decided by bits: the direction jumps.
+  For rows almost parallel no coordinate has two signs but near zero, and it is
+  their sum.
+  """
+  rows = np.float64(draw(0, 3.0))
+  found = run(ALL['grad_drop'], np.float32(rows), 'float32')
+  clear = np.all(np.abs(rows) > 1e-3, axis=1)
+  total = rows.sum(1)
+  np.testing.assert_allclose(found[clear], total[clear], rtol=1e-5)
+
+
+def test_every_aggregator_is_covered():
+  others = {'cagrad', 'grad_drop', 'upgrad, preferences'}
+  assert SMOOTH | FACTORED | CANCELLING | others == {*ALL}
