@@ -1,5 +1,6 @@
 """What `rlhf` ends with: table, plot, metrics and policies."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ def first_at(result: Result, target: float) -> np.ndarray:
   return np.where(there.any(axis=0), found, np.nan)
 
 
+def area(result: Result) -> np.ndarray:
+  """Mean of the true return over the records, (seeds,); NaN if one is."""
+  return result.returns.mean(axis=0)
+
+
 def report(
   options: harness.Options,
   settings: rlhf_settings.Settings,
@@ -73,7 +79,10 @@ def report(
   for name, result in results.items():
     method = feedback.METHODS[name]
     row: dict[str, Any] = {'method': method.title}
-    found = {'true return': ('true_return', result.returns[-1])}
+    found = {
+      'true return': ('true_return', result.returns[-1]),
+      'area': ('area', area(result)),
+    }
     if result.accuracy is not None:
       found['accuracy'] = ('accuracy', result.accuracy[-1])
     for title, (metric, values) in found.items():
@@ -84,7 +93,7 @@ def report(
     metrics[f'{name}/labels'] = row['labels']
     if target is not None:
       row[f'labels at {target:g}'] = None
-      if method.model and method.sense:
+      if method.learns_labels and method.sense:
         at = harness.mean_interval(first_at(result, target))
         row[f'labels at {target:g}'] = at
         metrics |= at.metrics(f'{name}/labels_to_target')
@@ -118,13 +127,17 @@ def report(
 
 
 def _leads(metrics, results):
-  """Differences seed by seed: all methods begin with the same policies."""
-  if 'pbrl' in results:
-    for other in ('drlhf', 'oracle'):
-      if other in results:
-        lead = results['pbrl'].returns[-1] - results[other].returns[-1]
-        found = harness.mean_interval(lead)
-        metrics |= found.metrics(f'pbrl/lead_over_{other}')
+  """Paired differences: for each seed all methods start at one policy."""
+  for name, other in itertools.permutations(results, 2):
+    if name.startswith('control/'):
+      continue
+    one, two = results[name], results[other]
+    for lead, values in (
+      ('lead', one.returns[-1] - two.returns[-1]),
+      ('area_lead', area(one) - area(two)),
+    ):
+      interval = harness.mean_interval(values)
+      metrics |= interval.metrics(f'{name}/{lead}_over_{other}')
 
 
 def _plot(folder, settings, results):
