@@ -62,6 +62,14 @@ CLAIMS = (
     )
   ),
   harness.Claim(
+    'Incentive design: PBRL above a payoff written by hand, which makes the '
+    "designer's best pair of actions dominant, by the paired difference.",
+    binary='incentive_design',
+    metric='pbrl/lead_over_control/by_hand',
+    at_least=0,
+    presets=('quick', 'paper'),
+  ),
+  harness.Claim(
     'Incentive design: the gap of the players falls to a hundredth.',
     binary='incentive_design',
     metric='pbrl/gap_ratio',
