@@ -4,9 +4,9 @@
     python -m experiments.tables --check                       # or compares
     python -m experiments.tables --store runs/pbgd/toy/quick   # keeps a run
 
-Results are kept in experiments/<paper>/results, a small file a run: metrics,
-table, curves, seeds, settings, versions, time, date and command. A Markdown
-file asks for them by comments, which no reader sees:
+Results are kept in experiments/<paper>/results, a small file per run: metrics
+with their values per seed, table, curves, seeds, settings, versions, time, date
+and command. A Markdown file asks for them by comments, which no reader sees:
 
     <!-- table: pbgd/toy-quick | solver | mean steps = steps | penalty == 10 -->
     <!-- end -->
@@ -18,7 +18,8 @@ its first two.
 
     **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
 
-is a metric alone in a format; without one it comes with its interval. A line
+is a metric alone in a format; without one it comes with its interval.
+`run a - b` is the difference of two metrics with its paired t interval. A line
 cannot start with this comment: Markdown would take it for HTML. A number in a
 table is one of these two, or stands between `<!-- by hand -->`, a sentence that
 says where it is from, and `<!-- end -->`; or its cell says that it was measured
@@ -42,20 +43,15 @@ from experiments import harness
 from experiments.harness import files, report
 
 ROOT = pathlib.Path(__file__).parents[1]
-LARGEST = 25_000  # Bytes of a stored file.
+LARGEST = 100_000  # Bytes of a stored file.
 # A list of plain values, which stands in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
-# Metrics of which the documents have no use, or which the table holds too.
-_BULKY = re.compile(
-  r'(^|/)(bias|calls_a_step|count|edges|exponent|from_min_norm|looks|own|rate'
-  r'|seconds_a_run|step_seconds|torque\d|trials)'
-  r'(/|$)'
-)
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
-_VALUE = r'-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
+_VALUE = r'[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
 _NUMBER = re.compile(
-  rf'(<!-- number: (\S+) (\S+)(?: (\S+))? -->)(?:{_VALUE}(?: ± {_VALUE}'
+  rf'(<!-- number: (\S+) (\S+(?: - \S+)?)(?: (\S+))? -->)'
+  rf'(?:{_VALUE}(?: ± {_VALUE}'
   rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
 )
 _BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
@@ -83,8 +79,8 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
     root: of the repository.
 
   Returns:
-    The file: `<paper>/results/<binary>-<preset>`, with the flags that were
-    given beside the preset.
+    The file: `<paper>/results/<binary>-<preset>`, with the mode, unless the run
+    trained, and the flags that were given besides the preset.
 
   Raises:
     ValueError: if the run has no results, or they are too large to keep.
@@ -93,17 +89,20 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   folder = folder.parent if folder.name == 'results.json' else folder
   results = harness.read_results(folder / 'results.json')
   paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
+  # What the binary did instead of training, such as `evaluate`.
+  mode = [results['mode']] if results.get('mode') else []
   changed = _flags(results)
-  command = [f'experiments.{paper}.{binary}', f'--preset={preset}', *changed]
   if results.get('data_dir'):
-    command.append(f'--data_dir={results["data_dir"]}')
+    changed.append(f'--data_dir={results["data_dir"]}')
+  command = [f'experiments.{paper}.{binary}', *mode, f'--preset={preset}']
+  command += changed
   kept = {k: v for k, v in results.items() if k not in _DROPPED}
   kept |= {
     'command': shlex.join(['python', '-m', *command]),
-    'metrics': {
-      name: None if value is None else float(f'{value:.6g}')
-      for name, value in results['metrics'].items()
-      if not _BULKY.search(name)
+    'metrics': {k: _short(x) for k, x in results['metrics'].items()},
+    'per_seed': {
+      name: [_short(x) for x in values]
+      for name, values in results.get('per_seed', {}).items()
     },
     # Where a folder lies is of one machine.
     'data': _FOLDERS.sub('', results.get('data') or ''),
@@ -113,10 +112,9 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept.setdefault('date', day.date().isoformat())
   if (folder / 'table.md').exists():
     kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
-  said = [f.removeprefix('--') for f in command[2:] if 'seeds=' not in f]
-  name = '-'.join(
-    [binary, preset, *(re.sub(r'[^\w.=]+', '-', s) for s in said)]
-  )
+  flags = [f.removeprefix('--') for f in changed if 'seeds=' not in f]
+  parts = [re.sub(r'[^\w.=]+', '-', part) for part in (*mode, *flags)]
+  name = '-'.join([binary, preset, *parts])
   if len(name) > 80:
     name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
@@ -208,6 +206,11 @@ def _flags(results: Mapping[str, Any]) -> list[str]:
   return found
 
 
+def _short(value: float | None) -> float | None:
+  """Six digits of a number."""
+  return None if value is None else float(f'{value:.6g}')
+
+
 def _path(name: str, root: pathlib.Path) -> pathlib.Path:
   paper, _, run = name.partition('/')
   return root / 'experiments' / paper / 'results' / f'{run}.json'
@@ -236,9 +239,20 @@ def _cells(line: str) -> list[str]:
 
 
 def _number(name, metric, form, root) -> str:
-  metrics = _read(name, root)['metrics']
-  if metric not in metrics:
-    raise ValueError(f'the stored result {name} has no metric {metric}.')
+  results = _read(name, root)
+  metrics = results['metrics']
+  first, _, second = metric.partition(' - ')
+  for one in filter(None, (first, second)):
+    if one not in metrics:
+      raise ValueError(f'the stored result {name} has no metric {one}.')
+  if second:
+    interval = harness.paired_interval(results, first, second)
+    if interval is None:
+      raise ValueError(
+        f'the stored result {name} lacks the values per seed of {first} or '
+        f'{second}: run it again and store it.'
+      )
+    return f'{interval.mean:{form}}' if form else str(interval)
   value, half = metrics[metric], metrics.get(f'{metric}/half_width')
   if value is None:
     raise ValueError(f'{metric} of {name} is not finite: say so in words.')

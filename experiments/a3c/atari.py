@@ -4,6 +4,7 @@ Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-critic: Convergence and Linear Speedup, 2023.
 
     python -m experiments.a3c.atari --preset=quick
+    python -m experiments.a3c.atari evaluate --preset=quick --episodes=10
 
 Expected: with 16 workers, gradients 14.7 updates old on average, and scores of
 hardly learnt play. Time: 2 minutes on 2 cores.
@@ -11,16 +12,20 @@ hardly learnt play. Time: 2 minutes on 2 cores.
 Seaquest, 16 workers, Adam with the paper's step size; the extra `atari` has the
 game. The networks are those of Mnih et al., 2016, one for the policy and one
 for the value. A run goes on after a kill from its parameters, optimisers,
-counts and scores; not bit for bit: threads race, and episodes under way begin
-anew. `smoke` plays a cart-pole, which needs no extra.
+counts and scores; not bit for bit: threads race, and games under way start
+again. `smoke` plays a cart-pole, which needs no extra. `training_return` is the
+mean score of the last games of the training; `evaluate` reads the newest
+checkpoints and plays whole games with fixed parameters.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
 import time
-from typing import Annotated, Any
+import zlib
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +35,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import threads, workers
 from experiments.harness import checkpoints, files, termination
-from experiments.rl import games, networks
+from experiments.rl import evaluation, games, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,13 @@ class Settings:
     record: updates between two records.
     compared: gradients by which the throughput of one worker, and of all, is
       measured at first; 0 for no comparison.
+    sticky_actions: the probability that the Atari repeats the action before for
+      a frame; 0.25 in Machado et al., 2018.
+    end_on_life_loss: whether a lost life ends the episode that is learnt from,
+      as in Mnih et al., 2015.
+    fire_on_reset: whether episodes start with FIRE in games that have it.
+    episodes: whole games of each seed that `evaluate` plays.
+    policy: the actions in `evaluate`: the likeliest ones (greedy) or sampled.
     seeds: of weights, games and actions.
   """
 
@@ -66,7 +78,19 @@ class Settings:
   reward_scale: float = 1.0
   record: int = 50
   compared: Annotated[int, harness.Allowed(0)] = 32
+  sticky_actions: Annotated[float, harness.Allowed(0, 1)] = 0.0
+  end_on_life_loss: bool = False
+  fire_on_reset: bool = False
+  episodes: int = 30
+  policy: evaluation.Policy = 'greedy'
   seeds: int = 1
+
+  @property
+  def conventions(self) -> games.Conventions:
+    """Those of the settings."""
+    return games.Conventions(
+      self.sticky_actions, self.end_on_life_loss, self.fire_on_reset
+    )
 
 
 PRESETS = {
@@ -76,13 +100,25 @@ PRESETS = {
 }
 
 
+class Saved(NamedTuple):
+  """What a checkpoint holds.
+
+  Attributes:
+    params: of actor and critic.
+    state: of what applies the gradients.
+  """
+
+  params: Any
+  state: Any
+
+
 class Run:
   """One seed: what is compiled, and what is kept.
 
   Args:
     options: what the flags say.
     seed: of all that is random.
-    make_game: (name, generator) -> game.
+    make_game: (name, generator, conventions) -> game.
   """
 
   def __init__(self, options: harness.Options, seed: int, make_game: Any):
@@ -157,20 +193,21 @@ class Run:
       'progress': self.progress._asdict(),
       'throughputs': self.throughputs,
     }
-    saved.save(self.version, (self.params, self.state), extra)
+    saved.save(self.version, Saved(self.params, self.state), extra)
 
   def restore(self, saved: checkpoints.Checkpoints) -> None:
     """Goes on from the newest checkpoint, if there is one."""
-    found = saved.restore((self.params, self.state))
-    if found is not None:
-      self.params, self.state = found.tree
-      self.version = found.step
-      self.progress = threads.Progress(**found.extra['progress'])
-      self.throughputs = found.extra['throughputs']
+    restored = saved.restore(Saved(self.params, self.state))
+    if restored is not None:
+      self.params, self.state = restored.tree
+      self.version = restored.step
+      self.progress = threads.Progress(**restored.extra['progress'])
+      self.throughputs = restored.extra['throughputs']
 
   def _game(self, index, version):
     rng = np.random.default_rng((self._seed, index, version))
-    return self._make(self._options.settings.env, rng)
+    settings = self._options.settings
+    return self._make(settings.env, rng, settings.conventions)
 
 
 def train(options: harness.Options, seed: int, make_game: Any) -> Run:
@@ -179,7 +216,7 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
   Args:
     options: what the flags say.
     seed: the seed.
-    make_game: (name, generator) -> game.
+    make_game: (name, generator, conventions) -> game.
 
   Returns:
     The finished run.
@@ -194,8 +231,10 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
     terminated = stack.enter_context(termination.deferred())
     folder = files.make_folder(pathlib.Path(options.workdir) / f'seed_{seed}')
     stack.enter_context(files.locked(folder))
-    kept = harness.settings_of(settings, 'frames', 'compared')
-    checkpoints.check_settings(folder / 'settings.json', kept)
+    identity = harness.settings_of(
+      settings, 'frames', 'compared', 'episodes', 'policy'
+    )
+    checkpoints.check_settings(folder / 'settings.json', identity)
     saved = checkpoints.Checkpoints(folder / 'checkpoints')
     stack.callback(saved.close)
     run.restore(saved)
@@ -256,7 +295,7 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
 def _record(run, losses):
   scores, progress = run.progress.scores, run.progress
   return {
-    'return': np.array([np.mean(scores) if scores else np.nan]),
+    'training_return': np.array([np.mean(scores) if scores else np.nan]),
     'frames': np.array([run.frames]),
     'frames_per_second': np.array([run.frames / progress.seconds]),
     **{f'loss/{name}': value for name, value in losses.items()},
@@ -293,10 +332,12 @@ def main(options: harness.Options, make_game: Any = games.make) -> None:
     np.mean(run.progress.scores) if run.progress.scores else np.nan
     for run in runs
   ]
-  found = harness.mean_interval(scores)
+  training_return = harness.mean_interval(scores)
   seconds = sum(run.progress.seconds for run in runs)
   metrics = {
-    **found.metrics('mean_return'),
+    **training_return.metrics('training_return'),
+    # Its former name, for one version.
+    **training_return.metrics('mean_return'),
     'episodes': sum(run.progress.episodes for run in runs),
     'frames': sum(run.frames for run in runs),
     'updates': sum(run.version for run in runs),
@@ -311,7 +352,7 @@ def main(options: harness.Options, make_game: Any = games.make) -> None:
     'game': settings.env,
     'workers': settings.workers,
     'frames': metrics['frames'],
-    'return of the last 100 episodes': found,
+    'training return, last 100 games': training_return,
     'mean delay': metrics['delay/mean'],
     'largest': metrics['delay/max'],
     'frames/s': round(metrics['frames_per_second']),
@@ -353,11 +394,73 @@ def _per_other(counts, workers):
   return _mean(counts) / (workers - 1) if workers > 1 else np.nan
 
 
+def evaluate(options: harness.Options) -> None:
+  """Plays games with the parameters of each seed's newest checkpoint."""
+  settings, start = options.settings, time.perf_counter()
+  workdir = pathlib.Path(options.workdir)
+  updates, played = [], []
+  for seed in options.seeds:
+    rng = np.random.default_rng((seed, zlib.crc32(b'evaluation')))
+    game = games.make(settings.env, rng, settings.conventions)
+    agent = networks.agent(game.shape, game.actions)
+    structure = jax.eval_shape(agent.init, jax.random.key(0))
+    # Numbers have no shape: the params of this run have no axis of members.
+    like = jax.tree.map(lambda _: 0, structure)
+    checkpoint = harness.load(workdir, name=f'seed_{seed}', like=like)
+    env = checkpoint.settings.get('env', settings.env)
+    if env != settings.env:
+      raise harness.OtherRunError(
+        f'{workdir} holds policies for {env}, not for {settings.env}: give '
+        f'--env={env}, or another --workdir.'
+      )
+    act = evaluation.make_act(agent, game.actions, settings.policy)
+    choose = _chooser(act, checkpoint.params.actor, jax.random.key(seed))
+    updates.append(checkpoint.step)
+    played.append(
+      [evaluation.play_game(game, choose) for _ in range(settings.episodes)]
+    )
+  returns, lengths = np.moveaxis(np.array(played), -1, 0)
+  evaluation.write(
+    options,
+    evaluation.Episodes(returns, lengths.astype(int)),
+    about={'game': settings.env, **settings.conventions._asdict()},
+    updates=min(updates),
+    start=start,
+  )
+
+
+def _chooser(act, actor, key):
+  """Observation -> action; each call draws from a key of its own."""
+
+  @jax.jit
+  def compiled(actor, step, observation):
+    return act(actor, jax.random.fold_in(key, step), observation)
+
+  steps = itertools.count()
+
+  def choose(observation):
+    return int(compiled(actor, np.int32(next(steps)), observation))
+
+  return choose
+
+
 def check(settings: Settings) -> None:
   """Raises SettingsError for a game that is not there, or not installed."""
   if settings.env != 'CartPole':
     games.rom(settings.env)
+  elif settings.conventions != games.DEFAULT:
+    raise harness.SettingsError(
+      '--sticky_actions, --end_on_life_loss and --fire_on_reset are for games '
+      'of the Atari: leave them out, or take --env=Seaquest for instance.'
+    )
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='a3c', binary='atari', check=check)
+  harness.run(
+    main,
+    PRESETS,
+    paper='a3c',
+    binary='atari',
+    check=check,
+    modes={'evaluate': evaluate},
+  )

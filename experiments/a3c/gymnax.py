@@ -4,20 +4,25 @@ Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-critic: Convergence and Linear Speedup, 2023.
 
     python -m experiments.a3c.gymnax --env=CartPole-v1 --preset=quick
+    python -m experiments.a3c.gymnax evaluate --env=CartPole-v1 --preset=quick
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
-Expected: CartPole-v1 returns 500 of 500 from each of 3 seeds, Acrobot-v1 -84.
+Expected: a training return of 500 of 500 on CartPole-v1 for each of 3 seeds,
+-84 on Acrobot-v1.
 Time: a minute on a core, compilation included; MinAtar 0.1 ms a frame.
 
 Sixteen workers in round robin, each with environments of its own and
-parameters that are fifteen updates old: see `workers`. Returns are those of the
-training's own episodes, with the policy's random actions. Ends with a GIF of
-the best seed's policy; `render` makes another from the file that it is kept in.
+parameters that are fifteen updates old: see `workers`. `training_return` is the
+mean return of the last episodes of the training itself: sampled actions, while
+the parameters change. `evaluate` reads the newest checkpoint and plays whole
+episodes with fixed parameters. Training ends with a GIF of the best seed's
+policy; `render` makes another from the file that it is kept in.
 """
 
 import dataclasses
 import pathlib
 import time
+import zlib
 from typing import Annotated
 
 import jax
@@ -28,7 +33,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import workers
-from experiments.rl import environments, networks, policies
+from experiments.rl import environments, evaluation, networks, policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Settings:
     entropy: weight of the policy's entropy.
     reward_scale: of rewards in the losses.
     normalise: whether advantages are normalised for the actor.
-    episodes: of which the last ones count.
+    window: last episodes of the training that `training_return` averages.
+    episodes: of each seed that `evaluate` plays.
+    policy: the actions in `evaluate`: the likeliest ones (greedy) or sampled.
     devices: over which the workers are split.
     seeds: of weights, environments and actions.
   """
@@ -69,7 +76,9 @@ class Settings:
   entropy: Annotated[float, harness.Allowed(0)] = 0.01
   reward_scale: float = 0.1
   normalise: bool = True
+  window: int = 100
   episodes: int = 100
+  policy: evaluation.Policy = 'greedy'
   devices: int = 1
   seeds: int = 3
 
@@ -77,7 +86,13 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    workers=4, environments=4, frames=32_000, records=4, episodes=20, seeds=2
+    workers=4,
+    environments=4,
+    frames=32_000,
+    records=4,
+    window=20,
+    episodes=20,
+    seeds=2,
   ),
   'paper': Settings(frames=10_000_000, records=100, seeds=10),
 }
@@ -111,7 +126,7 @@ def make_solver(settings: Settings, key: jax.Array):
       entropy_bonus=settings.entropy,
       reward_scale=settings.reward_scale,
       normalise=settings.normalise,
-      window=settings.episodes,
+      window=settings.window,
       key=key,
     )
 
@@ -177,7 +192,7 @@ def train(options: harness.Options, clock: Clock) -> harness.Trained:
     del context, params
     episodes = bj.outputs(state)['episodes']
     return {
-      'return': bj.rl.mean_return(episodes, settings.episodes),
+      'training_return': bj.rl.mean_return(episodes, settings.window),
       'episodes': episodes.count.sum(),
     }
 
@@ -192,7 +207,7 @@ def train(options: harness.Options, clock: Clock) -> harness.Trained:
     workdir=options.workdir,
     save_seconds=options.save_seconds,
     name=settings.env,
-    settings=harness.settings_of(settings),
+    settings=harness.settings_of(settings, 'episodes', 'policy'),
   )
 
 
@@ -202,15 +217,18 @@ def main(options: harness.Options) -> None:
   folder, clock = pathlib.Path(options.workdir), Clock()
   trained = train(options, clock)
   cpu = clock.get_state()
-  last = trained.history['return'][-1]
-  found = harness.mean_interval(last)
+  last = trained.history['training_return'][-1]
+  training_return = harness.mean_interval(last)
   frames = rounds_of(settings) * (
     settings.workers * settings.environments * settings.rollout
   )
   delays = np.asarray(trained.state.delays).sum(axis=0)
   shares = delays / delays.sum()
   metrics = {
-    **found.metrics('mean_return'),
+    **training_return.metrics('training_return'),
+    'worst_training_return': harness.reduced(last, 'min'),
+    # Their former names, for one version.
+    **training_return.metrics('mean_return'),
     'worst_return': harness.reduced(last, 'min'),
     'control/random_return': random_return(settings, jax.random.key(17)),
     'frames': frames,
@@ -222,14 +240,16 @@ def main(options: harness.Options) -> None:
   }
   best = int(np.nanargmax(last)) if np.isfinite(last).any() else 0
   actor = jax.tree.map(lambda x: np.asarray(x[best]), trained.params.actor)
-  policy = policies.Policy(settings.env, actor, {'return': float(last[best])})
+  policy = policies.Policy(
+    settings.env, actor, {'training_return': float(last[best])}
+  )
   policies.save(folder / 'policy.npz', policy)
   row = {
     'environment': settings.env,
     'workers': settings.workers,
     'frames': frames,
-    f'return of the last {settings.episodes} episodes': found,
-    'worst seed': metrics['worst_return'],
+    f'training return, last {settings.window} episodes': training_return,
+    'worst seed': metrics['worst_training_return'],
     'random actions': metrics['control/random_return'],
     'mean delay': metrics['delay/mean'],
     'frames/s, all seeds': round(metrics['frames_per_second']),
@@ -239,10 +259,10 @@ def main(options: harness.Options) -> None:
   print(f'Delays of gradients, in updates: {histogram}')
   each = frames // rounds_of(settings)
   harness.plot_curves(
-    folder / 'return.png',
-    {settings.env: (trained.steps * each, trained.history['return'])},
+    folder / 'training_return.png',
+    {settings.env: (trained.steps * each, trained.history['training_return'])},
     xlabel='frames',
-    ylabel=f'return, last {settings.episodes} episodes',
+    ylabel=f'training return, last {settings.window} episodes',
     title=f'{settings.workers} workers in round robin',
   )
   path = harness.write_results(
@@ -251,10 +271,43 @@ def main(options: harness.Options) -> None:
     seconds=trained.seconds,
     compile_seconds=trained.compile_seconds,
     cpu_seconds=round(cpu, 1),
-    curves={settings.env: trained.history['return']},
+    curves={settings.env: trained.history['training_return']},
   )
   print(f'Results: {path}')
   render(options)
+
+
+def evaluate(options: harness.Options) -> None:
+  """Plays episodes with the parameters of the newest checkpoint."""
+  settings, start = options.settings, time.perf_counter()
+  known = environments.make(settings.env)
+  agent = networks.agent(known.shape, known.environment.actions)
+  like = jax.eval_shape(agent.init, jax.random.key(0))
+  loaded = harness.load(options.workdir, name=settings.env, like=like)
+  count = len(jax.tree.leaves(loaded.params)[0])
+  seeds = tuple(loaded.settings.get('train.seeds', range(count)))
+  act = evaluation.make_act(agent, known.environment.actions, settings.policy)
+
+  @jax.jit
+  @jax.vmap
+  def play(actor, seed):
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'evaluation'))
+    return evaluation.play(
+      known.environment,
+      act,
+      actor,
+      key,
+      episodes=settings.episodes,
+      limit=known.limit,
+    )
+
+  evaluation.write(
+    options._replace(seeds=seeds),
+    play(loaded.params.actor, jnp.asarray(seeds, jnp.uint32)),
+    about={'environment': settings.env},
+    updates=loaded.step * loaded.settings.get('workers', settings.workers),
+    start=start,
+  )
 
 
 def render(options: harness.Options) -> None:
@@ -269,5 +322,5 @@ if __name__ == '__main__':
     paper='a3c',
     binary='gymnax',
     check=check,
-    modes={'render': render},
+    modes={'evaluate': evaluate, 'render': render},
   )

@@ -1,7 +1,6 @@
 """When a curve arrives, and how much sooner it does with more workers."""
 
 import numpy as np
-import scipy.special
 
 from experiments import harness
 
@@ -58,12 +57,4 @@ def speedup(
     together = first_at(many[:, runs].mean(1), steps, target)
     return workers * alone / together if np.isfinite(alone) else np.nan
 
-  count = one.shape[1]
-  everyone = np.arange(count)
-  if count < 2:
-    return harness.Interval(value(everyone), float('nan'), count, count)
-  without = np.array([value(np.delete(everyone, i)) for i in range(count)])
-  spread = (count - 1) / count * np.sum((without - without.mean()) ** 2)
-  quantile = scipy.special.stdtrit(count - 1, 0.975)
-  half_width = float(quantile * np.sqrt(spread))
-  return harness.Interval(value(everyone), half_width, count, count)
+  return harness.jackknife_interval(value, one.shape[1])

@@ -47,7 +47,7 @@ class Contribution(NamedTuple):
     gradient: for one update.
     losses: by name.
     steps: of the game.
-    scores: of the episodes that ended.
+    scores: of the games that ended.
     applied: is set when the update is made.
   """
 
@@ -194,9 +194,11 @@ class Workers:
           )
         )
         observation = after.observation
-        if after.terminated or after.truncated:
+        if after.game_over:
           scores.append(score)
-          observation, score = game.reset(), 0.0
+          score = 0.0
+        if after.terminated or after.truncated:
+          observation = game.reset()
       # One environment: (steps, 1, ...).
       stacked = [np.stack(column)[:, None] for column in zip(*made)]
       found, losses = gradient(params, bj.rl.Rollout(*stacked))
@@ -218,8 +220,8 @@ class Progress(NamedTuple):
     steps: of games so far.
     seconds: at work.
     delays: how many gradients were so many updates old, by the number.
-    scores: of the last episodes.
-    episodes: so far.
+    scores: of the last games.
+    episodes: games so far.
   """
 
   steps: int = 0

@@ -547,7 +547,6 @@ def report(
   found: dict[str, Any],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Metrics by name, and the rows of the table."""
-  counts = lambda errors: np.stack([e.counts for e in errors])
 
   def measure(outcome):
     name = outcome.method
@@ -593,22 +592,11 @@ def report(
     for against, words in _AGAINST.items():
       if against not in found or name in (against, *_CONTROLS):
         continue
-      lead = scoring.paired_bootstrap(
-        counts(errors['test']['words']),
-        counts(found[against]['test']['words']),
-        errors['test']['words'][0].lengths,
+      lead = harness.mean_interval(
+        rates(errors['test']['words']) - rates(found[against]['test']['words'])
       )
-      row[f'against {words}'] = (
-        f'{lead.mean:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})'
-      )
-      stem = f'difference/{name}/{against}'
-      metrics |= {
-        stem: lead.mean,
-        # As the judgement has it: to the further end.
-        f'{stem}/half_width': max(lead.high - lead.mean, lead.mean - lead.low),
-        f'{stem}/low': lead.low,
-        f'{stem}/high': lead.high,
-      }
+      row[f'against {words}'] = lead
+      metrics |= lead.metrics(f'difference/{name}/{against}')
   return metrics, rows
 
 

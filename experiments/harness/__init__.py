@@ -35,7 +35,13 @@ Python, and `host_state` is kept with the params:
 """
 
 from experiments.harness.checkpoints import Checkpoints, Restored
-from experiments.harness.claim import Claim, Judgement, judge, read_results
+from experiments.harness.claim import (
+  Claim,
+  Judgement,
+  judge,
+  paired_interval,
+  read_results,
+)
 from experiments.harness.context import Context, members
 from experiments.harness.datasets.arrays import read_image, read_mat, read_npy
 from experiments.harness.datasets.digits import (
@@ -73,6 +79,7 @@ from experiments.harness.program import Best
 from experiments.harness.report import (
   Interval,
   format_table,
+  jackknife_interval,
   mean_interval,
   reduced,
   write_results,
@@ -116,12 +123,14 @@ __all__ = [
   'check_finite',
   'find',
   'format_table',
+  'jackknife_interval',
   'judge',
   'load',
   'load_digits',
   'mean_interval',
   'measured',
   'members',
+  'paired_interval',
   'parsing',
   'plot_curves',
   'plot_panels',

@@ -19,9 +19,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.harness import files, report
 
 PRESETS = ('smoke', 'quick', 'paper')
+ENOUGH_SEEDS = 5  # A claim shown by fewer says how many.
 # What `reproduce` says itself.
 _RESERVED = ('preset', 'workdir', 'data_dir')
 
@@ -113,10 +116,10 @@ class Judgement(NamedTuple):
     ours: the number with its interval, as a text.
     bound: the bound, with the values of the metrics that it names.
     holds: whether the number is within the bound.
-    verdict: `shown` if all of its 95 % interval is, `mean only` if only the
-      number itself is, `shown, no interval` if it has none, `not shown`, with
-      the reason where a number is missing; `substituted data`, with what the
-      number says on those.
+    verdict: `shown` if all of its 95 % interval is, with the number of seeds
+      if they are fewer than five; `mean only` if only the number itself is,
+      `shown, no interval` if it has none, `not shown`, with the reason where a
+      number is missing; `substituted data`, with what the number says on those.
   """
 
   ours: str
@@ -166,16 +169,17 @@ class _Number(NamedTuple):
 def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
   """Compares a claim with the results of a run.
 
-  A claim relative to another metric is one of their difference; its interval is
-  that of two independent numbers, which is too wide, if anything, for two that
-  share their seeds.
+  A claim relative to another metric is one of their difference. Its interval is
+  the paired t interval over the differences per seed, or that of two
+  independent numbers where the values per seed are unknown.
 
   Args:
     claim: the claim.
     results: the content of its `results.json`. The interval of a metric is the
       metric `name/half_width`, or `name/low` and `name/high`, where there are
-      such; `name/stopped` counts seeds that are missing in it. `substituted`
-      says what stands in for the paper's data, if anything does.
+      such; `name/stopped` counts seeds that are missing in it. `per_seed` has
+      the values behind a mean, by its name. `substituted` says what stands in
+      for the paper's data, if anything does.
 
   Returns:
     A `Judgement`. A number that is not finite, or lacks seeds, shows nothing.
@@ -197,7 +201,7 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
   ]
   # Each bound as what is left beyond it, and what is less at the interval's
   # end.
-  rooms = []
+  rooms, paired = [], []
   for bound, side in ((claim.at_least, 1), (claim.at_most, -1)):
     if bound is None:
       continue
@@ -206,8 +210,13 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
     if isinstance(bound, str):
       other = others[bound]
       limit = claim.factor * other.value + side * claim.lead
-      other_reach = other.above if side > 0 else other.below
-      reach = math.hypot(reach, claim.factor * other_reach)
+      difference = paired_interval(results, claim.metric, bound, claim.factor)
+      if difference:
+        reach = difference.half_width
+        paired.append(difference)
+      else:
+        other_reach = other.above if side > 0 else other.below
+        reach = math.hypot(reach, claim.factor * other_reach)
     rooms.append((side * (ours.value - limit), reach))
   holds = not reasons and all(room >= 0 for room, _ in rooms)
   if reasons:
@@ -219,17 +228,45 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
   else:
     beyond = all(room >= reach for room, reach in rooms)
     verdict = 'shown' if beyond else 'mean only'
+    seeds = len((results.get('per_seed') or {}).get(claim.metric, ()))
+    if beyond and 1 < seeds < ENOUGH_SEEDS:
+      verdict = f'shown, {seeds} seeds'
   substituted = claim.substituted or results.get('substituted') or ''
   if substituted:
     verdict = f'substituted data ({substituted}): {verdict} there'
   return Judgement(
     ours=_text(ours),
     bound='; '.join(
-      [claim.bound(), *(f'{k} is {_text(x)}' for k, x in others.items())]
+      [
+        claim.bound(),
+        *(f'{k} is {_text(x)}' for k, x in others.items()),
+        *(f'paired difference {x}' for x in paired),
+      ]
     ),
     holds=holds,
     verdict=verdict,
   )
+
+
+def paired_interval(
+  results: Mapping[str, Any], metric: str, other: str, factor: float = 1.0
+) -> report.Interval | None:
+  """The paired t interval of `metric - factor * other` over shared seeds.
+
+  Args:
+    results: the content of a `results.json`, or of a stored result.
+    metric: name of a mean over seeds.
+    other: name of another one.
+    factor: of the other.
+
+  Returns:
+    An `Interval`; None if the values per seed of one of them are unknown.
+  """
+  per_seed = results.get('per_seed') or {}
+  first, second = (per_seed.get(name, ()) for name in (metric, other))
+  if not 1 < len(first) == len(second) or None in (*first, *second):
+    return None
+  return report.mean_interval(np.subtract(first, np.multiply(factor, second)))
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> _Number:

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,24 @@ from experiments.harness.datasets import sources
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
 
+class SeedMean(float):
+  """A mean that keeps the values it averages, one per seed.
+
+  It is a plain number wherever one is wanted; `write_results` also stores the
+  values, from which paired intervals are computed. Arithmetic drops them.
+
+  Attributes:
+    per_seed: the values, in the order of the seeds; NaN for a stopped seed.
+  """
+
+  per_seed: tuple[float, ...]
+
+  def __new__(cls, mean: float, per_seed: Sequence[float]) -> 'SeedMean':
+    number = super().__new__(cls, mean)
+    number.per_seed = tuple(per_seed)
+    return number
+
+
 class Interval(NamedTuple):
   """A mean over seeds with its uncertainty.
 
@@ -30,12 +48,14 @@ class Interval(NamedTuple):
     half_width: of the 95 % confidence interval; NaN for fewer than two.
     count: finite values.
     total: values, with those of stopped seeds.
+    per_seed: the values themselves, in the order of the seeds; () if unknown.
   """
 
   mean: float
   half_width: float
   count: int
   total: int
+  per_seed: tuple[float, ...] = ()
 
   def __str__(self) -> str:
     text = format_number(self.mean)
@@ -57,9 +77,10 @@ class Interval(NamedTuple):
 
     Returns:
       `name`, `name/half_width`, and `name/stopped` where seeds lack: what is
-      known of some seeds only shows no claim.
+      known of some seeds only shows no claim. The first keeps the values.
     """
-    found = {name: self.mean, f'{name}/half_width': self.half_width}
+    mean = SeedMean(self.mean, self.per_seed) if self.per_seed else self.mean
+    found = {name: mean, f'{name}/half_width': self.half_width}
     if self.count < self.total:
       found[f'{name}/stopped'] = self.total - self.count
     return found
@@ -103,7 +124,36 @@ def mean_interval(values: Any) -> Interval:
   if count > 1:
     quantile = scipy.special.stdtrit(count - 1, 0.975)
     half_width = float(quantile * np.std(finite, ddof=1) / math.sqrt(count))
-  return Interval(mean, half_width, count, values.size)
+  return Interval(mean, half_width, count, values.size, tuple(values.tolist()))
+
+
+def jackknife_interval(
+  statistic: Callable[[np.ndarray], float], count: int
+) -> Interval:
+  r"""95 % interval of a statistic that is no mean, by leaving out one seed.
+
+  .. math:: v = \frac{n - 1}{n} \sum_i (s_{-i} - \bar s)^2,\qquad
+    s \pm t_{n-1, 0.975} \sqrt v
+
+  for s of all n seeds and :math:`s_{-i}` without seed i.
+
+  Args:
+    statistic: from indices of seeds, int (some,), to a number.
+    count: n, the number of seeds.
+
+  Returns:
+    An `Interval` around the statistic of all seeds.
+
+  Source: Tukey, Bias and confidence in not-quite large samples, 1958.
+  """
+  everyone = np.arange(count)
+  value = float(statistic(everyone))
+  if count < 2:
+    return Interval(value, math.nan, count, count)
+  without = np.array([statistic(np.delete(everyone, i)) for i in everyone])
+  variance = (count - 1) / count * np.sum((without - without.mean()) ** 2)
+  half_width = scipy.special.stdtrit(count - 1, 0.975) * math.sqrt(variance)
+  return Interval(value, float(half_width), count, count)
 
 
 def write_results(
@@ -120,7 +170,8 @@ def write_results(
 
   Args:
     options: what was run, and where.
-    metrics: numbers by stable names; not finite ones become null.
+    metrics: numbers by stable names; not finite ones become null. Those of
+      `Interval.metrics` also leave their values in `per_seed`.
     seconds: wall time, s.
     data: what was read: `data` and `data_digests` of the file.
     published: names of the data sets of the published numbers: `substituted`
@@ -154,6 +205,11 @@ def write_results(
     'wall_seconds': round(float(seconds), 3),
     'curves': {k: _points(v) for k, v in (curves or {}).items()},
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
+    'per_seed': {
+      k: [_finite(x) for x in metrics[k].per_seed]
+      for k in sorted(metrics)
+      if isinstance(metrics[k], SeedMean)
+    },
     'data': '; '.join(source.words for source in data),
     'data_digests': {source.name: source.digest for source in data},
     'substituted': sources.substituted(data, published),

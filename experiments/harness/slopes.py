@@ -1,25 +1,8 @@
 """Slopes of log error over log steps, with intervals over seeds."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-
-class Slope(NamedTuple):
-  """A fitted exponent.
-
-  Attributes:
-    value: of the mean over seeds.
-    low: end of the 95 % interval, by resampling seeds.
-    high: the other end.
-  """
-
-  value: float
-  low: float
-  high: float
-
-  def __str__(self) -> str:
-    return f'{self.value:.3f} ({self.low:.3f} to {self.high:.3f})'
+from experiments.harness import report
 
 
 def log_bins(
@@ -46,24 +29,19 @@ def log_bins(
   return centres, means
 
 
-def fit(
-  steps: np.ndarray, values: np.ndarray, *, draws: int = 1000, seed: int = 0
-) -> Slope:
+def fit(steps: np.ndarray, values: np.ndarray) -> report.Interval:
   """Least squares of log mean over seeds on log steps.
 
   Args:
     steps: (points,).
     values: (points, seeds), positive.
-    draws: resamples of the seeds for the interval.
-    seed: of the resampling.
 
   Returns:
-    A `Slope`.
+    The slope with its 95 % interval by leaving out one seed after another.
   """
   position = np.log(steps) - np.log(steps).mean()
-  slope = lambda means: position @ np.log(means) / (position @ position)
-  seeds = values.shape[1]
-  rows = np.random.default_rng(seed).integers(seeds, size=(draws, seeds))
-  drawn = slope(values[:, rows].mean(-1))
-  low, high = np.quantile(drawn, [0.025, 0.975])
-  return Slope(float(slope(values.mean(1))), float(low), float(high))
+
+  def slope(seeds):
+    return position @ np.log(values[:, seeds].mean(1)) / (position @ position)
+
+  return report.jackknife_interval(slope, values.shape[1])

@@ -6,6 +6,7 @@ its reset as `info['final_observation']`. Continuous actions are mapped from
 """
 
 import difflib
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,15 @@ from gymnax.environments import spaces
 import bilevel_jax as bj
 from experiments import harness
 
+# Where gymnax looks for MNIST before it downloads it.
+_MNIST_FOLDER = pathlib.Path('/tmp/mnist')
+_MNIST_FILES = (
+  'train-images-idx3-ubyte.gz',
+  'train-labels-idx1-ubyte.gz',
+  't10k-images-idx3-ubyte.gz',
+  't10k-labels-idx1-ubyte.gz',
+)
+
 
 class Known(NamedTuple):
   """An environment with what a network has to know of it.
@@ -25,11 +35,13 @@ class Known(NamedTuple):
     name: of the environment.
     environment: as the library takes it.
     shape: of one observation.
+    limit: steps after which an episode is truncated.
   """
 
   name: str
   environment: bj.rl.Environment
   shape: tuple[int, ...]
+  limit: int
 
 
 def make(name: str, *, discrete: bool = False) -> Known:
@@ -46,12 +58,13 @@ def make(name: str, *, discrete: bool = False) -> Known:
     SettingsError: if there is none of that name, if its actions or
       observations are of an unknown kind, or if they are continuous where they
       are to be discrete.
+    MissingDataError: if the environment reads files that are not there.
   """
   known = gymnax.registered_envs
   if name not in known:
     raise unknown(name, known)
-  made, settings = gymnax.make(name)
-  space = made.action_space(settings)
+  gym, settings = _construct(name)
+  space = gym.action_space(settings)
   if isinstance(space, spaces.Discrete):
     actions: int | tuple[int, ...] = int(space.n)
   elif isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -64,7 +77,7 @@ def make(name: str, *, discrete: bool = False) -> Known:
       'needs discrete ones: take CartPole-v1 for instance.'
     )
   observation, _ = jax.eval_shape(
-    lambda key: made.reset(key, settings), jax.random.key(0)
+    lambda key: gym.reset(key, settings), jax.random.key(0)
   )
   if not hasattr(observation, 'shape'):
     raise harness.SettingsError(f'{name} has observations of several parts.')
@@ -76,15 +89,29 @@ def make(name: str, *, discrete: bool = False) -> Known:
     return low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
 
   def step(key, state, action):
-    after, state, reward, terminated, truncated, info = made.step(
+    after, state, reward, terminated, truncated, info = gym.step(
       key, state, within(action), settings
     )
     last = info['final_observation']
     return bj.rl.Timestep(after, state, reward, terminated, truncated, last)
 
-  reset = lambda key: made.reset(key, settings)
+  reset = lambda key: gym.reset(key, settings)
   environment = bj.rl.Environment(reset, step, actions)
-  return Known(name, environment, tuple(observation.shape))
+  limit = int(settings.max_steps_in_episode)
+  return Known(name, environment, tuple(observation.shape), limit)
+
+
+def _construct(name: str) -> tuple[Any, Any]:
+  """Makes a gymnax environment and its parameters, without a download."""
+  missing = [f for f in _MNIST_FILES if not (_MNIST_FOLDER / f).is_file()]
+  if name == 'MNISTBandit-bsuite' and missing:
+    raise harness.MissingDataError(
+      f'{name} needs a download of MNIST, which is not done here: put '
+      f'{", ".join(missing)} into {_MNIST_FOLDER}, or take another --env.'
+    )
+  # Some keep arrays of their own: as tracers they could not leave the trace.
+  with jax.ensure_compile_time_eval():
+    return gymnax.make(name)
 
 
 def unknown(name: str, known: Sequence[str]) -> harness.SettingsError:

@@ -3,6 +3,7 @@
 The Atari ones need the extra `atari`. What an agent sees of them is usual: each
 action for 4 frames, the brighter of the last two in grey, 84 x 84, the last
 four such pictures; up to 30 idle actions at first; rewards clipped to [-1, 1].
+Where the literature differs, `Conventions` has the choice.
 """
 
 import importlib
@@ -26,6 +27,8 @@ class Step(NamedTuple):
     terminated: whether the episode ended by itself.
     truncated: whether a limit cut it.
     score: what the episode counts, which may be other than the reward.
+    game_over: whether the game has ended or was cut: where only a life was
+      lost, the episode ends and the game goes on.
   """
 
   observation: np.ndarray
@@ -33,6 +36,7 @@ class Step(NamedTuple):
   terminated: bool
   truncated: bool
   score: float
+  game_over: bool
 
 
 class Game(Protocol):
@@ -55,13 +59,34 @@ class Game(Protocol):
     """Acts."""
 
 
+class Conventions(NamedTuple):
+  """What papers do differently in games of the Atari.
+
+  Attributes:
+    sticky_actions: the probability that the emulator repeats the action before
+      for a frame; 0.25 in Machado et al., 2018, 0 in Mnih et al., 2015.
+    end_on_life_loss: whether a lost life ends the episode that is learnt from,
+      as in Mnih et al., 2015. The game goes on; its score is of all lives.
+    fire_on_reset: whether FIRE is held for one step at the start of an episode,
+      in games whose minimal action set has it: some wait for it.
+  """
+
+  sticky_actions: float = 0.0
+  end_on_life_loss: bool = False
+  fire_on_reset: bool = False
+
+
+DEFAULT = Conventions()
+
+
 class Atari:
   """A game of the Arcade Learning Environment.
 
   Args:
     name: such as Seaquest.
     rng: of the machine's seed and of idle actions.
-    limit: frames of an episode, at most: half an hour.
+    conventions: see `Conventions`.
+    limit: frames of a game, at most: half an hour.
 
   Raises:
     SettingsError: without the extra, or if there is no such game.
@@ -70,7 +95,12 @@ class Atari:
   shape, frames = (SIDE, SIDE, STACK), SKIP
 
   def __init__(
-    self, name: str, rng: np.random.Generator, *, limit: int = 108_000
+    self,
+    name: str,
+    rng: np.random.Generator,
+    conventions: Conventions = DEFAULT,
+    *,
+    limit: int = 108_000,
   ):
     """Loads the game."""
     path = rom(name)
@@ -78,22 +108,33 @@ class Atari:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     self._ale = ale_py.ALEInterface()
     self._ale.setInt('random_seed', int(rng.integers(2**31)))
-    self._ale.setFloat('repeat_action_probability', 0.0)
+    self._ale.setFloat('repeat_action_probability', conventions.sticky_actions)
     self._ale.loadROM(path)
     self._legal = self._ale.getMinimalActionSet()
     self._rng, self._limit = rng, limit
+    self._conventions, self._life_lost = conventions, False
+    fire = ale_py.Action.FIRE
+    pressed = conventions.fire_on_reset and fire in self._legal
+    self._first_actions = [fire] * SKIP if pressed else []
     self.actions = len(self._legal)
 
   def reset(self) -> np.ndarray:
-    """Begins an episode with some idle actions."""
-    self._ale.reset_game()
-    for _ in range(self._rng.integers(IDLE + 1)):
-      self._ale.act(0)
-      if self._ale.game_over():
-        self._ale.reset_game()
+    """Begins an episode: a game with some idle actions, or the next life."""
+    if not self._life_lost:
+      self._ale.reset_game()
+      for _ in range(self._rng.integers(IDLE + 1)):
+        self._act_or_reset(0)
+    for action in self._first_actions:
+      self._act_or_reset(action)
+    self._lives, self._life_lost = self._ale.lives(), False
     screen = self._ale.getScreenGrayscale()
     self._seen = np.repeat(_small(screen)[..., None], STACK, axis=-1)
     return self._seen
+
+  def _act_or_reset(self, action: Any) -> None:
+    self._ale.act(action)
+    if self._ale.game_over():
+      self._ale.reset_game()
 
   def step(self, action: int) -> Step:
     """Holds an action for some frames."""
@@ -108,11 +149,16 @@ class Atari:
     screens = screens or [self._ale.getScreenGrayscale()]
     new = _small(np.max(screens, axis=0))[..., None]
     self._seen = np.concatenate([self._seen[..., 1:], new], axis=-1)
-    terminated = self._ale.game_over()
-    truncated = self._ale.getEpisodeFrameNumber() >= self._limit
+    over = self._ale.game_over()
+    cut = self._ale.getEpisodeFrameNumber() >= self._limit and not over
+    lives, before = self._ale.lives(), self._lives
+    self._lives = lives
+    # Some games show 0 lives for some frames before they are over.
+    lost = 0 < lives < before and not (over or cut)
+    self._life_lost = lost and self._conventions.end_on_life_loss
     clipped = float(np.clip(score, -1, 1))
-    cut = truncated and not terminated
-    return Step(self._seen, clipped, terminated, cut, score)
+    terminated = over or self._life_lost
+    return Step(self._seen, clipped, terminated, cut, score, over or cut)
 
   def screen(self) -> np.ndarray:
     """What a person sees, uint8 (height, width, 3)."""
@@ -175,9 +221,14 @@ class CartPole:
     x, _, angle, _ = self._state
     fell = bool(abs(x) > 2.4 or abs(angle) > 12 * np.pi / 180)
     cut = self._time >= 500 and not fell
-    return Step(self._state.astype(np.float32), 1.0, fell, cut, 1.0)
+    observation = self._state.astype(np.float32)
+    return Step(observation, 1.0, fell, cut, 1.0, fell or cut)
 
 
-def make(name: str, rng: np.random.Generator) -> Any:
-  """A game by its name: CartPole, or one of the Atari."""
-  return CartPole(rng) if name == 'CartPole' else Atari(name, rng)
+def make(
+  name: str,
+  rng: np.random.Generator,
+  conventions: Conventions = DEFAULT,
+) -> Any:
+  """A game by its name: CartPole, or one of the Atari with its conventions."""
+  return CartPole(rng) if name == 'CartPole' else Atari(name, rng, conventions)

@@ -89,13 +89,14 @@ class Convolutions(nnx.Module):
     rngs: nnx.Rngs,
   ):
     """Layers are (channels, size, stride), without padding."""
-    side, inputs = shape[0], shape[-1]
+    height, width, inputs = shape
     convolutions = []
     for channels, size, stride in layers:
       convolutions.append(Convolution(inputs, channels, size, stride, rngs))
-      side, inputs = (side - size) // stride + 1, channels
+      height, width = ((n - size) // stride + 1 for n in (height, width))
+      inputs = channels
     self.convolutions = nnx.List(convolutions)
-    self.hidden = _dense(side * side * inputs, hidden, 2**0.5, rngs)
+    self.hidden = _dense(height * width * inputs, hidden, 2**0.5, rngs)
     self.head = _dense(hidden, outputs, last, rngs) if outputs else None
 
   def __call__(self, x: chex.Array) -> chex.Array:

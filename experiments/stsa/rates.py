@@ -140,7 +140,7 @@ class Curve(NamedTuple):
 
   steps: np.ndarray
   values: np.ndarray  # (bins, seeds).
-  slope: slopes.Slope
+  slope: harness.Interval
 
 
 def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
@@ -307,8 +307,7 @@ def main(options: harness.Options) -> None:
   rows, monotone, controls, lengths, nested_curves = [], {}, {}, {}, {}
 
   def put(name, slope, what):
-    metrics[name] = slope.value
-    metrics[f'{name}/low'], metrics[f'{name}/high'] = slope.low, slope.high
+    metrics.update(slope.metrics(name))
     rows.append({'slope': name, 'of': what, 'fitted (95 %)': str(slope)})
 
   for case in schedules.cases(settings.inner):
@@ -320,7 +319,7 @@ def main(options: harness.Options) -> None:
           put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
     curve = curves[case.error]
     label = schedules.TITLES.get(case.name, f'N = {case.inner}')
-    label += f': {curve.slope.value:.2f}'
+    label += f': {curve.slope.mean:.2f}'
     if case.inner == settings.inner[0] and case.fast:
       controls[label] = curve[:2]
     (monotone if case.fast else controls)[label] = curve[:2]
@@ -338,18 +337,18 @@ def main(options: harness.Options) -> None:
     name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
     put(name, curve.slope, 'mean squared gradient norm over K')
     label = 'control: fixed step' if fixed else f'N = {inner}'
-    lengths[f'{label}: {curve.slope.value:.2f}'] = curve[:2]
+    lengths[f'{label}: {curve.slope.mean:.2f}'] = curve[:2]
 
   for name in settings.applications:
     if name == 'actor_critic':
       chain = actor_critic.actor_critic_chain()
       curve = horizons(options, name, chain, 2.0, scale=4.0)
       put(f'slope/{name}', curve.slope, 'mean squared gradient norm over K')
-      lengths[f'actor-critic: {curve.slope.value:.2f}'] = curve[:2]
+      lengths[f'actor-critic: {curve.slope.mean:.2f}'] = curve[:2]
       continue
     curve = nested(options, name, APPLICATIONS[name]())
     put(f'slope/{name}', curve.slope, 'squared error of x over k')
-    nested_curves[f'{name}: {curve.slope.value:.2f}'] = curve[:2]
+    nested_curves[f'{name}: {curve.slope.mean:.2f}'] = curve[:2]
   harness.write_table(options.workdir, rows)
   folder = pathlib.Path(options.workdir)
   falling_steps = ('step k', 'squared error')

@@ -65,7 +65,15 @@ def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
   return common / np.maximum(areas - common, _EPS)
 
 
-def _trackeval() -> Any:
+def import_trackeval() -> Any:
+  """Imports the package that judges results.
+
+  Returns:
+    The package.
+
+  Raises:
+    SettingsError: if it is not installed; says how to install it.
+  """
   try:
     import trackeval
   except ImportError as error:
@@ -77,7 +85,7 @@ def _trackeval() -> Any:
 
 
 def _measures(names=('hota', 'clear', 'identity')):
-  metrics = _trackeval().metrics
+  metrics = import_trackeval().metrics
   half = {'THRESHOLD': 0.5, 'PRINT_CONFIG': False}
   made = {
     'hota': metrics.HOTA,

@@ -265,7 +265,8 @@ def crossed(values: Any) -> harness.Interval:
     values: (training seeds, simulations), or (simulations,).
 
   Returns:
-    An interval; of as many values as there are, of one without an end.
+    An interval of as many values as there are, without an end for one. It
+    keeps the means per training seed, or of one seed those per simulation.
   """
   table = np.atleast_2d(np.asarray(values, np.float64))
   half = math.nan if table.size == 1 else 0.0
@@ -274,6 +275,11 @@ def crossed(values: Any) -> harness.Interval:
     if len(means) > 1:
       quantile = scipy.special.stdtrit(len(means) - 1, 0.975)
       half += (quantile * means.std(ddof=1)) ** 2 / len(means)
+  rows = table.mean(axis=1) if len(table) > 1 else table[0]
   return harness.Interval(
-    float(table.mean()), float(half**0.5), table.size, table.size
+    float(table.mean()),
+    float(half**0.5),
+    table.size,
+    table.size,
+    tuple(rows.tolist()),
   )

@@ -16,6 +16,8 @@ What is wrong, and what happens:
 | a box that is not finite, or without width or height | left out, counted |
 | an identity twice in a frame of a truth or a result | error, with the line |
 | a line with too few numbers, or no number; a frame below 1 | error, likewise |
+| no box above a pixel: shares of the picture, from 0 to 1 | error |
+| a million frames without a box: time stamps, for instance | error |
 | no seqinfo.ini | length and size are those that hold all boxes, rate is 30 |
 """
 
@@ -33,6 +35,8 @@ from experiments.harness.datasets import sources
 
 PEDESTRIAN = 1
 _RATE = 30.0
+# Frames without a box that a file may have: nine hours of 30 pictures a second.
+_MAX_EMPTY = 1_000_000
 # Where the folder of a sequence may be, below a folder of data sets.
 _FOLDERS = (
   *('', 'train', 'test', 'MOT17/train', 'mot17/train', 'MOT15/train'),
@@ -166,7 +170,8 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
 
   Raises:
     MissingDataError: if there is no such file.
-    DamagedDataError: if a line is none of the format; names it.
+    DamagedDataError: if a line is not in the format, which is named; if boxes
+      are shares of the picture, or frames are time stamps.
   """
   path = pathlib.Path(path)
   rows: list[tuple] = []
@@ -198,7 +203,7 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     _check_unique(path, table, lines)
   # A class of -1 is one that the file does not tell.
   classes = np.where(table[:, 7] < 0, PEDESTRIAN, table[:, 7])
-  return make(
+  boxes = make(
     table[:, 0],
     table[:, 2:6],
     ids=table[:, 1],
@@ -206,6 +211,33 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     classes=classes,
     visibilities=table[:, 8],
   )
+  _check_pixels(path, boxes)
+  _check_frames(path, boxes)
+  return boxes
+
+
+def _check_pixels(path: pathlib.Path, boxes: Boxes) -> None:
+  """Raises DamagedDataError for boxes in shares of the picture."""
+  if len(boxes.frames) and boxes.boxes[:, 2:].max() <= 1:
+    raise harness.DamagedDataError(
+      f'{path}: no box is wider or higher than 1, so they are shares of the '
+      'picture, and pixels are needed: multiply left and width by the width of '
+      'the picture, top and height by its height.'
+    )
+
+
+def _check_frames(path: pathlib.Path, boxes: Boxes) -> None:
+  """Raises DamagedDataError for numbers of frames that do not count them."""
+  frames = np.unique(boxes.frames)
+  if not len(frames):
+    return
+  empty = int(frames[-1]) - len(frames)
+  if empty > _MAX_EMPTY:
+    raise harness.DamagedDataError(
+      f'{path}: {empty:,} of the {frames[-1]:,} frames have no box, more than '
+      f'{_MAX_EMPTY:,}: the first column numbers the pictures from 1. Replace '
+      'time stamps by these numbers, or split a longer recording.'
+    )
 
 
 def _check_unique(path, table, lines):

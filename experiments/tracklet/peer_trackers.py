@@ -7,7 +7,8 @@
 It knows nothing of this repository, and `peers` calls it. A job is a tracker,
 its options and sequences, each a file of detections, how many frames there are,
 and where the result goes, both in the format of MOTChallenge. Seconds of
-tracking alone, without reading and writing, are written to `JOBS.json.times`.
+tracking alone, without reading and writing, by the clock and of all processors,
+are written to `JOBS.json.times`.
 """
 
 import json
@@ -46,8 +47,13 @@ def write(path, rows):
       )
 
 
+def clocks():
+  """Seconds by the clock, and of all processors."""
+  return np.array([time.perf_counter(), time.process_time()])
+
+
 def by_trackers(name, options, frames):
-  """A tracker of the package `trackers`: rows, and seconds."""
+  """A tracker of the package `trackers`: rows, and seconds by both clocks."""
   import supervision
   import trackers
 
@@ -62,10 +68,10 @@ def by_trackers(name, options, frames):
     )
     for boxes in frames
   ]
-  begin, shown = time.perf_counter(), []
+  begin, shown = clocks(), []
   for found in given:
     shown.append(tracker.update(found))
-  seconds = time.perf_counter() - begin
+  seconds = clocks() - begin
   rows = [
     (frame, int(identity), *box)
     for frame, found in enumerate(shown, 1)
@@ -77,7 +83,7 @@ def by_trackers(name, options, frames):
 
 
 def by_norfair(options, frames):
-  """Norfair's tracker: rows, and seconds."""
+  """Norfair's tracker: rows, and seconds by both clocks."""
   import norfair
 
   defaults = {'distance_function': 'iou', 'distance_threshold': 0.7}
@@ -91,13 +97,13 @@ def by_norfair(options, frames):
     ]
     for frame, boxes in enumerate(frames, 1)
   ]
-  begin, shown = time.perf_counter(), []
+  begin, shown = clocks(), []
   for frame, found in enumerate(given, 1):
     # It tells of those as well who are not seen now; they are left out.
     shown += [
       (frame, one.id, one.last_detection.data) for one in tracker.update(found)
     ]
-  seconds = time.perf_counter() - begin
+  seconds = clocks() - begin
   rows = [
     (frame, identity, *box[:4])
     for frame, identity, (at, box) in shown
@@ -112,7 +118,7 @@ def run(path):
     jobs = json.load(file)
   read_before, times = {}, []
   for job in jobs:
-    seconds, count = 0.0, 0
+    seconds, count = np.zeros(2), 0
     for sequence in job['sequences']:
       key = sequence['detections'], sequence['length']
       if key not in read_before:
@@ -124,7 +130,8 @@ def run(path):
         rows, more = by_trackers(job['tracker'], job['options'], frames)
       write(sequence['output'], rows)
       seconds, count = seconds + more, count + len(frames)
-    times.append({'seconds': seconds, 'frames': count})
+    wall, cpu = seconds.tolist()
+    times.append({'seconds': wall, 'cpu_seconds': cpu, 'frames': count})
   with open(f'{path}.times', 'w', encoding='utf-8') as file:
     json.dump(times, file)
 

@@ -138,8 +138,8 @@ def run_jobs(
     folder: of the files.
 
   Returns:
-    Results of each job on each of the detections, and `seconds` and `frames` of
-    each job.
+    Results of each job on each of the detections, and `seconds`, `cpu_seconds`
+    and `frames` of each job.
 
   Raises:
     SettingsError: if a tracker fails; says its last words.
@@ -205,6 +205,7 @@ def tune(
 def main(options: harness.Options) -> dict[str, float]:
   """Tunes the peers, judges them, and writes table and results."""
   begin = time.monotonic()
+  evaluation.import_trackeval()  # Before the trackers run, not after it.
   settings = options.settings
   train_on, held_out, source = train.read(options)
   detector = train.detector_of(train.Settings(detector=settings.detector))

@@ -35,6 +35,7 @@ from experiments.harness import comparison
 from experiments.tracklet import (
   appearance,
   detections,
+  evaluation,
   judging,
   learning,
   models,
@@ -465,6 +466,7 @@ def report(
 def main(options: harness.Options) -> dict[str, float]:
   """Trains, judges, and writes table, plot, tracker and results."""
   begin, cpu = time.monotonic(), time.process_time()
+  evaluation.import_trackeval()  # Before the training, not after it.
   settings = options.settings
   detector = detector_of(settings)
   train_on, held_out, source = read(options)

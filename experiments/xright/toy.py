@@ -145,16 +145,10 @@ def run(
   return found
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> slopes.Slope:
-  """A ratio of means over seeds, with the interval of resampled seeds."""
-  draws = np.random.default_rng(0).integers(len(above), size=(1000, len(above)))
-  others = np.random.default_rng(1).integers(
-    len(below), size=(1000, len(below))
-  )
-  drawn = above[draws].mean(-1) / below[others].mean(-1)
-  low, high = np.quantile(drawn, [0.025, 0.975])
-  return slopes.Slope(
-    float(above.mean() / below.mean()), float(low), float(high)
+def ratio(above: np.ndarray, below: np.ndarray) -> harness.Interval:
+  """Ratio of two means over the same seeds, by leaving out one at a time."""
+  return harness.jackknife_interval(
+    lambda seeds: above[seeds].mean() / below[seeds].mean(), len(above)
   )
 
 
@@ -188,8 +182,7 @@ def main(options: harness.Options) -> None:
   at = np.array(settings.horizons, np.float64)
 
   def put(name, number):
-    metrics[name] = number.value
-    metrics[f'{name}/low'], metrics[f'{name}/high'] = number.low, number.high
+    metrics.update(number.metrics(name))
 
   for name in settings.methods:
     found[name] = run(options, name, best)
@@ -204,7 +197,7 @@ def main(options: harness.Options) -> None:
     # The gap that a method is for; of training in stages, the steeper one.
     kind = 'max' if name.startswith('maxright') else 'mix'
     if name == 'sequential':
-      kind = min(fitted, key=lambda k: fitted[k].value)
+      kind = min(fitted, key=lambda k: fitted[k].mean)
     put(f'gap_exponent/{name}', fitted[kind])
     if name != 'sequential' and 'sequential' in found:
       pair = [found[n][kind][-1] for n in ('sequential', name)]

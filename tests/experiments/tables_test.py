@@ -32,6 +32,8 @@ def stored(tmp_path):
       'slope/high': -0.5,
       'count/gradients': 12.0,
       'gone': float('nan'),
+      **harness.mean_interval([1, 2, 3]).metrics('first'),
+      **harness.mean_interval([2, 3, 5]).metrics('second'),
     },
     seconds=75.0,
     curves={'one': [1.0, 10.0, 1000.0], 'two': [1.0, float('nan'), 1.0]},
@@ -56,7 +58,8 @@ def test_the_file_has_a_telling_name_and_the_command(stored, tmp_path):
   )
   assert kept['metrics']['loss'] == 0.25
   assert kept['data'] == 'digits in mnist'  # And not whose folder it is.
-  assert 'count/gradients' not in kept['metrics']
+  assert kept['metrics']['count/gradients'] == 12
+  assert kept['per_seed']['first'] == [1.0, 2.0, 3.0]
   for name in ('seeds', 'settings', 'versions', 'hardware', 'date'):
     assert kept[name]
   assert '"seeds": [ 0 ]' in stored.read_text()
@@ -95,6 +98,8 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
     ('loss .0%', '25%'),
     ('slope', '-1.000 (-1.250 to -0.500)'),
     ('slope .2f', '-1.00'),
+    ('second - first', '1.3 ± 1.4'),
+    ('second - first +.2f', '+1.33'),
   ],
 )
 def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
@@ -112,6 +117,8 @@ def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
     ('number: moco/none loss', 'no stored result moco/none; stored: none'),
     ('number: {} other', 'has no metric other'),
     ('number: {} gone', 'not finite'),
+    ('number: {} loss - first', 'lacks the values per seed of loss or first'),
+    ('number: {} first - other', 'has no metric other'),
     ('table: {} | no such -->\n<!-- end', "no column 'no such'"),
   ],
 )
@@ -144,9 +151,9 @@ def test_a_row_by_hand_is_found():
 def test_too_much_is_not_stored(stored, tmp_path):
   path = tmp_path / 'run' / 'results.json'
   results = json.loads(path.read_text())
-  results['metrics'] = {f'metric{i}': i / 3 for i in range(2_000)}
+  results['metrics'] = {f'metric{i}': i / 3 for i in range(8_000)}
   path.write_text(json.dumps(results))
-  with pytest.raises(ValueError, match='too many to keep, at most 25,000'):
+  with pytest.raises(ValueError, match='too many to keep, at most 100,000'):
     tables.store(path.parent, tmp_path)
 
 

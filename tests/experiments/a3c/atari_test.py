@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import harness
 from experiments.a3c import atari, threads
-from experiments.harness import saved
-from experiments.rl import games
+from experiments.harness import files, saved
+from experiments.rl import games, networks
 
 ROOT = pathlib.Path(__file__).parents[3]
 SETTINGS = atari.Settings(
@@ -47,7 +49,7 @@ def test_runs_and_goes_on(options, results):
   ]
   np.testing.assert_allclose(sum(shares), 1)
   assert 0 < first['delay/mean'] < 30 and first['speedup'] > 0
-  assert first['mean_return'] > 5
+  assert first['training_return'] > 5
   longer = given._replace(settings=dataclasses.replace(SETTINGS, frames=1_800))
   run = atari.train(longer, 0, games.make)
   assert run.version == 90 and run.frames == 1_800
@@ -59,10 +61,115 @@ def test_runs_and_goes_on(options, results):
   assert [r['step'] for r in records] == list(range(10, 91, 10))
 
 
+def test_evaluation_plays_what_was_learnt(options, tmp_path):
+  """Against games that are played here, after half a run and after all of it.
+
+  The trained run is left alone; sampled actions have another mean.
+  """
+  settings = dataclasses.replace(SETTINGS, frames=600, compared=0, episodes=4)
+  given = options(settings, seeds=(0, 1))
+  with pytest.raises(
+    harness.MissingDataError, match=r"no checkpoint .* 'seed_0"
+  ):
+    atari.evaluate(given)
+  assert not (tmp_path / 'seed_0').exists()
+  runs = [atari.train(given, seed, games.make) for seed in given.seeds]
+  agent, means = networks.agent((4,), 2), []
+  act = jax.jit(lambda actor, seen: jnp.argmax(agent.policy(actor, seen)))
+  for frames in (600, 1_200):
+    longer = dataclasses.replace(settings, frames=frames)
+    if frames > 600:
+      given = given._replace(settings=longer)
+      runs = [atari.train(given, seed, games.make) for seed in given.seeds]
+    before = stored(tmp_path)
+    atari.evaluate(given)
+    assert stored(tmp_path) == before
+    found = evaluated(tmp_path)
+    metrics, per_seed = found['metrics'], found['per_seed']
+    assert metrics['updates'] == frames // 20
+    for seed, run in enumerate(runs):
+      rng = np.random.default_rng((seed, zlib.crc32(b'evaluation')))
+      game, scores = games.CartPole(rng), []
+      for _ in range(4):
+        seen, over, score = game.reset(), False, 0
+        while not over:
+          after = game.step(int(act(run.params.actor, seen)))
+          seen, score = after.observation, score + 1
+          over = after.terminated or after.truncated
+        scores.append(score)
+      mean = per_seed['evaluation_return'][seed]
+      assert mean == pytest.approx(np.mean(scores))
+      means.append(mean)
+    assert metrics['evaluation_return'] == pytest.approx(np.mean(means[-2:]))
+  sampled = dataclasses.replace(settings, policy='sampled')
+  for _ in range(2):
+    atari.evaluate(given._replace(settings=sampled))
+    drawn = evaluated(tmp_path, 'sampled')['metrics']['evaluation_return']
+    means.append(drawn)
+  assert means[-1] == means[-2] != metrics['evaluation_return']
+  with pytest.raises(
+    harness.MissingDataError, match='there are seed_0, seed_1'
+  ):
+    atari.evaluate(given._replace(seeds=(0, 1, 2)))
+
+
+def test_policies_of_another_game(options, tmp_path):
+  settings = dataclasses.replace(SETTINGS, frames=60, compared=0)
+  given = options(settings, seeds=(0,))
+  atari.train(given, 0, games.make)
+  path = tmp_path / 'seed_0' / 'settings.json'
+  kept = files.unseal(path.read_bytes())
+  path.write_text(files.seal({**kept, 'env': 'Seaquest'}))
+  with pytest.raises(harness.OtherRunError, match='give --env=Seaquest'):
+    atari.evaluate(given)
+
+
+def stored(workdir):
+  """The files of the seeds, and when they were written."""
+  return {
+    path: path.stat().st_mtime_ns
+    for path in workdir.glob('seed_*/**/*')
+    if path.is_file()
+  }
+
+
+def evaluated(workdir, policy='greedy'):
+  path = workdir / 'evaluation' / policy / 'results.json'
+  return json.loads(path.read_text())
+
+
+class TwoLives(games.CartPole):
+  """The first fall costs a life: the game, and its score, go on."""
+
+  def __init__(self, rng):
+    super().__init__(rng)
+    self.lengths = []
+
+  def step(self, action):
+    found = super().step(action)
+    if found.game_over:
+      self.lengths.append(self._time)
+    return found._replace(
+      game_over=found.game_over and len(self.lengths) % 2 == 0
+    )
+
+
+def test_training_returns_are_of_all_lives(options):
+  """Episodes end with a life; scores are those of whole games."""
+  settings = dataclasses.replace(SETTINGS, compared=0, rollout=300)
+  game = TwoLives(np.random.default_rng(0))
+  make_game = lambda name, rng, conventions: game
+  run = atari.Run(options(settings, seeds=(0,)), 0, make_game)
+  with run.start(1) as pool:
+    scores, lengths = pool.next().scores, list(game.lengths)
+  assert len(scores) == len(lengths) // 2 > 2
+  np.testing.assert_array_equal(scores, np.add(lengths[:-1:2], lengths[1::2]))
+
+
 def test_a_worker_that_dies_is_named_and_the_run_is_kept(options, tmp_path):
   settings = dataclasses.replace(SETTINGS, compared=0)
   given = options(settings, seeds=(0,))
-  make_game = lambda name, rng: Fatal(rng)
+  make_game = lambda name, rng, conventions: Fatal(rng)
   with pytest.raises(threads.WorkerError) as caught:
     atari.train(given, 0, make_game)
   said = str(caught.value)
@@ -150,3 +257,29 @@ def test_a_game_that_is_not_there():
   pytest.importorskip('ale_py')
   with pytest.raises(harness.SettingsError, match='no environment'):
     atari.check(atari.Settings(env='Sekwest'))
+
+
+def test_conventions_are_those_of_the_settings(options):
+  """They reach the game; a cart-pole has none; runs with others differ."""
+  assert atari.Settings().conventions == games.DEFAULT
+  conventions = {
+    'sticky_actions': 0.25,
+    'end_on_life_loss': True,
+    'fire_on_reset': True,
+  }
+  changed = dataclasses.replace(SETTINGS, frames=60, compared=0, **conventions)
+  with pytest.raises(harness.SettingsError, match='games of the Atari'):
+    atari.check(changed)
+  seen = []
+
+  def make_game(name, rng, conventions):
+    seen.append(conventions)
+    return games.CartPole(rng)
+
+  atari.train(options(changed, seeds=(0,)), 0, make_game)
+  assert set(seen) == {games.Conventions(**conventions)}
+  plain = dataclasses.replace(SETTINGS, frames=60, compared=0)
+  with pytest.raises(
+    harness.OtherRunError, match=r'sticky_actions: 0\.25 -> 0'
+  ):
+    atari.train(options(plain, seeds=(0,)), 0, games.make)

@@ -1,45 +1,195 @@
-"""The binary: learns a little, resumes to the same result, bad settings."""
+"""The binary: learns, evaluates, resumes to the same result, bad settings."""
 
+import dataclasses
 import json
 
+import gymnax as gymnax_lib
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
+import bilevel_jax as bj
+from experiments import harness, tables
 from experiments.a3c import gymnax
+from experiments.rl import environments, evaluation, networks
 
+KEY = jax.random.key(0)
 SETTINGS = gymnax.Settings(
-  workers=2, environments=4, frames=1_600, records=5, episodes=10
+  workers=2, environments=4, frames=1_600, records=5, window=10, episodes=6
 )
 
 
+def evaluated(workdir, policy='greedy'):
+  """What an evaluation has written."""
+  path = workdir / 'evaluation' / policy / 'results.json'
+  return json.loads(path.read_text())
+
+
 def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
-  """Ended after half of the records, it goes on to the same numbers."""
+  """Ended after half of the records, it goes on to the same numbers.
+
+  So does its evaluation, which sampled actions change.
+  """
   whole = options(SETTINGS, paper='a3c', binary='gymnax')
   gymnax.main(whole)
   found = results()
   metrics = found['metrics']
-  assert metrics['frames'] == 1_600 and metrics['worst_return'] > 5
+  assert metrics['frames'] == 1_600 and metrics['worst_training_return'] > 5
   assert metrics['delay/1'] == (2 * 10 - 1) / 20
-  assert metrics['mean_return/half_width'] >= 0
+  assert metrics['training_return/half_width'] >= 0
   assert 15 < metrics['control/random_return'] < 30
-  for name in ('policy.npz', 'policy.gif', 'return.png', 'table.md'):
+  for name in ('policy.npz', 'policy.gif', 'training_return.png', 'table.md'):
     assert (tmp_path / name).exists()
   train = harness.train
 
   def half(*args, **keywords):
-    stop = lambda history: len(history['return']) >= 2
+    stop = lambda history: len(history['training_return']) >= 2
     return train(*args, **keywords, stop_when=stop)
 
   other = whole._replace(workdir=str(tmp_path / 'other'))
   with monkeypatch.context() as patch:
     patch.setattr(harness, 'train', half)
     assert gymnax.train(other, gymnax.Clock()).step == 4
+  gymnax.evaluate(other)
+  half_way = evaluated(tmp_path / 'other')['metrics']
   gymnax.main(other)
   again = json.loads((tmp_path / 'other' / 'results.json').read_text())
   same = lambda m: {k: v for k, v in m.items() if 'second' not in k}
   assert same(again['metrics']) == same(metrics)
+  sampled = dataclasses.replace(SETTINGS, policy='sampled')
+  for given in (whole, other, whole._replace(settings=sampled)):
+    gymnax.evaluate(given)
+  greedy = evaluated(tmp_path)['metrics']
+  assert evaluated(tmp_path / 'other')['metrics'] == greedy != half_way
+  assert (half_way['updates'], greedy['updates']) == (8, 20)
+  drawn = evaluated(tmp_path, 'sampled')['metrics']
+  assert drawn['evaluation_return'] != greedy['evaluation_return']
+
+
+def test_evaluation_of_a_run(options, tmp_path, capsys):
+  """Against a plain loop; without a checkpoint; and it leaves the run alone.
+
+  DeepSea always begins in the same place and its moves are certain: all greedy
+  episodes of a seed are the same.
+  """
+  settings = dataclasses.replace(
+    SETTINGS, env='DeepSea-bsuite', frames=320, records=2, episodes=5
+  )
+  known = environments.make(settings.env)
+  given = options(settings, paper='a3c', binary='gymnax')
+  with pytest.raises(harness.MissingDataError, match='no checkpoint of a run'):
+    gymnax.evaluate(given)
+  gymnax.train(given, gymnax.Clock())
+  files = lambda: {
+    p: p.stat().st_mtime_ns
+    for p in (tmp_path / settings.env).rglob('*')
+    if p.is_file()
+  }
+  before = files()
+  capsys.readouterr()
+  gymnax.evaluate(given)
+  assert 'evaluation return, interval over seeds' in capsys.readouterr().out
+  assert files() == before  # It neither trains nor writes there.
+  found = evaluated(tmp_path)
+  metrics = found['metrics']
+  assert found['mode'] == 'evaluate' and metrics['updates'] == 4
+
+  agent = networks.agent(known.shape, known.environment.actions)
+  params = jax.eval_shape(agent.init, jax.random.key(0))
+  loaded = harness.load(tmp_path, name=settings.env, like=params)
+  step, expected = jax.jit(known.environment.step), []
+  for seed in range(2):
+    actor = jax.tree.map(lambda x, i=seed: x[i], loaded.params.actor)
+    observation, state = known.environment.reset(jax.random.key(seed))
+    total, over = 0.0, False
+    while not over:
+      action = jnp.argmax(agent.policy(actor, observation))
+      observation, state, reward, terminated, truncated, _ = step(
+        jax.random.key(9), state, action
+      )
+      total += float(reward)
+      over = bool(terminated) or bool(truncated)
+    expected.append(total)
+  per_seed = found['per_seed']['evaluation_return']
+  assert per_seed == pytest.approx(expected)
+  assert metrics['evaluation_return'] == pytest.approx(np.mean(expected))
+  assert metrics['worst_evaluation_return'] == pytest.approx(min(expected))
+  # Float32 returns of equal episodes.
+  assert metrics['evaluation_return/episodes/half_width'] < 1e-6
+  half = 12.7062 * abs(expected[0] - expected[1]) / 2
+  assert metrics['evaluation_return/half_width'] == pytest.approx(
+    half, abs=1e-5
+  )
+  rows = (tmp_path / 'evaluation/greedy/episodes.csv').read_text().splitlines()
+  assert len(rows) == 1 + 2 * 5 and rows[1].startswith('0,0,')
+
+
+def test_a_kept_evaluation_has_a_name_of_its_own(tmp_path, options):
+  given = options(
+    gymnax.PRESETS['quick'], paper='a3c', binary='gymnax', preset='quick'
+  )
+  episodes = evaluation.Episodes(np.ones((2, 3)), np.ones((2, 3), int))
+  evaluation.write(given, episodes, about={}, updates=1, start=0.0)
+  path = tables.store(tmp_path / 'evaluation' / 'greedy', tmp_path)
+  assert path.name == 'gymnax-quick-evaluate.json'
+  command = json.loads(path.read_text())['command']
+  assert command.endswith('a3c.gymnax evaluate --preset=quick')
+
+
+@pytest.mark.parametrize('env', sorted(gymnax_lib.registered_envs))
+def test_every_environment_of_gymnax_is_traced(env, tmp_path, monkeypatch):
+  """Made within the trace, as a run does; shapes of two updates and a game."""
+  settings = gymnax.Settings(env=env, workers=2, environments=2, rollout=2)
+  if env == 'MNISTBandit-bsuite':
+    # Without the files: see also `environments_test`.
+    monkeypatch.setattr(environments, '_MNIST_FOLDER', tmp_path)
+    with pytest.raises(harness.MissingDataError, match='a download of MNIST'):
+      gymnax.check(settings)
+    return
+  gymnax.check(settings)
+  agent, _ = gymnax.make_solver(settings, jax.random.key(0))
+
+  def run(key):
+    solver = gymnax.make_solver(settings, key)[1]
+    params = agent.init(key)
+    state = solver.init(params)
+    for _ in range(2):
+      updates, state = solver.update(None, state, params)
+      params = bj.apply_updates(params, updates)
+    return params, state
+
+  params, state = jax.eval_shape(jax.vmap(run), jax.random.split(KEY, 2))
+  for part in (params, state):
+    assert all(x.shape[0] == 2 for x in jax.tree.leaves(part))
+  known = environments.make(env)
+  act = evaluation.make_act(agent, known.environment.actions, 'sampled')
+  play = lambda actor: evaluation.play(
+    known.environment, act, actor, KEY, episodes=3, limit=known.limit
+  )
+  one = jax.eval_shape(agent.init, KEY)
+  assert jax.eval_shape(play, one.actor).returns.shape == (3,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('env', sorted(gymnax_lib.registered_envs))
+def test_every_environment_of_gymnax_runs(env, options, results, tmp_path):
+  """Training, GIF and evaluation, of the smallest sizes."""
+  settings = gymnax.Settings(
+    env=env, workers=2, environments=2, rollout=2, frames=16, episodes=3
+  )
+  try:
+    gymnax.check(settings)
+  except harness.MissingDataError:
+    assert env == 'MNISTBandit-bsuite'
+    return
+  given = options(settings, seeds=(0,))
+  gymnax.main(given)
+  assert results()['metrics']['frames'] == 16
+  gymnax.evaluate(given)
+  metrics = evaluated(tmp_path)['metrics']
+  assert np.isfinite(metrics['evaluation_return'])  # All episodes ended.
+  assert metrics['evaluation_length'] >= 1
 
 
 def test_environments_that_cannot_be():
@@ -56,7 +206,8 @@ def test_rounds_are_of_all_workers():
 def test_cart_pole_is_solved(options, results):
   gymnax.main(options(gymnax.Settings(), seeds=(0, 1, 2)))
   metrics = results()['metrics']
-  assert metrics['mean_return'] >= 475 and metrics['worst_return'] >= 450
+  assert metrics['training_return'] >= 475
+  assert metrics['worst_training_return'] >= 450
 
 
 def test_continuous_actions_are_learnt_too():

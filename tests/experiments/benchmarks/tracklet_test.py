@@ -43,18 +43,32 @@ def test_peers_that_are_not_there_are_not_measured(
   assert 'not measured' in (tmp_path / 'table.md').read_text()
 
 
-def test_speed_is_frames_over_seconds_of_a_trained_network(monkeypatch):
-  update, start, batch = tracklet.step(SMALL, 0, seed=1)
+def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
+  assert tracklet.Settings().members == tracklet.train.Settings().members > 1
   weights = tracklet.trained(dataclasses.replace(SMALL, updates=1))
   key = jax.random.split(jax.random.key(2), 1)[0]
-  wanted = jax.jit(update)(start, batch(key))[0]
-  for name, before in start[0].items():
-    np.testing.assert_allclose(weights[name], wanted[name], atol=1e-5)
-    assert np.abs(weights[name] - before).max() > 1e-4
+  for member in range(SMALL.members):
+    update, start, batch = tracklet.step(SMALL, 0, seed=1, member=member)
+    wanted = jax.jit(update)(start, batch(key))[0]
+    for name, before in start[0].items():
+      np.testing.assert_allclose(weights[name][member], wanted[name], atol=1e-5)
+      assert np.abs(weights[name][member] - before).max() > 1e-4
   given = tracklet.found(dataclasses.replace(SMALL, length=10))
-  clock = iter((10.0, 12.0))
-  monkeypatch.setattr(tracklet.time, 'perf_counter', lambda: next(clock))
-  assert tracklet.frames_a_second(given, weights) == pytest.approx(5.0)
+  clocks = iter((np.array([10.0, 1.0]), np.array([12.0, 5.0])))
+  monkeypatch.setattr(tracklet.peer_trackers, 'clocks', lambda: next(clocks))
+  np.testing.assert_allclose(
+    tracklet.frames_per_second(given, weights), [5.0, 2.5]
+  )
+
+
+def test_scenes_are_a_crowd_a_sparse_one_and_mot17(tmp_path):
+  small = dataclasses.replace(SMALL, people=9, sparse_people=2)
+  timed = tracklet.timed_scenes(small, None)
+  counts = {name: len(one.boxes.frames) for name, one in timed.items()}
+  assert set(counts) == {'crowd', 'sparse'}
+  assert counts['crowd'] > 2 * counts['sparse'] > 0
+  with pytest.raises(tracklet.harness.MissingDataError):
+    tracklet.timed_scenes(small, str(tmp_path))
 
 
 class _Fake:

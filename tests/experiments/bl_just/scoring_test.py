@@ -47,51 +47,6 @@ def test_errors_say_what_is_wrong():
     scoring.word_errors(['a', 'b'], ['a'])
   with pytest.raises(harness.SettingsError, match='nothing is said'):
     scoring.word_errors(['', ' '], ['a', 'b'])
-  for shapes in (((2, 3), (2, 4), 3), ((2, 3), (2, 3), 4)):
-    with pytest.raises(harness.SettingsError, match=r'of .seeds, utterances.'):
-      scoring.paired_bootstrap(
-        np.ones(shapes[0]), np.ones(shapes[1]), np.ones(shapes[2])
-      )
-
-
-def test_an_interval_of_no_spread_is_a_point():
-  lengths = np.array([4, 4, 4])
-  found = scoring.paired_bootstrap(
-    np.full((2, 3), 1), np.full((2, 3), 2), lengths, draws=50
-  )
-  assert found == scoring.Difference(-0.25, -0.25, -0.25, 1.0)
-  one = scoring.paired_bootstrap([1, 2, 3], [1, 2, 3], lengths, draws=50)
-  assert one[:3] == (0, 0, 0)
-
-
-def test_an_interval_has_the_spread_of_utterances_and_of_seeds():
-  rng = np.random.default_rng(1)
-  seeds, count = 12, 150
-  lengths = np.full(count, 10)
-  others = rng.poisson(3, (seeds, count))
-  # The spread of a mean over utterances, from their variance.
-  errors = others + rng.normal(0, 2, count)
-  found = scoring.paired_bootstrap(errors, others, lengths, draws=2_000)
-  spread = np.std((errors - others)[0]) / np.sqrt(count) / 10
-  assert found.low < found.mean < found.high
-  assert (found.high - found.low) / (2 * 1.96) == pytest.approx(spread, rel=0.1)
-  # And of one over seeds.
-  shifts = rng.normal(0, 2, (seeds, 1))
-  found = scoring.paired_bootstrap(
-    others + shifts, others, lengths, draws=2_000
-  )
-  spread = np.std(shifts) / np.sqrt(seeds) / 10
-  assert (found.high - found.low) / (2 * 1.96) == pytest.approx(spread, rel=0.1)
-  again = scoring.paired_bootstrap(
-    others + shifts, others, lengths, draws=2_000
-  )
-  assert again == found
-
-
-def test_a_draw_without_words_is_drawn_again():
-  lengths = np.array([0, 5])
-  found = scoring.paired_bootstrap([1, 2], [0, 0], lengths, draws=200)
-  assert np.isfinite(found).all() and found.mean == pytest.approx(3 / 5)
 
 
 def test_a_picture_is_drawn(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from experiments import harness
@@ -91,6 +92,42 @@ class TestJudge:
     assert judge(relative, given | {'a': 19.9}).verdict == 'not shown'
     one = judge(relative, {'a': 99.0, 'b': 10.0, 'a/half_width': 3.0})
     assert one.verdict == 'shown, no interval'
+
+  def test_seeds_that_are_shared_are_paired(self):
+    """The seeds spread by 10, the difference by 0.1: only pairs tell it."""
+    seeds = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    lead = np.array([0.9, 1.0, 1.1, 1.0, 1.0])
+    values = {'a': seeds + lead, 'b': seeds}
+    metrics = {}
+    for name, one in values.items():
+      metrics |= harness.mean_interval(one).metrics(name)
+    per_seed = {name: one.tolist() for name, one in values.items()}
+    relative = claim(at_least='b')
+    assert judge(relative, metrics).verdict == 'mean only'
+    judged = judge(relative, metrics, per_seed=per_seed)
+    assert judged.verdict == 'shown'
+    # 2.776 standard errors of 0.0707 / sqrt(5).
+    assert judged.bound.endswith('; paired difference 1.000 ± 0.088')
+    led = claim(at_least='b', lead=0.95)
+    assert judge(led, metrics, per_seed=per_seed).verdict == 'mean only'
+    per_seed['b'][0] = None
+    assert judge(relative, metrics, per_seed=per_seed).verdict == 'mean only'
+
+  def test_fewer_than_five_seeds_are_counted(self):
+    few = harness.mean_interval([0.9, 0.91, 0.9]).metrics('a')
+    per_seed = {'a': list(few['a'].per_seed)}
+    assert judge(claim(), few, per_seed=per_seed).verdict == 'shown, 3 seeds'
+
+  def test_a_paired_interval_covers_no_difference_in_95_of_100_cases(self):
+    """Three seeds, of which a percentile bootstrap covers 77 of 100."""
+    draws = np.random.default_rng(0).normal(size=(2_000, 2, 3))
+    beyond = 0
+    for first, second in draws.tolist():
+      results = {'per_seed': {'a': first, 'b': second}}
+      interval = harness.paired_interval(results, 'a', 'b')
+      beyond += abs(interval.mean) > interval.half_width
+    # Five standard deviations of a count are 0.025 of them.
+    assert abs(beyond / len(draws) - 0.05) < 0.025
 
   @pytest.mark.parametrize('value', [None, math.nan, math.inf, -math.inf])
   def test_what_is_not_finite_shows_nothing(self, value):

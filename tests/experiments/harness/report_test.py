@@ -25,7 +25,31 @@ class TestInterval:
     spread = math.sqrt((4 + 1 + 0 + 9) / 3)
     assert interval.mean == 3.0
     np.testing.assert_allclose(interval.half_width, 3.1824 * spread / 2, 1e-4)
-    assert interval[2:] == (4, 4)
+    assert interval[2:] == (4, 4, (1.0, 2.0, 3.0, 6.0))
+
+  def test_leaving_out_one_of_a_mean_is_its_t_interval(self):
+    values = np.random.default_rng(3).gamma(2, size=7)
+    mean = harness.mean_interval(values)
+    left_out = harness.jackknife_interval(lambda i: values[i].mean(), 7)
+    np.testing.assert_allclose(left_out[:2], mean[:2], rtol=1e-12)
+    assert math.isnan(harness.jackknife_interval(lambda i: 2.0, 1).half_width)
+
+  def test_leaving_out_one_of_a_ratio_covers_it_in_95_of_100_cases(self):
+    draws = np.random.default_rng(4).gamma(20, 1 / 20, (1_000, 2, 12))
+    covered = 0
+    for above, below in 3 * draws:
+      found = harness.jackknife_interval(
+        lambda i, a=above, b=below: a[i].mean() / b[i].mean(), 12
+      )
+      covered += abs(found.mean - 1) <= found.half_width
+    # Four standard deviations of a count are 0.028 of them.
+    assert abs(covered / len(draws) - 0.95) < 0.028
+
+  def test_a_mean_keeps_its_values_and_is_a_number(self):
+    metrics = harness.mean_interval([1.0, 3.0]).metrics('a')
+    assert metrics['a'] == 2.0 and metrics['a'].per_seed == (1.0, 3.0)
+    assert json.dumps(metrics['a']) == '2.0'
+    assert not hasattr(metrics['a'] - 1, 'per_seed')
 
   def test_covers_the_mean_in_95_of_100_cases(self):
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.utils import load_mnist
 
 import bilevel_jax as bj
 from experiments import harness
@@ -55,6 +56,42 @@ def test_padding_adds_empty_channels():
   for padded in (found.observation, found.final_observation):
     assert padded.shape == (10, 10, 6)
     assert (padded[..., 4:] == 0).all() and (padded[..., :4] != 0).any()
+
+
+def test_mnist_is_not_downloaded(tmp_path, monkeypatch):
+  """One line without its files; with them the environment is made."""
+
+  def download(*args):
+    raise AssertionError('nothing is downloaded')
+
+  monkeypatch.setattr(load_mnist, 'urlretrieve', download)
+  monkeypatch.setattr(environments, '_MNIST_FOLDER', tmp_path)
+  with pytest.raises(harness.MissingDataError) as caught:
+    environments.make('MNISTBandit-bsuite')
+  assert '\n' not in str(caught.value)
+  assert 'train-images-idx3-ubyte.gz, train-labels' in str(caught.value)
+  for name in environments._MNIST_FILES:
+    (tmp_path / name).touch()
+  pictures = np.zeros((5, 28, 28), np.int8), np.arange(5, dtype=np.uint8)
+  monkeypatch.setattr(load_mnist, 'load_mnist', lambda: (pictures, pictures))
+  known = environments.make('MNISTBandit-bsuite')
+  assert known.shape == (28, 28) and known.environment.actions == 10
+  assert known.limit == 1
+
+
+def test_environments_are_made_within_a_trace():
+  """Those that keep arrays, in one program and then in another."""
+  for name in ('FourRooms-misc', 'MetaMaze-misc'):
+
+    def first(key, name=name):
+      known = environments.make(name)
+      _, state = known.environment.reset(key)
+      return bj.rl.Timestep(*known.environment.step(key, state, 0))
+
+    expected = first(jax.random.key(0))
+    for _ in range(2):
+      found = jax.jit(lambda key, fn=first: fn(key))(jax.random.key(0))
+      np.testing.assert_allclose(found.observation, expected.observation)
 
 
 def test_errors():

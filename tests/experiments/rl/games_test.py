@@ -54,6 +54,120 @@ def test_missing_extra_and_unknown_games(monkeypatch):
     games.rom('Seaqest')
 
 
+def emulator(name, seed, sticky=0.0):
+  """The emulator itself, with the seed that a game draws first."""
+  ale_py = pytest.importorskip('ale_py')
+  rng = np.random.default_rng(seed)
+  ale = ale_py.ALEInterface()
+  ale.setInt('random_seed', int(rng.integers(2**31)))
+  ale.setFloat('repeat_action_probability', sticky)
+  ale.loadROM(games.rom(name))
+  return ale, rng
+
+
+def idle(ale, rng):
+  """Begins a game as `games.Atari` does."""
+  ale.reset_game()
+  for _ in range(rng.integers(games.IDLE + 1)):
+    ale.act(0)
+
+
+def make(name, seed=0, **conventions):
+  pytest.importorskip('ale_py')
+  conventions = games.Conventions(**conventions)
+  return games.make(name, np.random.default_rng(seed), conventions)
+
+
+def hold(ale, action):
+  return sum(ale.act(action) for _ in range(games.SKIP))
+
+
+def test_sticky_actions_are_those_of_the_emulator():
+  """The same screens with the same probability and seed, others without."""
+  game, plain = make('Seaquest', sticky_actions=0.25), make('Seaquest')
+  assert game._ale.getFloat('repeat_action_probability') == 0.25
+  assert plain._ale.getFloat('repeat_action_probability') == 0
+  ale, rng = emulator('Seaquest', 0, 0.25)
+  idle(ale, rng)
+  game.reset(), plain.reset()
+  np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
+  actions, same = np.random.default_rng(1), []
+  for _ in range(60):
+    action = int(actions.integers(game.actions))
+    found, other = game.step(action), plain.step(action)
+    score = hold(ale, ale.getMinimalActionSet()[action])
+    assert found.score == score and not found.terminated
+    np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
+    same.append(np.array_equal(found.observation, other.observation))
+  assert not all(same)
+
+
+def test_a_lost_life_ends_the_episode_and_the_game_goes_on():
+  """Five lives of Breakout: the emulator's frames and score go on."""
+  game, whole = make('Breakout', end_on_life_loss=True), make('Breakout')
+  ale, rng = emulator('Breakout', 0)
+  idle(ale, rng)
+  game.reset(), whole.reset()
+  fire = [action.name for action in ale.getMinimalActionSet()].index('FIRE')
+  frames, ended, over = game._ale.getEpisodeFrameNumber(), [], False
+  while not over:
+    found, same = game.step(fire), whole.step(fire)
+    before = ale.lives()
+    assert found.score == hold(ale, 1) == same.score
+    over = ale.game_over()
+    # An episode of a life, or of a game.
+    assert found.terminated == (over or ale.lives() < before)
+    assert same.terminated == over == found.game_over == same.game_over
+    assert game._ale.getEpisodeFrameNumber() > frames
+    frames = game._ale.getEpisodeFrameNumber()
+    if found.terminated and not over:
+      ended.append(ale.lives())
+      seen = game.reset()
+      assert game._ale.getEpisodeFrameNumber() == frames
+      assert (seen == seen[..., :1]).all()
+      np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
+  assert ended == [4, 3, 2, 1]
+  game.reset()  # A new game.
+  assert game._ale.lives() == 5
+  assert game._ale.getEpisodeFrameNumber() <= games.IDLE
+
+
+def test_fire_starts_what_waits_for_it():
+  """After the idle actions FIRE is held for a step, where the game has it."""
+  game, waits = make('Breakout', fire_on_reset=True), make('Breakout')
+  ale, rng = emulator('Breakout', 0)
+  idle(ale, rng)
+  game.reset(), waits.reset()
+  hold(ale, 1)
+  np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
+  # Without it there is no ball, and nothing ever moves.
+  start = waits.screen()
+  for _ in range(30):
+    game.step(0), waits.step(0)
+  np.testing.assert_array_equal(waits.screen(), start)
+  assert not np.array_equal(game.screen(), start)
+  # MsPacman has no FIRE in its minimal action set.
+  names = [a.name for a in make('MsPacman')._legal]
+  assert 'FIRE' not in names
+  pressed, plain = make('MsPacman', fire_on_reset=True), make('MsPacman')
+  np.testing.assert_array_equal(pressed.reset(), plain.reset())
+
+
+def test_fire_after_a_lost_life():
+  """With both settings a policy that never fires still plays all lives."""
+  game = make('Breakout', fire_on_reset=True, end_on_life_loss=True)
+  game.reset()
+  lives = []
+  for _ in range(3_000):
+    found = game.step(0)
+    if found.terminated:
+      lives.append(game._ale.lives())
+      if found.game_over:
+        break
+      game.reset()
+  assert lives == [4, 3, 2, 1, 0]
+
+
 def test_atari_pictures_rewards_and_ends():
   """Against the emulator itself, frame by frame."""
   pytest.importorskip('ale_py')

@@ -20,10 +20,10 @@ def make(env):
 )
 def test_a_policy_is_read_as_it_was_kept_and_shown(env, tmp_path):
   params = make(env)
-  kept = policies.Policy(env, params.actor, {'return': 3.0})
+  kept = policies.Policy(env, params.actor, {'training_return': 3.0})
   path = policies.save(tmp_path / 'policy.npz', kept)
   found = policies.load(path)
-  assert (found.env, found.about) == (env, {'return': 3.0})
+  assert (found.env, found.about) == (env, {'training_return': 3.0})
   jax.tree.map(np.testing.assert_array_equal, found.actor, params.actor)
   key = jax.random.key(1)
   if env == 'Pendulum-v1':
@@ -89,6 +89,19 @@ def test_networks_of_pixels_and_their_hidden_layer():
   trunk = networks.network((10, 10, 4), 0, **networks.body((10, 10, 4)))
   weights = trunk.init(jax.random.key(0))
   assert trunk.apply(weights, np.ones((10, 10, 4))).shape == (128,)
+
+
+def test_networks_of_pictures_that_are_not_square():
+  """Sizes by hand: 30 x 40 to 28 x 38, 16 channels, 128 units."""
+  shape = (30, 40, 3)
+  net = networks.network(shape, 3, **networks.body(shape))
+  weights = jax.eval_shape(net.init, jax.random.key(0))
+  sizes = sorted(x.size for x in jax.tree.leaves(weights))
+  assert sizes == sorted(
+    [3, 16, 128, 3 * 128, 3 * 3 * 3 * 16, 28 * 38 * 16 * 128]
+  )
+  picture = np.ones(shape, np.float32)
+  assert jax.eval_shape(net.apply, weights, picture).shape == (3,)
 
 
 def test_a_convolution_is_one():

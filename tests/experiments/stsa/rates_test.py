@@ -97,8 +97,7 @@ def test_fit_finds_a_known_power():
     steps, 3 * steps[:, None] ** -0.7 * noise, first=200, bins=16
   )
   found = slopes.fit(at, values)
-  assert found.low < -0.7 < found.high
-  assert found.high - found.low < 0.02
+  assert abs(found.mean + 0.7) < found.half_width < 0.01
   assert at[0] >= 200 and len(at) == 16
 
 

@@ -90,6 +90,32 @@ def test_a_line_that_is_wrong_is_named(tmp_path, line, says):
     mot_files.read_boxes(path, identities=True)
 
 
+def test_shares_of_the_picture_are_refused(tmp_path):
+  """Within 0 and 1 two decimals would destroy them; pixels below 1 may be."""
+  text = '1,-1,0.1,0.2,0.05,0.1,0.9\n2,-1,0.5,0.98,0.031,0.034,0.8\n'
+  path = write(tmp_path / 'det.txt', text)
+  with pytest.raises(harness.DamagedDataError, match='shares of the picture'):
+    mot_files.read_boxes(path, identities=False)
+  write(path, text + '3,-1,5,6,7,8,0.9\n')
+  assert len(mot_files.read_boxes(path, identities=False).frames) == 3
+
+
+def test_time_stamps_are_no_numbers_of_frames(tmp_path):
+  """Seconds of a clock are refused; a long sparse recording is not."""
+  row = ',-1,10,20,30,40,0.9\n'
+  path = write(
+    tmp_path / 'det.txt', f'1700000000{row}1700000001{row}1700000002{row}'
+  )
+  with pytest.raises(
+    harness.DamagedDataError, match='the pictures from 1'
+  ) as e:
+    mot_files.read_boxes(path, identities=False)
+  assert '1,699,999,999 of the 1,700,000,002 frames' in str(e.value)
+  write(path, f'5{row}900000{row}')
+  found = mot_files.read_boxes(path, identities=False)
+  assert found.frames.tolist() == [5, 900_000]
+
+
 def test_what_seqinfo_does_not_say_is_taken_from_the_boxes(tmp_path):
   boxes = mot_files.make([1, 5], [[0, 0, 10, 10], [90.5, 40, 10, 10]])
   info = mot_files.read_info(tmp_path, boxes)

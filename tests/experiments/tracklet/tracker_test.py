@@ -425,6 +425,7 @@ def test_confidences_are_those_that_a_tracker_knows(tmp_path, weights, capsys):
   for wrong, says in (
     ((90, 80, 70), 'from 70 to 90'),
     ((-0.5, 0.5, 0.9), 'from -0.5 to 0.9'),
+    ((-1, -0.5, -2), 'from -2 to -0.5'),
   ):
     status, said, _ = tracked(*wrong)
     assert status == 1 and says in said and 'seventh column' in said

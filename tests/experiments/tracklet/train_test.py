@@ -1,6 +1,7 @@
 """What is reported of a run, and a run from end to end."""
 
 import dataclasses
+import sys
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.tracklet import (
   detections,
   judging,
   learning,
+  peers,
   scenes,
   train,
 )
@@ -220,6 +222,21 @@ def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
   assert found['idf1'].mean() == tuned.value
   roof = judging.judge(judging.true_identities, given)
   assert found['idf1'][0] <= roof['idf1'][0] + 1e-9 and found['mota'][0] > 30
+
+
+@pytest.mark.parametrize('binary', [train, peers])
+def test_a_missing_package_is_told_before_any_work(
+  binary, options, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'trackeval', None)
+
+  def read(options):
+    raise AssertionError('data are read before')
+
+  monkeypatch.setattr(train, 'read', read)
+  given = options(binary.PRESETS['smoke'], preset='smoke')
+  with pytest.raises(harness.SettingsError, match=r"'bilevel_jax\[.*mot\]'"):
+    binary.main(given)
 
 
 def test_settings_say_what_was_meant(tmp_path, options):

@@ -72,8 +72,8 @@ def test_a_small_run_shows_the_difference_and_its_table(tmp_path):
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
   assert metrics['gap_exponent/sequential'] > -0.1
   assert metrics['gap_exponent/maxright'] < -0.25
-  low, high = (metrics[f'gap_ratio/maxright/{end}'] for end in ('low', 'high'))
-  assert 15 < low < metrics['gap_ratio/maxright'] < high
+  ratio = metrics['gap_ratio/maxright']
+  assert 15 < ratio - metrics['gap_ratio/maxright/half_width'] < ratio
   assert (tmp_path / 'toy.png').exists()
 
 
