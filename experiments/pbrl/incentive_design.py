@@ -13,8 +13,8 @@ its own where the players are at the equilibrium. The penalty is the function of
 Nikaido and Isoda, at best responses that are tables of their own, one step of
 policy iteration an update. The other method differentiates K steps of players
 who learn from each other. Both are judged by the designer's return at the exact
-equilibrium of their payoff, at equal numbers of evaluated pairs of policies. The
-control is a payoff written by hand, without any learning: it makes the
+equilibrium of their payoff, at equal numbers of evaluated pairs of policies.
+The control is a payoff written by hand, without any learning: it makes the
 designer's best pair of actions dominant in each state.
 """
 

@@ -111,7 +111,7 @@ def report(
     row['rate'] = result.rate
     rows.append(row)
   harness.write_table(folder, rows)
-  _leads(metrics, results)
+  metrics |= paired_leads(results)
   _plot(folder, settings, results)
   _keep(folder, settings, results)
   path = harness.write_results(
@@ -126,8 +126,19 @@ def report(
   return metrics
 
 
-def _leads(metrics, results):
-  """Paired differences: for each seed all methods start at one policy."""
+def paired_leads(results: Mapping[str, Result]) -> dict[str, float]:
+  """Computes the leads of methods over each other, by seed.
+
+  For each seed all methods start at the same policy, so the interval is that of
+  the differences.
+
+  Args:
+    results: by method; controls lead over nothing.
+
+  Returns:
+    Metrics `A/lead_over_B`, of the return at the end, and `A/area_lead_over_B`.
+  """
+  metrics: dict[str, float] = {}
   for name, other in itertools.permutations(results, 2):
     if name.startswith('control/'):
       continue
@@ -138,6 +149,7 @@ def _leads(metrics, results):
     ):
       interval = harness.mean_interval(values)
       metrics |= interval.metrics(f'{name}/{lead}_over_{other}')
+  return metrics
 
 
 def _plot(folder, settings, results):
