@@ -155,8 +155,8 @@ def measure_by_hand(
       'nash_error': zero_sum.nash_gap(game, costs, nash, tau),
     }
 
-  found = jax.jit(lambda games: jax.lax.map(one, games))
-  return jax.device_get(found(games_of(settings, seeds)))
+  measure_all = jax.jit(lambda games: jax.lax.map(one, games))
+  return jax.device_get(measure_all(games_of(settings, seeds)))
 
 
 def games_of(settings: Settings, seeds: Sequence[int]) -> bj.rl.MarkovGame:
@@ -387,11 +387,11 @@ def main(options: harness.Options) -> dict[str, float]:
   ours = outcomes['pbrl'].last('upper_return_at_nash')
   close = measure_of(outcomes['pbrl'])['gap_ratio'] <= stackelberg.NEAR
 
-  def compared(method, theirs):
+  def compared(method, returns):
     """Adds PBRL's paired lead over a method; returns its wins in words."""
-    wins = int(np.sum((ours > theirs) & close))
+    wins = int(np.sum((ours > returns) & close))
     metrics[f'pbrl/wins_over_{method}'] = wins
-    lead = harness.mean_interval(ours - theirs)
+    lead = harness.mean_interval(ours - returns)
     metrics.update(lead.metrics(f'pbrl/lead_over_{method}'))
     return f'{wins} of {len(ours)}'
 

@@ -79,13 +79,13 @@ def report(
   for name, result in results.items():
     method = feedback.METHODS[name]
     row: dict[str, Any] = {'method': method.title}
-    found = {
+    columns = {
       'true return': ('true_return', result.returns[-1]),
       'area': ('area', area(result)),
     }
     if result.accuracy is not None:
-      found['accuracy'] = ('accuracy', result.accuracy[-1])
-    for title, (metric, values) in found.items():
+      columns['accuracy'] = ('accuracy', result.accuracy[-1])
+    for title, (metric, values) in columns.items():
       row[title] = harness.mean_interval(values)
       metrics |= row[title].metrics(f'{name}/{metric}')
     row.setdefault('accuracy', None)
