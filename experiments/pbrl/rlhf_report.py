@@ -127,20 +127,21 @@ def report(
 
 
 def paired_leads(results: Mapping[str, Result]) -> dict[str, float]:
-  """Computes the leads of methods over each other, by seed.
+  """Computes leads of PBRL over all, and of the others over the controls.
 
   For each seed all methods start at the same policy, so the interval is that of
   the differences.
 
   Args:
-    results: by method; controls lead over nothing.
+    results: by method.
 
   Returns:
     Metrics `A/lead_over_B`, of the return at the end, and `A/area_lead_over_B`.
   """
   metrics: dict[str, float] = {}
+  control = lambda name: name.startswith('control/')
   for name, other in itertools.permutations(results, 2):
-    if name.startswith('control/'):
+    if control(name) or not (name == 'pbrl' or control(other)):
       continue
     one, two = results[name], results[other]
     for lead, values in (
