@@ -10,7 +10,9 @@ Reinforcement Learning and RLHF, 2024.
     python -m experiments.pbrl.rlhf export --preset=quick
     python -m experiments.pbrl.rlhf --labels=pairs.jsonl --preset=quick
 
-Expected: TODO. Time: 7 CPU-minutes.
+Expected: of 500, PBRL 472 ± 44, DRLHF 460 ± 99, the true reward 487 ± 12,
+random labels 32 ± 55, and a constant reward 487 ± 12, as the true one: CartPole
+cannot show what preferences teach. Time: 5 CPU-minutes.
 
 The upper level fits a reward model to preferences between fragments of what the
 policy does; the lower level is the policy, best for that reward. PBRL, DRLHF,
