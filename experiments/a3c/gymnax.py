@@ -7,7 +7,7 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.gymnax evaluate --env=CartPole-v1 --preset=quick
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
-Expected: a training return of 500 of 500 on CartPole-v1 for each of 3 seeds,
+Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed,
 -84 on Acrobot-v1.
 Time: 3 minutes on a core, compilation included; MinAtar 0.1 ms a frame.
 
