@@ -39,6 +39,39 @@ def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
     )
 
 
+def refuse_batches(solver: str, reason: str, **records: Any) -> None:
+  """Raises ValueError if a sequence that sees no batch has a `batch_at`.
+
+  Args:
+    solver: its name, for the error.
+    reason: why the solver cannot use a `batch_at`, for the error.
+    **records: optimisers or records, by name.
+  """
+  for name, record in records.items():
+    if getattr(record, 'batch_at', None) is not None:
+      raise ValueError(
+        f'{solver}: the sequence {name} has a batch_at, but {reason}: leave it '
+        'out.'
+      )
+
+
+def refuse_state(tree: Any, subject: str) -> None:
+  """Raises TypeError if a tree is a solver's state, or the state of a chain.
+
+  Args:
+    tree: a batch or parameters.
+    subject: the start of the error, 'the batch is' for instance.
+  """
+  nodes = (tree, *tree) if type(tree) is tuple else (tree,)
+  for kind in map(type, nodes):
+    own = kind.__module__.partition('.')[0] == 'bilevel_jax'
+    if own and kind.__name__.endswith('State'):
+      raise TypeError(
+        f'{subject} the state of a solver: call solver.update(batch, state, '
+        'params), in this order.'
+      )
+
+
 def refuse_rows(gradients: Any, who: str) -> None:
   """Raises TypeError where an aggregator was left out."""
   if isinstance(gradients, types.Jacobian | types.Gramian):

@@ -179,12 +179,8 @@ def descend(
 
   def added(params):
     """Starts of the sequences that only the solver has."""
+    _sequences.refuse_state(params, 'the parameters are')
     _sequences.require_sequences(params, (), 'descend')
-    if isinstance(params, DescendState):
-      raise TypeError(
-        'the parameters are the state of a solver: call '
-        'solver.update(batch, state, params), in this order.'
-      )
     own = params._fields
     for name, record in records.items():
       if name in own and record.start is not None and not record.restart:
@@ -376,11 +372,19 @@ def _loop(oracle, records, batch, state, z) -> _Loop:
   steps = max(s.steps for s in mine.values())
   looping = tuple(n for n, s in mine.items() if s.steps == steps)
   ats = {mine[n].batch_at for n in looping}
-  if len(ats) > 1 or any(s.steps not in (1, steps) for s in mine.values()):
+  if any(s.steps not in (1, steps) for s in mine.values()):
     raise ValueError(
       f'the sequences {names} move by one oracle, but their loops do not fit: '
-      f'steps {[s.steps for s in mine.values()]}, which are one number or 1, '
-      'and one batch_at for all that take more than one.'
+      f'steps {[s.steps for s in mine.values()]}, which are one number or 1.'
+    )
+  batches = {s.batch_at for s in mine.values()} - {None}
+  if len(ats) > 1 or batches - ats:
+    holders = [n for n, s in mine.items() if s.batch_at is not None]
+    raise ValueError(
+      f'the sequences {names} move by one oracle, whose evaluations see one '
+      f'batch each, but batch_at of {holders} differs from that of {looping}, '
+      f'which take {steps} steps: give all of them the same function, which '
+      'may be left out only where fewer steps are taken.'
     )
   (at,) = ats
   pick_or_all = at or (lambda batch, t: batch)

@@ -144,7 +144,29 @@ class Numbers:
     return dataclasses.replace(self, **fields)
 
 
-class Jacobian(NamedTuple):
+class _OfSeveral(type):
+  """A type that says in the errors of JAX why a pytree of it does not fit.
+
+  optax applies a transformation to whatever pytree comes out of an oracle, so
+  that the first error of a chain without an aggregator is one of JAX, about
+  types of pytrees.
+  """
+
+  def __repr__(cls) -> str:
+    return (
+      f'<{cls.__name__}, gradients of several objectives: put an aggregator '
+      'between the oracle and the optimiser, bj.aggregators.mgda(objectives) '
+      'for instance>'
+    )
+
+
+class _Jacobian(NamedTuple):
+  rows: Any
+  rest: Mapping[str, Any] | None = None
+  values: Any = None
+
+
+class Jacobian(_Jacobian, metaclass=_OfSeveral):
   """Gradients of several objectives at one point.
 
   Attributes:
@@ -154,9 +176,7 @@ class Jacobian(NamedTuple):
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
-  rows: Any
-  rest: Mapping[str, Any] | None = None
-  values: Any = None
+  __slots__ = ()
 
 
 class Gramian(NamedTuple):
@@ -204,29 +224,35 @@ class Sequence(NamedTuple):
   optimiser but the count of schedules: no momentum passes from one update to
   the next. The state of its set, a coin's key for instance, stays.
 
+  **Unset fields.** None means that a field is unset. Then the solver's own
+  default holds, the set of the lower variable for a value sequence for
+  instance, or else the one below.
+
   Attributes:
     optimiser: any optax transformation from a gradient to an update.
-    set: where the sequence stays, None for the whole space: a function from a
-      point to the nearest point of the set, such as those of
-      `optax.projections`; an affine set; or one of `bj.projections.Lazy`,
-      `Relaxed` and `Joint`. Sets that depend on the upper variable are taken
-      at its new value.
-    steps: steps in one update, of which each sees a new gradient. An oracle is
-      evaluated as often as the sequences that it moves say; one with fewer
-      steps than another, that is with one, moves in the last of them.
-    batch_at: the batch of step t, from (batch, t), t an int32 scalar; by
-      default each step sees the whole batch.
+    set: where the sequence stays: a function from a point to the nearest point
+      of the set, such as those of `optax.projections`; an affine set; or one of
+      `bj.projections.Lazy`, `Relaxed` and `Joint`. Sets that depend on the
+      upper variable are taken at its new value. Unset, the whole space; where a
+      solver has another default, `lambda z: z` is the whole space.
+    steps: steps in one update, each with a new gradient. Unset, one. An oracle
+      is evaluated as often as the sequences that it moves require; a sequence
+      with one step moves in the last evaluation.
+    batch_at: the batch of step t, from (batch, t), t an int32 scalar. Unset,
+      each step sees the whole batch. Sequences that move by one oracle see one
+      batch in each evaluation, so their `batch_at` has to be the same function.
     start: makes a sequence that only the solver has, from the parameters, or
       with `restart` the point from which any sequence starts in each update.
-    restart: whether the sequence is made anew at each update.
+    restart: whether the sequence goes back to its start in each update. Unset,
+      False.
   """
 
   optimiser: Any
   set: Any = None
-  steps: int = 1
+  steps: Any = None
   batch_at: Callable[[Any, Any], Any] | None = None
   start: Callable[[Any], Any] | None = None
-  restart: bool = False
+  restart: Any = None
 
 
 # What a named solver takes for each of its sequences.
@@ -234,15 +260,15 @@ SequenceLike: TypeAlias = Sequence | optax.GradientTransformation
 
 
 def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
-  """A record from a record or an optimiser; else an error with the mend.
+  """Converts an optimiser to a `Sequence` and fills in its unset fields.
 
   Args:
     given: a `Sequence`, or an optax transformation.
     name: of the sequence, for the error.
-    **defaults: fields for what the record leaves at its default.
+    **defaults: values for the fields that the record leaves unset.
 
   Returns:
-    A `Sequence`.
+    A `Sequence` whose steps and restart are set.
 
   Raises:
     TypeError: for anything else, a number for instance.
@@ -261,8 +287,8 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
       f'{name} takes an optax optimiser or a bj.Sequence of one, got '
       f'{type(optimiser).__name__}: optax.sgd(0.1) for instance.'
     )
-  usual = Sequence._field_defaults
-  unset = {n: v for n, v in defaults.items() if getattr(found, n) is usual[n]}
+  usual = {'steps': 1, 'restart': False} | defaults
+  unset = {n: v for n, v in usual.items() if getattr(found, n) is None}
   found = found._replace(**unset)
   _checks.whole(f'the sequence {name}', 'steps', found.steps)
   return found

@@ -74,11 +74,11 @@ def test_installs_from_the_checkout_or_says_what_to_do(
   source = re.sub(r'%pip install -q .*', 'installs.append(root)', source)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   monkeypatch.chdir(ROOT / 'colabs')
-  exec(source, {'installs': installs})
+  exec(source, {'installs': installs})  # noqa: S102 - Of the notebook.
   assert installs == [ROOT]
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit, match='no checkout of it: copy'):
-    exec(source, {'installs': installs})
+    exec(source, {'installs': installs})  # noqa: S102
 
 
 def test_there_is_one():

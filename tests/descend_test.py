@@ -556,7 +556,14 @@ ERRORS = {
       lower=S(SGD, steps=2, batch_at=lambda b, t: b),
     ),
     ValueError,
-    'one batch_at for all that take more than one',
+    r"batch_at of \['upper', 'lower'\] differs .* the same function",
+  ),
+  'a batch of a single step': (
+    lambda: two_losses(
+      upper=S(SGD, batch_at=lambda b, t: b), lower=S(SGD, steps=2)
+    ),
+    ValueError,
+    r"batch_at of \['upper'\] differs from that of \('lower',\)",
   ),
   'a set that is no function': (
     lambda: two_losses(upper=S(SGD, set=3.0), lower=SGD),

@@ -1,7 +1,9 @@
 """Imports point one way: papers, stacks, the harness, the library."""
 
 import ast
+import configparser
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -96,3 +98,50 @@ def test_stacks_are_for_papers_and_import_none(tmp_path):
     path.write_text(imports)
     assert (not broken_experiments(tmp_path)) == fine
     path.unlink()
+
+
+def runs_data(tree):
+  """What of a module may run code that data hold."""
+  modules = {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib'}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [node.module or '']
+    else:
+      names = []
+    yield from (n for n in names if n.partition('.')[0] in modules)
+    if (
+      isinstance(node, ast.keyword)
+      and node.arg == 'allow_pickle'
+      and not (isinstance(node.value, ast.Constant) and not node.value.value)
+    ):
+      yield 'allow_pickle'
+
+
+def test_no_data_is_run():
+  """Ruff's rules S102, S301, S302 and S307 refuse calls; these the ways to."""
+  found = {
+    str(path.relative_to(ROOT)): names
+    for folder in ('bilevel_jax', 'experiments', 'tests')
+    for path in sorted((ROOT / folder).rglob('*.py'))
+    if (names := list(runs_data(ast.parse(path.read_text(encoding='utf-8')))))
+  }
+  # Utterances go to other processes; a payload is refused.
+  assert found == {
+    'tests/experiments/bl_just/loaders_test.py': ['pickle'],
+    'tests/experiments/harness/host_test.py': ['pickle'],
+  }
+  for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):
+    assert list(runs_data(ast.parse(line))) == ['allow_pickle']
+  assert not list(runs_data(ast.parse('np.load(x, allow_pickle=False)')))
+
+
+def test_tests_have_every_extra():
+  """What an extra lacks, its tests would be skipped without."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  extras = setup['options.extras_require']
+  (given,) = re.findall(r'bilevel_jax\[(.*)\]', extras['test'])
+  # The command in the README names these two.
+  assert {'experiments', 'test', *given.split(',')} == set(extras)

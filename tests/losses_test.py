@@ -275,6 +275,62 @@ def test_no_token_at_all_costs_nothing():
     assert lost == 0 and not slope.any()
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_no_row_at_all_costs_nothing(dtype):
+  none, losses = jnp.zeros(0, dtype), bj.losses
+  for lost in (
+    losses.dpo(none, none, none, none),
+    losses.ipo(none, none, none, none),
+    losses.orpo(none, none),
+    losses.uft(none, none, none),
+    losses.uft(none, none, none, distance='cross_entropy'),
+    losses.kto(none, none, none > 0, none),
+  ):
+    assert lost == 0
+
+
+def test_an_empty_baseline_is_a_point_of_reference_at_zero():
+  gained, reference = jnp.array([-3.0, -4.0]), jnp.array([-4.0, -2.0])
+  wanted = jnp.array([True, False])
+  empty, zeros = (
+    bj.losses.kto(gained, reference, wanted, jnp.zeros(n)) for n in (0, 3)
+  )
+  assert empty == zeros and jnp.isfinite(empty)
+
+
+def test_labels_of_minus_one_are_unwanted_also_when_traced():
+  gained, reference = jnp.array([-3.0, -4.0]), jnp.array([-4.0, -2.0])
+  loss = lambda wanted: bj.losses.kto(gained, reference, wanted, jnp.zeros(1))
+  expected = loss(jnp.array([True, False]))
+  for labels in ([1, 0], [1, -1], [1.0, -1.0]):
+    assert loss(jnp.array(labels)) == expected
+    assert jax.jit(loss)(jnp.array(labels)) == expected
+
+
+def test_traced_scores_are_clipped():
+  """Beyond 1, the cross-entropy would fall without end."""
+  fixed = jnp.array([-4.0, -2.0])
+  loss = lambda scores: bj.losses.uft(
+    fixed + 1, fixed, scores, distance='cross_entropy'
+  )
+  expected = loss(jnp.array([1.0, 0.5]))
+  np.testing.assert_array_equal(jax.jit(loss)(jnp.array([1.5, 0.5])), expected)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_sums_over_tokens_are_wide(dtype):
+  """1,000 tokens of -100 leave the range of float16; 301 need 9 bits."""
+  numbers, mask = jnp.full((2, 1000), -100, dtype), jnp.ones((2, 1000))
+  mask = mask.at[1, 301:].set(0)
+  total = bj.losses.masked_sum(numbers, mask)
+  mean = bj.losses.masked_mean(numbers, mask)
+  assert total.dtype == mean.dtype == jnp.float32
+  np.testing.assert_array_equal(total, [-100_000.0, -30_100.0])
+  np.testing.assert_array_equal(mean, [-100.0, -100.0])
+  slope = jax.grad(lambda a: bj.losses.masked_sum(a, mask).sum())(numbers)
+  assert slope.dtype == dtype
+
+
 def test_log_probabilities_of_tokens():
   tokens = _RNG.integers(0, WORDS, size=(ROWS, LENGTH))
   found = bj.losses.token_log_probs(
@@ -318,6 +374,10 @@ def test_errors():
     (lambda: bj.losses.orpo(zero, zero, weight=-1.0), 'the weight'),
     (lambda: bj.losses.kto(zero, zero, zero, zero, wanted_weight=-1), 'wanted'),
     (lambda: bj.losses.uft(zero, zero, zero, distance='l1'), 'cross_entropy'),
+    (lambda: bj.losses.uft(zero, zero, zero - 0.1), 'each of the scores'),
+    (lambda: bj.losses.uft(zero, zero, zero + 1.1), 'each of the scores'),
+    (lambda: bj.losses.kto(zero, zero, zero + 2, zero), 'wanted holds 2.0'),
+    (lambda: bj.losses.kto(zero, zero, zero * jnp.nan, zero), 'holds nan'),
     (lambda: bj.losses.sft(zero, zero, over='batch'), "'tokens' or 'rows'"),
     (lambda: bj.losses.sft(zero, jnp.ones(3)), 'a mask of'),
     (

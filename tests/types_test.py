@@ -48,10 +48,15 @@ def test_named_numbers_are_a_mapping_over_one_array():
 
 def test_an_optimiser_stands_for_a_record_of_it():
   sgd = optax.sgd(0.1)
-  assert types.as_sequence(sgd, 'z') == bj.Sequence(sgd)
+  assert types.as_sequence(sgd, 'z') == bj.Sequence(sgd, steps=1, restart=False)
   given = bj.Sequence(sgd, steps=3)
   found = types.as_sequence(given, 'z', steps=5, restart=True)
   assert found == bj.Sequence(sgd, steps=3, restart=True)
+
+
+def test_what_a_record_says_is_kept_also_where_it_is_the_usual():
+  given = bj.Sequence(optax.sgd(0.1), steps=1, restart=False)
+  assert types.as_sequence(given, 'z', steps=5, restart=True) == given
 
 
 def test_a_jacobian_holds_no_rest_unless_given():

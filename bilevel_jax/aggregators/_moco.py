@@ -60,7 +60,7 @@ def tracker(
   accumulator_dtype: Any,
 ) -> Tracker:
   """Checks the numbers of MoCo, and makes its two functions; see `moco`."""
-  _checks.within(who, 'tracking', tracking, 0, open_low=True)
+  _checks.within(who, 'tracking', tracking, 0, 1, open_low=True)
   _checks.within(who, 'weight_step', weight_step, 0, open_low=True)
   _checks.within(who, 'regularisation', regularisation, 0)
   if radius is not None:
@@ -156,8 +156,8 @@ def moco(
 
   Args:
     objectives: the number of rows :math:`M`.
-    tracking: :math:`\beta_k`, a share, at most 1; a constant or a schedule. For
-      1, nothing is tracked.
+    tracking: :math:`\beta_k` in (0, 1], a constant or a schedule; a value of
+      the schedule above 1 counts as 1. For 1, nothing is tracked.
     weight_step: :math:`\gamma_k`, in units of one over a squared gradient norm;
       a constant or a schedule. The weights are not a number where that square
       leaves the range of floats.

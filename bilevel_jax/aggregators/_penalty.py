@@ -13,22 +13,31 @@ from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _rows
 
 
-def _check_weight(value: Any, where: str, what: str) -> None:
+def _check_weight(value: Any, where: str, what: str, positive: bool) -> None:
   if isinstance(value, jax.core.Tracer):
     return
   # By numpy, so that it also works while a function is traced.
-  if np.ndim(value) or not np.asarray(value) >= 0:
-    raise ValueError(f'{what} is a weight >= 0, a scalar; got {value}{where}.')
+  fits = np.asarray(value) > 0 if positive else np.asarray(value) >= 0
+  if np.ndim(value) or not fits:
+    bound = '> 0' if positive else '>= 0'
+    raise ValueError(
+      f'{what} is a weight {bound}, a scalar; got {value}{where}.'
+    )
 
 
 def checked_schedule(
-  weight: types.ScalarOrSchedule, what: str = 'the penalty'
+  weight: types.ScalarOrSchedule,
+  what: str = 'the penalty',
+  *,
+  positive: bool = False,
 ) -> Callable[[chex.Numeric], chex.Numeric]:
   """A weight as a schedule, checked where it can be.
 
   Args:
     weight: a constant or a schedule from the count, never negative.
     what: what the error calls it.
+    positive: whether zero is refused too. Values that only a compiled step
+      knows cannot be: there, one that is not positive is NaN.
 
   Returns:
     A schedule.
@@ -38,12 +47,22 @@ def checked_schedule(
       or at zero, is negative or no scalar.
   """
   if not callable(weight):
-    _check_weight(weight, '', what)
-    return lambda count: weight
-  # What a schedule gives inside a compiled step cannot raise: sample it now.
-  for step in (0, *(10**k for k in range(7))):
-    _check_weight(weight(step), f' from the schedule at step {step}', what)
-  return weight
+    _check_weight(weight, '', what, positive)
+    schedule = lambda count: weight
+  else:
+    # What a schedule gives inside a compiled step cannot raise: sample it now.
+    for step in (0, *(10**k for k in range(7))):
+      where = f' from the schedule at step {step}'
+      _check_weight(weight(step), where, what, positive)
+    schedule = weight
+  if not positive:
+    return schedule
+
+  def above_zero(count):
+    value = jnp.asarray(schedule(count))
+    return jnp.where(value > 0, value, jnp.nan)
+
+  return above_zero
 
 
 def penalty_weights(

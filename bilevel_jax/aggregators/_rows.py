@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import _sequences, _trees, types
+from bilevel_jax.aggregators import _quadratic
 
 # Columns of a skinny product that the CPU does at once: one product over all
 # columns is several times slower there.
@@ -126,8 +127,9 @@ def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
 def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   """Lengths and cosines of a Jacobian's rows, and their weighted sum.
 
-  Where squares of the entries leave the range of floats, each row is divided
-  by its largest entry first.
+  Where squares of the entries leave the range of floats, the products are
+  computed again, from rows that are divided by the powers of two next to their
+  largest entries. There the result has no derivative.
   """
   if isinstance(jacobian, types.Gramian):
     return jacobian
@@ -137,19 +139,32 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   least = jnp.finfo(plain.dtype).tiny ** 0.75
   fine = jnp.all((square > least) & (square < 1 / least))
 
-  def carefully():
+  def rescaled(carry):
+    # Tied to the carry: the compiler moves what is constant before the loop.
+    entries, _ = jax.lax.optimization_barrier((rows, carry))
     largest = functools.reduce(
       jnp.maximum,
       [
-        jnp.max(jnp.abs(x.reshape(x.shape[0], -1)), axis=1).astype(plain.dtype)
-        for x in jax.tree.leaves(rows)
+        jnp.max(jnp.abs(x.reshape(x.shape[0], -1)), axis=1, initial=0).astype(
+          plain.dtype
+        )
+        for x in jax.tree.leaves(entries)
       ],
     )
-    return largest, products(rows, scale=_trees.ratio(1, largest))
+    # Powers of two: the products have the digits that they have without.
+    _, exponent = jnp.frexp(largest)
+    bound = -jnp.finfo(plain.dtype).minexp
+    exponent = jnp.clip(exponent, -bound, bound)
+    one = jnp.ones_like(largest)
+    scale = jnp.ldexp(one, -exponent)
+    return True, jnp.ldexp(one, exponent), products(entries, scale=scale)
 
-  unit, matrix = jax.lax.cond(
-    fine, lambda: (jnp.ones_like(square), plain), carefully
-  )
+  # A loop of at most one round in place of a branch: mapped over seeds, a
+  # branch evaluates both sides, and a loop ends where no seed needs it.
+  rows = jax.lax.stop_gradient(rows)
+  start = (fine, jnp.ones_like(square), jax.lax.stop_gradient(plain))
+  _, unit, matrix = _quadratic.loop(lambda c: ~c[0], rescaled, start, rows)
+  matrix = jnp.where(fine, plain, matrix)
   return from_matrix(
     matrix, unit, jax.tree_util.Partial(weigh, jacobian), jacobian.values
   )

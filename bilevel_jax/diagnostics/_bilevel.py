@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _checks, linear_solvers, types
-from bilevel_jax.oracles import _implicit, base
+from bilevel_jax.oracles import _implicit, _value_gap, base
 from bilevel_jax.projections import AffineSet, Projection, _affine
 
 
@@ -122,7 +122,9 @@ def penalty_gap(
   .. math::
     g(x, y) - \min_{y'} g(x, y')
 
-  Unlike `bj.values(state)['gap']`, it does not trust the value sequence.
+  Unlike `bj.values(state)['gap']`, it does not trust the value sequence. Where
+  the difference of the two losses is rounding, it is the integral of the slope
+  between the two points, as with `quadrature` in `bj.value_gap`.
 
   Args:
     problem: the upper and the lower loss.
@@ -144,8 +146,7 @@ def penalty_gap(
   """
   lower = base.Loss(problem.lower, 'lower')
   y = lower_minimiser(problem, params, batch, optimiser=optimiser, steps=steps)
-  here = lower(params.upper, params.lower, batch)
-  return here - lower(params.upper, y, batch)
+  return _value_gap.accurate_gap(lower, *params, y, batch)
 
 
 def hypergradient(
@@ -247,7 +248,8 @@ def hypergradient_distance(
     \text{ at the lower minimiser}
 
   At the minimum over y of the penalised loss and with an exact value sequence,
-  the distance is of the order :math:`1 / \gamma`.
+  the distance is of the order :math:`1 / \gamma`. The two slopes of the lower
+  loss are compared as in `penalty_gap`, without the rounding of a difference.
 
   Args:
     problem: the upper and the lower loss.
@@ -278,7 +280,7 @@ def hypergradient_distance(
   x, y = params
 
   def penalised(x):
-    gap = lower(x, y, batch) - lower(x, value, batch)
+    gap = _value_gap.accurate_gap(lower, x, y, value, batch)
     return upper(x, y, batch) + penalty * gap
 
   minimiser = lower_minimiser(problem, params, batch, steps=solve_steps)

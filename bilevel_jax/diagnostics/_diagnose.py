@@ -19,7 +19,7 @@ class Diagnosis(NamedTuple):
 
   Attributes:
     verdict: one of `diverged`, `overshooting`, `lagging`, `oscillating`,
-      `unconverged`, `weak`, `stiff`, `loose`, `fine`.
+      `unconverged`, `weak`, `stiff`, `rounding`, `loose`, `fine`.
     words: what was seen, and what to try.
   """
 
@@ -114,12 +114,40 @@ def _ahead(series: _Series) -> float:
   return float(now * factor / (1 - factor))
 
 
+def _finite_steps(losses: Mapping[str, np.ndarray]) -> int:
+  """The number of steps before a loss is not finite for the first time."""
+  finite = np.all([np.isfinite(steps) for steps in losses.values()], axis=0)
+  return len(finite) if finite.all() else int(np.argmin(finite))
+
+
+def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
+  """Whether losses stop being finite, and whether they grew before."""
+  count = _finite_steps(losses)
+  if count == min(map(len, losses.values())):
+    return None
+  event = f'the losses are not finite from step {count} on'
+  grown = count and any(
+    abs(steps[count - 1]) > 10 * max(abs(steps[0]), 1e-30)
+    for steps in losses.values()
+  )
+  if grown:
+    words = f'{event}, and grow before: make the step sizes smaller.'
+  else:
+    words = (
+      f'{event}, and do not grow before: a derivative is not finite. Where it '
+      'is taken through an inner optimiser that divides by a root (rhg with '
+      'optax.adam), it is not finite where an inner gradient is exactly zero: '
+      'give the optimiser a constant under the root, optax.adam(rate, '
+      'eps_root=1e-8). If that changes nothing, make the step sizes smaller.'
+    )
+  return Diagnosis('diverged', words)
+
+
 def _faults(
   losses: Mapping[str, np.ndarray],
 ) -> tuple[Diagnosis | None, dict[str, _Series]]:
   """What is wrong with the steps wherever they lead, and the losses."""
-  finite = np.all([np.isfinite(steps) for steps in losses.values()], axis=0)
-  count = len(finite) if finite.all() else int(np.argmin(finite))
+  count, length = _finite_steps(losses), min(map(len, losses.values()))
   if count < 8:
     return Diagnosis(
       'diverged',
@@ -129,8 +157,11 @@ def _faults(
   # What rounding in float32 can do to losses of this size.
   sizes = [np.abs(losses[name][:count]).max() for name in ('upper', 'lower')]
   room = 1e-6 * max(1e-30, float(max(sizes)))
+  largest_rounding = losses.get('gap_rounding', np.zeros(1))[:count].max()
+  rooms = {'gap': max(room, float(largest_rounding))}
   series = {
-    name: _series(steps[:count], room) for name, steps in losses.items()
+    name: _series(steps[:count], rooms.get(name, room))
+    for name, steps in losses.items()
   }
   upper, lower, between = (series[n] for n in ('upper', 'lower', 'gap'))
   # The value sequence's loss before and after its step, all else equal.
@@ -138,11 +169,14 @@ def _faults(
   if 'value' in series:
     fall = series['value'].late - (lower.late - between.late)
   rises = float(np.mean(fall < -room))
-  grown = [name for name, one in series.items() if _explodes(one)]
+  grown = [n for n, s in series.items() if n != 'gap_rounding' and _explodes(s)]
   found = None
   middle = float(between.late.mean())
-  behind = middle < -room and np.mean(between.late < 0) > 0.5
-  if rises > 0.3 and (behind or grown or count < len(finite)):
+  rounding_error = _rounding(series)
+  if rounding_error is None:
+    rounding_error = room
+  behind = middle < -rounding_error and np.mean(between.late < 0) > 0.5
+  if rises > 0.3 and (behind or grown or count < length):
     found = Diagnosis(
       'overshooting',
       f'in {100 * rises:.0f} % of the later updates, the step of the value '
@@ -150,10 +184,10 @@ def _faults(
       'below 2 over the curvature of the lower loss, or its momentum (see '
       'suggest).',
     )
-  elif grown or count < len(finite):
+  elif grown or count < length:
     what = (
       f'the {" and the ".join(grown)} loss grow without end'
-      if count == len(finite)
+      if count == length
       else f'the losses are not finite from step {count} on'
     )
     found = Diagnosis(
@@ -191,7 +225,8 @@ def _at_rest(
   if accuracy is not None:
     large['upper'] = accuracy
   moving = [name for name in ahead if abs(ahead[name]) > large[name]]
-  if moving and gap is not None and 0 <= middle < 1e-2 * gap:
+  rounding = _rounding(series) or 0
+  if moving and gap is not None and -rounding <= middle < 1e-2 * gap:
     return Diagnosis('stiff', _stiff(f'a gap of {middle:.3g}, below {gap:.3g}'))
   if moving:
     name = moving[0]
@@ -202,6 +237,26 @@ def _at_rest(
       'updates, larger steps, or the penalty smaller (see suggest).',
     )
   return None
+
+
+def _rounding(series: Mapping[str, _Series]) -> float | None:
+  """The mean rounding error of the later gaps; None if it was not measured."""
+  known = series.get('gap_rounding')
+  return None if known is None else float(known.late.mean())
+
+
+def _rounded(series: Mapping[str, _Series]) -> Diagnosis | None:
+  """Whether the gap cannot be told from zero."""
+  middle, rounding = float(series['gap'].late.mean()), _rounding(series)
+  if rounding is None or abs(middle) >= rounding:
+    return None
+  return Diagnosis(
+    'rounding',
+    f'the gap is rounding: {middle:.3g} in the mean, with a rounding error of '
+    f'about {rounding:.3g}. Neither its sign nor its size means anything, and '
+    'the slope that comes with it is inaccurate. Evaluate it with quadrature=2 '
+    '(value_gap, v_pbgd) or in float64, or make the penalty smaller.',
+  )
 
 
 def _loose(series: Mapping[str, _Series], gap: float) -> Diagnosis | None:
@@ -306,10 +361,11 @@ def diagnose(
   Args:
     history: `bj.values(state)` of many steps, by name: arrays of one axis, of
       at least 8 steps, or a list of what `bj.values` gave. It needs `upper`,
-      `lower` and `gap`, and reads `value`. A ramp of the penalty moves the
-      losses: leave it out, and give what came after it. From minibatches, give
-      running means over tens of steps; what noise does to where a run comes to
-      rest is not seen.
+      `lower` and `gap`, and reads `value` and `gap_rounding`; without `gap`, as
+      of `rhg`, it says why losses stop being finite, and no more. A ramp of the
+      penalty moves the losses: leave it out, and give what came after it. From
+      minibatches, give running means over tens of steps; what noise does to
+      where a run comes to rest is not seen.
     problem: the upper and the lower loss.
     params: the last params of the run.
     batch: the batch of both losses, large enough to stand for the data.
@@ -326,12 +382,14 @@ def diagnose(
   Returns:
     A `Diagnosis`, the first of these that holds. `overshooting`: the value
     sequence's own steps raise its loss. `diverged`: a loss is not finite, or
-    grows without end. `lagging`: the gap is negative, the value sequence is
-    behind. `oscillating`: the losses go up and down, from step to step or in
-    long waves. `stiff`: not converged, with a penalty that is stiffer than need
-    be. `unconverged`: the losses still move, or the hypergradient still leads
-    to a lower one. `loose`: the gap has come to rest above what is wanted.
-    `weak`: the penalty is too weak to trust. `fine`: none of them; with the
+    grows without end. `lagging`: the gap is negative by more than its rounding
+    error, the value sequence is behind. `oscillating`: the losses go up and
+    down, from step to step or in long waves. `stiff`: not converged, with a
+    penalty that is stiffer than need be. `unconverged`: the losses still move,
+    or the hypergradient still leads to a lower one. `weak`: the penalty is too
+    weak to trust. `rounding`: the gap is within its rounding error (if the
+    history has `gap_rounding`, as `value_gap` measures it). `loose`: the gap
+    has come to rest above what is wanted. `fine`: none of them; with the
     history alone, a run that rests at a wrong point reads so too.
 
   Raises:
@@ -348,23 +406,25 @@ def diagnose(
   if not isinstance(history, Mapping):
     names = set.intersection(*(set(one) for one in history)) if history else ()
     history = {name: [one[name] for one in history] for name in names}
-  missing = {'upper', 'lower', 'gap'} - set(history)
-  if missing:
-    raise ValueError(
-      f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
-      'is for solvers with a value gap, v_pbgd for instance.'
-    )
   if (problem is None) != (params is None):
     raise ValueError('diagnose takes a problem and params together, or none.')
   losses = {
     name: np.asarray(history[name], np.float64)
-    for name in ('upper', 'lower', 'gap', 'value')
+    for name in ('upper', 'lower', 'gap', 'value', 'gap_rounding')
     if name in history
   }
   _checks.whole('diagnose', 'points', points, 2)
   _checks.whole('diagnose', 'steps', steps)
   if any(s.ndim != 1 or len(s) < 8 for s in losses.values()):
     raise ValueError('diagnose reads arrays of one axis, of at least 8 steps.')
+  if missing := {'upper', 'lower', 'gap'} - set(losses):
+    if missing == {'gap'} and (diagnosis := _breaks(losses)) is not None:
+      return diagnosis
+    raise ValueError(
+      f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: it '
+      'is for solvers with a value gap, v_pbgd for instance; without a gap, it '
+      'reads only where losses stop being finite.'
+    )
   found, series = _faults(losses)
   if found is not None:
     return found
@@ -381,6 +441,6 @@ def diagnose(
     )
     way = series['upper'].way
     found = _of_the_end(float(here), np.asarray(reached), way, accuracy)
-  if found is None and gap is not None:
-    found = _loose(series, gap)
-  return found or Diagnosis('fine', 'nothing stands out.')
+  loose = None if gap is None else _loose(series, gap)
+  fine = Diagnosis('fine', 'nothing stands out.')
+  return found or _rounded(series) or loose or fine

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bilevel_jax import _checks
 from bilevel_jax.losses import _tokens
@@ -20,6 +21,19 @@ def _same_rows(*arrays: chex.Array) -> None:
   shapes = [jnp.shape(array) for array in arrays]
   if len({*shapes}) > 1:
     raise ValueError(f'one number for each response, got the shapes {shapes}.')
+
+
+def _as_labels(wanted: chex.Array) -> chex.Array:
+  """Labels of responses as booleans; 0 and -1 both say that one is unwanted."""
+  if not isinstance(wanted, jax.core.Tracer):
+    values = np.asarray(wanted)
+    strange = values[~np.isin(values, (-1, 0, 1))]
+    if strange.size:
+      raise ValueError(
+        f'kto: wanted holds {strange[0]}: labels are True or 1 for a wanted '
+        'response, and False, 0 or -1 for an unwanted one.'
+      )
+  return jnp.asarray(wanted) > 0
 
 
 def preference_margin(
@@ -86,7 +100,7 @@ def dpo(
       wrong.
 
   Returns:
-    A scalar, nats.
+    A scalar, 0 of no rows; nats.
 
   Raises:
     ValueError: if a constant `beta` or `smoothing` is out of range.
@@ -109,7 +123,7 @@ def dpo(
     chosen, rejected, reference_chosen, reference_rejected
   )
   right = (1 - smoothing) * jax.nn.softplus(-margin)
-  return jnp.mean(right + smoothing * jax.nn.softplus(margin))
+  return _tokens.mean(right + smoothing * jax.nn.softplus(margin))
 
 
 def ipo(
@@ -135,7 +149,7 @@ def ipo(
     beta: the strength :math:`\beta > 0` of the pull to the reference.
 
   Returns:
-    A scalar, nats squared.
+    A scalar, 0 of no rows; nats squared.
 
   Raises:
     ValueError: if a constant `beta` is not above zero.
@@ -155,7 +169,7 @@ def ipo(
   margin = preference_margin(
     chosen, rejected, reference_chosen, reference_rejected
   )
-  return jnp.mean((margin - 1 / (2 * beta)) ** 2)
+  return _tokens.mean((margin - 1 / (2 * beta)) ** 2)
 
 
 def kto(
@@ -182,18 +196,20 @@ def kto(
   Args:
     log_probs: of the responses, (rows,); nats, summed over tokens.
     reference: likewise under the reference; constant in derivatives.
-    wanted: whether a response is, (rows,).
+    wanted: whether a response is wanted, (rows,): True or 1 if it is; False, 0
+      or -1 if not.
     baseline: :math:`r'`, log-ratios of mismatched prompts and responses, any
-      shape; zeros for none.
+      shape; if it is empty, z is 0.
     beta: the inverse temperature :math:`\beta > 0`.
     wanted_weight: :math:`\lambda` of the responses that are wanted, at least 0.
     unwanted_weight: of the others.
 
   Returns:
-    A scalar.
+    A scalar, 0 of no rows.
 
   Raises:
-    ValueError: if a constant is out of range.
+    ValueError: if a constant is out of range, or a label known before tracing
+      is another number.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -210,13 +226,14 @@ def kto(
   _checks.within('kto', 'wanted_weight', wanted_weight, 0)
   _checks.within('kto', 'unwanted_weight', unwanted_weight, 0)
   _same_rows(log_probs, wanted)
+  wanted = _as_labels(wanted)
   gained = _log_ratio(log_probs, reference)
   bounded = _tokens.bounded(baseline)
-  point = jnp.maximum(jax.lax.stop_gradient(jnp.mean(bounded)), 0)
+  point = jnp.maximum(jax.lax.stop_gradient(_tokens.mean(bounded)), 0)
   away = beta * (gained - point)
   value = jax.nn.sigmoid(jnp.where(wanted, -away, away))  # 1 - sigma(+-a)
   weight = jnp.where(wanted, wanted_weight, unwanted_weight)
-  return jnp.mean(weight.astype(value.dtype) * value)
+  return _tokens.mean(weight.astype(value.dtype) * value)
 
 
 def log_odds(log_probs: chex.Array) -> chex.Array:
@@ -258,7 +275,7 @@ def orpo(
     weight: :math:`\lambda` of the preference, at least 0.
 
   Returns:
-    A scalar, nats a token.
+    A scalar, 0 of no rows; nats a token.
 
   Raises:
     ValueError: if a constant weight is negative.
@@ -277,7 +294,7 @@ def orpo(
   _same_rows(chosen, rejected)
   ahead = log_odds(chosen) - log_odds(rejected)
   lost = -_tokens.bounded(chosen)
-  return jnp.mean(lost + weight * jax.nn.softplus(-ahead))
+  return _tokens.mean(lost + weight * jax.nn.softplus(-ahead))
 
 
 def uft(
@@ -301,16 +318,17 @@ def uft(
   Args:
     log_probs: of the responses, (rows,); nats, summed over tokens.
     reference: likewise under the reference; constant in derivatives.
-    scores: :math:`s` in [0, 1], (rows,).
+    scores: :math:`s` in [0, 1], (rows,). Traced scores cannot be refused: they
+      are clipped to [0, 1], beyond which the cross-entropy has no minimum.
     beta: the inverse temperature :math:`\beta > 0`.
     distance: 'squared' or 'cross_entropy'.
 
   Returns:
-    A scalar.
+    A scalar, 0 of no rows.
 
   Raises:
-    ValueError: if a constant `beta` is not above zero, or the distance is
-      unknown.
+    ValueError: if a constant `beta` is not above zero, the distance is unknown,
+      or scores that are known before tracing are outside [0, 1].
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -329,10 +347,11 @@ def uft(
       f"uft: distance is 'squared' or 'cross_entropy', got {distance!r}."
     )
   _same_rows(log_probs, scores)
+  _checks.within('uft', 'each of the scores', scores, 0, 1)
   reward = beta * _log_ratio(log_probs, reference)
-  scores = scores.astype(reward.dtype)
+  scores = jnp.clip(jnp.asarray(scores, reward.dtype), 0, 1)
   if distance == 'squared':
-    return jnp.mean((jax.nn.sigmoid(reward) - scores) ** 2)
-  return jnp.mean(
+    return _tokens.mean((jax.nn.sigmoid(reward) - scores) ** 2)
+  return _tokens.mean(
     scores * jax.nn.softplus(-reward) + (1 - scores) * jax.nn.softplus(reward)
   )

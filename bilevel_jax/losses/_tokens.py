@@ -45,7 +45,8 @@ def masked_sum(numbers: chex.Array, mask: chex.Array) -> chex.Array:
     mask: of the same shape, zero for what is dropped.
 
   Returns:
-    (...,).
+    (...,), of floats in float32 or wider: a sum over a response of some hundred
+    tokens leaves the range of float16 and the precision of bfloat16.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -53,7 +54,7 @@ def masked_sum(numbers: chex.Array, mask: chex.Array) -> chex.Array:
     >>> print(bj.losses.masked_sum(numbers, jnp.array([[1, 1, 0]])))
     [-3.]
   """
-  return jnp.sum(jnp.where(mask > 0, numbers, 0), axis=-1)
+  return jnp.sum(jnp.where(mask > 0, _wide(numbers), 0), axis=-1)
 
 
 def masked_mean(numbers: chex.Array, mask: chex.Array) -> chex.Array:
@@ -64,7 +65,7 @@ def masked_mean(numbers: chex.Array, mask: chex.Array) -> chex.Array:
     mask: of the same shape, zero for what is dropped.
 
   Returns:
-    (...,).
+    (...,), in float32 or wider.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -72,8 +73,21 @@ def masked_mean(numbers: chex.Array, mask: chex.Array) -> chex.Array:
     >>> print(bj.losses.masked_mean(numbers, jnp.array([[1, 1, 0], [0, 0, 0]])))
     [-2.  0.]
   """
-  number = jnp.sum(mask > 0, axis=-1).astype(numbers.dtype)
-  return masked_sum(numbers, mask) / jnp.maximum(number, 1)
+  total = masked_sum(numbers, mask)
+  return total / jnp.maximum(jnp.sum(mask > 0, axis=-1), 1).astype(total.dtype)
+
+
+def mean(numbers: chex.Array) -> chex.Array:
+  """The mean over all rows, 0 over none."""
+  return jnp.sum(numbers) / max(numbers.size, 1)
+
+
+def _wide(numbers: chex.Array) -> chex.Array:
+  """Floats in float32 or wider; other numbers as they are."""
+  numbers = jnp.asarray(numbers)
+  if not jnp.issubdtype(numbers.dtype, jnp.floating):
+    return numbers
+  return numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
 
 
 def bounded(numbers: chex.Array) -> chex.Array:

@@ -3,7 +3,7 @@
 import jax
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _gradient, _penalised, base
+from bilevel_jax.oracles import _gradient, _penalised, _value_gap, base
 
 
 def nikaido_isoda(
@@ -36,8 +36,9 @@ def nikaido_isoda(
 
   Returns:
     An oracle for parameters with the sequences `upper`, `lower`, `value`. It
-    measures `upper`, `lower`, the payoff between the two, and `gap`, which is
-    negative while the best responses lag.
+    measures `upper`, `lower`, the payoff between the two, `gap`, and
+    `gap_rounding`, an estimate of the rounding error of `gap`. A gap below
+    minus `gap_rounding` means that the best responses lag.
 
   Raises:
     ValueError: if the penalty is negative.
@@ -70,7 +71,9 @@ def nikaido_isoda(
     best_a, best_b = _pair(jax.lax.stop_gradient(params.value))
     between, outputs = payoff.full(x, jax.lax.stop_gradient((a, b)), batch)
     above = payoff(x, (a, best_b), batch)
-    return above - payoff(x, (best_a, b), batch), (between, outputs)
+    low = payoff(x, (best_a, b), batch)
+    rounding = _value_gap.rounding_of(above, low)
+    return above - low, (between, outputs, rounding)
 
   # What is no pair is said before a loss of the user's meets it.
   above = lambda x, y, batch: problem.upper(x, _pair(y), batch)
@@ -78,6 +81,7 @@ def nikaido_isoda(
     problem._replace(upper=above),
     gap,
     name='gap',
+    also=('gap_rounding',),
     sequences=('upper', 'lower', 'value'),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     penalty=penalty,

@@ -13,7 +13,7 @@ from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 # (upper variable, lower variable, params, batch, what `prepare` gave or None)
-# -> (penalty, (lower loss, its outputs))
+# -> (penalty, (lower loss, its outputs, what else is measured, ...))
 PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
@@ -22,6 +22,7 @@ def penalised(
   penalty_fn: PenaltyFn,
   *,
   name: str,
+  also: tuple[str, ...] = (),
   sequences: tuple[str, ...],
   counts: Mapping[str, int],
   penalty: types.ScalarOrSchedule | None,
@@ -37,6 +38,7 @@ def penalised(
       function of the two variables, of all params (for sequences that are held
       fixed) and of the batch.
     name: the name of the penalty in `bj.values`; `lower` if it is that loss.
+    also: names of what else `penalty_fn` measures, after the outputs.
     sequences: the sequences that the parameters must have.
     counts: what one evaluation costs.
     penalty: None for two rows; a weight or a schedule for the fused form.
@@ -52,7 +54,7 @@ def penalised(
   upper = base.Loss(problem.upper, 'upper')
   measures_height = name != 'lower'
   shared: dict[str, Any] = {
-    'names': ('upper', 'lower', *([name] if measures_height else [])),
+    'names': ('upper', 'lower', *([name] if measures_height else []), *also),
     'counts': counts,
     'moves': of,
     'needs': sequences,
@@ -67,34 +69,34 @@ def penalised(
     z = params._replace(**fields)
     return penalty_fn(z.upper, z.lower, params, batch, known)
 
-  def result(above, below, height, one, two, found):
-    values = (above, below, *([height] if measures_height else []))
-    return values, found, base.outputs_of(problem, upper=one, lower=two)
+  def result(above, one, height, lower, gradients):
+    below, two, *more = lower
+    values = (above, below, *([height] if measures_height else []), *more)
+    return values, gradients, base.outputs_of(problem, upper=one, lower=two)
 
   def rows(batch, params, known):
     fields = {n: getattr(params, n) for n in of}
     (above, one), first = jax.value_and_grad(above_at, has_aux=True)(
       fields, params, batch
     )
-    (height, (below, two)), second = jax.value_and_grad(
-      height_at, has_aux=True
-    )(fields, params, batch, known)
+    (height, below), second = jax.value_and_grad(height_at, has_aux=True)(
+      fields, params, batch, known
+    )
     stacked = jax.tree.map(lambda *r: jnp.stack(r), first, second)
     found = types.Jacobian(base.gradients(params, **stacked))
-    return result(above, below, height, one, two, found)
+    return result(above, one, height, below, found)
 
   def fused(batch, params, known, weigh_above, weigh_height):
     def loss(fields):
       above, one = above_at(fields, params, batch)
-      height, (below, two) = height_at(fields, params, batch, known)
+      height, below = height_at(fields, params, batch, known)
       total = weigh_above * above + weigh_height * height
-      return total, (above, below, height, one, two)
+      return total, (above, one, height, below)
 
     fields = {n: getattr(params, n) for n in of}
-    slopes, measured = jax.grad(loss, has_aux=True)(fields)
-    above, below, height, one, two = measured
+    slopes, (above, one, height, below) = jax.grad(loss, has_aux=True)(fields)
     found = base.gradients(params, **slopes)
-    return result(above, below, height, one, two, found)
+    return result(above, one, height, below, found)
 
   def averaged(mean, prepare=prepare):
     def fn(params, batch, count):

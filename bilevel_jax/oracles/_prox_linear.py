@@ -130,9 +130,17 @@ def prox_linear(
     gamma = jnp.asarray(weight(count), dtype)
     # A step of zero is a step of nearly zero: its direction is still known.
     alpha = jnp.maximum(jnp.asarray(length(count), dtype), 1e-30)
-    height, slopes = jax.value_and_grad(above, (0, 1))(*z, batch)
-    lower_of = lambda x, y: jax.value_and_grad(below, 1)(x, y, batch)
-    (depth, slope), both = jax.linearize(lower_of, *z)
+    (height, one), slopes = jax.value_and_grad(
+      above.full, (0, 1), has_aux=True
+    )(*z, batch)
+
+    def lower_of(x, y):
+      (depth, aux), slope = jax.value_and_grad(below.full, 1, has_aux=True)(
+        x, y, batch
+      )
+      return (depth, slope), aux
+
+    (depth, slope), both, two = jax.linearize(lower_of, *z, has_aux=True)
     forward = lambda d: both(*d)[1]
     transposed = jax.linear_transpose(both, *z)
     backward = lambda u: transposed((jnp.zeros_like(depth), u))
@@ -187,7 +195,8 @@ def prox_linear(
     state = ProxLinearState(base.UpdateCount(optax.safe_increment(count)), u)
     measured = (height, depth, norm(slope), norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
-    return measured, only, state
+    more = base.outputs_of(problem, upper=one, lower=two)
+    return measured, only, state, *more
 
   counts = {
     'gradients/upper': 1,
@@ -198,5 +207,9 @@ def prox_linear(
     if given is not None:
       counts[f'projections/{name}'] = 1 + iterations
   return base.oracle(
-    fn, ('upper', 'lower', 'penalty', 'multiplier'), init, counts=counts
+    fn,
+    ('upper', 'lower', 'penalty', 'multiplier'),
+    init,
+    counts=counts,
+    outputs=problem.outputs,
   )

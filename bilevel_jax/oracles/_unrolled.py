@@ -40,8 +40,8 @@ def _first_lower(start, params, batch):
 
 
 def _value_and_slope(loss, x, y):
-  """The loss and its slope in y."""
-  return jax.value_and_grad(loss, 1)(x, y)
+  """The loss with its auxiliary outputs, and its slope in y."""
+  return jax.value_and_grad(loss, 1, has_aux=True)(x, y)
 
 
 def _value_and_mixed_slope(loss, x, y):
@@ -53,26 +53,28 @@ def _value_and_mixed_slope(loss, x, y):
   """
   # The rule must not close over traced values: all that the loss reads beside
   # x and y, data of any dtype among it, becomes an argument.
-  traced = jax.make_jaxpr(loss)(x, y)
+  traced, shape = jax.make_jaxpr(loss, return_shape=True)(x, y)
 
   def loss_of(read, x, y):
-    return jax.core.eval_jaxpr(traced.jaxpr, read, *jax.tree.leaves((x, y)))[0]
+    flat = jax.core.eval_jaxpr(traced.jaxpr, read, *jax.tree.leaves((x, y)))
+    return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
-  plain = jax.value_and_grad(loss_of, 2)
+  plain = jax.value_and_grad(loss_of, 2, has_aux=True)
 
   def forth(read, x, y):
     return plain(read, x, y), (read, x, y)
 
   def back(saved, cotangents):
     read, x, y = saved
-    gradient = lambda y: jax.grad(loss_of, (1, 2))(read, x, y)
+    both = jax.grad(loss_of, (1, 2), has_aux=True)
+    gradient = lambda y: both(read, x, y)[0]
     _, along = jax.jvp(gradient, (y,), (cotangents[1],))
     return None, *along
 
   rule = jax.custom_vjp(plain)
   rule.defvjp(forth, back)
-  value, slope = rule(traced.consts, x, y)
-  return value, ad_checkpoint.checkpoint_name(slope, _SLOPE)
+  measured, slope = rule(traced.consts, x, y)
+  return measured, ad_checkpoint.checkpoint_name(slope, _SLOPE)
 
 
 def _move(solver, slope, state, y):
@@ -170,10 +172,10 @@ def unrolled(
     An oracle for the sequences `upper` and `lower`. The gradient of `lower` is
     its displacement, :math:`y - y_T`: behind it, `optax.sgd(1.0)` for `lower`
     moves to the end of the trajectory. It measures `upper` at the end and
-    `lower` at the last inner step. Each step differentiated counts as one
-    Hessian-vector product in `reverse` and `mixed`, and as one for each upper
-    coordinate in `forward`; steps that `checkpoint` has computed twice count as
-    two gradients.
+    `lower` at the last inner step, with their outputs. Each step differentiated
+    counts as one Hessian-vector product in `reverse` and `mixed`, and as one
+    for each upper coordinate in `forward`; steps that `checkpoint` has computed
+    twice count as two gradients.
 
   Raises:
     ValueError: if a number of steps is below 1, the mode is unknown,
@@ -226,30 +228,37 @@ def unrolled(
   below = base.Loss(problem.lower, 'lower')
   solver = optax.with_extra_args_support(lower)
   pick = inner_batch or (lambda batch, t: batch)
+  wanted = base.outputs_only(problem, 'lower') or (lambda params: {})
 
   def fn(params, batch, inner):
     zero = jnp.zeros([], _trees.dtype_of(params))
+    announced = wanted(params)
     same = lambda tree: _varying_like(tree, params, batch)
     narrow = lambda x: _trees.as_dtypes_of(x, params.upper)
 
     def begin(x):
       y = same(_first_lower(start, params._replace(upper=narrow(x)), batch))
       fresh = base.at_update(solver.init(y), inner.count)
-      return y, same(fresh), same(zero)
+      return y, same(fresh), same((zero, announced))
 
     def step(measure, x, carry, t):
-      y, state, before = carry
-      loss = lambda x, y: below(x, y, pick(batch, t))
-      value, slope = measure(loss, narrow(x), y)
+      y, state, (before, _) = carry
+
+      def loss(x, y):
+        value, aux = below.full(x, y, pick(batch, t))
+        return value, {'lower': aux} if announced else {}
+
+      (value, aux), slope = measure(loss, narrow(x), y)
       y, after = _move(solver, slope, state, y)
       # All steps of an update are at one point of a schedule.
       state = base.hold_updates(after, state)
       if lower_set is not None:
         # Bounds of a wider type would widen what the scan carries.
         y = _trees.as_dtypes_of(lower_set(y), y)
-      # A measurement, not a part of the derivative.
-      value = jax.lax.stop_gradient(value).astype(before.dtype)
-      return y, state, value
+      aux = base.as_announced(aux, announced)
+      # Measurements, not a part of the derivative.
+      last_step = (value.astype(before.dtype), aux)
+      return y, state, jax.lax.stop_gradient(last_step)
 
     plain = functools.partial(step, _value_and_slope)
     one: Any = plain
@@ -274,16 +283,19 @@ def unrolled(
 
     def through(x):
       carry = begin(x) if first is None else first
-      y, _, value = run(x, carry, moving)
-      height = above(narrow(x), y, batch)
-      return height, (height, y, value)
+      y, _, last_step = run(x, carry, moving)
+      height, aux = above.full(narrow(x), y, batch)
+      return height, (height, aux, y, last_step)
 
     differentiate = jax.jacfwd if mode == 'forward' else jax.grad
-    slope, (height, y, value) = differentiate(through, has_aux=True)(x)
+    slope, measured = differentiate(through, has_aux=True)(x)
+    height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
     after = base.UpdateCount(optax.safe_increment(inner.count))
-    return (height, value), type(params)(upper=slope, lower=back), after
+    gradients = type(params)(upper=slope, lower=back)
+    more = base.outputs_of(problem, upper=aux, **lower_aux)
+    return (height, value), gradients, after, *more
 
   def cost(params):
     columns = _size(params) if mode == 'forward' else 1
@@ -300,4 +312,5 @@ def unrolled(
     lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
     counts=cost,
     moves=('upper', 'lower'),
+    outputs=problem.outputs,
   )

@@ -16,6 +16,8 @@ is `linear` in its samples. If it is not, it may have a form `averaged`, in
 which each evaluation of its losses is a `Mean` over the parts.
 """
 
+import sys
+import types as types_of_python
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -214,6 +216,7 @@ def oracle(
   cost = counts if callable(counts) else lambda params: counts or {}
 
   def init_fn(params):
+    _refuse_around()
     _trees.require_real(params)
     if required:
       _sequences.require_sequences(params, required, 'an oracle')
@@ -238,9 +241,9 @@ def oracle(
           f'the oracle names {len(names)} values {names} but returned '
           f'{len(values)}.'
         )
-      kept = state.outputs
+      aux = state.outputs
       if outputs is not None:
-        kept = _like_before(more.pop(), kept)
+        aux = as_announced(more.pop(), aux)
       spent = cost(params)
       if more:
         spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
@@ -250,7 +253,7 @@ def oracle(
         types.named(names, jnp.stack(measured) if measured else None),
         _sequences.add_counts(state.counts, _on_parts(spent, parts)),
         inner,
-        kept,
+        aux,
       )
 
     return Oracle(init_fn, update_fn, moves, linear=linear, averaged=again)
@@ -262,12 +265,14 @@ def oracle(
 
 
 def require_batch(batch: Any, params: Any) -> None:
-  """Raises TypeError without parameters, or with gradients for a batch."""
+  """Raises TypeError for no parameters, a state or gradients in their place."""
   if params is None:
     raise TypeError(
       'an oracle evaluates losses at the parameters: call '
       'solver.update(batch, state, params).'
     )
+  _sequences.refuse_state(batch, 'the batch is')
+  _sequences.refuse_state(params, 'the parameters are')
   if _sequences.is_sequences(params) and type(batch) is type(params):
     raise TypeError(
       f'the batch is a {type(batch).__name__}, as the parameters are: a solver '
@@ -275,6 +280,35 @@ def require_batch(batch: Any, params: Any) -> None:
       '(optax.MultiSteps, optax.apply_if_finite) belongs around an optimiser '
       'within the solver, and bj.evaluation.accumulate around its oracle.'
     )
+
+
+# Modules of optax whose transformations sum up gradients, or skip some.
+_READ_GRADIENTS = (
+  'optax.transforms._accumulation',
+  'optax.transforms._conditionality',
+)
+
+
+def _refuse_around() -> None:
+  """Raises TypeError where optax treats an oracle's batch as gradients.
+
+  Such a transformation fails before it evaluates the oracle, or averages
+  batches instead of gradients. All that it calls before is `init`, so that only
+  the calling frames show it.
+  """
+  frame: types_of_python.FrameType | None = sys._getframe(1)
+  while frame is not None:
+    module = frame.f_globals.get('__name__', '')
+    if module.partition('.')[0] not in ('bilevel_jax', 'optax'):
+      return
+    if module in _READ_GRADIENTS:
+      name = frame.f_code.co_qualname.partition('.')[0]
+      raise TypeError(
+        f'optax.{name} wraps a solver or an oracle, and would treat its batch '
+        'as gradients: wrap an optimiser within the solver instead, or the '
+        'oracle in bj.evaluation.accumulate for the mean over parts of a batch.'
+      )
+    frame = frame.f_back
 
 
 def _on_parts(spent: Cost, parts: int) -> Cost:
@@ -311,8 +345,8 @@ def outputs_only(
   return lambda params: {n: t for n, t in wanted(params).items() if n in names}
 
 
-def _like_before(now: Any, before: Any) -> Any:
-  """Outputs in the dtypes of the state, or an error if they changed."""
+def as_announced(now: Any, before: Any) -> Any:
+  """Outputs in the dtypes of the announced ones; ValueError for others."""
   if isinstance(before, Mapping) and isinstance(now, Mapping):
     now = {name: now[name] for name in before if name in now}
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
@@ -353,7 +387,12 @@ def wrapped(
     averaged = lambda mean: again(mean_of(inner, mean, 'a wrapper'))
   if moves is None:
     moves = getattr(inner, 'moves', None)
-  return Oracle(init, update, moves, averaged=averaged)
+
+  def update_fn(batch, state, params=None, **extra_args):
+    require_batch(batch, params)
+    return update(batch, state, params, **extra_args)
+
+  return Oracle(init, update_fn, moves, averaged=averaged)
 
 
 def aggregated(

@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from bilevel_jax import _checks, _keys, descent, types
+from bilevel_jax import _checks, _keys, _sequences, descent, types
 from bilevel_jax.evaluation import _delayed
 from bilevel_jax.rl import _mdp, _td_actor_critic
 
@@ -69,7 +69,8 @@ def a3c_td0(
 
   Raises:
     ValueError: from `bj.evaluation.delayed` and `bj.rl.td_actor_critic`, and if
-      the radius is not above zero, or comes with a set in `critic`.
+      the radius is not above zero, or comes with a set in `critic`, or if a
+      record has a `batch_at`.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -100,6 +101,9 @@ def a3c_td0(
     Actor-Critic: Convergence and Linear Speedup
     <https://arxiv.org/abs/2012.15511>`_, 2023.
   """
+  _sequences.refuse_batches(
+    'a3c_td0', 'the samples are drawn in its state', actor=actor, critic=critic
+  )
   of_samples, of_turns = jax.random.split(_keys.as_key(key, 'a3c_td0'))
   chains = workers
   if isinstance(workers, jax.Array) and bound is not None:

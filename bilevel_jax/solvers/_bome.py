@@ -38,7 +38,8 @@ def bome(
     lower: how the lower variable moves; likewise.
     value: how the value sequence moves, for instance
       `bj.Sequence(optax.sgd(0.1), steps=5)` for :math:`T = 5`; it starts at the
-      lower variable in each update, with no momentum from the one before.
+      lower variable in each update, with no momentum from the one before, or
+      with `restart=False` goes on.
     eta: rate :math:`\eta \ge 0` at which the gap has to fall, a constant or a
       schedule.
     wrap: wraps each oracle.

@@ -20,20 +20,23 @@ def _all_slopes(problem):
 
   def fn(params, batch, inner):
     x, y, w = params.upper, params.lower, params.value
-    f, (f_x, f_y) = jax.value_and_grad(above, (0, 1))(x, y, batch)
-    g, (g_x, g_y) = jax.value_and_grad(below, (0, 1))(x, y, batch)
+    slopes_of = lambda loss: jax.value_and_grad(loss.full, (0, 1), has_aux=True)
+    (f, one), (f_x, f_y) = slopes_of(above)(x, y, batch)
+    (g, two), (g_x, g_y) = slopes_of(below)(x, y, batch)
     least, (w_x, w_y) = jax.value_and_grad(below, (0, 1))(x, w, batch)
     slopes = base.gradients(
       params, upper=rows(f_x, optax.tree.sub(g_x, w_x)), lower=rows(f_y, g_y)
     )
     jacobian = types.Jacobian(slopes, {'value': w_y})
-    return (f, g, g - least, least), jacobian, inner
+    more = base.outputs_of(problem, upper=one, lower=two)
+    return (f, g, g - least, least), jacobian, inner, *more
 
   return base.oracle(
     fn,
     ('upper', 'lower', 'gap', 'value'),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower', 'value'),
+    outputs=problem.outputs,
     linear=True,
   )
 
@@ -75,8 +78,8 @@ def f2sa(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how :math:`y` moves; with `steps` above one, :math:`T`, in two loops,
       else in one.
-    value: how :math:`z` moves; by default by the optimiser of `lower`, and
-      always in its loop.
+    value: how :math:`z` moves; by default by the optimiser of `lower`. Unset,
+      its steps and batches are those of `lower`.
     wrap: wraps each oracle.
 
   Returns:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import descent, oracles, types
+from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
@@ -51,7 +52,8 @@ def f2sa_p(
     problem: the upper and the lower loss, the lower one strongly convex.
     order: p, at least 1.
     penalty: :math:`\gamma_k > 0`, a constant or a schedule; at least twice the
-      condition number, so that all :math:`j \nu f + g` are convex.
+      condition number, so that all :math:`j \nu f + g` are convex. One that
+      only a compiled step knows and that is not positive makes updates NaN.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
       The authors normalise its gradient: `optax.chain(
       optax.normalize_by_update_norm(), optax.sgd(...))`.
@@ -63,7 +65,7 @@ def f2sa_p(
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`.
 
   Raises:
-    ValueError: if the order is below 1.
+    ValueError: if the order is below 1 or the penalty is not positive.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -93,35 +95,38 @@ def f2sa_p(
   names = {
     j: 'lower' if j == 1 else f'node_{j}'.replace('-', 'm') for j in nodes
   }
+  at_y = nodes.index(1)  # The lower variable of the parameters.
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  weight = penalty if callable(penalty) else lambda count: penalty
+  weight = _penalty.checked_schedule(penalty, positive=True)
   start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
-    """Both losses at every node."""
+    """Both losses at every node, and their outputs at the lower variable."""
     at = [getattr(params, names[j]) for j in nodes]
-    f = jnp.stack([above(x, y, batch) for y in at])
-    return f, jnp.stack([below(x, y, batch) for y in at])
+    f, one = zip(*(above.full(x, y, batch) for y in at), strict=True)
+    g, two = zip(*(below.full(x, y, batch) for y in at), strict=True)
+    return jnp.stack(f), jnp.stack(g), {'upper': one[at_y], 'lower': two[at_y]}
 
   def follow(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
 
     def total(fields):
-      f, g = losses(params.upper, params._replace(**fields), batch)
-      return jnp.sum(jnp.array(nodes) * nu.astype(f.dtype) * f + g), (f, g)
+      f, g, aux = losses(params.upper, params._replace(**fields), batch)
+      total = jnp.sum(jnp.array(nodes) * nu.astype(f.dtype) * f + g)
+      return total, (f, g, aux)
 
     fields = {name: getattr(params, name) for name in names.values()}
-    slopes, (f, g) = jax.grad(total, has_aux=True)(fields)
-    one = nodes.index(1)
+    slopes, (f, g, aux) = jax.grad(total, has_aux=True)(fields)
     found = base.gradients(params, **slopes)
-    return (f[one], g[one]), found, _next(updates)
+    more = base.outputs_of(problem, **aux)
+    return (f[at_y], g[at_y]), found, _next(updates), *more
 
   def ascend(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
 
     def difference(x):
-      f, g = losses(x, params, batch)
+      f, g, _ = losses(x, params, batch)
       terms = jnp.array(nodes) * f + g / nu.astype(f.dtype)
       return jnp.sum(jnp.asarray(shares, f.dtype) * terms)
 
@@ -133,7 +138,7 @@ def f2sa_p(
 
   cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
   low = types.as_sequence(lower, 'lower')
-  begin = low._replace(start=lambda params: params.lower)
+  begin = low._replace(start=low.start or (lambda params: params.lower))
   return descent.descend(
     oracles.oracle(
       follow,
@@ -142,6 +147,7 @@ def f2sa_p(
       counts=cost,
       moves=names.values(),
       needs=('upper', *names.values()),
+      outputs=problem.outputs,
       linear=True,
     ),
     oracles.oracle(

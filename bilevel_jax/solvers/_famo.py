@@ -156,6 +156,7 @@ def famo(
     )
 
   def update_fn(batch, state, params=None, **extra_args):
+    base.require_batch(batch, params)
     _, first = oracle.update(batch, state.oracle, params)
     before = height(first)
     share = jax.nn.softmax(state.logits)

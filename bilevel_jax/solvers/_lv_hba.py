@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import _sequences, descent, oracles, types
+from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
@@ -51,10 +52,14 @@ def lv_hba(
     problem: the upper and the lower loss.
     constraint: :math:`h(x, y)`, to an array of any shape.
     penalty: :math:`c_k > 0`, rising: c (k + 1)^p with 0 < p < 1/2 for instance.
+      One that only a compiled step knows and that is not positive makes updates
+      NaN.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves, with the joint set: `bj.Sequence(
       optax.sgd(alpha), set=bj.projections.Joint(project, ('upper',)))`, where
-      `project` takes (y, x) to the nearest pair in C.
+      `project` takes (y, x) to the nearest pair in C. The method keeps
+      :math:`h \le 0` by this set alone. Where h depends on y only, a plain set
+      of y does.
     value: how :math:`w` moves; it starts at the lower variable. Its set is what
       else, beside h, bounds the lower variable.
     multiplier: how :math:`\lambda` moves, in [0, r]; it starts at zero.
@@ -68,7 +73,8 @@ def lv_hba(
     `gap`, and `bj.auxiliaries` `value`, `multiplier`, `proximal`.
 
   Raises:
-    ValueError: if a proximity or the bound is not positive.
+    ValueError: if a proximity, the bound or the penalty is not positive, or if
+      neither variable has a set.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -103,9 +109,23 @@ def lv_hba(
     raise ValueError(
       f'lv_hba takes a positive proximity and bound, got {proximity}, {bound}.'
     )
+  low, high = (
+    types.as_sequence(lower, 'lower'),
+    types.as_sequence(upper, 'upper'),
+  )
+  if low.set is None and high.set is None:
+    raise ValueError(
+      'lv_hba keeps the constraint by a joint set of both variables alone, but '
+      'neither has a set: give lower the set '
+      "bj.projections.Joint(project, ('upper',)) with the projection of (y, x) "
+      'on the pairs where the constraint is <= 0.'
+    )
+  _sequences.refuse_batches(
+    'lv_hba', 'its gradient takes no loss', proximal=proximal
+  )
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  weight = penalty if callable(penalty) else lambda count: penalty
+  weight = _penalty.checked_schedule(penalty, positive=True)
   square = lambda a, b: optax.tree.norm(optax.tree.sub(a, b), squared=True)
 
   def lagrangian(p, batch):
@@ -120,14 +140,17 @@ def lv_hba(
 
     def total(fields):
       p = params._replace(**fields)
-      f, g = above(p.upper, p.lower, batch), below(p.upper, p.lower, batch)
+      f, one = above.full(p.upper, p.lower, batch)
+      g, two = below.full(p.upper, p.lower, batch)
       gap = g - lagrangian(p, batch)
-      return f / c.astype(f.dtype) + gap, (f, g, gap)
+      aux = {'upper': one, 'lower': two}
+      return f / c.astype(f.dtype) + gap, ((f, g, gap), aux)
 
     fields = {'upper': params.upper, 'lower': params.lower}
-    slopes, measured = jax.grad(total, has_aux=True)(fields)
+    slopes, (measured, aux) = jax.grad(total, has_aux=True)(fields)
     after = base.UpdateCount(optax.safe_increment(updates.count))
-    return measured, base.gradients(params, **slopes), after
+    more = base.outputs_of(problem, **aux)
+    return measured, base.gradients(params, **slopes), after, *more
 
   gap = base.oracle(
     fn,
@@ -135,6 +158,7 @@ def lv_hba(
     lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
+    outputs=problem.outputs,
     linear=True,
   )
   near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
@@ -155,8 +179,8 @@ def lv_hba(
     gap,
     oracles.gradient(near, name='proximal', of='proximal'),
     wrap=wrap,
-    upper=upper,
-    lower=lower,
+    upper=high,
+    lower=low,
     value=types.as_sequence(value, 'value', start=lambda p: p.lower),
     multiplier=types.as_sequence(multiplier, 'multiplier', **dual),
     proximal=types.as_sequence(proximal, 'proximal', **dual),

@@ -29,6 +29,7 @@ def v_pbgd(
   value: types.SequenceLike | None = None,
   rescale: bool = True,
   fused: bool = True,
+  quadrature: int | None = None,
   wrap: types.Wrapper | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""V-PBGD: descends the upper loss plus a multiple of the lower value gap.
@@ -42,10 +43,10 @@ def v_pbgd(
     (x, y)_{k+1} &= \Pi [ (x, y)_k - \alpha d_k ], \qquad
     c_k = \min(1 / \gamma_k, 1)
 
-  First-order only. It asks of the lower loss that its gradient vanishes only at
-  minimisers (the Polyak-Lojasiewicz inequality), not that it is convex. The
-  result has a gap of the order :math:`1 / \gamma^2`, in a number of steps that
-  grows with :math:`\gamma`.
+  First-order only, unless `quadrature` is given. It asks of the lower loss that
+  its gradient vanishes only at minimisers (the Polyak-Lojasiewicz inequality),
+  not that it is convex. The result has a gap of the order
+  :math:`1 / \gamma^2`, in a number of steps that grows with :math:`\gamma`.
 
   Args:
     problem: the upper and the lower loss.
@@ -63,12 +64,15 @@ def v_pbgd(
     fused: one scalar loss and one backward pass; False for the same updates by
       two rows and `scale_by_penalty`, which shows how to put another aggregator
       in.
+    quadrature: None for the gap as a difference of two losses, which in float32
+      is rounding at penalties above about a thousand; a number of nodes, 2 for
+      instance, for the gap and its slope in x as an integral: see `value_gap`.
     wrap: wraps each oracle, for instance
       `lambda o: bj.evaluation.accumulate(o, 4)`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
-    `gap`, and `bj.auxiliaries` the value sequence.
+    `gap`, `gap_rounding`, and `bj.auxiliaries` the value sequence.
 
   Raises:
     ValueError: if the penalty is negative or a set has no point in it.
@@ -94,7 +98,7 @@ def v_pbgd(
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  gap = functools.partial(oracles.value_gap, problem)
+  gap = functools.partial(oracles.value_gap, problem, quadrature=quadrature)
   # The value sequence moves first: the gap is taken at its new value.
   return descent.descend(
     oracles.lower_gradient(problem, of='value'),

@@ -53,10 +53,12 @@ def pbgd_free(
     Jiang, Xiao, Chen and Chen, `Beyond Value Functions
     <https://arxiv.org/abs/2507.20400>`_, 2025.
   """
+  wanted = problem.outputs
   direct = oracles.gradient(
     lambda params, batch: problem.upper(params.upper, params.lower, batch),
     name='upper',
     of='upper',
+    outputs=(lambda p: wanted(p).get('upper')) if wanted else None,
   )
   return descent.descend(
     oracles.penalised_lower_gradient(problem, penalty=penalty),

@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from bilevel_jax import descent, oracles, rl, types
+from bilevel_jax import _sequences, descent, oracles, rl, types
 
 
 def pbrl(
@@ -73,10 +73,11 @@ def pbrl(
     `bj.auxiliaries` the logits w as `value`.
 
   Raises:
-    ValueError: if the temperature is not above zero, the penalty is negative or
-      the form unknown; at init, where the process is known, if its rows are no
-      probabilities, if the logits have another shape than its rewards, or if
-      weights of the Bellman penalty are zero somewhere.
+    ValueError: if the temperature is not above zero, the penalty is negative,
+      the form unknown or `value` has a `batch_at`; at init, where the process
+      is known, if its rows are no probabilities, if the logits have another
+      shape than its rewards, or if weights of the Bellman penalty are zero
+      somewhere.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -102,6 +103,9 @@ def pbrl(
   """
   if form not in ('value', 'bellman'):
     raise ValueError(f"pbrl: the form is 'value' or 'bellman', got {form!r}.")
+  _sequences.refuse_batches(
+    'pbrl', 'its steps are taken on the process, without a batch', value=value
+  )
   below = rl.follower_loss(process, temperature=temperature)
   problem = types.BilevelProblem(loss, below)
   shared: dict[str, Any] = {'penalty': penalty, 'rescale': rescale}

@@ -72,12 +72,14 @@ def pzobo(
   below = base.Loss(problem.lower, 'lower')
   above = base.Loss(problem.upper, 'upper')
   pick = low.batch_at or (lambda batch, t: batch)
+  wanted = base.outputs_only(problem, 'lower') or (lambda params: {})
   optimiser = optax.with_extra_args_support(low.optimiser)
 
   def fn(params, batch, inner):
     updates, key = inner
     key, now = jax.random.split(key)
     x, y = params.upper, params.lower
+    announced = wanted(params)
     flat, unravel = ravel_pytree(x)
     shape = (flat.size, min(directions, flat.size))
     draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
@@ -87,20 +89,27 @@ def pzobo(
 
     def loop(x):
       def step(carry, t):
-        y, held = carry
-        slope = jax.grad(below, 1)(x, y, pick(batch, t))
-        move, after = optimiser.update(slope, held, y)
+        y, optimiser_state, _ = carry
+        slope, aux = jax.grad(
+          lambda y: below.full(x, y, pick(batch, t)), has_aux=True
+        )(y)
+        outputs = {'lower': aux} if announced else {}
+        move, after = optimiser.update(slope, optimiser_state, y)
         y = optax.apply_updates(y, move)
-        return (y, base.hold_updates(after, held)), None
+        after = base.hold_updates(after, optimiser_state)
+        return (y, after, base.as_announced(outputs, announced)), None
 
       times = jnp.arange(low.steps, dtype=jnp.int32)
-      return jax.lax.scan(step, (y, fresh), times)[0][0]
+      (end, _, outputs), _ = jax.lax.scan(step, (y, fresh, announced), times)
+      return end, outputs
 
-    end = loop(x)
-    value, (f_x, f_y) = jax.value_and_grad(above, (0, 1))(x, end, batch)
+    end, lower_outputs = loop(x)
+    (value, aux), (f_x, f_y) = jax.value_and_grad(
+      above.full, (0, 1), has_aux=True
+    )(x, end, batch)
 
     def weight(u):
-      moved = loop(unravel(flat + smoothing * u))
+      moved, _ = loop(unravel(flat + smoothing * u))
       return optax.tree.vdot(optax.tree.sub(moved, end), f_y) / smoothing
 
     weights = jax.vmap(weight)(basis).astype(flat.dtype)
@@ -109,7 +118,8 @@ def pzobo(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
     updates = base.UpdateCount(optax.safe_increment(updates.count))
-    return (value,), found, (updates, key)
+    more = base.outputs_of(problem, upper=aux, **lower_outputs)
+    return (value,), found, (updates, key), *more
 
   oracle = base.oracle(
     fn,
@@ -123,6 +133,7 @@ def pzobo(
       'gradients/lower': low.steps * (1 + directions),
     },
     moves=('upper', 'lower'),
+    outputs=problem.outputs,
   )
   # The gradient of the lower variable is its displacement.
   return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))

@@ -36,7 +36,10 @@ def rhg(
       `bj.Sequence(optax.sgd(0.1), steps=10)`; its state begins anew in each
       update. By default the loop goes on from the lower variable, a warm start;
       the classical method begins at one fixed point, by the record's `start`
-      and `restart=True`.
+      and `restart=True`. Adam and other optimisers that divide by a root have
+      no derivative where a gradient is exactly zero, that of a weight which no
+      example uses for instance: the upper variable is then NaN. Give them a
+      constant under the root, `optax.adam(rate, eps_root=1e-8)`.
     truncate: differentiate the last :math:`K` steps only: T-RHG.
     mode: `reverse`; `mixed` for the same with less memory and time; `forward`
       for an upper variable of few coordinates. See `unrolled`.

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, descent, oracles, types
+from bilevel_jax import (
+  _checks,
+  _log_sums,
+  _sequences,
+  _trees,
+  descent,
+  oracles,
+  types,
+)
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -25,7 +33,8 @@ class SealState(NamedTuple):
     sequences: the one sequence `selector`: a score for each row, (rows,),
       float32 or wider; what is low is to be left out.
     level: the logarithm of the mean of the scores' exponentials, a scalar: what
-      the softmax of all rows is divided by, without a sum over all of them.
+      the softmax of all rows is divided by.
+    sums: a tree of partial sums of these exponentials, level by level.
     inner: the state of the model's steps, and of the scores' optimiser, whose
       leaves have a leading axis of rows.
   """
@@ -33,6 +42,7 @@ class SealState(NamedTuple):
   count: chex.Array
   sequences: dict[str, Any]
   level: chex.Array
+  sums: tuple[chex.Array, ...]
   inner: Any
 
 
@@ -171,17 +181,18 @@ def seal(
   | 'mirror' | N softmax(score) | 1 | exponentiated gradient on the simplex |
   | 'sigmoid' | sigmoid(score) | p (1 - p) | each row on its own |
 
-  Rows that are not in a batch are neither read nor moved, so that an update
-  costs the same however many rows there are. Three things follow. A softmax's
-  derivative also moves all other scores, by nearly the same number; it is left
-  out, and where rows are seen equally often, in whole epochs, the ranking is
-  the same. Under Adam, that number becomes a step as large as any: it would
-  lift each score by about its step size an update, and rows that happen to be
-  seen less would look safe. Here an optimiser sees each row alone, with moments
-  and an age of its own. (So Adam divides what a row loses by itself: it sees
-  changes, not how large it is. Rank by plain descent.) And the softmax's
-  divisor is carried: what moved is added to it, and it is summed anew once
-  every N / |B| updates, or when more than half of it has moved.
+  Scores of rows that are not in a batch do not move, and an update costs a
+  batch, also under `jax.vmap` over seeds: with the number of rows, only the
+  depth of a tree of partial sums grows, its logarithm. Three things follow. A
+  softmax's derivative also moves all other scores, by nearly the same number;
+  it is left out, and where rows are seen equally often, in whole epochs, the
+  ranking is the same. Under Adam, that number becomes a step as large as any:
+  it would lift each score by about its step size an update, and rows that
+  happen to be seen less would look safe. Here an optimiser sees each row alone,
+  with moments and an age of its own. (So Adam divides what a row loses by
+  itself: it sees changes, not how large it is. Rank by plain descent.) And the
+  softmax's divisor is the root of that tree: an update sums again the ancestors
+  of its rows.
 
   By plain descent, a score is minus the sum of a row's losses at its visits:
   give whole epochs, without replacement, or divide by the number of visits.
@@ -245,7 +256,7 @@ def seal(
     raise ValueError(f'seal: weights is one of {WEIGHTS}, got {weights!r}.')
   schedule = _penalty.checked_schedule(penalty)
   chosen = types.as_sequence(selector, 'selector')
-  if chosen._replace(optimiser=None) != types.Sequence(None):
+  if chosen != types.as_sequence(chosen.optimiser, 'selector'):
     raise ValueError(
       'seal: the selector takes a bare optimiser: only rows of a batch move, '
       'once an update, so that it has neither a set nor steps nor a start.'
@@ -265,12 +276,9 @@ def seal(
     records['value'] = types.as_sequence(
       value, 'value', start=lambda z: z.lower
     )
-  for name, record in records.items():
-    if getattr(record, 'batch_at', None) is not None:
-      raise ValueError(
-        f'seal: the sequence {name} has a batch_at, but all steps of an update '
-        'see the rows of one batch: leave it out.'
-      )
+  _sequences.refuse_batches(
+    'seal', 'all steps of an update see the rows of one batch', **records
+  )
   inner = descent.descend(*order, **records)
 
   def init_fn(params):
@@ -279,24 +287,8 @@ def seal(
       jnp.zeros([], jnp.int32),
       {'selector': scores},
       jnp.zeros([], scores.dtype),
+      () if weights == 'sigmoid' else _log_sums.init(scores)[0],
       inner.init(_joint(jnp.zeros_like(scores), params)),
-    )
-
-  def level_of(scores, before, level, index, table, count):
-    """The level after the scores of these rows have moved."""
-    if weights == 'sigmoid':
-      return level
-    # A row that is there twice has moved once.
-    once = 1 / _as_one(index, jnp.ones_like(scores))
-    moved = jnp.exp(scores - level) - jnp.exp(before - level)
-    change = jnp.sum(once * moved) / rows
-    stale = change < -0.5
-    due = (count + 1) % -(-rows // len(index)) == 0
-    # Not finite, it stays so, and is found.
-    return jax.lax.cond(
-      stale | due,
-      lambda: jax.nn.logsumexp(table) - jnp.log(jnp.asarray(rows, table.dtype)),
-      lambda: level + jnp.log1p(jnp.maximum(change, -0.5)),
     )
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -339,9 +331,12 @@ def seal(
       )
       after = after._replace(optimisers=after.optimisers | {'upper': kept})
     table = _put(table, at, scores)
-    level = level_of(scores, before, state.level, at, table, state.count)
+    level, sums = state.level, state.sums
+    if weights != 'sigmoid':
+      sums, total = _log_sums.update(sums, table, at)
+      level = total - jnp.log(jnp.asarray(rows, table.dtype))
     return updates.lower, SealState(
-      optax.safe_increment(state.count), {'selector': table}, level, after
+      optax.safe_increment(state.count), {'selector': table}, level, sums, after
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

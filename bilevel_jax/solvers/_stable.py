@@ -45,12 +45,21 @@ def _slopes(problem):
 
   def fn(params, batch, inner):
     x, y = params
-    f, (f_x, f_y) = jax.value_and_grad(upper, (0, 1))(x, y, batch)
-    g, g_y = jax.value_and_grad(lower, 1)(x, y, batch)
-    return (f, g), {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}, inner
+    (f, one), (f_x, f_y) = jax.value_and_grad(upper.full, (0, 1), has_aux=True)(
+      x, y, batch
+    )
+    (g, two), g_y = jax.value_and_grad(lower.full, 1, has_aux=True)(x, y, batch)
+    slopes = {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}
+    more = base.outputs_of(problem, upper=one, lower=two)
+    return (f, g), slopes, inner, *more
 
-  cost = {'gradients/upper': 1, 'gradients/lower': 1}
-  return base.oracle(fn, ('upper', 'lower'), counts=cost, linear=True)
+  return base.oracle(
+    fn,
+    ('upper', 'lower'),
+    counts={'gradients/upper': 1, 'gradients/lower': 1},
+    outputs=problem.outputs,
+    linear=True,
+  )
 
 
 def stable(
@@ -136,6 +145,7 @@ def stable(
     return curvature.init(params), slopes.init(params), move.init(params)
 
   def update_fn(batch, state, params=None, **extra_args):
+    base.require_batch(batch, params)
     matrices, one = curvature.update(batch, state[0], params, **extra_args)
     slope, two = slopes.update(batch, state[1], params, **extra_args)
     flat, unravel = ravel_pytree(slope['f_y'])

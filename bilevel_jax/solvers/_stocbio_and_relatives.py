@@ -15,7 +15,7 @@ class _Row(NamedTuple):
     title: its name, and what it is.
     words: what is to say of it.
     solve: makes the linear solver from (terms, step_size).
-    steps: steps of the lower variable in an update, where its record says none.
+    steps: steps of the lower variable in an update, where its record has none.
     warm_start: whether the linear solver starts from its last solution.
     source: authors, title, year.
   """
@@ -40,8 +40,8 @@ _DOC = r"""{title}
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; a bare optimiser takes T = {steps}
-      in an update, a `Sequence` as many steps as it says.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`. Its
+      `steps` are T; unset, {steps}.
     terms: products of the series, or the bound of its random length; the bias
       that it leaves falls geometrically with it.
     step_size: of the series, at most 1 / (largest lower curvature).
@@ -137,8 +137,6 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
     key: Any = None,
     wrap: types.Wrapper | None = None,
   ) -> optax.GradientTransformationExtraArgs:
-    if not isinstance(lower, types.Sequence):
-      lower = types.as_sequence(lower, 'lower', steps=row.steps)
     return descent.descend(
       oracles.lower_gradient(problem),
       oracles.implicit(
@@ -150,7 +148,7 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
       ),
       wrap=wrap,
       upper=upper,
-      lower=lower,
+      lower=types.as_sequence(lower, 'lower', steps=row.steps),
     )
 
   method.__name__ = method.__qualname__ = name

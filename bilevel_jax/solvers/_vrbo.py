@@ -121,7 +121,7 @@ def vrbo(
     A solver for `BilevelParams`.
 
   Raises:
-    ValueError: if a whole number is too small.
+    ValueError: if a whole number is too small, or `upper` has a `batch_at`.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -153,6 +153,9 @@ def vrbo(
   moves = lambda batch, t: (t, small(batch, t), large(batch))
   # With one move of y, both move in it: then both see what it sees.
   above = types.as_sequence(upper, 'upper')
+  _sequences.refuse_batches(
+    'vrbo', 'it moves on the batches of lower', upper=above
+  )
   return descent.descend(
     _recursive(both, period),
     upper=above._replace(batch_at=moves),

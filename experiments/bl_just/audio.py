@@ -11,6 +11,8 @@ import math
 import os
 import pathlib
 import re
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ _RATES = (1_000, 1_000_000)
 _MP3_FRAMES = 2 * 1152
 # Bytes of a header that are looked at.
 _HEADER = 1024
+# Channels cancel each other out if their mean has less than this share of the
+# variance that the mean of independent ones would have.
+_CANCELLED = 0.1
 
 
 class AudioError(harness.DamagedDataError):
@@ -75,6 +80,24 @@ def _ratio(part):
   return part.rate // common, part.from_rate // common
 
 
+def span(part: Part, first: int, last: int) -> Part:
+  """Selects a range of a part.
+
+  Args:
+    part: the whole.
+    first: resampled sample at which the range starts.
+    last: resampled sample before which it stops.
+
+  Returns:
+    A part of at least `last - first` resampled samples, except at the end. It
+    starts less than a sample of the file early.
+  """
+  up, down = _ratio(part)
+  start, stop = first * down // up, -(-last * down // up)
+  count = min(stop, part.samples) - start
+  return part._replace(first=part.first + start, samples=count)
+
+
 def part_of(
   file: Any,
   *,
@@ -82,6 +105,7 @@ def part_of(
   start: float = 0.0,
   stop: float | None = None,
   name: str = '',
+  max_samples: int | None = None,
 ) -> Part:
   """Finds out from its header what a file of audio has.
 
@@ -91,6 +115,7 @@ def part_of(
     start: of a part, in seconds.
     stop: likewise; None is the end of the file.
     name: of the file where it is given as bytes.
+    max_samples: of the part over all channels, `MOST` by default.
 
   Returns:
     A `Part`.
@@ -133,8 +158,9 @@ def part_of(
       'empty audio',
     )
   part = Part(file, name, first, count, info.samplerate, to)
+  limit = MOST if max_samples is None else max_samples
   if (
-    max(count * info.channels, part.length) > MOST
+    max(count * info.channels, part.length) > limit
     or not _RATES[0] <= info.samplerate <= _RATES[1]
   ):
     raise AudioError(
@@ -145,11 +171,17 @@ def part_of(
   return part
 
 
-def read(part: Part) -> np.ndarray:
+def _warn(message: str) -> None:
+  warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
   """Reads audio: the mean of its channels, resampled.
 
   Args:
     part: of `part_of`.
+    notice: gets one line if channels cancel each other out, such as a stereo
+      signal of opposite phases; then one loud channel is read.
 
   Returns:
     float32 (part.length,), full scale is 1.
@@ -184,11 +216,29 @@ def read(part: Part) -> np.ndarray:
       'what it was made of.',
       'samples that are not finite',
     )
-  mono = samples.mean(axis=1, dtype=np.float32)
+  mono = _mono(samples, part.name, notice)
   up, down = _ratio(part)
   if up == down:
     return mono
   return scipy.signal.resample_poly(mono, up, down).astype(np.float32)
+
+
+def _mono(samples, name, notice):
+  mono = samples.mean(axis=1, dtype=np.float32)
+  channels = samples.shape[1]
+  if channels == 1:
+    return mono
+  variances = samples.var(axis=0, dtype=np.float64)
+  independent = variances.mean() / channels
+  if mono.var(dtype=np.float64) >= _CANCELLED * independent:
+    return mono
+  # The first of the loud ones: which of equals is loudest is rounding.
+  channel = int(np.argmax(variances > variances.max() / 2))
+  notice(
+    f'{name}: its {channels} channels cancel each other out: channel '
+    f'{channel + 1} is used in place of their mean.'
+  )
+  return samples[:, channel].copy()
 
 
 class _reading:

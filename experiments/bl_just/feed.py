@@ -7,6 +7,7 @@ order of its own, side by side in one batch.
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import audio
-from experiments.harness import identity, streams
+from experiments.harness import files, identity, streams
 from experiments.harness import stream as stream_lib
 
 # The losses of a step, by its code in a plan.
@@ -33,6 +34,7 @@ class Examples(NamedTuple):
     labels: int32 arrays, empty where there is no transcript.
     names: of the utterances, for messages.
     texts: transcripts, None where there is none.
+    parts: of the files that `load` reads; () where the audio is in memory.
   """
 
   load: Callable[[int], np.ndarray]
@@ -40,6 +42,7 @@ class Examples(NamedTuple):
   labels: Sequence[np.ndarray]
   names: Sequence[str]
   texts: Sequence[str | None]
+  parts: Sequence[audio.Part] = ()
 
   @property
   def most_labels(self) -> int:
@@ -148,17 +151,40 @@ class Feed:
     self._order = functools.lru_cache(4096)(self._order_of)
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on, as plain values; some examples stand for all."""
-    count = len(self._examples.lengths)
-    some = [self._examples.load(i) for i in (0, count // 2, count - 1)]
-    labels = np.concatenate([*self._examples.labels, np.zeros(1, np.int32)])
-    about = some, self._examples.lengths, labels, self._rows, self._plan
+    """What batches depend on, without the bytes of `files`, as plain values."""
     return {
-      'audio and transcripts': identity.digest(about),
+      'audio and transcripts': self._digest,
       'buckets': list(self._edges),
       'batch_size': self._size,
       'seeds': list(self._seeds),
     }
+
+  @property
+  def files(self) -> tuple[files.Path, ...]:
+    """Files that audio is read from."""
+    return tuple(dict.fromkeys(part.file for part in self._examples.parts))
+
+  @functools.cached_property
+  def _digest(self) -> str:
+    examples = self._examples
+    # Of what lies in files, only where.
+    heard: Iterator[Any] = (
+      np.array([part.first, part.samples, part.from_rate, part.rate])
+      for part in examples.parts
+    )
+    if not examples.parts:
+      heard = map(self._loaded, range(len(examples.lengths)))
+    return identity.digest_examples(
+      itertools.chain(
+        heard, examples.labels, [(examples.lengths, self._rows, self._plan)]
+      )
+    )
+
+  def _loaded(self, row):
+    try:
+      return self._examples.load(row)
+    except audio.AudioError:
+      return ()  # `batch` takes another one in its place.
 
   def waste(self) -> float:
     """The share of padding in what is computed, of all batches."""

@@ -123,8 +123,10 @@ def examples_of(
     both = list(utterances.loaded(found, skips))
     found = [utterance for utterance, _ in both]
     arrays = [prepare(np.asarray(x, np.float32)) for _, x in both]
-    load = arrays.__getitem__
+    load, parts = arrays.__getitem__, ()
   else:
+    parts = [u.part for u in found if u.part is not None]
+    parts = parts if len(parts) == len(found) else ()
     load = lambda row: prepare(np.asarray(found[row].load()[0], np.float32))
   nothing = np.zeros(0, np.int32)
   return feed.Examples(
@@ -133,6 +135,7 @@ def examples_of(
     labels=[nothing if u.text is None else known.encode(u.text) for u in found],
     names=[u.name for u in found],
     texts=[u.text for u in found],
+    parts=parts,
   )
 
 

@@ -1,21 +1,25 @@
-"""Writes down what is said in files of audio.
+"""Transcribes files of audio of any length.
 
     python -m experiments.bl_just.transcribe --checkpoint=WORKDIR a.wav b.flac
 
 The checkpoint is the workdir of `train`, or a file recogniser.npz. One line a
-file: its name, a tab, the text. Files of any sampling rate are resampled; of a
+file: its name, a tab, the text. Files of any sampling rate are resampled; for a
 checkpoint that was trained on given features, files are in Sphinx's format
-.mfc. `--beam` above 1 searches, with `--language=FILE.arpa` beside a model of
-language. `--picture=FILE.png` draws the first file, and what was understood
-where. A file that cannot be read is named, the others go on, and the exit
-status is 1.
+.mfc. Audio above 32 seconds is read in windows that overlap by 4 seconds and
+are joined in a pause, so that memory does not grow with its length. Where
+channels cancel each other out, one of them is used, with a notice. `--beam`
+above 1 searches, with a language model by `--language=FILE.arpa`.
+`--picture=FILE.png` draws the first window of the first file, and what was
+understood where. A file that cannot be read, or is shorter than a frame, is
+named, the others go on, and the exit status is 1.
 """
 
 import argparse
 import functools
+import itertools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,16 +36,21 @@ from experiments.bl_just import (
   problem,
   recogniser,
   units,
+  windows,
 )
 from experiments.harness import files
 
 # Lengths to which audio is filled up, in seconds: a program is compiled for
-# each that occurs.
+# each that occurs. The last one is that of a window of longer audio.
 _SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
+# Seconds that windows overlap by, and of a pause in which they are joined.
+_OVERLAP, _PAUSE = 4.0, 0.4
+# Samples of a file, over all channels, at most; only a window is in memory.
+_MOST = 2**36
 
 
 class Heard(NamedTuple):
-  """What a network makes of one file.
+  """What a network makes of audio.
 
   Attributes:
     text: what was understood.
@@ -56,6 +65,18 @@ class Heard(NamedTuple):
   labels: np.ndarray
 
 
+class Transcript(NamedTuple):
+  """What is said in a file.
+
+  Attributes:
+    text: of the whole file.
+    start: its first window, at most 32 seconds, to be drawn.
+  """
+
+  text: str
+  start: Heard
+
+
 class Transcriber:
   """A trained recogniser, ready to be asked.
 
@@ -65,6 +86,7 @@ class Transcriber:
     language: file of a model of language in ARPA's format, or None.
     weight: of that model.
     bonus: for each unit.
+    notice: gets lines about files, such as channels that cancel out.
 
   Raises:
     UserError: for files that are missing or damaged.
@@ -78,6 +100,7 @@ class Transcriber:
     language: files.Path | None = None,
     weight: float = 0.5,
     bonus: float = 0.0,
+    notice: Callable[[str], None] = print,
   ):
     if beam < 1:
       raise harness.SettingsError(f'--beam={beam}: beam is at least 1.')
@@ -89,44 +112,129 @@ class Transcriber:
     self.network, self._weights, kept = recogniser.load(checkpoint)
     with harness.parsing(checkpoint, 'recogniser'):
       self.units = units.parse(kept.encode())
+    self._notice = notice
     self._beam, self._search = beam, {'weight': weight, 'bonus': bonus}
     if language is not None:
       self._search['model'] = fusion.OfWords(
         ngram.read_arpa(language), self.units
       )
 
-  def read(self, path: files.Path) -> np.ndarray:
-    """Samples at the network's rate, or given features."""
-    front = self.network.shape.front
-    if front.rate is not None:
-      return audio.read(audio.part_of(path, rate=front.rate))
-    return problem.with_deltas(an4.features(path))
-
-  def hear(self, content: np.ndarray) -> Heard:
-    """What is said in samples, or in features.
+  def transcribe(self, path: files.Path) -> Transcript:
+    """Transcribes a file of audio or features.
 
     Args:
-      content: (samples,) or (frames, numbers).
+      path: of the file.
+
+    Returns:
+      The transcript.
+
+    Raises:
+      AudioError: if the file cannot be read, or is shorter than a frame.
+    """
+    front = self.network.shape.front
+    content: Any
+    if front.rate is None:
+      content = problem.with_deltas(an4.features(path))
+    else:
+      part = audio.part_of(path, rate=front.rate, max_samples=_MOST)
+      content = _File(part, self._notice)
+    if self.network.shape.frames_out(len(content)) < 1:
+      raise audio.AudioError(
+        f'{path} is shorter than a frame of {front.window:g} seconds: no word '
+        'fits into it; leave it out.',
+        'shorter than a frame',
+      )
+    pieces = self._pieces(content)
+    start = next(pieces)
+    labels = [start.labels, *(piece.labels for piece in pieces)]
+    return Transcript(self.units.decode(np.concatenate(labels)), start)
+
+  def hear(self, content: np.ndarray) -> Heard:
+    """Recognises what is said in samples, or in features.
+
+    Args:
+      content: (samples,) or (frames, numbers), of any length.
 
     Returns:
       What was understood.
     """
+    pieces = list(self._pieces(content))
+    labels = np.concatenate([piece.labels for piece in pieces])
+    return Heard(
+      self.units.decode(labels),
+      np.concatenate([piece.spectrum for piece in pieces]),
+      np.concatenate([piece.log_probs for piece in pieces]),
+      labels,
+    )
+
+  def _pieces(self, content: Any) -> Iterator[Heard]:
+    """Hears a content window by window, and cuts what several windows have.
+
+    Args:
+      content: has a length, and gives arrays of slices.
+
+    Yields:
+      What follows upon each other; together, each frame once.
+    """
+    shape = self.network.shape
+    a_second = shape.front.rate or round(1 / shape.front.hop)
+    stride = shape.shrink * (shape.front.samples[1] if shape.front.rate else 1)
+    spans = windows.spans(
+      len(content),
+      round(_SECONDS[-1] * a_second),
+      round(_OVERLAP * a_second),
+      stride,
+    )
+    first, last_label = 0, units.BLANK
+    spectrum, log_probs = self._outputs(content[slice(*spans[0])])
+    for (start, _), span in itertools.pairwise(spans):
+      later = self._outputs(content[slice(*span)])
+      # From here on, both windows have frames.
+      shared = (span[0] - start) // stride
+      before = log_probs[shared:, units.BLANK]
+      after = later[1][: len(before), units.BLANK]
+      seam = windows.seam(before, after, round(_PAUSE / shape.frame))
+      stop = shared + seam
+      yield self._decode(spectrum, log_probs, first, stop, last_label)
+      first, last_label = seam, int(np.argmax(log_probs[stop - 1]))
+      spectrum, log_probs = later
+    yield self._decode(spectrum, log_probs, first, len(log_probs), last_label)
+
+  def _outputs(self, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and log-probabilities of one window."""
     front = self.network.shape.front
     a_second = front.rate or round(1 / front.hop)
     sizes = [round(s * a_second) for s in _SECONDS]
-    size = next((s for s in sizes if s >= len(content)), len(content))
+    size = next(s for s in sizes if s >= len(content))
     features, found, out = self.network.outputs(
       self._weights, *feed.side_by_side([content], size)
     )
+    frames = int(recogniser.front_end.frames_of(front, len(content)))
     log_probs = np.asarray(found[0], np.float64)[: int(out[0])]
+    return np.asarray(features[0])[:frames], log_probs
+
+  def _decode(
+    self,
+    spectrum: np.ndarray,
+    log_probs: np.ndarray,
+    first: int,
+    stop: int,
+    last_label: int,
+  ) -> Heard:
+    """Decodes frames of a window, after a frame with the label `last_label`."""
+    log_probs = log_probs[first:stop]
+    shrink = self.network.shape.shrink
     labels = np.zeros(0, np.int32)
     if len(log_probs) and self._beam > 1:
       (labels,) = decoding.decode([log_probs], width=self._beam, **self._search)
     elif len(log_probs):
       labels = decoding.collapse(np.argmax(log_probs, axis=-1))
-    frames = int(recogniser.front_end.frames_of(front, len(content)))
-    spectrum = np.asarray(features[0])[:frames]
-    return Heard(self.units.decode(labels), spectrum, log_probs, labels)
+    if len(labels) and np.argmax(log_probs[0]) == labels[0] == last_label:
+      labels = labels[1:]  # It goes on from the window before.
+    text = self.units.decode(labels)
+    return Heard(
+      text, spectrum[first * shrink : stop * shrink], log_probs, labels
+    )
 
   def draw(self, path: files.Path, heard: Heard, title: str = '') -> None:
     """Draws spectrum and units of what was heard; needs a text."""
@@ -141,15 +249,35 @@ class Transcriber:
     )
 
 
+class _File:
+  """The samples of a file; reads only the slices that are asked for."""
+
+  def __init__(self, part: audio.Part, notice: Callable[[str], None]):
+    self._part = part
+    # A notice is the same for all slices.
+    self._notice = functools.cache(notice)
+
+  def __len__(self) -> int:
+    return self._part.length
+
+  def __getitem__(self, place: slice) -> np.ndarray:
+    part = audio.span(self._part, place.start, place.stop)
+    return audio.read(part, self._notice)[: place.stop - place.start]
+
+
 def transcribe(
   transcriber: Transcriber, paths: Sequence[files.Path]
-) -> Iterator[tuple[files.Path, Heard | harness.UserError]]:
-  """Texts of files, one after the other; an error in place of one."""
+) -> Iterator[tuple[files.Path, Transcript | harness.UserError]]:
+  """Transcribes files in order; yields an error for a file that has one."""
   for path in paths:
     try:
-      yield path, transcriber.hear(transcriber.read(path))
+      yield path, transcriber.transcribe(path)
     except harness.UserError as error:
       yield path, error
+
+
+def _tell(message: Any) -> None:
+  print(f'transcribe: {" ".join(str(message).split())}', file=sys.stderr)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -177,10 +305,12 @@ def main(arguments: Sequence[str]) -> int:
     help='added in a search for each unit: above 0, texts are longer '
     '(%(default)s)',
   )
-  add('--picture', help='file .png to draw the first file into')
+  add(
+    '--picture',
+    help='file .png to draw the first window of the first file into',
+  )
   flags = parser.parse_args(arguments)
-  told: Any = []
-  status = 0
+  status, drawn = 0, None
   try:
     transcriber = Transcriber(
       flags.checkpoint,
@@ -188,23 +318,24 @@ def main(arguments: Sequence[str]) -> int:
       language=flags.language,
       weight=flags.weight,
       bonus=flags.bonus,
+      notice=_tell,
     )
-    for path, heard in transcribe(transcriber, flags.files):
-      if isinstance(heard, harness.UserError):
-        print(f'transcribe: {" ".join(str(heard).split())}', file=sys.stderr)
+    for path, result in transcribe(transcriber, flags.files):
+      if isinstance(result, harness.UserError):
+        _tell(result)
         status = 1
         continue
-      print(f'{path}\t{heard.text}', flush=True)
-      told.append((path, heard))
-    if flags.picture and told:
-      path, heard = told[0]
-      if len(heard.labels):
-        name = pathlib.Path(path).name
-        transcriber.draw(flags.picture, heard, f'{name}: {heard.text}')
+      print(f'{path}\t{result.text}', flush=True)
+      drawn = drawn or (path, result.start)
+    if flags.picture and drawn:
+      path, start = drawn
+      if len(start.labels):
+        title = f'{pathlib.Path(path).name}: {start.text}'
+        transcriber.draw(flags.picture, start, title)
       else:
-        print(f'transcribe: nothing to draw in {path}.', file=sys.stderr)
+        _tell(f'nothing to draw in {path}.')
   except harness.UserError as error:
-    print(f'transcribe: {" ".join(str(error).split())}', file=sys.stderr)
+    _tell(error)
     return 1
   return status
 

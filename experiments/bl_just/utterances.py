@@ -28,6 +28,7 @@ class Utterance(NamedTuple):
     seconds: likewise.
     load: () -> (samples float32 (length,), their rate), or (features float32
       (length, numbers), None). Raises `audio.AudioError`.
+    part: of the file that `load` reads; None where the content is in memory.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Utterance(NamedTuple):
   length: int
   seconds: float
   load: Callable[[], tuple[np.ndarray, int | None]]
+  part: audio.Part | None = None
 
 
 class Later:
@@ -126,7 +128,16 @@ def from_audio(
   part = audio.part_of(path, rate=rate, start=start, stop=stop)
   seconds = part.length / rate
   load = Later(_read, part)
-  return Utterance(name, text, speaker, part.length, seconds, load)
+  in_memory = isinstance(part.file, bytes)
+  return Utterance(
+    name,
+    text,
+    speaker,
+    part.length,
+    seconds,
+    load,
+    None if in_memory else part,
+  )
 
 
 def _read(part):

@@ -108,8 +108,10 @@ def train(
     host_every: it is called at the first record at or after each multiple of
       this many steps, and at the last step.
     host_state: by name, what Python holds beside the params, kept in the
-      checkpoints: objects with `get_state` and `set_state`, or values that can
-      be pickled, which are replaced in the mapping where a run is resumed.
+      checkpoints: objects with `get_state` and `set_state`, or values, which
+      are replaced in the mapping where a run is resumed. Values, also those of
+      `get_state`, are numbers, texts, bytes, arrays, generators of numpy and of
+      `random`, and lists, tuples and dicts of these.
     loss_last: whether to record the losses of the last step too, as
       `loss_last/name`.
     select: the metric, higher is better, by which the best params are kept.
@@ -152,9 +154,15 @@ def train(
     'train.seeds': list(seeds),
     'train.select': select,
   }
-  if stream is not None:
-    identified['train.stream'] = stream.description()
   if workdir is not None:
+    if host_state is not None:
+      host.pack(host_state)  # Tells before the run what cannot be saved.
+    if stream is not None:
+      identified['train.stream'] = stream.description()
+      if stream.files:
+        identified |= identity.digest_files(
+          'train.files', stream.files, files.make_folder(workdir)
+        )
     trees = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
     for kind, tree in trees.items():
       identified |= identity.digests(f'train.{kind}', tree)
@@ -213,7 +221,7 @@ def train(
 
     if restored is not None:
       if host_state is not None and 'host_state' in restored.extra:
-        host.unpack(host_state, restored.extra['host_state'])
+        host.unpack(host_state, restored.extra['host_state'], folder)
       carry = runner.restore(restored)
     else:
       carry = runner.init()

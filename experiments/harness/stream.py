@@ -5,6 +5,7 @@ examples is a function of a seed. Grain shuffles, reads ahead in threads, and
 mixes batches of several lengths in proportion to their numbers.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments.harness import errors, identity
+from experiments.harness import files as files_lib
 
 
 class Stream:
@@ -36,6 +38,9 @@ class Stream:
       a leading axis of its length: the value with which it is filled up.
     threads: that read ahead.
     ahead: batches that are read ahead.
+    files: paths of the files that a source reads examples from when they are
+      asked for. Then a run is identified by the bytes of these files, which is
+      faster than to decode all examples at its start.
 
   Raises:
     SettingsError: if an example fits no bucket, or a batch has more examples
@@ -53,12 +58,14 @@ class Stream:
     pad: Mapping[str, Any] | None = None,
     threads: int = 4,
     ahead: int = 8,
+    files: Sequence[files_lib.Path] = (),
   ):
     if bool(buckets) != (lengths is not None) or bool(buckets) != bool(pad):
       raise errors.SettingsError(
         'a stream takes buckets, lengths and pad together, or none of them.'
       )
     self._source, self._seed, self._pad = source, seed, dict(pad or {})
+    self.files = tuple(files)
     self._buckets: tuple[int | None, ...] = tuple(buckets) or (None,)
     given = np.atleast_1d(batch_size).tolist()
     self.batch_sizes = tuple(given * (len(self._buckets) // len(given)))
@@ -92,16 +99,21 @@ class Stream:
     )
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on, as plain values; three examples stand for all."""
-    count = len(self._source)
-    some = [self._source[i] for i in (0, count // 2, count - 1)]
+    """What batches depend on, without the bytes of `files`, as plain values."""
     return {
-      'digest': identity.digest((some, self._rows)),
+      'digest': self._digest,
       'examples': [len(rows) for rows in self._rows],
       'batch_sizes': list(self.batch_sizes),
       'buckets': list(self._buckets),
       'seed': self._seed,
     }
+
+  @functools.cached_property
+  def _digest(self) -> str:
+    # Of a source that reads files, only how the first examples are decoded.
+    count = min(len(self._source), 3) if self.files else len(self._source)
+    examples = (self._source[i] for i in range(count))
+    return identity.digest_examples(itertools.chain(examples, [self._rows]))
 
   def batches(
     self, first: int, sharding: jax.sharding.Sharding | None = None

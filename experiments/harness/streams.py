@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import errors, stream
+from experiments.harness import errors, files, stream
 
 # 2^32 over the golden ratio, whose multiples fill the circle evenly.
 _STRIDE = 2654435769
@@ -75,6 +75,11 @@ class OneOf:
     return tuple(
       size for one in self._streams.values() for size in one.batch_sizes
     )
+
+  @property
+  def files(self) -> tuple[files.Path, ...]:
+    """Files that examples of all streams are read from."""
+    return tuple(path for one in self._streams.values() for path in one.files)
 
   def description(self) -> dict[str, Any]:
     """What batches depend on, as plain values."""

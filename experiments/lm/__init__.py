@@ -8,6 +8,9 @@
       model.config, model.params, arrays['tokens'], arrays['mask'])
     loss = bj.losses.sft(answers.log_probs, answers.mask)
 
+`row_files` reads files row by row, `dialogues` messages and turns, and `data`
+makes examples of them.
+
 A model is a pytree and `decoder` pure functions of it; adapters are one more
 pytree (`lora`), which `lora.merge` and `weights.export` make a folder that
 others read. `generation` answers prompts, `refusals` counts what declines,

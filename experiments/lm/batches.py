@@ -2,10 +2,13 @@
 
 The prompt and the answer are encoded each on its own: so the mask is exact
 whatever would merge across their boundary, and the prompt's tokens are those
-that it has when an answer is sampled.
+that it has when an answer is sampled. Control tokens are those of the template
+and the one that ends an answer: the text of one within a prompt or an answer is
+encoded as plain text, with a warning.
 """
 
 import bisect
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +33,9 @@ class Encoded(NamedTuple):
       it: a template may strip what looked like a text.
     equal: how many comparisons were of two answers with the same tokens, which
       say nothing.
+    refused: why the template refuses further examples.
+    controls: how often the text of a control token occurs in the examples.
+    places: where each encoded example stands among those that were given.
   """
 
   rows: np.ndarray
@@ -38,6 +44,9 @@ class Encoded(NamedTuple):
   left: int
   empty: int = 0
   equal: int = 0
+  refused: tuple[str, ...] = ()
+  controls: int = 0
+  places: tuple[int, ...] = ()
 
 
 def encode_prompt(
@@ -53,8 +62,9 @@ def encode_prompt(
     UserError: if messages are given and the model has no template.
   """
   if isinstance(prompt, str):
-    return tokenizer.encode(prompt, first=True)
-  return tokenizer.encode(tokenizer.render(prompt, answer=True))
+    return tokenizer.encode_plain(prompt, first=True)
+  hidden = [tokenizer.hide(message) for message in prompt]
+  return tokenizer.encode_rendered(tokenizer.render(hidden, answer=True))
 
 
 def encode_answer(
@@ -73,27 +83,64 @@ def encode_answer(
   Raises:
     UserError: if the template does not end a dialogue with its answer.
   """
-  before, after = prompt, answer
-  if not isinstance(prompt, str):
-    last = {'role': 'assistant', 'content': answer}
-    before = tokenizer.render(prompt, answer=True)
-    whole = tokenizer.render([*prompt, last])
-    if not whole.startswith(before):
+  if isinstance(prompt, str):
+    first = tokenizer.encode_plain(prompt, first=True)
+    then = [*tokenizer.encode_plain(answer), tokenizer.end]
+  else:
+    last = tokenizer.hide({'role': 'assistant', 'content': answer})
+    hidden = [tokenizer.hide(message) for message in prompt]
+    before = tokenizer.render(hidden, answer=True)
+    rendered = tokenizer.render([*hidden, last])
+    if not rendered.startswith(before):
       raise harness.UserError(
         'the chat template renders a dialogue with its answer otherwise than '
         'it renders what comes before it: it cannot be told which tokens are '
         'the answer. Give prompts as texts.'
       )
-    after = whole[len(before) :]
-  first = tokenizer.encode(before, first=isinstance(prompt, str))
-  then = tokenizer.encode(after)
-  if tokenizer.end in then:  # And what a template adds behind it.
-    then = then[: len(then) - then[::-1].index(tokenizer.end)]
-  else:
-    then = [*then, tokenizer.end]
+    first = tokenizer.encode_rendered(before)
+    then = tokenizer.encode_rendered(rendered[len(before) :])
+    if tokenizer.end in then:  # And what a template adds behind it.
+      then = then[: len(then) - then[::-1].index(tokenizer.end)]
+    else:
+      then = [*then, tokenizer.end]
   tokens = np.array([*first, *then], np.int32)
   mask = np.arange(len(tokens)) >= len(first)
   return tokens, mask.astype(np.int32)
+
+
+def warn_of_controls(
+  tokenizer: tokenizer_lib.Tokenizer,
+  examples: Sequence[data_lib.Example],
+  source: str = '',
+) -> int:
+  """Counts texts of control tokens in examples, and prints a line if any.
+
+  Args:
+    tokenizer: of the model.
+    examples: whose prompts and answers are looked at.
+    source: where they are from, for the line.
+
+  Returns:
+    How many occurrences there are.
+  """
+  controls = tokenizer.controls()
+  counts = []
+  for example in examples:
+    prompt = example.prompt
+    texts = [prompt] if isinstance(prompt, str) else []
+    texts += [] if isinstance(prompt, str) else [m['content'] for m in prompt]
+    texts += [example.answer, example.rejected or '']
+    counts.append(sum(map(controls.count, texts)))
+  total = sum(counts)
+  if total:
+    place = next(e.row for e, count in zip(examples, counts) if count)
+    print(
+      f'{source or "examples"}: warning: the text of control tokens occurs '
+      f'{total} times, first in row {place} (from 0); it is encoded as plain '
+      'text. A dialogue is given as messages, not in the form of a template.',
+      file=sys.stderr,
+    )
+  return total
 
 
 def encode(
@@ -103,6 +150,7 @@ def encode(
   longest: int,
   source: str = '',
   flag: str = '',
+  skip: bool = False,
 ) -> Encoded:
   """Encodes examples; what cannot be learnt from is left out and counted.
 
@@ -115,12 +163,14 @@ def encode(
     longest: tokens of a prompt with its answer.
     source: where the examples are from, for messages.
     flag: by which a user lets examples be longer, likewise.
+    skip: whether to leave out examples that the template refuses.
 
   Returns:
     An `Encoded`.
 
   Raises:
-    UserError: if demonstrations and comparisons are mixed, or none is left.
+    UserError: if demonstrations and comparisons are mixed, none is left, or
+      without `skip`, if the template refuses one.
   """
   told = f'{source}: ' if source else ''
   kinds = {example.rejected is None for example in examples}
@@ -130,13 +180,21 @@ def encode(
       'got '
       f'{"both" if kinds else "none"}.'
     )
-  rows, items, lengths = [], [], []
+  rows, items, lengths, places = [], [], [], []
   left = empty = equal = 0
-  for example in examples:
+  refused: list[str] = []
+  for place, example in enumerate(examples):
     answers = [example.answer]
     if example.rejected is not None:
       answers.append(example.rejected)
-    pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
+    try:
+      pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
+    except harness.UserError as error:
+      reason = f'{told}row {example.row} (from 0): {error}'
+      if not skip:
+        raise harness.UserError(reason) from error
+      refused.append(reason)
+      continue
     length = max(len(tokens) for tokens, _ in pairs)
     if length > longest:
       left += 1
@@ -154,16 +212,35 @@ def encode(
       item |= {'rejected': rejected, 'rejected_mask': rejected_mask}
     item['index'] = np.int32(len(items))
     rows.append(example.row)
+    places.append(place)
     items.append(item)
     lengths.append(length)
   if not items:
     mend = f' {flag} lets examples be longer.' if flag and left else ''
+    if refused:
+      mend += f' The template refuses {len(refused)}; the first: {refused[0]}'
     raise harness.UserError(
       f'{told}none of {len(examples)} examples is left: {left} do not fit into '
       f'{longest} tokens, {empty} have an empty answer, {equal} two answers '
       f'that are equal.{mend}'
     )
-  return Encoded(np.array(rows), items, np.array(lengths), left, empty, equal)
+  if refused:
+    print(
+      f'{told}rows skipped, since the template refuses them: {len(refused)}. '
+      f'The first: {refused[0]}',
+      file=sys.stderr,
+    )
+  return Encoded(
+    np.array(rows),
+    items,
+    np.array(lengths),
+    left,
+    empty,
+    equal,
+    tuple(refused),
+    warn_of_controls(tokenizer, examples, source),
+    tuple(places),
+  )
 
 
 def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -1,44 +1,70 @@
-"""Rows of a user's files as prompts and answers, whatever their keys.
+r"""Rows of a user's files as prompts and answers, in the public formats.
 
-Files are `.jsonl`, or `.json` with a list, also with `.gz` behind. A row is one
-of these; other keys are left alone:
+Files are described in `row_files`. A row has one of these forms; `Q` is
+`prompt`, `instruction` or `question`:
 
-| keys | is |
+| keys | meaning |
 |---|---|
-| `messages` | a dialogue, of which the last turn is the answer |
-| `prompt`, `response` (or `completion`) | texts; a prompt may be messages |
-| `instruction`, `input` or `context`, `output` or `response` | one turn |
-| `instruction`, `instances` of `input` and `output` | one turn, several times |
-| `prompt`, `chosen`, `rejected` | two answers; texts or messages |
-| `chosen`, `rejected` | two dialogues that differ in their last turn |
+| `messages` or `conversations` | a dialogue (OpenAI, TRL; ShareGPT); its last turn is the answer |
+| `Q` and `response`, `completion` or `output` | a prompt and its answer (TRL, Alpaca, Dolly, OpenOrca) |
+| `question`, `answer` | the same |
+| `instruction`, `instances` of `input` and `output` | a prompt with several inputs (Self-Instruct) |
+| `Q`, `chosen`, `rejected` | a prompt and two answers (TRL) |
+| `chosen`, `rejected` | two dialogues that differ in their last turn (HH-RLHF) |
 
-Dialogues may be texts with turns after `Human:` and `Assistant:`.
-"""
+A prompt or an answer is a text or a list of messages with `role` and `content`
+(or `from` and `value`), of `system`, `user` and `assistant`. A text with turns
+after `Human:` and `Assistant:` is a dialogue, under every key. Another text
+under `prompt` is continued as it stands; under `instruction` and `question` it
+is a user's turn, with `input` or `context` below it. `system` or
+`system_prompt` is put in front of a dialogue.
 
-import gzip
-import json
+What would change the meaning of a row and is not supported makes it invalid:
+`label` or `kto_tag` false (an unwanted answer, the format of KTO), tools and
+calls of them, images, other roles, further fields of a message. Fields that are
+null or empty count as missing; other keys of a row are ignored.
+"""  # noqa: E501
+
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
+from experiments.lm import dialogues, row_files
 
-# Messages of a dialogue, or a text that is continued as it stands.
-Prompt = tuple[Mapping[str, str], ...] | str
-_TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')
-_ROLES = {'Human': 'user', 'Assistant': 'assistant'}
+Prompt = dialogues.Prompt
+
+_QUESTIONS = ('prompt', 'instruction', 'question')
+_ANSWERS = ('response', 'completion', 'output', 'answer')
+_DIALOGUES = ('messages', 'conversations')
+_INPUTS = ('input', 'context')
+_SYSTEMS = ('system', 'system_prompt')
+_LABELS = ('label', 'kto_tag')
+_TRUTH = ('true', 'false')
+_UNSUPPORTED = (
+  'tools',
+  'functions',
+  'tool_calls',
+  'function_call',
+  'history',
+  'image',
+  'images',
+  'video',
+  'videos',
+  'audio',
+  'audios',
+)
 
 
 class Example(NamedTuple):
-  """A prompt with an answer, and for comparisons with another.
+  """A prompt with an answer, and for comparisons with a second one.
 
   Attributes:
     row: its number in the file, from 0, blank lines not counted: it stays the
       same whatever is left out later. Instances of one row share it.
     prompt: messages or a text.
-    answer: the one to be learnt, or that was chosen.
-    rejected: the other one; None for a demonstration.
+    answer: the one to learn, or the chosen one.
+    rejected: the second one; None for a demonstration.
   """
 
   row: int
@@ -47,116 +73,13 @@ class Example(NamedTuple):
   rejected: str | None = None
 
 
-class Row(NamedTuple):
-  """A row of a file, as it was found.
-
-  Attributes:
-    number: from 0, blank lines not counted.
-    where: the same in words, with its line where a line is a row.
-    value: the object; None where there is none.
-    wrong: what is wrong with it; '' if it is an object.
-  """
-
-  number: int
-  where: str
-  value: dict[str, Any] | None
-  wrong: str = ''
-
-
-def find_rows(path: str | pathlib.Path) -> list[Row]:
-  """The rows of a file, with what is wrong with those that are none.
-
-  Raises:
-    UserError: if there is no such file, or no row in it.
-  """
-  path = pathlib.Path(path)
-  name = path.name.removesuffix('.gz')
-  if path.is_dir():
-    raise harness.UserError(
-      f'{path} is a folder, expected a file of rows, .jsonl or .json: name one '
-      'of the files in it.'
-    )
-  if not name.endswith(('.json', '.jsonl')):
-    there = '' if path.exists() else '; there is none of this name either'
-    raise harness.UserError(
-      f'{path}: files of rows are called .jsonl or .json, or these with '
-      f'.gz{there}.'
-    )
-  text = _text_of(path)
-  found: list[Row] = []
-  if name.endswith('.json'):
-    try:
-      values = json.loads(text)
-    except ValueError as error:
-      raise harness.UserError(f'{path}: {error}.') from error
-    if not isinstance(values, list):
-      raise harness.UserError(
-        f'{path} holds a {type(values).__name__}, expected a list of rows; a '
-        'file with one row a line is called .jsonl.'
-      )
-    for number, value in enumerate(values):
-      found.append(_row(number, f'row {number} (from 0)', value))
-  else:
-    for line, words in enumerate(text.split('\n'), 1):
-      if not words.strip():
-        continue
-      number = len(found)
-      where = f'line {line} (row {number} from 0)'
-      try:
-        found.append(_row(number, where, json.loads(words)))
-      except json.JSONDecodeError as error:
-        wrong = f'no JSON: {error.msg} at column {error.colno}'
-        found.append(Row(number, where, None, wrong))
-  if not found:
-    raise harness.UserError(f'{path} holds no rows.')
-  return found
-
-
-def _text_of(path: pathlib.Path) -> str:
-  try:
-    raw = path.read_bytes()
-    unpacked = gzip.decompress(raw) if path.suffix == '.gz' else raw
-    return unpacked.decode('utf-8-sig')
-  except FileNotFoundError as error:
-    raise harness.UserError(f'there is no file {path}.') from error
-  except UnicodeDecodeError as error:
-    line = error.object.count(b'\n', 0, error.start) + 1
-    raise harness.UserError(
-      f'{path} cannot be read: line {line} is not UTF-8 ({error.reason}); save '
-      'the file as UTF-8.'
-    ) from error
-  except (OSError, EOFError) as error:
-    raise harness.UserError(f'{path} cannot be read: {error}.') from error
-
-
-def _row(number: int, where: str, value: Any) -> Row:
-  if isinstance(value, dict):
-    return Row(number, where, value)
-  return Row(number, where, None, f'a {type(value).__name__}, no object')
-
-
-def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file.
-
-  Raises:
-    UserError: if there is no such file, or a row is no JSON object; with its
-      line, and its number from 0.
-  """
-  rows = []
-  for row in find_rows(path):
-    if row.value is None:
-      raise harness.UserError(f'{path}, {row.where}: {row.wrong}.')
-    rows.append(row.value)
-  return rows
-
-
 class Read(NamedTuple):
-  """What `read` found in a file.
+  """The content of a file.
 
   Attributes:
-    raw: the objects of the file by number; of a row that is none, None.
-    examples: those that are, with their numbers.
-    wrong: what is wrong with the others, with line and number.
+    raw: the objects of the file by number; None for invalid rows.
+    examples: the examples of the valid rows, with their numbers.
+    wrong: why each other row is invalid, with file and line.
   """
 
   raw: list[dict[str, Any] | None]
@@ -165,191 +88,276 @@ class Read(NamedTuple):
 
 
 def read(
-  path: str | pathlib.Path, *, skip: bool = False, flag: str = ''
+  path: str | pathlib.Path,
+  *,
+  skip: bool = False,
+  flag: str = '',
+  comparisons: bool | None = None,
+  prompts_only: bool = False,
 ) -> Read:
-  """Reads a user's rows; each that is none is named by its line and number.
+  """Reads a user's rows; reports each invalid row by line and number.
 
   Args:
     path: of the file.
-    skip: whether to leave rows out that are none, dialogues that differ before
-      their last turn or half a line for instance. A row is left out as a whole.
-    flag: by which a user skips them, for the message.
+    skip: whether to leave out invalid rows. A row is left out as a whole.
+    flag: by which a user skips rows, for the message.
+    comparisons: whether rows have two answers; None allows both kinds.
+    prompts_only: whether answers may be missing and are not read.
 
   Returns:
     A `Read`.
 
   Raises:
-    UserError: if there is no such file, or no row in it; without `skip`, with
-      the place of the first row that is none, and why.
+    UserError: as `row_files.scan`; without `skip`, with the place of the first
+      invalid row and the reason; with it, if no row is valid.
   """
-  found = Read([], [], [])
-  for row in find_rows(path):
-    value, wrong = row.value, row.wrong
+  result = Read([], [], [])
+  for row in row_files.scan(path):
+    value, reason = row.value, row.reason
     if value is not None:
       try:
-        found.examples.extend(as_examples(value, row.number))
+        if prompts_only:
+          examples = [Example(row.number, as_prompt(value), '')]
+        else:
+          examples = as_examples(value, row.number)
+        _require_kind(examples, comparisons)
+        result.examples.extend(examples)
       except harness.UserError as error:
-        value, wrong = None, str(error)
-    found.raw.append(value)
-    if not wrong:
+        value, reason = None, str(error)
+    result.raw.append(value)
+    if not reason:
       continue
-    said = f'{path}, {row.where}: {wrong}.'
+    line = f'{path}, {row.place}: {reason}.'
     if not skip:
-      mend = f' {flag} leaves such rows out.' if flag else ''
-      raise harness.UserError(f'{said}{mend}')
-    found.wrong.append(said)
-  if not found.examples:
-    raise harness.UserError(f'{path} has no example: {found.wrong[0]}')
-  return found
+      remedy = f' {flag} leaves such rows out.' if flag else ''
+      raise harness.UserError(f'{line}{remedy}')
+    result.wrong.append(line)
+  if not result.examples:
+    raise harness.UserError(f'{path} has no valid row: {result.wrong[0]}')
+  return result
 
 
 def read_examples(
   path: str | pathlib.Path, *, skip: bool = False
 ) -> tuple[list[Example], list[str]]:
-  """The examples of a file, and what was wrong with those left out: `read`."""
-  found = read(path, skip=skip)
-  return found.examples, found.wrong
+  """Reads the examples of a file, and why rows were left out: see `read`."""
+  result = read(path, skip=skip)
+  return result.examples, result.wrong
 
 
 def as_examples(row: Mapping[str, Any], number: int = 0) -> list[Example]:
-  """The examples of a row: one for each of its instances, or one.
+  """Converts a row to examples: one for each of its instances, or one.
 
   Raises:
     UserError: as `as_example`; with the number of the instance, if there are
-      some.
+      several.
   """
   if 'instances' not in row or 'instruction' not in row:
     return [as_example(row, number)]
   instances = row['instances']
   if not isinstance(instances, list) or not instances:
     raise harness.UserError('instances is no list of input and output')
-  found = []
+  shared = {k: v for k, v in row.items() if k not in ('instances', *_INPUTS)}
+  examples = []
   for i, instance in enumerate(instances):
     if not isinstance(instance, Mapping) or 'output' not in instance:
       raise harness.UserError(f'instance {i} has no output')
-    given = {n: instance[n] for n in ('input', 'output') if n in instance}
+    own = {n: instance[n] for n in ('input', 'output') if n in instance}
     try:
-      one = as_example({'instruction': row['instruction'], **given}, number)
+      examples.append(as_example({**shared, **own}, number))
     except harness.UserError as error:
       raise harness.UserError(f'instance {i}: {error}') from error
-    found.append(one)
-  return found
+  return examples
 
 
 def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
-  """The example of a row.
+  """Converts a row to an example.
 
   Raises:
-    UserError: if its keys are none of those above, a text is missing or empty,
-      or two dialogues differ before their last turn.
+    UserError: if the keys are of no form above, a text is missing or empty, a
+      field has an unsupported meaning, or two dialogues differ before their
+      last turn.
   """
-  if 'chosen' in row and 'rejected' in row:
-    return _comparison(row, number)
-  if 'messages' in row:
-    prompt, answer = _split(_messages(row['messages'], 'messages'), 'messages')
-    return Example(number, prompt, answer)
-  answers = [k for k in ('response', 'completion', 'output') if k in row]
-  for key in ('prompt', 'instruction'):
-    if key in row and answers:
-      prompt = _prompt(row, key)
-      answer = row[answers[0]]
-      if isinstance(answer, list):
-        _, answer = _split(_messages(answer, answers[0]), answers[0])
-      return Example(number, prompt, _text(answer, answers[0]))
-  raise harness.UserError(
-    f'the keys are {sorted(row)}; expected messages, or prompt and response, '
-    'or instruction and output, or prompt, chosen and rejected'
-  )
-
-
-def _text(value: Any, key: str) -> str:
-  if not isinstance(value, str) or not value.strip():
-    shown = repr(value) if isinstance(value, str) else type(value).__name__
-    raise harness.UserError(f'{key} is {shown}, expected a text')
-  return value
-
-
-def _messages(value: Any, key: str) -> tuple[Mapping[str, str], ...]:
-  if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-    raise harness.UserError(f'{key} is no list of messages')
-  for i, message in enumerate(value):
-    fine = isinstance(message, Mapping) and all(
-      isinstance(message.get(name), str) for name in ('role', 'content')
-    )
-    if not fine:
-      raise harness.UserError(
-        f'message {i} of {key} has no role and content that are texts'
-      )
-  return tuple({n: m[n] for n in ('role', 'content')} for m in value)
-
-
-def _split(messages: Any, key: str) -> tuple[Any, str]:
-  """What comes before the last turn, and that turn, which is an answer."""
-  *before, last = messages
-  if last['role'] != 'assistant':
+  row = {key: value for key, value in row.items() if value is not None}
+  _refuse_fields(row)
+  pair = [key for key in ('chosen', 'rejected') if key in row]
+  if len(pair) == 2:
+    prompt, *answers = _comparison(row)
+  elif pair:
     raise harness.UserError(
-      f'the last message of {key} is of {last["role"]!r}, expected an answer '
-      "of 'assistant'"
+      f'{pair[0]} stands alone, expected chosen and rejected'
     )
-  return tuple(before), _text(last['content'], f'the last message of {key}')
+  elif (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
+    prompt, answer = dialogues.split(dialogues.as_messages(row[key], key), key)
+    answers = [answer]
+  else:
+    prompt, answer = _demonstration(row)
+    answers = [answer]
+  return Example(number, _with_system(prompt, row), *answers)
+
+
+def as_prompt(row: Mapping[str, Any]) -> Prompt:
+  """Converts a row to a prompt; an answer may be missing.
+
+  Raises:
+    UserError: as `as_example`, for the prompt.
+  """
+  row = {key: value for key, value in row.items() if value is not None}
+  _refuse_fields({k: v for k, v in row.items() if k not in _LABELS})
+  if (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
+    prompt: Prompt = dialogues.as_messages(row[key], key)
+    if prompt and prompt[-1]['role'] == 'assistant':
+      prompt = prompt[:-1]
+  elif (key := _only(row, _QUESTIONS, 'prompts')) is not None:
+    prompt = _prompt(row, key)
+  else:
+    return as_example(row).prompt
+  return _with_system(prompt, row)
+
+
+def _refuse_fields(row: Mapping[str, Any]) -> None:
+  """Raises UserError for fields that would change what a row means."""
+  for key in _UNSUPPORTED:
+    if not dialogues.is_empty(row.get(key)):
+      raise harness.UserError(
+        f'{key} is not supported: rows are texts, or messages of system, user '
+        'and assistant'
+      )
+  for key in _LABELS:
+    value = row.get(key)
+    if value is False:
+      raise harness.UserError(
+        f'{key} is false, so the answer is unwanted (the format of KTO) and is '
+        'no demonstration: remove the row, or pair it with a wanted answer as '
+        'prompt, chosen and rejected in a file of comparisons'
+      )
+    number = isinstance(value, (int, float)) and value is not True
+    if number or (isinstance(value, str) and value.lower() in _TRUTH):
+      raise harness.UserError(
+        f'{key} is {value!r}, expected true or false (whether the answer is '
+        'wanted, the format of KTO): rename the field if it means something '
+        'else'
+      )
+
+
+def _require_kind(
+  examples: Sequence[Example], comparisons: bool | None
+) -> None:
+  for example in examples:
+    two = example.rejected is not None
+    if comparisons is not None and two != comparisons:
+      kinds = ('one answer', 'two answers (chosen and rejected)')
+      raise harness.UserError(
+        f'the row has {kinds[two]}, expected {kinds[comparisons]}: '
+        'demonstrations and comparisons are separate files'
+      )
+
+
+def _only(row: Mapping[str, Any], keys: Sequence[str], kind: str) -> str | None:
+  """The one key that a row has of several; None if it has none."""
+  present = [key for key in keys if key in row]
+  if len(present) > 1 and any(row[k] != row[present[0]] for k in present):
+    raise harness.UserError(
+      f'the row has several {kind}, {" and ".join(present)}: remove all but one'
+    )
+  return present[0] if present else None
 
 
 def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
+  """The prompt under a key: messages, or a text to be continued."""
   value = row[key]
-  if not isinstance(value, str):
-    return _messages(value, key)
-  text = _text(value, key)
-  if key == 'prompt':
-    return text
-  more = row.get('input', row.get('context')) or ''
+  more_key = _only({k: v for k, v in row.items() if v != ''}, _INPUTS, 'inputs')
+  more = row[more_key] if more_key else ''
   if not isinstance(more, str):
     raise harness.UserError(
-      f'input or context is {type(more).__name__}, expected a text'
+      f'{more_key} is {type(more).__name__}, expected a text'
     )
-  if more.strip():
-    text = f'{text}\n\n{more}'
-  return ({'role': 'user', 'content': text},)
-
-
-def _dialogue(value: Any, key: str) -> tuple[Any, str]:
-  """The prompt and the last turn of a dialogue, messages or a text."""
-  if not isinstance(value, str):
-    return _split(_messages(value, key), key)
-  parts = _TURN.split(value)
-  roles, texts = parts[1::2], parts[2::2]
-  if parts[0].strip() or not roles:
-    raise harness.UserError(
-      f'{key} is no dialogue with turns of Human: and Assistant:, and there is '
-      'no prompt'
-    )
-  return _split(
-    [
-      {'role': _ROLES[role], 'content': text.strip()}
-      for role, text in zip(roles, texts)
-    ],
-    key,
-  )
-
-
-def _comparison(row: Mapping[str, Any], number: int) -> Example:
-  pair = [row['chosen'], row['rejected']]
-  if 'prompt' in row:
-    prompt = _prompt(row, 'prompt')
-    answers = []
-    for key, value in zip(('chosen', 'rejected'), pair):
-      if isinstance(value, list):
-        _, value = _split(_messages(value, key), key)
-      answers.append(_text(value, key))
+  if isinstance(value, (list, dict)):
+    prompt: Prompt = dialogues.as_messages(value, key)
   else:
-    (prompt, one), (other, two) = (
-      _dialogue(value, key) for key, value in zip(('chosen', 'rejected'), pair)
+    text = dialogues.require_text(value, key)
+    prompt = dialogues.open_dialogue(text, key) or text
+  if key != 'prompt' and isinstance(prompt, str):
+    more = dialogues.require_encodable(more, str(more_key))
+    text = f'{prompt}\n\n{more}' if more.strip() else prompt
+    return ({'role': 'user', 'content': text},)
+  if more.strip():
+    raise harness.UserError(
+      f'{more_key} is not supported with {key}: put it into the last turn of '
+      f'{key}'
     )
-    if prompt != other:
+  return prompt
+
+
+def _demonstration(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+  question = _only(row, _QUESTIONS, 'prompts')
+  # With other keys, `answer` is often the mere result of a problem.
+  answers = _ANSWERS if question == 'question' else _ANSWERS[:-1]
+  answer = _only(row, answers, 'answers')
+  if question is None or answer is None:
+    raise harness.UserError(
+      f'the keys are {sorted(row)}; expected messages, or prompt and response, '
+      'or instruction and output, or prompt, chosen and rejected'
+    )
+  prompt = _prompt(row, question)
+  marked = dialogues.is_marked(row[question])
+  before, text = dialogues.split_answer(row[answer], answer, marked=marked)
+  prompt = _as_messages(prompt, row[answer])
+  return dialogues.full_prompt(prompt, before, answer), text
+
+
+def _as_messages(prompt: Prompt, answer: Any) -> Prompt:
+  """A text as a user's turn if its answer is a message."""
+  if isinstance(prompt, str) and not isinstance(answer, str):
+    return ({'role': 'user', 'content': prompt},)
+  return prompt
+
+
+def _comparison(row: Mapping[str, Any]) -> tuple[Prompt, str, str]:
+  key = _only(row, (*_QUESTIONS, 'conversations'), 'prompts')
+  prompt: Prompt = _prompt(row, key) if key else ()
+  marked = key is not None and dialogues.is_marked(row[key])
+  prompts, answers = [], []
+  for name in ('chosen', 'rejected'):
+    before, answer = dialogues.split_answer(row[name], name, marked=marked)
+    if key is None and not before:
       raise harness.UserError(
-        'the dialogues differ before their last turn, so that they are no '
-        'answers to one prompt'
+        f'{name} is no dialogue with turns of Human: and Assistant:, and there '
+        'is no prompt'
       )
-    answers = [one, two]
-  if not prompt:
-    raise harness.UserError('there is no prompt')
-  return Example(number, prompt, *answers)
+    own = _as_messages(prompt, row[name]) if key else before
+    prompts.append(dialogues.full_prompt(own, before, name))
+    answers.append(answer)
+  if prompts[0] != prompts[1]:
+    raise harness.UserError(
+      'the dialogues differ before their last turn, so they are no answers to '
+      'one prompt'
+    )
+  return prompts[0], answers[0], answers[1]
+
+
+def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
+  """The prompt with the system message of a row.
+
+  Raises:
+    UserError: if a message of the user is missing where it would be answered.
+  """
+  key = _only(row, _SYSTEMS, 'system messages')
+  system = row[key] if key else ''
+  if not isinstance(prompt, str):
+    if not any(m['role'] == 'user' and m['content'].strip() for m in prompt):
+      raise harness.UserError('there is no turn of a user before the answer')
+    if prompt[-1]['role'] != 'user':
+      raise harness.UserError(
+        f'the turn before the answer is of {prompt[-1]["role"]!r}, expected '
+        "'user'"
+      )
+  if isinstance(system, str) and not system.strip():
+    return prompt
+  dialogues.require_text(system, str(key))
+  if isinstance(prompt, str) or prompt[0]['role'] == 'system':
+    raise harness.UserError(
+      f'{key} needs a prompt of messages without a system message of their '
+      'own: give both as messages'
+    )
+  return ({'role': 'system', 'content': system}, *prompt)

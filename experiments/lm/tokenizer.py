@@ -1,8 +1,15 @@
-"""Text to tokens and back, and dialogues to text by a model's own template."""
+"""Text to tokens and back, and dialogues to text by a model's own template.
+
+Control tokens, such as the one that ends an answer, come from the template and
+from this program only. Where a user's text holds the text of one, it is encoded
+as plain text: `hide` marks it before the template is applied, and
+`encode_rendered` keeps it plain.
+"""
 
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +23,11 @@ _SPLITS = {
   'default': 'bytes',
   'gpt-2': 'bytes',
 }
-# Types of tokens in a GGUF file that are never made of text.
-_CONTROL = (3, 4)
+# Types of tokens in a GGUF file: control tokens, and words that are looked up
+# before merges.
+_CONTROL, _USER_DEFINED = 3, 4
+# A code point that Unicode reserves for internal use; texts do not hold it.
+_MARK = '\ufdd0'
 
 Message = Mapping[str, str]
 
@@ -38,7 +48,7 @@ class Tokenizer(NamedTuple):
   tokens: Mapping[str, str]
 
   def encode(self, text: str, *, first: bool = False) -> list[int]:
-    """Numbers of the tokens of a text, special ones where they stand.
+    """Numbers of the tokens of a trusted text, control tokens included.
 
     Args:
       text: any.
@@ -49,6 +59,68 @@ class Tokenizer(NamedTuple):
       The numbers.
     """
     return self.inner.encode(text, add_special_tokens=first).ids
+
+  def encode_plain(self, text: str, *, first: bool = False) -> list[int]:
+    """Numbers of the tokens of a user's text, none of them a control token.
+
+    Args:
+      text: any. The text of a control token is encoded as other text is.
+      first: as in `encode`.
+
+    Returns:
+      The numbers; `decode` gives the text back, as far as it does for any.
+    """
+    controls = self.controls()
+    if not controls.count(text):
+      return self.encode(text, first=first)
+    self.inner.encode_special_tokens = True
+    try:
+      ids = self.encode(text, first=first)
+      if controls.unflagged.intersection(self.encode(text)):
+        # The tokenizer file does not call these special: break their text.
+        first_part, *parts = controls.fragments(text)
+        ids = self.encode(first_part, first=first)
+        ids += [i for part in parts for i in self.encode(part)]
+    finally:
+      self.inner.encode_special_tokens = False
+    return ids
+
+  def hide(self, message: Message) -> Message:
+    """A message in which no text can become a control token.
+
+    Args:
+      message: with `role` and `content`.
+
+    Returns:
+      The same with marks, for `render` and then `encode_rendered`.
+    """
+    content = message['content']
+    hidden = self.controls().broken(content.replace(_MARK, 2 * _MARK))
+    return message if hidden == content else {**message, 'content': hidden}
+
+  def encode_rendered(self, text: str) -> list[int]:
+    """Numbers of the tokens of a rendered dialogue of hidden messages.
+
+    Args:
+      text: of `render`.
+
+    Returns:
+      The numbers. Control tokens are those of the template.
+    """
+    if _MARK not in text:
+      return self.encode(text)
+    controls = self.controls()
+    ids: list[int] = []
+    for piece in controls.split(text):
+      if piece in controls.numbers:
+        ids.append(controls.numbers[piece])
+      elif piece:
+        ids += self.encode_plain(re.sub(f'{_MARK}({_MARK}?)', r'\1', piece))
+    return ids
+
+  def controls(self) -> '_Controls':
+    """The control tokens: those called special, and the template's."""
+    return _controls(self.inner, self.end, tuple(self.tokens.items()))
 
   def decode(self, tokens: Sequence[int]) -> str:
     """The text of tokens, special ones with it."""
@@ -75,7 +147,8 @@ class Tokenizer(NamedTuple):
       raise harness.UserError(
         'the model has no chat template: put one into its folder as '
         'chat_template.jinja, or give prompts as texts, with the keys prompt '
-        'and response, not as messages, instructions or dialogues.'
+        'and response, not as messages, instructions, or dialogues of Human: '
+        'and Assistant:.'
       )
     try:
       return _compiled(self.template).render(
@@ -102,6 +175,65 @@ class Tokenizer(NamedTuple):
     (folder / 'tokenizer_config.json').write_text(
       json.dumps(told, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
+
+
+class _Controls(NamedTuple):
+  """The control tokens of a tokenizer.
+
+  Attributes:
+    numbers: their numbers by text.
+    unflagged: numbers of those that the tokenizer does not call special.
+    pattern: finds the places where the text of one begins.
+    pieces: splits a text at them.
+  """
+
+  numbers: Mapping[str, int]
+  unflagged: frozenset[int]
+  pattern: re.Pattern[str]
+  pieces: re.Pattern[str]
+
+  def count(self, text: str) -> int:
+    """How often the text of a control token occurs."""
+    return len(self.pattern.findall(text))
+
+  def broken(self, text: str) -> str:
+    """The text with a mark within each occurrence."""
+    return self.pattern.sub(rf'\g<0>{_MARK}', text)
+
+  def fragments(self, text: str) -> list[str]:
+    """The text in parts that hold no control token."""
+    ends = [match.end() for match in self.pattern.finditer(text)]
+    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)])]
+
+  def split(self, text: str) -> list[str]:
+    """The text in pieces: control tokens, and what is between them."""
+    return self.pieces.split(text)
+
+
+@functools.lru_cache(maxsize=8)
+def _controls(
+  inner: Any, end: int, tokens: tuple[tuple[str, str], ...]
+) -> _Controls:
+  added = inner.get_added_tokens_decoder()
+  special = {t.content: i for i, t in added.items() if t.special}
+  named = {text for name, text in tokens if name != 'unk_token'}
+  every = inner.get_vocab(with_added_tokens=True)
+  others = {
+    text: number
+    for text, number in every.items()
+    if (number == end or text in named) and text not in special
+  }
+  numbers = special | others
+  texts = sorted(numbers, key=len, reverse=True)
+  # Never matches if there is no control token.
+  either = '|'.join(map(re.escape, texts)) or '(?!)'
+  return _Controls(
+    numbers,
+    frozenset(others.values()),
+    # The first character, so that overlapping texts are all found.
+    re.compile(f'(?=(?:{either})).', re.DOTALL),
+    re.compile(f'({either})'),
+  )
 
 
 @functools.lru_cache(maxsize=8)
@@ -224,11 +356,13 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   inner.pre_tokenizer = of_bytes
   inner.decoder = tokenizers.decoders.ByteLevel()
   kinds = value('ggml.token_type', [])
-  inner.add_special_tokens(
+  inner.add_tokens(
     [
-      tokenizers.AddedToken(words[i], special=True, normalized=False)
+      tokenizers.AddedToken(
+        words[i], special=kind == _CONTROL, normalized=False
+      )
       for i, kind in enumerate(kinds)
-      if kind in _CONTROL
+      if kind in (_CONTROL, _USER_DEFINED)
     ]
   )
   end = int(value('ggml.eos_token_id'))
@@ -242,10 +376,20 @@ class _Encoded(NamedTuple):
   ids: list[int]
 
 
+class _Added(NamedTuple):
+  content: str
+  special: bool
+
+
 class _Bytes:
   """Each byte is a token, and one more ends an answer."""
 
   END = 256
+  encode_special_tokens = True  # A text is bytes, whatever it holds.
+
+  def get_added_tokens_decoder(self) -> dict[int, _Added]:
+    """The added tokens by number."""
+    return {self.END: _Added('</s>', True)}
 
   def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
     del add_special_tokens

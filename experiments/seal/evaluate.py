@@ -22,7 +22,8 @@ import numpy as np
 import scipy.stats
 
 from experiments import harness
-from experiments.seal import measures, rank, rows
+from experiments.lm import row_files
+from experiments.seal import measures, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +53,19 @@ PRESETS = {'quick': Settings(), 'smoke': Settings(), 'paper': Settings()}
 
 def read(path: str) -> dict[str, np.ndarray]:
   """The scores of a file by name, NaN where a row has none; and `kind`."""
-  found = rows.data_lib.read_rows(path)
-  numbers = [row.get('row') for row in found]
-  if numbers != list(range(len(found))):
+  rows = row_files.read_rows(path)
+  numbers = [row.get('row') for row in rows]
+  if numbers != list(range(len(rows))):
     raise harness.UserError(
       f'{path}: rows are numbered from 0 in order, as rank writes them.'
     )
-  names = [n for n in found[0] if n not in ('row', 'kept', 'kind')]
+  names = [n for n in rows[0] if n not in ('row', 'kept', 'kind')]
   out: dict[str, np.ndarray] = {}
   for name in names:
-    values = [np.nan if row[name] is None else row[name] for row in found]
+    values = [np.nan if row[name] is None else row[name] for row in rows]
     out[name] = np.array(values, np.float64)
-  if 'kind' in found[0]:
-    out['kind'] = np.array([row['kind'] for row in found])
+  if 'kind' in rows[0]:
+    out['kind'] = np.array([row['kind'] for row in rows])
   return out
 
 
@@ -77,7 +78,8 @@ def unsafe_of(settings: Settings, given: dict[str, np.ndarray]) -> np.ndarray:
         'the rows that were ranked, and --label, a field of theirs.'
       )
     return given['kind'] == 'unsafe'
-  raw = rows.read(settings.labels, skip=True).raw
+  # A row may have a label and be no example.
+  raw = [row.value for row in row_files.scan(settings.labels)]
   count = len(next(iter(given.values())))
   if len(raw) != count:
     raise harness.UserError(

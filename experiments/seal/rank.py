@@ -236,12 +236,7 @@ def compose(
   sizes, seed = sizes_of(settings, name), options.seeds[0]
   if name == 'made_up':
     return rows.made_up(sizes, seed=seed)
-  if options.data_dir is None:
-    raise harness.MissingDataError(
-      f'the rows are read from --data_dir, a folder with {rows.WHERE}; or give '
-      'files of your own: --preset=user --finetune_data=F.jsonl '
-      '--safe_data=S.jsonl.'
-    )
+  require_data(options, name)
 
   def fits(example):
     tokens, _ = batches.encode_answer(words, example.prompt, example.answer)
@@ -252,6 +247,19 @@ def compose(
   return rows.harmless(
     options.data_dir, sizes, fits, seed=seed, safe_of=settings.safe_of
   )
+
+
+def require_data(options: harness.Options, name: str) -> None:
+  """Raises MissingDataError if files of known rows are missing."""
+  if name == 'made_up':
+    return
+  if options.data_dir is None:
+    raise harness.MissingDataError(
+      f'the rows are read from --data_dir, a folder with {rows.WHERE}; or give '
+      'files of your own: --preset=user --finetune_data=F.jsonl '
+      '--safe_data=S.jsonl.'
+    )
+  rows.require(options.data_dir, name, options.settings.safe_of)
 
 
 class Ranked(NamedTuple):
@@ -276,6 +284,7 @@ def rank(
     settings.longest,
     loss=loss,
     source=files[what] or f'{name}, {what}',
+    skip=settings.bad_rows == 'skip',
   )
   made, safe = make('rows to rank', sets.finetune), make('safe rows', sets.safe)
   anchors = make('unsafe rows', sets.anchors) if sets.anchors else None
@@ -481,17 +490,21 @@ def of_user(options: harness.Options) -> None:
   """Ranks a user's file and writes its scores and the rows that are kept."""
   settings = options.settings
   skip = settings.bad_rows == 'skip'
-  given = rows.read(settings.finetune_data, skip=skip)
-  safe = rows.read(settings.safe_data, skip=skip)
+
+  def read(path, loss):
+    # Other losses take the chosen answer of a comparison.
+    pairs = True if loss in objectives.COMPARISONS else None
+    return rows.read(path, skip=skip, comparisons=pairs)
+
+  to_rank = read(settings.finetune_data, settings.finetune_loss)
+  safe = read(settings.safe_data, settings.safe_loss)
   anchors = []
   if settings.unsafe_data:
     anchors = rows.read(settings.unsafe_data, skip=skip).examples
-  for said in given.wrong + safe.wrong:
-    print(f'skipped: {said}')
-  sets = rows.Sets(given.examples, np.array([]), safe.examples, anchors)
+  sets = rows.Sets(to_rank.examples, np.array([]), safe.examples, anchors)
   start = time.monotonic()
   ranked = rank(options, 'user', subject_of(settings), sets)
-  total = len(given.raw)
+  total = len(to_rank.raw)
   scores = {
     n: np.concatenate([s, np.full(total - len(s), np.nan)])
     for n, s in ranked.scores.items()
@@ -499,7 +512,7 @@ def of_user(options: harness.Options) -> None:
   ranked = ranked._replace(scores=scores)
   kept = measures.kept(scores[settings.score], settings.keep)
   folder = pathlib.Path(settings.output or options.workdir)
-  write(folder, ranked, kept, given.raw)
+  write(folder, ranked, kept, to_rank.raw)
   metrics = {'rows': float(total), 'kept': float(kept.sum())}
   metrics |= {f'seconds/user/{n}': s for n, s in ranked.seconds.items()}
   harness.write_results(
@@ -520,6 +533,8 @@ def main(options: harness.Options) -> None:
       '--safe_data=S.jsonl, or --sets=shuffled,harmless.'
     )
   start = time.monotonic()
+  for name in settings.sets:
+    require_data(options, name)
   subject = subject_of(settings)
   metrics: dict[str, float] = {}
   table: list[dict[str, Any]] = []

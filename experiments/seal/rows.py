@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
+from experiments.lm import row_files
 
 Example = data_lib.Example
 # In the folder of the data sets.
@@ -27,9 +28,46 @@ WHERE = (
 )
 
 
-def read(path: str | pathlib.Path, *, skip: bool = False) -> data_lib.Read:
+def read(
+  path: str | pathlib.Path,
+  *,
+  skip: bool = False,
+  comparisons: bool | None = None,
+  prompts_only: bool = False,
+) -> data_lib.Read:
   """Reads a user's rows: `data.read`, with the flag that skips some."""
-  return data_lib.read(path, skip=skip, flag='--bad_rows=skip')
+  content = data_lib.read(
+    path,
+    skip=skip,
+    flag='--bad_rows=skip',
+    comparisons=comparisons,
+    prompts_only=prompts_only,
+  )
+  if content.wrong:
+    print(row_files.describe(path, content.wrong))
+  return content
+
+
+def require(
+  folder: str | pathlib.Path, name: str, safe_of: str = 'chosen'
+) -> None:
+  """Checks that the files of known rows exist, before anything is loaded.
+
+  Args:
+    folder: of the data.
+    name: of the rows, 'harmless' or 'shuffled'.
+    safe_of: as in `harmless`.
+
+  Raises:
+    MissingDataError: if a file is missing.
+  """
+  names = [ALPACA, DOLLY, SEEDS]
+  if name == 'harmless':
+    names.append(HH)
+  if name != 'harmless' or safe_of != 'chosen':
+    names.append(SAFETY)
+  for one in names:
+    _file(folder, one)
 
 
 class Sets(NamedTuple):

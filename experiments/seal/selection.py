@@ -61,6 +61,7 @@ class Subject(NamedTuple):
     *,
     loss: str = 'sft',
     source: str = '',
+    skip: bool = False,
   ) -> Made:
     """Encodes rows, those that fit, and runs the frozen layers once.
 
@@ -69,23 +70,28 @@ class Subject(NamedTuple):
       longest: tokens of a prompt with its answer.
       loss: what for: of comparisons, or of what is to be learnt of them alone.
       source: where they are from, for messages.
+      skip: whether to leave out rows that the model's template refuses.
 
     Raises:
       UserError: if none fits, one has no second answer and the loss is of
         comparisons, or what is to be held is too large.
     """
     pairs = loss in objectives.COMPARISONS
-    places = [one._replace(row=i) for i, one in enumerate(examples)]
     if not pairs:
-      places = [one._replace(rejected=None) for one in places]
-    for one, given in zip(places, examples):
+      examples = [one._replace(rejected=None) for one in examples]
+    for one in examples:
       if pairs and one.rejected is None:
         raise harness.UserError(
-          f'{source}: row {given.row} (from 0) has one answer, but {loss} '
+          f'{source}: row {one.row} (from 0) has one answer, but {loss} '
           'compares two, chosen and rejected.'
         )
     encoded = batches.encode(
-      self.words, places, longest=longest, source=source, flag='--longest'
+      self.words,
+      examples,
+      longest=longest,
+      source=source,
+      flag='--longest',
+      skip=skip,
     )
     # One length for all sets: one program.
     table = tables.make(encoded, 1, buckets=(longest,))
@@ -96,7 +102,7 @@ class Subject(NamedTuple):
       table = objectives.reference_columns(self.tuning, self.frozen, table)
     rows = tables.rows_of(table)
     rows.pop('index')
-    return Made(rows, encoded.rows, table.longest[0])
+    return Made(rows, np.array(encoded.places), table.longest[0])
 
 
 def _require_room(rows: int, longest: int, how: tuning_lib.Tuning) -> None:

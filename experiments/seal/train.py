@@ -29,7 +29,14 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import generation, refusals, weights, written
+from experiments.lm import (
+  batches,
+  generation,
+  refusals,
+  row_files,
+  weights,
+  written,
+)
 from experiments.seal import controls, measures, order, rank, rows, selection
 
 WAYS = {
@@ -53,7 +60,8 @@ class Settings:
     finetune_data: rows to train on, of a user's own; '' for known rows.
     safe_data: safe rows, likewise.
     scores: `scores.jsonl` of these rows, for the ways that keep some.
-    prompts: a file of rows whose prompts are answered; '' for none.
+    prompts: a file of rows whose prompts are answered; their own answers may be
+      missing. '' for none.
     output: a folder for the model of the first way; '' for none.
     bad_rows: as in `rank`.
     score: by which of the scores rows are kept.
@@ -146,16 +154,16 @@ def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
   Raises:
     UserError: if the scores are of another file, or there is no such score.
   """
-  found = rows.data_lib.read_rows(path)
-  if [row.get('row') for row in found] != list(range(count)):
+  entries = row_files.read_rows(path)
+  if [row.get('row') for row in entries] != list(range(count)):
     raise harness.UserError(
-      f'{path} has {len(found)} rows, but the file has {count}: scores are of '
-      'one file, in order.'
+      f'{path} has {len(entries)} rows, but the file has {count}: scores are '
+      'of one file, in order.'
     )
-  if score not in found[0]:
-    there = sorted(set(found[0]) - {'row', 'kept', 'kind'})
+  if score not in entries[0]:
+    there = sorted(set(entries[0]) - {'row', 'kept', 'kind'})
     raise harness.UserError(f'{path} has no score {score!r}; it has {there}.')
-  scores = [np.nan if r[score] is None else r[score] for r in found]
+  scores = [np.nan if r[score] is None else r[score] for r in entries]
   return measures.kept(np.array(scores, np.float64), share)
 
 
@@ -224,19 +232,22 @@ def joined(one: selection.Made, two: selection.Made) -> selection.Made:
   )
 
 
-def sets_of(options: harness.Options, words: Any) -> tuple[rows.Sets, int]:
-  """The rows, and how many the file has."""
-  settings = options.settings
-  if not settings.finetune_data:
-    sets = rank.compose(options, settings.rows_of, words)
-    return sets, len(sets.finetune)
+def scored(settings: Settings, count: int) -> np.ndarray | None:
+  """Which rows are kept by the file of scores; None without one."""
+  if not settings.scores:
+    return None
+  return kept_rows(settings.scores, settings.score, settings.keep, count)
+
+
+def read_sets(settings: Settings) -> tuple[rows.Sets, np.ndarray | None]:
+  """Reads a user's rows, and which of them the scores keep."""
   skip = settings.bad_rows == 'skip'
-  given = rows.read(settings.finetune_data, skip=skip)
+  to_train = rows.read(settings.finetune_data, skip=skip)
   safe = rows.read(settings.safe_data, skip=skip)
   plain = lambda examples: [e._replace(rejected=None) for e in examples]
-  kinds = np.array(['rows'] * len(given.examples))
-  sets = rows.Sets(plain(given.examples), kinds, plain(safe.examples), [])
-  return sets, len(given.raw)
+  kinds = np.array(['rows'] * len(to_train.examples))
+  sets = rows.Sets(plain(to_train.examples), kinds, plain(safe.examples), [])
+  return sets, scored(settings, len(to_train.raw))
 
 
 def check(settings: Settings) -> None:
@@ -268,32 +279,42 @@ def main(options: harness.Options) -> None:
   folder = pathlib.Path(settings.output) if settings.output else None
   if folder is not None:
     written.require_own(options.workdir, folder)
+  skip = settings.bad_rows == 'skip'
+  prompts = []
+  if settings.prompts:
+    prompts = rows.read(settings.prompts, skip=skip, prompts_only=True).examples
+  if settings.finetune_data:
+    sets, keep_mask = read_sets(settings)
+  else:
+    rank.require_data(options, settings.rows_of)
   subject = rank.subject_of(settings)
-  sets, count = sets_of(options, subject.words)
-  made = subject.make(sets.finetune, settings.longest)
-  safe = subject.make(sets.safe, settings.longest)
-  if not held(made).any() or not held(safe).any():
+  if not settings.finetune_data:
+    sets = rank.compose(options, settings.rows_of, subject.words)
+    keep_mask = scored(settings, len(sets.finetune))
+  encoded = subject.make(
+    sets.finetune, settings.longest, source=settings.finetune_data, skip=skip
+  )
+  safe = subject.make(
+    sets.safe, settings.longest, source=settings.safe_data, skip=skip
+  )
+  if not held(encoded).any() or not held(safe).any():
     raise harness.UserError(
       f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
     )
-  kinds = sets.kinds[made.places]
-  numbers = np.array([sets.finetune[i].row for i in made.places])
-  fit, safe_fit = ~held(made), part_of(safe, ~held(safe))
+  kinds = sets.kinds[encoded.places]
+  numbers = np.array([sets.finetune[i].row for i in encoded.places])
+  fit, safe_fit = ~held(encoded), part_of(safe, ~held(safe))
   chosen = {'clean': kinds != 'unsafe'}
-  if settings.scores:
-    chosen['kept'] = kept_rows(
-      settings.scores, settings.score, settings.keep, count
-    )[numbers]
-  seen = joined(part_of(made, held(made)), part_of(safe, held(safe)))
-  of = np.concatenate([kinds[held(made)], ['safe'] * held(safe).sum()])
-  read = selection.reader(subject, seen)
+  if keep_mask is not None:
+    chosen['kept'] = keep_mask[numbers]
+  held_out = joined(part_of(encoded, held(encoded)), part_of(safe, held(safe)))
+  of = np.concatenate([kinds[held(encoded)], ['safe'] * held(safe).sum()])
+  read = selection.reader(subject, held_out)
   identity = harness.settings_of(
     settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
     'finetune_data', 'safe_data',
   )  # fmt: skip
-  prompts = []
-  if settings.prompts:
-    prompts = [one.prompt for one in rows.read(settings.prompts).examples]
+  batches.warn_of_controls(subject.words, prompts, settings.prompts)
   whole = rank.model_of(settings.model)[0] if prompts or folder else None
   answering = generation.maker(
     subject.tuning.config, new=settings.new, end=subject.words.end
@@ -311,7 +332,11 @@ def main(options: harness.Options) -> None:
     if prompts:
       params = subject.tuning.merged(trained, whole.params)
       texts[name] = generation.answers(
-        subject.words, answering, params, prompts, key=jax.random.key(0)
+        subject.words,
+        answering,
+        params,
+        [one.prompt for one in prompts],
+        key=jax.random.key(0),
       )
       row['refusals'] = refusals.refusal_rate(texts[name])
       metrics[f'refusals/{name}'] = row['refusals']
@@ -322,18 +347,18 @@ def main(options: harness.Options) -> None:
   for number, way in enumerate(settings.ways):
     run = selection.Run(options, way, identity)
     which = fit & chosen.get(way.removesuffix('_mixture'), True)
-    mine = part_of(made, which)
+    subset = part_of(encoded, which)
     if way.endswith('mixture'):
-      mine = joined(mine, safe_fit)
+      subset = joined(subset, safe_fit)
     if way in ('weighted', 'surgery'):
-      trained = both(run, subject, mine, safe_fit, settings, way)
+      trained = both(run, subject, subset, safe_fit, settings, way)
     else:
       trained = selection.fine_tuned(
         run,
         subject,
-        mine,
+        subset,
         steps=settings.steps,
-        size=min(settings.batch_size, len(mine.places)),
+        size=min(settings.batch_size, len(subset.places)),
         rate=settings.rate,
       )
     look(way, WAYS[way], trained)

@@ -155,8 +155,6 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
   if options.preset == 'smoke' and not options.data_dir:
     model, words, examples = problem_lib.made_up()
   else:
-    model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary, model.config)
     found = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE)
     folder = found.parent
     examples: dict[str, Any] = {'sft': [], 'dpo': []}
@@ -164,6 +162,8 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
       examples['sft'] += data_lib.read_examples(folder / name)[0]
     # Some dialogues differ before their last turn.
     examples['dpo'], _ = data_lib.read_examples(folder / COMPARISONS, skip=True)
+    model = weights.load(settings.model or weights.smollm2())
+    words = tokenizer.load(model.vocabulary, model.config)
   tuning = tuning_lib.Tuning(
     model.config,
     rank=settings.rank,

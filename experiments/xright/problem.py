@@ -114,6 +114,7 @@ def prepare(
   *,
   folder: Any = None,
   sources: Mapping[str, str] | None = None,
+  skip: bool = False,
   teacher: decoder.Params | None = None,
 ) -> Problem:
   """Encodes and divides the rows, and computes what stays the same once.
@@ -126,6 +127,7 @@ def prepare(
     sizes: how rows become batches.
     folder: where what is computed once is kept, for a run that goes on.
     sources: where the examples of an objective are from, for messages.
+    skip: whether to leave out examples that the model's template refuses.
     teacher: weights of a model for `distillation`.
 
   Returns:
@@ -146,6 +148,7 @@ def prepare(
       longest=sizes.buckets[-1],
       source=source,
       flag='--buckets, rising lengths in tokens,',
+      skip=skip,
     )
     left[name] = len(rows) - len(encoded.items)
     for part, at in _divided(source, encoded, sizes).items():

@@ -32,6 +32,7 @@ from experiments.lm import (
   decoder,
   lora,
   objectives,
+  row_files,
   sharding,
   tokenizer,
   weights,
@@ -92,7 +93,8 @@ class Settings:
     teacher: of distillation: a folder or file as `model`, with the same words.
     divergence: of distillation: forward covers what the teacher may say,
       reverse keeps to it.
-    skip: whether to leave out rows that are wrong, rather than to end.
+    skip: whether to leave out invalid rows; otherwise the first one ends the
+      run.
     seeds: runs, of which the first is written.
   """
 
@@ -244,28 +246,22 @@ def read(
   """The examples of the files that are given, and the files, by objective.
 
   Raises:
-    UserError: if a file cannot be read, or has rows of the other kind.
+    UserError: if a file cannot be read; without `skip`, if a row is invalid or
+      of the other kind.
   """
   examples, sources = {}, {}
   for name, path in zip(names, (settings.sft_data, settings.pref_data)):
     if not path:
       continue
-    found = data_lib.read(path, skip=settings.skip, flag='--skip=True')
-    if found.wrong:
-      print(
-        f'{path}: {len(found.wrong)} rows left out; the first: {found.wrong[0]}'
-      )
-    pairs = name in objectives.COMPARISONS
-    for example in found.examples:
-      if (example.rejected is not None) != pairs:
-        raise harness.UserError(
-          f'{path}, row {example.row} (from 0): '
-          + ('one answer' if pairs else 'two answers')
-          + ', expected '
-          + ('two, chosen and rejected' if pairs else 'one')
-          + '. --sft_data is of demonstrations, --pref_data of comparisons.'
-        )
-    examples[name], sources[name] = found.examples, path
+    content = data_lib.read(
+      path,
+      skip=settings.skip,
+      flag='--skip=True',
+      comparisons=name in objectives.COMPARISONS,
+    )
+    if content.wrong:
+      print(row_files.describe(path, content.wrong))
+    examples[name], sources[name] = content.examples, path
   return examples, sources
 
 
@@ -286,25 +282,23 @@ def teacher_of(
 def prepare(
   options: harness.Options,
 ) -> tuple[problem_lib.Problem, harness.Layout | None, objectives.Shape]:
-  """Reads the model and the rows that the settings name."""
+  """Reads the rows, and then the model, that the settings name."""
   settings = options.settings
-  if settings.model or options.preset != 'smoke':
-    model = weights.load(settings.model or weights.smollm2())
-    words = tokenizer.load(model.vocabulary, model.config)
-    examples = {}
-  else:
-    model, words, examples = problem_lib.made_up()
   names = (settings.demonstrations, settings.comparisons)
-  examples = dict(zip(names, examples.values()))
-  sources: dict[str, str] = {}
-  if settings.sft_data or settings.pref_data:
-    examples, sources = read(settings, names)
-  elif not examples:
+  made_up = options.preset == 'smoke' and not settings.model
+  examples, sources = read(settings, names)
+  if not examples and not made_up:
     files = ' and '.join(f'--{n}=FILE' for n in needed(settings.method))
     raise harness.MissingDataError(
       f'give your rows: {files}, .jsonl or .json; experiments/lm/data.py lists '
       'the keys. --sft_data is of demonstrations, --pref_data of comparisons.'
     )
+  if made_up:
+    model, words, small = problem_lib.made_up()
+    examples = examples or dict(zip(names, small.values()))
+  else:
+    model = weights.load(settings.model or weights.smollm2())
+    words = tokenizer.load(model.vocabulary, model.config)
   shape = objectives.Shape(
     settings.beta,
     settings.smoothing,
@@ -346,6 +340,7 @@ def prepare(
     sizes,
     folder=f'{options.workdir}/kept',
     sources=sources,
+    skip=settings.skip,
     teacher=teacher,
   )
   for name in problem.names:

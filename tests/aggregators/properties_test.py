@@ -271,6 +271,23 @@ def test_aliases_are_the_same_function():
   assert A.smg is A.mgda
 
 
+@pytest.mark.parametrize('name', ['mgda', 'cagrad', 'pcgrad', 'upgrad'])
+def test_leaves_without_entries_change_nothing(name):
+  """In leaves of size 0, no row has a largest entry."""
+  losses = lambda p, batch: jnp.stack(
+    [jnp.sum((p['a'] - 1) ** 2), jnp.sum((p['a'] + 1) ** 2)]
+  )
+  found = []
+  for more in ({}, {'empty': jnp.zeros((0, 3))}):
+    params = {'a': jnp.array([0.5, 0.2])} | more
+    made = getattr(bj.aggregators, name)
+    key = {'key': 0} if name == 'pcgrad' else {}
+    link = optax.chain(bj.multi_objective(losses, 2), made(2, **key))
+    updates, _ = jax.jit(link.update)(None, link.init(params), params)
+    found.append(updates['a'])
+  np.testing.assert_array_equal(*found)
+
+
 def test_numbers_out_of_range():
   for make, words in {
     lambda: A.mean(0): 'whole number of objectives >= 1, got 0',
@@ -290,6 +307,7 @@ def test_numbers_out_of_range():
     lambda: A.stch(2, smoothing=1.0, preference=[1.0]): r'shape \(1,\)',
     lambda: A.stch(2, smoothing=1.0, preference=[0.0, 1.0]): 'preference',
     lambda: A.moco(2, tracking=0.0): 'tracking',
+    lambda: A.moco(2, tracking=2.0): r'tracking is in \(0, 1\], got 2.0',
     lambda: A.moco(2, radius=[1.0, 2.0, 3.0]): r'radius .* shape \(3,\)',
     lambda: A.moco(2, samples=0): 'samples',
     lambda: A.modo(2, samples=1): '2 or 3 samples',

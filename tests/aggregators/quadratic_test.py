@@ -1,5 +1,7 @@
 """The small convex programs and the products of rows, by general solvers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,42 @@ def test_gram_matrix_of_long_rows_equals_one_product(rows, x64):
   )
   unit = references.unit(both)
   np.testing.assert_allclose(found.cosines, unit @ unit.T, atol=1e-12)
+
+
+def _products_outside_of_loops(compiled):
+  """How many matrix products are in a compiled program's main computation."""
+  name, blocks = '', {}
+  for line in compiled.as_text().splitlines():
+    if line.endswith('{'):
+      name = 'ENTRY' if line.startswith('ENTRY') else line.split(' ', 1)[0]
+    blocks.setdefault(name, []).append(line)
+  is_product = lambda line: ' dot(' in line or 'matmul' in line
+  with_product = {
+    n for n, block in blocks.items() if any(map(is_product, block))
+  }
+  called = lambda line: set(re.findall(r'calls=(%[^\s,]+)', line))
+  return sum(
+    is_product(line) or bool(called(line) & with_product)
+    for line in blocks['ENTRY']
+  )
+
+
+def test_mapped_seeds_in_range_multiply_their_rows_once():
+  """And a seed that is out of range changes no other."""
+  one = lambda rows: _rows.gramian(bj.Jacobian(rows))[:2]
+  found = jax.jit(jax.vmap(one))
+  rows = np.random.default_rng(0).normal(size=(4, 3, 1000)).astype(np.float32)
+  assert _products_outside_of_loops(found.lower(rows).compile()) == 1
+  assert _products_outside_of_loops(jax.jit(one).lower(rows[0]).compile()) == 1
+  scales = np.float32([1, 1e-25, 1e25, 0])[:, None, None]
+  lengths, cosines = found(rows * scales)
+  np.testing.assert_array_equal(lengths[0], found(rows)[0][0])
+  wanted = np.linalg.norm(np.float64(rows), axis=2) * scales[..., 0]
+  np.testing.assert_allclose(lengths, wanted, rtol=1e-5)
+  unit = references.unit(np.float64(rows[0]))
+  np.testing.assert_allclose(cosines[0], unit @ unit.T, atol=1e-5)
+  np.testing.assert_allclose(cosines[3], 0)
+  # Lengths can be differentiated where they are in range.
+  slopes = jax.jit(jax.grad(lambda rows: one(rows)[0].sum()))(rows[0])
+  wanted = rows[0] / np.linalg.norm(rows[0], axis=1, keepdims=True)
+  np.testing.assert_allclose(slopes, wanted, rtol=1e-4, atol=1e-6)

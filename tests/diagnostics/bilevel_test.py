@@ -217,6 +217,48 @@ def test_another_optimiser_gives_its_own_steps_and_the_gap(x64):
   np.testing.assert_allclose(gap, error @ H @ error / 2, rtol=1e-12)
 
 
+@jax.custom_vjp
+def cubed(z):
+  return z**3
+
+
+cubed.defvjp(lambda z: (z**3, z), lambda z, slope: (3 * z**2 * slope,))
+
+
+def test_small_gaps_and_slopes_are_no_rounding_in_float32(x64):
+  """At the distance of a penalty of 1e5, of a loss of the order of one."""
+  data = draw(0, 5)
+  w = Reference(data).minimiser(data['x'])
+  away = np.random.default_rng(1).normal(size=(LOWER,)) * 1e-5
+  # Some losses have no forward derivatives.
+  problem = bj.BilevelProblem(
+    upper, lambda x, y, data: lower(x, y, data) + 1 + cubed(x[0])
+  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def measure(dtype):
+    # In both precisions at the same points.
+    cast = lambda a: jnp.asarray(a, jnp.float32).astype(dtype)
+    params = bj.BilevelParams(cast(data['x']), as_tree(cast(w + away)))
+    found = bj.diagnostics.hypergradient_distance(
+      problem,
+      params,
+      jax.tree.map(cast, data),
+      penalty=1e5,
+      value=as_tree(cast(w)),
+      solve_steps=60,
+    )
+    gap = bj.diagnostics.penalty_gap(
+      problem, params, jax.tree.map(cast, data), steps=60
+    )
+    return gap, found.distance
+
+  (gap, distance), exact = (measure(t) for t in (jnp.float32, jnp.float64))
+  assert gap.dtype == distance.dtype == jnp.float32
+  np.testing.assert_allclose(gap, exact[0], rtol=0.1)
+  np.testing.assert_allclose(distance, exact[1], rtol=1e-3)
+
+
 UNBOUNDED = {
   'linear': lambda x, y, batch: jnp.sum(y) - x,
   'concave': lambda x, y, batch: -jnp.sum((y - x) ** 2),

@@ -247,6 +247,60 @@ def test_good_runs(name):
   assert diagnose(values, *at, accuracy=1e-3).verdict == 'weak'
 
 
+def at_the_solution(dtype, **given):
+  """A run at a penalty of 1e5 from its own solution, in a dtype."""
+  penalty, rows, size = 1e5, 64, 5
+  rng = np.random.default_rng(0)
+  a, b = (rng.normal(size=(rows, size)) for _ in range(2))
+  t, s = (rng.normal(size=rows) + 3 for _ in range(2))
+  fit = lambda a, t, y: jnp.mean((a @ y - t) ** 2) / 2
+  problem = bj.BilevelProblem(
+    lambda x, y, batch: fit(batch[2], batch[3], y),
+    lambda x, y, batch: fit(batch[0], batch[1] + x, y),
+  )
+  solve = lambda a, t: np.linalg.solve(a.T @ a, a.T @ t)
+  joined = np.concatenate([penalty**0.5 * a, b])
+  both = np.concatenate([penalty**0.5 * t, s])
+  params = bj.BilevelParams(
+    jnp.asarray(0, dtype), jnp.asarray(solve(joined, both), dtype)
+  )
+  batch = jax.tree.map(lambda z: jnp.asarray(z, dtype), (a, t, b, s))
+  hold = optax.sgd(0.0)
+  solver = bj.v_pbgd(
+    problem,
+    penalty=penalty,
+    upper=hold,
+    lower=hold,
+    value=bj.Sequence(hold, start=lambda z: jnp.asarray(solve(a, t), dtype)),
+    **given,
+  )
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = solver.update(batch, state, params)
+    return (optax.apply_updates(params, updates), state), bj.values(state)
+
+  run = jax.jit(lambda c: jax.lax.scan(step, c, length=16)[1])
+  return run((params, solver.init(params)))
+
+
+def test_a_gap_within_its_rounding_is_named_and_no_lag(x64):
+  seen = at_the_solution(jnp.float32)
+  found = diagnose(seen)
+  assert found.verdict == 'rounding' and 'float64' in found.words, found
+  # A negative one is no lag either, and no sign that the penalty is weak.
+  below = seen | {'gap': -np.abs(seen['gap']) - 1e-7}
+  assert diagnose(below).verdict == 'rounding'
+  assert diagnose(below, gap=1e-9).verdict == 'rounding'
+  # By an integral or in wider floats, it is known.
+  near = at_the_solution(jnp.float32, quadrature=1)
+  wide = at_the_solution(jnp.float64)
+  np.testing.assert_allclose(near['gap'], wide['gap'], rtol=0.1)
+  assert diagnose(near).verdict == diagnose(wide).verdict == 'fine'
+  # A lag that is small beside the losses is one.
+  assert diagnose(wide | {'gap': -wide['gap']}).verdict == 'lagging'
+
+
 def test_a_history_of_something_else():
   with pytest.raises(ValueError, match='missing'):
     diagnose({'upper': np.ones(9)})
@@ -271,3 +325,43 @@ def test_the_end_of_a_box_is_an_end():
   )
   assert look().verdict != 'fine'
   assert look(upper_set=lambda x: jnp.clip(x, 0, 0.5)).verdict == 'fine'
+
+
+def _unused_weight(optimiser):
+  """RHG where no example uses the second weight: values of 20 updates."""
+  features = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((features @ y - x) ** 2),
+  )
+  solver = bj.rhg(
+    problem, upper=optax.sgd(0.1), lower=bj.Sequence(optimiser, steps=5)
+  )
+  params = bj.BilevelParams(jnp.float32(0.5), jnp.zeros(2))
+
+  def step(carry, _):
+    updates, state = solver.update(None, carry[1], carry[0])
+    after = optax.apply_updates(carry[0], updates)
+    return (after, state), bj.values(state)
+
+  start = (params, solver.init(params))
+  (params, _), values = jax.jit(lambda: jax.lax.scan(step, start, length=20))()
+  return params, values
+
+
+def test_a_root_at_zero_in_an_unrolled_loop_is_named():
+  params, values = _unused_weight(optax.adam(0.1))
+  assert jnp.isnan(params.upper)
+  found = bj.diagnose(values)
+  assert found.verdict == 'diverged' and 'eps_root=1e-8' in found.words
+  params, values = _unused_weight(optax.adam(0.1, eps_root=1e-8))
+  assert jnp.isfinite(params.upper)
+  with pytest.raises(ValueError, match=r"\['gap'\] are missing"):
+    bj.diagnose(values)
+
+
+def test_losses_without_a_gap_that_grow_before_they_end():
+  grows = np.append(10.0 ** np.arange(12), [np.inf, np.nan])
+  found = bj.diagnose({'upper': grows, 'lower': np.ones(14)})
+  assert found.verdict == 'diverged' and 'eps_root' not in found.words
+  assert 'from step 12 on' in found.words

@@ -22,12 +22,19 @@ def test_values_are_those_of_the_last_update():
     'upper': 10.0,
     'lower': 4.0,
     'gap': 3.0,
+    'gap_rounding': 4 * np.finfo(np.float32).eps * 4.0,
   }
 
 
 def test_values_are_zero_before():
   values = bj.values(SOLVER.init(PARAMS))
-  assert set(values) == {'value', 'upper', 'lower', 'gap'}
+  assert set(values) == {
+    'value',
+    'upper',
+    'lower',
+    'gap',
+    'gap_rounding',
+  }
   assert not any(values.values())
 
 
@@ -47,14 +54,19 @@ def test_the_later_oracle_wins_a_name():
   [
     lambda solver: solver,
     lambda solver: optax.chain(solver, optax.identity()),
-    lambda solver: optax.apply_if_finite(solver, 3),
+    lambda solver: optax.masked(optax.chain(solver), True),
   ],
 )
 def test_are_found_at_any_depth(wrap):
-  # apply_if_finite passes no batch that is None: give it a number.
   solver = wrap(SOLVER)
   state = solver.init(PARAMS)
-  assert set(bj.values(state)) == {'value', 'upper', 'lower', 'gap'}
+  assert set(bj.values(state)) == {
+    'value',
+    'upper',
+    'lower',
+    'gap',
+    'gap_rounding',
+  }
   assert set(bj.counts(state)) == {'gradients/upper', 'gradients/lower'}
   assert list(bj.auxiliaries(state)) == ['value']
 
@@ -101,6 +113,7 @@ def test_nonfinite_names_losses_and_sequences(bad):
     'loss/upper',
     'loss/lower',
     'loss/gap',
+    'loss/gap_rounding',
     'sequence/upper',
     'sequence/lower',
     'sequence/value',

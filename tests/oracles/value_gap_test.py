@@ -10,22 +10,146 @@ from tests import contract, problems
 from tests.contract import COORDINATES, PENALISED, Row
 
 
-def _row(wrap, penalty, rate):
-  oracle = wrap(bj.value_gap(contract.PROBLEM, penalty=penalty))
-  return contract.by_descent(oracle, upper=rate, lower=rate)
+def _row(nodes):
+  def make(wrap, penalty, rate):
+    oracle = bj.value_gap(contract.PROBLEM, penalty=penalty, quadrature=nodes)
+    return contract.by_descent(wrap(oracle), upper=rate, lower=rate)
+
+  return make
 
 
 ROWS = (
   Row(
     'value_gap',
-    _row,
+    _row(None),
     {'gradients/upper': 1, 'gradients/lower': 2},
     params=contract.with_sequence(value=np.linspace(-0.5, 1.0, COORDINATES)),
     hyper=PENALISED,
     same_as='scale_by_penalty',
     light=True,
   ),
+  Row(
+    'value_gap, quadrature',
+    _row(2),
+    {
+      'gradients/upper': 1,
+      'gradients/lower': 1,
+      'hessian_vector_products/lower': 2,
+    },
+    params=contract.with_sequence(value=np.linspace(-0.5, 1.0, COORDINATES)),
+    hyper=PENALISED,
+  ),
 )
+
+
+def small_gaps(name, penalties):
+  """A coupled problem in float32, its solutions by penalty and their gaps.
+
+  Solved in float64 by Newton steps; the reference is evaluated in float64 at
+  the solutions rounded to float32.
+  """
+  rng = np.random.default_rng(0)
+  rows, size = 500, 12
+  table = lambda: jnp.asarray(rng.normal(size=(rows, size)), jnp.float32)
+  signs = lambda a: jnp.sign(a @ rng.normal(size=size) + rng.normal(size=rows))
+  ours, theirs = table(), table()
+  if name == 'logistic':
+    mix = table()[:size] / 4
+    batch = (ours, signs(ours), theirs, signs(theirs), mix)
+    fit = lambda a, t, y: jnp.mean(jax.nn.softplus(-t * (a @ y)))
+    lower = lambda x, y, b: (
+      fit(b[0], b[1], y) + jnp.mean(jnp.exp(x) * (b[4] @ y) ** 2) / 2
+    )
+    start = rng.normal(size=size) / 2 - 2
+  else:
+    batch = (ours, 1 + table()[:, 0], theirs, table()[:, 0], table())
+    fit = lambda a, t, y: jnp.mean((a @ y - t) ** 2) / 2
+    lower = lambda x, y, b: fit(b[0], b[1] + b[4] @ x, y)
+    start = rng.normal(size=size)
+  batch = jax.tree.map(lambda a: a.astype(jnp.float32), batch)
+  problem = bj.BilevelProblem(lambda x, y, b: fit(b[2], b[3], y), lower)
+  as_wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+  x, data = jnp.asarray(start, jnp.float32), as_wide(batch)
+  wide = as_wide(x)
+
+  def solve(weight, penalty):
+    loss = lambda y: (
+      weight * problem.upper(wide, y, data) + penalty * lower(wide, y, data)
+    )
+    step = lambda y, _: (
+      y - jnp.linalg.solve(jax.hessian(loss)(y), jax.grad(loss)(y)),
+      None,
+    )
+    return jax.lax.scan(step, jnp.zeros(size), length=12)[0]
+
+  def solution(penalty):
+    y, w = (solve(c, p).astype(jnp.float32) for c, p in ((1, penalty), (0, 1)))
+    gap = lambda x: lower(x, as_wide(y), data) - lower(x, as_wide(w), data)
+    return bj.sequences(upper=x, lower=y, value=w), jax.value_and_grad(gap)(
+      wide
+    )
+
+  params, exact = jax.jit(jax.vmap(solution))(jnp.asarray(penalties))
+  return problem, batch, params, exact
+
+
+@pytest.mark.parametrize('name', ['logistic', 'quadratic'])
+def test_small_gaps_and_their_slopes_in_float32(x64, name):
+  """Against float64; the difference is right to its rounding and no more."""
+  penalties = 10.0 ** np.arange(1, 6)
+  problem, batch, params, (gap, slope) = small_gaps(name, penalties)
+  assert params.lower.dtype == jnp.float32
+
+  @jax.jit
+  def errors(params):
+    def evaluate(params, nodes):
+      oracle = bj.value_gap(problem, quadrature=nodes)
+      jacobian, state = oracle.update(batch, oracle.init(params), params)
+      values = bj.values(state)
+      return values['gap'], values['gap_rounding'], jacobian.rows
+
+    return [
+      jax.vmap(lambda p, nodes=nodes: evaluate(p, nodes))(params)
+      for nodes in (None, 2)
+    ]
+
+  for nodes, (found, rounding, rows) in zip(
+    (0, 2), errors(params), strict=True
+  ):
+    error = np.abs(found - gap)
+    # Two nodes leave an error of their own where the penalty is small.
+    near = slice(1 if nodes else 0, None)
+    assert np.all(error[near] <= rounding[near]), (error, rounding)
+    relative = np.linalg.norm(rows.upper[:, 1] - slope, axis=1)
+    relative /= np.linalg.norm(slope, axis=1)
+    if nodes:
+      assert np.all(error < 0.1 * gap), error / gap
+      assert np.all(relative < 1e-3), relative
+      y_rows = rows.lower
+    else:
+      # Why there is a keyword: what the difference cannot do.
+      assert rounding[-1] > gap[-1]
+      assert relative[-1] > 1e-3
+      plain_rows = rows.lower
+  # The slope in y is the same gradient.
+  np.testing.assert_allclose(y_rows, plain_rows, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('penalty', [None, 3.0])
+@pytest.mark.parametrize('proximity', [None, 0.5])
+def test_quadrature_converges_to_the_difference(x64, penalty, proximity):
+  params, batch = rough(), problems.rough_batch()
+  given = {'penalty': penalty, 'proximity': proximity}
+  ours = bj.value_gap(problems.ROUGH, quadrature=12, **given)
+  plain = bj.value_gap(problems.ROUGH, **given)
+  found, state = evaluate(ours, params, batch)
+  wanted, plain_state = evaluate(plain, params, batch)
+  chex.assert_trees_all_close(found, wanted, rtol=1e-8, atol=1e-8)
+  near, exact = (dict(bj.values(s)) for s in (state, plain_state))
+  assert near.pop('gap_rounding') < 1e-10 > exact.pop('gap_rounding')
+  chex.assert_trees_all_close(near, exact, rtol=1e-8)
+  with pytest.raises(ValueError, match='quadrature nodes >= 1, got 0'):
+    bj.value_gap(problems.ROUGH, quadrature=0)
 
 
 def rough(dtype=None):
@@ -60,7 +184,14 @@ def test_rows_by_finite_differences(x64):
   below = problems.rough_lower(x, y, batch)[0]
   chex.assert_trees_all_close(
     bj.values(state),
-    {'upper': above(here), 'lower': below, 'gap': gap(here)},
+    {
+      'upper': above(here),
+      'lower': below,
+      'gap': gap(here),
+      'gap_rounding': 4
+      * jnp.finfo(jnp.float64).eps
+      * max(abs(x) for x in (below, below - gap(here))),
+    },
     rtol=1e-12,
   )
 

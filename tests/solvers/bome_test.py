@@ -78,3 +78,18 @@ def test_successive_updates_from_one_start_are_equal():
     moment = 0.9 * moment + problems.lower_slope(params.upper, y)
     y = y - 0.2 * moment
   np.testing.assert_allclose(ends[0][1], y, rtol=1e-5)
+
+
+def test_leaves_without_entries_change_nothing():
+  sgd, batch = optax.sgd(0.1), contract.random_batch(0)
+  found = []
+  for more in ({}, {'empty': jnp.zeros((0, 3))}):
+    params = jax.tree.map(jnp.asarray, contract.nested_params(0))
+    params = bj.BilevelParams(*(z | more for z in params))
+    solver = bj.bome(
+      PROBLEM, upper=sgd, lower=sgd, value=S(sgd, batch_at=contract.inner_batch)
+    )
+    step = jax.jit(solver.update)
+    updates, _ = step(batch, solver.init(params), params)
+    found.append((updates.upper['a'], updates.lower['b']))
+  jax.tree.map(np.testing.assert_array_equal, *found)

@@ -80,6 +80,31 @@ def test_order_one_is_the_fully_first_order_method():
   )
 
 
+def _of_penalty(penalty):
+  sgd = optax.sgd(0.1)
+  return bj.solvers.f2sa_p(
+    PROBLEM, order=2, penalty=penalty, upper=sgd, lower=sgd
+  )
+
+
+@pytest.mark.parametrize('penalty', [0.0, -1.0, lambda k: k * 0.1])
+def test_refuses_a_penalty_that_is_not_positive(penalty):
+  with pytest.raises(ValueError, match='the penalty is a weight > 0'):
+    _of_penalty(penalty)
+
+
+def test_a_traced_penalty_that_is_not_positive_gives_nan():
+  params = bj.BilevelParams(jnp.ones(2), jnp.zeros(2))
+
+  @jax.jit
+  def updates(penalty):
+    solver = _of_penalty(penalty)
+    return solver.update(None, solver.init(params), params)[0].upper
+
+  assert jnp.isnan(updates(-1.0)).all() and jnp.isnan(updates(0.0)).all()
+  assert jnp.isfinite(updates(1.0)).all()
+
+
 def test_refuses_an_order_below_one():
   with pytest.raises(ValueError, match='whole order >= 1'):
     bj.solvers.f2sa_p(

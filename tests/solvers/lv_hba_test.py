@@ -141,17 +141,47 @@ def by_hand(x, y, updates, eta=0.01, alpha=0.008, beta=0.02, scale=0.5):
   return x, y, w, dual, z
 
 
+def _bounded(penalty=1.0, keep=nearest, **more):
+  """The same with one step size, and its set or none."""
+  sgd = optax.sgd(0.1)
+  joint = keep and bj.projections.Joint(keep, ('upper',))
+  return bj.solvers.lv_hba(
+    PROBLEM,
+    height,
+    penalty=penalty,
+    upper=sgd,
+    lower=bj.Sequence(sgd, set=joint),
+    value=sgd,
+    multiplier=sgd,
+    proximal=sgd,
+    **more,
+  )
+
+
 def test_refuses_a_length_that_is_not_positive():
   with pytest.raises(ValueError, match='positive proximity'):
-    sgd = optax.sgd(0.1)
-    bj.solvers.lv_hba(
-      PROBLEM,
-      height,
-      penalty=1.0,
-      upper=sgd,
-      lower=sgd,
-      value=sgd,
-      multiplier=sgd,
-      proximal=sgd,
-      proximity=(0.0, 1.0),
-    )
+    _bounded(proximity=(0.0, 1.0))
+
+
+def test_refuses_variables_without_a_set():
+  """Nothing else would keep the constraint."""
+  with pytest.raises(ValueError, match=r'bj.projections.Joint\(project'):
+    _bounded(keep=None)
+
+
+@pytest.mark.parametrize('penalty', [0.0, -1.0, lambda k: k**0.3])
+def test_refuses_a_penalty_that_is_not_positive(penalty):
+  with pytest.raises(ValueError, match='the penalty is a weight > 0'):
+    _bounded(penalty)
+
+
+def test_a_traced_penalty_that_is_not_positive_gives_nan():
+  params = bj.BilevelParams(jnp.ones(SIZE), jnp.ones((2, SIZE)))
+
+  @jax.jit
+  def updates(penalty):
+    method = _bounded(penalty)
+    return method.update(None, method.init(params), params)[0].upper
+
+  assert jnp.isnan(updates(-1.0)).all() and jnp.isnan(updates(0.0)).all()
+  assert jnp.isfinite(updates(1.0)).all()

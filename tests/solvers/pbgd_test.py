@@ -61,6 +61,13 @@ ROWS = (
     **_PENALISED,
   ),
   Row(
+    'v_pbgd, quadrature',
+    functools.partial(_v_pbgd, quadrature=1),
+    _GAP | {'gradients/lower': 2, 'hessian_vector_products/lower': 1},
+    light=True,
+    **_PENALISED,
+  ),
+  Row(
     'v_pbgd, from the lower variable, three inner batches',
     _from_lower,
     {'gradients/upper': 1, 'gradients/lower': 2 + INNER},

@@ -169,15 +169,48 @@ def test_the_divisor_is_that_of_all_rows(rate):
   np.testing.assert_allclose(found.level, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_the_divisor_of_many_rows_and_seeds_is_that_of_all_rows():
+  """Also from updates that move few of the rows, each seed by its own."""
+  rows, size, steps = 200_000, 16, 12
+  rng = np.random.default_rng(0)
+  losses = jnp.asarray(rng.gamma(1.0, 1.0, rows), jnp.float32)
+  order = jnp.asarray(rng.integers(rows, size=(2, steps, size)))
+  # The last rows are those of nodes that are not full.
+  order = order.at[:, 0, 0].set(rows - 1)
+
+  def run(order, scale):
+    solver = bj.solvers.seal(
+      lambda y, batch: y * 0.0,
+      lambda y, batch: -scale * losses[batch] + 0 * y,
+      rows=rows,
+      index=lambda batch: batch,
+      penalty=1.0,
+      selector=optax.sgd(1.0),
+      lower=optax.sgd(0.1),
+      weights='mirror',
+    )
+    params = jnp.float32(0.0)
+    body = lambda state, batch: (solver.update(batch, state, params)[1], None)
+    state, _ = jax.lax.scan(body, solver.init(params), order)
+    return state.sequences['selector'], state.level
+
+  table, level = jax.jit(jax.vmap(run))(order, jnp.array([1.0, 200.0]))
+  table = np.asarray(table, np.float64)
+  top = table.max(1)
+  wanted = top + np.log(np.mean(np.exp(table - top[:, None]), axis=1))
+  # What moved is most of the sum in one seed, and little in the other.
+  assert wanted[0] < 1e-2 and wanted[1] > 10
+  np.testing.assert_allclose(level, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_an_update_touches_no_more_than_its_rows():
-  """Whatever is as long as the table is a scatter into it, or a rare sum."""
-  rows = 1_000
+  """Whatever is as long as the table is a scatter into it, for seeds too."""
+  rows = 100_000
 
   def outside(jaxpr, found):
     for eqn in jaxpr.eqns:
       inner = [v for v in eqn.params.values() if hasattr(v, 'jaxpr')]
-      if eqn.primitive.name == 'cond':
-        continue
+      inner += eqn.params.get('branches', ())
       for part in inner:
         outside(part.jaxpr, found)
       if not inner and any(rows in v.aval.shape for v in eqn.outvars):
@@ -194,9 +227,14 @@ def test_an_update_touches_no_more_than_its_rows():
       selector=selector,
       lower=optax.sgd(0.1),
     )
-    params = jnp.float32(1.0)
+    params, batch = jnp.float32(1.0), jnp.arange(4)
     state = solver.init(params)
-    traced = jax.make_jaxpr(solver.update)(jnp.arange(4), state, params)
+    traced = jax.make_jaxpr(solver.update)(batch, state, params)
+    assert set(outside(traced.jaxpr, [])) == {'scatter'}
+    seeds = jnp.ones(2)
+    state = jax.vmap(solver.init)(seeds)
+    update = jax.vmap(solver.update, (None, 0, 0))
+    traced = jax.make_jaxpr(update)(batch, state, seeds)
     assert set(outside(traced.jaxpr, [])) == {'scatter'}
 
 

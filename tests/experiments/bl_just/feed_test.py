@@ -134,3 +134,58 @@ def test_edges_divide_evenly_and_hold_the_longest():
 def test_waste_is_the_share_of_padding():
   made = _feed([0], lengths=[2, 4, 8, 8], edges=(4, 8), seeds=(0,))
   assert made.waste() == pytest.approx(1 - 22 / 24)
+
+
+def test_every_sample_and_every_label_tells_runs_apart():
+  count = 101
+
+  def describe(row=None, kind=None):
+    made = _examples([3 + row % 7 for row in range(count)], broken=(7,))
+    labels = [one.copy() for one in made.labels]
+    if kind == 'label':
+      labels[row][-1] += 1
+    elif kind == 'moved':  # To the next transcript.
+      labels[row + 1] = np.append(labels[row][-1:], labels[row + 1])
+      labels[row] = labels[row][:-1]
+
+    def load(i):
+      samples = made.load(i)
+      samples[-1] += i == row and kind == 'sample'
+      return samples
+
+    examples = made._replace(labels=labels, load=load)
+    rows = {loss: [np.arange(count)] for loss in ('ctc', 'ssl')}
+    fed = feed.Feed(
+      examples, rows, np.array([1]), edges=(9,), batch_size=2, seeds=(0,)
+    )
+    assert not fed.files
+    return fed.description()
+
+  before = describe()
+  assert before == describe()
+  for kind in ('sample', 'label', 'moved'):
+    for row in (1, 2, 50, 51, 90, 99):
+      after = describe(row, kind)
+      assert {k for k in after if after[k] != before[k]} == {
+        'audio and transcripts'
+      }
+
+
+def test_audio_in_files_tells_runs_apart_by_their_bytes_and_places():
+  parts = [
+    audio.Part(f'{row // 2}.flac', '', 80 * (row % 2), 80, 16_000, 8_000)
+    for row in range(6)
+  ]
+
+  def make(parts):
+    examples = _examples([4] * 6)._replace(load=None, parts=parts)
+    rows = {loss: [np.arange(6)] for loss in ('ctc', 'ssl')}
+    return feed.Feed(
+      examples, rows, np.array([1]), edges=(9,), batch_size=2, seeds=(0,)
+    )
+
+  made = make(parts)
+  assert made.files == ('0.flac', '1.flac', '2.flac')
+  other = make([*parts[:3], parts[3]._replace(first=81), *parts[4:]])
+  assert other.files == made.files
+  assert other.description() != made.description()

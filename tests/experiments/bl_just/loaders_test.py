@@ -92,7 +92,7 @@ def test_an4_holds_speakers_out(tmp_path):
     u.name for u in found.validation
   ]
   assert len(repr(packed.train[0])) < 200
-  again = pickle.loads(pickle.dumps(packed.train[0]))
+  again = pickle.loads(pickle.dumps(packed.train[0]))  # noqa: S301
   np.testing.assert_array_equal(again.load()[0], features)
 
 

@@ -22,7 +22,7 @@ def run_here(script, *arguments):
     What it defines.
   """
   here = {'__name__': 'script', 'ARGUMENTS': list(map(str, arguments))}
-  exec(compile(script, 'script', 'exec'), here)
+  exec(compile(script, 'script', 'exec'), here)  # noqa: S102
   return here
 
 

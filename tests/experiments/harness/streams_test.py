@@ -42,6 +42,9 @@ def test_only_the_stream_that_is_drawn_moves_on():
   assert abs(np.sum(far == 1) - 750) <= 4
   assert streams().batch_sizes == (2, 3)
   assert streams().description() != streams(seed=4).description()
+  read = harness.Stream([np.float32(1.0)], 1, files=['a', 'b'])
+  held = harness.Stream([np.float32(1.0)], 1)
+  assert harness.OneOf({'x': read, 'y': held}, (1, 1)).files == ('a', 'b')
 
 
 def test_a_run_of_two_objectives_goes_on_as_if_it_had_not_ended(tmp_path):

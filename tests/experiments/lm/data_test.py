@@ -5,19 +5,35 @@ import json
 import os
 import pathlib
 import string
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import batches, data, decoder, log_probs, tokenizer, weights
+from experiments.lm import (
+  batches,
+  data,
+  decoder,
+  log_probs,
+  row_files,
+  tokenizer,
+  weights,
+)
 from experiments.lm import config as config_lib
 from tests.experiments.lm import reference
 from tests.experiments.lm.decoder_test import SMALL
 
 USER = ({'role': 'user', 'content': 'Hi'},)
 HH = '\n\nHuman: Hi\n\nAssistant: Hm: Human: you?\n\nHuman: So\n\nAssistant:'
+SYSTEM = {'role': 'system', 'content': 'Be kind'}
+TURNS = (
+  *USER,
+  {'role': 'assistant', 'content': 'So'},
+  {'role': 'user', 'content': 'Hm'},
+  {'role': 'assistant', 'content': 'Yes'},
+)
 GOOD = (
   (
     {'messages': [*USER, {'role': 'assistant', 'content': 'Yes'}], 'id': 3},
@@ -55,13 +71,144 @@ GOOD = (
       'b\n\nc',
     ),
   ),
+  # ShareGPT, with empty fields that exports leave.
+  (
+    {
+      'conversations': [
+        {'from': 'system', 'value': ' '},
+        {'from': 'human', 'value': 'Hi', 'weight': None},
+        {'from': 'gpt', 'value': 'Yes'},
+      ],
+      'system': 'Be kind',
+    },
+    ((SYSTEM, *USER), 'Yes', None),
+  ),
+  # OpenOrca, GSM8K.
+  (
+    {'system_prompt': 'Be kind', 'question': 'Hi', 'response': 'Yes'},
+    ((SYSTEM, *USER), 'Yes', None),
+  ),
+  ({'question': 'Hi', 'answer': 'Yes'}, (USER, 'Yes', None)),
+  # KTO, a wanted answer.
+  ({'prompt': 'Hi', 'completion': 'Yes', 'label': True}, ('Hi', 'Yes', None)),
+  # UltraFeedback: the dialogues repeat the prompt.
+  (
+    {
+      'prompt': 'Hi',
+      'chosen': [*USER, {'role': 'assistant', 'content': 'a'}],
+      'rejected': [*USER, {'role': 'assistant', 'content': 'b'}],
+      'messages': [*USER, {'role': 'assistant', 'content': 'a'}],
+      'score_chosen': 8.5,
+    },
+    (USER, 'a', 'b'),
+  ),
+  # A completion of several turns, of which the last is the answer.
+  (
+    {'prompt': list(USER), 'completion': [*TURNS[1:]]},
+    (TURNS[:-1], 'Yes', None),
+  ),
+  ({'prompt': 'Hi', 'completion': [TURNS[-1]]}, (USER, 'Yes', None)),
+  # Dialogues of ShareGPT with two answers.
+  (
+    {
+      'conversations': [{'from': 'human', 'value': 'Hi'}],
+      'chosen': {'from': 'gpt', 'value': 'a'},
+      'rejected': {'from': 'gpt', 'value': 'b'},
+    },
+    (USER, 'a', 'b'),
+  ),
+  # A text that only speaks of turns stays one turn.
+  (
+    {'instruction': 'Continue:\n\nHuman: Hi\n\nAssistant:', 'output': 'Yes'},
+    (
+      (
+        {
+          'role': 'user',
+          'content': 'Continue:\n\nHuman: Hi\n\nAssistant:',
+        },
+      ),
+      'Yes',
+      None,
+    ),
+  ),
+  (
+    {'instruction': 'Hi', 'output': 'Human: 46\nDog: 78'},
+    (USER, 'Human: 46\nDog: 78', None),
+  ),
 )
 BAD = (
   ({'text': 'x'}, r"keys are \['text'\]; expected messages"),
   ({'prompt': 'Hi', 'response': ' '}, "response is ' ', expected a text"),
-  ({'prompt': 7, 'response': 'a'}, 'prompt is no list of messages'),
-  ({'prompt': 'Hi', 'output': None}, 'output is NoneType'),
-  ({'messages': list(USER)}, "is of 'user', expected an answer"),
+  ({'prompt': 7, 'response': 'a'}, 'prompt is int, expected a text'),
+  ({'prompt': 'Hi', 'output': None}, r"keys are \['prompt'\]"),
+  ({'prompt': 'Hi', 'output': 7}, 'output is int, expected a text'),
+  # Answers that are not to be learnt, or of unclear meaning.
+  (
+    {'prompt': 'Hi', 'completion': 'No', 'label': False},
+    'label is false, so the answer is unwanted .*KTO.* remove the row, or pair',
+  ),
+  ({'messages': list(TURNS), 'kto_tag': False}, 'kto_tag is false'),
+  ({'prompt': 'Hi', 'completion': 'No', 'label': 0}, 'label is 0, expected'),
+  ({'prompt': 'Hi', 'completion': 'a', 'label': 'False'}, "label is 'False'"),
+  # Roles, fields and contents that messages cannot have here.
+  *(
+    ({'messages': [*USER, {**TURNS[-1], **more}]}, match)
+    for more, match in (
+      ({'role': 'tool'}, "message 1 of messages has the role 'tool'"),
+      ({'role': 'Assistant'}, "has the role 'Assistant', expected system"),
+      ({'role': 'system'}, 'expected system .the first one only'),
+      ({'tool_calls': [{'id': 1}]}, "field 'tool_calls', which is not supp"),
+      ({'function_call': {'name': 'f'}}, "field 'function_call'"),
+      ({'name': 'Bo'}, "field 'name'.* a message has role and content only"),
+      ({'weight': 0}, "field 'weight'"),
+      ({'thinking': 'Hm'}, "field 'thinking'"),
+      ({'images': ['a.png']}, "field 'images'"),
+      ({'content': [{'type': 'text', 'text': 'a'}]}, 'content that are texts'),
+      ({'content': None, 'tool_calls': [{}]}, "field 'tool_calls'"),
+    )
+  ),
+  ({'messages': list(TURNS), 'tools': [{'name': 'f'}]}, 'tools is not supp'),
+  ({'prompt': 'Hi', 'response': 'a', 'images': ['b']}, 'images is not supp'),
+  (
+    {'instruction': 'Hi', 'output': 'a', 'history': [['b', 'c']]},
+    'history is not supported',
+  ),
+  ({'messages': [TURNS[-1]]}, 'no turn of a user before the answer'),
+  ({'messages': [SYSTEM, TURNS[-1]]}, 'no turn of a user before the answer'),
+  (
+    {'messages': [*USER, TURNS[-1], TURNS[-1]]},
+    "turn before the answer is of 'assistant'",
+  ),
+  # Two readings.
+  (
+    {'prompt': 'a', 'response': 'b', 'output': 'c'},
+    'several answers, response',
+  ),
+  ({'prompt': 'a', 'instruction': 'b', 'output': 'c'}, 'several prompts'),
+  (
+    {'prompt': 'a', 'input': 'b', 'output': 'c'},
+    'input is not supported with prompt',
+  ),
+  ({'prompt': 'a', 'system': 'b', 'output': 'c'}, 'system needs a prompt of'),
+  ({'prompt': 'a', 'chosen': 'b'}, 'chosen stands alone'),
+  (
+    {'prompt': 'No', 'chosen': [*TURNS], 'rejected': [*TURNS]},
+    'turns of chosen before its answer are not those of the prompt',
+  ),
+  (
+    {'instruction': 'Human: a\n\nAssistant: b', 'output': 'c'},
+    'instruction is a dialogue that ends with an answer',
+  ),
+  (
+    {'instruction': HH, 'output': 'a\n\nHuman: b\n\nAssistant: c'},
+    'output has further turns of Human:',
+  ),
+  (
+    {'instruction': 'a', 'output': 'Human: b\n\nAssistant: c'},
+    'turns of output before its answer are not those of the prompt',
+  ),
+  ({'prompt': 'a', 'response': '\ud800'}, 'half of a surrogate pair'),
+  ({'messages': list(USER)}, "is of 'user', expected 'assistant', the answer"),
   ({'messages': [{'role': 'user'}]}, 'message 0 of messages has no role and'),
   ({'messages': []}, 'messages is no list'),
   ({'chosen': 'a', 'rejected': 'b'}, 'chosen is no dialogue'),
@@ -70,7 +217,10 @@ BAD = (
     'differ before their last turn',
   ),
   ({'chosen': f'{HH} a', 'rejected': HH}, 'the last message of rejected is'),
-  ({'instruction': 'Hi', 'input': 3, 'output': 'a'}, 'input or context is int'),
+  (
+    {'instruction': 'Hi', 'input': 3, 'output': 'a'},
+    'input is int, expected a text',
+  ),
   ({'instruction': 'Hi', 'instances': []}, 'instances is no list'),
   (
     {'instruction': 'Hi', 'instances': [{'input': ''}]},
@@ -96,6 +246,20 @@ def test_rows_of_all_kinds(tmp_path, name):
   assert not left
   for number, (example, (_, expected)) in enumerate(zip(found, GOOD)):
     assert example == (number, *expected)
+
+
+def test_skipped_rows_are_described_in_one_line(tmp_path):
+  path = tmp_path / 'a: b.jsonl'
+  bad = [f'{path}, line {n} (row {n} from 0): not: so.' for n in range(5)]
+  other = f'{path}, line 7 (row 6 from 0): too long.'
+  assert row_files.describe(path, [*bad[:2], other, *bad[2:]]) == (
+    f'{path}: rows skipped: 6. line 0 (row 0 from 0), line 1 (row 1 from 0), '
+    'line 2 (row 2 from 0) and 2 more: not: so; line 7 (row 6 from 0): too '
+    'long.'
+  )
+  assert row_files.describe(path, []) == ''
+  many = [f'{path}, row {n}: no {n}.' for n in range(12)]
+  assert row_files.describe(path, many).endswith('4 more for other reasons.')
 
 
 def test_instances_of_a_row_share_its_number(tmp_path):
@@ -149,48 +313,63 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
     found, left = data.read_examples(path, skip=True)
     assert len(found) == len(left) == 1
   for text, words in (
-    ('{"a": 1}\n{"a": ', r'line 2 \(row 1 from 0\): no JSON: .* at column 7'),
-    ('\n[1]', r'line 2 \(row 0 from 0\): a list, no object'),
+    (
+      '{"a": 1}\n{"a": ',
+      r'line 2 \(row 1 from 0\): invalid JSON: .* at column 7',
+    ),
+    ('\n[1]', r'line 2 \(row 0 from 0\): the row is a list, expected an obj'),
     ('\n', 'holds no rows'),
   ):
     path.write_text(text)
     with pytest.raises(harness.UserError, match=words):
-      data.read_rows(path)
+      row_files.read_rows(path)
   good = json.dumps(GOOD[0][0])
   path.write_text(f'{good}\n[1]\n{good}\n{good[:9]}')
-  with pytest.raises(harness.UserError, match=r'row 1 .*no object\. --skip '):
+  with pytest.raises(harness.UserError, match=r'row 1 .*an object\. --skip '):
     data.read(path, flag='--skip')
   found, left = data.read_examples(path, skip=True)
   assert [example.row for example in found] == [0, 2]
-  assert 'line 2 (row 1 from 0): a list, no object' in left[0]
-  assert 'line 4 (row 3 from 0): no JSON' in left[1]
+  assert 'line 2 (row 1 from 0): the row is a list' in left[0]
+  assert 'line 4 (row 3 from 0): invalid JSON' in left[1]
   found = data.read(path, skip=True)
   assert [raw is None for raw in found.raw] == [False, True, False, True]
   for name, raw, words in (
-    ('a.json', b'{}', 'holds a dict, expected a list'),
-    ('a.json', b'{', 'a.json: Expecting'),
-    ('a.csv', b'a', 'called .jsonl or .json'),
-    ('a.jsonl', b'{}\n\xff', 'line 2 is not UTF-8 .*save the file as UTF-8'),
+    ('a.json', b'{}', 'holds one object, expected a list'),
+    ('a.json', b'[', 'a.json: invalid JSON: Expecting'),
+    ('a.json', b'[\n"\xff"]', 'line 2: not UTF-8 .*save the file as UTF-8'),
+    ('a.json', b'[' * 99_999, 'too deeply nested'),
+    ('a.parquet', b'a', r'are \.jsonl .* converted by `to_json` of'),
+    ('a.jsonl', b'{}\n\xff', 'line 2 .*: not UTF-8 .*save the file as UTF-8'),
+    ('a.jsonl', b'{"a": ' * 99_999, 'line 1 .* too deeply nested'),
+    ('a.jsonl', b'1' * 9_999, 'line 1 .*invalid JSON: Exceeds the limit'),
     ('a.jsonl.gz', b'no', 'cannot be read'),
+    ('a.jsonl.gz', gzip.compress(b'{}')[:-9], 'cannot be read'),
+    ('a.jsonl.gz', gzip.compress(b'{}')[:10] + b'no', 'cannot be read'),
   ):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(harness.UserError, match=words):
-      data.read_rows(tmp_path / name)
+      row_files.read_rows(tmp_path / name)
   # What some editors begin a file with is no part of the first row.
   path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
-  assert data.read_rows(path) == [{'a': 1}, {'a': 2}]
+  assert row_files.read_rows(path) == [{'a': 1}, {'a': 2}]
+  # Files that were put behind one another; lines under the name of a list.
+  (tmp_path / 'a.json').write_bytes(2 * path.read_bytes())
+  assert row_files.read_rows(tmp_path / 'a.json') == 2 * [{'a': 1}, {'a': 2}]
   with pytest.raises(harness.UserError, match='there is no file'):
-    data.read_rows(tmp_path / 'none.jsonl')
+    row_files.read_rows(tmp_path / 'none.jsonl')
   with pytest.raises(harness.UserError, match='is a folder, expected a file'):
-    data.read_rows(tmp_path)
+    row_files.read_rows(tmp_path)
   (tmp_path / 'a.json').write_text('[{"a": 1}, 7]')
-  with pytest.raises(harness.UserError, match=r'row 1 \(from 0\): a int'):
-    data.read_rows(tmp_path / 'a.json')
+  with pytest.raises(
+    harness.UserError, match=r'row 1 \(from 0\): the row is a number'
+  ):
+    row_files.read_rows(tmp_path / 'a.json')
 
 
 class Merging:
   """Letters, but every pair of equal ones is one token, across boundaries."""
 
+  encode_special_tokens = False
   words = (*string.ascii_letters, *' \n', *(2 * c for c in 'abcl'), '</s>')
 
   class Found:
@@ -199,11 +378,24 @@ class Merging:
     def __init__(self, ids):
       self.ids = ids
 
+  def get_added_tokens_decoder(self):
+    end = types.SimpleNamespace(content='</s>', special=True)
+    return {len(self.words) - 1: end}
+
+  def get_vocab(self, with_added_tokens):
+    assert with_added_tokens
+    return {word: i for i, word in enumerate(self.words)}
+
   def encode(self, text, add_special_tokens):
     ids = [self.words.index('\n')] if add_special_tokens else []
     while text:
       for size in (4, 2, 1):
-        if (word := text[:size]) in self.words and len(word) == size:
+        plain = size == 4 and self.encode_special_tokens
+        if (
+          (word := text[:size]) in self.words
+          and not plain
+          and len(word) == size
+        ):
           ids.append(self.words.index(word))
           text = text[size:]
           break

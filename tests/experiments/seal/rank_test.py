@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments import harness
-from experiments.seal import order, rank, rows, selection
+from experiments.seal import order, rank, rows, selection, train
 
 SMALL = rank.PRESETS['smoke']
 
@@ -168,8 +168,58 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
     assert (row['seal'] is None) == (row['row'] == 2)
     assert row['initial_loss'] is not None
   (tmp_path / 'safe_data.jsonl').write_text(text(sets.finetune))
-  with pytest.raises(harness.UserError, match=r'safe_data.jsonl: row 0 \(from'):
+  with pytest.raises(
+    harness.UserError, match=r'safe_data.jsonl, line 1 .*one answer'
+  ):
     rank.main(options_of(tmp_path / 'other', settings))
+
+
+def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
+  """The model does not exist: only a later error would say so."""
+  good = {'prompt': 'a', 'response': 'b'}
+  pair = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
+  for name, raw in (
+    ('good', [good] * 9),
+    ('bad', [good, {'prompt': 'a', 'completion': 'b', 'label': False}]),
+    ('pairs', [pair, good]),
+    ('scores', [{'row': 0, 'seal': 1.0}]),
+  ):
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text('\n'.join(map(json.dumps, raw)))
+  file = lambda name: str(tmp_path / f'{name}.jsonl')
+  user = dataclasses.replace(
+    SMALL, model='nowhere', finetune_data=file('good'), safe_data=file('good')
+  )
+  dpo = {'safe_data': file('pairs'), 'safe_loss': 'dpo'}
+  loaded = 'nowhere is neither a folder'
+  for more, match in (
+    ({}, loaded),
+    ({'finetune_data': file('bad')}, r'bad.jsonl, line 2 .*label is false'),
+    ({'safe_data': file('bad'), 'bad_rows': 'skip'}, loaded),
+    (dpo, r'pairs.jsonl, line 2 .*one answer, expected two.*--bad_rows=skip'),
+    ({**dpo, 'bad_rows': 'skip'}, loaded),
+    ({'finetune_data': '', 'safe_data': '', 'sets': ('harmless',)}, '--data_d'),
+  ):
+    settings = dataclasses.replace(user, **more)
+    with pytest.raises(harness.UserError, match=match):
+      rank.main(options_of(tmp_path / 'run', settings))
+  tuned = train.Settings(
+    model='nowhere',
+    finetune_data=file('good'),
+    safe_data=file('good'),
+    ways=('all',),
+  )
+  for more, match in (
+    ({}, loaded),
+    ({'prompts': file('bad')}, loaded),
+    ({'prompts': file('scores')}, r'scores.jsonl, line 1 .*keys are'),
+    ({'finetune_data': file('bad')}, r'bad.jsonl, line 2 .*label is false'),
+    ({'scores': file('scores')}, 'has 1 rows, but the file has 9'),
+    ({'finetune_data': '', 'safe_data': ''}, '--data_dir'),
+  ):
+    settings = dataclasses.replace(tuned, **more)
+    with pytest.raises(harness.UserError, match=match):
+      train.main(options_of(tmp_path / 'run', settings))
 
 
 def test_known_rows_are_judged():

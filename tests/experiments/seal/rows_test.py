@@ -43,7 +43,7 @@ def test_a_bad_row_is_named_by_its_line_and_skipped_if_asked(tmp_path):
   )
   with pytest.raises(harness.UserError, match='there is no file'):
     rows.read(tmp_path / 'none.jsonl')
-  with pytest.raises(harness.UserError, match=r'has no example: .*line 1'):
+  with pytest.raises(harness.UserError, match=r'has no valid row: .*line 1'):
     rows.read(written(tmp_path / 'i.jsonl', ['{}']), skip=True)
 
 

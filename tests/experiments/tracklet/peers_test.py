@@ -1,7 +1,6 @@
 """Trackers of other packages: their files, their grids, and one run of them."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -81,8 +80,10 @@ def test_what_is_missing_or_unknown_is_said(options, tmp_path, monkeypatch):
 
 def test_every_peer_follows_people_who_walk(tmp_path):
   pytest.importorskip('trackeval')
-  if not os.environ.get(peers.PYTHON_VARIABLE):
-    pytest.skip('BILEVEL_JAX_PEERS names no Python with the peers.')
+  try:
+    peers.python()
+  except harness.SettingsError as error:
+    pytest.skip(str(error))
   scene = scenes.make_up(1, length=80, people=6)
   found = detections.simulate(scene.truth, scene.info, np.random.default_rng(0))
   jobs = [{'tracker': name, 'options': {}} for name in peers.GRIDS]

@@ -195,13 +195,86 @@ def test_settings_that_a_run_can_have():
   assert names == ('q', 'down', 'o')
 
 
-def test_rows_are_asked_for():
-  weights_of_none = train.Settings(model='nowhere')
-  options = harness.Options(
-    'xright', 'train', 'quick', weights_of_none, '', None, (0,)
+def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
+  """The model does not exist: only a later error would say so."""
+  good = {'prompt': 'a', 'response': 'b'}
+  for name, rows in (
+    ('bad', [good, {'text': 'c'}]),
+    ('good', [good]),
+    ('pairs', [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, good]),
+  ):
+    lines = '\n'.join(map(json.dumps, rows))
+    (tmp_path / f'{name}.jsonl').write_text(lines)
+  file = lambda name: f'{tmp_path}/{name}.jsonl'
+  for files, skip, match in (
+    ({}, False, 'give your rows'),
+    ({'sft_data': file('bad')}, False, r'bad.jsonl, line 2 .*keys are'),
+    ({'sft_data': file('none')}, False, 'there is no file .*none.jsonl'),
+    ({'pref_data': file('pairs')}, False, r'line 2 .*one answer, expected two'),
+    ({'sft_data': file('good')}, False, 'nowhere is neither a folder'),
+    ({'sft_data': file('bad')}, True, 'nowhere is neither a folder'),
+    ({'pref_data': file('pairs')}, True, 'nowhere is neither a folder'),
+  ):
+    settings = train.Settings(model='nowhere', skip=skip, **files)
+    options = harness.Options(
+      'xright', 'train', 'quick', settings, '', None, (0,)
+    )
+    with pytest.raises(harness.UserError, match=match):
+      train.prepare(options)
+
+
+def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
+  """Every kind of invalid row among valid ones; the run goes on."""
+  good = [
+    json.dumps({'prompt': f'say {n}: ', 'response': 3 * n}).encode()
+    for n in 'abcdefghijklmnopqrstuvwx'
+  ]
+  message = lambda role: {'role': role, 'content': 'a'}
+  bad = [
+    json.dumps(row).encode()
+    for row in (
+      {'messages': [message('assistant')]},
+      {'messages': [message('user'), message('tool'), message('assistant')]},
+      {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'},
+      {'prompt': 'a', 'completion': 'b', 'label': False},
+    )
+  ]
+  bad += [b'{"prompt": "\xff", "response": "a"}', good[0][:-3]]
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(b'\xef\xbb\xbf' + b'\n'.join([*good, b'', *bad]))
+  settings = dataclasses.replace(
+    train.PRESETS['smoke'],
+    method='demonstrations',
+    sft_data=str(path),
+    skip=True,
   )
-  with pytest.raises(harness.UserError, match='nowhere is neither a folder'):
-    train.prepare(options)
+  options = harness.Options(
+    'xright', 'train', 'smoke', settings, str(tmp_path / 'run'), None, (0,)
+  )
+  problem, _, _ = train.prepare(options)
+  tables = (problem.tables[part]['sft'] for part in problem.tables)
+  count = sum(len(p['index']) for table in tables for p in table.parts)
+  assert count == len(good)
+  said = capsys.readouterr().out
+  assert f'{path}: rows skipped: 6. line 26 (row 24 from 0): ' in said
+  assert 'no turn of a user' in said and 'line 31 ' in said
+  for i, reason in enumerate(
+    (
+      'no turn of a user',
+      "role 'tool'",
+      'two answers',
+      'label is false',
+      'not UTF-8',
+      'invalid JSON',
+    )
+  ):
+    path.write_bytes(b'\n'.join([*good, b'', bad[i]]))
+    options = options._replace(
+      settings=dataclasses.replace(settings, skip=False)
+    )
+    match = rf'line 26 \(row 24 from 0\): .*{reason}.*--skip=True leaves'
+    with pytest.raises(harness.UserError, match=match):
+      train.prepare(options)
 
 
 @pytest.mark.slow
@@ -241,7 +314,11 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
   small = dataclasses.replace(CONFIG, vocabulary=200)
   (tmp_path / 'model' / 'model.safetensors').unlink()
   weights.export(tmp_path / 'model', small, decoder.init(small, 0))
-  settings = train.Settings(model=f'{tmp_path}/model')
+  settings = train.Settings(
+    model=f'{tmp_path}/model',
+    sft_data=f'{tmp_path}/a.jsonl',
+    pref_data=f'{tmp_path}/b.jsonl',
+  )
   options = harness.Options(
     'xright', 'train', 'quick', settings, '', None, (0,)
   )
@@ -257,13 +334,13 @@ def test_files_that_are_exchanged_are_named(tmp_path):
     pref_data=f'{tmp_path}/b.jsonl',
   )
   for given, match in (
-    (settings, r'b.jsonl, row 0 \(from 0\): two answers, expected one'),
+    (settings, r'b.jsonl, line 1 .* two answers .* expected one'),
     (
       dataclasses.replace(
         settings,
         **{n: f'{tmp_path}/a.jsonl' for n in ('sft_data', 'pref_data')},
       ),
-      r'a.jsonl, row 0 \(from 0\): one answer, expected two, chosen and rej',
+      r'a.jsonl, line 1 .* one answer, expected two .*chosen',
     ),
   ):
     options = harness.Options('xright', 'train', 'quick', given, '', None, (0,))

@@ -1,0 +1,191 @@
+"""Files of JSON rows, with the place and the reason of each invalid row.
+
+`.jsonl` has one object per line, `.json` a list of objects, or also one object
+per line; both may be compressed (`.gz`). An invalid row is an entry with a
+reason, so that a caller refuses it or skips it by its line.
+"""
+
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments import harness
+
+SUPPORTED = (
+  'files of rows are .jsonl (one JSON object per line) or .json (a list of '
+  'objects), also with .gz'
+)
+# Rows that `describe` names for each reason.
+NAMED = 3
+# Reasons that it prints.
+REASONS = 8
+
+
+class Row(NamedTuple):
+  """A row of a file.
+
+  Attributes:
+    number: from 0, blank lines not counted.
+    place: the number in words, with the line if each line is a row.
+    value: the object; None if the row is invalid.
+    reason: why the row is invalid; '' if it is an object.
+  """
+
+  number: int
+  place: str
+  value: dict[str, Any] | None
+  reason: str = ''
+
+
+def scan(path: str | pathlib.Path) -> list[Row]:
+  """Reads all rows of a file, valid or not.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The rows in order.
+
+  Raises:
+    UserError: if the file is missing, unreadable, of another format, or has no
+      row.
+  """
+  path = pathlib.Path(path)
+  name = path.name.removesuffix('.gz')
+  if path.is_dir():
+    raise harness.UserError(
+      f'{path} is a folder, expected a file of rows, .jsonl or .json: give one '
+      'of the files in it.'
+    )
+  if not name.endswith(('.json', '.jsonl')):
+    missing = '' if path.exists() else ' The file does not exist either.'
+    raise harness.UserError(
+      f'{path}: {SUPPORTED}. Other formats, parquet and csv for instance, are '
+      f'converted by `to_json` of the package datasets.{missing}'
+    )
+  content = _content(path)
+  if name.endswith('.json'):
+    rows = _list_rows(path, content)
+  else:
+    rows = _line_rows(content)
+  if not rows:
+    raise harness.UserError(f'{path} holds no rows.')
+  return rows
+
+
+def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the objects of a file.
+
+  Raises:
+    UserError: as `scan`, or with the place of the first row that is no object.
+  """
+  objects = []
+  for row in scan(path):
+    if row.value is None:
+      raise harness.UserError(f'{path}, {row.place}: {row.reason}.')
+    objects.append(row.value)
+  return objects
+
+
+def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
+  """Says in one line how many rows were skipped, where and why.
+
+  Args:
+    path: of the file.
+    skipped: for each row `PATH, PLACE: REASON.`, as `data.read` has them.
+
+  Returns:
+    The line; each reason once, with its first few rows. '' for no rows.
+  """
+  if not skipped:
+    return ''
+  places: dict[str, list[str]] = {}
+  for one in skipped:
+    place, _, reason = one.removeprefix(f'{path}, ').partition(': ')
+    places.setdefault(reason.removesuffix('.'), []).append(place)
+  parts = []
+  for reason, rows in list(places.items())[:REASONS]:
+    more = f' and {len(rows) - NAMED} more' if len(rows) > NAMED else ''
+    parts.append(f'{", ".join(rows[:NAMED])}{more}: {reason}')
+  further = sum(map(len, list(places.values())[REASONS:]))
+  if further:
+    parts.append(f'{further} more for other reasons')
+  return f'{path}: rows skipped: {len(skipped)}. {"; ".join(parts)}.'
+
+
+def _content(path: pathlib.Path) -> bytes:
+  try:
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix == '.gz' else raw
+  except FileNotFoundError as error:
+    raise harness.UserError(f'there is no file {path}.') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise harness.UserError(f'{path} cannot be read: {error}.') from error
+
+
+def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
+  try:
+    values = json.loads(content.decode('utf-8-sig'))
+  except UnicodeDecodeError as error:
+    line = error.object.count(b'\n', 0, error.start) + 1
+    raise harness.UserError(
+      f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as '
+      'UTF-8.'
+    ) from error
+  except RecursionError as error:
+    raise harness.UserError(f'{path}: too deeply nested JSON.') from error
+  except ValueError as error:
+    # `to_json` of datasets writes lines under this name too.
+    if content.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{'):
+      return _line_rows(content)
+    raise harness.UserError(f'{path}: invalid JSON: {error}.') from error
+  if not isinstance(values, list):
+    raise harness.UserError(
+      f'{path} holds one {_kind(values)}, expected a list of rows; a file with '
+      'one row per line is called .jsonl.'
+    )
+  return [
+    _row(number, f'row {number} (from 0)', value)
+    for number, value in enumerate(values)
+  ]
+
+
+def _line_rows(content: bytes) -> list[Row]:
+  rows: list[Row] = []
+  for line, raw in enumerate(content.split(b'\n'), 1):
+    # Editors begin a file with this mark; `cat` of several puts it inside.
+    raw = raw.removeprefix(b'\xef\xbb\xbf')
+    if raw.strip():
+      number = len(rows)
+      rows.append(_parsed(number, f'line {line} (row {number} from 0)', raw))
+  return rows
+
+
+def _parsed(number: int, place: str, raw: bytes) -> Row:
+  try:
+    return _row(number, place, json.loads(raw.decode('utf-8')))
+  except UnicodeDecodeError as error:
+    reason = f'not UTF-8 ({error.reason}); save the file as UTF-8'
+  except json.JSONDecodeError as error:
+    reason = f'invalid JSON: {error.msg} at column {error.colno}'
+  except RecursionError:
+    reason = 'too deeply nested JSON'
+  except ValueError as error:  # A number with thousands of digits.
+    reason = f'invalid JSON: {error}'
+  return Row(number, place, None, reason)
+
+
+def _row(number: int, place: str, value: Any) -> Row:
+  if isinstance(value, dict):
+    return Row(number, place, value)
+  reason = f'the row is a {_kind(value)}, expected an object'
+  return Row(number, place, None, reason)
+
+
+def _kind(value: Any) -> str:
+  """The name of a value's type in JSON."""
+  names = {dict: 'object', list: 'list', str: 'text', bool: 'truth value'}
+  return names.get(type(value), 'null' if value is None else 'number')
