@@ -1,8 +1,11 @@
 """MT10 of Meta-World: ten tasks of a robot's arm, simulated on the host.
 
-A rollout is whole episodes from fresh resets, so that it is a function of the
-parameters and of a key: the simulator keeps nothing between two of them, and a
-run resumes like any other. Needs the extra `mt10`.
+A rollout is the first `rollout` steps of episodes from fresh resets, so that it
+is a function of the parameters and of a key: the simulator keeps nothing
+between two of them, and a run resumes like any other. An episode of Meta-World
+has 500 steps. With fewer the episode is cut, the critic stands for the rest,
+and returns and successes are of the first steps only: they do not compare with
+published ones. The preset `mt10` takes 150. Needs the extra `mt10`.
 """
 
 import functools
@@ -25,11 +28,12 @@ OBSERVATION, ACTION, LONGEST, VARIANTS = 39, 4, 500, 50
 
 
 class Finished(NamedTuple):
-  """Episodes of one task, the last ones.
+  """Episodes of one task, the last ones, cut after the rollout's steps.
 
   Attributes:
     returns: undiscounted, float32 (window,).
-    success: whether each succeeded at any time, 0 or 1, likewise.
+    success: whether each succeeded within these steps, 0 or 1, float32
+      (window,).
     count: episodes so far.
   """
 
@@ -68,7 +72,7 @@ class Simulators:
   def play(
     self, params: Any, played: Sequence[int], variants: Any, noise: Any
   ) -> tuple[np.ndarray, ...]:
-    """Plays episodes of all tasks, side by side.
+    """Plays the first steps of episodes of all tasks, side by side.
 
     Args:
       params: of the model, arrays.

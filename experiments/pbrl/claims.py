@@ -9,6 +9,13 @@ _WORDS = {
 
 # A few episodes in, nothing has been learnt.
 _RLHF = ('quick', 'paper')
+# Flags of an environment, and how far the true reward has to be above a
+# constant one, so that the environment can tell what preferences teach.
+_ENVIRONMENTS = {
+  'CartPole': ((), 5),
+  'Breakout of MinAtar': (('--env=Breakout-MinAtar',), 0.5),
+}
+_LEARNERS = {'pbrl': 'PBRL', 'drlhf': 'DRLHF'}
 
 CLAIMS = (
   *(
@@ -62,26 +69,65 @@ CLAIMS = (
     )
   ),
   harness.Claim(
+    'Incentive design: PBRL above a payoff written by hand, which makes the '
+    "designer's best pair of actions dominant, by the paired difference.",
+    binary='incentive_design',
+    metric='pbrl/lead_over_control/by_hand',
+    at_least=0,
+    presets=('quick', 'paper'),
+  ),
+  harness.Claim(
     'Incentive design: the gap of the players falls to a hundredth.',
     binary='incentive_design',
     metric='pbrl/gap_ratio',
     at_most=0.01,
     presets=('quick', 'paper'),
   ),
-  harness.Claim(
-    'CartPole from preferences: PBRL returns what DRLHF does, at equal labels '
-    'and equal steps of all policies.',
-    binary='rlhf',
-    metric='pbrl/true_return',
-    at_least='drlhf/true_return',
-    lead=-5,
-    published='curves of the Atari, above',
-    presets=_RLHF,
-    substituted='CartPole in place of the Atari',
+  *(
+    harness.Claim(
+      f'{name} can tell what preferences teach: an actor-critic is above the '
+      f'control of a constant reward by {margin:g} with the true reward (areas '
+      'under the curves, paired).',
+      binary='rlhf',
+      metric='oracle/area_lead_over_control/constant_reward',
+      at_least=margin,
+      flags=flags,
+      presets=_RLHF,
+      substituted=f'{name} in place of the Atari',
+    )
+    for name, (flags, margin) in _ENVIRONMENTS.items()
+  ),
+  *(
+    harness.Claim(
+      f'{name} from preferences: {title} is above the control of a constant '
+      'reward (areas under the curves, paired).',
+      binary='rlhf',
+      metric=f'{method}/area_lead_over_control/constant_reward',
+      at_least=0,
+      flags=flags,
+      presets=_RLHF,
+      substituted=f'{name} in place of the Atari',
+    )
+    for name, (flags, _) in _ENVIRONMENTS.items()
+    for method, title in _LEARNERS.items()
+  ),
+  *(
+    harness.Claim(
+      f'{name} from preferences: PBRL is above DRLHF, at equal labels and '
+      'equal steps of all policies (areas under the curves, paired).',
+      binary='rlhf',
+      metric='pbrl/area_lead_over_drlhf',
+      at_least=0,
+      published='curves of the Atari, above',
+      flags=flags,
+      presets=_RLHF,
+      substituted=f'{name} in place of the Atari',
+    )
+    for name, (flags, _) in _ENVIRONMENTS.items()
   ),
   harness.Claim(
     'CartPole from preferences: PBRL returns nine tenths of what an '
-    'actor-critic does on the true reward.',
+    'actor-critic does on the true reward. So does a constant reward.',
     binary='rlhf',
     metric='pbrl/true_return',
     at_least='oracle/true_return',

@@ -41,12 +41,19 @@ class Method(NamedTuple):
     model: whether rewards are the model's, and not the true ones.
     second: whether there is a second policy, and with it the penalty.
     sense: whether labels are of the true rewards, and not drawn by a coin.
+    constant: whether the model is fixed and gives every step a reward of 1.
   """
 
   title: str
   model: bool = True
   second: bool = False
   sense: bool = True
+  constant: bool = False
+
+  @property
+  def learns_labels(self) -> bool:
+    """Whether the rewards depend on the labels."""
+    return self.model and not self.constant
 
 
 METHODS = {
@@ -54,6 +61,7 @@ METHODS = {
   'drlhf': Method('DRLHF'),
   'pbrl': Method('PBRL', second=True),
   'control/random_labels': Method('DRLHF, random labels', sense=False),
+  'control/constant_reward': Method('constant reward of 1', constant=True),
 }
 
 

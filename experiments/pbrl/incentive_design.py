@@ -5,7 +5,8 @@ Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.incentive_design --preset=quick
 
-Expected: PBRL above K = 5 on 8 of 10 games and above K = 20 on 7, not on 9.
+Expected: PBRL above K = 5 on 8 of 10 games and above K = 20 on 7, not on 9; a
+payoff written by hand is above all of them.
 Time: 7 minutes on 2 cores.
 
 The designer sets the payoff of a zero-sum Markov game and collects a reward of
@@ -14,14 +15,18 @@ Nikaido and Isoda, at best responses that are tables of their own, one step of
 policy iteration an update. The other method differentiates K steps of players
 who learn from each other. Both are judged by the designer's return at the exact
 equilibrium of their payoff, at equal numbers of evaluated pairs of policies.
+The control is a payoff written by hand, without any learning: it makes the
+designer's best pair of actions dominant in each state.
 """
 
 import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +42,7 @@ _FIRST = 100  # Seeds from here on are reported: those below were looked at.
 # Pairs of policies evaluated in an update: each player against the other's best
 # response. A response moves by the values that the penalty is made of.
 PBRL_EVALUATIONS = 2
+BY_HAND = 'control/by_hand'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +112,67 @@ def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
     return zero_sum.payoff(game, jax.nn.sigmoid(x), y, tau)
 
   return bj.BilevelProblem(loss, payoff)
+
+
+def payoff_by_hand(game: bj.rl.MarkovGame) -> chex.Array:
+  """Makes the designer's best pair of actions dominant, without any learning.
+
+  In each state the first player pays 1/2 for another action than the designer's
+  best one, and the second player is paid 1/2 for the designer's best one. These
+  are the largest equal margins within 0 and 1, and as all states have the same
+  value, no player has a reason to prefer one state to another.
+
+  Args:
+    game: of both players; its first reward is the designer's.
+
+  Returns:
+    Costs of the first player, (states, actions, actions).
+  """
+  states, one, two, _ = game.transitions.shape
+  together = bj.rl.MDP(
+    game.transitions.reshape(states, one * two, states),
+    game.rewards[0].reshape(states, one * two),
+    game.discount,
+    game.initial,
+  )
+  pairs = bj.rl.optimal(together).policy.reshape(states, one, two)
+  best_a, best_b = pairs.sum(axis=2), pairs.sum(axis=1)
+  return (1 - best_a[:, :, None] + best_b[:, None, :]) / 2
+
+
+def measure_by_hand(
+  settings: Settings, seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Measures `payoff_by_hand` at its equilibrium, one value per seed."""
+  tau = settings.temperature
+
+  def one(game):
+    costs = payoff_by_hand(game)
+    nash = zero_sum.nash(game, costs, temperature=tau)
+    loss = problem_of(game, tau).upper
+    return {
+      # The designer's reward depends on the players alone.
+      'upper_return_at_nash': -loss(None, nash, None),
+      'nash_error': zero_sum.nash_gap(game, costs, nash, tau),
+    }
+
+  measure_all = jax.jit(lambda games: jax.lax.map(one, games))
+  return jax.device_get(measure_all(games_of(settings, seeds)))
+
+
+def games_of(settings: Settings, seeds: Sequence[int]) -> bj.rl.MarkovGame:
+  """Random games, leaves with a leading axis of seeds."""
+  games = [
+    bj.rl.random_game(
+      seed,
+      states=settings.states,
+      actions=(settings.actions, settings.actions),
+      rewards=1,
+      discount=settings.discount,
+    )
+    for seed in seeds
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
 
 
 def make_pbrl(settings: Settings, context: harness.Context):
@@ -217,16 +284,6 @@ def measure(settings: Settings, context: harness.Context, params, state):
 def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   """Runs one job; the method's name says K and the number of updates."""
   shape = (settings.states, settings.actions, settings.actions)
-  games = [
-    bj.rl.random_game(
-      seed,
-      states=settings.states,
-      actions=(settings.actions, settings.actions),
-      rewards=1,
-      discount=settings.discount,
-    )
-    for seed in job.seeds
-  ]
   steps = updates_of(job.method, settings)
   make = functools.partial(make_pbrl, settings)
   if job.method != 'pbrl':
@@ -245,7 +302,7 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     chunk=steps
     if job.tuning
     else max(1, round(settings.chunk * steps / settings.steps)),
-    own=jax.tree.map(lambda *leaves: np.stack(leaves), *games),
+    own=games_of(settings, job.seeds),
     evaluate=functools.partial(measure, settings),
     record_start=not job.tuning,  # To record is a program of its own.
     **job.keywords,
@@ -330,6 +387,15 @@ def main(options: harness.Options) -> dict[str, float]:
   metrics, rows = comparison.report_outcomes(outcomes, measure_of)
   ours = outcomes['pbrl'].last('upper_return_at_nash')
   close = measure_of(outcomes['pbrl'])['gap_ratio'] <= stackelberg.NEAR
+
+  def compared(method, returns):
+    """Adds PBRL's paired lead over a method; returns its wins in words."""
+    wins = int(np.sum((ours > returns) & close))
+    metrics[f'pbrl/wins_over_{method}'] = wins
+    lead = harness.mean_interval(ours - returns)
+    metrics.update(lead.metrics(f'pbrl/lead_over_{method}'))
+    return f'{wins} of {len(ours)}'
+
   for row in rows:
     method = row['method']
     outcome = outcomes[method]
@@ -341,17 +407,22 @@ def main(options: harness.Options) -> dict[str, float]:
     )
     metrics[f'{method}/lower_evaluations'] = int(evaluations)
     row['lower evaluations'] = int(evaluations)
+    row['PBRL wins'] = '-'
     if method != 'pbrl':
-      theirs = outcome.last('upper_return_at_nash')
-      wins = int(np.sum((ours > theirs) & close))
-      metrics[f'pbrl/wins_over_{method}'] = wins
-      lead = harness.mean_interval(ours - theirs)
-      metrics |= lead.metrics(f'pbrl/lead_over_{method}')
-      row['PBRL wins'] = f'{wins} of {len(ours)}'
-    else:
-      row['PBRL wins'] = '-'
+      row['PBRL wins'] = compared(method, outcome.last('upper_return_at_nash'))
+  by_hand = measure_by_hand(settings, options.seeds)
+  hand_return = by_hand['upper_return_at_nash']
+  interval = harness.mean_interval(hand_return)
+  metrics |= interval.metrics(f'{BY_HAND}/upper_return_at_nash')
+  rows.append(
+    dict.fromkeys(rows[0])
+    | {'method': 'payoff by hand, no learning'}
+    | {'upper_return_at_nash': interval}
+    | {'PBRL wins': compared(BY_HAND, hand_return)}
+  )
   harness.write_table(options.workdir, rows)
   worst = [o.values('nash_error').max() for o in outcomes.values()]
+  worst.append(by_hand['nash_error'].max())
   metrics['nash_error'] = harness.reduced(worst, 'max')
   _plot(pathlib.Path(options.workdir), outcomes, titles)
   harness.write_results(

@@ -22,7 +22,8 @@ class Parts(NamedTuple):
   Attributes:
     learner: the method.
     agent: networks of a policy and of its value.
-    reward: network of the reward model: a reward for each action.
+    reward: network of the reward model: a reward for each action. The control
+      of a constant reward has a network's weights, and ignores them.
     sampling: of pairs.
   """
 
@@ -51,6 +52,8 @@ def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
   if env.kind == 'cells':
     body['hidden'] = (32,)
   reward = networks.network(env.shape, env.actions, **body)
+  if method.constant:
+    reward = reward._replace(apply=lambda x, observation: jnp.ones(env.actions))
   sampling = learner_lib.Sampling(
     length=settings.fragment,
     pairs=0 if settings.labels else settings.pairs,

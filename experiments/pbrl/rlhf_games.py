@@ -286,8 +286,8 @@ def results(
     found[name] = rlhf_report.Result(
       returns=series('return'),
       accuracy=series('accuracy') if method.model else None,
-      labels=series('count/labels'),
-      steps=series('count/steps/environment') + start * method.model,
+      labels=series('count/labels') * method.learns_labels,
+      steps=series('count/steps/environment') + start * method.learns_labels,
       suboptimality=series('loss/suboptimality') if method.second else None,
       second=series('second_return') if method.second else None,
       actors=jax.tree.map(stack, *(p.lower.actor for p, _ in trained)),

@@ -1,5 +1,6 @@
 """What `rlhf` ends with: table, plot, metrics and policies."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ def first_at(result: Result, target: float) -> np.ndarray:
   return np.where(there.any(axis=0), found, np.nan)
 
 
+def area(result: Result) -> np.ndarray:
+  """Mean of the true return over the records, (seeds,); NaN if one is."""
+  return result.returns.mean(axis=0)
+
+
 def report(
   options: harness.Options,
   settings: rlhf_settings.Settings,
@@ -73,10 +79,13 @@ def report(
   for name, result in results.items():
     method = feedback.METHODS[name]
     row: dict[str, Any] = {'method': method.title}
-    found = {'true return': ('true_return', result.returns[-1])}
+    columns = {
+      'true return': ('true_return', result.returns[-1]),
+      'area': ('area', area(result)),
+    }
     if result.accuracy is not None:
-      found['accuracy'] = ('accuracy', result.accuracy[-1])
-    for title, (metric, values) in found.items():
+      columns['accuracy'] = ('accuracy', result.accuracy[-1])
+    for title, (metric, values) in columns.items():
       row[title] = harness.mean_interval(values)
       metrics |= row[title].metrics(f'{name}/{metric}')
     row.setdefault('accuracy', None)
@@ -84,7 +93,7 @@ def report(
     metrics[f'{name}/labels'] = row['labels']
     if target is not None:
       row[f'labels at {target:g}'] = None
-      if method.model and method.sense:
+      if method.learns_labels and method.sense:
         at = harness.mean_interval(first_at(result, target))
         row[f'labels at {target:g}'] = at
         metrics |= at.metrics(f'{name}/labels_to_target')
@@ -102,7 +111,7 @@ def report(
     row['rate'] = result.rate
     rows.append(row)
   harness.write_table(folder, rows)
-  _leads(metrics, results)
+  metrics |= paired_leads(results)
   _plot(folder, settings, results)
   _keep(folder, settings, results)
   path = harness.write_results(
@@ -117,14 +126,31 @@ def report(
   return metrics
 
 
-def _leads(metrics, results):
-  """Differences seed by seed: all methods begin with the same policies."""
-  if 'pbrl' in results:
-    for other in ('drlhf', 'oracle'):
-      if other in results:
-        lead = results['pbrl'].returns[-1] - results[other].returns[-1]
-        found = harness.mean_interval(lead)
-        metrics |= found.metrics(f'pbrl/lead_over_{other}')
+def paired_leads(results: Mapping[str, Result]) -> dict[str, float]:
+  """Computes leads of PBRL over all, and of the others over the controls.
+
+  For each seed all methods start at the same policy, so the interval is that of
+  the differences.
+
+  Args:
+    results: by method.
+
+  Returns:
+    Metrics `A/lead_over_B`, of the return at the end, and `A/area_lead_over_B`.
+  """
+  metrics: dict[str, float] = {}
+  control = lambda name: name.startswith('control/')
+  for name, other in itertools.permutations(results, 2):
+    if control(name) or not (name == 'pbrl' or control(other)):
+      continue
+    one, two = results[name], results[other]
+    for lead, values in (
+      ('lead', one.returns[-1] - two.returns[-1]),
+      ('area_lead', area(one) - area(two)),
+    ):
+      interval = harness.mean_interval(values)
+      metrics |= interval.metrics(f'{name}/{lead}_over_{other}')
+  return metrics
 
 
 def _plot(folder, settings, results):

@@ -166,7 +166,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     | {'frames': 400, 'environments': 4, 'rollout': 25, 'records': 2},
     'quick': _PIXELS
     | {
-      'methods': ('oracle', 'drlhf', 'pbrl'),
+      'methods': ('oracle', 'drlhf', 'pbrl', 'control/constant_reward'),
       'frames': 1_600,
       'environments': 4,
       'updates': 2,

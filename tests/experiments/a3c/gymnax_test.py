@@ -39,6 +39,15 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   assert metrics['delay/1'] == (2 * 10 - 1) / 20
   assert metrics['training_return/half_width'] >= 0
   assert 15 < metrics['control/random_return'] < 30
+  # The control has as many updates and frames, and paired differences.
+  checkpoint = tmp_path / f'{SETTINGS.env}-one_worker' / 'checkpoints' / '20'
+  assert checkpoint.exists()
+  for name in ('training_return', 'training_area'):
+    lead = metrics[name] - metrics[f'one_worker/{name}']
+    np.testing.assert_allclose(metrics[f'{name}_lead_over_one_worker'], lead)
+  rows = (tmp_path / 'table.md').read_text().splitlines()[2:]
+  cells = [[cell.strip() for cell in row.split('|')[2:4]] for row in rows]
+  assert cells == [['2', '1600'], ['1', '1600']]
   for name in ('policy.npz', 'policy.gif', 'training_return.png', 'table.md'):
     assert (tmp_path / name).exists()
   train = harness.train
@@ -200,6 +209,10 @@ def test_environments_that_cannot_be():
 def test_rounds_are_of_all_workers():
   assert gymnax.rounds_of(gymnax.Settings(frames=2_560 * 7 + 3)) == 7
   assert gymnax.rounds_of(gymnax.Settings(frames=1)) == 1
+  settings = gymnax.Settings(frames=2_560 * 7 + 3)
+  alone = gymnax.one_worker(settings)
+  assert gymnax.rounds_of(alone) == 7 * settings.workers
+  assert alone.frames == 7 * 2_560 and alone.workers == 1
 
 
 @pytest.mark.slow

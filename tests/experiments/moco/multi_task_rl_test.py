@@ -1,5 +1,6 @@
 """Several games, one policy: what is shared, what is masked, a small run."""
 
+import dataclasses
 import sys
 
 import chex
@@ -148,6 +149,14 @@ def test_bad_robots(robots):
   ):
     with pytest.raises(harness.SettingsError, match=message):
       check(settings)
+
+
+def test_cut_episodes_of_robots_are_said():
+  """The results, and so the caption of each table, name what is cut."""
+  preset = multi_task_rl.PRESETS['mt10']
+  assert '150 of 500 steps' in multi_task_rl.substituted_by(preset)
+  whole = dataclasses.replace(preset, rollout=mt10.LONGEST)
+  assert 'steps' not in multi_task_rl.substituted_by(whole)
 
 
 def test_robots_need_their_extra(monkeypatch):

@@ -18,6 +18,7 @@ from experiments.pbrl import (
   rlhf,
   rlhf_compiled,
   rlhf_games,
+  rlhf_report,
   rlhf_settings,
 )
 from experiments.pbrl import learner as learner_lib
@@ -159,6 +160,52 @@ def test_methods_differ_by_their_terms():
   ((oracle, after),) = _step('oracle', (0.1, 0.05))
   same(oracle.upper, _params().upper)
   assert int(bj.counts(after)['labels']) == 0
+
+
+def test_a_constant_reward_is_the_true_one_on_cart_pole(
+  options, results, monkeypatch
+):
+  """So CartPole cannot show that anything was learnt from preferences.
+
+  Its returns are lengths: the control learns what the true reward teaches, to
+  the last bit, and orders all pairs that are not tied.
+  """
+  monkeypatch.setattr(rlhf, 'render', lambda options: None)
+  control = 'control/constant_reward'
+  settings = dataclasses.replace(SMALL, methods=('oracle', control))
+  rlhf.main(options(settings, paper='pbrl', binary='rlhf'))
+  metrics = results()['metrics']
+  assert metrics[f'{control}/accuracy'] == 1
+  assert metrics[f'{control}/labels'] == 0
+  for name in ('true_return', 'area', 'policy_steps'):
+    assert metrics[f'{control}/{name}'] == metrics[f'oracle/{name}']
+  for name in ('lead_over', 'area_lead_over'):
+    assert metrics[f'oracle/{name}_{control}'] == 0
+    assert metrics[f'oracle/{name}_{control}/half_width'] == 0
+
+
+def test_areas_and_paired_leads():
+  """A seed that falls at the end moves an area little, and pairs cancel."""
+  rng = np.random.default_rng(0)
+  of_seeds = rng.normal(size=5)
+  one = rng.normal(size=(20, 1)) + of_seeds
+  two = one - 3
+  two[-1, 0] -= 100
+  result = lambda returns: rlhf_report.Result(
+    returns, None, np.zeros((20, 5)), np.zeros((20, 5)), None, None, {}, 1e-3
+  )
+  metrics = rlhf_report.paired_leads(
+    {'pbrl': result(one), 'control/random_labels': result(two)}
+  )
+  assert not any(name.startswith('control') for name in metrics)
+  name = 'pbrl/area_lead_over_control/random_labels'
+  differences = np.array([3 + 100 / 20, 3, 3, 3, 3])
+  np.testing.assert_allclose(metrics[name], 4)
+  half = 2.776445 * differences.std(ddof=1) / np.sqrt(5)
+  np.testing.assert_allclose(metrics[f'{name}/half_width'], half, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics['pbrl/lead_over_control/random_labels'], 3 + 20
+  )
 
 
 def test_a_file_of_labels(options, tmp_path):

@@ -1,9 +1,13 @@
 """Equilibria of small games: known ones, and no one gains by leaving them."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import bilevel_jax as bj
 from experiments import harness
@@ -150,3 +154,55 @@ def test_updates_at_equal_evaluations():
   of = lambda name: incentive_design.updates_of(name, settings)
   assert of('pbrl') == of('meta_gradient/k20/equal_updates') == 100
   assert of('meta_gradient/k20') * 20 == of('meta_gradient/k5') * 5 == 200
+
+
+def test_a_payoff_by_hand_makes_the_best_pair_dominant():
+  """Against all policies of the designer's pairs, and a closed form."""
+  settings = incentive_design.Settings(states=2, actions=2)
+  found = incentive_design.measure_by_hand(settings, (100, 101))
+  assert np.abs(found['nash_error']).max() < 1e-4
+  games = incentive_design.games_of(settings, (100, 101))
+  # Each player prefers its part by 1/2, whatever the other and the state.
+  follows = 1 / (1 + np.exp(-0.5 / settings.temperature))
+  for at, measured in enumerate(found['upper_return_at_nash']):
+    game = jax.tree.map(lambda x, at=at: np.asarray(x[at], np.float64), games)
+
+    def value(a, b, game=game):
+      both = np.einsum('sa,sb->sab', a, b)
+      chain = np.einsum('sab,sabt->st', both, game.transitions)
+      gains = np.einsum('sab,sab->s', both, game.rewards[0])
+      return np.linalg.solve(np.eye(2) - game.discount * chain, gains).mean()
+
+    pure = [np.eye(2)[list(p)] for p in np.ndindex(2, 2)]
+    a, b = max(itertools.product(pure, pure), key=lambda pair: value(*pair))
+    costs = incentive_design.payoff_by_hand(jax.tree.map(jnp.asarray, game))
+    np.testing.assert_array_equal(
+      costs, (1 - a[:, :, None] + b[:, None, :]) / 2
+    )
+    mixed = lambda p: follows * p + (1 - follows) * (1 - p)
+    expected = value(mixed(a), mixed(b))
+    np.testing.assert_allclose(measured, expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_payoff_by_hand_is_a_row(options, results, tmp_path):
+  settings = dataclasses.replace(
+    incentive_design.PRESETS['smoke'],
+    steps=10,
+    chunk=10,
+    rates=(0.06,),
+    inner_rates=(0.06,),
+    equal_updates=False,
+  )
+  incentive_design.main(
+    options(settings, paper='pbrl', binary='incentive_design')
+  )
+  metrics = results()['metrics']
+  of = lambda name: metrics[f'{name}/upper_return_at_nash']
+  lead = metrics['pbrl/lead_over_control/by_hand']
+  np.testing.assert_allclose(
+    lead, of('pbrl') - of('control/by_hand'), rtol=1e-5
+  )
+  assert lead < 0  # Ten steps are not enough.
+  last = (tmp_path / 'table.md').read_text().splitlines()[-1]
+  assert 'payoff by hand' in last and '0 of 2' in last
