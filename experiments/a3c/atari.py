@@ -336,8 +336,6 @@ def main(options: harness.Options, make_game: Any = games.make) -> None:
   seconds = sum(run.progress.seconds for run in runs)
   metrics = {
     **training_return.metrics('training_return'),
-    # Its former name, for one version.
-    **training_return.metrics('mean_return'),
     'episodes': sum(run.progress.episodes for run in runs),
     'frames': sum(run.frames for run in runs),
     'updates': sum(run.version for run in runs),

@@ -257,9 +257,6 @@ def main(options: harness.Options) -> None:
     **training_return.metrics('training_return'),
     'worst_training_return': harness.reduced(last, 'min'),
     **harness.mean_interval(area).metrics('training_area'),
-    # Their former names, for one version.
-    **training_return.metrics('mean_return'),
-    'worst_return': harness.reduced(last, 'min'),
     'control/random_return': random_return(settings, jax.random.key(17)),
     'frames': frames,
     'frames_per_second': frames * len(last) / max(trained.seconds, 1e-9),
