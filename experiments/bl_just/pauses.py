@@ -12,7 +12,7 @@ import scipy.ndimage
 # A frame is quiet if it is this many decibels below the loudest frame within
 # this many seconds: speakers may differ in level.
 _QUIET, _NEAR = 25.0, 1.0
-# Sound is louder than the pauses beside it by this many decibels. The rest is
+# Sound is louder than the pauses next to it by this many decibels. The rest is
 # the middle of a long pause, where nothing louder than its noise is near.
 _ABOVE_NOISE = 10.0
 # Seconds of the shortest pause, and of quiet that a segment keeps on each side.
@@ -29,12 +29,12 @@ def compute_levels(samples: np.ndarray, hop: int) -> np.ndarray:
     hop: samples of a frame.
 
   Returns:
-    Decibels of whole frames, (frames,).
+    Decibels of whole frames, float32 (frames,).
   """
   count = len(samples) // hop
   framed = samples[: count * hop].reshape(count, hop)
   power = np.mean(framed.astype(np.float64) ** 2, axis=1)
-  return 10 * np.log10(power + _FLOOR)
+  return (10 * np.log10(power + _FLOOR)).astype(np.float32)
 
 
 def segments(
