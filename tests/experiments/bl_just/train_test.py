@@ -203,6 +203,9 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
   table.write_text('a.wav\ta text')
   assert transcribe.main([f'--checkpoint={table}', 'a.wav']) == 1
   assert 'no file .npz' in capsys.readouterr().err
+  recogniser.save(checkpoint, network, loud, units, float('nan'))
+  assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
+  assert 'its utterances last nan seconds' in capsys.readouterr().err
   checkpoint.write_bytes(checkpoint.read_bytes()[:900])
   assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
   assert 'loud.npz' in capsys.readouterr().err
