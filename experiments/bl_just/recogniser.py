@@ -241,8 +241,29 @@ def count(weights: Any) -> int:
   return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(weights))
 
 
+class Saved(NamedTuple):
+  """What transcribes, as read from a file.
+
+  Attributes:
+    network: the recogniser.
+    weights: of one member, without a predictor.
+    units: as a text, see `units`.
+    utterance_seconds: at most which most transcribed training utterances last;
+      None in files of earlier versions.
+  """
+
+  network: Recogniser
+  weights: Any
+  units: str
+  utterance_seconds: float | None
+
+
 def save(
-  path: files.Path, recogniser: Recogniser, weights: Any, units: str
+  path: files.Path,
+  recogniser: Recogniser,
+  weights: Any,
+  units: str,
+  utterance_seconds: float,
 ) -> None:
   """Writes what transcribes into one file; the name ends in .npz.
 
@@ -251,23 +272,30 @@ def save(
     recogniser: the network.
     weights: of one member.
     units: as a text, see `units`.
+    utterance_seconds: at most which most transcribed training utterances last.
   """
   kept = {'encoder': weights.encoder, 'recogniser': weights.recogniser}
   arrays = {name: np.asarray(x) for name, x in leaves.named(kept)}
-  about = json.dumps({'shape': recogniser.shape.to_json(), 'units': units})
+  about = json.dumps(
+    {
+      'shape': recogniser.shape.to_json(),
+      'units': units,
+      'utterance_seconds': utterance_seconds,
+    }
+  )
   content = io.BytesIO()
   np.savez(content, about=np.array(about), **arrays)
   files.write_bytes(path, content.getvalue())
 
 
-def load(path: files.Path) -> tuple[Recogniser, Any, str]:
+def load(path: files.Path) -> Saved:
   """Reads what `save` wrote.
 
   Args:
     path: of the file, or a folder with one of this kind.
 
   Returns:
-    The network, its weights, without a predictor, and the units.
+    What was saved.
 
   Raises:
     MissingDataError: if there is no such file; says how to make one.
@@ -304,4 +332,9 @@ def load(path: files.Path) -> tuple[Recogniser, Any, str]:
     tree = jax.tree.unflatten(
       jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted]
     )
-  return recogniser, bj.sequences(**tree, predictor=()), about['units']
+    seconds = about.get('utterance_seconds')
+    if seconds is not None and not 0 < seconds < math.inf:
+      raise ValueError(f'its utterances last {seconds} seconds')
+  return Saved(
+    recogniser, bj.sequences(**tree, predictor=()), about['units'], seconds
+  )

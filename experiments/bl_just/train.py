@@ -604,11 +604,16 @@ def keep(
   folder: pathlib.Path, problem: problem_lib.Problem, weights: Any
 ) -> None:
   """Writes the file that transcribes, and a picture of a test utterance."""
+  front = problem.network.shape.front
+  a_second = front.rate or 1 / front.hop
+  lengths = problem.examples['train'].lengths[problem.labelled]
   recogniser.save(
     folder / recogniser.NAME,
     problem.network,
     weights,
     (folder / 'units.json').read_text(),
+    # A few that are far longer do not count.
+    float(np.quantile(lengths, 0.95) / a_second),
   )
   examples = problem.examples['test']
   row = int(np.argsort(examples.lengths)[len(examples.lengths) // 2])

@@ -5,13 +5,14 @@
 The checkpoint is the workdir of `train`, or a file recogniser.npz. One line a
 file: its name, a tab, the text. Files of any sampling rate are resampled; for a
 checkpoint that was trained on given features, files are in Sphinx's format
-.mfc. Audio above 32 seconds is read in windows that overlap by 4 seconds and
-are joined in a pause, so that memory does not grow with its length. Where
-channels cancel each other out, one of them is used, with a notice. `--beam`
-above 1 searches, with a language model by `--language=FILE.arpa`.
-`--picture=FILE.png` draws the first window of the first file, and what was
-understood where. A file that cannot be read, or is shorter than a frame, is
-named, the others go on, and the exit status is 1.
+.mfc. Audio longer than most training utterances is cut in its longest pauses
+into segments that are recognised one by one. A segment above 32 seconds is read
+in windows that overlap by 4 seconds. Where channels cancel each other out, one
+of them is used, with a notice. `--beam` above 1 searches, with a language model
+by `--language=FILE.arpa`. `--picture=FILE.png` draws the first segment of the
+first file, at most 32 seconds, and what was understood where. A file that
+cannot be read, or is shorter than a frame, is named, the others go on, and the
+exit status is 1.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from experiments.bl_just import (
   feed,
   fusion,
   ngram,
+  pauses,
   picture,
   problem,
   recogniser,
@@ -70,7 +72,7 @@ class Transcript(NamedTuple):
 
   Attributes:
     text: of the whole file.
-    start: its first window, at most 32 seconds, to be drawn.
+    start: its first segment, at most 32 seconds, to be drawn.
   """
 
   text: str
@@ -109,9 +111,11 @@ class Transcriber:
         'a model of language is used by a search: give --beam=16 with '
         '--language.'
       )
-    self.network, self._weights, kept = recogniser.load(checkpoint)
+    saved = recogniser.load(checkpoint)
+    self.network, self._weights = saved.network, saved.weights
+    self._segment = min(saved.utterance_seconds or _SECONDS[-1], _SECONDS[-1])
     with harness.parsing(checkpoint, 'recogniser'):
-      self.units = units.parse(kept.encode())
+      self.units = units.parse(saved.units.encode())
     self._notice = notice
     self._beam, self._search = beam, {'weight': weight, 'bonus': bonus}
     if language is not None:
@@ -144,21 +148,45 @@ class Transcriber:
         'fits into it; leave it out.',
         'shorter than a frame',
       )
-    pieces = self._pieces(content)
-    start = next(pieces)
-    labels = [start.labels, *(piece.labels for piece in pieces)]
-    return Transcript(self.units.decode(np.concatenate(labels)), start)
+    start, texts = None, []
+    for segment in self._segments(content):
+      labels = []
+      for piece in self._pieces(content, *segment):
+        start = start or piece
+        labels.append(piece.labels)
+      texts.append(self.units.decode(np.concatenate(labels)))
+    assert start is not None
+    # A pause ends a word.
+    return Transcript(' '.join(filter(None, texts)), start)
+
+  def _segments(self, content: Any) -> list[tuple[int, int]]:
+    """Cuts a file in pauses; returns the start and stop of each segment."""
+    front = self.network.shape.front
+    length = len(content)
+    if front.rate is None or length <= self._segment * front.rate:
+      return [(0, length)]
+    hop = front.samples[1]
+    block = round(_SECONDS[-1] * front.rate) // hop * hop
+    levels = [
+      pauses.compute_levels(content[first : min(first + block, length)], hop)
+      for first in range(0, length, block)
+    ]
+    segments = pauses.segments(
+      np.concatenate(levels), front.rate / hop, self._segment
+    )
+    return [(first * hop, last * hop) for first, last in segments]
 
   def hear(self, content: np.ndarray) -> Heard:
-    """Recognises what is said in samples, or in features.
+    """Recognises one utterance of samples, or of features.
 
     Args:
-      content: (samples,) or (frames, numbers), of any length.
+      content: (samples,) or (frames, numbers), of any length; it is not cut in
+        pauses.
 
     Returns:
       What was understood.
     """
-    pieces = list(self._pieces(content))
+    pieces = list(self._pieces(content, 0, len(content)))
     labels = np.concatenate([piece.labels for piece in pieces])
     return Heard(
       self.units.decode(labels),
@@ -167,11 +195,13 @@ class Transcriber:
       labels,
     )
 
-  def _pieces(self, content: Any) -> Iterator[Heard]:
-    """Hears a content window by window, and cuts what several windows have.
+  def _pieces(self, content: Any, first: int, last: int) -> Iterator[Heard]:
+    """Hears a segment window by window, and cuts what several windows have.
 
     Args:
-      content: has a length, and gives arrays of slices.
+      content: gives arrays of slices.
+      first: sample or frame of the segment.
+      last: sample or frame after the segment.
 
     Yields:
       What follows upon each other; together, each frame once.
@@ -179,13 +209,16 @@ class Transcriber:
     shape = self.network.shape
     a_second = shape.front.rate or round(1 / shape.front.hop)
     stride = shape.shrink * (shape.front.samples[1] if shape.front.rate else 1)
-    spans = windows.spans(
-      len(content),
-      round(_SECONDS[-1] * a_second),
-      round(_OVERLAP * a_second),
-      stride,
-    )
-    first, last_label = 0, units.BLANK
+    spans = [
+      (first + start, first + stop)
+      for start, stop in windows.spans(
+        last - first,
+        round(_SECONDS[-1] * a_second),
+        round(_OVERLAP * a_second),
+        stride,
+      )
+    ]
+    begin, last_label = 0, units.BLANK
     spectrum, log_probs = self._outputs(content[slice(*spans[0])])
     for (start, _), span in itertools.pairwise(spans):
       later = self._outputs(content[slice(*span)])
@@ -195,10 +228,10 @@ class Transcriber:
       after = later[1][: len(before), units.BLANK]
       seam = windows.seam(before, after, round(_PAUSE / shape.frame))
       stop = shared + seam
-      yield self._decode(spectrum, log_probs, first, stop, last_label)
-      first, last_label = seam, int(np.argmax(log_probs[stop - 1]))
+      yield self._decode(spectrum, log_probs, begin, stop, last_label)
+      begin, last_label = seam, int(np.argmax(log_probs[stop - 1]))
       spectrum, log_probs = later
-    yield self._decode(spectrum, log_probs, first, len(log_probs), last_label)
+    yield self._decode(spectrum, log_probs, begin, len(log_probs), last_label)
 
   def _outputs(self, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features and log-probabilities of one window."""
@@ -307,7 +340,7 @@ def main(arguments: Sequence[str]) -> int:
   )
   add(
     '--picture',
-    help='file .png to draw the first window of the first file into',
+    help='file .png to draw the first segment of the first file into',
   )
   flags = parser.parse_args(arguments)
   status, drawn = 0, None

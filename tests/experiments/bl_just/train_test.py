@@ -138,9 +138,12 @@ def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
 def test_what_is_saved_says_the_same(trained):
   folder, options, _ = trained
   made = problem.prepare(options.settings, None, folder, 0.5)
-  network, weights, kept = recogniser.load(folder)
+  network, weights, kept, seconds = recogniser.load(folder)
   assert network.shape == made.network.shape
   assert kept == (folder / 'units.json').read_text()
+  train = made.examples['train']
+  lengths = train.lengths[made.labelled] / network.shape.front.rate
+  assert np.median(lengths) <= seconds <= np.max(lengths)
   params = harness.load(folder, name='bl_just').params
   first = jax.tree.map(lambda leaf: leaf[0], params)
   np.testing.assert_array_equal(weights.encoder, first['encoder'])
@@ -162,12 +165,12 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
 
   folder, options, _ = trained
   made = problem.prepare(options.settings, None, folder, 0.5)
-  network, weights, units = recogniser.load(folder)
+  network, weights, units, seconds = recogniser.load(folder)
   # Weights that say something: the unit that is loudest by its bias.
   bias = jnp.zeros_like(weights.recogniser).at[2].set(9.0)
   loud = weights._replace(recogniser=bias)
   checkpoint = tmp_path / 'loud.npz'
-  recogniser.save(checkpoint, network, loud, units)
+  recogniser.save(checkpoint, network, loud, units, seconds)
   audio = made.examples['test'].load(0)
   soundfile.write(tmp_path / 'a.wav', np.repeat(audio, 2), 16_000)
   (tmp_path / 'b.wav').write_bytes(b'RIFF of nothing')
@@ -200,6 +203,9 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
   table.write_text('a.wav\ta text')
   assert transcribe.main([f'--checkpoint={table}', 'a.wav']) == 1
   assert 'no file .npz' in capsys.readouterr().err
+  recogniser.save(checkpoint, network, loud, units, float('nan'))
+  assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
+  assert 'its utterances last nan seconds' in capsys.readouterr().err
   checkpoint.write_bytes(checkpoint.read_bytes()[:900])
   assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
   assert 'loud.npz' in capsys.readouterr().err

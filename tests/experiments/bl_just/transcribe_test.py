@@ -1,4 +1,4 @@
-"""Long audio in windows, channels that cancel out, files that are too short."""
+"""Long audio in segments and windows, channels that cancel out, short files."""
 
 import itertools
 
@@ -9,6 +9,7 @@ from experiments import harness
 from experiments.bl_just import (
   audio,
   front_end,
+  pauses,
   problem,
   recogniser,
   scoring,
@@ -77,6 +78,8 @@ def transcriber():
   made = object.__new__(transcribe.Transcriber)
   made.network, made._weights = Tones(), None
   made.units = units.Listed('characters', (' ', *TONES))
+  # As long as a window: files are cut in pauses only above it.
+  made._segment = 32.0
   made._beam, made._search, made.notices = 1, {}, []
   made._notice = made.notices.append
   return made
@@ -107,10 +110,14 @@ def test_a_long_file_has_each_word_once(transcriber, tmp_path, rate):
       samples, rate // common, RATE // common
     )
   path = speech.write(tmp_path / 'a.wav', samples, rate, subtype='FLOAT')
-  assert text_of(transcriber, path) == text
-  assert max(transcriber.network.sizes) == 32 * RATE
+  for seconds, largest in ((16.0, 16), (np.inf, 32)):
+    # Infinite: no pause is looked for, and windows overlap.
+    transcriber._segment = seconds
+    transcriber.network.sizes.clear()
+    assert text_of(transcriber, path) == text
+    assert max(transcriber.network.sizes) == largest * RATE
   if rate == RATE:
-    # The same in memory, and piece by piece.
+    # The same in memory, window by window.
     heard = transcriber.hear(samples)
     assert heard.text == text
     frames = transcriber.network.shape.frames_out(len(samples))
@@ -217,6 +224,74 @@ def test_a_file_shorter_than_a_frame_is_one_line(transcriber, tmp_path):
   assert text_of(transcriber, path) == 'a'
 
 
+class Relative(Tones):
+  """Hears only what is near the loudest of its input, as normalised ones do."""
+
+  def outputs(self, weights, content, lengths):
+    sound = content[0, : lengths[0]]
+    loudest = np.abs(sound).max() + 1e-9
+    content = np.where(np.abs(sound) > 0.1 * loudest, sound / loudest, 0)[None]
+    return super().outputs(weights, content, lengths)
+
+
+@pytest.mark.parametrize('noise', [0.0, 1e-4])
+def test_quiet_speech_is_heard_beside_loud_speech(transcriber, tmp_path, noise):
+  """Each segment is normalised by itself, and noise alone is no segment."""
+  transcriber.network, transcriber._segment = Relative(), 4.0
+  loud, quiet = words_of(3, 3), words_of(4, 3)
+  long_pause = np.zeros(20 * RATE)
+  samples = np.concatenate(
+    [spell(loud), 0.03 * spell(quiet), long_pause, spell(loud), long_pause]
+  )
+  samples += noise * np.random.default_rng(0).normal(size=len(samples))
+  path = speech.write(tmp_path / 'a.wav', samples, RATE, subtype='FLOAT')
+  assert text_of(transcriber, path) == f'{loud} {quiet} {loud}'
+  transcriber._segment = np.inf
+  assert quiet not in text_of(transcriber, path)
+
+
+def test_segments_are_cut_in_the_longest_pauses():
+  """Frames of 0.1 seconds: words at -30 dB, pauses at -80 dB."""
+  word, pause = lambda n: [-30.0] * n, lambda n: [-80.0] * n
+  cut = lambda parts, longest: pauses.segments(
+    np.concatenate(parts), 10.0, longest
+  )
+  words = [word(10), pause(3), word(10), pause(6), word(10), pause(1), word(9)]
+  # A frame of quiet is kept on both sides; one frame is no pause.
+  assert cut(words, 9.0) == [(0, 49)]
+  assert cut(words, 4.0) == [(0, 24), (28, 49)]
+  assert cut(words, 0.1) == [(0, 11), (12, 24), (28, 49)]
+  # Of equal pauses, those in the middle come first.
+  equal = [word(10), pause(5)] * 8
+  assert cut(equal, 6.0) == [(0, 56), (59, 116)]
+  assert [b - a for a, b in cut(equal, 3.0)] == [26, 27, 27, 27]
+  # Silence is left out, at the ends too; its noise is no sound.
+  long = [pause(99), word(10), pause(99), word(2), pause(99)]
+  assert cut(long, 1.0) == [(98, 110), (207, 211)]
+  noisy = np.concatenate(long) + np.random.default_rng(0).normal(size=309)
+  assert pauses.segments(noisy, 10.0, 1.0) == [(98, 110), (207, 211)]
+  # Without a pause, nothing is cut and nothing is lost.
+  for level in (-100.0, -30.0):
+    assert pauses.segments(np.full(900, level), 10.0, 1.0) == [(0, 900)]
+
+
+def test_what_is_loud_is_in_a_segment():
+  draw = np.random.default_rng(0)
+  for _ in range(50):
+    levels = np.repeat(draw.uniform(-90, 0, 60), draw.integers(1, 90, 60))
+    found = np.array(pauses.segments(levels, 100.0, draw.uniform(0.5, 8)))
+    assert np.all(found[:, 0] < found[:, 1])
+    assert np.all(found[1:, 0] >= found[:-1, 1])
+    place = int(np.argmax(levels))
+    assert np.any((found[:, 0] <= place) & (place < found[:, 1]))
+
+
+def test_levels_are_decibels_of_full_scale():
+  samples = np.repeat([1.0, 0.1, 0.0], 80)
+  found = pauses.compute_levels(np.append(samples, 1.0), 80)
+  np.testing.assert_allclose(found, [0, -20, -100], atol=1e-4)
+
+
 def test_windows_overlap_and_hold_everything():
   for length, size, overlap, step in itertools.product(
     (1, 99, 100, 101, 188, 189, 1_000), (100,), (8, 20), (1, 3, 80)
@@ -238,11 +313,6 @@ def test_a_seam_is_in_the_longest_pause_of_both():
   assert windows.seam(before[:3], after[:3], 10) == 1
 
 
-@pytest.mark.xfail(
-  strict=False,
-  reason='A recogniser of short strings makes more errors in a long file. '
-  'Whether the joined windows cause it, or the audio that they mix, is open.',
-)
 @pytest.mark.slow  # Trains for some minutes of processor time.
 def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   """Real recordings: the text of two minutes, and of each string alone."""
@@ -277,5 +347,8 @@ def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   }
   print(rates, len(mono) / rate)
   assert rates['alone'] < 0.1
+  # Measured for two trainings and five groups of 60 strings: the difference is
+  # 0.007 with a deviation of 0.011. The bound is four deviations above it. With
+  # 32 seconds normalised together the difference is 0.08 to 0.19.
   assert rates['long'] < rates['alone'] + 0.05
   assert rates['stereo'] < rates['alone'] + 0.05
