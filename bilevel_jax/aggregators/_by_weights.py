@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bilevel_jax import _checks, _sequences, _trees, types
-from bilevel_jax.aggregators import _rows
+from bilevel_jax.aggregators import _quadratic, _rows
 
 
 @_sequences.counts_updates
@@ -120,6 +121,9 @@ def by_factor(
 ) -> optax.GradientTransformationExtraArgs:
   """As `by_gramian`, for directions that depend on small angles between rows.
 
+  Where the factor of the cosines is not accurate, the rows themselves are
+  factored. There the result has no derivative.
+
   Args:
     name: of the aggregator, for errors.
     objectives: the number of rows.
@@ -127,15 +131,40 @@ def by_factor(
       of the rows that give it.
   """
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, name, objectives)
-    factor, dtype = _rows.factor(jacobian), state.weights.dtype
+  def aggregate(factor):
     coordinates, weights = (
       _rows.in_range(factor, numbers) for numbers in choose(factor)
     )
-    gradients = factor.combine(coordinates, weights)
-    return gradients, step(state, weights.astype(dtype), state.inner)
+    return factor.combine(coordinates, weights), weights
+
+  def from_rows(jacobian):
+    gram = _rows.gramian(jacobian)
+    factor, accurate = _rows.cosine_factor(gram)
+    fast = aggregate(factor)
+    constants = jax.lax.stop_gradient((jacobian, gram.lengths))
+
+    def factor_rows(carry):
+      # Tied to the carry: the compiler moves what is constant before the loop.
+      inputs, _ = jax.lax.optimization_barrier((constants, carry[0]))
+      return True, aggregate(_rows.factor(*inputs))
+
+    # A loop of at most one round, as in `_rows.gramian`. It carries gradients
+    # and no basis: a basis would be filled even where the loop does not run.
+    start = (accurate, jax.lax.stop_gradient(fast))
+    _, slow = _quadratic.loop(lambda c: ~c[0], factor_rows, start, constants)
+    return jax.tree.map(lambda x, y: jnp.where(accurate, x, y), fast, slow)
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, name, objectives)
+    if isinstance(jacobian, types.Gramian):
+      gradients, weights = aggregate(_rows.cosine_factor(jacobian)[0])
+    else:
+      # The loop would copy gradients that no weight may touch.
+      gradients, weights = from_rows(jacobian._replace(rest=None))
+      gradients = _rows.with_rest(gradients, jacobian.rest)
+    weights = weights.astype(state.weights.dtype)
+    return gradients, step(state, weights, state.inner)
 
   return optax.GradientTransformationExtraArgs(
     init(name, objectives), update_fn

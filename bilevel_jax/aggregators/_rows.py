@@ -191,20 +191,34 @@ class Factor(NamedTuple):
   combine: Callable[[chex.Array, chex.Array], Any]
 
 
-def factor(jacobian: types.Jacobian | types.Gramian) -> Factor:
+def cosine_factor(gram: types.Gramian) -> tuple[Factor, chex.Array]:
+  r"""Factors the matrix of cosines; also returns whether that is accurate.
+
+  Cosines have an error of a few spacings :math:`\epsilon` of floats, so the
+  direction has a relative error of a few :math:`\epsilon / \lambda`, where
+  :math:`\lambda` is the smallest eigenvalue of the cosines of the rows that do
+  not vanish. The factor is accurate if :math:`\lambda > \epsilon^{1/3}`: for
+  two rows in float32, at angles above 6 degrees.
+  """
+  lower, values = _root(gram.cosines)
+  separate = values > jnp.finfo(values.dtype).eps ** (1 / 3)
+  accurate = jnp.sum(separate) == jnp.sum(gram.lengths > 0)
+  combine = lambda _, weights: gram.combine(weights)
+  return Factor(gram.lengths, lower, combine), accurate
+
+
+def factor(jacobian: types.Jacobian, lengths: chex.Array) -> Factor:
   """Factors the rows of a Jacobian, by Gram and Schmidt's method, twice.
 
-  Twice is enough: the second pass removes what rounding left in the first. A
-  `Gramian` has no rows: its factor is that of its cosines, in which angles
-  below the square root of rounding are lost.
+  Twice is enough: the second pass removes what rounding left in the first. It
+  is several times slower than `cosine_factor`, because it reads the rows once
+  or more for each row.
+
+  Args:
+    jacobian: the rows.
+    lengths: their norms, (objectives,).
   """
-  gram = gramian(jacobian)
-  lengths, size = gram.lengths, gram.lengths.shape[0]
-  dtype = lengths.dtype
-  if isinstance(jacobian, types.Gramian):
-    return Factor(
-      lengths, _root(gram.cosines), lambda _, weights: gram.combine(weights)
-    )
+  size, dtype = lengths.shape[0], lengths.dtype
   # By powers of two, so that scaling does not round and no square overflows.
   _, exponent = jnp.frexp(lengths)
   scale = jnp.ldexp(jnp.ones_like(lengths), -exponent)
@@ -240,7 +254,8 @@ def factor(jacobian: types.Jacobian | types.Gramian) -> Factor:
     )
 
   # Zeros that vary over the devices of a mesh as the rows do.
-  zeros = jax.tree.map(lambda x: 0 * x, (rows, lengths, gram.cosines))
+  table = jnp.broadcast_to(lengths, (size, size))
+  zeros = jax.tree.map(lambda x: 0 * x, (rows, lengths, table))
   basis, sizes, lower = jax.lax.fori_loop(0, size, add_row, zeros)
 
   def combine(coordinates, _):
@@ -255,8 +270,8 @@ def factor(jacobian: types.Jacobian | types.Gramian) -> Factor:
   return Factor(lengths, lower, combine)
 
 
-def _root(cosines: chex.Array) -> chex.Array:
-  """A lower triangular root of a matrix of cosines."""
+def _root(cosines: chex.Array) -> tuple[chex.Array, chex.Array]:
+  """A lower triangular root of a matrix of cosines, and its eigenvalues."""
   info = jnp.finfo(cosines.dtype)
   values, vectors = jnp.linalg.eigh(cosines)
   # An entry is a sum over all parameters that ends within a few roundings of
@@ -267,7 +282,9 @@ def _root(cosines: chex.Array) -> chex.Array:
   # A diagonal entry is not below the least singular value, the square root of
   # `room` at least; one that should be zero is of the order of rounding.
   null = jnp.eye(len(lower), dtype=bool) & (jnp.abs(lower) < info.eps**0.75)
-  return jnp.where(null, 0, lower)
+  # The first vector of the basis points along the first row, not against it.
+  sign = jnp.where(jnp.diagonal(lower) < 0, -1, 1)
+  return jnp.where(null, 0, lower * sign), values
 
 
 def _column(numbers, rows):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from tests.aggregators import properties_test
+from bilevel_jax.aggregators import _rows
+from tests.aggregators import properties_test, references
 
 A = bj.aggregators
 ANGLE, SAMPLES, COLUMNS = 1e-4, 32, 5
@@ -63,12 +64,31 @@ def draw(opposite, ratio):
   return np.float32(rows)
 
 
+def rows_of_eigenvalue(smallest, objectives, seed):
+  """Random rows whose cosines have this smallest eigenvalue."""
+  rng = np.random.default_rng(seed)
+  common = rng.normal(size=COLUMNS)
+  own = np.linalg.qr(rng.normal(size=(COLUMNS, objectives)))[0].T
+
+  def mixed(share):
+    rows = common + share * own
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+  low, high = 0.0, 100.0
+  for _ in range(60):
+    middle = (low + high) / 2
+    value = np.linalg.svd(mixed(middle), compute_uv=False)[-1] ** 2
+    low, high = (middle, high) if value < smallest else (low, middle)
+  lengths = 10 ** rng.uniform(-1, 1, size=(objectives, 1))
+  return np.float32(lengths * mixed(high))
+
+
 PAIRS = [(0, 1.0), (0, 3.0), (1, 1.0), (1, 3.0)]
 
 
 def run(make, rows, dtype):
   with jax.enable_x64(dtype == 'float64'):
-    link = make(2)
+    link = make(rows.shape[1])
     state = link.init(jnp.zeros(COLUMNS, dtype))
     values = jnp.asarray([1.0, 2.0], dtype)
     one = lambda x: link.update(bj.Jacobian(x, values=values), state)[0]
@@ -88,6 +108,44 @@ def errors(make):
 def test_small_angles_count_in_float32(name):
   gap, length, _ = errors(ALL[name])
   assert np.all(gap <= 1e-3 * length), (gap / length).max()
+
+
+@pytest.mark.parametrize('objectives', [2, 4])
+def test_fast_and_slow_factor_agree_at_the_threshold(objectives):
+  """On both sides of the smallest eigenvalue at which the factor changes."""
+  threshold = np.finfo(np.float32).eps ** (1 / 3)
+  rows = np.stack(
+    [
+      rows_of_eigenvalue(side * threshold, objectives, seed)
+      for side in (0.98, 1.02)
+      for seed in range(SAMPLES)
+    ]
+  )
+  accurate = jax.jit(
+    jax.vmap(lambda x: _rows.cosine_factor(_rows.gramian(bj.Jacobian(x)))[1])
+  )(rows)
+  assert not accurate[:SAMPLES].any() and accurate[SAMPLES:].all()
+  for name in sorted(FACTORED):
+    wide = run(ALL[name], rows, 'float64')
+    gap = np.linalg.norm(run(ALL[name], rows, 'float32') - wide, axis=1)
+    error = gap / np.linalg.norm(wide, axis=1)
+    assert np.all(error <= 1e-3), (name, error.max())
+
+
+def test_a_gramian_of_separate_rows_gives_the_same_direction():
+  rows = np.random.default_rng(0).normal(size=(SAMPLES, 3, COLUMNS))
+  rows = np.float32(rows)
+  for name in sorted(FACTORED):
+    wide = run(ALL[name], rows, 'float64')
+    link = ALL[name](3)
+    state = link.init(jnp.zeros(COLUMNS))
+    one = lambda x, link=link, state=state: link.update(
+      _rows.gramian(bj.Jacobian(x)), state
+    )[0]
+    gap = np.linalg.norm(jax.jit(jax.vmap(one))(rows) - wide, axis=1)
+    error = gap / np.linalg.norm(wide, axis=1)
+    eigenvalue = np.linalg.svd(references.unit(np.float64(rows)))[1][:, -1] ** 2
+    assert np.all(error <= 32 * np.finfo(np.float32).eps / eigenvalue), name
 
 
 @pytest.mark.parametrize('name', sorted(CANCELLING))
