@@ -188,7 +188,9 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
       f'{pair[0]} stands alone, expected chosen and rejected'
     )
   elif (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
-    prompt, answer = dialogues.split(dialogues.as_messages(row[key], key), key)
+    turns = dialogues.as_messages(row[key], key)
+    prompt, answer = dialogues.split(turns, key)
+    _require_turns(row, key, turns)
     answers = [answer]
   else:
     prompt, answer = _demonstration(row)
@@ -250,6 +252,25 @@ def _require_kind(
       raise harness.UserError(
         f'the row has {kinds[two]}, expected {kinds[comparisons]}: '
         'demonstrations and comparisons are separate files'
+      )
+
+
+def _require_turns(
+  row: Mapping[str, Any], key: str, turns: dialogues.Messages
+) -> None:
+  """Raises UserError if a row has a text that its dialogue does not hold.
+
+  A prompt may also hold a turn: some data sets put the system message, or the
+  whole dialogue, in front of it.
+  """
+  texts = [turn['content'].strip() for turn in turns]
+  for name in (*_QUESTIONS, *_ANSWERS[:-1]):
+    value = row.get(name)
+    text = value.strip() if isinstance(value, str) else ''
+    if text and not any(text in t or (t and t in text) for t in texts):
+      raise harness.UserError(
+        f'{name} is no turn of {key}, so the row has two readings: remove one '
+        'of them'
       )
 
 

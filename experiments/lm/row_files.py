@@ -128,7 +128,7 @@ def _content(path: pathlib.Path) -> bytes:
 
 def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   try:
-    values = json.loads(content.decode('utf-8-sig'))
+    values = json.loads(content.decode('utf-8-sig'), object_pairs_hook=_unique)
   except UnicodeDecodeError as error:
     line = error.object.count(b'\n', 0, error.start) + 1
     raise harness.UserError(
@@ -166,16 +166,27 @@ def _line_rows(content: bytes) -> list[Row]:
 
 def _parsed(number: int, place: str, raw: bytes) -> Row:
   try:
-    return _row(number, place, json.loads(raw.decode('utf-8')))
+    value = json.loads(raw.decode('utf-8'), object_pairs_hook=_unique)
+    return _row(number, place, value)
   except UnicodeDecodeError as error:
     reason = f'not UTF-8 ({error.reason}); save the file as UTF-8'
   except json.JSONDecodeError as error:
     reason = f'invalid JSON: {error.msg} at column {error.colno}'
   except RecursionError:
     reason = 'too deeply nested JSON'
-  except ValueError as error:  # A number with thousands of digits.
+  except ValueError as error:  # A repeated key, or thousands of digits.
     reason = f'invalid JSON: {error}'
   return Row(number, place, None, reason)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of JSON; ValueError if a key is repeated."""
+  fields: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in fields:
+      raise ValueError(f'the key {key!r} occurs more than once in an object')
+    fields[key] = value
+  return fields
 
 
 def _row(number: int, place: str, value: Any) -> Row:

@@ -39,6 +39,16 @@ GOOD = (
     {'messages': [*USER, {'role': 'assistant', 'content': 'Yes'}], 'id': 3},
     (USER, 'Yes', None),
   ),
+  # What repeats the dialogue, whole or in part, is no second reading.
+  (
+    {
+      'messages': [*USER, {'role': 'assistant', 'content': 'Yes'}],
+      'prompt': 'Be kind.\n\nHi ',
+      'response': ' Yes',
+      'answer': '3',
+    },
+    (USER, 'Yes', None),
+  ),
   ({'prompt': 'Hi', 'response': ' Yes'}, ('Hi', ' Yes', None)),
   ({'prompt': list(USER), 'completion': 'Yes'}, (USER, 'Yes', None)),
   ({'instruction': 'Hi', 'output': 'Yes'}, (USER, 'Yes', None)),
@@ -185,6 +195,8 @@ BAD = (
     'several answers, response',
   ),
   ({'prompt': 'a', 'instruction': 'b', 'output': 'c'}, 'several prompts'),
+  ({'messages': TURNS, 'prompt': 'Other'}, 'prompt is no turn of messages'),
+  ({'messages': TURNS, 'response': 'No'}, 'response is no turn of messages'),
   (
     {'prompt': 'a', 'input': 'b', 'output': 'c'},
     'input is not supported with prompt',
@@ -341,6 +353,8 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
     ('a.parquet', b'a', r'are \.jsonl .* converted by `to_json` of'),
     ('a.jsonl', b'{}\n\xff', 'line 2 .*: not UTF-8 .*save the file as UTF-8'),
     ('a.jsonl', b'{"a": ' * 99_999, 'line 1 .* too deeply nested'),
+    ('a.jsonl', b'{}\n{"a": 1, "a": 2}', "line 2 .*the key 'a' occurs more"),
+    ('a.json', b'[{"a": 1, "a": 2}]', "a.json: .*the key 'a' occurs more"),
     ('a.jsonl', b'1' * 9_999, 'line 1 .*invalid JSON: Exceeds the limit'),
     ('a.jsonl.gz', b'no', 'cannot be read'),
     ('a.jsonl.gz', gzip.compress(b'{}')[:-9], 'cannot be read'),
