@@ -1,10 +1,15 @@
 """The softmax normaliser of a table, kept up to date for a few changed rows.
 
-A tree of partial sums: each node is the logarithm of the sum of exponentials of
-its children, and the leaves are the table. When some rows change, only their
-ancestors are summed again, in every update: no pass over a large table, no
-branch (which `jax.vmap` would turn into evaluating both sides), and no rounding
-carried from update to update. The depth grows with the logarithm of the rows.
+A tree of partial sums: each node sums the exponentials of its children, and the
+leaves are the table. When some rows change, only their ancestors are summed
+again, in every update: no pass over a large table, no branch (which `jax.vmap`
+would turn into evaluating both sides), and no rounding carried from update to
+update. The depth grows with the logarithm of the rows.
+
+A node is a pair, the largest entry below it and the logarithm of the sum of
+exponentials relative to that entry. One number, their sum, would round to the
+spacing of floats at the largest entry: in float32 and at entries of 1e8, that
+loses the whole logarithm.
 """
 
 import chex
@@ -24,16 +29,18 @@ def init(table: chex.Array) -> tuple[tuple[chex.Array, ...], chex.Array]:
     table: log-weights, (rows,).
 
   Returns:
-    The levels of the tree between the table and the root, from below, and the
-    root, a scalar: the logarithm of the sum of all exponentials.
+    The levels of the tree between the table and the root, from below, each
+    (nodes, 2), and the root, (2,): the largest log-weight, and the logarithm of
+    the sum of all exponentials less that.
   """
   levels = []
-  while table.shape[0] > AT_ONCE:
-    padding = (0, -table.shape[0] % CHILDREN)
-    children = jnp.pad(table, padding, constant_values=-jnp.inf)
-    table = jax.nn.logsumexp(children.reshape(-1, CHILDREN), axis=1)
-    levels.append(table)
-  return tuple(levels), jax.nn.logsumexp(table)
+  nodes = _leaves(table)
+  while nodes.shape[0] > AT_ONCE:
+    padding = ((0, -nodes.shape[0] % CHILDREN), (0, 0))
+    nodes = jnp.pad(nodes, padding, constant_values=-jnp.inf)
+    nodes = _sum(nodes.reshape(-1, CHILDREN, 2))
+    levels.append(nodes)
+  return tuple(levels), _sum(nodes)
 
 
 def update(
@@ -51,11 +58,28 @@ def update(
     The levels and the root of the table now.
   """
   changed = []
+  nodes = table
   for level in levels:
     index = index // CHILDREN
     children = index[:, None] * CHILDREN + jnp.arange(CHILDREN)
-    numbers = table.at[children].get(mode='fill', fill_value=-jnp.inf)
-    sums = jax.nn.logsumexp(numbers, axis=1)
-    table = level.at[index].set(sums, mode='drop')
-    changed.append(table)
-  return tuple(changed), jax.nn.logsumexp(table)
+    below = nodes.at[children].get(mode='fill', fill_value=-jnp.inf)
+    sums = _sum(below if changed else _leaves(below))
+    nodes = level.at[index].set(sums, mode='drop')
+    changed.append(nodes)
+  return tuple(changed), _sum(nodes if changed else _leaves(nodes))
+
+
+def _leaves(table: chex.Array) -> chex.Array:
+  """Makes nodes of single entries, (..., 2)."""
+  return jnp.stack([table, jnp.zeros_like(table)], axis=-1)
+
+
+def _sum(nodes: chex.Array) -> chex.Array:
+  """Sums nodes along their axis before the last one."""
+  largest = jnp.max(nodes[..., 0], axis=-1, keepdims=True)
+  # Of padding alone, the difference would not be a number.
+  base = jnp.where(largest == -jnp.inf, 0, largest)
+  sums = jax.nn.logsumexp(
+    nodes[..., 0] - base + nodes[..., 1], axis=-1, keepdims=True
+  )
+  return jnp.concatenate([largest, sums], axis=-1)

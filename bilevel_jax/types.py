@@ -178,6 +178,10 @@ class Jacobian(_Jacobian, metaclass=_OfSeveral):
 
   __slots__ = ()
 
+  def __radd__(self, params: Any) -> Any:
+    # Where the parameters are one array, optax adds any update to it.
+    raise TypeError(f'{type(self)!r} cannot be added to parameters.')
+
 
 class Gramian(NamedTuple):
   r"""What most aggregators need of a Jacobian :math:`J`, without its memory.

@@ -124,3 +124,20 @@ def test_a_chain_without_an_aggregator(links):
   with pytest.raises(ValueError, match=said):
     updates, _ = solver.update(jnp.ones(2), state, FLAT)
     optax.apply_updates(FLAT, updates)
+
+
+@pytest.mark.parametrize(
+  'links', [(SGD,), (optax.adam(0.1),), (optax.clip_by_global_norm(1.0), SGD)]
+)
+def test_a_chain_without_an_aggregator_for_parameters_of_one_array(links):
+  """No pytree is compared there: optax adds the Jacobian to the array."""
+  losses = lambda x, batch: jnp.stack([jnp.sum(x * batch), jnp.sum(x**2)])
+  solver, params = (
+    optax.chain(bj.multi_objective(losses, 2), *links),
+    jnp.ones(2),
+  )
+  state = solver.init(params)
+  said = r'Jacobian, gradients of several objectives: put an aggregator between'
+  with pytest.raises((TypeError, ValueError), match=said):
+    updates, _ = solver.update(jnp.ones(2), state, params)
+    optax.apply_updates(params, updates)

@@ -32,8 +32,8 @@ class SealState(NamedTuple):
     count: updates so far, an int32 scalar.
     sequences: the one sequence `selector`: a score for each row, (rows,),
       float32 or wider; what is low is to be left out.
-    level: the logarithm of the mean of the scores' exponentials, a scalar: what
-      the softmax of all rows is divided by.
+    level: the largest score, and the logarithm of the mean of the scores'
+      exponentials less that, (2,): what the softmax of all rows is divided by.
     sums: a tree of partial sums of these exponentials, level by level.
     inner: the state of the model's steps, and of the scores' optimiser, whose
       leaves have a leading axis of rows.
@@ -286,7 +286,7 @@ def seal(
     return SealState(
       jnp.zeros([], jnp.int32),
       {'selector': scores},
-      jnp.zeros([], scores.dtype),
+      jnp.zeros(2, scores.dtype),
       () if weights == 'sigmoid' else _log_sums.init(scores)[0],
       inner.init(_joint(jnp.zeros_like(scores), params)),
     )
@@ -307,7 +307,9 @@ def seal(
       share = jax.nn.sigmoid(before)
       slopes = share * (1 - share)
     else:
-      share = jnp.exp(before - state.level)
+      largest, rest = state.level
+      # In this order: scores may be large and close to each other.
+      share = jnp.exp(before - largest - rest)
       slopes = jnp.ones_like(share) if weights == 'mirror' else share
     gamma = jnp.asarray(schedule(state.count), table.dtype)
     # Also where the penalty is infinite.
@@ -333,8 +335,8 @@ def seal(
     table = _put(table, at, scores)
     level, sums = state.level, state.sums
     if weights != 'sigmoid':
-      sums, total = _log_sums.update(sums, table, at)
-      level = total - jnp.log(jnp.asarray(rows, table.dtype))
+      sums, level = _log_sums.update(sums, table, at)
+      level = level.at[1].add(-jnp.log(jnp.asarray(rows, table.dtype)))
     return updates.lower, SealState(
       optax.safe_increment(state.count), {'selector': table}, level, sums, after
     )

@@ -166,7 +166,7 @@ def test_the_divisor_is_that_of_all_rows(rate):
   found = static(losses, order, selector=optax.sgd(rate), weights='mirror')
   table = np.asarray(found.sequences['selector'], np.float64)
   wanted = np.log(np.mean(np.exp(table - table.max()))) + table.max()
-  np.testing.assert_allclose(found.level, wanted, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(np.sum(found.level), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_divisor_of_many_rows_and_seeds_is_that_of_all_rows():
@@ -200,7 +200,34 @@ def test_the_divisor_of_many_rows_and_seeds_is_that_of_all_rows():
   wanted = top + np.log(np.mean(np.exp(table - top[:, None]), axis=1))
   # What moved is most of the sum in one seed, and little in the other.
   assert wanted[0] < 1e-2 and wanted[1] > 10
-  np.testing.assert_allclose(level, wanted, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(level.sum(1), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('rows', [64, 5000, 200_000])
+@pytest.mark.parametrize('score', [1e4, -1e4, 1e9, 1e30])
+def test_weights_of_large_scores_are_those_of_their_differences(rows, score):
+  """Also where a spacing of floats at a score is above the logarithm of N."""
+  # A row far above the others, or below: N and 0, or N / (N - 1) and 0.
+  solver = bj.solvers.seal(
+    lambda y, batch: y * 0.0,
+    lambda y, batch: batch['losses'] + 0 * y,
+    rows=rows,
+    index=lambda batch: batch['at'],
+    penalty=1.0,
+    selector=optax.sgd(1.0),
+    lower=optax.sgd(0.1),
+    weights='mirror',
+  )
+  params, step = jnp.float32(0.0), jax.jit(solver.update)
+  batch = {'at': jnp.array([3, 3]), 'losses': jnp.full(2, -score)}
+  _, state = step(batch, solver.init(params), params)
+  np.testing.assert_array_equal(
+    bj.auxiliaries(state)['selector'][3:5], [np.float32(score), 0]
+  )
+  for at, above, below in ((3, rows, 0.0), (4, 0.0, rows / (rows - 1))):
+    batch = {'at': jnp.array([at]), 'losses': jnp.ones(1)}
+    weight = bj.values(step(batch, state, params)[1])['lower']
+    np.testing.assert_allclose(weight, above if score > 0 else below, rtol=1e-5)
 
 
 def test_an_update_touches_no_more_than_its_rows():
