@@ -8,7 +8,7 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
 Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed;
-one worker learns sooner. -84 on Acrobot-v1.
+one worker learns sooner in the mean. -84 on Acrobot-v1.
 Time: 2 minutes on a core, compilation included; MinAtar 0.1 ms a frame.
 
 Sixteen workers in round robin, each with environments of its own and

@@ -72,11 +72,11 @@ class Settings(precision.Precision):
       rejected ones, 'made_up' for neither data nor tokeniser.
     safe_of: what is safe for 'harmless': 'chosen' answers or 'instructions'.
     benign: ordinary rows of 'harmless' and of 'made_up'.
-    chosen: chosen answers among them.
+    chosen: chosen answers among the ordinary rows.
     unsafe: unsafe rows.
     safe: safe rows.
     anchors: further unsafe rows, for the score that takes them.
-    shuffled_share: 'shuffled' has this share of all these numbers.
+    shuffled_share: 'shuffled' has this share of all numbers of rows.
     longest: tokens of a prompt with its answer; longer rows are left out.
     layers: of how many layers, the last ones, adapters are trained; 0 for all.
     rank: of the adapters; the paper's is 16.

@@ -63,7 +63,7 @@ class Settings(precision.Precision):
       them; the model is then written anew.
     chunk: updates between two looks at held-out rows.
     batch_size: rows of an update.
-    parts: micro-batches into which they are divided, for memory.
+    parts: micro-batches into which a batch is divided, for memory.
     learning_rate: of Adam; the paper has 5e-5 for its larger models.
     clip: the largest norm of a gradient.
     rank: of the adapters; 0 trains all weights.
