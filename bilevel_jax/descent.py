@@ -194,7 +194,8 @@ def descend(
       if name in own and record.start is not None and not record.restart:
         raise ValueError(
           f'the parameters already have the sequence {name}: give the added '
-          'one another name, or leave out its start.'
+          'one another name, leave out its start, or set restart=True to go '
+          'back to it in each update.'
         )
       if record.start is None and (record.restart or name not in own):
         raise ValueError(
@@ -382,17 +383,17 @@ def _loop(oracle, records, batch, state, z) -> _Loop:
   ats = {mine[n].batch_at for n in looping}
   if any(s.steps not in (1, steps) for s in mine.values()):
     raise ValueError(
-      f'the sequences {names} move by one oracle, but their loops do not fit: '
-      f'steps {[s.steps for s in mine.values()]}, which are one number or 1.'
+      f'the sequences {", ".join(names)} move by one oracle, but take '
+      f'{", ".join(str(s.steps) for s in mine.values())} steps: give all of '
+      'them the same number of steps, or 1.'
     )
   batches = {s.batch_at for s in mine.values()} - {None}
   if len(ats) > 1 or batches - ats:
-    holders = [n for n, s in mine.items() if s.batch_at is not None]
     raise ValueError(
-      f'the sequences {names} move by one oracle, whose evaluations see one '
-      f'batch each, but batch_at of {holders} differs from that of {looping}, '
-      f'which take {steps} steps: give all of them the same function, which '
-      'may be left out only where fewer steps are taken.'
+      f'the sequences {", ".join(names)} move by one oracle, whose evaluations '
+      'see one batch each, but their batch_at differ: define one function and '
+      f'give it to {", ".join(looping)}. Sequences that take fewer than '
+      f'{steps} steps may leave it out.'
     )
   (at,) = ats
   pick_or_all = at or (lambda batch, t: batch)

@@ -275,7 +275,8 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
     A `Sequence` whose steps and restart are set.
 
   Raises:
-    TypeError: for anything else, a number for instance.
+    TypeError: for anything else, a number for instance; if `batch_at` or
+      `start` is no function, or `restart` no boolean.
     ValueError: if the steps are no whole number >= 1.
 
   Example:
@@ -287,14 +288,33 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
   found = given if isinstance(given, Sequence) else Sequence(given)
   optimiser = found.optimiser
   if not isinstance(optimiser, optax.GradientTransformation):
+    remedy = (
+      'give it as optax.MultiSteps(...).gradient_transformation()'
+      if isinstance(optimiser, optax.MultiSteps)
+      else 'optax.sgd(0.1) for instance'
+    )
     raise TypeError(
       f'{name} takes an optax optimiser or a bj.Sequence of one, got '
-      f'{type(optimiser).__name__}: optax.sgd(0.1) for instance.'
+      f'{type(optimiser).__name__}: {remedy}.'
     )
   usual = {'steps': 1, 'restart': False} | defaults
   unset = {n: v for n, v in usual.items() if getattr(found, n) is None}
   found = found._replace(**unset)
   _checks.whole(f'the sequence {name}', 'steps', found.steps)
+  for field, signature in (
+    ('batch_at', 'lambda batch, t: batch[t]'),
+    ('start', 'lambda params: params.lower'),
+  ):
+    value = getattr(found, field)
+    if value is not None and not callable(value):
+      raise TypeError(
+        f'{field} of the sequence {name} is a function, got '
+        f'{type(value).__name__}: {signature} for instance.'
+      )
+  if not isinstance(found.restart, bool):
+    raise TypeError(
+      f'restart of the sequence {name} is True or False, got {found.restart!r}.'
+    )
   return found
 
 

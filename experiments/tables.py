@@ -343,9 +343,23 @@ def _pictures(curves: Mapping[str, list]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Stores, writes or checks; gives the exit status."""
-  parser = argparse.ArgumentParser(description='Tables from stored results.')
-  parser.add_argument('--store', nargs='+', default=[], metavar='RUN')
-  parser.add_argument('--check', action='store_true')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.tables',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    '--store',
+    nargs='+',
+    default=[],
+    metavar='RUN',
+    help='workdirs of finished runs, whose results are kept',
+  )
+  parser.add_argument(
+    '--check',
+    action='store_true',
+    help='writes no document; exit status 1 if one differs from the results',
+  )
   given = parser.parse_args(argv)
   wrong = []
   try:
@@ -373,6 +387,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
       wrong += rows[:3]
   print('\n'.join(wrong), end='\n' if wrong else '', file=sys.stderr)
+  if given.check and not wrong:
+    print('All documents agree with the stored results.')
   return 1 if wrong else 0
 
 

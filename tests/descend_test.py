@@ -508,6 +508,26 @@ ERRORS = {
     TypeError,
     'upper takes an optax optimiser',
   ),
+  'an optimiser of several steps': (
+    lambda: two_losses(upper=optax.MultiSteps(SGD, 2), lower=SGD),
+    TypeError,
+    r'got MultiSteps: give it as .*\.gradient_transformation\(\)',
+  ),
+  'a start that is an array': (
+    lambda: two_losses(upper=SGD, lower=S(SGD, start=jnp.zeros(2))),
+    TypeError,
+    'start of the sequence lower is a function, .*lambda params',
+  ),
+  'a batch for a function of batches': (
+    lambda: two_losses(upper=S(SGD, steps=2, batch_at=3), lower=SGD),
+    TypeError,
+    'batch_at of the sequence upper is a function, got int: lambda batch, t',
+  ),
+  'a word for a boolean': (
+    lambda: two_losses(upper=SGD, lower=S(SGD, restart='yes')),
+    TypeError,
+    "restart of the sequence lower is True or False, got 'yes'",
+  ),
   'no steps': (
     lambda: two_losses(upper=S(SGD, steps=0), lower=SGD),
     ValueError,
@@ -548,7 +568,7 @@ ERRORS = {
   'loops of other lengths': (
     lambda: two_losses(upper=S(SGD, steps=2), lower=S(SGD, steps=3)),
     ValueError,
-    r'loops do not fit: steps \[2, 3\], which are one number or 1',
+    'upper, lower move by one oracle, but take 2, 3 steps: .* the same number',
   ),
   'loops on other batches': (
     lambda: two_losses(
@@ -556,14 +576,14 @@ ERRORS = {
       lower=S(SGD, steps=2, batch_at=lambda b, t: b),
     ),
     ValueError,
-    r"batch_at of \['upper', 'lower'\] differs .* the same function",
+    'batch_at differ: define one function and give it to upper, lower',
   ),
   'a batch of a single step': (
     lambda: two_losses(
       upper=S(SGD, batch_at=lambda b, t: b), lower=S(SGD, steps=2)
     ),
     ValueError,
-    r"batch_at of \['upper'\] differs from that of \('lower',\)",
+    'batch_at differ: .* give it to lower. .* fewer than 2 steps may leave',
   ),
   'a set that is no function': (
     lambda: two_losses(upper=S(SGD, set=3.0), lower=SGD),
@@ -630,6 +650,7 @@ def test_what_no_oracle_moves_stays_without_an_update():
     ('state', 'state of a solver: call solver.update'),
     ('dict', 'the targets that it is restored to'),
     ('whole', 'as a float, 0.0 for instance'),
+    ('swapped', 'the batch is a BilevelParams, .* in this order'),
   ],
 )
 def test_parameters_of_a_newcomer(given, says):
@@ -640,9 +661,11 @@ def test_parameters_of_a_newcomer(given, says):
     'state': state,
     'dict': params._asdict(),
     'whole': params._replace(upper=0),
+    'swapped': jnp.zeros(3),
   }[given]
   with pytest.raises(TypeError, match=says):
     if given == 'whole':
       solver.init(wrong)
     else:
-      solver.update(None, state, wrong)
+      batch = params if given == 'swapped' else None
+      solver.update(batch, state, wrong)

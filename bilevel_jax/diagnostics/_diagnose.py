@@ -442,5 +442,11 @@ def diagnose(
     way = series['upper'].way
     found = _of_the_end(float(here), np.asarray(reached), way, accuracy)
   loose = None if gap is None else _loose(series, gap)
-  fine = Diagnosis('fine', 'nothing stands out.')
+  words = 'nothing stands out.'
+  if problem is None:
+    words = (
+      'nothing stands out in the losses. They do not show whether the run has '
+      'arrived: call diagnose(history, problem, params, batch) for that.'
+    )
+  fine = Diagnosis('fine', words)
   return found or _rounded(series) or loose or fine

@@ -273,7 +273,14 @@ def require_batch(batch: Any, params: Any) -> None:
     )
   _sequences.refuse_state(batch, 'the batch is')
   _sequences.refuse_state(params, 'the parameters are')
-  if _sequences.is_sequences(params) and type(batch) is type(params):
+  is_sequences = _sequences.is_sequences(params)
+  if isinstance(batch, types.BilevelParams) and not is_sequences:
+    raise TypeError(
+      'the batch is a BilevelParams, but the parameters are '
+      f'{type(params).__name__}: call solver.update(batch, state, params), in '
+      'this order.'
+    )
+  if is_sequences and type(batch) is type(params):
     raise TypeError(
       f'the batch is a {type(batch).__name__}, as the parameters are: a solver '
       'takes the batch where optax takes gradients, so what looks at gradients '

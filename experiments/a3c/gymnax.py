@@ -8,7 +8,7 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
 Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed;
-one worker learns sooner. -84 on Acrobot-v1.
+one worker learns sooner in the mean. -84 on Acrobot-v1.
 Time: 2 minutes on a core, compilation included; MinAtar 0.1 ms a frame.
 
 Sixteen workers in round robin, each with environments of its own and
@@ -43,23 +43,23 @@ class Settings:
 
   Attributes:
     env: an environment of gymnax.
-    workers: that hold stale parameters; 16 in the paper's games.
-    environments: of each worker.
+    workers: number of workers that hold stale parameters; the paper has 16.
+    environments: number of environments of each worker.
     rollout: steps of each environment for a gradient.
     frames: environment steps in all.
-    records: in all; the last one is at the end.
-    actor_rate: the first step size of Adam, falls linearly to 0.
-    critic_rate: likewise.
+    records: number of records of the run; the last one is at its end.
+    actor_rate: first step size of the actor's Adam; falls linearly to 0.
+    critic_rate: first step size of the critic's Adam; falls linearly to 0.
     clip: largest norm of a gradient, of the actor and of the critic.
     discount: of rewards.
-    decay: of generalised advantages; 0 is the paper's TD(0).
+    decay: lambda of generalised advantages; 0 is the paper's TD(0).
     entropy: weight of the policy's entropy.
     reward_scale: of rewards in the losses.
     normalise: whether advantages are normalised for the actor.
     window: last episodes of the training that `training_return` averages.
-    episodes: of each seed that `evaluate` plays.
+    episodes: number that `evaluate` plays for each seed.
     policy: the actions in `evaluate`: the likeliest ones (greedy) or sampled.
-    devices: over which the workers are split.
+    devices: number of devices over which the workers are split.
     seeds: of weights, environments and actions.
   """
 

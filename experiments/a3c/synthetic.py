@@ -54,8 +54,8 @@ class Settings:
     critic_scales: c2 of the critic's steps c2 / (1 + k)^(2/5), likewise.
     critic_fall: by which the critic's error has to fall for a choice.
     tuning_seeds: of the runs that choose.
-    constant_actor: step of the control.
-    constant_critic: likewise.
+    constant_actor: step size of the control's actor.
+    constant_critic: step size of the control's critic.
     seeds: of the samples; the process is the same for all, as the paper's.
   """
 

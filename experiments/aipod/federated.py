@@ -67,7 +67,8 @@ class Settings:
     published_rate: the published alpha, reported beside; 0 leaves it out.
     goal: test accuracy, in per cent, whose rounds are compared.
     rounds: a run ends after as many.
-    tuning_rounds: likewise in tuning, which ends once the best is known.
+    tuning_rounds: a run of the tuning ends after as many, or once the best is
+      known.
     seeds: of weights, batches and coins.
   """
 

@@ -69,7 +69,7 @@ class Settings:
     validation_part: to choose with.
     test_part: to report on.
     strings: of digits or tones, to learn from.
-    test_strings: likewise, to report on.
+    test_strings: of digits or tones, to report on.
     held_speaker: of the digits, one who is reported apart; '' for none.
     labelled: share of the training utterances that have a text; of several,
       each is a run of its own.
@@ -92,7 +92,7 @@ class Settings:
     codes: of the random quantiser.
     time_stripes: hidden from the loss of transcripts.
     longest_stripe: frames of one.
-    band_stripes: likewise, of bands.
+    band_stripes: of bands, hidden from the loss of transcripts.
     widest_stripe: bands of one.
     methods: which are compared.
     steps: updates of each.

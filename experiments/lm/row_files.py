@@ -171,7 +171,8 @@ def _parsed(number: int, place: str, raw: bytes) -> Row:
   except UnicodeDecodeError as error:
     reason = f'not UTF-8 ({error.reason}); save the file as UTF-8'
   except json.JSONDecodeError as error:
-    reason = f'invalid JSON: {error.msg} at column {error.colno}'
+    message = error.msg.removesuffix(' at')
+    reason = f'invalid JSON: {message} at column {error.colno}'
   except RecursionError:
     reason = 'too deeply nested JSON'
   except ValueError as error:  # A repeated key, or thousands of digits.

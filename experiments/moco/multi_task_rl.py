@@ -45,7 +45,7 @@ class Settings:
     games: of MinAtar, or tasks of MT10, where () is all ten.
     methods: what is compared, of `methods.METHODS`.
     frames: of each game, in a reported run.
-    tuning_frames: likewise, in the runs by which the learning rate is chosen.
+    tuning_frames: of each game, in the runs that choose the learning rate.
     environments: of each game, side by side.
     rollout: steps of each in an update; for mt10, the first ones of an episode,
       which has 500: returns and successes are of these steps only.

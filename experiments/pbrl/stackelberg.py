@@ -50,13 +50,13 @@ class Settings:
   Attributes:
     states: the paper's 100.
     leader_actions: the paper's 5.
-    follower_actions: likewise.
+    follower_actions: the paper's 5.
     discount: ours.
     temperature: tau, ours.
     steps: updates of each method.
     chunk: updates between two records.
     value_penalty: the first and the last lambda of the value penalty.
-    bellman_penalty: likewise, of the Bellman penalty.
+    bellman_penalty: the first and the last lambda of the Bellman penalty.
     rates: of the leader's steps, tried for each method; of a penalty times
       the root of lambda, of natural gradients times 0.01.
     follower_rate: of the follower's natural steps, times tau a share of the

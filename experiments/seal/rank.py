@@ -71,13 +71,13 @@ class Settings(precision.Precision):
     safe_data: safe rows, likewise.
     unsafe_data: unsafe rows, if there are any, for the score that takes them.
     output: where scores and kept rows are written; '' for the workdir.
-    bad_rows: whether rows that are none are refused or skipped.
+    bad_rows: whether invalid rows are refused or skipped.
     safe_loss: what is to stay low on the safe rows, a name of
       `experiments.lm.objectives`: of their answers, or of comparisons. It is
       the selector's; controls take the answers that are to be learnt.
     finetune_loss: what the rows to rank cost, likewise; not kto, which is no
       loss of a single row.
-    beta: of those of them that have a reference.
+    beta: of the losses that have a reference.
     teacher: of distillation: a folder or file, as `model`.
     score: by which of the scores rows are kept.
     keep: the share of the rows that is kept; the paper's.
@@ -85,11 +85,11 @@ class Settings(precision.Precision):
       rejected ones, 'made_up' for neither data nor tokeniser.
     safe_of: what is safe for 'harmless': 'chosen' answers or 'instructions'.
     benign: ordinary rows of 'harmless' and of 'made_up'.
-    chosen: chosen answers among them.
-    unsafe: unsafe rows; with the two above, the paper's share of 20 %.
+    chosen: chosen answers among the ordinary rows.
+    unsafe: unsafe rows; by default a fifth of all rows, as in the paper.
     safe: safe rows.
     anchors: further unsafe rows, for the score that takes them.
-    shuffled_share: 'shuffled' has this share of all these numbers.
+    shuffled_share: 'shuffled' has this share of all numbers of rows.
     longest: tokens of a prompt with its answer; longer rows have no score.
     layers: of how many layers, the last ones, adapters are trained; 0 for all,
       as in the paper. What leaves the others is kept, for all rows.
@@ -98,7 +98,7 @@ class Settings(precision.Precision):
     epochs: of the rows; the paper has 3.
     batch_size: rows of either kind a step; the paper has 64.
     share: of the safe loss in the first epoch; the paper's.
-    decay: by which it falls each epoch; the paper's.
+    decay: by which the share of the safe loss falls each epoch; the paper's.
     selector_rate: step size of the scores' descent.
     weights: of `bj.solvers.seal`; the paper has 'softmax', by Adam.
     tune_steps: of the model that is tuned on safe rows, for the controls.

@@ -57,24 +57,26 @@ class Settings(precision.Precision):
   """Settings of a run.
 
   Attributes:
-    model: as in `rank`.
+    model: a folder of Hugging Face or a .gguf file; '' for SmolLM2-135M, and
+      'random' for a few random weights that read bytes.
     finetune_data: rows to train on, of a user's own; '' for known rows.
     safe_data: safe rows, likewise.
     scores: `scores.jsonl` of these rows, for the ways that keep some.
     prompts: a file of rows whose prompts are answered; their own answers may be
       missing. '' for none.
     output: a folder for the model of the first way; '' for none.
-    bad_rows: as in `rank`.
+    bad_rows: whether invalid rows are refused or skipped.
     score: by which of the scores rows are kept.
     keep: the share of the rows that is kept; the paper's.
-    rows_of: known rows, as `sets` of `rank`.
-    safe_of: as in `rank`, and so are the six numbers of rows.
-    benign: likewise.
-    chosen: likewise.
-    unsafe: likewise.
-    safe: likewise.
-    anchors: likewise.
-    shuffled_share: likewise.
+    rows_of: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
+      rejected ones, 'made_up' for neither data nor tokeniser.
+    safe_of: what is safe for 'harmless': 'chosen' answers or 'instructions'.
+    benign: ordinary rows of 'harmless' and of 'made_up'.
+    chosen: chosen answers among the ordinary rows.
+    unsafe: unsafe rows.
+    safe: safe rows.
+    anchors: further unsafe rows, for the score that takes them.
+    shuffled_share: 'shuffled' has this share of all numbers of rows.
     longest: tokens of a prompt with its answer; longer rows are left out.
     layers: of how many layers, the last ones, adapters are trained; 0 for all.
     rank: of the adapters; the paper's is 16.

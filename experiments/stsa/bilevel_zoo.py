@@ -52,7 +52,7 @@ class Settings:
     methods: what is compared, by the names in `methods.METHODS`; one that would
       write down a Hessian of thousands of numbers is left out.
     calls: calls on a batch that each method gets on the quadratic.
-    data_calls: likewise, on the problems with data.
+    data_calls: calls on a batch that each method gets on those with data.
     coupling: of the quadratic's lower loss: how much its solution moves with x.
     samples: of each of its losses.
     size: dimension of each of its variables.

@@ -245,7 +245,9 @@ def judge_files(
 def main(arguments: Sequence[str]) -> int:
   """Judges the files of a command line; returns the exit status."""
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.tracklet.evaluation', description=__doc__
+    prog='python -m experiments.tracklet.evaluation',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('files', nargs='+', help='truth, result, ...')
   flags = parser.parse_args(arguments)

@@ -8,8 +8,8 @@ teacher_forcing.npz in it. Detections and result are files of MOTChallenge; a
 seqinfo.ini in the folder of the detections, or in the one above it, says how
 long the sequence is and how large its pictures are, else that is taken from the
 boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on, and
-to cut crops from for a tracker that was trained with looks of them.
-`--hypotheses` above 1 tells every frame some frames later.
+to cut crops from for a tracker that was trained with appearance.
+`--hypotheses` above 1 reports each frame `--delay` frames later.
 """
 
 import argparse
@@ -135,27 +135,33 @@ def main(arguments: Sequence[str]) -> int:
     required=True,
     help='workdir of train, of which search.npz is taken, or a file',
   )
-  parser.add_argument('--detections', required=True)
-  parser.add_argument('--output', required=True)
+  parser.add_argument(
+    '--detections', required=True, help='file of MOTChallenge to read'
+  )
+  parser.add_argument(
+    '--output', required=True, help='file of MOTChallenge to write'
+  )
   parser.add_argument('--overlay', help='.png or .gif')
   parser.add_argument('--images', help='folder of frames')
   parser.add_argument(
     '--least_confidence',
     type=float,
     default=0.0,
-    help='of a detection, within 0 and 1; default %(default)s',
+    help='lowest confidence of a detection, within 0 and 1; default '
+    '%(default)s',
   )
   parser.add_argument(
     '--hypotheses',
     type=int,
     default=1,
-    help='that go on side by side; default %(default)s',
+    help='number that are followed at once; default %(default)s',
   )
   parser.add_argument(
     '--delay',
     type=int,
     default=10,
-    help='frames until one is told, with several; default %(default)s',
+    help='frames until a frame is reported, with several hypotheses; '
+    'default %(default)s',
   )
   flags = parser.parse_args(arguments)
   try:

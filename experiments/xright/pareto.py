@@ -54,8 +54,9 @@ class Settings(precision.Precision):
   """Settings of a run; the paper's values are those of its Pythia-1b.
 
   Attributes:
-    model: as in `train`.
-    shares: weights lambda of the comparisons, in the paper .01 to .99.
+    model: a folder of Hugging Face or a .gguf file; '' for
+      SmolLM2-135M-Instruct, and in the preset smoke for a small random one.
+    shares: weights lambda of the comparisons, in the paper 0.01 to 0.99.
     seeds: runs of a method at the middle share.
     others: runs at the other shares, and of the methods in `once`.
     methods: which are compared.

@@ -60,10 +60,10 @@ class Settings(precision.Precision):
     comparisons: the loss of comparisons.
     share: the weight lambda of the comparisons.
     steps: updates. May be raised later, but not of stages, which are parts of
-    them; the model is then written anew.
+      them; the model is then written anew.
     chunk: updates between two looks at held-out rows.
     batch_size: rows of an update.
-    parts: micro-batches into which they are divided, for memory.
+    parts: micro-batches into which a batch is divided, for memory.
     learning_rate: of Adam; the paper has 5e-5 for its larger models.
     clip: the largest norm of a gradient.
     rank: of the adapters; 0 trains all weights.
@@ -349,8 +349,8 @@ def prepare(
     side = ', demonstrations side by side' if 'segments' in parts[0] else ''
     print(
       f'{name}: {count} rows to train on{side}; {problem.left[name]} examples '
-      f'are left out: longer than {settings.buckets[-1]} tokens, or nothing to '
-      'learn from.'
+      f'are left out: longer than {settings.buckets[-1]} tokens, nothing to '
+      'learn from, or refused by the template.'
     )
   return problem, layout, shape
 

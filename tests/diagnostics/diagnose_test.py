@@ -297,6 +297,7 @@ def test_a_gap_within_its_rounding_is_named_and_no_lag(x64):
   wide = at_the_solution(jnp.float64)
   np.testing.assert_allclose(near['gap'], wide['gap'], rtol=0.1)
   assert diagnose(near).verdict == diagnose(wide).verdict == 'fine'
+  assert 'diagnose(history, problem, params' in diagnose(near).words
   # A lag that is small beside the losses is one.
   assert diagnose(wide | {'gap': -wide['gap']}).verdict == 'lagging'
 

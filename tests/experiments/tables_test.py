@@ -172,7 +172,10 @@ def test_what_one_page_lacks_keeps_no_other_from_being_written(
 
 def test_documents_are_as_the_stored_results_make_them(capsys):
   """`python -m experiments.tables` mends it."""
-  assert tables.main(['--check']) == 0, capsys.readouterr().err
+  status = tables.main(['--check'])
+  printed = capsys.readouterr()
+  assert status == 0, printed.err
+  assert 'agree' in printed.out
 
 
 def test_stored_results_are_small_and_whole():

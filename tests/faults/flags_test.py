@@ -49,6 +49,15 @@ def test_presets_pass(name):
 
 
 @pytest.mark.parametrize('name', BINARIES)
+def test_the_help_of_a_flag_stands_alone(name):
+  settings = next(iter(importlib.import_module(name).PRESETS.values()))
+  for field, text in settings_lib.words_of(settings).items():
+    assert text.endswith('.'), field  # Not cut off.
+    # `--help` sorts flags: what stood above is somewhere else.
+    assert not text.lower().startswith(('likewise', 'as in')), field
+
+
+@pytest.mark.parametrize('name', BINARIES)
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
 def test_any_text_is_a_value_or_one_line(name, data):

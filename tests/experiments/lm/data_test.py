@@ -329,6 +329,7 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path):
       '{"a": 1}\n{"a": ',
       r'line 2 \(row 1 from 0\): invalid JSON: .* at column 7',
     ),
+    ('{"a": "b', 'Unterminated string starting at column 7'),
     ('\n[1]', r'line 2 \(row 0 from 0\): the row is a list, expected an obj'),
     ('\n', 'holds no rows'),
   ):
