@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.seal
 
 Expected: level with a step of fine-tuning on the same tokens, in operations and
-in memory; a score's update costs less than twice as much among 10^6 rows as
-among 10^3.
+in memory; a score's update among 10^6 rows exceeds its bound of 1.5 times that
+among 10^3: the tree of partial sums has two more levels.
 Time: 2 minutes on 2 cores.
 
 Two questions, of a decoder with random weights, since cost does not depend on
@@ -13,9 +13,9 @@ their values:
 1. Does a SEAL step (half of the rows to rank, half safe) cost more than a step
    of fine-tuning on all of these rows? Bounds: 1.15 times the time, 1.2 times
    the memory. The form with the third sequence is shown beside it, unbounded.
-2. Does the selector's update grow with the number of rows? Bound: twice the
-   time from 10^3 to 10^6 rows, which have two more levels of partial sums. Adam
-   on all scores at once is shown for comparison.
+2. Does the selector's update grow with the number of rows? Bound: 1.5 times the
+   time from 10^3 to 10^6 rows. Adam on all scores at once is shown for
+   comparison.
 
 Operations and memory are the compiler's counts. Times are medians of paired
 ratios with their range, see `measure`.
@@ -36,7 +36,7 @@ from experiments.benchmarks import measure
 from experiments.lm import config as config_lib
 from experiments.lm import decoder, tuning
 
-TIME_BOUND, MEMORY_BOUND, GROWTH_BOUND = 1.15, 1.2, 2.0
+TIME_BOUND, MEMORY_BOUND, GROWTH_BOUND = 1.15, 1.2, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
