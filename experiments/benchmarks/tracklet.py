@@ -95,7 +95,7 @@ def simulated(scene: scenes.Scene, seed: int = 0) -> detections.Detected:
   return detections.simulate(scene.truth, scene.info, rng)
 
 
-def found(settings: Settings, seed: int = 0) -> detections.Detected:
+def crowd(settings: Settings, seed: int = 0) -> detections.Detected:
   """Simulated detections of the crowd."""
   return simulated(
     scenes.make_up(seed, length=settings.length, people=settings.people), seed
@@ -109,7 +109,7 @@ def timed_scenes(
   sparse = scenes.make_up(
     0, length=settings.length, people=settings.sparse_people
   )
-  timed = {'crowd': found(settings), 'sparse': simulated(sparse)}
+  timed = {'crowd': crowd(settings), 'sparse': simulated(sparse)}
   if data_dir:
     timed['mot17'] = simulated(scenes.read(data_dir, settings.sequence))
   return timed
@@ -131,7 +131,7 @@ def step(
     former; what it begins with; a function of a key to a batch.
   """
   drawn = {'steps': settings.window, 'jumps': 0.35, 'longest': 60}
-  data = jax.tree.map(jnp.asarray, detections.padded([found(settings, seed)]))
+  data = jax.tree.map(jnp.asarray, detections.padded([crowd(settings, seed)]))
   task = learning.Task(
     data, motion.NOISE, settings.hidden, drawn, settings.batch
   )
@@ -169,17 +169,17 @@ def trained(settings: Settings) -> network.Weights:
 
 
 def frames_per_second(
-  given: detections.Detected, weights: network.Weights
+  detected: detections.Detected, weights: network.Weights
 ) -> np.ndarray:
   """Of the online tracker, by the clock and by processor time, (2,)."""
   model = tracker.learned(weights, motion.NOISE)
   begin = peer_trackers.clocks()
-  tracker.online(model, given)
-  return given.info.length / (peer_trackers.clocks() - begin)
+  tracker.online(model, detected)
+  return detected.info.length / (peer_trackers.clocks() - begin)
 
 
 def speeds(
-  given: detections.Detected,
+  detected: detections.Detected,
   weights: network.Weights,
   rounds: int,
   folder: pathlib.Path,
@@ -187,23 +187,23 @@ def speeds(
   """Frames per second by the clock and by processor time, (rounds, 2).
 
   Args:
-    given: detections.
+    detected: detections.
     weights: of our networks.
     rounds: pairs of timings.
     folder: of the peers' files.
 
   Returns:
-    Speeds by peer, and ours beside each peer's as `ours/PEER`.
+    Speeds by peer, and ours timed in turn with each peer as `ours/PEER`.
   """
-  frames_per_second(given, weights)  # Warm.
+  frames_per_second(detected, weights)  # Warm.
   times: dict[str, list[Any]] = {}
   for _ in range(rounds):
     for name in PEERS:
       job = {'tracker': name, 'options': {}}
-      (_,), (spent,) = peers.run_jobs([job], [given], folder / name)
+      (_,), (spent,) = peers.run_jobs([job], [detected], folder / name)
       seconds = np.array([spent['seconds'], spent['cpu_seconds']])
       times.setdefault(name, []).append(spent['frames'] / seconds)
-      own = frames_per_second(given, weights)
+      own = frames_per_second(detected, weights)
       times.setdefault(f'ours/{name}', []).append(own)
   return {name: np.array(values) for name, values in times.items()}
 
@@ -247,10 +247,10 @@ def main(options: harness.Options) -> None:
     rows.append(
       {'what': 'frames per second, online', 'verdict': 'not measured'}
     )
-  for scene, given in timed.items():
+  for scene, detected in timed.items():
     folder = pathlib.Path(options.workdir) / 'peers' / scene
-    of_scene = speeds(given, weights, settings.rounds, folder)
-    boxes = len(given.boxes.frames) / given.info.length
+    of_scene = speeds(detected, weights, settings.rounds, folder)
+    boxes = len(detected.boxes.frames) / detected.info.length
     metrics[f'boxes_per_frame/{scene}'] = boxes
     for name in PEERS:
       ratios = of_scene[f'ours/{name}'] / of_scene[name]

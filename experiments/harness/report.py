@@ -80,10 +80,10 @@ class Interval(NamedTuple):
       known of some seeds only shows no claim. The first keeps the values.
     """
     mean = SeedMean(self.mean, self.per_seed) if self.per_seed else self.mean
-    found = {name: mean, f'{name}/half_width': self.half_width}
+    metrics = {name: mean, f'{name}/half_width': self.half_width}
     if self.count < self.total:
-      found[f'{name}/stopped'] = self.total - self.count
-    return found
+      metrics[f'{name}/stopped'] = self.total - self.count
+    return metrics
 
 
 def reduced(values: Any, how: str) -> float:

@@ -53,7 +53,7 @@ def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
     for name, before in start[0].items():
       np.testing.assert_allclose(weights[name][member], wanted[name], atol=1e-5)
       assert np.abs(weights[name][member] - before).max() > 1e-4
-  given = tracklet.found(dataclasses.replace(SMALL, length=10))
+  given = tracklet.crowd(dataclasses.replace(SMALL, length=10))
   clocks = iter((np.array([10.0, 1.0]), np.array([12.0, 5.0])))
   monkeypatch.setattr(tracklet.peer_trackers, 'clocks', lambda: next(clocks))
   np.testing.assert_allclose(

@@ -110,6 +110,10 @@ class TestJudge:
     assert judged.bound.endswith('; paired difference 1.000 ± 0.088')
     led = claim(at_least='b', lead=0.95)
     assert judge(led, metrics, per_seed=per_seed).verdict == 'mean only'
+    twice = claim(at_least='b', factor=2.0, lead=-20.0)
+    judged = judge(twice, metrics, per_seed=per_seed)
+    # 21 - 2 x 20: the differences spread as the seeds do.
+    assert judged.verdict == 'mean only' and '-19 ± 20' in judged.bound
     per_seed['b'][0] = None
     assert judge(relative, metrics, per_seed=per_seed).verdict == 'mean only'
 
