@@ -57,7 +57,7 @@ def update(
   Returns:
     The levels and the root of the table now.
   """
-  changed = []
+  changed: list[chex.Array] = []
   nodes = table
   for level in levels:
     index = index // CHILDREN
