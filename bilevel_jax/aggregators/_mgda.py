@@ -19,6 +19,10 @@ def mgda(
   it is biased, because the weights depend on the noise; see `moco`. `smg`, the
   stochastic multi-gradient method, is another name of it.
 
+  Where three or more rows nearly cancel, within about 1e-3 rad of opposite, the
+  result in float32 is right relative to the rows but not to the short direction
+  that is left, which can then conflict with a row. Use float64 there.
+
   Args:
     objectives: the number of rows.
     normalise: whether each row is first divided by its norm, as multi-task
