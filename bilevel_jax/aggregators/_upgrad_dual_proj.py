@@ -42,7 +42,8 @@ def upgrad(
     ridge: added to the diagonal of the Gram matrix of gradients of length one;
       it keeps the quadratic programs well posed, and :math:`d` may conflict
       with a gradient by that share of the gradient's part in it. In float32,
-      also by the rounding of the cosines where three or more rows nearly cancel.
+      the rounding of the cosines adds to it where three or more rows nearly
+      cancel.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
