@@ -60,7 +60,7 @@ class Settings(precision.Precision):
     comparisons: the loss of comparisons.
     share: the weight lambda of the comparisons.
     steps: updates. May be raised later, but not of stages, which are parts of
-      them; the model is then written anew.
+      them; the model is then written again.
     chunk: updates between two looks at held-out rows.
     batch_size: rows of an update.
     parts: micro-batches into which a batch is divided, for memory.
