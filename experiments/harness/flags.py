@@ -21,7 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
-from experiments.harness import errors, memory, processes, termination
+from experiments.harness import (
+  compile_cache,
+  errors,
+  memory,
+  processes,
+  termination,
+)
 from experiments.harness import settings as settings_lib
 
 # The folder of data sets in presets other than those that read packaged data.
@@ -101,6 +107,7 @@ def run(
       memory.keep_freed()
       if flags.FLAGS.distributed:
         processes.join()
+      compile_cache.use(flags.FLAGS.compile_cache)
       mode(options, *files)
     except errors.UserError as error:
       leave(str(error))
@@ -161,6 +168,7 @@ _COMMON = (
   'seeds',
   'save_seconds',
   'distributed',
+  'compile_cache',
 )
 # More would not fit into any memory.
 _SEEDS = 10**6
@@ -221,6 +229,14 @@ def define(
     False,
     'Whether this is one of several processes that run together and share the '
     'workdir; the first writes.',
+    **common,
+  )
+  flags.DEFINE_string(
+    'compile_cache',
+    None,
+    'Folder that keeps compiled programs for later runs; '
+    f'{compile_cache.OFF} keeps none. By default what '
+    f'{compile_cache.VARIABLE} says, else a folder in ~/.cache.',
     **common,
   )
   first = next(iter(presets.values()))
