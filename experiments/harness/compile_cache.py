@@ -35,6 +35,8 @@ _CPU_LINES = (
 # Variables by which XLA divides a program among threads.
 _THREAD_VARIABLES = ('NPROC', 'PJRT_NPROC')
 _SUFFIX, _TEMPORARY = '.program', '.tmp'
+# Age in s of a temporary file whose process was killed while it wrote.
+_ABANDONED = 3_600
 _DIGEST_SIZE = 16
 _GET_FILE_CACHE = compilation_cache.get_file_cache
 
@@ -173,10 +175,11 @@ class Store:
         stat = entry.stat()
         if entry.name.endswith(_SUFFIX):
           entries.append((stat.st_mtime, stat.st_size, entry.path))
-        elif entry.name.endswith(_TEMPORARY):
-          # One of a process that was killed while it wrote.
-          if time.time() - stat.st_mtime > 3600:
-            os.unlink(entry.path)
+        elif (
+          entry.name.endswith(_TEMPORARY)
+          and time.time() - stat.st_mtime > _ABANDONED
+        ):
+          os.unlink(entry.path)
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
       if total <= self._max_bytes:
