@@ -246,7 +246,6 @@ def main(options: harness.Options) -> None:
   folder, clock = pathlib.Path(options.workdir), Clock()
   trained = train(options, clock)
   cpu, seconds = clock.get_state(), trained.seconds
-  compile_seconds = trained.compile_seconds
   last = trained.history['training_return'][-1]
   training_return = harness.mean_interval(last)
   area = trained.history['training_return'].mean(axis=0)
@@ -289,7 +288,6 @@ def main(options: harness.Options) -> None:
     clock = Clock()
     control = train(options, clock, alone=True)
     cpu, seconds = cpu + clock.get_state(), seconds + control.seconds
-    compile_seconds += control.compile_seconds
     metrics |= _compared(trained, control)
     returns = control.history['training_return']
     title = f'{settings.env}, one worker'
@@ -324,7 +322,6 @@ def main(options: harness.Options) -> None:
     options,
     metrics=metrics,
     seconds=seconds,
-    compile_seconds=compile_seconds,
     cpu_seconds=round(cpu, 1),
     curves={title: values for title, (_, values) in curves.items()},
   )

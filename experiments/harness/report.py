@@ -16,7 +16,7 @@ import numpy as np
 import scipy.special
 
 import bilevel_jax
-from experiments.harness import files, flags
+from experiments.harness import compile_time, files, flags
 from experiments.harness.datasets import sources
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
@@ -168,6 +168,9 @@ def write_results(
 ) -> pathlib.Path:
   """Writes `results.json`, with all that is needed to judge the numbers.
 
+  Also the seconds of this process so far, compiling and all else: of a run that
+  was resumed, those since then.
+
   Args:
     options: what was run, and where.
     metrics: numbers by stable names; not finite ones become null. Those of
@@ -178,7 +181,7 @@ def write_results(
       is '' if all of them were read, else what stands in for them.
     curves: values of (records,) or (records, seeds) by the first cell of a row
       of the table, for the small pictures of the documents.
-    **more: further plain values, such as compile_seconds.
+    **more: further plain values.
 
   Returns:
     The path of the file.
@@ -203,6 +206,7 @@ def write_results(
     'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
     'data_dir': options.data_dir and pathlib.Path(options.data_dir).name,
     'wall_seconds': round(float(seconds), 3),
+    **compile_time.split(),
     'curves': {k: _points(v) for k, v in (curves or {}).items()},
     'metrics': {k: _finite(metrics[k]) for k in sorted(metrics)},
     'per_seed': {

@@ -328,7 +328,6 @@ def main(options: harness.Options) -> None:
       name: reshape(options, trained.history[f'{name}/stationarity'])[:, 0, 0]
       for name in options.settings.methods
     },
-    compile_seconds=trained.compile_seconds,
   )
   print(f'Results: {path}')
 

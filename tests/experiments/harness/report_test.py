@@ -120,7 +120,7 @@ class TestResults:
       self.options(tmp_path / 'new'),
       metrics={'b': np.float32(0.5), 'a': math.nan, 'c': jax.numpy.array(2)},
       seconds=1.23456,
-      compile_seconds=np.float64(2.0),
+      cpu_seconds=np.float64(2.0),
       curves={'one': np.arange(64.0).reshape(32, 2), 'two': [1.0, math.nan]},
     )
     text = path.read_text()
@@ -137,7 +137,7 @@ class TestResults:
     assert results['preset'] == 'quick'
     assert results['seeds'] == [0, 1]
     assert results['wall_seconds'] == 1.235
-    assert results['compile_seconds'] == 2.0
+    assert results['cpu_seconds'] == 2.0
     assert results['hardware']['cores'] >= 1
     assert re.fullmatch(r'\d{4}-\d\d-\d\d', results['date'])
     assert results['data_dir'] is None
@@ -155,6 +155,20 @@ class TestResults:
     ):
       assert re.match(r'\d+\.\d+', results['versions'][package])
     assert [p.name for p in path.parent.iterdir()] == ['results.json']
+
+  def test_seconds_of_compiling_and_of_all_else(self, tmp_path):
+    write = lambda: json.loads(
+      harness.write_results(
+        self.options(tmp_path), metrics={}, seconds=1.0
+      ).read_text()
+    )
+    before = write()
+    jax.jit(lambda x: jax.numpy.sin(x) * 0.123)(np.ones(17))
+    compiled = write()
+    after = write()
+    assert compiled['compile_seconds'] > before['compile_seconds']
+    assert after['compile_seconds'] == compiled['compile_seconds']
+    assert after['run_seconds'] >= compiled['run_seconds'] > 0
 
   def test_a_failed_write_leaves_the_old_file(self, tmp_path, monkeypatch):
     options = self.options(tmp_path)
