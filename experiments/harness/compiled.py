@@ -1,12 +1,12 @@
 """A program on its devices: compiled when first needed, and timed."""
 
-import functools
 import itertools
 import time
 from typing import Any
 
 import jax
 
+from experiments.harness import compile_time
 from experiments.harness import placement as placement_lib
 from experiments.harness import program as program_lib
 from experiments.harness import stream as stream_lib
@@ -40,7 +40,6 @@ class Compiled:
   ):
     self._program, self._inputs = program, (every, shared)
     self._placement, self._stream, self._batches = placement, stream, None
-    self._programs: dict[Any, Any] = {}
     self._running = self._compiling = 0.0
     self.shapes = jax.eval_shape(program.init, *self._inputs)
     self._carry = placement.carry(self.shapes)
@@ -53,13 +52,13 @@ class Compiled:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
     alone = not program.freezes and size >= LARGE
     self._step_by_step = stream is not None or alone
-    self.culprits = program.culprits(*self._inputs)
+    self.culprits = program.culprits(self.shapes)
 
   def init(self) -> program_lib.Carry:
     """The carry at step 0."""
     # What a compiled function returns shares no buffer with its inputs or
     # within itself, so that the carry can be donated.
-    return self._run('init', self._program.init, *self._inputs)
+    return self._run('init', *self._inputs)
 
   def restore(self, restored: Any) -> program_lib.Carry:
     """Goes on with what a checkpoint held, and with its time."""
@@ -78,15 +77,9 @@ class Compiled:
         start = time.monotonic()
         batch = next(self._batches)
         self._running += time.monotonic() - start
-        leaves, structure = jax.tree.flatten(batch)
-        # A step may have a batch of another kind than the one before.
-        shapes = structure, tuple(x.shape for x in leaves)
-        carry = self._run(
-          ('step', shapes), self._program.step, carry, *self._inputs, batch
-        )
+        carry = self._run('step', carry, *self._inputs, batch)
       length = 0
-    chunk = functools.partial(self._program.chunk, length=length)
-    return self._run(('chunk', length), chunk, carry, *self._inputs)
+    return self._run('chunk', carry, *self._inputs, length=length)
 
   def _read(self, step):
     if self._stream is None:
@@ -97,31 +90,26 @@ class Compiled:
     self, carry: program_lib.Carry, step: int, score: Any
   ) -> program_lib.Carry:
     """Puts the params of members whose score is the best so far into best."""
-    best = self._run(
-      'choose', self._program.choose, carry.best, carry.params, step, score
-    )
+    best = self._run('choose', carry.best, carry.params, step, score)
     return carry._replace(best=best)
 
   def seconds(self) -> dict[str, float]:
     """Of running and of compiling, over all resumed parts."""
     return {'seconds': self._running, 'compile_seconds': self._compiling}
 
-  def _run(self, name, fn, *args):
-    if name not in self._programs:
-      start = time.monotonic()
-      # The results of one dispatch are as the next expects them.
-      carry, everywhere = self._carry, self._placement.everywhere
-      shardings = carry
-      if name[0] == 'chunk':
-        shardings = None if everywhere is None else (carry, everywhere)
-      elif name == 'choose' and hasattr(carry, 'best'):
-        shardings = carry.best
-      donated = () if name == 'init' else 0
-      jitted = jax.jit(fn, donate_argnums=donated, out_shardings=shardings)
-      self._programs[name] = jitted.lower(*args).compile()
-      self._compiling += time.monotonic() - start
-    start = time.monotonic()
+  def _run(self, name, *args, **static):
+    # The results of one dispatch are as the next expects them.
+    carry, everywhere = self._carry, self._placement.everywhere
+    shardings = carry
+    if name == 'chunk':
+      shardings = None if everywhere is None else (carry, everywhere)
+    elif name == 'choose' and hasattr(carry, 'best'):
+      shardings = carry.best
+    jitted = self._program.jitted(name, shardings)
+    compiling, start = compile_time.seconds(), time.monotonic()
     # One at a time: queued collectives of virtual devices abort.
-    out = jax.block_until_ready(self._programs[name](*args))
-    self._running += time.monotonic() - start
+    out = jax.block_until_ready(jitted(*args, **static))
+    compiling = compile_time.seconds() - compiling
+    self._compiling += compiling
+    self._running += time.monotonic() - start - compiling
     return out

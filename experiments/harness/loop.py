@@ -69,6 +69,11 @@ def train(
 ) -> outcome.Trained:
   """Trains all members in one compiled program, and resumes if it was killed.
 
+  Calls with the same functions and shapes share their program, as those of
+  `jax.jit` do. So make the functions of a method once, from what is static, for
+  instance by `functools.cache`, and give numbers as `hyper` and arrays as
+  `own` or `data`.
+
   Args:
     solver: a transformation that takes a batch, or a function from a `Context`
       to one, whose `hyper`, `own`, `data`, `seed_key` and `key` it may use: so
@@ -167,7 +172,7 @@ def train(
     trees = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
     for kind, tree in trees.items():
       identified |= identity.digests(f'train.{kind}', tree)
-  program = program_lib.make_program(
+  program = program_lib.program_of(
     solver,
     init,
     batch,

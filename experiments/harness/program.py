@@ -7,6 +7,7 @@ freeze takes a second copy of all that a step changes, so a member that is alone
 goes on to the end of its chunk, and is not saved.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,8 +76,9 @@ class Carry(NamedTuple):
   best: Any
 
 
-class Program(NamedTuple):
-  """Functions to compile.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+  """Functions to compile, and what has been compiled of them.
 
   Attributes:
     init: (members, shared) -> `Carry`.
@@ -84,7 +86,7 @@ class Program(NamedTuple):
       steps; 0 measures only.
     step: (carry, members, shared, streamed) -> carry, after one step.
     choose: (best, params, step, score) -> `Best`, with what is better now.
-    culprits: names of the columns of `Carry.culprits`, from (members, shared).
+    culprits: names of the columns of `Carry.culprits`, from a carry's shapes.
     freezes: whether a carry holds the last finite params of what has stopped.
   """
 
@@ -92,8 +94,44 @@ class Program(NamedTuple):
   chunk: Callable[..., tuple[Carry, dict[str, chex.Array]]]
   step: Callable[..., Carry]
   choose: Callable[..., Best]
-  culprits: Callable[..., tuple[str, ...]]
+  culprits: Callable[[Carry], tuple[str, ...]]
   freezes: bool
+  _jitted: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+  def jitted(self, name: str, shardings: Any) -> Any:
+    """A function of the program to call, compiled once for its shapes.
+
+    Args:
+      name: init, chunk, step or choose; all but the first donate the carry.
+      shardings: of its results, None where the compiler decides.
+    """
+    leaves, structure = jax.tree.flatten(shardings)
+    key = name, structure, tuple(leaves)
+    if key not in self._jitted:
+      self._jitted[key] = jax.jit(
+        getattr(self, name),
+        donate_argnums=() if name == 'init' else 0,
+        out_shardings=shardings,
+        static_argnames='length' if name == 'chunk' else None,
+      )
+    return self._jitted[key]
+
+
+# Programs that are remembered: those of a method and of the one before.
+_REMEMBERED = 8
+
+
+def program_of(*functions: Any, **static: Any) -> Program:
+  """The program of some functions: for the same ones, the same program.
+
+  As for `jax.jit`, functions are the same if they are equal, not if they do the
+  same. Takes what `make_program` does.
+  """
+  try:
+    hash(functions)
+  except TypeError:
+    return make_program(*functions, **static)
+  return _remembered(*functions, **static)
 
 
 def make_program(
@@ -178,7 +216,7 @@ def make_program(
 
   def init_all(every, shared):
     params, state, losses = over_members(init_one)((), every, shared)
-    names = culprit_names(every, shared)
+    names = _culprit_names(params, state)
     best = ()
     if select:
       best = Best(
@@ -199,16 +237,6 @@ def make_program(
     return jax.tree.map(
       lambda x: jax.lax.convert_element_type(x, x.dtype), carry
     )
-
-  def culprit_names(every, shared):
-    names = []
-
-    def find():
-      params, state, _ = over_members(init_one)((), every, shared)
-      names.extend(name for name, _ in _nonfinite(params, state))
-
-    jax.eval_shape(find)
-    return tuple(names)
 
   def move(fn, carry, every, given, length):
     mine = carry.params, carry.state, carry.losses
@@ -245,9 +273,12 @@ def make_program(
     chunk=chunk,
     step=step,
     choose=_choose,
-    culprits=culprit_names,
+    culprits=lambda carry: _culprit_names(carry.params, carry.state),
     freezes=freezes,
   )
+
+
+_remembered = functools.lru_cache(_REMEMBERED)(make_program)
 
 
 def _sums(state: Any) -> dict[str, Sum]:
@@ -268,6 +299,14 @@ def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
   # Sorted: the dicts in a state are in another order once jax has rebuilt them.
   found = sorted(bj.diagnostics.nonfinite(params, state).items())
   return [(name.removeprefix('sequence/'), bad) for name, bad in found]
+
+
+def _culprit_names(params: Any, state: Any) -> tuple[str, ...]:
+  """Names of what may be non-finite; of arrays or their shapes."""
+  names = []
+  find = lambda *trees: names.extend(name for name, _ in _nonfinite(*trees))
+  jax.eval_shape(find, params, state)
+  return tuple(names)
 
 
 def check_metrics(measured: Any, taken: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ tuned on digits and a noise seed that no number in the table uses.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -158,6 +159,7 @@ class Cleaning:
       widenings=settings.widen,
       keep=True,  # What a method keeps of the digits is trained on anew.
     )
+    self._functions = functools.cache(self._make_functions)
 
   def compare(self) -> cleaning_report.Outcomes:
     """Tunes and runs the settings' methods, and retrains on what they keep."""
@@ -226,8 +228,7 @@ class Cleaning:
     return train
 
   def _train(self, job, kept=None):
-    settings, classifier = self._settings, self._classifier
-    model, chunk, method = settings.model, settings.chunk, job.method
+    method, chunk = job.method, self._settings.chunk
     kind = method if method in BILEVEL else 'plain'
     labels, dirty = self._noise(job)
     weights = jnp.ones_like(labels, jnp.float32)
@@ -235,16 +236,41 @@ class Cleaning:
       weights = (~dirty).astype(jnp.float32)
     elif kept is not None:
       weights = kept.astype(jnp.float32)
-    own = {'labels': labels, 'dirty': dirty, 'weights': weights}
-    steps, ours = cleaning_methods.updates(
-      kind, model, steps=settings.steps, chunk=chunk
+    steps, ours = self._updates(kind)
+    tuning_steps = self._settings.tuning_steps // chunk * ours
+    functions = self._functions(kind, method == 'val_only')
+    return harness.train(
+      **functions,
+      steps=tuning_steps if job.tuning else steps,
+      chunk=ours,
+      data=self._parts,
+      own={'labels': labels, 'dirty': dirty, 'weights': weights},
+      select='selection_accuracy',
+      **job.keywords
+      | {'name': f'{self._settings.model}/{job.keywords["name"]}'},
     )
+
+  def _updates(self, kind):
+    settings = self._settings
+    return cleaning_methods.updates(
+      kind, settings.model, steps=settings.steps, chunk=settings.chunk
+    )
+
+  def _make_functions(self, kind, validation_only):
+    """What is compiled for all runs of a kind."""
+    settings, classifier = self._settings, self._classifier
+    steps, _ = self._updates(kind)
     recipe = self._suggest() if kind == 'suggested' else None
 
     def solver(context):
       scale = context.hyper['scale']
       return cleaning_methods.make_solver(
-        kind, model, classifier, updates=steps, scale=scale, recipe=recipe
+        kind,
+        settings.model,
+        classifier,
+        updates=steps,
+        scale=scale,
+        recipe=recipe,
       )
 
     def init(context):
@@ -259,7 +285,7 @@ class Cleaning:
         return cleaning.CleaningBatch(
           train.images, context.own['labels'], validation
         )
-      if method == 'val_only':
+      if validation_only:
         ones = jnp.ones(settings.validation)
         return cleaning.WeightedBatch(*validation, ones)
       return cleaning.WeightedBatch(
@@ -282,18 +308,12 @@ class Cleaning:
         measured['kept'] = jnp.mean(keep)
       return measured
 
-    return harness.train(
-      solver,
-      init,
-      batch,
-      steps=settings.tuning_steps // chunk * ours if job.tuning else steps,
-      chunk=ours,
-      data=self._parts,
-      own=own,
-      evaluate=evaluate,
-      select='selection_accuracy',
-      **job.keywords | {'name': f'{model}/{job.keywords["name"]}'},
-    )
+    return {
+      'solver': solver,
+      'init': init,
+      'batch': batch,
+      'evaluate': evaluate,
+    }
 
 
 def main(options: harness.Options) -> None:

