@@ -50,8 +50,8 @@ def use(folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> bool:
     max_bytes: size of the folder above which old entries are removed.
 
   Returns:
-    Whether programs are kept: not if the folder cannot be used, of which one
-    line on stderr informs, and not if JAX has been given a folder of its own.
+    Whether programs are kept. Not if the folder cannot be used, which one
+    line on stderr says; and not if JAX has been given a folder of its own.
   """
   if jax.config.jax_compilation_cache_dir and not _in_use():
     return False

@@ -160,6 +160,7 @@ class Cleaning:
       keep=True,  # What a method keeps of the digits is trained on anew.
     )
     self._functions = functools.cache(self._make_functions)
+    self._pollute = jax.jit(jax.vmap(self._pollute_one))
 
   def compare(self) -> cleaning_report.Outcomes:
     """Tunes and runs the settings' methods, and retrains on what they keep."""
@@ -193,15 +194,17 @@ class Cleaning:
     settings = self._settings
     fractions = () if job.tuning else self._fractions
     fractions = fractions or (settings.polluted_fraction,) * len(job.seeds)
-    pollute = lambda seed, fraction: harness.pollute_labels(
+    seeds = jnp.asarray(job.seeds, jnp.uint32)
+    return self._pollute(seeds, jnp.asarray(fractions))
+
+  def _pollute_one(self, seed, fraction):
+    settings = self._settings
+    return harness.pollute_labels(
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
       fraction=fraction,
       rate=settings.noise_rate,
       rule=settings.noise_rule,
-    )
-    return jax.vmap(pollute)(
-      jnp.asarray(job.seeds, jnp.uint32), jnp.asarray(fractions)
     )
 
   def _suggest(self):
@@ -228,7 +231,7 @@ class Cleaning:
     return train
 
   def _train(self, job, kept=None):
-    method, chunk = job.method, self._settings.chunk
+    settings, method = self._settings, job.method
     kind = method if method in BILEVEL else 'plain'
     labels, dirty = self._noise(job)
     weights = jnp.ones_like(labels, jnp.float32)
@@ -236,18 +239,17 @@ class Cleaning:
       weights = (~dirty).astype(jnp.float32)
     elif kept is not None:
       weights = kept.astype(jnp.float32)
-    steps, ours = self._updates(kind)
-    tuning_steps = self._settings.tuning_steps // chunk * ours
+    steps, chunk = self._updates(kind)
+    tuning_steps = settings.tuning_steps // settings.chunk * chunk
     functions = self._functions(kind, method == 'val_only')
     return harness.train(
       **functions,
       steps=tuning_steps if job.tuning else steps,
-      chunk=ours,
+      chunk=chunk,
       data=self._parts,
       own={'labels': labels, 'dirty': dirty, 'weights': weights},
       select='selection_accuracy',
-      **job.keywords
-      | {'name': f'{self._settings.model}/{job.keywords["name"]}'},
+      **job.keywords | {'name': f'{settings.model}/{job.keywords["name"]}'},
     )
 
   def _updates(self, kind):
