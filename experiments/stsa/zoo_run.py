@@ -46,8 +46,9 @@ def train(
   Returns:
     The run; it records the problem's measures and `calls`.
   """
+  run = _runner(settings, problem, job.method, job.tuning)
   if not job.tuning:
-    return _train(settings, problem, job)
+    return run(job)
   parts, seeds = {}, np.array(job.seeds)
   for seed in sorted(set(job.seeds)):
     mine = seeds == seed
@@ -57,7 +58,7 @@ def train(
       'hyper': {name: values[mine] for name, values in job.hyper.items()},
     }
     one = job._replace(seeds=given['seeds'], keywords=given)
-    parts[seed] = _train(settings, problem, one)
+    parts[seed] = run(one)
   last = parts[seed]
   history = {
     name: np.zeros((len(last.steps), len(seeds))) for name in last.history
@@ -68,10 +69,11 @@ def train(
   return last._replace(history=history)
 
 
-def _train(settings, problem, job):
+def _runner(settings, problem, method, tuning):
+  """A function that runs jobs of a method; they share their program."""
   size = problem.lower_size
-  kind = 'sustain' if job.method in CORRECTION else job.method
-  make = (methods.METHODS | CORRECTION)[job.method]
+  kind = 'sustain' if method in CORRECTION else method
+  make = (methods.METHODS | CORRECTION)[method]
   small = settings.problem == 'quadratic'
   calls = settings.calls if small else settings.data_calls
   steps = calls / methods.expected_calls(kind, size)
@@ -100,9 +102,10 @@ def _train(settings, problem, job):
 
   def batch(context):
     key = context.key
-    if job.tuning:
+    if tuning:
       # Drawn for all members at once, without a mapped seed.
-      key = jax.random.fold_in(jax.random.key(job.seeds[0]), context.step)
+      seed_key = jax.random.key(context.data['seed'])
+      key = jax.random.fold_in(seed_key, context.step)
     above, below = jax.random.randint(
       key,
       (2, methods.DRAWS + 1),
@@ -114,23 +117,30 @@ def _train(settings, problem, job):
       'lower': below[0],
       'upper_more': above[1:],
       'lower_more': below[1:],
-      'data': context.data,
+      'data': context.data['problem'],
     }
 
   def evaluate(context, params, state):
     spent = methods.calls_of(bj.counts(state), size)
-    return problem.measure(params, context.data) | {'calls': spent}
+    measured = problem.measure(params, context.data['problem'])
+    return measured | {'calls': spent}
 
-  return harness.train(
-    solver,
-    lambda context: problem.start(context.seed_key),
-    batch,
-    steps=steps,
-    chunk=chunk,
-    data=problem.data,
-    shard=False,
-    evaluate=evaluate,
-    # For the reduction; compiles all measures once more.
-    record_start=not job.tuning,
-    **job.keywords,
-  )
+  def init(context):
+    return problem.start(context.seed_key)
+
+  def run(job):
+    return harness.train(
+      solver,
+      init,
+      batch,
+      steps=steps,
+      chunk=chunk,
+      data={'problem': problem.data, 'seed': np.uint32(job.seeds[0])},
+      shard=False,
+      evaluate=evaluate,
+      # For the reduction; compiles all measures once more.
+      record_start=not tuning,
+      **job.keywords,
+    )
+
+  return run

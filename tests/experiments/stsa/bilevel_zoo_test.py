@@ -161,6 +161,40 @@ def test_seeds_of_tuning_are_put_together_again(monkeypatch):
   )
 
 
+def test_seeds_of_tuning_share_a_program():
+  """And give what each of them gives alone."""
+  traces = []
+  problem = quadratic.as_problem(
+    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
+  )
+
+  def start(key):
+    traces.append(key)
+    return problem.start(key)
+
+  def train(seeds):
+    hyper = {
+      'step': np.full(len(seeds), 0.1, np.float32),
+      'ratio': np.ones(len(seeds), np.float32),
+      'exponent': np.zeros(len(seeds), np.float32),
+    }
+    keywords = {'name': 'x', 'hyper': hyper, 'workdir': None}
+    job = comparison.Job('soba', True, hyper, seeds, keywords)
+    settings = bilevel_zoo.Settings(calls=300, records=5)
+    return zoo_run.train(settings, problem._replace(start=start), job)
+
+  one, other = train((7,)), train((8,))
+  count, traces[:] = len(traces), []
+  both = train((7, 8))
+  assert len(traces) == count // 2 > 0
+  for name, values in both.history.items():
+    np.testing.assert_array_equal(values[:, :1], one.history[name])
+    np.testing.assert_array_equal(values[:, 1:], other.history[name])
+  assert (
+    both.history['hypergradient'][-1, 0] != both.history['hypergradient'][-1, 1]
+  )
+
+
 def outcome(method, end, failure=''):
   history = {
     'hypergradient': np.array([[4.0, 4.0], [2.0, end]]),
