@@ -1,6 +1,8 @@
-"""What has to be set before jax is imported, and how properties are drawn."""
+"""What is set before jax is imported, and what keeps tests quick."""
 
+import gc
 import os
+import pathlib
 
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -16,14 +18,27 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+# Tracing makes many short-lived objects: at Python's own threshold, collecting
+# them takes a fifth of the time.
+gc.set_threshold(100_000, 20, 50)
+
 import hypothesis
 import jax
 import pytest
 
+from experiments.harness import compile_cache
 from tests import memory, perturbed
 
 if perturbed.ACTIVE:
   perturbed.install()
+
+# Compiled programs are kept from run to run, those of subprocesses too. They
+# are keyed by code, flags, jaxlib and processor; `off` compiles all of them.
+os.environ.setdefault(
+  compile_cache.VARIABLE,
+  str(pathlib.Path(compile_cache.default_folder()).with_name('test_programs')),
+)
+compile_cache.use()
 
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25
@@ -41,8 +56,15 @@ def x64():
 @pytest.fixture(autouse=True, scope='module')
 def _release_memory():
   """Compiled programs of one module of tests are no use to the next."""
+  compile_cache.use()
   yield
   memory.release()
+
+
+def pytest_collection_finish():
+  """Imported modules and collected tests stay: no collection visits them."""
+  gc.collect()
+  gc.freeze()
 
 
 def pytest_configure(config):
@@ -56,6 +78,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+  for item in items:
+    if item.get_closest_marker('nightly'):
+      item.add_marker('slow')
   if not hasattr(config.option, 'dist'):
     return
   for item in items:
