@@ -18,16 +18,16 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-# Tracing makes many short-lived objects: at Python's own threshold, collecting
-# them takes a fifth of the time.
-gc.set_threshold(100_000, 20, 50)
-
 import hypothesis
 import jax
 import pytest
 
 from experiments.harness import compile_cache
 from tests import memory, perturbed
+
+# Tracing makes many short-lived objects: at Python's own threshold, collecting
+# them takes a fifth of the time.
+gc.set_threshold(100_000, 20, 50)
 
 if perturbed.ACTIVE:
   perturbed.install()
@@ -54,9 +54,13 @@ def x64():
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _release_memory():
-  """Compiled programs of one module of tests are no use to the next."""
+def _keep_programs():
+  """Some tests use another folder, or none."""
   compile_cache.use()
+
+
+@pytest.fixture(autouse=True)
+def _release_memory():
   yield
   memory.release()
 
@@ -85,4 +89,5 @@ def pytest_collection_modifyitems(config, items):
     return
   for item in items:
     if item.path.name != 'contract_test.py':
-      item.add_marker(pytest.mark.xdist_group(item.path.name))
+      module = str(item.path.relative_to(config.rootpath))
+      item.add_marker(pytest.mark.xdist_group(module))

@@ -225,6 +225,7 @@ def cubed(z):
 cubed.defvjp(lambda z: (z**3, z), lambda z, slope: (3 * z**2 * slope,))
 
 
+@pytest.mark.slow
 def test_small_gaps_and_slopes_are_no_rounding_in_float32(x64):
   """At the distance of a penalty of 1e5, of a loss of the order of one."""
   data = draw(0, 5)

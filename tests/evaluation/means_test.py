@@ -189,6 +189,7 @@ def test_parts_on_devices_and_wrappers_within():
     check(sharded(run)(params, batch), times=2)
 
 
+@pytest.mark.slow
 def test_solvers_step_as_on_the_whole_batch():
   batch, params = data(jnp.float32)
   params = bj.BilevelParams(params.upper, params.lower)

@@ -81,6 +81,7 @@ def compare(name, tmp_path, *flags, kills, seed):
   assert results(killed) == results(whole)
 
 
+@pytest.mark.slow
 def test_the_example_to_copy(tmp_path):
   compare('experiments.custom_problem', tmp_path, '--seeds=1', kills=1, seed=0)
 

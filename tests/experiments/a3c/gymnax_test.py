@@ -26,6 +26,7 @@ def evaluated(workdir, policy='greedy'):
   return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   """Ended after half of the records, it goes on to the same numbers.
 
