@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import time
 
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -40,6 +41,8 @@ os.environ.setdefault(
 )
 compile_cache.use()
 
+STARTED = time.monotonic()
+
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25
 )
@@ -65,10 +68,24 @@ def _release_memory():
   memory.release()
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--minutes',
+    type=float,
+    default=float('inf'),
+    help='no test starts after this many minutes; the others are skipped',
+  )
+
+
 def pytest_collection_finish():
   """Imported modules and collected tests stay: no collection visits them."""
   gc.collect()
   gc.freeze()
+
+
+def pytest_runtest_setup(item):
+  if time.monotonic() - STARTED > 60 * item.config.getoption('--minutes'):
+    pytest.skip('no time left (--minutes)')
 
 
 def pytest_configure(config):

@@ -704,7 +704,7 @@ def test_contract_in_full(name, tmp_path):
   report(row, checks + DEVICES * row.devices, tmp_path)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @each(row for row in FOUND.rows.values() if not row.devices)
 def test_contract_on_devices(name):
   """The other rows, which treat devices as one of those above does."""

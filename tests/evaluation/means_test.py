@@ -144,7 +144,11 @@ def parts_of(oracle):
 
 
 @pytest.mark.parametrize(
-  ('dtype', 'tolerance'), [(jnp.float32, 3e-4), (jnp.float64, 1e-9)]
+  ('dtype', 'tolerance'),
+  [
+    pytest.param(jnp.float32, 3e-4, marks=pytest.mark.slow),
+    (jnp.float64, 1e-9),
+  ],
 )
 def test_results_are_those_of_the_whole_batch(dtype, tolerance):
   with jax.enable_x64(dtype == jnp.float64):

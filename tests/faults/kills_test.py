@@ -86,7 +86,7 @@ def test_the_example_to_copy(tmp_path):
   compare('experiments.custom_problem', tmp_path, '--seeds=1', kills=1, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('name', BINARIES)
 @pytest.mark.parametrize('seed', range(2))
 def test_every_smoke(tmp_path, name, seed):

@@ -182,9 +182,7 @@ def test_only_what_is_hidden_or_to_come_is_learnt_from(kind):
   value, slope = jax.jit(jax.value_and_grad(loss))(weights, features)
   beyond = features.copy()
   beyond[1, 6:] = 9.0  # The last frame that counts is half filled.
-  np.testing.assert_allclose(
-    jax.jit(loss)(weights, beyond), value, rtol=1e-6
-  )
+  np.testing.assert_allclose(jax.jit(loss)(weights, beyond), value, rtol=1e-6)
   assert np.isfinite(value) and np.abs(slope).max() > 1e-3
 
 
