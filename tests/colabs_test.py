@@ -1,18 +1,25 @@
 """The notebooks run from top to bottom and are committed without outputs."""
 
+import ast
 import importlib.util
 import json
 import pathlib
 import re
 import sys
 
+import jax
+import matplotlib.pyplot as plt
 import nbclient
 import nbformat
 import pytest
 
+import bilevel_jax as bj
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 SECONDS = 300  # Far above what they take: for a kernel that hangs.
+# They train least. The others take 6 to 10 s of a processor each.
+QUICK = ('aipod', 'pbgd', 'seal')
 
 each = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -33,6 +40,48 @@ def kernel(tmp_path, monkeypatch):
   return 'here'
 
 
+@pytest.fixture
+def float_width():
+  """Some notebooks change it for their whole process."""
+  before = jax.config.jax_enable_x64
+  yield
+  jax.config.update('jax_enable_x64', before)
+
+
+@pytest.mark.parametrize('name', QUICK)
+def test_cells_run_and_draw(name, monkeypatch, float_width):
+  """In this process: a kernel of its own costs seconds to start."""
+  figures = []
+  monkeypatch.setattr(plt, 'show', lambda: figures.extend(plt.get_fignums()))
+  notebook = nbformat.read(ROOT / 'colabs' / f'{name}.ipynb', as_version=4)
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  names = {'__name__': '__main__'}
+  for cell in cells[1:]:  # The first one installs the package.
+    exec(compile(cell.source, name, 'exec'), names)  # noqa: S102
+  plt.close('all')
+  assert figures
+
+
+@each
+def test_names_of_the_library_exist(path):
+  """What a notebook takes from `bj`, at any depth."""
+  notebook = nbformat.read(path, as_version=4)
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  paths = {
+    ast.unparse(node)
+    for cell in cells[1:]
+    for node in ast.walk(ast.parse(cell.source))
+    if isinstance(node, ast.Attribute)
+  }
+  paths = {path for path in paths if re.fullmatch(r'bj(\.\w+)+', path)}
+  assert paths
+  for name in paths:
+    found = bj
+    for part in name.split('.')[1:]:
+      found = getattr(found, part)
+
+
+@pytest.mark.slow
 @each
 def test_runs_and_draws(path, kernel):
   notebook = nbformat.read(path, as_version=4)

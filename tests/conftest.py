@@ -1,6 +1,9 @@
-"""What has to be set before jax is imported, and how properties are drawn."""
+"""What is set before jax is imported, and what keeps tests quick."""
 
+import gc
 import os
+import pathlib
+import time
 
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -20,10 +23,25 @@ import hypothesis
 import jax
 import pytest
 
+from experiments.harness import compile_cache
 from tests import memory, perturbed
+
+# Tracing makes many short-lived objects: at Python's own threshold, collecting
+# them takes a fifth of the time.
+gc.set_threshold(100_000, 20, 50)
 
 if perturbed.ACTIVE:
   perturbed.install()
+
+# Compiled programs are kept from run to run, those of subprocesses too. They
+# are keyed by code, flags, jaxlib and processor; `off` compiles all of them.
+os.environ.setdefault(
+  compile_cache.VARIABLE,
+  str(pathlib.Path(compile_cache.default_folder()).with_name('test_programs')),
+)
+compile_cache.use()
+
+STARTED = time.monotonic()
 
 hypothesis.settings.register_profile(
   'same_every_time', deadline=None, derandomize=True, max_examples=25
@@ -39,10 +57,35 @@ def x64():
 
 
 @pytest.fixture(autouse=True, scope='module')
+def _keep_programs():
+  """Some tests use another folder, or none."""
+  compile_cache.use()
+
+
+@pytest.fixture(autouse=True)
 def _release_memory():
-  """Compiled programs of one module of tests are no use to the next."""
   yield
   memory.release()
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--minutes',
+    type=float,
+    default=float('inf'),
+    help='no test starts after this many minutes; the others are skipped',
+  )
+
+
+def pytest_collection_finish():
+  """Imported modules and collected tests stay: no collection visits them."""
+  gc.collect()
+  gc.freeze()
+
+
+def pytest_runtest_setup(item):
+  if time.monotonic() - STARTED > 60 * item.config.getoption('--minutes'):
+    pytest.skip('no time left (--minutes)')
 
 
 def pytest_configure(config):
@@ -56,8 +99,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+  for item in items:
+    if item.get_closest_marker('nightly'):
+      item.add_marker('slow')
   if not hasattr(config.option, 'dist'):
     return
   for item in items:
     if item.path.name != 'contract_test.py':
-      item.add_marker(pytest.mark.xdist_group(item.path.name))
+      module = str(item.path.relative_to(config.rootpath))
+      item.add_marker(pytest.mark.xdist_group(module))

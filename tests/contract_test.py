@@ -1,9 +1,9 @@
 """What every solver, oracle, aggregator and wrapper promises, row by row.
 
-`pytest tests/contract_test.py -k '[v_pbgd]'` runs one row. All of its checks
-share one compiled step and the run of three updates made with it; a report
-names each promise that is broken, what differs, and which flag of the row may
-be why.
+`pytest tests/contract_test.py -m '' -k '[v_pbgd]'` checks all promises of one
+row; without `-m ''` those that are quick. All checks share one compiled step
+and the run of three updates made with it; a report names each promise that is
+broken, what differs, and which flag of the row may be why.
 """
 
 import functools
@@ -300,9 +300,20 @@ def resumes_from_a_checkpoint(case):
   )
 
 
-def keeps_types_of_parameters(case):
+def keeps_bfloat16(case):
   """Traced only: nothing is compiled."""
-  for x64, dtype in ((False, 'bfloat16'), (True, 'float32'), (True, 'float64')):
+  _require_kept_types(case, (False, 'bfloat16'))
+
+
+def keeps_types_of_parameters(case):
+  """Under x64 too."""
+  _require_kept_types(
+    case, (False, 'bfloat16'), (True, 'float32'), (True, 'float64')
+  )
+
+
+def _require_kept_types(case, *widths):
+  for x64, dtype in widths:
     with jax.enable_x64(x64):
       dtype = jnp.dtype(dtype)
       solver = build(case.row)
@@ -610,6 +621,7 @@ def mapped_devices(case):
   compare('pmap', [jax.block_until_ready(over(*start, by_device))])
 
 
+# By default: what most faults break, in two compiled programs a row.
 LIGHT = (
   compiles_once_and_keeps_types,
   moves,
@@ -618,6 +630,7 @@ LIGHT = (
   gives_the_updates_of_another_row,
   stays_in_its_sets,
 )
+QUICK = (*LIGHT, keeps_bfloat16, scan_vmap_schedules_and_accumulate)
 WHOLE = (
   *LIGHT,
   keeps_types_of_parameters,
@@ -626,6 +639,9 @@ WHOLE = (
   scan_vmap_schedules_and_accumulate,
 )
 DEVICES = (sharded_parameters_and_batch, mapped_devices)
+# Rows of which all promises are checked by default: a penalty method, one with
+# a hypergradient, an aggregator with a state, a wrapper with a key.
+REPRESENTATIVES = ('v_pbgd', 'stocbio', 'moco', 'delayed, at random')
 
 
 def broken_promises(row, checks, folder=None):
@@ -666,8 +682,23 @@ def report(row, checks, folder):
 each = lambda rows: pytest.mark.parametrize('name', [row.name for row in rows])
 
 
+def quick_checks(row):
+  """Of the first row of a method more than of its others."""
+  if row.name in REPRESENTATIVES:
+    return WHOLE + DEVICES
+  same_method = [r for r in FOUND.rows.values() if r.method == row.method]
+  return LIGHT if row.light or row is not same_method[0] else QUICK
+
+
 @each(FOUND.rows.values())
 def test_contract(name, tmp_path):
+  row = FOUND.rows[name]
+  report(row, quick_checks(row), tmp_path)
+
+
+@pytest.mark.slow
+@each(row for row in FOUND.rows.values() if row.name not in REPRESENTATIVES)
+def test_contract_in_full(name, tmp_path):
   row = FOUND.rows[name]
   checks = LIGHT if row.light else WHOLE
   report(row, checks + DEVICES * row.devices, tmp_path)

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 
+import pytest
+
 import bilevel_jax as bj
 from tests import memory
 
@@ -16,6 +18,13 @@ NAMESPACES = tuple(
   getattr(bj, name)
   for name in bj.__all__
   if inspect.ismodule(getattr(bj, name))
+)
+
+# Their examples compile dozens of programs each.
+LONG = (
+  *('Lazy', 'a3c_td0', 'actor_critic', 'actor_critic_gradient', 'aligned_mtl'),
+  *('bellman_gap', 'hypergradient_distance', 'suggest', 'td_actor_critic'),
+  *('td_fixed_point', 'v_pbsgd', 'zero_sum_responses'),
 )
 
 
@@ -31,7 +40,8 @@ def public_functions():
   }
 
 
-def test_examples_run():
+def run_examples(chosen):
+  """Runs the examples of objects with these names; gives their number."""
   flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
   runner = doctest.DocTestRunner(optionflags=flags)
   finder = doctest.DocTestFinder(exclude_empty=True)
@@ -39,11 +49,21 @@ def test_examples_run():
   for name in MODULES:
     module = importlib.import_module(name)
     for test in finder.find(module, name):
-      runner.run(test, out=report.append)
-      examples += bool(test.examples)
+      if chosen(test.name.rpartition('.')[-1]):
+        runner.run(test, out=report.append)
+        examples += bool(test.examples)
     memory.release()
   assert not runner.summarize(verbose=False).failed, ''.join(report)
-  assert examples > 50  # They are found at all.
+  return examples
+
+
+def test_examples_run():
+  assert run_examples(lambda name: name not in LONG) > 50  # They are found.
+
+
+@pytest.mark.slow
+def test_long_examples_run():
+  assert run_examples(lambda name: name in LONG) == len(LONG)
 
 
 def test_every_public_function_has_an_example():

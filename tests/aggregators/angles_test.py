@@ -110,7 +110,9 @@ def test_small_angles_count_in_float32(name):
   assert np.all(gap <= 1e-3 * length), (gap / length).max()
 
 
-@pytest.mark.parametrize('objectives', [2, 4])
+@pytest.mark.parametrize(
+  'objectives', [2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_fast_and_slow_factor_agree_at_the_threshold(objectives):
   """On both sides of the smallest eigenvalue at which the factor changes."""
   threshold = np.finfo(np.float32).eps ** (1 / 3)
@@ -132,6 +134,7 @@ def test_fast_and_slow_factor_agree_at_the_threshold(objectives):
     assert np.all(error <= 1e-3), (name, error.max())
 
 
+@pytest.mark.slow
 def test_a_gramian_of_separate_rows_gives_the_same_direction():
   rows = np.random.default_rng(0).normal(size=(SAMPLES, 3, COLUMNS))
   rows = np.float32(rows)

@@ -109,7 +109,9 @@ def test_the_reference_is_the_slope_of_the_value_function():
   np.testing.assert_allclose(ours.hypergradient(data['x']), slope, rtol=1e-6)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize(
+  'dtype', [pytest.param('float32', marks=pytest.mark.slow), 'float64']
+)
 def test_dense_problems_to_rounding(dtype):
   """From far, from near and from the minimum; well and ill conditioned."""
   eps = np.finfo(dtype).eps
@@ -225,6 +227,7 @@ def cubed(z):
 cubed.defvjp(lambda z: (z**3, z), lambda z, slope: (3 * z**2 * slope,))
 
 
+@pytest.mark.slow
 def test_small_gaps_and_slopes_are_no_rounding_in_float32(x64):
   """At the distance of a penalty of 1e5, of a loss of the order of one."""
   data = draw(0, 5)

@@ -140,6 +140,7 @@ def solved(batch, x):
   return np.mean(np.logaddexp(0, scores) - truth * scores)
 
 
+@pytest.mark.slow
 def test_one_weight_of_a_logistic_regression_ends_where_a_grid_does():
   """From two starts, at two accuracies: every setting is the suggested one."""
   batch = cancer()
@@ -233,6 +234,7 @@ TOY = bj.BilevelProblem(
 TOY_MINIMA = np.array([0.3824, 1.2152, 2.8296])
 
 
+@pytest.mark.slow
 def test_suggested_settings_converge_on_the_toy():
   """It is not convex, in neither variable, and has a set."""
   box = functools.partial(
@@ -262,6 +264,7 @@ def test_suggested_settings_converge_on_the_toy():
   assert np.abs(gap).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_a_blocked_coordinate_does_not_count():
   """The way in a box is that of the problem without what the box blocks."""
   aim, curvatures = jnp.array([2.0, -1.0]), jnp.array([1.0, 2.0])

@@ -144,7 +144,11 @@ def parts_of(oracle):
 
 
 @pytest.mark.parametrize(
-  ('dtype', 'tolerance'), [(jnp.float32, 3e-4), (jnp.float64, 1e-9)]
+  ('dtype', 'tolerance'),
+  [
+    pytest.param(jnp.float32, 3e-4, marks=pytest.mark.slow),
+    (jnp.float64, 1e-9),
+  ],
 )
 def test_results_are_those_of_the_whole_batch(dtype, tolerance):
   with jax.enable_x64(dtype == jnp.float64):
@@ -189,6 +193,7 @@ def test_parts_on_devices_and_wrappers_within():
     check(sharded(run)(params, batch), times=2)
 
 
+@pytest.mark.slow
 def test_solvers_step_as_on_the_whole_batch():
   batch, params = data(jnp.float32)
   params = bj.BilevelParams(params.upper, params.lower)

@@ -71,6 +71,7 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   assert sum(p.read_bytes() != before[p] for p in logs) == 2
 
 
+@pytest.mark.slow
 def test_results_that_are_gone_or_damaged_are_made_again(run, tmp_path):
   _, verdicts = run(claim())
   (results,) = tmp_path.rglob('results.json')

@@ -81,11 +81,12 @@ def compare(name, tmp_path, *flags, kills, seed):
   assert results(killed) == results(whole)
 
 
+@pytest.mark.slow
 def test_the_example_to_copy(tmp_path):
   compare('experiments.custom_problem', tmp_path, '--seeds=1', kills=1, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('name', BINARIES)
 @pytest.mark.parametrize('seed', range(2))
 def test_every_smoke(tmp_path, name, seed):

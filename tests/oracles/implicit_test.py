@@ -136,6 +136,7 @@ def other_solvers(factors, right, h):
   yield free, bj.linear_solvers.dense_solve()
 
 
+@pytest.mark.slow
 def test_solvers_and_forms_of_a_set_agree():
   with jax.enable_x64(True):
     batch, matrix, h, right, x = draw(3, 2)
@@ -162,6 +163,7 @@ def test_solvers_and_forms_of_a_set_agree():
       )
 
 
+@pytest.mark.slow
 def test_without_constraints_equals_the_diagnostic():
   with jax.enable_x64(True):
     batch, *_, x = draw(0, 2)

@@ -129,6 +129,7 @@ def test_rows_are_finite_differences_in_all_forms(x64):
     chex.assert_trees_all_close(jacobian.rest['heads'], heads, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gram_matrix_without_rows():
   """In all forms that know it, alone and before aggregators."""
   params, batch = draw()

@@ -275,6 +275,7 @@ def test_learns_to_walk_and_seeds_map():
   np.testing.assert_array_equal(counts['gradients/actor'], [200] * 2)
 
 
+@pytest.mark.slow
 def test_mean_over_environments_is_the_mean_over_parts():
   """Without normalisation, the oracle within is linear in environments."""
   params = make_params()
@@ -295,6 +296,7 @@ def test_mean_over_environments_is_the_mean_over_parts():
     bj.evaluation.accumulate(give(normalise=True), 3)
 
 
+@pytest.mark.slow
 def test_differences_from_problems_agree_with_the_oracle_of_a_rollout(x64):
   """The entropy alone, whose derivative no advantage enters."""
   params = make_params(dtype=jnp.float64)

@@ -50,7 +50,7 @@ def slope_ratio(order):
     lower=bj.Sequence(optax.sgd(0.95), steps=60),
   )
   params = bj.BilevelParams(jnp.array([3.0, -2.0]), jnp.zeros(2))
-  updates, _ = solver.update(None, solver.init(params), params)
+  updates, _ = jax.jit(solver.update)(None, solver.init(params), params)
   return -updates.upper / (params.upper - 1)
 
 
@@ -73,7 +73,7 @@ def test_order_one_is_the_fully_first_order_method():
     solver = make(
       PROBLEM, penalty=4.0, upper=sgd, lower=bj.Sequence(sgd, steps=3)
     )
-    update, _ = solver.update(None, solver.init(params), params)
+    update, _ = jax.jit(solver.update)(None, solver.init(params), params)
     updates.append(update)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *updates

@@ -61,6 +61,7 @@ def test_runs_and_goes_on(options, results):
   assert [r['step'] for r in records] == list(range(10, 91, 10))
 
 
+@pytest.mark.slow
 def test_evaluation_plays_what_was_learnt(options, tmp_path):
   """Against games that are played here, after half a run and after all of it.
 

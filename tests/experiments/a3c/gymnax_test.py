@@ -26,6 +26,7 @@ def evaluated(workdir, policy='greedy'):
   return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   """Ended after half of the records, it goes on to the same numbers.
 
@@ -146,7 +147,22 @@ def test_a_kept_evaluation_has_a_name_of_its_own(tmp_path, options):
   assert command.endswith('a3c.gymnax evaluate --preset=quick')
 
 
-@pytest.mark.parametrize('env', sorted(gymnax_lib.registered_envs))
+# One of each suite, by default.
+QUICK = (
+  'CartPole-v1',
+  'DeepSea-bsuite',
+  'FourRooms-misc',
+  'MNISTBandit-bsuite',
+)
+
+
+@pytest.mark.parametrize(
+  'env',
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(gymnax_lib.registered_envs)
+  ],
+)
 def test_every_environment_of_gymnax_is_traced(env, tmp_path, monkeypatch):
   """Made within the trace, as a run does; shapes of two updates and a game."""
   settings = gymnax.Settings(env=env, workers=2, environments=2, rollout=2)

@@ -18,11 +18,12 @@ from experiments.harness import comparison
 SETTINGS = federated.PRESETS['smoke']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'task',
   [
     'hyper_representation',
-    pytest.param('loss_tuning', marks=pytest.mark.slow),
+    pytest.param('loss_tuning', marks=pytest.mark.nightly),
   ],
 )
 def test_runs_and_writes_its_results(options, results, tmp_path, task):

@@ -15,6 +15,7 @@ SETTINGS = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_the_objective_chosen_at_its_price(
   options, results, capsys, monkeypatch
 ):

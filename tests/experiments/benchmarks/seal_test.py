@@ -2,12 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.benchmarks import seal
 
 SMALL = seal.Settings(width=16, layers=1, vocabulary=32, rows=4, length=8)
 
 
+@pytest.mark.slow
 def test_a_step_of_seal_costs_what_fine_tuning_of_the_same_rows_does():
   made = seal.programs(SMALL)
   base = made['sft']

@@ -43,6 +43,7 @@ def test_peers_that_are_not_there_are_not_measured(
   assert 'not measured' in (tmp_path / 'table.md').read_text()
 
 
+@pytest.mark.slow
 def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
   assert tracklet.Settings().members == tracklet.train.Settings().members > 1
   weights = tracklet.trained(dataclasses.replace(SMALL, updates=1))

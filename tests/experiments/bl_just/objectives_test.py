@@ -11,6 +11,10 @@ import pytest
 from experiments import harness
 from experiments.bl_just import objectives
 
+contrast = jax.jit(
+  objectives.contrast, static_argnames=('negatives', 'temperature')
+)
+
 
 def _said(path):
   kept = [a for a, _ in itertools.groupby(path)]
@@ -36,16 +40,17 @@ def test_ctc_is_the_sum_over_paths(wide):
     _enumerated(logits[0], [1, 1, 2]) / 3 + _enumerated(logits[1, :3], [2])
   ) / 2
   with jax.enable_x64(wide):
-    found = objectives.ctc(
-      jnp.asarray(logits, float), np.array([5, 3]), labels, np.array([3, 1])
+    loss = jax.jit(
+      lambda x: objectives.ctc(x, np.array([5, 3]), labels, np.array([3, 1]))
     )
+    found = loss(jnp.asarray(logits, float))
   np.testing.assert_allclose(found, expected, rtol=1e-9 if wide else 1e-5)
 
 
 def test_a_coin_has_the_logarithm_of_the_choices():
   frames = jnp.ones((12, 4))
   every = jnp.ones((1, 12), bool)
-  found = objectives.contrast(
+  found = contrast(
     jax.random.key(0),
     frames,
     frames,
@@ -72,7 +77,7 @@ def test_the_contrast_is_the_plain_one():
     right = math.exp(cosine[one, one] / 0.3)
     wrong = 3 * math.exp(cosine[one, other] / 0.3)
     total.append(-math.log(right / (right + wrong)))
-  found = objectives.contrast(
+  found = contrast(
     jax.random.key(3),
     jnp.asarray(predicted),
     jnp.asarray(targets),
@@ -88,13 +93,13 @@ def test_others_are_of_the_group_and_never_the_frame_itself():
   """Frame i is right by far: if it were drawn as an other, it would cost."""
   eye = jnp.eye(8)
   groups = jnp.arange(8) // 4 == jnp.arange(2)[:, None]
-  right = objectives.contrast(
+  right = contrast(
     jax.random.key(0), eye, eye, groups.any(axis=0), groups,
     negatives=30, temperature=0.01,
   )  # fmt: skip
   assert right < 1e-6
   # Predictions that fit the other group alone are as wrong as all others.
-  moved = objectives.contrast(
+  moved = contrast(
     jax.random.key(0), jnp.roll(eye, 4, axis=0), eye, groups.any(axis=0),
     groups, negatives=30, temperature=0.01,
   )  # fmt: skip
@@ -104,11 +109,11 @@ def test_others_are_of_the_group_and_never_the_frame_itself():
 def test_a_group_of_one_frame_has_no_other_and_stays_finite():
   frames = jnp.ones((4, 3))
   alone = jnp.array([[True, False, False, False]])
-  loss = lambda x: objectives.contrast(
+  loss = lambda x: contrast(
     jax.random.key(0), x, frames, alone[0], alone,
     negatives=2, temperature=0.1,
   )  # fmt: skip
-  value, slope = jax.value_and_grad(loss)(frames)
+  value, slope = jax.jit(jax.value_and_grad(loss))(frames)
   assert value == 0 and np.all(np.isfinite(slope))
 
 
@@ -174,10 +179,10 @@ def test_only_what_is_hidden_or_to_come_is_learnt_from(kind):
     )
 
   features = np.random.default_rng(0).normal(size=(2, 8, 2))
-  value, slope = jax.value_and_grad(loss)(weights, jnp.asarray(features))
+  value, slope = jax.jit(jax.value_and_grad(loss))(weights, features)
   beyond = features.copy()
   beyond[1, 6:] = 9.0  # The last frame that counts is half filled.
-  np.testing.assert_allclose(loss(weights, jnp.asarray(beyond)), value)
+  np.testing.assert_allclose(jax.jit(loss)(weights, beyond), value, rtol=1e-6)
   assert np.isfinite(value) and np.abs(slope).max() > 1e-3
 
 
@@ -185,18 +190,24 @@ def _loss(task, predict, *, rows=2, size=6, fixed=None):
   """A loss of noise with two numbers a frame, and what the encoder saw."""
   features = np.random.default_rng(0).normal(size=(rows, size, 2))
   features = jnp.asarray(features, jnp.float32)
-  seen = []
 
-  def look(x, lengths, key):
-    del key
-    seen.append(np.asarray(x))
-    return x, lengths
+  @jax.jit
+  def run(features):
+    seen = []
 
-  value = objectives.loss(
-    task, predict, look, features, np.array([size, size - 2]),
-    jax.random.key(2), fixed=fixed, shrink=1,
-  )  # fmt: skip
-  return value, features, seen[0]
+    def look(x, lengths, key):
+      del key
+      seen.append(x)
+      return x, lengths
+
+    value = objectives.loss(
+      task, predict, look, features, np.array([size, size - 2]),
+      jax.random.key(2), fixed=fixed, shrink=1,
+    )  # fmt: skip
+    return value, seen[0]
+
+  value, seen = run(features)
+  return value, features, np.asarray(seen)
 
 
 def test_codes_are_of_frames_before_they_are_hidden_and_of_no_others():

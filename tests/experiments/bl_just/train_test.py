@@ -230,17 +230,14 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
     labels[i, : counts[i]] = rng.integers(1, 4, counts[i])
 
   def loss(rows, size, most):
-    return network.ctc(
-      training,
-      weights,
-      {
-        'audio': audio[rows, :size],
-        'length': lengths[rows],
-        'labels': labels[rows, :most],
-        'label_length': counts[rows],
-        'key': jax.random.key(1),
-      },
-    )
+    batch = {
+      'audio': audio[rows, :size],
+      'length': lengths[rows],
+      'labels': labels[rows, :most],
+      'label_length': counts[rows],
+      'key': jax.random.key(1),
+    }
+    return jax.jit(network.ctc, static_argnums=0)(training, weights, batch)
 
   both = loss([0, 1], 20, 5)
   alone = [loss([0], 9, 2), loss([1], 14, 3)]

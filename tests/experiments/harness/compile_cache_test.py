@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _stop():
+  compile_cache.stop()  # The one of the session.
   yield
   compile_cache.stop()
 

@@ -52,6 +52,7 @@ def run_here(workdir):
   )
 
 
+@pytest.mark.slow
 def test_two_processes_ended_and_resumed_equal_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
   run_here(one)

@@ -111,6 +111,7 @@ def test_wrong_arguments(tmp_path):
     plot(tmp_path / 'a.png', {}, band='both')
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported(tmp_path):
   """It would choose a backend for the whole process."""
   code = (

@@ -111,6 +111,7 @@ def run_here(workdir, **settings):
   return np.load(workdir / 'result.npz')
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_has_the_same_bits(tmp_path):
   whole = run_here(tmp_path / 'whole')
   assert whole['calls'][:, 0].tolist()[1::2] == [1, 2, 3, 4]

@@ -38,6 +38,7 @@ def test_games_look_alike(model):
   )
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_each_game_alone(model):
   """Of the mean of two games: the sum of halves; heads get their own sum."""
   learning = multi_task.Learning(environments=2, rollout=3)
@@ -93,6 +94,7 @@ def test_a_robots_policy_is_the_model(robots):
       np.testing.assert_allclose(deviation, np.exp(log_deviation), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_robots_do_what_the_simulator_does(robots):
   """A rollout is a function of its key, and that of a fresh simulator."""
   metaworld, model = robots

@@ -110,6 +110,7 @@ def test_wrong_settings(tmp_path, changes, message):
     hyper_cleaning.check(options(tmp_path, **changes).settings)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   flags = [f'--{name}={value}' for name, value in SMALL.items()]
@@ -169,6 +170,7 @@ def iterates(one_device):
   return jax.tree.leaves(outcome.trained.params)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree_after_200_steps(tmp_path):
   path = tmp_path / 'params.npz'
   subprocess.run(

@@ -162,6 +162,7 @@ def test_methods_differ_by_their_terms():
   assert int(bj.counts(after)['labels']) == 0
 
 
+@pytest.mark.slow
 def test_a_constant_reward_is_the_true_one_on_cart_pole(
   options, results, monkeypatch
 ):

@@ -113,6 +113,7 @@ def test_a_step_makes_the_expected_calls(name, small):
   )
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path):
   settings = dataclasses.replace(
     bilevel_zoo.PRESETS['smoke'],
