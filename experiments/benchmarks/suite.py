@@ -56,6 +56,10 @@ MODULES = (
   'tracklet',
   'startup',
 )
+# Numbers of a row that the table alone has.
+IN_TABLE = ('low', 'high', 'seconds', 'base_seconds')
+# Columns that say what a row is.
+GIVEN = ('row', 'group', 'compared')
 # Numbers of a row that have a column of their own, with their heads.
 EXTRA = {
   'flops': 'operations',
@@ -193,6 +197,7 @@ def main(options: harness.Options) -> None:
     f'{row.name}/{key}': value
     for row in wanted
     for key, value in found[row.name].get('metrics', {}).items()
+    if key not in IN_TABLE
   }
   verdicts = {row.name: _verdict(row, found[row.name]) for row in wanted}
   exceeded = [name for name, said in verdicts.items() if said == 'EXCEEDED']
@@ -261,13 +266,14 @@ def _line(row: measure.Row, kept: Mapping[str, Any]) -> str:
   if 'missing' in kept:
     return f'not measured: {kept["missing"]}'
   cells = _row(row, kept)
-  said = [f'{k} {v}' for k, v in cells.items() if k not in ('row', 'compared')]
+  said = [f'{k} {v}' for k, v in cells.items() if v and k not in GIVEN]
   return ', '.join(said)
 
 
 def _row(row: measure.Row, kept: Mapping[str, Any]) -> dict[str, str]:
   """Cells of the table."""
-  cells = {'row': row.name, 'compared': row.compared}
+  group = row.name.partition('/')[0]
+  cells = {'row': row.name, 'group': group, 'compared': row.compared}
   if 'metrics' not in kept:
     return cells | {'verdict': f'not measured: {kept.get("missing")}'}
   numbers = kept['metrics']

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.benchmarks import environment
 
-STEPS = '''
+STEPS = """
 import sys
 
 def adds(by):
@@ -23,7 +23,7 @@ def adds(by):
 
 def breaks():
   raise KeyError('no such case')
-'''
+"""
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ def rows(monkeypatch, options):
     return make.options
 
   monkeypatch.setattr(
-    suite.subprocess, 'run', lambda command, check=False, **_: run(command, check)
+    suite.subprocess,
+    'run',
+    lambda command, check=False, **_: run(command, check),
   )
   monkeypatch.setattr(suite, '_commit', lambda: 'abc')
   return started
@@ -60,7 +62,9 @@ def test_names_are_unique_and_groups_are_those_that_are_promised():
   for preset in suite.PRESETS:
     known = suite.registry(preset)
     assert set(known) == {row.name for row in known.values()}
-    assert all(' / ' in row.compared or 'to' in row.compared for row in known.values())
+    assert all(
+      ' / ' in row.compared or 'to' in row.compared for row in known.values()
+    )
   groups = {name.partition('/')[0] for name in known}
   assert groups >= {
     *('vpbgd', 'hypergradient', 'coupled', 'aggregators', 'projections', 'lm'),
