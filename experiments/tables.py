@@ -14,7 +14,8 @@ and command. A Markdown file asks for them by comments, which no reader sees:
 is the run's own table, here two columns, one under another name, of the rows
 whose penalty is 10; without columns it is the whole table. The column `curve`
 is a picture of the run's curve that has the name of the row's first cell, or of
-its first two.
+its first two; of a run that keeps a history, it is how the number of the row has
+changed over the stored commits, on the same processor.
 
     **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
 
@@ -46,7 +47,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 100_000  # Bytes of a stored file.
 # A list of plain values, which stands in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
-_DROPPED = ('metrics', 'method_seconds')
+_DROPPED = ('metrics', 'method_seconds', 'history')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 _VALUE = r'[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
 _NUMBER = re.compile(
@@ -126,6 +127,8 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
     )
   path = root / 'experiments' / paper / 'results' / f'{name}.json'
   files.write_text(path, text)
+  if results.get('history'):
+    _remember(path, kept, results['history'])
   return path
 
 
@@ -193,6 +196,41 @@ def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
   return ''.join(map(bar, values))
 
 
+def _remember(
+  path: pathlib.Path, kept: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> None:
+  """Adds a line to the history of a run, one a commit and processor."""
+  line = {k: kept[k] for k in ('commit', 'date', 'processor', 'versions')}
+  line['numbers'] = {
+    k: _short(x, 4) for k, x in numbers.items() if x is not None
+  }
+  same = lambda other: all(other[k] == line[k] for k in ('commit', 'processor'))
+  lines = [old for old in _history(path) if not same(old)] + [line]
+  texts = [json.dumps(one, allow_nan=False) for one in lines]
+  files.write_text(path.with_suffix('.history'), '\n'.join(texts) + '\n')
+
+
+def _history(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of the history of a stored run, the oldest first."""
+  path = path.with_suffix('.history')
+  if not path.exists():
+    return []
+  return list(map(json.loads, path.read_text(encoding='utf-8').splitlines()))
+
+
+def _curves(name: str, results: Mapping[str, Any], root: pathlib.Path) -> dict:
+  """The curves of a run, or its history on the processor it ran on."""
+  lines = [
+    line['numbers']
+    for line in _history(_path(name, root))
+    if line['processor'] == results.get('processor')
+  ]
+  rows = dict.fromkeys(row for line in lines for row in line)
+  return {row: [line.get(row) for line in lines] for row in rows} or (
+    results.get('curves') or {}
+  )
+
+
 def _flags(results: Mapping[str, Any]) -> list[str]:
   """The flags of a run that differ from its preset."""
   module = f'experiments.{results["paper"]}.{results["binary"]}'
@@ -206,9 +244,9 @@ def _flags(results: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def _short(value: float | None) -> float | None:
-  """Six digits of a number."""
-  return None if value is None else float(f'{value:.6g}')
+def _short(value: float | None, digits: int = 6) -> float | None:
+  """Some digits of a number."""
+  return None if value is None else float(f'{value:.{digits}g}')
 
 
 def _path(name: str, root: pathlib.Path) -> pathlib.Path:
@@ -283,7 +321,7 @@ def _table(spec: str, root: pathlib.Path) -> str:
       )
     return columns.index(column)
 
-  curves = _pictures(results.get('curves') or {})
+  curves = _pictures(_curves(name, results, root))
   for field in fields:
     if ' == ' in field:
       column, _, value = field.partition(' == ')

@@ -1,61 +1,35 @@
-"""What a coupled step costs beside the same by hand, and in more sequences.
+"""Steps of coupled sequences: small problems, where what is around them shows.
 
-    python -m experiments.benchmarks.coupled
+On quadratics of samples, 100 + 100 numbers and a batch of 64, with dense
+Hessians or of rank one; random, as cost does not depend on the values.
 
-Expected: SOBA and SABA 1.001 times the operations by hand; the time grows with
-the power 0.8 of the number of sequences. Time: a minute on 2 cores.
-
-Two questions, on quadratics of samples of rank one (100 + 100 numbers, a batch
-of 64; random, as cost does not depend on the values):
-
-1. Does the library cost more than plain jax? SOBA, SABA, F2SA and stocBiO, each
-   against the same step by hand. Bound: 1.02 times the operations.
-2. How does a step grow with the number of sequences? From 2 to 32, the fitted
-   exponent of the time. Bound: 1.1.
-
-Operations are the compiler's counts, the body of a loop once in both programs.
-Times are medians of paired ratios with their range, see `measure`.
+- A scan of steps against benchmark_bilevel's own solvers, which draw batches
+  and schedules within it as ours do here.
+- SOBA, SABA, F2SA and stocBiO against the same step by hand: operations, and
+  time in a scan. And a scan against as many calls of the step.
+- A call from Python of one compiled `solver.update`, on variables of two
+  numbers each, against `optax.sgd` on their gradients: no less than one
+  argument and result for each of the leaves of a state is to hand over.
+- Compiling MoCo on two losses with Adam, against one loss with Adam.
+- Growth with the number of sequences, and of clients.
 """
 
-import dataclasses
-import time
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import bilevel_jax as bj
-from experiments import harness
-from experiments.benchmarks import measure
+from experiments.benchmarks import environment, measure
+from experiments.benchmarks.peers import problems
 
-FLOPS_BOUND, GROWTH_BOUND = 1.02, 1.1
+BOUND_FLOPS, BOUND_GROWTH = 1.02, 1.1
+BOUND_PEER = {'dense': 0.9, 'factorised': 1.0}
+BOUND_SCAN, BOUND_CALL, BOUND_COMPILE = 1.0, 1.5, 2.0
 RATE, INNER, TERMS, SERIES, PENALTY = 0.1, 10, 10, 0.3, 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a run.
-
-  Attributes:
-    methods: what is compared with the same by hand.
-    size: dimension of each variable.
-    batch_size: samples in a batch, 16 batches.
-    rounds: pairs of timings of each comparison.
-    inner: numbers of inner sequences.
-    width: numbers in each of these sequences.
-  """
-
-  methods: tuple[str, ...] = ('soba', 'saba', 'f2sa', 'stocbio')
-  size: int = 100
-  batch_size: int = 64
-  rounds: int = 5
-  inner: tuple[int, ...] = (2, 4, 8, 16, 32)
-  width: int = 300
-
-
-PRESETS = {'paper': Settings()}
 
 
 class Case(NamedTuple):
@@ -72,25 +46,14 @@ class Case(NamedTuple):
   start: bj.BilevelParams
 
 
-def make_case(size: int, batch_size: int, *, batches: int = 16) -> Case:
-  """Random factors of Hessians and cross terms, and linear terms."""
-  shape = (2, 6, batches, batch_size, size)
-  factors = jax.random.normal(jax.random.key(0), shape) / size**0.5
-
-  def loss_of(form, which):
-    def loss(x, y, batch):
-      a, b, left, right, p, q = form[:, batch[which]]
-      cross = (left @ x) * (right @ y)
-      square = ((a @ x) ** 2 + (b @ y) ** 2) / 2
-      return jnp.mean(square + cross + p @ x + q @ y)
-
-    return loss
-
-  x, y = jax.random.normal(jax.random.key(1), (2, size))
+def make_case(size: int, batch_size: int, form: str = 'factorised') -> Case:
+  """Quadratics in batches; see `problems.quadratics`."""
+  upper, lower, start = problems.quadratics(form, size, batch_size)
   problem = bj.BilevelProblem(
-    loss_of(factors[0], 'upper'), loss_of(factors[1], 'lower')
+    lambda x, y, batch: upper(x, y, batch['upper']),
+    lambda x, y, batch: lower(x, y, batch['lower']),
   )
-  return Case(problem, batches, bj.BilevelParams(x, y))
+  return Case(problem, problems.BATCHES, bj.BilevelParams(*start))
 
 
 def solver_of(method: str, made: Case) -> Any:
@@ -106,9 +69,11 @@ def solver_of(method: str, made: Case) -> Any:
     return bj.saba(made.problem, parts=made.batches, index=part, **sgd)
   if method == 'f2sa':
     return bj.f2sa(made.problem, penalty=PENALTY, **looped)
-  return bj.solvers.stocbio(
-    made.problem, terms=TERMS, step_size=SERIES, **looped
-  )
+  series = {'terms': TERMS, 'step_size': SERIES}
+  if method == 'sustain':
+    decay = lambda count: 0.5 / (count + 1) ** (2 / 3)
+    return bj.solvers.sustain(made.problem, decay=decay, key=0, **series, **sgd)
+  return bj.solvers.stocbio(made.problem, **series, **looped)
 
 
 def by_hand(method: str, made: Case) -> tuple[Any, Any]:
@@ -215,87 +180,218 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
   }[method]
 
 
-def step_of(solver: Any) -> Any:
-  """A step of a carry of params and state."""
+def scanned(step: Any, steps: int) -> Any:
+  """So many steps as one."""
 
-  def step(carry, batch):
-    params, state = carry
-    updates, state = solver.update(batch, state, params)
-    return bj.apply_updates(params, updates), state
+  def many(carry, batch):
+    body = lambda carry, _: (step(carry, batch), None)
+    return jax.lax.scan(body, carry, length=steps)[0]
 
-  return step
+  return many
 
 
-def compare(method: str, settings: Settings) -> tuple[float, measure.Ratio]:
-  """Ratios of operations and of times, library over hand."""
-  made = make_case(settings.size, settings.batch_size)
+def epochs(made: Case, solver: Any, steps: int) -> measure.Program:
+  """So many steps as one, on batches in a new random order in each epoch."""
+  step = measure.solver_step(solver)
+
+  def many(carry, _):
+    inner, key = carry
+    key, *drawn = jax.random.split(key, 3)
+    order = lambda key: jax.vmap(
+      lambda k: jax.random.permutation(k, made.batches)
+    )(jax.random.split(key, -(-steps // made.batches))).ravel()[:steps]
+    batches = dict(zip(('upper', 'lower'), map(order, drawn)))
+    body = lambda carry, batch: (step(carry, batch), None)
+    return jax.lax.scan(body, inner, batches)[0], key
+
+  first = (made.start, solver.init(made.start))
+  return measure.Program(many, (first, jax.random.key(0)))
+
+
+def _peer(method, form, size, batch_size, steps, context):
+  """A scan of our steps beside one of benchmark_bilevel."""
+  context.peers.require('jax')
+  folder = str(environment.repository('benchmark_bilevel'))
+  made = make_case(size, batch_size, form)
+  ours = epochs(made, solver_of(method, made), steps)
+  given = {'folder': folder, 'solver': method, 'form': form, 'size': size}
+  given |= {'batch_size': batch_size, 'steps': steps}
+  with context.peers.process(
+    'jax_steps', 'bilevel_benchmark', **given
+  ) as theirs:
+    return measure.compare(ours, theirs.run, context)
+
+
+def hand_pair(
+  method: str, made: Case, steps: int = 1
+) -> tuple[measure.Program, measure.Program]:
+  """Programs of the library's step and of the same by hand, or of scans."""
   batch = {'upper': jnp.int32(0), 'lower': jnp.int32(1)}
-  solver, params = solver_of(method, made), made.start
-  ours = measure.Program(step_of(solver), (params, solver.init(params)), batch)
-  theirs = measure.Program(*by_hand(method, made), batch)
-  ratio = measure.time_ratio(ours.run, theirs.run, rounds=settings.rounds)
-  return ours.flops / theirs.flops, ratio
-
-
-def growth(settings: Settings) -> tuple[float, list[float]]:
-  """Exponent of the time of a step in the number of sequences, and times."""
-  mix = jax.random.normal(jax.random.key(0), (settings.width,) * 2) / 100
-  seconds = []
-  for inner in settings.inner:
-    names = [f'y{n}' for n in range(inner)]
-    follow = lambda n: lambda z, batch: mix @ z[n - 1] + batch - z[n]
-    moves = {name: follow(n) for n, name in enumerate(names)}
-    solver = bj.stsa(moves, steps=0.1)
-    params = bj.sequences(
-      **{name: jnp.full(settings.width, 0.1) for name in names}
-    )
-    program = measure.Program(
-      step_of(solver), (params, solver.init(params)), jnp.zeros(settings.width)
-    )
-    base = program  # Only its own time is wanted.
-    timed = measure.time_ratio(program.run, base.run, rounds=settings.rounds)
-    seconds.append(timed.seconds)
-  at, y = np.log(settings.inner), np.log(seconds)
-  return float(np.polyfit(at, y, 1)[0]), seconds
-
-
-def main(options: harness.Options) -> None:
-  """Runs the comparisons, prints them and writes them down."""
-  start = time.perf_counter()
-  settings = options.settings
-  metrics: dict[str, float] = {}
-  rows = []
-  for method in settings.methods:
-    flops, ratio = compare(method, settings)
-    metrics[f'{method}/flops'] = flops
-    metrics[f'{method}/wall'] = ratio.wall
-    holds = 'holds' if flops <= FLOPS_BOUND else 'EXCEEDED'
-    rows.append(
-      {
-        'compared': f'{method} / by hand',
-        'FLOPs': f'{flops:.4f}',
-        'wall (range)': str(ratio),
-        'us': f'{1e6 * ratio.seconds:.0f} / {1e6 * ratio.base_seconds:.0f}',
-        'bound': f'FLOPs <= {FLOPS_BOUND}: {holds}',
-      }
-    )
-  exponent, seconds = growth(settings)
-  metrics['sequences/exponent'] = exponent
-  holds = 'holds' if exponent <= GROWTH_BOUND else 'EXCEEDED'
-  rows.append(
-    {
-      'compared': f'sequences {settings.inner}',
-      'FLOPs': '-',
-      'wall (range)': f'exponent {exponent:.2f}',
-      'us': ', '.join(f'{1e6 * s:.0f}' for s in seconds),
-      'bound': f'exponent <= {GROWTH_BOUND}: {holds}',
-    }
-  )
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options, metrics=metrics, seconds=time.perf_counter() - start
+  solver = solver_of(method, made)
+  ours = (made.start, solver.init(made.start))
+  hand, theirs = by_hand(method, made)
+  many = lambda step: step if steps == 1 else scanned(step, steps)
+  return (
+    measure.Program(many(measure.solver_step(solver)), ours, batch),
+    measure.Program(many(hand), theirs, batch),
   )
 
 
-if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='coupled')
+def _by_hand(method, size, batch_size, context):
+  made = make_case(size, batch_size)
+  return measure.compare(*hand_pair(method, made), context)
+
+
+def _scan(method, size, batch_size, steps, context):
+  """A scan of the library's steps against one of steps by hand."""
+  pair = hand_pair(method, make_case(size, batch_size), steps)
+  numbers = measure.compare(*pair, context)
+  numbers.pop('flops')  # The body of a loop is counted once.
+  return numbers
+
+
+def _loop(method, size, batch_size, steps, context):
+  """A scan of steps against as many calls of the step by hand."""
+  made = make_case(size, batch_size)
+  many, (_, one) = hand_pair(method, made, steps)[0], hand_pair(method, made)
+  return measure.compare(
+    many.run, lambda count: one.run(steps * count), context
+  )
+
+
+def _in_python(update: Any, given: Any, state: Any, params: Any) -> measure.Run:
+  """Calls a compiled update so many times, and waits."""
+  step = jax.jit(update)
+
+  def run(calls):
+    held = state
+    for _ in range(calls):
+      updates, held = step(given, held, params)
+    jax.block_until_ready((updates, held))
+
+  return run
+
+
+def _call(method, context):
+  """A call of a solver against one of `optax.sgd`."""
+  square = lambda x, y, batch: jnp.sum((x - y) ** 2) + jnp.sum(y**2)
+  params = bj.BilevelParams(jnp.ones(2), jnp.zeros(2))
+  case = Case(bj.BilevelProblem(square, square), 1, params)
+  solver, sgd = solver_of(method, case), optax.sgd(RATE)
+  batch = {'lower': jnp.int32(0)} if method == 'saba' else None
+  return measure.compare(
+    _in_python(solver.update, batch, solver.init(params), params),
+    _in_python(sgd.update, params, sgd.init(params), params),
+    context,
+  )
+
+
+def _compiling(context):
+  """Compiling a step with MoCo, against that of a step of one loss."""
+  params = {'w': jnp.ones((8, 4)), 'b': jnp.zeros(4)}
+  batch = jnp.ones((16, 8))
+
+  def losses(p, batch):
+    out = jnp.tanh(batch @ p['w'] + p['b'])
+    return jnp.stack([jnp.mean((out - 1) ** 2), jnp.mean((out + 1) ** 2)])
+
+  adam = optax.adam(1e-3)
+  moco = bj.aggregators.moco(2, tracking=0.1, weight_step=0.1)
+  one_loss = lambda p, batch: jnp.sum(losses(p, batch))
+
+  def compiles(*links):
+    solver = optax.chain(*links, adam)
+    state = solver.init(params)
+
+    def run(times):
+      for _ in range(times):
+        jax.clear_caches()
+        jax.jit(solver.update).lower(batch, state, params).compile()
+
+    return run
+
+  return measure.compare(
+    compiles(bj.multi_objective(losses, 2), moco),
+    compiles(bj.gradient(one_loss)),
+    context,
+    steps=1,
+  )
+
+
+def _sequences(inner, width):
+  mix = jax.random.normal(jax.random.key(0), (width, width)) / 100
+  names = [f'y{n}' for n in range(inner)]
+  follow = lambda n: lambda z, batch: mix @ z[n - 1] + batch - z[n]
+  moves = {name: follow(n) for n, name in enumerate(names)}
+  solver = bj.stsa(moves, steps=0.1)
+  params = bj.sequences(**{name: jnp.full(width, 0.1) for name in names})
+  return measure.solver_program(solver, params, jnp.zeros(width))
+
+
+def _clients(count, size):
+  """Hypergradient steps of so many clients that agree on both variables."""
+  targets = jax.random.normal(jax.random.key(0), (2, count, size))
+  one = lambda z, target: jnp.sum((z - target) ** 2 + jnp.cos(z)) / 2
+  problem = bj.BilevelProblem(
+    lambda x, y, batch: jnp.mean(jax.vmap(one)(y, batch[0])),
+    lambda x, y, batch: jnp.mean(jax.vmap(one)(y, x + batch[1])),
+  )
+  agree = bj.projections.consensus_set()
+  record = bj.Sequence(optax.sgd(RATE), set=agree)
+  solver = bj.aipod(problem, upper=record, lower=record)
+  zeros = jnp.zeros((count, size))
+  params = bj.BilevelParams(zeros, zeros)
+  return measure.solver_program(solver, params, targets)
+
+
+def _growth(make, sizes, width, context):
+  return measure.growth(lambda n: make(n, width), sizes, 4 * context.rounds)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  small = preset == 'smoke'
+  size, batch_size, steps = (10, 4, 10) if small else (100, 64, 1_000)
+  partial, found = functools.partial, []
+  of = f'{size} + {size} numbers, batch of {batch_size}'
+
+  def add(name, compared, make, *given, **bounds):
+    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+
+  for form, bound in BOUND_PEER.items():
+    for method in ('soba', 'saba', 'sustain', 'stocbio'):
+      scan = steps if form == 'factorised' or small else 128
+      add(
+        f'coupled/benchmark_bilevel/{form}/{method}',
+        f'{method}, {form}, {of} / benchmark_bilevel',
+        *(_peer, method, form, size, batch_size, scan),
+        wall=bound,
+      )
+  for method in ('soba', 'saba', 'f2sa', 'stocbio'):
+    name, compared = f'coupled/by_hand/{method}', f'{method} / by hand'
+    of_hand = (_by_hand, method, size, batch_size)
+    add(name, compared, *of_hand, flops=BOUND_FLOPS)
+  for method in ('v_pbgd', 'soba', 'saba', 'stocbio'):
+    given = method, size, batch_size, steps
+    what = f'{method}, {steps:,} steps in a scan'
+    add(f'scan/{method}', f'{what} / by hand', _scan, *given, cpu=BOUND_SCAN)
+    what = f'{what} / as many calls by hand'
+    add(f'loop/{method}', what, _loop, *given, cpu=BOUND_SCAN)
+  for method in ('v_pbgd', 'soba', 'saba', 'stocbio'):
+    bounds = {'wall': BOUND_CALL} if method == 'v_pbgd' else {}
+    what = f'a call of {method} / of optax.sgd'
+    add(f'call/{method}', what, _call, method, **bounds)
+  what = 'compiling moco with Adam / one loss with Adam'
+  add('compile/moco', what, _compiling, wall=BOUND_COMPILE)
+  for name, make, counts, width in (
+    ('sequences', _sequences, (2, 4, 8, 16, 32), 300),
+    ('clients', _clients, (4, 16, 64, 256), 1_000),
+  ):
+    counts = counts[:2] if small else counts
+    add(
+      f'growth/{name}',
+      f'{name}, {counts[0]} to {counts[-1]}',
+      *(_growth, make, counts, width),
+      time_exponent=BOUND_GROWTH,
+    )
+  return found

@@ -1,33 +1,26 @@
-"""What a step on one of two objectives costs, on a language model.
+"""Steps of fine-tuning language models, beside peft and beside one objective.
 
-    python -m experiments.benchmarks.lm --preset=quick
+Demonstrations (SFT) and preferences (DPO; as many pairs, so twice the rows)
+train low-rank adapters of SmolLM2-135M's sizes by one Adam. Weights and tokens
+are random: cost does not depend on them.
 
-Expected: ALRIGHT as dear as what it chose, with the operations and the memory
-of the dearer objective. Time: some minutes on 2 cores.
-
-Fine-tuning (rows with an answer) and preference (as many pairs, so twice the
-rows) train adapters of SmolLM2-135M-Instruct, or all weights, by one Adam. A
-selecting step (ALRIGHT, MAXRIGHT) is timed against single-objective steps in
-the numbers in which it chose them, in turn, in one process:
-
-1. ALRIGHT. Bound: 1.05.
-2. MAXRIGHT that refreshes its memo once, before all that is timed, and by its
-   own steps; and every 10 steps by the losses of both. Bounds: 1.05, 1.12.
-3. The compiler's operations and temporary memory of ALRIGHT's step against the
-   dearer objective's. Bounds: 1 %, 1.05. It counts a scanned layer once, in
-   both, and the dearest branch.
-4. Without a bound: the weighted sum of both (Mix) against ALRIGHT, and how much
-   of a plain product's speed, timed in turn with it, a step on demonstrations
-   reaches.
-
-Times are medians of paired ratios with their range; compare CPU ratios where
-the range is wide. Tokens are random: cost does not depend on them.
+- Both against PyTorch with transformers and peft, the head on the positions of
+  the answers only and the reference's log-probabilities known, on both sides.
+  Memory is the peak of a process of each.
+- A selecting step (ALRIGHT, MAXRIGHT) against single-objective steps in the
+  numbers in which it chose them. MAXRIGHT refreshes its memo once, before all
+  that is timed, and by its own steps; and every 10 steps by the losses of both.
+  The compiler's operations and temporary memory of ALRIGHT's step against the
+  dearer objective's; it counts a scanned layer once, in both, and the dearest
+  branch. The weighted sum of both (Mix) against ALRIGHT.
+- A step on demonstrations against a plain product with as many operations.
+- A step of SEAL (half of the rows to rank, half safe) against fine-tuning on
+  all of these rows; and a selector's update among many rows against few.
 """
 
-import dataclasses
-import time
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,84 +28,72 @@ import numpy as np
 import optax
 
 import bilevel_jax as bj
-from experiments import harness
-from experiments.benchmarks import measure
+from experiments.benchmarks import environment, measure
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, log_probs, lora, precision, weights
+from experiments.lm import decoder, log_probs, lora, tuning
 
 NAMES = ('sft', 'dpo')
+BOUND_PEER, BOUND_PEER_MEMORY = 0.95, 1.1
 BOUNDS = {'alright': 1.05, 'maxright': 1.05, 'maxright_refreshed': 1.12}
-BOUND_FLOPS, BOUND_MEMORY = 0.01, 1.05
-RATE = 1e-3
-TINY = config_lib.tiny(width=64, vocabulary=256)
+BOUND_FLOPS, BOUND_MEMORY = 1.01, 1.05
+BOUND_SEAL, BOUND_SEAL_MEMORY, BOUND_SCORES = 1.15, 1.2, 1.5
+RATE, REFRESH, STEPS = 1e-3, 10, 10
+# Those of SmolLM2-135M, by the names of transformers.
+SMOLLM2 = {
+  'hidden_size': 576,
+  'intermediate_size': 1536,
+  'num_attention_heads': 9,
+  'num_key_value_heads': 3,
+  'vocab_size': 49_152,
+}
+TINY = {
+  'hidden_size': 64,
+  'intermediate_size': 128,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'vocab_size': 256,
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings(precision.Precision):
-  """Settings of a run.
+class Sizes(NamedTuple):
+  """Sizes of a step.
 
   Attributes:
-    weights: 'smollm2', or 'random' for a tiny model.
-    layers: only the first so many.
+    layers: of the model.
     rows: demonstrations, and pairs, in a batch.
     length: tokens of a row.
     answer: tokens of its answer, at the end; the head sees only them.
-    rank: of adapters of q and v; 0 trains all weights.
-    share: how often ALRIGHT takes the comparisons.
-    refresh: steps from one refresh of MAXRIGHT to the next.
-    steps: in one timing; a multiple of `refresh`.
-    rounds: pairs of timings of each comparison.
-    product: rows of the square matrices of the plain product.
+    rank: of adapters of q and v.
+    model: the other sizes of the model, by the names of transformers.
   """
 
-  weights: str = 'smollm2'
   layers: int = 2
   rows: int = 4
   length: int = 128
   answer: int = 32
-  rank: Annotated[int, harness.Allowed(0)] = 16
-  share: Annotated[float, harness.Allowed(0, 1)] = 0.5
-  refresh: int = 10
-  steps: int = 10
-  rounds: int = 3
-  product: int = 1024
+  rank: int = 16
+  model: Any = SMOLLM2
 
-
-PRESETS = {
-  'quick': Settings(),
-  'paper': Settings(layers=30, rounds=9),
-  'smoke': Settings(
-    weights='random',
-    layers=2,
-    length=32,
-    answer=16,
-    rank=2,
-    rounds=2,
-    product=128,
-  ),
-}
-
-
-def check(settings: Settings) -> None:
-  """What depends on several settings.
-
-  Raises:
-    SettingsError: names what is wrong.
-  """
-  if settings.weights not in ('smollm2', 'random'):
-    raise harness.SettingsError(
-      f"--weights={settings.weights}: weights are 'smollm2' or 'random'."
+  @property
+  def config(self) -> config_lib.Config:
+    """The model."""
+    heads = self.model['num_attention_heads']
+    return config_lib.Config(
+      family='llama',
+      layers=self.layers,
+      width=self.model['hidden_size'],
+      hidden=self.model['intermediate_size'],
+      heads=heads,
+      kv_heads=self.model['num_key_value_heads'],
+      head_width=self.model['hidden_size'] // heads,
+      vocabulary=self.model['vocab_size'],
+      rope_base=1e4,
+      norm_epsilon=1e-5,
+      tied=True,
     )
-  if settings.answer >= settings.length:
-    raise harness.SettingsError(
-      f'--answer={settings.answer}: an answer is shorter than its row of '
-      f'{settings.length} tokens.'
-    )
-  if settings.steps % settings.refresh:
-    raise harness.SettingsError(
-      f'--steps={settings.steps}: a multiple of the {settings.refresh} steps '
-      'of --refresh, so that each timing has as many of them.'
-    )
+
+
+SMALL = Sizes(length=32, answer=16, rank=2, model=TINY)
 
 
 class Case(NamedTuple):
@@ -131,47 +112,32 @@ class Case(NamedTuple):
   losses: dict[str, Callable[[Any, Any], jax.Array]]
 
 
-def make_case(settings: Settings) -> Case:
-  """Loads the model, and draws rows."""
-  if settings.weights == 'random':
-    dtype = settings.stored_dtype or jnp.float32
-    config, whole = TINY, decoder.init(TINY, 0, dtype)
-  else:
-    model = weights.load(weights.smollm2(), settings.stored_dtype)
-    config, whole = model.config, model.params
-  layers = min(settings.layers, config.layers)
-  config = dataclasses.replace(config, layers=layers)
-  whole = {
-    **whole,
-    'layers': {n: w[:layers] for n, w in whole['layers'].items()},
-  }
-  trained, frozen = optax.tree.cast(whole, jnp.float32), ()
-  if settings.rank:
-    frozen = whole
-    trained = lora.init(whole, jax.random.key(0), rank=settings.rank)
-
-  shape = (3 * settings.rows, settings.length)
+def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
+  """Draws weights, and rows for some of the objectives."""
+  config = sizes.config
+  frozen = decoder.init(config, 0)
+  trained = lora.init(frozen, jax.random.key(0), rank=sizes.rank)
+  shape = (3 * sizes.rows, sizes.length)
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, config.vocabulary, size=shape).astype(np.int32)
   mask = np.zeros(shape, np.int32)
-  mask[:, -settings.answer :] = 1
-  first = slice(None, settings.rows)
-  pairs = slice(settings.rows, None)  # Chosen ones, then rejected ones.
+  mask[:, -sizes.answer :] = 1
+  first = slice(None, sizes.rows)
+  pairs = slice(sizes.rows, None)  # Chosen ones, then rejected ones.
   rows = {
     'sft': {'tokens': tokens[first], 'mask': mask[first]},
     'dpo': {'tokens': tokens[pairs], 'mask': mask[pairs]},
   }
 
   def of(params, batch):
-    own = lora.attach(batch['frozen'], params) if settings.rank else params
+    own = lora.attach(batch['frozen'], params)
     rows = batch['rows']
     return log_probs.of_model(
       config,
       own,
       rows['tokens'],
       rows['mask'],
-      longest=settings.answer,
-      dtype=settings.compute_dtype,
+      longest=sizes.answer,
     )
 
   def sft(params, batch):
@@ -182,10 +148,12 @@ def make_case(settings: Settings) -> Case:
     both = jnp.split(of(params, batch).total, 2)
     return bj.losses.dpo(*both, *batch['rows']['reference'])
 
-  fixed = jax.jit(lambda p, b: jnp.split(of(p, b).total, 2))(
-    trained, {'frozen': frozen, 'rows': rows['dpo']}
-  )
-  rows['dpo']['reference'] = np.stack(jax.device_get(fixed))
+  rows = {name: rows[name] for name in names}
+  if 'dpo' in names:
+    fixed = jax.jit(lambda p, b: jnp.split(of(p, b).total, 2))(
+      trained, {'frozen': frozen, 'rows': rows['dpo']}
+    )
+    rows['dpo']['reference'] = np.stack(jax.device_get(fixed))
   batch = {'frozen': frozen, 'rows': jax.tree.map(jnp.asarray, rows)}
   return Case(config, trained, batch, {'sft': sft, 'dpo': dpo})
 
@@ -194,27 +162,22 @@ def program(case: Case, oracle: Any) -> measure.Program:
   """A step of an oracle with Adam; its batch has the rows of both."""
   solver = optax.chain(oracle, optax.adam(RATE, b1=0.9, b2=0.95))
 
-  def step(carry, batch):
-    params, state = carry
-    updates, state = solver.update(batch, state, params)
-    return optax.apply_updates(params, updates), state
-
   batch = {
     name: {'frozen': case.batch['frozen'], 'rows': rows}
     for name, rows in case.batch['rows'].items()
   }
-  return measure.Program(step, (case.params, solver.init(case.params)), batch)
+  return measure.solver_program(solver, case.params, batch)
 
 
-def programs(case: Case, settings: Settings) -> dict[str, measure.Program]:
-  """All steps, by name."""
-  alone = {
-    name: bj.gradient(
-      lambda params, batch, name=name, loss=loss: loss(params, batch[name]),
-      name=name,
-    )
-    for name, loss in case.losses.items()
-  }
+def objective(case: Case, name: str) -> Any:
+  """The gradient of one objective."""
+  loss = case.losses[name]
+  return bj.gradient(lambda params, batch: loss(params, batch[name]), name=name)
+
+
+def oracles(case: Case) -> dict[str, Any]:
+  """What each step descends along, by name."""
+  alone = {name: objective(case, name) for name in NAMES}
   losses = [case.losses[name] for name in NAMES]
   start = lambda params, batch: [
     case.losses[name](
@@ -225,22 +188,21 @@ def programs(case: Case, settings: Settings) -> dict[str, measure.Program]:
   first = jax.jit(start)(case.params, case.batch)
   # Equally far from both at the start: then it takes both.
   optima = [float(loss) - 0.5 for loss in first]
-  shares = [1 - settings.share, settings.share]
+  shares = [0.5, 0.5]
   maxright = lambda every: bj.solvers.maxright(
-    losses, NAMES, weights=[0.5, 0.5], optima=optima, refresh_every=every
+    losses, NAMES, weights=shares, optima=optima, refresh_every=every
   )
-  oracles = {
+  return {
     **alone,
     'alright': bj.solvers.alright(
       losses, NAMES, weights=shares, key=0, even=True
     ),
     'maxright': maxright(None),
-    'maxright_refreshed': maxright(settings.refresh),
+    'maxright_refreshed': maxright(REFRESH),
     'mix': bj.evaluation.mixed(
       {n: bj.gradient(f, name=n) for n, f in case.losses.items()}, shares
     ),
   }
-  return {name: program(case, oracle) for name, oracle in oracles.items()}
 
 
 class Chosen:
@@ -272,115 +234,208 @@ class Chosen:
     self.rounds.append(self._last)
 
 
-def model_flops(config: config_lib.Config, settings: Settings) -> float:
+def model_flops(sizes: Sizes) -> float:
   """Operations of a step on demonstrations that its products need."""
-  tokens = settings.rows * settings.length
+  config = sizes.config
+  tokens = sizes.rows * sizes.length
   head = 2 * config.width * config.vocabulary
   body = config.flops_a_token - head
-  attention = 4 * settings.length * config.heads * config.head_width
+  attention = 4 * sizes.length * config.heads * config.head_width
   attention *= config.layers
-  # Backward once more for the inputs, and once for weights that are trained.
-  times = 2 if settings.rank else 3
-  return float(
-    times * (tokens * body + settings.rows * settings.answer * head)
-    + 3 * tokens * attention
+  # Backward once more for the inputs; the weights are frozen.
+  products = tokens * body + sizes.rows * sizes.answer * head
+  return float(2 * products + 3 * tokens * attention)
+
+
+def serve(name: str, sizes: Sequence[Any]) -> measure.Run:
+  """A step in a process of its own, see `environment.own_process`."""
+  case = make_case(Sizes(*sizes), (name,))
+  return program(case, objective(case, name)).run
+
+
+def _peft(name, sizes, context):
+  """A step beside PyTorch's, each in a process of its own."""
+  context.peers.require('torch', 'transformers', 'peft')
+  given = {'rows': sizes.rows, 'length': sizes.length, 'answer': sizes.answer}
+  given |= {
+    'rank': sizes.rank,
+    'sizes': sizes.model
+    | {'num_hidden_layers': sizes.layers, 'tie_word_embeddings': True},
+  }
+  own = {'name': name, 'sizes': list(sizes)}
+  with (
+    environment.own_process(__name__, 'serve', **own) as ours,
+    context.peers.process('torch_steps', name, **given) as theirs,
+  ):
+    numbers = measure.compare(ours.run, theirs.run, context)
+    return numbers | {'memory': ours.memory() / theirs.memory()}
+
+
+def _selecting(name, sizes, context):
+  """A selecting step against single-objective steps."""
+  case = make_case(sizes)
+  every = oracles(case)
+  made = {n: program(case, every[n]) for n in (*NAMES, name)}
+  chosen = Chosen(made[name], {n: made[n] for n in NAMES})
+  numbers = measure.compare(chosen.select, chosen.same, context, steps=STEPS)
+  dearer = lambda what: max(getattr(made[n], what) for n in NAMES)
+  taken = chosen.rounds[1:]  # Before them, a step to get warm.
+  return numbers | {
+    'flops': made[name].flops / dearer('flops'),
+    'temporary': made[name].temporary / dearer('temporary'),
+    'share': sum(one['dpo'] for one in taken) / (len(taken) * STEPS),
+  }
+
+
+def _mix(sizes, context):
+  case = make_case(sizes)
+  every = oracles(case)
+  pair = (program(case, every[name]) for name in ('mix', 'alright'))
+  return measure.compare(*pair, context, steps=STEPS)
+
+
+def _product(sizes, size, context):
+  """Time beyond that of a plain product with as many operations."""
+  case = make_case(sizes, ('sft',))
+  ours = program(case, objective(case, 'sft'))
+  return measure.beside_product(ours, model_flops(sizes), size, context)
+
+
+def seal_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
+  """A step of fine-tuning and of both forms of SEAL, on the same rows."""
+  how = tuning.Tuning(sizes.config, rank=sizes.rank)
+  weights = decoder.init(sizes.config, 0)
+  shape = sizes.rows, sizes.length
+  vocabulary = sizes.config.vocabulary
+  tokens = np.random.default_rng(0).integers(vocabulary, size=shape)
+  mask = np.tile(
+    np.arange(sizes.length) >= sizes.length - sizes.answer, (shape[0], 1)
   )
+  every = {
+    'tokens': jnp.asarray(tokens, jnp.int32),
+    'mask': jnp.asarray(mask, jnp.int32),
+  }
+  half = sizes.rows // 2
 
+  def losses(trained, rows, frozen):
+    return -how.answers(trained, frozen, rows, longest=sizes.answer).mean
 
-def product(settings: Settings) -> measure.Program:
-  """A plain product of square matrices, whose numbers stay of one size."""
-  size = settings.product
-  matrix = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
-  return measure.Program(lambda carry, batch: carry @ batch, matrix, matrix)
+  parts = [
+    {n: leaf[at] for n, leaf in every.items()}
+    for at in (slice(None, half), slice(half, None))
+  ]
+  batch = {
+    'rows': parts[0],
+    'safe': parts[1],
+    'all': every,
+    'index': jnp.arange(half),
+    'frozen': weights,
+  }
+  plain = lambda y, b: jnp.mean(losses(y, b['all'], b['frozen']))
 
-
-def compiled_costs(made: dict[str, measure.Program]) -> dict[str, float]:
-  """What the compiler counts, printed, and by name and objective."""
-  metrics: dict[str, float] = {}
-  for name, one in made.items():
-    metrics[f'{name}/flops'] = one.flops
-    metrics[f'{name}/temporary_bytes'] = one.temporary
-  for what in ('flops', 'temporary_bytes'):
-    dearer = max(metrics[f'{name}/{what}'] for name in NAMES)
-    for name in (*BOUNDS, 'mix'):
-      metrics[f'{name}/{what}_ratio'] = metrics[f'{name}/{what}'] / dearer
-  flops = metrics['alright/flops_ratio']
-  memory = metrics['alright/temporary_bytes_ratio']
-  verdict = lambda holds: 'holds' if holds else 'EXCEEDED'
-  print(
-    f'ALRIGHT / dearer objective: operations {flops:.4f} (within '
-    f'{BOUND_FLOPS:.0%}: {verdict(abs(flops - 1) <= BOUND_FLOPS)}), temporary '
-    f'memory {memory:.3f} (<= {BOUND_MEMORY}: '
-    f'{verdict(memory <= BOUND_MEMORY)}); Mix: operations '
-    f'{metrics["mix/flops_ratio"]:.2f}, memory '
-    f'{metrics["mix/temporary_bytes_ratio"]:.2f}.',
-    flush=True,
-  )
-  return metrics
-
-
-def main(options: harness.Options) -> dict[str, float]:
-  """Measures, prints and writes down."""
-  start = time.perf_counter()
-  settings = options.settings
-  case = make_case(settings)
-  made = programs(case, settings)
-  alone = {name: made[name] for name in NAMES}
-  metrics = compiled_costs(made)
-  rows: list[dict[str, Any]] = []
-
-  def add(name, compared, ratio, bound=None, note=''):
-    metrics[f'{name}/wall'], metrics[f'{name}/cpu'] = ratio.wall, ratio.cpu
-    metrics[f'{name}/seconds'] = ratio.seconds
-    told = ''
-    if bound is not None:
-      told = f'CPU <= {bound}: {"holds" if ratio.cpu <= bound else "EXCEEDED"}'
-    rows.append(
-      {
-        'compared': compared,
-        'CPU': f'{ratio.cpu:.3f}',
-        'wall (range)': str(ratio),
-        'ms a step': f'{1e3 * ratio.seconds:.0f}',
-        'bound': told,
-        'note': note,
-      }
+  def seal(full):
+    return bj.solvers.seal(
+      lambda y, b: jnp.mean(losses(y, b['safe'], b['frozen'])),
+      lambda y, b: losses(y, b['rows'], b['frozen']),
+      rows=few,
+      index=lambda b: b['index'],
+      penalty=1.0,
+      selector=optax.sgd(0.1),
+      lower=optax.adam(RATE),
+      value=optax.adam(RATE) if full else None,
     )
-    print(f'{compared}: CPU {ratio.cpu:.3f}', flush=True)
 
-  timed = {'rounds': settings.rounds, 'steps': settings.steps}
-  shown = {
+  start = how.init(weights, jax.random.key(0))
+  made = {
+    'sft': optax.chain(bj.gradient(plain), optax.adam(RATE)),
+    'seal': seal(False),
+    'seal_full': seal(True),
+  }
+  return {n: measure.solver_program(s, start, batch) for n, s in made.items()}
+
+
+def selector(rows: int, size: int, *, dense: bool) -> measure.Program:
+  """A step of scores alone: the model is one number."""
+  if dense:
+    loss = lambda scores, b: jnp.mean(rows * jax.nn.softmax(scores)[b] * 1.5)
+    solver = optax.chain(bj.gradient(loss), optax.adam(RATE))
+    start = jnp.zeros(rows)
+  else:
+    solver = bj.solvers.seal(
+      lambda y, b: y**2,
+      lambda y, b: 1.5 + 0.0 * b + y,
+      rows=rows,
+      index=lambda b: b,
+      penalty=1.0,
+      selector=optax.sgd(RATE),
+      lower=optax.sgd(RATE),
+    )
+    start = jnp.float32(0.0)
+  at = jnp.asarray(np.random.default_rng(0).permutation(rows)[:size])
+  return measure.solver_program(solver, start, at)
+
+
+def _seal(name, sizes, context):
+  made = seal_programs(sizes)
+  return measure.compare(made[name], made['sft'], context)
+
+
+def _scores(counts, dense, context):
+  few, many = (selector(n, 64, dense=dense) for n in counts)
+  return measure.compare(many, few, context)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  small = preset == 'smoke'
+  sizes = {'smoke': SMALL, 'quick': Sizes(layers=6), 'paper': Sizes(layers=30)}[
+    preset
+  ]
+  fewer = sizes if small else sizes._replace(layers=min(sizes.layers, 2))
+  partial, found = functools.partial, []
+  of = f'{sizes.layers} layers, {sizes.rows} rows of {sizes.length} tokens'
+
+  def add(name, compared, make, *given, **bounds):
+    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+
+  for name in NAMES:
+    add(
+      f'lm/peft/{name}',
+      f'{name.upper()}, {of} / PyTorch with peft',
+      *(_peft, name, sizes),
+      wall=BOUND_PEER,
+      memory=BOUND_PEER_MEMORY,
+    )
+  titles = {
     'alright': 'ALRIGHT',
     'maxright': 'MAXRIGHT, without refresh',
-    'maxright_refreshed': f'MAXRIGHT, refreshed every {settings.refresh} steps',
+    'maxright_refreshed': f'MAXRIGHT, refreshed every {REFRESH} steps',
   }
-  for name, title in shown.items():
-    chosen = Chosen(made[name], alone)
-    ratio = measure.time_ratio(chosen.select, chosen.same, **timed)
-    taken = chosen.rounds[1:]  # Before them, a step to get warm.
-    share = sum(one['dpo'] for one in taken) / (len(taken) * settings.steps)
-    metrics[f'{name}/share'] = share
-    note = f'took comparisons in {share:.0%}'
-    add(name, f'{title} / what it chose', ratio, BOUNDS[name], note)
-  ratio = measure.time_ratio(made['mix'].run, made['alright'].run, **timed)
-  add('mix', 'Mix, both objectives a step / ALRIGHT', ratio)
-
-  plain = product(settings)
-  ratio = measure.time_ratio(made['sft'].run, plain.run, **timed)
-  speed = model_flops(case.config, settings) / ratio.seconds
-  peak = plain.flops / ratio.base_seconds
-  metrics['sft/utilisation'] = speed / peak
-  metrics['sft/gflops'], metrics['product/gflops'] = speed / 1e9, peak / 1e9
-  metrics['sft/seconds'] = ratio.seconds
-  harness.write_table(options.workdir, rows)
-  print(
-    f'A step on demonstrations: {speed / 1e9:.1f} GFLOP/s, '
-    f'{metrics["sft/utilisation"]:.0%} of a plain product.'
+  for name, bound in BOUNDS.items():
+    bounds = {'flops': BOUND_FLOPS, 'temporary': BOUND_MEMORY}
+    bounds = {'cpu': bound} | (bounds if name == 'alright' else {})
+    what = f'{titles[name]} / what it chose'
+    add(f'lm/select/{name}', what, _selecting, name, fewer, **bounds)
+  what = 'Mix, both objectives a step / ALRIGHT'
+  add('lm/select/mix', what, _mix, fewer)
+  what = f'SFT, {of} / a product with as many operations'
+  add('lm/product', what, _product, sizes, 128 if small else 1_024)
+  of_seal = (
+    sizes
+    if small
+    else fewer._replace(
+      rows=8, model=TINY | {'hidden_size': 128, 'vocab_size': 2_048}
+    )
   )
-  harness.write_results(
-    options, metrics=metrics, seconds=time.perf_counter() - start
-  )
-  return metrics
-
-
-if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='lm', check=check)
+  for name, bounds in (
+    ('seal', {'wall': BOUND_SEAL, 'memory': BOUND_SEAL_MEMORY}),
+    ('seal_full', {}),
+  ):
+    what = f'{name.replace("_", ", ")} / fine-tuning on the same rows'
+    add(f'seal/step/{name}', what, _seal, name, of_seal, **bounds)
+  counts = (100, 1_000) if small else (1_000, 1_000_000)
+  for name, dense in (('tree', False), ('dense', True)):
+    what = f'scores of {counts[1]:,} rows, {name} / {counts[0]:,} rows'
+    bounds = {} if dense else {'wall': BOUND_SCORES}
+    add(f'growth/rows/{name}', what, _scores, counts, dense, **bounds)
+  return found

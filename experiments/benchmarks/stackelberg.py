@@ -1,112 +1,199 @@
-"""What an exact step of a Stackelberg Markov game costs, beside NumPy.
-
-    python -m experiments.benchmarks.stackelberg
-
-Expected: the bound does not hold: between a half and once NumPy's CPU time, the
-more the busier the memory is. NumPy has one thread: those of BLAS wait for each
-other on products this small, which makes it look bad. Time: some minutes.
+"""Exact steps of Stackelberg Markov games, beside NumPy.
 
 One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
-iteration, the penalty's and the leader's gradients, both players' steps. Ten
-games by `vmap` in one program, against the same formulas in NumPy, one game
-after another; a test compares their numbers. Bound: 0.2 times its time. Then
-the growth with the number of states, at fewer games.
+iteration, the penalty's and the leader's gradients, both players' steps. Games
+by `vmap` in one program, against the same formulas in NumPy, one game after
+another; a test compares their numbers. NumPy has one thread: those of BLAS wait
+for each other on products this small, which makes it look bad.
 """
 
-import dataclasses
-import time
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+import optax
 import threadpoolctl
 
-from experiments import harness
+import bilevel_jax as bj
 from experiments.benchmarks import measure
-from experiments.benchmarks import stackelberg_steps as steps
 
 BOUND = 0.2
 
+DISCOUNT, TEMPERATURE = 0.9, 0.1
+PENALTY, LEADER, FOLLOWER = 10.0, 30.0, 3.0
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a run.
 
-  Attributes:
-    states: of the comparison with NumPy.
-    actions: of each player.
-    seeds: games at once.
-    growth: further numbers of states.
-    growth_seeds: games at once there.
-    rounds: pairs of timings.
+def games_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Random games with a leading axis of seeds."""
+  games = [
+    bj.rl.random_game(s, states=states, actions=actions, discount=DISCOUNT)
+    for s in range(seeds)
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
+
+
+def start_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Logits of both players and of the optimum, no two alike."""
+  draw = np.random.default_rng(0).normal
+  leader, follower = (
+    draw(size=(seeds, states, n)).astype(np.float32) for n in actions
+  )
+  return leader, follower
+
+
+def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
+  """A step of `pbrl` on all games, and its first carry.
+
+  Args:
+    games: as from `games_of`.
+    leader: logits (seeds, states, actions).
+    follower: likewise.
+
+  Returns:
+    `step(carry, games) -> carry`, the carry a pair of params and state.
   """
 
-  states: int = 100
-  actions: int = 5
-  seeds: int = 10
-  growth: tuple[int, ...] = (30, 100, 300, 1_000)
-  growth_seeds: int = 1
-  rounds: int = 5
-
-
-PRESETS = {
-  'paper': Settings(),
-  'smoke': Settings(states=20, growth=(10, 20), rounds=2),
-}
-
-
-def compare(
-  settings: Settings, states: int, seeds: int
-) -> tuple[measure.Ratio, measure.Program]:
-  """The library's step against NumPy's."""
-  actions = (settings.actions, settings.actions)
-  games = steps.games_of(states, actions, seeds)
-  start = steps.start_of(states, actions, seeds)
-  ours = measure.Program(*steps.library(games, *start), games)
-  theirs = steps.by_hand_runner(*steps.by_hand(games, *start))
-  with threadpoolctl.threadpool_limits(1, 'blas'):
-    return measure.time_ratio(ours.run, theirs, rounds=settings.rounds), ours
-
-
-def main(options: harness.Options) -> None:
-  """Runs the comparisons, prints them and writes them down."""
-  begin = time.perf_counter()
-  settings = options.settings
-  rows: list[dict[str, Any]] = []
-  metrics: dict[str, float] = {}
-  cases: Sequence[tuple[int, int]] = (
-    (settings.states, settings.seeds),
-    *((states, settings.growth_seeds) for states in settings.growth),
-  )
-  for states, seeds in cases:
-    ratio, program = compare(settings, states, seeds)
-    bound = ''
-    if seeds == settings.seeds:
-      holds = measure.judge(ratio.cpu, ratio.low, ratio.high, BOUND)
-      bound = f'CPU <= {BOUND}: {holds}'
-    rows.append(
-      {
-        'states': states,
-        'games': seeds,
-        'wall (range)': str(ratio),
-        'CPU': f'{ratio.cpu:.3f}',
-        'ms': f'{1e3 * ratio.seconds:.3g} / {1e3 * ratio.base_seconds:.3g}',
-        'MB': f'{program.memory / 1e6:.1f}',
-        'bound': bound,
-      }
+  def solver_of(game):
+    process = lambda x: bj.rl.faced_by(
+      game, jax.nn.softmax(x), game.rewards[1], player=1
     )
-    name = f'states{states}/games{seeds}'
-    metrics |= {
-      f'{name}/wall': ratio.wall,
-      f'{name}/wall_low': ratio.low,
-      f'{name}/wall_high': ratio.high,
-      f'{name}/cpu': ratio.cpu,
-      f'{name}/milliseconds': 1e3 * ratio.seconds,
-    }
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options, metrics=metrics, seconds=time.perf_counter() - begin
-  )
+
+    def loss(x, y, batch):
+      mdp = bj.rl.faced_by(game, jax.nn.softmax(x), game.rewards[0], player=1)
+      return -bj.rl.expected_return(mdp, jax.nn.softmax(y))
+
+    return bj.solvers.pbrl(
+      loss,
+      process,
+      temperature=TEMPERATURE,
+      penalty=PENALTY,
+      upper=optax.sgd(LEADER),
+      lower=optax.sgd(FOLLOWER),
+    )
+
+  def one(carry, game):
+    params, state = carry
+    updates, state = solver_of(game).update(None, state, params)
+    return optax.apply_updates(params, updates), state
+
+  def begin(game, x, y):
+    params = bj.BilevelParams(x, y)
+    return params, solver_of(game).init(params)
+
+  carry = jax.jit(jax.vmap(begin))(games, leader, follower)
+  return jax.vmap(one), carry
 
 
-if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='stackelberg')
+def by_hand(games: Any, leader: Any, follower: Any):
+  """The same step in NumPy, one game after another.
+
+  Products of matrices and `numpy.linalg.solve` throughout; each linear system
+  and each product with the transitions is computed once.
+
+  Args:
+    games: as from `games_of`.
+    leader: logits (seeds, states, actions).
+    follower: likewise.
+
+  Returns:
+    `step(carry) -> carry`, and the first carry (leader, follower, optimum).
+  """
+
+  def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+  def one(moves, rewards, initial, x, y, w):
+    states, first, second, _ = moves.shape
+    lead = softmax(x)
+    flat = moves.reshape(states, first, second * states)
+    # (states, follower's actions, states), and both rewards likewise.
+    faced = (lead[:, None] @ flat).reshape(states, second, states)
+    gains = (lead[:, None] @ rewards[1])[:, 0]
+    own = (lead[:, None] @ rewards[0])[:, 0]
+    eye = np.eye(states, dtype=x.dtype)
+    tau, gamma = x.dtype.type(TEMPERATURE), x.dtype.type(DISCOUNT)
+
+    def system(policy):
+      return eye - gamma * (policy[:, None] @ faced)[:, 0]
+
+    def earned(policy):
+      return np.sum(policy * (gains - tau * np.log(policy)), axis=1)
+
+    # The optimum's logits take a step of policy iteration.
+    policy = softmax(w)
+    v = np.linalg.solve(system(policy), earned(policy))
+    w = (gains + gamma * faced @ v) / tau
+    best, pi = softmax(w), softmax(y)
+    at_best, at_pi = system(best), system(pi)
+    v_best = np.linalg.solve(at_best, earned(best))
+    both = np.stack([earned(pi), np.sum(pi * own, axis=1)], axis=1)
+    v_pi, v_lead = np.linalg.solve(at_pi, both).T
+    seen_best = np.linalg.solve(at_best.T, initial)
+    seen = np.linalg.solve(at_pi.T, initial)
+    # In the follower's logits, along the natural gradient.
+    advantage = lambda q: q - np.sum(pi * q, axis=1, keepdims=True)
+    q_lead = own + gamma * faced @ v_lead
+    q = gains + gamma * faced @ v_pi - tau * np.log(pi)
+    d_y = -advantage(q_lead) / PENALTY - advantage(q)
+    # In the leader's: with what weight each pair of actions is worth how much.
+    ahead = moves.reshape(-1, states) @ np.stack([v_lead, v_pi, v_best], axis=1)
+    worth = gamma * ahead.reshape(states, first, second, 3)
+    d_lead = np.zeros_like(lead)
+    for mass, of, which, which_v, scale in (
+      (seen, pi, 0, 0, -1 / PENALTY),
+      (seen, pi, 1, 1, -1.0),
+      (seen_best, best, 1, 2, 1.0),
+    ):
+      joint = (mass[:, None] * of)[:, None] * (
+        rewards[which] + worth[..., which_v]
+      )
+      d_lead += x.dtype.type(scale) * joint.sum(axis=2)
+    d_x = lead * (d_lead - np.sum(lead * d_lead, axis=1, keepdims=True))
+    return x - LEADER * d_x, y - FOLLOWER * d_y, w
+
+  def step(carry):
+    parts = (games.transitions, games.rewards, games.initial)
+    found = [one(*each) for each in zip(*parts, *carry, strict=True)]
+    return tuple(np.stack(z) for z in zip(*found, strict=True))
+
+  return step, (leader, follower, follower)
+
+
+def by_hand_runner(step, carry):
+  """The same of a step in NumPy, from the first carry each time."""
+
+  def run(steps):
+    functools.reduce(lambda c, _: step(c), range(steps), carry)
+
+  return run
+
+
+def _numpy(states, seeds, context):
+  actions = (5, 5)
+  games = games_of(states, actions, seeds)
+  start = start_of(states, actions, seeds)
+  ours = measure.Program(*library(games, *start), games)
+  theirs = by_hand_runner(*by_hand(games, *start))
+  with threadpoolctl.threadpool_limits(1, 'blas'):
+    return measure.compare(ours.run, theirs, context)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons; the bound is for the published number of states."""
+  cases = {
+    'smoke': [(10, 2)],
+    'quick': [(100, 10), (30, 1), (300, 1)],
+    'paper': [(100, 10), (30, 1), (100, 1), (300, 1), (1_000, 1)],
+  }[preset]
+  return [
+    measure.Row(
+      f'stackelberg/{states}/{seeds}',
+      f'pbrl, {states} states, {seeds} game{"s" * (seeds > 1)} / NumPy',
+      functools.partial(_numpy, states, seeds),
+      {'cpu': BOUND} if seeds == 10 else {},
+    )
+    for states, seeds in cases
+  ]

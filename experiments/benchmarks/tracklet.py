@@ -1,34 +1,22 @@
-"""What a step of search in training costs, and frames a second of the tracker.
+"""A step of search in training, and the online tracker beside other packages.
 
-    export BILEVEL_JAX_PEERS=PEERS/bin/python
-    python -m experiments.benchmarks.tracklet --data_dir=DATA
-
-Expected: a step of search below 1.5 (K + 1) steps of teacher forcing; fewer
-frames per second than `trackers`' ByteTrack, the fewer the sparser the scene;
-more than norfair-enough in crowds. Time: 5 minutes on 2 cores.
-
-1. A search carries K hypotheses and the truth: does its step cost more than
-   1.5 (K + 1) times one of teacher forcing, which carries the truth alone?
-2. Is the online tracker, in numpy, as fast as trackers of other packages on the
-   same detections? It is the one that `experiments.tracklet.train` writes: the
-   mean of `members` networks. They are trained for seconds on other people:
-   with random weights a tracker keeps three times as many tracklets, since none
-   continues for long. The scenes are a crowd and a sparse scene of made-up
-   walks, and simulated detections of a sequence of MOT17 where --data_dir has
-   it. The peers' seconds are those of their `update` only, in an environment
-   that BILEVEL_JAX_PEERS names, see `experiments.tracklet.peers`; without it
-   these rows are not measured.
-
-Times are medians of paired ratios with their range, see `measure`; a pair of
-trackers is timed in two processes, one after the other. Processor time counts
-all threads.
+- A search carries K hypotheses and the truth: does its step cost more than
+  1.5 (K + 1) times one of teacher forcing, which carries the truth alone?
+- The online tracker, in numpy, against trackers of other packages on the same
+  detections: the time of a frame. It is the one that `experiments.tracklet`
+  trains: the mean of `members` networks. They are trained for seconds on other
+  people: with random weights a tracker keeps three times as many tracklets,
+  since none continues for long. The scenes are a crowd and a sparse scene of
+  made-up walks, and simulated detections of a sequence of MOT17 where the data
+  folder has it. The peers' seconds are those of their `update` only; the two
+  are timed in two processes, one after the other.
 """
 
-import dataclasses
+import functools
+import os
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,17 +39,15 @@ from experiments.tracklet import (
   windows,
 )
 
-STEP_BOUND, SPEED_BOUND = 1.5, 1.0
+BOUND_STEP, BOUND_TIME = 1.5, 1.0
 PEERS = ('bytetrack', 'norfair')
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a run.
+class Sizes(NamedTuple):
+  """Sizes of the network and the scenes.
 
   Attributes:
     hidden: units of the network.
-    hypotheses: K of each search.
     window: steps of a window.
     batch: windows of an update.
     people: in a picture of the crowd.
@@ -70,11 +56,9 @@ class Settings:
     length: frames of a made-up sequence.
     members: networks of the tracker, as `train` has them.
     updates: of each of them, by teacher forcing.
-    rounds: pairs of timings of each comparison.
   """
 
   hidden: int = 64
-  hypotheses: tuple[int, ...] = (2, 4, 8)
   window: int = 16
   batch: int = 32
   people: int = 16
@@ -83,10 +67,6 @@ class Settings:
   length: int = 600
   members: int = train.Settings.members
   updates: int = 300
-  rounds: int = 5
-
-
-PRESETS = {'paper': Settings()}
 
 
 def simulated(scene: scenes.Scene, seed: int = 0) -> detections.Detected:
@@ -95,33 +75,33 @@ def simulated(scene: scenes.Scene, seed: int = 0) -> detections.Detected:
   return detections.simulate(scene.truth, scene.info, rng)
 
 
-def crowd(settings: Settings, seed: int = 0) -> detections.Detected:
+def crowd(sizes: Sizes, seed: int = 0) -> detections.Detected:
   """Simulated detections of the crowd."""
   return simulated(
-    scenes.make_up(seed, length=settings.length, people=settings.people), seed
+    scenes.make_up(seed, length=sizes.length, people=sizes.people), seed
   )
 
 
-def timed_scenes(
-  settings: Settings, data_dir: str | None
-) -> dict[str, detections.Detected]:
-  """The detections that trackers are timed on, by name of the scene."""
-  sparse = scenes.make_up(
-    0, length=settings.length, people=settings.sparse_people
+def scene(name: str, sizes: Sizes, data_dir: str | None) -> detections.Detected:
+  """The detections that trackers are timed on."""
+  if name == 'mot17':
+    if data_dir is None:
+      raise harness.MissingDataError('MOT17 needs --data_dir.')
+    return simulated(scenes.read(data_dir, sizes.sequence))
+  if name == 'crowd':
+    return crowd(sizes)
+  return simulated(
+    scenes.make_up(0, length=sizes.length, people=sizes.sparse_people)
   )
-  timed = {'crowd': crowd(settings), 'sparse': simulated(sparse)}
-  if data_dir:
-    timed['mot17'] = simulated(scenes.read(data_dir, settings.sequence))
-  return timed
 
 
 def step(
-  settings: Settings, hypotheses: int, seed: int = 0, member: int = 0
+  sizes: Sizes, hypotheses: int, seed: int = 0, member: int = 0
 ) -> tuple[Callable[[Any, Any], Any], Any, Callable[[Any], windows.Window]]:
   """A step of training; of 0 hypotheses, of teacher forcing.
 
   Args:
-    settings: of the run.
+    sizes: of the network.
     hypotheses: K.
     seed: of the people.
     member: which of the networks; each begins with other weights.
@@ -130,13 +110,11 @@ def step(
     A function of weights with their optimiser's state and of a batch to the
     former; what it begins with; a function of a key to a batch.
   """
-  drawn = {'steps': settings.window, 'jumps': 0.35, 'longest': 60}
-  data = jax.tree.map(jnp.asarray, detections.padded([crowd(settings, seed)]))
-  task = learning.Task(
-    data, motion.NOISE, settings.hidden, drawn, settings.batch
-  )
+  drawn = {'steps': sizes.window, 'jumps': 0.35, 'longest': 60}
+  data = jax.tree.map(jnp.asarray, detections.padded([crowd(sizes, seed)]))
+  task = learning.Task(data, motion.NOISE, sizes.hidden, drawn, sizes.batch)
   loss = learning.loss_of(task, learning.Losses(search.Beam(hypotheses)))
-  weights = network.init(jax.random.key(1 + member), hidden=settings.hidden)
+  weights = network.init(jax.random.key(1 + member), hidden=sizes.hidden)
   optimiser = optax.adam(2e-3)
 
   def update(carry, batch):
@@ -144,144 +122,93 @@ def step(
     updates, state = optimiser.update(jax.grad(loss)(weights, batch), state)
     return optax.apply_updates(weights, updates), state
 
-  batch = lambda key: windows.batch(key, data, settings.batch, **drawn)
+  batch = lambda key: windows.batch(key, data, sizes.batch, **drawn)
   return update, (weights, optimiser.init(weights)), batch
 
 
-def program(settings: Settings, hypotheses: int) -> measure.Program:
+def program(sizes: Sizes, hypotheses: int) -> measure.Program:
   """A step on one batch of windows."""
-  update, start, batch = step(settings, hypotheses)
+  update, start, batch = step(sizes, hypotheses)
   return measure.Program(update, start, batch(jax.random.key(0)))
 
 
-def trained(settings: Settings) -> network.Weights:
+@functools.cache
+def trained(sizes: Sizes) -> network.Weights:
   """Networks after some updates on other people, leading axis members."""
 
   def member(i):
-    update, start, batch = step(settings, 0, seed=1, member=i)
+    update, start, batch = step(sizes, 0, seed=1, member=i)
     body = lambda carry, key: (update(carry, batch(key)), None)
-    keys = jax.random.split(jax.random.key(2), settings.updates)
+    keys = jax.random.split(jax.random.key(2), sizes.updates)
     (weights, _), _ = jax.jit(lambda: jax.lax.scan(body, start, keys))()
     return weights
 
-  members = [member(i) for i in range(settings.members)]
+  members = [member(i) for i in range(sizes.members)]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-def frames_per_second(
+def seconds_of(
   detected: detections.Detected, weights: network.Weights
 ) -> np.ndarray:
   """Of the online tracker, by the clock and by processor time, (2,)."""
   model = tracker.learned(weights, motion.NOISE)
   begin = peer_trackers.clocks()
   tracker.online(model, detected)
-  return detected.info.length / (peer_trackers.clocks() - begin)
+  return peer_trackers.clocks() - begin
 
 
-def speeds(
-  detected: detections.Detected,
-  weights: network.Weights,
-  rounds: int,
-  folder: pathlib.Path,
-) -> dict[str, np.ndarray]:
-  """Frames per second by the clock and by processor time, (rounds, 2).
-
-  Args:
-    detected: detections.
-    weights: of our networks.
-    rounds: pairs of timings.
-    folder: of the peers' files.
-
-  Returns:
-    Speeds by peer, and ours timed in turn with each peer as `ours/PEER`.
-  """
-  frames_per_second(detected, weights)  # Warm.
-  times: dict[str, list[Any]] = {}
-  for _ in range(rounds):
-    for name in PEERS:
-      job = {'tracker': name, 'options': {}}
-      (_,), (spent,) = peers.run_jobs([job], [detected], folder / name)
-      seconds = np.array([spent['seconds'], spent['cpu_seconds']])
-      times.setdefault(name, []).append(spent['frames'] / seconds)
-      own = frames_per_second(detected, weights)
-      times.setdefault(f'ours/{name}', []).append(own)
-  return {name: np.array(values) for name, values in times.items()}
+def _search(hypotheses, sizes, context):
+  return measure.compare(program(sizes, hypotheses), program(sizes, 0), context)
 
 
-def main(options: harness.Options) -> None:
-  """Runs both comparisons and writes a table and results."""
-  start = time.monotonic()
-  settings = options.settings
-  metrics: dict[str, float] = {}
-  rows: list[dict[str, Any]] = []
-  base = program(settings, 0)
-  for k in settings.hypotheses:
-    one = program(settings, k)
-    ratio = measure.time_ratio(one.run, base.run, rounds=settings.rounds)
-    bound = STEP_BOUND * (k + 1)
-    name = f'search_k{k}'
-    metrics[f'time_ratio/{name}'] = ratio.wall
-    metrics[f'time_ratio/{name}/low'] = ratio.low
-    metrics[f'time_ratio/{name}/high'] = ratio.high
-    metrics[f'cpu_ratio/{name}'] = ratio.cpu
-    metrics[f'share_of_bound/{name}'] = ratio.wall / bound
-    metrics[f'memory_ratio/{name}'] = one.memory / base.memory
-    rows.append(
-      {
-        'what': f'a step of search, K = {k}',
-        'against': 'a step of teacher forcing',
-        'ratio': str(ratio),
-        'processor time': ratio.cpu,
-        'memory': one.memory / base.memory,
-        'bound': f'at most {bound:g}',
-        'verdict': measure.judge(ratio.wall, ratio.low, ratio.high, bound),
-      }
+def _tracker(name, scene_name, sizes, context):
+  """Our tracker beside that of another package, on the same detections."""
+  context.peers.require('trackers', 'norfair')
+  # The trackers' own script finds its environment by this name.
+  os.environ[peers.PYTHON_VARIABLE] = context.peers.python
+  detected = scene(scene_name, sizes, context.data_dir)
+  weights = trained(sizes)
+  folder = pathlib.Path(context.workdir) / 'trackers' / scene_name / name
+
+  def ours(times):
+    return sum(seconds_of(detected, weights) for _ in range(times))
+
+  def theirs(times):
+    jobs = [{'tracker': name, 'options': {}}] * times
+    _, spent = peers.run_jobs(jobs, [detected], folder)
+    return sum(np.array([s['seconds'], s['cpu_seconds']]) for s in spent)
+
+  numbers = measure.compare(ours, theirs, context, steps=1)
+  frames = detected.info.length
+  return numbers | {
+    'frames_per_second': frames / numbers['seconds'],
+    'boxes_per_frame': len(detected.boxes.frames) / frames,
+  }
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  small = preset == 'smoke'
+  sizes = Sizes()
+  if small:
+    sizes = Sizes(hidden=8, window=3, batch=2, people=4, length=40, updates=2)
+  found = [
+    measure.Row(
+      f'trackers/search/{k}',
+      f'a step of search, {k} hypotheses / teacher forcing',
+      functools.partial(_search, k, sizes),
+      {'wall': BOUND_STEP * (k + 1)},
     )
-  try:
-    peers.python()
-    weights = trained(settings)
-    timed = timed_scenes(settings, options.data_dir)
-  except harness.SettingsError as error:
-    print(f'The trackers of other packages are not timed: {error}')
-    timed = {}
-    rows.append(
-      {'what': 'frames per second, online', 'verdict': 'not measured'}
-    )
-  for scene, detected in timed.items():
-    folder = pathlib.Path(options.workdir) / 'peers' / scene
-    of_scene = speeds(detected, weights, settings.rounds, folder)
-    boxes = len(detected.boxes.frames) / detected.info.length
-    metrics[f'boxes_per_frame/{scene}'] = boxes
-    for name in PEERS:
-      ratios = of_scene[f'ours/{name}'] / of_scene[name]
-      (middle, cpu), low, high = (
-        np.median(ratios, axis=0),
-        ratios[:, 0].min(),
-        ratios[:, 0].max(),
+    for k in ((1,) if small else (2, 4, 8))
+  ]
+  for place in ('crowd', 'sparse', 'mot17'):
+    found += [
+      measure.Row(
+        f'trackers/online/{place}/{name}',
+        f'a frame, {place} / {name}',
+        functools.partial(_tracker, name, place, sizes),
+        {'wall': BOUND_TIME} if name == 'bytetrack' else {},
       )
-      metrics[f'speed_ratio/{scene}/{name}'] = float(middle)
-      metrics[f'speed_ratio/{scene}/{name}/low'] = float(low)
-      metrics[f'speed_ratio/{scene}/{name}/high'] = float(high)
-      metrics[f'cpu_speed_ratio/{scene}/{name}'] = float(cpu)
-      rows.append(
-        {
-          'what': f'frames per second, online, {scene}, '
-          f'{boxes:.1f} boxes per frame',
-          'against': name,
-          'ratio': f'{middle:.3f} ({low:.2f} to {high:.2f})',
-          'processor time': float(cpu),
-          'bound': f'at least {SPEED_BOUND:g}',
-          'verdict': measure.judge(-middle, -high, -low, -SPEED_BOUND),
-        }
-      )
-    each = np.concatenate([of_scene[f'ours/{name}'] for name in PEERS])
-    metrics[f'frames_per_second/{scene}'] = float(np.median(each[:, 0]))
-  harness.write_table(options.workdir, rows)
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
-  )
-  print(f'Results: {path}')
-
-
-if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='tracklet')
+      for name in PEERS
+    ]
+  return found

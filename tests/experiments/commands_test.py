@@ -36,7 +36,8 @@ FOUND = commands()
 
 def binary_of(module: str) -> bool:
   """Whether a module takes the common flags."""
-  path = ROOT.joinpath(*module.split('.')).with_suffix('.py')
+  path = ROOT.joinpath(*module.split('.'))
+  path = path / '__main__.py' if path.is_dir() else path.with_suffix('.py')
   text = path.read_text(encoding='utf-8')
   return re.search(r'^  harness\.run\(', text, re.MULTILINE) is not None
 
@@ -57,6 +58,7 @@ def test_commands_are_understood(module, monkeypatch):
 
   monkeypatch.setattr(harness, 'run', run)
   monkeypatch.delitem(sys.modules, module, raising=False)
+  monkeypatch.delitem(sys.modules, f'{module}.__main__', raising=False)
   try:
     runpy.run_module(module, run_name='__main__')
   except ImportError as error:

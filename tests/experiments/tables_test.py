@@ -90,6 +90,38 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
   assert 'one' in one and 'two' not in one
 
 
+def test_a_history_is_a_line_a_commit_and_is_drawn(tmp_path):
+  """Of the same processor; a commit that is stored again has its last line."""
+  options = harness.Options(
+    'pbgd', 'toy', 'quick', toy.PRESETS['quick'], str(tmp_path), None, (0,)
+  )
+  harness.write_table(tmp_path, [{'row': 'one', 'x': '1'}])
+
+  def keep(commit, value, processor='fast'):
+    harness.write_results(
+      options,
+      metrics={},
+      seconds=1.0,
+      commit=commit,
+      processor=processor,
+      history={'one': value, 'missing': None},
+    )
+    return tables.store(tmp_path, tmp_path)
+
+  for commit, value in (('a', 5.0), ('b', 2.0), ('b', 4.0), ('c', 1.0)):
+    path = keep(commit, value)
+    keep('slow', 9.0, 'slow')
+  keep('c', 1.0)
+  lines = path.with_suffix('.history').read_text().splitlines()
+  kept = [json.loads(line) for line in lines]
+  commits = [(one['commit'], one['numbers']) for one in kept]
+  assert ('b', {'one': 4.0}) in commits and len(commits) == 4
+  assert kept[0]['date'] and kept[0]['versions']['jax']
+  assert 'history' not in json.loads(path.read_text())
+  text = '<!-- table: pbgd/toy-quick | row | curve -->\n<!-- end -->'
+  assert '| one | █▆▁ |' in tables.render(text, tmp_path)
+
+
 @pytest.mark.parametrize(
   ('asked', 'made'),
   [

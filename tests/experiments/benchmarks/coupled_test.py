@@ -7,14 +7,16 @@ import pytest
 
 from experiments.benchmarks import coupled, measure
 
+METHODS = ('soba', 'saba', 'f2sa', 'stocbio')
 
-@pytest.mark.parametrize('method', coupled.Settings().methods)
+
+@pytest.mark.parametrize('method', METHODS)
 def test_by_hand_is_the_same_step(method):
-  case = coupled.make_case(6, 8, batches=3)
+  case = coupled.make_case(6, 8)
   solver = coupled.solver_of(method, case)
   ours = (case.start, solver.init(case.start))
   by_hand, theirs = coupled.by_hand(method, case)
-  step = jax.jit(coupled.step_of(solver))
+  step = jax.jit(measure.solver_step(solver))
   for i in (0, 1, 0, 2):
     batch = {'upper': jnp.int32(i), 'lower': jnp.int32(i)}
     ours, theirs = step(ours, batch), by_hand(theirs, batch)
@@ -22,12 +24,34 @@ def test_by_hand_is_the_same_step(method):
       np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize('method', coupled.Settings().methods)
+@pytest.mark.parametrize('method', METHODS)
 def test_operations_are_within_the_bound(method):
-  case = coupled.make_case(100, 64)
-  batch = {'upper': jnp.int32(0), 'lower': jnp.int32(1)}
-  solver = coupled.solver_of(method, case)
-  carry = (case.start, solver.init(case.start))
-  ours = measure.Program(coupled.step_of(solver), carry, batch)
-  theirs = measure.Program(*coupled.by_hand(method, case), batch)
-  assert ours.flops <= coupled.FLOPS_BOUND * theirs.flops
+  ours, theirs = coupled.hand_pair(method, coupled.make_case(100, 64))
+  assert ours.flops <= coupled.BOUND_FLOPS * theirs.flops
+
+
+def test_an_epoch_sees_each_batch_once(monkeypatch):
+  case = coupled.make_case(2, 1, 'dense')
+  seen = coupled.jnp.zeros(case.batches)
+
+  class Counting:
+    """Counts the batches of the lower loss."""
+
+    def init(self, params):
+      return seen
+
+    def update(self, batch, state, params):
+      zeros = jax.tree.map(jnp.zeros_like, params)
+      return zeros, state.at[batch['lower']].add(1)
+
+  program = coupled.epochs(case, Counting(), 2 * case.batches)
+  program.run(1)
+  np.testing.assert_array_equal(program.carry[0][1], 2)
+
+
+def test_clients_agree_after_a_step():
+  program = coupled._clients(3, 4)
+  program.run(2)
+  for copies in program.carry[0]:
+    assert np.ptp(copies, axis=0) == pytest.approx(0, abs=1e-6)
+    assert np.abs(copies).max() > 0

@@ -1,51 +1,52 @@
-"""The benchmark of selecting steps, tiny: one objective a step, and no more."""
-
-import dataclasses
+"""The benchmark of language models, tiny: one objective a step, and no more."""
 
 import jax
 import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments import harness
 from experiments.benchmarks import lm, measure
 
-SETTINGS = dataclasses.replace(
-  lm.PRESETS['smoke'], refresh=2, steps=4, rounds=1
-)
+SIZES = lm.SMALL
+CONTEXT = measure.Context(1, 0.0, None, '')
+SMALL = lm.Sizes(1, 4, 8, 4, 8, lm.TINY | {'vocab_size': 32})
 
 
-@pytest.mark.slow
-def test_a_step_is_that_of_the_objective_chosen_at_its_price(
-  options, results, capsys, monkeypatch
-):
-  made = {}
-
-  def keep(case, settings, inner=lm.programs):
-    made.update(inner(case, settings))
-    return made
-
-  monkeypatch.setattr(lm, 'programs', keep)
-  lm.main(options(SETTINGS, paper='benchmarks', binary='lm', preset='smoke'))
-  metrics = results()['metrics']
+def test_a_step_is_that_of_the_objective_chosen_at_its_price(monkeypatch):
+  monkeypatch.setattr(lm, 'STEPS', 4)
+  monkeypatch.setattr(lm, 'REFRESH', 2)
+  made = []
+  inner = lm.program
+  monkeypatch.setattr(
+    lm, 'program', lambda *a: made.append(inner(*a)) or made[-1]
+  )
+  alright = lm._selecting('alright', SIZES, CONTEXT)
   # The compiler counts no operation of the other objective.
-  assert abs(metrics['alright/flops_ratio'] - 1) <= lm.BOUND_FLOPS
-  assert metrics['mix/flops_ratio'] > 1.3
-  assert metrics['dpo/flops'] > 1.5 * metrics['sft/flops']
-  assert metrics['alright/temporary_bytes_ratio'] < 1.2
-  assert metrics['alright/share'] == 0.5
-  assert 0 < metrics['maxright/share'] < 1
-  assert 'ALRIGHT / what it chose' in capsys.readouterr().out
+  assert abs(alright['flops'] - 1) <= lm.BOUND_FLOPS - 1
+  assert alright['temporary'] < 1.2
+  assert alright['share'] == 0.5
+  sft, dpo = made[:2]
+  assert dpo.flops > 1.5 * sft.flops
+  assert 0 < lm._selecting('maxright_refreshed', SIZES, CONTEXT)['share'] < 1
   # Losses alone: at the first choice, and every second step.
-  counts = bj.counts(made['maxright'].carry[1])
-  assert counts['losses/sft'] == 1
-  counts = bj.counts(made['maxright_refreshed'].carry[1])
+  counts = bj.counts(made[-1].carry[1])
   steps = sum(int(counts[f'gradients/{n}']) for n in lm.NAMES)
   assert counts['losses/dpo'] == -(-steps // 2)
 
 
+def test_both_objectives_cost_more_than_one():
+  case = lm.make_case(SIZES)
+  every = lm.oracles(case)
+  mix, one = (lm.program(case, every[n]) for n in ('mix', 'dpo'))
+  assert mix.flops > 1.3 * one.flops
+  # What runs in a process of its own is that objective alone.
+  alone = lm.make_case(SIZES, ('sft',))
+  assert set(alone.batch['rows']) == {'sft'}
+  lm.serve('sft', list(SIZES))(1)
+
+
 def test_baseline_runs_what_was_chosen():
-  case = lm.make_case(SETTINGS)
+  case = lm.make_case(SIZES)
   start = jax.tree.map(np.asarray, case.params)
   losses = [
     jax.jit(case.losses[n])(
@@ -89,11 +90,23 @@ def test_baseline_runs_what_was_chosen():
   assert chosen.rounds == [{'sft': 6, 'dpo': 2}, {'sft': 3, 'dpo': 1}]
 
 
-def test_what_is_wrong_is_said():
-  for change, words in (
-    ({'weights': 'gpt'}, '--weights=gpt'),
-    ({'answer': 32}, 'shorter than its row of 32'),
-    ({'steps': 5}, '--steps=5: a multiple of the 2'),
-  ):
-    with pytest.raises(harness.SettingsError, match=words):
-      lm.check(dataclasses.replace(SETTINGS, **change))
+def test_a_step_of_seal_costs_what_fine_tuning_of_the_same_rows_does():
+  made = lm.seal_programs(SMALL)
+  base = made['sft']
+  assert made['seal'].flops <= 1.1 * base.flops
+  assert made['seal_full'].flops >= 1.2 * base.flops
+  for one in made.values():
+    before = jax.tree.map(np.asarray, one.carry[0])
+    one.run(2)
+    moved = jax.tree.map(
+      lambda a, b: bool(np.any(np.asarray(a) != b)), one.carry[0], before
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_scores_among_many_rows_touch_no_more_memory_beside_their_table():
+  few, many = (lm.selector(n, 8, dense=False) for n in (100, 10_000))
+  # What is held beyond the table, which is reused.
+  assert many.temporary - few.temporary <= 1.1 * 4 * 9_900
+  dense = lm.selector(10_000, 8, dense=True)
+  assert dense.memory > many.memory

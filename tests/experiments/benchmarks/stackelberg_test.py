@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import measure
-from experiments.benchmarks import stackelberg_steps as steps
+from experiments.benchmarks import stackelberg as steps
 
 
 def test_both_take_the_same_steps():

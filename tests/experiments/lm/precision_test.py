@@ -17,7 +17,6 @@ COMMANDS = (
   'xright.pareto',
   'seal.rank',
   'seal.train',
-  'benchmarks.lm',
 )
 HELP = settings_lib.words_of(precision.Precision())
 

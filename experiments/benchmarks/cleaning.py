@@ -1,11 +1,22 @@
-"""Steps to compare: of the library, by hand, and of simpler problems.
+"""V-PBGD and G-PBGD on data hyper-cleaning, beside the same by hand.
 
-The problem is data hyper-cleaning with random data. What every function here
-makes is a step of (carry, batch) to the next carry, and the first carry.
+At its published size, with random data: cost does not depend on the values.
+
+- Against PyTorch, of one seed, and of ten: by `vmap`, the images shared,
+  against a loop over seeds.
+- Against the same step in plain jax, as rows and fused: operations.
+- Against one gradient step on upper + lower with the same batches: what is the
+  price of a second level?
+- Seeds at once against seeds one after the other. Where one seed fills the
+  caches, fewer at once do better: `lax.map` in twos.
+- As a part of the speed of one large product of matrices.
+
+What every function of steps makes is a step of (carry, batch) to the next
+carry, and the first carry.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +24,10 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
+from experiments.benchmarks import measure
 
+BOUND_FLOPS, BOUND_SINGLE_LEVEL = 1.02, 2.2
+SEEDS = 10
 # Step sizes and ramp of the published linear run; they do not affect cost.
 _UPPER, _LOWER, _VALUE = 0.1, 0.1, 0.01
 _RAMP = optax.linear_schedule(0.0, 0.2, 30_000)
@@ -121,12 +135,8 @@ def library(case: Case, name: str, *, fused: bool):
     rates['value'] = optax.sgd(_VALUE)
   solver = getattr(bj, name)(case.problem, penalty=_RAMP, fused=fused, **rates)
 
-  def step(carry, batch):
-    params, state = carry
-    updates, state = solver.update(batch, state, params)
-    return optax.apply_updates(params, updates), state
-
-  return step, (case.params, solver.init(case.params))
+  carry = case.params, solver.init(case.params)
+  return measure.solver_step(solver), carry
 
 
 def by_hand(case: Case, name: str, *, fused: bool):
@@ -279,3 +289,134 @@ def seeds_together(
     )
 
   return all_seeds, carry, batch
+
+
+def _torch(model, sizes, seeds, context):
+  """The library's step, of one seed or several by `vmap`, beside PyTorch's."""
+  context.peers.require('torch')
+  case = functools.partial(hyper_cleaning, model, sizes)
+  if seeds == 1:
+    first = case(0)
+    ours = measure.Program(*library(first, 'v_pbgd', fused=True), first.data)
+  else:
+    ours = measure.Program(*seeds_together(case, seeds))
+  given = sizes._asdict() | {'model': model, 'seeds': seeds}
+  with context.peers.process('torch_steps', 'v_pbgd', **given) as loop:
+    return measure.compare(ours, loop.run, context)
+
+
+def _by_hand(model, sizes, name, form, context):
+  case = hyper_cleaning(model, sizes)
+  ours, theirs = (
+    measure.Program(*make(case, name, fused=form == 'fused'), case.data)
+    for make in (library, by_hand)
+  )
+  return measure.compare(ours, theirs, context)
+
+
+def _single_level(model, sizes, name, context):
+  case = hyper_cleaning(model, sizes)
+  ours = measure.Program(*library(case, name, fused=True), case.data)
+  base = measure.Program(*single_level(case), case.data)
+  return measure.compare(ours, base, context)
+
+
+def _seeds(model, sizes, at_once, context):
+  """Seeds at once against seeds one after the other."""
+  case = functools.partial(hyper_cleaning, model, sizes)
+  first = case(0)
+  one = measure.Program(*library(first, 'v_pbgd', fused=True), first.data)
+  together = measure.Program(*seeds_together(case, SEEDS, at_once))
+  # Which seed it is does not change the cost: the same program, over and over.
+  return measure.compare(
+    together.run, lambda steps: one.run(SEEDS * steps), context
+  ) | {'memory': together.memory / one.memory}
+
+
+def _forms(model, sizes, context):
+  case = hyper_cleaning(model, sizes)
+  forward, reverse = (
+    measure.Program(*slope_penalty(case, forward=mode), case.data)
+    for mode in (True, False)
+  )
+  return measure.compare(forward, reverse, context)
+
+
+def _product(model, sizes, size, context):
+  """Time beyond that of a plain product with as many operations."""
+  case = hyper_cleaning(model, sizes)
+  ours = measure.Program(*library(case, 'v_pbgd', fused=True), case.data)
+  return measure.beside_product(ours, ours.flops, size, context)
+
+
+def _growth(sizes, counts, context):
+  case = functools.partial(hyper_cleaning, 'linear', sizes)
+  make = lambda seeds: measure.Program(*seeds_together(case, seeds))
+  return measure.growth(make, counts, context.rounds)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  small = preset == 'smoke'
+  sizes = Sizes(rows=200, features=50, hidden=16) if small else Sizes()
+  product = 128 if small else 2048
+  partial = functools.partial
+  found = []
+
+  def add(name, compared, make, *given, **bounds):
+    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+
+  for model, seeds_bound in (('linear', 0.35), ('mlp', 1.0)):
+    of = f'{model}, {sizes.rows:,} rows'
+    for seeds, bound in ((1, 0.9), (SEEDS, seeds_bound)):
+      add(
+        f'vpbgd/torch/{model}' + (f'/seeds{seeds}' if seeds > 1 else ''),
+        f'V-PBGD, {of}, {seeds} seed{"s" * (seeds > 1)} / PyTorch',
+        *(_torch, model, sizes, seeds),
+        wall=bound,
+      )
+    for name in ('v_pbgd', 'g_pbgd'):
+      for form in ('rows', 'fused'):
+        add(
+          f'vpbgd/by_hand/{model}/{name}/{form}',
+          f'{name} {form}, {of} / by hand',
+          *(_by_hand, model, sizes, name, form),
+          flops=BOUND_FLOPS,
+        )
+    add(
+      f'vpbgd/single_level/{model}',
+      f'V-PBGD, {of} / a step on f + g',
+      *(_single_level, model, sizes, 'v_pbgd'),
+      wall=BOUND_SINGLE_LEVEL,
+      flops=BOUND_SINGLE_LEVEL,
+    )
+    add(
+      f'vpbgd/single_level/{model}/g_pbgd',
+      f'G-PBGD, {of} / a step on f + g',
+      *(_single_level, model, sizes, 'g_pbgd'),
+    )
+    for at_once, how in ((None, 'by vmap'), (2, '2 at a time')):
+      add(
+        f'vpbgd/seeds/{model}/{"vmap" if at_once is None else "map"}',
+        f'{SEEDS} seeds {how}, {of} / one by one',
+        *(_seeds, model, sizes, at_once),
+        wall=1.0,
+      )
+    add(
+      f'vpbgd/slope/{model}',
+      f'slope penalty forward, {of} / reverse over reverse',
+      *(_forms, model, sizes),
+    )
+    add(
+      f'vpbgd/product/{model}',
+      f'V-PBGD, {of} / a product with as many operations',
+      *(_product, model, sizes, product),
+    )
+  counts = (1, 2, 4) if small else (1, 2, 5, 10, 20)
+  add(
+    'growth/seeds',
+    f'V-PBGD, linear, seeds {counts[0]} to {counts[-1]}',
+    *(_growth, sizes, counts),
+    time_exponent=1.0,
+  )
+  return found

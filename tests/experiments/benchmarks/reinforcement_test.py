@@ -3,17 +3,17 @@
 import chex
 import jax
 
-from experiments.benchmarks import actor_critic
+from experiments.benchmarks import measure, reinforcement
 
 
 def test_by_hand_is_the_same_step():
-  settings = actor_critic.Settings(environments=6, steps=15)
-  agent, solver = actor_critic.make_solver(settings)
+  sizes = reinforcement.Sizes(environments=6, steps=15)
+  agent, solver = reinforcement.make_solver(sizes)
   params = agent.init(jax.random.key(0))
   ours = (params, jax.jit(solver.init)(params))
-  step, start = actor_critic.by_hand(settings)
+  step, start = reinforcement.by_hand(sizes)
   theirs = jax.jit(start)(*params)
-  step, our_step = jax.jit(step), jax.jit(actor_critic.step_of(solver))
+  step, our_step = jax.jit(step), jax.jit(measure.solver_step(solver))
   for _ in range(4):
     ours, theirs = our_step(ours, None), step(theirs, None)
   chex.assert_trees_all_close(tuple(ours[0]), theirs[:2], rtol=1e-4, atol=1e-5)

@@ -9,8 +9,8 @@ import chex
 import jax
 import pytest
 
-from experiments.benchmarks import cleaning_steps as steps
-from experiments.benchmarks import measure, penalty
+from experiments.benchmarks import cleaning as steps
+from experiments.benchmarks import measure
 
 SIZES = steps.Sizes(rows=64, features=49, hidden=16, classes=10)
 FORMS = [
@@ -37,7 +37,7 @@ def test_library_takes_the_step_by_hand_at_its_cost(model, name, fused):
     measure.Program(*make(case, name, fused=fused), case.data)
     for make in (steps.library, steps.by_hand)
   )
-  assert ours.flops / theirs.flops <= penalty.BOUND_BY_HAND
+  assert ours.flops / theirs.flops <= steps.BOUND_FLOPS
   ours.run(3)
   theirs.run(3)
   (params, _), (x, y, *_) = ours.carry, theirs.carry
@@ -49,7 +49,7 @@ def test_a_step_costs_at_most_the_bound_of_a_single_level_one(model):
   case = steps.hyper_cleaning(model, SIZES)
   ours = measure.Program(*steps.library(case, 'v_pbgd', fused=True), case.data)
   single = measure.Program(*steps.single_level(case), case.data)
-  assert 1 < ours.flops / single.flops <= penalty.BOUND_SINGLE_LEVEL
+  assert 1 < ours.flops / single.flops <= steps.BOUND_SINGLE_LEVEL
 
 
 @pytest.mark.parametrize('model', ['linear', 'mlp'])
@@ -72,21 +72,3 @@ def test_seeds_together_are_the_seeds_one_by_one(at_once):
     alone, _ = _advance(*steps.library(one, 'v_pbgd', fused=True), one.data)
     ours = jax.tree.map(lambda x, seed=seed: x[seed], together)
     chex.assert_trees_all_close(ours, alone, rtol=1e-5, atol=1e-7)
-
-
-def test_lines_become_rows_and_metrics():
-  ratio = measure.Ratio(1.5, 1.4, 2.0, 1.5, 0.003, 0.002)
-  line = penalty.Line(
-    'mlp', 'a / step on f + g', 1.75, (2e6, 1e6), ratio, 2.2, 1.0
-  )
-  row = penalty.as_row(line)
-  assert row['bound'] == 'FLOPs <= 2.2: holds, wall <= 1.0: EXCEEDED'
-  assert row['ms'] == '3.0 / 2.0'
-  metrics = penalty.as_metrics([line])
-  assert metrics['mlp_a_over_step_on_f_g_flops'] == 1.75
-  assert metrics['mlp_a_over_step_on_f_g_memory'] == 2.0
-
-
-def test_unknown_models_are_named():
-  with pytest.raises(ValueError, match='linear, mlp'):
-    penalty.check(penalty.Settings(models=('cnn',)))

@@ -1,0 +1,253 @@
+"""The packages that the benchmarks compare with, in an own environment.
+
+The environment is made once, in the user's cache folder, from
+`requirements.txt`; `BILEVEL_JAX_PEERS` names the Python of another one. Steps
+of the packages run in processes there (`peers/serve.py`), which are asked for
+one timing after the other.
+
+Two peers are repositories and no packages. They are cloned beside the
+environment, at a fixed commit; a clone that is already there is used.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.harness import errors
+
+PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
+HERE = pathlib.Path(__file__).parent
+REQUIREMENTS = HERE / 'requirements.txt'
+REPOSITORIES = {
+  'benchmark_bilevel': (
+    'https://github.com/benchopt/benchmark_bilevel',
+    '3ad65dccff5cce27a656630a4f98be52920850b4',
+  ),
+  'purejaxrl': (
+    'https://github.com/luchris429/purejaxrl',
+    '31756b197773a52db763fdbe6d635e4b46522a73',
+  ),
+}
+
+
+class MissingPeerError(errors.UserError):
+  """A package to compare with is missing; says which and why."""
+
+
+def cache() -> pathlib.Path:
+  """The folder of environments and clones."""
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'bilevel_jax' / 'peers'
+
+
+class Peers:
+  """Packages to compare with.
+
+  Attributes:
+    choice: 'auto' for the environment that BILEVEL_JAX_PEERS names, else the
+      one in the cache folder, which is made if it is missing; 'none'; or the
+      Python of an environment.
+  """
+
+  def __init__(self, choice: str = 'auto') -> None:
+    """Remembers the choice; nothing is made before it is needed."""
+    self.choice = choice
+
+  @functools.cached_property
+  def python(self) -> str:
+    """The interpreter of the environment.
+
+    Raises:
+      MissingPeerError: if there is none, or it could not be made.
+    """
+    if self.choice == 'none':
+      raise MissingPeerError('left out by --peers=none')
+    named = os.environ.get(PYTHON_VARIABLE) if self.choice == 'auto' else None
+    given = named or (self.choice if self.choice != 'auto' else None)
+    if given is None:
+      return str(_make())
+    if not os.access(given, os.X_OK) or os.path.isdir(given):
+      raise MissingPeerError(f'{given} is no Python of an environment')
+    return given
+
+  def require(self, *packages: str) -> None:
+    """Raises MissingPeerError if the environment lacks one of the packages."""
+    lacking = [name for name in packages if not self._has(name)]
+    if lacking:
+      raise MissingPeerError(
+        f'the environment of {self.python} lacks {", ".join(lacking)}'
+      )
+
+  @functools.cache  # noqa: B019 - one object lives as long as the command.
+  def _has(self, package: str) -> bool:
+    code = (
+      'import importlib.util, sys; '
+      f'sys.exit(importlib.util.find_spec({package!r}) is None)'
+    )
+    done = subprocess.run([self.python, '-I', '-c', code], check=False)
+    return done.returncode == 0
+
+  @contextlib.contextmanager
+  def process(
+    self, module: str, case: str, **options: Any
+  ) -> Iterator['Process']:
+    """A process that runs a case of a module of `peers`.
+
+    Args:
+      module: of the folder `peers`.
+      case: a function of it, from the options to a step.
+      **options: plain values.
+
+    Yields:
+      A `Process`.
+    """
+    script = HERE / 'peers' / 'serve.py'
+    command = [self.python, '-E', '-s', str(script), module, case]
+    with _started([*command, json.dumps(options)]) as process:
+      yield process
+
+
+@contextlib.contextmanager
+def own_process(module: str, case: str, **options: Any) -> Iterator['Process']:
+  """A process of this environment that runs a case of a benchmark.
+
+  For memory: what a process holds is its own then.
+
+  Args:
+    module: full name.
+    case: a function of it, from the options to `run(steps)`.
+    **options: plain values.
+
+  Yields:
+    A `Process`.
+  """
+  script = HERE / 'peers' / 'serve.py'
+  command = [sys.executable, str(script), module, case, json.dumps(options)]
+  paths = [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
+  path = os.pathsep.join(filter(None, paths))
+  with _started(command, {**os.environ, 'PYTHONPATH': path}) as process:
+    yield process
+
+
+class Process:
+  """A step in another process."""
+
+  def __init__(self, process: subprocess.Popen, what: str) -> None:
+    """Waits until the step is built."""
+    self._process, self._what = process, what
+    self._read()
+
+  def run(self, steps: int) -> tuple[float, float]:
+    """Runs so many steps; gives the wall and CPU seconds they took there."""
+    said = self._ask(f'run {steps}')
+    return said['wall'], said['cpu']
+
+  def memory(self) -> int:
+    """Bytes that the process held at most, beyond those after its imports."""
+    return self._ask('memory')['bytes']
+
+  def _ask(self, words: str) -> dict[str, Any]:
+    try:
+      self._process.stdin.write(f'{words}\n')
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass  # What it said last is read below.
+    return self._read()
+
+  def _read(self) -> dict[str, Any]:
+    for line in self._process.stdout:
+      # Packages print what they like before the answer.
+      if line.startswith('@'):
+        said = json.loads(line[1:])
+        if 'error' in said:
+          raise MissingPeerError(f'{self._what} failed: {said["error"]}')
+        return said
+    status = self._process.wait()
+    raise MissingPeerError(f'{self._what} ended with status {status}')
+
+
+@contextlib.contextmanager
+def _started(command, environment=None):
+  process = subprocess.Popen(
+    command,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    env=environment,
+  )
+  try:
+    yield Process(process, '/'.join(command[-3:-1]))
+  finally:
+    process.kill()
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+def repository(name: str) -> pathlib.Path:
+  """The folder of a clone, which is made if it is missing.
+
+  Raises:
+    MissingPeerError: if it cannot be cloned.
+  """
+  address, commit = REPOSITORIES[name]
+  folder = cache() / 'repositories' / name
+  if not folder.exists():
+    partial = folder.with_name(f'{name}.{os.getpid()}')
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for command in (
+      ['git', 'clone', '--quiet', address, str(partial)],
+      ['git', '-C', str(partial), 'checkout', '--quiet', commit],
+    ):
+      done = subprocess.run(
+        command, capture_output=True, text=True, check=False
+      )
+      if done.returncode:
+        raise MissingPeerError(
+          f'{name} cannot be cloned ({_last(done.stderr)}); put a clone of '
+          f'{address} at {folder}'
+        )
+    partial.rename(folder)
+  return folder
+
+
+def _make() -> pathlib.Path:
+  """The environment of `requirements.txt`, made if it is missing."""
+  digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+  folder = cache() / digest
+  python = folder / 'bin' / 'python'
+  done = folder / 'complete'
+  if done.exists():
+    return python
+  print(
+    f'Making the environment of the packages to compare with, in {folder} '
+    '(2 to 8 GB, some minutes; --peers=none does without).',
+    flush=True,
+  )
+  venv.create(folder, with_pip=True, clear=True)
+  install = subprocess.run(
+    [str(python), '-m', 'pip', 'install', '-q', '-r', str(REQUIREMENTS)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if install.returncode:
+    raise MissingPeerError(
+      f'the packages of {REQUIREMENTS.name} could not be installed: '
+      f'{_last(install.stderr)}'
+    )
+  done.touch()
+  return python
+
+
+def _last(text: str) -> str:
+  return (text.strip().splitlines() or ['no message'])[-1]

@@ -1,0 +1,198 @@
+"""Steps of other packages for JAX; see `serve`.
+
+Each function makes one case and gives `run(steps)`. The problems are those of
+the benchmark of the same name in this repository.
+"""
+
+import functools
+import importlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import problems
+
+
+def repeat(step, carry, *given):
+  """So many compiled steps of a carry that is donated."""
+  compiled = jax.jit(step, donate_argnums=0)
+  held = [jax.tree.map(lambda z: jnp.array(z, copy=True), carry)]
+
+  def run(steps):
+    for _ in range(steps):
+      held[0] = compiled(held[0], *given)
+    jax.block_until_ready(held[0])
+
+  return run
+
+
+def implicit_jaxopt(width, rows, products):
+  """An implicit hypergradient by so many steps of conjugate gradients."""
+  import jaxopt
+
+  lower, upper, y, x, batch = problems.digits(width, rows)
+  optimality = lambda y, x, batch: jax.grad(lower, 1)(x, y, batch)
+  solve = functools.partial(
+    jaxopt.linear_solve.solve_cg, maxiter=products, tol=0.0
+  )
+  solution = jaxopt.implicit_diff.custom_root(optimality, solve=solve)(
+    lambda y, x, batch: y
+  )
+  loss = lambda x, y, batch: upper(x, solution(y, x, batch), batch)
+  step = lambda carry, y, batch: (carry[0], jax.grad(loss)(carry[0], y, batch))
+  return repeat(step, (x, x), y, batch)
+
+
+def unrolled_jaxopt(width, rows, steps, rate):
+  """A hypergradient through so many steps of gradient descent."""
+  import jaxopt
+
+  lower, upper, y, x, batch = problems.digits(width, rows)
+  solver = jaxopt.GradientDescent(
+    lambda y, x, batch: lower(x, y, batch),
+    stepsize=rate,
+    maxiter=steps,
+    tol=0.0,
+    acceleration=False,
+    implicit_diff=False,
+    unroll=True,
+    jit=True,
+  )
+
+  def loss(x, y, batch):
+    return upper(x, solver.run(y, x, batch).params, batch)
+
+  step = lambda carry, y, batch: (carry[0], jax.grad(loss)(carry[0], y, batch))
+  return repeat(step, (x, x), y, batch)
+
+
+def projection(name, size, options):
+  """A projection of jaxopt, of its own last result and a fixed shift."""
+  import jaxopt
+
+  project = getattr(jaxopt.projection, f'projection_{name}')
+  options = [jnp.asarray(z, jnp.float32) for z in options]
+  start = jax.random.normal(jax.random.key(0), (size,))
+  if len(options) > 1:
+    options = [tuple(options)]
+  step = lambda z, shift: project(z + shift, *options)
+  return repeat(step, start, start)
+
+
+def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
+  """So many steps of a solver of benchmark_bilevel, as one.
+
+  Args:
+    folder: of the clone.
+    solver: its module.
+    form: 'dense' or 'factorised' Hessians of samples.
+    size: of each variable.
+    batch_size: samples in each of 16 batches.
+    steps: in one compiled scan.
+  """
+  stub_benchopt()
+  sys.path.insert(0, folder)
+  module = importlib.import_module(f'solvers.{solver}')
+  upper, lower, (x, y) = problems.quadratics(form, size, batch_size)
+
+  def flat(loss):
+    # Theirs take the inner variable first, and the number of a first sample.
+    return lambda y, x, start, batch_size: loss(x, y, start // batch_size)
+
+  one = module.Solver()
+  for name, values in one.parameters.items():
+    setattr(one, name, values[0])
+  one.batch_size = batch_size
+  samples = problems.BATCHES * batch_size
+  one.run_once = lambda *_: None
+  one.set_objective(flat(lower), flat(upper), samples, samples, y, x)
+  held = [one.init()]
+  pair = isinstance(held[0], tuple)  # SABA has a table beside its carry.
+
+  def run(count):
+    for _ in range(count):
+      if pair:
+        memory, carry = held[0]
+        held[0] = one.one_epoch(carry, memory, steps)
+      else:
+        held[0] = one.one_epoch(held[0], steps)
+    jax.block_until_ready(held[0])
+
+  return run
+
+
+def stub_benchopt():
+  """The three names that the solvers import of the package benchopt.
+
+  They make a command line of benchmarks, and none of them computes anything.
+  """
+
+  class Context:
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *error):
+      return False
+
+  class Anything:
+    def __init__(self, *args, **kwargs):
+      pass
+
+  package = types.ModuleType('benchopt')
+  package.BaseSolver = Anything
+  package.safe_import_context = Context
+  stopping = types.ModuleType('benchopt.stopping_criterion')
+  stopping.SufficientProgressCriterion = Anything
+  sys.modules |= {
+    'benchopt': package,
+    'benchopt.stopping_criterion': stopping,
+  }
+
+
+def ppo(folder, env, environments, steps, updates):
+  """So many updates of PPO of purejaxrl, of one epoch and one minibatch.
+
+  Args:
+    folder: of the clone.
+    env: of gymnax.
+    environments: side by side.
+    steps: of each in an update.
+    updates: in one compiled run, with its start.
+  """
+  # The wrappers of its other environments import packages that are not used.
+  for name in ('brax', 'brax.envs', 'brax.envs.wrappers', 'navix'):
+    sys.modules[name] = types.ModuleType(name)
+  sys.modules['brax'].envs = sys.modules['brax.envs']
+  training = types.ModuleType('brax.envs.wrappers.training')
+  training.EpisodeWrapper = training.AutoResetWrapper = object
+  sys.modules[training.__name__] = training
+  sys.path.insert(0, f'{folder}/purejaxrl')
+  module = importlib.import_module('ppo')
+  train = jax.jit(
+    module.make_train(
+      {
+        'LR': 1e-3,
+        'NUM_ENVS': environments,
+        'NUM_STEPS': steps,
+        'TOTAL_TIMESTEPS': updates * environments * steps,
+        'UPDATE_EPOCHS': 1,
+        'NUM_MINIBATCHES': 1,
+        'GAMMA': 0.99,
+        'GAE_LAMBDA': 0.95,
+        'CLIP_EPS': 0.2,
+        'ENT_COEF': 0.01,
+        'VF_COEF': 0.5,
+        'MAX_GRAD_NORM': 0.5,
+        'ACTIVATION': 'tanh',
+        'ENV_NAME': env,
+        'ANNEAL_LR': False,
+      }
+    )
+  )
+
+  def run(count):
+    for seed in range(count):
+      jax.block_until_ready(train(jax.random.PRNGKey(seed)))
+
+  return run

@@ -1,0 +1,58 @@
+"""Runs steps and times them when asked; a script of any environment.
+
+    python serve.py MODULE CASE '{"option": 1}'
+
+It imports MODULE, calls its function CASE with the options, which gives
+`run(steps)`, and answers lines of its input: `run N` by wall and CPU seconds,
+`memory` by the bytes held at most, beyond those after the import.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+
+
+def say(**words):
+  """One answer."""
+  print('\n@' + json.dumps(words), flush=True)
+
+
+def peak():
+  """The most bytes that this process has held."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def held():
+  """Bytes that this process holds."""
+  with open('/proc/self/statm', encoding='utf-8') as file:
+    return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main(module, case, options):
+  """Answers until the input ends."""
+  try:
+    make = getattr(importlib.import_module(module), case)
+    start = held()
+    run = make(**json.loads(options))
+  except Exception as error:
+    say(error=f'{type(error).__name__}: {error}'[:300])
+    return
+  say()
+  for line in sys.stdin:
+    word, *number = line.split()
+    try:
+      if word == 'memory':
+        say(bytes=peak() - start)
+        continue
+      wall, cpu = time.perf_counter(), time.process_time()
+      run(int(number[0]))
+      say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+    except Exception as error:
+      say(error=f'{type(error).__name__}: {error}'[:300])
+      return
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

@@ -1,0 +1,333 @@
+"""Reinforcement learning: the actor-critic, and what stale parameters cost.
+
+CartPole, 256 environments, 20 steps an update, two perceptrons of 64 x 64, Adam
+with clipped gradients. An update of the actor-critic against
+
+- PPO of purejaxrl with one epoch and one minibatch, which is as many
+  environment steps and one gradient step as well;
+- the same algorithm by hand: one function from parameters, optimiser states
+  and environments to the next, with nothing of the library in it;
+- the same environments with random actions, and nothing learnt.
+
+Whole runs in a `lax.scan` with a delay against the same without: A3C-TD(0) on
+the random process of its experiment, by i.i.d. samples and by chains, and the
+gradient of a perceptron, of which 17 workers hold 17 versions. The delayed run
+writes one snapshot and reads one in each update; the rest is the same.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import bilevel_jax as bj
+from experiments.benchmarks import environment, measure
+from experiments.rl import environments, networks
+
+BOUND_PEER, BOUND_HAND, BOUND_DELAY = 1.0, 1.05, 1.15
+DISCOUNT, DECAY, ENTROPY, SCALE = 0.99, 0.95, 0.01, 0.1
+CLIP, ACTOR_RATE, CRITIC_RATE = 0.5, 1e-3, 3e-3
+WORKERS = 17
+
+
+class Sizes(NamedTuple):
+  """Sizes of an update.
+
+  Attributes:
+    env: of gymnax, with discrete actions.
+    environments: side by side.
+    steps: of each in an update.
+    updates: in one compiled run, where whole runs are compared.
+  """
+
+  env: str = 'CartPole-v1'
+  environments: int = 256
+  steps: int = 20
+  updates: int = 50
+
+
+def adam(rate: float) -> optax.GradientTransformation:
+  """The optimiser of a sequence."""
+  return optax.chain(
+    optax.clip_by_global_norm(CLIP), optax.adam(rate, eps=1e-5)
+  )
+
+
+def make_solver(sizes: Sizes):
+  """The library's: agent and solver."""
+  known = environments.make(sizes.env, discrete=True)
+  agent = networks.agent(known.shape, known.environment.actions)
+  oracle = bj.rl.actor_critic(
+    agent.policy,
+    agent.value,
+    known.environment,
+    environments=sizes.environments,
+    steps=sizes.steps,
+    discount=DISCOUNT,
+    decay=DECAY,
+    entropy_bonus=ENTROPY,
+    reward_scale=SCALE,
+    normalise=True,
+    key=1,
+  )
+  solver = bj.descend(oracle, actor=adam(ACTOR_RATE), critic=adam(CRITIC_RATE))
+  return agent, solver
+
+
+def by_hand(sizes: Sizes):
+  """The same updates from jax, optax and gymnax alone.
+
+  Returns:
+    A step on (actor, critic, their optimisers' states, environments), and
+    the first of these from (actor, critic).
+  """
+  known = environments.make(sizes.env, discrete=True)
+  env, count = known.environment, sizes.environments
+  agent = networks.agent(known.shape, env.actions)
+  optimisers = adam(ACTOR_RATE), adam(CRITIC_RATE)
+
+  def start(actor, critic):
+    key, drawn = jax.random.split(jax.random.key(1))
+    observation, state = jax.vmap(env.reset)(jax.random.split(drawn, count))
+    zero = jnp.zeros(count)
+    worlds = (key, observation, state, zero, zero)
+    moments = optimisers[0].init(actor), optimisers[1].init(critic)
+    return actor, critic, moments, worlds
+
+  def step(carry, batch):
+    del batch
+    actor, critic, moments, (key, observation, state, total, last) = carry
+
+    def act(carry, keys):
+      observation, state, total, last = carry
+      logits = jax.vmap(agent.policy, (None, 0))(actor, observation)
+      action = jax.random.categorical(keys[0], logits)
+      after, state, reward, ended, cut, final = jax.vmap(env.step)(
+        keys[1:], state, action
+      )
+      total = total + reward
+      done = ended | cut
+      last = jnp.where(done, total, last)
+      carry = (after, state, jnp.where(done, 0, total), last)
+      return carry, (observation, action, reward, ended, cut, final)
+
+    key, drawn = jax.random.split(key)
+    keys = jax.random.split(drawn, (sizes.steps, count + 1))
+    worlds, seen = jax.lax.scan(act, (observation, state, total, last), keys)
+    observations, actions, rewards, ended, cut, finals = seen
+
+    def loss(actor, critic_now):
+      flat = lambda x: x.reshape(-1, x.shape[-1])
+      of = lambda weights, at: jax.vmap(agent.value, (None, 0))(
+        weights, flat(at)
+      ).reshape(rewards.shape)
+      values = of(critic_now, observations)
+      fixed = jax.lax.stop_gradient(values)
+      ahead = jnp.where(ended, 0, of(critic, finals))
+      errors = SCALE * rewards + DISCOUNT * ahead - fixed
+
+      def back(later, step):
+        error, done = step
+        found = error + DISCOUNT * DECAY * jnp.where(done, 0, later)
+        return found, found
+
+      zero = jnp.zeros_like(errors[0])
+      found = jax.lax.scan(back, zero, (errors, ended | cut), reverse=True)[1]
+      of_critic = jnp.mean((values - fixed - found) ** 2) / 2
+      logits = jax.vmap(agent.policy, (None, 0))(actor, flat(observations))
+      logs = jax.nn.log_softmax(logits)
+      chosen = jnp.take_along_axis(logs, actions.reshape(-1, 1), axis=1)
+      found = (found - found.mean()) / (found.std() + 1e-8)
+      of_actor = -jnp.mean(chosen[:, 0] * found.ravel())
+      entropy = -jnp.mean(jnp.sum(jnp.exp(logs) * logs, axis=-1))
+      return of_actor + of_critic - ENTROPY * entropy
+
+    slopes = jax.grad(loss, (0, 1))(actor, critic)
+    moved, moments_after = [], []
+    for weights, slope, optimiser, moment in zip(
+      (actor, critic), slopes, optimisers, moments
+    ):
+      updates, moment = optimiser.update(slope, moment, weights)
+      moved.append(optax.apply_updates(weights, updates))
+      moments_after.append(moment)
+    return (*moved, tuple(moments_after), (key, *worlds))
+
+  return step, start
+
+
+def random_steps(sizes: Sizes):
+  """The same environments under random actions."""
+  known = environments.make(sizes.env, discrete=True)
+  env, count = known.environment, sizes.environments
+
+  def start():
+    key, drawn = jax.random.split(jax.random.key(1))
+    _, state = jax.vmap(env.reset)(jax.random.split(drawn, count))
+    return key, state, jnp.zeros([])
+
+  def step(carry, batch):
+    del batch
+    key, state, total = carry
+
+    def act(carry, keys):
+      state, total = carry
+      actions = jax.random.randint(keys[0], (count,), 0, env.actions)
+      _, state, reward, *_ = jax.vmap(env.step)(keys[1:], state, actions)
+      return (state, total + reward.sum()), None
+
+    key, drawn = jax.random.split(key)
+    keys = jax.random.split(drawn, (sizes.steps, count + 1))
+    (state, total), _ = jax.lax.scan(act, (state, total), keys)
+    return key, state, total
+
+  return step, start
+
+
+class Case(NamedTuple):
+  """A solver by what goes round its oracle, and where it starts."""
+
+  make: Callable[[Callable[[Any, int], Any], int], Any]
+  params: Any
+  batch: Any
+
+
+def td_case(sampling: str) -> Case:
+  """A3C-TD(0) of the experiment, its workers' chains included."""
+  mdp, features = bj.rl.random_mdp(0), bj.rl.random_features(1)
+  power = bj.solvers.power_schedule
+  ball = lambda z: optax.projections.projection_l2_ball(z, 200.0)
+
+  def make(wrap, workers):
+    oracle = bj.rl.td_actor_critic(
+      mdp, features, key=0, sampling=sampling, workers=workers
+    )
+    return bj.descend(
+      wrap(oracle, workers),
+      actor=optax.sgd(power(20.0, 0.6)),
+      critic=bj.Sequence(optax.sgd(power(1.0, 0.4)), set=ball),
+    )
+
+  params = bj.sequences(
+    actor=jnp.zeros(mdp.rewards.shape), critic=jnp.zeros(features.shape[1])
+  )
+  return Case(make, params, None)
+
+
+def perceptron(hidden: int, batch_size: int) -> Case:
+  """A regression by a layer of hidden units."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  draw = lambda key, *shape: jax.random.normal(key, shape)
+  params = {
+    'in': draw(keys[0], 64, hidden) / 8,
+    'out': draw(keys[1], hidden, 10) / hidden,
+  }
+
+  def loss(params, batch):
+    found = jnp.tanh(batch['x'] @ params['in']) @ params['out']
+    return jnp.mean((found - batch['y']) ** 2)
+
+  make = lambda wrap, workers: optax.chain(
+    wrap(bj.gradient(loss), workers), optax.sgd(0.01)
+  )
+  rows = batch_size
+  batch = {'x': draw(keys[2], rows, 64), 'y': draw(keys[3], rows, 10)}
+  return Case(make, params, batch)
+
+
+def delayed(case: Case, steps: int, workers: int) -> measure.Program:
+  """So many updates in a scan, delayed where there are several workers."""
+  wrap = lambda oracle, n: bj.evaluation.delayed(oracle, n) if n > 1 else oracle
+  solver = case.make(wrap, workers)
+  step = measure.solver_step(solver)
+
+  def many(carry, batch):
+    body = lambda carry, _: (step(carry, batch), None)
+    return jax.lax.scan(body, carry, length=steps)[0]
+
+  return measure.Program(
+    many, (case.params, solver.init(case.params)), case.batch
+  )
+
+
+def actor_critic(sizes: Sizes) -> tuple[measure.Program, Any]:
+  """An update of the library's actor-critic, and its first parameters."""
+  agent, solver = make_solver(sizes)
+  params = agent.init(jax.random.key(0))
+  return measure.solver_program(solver, params), params
+
+
+def _ppo(sizes, context):
+  """A whole run beside one of purejaxrl."""
+  context.peers.require('distrax', 'gymnax', 'flax')
+  folder = str(environment.repository('purejaxrl'))
+  agent, solver = make_solver(sizes)
+  step = measure.solver_step(solver)
+
+  @jax.jit
+  def train(key):
+    params = agent.init(key)
+    body = lambda carry, _: (step(carry, None), None)
+    first = (params, solver.init(params))
+    return jax.lax.scan(body, first, length=sizes.updates)[0]
+
+  def run(times):
+    for seed in range(times):
+      jax.block_until_ready(train(jax.random.key(seed)))
+
+  given = sizes._asdict() | {'folder': folder}
+  with context.peers.process('jax_steps', 'ppo', **given) as theirs:
+    return measure.compare(run, theirs.run, context)
+
+
+def _beside(make, sizes, context):
+  """An update beside one that `make` makes of the first parameters."""
+  ours, params = actor_critic(sizes)
+  step, start = make(sizes)
+  first = start(*params) if make is by_hand else start()
+  return measure.compare(ours, measure.Program(step, first), context)
+
+
+def _delay(name, steps, context):
+  """A run with delays beside the same without."""
+  case = perceptron(128, 64) if name == 'perceptron' else td_case(name)
+  late, fresh = (delayed(case, steps, n) for n in (WORKERS, 1))
+  return measure.compare(late.run, fresh.run, context)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  small = preset == 'smoke'
+  sizes = Sizes(environments=8, steps=4, updates=2) if small else Sizes()
+  steps = 20 if small else 1_000
+  partial = functools.partial
+  of = f'{sizes.environments} environments'
+  return [
+    measure.Row(
+      'rl/by_hand',
+      f'actor-critic, {of} / by hand',
+      partial(_beside, by_hand, sizes),
+      {'wall': BOUND_HAND},
+    ),
+    measure.Row(
+      'rl/random',
+      f'actor-critic, {of} / random actions',
+      partial(_beside, random_steps, sizes),
+    ),
+    measure.Row(
+      'rl/ppo/purejaxrl',
+      f'actor-critic, {sizes.updates} updates, {of} / PPO of purejaxrl',
+      partial(_ppo, sizes),
+      {'wall': BOUND_PEER},
+    ),
+  ] + [
+    measure.Row(
+      f'delay/{name}',
+      f'{name}, {steps:,} updates, delay of {WORKERS - 1} / none',
+      partial(_delay, name, steps),
+      {'cpu': BOUND_DELAY},
+    )
+    for name in ('iid', 'markov', 'perceptron')
+  ]

@@ -1,0 +1,196 @@
+"""Steps of speech recognition: a joint step beside a supervised one.
+
+A joint step has two losses, each on its own batch, so about twice the cost.
+Audio is noise of the lengths of digit strings, since cost does not depend on
+what is said. Decoding and a supervised step are compared with the length of the
+audio; `programs` are those that a run compiles (length buckets times kinds of
+steps), `padding` the share of what is computed for nothing.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import measure
+from experiments.bl_just import (
+  decoding,
+  feed,
+  front_end,
+  methods,
+  objectives,
+  recogniser,
+)
+
+JOINT_BOUND = 2.2
+
+
+class Sizes(NamedTuple):
+  """Sizes of the model and the data.
+
+  Attributes:
+    encoder: its kind.
+    width: of its layers.
+    depth: layers after the strided ones.
+    rate: samples a second.
+    mels: bands.
+    units: labels.
+    utterances: noise of 1.3 to 4 seconds.
+    batch_size: of each loss.
+    buckets: of lengths.
+  """
+
+  encoder: str = 'conv'
+  width: int = 96
+  depth: int = 6
+  rate: int = 8_000
+  mels: int = 40
+  units: int = 12
+  utterances: int = 64
+  batch_size: int = 8
+  buckets: int = 2
+
+
+def examples_of(sizes: Sizes) -> feed.Examples:
+  """Noise, with four labels each."""
+  rng = np.random.default_rng(0)
+  seconds = rng.uniform(1.3, 4.0, sizes.utterances)
+  lengths = (seconds * sizes.rate).astype(np.int64)
+  audio = [rng.normal(size=n).astype(np.float32) for n in lengths]
+  labels = [rng.integers(1, sizes.units, 4).astype(np.int32) for _ in lengths]
+  names = [str(i) for i in range(len(lengths))]
+  return feed.Examples(audio.__getitem__, lengths, labels, names, names)
+
+
+def programs(
+  network: recogniser.Recogniser, batch: Any, plan: np.ndarray
+) -> dict[str, measure.Program]:
+  """A step of each kind on the same batch."""
+  training = recogniser.Training(
+    objectives.Task(), front_end.Augmentation(), 0.1
+  )
+  solver = methods.solver(
+    'bl_just',
+    plan,
+    methods.Steps(1e-3, 1e-3, 1e-4, 0.3),
+    lambda z, part: network.ctc(training, z, part),
+    lambda z, part: network.ssl(training, z, part),
+  )
+  params = network.init(jax.random.key(0), training.task)
+  key = jax.random.key(1)
+  batch = {loss: part | {'key': key} for loss, part in batch.items()}
+  batch['ssl']['fixed'] = recogniser.quantiser(training, network, key)
+
+  return {
+    name: measure.solver_program(solver, params, {n: batch[n] for n in losses})
+    for name, losses in (
+      ('supervised', ('ctc',)),
+      ('joint', ('ctc', 'ssl')),
+      ('exploration', ('ssl',)),
+    )
+  }
+
+
+def kinds_of_batches(stream: feed.Feed, steps: int) -> int:
+  """How many programs a run compiles: one for each shape of a batch."""
+  seen = set()
+  for step in range(steps):
+    leaves, structure = jax.tree.flatten(stream.batch(step))
+    seen.add((structure, tuple(leaf.shape for leaf in leaves)))
+  return len(seen)
+
+
+def make_case(sizes: Sizes) -> tuple[Any, ...]:
+  """The network, a batch of both losses, the plan and the feed."""
+  examples = examples_of(sizes)
+  plan = methods.plan('bl_just', 60, methods.Shares())
+  every = np.arange(sizes.utterances)
+  stream = feed.Feed(
+    examples,
+    {'ctc': [every], 'ssl': [every]},
+    plan,
+    edges=feed.edges_of(examples.lengths, sizes.buckets, 80),
+    batch_size=sizes.batch_size,
+    seeds=(0,),
+  )
+  network = recogniser.Recogniser(
+    recogniser.Shape(
+      sizes.encoder,
+      sizes.width,
+      sizes.depth,
+      (2, 2, 2),
+      5,
+      4,
+      False,
+      sizes.units,
+      front_end.FrontEnd(sizes.rate, sizes.mels),
+    )
+  )
+  joint = int(np.flatnonzero(plan == feed.STEPS.index(('ctc', 'ssl')))[0])
+  batch = feed.of_member(stream.batch(joint), 0)
+  return network, jax.tree.map(jnp.asarray, batch), plan, stream
+
+
+def _steps(name, sizes, context):
+  """A kind of step beside a supervised one, and beside the audio's length."""
+  network, batch, plan, stream = make_case(sizes)
+  made = programs(network, batch, plan)
+  numbers = measure.compare(made[name], made['supervised'], context, steps=1)
+  seconds = float(batch['ctc']['length'].sum()) / sizes.rate
+  return numbers | {
+    'real_time': numbers['seconds'] / seconds,
+    'real_time/supervised': numbers['base_seconds'] / seconds,
+    'programs': kinds_of_batches(stream, len(plan)),
+    'padding': stream.waste(),
+  }
+
+
+def _decoding(width, sizes, context):
+  """Time of greedy decoding, or of a beam, over the length of the audio."""
+  network, batch, _, _ = make_case(sizes)
+  params = network.init(jax.random.key(0), objectives.Task())
+  audio, length = batch['ctc']['audio'], batch['ctc']['length']
+  seconds = float(length.sum()) / sizes.rate
+  times = []
+  for _ in range(context.rounds + 1):
+    wall, cpu = time.perf_counter(), time.process_time()
+    _, logits, frames = network.outputs(params, audio, length)
+    given = np.asarray(logits), np.asarray(frames)
+    if width == 1:
+      decoding.greedy(*given)
+    else:
+      decoding.decode(*given, width=width)
+    times.append((time.perf_counter() - wall, time.process_time() - cpu))
+  wall, cpu = np.median(times[1:], axis=0) / seconds  # The first one compiles.
+  return {'wall': float(wall), 'cpu': float(cpu), 'seconds': wall * seconds}
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  sizes = Sizes()
+  if preset == 'smoke':
+    sizes = Sizes(width=8, depth=1, utterances=8, batch_size=2)
+  partial = functools.partial
+  return [
+    *(
+      measure.Row(
+        f'speech/{name}',
+        f'{name} step / supervised step',
+        partial(_steps, name, sizes),
+        {'cpu': JOINT_BOUND} if name == 'joint' else {},
+      )
+      for name in ('joint', 'exploration')
+    ),
+    *(
+      measure.Row(
+        f'speech/decoding/{width}',
+        f'decoding, beam of {width} / length of the audio',
+        partial(_decoding, width, sizes),
+      )
+      for width in (1, 16)
+    ),
+  ]

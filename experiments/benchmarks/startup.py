@@ -1,0 +1,219 @@
+"""What a user waits for before the first step: imports, tracing, compiling.
+
+- The first step of each named solver against the first step of Adam on one
+  loss, each traced and compiled anew, without the persistent cache.
+- `import bilevel_jax` against that of jax and optax, in new processes.
+- A smoke run of an experiment with a warm compilation cache against one with an
+  empty cache, in new processes.
+"""
+
+import functools
+import inspect
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import bilevel_jax as bj
+from experiments.benchmarks import measure
+
+BOUND_FIRST, BOUND_WARM = 2.5, 0.4
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = 'experiments.pbgd.toy'
+RECORDS = {'upper', 'lower', 'linear', 'value'}
+# Arguments of solvers beside the problem and their sequences.
+NUMBERS: dict[str, Any] = {
+  'averaging': 0.5,
+  'decay': 0.5,
+  'index': lambda batch: jnp.int32(0),
+  'inner_steps': 2,
+  'key': 0,
+  'least_curvature': 0.1,
+  'order': 2,
+  'parts': 1,
+  'penalty': 2.0,
+  'period': 2,
+  'proximity': 0.5,
+  'step': 0.1,
+  'step_size': 0.3,
+  'steps': 2,
+  'terms': 2,
+  'tracking': 0.5,
+  'value_rate': 0.3,
+}
+
+
+def problem() -> tuple[bj.BilevelProblem, bj.BilevelParams, Any]:
+  """A small perceptron with weighted rows."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  images = jax.random.normal(keys[0], (16, 8))
+  params = bj.BilevelParams(
+    jnp.zeros(16),
+    {'w': jax.random.normal(keys[1], (8, 4)), 'b': jnp.zeros(4)},
+  )
+
+  def errors(y, batch):
+    return jnp.sum((jnp.tanh(batch @ y['w'] + y['b']) - 0.5) ** 2, axis=1)
+
+  def lower(x, y, batch):
+    decay = sum(jnp.sum(z**2) for z in jax.tree.leaves(y))
+    return jnp.mean(jax.nn.sigmoid(x) * errors(y, batch)) + decay / 2
+
+  upper = lambda x, y, batch: jnp.mean(errors(y, batch)) + jnp.mean(x**2)
+  return bj.BilevelProblem(upper, lower), params, images
+
+
+def solvers() -> dict[str, Callable[[], Any]]:
+  """Makers of each named solver of a nested problem."""
+  nested, _, _ = problem()
+  sgd = optax.sgd(0.1)
+
+  def maker(name):
+    call = getattr(bj.solvers, name)
+    wanted = inspect.signature(call).parameters
+    if name == 't_rhg':
+      return functools.partial(
+        call, nested, upper=sgd, lower=bj.Sequence(sgd, steps=2), truncate=1
+      )
+    if name == 'lv_hba':
+      below = bj.projections.Joint(lambda pair: pair, ('upper',))
+      records = dict.fromkeys(('upper', 'value', 'multiplier', 'proximal'), sgd)
+      return functools.partial(
+        *(call, nested, lambda x, y: jnp.sum(y['b']) - 1.0),
+        **records,
+        penalty=2.0,
+        lower=bj.Sequence(sgd, set=below),
+      )
+    required = {
+      n
+      for n, p in wanted.items()
+      if p.default is p.empty or n in ('key', 'terms')
+    }
+    records = {n: sgd for n in required & RECORDS}
+    given = {n: NUMBERS[n] for n in required & set(NUMBERS)}
+    return functools.partial(call, nested, **records, **given)
+
+  return {
+    name: maker(name)
+    for name in bj.solvers.__all__
+    if 'problem' in inspect.signature(getattr(bj.solvers, name)).parameters
+  }
+
+
+def first_step(solver: Any, params: Any, batch: Any) -> measure.Run:
+  """Compiles and runs a step; nothing is kept."""
+
+  def run(times):
+    for _ in range(times):
+      jax.clear_caches()
+      state = solver.init(params)
+      step = jax.jit(measure.solver_step(solver))
+      jax.block_until_ready(step((params, state), batch))
+
+  return run
+
+
+def _first(name, context):
+  """The first step of a solver beside Adam's."""
+  nested, params, batch = problem()
+  loss = lambda p, b: nested.upper(*p, b) + nested.lower(*p, b)
+  adam = optax.chain(bj.gradient(loss), optax.adam(1e-3))
+  ours, theirs = (
+    first_step(one, params, batch) for one in (solvers()[name](), adam)
+  )
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    how = {'steps': 1, 'rounds': min(context.rounds, 3)}
+    return measure.compare(ours, theirs, context, **how)
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cached)
+
+
+def in_process(command: Sequence[str], **environment: str) -> measure.Run:
+  """Runs a command; gives its wall and CPU seconds."""
+
+  def run(times):
+    wall, before = time.perf_counter(), _children()
+    for _ in range(times):
+      done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+      if done.returncode not in (0, 1):  # 1: a claim of a smoke run.
+        raise RuntimeError(f'{command}: {done.stderr[-200:]}')
+    return time.perf_counter() - wall, _children() - before
+
+  return run
+
+
+def _children():
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
+
+
+def _import(context):
+  ours = in_process(['-c', 'import bilevel_jax'])
+  return measure.compare(
+    ours, in_process(['-c', 'import jax, optax']), context, steps=1
+  )
+
+
+def _warm_cache(context):
+  """A smoke run with the cache of another, beside one without."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    runs = iter(range(1_000))
+
+    def smoke(cache):
+      command = ['-m', SMOKE, '--preset=smoke']
+      command.append(f'--workdir={folder / str(next(runs))}')
+      return in_process(
+        command,
+        JAX_COMPILATION_CACHE_DIR=str(cache),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
+      )(1)
+
+    warm = lambda _: smoke(folder / 'cache')
+    cold = lambda _: smoke(folder / f'empty{next(runs)}')
+    return measure.compare(warm, cold, context, steps=1)
+
+
+def rows(preset: str) -> Sequence[measure.Row]:
+  """The comparisons."""
+  found = [
+    measure.Row(
+      f'first_step/{name}',
+      f'first step of {name} / of Adam',
+      functools.partial(_first, name),
+      {'cpu': BOUND_FIRST},
+    )
+    for name in solvers()
+  ]
+  found.append(
+    measure.Row('import', 'import bilevel_jax / jax and optax', _import)
+  )
+  if preset != 'smoke':
+    found.append(
+      measure.Row(
+        'warm_cache',
+        f'{SMOKE}, smoke, with a warm compilation cache / an empty one',
+        _warm_cache,
+        {'cpu': BOUND_WARM},
+      )
+    )
+  return found
