@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.aipod import client_digits
 
 CLASSES = client_digits.CLASSES
@@ -39,7 +40,7 @@ def _dense(key, inputs, outputs):
 
 
 def _apply(layer, inputs):
-  return inputs @ layer['w'] + layer['b']
+  return harness.thin_product(inputs, layer['w']) + layer['b']
 
 
 def _cross_entropy(logits, labels):

@@ -75,6 +75,7 @@ from experiments.harness.models import Network, pure
 from experiments.harness.outcome import Stopped, Trained
 from experiments.harness.placement import Layout, whole
 from experiments.harness.plots import Panel, plot_curves, plot_panels
+from experiments.harness.products import thin_dot_general, thin_product
 from experiments.harness.program import Best
 from experiments.harness.report import (
   Interval,
@@ -147,6 +148,8 @@ __all__ = [
   'run',
   'settings_of',
   'source_of',
+  'thin_dot_general',
+  'thin_product',
   'train',
   'whole',
   'write_results',

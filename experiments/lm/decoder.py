@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness import products
 from experiments.lm.config import Config, frequencies
 
 Params = Mapping[str, Any]
@@ -114,7 +115,8 @@ def rotate(x: jax.Array, turned: tuple[jax.Array, jax.Array]) -> jax.Array:
 def _linear(w: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
   out = x @ w[name]
   if f'{name}.a' in w:
-    out = out + (x @ w[f'{name}.a']) @ w[f'{name}.b']
+    low = products.thin_product(x, w[f'{name}.a'])
+    out = out + products.thin_product(low, w[f'{name}.b'])
   if f'{name}.factor' in w:
     out = out * w[f'{name}.factor']
   if f'{name}_bias' in w:

@@ -47,7 +47,8 @@ def office_problem(
 
   def logits(params, images, task):
     hidden = trunk.apply(params.trunk, images)
-    return hidden @ params.heads['w'][task] + params.heads['b'][task]
+    head = jax.tree.map(lambda x: x[task], params.heads)
+    return harness.thin_product(hidden, head['w']) + head['b']
 
   def loss(params, batch, task):
     images, labels = batch

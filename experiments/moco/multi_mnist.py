@@ -170,7 +170,7 @@ def make_problem(
   def head_loss(task):
     def loss(params, hidden, batch):
       head = jax.tree.map(lambda x: x[task], params.heads)
-      logits = hidden @ head['w'] + head['b']
+      logits = harness.thin_product(hidden, head['w']) + head['b']
       losses = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits, batch[1][:, task]
       )

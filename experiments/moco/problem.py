@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import harness
+
 
 class Measure(NamedTuple):
   """A number by which a task is judged.
@@ -96,7 +98,9 @@ def mlp_trunk(sizes: tuple[int, ...]) -> tuple[Any, Any]:
 
   def apply(layers, inputs):
     for layer in layers:
-      inputs = jax.nn.relu(inputs @ layer['w'] + layer['b'])
+      inputs = jax.nn.relu(
+        harness.thin_product(inputs, layer['w']) + layer['b']
+      )
     return inputs
 
   return init, apply

@@ -41,7 +41,13 @@ class _Mlp(nnx.Module):
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
   # Uniform within 1 / sqrt(inputs), as in the released code.
   kernel = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-  return nnx.Linear(inputs, outputs, kernel_init=kernel, rngs=rngs)
+  return nnx.Linear(
+    inputs,
+    outputs,
+    kernel_init=kernel,
+    dot_general=harness.thin_dot_general,
+    rngs=rngs,
+  )
 
 
 MODELS = {'linear': _Linear, 'mlp': _Mlp}
