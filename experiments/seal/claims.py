@@ -59,4 +59,14 @@ CLAIMS = (
     at_least='auroc_style_matched/initial_loss',
     lead=0.05,
   ),
+  *(
+    _on_rows(
+      'Rejected against chosen answers to other prompts: the selector is above '
+      f'the control that keeps the {control} answers.',
+      'auroc_style_matched/seal',
+      at_least=f'auroc_style_matched/{control}',
+      lead=0.05,
+    )
+    for control in ('longer', 'shorter')
+  ),
 )

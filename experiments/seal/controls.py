@@ -6,6 +6,7 @@ a model says of the rows, or their texts; none of them trains anything.
 | score | after | needs |
 |---|---|---|
 | `random` | - | nothing |
+| `by_length` | - | lengths |
 | `hashed_ngrams` | DSIR | the texts |
 | `by_loss` | - | losses under one model, the first or a safe one |
 | `by_excess` | excess loss, as TOSS a row | losses under two models |
@@ -30,6 +31,11 @@ _WORD = re.compile(r'\w+|[^\w\s]')
 def random(rows: int, seed: int) -> np.ndarray:
   """A coin for each row."""
   return np.random.default_rng(seed).uniform(size=rows)
+
+
+def by_length(mask: np.ndarray) -> np.ndarray:
+  """The number of tokens of each answer: the longer is kept."""
+  return np.asarray(mask > 0).sum(-1).astype(np.float64)
 
 
 def _counts(text: str, buckets: int) -> np.ndarray:

@@ -431,6 +431,8 @@ def control_scores(
     'distance': lambda: controls.by_distance(of(made), of(safe)),
     'gradient': lambda: gradient_similarity(subject, start, made, safe),
     'ngrams': lambda: controls.hashed_ngrams(*texts),
+    'longer': lambda: controls.by_length(before()[1]),
+    'shorter': lambda: -controls.by_length(before()[1]),
     'random': lambda: controls.random(len(made.places), 0),
   }
   if anchors is not None:

@@ -434,6 +434,12 @@ def main(options: harness.Options) -> None:
   for name, size in peak.items():
     metrics[f'memory_ratio/{name}'] = size / peak['sequential']
   metrics |= {f'{name}/start': value for name, value in before.items()}
+  controls = problem_lib.length_controls(problem)
+  metrics |= controls
+  rows += [
+    {'method': methods.CONTROLS[name], 'share': '-', 'reward accuracy': share}
+    for name, share in controls.items()
+  ]
   harness.write_table(options.workdir, rows)
   _plot(options, problem.names, everything, before)
   path = harness.write_results(

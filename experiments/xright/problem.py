@@ -259,6 +259,32 @@ def measure(
   return found
 
 
+def length_controls(problem: Problem) -> dict[str, float]:
+  """The accuracy on held-out comparisons of a preference for length.
+
+  Args:
+    problem: the problem.
+
+  Returns:
+    The share of comparisons whose chosen answer has more tokens than the
+    rejected one, as `accuracy/longer_answer`, and fewer, as
+    `accuracy/shorter_answer`; ties count half. Empty without comparisons.
+  """
+  for name, table in problem.tables['held_out'].items():
+    if name in objectives.COMPARISONS:
+      part = tables.rows_of(table)
+      chosen, rejected = (
+        np.asarray(part[f'{n}_mask']).sum(axis=1, dtype=int)
+        for n in objectives.PAIR
+      )
+      longer = float(np.mean((1 + np.sign(chosen - rejected)) / 2))
+      return {
+        'accuracy/longer_answer': longer,
+        'accuracy/shorter_answer': 1 - longer,
+      }
+  return {}
+
+
 def made_up(
   rows: int = 64, dtype: Any = None
 ) -> tuple[Any, Any, dict[str, Any]]:

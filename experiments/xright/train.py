@@ -403,6 +403,12 @@ def main(options: harness.Options) -> None:
     metrics |= last.metrics(name)
     first = harness.mean_interval(history[0])
     rows.append({'held out': name, 'before': first, 'after': last})
+  if pairs:
+    controls = problem_lib.length_controls(problem)
+    metrics |= controls
+    for name, share in controls.items():
+      row = {'held out': methods.CONTROLS[name], 'before': share}
+      rows.append(row | {'after': share})
   harness.write_table(options.workdir, rows)
   harness.write_results(
     options, metrics=metrics, seconds=time.monotonic() - start

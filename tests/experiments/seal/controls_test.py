@@ -105,6 +105,11 @@ def test_losses_and_their_excess_are_means_over_answers():
   np.testing.assert_allclose(controls.by_loss(wild, mask)[0], -2.0)
 
 
+def test_length_counts_the_tokens_of_answers():
+  mask = np.array([[0, 1, 1], [1, 0, 0], [1, 1, 1]])
+  np.testing.assert_array_equal(controls.by_length(mask), [2, 1, 3])
+
+
 def test_distances_do_not_depend_on_the_scale_of_a_direction():
   rng = np.random.default_rng(1)
   rows, safe, unsafe = (rng.normal(size=(n, 3)) for n in (50, 8, 8))

@@ -18,8 +18,8 @@ import pytest
 from experiments import harness
 from experiments.harness import saved
 from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
+from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
-from experiments.xright import train
 from tests.experiments.lm import decoder_test
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -400,6 +400,22 @@ def made_up_rows(path, pairs):
   return str(path)
 
 
+def test_controls_prefer_by_length_with_half_a_tie():
+  tokens = lambda *lengths: np.arange(4) < np.array(lengths)[:, None]
+  part = {
+    'chosen_mask': tokens(4, 2, 1, 3),
+    'rejected_mask': tokens(1, 2, 3, 2),
+  }
+  table = problem_lib.tables.Table((part,), 0, 4, (4,))
+  problem = types.SimpleNamespace(tables={'held_out': {'dpo': table}})
+  found = problem_lib.length_controls(problem)
+  assert {*found} == {*methods.CONTROLS}
+  assert found['accuracy/longer_answer'] == 5 / 8
+  assert found['accuracy/shorter_answer'] == 3 / 8
+  problem.tables['held_out'] = {'sft': table}
+  assert problem_lib.length_controls(problem) == {}
+
+
 def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   tmp_path, monkeypatch
 ):
@@ -417,6 +433,7 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   )
   assert found['uft_pairs'] < 0.25  # That of rewards of nothing.
   assert 'accuracy' in found
+  assert {f'accuracy/{n}_answer' for n in ('longer', 'shorter')} <= {*found}
   file = made_up_rows(tmp_path / 'a.jsonl', pairs=False)
   llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
   monkeypatch.setattr(train, 'teacher_of', lambda *_: model)
