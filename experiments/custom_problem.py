@@ -107,6 +107,14 @@ def evaluate(options: harness.Options) -> None:
   print(f'step {loaded.step}: of the {NOISY} that count least, {share}.')
 
 
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='custom',
+  binary='problem',
+  modes={'evaluate': evaluate},
+)
+
+
 if __name__ == '__main__':
-  modes = {'evaluate': evaluate}
-  harness.run(main, PRESETS, paper='custom', binary='problem', modes=modes)
+  harness.run(STUDY)

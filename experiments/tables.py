@@ -4,11 +4,12 @@
     python -m experiments.tables --check                       # or compares
     python -m experiments.tables --store runs/pbgd/toy/quick   # keeps a run
 
-Results are kept in experiments/<paper>/results, a small file per run: metrics
-with their values per seed, table, curves, seeds, settings, versions, time, date
-and command. A Markdown file asks for them by comments, which no reader sees:
+Results are kept in experiments/<paper>/results, a small file for each of the
+`RUNS` in the paper's claims.py, by its name: metrics with their values per
+seed, table, curves, seeds, settings, versions, time, date and command. A
+Markdown file asks for them by comments, which no reader sees:
 
-    <!-- table: pbgd/toy-quick | solver | mean steps = steps | penalty == 10 -->
+    <!-- table: pbgd/toy | solver | mean steps = steps | penalty == 10 -->
     <!-- end -->
 
 is the run's own table, here two columns, one under another name, of the rows
@@ -16,7 +17,7 @@ whose penalty is 10; without columns it is the whole table. The column `curve`
 is a picture of the run's curve that has the name of the row's first cell, or of
 its first two.
 
-    **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
+    **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
 
 is a metric alone in a format; without one it comes with its interval.
 `run a - b` is the difference of two metrics with its paired t interval. A line
@@ -27,6 +28,7 @@ before results were stored.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import json
@@ -35,12 +37,11 @@ import pathlib
 import re
 import shlex
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import harness
-from experiments.harness import files, report
+from experiments.harness import files, flags, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 100_000  # Bytes of a stored file.
@@ -79,23 +80,20 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
     root: of the repository.
 
   Returns:
-    The file: `<paper>/results/<binary>-<preset>`, with the mode, unless the run
-    trained, and the flags that were given besides the preset.
+    The file, `<paper>/results/<name of the run>.json`.
 
   Raises:
-    ValueError: if the run has no results, or they are too large to keep.
+    ValueError: if the run has no results, is none of those that its paper
+      declares, or has results too large to keep.
   """
   folder = pathlib.Path(folder)
   folder = folder.parent if folder.name == 'results.json' else folder
   results = harness.read_results(folder / 'results.json')
-  paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
-  # What the binary did instead of training, such as `evaluate`.
-  mode = [results['mode']] if results.get('mode') else []
-  changed = _flags(results)
+  paper, binary = results['paper'], results['binary']
+  name, run = declared(results)
+  command = [f'experiments.{paper}.{binary}', *run.words(run.preset)]
   if results.get('data_dir'):
-    changed.append(f'--data_dir={results["data_dir"]}')
-  command = [f'experiments.{paper}.{binary}', *mode, f'--preset={preset}']
-  command += changed
+    command.append(f'--data_dir={results["data_dir"]}')
   kept = {k: v for k, v in results.items() if k not in _DROPPED}
   kept |= {
     'command': shlex.join(['python', '-m', *command]),
@@ -112,11 +110,6 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept.setdefault('date', day.date().isoformat())
   if (folder / 'table.md').exists():
     kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
-  flags = [f.removeprefix('--') for f in changed if 'seeds=' not in f]
-  parts = [re.sub(r'[^\w.=]+', '-', part) for part in (*mode, *flags)]
-  name = '-'.join([binary, preset, *parts])
-  if len(name) > 80:
-    name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
   text = _LIST.sub(lambda x: ' '.join(x[0].split()), text)
   if len(text.encode()) > LARGEST:
@@ -127,6 +120,35 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   path = root / 'experiments' / paper / 'results' / f'{name}.json'
   files.write_text(path, text)
   return path
+
+
+def declared(results: Mapping[str, Any]) -> tuple[str, harness.Run]:
+  """The run of its paper that results are of, with its name.
+
+  Args:
+    results: the content of a `results.json`.
+
+  Raises:
+    ValueError: if there is none; says what to declare.
+  """
+  paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
+  runs = importlib.import_module(f'experiments.{paper}.claims').RUNS
+  study = importlib.import_module(f'experiments.{paper}.{binary}').STUDY
+  mode, folder = results.get('mode') or '', results.get('data_dir') or ''
+  wanted = {k: v for k, v in results['settings'].items() if k != 'seeds'}
+  for name, run in runs.items():
+    if (run.binary, run.preset, run.mode) != (binary, preset, mode):
+      continue
+    settings = report.plain(flags.settings_by(study.presets, preset, run.flags))
+    seeds = settings.pop('seeds', None)
+    if settings == wanted and run.data in ('', folder):
+      given = results['settings'].get('seeds')
+      more = () if given == seeds else (f'--seeds={given}',)
+      return name, dataclasses.replace(run, flags=(*run.flags, *more))
+  raise ValueError(
+    f'no run in experiments/{paper}/claims.py has these settings: add a '
+    f'harness.Run({binary!r}, preset={preset!r}, flags=...) to its RUNS.'
+  )
 
 
 def render(text: str, root: pathlib.Path = ROOT) -> str:
@@ -191,19 +213,6 @@ def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
     return _BARS[min(max(round(place), 0), len(_BARS) - 1)]
 
   return ''.join(map(bar, values))
-
-
-def _flags(results: Mapping[str, Any]) -> list[str]:
-  """The flags of a run that differ from its preset."""
-  module = f'experiments.{results["paper"]}.{results["binary"]}'
-  preset = importlib.import_module(module).PRESETS[results['preset']]
-  plain = report.plain(preset)
-  found = []
-  for name, value in results['settings'].items():
-    if name in plain and value != plain[name]:
-      value = ','.join(map(str, value)) if isinstance(value, list) else value
-      found.append(f'--{name}={value}')
-  return found
 
 
 def _short(value: float | None) -> float | None:

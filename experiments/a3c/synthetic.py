@@ -489,5 +489,10 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='a3c', binary='synthetic', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='a3c', binary='synthetic', check=check)
+  harness.run(STUDY)

@@ -245,5 +245,8 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='actor_critic')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='actor_critic')
+  harness.run(STUDY)

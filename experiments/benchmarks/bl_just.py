@@ -227,5 +227,8 @@ def _decoding(network, params, batch, decode, seconds):
   return float(np.median(times[1:])) / seconds
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='bl_just')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='bl_just')
+  harness.run(STUDY)

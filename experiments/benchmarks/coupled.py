@@ -297,5 +297,8 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='coupled')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='coupled')
+  harness.run(STUDY)

@@ -157,5 +157,8 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='delays')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='delays')
+  harness.run(STUDY)

@@ -246,5 +246,8 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='implicit')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='implicit')
+  harness.run(STUDY)

@@ -382,5 +382,10 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='benchmarks', binary='lm', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='lm', check=check)
+  harness.run(STUDY)

@@ -295,5 +295,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='benchmarks', binary='multi_objective'
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='multi_objective')
+  harness.run(STUDY)

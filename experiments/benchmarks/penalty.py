@@ -219,5 +219,10 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='benchmarks', binary='penalty', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='penalty', check=check)
+  harness.run(STUDY)

@@ -108,5 +108,8 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='stackelberg')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='stackelberg')
+  harness.run(STUDY)

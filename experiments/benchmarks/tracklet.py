@@ -283,5 +283,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='tracklet')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='tracklet')
+  harness.run(STUDY)

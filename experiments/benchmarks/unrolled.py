@@ -272,5 +272,8 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(main, PRESETS, paper='benchmarks', binary='unrolled')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='benchmarks', binary='unrolled')
+  harness.run(STUDY)

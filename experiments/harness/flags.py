@@ -1,27 +1,16 @@
 """The flags that every binary has, and what they resolve to.
 
-A binary is a module with presets and a function of `Options`:
-
-    PRESETS = {'quick': Settings(), 'paper': Settings(steps=100_000)}
-
-    if __name__ == '__main__':
-      harness.run(main, PRESETS, paper='pbgd', binary='toy')
-
-Flags are defined by `run`, not at import: any number of binaries can be
+Flags are defined by `define`, not at import: any number of binaries can be
 imported by one process.
 """
 
 import dataclasses
-import inspect
 import os
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import flags
 
-from experiments.harness import errors, memory, processes, termination
 from experiments.harness import settings as settings_lib
 
 # The folder of data sets in presets other than those that read packaged data.
@@ -51,104 +40,6 @@ class Options(NamedTuple):
   data_dir: str | None
   seeds: tuple[int, ...]
   save_seconds: float = 10.0
-
-
-def run(
-  main: Callable[[Options], Any],
-  presets: Mapping[str, Any],
-  *,
-  paper: str,
-  binary: str,
-  check: Callable[[Any], None] | None = None,
-  modes: Mapping[str, Callable[..., Any]] | None = None,
-) -> None:
-  """Runs a binary: defines the flags, parses them and calls `main`.
-
-  SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
-  is shown in one line and exits with 1. SIGUSR1 shows where all threads are.
-
-  Args:
-    main: takes the `Options`.
-    presets: a frozen dataclass instance by name; the first is the default.
-      Their numbers are checked as `settings.check` says.
-    paper: name of the paper's folder.
-    binary: name of the binary.
-    check: takes the settings, before any work, and raises SettingsError for
-      values that do not go together.
-    modes: what else the binary does, by the word that asks for it: a function
-      of the `Options` and of the files named after the word, one for each
-      further parameter. The word `train`, or none, calls `main`.
-  """
-  termination.exit_on_sigterm()
-  termination.show_on_sigusr1()
-  define(presets, paper=paper, binary=binary)
-
-  def leave(said: str) -> NoReturn:
-    # In one line, whatever a flag or a file's name holds.
-    said = f'{paper}/{binary}: {" ".join(said.split())}'
-    processes.leave_if_joined(said)
-    sys.exit(said)
-
-  def start(argv: Sequence[str]) -> None:
-    if not flags.FLAGS['verbosity'].present:
-      # jax and orbax inform at length about what they do.
-      logging.set_verbosity(logging.WARNING)
-    try:
-      mode, files = _mode(main, modes, argv[1:])
-      options = resolve(presets, paper=paper, binary=binary)
-      if check is not None:
-        check(options.settings)
-      memory.keep_freed()
-      if flags.FLAGS.distributed:
-        processes.join()
-      mode(options, *files)
-    except errors.UserError as error:
-      leave(str(error))
-    except Exception as error:
-      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-        leave(f'too large for the memory ({error}): take smaller sizes.')
-      processes.leave_if_joined(traceback.format_exc())
-      raise
-    finally:
-      termination.ignore()
-
-  def parse(argv: Sequence[str]) -> list[str]:
-    try:
-      return flags.FLAGS(argv)
-    except flags.Error as error:
-      leave(f'{error} --help shows all flags.')
-
-  app.run(start, flags_parser=parse)
-
-
-def _mode(
-  main: Callable[[Options], Any],
-  modes: Mapping[str, Callable[..., Any]] | None,
-  words: Sequence[str],
-) -> tuple[Callable[..., Any], list[str]]:
-  """What the words of a command line ask for: a function, and its files."""
-  if not words:
-    return main, []
-  known = {'train': main, **modes} if modes else {}
-  name, *files = words
-  if name not in known:
-    mend = f'; the modes are {", ".join(known)}' if known else ''
-    raise errors.SettingsError(f'unknown arguments: {" ".join(words)}{mend}.')
-  signature = inspect.signature(known[name])
-  try:
-    signature.bind(None, *files)
-  except TypeError:
-    _, *wanted = signature.parameters.values()
-    usage = ' '.join(
-      p.name.upper() + '...' * (p.kind == p.VAR_POSITIONAL) for p in wanted
-    )
-    raise errors.SettingsError(
-      f'{name} takes {usage or "no files"}, got {len(files)}.'
-    ) from None
-  for file in files:
-    if not os.path.exists(file):
-      raise errors.MissingDataError(f'there is no file {file}.')
-  return known[name], files
 
 
 # So that they are the flags of the binary: `--help` shows those of no other.
@@ -231,6 +122,26 @@ def define(
       if field in words:
         text = f'{words[field][:1].upper()}{words[field][1:]} {text}'
       flags.DEFINE_string(field, None, text, **common)
+
+
+def settings_by(
+  presets: Mapping[str, Any], preset: str, texts: Sequence[str]
+) -> Any:
+  """The settings of a preset with flags applied.
+
+  Args:
+    presets: a frozen dataclass instance by name.
+    preset: which of them.
+    texts: flags of its fields, such as '--steps=10'.
+
+  Returns:
+    The settings.
+  """
+  values = flags.FlagValues()
+  about = {'paper': '', 'binary': '', 'values': values}
+  define(presets, **about)
+  values(['', f'--preset={preset}', *texts])
+  return resolve(presets, **about).settings
 
 
 def resolve(

@@ -10,7 +10,7 @@ def _above(words: str, metric: str, published: str) -> tuple:
   return tuple(
     harness.Claim(
       f'Hyper-cleaning, linear model: {words} {name}.',
-      binary='hyper_cleaning',
+      run='hyper_cleaning',
       metric=f'v_pbgd/linear/{metric}',
       at_least=f'{method}/linear/{metric}',
       published=published,
@@ -20,18 +20,50 @@ def _above(words: str, metric: str, published: str) -> tuple:
   )
 
 
+RUNS = {
+  'toy': harness.Run('toy'),
+  'hyper_cleaning': harness.Run('hyper_cleaning'),
+  'fashion': harness.Run(
+    'hyper_cleaning',
+    preset='table',
+    flags=(
+      '--methods=v_pbgd,val_only,noisy_train,clean_part',
+      '--steps=1000',
+      '--seeds=3',
+    ),
+    data='fashion',
+    presets=(),
+  ),
+  'mlp': harness.Run(
+    'hyper_cleaning',
+    preset='table',
+    flags=(
+      '--model=mlp',
+      '--methods=v_pbgd,noisy_train,clean_part',
+      '--steps=1000',
+      '--chunk=25',
+      '--tuning_steps=100',
+      '--scales=30,100,300',
+      '--seeds=2',
+    ),
+    data='mnist',
+    presets=(),
+  ),
+  'pollution': harness.Run('pollution', presets=('smoke',)),
+}
+
 CLAIMS = (
   harness.Claim(
     'Toy: from random starts, penalised descent ends at a local minimum of '
     'the nested problem (penalty 10, within 0.05).',
-    binary='toy',
+    run='toy',
     metric='fraction_at_minima',
     at_least=0.99,
     published='all',
   ),
   harness.Claim(
     'Toy: the lower gap falls with the square of the penalty.',
-    binary='toy',
+    run='toy',
     metric='gap_exponent',
     at_least=-2.3,
     at_most=-1.8,
@@ -39,7 +71,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'Toy: the number of steps grows in proportion to the penalty.',
-    binary='toy',
+    run='toy',
     metric='steps_exponent',
     at_least=0.8,
     at_most=1.2,
@@ -64,14 +96,14 @@ CLAIMS = (
   harness.Claim(
     'Hyper-cleaning: a model trained anew on the digits that V-PBGD keeps '
     'beats one trained on all of them.',
-    binary='hyper_cleaning',
+    run='hyper_cleaning',
     metric='v_pbgd/linear/retrained_accuracy',
     at_least='noisy_train/linear/test_accuracy',
   ),
   harness.Claim(
     'Hyper-cleaning: and it is as good, up to one percent of the digits, as '
     'one trained on the truly clean digits.',
-    binary='hyper_cleaning',
+    run='hyper_cleaning',
     metric='v_pbgd/linear/retrained_accuracy',
     at_least='clean_part/linear/test_accuracy',
     lead=-0.01,
@@ -79,7 +111,7 @@ CLAIMS = (
   harness.Claim(
     'Hyper-cleaning: with the settings of `bj.suggest`, nothing tuned, V-PBGD '
     'has 98 % of the tuned F1.',
-    binary='hyper_cleaning',
+    run='hyper_cleaning',
     metric='suggested/linear/f1',
     at_least='v_pbgd/linear/f1',
     factor=0.98,

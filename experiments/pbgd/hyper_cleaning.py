@@ -320,5 +320,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='pbgd', binary='hyper_cleaning', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning', check=check)
+  harness.run(STUDY)

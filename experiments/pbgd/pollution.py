@@ -135,5 +135,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='pbgd', binary='pollution', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='pollution', check=check)
+  harness.run(STUDY)

@@ -350,5 +350,8 @@ def main(options: harness.Options) -> None:
   )
 
 
+STUDY = harness.Study(main, PRESETS, paper='pbgd', binary='toy', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='toy', check=check)
+  harness.run(STUDY)

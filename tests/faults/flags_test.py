@@ -19,8 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = [
   '.'.join(path.relative_to(ROOT).with_suffix('').parts)
   for path in sorted((ROOT / 'experiments').rglob('*.py'))
-  if '  harness.run(main, PRESETS' in path.read_text()
-  and path.parent.name != 'harness'
+  if '\nSTUDY = ' in path.read_text() and path.parent.name != 'harness'
 ]
 TEXTS = (
   *('0', '-3', '0.0', '-0.0', '1e400', 'nan', '-inf', '1e-400', '1_0', '5'),

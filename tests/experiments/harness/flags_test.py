@@ -137,7 +137,8 @@ def run(monkeypatch):
     clean()
     monkeypatch.setattr(sys, 'argv', ['toy', *arguments])
     with pytest.raises(SystemExit) as stopped:
-      harness.run(main, PRESETS, paper='pbgd', binary='toy', **more)
+      about = {'paper': 'pbgd', 'binary': 'toy'}
+      harness.run(harness.Study(main, PRESETS, **about, **more))
     return stopped.value.code
 
   yield call
