@@ -11,8 +11,8 @@ def _above(words: str, metric: str, published: str) -> tuple:
     harness.Claim(
       f'Hyper-cleaning, linear model: {words} {name}.',
       run='hyper_cleaning',
-      metric=f'v_pbgd/linear/{metric}',
-      at_least=f'{method}/linear/{metric}',
+      metric=f'{metric}/v_pbgd/linear',
+      at_least=f'{metric}/{method}/linear',
       published=published,
       presets=('quick', 'paper'),
     )
@@ -57,14 +57,14 @@ CLAIMS = (
     'Toy: from random starts, penalised descent ends at a local minimum of '
     'the nested problem (penalty 10, within 0.05).',
     run='toy',
-    metric='fraction_at_minima',
+    metric='fraction_at_minima/known_value/penalty=10',
     at_least=0.99,
     published='all',
   ),
   harness.Claim(
     'Toy: the lower gap falls with the square of the penalty.',
     run='toy',
-    metric='gap_exponent',
+    metric='gap_exponent/known_value',
     at_least=-2.3,
     at_most=-1.8,
     published='-2',
@@ -72,7 +72,7 @@ CLAIMS = (
   harness.Claim(
     'Toy: the number of steps grows in proportion to the penalty.',
     run='toy',
-    metric='steps_exponent',
+    metric='steps_exponent/known_value',
     at_least=0.8,
     at_most=1.2,
     published='1',
@@ -97,23 +97,23 @@ CLAIMS = (
     'Hyper-cleaning: a model trained anew on the digits that V-PBGD keeps '
     'beats one trained on all of them.',
     run='hyper_cleaning',
-    metric='v_pbgd/linear/retrained_accuracy',
-    at_least='noisy_train/linear/test_accuracy',
+    metric='retrained_accuracy/v_pbgd/linear',
+    at_least='test_accuracy/noisy_train/linear',
   ),
   harness.Claim(
     'Hyper-cleaning: and it is as good, up to one percent of the digits, as '
     'one trained on the truly clean digits.',
     run='hyper_cleaning',
-    metric='v_pbgd/linear/retrained_accuracy',
-    at_least='clean_part/linear/test_accuracy',
+    metric='retrained_accuracy/v_pbgd/linear',
+    at_least='test_accuracy/clean_part/linear',
     lead=-0.01,
   ),
   harness.Claim(
     'Hyper-cleaning: with the settings of `bj.suggest`, nothing tuned, V-PBGD '
     'has 98 % of the tuned F1.',
     run='hyper_cleaning',
-    metric='suggested/linear/f1',
-    at_least='v_pbgd/linear/f1',
+    metric='f1/suggested/linear',
+    at_least='f1/v_pbgd/linear',
     factor=0.98,
     presets=('quick', 'paper'),
   ),

