@@ -93,7 +93,7 @@ from experiments.harness.report import (
   write_table,
 )
 from experiments.harness.saved import Loaded, load
-from experiments.harness.settings import Allowed, settings_of
+from experiments.harness.settings import Allowed, Among, settings_of
 from experiments.harness.stream import Stream
 from experiments.harness.streams import OneOf
 from experiments.harness.study.results import Column, Results
@@ -103,6 +103,7 @@ from experiments.harness.study.study import Report, Study
 __all__ = [
   'AllStoppedError',
   'Allowed',
+  'Among',
   'Best',
   'BusyError',
   'Checkpoints',

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from experiments.harness import errors
 from experiments.harness import settings as settings_lib
 
 # The folder of data sets in presets other than those that read packaged data.
@@ -42,17 +43,19 @@ class Options(NamedTuple):
   save_seconds: float = 10.0
 
 
-# So that they are the flags of the binary: `--help` shows those of no other.
-flags.disclaim_key_flags()
-
-_COMMON = (
-  'preset',
-  'workdir',
-  'data_dir',
-  'seeds',
-  'save_seconds',
-  'distributed',
-)
+# The flags of every binary, in words.
+COMMON = {
+  'preset': 'Which settings.',
+  'workdir': 'Folder of the run; the same command resumes from it. By default '
+  'runs/<paper>/<binary>/<preset>.',
+  'data_dir': 'Folder of data sets. By default what the environment variable '
+  f'{DATA_VARIABLE} says; the presets smoke and quick read packaged data.',
+  'seeds': 'Number of seeds.',
+  'save_seconds': 'Least time between two checkpoints; 0 saves after each '
+  'chunk.',
+  'distributed': 'Whether this is one of several processes that run together '
+  'and share the workdir; the first writes.',
+}
 # More would not fit into any memory.
 _SEEDS = 10**6
 # What they read is a part of them, whatever machine they run on.
@@ -62,66 +65,52 @@ _PACKAGED = ('smoke', 'quick')
 def define(
   presets: Mapping[str, Any],
   *,
-  paper: str,
-  binary: str,
   values: flags.FlagValues = flags.FLAGS,
 ) -> None:
   """Defines the common flags, and one for each field of the settings.
 
   Args:
     presets: a frozen dataclass instance by name; the first is the default.
-    paper: name of the paper's folder.
-    binary: name of the binary.
     values: where to define the flags.
   """
   common = {'flag_values': values}
   flags.DEFINE_enum(
-    'preset', next(iter(presets)), list(presets), 'Which settings.', **common
-  )
-  flags.DEFINE_string(
-    'workdir',
-    None,
-    'Folder of the run; the same command resumes from it. By default '
-    f'runs/{paper}/{binary}/<preset>.',
-    **common,
-  )
-  flags.DEFINE_string(
-    'data_dir',
-    None,
-    f'Folder of data sets. By default what {DATA_VARIABLE} says; the presets '
-    f'{" and ".join(_PACKAGED)} read packaged data.',
-    **common,
+    'preset', next(iter(presets)), list(presets), COMMON['preset'], **common
   )
   flags.DEFINE_integer(
     'seeds',
     None,
-    'Number of seeds.',
+    COMMON['seeds'],
     lower_bound=1,
     upper_bound=_SEEDS,
     **common,
   )
   flags.DEFINE_float(
-    'save_seconds',
-    10.0,
-    'Least time between two checkpoints; 0 saves after each chunk.',
-    lower_bound=0,
-    **common,
+    'save_seconds', 10.0, COMMON['save_seconds'], lower_bound=0, **common
   )
-  flags.DEFINE_bool(
-    'distributed',
-    False,
-    'Whether this is one of several processes that run together and share the '
-    'workdir; the first writes.',
-    **common,
-  )
-  first = next(iter(presets.values()))
-  words = settings_lib.words_of(first)
-  for field, kind in settings_lib.types_of(first).items():
-    if field not in _COMMON:
-      text = f"Replaces the preset's; {settings_lib.kind_name(kind)}."
-      if field in words:
-        text = f'{words[field][:1].upper()}{words[field][1:]} {text}'
-      flags.DEFINE_string(field, None, text, **common)
+  flags.DEFINE_bool('distributed', False, COMMON['distributed'], **common)
+  for name in ('workdir', 'data_dir'):
+    flags.DEFINE_string(name, None, COMMON[name], **common)
+  for name, field in _fields(presets).items():
+    flags.DEFINE_string(name, None, field.words, **common)
+  for short, name in short_names(presets).items():
+    flags.DEFINE_string(short, None, f'Short for {name}.', **common)
+
+
+def short_names(presets: Mapping[str, Any]) -> dict[str, str]:
+  """Last parts of the names of fields in groups, where one field has them."""
+  fields = _fields(presets)
+  found: dict[str, list[str]] = {}
+  for name in fields:
+    group, _, last = name.rpartition('.')
+    if group and last not in (*fields, *COMMON):
+      found.setdefault(last, []).append(name)
+  return {last: names[0] for last, names in found.items() if len(names) == 1}
+
+
+def _fields(presets: Mapping[str, Any]) -> dict[str, settings_lib.Field]:
+  fields = settings_lib.fields_of(next(iter(presets.values())))
+  return {name: x for name, x in fields.items() if name not in COMMON}
 
 
 def settings_by(
@@ -138,10 +127,9 @@ def settings_by(
     The settings.
   """
   values = flags.FlagValues()
-  about = {'paper': '', 'binary': '', 'values': values}
-  define(presets, **about)
+  define(presets, values=values)
   values(['', f'--preset={preset}', *texts])
-  return resolve(presets, **about).settings
+  return resolve(presets, paper='', binary='', values=values).settings
 
 
 def resolve(
@@ -162,11 +150,14 @@ def resolve(
       range.
   """
   settings = presets[values.preset]
-  given = {
-    field: values[field].value
-    for field in settings_lib.types_of(settings)
-    if field not in _COMMON and values[field].value is not None
-  }
+  given = {}
+  names = {name: name for name in _fields(presets)}
+  for flag, name in (names | short_names(presets)).items():
+    if values[flag].value is None:
+      continue
+    if name in given:
+      raise errors.SettingsError(f'--{flag} and --{name} are the same flag.')
+    given[name] = values[flag].value
   settings = settings_lib.override(settings, given)
   if values.seeds is not None and hasattr(settings, 'seeds'):
     settings = dataclasses.replace(settings, seeds=values.seeds)

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from experiments.harness import errors, memory, processes, termination
 from experiments.harness import flags as flags_lib
+from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
 
 
@@ -27,7 +28,7 @@ def run(study: study_lib.Study) -> None:
   termination.exit_on_sigterm()
   termination.show_on_sigusr1()
   paper, binary = study.paper, study.binary
-  flags_lib.define(study.presets, paper=paper, binary=binary)
+  flags_lib.define(study.presets)
 
   def leave(said: str) -> NoReturn:
     # In one line, whatever a flag or a file's name holds.
@@ -59,10 +60,16 @@ def run(study: study_lib.Study) -> None:
       termination.ignore()
 
   def parse(argv: Sequence[str]) -> list[str]:
+    asked = [word for word in argv[1:] if word in help_lib.FLAGS]
     try:
-      return flags.FLAGS(argv)
+      left = flags.FLAGS([word for word in argv if word not in asked])
     except flags.Error as error:
       leave(f'{error} --help shows all flags.')
+    if asked:
+      about = inspect.getmodule(study.main).__doc__ or ''
+      print(help_lib.text(about, study, flags.FLAGS.preset), end='')
+      sys.exit(0)
+    return left
 
   app.run(start, flags_parser=parse)
 
