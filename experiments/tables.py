@@ -139,7 +139,9 @@ def declared(results: Mapping[str, Any]) -> tuple[str, harness.Run]:
   for name, run in runs.items():
     if (run.binary, run.preset, run.mode) != (binary, preset, mode):
       continue
-    settings = report.plain(flags.settings_by(study.presets, preset, run.flags))
+    settings = report.plain(
+      flags.settings_by(study.presets, preset, run.flags, study.renamed)
+    )
     seeds = settings.pop('seeds', None)
     if settings == wanted and run.data in ('', folder):
       given = results['settings'].get('seeds')

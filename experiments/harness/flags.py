@@ -6,6 +6,7 @@ imported by one process.
 
 import dataclasses
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,12 +66,14 @@ _PACKAGED = ('smoke', 'quick')
 def define(
   presets: Mapping[str, Any],
   *,
+  renamed: Mapping[str, str] = types.MappingProxyType({}),
   values: flags.FlagValues = flags.FLAGS,
 ) -> None:
   """Defines the common flags, and one for each field of the settings.
 
   Args:
     presets: a frozen dataclass instance by name; the first is the default.
+    renamed: names of fields by former names, which are flags too.
     values: where to define the flags.
   """
   common = {'flag_values': values}
@@ -93,19 +96,24 @@ def define(
     flags.DEFINE_string(name, None, COMMON[name], **common)
   for name, field in _fields(presets).items():
     flags.DEFINE_string(name, None, field.words, **common)
-  for short, name in short_names(presets).items():
-    flags.DEFINE_string(short, None, f'Short for {name}.', **common)
+  for other, name in _other_names(presets, renamed).items():
+    flags.DEFINE_string(
+      other, None, f'{name}, as that is called now.', **common
+    )
 
 
-def short_names(presets: Mapping[str, Any]) -> dict[str, str]:
-  """Last parts of the names of fields in groups, where one field has them."""
+def _other_names(
+  presets: Mapping[str, Any], renamed: Mapping[str, str]
+) -> dict[str, str]:
+  """Former names of fields, and last parts of names that one field has."""
   fields = _fields(presets)
   found: dict[str, list[str]] = {}
   for name in fields:
     group, _, last = name.rpartition('.')
     if group and last not in (*fields, *COMMON):
       found.setdefault(last, []).append(name)
-  return {last: names[0] for last, names in found.items() if len(names) == 1}
+  short = {last: names[0] for last, names in found.items() if len(names) == 1}
+  return short | dict(renamed)
 
 
 def _fields(presets: Mapping[str, Any]) -> dict[str, settings_lib.Field]:
@@ -114,7 +122,10 @@ def _fields(presets: Mapping[str, Any]) -> dict[str, settings_lib.Field]:
 
 
 def settings_by(
-  presets: Mapping[str, Any], preset: str, texts: Sequence[str]
+  presets: Mapping[str, Any],
+  preset: str,
+  texts: Sequence[str],
+  renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Any:
   """The settings of a preset with flags applied.
 
@@ -122,14 +133,16 @@ def settings_by(
     presets: a frozen dataclass instance by name.
     preset: which of them.
     texts: flags of its fields, such as '--steps=10'.
+    renamed: see `define`.
 
   Returns:
     The settings.
   """
   values = flags.FlagValues()
-  define(presets, values=values)
+  about: dict[str, Any] = {'renamed': renamed, 'values': values}
+  define(presets, **about)
   values(['', f'--preset={preset}', *texts])
-  return resolve(presets, paper='', binary='', values=values).settings
+  return resolve(presets, paper='', binary='', **about).settings
 
 
 def resolve(
@@ -137,6 +150,7 @@ def resolve(
   *,
   paper: str,
   binary: str,
+  renamed: Mapping[str, str] = types.MappingProxyType({}),
   values: flags.FlagValues = flags.FLAGS,
 ) -> Options:
   """What the parsed flags say; see `define` for the arguments.
@@ -152,7 +166,7 @@ def resolve(
   settings = presets[values.preset]
   given = {}
   names = {name: name for name in _fields(presets)}
-  for flag, name in (names | short_names(presets)).items():
+  for flag, name in (names | _other_names(presets, renamed)).items():
     if values[flag].value is None:
       continue
     if name in given:

@@ -42,7 +42,7 @@ RUNS = {
       '--methods=v_pbgd,noisy_train,clean_part',
       '--steps=1000',
       '--chunk=25',
-      '--tuning_steps=100',
+      '--grid.steps=100',
       '--scales=30,100,300',
       '--seeds=2',
     ),

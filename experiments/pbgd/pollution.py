@@ -9,11 +9,12 @@ Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
 at nine tenths. Time: some minutes on 2 cores.
 
 All shares and seeds run as one compiled program. Step sizes are tuned at the
-settings' `polluted_fraction` only.
+settings' `digits.polluted` only.
 """
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -35,21 +36,22 @@ class Settings(hyper_cleaning.Settings):
   fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-_PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
-_SMOKE = dataclasses.asdict(hyper_cleaning.PRESETS['smoke'])
+def _sweep(preset: str, **changes: Any) -> Settings:
+  """A preset of `hyper_cleaning` with the methods of the sweep."""
+  fields = vars(hyper_cleaning.PRESETS[preset])
+  return Settings(**fields | {'methods': METHODS} | changes)
+
+
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(**_SMOKE | {'methods': METHODS, 'fractions': (0.3, 0.7)}),
+  'smoke': _sweep('smoke', fractions=(0.3, 0.7)),
   # A twentieth of the paper's steps: V-PBGD is at its best by then.
-  'paper': Settings(
-    **_PAPER
-    | {
-      'methods': METHODS,
-      'steps': 2_000,
-      'chunk': 50,
-      'tuning_steps': 500,
-      'fractions': tuple(n / 10 for n in range(1, 10)),
-    }
+  'paper': _sweep(
+    'paper',
+    steps=2_000,
+    chunk=50,
+    grid=hyper_cleaning.Grid(steps=500),
+    fractions=tuple(n / 10 for n in range(1, 10)),
   ),
 }
 
@@ -126,9 +128,13 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='pbgd', binary='pollution', check=check
+  main,
+  PRESETS,
+  paper='pbgd',
+  binary='pollution',
+  check=check,
+  renamed=hyper_cleaning.RENAMED,
 )
-
 
 if __name__ == '__main__':
   harness.run(STUDY)

@@ -188,12 +188,14 @@ DECLARED = [(p, n) for p, paper in PAPERS.items() for n in paper.runs]
 @pytest.mark.parametrize(('paper', 'name'), DECLARED)
 def test_declared_runs_have_a_binary_with_their_presets_and_flags(paper, name):
   run = PAPERS[paper].runs[name]
-  module = importlib.import_module(f'experiments.{paper}.{run.binary}')
+  study = importlib.import_module(f'experiments.{paper}.{run.binary}').STUDY
   for preset in {run.preset, *run.presets}:
-    settings = flags_lib.settings_by(module.STUDY.presets, preset, run.flags)
-    if module.STUDY.check:
-      module.STUDY.check(settings)
-  assert not run.mode or run.mode in module.STUDY.modes
+    settings = flags_lib.settings_by(
+      study.presets, preset, run.flags, study.renamed
+    )
+    if study.check:
+      study.check(settings)
+  assert not run.mode or run.mode in study.modes
   assert not reproduce.lacking(run.extra).startswith('setup.cfg')
 
 

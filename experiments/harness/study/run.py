@@ -28,7 +28,7 @@ def run(study: study_lib.Study) -> None:
   termination.exit_on_sigterm()
   termination.show_on_sigusr1()
   paper, binary = study.paper, study.binary
-  flags_lib.define(study.presets)
+  flags_lib.define(study.presets, renamed=study.renamed)
 
   def leave(said: str) -> NoReturn:
     # In one line, whatever a flag or a file's name holds.
@@ -42,7 +42,9 @@ def run(study: study_lib.Study) -> None:
       logging.set_verbosity(logging.WARNING)
     try:
       mode, files = _mode(study, argv[1:])
-      options = flags_lib.resolve(study.presets, paper=paper, binary=binary)
+      options = flags_lib.resolve(
+        study.presets, paper=paper, binary=binary, renamed=study.renamed
+      )
       if study.check is not None:
         study.check(options.settings)
       memory.keep_freed()

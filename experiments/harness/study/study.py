@@ -67,6 +67,8 @@ class Study:
     modes: what else the binary does, by the word that asks for it: a function
       of the `Options` and of the files named after the word, one for each
       further parameter. The word `train`, or none, asks for `main`.
+    renamed: fields of the settings by their former names, whose flags go on
+      working for one version.
   """
 
   main: Callable[..., Report | None]
@@ -78,6 +80,7 @@ class Study:
   modes: Mapping[str, Callable[..., Report | None]] = dataclasses.field(
     default_factory=dict
   )
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write(options: flags.Options, said: Report, *, seconds: float) -> None:
