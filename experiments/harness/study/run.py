@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pathlib
 import sys
 import time
 import traceback
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from experiments.harness import errors, memory, processes, termination
+from experiments.harness import files as files_lib
 from experiments.harness import flags as flags_lib
 from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
@@ -83,6 +85,8 @@ def execute(
 ) -> study_lib.Report | None:
   """Calls `main`, or another mode, and writes the report that it gives.
 
+  The time in it is that of all attempts in the workdir.
+
   Args:
     mode: of a `Study`.
     options: what the flags say.
@@ -92,10 +96,26 @@ def execute(
     What the mode returns.
   """
   start = time.monotonic()
-  said = mode(options, *files)
-  if isinstance(said, study_lib.Report):
-    study_lib.write(options, said, seconds=time.monotonic() - start)
+  spent = pathlib.Path(options.workdir) / 'seconds.json'
+  before = _seconds(spent)
+  seconds = lambda: before + time.monotonic() - start
+  try:
+    said = mode(options, *files)
+    if isinstance(said, study_lib.Report):
+      study_lib.write(options, said, seconds=seconds())
+  finally:
+    # Also of an attempt that is ended by a signal or an error.
+    if spent.parent.is_dir() and files_lib.is_writer():
+      files_lib.write_text(spent, f'{seconds():.3f}\n')
   return said
+
+
+def _seconds(path: pathlib.Path) -> float:
+  """What earlier attempts took; 0 where nothing legible says so."""
+  try:
+    return max(0.0, float(path.read_text(encoding='utf-8')))
+  except (OSError, ValueError):
+    return 0.0
 
 
 def _mode(
