@@ -20,10 +20,10 @@ its first two.
     **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
 
 is a metric alone in a format; without one it comes with its interval.
-A table of all papers with their headline claims stands between `<!-- papers -->`
-and `<!-- end -->`. `run a - b` is the difference of two metrics with its paired t interval. A line
-cannot start with this comment: Markdown would take it for HTML. A number in a
-table is one of these two, or stands between `<!-- by hand -->`, a sentence that
+A table of all papers with their headline claims stands between
+`<!-- papers -->` and `<!-- end -->`. `run a - b` is the difference of two
+metrics with its paired t interval. A line cannot start with this comment:
+Markdown would take it for HTML. A number in a table is one of these two, or stands between `<!-- by hand -->`, a sentence that
 says where it is from, and `<!-- end -->`; or its cell says that it was measured
 before results were stored.
 """
