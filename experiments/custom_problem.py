@@ -51,8 +51,8 @@ def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
   return {part: (np.float32(pixels[r] / 16), labels[r]) for part, r in parts}
 
 
-def main(options: harness.Options) -> None:
-  """Trains, and writes the results."""
+def main(options: harness.Options) -> harness.Report:
+  """Trains; what it returns becomes a table, a plot and `results.json`."""
   settings = options.settings
   model = nn.Sequential([nn.Dense(settings.hidden), nn.relu, nn.Dense(10)])
 
@@ -90,13 +90,12 @@ def main(options: harness.Options) -> None:
     save_seconds=options.save_seconds,
     settings=harness.settings_of(settings, 'steps'),
   )
-  found = harness.mean_interval(trained.history['accuracy'][-1])
-  harness.write_table(options.workdir, [{'test accuracy': found}])
-  metrics = found.metrics('accuracy')  # With its interval, as claims want it.
-  harness.write_results(options, metrics=metrics, seconds=trained.seconds)
-  curves = {'V-PBGD': (trained.steps, trained.history['accuracy'])}
-  axes = {'xlabel': 'steps', 'ylabel': 'test accuracy'}
-  harness.plot_curves(f'{options.workdir}/accuracy.png', curves, **axes)
+  accuracy = trained.history['accuracy']  # (records, seeds)
+  results = harness.Results()
+  results.add({'method': 'v_pbgd'}, accuracy=accuracy[-1])
+  curves = {'V-PBGD': (trained.steps, accuracy)}
+  figure = harness.draw_curves(curves, xlabel='steps', ylabel='test accuracy')
+  return harness.Report(results, plots={'accuracy.png': figure})
 
 
 def evaluate(options: harness.Options) -> None:
@@ -107,6 +106,14 @@ def evaluate(options: harness.Options) -> None:
   print(f'step {loaded.step}: of the {NOISY} that count least, {share}.')
 
 
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='custom',
+  binary='problem',
+  modes={'evaluate': evaluate},
+)
+
+
 if __name__ == '__main__':
-  modes = {'evaluate': evaluate}
-  harness.run(main, PRESETS, paper='custom', binary='problem', modes=modes)
+  harness.run(STUDY)

@@ -2,8 +2,8 @@
 
     python -m experiments.reproduce --preset=smoke --papers=pbgd
 
-A paper's claims are `CLAIMS` in experiments/<paper>/claims.py, found by itself.
-Each distinct command runs once, in a process and a workdir of its own:
+A paper's `RUNS` and `CLAIMS` are in experiments/<paper>/claims.py, found by
+itself. Each run is made once, in a process and a workdir of its own:
 a binary that crashes costs its own rows, which say so, and no others. The same
 command goes on where a killed one was: finished runs are not run again, failed
 ones are. `report.md` in the workdir has a row for each claim and is written
@@ -11,10 +11,11 @@ anew after each run. `--store` keeps the results for the tables of the READMEs,
 see `tables`.
 
 Presets: `smoke` takes about a minute a paper and needs no data folder; it shows
-that everything runs, on sizes too small to judge a paper by, binaries without a
-claim included. `quick` takes minutes a binary, `paper` the published sizes. The
-exit status is 1 if a command failed or a claim names a metric that its run does
-not have, else 0, whether or not the claims are shown.
+that everything runs, on sizes too small to judge a paper by. `quick` takes
+minutes a binary, `paper` the published sizes. `--runs=pbgd/mlp,pbgd/fashion`
+makes these alone, each by the preset that it declares. The exit status is 1 if
+a command failed or a claim names a metric that its run does not have, else 0,
+whether or not the claims are shown.
 """
 
 import configparser
@@ -50,39 +51,47 @@ _SECONDS_TO_SAVE = 60
 _SECONDS_TO_SAY = 0.5
 
 
+class Declared(NamedTuple):
+  """What a paper's folder declares.
+
+  Attributes:
+    runs: by name.
+    claims: each of one of these runs.
+  """
+
+  runs: Mapping[str, harness.Run]
+  claims: tuple[harness.Claim, ...]
+
+
 class Command(NamedTuple):
-  """A run of a binary; claims with equal ones share it.
+  """A run of a paper by a preset.
 
   Attributes:
     paper: its folder.
-    binary: its module.
+    name: of the run.
+    module: what runs.
     flags: all flags but the workdir.
   """
 
   paper: str
-  binary: str
+  name: str
+  module: str
   flags: tuple[str, ...]
 
   @property
   def words(self) -> list[str]:
     """The command line, without the interpreter and the workdir."""
-    module = f'experiments.{self.paper}.{self.binary}'
-    return ['-m', module, *self.flags]
+    return ['-m', self.module, *self.flags]
 
   @property
   def folder(self) -> str:
-    """A readable name of its own for the workdir."""
-    # A path may be too long for a name, and says nothing.
-    said = '_'.join(
-      f'data-{zlib.crc32(flag.encode()):08x}'
-      if flag.startswith('--data_dir=')
-      else re.sub(r'[^\w.=,-]+', '-', flag.removeprefix('--'))
-      for flag in self.flags
-    )
-    return f'{self.paper}/{self.binary}/{said}'
+    """The workdir, in that of the report: one for each folder of data."""
+    data = [f for f in self.flags if f.startswith('--data_dir=')]
+    which = f'-data-{zlib.crc32(data[0].encode()):08x}' if data else ''
+    return f'{self.paper}/{self.name}{which}'
 
 
-class Run(NamedTuple):
+class Ended(NamedTuple):
   """How a command ended.
 
   Attributes:
@@ -103,14 +112,14 @@ def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
   return tuple(sorted(path.parent.name for path in root.glob('*/claims.py')))
 
 
-def load(papers: Iterable[str] = ()) -> dict[str, tuple[harness.Claim, ...]]:
-  """Reads the claims.
+def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
+  """Reads what papers declare.
 
   Args:
     papers: names of their folders; all if empty.
 
   Returns:
-    Claims by paper.
+    Runs and claims by paper.
 
   Raises:
     SettingsError: if a paper is unknown; names the known.
@@ -122,33 +131,73 @@ def load(papers: Iterable[str] = ()) -> dict[str, tuple[harness.Claim, ...]]:
         f'no claims of {paper!r} (experiments/{paper}/claims.py); known: '
         f'{", ".join(known)}.'
       )
-  return {
-    paper: importlib.import_module(f'experiments.{paper}.claims').CLAIMS
+  modules = {
+    paper: importlib.import_module(f'experiments.{paper}.claims')
     for paper in papers or known
   }
+  return {name: Declared(x.RUNS, x.CLAIMS) for name, x in modules.items()}
 
 
 def commands(
-  claims: Mapping[str, Sequence[harness.Claim]],
+  papers: Mapping[str, Declared],
   *,
   preset: str,
   data_dir: str | None,
-) -> list[tuple[str, harness.Claim, Command]]:
-  """The claims that a preset judges, with paper and command."""
-  common = [f'--preset={preset}']
-  if data_dir is not None:
-    common.append(f'--data_dir={os.path.abspath(data_dir)}')
-  return [
-    (paper, claim, Command(paper, claim.binary, (*common, *claim.flags)))
-    for paper, of_paper in claims.items()
-    for claim in of_paper
-    if preset in claim.presets
-  ]
+  only: Sequence[str] = (),
+) -> dict[tuple[str, str], Command]:
+  """The runs of a preset, by paper and name.
+
+  Args:
+    papers: what they declare.
+    preset: smoke, quick or paper.
+    data_dir: folder of data sets; None for packaged data.
+    only: these runs alone, as `paper/name`, each by its own preset.
+
+  Returns:
+    The commands.
+
+  Raises:
+    SettingsError: if there is no such run; names those of the paper.
+  """
+  for name in only:
+    paper, _, run = name.partition('/')
+    if run not in (papers[paper].runs if paper in papers else {}):
+      known = [f'{p}/{n}' for p, x in papers.items() for n in x.runs]
+      raise harness.SettingsError(
+        f'there is no run {name}; there are {", ".join(known)}.'
+      )
+  folder = None if data_dir is None else os.path.abspath(data_dir)
+  return {
+    (paper, name): Command(
+      paper,
+      name,
+      f'experiments.{paper}.{run.binary}',
+      run.words(run.preset if only else preset, folder),
+    )
+    for paper, declared in papers.items()
+    for name, run in declared.runs.items()
+    if (f'{paper}/{name}' in only if only else preset in run.presets)
+  }
+
+
+def judged_in(
+  papers: Mapping[str, Declared],
+  commands: Mapping[tuple[str, str], Command],
+  preset: str,
+) -> list[tuple[harness.Claim, Command]]:
+  """The claims that a preset judges, with the commands that measure them."""
+  found = []
+  for paper, declared in papers.items():
+    for claim in declared.claims:
+      command = commands.get((paper, claim.run))
+      if command and preset in claim.presets:
+        found.append((claim, command))
+  return found
 
 
 def execute(
   command: Command, workdir: files.Path, *, timeout: float | None = None
-) -> Run:
+) -> Ended:
   """Runs a command in a process, unless it is finished.
 
   Args:
@@ -158,7 +207,7 @@ def execute(
     timeout: seconds after which it is ended and has failed; None for none.
 
   Returns:
-    A `Run`.
+    An `Ended`.
   """
   folder = files.make_folder(pathlib.Path(workdir) / command.folder)
   record = folder / 'command.json'
@@ -177,7 +226,7 @@ def execute(
   def ended(failure):
     """How it ended; kept also of an attempt that is cut short: it took time."""
     seconds = before.get('seconds', 0.0) + time.monotonic() - start
-    run = Run(failure, seconds, {}) if failure else _finished(folder, seconds)
+    run = Ended(failure, seconds, {}) if failure else _finished(folder, seconds)
     content = {
       'words': command.words,
       'finished': not run.failure,
@@ -216,7 +265,7 @@ def execute(
   return ended(failure)
 
 
-def row(claim: harness.Claim, command: Command, run: Run | None) -> dict:
+def row(claim: harness.Claim, command: Command, run: Ended | None) -> dict:
   """The row of a claim; without a run, it is still to come."""
   cells = {
     'claim': claim.words,
@@ -260,20 +309,20 @@ def data_of(results: Mapping[str, Any]) -> str:
   return '; '.join(texts)
 
 
-def lacking(claim: harness.Claim) -> str:
-  """Why the claim's binary cannot run here; '' if it can."""
-  if not claim.extra:
+def lacking(extra: str) -> str:
+  """Why a run with this extra cannot run here; '' if it can."""
+  if not extra:
     return ''
   setup = configparser.ConfigParser()
   setup.read(ROOT.parent / 'setup.cfg')
-  asked = setup.get('options.extras_require', claim.extra, fallback=None)
+  asked = setup.get('options.extras_require', extra, fallback=None)
   if asked is None:
-    return f'setup.cfg has no extra `{claim.extra}`'
+    return f'setup.cfg has no extra `{extra}`'
   for line in asked.split():
     try:
       importlib.metadata.version(re.split(r'[^\w.-]', line)[0])
     except importlib.metadata.PackageNotFoundError:
-      return f'needs the extra `{claim.extra}`'
+      return f'needs the extra `{extra}`'
   return ''
 
 
@@ -291,26 +340,10 @@ def missing_metrics(
   return f'no metric {", ".join(lacking)}' if lacking else ''
 
 
-def without_claims(
-  papers: Iterable[str], commands: Iterable[Command], preset: str
-) -> list[Command]:
-  """Binaries of the papers that have the preset and no claim in it."""
-  known = {command[:2] for command in commands}
-  found = []
-  for paper in papers:
-    for path in sorted((ROOT / paper).glob('*.py')):
-      text = path.read_text(encoding='utf-8')
-      if 'harness.run(main, PRESETS' not in text or f"'{preset}':" not in text:
-        continue
-      if (paper, path.stem) not in known:
-        found.append(Command(paper, path.stem, (f'--preset={preset}',)))
-  return found
-
-
 def write_report(
   path: files.Path,
-  judged: Sequence[tuple[str, harness.Claim, Command]],
-  runs: Mapping[Command, Run],
+  judged: Sequence[tuple[harness.Claim, Command]],
+  runs: Mapping[Command, Ended],
   *,
   preset: str,
 ) -> None:
@@ -330,14 +363,14 @@ def write_report(
     'compilation. ± is a 95 % interval over seeds: `shown` is a claim that all '
     'of it is within, `mean only` one that the mean alone is.\n'
   )
-  for paper in dict.fromkeys(paper for paper, _, _ in judged):
+  for paper in dict.fromkeys(command.paper for _, command in judged):
     rows = [
       row(claim, command, runs.get(command))
-      for of, claim, command in judged
-      if of == paper
+      for claim, command in judged
+      if command.paper == paper
     ]
     lines += [f'## {paper}\n', harness.format_table(rows, COLUMNS)]
-  claimed = {command for _, _, command in judged}
+  claimed = {command for _, command in judged}
   others = [
     {
       'command': f'`{shlex.join(["python", *command.words])}`',
@@ -360,6 +393,7 @@ def reproduce(
   preset: str,
   workdir: files.Path,
   papers: Sequence[str] = (),
+  only: Sequence[str] = (),
   data_dir: str | None = None,
   timeout: float | None = None,
   store: bool = False,
@@ -370,6 +404,8 @@ def reproduce(
     preset: smoke, quick or paper.
     workdir: of the report and all runs; the same call resumes.
     papers: names of the papers' folders; all if empty.
+    only: names of runs, `paper/name`, each by its own preset; all of the preset
+      if empty.
     data_dir: folder of data sets, handed to the binaries.
     timeout: seconds that one command may take.
     store: whether results are kept for the tables of the READMEs.
@@ -377,26 +413,24 @@ def reproduce(
   Returns:
     Whether every command ended well and had the metrics of its claims.
   """
-  claims = load(papers)
-  judged = commands(claims, preset=preset, data_dir=data_dir)
-  distinct = list(dict.fromkeys(command for _, _, command in judged))
-  skipped = {command: why for _, c, command in judged if (why := lacking(c))}
-  if preset == 'smoke':
-    distinct += without_claims(claims, distinct, preset)
+  declared = load(papers)
+  found = commands(declared, preset=preset, data_dir=data_dir, only=only)
+  judged = judged_in(declared, found, preset)
+  distinct = list(found.values())
   report = files.make_folder(workdir) / 'report.md'
-  runs: dict[Command, Run] = {}
+  runs: dict[Command, Ended] = {}
   fine = True
   write_report(report, judged, runs, preset=preset)
   for i, command in enumerate(distinct, 1):
     line = f'{i}/{len(distinct)} python {shlex.join(command.words)}'
     print(line, flush=True)
-    if command in skipped:
-      run = Run('', 0.0, {}, skipped[command])
+    if why := lacking(declared[command.paper].runs[command.name].extra):
+      run = Ended('', 0.0, {}, why)
     else:
       run = execute(command, workdir, timeout=timeout)
     runs[command] = run
     failure = run.failure or missing_metrics(
-      [claim for _, claim, own in judged if own == command], run.results
+      [claim for claim, own in judged if own == command], run.results
     )
     fine &= not failure
     said = failure or (run.skipped and f'not run: {run.skipped}') or 'done'
@@ -423,12 +457,12 @@ def _end(process: subprocess.Popen) -> None:
       process.wait()
 
 
-def _finished(folder: pathlib.Path, seconds: float) -> Run:
+def _finished(folder: pathlib.Path, seconds: float) -> Ended:
   try:
     results = harness.read_results(folder / 'results.json')
   except ValueError as error:
-    return Run(str(error), seconds, {})
-  return Run('', seconds, results)
+    return Ended(str(error), seconds, {})
+  return Ended('', seconds, results)
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:
@@ -468,6 +502,7 @@ def main(argv: Sequence[str]) -> None:
       preset=values.preset,
       workdir=values.workdir or os.path.join('runs/reproduce', values.preset),
       papers=values.papers,
+      only=values.runs,
       data_dir=values.data_dir,
       timeout=None if limit is None else 60 * limit,
       store=values.store,
@@ -481,6 +516,12 @@ if __name__ == '__main__':
   flags.DEFINE_enum('preset', 'quick', claim_lib.PRESETS, 'Sizes of the runs.')
   flags.DEFINE_list(
     'papers', [], 'Which papers, commas between; by default all.'
+  )
+  flags.DEFINE_list(
+    'runs',
+    [],
+    'Which runs alone, such as pbgd/mlp, each by its own preset; commas '
+    'between.',
   )
   flags.DEFINE_string(
     'workdir',

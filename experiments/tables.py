@@ -4,30 +4,34 @@
     python -m experiments.tables --check                       # or compares
     python -m experiments.tables --store runs/pbgd/toy/quick   # keeps a run
 
-Results are kept in experiments/<paper>/results, a small file per run: metrics
-with their values per seed, table, curves, seeds, settings, versions, time, date
-and command. A Markdown file asks for them by comments, which no reader sees:
+Results are kept in experiments/<paper>/results, a small file for each of the
+`RUNS` in the paper's claims.py, by its name: metrics with their values per
+seed, table, curves, seeds, settings, versions, time, date and command. A
+Markdown file asks for them by comments, which no reader sees:
 
-    <!-- table: pbgd/toy-quick | solver | mean steps = steps | penalty == 10 -->
+    <!-- table: pbgd/toy | solver | mean steps = steps | penalty == 10 -->
     <!-- end -->
 
 is the run's own table, here two columns, one under another name, of the rows
 whose penalty is 10; without columns it is the whole table. The column `curve`
 is a picture of the run's curve that has the name of the row's first cell, or of
-its first two; of a run that keeps a history, it is how the number of the row has
-changed over the stored commits, on the same processor.
+its first two; of a run that keeps a history, it is how the number of the row
+has changed over the stored commits, on the same processor.
 
-    **<!-- number: pbgd/toy-quick gap_exponent .2f -->-2.16**
+    **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
 
 is a metric alone in a format; without one it comes with its interval.
-`run a - b` is the difference of two metrics with its paired t interval. A line
-cannot start with this comment: Markdown would take it for HTML. A number in a
-table is one of these two, or stands between `<!-- by hand -->`, a sentence that
-says where it is from, and `<!-- end -->`; or its cell says that it was measured
-before results were stored.
+A table of all papers with their headline claims stands between
+`<!-- papers -->` and `<!-- end -->`. `run a - b` is the difference of two
+metrics with its paired t interval. A line cannot start with this comment:
+Markdown would take it for HTML. A number in a table is one of these two, or
+stands between `<!-- by hand -->`, a sentence that says where it is from, and
+`<!-- end -->`; or its cell says that it was measured before results were
+stored.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import json
@@ -36,12 +40,11 @@ import pathlib
 import re
 import shlex
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import harness
-from experiments.harness import files, report
+from experiments.harness import files, flags, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 100_000  # Bytes of a stored file.
@@ -49,6 +52,7 @@ LARGEST = 100_000  # Bytes of a stored file.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 _DROPPED = ('metrics', 'method_seconds', 'history')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
+_PAPERS = re.compile(r'(<!-- papers -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 _VALUE = r'[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
 _NUMBER = re.compile(
   rf'(<!-- number: (\S+) (\S+(?: - \S+)?)(?: (\S+))? -->)'
@@ -80,23 +84,20 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
     root: of the repository.
 
   Returns:
-    The file: `<paper>/results/<binary>-<preset>`, with the mode, unless the run
-    trained, and the flags that were given besides the preset.
+    The file, `<paper>/results/<name of the run>.json`.
 
   Raises:
-    ValueError: if the run has no results, or they are too large to keep.
+    ValueError: if the run has no results, is none of those that its paper
+      declares, or has results too large to keep.
   """
   folder = pathlib.Path(folder)
   folder = folder.parent if folder.name == 'results.json' else folder
   results = harness.read_results(folder / 'results.json')
-  paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
-  # What the binary did instead of training, such as `evaluate`.
-  mode = [results['mode']] if results.get('mode') else []
-  changed = _flags(results)
+  paper, binary = results['paper'], results['binary']
+  name, run = declared(results)
+  command = [f'experiments.{paper}.{binary}', *run.words(run.preset)]
   if results.get('data_dir'):
-    changed.append(f'--data_dir={results["data_dir"]}')
-  command = [f'experiments.{paper}.{binary}', *mode, f'--preset={preset}']
-  command += changed
+    command.append(f'--data_dir={results["data_dir"]}')
   kept = {k: v for k, v in results.items() if k not in _DROPPED}
   kept |= {
     'command': shlex.join(['python', '-m', *command]),
@@ -113,11 +114,6 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   kept.setdefault('date', day.date().isoformat())
   if (folder / 'table.md').exists():
     kept['table'] = _parse((folder / 'table.md').read_text(encoding='utf-8'))
-  flags = [f.removeprefix('--') for f in changed if 'seeds=' not in f]
-  parts = [re.sub(r'[^\w.=]+', '-', part) for part in (*mode, *flags)]
-  name = '-'.join([binary, preset, *parts])
-  if len(name) > 80:
-    name = f'{name[:70]}-{zlib.crc32(name.encode()):08x}'
   text = json.dumps(kept, indent=1, allow_nan=False, ensure_ascii=False) + '\n'
   text = _LIST.sub(lambda x: ' '.join(x[0].split()), text)
   if len(text.encode()) > LARGEST:
@@ -130,6 +126,41 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   if results.get('history'):
     _remember(path, kept, results['history'])
   return path
+
+
+def declared(results: Mapping[str, Any]) -> tuple[str, harness.Run]:
+  """The run of its paper that results are of, with its name.
+
+  Where there is no `claims.py`, a run has the name of its binary.
+
+  Args:
+    results: the content of a `results.json`.
+
+  Raises:
+    ValueError: if there is none; says what to declare.
+  """
+  paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
+  if not (ROOT / 'experiments' / paper / 'claims.py').exists():
+    return binary, harness.Run(binary, preset=preset)
+  runs = importlib.import_module(f'experiments.{paper}.claims').RUNS
+  study = importlib.import_module(f'experiments.{paper}.{binary}').STUDY
+  mode, folder = results.get('mode') or '', results.get('data_dir') or ''
+  wanted = {k: v for k, v in results['settings'].items() if k != 'seeds'}
+  for name, run in runs.items():
+    if (run.binary, run.preset, run.mode) != (binary, preset, mode):
+      continue
+    settings = report.plain(
+      flags.settings_by(study.presets, preset, run.flags, study.renamed)
+    )
+    seeds = settings.pop('seeds', None)
+    if settings == wanted and run.data in ('', folder):
+      given = results['settings'].get('seeds')
+      more = () if given == seeds else (f'--seeds={given}',)
+      return name, dataclasses.replace(run, flags=(*run.flags, *more))
+  raise ValueError(
+    f'no run in experiments/{paper}/claims.py has these settings: add a '
+    f'harness.Run({binary!r}, preset={preset!r}, flags=...) to its RUNS.'
+  )
 
 
 def render(text: str, root: pathlib.Path = ROOT) -> str:
@@ -152,12 +183,16 @@ def render(text: str, root: pathlib.Path = ROOT) -> str:
   def number(match):
     return match[1] + _number(*match.groups()[1:], root)
 
+  def papers(match):
+    return match[1] + _papers(root) + match[3]
+
+  text = _PAPERS.sub(papers, text)
   return _NUMBER.sub(number, _TABLE.sub(table, text))
 
 
 def unstored(text: str) -> list[str]:
   """Rows of tables with a measured number that is from no stored result."""
-  text = _BY_HAND.sub('', _TABLE.sub('', text))
+  text = _BY_HAND.sub('', _PAPERS.sub('', _TABLE.sub('', text)))
   text = _NUMBER.sub('', text)
   found, header = [], None
   for line in text.splitlines():
@@ -229,19 +264,6 @@ def _curves(name: str, results: Mapping[str, Any], root: pathlib.Path) -> dict:
   return {row: [line.get(row) for line in lines] for row in rows} or (
     results.get('curves') or {}
   )
-
-
-def _flags(results: Mapping[str, Any]) -> list[str]:
-  """The flags of a run that differ from its preset."""
-  module = f'experiments.{results["paper"]}.{results["binary"]}'
-  preset = importlib.import_module(module).PRESETS[results['preset']]
-  plain = report.plain(preset)
-  found = []
-  for name, value in results['settings'].items():
-    if name in plain and value != plain[name]:
-      value = ','.join(map(str, value)) if isinstance(value, list) else value
-      found.append(f'--{name}={value}')
-  return found
 
 
 def _short(value: float | None, digits: int = 6) -> float | None:
@@ -346,6 +368,27 @@ def _table(spec: str, root: pathlib.Path) -> str:
   ]
   body = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
   return f'{body}\n{_caption(results)}\n'
+
+
+def _papers(root: pathlib.Path) -> str:
+  """Rows of all papers: solvers, headline claims as judged, and a link."""
+  lines = ['| paper | solvers | result | |', '| --- | --- | --- | --- |']
+  for path in sorted(root.glob('experiments/*/claims.py')):
+    folder = path.parent.name
+    module = importlib.import_module(f'experiments.{folder}.claims')
+    said = []
+    for claim in module.CLAIMS:
+      if claim.headline:
+        judged = harness.judge(claim, _read(f'{folder}/{claim.run}', root))
+        # On other data: the page of the paper says on which.
+        *other, verdict = judged.verdict.removesuffix(' there').split('): ')
+        verdict += ' on other data' if other else ''
+        said.append(f'{claim.headline.format(judged.ours)}: {verdict}')
+    solvers = ', '.join(f'`{name}`' for name in module.PAPER.solvers)
+    page = f'[more](experiments/{folder}/README.md)'
+    cells = module.PAPER.title, solvers, '<br>'.join(said), page
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join([*lines, '', ''])
 
 
 def _caption(results: Mapping[str, Any]) -> str:

@@ -453,12 +453,15 @@ def check(settings: Settings) -> None:
     )
 
 
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='a3c',
+  binary='atari',
+  check=check,
+  modes={'evaluate': evaluate},
+)
+
+
 if __name__ == '__main__':
-  harness.run(
-    main,
-    PRESETS,
-    paper='a3c',
-    binary='atari',
-    check=check,
-    modes={'evaluate': evaluate},
-  )
+  harness.run(STUDY)

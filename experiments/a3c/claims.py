@@ -6,12 +6,23 @@ from experiments import harness
 _WHOLE = ('quick', 'paper')
 _WORKERS = {8: 6.5, 16: 12.0, 64: 45.0}
 
+RUNS = {
+  'synthetic': harness.Run('synthetic'),
+  'cartpole': harness.Run('gymnax'),
+  'cartpole_greedy': harness.Run('gymnax', mode='evaluate', presets=()),
+  'cartpole_sampled': harness.Run(
+    'gymnax', mode='evaluate', flags=('--policy=sampled',), presets=()
+  ),
+  'threads': harness.Run('atari', presets=('smoke',)),
+  'atari': harness.Run('atari', extra='atari', presets=_WHOLE),
+}
+
 CLAIMS = (
   *(
     harness.Claim(
       f'Synthetic, i.i.d. samples: {number} workers arrive {least:g} times '
       'sooner than one, in samples of each.',
-      binary='synthetic',
+      run='synthetic',
       metric=f'speedup/iid/n{number}',
       at_least=least,
       presets=_WHOLE,
@@ -21,7 +32,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'Synthetic, Markov samples: 4 workers arrive 3 times sooner.',
-    binary='synthetic',
+    run='synthetic',
     metric='speedup/markov/n4',
     at_least=3.0,
     presets=_WHOLE,
@@ -31,7 +42,7 @@ CLAIMS = (
     'Synthetic: the distance of the critic to its fixed point, over the last '
     'quarter and all runs, is at most a fifth of that at the start, for the '
     'worst of both samplings and all numbers of workers.',
-    binary='synthetic',
+    run='synthetic',
     metric='critic_error/worst',
     at_most=0.2,
     presets=_WHOLE,
@@ -40,20 +51,20 @@ CLAIMS = (
   harness.Claim(
     'Synthetic: the delay, read off version numbers, is the number of workers '
     'minus 1 in each update after the first ones.',
-    binary='synthetic',
+    run='synthetic',
     metric='delay/off',
     at_most=0.0,
   ),
   harness.Claim(
     'Synthetic, control: with large constant steps one worker arrives.',
-    binary='synthetic',
+    run='synthetic',
     metric='control/large_step/n1_reached',
     at_least=1.0,
     presets=_WHOLE,
   ),
   harness.Claim(
     'Synthetic, control: and 64 workers do not, or only late.',
-    binary='synthetic',
+    run='synthetic',
     metric='control/large_step/n64',
     at_most=16.0,
     presets=_WHOLE,
@@ -61,52 +72,49 @@ CLAIMS = (
   harness.Claim(
     'CartPole, 16 workers in round robin: the last 100 episodes of the '
     'training return 475 of 500 and more.',
-    binary='gymnax',
+    run='cartpole',
     metric='training_return',
     at_least=475,
-    presets=('quick', 'paper'),
+    presets=_WHOLE,
   ),
   harness.Claim(
     'CartPole: no seed is below 450.',
-    binary='gymnax',
+    run='cartpole',
     metric='worst_training_return',
     at_least=450,
-    presets=('quick', 'paper'),
+    presets=_WHOLE,
   ),
   harness.Claim(
     'CartPole: over the whole training, 16 workers whose parameters are 15 '
     'updates old return at most 25 of 500 less than one worker at equal '
     'updates, by the paired difference.',
-    binary='gymnax',
+    run='cartpole',
     metric='training_area_lead_over_one_worker',
     at_least=-25,
     published='curves',
-    presets=('quick', 'paper'),
+    presets=_WHOLE,
   ),
   harness.Claim(
     'Round robin: every gradient is as many updates old as there are other '
     'workers, but for the first round.',
-    binary='gymnax',
+    run='cartpole',
     metric='delay/full',
     at_least=0.98,
   ),
   harness.Claim(
     'Threads that play a cart-pole: each other worker updates about once while '
     'one works.',
-    binary='atari',
+    run='threads',
     metric='delay/of_others',
     at_least=0.8,
     at_most=1.1,
-    presets=('smoke',),
   ),
   harness.Claim(
     'Threads that play Seaquest: each other worker updates about once while '
     'one works.',
-    binary='atari',
+    run='atari',
     metric='delay/of_others',
     at_least=0.8,
     at_most=1.1,
-    presets=('quick', 'paper'),
-    extra='atari',
   ),
 )

@@ -384,12 +384,15 @@ def render(options: harness.Options) -> None:
   policies.show(pathlib.Path(options.workdir) / 'policy.npz')
 
 
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='a3c',
+  binary='gymnax',
+  check=check,
+  modes={'evaluate': evaluate, 'render': render},
+)
+
+
 if __name__ == '__main__':
-  harness.run(
-    main,
-    PRESETS,
-    paper='a3c',
-    binary='gymnax',
-    check=check,
-    modes={'evaluate': evaluate, 'render': render},
-  )
+  harness.run(STUDY)

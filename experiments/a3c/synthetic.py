@@ -424,16 +424,16 @@ def check(settings: Settings) -> None:
   """Raises ValueError where fields of the settings do not fit."""
   for name in ('steps', 'window'):
     if getattr(settings, name) % settings.block:
-      raise ValueError(
+      raise harness.SettingsError(
         f'--{name}={getattr(settings, name)} is no multiple of '
         f'--block={settings.block}.'
       )
   if settings.steps < 4 * settings.block:
-    raise ValueError(
+    raise harness.SettingsError(
       f'--steps={settings.steps}: at least four blocks of {settings.block}.'
     )
   if settings.workers[0] != 1 or len(settings.workers) < 2:
-    raise ValueError(
+    raise harness.SettingsError(
       f'--workers={settings.workers}: 1 first, what the others are compared '
       'with, and at least one other.'
     )
@@ -489,5 +489,10 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='a3c', binary='synthetic', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='a3c', binary='synthetic', check=check)
+  harness.run(STUDY)

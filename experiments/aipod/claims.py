@@ -4,39 +4,58 @@ from experiments import harness
 
 _LAZY = 'e_aipod/p0.3'
 
+RUNS = {
+  'synthetic': harness.Run('synthetic'),
+  'federated': harness.Run('federated'),
+  'loss_tuning': harness.Run('federated', preset='loss_tuning', presets=()),
+  'fashion': harness.Run(
+    'federated',
+    preset='reduced',
+    flags=(
+      '--taking_part=0',
+      '--lower_steps=20,60',
+      '--lower_rates=0.02,0.05',
+      '--fednest_rounds=1',
+      '--goal=75',
+    ),
+    data='fashion',
+    presets=(),
+  ),
+}
+
 CLAIMS = (
   harness.Claim(
     'Synthetic: with p = 0.3 and two upper steps, E-AiPOD needs a fraction of '
     "AiPOD's projections for the same stationarity.",
-    binary='synthetic',
+    run='synthetic',
     metric=f'{_LAZY}/t2/projections_ratio',
     at_most=0.3,
     published='a curve',
   ),
   harness.Claim(
     'Synthetic: and about as many upper steps.',
-    binary='synthetic',
+    run='synthetic',
     metric=f'{_LAZY}/t2/upper_steps_ratio',
     at_most=1.3,
     published='a curve',
   ),
   harness.Claim(
     'Synthetic: lazy lower projections alone (one upper step) halve them.',
-    binary='synthetic',
+    run='synthetic',
     metric=f'{_LAZY}/t1/projections_ratio',
     at_most=0.5,
     published='a curve',
   ),
   harness.Claim(
     'Synthetic: also against AiPOD with twice the upper step.',
-    binary='synthetic',
+    run='synthetic',
     metric=f'{_LAZY}/t2/projections_ratio_equal_step',
     at_most=0.55,
     published='a curve',
   ),
   harness.Claim(
     'Synthetic: without the control variate, few seeds of ten get there.',
-    binary='synthetic',
+    run='synthetic',
     metric='no_control_variate/seeds_reaching',
     at_most=3,
     presets=('quick', 'paper'),
@@ -44,7 +63,7 @@ CLAIMS = (
   harness.Claim(
     'Federated hyper-representation, MNIST: E-AiPOD reaches 90 % in fewer '
     'communication rounds than the best FedNest, one upper step each.',
-    binary='federated',
+    run='federated',
     metric='rounds_to_90_ratio',
     at_most=0.9,
     presets=('paper',),
@@ -52,7 +71,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'The same against FedNest with ten local upper steps.',
-    binary='federated',
+    run='federated',
     metric='local_upper/rounds_to_90_ratio',
     at_most=0.9,
     presets=('paper',),
@@ -61,14 +80,14 @@ CLAIMS = (
   harness.Claim(
     'Federated hyper-representation, packaged digits: to 87 %, one upper step '
     'each.',
-    binary='federated',
+    run='federated',
     metric='rounds_to_87_ratio',
     at_most=0.8,
     presets=('quick',),
   ),
   harness.Claim(
     'The same against FedNest with ten local upper steps.',
-    binary='federated',
+    run='federated',
     metric='local_upper/rounds_to_87_ratio',
     at_most=0.8,
     presets=('quick',),

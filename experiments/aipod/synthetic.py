@@ -438,5 +438,8 @@ def _plot(folder, runs, everything):
     )
 
 
+STUDY = harness.Study(main, PRESETS, paper='aipod', binary='synthetic')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='aipod', binary='synthetic')
+  harness.run(STUDY)

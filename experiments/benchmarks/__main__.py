@@ -4,4 +4,4 @@ from experiments import harness
 from experiments.benchmarks import suite
 
 if __name__ == '__main__':
-  harness.run(suite.main, suite.PRESETS, **suite.RUN)
+  harness.run(suite.STUDY)

@@ -343,12 +343,13 @@ def _processor() -> str:
   return f'{name}, {len(os.sched_getaffinity(0))} cores'
 
 
-RUN: dict[str, Any] = {
-  'paper': 'benchmarks',
-  'binary': 'suite',
-  'modes': {'measure': measure_rows},
-}
-
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='benchmarks',
+  binary='suite',
+  modes={'measure': measure_rows},
+)
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, **RUN)
+  harness.run(STUDY)

@@ -3,21 +3,34 @@
 from experiments import harness
 
 _SHARED = {
-  'binary': 'train',
-  'extra': 'asr',
-  'flags': ('--dataset=fsdd',),
+  'run': 'strings',
   # Untrained networks and tones of seconds show nothing.
   'presets': ('quick',),
+}
+
+_SPEECH = {'binary': 'train', 'data': 'speech', 'extra': 'asr'}
+RUNS = {
+  'strings': harness.Run(**_SPEECH),
+  'twentieth': harness.Run(
+    **_SPEECH,
+    flags=(
+      '--labelled=0.05',
+      '--methods=supervised,pretrain,bl_just',
+      '--seeds=5',
+    ),
+    presets=('quick',),
+  ),
+  'digits': harness.Run(**_SPEECH, preset='digits', presets=()),
+  'an4_grid': harness.Run(**_SPEECH, preset='an4_grid', presets=()),
+  'an4_full': harness.Run(**_SPEECH, preset='an4_full', presets=()),
 }
 
 CLAIMS = (
   harness.Claim(
     'The program runs from audio to text, on tones in noise.',
-    binary='train',
-    extra='asr',
+    run='strings',
     metric='training_error/supervised',
     at_most=1.5,
-    flags=(),
     presets=('smoke',),
   ),
   harness.Claim(
@@ -52,8 +65,7 @@ CLAIMS = (
   harness.Claim(
     'LibriSpeech, 100 hours with transcripts: BL-JUST below supervised '
     'training, word error of the test.',
-    binary='train',
-    extra='asr',
+    run='strings',
     metric='wer/bl_just',
     at_most='wer/supervised',
     published='7.0 against 8.7 (clean)',

@@ -702,5 +702,10 @@ def plot_shares(
   )
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='bl_just', binary='train', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='bl_just', binary='train', check=check)
+  harness.run(STUDY)

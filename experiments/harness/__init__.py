@@ -38,6 +38,8 @@ from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import (
   Claim,
   Judgement,
+  Paper,
+  Run,
   judge,
   paired_interval,
   read_results,
@@ -67,14 +69,20 @@ from experiments.harness.errors import (
   UserError,
   WriteError,
 )
-from experiments.harness.flags import Options, run
+from experiments.harness.flags import Options
 from experiments.harness.loop import train
 from experiments.harness.measured import measured
 from experiments.harness.metrics import MetricsWriter, read_records
 from experiments.harness.models import Network, pure
 from experiments.harness.outcome import Stopped, Trained
 from experiments.harness.placement import Layout, whole
-from experiments.harness.plots import Panel, plot_curves, plot_panels
+from experiments.harness.plots import (
+  Panel,
+  draw_curves,
+  draw_panels,
+  plot_curves,
+  plot_panels,
+)
 from experiments.harness.products import thin_dot_general, thin_product
 from experiments.harness.program import Best
 from experiments.harness.report import (
@@ -87,17 +95,22 @@ from experiments.harness.report import (
   write_table,
 )
 from experiments.harness.saved import Loaded, load
-from experiments.harness.settings import Allowed, settings_of
+from experiments.harness.settings import Allowed, Among, settings_of
 from experiments.harness.stream import Stream
 from experiments.harness.streams import OneOf
+from experiments.harness.study.results import Column, Results
+from experiments.harness.study.run import execute, run
+from experiments.harness.study.study import Report, Study
 
 __all__ = [
   'AllStoppedError',
   'Allowed',
+  'Among',
   'Best',
   'BusyError',
   'Checkpoints',
   'Claim',
+  'Column',
   'Context',
   'DamagedDataError',
   'DigitPart',
@@ -112,16 +125,24 @@ __all__ = [
   'Options',
   'OtherRunError',
   'Panel',
+  'Paper',
+  'Report',
   'Restored',
+  'Results',
+  'Run',
   'SettingsError',
   'Source',
   'Stopped',
   'Stream',
+  'Study',
   'Table',
   'Trained',
   'UserError',
   'WriteError',
   'check_finite',
+  'draw_curves',
+  'draw_panels',
+  'execute',
   'find',
   'format_table',
   'jackknife_interval',

@@ -1,20 +1,26 @@
-"""Claims of a paper, and what a finished run says about them.
+"""Runs and claims of a paper, and what a finished run says about them.
 
-A paper's folder declares its claims once, in `claims.py`:
+A paper's folder declares both once, in `claims.py`:
 
+    RUNS = {
+      'toy': harness.Run('toy'),
+      'lr5e-3': harness.Run('pareto', flags=('--learning_rate=5e-3',)),
+    }
     CLAIMS = (
       harness.Claim(
         'Nearly all starts end at a local minimum.',
-        binary='toy', metric='fraction_at_minima', at_least=0.99,
+        run='toy', metric='fraction_at_minima', at_least=0.99,
         published='all'),
     )
 
 `python -m experiments.reproduce` finds that file, runs the binaries and judges.
+Stored results and the documents call a run by its name there.
 """
 
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,38 +35,99 @@ ENOUGH_SEEDS = 5  # A claim shown by fewer says how many.
 _RESERVED = ('preset', 'workdir', 'data_dir')
 
 
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """A paper in the README's table.
+
+  Attributes:
+    title: what it is about, and the year.
+    solvers: names of the solvers that stand for it, or other names of the
+      library.
+  """
+
+  title: str
+  solvers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A run of a binary, whose results are stored under its name.
+
+  Attributes:
+    binary: the module of the paper's folder.
+    preset: of the stored results.
+    flags: further flags of the binary, such as '--model=mlp'.
+    mode: what the binary does instead of training, such as 'evaluate'.
+    data: the folder in that of the data sets that it reads; '' for that itself,
+      or for packaged data.
+    extra: the pip extra that it needs beside `experiments`.
+    presets: those of `reproduce` in which it is run, by that preset; () where
+      it is run by its name alone.
+  """
+
+  binary: str = dataclasses.field(kw_only=False)
+  preset: str = 'quick'
+  flags: tuple[str, ...] = ()
+  mode: str = ''
+  data: str = ''
+  extra: str = ''
+  presets: tuple[str, ...] = PRESETS
+
+  def __post_init__(self):
+    for flag in self.flags:
+      name = flag.removeprefix('--').partition('=')[0]
+      if not flag.startswith('--') or name in _RESERVED:
+        raise ValueError(
+          f'the flags of a run of {self.binary} are written --name=value and '
+          f'are none of {", ".join(_RESERVED)}, got {flag!r}.'
+        )
+    if self.presets:
+      _check_presets(f'a run of {self.binary}', self.presets)
+
+  def words(self, preset: str, data_dir: str | None = None) -> tuple[str, ...]:
+    """What stands behind the module on the command line, but the workdir.
+
+    Args:
+      preset: of `reproduce`, or its own.
+      data_dir: folder of the data sets; None for none.
+    """
+    mode = (self.mode,) if self.mode else ()
+    folder = os.path.join(data_dir or '', self.data).rstrip('/')
+    data = () if data_dir is None else (f'--data_dir={folder}',)
+    return (*mode, f'--preset={preset}', *data, *self.flags)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
   """One claim of a paper, and the number that shows it.
 
   Attributes:
     words: the claim, one sentence.
-    binary: the module of the paper's folder that measures it.
-    metric: the name of the number in the binary's `results.json`.
+    run: name of the run that measures it.
+    metric: the name of the number in the run's `results.json`.
     at_least: its lower bound: a number, or the name of another metric.
     at_most: its upper bound, likewise; with both, it lies between them.
     factor: a bound that is another metric is this many times it.
     lead: how far the number has to be beyond a bound that is another metric, in
       the metric's unit; below zero, how far behind it may be.
     published: the paper's number, as a text; '-' if it has none.
-    flags: further flags of the binary, such as '--model=mlp'.
-    presets: those in which the claim is judged.
-    extra: the pip extra that the binary needs beside `experiments`.
+    presets: those in which the claim is judged, where its run is run.
+    headline: what it says in the README's table of papers, with {} for the
+      number; '' if it is not there.
     substituted: what stands in for the paper's data, whatever the flags. A
       binary whose data depends on its flags says it in its results instead.
   """
 
   words: str = dataclasses.field(kw_only=False)
-  binary: str
+  run: str
   metric: str
   at_least: float | str | None = None
   at_most: float | str | None = None
   factor: float = 1.0
   lead: float = 0.0
   published: str = '-'
-  flags: tuple[str, ...] = ()
   presets: tuple[str, ...] = PRESETS
-  extra: str = ''
+  headline: str = ''
   substituted: str = ''
 
   def __post_init__(self):
@@ -78,19 +145,7 @@ class Claim:
       raise ValueError(
         f'the factor of {self.words!r} is above zero, got {self.factor}.'
       )
-    for flag in self.flags:
-      name = flag.removeprefix('--').partition('=')[0]
-      if not flag.startswith('--') or name in _RESERVED:
-        raise ValueError(
-          f'the flags of {self.words!r} are written --name=value and are none '
-          f'of {", ".join(_RESERVED)}, got {flag!r}.'
-        )
-    unknown = [p for p in self.presets if p not in PRESETS]
-    if unknown or not self.presets:
-      raise ValueError(
-        f'the presets of {self.words!r} are among {", ".join(PRESETS)}, got '
-        f'{self.presets}.'
-      )
+    _check_presets(repr(self.words), self.presets)
 
   def bound(self) -> str:
     """The bound in words, such as `≥ 0.99` or `≥ 1.5 x b + 0.01`."""
@@ -107,6 +162,13 @@ class Claim:
     lead = side * self.lead
     text = bound if self.factor == 1 else f'{self.factor:g} x {bound}'
     return text + (f' {"+" if lead > 0 else "-"} {abs(lead):g}' if lead else '')
+
+
+def _check_presets(of: str, presets: tuple[str, ...]) -> None:
+  if not presets or not set(presets) <= set(PRESETS):
+    raise ValueError(
+      f'the presets of {of} are among {", ".join(PRESETS)}, got {presets}.'
+    )
 
 
 class Judgement(NamedTuple):

@@ -5,7 +5,8 @@
       tuning_seeds=(1_000_000,))
     outcomes = comparison.compare(
       rules, methods, train, grid={'rate': (0.1, 0.3, 1.0)})
-    metrics, rows = comparison.report_outcomes(outcomes, measure)
+    results = harness.Results()
+    comparison.add_outcomes(results, outcomes, measure)
 
 A method tries all points of a grid. Where the best point lies at the end of an
 axis, the axis is widened and the new points are tried too, up to three times;
@@ -27,6 +28,7 @@ import numpy as np
 
 from experiments.harness import errors, flags, report
 from experiments.harness import outcome as outcome_lib
+from experiments.harness.study import results as results_lib
 
 Point = dict[str, float]
 
@@ -418,6 +420,39 @@ def best_of(
     return outcomes[0]._replace(method=name)
   value = lambda outcome: (math.isnan(key(outcome)), key(outcome))
   return min(fine, key=value)._replace(method=name, looks=len(fine))
+
+
+def add_outcomes(
+  results: results_lib.Results,
+  outcomes: Mapping[str, Outcome],
+  measure: Callable[[Outcome], Mapping[str, Any]],
+  at: Mapping[str, Any] | None = None,
+) -> None:
+  """Adds what a comparison came to.
+
+  Args:
+    results: to which it is added, at the coordinate `method`.
+    outcomes: by method.
+    measure: from an outcome that did not fail to values by name, one for each
+      reported seed, or one in all. Added beside: what was chosen (in the table
+      with `(edge)` where it is at one), `trials`, `edges` and `looks`.
+    at: coordinates after the method.
+  """
+  for method, outcome in outcomes.items():
+    place = {'method': method, **(at or {})}
+    if outcome.failure:
+      results.note(place, {'trials': outcome.failure})
+      continue
+    results.put(place, measure(outcome))
+    results.put(place, outcome.point)
+    results.note(place, {n: outcome.describe(n) for n in outcome.point})
+    results.add(
+      place,
+      trials=max(1, len(outcome.trials)),
+      edges=len(outcome.edges),
+      looks=outcome.looks,
+    )
+    results.note(place, {'seconds': round(outcome.seconds)})
 
 
 def report_outcomes(

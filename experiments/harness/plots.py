@@ -45,17 +45,12 @@ class Panel(NamedTuple):
   logy: bool = False
 
 
-def plot_panels(
-  path: files.Path,
-  panels: Sequence[Panel],
-  *,
-  columns: int = 2,
-  band: str = 'interval',
-) -> pathlib.Path:
-  """Plots the mean over seeds of each curve, with a band around it.
+def draw_panels(
+  panels: Sequence[Panel], *, columns: int = 2, band: str = 'interval'
+) -> matplotlib.figure.Figure:
+  """Draws the mean over seeds of each curve, with a band around it.
 
   Args:
-    path: the PNG file.
     panels: one set of axes each, row by row. A label has one colour in all of
       them; a panel has a legend if it has a label that those before have not.
     columns: panels in a row.
@@ -63,12 +58,11 @@ def plot_panels(
       smallest and largest seed.
 
   Returns:
-    The path.
+    The figure.
 
   Raises:
     ValueError: if `band` is unknown, or a curve has another number of steps
       than of values.
-    WriteError: if the file cannot be written; names the folder.
   """
   if band not in ('interval', 'range'):
     raise ValueError(f"band is 'interval' or 'range', got {band!r}.")
@@ -89,6 +83,30 @@ def plot_panels(
       explained |= set(panel.curves)
   for axes in grid[len(panels) :]:
     axes.remove()
+  return figure
+
+
+def draw_curves(
+  curves: Mapping[str, tuple[Any, Any]],
+  *,
+  band: str = 'interval',
+  **panel: Any,
+) -> matplotlib.figure.Figure:
+  """Draws curves on one set of axes.
+
+  Args:
+    curves: as in `Panel`.
+    band: as in `draw_panels`.
+    **panel: the other fields of `Panel`.
+
+  Returns:
+    The figure.
+  """
+  return draw_panels([Panel(curves, **panel)], band=band)
+
+
+def save(path: files.Path, figure: matplotlib.figure.Figure) -> pathlib.Path:
+  """Writes a figure as PNG; WriteError if it cannot."""
   image = io.BytesIO()
   figure.savefig(image, format='png', dpi=150)
   path = pathlib.Path(path)
@@ -96,25 +114,18 @@ def plot_panels(
   return path
 
 
-def plot_curves(
-  path: files.Path,
-  curves: Mapping[str, tuple[Any, Any]],
-  *,
-  band: str = 'interval',
-  **panel: Any,
+def plot_panels(
+  path: files.Path, panels: Sequence[Panel], **settings: Any
 ) -> pathlib.Path:
-  """Plots curves on one set of axes.
+  """Draws panels and saves them; see `draw_panels`."""
+  return save(path, draw_panels(panels, **settings))
 
-  Args:
-    path: the PNG file.
-    curves: as in `Panel`.
-    band: as in `plot_panels`.
-    **panel: the other fields of `Panel`.
 
-  Returns:
-    The path.
-  """
-  return plot_panels(path, [Panel(curves, **panel)], band=band)
+def plot_curves(
+  path: files.Path, curves: Mapping[str, tuple[Any, Any]], **settings: Any
+) -> pathlib.Path:
+  """Draws curves and saves them; see `draw_curves`."""
+  return save(path, draw_curves(curves, **settings))
 
 
 def _draw(axes, panel, labels, band):

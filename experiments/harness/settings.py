@@ -7,6 +7,10 @@ unless the annotation of the field says otherwise:
     noise: Annotated[float, harness.Allowed(0)] = 0.1  # Or none.
     share: Annotated[float, harness.Allowed(0, 1)] = 0.5
     ratios: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
+    methods: Annotated[tuple[str, ...], harness.Among(METHODS)] = ('soba',)
+
+A field may be such a dataclass itself, for what belongs together: the field
+`steps` of the field `train` is named `train.steps`, also as a flag.
 """
 
 import dataclasses
@@ -15,7 +19,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness import errors
@@ -37,25 +41,76 @@ class Allowed(NamedTuple):
   empty: bool = False
 
 
+class Among(NamedTuple):
+  """What words a field of settings may hold.
+
+  Attributes:
+    known: the words; of a mapping, its keys.
+  """
+
+  known: Iterable[str]
+
+
+class Field(NamedTuple):
+  """A field of settings, or of one of its groups.
+
+  Attributes:
+    value: what it holds.
+    kind: its type.
+    notes: `Allowed` and `Among` of its annotation.
+    words: what the docstring says under Attributes; '' if nothing.
+  """
+
+  value: Any
+  kind: Any
+  notes: tuple[Any, ...]
+  words: str
+
+
+def fields_of(settings: Any, group: str = '') -> dict[str, Field]:
+  """All fields by name, those of a field `a` that is a dataclass as `a.b`.
+
+  Args:
+    settings: a dataclass instance with annotated fields.
+    group: what stands before the names.
+  """
+  hints = typing.get_type_hints(type(settings), include_extras=True)
+  words = _words(type(settings), set(hints))
+  found: dict[str, Field] = {}
+  for field in dataclasses.fields(settings):
+    name, value = group + field.name, getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      found |= fields_of(value, f'{name}.')
+      continue
+    kind, notes = hints[field.name], ()
+    if typing.get_origin(kind) is typing.Annotated:
+      kind, *notes = typing.get_args(kind)
+    found[name] = Field(value, kind, tuple(notes), words.get(field.name, ''))
+  return found
+
+
 def check(settings: Any) -> None:
-  """Checks the numbers of settings.
+  """Checks the numbers and words of settings.
 
   Args:
     settings: a dataclass instance with annotated fields.
 
   Raises:
-    SettingsError: names the first field with a number out of range.
+    SettingsError: names the first field with a number out of range, or with a
+      word that is not known.
   """
-  hints = typing.get_type_hints(type(settings), include_extras=True)
-  for name, hint in hints.items():
-    value = getattr(settings, name)
-    notes = getattr(hint, '__metadata__', ())
+  for name, (value, _, notes, _) in fields_of(settings).items():
     allowed = next((n for n in notes if isinstance(n, Allowed)), Allowed())
     several = isinstance(value, tuple)
     if several and not (value or allowed.empty):
       raise errors.SettingsError(f'--{name}=: {name} needs at least one entry.')
-    for number in value if several else (value,):
-      _check_number(name, number, allowed)
+    for entry in value if several else (value,):
+      _check_number(name, entry, allowed)
+      for note in notes:
+        if isinstance(note, Among) and entry not in (known := list(note.known)):
+          raise errors.SettingsError(
+            f'--{name}={entry}: {name} knows {", ".join(known)}.'
+          )
 
 
 def _check_number(name: str, value: Any, allowed: Allowed) -> None:
@@ -78,38 +133,19 @@ def settings_of(settings: Any, *without: str) -> dict[str, Any]:
 
   Args:
     settings: of the binary.
-    *without: fields on which no single run depends, beside `seeds`: the methods
-      and the grid of a comparison; `steps`, where a run may be made longer.
+    *without: fields, or groups of them, on which no single run depends, beside
+      `seeds`: the methods and the grid of a comparison; `steps`, where a run
+      may be made longer.
 
   Returns:
     Values by name, for `train`.
   """
-  given = dataclasses.asdict(settings)
-  return {k: v for k, v in given.items() if k not in {'seeds', *without}}
-
-
-def types_of(settings: Any) -> dict[str, Any]:
-  """The types of the fields of settings, by name."""
-  hints = typing.get_type_hints(type(settings))
-  return {f.name: hints[f.name] for f in dataclasses.fields(settings)}
-
-
-def words_of(settings: Any) -> dict[str, str]:
-  """What docstrings say under Attributes, by field.
-
-  Args:
-    settings: a dataclass instance; the docstrings of its base classes count
-      too.
-  """
-  known, words = types_of(settings), {}
-  for kind in reversed(type(settings).__mro__):
-    text = inspect.cleandoc(kind.__doc__ or '')
-    _, _, listed = text.partition('Attributes:\n')
-    entry = r'^ {2}(\w+): (.*(?:\n {4,}.*)*)'
-    for name, sentence in re.findall(entry, listed, re.MULTILINE):
-      if name in known:
-        words[name] = ' '.join(sentence.split())
-  return words
+  left_out = {'seeds', *without}
+  return {
+    name: field.value
+    for name, field in fields_of(settings).items()
+    if not left_out & {name, name.partition('.')[0]}
+  }
 
 
 def override(settings: Any, texts: Mapping[str, str]) -> Any:
@@ -125,16 +161,43 @@ def override(settings: Any, texts: Mapping[str, str]) -> Any:
   Raises:
     SettingsError: if a value is not of its field's type.
   """
-  known = types_of(settings)
-  changes = {}
+  known = fields_of(settings)
   for name, text in texts.items():
+    kind = known[name].kind
     try:
-      changes[name] = _parse(text.strip(), known[name])
+      value = _parse(text.strip(), kind)
     except (ValueError, KeyError):
       raise errors.SettingsError(
-        f'--{name}={text}: {name} takes {kind_name(known[name])}.'
+        f'--{name}={text}: {name} takes {kind_name(kind)}.'
       ) from None
-  return dataclasses.replace(settings, **changes)
+    settings = _replaced(settings, name.split('.'), value)
+  return settings
+
+
+def _replaced(settings: Any, path: Sequence[str], value: Any) -> Any:
+  first, *rest = path
+  if rest:
+    value = _replaced(getattr(settings, first), rest, value)
+  return dataclasses.replace(settings, **{first: value})
+
+
+def _words(kind: type, known: set[str]) -> dict[str, str]:
+  """What docstrings, also of base classes, say under Attributes, by field."""
+  words = {}
+  for one in reversed(kind.__mro__):
+    text = inspect.cleandoc(one.__doc__ or '')
+    _, _, listed = text.partition('Attributes:\n')
+    entry = r'^ {2}(\w+): (.*(?:\n {4,}.*)*)'
+    for name, sentence in re.findall(entry, listed, re.MULTILINE):
+      if name in known:
+        words[name] = ' '.join(sentence.split())
+  return words
+
+
+def text_of(value: Any) -> str:
+  """A value as a flag takes it."""
+  several = isinstance(value, tuple)
+  return ','.join(map(str, value)) if several else str(value)
 
 
 def kind_name(kind: Any) -> str:

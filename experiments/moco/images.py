@@ -151,5 +151,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='moco', binary='images', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='images', check=check)
+  harness.run(STUDY)

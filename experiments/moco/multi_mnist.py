@@ -262,5 +262,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='moco', binary='multi_mnist', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='multi_mnist', check=check)
+  harness.run(STUDY)

@@ -334,5 +334,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='moco', binary='multi_task_rl', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='moco', binary='multi_task_rl', check=check)
+  harness.run(STUDY)

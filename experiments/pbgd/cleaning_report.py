@@ -1,9 +1,9 @@
 """What a comparison of hyper-cleaning methods says: metrics, table, curves."""
 
-import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import matplotlib.figure
 import numpy as np
 
 from experiments import harness
@@ -44,17 +44,15 @@ def at_best(outcome: comparison.Outcome, metric: str, by: str) -> np.ndarray:
   return outcome.values(metric)[rows, np.arange(score.shape[1])]
 
 
-def summarise(
-  outcomes: Outcomes, model: str
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics by stable name, and rows of the table.
+def summarise(outcomes: Outcomes, model: str) -> harness.Results:
+  """Numbers by method and model.
 
   Args:
     outcomes: of the comparison.
     model: name of the model.
 
   Returns:
-    Means over seeds with their 95 % intervals. Without a further word, a metric
+    Means over seeds with their 95 % intervals. Without a further word, a number
     is at the step chosen on the selection digits.
   """
 
@@ -75,14 +73,14 @@ def summarise(
       **{f'count/{name}': value for name, value in counts.items()},
     }
 
-  metrics, rows = comparison.report_outcomes(
-    outcomes.by_method, measure, where=model
-  )
-  for row in rows:
-    again = outcomes.retrained.get(row['method'])
-    if again is not None and not again.failure:
-      row['retrained_scale'] = again.describe('scale')
-  return metrics, rows
+  results = harness.Results()
+  at = {'model': model}
+  comparison.add_outcomes(results, outcomes.by_method, measure, at)
+  for method, again in outcomes.retrained.items():
+    if not again.failure:
+      said = {'retrained_scale': again.describe('scale')}
+      results.note({'method': method, **at}, said)
+  return results
 
 
 def last_counts(trained: harness.Trained) -> dict[str, float]:
@@ -95,7 +93,6 @@ def last_counts(trained: harness.Trained) -> dict[str, float]:
 
 
 COLUMNS = (
-  'method',
   'f1',
   'retrained_accuracy',
   'test_accuracy',
@@ -113,9 +110,9 @@ COLUMNS = (
 )
 
 
-def plot(
-  path: pathlib.Path, outcomes: Mapping[str, comparison.Outcome]
-) -> None:
+def draw(
+  outcomes: Mapping[str, comparison.Outcome],
+) -> matplotlib.figure.Figure:
   """Accuracy and F1 over the gradients evaluated and over time."""
 
   def over_gradients(trained):
@@ -143,4 +140,4 @@ def plot(
       }
       if curves:
         panels.append(harness.Panel(curves, xlabel, ylabel, logx=True))
-  harness.plot_panels(path, panels)
+  return harness.draw_panels(panels)

@@ -15,8 +15,6 @@ tuned on digits and a noise seed that no number in the table uses.
 
 import dataclasses
 import functools
-import pathlib
-import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -34,6 +32,45 @@ TUNING_SEED = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
+class Digits:
+  """How many digits, and how their labels are polluted.
+
+  Attributes:
+    train: polluted digits, the paper's 5,000.
+    validation: clean digits of the upper loss, the paper's 5,000.
+    selection: clean digits that choose steps and step sizes.
+    test: digits of the reported accuracy, the paper's 10,000.
+    polluted: share of the training digits exposed to noise.
+    rate: probability that an exposed digit's label is redrawn.
+    rule: redraw (from all classes, as released) or exclude (from the nine wrong
+      ones).
+  """
+
+  train: int = 2_000
+  validation: int = 1_000
+  selection: int = 500
+  test: int = 1_500
+  polluted: Annotated[float, harness.Allowed(0, 1)] = 0.5
+  rate: Annotated[float, harness.Allowed(0, 1)] = 1.0
+  rule: Literal['redraw', 'exclude'] = 'redraw'
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """What tuning tries.
+
+  Attributes:
+    scales: tried factors of all of a method's published step sizes.
+    steps: first steps of a run that tuning looks at.
+    widen: how often the scales may be widened where the best is at an end.
+  """
+
+  scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+  steps: int = 300
+  widen: Annotated[int, harness.Allowed(0)] = 3
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of a run; the paper's sizes are those of `paper`.
 
@@ -44,58 +81,33 @@ class Settings:
       one get the updates that as many gradients as V-PBGD's allow. The paper
       has 40,000 (linear) and 80,000 (MLP).
     chunk: steps between two measurements.
-    tuning_steps: first steps of a run that tuning looks at.
-    scales: tried factors of all of a method's published step sizes.
-    widen: how often the scales may be widened where the best is at an end.
-    train: polluted digits, the paper's 5,000.
-    validation: clean digits of the upper loss, the paper's 5,000.
-    selection: clean digits that choose steps and step sizes.
-    test: digits of the reported accuracy, the paper's 10,000.
-    polluted_fraction: share of the training digits exposed to noise.
-    noise_rate: probability that an exposed digit's label is redrawn.
-    noise_rule: redraw (from all classes, as released) or exclude (from the
-      nine wrong ones).
     seeds: of noise and first weights.
+    digits: which digits.
+    grid: what tuning tries.
   """
 
   model: Literal['linear', 'mlp'] = 'linear'
-  methods: tuple[str, ...] = (
+  methods: Annotated[tuple[str, ...], harness.Among(BILEVEL + CONTROLS)] = (
     *('v_pbgd', 'suggested', 'g_pbgd', 'bome', 'rhg', 't_rhg'),
     *CONTROLS,
   )
   steps: int = 1_000
   chunk: int = 50
-  tuning_steps: int = 300
-  scales: tuple[float, ...] = (1.0, 3.0, 10.0)
-  widen: Annotated[int, harness.Allowed(0)] = 3
-  train: int = 2_000
-  validation: int = 1_000
-  selection: int = 500
-  test: int = 1_500
-  polluted_fraction: Annotated[float, harness.Allowed(0, 1)] = 0.5
-  noise_rate: Annotated[float, harness.Allowed(0, 1)] = 1.0
-  noise_rule: Literal['redraw', 'exclude'] = 'redraw'
   seeds: int = 3
+  digits: Digits = Digits()
+  grid: Grid = Grid()
 
 
+_PUBLISHED = Digits(train=5_000, validation=5_000, selection=5_000, test=10_000)
 PRESETS = {
   'quick': Settings(),
   'paper': Settings(
-    steps=40_000,
-    chunk=100,
-    tuning_steps=4_000,
-    train=5_000,
-    validation=5_000,
-    selection=5_000,
-    test=10_000,
+    steps=40_000, chunk=100, digits=_PUBLISHED, grid=Grid(steps=4_000)
   ),
   'smoke': Settings(
     methods=('v_pbgd', 'noisy_train', 'clean_part'),
     steps=200,
-    chunk=50,
-    tuning_steps=100,
-    scales=(3.0, 10.0),
-    widen=0,
+    grid=Grid(scales=(3.0, 10.0), steps=100, widen=0),
     seeds=2,
   ),
   # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
@@ -103,12 +115,8 @@ PRESETS = {
   'table': Settings(
     methods=BILEVEL + CONTROLS,
     steps=4_000,
-    chunk=50,
-    tuning_steps=1_000,
-    train=5_000,
-    validation=5_000,
-    selection=5_000,
-    test=10_000,
+    digits=_PUBLISHED,
+    grid=Grid(steps=1_000),
     seeds=10,
   ),
 }
@@ -116,17 +124,19 @@ PRESETS = {
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  known = BILEVEL + CONTROLS
-  for method in settings.methods:
-    if method not in known:
-      raise harness.SettingsError(
-        f'unknown method {method!r}; known: {", ".join(known)}.'
-      )
-  if settings.tuning_steps < settings.chunk:
+  if settings.grid.steps < settings.chunk:
     raise harness.SettingsError(
-      f'tuning_steps={settings.tuning_steps} is less than chunk='
-      f'{settings.chunk}.'
+      f'grid.steps={settings.grid.steps} is less than chunk={settings.chunk}.'
     )
+
+
+# Flags of an earlier version.
+RENAMED = {
+  'polluted_fraction': 'digits.polluted',
+  'noise_rate': 'digits.rate',
+  'noise_rule': 'digits.rule',
+  'tuning_steps': 'grid.steps',
+}
 
 
 class Cleaning:
@@ -146,17 +156,19 @@ class Cleaning:
   ) -> None:
     self._settings = settings = options.settings
     self._fractions = fractions
-    sizes = {part: getattr(settings, part) for part in cleaning.PARTS}
+    sizes = {part: getattr(settings.digits, part) for part in cleaning.PARTS}
     parts, self.source = harness.load_digits(options.data_dir, sizes)
     self._parts = {name: part.pixels() for name, part in parts.items()}
     print(f'Data: {self.source.words}.')
     self._classifier = cleaning.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
-      settings=harness.settings_of(settings, 'methods', 'scales', 'widen'),
+      settings=harness.settings_of(
+        settings, 'methods', 'grid.scales', 'grid.widen'
+      ),
       score=lambda trained: trained.best.score,
       tuning_seeds=(TUNING_SEED,),
-      widenings=settings.widen,
+      widenings=settings.grid.widen,
       keep=True,  # What a method keeps of the digits is trained on anew.
     )
     self._functions = functools.cache(self._make_functions)
@@ -186,14 +198,14 @@ class Cleaning:
     return cleaning_report.Outcomes(outcomes, retrained, at_last)
 
   def _grid(self, method):
-    scales = (1.0,) if method == 'suggested' else self._settings.scales
+    scales = (1.0,) if method == 'suggested' else self._settings.grid.scales
     return {'scale': scales}
 
   def _noise(self, job):
     """Polluted labels and dirty flags, (members, train) each."""
     settings = self._settings
     fractions = () if job.tuning else self._fractions
-    fractions = fractions or (settings.polluted_fraction,) * len(job.seeds)
+    fractions = fractions or (settings.digits.polluted,) * len(job.seeds)
     seeds = jnp.asarray(job.seeds, jnp.uint32)
     return self._pollute(seeds, jnp.asarray(fractions))
 
@@ -203,8 +215,8 @@ class Cleaning:
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
       fraction=fraction,
-      rate=settings.noise_rate,
-      rule=settings.noise_rule,
+      rate=settings.digits.rate,
+      rule=settings.digits.rule,
     )
 
   def _suggest(self):
@@ -240,7 +252,7 @@ class Cleaning:
     elif kept is not None:
       weights = kept.astype(jnp.float32)
     steps, chunk = self._updates(kind)
-    tuning_steps = settings.tuning_steps // settings.chunk * chunk
+    tuning_steps = settings.grid.steps // settings.chunk * chunk
     functions = self._functions(kind, method == 'val_only')
     return harness.train(
       **functions,
@@ -279,7 +291,7 @@ class Cleaning:
       weights = classifier.init(context.seed_key)
       if kind == 'plain':
         return weights
-      return bj.BilevelParams(jnp.zeros(settings.train), weights)
+      return bj.BilevelParams(jnp.zeros(settings.digits.train), weights)
 
     def batch(context):
       train, validation = context.data['train'], context.data['validation']
@@ -288,7 +300,7 @@ class Cleaning:
           train.images, context.own['labels'], validation
         )
       if validation_only:
-        ones = jnp.ones(settings.validation)
+        ones = jnp.ones(settings.digits.validation)
         return cleaning.WeightedBatch(*validation, ones)
       return cleaning.WeightedBatch(
         train.images, context.own['labels'], context.own['weights']
@@ -318,29 +330,32 @@ class Cleaning:
     }
 
 
-def main(options: harness.Options) -> None:
-  """Runs the methods and writes the table, the plots and the results."""
-  start = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Tunes and runs the methods."""
   cleaned = Cleaning(options)
   outcomes = cleaned.compare()
-  metrics, rows = cleaning_report.summarise(outcomes, options.settings.model)
-  harness.write_table(options.workdir, rows, cleaning_report.COLUMNS)
-  path = pathlib.Path(options.workdir) / 'curves.png'
-  cleaning_report.plot(path, outcomes.by_method)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
+  return harness.Report(
+    cleaning_report.summarise(outcomes, options.settings.model),
+    columns=cleaning_report.COLUMNS,
     curves={
       method: outcome.values('test_accuracy')
       for method, outcome in outcomes.by_method.items()
       if not outcome.failure
     },
+    plots={'curves.png': cleaning_report.draw(outcomes.by_method)},
     data=(cleaned.source,),
     published=('MNIST',),
   )
-  print(f'Results: {path}')
 
+
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='pbgd',
+  binary='hyper_cleaning',
+  check=check,
+  renamed=RENAMED,
+)
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='hyper_cleaning', check=check)
+  harness.run(STUDY)

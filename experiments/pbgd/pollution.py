@@ -9,13 +9,11 @@ Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
 at nine tenths. Time: some minutes on 2 cores.
 
 All shares and seeds run as one compiled program. Step sizes are tuned at the
-settings' `polluted_fraction` only.
+settings' `digits.polluted` only.
 """
 
 import dataclasses
 import itertools
-import pathlib
-import time
 from typing import Any
 
 import numpy as np
@@ -38,29 +36,30 @@ class Settings(hyper_cleaning.Settings):
   fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-_PAPER = dataclasses.asdict(hyper_cleaning.PRESETS['paper'])
-_SMOKE = dataclasses.asdict(hyper_cleaning.PRESETS['smoke'])
+def _sweep(preset: str, **changes: Any) -> Settings:
+  """A preset of `hyper_cleaning` with the methods of the sweep."""
+  fields = vars(hyper_cleaning.PRESETS[preset])
+  return Settings(**fields | {'methods': METHODS} | changes)
+
+
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(**_SMOKE | {'methods': METHODS, 'fractions': (0.3, 0.7)}),
+  'smoke': _sweep('smoke', fractions=(0.3, 0.7)),
   # A twentieth of the paper's steps: V-PBGD is at its best by then.
-  'paper': Settings(
-    **_PAPER
-    | {
-      'methods': METHODS,
-      'steps': 2_000,
-      'chunk': 50,
-      'tuning_steps': 500,
-      'fractions': tuple(n / 10 for n in range(1, 10)),
-    }
+  'paper': _sweep(
+    'paper',
+    steps=2_000,
+    chunk=50,
+    grid=hyper_cleaning.Grid(steps=500),
+    fractions=tuple(n / 10 for n in range(1, 10)),
   ),
 }
 
 
 def summarise(
   outcomes: cleaning_report.Outcomes, settings: Settings
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, np.ndarray]]:
-  """Metrics, rows of the table, and curves of (fractions, seeds)."""
+) -> tuple[harness.Results, dict[str, np.ndarray]]:
+  """The numbers, and curves of (fractions, seeds) by `metric/method`."""
   shape = (len(settings.fractions), -1)
   curves = {}
   for method, outcome in outcomes.by_method.items():
@@ -72,24 +71,20 @@ def summarise(
       if metric in outcome.trained.history
     } | outcomes.again(method)
     curves |= {
-      f'{method}/{metric}': values.reshape(shape)
+      f'{metric}/{method}': values.reshape(shape)
       for metric, values in found.items()
       if not metric.startswith('last/')
     }
-  metrics, rows = {}, []
+  results = harness.Results()
   for i, fraction in enumerate(settings.fractions):
     # Keeping every digit: all clean ones are kept, none is left out.
-    row: dict[str, Any] = {
-      'polluted': fraction,
-      'keep_all/f1': 2 * (1 - fraction) / (2 - fraction),
-    }
+    keep_all = 2 * (1 - fraction) / (2 - fraction)
+    results.note({'polluted': fraction}, {'f1/keep_all': keep_all})
     for name, values in curves.items():
-      row[name] = interval = harness.mean_interval(values[i])
-      method, metric = name.split('/')
-      key = f'{method}/{settings.model}/polluted{fraction:g}/{metric}'
-      metrics |= interval.metrics(key)
-    rows.append(row)
-  return metrics, rows, curves
+      metric, method = name.split('/')
+      at = {'method': method, 'polluted': fraction}
+      results.put(at, {metric: values[i]})
+  return results, curves
 
 
 def check(settings: Settings) -> None:
@@ -101,39 +96,45 @@ def check(settings: Settings) -> None:
     )
 
 
-def main(options: harness.Options) -> None:
-  """Runs the sweep and writes the table, the plot and the results."""
-  start = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Runs the sweep."""
   settings = options.settings
   pairs = list(itertools.product(settings.fractions, options.seeds))
   fractions, seeds = zip(*pairs, strict=True)
   cleaned = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
-  metrics, rows, curves = summarise(cleaned.compare(), settings)
-  harness.write_table(options.workdir, rows)
+  results, curves = summarise(cleaned.compare(), settings)
   panel = lambda names, ylabel: harness.Panel(
-    {n.split('/')[0]: (settings.fractions, curves[n]) for n in names},
+    {n.split('/')[1]: (settings.fractions, curves[n]) for n in names},
     xlabel='share of digits with a redrawn label',
     ylabel=ylabel,
   )
-  kept = [n for n in curves if n.endswith('/f1')]
-  trained = [n for n in curves if not n.startswith('v_') and 'test' in n]
-  trained += [n for n in curves if n.endswith('retrained_accuracy')]
-  harness.plot_panels(
-    pathlib.Path(options.workdir) / 'pollution.png',
+  kept = [n for n in curves if n.startswith('f1/')]
+  trained = [n for n in curves if n.startswith('test') and '/v_' not in n]
+  trained += [n for n in curves if n.startswith('retrained_accuracy')]
+  figure = harness.draw_panels(
     [
       panel(kept, 'F1 of keeping clean digits'),
       panel(trained, 'test accuracy, trained on what is kept'),
-    ],
+    ]
   )
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
+  return harness.Report(
+    results,
+    rows='polluted',
+    columns=('f1/keep_all', 'f1', 'test_accuracy', 'retrained_accuracy'),
+    plots={'pollution.png': figure},
     data=(cleaned.source,),
     published=('MNIST',),
   )
-  print(f'Results: {path}')
 
+
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='pbgd',
+  binary='pollution',
+  check=check,
+  renamed=hyper_cleaning.RENAMED,
+)
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='pollution', check=check)
+  harness.run(STUDY)

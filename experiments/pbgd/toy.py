@@ -27,7 +27,6 @@ again.
 
 import dataclasses
 import functools
-import time
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -201,73 +200,53 @@ def exponent(penalties: Any, values: Any, fit_from: float) -> float:
 
 
 def summarise(
-  ends: dict[float, Ends], minima: np.ndarray, settings: Settings
-) -> dict[str, float]:
-  """The numbers of one solver.
+  ends: dict[str, dict[float, Ends]], minima: np.ndarray, settings: Settings
+) -> harness.Results:
+  """The numbers of all solvers.
 
   Args:
-    ends: by penalty.
+    ends: by solver and penalty.
     minima: of the reduced loss, the global one first.
     settings: of the run.
 
   Returns:
-    A flat map from names to numbers.
+    Numbers by solver and penalty, and exponents by solver.
   """
-  metrics = {}
-  for penalty, end in ends.items():
-    at = f'{penalty:g}'
-    distances = toy_problem.distances_to(minima, end.params)
-    near = distances <= settings.near
-    metrics[f'steps_{at}'] = np.mean(end.steps)
-    metrics[f'gap_{at}'] = np.mean(end.gap)
-    metrics[f'fraction_done_{at}'] = np.mean(end.slope <= settings.tolerance)
-    metrics[f'fraction_at_minima_{at}'] = np.mean(near.any(axis=1))
-    metrics[f'fraction_at_global_minimum_{at}'] = np.mean(near[:, 0])
-    metrics[f'largest_distance_{at}'] = np.max(distances.min(axis=1))
-  headline = f'_{settings.headline_penalty:g}'
-  for name in (
-    'fraction_at_minima',
-    'fraction_at_global_minimum',
-    'largest_distance',
-  ):
-    metrics[name] = metrics[name + headline]
-  for what in ('gap', 'steps'):
-    values = [metrics[f'{what}_{penalty:g}'] for penalty in ends]
-    metrics[f'{what}_exponent'] = exponent(
-      list(ends), values, settings.fit_from
-    )
-  return {name: float(value) for name, value in metrics.items()}
-
-
-def as_rows(
-  numbers: dict[str, dict[str, float]], settings: Settings
-) -> list[dict[str, Any]]:
-  """Rows of the table: each solver's penalties, then its exponents."""
-  rows = []
-  for solver, metrics in numbers.items():
-    for penalty in settings.penalties:
-      of = lambda name, at=f'{penalty:g}', m=metrics: m[f'{name}_{at}']
-      rows.append(
-        {
-          'solver': solver,
-          'penalty': f'{penalty:g}',
-          'mean steps': of('steps'),
-          'mean gap': of('gap'),
-          'done': of('fraction_done'),
-          f'within {settings.near:g} of a minimum': of('fraction_at_minima'),
-          'of the global one': of('fraction_at_global_minimum'),
-          'largest distance': of('largest_distance'),
-        }
+  results = harness.Results()
+  for solver, by_penalty in ends.items():
+    for penalty, end in by_penalty.items():
+      distances = toy_problem.distances_to(minima, end.params)
+      near = distances <= settings.near
+      results.add(
+        {'solver': solver, 'penalty': penalty},
+        steps=np.mean(end.steps),
+        gap=np.mean(end.gap),
+        fraction_done=np.mean(end.slope <= settings.tolerance),
+        fraction_at_minima=np.mean(near.any(axis=1)),
+        fraction_at_global_minimum=np.mean(near[:, 0]),
+        largest_distance=np.max(distances.min(axis=1)),
       )
-    rows.append(
-      {
-        'solver': solver,
-        'penalty': 'exponent',
-        'mean steps': metrics['steps_exponent'],
-        'mean gap': metrics['gap_exponent'],
-      }
+    for what in ('steps', 'gap'):
+      means = [np.mean(getattr(end, what)) for end in by_penalty.values()]
+      power = exponent(list(by_penalty), means, settings.fit_from)
+      results.put({'solver': solver}, {f'{what}_exponent': power})
+      results.note({'solver': solver, 'penalty': 'exponent'}, {what: power})
+  return results
+
+
+def columns(settings: Settings) -> list[harness.Column]:
+  """Those of the table."""
+  return [
+    harness.Column(measure, title)
+    for measure, title in (
+      ('steps', 'mean steps'),
+      ('gap', 'mean gap'),
+      ('fraction_done', 'done'),
+      ('fraction_at_minima', f'within {settings.near:g} of a minimum'),
+      ('fraction_at_global_minimum', 'of the global one'),
+      ('largest_distance', 'largest distance'),
     )
-  return rows
+  ]
 
 
 def check(settings: Settings) -> None:
@@ -312,43 +291,35 @@ def run(
     return jax.device_get(starts), ends
 
 
-def main(options: harness.Options) -> None:
-  """Runs the sweep; writes the table, the picture and the results."""
-  start = time.perf_counter()
+def main(options: harness.Options) -> harness.Report:
+  """Runs the sweep."""
   settings = options.settings
   starts, ends = run(settings, options.seeds)
   minima = toy_problem.local_minima()
-  numbers = {
-    name: summarise(by_penalty, minima, settings)
-    for name, by_penalty in ends.items()
-  }
-  metrics = {
-    ('' if solver == HEADLINE else f'{solver}_') + name: value
-    for solver, summary in numbers.items()
-    for name, value in summary.items()
-  }
+  results = summarise(ends, minima, settings)
   drawn = HEADLINE if HEADLINE in ends else settings.solvers[0]
   drawn_ends = ends[drawn][settings.headline_penalty].params
   distances = toy_problem.distances_to(minima, drawn_ends)
   reached = distances.min(axis=1) <= settings.near
-  toy_figure.draw(
-    f'{options.workdir}/toy.png',
+  figure = toy_figure.draw(
     starts=starts,
     ends=drawn_ends,
     basins=np.where(reached, distances.argmin(axis=1), -1),
     minima=minima,
-    numbers=numbers,
+    results=results,
     settings=settings,
   )
-  harness.write_table(options.workdir, as_rows(numbers, settings))
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.perf_counter() - start,
-    minima=minima,
-    drawn=drawn,
+  return harness.Report(
+    results,
+    rows=('solver', 'penalty'),
+    columns=columns(settings),
+    plots={'toy.png': figure},
+    more={'minima': minima, 'drawn': drawn},
   )
+
+
+STUDY = harness.Study(main, PRESETS, paper='pbgd', binary='toy', check=check)
 
 
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbgd', binary='toy', check=check)
+  harness.run(STUDY)

@@ -1,14 +1,10 @@
 """The picture of the toy: where starts end, and what a penalty buys."""
 
-import io
-import pathlib
-
 import matplotlib.figure
 import matplotlib.lines
 import matplotlib.patches
 import numpy as np
 
-from experiments.harness import files
 from experiments.pbgd import toy_problem
 
 # Okabe and Ito's colours: one a minimum, others for the solvers.
@@ -24,20 +20,19 @@ _LABELS = {
 }
 
 
-def draw(path, *, starts, ends, basins, minima, numbers, settings):
+def draw(*, starts, ends, basins, minima, results, settings):
   """Draws the landscape, and gap and steps over the penalty.
 
   Args:
-    path: the PNG file.
     starts: `BilevelParams`, with a leading axis of starts.
     ends: likewise.
     basins: for each end, the index of its minimum, or -1.
     minima: places x of the local minima on y = -x, the global one first.
-    numbers: by solver, the metrics of the run.
+    results: the numbers of the run.
     settings: of the run.
 
   Returns:
-    The path.
+    The figure.
   """
   figure = matplotlib.figure.Figure(figsize=(10.5, 6.0), layout='constrained')
   grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
@@ -45,18 +40,14 @@ def draw(path, *, starts, ends, basins, minima, numbers, settings):
   _landscape(figure, plane, starts, ends, basins, minima, settings)
   gap = figure.add_subplot(grid[0, 1])
   steps = figure.add_subplot(grid[1, 1], sharex=gap)
-  _sweep(gap, 'gap', numbers, settings)
-  _sweep(steps, 'steps', numbers, settings)
+  _sweep(gap, 'gap', results, settings)
+  _sweep(steps, 'steps', results, settings)
   gap.set(ylabel='mean gap of the lower loss', title='What a penalty buys')
   gap.tick_params(labelbottom=False)
   steps.set(
     xlabel=r'penalty $\gamma$', ylabel='mean steps', title='What it costs'
   )
-  image = io.BytesIO()
-  figure.savefig(image, format='png', dpi=150)
-  path = pathlib.Path(path)
-  files.write_bytes(path, image.getvalue())
-  return path
+  return figure
 
 
 def _landscape(figure, axes, starts, ends, basins, minima, settings):
@@ -147,11 +138,12 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
   )
 
 
-def _sweep(axes, what, numbers, settings):
+def _sweep(axes, what, results, settings):
   penalties = np.array(settings.penalties)
-  for i, (solver, metrics) in enumerate(numbers.items()):
-    values = np.array([metrics[f'{what}_{p:g}'] for p in penalties])
-    power = metrics[f'{what}_exponent']
+  for i, solver in enumerate(settings.solvers):
+    of = lambda p, solver=solver: {'solver': solver, 'penalty': p}
+    values = np.array([results.mean(what, of(p)) for p in penalties])
+    power = results.mean(f'{what}_exponent', {'solver': solver})
     used = penalties >= settings.fit_from
     # The fitted line has this slope through the mean of the logarithms.
     middle = (

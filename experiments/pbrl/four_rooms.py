@@ -87,7 +87,10 @@ def main(options: harness.Options) -> dict[str, float]:
   return contextual.run(options, study_of(options.settings))
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='pbrl', binary='four_rooms', check=contextual.check
+)
+
+
 if __name__ == '__main__':
-  harness.run(
-    main, PRESETS, paper='pbrl', binary='four_rooms', check=contextual.check
-  )
+  harness.run(STUDY)

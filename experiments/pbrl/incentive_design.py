@@ -460,7 +460,10 @@ def _plot(folder, outcomes, titles):
   )
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='pbrl', binary='incentive_design', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(
-    main, PRESETS, paper='pbrl', binary='incentive_design', check=check
-  )
+  harness.run(STUDY)

@@ -159,12 +159,15 @@ def export(options: harness.Options) -> None:
   print(f'{path}: {len(none)} pairs of {of}. Put 0, 1 or 0.5 for each null.')
 
 
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='pbrl',
+  binary='rlhf',
+  check=rlhf_settings.check,
+  modes={'render': render, 'export': export},
+)
+
+
 if __name__ == '__main__':
-  harness.run(
-    main,
-    PRESETS,
-    paper='pbrl',
-    binary='rlhf',
-    check=rlhf_settings.check,
-    modes={'render': render, 'export': export},
-  )
+  harness.run(STUDY)

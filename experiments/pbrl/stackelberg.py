@@ -387,5 +387,10 @@ def _plot(folder, steps, histories, start):
   )
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='pbrl', binary='stackelberg', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='pbrl', binary='stackelberg', check=check)
+  harness.run(STUDY)

@@ -8,22 +8,64 @@ _SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
 def _on_rows(words: str, metric: str, **bound: object) -> harness.Claim:
   return harness.Claim(
     words,
-    binary='rank',
+    run='rank',
     metric=metric,
     published='-',
     presets=('quick', 'paper'),
-    extra='llm',
     substituted=_SUBSTITUTED,
     **bound,  # type: ignore[arg-type]
   )
 
+
+_HARMLESS = 'runs/seal/rank/quick/rows/harmless/scores.jsonl'
+_ROWS = {'data': 'llm', 'extra': 'llm'}
+RUNS = {
+  'static': harness.Run('static'),
+  'rank': harness.Run('rank', **_ROWS),
+  'rank_dpo': harness.Run(
+    'rank',
+    **_ROWS,
+    flags=(
+      '--safe_loss=dpo',
+      '--sets=harmless',
+      '--methods=seal,initial_loss',
+    ),
+    presets=(),
+  ),
+  'rank_excess': harness.Run(
+    'rank',
+    **_ROWS,
+    flags=(
+      '--score=excess',
+      '--sets=harmless',
+      '--methods=seal_full,excess,initial_loss',
+    ),
+    presets=(),
+  ),
+  'evaluate': harness.Run('evaluate', presets=('smoke',)),
+  **{
+    f'evaluate_{name}': harness.Run(
+      'evaluate',
+      flags=(f'--scores=runs/seal/rank/quick/rows/{name}/scores.jsonl',),
+      presets=(),
+    )
+    for name in ('harmless', 'shuffled')
+  },
+  'train_smoke': harness.Run('train', presets=('smoke',)),
+  'train': harness.Run(
+    'train',
+    **_ROWS,
+    flags=(f'--scores={_HARMLESS}', '--ways=all,kept,clean,mixture,surgery'),
+    presets=(),
+  ),
+}
 
 CLAIMS = (
   *(
     harness.Claim(
       f'Losses that stand still, whole epochs: {words} drops the rows that a '
       'sort of the losses would drop.',
-      binary='static',
+      run='static',
       metric=f'agreement/{name}/e3',
       at_least=0.95,
       published='-',
@@ -33,7 +75,7 @@ CLAIMS = (
   harness.Claim(
     'Losses that stand still, three epochs: the published Adam on all scores '
     'drops fewer unsafe rows than descent.',
-    binary='static',
+    run='static',
     metric='unsafe_drop/adam/e3',
     at_most='unsafe_drop/descent/e3',
     lead=0.1,

@@ -166,5 +166,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='seal', binary='evaluate', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='seal', binary='evaluate', check=check)
+  harness.run(STUDY)

@@ -567,5 +567,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='seal', binary='rank', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='seal', binary='rank', check=check)
+  harness.run(STUDY)

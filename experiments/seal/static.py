@@ -244,5 +244,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='seal', binary='static', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='seal', binary='static', check=check)
+  harness.run(STUDY)

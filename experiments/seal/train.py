@@ -394,5 +394,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='seal', binary='train', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='seal', binary='train', check=check)
+  harness.run(STUDY)

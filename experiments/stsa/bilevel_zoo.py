@@ -271,5 +271,10 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='stsa', binary='bilevel_zoo', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='stsa', binary='bilevel_zoo', check=check)
+  harness.run(STUDY)

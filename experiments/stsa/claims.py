@@ -5,7 +5,7 @@ from experiments import harness
 _MONOTONE = tuple(
   harness.Claim(
     f'Strongly monotone, N = {n}: the summed squared error falls as 1 / k.',
-    binary='rates',
+    run='rates',
     metric=f'slope/strongly_monotone/n{n}',
     at_least=-1.1,
     at_most=-0.9,
@@ -18,7 +18,7 @@ _NONMONOTONE = tuple(
   harness.Claim(
     f'Non-monotone main sequence, N = {n}: the mean squared gradient norm '
     'falls as 1 / sqrt(K).',
-    binary='rates',
+    run='rates',
     metric=f'slope/nonmonotone/n{n}',
     at_least=-0.56,
     at_most=-0.44,
@@ -28,18 +28,44 @@ _NONMONOTONE = tuple(
   for n in (1, 3, 5)
 )
 
+_IMPLICIT = 'bsa,ttsa,stocbio,alset,amigo,sustain,mrbo,vrbo,pzobo,f2sa,meha'
+RUNS = {
+  'rates': harness.Run('rates'),
+  'zoo': harness.Run('bilevel_zoo'),
+  'zoo_regularisation': harness.Run(
+    'bilevel_zoo',
+    flags=(
+      '--problem=regularisation',
+      f'--methods=control/direct,soba,ma_soba,saba,{_IMPLICIT}',
+      '--records=20',
+    ),
+    data='tabular',
+    presets=(),
+  ),
+  'zoo_cleaning': harness.Run(
+    'bilevel_zoo',
+    flags=(
+      '--problem=cleaning',
+      f'--methods=control/direct,soba,ma_soba,{_IMPLICIT}',
+      '--corruptions=0.5,0.7',
+    ),
+    data='mnist',
+    presets=(),
+  ),
+}
+
 CLAIMS = (
   *_MONOTONE,
   harness.Claim(
     'The rate does not depend on the number of sequences.',
-    binary='rates',
+    run='rates',
     metric='slope/strongly_monotone/spread',
     at_most=0.1,
     published='0',
   ),
   harness.Claim(
     'Two timescales are slower: steps k^-2/3 of the inner sequences.',
-    binary='rates',
+    run='rates',
     metric='slope/two_timescale',
     at_least=-0.75,
     at_most=-0.62,
@@ -47,7 +73,7 @@ CLAIMS = (
   ),
   harness.Claim(
     "TTSA's steps are slower: k^-3/5 and k^-2/5, the main sequence.",
-    binary='rates',
+    run='rates',
     metric='slope/ttsa_main',
     at_least=-0.7,
     at_most=-0.52,
@@ -57,7 +83,7 @@ CLAIMS = (
   harness.Claim(
     'Three-level risk-averse composition, near its solution: the squared error '
     'falls as 1 / k (SCSC).',
-    binary='rates',
+    run='rates',
     metric='slope/risk_averse',
     at_least=-1.1,
     at_most=-0.9,
@@ -67,7 +93,7 @@ CLAIMS = (
   harness.Claim(
     'Tabular actor-critic, both steps of one order: the mean squared gradient '
     'norm falls as 1 / sqrt(K).',
-    binary='rates',
+    run='rates',
     metric='slope/actor_critic',
     at_least=-0.56,
     at_most=-0.44,
@@ -76,51 +102,51 @@ CLAIMS = (
   ),
   harness.Claim(
     'Control: with too small a constant c the rate 1 / k is not reached.',
-    binary='rates',
+    run='rates',
     metric='control/small_c',
     at_least=-0.75,
   ),
   harness.Claim(
     'Control: with one step for all lengths there is a floor.',
-    binary='rates',
+    run='rates',
     metric='control/fixed_step',
     at_least=-0.44,
   ),
   harness.Claim(
     'Bilevel quadratics: a memory of batches takes all noise away (SABA).',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='saba/final',
     at_most=1e-8,
   ),
   harness.Claim(
     'Bilevel quadratics: SOBA ends below half of what dropping the implicit '
     'term reaches.',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='soba/of_control',
     at_most=0.5,
   ),
   harness.Claim(
     'Bilevel quadratics: SABA ends below SOBA.',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='saba/below_soba',
     at_least=1e4,
   ),
   harness.Claim(
     'Bilevel quadratics: every method reduces the squared hypergradient norm.',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='worst/reduction',
     at_least=500,
   ),
   harness.Claim(
     'Bilevel quadratics: every method ends below half of what dropping the '
     'implicit term reaches.',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='worst/of_control',
     at_most=0.5,
   ),
   harness.Claim(
     'Bilevel quadratics: the correction of SUSTAIN pays, at equal steps.',
-    binary='bilevel_zoo',
+    run='zoo',
     metric='sustain/correction_gain',
     at_least=1.2,
     presets=('quick', 'paper'),

@@ -376,5 +376,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='stsa', binary='rates', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='stsa', binary='rates', check=check)
+  harness.run(STUDY)

@@ -3,19 +3,23 @@
 from experiments import harness
 
 _SHARED = {
-  'binary': 'train',
-  'extra': 'mot',
+  'run': 'train',
   # Untrained networks and scenes of seconds show nothing.
   'presets': ('quick', 'paper'),
 }
 _ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
 
+RUNS = {
+  'train': harness.Run('train', extra='mot'),
+  'curve': harness.Run('curve', extra='mot', presets=('smoke', 'quick')),
+  'peers': harness.Run('peers', extra='peers', presets=('smoke', 'quick')),
+}
+
 CLAIMS = (
   harness.Claim(
     'Search in training beats teacher forcing with the same network: IDF1 of '
     'the online tracker.',
-    binary='train',
-    extra='mot',  # In smoke too: what lacks it is not run.
+    run='train',
     metric='idf1/search_lead',
     at_least=0,
     published='ablation of the paper',
@@ -95,8 +99,7 @@ CLAIMS = (
   ),
   harness.Claim(
     'With features of identity, of noise 1: IDF1 of teacher forcing.',
-    binary='curve',
-    extra='mot',
+    run='curve',
     presets=('quick',),
     metric='idf1/teacher_forcing/standard-1',
     at_least=72,
@@ -105,8 +108,7 @@ CLAIMS = (
     harness.Claim(
       f'Hard detections, features of noise {noise:g}: search is above teacher '
       'forcing in IDF1.',
-      binary='curve',
-      extra='mot',
+      run='curve',
       presets=('quick',),
       metric=f'idf1/search_lead/hard-{noise:g}',
       at_least=0,
@@ -117,9 +119,7 @@ CLAIMS = (
   harness.Claim(
     'The best tracker of other packages, tuned on the training sequences, on '
     'the same detections: five points below what the networks are to reach.',
-    binary='peers',
-    extra='peers',  # In smoke too: what lacks it is not run.
-    presets=('smoke', 'quick'),
+    run='peers',
     metric='idf1/best',
     at_most=60,
   ),

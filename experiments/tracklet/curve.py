@@ -198,5 +198,8 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(main, PRESETS, paper='tracklet', binary='curve')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='tracklet', binary='curve')
+  harness.run(STUDY)

@@ -292,5 +292,8 @@ def _scores(trial, result):
   return evaluation.evaluate({'one': data})[0]
 
 
+STUDY = harness.Study(main, PRESETS, paper='tracklet', binary='peers')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='tracklet', binary='peers')
+  harness.run(STUDY)

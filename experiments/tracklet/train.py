@@ -587,5 +587,10 @@ def main(options: harness.Options) -> dict[str, float]:
   return metrics
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='tracklet', binary='train', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='tracklet', binary='train', check=check)
+  harness.run(STUDY)

@@ -4,31 +4,44 @@ from experiments import harness
 
 # The paper's preset takes another model, that is to be named.
 _LANGUAGE = {
-  'binary': 'pareto',
   'presets': ('quick',),
-  'extra': 'llm',
   'substituted': 'SmolLM2-135M, HH harmless test rows, Alpaca and Dolly rows',
+}
+
+RUNS = {
+  'toy': harness.Run('toy'),
+  'pareto': harness.Run(
+    'pareto', data='llm', extra='llm', presets=('smoke', 'quick')
+  ),
+  'lr5e-3': harness.Run(
+    'pareto',
+    flags=('--methods=sequential,alright', '--learning_rate=5e-3'),
+    data='llm',
+    extra='llm',
+    presets=('quick',),
+  ),
+  'train': harness.Run('train', presets=('smoke',)),
 }
 
 CLAIMS = (
   harness.Claim(
     'Toy: after stages of fine-tuning and preference learning, neither gap '
     'falls with the length of the run (exponent of the steeper one).',
-    binary='toy',
+    run='toy',
     metric='gap_exponent/sequential',
     at_least=-0.05,
     published='does not vanish',
   ),
   harness.Claim(
     'Toy: the gap of ALRIGHT to the best weighted sum falls with the length.',
-    binary='toy',
+    run='toy',
     metric='gap_exponent/alright',
     at_most=-0.4,
     published='a theorem',
   ),
   harness.Claim(
     'Toy: the gap of MAXRIGHT to the least larger gap falls with the length.',
-    binary='toy',
+    run='toy',
     metric='gap_exponent/maxright',
     at_most=-0.35,
     published='a theorem',
@@ -37,7 +50,7 @@ CLAIMS = (
     harness.Claim(
       f'Toy: at the largest length, the gap of training in stages is at least '
       f'20 times that of {method.upper()}.',
-      binary='toy',
+      run='toy',
       metric=f'gap_ratio/{method}',
       at_least=20,
       published='-',
@@ -47,10 +60,7 @@ CLAIMS = (
   ),
   *(
     claim
-    for step, flags in (
-      ('2e-3', ()),
-      ('5e-3', ('--learning_rate=5e-3', '--methods=sequential,alright')),
-    )
+    for step, run in (('2e-3', 'pareto'), ('5e-3', 'lr5e-3'))
     for claim in (
       harness.Claim(
         f'SmolLM2-135M, Adam at {step}, equal numbers of updates, share 1/2: '
@@ -59,14 +69,14 @@ CLAIMS = (
         metric='ideal_distance/alright',
         at_most='ideal_distance/sequential',
         published='.265 against .83 (Pythia-1b)',
-        flags=flags,
+        run=run,
         **_LANGUAGE,
       ),
       harness.Claim(
         f'SmolLM2-135M, Adam at {step}: it is smaller in 4 of 5 seeds.',
         metric='wins/alright',
         at_least=4,
-        flags=flags,
+        run=run,
         **_LANGUAGE,
       ),
     )

@@ -499,5 +499,10 @@ def _plot(options, names, everything, before):
   harness.plot_panels(pathlib.Path(options.workdir) / 'pareto.png', panels)
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='xright', binary='pareto', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='xright', binary='pareto', check=check)
+  harness.run(STUDY)

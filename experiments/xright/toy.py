@@ -226,5 +226,8 @@ def main(options: harness.Options) -> None:
   print(f'Results: {path}')
 
 
+STUDY = harness.Study(main, PRESETS, paper='xright', binary='toy', check=check)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='xright', binary='toy', check=check)
+  harness.run(STUDY)

@@ -452,5 +452,10 @@ def main(options: harness.Options) -> None:
   print(f'Model: {folder}')
 
 
+STUDY = harness.Study(
+  main, PRESETS, paper='xright', binary='train', check=check
+)
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='xright', binary='train', check=check)
+  harness.run(STUDY)

@@ -2,32 +2,37 @@
 
 import pytest
 
-from experiments import custom_problem
+from experiments import custom_problem, harness
 
 
 def test_finds_wrong_labels_and_goes_on(options, results, tmp_path, capsys):
   settings = custom_problem.Settings(steps=100)
-  custom_problem.main(options(settings))
-  assert 'test accuracy' in capsys.readouterr().out
+  harness.execute(custom_problem.main, options(settings))
+  assert '| v_pbgd |' in capsys.readouterr().out
   assert (tmp_path / 'accuracy.png').stat().st_size > 5_000
   first = results()
-  custom_problem.main(options(settings))  # There is nothing left to do.
-  assert results()['wall_seconds'] == first['wall_seconds']
+  harness.execute(
+    custom_problem.main, options(settings)
+  )  # There is nothing left to do.
+  assert results()['metrics'] == first['metrics']
+  assert results()['wall_seconds'] > first['wall_seconds']  # Of both.
   custom_problem.evaluate(options(settings))
   said = capsys.readouterr().out.splitlines()[-1]
   assert said.startswith('step 100: of the 240 that count least, ')
   # Made longer, it goes on.
-  custom_problem.main(options(custom_problem.Settings(steps=120)))
+  longer = options(custom_problem.Settings(steps=120))
+  harness.execute(custom_problem.main, longer)
   custom_problem.evaluate(options(settings))
   assert 'step 120: of the 240' in capsys.readouterr().out
   # By chance 40 %.
   assert int(said.partition('least, ')[2].partition('%')[0]) > 60
-  assert first['metrics']['accuracy'] > 0.8
+  assert first['metrics']['accuracy/v_pbgd'] > 0.8
   # A claim is shown by the whole interval.
-  assert first['metrics']['accuracy/half_width'] > 0
+  assert first['metrics']['accuracy/v_pbgd/half_width'] > 0
 
 
 @pytest.mark.parametrize('steps', [5])
 def test_any_number_of_steps(options, results, steps):
-  custom_problem.main(options(custom_problem.Settings(steps=steps), seeds=(0,)))
-  assert 0 < results()['metrics']['accuracy'] < 1
+  few = options(custom_problem.Settings(steps=steps), seeds=(0,))
+  harness.execute(custom_problem.main, few)
+  assert 0 < results()['metrics']['accuracy/v_pbgd'] < 1

@@ -10,7 +10,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 BINARIES = [
   path
   for path in sorted(EXPERIMENTS.rglob('*.py'))
-  if '\n  harness.run(main, PRESETS' in path.read_text(encoding='utf-8')
+  if '\nSTUDY = ' in path.read_text(encoding='utf-8')
 ]
 
 

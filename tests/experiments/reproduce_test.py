@@ -6,7 +6,6 @@ import signal
 import sys
 
 import pytest
-from absl import flags
 
 from experiments import harness, reproduce
 from experiments.harness import flags as flags_lib
@@ -14,13 +13,15 @@ from experiments.harness import flags as flags_lib
 TOY = ('--starts=4', '--penalties=10,20', '--solvers=known_value')
 
 
+RUNS = {
+  'toy': harness.Run('toy', flags=TOY),
+  'gone': harness.Run('no_such_binary'),
+  'refused': harness.Run('toy', flags=('--starts=0',)),
+}
+
+
 def claim(words='It works.', **changes):
-  given = {
-    'binary': 'toy',
-    'metric': 'fraction_at_minima',
-    'at_least': 0.5,
-    'flags': TOY,
-  }
+  given = {'run': 'toy', 'metric': 'fraction_at_minima', 'at_least': 0.5}
   return harness.Claim(words, **given | changes)
 
 
@@ -28,15 +29,16 @@ def claim(words='It works.', **changes):
 def run(tmp_path, monkeypatch):
   """Reproduces claims of the toy's paper; gives the verdicts by claim."""
 
-  def reproduce_these(*claims, **arguments):
-    monkeypatch.setattr(reproduce, 'load', lambda papers: {'pbgd': claims})
+  def reproduce_these(*claims, runs=RUNS, **arguments):
+    used = {name: runs[name] for name in {c.run for c in claims}}
+    paper = reproduce.Declared(dict(sorted(used.items())), claims)
+    monkeypatch.setattr(reproduce, 'load', lambda papers: {'pbgd': paper})
     fine = reproduce.reproduce(preset='smoke', workdir=tmp_path, **arguments)
     report = (tmp_path / 'report.md').read_text()
     rows = [line for line in report.splitlines() if line.startswith('| ')]
     cells = [[c.strip() for c in row.split(' | ')] for row in rows[2:]]
     return fine, {row[0].removeprefix('| '): row[4] for row in cells}
 
-  monkeypatch.setattr(reproduce, 'without_claims', lambda *_: [])
   return reproduce_these
 
 
@@ -45,8 +47,8 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
     claim('Shown.'),
     claim('Not shown.', metric='gap_exponent', at_least=0),
     claim('Without a metric.', metric='no_such'),
-    claim('Crashes.', binary='no_such_binary'),
-    claim('Refuses.', flags=('--starts=0',)),
+    claim('Crashes.', run='gone'),
+    claim('Refuses.', run='refused'),
     claim('Later.', presets=('paper',)),
   )
   fine, verdicts = run(*claims)
@@ -67,7 +69,7 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   assert run(*claims[:2])[0]
   run(*claims)
   grown = {p.parent.parent.name for p in logs if p.read_bytes() != before[p]}
-  assert grown == {'no_such_binary', 'toy'}  # Of the toy, the refused one.
+  assert grown == {'pbgd'}
   assert sum(p.read_bytes() != before[p] for p in logs) == 2
 
 
@@ -100,19 +102,37 @@ def test_a_claim_whose_extra_is_missing_is_not_run(run, tmp_path, monkeypatch):
     'here =\n    numpy>=2\n'
   )
   monkeypatch.setattr(reproduce, 'ROOT', setup.parent / 'experiments')
-  assert reproduce.lacking(claim(extra='here')) == ''
-  fine, verdicts = run(claim(extra='llm'))
+  assert reproduce.lacking('here') == ''
+  needing = {'toy': harness.Run('toy', extra='llm')}
+  fine, verdicts = run(claim(), runs=needing)
   assert fine
   assert verdicts['It works.'] == 'not run: needs the extra `llm`'
   assert not list(tmp_path.rglob('log.txt'))
 
 
-def test_smoke_runs_binaries_without_a_claim():
-  claims = reproduce.load()
-  judged = reproduce.commands(claims, preset='smoke', data_dir=None)
-  found = reproduce.without_claims(claims, [c for _, _, c in judged], 'smoke')
-  names = {(command.paper, command.binary) for command in found}
-  assert {('aipod', 'federated'), ('pbgd', 'pollution')} <= names
+def test_smoke_runs_every_binary_of_every_paper():
+  papers = reproduce.load()
+  found = reproduce.commands(papers, preset='smoke', data_dir=None)
+  made = {command.module for command in found.values()}
+  for paper in papers:
+    for path in sorted((reproduce.ROOT / paper).glob('*.py')):
+      if '\nSTUDY = ' in path.read_text(encoding='utf-8'):
+        module = f'experiments.{paper}.{path.stem}'
+        presets = importlib.import_module(module).STUDY.presets
+        assert module in made or 'smoke' not in presets
+
+
+def test_runs_by_name_have_their_own_preset(tmp_path):
+  papers = reproduce.load(['pbgd'])
+  of = lambda *only: reproduce.commands(
+    papers, preset='quick', data_dir=str(tmp_path), only=only
+  )
+  (command,) = of('pbgd/mlp').values()
+  preset, data = command.flags[:2]
+  assert (preset, data) == ('--preset=table', f'--data_dir={tmp_path}/mnist')
+  assert '--model=mlp' in command.flags
+  with pytest.raises(harness.SettingsError, match=r'no run pbgd/x; .*/toy'):
+    of('pbgd/x')
 
 
 def test_data_in_words():
@@ -131,7 +151,9 @@ def test_a_run_that_takes_too_long(run):
 
 
 def test_the_time_of_an_attempt_that_is_ended_counts(tmp_path):
-  command = reproduce.Command('pbgd', 'toy', ('--preset=smoke',))
+  command = reproduce.Command(
+    'pbgd', 'toy', 'experiments.pbgd.toy', ('--preset=smoke',)
+  )
   before = signal.signal(signal.SIGALRM, lambda *_: sys.exit(75))
   try:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -151,46 +173,44 @@ def test_unknown_papers_name_the_known():
     reproduce.load(['nothing'])
 
 
-def test_folders_differ_and_are_no_longer_than_a_name():
-  of = lambda *flags: reproduce.Command('pbgd', 'toy', flags).folder
+def test_folders_differ_by_data_and_are_no_longer_than_a_name():
+  of = lambda *flags: reproduce.Command('pbgd', 'toy', 'x', flags).folder
   data = [f'--data_dir=/{"long/" * 100}{end}' for end in 'ab']
-  folders = [
-    of('--preset=smoke'),
-    of('--preset=smoke', '--steps=10'),
-    of('--preset=smoke', data[0]),
-    of('--preset=smoke', data[1]),
-  ]
-  assert len(set(folders)) == 4
+  folders = [of('--preset=smoke'), *(of('--preset=smoke', x) for x in data)]
+  assert len(set(folders)) == 3
   assert max(map(len, folders)) < 100
-  assert folders[0] == 'pbgd/toy/preset=smoke'
+  assert folders[0] == 'pbgd/toy'
 
 
-DECLARED = [
-  (paper, claim)
-  for paper, claims in reproduce.load().items()
-  for claim in claims
-]
+PAPERS = reproduce.load()
+DECLARED = [(p, n) for p, paper in PAPERS.items() for n in paper.runs]
 
 
-@pytest.mark.parametrize(
-  ('paper', 'claim_'), DECLARED, ids=lambda x: getattr(x, 'words', x)
-)
-def test_declared_claims_have_a_binary_with_their_presets_and_flags(
-  paper, claim_
-):
-  module = importlib.import_module(f'experiments.{paper}.{claim_.binary}')
-  for preset in claim_.presets:
-    values = flags.FlagValues()
-    about = {'paper': paper, 'binary': claim_.binary, 'values': values}
-    flags_lib.define(module.PRESETS, **about)
-    values([sys.argv[0], f'--preset={preset}', *claim_.flags])
-    flags_lib.resolve(module.PRESETS, **about)
-  assert not reproduce.lacking(claim_).startswith('setup.cfg')
+@pytest.mark.parametrize(('paper', 'name'), DECLARED)
+def test_declared_runs_have_a_binary_with_their_presets_and_flags(paper, name):
+  run = PAPERS[paper].runs[name]
+  study = importlib.import_module(f'experiments.{paper}.{run.binary}').STUDY
+  for preset in {run.preset, *run.presets}:
+    settings = flags_lib.settings_by(
+      study.presets, preset, run.flags, study.renamed
+    )
+    if study.check:
+      study.check(settings)
+  assert not run.mode or run.mode in study.modes
+  assert not reproduce.lacking(run.extra).startswith('setup.cfg')
+
+
+@pytest.mark.parametrize('paper', PAPERS)
+def test_declared_claims_have_a_run_in_their_presets(paper):
+  runs, claims = PAPERS[paper]
+  for claim_ in claims:
+    assert set(claim_.presets) & set(runs[claim_.run].presets), claim_.words
 
 
 def test_every_paper_judges_something_in_every_preset():
   for preset in ('smoke', 'quick', 'paper'):
-    found = reproduce.commands(reproduce.load(), preset=preset, data_dir=None)
-    assert {paper for paper, _, _ in found} == set(reproduce.discover())
-    rows = [(paper, claim.words) for paper, claim, _ in found]
+    commands = reproduce.commands(PAPERS, preset=preset, data_dir=None)
+    found = reproduce.judged_in(PAPERS, commands, preset)
+    assert {command.paper for _, command in found} == set(reproduce.discover())
+    rows = [(command.paper, claim.words) for claim, command in found]
     assert len(set(rows)) == len(rows)

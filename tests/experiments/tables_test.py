@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import harness, tables
-from experiments.pbgd import toy
+from experiments.pbgd import claims, toy
 
 ROWS = [
   {'method': 'one', 'loss': harness.Interval(0.25, 0.01, 3, 3), 'own': 'c 1'},
@@ -15,8 +15,13 @@ ROWS = [
 
 
 @pytest.fixture
-def stored(tmp_path):
+def stored(tmp_path, monkeypatch):
   """A run of the toy by other flags, stored under a root of its own."""
+  monkeypatch.setitem(
+    claims.RUNS,
+    'few',
+    harness.Run('toy', flags=('--penalties=10,20', '--starts=7')),
+  )
   settings = toy.Settings(starts=7, penalties=(10.0, 20.0))
   options = harness.Options(
     'pbgd', 'toy', 'quick', settings, str(tmp_path / 'run'), None, (0,)
@@ -50,11 +55,10 @@ def filled(marker, root, old=''):
 
 def test_the_file_has_a_telling_name_and_the_command(stored, tmp_path):
   assert stored.parent == tmp_path / 'experiments' / 'pbgd' / 'results'
-  assert stored.stem == 'toy-quick-penalties=10.0-20.0-starts=7'
+  assert stored.stem == 'few'
   kept = json.loads(stored.read_text())
   assert kept['command'] == (
-    'python -m experiments.pbgd.toy --preset=quick --penalties=10.0,20.0 '
-    '--starts=7'
+    'python -m experiments.pbgd.toy --preset=quick --penalties=10,20 --starts=7'
   )
   assert kept['metrics']['loss'] == 0.25
   assert kept['data'] == 'digits in mnist'  # And not whose folder it is.
@@ -80,7 +84,7 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
     '| two | ▁·▁ | 0.500 ± 0.020 |  |',
   ]
   assert lines[6].startswith('(1 seed, made-up numbers, 75 s, ')
-  assert lines[6].endswith('--penalties=10.0,20.0 --starts=7`)')
+  assert lines[6].endswith('--penalties=10,20 --starts=7`)')
   assert lines[7:] == ['<!-- end -->', 'and more']
   assert tables.render(text, tmp_path) == text
   assert not tables.unstored(text)
@@ -145,7 +149,7 @@ def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
 @pytest.mark.parametrize(
   ('marker', 'says'),
   [
-    ('number: pbgd/none loss', r'no stored result pbgd/none; stored: toy'),
+    ('number: pbgd/none loss', r'no stored result pbgd/none; stored: few'),
     ('number: moco/none loss', 'no stored result moco/none; stored: none'),
     ('number: {} other', 'has no metric other'),
     ('number: {} gone', 'not finite'),
@@ -161,8 +165,8 @@ def test_what_is_not_stored_is_named(stored, tmp_path, marker, says):
 
 
 def test_a_table_may_wait_for_its_run(tmp_path):
-  made = tables.render('<!-- table: moco/toy-paper -->\n<!-- end -->', tmp_path)
-  assert 'Not measured yet: there is no stored result `moco/toy-paper`' in made
+  made = tables.render('<!-- table: moco/other -->\n<!-- end -->', tmp_path)
+  assert 'Not measured yet: there is no stored result `moco/other`' in made
 
 
 def test_a_row_by_hand_is_found():
@@ -194,7 +198,7 @@ def test_what_one_page_lacks_keeps_no_other_from_being_written(
 ):
   found = [tmp_path / name for name in ('a.md', 'b.md')]
   found[0].write_text('a <!-- number: pbgd/nowhere loss -->')
-  found[1].write_text('b <!-- number: pbgd/toy-quick gap_exponent .2f -->')
+  found[1].write_text('b <!-- number: pbgd/toy gap_exponent .2f -->')
   monkeypatch.setattr(tables, 'ROOT', tmp_path)
   monkeypatch.setattr(tables, 'pages', lambda: found)
   assert tables.main([]) == 1

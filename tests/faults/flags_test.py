@@ -19,8 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = [
   '.'.join(path.relative_to(ROOT).with_suffix('').parts)
   for path in sorted((ROOT / 'experiments').rglob('*.py'))
-  if '  harness.run(main, PRESETS' in path.read_text()
-  and path.parent.name != 'harness'
+  if '\nSTUDY = ' in path.read_text() and path.parent.name != 'harness'
 ]
 TEXTS = (
   *('0', '-3', '0.0', '-0.0', '1e400', 'nan', '-inf', '1e-400', '1_0', '5'),
@@ -33,7 +32,7 @@ def checked(name, *arguments):
   """The settings that a binary would run with."""
   binary = importlib.import_module(name)
   values = flags.FlagValues()
-  flags_lib.define(binary.PRESETS, paper='a', binary='b', values=values)
+  flags_lib.define(binary.PRESETS, values=values)
   values(['binary', *arguments])
   options = flags_lib.resolve(
     binary.PRESETS, paper='a', binary='b', values=values
@@ -51,10 +50,11 @@ def test_presets_pass(name):
 @pytest.mark.parametrize('name', BINARIES)
 def test_the_help_of_a_flag_stands_alone(name):
   settings = next(iter(importlib.import_module(name).PRESETS.values()))
-  for field, text in settings_lib.words_of(settings).items():
-    assert text.endswith('.'), field  # Not cut off.
+  for name, field in settings_lib.fields_of(settings).items():
+    text = field.words
+    assert not text or text.endswith('.'), name  # Not cut off.
     # `--help` sorts flags: what stood above is somewhere else.
-    assert not text.lower().startswith(('likewise', 'as in')), field
+    assert not text.lower().startswith(('likewise', 'as in')), name
 
 
 @pytest.mark.parametrize('name', BINARIES)
@@ -62,7 +62,7 @@ def test_the_help_of_a_flag_stands_alone(name):
 @hypothesis.given(data=st.data())
 def test_any_text_is_a_value_or_one_line(name, data):
   binary = importlib.import_module(name)
-  fields = settings_lib.types_of(next(iter(binary.PRESETS.values())))
+  fields = settings_lib.fields_of(next(iter(binary.PRESETS.values())))
   field = data.draw(st.sampled_from(sorted(set(fields) - {'seeds'})))
   text = data.draw(st.sampled_from(TEXTS) | st.text(max_size=8))
   with contextlib.suppress(harness.SettingsError):

@@ -10,7 +10,7 @@ from experiments import harness
 
 
 def claim(**changes):
-  given = {'binary': 'toy', 'metric': 'a', 'at_least': 0.5}
+  given = {'run': 'toy', 'metric': 'a', 'at_least': 0.5}
   return harness.Claim('It works.', **given | changes)
 
 
@@ -177,8 +177,6 @@ class TestClaim:
       ({'at_least': None}, 'needs a bound'),
       ({'factor': 1.5}, 'relative to another metric'),
       ({'at_least': 'b', 'factor': -1.0}, 'above zero'),
-      ({'flags': ('steps=3',)}, '--name=value'),
-      ({'flags': ('--workdir=here',)}, '--workdir=here'),
       ({'presets': ('huge',)}, 'huge'),
       ({'presets': ()}, 'smoke, quick, paper'),
     ],
@@ -186,6 +184,24 @@ class TestClaim:
   def test_what_no_claim_can_be(self, changes, message):
     with pytest.raises(ValueError, match=message):
       claim(**changes)
+
+  @pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+      ({'flags': ('steps=3',)}, '--name=value'),
+      ({'flags': ('--workdir=here',)}, '--workdir=here'),
+      ({'presets': ('huge',)}, 'huge'),
+    ],
+  )
+  def test_what_no_run_can_be(self, changes, message):
+    with pytest.raises(ValueError, match=message):
+      harness.Run('toy', **changes)
+
+  def test_the_words_of_a_run(self):
+    run = harness.Run('toy', mode='score', flags=('--steps=3',), data='mnist')
+    assert run.words('quick') == ('score', '--preset=quick', '--steps=3')
+    assert run.words('quick', '/data')[2] == '--data_dir=/data/mnist'
+    assert harness.Run('toy').words('smoke', '/data')[1] == '--data_dir=/data'
 
 
 class TestReadResults:

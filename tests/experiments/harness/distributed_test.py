@@ -37,8 +37,12 @@ def main(options):
     options, seconds=trained.seconds,
     metrics={f'param/{i}': x for i, x in enumerate(trained.params.ravel())})
 
+STUDY = harness.Study(
+  main, {'quick': Settings()}, paper='tests', binary='processes')
+
+
 if __name__ == '__main__':
-  harness.run(main, {'quick': Settings()}, paper='tests', binary='processes')
+  harness.run(STUDY)
 """
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import harness
 from experiments.harness import flags as flags_lib
+from experiments.harness import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +32,14 @@ PRESETS = {'quick': Settings(), 'paper': Settings(steps=1000)}
 
 def parse(*arguments, presets=PRESETS):
   values = flags.FlagValues()
-  flags_lib.define(presets, paper='pbgd', binary='toy', values=values)
+  flags_lib.define(presets, values=values)
   values(['toy', *arguments])
   return flags_lib.resolve(presets, paper='pbgd', binary='toy', values=values)
 
 
-def test_help_shows_the_flags():
-  """They are flags of the module that defines them, as absl sees it."""
-  values = flags.FlagValues()
-  flags_lib.define(PRESETS, paper='pbgd', binary='toy', values=values)
-  shown = values.module_help(__name__)
-  assert '--rate' in shown and '--preset' in shown and '--workdir' in shown
-
-
 @dataclasses.dataclass(frozen=True)
-class Described:
-  """Settings with words.
+class Training:
+  """How long.
 
   Attributes:
     steps: updates, of
@@ -56,19 +49,66 @@ class Described:
 
   steps: int = 10
   rate: float = 0.5
-  other: int = 1
 
 
-def test_help_says_what_a_setting_is():
-  values = flags.FlagValues()
-  flags_lib.define(
-    {'quick': Described()}, paper='pbgd', binary='toy', values=values
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+  """Settings with words, of two groups with one name in common."""
+
+  other: Annotated[str, harness.Among(('a', 'b'))] = 'a'
+  train: Training = Training()
+  again: Training = Training(rate=0.1)
+  own: Settings = Settings()
+
+
+GROUPED = {'quick': Grouped(), 'paper': Grouped(train=Training(steps=99))}
+
+
+class TestGroups:
+  def test_names(self):
+    settings = parse('--train.steps=3', '--again.rate=2', presets=GROUPED)
+    settings = settings.settings
+    assert settings.train == Training(steps=3)
+    assert settings.again == Training(rate=2.0)
+    told = settings_lib.settings_of(settings, 'own', 'again.rate')
+    assert told == {
+      'other': 'a',
+      'train.steps': 3,
+      'train.rate': 0.5,
+      'again.steps': 10,
+    }
+
+  def test_a_last_part_that_is_one_field_s_is_a_flag_too(self):
+    assert parse('--limit=3', presets=GROUPED).settings.own.limit == 3
+    with pytest.raises(harness.SettingsError, match='are the same flag'):
+      parse('--limit=3', '--own.limit=3', presets=GROUPED)
+    with pytest.raises(flags.UnrecognizedFlagError):
+      parse('--rate=3', presets=GROUPED)
+
+  @pytest.mark.parametrize(
+    ('argument', 'says'),
+    [
+      ('--train.steps=0', '--train.steps=0: train.steps is at least 1.'),
+      ('--train.steps=x', 'train.steps takes a value of type int.'),
+      ('--other=c', '--other=c: other knows a, b.'),
+    ],
   )
-  assert values['steps'].help == (
-    "Updates, of each method. Replaces the preset's; a value of type int."
-  )
-  assert values['rate'].help.startswith('Step size. Replaces')
-  assert values['other'].help.startswith('Replaces')
+  def test_refused(self, argument, says):
+    with pytest.raises(harness.SettingsError, match=says):
+      parse(argument, presets=GROUPED)
+
+  def test_help(self, run):
+    main = lambda options: None
+    assert run(main, '--help', '--preset=paper', presets=GROUPED) == 0
+    lines = run.said().splitlines()
+    assert lines[0] == 'Tests of the flags of a binary.'
+    assert '  --preset=paper' in lines and '  --workdir' in lines
+    of = lines.index('Train, as of the preset paper:')
+    assert lines[of + 1 : of + 3] == [
+      '  --train.steps=99',
+      '      Updates, of each method. Takes a value of type int.',
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 class TestOptions:
@@ -124,7 +164,7 @@ class TestOptions:
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch, capsys):
   """`harness.run` on the process's flags, which are put back afterwards."""
   before, handler = set(flags.FLAGS), signal.getsignal(signal.SIGTERM)
 
@@ -133,13 +173,15 @@ def run(monkeypatch):
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
-  def call(main, *arguments, **more):
+  def call(main, *arguments, presets=PRESETS, **more):
     clean()
     monkeypatch.setattr(sys, 'argv', ['toy', *arguments])
     with pytest.raises(SystemExit) as stopped:
-      harness.run(main, PRESETS, paper='pbgd', binary='toy', **more)
+      about = {'paper': 'pbgd', 'binary': 'toy'}
+      harness.run(harness.Study(main, presets, **about, **more))
     return stopped.value.code
 
+  call.said = lambda: capsys.readouterr().out
   yield call
   clean()
   signal.signal(signal.SIGTERM, handler)

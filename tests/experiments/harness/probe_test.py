@@ -90,8 +90,11 @@ def main(options):
       best_step=best.step, **params.lower, **trained.history)
 
 PRESETS = {'quick': Settings()}
+STUDY = harness.Study(main, PRESETS, paper='tests', binary='probe')
+
+
 if __name__ == '__main__':
-  harness.run(main, PRESETS, paper='tests', binary='probe')
+  harness.run(STUDY)
 """
 
 

@@ -18,16 +18,23 @@ COMMANDS = (
   'seal.rank',
   'seal.train',
 )
-HELP = settings_lib.words_of(precision.Precision())
+
+
+def words_of(settings):
+  fields = settings_lib.fields_of(settings)
+  return {name: field.words for name, field in fields.items()}
+
+
+HELP = words_of(precision.Precision())
 
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_commands_share_flags_their_help_and_what_is_refused(name):
   module = importlib.import_module(f'experiments.{name}')
-  assert set(HELP) == {'compute', 'dtype'}
+  assert set(HELP) == {'compute', 'dtype'} and all(HELP.values())
   for settings in module.PRESETS.values():
     assert isinstance(settings, precision.Precision)
-    words = settings_lib.words_of(settings)
+    words = words_of(settings)
     assert {n: words[n] for n in HELP} == HELP
     for field, value in (('compute', 'float64'), ('dtype', 'int8')):
       with pytest.raises(harness.SettingsError) as info:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import flags as flags_lib
 from experiments.harness import placement
+from experiments.harness import settings as settings_lib
 from experiments.pbgd import hyper_cleaning
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -22,22 +24,20 @@ ROOT = pathlib.Path(__file__).parents[3]
 SMALL = {
   'steps': 60,
   'chunk': 10,
-  'tuning_steps': 20,
-  'scales': '1,3',
-  'train': 300,
-  'validation': 200,
-  'selection': 100,
-  'test': 200,
+  'grid.steps': 20,
+  'grid.scales': '1,3',
+  'grid.widen': 0,
+  'digits.train': 300,
+  'digits.validation': 200,
+  'digits.selection': 100,
+  'digits.test': 200,
 }
 
 
-def options(workdir, methods=('v_pbgd', 'noisy_train'), **changes):
-  numbers = {k: v for k, v in SMALL.items() if k != 'scales'}
-  settings = dataclasses.replace(
-    hyper_cleaning.PRESETS['quick'],
-    **numbers
-    | {'scales': (1.0, 3.0), 'widen': 0, 'methods': methods, 'seeds': 2}
-    | changes,
+def options(workdir, **changes):
+  texts = SMALL | {'methods': 'v_pbgd,noisy_train', 'seeds': 2} | changes
+  settings = settings_lib.override(
+    hyper_cleaning.PRESETS['quick'], {k: str(x) for k, x in texts.items()}
   )
   return harness.Options(
     paper='pbgd',
@@ -70,7 +70,8 @@ def compiled():
 
 def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   methods = ('v_pbgd', 'noisy_train', 'clean_part')
-  hyper_cleaning.main(options(tmp_path, methods))
+  given = options(tmp_path, methods=','.join(methods))
+  harness.execute(hyper_cleaning.main, given)
   # Eight runs with as many members each: of V-PBGD, and of plain training.
   assert compiled.count('jit(chunk)') == 2
   printed = capsys.readouterr().out
@@ -78,36 +79,48 @@ def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   metrics = metrics_of(tmp_path)
   for method in methods:
     assert f'| {method} ' in printed
-    assert 0 < metrics[f'{method}/linear/test_accuracy'] < 1
-    assert 0 < metrics[f'{method}/linear/last/test_accuracy'] < 1
+    assert 0 < metrics[f'test_accuracy/{method}/linear'] < 1
+    assert 0 < metrics[f'last/test_accuracy/{method}/linear'] < 1
     # Nothing can beat the step chosen on the test set itself.
-    flattered = metrics[f'{method}/linear/best_on_test/test_accuracy']
-    assert flattered >= metrics[f'{method}/linear/test_accuracy']
-  assert 'v_pbgd/linear/retrained_accuracy' in metrics
-  assert 'noisy_train/linear/retrained_accuracy' not in metrics
-  assert metrics['v_pbgd/linear/count/gradients/lower'] == 3 * SMALL['steps']
-  assert metrics['noisy_train/linear/count/gradients/loss'] == SMALL['steps']
+    flattered = metrics[f'best_on_test/test_accuracy/{method}/linear']
+    assert flattered >= metrics[f'test_accuracy/{method}/linear']
+  assert 'retrained_accuracy/v_pbgd/linear' in metrics
+  assert 'retrained_accuracy/noisy_train/linear' not in metrics
+  assert metrics['count/gradients/lower/v_pbgd/linear'] == 3 * SMALL['steps']
+  assert metrics['count/gradients/loss/noisy_train/linear'] == SMALL['steps']
   assert {'curves.png', 'table.md'} <= set(os.listdir(tmp_path))
 
 
 def test_other_settings_in_one_folder_are_refused(tmp_path):
-  hyper_cleaning.main(options(tmp_path, ('val_only',)))
+  of = lambda **changes: options(tmp_path, methods='val_only', **changes)
+  harness.execute(hyper_cleaning.main, of())
   before = metrics_of(tmp_path)
-  with pytest.raises(harness.OtherRunError, match='polluted_fraction'):
-    hyper_cleaning.main(options(tmp_path, ('val_only',), polluted_fraction=0.2))
+  with pytest.raises(harness.OtherRunError, match=r'digits\.polluted'):
+    harness.execute(hyper_cleaning.main, of(**{'digits.polluted': 0.2}))
   assert metrics_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'methods': ('sgd',)}, "unknown method 'sgd'"),
-    ({'tuning_steps': 5}, 'less than chunk'),
+    ({'methods': 'sgd'}, 'methods knows v_pbgd, '),
+    ({'grid.steps': 5}, 'less than chunk'),
   ],
 )
 def test_wrong_settings(tmp_path, changes, message):
-  with pytest.raises(ValueError, match=message):
-    hyper_cleaning.check(options(tmp_path, **changes).settings)
+  settings = options(tmp_path, **changes).settings
+  with pytest.raises(harness.SettingsError, match=message):
+    settings_lib.check(settings)
+    hyper_cleaning.check(settings)
+
+
+def test_flags_of_an_earlier_version_work():
+  of = lambda *texts: flags_lib.settings_by(
+    hyper_cleaning.PRESETS, 'quick', texts, hyper_cleaning.RENAMED
+  )
+  old = '--tuning_steps=100', '--scales=3', '--polluted_fraction=0.2'
+  new = '--grid.steps=100', '--grid.scales=3', '--digits.polluted=0.2'
+  assert of(*old) == of(*new) != of()
 
 
 @pytest.mark.slow
@@ -115,7 +128,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   flags = [f'--{name}={value}' for name, value in SMALL.items()]
   command = [sys.executable, '-m', 'experiments.pbgd.hyper_cleaning', *flags]
-  command += ['--methods=v_pbgd', '--seeds=2', '--preset=quick', '--widen=0']
+  command += ['--methods=v_pbgd', '--seeds=2', '--preset=quick']
   environment = os.environ | {
     # Three runs of the same programs: compiled once.
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
@@ -159,9 +172,12 @@ def iterates(one_device):
   """V-PBGD's params after 200 steps on the digits of the quick preset."""
   assert len(jax.devices()) == (1 if one_device else 8)
   settings = dataclasses.replace(
-    hyper_cleaning.PRESETS['quick'], steps=200, chunk=100
+    hyper_cleaning.PRESETS['quick'],
+    steps=200,
+    chunk=100,
+    methods=('v_pbgd',),
+    grid=hyper_cleaning.Grid(scales=(3.0,)),
   )
-  settings = dataclasses.replace(settings, methods=('v_pbgd',), scales=(3.0,))
   given = options('')._replace(settings=settings, workdir=None)
   cleaned = hyper_cleaning.Cleaning(given)
   split = placement.place(cleaned._parts)[1].everywhere is not None

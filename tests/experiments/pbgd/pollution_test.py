@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import harness
-from experiments.pbgd import pollution
+from experiments.pbgd import hyper_cleaning, pollution
 
 
 def options(workdir, **changes):
@@ -15,12 +15,8 @@ def options(workdir, **changes):
     methods=('v_pbgd', 'noisy_train'),
     steps=40,
     chunk=20,
-    tuning_steps=20,
-    scales=(3.0,),
-    train=300,
-    validation=200,
-    selection=100,
-    test=200,
+    digits=hyper_cleaning.Digits(300, 200, 100, 200),
+    grid=hyper_cleaning.Grid(scales=(3.0,), steps=20),
     fractions=(0.2, 0.8),
     seeds=2,
     **changes,
@@ -31,13 +27,10 @@ def options(workdir, **changes):
 
 
 def test_more_noise_is_harder(tmp_path):
-  pollution.main(options(tmp_path))
+  harness.execute(pollution.main, options(tmp_path))
   found = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  for metric in ('v_pbgd/linear/{}/f1', 'noisy_train/linear/{}/test_accuracy'):
-    few, many = (
-      found[metric.format(p)] for p in ('polluted0.2', 'polluted0.8')
-    )
-    assert few > many
+  for metric in ('f1/v_pbgd', 'test_accuracy/noisy_train'):
+    assert found[f'{metric}/polluted=0.2'] > found[f'{metric}/polluted=0.8']
   assert (tmp_path / 'pollution.png').exists()
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     data_dir=None,
     seeds=(0,),
   )
-  toy.main(options)
+  harness.execute(toy.main, options)
   return workdir
 
 
@@ -55,14 +55,14 @@ def test_exponent_of_a_power_ignores_small_penalties():
   assert toy.exponent(penalties, values, 10.0) == pytest.approx(-2)
 
 
-@pytest.mark.parametrize('prefix', ['', 'v_pbgd_'])
-def test_few_starts_show_the_claim(folder, prefix):
+@pytest.mark.parametrize('solver', ['known_value', 'v_pbgd'])
+def test_few_starts_show_the_claim(folder, solver):
   metrics = json.loads((folder / 'results.json').read_text())['metrics']
-  assert metrics[f'{prefix}fraction_at_minima'] >= 0.99
-  assert 0 < metrics[f'{prefix}fraction_at_global_minimum'] < 1
-  assert -2.3 <= metrics[f'{prefix}gap_exponent'] <= -1.8
-  assert 0.8 <= metrics[f'{prefix}steps_exponent'] <= 1.2
-  assert metrics[f'{prefix}fraction_done_40'] == 1
+  assert metrics[f'fraction_at_minima/{solver}/penalty=10'] >= 0.99
+  assert 0 < metrics[f'fraction_at_global_minimum/{solver}/penalty=10'] < 1
+  assert -2.3 <= metrics[f'gap_exponent/{solver}'] <= -1.8
+  assert 0.8 <= metrics[f'steps_exponent/{solver}'] <= 1.2
+  assert metrics[f'fraction_done/{solver}/penalty=40'] == 1
 
 
 def test_a_run_leaves_a_table_and_a_picture(folder):
@@ -78,8 +78,8 @@ def test_ends_are_in_the_set_even_where_the_limit_stops_them():
   end = ends['g_pbgd'][10.0]
   assert np.all((end.params.upper >= 0) & (end.params.upper <= 3))
   assert np.max(end.steps) == 3
-  summary = toy.summarise(ends['g_pbgd'], toy_problem.local_minima(), settings)
-  assert summary['fraction_done_10'] < 1
+  found = toy.summarise(ends, toy_problem.local_minima(), settings)
+  assert found.mean('fraction_done', {'solver': 'g_pbgd', 'penalty': 10}) < 1
 
 
 @pytest.mark.parametrize(
