@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Asynchronous advantage actor-critic, 2023',
+  solvers=('a3c_td0', 'delayed'),
+)
+
 # Of runs too short or too few for the numbers of a whole one.
 _WHOLE = ('quick', 'paper')
 _WORKERS = {8: 6.5, 16: 12.0, 64: 45.0}

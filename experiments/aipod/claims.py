@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Alternating projected SGD, equality constraints, 2023',
+  solvers=('aipod', 'e_aipod'),
+)
+
 _LAZY = 'e_aipod/p0.3'
 
 RUNS = {

@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Joint unsupervised and supervised speech training, 2024',
+  solvers=('multi_objective', 'scale_by_penalty'),
+)
+
 _SHARED = {
   'run': 'strings',
   # Untrained networks and tones of seconds show nothing.

@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Mitigating gradient bias in multi-objective learning, 2023',
+  solvers=('moco',),
+)
+
 _MOST = {1: 7, 3: 5}  # Seeds of 10, by start.
 
 _REACHED = tuple(

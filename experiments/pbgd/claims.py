@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Penalty-based bilevel gradient descent, 2023',
+  solvers=('v_pbgd', 'g_pbgd'),
+)
+
 _BELOW = {'rhg': 'RHG', 't_rhg': 'T-RHG', 'bome': 'BOME'}
 
 
@@ -15,6 +20,7 @@ def _above(words: str, metric: str, published: str) -> tuple:
       at_least=f'{metric}/{method}/linear',
       published=published,
       presets=('quick', 'paper'),
+      headline='F1 {}, above RHG' if (metric, method) == ('f1', 'rhg') else '',
     )
     for method, name in _BELOW.items()
   )
@@ -67,6 +73,7 @@ CLAIMS = (
     metric='gap_exponent/known_value',
     at_least=-2.3,
     at_most=-1.8,
+    headline='gap falls by the power {} of the penalty',
     published='-2',
   ),
   harness.Claim(

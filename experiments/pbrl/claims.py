@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Penalty-based bilevel RL and RLHF, 2024',
+  solvers=('pbrl',),
+)
+
 _WORDS = {
   'value_penalty': 'value penalty',
   'bellman_penalty': 'Bellman penalty',

@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Safety-enhanced LLM fine-tuning by data selection, 2024',
+  solvers=('seal',),
+)
+
 _SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
 
 

@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Multiple coupled sequences, single-timescale, 2022',
+  solvers=('stsa', 'soba', 'saba'),
+)
+
 _MONOTONE = tuple(
   harness.Claim(
     f'Strongly monotone, N = {n}: the summed squared error falls as 1 / k.',

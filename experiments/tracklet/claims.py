@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Multi-object tracking by tracklet search, 2020',
+  solvers=('gradient',),
+)
+
 _SHARED = {
   'run': 'train',
   # Untrained networks and scenes of seconds show nothing.

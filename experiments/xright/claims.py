@@ -2,6 +2,11 @@
 
 from experiments import harness
 
+PAPER = harness.Paper(
+  'Forgetting in fine-tuning and preference learning, 2024',
+  solvers=('alright', 'maxright'),
+)
+
 # The paper's preset takes another model, that is to be named.
 _LANGUAGE = {
   'presets': ('quick',),

@@ -122,7 +122,7 @@ def test_a_history_is_a_line_a_commit_and_is_drawn(tmp_path):
   assert ('b', {'one': 4.0}) in commits and len(commits) == 4
   assert kept[0]['date'] and kept[0]['versions']['jax']
   assert 'history' not in json.loads(path.read_text())
-  text = '<!-- table: pbgd/toy-quick | row | curve -->\n<!-- end -->'
+  text = '<!-- table: pbgd/toy | row | curve -->\n<!-- end -->'
   assert '| one | █▆▁ |' in tables.render(text, tmp_path)
 
 
