@@ -382,7 +382,9 @@ def _papers(root: pathlib.Path) -> str:
         judged = harness.judge(claim, _read(f'{folder}/{claim.run}', root))
         # On other data: the page of the paper says on which.
         *other, verdict = judged.verdict.removesuffix(' there').split('): ')
-        verdict += ' on other data' if other else ''
+        verdict, *notes = verdict.split(', ')
+        notes += ['other data'] if other else []
+        verdict += f' ({", ".join(notes)})' if notes else ''
         said.append(f'{claim.headline.format(judged.ours)}: {verdict}')
     solvers = ', '.join(f'`{name}`' for name in module.PAPER.solvers)
     page = f'[more](experiments/{folder}/README.md)'
