@@ -114,7 +114,7 @@ jax.tree_util.register_dataclass(
   data_fields=['value_array', 'count_array'],
   meta_fields=['value_names', 'count_names'],
 )
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # A frozen one is slow to make.
 class Numbers:
   """Losses and evaluations by name, in one array each and one node.
 

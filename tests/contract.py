@@ -219,6 +219,7 @@ HELPERS = frozenset(
     'e_aipod_plan',
     'jacobian_like',
     'power_schedule',
+    'unmeasured',
     'seal_penalty',
     'split_batch',
   }

@@ -104,20 +104,103 @@ def by_gramian(
   """
 
   def from_gramian(jacobian, state):
-    found, dtype = _rows.gramian(jacobian), state.weights.dtype
-    found = found._replace(
-      lengths=found.lengths.astype(dtype), cosines=found.cosines.astype(dtype)
-    )
+    found = _cast(_rows.gramian(jacobian), state)
     weights, inner = choose(found, state.inner)
     return _rows.in_range(found, weights), inner
 
   return by_weights(who, objectives, from_gramian, start)
 
 
-def by_factor(
-  name: str,
+def _cast(gram: types.Gramian, state: WeightsState) -> types.Gramian:
+  """Lengths and cosines in the dtype of the weights."""
+  dtype = state.weights.dtype
+  return gram._replace(
+    lengths=gram.lengths.astype(dtype), cosines=gram.cosines.astype(dtype)
+  )
+
+
+# From the rows' factor to the direction in its basis and to weights of the rows
+# that give it.
+Choose = Callable[[_rows.Factor], tuple[chex.Array, chex.Array]]
+
+
+def _aggregate(choose: Choose, factor: _rows.Factor) -> tuple[Any, chex.Array]:
+  """The gradient and the weights that are chosen."""
+  coordinates, weights = (
+    _rows.in_range(factor, numbers) for numbers in choose(factor)
+  )
+  return factor.combine(coordinates, weights), weights
+
+
+def unless(
+  accurate: chex.Array,
+  fast: tuple[Any, chex.Array],
+  choose: Choose,
+  jacobian: types.Jacobian,
+  lengths: chex.Array,
+) -> tuple[Any, chex.Array]:
+  """The gradient and weights from the Gram matrix, or from the rows themselves.
+
+  Args:
+    accurate: whether the first ones are.
+    fast: the gradient and weights from the Gram matrix.
+    choose: from the factor of the rows, where they are not.
+    jacobian: the rows, without what no weight may touch: it would be copied.
+    lengths: their norms.
+  """
+  constants = jax.lax.stop_gradient((jacobian, lengths))
+
+  def factor_rows(carry):
+    # Tied to the carry: the compiler moves what is constant before the loop.
+    inputs, _ = jax.lax.optimization_barrier((constants, carry[0]))
+    gradients, weights = _aggregate(choose, _rows.factor(*inputs))
+    return True, (gradients, weights.astype(fast[1].dtype))
+
+  # A loop of at most one round, as in `_rows.gramian`. It carries gradients
+  # and no basis: a basis would be filled even where the loop does not run.
+  start = (accurate, fast)
+  return _quadratic.loop(lambda c: ~c[0], factor_rows, start, constants)[1]
+
+
+def by_gramian_or_factor(
+  who: str,
   objectives: int,
-  choose: Callable[[_rows.Factor], tuple[chex.Array, chex.Array]],
+  choose: Callable[[types.Gramian], chex.Array],
+  choose_exactly: Choose,
+) -> optax.GradientTransformationExtraArgs:
+  """As `by_gramian`, and from the rows' factor where they nearly cancel.
+
+  That is where the cosines keep too few digits of the direction.
+
+  Args:
+    who: its name, for errors.
+    objectives: the number of rows.
+    choose: from a Gramian to the weights.
+    choose_exactly: the same from the factor.
+  """
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, who, objectives)
+    found = _cast(_rows.gramian(jacobian), state)
+    weights = _rows.in_range(found, choose(found))
+    if isinstance(jacobian, types.Gramian):
+      gradients = _rows.combine(jacobian, weights)
+    else:
+      rows = jacobian._replace(rest=None)
+      fast = (_rows.weigh(rows, weights), weights)
+      accurate = _quadratic.separate(found.cosines)
+      gradients, weights = unless(
+        accurate, fast, choose_exactly, rows, found.lengths
+      )
+      gradients = _rows.with_rest(gradients, jacobian.rest)
+    return gradients, step(state, weights, state.inner)
+
+  return optax.GradientTransformationExtraArgs(init(who, objectives), update_fn)
+
+
+def by_factor(
+  name: str, objectives: int, choose: Choose
 ) -> optax.GradientTransformationExtraArgs:
   """As `by_gramian`, for directions that depend on small angles between rows.
 
@@ -131,34 +214,20 @@ def by_factor(
       of the rows that give it.
   """
 
-  def aggregate(factor):
-    coordinates, weights = (
-      _rows.in_range(factor, numbers) for numbers in choose(factor)
-    )
-    return factor.combine(coordinates, weights), weights
-
   def from_rows(jacobian):
     gram = _rows.gramian(jacobian)
     factor, accurate = _rows.cosine_factor(gram)
-    fast = aggregate(factor)
-    constants = jax.lax.stop_gradient((jacobian, gram.lengths))
-
-    def factor_rows(carry):
-      # Tied to the carry: the compiler moves what is constant before the loop.
-      inputs, _ = jax.lax.optimization_barrier((constants, carry[0]))
-      return True, aggregate(_rows.factor(*inputs))
-
-    # A loop of at most one round, as in `_rows.gramian`. It carries gradients
-    # and no basis: a basis would be filled even where the loop does not run.
-    start = (accurate, jax.lax.stop_gradient(fast))
-    _, slow = _quadratic.loop(lambda c: ~c[0], factor_rows, start, constants)
+    fast = _aggregate(choose, factor)
+    constant = jax.lax.stop_gradient(fast)
+    slow = unless(accurate, constant, choose, jacobian, gram.lengths)
     return jax.tree.map(lambda x, y: jnp.where(accurate, x, y), fast, slow)
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
     _rows.require(jacobian, name, objectives)
     if isinstance(jacobian, types.Gramian):
-      gradients, weights = aggregate(_rows.cosine_factor(jacobian)[0])
+      factor, _ = _rows.cosine_factor(jacobian)
+      gradients, weights = _aggregate(choose, factor)
     else:
       # The loop would copy gradients that no weight may touch.
       gradients, weights = from_rows(jacobian._replace(rest=None))

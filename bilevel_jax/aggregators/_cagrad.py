@@ -1,5 +1,6 @@
 """CAGrad: the best worst case within a ball around the mean gradient."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -51,15 +52,19 @@ def cagrad(
   """
   _checks.within('cagrad', 'radius', radius, 0)
 
-  def choose(found, inner):
-    lengths, cosines = found.lengths, found.cosines
+  def search(lengths, products, nearest, data):
+    """The push away from the mean; all in units of the mean's length.
+
+    Args:
+      lengths: of the rows.
+      products: of the mean with the rows of length one.
+      nearest: from products to the shortest vector that has at least them: its
+        length, and a tuple whose first part is its weights.
+      data: arrays on which `nearest` depends.
+    """
     room = 64 * jnp.finfo(lengths.dtype).eps
     shortest, longest = jnp.min(lengths), jnp.max(lengths)
     reach = jnp.asarray(radius, lengths.dtype)
-    # The mean as weights of rows of length one, in units of its own length.
-    share = _trees.ratio(lengths, longest) / objectives
-    size = jnp.sqrt(jnp.maximum(share @ cosines @ share, 0))
-    mean = _trees.ratio(share, size)
     # The least progress is counted in short rows where it is positive, in long
     # ones where it is negative; nothing can be gained along a zero row.
     gain = _trees.ratio(shortest, lengths)
@@ -71,24 +76,59 @@ def cagrad(
 
     def narrow(carry):
       low, high, progress, best, count = carry
-      wanted = progress * jnp.where(progress > 0, gain, loss) - cosines @ mean
-      push = _quadratic.nonnegative_qp(cosines, wanted)
-      length = jnp.sqrt(jnp.maximum(push @ wanted, 0))
+      wanted = progress * jnp.where(progress > 0, gain, loss) - products
+      length, push = nearest(wanted)
       inside = length <= reach * (1 + room)
-      best = jnp.where(inside, push, best)
+      best = jax.tree.map(lambda x, y: jnp.where(inside, x, y), push, best)
       low = jnp.where(inside, progress, low)
       high = jnp.where(inside & (length < reach * (1 - room)), high, progress)
       # The length is convex: from outside, Newton's method stays outside.
-      slope = push @ jnp.where(low >= 0, gain, loss)
+      slope = push[0] @ jnp.where(low >= 0, gain, loss)
       newton = progress - (length - reach) * _trees.ratio(length, slope)
       fits = (low < newton) & (newton < high)
       progress = jnp.where(fits, newton, (low + high) / 2)
       return low, high, progress, best, count + 1
 
     most = jnp.where(shortest > 0, 1 + reach, 0)
-    zero = jnp.zeros_like(size)
-    start = (zero - 1, most, zero, jnp.zeros_like(mean), 0)
-    push = _quadratic.loop(going, narrow, start, found[:2])[3]
-    return _rows.of_unit_rows(found, (mean + push) * size, longest), inner
+    zero = jnp.zeros_like(reach)
+    _, first = jax.eval_shape(nearest, products)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+    start = (zero - 1, most, zero, none, 0)
+    return _quadratic.loop(going, narrow, start, (lengths, products, data))[3]
 
-  return _by_weights.by_gramian('cagrad', objectives, choose)
+  def choose(found):
+    lengths, cosines = found.lengths, found.cosines
+    longest = jnp.max(lengths)
+    # The mean as weights of rows of length one, in units of its own length.
+    share = _trees.ratio(lengths, longest) / objectives
+    size = jnp.sqrt(jnp.maximum(share @ cosines @ share, 0))
+    mean = _trees.ratio(share, size)
+
+    def nearest(wanted):
+      push = _quadratic.nonnegative_qp(cosines, wanted)
+      return jnp.sqrt(jnp.maximum(push @ wanted, 0)), (push,)
+
+    (push,) = search(lengths, cosines @ mean, nearest, cosines)
+    return _rows.of_unit_rows(found, (mean + push) * size, longest)
+
+  def choose_exactly(factor):
+    lengths, lower = factor.lengths, factor.lower
+    longest = jnp.max(lengths)
+    columns = _quadratic.full_rank(lower)
+    share = _trees.ratio(lengths, longest) / objectives
+    mean = columns @ share
+    size = jnp.linalg.norm(mean)
+    mean = _trees.ratio(mean, size)
+
+    def nearest(wanted):
+      push = _quadratic.nonnegative_factored(columns, wanted)
+      return jnp.linalg.norm(push.image), push
+
+    push, image = search(lengths, mean @ columns, nearest, columns)
+    pulls = share + size * push
+    direction = (longest * size * (mean + image))[:objectives]
+    return direction, _rows.of_unit_rows(factor, pulls, longest)
+
+  return _by_weights.by_gramian_or_factor(
+    'cagrad', objectives, choose, choose_exactly
+  )

@@ -83,21 +83,46 @@ def tracker(
     count, weights, _ = first(params)
     return MocoState(count, weights, tracked)
 
+  def extended(lengths, root):
+    """Of rows that end in the root of rho, each in a coordinate of its own."""
+    longer = jnp.hypot(lengths, root)
+    return longer, _trees.ratio(lengths, longer)
+
+  def shortest(tracked, root):
+    """The direction and the weights of least length."""
+    jacobian = types.Jacobian(tracked)
+    found = _rows.gramian(jacobian)
+    dtype = root.dtype
+    lengths, share = extended(found.lengths.astype(dtype), root)
+    cosines = share[:, None] * found.cosines.astype(dtype) * share
+    cosines = cosines + jnp.diag(1 - share**2)
+    longer = found._replace(lengths=lengths, cosines=cosines)
+    weights = _quadratic.min_norm_weights(longer)
+    weights = _rows.in_range(longer, weights)
+
+    def choose_exactly(factor):
+      lengths, share = extended(factor.lengths, root)
+      own = _trees.ratio(root, lengths)
+      columns = _quadratic.full_rank(share[:, None] * factor.lower, own)
+      image, weights = _quadratic.min_norm(lengths, columns)
+      return image[:objectives], weights
+
+    accurate = _quadratic.separate(cosines)
+    fast = (_rows.weigh(jacobian, weights), weights)
+    return _by_weights.unless(
+      accurate, fast, choose_exactly, jacobian, found.lengths.astype(dtype)
+    )
+
   def reweigh(tracked, state):
+    """The direction and the next weights."""
     weights, dtype = state.weights, state.weights.dtype
     rho = _by_weights.at(regularisation, state.count, dtype)
     if exact:
-      # Rows that end in the root of rho, each in a coordinate of its own.
-      found = _rows.gramian(types.Jacobian(tracked))
-      lengths = jnp.hypot(found.lengths.astype(dtype), jnp.sqrt(rho))
-      share = _trees.ratio(found.lengths.astype(dtype), lengths)
-      cosines = share[:, None] * found.cosines.astype(dtype) * share
-      cosines = cosines + jnp.diag(1 - share**2)
-      found = found._replace(lengths=lengths, cosines=cosines)
-      return _rows.in_range(found, _quadratic.min_norm_weights(found))
+      return shortest(tracked, jnp.sqrt(rho))
     step = _by_weights.at(weight_step, state.count, dtype)
     slope = _rows.products(tracked).astype(dtype) @ weights + rho * weights
-    return _quadratic.onto_simplex(weights - step * slope)
+    weights = _quadratic.onto_simplex(weights - step * slope)
+    return _rows.weigh(types.Jacobian(tracked), weights), weights
 
   def update(feed, state):
     dtype = state.weights.dtype
@@ -119,9 +144,8 @@ def tracker(
       return _trees.scaled(most / jnp.maximum(norm, most), row)
 
     tracked = feed(state.tracked, move)
-    weights = reweigh(tracked, state)
+    direction, weights = reweigh(tracked, state)
     count = optax.safe_increment(state.count)
-    direction = _rows.weigh(types.Jacobian(tracked), weights)
     return direction, MocoState(count, weights, tracked)
 
   return Tracker(init, update)

@@ -84,15 +84,63 @@ def loop(
   return jax.lax.while_loop(going, step, start)
 
 
+def _active_set(
+  solve_free: Callable[[chex.Array], tuple[chex.Array, chex.Array, Any]],
+  size: int,
+  data: tuple[chex.Array, ...],
+) -> tuple[chex.Array, Any]:
+  """Lawson and Hanson's method: the minimiser, and what belongs to it.
+
+  Variables enter one at a time, where the slope is steepest, and leave where
+  they would become negative. Each iteration solves one system; finitely many
+  give the minimiser.
+
+  Args:
+    solve_free: from the free variables to (solved, room, image): the minimiser
+      over them where a variable is free, elsewhere the slope by which the
+      objective falls; the rounding of slopes; arrays that belong to this
+      minimiser.
+    size: the number of variables.
+    data: arrays on which `solve_free` depends.
+  """
+  dtype = data[0].dtype
+
+  def step(carry):
+    point, free, _, count, _ = carry
+    solved, room, image = solve_free(free)
+    leaving = free & (solved <= 0)
+    # As far towards the solution as all variables stay nonnegative.
+    gap = jnp.where(leaving, point - solved, 1)
+    reach = jnp.where(leaving, point / jnp.where(gap > 0, gap, 1), jnp.inf)
+    nearest = jnp.min(reach)
+    blocked = nearest < jnp.inf
+    share = jnp.minimum(nearest, 1)
+    moved = jnp.where(free, point + share * (solved - point), 0)
+    emptied = leaving & (reach <= share)
+    point = jnp.where(emptied, 0, jnp.maximum(moved, 0))
+    slope = jnp.where(free, -jnp.inf, solved - room)
+    enters = jnp.argmax(slope)
+    steep = slope[enters] > 0
+    entered = free | (steep & (jnp.arange(size) == enters))
+    free = jnp.where(blocked, free & ~emptied, entered)
+    return point, free, blocked | steep, count + 1, image
+
+  def going(carry):
+    return carry[2] & (carry[3] < 6 * size + 8)
+
+  free = jnp.zeros(size, bool)
+  shapes = jax.eval_shape(solve_free, free)[2]
+  image = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  start = (jnp.zeros(size, dtype), free, True, 0, image)
+  point, _, _, _, image = loop(going, step, start, data)
+  return point, image
+
+
 def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
   r"""Minimises a quadratic over nonnegative variables, by an active set.
 
   .. math::
     \min_{z \ge 0} \tfrac{1}{2} z^\top H z - b^\top z
-
-  The method of Lawson and Hanson on the normal equations: variables enter one
-  at a time, where the slope is steepest, and leave where they would become
-  negative. Each iteration solves one system; finitely many give the minimiser.
 
   Args:
     matrix: :math:`H`, positive semidefinite, (n, n), of the order of one.
@@ -105,33 +153,85 @@ def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
   spacing = size * jnp.finfo(dtype).eps
   # Keeps the systems solvable where rows depend on each other.
   matrix = matrix + 4 * spacing * jnp.eye(size, dtype=dtype)
-  tolerance = 16 * spacing * jnp.max(jnp.abs(linear))
+  room = 16 * spacing * jnp.max(jnp.abs(linear))
+  solve_free = lambda free: (solve(matrix, linear, free), room, ())
+  return _active_set(solve_free, size, (matrix, linear))[0]
 
-  def step(carry):
-    point, free, _, count = carry
-    solved = solve(matrix, linear, free)
-    leaving = free & (solved <= 0)
-    # As far towards the solution as all variables stay nonnegative.
-    gap = jnp.where(leaving, point - solved, 1)
-    room = jnp.where(leaving, point / jnp.where(gap > 0, gap, 1), jnp.inf)
-    nearest = jnp.min(room)
-    blocked = nearest < jnp.inf
-    share = jnp.minimum(nearest, 1)
-    moved = jnp.where(free, point + share * (solved - point), 0)
-    emptied = leaving & (room <= share)
-    point = jnp.where(emptied, 0, jnp.maximum(moved, 0))
-    slope = jnp.where(free, -jnp.inf, solved)
-    enters = jnp.argmax(slope)
-    steep = slope[enters] > tolerance
-    entered = free | (steep & (jnp.arange(size) == enters))
-    free = jnp.where(blocked, free & ~emptied, entered)
-    return point, free, blocked | steep, count + 1
 
-  def going(carry):
-    return carry[2] & (carry[3] < 6 * size + 8)
+class Nearest(NamedTuple):
+  """The minimiser of a quadratic with a factor, and its image.
 
-  start = (jnp.zeros(size, dtype), jnp.zeros(size, bool), True, 0)
-  return loop(going, step, start, (matrix, linear))[0]
+  Attributes:
+    point: z, (n,).
+    image: A z, (m,), also where the terms of this product cancel.
+  """
+
+  point: chex.Array
+  image: chex.Array
+
+
+def nonnegative_factored(factor: chex.Array, linear: chex.Array) -> Nearest:
+  r"""As `nonnegative_qp` for :math:`H = A^\top A`, from the factor alone.
+
+  .. math::
+    \min_{z \ge 0} \tfrac{1}{2} \| A z \|^2 - b^\top z
+
+  By QR factorisations: the relative error of :math:`A z` is a few roundings
+  times the condition number of :math:`A`; from :math:`H`, times its square.
+
+  Args:
+    factor: :math:`A`, of full rank, (m, n) with m >= n.
+    linear: :math:`b`, (n,).
+  """
+  size, dtype = linear.shape[0], linear.dtype
+  spacing = 2 * (size + 2) * jnp.finfo(dtype).eps
+  triangular = jax.scipy.linalg.solve_triangular
+
+  def solve_free(free):
+    # Columns that are not free become unit vectors apart from all others.
+    apart = jnp.diag(1 - free.astype(dtype))
+    tall = jnp.concatenate([jnp.where(free, factor, 0), apart])
+    basis, upper = jnp.linalg.qr(tall)
+    along = triangular(upper, jnp.where(free, linear, 0), trans=1)
+    image = basis[: factor.shape[0]] @ along
+    room = jnp.abs(linear) + jnp.abs(image) @ jnp.abs(factor)
+    solved = jnp.where(free, triangular(upper, along), linear - image @ factor)
+    return solved, spacing * room, image
+
+  return Nearest(*_active_set(solve_free, size, (factor, linear)))
+
+
+def full_rank(lower: chex.Array, root: chex.Numeric = 0.0) -> chex.Array:
+  r"""Columns :math:`A` with :math:`A^\top A = L L^\top + r^2 I`, (2n, n).
+
+  For a triangular matrix with rows of length one or less. The root is at least
+  their rounding, so that the condition number is below one over this rounding.
+
+  Args:
+    lower: :math:`L`, (n, n).
+    root: :math:`r`, one number or one for each row.
+  """
+  size, dtype = lower.shape[0], lower.dtype
+  least = (size + 2) * jnp.finfo(dtype).eps
+  apart = jnp.maximum(jnp.asarray(root, dtype), least)
+  return jnp.concatenate([lower.T, apart * jnp.eye(size, dtype=dtype)])
+
+
+def separate(cosines: chex.Array) -> chex.Array:
+  r"""Whether rows with these cosines are far from linearly dependent.
+
+  If so, the smallest eigenvalue is above :math:`\epsilon^{1/3}`, and what is
+  computed from the cosines keeps more than half of their digits. Rows of zeros
+  do not count.
+  """
+  size, dtype = cosines.shape[0], cosines.dtype
+  eye = jnp.eye(size, dtype=dtype)
+  # Transposed, so that the layout that LAPACK takes is not that of the cosines.
+  matrix = jnp.where(eye > 0, 1, cosines).T
+  lower = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+  inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+  # The sum of the inverse eigenvalues; not a number if there is no root.
+  return jnp.sum(inverse**2) < jnp.finfo(dtype).eps ** (-1 / 3)
 
 
 def min_norm_weights(found: types.Gramian) -> chex.Array:
@@ -158,6 +258,34 @@ def min_norm_weights(found: types.Gramian) -> chex.Array:
   weights = pulls * counts
   none = jnp.max(lengths) == 0
   return jnp.where(none, 1 / lengths.shape[0], weights / jnp.sum(weights))
+
+
+def min_norm(
+  lengths: chex.Array, columns: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+  """As `min_norm_weights`, from a factor of the cosines.
+
+  Of all vectors with a product of at least one with each row, the shortest has
+  the same direction. Unlike the weights it does not come from terms that
+  cancel where the hull is close to zero.
+
+  Args:
+    lengths: norms of the rows, (objectives,).
+    columns: the rows divided by their lengths in an orthonormal basis, of full
+      rank, (coordinates, objectives).
+
+  Returns:
+    The shortest vector of the hull in this basis, and the weights.
+  """
+  shortest = jnp.min(lengths)
+  counts = _trees.ratio(shortest, lengths)
+  counts = jnp.where(lengths > shortest, counts, 1)
+  point, image = nonnegative_factored(columns, counts)
+  weights = point * counts
+  total = jnp.sum(weights)
+  none = jnp.max(lengths) == 0
+  weights = jnp.where(none, 1 / lengths.shape[0], weights / total)
+  return shortest * (image / total), weights
 
 
 def onto_simplex(point: chex.Array) -> chex.Array:

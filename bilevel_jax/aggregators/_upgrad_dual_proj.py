@@ -1,6 +1,6 @@
 """Projection on the directions that descend every objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -23,6 +23,62 @@ def _projections(
   return jax.vmap(lift)(pulls)
 
 
+def _exact_projections(
+  factor: _rows.Factor, pulls: chex.Array, ridge: float
+) -> tuple[chex.Array, chex.Array]:
+  r"""As `_projections`, from the rows' factor; also the directions, (n, rows).
+
+  With :math:`U = L Q`, the rows of length one, a direction that conflicts with
+  none of them is :math:`L^{-1} b` for :math:`b \ge 0`. Of its terms none cancel
+  where only short directions conflict with none.
+  """
+  columns = _quadratic.full_rank(factor.lower, ridge**0.5)
+  basis, upper = jnp.linalg.qr(columns)
+  inverse = jax.scipy.linalg.solve_triangular(
+    upper, jnp.eye(len(upper), dtype=upper.dtype)
+  )
+
+  def project(pull):
+    image = _quadratic.nonnegative_factored(inverse.T, pull).image
+    return basis[: len(upper)] @ image, inverse @ image
+
+  return jax.vmap(project)(pulls)
+
+
+def _by_projections(
+  name: str,
+  objectives: int,
+  parts: Callable[[chex.Array], tuple[chex.Array, chex.Array]],
+  ridge: float,
+) -> optax.GradientTransformationExtraArgs:
+  """Sums projections.
+
+  Args:
+    name: of the aggregator, for errors.
+    objectives: the number of rows.
+    parts: from the lengths of the rows to weights, of rows of length one, that
+      give what is projected, (n, rows), and to how much each counts, (n,), in
+      units of the longest row.
+    ridge: as in `upgrad`.
+  """
+
+  def choose(found):
+    pulls, counts = parts(found.lengths)
+    total = counts @ _projections(found, pulls, ridge)
+    return _rows.of_unit_rows(found, total, jnp.max(found.lengths))
+
+  def choose_exactly(factor):
+    longest = jnp.max(factor.lengths)
+    pulls, counts = parts(factor.lengths)
+    directions, weights = _exact_projections(factor, pulls, ridge)
+    weights = _rows.of_unit_rows(factor, counts @ weights, longest)
+    return longest * (counts @ directions), weights
+
+  return _by_weights.by_gramian_or_factor(
+    name, objectives, choose, choose_exactly
+  )
+
+
 def upgrad(
   objectives: int,
   *,
@@ -41,9 +97,10 @@ def upgrad(
       Objectives of preference zero are still not conflicted with.
     ridge: added to the diagonal of the Gram matrix of gradients of length one;
       it keeps the quadratic programs well posed, and :math:`d` may conflict
-      with a gradient by that share of the gradient's part in it. In float32,
-      the rounding of the cosines adds to it where three or more rows nearly
-      cancel.
+      with a gradient by that share of the gradient's part in it. Rows that are
+      almost linearly dependent are factored by QR, so that in float32 rounding
+      adds a few spacings of floats. From a `Gramian`, which has only products,
+      the rounding of the cosines adds to the ridge.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
@@ -68,15 +125,12 @@ def upgrad(
   _checks.within('upgrad', 'ridge', ridge, 0)
   given = _by_weights.preferences('upgrad', objectives, preference)
 
-  def choose(found, inner):
-    lengths = found.lengths
-    longest = jnp.max(lengths)
+  def parts(lengths):
     each = jnp.eye(objectives, dtype=lengths.dtype)
-    parts = jnp.asarray(given, lengths.dtype) * _trees.ratio(lengths, longest)
-    pulls = parts @ _projections(found, each, ridge)
-    return _rows.of_unit_rows(found, pulls, longest), inner
+    share = _trees.ratio(lengths, jnp.max(lengths))
+    return each, jnp.asarray(given, lengths.dtype) * share
 
-  return _by_weights.by_gramian('upgrad', objectives, choose)
+  return _by_projections('upgrad', objectives, parts, ridge)
 
 
 def dual_proj(
@@ -119,11 +173,9 @@ def dual_proj(
   _checks.within('dual_proj', 'ridge', ridge, 0)
   given = _by_weights.preferences('dual_proj', objectives, preference)
 
-  def choose(found, inner):
-    longest = jnp.max(found.lengths)
-    share = _trees.ratio(found.lengths, longest)
+  def parts(lengths):
+    share = _trees.ratio(lengths, jnp.max(lengths))
     total = jnp.asarray(given, share.dtype) * share
-    pulls = _projections(found, total[None], ridge)[0]
-    return _rows.of_unit_rows(found, pulls, longest), inner
+    return total[None], jnp.ones_like(total[:1])
 
-  return _by_weights.by_gramian('dual_proj', objectives, choose)
+  return _by_projections('dual_proj', objectives, parts, ridge)

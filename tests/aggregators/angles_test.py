@@ -11,7 +11,7 @@ import pytest
 
 import bilevel_jax as bj
 from bilevel_jax.aggregators import _rows
-from tests.aggregators import properties_test, references
+from tests.aggregators import exact, properties_test, references
 
 A = bj.aggregators
 ANGLE, SAMPLES, COLUMNS = 1e-4, 32, 5
@@ -89,8 +89,8 @@ PAIRS = [(0, 1.0), (0, 3.0), (1, 1.0), (1, 3.0)]
 def run(make, rows, dtype):
   with jax.enable_x64(dtype == 'float64'):
     link = make(rows.shape[1])
-    state = link.init(jnp.zeros(COLUMNS, dtype))
-    values = jnp.asarray([1.0, 2.0], dtype)
+    state = link.init(jnp.zeros(rows.shape[-1], dtype))
+    values = jnp.arange(1, rows.shape[1] + 1, dtype=dtype)
     one = lambda x: link.update(bj.Jacobian(x, values=values), state)[0]
     return np.float64(jax.jit(jax.vmap(one))(jnp.asarray(rows, dtype)))
 
@@ -147,7 +147,8 @@ def test_a_gramian_of_separate_rows_gives_the_same_direction():
     )[0]
     gap = np.linalg.norm(jax.jit(jax.vmap(one))(rows) - wide, axis=1)
     error = gap / np.linalg.norm(wide, axis=1)
-    eigenvalue = np.linalg.svd(references.unit(np.float64(rows)))[1][:, -1] ** 2
+    units = rows / np.linalg.norm(np.float64(rows), axis=2, keepdims=True)
+    eigenvalue = np.linalg.svd(units)[1][:, -1] ** 2
     assert np.all(error <= 32 * np.finfo(np.float32).eps / eigenvalue), name
 
 
@@ -157,6 +158,88 @@ def test_what_is_left_of_rows_that_cancel_is_right_beside_them(name):
   # Where the rows do not cancel, the direction is right beside itself.
   room = np.where(length > 0.1 * longest, 1e-3 * length, 32 * UNIT * longest)
   assert np.all(gap <= room), (gap / room).max()
+
+
+def nearly_cancelling(shape, objectives, seed):
+  """Rows whose hull comes within 1e-4 to 1e-3 of zero, beside their lengths.
+
+  Args:
+    shape: `line`, rows almost parallel or almost opposite to each other; `fan`,
+      rows that would cancel but for a small common part.
+    objectives: the number of rows.
+    seed: of the draw.
+  """
+  rng = np.random.default_rng((seed, objectives))
+  angle = 10 ** rng.uniform(-4, -3)
+  basis = np.linalg.qr(rng.normal(size=(COLUMNS + 3, objectives)))[0].T
+  if shape == 'line':
+    signs = rng.permutation([1.0, -1.0, *rng.choice([-1, 1], objectives - 2)])
+    own = rng.normal(size=(objectives, objectives - 1))
+    rows = np.column_stack([signs, angle * own])
+  else:
+    corners = rng.normal(size=(objectives - 1, objectives - 1))
+    last = -rng.uniform(0.5, 2, size=objectives - 1) @ corners
+    corners = np.concatenate([corners, last[None]])
+    corners /= np.linalg.norm(corners, axis=1, keepdims=True)
+    rows = np.column_stack([np.full(objectives, angle), corners])
+  lengths = 10 ** rng.uniform(-0.5, 0.5, size=(objectives, 1))
+  return np.float32(lengths * (rows @ basis))
+
+
+# The directions of several rows that nearly cancel, without rounding.
+EXACT = {
+  'mgda': exact.mgda,
+  'mgda, normalised': lambda rows: exact.mgda(references.unit(rows)),
+  'moco, exact': exact.mgda,
+  'moco, regularised': lambda rows: exact.mgda(rows, 1e-7),
+  'upgrad': exact.upgrad,
+  'upgrad, no ridge': lambda rows: exact.upgrad(rows, 0),
+  'dual_proj': lambda rows: exact.dual_proj(
+    rows, np.full(len(rows), 1 / len(rows))
+  ),
+  'cagrad': references.cagrad,
+}
+MADE = ALL | {
+  'moco, regularised': lambda n: A.moco(
+    n, tracking=1.0, exact=True, regularisation=1e-7
+  ),
+  'upgrad, no ridge': lambda n: A.upgrad(n, ridge=0.0),
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'objectives'),
+  [(name, 3) for name in sorted(EXACT)]
+  + [(name, 6) for name in ('dual_proj', 'mgda', 'upgrad')],
+)
+def test_what_is_left_of_several_rows_that_cancel_is_right(name, objectives):
+  """Beside the short direction itself, and without conflicts.
+
+  A direction from the rows' factor has a relative error of a rounding per row
+  times the condition number of the rows of length one; from their Gram matrix,
+  times its square.
+  """
+  unit = np.finfo(np.float32).eps
+  rows = np.stack(
+    [
+      nearly_cancelling(shape, objectives, seed)
+      for shape in ('line', 'fan')
+      for seed in range(8)
+    ]
+  )
+  wide = np.float64(rows)
+  true = np.stack([EXACT[name](sample) for sample in wide])
+  found = run(MADE[name], rows, 'float32')
+  units = wide / np.linalg.norm(wide, axis=2, keepdims=True)
+  sizes = np.linalg.svd(units, compute_uv=False)
+  room = objectives * unit * sizes[:, 0] / sizes[:, -1]
+  error = np.linalg.norm(found - true, axis=1) / np.linalg.norm(true, axis=1)
+  assert np.all(error <= room), (error / room).max()
+  if name in {'mgda', 'mgda, normalised', 'moco, exact', 'upgrad, no ridge'}:
+    # All rows gain along the hull's shortest vector, none loses otherwise.
+    along = np.einsum('smn,sn->sm', units, found).min(1)
+    along = along / np.linalg.norm(found, axis=1)
+    assert np.all(along > (-4 * unit if name == 'upgrad, no ridge' else 0))
 
 
 def test_cagrad_keeps_its_radius_and_progress_at_small_angles():
