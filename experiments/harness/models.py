@@ -1,10 +1,12 @@
 """A flax model as pure functions of its weights."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
-from flax import nnx
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 
 class Network(NamedTuple):
@@ -19,8 +21,11 @@ class Network(NamedTuple):
   apply: Callable[..., Any]
 
 
-def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def pure(make: 'Callable[[nnx.Rngs], nnx.Module]') -> Network:
   """Splits a model without running statistics into functions of its weights."""
+  # Imported here: a binary without a model need not wait for it.
+  from flax import nnx
+
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
   def apply(weights, *args, **keywords):

@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 
 from experiments.harness import files, report
@@ -66,6 +64,9 @@ def draw_panels(
   """
   if band not in ('interval', 'range'):
     raise ValueError(f"band is 'interval' or 'range', got {band!r}.")
+  # Imported here: a run that is killed or goes on need not wait for it.
+  import matplotlib.figure
+
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
   # A figure of its own: pyplot would keep it, and pick a backend for all.
@@ -157,12 +158,14 @@ def _draw(axes, panel, labels, band):
 
 def _log_ticks(axis):
   """Labels powers of ten, or 1, 2 and 5 where there are hardly any."""
+  from matplotlib import ticker
+
   # The labels between powers of ten would run into each other.
-  axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  axis.set_minor_formatter(ticker.NullFormatter())
   low, high = axis.get_view_interval()
   if high < 100 * low:
-    few = matplotlib.ticker.LogLocator(subs=(1, 2, 5))
-    even = matplotlib.ticker.MaxNLocator(5)
+    few = ticker.LogLocator(subs=(1, 2, 5))
+    even = ticker.MaxNLocator(5)
     axis.set_major_locator(even if high < 5 * low else few)
     axis.set_major_formatter('{x:g}')
 

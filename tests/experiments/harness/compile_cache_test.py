@@ -1,6 +1,7 @@
 """Compiled programs on disk: found again, never wrong, never in the way."""
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import subprocess
@@ -25,12 +26,17 @@ def _stop():
 
 @pytest.fixture
 def events():
-  """Names of the events that JAX records during a test."""
+  """Names of JAX's events during a test, and of what is compiled by then."""
   names = []
-  listener = lambda name, **_: names.append(name.rpartition('/')[-1])
-  jax.monitoring.register_event_listener(listener)
+  one = lambda name, **_: names.append(name.rpartition('/')[-1])
+  other = lambda *_, fun_name='', **__: names.extend(
+    [fun_name] * bool(fun_name)
+  )
+  jax.monitoring.register_event_listener(one)
+  jax.monitoring.register_event_duration_secs_listener(other)
   yield names
-  jax.monitoring.unregister_event_listener(listener)
+  jax.monitoring.unregister_event_listener(one)
+  jax.monitoring.unregister_event_duration_listener(other)
 
 
 def compute():
@@ -75,6 +81,31 @@ def test_damaged_entry_is_compiled_again(tmp_path, events, damage):
   assert 'cache_hits' not in events
   np.testing.assert_array_equal(compute(), plain, strict=True)
   assert 'cache_hits' in events  # It was replaced.
+
+
+def test_a_resumed_run_does_not_compile_its_program_again(
+  train, grid_solver, tmp_path, events
+):
+  """Functions made anew, as in a new process, have the programs of the old."""
+  named = lambda event: [
+    name for before, name in itertools.pairwise(events) if before == event
+  ]
+  compile_cache.use(tmp_path / 'programs')
+  enough = lambda history: len(history['score']) >= 2
+  run = lambda **more: train(solver=grid_solver(), select='score', **more)
+  run(stop_when=enough)
+  assert 'jit(chunk)' in named('cache_misses')
+  events.clear()
+  resumed = run()
+  assert 'jit(chunk)' in named('cache_hits')
+  # Small programs that place what was saved are new.
+  assert set(named('cache_misses')) <= {'jit(stage)'}
+  compile_cache.stop()
+  whole = run(workdir=None)
+  for one, other in zip(
+    *(jax.tree.leaves(t.params) for t in (resumed, whole)), strict=True
+  ):
+    np.testing.assert_array_equal(one, other, strict=True)
 
 
 def test_no_program_of_another_machine(tmp_path, monkeypatch, events):
