@@ -11,6 +11,7 @@ SETTINGS = implicit.Settings(
 )
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_products(tmp_path, capsys):
   options = harness.Options(
     'benchmarks', 'implicit', 'paper', SETTINGS, str(tmp_path), None, (0,)
