@@ -292,6 +292,7 @@ def test_losses_of_another_kind(losses, words):
     oracle.update(None, oracle.init(params), params)
 
 
+@pytest.mark.slow
 def test_fused_form_gives_the_same_updates():
   params, batch = draw()
   cases = [

@@ -9,6 +9,7 @@ import pytest
 import bilevel_jax as bj
 from tests.contract import COORDINATES, Row
 from tests.references import actor_critic
+from tests.tiers import first
 
 STATES, ACTIONS = 6, 3
 RADIUS = 0.5
@@ -57,7 +58,7 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+@pytest.mark.parametrize('dtype', first(['float64', 'float32']))
 @pytest.mark.parametrize('service', ['round_robin', 'random'])
 def test_updates_are_the_published_ones_for_the_samples_it_drew(service, dtype):
   up, down = (lambda k: 2 / (1 + k) ** 0.6), (lambda k: 0.8 / (1 + k) ** 0.4)

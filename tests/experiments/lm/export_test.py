@@ -14,6 +14,7 @@ from experiments import harness
 from experiments.lm import decoder, tokenizer, weights, written
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 from tests.experiments.lm.weights_test import words
+from tests.tiers import first
 
 safetensors = pytest.importorskip('safetensors.numpy')
 
@@ -33,7 +34,7 @@ def read_json(path):
   return json.loads(path.read_text(encoding='utf-8'))
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype', first(['bfloat16', 'float32', 'float16']))
 @pytest.mark.parametrize('name', ['llama, untied, llama3 positions', 'qwen3'])
 def test_logits_are_the_same_bit_for_bit(tmp_path, name, dtype):
   """In the dtype of the source, in one file and in several."""

@@ -9,6 +9,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.lm import batches, decoder, log_probs
 from tests.experiments.lm.decoder_test import CONFIGS
+from tests.tiers import first
 
 SIZES = (9, 4, 7, 3, 8, 3, 2, 12)
 LENGTH = 16
@@ -53,7 +54,7 @@ def test_rows_are_full_and_every_demonstration_is_whole():
     batches.packed(pairs, LENGTH)
 
 
-@pytest.mark.parametrize('name', ['llama', 'qwen3'])
+@pytest.mark.parametrize('name', first(['llama', 'qwen3']))
 def test_log_probabilities_are_those_of_rows_alone(name):
   config = CONFIGS[name]
   params = decoder.init(config, 0)

@@ -81,6 +81,7 @@ def placed(tree, mesh, specs):
   )
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_those_of_one_device():
   params, given = params_of(), batches()
   loss = losses()

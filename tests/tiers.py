@@ -1,0 +1,23 @@
+"""Which cases of a parametrised test run by default."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def first(cases: Iterable[Any], count: int = 1) -> list[Any]:
+  """The cases, those after the first ones marked slow.
+
+  Args:
+    cases: what `pytest.mark.parametrize` takes.
+    count: number of cases that run by default.
+  """
+  return [
+    case if i < count else _slow(case) for i, case in enumerate(list(cases))
+  ]
+
+
+def _slow(case: Any) -> Any:
+  values = case if isinstance(case, tuple) else (case,)
+  return pytest.param(*values, marks=pytest.mark.slow)
