@@ -5,8 +5,8 @@ The environment is made once, in the user's cache folder, from
 of the packages run in processes there (`peers/serve.py`), which are asked for
 one timing after the other.
 
-Two peers are repositories and no packages. They are cloned beside the
-environment, at a fixed commit; a clone that is already there is used.
+Two peers are repositories and no packages. They are cloned into the
+same folder, at a fixed commit; a clone that is already there is used.
 """
 
 import contextlib
@@ -71,12 +71,12 @@ class Peers:
     if self.choice == 'none':
       raise MissingPeerError('left out by --peers=none')
     named = os.environ.get(PYTHON_VARIABLE) if self.choice == 'auto' else None
-    given = named or (self.choice if self.choice != 'auto' else None)
-    if given is None:
+    interpreter = named or (self.choice if self.choice != 'auto' else None)
+    if interpreter is None:
       return str(_make())
-    if not os.access(given, os.X_OK) or os.path.isdir(given):
-      raise MissingPeerError(f'{given} is no Python of an environment')
-    return given
+    if not os.access(interpreter, os.X_OK) or os.path.isdir(interpreter):
+      raise MissingPeerError(f'{interpreter} is no Python of an environment')
+    return interpreter
 
   def require(self, *packages: str) -> None:
     """Raises MissingPeerError if the environment lacks one of the packages."""
@@ -146,9 +146,9 @@ class Process:
     self._read()
 
   def run(self, steps: int) -> tuple[float, float]:
-    """Runs so many steps; gives the wall and CPU seconds they took there."""
-    said = self._ask(f'run {steps}')
-    return said['wall'], said['cpu']
+    """Runs the steps; returns the wall and CPU seconds they took there."""
+    answer = self._ask(f'run {steps}')
+    return answer['wall'], answer['cpu']
 
   def memory(self) -> int:
     """Bytes that the process held at most, beyond those after its imports."""
@@ -166,10 +166,10 @@ class Process:
     for line in self._process.stdout:
       # Packages print what they like before the answer.
       if line.startswith('@'):
-        said = json.loads(line[1:])
-        if 'error' in said:
-          raise MissingPeerError(f'{self._what} failed: {said["error"]}')
-        return said
+        answer = json.loads(line[1:])
+        if 'error' in answer:
+          raise MissingPeerError(f'{self._what} failed: {answer["error"]}')
+        return answer
     status = self._process.wait()
     raise MissingPeerError(f'{self._what} ended with status {status}')
 

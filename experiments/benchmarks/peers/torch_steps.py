@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 def repeat(step):
-  """So many steps."""
+  """A number of steps."""
 
   def run(steps):
     for _ in range(steps):
@@ -119,7 +119,7 @@ def _digits(width, rows):
 
 
 def implicit_torchopt(width, rows, products):
-  """An implicit hypergradient by so many steps of conjugate gradients."""
+  """An implicit hypergradient by a given number of steps of conjugate gradients."""
   import torchopt
 
   lower, upper, y, x = _digits(width, rows)
@@ -142,7 +142,7 @@ def implicit_torchopt(width, rows, products):
 
 
 def unrolled_torchopt(width, rows, steps, rate):
-  """A hypergradient through so many steps of gradient descent."""
+  """A hypergradient through a given number of steps of gradient descent."""
   import torchopt
 
   lower, upper, y, x = _digits(width, rows)
@@ -279,11 +279,11 @@ def language_model(objective, sizes, rows, length, answer, rank):
 
   def step():
     optimiser.zero_grad()
-    found = log_probs()
+    nats_of_answers = log_probs()
     if objective == 'sft':
-      loss = -found.mean()
+      loss = -nats_of_answers.mean()
     else:
-      chosen, rejected = torch.chunk(found.sum(1) - reference, 2)
+      chosen, rejected = torch.chunk(nats_of_answers.sum(1) - reference, 2)
       loss = -functional.logsigmoid(0.1 * (chosen - rejected)).mean()
     loss.backward()
     optimiser.step()
