@@ -276,10 +276,10 @@ def rows(preset: str) -> Sequence[measure.Row]:
   small = preset == 'smoke'
   sizes = Sizes(16, 16) if small else Sizes()
   counts = (2,) if small else (2, 5, 10)
-  partial, result = functools.partial, []
+  partial, comparisons = functools.partial, []
 
   def add(name, compared, make, *arguments, **bounds):
-    result.append(
+    comparisons.append(
       measure.Row(name, compared, partial(make, *arguments), bounds)
     )
 
@@ -317,4 +317,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
   add(
     'growth/objectives', what, _growth, grown, sizes, time_exponent=BOUND_GROWTH
   )
-  return result
+  return comparisons

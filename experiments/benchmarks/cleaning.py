@@ -363,10 +363,10 @@ def rows(preset: str) -> Sequence[measure.Row]:
   sizes = Sizes(rows=200, features=50, hidden=16) if small else Sizes()
   product = 128 if small else 2048
   partial = functools.partial
-  result = []
+  comparisons = []
 
   def add(name, compared, make, *arguments, **bounds):
-    result.append(
+    comparisons.append(
       measure.Row(name, compared, partial(make, *arguments), bounds)
     )
 
@@ -423,4 +423,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
     *(_growth, sizes, counts),
     time_exponent=1.0,
   )
-  return result
+  return comparisons

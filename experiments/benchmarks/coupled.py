@@ -354,11 +354,11 @@ def rows(preset: str) -> Sequence[measure.Row]:
   """The comparisons."""
   small = preset == 'smoke'
   size, batch_size, steps = (10, 4, 10) if small else (100, 64, 1_000)
-  partial, result = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{size} + {size} numbers, batch of {batch_size}'
 
   def add(name, compared, make, *arguments, **bounds):
-    result.append(
+    comparisons.append(
       measure.Row(name, compared, partial(make, *arguments), bounds)
     )
 
@@ -400,4 +400,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       *(_growth, make, counts, width),
       time_exponent=BOUND_GROWTH,
     )
-  return result
+  return comparisons

@@ -251,13 +251,13 @@ def rows(preset: str) -> Sequence[measure.Row]:
   small = preset == 'smoke'
   width = 32 if small else 256
   digits, products, steps = 64, 10, 10
-  partial, result = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{2 * width**2 + 13 * width:,} parameters'
   for kind, count, packages in (
     ('implicit', products, ('jaxopt', 'torchopt')),
     ('unrolled', steps, ('jaxopt', 'torchopt', 'higher')),
   ):
-    result += [
+    comparisons += [
       measure.Row(
         f'hypergradient/{kind}/{package}',
         f'{kind}, {count} {"products" if kind == "implicit" else "steps"}, '
@@ -267,7 +267,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
       )
       for package in packages
     ]
-  result.append(
+  comparisons.append(
     measure.Row(
       'hypergradient/implicit/gradients',
       f'implicit, {products} products / {2 * products + 2} gradients',
@@ -285,7 +285,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
       'wall': BOUND_TIME,
       'difference': BOUND_DIFFERENCE,
     }
-    result.append(
+    comparisons.append(
       measure.Row(
         f'hypergradient/modes/{mode}',
         f'unrolled {mode}, {sizes.layers} layers / reverse',
@@ -295,7 +295,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
     )
   grown = (10_000, 100_000, 1_000_000) + (10_000_000,) * (preset == 'paper')
   grown = (1_000, 10_000) if small else grown
-  result.append(
+  comparisons.append(
     measure.Row(
       'growth/parameters',
       f'implicit hypergradient, parameters {grown[0]:,} to {grown[-1]:,}',
@@ -303,4 +303,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       {'time_exponent': BOUND_GROWTH, 'memory_exponent': BOUND_GROWTH},
     )
   )
-  return result
+  return comparisons

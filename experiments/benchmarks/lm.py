@@ -398,11 +398,11 @@ def rows(preset: str) -> Sequence[measure.Row]:
     preset
   ]
   fewer = sizes if small else sizes._replace(layers=min(sizes.layers, 2))
-  partial, answers = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{sizes.layers} layers, {sizes.rows} rows of {sizes.length} tokens'
 
   def add(name, compared, make, *arguments, **bounds):
-    answers.append(
+    comparisons.append(
       measure.Row(name, compared, partial(make, *arguments), bounds)
     )
 
@@ -446,4 +446,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
     what = f'scores of {counts[1]:,} rows, {name} / {counts[0]:,} rows'
     bounds = {} if dense else {'wall': BOUND_SCORES}
     add(f'growth/rows/{name}', what, _scores, counts, dense, **bounds)
-  return answers
+  return comparisons

@@ -195,7 +195,7 @@ def _warm_cache(context):
 
 def rows(preset: str) -> Sequence[measure.Row]:
   """The comparisons."""
-  table = [
+  comparisons = [
     measure.Row(
       f'first_step/{name}',
       f'first step of {name} / of Adam',
@@ -204,11 +204,11 @@ def rows(preset: str) -> Sequence[measure.Row]:
     )
     for name in solvers()
   ]
-  table.append(
+  comparisons.append(
     measure.Row('import', 'import bilevel_jax / jax and optax', _import)
   )
   if preset != 'smoke':
-    table.append(
+    comparisons.append(
       measure.Row(
         'warm_cache',
         f'{SMOKE}, smoke, with a warm compilation cache / an empty one',
@@ -216,4 +216,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
         {'cpu': BOUND_WARM},
       )
     )
-  return table
+  return comparisons

@@ -1,4 +1,4 @@
-"""Measures the library against its peers, row by row, with bounds on the ratios.
+"""Measures the library against its peers, with bounds on the ratios.
 
     python -m experiments.benchmarks.suite --preset=quick
 

@@ -192,7 +192,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
   sizes = Sizes()
   if small:
     sizes = Sizes(hidden=8, window=3, batch=2, people=4, length=40, updates=2)
-  result = [
+  comparisons = [
     measure.Row(
       f'trackers/search/{k}',
       f'a step of search, {k} hypotheses / teacher forcing',
@@ -202,7 +202,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
     for k in ((1,) if small else (2, 4, 8))
   ]
   for place in ('crowd', 'sparse', 'mot17'):
-    result += [
+    comparisons += [
       measure.Row(
         f'trackers/online/{place}/{name}',
         f'a frame, {place} / {name}',
@@ -211,4 +211,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       )
       for name in PEERS
     ]
-  return result
+  return comparisons

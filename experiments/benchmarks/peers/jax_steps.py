@@ -15,7 +15,7 @@ import problems
 
 
 def repeat(step, carry, *arguments):
-  """A number of compiled steps of a carry that is donated."""
+  """Compiles a step whose carry is donated, and repeats it."""
   compiled = jax.jit(step, donate_argnums=0)
   state = [jax.tree.map(lambda z: jnp.array(z, copy=True), carry)]
 
@@ -28,7 +28,7 @@ def repeat(step, carry, *arguments):
 
 
 def implicit_jaxopt(width, rows, products):
-  """An implicit hypergradient by a given number of steps of conjugate gradients."""
+  """An implicit hypergradient by conjugate gradients."""
   import jaxopt
 
   lower, upper, y, x, batch = problems.digits(width, rows)
@@ -45,7 +45,7 @@ def implicit_jaxopt(width, rows, products):
 
 
 def unrolled_jaxopt(width, rows, steps, rate):
-  """A hypergradient through a given number of steps of gradient descent."""
+  """A hypergradient through steps of gradient descent."""
   import jaxopt
 
   lower, upper, y, x, batch = problems.digits(width, rows)
@@ -81,7 +81,7 @@ def projection(name, size, options):
 
 
 def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
-  """A number of steps of a solver of benchmark_bilevel, as one.
+  """Scans steps of a solver of benchmark_bilevel.
 
   Args:
     folder: of the clone.
@@ -108,7 +108,7 @@ def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
   one.run_once = lambda *_: None
   one.set_objective(flat(lower), flat(upper), samples, samples, y, x)
   state = [one.init()]
-  pair = isinstance(state[0], tuple)  # SABA has a table against its carry.
+  pair = isinstance(state[0], tuple)  # SABA has a table and a carry.
 
   def run(count):
     for _ in range(count):
@@ -151,7 +151,7 @@ def stub_benchopt():
 
 
 def ppo(folder, env, environments, steps, updates):
-  """A number of updates of PPO of purejaxrl, of one epoch and one minibatch.
+  """Updates of PPO of purejaxrl, of one epoch and one minibatch.
 
   Args:
     folder: of the clone.

@@ -24,7 +24,7 @@ def peak():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def state():
+def resident():
   """Bytes that this process holds."""
   with open('/proc/self/statm', encoding='utf-8') as file:
     return int(file.read().split()[1]) * resource.getpagesize()
@@ -34,7 +34,7 @@ def main(module, case, options):
   """Answers until the input ends."""
   try:
     make = getattr(importlib.import_module(module), case)
-    start = state()
+    start = resident()
     run = make(**json.loads(options))
   except Exception as error:
     say(error=f'{type(error).__name__}: {error}'[:300])
