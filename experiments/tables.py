@@ -352,12 +352,12 @@ def _caption(results: Mapping[str, Any]) -> str:
   """Where a table is from."""
   minutes = results['wall_seconds'] / 60
   cores = results['hardware']['cores']
+  processor = results.get('processor', f'{cores} core{"s" * (cores != 1)}')
   seeds = len(results['seeds'])
   said = [
     f'{seeds} seed{"s" if seeds > 1 else ""}',
     f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s',
-    f'{cores} core{"s" * (cores != 1)}, {results["date"]}: '
-    f'`{results["command"]}`',
+    f'{processor}, {results["date"]}: `{results["command"]}`',
   ]
   if results.get('substituted'):
     said.insert(1, results['substituted'])

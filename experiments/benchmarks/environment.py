@@ -17,6 +17,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 from experiments.harness import errors
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
+# Seconds that a process may take for a row.
+_LIMIT = 1_800.0
 HERE = pathlib.Path(__file__).parent
 REQUIREMENTS = HERE / 'requirements.txt'
 REPOSITORIES = {
@@ -184,9 +187,14 @@ def _started(command, environment=None):
     text=True,
     env=environment,
   )
+  # One that hangs ends its row, and the others go on.
+  timer = threading.Timer(_LIMIT, process.kill)
+  timer.daemon = True
+  timer.start()
   try:
     yield Process(process, '/'.join(command[-3:-1]))
   finally:
+    timer.cancel()
     process.kill()
     process.stdin.close()
     process.stdout.close()

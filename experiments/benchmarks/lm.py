@@ -281,7 +281,9 @@ def _selecting(name, sizes, context):
   every = oracles(case)
   programs = {n: program(case, every[n]) for n in (*NAMES, name)}
   chosen = Chosen(programs[name], {n: programs[n] for n in NAMES})
-  numbers = measure.compare(chosen.select, chosen.same, context, steps=STEPS)
+  numbers = measure.compare(
+    chosen.select, chosen.same, context, **context.few() | {'steps': STEPS}
+  )
   dearer = lambda what: max(getattr(programs[n], what) for n in NAMES)
   taken = chosen.rounds[1:]  # Before them, a step to get warm.
   return numbers | {
@@ -295,7 +297,7 @@ def _mix(sizes, context):
   case = make_case(sizes)
   every = oracles(case)
   pair = (program(case, every[name]) for name in ('mix', 'alright'))
-  return measure.compare(*pair, context, steps=STEPS)
+  return measure.compare(*pair, context, **context.few())
 
 
 def _product(sizes, size, context):

@@ -41,6 +41,10 @@ class Context(NamedTuple):
   workdir: str
   data_dir: str | None = None
 
+  def few(self) -> dict[str, int]:
+    """Arguments of `compare` for what takes seconds: few pairs of one step."""
+    return {'rounds': min(self.rounds, 3), 'steps': 1}
+
 
 class Row(NamedTuple):
   """One comparison.

@@ -133,8 +133,7 @@ def _first(name, context):
   cached = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
   try:
-    how = {'steps': 1, 'rounds': min(context.rounds, 3)}
-    return measure.compare(measured, peer, context, **how)
+    return measure.compare(measured, peer, context, **context.few())
   finally:
     jax.config.update('jax_enable_compilation_cache', cached)
 
@@ -190,7 +189,7 @@ def _warm_cache(context):
 
     warm = lambda _: smoke(folder / 'cache')
     cold = lambda _: smoke(folder / f'empty{next(runs)}')
-    return measure.compare(warm, cold, context, steps=1)
+    return measure.compare(warm, cold, context, **context.few())
 
 
 def rows(preset: str) -> Sequence[measure.Row]:

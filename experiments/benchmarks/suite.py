@@ -41,7 +41,7 @@ import jax
 
 from experiments import harness
 from experiments.benchmarks import environment, measure
-from experiments.harness import files
+from experiments.harness import files, flags
 
 MODULES = (
   'cleaning',
@@ -146,8 +146,10 @@ def measure_rows(options: harness.Options) -> None:
   """Measures the rows that lack, in this process, and keeps each in a file."""
   settings = options.settings
   peers = environment.Peers(settings.peers)
+  # Rows that need data say so: it is no part of the settings.
+  data_dir = options.data_dir or os.environ.get(flags.DATA_VARIABLE)
   context = measure.Context(
-    settings.rounds, settings.seconds, peers, options.workdir, options.data_dir
+    settings.rounds, settings.seconds, peers, options.workdir, data_dir
   )
   for row in chosen(options):
     path = _path(options, row.name)
@@ -174,7 +176,6 @@ def main(options: harness.Options) -> None:
   Raises:
     SystemExit: with status 1, if a bound is exceeded.
   """
-  start = time.perf_counter()
   wanted = chosen(options)
   for row in wanted:
     # What failed is tried again.
@@ -209,9 +210,7 @@ def main(options: harness.Options) -> None:
   harness.write_results(
     options,
     metrics=metrics,
-    seconds=time.perf_counter()
-    - start
-    + sum(one.get('took', 0.0) for one in results.values()),
+    seconds=sum(one.get('took', 0.0) for one in results.values()),
     commit=_commit(),
     processor=_processor(),
     # What the documents draw over the commits.
@@ -302,15 +301,15 @@ def _row(row: measure.Row, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flags(options: harness.Options) -> list[str]:
-  """The flags that give the same options in another process."""
+  """The words that give the same options in another process."""
   settings = options.settings
-  flags = [f'--preset={options.preset}', f'--workdir={options.workdir}']
+  words = [f'--preset={options.preset}', f'--workdir={options.workdir}']
   if options.data_dir:
-    flags.append(f'--data_dir={options.data_dir}')
+    words.append(f'--data_dir={options.data_dir}')
   for name, value in dataclasses.asdict(settings).items():
     value = ','.join(value) if isinstance(value, tuple) else value
-    flags.append(f'--{name}={value}')
-  return flags
+    words.append(f'--{name}={value}')
+  return words
 
 
 def _commit() -> str:
