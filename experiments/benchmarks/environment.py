@@ -196,7 +196,8 @@ def _started(command, environment=None):
   finally:
     timer.cancel()
     process.kill()
-    process.stdin.close()
+    with contextlib.suppress(OSError):  # What it did not read any more.
+      process.stdin.close()
     process.stdout.close()
     process.wait()
 

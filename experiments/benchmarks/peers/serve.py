@@ -4,7 +4,8 @@
 
 It imports MODULE, calls its function CASE with the options, which gives
 `run(steps)`, and answers lines of its input: `run N` by wall and CPU seconds,
-`memory` by the bytes held at most, beyond those after the import.
+`memory` by the bytes held at most, beyond those after the import of MODULE and
+of what the attribute `imports` of CASE names.
 """
 
 import importlib
@@ -34,6 +35,8 @@ def main(module, case, options):
   """Answers until the input ends."""
   try:
     make = getattr(importlib.import_module(module), case)
+    for name in getattr(make, 'imports', ()):
+      importlib.import_module(name)
     start = resident()
     run = make(**json.loads(options))
   except Exception as error:

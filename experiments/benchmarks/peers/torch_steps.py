@@ -292,3 +292,8 @@ def language_model(objective, sizes, rows, length, answer, rank):
 
 sft = functools.partial(language_model, 'sft')
 dpo = functools.partial(language_model, 'dpo')
+# Not counted as memory of a step.
+sft.imports = dpo.imports = (
+  'peft',
+  'transformers.models.llama.modeling_llama',
+)
