@@ -15,7 +15,7 @@ Markdown file asks for them by comments, which no reader sees:
 is the run's own table, here two columns, one under another name, of the rows
 whose penalty is 10; without columns it is the whole table. The column `curve`
 is a picture of the run's curve that has the name of the row's first cell, or of
-its first two; of a run that keeps a history, it is how the number of the row
+its first two. Of a run that keeps a history, it is how the number of the row
 has changed over the stored commits, on the same processor.
 
     **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
@@ -232,10 +232,10 @@ def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
 
 
 def _remember(
-  path: pathlib.Path, kept: Mapping[str, Any], numbers: Mapping[str, Any]
+  path: pathlib.Path, results: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> None:
   """Adds a line to the history of a run, one a commit and processor."""
-  line = {k: kept[k] for k in ('commit', 'date', 'processor', 'versions')}
+  line = {k: results[k] for k in ('commit', 'date', 'processor', 'versions')}
   line['numbers'] = {
     k: _short(x, 4) for k, x in numbers.items() if x is not None
   }
@@ -397,12 +397,12 @@ def _caption(results: Mapping[str, Any]) -> str:
   """Where a table is from."""
   minutes = results['wall_seconds'] / 60
   cores = results['hardware']['cores']
+  processor = results.get('processor', f'{cores} core{"s" * (cores != 1)}')
   seeds = len(results['seeds'])
   said = [
     f'{seeds} seed{"s" if seeds > 1 else ""}',
     f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s',
-    f'{cores} core{"s" * (cores != 1)}, {results["date"]}: '
-    f'`{results["command"]}`',
+    f'{processor}, {results["date"]}: `{results["command"]}`',
   ]
   if results.get('substituted'):
     said.insert(1, results['substituted'])

@@ -1,1 +1,1 @@
-"""Benchmarks: what a step of the library costs, beside the same by hand."""
+"""Benchmarks: what a step of the library costs, against the same by hand."""

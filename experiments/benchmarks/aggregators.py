@@ -1,4 +1,4 @@
-"""Steps on several objectives, beside TorchJD and beside the summed loss.
+"""Steps on several objectives, against TorchJD and against the summed loss.
 
 A perceptron 784-512-512 is shared, each of M objectives has a head 512-10 and
 labels of its own; batches of 256, plain SGD on all sides, all carries donated.
@@ -13,8 +13,8 @@ Data are random: cost does not depend on the values.
 - Growth with the number of objectives.
 
 MoCo, MoDo and SDMGrad, which need more samples or a state of tracked gradients,
-SMG, STCH, uncertainty weighting and the dynamic barrier have no aggregator of
-one Jacobian beside them in TorchJD.
+SMG, STCH, uncertainty weighting and the dynamic barrier have no counterpart
+among TorchJD's aggregators of one Jacobian.
 """
 
 import functools
@@ -147,9 +147,9 @@ def separate(case: Case) -> Callable[[int], None]:
   for i, head in enumerate(case.heads):
 
     def loss(own, params, batch, head=head, i=i):
-      trunk, mine = own
+      trunk, own_head = own
       heads = tuple(
-        mine if i == j else other for j, other in enumerate(params.heads)
+        own_head if i == j else other for j, other in enumerate(params.heads)
       )
       params = params._replace(trunk=trunk, heads=heads)
       return head(params, case.trunk(params, batch), batch)
@@ -220,30 +220,30 @@ def fused_moco(case: Case) -> measure.Program:
 
 def gramian_mgda(case: Case) -> measure.Program:
   """A step with MGDA on the Gram matrix alone."""
-  given = {'trunk': case.trunk, 'rest': ('heads',)}
-  oracle = bj.multi_objective(case.heads, **given, gramian=True)
+  arguments = {'trunk': case.trunk, 'rest': ('heads',)}
+  oracle = bj.multi_objective(case.heads, **arguments, gramian=True)
   mgda = bj.aggregators.mgda(len(case.heads))
   return with_sgd(case, optax.chain(oracle, mgda))
 
 
 def moco_at_once(case: Case) -> measure.Program:
   """A step with MoCo that makes all rows at once."""
-  given = {'trunk': case.trunk, 'rest': ('heads',)}
-  oracle = bj.multi_objective(case.heads, **given, by='vmap')
+  arguments = {'trunk': case.trunk, 'rest': ('heads',)}
+  oracle = bj.multi_objective(case.heads, **arguments, by='vmap')
   moco = bj.aggregators.moco(len(case.heads), rest=('heads',), **MOCO)
   return with_sgd(case, optax.chain(oracle, moco))
 
 
 def _peer(name, objectives, sizes, context):
-  """A step with an aggregator beside TorchJD's."""
+  """A step with an aggregator against TorchJD's."""
   context.peers.require('torch', 'torchjd')
-  ours = aggregated(make_case(objectives, sizes), name)
-  theirs, options = PEERS[name]
+  measured = aggregated(make_case(objectives, sizes), name)
+  peer, options = PEERS[name]
   options = {k: objectives if v is None else v for k, v in options.items()}
-  given = {'name': theirs, 'objectives': objectives, 'options': options}
-  given |= sizes._asdict()
-  with context.peers.process('torch_steps', 'aggregator', **given) as step:
-    return measure.compare(ours, step.run, context)
+  arguments = {'name': peer, 'objectives': objectives, 'options': options}
+  arguments |= sizes._asdict()
+  with context.peers.process('torch_steps', 'aggregator', **arguments) as step:
+    return measure.compare(measured, step.run, context)
 
 
 def _summed(make, objectives, sizes, context):
@@ -262,8 +262,8 @@ def _stacking(objectives, sizes, context):
 
 def _memory(make, objectives, sizes, context):
   case = make_case(objectives, sizes)
-  ours, base = make(case), moco_at_once(case)
-  return {'temporary': ours.temporary / base.temporary}
+  measured, base = make(case), moco_at_once(case)
+  return {'temporary': measured.temporary / base.temporary}
 
 
 def _growth(counts, sizes, context):
@@ -276,27 +276,29 @@ def rows(preset: str) -> Sequence[measure.Row]:
   small = preset == 'smoke'
   sizes = Sizes(16, 16) if small else Sizes()
   counts = (2,) if small else (2, 5, 10)
-  partial, found = functools.partial, []
+  partial, comparisons = functools.partial, []
 
-  def add(name, compared, make, *given, **bounds):
-    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+  def add(name, compared, make, *arguments, **bounds):
+    comparisons.append(
+      measure.Row(name, compared, partial(make, *arguments), bounds)
+    )
 
-  for name, (theirs, _) in PEERS.items():
+  for name, (peer, _) in PEERS.items():
     for count in counts:
       add(
         f'aggregators/torchjd/{name}/{count}',
-        f'{name}, {count} objectives / TorchJD {theirs}',
+        f'{name}, {count} objectives / TorchJD {peer}',
         *(_peer, name, count, sizes),
         wall=BOUND_PEER,
       )
   for count in counts:
     of = f'{count} objectives'
     what = f'MoCo, {of} / summed loss'
-    given = (_summed, fused_moco, count, sizes)
-    add(f'moco/summed/{count}', what, *given, wall=bound_step(count))
+    arguments = (_summed, fused_moco, count, sizes)
+    add(f'moco/summed/{count}', what, *arguments, wall=bound_step(count))
     what = f'gradients stacked, {of} / one by one'
-    given = (_stacking, count, sizes)
-    add(f'moco/stacked/{count}', what, *given, wall=BOUND_STACKING)
+    arguments = (_stacking, count, sizes)
+    add(f'moco/stacked/{count}', what, *arguments, wall=BOUND_STACKING)
     what = f'Gram matrix only with MGDA, {of} / summed loss'
     add(f'moco/gramian/{count}', what, _summed, gramian_mgda, count, sizes)
     what = f'MoCo on one output, {of} / summed loss'
@@ -308,11 +310,11 @@ def rows(preset: str) -> Sequence[measure.Row]:
     what = (
       what.replace('MoCo fused', 'MGDA, Gram matrix') if not bounds else what
     )
-    given = (_memory, make, counts[-1], sizes)
-    add(f'moco/memory/{name}', what, *given, **bounds)
+    arguments = (_memory, make, counts[-1], sizes)
+    add(f'moco/memory/{name}', what, *arguments, **bounds)
   grown = (2, 4) if small else (2, 5, 10, 20)
   what = f'MoCo, objectives {grown[0]} to {grown[-1]}'
   add(
     'growth/objectives', what, _growth, grown, sizes, time_exponent=BOUND_GROWTH
   )
-  return found
+  return comparisons

@@ -1,4 +1,4 @@
-"""V-PBGD and G-PBGD on data hyper-cleaning, beside the same by hand.
+"""V-PBGD and G-PBGD on data hyper-cleaning, against the same by hand.
 
 At its published size, with random data: cost does not depend on the values.
 
@@ -292,33 +292,35 @@ def seeds_together(
 
 
 def _torch(model, sizes, seeds, context):
-  """The library's step, of one seed or several by `vmap`, beside PyTorch's."""
+  """The library's step, of one seed or several by `vmap`, against PyTorch's."""
   context.peers.require('torch')
   case = functools.partial(hyper_cleaning, model, sizes)
   if seeds == 1:
     first = case(0)
-    ours = measure.Program(*library(first, 'v_pbgd', fused=True), first.data)
+    measured = measure.Program(
+      *library(first, 'v_pbgd', fused=True), first.data
+    )
   else:
-    ours = measure.Program(*seeds_together(case, seeds))
-  given = sizes._asdict() | {'model': model, 'seeds': seeds}
-  with context.peers.process('torch_steps', 'v_pbgd', **given) as loop:
-    return measure.compare(ours, loop.run, context)
+    measured = measure.Program(*seeds_together(case, seeds))
+  arguments = sizes._asdict() | {'model': model, 'seeds': seeds}
+  with context.peers.process('torch_steps', 'v_pbgd', **arguments) as loop:
+    return measure.compare(measured, loop.run, context)
 
 
 def _by_hand(model, sizes, name, form, context):
   case = hyper_cleaning(model, sizes)
-  ours, theirs = (
+  measured, peer = (
     measure.Program(*make(case, name, fused=form == 'fused'), case.data)
     for make in (library, by_hand)
   )
-  return measure.compare(ours, theirs, context)
+  return measure.compare(measured, peer, context)
 
 
 def _single_level(model, sizes, name, context):
   case = hyper_cleaning(model, sizes)
-  ours = measure.Program(*library(case, name, fused=True), case.data)
+  measured = measure.Program(*library(case, name, fused=True), case.data)
   base = measure.Program(*single_level(case), case.data)
-  return measure.compare(ours, base, context)
+  return measure.compare(measured, base, context)
 
 
 def _seeds(model, sizes, at_once, context):
@@ -345,8 +347,8 @@ def _forms(model, sizes, context):
 def _product(model, sizes, size, context):
   """Time beyond that of a plain product with as many operations."""
   case = hyper_cleaning(model, sizes)
-  ours = measure.Program(*library(case, 'v_pbgd', fused=True), case.data)
-  return measure.beside_product(ours, ours.flops, size, context)
+  measured = measure.Program(*library(case, 'v_pbgd', fused=True), case.data)
+  return measure.beside_product(measured, measured.flops, size, context)
 
 
 def _growth(sizes, counts, context):
@@ -361,10 +363,12 @@ def rows(preset: str) -> Sequence[measure.Row]:
   sizes = Sizes(rows=200, features=50, hidden=16) if small else Sizes()
   product = 128 if small else 2048
   partial = functools.partial
-  found = []
+  comparisons = []
 
-  def add(name, compared, make, *given, **bounds):
-    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+  def add(name, compared, make, *arguments, **bounds):
+    comparisons.append(
+      measure.Row(name, compared, partial(make, *arguments), bounds)
+    )
 
   for model, seeds_bound in (('linear', 0.35), ('mlp', 1.0)):
     of = f'{model}, {sizes.rows:,} rows'
@@ -419,4 +423,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
     *(_growth, sizes, counts),
     time_exponent=1.0,
   )
-  return found
+  return comparisons

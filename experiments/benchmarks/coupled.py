@@ -56,35 +56,35 @@ def make_case(size: int, batch_size: int, form: str = 'factorised') -> Case:
   return Case(problem, problems.BATCHES, bj.BilevelParams(*start))
 
 
-def solver_of(method: str, made: Case) -> Any:
+def solver_of(method: str, case: Case) -> Any:
   """The library's solver."""
   sgd = {'upper': optax.sgd(RATE), 'lower': optax.sgd(RATE)}
   looped = sgd | {'lower': bj.Sequence(optax.sgd(RATE), steps=INNER)}
   if method == 'v_pbgd':
-    return bj.v_pbgd(made.problem, penalty=PENALTY, **sgd)
+    return bj.v_pbgd(case.problem, penalty=PENALTY, **sgd)
   if method == 'soba':
-    return bj.soba(made.problem, **sgd)
+    return bj.soba(case.problem, **sgd)
   if method == 'saba':
     part = lambda batch: batch['lower']
-    return bj.saba(made.problem, parts=made.batches, index=part, **sgd)
+    return bj.saba(case.problem, parts=case.batches, index=part, **sgd)
   if method == 'f2sa':
-    return bj.f2sa(made.problem, penalty=PENALTY, **looped)
+    return bj.f2sa(case.problem, penalty=PENALTY, **looped)
   series = {'terms': TERMS, 'step_size': SERIES}
   if method == 'sustain':
     decay = lambda count: 0.5 / (count + 1) ** (2 / 3)
-    return bj.solvers.sustain(made.problem, decay=decay, key=0, **series, **sgd)
-  return bj.solvers.stocbio(made.problem, **series, **looped)
+    return bj.solvers.sustain(case.problem, decay=decay, key=0, **series, **sgd)
+  return bj.solvers.stocbio(case.problem, **series, **looped)
 
 
-def by_hand(method: str, made: Case) -> tuple[Any, Any]:
+def by_hand(method: str, case: Case) -> tuple[Any, Any]:
   """The same step in plain jax, and its first carry.
 
   Like the library's, it keeps the losses of the last evaluations, and looks at
   none within a loop: they share most of their work with the gradients, but not
   all.
   """
-  f, g = made.problem[:2]
-  x, y = made.start
+  f, g = case.problem[:2]
+  x, y = case.start
   both = (0, 1)
 
   def directions(x, y, v, batch):
@@ -118,19 +118,19 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
     return moved, losses
 
   def saba(carry, batch):
-    point, _, table, total, seen = carry
+    point, _, table, total, visited = carry
     i = batch['lower']
     fresh, losses = directions(*point, batch)
     change = tuple(d - t[i] for d, t in zip(fresh, table, strict=True))
     # A part not seen before is not corrected.
-    share = jnp.where(seen[i], 1 / jnp.maximum(seen.sum(), 1), 0)
+    share = jnp.where(visited[i], 1 / jnp.maximum(visited.sum(), 1), 0)
     moved = tuple(
       z - RATE * (c + share * s)
       for z, c, s in zip(point, change, total, strict=True)
     )
     table = tuple(t.at[i].add(c) for t, c in zip(table, change, strict=True))
     total = tuple(s + c for s, c in zip(total, change, strict=True))
-    return moved, losses, table, total, seen.at[i].set(True)
+    return moved, losses, table, total, visited.at[i].set(True)
 
   def f2sa(carry, batch):
     x, y, z = carry[0]
@@ -167,9 +167,9 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
     return (x - RATE * (f_x - product(q)[0]), y), (above, below)
 
   zeros, zero = jnp.zeros_like(y), jnp.zeros([])
-  table = tuple(jnp.zeros((made.batches, y.size)) for _ in range(3))
+  table = tuple(jnp.zeros((case.batches, y.size)) for _ in range(3))
   pair, triple = (zero,) * 2, (zero,) * 3
-  unseen = jnp.zeros(made.batches, bool)
+  unseen = jnp.zeros(case.batches, bool)
 
   return {
     'v_pbgd': (v_pbgd, ((x, y, y), (zero,) * 4)),
@@ -181,7 +181,7 @@ def by_hand(method: str, made: Case) -> tuple[Any, Any]:
 
 
 def scanned(step: Any, steps: int) -> Any:
-  """So many steps as one."""
+  """A scan of steps as one step."""
 
   def many(carry, batch):
     body = lambda carry, _: (step(carry, batch), None)
@@ -190,56 +190,56 @@ def scanned(step: Any, steps: int) -> Any:
   return many
 
 
-def epochs(made: Case, solver: Any, steps: int) -> measure.Program:
-  """So many steps as one, on batches in a new random order in each epoch."""
+def epochs(case: Case, solver: Any, steps: int) -> measure.Program:
+  """Scans steps, on batches in a new random order in each epoch."""
   step = measure.solver_step(solver)
 
   def many(carry, _):
     inner, key = carry
     key, *drawn = jax.random.split(key, 3)
     order = lambda key: jax.vmap(
-      lambda k: jax.random.permutation(k, made.batches)
-    )(jax.random.split(key, -(-steps // made.batches))).ravel()[:steps]
+      lambda k: jax.random.permutation(k, case.batches)
+    )(jax.random.split(key, -(-steps // case.batches))).ravel()[:steps]
     batches = dict(zip(('upper', 'lower'), map(order, drawn)))
     body = lambda carry, batch: (step(carry, batch), None)
     return jax.lax.scan(body, inner, batches)[0], key
 
-  first = (made.start, solver.init(made.start))
+  first = (case.start, solver.init(case.start))
   return measure.Program(many, (first, jax.random.key(0)))
 
 
 def _peer(method, form, size, batch_size, steps, context):
-  """A scan of our steps beside one of benchmark_bilevel."""
+  """A scan of our steps against one of benchmark_bilevel."""
   context.peers.require('jax')
   folder = str(environment.repository('benchmark_bilevel'))
-  made = make_case(size, batch_size, form)
-  ours = epochs(made, solver_of(method, made), steps)
-  given = {'folder': folder, 'solver': method, 'form': form, 'size': size}
-  given |= {'batch_size': batch_size, 'steps': steps}
+  case = make_case(size, batch_size, form)
+  measured = epochs(case, solver_of(method, case), steps)
+  arguments = {'folder': folder, 'solver': method, 'form': form, 'size': size}
+  arguments |= {'batch_size': batch_size, 'steps': steps}
   with context.peers.process(
-    'jax_steps', 'bilevel_benchmark', **given
-  ) as theirs:
-    return measure.compare(ours, theirs.run, context)
+    'jax_steps', 'bilevel_benchmark', **arguments
+  ) as peer:
+    return measure.compare(measured, peer.run, context)
 
 
 def hand_pair(
-  method: str, made: Case, steps: int = 1
+  method: str, case: Case, steps: int = 1
 ) -> tuple[measure.Program, measure.Program]:
   """Programs of the library's step and of the same by hand, or of scans."""
   batch = {'upper': jnp.int32(0), 'lower': jnp.int32(1)}
-  solver = solver_of(method, made)
-  ours = (made.start, solver.init(made.start))
-  hand, theirs = by_hand(method, made)
+  solver = solver_of(method, case)
+  measured = (case.start, solver.init(case.start))
+  hand, peer = by_hand(method, case)
   many = lambda step: step if steps == 1 else scanned(step, steps)
   return (
-    measure.Program(many(measure.solver_step(solver)), ours, batch),
-    measure.Program(many(hand), theirs, batch),
+    measure.Program(many(measure.solver_step(solver)), measured, batch),
+    measure.Program(many(hand), peer, batch),
   )
 
 
 def _by_hand(method, size, batch_size, context):
-  made = make_case(size, batch_size)
-  return measure.compare(*hand_pair(method, made), context)
+  case = make_case(size, batch_size)
+  return measure.compare(*hand_pair(method, case), context)
 
 
 def _scan(method, size, batch_size, steps, context):
@@ -252,22 +252,24 @@ def _scan(method, size, batch_size, steps, context):
 
 def _loop(method, size, batch_size, steps, context):
   """A scan of steps against as many calls of the step by hand."""
-  made = make_case(size, batch_size)
-  many, (_, one) = hand_pair(method, made, steps)[0], hand_pair(method, made)
+  case = make_case(size, batch_size)
+  many, (_, one) = hand_pair(method, case, steps)[0], hand_pair(method, case)
   return measure.compare(
     many.run, lambda count: one.run(steps * count), context
   )
 
 
-def _in_python(update: Any, given: Any, state: Any, params: Any) -> measure.Run:
-  """Calls a compiled update so many times, and waits."""
+def _in_python(
+  update: Any, arguments: Any, state: Any, params: Any
+) -> measure.Run:
+  """Makes a function that calls a compiled update and waits."""
   step = jax.jit(update)
 
   def run(calls):
-    held = state
+    current = state
     for _ in range(calls):
-      updates, held = step(given, held, params)
-    jax.block_until_ready((updates, held))
+      updates, current = step(arguments, current, params)
+    jax.block_until_ready((updates, current))
 
   return run
 
@@ -329,7 +331,7 @@ def _sequences(inner, width):
 
 
 def _clients(count, size):
-  """Hypergradient steps of so many clients that agree on both variables."""
+  """A step of AiPOD for clients that agree on both variables."""
   targets = jax.random.normal(jax.random.key(0), (2, count, size))
   one = lambda z, target: jnp.sum((z - target) ** 2 + jnp.cos(z)) / 2
   problem = bj.BilevelProblem(
@@ -352,11 +354,13 @@ def rows(preset: str) -> Sequence[measure.Row]:
   """The comparisons."""
   small = preset == 'smoke'
   size, batch_size, steps = (10, 4, 10) if small else (100, 64, 1_000)
-  partial, found = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{size} + {size} numbers, batch of {batch_size}'
 
-  def add(name, compared, make, *given, **bounds):
-    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+  def add(name, compared, make, *arguments, **bounds):
+    comparisons.append(
+      measure.Row(name, compared, partial(make, *arguments), bounds)
+    )
 
   for form, bound in BOUND_PEER.items():
     for method in ('soba', 'saba', 'sustain', 'stocbio'):
@@ -372,11 +376,13 @@ def rows(preset: str) -> Sequence[measure.Row]:
     of_hand = (_by_hand, method, size, batch_size)
     add(name, compared, *of_hand, flops=BOUND_FLOPS)
   for method in ('v_pbgd', 'soba', 'saba', 'stocbio'):
-    given = method, size, batch_size, steps
+    arguments = method, size, batch_size, steps
     what = f'{method}, {steps:,} steps in a scan'
-    add(f'scan/{method}', f'{what} / by hand', _scan, *given, cpu=BOUND_SCAN)
+    add(
+      f'scan/{method}', f'{what} / by hand', _scan, *arguments, cpu=BOUND_SCAN
+    )
     what = f'{what} / as many calls by hand'
-    add(f'loop/{method}', what, _loop, *given, cpu=BOUND_SCAN)
+    add(f'loop/{method}', what, _loop, *arguments, cpu=BOUND_SCAN)
   for method in ('v_pbgd', 'soba', 'saba', 'stocbio'):
     bounds = {'wall': BOUND_CALL} if method == 'v_pbgd' else {}
     what = f'a call of {method} / of optax.sgd'
@@ -394,4 +400,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       *(_growth, make, counts, width),
       time_exponent=BOUND_GROWTH,
     )
-  return found
+  return comparisons

@@ -5,8 +5,8 @@ The environment is made once, in the user's cache folder, from
 of the packages run in processes there (`peers/serve.py`), which are asked for
 one timing after the other.
 
-Two peers are repositories and no packages. They are cloned beside the
-environment, at a fixed commit; a clone that is already there is used.
+Two peers are repositories and no packages. They are cloned into the
+same folder, at a fixed commit; a clone that is already there is used.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 from experiments.harness import errors
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
+# Seconds that a process may take for a row.
+_LIMIT = 1_800.0
 HERE = pathlib.Path(__file__).parent
 REQUIREMENTS = HERE / 'requirements.txt'
 REPOSITORIES = {
@@ -71,12 +74,12 @@ class Peers:
     if self.choice == 'none':
       raise MissingPeerError('left out by --peers=none')
     named = os.environ.get(PYTHON_VARIABLE) if self.choice == 'auto' else None
-    given = named or (self.choice if self.choice != 'auto' else None)
-    if given is None:
+    interpreter = named or (self.choice if self.choice != 'auto' else None)
+    if interpreter is None:
       return str(_make())
-    if not os.access(given, os.X_OK) or os.path.isdir(given):
-      raise MissingPeerError(f'{given} is no Python of an environment')
-    return given
+    if not os.access(interpreter, os.X_OK) or os.path.isdir(interpreter):
+      raise MissingPeerError(f'{interpreter} is no Python of an environment')
+    return interpreter
 
   def require(self, *packages: str) -> None:
     """Raises MissingPeerError if the environment lacks one of the packages."""
@@ -146,9 +149,9 @@ class Process:
     self._read()
 
   def run(self, steps: int) -> tuple[float, float]:
-    """Runs so many steps; gives the wall and CPU seconds they took there."""
-    said = self._ask(f'run {steps}')
-    return said['wall'], said['cpu']
+    """Runs the steps; returns the wall and CPU seconds they took there."""
+    answer = self._ask(f'run {steps}')
+    return answer['wall'], answer['cpu']
 
   def memory(self) -> int:
     """Bytes that the process held at most, beyond those after its imports."""
@@ -166,10 +169,10 @@ class Process:
     for line in self._process.stdout:
       # Packages print what they like before the answer.
       if line.startswith('@'):
-        said = json.loads(line[1:])
-        if 'error' in said:
-          raise MissingPeerError(f'{self._what} failed: {said["error"]}')
-        return said
+        answer = json.loads(line[1:])
+        if 'error' in answer:
+          raise MissingPeerError(f'{self._what} failed: {answer["error"]}')
+        return answer
     status = self._process.wait()
     raise MissingPeerError(f'{self._what} ended with status {status}')
 
@@ -184,11 +187,17 @@ def _started(command, environment=None):
     text=True,
     env=environment,
   )
+  # One that hangs ends its row, and the others go on.
+  timer = threading.Timer(_LIMIT, process.kill)
+  timer.daemon = True
+  timer.start()
   try:
     yield Process(process, '/'.join(command[-3:-1]))
   finally:
+    timer.cancel()
     process.kill()
-    process.stdin.close()
+    with contextlib.suppress(OSError):  # What it did not read any more.
+      process.stdin.close()
     process.stdout.close()
     process.wait()
 

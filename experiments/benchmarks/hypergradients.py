@@ -1,4 +1,4 @@
-"""Implicit and unrolled hypergradients, beside other packages and gradients.
+"""Implicit and unrolled hypergradients, against other packages and gradients.
 
 A network learns from weighted digits; the hypergradient is that of the weights.
 
@@ -66,7 +66,7 @@ def weighted_digits(width: int, rows: int) -> Case:
 
 
 def width_of(parameters: int) -> int:
-  """The width that gives about so many parameters: 2 width^2 + 13 width."""
+  """The width at which 2 width^2 + 13 width is near `parameters`."""
   return max(1, round((-13 + math.sqrt(169 + 8 * parameters)) / 4))
 
 
@@ -110,29 +110,29 @@ def lower_gradient(case: Case) -> measure.Program:
 
 
 def _peer(kind, package, width, rows, count, context):
-  """Our hypergradient beside that of another package."""
+  """Our hypergradient against that of another package."""
   context.peers.require(package)
   case = weighted_digits(width, rows)
-  given: dict[str, Any] = {'width': width, 'rows': rows}
+  arguments: dict[str, Any] = {'width': width, 'rows': rows}
   if kind == 'implicit':
-    ours = implicit(case, count, unroll=False)
-    given |= {'products': count}
+    measured = implicit(case, count, unroll=False)
+    arguments |= {'products': count}
   else:
-    ours = unrolled(case, count)
-    given |= {'steps': count, 'rate': RATE}
+    measured = unrolled(case, count)
+    arguments |= {'steps': count, 'rate': RATE}
   module = 'jax_steps' if package == 'jaxopt' else 'torch_steps'
-  with context.peers.process(module, f'{kind}_{package}', **given) as theirs:
-    return measure.compare(ours, theirs.run, context)
+  with context.peers.process(module, f'{kind}_{package}', **arguments) as peer:
+    return measure.compare(measured, peer.run, context)
 
 
 def _gradients(width, rows, products, context):
   """The implicit hypergradient against 2 K + 2 gradients."""
   case = weighted_digits(width, rows)
-  ours, plain = implicit(case, products, unroll=True), lower_gradient(case)
+  measured, plain = implicit(case, products, unroll=True), lower_gradient(case)
   gradients = 2 * products + 2
   return measure.compare(
-    ours.run, lambda steps: plain.run(gradients * steps), context
-  ) | {'flops': ours.flops / (gradients * plain.flops)}
+    measured.run, lambda steps: plain.run(gradients * steps), context
+  ) | {'flops': measured.flops / (gradients * plain.flops)}
 
 
 def _growth(sizes, rows, products, context):
@@ -237,9 +237,9 @@ def compare_modes(
   """A mode against `reverse`, with the difference of the hypergradients."""
   case = weighted_sources(sizes)
   program, base = (of_mode(case, name, sizes) for name in (mode, 'reverse'))
-  numbers = measure.compare(program, base, context, steps=1)
-  ours, theirs = (np.asarray(p.carry[-1]) for p in (program, base))
-  difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+  numbers = measure.compare(program, base, context, **context.few())
+  measured, peer = (np.asarray(p.carry[-1]) for p in (program, base))
+  difference = np.abs(measured - peer).max() / np.abs(peer).max()
   return numbers | {
     'temporary': program.temporary / base.temporary,
     'difference': float(difference),
@@ -251,13 +251,13 @@ def rows(preset: str) -> Sequence[measure.Row]:
   small = preset == 'smoke'
   width = 32 if small else 256
   digits, products, steps = 64, 10, 10
-  partial, found = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{2 * width**2 + 13 * width:,} parameters'
   for kind, count, packages in (
     ('implicit', products, ('jaxopt', 'torchopt')),
     ('unrolled', steps, ('jaxopt', 'torchopt', 'higher')),
   ):
-    found += [
+    comparisons += [
       measure.Row(
         f'hypergradient/{kind}/{package}',
         f'{kind}, {count} {"products" if kind == "implicit" else "steps"}, '
@@ -267,7 +267,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
       )
       for package in packages
     ]
-  found.append(
+  comparisons.append(
     measure.Row(
       'hypergradient/implicit/gradients',
       f'implicit, {products} products / {2 * products + 2} gradients',
@@ -285,7 +285,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
       'wall': BOUND_TIME,
       'difference': BOUND_DIFFERENCE,
     }
-    found.append(
+    comparisons.append(
       measure.Row(
         f'hypergradient/modes/{mode}',
         f'unrolled {mode}, {sizes.layers} layers / reverse',
@@ -295,7 +295,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
     )
   grown = (10_000, 100_000, 1_000_000) + (10_000_000,) * (preset == 'paper')
   grown = (1_000, 10_000) if small else grown
-  found.append(
+  comparisons.append(
     measure.Row(
       'growth/parameters',
       f'implicit hypergradient, parameters {grown[0]:,} to {grown[-1]:,}',
@@ -303,4 +303,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       {'time_exponent': BOUND_GROWTH, 'memory_exponent': BOUND_GROWTH},
     )
   )
-  return found
+  return comparisons

@@ -1,4 +1,4 @@
-"""Steps of fine-tuning language models, beside peft and beside one objective.
+"""Steps of fine-tuning language models, against peft and against one objective.
 
 Demonstrations (SFT) and preferences (DPO; as many pairs, so twice the rows)
 train low-rank adapters of SmolLM2-135M's sizes by one Adam. Weights and tokens
@@ -141,8 +141,8 @@ def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
     )
 
   def sft(params, batch):
-    found = of(params, batch)
-    return bj.losses.sft(found.log_probs, found.mask)
+    answers = of(params, batch)
+    return bj.losses.sft(answers.log_probs, answers.mask)
 
   def dpo(params, batch):
     both = jnp.split(of(params, batch).total, 2)
@@ -254,35 +254,41 @@ def serve(name: str, sizes: Sequence[Any]) -> measure.Run:
 
 
 def _peft(name, sizes, context):
-  """A step beside PyTorch's, each in a process of its own."""
+  """A step against PyTorch's, each in a process of its own."""
   context.peers.require('torch', 'transformers', 'peft')
-  given = {'rows': sizes.rows, 'length': sizes.length, 'answer': sizes.answer}
-  given |= {
+  arguments = {
+    'rows': sizes.rows,
+    'length': sizes.length,
+    'answer': sizes.answer,
+  }
+  arguments |= {
     'rank': sizes.rank,
     'sizes': sizes.model
     | {'num_hidden_layers': sizes.layers, 'tie_word_embeddings': True},
   }
   own = {'name': name, 'sizes': list(sizes)}
   with (
-    environment.own_process(__name__, 'serve', **own) as ours,
-    context.peers.process('torch_steps', name, **given) as theirs,
+    environment.own_process(__name__, 'serve', **own) as measured,
+    context.peers.process('torch_steps', name, **arguments) as peer,
   ):
-    numbers = measure.compare(ours.run, theirs.run, context)
-    return numbers | {'memory': ours.memory() / theirs.memory()}
+    numbers = measure.compare(measured.run, peer.run, context)
+    return numbers | {'memory': measured.memory() / peer.memory()}
 
 
 def _selecting(name, sizes, context):
   """A selecting step against single-objective steps."""
   case = make_case(sizes)
   every = oracles(case)
-  made = {n: program(case, every[n]) for n in (*NAMES, name)}
-  chosen = Chosen(made[name], {n: made[n] for n in NAMES})
-  numbers = measure.compare(chosen.select, chosen.same, context, steps=STEPS)
-  dearer = lambda what: max(getattr(made[n], what) for n in NAMES)
+  programs = {n: program(case, every[n]) for n in (*NAMES, name)}
+  chosen = Chosen(programs[name], {n: programs[n] for n in NAMES})
+  numbers = measure.compare(
+    chosen.select, chosen.same, context, **context.few() | {'steps': STEPS}
+  )
+  dearer = lambda what: max(getattr(programs[n], what) for n in NAMES)
   taken = chosen.rounds[1:]  # Before them, a step to get warm.
   return numbers | {
-    'flops': made[name].flops / dearer('flops'),
-    'temporary': made[name].temporary / dearer('temporary'),
+    'flops': programs[name].flops / dearer('flops'),
+    'temporary': programs[name].temporary / dearer('temporary'),
     'share': sum(one['dpo'] for one in taken) / (len(taken) * STEPS),
   }
 
@@ -291,14 +297,14 @@ def _mix(sizes, context):
   case = make_case(sizes)
   every = oracles(case)
   pair = (program(case, every[name]) for name in ('mix', 'alright'))
-  return measure.compare(*pair, context, steps=STEPS)
+  return measure.compare(*pair, context, **context.few())
 
 
 def _product(sizes, size, context):
   """Time beyond that of a plain product with as many operations."""
   case = make_case(sizes, ('sft',))
-  ours = program(case, objective(case, 'sft'))
-  return measure.beside_product(ours, model_flops(sizes), size, context)
+  measured = program(case, objective(case, 'sft'))
+  return measure.beside_product(measured, model_flops(sizes), size, context)
 
 
 def seal_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
@@ -346,12 +352,14 @@ def seal_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
     )
 
   start = how.init(weights, jax.random.key(0))
-  made = {
+  programs = {
     'sft': optax.chain(bj.gradient(plain), optax.adam(RATE)),
     'seal': seal(False),
     'seal_full': seal(True),
   }
-  return {n: measure.solver_program(s, start, batch) for n, s in made.items()}
+  return {
+    n: measure.solver_program(s, start, batch) for n, s in programs.items()
+  }
 
 
 def selector(rows: int, size: int, *, dense: bool) -> measure.Program:
@@ -376,8 +384,8 @@ def selector(rows: int, size: int, *, dense: bool) -> measure.Program:
 
 
 def _seal(name, sizes, context):
-  made = seal_programs(sizes)
-  return measure.compare(made[name], made['sft'], context)
+  programs = seal_programs(sizes)
+  return measure.compare(programs[name], programs['sft'], context)
 
 
 def _scores(counts, dense, context):
@@ -392,11 +400,13 @@ def rows(preset: str) -> Sequence[measure.Row]:
     preset
   ]
   fewer = sizes if small else sizes._replace(layers=min(sizes.layers, 2))
-  partial, found = functools.partial, []
+  partial, comparisons = functools.partial, []
   of = f'{sizes.layers} layers, {sizes.rows} rows of {sizes.length} tokens'
 
-  def add(name, compared, make, *given, **bounds):
-    found.append(measure.Row(name, compared, partial(make, *given), bounds))
+  def add(name, compared, make, *arguments, **bounds):
+    comparisons.append(
+      measure.Row(name, compared, partial(make, *arguments), bounds)
+    )
 
   for name in NAMES:
     add(
@@ -438,4 +448,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
     what = f'scores of {counts[1]:,} rows, {name} / {counts[0]:,} rows'
     bounds = {} if dense else {'wall': BOUND_SCORES}
     add(f'growth/rows/{name}', what, _scores, counts, dense, **bounds)
-  return found
+  return comparisons

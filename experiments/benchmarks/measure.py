@@ -1,4 +1,4 @@
-"""Measures what programs cost beside others: operations, memory, time.
+"""Measures what programs cost compared with others: operations, memory, time.
 
 Operations and memory are the compiler's own counts, exact and repeatable. Time
 on a shared machine is neither: two programs are timed in turn, A B A B ..., and
@@ -18,7 +18,7 @@ import numpy as np
 import bilevel_jax as bj
 from experiments.benchmarks import environment
 
-# Seconds between two turns of which one is in another process: threads that
+# Seconds of rest after a turn in another process: threads that
 # wait for work keep a processor busy for some milliseconds.
 _SETTLE = 0.02
 Run = Callable[[int], Any]
@@ -40,6 +40,10 @@ class Context(NamedTuple):
   peers: environment.Peers
   workdir: str
   data_dir: str | None = None
+
+  def few(self) -> dict[str, int]:
+    """Arguments of `compare` for what takes seconds: few pairs of one step."""
+    return {'rounds': min(self.rounds, 3), 'steps': 1}
 
 
 class Row(NamedTuple):
@@ -94,7 +98,7 @@ class Program:
     )
 
   def run(self, steps: int) -> None:
-    """Runs so many steps and waits for the last."""
+    """Runs the steps and waits for the last."""
     for _ in range(steps):
       self.carry = self._compiled(self.carry, self._batch)
     jax.block_until_ready(self.carry)
@@ -153,11 +157,11 @@ def time_ratio(
   Args:
     program: runs a number of steps and waits for the last; one in another
       process returns the wall and CPU seconds that it took there.
-    base: likewise, what `program` is compared with.
+    base: the same, for what `program` is compared with.
     rounds: how many pairs.
     seconds: about how long one timing lasts; it sets how many steps both
       programs run in it.
-    steps: so many instead.
+    steps: the number of steps, in place of `seconds`.
     warm: whether each runs once before: buffers, threads, caches.
 
   Returns:
@@ -202,8 +206,8 @@ def compare(
     The fields of a `Ratio`; of two `Program`s also `flops` and `memory`.
   """
   runs = [p.run if isinstance(p, Program) else p for p in (program, base)]
-  given = {'rounds': context.rounds, 'seconds': context.seconds}
-  numbers = time_ratio(*runs, **(given | how))._asdict()
+  arguments = {'rounds': context.rounds, 'seconds': context.seconds}
+  numbers = time_ratio(*runs, **(arguments | how))._asdict()
   if isinstance(program, Program) and isinstance(base, Program):
     numbers['memory'] = program.memory / base.memory
     if base.flops > 0:

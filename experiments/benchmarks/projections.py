@@ -1,4 +1,4 @@
-"""Projections onto sets, beside jaxopt's: ours, and those of optax we take."""
+"""Projections onto sets, against jaxopt's: ours, and those of optax we take."""
 
 import functools
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ def _peer(name, size, context):
   context.peers.require('jaxopt')
   project, options = sets(size)[name]
   start = jax.random.normal(jax.random.key(0), (size,))
-  ours = measure.Program(lambda z, shift: project(z + shift), start, start)
-  given = {'name': name, 'size': size, 'options': options}
-  with context.peers.process('jax_steps', 'projection', **given) as theirs:
-    return measure.compare(ours, theirs.run, context)
+  measured = measure.Program(lambda z, shift: project(z + shift), start, start)
+  arguments = {'name': name, 'size': size, 'options': options}
+  with context.peers.process('jax_steps', 'projection', **arguments) as peer:
+    return measure.compare(measured, peer.run, context)
 
 
 def rows(preset: str) -> Sequence[measure.Row]:

@@ -11,7 +11,7 @@ with clipped gradients. An update of the actor-critic against
 
 Whole runs in a `lax.scan` with a delay against the same without: A3C-TD(0) on
 the random process of its experiment, by i.i.d. samples and by chains, and the
-gradient of a perceptron, of which 17 workers hold 17 versions. The delayed run
+gradient of a perceptron, whose 17 workers hold 17 versions. The delayed run
 writes one snapshot and reads one in each update; the rest is the same.
 """
 
@@ -116,8 +116,10 @@ def by_hand(sizes: Sizes):
 
     key, drawn = jax.random.split(key)
     keys = jax.random.split(drawn, (sizes.steps, count + 1))
-    worlds, seen = jax.lax.scan(act, (observation, state, total, last), keys)
-    observations, actions, rewards, ended, cut, finals = seen
+    worlds, trajectory = jax.lax.scan(
+      act, (observation, state, total, last), keys
+    )
+    observations, actions, rewards, ended, cut, finals = trajectory
 
     def loss(actor, critic_now):
       flat = lambda x: x.reshape(-1, x.shape[-1])
@@ -131,17 +133,19 @@ def by_hand(sizes: Sizes):
 
       def back(later, step):
         error, done = step
-        found = error + DISCOUNT * DECAY * jnp.where(done, 0, later)
-        return found, found
+        advantages = error + DISCOUNT * DECAY * jnp.where(done, 0, later)
+        return advantages, advantages
 
       zero = jnp.zeros_like(errors[0])
-      found = jax.lax.scan(back, zero, (errors, ended | cut), reverse=True)[1]
-      of_critic = jnp.mean((values - fixed - found) ** 2) / 2
+      advantages = jax.lax.scan(
+        back, zero, (errors, ended | cut), reverse=True
+      )[1]
+      of_critic = jnp.mean((values - fixed - advantages) ** 2) / 2
       logits = jax.vmap(agent.policy, (None, 0))(actor, flat(observations))
       logs = jax.nn.log_softmax(logits)
       chosen = jnp.take_along_axis(logs, actions.reshape(-1, 1), axis=1)
-      found = (found - found.mean()) / (found.std() + 1e-8)
-      of_actor = -jnp.mean(chosen[:, 0] * found.ravel())
+      advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+      of_actor = -jnp.mean(chosen[:, 0] * advantages.ravel())
       entropy = -jnp.mean(jnp.sum(jnp.exp(logs) * logs, axis=-1))
       return of_actor + of_critic - ENTROPY * entropy
 
@@ -226,8 +230,8 @@ def perceptron(hidden: int, batch_size: int) -> Case:
   }
 
   def loss(params, batch):
-    found = jnp.tanh(batch['x'] @ params['in']) @ params['out']
-    return jnp.mean((found - batch['y']) ** 2)
+    result = jnp.tanh(batch['x'] @ params['in']) @ params['out']
+    return jnp.mean((result - batch['y']) ** 2)
 
   make = lambda wrap, workers: optax.chain(
     wrap(bj.gradient(loss), workers), optax.sgd(0.01)
@@ -238,7 +242,7 @@ def perceptron(hidden: int, batch_size: int) -> Case:
 
 
 def delayed(case: Case, steps: int, workers: int) -> measure.Program:
-  """So many updates in a scan, delayed where there are several workers."""
+  """A scan of updates, delayed where there are several workers."""
   wrap = lambda oracle, n: bj.evaluation.delayed(oracle, n) if n > 1 else oracle
   solver = case.make(wrap, workers)
   step = measure.solver_step(solver)
@@ -260,7 +264,7 @@ def actor_critic(sizes: Sizes) -> tuple[measure.Program, Any]:
 
 
 def _ppo(sizes, context):
-  """A whole run beside one of purejaxrl."""
+  """A whole run against one of purejaxrl."""
   context.peers.require('distrax', 'gymnax', 'flax')
   folder = str(environment.repository('purejaxrl'))
   agent, solver = make_solver(sizes)
@@ -277,21 +281,21 @@ def _ppo(sizes, context):
     for seed in range(times):
       jax.block_until_ready(train(jax.random.key(seed)))
 
-  given = sizes._asdict() | {'folder': folder}
-  with context.peers.process('jax_steps', 'ppo', **given) as theirs:
-    return measure.compare(run, theirs.run, context)
+  arguments = sizes._asdict() | {'folder': folder}
+  with context.peers.process('jax_steps', 'ppo', **arguments) as peer:
+    return measure.compare(run, peer.run, context)
 
 
 def _beside(make, sizes, context):
-  """An update beside one that `make` makes of the first parameters."""
-  ours, params = actor_critic(sizes)
+  """An update against one that `make` makes of the first parameters."""
+  measured, params = actor_critic(sizes)
   step, start = make(sizes)
   first = start(*params) if make is by_hand else start()
-  return measure.compare(ours, measure.Program(step, first), context)
+  return measure.compare(measured, measure.Program(step, first), context)
 
 
 def _delay(name, steps, context):
-  """A run with delays beside the same without."""
+  """A run with delays against the same without."""
   case = perceptron(128, 64) if name == 'perceptron' else td_case(name)
   late, fresh = (delayed(case, steps, n) for n in (WORKERS, 1))
   return measure.compare(late.run, fresh.run, context)

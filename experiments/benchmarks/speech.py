@@ -1,4 +1,4 @@
-"""Steps of speech recognition: a joint step beside a supervised one.
+"""Steps of speech recognition: a joint step against a supervised one.
 
 A joint step has two losses, each on its own batch, so about twice the cost.
 Audio is noise of the lengths of digit strings, since cost does not depend on
@@ -97,11 +97,11 @@ def programs(
 
 def kinds_of_batches(stream: feed.Feed, steps: int) -> int:
   """How many programs a run compiles: one for each shape of a batch."""
-  seen = set()
+  shapes = set()
   for step in range(steps):
     leaves, structure = jax.tree.flatten(stream.batch(step))
-    seen.add((structure, tuple(leaf.shape for leaf in leaves)))
-  return len(seen)
+    shapes.add((structure, tuple(leaf.shape for leaf in leaves)))
+  return len(shapes)
 
 
 def make_case(sizes: Sizes) -> tuple[Any, ...]:
@@ -136,10 +136,10 @@ def make_case(sizes: Sizes) -> tuple[Any, ...]:
 
 
 def _steps(name, sizes, context):
-  """A kind of step beside a supervised one, and beside the audio's length."""
+  """A kind of step against a supervised one, and against the audio's length."""
   network, batch, plan, stream = make_case(sizes)
-  made = programs(network, batch, plan)
-  numbers = measure.compare(made[name], made['supervised'], context, steps=1)
+  steps = programs(network, batch, plan)
+  numbers = measure.compare(steps[name], steps['supervised'], context, steps=1)
   seconds = float(batch['ctc']['length'].sum()) / sizes.rate
   return numbers | {
     'real_time': numbers['seconds'] / seconds,
@@ -159,11 +159,11 @@ def _decoding(width, sizes, context):
   for _ in range(context.rounds + 1):
     wall, cpu = time.perf_counter(), time.process_time()
     _, logits, frames = network.outputs(params, audio, length)
-    given = np.asarray(logits), np.asarray(frames)
+    arguments = np.asarray(logits), np.asarray(frames)
     if width == 1:
-      decoding.greedy(*given)
+      decoding.greedy(*arguments)
     else:
-      decoding.decode(*given, width=width)
+      decoding.decode(*arguments, width=width)
     times.append((time.perf_counter() - wall, time.process_time() - cpu))
   wall, cpu = np.median(times[1:], axis=0) / seconds  # The first one compiles.
   return {'wall': float(wall), 'cpu': float(cpu), 'seconds': wall * seconds}

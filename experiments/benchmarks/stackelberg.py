@@ -1,4 +1,4 @@
-"""Exact steps of Stackelberg Markov games, beside NumPy.
+"""Exact steps of Stackelberg Markov games, against NumPy.
 
 One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
 iteration, the penalty's and the leader's gradients, both players' steps. Games
@@ -49,7 +49,7 @@ def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
   Args:
     games: as from `games_of`.
     leader: logits (seeds, states, actions).
-    follower: likewise.
+    follower: as above.
 
   Returns:
     `step(carry, games) -> carry`, the carry a pair of params and state.
@@ -95,7 +95,7 @@ def by_hand(games: Any, leader: Any, follower: Any):
   Args:
     games: as from `games_of`.
     leader: logits (seeds, states, actions).
-    follower: likewise.
+    follower: as above.
 
   Returns:
     `step(carry) -> carry`, and the first carry (leader, follower, optimum).
@@ -109,7 +109,7 @@ def by_hand(games: Any, leader: Any, follower: Any):
     states, first, second, _ = moves.shape
     lead = softmax(x)
     flat = moves.reshape(states, first, second * states)
-    # (states, follower's actions, states), and both rewards likewise.
+    # (states, follower's actions, states), and both rewards the same.
     faced = (lead[:, None] @ flat).reshape(states, second, states)
     gains = (lead[:, None] @ rewards[1])[:, 0]
     own = (lead[:, None] @ rewards[0])[:, 0]
@@ -132,23 +132,23 @@ def by_hand(games: Any, leader: Any, follower: Any):
     both = np.stack([earned(pi), np.sum(pi * own, axis=1)], axis=1)
     v_pi, v_lead = np.linalg.solve(at_pi, both).T
     seen_best = np.linalg.solve(at_best.T, initial)
-    seen = np.linalg.solve(at_pi.T, initial)
+    counts = np.linalg.solve(at_pi.T, initial)
     # In the follower's logits, along the natural gradient.
     advantage = lambda q: q - np.sum(pi * q, axis=1, keepdims=True)
     q_lead = own + gamma * faced @ v_lead
     q = gains + gamma * faced @ v_pi - tau * np.log(pi)
     d_y = -advantage(q_lead) / PENALTY - advantage(q)
-    # In the leader's: with what weight each pair of actions is worth how much.
+    # In the leader's: with what weight each pair of actions is value how much.
     ahead = moves.reshape(-1, states) @ np.stack([v_lead, v_pi, v_best], axis=1)
-    worth = gamma * ahead.reshape(states, first, second, 3)
+    value = gamma * ahead.reshape(states, first, second, 3)
     d_lead = np.zeros_like(lead)
     for mass, of, which, which_v, scale in (
-      (seen, pi, 0, 0, -1 / PENALTY),
-      (seen, pi, 1, 1, -1.0),
+      (counts, pi, 0, 0, -1 / PENALTY),
+      (counts, pi, 1, 1, -1.0),
       (seen_best, best, 1, 2, 1.0),
     ):
       joint = (mass[:, None] * of)[:, None] * (
-        rewards[which] + worth[..., which_v]
+        rewards[which] + value[..., which_v]
       )
       d_lead += x.dtype.type(scale) * joint.sum(axis=2)
     d_x = lead * (d_lead - np.sum(lead * d_lead, axis=1, keepdims=True))
@@ -156,8 +156,8 @@ def by_hand(games: Any, leader: Any, follower: Any):
 
   def step(carry):
     parts = (games.transitions, games.rewards, games.initial)
-    found = [one(*each) for each in zip(*parts, *carry, strict=True)]
-    return tuple(np.stack(z) for z in zip(*found, strict=True))
+    result = [one(*each) for each in zip(*parts, *carry, strict=True)]
+    return tuple(np.stack(z) for z in zip(*result, strict=True))
 
   return step, (leader, follower, follower)
 
@@ -175,10 +175,10 @@ def _numpy(states, seeds, context):
   actions = (5, 5)
   games = games_of(states, actions, seeds)
   start = start_of(states, actions, seeds)
-  ours = measure.Program(*library(games, *start), games)
-  theirs = by_hand_runner(*by_hand(games, *start))
+  measured = measure.Program(*library(games, *start), games)
+  peer = by_hand_runner(*by_hand(games, *start))
   with threadpoolctl.threadpool_limits(1, 'blas'):
-    return measure.compare(ours.run, theirs, context)
+    return measure.compare(measured.run, peer, context)
 
 
 def rows(preset: str) -> Sequence[measure.Row]:

@@ -1,7 +1,7 @@
 """What a user waits for before the first step: imports, tracing, compiling.
 
 - The first step of each named solver against the first step of Adam on one
-  loss, each traced and compiled anew, without the persistent cache.
+  loss, each traced and compiled again, without the persistent cache.
 - `import bilevel_jax` against that of jax and optax, in new processes.
 - A smoke run of an experiment with a warm compilation cache against one with an
   empty cache, in new processes.
@@ -30,7 +30,7 @@ BOUND_FIRST, BOUND_WARM = 2.5, 0.4
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = 'experiments.pbgd.toy'
 RECORDS = {'upper', 'lower', 'linear', 'value'}
-# Arguments of solvers beside the problem and their sequences.
+# Arguments of solvers other than the problem and their sequences.
 NUMBERS: dict[str, Any] = {
   'averaging': 0.5,
   'decay': 0.5,
@@ -99,8 +99,8 @@ def solvers() -> dict[str, Callable[[], Any]]:
       if p.default is p.empty or n in ('key', 'terms')
     }
     records = {n: sgd for n in required & RECORDS}
-    given = {n: NUMBERS[n] for n in required & set(NUMBERS)}
-    return functools.partial(call, nested, **records, **given)
+    numbers = {n: NUMBERS[n] for n in required & set(NUMBERS)}
+    return functools.partial(call, nested, **records, **numbers)
 
   return {
     name: maker(name)
@@ -123,18 +123,17 @@ def first_step(solver: Any, params: Any, batch: Any) -> measure.Run:
 
 
 def _first(name, context):
-  """The first step of a solver beside Adam's."""
+  """The first step of a solver against Adam's."""
   nested, params, batch = problem()
   loss = lambda p, b: nested.upper(*p, b) + nested.lower(*p, b)
   adam = optax.chain(bj.gradient(loss), optax.adam(1e-3))
-  ours, theirs = (
+  measured, peer = (
     first_step(one, params, batch) for one in (solvers()[name](), adam)
   )
   cached = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
   try:
-    how = {'steps': 1, 'rounds': min(context.rounds, 3)}
-    return measure.compare(ours, theirs, context, **how)
+    return measure.compare(measured, peer, context, **context.few())
   finally:
     jax.config.update('jax_enable_compilation_cache', cached)
 
@@ -166,14 +165,14 @@ def _children():
 
 
 def _import(context):
-  ours = in_process(['-c', 'import bilevel_jax'])
+  measured = in_process(['-c', 'import bilevel_jax'])
   return measure.compare(
-    ours, in_process(['-c', 'import jax, optax']), context, steps=1
+    measured, in_process(['-c', 'import jax, optax']), context, steps=1
   )
 
 
 def _warm_cache(context):
-  """A smoke run with the cache of another, beside one without."""
+  """A smoke run with the cache of another, against one without."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     runs = iter(range(1_000))
@@ -190,12 +189,12 @@ def _warm_cache(context):
 
     warm = lambda _: smoke(folder / 'cache')
     cold = lambda _: smoke(folder / f'empty{next(runs)}')
-    return measure.compare(warm, cold, context, steps=1)
+    return measure.compare(warm, cold, context, **context.few())
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
   """The comparisons."""
-  found = [
+  comparisons = [
     measure.Row(
       f'first_step/{name}',
       f'first step of {name} / of Adam',
@@ -204,11 +203,11 @@ def rows(preset: str) -> Sequence[measure.Row]:
     )
     for name in solvers()
   ]
-  found.append(
+  comparisons.append(
     measure.Row('import', 'import bilevel_jax / jax and optax', _import)
   )
   if preset != 'smoke':
-    found.append(
+    comparisons.append(
       measure.Row(
         'warm_cache',
         f'{SMOKE}, smoke, with a warm compilation cache / an empty one',
@@ -216,4 +215,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
         {'cpu': BOUND_WARM},
       )
     )
-  return found
+  return comparisons

@@ -1,4 +1,4 @@
-"""Measures the library beside its peers, row by row, with bounds on the ratios.
+"""Measures the library against its peers, with bounds on the ratios.
 
     python -m experiments.benchmarks.suite --preset=quick
 
@@ -41,7 +41,7 @@ import jax
 
 from experiments import harness
 from experiments.benchmarks import environment, measure
-from experiments.harness import files
+from experiments.harness import files, flags
 
 MODULES = (
   'cleaning',
@@ -103,19 +103,19 @@ def registry(preset: str) -> dict[str, measure.Row]:
   or by the first, and no bounds: what is around small problems is most of
   their time.
   """
-  found: dict[str, measure.Row] = {}
+  results: dict[str, measure.Row] = {}
   for module in MODULES:
     package = f'experiments.benchmarks.{module}'
     for row in importlib.import_module(package).rows(preset):
-      if row.name in found:
+      if row.name in results:
         raise ValueError(f'two rows have the name {row.name}.')
-      found[row.name] = row
+      results[row.name] = row
   if preset == 'smoke':
     kind = lambda name: name.split('/')[: 1 + (name.count('/') > 1)]
-    first = {tuple(kind(name)): name for name in reversed(found)}
-    kept = sorted(first.values(), key=list(found).index)
-    found = {name: found[name]._replace(bounds={}) for name in kept}
-  return found
+    first = {tuple(kind(name)): name for name in reversed(results)}
+    record = sorted(first.values(), key=list(results).index)
+    results = {name: results[name]._replace(bounds={}) for name in record}
+  return results
 
 
 def chosen(options: harness.Options) -> list[measure.Row]:
@@ -146,8 +146,10 @@ def measure_rows(options: harness.Options) -> None:
   """Measures the rows that lack, in this process, and keeps each in a file."""
   settings = options.settings
   peers = environment.Peers(settings.peers)
+  # Rows that need data say so: it is no part of the settings.
+  data_dir = options.data_dir or os.environ.get(flags.DATA_VARIABLE)
   context = measure.Context(
-    settings.rounds, settings.seconds, peers, options.workdir, options.data_dir
+    settings.rounds, settings.seconds, peers, options.workdir, data_dir
   )
   for row in chosen(options):
     path = _path(options, row.name)
@@ -157,13 +159,13 @@ def measure_rows(options: harness.Options) -> None:
     _write(path, {'missing': 'the process ended'})
     start = time.perf_counter()
     try:
-      kept = {'metrics': dict(row.measure(context))}
+      record = {'metrics': dict(row.measure(context))}
     except (harness.UserError, environment.MissingPeerError) as error:
-      kept = {'missing': str(error)}
+      record = {'missing': str(error)}
     except Exception as error:  # One row keeps no other from being measured.
-      kept = {'missing': f'failed: {type(error).__name__}: {error}'[:200]}
-    _write(path, kept | {'took': time.perf_counter() - start})
-    print(f'{row.name}: {_line(row, kept)}', flush=True)
+      record = {'missing': f'failed: {type(error).__name__}: {error}'[:200]}
+    _write(path, record | {'took': time.perf_counter() - start})
+    print(f'{row.name}: {_line(row, record)}', flush=True)
     jax.clear_caches()
     gc.collect()
 
@@ -174,7 +176,6 @@ def main(options: harness.Options) -> None:
   Raises:
     SystemExit: with status 1, if a bound is exceeded.
   """
-  start = time.perf_counter()
   wanted = chosen(options)
   for row in wanted:
     # What failed is tried again.
@@ -190,28 +191,26 @@ def main(options: harness.Options) -> None:
       print(f'The process ended by signal {-status}; the next row goes on.')
     elif status:
       raise harness.UserError(f'the measuring process has status {status}.')
-  found = {row.name: _read(options, row.name) for row in wanted}
-  table = [_row(row, found[row.name]) for row in wanted]
+  results = {row.name: _read(options, row.name) for row in wanted}
+  table = [_row(row, results[row.name]) for row in wanted]
   harness.write_table(options.workdir, table)
   metrics = {
     f'{row.name}/{key}': value
     for row in wanted
-    for key, value in found[row.name].get('metrics', {}).items()
+    for key, value in results[row.name].get('metrics', {}).items()
     if key not in IN_TABLE
   }
-  verdicts = {row.name: _verdict(row, found[row.name]) for row in wanted}
-  exceeded = [name for name, said in verdicts.items() if said == 'EXCEEDED']
+  verdicts = {row.name: _verdict(row, results[row.name]) for row in wanted}
+  exceeded = [name for name, answer in verdicts.items() if answer == 'EXCEEDED']
   counts = {
-    said: sum(x == said for x in verdicts.values())
-    for said in ('holds', 'undecided', 'EXCEEDED', 'not measured')
+    answer: sum(x == answer for x in verdicts.values())
+    for answer in ('holds', 'undecided', 'EXCEEDED', 'not measured')
   }
   metrics |= {f'rows/{k.replace(" ", "_")}': v for k, v in counts.items()}
   harness.write_results(
     options,
     metrics=metrics,
-    seconds=time.perf_counter()
-    - start
-    + sum(one.get('took', 0.0) for one in found.values()),
+    seconds=sum(one.get('took', 0.0) for one in results.values()),
     commit=_commit(),
     processor=_processor(),
     # What the documents draw over the commits.
@@ -227,7 +226,7 @@ def main(options: harness.Options) -> None:
       for row in wanted
     },
   )
-  print(', '.join(f'{n} {said}' for said, n in counts.items()) + '.')
+  print(', '.join(f'{n} {answer}' for answer, n in counts.items()) + '.')
   if exceeded:
     print('Exceeded: ' + ', '.join(exceeded) + '.', file=sys.stderr)
     raise SystemExit(1)
@@ -243,9 +242,9 @@ def _path(options: harness.Options, name: str) -> pathlib.Path:
   return folder / f'{name.replace("/", "+")}.json'
 
 
-def _write(path: pathlib.Path, kept: Mapping[str, Any]) -> None:
+def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  files.write_text(path, json.dumps(kept, default=float) + '\n')
+  files.write_text(path, json.dumps(record, default=float) + '\n')
 
 
 def _read(options: harness.Options, name: str) -> dict[str, Any]:
@@ -255,28 +254,28 @@ def _read(options: harness.Options, name: str) -> dict[str, Any]:
   return json.loads(path.read_text(encoding='utf-8'))
 
 
-def _verdict(row: measure.Row, kept: Mapping[str, Any]) -> str:
-  if 'metrics' not in kept:
+def _verdict(row: measure.Row, record: Mapping[str, Any]) -> str:
+  if 'metrics' not in record:
     return 'not measured'
-  return measure.judge(kept['metrics'], row.bounds)
+  return measure.judge(record['metrics'], row.bounds)
 
 
-def _line(row: measure.Row, kept: Mapping[str, Any]) -> str:
+def _line(row: measure.Row, record: Mapping[str, Any]) -> str:
   """One row in words."""
-  if 'missing' in kept:
-    return f'not measured: {kept["missing"]}'
-  cells = _row(row, kept)
-  said = [f'{k} {v}' for k, v in cells.items() if v and k not in GIVEN]
-  return ', '.join(said)
+  if 'missing' in record:
+    return f'not measured: {record["missing"]}'
+  cells = _row(row, record)
+  answer = [f'{k} {v}' for k, v in cells.items() if v and k not in GIVEN]
+  return ', '.join(answer)
 
 
-def _row(row: measure.Row, kept: Mapping[str, Any]) -> dict[str, str]:
+def _row(row: measure.Row, record: Mapping[str, Any]) -> dict[str, str]:
   """Cells of the table."""
   group = row.name.partition('/')[0]
   cells = {'row': row.name, 'group': group, 'compared': row.compared}
-  if 'metrics' not in kept:
-    return cells | {'verdict': f'not measured: {kept.get("missing")}'}
-  numbers = kept['metrics']
+  if 'metrics' not in record:
+    return cells | {'verdict': f'not measured: {record.get("missing")}'}
+  numbers = record['metrics']
   if 'low' in numbers:
     wall, low, high = (numbers[k] for k in ('wall', 'low', 'high'))
     cells['time (range)'] = f'{wall:.3f} ({low:.2f} to {high:.2f})'
@@ -297,20 +296,20 @@ def _row(row: measure.Row, kept: Mapping[str, Any]) -> dict[str, str]:
   cells['bound'] = ', '.join(
     f'{names[key]} ≤ {bound:g}' for key, bound in row.bounds.items()
   )
-  cells['verdict'] = _verdict(row, kept)
+  cells['verdict'] = _verdict(row, record)
   return cells
 
 
 def _flags(options: harness.Options) -> list[str]:
-  """The flags that give the same options in another process."""
+  """The words that give the same options in another process."""
   settings = options.settings
-  flags = [f'--preset={options.preset}', f'--workdir={options.workdir}']
+  words = [f'--preset={options.preset}', f'--workdir={options.workdir}']
   if options.data_dir:
-    flags.append(f'--data_dir={options.data_dir}')
+    words.append(f'--data_dir={options.data_dir}')
   for name, value in dataclasses.asdict(settings).items():
     value = ','.join(value) if isinstance(value, tuple) else value
-    flags.append(f'--{name}={value}')
-  return flags
+    words.append(f'--{name}={value}')
+  return words
 
 
 def _commit() -> str:

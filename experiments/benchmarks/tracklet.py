@@ -1,4 +1,4 @@
-"""A step of search in training, and the online tracker beside other packages.
+"""A step of search in training, and the online tracker against other packages.
 
 - A search carries K hypotheses and the truth: does its step cost more than
   1.5 (K + 1) times one of teacher forcing, which carries the truth alone?
@@ -162,7 +162,7 @@ def _search(hypotheses, sizes, context):
 
 
 def _tracker(name, scene_name, sizes, context):
-  """Our tracker beside that of another package, on the same detections."""
+  """Our tracker against that of another package, on the same detections."""
   context.peers.require('trackers', 'norfair')
   # The trackers' own script finds its environment by this name.
   os.environ[peers.PYTHON_VARIABLE] = context.peers.python
@@ -170,15 +170,15 @@ def _tracker(name, scene_name, sizes, context):
   weights = trained(sizes)
   folder = pathlib.Path(context.workdir) / 'trackers' / scene_name / name
 
-  def ours(times):
+  def measured(times):
     return sum(seconds_of(detected, weights) for _ in range(times))
 
-  def theirs(times):
+  def peer(times):
     jobs = [{'tracker': name, 'options': {}}] * times
     _, spent = peers.run_jobs(jobs, [detected], folder)
     return sum(np.array([s['seconds'], s['cpu_seconds']]) for s in spent)
 
-  numbers = measure.compare(ours, theirs, context, steps=1)
+  numbers = measure.compare(measured, peer, context, steps=1)
   frames = detected.info.length
   return numbers | {
     'frames_per_second': frames / numbers['seconds'],
@@ -192,7 +192,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
   sizes = Sizes()
   if small:
     sizes = Sizes(hidden=8, window=3, batch=2, people=4, length=40, updates=2)
-  found = [
+  comparisons = [
     measure.Row(
       f'trackers/search/{k}',
       f'a step of search, {k} hypotheses / teacher forcing',
@@ -202,7 +202,7 @@ def rows(preset: str) -> Sequence[measure.Row]:
     for k in ((1,) if small else (2, 4, 8))
   ]
   for place in ('crowd', 'sparse', 'mot17'):
-    found += [
+    comparisons += [
       measure.Row(
         f'trackers/online/{place}/{name}',
         f'a frame, {place} / {name}',
@@ -211,4 +211,4 @@ def rows(preset: str) -> Sequence[measure.Row]:
       )
       for name in PEERS
     ]
-  return found
+  return comparisons

@@ -14,21 +14,21 @@ import jax.numpy as jnp
 import problems
 
 
-def repeat(step, carry, *given):
-  """So many compiled steps of a carry that is donated."""
+def repeat(step, carry, *arguments):
+  """Compiles a step whose carry is donated, and repeats it."""
   compiled = jax.jit(step, donate_argnums=0)
-  held = [jax.tree.map(lambda z: jnp.array(z, copy=True), carry)]
+  state = [jax.tree.map(lambda z: jnp.array(z, copy=True), carry)]
 
   def run(steps):
     for _ in range(steps):
-      held[0] = compiled(held[0], *given)
-    jax.block_until_ready(held[0])
+      state[0] = compiled(state[0], *arguments)
+    jax.block_until_ready(state[0])
 
   return run
 
 
 def implicit_jaxopt(width, rows, products):
-  """An implicit hypergradient by so many steps of conjugate gradients."""
+  """An implicit hypergradient by conjugate gradients."""
   import jaxopt
 
   lower, upper, y, x, batch = problems.digits(width, rows)
@@ -45,7 +45,7 @@ def implicit_jaxopt(width, rows, products):
 
 
 def unrolled_jaxopt(width, rows, steps, rate):
-  """A hypergradient through so many steps of gradient descent."""
+  """A hypergradient through steps of gradient descent."""
   import jaxopt
 
   lower, upper, y, x, batch = problems.digits(width, rows)
@@ -81,7 +81,7 @@ def projection(name, size, options):
 
 
 def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
-  """So many steps of a solver of benchmark_bilevel, as one.
+  """Scans steps of a solver of benchmark_bilevel.
 
   Args:
     folder: of the clone.
@@ -107,17 +107,17 @@ def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
   samples = problems.BATCHES * batch_size
   one.run_once = lambda *_: None
   one.set_objective(flat(lower), flat(upper), samples, samples, y, x)
-  held = [one.init()]
-  pair = isinstance(held[0], tuple)  # SABA has a table beside its carry.
+  state = [one.init()]
+  pair = isinstance(state[0], tuple)  # SABA has a table and a carry.
 
   def run(count):
     for _ in range(count):
       if pair:
-        memory, carry = held[0]
-        held[0] = one.one_epoch(carry, memory, steps)
+        memory, carry = state[0]
+        state[0] = one.one_epoch(carry, memory, steps)
       else:
-        held[0] = one.one_epoch(held[0], steps)
-    jax.block_until_ready(held[0])
+        state[0] = one.one_epoch(state[0], steps)
+    jax.block_until_ready(state[0])
 
   return run
 
@@ -151,7 +151,7 @@ def stub_benchopt():
 
 
 def ppo(folder, env, environments, steps, updates):
-  """So many updates of PPO of purejaxrl, of one epoch and one minibatch.
+  """Updates of PPO of purejaxrl, of one epoch and one minibatch.
 
   Args:
     folder: of the clone.

@@ -4,7 +4,8 @@
 
 It imports MODULE, calls its function CASE with the options, which gives
 `run(steps)`, and answers lines of its input: `run N` by wall and CPU seconds,
-`memory` by the bytes held at most, beyond those after the import.
+`memory` by the bytes held at most, beyond those after the import of MODULE and
+of what the attribute `imports` of CASE names.
 """
 
 import importlib
@@ -24,7 +25,7 @@ def peak():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def held():
+def resident():
   """Bytes that this process holds."""
   with open('/proc/self/statm', encoding='utf-8') as file:
     return int(file.read().split()[1]) * resource.getpagesize()
@@ -34,7 +35,9 @@ def main(module, case, options):
   """Answers until the input ends."""
   try:
     make = getattr(importlib.import_module(module), case)
-    start = held()
+    for name in getattr(make, 'imports', ()):
+      importlib.import_module(name)
+    start = resident()
     run = make(**json.loads(options))
   except Exception as error:
     say(error=f'{type(error).__name__}: {error}'[:300])

@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 def repeat(step):
-  """So many steps."""
+  """Repeats a step."""
 
   def run(steps):
     for _ in range(steps):
@@ -119,7 +119,7 @@ def _digits(width, rows):
 
 
 def implicit_torchopt(width, rows, products):
-  """An implicit hypergradient by so many steps of conjugate gradients."""
+  """An implicit hypergradient by conjugate gradients."""
   import torchopt
 
   lower, upper, y, x = _digits(width, rows)
@@ -142,7 +142,7 @@ def implicit_torchopt(width, rows, products):
 
 
 def unrolled_torchopt(width, rows, steps, rate):
-  """A hypergradient through so many steps of gradient descent."""
+  """A hypergradient through steps of gradient descent."""
   import torchopt
 
   lower, upper, y, x = _digits(width, rows)
@@ -267,10 +267,9 @@ def language_model(objective, sizes, rows, length, answer, rank):
   def log_probs():
     # The position before each token of the answer predicts it.
     logits = model(input_ids=tokens, logits_to_keep=answer + 1).logits[:, :-1]
-    nats = functional.cross_entropy(
+    return -functional.cross_entropy(
       logits.transpose(1, 2), wanted, reduction='none'
     )
-    return -nats
 
   reference = None
   if objective == 'dpo':
@@ -279,11 +278,11 @@ def language_model(objective, sizes, rows, length, answer, rank):
 
   def step():
     optimiser.zero_grad()
-    found = log_probs()
+    nats = log_probs()
     if objective == 'sft':
-      loss = -found.mean()
+      loss = -nats.mean()
     else:
-      chosen, rejected = torch.chunk(found.sum(1) - reference, 2)
+      chosen, rejected = torch.chunk(nats.sum(1) - reference, 2)
       loss = -functional.logsigmoid(0.1 * (chosen - rejected)).mean()
     loss.backward()
     optimiser.step()
@@ -293,3 +292,8 @@ def language_model(objective, sizes, rows, length, answer, rank):
 
 sft = functools.partial(language_model, 'sft')
 dpo = functools.partial(language_model, 'dpo')
+# Not counted as memory of a step.
+sft.imports = dpo.imports = (
+  'peft',
+  'transformers.models.llama.modeling_llama',
+)
