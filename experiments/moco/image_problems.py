@@ -19,19 +19,19 @@ _BINS = 1800  # Of angles between 0 and 180 degrees.
 
 
 def office_problem(
-  name: str, data_dir: str | None, *, batch: int, side: int, width: int
+  name: str, data_dir: str | None, *, side: int, width: int
 ) -> problems.Problem:
   """Which object is it: a task for each domain, a ResNet-18 for all of them.
 
   Args:
     name: office31 or office_home.
     data_dir: as in `image_data.read_office`.
-    batch: images of each domain in a batch; half of them are mirrored.
     side: of the images, in pixels.
     width: of the first stage.
 
   Returns:
-    The problem; accuracies are its measures.
+    The problem; accuracies are its measures, half of the images of a batch are
+    mirrored.
   """
   data, domains, classes = image_data.read_office(name, data_dir, side)
   tasks = range(len(domains))
@@ -60,7 +60,7 @@ def office_problem(
     of = lambda task: jax.tree.map(lambda x: x[task], batch)
     return jnp.stack([loss(params, of(task), task) for task in tasks])
 
-  def draw(key, data):
+  def draw(key, data, batch):
     images, labels, sizes = data['train']
     one, two = jax.random.split(key)
     shape = (len(domains), batch)
@@ -114,7 +114,7 @@ def normalise(images: Any) -> Any:
 
 
 def pixel_problem(
-  name: str, data_dir: str | None, *, batch: int, width: int, stages: int
+  name: str, data_dir: str | None, *, width: int, stages: int
 ) -> problems.Problem:
   """Class, depth and, of NYU-v2, normal of each pixel; a SegNet for all.
 
@@ -124,7 +124,6 @@ def pixel_problem(
   Args:
     name: nyuv2 or cityscapes.
     data_dir: as in `image_data.read_pixels`.
-    batch: images in a batch.
     width: channels of the first stage; 64 in SegNet.
     stages: that pool; 5 in SegNet.
 
@@ -173,7 +172,7 @@ def pixel_problem(
     hidden = features(params, batch)
     return jnp.stack([loss(params, hidden, batch) for loss in head_losses])
 
-  def draw(key, data):
+  def draw(key, data, batch):
     count = len(data['train']['image'])
     rows = jax.random.randint(key, (batch,), 0, count)
     return jax.tree.map(lambda x: x[rows], data['train'])

@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     init: key -> sequences `trunk` and `heads`.
     oracle: given `multi_objective`'s keywords, gives the oracle.
     losses: (params, batch) -> all losses, for methods without rows.
-    batch: (key, data) -> a training batch.
+    batch: (key, data, size) -> a training batch.
     split: (batch, parts) -> independent parts of it.
     score: (params, part of the data) -> the measures.
     data: with the parts `train`, `validation` and `test`.
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
   init: Callable[[Any], Any]
   oracle: Callable[[], optax.GradientTransformationExtraArgs]
   losses: Callable[[Any, Any], Any]
-  batch: Callable[[Any, Any], Any]
+  batch: Callable[[Any, Any, int], Any]
   split: Callable[[Any, int], Any]
   score: Callable[[Any, Any], Any]
   data: dict[str, Any]
