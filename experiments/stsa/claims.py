@@ -6,7 +6,7 @@ _MONOTONE = tuple(
   harness.Claim(
     f'Strongly monotone, N = {n}: the summed squared error falls as 1 / k.',
     run='rates',
-    metric=f'slope/strongly_monotone/n{n}',
+    metric=f'slope/strongly_monotone/inner={n}',
     at_least=-1.1,
     at_most=-0.9,
     published='-1',
@@ -19,7 +19,7 @@ _NONMONOTONE = tuple(
     f'Non-monotone main sequence, N = {n}: the mean squared gradient norm '
     'falls as 1 / sqrt(K).',
     run='rates',
-    metric=f'slope/nonmonotone/n{n}',
+    metric=f'slope/nonmonotone/inner={n}',
     at_least=-0.56,
     at_most=-0.44,
     published='-0.5',
@@ -47,7 +47,7 @@ RUNS = {
     flags=(
       '--problem=cleaning',
       f'--methods=control/direct,soba,ma_soba,{_IMPLICIT}',
-      '--corruptions=0.5,0.7',
+      '--digits.corruptions=0.5,0.7',
     ),
     data='mnist',
     presets=(),
@@ -59,14 +59,14 @@ CLAIMS = (
   harness.Claim(
     'The rate does not depend on the number of sequences.',
     run='rates',
-    metric='slope/strongly_monotone/spread',
+    metric='slope_spread/strongly_monotone',
     at_most=0.1,
     published='0',
   ),
   harness.Claim(
     'Two timescales are slower: steps k^-2/3 of the inner sequences.',
     run='rates',
-    metric='slope/two_timescale',
+    metric='slope/two_timescale/sum',
     at_least=-0.75,
     at_most=-0.62,
     published='-2/3',
@@ -74,7 +74,7 @@ CLAIMS = (
   harness.Claim(
     "TTSA's steps are slower: k^-3/5 and k^-2/5, the main sequence.",
     run='rates',
-    metric='slope/ttsa_main',
+    metric='slope/ttsa/main',
     at_least=-0.7,
     at_most=-0.52,
     published='-3/5',
@@ -103,51 +103,51 @@ CLAIMS = (
   harness.Claim(
     'Control: with too small a constant c the rate 1 / k is not reached.',
     run='rates',
-    metric='control/small_c',
+    metric='slope/control/small_c',
     at_least=-0.75,
   ),
   harness.Claim(
     'Control: with one step for all lengths there is a floor.',
     run='rates',
-    metric='control/fixed_step',
+    metric='slope/control/fixed_step',
     at_least=-0.44,
   ),
   harness.Claim(
     'Bilevel quadratics: a memory of batches takes all noise away (SABA).',
     run='zoo',
-    metric='saba/final',
+    metric='final/saba',
     at_most=1e-8,
   ),
   harness.Claim(
     'Bilevel quadratics: SOBA ends below half of what dropping the implicit '
     'term reaches.',
     run='zoo',
-    metric='soba/of_control',
+    metric='of_control/soba',
     at_most=0.5,
   ),
   harness.Claim(
     'Bilevel quadratics: SABA ends below SOBA.',
     run='zoo',
-    metric='saba/below_soba',
+    metric='soba_over_saba',
     at_least=1e4,
   ),
   harness.Claim(
     'Bilevel quadratics: every method reduces the squared hypergradient norm.',
     run='zoo',
-    metric='worst/reduction',
+    metric='worst_reduction',
     at_least=500,
   ),
   harness.Claim(
     'Bilevel quadratics: every method ends below half of what dropping the '
     'implicit term reaches.',
     run='zoo',
-    metric='worst/of_control',
+    metric='worst_of_control',
     at_most=0.5,
   ),
   harness.Claim(
     'Bilevel quadratics: the correction of SUSTAIN pays, at equal steps.',
     run='zoo',
-    metric='sustain/correction_gain',
+    metric='correction_gain',
     at_least=1.2,
     presets=('quick', 'paper'),
   ),

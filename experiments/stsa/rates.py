@@ -14,8 +14,6 @@ theorems assume.
 """
 
 import dataclasses
-import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -34,12 +32,32 @@ from experiments.stsa import (
   schedules,
 )
 
-APPLICATIONS: dict[str, Callable[[], applications.Nested]] = {
+NESTED: dict[str, Callable[[], applications.Nested]] = {
   'ridge': applications.ridge,
   'bilevel_quadratic': applications.bilevel_quadratic,
   'risk_averse': risk.risk_averse,
   'risk_averse/scgd': lambda: risk.risk_averse(method='scgd'),
 }
+APPLICATIONS = (*NESTED, 'actor_critic')
+BINS = 16  # Of a fit, on a log scale.
+FIXED_STEP = 0.1  # Of a control, the same for all lengths of runs.
+
+
+@dataclasses.dataclass(frozen=True)
+class NonMonotone:
+  """Runs of several lengths K, with the constant step 1 / sqrt(K).
+
+  Attributes:
+    inner: numbers of inner sequences.
+    ratios: their inner steps over the main one, one for each number.
+    lengths: K of the runs.
+    seeds: of each length.
+  """
+
+  inner: tuple[int, ...] = (1, 3, 5)
+  ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
+  lengths: tuple[int, ...] = (300, 600, 1_200, 2_500, 5_000, 10_000)
+  seeds: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,44 +70,39 @@ class Settings:
     chunk: steps between two records; errors are means over a chunk.
     seeds: of the noise and the start.
     size: dimension of each sequence.
-    bins: of the fit, on a log scale.
     inner: numbers of inner sequences, strongly monotone.
-    horizons: lengths K of runs with the constant step 1 / sqrt(K).
-    horizon_seeds: seeds of each of these.
-    nonmonotone_inner: their numbers of inner sequences.
-    ratios: their inner steps over the main one, one for each number.
-    fixed_step: the constant step of a control, the same for every horizon.
-    applications: nested problems, and `actor_critic`.
+    nonmonotone: runs of a main sequence that is not monotone.
+    applications: nested problems, and actor_critic.
   """
 
   steps: int = 20_000
   chunk: int = 100
   seeds: int = 64
   size: int = 10
-  bins: int = 16
   inner: tuple[int, ...] = (1, 2, 3, 5)
-  horizons: tuple[int, ...] = (300, 600, 1_200, 2_500, 5_000, 10_000)
-  horizon_seeds: int = 16
-  nonmonotone_inner: tuple[int, ...] = (1, 3, 5)
-  ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
-  fixed_step: float = 0.1
-  applications: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
-    *APPLICATIONS,
-    'actor_critic',
-  )
+  nonmonotone: NonMonotone = NonMonotone()
+  applications: Annotated[
+    tuple[str, ...], harness.Allowed(empty=True), harness.Among(APPLICATIONS)
+  ] = APPLICATIONS
 
 
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
     inner=(1, 3),
-    nonmonotone_inner=(1,),
-    ratios=(1.0,),
+    nonmonotone=NonMonotone((1,), (1.0,)),
     applications=(),
     seeds=32,
   ),
   # The paper has theorems, no runs: more seeds and steps of the same.
-  'paper': Settings(steps=200_000, seeds=256, horizon_seeds=64),
+  'paper': Settings(
+    steps=200_000, seeds=256, nonmonotone=NonMonotone(seeds=64)
+  ),
+}
+RENAMED = {
+  'horizons': 'nonmonotone.lengths',
+  'horizon_seeds': 'nonmonotone.seeds',
+  'nonmonotone_inner': 'nonmonotone.inner',
 }
 
 
@@ -143,6 +156,29 @@ class Curve(NamedTuple):
   slope: harness.Interval
 
 
+class Slopes:
+  """All slopes, and their curves by plot.
+
+  Attributes:
+    results: the slopes, by case.
+    plots: curves by the name of a plot.
+  """
+
+  def __init__(self) -> None:
+    self.results = harness.Results()
+    self.plots: dict[str, dict[str, tuple]] = {}
+
+  def add(self, case: str, curve: Curve, what: str) -> None:
+    """Adds the slope of a case; `what` says in the table of what it is."""
+    self.results.add({'case': case}, slope=curve.slope)
+    self.results.note({'case': case}, {'of': what})
+
+  def draw(self, plot: str, label: str, curve: Curve) -> None:
+    """Adds a curve to a plot."""
+    curves = self.plots.setdefault(plot, {})
+    curves[f'{label}: {curve.slope.mean:.2f}'] = curve[:2]
+
+
 def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
   """Runs one case; a curve for each error."""
   settings = options.settings
@@ -170,16 +206,16 @@ def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
   )
   curves = {}
   middle = trained.steps - settings.chunk / 2
-  for error in ('main', 'inner', 'sum'):
+  for error in case.errors:
     means = trained.history[f'loss/{error}']
     at, values = slopes.log_bins(
-      middle, means, first=settings.steps / 100, bins=settings.bins
+      middle, means, first=settings.steps / 100, bins=BINS
     )
     curves[error] = Curve(at, values, slopes.fit(at, values))
   return curves
 
 
-def horizons(
+def by_length(
   options: harness.Options,
   name: str,
   chain: chains.Chain,
@@ -205,15 +241,15 @@ def horizons(
     The curve over lengths.
   """
   settings = options.settings
-  lengths = settings.horizons
-  step_of = lambda n: settings.fixed_step if fixed else scale * n**-0.5
+  lengths = settings.nonmonotone.lengths
+  step_of = lambda n: FIXED_STEP if fixed else scale * n**-0.5
   # The largest step is the first one of a schedule.
   largest = max(map(step_of, lengths))
   chains.check_assumptions(
     chain, ratio=ratio, scale=largest, offset=1.0, fast=False
   )
   seeds, hyper = harness.members(
-    settings.horizon_seeds, step=[step_of(n) for n in lengths]
+    settings.nonmonotone.seeds, step=[step_of(n) for n in lengths]
   )
 
   def solver(context):
@@ -272,7 +308,7 @@ def nested(
     trained.steps.astype(np.float64),
     trained.history['error'],
     first=settings.steps / 100,
-    bins=settings.bins,
+    bins=BINS,
   )
   # The error falls as 1 / (k + k_0), and k_0 is no longer small beside k.
   at = at + applications.steps_for(problem).offset
@@ -281,102 +317,92 @@ def nested(
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  lengths = (settings.steps, *settings.horizons)
-  for length in lengths:
+  for length in (settings.steps, *settings.nonmonotone.lengths):
     if length % settings.chunk:
       raise harness.SettingsError(
         f'{length} steps are no multiple of chunk={settings.chunk}, over '
         'which errors are means.'
       )
-  known = (*APPLICATIONS, 'actor_critic')
-  if unknown := set(settings.applications) - set(known):
+  if len(settings.nonmonotone.ratios) != len(settings.nonmonotone.inner):
     raise harness.SettingsError(
-      f'unknown applications {sorted(unknown)}; known: {", ".join(known)}.'
-    )
-  if len(settings.ratios) != len(settings.nonmonotone_inner):
-    raise harness.SettingsError(
-      'ratios gives one number for each of nonmonotone_inner.'
+      'nonmonotone.ratios gives one number for each of nonmonotone.inner.'
     )
 
 
-def main(options: harness.Options) -> None:
-  """Runs all cases and writes slopes, table and plots."""
-  start = time.monotonic()
-  settings = options.settings
-  metrics: dict[str, float] = {}
-  rows, monotone, controls, lengths, nested_curves = [], {}, {}, {}, {}
-
-  def put(name, slope, what):
-    metrics.update(slope.metrics(name))
-    rows.append({'slope': name, 'of': what, 'fitted (95 %)': str(slope)})
-
+def measure(options: harness.Options) -> Slopes:
+  """Runs all cases."""
+  settings, found = options.settings, Slopes()
   for case in schedules.cases(settings.inner):
     curves = falling(options, case)
-    put(case.metric, curves[case.error].slope, f'{case.error} error over k')
-    if case.name in ('two_timescale', 'ttsa'):
-      for error in ('main', 'inner'):
-        if error != case.error:
-          put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
-    curve = curves[case.error]
-    label = schedules.TITLES.get(case.name, f'N = {case.inner}')
-    label += f': {curve.slope.mean:.2f}'
-    if case.inner == settings.inner[0] and case.fast:
-      controls[label] = curve[:2]
-    (monotone if case.fast else controls)[label] = curve[:2]
-  metrics['slope/strongly_monotone/spread'] = harness.reduced(
-    [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner], 'ptp'
+    for error, curve in curves.items():
+      end = f'/{error}' if len(curves) > 1 else ''
+      found.add(case.name + end, curve, f'{error} error over k')
+    curve = curves[case.errors[0]]
+    if case.fast:
+      found.draw('monotone', case.title, curve)
+    if not case.fast or case.inner == settings.inner[0]:
+      found.draw('schedules', case.title, curve)
+  spread = [
+    found.results.mean('slope', {'case': schedules.monotone(n)})
+    for n in settings.inner
+  ]
+  found.results.add(
+    {'case': 'strongly_monotone'}, slope_spread=harness.reduced(spread, 'ptp')
   )
-
-  pairs = zip(settings.nonmonotone_inner, settings.ratios)
-  runs = [(n, ratio, False) for n, ratio in pairs]
-  runs.append((settings.nonmonotone_inner[0], settings.ratios[0], True))
-  for inner, ratio, fixed in runs:
-    chain = chains.nonmonotone_chain(inner, size=settings.size)
-    run_name = f'nonmonotone_{inner}' + ('_fixed' if fixed else '')
-    curve = horizons(options, run_name, chain, ratio, fixed=fixed)
-    name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
-    put(name, curve.slope, 'mean squared gradient norm over K')
-    label = 'control: fixed step' if fixed else f'N = {inner}'
-    lengths[f'{label}: {curve.slope.mean:.2f}'] = curve[:2]
-
-  for name in settings.applications:
-    if name == 'actor_critic':
-      chain = actor_critic.actor_critic_chain()
-      curve = horizons(options, name, chain, 2.0, scale=4.0)
-      put(f'slope/{name}', curve.slope, 'mean squared gradient norm over K')
-      lengths[f'actor-critic: {curve.slope.mean:.2f}'] = curve[:2]
-      continue
-    curve = nested(options, name, APPLICATIONS[name]())
-    put(f'slope/{name}', curve.slope, 'squared error of x over k')
-    nested_curves[f'{name}: {curve.slope.mean:.2f}'] = curve[:2]
-  harness.write_table(options.workdir, rows)
-  folder = pathlib.Path(options.workdir)
-  falling_steps = ('step k', 'squared error')
-  by_length = ('length of the run K', 'mean squared gradient norm')
-  for name, curves, (xlabel, ylabel), title in (
-    ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
-    ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
-    ('nested', nested_curves, falling_steps, 'Nested problems: slopes'),
-    ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
+  gradient_norm = 'mean squared gradient norm over K'
+  inners, ratios = settings.nonmonotone.inner, settings.nonmonotone.ratios
+  for inner, ratio, fixed in (
+    *((n, ratio, False) for n, ratio in zip(inners, ratios, strict=True)),
+    (inners[0], ratios[0], True),
   ):
-    if not curves:
-      continue
-    harness.plot_curves(
-      folder / f'{name}.png',
-      curves,
-      xlabel=xlabel,
-      ylabel=ylabel,
-      title=title,
-      logx=True,
-      logy=True,
-    )
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    chain = chains.nonmonotone_chain(inner, size=settings.size)
+    name = 'control/fixed_step' if fixed else f'nonmonotone/inner={inner}'
+    curve = by_length(options, name, chain, ratio, fixed=fixed)
+    found.add(name, curve, gradient_norm)
+    label = 'control: fixed step' if fixed else f'N = {inner}'
+    found.draw('nonmonotone', label, curve)
+  for name in settings.applications:
+    if name in NESTED:
+      curve = nested(options, name, NESTED[name]())
+      found.add(name, curve, 'squared error of x over k')
+      found.draw('nested', name, curve)
+    else:
+      chain = actor_critic.actor_critic_chain()
+      curve = by_length(options, name, chain, 2.0, scale=4.0)
+      found.add(name, curve, gradient_norm)
+      found.draw('nonmonotone', 'actor-critic', curve)
+  return found
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Runs all cases and fits their slopes."""
+  found = measure(options)
+  falling_steps = ('step k', 'squared error')
+  lengths = ('length of the run K', 'mean squared gradient norm')
+  plots = {}
+  for name, (xlabel, ylabel), title in (
+    ('monotone', falling_steps, 'Strongly monotone: slopes'),
+    ('schedules', falling_steps, 'Other steps, controls: slopes'),
+    ('nested', falling_steps, 'Nested problems: slopes'),
+    ('nonmonotone', lengths, 'Non-monotone main sequence: slopes'),
+  ):
+    if name in found.plots:
+      plots[f'{name}.png'] = harness.draw_curves(
+        found.plots[name],
+        xlabel=xlabel,
+        ylabel=ylabel,
+        title=title,
+        logx=True,
+        logy=True,
+      )
+  return harness.Report(
+    found.results, rows='case', columns=('of', 'slope'), plots=plots
   )
-  print(f'Results: {path}')
 
 
-STUDY = harness.Study(main, PRESETS, paper='stsa', binary='rates', check=check)
+STUDY = harness.Study(
+  main, PRESETS, paper='stsa', binary='rates', check=check, renamed=RENAMED
+)
 
 
 if __name__ == '__main__':
