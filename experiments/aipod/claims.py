@@ -23,6 +23,27 @@ RUNS = {
   ),
 }
 
+_FEDERATED = tuple(
+  harness.Claim(
+    f'Federated hyper-representation, {data}: E-AiPOD reaches {goal} % in '
+    f'fewer communication rounds than the best FedNest, {steps}.',
+    run='federated',
+    metric=f'rounds_to_{goal}_ratio{end}',
+    at_most=at_most,
+    presets=(preset,),
+    published=published,
+    headline=preset == 'quick' and not end,
+  )
+  for goal, data, at_most, preset, published in (
+    (90, 'MNIST', 0.9, 'paper', 'a curve'),
+    (87, 'packaged digits', 0.8, 'quick', '-'),
+  )
+  for end, steps in (
+    ('', 'one upper step each'),
+    ('/local_upper', 'which takes ten local upper steps'),
+  )
+)
+
 CLAIMS = (
   harness.Claim(
     'Synthetic: with p = 0.3 and two upper steps, E-AiPOD needs a fraction of '
@@ -62,37 +83,5 @@ CLAIMS = (
     at_most=3,
     presets=('quick', 'paper'),
   ),
-  harness.Claim(
-    'Federated hyper-representation, MNIST: E-AiPOD reaches 90 % in fewer '
-    'communication rounds than the best FedNest, one upper step each.',
-    run='federated',
-    metric='rounds_to_90_ratio',
-    at_most=0.9,
-    presets=('paper',),
-    published='a curve',
-  ),
-  harness.Claim(
-    'The same against FedNest with ten local upper steps.',
-    run='federated',
-    metric='rounds_to_90_ratio/local_upper',
-    at_most=0.9,
-    presets=('paper',),
-    published='a curve',
-  ),
-  harness.Claim(
-    'Federated hyper-representation, packaged digits: to 87 %, one upper step '
-    'each.',
-    run='federated',
-    metric='rounds_to_87_ratio',
-    headline=True,
-    at_most=0.8,
-    presets=('quick',),
-  ),
-  harness.Claim(
-    'The same against FedNest with ten local upper steps.',
-    run='federated',
-    metric='rounds_to_87_ratio/local_upper',
-    at_most=0.8,
-    presets=('quick',),
-  ),
+  *_FEDERATED,
 )

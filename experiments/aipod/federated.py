@@ -39,8 +39,9 @@ class Grid:
   """What tuning tries at first.
 
   Attributes:
-    upper_rates: alpha.
-    lower_rates: beta; the paper has 0.05, and 0.04 for loss_tuning.
+    upper_rates: step sizes alpha of the upper variable.
+    lower_rates: step sizes beta of the lower variable; the paper has 0.05, and
+      0.04 for loss_tuning.
     widen: how often a grid may grow where its end is chosen.
     rounds: a run of the tuning ends after as many, or once the best is known.
   """
@@ -56,8 +57,8 @@ class FedNest:
   """The variants of FedNest; all of them are tried.
 
   Attributes:
-    rounds: T, the paper's 1 and 5.
-    steps: tau; the paper has 10.
+    rounds: lower rounds T of an update, the paper's 1 and 5.
+    steps: local lower steps tau of a round; the paper has 10.
     upper_steps: local upper steps beside one; 0 leaves them out. They go with
       the first tau.
   """
@@ -76,11 +77,14 @@ class Settings:
     digits: how digits are dealt to clients.
     taking_part: clients in each update of a further E-AiPOD; 0 leaves it out.
     devices: over which clients are spread; 1 needs no more.
-    hidden: units, the paper's 200.
+    hidden: units of the network, the paper's 200.
     batch: training digits of a client in a gradient, the paper's 256.
-    probability: p, the paper's 0.1, and 0.3 for loss_tuning.
-    lower_steps: S of E-AiPOD, of which tuning chooses; the paper has 20.
-    products: N', the paper's 5, and 3 for loss_tuning.
+    probability: p of a lower projection, the paper's 0.1, and 0.3 for
+      loss_tuning.
+    lower_steps: lower steps S of E-AiPOD, of which tuning chooses; the paper
+      has 20.
+    products: Hessian products N' of the linear system, the paper's 5, and 3 for
+      loss_tuning.
     grid: what tuning tries.
     fednest: the baseline.
     published_rate: the published alpha, reported beside; 0 leaves it out.

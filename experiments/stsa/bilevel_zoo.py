@@ -4,8 +4,7 @@ Paper: Shen and Chen, A Single-Timescale Analysis for Stochastic Approximation
 with Multiple Coupled Sequences, 2022.
 
     python -m experiments.stsa.bilevel_zoo --problem=quadratic --preset=quick
-    python -m experiments.stsa.bilevel_zoo --problem=regularisation \
-      --data_dir=DATA
+    python -m experiments.stsa.bilevel_zoo --problem=regularisation
     python -m experiments.stsa.bilevel_zoo --problem=cleaning --data_dir=DATA
 
 Expected: on the quadratic, SOBA ends 4e4 times below its start, SABA at

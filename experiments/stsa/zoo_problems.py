@@ -38,8 +38,8 @@ class Tables:
   """The tables of the regularisation.
 
   Attributes:
-    names: a9a, magic, breast_cancer (needs no data folder), or names of LIBSVM
-      or csv files of your own.
+    names: of a9a, magic and breast_cancer (needs no data folder), or names of
+      LIBSVM or csv files of your own.
     targets: the column with the two classes of a file of your own: its name in
       the header, or its number; by default the last one.
     header: whether such a csv file has one; by default if no number is in it.
