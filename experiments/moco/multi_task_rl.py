@@ -37,6 +37,7 @@ TUNING_SEED = 1_000_000
 # Those that take one rollout an update.
 METHODS = tuple(n for n, m in methods.METHODS.items() if m.samples == 1)
 
+LEARNING = multi_task.Learning()
 GRID = compare.Grid((2e-3, 4e-3, 8e-3), (4e-3,), widen=0)
 
 
@@ -50,13 +51,9 @@ class Settings:
     methods: what is compared.
     frames: of each game, in a reported run.
     tuning_frames: of each game, in the runs that choose the learning rate.
-    environments: of each game, side by side.
-    rollout: steps of each in an update; for mt10, the first ones of an episode,
-      which has 500: returns and successes are of these steps only.
-    reward_scale: of rewards in the losses.
     records: in a run.
+    learning: what is the same for all methods.
     grid: what tuning tries; rates are of Adam, and fall linearly to 0.
-    episodes: of which the last ones count.
     seeds: of weights, environments and actions.
   """
 
@@ -69,12 +66,9 @@ class Settings:
   )
   frames: int = 500_000
   tuning_frames: int = 50_000
-  environments: int = 32
-  rollout: int = 16
-  reward_scale: float = 1.0
   records: int = 10
+  learning: multi_task.Learning = LEARNING
   grid: compare.Grid = GRID
-  episodes: int = 100
   seeds: int = 2
 
 
@@ -84,7 +78,7 @@ PRESETS = {
     games=('Breakout', 'Asterix'),
     methods=('mean', 'moco'),
     frames=4_000,
-    environments=8,
+    learning=multi_task.Learning(environments=8),
     grid=compare.Grid((2e-3,), (4e-3,), widen=0),
     records=2,
   ),
@@ -95,18 +89,15 @@ PRESETS = {
     games=(),
     methods=('mean', 'moco'),
     frames=4_500,
-    environments=1,
-    rollout=150,
-    reward_scale=0.1,
+    learning=multi_task.Learning(1, 150, reward_scale=0.1, window=10),
     grid=compare.Grid((1e-3,), (1e-3,), widen=0),
-    episodes=10,
   ),
   'paper': Settings(
     games=('Breakout', 'Asterix', 'SpaceInvaders', 'Freeway', 'Seaquest'),
     methods=METHODS,
     frames=10_000_000,
     tuning_frames=2_000_000,
-    environments=64,
+    learning=multi_task.Learning(environments=64),
     records=50,
     grid=dataclasses.replace(GRID, widen=2),
     seeds=10,
@@ -118,7 +109,7 @@ def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no comparison can have."""
   compare.check(settings)
   tasks = make_tasks(settings)
-  tasks.collector(multi_task.make_model(tasks), [0], _learning(settings))
+  tasks.collector(multi_task.make_model(tasks), [0], settings.learning)
 
 
 def make_tasks(settings: Settings) -> multi_task.Tasks:
@@ -127,19 +118,11 @@ def make_tasks(settings: Settings) -> multi_task.Tasks:
   return make(settings.games)
 
 
-def _learning(settings):
-  return multi_task.Learning(
-    settings.environments,
-    settings.rollout,
-    reward_scale=settings.reward_scale,
-    window=settings.episodes,
-  )
-
-
 def updates_of(settings: Settings, *, tuning: bool) -> int:
   """Updates of a run: each takes a rollout of every game."""
   frames = settings.tuning_frames if tuning else settings.frames
-  return max(1, frames // (settings.environments * settings.rollout))
+  learning = settings.learning
+  return max(1, frames // (learning.environments * learning.rollout))
 
 
 def make_solver(settings: Settings, name: str, hyper, key, updates: int):
@@ -157,7 +140,7 @@ def make_solver(settings: Settings, name: str, hyper, key, updates: int):
   oracle = multi_task.make_oracle(
     multi_task.make_model(tasks),
     aggregator,
-    _learning(settings),
+    settings.learning,
     key=key,
     played=played,
   )
@@ -212,12 +195,9 @@ def substituted_by(settings: Settings) -> str:
   if settings.suite != 'mt10':
     return 'games of MinAtar in place of MT10'
   actor_critic = 'actor-critic in place of soft actor-critic'
-  if settings.rollout == mt10.LONGEST:
-    return actor_critic
-  return (
-    f'{actor_critic}, episodes cut after {settings.rollout} of {mt10.LONGEST} '
-    'steps'
-  )
+  steps, longest = settings.learning.rollout, mt10.LONGEST
+  cut = f', episodes cut after {steps} of {longest} steps'
+  return actor_critic + (cut if steps < longest else '')
 
 
 def main(options: harness.Options) -> harness.Report:
@@ -310,7 +290,7 @@ def draw(
   outcomes: compare.Outcomes,
 ) -> matplotlib.figure.Figure:
   """Returns of each game over its frames."""
-  frames = settings.environments * settings.rollout
+  frames = settings.learning.environments * settings.learning.rollout
   panels = [
     harness.Panel(
       {
@@ -328,7 +308,12 @@ def draw(
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='moco', binary='multi_task_rl', check=check
+  main,
+  PRESETS,
+  paper='moco',
+  binary='multi_task_rl',
+  check=check,
+  renamed={'episodes': 'learning.window'},
 )
 
 

@@ -266,10 +266,9 @@ def with_data(
   name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
   """A problem by the name of its data."""
-  if name == 'adult':
-    return adult_problem(data, settings)
-  if name == 'school':
-    return school_problem(data, settings)
+  special = {'adult': adult_problem, 'school': school_problem}.get(name)
+  if special:
+    return special(data, settings)
   return regression_problem(name, data, settings)
 
 

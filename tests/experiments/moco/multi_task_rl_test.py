@@ -146,7 +146,10 @@ def test_bad_robots(robots):
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
     (make(suite='mt10', games=('reach',)), 'did you mean reach-v3'),
-    (make(suite='mt10', games=(), rollout=501), 'at most 500 steps'),
+    (
+      make(suite='mt10', games=(), learning=multi_task.Learning(rollout=501)),
+      'at most 500 steps',
+    ),
   ):
     with pytest.raises(harness.SettingsError, match=message):
       check(settings)
@@ -156,7 +159,9 @@ def test_cut_episodes_of_robots_are_said():
   """The results, and so the caption of each table, name what is cut."""
   preset = multi_task_rl.PRESETS['mt10']
   assert '150 of 500 steps' in multi_task_rl.substituted_by(preset)
-  whole = dataclasses.replace(preset, rollout=mt10.LONGEST)
+  whole = dataclasses.replace(
+    preset, learning=multi_task.Learning(rollout=mt10.LONGEST)
+  )
   assert 'steps' not in multi_task_rl.substituted_by(whole)
 
 
