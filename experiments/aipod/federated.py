@@ -206,10 +206,6 @@ def summarise(
       rounds = federated_run.rounds_to(outcome.trained.history, goal / 100)
       texts = [f'{n:.0f}' if np.isfinite(n) else '-' for n in rounds]
       results.note({'method': name}, {'each seed': ' '.join(texts)})
-  chosen = compared['e_aipod']
-  if not chosen.failure:
-    edge = ' (edge)' if 'lower_steps' in chosen.edges else ''
-    print(f'E-AiPOD, by tuning: S = {chosen.point["lower_steps"]}{edge}')
   for at, ours, theirs in (
     ({}, 'e_aipod', 'fednest'),
     ({'beside': 'local_upper'}, 'e_aipod', 'local_upper/fednest'),

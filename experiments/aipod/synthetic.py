@@ -111,7 +111,6 @@ def variants(settings: Settings) -> list[Variant]:
   lazy = lambda p, t: Variant(
     f'e_aipod/p{p:g}/t{t}', probability=p, upper_steps=t
   )
-  headline = lazy(p, t)
   found = [
     Variant('aipod'),
     Variant('aipod_twice_step', rate=2.0),
@@ -124,7 +123,7 @@ def variants(settings: Settings) -> list[Variant]:
       )
     ),
     *(
-      headline._replace(name=f'relaxation{delta:g}', relaxation=delta)
+      lazy(p, t)._replace(name=f'relaxation{delta:g}', relaxation=delta)
       for delta in settings.relaxations
     ),
   ]

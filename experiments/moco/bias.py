@@ -130,10 +130,13 @@ def measure(
     if outcome.failure:
       continue
     place = {'method': name, 'data': problem.name}
+    ran = [trial for trial in outcome.trials if trial.trained]
     best = [
-      max(trials, key=lambda trial: trial.score)
-      for _, trials in sorted(_by_own(outcome).items())
-      if any(trial.trained for trial in trials)
+      max(
+        (trial for trial in ran if trial.point['own'] == own),
+        key=lambda trial: trial.score,
+      )
+      for own in sorted({trial.point['own'] for trial in ran})
     ]
     for batch in sizes:
       found = biases(problem, name, best, batch)
@@ -145,13 +148,6 @@ def measure(
           ratios[name] = numbers['bias_ratio']
     results.add(place, bias_ratio=ratios[name])
   return ratios
-
-
-def _by_own(outcome):
-  found: dict[float, list[comparison.Trial]] = {}
-  for trial in outcome.trials:
-    found.setdefault(trial.point['own'], []).append(trial)
-  return found
 
 
 def _summary(found: Mapping[str, np.ndarray]) -> dict[str, Any]:

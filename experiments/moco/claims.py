@@ -1,34 +1,38 @@
 """What Fernando et al. claim of MoCo, and how it is judged here."""
 
+from typing import Any
+
 from experiments import harness
 
 _MOST = {1: 7, 3: 5}  # Seeds of 10, by start.
 
 
-def _front(method: str, start: int) -> str:
-  """The metric of a method at the smaller learning rate."""
-  return f'seeds_on_front/{method}/learning_rate=0.001/start={start}'
+def _front(words: str, method: str, start: int, **more: Any) -> harness.Claim:
+  """Of the seeds that a method brings to the front from a start."""
+  return harness.Claim(
+    f'Toy, learning rate 1e-3, start {start}: {words}.',
+    run='toy',
+    metric=f'seeds_on_front/{method}/learning_rate=0.001/start={start}',
+    **more,
+  )
 
 
 _REACHED = tuple(
-  harness.Claim(
-    f'Toy, learning rate 1e-3, start {start}: MoCo with exact weights and a '
-    'tracking share tuned on this problem reaches the Pareto front from '
-    f'{"most" if start == 1 else "half"} of 10 seeds.',
-    run='toy',
-    metric=_front('moco_exact', start),
-    headline=start == 1,
+  _front(
+    'MoCo with exact weights and a tracking share tuned on this problem '
+    f'reaches the Pareto front from {"most" if start == 1 else "half"} of 10 '
+    'seeds',
+    *('moco_exact', start),
     at_least=seeds,
     published='most',
+    headline=start == 1,
   )
   for start, seeds in _MOST.items()
 )
 _PUBLISHED_SHARE = tuple(
-  harness.Claim(
-    f'Toy, learning rate 1e-3, start {start}: the same with the published '
-    'share.',
-    run='toy',
-    metric=_front('moco_exact_published', start),
+  _front(
+    'the same with the published share',
+    *('moco_exact_published', start),
     at_least=seeds,
     published='most',
     presets=('quick', 'paper'),
@@ -36,13 +40,7 @@ _PUBLISHED_SHARE = tuple(
   for start, seeds in _MOST.items()
 )
 _STUCK = tuple(
-  harness.Claim(
-    f'Toy, learning rate 1e-3, start {start}: {name} does not.',
-    run='toy',
-    metric=_front(method, start),
-    at_most=1,
-    published='0',
-  )
+  _front(f'{name} does not', method, start, at_most=1, published='0')
   for method, name in (
     ('smg', 'the stochastic multi-gradient'),
     ('pcgrad', 'PCGrad'),
@@ -59,8 +57,7 @@ RUNS = {
     'multi_mnist',
     flags=(
       *_FEW,
-      '--grid.rates=0.003,0.005,0.01',
-      '--grid.rates_beside_own=0.01',
+      *('--grid.rates=0.003,0.005,0.01', '--grid.rates_beside_own=0.01'),
       '--bias_batches=',
     ),
     data='fashion',
@@ -71,14 +68,9 @@ RUNS = {
     preset='paper',
     flags=(
       *_FEW,
-      '--chunk=100',
-      '--batch=128',
-      '--hidden=128',
-      '--pool=2',
-      '--grid.rates=0.001,0.003,0.01',
-      '--grid.rates_beside_own=0.01',
-      '--evaluated=5000',
-      '--bias_batches=',
+      *('--chunk=100', '--batch=128', '--hidden=128', '--pool=2'),
+      *('--grid.rates=0.001,0.003,0.01', '--grid.rates_beside_own=0.01'),
+      *('--evaluated=5000', '--bias_batches='),
     ),
     data='mnist',
     presets=(),

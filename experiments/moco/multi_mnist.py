@@ -15,6 +15,7 @@ Pairs are drawn anew for every batch. Without --data_dir the digits are the
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -134,18 +135,16 @@ def make_problem(
   def features(params, batch):
     return trunk(params.trunk, batch[0])
 
-  def head_loss(task):
-    def loss(params, hidden, batch):
-      head = jax.tree.map(lambda x: x[task], params.heads)
-      logits = hidden @ head['w'] + head['b']
-      losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits, batch[1][:, task]
-      )
-      return losses.mean()
+  def head_loss(params, hidden, batch, task):
+    head = jax.tree.map(lambda x: x[task], params.heads)
+    logits = hidden @ head['w'] + head['b']
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits, batch[1][:, task]
+    ).mean()
 
-    return loss
-
-  heads = tuple(head_loss(task) for task in range(len(TASKS)))
+  heads = tuple(
+    functools.partial(head_loss, task=task) for task in range(len(TASKS))
+  )
 
   def losses(params, batch):
     hidden = features(params, batch)

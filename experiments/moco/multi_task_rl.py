@@ -163,7 +163,6 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   played = [job.method.removeprefix('only ')] if alone else tasks.names
 
   def measure(context, params, state):
-    del context, params
     episodes = bj.outputs(state)['episodes']
     found = {
       f'{name}/{game}': value
@@ -269,8 +268,7 @@ def summarise(
       baseline[i] = np.mean(values)
 
   def measure(outcome):
-    better = np.ones(len(games), bool)
-    change = methods.relative_change(scores[outcome.method], baseline, better)
+    change = methods.relative_change(scores[outcome.method], baseline, True)
     numbers = {'dm': np.asarray(change, np.float64)}
     won = [f'success/{game}' for game in games]
     if won[0] in outcome.trained.history:

@@ -133,7 +133,9 @@ def regression_problem(
   )
 
 
-def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
+def adult_problem(
+  name: str, data: dict[str, Any], settings: Settings
+) -> problems.Problem:
   """Income from census features, and scores that do not tell the sexes apart.
 
   Both objectives are of one output. The second is the squared difference of the
@@ -165,7 +167,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
 
   tasks = ('accuracy', 'parity')
   return problems.Problem(
-    name='adult',
+    name=name,
     tasks=tasks,
     metric='score',
     higher_is_better=True,
@@ -182,7 +184,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
 
 
 def school_problem(
-  data: dict[str, Any], settings: Settings
+  name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
   """One regression for each school, with batches of its own pupils."""
   schools, _, inputs = data['train'][0].shape
@@ -219,7 +221,7 @@ def school_problem(
     return jax.tree.map(deal, batch)
 
   return problems.Problem(
-    name='school',
+    name=name,
     tasks=tuple(f'school{i + 1}' for i in range(schools)),
     metric='error',
     higher_is_better=False,
@@ -233,6 +235,9 @@ def school_problem(
     score=score,
     data=data,
   )
+
+
+PROBLEMS = {'adult': adult_problem, 'school': school_problem}
 
 
 def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
@@ -262,16 +267,6 @@ def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
   return errors(best, 'test')
 
 
-def with_data(
-  name: str, data: dict[str, Any], settings: Settings
-) -> problems.Problem:
-  """A problem by the name of its data."""
-  special = {'adult': adult_problem, 'school': school_problem}.get(name)
-  if special:
-    return special(data, settings)
-  return regression_problem(name, data, settings)
-
-
 def least_ratio(ratios: list[harness.Interval]) -> harness.Interval:
   """The least of several ratios, and the least lower end of an interval."""
   mean = harness.reduced([x.mean for x in ratios], 'min')
@@ -298,7 +293,8 @@ def main(options: harness.Options) -> harness.Report:
     print(f'Data: {source.words}.', flush=True)
     sources.append(source)
     name = pathlib.Path(path).name
-    problem = with_data(name, data, settings)
+    make = PROBLEMS.get(name, regression_problem)
+    problem = make(name, data, settings)
     few = name != 'school'
     outcomes, measured = compare.compare(
       compare.Runs(problem, options),

@@ -159,7 +159,6 @@ def run(options: harness.Options) -> harness.Trained:
     return settings.noise * jax.random.normal(context.key, (3, 2, 2))
 
   def evaluate(context, params, state):
-    del context
     found = {}
     for name in settings.methods:
       point = getattr(params, name)

@@ -226,12 +226,6 @@ def main(options: harness.Options) -> harness.Report:
   """Tunes and runs the methods."""
   settings, results = options.settings, harness.Results()
   problems, sources = zoo_problems.make_problems(options)
-  grid = settings.grid
-  print(
-    f'Grid at first: lower step {grid.lower_steps}, ratio {grid.ratios} in '
-    f'units of {problems[0].upper_scale:g}, exponent {grid.exponents}; tuned '
-    f'on the seeds {TUNING_SEEDS}.'
-  )
   compared = [(problem, run(options, problem)) for problem in problems]
   curves = {}
   for problem, outcomes in compared:

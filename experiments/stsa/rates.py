@@ -108,11 +108,10 @@ RENAMED = {
 
 def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
   """Coupled sequences whose errors are measured at every step."""
-
-  def of_draw(move):
-    return lambda z, batch: move(z, batch['drawn'])
-
-  moves = {name: of_draw(move) for name, move in chain.increments.items()}
+  moves = {
+    name: lambda z, batch, move=move: move(z, batch['drawn'])
+    for name, move in chain.increments.items()
+  }
   solver = bj.stsa(moves, steps=dict(steps))
   return harness.measured(solver, lambda z, updates: chain.errors(z))
 
@@ -154,29 +153,6 @@ class Curve(NamedTuple):
   steps: np.ndarray
   values: np.ndarray  # (bins, seeds).
   slope: harness.Interval
-
-
-class Slopes:
-  """All slopes, and their curves by plot.
-
-  Attributes:
-    results: the slopes, by case.
-    plots: curves by the name of a plot.
-  """
-
-  def __init__(self) -> None:
-    self.results = harness.Results()
-    self.plots: dict[str, dict[str, tuple]] = {}
-
-  def add(self, case: str, curve: Curve, what: str) -> None:
-    """Adds the slope of a case; `what` says in the table of what it is."""
-    self.results.add({'case': case}, slope=curve.slope)
-    self.results.note({'case': case}, {'of': what})
-
-  def draw(self, plot: str, label: str, curve: Curve) -> None:
-    """Adds a curve to a plot."""
-    curves = self.plots.setdefault(plot, {})
-    curves[f'{label}: {curve.slope.mean:.2f}'] = curve[:2]
 
 
 def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
@@ -287,10 +263,6 @@ def nested(
     noise = problem.distance * jax.random.normal(context.key, flat.shape)
     return unravel(flat + noise)
 
-  def evaluate(context, params, state):
-    del context, state
-    return {'error': problem.error(params)}
-
   trained = harness.train(
     applications.nested_solver(problem),
     init,
@@ -301,7 +273,7 @@ def nested(
     workdir=options.workdir,
     save_seconds=options.save_seconds,
     name=name,
-    evaluate=evaluate,
+    evaluate=lambda context, params, state: {'error': problem.error(params)},
     settings=settings,
   )
   at, values = slopes.log_bins(
@@ -329,24 +301,41 @@ def check(settings: Settings) -> None:
     )
 
 
-def measure(options: harness.Options) -> Slopes:
-  """Runs all cases."""
-  settings, found = options.settings, Slopes()
+def measure(
+  options: harness.Options,
+) -> tuple[harness.Results, dict[str, dict[str, Any]]]:
+  """Runs all cases.
+
+  Args:
+    options: what the flags say.
+
+  Returns:
+    The slopes, and curves by plot and label.
+  """
+  settings, results = options.settings, harness.Results()
+  plots: dict[str, dict[str, Any]] = {}
+
+  def add(case, curve, what, **labels):
+    """Adds a slope, and its curve to the plots that have a label for it."""
+    results.add({'case': case}, slope=curve.slope)
+    results.note({'case': case}, {'of': what})
+    for plot, label in labels.items():
+      label = f'{label}: {curve.slope.mean:.2f}'
+      plots.setdefault(plot, {})[label] = curve[:2]
+
   for case in schedules.cases(settings.inner):
-    curves = falling(options, case)
-    for error, curve in curves.items():
-      end = f'/{error}' if len(curves) > 1 else ''
-      found.add(case.name + end, curve, f'{error} error over k')
-    curve = curves[case.errors[0]]
-    if case.fast:
-      found.draw('monotone', case.title, curve)
+    labels = {'monotone': case.title} if case.fast else {}
     if not case.fast or case.inner == settings.inner[0]:
-      found.draw('schedules', case.title, curve)
+      labels['schedules'] = case.title
+    for error, curve in falling(options, case).items():
+      end = f'/{error}' if len(case.errors) > 1 else ''
+      add(case.name + end, curve, f'{error} error over k', **labels)
+      labels = {}  # Of the first error only.
   spread = [
-    found.results.mean('slope', {'case': schedules.monotone(n)})
+    results.mean('slope', {'case': schedules.monotone(n)})
     for n in settings.inner
   ]
-  found.results.add(
+  results.add(
     {'case': 'strongly_monotone'}, slope_spread=harness.reduced(spread, 'ptp')
   )
   gradient_norm = 'mean squared gradient norm over K'
@@ -358,45 +347,43 @@ def measure(options: harness.Options) -> Slopes:
     chain = chains.nonmonotone_chain(inner, size=settings.size)
     name = 'control/fixed_step' if fixed else f'nonmonotone/inner={inner}'
     curve = by_length(options, name, chain, ratio, fixed=fixed)
-    found.add(name, curve, gradient_norm)
     label = 'control: fixed step' if fixed else f'N = {inner}'
-    found.draw('nonmonotone', label, curve)
+    add(name, curve, gradient_norm, nonmonotone=label)
   for name in settings.applications:
     if name in NESTED:
       curve = nested(options, name, NESTED[name]())
-      found.add(name, curve, 'squared error of x over k')
-      found.draw('nested', name, curve)
+      add(name, curve, 'squared error of x over k', nested=name)
     else:
       chain = actor_critic.actor_critic_chain()
       curve = by_length(options, name, chain, 2.0, scale=4.0)
-      found.add(name, curve, gradient_norm)
-      found.draw('nonmonotone', 'actor-critic', curve)
-  return found
+      add(name, curve, gradient_norm, nonmonotone='actor-critic')
+  return results, plots
 
 
 def main(options: harness.Options) -> harness.Report:
   """Runs all cases and fits their slopes."""
-  found = measure(options)
+  results, plots = measure(options)
   falling_steps = ('step k', 'squared error')
   lengths = ('length of the run K', 'mean squared gradient norm')
-  plots = {}
-  for name, (xlabel, ylabel), title in (
-    ('monotone', falling_steps, 'Strongly monotone: slopes'),
-    ('schedules', falling_steps, 'Other steps, controls: slopes'),
-    ('nested', falling_steps, 'Nested problems: slopes'),
-    ('nonmonotone', lengths, 'Non-monotone main sequence: slopes'),
-  ):
-    if name in found.plots:
-      plots[f'{name}.png'] = harness.draw_curves(
-        found.plots[name],
-        xlabel=xlabel,
-        ylabel=ylabel,
-        title=title,
-        logx=True,
-        logy=True,
-      )
+  figures = {
+    f'{name}.png': harness.draw_curves(
+      plots[name],
+      xlabel=labels[0],
+      ylabel=labels[1],
+      title=f'{title}: slopes',
+      logx=True,
+      logy=True,
+    )
+    for name, labels, title in (
+      ('monotone', falling_steps, 'Strongly monotone'),
+      ('schedules', falling_steps, 'Other steps, controls'),
+      ('nested', falling_steps, 'Nested problems'),
+      ('nonmonotone', lengths, 'Non-monotone main sequence'),
+    )
+    if name in plots
+  }
   return harness.Report(
-    found.results, rows='case', columns=('of', 'slope'), plots=plots
+    results, rows='case', columns=('of', 'slope'), plots=figures
   )
 
 

@@ -67,10 +67,6 @@ def draw(
 def _style(name, i):
   if name.startswith('control/'):
     return {'linestyle': '-', 'color': 'black', 'linewidth': 2.5}
-  colours = matplotlib.colormaps['tab20'].colors
-  styles = ('-', '--', ':')
-  return {
-    'linestyle': styles[i % len(styles)],
-    'color': colours[i % len(colours)],
-    'linewidth': 1.6,
-  }
+  colours, styles = matplotlib.colormaps['tab20'].colors, ('-', '--', ':')
+  style = {'linestyle': styles[i % 3], 'color': colours[i % len(colours)]}
+  return style | {'linewidth': 1.6}

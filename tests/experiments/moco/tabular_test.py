@@ -37,7 +37,7 @@ def test_school_batches_and_parts_see_their_own_school():
   part = tuple(map(jnp.asarray, (x, y, sizes)))
   data = {'train': part, 'validation': part, 'test': part}
   settings = tabular.Settings(hidden=6)
-  problem = tabular.school_problem(data, settings)
+  problem = tabular.school_problem('school', data, settings)
   batch = problem.batch(jax.random.key(1), data, 32)
   assert batch[0].shape == (3, 4, 4)
   for s, size in enumerate(sizes):
