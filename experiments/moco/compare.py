@@ -167,27 +167,15 @@ class Runs:
 
   Args:
     problem: what to learn.
-    options: what the flags say; the settings have a `grid` and a `batch`.
-    steps: of every method; by default the settings'.
-    chunk: steps between two records; likewise.
-    at_once: members that run side by side, as in `harness.train`.
+    options: what the flags say, with the `Settings`.
   """
 
   def __init__(
-    self,
-    problem: problems.Problem,
-    options: harness.Options,
-    *,
-    steps: int | None = None,
-    chunk: int | None = None,
-    at_once: int | None = None,
+    self, problem: problems.Problem, options: harness.Options
   ) -> None:
+    self.problem, self._settings = problem, options.settings
     settings = options.settings
-    self.problem, self._settings, self._at_once = problem, settings, at_once
-    self._steps = steps or settings.steps
-    self._chunk = chunk or settings.chunk
-    better = {measure.sign() for measure in problem.measured()}
-    sign = better.pop() if len(better) == 1 else 1.0
+    sign = 1.0 if problem.higher_is_better else -1.0
     self._rules = comparison.Rules(
       options,
       settings=harness.settings_of(settings, *APART),
@@ -206,13 +194,13 @@ class Runs:
     return comparison.compare(self._rules, names, self._train, axes)
 
   def scores(self, outcome: comparison.Outcome) -> np.ndarray:
-    """The measures on the test data at the end, (seeds, measures)."""
+    """The test scores of each task at the end, (seeds, tasks)."""
     count = len(outcome.members)
     last = jax.jit(
       lambda params, part: jax.lax.map(
         lambda one: self._score(outcome.method, one, part),
         params,
-        batch_size=self._at_once or count,
+        batch_size=count,
       )
     )(
       jax.tree.map(
@@ -226,31 +214,25 @@ class Runs:
   def step_seconds(self, outcome: comparison.Outcome) -> float:
     """Wall time of one step of one seed, without compilation."""
     members = outcome.trained.history['test/mean'].shape[1]
-    return outcome.trained.seconds / (self._steps * members)
+    return outcome.trained.seconds / (self._settings.steps * members)
 
   def _score(self, name, params, part):
-    measures = self.problem.measured()
-    every = range(len(measures))
-    alone = name.startswith('only ')
-    kept = [i for i in every if not alone or name == _only(measures[i])]
+    kept = range(len(self.problem.tasks))
+    if name.startswith('only '):
+      kept = [int(name.removeprefix('only '))]
     return self.problem.score(params, part)[jnp.array(kept)]
 
   def _train(self, job):
     problem, name = self.problem, job.method
-    measures = problem.measured()
-    if name.startswith('only '):
-      measures = [m for m in measures if name == _only(m)]
 
     def solver(context):
       rate, own = context.hyper['rate'], context.hyper['own'].astype(int)
       key = jax.random.key(17)
-      return make_solver(problem, name, rate, own, self._steps, key)
+      return make_solver(problem, name, rate, own, self._settings.steps, key)
 
     def evaluate(context, params, state):
       found = {
-        f'{part}/mean': problems.summary(
-          measures, self._score(name, params, context.data[part])
-        )
+        f'{part}/mean': jnp.mean(self._score(name, params, context.data[part]))
         for part in ('validation', 'test')
       }
       if not name.startswith('only '):
@@ -265,17 +247,12 @@ class Runs:
       batch=lambda context: problem.batch(
         context.key, context.data, self._settings.batch
       ),
-      steps=self._steps,
-      chunk=self._chunk,
+      steps=self._settings.steps,
+      chunk=self._settings.chunk,
       data=problem.data,
       evaluate=evaluate,
-      at_once=self._at_once,
       **job.keywords | {'name': f'{problem.name}/{job.keywords["name"]}'},
     )
-
-
-def _only(measure):
-  return f'only {measure.task}'
 
 
 def compare(
@@ -301,14 +278,12 @@ def compare(
     Outcomes and bias ratios by method.
   """
   problem = runs.problem
-  measures, at = problem.measured(), {'data': problem.name}
+  at = {'data': problem.name}
   if baseline is None:
-    # The measures of a task stand together.
     alone = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
     single = np.concatenate([runs.scores(one) for one in alone], axis=1)
   else:
     single = baseline[None]
-  better = np.array([measure.higher_is_better for measure in measures])
   outcomes = runs.compare(names)
   scores = {
     name: runs.scores(outcome)
@@ -316,18 +291,21 @@ def compare(
     if not outcome.failure
   }
   for name, score in (*scores.items(), ('single_task', single)):
-    if len(measures) <= SHOWN or name == 'single_task':
-      for each, values in zip(measures, score.T, strict=True):
-        place = {'method': name, **at, 'task': each.name}
+    if len(problem.tasks) <= SHOWN or name == 'single_task':
+      for task, values in zip(problem.tasks, score.T, strict=True):
+        place = {'method': name, **at, 'task': task}
         results.put(place, {problem.metric: values})
 
   def measure(outcome):
     score = scores[outcome.method]
-    mean = (
-      {problem.metric: score.mean(axis=-1)} if len(set(better)) == 1 else {}
+    change = methods.relative_change(
+      score, single.mean(axis=0), problem.higher_is_better
     )
-    change = methods.relative_change(score, single.mean(axis=0), better)
-    return mean | {'dm': change, 'step_seconds': runs.step_seconds(outcome)}
+    return {
+      problem.metric: score.mean(axis=-1),
+      'dm': change,
+      'step_seconds': runs.step_seconds(outcome),
+    }
 
   comparison.add_outcomes(results, outcomes, measure, at)
   note_own(results, outcomes, at)
@@ -361,10 +339,10 @@ def report(
   """
   columns, curves, plots = [], {}, {}
   for problem, outcomes in compared:
-    measures = problem.measured()
+    few = len(problem.tasks) <= SHOWN
     columns += [
-      harness.Column(problem.metric, each.name, {'task': each.name})
-      for each in measures[: SHOWN * (len(measures) <= SHOWN)]
+      harness.Column(problem.metric, task, {'task': task})
+      for task in (problem.tasks if few else ())
     ]
     columns.append(harness.Column(problem.metric))
     fine = {n: one for n, one in outcomes.items() if not one.failure}
