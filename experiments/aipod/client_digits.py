@@ -1,6 +1,7 @@
 """Digits of clients, not alike among them, and batches of them."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
@@ -67,27 +68,36 @@ def split_by_label(
   return rng.permutation(pieces).reshape(clients, -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """How digits are dealt to clients.
+
+  Attributes:
+    clients: the paper's 50.
+    shards: of the digits sorted by label for each client, the paper's 2.
+    pooling: side of the squares of pixels that are averaged; the paper's 1.
+    ratio: of the largest to the smallest class, for loss_tuning the paper's 10.
+    selection: digits that choose step sizes.
+    test: digits of the accuracy; with a data folder, all of its test file.
+  """
+
+  clients: int = 50
+  shards: int = 2
+  pooling: int = 2
+  ratio: Annotated[float, harness.Allowed(1)] = 1.0
+  selection: int = 1_000
+  test: int = 1_500
+
+
 def load_digits(
-  data_dir: str | None,
-  *,
-  clients: int,
-  shards: int,
-  pooling: int,
-  selection: int,
-  test: int,
-  ratio: float,
+  data_dir: str | None, split: Split
 ) -> tuple[Digits, harness.Source]:
   """Reads digits and deals them out.
 
   Args:
     data_dir: a folder with MNIST or a data set in its format; None for the
       packaged digits.
-    clients: how many.
-    shards: of sorted digits, for each client.
-    pooling: side of the squares of pixels that are averaged.
-    selection: digits that choose step sizes.
-    test: digits of the reported accuracy; with `data_dir`, its test file.
-    ratio: of the largest to the smallest class of the clients' digits.
+    split: among whom, and how.
 
   Returns:
     The digits, and where they come from.
@@ -97,21 +107,21 @@ def load_digits(
     MissingDataError: if `data_dir` has no such files.
   """
   rng = np.random.default_rng(0)
-  sizes = {'test': test, 'selection': selection, 'clients': None}
+  sizes = {'test': split.test, 'selection': split.selection, 'clients': None}
   parts, source = harness.load_digits(data_dir, sizes, seed=rng, own_test=True)
   images, labels = parts['clients']
-  kept = imbalance(labels, ratio)
-  rows = kept[split_by_label(labels[kept], clients, shards, rng)]
+  kept = imbalance(labels, split.ratio)
+  rows = kept[split_by_label(labels[kept], split.clients, split.shards, rng)]
   if rows.shape[1] < 5:
     raise harness.SettingsError(
-      f'{len(kept):,} digits are too few for {clients} clients: take fewer '
-      'clients, or more digits with --data_dir.'
+      f'{len(kept):,} digits are too few for {split.clients} clients: take '
+      'fewer clients, or more digits with --data_dir.'
     )
   # Shuffled, so that 80 and 20 % have the same classes.
   rows = rng.permuted(rows, axis=1)
   cut = round(0.8 * rows.shape[1])
   part = lambda images, labels: harness.DigitPart(
-    jnp.asarray(pool(images, pooling)), jnp.asarray(labels)
+    jnp.asarray(pool(images, split.pooling)), jnp.asarray(labels)
   )
 
   def dealt(rows):

@@ -17,24 +17,17 @@ from experiments.harness import comparison
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
 # On which no single run depends; which method it is, its name says.
 _NOT_OF_A_RUN = (
-  'taking_part',
-  'lower_steps',
-  'upper_rates',
-  'lower_rates',
-  'widen',
-  'fednest_rounds',
-  'fednest_steps',
-  'fednest_upper_steps',
-  'published_rate',
+  *('grid.upper_rates', 'grid.lower_rates', 'grid.widen', 'fednest'),
+  *('taking_part', 'lower_steps', 'published_rate'),
 )
 
 
 def methods(settings: Any) -> dict[str, Method]:
   """E-AiPOD with each S; FedNest with each T, tau and local upper steps."""
   found = {f'e_aipod/s{s}': Method(lower_steps=s) for s in settings.lower_steps}
-  several = settings.fednest_upper_steps
-  for t in settings.fednest_rounds:
-    for i, tau in enumerate(settings.fednest_steps):
+  several = settings.fednest.upper_steps
+  for t in settings.fednest.rounds:
+    for i, tau in enumerate(settings.fednest.steps):
       name = f'fednest/t{t}/tau{tau}'
       found[name] = one = Method(lower_rounds=t, local_steps=tau)
       if several and i == 0:
@@ -62,16 +55,16 @@ def compare(
     options,
     settings=harness.settings_of(settings, *_NOT_OF_A_RUN),
     score=lambda trained: federated_run.scores(
-      trained.history, goal, settings.tuning_rounds
+      trained.history, goal, settings.grid.rounds
     ),
     tuning_seeds=TUNING_SEEDS,
     # The worst: step sizes on the brink fail on other seeds.
     over_seeds=np.min,
-    widenings=settings.widen,
+    widenings=settings.grid.widen,
   )
   grid = {
-    'upper_rate': settings.upper_rates,
-    'lower_rate': settings.lower_rates,
+    'upper_rate': settings.grid.upper_rates,
+    'lower_rate': settings.grid.lower_rates,
   }
   train = lambda job: federated_run.train(
     variants[job.method], settings, digits, job
@@ -94,7 +87,7 @@ def compare(
     name = f'{chosen}/part{settings.taking_part}'
     beside.append(('e_aipod_partial', name, part, grid))
   if settings.published_rate:
-    lower = ours.point.get('lower_rate', settings.lower_rates[0])
+    lower = ours.point.get('lower_rate', settings.grid.lower_rates[0])
     point = {'upper_rate': (settings.published_rate,), 'lower_rate': (lower,)}
     name = f'{chosen}/published_step'
     beside.append(('e_aipod_published_step', name, method, point))

@@ -12,6 +12,9 @@ from experiments import harness
 from experiments.aipod import client_digits, clients, fednest, tasks
 from experiments.harness import comparison
 
+DECAY = 0.05  # Of the squared norm of the lower variable, published.
+LINEAR_RATE = 0.05  # Step size of the linear system's series.
+
 
 class Method(NamedTuple):
   """A method with what the grid of step sizes does not hold."""
@@ -30,17 +33,17 @@ class Method(NamedTuple):
 def make_task(settings: Any, digits: client_digits.Digits) -> tasks.Task:
   """The task of the settings."""
   if settings.task == 'hyper_representation':
-    return tasks.hyper_representation(settings.hidden, settings.decay)
+    return tasks.hyper_representation(settings.hidden, DECAY)
   labels = np.asarray(digits.train.labels).ravel()
   prior = np.bincount(labels, minlength=client_digits.CLASSES) / len(labels)
-  return tasks.loss_tuning(settings.hidden, settings.decay, prior)
+  return tasks.loss_tuning(settings.hidden, DECAY, prior)
 
 
 def make_solver(
   method: Method, settings: Any, task: tasks.Task, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
   """The solver of a method, for all clients at once."""
-  series = bj.linear_solvers.neumann(settings.products, settings.linear_rate)
+  series = bj.linear_solvers.neumann(settings.products, LINEAR_RATE)
 
   def one_client(axis_name):
     if method.lower_rounds:
@@ -49,9 +52,9 @@ def make_solver(
         axis_name,
         upper_rate=hyper['upper_rate'],
         lower_rate=hyper['lower_rate'],
-        lower_rounds=method.lower_rounds,
-        local_steps=method.local_steps,
-        upper_steps=method.upper_steps,
+        loops=fednest.Loops(
+          method.lower_rounds, method.local_steps, method.upper_steps
+        ),
         solve=series,
         batch_at=client_digits.batch_at,
       )
@@ -116,7 +119,7 @@ def train(
 
   def init(context):
     one = task.init(context.seed_key, digits.test.images.shape[-1])
-    return jax.tree.map(lambda z: jnp.stack([z] * settings.clients), one)
+    return jax.tree.map(lambda z: jnp.stack([z] * settings.digits.clients), one)
 
   def batch(context):
     return client_digits.draw_batch(
@@ -143,7 +146,7 @@ def train(
     points = len(job.keywords['settings']['tried'])
     return decided(history, goal, points)
 
-  limit = settings.tuning_rounds if job.tuning else settings.rounds
+  limit = settings.grid.rounds if job.tuning else settings.rounds
   try:
     return harness.train(
       lambda context: make_solver(method, settings, task, context.hyper),

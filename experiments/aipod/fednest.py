@@ -15,6 +15,20 @@ import optax
 import bilevel_jax as bj
 
 
+class Loops(NamedTuple):
+  """How many steps an update takes.
+
+  Attributes:
+    lower_rounds: T.
+    local_steps: tau, of the lower variable.
+    upper_steps: local steps of the upper variable.
+  """
+
+  lower_rounds: int
+  local_steps: int
+  upper_steps: int
+
+
 class FedNestState(NamedTuple):
   """State of `fednest`.
 
@@ -33,9 +47,7 @@ def fednest(
   *,
   upper_rate: float,
   lower_rate: float,
-  lower_rounds: int,
-  local_steps: int,
-  upper_steps: int,
+  loops: Loops,
   solve: bj.linear_solvers.LinearSolver,
   batch_at: Callable[[Any, Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
@@ -51,15 +63,14 @@ def fednest(
     axis_name: the axis of clients.
     upper_rate: step size of a local upper step.
     lower_rate: likewise, lower.
-    lower_rounds: T.
-    local_steps: tau, of the lower variable.
-    upper_steps: local steps of the upper variable.
+    loops: how many steps it takes.
     solve: the linear solver, as for the other methods.
     batch_at: the batch of evaluation t, from (batch, t).
 
   Returns:
     A solver for `BilevelParams` of one client, mapped with an axis name.
   """
+  lower_rounds, local_steps, upper_steps = loops
   mean = lambda tree: jax.lax.pmean(tree, axis_name)
   linear = bj.implicit(
     problem,

@@ -16,8 +16,6 @@ steps until then, seed by seed.
 """
 
 import dataclasses
-import pathlib
-import time
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -27,10 +25,14 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.aipod import quadratic
+from experiments.aipod import quadratic, synthetic_report
 
-# Fields that no single variant's run depends on.
+# Settings that no single variant's run depends on.
 OTHERS = ('probabilities', 'upper_steps', 'relaxations')
+HEADLINE = (0.3, 2)  # The probability and upper steps of most claims.
+PUBLISHED_RATE = 0.02  # Of upper steps; it fails on the published matrices.
+START = 0.7  # Standard deviation of the start, before it is projected; ours.
+NOISE = 0.1  # Standard deviation in each coordinate of a gradient, published.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,12 @@ class Settings:
   Attributes:
     size: coordinates of both variables, the paper's 100.
     objective: published, or released (the sine has lost x).
-    probabilities: of a lower projection; the paper's are .05 to .7.
+    probabilities: of a lower projection; the paper's are 0.05 to 0.7.
     upper_steps: T, the paper's 1 and 2.
     lower_steps: S, the paper's 5.
-    upper_rate: alpha; the published .02 fails on the published matrices.
-    published_rate: that alpha, reported beside.
+    upper_rate: alpha; the published 0.02 fails on the published matrices.
     lower_rate: beta.
-    relaxations: delta beside 1, for probability .3 and two upper steps.
-    start: standard deviation of each coordinate of the start, before it is
-      projected; ours.
-    noise: standard deviation in each coordinate of a gradient, the paper's.
+    relaxations: delta beside 1, for probability 0.3 and two upper steps.
     steps: iterations of AiPOD, whose 80 % set the target.
     cap: iterations after which a seed has not reached it.
     chunk: iterations between two records, the resolution of the results.
@@ -60,21 +58,15 @@ class Settings:
   size: int = 100
   objective: Literal['published', 'released'] = 'published'
   probabilities: Annotated[tuple[float, ...], harness.Allowed(high=1)] = (
-    0.1,
-    0.3,
-    0.7,
+    *(0.1, 0.3, 0.7),
   )
   upper_steps: tuple[int, ...] = (1, 2)
   lower_steps: int = 5
   upper_rate: float = 0.002
-  published_rate: float = 0.02
   lower_rate: float = 0.1
   relaxations: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = (
-    1.4,
-    4.0,
+    *(1.4, 4.0),
   )
-  start: Annotated[float, harness.Allowed(0)] = 0.7
-  noise: Annotated[float, harness.Allowed(0)] = 0.1
   steps: int = 2_000
   cap: int = 4_000
   chunk: int = 10
@@ -99,7 +91,6 @@ PRESETS = {
     uniform_steps=8_000,
   ),
 }
-HEADLINE = (0.3, 2)  # The probability and upper steps of most claims.
 
 
 class Variant(NamedTuple):
@@ -117,40 +108,35 @@ class Variant(NamedTuple):
 def variants(settings: Settings) -> list[Variant]:
   """What is run, those that set a target first."""
   p, t = HEADLINE
-  lazy = Variant(f'e_aipod/p{p:g}/t{t}', 'orthonormal', p, t)
+  lazy = lambda p, t: Variant(
+    f'e_aipod/p{p:g}/t{t}', probability=p, upper_steps=t
+  )
   found = [
     Variant('aipod'),
     Variant('aipod_twice_step', rate=2.0),
+    *(lazy(p, t) for t in settings.upper_steps for p in settings.probabilities),
     *(
-      Variant(f'e_aipod/p{p:g}/t{t}', 'orthonormal', p, t)
-      for t in settings.upper_steps
-      for p in settings.probabilities
+      lazy(p, n)._replace(name=name, control_variate=False)
+      for n, name in (
+        (1, 'no_control_variate'),
+        (t, f'no_control_variate_t{t}'),
+      )
     ),
-    lazy._replace(
-      name='no_control_variate', upper_steps=1, control_variate=False
-    ),
-    lazy._replace(name=f'no_control_variate_t{t}', control_variate=False),
     *(
-      lazy._replace(name=f'relaxation{delta:g}', relaxation=delta)
+      lazy(p, t)._replace(name=f'relaxation{delta:g}', relaxation=delta)
       for delta in settings.relaxations
     ),
   ]
-  if not settings.uniform_steps:
-    return found
-  prefix = 'paper_matrices'
-  found += [
-    Variant(f'{prefix}/aipod', 'uniform'),
-    *(
-      Variant(f'{prefix}/e_aipod/p{p:g}/t{t}', 'uniform', p, t)
-      for t in settings.upper_steps
-    ),
-    Variant(
-      f'{prefix}/aipod_published_step',
-      'uniform',
-      rate=settings.published_rate / settings.upper_rate,
-    ),
+  uniform = [
+    Variant('aipod'),
+    *(lazy(p, t) for t in settings.upper_steps),
+    Variant('aipod_published_step', rate=PUBLISHED_RATE / settings.upper_rate),
   ]
-  return found
+  return found + [
+    one._replace(name=f'paper_matrices/{one.name}', matrices='uniform')
+    for one in uniform
+    if settings.uniform_steps
+  ]
 
 
 def make_solver(
@@ -205,6 +191,17 @@ def running_average(history: dict[str, np.ndarray]) -> np.ndarray:
   return np.cumsum(means, axis=0) / np.arange(1, len(means) + 1)[:, None]
 
 
+def draw(options: harness.Options, matrices: str) -> quadratic.Instance:
+  """The problems of all seeds, with matrices of a kind."""
+  settings = options.settings
+  return quadratic.stack_instances(
+    [
+      quadratic.draw_instance(seed, matrices, settings.objective, settings.size)
+      for seed in options.seeds
+    ]
+  )
+
+
 def run(
   variant: Variant,
   options: harness.Options,
@@ -218,30 +215,21 @@ def run(
     target: the running average at which to stop, (seeds,); None runs AiPOD's
       iterations.
   """
-  settings, seeds = options.settings, options.seeds
-  hyper = {
-    'instance': quadratic.stack_instances(
-      [
-        quadratic.draw_instance(
-          seed, variant.matrices, settings.objective, settings.size
-        )
-        for seed in seeds
-      ]
-    ),
-  }
+  settings = options.settings
+  hyper = {'instance': draw(options, variant.matrices)}
 
   def init(context):
     key_x, key_y = jax.random.split(context.seed_key)
     x, y = (jax.random.normal(k, (settings.size,)) for k in (key_x, key_y))
     sets = quadratic.sets_of(context.hyper['instance'])
-    x = sets['upper'](settings.start * x)
-    return bj.BilevelParams(x, sets['lower'](settings.start * y, x))
+    x = sets['upper'](START * x)
+    return bj.BilevelParams(x, sets['lower'](START * y, x))
 
   def batch(context):
     return quadratic.draw_noise(
       context.key,
       context.hyper['instance'],
-      settings.noise,
+      NOISE,
       lower_steps=settings.lower_steps,
       upper_steps=variant.upper_steps,
     )
@@ -254,10 +242,10 @@ def run(
   def reached(history):
     return bool(np.all(np.min(running_average(history), axis=0) <= target))
 
-  steps = settings.steps if variant.matrices == 'orthonormal' else None
-  steps = steps or settings.uniform_steps
+  published = variant.matrices == 'uniform'
+  steps = settings.uniform_steps if published else settings.steps
   if target is not None:
-    steps = settings.cap if variant.matrices == 'orthonormal' else 2 * steps
+    steps = 2 * steps if published else settings.cap
   with np.errstate(all='ignore'):
     trained = harness.train(
       lambda context: make_solver(variant, settings, context),
@@ -265,7 +253,7 @@ def run(
       batch,
       steps=steps,
       chunk=settings.chunk,
-      seeds=seeds,
+      seeds=options.seeds,
       workdir=options.workdir,
       save_seconds=options.save_seconds,
       name=variant.name,
@@ -278,164 +266,42 @@ def run(
   return trained._replace(history=trained.history | average)
 
 
-class Reached(NamedTuple):
-  """Where each seed reached its target; infinity where it did not.
-
-  Attributes:
-    projections: lower and upper ones until then.
-    upper_steps: until then.
-  """
-
-  projections: np.ndarray
-  upper_steps: np.ndarray
-
-
-def projections_of(trained: harness.Trained) -> np.ndarray:
-  """Projections so far, lower and upper ones, (records, seeds)."""
-  levels = ('lower', 'upper')
-  return sum(trained.history[f'count/projections/{n}'] for n in levels)
-
-
-def reach(
-  trained: harness.Trained, target: np.ndarray, upper_steps: int
-) -> Reached:
-  """When the running average first is at or below the target of its seed."""
-  below = trained.history['average'] <= target
-  row = np.argmax(below, axis=0)
-  missed = ~below.any(axis=0)
-  seeds = np.arange(len(missed))
-  spent = projections_of(trained)[row, seeds].astype(float)
-  steps = upper_steps * trained.steps[row].astype(float)
-  return Reached(
-    np.where(missed, np.inf, spent), np.where(missed, np.inf, steps)
-  )
-
-
-def released_gradient_error(settings: Settings, seeds: tuple[int, ...]):
+def released_gradient_error(options: harness.Options, matrices: str) -> float:
   """Relative error of the released code's gradient at the first points."""
 
   def error(instance, seed):
-    x = jax.random.normal(jax.random.key(seed), (settings.size,))
+    x = jax.random.normal(jax.random.key(seed), (options.settings.size,))
     x = quadratic.sets_of(instance)['upper'](x)
     exact = quadratic.hypergradient(instance, x)
     released = quadratic.hypergradient(instance, x, released=True)
     return jnp.linalg.norm(released - exact) / jnp.linalg.norm(exact)
 
-  found = {}
-  for matrices in ('orthonormal', 'uniform'):
-    draws = [
-      quadratic.draw_instance(s, matrices, settings.objective, settings.size)
-      for s in seeds
-    ]
-    errors = jax.vmap(error)(
-      quadratic.stack_instances(draws), jnp.asarray(seeds, jnp.uint32)
-    )
-    found[matrices] = harness.reduced(errors, 'median')
-  return found
+  errors = jax.vmap(error)(
+    draw(options, matrices), jnp.asarray(options.seeds, jnp.uint32)
+  )
+  return harness.reduced(errors, 'median')
 
 
-def main(options: harness.Options) -> dict[str, float]:
-  """Runs all variants and writes the table, the plots and the results."""
-  start = time.monotonic()
-  settings, seeds = options.settings, options.seeds
+def main(options: harness.Options) -> harness.Report:
+  """Runs all variants."""
   runs: dict[str, harness.Trained] = {}
   targets: dict[str, np.ndarray] = {}
-  base: dict[str, Reached] = {}
-  metrics: dict[str, float] = {}
-  rows = []
-  everything = variants(settings)
-  for variant in everything:
+  every = variants(options.settings)
+  for variant in every:
     kind = variant.matrices
-    trained = run(variant, options, targets.get(kind))
-    runs[variant.name] = trained
-    if kind not in targets:
-      # AiPOD itself: the target, and what the others are compared with.
-      row = int(np.searchsorted(trained.steps, 0.8 * trained.steps[-1]))
-      targets[kind] = trained.history['average'][row]
-      base[kind] = reach(trained, targets[kind], 1)
-    found = reach(trained, targets[kind], variant.upper_steps)
-    ratios = {
-      'projections_ratio': ratio(found.projections, base[kind].projections),
-      'upper_steps_ratio': ratio(found.upper_steps, base[kind].upper_steps),
-    }
-    if variant.upper_steps == 2 and kind == 'orthonormal':
-      twice = reach(runs['aipod_twice_step'], targets[kind], 1)
-      ratios['projections_ratio_equal_step'] = ratio(
-        found.projections, twice.projections
-      )
-    medians = {k: harness.reduced(v, 'median') for k, v in ratios.items()}
-    metrics |= {f'{variant.name}/{k}': v for k, v in medians.items()}
-    reaching = int(np.sum(np.isfinite(found.projections)))
-    metrics[f'{variant.name}/seeds_reaching'] = reaching
-    stopped = len(trained.stopped)
-    metrics[f'{variant.name}/seeds_stopped'] = stopped
-    outside = trained.history['outside']
-    metrics[f'{variant.name}/outside'] = harness.reduced(outside.ravel(), 'max')
-    rows.append(
-      {
-        'run': variant.name,
-        'projections': _infinite(medians['projections_ratio']),
-        'upper steps': _infinite(medians['upper_steps_ratio']),
-        'projections, equal step': medians.get('projections_ratio_equal_step'),
-        'seeds reaching': f'{reaching} of {len(seeds)}',
-        'seeds stopped': stopped,
-        'iterations': int(trained.steps[-1]),
-      }
-    )
-  for kind, error in released_gradient_error(settings, seeds).items():
-    metrics[f'released_gradient_error/{kind}'] = error
-  harness.write_table(options.workdir, rows)
-  _plot(pathlib.Path(options.workdir), runs, everything)
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
+    trained = runs[variant.name] = run(variant, options, targets.get(kind))
+    targets.setdefault(kind, synthetic_report.target_of(trained))
+  results = synthetic_report.summarise(every, runs)
+  for kind in ('orthonormal', 'uniform'):
+    error = released_gradient_error(options, kind)
+    results.add({'matrices': kind}, released_gradient_error=error)
+  return harness.Report(
+    results,
+    rows='run',
+    columns=synthetic_report.COLUMNS,
     curves={name: run.history['average'] for name, run in runs.items()},
+    plots=synthetic_report.draw(every, runs),
   )
-  return metrics
-
-
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-  """Seed by seed; infinity where ours is, also where both are."""
-  finite = np.isfinite(ours)
-  return np.where(finite, np.where(finite, ours, 0) / theirs, np.inf)
-
-
-def _infinite(ratio: float) -> float | str:
-  return ratio if np.isfinite(ratio) else 'not reached'
-
-
-def _plot(folder, runs, everything):
-  p, t = HEADLINE
-  names = {
-    'aipod': 'AiPOD',
-    f'e_aipod/p{p:g}/t1': f'E-AiPOD, p = {p:g}, T = 1',
-    f'e_aipod/p{p:g}/t{t}': f'E-AiPOD, p = {p:g}, T = {t}',
-    'e_aipod/p0.1/t2': 'E-AiPOD, p = 0.1, T = 2',
-    'no_control_variate': f'p = {p:g}, T = 1, no control variate',
-  }
-  steps = {variant.name: variant.upper_steps for variant in everything}
-  for axis, label in (
-    ('projections', 'projections, lower and upper'),
-    ('upper_steps', 'upper steps'),
-  ):
-    curves = {}
-    for name, title in names.items():
-      if name not in runs:
-        continue
-      trained = runs[name]
-      if axis == 'projections':
-        x = projections_of(trained).mean(axis=1)
-      else:
-        x = steps[name] * trained.steps
-      curves[title] = (x, trained.history['average'])
-    harness.plot_curves(
-      folder / f'{axis}.png',
-      curves,
-      xlabel=label,
-      ylabel='running average of stationarity',
-      logy=True,
-    )
 
 
 STUDY = harness.Study(main, PRESETS, paper='aipod', binary='synthetic')

@@ -1,6 +1,7 @@
 """The bias of multi-gradient directions at the end of a run, beside SMG's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ def biases(
   problem: problems.Problem,
   name: str,
   trials: Sequence[comparison.Trial],
+  batch: int,
 ) -> dict[str, np.ndarray]:
   """Multi-gradient biases at the end of a run, of its method and of SMG.
 
@@ -33,6 +35,7 @@ def biases(
     problem: what was learned.
     name: of the method.
     trials: of its runs.
+    batch: the size of a batch.
 
   Returns:
     By `own/`, `next_batch/` or `smg/` and a field of
@@ -61,7 +64,7 @@ def biases(
       count, key, ('heads',), methods.own_value(name, value)
     )
     begin = oracle.init(params)
-    batches = jax.vmap(lambda k: problem.batch(k, data))(
+    batches = jax.vmap(lambda k: problem.batch(k, data, batch))(
       jax.random.split(key, BATCHES)
     )
     jacobian = lambda batch: oracle.update(batch, begin, params)[0]
@@ -99,10 +102,11 @@ def biases(
 
 
 def measure(
-  place: str,
-  by_batch: dict[int, problems.Problem],
-  outcomes: dict[str, comparison.Outcome],
-) -> tuple[dict[str, float], dict[str, harness.Interval]]:
+  results: harness.Results,
+  problem: problems.Problem,
+  sizes: Sequence[int],
+  outcomes: Mapping[str, comparison.Outcome],
+) -> dict[str, harness.Interval]:
   """How many times SMG's bias is that of slower methods, and of controls.
 
   `mean`, whose weights never move, and `moco_no_memory`, which takes MoCo's
@@ -110,58 +114,52 @@ def measure(
   that are slow; the weights of `moco_exact` are as fast as SMG's.
 
   Args:
-    place: name of the problem, in metrics.
-    by_batch: the problem with several sizes of a batch, the last that of the
-      training; none for no measurement.
+    results: to which biases and ratios are added, at the best learning rate for
+      each value of the method's own hyperparameter (the coordinate `own`) and
+      each size (`batch`), and `bias_ratio` as chosen, at the last size.
+    problem: what was learned.
+    sizes: of a batch, the last that of the training; empty for no measurement.
     outcomes: of the runs, by method.
 
   Returns:
-    Metrics `<method>/<place>/batch<size>/<share>/...` at the best learning rate
-    for each value of the method's own hyperparameter, those without `<share>`
-    at the chosen one, and `<method>/<place>/bias_ratio`, as chosen, at the last
-    size. The latter also by method, with their intervals.
+    The latter ratio by method.
   """
-  metrics, ratios = {}, {}
-  for name in [name for name in MEASURED if name in outcomes and by_batch]:
+  ratios = {}
+  for name in [name for name in MEASURED if name in outcomes and sizes]:
     outcome = outcomes[name]
     if outcome.failure:
       continue
+    place = {'method': name, 'data': problem.name}
+    ran = [trial for trial in outcome.trials if trial.trained]
     best = [
-      max(trials, key=lambda trial: trial.score)
-      for _, trials in sorted(_by_own(outcome).items())
-      if any(trial.trained for trial in trials)
+      max(
+        (trial for trial in ran if trial.point['own'] == own),
+        key=lambda trial: trial.score,
+      )
+      for own in sorted({trial.point['own'] for trial in ran})
     ]
-    for batch, problem in by_batch.items():
-      found = biases(problem, name, best)
+    for batch in sizes:
+      found = biases(problem, name, best, batch)
       for i, trial in enumerate(best):
-        ours, ratio = _summary({k: v[i] for k, v in found.items()})
-        at = f'{name}/{place}/batch{batch}'
         own = int(trial.point['own'])
-        metrics |= {f'{at}/share{own}/{k}': v for k, v in ours.items()}
+        numbers = _summary({k: v[i] for k, v in found.items()})
+        results.put({**place, 'batch': batch, 'own': own}, numbers)
         if trial.point['own'] == outcome.point['own']:
-          metrics |= {f'{at}/{k}': v for k, v in ours.items()}
-          ratios[name] = ratio
-    metrics |= ratios[name].metrics(f'{name}/{place}/bias_ratio')
-  return metrics, ratios
+          ratios[name] = numbers['bias_ratio']
+    results.add(place, bias_ratio=ratios[name])
+  return ratios
 
 
-def _by_own(outcome):
-  found: dict[float, list[comparison.Trial]] = {}
-  for trial in outcome.trials:
-    found.setdefault(trial.point['own'], []).append(trial)
-  return found
-
-
-def _summary(
-  found: dict[str, np.ndarray],
-) -> tuple[dict[str, float], harness.Interval]:
-  metrics = {f'bias/{k}': harness.reduced(v, 'mean') for k, v in found.items()}
-  intervals = {}
-  for field in ('from_min_norm', 'at_own_weights'):
+def _summary(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  numbers: dict[str, Any] = {
+    f'bias/{k}': harness.reduced(v, 'mean') for k, v in found.items()
+  }
+  for field, end in (
+    ('from_min_norm', '/from_min_norm'),
+    ('at_own_weights', ''),
+  ):
     # Without any bias of one's own the ratio is infinite, not an error.
     with np.errstate(divide='ignore'):
       ratio = found[f'smg/{field}'] / found[f'own/{field}']
-    intervals[field] = harness.mean_interval(ratio)
-    end = '' if field == 'at_own_weights' else f'/{field}'
-    metrics |= intervals[field].metrics(f'bias_ratio{end}')
-  return metrics, intervals['at_own_weights']
+    numbers[f'bias_ratio{end}'] = harness.mean_interval(ratio)
+  return numbers

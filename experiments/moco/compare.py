@@ -7,7 +7,9 @@ rates. The trial is chosen on validation data, as the mean over seeds of the
 mean score over tasks.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,44 +23,87 @@ from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 
 VALUES = 3  # Of a method's own hyperparameter.
-LAST = (
-  'dm',
-  'bias, SMG / own',
-  'rate',
-  'own',
-  'step_seconds',
-  'trials',
-  'seconds',
-)
-SHOWN = 9  # Measures in the table, at most.
-# Settings of the grid: what is tried is kept with each run.
-APART = ('rates', 'rates_beside_own', 'widen')
+SHOWN = 9  # Tasks with a number and a column each, at most.
+CURVES = ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
+# Settings that no run of one method depends on.
+APART = ('methods', 'bias_batches', 'datasets', 'grid')
+
+Outcomes = dict[str, comparison.Outcome]
+Methods = Annotated[tuple[str, ...], harness.Among(methods.EVERY)]
 
 
-class Grid(NamedTuple):
-  """The learning rates that are tried.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """What tuning tries.
 
   Attributes:
-    alone: by methods without a hyperparameter of their own.
-    beside_own: by the others, at each value of theirs: a third as many.
+    rates: learning rates of a method without a hyperparameter of its own.
+    rates_beside_own: those of the other methods, a third as many, at each value
+      of theirs; one, and one of `rates`, for no tuning.
+    widen: how often the rates may be widened where the best is at an end.
   """
 
-  alone: tuple[float, ...]
-  beside_own: tuple[float, ...]
+  rates: tuple[float, ...]
+  rates_beside_own: tuple[float, ...]
+  widen: Annotated[int, harness.Allowed(0)] = 3
+
+  def axes(self, name: str) -> comparison.Grid:
+    """What is tried of a method, by name, or of `only <task>`."""
+    if name.startswith('only ') or methods.own(name) is None:
+      return {'own': (0,), 'rate': self.rates}
+    values = range(VALUES if len(self.rates) > 1 else 1)
+    return {'own': comparison.among(values), 'rate': self.rates_beside_own}
 
 
-def check(names: tuple[str, ...], grid: Grid) -> None:
-  """Raises SettingsError for methods or rates that no comparison can have."""
-  unknown = set(names) - set(methods.EVERY)
-  if unknown or not names:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a comparison on a perceptron.
+
+  Attributes:
+    methods: what is compared.
+    steps: of Adam.
+    chunk: steps between two records.
+    batch: examples in a batch.
+    hidden: units of each of the two hidden layers of the trunk.
+    grid: what tuning tries.
+    bias_batches: sizes of a batch at which biases are measured; the last, as a
+      rule that of the training, gives the metrics `bias_ratio`. Empty for none.
+    seeds: of first weights and batches.
+  """
+
+  methods: Methods = methods.EVERY
+  steps: int = 500
+  chunk: int = 100
+  batch: int = 64
+  hidden: int = 64
+  grid: Grid = Grid((1e-3, 3e-3, 1e-2), (3e-3,))
+  bias_batches: Annotated[tuple[int, ...], harness.Allowed(empty=True)] = (
+    4,
+    16,
+    64,
+  )
+  seeds: int = 5
+
+
+# What is small in the smoke presets.
+SMOKE: dict[str, Any] = {
+  'methods': ('mean', 'moco', 'moco_no_memory', 'moco_exact'),
+  'steps': 100,
+  'chunk': 50,
+  'batch': 32,
+  'bias_batches': (32,),
+  'seeds': 3,
+}
+
+
+def check(settings: Any) -> None:
+  """Raises SettingsError unless all methods have as many trials."""
+  grid = settings.grid
+  trials, few = len(grid.rates), len(grid.rates_beside_own)
+  if trials != VALUES * few and not trials == few == 1:
     raise harness.SettingsError(
-      f'unknown methods {sorted(unknown)}; known: {", ".join(methods.EVERY)}.'
-    )
-  trials, few = len(grid.alone), len(grid.beside_own)
-  if not few or trials != VALUES * few:
-    raise harness.SettingsError(
-      f'rates are {VALUES} times as many as rates_beside_own, so that every '
-      f'method has as many trials: got {trials} and {few}.'
+      f'grid.rates are {VALUES} times as many as grid.rates_beside_own, so '
+      f'that every method has as many trials: got {trials} and {few}.'
     )
 
 
@@ -122,61 +167,46 @@ class Runs:
 
   Args:
     problem: what to learn.
-    options: what the flags say.
-    steps: of every method.
-    chunk: steps between two records.
-    grid: the learning rates that are tried.
-    settings: of the run, for its folder.
-    at_once: members that run side by side, as in `harness.train`.
-    widenings: how often a grid may grow.
+    options: what the flags say, with the `Settings`.
   """
 
   def __init__(
-    self,
-    problem: problems.Problem,
-    options: harness.Options,
-    *,
-    steps: int,
-    chunk: int,
-    grid: Grid,
-    settings: Any,
-    at_once: int | None = None,
-    widenings: int = 3,
+    self, problem: problems.Problem, options: harness.Options
   ) -> None:
-    self._problem, self._grid = problem, grid
-    self._steps, self._chunk, self._at_once = steps, chunk, at_once
-    measures = problem.measured()
-    mixed = len({measure.higher_is_better for measure in measures}) > 1
-    better = 1.0 if mixed or measures[0].higher_is_better else -1.0
+    self.problem, self._settings = problem, options.settings
+    settings = options.settings
+    sign = 1.0 if problem.higher_is_better else -1.0
     self._rules = comparison.Rules(
       options,
-      settings=settings,
-      score=lambda trained: better * trained.history['validation/mean'][-1],
-      widenings=widenings,
+      settings=harness.settings_of(settings, *APART),
+      score=lambda trained: sign * trained.history['validation/mean'][-1],
+      widenings=settings.grid.widen,
     )
 
   def run(self, name: str) -> comparison.Outcome:
     """Trains a method for all trials and seeds, and chooses a trial."""
-    return comparison.run(self._rules, name, self._train, self._grid_of(name))
+    grid = self._settings.grid.axes(name)
+    return comparison.run(self._rules, name, self._train, grid)
 
-  def compare(self, names: tuple[str, ...]) -> dict[str, comparison.Outcome]:
+  def compare(self, names: Sequence[str]) -> Outcomes:
     """Likewise, several methods, all with as many trials at first."""
-    return comparison.compare(self._rules, names, self._train, self._grid_of)
+    axes = self._settings.grid.axes
+    return comparison.compare(self._rules, names, self._train, axes)
 
   def scores(self, outcome: comparison.Outcome) -> np.ndarray:
-    """The measures on the test data at the end, (seeds, measures)."""
+    """The test scores of each task at the end, (seeds, tasks)."""
     count = len(outcome.members)
     last = jax.jit(
       lambda params, part: jax.lax.map(
         lambda one: self._score(outcome.method, one, part),
         params,
-        batch_size=self._at_once or count,
+        batch_size=count,
       )
     )(
       jax.tree.map(
         lambda x: jnp.asarray(x)[outcome.members], outcome.trained.params
       ),
-      self._problem.data['test'],
+      self.problem.data['test'],
     )
     stopped = np.isnan(outcome.last('test/mean'))
     return np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
@@ -184,38 +214,25 @@ class Runs:
   def step_seconds(self, outcome: comparison.Outcome) -> float:
     """Wall time of one step of one seed, without compilation."""
     members = outcome.trained.history['test/mean'].shape[1]
-    return outcome.trained.seconds / (self._steps * members)
-
-  def _grid_of(self, name):
-    own = None if name.startswith('only ') else methods.own(name)
-    if own is None:
-      return {'own': (0,), 'rate': self._grid.alone}
-    values = comparison.among(range(len(own.values)))
-    return {'own': values, 'rate': self._grid.beside_own}
+    return outcome.trained.seconds / (self._settings.steps * members)
 
   def _score(self, name, params, part):
-    measures = self._problem.measured()
-    every = range(len(measures))
-    alone = name.startswith('only ')
-    kept = [i for i in every if not alone or name == _only(measures[i])]
-    return self._problem.score(params, part)[jnp.array(kept)]
+    kept = range(len(self.problem.tasks))
+    if name.startswith('only '):
+      kept = [int(name.removeprefix('only '))]
+    return self.problem.score(params, part)[jnp.array(kept)]
 
   def _train(self, job):
-    problem, name = self._problem, job.method
-    measures = problem.measured()
-    if name.startswith('only '):
-      measures = [m for m in measures if name == _only(m)]
+    problem, name = self.problem, job.method
 
     def solver(context):
       rate, own = context.hyper['rate'], context.hyper['own'].astype(int)
       key = jax.random.key(17)
-      return make_solver(problem, name, rate, own, self._steps, key)
+      return make_solver(problem, name, rate, own, self._settings.steps, key)
 
     def evaluate(context, params, state):
       found = {
-        f'{part}/mean': problems.summary(
-          measures, self._score(name, params, context.data[part])
-        )
+        f'{part}/mean': jnp.mean(self._score(name, params, context.data[part]))
         for part in ('validation', 'test')
       }
       if not name.startswith('only '):
@@ -227,121 +244,132 @@ class Runs:
     return harness.train(
       solver,
       init=lambda context: problem.init(context.seed_key),
-      batch=lambda context: problem.batch(context.key, context.data),
-      steps=self._steps,
-      chunk=self._chunk,
+      batch=lambda context: problem.batch(
+        context.key, context.data, self._settings.batch
+      ),
+      steps=self._settings.steps,
+      chunk=self._settings.chunk,
       data=problem.data,
       evaluate=evaluate,
-      at_once=self._at_once,
       **job.keywords | {'name': f'{problem.name}/{job.keywords["name"]}'},
     )
 
 
-def _only(measure):
-  return f'only {measure.task}'
-
-
 def compare(
-  problem: problems.Problem,
-  names: tuple[str, ...],
-  options: harness.Options,
+  runs: Runs,
+  results: harness.Results,
+  names: Sequence[str],
   *,
   baseline: np.ndarray | None = None,
-  by_batch: dict[int, problems.Problem] | None = None,
-  **given: Any,
-) -> tuple[
-  dict[str, float], list[dict[str, Any]], dict[str, comparison.Outcome]
-]:
-  """Runs all methods; gives metrics, rows of the table and outcomes.
+  bias_batches: Sequence[int] = (),
+) -> tuple[Outcomes, dict[str, harness.Interval]]:
+  """Runs all methods, and adds their numbers.
 
   Args:
-    problem: what to learn.
+    runs: on the problem.
+    results: to which numbers are added, at the coordinates method and data;
+      those of one task at `task` too, with their mean over tasks beside them.
     names: methods.
-    options: what the flags say.
-    baseline: test scores (measures,) of single-task models where they are
-      fitted otherwise.
-    by_batch: the same problem with other sizes of a batch, at which biases are
-      measured, see `bias`; the last is that of the training; empty for none.
-    **given: further arguments of `Runs`.
+    baseline: test scores (tasks,) of single-task models where they are fitted
+      otherwise.
+    bias_batches: sizes of a batch at which biases are measured, see `bias`.
 
   Returns:
-    Metrics by stable name, rows and outcomes by method.
+    Outcomes and bias ratios by method.
   """
-  runs = Runs(problem, options, **given)
-  measures, place = problem.measured(), problem.name
+  problem = runs.problem
+  at = {'data': problem.name}
   if baseline is None:
-    # The measures of a task stand together.
     alone = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
-    baseline = np.concatenate([runs.scores(one).mean(axis=0) for one in alone])
-  better = np.array([measure.higher_is_better for measure in measures])
+    single = np.concatenate([runs.scores(one) for one in alone], axis=1)
+  else:
+    single = baseline[None]
   outcomes = runs.compare(names)
-
-  def measure(outcome):
-    score = runs.scores(outcome)
-    found = {}
-    if len(measures) <= SHOWN:
-      found = {each.name: score[:, i] for i, each in enumerate(measures)}
-    if len(set(better)) == 1:
-      found[problem.metric] = score.mean(axis=-1)
-    found['dm'] = methods.relative_change(score, baseline, better)
-    return found | {'step_seconds': runs.step_seconds(outcome)}
-
-  metrics, rows = comparison.report_outcomes(outcomes, measure, where=place)
-  for each, value in zip(measures, baseline):
-    metrics[f'single/{place}/{each.name}'] = float(value)
-  biases, ratios = bias.measure(place, by_batch or {}, outcomes)
-  for row in rows:
-    own = methods.own(row['method'])
-    if 'own' in row:
-      row['own'] = own.label(int(float(row['own']))) if own else ''
-    if row['method'] in ratios:
-      row['bias, SMG / own'] = ratios[row['method']]
-  return metrics | biases, rows, outcomes
-
-
-def columns(rows: list[dict[str, Any]]) -> list[str]:
-  """Columns of a table of rows that have not all the same."""
-  every = dict.fromkeys(column for row in rows for column in row)
-  last = [c for c in LAST if c in every]
-  return [*(c for c in every if c not in last), *last]
-
-
-def curves_of(
-  outcomes: dict[str, comparison.Outcome],
-) -> dict[str, np.ndarray]:
-  """The mean test score over steps at the chosen trial, by method."""
-  return {
-    name: outcome.values('test/mean')
+  scores = {
+    name: runs.scores(outcome)
     for name, outcome in outcomes.items()
     if not outcome.failure
   }
+  for name, score in (*scores.items(), ('single_task', single)):
+    if len(problem.tasks) <= SHOWN or name == 'single_task':
+      for task, values in zip(problem.tasks, score.T, strict=True):
+        place = {'method': name, **at, 'task': task}
+        results.put(place, {problem.metric: values})
+
+  def measure(outcome):
+    score = scores[outcome.method]
+    change = methods.relative_change(
+      score, single.mean(axis=0), problem.higher_is_better
+    )
+    return {
+      problem.metric: score.mean(axis=-1),
+      'dm': change,
+      'step_seconds': runs.step_seconds(outcome),
+    }
+
+  comparison.add_outcomes(results, outcomes, measure, at)
+  note_own(results, outcomes, at)
+  return outcomes, bias.measure(results, problem, bias_batches, outcomes)
 
 
-def plot(
-  path: Any,
-  outcomes: dict[str, comparison.Outcome],
-  metric: str,
-  ylabel: str,
-  title: str,
+def note_own(
+  results: harness.Results,
+  outcomes: Mapping[str, comparison.Outcome],
+  at: Mapping[str, Any],
 ) -> None:
-  """A metric over steps, at the chosen trials of a few methods."""
-  shown = ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
-  curves = {
-    name: (outcomes[name].trained.steps, outcomes[name].values(metric))
-    for name in shown
-    if name in outcomes and not outcomes[name].failure
-  }
-  harness.plot_curves(path, curves, xlabel='step', ylabel=ylabel, title=title)
+  """Names the chosen values of own hyperparameters in the table."""
+  for name, outcome in outcomes.items():
+    if not outcome.failure:
+      own = methods.own(name)
+      label = own.label(int(outcome.point['own'])) if own else ''
+      results.note({'method': name, **at}, {'own': label})
 
 
-def plot_both(
-  folder: Any,
-  name: str,
-  outcomes: dict[str, comparison.Outcome],
-  ylabel: str,
-  title: str,
-) -> None:
-  """The first objective's weight and the mean test score over steps."""
-  weight = 'weight of the first objective'
-  plot(folder / f'{name}_weights.png', outcomes, 'weight/0', weight, title)
-  plot(folder / f'{name}.png', outcomes, 'test/mean', ylabel, title)
+def report(
+  results: harness.Results,
+  compared: Sequence[tuple[problems.Problem, Outcomes]],
+  **more: Any,
+) -> harness.Report:
+  """What a binary returns: the table, curves and plots of its problems.
+
+  Args:
+    results: all numbers.
+    compared: problems with the outcomes on them, by method.
+    **more: further fields of the report.
+  """
+  columns, curves, plots = [], {}, {}
+  for problem, outcomes in compared:
+    few = len(problem.tasks) <= SHOWN
+    columns += [
+      harness.Column(problem.metric, task, {'task': task})
+      for task in (problem.tasks if few else ())
+    ]
+    columns.append(harness.Column(problem.metric))
+    fine = {n: one for n, one in outcomes.items() if not one.failure}
+    for name, one in fine.items():
+      curves[f'{problem.name}/{name}'] = one.values('test/mean')
+    for end, metric, ylabel in (
+      ('', 'test/mean', f'mean test {problem.metric}'),
+      ('_weights', 'weight/0', 'weight of the first objective'),
+    ):
+      drawn = {
+        name: (fine[name].trained.steps, fine[name].values(metric))
+        for name in CURVES
+        if name in fine
+      }
+      plots[f'{problem.name}{end}.png'] = harness.draw_curves(
+        drawn,
+        xlabel='step',
+        ylabel=ylabel,
+        title=f'{problem.name}, learning rate chosen on validation data',
+      )
+  columns += ['dm', harness.Column('bias_ratio', 'bias, SMG / own')]
+  columns += ['rate', 'own', 'step_seconds', 'trials', 'seconds']
+  return harness.Report(
+    results,
+    rows=('data', 'method'),
+    columns=columns,
+    curves=curves,
+    plots=plots,
+    **more,
+  )

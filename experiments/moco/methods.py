@@ -228,7 +228,7 @@ def relative_change(metric: Any, baseline: Any, higher_is_better: Any) -> Any:
   Args:
     metric: (..., metrics).
     baseline: (metrics,), of the single-task nets.
-    higher_is_better: bool (metrics,).
+    higher_is_better: bool, or bool (metrics,).
 
   Returns:
     (...), in percent; negative is better than single-task nets.

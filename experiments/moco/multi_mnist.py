@@ -15,9 +15,8 @@ Pairs are drawn anew for every batch. Without --data_dir the digits are the
 """
 
 import dataclasses
-import pathlib
-import time
-from typing import Annotated, Any
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,69 +24,39 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.moco import compare, methods
+from experiments.moco import compare
 from experiments.moco import problem as problems
 
 SIDE, CANVAS, SHIFT, CLASSES = 28, 36, 8, 10
 TASKS = ('left', 'right')
-# What a run of one method and seed does not depend on.
-APART = ('methods', 'bias_batches', *compare.APART)
+
+GRID = compare.Grid((1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2), (3e-3, 1e-2))
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(compare.Settings):
   """Settings of a run.
 
   Attributes:
-    methods: what is compared, of `methods.EVERY`.
-    steps: of Adam.
-    chunk: steps between two records.
     batch: pairs in a batch.
-    hidden: units of each of the two hidden layers of the trunk.
     pool: the canvas of 36 x 36 is averaged over squares of this side.
-    rates: the learning rates that are tried by a method without a
-      hyperparameter of its own.
-    rates_beside_own: by the others, a third as many, at each value of theirs.
-    widen: how often the rates may be widened where the best is at an end.
-    bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metrics `bias_ratio`. None: of none.
     evaluated: pairs of the validation and of the test data each.
-    seeds: of first weights and batches.
   """
 
-  methods: tuple[str, ...] = methods.EVERY
   steps: int = 600
-  chunk: int = 100
-  batch: int = 64
-  hidden: int = 64
+  grid: compare.Grid = GRID
   pool: int = 2
-  rates: tuple[float, ...] = (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
-  rates_beside_own: tuple[float, ...] = (3e-3, 1e-2)
-  widen: Annotated[int, harness.Allowed(0)] = 3
   evaluated: int = 2_000
-  bias_batches: Annotated[tuple[int, ...], harness.Allowed(empty=True)] = (
-    4,
-    16,
-    64,
-  )
-  seeds: int = 5
 
 
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('mean', 'moco', 'moco_no_memory', 'moco_exact'),
-    steps=100,
-    chunk=50,
-    batch=32,
+    **compare.SMOKE,
     hidden=32,
     pool=4,
-    rates=(5e-3, 1e-2, 2e-2),
-    rates_beside_own=(1e-2,),
-    widen=0,
+    grid=compare.Grid((5e-3, 1e-2, 2e-2), (1e-2,), widen=0),
     evaluated=500,
-    bias_batches=(32,),
-    seeds=3,
   ),
   'paper': Settings(
     steps=20_000,
@@ -95,8 +64,7 @@ PRESETS = {
     batch=256,
     hidden=512,
     pool=1,
-    rates=(3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3),
-    rates_beside_own=(1e-3, 3e-3),
+    grid=compare.Grid((3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3), (1e-3, 3e-3)),
     bias_batches=(16, 64, 256),
     evaluated=10_000,
   ),
@@ -167,18 +135,16 @@ def make_problem(
   def features(params, batch):
     return trunk(params.trunk, batch[0])
 
-  def head_loss(task):
-    def loss(params, hidden, batch):
-      head = jax.tree.map(lambda x: x[task], params.heads)
-      logits = harness.thin_product(hidden, head['w']) + head['b']
-      losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits, batch[1][:, task]
-      )
-      return losses.mean()
+  def head_loss(params, hidden, batch, task):
+    head = jax.tree.map(lambda x: x[task], params.heads)
+    logits = harness.thin_product(hidden, head['w']) + head['b']
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits, batch[1][:, task]
+    ).mean()
 
-    return loss
-
-  heads = tuple(head_loss(task) for task in range(len(TASKS)))
+  heads = tuple(
+    functools.partial(head_loss, task=task) for task in range(len(TASKS))
+  )
 
   def losses(params, batch):
     hidden = features(params, batch)
@@ -208,8 +174,8 @@ def make_problem(
       heads, TASKS, trunk=features, rest=('heads',)
     ),
     losses=losses,
-    batch=lambda key, data: draw_pairs(
-      key, data['train'], settings.batch, settings.pool
+    batch=lambda key, data, size: draw_pairs(
+      key, data['train'], size, settings.pool
     ),
     split=bj.evaluation.deal_batch,
     score=score,
@@ -219,47 +185,23 @@ def make_problem(
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  compare.check(
-    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
-  )
+  compare.check(settings)
   if CANVAS % settings.pool:
     raise harness.SettingsError(f'pool divides {CANVAS}, got {settings.pool}.')
 
 
-def main(options: harness.Options) -> None:
-  """Runs the methods and writes the table, the plots and the results."""
-  start = time.monotonic()
-  settings = options.settings
+def main(options: harness.Options) -> harness.Report:
+  """Runs the methods."""
+  settings, results = options.settings, harness.Results()
   digits, source = load(options.data_dir)
   print(f'Data: {source.words}.')
-  metrics, rows, outcomes = compare.compare(
-    make_problem(settings, digits),
-    settings.methods,
-    options,
-    steps=settings.steps,
-    chunk=settings.chunk,
-    grid=compare.Grid(settings.rates, settings.rates_beside_own),
-    settings=harness.settings_of(settings, *APART),
-    widenings=settings.widen,
-    by_batch={
-      batch: make_problem(dataclasses.replace(settings, batch=batch), digits)
-      for batch in settings.bias_batches
-    },
+  runs = compare.Runs(make_problem(settings, digits), options)
+  outcomes, _ = compare.compare(
+    runs, results, settings.methods, bias_batches=settings.bias_batches
   )
-  harness.write_table(options.workdir, rows, compare.columns(rows))
-  folder = pathlib.Path(options.workdir)
-  title = 'Multi-MNIST, learning rate chosen on validation data'
-  label = 'mean test accuracy'
-  compare.plot_both(folder, 'accuracy', outcomes, label, title)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
-    curves=compare.curves_of(outcomes),
-    data=(source,),
-    published=('MNIST',),
+  return compare.report(
+    results, [(runs.problem, outcomes)], data=(source,), published=('MNIST',)
   )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(

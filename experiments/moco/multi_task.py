@@ -1,7 +1,8 @@
 """One policy for several tasks: a shared trunk, a head a task."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
@@ -16,25 +17,27 @@ from experiments.rl import networks
 _NEVER = -1e9
 
 
-class Learning(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Learning:
   """What is the same for all methods.
 
   Attributes:
-    environments: of each task.
-    rollout: steps of each in an update.
+    environments: of each task, side by side.
+    rollout: steps of each environment in an update; for mt10, the first ones of
+      an episode, which has 500: returns and successes are of these steps only.
     discount: of rewards.
     decay: of generalised advantages.
     entropy: weight of the policy's entropy.
     critic: weight of the critic's loss.
-    reward_scale: of rewards in the losses.
-    window: episodes of each task that are remembered.
+    reward_scale: factor of rewards in the losses.
+    window: last episodes of each task whose returns count.
   """
 
-  environments: int
-  rollout: int
-  discount: float = 0.99
-  decay: float = 0.95
-  entropy: float = 0.01
+  environments: int = 32
+  rollout: int = 16
+  discount: Annotated[float, harness.Allowed(high=1)] = 0.99
+  decay: Annotated[float, harness.Allowed(0, 1)] = 0.95
+  entropy: Annotated[float, harness.Allowed(0)] = 0.01
   critic: float = 0.5
   reward_scale: float = 1.0
   window: int = 100

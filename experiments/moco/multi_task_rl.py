@@ -18,22 +18,27 @@ training's last episodes, actions drawn.
 """
 
 import dataclasses
-import pathlib
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import optax
 
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import comparison
-from experiments.moco import methods, minatar, mt10, multi_task
+from experiments.moco import compare, methods, minatar, mt10, multi_task
 
-VALUES = 3  # Of a method's own hyperparameter.
 TUNING_SEED = 1_000_000
+# Those that take one rollout an update.
+METHODS = tuple(n for n, m in methods.METHODS.items() if m.samples == 1)
+
+LEARNING = multi_task.Learning()
+GRID = compare.Grid((2e-3, 4e-3, 8e-3), (4e-3,), widen=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,47 +47,28 @@ class Settings:
 
   Attributes:
     suite: minatar or mt10.
-    games: of MinAtar, or tasks of MT10, where () is all ten.
-    methods: what is compared, of `methods.METHODS`.
+    games: of MinAtar, or tasks of MT10, where none named is all ten.
+    methods: what is compared.
     frames: of each game, in a reported run.
     tuning_frames: of each game, in the runs that choose the learning rate.
-    environments: of each game, side by side.
-    rollout: steps of each in an update; for mt10, the first ones of an episode,
-      which has 500: returns and successes are of these steps only.
-    reward_scale: of rewards in the losses.
     records: in a run.
-    rates: of Adam, that are tried by a method without a hyperparameter of its
-      own; falls linearly to 0. One, here and beside it, for no tuning.
-    rates_beside_own: by the others, a third as many, at each value of theirs.
-    widen: how often rates may be widened where the best is at an end.
-    episodes: of which the last ones count.
+    learning: what is the same for all methods.
+    grid: what tuning tries; rates are of Adam, and fall linearly to 0.
     seeds: of weights, environments and actions.
   """
 
   suite: Literal['minatar', 'mt10'] = 'minatar'
   games: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
-    'Breakout',
-    'Asterix',
-    'SpaceInvaders',
+    *('Breakout', 'Asterix', 'SpaceInvaders'),
   )
-  methods: tuple[str, ...] = (
-    'mean',
-    'pcgrad',
-    'cagrad',
-    'smg',
-    'nash_mtl',
-    'moco',
+  methods: Annotated[tuple[str, ...], harness.Among(METHODS)] = (
+    *('mean', 'pcgrad', 'cagrad', 'smg', 'nash_mtl', 'moco'),
   )
   frames: int = 500_000
   tuning_frames: int = 50_000
-  environments: int = 32
-  rollout: int = 16
-  reward_scale: float = 1.0
   records: int = 10
-  rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
-  rates_beside_own: tuple[float, ...] = (4e-3,)
-  widen: Annotated[int, harness.Allowed(0)] = 0
-  episodes: int = 100
+  learning: multi_task.Learning = LEARNING
+  grid: compare.Grid = GRID
   seeds: int = 2
 
 
@@ -92,8 +78,8 @@ PRESETS = {
     games=('Breakout', 'Asterix'),
     methods=('mean', 'moco'),
     frames=4_000,
-    environments=8,
-    rates=(2e-3,),
+    learning=multi_task.Learning(environments=8),
+    grid=compare.Grid((2e-3,), (4e-3,), widen=0),
     records=2,
   ),
   # Ten robots on the host, from end to end: too short to learn much, and
@@ -103,23 +89,17 @@ PRESETS = {
     games=(),
     methods=('mean', 'moco'),
     frames=4_500,
-    environments=1,
-    rollout=150,
-    reward_scale=0.1,
-    rates=(1e-3,),
-    rates_beside_own=(1e-3,),
-    episodes=10,
+    learning=multi_task.Learning(1, 150, reward_scale=0.1, window=10),
+    grid=compare.Grid((1e-3,), (1e-3,), widen=0),
   ),
   'paper': Settings(
     games=('Breakout', 'Asterix', 'SpaceInvaders', 'Freeway', 'Seaquest'),
-    methods=tuple(
-      name for name, method in methods.METHODS.items() if method.samples == 1
-    ),
+    methods=METHODS,
     frames=10_000_000,
     tuning_frames=2_000_000,
-    environments=64,
+    learning=multi_task.Learning(environments=64),
     records=50,
-    widen=2,
+    grid=dataclasses.replace(GRID, widen=2),
     seeds=10,
   ),
 }
@@ -127,23 +107,9 @@ PRESETS = {
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no comparison can have."""
-  learning = _learning(settings)
+  compare.check(settings)
   tasks = make_tasks(settings)
-  tasks.collector(multi_task.make_model(tasks), [0], learning)
-  fine = [n for n, m in methods.METHODS.items() if m.samples == 1]
-  unknown = set(settings.methods) - set(fine)
-  if unknown or not settings.methods:
-    raise harness.SettingsError(
-      f'unknown methods {sorted(unknown)}; those that take one rollout an '
-      f'update: {", ".join(fine)}.'
-    )
-  if len(settings.rates) == 1 == len(settings.rates_beside_own):
-    return  # Nothing is tuned.
-  if len(settings.rates) != VALUES * len(settings.rates_beside_own):
-    raise harness.SettingsError(
-      f'rates are {VALUES} times as many as rates_beside_own, so that every '
-      'method has as many trials.'
-    )
+  tasks.collector(multi_task.make_model(tasks), [0], settings.learning)
 
 
 def make_tasks(settings: Settings) -> multi_task.Tasks:
@@ -152,19 +118,11 @@ def make_tasks(settings: Settings) -> multi_task.Tasks:
   return make(settings.games)
 
 
-def _learning(settings):
-  return multi_task.Learning(
-    settings.environments,
-    settings.rollout,
-    reward_scale=settings.reward_scale,
-    window=settings.episodes,
-  )
-
-
 def updates_of(settings: Settings, *, tuning: bool) -> int:
   """Updates of a run: each takes a rollout of every game."""
   frames = settings.tuning_frames if tuning else settings.frames
-  return max(1, frames // (settings.environments * settings.rollout))
+  learning = settings.learning
+  return max(1, frames // (learning.environments * learning.rollout))
 
 
 def make_solver(settings: Settings, name: str, hyper, key, updates: int):
@@ -182,7 +140,7 @@ def make_solver(settings: Settings, name: str, hyper, key, updates: int):
   oracle = multi_task.make_oracle(
     multi_task.make_model(tasks),
     aggregator,
-    _learning(settings),
+    settings.learning,
     key=key,
     played=played,
   )
@@ -205,7 +163,6 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   played = [job.method.removeprefix('only ')] if alone else tasks.names
 
   def measure(context, params, state):
-    del context, params
     episodes = bj.outputs(state)['episodes']
     found = {
       f'{name}/{game}': value
@@ -237,77 +194,105 @@ def substituted_by(settings: Settings) -> str:
   if settings.suite != 'mt10':
     return 'games of MinAtar in place of MT10'
   actor_critic = 'actor-critic in place of soft actor-critic'
-  if settings.rollout == mt10.LONGEST:
-    return actor_critic
-  return (
-    f'{actor_critic}, episodes cut after {settings.rollout} of {mt10.LONGEST} '
-    'steps'
-  )
+  steps, longest = settings.learning.rollout, mt10.LONGEST
+  cut = f', episodes cut after {steps} of {longest} steps'
+  return actor_critic + (cut if steps < longest else '')
 
 
-def main(options: harness.Options) -> None:
-  """Runs single games and all methods, and writes table, plot and results."""
-  start, cpu = time.monotonic(), time.process_time()
-  settings = options.settings
+def main(options: harness.Options) -> harness.Report:
+  """Runs single games and all methods."""
+  cpu, settings = time.process_time(), options.settings
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(
-      settings, 'methods', 'rates', 'rates_beside_own', 'widen'
-    ),
+    settings=harness.settings_of(settings, 'methods', 'grid'),
     score=lambda trained: trained.history['score'][-1],
     tuning_seeds=(TUNING_SEED,),
-    widenings=settings.widen,
+    widenings=settings.grid.widen,
+  )
+  run = lambda names: comparison.compare(
+    rules, names, lambda job: train(settings, job), settings.grid.axes
+  )
+  games = make_tasks(settings).names
+  alone = run([f'only {game}' for game in games])
+  outcomes = run(settings.methods)
+  results = summarise(games, alone, outcomes)
+  return harness.Report(
+    results,
+    columns=[
+      *(harness.Column('return', game, {'game': game}) for game in games),
+      *('success', 'dm', 'own', 'rate', 'trials', 'seconds'),
+    ],
+    titles={'single_task': 'each task alone'},
+    curves={
+      name: one.values('score')
+      for name, one in outcomes.items()
+      if not one.failure
+    },
+    plots={'returns.png': draw(settings, games, alone, outcomes)},
+    more={
+      'cpu_seconds': round(time.process_time() - cpu, 1),
+      'substituted': substituted_by(settings),
+    },
   )
 
-  def grid(name):
-    if name.startswith('only ') or methods.own(name) is None:
-      return {'own': (0,), 'rate': settings.rates}
-    own = comparison.among(range(VALUES if len(settings.rates) > 1 else 1))
-    return {'own': own, 'rate': settings.rates_beside_own}
 
-  run = lambda job: train(settings, job)
-  games = list(make_tasks(settings).names)
-  alone = comparison.compare(rules, [f'only {g}' for g in games], run, grid)
-  single = {
-    game: alone[f'only {game}'].last(f'return/{game}')
-    for game in games
-    if not alone[f'only {game}'].failure
+def summarise(
+  games: Sequence[str],
+  alone: compare.Outcomes,
+  outcomes: compare.Outcomes,
+) -> harness.Results:
+  """The numbers of all methods.
+
+  Args:
+    games: in order.
+    alone: runs of one game, by `only <game>`.
+    outcomes: runs of all games, by method.
+
+  Returns:
+    Returns by method, or `single_task`, and game; the rest by method.
+  """
+  results = harness.Results()
+  baseline = np.full(len(games), np.nan)
+  last = lambda outcome, game: outcome.last(f'return/{game}')
+  scores = {
+    name: np.stack([last(one, game) for game in games], axis=-1)
+    for name, one in outcomes.items()
+    if not one.failure
   }
-  outcomes = comparison.compare(rules, settings.methods, run, grid)
-  baseline = np.array(
-    [np.mean(single[game]) if game in single else np.nan for game in games]
-  )
+  for i, game in enumerate(games):
+    for name, score in scores.items():
+      results.put({'method': name, 'game': game}, {'return': score[:, i]})
+    if not alone[f'only {game}'].failure:
+      values = last(alone[f'only {game}'], game)
+      results.put({'method': 'single_task', 'game': game}, {'return': values})
+      baseline[i] = np.mean(values)
 
   def measure(outcome):
-    found = {game: outcome.last(f'return/{game}') for game in games}
+    change = methods.relative_change(scores[outcome.method], baseline, True)
+    numbers = {'dm': np.asarray(change, np.float64)}
     won = [f'success/{game}' for game in games]
     if won[0] in outcome.trained.history:
-      found['success'] = np.mean([outcome.last(name) for name in won], axis=0)
-    score = np.stack([found[game] for game in games], axis=-1)
-    better = np.ones(len(games), bool)
-    found['dm'] = np.asarray(
-      methods.relative_change(score, baseline, better), np.float64
-    )
-    return found
+      success = np.mean([outcome.last(name) for name in won], axis=0)
+      numbers = {'success': success} | numbers
+    return numbers
 
-  metrics, rows = comparison.report_outcomes(outcomes, measure)
-  row: dict[str, Any] = {'method': 'each task alone'}
-  for game, values in single.items():
-    row[game] = harness.mean_interval(values)
-    metrics |= row[game].metrics(f'single/{game}')
-  for each in rows:
-    own = methods.own(each['method'])
-    if 'own' in each:
-      each['own'] = own.label(int(float(each['own']))) if own else ''
-  rows.append(row)
-  columns = list(dict.fromkeys(c for each in rows for c in each))
-  harness.write_table(options.workdir, rows, columns)
-  folder = pathlib.Path(options.workdir)
-  each = settings.environments * settings.rollout
+  comparison.add_outcomes(results, outcomes, measure)
+  compare.note_own(results, outcomes, {})
+  return results
+
+
+def draw(
+  settings: Settings,
+  games: Sequence[str],
+  alone: compare.Outcomes,
+  outcomes: compare.Outcomes,
+) -> matplotlib.figure.Figure:
+  """Returns of each game over its frames."""
+  frames = settings.learning.environments * settings.learning.rollout
   panels = [
     harness.Panel(
       {
-        name: (one.trained.steps * each, one.values(f'return/{game}'))
+        name: (one.trained.steps * frames, one.values(f'return/{game}'))
         for name, one in (*outcomes.items(), ('alone', alone[f'only {game}']))
         if not one.failure
       },
@@ -317,25 +302,16 @@ def main(options: harness.Options) -> None:
     )
     for game in games
   ]
-  columns = min(5, len(panels))
-  harness.plot_panels(folder / 'returns.png', panels, columns=columns)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
-    cpu_seconds=round(time.process_time() - cpu, 1),
-    curves={
-      name: one.values('score')
-      for name, one in outcomes.items()
-      if not one.failure
-    },
-    substituted=substituted_by(settings),
-  )
-  print(f'Results: {path}')
+  return harness.draw_panels(panels, columns=min(5, len(panels)))
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='moco', binary='multi_task_rl', check=check
+  main,
+  PRESETS,
+  paper='moco',
+  binary='multi_task_rl',
+  check=check,
+  renamed={'episodes': 'learning.window'},
 )
 
 

@@ -1,6 +1,6 @@
 """What a comparison needs of a problem, and layers to build one from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,40 +10,21 @@ import optax
 from experiments import harness
 
 
-class Measure(NamedTuple):
-  """A number by which a task is judged.
-
-  Attributes:
-    name: of the number.
-    task: index of the task.
-    higher_is_better: or lower.
-  """
-
-  name: str
-  task: int
-  higher_is_better: bool
-
-  def sign(self) -> float:
-    """1 where higher is better, else -1."""
-    return 1.0 if self.higher_is_better else -1.0
-
-
 class Problem(NamedTuple):
   """Several tasks on one shared trunk.
 
   Attributes:
     name: of the problem, in metrics.
     tasks: names of the tasks.
-    metric: name of what is measured of each task, or of `summary`.
+    metric: name of what is measured of each task.
     higher_is_better: of that metric.
     init: key -> sequences `trunk` and `heads`.
     oracle: given `multi_objective`'s keywords, gives the oracle.
     losses: (params, batch) -> all losses, for methods without rows.
-    batch: (key, data) -> a training batch.
+    batch: (key, data, size) -> a training batch.
     split: (batch, parts) -> independent parts of it.
-    score: (params, part of the data) -> the measures.
+    score: (params, part of the data) -> the metric of each task.
     data: with the parts `train`, `validation` and `test`.
-    measures: of the tasks; () for the metric of each.
   """
 
   name: str
@@ -53,31 +34,10 @@ class Problem(NamedTuple):
   init: Callable[[Any], Any]
   oracle: Callable[[], optax.GradientTransformationExtraArgs]
   losses: Callable[[Any, Any], Any]
-  batch: Callable[[Any, Any], Any]
+  batch: Callable[[Any, Any, int], Any]
   split: Callable[[Any, int], Any]
   score: Callable[[Any, Any], Any]
   data: dict[str, Any]
-  measures: tuple[Measure, ...] = ()
-
-  def measured(self) -> tuple[Measure, ...]:
-    """The measures, in the order of the scores."""
-    every = [
-      Measure(task, i, self.higher_is_better)
-      for i, task in enumerate(self.tasks)
-    ]
-    return self.measures or tuple(every)
-
-
-def summary(measures: Sequence[Measure], scores: Any) -> Any:
-  """One number for several measures, by which trials are chosen.
-
-  The mean; the mean of logarithms, with the sign by which higher is better,
-  where some measures are better if higher and others if lower.
-  """
-  signs = jnp.array([measure.sign() for measure in measures])
-  if len({measure.higher_is_better for measure in measures}) == 1:
-    return jnp.mean(scores)
-  return jnp.mean(signs * jnp.log(jnp.maximum(scores, 1e-3)))
 
 
 def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:

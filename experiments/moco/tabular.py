@@ -17,7 +17,6 @@ regression for each of its target columns.
 
 import dataclasses
 import pathlib
-import time
 from typing import Annotated, Any
 
 import jax
@@ -27,85 +26,49 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.moco import bias, compare, methods, tabular_data
+from experiments.moco import compare, methods, tabular_data
 from experiments.moco import problem as problems
 
-# What a run of one method does not depend on.
-APART = ('methods', 'bias_batches', 'datasets', *compare.APART)
 # What the claims are about; without a data folder a made-up one stands in.
 PUBLISHED = ('sarcos', 'adult', 'school')
 # Those whose weights cost little beside 139 gradients: no active sets, no
 # pseudo-inverses.
 MANY_OBJECTIVES = (
-  'mean',
-  'pcgrad',
-  'grad_drop',
-  'nash_mtl',
-  'stch',
-  'uncertainty',
-  'modo',
-  'moco',
-  *methods.SOLVERS,
+  *('mean', 'pcgrad', 'grad_drop', 'nash_mtl', 'stch', 'uncertainty', 'modo'),
+  *('moco', *methods.SOLVERS),
 )
+
+GRID = compare.Grid((2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2), (1e-2, 3e-2))
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(compare.Settings):
   """Settings of a run.
 
   Attributes:
+    methods: what is compared; those that cost too much with 139 objectives are
+      left out there.
+    batch: examples in a batch; for School, of each school.
     datasets: of school, sarcos and adult; made_up needs no data; others are
       names of LIBSVM or csv files.
     targets: columns to be predicted of a file of your own, two or more: names
       in its header, or numbers from 1.
     header: whether such a csv file has one; by default if no number is in it.
-    methods: what is compared; those that cost too much with 139 objectives are
-      left out there.
-    steps: of Adam.
-    chunk: steps between two records.
-    batch: examples in a batch; for School, of each school.
-    hidden: units of each of the two hidden layers of the trunk.
-    rates: the learning rates that are tried by a method without a
-      hyperparameter of its own.
-    rates_beside_own: by the others, a third as many, at each value of theirs.
-    widen: how often the rates may be widened where the best is at an end.
-    bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metrics `bias_ratio`. None: of none.
-    seeds: of first weights and batches.
   """
 
+  hidden: int = 32
+  grid: compare.Grid = GRID
   datasets: tuple[str, ...] = ('sarcos', 'adult')
   targets: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = ()
   header: bool | None = None
-  methods: tuple[str, ...] = methods.EVERY
-  steps: int = 500
-  chunk: int = 100
-  batch: int = 64
-  hidden: int = 32
-  rates: tuple[float, ...] = (2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
-  rates_beside_own: tuple[float, ...] = (1e-2, 3e-2)
-  widen: Annotated[int, harness.Allowed(0)] = 3
-  bias_batches: Annotated[tuple[int, ...], harness.Allowed(empty=True)] = (
-    4,
-    16,
-    64,
-  )
-  seeds: int = 5
 
 
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    methods=('mean', 'moco', 'moco_no_memory', 'moco_exact'),
-    steps=100,
-    chunk=50,
-    batch=32,
+    **compare.SMOKE,
     hidden=16,
-    rates=(1e-2, 2e-2, 3e-2),
-    rates_beside_own=(2e-2,),
-    widen=0,
-    bias_batches=(32,),
-    seeds=3,
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (2e-2,), widen=0),
   ),
   'paper': Settings(
     datasets=('sarcos', 'adult', 'school'),
@@ -113,8 +76,7 @@ PRESETS = {
     chunk=500,
     batch=256,
     hidden=128,
-    rates=(3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2),
-    rates_beside_own=(1e-3, 3e-3),
+    grid=compare.Grid((3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2), (1e-3, 3e-3)),
     bias_batches=(16, 64, 256),
   ),
 }
@@ -132,13 +94,11 @@ def _model(inputs: int, hidden: int, outputs: int) -> Any:
   return init, trunk
 
 
-def _rows_batch(batch: int) -> Any:
-  def draw(key, data):
-    inputs, targets = data['train']
-    rows = jax.random.randint(key, (batch,), 0, len(inputs))
-    return inputs[rows], targets[rows]
-
-  return draw
+def draw_rows(key: Any, data: dict[str, Any], size: int) -> Any:
+  """A batch of random rows: `(inputs, targets)`."""
+  inputs, targets = data['train']
+  rows = jax.random.randint(key, (size,), 0, len(inputs))
+  return inputs[rows], targets[rows]
 
 
 def regression_problem(
@@ -166,14 +126,16 @@ def regression_problem(
       errors, tasks, trunk=features, rest=('heads',)
     ),
     losses=losses,
-    batch=_rows_batch(settings.batch),
+    batch=draw_rows,
     split=bj.evaluation.deal_batch,
     score=losses,
     data=data,
   )
 
 
-def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
+def adult_problem(
+  name: str, data: dict[str, Any], settings: Settings
+) -> problems.Problem:
   """Income from census features, and scores that do not tell the sexes apart.
 
   Both objectives are of one output. The second is the squared difference of the
@@ -205,7 +167,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
 
   tasks = ('accuracy', 'parity')
   return problems.Problem(
-    name='adult',
+    name=name,
     tasks=tasks,
     metric='score',
     higher_is_better=True,
@@ -214,7 +176,7 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
       both, tasks, trunk=features, rest=('heads',)
     ),
     losses=losses,
-    batch=_rows_batch(4 * settings.batch),
+    batch=lambda key, data, size: draw_rows(key, data, 4 * size),
     split=bj.evaluation.deal_batch,
     score=score,
     data=data,
@@ -222,12 +184,11 @@ def adult_problem(data: dict[str, Any], settings: Settings) -> problems.Problem:
 
 
 def school_problem(
-  data: dict[str, Any], settings: Settings
+  name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
   """One regression for each school, with batches of its own pupils."""
   schools, _, inputs = data['train'][0].shape
   init, trunk = _model(inputs, settings.hidden, schools)
-  per_school = max(2, settings.batch // 8)
 
   def loss(params, batch, school):
     x, y = batch
@@ -239,9 +200,10 @@ def school_problem(
     every = jax.vmap(loss, (None, 0, 0))
     return every(params, batch, jnp.arange(schools))
 
-  def batch(key, data):
-    x, y, size = data['train']
-    rows = jax.random.randint(key, (schools, per_school), 0, size[:, None])
+  def batch(key, data, size):
+    x, y, pupils = data['train']
+    shape = (schools, max(2, size // 8))
+    rows = jax.random.randint(key, shape, 0, pupils[:, None])
     take = jax.vmap(lambda values, row: values[row])
     return take(x, rows), take(y, rows)
 
@@ -259,7 +221,7 @@ def school_problem(
     return jax.tree.map(deal, batch)
 
   return problems.Problem(
-    name='school',
+    name=name,
     tasks=tuple(f'school{i + 1}' for i in range(schools)),
     metric='error',
     higher_is_better=False,
@@ -273,6 +235,9 @@ def school_problem(
     score=score,
     data=data,
   )
+
+
+PROBLEMS = {'adult': adult_problem, 'school': school_problem}
 
 
 def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
@@ -302,113 +267,55 @@ def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
   return errors(best, 'test')
 
 
-def with_data(
-  name: str, data: dict[str, Any], settings: Settings
-) -> problems.Problem:
-  """A problem by the name of its data."""
-  if name == 'adult':
-    return adult_problem(data, settings)
-  if name == 'school':
-    return school_problem(data, settings)
-  return regression_problem(name, data, settings)
+def least_ratio(ratios: list[harness.Interval]) -> harness.Interval:
+  """The least of several ratios, and the least lower end of an interval."""
+  mean = harness.reduced([x.mean for x in ratios], 'min')
+  low = harness.reduced([x.mean - x.half_width for x in ratios], 'min')
+  count, total = min(x.count for x in ratios), max(x.total for x in ratios)
+  return harness.Interval(mean, mean - low, count, total)
 
 
-def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  compare.check(
-    settings.methods, compare.Grid(settings.rates, settings.rates_beside_own)
-  )
-
-
-def _least_bias_ratios(
-  names: list[str], metrics: dict[str, float]
-) -> dict[str, float]:
-  """By method, the least ratio of all data sets, with ends of its interval."""
-  least = {}
-  for method in bias.MEASURED:
-    at = [f'{method}/{name}/bias_ratio' for name in names]
-    measured = [key for key in at if key in metrics]
-    if not measured:
-      continue
-    means = np.array([metrics[key] for key in measured])
-    halves = np.array([metrics[f'{key}/half_width'] for key in measured])
-    for end, values in (
-      ('', means),
-      ('/low', means - halves),
-      ('/high', means + halves),
-    ):
-      least[f'{method}/bias_ratio{end}'] = harness.reduced(values, 'min')
-  return least
-
-
-def main(options: harness.Options) -> None:
-  """Runs the methods on all data sets; writes table, plots and results."""
-  start = time.monotonic()
-  settings = options.settings
-  grid = compare.Grid(settings.rates, settings.rates_beside_own)
+def main(options: harness.Options) -> harness.Report:
+  """Runs the methods on all data sets."""
+  settings, results = options.settings, harness.Results()
   published = [name for name in settings.datasets if name in PUBLISHED]
   names = [
     name
     for name in settings.datasets
     if options.data_dir or name not in PUBLISHED
   ]
-  sources, places = [], []
-  given = harness.settings_of(settings, *APART)
-  metrics, rows, curves = {}, [], {}
-  folder = pathlib.Path(options.workdir)
-  for name in names or ['made_up']:
+  sources, compared = [], []
+  ratios: dict[str, list[harness.Interval]] = {}
+  for path in names or ['made_up']:
     data, source = tabular_data.read(
-      name, options.data_dir, targets=settings.targets, header=settings.header
+      path, options.data_dir, targets=settings.targets, header=settings.header
     )
     print(f'Data: {source.words}.', flush=True)
     sources.append(source)
-    name = pathlib.Path(name).name
-    places.append(name)
-    problem = with_data(name, data, settings)
+    name = pathlib.Path(path).name
+    make = PROBLEMS.get(name, regression_problem)
+    problem = make(name, data, settings)
     few = name != 'school'
-    chosen = tuple(m for m in settings.methods if few or m in MANY_OBJECTIVES)
-    same = {
-      batch: with_data(
-        name, problem.data, dataclasses.replace(settings, batch=batch)
-      )
-      for batch in settings.bias_batches
-    }
-    found, table, outcomes = compare.compare(
-      problem,
-      chosen,
-      options,
-      steps=settings.steps,
-      chunk=settings.chunk,
-      grid=grid,
-      settings=given,
-      widenings=settings.widen,
+    outcomes, measured = compare.compare(
+      compare.Runs(problem, options),
+      results,
+      [m for m in settings.methods if few or m in MANY_OBJECTIVES],
       baseline=None if few else ridge_baseline(problem.data),
-      by_batch=same if few else {},  # SMG is not for 139 objectives.
+      # SMG is not for 139 objectives.
+      bias_batches=settings.bias_batches if few else (),
     )
-    metrics |= found
-    rows += [{'data': name, **row} for row in table]
-    curves |= {
-      f'{name}/{method}': values
-      for method, values in compare.curves_of(outcomes).items()
-    }
-    title = f'{name}, learning rate chosen on validation data'
-    label = f'mean test {problem.metric}'
-    compare.plot_both(folder, name, outcomes, label, title)
-  harness.write_table(options.workdir, rows, compare.columns(rows))
-  metrics |= _least_bias_ratios(places, metrics)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
-    curves=curves,
-    data=sources,
-    published=published or PUBLISHED,
+    compared.append((problem, outcomes))
+    for method, ratio in measured.items():
+      ratios.setdefault(method, []).append(ratio)
+  for method, each in ratios.items():
+    results.add({'method': method}, least_bias_ratio=least_ratio(each))
+  return compare.report(
+    results, compared, data=sources, published=published or PUBLISHED
   )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='moco', binary='tabular', check=check
+  main, PRESETS, paper='moco', binary='tabular', check=compare.check
 )
 
 

@@ -11,11 +11,7 @@ from experiments import harness
 
 TORQUES = 7
 _NUMBERS = (
-  'age',
-  'education-num',
-  'capital-gain',
-  'capital-loss',
-  'hours-per-week',
+  *('age', 'education-num', 'capital-gain', 'capital-loss', 'hours-per-week'),
 )
 _WORDS = ('workclass', 'marital-status', 'occupation', 'race')
 Parts = dict[str, Any]

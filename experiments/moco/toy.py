@@ -14,8 +14,6 @@ program, on the same noise.
 """
 
 import dataclasses
-import pathlib
-import time
 from typing import Annotated, Any
 
 import jax
@@ -34,6 +32,13 @@ SHOWN = ('moco_exact', 'moco', 'smg', 'cagrad')
 CONTROLS = ('mean', 'smg', 'pcgrad', 'cagrad')
 OURS = ('moco_exact', 'moco', 'moco_exact_published')
 OTHERS = ('grad_drop', 'grad_vac', 'imtl_g', 'aligned_mtl', 'modo', 'sdmgrad')
+DECAY = 0.05  # Learning rates fall as (k + 1) ** -DECAY.
+PUBLISHED_TRACKING = 5.0  # Of `moco_exact_published`.
+WEIGHT_STEP = 5.0  # Of MoCo's weights, over the root of the step.
+
+Methods = Annotated[
+  tuple[str, ...], harness.Among((*methods.METHODS, OURS[-1]))
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +49,20 @@ class Settings:
     methods: what is compared.
     steps: of Adam; the paper has 70,000.
     chunk: steps between two records.
-    learning_rates: of Adam, times (k + 1) ** -decay.
-    decay: the paper's 0.05.
+    learning_rates: of Adam at first; they decay.
     tracking: MoCo's first tracking share, over the root of the step; of 1, 5
       and 10, the best on 40 seeds that are not reported.
-    published_tracking: the share that the authors use, in the row
-      `moco_exact_published`.
-    radius: of CAGrad; of .2, .4 and .8, on the same seeds.
-    weight_step: of MoCo with a gradient step for the weights, over the root of
-      the step.
+    radius: of CAGrad; of 0.2, 0.4 and 0.8, on the same seeds.
     noise: standard deviation of each entry of a gradient.
     seeds: of the noise.
   """
 
-  methods: tuple[str, ...] = OURS + CONTROLS + OTHERS
+  methods: Methods = OURS + CONTROLS + OTHERS
   steps: int = 70_000
   chunk: int = 500
   learning_rates: tuple[float, ...] = (1e-3, 5e-3)
-  decay: Annotated[float, harness.Allowed(0)] = 0.05
   tracking: float = 1.0
-  published_tracking: float = 5.0
   radius: float = 0.4
-  weight_step: float = 5.0
   noise: Annotated[float, harness.Allowed(0)] = 1.0
   seeds: int = 10
 
@@ -117,11 +114,11 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
   oracle = bj.multi_objective(noisy_losses, OBJECTIVES)
   if name in OURS:
     published = name.endswith('published')
-    share = settings.published_tracking if published else settings.tracking
+    share = PUBLISHED_TRACKING if published else settings.tracking
     aggregator = bj.aggregators.moco(
       OBJECTIVES,
       tracking=methods.decay(share),
-      weight_step=methods.decay(settings.weight_step),
+      weight_step=methods.decay(WEIGHT_STEP),
       exact=name != 'moco',
     )
   else:
@@ -131,18 +128,8 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
       oracle = bj.evaluation.independent(oracle, method.samples, split=one_each)
     own = settings.radius if name == 'cagrad' else None
     aggregator = method.first(OBJECTIVES, key, own)
-  schedule = lambda count: rate * (count + 1.0) ** -settings.decay
+  schedule = lambda count: rate * (count + 1.0) ** -DECAY
   return optax.chain(oracle, aggregator, optax.adam(schedule))
-
-
-def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  unknown = set(settings.methods) - set(methods.METHODS) - set(OURS)
-  if unknown:
-    known = ', '.join(methods.METHODS)
-    raise harness.SettingsError(
-      f'unknown methods {sorted(unknown)}; known: {known}.'
-    )
 
 
 def run(options: harness.Options) -> harness.Trained:
@@ -172,7 +159,6 @@ def run(options: harness.Options) -> harness.Trained:
     return settings.noise * jax.random.normal(context.key, (3, 2, 2))
 
   def evaluate(context, params, state):
-    del context
     found = {}
     for name in settings.methods:
       point = getattr(params, name)
@@ -207,12 +193,6 @@ def run(options: harness.Options) -> harness.Trained:
   )
 
 
-def rate_name(rate: float) -> str:
-  """A learning rate in a metric's name: lr1e-3."""
-  mantissa, exponent = f'{rate:e}'.split('e')
-  return f'lr{float(mantissa):g}e{int(exponent)}'
-
-
 def reshape(options: harness.Options, values: np.ndarray) -> np.ndarray:
   """(..., members) to (..., learning rates, starts, seeds)."""
   settings = options.settings
@@ -222,38 +202,58 @@ def reshape(options: harness.Options, values: np.ndarray) -> np.ndarray:
 
 def summarise(
   options: harness.Options, trained: harness.Trained
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics by stable name, and rows of the table."""
-  settings, metrics, rows = options.settings, {}, []
-  for name in settings.methods:
-    take = lambda what, n=name: reshape(options, trained.history[f'{n}/{what}'])
-    front, still = take('front')[-1], take('stationarity')[-1]
-    row: dict[str, Any] = {'method': name}
-    for i, rate in enumerate(settings.learning_rates):
+) -> harness.Results:
+  """Seeds on the front and the median stationarity of all methods.
+
+  Args:
+    options: what the flags say.
+    trained: the run.
+
+  Returns:
+    Numbers by method, learning rate and start.
+  """
+  results = harness.Results()
+  for name in options.settings.methods:
+    last = lambda measure, n=name: reshape(
+      options, trained.history[f'{n}/{measure}'][-1]
+    )
+    front, stationarity = last('front'), last('stationarity')
+    for i, rate in enumerate(options.settings.learning_rates):
+      at = {'method': name, 'learning_rate': rate}
       for j in range(len(STARTS)):
-        place = f'{name}/{rate_name(rate)}'
-        # Of a seed that stopped it is not known where it would have gone.
-        count = harness.reduced(front[i, j], 'sum')
-        metrics[f'{place}/front_from_start{j + 1}'] = count
-        metrics[f'{place}/stationarity_from_start{j + 1}'] = harness.reduced(
-          still[i, j], 'median'
+        results.add(
+          {**at, 'start': j + 1},
+          # Of a seed that stopped it is not known where it would have gone.
+          seeds_on_front=harness.reduced(front[i, j], 'sum'),
+          stationarity=harness.reduced(stationarity[i, j], 'median'),
         )
-        row[f'{rate_name(rate)}, start {j + 1}'] = count
-      row[f'{rate_name(rate)}, stationarity'] = harness.reduced(
-        still[i].ravel(), 'median'
+      overall = harness.reduced(stationarity[i].ravel(), 'median')
+      results.note(at, {'stationarity': overall})
+  return results
+
+
+def columns(settings: Settings) -> list[harness.Column]:
+  """Those of the table: for each learning rate, the starts and all of them."""
+  found = []
+  for rate in settings.learning_rates:
+    at, title = {'learning_rate': rate}, f'lr{rate:.0e}'.replace('e-0', 'e-')
+    for start in range(1, len(STARTS) + 1):
+      place = {**at, 'start': start}
+      found.append(
+        harness.Column('seeds_on_front', f'{title}, start {start}', place)
       )
-    rows.append(row)
-  return metrics, rows
+    found.append(harness.Column('stationarity', f'{title}, stationarity', at))
+  return found
 
 
 # Colour-blind safe, one for each method.
 _COLOURS = ('#0072B2', '#56B4E9', '#000000', '#D55E00', '#CC79A7', '#E69F00')
 
 
-def plot_paths(
-  path: pathlib.Path, options: harness.Options, trained: harness.Trained
-) -> None:
-  """The paths of the first seed over the sum of the losses, by method."""
+def draw_paths(
+  options: harness.Options, trained: harness.Trained
+) -> matplotlib.figure.Figure:
+  """The paths of all seeds over the sum of the losses, by method."""
   settings = options.settings
   names = [m for m in settings.methods if m != 'moco_exact_published'][:6]
   figure = matplotlib.figure.Figure(figsize=(9.6, 6.4), layout='constrained')
@@ -262,8 +262,7 @@ def plot_paths(
     grid[left_over].remove()
     # The panel above is now the last of its column.
     grid[left_over - 3].tick_params(labelbottom=True)
-  x = np.linspace(-11, 11, 201)
-  y = np.linspace(-11, 11, 201)
+  x = y = np.linspace(-11, 11, 201)
   mesh = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), -1)
   heights = jax.vmap(jax.vmap(toy_losses))(mesh).sum(-1)
   for axes, name, colour in zip(grid, names, _COLOURS):
@@ -271,68 +270,53 @@ def plot_paths(
       x, y, np.asarray(heights), levels=24, colors='0.8', linewidths=0.6
     )
     axes.plot([-7, 7], [-8.35, -8.35], color='#009E73', lw=5, alpha=0.5)
+    # (records, learning rates, starts, seeds)
+    xs, ys = (reshape(options, trained.history[f'{name}/{c}']) for c in 'xy')
     for j, start in enumerate(STARTS):
-      for seed in range(len(options.seeds)):
-        at = lambda c, j=j, s=seed, n=name: reshape(
-          options, trained.history[f'{n}/{c}']
-        )[:, 0, j, s]
-        axes.plot(at('x'), at('y'), color=colour, lw=0.8, alpha=0.6)
-        axes.plot(at('x')[-1], at('y')[-1], 'o', color=colour, ms=3)
+      axes.plot(xs[:, 0, j], ys[:, 0, j], color=colour, lw=0.8, alpha=0.6)
+      axes.plot(xs[-1, 0, j], ys[-1, 0, j], 'o', color=colour, ms=3)
       axes.plot(*start, 'k*', ms=8)
     axes.set(title=name, xlim=(-11, 11), ylim=(-11, 11))
   rate = settings.learning_rates[0]
   figure.suptitle(
     f'Paths of all seeds, learning rate {rate:g}; the front is green'
   )
-  figure.savefig(path, dpi=130)
+  return figure
 
 
-def plot_over_steps(
-  folder: pathlib.Path, options: harness.Options, trained: harness.Trained
-) -> None:
-  """Stationarity and weights over steps, from the first start."""
-  settings = options.settings
-  for what, label, logy in (
-    ('stationarity', 'norm of the shortest true combination', True),
-    ('weight', 'weight of the first loss', False),
+def main(options: harness.Options) -> harness.Report:
+  """Runs all methods side by side."""
+  settings, trained = options.settings, run(options)
+  # From the first start, at the first learning rate.
+  first = lambda name, measure: reshape(
+    options, trained.history[f'{name}/{measure}']
+  )[:, 0, 0]
+  plots = {'paths.png': draw_paths(options, trained)}
+  for measure, ylabel in (
+    ('stationarity', 'norm of the shortest true combination'),
+    ('weight', 'weight of the first loss'),
   ):
-    curves = {}
-    for name in [m for m in settings.methods if m in SHOWN]:
-      values = reshape(options, trained.history[f'{name}/{what}'])
-      curves[name] = trained.steps, values[:, 0, 0]
-    harness.plot_curves(
-      folder / f'{what}.png',
-      curves,
+    plots[f'{measure}.png'] = harness.draw_curves(
+      {
+        name: (trained.steps, first(name, measure))
+        for name in settings.methods
+        if name in SHOWN
+      },
       xlabel='step',
-      ylabel=label,
+      ylabel=ylabel,
       title=f'start 1, learning rate {settings.learning_rates[0]:g}',
-      logy=logy,
+      logy=measure == 'stationarity',
       band='range',
     )
-
-
-def main(options: harness.Options) -> None:
-  """Runs, and writes the table, the plots and the results."""
-  start = time.monotonic()
-  trained = run(options)
-  metrics, rows = summarise(options, trained)
-  harness.write_table(options.workdir, rows)
-  folder = pathlib.Path(options.workdir)
-  plot_paths(folder / 'paths.png', options, trained)
-  plot_over_steps(folder, options, trained)
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - start,
-    curves={
-      name: reshape(options, trained.history[f'{name}/stationarity'])[:, 0, 0]
-      for name in options.settings.methods
-    },
+  return harness.Report(
+    summarise(options, trained),
+    columns=columns(settings),
+    curves={name: first(name, 'stationarity') for name in settings.methods},
+    plots=plots,
   )
-  print(f'Results: {path}')
 
 
-STUDY = harness.Study(main, PRESETS, paper='moco', binary='toy', check=check)
+STUDY = harness.Study(main, PRESETS, paper='moco', binary='toy')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,11 @@
 """A tabular actor and its TD(0) critic as two coupled sequences."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 import bilevel_jax as bj
 from experiments.stsa import chains
@@ -204,16 +203,9 @@ def _jacobian(process: Process) -> np.ndarray:
         for name in ('moves', 'rewards', 'restart')
       }
     )
-    both = jax.jit(jax.value_and_grad(lambda x: -exact.objective(x)))
     states, actions = process.rewards.shape
     size = states * (actions - 1)
-    best: Any = scipy.optimize.minimize(
-      lambda x: tuple(np.asarray(z) for z in both(x)),
-      np.zeros(size),
-      jac=True,
-      options={'gtol': 1e-10},
-    ).x
-    best = jnp.asarray(best)
+    best = chains.minimise(lambda x: -exact.objective(x), np.zeros(size))
 
     def increments(z):
       return -jnp.concatenate(mean_increments(exact, z[:size], z[size:]))

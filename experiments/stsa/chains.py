@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 import bilevel_jax as bj
 
@@ -51,13 +52,28 @@ class Chain(NamedTuple):
   draw: Callable[[chex.PRNGKey], Any]
 
 
-def _orthogonal(draw, size):
-  q, r = np.linalg.qr(draw.normal(size=(size, size)))
+def minimise(loss: Callable[[Any], Any], start: np.ndarray) -> chex.Array:
+  """A minimiser by BFGS, to be called where float64 is enabled."""
+  both = jax.jit(jax.value_and_grad(loss))
+  found: Any = scipy.optimize.minimize(
+    lambda x: tuple(np.asarray(z) for z in both(x)),
+    start,
+    jac=True,
+    options={'gtol': 1e-10},
+  )
+  return jnp.asarray(found.x)
+
+
+def orthogonal(
+  draw: np.random.Generator, rows: int, columns: int | None = None
+) -> np.ndarray:
+  """A random matrix with orthonormal columns, square by default."""
+  q, r = np.linalg.qr(draw.normal(size=(rows, columns or rows)))
   return q * np.sign(np.diag(r))
 
 
 def _symmetric(draw, size, low, high):
-  q = _orthogonal(draw, size)
+  q = orthogonal(draw, size)
   return q @ np.diag(np.linspace(low, high, size)) @ q.T
 
 
@@ -97,8 +113,8 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
   names = names_of(inner)
   main = _symmetric(draw, size, 1, 2)
   curvature = [_symmetric(draw, size, 1, 2) for _ in range(inner)]
-  follow = [_orthogonal(draw, size) / 2 for _ in range(inner)]
-  couple = [_orthogonal(draw, size) / 2 for _ in range(inner)]
+  follow = [orthogonal(draw, size) / 2 for _ in range(inner)]
+  couple = [orthogonal(draw, size) / 2 for _ in range(inner)]
   shift = draw.normal(size=(inner + 1, size))
   # Minus the increments are J z - r, z all sequences in one vector.
   jacobian = np.zeros((size * (inner + 1),) * 2)
@@ -167,8 +183,8 @@ def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
   """
   draw = np.random.default_rng(seed)
   names = names_of(inner)
-  mix = _orthogonal(draw, size)
-  turns = [_orthogonal(draw, size) for _ in range(inner)]
+  mix = orthogonal(draw, size)
+  turns = [orthogonal(draw, size) for _ in range(inner)]
   whole = np.eye(size)
   for turn in turns:
     whole = turn @ whole

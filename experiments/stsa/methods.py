@@ -9,6 +9,7 @@ import optax
 import bilevel_jax as bj
 
 INNER, TERMS = 10, 10
+SERIES = 0.3  # Step of the Neumann series.
 # Of VRBO: moves of y in an update, and updates between two fresh estimates.
 VRBO_STEPS, VRBO_PERIOD = 3, 3
 # Of PZOBO: one is too noisy a response of a hundred numbers.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
-from experiments.stsa import zoo_problem
+from experiments.stsa import chains, zoo_problem
 
 
 class Quadratic(NamedTuple):
@@ -34,11 +34,6 @@ class Quadratic(NamedTuple):
   start: Any
 
 
-def _orthogonal(draw, rows, columns):
-  q, r = np.linalg.qr(draw.normal(size=(rows, columns)))
-  return q * np.sign(np.diag(r))
-
-
 class _Form(NamedTuple):
   """One quadratic form of (x, y): factors of samples, and their means."""
 
@@ -53,16 +48,16 @@ class _Form(NamedTuple):
 def _form(draw, samples, size, coupling):
   def white():
     # Columns of unit variance without correlation: means are then exact.
-    return _orthogonal(draw, samples, size) * samples**0.5
+    return chains.orthogonal(draw, samples, size) * samples**0.5
 
   def curved():
-    turn = _orthogonal(draw, size, size)
+    turn = chains.orthogonal(draw, size)
     root = turn @ np.diag(np.linspace(0.1, 1, size) ** 0.5) @ turn.T
     return white() @ root
 
   left = white()
   values = np.diag(coupling * np.linspace(0.1, 1, size))
-  one, two = (_orthogonal(draw, size, size) for _ in range(2))
+  one, two = (chains.orthogonal(draw, size) for _ in range(2))
   right = left @ (one @ values @ two.T)
   noise = lambda: draw.normal(size=(samples, size))
   return _Form(curved(), curved(), left, right, noise(), noise())

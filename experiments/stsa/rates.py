@@ -14,8 +14,6 @@ theorems assume.
 """
 
 import dataclasses
-import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -34,12 +32,32 @@ from experiments.stsa import (
   schedules,
 )
 
-APPLICATIONS: dict[str, Callable[[], applications.Nested]] = {
+NESTED: dict[str, Callable[[], applications.Nested]] = {
   'ridge': applications.ridge,
   'bilevel_quadratic': applications.bilevel_quadratic,
   'risk_averse': risk.risk_averse,
   'risk_averse/scgd': lambda: risk.risk_averse(method='scgd'),
 }
+APPLICATIONS = (*NESTED, 'actor_critic')
+BINS = 16  # Of a fit, on a log scale.
+FIXED_STEP = 0.1  # Of a control, the same for all lengths of runs.
+
+
+@dataclasses.dataclass(frozen=True)
+class NonMonotone:
+  """Runs of several lengths K, with the constant step 1 / sqrt(K).
+
+  Attributes:
+    inner: numbers of inner sequences.
+    ratios: their inner steps over the main one, one for each number.
+    lengths: K of the runs.
+    seeds: of each length.
+  """
+
+  inner: tuple[int, ...] = (1, 3, 5)
+  ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
+  lengths: tuple[int, ...] = (300, 600, 1_200, 2_500, 5_000, 10_000)
+  seeds: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,54 +70,48 @@ class Settings:
     chunk: steps between two records; errors are means over a chunk.
     seeds: of the noise and the start.
     size: dimension of each sequence.
-    bins: of the fit, on a log scale.
     inner: numbers of inner sequences, strongly monotone.
-    horizons: lengths K of runs with the constant step 1 / sqrt(K).
-    horizon_seeds: seeds of each of these.
-    nonmonotone_inner: their numbers of inner sequences.
-    ratios: their inner steps over the main one, one for each number.
-    fixed_step: the constant step of a control, the same for every horizon.
-    applications: nested problems, and `actor_critic`.
+    nonmonotone: runs of a main sequence that is not monotone.
+    applications: nested problems, and actor_critic.
   """
 
   steps: int = 20_000
   chunk: int = 100
   seeds: int = 64
   size: int = 10
-  bins: int = 16
   inner: tuple[int, ...] = (1, 2, 3, 5)
-  horizons: tuple[int, ...] = (300, 600, 1_200, 2_500, 5_000, 10_000)
-  horizon_seeds: int = 16
-  nonmonotone_inner: tuple[int, ...] = (1, 3, 5)
-  ratios: tuple[float, ...] = (1.0, 4.0, 8.0)
-  fixed_step: float = 0.1
-  applications: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
-    *APPLICATIONS,
-    'actor_critic',
-  )
+  nonmonotone: NonMonotone = NonMonotone()
+  applications: Annotated[
+    tuple[str, ...], harness.Allowed(empty=True), harness.Among(APPLICATIONS)
+  ] = APPLICATIONS
 
 
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
     inner=(1, 3),
-    nonmonotone_inner=(1,),
-    ratios=(1.0,),
+    nonmonotone=NonMonotone((1,), (1.0,)),
     applications=(),
     seeds=32,
   ),
   # The paper has theorems, no runs: more seeds and steps of the same.
-  'paper': Settings(steps=200_000, seeds=256, horizon_seeds=64),
+  'paper': Settings(
+    steps=200_000, seeds=256, nonmonotone=NonMonotone(seeds=64)
+  ),
+}
+RENAMED = {
+  'horizons': 'nonmonotone.lengths',
+  'horizon_seeds': 'nonmonotone.seeds',
+  'nonmonotone_inner': 'nonmonotone.inner',
 }
 
 
 def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
   """Coupled sequences whose errors are measured at every step."""
-
-  def of_draw(move):
-    return lambda z, batch: move(z, batch['drawn'])
-
-  moves = {name: of_draw(move) for name, move in chain.increments.items()}
+  moves = {
+    name: lambda z, batch, move=move: move(z, batch['drawn'])
+    for name, move in chain.increments.items()
+  }
   solver = bj.stsa(moves, steps=dict(steps))
   return harness.measured(solver, lambda z, updates: chain.errors(z))
 
@@ -170,16 +182,16 @@ def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
   )
   curves = {}
   middle = trained.steps - settings.chunk / 2
-  for error in ('main', 'inner', 'sum'):
+  for error in case.errors:
     means = trained.history[f'loss/{error}']
     at, values = slopes.log_bins(
-      middle, means, first=settings.steps / 100, bins=settings.bins
+      middle, means, first=settings.steps / 100, bins=BINS
     )
     curves[error] = Curve(at, values, slopes.fit(at, values))
   return curves
 
 
-def horizons(
+def by_length(
   options: harness.Options,
   name: str,
   chain: chains.Chain,
@@ -205,15 +217,15 @@ def horizons(
     The curve over lengths.
   """
   settings = options.settings
-  lengths = settings.horizons
-  step_of = lambda n: settings.fixed_step if fixed else scale * n**-0.5
+  lengths = settings.nonmonotone.lengths
+  step_of = lambda n: FIXED_STEP if fixed else scale * n**-0.5
   # The largest step is the first one of a schedule.
   largest = max(map(step_of, lengths))
   chains.check_assumptions(
     chain, ratio=ratio, scale=largest, offset=1.0, fast=False
   )
   seeds, hyper = harness.members(
-    settings.horizon_seeds, step=[step_of(n) for n in lengths]
+    settings.nonmonotone.seeds, step=[step_of(n) for n in lengths]
   )
 
   def solver(context):
@@ -251,10 +263,6 @@ def nested(
     noise = problem.distance * jax.random.normal(context.key, flat.shape)
     return unravel(flat + noise)
 
-  def evaluate(context, params, state):
-    del context, state
-    return {'error': problem.error(params)}
-
   trained = harness.train(
     applications.nested_solver(problem),
     init,
@@ -265,14 +273,14 @@ def nested(
     workdir=options.workdir,
     save_seconds=options.save_seconds,
     name=name,
-    evaluate=evaluate,
+    evaluate=lambda context, params, state: {'error': problem.error(params)},
     settings=settings,
   )
   at, values = slopes.log_bins(
     trained.steps.astype(np.float64),
     trained.history['error'],
     first=settings.steps / 100,
-    bins=settings.bins,
+    bins=BINS,
   )
   # The error falls as 1 / (k + k_0), and k_0 is no longer small beside k.
   at = at + applications.steps_for(problem).offset
@@ -281,102 +289,107 @@ def nested(
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  lengths = (settings.steps, *settings.horizons)
-  for length in lengths:
+  for length in (settings.steps, *settings.nonmonotone.lengths):
     if length % settings.chunk:
       raise harness.SettingsError(
         f'{length} steps are no multiple of chunk={settings.chunk}, over '
         'which errors are means.'
       )
-  known = (*APPLICATIONS, 'actor_critic')
-  if unknown := set(settings.applications) - set(known):
+  if len(settings.nonmonotone.ratios) != len(settings.nonmonotone.inner):
     raise harness.SettingsError(
-      f'unknown applications {sorted(unknown)}; known: {", ".join(known)}.'
-    )
-  if len(settings.ratios) != len(settings.nonmonotone_inner):
-    raise harness.SettingsError(
-      'ratios gives one number for each of nonmonotone_inner.'
+      'nonmonotone.ratios gives one number for each of nonmonotone.inner.'
     )
 
 
-def main(options: harness.Options) -> None:
-  """Runs all cases and writes slopes, table and plots."""
-  start = time.monotonic()
-  settings = options.settings
-  metrics: dict[str, float] = {}
-  rows, monotone, controls, lengths, nested_curves = [], {}, {}, {}, {}
+def measure(
+  options: harness.Options,
+) -> tuple[harness.Results, dict[str, dict[str, Any]]]:
+  """Runs all cases.
 
-  def put(name, slope, what):
-    metrics.update(slope.metrics(name))
-    rows.append({'slope': name, 'of': what, 'fitted (95 %)': str(slope)})
+  Args:
+    options: what the flags say.
+
+  Returns:
+    The slopes, and curves by plot and label.
+  """
+  settings, results = options.settings, harness.Results()
+  plots: dict[str, dict[str, Any]] = {}
+
+  def add(case, curve, what, **labels):
+    """Adds a slope, and its curve to the plots that have a label for it."""
+    results.add({'case': case}, slope=curve.slope)
+    results.note({'case': case}, {'of': what})
+    for plot, label in labels.items():
+      label = f'{label}: {curve.slope.mean:.2f}'
+      plots.setdefault(plot, {})[label] = curve[:2]
 
   for case in schedules.cases(settings.inner):
-    curves = falling(options, case)
-    put(case.metric, curves[case.error].slope, f'{case.error} error over k')
-    if case.name in ('two_timescale', 'ttsa'):
-      for error in ('main', 'inner'):
-        if error != case.error:
-          put(f'{case.metric}/{error}', curves[error].slope, f'{error} error')
-    curve = curves[case.error]
-    label = schedules.TITLES.get(case.name, f'N = {case.inner}')
-    label += f': {curve.slope.mean:.2f}'
-    if case.inner == settings.inner[0] and case.fast:
-      controls[label] = curve[:2]
-    (monotone if case.fast else controls)[label] = curve[:2]
-  metrics['slope/strongly_monotone/spread'] = harness.reduced(
-    [metrics[f'slope/strongly_monotone/n{n}'] for n in settings.inner], 'ptp'
+    labels = {'monotone': case.title} if case.fast else {}
+    if not case.fast or case.inner == settings.inner[0]:
+      labels['schedules'] = case.title
+    for error, curve in falling(options, case).items():
+      end = f'/{error}' if len(case.errors) > 1 else ''
+      add(case.name + end, curve, f'{error} error over k', **labels)
+      labels = {}  # Of the first error only.
+  spread = [
+    results.mean('slope', {'case': schedules.monotone(n)})
+    for n in settings.inner
+  ]
+  results.add(
+    {'case': 'strongly_monotone'}, slope_spread=harness.reduced(spread, 'ptp')
   )
-
-  pairs = zip(settings.nonmonotone_inner, settings.ratios)
-  runs = [(n, ratio, False) for n, ratio in pairs]
-  runs.append((settings.nonmonotone_inner[0], settings.ratios[0], True))
-  for inner, ratio, fixed in runs:
-    chain = chains.nonmonotone_chain(inner, size=settings.size)
-    run_name = f'nonmonotone_{inner}' + ('_fixed' if fixed else '')
-    curve = horizons(options, run_name, chain, ratio, fixed=fixed)
-    name = 'control/fixed_step' if fixed else f'slope/nonmonotone/n{inner}'
-    put(name, curve.slope, 'mean squared gradient norm over K')
-    label = 'control: fixed step' if fixed else f'N = {inner}'
-    lengths[f'{label}: {curve.slope.mean:.2f}'] = curve[:2]
-
-  for name in settings.applications:
-    if name == 'actor_critic':
-      chain = actor_critic.actor_critic_chain()
-      curve = horizons(options, name, chain, 2.0, scale=4.0)
-      put(f'slope/{name}', curve.slope, 'mean squared gradient norm over K')
-      lengths[f'actor-critic: {curve.slope.mean:.2f}'] = curve[:2]
-      continue
-    curve = nested(options, name, APPLICATIONS[name]())
-    put(f'slope/{name}', curve.slope, 'squared error of x over k')
-    nested_curves[f'{name}: {curve.slope.mean:.2f}'] = curve[:2]
-  harness.write_table(options.workdir, rows)
-  folder = pathlib.Path(options.workdir)
-  falling_steps = ('step k', 'squared error')
-  by_length = ('length of the run K', 'mean squared gradient norm')
-  for name, curves, (xlabel, ylabel), title in (
-    ('monotone', monotone, falling_steps, 'Strongly monotone: slopes'),
-    ('schedules', controls, falling_steps, 'Other steps, controls: slopes'),
-    ('nested', nested_curves, falling_steps, 'Nested problems: slopes'),
-    ('nonmonotone', lengths, by_length, 'Non-monotone main sequence: slopes'),
+  gradient_norm = 'mean squared gradient norm over K'
+  inners, ratios = settings.nonmonotone.inner, settings.nonmonotone.ratios
+  for inner, ratio, fixed in (
+    *((n, ratio, False) for n, ratio in zip(inners, ratios, strict=True)),
+    (inners[0], ratios[0], True),
   ):
-    if not curves:
-      continue
-    harness.plot_curves(
-      folder / f'{name}.png',
-      curves,
-      xlabel=xlabel,
-      ylabel=ylabel,
-      title=title,
+    chain = chains.nonmonotone_chain(inner, size=settings.size)
+    name = 'control/fixed_step' if fixed else f'nonmonotone/inner={inner}'
+    curve = by_length(options, name, chain, ratio, fixed=fixed)
+    label = 'control: fixed step' if fixed else f'N = {inner}'
+    add(name, curve, gradient_norm, nonmonotone=label)
+  for name in settings.applications:
+    if name in NESTED:
+      curve = nested(options, name, NESTED[name]())
+      add(name, curve, 'squared error of x over k', nested=name)
+    else:
+      chain = actor_critic.actor_critic_chain()
+      curve = by_length(options, name, chain, 2.0, scale=4.0)
+      add(name, curve, gradient_norm, nonmonotone='actor-critic')
+  return results, plots
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Runs all cases and fits their slopes."""
+  results, plots = measure(options)
+  falling_steps = ('step k', 'squared error')
+  lengths = ('length of the run K', 'mean squared gradient norm')
+  figures = {
+    f'{name}.png': harness.draw_curves(
+      plots[name],
+      xlabel=labels[0],
+      ylabel=labels[1],
+      title=f'{title}: slopes',
       logx=True,
       logy=True,
     )
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    for name, labels, title in (
+      ('monotone', falling_steps, 'Strongly monotone'),
+      ('schedules', falling_steps, 'Other steps, controls'),
+      ('nested', falling_steps, 'Nested problems'),
+      ('nonmonotone', lengths, 'Non-monotone main sequence'),
+    )
+    if name in plots
+  }
+  return harness.Report(
+    results, rows='case', columns=('of', 'slope'), plots=figures
   )
-  print(f'Results: {path}')
 
 
-STUDY = harness.Study(main, PRESETS, paper='stsa', binary='rates', check=check)
+STUDY = harness.Study(
+  main, PRESETS, paper='stsa', binary='rates', check=check, renamed=RENAMED
+)
 
 
 if __name__ == '__main__':

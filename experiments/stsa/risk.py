@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 
 import bilevel_jax as bj
-from experiments.stsa import applications
+from experiments.stsa import applications, chains
 
 
 def levels(
@@ -80,9 +79,11 @@ def risk_averse(
     functions[0](x, rows),
     functions[1](functions[0](x, rows), rows),
   )
-  solved = _minimise(
-    lambda x, rows: functions[2](inner(x, rows)[1], rows), (a, b), truth
-  )
+  with jax.enable_x64(True):
+    exact = jnp.asarray(a), jnp.asarray(b)
+    total = lambda x: functions[2](inner(x, exact)[1], exact)
+    solved = chains.minimise(total, truth)
+  solved = jnp.asarray(solved, jnp.float32)
   rows = (jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
   level_1, level_2 = inner(solved, rows)
 
@@ -109,17 +110,3 @@ def risk_averse(
     distance=0.03,
     room=4.0,
   )
-
-
-def _minimise(loss, rows, start):
-  """By BFGS in float64."""
-  with jax.enable_x64(True):
-    rows = tuple(jnp.asarray(r, jnp.float64) for r in rows)
-    both = jax.jit(jax.value_and_grad(lambda x: loss(x, rows)))
-    found = scipy.optimize.minimize(
-      lambda x: tuple(np.asarray(z) for z in both(x)),
-      start,
-      jac=True,
-      options={'gtol': 1e-10},
-    )
-  return jnp.asarray(found.x, jnp.float32)

@@ -11,22 +11,22 @@ class Case(NamedTuple):
   """A problem with falling steps.
 
   Attributes:
-    name: of the run.
-    metric: the stable name of its slope.
+    name: of the run, and of its slope.
+    title: in a plot.
     inner: number of inner sequences.
     main: scale, exponent and offset of the main sequence's step.
     others: likewise, of the inner ones.
     fast: whether the rate 1 / k is claimed, so that its conditions must hold.
-    error: whose slope it is.
+    errors: whose slopes are reported, the first of them in a plot.
   """
 
   name: str
-  metric: str
+  title: str
   inner: int
   main: tuple[float, float, float]
   others: tuple[float, float, float]
-  fast: bool
-  error: str = 'sum'
+  fast: bool = False
+  errors: tuple[str, ...] = ('sum',)
 
 
 def cases(inner: Sequence[int]) -> list[Case]:
@@ -39,31 +39,33 @@ def cases(inner: Sequence[int]) -> list[Case]:
     The cases.
   """
   single = (SCALE, 1.0, OFFSET)
-  found = [
-    Case(
-      f'monotone_{n}', f'slope/strongly_monotone/n{n}', n, single, single, True
-    )
-    for n in inner
-  ]
   slow = lambda exponent: (1.0, exponent, OFFSET)
   small, constant = (0.3, 1.0, OFFSET), (0.1, 0.0, OFFSET)
-  others = (
-    ('two_timescale', 'slope/two_timescale', 3, single, slow(2 / 3)),
-    ('ttsa', 'slope/ttsa_main', 1, slow(0.6), slow(0.4)),
-    ('small_c', 'control/small_c', 1, small, small),
-    ('two_thirds', 'control/two_thirds', 1, slow(2 / 3), slow(2 / 3)),
-    ('constant_step', 'control/constant_step', 1, constant, constant),
+  two_timescale = Case(
+    *('two_timescale', 'two timescales', 3, single, slow(2 / 3)),
+    errors=('sum', 'main', 'inner'),
   )
-  for case in others:
-    error = 'main' if case[0] == 'ttsa' else 'sum'
-    found.append(Case(*case, fast=False, error=error))
-  return found
+  ttsa = Case(
+    *('ttsa', 'TTSA, main sequence', 1, slow(0.6), slow(0.4)),
+    errors=('main', 'inner'),
+  )
+  return [
+    *(
+      Case(monotone(n), f'N = {n}', n, single, single, fast=True) for n in inner
+    ),
+    two_timescale,
+    ttsa,
+    *(
+      Case(f'control/{name}', f'control: {title}', 1, steps, steps)
+      for name, title, steps in (
+        ('small_c', 'c = 0.3', small),
+        ('two_thirds', 'all steps k^-2/3', slow(2 / 3)),
+        ('constant_step', 'constant step', constant),
+      )
+    ),
+  ]
 
 
-TITLES = {
-  'two_timescale': 'two timescales',
-  'ttsa': 'TTSA, main sequence',
-  'small_c': 'control: c = 0.3',
-  'two_thirds': 'control: all steps k^-2/3',
-  'constant_step': 'control: constant step',
-}
+def monotone(inner: int) -> str:
+  """The name of the strongly monotone case with so many inner sequences."""
+  return f'strongly_monotone/inner={inner}'

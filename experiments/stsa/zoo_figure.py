@@ -1,25 +1,21 @@
 """The picture of a comparison: what is left over calls, and over time."""
 
-import io
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.figure
 import numpy as np
 
-from experiments.harness import comparison, files
+from experiments.harness import comparison
 from experiments.stsa import zoo_problem, zoo_run
 
 
 def draw(
-  path: pathlib.Path,
   rows: Sequence[tuple[zoo_problem.Problem, Mapping[str, comparison.Outcome]]],
-) -> None:
+) -> matplotlib.figure.Figure:
   """Draws two panels a problem that share colours and the legend.
 
   Args:
-    path: the PNG file.
     rows: the problems, and outcomes by method; what failed is not drawn.
   """
   figure = matplotlib.figure.Figure(
@@ -65,18 +61,12 @@ def draw(
   for axes in grid[:, 0]:
     handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
   figure.legend(handles.values(), handles, loc='outside right center')
-  image = io.BytesIO()
-  figure.savefig(image, format='png', dpi=130)
-  files.write_bytes(path, image.getvalue())
+  return figure
 
 
 def _style(name, i):
   if name.startswith('control/'):
     return {'linestyle': '-', 'color': 'black', 'linewidth': 2.5}
-  colours = matplotlib.colormaps['tab20'].colors
-  styles = ('-', '--', ':')
-  return {
-    'linestyle': styles[i % len(styles)],
-    'color': colours[i % len(colours)],
-    'linewidth': 1.6,
-  }
+  colours, styles = matplotlib.colormaps['tab20'].colors, ('-', '--', ':')
+  style = {'linestyle': styles[i % 3], 'color': colours[i % len(colours)]}
+  return style | {'linewidth': 1.6}

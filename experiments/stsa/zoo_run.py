@@ -16,18 +16,12 @@ CORRECTION = {
   'correction/sustain': methods.METHODS['sustain'],
   'correction/plain': methods.without_correction,
 }
-# Fields of the settings that no single run depends on.
+# Settings that no single run depends on.
 NOT_OF_A_RUN = (
-  'methods',
-  'tables',
-  'targets',
-  'header',
-  'corruptions',
-  'lower_steps',
-  'ratios',
-  'exponents',
-  'widen',
+  *('methods', 'grid', 'table.names', 'table.targets', 'table.header'),
+  'digits.corruptions',
 )
+WARM = 0.02  # Share of a run before which steps stay.
 
 
 def train(
@@ -84,7 +78,7 @@ def _runner(settings, problem, method, tuning):
     hyper = context.hyper
 
     def falling(count):
-      done = jnp.asarray(count, jnp.float32) / (settings.warm * steps)
+      done = jnp.asarray(count, jnp.float32) / (WARM * steps)
       return hyper['step'] * (1 + done) ** -hyper['exponent']
 
     ratio = problem.upper_scale * hyper['ratio']
@@ -93,7 +87,7 @@ def _runner(settings, problem, method, tuning):
         problem=problem.losses,
         lower=falling,
         upper=lambda count: ratio * falling(count),
-        series=settings.series,
+        series=methods.SERIES,
         batches=problem.batches,
         curvature=problem.curvature,
         progress=lambda count: jnp.minimum(count / steps, 1.0),

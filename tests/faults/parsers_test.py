@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from experiments import harness
 from experiments.harness.datasets import arrays, digits, tables
-from experiments.moco import image_data, tabular_data
+from experiments.moco import tabular_data
 from experiments.stsa import tables as two_classes
 
 RNG = np.random.default_rng(0)
@@ -56,19 +56,6 @@ def cells(*tables):
   return row
 
 
-def pixels(folder):
-  """A small folder in the layout of NYU-v2, but for the image under test."""
-  for part in ('train', 'val'):
-    for field, shape in (('label', ()), ('depth', (1,)), ('normal', (3,))):
-      place = folder / part / field
-      place.mkdir(parents=True)
-      for i in range(2):
-        np.save(place / f'{i}.npy', np.ones((4, 4, *shape)))
-    (folder / part / 'image').mkdir()
-    for i in range(2):
-      np.save(folder / part / 'image' / f'{i}.npy', np.ones((4, 4, 3)))
-
-
 IMAGES = idx(RNG.integers(0, 256, (6, 28, 28)))
 LABELS = idx(np.arange(6) % 10)
 SCHOOL = {
@@ -96,10 +83,6 @@ def digits_with(name):
 
 def of_table(name, **how):
   return lambda folder: harness.read_table(folder / name, **how)[:2]
-
-
-def of_pixels(folder):
-  return image_data.read_pixels('nyuv2', str(folder), validation=0.5)
 
 
 # The file under test, its valid content, and what reads it.
@@ -156,16 +139,6 @@ PARSERS = {
     saved(np.save, np.ones((4, 4, 3))),
     lambda folder: harness.read_npy(folder / 'one.npy'),
   ),
-  'pixels': (
-    'train/image/0.npy',
-    saved(np.save, np.ones((4, 4, 3))),
-    of_pixels,
-  ),
-  'pixel labels': (
-    'train/label/0.npy',
-    saved(np.save, np.ones((4, 4))),
-    of_pixels,
-  ),
 } | {
   kind: (
     f'one.{kind}',
@@ -215,8 +188,6 @@ def check(name, content):
   file, _, read = PARSERS[name]
   with tempfile.TemporaryDirectory() as made:
     folder = pathlib.Path(made)
-    if file.startswith('train/'):
-      pixels(folder)
     (folder / file).write_bytes(content)
     try:
       found = jax.tree.leaves(read(folder))
@@ -237,8 +208,6 @@ def check(name, content):
 @pytest.mark.parametrize('name', PARSERS)
 def test_a_valid_file_is_read(name, tmp_path):
   file, content, read = PARSERS[name]
-  if file.startswith('train/'):
-    pixels(tmp_path)
   (tmp_path / file).write_bytes(content)
   assert jax.tree.leaves(read(tmp_path))
 

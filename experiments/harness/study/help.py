@@ -28,10 +28,12 @@ def text(about: str, study: study_lib.Study, preset: str) -> str:
     words = ', '.join(('train', *modes))
     lines += ['', f'A word before the flags says what to do: {words}.']
   group = None
-  for name, field in settings_lib.fields_of(presets[preset]).items():
+  fields = settings_lib.fields_of(presets[preset])
+  # What is in no group comes first, wherever it stands in the dataclass.
+  for name in sorted(fields, key=lambda name: '.' in name):
     if name in flags_lib.COMMON:
       continue
-    of = name.rpartition('.')[0]
+    field, of = fields[name], name.rpartition('.')[0]
     if of != group:
       title = f'{of.capitalize()}' if of else 'Settings'
       lines += ['', f'{title}, as of the preset {preset}:']

@@ -13,15 +13,9 @@ CLIENTS = 8
 
 
 def load(**changes):
-  given = {
-    'clients': 10,
-    'shards': 2,
-    'pooling': 4,
-    'selection': 100,
-    'test': 200,
-    'ratio': 1.0,
-  }
-  return client_digits.load_digits(None, **(given | changes))
+  given = {'clients': 10, 'pooling': 4, 'selection': 100, 'test': 200}
+  split = client_digits.Split(**(given | changes))
+  return client_digits.load_digits(None, split)
 
 
 def test_clients_have_few_classes_and_disjoint_parts():
@@ -122,9 +116,7 @@ def nest(axis_name):
     axis_name,
     upper_rate=0.05,
     lower_rate=0.1,
-    lower_rounds=2,
-    local_steps=4,
-    upper_steps=3,
+    loops=fednest.Loops(lower_rounds=2, local_steps=4, upper_steps=3),
     solve=bj.linear_solvers.neumann(5, 0.5),
     batch_at=lambda batch, t: batch,
   )

@@ -14,6 +14,7 @@ from experiments.aipod import (
   federated_run,
 )
 from experiments.harness import comparison
+from experiments.harness import flags as flags_lib
 
 SETTINGS = federated.PRESETS['smoke']
 
@@ -28,26 +29,32 @@ SETTINGS = federated.PRESETS['smoke']
 )
 def test_runs_and_writes_its_results(options, results, tmp_path, task):
   ratio = 10.0 if task == 'loss_tuning' else 1.0
-  settings = dataclasses.replace(SETTINGS, task=task, ratio=ratio)
-  federated.main(options(settings))
+  split = dataclasses.replace(SETTINGS.digits, ratio=ratio)
+  settings = dataclasses.replace(SETTINGS, task=task, digits=split)
+  harness.execute(federated.main, options(settings))
   found = results()
   metrics = found['metrics']
   # None of those that were looked at while the grids were made.
   assert found['seeds'] == [10, 11]
   assert not set(found['tuning_seeds']) & {10, 11}
-  ratio = metrics['e_aipod/rounds_to_40'] / metrics['fednest/rounds_to_40']
+  selected = lambda measure, method: metrics[f'{measure}/{method}/selected']
+  rounds = lambda method: selected('rounds_to_40', method)
+  ratio = rounds('e_aipod') / rounds('fednest')
   assert metrics['rounds_to_40_ratio'] == pytest.approx(ratio)
-  assert metrics['partial/rounds_to_40_ratio'] > 0
-  assert metrics['e_aipod/best_accuracy'] > 0.3
-  assert metrics['e_aipod/lower_steps'] == 5
-  assert metrics['fednest/local_steps'] == 5 and metrics['fednest/looks'] == 1
+  assert metrics['rounds_to_40_ratio/partial'] > 0
+  assert selected('best_accuracy', 'e_aipod') > 0.3
+  assert len(found['per_seed']['best_accuracy/e_aipod/s5']) == 2
+  assert selected('lower_steps', 'e_aipod') == 5
+  assert selected('local_steps', 'fednest') == 5
+  assert selected('looks', 'fednest') == 1
   assert (tmp_path / 'rounds.png').stat().st_size > 5000
 
 
 @pytest.mark.slow  # A quadratic does it in clients_test.py.
 def test_devices_give_the_same_iterates():
   digits, _ = client_digits.load_digits(
-    None, clients=8, shards=2, pooling=4, selection=50, test=50, ratio=1.0
+    None,
+    client_digits.Split(clients=8, pooling=4, selection=50, test=50),
   )
   task = federated_run.make_task(SETTINGS, digits)
   hyper = {'upper_rate': 0.4, 'lower_rate': 0.1, 'coin': 0}
@@ -159,3 +166,12 @@ def test_rounds_of_an_update():
 def test_settings_that_no_run_can_have(changes, match):
   with pytest.raises(ValueError, match=match):
     federated.check(dataclasses.replace(SETTINGS, **changes))
+
+
+def test_flags_of_an_earlier_version_work():
+  of = lambda *texts: flags_lib.settings_by(
+    federated.PRESETS, 'quick', texts, federated.RENAMED
+  )
+  old = '--tuning_rounds=9', '--fednest_rounds=1', '--upper_rates=1'
+  new = '--grid.rounds=9', '--fednest.rounds=1', '--grid.upper_rates=1'
+  assert of(*old) == of(*new) != of()

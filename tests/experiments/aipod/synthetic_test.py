@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.aipod import synthetic
+from experiments.aipod import synthetic, synthetic_report
 
 SETTINGS = synthetic.Settings(
   size=20,
@@ -32,15 +32,16 @@ def finished(tmp_path_factory):
     data_dir=None,
     seeds=(0, 1, 2),
   )
-  return workdir, synthetic.main(options)
+  report = harness.execute(synthetic.main, options)
+  return workdir, report.results.metrics()
 
 
 def test_saves_projections_and_stays_in_the_upper_set(finished):
   _, metrics = finished
-  assert metrics['e_aipod/p0.3/t1/projections_ratio'] < 0.8
-  assert metrics['e_aipod/p0.3/t2/projections_ratio'] < 0.5
-  assert metrics['aipod/outside'] < 1e-5
-  assert metrics['e_aipod/p0.3/t2/outside'] < 1e-5
+  assert metrics['projections_ratio/e_aipod/p0.3/t1'] < 0.8
+  assert metrics['projections_ratio/e_aipod/p0.3/t2'] < 0.5
+  assert metrics['outside/aipod'] < 1e-5
+  assert metrics['outside/e_aipod/p0.3/t2'] < 1e-5
   assert metrics['released_gradient_error/uniform'] > 0.3
 
 
@@ -62,7 +63,7 @@ def test_where_a_target_is_reached_by_hand():
   trained = harness.Trained(
     None, None, (), 30, np.array([10, 20, 30]), history, (), 0.0, 0.0
   )
-  found = synthetic.reach(trained, np.array([1.0, 2.0]), 2)
+  found = synthetic_report.reach(trained, np.array([1.0, 2.0]), 2)
   assert found.projections.tolist() == [22.0, np.inf]
   assert found.upper_steps.tolist() == [40.0, np.inf]
 

@@ -1,22 +1,20 @@
 """What compares the methods: trials, choices, dm %."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bilevel_jax as bj
+from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.moco import bias, compare, methods
 from experiments.moco import problem as problems
 
-GRID = compare.Grid(alone=(1e-3, 1e-1, 1e3), beside_own=(1e-1,))
-GIVEN = {
-  'steps': 60,
-  'chunk': 60,
-  'grid': GRID,
-  'settings': {},
-  'widenings': 0,
-}
+GRID = compare.Grid((1e-3, 1e-1, 1e3), (1e-1,), widen=0)
+SETTINGS = compare.Settings(steps=60, chunk=60, grid=GRID)
 
 
 def line_problem(noise):
@@ -38,7 +36,7 @@ def line_problem(noise):
     ),
     oracle=lambda: bj.multi_objective(losses, 2, rest=('heads',)),
     losses=losses,
-    batch=lambda key, data: noise * jax.random.normal(key, (2,)),
+    batch=lambda key, data, size: noise * jax.random.normal(key, (2,)),
     split=lambda batch, parts: jnp.stack([batch] * parts),
     score=losses,
     data={'train': zero, 'validation': zero, 'test': zero},
@@ -47,7 +45,7 @@ def line_problem(noise):
 
 def test_equal_trials_and_the_choice_by_validation(options):
   problem = line_problem(0.1)
-  runs = compare.Runs(problem, options(seeds=(0, 1, 2)), **GIVEN)
+  runs = compare.Runs(problem, options(SETTINGS, seeds=(0, 1, 2)))
   mean, moco = runs.compare(('mean', 'moco')).values()
   for outcome in (mean, moco):
     last = outcome.trained.history['validation/mean'][-1]
@@ -57,14 +55,15 @@ def test_equal_trials_and_the_choice_by_validation(options):
     assert runs.scores(outcome).mean() < 1.5
   assert mean.point['rate'] == moco.point['rate'] == 0.1
   measured = {'mean': mean, 'moco': moco}
-  found, ratios = bias.measure('line', {1: problem}, measured)
-  shares = [k for k in found if k.startswith('moco/line/batch1/share')]
-  assert len({k.split('/')[3] for k in shares}) == 3
-  chosen = f'moco/line/batch1/share{moco.point["own"]:.0f}/bias_ratio'
-  assert found['moco/line/batch1/bias_ratio'] == found[chosen]
-  assert found['moco/line/bias_ratio'] == ratios['moco'].mean == found[chosen]
+  results = harness.Results()
+  ratios = bias.measure(results, problem, (1,), measured)
+  found = results.metrics()
+  own = [f'bias_ratio/moco/line/batch=1/own={i}' for i in range(3)]
+  assert set(own) <= set(found)
+  chosen = found[own[int(moco.point['own'])]]
+  assert found['bias_ratio/moco/line'] == ratios['moco'].mean == chosen
   # Constant weights have no bias but rounding, whatever they are good for.
-  assert not found['mean/line/bias_ratio'] < 1e3
+  assert not found['bias_ratio/mean/line'] < 1e3
 
 
 def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
@@ -73,7 +72,7 @@ def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
     jnp.abs(params.trunk) < 2, jnp.nan, problem.score(params, part)
   )
   runs = compare.Runs(
-    problem._replace(score=burst), options(seeds=(0, 1, 2)), **GIVEN
+    problem._replace(score=burst), options(SETTINGS, seeds=(0, 1, 2))
   )
   outcome = runs.run('mean')
   bad = np.isnan(outcome.trained.history['validation/mean'][-1])
@@ -82,16 +81,26 @@ def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
 
 
 @pytest.mark.parametrize(
-  ('names', 'grid', 'says'),
+  ('changes', 'says'),
   [
-    (('guess',), GRID, "'guess'.*known: .*smg"),
-    ((), GRID, 'known'),
-    (('moco',), compare.Grid((1.0, 2.0), (1.0,)), 'got 2 and 1'),
+    ({'methods': ('guess',)}, '=guess: methods knows .*smg'),
+    ({'methods': ()}, 'needs at least one'),
+    ({'grid': compare.Grid((1.0, 2.0), (1.0,))}, 'got 2 and 1'),
+    ({'grid': compare.Grid((1.0,), (1.0, 2.0))}, 'got 1 and 2'),
   ],
 )
-def test_comparisons_that_would_not_be_fair(names, grid, says):
-  with pytest.raises(ValueError, match=says):
-    compare.check(names, grid)
+def test_comparisons_that_would_not_be_fair(changes, says):
+  settings = dataclasses.replace(SETTINGS, **changes)
+  with pytest.raises(harness.SettingsError, match=says):
+    settings_lib.check(settings)
+    compare.check(settings)
+
+
+def test_nothing_is_tuned_on_a_grid_of_one_point():
+  grid = compare.Grid((1.0,), (2.0,))
+  compare.check(dataclasses.replace(SETTINGS, grid=grid))
+  assert grid.axes('mean') == {'own': (0,), 'rate': (1.0,)}
+  assert grid.axes('moco')['own'].values == (0,)
 
 
 @pytest.mark.parametrize('name', [n for n in methods.EVERY if methods.own(n)])

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.moco import multi_mnist
+from experiments import harness
+from experiments.moco import compare, multi_mnist
 
 
 def test_digits_overlap_by_the_maximum():
@@ -28,18 +29,18 @@ def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
     batch=16,
     hidden=16,
     pool=4,
-    rates=(1e-2, 2e-2, 3e-2),
-    rates_beside_own=(1e-2,),
-    widen=0,
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), widen=0),
     bias_batches=(8,),
     evaluated=100,
   )
-  multi_mnist.main(options(settings))
+  harness.execute(multi_mnist.main, options(settings))
   metrics = results()['metrics']
   for method in settings.methods:
-    assert metrics[f'{method}/multi_mnist/accuracy'] > 0.12
-    assert np.isfinite(metrics[f'{method}/multi_mnist/dm'])
-  assert metrics['moco/multi_mnist/bias_ratio'] > 0
+    assert metrics[f'accuracy/{method}/multi_mnist'] > 0.12
+    assert np.isfinite(metrics[f'dm/{method}/multi_mnist'])
+  assert metrics['bias_ratio/moco/multi_mnist'] > 0
+  left = 'accuracy/single_task/multi_mnist/left'
+  assert len(results()['per_seed'][left]) == 2
   assert ' dm ' in capsys.readouterr().out
 
 

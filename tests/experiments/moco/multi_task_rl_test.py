@@ -11,7 +11,8 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.moco import minatar, mt10, multi_task, multi_task_rl
+from experiments.harness import settings as settings_lib
+from experiments.moco import compare, minatar, mt10, multi_task, multi_task_rl
 
 GAMES = ('Breakout', 'Asterix')
 
@@ -147,7 +148,10 @@ def test_bad_robots(robots):
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
     (make(suite='mt10', games=('reach',)), 'did you mean reach-v3'),
-    (make(suite='mt10', games=(), rollout=501), 'at most 500 steps'),
+    (
+      make(suite='mt10', games=(), learning=multi_task.Learning(rollout=501)),
+      'at most 500 steps',
+    ),
   ):
     with pytest.raises(harness.SettingsError, match=message):
       check(settings)
@@ -157,7 +161,9 @@ def test_cut_episodes_of_robots_are_said():
   """The results, and so the caption of each table, name what is cut."""
   preset = multi_task_rl.PRESETS['mt10']
   assert '150 of 500 steps' in multi_task_rl.substituted_by(preset)
-  whole = dataclasses.replace(preset, rollout=mt10.LONGEST)
+  whole = dataclasses.replace(
+    preset, learning=multi_task.Learning(rollout=mt10.LONGEST)
+  )
   assert 'steps' not in multi_task_rl.substituted_by(whole)
 
 
@@ -170,21 +176,23 @@ def test_robots_need_their_extra(monkeypatch):
 @pytest.mark.slow
 def test_a_small_run(options, results):
   settings = multi_task_rl.PRESETS['smoke']
-  multi_task_rl.main(options(settings))
+  harness.execute(multi_task_rl.main, options(settings))
   metrics = results()['metrics']
   for game in GAMES:
-    assert metrics[f'single/{game}'] >= 0 and metrics[f'moco/{game}'] >= 0
-  assert metrics['mean/trials'] == 1
+    assert metrics[f'return/single_task/{game}'] >= 0
+    assert metrics[f'return/moco/{game}'] >= 0
+  assert metrics['trials/mean'] == 1
 
 
 def test_bad_settings():
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
     (make(games=('Breakuot',)), 'did you mean Breakout-MinAtar'),
-    (make(methods=('modo',)), r"unknown methods \['modo'\]"),
-    (make(rates=(0.1, 0.2)), 'rates are 3 times as many'),
+    (make(methods=('modo',)), 'methods knows mean, '),
+    (make(grid=compare.Grid((0.1, 0.2), (0.1,))), 'rates are 3 times as many'),
   ):
     with pytest.raises(harness.SettingsError, match=message):
+      settings_lib.check(settings)
       check(settings)
   check(multi_task_rl.PRESETS['smoke'])
   check(multi_task_rl.PRESETS['paper'])

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.moco import bias, tabular
+from experiments import harness
+from experiments.moco import bias, compare, tabular
 
 
 @pytest.mark.slow
@@ -16,14 +17,12 @@ def test_tabular_on_made_up_data(options, results, capsys):
     chunk=20,
     batch=16,
     hidden=8,
-    rates=(1e-2, 2e-2, 3e-2),
-    rates_beside_own=(1e-2,),
-    widen=0,
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), widen=0),
     bias_batches=(8,),
   )
-  tabular.main(options(settings))
+  harness.execute(tabular.main, options(settings))
   metrics = results()['metrics']
-  assert metrics['mean/made_up/error'] < 1.2
+  assert metrics['error/mean/made_up'] < 1.2
   assert 'made up' in capsys.readouterr().out
 
 
@@ -37,9 +36,9 @@ def test_school_batches_and_parts_see_their_own_school():
     y[s, :size] = 10 * s + np.arange(size)
   part = tuple(map(jnp.asarray, (x, y, sizes)))
   data = {'train': part, 'validation': part, 'test': part}
-  settings = tabular.Settings(batch=32, hidden=6)
-  problem = tabular.school_problem(data, settings)
-  batch = problem.batch(jax.random.key(1), data)
+  settings = tabular.Settings(hidden=6)
+  problem = tabular.school_problem('school', data, settings)
+  batch = problem.batch(jax.random.key(1), data, 32)
   assert batch[0].shape == (3, 4, 4)
   for s, size in enumerate(sizes):
     assert batch[1][s].min() >= 10 * s and batch[1][s].max() < 10 * s + size
@@ -64,4 +63,11 @@ def test_school_batches_and_parts_see_their_own_school():
 
 def test_no_bias_is_measured_without_batches():
   """As for School, where SMG would need weights of 139 gradients."""
-  assert bias.measure('school', {}, {'mean': object()}) == ({}, {})
+  results = harness.Results()
+  assert not bias.measure(results, None, (), {'mean': object()})
+  assert not results.metrics()
+
+
+def test_the_least_ratio_has_the_least_lower_end():
+  ratios = [harness.Interval(2.0, 1.5, 3, 3), harness.Interval(1.0, 0.2, 2, 3)]
+  assert tabular.least_ratio(ratios) == harness.Interval(1.0, 0.5, 2, 3)

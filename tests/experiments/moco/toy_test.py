@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.moco import toy
 
 
@@ -49,15 +51,15 @@ def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   settings = toy.Settings(
     steps=4, chunk=2, learning_rates=(1e-3,), methods=('moco_exact', 'modo')
   )
-  toy.main(options(settings))
+  harness.execute(toy.main, options(settings))
   metrics = results()['metrics']
   for method in settings.methods:
-    assert metrics[f'{method}/lr1e-3/front_from_start1'] == 0
+    assert metrics[f'seeds_on_front/{method}/learning_rate=0.001/start=1'] == 0
   for plot in ('paths', 'stationarity', 'weight'):
     assert (tmp_path / f'{plot}.png').stat().st_size > 5_000
   assert 'moco_exact' in capsys.readouterr().out
 
 
 def test_unknown_methods_name_the_known():
-  with pytest.raises(ValueError, match=r"'guess'.*known: .*smg"):
-    toy.check(toy.Settings(methods=('guess',)))
+  with pytest.raises(harness.SettingsError, match=r'=guess: .*knows .*smg'):
+    settings_lib.check(toy.Settings(methods=('guess',)))

@@ -12,14 +12,22 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import comparison
-from experiments.stsa import bilevel_zoo, methods, quadratic, zoo_run
+from experiments.harness import flags as flags_lib
+from experiments.harness import settings as settings_lib
+from experiments.stsa import (
+  bilevel_zoo,
+  methods,
+  quadratic,
+  zoo_problems,
+  zoo_run,
+)
 
-SIZES = {'samples': 64, 'size': 4, 'batch_size': 16}
+SIZES = {'samples': 64, 'size': 4, 'coupling': 0.3}
 
 
 @pytest.fixture(scope='module')
 def small():
-  return quadratic.make_quadratic(coupling=0.3, **SIZES)
+  return quadratic.make_quadratic(**SIZES, batch_size=16)
 
 
 def whole(loss, batches):
@@ -118,25 +126,25 @@ def test_a_small_run(tmp_path):
   settings = dataclasses.replace(
     bilevel_zoo.PRESETS['smoke'],
     calls=6_000,
-    lower_steps=(0.3,),
-    ratios=(0.3,),
+    grid=bilevel_zoo.Grid((0.3,), (0.3,), widen=1),
     records=10,
-    **SIZES,
+    quadratic=zoo_problems.Quadratic(**SIZES),
   )
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'smoke', settings, str(tmp_path), None, (0, 1)
   )
-  bilevel_zoo.main(options)
+  harness.execute(bilevel_zoo.main, options)
   results = json.loads((tmp_path / 'results.json').read_text())
   metrics = results['metrics']
   assert not set(results['tuning_seeds']) & set(results['seeds'])
-  assert metrics['saba/final'] < 1e-8
-  assert metrics['soba/final'] < metrics['control/direct/final'] / 2
-  assert metrics['worst/of_control'] == metrics['soba/of_control']
-  assert metrics['worst/reduction'] == metrics['soba/reduction']
-  assert metrics['saba/below_soba'] > 1e4
-  assert metrics['soba/calls_a_step'] == 3
-  assert metrics['soba/trials'] == metrics['saba/trials'] == 2
+  assert metrics['final/saba'] < 1e-8
+  assert metrics['final/soba'] < metrics['final/control/direct'] / 2
+  assert metrics['worst_of_control'] == metrics['of_control/soba']
+  assert metrics['worst_reduction'] == metrics['reduction/soba']
+  assert metrics['soba_over_saba'] > 1e4
+  assert metrics['calls_a_step/soba'] == 3
+  assert metrics['trials/soba'] == metrics['trials/saba'] == 2
+  assert len(results['per_seed']['final/soba']) == 2
   calls = harness.read_records(tmp_path / 'soba/metrics.jsonl')[-1]['calls']
   assert calls == pytest.approx([6_000] * 2, rel=0.01)
   assert (tmp_path / 'quadratic.png').exists()
@@ -149,7 +157,7 @@ def test_seeds_of_tuning_are_put_together_again(monkeypatch):
 
   monkeypatch.setattr(harness, 'train', train)
   problem = quadratic.as_problem(
-    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
+    quadratic.make_quadratic(**SIZES, batch_size=16), '', 0.1
   )
   hyper = {'step': np.array([0.1, 0.1, 0.2, 0.2])}
   seeds = (7, 8, 7, 8)
@@ -213,7 +221,7 @@ def outcome(method, end, failure=''):
 @pytest.mark.parametrize('first', [True, False])
 def test_what_holds_of_every_method_is_not_said_where_one_stopped(bad, first):
   problem = quadratic.as_problem(
-    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
+    quadratic.make_quadratic(**SIZES, batch_size=16), '', 0.1
   )
   names = ('sustain', 'soba') if first else ('soba', 'sustain')
   of = {
@@ -222,19 +230,31 @@ def test_what_holds_of_every_method_is_not_said_where_one_stopped(bad, first):
     'control/direct': outcome('control/direct', 2.0),
   }
   outcomes = {name: of[name] for name in (*names, 'control/direct')}
-  metrics, _ = bilevel_zoo.summarise(outcomes, problem)
-  assert np.isnan(metrics['worst/reduction'])
-  assert np.isnan(metrics['worst/of_control'])
-  assert metrics['soba/of_control'] == 0.75
+  results = harness.Results()
+  bilevel_zoo.summarise(results, outcomes, problem)
+  metrics = results.metrics()
+  assert np.isnan(metrics['worst_reduction'])
+  assert np.isnan(metrics['worst_of_control'])
+  assert metrics['of_control/soba'] == 0.75
 
 
 def test_wrong_settings():
-  with pytest.raises(ValueError, match='unknown method'):
-    bilevel_zoo.check(bilevel_zoo.Settings(methods=('sgd',)))
+  make, check = bilevel_zoo.Settings, bilevel_zoo.check
+  with pytest.raises(ValueError, match='methods knows control/direct, soba'):
+    settings_lib.check(make(methods=('sgd',)))
   with pytest.raises(ValueError, match='no multiple'):
-    bilevel_zoo.check(bilevel_zoo.Settings(samples=100))
-  with pytest.raises(ValueError, match='table_sizes takes 2'):
-    bilevel_zoo.check(bilevel_zoo.Settings(table_sizes=(64,)))
+    check(make(quadratic=zoo_problems.Quadratic(samples=100)))
+  with pytest.raises(ValueError, match=r'table\.sizes takes 2'):
+    check(make(table=zoo_problems.Tables(sizes=(64,))))
+
+
+def test_flags_of_an_earlier_version_work():
+  of = lambda *texts: flags_lib.settings_by(
+    bilevel_zoo.PRESETS, 'quick', texts, bilevel_zoo.RENAMED
+  )
+  old = '--tables=a9a', '--table_sizes=1,2', '--samples=128', '--ratios=1'
+  new = '--table.names=a9a', '--table.sizes=1,2', '--quadratic.samples=128'
+  assert of(*old) == of(*new, '--grid.ratios=1') != of()
 
 
 def test_a_hessian_of_thousands_of_numbers_is_left_out():

@@ -205,13 +205,10 @@ def options_of(folder, **changes):
   settings = bilevel_zoo.Settings(
     methods=('control/direct', 'soba'),
     data_calls=1_200,
-    table_sizes=(128, 256),
-    digit_sizes=tuple(DIGITS.values()),
-    corruptions=(0.5,),
+    table=zoo_problems.Tables(sizes=(128, 256)),
+    digits=zoo_problems.Digits((0.5,), tuple(DIGITS.values())),
     batch_size=32,
-    lower_steps=(0.3,),
-    ratios=(0.3,),
-    exponents=(0.0,),
+    grid=bilevel_zoo.Grid((0.3,), (0.3,), (0.0,)),
     seeds=2,
     records=10,
     **changes,
@@ -228,16 +225,16 @@ def options_of(folder, **changes):
 )
 def test_a_small_run_and_again(tmp_path, problem, name):
   options = options_of(tmp_path, problem=problem)
-  bilevel_zoo.main(options)
+  harness.execute(bilevel_zoo.main, options)
 
   def read():
     found = json.loads((tmp_path / 'results.json').read_text())['metrics']
-    return {k: v for k, v in found.items() if not k.endswith('/seconds')}
+    return {k: v for k, v in found.items() if not k.startswith('seconds')}
 
   metrics = read()
-  assert metrics[f'soba/{name}/of_control'] < 1
+  assert metrics[f'of_control/soba/{name}'] < 1
   assert (tmp_path / f'{problem}.png').exists()
-  bilevel_zoo.main(options)  # From its checkpoints.
+  harness.execute(bilevel_zoo.main, options)  # From its checkpoints.
   assert read() == metrics
 
 
@@ -263,7 +260,8 @@ def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
   ]
   path.write_text('\n'.join(['one,bought,two', *rows]))
   settings = bilevel_zoo.Settings(
-    problem='regularisation', tables=(str(path),), targets=('bought',)
+    problem='regularisation',
+    table=zoo_problems.Tables((str(path),), ('bought',)),
   )
   options = harness.Options(
     'stsa', 'bilevel_zoo', 'quick', settings, str(tmp_path), None, (0,)

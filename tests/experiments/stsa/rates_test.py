@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness import flags as flags_lib
+from experiments.harness import settings as settings_lib
 from experiments.harness import slopes
 from experiments.stsa import applications, chains, rates, risk
 
@@ -116,21 +118,19 @@ def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
     seeds=16,
     size=4,
     inner=(1,),
-    horizons=(100, 400, 1_600),
-    horizon_seeds=4,
-    nonmonotone_inner=(1,),
-    ratios=(1.0,),
+    nonmonotone=rates.NonMonotone((1,), (1.0,), (100, 400, 1_600), seeds=4),
     applications=('ridge',),
   )
   options = harness.Options(
     'stsa', 'rates', 'quick', settings, str(tmp_path), None, tuple(range(16))
   )
-  rates.main(options)
+  harness.execute(rates.main, options)
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  single = metrics['slope/strongly_monotone/n1']
-  assert single < metrics['slope/two_timescale'] < metrics['slope/ttsa_main']
-  assert single < metrics['control/small_c'] < metrics['control/constant_step']
-  assert -0.8 < metrics['slope/nonmonotone/n1'] < -0.3
+  slope = lambda case: metrics[f'slope/{case}']
+  single = slope('strongly_monotone/inner=1')
+  assert single < slope('two_timescale/sum') < slope('ttsa/main')
+  assert single < slope('control/small_c') < slope('control/constant_step')
+  assert -0.8 < slope('nonmonotone/inner=1') < -0.3
   for name in ('monotone', 'schedules', 'nested', 'nonmonotone'):
     assert (tmp_path / f'{name}.png').exists()
 
@@ -168,7 +168,17 @@ def test_nested_problems_are_stationary_at_their_solution(name):
 def test_wrong_settings():
   with pytest.raises(ValueError, match='no multiple'):
     rates.check(rates.Settings(steps=150))
-  with pytest.raises(ValueError, match='unknown applications'):
-    rates.check(rates.Settings(applications=('bandit',)))
+  with pytest.raises(ValueError, match='applications knows ridge'):
+    settings_lib.check(rates.Settings(applications=('bandit',)))
   with pytest.raises(ValueError, match='ratios'):
-    rates.check(rates.Settings(ratios=(1.0,)))
+    wrong = rates.NonMonotone(ratios=(1.0,))
+    rates.check(rates.Settings(nonmonotone=wrong))
+
+
+def test_flags_of_an_earlier_version_work():
+  of = lambda *texts: flags_lib.settings_by(
+    rates.PRESETS, 'quick', texts, rates.RENAMED
+  )
+  old = '--horizons=100', '--nonmonotone_inner=1', '--ratios=2'
+  new = '--nonmonotone.lengths=100', '--nonmonotone.inner=1'
+  assert of(*old) == of(*new, '--nonmonotone.ratios=2') != of()
