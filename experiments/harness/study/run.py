@@ -17,6 +17,8 @@ from experiments.harness import flags as flags_lib
 from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
 
+_SECONDS = 'seconds.json'
+
 
 def run(study: study_lib.Study) -> None:
   """Defines the flags of a binary, parses them, and does what they ask for.
@@ -85,7 +87,7 @@ def execute(
 ) -> study_lib.Report | None:
   """Calls `main`, or another mode, and writes the report that it gives.
 
-  The time in it is that of all attempts in the workdir.
+  The time in it is that of all attempts in its folder.
 
   Args:
     mode: of a `Study`.
@@ -96,24 +98,25 @@ def execute(
     What the mode returns.
   """
   start = time.monotonic()
-  spent = pathlib.Path(options.workdir) / 'seconds.json'
-  before = _seconds(spent)
-  seconds = lambda: before + time.monotonic() - start
+  folder = pathlib.Path(options.workdir)
+  seconds = lambda: _seconds(folder) + time.monotonic() - start
   try:
     said = mode(options, *files)
     if isinstance(said, study_lib.Report):
-      study_lib.write(options, said, seconds=seconds())
+      folder /= said.folder
+      written = options._replace(workdir=str(folder))
+      study_lib.write(written, said, seconds=seconds())
   finally:
     # Also of an attempt that is ended by a signal or an error.
-    if spent.parent.is_dir() and files_lib.is_writer():
-      files_lib.write_text(spent, f'{seconds():.3f}\n')
+    if folder.is_dir() and files_lib.is_writer():
+      files_lib.write_text(folder / _SECONDS, f'{seconds():.3f}\n')
   return said
 
 
-def _seconds(path: pathlib.Path) -> float:
+def _seconds(folder: pathlib.Path) -> float:
   """What earlier attempts took; 0 where nothing legible says so."""
   try:
-    return max(0.0, float(path.read_text(encoding='utf-8')))
+    return max(0.0, float((folder / _SECONDS).read_text(encoding='utf-8')))
   except (OSError, ValueError):
     return 0.0
 

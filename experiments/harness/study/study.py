@@ -36,6 +36,7 @@ class Report:
     data: what was read.
     published: names of the data sets of the published numbers.
     more: further plain values for `results.json`.
+    folder: where in the workdir all is written; '' for the workdir itself.
   """
 
   results: results_lib.Results
@@ -50,6 +51,7 @@ class Report:
   data: Sequence[sources.Source] = ()
   published: Sequence[str] = ()
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  folder: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
