@@ -28,7 +28,9 @@ def text(about: str, study: study_lib.Study, preset: str) -> str:
     words = ', '.join(('train', *modes))
     lines += ['', f'A word before the flags says what to do: {words}.']
   group = None
-  for name, field in settings_lib.fields_of(presets[preset]).items():
+  fields = settings_lib.fields_of(presets[preset]).items()
+  # Those of no group first.
+  for name, field in sorted(fields, key=lambda item: '.' in item[0]):
     if name in flags_lib.COMMON:
       continue
     of = name.rpartition('.')[0]

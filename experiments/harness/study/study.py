@@ -85,13 +85,16 @@ class Study:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(options: flags.Options, said: Report, *, seconds: float) -> None:
+def write(
+  options: flags.Options, said: Report, seconds: float, cpu_seconds: float
+) -> None:
   """Writes what a study says: the table, the plots and `results.json`.
 
   Args:
     options: what was run, and where.
     said: by `main`.
     seconds: wall time, s.
+    cpu_seconds: processor time of this process, s.
 
   Raises:
     WriteError: if a file cannot be written; names the folder.
@@ -105,6 +108,7 @@ def write(options: flags.Options, said: Report, *, seconds: float) -> None:
     options,
     metrics=said.results.metrics(),
     seconds=seconds,
+    cpu_seconds=cpu_seconds,
     data=said.data,
     published=said.published,
     curves=said.curves,
