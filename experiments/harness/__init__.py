@@ -95,7 +95,7 @@ from experiments.harness.report import (
   write_table,
 )
 from experiments.harness.saved import Loaded, load
-from experiments.harness.settings import Allowed, Among, settings_of
+from experiments.harness.settings import Allowed, Among, replaced, settings_of
 from experiments.harness.stream import Stream
 from experiments.harness.streams import OneOf
 from experiments.harness.study.results import Column, Results
@@ -166,6 +166,7 @@ __all__ = [
   'read_results',
   'read_table',
   'reduced',
+  'replaced',
   'run',
   'settings_of',
   'source_of',

@@ -33,6 +33,11 @@ from experiments.harness.study import results as results_lib
 Point = dict[str, float]
 
 
+def tuning_seeds(count: int) -> tuple[int, ...]:
+  """Seeds that are not reported: a million and on; reported ones begin at 0."""
+  return tuple(range(1_000_000, 1_000_000 + count))
+
+
 class Axis(NamedTuple):
   """The tried values of one hyperparameter.
 

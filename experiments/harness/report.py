@@ -236,9 +236,11 @@ def versions() -> dict[str, str]:
 
 
 def format_number(value: float) -> str:
-  """Four digits of a number; - if it is not finite."""
+  """Four digits of a number, all of a whole one; - if it is not finite."""
   if not math.isfinite(value):
     return '-'
+  if value == round(value) and abs(value) < 1e12:
+    return f'{value:.0f}'
   return f'{value:.4g}'
 
 

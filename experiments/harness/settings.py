@@ -19,7 +19,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.harness import errors
@@ -170,15 +170,18 @@ def override(settings: Any, texts: Mapping[str, str]) -> Any:
       raise errors.SettingsError(
         f'--{name}={text}: {name} takes {kind_name(kind)}.'
       ) from None
-    settings = _replaced(settings, name.split('.'), value)
+    settings = replaced(settings, {name: value})
   return settings
 
 
-def _replaced(settings: Any, path: Sequence[str], value: Any) -> Any:
-  first, *rest = path
-  if rest:
-    value = _replaced(getattr(settings, first), rest, value)
-  return dataclasses.replace(settings, **{first: value})
+def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
+  """Replaces fields by name, `a.b` for the field `b` of the group `a`."""
+  for name, value in values.items():
+    first, _, rest = name.partition('.')
+    if rest:
+      value = replaced(getattr(settings, first), {rest: value})
+    settings = dataclasses.replace(settings, **{first: value})
+  return settings
 
 
 def _words(kind: type, known: set[str]) -> dict[str, str]:
@@ -204,7 +207,9 @@ def kind_name(kind: Any) -> str:
   """What a field takes, in words."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin is tuple:
-    return f'a list, commas between, each {kind_name(arguments[0])}'
+    each = f'commas between, each {kind_name(arguments[0])}'
+    count = 'a list' if ... in arguments else f'{len(arguments)} values'
+    return f'{count}, {each}'
   if origin is typing.Literal:
     return f'one of {", ".join(map(str, arguments))}'
   if origin in (typing.Union, types.UnionType):
@@ -228,6 +233,8 @@ def _parse(text: str, kind: Any) -> Any:
     return {str(choice): choice for choice in arguments}[text]
   if origin is tuple:
     pieces = [piece.strip() for piece in text.split(',')] if text else []
+    if ... not in arguments and len(pieces) != len(arguments):
+      raise ValueError(text)
     return tuple(_parse(piece, arguments[0]) for piece in pieces)
   if kind is type(None):
     return {'None': None}[text]

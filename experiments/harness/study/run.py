@@ -1,6 +1,7 @@
 """Runs a binary: flags in, files out, one line for each error."""
 
 import inspect
+import json
 import os
 import pathlib
 import sys
@@ -9,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 from absl import app, flags, logging
 
 from experiments.harness import (
@@ -22,6 +24,8 @@ from experiments.harness import files as files_lib
 from experiments.harness import flags as flags_lib
 from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
+
+_SPENT = 'seconds.json'
 
 
 def run(study: study_lib.Study) -> None:
@@ -92,7 +96,7 @@ def execute(
 ) -> study_lib.Report | None:
   """Calls `main`, or another mode, and writes the report that it gives.
 
-  The time in it is that of all attempts in the workdir.
+  The time in it is that of all attempts in its folder.
 
   Args:
     mode: of a `Study`.
@@ -102,27 +106,34 @@ def execute(
   Returns:
     What the mode returns.
   """
-  start = time.monotonic()
-  spent = pathlib.Path(options.workdir) / 'seconds.json'
-  before = _seconds(spent)
-  seconds = lambda: before + time.monotonic() - start
+  folder = pathlib.Path(options.workdir)
+  clocks = (time.monotonic, time.process_time)
+  start = [clock() for clock in clocks]
+
+  def spent():
+    now = [clock() for clock in clocks]
+    return np.add(_spent(folder), np.subtract(now, start)).round(3).tolist()
+
   try:
     said = mode(options, *files)
     if isinstance(said, study_lib.Report):
-      study_lib.write(options, said, seconds=seconds())
+      folder /= said.folder
+      written = options._replace(workdir=str(folder))
+      study_lib.write(written, said, *spent())
   finally:
     # Also of an attempt that is ended by a signal or an error.
-    if spent.parent.is_dir() and files_lib.is_writer():
-      files_lib.write_text(spent, f'{seconds():.3f}\n')
+    if folder.is_dir() and files_lib.is_writer():
+      files_lib.write_text(folder / _SPENT, f'{json.dumps(spent())}\n')
   return said
 
 
-def _seconds(path: pathlib.Path) -> float:
-  """What earlier attempts took; 0 where nothing legible says so."""
+def _spent(folder: pathlib.Path) -> list[float]:
+  """Wall and processor time of earlier attempts; 0 where nothing says so."""
   try:
-    return max(0.0, float(path.read_text(encoding='utf-8')))
-  except (OSError, ValueError):
-    return 0.0
+    wall, cpu = json.loads((folder / _SPENT).read_text(encoding='utf-8'))
+    return [max(0.0, float(wall)), max(0.0, float(cpu))]
+  except (OSError, ValueError, TypeError):
+    return [0.0, 0.0]
 
 
 def _mode(

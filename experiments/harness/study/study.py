@@ -36,6 +36,7 @@ class Report:
     data: what was read.
     published: names of the data sets of the published numbers.
     more: further plain values for `results.json`.
+    folder: where in the workdir all is written; '' for the workdir itself.
   """
 
   results: results_lib.Results
@@ -50,6 +51,7 @@ class Report:
   data: Sequence[sources.Source] = ()
   published: Sequence[str] = ()
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  folder: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +85,16 @@ class Study:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(options: flags.Options, said: Report, *, seconds: float) -> None:
+def write(
+  options: flags.Options, said: Report, seconds: float, cpu_seconds: float
+) -> None:
   """Writes what a study says: the table, the plots and `results.json`.
 
   Args:
     options: what was run, and where.
     said: by `main`.
     seconds: wall time, s.
+    cpu_seconds: processor time of this process, s.
 
   Raises:
     WriteError: if a file cannot be written; names the folder.
@@ -103,6 +108,7 @@ def write(options: flags.Options, said: Report, *, seconds: float) -> None:
     options,
     metrics=said.results.metrics(),
     seconds=seconds,
+    cpu_seconds=cpu_seconds,
     data=said.data,
     published=said.published,
     curves=said.curves,

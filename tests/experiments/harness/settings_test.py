@@ -106,3 +106,21 @@ class TestOverride:
       settings.override(Settings(), {'sizes': 'a'})
     with pytest.raises(ValueError, match='mode takes one of mean, max'):
       settings.override(Settings(), {'mode': 'min'})
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  small: Settings = Settings()
+  ends: tuple[float, float] = (1.0, 2.0)
+
+
+def test_a_tuple_of_a_length_takes_as_many_values():
+  assert settings.override(Groups(), {'ends': '3, 4'}).ends == (3.0, 4.0)
+  for text in ('', '3', '3,4,5'):
+    with pytest.raises(harness.SettingsError, match='ends takes 2 values'):
+      settings.override(Groups(), {'ends': text})
+
+
+def test_fields_of_groups_are_replaced_by_name():
+  changed = harness.replaced(Groups(), {'small.rate': 0.1, 'ends': (0.0, 1.0)})
+  assert changed == Groups(Settings(rate=0.1), (0.0, 1.0))
