@@ -3,11 +3,14 @@
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from experiments.harness import files, report
+
+if TYPE_CHECKING:
+  import matplotlib.figure
 
 # Okabe and Ito's palette, readable for the colour-blind, without its yellow.
 COLOURS = (
@@ -45,7 +48,7 @@ class Panel(NamedTuple):
 
 def draw_panels(
   panels: Sequence[Panel], *, columns: int = 2, band: str = 'interval'
-) -> matplotlib.figure.Figure:
+) -> 'matplotlib.figure.Figure':
   """Draws the mean over seeds of each curve, with a band around it.
 
   Args:
@@ -92,7 +95,7 @@ def draw_curves(
   *,
   band: str = 'interval',
   **panel: Any,
-) -> matplotlib.figure.Figure:
+) -> 'matplotlib.figure.Figure':
   """Draws curves on one set of axes.
 
   Args:
@@ -106,7 +109,7 @@ def draw_curves(
   return draw_panels([Panel(curves, **panel)], band=band)
 
 
-def save(path: files.Path, figure: matplotlib.figure.Figure) -> pathlib.Path:
+def save(path: files.Path, figure: 'matplotlib.figure.Figure') -> pathlib.Path:
   """Writes a figure as PNG; WriteError if it cannot."""
   image = io.BytesIO()
   figure.savefig(image, format='png', dpi=150)

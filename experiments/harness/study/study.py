@@ -12,13 +12,14 @@ table, its plots and `results.json`.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import matplotlib.figure
+from typing import TYPE_CHECKING, Any
 
 from experiments.harness import flags, plots, report
 from experiments.harness.datasets import sources
 from experiments.harness.study import results as results_lib
+
+if TYPE_CHECKING:
+  import matplotlib.figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Report:
   columns: Sequence[str | results_lib.Column] = ()
   titles: Mapping[Any, str] = dataclasses.field(default_factory=dict)
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  plots: Mapping[str, matplotlib.figure.Figure] = dataclasses.field(
+  plots: Mapping[str, 'matplotlib.figure.Figure'] = dataclasses.field(
     default_factory=dict
   )
   data: Sequence[sources.Source] = ()
