@@ -377,15 +377,16 @@ def _papers(root: pathlib.Path) -> str:
     folder = path.parent.name
     module = importlib.import_module(f'experiments.{folder}.claims')
     said = []
-    for claim in module.CLAIMS:
-      if claim.headline:
+    for metric, words in module.PAPER.headlines.items():
+      # Of several claims with this number, the first.
+      for claim in [c for c in module.CLAIMS if c.metric == metric][:1]:
         judged = harness.judge(claim, _read(f'{folder}/{claim.run}', root))
         # On other data: the page of the paper says on which.
         *other, verdict = judged.verdict.removesuffix(' there').split('): ')
         verdict, *notes = verdict.split(', ')
         notes += ['other data'] if other else []
         verdict += f' ({", ".join(notes)})' if notes else ''
-        said.append(f'{claim.headline.format(judged.ours)}: {verdict}')
+        said.append(f'{words.format(judged.ours)}: {verdict}')
     solvers = ', '.join(f'`{name}`' for name in module.PAPER.solvers)
     page = f'[more](experiments/{folder}/README.md)'
     cells = module.PAPER.title, solvers, '<br>'.join(said), page

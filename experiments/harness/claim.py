@@ -43,10 +43,13 @@ class Paper:
     title: what it is about, and the year.
     solvers: names of the solvers that stand for it, or other names of the
       library.
+    headlines: by metric of a claim, what the claim says in few words, with {}
+      for the number.
   """
 
   title: str
   solvers: tuple[str, ...]
+  headlines: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,6 @@ class Claim:
       the metric's unit; below zero, how far behind it may be.
     published: the paper's number, as a text; '-' if it has none.
     presets: those in which the claim is judged, where its run is run.
-    headline: what it says in the README's table of papers, with {} for the
-      number; '' if it is not there.
     substituted: what stands in for the paper's data, whatever the flags. A
       binary whose data depends on its flags says it in its results instead.
   """
@@ -127,7 +128,6 @@ class Claim:
   lead: float = 0.0
   published: str = '-'
   presets: tuple[str, ...] = PRESETS
-  headline: str = ''
   substituted: str = ''
 
   def __post_init__(self):

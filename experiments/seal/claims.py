@@ -5,6 +5,10 @@ from experiments import harness
 PAPER = harness.Paper(
   'Safety-enhanced LLM fine-tuning by data selection, 2024',
   solvers=('seal',),
+  headlines={
+    'agreement/descent/epochs=3': 'fixed losses: agreement with a sort {}',
+    'auroc_style_matched/seal/harmless': 'rejected answers: AUROC {}',
+  },
 )
 
 _SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
@@ -98,7 +102,6 @@ CLAIMS = (
     'auroc/seal/shuffled',
     at_least='auroc/initial_loss/shuffled',
     lead=-0.02,
-    headline=True,
   ),
   _on_rows(
     'Rejected against chosen answers to other prompts: the selector is above '
@@ -106,14 +109,13 @@ CLAIMS = (
     'auroc_style_matched/seal/harmless',
     at_least='auroc_style_matched/initial_loss/harmless',
     lead=0.05,
-    headline=True,
   ),
   *(
     _on_rows(
       'Rejected against chosen answers to other prompts: the selector is above '
       f'the control that keeps the {control} answers.',
-      'auroc_style_matched/seal',
-      at_least=f'auroc_style_matched/{control}',
+      'auroc_style_matched/seal/harmless',
+      at_least=f'auroc_style_matched/{control}/harmless',
       lead=0.05,
     )
     for control in ('longer', 'shorter')

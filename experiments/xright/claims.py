@@ -5,6 +5,10 @@ from experiments import harness
 PAPER = harness.Paper(
   'Forgetting in fine-tuning and preference learning, 2024',
   solvers=('alright', 'maxright'),
+  headlines={
+    'gap_exponent/alright': 'toy: gap falls by the power {}',
+    'ideal_distance/alright': 'SmolLM2: ideal distance {}, below stages',
+  },
 )
 
 # The paper's preset takes another model, that is to be named.
