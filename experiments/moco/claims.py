@@ -8,8 +8,10 @@ PAPER = harness.Paper(
   'Mitigating gradient bias in multi-objective learning, 2023',
   solvers=('moco',),
   headlines={
-    'seeds_on_front/moco_exact/learning_rate=0.001/start=1': 'toy: {} of 10 seeds reach the front',
-    'bias_ratio/moco_exact/multi_mnist': "Multi-MNIST: SMG's bias over MoCo's {}",
+    'seeds_on_front/moco_exact/learning_rate=0.001/start=1': 'toy: {} of 10 '
+    'seeds reach the front',
+    'bias_ratio/moco_exact/multi_mnist': 'Multi-MNIST: bias of SMG '
+    'over that of MoCo {}',
   },
 )
 

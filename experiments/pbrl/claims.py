@@ -6,7 +6,7 @@ PAPER = harness.Paper(
   'Penalty-based bilevel RL and RLHF, 2024',
   solvers=('pbrl',),
   headlines={
-    'value_penalty/lead': 'Stackelberg games: return above independent gradients {}',
+    'value_penalty/lead': 'Stackelberg: return above independent gradients {}',
     'pbrl/area_lead_over_drlhf': 'RLHF: area above DRLHF {}',
   },
 )
