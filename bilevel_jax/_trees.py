@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def dtype_of(tree: Any) -> Any:
@@ -62,6 +63,11 @@ def wide(dtype: Any, least: Any = jnp.float32) -> Any:
   if jnp.issubdtype(dtype, jnp.inexact):
     return jnp.promote_types(dtype, least)
   return dtype
+
+
+def zeros(shape: Any, dtype: Any) -> chex.Array:
+  """Zeros for a state, copied from the host: no program is compiled for it."""
+  return jax.device_put(np.zeros(shape, dtype))
 
 
 def as_dtypes_of(tree: Any, like: Any) -> Any:

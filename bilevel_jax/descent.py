@@ -44,34 +44,58 @@ def _is_named(node):
   return isinstance(node, types.Named)
 
 
-def _at_rest(
-  parts: _Parts, dtype: Any, spent: dict[str, Any]
-) -> tuple[tuple[Any, Any, Any], types.Numbers | None]:
-  """The states without their numbers and empty nodes, and these numbers.
+def _stripped(parts: _Parts) -> tuple[Any, list[Any], list[Any]]:
+  """The states without numbers and empty nodes; losses; evaluations.
 
   Every array and every node of a state costs a microsecond a call of a compiled
   step: at rest, losses and evaluations are held in one array each.
   """
-  values: dict[str, Any] = {}
-  counts: dict[str, Any] = dict(spent)
+  values: list[Any] = []
+  counts: list[Any] = []
 
   def take(path, node):
     if not _is_named(node):
       return node
-    if path[-1].name == 'counts':
-      counts.update({n: counts.get(n, 0) + node[n] for n in node})
-    else:
-      values.update(node)
+    (counts if path[-1].name == 'counts' else values).append(node)
     return ()
 
   bare = jax.tree_util.tree_map_with_path(take, parts, is_leaf=_is_named)
   full = lambda held: {n: s for n, s in held.items() if jax.tree.leaves(s)}
   oracles = tuple(s if jax.tree.leaves(s) else () for s in bare.oracles)
-  measured = [jnp.asarray(x, dtype) for x in values.values()]
+  return (full(bare.optimisers), oracles, full(bare.sets)), values, counts
+
+
+def _at_start(
+  parts: _Parts, dtype: Any, uses: dict[str, int]
+) -> tuple[tuple[Any, Any, Any], types.Numbers | None]:
+  """As `_at_rest` before the first update, when all numbers are zero."""
+  held, measured, evaluated = _stripped(parts)
+  values = tuple(dict.fromkeys(n for node in measured for n in node))
+  counts = tuple(dict.fromkeys([*uses, *(n for m in evaluated for n in m)]))
   if not values and not counts:
-    return (full(bare.optimisers), oracles, full(bare.sets)), None
-  return (full(bare.optimisers), oracles, full(bare.sets)), types.Numbers(
-    tuple(values), jnp.stack(measured) if measured else None, *_counted(counts)
+    return held, None
+  zeros = lambda names, kind: _trees.zeros(len(names), kind) if names else None
+  return held, types.Numbers(
+    values, zeros(values, dtype), counts, zeros(counts, jnp.int32)
+  )
+
+
+def _at_rest(
+  parts: _Parts, dtype: Any, spent: dict[str, Any]
+) -> tuple[tuple[Any, Any, Any], types.Numbers | None]:
+  """The states without numbers and empty nodes, and these numbers."""
+  held, measured, evaluated = _stripped(parts)
+  values: dict[str, Any] = {}
+  counts: dict[str, Any] = dict(spent)
+  for node in measured:
+    values.update(node)
+  for node in evaluated:
+    counts.update({n: counts.get(n, 0) + node[n] for n in node})
+  if not values and not counts:
+    return held, None
+  losses = [jnp.asarray(x, dtype) for x in values.values()]
+  return held, types.Numbers(
+    tuple(values), jnp.stack(losses) if losses else None, *_counted(counts)
   )
 
 
@@ -213,12 +237,7 @@ def descend(
       for n, start in added(params).items()
     }
     z = _joint(params, extra)
-    held, numbers = _at_rest(
-      parts_of(z), _trees.dtype_of(z), dict.fromkeys(uses, 0)
-    )
-    if numbers is not None and numbers.count_names:
-      zero = jnp.zeros(len(numbers.count_names), jnp.int32)
-      numbers = numbers._replace(count_array=zero)
+    held, numbers = _at_start(parts_of(z), _trees.dtype_of(z), uses)
     return DescendState(extra, *held, numbers=numbers)
 
   def parts_of(z):

@@ -669,3 +669,25 @@ def test_parameters_of_a_newcomer(given, says):
     else:
       batch = params if given == 'swapped' else None
       solver.update(batch, state, wrong)
+
+
+def test_the_first_state_compiles_no_more_than_a_copy():
+  """Numbers that are zero come from the host; a program takes 20 ms or more."""
+  compiled = []
+  event = '/jax/core/compile/backend_compile_duration'
+  count = lambda name, seconds, **about: (
+    compiled.append(about) if name == event else None
+  )
+  params = bj.BilevelParams(jnp.ones(3), jnp.zeros(3))
+  loss = lambda x, y, batch: jnp.sum((y - x) ** 2)
+  sgd = optax.sgd(0.1)
+  solver = bj.v_pbgd(
+    bj.BilevelProblem(loss, loss), penalty=10.0, upper=sgd, lower=sgd
+  )
+  jax.clear_caches()
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    jax.block_until_ready(solver.init(params))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
+  assert len(compiled) <= 1, len(compiled)

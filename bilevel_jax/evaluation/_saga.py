@@ -125,10 +125,10 @@ def saga(
       shape,
     )
     return SagaState(
-      jnp.zeros([], jnp.int32),
+      _trees.zeros([], jnp.int32),
       table,
       _trees.accumulator_like(shape, accumulator_dtype),
-      jnp.zeros((largest, len(numbers)) if by_row else largest, bool),
+      _trees.zeros((largest, len(numbers)) if by_row else largest, bool),
       inner.init(params),
     )
 

@@ -222,8 +222,8 @@ def oracle(
       _sequences.require_sequences(params, required, 'an oracle')
     kinds = tuple(cost(params))
     return OracleState(
-      types.named(names, jnp.zeros(len(names), _trees.dtype_of(params))),
-      types.named(kinds, jnp.zeros(len(kinds), jnp.int32)),
+      types.named(names, _trees.zeros(len(names), _trees.dtype_of(params))),
+      types.named(kinds, _trees.zeros(len(kinds), jnp.int32)),
       init(params),
       () if outputs is None else outputs(params),
     )
