@@ -34,9 +34,8 @@ SMALL = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(
-  'name', ['drlhf', pytest.param('pbrl', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['drlhf', 'pbrl'])
 def test_resumes_to_the_same_result(
   name, options, results, tmp_path, monkeypatch
 ):

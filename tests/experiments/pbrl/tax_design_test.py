@@ -68,6 +68,7 @@ def sum_of(parts, mix):
   return np.sum(mix * rewards)
 
 
+@pytest.mark.slow
 def test_the_leader_and_its_penalty_descend():
   """From a few updates: all methods raise the welfare at the optimum."""
   study = tax_design.study_of(SETTINGS)
