@@ -18,24 +18,23 @@ mean score of the last games of the training; `evaluate` reads the newest
 checkpoints and plays whole games with fixed parameters.
 """
 
-import contextlib
+import collections
 import dataclasses
-import itertools
 import pathlib
-import sys
 import time
 import zlib
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.a3c import threads, workers
-from experiments.harness import checkpoints, files, termination
-from experiments.rl import evaluation, games, networks
+from experiments.a3c import threads
+from experiments.a3c import workers as workers_lib
+from experiments.rl import evaluation as evaluation_lib
+from experiments.rl import games, networks, stepped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +47,12 @@ class Settings:
     rollout: actions for a gradient.
     frames: of all games; an action of the Atari takes 4.
     rate: of Adam, constant; 1.5e-4 in the paper.
-    clip: largest norm of a gradient.
-    discount: of rewards; .99 in the paper.
-    decay: of generalised advantages.
-    entropy: weight of the policy's entropy; .01 in the paper.
-    reward_scale: of rewards in the losses.
+    losses: of actor and critic.
     record: updates between two records.
     compared: gradients by which the throughput of one worker, and of all, is
       measured at first; 0 for no comparison.
-    sticky_actions: the probability that the Atari repeats the action before for
-      a frame; 0.25 in Machado et al., 2018.
-    end_on_life_loss: whether a lost life ends the episode that is learnt from,
-      as in Mnih et al., 2015.
-    fire_on_reset: whether episodes start with FIRE in games that have it.
-    episodes: whole games of each seed that `evaluate` plays.
-    policy: the actions in `evaluate`: the likeliest ones (greedy) or sampled.
+    conventions: of games of the Atari.
+    evaluation: what `evaluate` plays.
     seeds: of weights, games and actions.
   """
 
@@ -71,26 +61,16 @@ class Settings:
   rollout: int = 20
   frames: int = 50_000
   rate: float = 1.5e-4
-  clip: float = 0.5
-  discount: Annotated[float, harness.Allowed(0, 1)] = 0.99
-  decay: Annotated[float, harness.Allowed(0, 1)] = 0.95
-  entropy: Annotated[float, harness.Allowed(0)] = 0.01
-  reward_scale: float = 1.0
+  losses: workers_lib.Losses = dataclasses.field(
+    default_factory=workers_lib.Losses
+  )
   record: int = 50
   compared: Annotated[int, harness.Allowed(0)] = 32
-  sticky_actions: Annotated[float, harness.Allowed(0, 1)] = 0.0
-  end_on_life_loss: bool = False
-  fire_on_reset: bool = False
-  episodes: int = 30
-  policy: evaluation.Policy = 'greedy'
+  conventions: games.Conventions = games.DEFAULT
+  evaluation: evaluation_lib.Settings = dataclasses.field(
+    default_factory=lambda: evaluation_lib.Settings(episodes=30)
+  )
   seeds: int = 1
-
-  @property
-  def conventions(self) -> games.Conventions:
-    """Those of the settings."""
-    return games.Conventions(
-      self.sticky_actions, self.end_on_life_loss, self.fire_on_reset
-    )
 
 
 PRESETS = {
@@ -101,30 +81,19 @@ PRESETS = {
 
 
 class Saved(NamedTuple):
-  """What a checkpoint holds.
-
-  Attributes:
-    params: of actor and critic.
-    state: of what applies the gradients.
-  """
+  """What a checkpoint holds."""
 
   params: Any
   state: Any
 
 
 class Run:
-  """One seed: what is compiled, and what is kept.
-
-  Args:
-    options: what the flags say.
-    seed: of all that is random.
-    make_game: (name, generator, conventions) -> game.
-  """
+  """One seed: what is compiled, and what is kept; see `train`."""
 
   def __init__(self, options: harness.Options, seed: int, make_game: Any):
     """Compiles nothing yet."""
     self._options, self._seed, self._make = options, seed, make_game
-    settings = options.settings
+    settings, losses = options.settings, options.settings.losses
     game = self._game(0, 0)
     self.frames_a_step = game.frames
     agent = networks.agent(game.shape, game.actions)
@@ -133,14 +102,12 @@ class Run:
       agent.value,
       distribution=bj.rl.categorical(),
       advantages=bj.rl.Advantages(
-        settings.discount, settings.decay, settings.reward_scale
+        losses.discount, losses.decay, losses.reward_scale, losses.normalise
       ),
-      entropy_bonus=settings.entropy,
+      entropy_bonus=losses.entropy,
     )
-    adam = optax.chain(
-      optax.clip_by_global_norm(settings.clip), optax.adam(settings.rate)
-    )
-    move = workers.mover(actor=adam, critic=adam)
+    adam = workers_lib.adam(settings.rate)
+    move = workers_lib.mover(actor=adam, critic=adam)
     key = jax.random.key(seed)
     self.params = agent.init(key)
     self.state = move.init(self.params)
@@ -187,22 +154,25 @@ class Run:
     self.progress = self.progress.after(found, self.version, seconds)
     self.version += 1
 
-  def save(self, saved: checkpoints.Checkpoints) -> None:
+  @property
+  def tree(self) -> Saved:
+    """What a checkpoint holds."""
+    return Saved(self.params, self.state)
+
+  def save(self, session: stepped.Session) -> None:
     """Keeps all but the episodes under way."""
     extra = {
       'progress': self.progress._asdict(),
       'throughputs': self.throughputs,
     }
-    saved.save(self.version, Saved(self.params, self.state), extra)
+    session.save(self.version, self.tree, extra)
 
-  def restore(self, saved: checkpoints.Checkpoints) -> None:
-    """Goes on from the newest checkpoint, if there is one."""
-    restored = saved.restore(Saved(self.params, self.state))
-    if restored is not None:
-      self.params, self.state = restored.tree
-      self.version = restored.step
-      self.progress = threads.Progress(**restored.extra['progress'])
-      self.throughputs = restored.extra['throughputs']
+  def restore(self, restored: harness.Restored) -> None:
+    """Goes on from a checkpoint."""
+    self.params, self.state = restored.tree
+    self.version = restored.step
+    self.progress = threads.Progress(**restored.extra['progress'])
+    self.throughputs = restored.extra['throughputs']
 
   def _game(self, index, version):
     rng = np.random.default_rng((self._seed, index, version))
@@ -227,56 +197,25 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
   """
   settings = options.settings
   run = Run(options, seed, make_game)
-  with contextlib.ExitStack() as stack:
-    terminated = stack.enter_context(termination.deferred())
-    folder = files.make_folder(pathlib.Path(options.workdir) / f'seed_{seed}')
-    stack.enter_context(files.locked(folder))
-    identity = harness.settings_of(
-      settings, 'frames', 'compared', 'episodes', 'policy'
-    )
-    checkpoints.check_settings(folder / 'settings.json', identity)
-    saved = checkpoints.Checkpoints(folder / 'checkpoints')
-    stack.callback(saved.close)
-    run.restore(saved)
-    records = harness.MetricsWriter(folder, step=run.version or -1)
-    stack.callback(records.close)
+  with stepped.opened(
+    pathlib.Path(options.workdir) / f'seed_{seed}',
+    harness.settings_of(settings, 'frames', 'compared', 'evaluation'),
+    run.tree,
+    options.save_seconds,
+  ) as session:
+    if session.restored is not None:
+      run.restore(session.restored)
     if run.frames >= settings.frames:
       return run
-    saved_at, saved_version = time.monotonic(), run.version
-
-    def record(losses=None):
-      known = records.records
-      if not known or known[-1]['step'] != run.version:
-        records.write(run.version, _record(run, losses or {}))
 
     def save():
-      if run.version != saved_version:
-        record()
-        run.save(saved)
-        saved.wait()
-      return time.monotonic(), run.version
+      if run.version != session.saved_step:
+        _record(session.records, run)
+      run.save(session)
 
     try:
       run.compare()
-      pool = stack.enter_context(run.start(settings.workers))
-      last = time.perf_counter()
-      while run.frames < settings.frames and not terminated():
-        found = pool.next()
-        now = time.perf_counter()
-        run.apply(found, now - last)
-        last = now
-        pool.published = threads.Published(run.params, run.version)
-        found.applied.set()
-        if run.version % settings.record == 0:
-          losses = {n: np.asarray(x)[None] for n, x in found.losses.items()}
-          if not np.isfinite(list(losses.values())).all():
-            raise harness.AllStoppedError(
-              f'the losses became non-finite before update {run.version}; the '
-              'likely mend is a smaller --rate.'
-            )
-          record(losses)
-        if time.monotonic() - saved_at >= options.save_seconds:
-          saved_at, saved_version = save()
+      _learn(run, session, settings, save)
     except threads.WorkerError as error:
       save()
       raise threads.WorkerError(
@@ -285,116 +224,117 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
       ) from error
     save()
     if run.frames < settings.frames:
-      message = (
-        f'terminated after update {run.version}; the same command goes on.'
-      )
-      print(message, file=sys.stderr, flush=True)
+      stepped.say_terminated(f'seed {seed}', f'update {run.version}')
   return run
 
 
-def _record(run, losses):
-  scores, progress = run.progress.scores, run.progress
-  return {
-    'training_return': np.array([np.mean(scores) if scores else np.nan]),
-    'frames': np.array([run.frames]),
-    'frames_per_second': np.array([run.frames / progress.seconds]),
-    **{f'loss/{name}': value for name, value in losses.items()},
+def _learn(run, session, settings, save):
+  """Applies gradients of the workers until the run ends."""
+  with run.start(settings.workers) as pool:
+    last = time.perf_counter()
+    while run.frames < settings.frames and not session.terminated():
+      gradient = pool.next()
+      now = time.perf_counter()
+      run.apply(gradient, now - last)
+      last = now
+      pool.published = threads.Published(run.params, run.version)
+      gradient.applied.set()
+      if run.version % settings.record == 0:
+        losses = {n: np.asarray(x)[None] for n, x in gradient.losses.items()}
+        if not np.isfinite(list(losses.values())).all():
+          raise harness.AllStoppedError(
+            f'the losses became non-finite before update {run.version}; the '
+            'likely mend is a smaller --rate.'
+          )
+        _record(session.records, run, losses)
+      if session.due():
+        save()
+
+
+def _record(records, run, losses=None):
+  if records.records and records.records[-1]['step'] == run.version:
+    return
+  scores = run.progress.scores
+  values = {
+    'training_return': np.mean(scores or np.nan),
+    'frames': run.frames,
+    'frames_per_second': run.frames / run.progress.seconds,
   }
+  named = {f'loss/{name}': value for name, value in (losses or {}).items()}
+  numbers = {name: np.array([value]) for name, value in values.items()}
+  records.write(run.version, numbers | named)
 
 
-def histogram(delays: dict[str, int]) -> tuple[np.ndarray, str]:
-  """Counts by delay, and the same in words."""
-  counts = np.zeros(max(map(int, delays), default=0) + 1, int)
-  for delay, count in delays.items():
-    counts[int(delay)] = count
-  shares = counts / max(counts.sum(), 1)
-  lines = [
-    f'{i:4} {share:6.1%} {"#" * round(60 * share)}'
-    for i, share in enumerate(shares)
-    if counts[i]
-  ]
-  return counts, '\n'.join(['Delay of gradients, in updates:', *lines])
+def counts_of(delays: Iterable[Mapping[str, int]]) -> np.ndarray:
+  """Numbers of gradients by delay, from those of several runs."""
+  total: collections.Counter[int] = collections.Counter()
+  for each in delays:
+    total.update({int(delay): count for delay, count in each.items()})
+  return np.array([total[i] for i in range(max(total, default=0) + 1)])
 
 
-def main(options: harness.Options, make_game: Any = games.make) -> None:
-  """Trains each seed, and writes results, table and plot."""
+def main(
+  options: harness.Options, make_game: Any = games.make
+) -> harness.Report:
+  """Trains each seed."""
   settings = options.settings
-  start = time.process_time()
   runs = [train(options, seed, make_game) for seed in options.seeds]
-  folder = pathlib.Path(options.workdir)
-  delays: dict[str, int] = {}
-  for run in runs:
-    for delay, count in run.progress.delays.items():
-      delays[delay] = delays.get(delay, 0) + count
-  counts, words = histogram(delays)
-  print(words)
-  scores = [
-    np.mean(run.progress.scores) if run.progress.scores else np.nan
-    for run in runs
-  ]
-  training_return = harness.mean_interval(scores)
-  seconds = sum(run.progress.seconds for run in runs)
-  metrics = {
-    **training_return.metrics('training_return'),
-    'episodes': sum(run.progress.episodes for run in runs),
-    'frames': sum(run.frames for run in runs),
-    'updates': sum(run.version for run in runs),
-    'frames_per_second': sum(run.frames for run in runs) / max(seconds, 1e-9),
-    'delay/mean': _mean(counts),
+  counts = counts_of(run.progress.delays for run in runs)
+  shares = counts / max(counts.sum(), 1)
+  mean_delay = shares @ np.arange(len(shares))
+  scores = [run.progress.scores for run in runs]
+  seconds = max(sum(run.progress.seconds for run in runs), 1e-9)
+  frames = sum(run.frames for run in runs)
+  results = harness.Results()
+  results.note({}, {'game': settings.env, 'workers': settings.workers})
+  results.add(
+    training_return=[np.mean(of_run or np.nan) for of_run in scores],
+    episodes=sum(run.progress.episodes for run in runs),
+    frames=frames,
+    updates=sum(run.version for run in runs),
+    frames_per_second=round(frames / seconds),
+    mean_delay=mean_delay,
     # Every other worker updates about once while one works.
-    'delay/of_others': _per_other(counts, settings.workers),
-    'delay/max': len(counts) - 1,
-    **{f'delay/{i}': n / counts.sum() for i, n in enumerate(counts) if n},
-  }
-  row: dict[str, Any] = {
-    'game': settings.env,
-    'workers': settings.workers,
-    'frames': metrics['frames'],
-    'training return, last 100 games': training_return,
-    'mean delay': metrics['delay/mean'],
-    'largest': metrics['delay/max'],
-    'frames/s': round(metrics['frames_per_second']),
-  }
+    delay_per_other_worker=mean_delay / (settings.workers - 1 or np.nan),
+    largest_delay=len(shares) - 1,
+  )
+  for delay, share in enumerate(shares):
+    if share:
+      results.add({'delay': delay}, delay_share=share)
   if settings.compared:
     one, every = (
       harness.reduced([run.throughputs.get(n) for run in runs], 'mean')
       for n in ('one', 'all')
     )
-    metrics |= {
-      'throughput/one': one,
-      'throughput/all': every,
-      'speedup': every / one,
-    }
-    row |= {'frames/s of one': round(one), 'speedup': every / one}
-  harness.write_table(folder, [row])
-  shares = counts / max(counts.sum(), 1)
-  harness.plot_curves(
-    folder / 'delays.png',
-    {f'{settings.workers} threads': (np.arange(len(counts)), shares)},
+    results.add({'workers': 'one'}, throughput=one)
+    results.add({'workers': 'all'}, throughput=every)
+    results.add(speedup=every / one)
+  figure = harness.draw_curves(
+    {f'{settings.workers} threads': (np.arange(len(shares)), shares)},
     xlabel='delay, updates',
     ylabel='share of gradients',
     title=f'{settings.env}, one writer',
   )
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=seconds,
-    cpu_seconds=round(time.process_time() - start, 1),
+  column = harness.Column
+  return harness.Report(
+    results,
+    rows=(),
+    columns=(
+      *('game', 'workers', 'frames'),
+      column('training_return', 'training return, last 100 games'),
+      column('mean_delay', 'mean delay'),
+      column('largest_delay', 'largest'),
+      column('frames_per_second', 'frames/s'),
+      column('throughput', 'frames/s of one', {'workers': 'one'}),
+      column('speedup'),
+    ),
+    plots={'delays.png': figure},
   )
-  print(f'Results: {path}')
 
 
-def _mean(counts):
-  return float(counts @ np.arange(len(counts)) / max(counts.sum(), 1))
-
-
-def _per_other(counts, workers):
-  return _mean(counts) / (workers - 1) if workers > 1 else np.nan
-
-
-def evaluate(options: harness.Options) -> None:
+def evaluate(options: harness.Options) -> harness.Report:
   """Plays games with the parameters of each seed's newest checkpoint."""
-  settings, start = options.settings, time.perf_counter()
+  settings, asked = options.settings, options.settings.evaluation
   workdir = pathlib.Path(options.workdir)
   updates, played = [], []
   for seed in options.seeds:
@@ -411,35 +351,23 @@ def evaluate(options: harness.Options) -> None:
         f'{workdir} holds policies for {env}, not for {settings.env}: give '
         f'--env={env}, or another --workdir.'
       )
-    act = evaluation.make_act(agent, game.actions, settings.policy)
-    choose = _chooser(act, checkpoint.params.actor, jax.random.key(seed))
+    act = evaluation_lib.make_act(agent, game.actions, asked.policy)
+    choose = evaluation_lib.chooser(
+      act, checkpoint.params.actor, jax.random.key(seed)
+    )
     updates.append(checkpoint.step)
     played.append(
-      [evaluation.play_game(game, choose) for _ in range(settings.episodes)]
+      [evaluation_lib.play_game(game, choose) for _ in range(asked.episodes)]
     )
   returns, lengths = np.moveaxis(np.array(played), -1, 0)
-  evaluation.write(
+  return evaluation_lib.report(
     options,
-    evaluation.Episodes(returns, lengths.astype(int)),
-    about={'game': settings.env, **settings.conventions._asdict()},
+    asked,
+    evaluation_lib.Episodes(returns, lengths.astype(int)),
+    seeds=options.seeds,
     updates=min(updates),
-    start=start,
+    about={'game': settings.env, **dataclasses.asdict(settings.conventions)},
   )
-
-
-def _chooser(act, actor, key):
-  """Observation -> action; each call draws from a key of its own."""
-
-  @jax.jit
-  def compiled(actor, step, observation):
-    return act(actor, jax.random.fold_in(key, step), observation)
-
-  steps = itertools.count()
-
-  def choose(observation):
-    return int(compiled(actor, np.int32(next(steps)), observation))
-
-  return choose
 
 
 def check(settings: Settings) -> None:

@@ -22,9 +22,7 @@ many updates and frames. Training ends with a GIF of the best seed's policy;
 
 import dataclasses
 import pathlib
-import time
 import zlib
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +31,9 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.a3c import workers
-from experiments.rl import environments, evaluation, networks, policies
+from experiments.a3c import workers as workers_lib
+from experiments.rl import environments, networks, policies
+from experiments.rl import evaluation as evaluation_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +49,9 @@ class Settings:
     records: number of records of the run; the last one is at its end.
     actor_rate: first step size of the actor's Adam; falls linearly to 0.
     critic_rate: first step size of the critic's Adam; falls linearly to 0.
-    clip: largest norm of a gradient, of the actor and of the critic.
-    discount: of rewards.
-    decay: lambda of generalised advantages; 0 is the paper's TD(0).
-    entropy: weight of the policy's entropy.
-    reward_scale: of rewards in the losses.
-    normalise: whether advantages are normalised for the actor.
+    losses: of actor and critic.
     window: last episodes of the training that `training_return` averages.
-    episodes: number that `evaluate` plays for each seed.
-    policy: the actions in `evaluate`: the likeliest ones (greedy) or sampled.
+    evaluation: what `evaluate` plays.
     devices: number of devices over which the workers are split.
     seeds: of weights, environments and actions.
   """
@@ -71,15 +64,13 @@ class Settings:
   records: int = 30
   actor_rate: float = 1e-3
   critic_rate: float = 3e-3
-  clip: float = 0.5
-  discount: Annotated[float, harness.Allowed(0, 1)] = 0.99
-  decay: Annotated[float, harness.Allowed(0, 1)] = 0.95
-  entropy: Annotated[float, harness.Allowed(0)] = 0.01
-  reward_scale: float = 0.1
-  normalise: bool = True
+  losses: workers_lib.Losses = dataclasses.field(
+    default_factory=lambda: workers_lib.Losses(reward_scale=0.1, normalise=True)
+  )
   window: int = 100
-  episodes: int = 100
-  policy: evaluation.Policy = 'greedy'
+  evaluation: evaluation_lib.Settings = dataclasses.field(
+    default_factory=evaluation_lib.Settings
+  )
   devices: int = 1
   seeds: int = 3
 
@@ -92,7 +83,7 @@ PRESETS = {
     frames=32_000,
     records=4,
     window=20,
-    episodes=20,
+    evaluation=evaluation_lib.Settings(episodes=20),
     seeds=2,
   ),
   'paper': Settings(frames=10_000_000, records=100, seeds=10),
@@ -116,58 +107,34 @@ def check(settings: Settings) -> None:
 
 def make_solver(settings: Settings, key: jax.Array):
   """Workers in round robin, with Adam for actor and critic."""
-  known = environments.make(settings.env)
+  known, losses = environments.make(settings.env), settings.losses
   agent = networks.agent(known.shape, known.environment.actions)
-
-  def make_oracle(key):
-    return bj.rl.actor_critic(
+  updates = rounds_of(settings) * settings.workers
+  adam = lambda rate: workers_lib.adam(
+    optax.linear_schedule(rate, 0.0, updates), eps=1e-5
+  )
+  return agent, workers_lib.round_robin(
+    lambda key: bj.rl.actor_critic(
       agent.policy,
       agent.value,
       known.environment,
       environments=settings.environments,
       steps=settings.rollout,
-      discount=settings.discount,
-      decay=settings.decay,
-      entropy_bonus=settings.entropy,
-      reward_scale=settings.reward_scale,
-      normalise=settings.normalise,
+      discount=losses.discount,
+      decay=losses.decay,
+      entropy_bonus=losses.entropy,
+      reward_scale=losses.reward_scale,
+      normalise=losses.normalise,
       window=settings.window,
       key=key,
-    )
-
-  def adam(rate):
-    updates = rounds_of(settings) * settings.workers
-    falling = optax.linear_schedule(rate, 0.0, updates)
-    return optax.chain(
-      optax.clip_by_global_norm(settings.clip), optax.adam(falling, eps=1e-5)
-    )
-
-  move = workers.mover(
-    actor=adam(settings.actor_rate), critic=adam(settings.critic_rate)
-  )
-  return agent, workers.round_robin(
-    make_oracle,
-    move,
+    ),
+    workers_lib.mover(
+      actor=adam(settings.actor_rate), critic=adam(settings.critic_rate)
+    ),
     workers=settings.workers,
     key=key,
     devices=settings.devices,
   )
-
-
-class Clock:
-  """Processor time of a run over all its parts, s."""
-
-  def __init__(self) -> None:
-    """Starts."""
-    self.set_state(0.0)
-
-  def get_state(self) -> float:
-    """The time so far."""
-    return self._before + time.process_time() - self._start
-
-  def set_state(self, before: float) -> None:
-    """Goes on from the time of the parts before."""
-    self._before, self._start = before, time.process_time()
 
 
 def random_return(settings: Settings, key: jax.Array) -> float:
@@ -193,14 +160,11 @@ def one_worker(settings: Settings) -> Settings:
   return dataclasses.replace(settings, workers=1, devices=1, frames=frames)
 
 
-def train(
-  options: harness.Options, clock: Clock, *, alone: bool = False
-) -> harness.Trained:
+def train(options: harness.Options, *, alone: bool = False) -> harness.Trained:
   """Trains all seeds in one compiled program.
 
   Args:
     options: what the flags say.
-    clock: of the run.
     alone: whether to train the control `one_worker`, with its records at as
       many updates as those of all workers.
 
@@ -229,153 +193,123 @@ def train(
     lambda context: make_solver(settings, context.seed_key)[1],
     init=lambda context: agent.init(context.key),
     evaluate=measure,
-    host_state={'clock': clock},
     steps=rounds,
     chunk=chunk,
     seeds=options.seeds,
     workdir=options.workdir,
     save_seconds=options.save_seconds,
     name=name,
-    settings=harness.settings_of(settings, 'episodes', 'policy'),
+    settings=harness.settings_of(settings, 'evaluation'),
   )
 
 
-def main(options: harness.Options) -> None:
-  """Trains and writes results, table, plot, policy and GIF."""
+def main(options: harness.Options) -> harness.Report:
+  """Trains, keeps the best seed's policy, and draws an episode of it."""
   settings = options.settings
-  folder, clock = pathlib.Path(options.workdir), Clock()
-  trained = train(options, clock)
-  cpu, seconds = clock.get_state(), trained.seconds
-  last = trained.history['training_return'][-1]
-  training_return = harness.mean_interval(last)
-  area = trained.history['training_return'].mean(axis=0)
-  frames = rounds_of(settings) * frames_per_round(settings)
-  delays = np.asarray(trained.state.delays).sum(axis=0)
-  shares = delays / delays.sum()
-  metrics = {
-    **training_return.metrics('training_return'),
-    'worst_training_return': harness.reduced(last, 'min'),
-    **harness.mean_interval(area).metrics('training_area'),
-    'control/random_return': random_return(settings, jax.random.key(17)),
-    'frames': frames,
-    'frames_per_second': frames * len(last) / max(trained.seconds, 1e-9),
-    'delay/mean': float(shares @ np.arange(len(shares))),
-    # All but those of the first round.
-    'delay/full': float(shares[-1]),
-    **{f'delay/{i}': float(share) for i, share in enumerate(shares)},
-  }
-  best = int(np.nanargmax(last)) if np.isfinite(last).any() else 0
-  actor = jax.tree.map(lambda x: np.asarray(x[best]), trained.params.actor)
-  policy = policies.Policy(
-    settings.env, actor, {'training_return': float(last[best])}
-  )
-  policies.save(folder / 'policy.npz', policy)
-  return_column = f'training return, last {settings.window} episodes'
-  row = {
-    'environment': settings.env,
-    'workers': settings.workers,
-    'frames': frames,
-    return_column: training_return,
-    'worst seed': metrics['worst_training_return'],
-    'mean over the run': harness.mean_interval(area),
-    'random actions': metrics['control/random_return'],
-    'mean delay': metrics['delay/mean'],
-    'frames/s, all seeds': round(metrics['frames_per_second']),
-  }
-  rows = [row]
-  curves = {settings.env: (trained.steps, trained.history['training_return'])}
+  runs = {'round_robin': train(options)}
   if settings.workers > 1:
-    clock = Clock()
-    control = train(options, clock, alone=True)
-    cpu, seconds = cpu + clock.get_state(), seconds + control.seconds
-    metrics |= _compared(trained, control)
-    returns = control.history['training_return']
-    title = f'{settings.env}, one worker'
-    curves[title] = (control.steps / settings.workers, returns)
-    rows.append(
-      row
-      | {
-        'workers': 1,
-        return_column: harness.mean_interval(returns[-1]),
-        'worst seed': harness.reduced(returns[-1], 'min'),
-        'mean over the run': harness.mean_interval(returns.mean(axis=0)),
-        'mean delay': 0.0,
-        'frames/s, all seeds': round(
-          frames * len(last) / max(control.seconds, 1e-9)
-        ),
-      }
-    )
-  harness.write_table(folder, rows)
-  histogram = ', '.join(f'{i}: {n}' for i, n in enumerate(delays) if n)
-  print(f'Delays of gradients, in updates: {histogram}')
-  each = frames_per_round(settings)
-  harness.plot_curves(
-    folder / 'training_return.png',
+    runs['one_worker'] = train(options, alone=True)
+  frames = rounds_of(settings) * frames_per_round(settings)
+  random = random_return(settings, jax.random.key(17))
+  results = harness.Results()
+  results.add(frames=frames, random_return=random)
+  for method, trained in runs.items():
+    _add(results, settings, method, trained)
+    cells = {'environment': settings.env, 'frames': frames, 'random': random}
+    results.note({'method': method}, cells)
+  policies.save_best(
+    pathlib.Path(options.workdir) / 'policy.npz',
+    settings.env,
+    runs['round_robin'].params.actor,
+    runs['round_robin'].history['training_return'][-1],
+  )
+  render(options)
+  each = {'round_robin': frames_per_round(settings)}
+  each['one_worker'] = each['round_robin'] // settings.workers
+  returns = {m: r.history['training_return'] for m, r in runs.items()}
+  label = f'training return, last {settings.window} episodes'
+  figure = harness.draw_curves(
     {
-      title: (steps * each, values) for title, (steps, values) in curves.items()
+      m.replace('_', ' '): (r.steps * each[m], returns[m])
+      for m, r in runs.items()
     },
     xlabel='frames',
-    ylabel=return_column,
-    title=f'{settings.workers} workers in round robin',
+    ylabel=label,
+    title=f'{settings.env}, {settings.workers} workers in round robin',
   )
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=seconds,
-    cpu_seconds=round(cpu, 1),
-    curves={title: values for title, (_, values) in curves.items()},
+  return harness.Report(
+    results,
+    columns=(
+      *('environment', 'workers', 'frames'),
+      harness.Column('training_return', label),
+      harness.Column('worst_training_return', 'worst seed'),
+      harness.Column('training_area', 'mean over the run'),
+      harness.Column('random', 'random actions'),
+      harness.Column('mean_delay', 'mean delay'),
+      harness.Column('frames_per_second', 'frames/s, all seeds'),
+    ),
+    curves=returns,
+    plots={'training_return.png': figure},
+    more={
+      'compile_seconds': sum(r.compile_seconds for r in runs.values()),
+    },
   )
-  print(f'Results: {path}')
-  render(options)
 
 
-def _compared(
-  trained: harness.Trained, control: harness.Trained
-) -> dict[str, float]:
-  """Metrics of one worker, and paired differences over the shared seeds."""
-  returns = [r.history['training_return'] for r in (trained, control)]
-  worst = harness.reduced(returns[1][-1], 'min')
-  metrics = {'one_worker/worst_training_return': worst}
-  for name, (of_all, of_one) in {
-    'training_return': [r[-1] for r in returns],
-    'training_area': [r.mean(axis=0) for r in returns],
-  }.items():
-    lead = harness.mean_interval(of_all - of_one)
-    metrics |= harness.mean_interval(of_one).metrics(f'one_worker/{name}')
-    metrics |= lead.metrics(f'{name}_lead_over_one_worker')
-  return metrics
+def _add(results, settings, method, trained):
+  """Adds the numbers of all workers, or of one at as many updates."""
+  returns = trained.history['training_return']
+  delays = np.asarray(trained.state.delays).sum(axis=0)
+  shares = delays / delays.sum()
+  frames = rounds_of(settings) * frames_per_round(settings) * returns.shape[1]
+  at = {'method': method}
+  results.note(at, {'workers': len(shares)})
+  results.add(
+    at,
+    training_return=returns[-1],
+    # Over the whole run.
+    training_area=returns.mean(axis=0),
+    worst_training_return=harness.reduced(returns[-1], 'min'),
+    mean_delay=shares @ np.arange(len(shares)),
+    # All but those of the first round.
+    full_delay_share=shares[-1],
+    frames_per_second=round(frames / max(trained.seconds, 1e-9)),
+  )
+  for delay, share in enumerate(shares):
+    results.add(at | {'delay': delay}, delay_share=share)
 
 
-def evaluate(options: harness.Options) -> None:
+def evaluate(options: harness.Options) -> harness.Report:
   """Plays episodes with the parameters of the newest checkpoint."""
-  settings, start = options.settings, time.perf_counter()
+  settings, asked = options.settings, options.settings.evaluation
   known = environments.make(settings.env)
   agent = networks.agent(known.shape, known.environment.actions)
   like = jax.eval_shape(agent.init, jax.random.key(0))
   loaded = harness.load(options.workdir, name=settings.env, like=like)
   count = len(jax.tree.leaves(loaded.params)[0])
   seeds = tuple(loaded.settings.get('train.seeds', range(count)))
-  act = evaluation.make_act(agent, known.environment.actions, settings.policy)
+  act = evaluation_lib.make_act(agent, known.environment.actions, asked.policy)
 
   @jax.jit
   @jax.vmap
   def play(actor, seed):
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'evaluation'))
-    return evaluation.play(
+    return evaluation_lib.play(
       known.environment,
       act,
       actor,
       key,
-      episodes=settings.episodes,
+      episodes=asked.episodes,
       limit=known.limit,
     )
 
-  evaluation.write(
-    options._replace(seeds=seeds),
+  return evaluation_lib.report(
+    options,
+    asked,
     play(loaded.params.actor, jnp.asarray(seeds, jnp.uint32)),
-    about={'environment': settings.env},
+    seeds=seeds,
     updates=loaded.step * loaded.settings.get('workers', settings.workers),
-    start=start,
+    about={'environment': settings.env},
   )
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.rl import games
 
 
 class WorkerError(harness.UserError, RuntimeError):
@@ -118,12 +118,8 @@ class Workers:
   ):
     """Makes the threads; `__enter__` starts them."""
     self.published = published
-    self._make_game, self._compiled, self._rollout = (
-      make_game,
-      compiled,
-      rollout,
-    )
-    self._key = key
+    self._make_game, self._compiled = make_game, compiled
+    self._rollout, self._key = rollout, key
     self._handed: queue.Queue[Contribution | Died] = queue.Queue()
     self._stop = threading.Event()
     self._threads = [
@@ -183,30 +179,19 @@ class Workers:
         after = game.step(action)
         steps += 1
         score += after.score
-        made.append(
-          (
-            observation,
-            np.int32(action),
-            np.float32(after.reward),
-            after.terminated,
-            after.truncated,
-            after.observation,
-          )
-        )
+        made.append([games.transition(observation, action, after)])
         observation = after.observation
         if after.game_over:
           scores.append(score)
           score = 0.0
         if after.terminated or after.truncated:
           observation = game.reset()
-      # One environment: (steps, 1, ...).
-      stacked = [np.stack(column)[:, None] for column in zip(*made)]
-      found, losses = gradient(params, bj.rl.Rollout(*stacked))
-      jax.block_until_ready(found)
+      slope, losses = gradient(params, games.as_rollout(made))
+      jax.block_until_ready(slope)
       applied = threading.Event()
       self._handed.put(
         Contribution(
-          index, version, found, losses, self._rollout, scores, applied
+          index, version, slope, losses, self._rollout, scores, applied
         )
       )
       while not applied.wait(timeout=0.5) and not self._stop.is_set():
@@ -273,8 +258,3 @@ def apply_of(move: Any) -> Callable[..., Any]:
 
   # No donation: workers hold the parameters.
   return jax.jit(apply)
-
-
-def finite(tree: Any) -> bool:
-  """Whether all numbers are."""
-  return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

@@ -7,8 +7,9 @@ meantime, all N gradients of a round are one `vmap`, and their N updates one
 scan.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax
@@ -18,6 +19,27 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
+
+CLIP = 0.5  # Largest norm of a gradient, of the actor and of the critic.
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+  """What the actor and the critic descend.
+
+  Attributes:
+    discount: discount of rewards; 0.99 in the paper.
+    decay: lambda of generalised advantages; 0 is the paper's TD(0).
+    entropy: weight of the policy's entropy; 0.01 in the paper.
+    reward_scale: what rewards are multiplied by.
+    normalise: whether advantages are normalised for the actor.
+  """
+
+  discount: Annotated[float, harness.Allowed(0, 1)] = 0.99
+  decay: Annotated[float, harness.Allowed(0, 1)] = 0.95
+  entropy: Annotated[float, harness.Allowed(0)] = 0.01
+  reward_scale: float = 1.0
+  normalise: bool = False
 
 
 class RoundRobinState(NamedTuple):
@@ -42,6 +64,11 @@ class RoundRobinState(NamedTuple):
   mover: Any
   delays: chex.Array
   measured: Any
+
+
+def adam(rate: Any, eps: float = 1e-8) -> optax.GradientTransformation:
+  """Adam on clipped gradients."""
+  return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate, eps=eps))
 
 
 def mover(**sequences: Any) -> optax.GradientTransformationExtraArgs:

@@ -1,30 +1,27 @@
 """What Shen, Yang and Chen claim, and how it is judged here."""
 
+import functools
+
 from experiments import harness
 
 PAPER = harness.Paper(
   'Penalty-based bilevel RL and RLHF, 2024',
   solvers=('pbrl',),
   headlines={
-    'value_penalty/lead': 'Stackelberg: return above independent gradients {}',
-    'pbrl/area_lead_over_drlhf': 'RLHF: area above DRLHF {}',
+    'HEAD1': 'Stackelberg: return {}, above independent gradients',
+    'HEAD2': 'RLHF: area {}, above DRLHF',
   },
 )
 
-_WORDS = {
-  'value_penalty': 'value penalty',
-  'bellman_penalty': 'Bellman penalty',
-}
-
-# A few episodes in, nothing has been learnt.
-_RLHF = ('quick', 'paper')
+# A few updates, or episodes, in, nothing has been learnt.
+_WHOLE = ('quick', 'paper')
+_CONSTANT = 'area/control/constant_reward'
 # The run of an environment, and how far the true reward has to be above a
 # constant one, so that the environment can tell what preferences teach.
 _ENVIRONMENTS = {
   'CartPole': ('cartpole', 5),
   'Breakout of MinAtar': ('breakout', 0.5),
 }
-_LEARNERS = {'pbrl': 'PBRL', 'drlhf': 'DRLHF'}
 
 RUNS = {
   'stackelberg': harness.Run('stackelberg'),
@@ -33,132 +30,138 @@ RUNS = {
   'tax_design': harness.Run('tax_design'),
   'cartpole': harness.Run('rlhf'),
   'breakout': harness.Run(
-    'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_RLHF
+    'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_WHOLE
   ),
 }
 
+_stackelberg = functools.partial(
+  harness.Claim, run='stackelberg', published='curves'
+)
+_incentive = functools.partial(
+  harness.Claim, run='incentive_design', presets=_WHOLE
+)
+
+
+def _preferences(words: str, name: str, **bound: object) -> harness.Claim:
+  """A claim about learning from preferences on an environment."""
+  return harness.Claim(
+    f'{name} {words}',
+    run=_ENVIRONMENTS[name][0],
+    presets=_WHOLE,
+    substituted=f'{name} in place of the Atari',
+    **bound,
+  )
+
+
 CLAIMS = (
   *(
-    harness.Claim(
-      f'Stackelberg games, {_WORDS[method]}: on 9 of 10 games the follower is '
-      'at its optimum, and the leader, judged there, above independent policy '
+    _stackelberg(
+      f'Stackelberg games, {title}: on 9 of 10 games the follower is at its '
+      'optimum, and the leader, judged there, above independent policy '
       'gradients at the best rate of each game.',
-      run='stackelberg',
-      metric=f'{method}/wins',
+      metric=f'wins/{method}',
       at_least=9,
-      published='curves',
-      presets=('quick', 'paper'),
+      presets=_WHOLE,
     )
-    for method in _WORDS
+    for method, title in (
+      ('value_penalty', 'value penalty'),
+      ('bellman_penalty', 'Bellman penalty'),
+    )
   ),
   *(
-    harness.Claim(
-      f'Stackelberg games, {_WORDS[method]}: the same, of the mean return.',
-      run='stackelberg',
-      metric=f'{method}/lead',
-      at_least=0,
-      published='curves',
+    _stackelberg(
+      f'Stackelberg games, {title}: the same, of the mean return.',
+      metric=f'leader_return/{method}',
+      at_least='leader_return/independent_best',
     )
-    for method in _WORDS
+    for method, title in (
+      ('value_penalty', 'value penalty'),
+      ('bellman_penalty', 'Bellman penalty'),
+    )
   ),
   *(
-    harness.Claim(
+    _incentive(
       f'Incentive design: on 9 of 10 games above the meta-gradient of K = {k} '
       'at equal evaluations of the players, at an equilibrium.',
-      run='incentive_design',
-      metric=f'pbrl/wins_over_meta_gradient/k{k}',
+      metric=f'wins_over/meta_gradient/k{k}',
       at_least=9,
       published='2.35 against 2.2, in a run by others',
-      presets=('quick', 'paper'),
     )
     for k in (5, 20)
   ),
   *(
     harness.Claim(
-      f'{name}: in {least} of {cells} cells the value penalty is not below the '
-      'best of HPGD, adaptive model design and zero order, by intervals.',
+      f'{name}: in at most {below} of {cells} cells the value penalty is below '
+      'the best of HPGD, adaptive model design and zero order, by intervals.',
       run=run,
-      metric='value_penalty/cells_not_below',
-      at_least=least,
+      metric='cells_below/value_penalty',
+      at_most=below,
       published='none of the penalty',
-      presets=('quick', 'paper'),
+      presets=_WHOLE,
     )
-    for name, run, least, cells in (
-      ('Four rooms', 'four_rooms', 5, 9),
-      ('Tax design', 'tax_design', 2, 3),
+    for name, run, below, cells in (
+      ('Four rooms', 'four_rooms', 4, 9),
+      ('Tax design', 'tax_design', 1, 3),
     )
   ),
-  harness.Claim(
+  _incentive(
     'Incentive design: PBRL above a payoff written by hand, which makes the '
     "designer's best pair of actions dominant, by the paired difference.",
-    run='incentive_design',
-    metric='pbrl/lead_over_control/by_hand',
-    at_least=0,
-    presets=('quick', 'paper'),
+    metric='upper_return_at_nash/pbrl',
+    at_least='upper_return_at_nash/control/by_hand',
   ),
-  harness.Claim(
+  _incentive(
     'Incentive design: the gap of the players falls to a hundredth.',
-    run='incentive_design',
-    metric='pbrl/gap_ratio',
+    metric='gap_ratio/pbrl',
     at_most=0.01,
-    presets=('quick', 'paper'),
   ),
   *(
-    harness.Claim(
-      f'{name} can tell what preferences teach: an actor-critic is above the '
-      f'control of a constant reward by {margin:g} with the true reward (areas '
-      'under the curves, paired).',
-      run=run,
-      metric='oracle/area_lead_over_control/constant_reward',
-      at_least=margin,
-      presets=_RLHF,
-      substituted=f'{name} in place of the Atari',
+    _preferences(
+      'can tell what preferences teach: an actor-critic is above the control '
+      f'of a constant reward by {margin:g} with the true reward (areas under '
+      'the curves, paired).',
+      name,
+      metric='area/oracle',
+      at_least=_CONSTANT,
+      lead=margin,
     )
-    for name, (run, margin) in _ENVIRONMENTS.items()
+    for name, (_, margin) in _ENVIRONMENTS.items()
   ),
   *(
-    harness.Claim(
-      f'{name} from preferences: {title} is above the control of a constant '
-      'reward (areas under the curves, paired).',
-      run=run,
-      metric=f'{method}/area_lead_over_control/constant_reward',
-      at_least=0,
-      presets=_RLHF,
-      substituted=f'{name} in place of the Atari',
+    _preferences(
+      f'from preferences: {title} is above the control of a constant reward '
+      '(areas under the curves, paired).',
+      name,
+      metric=f'area/{method}',
+      at_least=_CONSTANT,
     )
-    for name, (run, _) in _ENVIRONMENTS.items()
-    for method, title in _LEARNERS.items()
+    for name in _ENVIRONMENTS
+    for method, title in (('pbrl', 'PBRL'), ('drlhf', 'DRLHF'))
   ),
   *(
-    harness.Claim(
-      f'{name} from preferences: PBRL is above DRLHF, at equal labels and '
-      'equal steps of all policies (areas under the curves, paired).',
-      run=run,
-      metric='pbrl/area_lead_over_drlhf',
-      at_least=0,
+    _preferences(
+      'from preferences: PBRL is above DRLHF, at equal labels and equal steps '
+      'of all policies (areas under the curves, paired).',
+      name,
+      metric='area/pbrl',
+      at_least='area/drlhf',
       published='curves of the Atari, above',
-      presets=_RLHF,
-      substituted=f'{name} in place of the Atari',
     )
-    for name, (run, _) in _ENVIRONMENTS.items()
+    for name in _ENVIRONMENTS
   ),
-  harness.Claim(
-    'CartPole from preferences: PBRL returns nine tenths of what an '
-    'actor-critic does on the true reward. So does a constant reward.',
-    run='cartpole',
-    metric='pbrl/true_return',
-    at_least='oracle/true_return',
+  _preferences(
+    'from preferences: PBRL returns nine tenths of what an actor-critic does '
+    'on the true reward. So does a constant reward.',
+    'CartPole',
+    metric='true_return/pbrl',
+    at_least='true_return/oracle',
     factor=0.9,
     published='curves of the Atari, near',
-    presets=_RLHF,
-    substituted='CartPole in place of the Atari',
   ),
-  harness.Claim(
-    'CartPole from labels drawn by a coin: not learnt.',
-    run='cartpole',
-    metric='control/random_labels/true_return',
+  _preferences(
+    'from labels drawn by a coin: not learnt.',
+    'CartPole',
+    metric='true_return/control/random_labels',
     at_most=100,
-    presets=_RLHF,
-    substituted='CartPole in place of the Atari',
   ),
 )

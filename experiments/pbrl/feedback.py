@@ -22,7 +22,7 @@ leave open, is taken out: rewards are divided by their mean absolute value.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -30,117 +30,39 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.pbrl import preferences
+from experiments.pbrl import preferences, rlhf_settings
 
-
-class Method(NamedTuple):
-  """What tells methods apart.
-
-  Attributes:
-    title: for tables.
-    model: whether rewards are the model's, and not the true ones.
-    second: whether there is a second policy, and with it the penalty.
-    sense: whether labels are of the true rewards, and not drawn by a coin.
-    constant: whether the model is fixed and gives every step a reward of 1.
-  """
-
-  title: str
-  model: bool = True
-  second: bool = False
-  sense: bool = True
-  constant: bool = False
-
-  @property
-  def learns_labels(self) -> bool:
-    """Whether the rewards depend on the labels."""
-    return self.model and not self.constant
-
-
-METHODS = {
-  'oracle': Method('A2C on the true reward', model=False),
-  'drlhf': Method('DRLHF'),
-  'pbrl': Method('PBRL', second=True),
-  'control/random_labels': Method('DRLHF, random labels', sense=False),
-  'control/constant_reward': Method('constant reward of 1', constant=True),
-}
-
-
-class Rates(NamedTuple):
-  """Step sizes of Adam.
-
-  Attributes:
-    actor: at first; falls linearly to 0, as the critics' does.
-    critic: likewise.
-    reward: constant.
-    clip: largest norm of a gradient, of an actor and of a critic.
-    updates: of the policy, in all.
-  """
-
-  actor: chex.Numeric
-  critic: chex.Numeric
-  reward: float
-  clip: float
-  updates: int
-
-
-class Weights(NamedTuple):
-  """What is weighed.
-
-  Attributes:
-    entropy: tau, in units of the normalised reward.
-    penalty: lambda, of the penalty's gradient in the reward model.
-    score: of the score function of f in the policy; 1 / lambda, where one
-      lambda stands for both.
-    reward_scale: mean absolute value of normalised rewards.
-  """
-
-  entropy: float
-  penalty: float
-  score: float
-  reward_scale: float
-
-
-class Solvers(NamedTuple):
-  """The two solvers of a reward epoch.
-
-  Attributes:
-    policies: for `bj.BilevelParams`; its batch has rollouts (steps,
-      environments) under `lower` and, with a second policy, `value`, whose
-      rewards are the normalised ones, and with a score function `pairs` with
-      their `costs`.
-    rewards: likewise; the leaves of its batch have a leading axis of steps:
-      `pairs`, and with a second policy observations and actions under `lower`
-      and `value`.
-  """
-
-  policies: Any
-  rewards: Any
+CRITIC_RATE = 3.0  # Of critics' Adam, in multiples of the actors'.
+CLIP = 0.5  # Largest norm of a gradient, of an actor and of a critic.
+DECAY = 0.95  # Of generalised advantages.
+REWARD_SCALE = 0.1  # Mean absolute value of normalised rewards.
 
 
 def make_solvers(
-  method: Method,
+  method: rlhf_settings.Method,
   agent: Any,
   reward: Callable[[Any, Any], chex.Array],
-  *,
-  rates: Rates,
-  weights: Weights,
-  steps: int,
-  advantages: bj.rl.Advantages,
-) -> Solvers:
-  """Makes the solvers of a method.
+  settings: rlhf_settings.Settings,
+  rate: chex.Numeric,
+) -> tuple[Any, Any]:
+  """Makes the two solvers of a reward epoch.
 
   Args:
     method: which.
     agent: networks of a policy and of its value.
     reward: (weights, observation) -> a reward for each action.
-    rates: step sizes.
-    weights: of the terms.
-    steps: of the reward model in an epoch.
-    advantages: how rewards are used; their scale is 1.
+    settings: resolved.
+    rate: of the actors' Adam at first; falls linearly to 0, as the critics'.
 
   Returns:
-    `Solvers`.
+    That of the policies, for `bj.BilevelParams`; its batch has rollouts (steps,
+    environments) under `lower` and, with a second policy, `value`, whose
+    rewards are the normalised ones, and with a score function `pairs` with
+    their `costs`. And that of the reward model; the leaves of its batch have a
+    leading axis of steps: `pairs`, and with a second policy observations and
+    actions under `lower` and `value`.
   """
+  advantages = bj.rl.Advantages(settings.discount, DECAY)
 
   def of_all(apply, at, observations, lead):
     flat = observations.reshape(-1, *observations.shape[lead:])
@@ -158,7 +80,7 @@ def make_solvers(
       distribution=bj.rl.categorical(),
       advantages=advantages,
     )
-    return actor + critic - weights.entropy * entropy, entropy
+    return actor + critic - settings.tau * entropy, entropy
 
   def log_prob(actor, fragments):
     outputs = of_all(agent.policy, actor, fragments.observations, 2)
@@ -174,7 +96,7 @@ def make_solvers(
       pairs, actor = batch['pairs'], params.lower.actor
       logs = log_prob(actor, pairs.first) + log_prob(actor, pairs.second)
       score = bj.rl.score_function_loss(batch['costs'], logs)
-      loss = loss + weights.score * score
+      loss = loss + settings.score * score
     return loss, entropy
 
   def upper_loss(params, batch):
@@ -184,19 +106,21 @@ def make_solvers(
     if method.second:
       mean = lambda at: preferences.rewards_of(reward, x, *at).mean()
       # The penalty's slope in x, the second policy for the best one.
-      loss += weights.penalty * (mean(batch['value']) - mean(batch['lower']))
+      loss += settings.penalty * (mean(batch['value']) - mean(batch['lower']))
     return loss
 
   def adam():
+    updates = rlhf_settings.epochs_of(settings) * settings.rollouts.updates
+
     def one(rate):
-      falling = lambda k: rate * jnp.maximum(1 - k / rates.updates, 0)
+      falling = lambda k: rate * jnp.maximum(1 - k / updates, 0)
       return optax.chain(
-        optax.clip_by_global_norm(rates.clip), optax.adam(falling, eps=1e-5)
+        optax.clip_by_global_norm(CLIP), optax.adam(falling, eps=1e-5)
       )
 
     labels = bj.rl.ActorCriticParams('actor', 'critic')
     return optax.partition(
-      {'actor': one(rates.actor), 'critic': one(rates.critic)}, labels
+      {'actor': one(rate), 'critic': one(CRITIC_RATE * rate)}, labels
     )
 
   entropy = lambda params: jnp.zeros([])
@@ -211,9 +135,9 @@ def make_solvers(
   rewards = bj.descend(
     bj.gradient(upper_loss, name='upper', of='upper'),
     upper=bj.Sequence(
-      optax.adam(rates.reward),
-      steps=steps,
+      optax.adam(settings.reward.rate),
+      steps=settings.reward.steps,
       batch_at=lambda parts, t: jax.tree.map(lambda x: x[t], parts),
     ),
   )
-  return Solvers(policies, rewards)
+  return policies, rewards

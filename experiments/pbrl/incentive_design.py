@@ -21,27 +21,19 @@ designer's best pair of actions dominant in each state.
 
 import dataclasses
 import functools
-import pathlib
-import time
 from collections.abc import Sequence
-from typing import Annotated
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import comparison
-from experiments.pbrl import stackelberg, zero_sum
+from experiments.pbrl import incentive_methods, markov_games, zero_sum
 
-_TUNING = 1_000_000  # Seeds from here on are tuned on.
 _FIRST = 100  # Seeds from here on are reported: those below were looked at.
-# Pairs of policies evaluated in an update: each player against the other's best
-# response. A response moves by the values that the penalty is made of.
-PBRL_EVALUATIONS = 2
 BY_HAND = 'control/by_hand'
 
 
@@ -50,16 +42,12 @@ class Settings:
   """Settings of a run; the paper is Shen, Yang and Chen, section 6.
 
   Attributes:
-    states: ours.
-    actions: of each player, ours.
-    discount: ours.
-    temperature: of the players' entropies, ours.
+    game: sizes, ours.
     steps: updates of PBRL, and of the row at equal updates.
     chunk: of those.
     penalty: the first and the last lambda of PBRL, ours.
-    inner_steps: K, of the meta-gradient.
-    equal_updates: whether the largest K is also run for as many updates as
-      PBRL: K / 2 times the evaluations.
+    inner_steps: K, of the meta-gradient. The largest is also run for as many
+      updates as PBRL: K / 2 times the evaluations.
     rates: of Adam, for the designer.
     inner_rates: of the players, tried with each of the rates: of Adam in PBRL,
       a share of the way to the other's answer where they learn.
@@ -67,15 +55,13 @@ class Settings:
     seeds: games that are reported.
   """
 
-  states: int = 10
-  actions: int = 4
-  discount: Annotated[float, harness.Allowed(high=0.999)] = 0.9
-  temperature: float = 0.1
+  game: markov_games.Game = dataclasses.field(
+    default_factory=lambda: markov_games.Game(states=10, actions=(4, 4))
+  )
   steps: int = 3_000
   chunk: int = 200
-  penalty: tuple[float, ...] = (0.1, 100.0)
+  penalty: tuple[float, float] = (0.1, 100.0)
   inner_steps: tuple[int, ...] = (5, 20)
-  equal_updates: bool = True
   rates: tuple[float, ...] = (0.02, 0.06, 0.2, 0.6)
   inner_rates: tuple[float, ...] = (0.02, 0.06, 0.2, 0.6)
   tuning_seeds: int = 3
@@ -85,8 +71,7 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    states=4,
-    actions=3,
+    game=markov_games.Game(states=4, actions=(3, 3)),
     steps=200,
     inner_steps=(5,),
     rates=(0.06, 0.2),
@@ -96,22 +81,6 @@ PRESETS = {
   ),
   'paper': Settings(steps=12_000, chunk=800, tuning_seeds=5),
 }
-
-
-def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
-  """The designer's loss, and the payoff between the players."""
-
-  def loss(x, y, batch):
-    del x, batch
-    a, b = zero_sum.policies_of(y)
-    mdp = bj.rl.faced_by(game, a, game.rewards[0], player=1)
-    return -bj.rl.expected_return(mdp, b)
-
-  def payoff(x, y, batch):
-    del batch
-    return zero_sum.payoff(game, jax.nn.sigmoid(x), y, tau)
-
-  return bj.BilevelProblem(loss, payoff)
 
 
 def payoff_by_hand(game: bj.rl.MarkovGame) -> chex.Array:
@@ -141,15 +110,15 @@ def payoff_by_hand(game: bj.rl.MarkovGame) -> chex.Array:
 
 
 def measure_by_hand(
-  settings: Settings, seeds: Sequence[int]
+  sizes: markov_games.Game, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
   """Measures `payoff_by_hand` at its equilibrium, one value per seed."""
-  tau = settings.temperature
+  tau = sizes.temperature
 
   def one(game):
     costs = payoff_by_hand(game)
     nash = zero_sum.nash(game, costs, temperature=tau)
-    loss = problem_of(game, tau).upper
+    loss = incentive_methods.problem_of(game, tau).upper
     return {
       # The designer's reward depends on the players alone.
       'upper_return_at_nash': -loss(None, nash, None),
@@ -157,121 +126,22 @@ def measure_by_hand(
     }
 
   measure_all = jax.jit(lambda games: jax.lax.map(one, games))
-  return jax.device_get(measure_all(games_of(settings, seeds)))
+  return jax.device_get(measure_all(draw_games(sizes, seeds)))
 
 
-def games_of(settings: Settings, seeds: Sequence[int]) -> bj.rl.MarkovGame:
-  """Random games, leaves with a leading axis of seeds."""
-  games = [
-    bj.rl.random_game(
-      seed,
-      states=settings.states,
-      actions=(settings.actions, settings.actions),
-      rewards=1,
-      discount=settings.discount,
-    )
-    for seed in seeds
-  ]
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
-
-
-def make_pbrl(settings: Settings, context: harness.Context):
-  """Penalty descent with the function of Nikaido and Isoda."""
-  game, tau = context.own, settings.temperature
-  inner = context.hyper['inner_rate']
-
-  def faced(at):
-    x, y = at
-    return bj.rl.zero_sum_responses(
-      game, jax.nn.sigmoid(x), zero_sum.policies_of(y), temperature=tau
-    )
-
-  return bj.descend(
-    at_one_point(
-      bj.oracles.nikaido_isoda(
-        problem_of(game, tau),
-        penalty=stackelberg.rising(*settings.penalty, settings.steps),
-      ),
-      bj.rl.policy_mirror_descent(
-        faced, temperature=tau, at=lambda p: (p.upper, p.lower)
-      ),
-    ),
-    upper=designer(context, settings.steps),
-    lower=optax.adam(inner),
-    value=bj.Sequence(optax.sgd(1.0), start=lambda params: params.lower),
-  )
-
-
-def designer(context: harness.Context, steps: int):
-  """Adam, whose rate falls to zero by a cosine where `falls` is one."""
-  rate, falls = context.hyper['rate'], context.hyper['falls']
-  cosine = optax.cosine_decay_schedule(1.0, steps)
-  return optax.adam(lambda count: rate * (1 - falls * (1 - cosine(count))))
-
-
-def at_one_point(penalty: bj.oracles.Oracle, respond: bj.oracles.Oracle):
-  """The penalty and the best responses' moves, before either has moved.
-
-  Both are made of the values of (a, b') and (a', b), so these two pairs are all
-  that an update evaluates.
-  """
-
-  def fn(params, batch, inner):
-    slopes, inner = penalty.update(batch, inner, params)
-    moves, _ = respond.update(batch, respond.init(params), params)
-    return (), slopes._replace(value=moves.value), inner
-
-  # The penalty's own state counts what is evaluated.
-  return bj.oracle(fn, (), penalty.init, moves=('upper', 'lower', 'value'))
-
-
-def make_meta(settings: Settings, method: str, context: harness.Context):
-  """The gradient through K steps of players who learn."""
-  game, tau = context.own, settings.temperature
-  inner = context.hyper['inner_rate']
-  loss = problem_of(game, tau).upper
-  steps = inner_steps_of(method)
-
-  def learned(x, y):
-    def step(y, _):
-      return zero_sum.learn(
-        game, jax.nn.sigmoid(x), y, temperature=tau, rate=inner
-      ), None
-
-    return jax.lax.scan(step, y, length=steps)[0]
-
-  def fn(params, batch, inner):
-    def through(x):
-      y = learned(x, params.lower)
-      return loss(x, y, batch), y
-
-    (value, after), slope = jax.value_and_grad(through, has_aux=True)(
-      params.upper
-    )
-    # The players go on from where they have come to: a step of length one.
-    moves = jax.tree.map(jnp.subtract, params.lower, after)
-    return (value,), params._replace(upper=slope, lower=moves), inner
-
-  oracle = bj.oracle(
-    fn,
-    ('upper',),
-    counts={
-      'gradients/upper': 1,
-      'gradients/lower': steps,
-      'hessian_vector_products/lower': steps,
-    },
-    moves=('upper', 'lower'),
-  )
-  upper = designer(context, updates_of(method, settings))
-  return bj.descend(oracle, upper=upper, lower=optax.sgd(1.0))
+def draw_games(
+  sizes: markov_games.Game, seeds: Sequence[int]
+) -> bj.rl.MarkovGame:
+  """Random games, whose reward is the designer's."""
+  return markov_games.draw_games(sizes, seeds, rewards=1)
 
 
 def measure(settings: Settings, context: harness.Context, params, state):
   """The designer's return at the exact equilibrium, and the players' gap."""
   del state
-  game, tau = context.own, settings.temperature
+  game, tau = context.own, settings.game.temperature
   costs = jax.nn.sigmoid(params.upper)
-  loss = problem_of(game, tau).upper
+  loss = incentive_methods.problem_of(game, tau).upper
   best = zero_sum.nash(game, costs, temperature=tau)
   return {
     'upper_return_at_nash': -loss(params.upper, best, None),
@@ -283,15 +153,15 @@ def measure(settings: Settings, context: harness.Context, params, state):
 
 def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   """Runs one job; the method's name says K and the number of updates."""
-  shape = (settings.states, settings.actions, settings.actions)
-  steps = updates_of(job.method, settings)
-  make = functools.partial(make_pbrl, settings)
+  sizes = settings.game
+  steps = incentive_methods.updates_of(job.method, settings)
+  make = functools.partial(incentive_methods.make_pbrl, settings)
   if job.method != 'pbrl':
-    make = functools.partial(make_meta, settings, job.method)
+    make = functools.partial(incentive_methods.make_meta, settings, job.method)
 
   def init(context):
-    table = jnp.zeros((settings.states, settings.actions))
-    x = jax.random.normal(context.seed_key, shape)
+    table = jnp.zeros((sizes.states, sizes.actions[0]))
+    x = jax.random.normal(context.seed_key, (sizes.states, *sizes.actions))
     return bj.BilevelParams(upper=x, lower=(table, table + 0))
 
   return harness.train(
@@ -302,67 +172,52 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     chunk=steps
     if job.tuning
     else max(1, round(settings.chunk * steps / settings.steps)),
-    own=games_of(settings, job.seeds),
+    own=draw_games(sizes, job.seeds),
     evaluate=functools.partial(measure, settings),
     record_start=not job.tuning,  # To record is a program of its own.
     **job.keywords,
   )
 
 
-def inner_steps_of(method: str) -> int:
-  """K, from a method's name."""
-  return int(method.split('/')[1].removeprefix('k'))
-
-
-def updates_of(method: str, settings: Settings) -> int:
-  """As many as PBRL's, or as its evaluations of pairs allow.
-
-  What the backward pass of the K steps costs, as much again, is not counted, in
-  the meta-gradient's favour.
-  """
-  if method == 'pbrl' or method.endswith('/equal_updates'):
-    return settings.steps
-  return max(1, settings.steps * PBRL_EVALUATIONS // inner_steps_of(method))
-
-
-def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  if len(settings.penalty) != 2:
-    raise harness.SettingsError(
-      '--penalty: the first and the last penalty, got '
-      f'{len(settings.penalty)} numbers.'
-    )
-
-
-def methods_of(settings: Settings) -> dict[str, str]:
+def titles_of(settings: Settings) -> dict[str, str]:
   """Names of the runs, with what the table calls them."""
-  most = max(settings.inner_steps)
-  found = {
+  largest = max(settings.inner_steps)
+  return {
     'pbrl': 'PBRL',
     **{
       f'meta_gradient/k{k}': f'meta-gradient, K = {k}'
       for k in settings.inner_steps
     },
+    f'meta_gradient/k{largest}/equal_updates': (
+      f'the same, K = {largest}, equal updates'
+    ),
   }
-  if settings.equal_updates:
-    name = f'meta_gradient/k{most}/equal_updates'
-    found[name] = f'the same, K = {most}, equal updates'
-  return found
 
 
-def main(options: harness.Options) -> dict[str, float]:
-  """Tunes and runs all methods, and writes table, plots and results."""
-  begin = time.monotonic()
+COLUMNS = (
+  'upper_return_at_nash',
+  'upper_return',
+  'gap_ratio',
+  'rate',
+  'inner_rate',
+  'falls',
+  harness.Column('lower_evaluations', 'lower evaluations'),
+  harness.Column('wins_over', 'PBRL wins'),
+  'trials',
+  'seconds',
+)
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Tunes and runs all methods."""
   settings = options.settings
   options = options._replace(seeds=tuple(_FIRST + s for s in options.seeds))
-  titles = methods_of(settings)
+  titles = titles_of(settings)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(
-      settings, 'rates', 'inner_rates', 'equal_updates'
-    ),
+    settings=harness.settings_of(settings, 'rates', 'inner_rates'),
     score=lambda trained: trained.history['upper_return_at_nash'][-1],
-    tuning_seeds=tuple(range(_TUNING, _TUNING + settings.tuning_seeds)),
+    tuning_seeds=comparison.tuning_seeds(settings.tuning_seeds),
     widenings=1,
   )
   outcomes = comparison.compare(
@@ -378,77 +233,63 @@ def main(options: harness.Options) -> dict[str, float]:
 
   def measure_of(outcome):
     gap = outcome.values('nash_gap')
+    updates = int(outcome.trained.steps[-1])
     return {
       'upper_return_at_nash': outcome.last('upper_return_at_nash'),
       'upper_return': outcome.last('upper_return'),
       'gap_ratio': gap[-1] / gap[0],
+      'lower_evaluations': updates
+      * incentive_methods.evaluations_of(outcome.method),
     }
 
-  metrics, rows = comparison.report_outcomes(outcomes, measure_of)
-  ours = outcomes['pbrl'].last('upper_return_at_nash')
-  close = measure_of(outcomes['pbrl'])['gap_ratio'] <= stackelberg.NEAR
-
-  def compared(method, returns):
-    """Adds PBRL's paired lead over a method; returns its wins in words."""
-    wins = int(np.sum((ours > returns) & close))
-    metrics[f'pbrl/wins_over_{method}'] = wins
-    lead = harness.mean_interval(ours - returns)
-    metrics.update(lead.metrics(f'pbrl/lead_over_{method}'))
-    return f'{wins} of {len(ours)}'
-
-  for row in rows:
-    method = row['method']
-    outcome = outcomes[method]
-    row['method'] = titles[method]
-    if outcome.failure:
-      continue
-    evaluations = outcome.trained.steps[-1] * (
-      PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
-    )
-    metrics[f'{method}/lower_evaluations'] = int(evaluations)
-    row['lower evaluations'] = int(evaluations)
-    row['PBRL wins'] = '-'
-    if method != 'pbrl':
-      row['PBRL wins'] = compared(method, outcome.last('upper_return_at_nash'))
-  by_hand = measure_by_hand(settings, options.seeds)
-  hand_return = by_hand['upper_return_at_nash']
-  interval = harness.mean_interval(hand_return)
-  metrics |= interval.metrics(f'{BY_HAND}/upper_return_at_nash')
-  rows.append(
-    dict.fromkeys(rows[0])
-    | {'method': 'payoff by hand, no learning'}
-    | {'upper_return_at_nash': interval}
-    | {'PBRL wins': compared(BY_HAND, hand_return)}
-  )
-  harness.write_table(options.workdir, rows)
-  worst = [o.values('nash_error').max() for o in outcomes.values()]
+  results = harness.Results()
+  comparison.add_outcomes(results, outcomes, measure_of)
+  fine = {m: o for m, o in outcomes.items() if not o.failure}
+  by_hand = measure_by_hand(settings.game, options.seeds)
+  returns = {m: o.last('upper_return_at_nash') for m, o in fine.items()}
+  returns[BY_HAND] = by_hand['upper_return_at_nash']
+  results.add({'method': BY_HAND}, upper_return_at_nash=returns[BY_HAND])
+  _add_wins(results, returns, measure_of(outcomes['pbrl'])['gap_ratio'])
+  worst = [o.values('nash_error').max() for o in fine.values()]
   worst.append(by_hand['nash_error'].max())
-  metrics['nash_error'] = harness.reduced(worst, 'max')
-  _plot(pathlib.Path(options.workdir), outcomes, titles)
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - begin,
+  results.add(nash_error=harness.reduced(worst, 'max'))
+  return harness.Report(
+    results,
+    columns=COLUMNS,
+    titles=titles | {BY_HAND: 'payoff by hand, no learning'},
     curves={
-      titles[m]: o.values('upper_return_at_nash') for m, o in outcomes.items()
+      titles[m]: o.values('upper_return_at_nash') for m, o in fine.items()
     },
+    plots={'curves.png': _draw(fine, titles)},
+    more={'seeds': options.seeds},
   )
-  return metrics
 
 
-def _plot(folder, outcomes, titles):
-  def curves(metric, least=None):
-    found = {}
-    for method, outcome in outcomes.items():
-      each = PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
-      values = outcome.values(metric)
-      values = values if least is None else np.maximum(values, least)
-      found[titles[method]] = (each * outcome.trained.steps, values)
-    return found
+def _add_wins(results, returns, gap_ratio):
+  """Games on which PBRL, its players at an equilibrium, is above a method."""
+  close = gap_ratio <= markov_games.NEAR
+  for method, others in returns.items():
+    at = {'method': method}
+    if method == 'pbrl':
+      results.note(at, {'wins_over': '-'})
+      continue
+    wins = int(np.sum((returns['pbrl'] > others) & close))
+    results.add(at, wins_over=wins)
+    results.note(at, {'wins_over': f'{wins} of {len(others)}'})
+
+
+def _draw(outcomes, titles):
+  def curves(metric, least=-np.inf):
+    return {
+      titles[m]: (
+        incentive_methods.evaluations_of(m) * o.trained.steps,
+        np.maximum(o.values(metric), least),
+      )
+      for m, o in outcomes.items()
+    }
 
   label = 'evaluated pairs of policies'
-  harness.plot_panels(
-    folder / 'curves.png',
+  return harness.draw_panels(
     [
       harness.Panel(
         curves('upper_return_at_nash'), label, 'return at the equilibrium'
@@ -456,13 +297,11 @@ def _plot(folder, outcomes, titles):
       harness.Panel(
         curves('nash_gap', 1e-6), label, 'gap of the current pair', logy=True
       ),
-    ],
+    ]
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='pbrl', binary='incentive_design', check=check
-)
+STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='incentive_design')
 
 
 if __name__ == '__main__':

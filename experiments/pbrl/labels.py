@@ -90,32 +90,32 @@ def read(
     where = f'{path}, line {number}'
     line = _object(text, where)
     label = line.get('label')
-    if isinstance(label, bool) or label not in LABELS:
-      said = 'has no label yet' if label is None else f'has the label {label!r}'
-      raise harness.DamagedDataError(
-        f'{where} {said}: 0 for the first fragment, 1 for the second, 0.5 for '
-        'neither.'
-      )
+    said = 'has no label yet' if label is None else f'has the label {label!r}'
+    _need(
+      not isinstance(label, bool) and label in LABELS,
+      f'{where} {said}: 0 for the first fragment, 1 for the second, 0.5 for '
+      'neither',
+    )
     labels.append(float(label))
     for side, found in sides.items():
+      place = f'{where}: {side}'
       found.append(
-        _fragment(
-          line.get(side), f'{where}: {side}', shape, actions, length, dtype
-        )
+        _fragment(line.get(side), place, shape, actions, length, dtype)
       )
-  if not labels:
-    raise harness.DamagedDataError(f'{path} holds no pair.')
-
-  def stacked(found):
-    seen, done, mask = (np.stack(column) for column in zip(*found, strict=True))
-    none = np.zeros(len(found), np.float32)
-    return preferences.Fragments(seen, done, mask, none)
-
-  return preferences.Pairs(
-    stacked(sides['first']),
-    stacked(sides['second']),
-    np.asarray(labels, np.float32),
+  _need(labels, f'{path} holds no pair')
+  none = np.zeros(len(labels), np.float32)
+  first, second = (
+    preferences.Fragments(
+      *(np.stack(column) for column in zip(*found, strict=True)), none
+    )
+    for found in sides.values()
   )
+  return preferences.Pairs(first, second, np.asarray(labels, np.float32))
+
+
+def _need(fine, message):
+  if not fine:
+    raise harness.DamagedDataError(f'{message}.')
 
 
 def _object(text, where):
@@ -123,17 +123,15 @@ def _object(text, where):
     line = json.loads(text)
   except ValueError as error:
     raise harness.DamagedDataError(f'{where} is no JSON: {error}.') from error
-  if not isinstance(line, dict):
-    raise harness.DamagedDataError(
-      f'{where} is no object with first, second and label.'
-    )
+  of = 'no object with first, second and label'
+  _need(isinstance(line, dict), f'{where} is {of}')
   return line
 
 
 def _fragment(given, where, shape, actions, length, dtype):
   """Observations, actions and mask, padded to the length of a fragment."""
-  if not isinstance(given, dict) or not {'observations', 'actions'} <= {*given}:
-    raise harness.DamagedDataError(f'{where} has no observations and actions.')
+  known = isinstance(given, dict) and {'observations', 'actions'} <= {*given}
+  _need(known, f'{where} has no observations and actions')
   try:
     seen = np.asarray(given['observations'], np.float32)
     done = np.asarray(given['actions'], np.float64)
@@ -142,34 +140,30 @@ def _fragment(given, where, shape, actions, length, dtype):
       f'{where} holds something that is no number, or rows of several lengths.'
     ) from error
   steps = len(done) if done.ndim == 1 else 0
-  if not 1 <= steps <= length:
-    raise harness.DamagedDataError(
-      f'{where} has actions of shape {done.shape}; a fragment has 1 to '
-      f'{length} steps.'
-    )
+  _need(
+    1 <= steps <= length,
+    f'{where} has actions of shape {done.shape}; a fragment has 1 to {length} '
+    'steps',
+  )
   if seen.shape != (steps, *shape):
     raise harness.DamagedDataError(
       f'{where} has observations of shape {seen.shape}, and this environment '
       f'wants {(steps, *shape)}: was the file made for another one?'
     )
-  if not np.all(np.isfinite(seen)):
-    raise harness.DamagedDataError(f'{where} has an observation not finite.')
+  _need(np.all(np.isfinite(seen)), f'{where} has an observation not finite')
   if np.issubdtype(dtype, np.integer):
-    bounds = np.iinfo(dtype)
-    fine = (
-      (seen == np.round(seen)) & (seen >= bounds.min) & (seen <= bounds.max)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    _need(
+      np.all((seen == np.round(seen)) & (seen >= low) & (seen <= high)),
+      f'{where} has an observation that is no whole number from {low} to '
+      f'{high}',
     )
-    if not fine.all():
-      raise harness.DamagedDataError(
-        f'{where} has an observation that is no whole number from {bounds.min} '
-        f'to {bounds.max}.'
-      )
-  wrong = (done != np.round(done)) | (done < 0) | (done >= actions)
-  if wrong.any():
-    raise harness.DamagedDataError(
-      f'{where} has the action {done[wrong][0]:g}; this environment has 0 to '
-      f'{actions - 1}.'
-    )
+  wrong = done[(done != np.round(done)) | (done < 0) | (done >= actions)]
+  _need(
+    not wrong.size,
+    f'{where} has the action {", ".join(f"{x:g}" for x in wrong[:1])}; this '
+    f'environment has 0 to {actions - 1}',
+  )
   padded = np.zeros((length, *shape), dtype)
   padded[:steps] = seen
   acts = np.zeros(length, np.int32)

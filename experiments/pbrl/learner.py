@@ -13,31 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.pbrl import feedback, preferences
-
-
-class Sampling(NamedTuple):
-  """How pairs are drawn.
-
-  Attributes:
-    length: of a fragment.
-    pairs: new ones in a reward epoch; 0 where labels come from a file.
-    capacity: of the buffer.
-    held: capacity of the pairs that are held out.
-    steps: of the reward model in an epoch.
-    batch: of those.
-    temperature: of the labels.
-    dtype: that observations are kept in.
-  """
-
-  length: int
-  pairs: int
-  capacity: int
-  held: int
-  steps: int
-  batch: int
-  temperature: float
-  dtype: Any
+from experiments.pbrl import feedback, preferences, rlhf_settings
 
 
 class Start(NamedTuple):
@@ -78,71 +54,58 @@ class State(NamedTuple):
   measured: bj.oracles.OracleState
 
 
-class Learner(NamedTuple):
+class Learner:
   """A method, without environments.
 
-  Attributes:
-    init: (params, key, start) -> state.
-    second: state -> the second policy's actor and critic; None without one.
-    step: (params, state, rollouts, reward_epoch=) -> (params, state): an update
-      of the policies, and if asked for a reward epoch behind it.
-    add: (state of nothing but pairs: a `Start`, key, rollout) -> `Start`.
-    warm_up: (start, key, steps) -> `Start`, its reward model trained.
-  """
-
-  init: Callable[..., State]
-  second: Callable[[State], Any]
-  step: Callable[..., tuple[bj.BilevelParams, State]]
-  add: Callable[..., Start]
-  warm_up: Callable[..., Start]
-
-
-def make_learner(
-  method: feedback.Method,
-  agent: Any,
-  reward: Callable[[Any, Any], chex.Array],
-  *,
-  rates: feedback.Rates,
-  weights: feedback.Weights,
-  sampling: Sampling,
-  advantages: bj.rl.Advantages,
-) -> Learner:
-  """Makes a method.
+  Its params are `bj.BilevelParams`: the reward model, and an actor with its
+  critic.
 
   Args:
     method: which.
     agent: networks of a policy and of its value.
     reward: (weights, observation) -> a reward for each action.
-    rates: step sizes.
-    weights: of the terms.
-    sampling: of pairs.
-    advantages: how rewards are used; their scale is 1.
-
-  Returns:
-    A `Learner` whose params are `bj.BilevelParams`: the reward model, and an
-    actor with its critic.
+    settings: resolved.
+    rate: of the actors' Adam.
+    dtype: that observations are kept in.
   """
-  length, batch = sampling.length, sampling.batch
-  temperature = sampling.temperature if method.sense else jnp.inf
-  scored = method.second and sampling.pairs > 0
 
-  policies, rewards = feedback.make_solvers(
-    method,
-    agent,
-    reward,
-    rates=rates,
-    weights=weights,
-    steps=sampling.steps,
-    advantages=advantages,
-  )
+  def __init__(
+    self,
+    method: rlhf_settings.Method,
+    agent: Any,
+    reward: Callable[[Any, Any], chex.Array],
+    settings: rlhf_settings.Settings,
+    rate: chex.Numeric,
+    dtype: Any,
+  ):
+    """Makes the solvers."""
+    self._method, self._reward, self._settings = method, reward, settings
+    # Labels from a file are all that there is.
+    self._pairs = 0 if settings.labels else settings.preferences.pairs
+    self._dtype = dtype
+    self._policies, self._rewards = feedback.make_solvers(
+      method, agent, reward, settings, rate
+    )
 
-  def init(params, key, start):
+  def nothing(self, upper: Any, shape: tuple[int, ...]) -> Start:
+    """A start without pairs, of a reward model, for observations of a shape."""
+    pairs = self._settings.preferences
+    # The true rewards need no pairs: room for one in their place.
+    rooms = (pairs.buffer, pairs.held_out) if self._method.model else (1, 1)
+    buffer, held = (
+      preferences.empty(room, pairs.fragment, shape, self._dtype)
+      for room in rooms
+    )
+    return Start(upper, buffer, held, jnp.int32(0))
+
+  def init(self, params: bj.BilevelParams, key: Any, start: Start) -> State:
+    """The state before the policy learns."""
     names = ('steps/environment', 'labels')
     counts = jnp.stack([jnp.int32(0), start.labels])
     return State(
       key=key,
-      policies=policies.init(params),
-      rewards=rewards.init(params) if method.model else (),
+      policies=self._policies.init(params),
+      rewards=self._rewards.init(params) if self._method.model else (),
       buffer=start.buffer,
       held=start.held,
       scale=jnp.zeros([]),
@@ -152,137 +115,156 @@ def make_learner(
       ),
     )
 
-  def second(state):
-    return bj.auxiliaries(state.policies)['value'] if method.second else None
+  def second(self, state: State) -> Any:
+    """The second policy's actor and critic; None without one."""
+    if not self._method.second:
+      return None
+    return bj.auxiliaries(state.policies)['value']
 
-  def relabelled(x, rollout):
-    if not method.model:
-      return rollout
-    found = preferences.rewards_of(
-      reward, x, rollout.observations, rollout.actions
-    )
-    return rollout._replace(rewards=found)
+  def step(
+    self,
+    params: bj.BilevelParams,
+    state: State,
+    rollouts: dict[str, bj.rl.Rollout],
+    *,
+    reward_epoch: bool,
+  ) -> tuple[bj.BilevelParams, State]:
+    """Updates the policies on new rollouts, and perhaps the reward model.
 
-  def step(params, state, rollouts, *, reward_epoch):
-    """Updates the policies on new rollouts, {'lower': ..., 'value': ...}."""
+    Args:
+      params: before.
+      state: likewise.
+      rollouts: under the policy, `lower`, and under the second one, `value`.
+      reward_epoch: whether a reward epoch follows.
+    """
+    method, model = self._method, self._settings.reward
     key, *keys = jax.random.split(state.key, 5)
-    found = {n: relabelled(params.upper, r) for n, r in rollouts.items()}
-    now = jnp.mean(jnp.abs(found['lower'].rewards))
+    relabelled = {
+      n: self._relabelled(params.upper, r) for n, r in rollouts.items()
+    }
+    now = jnp.mean(jnp.abs(relabelled['lower'].rewards))
     scale = jnp.where(state.scale > 0, 0.9 * state.scale + 0.1 * now, now)
-    unit = weights.reward_scale / jnp.maximum(scale, 1e-6)
-    scaled = {n: r._replace(rewards=unit * r.rewards) for n, r in found.items()}
+    unit = feedback.REWARD_SCALE / jnp.maximum(scale, 1e-6)
+    scaled = {
+      n: r._replace(rewards=unit * r.rewards) for n, r in relabelled.items()
+    }
     given = dict(scaled)
-    fresh = reward_epoch and method.model and sampling.pairs > 0
+    fresh = reward_epoch and method.model and self._pairs > 0
     if fresh:
       # The last environments are for the pairs that are held out.
-      learnt, tested = split(rollouts['lower'])
-      new = labelled(keys[:2], learnt, sampling.pairs)
-      if scored:
-        margin = preferences.margins(reward, params.upper, new)
+      learnt, tested = _split(rollouts['lower'])
+      new = self._labelled(keys[:2], learnt, self._pairs)
+      if method.second:
+        margin = preferences.margins(self._reward, params.upper, new)
         given['costs'] = preferences.bradley_terry(margin, new.labels)
         given['pairs'] = new
-    updates, moved = policies.update(given, state.policies, params)
+    updates, moved = self._policies.update(given, state.policies, params)
     params = bj.apply_updates(params, updates)
     state = state._replace(key=key, policies=moved, scale=scale)
     if reward_epoch and method.model:
       buffer, held = state.buffer, state.held
       if fresh:
         buffer = preferences.push(buffer, new)
-        held = with_held(held, keys[2], tested)
-      pairs = preferences.sample(keys[3], buffer, (sampling.steps, batch))
-      parts = {'pairs': pairs}
+        held = self._with_held(held, keys[2], tested)
+      shape = (model.steps, model.batch)
+      parts = {'pairs': preferences.sample(keys[3], buffer, shape)}
       if method.second:
-        parts |= {n: in_parts(r) for n, r in found.items()}
-      updates, fitted = rewards.update(parts, state.rewards, params)
+        parts |= {n: self._in_parts(r) for n, r in relabelled.items()}
+      updates, fitted = self._rewards.update(parts, state.rewards, params)
       params = bj.apply_updates(params, updates)
       state = state._replace(buffer=buffer, held=held, rewards=fitted)
-    labels = sampling.pairs if fresh else 0
+    labels = self._pairs if fresh else 0
     spent = sum(r.rewards.size for r in rollouts.values())
-    counts = state.measured.counts
+    values, counts = state.measured.values, state.measured.counts
     added = counts.array + jnp.array([spent, labels], jnp.int32)
-    gap = jnp.zeros([])
-    if method.second:
-      outputs = bj.outputs(moved)
-      worth = {
-        n: scaled[n].rewards.mean() + weights.entropy * outputs[n]
-        for n in scaled
-      }
-      gap = (worth['value'] - worth['lower']) / (1 - advantages.discount)
+    gap = self._suboptimality(scaled, bj.outputs(moved))
     measured = state.measured._replace(
-      values=bj.types.named(state.measured.values.names, jnp.stack([gap, now])),
+      values=bj.types.named(values.names, jnp.stack([gap, now])),
       counts=bj.types.named(counts.names, added),
     )
     return params, state._replace(measured=measured)
 
-  def split(rollout):
-    count = rollout.rewards.shape[1]
-    kept = count - max(1, count // 4)
-    return (
-      jax.tree.map(lambda x: x[:, :kept], rollout),
-      jax.tree.map(lambda x: x[:, kept:], rollout),
-    )
-
-  def labelled(keys, rollout, count):
-    pair = preferences.draw(
-      keys[0], rollout, (count, 2), length, sampling.dtype
-    )
-    return preferences.label(keys[1], pair, temperature)
-
-  def with_held(held, key, rollout):
-    count = min(max(sampling.pairs, 1), sampling.held)
-    new = labelled(jax.random.split(key), rollout, count)
-    return preferences.push(held, new, preferences.untied(new))
-
-  def in_parts(rollout):
-    """Observations and actions, another part for each step of the model."""
-    size = rollout.rewards.size // sampling.steps
-
-    def parts(x):
-      flat = x.reshape(-1, *x.shape[2:])[: sampling.steps * size]
-      return flat.reshape(sampling.steps, size, *flat.shape[1:])
-
-    return parts(rollout.observations), parts(rollout.actions)
-
-  def add(start, key, rollout):
+  def add(self, start: Start, key: Any, rollout: bj.rl.Rollout) -> Start:
     """Adds pairs of the first policy: labelled ones, and those held out."""
-    keys = jax.random.split(key, 3)
-    learnt, tested = split(rollout)
-    held = with_held(start.held, keys[2], tested)
-    if not sampling.pairs:
+    keys, pairs = jax.random.split(key, 3), self._pairs
+    learnt, tested = _split(rollout)
+    held = self._with_held(start.held, keys[2], tested)
+    if not pairs:
       return start._replace(held=held)
-    new = labelled(keys[:2], learnt, sampling.pairs)
+    new = self._labelled(keys[:2], learnt, pairs)
     return start._replace(
       buffer=preferences.push(start.buffer, new),
       held=held,
-      labels=start.labels + sampling.pairs,
+      labels=start.labels + pairs,
     )
 
-  def warm_up(start, key, steps):
+  def warm_up(self, start: Start, key: Any) -> Start:
     """Steps of the reward model on the pairs at the start."""
-    adam = optax.adam(rates.reward)
+    model = self._settings.reward
+    adam = optax.adam(model.rate)
 
     def loss(x, pairs):
-      margin = preferences.margins(reward, x, pairs)
+      margin = preferences.margins(self._reward, x, pairs)
       return preferences.bradley_terry(margin, pairs.labels).mean()
 
     def body(carry, key):
       x, moments = carry
-      pairs = preferences.sample(key, start.buffer, (batch,))
+      pairs = preferences.sample(key, start.buffer, (model.batch,))
       updates, moments = adam.update(jax.grad(loss)(x, pairs), moments)
       return (optax.apply_updates(x, updates), moments), None
 
     carry = (start.upper, adam.init(start.upper))
-    keys = jax.random.split(key, steps)
+    keys = jax.random.split(key, model.warm_up)
     return start._replace(upper=jax.lax.scan(body, carry, keys)[0][0])
 
-  return Learner(init, second, step, add, warm_up)
+  def _relabelled(self, x, rollout):
+    if not self._method.model:
+      return rollout
+    found = preferences.rewards_of(
+      self._reward, x, rollout.observations, rollout.actions
+    )
+    return rollout._replace(rewards=found)
+
+  def _suboptimality(self, scaled, entropies):
+    if not self._method.second:
+      return jnp.zeros([])
+    worth = {
+      n: r.rewards.mean() + self._settings.tau * entropies[n]
+      for n, r in scaled.items()
+    }
+    return (worth['value'] - worth['lower']) / (1 - self._settings.discount)
+
+  def _labelled(self, keys, rollout, count):
+    pairs = self._settings.preferences
+    pair = preferences.draw(
+      keys[0], rollout, (count, 2), pairs.fragment, self._dtype
+    )
+    heat = pairs.temperature if self._method.sense else jnp.inf
+    return preferences.label(keys[1], pair, heat)
+
+  def _with_held(self, held, key, rollout):
+    most = self._settings.preferences.held_out
+    count = min(max(self._pairs, 1), most)
+    new = self._labelled(jax.random.split(key), rollout, count)
+    return preferences.push(held, new, preferences.untied(new))
+
+  def _in_parts(self, rollout):
+    """Observations and actions, another part for each step of the model."""
+    steps = self._settings.reward.steps
+    size = rollout.rewards.size // steps
+
+    def parts(x):
+      flat = x.reshape(-1, *x.shape[2:])[: steps * size]
+      return flat.reshape(steps, size, *flat.shape[1:])
+
+    return parts(rollout.observations), parts(rollout.actions)
 
 
-def nothing(upper: Any, sampling: Sampling, shape: tuple[int, ...]) -> Start:
-  """A start without pairs."""
-  empty = lambda capacity: preferences.empty(
-    capacity, sampling.length, shape, sampling.dtype
-  )
-  return Start(
-    upper, empty(sampling.capacity), empty(sampling.held), jnp.int32(0)
+def _split(rollout):
+  """The first environments, and a quarter that is held out."""
+  count = rollout.rewards.shape[1]
+  kept = count - max(1, count // 4)
+  return (
+    jax.tree.map(lambda x: x[:, :kept], rollout),
+    jax.tree.map(lambda x: x[:, kept:], rollout),
   )

@@ -27,16 +27,13 @@ policy.
 """
 
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
 from experiments.pbrl import (
-  feedback,
   labels,
   preferences,
   rlhf_compiled,
@@ -47,67 +44,18 @@ from experiments.pbrl import (
 from experiments.rl import policies
 
 PRESETS = rlhf_settings.PRESETS
-_TUNING = 1_000_000  # Seeds from here on are tuned on.
 
 
-def compiled_results(
-  options: harness.Options, settings: rlhf_settings.Settings
-) -> dict[str, rlhf_report.Result]:
-  """Runs all methods on an environment of gymnax."""
-  suite = rlhf_compiled.Suite(settings)
-  rules = comparison.Rules(
-    options,
-    settings=harness.settings_of(settings, 'methods', 'rates', 'sizes'),
-    score=lambda trained: trained.history['return'][-5:].mean(axis=0),
-    tuning_seeds=tuple(range(_TUNING, _TUNING + 2)),
-  )
-  outcomes = comparison.compare(
-    rules, settings.methods, suite.train, {'rate': settings.rates}
-  )
-  found = {}
-  each = settings.rollout * settings.environments // 2
-  start = rlhf_settings.start_epochs_of(settings) * each
-  for name, outcome in outcomes.items():
-    if outcome.failure:
-      continue
-    method = feedback.METHODS[name]
-    known = lambda metric, outcome=outcome: (
-      outcome.values(metric) if metric in outcome.trained.history else None
-    )
-    found[name] = rlhf_report.Result(
-      returns=outcome.values('return'),
-      accuracy=known('accuracy'),
-      labels=outcome.values('count/labels') * method.learns_labels,
-      steps=outcome.values('count/steps/environment')
-      + start * method.learns_labels,
-      suboptimality=known('loss/suboptimality') if method.second else None,
-      second=known('second_return'),
-      actors=outcome.trained.params.lower.actor,
-      rate=outcome.point['rate'],
-      trials=max(1, len(outcome.trials)),
-    )
-  return found
-
-
-def main(options: harness.Options) -> dict[str, float]:
-  """Runs all methods, and writes table, plots, policies and results."""
-  begin, cpu = time.monotonic(), time.process_time()
+def main(options: harness.Options) -> harness.Report:
+  """Runs all methods, keeps their policies, and draws an episode of one."""
   settings = rlhf_settings.resolve(options.settings)
-  if settings.suite == 'gymnax':
-    results = compiled_results(options, settings)
-  else:
-    results = rlhf_games.results(options, settings)
-  if not results:
+  suite = rlhf_compiled if settings.suite == 'gymnax' else rlhf_games
+  outcomes = suite.run(options, settings)
+  if all(outcome.failure for outcome in outcomes.values()):
     raise harness.AllStoppedError('no method came to an end.')
-  metrics = rlhf_report.report(
-    options,
-    settings,
-    results,
-    seconds=time.monotonic() - begin,
-    cpu_seconds=time.process_time() - cpu,
-  )
+  report = rlhf_report.report(options, settings, outcomes)
   render(options)
-  return metrics
+  return report
 
 
 def _trained(options, settings):
@@ -129,24 +77,24 @@ def export(options: harness.Options) -> None:
   settings = rlhf_settings.resolve(options.settings)
   if settings.suite != 'gymnax':
     raise harness.SettingsError('export takes an environment of gymnax.')
-  count, env = settings.start_pairs, rlhf_settings.played(settings)
-  agent = rlhf_compiled.parts_of(settings, 'drlhf', 0.0).agent
+  pairs, count = settings.preferences, settings.preferences.start_pairs
+  agent = rlhf_compiled.parts_of(settings, 'drlhf').agent
   keys = jax.random.split(jax.random.key(0), 4)
   policy, kept = agent.init(keys[0]), _trained(options, settings)
   if kept.exists():
     policy = policy._replace(actor=policies.load(kept).actor)
-  collector = rlhf_compiled.collector_of(settings, agent, settings.environments)
+  collector = rlhf_compiled.collector_of(
+    settings, agent, settings.rollouts.environments
+  )
+  dtype = jnp.dtype(rlhf_settings.played(settings).dtype)
 
   def make(key):
     def body(state, key):
       rollout, state = collector.collect(policy, state)
-      shape = (settings.pairs, 2)
-      dtype = jnp.dtype(env.dtype)
-      return state, preferences.draw(
-        key, rollout, shape, settings.fragment, dtype
-      )
+      shape = (pairs.pairs, 2)
+      return state, preferences.draw(key, rollout, shape, pairs.fragment, dtype)
 
-    several = jax.random.split(key, -(-count // settings.pairs))
+    several = jax.random.split(key, -(-count // pairs.pairs))
     return jax.lax.scan(body, collector.init(keys[1]), several)[1]
 
   drawn = jax.device_get(jax.jit(make)(keys[2]))
@@ -166,6 +114,7 @@ STUDY = harness.Study(
   binary='rlhf',
   check=rlhf_settings.check,
   modes={'render': render, 'export': export},
+  renamed=rlhf_settings.RENAMED,
 )
 
 

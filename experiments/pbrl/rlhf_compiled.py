@@ -11,8 +11,9 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import checkpoints, comparison, files
-from experiments.pbrl import feedback, labels, preferences, rlhf_settings
+from experiments.pbrl import labels, preferences, rlhf_settings
 from experiments.pbrl import learner as learner_lib
+from experiments.pbrl.rlhf_settings import METHODS, Settings
 from experiments.rl import environments, networks
 
 
@@ -24,28 +25,22 @@ class Parts(NamedTuple):
     agent: networks of a policy and of its value.
     reward: network of the reward model: a reward for each action. The control
       of a constant reward has a network's weights, and ignores them.
-    sampling: of pairs.
   """
 
   learner: learner_lib.Learner
   agent: networks.Agent
   reward: harness.Network
-  sampling: learner_lib.Sampling
 
 
-def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
+def parts_of(settings: Settings, name: str, rate: Any = 0.0) -> Parts:
   """Makes a method from settings that are resolved.
 
   Args:
     settings: of the run.
     name: of the method.
     rate: of its actors.
-
-  Returns:
-    The parts.
   """
-  method = feedback.METHODS[name]
-  env = rlhf_settings.played(settings)
+  method, env = METHODS[name], rlhf_settings.played(settings)
   agent = networks.agent(env.shape, env.actions)
   # The action picks the output: a network of observation and action.
   body = networks.body(env.shape)
@@ -54,37 +49,14 @@ def parts_of(settings: rlhf_settings.Settings, name: str, rate: Any) -> Parts:
   reward = networks.network(env.shape, env.actions, **body)
   if method.constant:
     reward = reward._replace(apply=lambda x, observation: jnp.ones(env.actions))
-  sampling = learner_lib.Sampling(
-    length=settings.fragment,
-    pairs=0 if settings.labels else settings.pairs,
-    capacity=settings.buffer,
-    held=settings.held_out,
-    steps=settings.reward_steps,
-    batch=settings.reward_batch,
-    temperature=settings.temperature,
-    dtype=jnp.dtype(env.dtype),
+  dtype = jnp.dtype(env.dtype)
+  learner = learner_lib.Learner(
+    method, agent, reward.apply, settings, rate, dtype
   )
-  learner = learner_lib.make_learner(
-    method,
-    agent,
-    reward.apply,
-    rates=feedback.Rates(
-      rate,
-      settings.critic_rate * rate,
-      settings.reward_rate,
-      settings.clip,
-      rlhf_settings.epochs_of(settings) * settings.updates,
-    ),
-    weights=feedback.Weights(
-      settings.tau, settings.penalty, settings.score, settings.reward_scale
-    ),
-    sampling=sampling,
-    advantages=bj.rl.Advantages(settings.discount, settings.decay),
-  )
-  return Parts(learner, agent, reward, sampling)
+  return Parts(learner, agent, reward)
 
 
-def file_buffer(settings: rlhf_settings.Settings) -> preferences.Buffer | None:
+def file_buffer(settings: Settings) -> preferences.Buffer | None:
   """The pairs of the file of labels, the last that fit; None without one."""
   if not settings.labels:
     return None
@@ -93,15 +65,16 @@ def file_buffer(settings: rlhf_settings.Settings) -> preferences.Buffer | None:
     settings.labels,
     shape=env.shape,
     actions=env.actions,
-    length=settings.fragment,
+    length=settings.preferences.fragment,
     dtype=env.dtype,
   )
-  last = jax.tree.map(lambda x: jnp.asarray(x[-settings.buffer :]), pairs)
+  room = settings.preferences.buffer
+  last = jax.tree.map(lambda x: jnp.asarray(x[-room:]), pairs)
   return preferences.Buffer(last, jnp.int32(len(last.labels)))
 
 
 def collector_of(
-  settings: rlhf_settings.Settings, agent: networks.Agent, count: int
+  settings: Settings, agent: networks.Agent, count: int
 ) -> bj.rl.Collector:
   """Steps environments under the policy of an actor and its critic."""
   known = environments.make(settings.env, discrete=True)
@@ -114,8 +87,8 @@ def collector_of(
     known.environment,
     act,
     environments=count,
-    steps=settings.rollout,
-    window=settings.episodes,
+    steps=settings.rollouts.steps,
+    window=rlhf_settings.EPISODES,
   )
 
 
@@ -125,8 +98,8 @@ def keys_of(seed_key: jax.Array) -> list[jax.Array]:
 
 
 def start_of(
-  settings: rlhf_settings.Settings,
-  name: str,
+  settings: Settings,
+  sense: bool,
   seed: jax.Array,
   given: preferences.Buffer | None,
 ) -> learner_lib.Start:
@@ -134,19 +107,21 @@ def start_of(
 
   Args:
     settings: of the run, resolved.
-    name: of a method.
+    sense: whether labels are of the true rewards.
     seed: a seed.
     given: labelled pairs, or None to make labels.
 
   Returns:
     A `learner_lib.Start`.
   """
-  learner, agent, reward, sampling = parts_of(settings, name, 0.0)
+  name = 'drlhf' if sense else 'control/random_labels'
+  learner, agent, reward = parts_of(settings, name)
   keys = keys_of(jax.random.key(seed))
-  collector = collector_of(settings, agent, settings.environments // 2)
+  count = settings.rollouts.environments // 2
+  collector = collector_of(settings, agent, count)
   policy = agent.init(keys[0])
-  env = rlhf_settings.played(settings)
-  start = learner_lib.nothing(reward.init(keys[1]), sampling, env.shape)
+  shape = rlhf_settings.played(settings).shape
+  start = learner.nothing(reward.init(keys[1]), shape)
   one, two, three = jax.random.split(keys[2], 3)
 
   def body(carry, key):
@@ -154,12 +129,12 @@ def start_of(
     rollout, state = collector.collect(policy, state)
     return (learner.add(start, key, rollout), state), None
 
-  count = rlhf_settings.start_epochs_of(settings)
+  epochs = rlhf_settings.start_epochs_of(settings)
   carry = (start, collector.init(one))
-  (start, _), _ = jax.lax.scan(body, carry, jax.random.split(two, count))
+  (start, _), _ = jax.lax.scan(body, carry, jax.random.split(two, epochs))
   if given is not None:
     start = start._replace(buffer=given, labels=given.count)
-  return learner.warm_up(start, three, settings.warm_up)
+  return learner.warm_up(start, three)
 
 
 class State(NamedTuple):
@@ -177,12 +152,12 @@ class State(NamedTuple):
 
 
 def make_solver(
-  settings: rlhf_settings.Settings, name: str, context: harness.Context
+  settings: Settings, name: str, context: harness.Context
 ) -> optax.GradientTransformationExtraArgs:
   """A method whose environments are in its state; an update is an epoch."""
-  method = feedback.METHODS[name]
-  learner, agent, _, _ = parts_of(settings, name, context.hyper['rate'])
-  count = settings.environments // (2 if method.second else 1)
+  method, updates = METHODS[name], settings.rollouts.updates
+  learner, agent, _ = parts_of(settings, name, context.hyper['rate'])
+  count = settings.rollouts.environments // (2 if method.second else 1)
   collector = collector_of(settings, agent, count)
 
   def init_fn(params):
@@ -214,11 +189,11 @@ def make_solver(
   def update_fn(batch, state, params=None, **extra_args):
     del batch, extra_args
     carry = (params, state)
-    if settings.updates > 1:
+    if updates > 1:
       carry, _ = jax.lax.scan(
         lambda carry, _: (update_of(carry, False), None),
         carry,
-        length=settings.updates - 1,
+        length=updates - 1,
       )
     after, state = update_of(carry, True)
     return jax.tree.map(jnp.subtract, after, params), state
@@ -229,19 +204,31 @@ def make_solver(
 def measure(settings, name, context, params, state):
   """The policy's return, and how the reward model orders what is held out."""
   del context
-  parts = parts_of(settings, name, 0.0)
-  known = {
-    'return': bj.rl.mean_return(state.first.episodes, settings.episodes),
-  }
-  if feedback.METHODS[name].model:
+  mean = lambda one: bj.rl.mean_return(one.episodes, rlhf_settings.EPISODES)
+  known = {'return': mean(state.first)}
+  if METHODS[name].model:
     known['accuracy'] = preferences.accuracy(
-      parts.reward.apply, params.upper, state.learner.held
+      parts_of(settings, name).reward.apply, params.upper, state.learner.held
     )
-  if feedback.METHODS[name].second:
-    known['second_return'] = bj.rl.mean_return(
-      state.second.episodes, settings.episodes
-    )
+  if METHODS[name].second:
+    known['second_return'] = mean(state.second)
   return known
+
+
+def run(
+  options: harness.Options, settings: Settings
+) -> dict[str, comparison.Outcome]:
+  """Runs all methods on an environment of gymnax."""
+  rules = comparison.Rules(
+    options,
+    settings=harness.settings_of(settings, 'methods', 'rates', 'sizes'),
+    score=lambda trained: trained.history['return'][-5:].mean(axis=0),
+    tuning_seeds=comparison.tuning_seeds(2),
+  )
+  train = Suite(settings).train
+  return comparison.compare(
+    rules, settings.methods, train, {'rate': settings.rates}
+  )
 
 
 class Suite:
@@ -251,7 +238,7 @@ class Suite:
     settings: of the run, resolved.
   """
 
-  def __init__(self, settings: rlhf_settings.Settings):
+  def __init__(self, settings: Settings):
     """Reads the file of labels, if there is one."""
     self._settings = settings
     self._given = file_buffer(settings)
@@ -263,7 +250,7 @@ class Suite:
     epochs = rlhf_settings.epochs_of(settings)
 
     def init(context):
-      agent = parts_of(settings, name, 0.0).agent
+      agent = parts_of(settings, name).agent
       policy = agent.init(keys_of(context.seed_key)[0])
       upper = jax.tree.map(lambda x: jnp.array(x, copy=True), context.own.upper)
       return bj.BilevelParams(upper, policy)
@@ -279,10 +266,10 @@ class Suite:
     )
 
   def _start(self, name, seeds, workdir):
-    method = feedback.METHODS[name]
+    method = METHODS[name]
     kind = (method.sense, seeds)
     if kind not in self._starts:
-      self._starts[kind] = self._made(name, seeds, workdir)
+      self._starts[kind] = self._made(*kind, workdir)
     start = self._starts[kind]
     if method.model:
       return start
@@ -294,18 +281,18 @@ class Suite:
       labels=jnp.zeros_like(start.labels),
     )
 
-  def _made(self, name, seeds, workdir):
+  def _made(self, sense, seeds, workdir):
     """What methods start from, read where a run that was killed has made it."""
     settings = self._settings
     make = jax.jit(
-      jax.vmap(lambda seed: start_of(settings, name, seed, self._given))
+      jax.vmap(lambda seed: start_of(settings, sense, seed, self._given))
     )
     numbers = jnp.asarray(seeds, jnp.uint32)
     if workdir is None:
       return make(numbers)
-    sense = 'labelled' if feedback.METHODS[name].sense else 'coin'
+    labels = 'true' if sense else 'random'
     tag = zlib.crc32(repr(seeds).encode())
-    folder = pathlib.Path(workdir) / 'starts' / f'{sense}-{tag:08x}'
+    folder = pathlib.Path(workdir) / 'starts' / f'{labels}-{tag:08x}'
     kept = harness.settings_of(settings, 'methods', 'rates', 'sizes', 'frames')
     files.make_folder(folder)
     checkpoints.check_settings(folder / 'settings.json', kept)

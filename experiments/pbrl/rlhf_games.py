@@ -6,10 +6,7 @@ on after a kill from its parameters, optimisers, pairs and scores; episodes that
 were under way begin anew.
 """
 
-import contextlib
 import pathlib
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,16 +16,11 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import checkpoints, files, termination
-from experiments.pbrl import (
-  feedback,
-  preferences,
-  rlhf_compiled,
-  rlhf_report,
-  rlhf_settings,
-)
+from experiments.harness import comparison, termination
 from experiments.pbrl import learner as learner_lib
-from experiments.rl import games
+from experiments.pbrl import preferences, rlhf_compiled, rlhf_settings
+from experiments.pbrl.rlhf_settings import Settings
+from experiments.rl import games, stepped
 
 
 class Pool:
@@ -66,25 +58,15 @@ class Pool:
       self._step += 1
       row = []
       for i, game in enumerate(self._games):
-        before, after = self._seen[i], game.step(int(actions[i]))
-        row.append(
-          (
-            before,
-            np.int32(actions[i]),
-            np.float32(after.reward),
-            after.terminated,
-            after.truncated,
-            after.observation,
-          )
-        )
+        after = game.step(int(actions[i]))
+        row.append(games.transition(self._seen[i], actions[i], after))
         self._scores[i] += after.score
         self._seen[i] = after.observation
         if after.terminated or after.truncated:
           ended.append(self._scores[i])
           self._seen[i], self._scores[i] = game.reset(), 0.0
-      rows.append([np.stack(column) for column in zip(*row, strict=True)])
-    columns = (np.stack(column) for column in zip(*rows, strict=True))
-    return bj.rl.Rollout(*columns), ended
+      rows.append(row)
+    return games.as_rollout(rows), ended
 
 
 class Run:
@@ -95,10 +77,10 @@ class Run:
     name: of the method.
   """
 
-  def __init__(self, settings: rlhf_settings.Settings, name: str):
+  def __init__(self, settings: Settings, name: str):
     """Compiles nothing yet."""
     self.settings, self.name = settings, name
-    self.method = feedback.METHODS[name]
+    self.method = rlhf_settings.METHODS[name]
     parts = rlhf_compiled.parts_of(settings, name, settings.rates[0])
     self.parts, self.learner = parts, parts.learner
     self._given = rlhf_compiled.file_buffer(settings)
@@ -109,9 +91,7 @@ class Run:
 
     self._act = jax.jit(act)
     self._add = jax.jit(self.learner.add, donate_argnums=0)
-    self._warm_up = jax.jit(
-      self.learner.warm_up, static_argnums=2, donate_argnums=0
-    )
+    self._warm_up = jax.jit(self.learner.warm_up, donate_argnums=0)
     self._step = jax.jit(
       self.learner.step, static_argnames='reward_epoch', donate_argnums=(0, 1)
     )
@@ -134,22 +114,22 @@ class Run:
     settings = self.settings
     keys, policy, start = self._nothing(seed)
     if self.method.model:
-      pool = self.pool(seed, 2, settings.environments // 2, 0)
+      pool = self.pool(seed, 2, settings.rollouts.environments // 2, 0)
       for i in range(rlhf_settings.start_epochs_of(settings)):
-        rollout, _ = pool.collect(policy, settings.rollout)
+        rollout, _ = pool.collect(policy, settings.rollouts.steps)
         start = self._add(start, jax.random.fold_in(keys[2], i), rollout)
       if self._given is not None:
         start = start._replace(
           buffer=jax.tree.map(jnp.copy, self._given),
           labels=jnp.copy(self._given.count),
         )
-      start = self._warm_up(start, keys[3], settings.warm_up)
+      start = self._warm_up(start, keys[3])
     params = bj.BilevelParams(start.upper, policy)
     return params, self.learner.init(params, jnp.copy(keys[3]), start)
 
   def train(
     self, options: harness.Options, seed: int
-  ) -> tuple[Any, dict[str, np.ndarray]]:
+  ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
     """Trains a seed, and resumes it if it was killed.
 
     Args:
@@ -157,86 +137,65 @@ class Run:
       seed: the seed.
 
     Returns:
-      The params, and metrics by name, (records, 1).
+      The params, the epochs of the records, and metrics by name, (records, 1).
 
     Raises:
       AllStoppedError: if losses are no longer finite.
       SystemExit: after a SIGTERM, with what is learnt saved.
     """
-    settings = self.settings
-    with contextlib.ExitStack() as stack:
-      terminated = stack.enter_context(termination.deferred())
-      folder = pathlib.Path(options.workdir) / self.name / f'seed_{seed}'
-      stack.enter_context(files.locked(files.make_folder(folder)))
-      kept = harness.settings_of(settings, 'methods', 'sizes')
-      checkpoints.check_settings(folder / 'settings.json', kept)
-      saved = checkpoints.Checkpoints(folder / 'checkpoints')
-      stack.callback(saved.close)
-      shapes = jax.eval_shape(lambda: self._shapes(seed))
-      found = saved.restore(shapes)
-      epoch, scores, second = 0, [], []
-      if found is not None:
-        (params, state), epoch = found.tree, found.step
-        scores, second = found.extra['scores'], found.extra['second']
+    settings, epochs = self.settings, rlhf_settings.epochs_of(self.settings)
+    with stepped.opened(
+      pathlib.Path(options.workdir) / self.name / f'seed_{seed}',
+      harness.settings_of(settings, 'methods', 'sizes'),
+      jax.eval_shape(lambda: self._shapes(seed)),
+      options.save_seconds,
+    ) as session:
+      epoch, scores = session.saved_step, {'lower': [], 'value': []}
+      if session.restored is not None:
+        params, state = session.restored.tree
+        scores = session.restored.extra
       else:
         params, state = self.first(seed)
-      records = harness.MetricsWriter(folder, step=epoch or -1)
-      stack.callback(records.close)
-      epochs = rlhf_settings.epochs_of(settings)
+      pools = self._pools(seed, epoch) if epoch < epochs else {}
       every = -(-epochs // settings.records)
-      count = settings.environments // (2 if self.method.second else 1)
-      if epoch < epochs:
-        pools = {'lower': self.pool(seed, 0, count, epoch)}
-        if self.method.second:
-          pools['value'] = self.pool(seed, 1, count, epoch)
-      saved_at, saved_epoch = time.monotonic(), epoch
-
-      def save():
-        extra = {'scores': scores, 'second': second}
-        saved.save(epoch, (params, state), extra)
-        saved.wait()
-        return time.monotonic(), epoch
-
-      while epoch < epochs and not terminated():
-        for update in range(settings.updates):
-          rollouts, ended = {}, {}
-          for who, pool in pools.items():
-            actor = params.lower
-            if who == 'value':
-              actor = self.learner.second(state)
-            rollouts[who], ended[who] = pool.collect(actor, settings.rollout)
-          scores = [*scores, *ended['lower']][-settings.episodes :]
-          second = [*second, *ended.get('value', [])][-settings.episodes :]
-          params, state = self._step(
-            params, state, rollouts, reward_epoch=update == settings.updates - 1
-          )
+      while epoch < epochs and not session.terminated():
+        params, state = self._epoch(params, state, pools, scores)
         epoch += 1
         if epoch % every == 0 or epoch == epochs:
-          records.write(epoch, self._record(params, state, scores, second))
-        due = time.monotonic() - saved_at >= options.save_seconds
-        if due or epoch == epochs:
-          saved_at, saved_epoch = save()
-      if epoch != saved_epoch:
-        save()
+          session.records.write(epoch, self._record(params, state, scores))
+        if session.due() or epoch == epochs:
+          session.save(epoch, (params, state), scores)
+      session.save(epoch, (params, state), scores)
       if epoch < epochs:
-        print(
-          f'{self.name}: terminated after epoch {epoch}; the same command goes '
-          'on.',
-          file=sys.stderr,
-          flush=True,
-        )
+        stepped.say_terminated(self.name, f'epoch {epoch}')
         termination.leave()
-      return params, records.history()[1]
+      return params, *session.records.history()
+
+  def _pools(self, seed, epoch):
+    """Games of the policy, and of the second one."""
+    who = ('lower', 'value') if self.method.second else ('lower',)
+    count = self.settings.rollouts.environments // len(who)
+    return {w: self.pool(seed, i, count, epoch) for i, w in enumerate(who)}
+
+  def _epoch(self, params, state, pools, scores):
+    """Updates of the policies, the last with a reward epoch behind it."""
+    rollouts = self.settings.rollouts
+    for left in reversed(range(rollouts.updates)):
+      collected = {}
+      for who, pool in pools.items():
+        actor = params.lower if who == 'lower' else self.learner.second(state)
+        collected[who], ended = pool.collect(actor, rollouts.steps)
+        scores[who] = [*scores[who], *ended][-rlhf_settings.EPISODES :]
+      params, state = self._step(
+        params, state, collected, reward_epoch=not left
+      )
+    return params, state
 
   def _nothing(self, seed):
     """Keys, a policy, and a start without pairs."""
     keys = rlhf_compiled.keys_of(jax.random.key(seed))
-    sampling = self.parts.sampling
-    if not self.method.model:  # No pairs: one in their place.
-      sampling = sampling._replace(capacity=1, held=1)
     shape = rlhf_settings.played(self.settings).shape
-    upper = self.parts.reward.init(keys[1])
-    start = learner_lib.nothing(upper, sampling, shape)
+    start = self.learner.nothing(self.parts.reward.init(keys[1]), shape)
     return keys, self.parts.agent.init(keys[0]), start
 
   def _shapes(self, seed):
@@ -245,52 +204,55 @@ class Run:
     params = bj.BilevelParams(start.upper, policy)
     return params, self.learner.init(params, keys[3], start)
 
-  def _record(self, params, state, scores, second):
-    mean = lambda found: np.array([np.mean(found) if found else np.nan])
-    known = {
-      'return': mean(scores),
-      'episodes': np.array([len(scores)]),
-      **{f'count/{n}': np.array([x]) for n, x in bj.counts(state).items()},
-      **{f'loss/{n}': np.asarray(x)[None] for n, x in bj.values(state).items()},
+  def _record(self, params, state, scores):
+    mean = lambda of: np.array([np.mean(of or np.nan)])
+    losses = {
+      f'loss/{n}': np.asarray(x)[None] for n, x in bj.values(state).items()
     }
-    losses = [v for n, v in known.items() if n.startswith('loss/')]
-    if not np.isfinite(losses).all():
+    if not np.isfinite(list(losses.values())).all():
       raise harness.AllStoppedError(
         f'{self.name}: the losses became non-finite; the likely mend is a '
         'smaller --rates.'
       )
+    known = losses | {
+      'return': mean(scores['lower']),
+      'episodes': np.array([len(scores['lower'])]),
+      **{f'count/{n}': np.array([x]) for n, x in bj.counts(state).items()},
+    }
     if self.method.model:
       found = self._accuracy(params.upper, state.held)
       known['accuracy'] = np.asarray(found)[None]
     if self.method.second:
-      known['second_return'] = mean(second)
+      known['second_return'] = mean(scores['value'])
     return known
 
 
-def results(
-  options: harness.Options, settings: rlhf_settings.Settings
-) -> dict[str, rlhf_report.Result]:
+def run(
+  options: harness.Options, settings: Settings
+) -> dict[str, comparison.Outcome]:
   """Runs all methods and seeds, one after another."""
-  found = {}
-  each = settings.rollout * settings.environments // 2
-  start = rlhf_settings.start_epochs_of(settings) * each
+  outcomes = {}
   for name in settings.methods:
-    run = Run(settings, name)
-    trained = [run.train(options, seed) for seed in options.seeds]
-    method = run.method
-
-    def series(metric, trained=trained):
-      return np.concatenate([history[metric] for _, history in trained], axis=1)
-
+    method = Run(settings, name)
+    trained_seeds = [method.train(options, seed) for seed in options.seeds]
+    params, steps, histories = zip(*trained_seeds, strict=True)
     stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])
-    found[name] = rlhf_report.Result(
-      returns=series('return'),
-      accuracy=series('accuracy') if method.model else None,
-      labels=series('count/labels') * method.learns_labels,
-      steps=series('count/steps/environment') + start * method.learns_labels,
-      suboptimality=series('loss/suboptimality') if method.second else None,
-      second=series('second_return') if method.second else None,
-      actors=jax.tree.map(stack, *(p.lower.actor for p, _ in trained)),
-      rate=settings.rates[0],
+    trained = harness.Trained(
+      params=jax.tree.map(stack, *params),
+      state=(),
+      best=(),
+      step=int(steps[0][-1]),
+      steps=steps[0],
+      history={
+        k: np.concatenate([history[k] for history in histories], axis=1)
+        for k in histories[0]
+      },
+      stopped=(),
+      seconds=0.0,
+      compile_seconds=0.0,
     )
-  return found
+    point, members = {'rate': settings.rates[0]}, np.arange(len(trained_seeds))
+    outcomes[name] = comparison.Outcome(
+      name, point, trained=trained, members=members
+    )
+  return outcomes

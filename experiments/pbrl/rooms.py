@@ -41,16 +41,13 @@ class Rooms(NamedTuple):
 
   Attributes:
     transitions: (goals, cells, 4, cells); no row from a goal, where it ends.
-    rewards: of the follower without the leader, (goals, cells).
-    taxed: which cells the follower pays for, all but the goal, (goals, cells).
     start: probabilities of the first cell, (cells,).
     target: the leader's cell, one there and else zero, (cells,).
-    goals: likewise, (goals, cells).
+    goals: likewise, (goals, cells): the follower is rewarded there, and pays
+      for all other cells.
   """
 
   transitions: chex.Array
-  rewards: chex.Array
-  taxed: chex.Array
   start: chex.Array
   target: chex.Array
   goals: chex.Array
@@ -73,19 +70,9 @@ def make_rooms() -> Rooms:
         moves[i, action, after] += share
   eye = np.eye(len(cells))
   goals = np.stack([eye[number[goal]] for goal in GOALS])
-  return Rooms(
-    *(
-      np.float32(z)
-      for z in (
-        moves * (1 - goals)[:, :, None, None],
-        goals,
-        1 - goals,
-        eye[number[START]],
-        eye[number[TARGET]],
-        goals,
-      )
-    )
-  )
+  start, target = eye[number[START]], eye[number[TARGET]]
+  moves = moves * (1 - goals)[:, :, None, None]
+  return Rooms(*map(np.float32, (moves, start, target, goals)))
 
 
 def process(
@@ -104,10 +91,11 @@ def process(
   """
   of = lambda table: jnp.take(table, goal, axis=0)
   tax = LARGEST * jax.nn.softmax(w)[:-1]
+  there = of(rooms.goals)
   return contexts.Process(
     of(rooms.transitions),
-    (of(rooms.rewards) - tax * of(rooms.taxed))[:, None],
-    (rooms.target - price * jnp.sum(tax) * of(rooms.goals))[:, None],
+    (there - tax * (1 - there))[:, None],
+    (rooms.target - price * jnp.sum(tax) * there)[:, None],
     rooms.start,
     DISCOUNT,
   )

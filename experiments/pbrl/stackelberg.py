@@ -17,9 +17,7 @@ beside: a penalty that is too small lets it run ahead of F.
 
 import dataclasses
 import functools
-import pathlib
-import time
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +27,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import comparison
+from experiments.pbrl import markov_games
 
 METHODS = ('value_penalty', 'bellman_penalty', 'hypergradient')
 INDEPENDENT = ('independent', 'independent_natural')
@@ -39,8 +38,6 @@ TITLES = {
   'independent': 'independent, best rate of each game',
   'independent_natural': 'the same, natural gradients',
 }
-_TUNING = 1_000_000  # Seeds from here on are tuned on.
-NEAR = 1e-2  # Of the gap at uniform policies: the follower is at its optimum.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +45,7 @@ class Settings:
   """Settings of a run; the paper is Shen, Yang and Chen, section 6.
 
   Attributes:
-    states: the paper's 100.
-    leader_actions: the paper's 5.
-    follower_actions: the paper's 5.
-    discount: ours.
-    temperature: tau, ours.
+    game: the paper's sizes; its discount and temperature are ours.
     steps: updates of each method.
     chunk: updates between two records.
     value_penalty: the first and the last lambda of the value penalty.
@@ -65,15 +58,11 @@ class Settings:
     seeds: games that are reported.
   """
 
-  states: int = 100
-  leader_actions: int = 5
-  follower_actions: int = 5
-  discount: Annotated[float, harness.Allowed(high=0.999)] = 0.9
-  temperature: float = 0.1
+  game: markov_games.Game = dataclasses.field(default_factory=markov_games.Game)
   steps: int = 300
   chunk: int = 10
-  value_penalty: tuple[float, ...] = (3.0, 100.0)
-  bellman_penalty: tuple[float, ...] = (20.0, 300.0)
+  value_penalty: tuple[float, float] = (3.0, 100.0)
+  bellman_penalty: tuple[float, float] = (20.0, 300.0)
   rates: tuple[float, ...] = (4.0, 16.0, 64.0, 256.0)
   follower_rate: float = 3.0
   tuning_seeds: int = 3
@@ -83,35 +72,14 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    states=10, leader_actions=3, follower_actions=3, steps=100, seeds=3,
-    tuning_seeds=2, rates=(4.0, 16.0, 64.0),
+    game=markov_games.Game(states=10, actions=(3, 3)),
+    steps=100,
+    rates=(4.0, 16.0, 64.0),
+    tuning_seeds=2,
+    seeds=3,
   ),
   'paper': Settings(steps=2_000, chunk=50, tuning_seeds=10),
-}  # fmt: skip
-
-
-def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  for name in ('value_penalty', 'bellman_penalty'):
-    given = getattr(settings, name)
-    if len(given) != 2:
-      raise harness.SettingsError(
-        f'--{name}: the first and the last penalty, got {len(given)} numbers.'
-      )
-
-
-def games_of(settings: Settings, seeds: tuple[int, ...]) -> bj.rl.MarkovGame:
-  """A random game for each seed, with a leading axis of seeds."""
-  games = [
-    bj.rl.random_game(
-      seed,
-      states=settings.states,
-      actions=(settings.leader_actions, settings.follower_actions),
-      discount=settings.discount,
-    )
-    for seed in seeds
-  ]
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
+}
 
 
 def process_of(game: bj.rl.MarkovGame, x: Any) -> bj.rl.MDP:
@@ -130,28 +98,18 @@ def leader_return(game: bj.rl.MarkovGame, x: Any, policy: Any) -> Any:
   return bj.rl.expected_return(mdp, policy)
 
 
-def rising(first: float, last: float, steps: int):
-  """A penalty that rises geometrically, over four fifths of the steps."""
-
-  def schedule(count):
-    share = jnp.minimum(1.0, count / (0.8 * steps))
-    return first * (last / first) ** share
-
-  return schedule
-
-
 def make_solver(method: str, settings: Settings, context: harness.Context):
   """The solver of a method on one game."""
   game, rate = context.own, context.hyper['rate']
   process = functools.partial(process_of, game)
-  tau = settings.temperature
+  tau = settings.game.temperature
   below = bj.rl.follower_loss(process, temperature=tau)
 
   def loss(x, y, batch):
     return -leader_return(game, x, jax.nn.softmax(y))
 
   if method.endswith('_penalty'):
-    penalty = rising(*getattr(settings, method), settings.steps)
+    penalty = markov_games.rising(*getattr(settings, method), settings.steps)
     return bj.solvers.pbrl(
       loss,
       process,
@@ -173,7 +131,7 @@ def make_solver(method: str, settings: Settings, context: harness.Context):
     def seen(params):
       policy = jax.nn.softmax(params.lower)
       visits = bj.rl.state_visits(process(params.upper), policy)
-      return visits / (1 - settings.discount)
+      return visits / (1 - settings.game.discount)
 
     both = bj.rl.natural(both, seen)
     if method == 'independent_natural':
@@ -201,195 +159,165 @@ def _independent(loss, below, params):
 
 
 def measure(settings: Settings, method: str, context: Any, params, state):
-  """F, what the current pair is worth, and how far the follower is off."""
+  """Returns of the leader, and how far the follower is from its optimum."""
   del state
-  game = context.own
-  mdp = process_of(game, params.upper)
-  best = optimum_of(mdp, settings.temperature)
+  tau, mdp = settings.game.temperature, process_of(context.own, params.upper)
+  best = optimum_of(mdp, tau)
   policy = jax.nn.softmax(params.lower)
   if method == 'hypergradient':
     policy = best.policy  # It has no policy of its own.
-  worth = bj.rl.expected_return(mdp, policy, settings.temperature)
+  worth = bj.rl.expected_return(mdp, policy, tau)
   return {
-    'F': leader_return(game, params.upper, best.policy),
-    'pair': leader_return(game, params.upper, policy),
+    'leader_return': leader_return(context.own, params.upper, best.policy),
+    'pair_return': leader_return(context.own, params.upper, policy),
     'follower_gap': mdp.initial @ best.values - worth,
   }
 
 
+def start_of(sizes: markov_games.Game) -> bj.BilevelParams:
+  """Logits of uniform policies."""
+  tables = (jnp.zeros((sizes.states, count)) for count in sizes.actions)
+  return bj.BilevelParams(*tables)
+
+
 def uniform_gap(settings: Settings, seeds: tuple[int, ...]) -> np.ndarray:
   """The follower's gap where both players' policies are uniform, (seeds,)."""
-  shape = (settings.states, settings.leader_actions)
+  start = start_of(settings.game)
 
   def gap(game):
-    mdp = process_of(game, jnp.zeros(shape))
-    policy = jnp.full(mdp.rewards.shape, 1 / settings.follower_actions)
-    worth = bj.rl.expected_return(mdp, policy, settings.temperature)
-    best = optimum_of(mdp, settings.temperature)
-    return mdp.initial @ best.values - worth
+    context = harness.Context((), game, (), None, None, 0)
+    return measure(settings, '', context, start, ())['follower_gap']
 
-  return np.asarray(jax.jit(jax.vmap(gap))(games_of(settings, seeds)))
+  games = markov_games.draw_games(settings.game, seeds)
+  return np.asarray(jax.jit(jax.vmap(gap))(games))
 
 
 def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   """Runs one job of the comparison."""
-  games = games_of(settings, job.seeds)
-  states = settings.states
-
-  def init(context):
-    del context
-    return bj.BilevelParams(
-      upper=jnp.zeros((states, settings.leader_actions)),
-      lower=jnp.zeros((states, settings.follower_actions)),
-    )
-
   return harness.train(
     lambda context: make_solver(job.method, settings, context),
-    init,
+    lambda context: start_of(settings.game),
     steps=settings.steps,
     chunk=settings.chunk,
-    own=games,
+    own=markov_games.draw_games(settings.game, job.seeds),
     evaluate=functools.partial(measure, settings, job.method),
     record_start=not job.tuning,  # To record is a program of its own.
     **job.keywords,
   )
 
 
-def near(trained: harness.Trained, start: np.ndarray) -> np.ndarray:
-  """The follower's gap at the end, of that at uniform policies, (members,)."""
-  repeated = np.resize(start, trained.history['follower_gap'].shape[1])
-  return trained.history['follower_gap'][-1] / repeated
+def run_independent(
+  options: harness.Options, method: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Independent gradients at all rates, and the best rate of each game.
 
+  Args:
+    options: what the flags say.
+    method: one of `INDEPENDENT`.
 
-def independents(options: harness.Options) -> dict[str, harness.Trained]:
-  """Both forms of independent gradients, at all rates on the reported games."""
+  Returns:
+    The steps of the records, and metrics (records, seeds) of the member with
+    the best leader's return of each game.
+  """
   settings, seeds = options.settings, options.seeds
-  found = {}
-  for method in INDEPENDENT:
-    members, hyper = harness.members(seeds, rate=settings.rates)
-    keywords = {
-      'name': method,
-      'seeds': members,
-      'hyper': hyper,
-      'workdir': options.workdir,
-      'save_seconds': options.save_seconds,
-      'settings': harness.settings_of(settings),
-    }
-    job = comparison.Job(method, False, hyper, members, keywords)
-    found[method] = train(settings, job)
-  return found
+  members, hyper = harness.members(seeds, rate=settings.rates)
+  keywords = {
+    'name': method,
+    'seeds': members,
+    'hyper': hyper,
+    'workdir': options.workdir,
+    'save_seconds': options.save_seconds,
+    'settings': harness.settings_of(settings),
+  }
+  job = comparison.Job(method, False, hyper, members, keywords)
+  trained = train(settings, job)
+  final = np.nan_to_num(trained.history['leader_return'][-1], nan=-np.inf)
+  count = len(seeds)
+  best = np.argmax(final.reshape(-1, count), axis=0) * count + np.arange(count)
+  return trained.steps, {k: v[:, best] for k, v in trained.history.items()}
 
 
-def best_of(trained: harness.Trained, seeds: int) -> np.ndarray:
-  """The member with the best F of each seed, (seeds,)."""
-  final = np.nan_to_num(trained.history['F'][-1], nan=-np.inf)
-  return np.argmax(final.reshape(-1, seeds), axis=0) * seeds + np.arange(seeds)
-
-
-def main(options: harness.Options) -> dict[str, float]:
-  """Tunes and runs all methods, and writes table, plots and results."""
-  begin = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Tunes and runs all methods."""
   settings, seeds = options.settings, options.seeds
-  tuning = tuple(range(_TUNING, _TUNING + settings.tuning_seeds))
-  at_start = {s: uniform_gap(settings, s) for s in (tuning, seeds)}
+  tuning = comparison.tuning_seeds(settings.tuning_seeds)
+  tuning_gap = uniform_gap(settings, tuning)
 
   def score(trained):
     # A leader whose follower is elsewhere has no return to speak of.
-    off = near(trained, at_start[tuning]) > NEAR
-    return trained.history['F'][-1] - off
+    gap = trained.history['follower_gap'][-1]
+    off = gap / np.resize(tuning_gap, len(gap)) > markov_games.NEAR
+    return trained.history['leader_return'][-1] - off
 
-  rules = comparison.Rules(
-    options,
-    settings=harness.settings_of(settings, 'rates'),
-    score=score,
-    tuning_seeds=tuning,
-  )
   outcomes = comparison.compare(
-    rules,
+    comparison.Rules(
+      options,
+      settings=harness.settings_of(settings, 'rates'),
+      score=score,
+      tuning_seeds=tuning,
+    ),
     METHODS,
     functools.partial(train, settings),
     {'rate': settings.rates},
   )
-  others = independents(options)
-  chosen = {m: best_of(t, len(seeds)) for m, t in others.items()}
-  rival = np.max(
-    [t.history['F'][-1, chosen[m]] for m, t in others.items()], axis=0
-  )
-
-  def measured(history):
-    gap = history['follower_gap'][-1] / at_start[seeds]
-    final = history['F'][-1]
-    wins = (gap <= NEAR) & (final > rival)
-    pair = history['pair'][-1]
-    return {'F': final, 'pair': pair, 'gap_ratio': gap}, int(wins.sum())
-
   histories = {
-    **{
-      m: {k: v[:, o.members] for k, v in o.trained.history.items()}
-      for m, o in outcomes.items()
-      if not o.failure
-    },
-    **{
-      m: {k: v[:, chosen[m]] for k, v in t.history.items()}
-      for m, t in others.items()
-    },
+    m: {k: o.values(k) for k in o.trained.history}
+    for m, o in outcomes.items()
+    if not o.failure
   }
-  metrics, _ = comparison.report_outcomes(outcomes, lambda outcome: {})
-  rows = []
-  for method, history in histories.items():
-    numbers, wins = measured(history)
-    row: dict[str, Any] = {'method': method}
-    for name, values in numbers.items():
-      row[name] = harness.mean_interval(values)
-      metrics |= row[name].metrics(f'{method}/{name}')
-    if method in outcomes:
-      metrics[f'{method}/wins'] = wins
-      row['wins'] = f'{wins} of {len(seeds)}'
-      row['rate'] = outcomes[method].describe('rate')
-      lead = harness.mean_interval(history['F'][-1] - rival)
-      metrics |= lead.metrics(f'{method}/lead')
-    else:
-      row |= {'wins': '-', 'rate': 'best of each game'}
-    rows.append(row)
-  metrics |= harness.mean_interval(rival).metrics('independent_best/F')
-  harness.write_table(options.workdir, rows)
-  first = next(iter(others.values())).steps
-  _plot(pathlib.Path(options.workdir), first, histories, at_start[seeds])
-  harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.monotonic() - begin,
-    curves={m: h['F'] for m, h in histories.items()},
+  others = {}
+  for method in INDEPENDENT:
+    steps, others[method] = run_independent(options, method)
+  rival = np.max([h['leader_return'][-1] for h in others.values()], axis=0)
+  at_start = uniform_gap(settings, seeds)
+  results = harness.Results()
+  comparison.add_outcomes(results, outcomes, lambda outcome: {})
+  for method, history in (histories | others).items():
+    at = {'method': method}
+    final, gap = history['leader_return'][-1], history['follower_gap'][-1]
+    results.add(
+      at,
+      leader_return=final,
+      pair_return=history['pair_return'][-1],
+      gap_ratio=gap / at_start,
+    )
+    if method in others:
+      results.note(at, {'wins': '-', 'rate': 'best of each game'})
+      continue
+    wins = int(np.sum((gap / at_start <= markov_games.NEAR) & (final > rival)))
+    results.add(at, wins=wins)
+    results.note(at, {'wins': f'{wins} of {len(seeds)}'})
+  results.add({'method': 'independent_best'}, leader_return=rival)
+  return harness.Report(
+    results,
+    columns=('leader_return', 'pair_return', 'gap_ratio', 'wins', 'rate'),
+    curves={m: h['leader_return'] for m, h in (histories | others).items()},
+    plots={'curves.png': _draw(steps, histories | others, at_start)},
   )
-  return metrics
 
 
-def _plot(folder, steps, histories, start):
-  def curves(name, of=lambda x: x):
-    return {TITLES[m]: (steps, of(h[name])) for m, h in histories.items()}
-
-  harness.plot_panels(
-    folder / 'curves.png',
+def _draw(steps, histories, start):
+  panel = lambda name, label, of=lambda x: x, logy=False: harness.Panel(
+    {TITLES[m]: (steps, of(h[name])) for m, h in histories.items()},
+    'updates',
+    label,
+    logy=logy,
+  )
+  return harness.draw_panels(
     [
-      harness.Panel(
-        curves('F'), 'updates', 'leader return at the exact optimum'
-      ),
-      harness.Panel(
-        curves('pair'), 'updates', 'leader return of the current pair'
-      ),
-      harness.Panel(
-        curves('follower_gap', lambda gap: np.maximum(gap / start, 1e-6)),
-        'updates',
+      panel('leader_return', 'leader return at the exact optimum'),
+      panel('pair_return', 'leader return of the current pair'),
+      panel(
+        'follower_gap',
         'follower gap, of that at uniform policies',
+        lambda gap: np.maximum(gap / start, 1e-6),
         logy=True,
       ),
-    ],
+    ]
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='pbrl', binary='stackelberg', check=check
-)
+STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='stackelberg')
 
 
 if __name__ == '__main__':

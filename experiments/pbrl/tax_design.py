@@ -19,6 +19,7 @@ actions are on grids, so that all is exact.
 
 import dataclasses
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,10 @@ class Settings(contextual.Settings):
 
   temperatures: tuple[float, ...] = (0.1, 0.2, 0.3)
   rates: tuple[float, ...] = (0.02, 0.1, 0.5)
-  assets: int = 21
+  assets: Annotated[int, harness.Allowed(2)] = 21
   span: float = 50.0
-  hours: int = 5
-  amounts: int = 3
+  hours: Annotated[int, harness.Allowed(2)] = 5
+  amounts: Annotated[int, harness.Allowed(2)] = 3
 
 
 PRESETS = {
@@ -77,16 +78,6 @@ PRESETS = {
     amounts=5,
   ),
 }
-
-
-def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  contextual.check(settings)
-  for name in ('assets', 'hours', 'amounts'):
-    if getattr(settings, name) < 2:
-      raise harness.SettingsError(
-        f'--{name}: at least 2 points, got {getattr(settings, name)}.'
-      )
 
 
 class Households:
@@ -167,14 +158,12 @@ def study_of(settings: Settings) -> contextual.Study:
   )
 
 
-def main(options: harness.Options) -> dict[str, float]:
-  """Tunes and runs all methods, and writes table, plots and results."""
+def main(options: harness.Options) -> harness.Report:
+  """Tunes and runs all methods."""
   return contextual.run(options, study_of(options.settings))
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='pbrl', binary='tax_design', check=check
-)
+STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='tax_design')
 
 
 if __name__ == '__main__':

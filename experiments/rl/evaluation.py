@@ -4,9 +4,10 @@ Every episode starts at a reset and is played to its end, and each counts once.
 The first episodes to end of many under way would be the short ones.
 """
 
+import dataclasses
+import itertools
 import math
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,19 @@ from experiments.rl import games, networks
 # How actions follow from a policy's outputs.
 Policy = Literal['greedy', 'sampled']
 Act = Callable[[Any, Any, Any], chex.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How trained policies are evaluated.
+
+  Attributes:
+    episodes: whole episodes that are played for each seed.
+    policy: the actions: the likeliest ones (greedy) or sampled.
+  """
+
+  episodes: int = 100
+  policy: Policy = 'greedy'
 
 
 class Episodes(NamedTuple):
@@ -123,6 +137,21 @@ def play(
   return Episodes(jnp.where(going, jnp.nan, returns), lengths)
 
 
+def chooser(act: Act, actor: Any, key: chex.PRNGKey) -> Callable[[Any], int]:
+  """Observation -> action; each call draws from a key of its own."""
+
+  @jax.jit
+  def compiled(actor, step, observation):
+    return act(actor, jax.random.fold_in(key, step), observation)
+
+  steps = itertools.count()
+
+  def choose(observation):
+    return int(compiled(actor, np.int32(next(steps)), observation))
+
+  return choose
+
+
 def play_game(
   game: games.Game, choose: Callable[[Any], int]
 ) -> tuple[float, int]:
@@ -171,64 +200,59 @@ def over_episodes(returns: Any) -> harness.Interval:
   )
 
 
-def write(
+def report(
   options: harness.Options,
+  settings: Settings,
   episodes: Episodes,
   *,
-  about: Mapping[str, Any],
+  seeds: Any,
   updates: int,
-  start: float,
-) -> dict[str, float]:
-  """Writes results and a table of an evaluation, apart from the training's.
+  about: Mapping[str, Any],
+) -> harness.Report:
+  """The report of an evaluation, whose folder is apart from the training's.
 
   Args:
-    options: what was evaluated; its settings have a `policy`.
-    episodes: (seeds, episodes).
-    about: the first cells of the table's row.
+    options: what the flags say.
+    settings: of the evaluation.
+    episodes: (seeds, episodes); kept in `episodes.csv`.
+    seeds: those of the policies.
     updates: those before the checkpoint that was read.
-    start: when the evaluation began, by `time.perf_counter`.
-
-  Returns:
-    The metrics.
+    about: the first cells of the table's row.
   """
-  policy = options.settings.policy
-  folder = pathlib.Path(options.workdir) / 'evaluation' / policy
-  files.make_folder(folder)
+  folder = f'evaluation/{settings.policy}'
   returns = np.asarray(episodes.returns, np.float64)
   lengths = np.asarray(episodes.lengths)
-  means = returns.mean(axis=1)
-  seeds, within = harness.mean_interval(means), over_episodes(returns)
-  metrics = {
-    **seeds.metrics('evaluation_return'),
-    **within.metrics('evaluation_return/episodes'),
-    'worst_evaluation_return': harness.reduced(means, 'min'),
-    'evaluation_length': float(lengths.mean()),
-    'updates': updates,
-  }
-  rows = [
+  lines = [
     f'{seed},{i},{returns[j, i]:.9g},{lengths[j, i]}\n'
-    for j, seed in enumerate(options.seeds)
+    for j, seed in enumerate(seeds)
     for i in range(returns.shape[1])
   ]
-  text = ''.join(['seed,episode,return,length\n', *rows])
-  files.write_text(folder / 'episodes.csv', text)
-  row = {
-    **about,
-    'policy': policy,
-    'updates': updates,
-    'seeds': len(returns),
-    'episodes per seed': returns.shape[1],
-    'evaluation return, interval over seeds': seeds,
-    'interval over episodes': within,
-    'worst seed': metrics['worst_evaluation_return'],
-  }
-  options = options._replace(workdir=str(folder))
-  harness.write_table(folder, [row])
-  path = harness.write_results(
-    options,
-    metrics=metrics,
-    seconds=time.perf_counter() - start,
-    mode='evaluate',
+  path = files.make_folder(pathlib.Path(options.workdir) / folder)
+  text = ''.join(['seed,episode,return,length\n', *lines])
+  files.write_text(path / 'episodes.csv', text)
+  cells = dict(about) | {'policy': settings.policy}
+  over_all = {'interval': 'over_episodes'}
+  results = harness.Results()
+  results.note({}, cells)
+  results.add(updates=updates)
+  results.note({}, {'seeds': len(returns), 'episodes': returns.shape[1]})
+  results.add(evaluation_return=returns.mean(axis=1))
+  results.add(over_all, evaluation_return=over_episodes(returns))
+  results.add(
+    worst_evaluation_return=harness.reduced(returns.mean(axis=1), 'min'),
+    evaluation_length=lengths.mean(),
   )
-  print(f'Results: {path}')
-  return metrics
+  column = harness.Column
+  return harness.Report(
+    results,
+    rows=(),
+    columns=(
+      *cells,
+      *('updates', 'seeds', column('episodes', 'episodes per seed')),
+      column('evaluation_return', 'evaluation return, interval over seeds'),
+      column('evaluation_return', 'interval over episodes', over_all),
+      column('worst_evaluation_return', 'worst seed'),
+    ),
+    more={'mode': 'evaluate', 'seeds': seeds},
+    folder=folder,
+  )

@@ -6,12 +6,15 @@ four such pictures; up to 30 idle actions at first; rewards clipped to [-1, 1].
 Where the literature differs, `Conventions` has the choice.
 """
 
+import dataclasses
 import importlib
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
+import bilevel_jax as bj
 from experiments import harness
 from experiments.rl import environments
 
@@ -59,7 +62,29 @@ class Game(Protocol):
     """Acts."""
 
 
-class Conventions(NamedTuple):
+Transition = tuple[Any, ...]
+
+
+def transition(observation: np.ndarray, action: int, after: Step) -> Transition:
+  """What a `bj.rl.Rollout` holds of one step of one game."""
+  return (
+    observation,
+    np.int32(action),
+    np.float32(after.reward),
+    after.terminated,
+    after.truncated,
+    after.observation,
+  )
+
+
+def as_rollout(rows: Sequence[Sequence[Transition]]) -> bj.rl.Rollout:
+  """Stacks transitions, a row for each step, to arrays (steps, games, ...)."""
+  stack = lambda rows: [np.stack(x) for x in zip(*rows, strict=True)]
+  return bj.rl.Rollout(*stack([stack(row) for row in rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
   """What papers do differently in games of the Atari.
 
   Attributes:
@@ -71,7 +96,7 @@ class Conventions(NamedTuple):
       in games whose minimal action set has it: some wait for it.
   """
 
-  sticky_actions: float = 0.0
+  sticky_actions: Annotated[float, harness.Allowed(0, 1)] = 0.0
   end_on_life_loss: bool = False
   fire_on_reset: bool = False
 

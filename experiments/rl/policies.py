@@ -53,6 +53,25 @@ def save(path: files.Path, policy: Policy) -> pathlib.Path:
   return pathlib.Path(path)
 
 
+def save_best(
+  path: files.Path, env: str, actors: Any, returns: Any, **about: Any
+) -> pathlib.Path:
+  """Writes the policy of the seed with the best return.
+
+  Args:
+    path: ends in .npz.
+    env: name of the environment.
+    actors: weights with a leading axis of seeds.
+    returns: (seeds,), NaN for a seed that stopped.
+    **about: plain values that are kept beside the return.
+  """
+  returns = np.asarray(returns)
+  best = int(np.nanargmax(returns)) if np.isfinite(returns).any() else 0
+  actor = jax.tree.map(lambda x: np.asarray(x[best]), actors)
+  about = {'return': float(returns[best]), **about}
+  return save(path, Policy(env, actor, about))
+
+
 def load(path: files.Path) -> Policy:
   """Reads what `save` has written.
 

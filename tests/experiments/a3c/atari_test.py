@@ -41,14 +41,12 @@ class Fatal(games.CartPole):
 def test_runs_and_goes_on(options, results):
   """Every gradient is applied once; more frames go on from what there is."""
   given = options(SETTINGS, seeds=(0,), save_seconds=1e6)
-  atari.main(given)
+  harness.execute(atari.main, given)
   first = results()['metrics']
   assert first['frames'] == 1_200 and first['updates'] == 60
-  shares = [
-    v for k, v in first.items() if k[:6] == 'delay/' and k[6:].isdigit()
-  ]
+  shares = [v for k, v in first.items() if k.startswith('delay_share/')]
   np.testing.assert_allclose(sum(shares), 1)
-  assert 0 < first['delay/mean'] < 30 and first['speedup'] > 0
+  assert 0 < first['mean_delay'] < 30 and first['speedup'] > 0
   assert first['training_return'] > 5
   longer = given._replace(settings=dataclasses.replace(SETTINGS, frames=1_800))
   run = atari.train(longer, 0, games.make)
@@ -67,12 +65,14 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
 
   The trained run is left alone; sampled actions have another mean.
   """
-  settings = dataclasses.replace(SETTINGS, frames=600, compared=0, episodes=4)
+  settings = harness.replaced(
+    SETTINGS, {'frames': 600, 'compared': 0, 'evaluation.episodes': 4}
+  )
   given = options(settings, seeds=(0, 1))
   with pytest.raises(
     harness.MissingDataError, match=r"no checkpoint .* 'seed_0"
   ):
-    atari.evaluate(given)
+    harness.execute(atari.evaluate, given)
   assert not (tmp_path / 'seed_0').exists()
   runs = [atari.train(given, seed, games.make) for seed in given.seeds]
   agent, means = networks.agent((4,), 2), []
@@ -83,7 +83,7 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
       given = given._replace(settings=longer)
       runs = [atari.train(given, seed, games.make) for seed in given.seeds]
     before = stored(tmp_path)
-    atari.evaluate(given)
+    harness.execute(atari.evaluate, given)
     assert stored(tmp_path) == before
     found = evaluated(tmp_path)
     metrics, per_seed = found['metrics'], found['per_seed']
@@ -102,16 +102,16 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
       assert mean == pytest.approx(np.mean(scores))
       means.append(mean)
     assert metrics['evaluation_return'] == pytest.approx(np.mean(means[-2:]))
-  sampled = dataclasses.replace(settings, policy='sampled')
+  sampled = harness.replaced(settings, {'evaluation.policy': 'sampled'})
   for _ in range(2):
-    atari.evaluate(given._replace(settings=sampled))
+    harness.execute(atari.evaluate, given._replace(settings=sampled))
     drawn = evaluated(tmp_path, 'sampled')['metrics']['evaluation_return']
     means.append(drawn)
   assert means[-1] == means[-2] != metrics['evaluation_return']
   with pytest.raises(
     harness.MissingDataError, match='there are seed_0, seed_1'
   ):
-    atari.evaluate(given._replace(seeds=(0, 1, 2)))
+    harness.execute(atari.evaluate, given._replace(seeds=(0, 1, 2)))
 
 
 def test_policies_of_another_game(options, tmp_path):
@@ -122,7 +122,7 @@ def test_policies_of_another_game(options, tmp_path):
   kept = files.unseal(path.read_bytes())
   path.write_text(files.seal({**kept, 'env': 'Seaquest'}))
   with pytest.raises(harness.OtherRunError, match='give --env=Seaquest'):
-    atari.evaluate(given)
+    harness.execute(atari.evaluate, given)
 
 
 def stored(workdir):
@@ -211,10 +211,9 @@ def test_progress_keeps_the_last_episodes():
   assert progress == threads.Progress(40, 1.0, {'2': 2}, (1.0, 2.0), 4)
 
 
-def test_histogram():
-  counts, words = atari.histogram({'0': 1, '2': 3})
+def test_delays_of_all_runs_are_counted():
+  counts = atari.counts_of([{'0': 1, '2': 1}, {'2': 2}])
   assert counts.tolist() == [1, 0, 3]
-  assert '75.0%' in words and words.count('\n') == 2
 
 
 def _command(workdir, *more):
@@ -263,12 +262,10 @@ def test_a_game_that_is_not_there():
 def test_conventions_are_those_of_the_settings(options):
   """They reach the game; a cart-pole has none; runs with others differ."""
   assert atari.Settings().conventions == games.DEFAULT
-  conventions = {
-    'sticky_actions': 0.25,
-    'end_on_life_loss': True,
-    'fire_on_reset': True,
-  }
-  changed = dataclasses.replace(SETTINGS, frames=60, compared=0, **conventions)
+  conventions = games.Conventions(0.25, True, True)
+  changed = dataclasses.replace(
+    SETTINGS, frames=60, compared=0, conventions=conventions
+  )
   with pytest.raises(harness.SettingsError, match='games of the Atari'):
     atari.check(changed)
   seen = []
@@ -278,7 +275,7 @@ def test_conventions_are_those_of_the_settings(options):
     return games.CartPole(rng)
 
   atari.train(options(changed, seeds=(0,)), 0, make_game)
-  assert set(seen) == {games.Conventions(**conventions)}
+  assert set(seen) == {conventions}
   plain = dataclasses.replace(SETTINGS, frames=60, compared=0)
   with pytest.raises(
     harness.OtherRunError, match=r'sticky_actions: 0\.25 -> 0'

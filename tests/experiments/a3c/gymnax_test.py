@@ -16,7 +16,12 @@ from experiments.rl import environments, evaluation, networks
 
 KEY = jax.random.key(0)
 SETTINGS = gymnax.Settings(
-  workers=2, environments=4, frames=1_600, records=5, window=10, episodes=6
+  workers=2,
+  environments=4,
+  frames=1_600,
+  records=5,
+  window=10,
+  evaluation=evaluation.Settings(episodes=6),
 )
 
 
@@ -33,21 +38,27 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   So does its evaluation, which sampled actions change.
   """
   whole = options(SETTINGS, paper='a3c', binary='gymnax')
-  gymnax.main(whole)
+  harness.execute(gymnax.main, whole)
   found = results()
   metrics = found['metrics']
-  assert metrics['frames'] == 1_600 and metrics['worst_training_return'] > 5
-  assert metrics['delay/1'] == (2 * 10 - 1) / 20
-  assert metrics['training_return/half_width'] >= 0
-  assert 15 < metrics['control/random_return'] < 30
-  # The control has as many updates and frames, and paired differences.
+  assert (
+    metrics['frames'] == 1_600
+    and metrics['worst_training_return/round_robin'] > 5
+  )
+  assert metrics['delay_share/round_robin/delay=1'] == (2 * 10 - 1) / 20
+  assert metrics['training_return/round_robin/half_width'] >= 0
+  assert 15 < metrics['random_return'] < 30
+  # The control has as many updates and frames, and the same seeds.
   checkpoint = tmp_path / f'{SETTINGS.env}-one_worker' / 'checkpoints' / '20'
   assert checkpoint.exists()
   for name in ('training_return', 'training_area'):
-    lead = metrics[name] - metrics[f'one_worker/{name}']
-    np.testing.assert_allclose(metrics[f'{name}_lead_over_one_worker'], lead)
+    names = [f'{name}/{method}' for method in ('round_robin', 'one_worker')]
+    lead = metrics[names[0]] - metrics[names[1]]
+    np.testing.assert_allclose(
+      harness.paired_interval(found, *names).mean, lead
+    )
   rows = (tmp_path / 'table.md').read_text().splitlines()[2:]
-  cells = [[cell.strip() for cell in row.split('|')[2:4]] for row in rows]
+  cells = [[cell.strip() for cell in row.split('|')[3:5]] for row in rows]
   assert cells == [['2', '1600'], ['1', '1600']]
   for name in ('policy.npz', 'policy.gif', 'training_return.png', 'table.md'):
     assert (tmp_path / name).exists()
@@ -60,16 +71,16 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   other = whole._replace(workdir=str(tmp_path / 'other'))
   with monkeypatch.context() as patch:
     patch.setattr(harness, 'train', half)
-    assert gymnax.train(other, gymnax.Clock()).step == 4
-  gymnax.evaluate(other)
+    assert gymnax.train(other).step == 4
+  harness.execute(gymnax.evaluate, other)
   half_way = evaluated(tmp_path / 'other')['metrics']
-  gymnax.main(other)
+  harness.execute(gymnax.main, other)
   again = json.loads((tmp_path / 'other' / 'results.json').read_text())
   same = lambda m: {k: v for k, v in m.items() if 'second' not in k}
   assert same(again['metrics']) == same(metrics)
-  sampled = dataclasses.replace(SETTINGS, policy='sampled')
+  sampled = harness.replaced(SETTINGS, {'evaluation.policy': 'sampled'})
   for given in (whole, other, whole._replace(settings=sampled)):
-    gymnax.evaluate(given)
+    harness.execute(gymnax.evaluate, given)
   greedy = evaluated(tmp_path)['metrics']
   assert evaluated(tmp_path / 'other')['metrics'] == greedy != half_way
   assert (half_way['updates'], greedy['updates']) == (8, 20)
@@ -84,13 +95,17 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
   episodes of a seed are the same.
   """
   settings = dataclasses.replace(
-    SETTINGS, env='DeepSea-bsuite', frames=320, records=2, episodes=5
+    SETTINGS,
+    env='DeepSea-bsuite',
+    frames=320,
+    records=2,
+    evaluation=evaluation.Settings(episodes=5),
   )
   known = environments.make(settings.env)
   given = options(settings, paper='a3c', binary='gymnax')
   with pytest.raises(harness.MissingDataError, match='no checkpoint of a run'):
-    gymnax.evaluate(given)
-  gymnax.train(given, gymnax.Clock())
+    harness.execute(gymnax.evaluate, given)
+  gymnax.train(given)
   files = lambda: {
     p: p.stat().st_mtime_ns
     for p in (tmp_path / settings.env).rglob('*')
@@ -98,7 +113,7 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
   }
   before = files()
   capsys.readouterr()
-  gymnax.evaluate(given)
+  harness.execute(gymnax.evaluate, given)
   assert 'evaluation return, interval over seeds' in capsys.readouterr().out
   assert files() == before  # It neither trains nor writes there.
   found = evaluated(tmp_path)
@@ -126,7 +141,7 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
   assert metrics['evaluation_return'] == pytest.approx(np.mean(expected))
   assert metrics['worst_evaluation_return'] == pytest.approx(min(expected))
   # Float32 returns of equal episodes.
-  assert metrics['evaluation_return/episodes/half_width'] < 1e-6
+  assert metrics['evaluation_return/over_episodes/half_width'] < 1e-6
   half = 12.7062 * abs(expected[0] - expected[1]) / 2
   assert metrics['evaluation_return/half_width'] == pytest.approx(
     half, abs=1e-5
@@ -140,9 +155,17 @@ def test_a_kept_evaluation_has_a_name_of_its_own(tmp_path, options):
     gymnax.PRESETS['quick'], paper='a3c', binary='gymnax', preset='quick'
   )
   episodes = evaluation.Episodes(np.ones((2, 3)), np.ones((2, 3), int))
-  evaluation.write(given, episodes, about={}, updates=1, start=0.0)
+  mode = lambda options: evaluation.report(
+    options,
+    options.settings.evaluation,
+    episodes,
+    seeds=(0, 1),
+    updates=1,
+    about={},
+  )
+  harness.execute(mode, given)
   path = tables.store(tmp_path / 'evaluation' / 'greedy', tmp_path)
-  assert path.name == 'gymnax-quick-evaluate.json'
+  assert path.name == 'cartpole_greedy.json'
   command = json.loads(path.read_text())['command']
   assert command.endswith('a3c.gymnax evaluate --preset=quick')
 
@@ -201,7 +224,12 @@ def test_every_environment_of_gymnax_is_traced(env, tmp_path, monkeypatch):
 def test_every_environment_of_gymnax_runs(env, options, results, tmp_path):
   """Training, GIF and evaluation, of the smallest sizes."""
   settings = gymnax.Settings(
-    env=env, workers=2, environments=2, rollout=2, frames=16, episodes=3
+    env=env,
+    workers=2,
+    environments=2,
+    rollout=2,
+    frames=16,
+    evaluation=evaluation.Settings(episodes=3),
   )
   try:
     gymnax.check(settings)
@@ -209,9 +237,9 @@ def test_every_environment_of_gymnax_runs(env, options, results, tmp_path):
     assert env == 'MNISTBandit-bsuite'
     return
   given = options(settings, seeds=(0,))
-  gymnax.main(given)
+  harness.execute(gymnax.main, given)
   assert results()['metrics']['frames'] == 16
-  gymnax.evaluate(given)
+  harness.execute(gymnax.evaluate, given)
   metrics = evaluated(tmp_path)['metrics']
   assert np.isfinite(metrics['evaluation_return'])  # All episodes ended.
   assert metrics['evaluation_length'] >= 1
@@ -233,10 +261,10 @@ def test_rounds_are_of_all_workers():
 
 @pytest.mark.slow
 def test_cart_pole_is_solved(options, results):
-  gymnax.main(options(gymnax.Settings(), seeds=(0, 1, 2)))
+  harness.execute(gymnax.main, options(gymnax.Settings(), seeds=(0, 1, 2)))
   metrics = results()['metrics']
-  assert metrics['training_return'] >= 475
-  assert metrics['worst_training_return'] >= 450
+  assert metrics['training_return/round_robin'] >= 475
+  assert metrics['worst_training_return/round_robin'] >= 450
 
 
 def test_continuous_actions_are_learnt_too():

@@ -11,22 +11,19 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.a3c import claims, synthetic
+from experiments.a3c import claims, synthetic, synthetic_runs
 from experiments.harness import errors
 from experiments.harness import settings as settings_lib
 
 SETTINGS = synthetic.Settings(
-  states=12,
-  actions=3,
-  features=4,
+  process=synthetic_runs.Process(
+    states=12, actions=3, features=4, discount=0.9
+  ),
   workers=(1, 4),
   steps=3_000,
   block=20,
   window=400,
-  actor_scales=(5.0,),
-  critic_scales=(1.0,),
-  discount=0.9,
-  tuning_seeds=1,
+  tuning=synthetic.Tuning(actor_scales=(5.0,), critic_scales=(1.0,), seeds=1),
   seeds=4,
 )
 
@@ -43,18 +40,19 @@ def finished(tmp_path_factory):
     data_dir=None,
     seeds=(0, 1, 2, 3),
   )
-  return workdir, synthetic.main(options)
+  report = harness.execute(synthetic.main, options)
+  return workdir, report.results.metrics()
 
 
 def test_workers_arrive_sooner_and_delays_are_theirs(finished):
   _, metrics = finished
   for sampling in ('iid', 'markov'):
-    assert metrics[f'speedup/{sampling}/n1'] == 1
-    assert metrics[f'speedup/{sampling}/n4'] > 2
-    assert metrics[f'share/{sampling}/n4'] > SETTINGS.share
-  assert metrics['delay/off'] == 0
-  assert metrics['critic_error/worst'] < 0.7
-  assert metrics['return/best'] > metrics['return/uniform']
+    assert metrics[f'speedup/{sampling}/workers=1'] == 1
+    assert metrics[f'speedup/{sampling}/workers=4'] > 2
+    assert metrics[f'policy_share/{sampling}/workers=4'] > SETTINGS.share
+  assert metrics['largest_delay_error'] == 0
+  assert metrics['worst_critic_error'] < 0.7
+  assert metrics['policy_return/best'] > metrics['policy_return/uniform']
 
 
 def test_writes_what_it_found(finished):
@@ -62,10 +60,9 @@ def test_writes_what_it_found(finished):
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['metrics']) == set(metrics)
   assert [row['c1'] for row in results['choices']] == [5.0]
-  for name in ('iid', 'markov', 'control_large_step'):
-    assert (workdir / f'{name}_average.png').stat().st_size > 5000
+  assert (workdir / 'curves.png').stat().st_size > 5000
   table = (workdir / 'table.md').read_text()
-  assert 'control/large_step/n4' in table
+  assert '| control/large_step | 4 ' in table
 
 
 def test_claims_ask_for_metrics_of_a_whole_run():
@@ -75,7 +72,7 @@ def test_claims_ask_for_metrics_of_a_whole_run():
 
 
 def test_a_block_is_so_many_updates():
-  problem = synthetic.make_problem(SETTINGS, 0)
+  problem = synthetic_runs.make_problem(SETTINGS.process, 0)
   solver = bj.solvers.a3c_td0(
     problem.mdp, problem.features, workers=3, key=0,
     actor=optax.sgd(1.0), critic=optax.sgd(0.1),
@@ -91,7 +88,7 @@ def test_a_block_is_so_many_updates():
       rewards.append(bj.values(state)['reward'])
     return params, jnp.stack(rewards)
 
-  several = synthetic.blocks(solver, 5)
+  several = synthetic_runs.blocks(solver, 5)
   expected, rewards = one_by_one(start, solver.init(start))
   updates, state = jax.jit(several.update)(None, several.init(start), start)
   found = bj.apply_updates(start, updates)
@@ -104,7 +101,7 @@ def test_a_block_is_so_many_updates():
 
 def test_rewards_to_compare_with():
   """The best policy is better than any of many, and the mean lies between."""
-  problem = synthetic.make_problem(SETTINGS, 0)
+  problem = synthetic_runs.make_problem(SETTINGS.process, 0)
   logits = 5 * jax.random.normal(jax.random.key(0), (100, 12, 3))
 
   @jax.jit
@@ -131,8 +128,8 @@ def test_wrong_settings():
     with pytest.raises(ValueError, match=message):
       synthetic.check(dataclasses.replace(SETTINGS, **changed))
   for changed, message in (
-    ({'discount': 1.0}, 'discount'),
+    ({'process.discount': 1.0}, 'discount'),
     ({'share': 1.5}, 'share'),
   ):
     with pytest.raises(errors.SettingsError, match=message):
-      settings_lib.check(dataclasses.replace(SETTINGS, **changed))
+      settings_lib.check(harness.replaced(SETTINGS, changed))

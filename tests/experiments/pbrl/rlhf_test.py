@@ -13,24 +13,24 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.harness import saved
 from experiments.harness import settings as settings_lib
+from experiments.pbrl import learner as learner_lib
 from experiments.pbrl import (
-  feedback,
   rlhf,
   rlhf_compiled,
   rlhf_games,
-  rlhf_report,
   rlhf_settings,
 )
-from experiments.pbrl import learner as learner_lib
 
-SMALL = dataclasses.replace(
+SMALL = harness.replaced(
   rlhf_settings.PRESETS['smoke'],
-  frames=1_200,
-  environments=4,
-  rollout=30,
-  start_pairs=8,
-  buffer=16,
-  records=5,
+  {
+    'frames': 1_200,
+    'rollouts.environments': 4,
+    'rollouts.steps': 30,
+    'preferences.start_pairs': 8,
+    'preferences.buffer': 16,
+    'records': 5,
+  },
 )
 
 
@@ -44,22 +44,22 @@ def test_resumes_to_the_same_result(
   settings = dataclasses.replace(SMALL, methods=(name,))
   whole = options(settings, paper='pbrl', binary='rlhf', save_seconds=0.0)
   whole = whole._replace(seeds=(7, 8))
-  rlhf.main(whole)
+  harness.execute(rlhf.main, whole)
   metrics = results()['metrics']
   for file in (f'policy_{name}.npz', 'returns.png', 'table.md'):
     assert (tmp_path / file).exists()
   # Labels of the start and of ten epochs; steps of all policies, and those of
   # the first one.
-  assert metrics[f'{name}/labels'] == 8 + 10 * 8
-  assert metrics[f'{name}/policy_steps'] == 10 * 4 * 30 + 2 * 30
-  assert 5 < metrics[f'{name}/true_return'] < 60
+  assert metrics[f'labels/{name}'] == 8 + 10 * 8
+  assert metrics[f'policy_steps/{name}'] == 10 * 4 * 30 + 2 * 30
+  assert 5 < metrics[f'true_return/{name}'] < 60
   # As a kill before the last checkpoint was written leaves it.
   checkpoints = tmp_path / name / 'checkpoints'
   steps = sorted(saved.saved_steps(checkpoints))
   assert steps == [8, 10]
   shutil.rmtree(checkpoints / '10')
   (tmp_path / 'results.json').unlink()
-  rlhf.main(whole)
+  harness.execute(rlhf.main, whole)
   assert results()['metrics'] == metrics
   assert sorted(saved.saved_steps(checkpoints)) == [8, 10]
 
@@ -91,19 +91,28 @@ class _Linear:
     return observation @ critic
 
 
+# A hundred updates of the policy.
+TINY = rlhf_settings.Settings(
+  methods=('pbrl',),
+  frames=4 * 12 * 100,
+  rollouts=rlhf_settings.Rollouts(4, 12, 1),
+  preferences=rlhf_settings.Preferences(5, 4, 4, 20, 8),
+  reward=rlhf_settings.RewardModel(warm_up=1, steps=2, batch=6, rate=1e-2),
+  discount=0.9,
+)
+
+
 def _learner(name, **weights):
-  given = {'entropy': 0.01, 'penalty': 0.1, 'score': 0.05, 'reward_scale': 0.1}
-  sampling = learner_lib.Sampling(5, 4, 20, 8, 2, 6, 1.0, jnp.float32)
-  learner = learner_lib.make_learner(
-    feedback.METHODS[name],
+  settings = dataclasses.replace(TINY, **weights)
+  learner = learner_lib.Learner(
+    rlhf_settings.METHODS[name],
     _Linear,
     lambda x, observation: observation @ x,
-    rates=feedback.Rates(1e-2, 1e-2, 1e-2, 1e9, 100),
-    weights=feedback.Weights(**given | weights),
-    sampling=sampling,
-    advantages=bj.rl.Advantages(0.9),
+    settings,
+    1e-2,
+    jnp.float32,
   )
-  return learner, learner_lib.nothing(_params().upper, sampling, (3,))
+  return learner, learner.nothing(_params().upper, (3,))
 
 
 def _params():
@@ -117,7 +126,7 @@ def _step(name, *weights):
   """An update, for each pair of a penalty and a weight of the score."""
   rng = np.random.default_rng(1)
   rollouts = {'lower': _rollout(rng)}
-  if feedback.METHODS[name].second:
+  if rlhf_settings.METHODS[name].second:
     rollouts['value'] = _rollout(rng)
 
   @jax.jit
@@ -173,39 +182,15 @@ def test_a_constant_reward_is_the_true_one_on_cart_pole(
   monkeypatch.setattr(rlhf, 'render', lambda options: None)
   control = 'control/constant_reward'
   settings = dataclasses.replace(SMALL, methods=('oracle', control))
-  rlhf.main(options(settings, paper='pbrl', binary='rlhf'))
-  metrics = results()['metrics']
-  assert metrics[f'{control}/accuracy'] == 1
-  assert metrics[f'{control}/labels'] == 0
+  harness.execute(rlhf.main, options(settings, paper='pbrl', binary='rlhf'))
+  found = results()
+  metrics = found['metrics']
+  assert metrics[f'accuracy/{control}'] == 1
+  assert metrics[f'labels/{control}'] == 0
   for name in ('true_return', 'area', 'policy_steps'):
-    assert metrics[f'{control}/{name}'] == metrics[f'oracle/{name}']
-  for name in ('lead_over', 'area_lead_over'):
-    assert metrics[f'oracle/{name}_{control}'] == 0
-    assert metrics[f'oracle/{name}_{control}/half_width'] == 0
-
-
-def test_areas_and_paired_leads():
-  """A seed that falls at the end moves an area little, and pairs cancel."""
-  rng = np.random.default_rng(0)
-  of_seeds = rng.normal(size=5)
-  one = rng.normal(size=(20, 1)) + of_seeds
-  two = one - 3
-  two[-1, 0] -= 100
-  result = lambda returns: rlhf_report.Result(
-    returns, None, np.zeros((20, 5)), np.zeros((20, 5)), None, None, {}, 1e-3
-  )
-  metrics = rlhf_report.paired_leads(
-    {'pbrl': result(one), 'control/random_labels': result(two)}
-  )
-  assert not any(name.startswith('control') for name in metrics)
-  name = 'pbrl/area_lead_over_control/random_labels'
-  differences = np.array([3 + 100 / 20, 3, 3, 3, 3])
-  np.testing.assert_allclose(metrics[name], 4)
-  half = 2.776445 * differences.std(ddof=1) / np.sqrt(5)
-  np.testing.assert_allclose(metrics[f'{name}/half_width'], half, rtol=1e-6)
-  np.testing.assert_allclose(
-    metrics['pbrl/lead_over_control/random_labels'], 3 + 20
-  )
+    assert metrics[f'{name}/{control}'] == metrics[f'{name}/oracle']
+  lead = harness.paired_interval(found, 'area/oracle', f'area/{control}')
+  assert (lead.mean, lead.half_width) == (0, 0)
 
 
 def test_a_file_of_labels(options, tmp_path):
@@ -219,7 +204,9 @@ def test_a_file_of_labels(options, tmp_path):
     one, two = (len(line[side]['actions']) for side in ('first', 'second'))
     line['label'] = 0.5 if one == two else int(two > one)
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  settings = dataclasses.replace(SMALL, methods=(), labels=str(path), buffer=8)
+  settings = harness.replaced(
+    SMALL, {'labels': str(path), 'preferences.buffer': 8}
+  )
   settings = rlhf_settings.resolve(settings)
   buffer = rlhf_compiled.file_buffer(settings)
   assert int(buffer.count) == 8
@@ -234,24 +221,25 @@ def test_a_file_of_labels(options, tmp_path):
 BAD = {
   'did you mean CartPole-v1': {'env': 'CartPole'},
   'continuous actions': {'env': 'Pendulum-v1'},
-  'a fragment is a part of a rollout': {'fragment': 31},
-  'unknown method': {'methods': ('ppo',)},
+  'a fragment is a part of a rollout': {'preferences.fragment': 31},
   'draws labels of its own': {
     'methods': ('control/random_labels',),
     'labels': 'x',
   },
-  'an even number': {'environments': 5},
-  'hold the 32 pairs': {'pairs': 32},
-  'at most the steps of a rollout': {'reward_steps': 31},
+  'an even number': {'rollouts.environments': 5},
+  'hold the 32 pairs': {'preferences.pairs': 32},
+  'at most the steps of a rollout': {'reward.steps': 31},
 }
 
 
 def test_settings_that_cannot_be():
   for said, changes in BAD.items():
     with pytest.raises(harness.SettingsError, match=said):
-      rlhf_settings.check(dataclasses.replace(SMALL, **changes))
+      rlhf_settings.check(harness.replaced(SMALL, changes))
   with pytest.raises(harness.SettingsError, match='tau is above 0'):
     settings_lib.check(settings_lib.override(SMALL, {'tau': '0'}))
+  with pytest.raises(harness.SettingsError, match='methods knows oracle, '):
+    settings_lib.check(dataclasses.replace(SMALL, methods=('ppo',)))
 
 
 def test_games_in_python_go_on(options):
@@ -262,14 +250,14 @@ def test_games_in_python_go_on(options):
   settings = rlhf_settings.resolve(settings)
   given = options(settings, seeds=(0,), save_seconds=0.0)
   run = rlhf_games.Run(settings, 'drlhf')
-  _, first = run.train(given, 0)
+  _, _, first = run.train(given, 0)
   longer = dataclasses.replace(settings, frames=480)
   assert first['count/labels'][-1, 0] == 8 + 2 * 8
   run.settings = longer
   with pytest.raises(harness.OtherRunError, match='frames'):
     run.train(given, 0)
   run.settings = settings
-  _, again = run.train(given, 0)  # Finished: read from its checkpoint.
+  _, _, again = run.train(given, 0)  # Finished: read from its checkpoint.
   assert again['return'].tolist() == first['return'].tolist()
 
 
@@ -279,15 +267,17 @@ def test_learns_from_a_file(options, results, tmp_path):
   path = tmp_path / 'pairs.jsonl'
   path.write_text(path.read_text().replace('null', '1'))
   settings = dataclasses.replace(SMALL, labels=str(path))
-  rlhf.main(options(settings, paper='pbrl', binary='rlhf', seeds=(0,)))
+  harness.execute(
+    rlhf.main, options(settings, paper='pbrl', binary='rlhf', seeds=(0,))
+  )
   metrics = results()['metrics']
-  assert metrics['drlhf/labels'] == metrics['pbrl/labels'] == 8
+  assert metrics['labels/drlhf'] == metrics['labels/pbrl'] == 8
 
 
 @pytest.mark.slow
 def test_cart_pole_from_preferences(options, results):
-  settings = dataclasses.replace(rlhf_settings.PRESETS['quick'])
-  rlhf.main(options(settings, seeds=(0, 1)))
+  quick = rlhf_settings.PRESETS['quick']
+  harness.execute(rlhf.main, options(quick, seeds=(0, 1)))
   metrics = results()['metrics']
-  assert metrics['pbrl/true_return'] > 450 < metrics['drlhf/true_return']
-  assert metrics['control/random_labels/true_return'] < 200
+  assert metrics['true_return/pbrl'] > 450 < metrics['true_return/drlhf']
+  assert metrics['true_return/control/random_labels'] < 200

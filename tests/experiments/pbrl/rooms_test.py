@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.pbrl import contexts, contextual, four_rooms, rooms
 
 ROOMS = rooms.make_rooms()
@@ -62,5 +63,5 @@ def test_verdicts():
 
 
 def test_penalties_are_two_numbers():
-  with pytest.raises(harness.SettingsError, match='first and the last'):
-    contextual.check(four_rooms.Settings(penalty=(1.0,)))
+  with pytest.raises(harness.SettingsError, match='penalty takes 2 values'):
+    settings_lib.override(four_rooms.Settings(), {'penalty': '1'})

@@ -10,7 +10,8 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.pbrl import contextual, tax_design
+from experiments.harness import settings as settings_lib
+from experiments.pbrl import contextual_methods, tax_design
 
 SETTINGS = tax_design.Settings(assets=7, span=12.0, hours=3, amounts=3)
 
@@ -78,13 +79,15 @@ def test_the_leader_and_its_penalty_descend():
     solver, params = _started(study, method)
     state, step = solver.init(params), jax.jit(solver.update)
     worth = jax.jit(
-      lambda params: contextual.measure(study, _context(0.1), params, ())
+      lambda params: contextual_methods.measure(
+        study, _context(0.1), params, ()
+      )
     )
-    found[method] = [worth(params)['F']]
+    found[method] = [worth(params)['leader_return']]
     for k in range(20):
       updates, state = step(jax.random.key(k), state, params)
       params = bj.apply_updates(params, updates)
-    found[method].append(worth(params)['F'])
+    found[method].append(worth(params)['leader_return'])
     if method == 'value_penalty':  # Steps along worths would carry them off.
       off = jax.nn.logsumexp(params.lower, axis=-1)
       np.testing.assert_allclose(off, 0, atol=1e-5)
@@ -99,11 +102,13 @@ def _context(rate):
 
 def _started(study, method):
   settings = tax_design.Settings(steps=20)
-  solver = contextual.make_solver(study, method, settings, _context(0.1))
+  solver = contextual_methods.make_solver(
+    study, method, settings, _context(0.1)
+  )
   table = jnp.zeros((study.contexts, *study.shape))
   return solver, bj.BilevelParams(study.start(jax.random.key(1)), table)
 
 
 def test_grids_have_two_points():
-  with pytest.raises(harness.SettingsError, match='--hours: at least 2'):
-    tax_design.check(tax_design.Settings(hours=1))
+  with pytest.raises(harness.SettingsError, match='hours is at least 2'):
+    settings_lib.check(tax_design.Settings(hours=1))
