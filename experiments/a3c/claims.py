@@ -8,8 +8,8 @@ PAPER = harness.Paper(
   'Asynchronous advantage actor-critic, 2023',
   solvers=('a3c_td0', 'delayed'),
   headlines={
-    'speedup/iid/n64': '64 workers: {} times sooner',
-    'training_area_lead_over_one_worker': 'CartPole, 16 workers less one: {}',
+    'speedup/iid/workers=64': '64 workers: {} times sooner',
+    'training_area/round_robin': 'CartPole, 16 workers: area {}, as one',
   },
 )
 

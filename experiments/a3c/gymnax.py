@@ -250,9 +250,7 @@ def main(options: harness.Options) -> harness.Report:
     ),
     curves=returns,
     plots={'training_return.png': figure},
-    more={
-      'compile_seconds': sum(r.compile_seconds for r in runs.values()),
-    },
+    more={},
   )
 
 

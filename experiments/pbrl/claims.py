@@ -8,8 +8,9 @@ PAPER = harness.Paper(
   'Penalty-based bilevel RL and RLHF, 2024',
   solvers=('pbrl',),
   headlines={
-    'HEAD1': 'Stackelberg: return {}, above independent gradients',
-    'HEAD2': 'RLHF: area {}, above DRLHF',
+    'leader_return/value_penalty': 'Stackelberg: return {}, above '
+    'independent gradients',
+    'area/pbrl': 'RLHF: area {}, above a constant reward',
   },
 )
 
