@@ -110,11 +110,11 @@ def load_digits(
   sizes = {'test': split.test, 'selection': split.selection, 'clients': None}
   parts, source = harness.load_digits(data_dir, sizes, seed=rng, own_test=True)
   images, labels = parts['clients']
-  kept = imbalance(labels, split.ratio)
-  rows = kept[split_by_label(labels[kept], split.clients, split.shards, rng)]
+  used = imbalance(labels, split.ratio)
+  rows = used[split_by_label(labels[used], split.clients, split.shards, rng)]
   if rows.shape[1] < 5:
     raise harness.SettingsError(
-      f'{len(kept):,} digits are too few for {split.clients} clients: take '
+      f'{len(used):,} digits are too few for {split.clients} clients: take '
       'fewer clients, or more digits with --data_dir.'
     )
   # Shuffled, so that 80 and 20 % have the same classes.

@@ -59,8 +59,8 @@ class FedNest:
   Attributes:
     rounds: lower rounds T of an update, the paper's 1 and 5.
     steps: local lower steps tau of a round; the paper has 10.
-    upper_steps: local upper steps beside one; 0 leaves them out. They go with
-      the first tau.
+    upper_steps: local upper steps of a further variant, with the first tau; 0
+      leaves it out.
   """
 
   rounds: tuple[int, ...] = (1, 5)
@@ -81,13 +81,12 @@ class Settings:
     batch: training digits of a client in a gradient, the paper's 256.
     probability: p of a lower projection, the paper's 0.1, and 0.3 for
       loss_tuning.
-    lower_steps: lower steps S of E-AiPOD, of which tuning chooses; the paper
-      has 20.
+    lower_steps: lower steps S of E-AiPOD; tuning chooses one. The paper has 20.
     products: Hessian products N' of the linear system, the paper's 5, and 3 for
       loss_tuning.
     grid: what tuning tries.
     fednest: the baseline.
-    published_rate: the published alpha, reported beside; 0 leaves it out.
+    published_rate: the published alpha, reported too; 0 leaves it out.
     goal: test accuracy, in per cent, whose rounds are compared.
     rounds: a run ends after as many.
     seeds: of weights, batches and coins.
@@ -206,21 +205,21 @@ def summarise(
       rounds = federated_run.rounds_to(outcome.trained.history, goal / 100)
       texts = [f'{n:.0f}' if np.isfinite(n) else '-' for n in rounds]
       results.note({'method': name}, {'each seed': ' '.join(texts)})
-  for at, ours, theirs in (
+  for at, method, baseline in (
     ({}, 'e_aipod', 'fednest'),
-    ({'beside': 'local_upper'}, 'e_aipod', 'local_upper/fednest'),
-    ({'beside': 'partial'}, 'e_aipod_partial', 'fednest'),
+    ({'variant': 'local_upper'}, 'e_aipod', 'local_upper/fednest'),
+    ({'variant': 'partial'}, 'e_aipod_partial', 'fednest'),
   ):
-    if ours in compared and theirs in compared:
+    if method in compared and baseline in compared:
       ends = [
-        federated_compare.median(compared[which], goal / 100)
-        for which in (ours, theirs)
+        federated_compare.median(compared[name], goal / 100)
+        for name in (method, baseline)
       ]
       ratio = federated_compare.quotient(*ends, settings.rounds)
       results.put(at, {f'rounds_to_{goal}_ratio': ratio})
       print(
-        f'Rounds to {goal} %, {ours} / {theirs}, the best of '
-        f'{compared[theirs].looks} by what is reported: {ratio:.3f}'
+        f'Rounds to {goal} %, {method} / {baseline}, the best of '
+        f'{compared[baseline].looks} by what is reported: {ratio:.3f}'
       )
   return results
 

@@ -47,7 +47,7 @@ class Settings:
     lower_steps: S, the paper's 5.
     upper_rate: alpha; the published 0.02 fails on the published matrices.
     lower_rate: beta.
-    relaxations: delta beside 1, for probability 0.3 and two upper steps.
+    relaxations: further delta than 1, for probability 0.3 and two upper steps.
     steps: iterations of AiPOD, whose 80 % set the target.
     cap: iterations after which a seed has not reached it.
     chunk: iterations between two records, the resolution of the results.

@@ -63,10 +63,10 @@ def target_of(trained: harness.Trained) -> np.ndarray:
   return trained.history['average'][row]
 
 
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-  """Seed by seed; infinity where ours is, also where both are."""
-  finite = np.isfinite(ours)
-  return np.where(finite, np.where(finite, ours, 0) / theirs, np.inf)
+def ratio(spent: np.ndarray, base: np.ndarray) -> np.ndarray:
+  """Seed by seed; infinity where `spent` is, also where both are."""
+  finite = np.isfinite(spent)
+  return np.where(finite, np.where(finite, spent, 0) / base, np.inf)
 
 
 def summarise(
@@ -89,17 +89,17 @@ def summarise(
     if kind not in targets:
       targets[kind] = target_of(trained)
       base[kind] = reach(trained, targets[kind], 1)
-    found = reach(trained, targets[kind], variant.upper_steps)
+    reached = reach(trained, targets[kind], variant.upper_steps)
     ratios = {
-      'projections_ratio': ratio(found.projections, base[kind].projections),
-      'upper_steps_ratio': ratio(found.upper_steps, base[kind].upper_steps),
+      'projections_ratio': ratio(reached.projections, base[kind].projections),
+      'upper_steps_ratio': ratio(reached.upper_steps, base[kind].upper_steps),
     }
     if variant.upper_steps == 2 and kind == 'orthonormal':
       twice = reach(runs['aipod_twice_step'], targets[kind], 1)
       ratios['projections_ratio_equal_step'] = ratio(
-        found.projections, twice.projections
+        reached.projections, twice.projections
       )
-    at, reaching = {'run': variant.name}, np.isfinite(found.projections)
+    at, arrived = {'run': variant.name}, np.isfinite(reached.projections)
     for name, values in ratios.items():
       median = harness.reduced(values, 'median')
       results.put(at, {name: median})
@@ -107,11 +107,11 @@ def summarise(
         results.note(at, {name: 'not reached'})
     results.add(
       at,
-      seeds_reaching=np.sum(reaching),
+      seeds_reaching=np.sum(arrived),
       seeds_stopped=len(trained.stopped),
       outside=harness.reduced(trained.history['outside'].ravel(), 'max'),
     )
-    cells = {'seeds reaching': f'{reaching.sum()} of {len(reaching)}'}
+    cells = {'seeds reaching': f'{arrived.sum()} of {len(arrived)}'}
     results.note(at, cells | {'iterations': int(trained.steps[-1])})
   return results
 

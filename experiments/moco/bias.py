@@ -139,10 +139,10 @@ def measure(
       for own in sorted({trial.point['own'] for trial in ran})
     ]
     for batch in sizes:
-      found = biases(problem, name, best, batch)
+      measured = biases(problem, name, best, batch)
       for i, trial in enumerate(best):
         own = int(trial.point['own'])
-        numbers = _summary({k: v[i] for k, v in found.items()})
+        numbers = _summary({k: v[i] for k, v in measured.items()})
         results.put({**place, 'batch': batch, 'own': own}, numbers)
         if trial.point['own'] == outcome.point['own']:
           ratios[name] = numbers['bias_ratio']
@@ -150,9 +150,9 @@ def measure(
   return ratios
 
 
-def _summary(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _summary(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
   numbers: dict[str, Any] = {
-    f'bias/{k}': harness.reduced(v, 'mean') for k, v in found.items()
+    f'bias/{k}': harness.reduced(v, 'mean') for k, v in measured.items()
   }
   for field, end in (
     ('from_min_norm', '/from_min_norm'),
@@ -160,6 +160,6 @@ def _summary(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
   ):
     # Without any bias of one's own the ratio is infinite, not an error.
     with np.errstate(divide='ignore'):
-      ratio = found[f'smg/{field}'] / found[f'own/{field}']
+      ratio = measured[f'smg/{field}'] / measured[f'own/{field}']
     numbers[f'bias_ratio{end}'] = harness.mean_interval(ratio)
   return numbers

@@ -217,10 +217,10 @@ class Runs:
     return outcome.trained.seconds / (self._settings.steps * members)
 
   def _score(self, name, params, part):
-    kept = range(len(self.problem.tasks))
+    tasks = range(len(self.problem.tasks))
     if name.startswith('only '):
-      kept = [int(name.removeprefix('only '))]
-    return self.problem.score(params, part)[jnp.array(kept)]
+      tasks = [int(name.removeprefix('only '))]
+    return self.problem.score(params, part)[jnp.array(tasks)]
 
   def _train(self, job):
     problem, name = self.problem, job.method
@@ -268,7 +268,7 @@ def compare(
   Args:
     runs: on the problem.
     results: to which numbers are added, at the coordinates method and data;
-      those of one task at `task` too, with their mean over tasks beside them.
+      those of one task at `task` too.
     names: methods.
     baseline: test scores (tasks,) of single-task models where they are fitted
       otherwise.

@@ -234,16 +234,16 @@ def summarise(
 
 def columns(settings: Settings) -> list[harness.Column]:
   """Those of the table: for each learning rate, the starts and all of them."""
-  found = []
+  shown = []
   for rate in settings.learning_rates:
     at, title = {'learning_rate': rate}, f'lr{rate:.0e}'.replace('e-0', 'e-')
     for start in range(1, len(STARTS) + 1):
       place = {**at, 'start': start}
-      found.append(
+      shown.append(
         harness.Column('seeds_on_front', f'{title}, start {start}', place)
       )
-    found.append(harness.Column('stationarity', f'{title}, stationarity', at))
-  return found
+    shown.append(harness.Column('stationarity', f'{title}, stationarity', at))
+  return shown
 
 
 # Colour-blind safe, one for each method.

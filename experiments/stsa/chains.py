@@ -55,13 +55,13 @@ class Chain(NamedTuple):
 def minimise(loss: Callable[[Any], Any], start: np.ndarray) -> chex.Array:
   """A minimiser by BFGS, to be called where float64 is enabled."""
   both = jax.jit(jax.value_and_grad(loss))
-  found: Any = scipy.optimize.minimize(
+  result: Any = scipy.optimize.minimize(
     lambda x: tuple(np.asarray(z) for z in both(x)),
     start,
     jac=True,
     options={'gtol': 1e-10},
   )
-  return jnp.asarray(found.x)
+  return jnp.asarray(result.x)
 
 
 def orthogonal(

@@ -67,5 +67,5 @@ def cases(inner: Sequence[int]) -> list[Case]:
 
 
 def monotone(inner: int) -> str:
-  """The name of the strongly monotone case with so many inner sequences."""
+  """The name of the strongly monotone case with N inner sequences."""
   return f'strongly_monotone/inner={inner}'

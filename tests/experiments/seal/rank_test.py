@@ -136,6 +136,7 @@ def test_the_same_command_again_gives_the_same_scores(ranked):
     assert one['seal'] == json.loads(line)['seal']
 
 
+@pytest.mark.slow
 def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
   """A safe loss of comparisons, and rows to rank that are comparisons."""
   sets = rows.made_up(rows.Sizes(8, 0, 0, 4, 0))

@@ -81,6 +81,7 @@ def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
   assert {len(answers) for answers in texts.values()} == {9}
 
 
+@pytest.mark.slow
 def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
   """Two tiny models: one as it is drawn, and what it is fine-tuned to."""
   pytest.importorskip('safetensors', reason='needs the extra llm')
