@@ -18,7 +18,7 @@ is a picture of the run's curve that has the name of the row's first cell, or of
 its first two. Of a run that keeps a history, it is how the number of the row
 has changed over the stored commits, on the same processor.
 
-    **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
+    **<!-- number: pbgd/toy gap_exponent/known_value .2f -->-2.16**
 
 is a metric alone in a format; without one it comes with its interval.
 A table of all papers with their headline claims stands between

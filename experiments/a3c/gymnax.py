@@ -250,7 +250,6 @@ def main(options: harness.Options) -> harness.Report:
     ),
     curves=returns,
     plots={'training_return.png': figure},
-    more={},
   )
 
 

@@ -51,28 +51,26 @@ def test_there_are_commands_and_all_are_of_modules():
 
 @pytest.mark.parametrize('module', sorted(filter(binary_of, FOUND)))
 def test_commands_are_understood(module, monkeypatch):
-  given = {}
-
-  def run(main, presets, *, check=None, modes=None, **names):
-    given.update(presets=presets, check=check, names=names)
-
-  monkeypatch.setattr(harness, 'run', run)
+  found = []
+  monkeypatch.setattr(harness, 'run', found.append)
   monkeypatch.delitem(sys.modules, module, raising=False)
   monkeypatch.delitem(sys.modules, f'{module}.__main__', raising=False)
   try:
     runpy.run_module(module, run_name='__main__')
   except ImportError as error:
     pytest.skip(f'an extra is not installed: {error}')
+  (study,) = found
+  about = {'renamed': study.renamed}
   for arguments in sorted(FOUND[module]):
     values = flags.FlagValues()
-    flags_lib.define(given['presets'], **given['names'], values=values)
+    flags_lib.define(study.presets, **about, values=values)
     try:
       words = [word for word in shlex.split(arguments) if word != '--help']
       values(['binary', *words])
       options = flags_lib.resolve(
-        given['presets'], **given['names'], values=values
+        study.presets, paper='a', binary='b', **about, values=values
       )
-      if given['check']:
-        given['check'](options.settings)
+      if study.check:
+        study.check(options.settings)
     except (flags.Error, harness.SettingsError) as error:
       pytest.fail(f'python -m {module} {arguments}: {error}')

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import signal
 import sys
 
@@ -13,6 +14,7 @@ from experiments.harness import flags as flags_lib
 TOY = ('--starts=4', '--penalties=10,20', '--solvers=known_value')
 
 
+METRIC = 'fraction_at_minima/known_value/penalty=10'
 RUNS = {
   'toy': harness.Run('toy', flags=TOY),
   'gone': harness.Run('no_such_binary'),
@@ -21,7 +23,7 @@ RUNS = {
 
 
 def claim(words='It works.', **changes):
-  given = {'run': 'toy', 'metric': 'fraction_at_minima', 'at_least': 0.5}
+  given = {'run': 'toy', 'metric': METRIC, 'at_least': 0.5}
   return harness.Claim(words, **given | changes)
 
 
@@ -45,7 +47,7 @@ def run(tmp_path, monkeypatch):
 def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   claims = (
     claim('Shown.'),
-    claim('Not shown.', metric='gap_exponent', at_least=0),
+    claim('Not shown.', metric='gap_exponent/known_value', at_least=0),
     claim('Without a metric.', metric='no_such'),
     claim('Crashes.', run='gone'),
     claim('Refuses.', run='refused'),
@@ -88,9 +90,9 @@ def test_results_that_are_gone_or_damaged_are_made_again(run, tmp_path):
       == (json.loads(text)['metrics'])
     )
   # What a program writes that knows no limits of JSON.
-  results.write_text(text.replace('"fraction_at_minima": 1.0', '"x": 1.0'))
+  results.write_text(text.replace(f'"{METRIC}": 1.0', '"x": 1.0'))
   assert 'no metric fraction_at' in run(claim())[1]['It works.']
-  results.write_text('{"metrics": {"fraction_at_minima": Infinity}}')
+  results.write_text(json.dumps({'metrics': {METRIC: math.inf}}))
   assert 'not a finite number' in run(claim())[1]['It works.']
 
 

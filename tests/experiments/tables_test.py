@@ -198,7 +198,9 @@ def test_what_one_page_lacks_keeps_no_other_from_being_written(
 ):
   found = [tmp_path / name for name in ('a.md', 'b.md')]
   found[0].write_text('a <!-- number: pbgd/nowhere loss -->')
-  found[1].write_text('b <!-- number: pbgd/toy gap_exponent .2f -->')
+  found[1].write_text(
+    'b <!-- number: pbgd/toy gap_exponent/known_value .2f -->'
+  )
   monkeypatch.setattr(tables, 'ROOT', tmp_path)
   monkeypatch.setattr(tables, 'pages', lambda: found)
   assert tables.main([]) == 1
