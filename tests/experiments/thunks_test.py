@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import pytest
 
 from experiments import thunks
 
@@ -21,6 +22,7 @@ print(float(abs(many[0][0] @ found[0][0] - many[0][0][:, 0]).max()) < 1e-3)
 """
 
 
+@pytest.mark.slow
 def test_they_end():
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM],
