@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from experiments import thunks
 
 # Of six at once on two threads, without the flag, each waits for the others in
@@ -21,6 +23,7 @@ print(float(abs(many[0][0] @ found[0][0] - many[0][0][:, 0]).max()) < 1e-3)
 """
 
 
+@pytest.mark.slow
 def test_they_end():
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM],
