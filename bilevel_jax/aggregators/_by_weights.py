@@ -43,7 +43,7 @@ def init(
   def init_fn(params):
     dtype = _trees.dtype_of(params)
     return WeightsState(
-      count=jnp.zeros([], jnp.int32),
+      count=_trees.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),
       inner=start(dtype),
     )

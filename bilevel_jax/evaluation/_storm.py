@@ -90,8 +90,8 @@ def storm(
 
   def init_fn(params):
     return StormState(
-      count=jnp.zeros([], jnp.int32),
-      started=jnp.zeros([], bool),
+      count=_trees.zeros([], jnp.int32),
+      started=_trees.zeros([], bool),
       # Copies: a buffer that params and state share could not be donated.
       previous=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
       direction=_trees.accumulator_like(like(params), accumulator_dtype),

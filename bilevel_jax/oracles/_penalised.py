@@ -122,7 +122,8 @@ def penalised(
   if penalty is not None:
     weights = _penalty.penalty_weights(penalty, rescale=rescale)
   if scheduled:
-    shared['init'] = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+    count = lambda params: base.UpdateCount(_trees.zeros([], jnp.int32))
+    shared['init'] = count
   return base.oracle(
     averaged(base.WHOLE, None),
     **shared,

@@ -114,7 +114,7 @@ def prox_linear(
   def init(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'prox_linear')
     return ProxLinearState(
-      base.UpdateCount(jnp.zeros([], jnp.int32)),
+      base.UpdateCount(_trees.zeros([], jnp.int32)),
       optax.tree.zeros_like(params.lower),
     )
 

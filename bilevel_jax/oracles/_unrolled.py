@@ -309,7 +309,7 @@ def unrolled(
   return base.oracle(
     fn,
     ('upper', 'lower'),
-    lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
+    lambda params: base.UpdateCount(_trees.zeros([], jnp.int32)),
     counts=cost,
     moves=('upper', 'lower'),
     outputs=problem.outputs,

@@ -236,7 +236,7 @@ def _relaxed(name, given):
 
   def init(z):
     plain.init(z)
-    return _RelaxedState(jnp.zeros([], jnp.int32))
+    return _RelaxedState(_trees.zeros([], jnp.int32))
 
   def finish(loose, before, state):
     factor = given.factor
@@ -270,9 +270,9 @@ def _lazy(name, given):
     return LazyState(
       # Names apart: two sequences with one key draw coins of their own.
       jax.random.fold_in(key, zlib.crc32(name.encode())),
-      jnp.zeros([], jnp.int32),
+      _trees.zeros([], jnp.int32),
       control,
-      types.Named(tuple(uses), jnp.zeros(len(uses), jnp.int32)),
+      types.Named(tuple(uses), _trees.zeros(len(uses), jnp.int32)),
     )
 
   def each(loose, before, state):
