@@ -6,7 +6,7 @@ Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
     python -m experiments.pbgd.hyper_cleaning --preset=paper --data_dir=MNIST
 
 Expected: F1 of V-PBGD 0.91 on 2,000 packaged digits, of BOME, RHG and T-RHG
-0.87 to 0.89; on MNIST 0.92, against 0.89 to 0.91. Time: 5 CPU minutes for
+0.87 to 0.89; on MNIST 0.92, against 0.89 to 0.91. Time: 2 CPU minutes for
 quick, 40 minutes for 10 seeds on MNIST on 2 cores.
 
 Every method gets the same number of steps and the same grid of step sizes,

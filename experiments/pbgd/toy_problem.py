@@ -56,8 +56,9 @@ def local_minima(
     middle = heights[1:-1]
     x = grid[(middle <= heights[:-2]) & (middle < heights[2:])]
     slope = jax.grad(loss)
+    move = jax.jit(jax.vmap(lambda x: x - slope(x) / jax.grad(slope)(x)))
     for _ in range(10):
-      newton = jax.vmap(lambda x: x - slope(x) / jax.grad(slope)(x))(x)
+      newton = move(x)
       # A minimum at an end has a slope: the step would leave the interval.
       x = jnp.where((newton >= low) & (newton <= high), newton, x)
     return np.asarray(x[jnp.argsort(jax.vmap(loss)(x))])
