@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import chex
 import jax
@@ -50,6 +51,63 @@ def discounted_solve(
     solve=lambda _, b: one(b),
     transpose_solve=lambda _, b: two(b),
   )
+
+
+@jax.custom_jvp
+def discounted_total(
+  matrix: chex.Array,
+  right: chex.Array,
+  discount: chex.Numeric,
+  initial: chex.Array,
+) -> chex.Array:
+  r"""Computes :math:`\rho^\top (I - \gamma P)^{-1} b`.
+
+  Its derivatives in all arguments share the values of b and the visits from
+  :math:`\rho`, :math:`\mu`:
+
+  .. math::
+    dJ = d\rho^\top V + \mu^\top (db + d\gamma \, P V + \gamma \, dP \, V)
+
+  The visits are a function of the chain and of :math:`\rho` alone, so the
+  compiler computes them once for all totals of one chain.
+
+  Args:
+    matrix: P, (states, states).
+    right: b, (states,).
+    discount: :math:`\gamma` in [0, 1).
+    initial: :math:`\rho`, (states,).
+
+  Returns:
+    A scalar.
+  """
+  return initial @ discounted_solve(matrix, right, discount)
+
+
+def _total_jvp(primals: Any, tangents: Any) -> tuple[chex.Array, chex.Array]:
+  matrix, right, discount, initial = primals
+  moved, gained, faster, shifted = (
+    None if isinstance(t, jax.custom_derivatives.SymbolicZero) else t
+    for t in tangents
+  )
+  values = discounted_solve(matrix, right, discount)
+  total = initial @ values
+  change = jnp.zeros_like(total)
+  earned = jnp.zeros_like(right)
+  if gained is not None:
+    earned = earned + gained
+  if moved is not None:
+    earned = earned + discount * (moved @ values)
+  if faster is not None:
+    earned = earned + faster * (matrix @ values)
+  if not all(t is None for t in (moved, gained, faster)):
+    visits = discounted_solve(matrix, initial, discount, transposed=True)
+    change = change + visits @ earned
+  if shifted is not None:
+    change = change + shifted @ values
+  return total, change
+
+
+discounted_total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
 def _sweeps(matrix, discount, transposed, right):
@@ -114,18 +172,21 @@ def _in_each_state(matrix, right, discount, x):
     discount: gamma.
     x: an approximate solution.
   """
-  edges = matrix != 0
-  grow = lambda reached: reached | jnp.any(edges & reached, axis=1)
+  info = jnp.finfo(right.dtype)
 
   def growing(carry):
-    return jnp.any(carry[0] != carry[1])
+    reached, changed = carry
+    return changed & ~jnp.all(reached)
 
-  # The closure of b's support: as many products as the longest shortest path.
+  def grow(carry):
+    reached, _ = carry
+    after = reached | (matrix @ reached.astype(matrix.dtype) > 0)
+    return after, jnp.any(after != reached)
+
+  # The closure of b's support: as many products as the longest shortest path,
+  # and none if b reaches every state.
   first = right != 0
-  reached, _ = jax.lax.while_loop(
-    growing, lambda carry: (grow(carry[0]), carry[0]), (grow(first), first)
-  )
-  info = jnp.finfo(right.dtype)
+  reached, _ = jax.lax.while_loop(growing, grow, (first, jnp.any(first)))
   # Each of the n products, and the few operations more, rounds once.
   share = (len(right) + 4) * float(info.eps)
   # From the rounding of the largest visits to that of the smallest float.
@@ -135,9 +196,12 @@ def _in_each_state(matrix, right, discount, x):
 
   def sweep(carry):
     x, _, count = carry
-    swept = (right + moves @ x) / (1 - stay)
     # For a b of one sign, the size of `swept` itself.
-    size = (jnp.abs(right) + moves @ jnp.abs(x)) / (1 - stay)
+    both = jnp.stack([x, jnp.abs(x)], axis=1)
+    signed = jnp.stack([right, jnp.abs(right)], axis=1)
+    swept, size = jnp.moveaxis(
+      (signed + moves @ both) / (1 - stay)[:, None], 1, 0
+    )
     large = jnp.any(jnp.abs(swept - x) > share * size)
     return swept, large, count + 1
 

@@ -200,9 +200,9 @@ def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
     [0.25 0.75]
   """
   moves, _ = reward_process(mdp, policy)
-  right = (1 - mdp.discount) * mdp.initial
-  return _discounted.discounted_solve(
-    moves, right, mdp.discount, transposed=True
+  # Times 1 - discount in the end: the solve is also one of `expected_return`.
+  return (1 - mdp.discount) * _discounted.discounted_solve(
+    moves, mdp.initial, mdp.discount, transposed=True
   )
 
 
@@ -251,7 +251,8 @@ def expected_return(
     >>> print(bj.rl.expected_return(mdp, jnp.array([[0.25, 0.75]])))
     1.5
   """
-  return mdp.initial @ state_values(mdp, policy, temperature)
+  moves, rewards = reward_process(mdp, policy, temperature)
+  return _discounted.discounted_total(moves, rewards, mdp.discount, mdp.initial)
 
 
 def policy_gradient(

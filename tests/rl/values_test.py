@@ -125,6 +125,61 @@ def test_derivatives_in_all_fields_to_the_second_order(x64):
   )
 
 
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+def test_derivatives_of_a_return_by_an_inverse_matrix(dtype):
+  """All arguments, to the second order, forwards and backwards."""
+  with jax.enable_x64(dtype == 'float64'):
+    mdp, pi = given(dtype)
+
+    def exact(mdp, pi):
+      moves, rewards = bj.rl.reward_process(mdp, pi, HEAT)
+      system = jnp.eye(len(moves), dtype=dtype) - mdp.discount * moves
+      return mdp.initial @ jnp.linalg.inv(system) @ rewards
+
+    def ours(mdp, pi):
+      return bj.rl.expected_return(mdp, pi, HEAT)
+
+    rng = np.random.default_rng(6)
+    way = jax.tree.map(
+      lambda z: jnp.asarray(rng.normal(size=np.shape(z)) / 10, dtype), (mdp, pi)
+    )
+
+    @jax.jit
+    def derivatives(mdp, pi):
+      found = []
+      for total in (ours, exact):
+        slopes = jax.grad(total, (0, 1))
+        value, forward = jax.jvp(total, (mdp, pi), way)
+        _, hessian = jax.jvp(slopes, (mdp, pi), way)
+        found.append((value, forward, slopes(mdp, pi), hessian))
+      return found
+
+    one, two = map(jax.tree.leaves, derivatives(mdp, pi))
+    tolerance = 1e4 * float(jnp.finfo(dtype).eps)
+    for a, b in zip(one, two, strict=True):
+      assert a.dtype == dtype
+      np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_gradients_of_several_returns_and_visits_share_their_systems():
+  """One system for the visits, whatever is differentiated or divided by it."""
+  mdp, pi = given(jnp.float32)
+
+  def loops(function):
+    text = jax.jit(function).lower(mdp.rewards).compile().as_text()
+    return text.count(' while(')
+
+  def slope(scale, rewards):
+    total = lambda r: bj.rl.expected_return(mdp._replace(rewards=r), pi)
+    return jax.grad(lambda r: scale * total(r))(rewards)
+
+  def visits(rewards):
+    return bj.rl.state_visits(mdp._replace(rewards=rewards), pi)
+
+  both = lambda r: (slope(2.0, r), slope(3.0, r), visits(r))
+  assert loops(both) == loops(visits)
+
+
 def test_mapped_over_processes_and_policies():
   make = lambda key: bj.rl.random_mdp(key, states=20, actions=3)
   mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
