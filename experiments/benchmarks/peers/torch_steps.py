@@ -113,7 +113,7 @@ def _digits(width, rows):
       logits(y, images[0]), labels[0], reduction='none'
     )
     decay = sum((z**2).sum() for z in y) / 2
-    return torch.mean(torch.sigmoid(x) * losses) + 1e-2 * decay
+    return torch.mean(torch.sigmoid(x) * losses) + decay
 
   return lower, upper, y, torch.zeros(rows, requires_grad=True)
 
