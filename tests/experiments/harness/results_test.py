@@ -96,3 +96,14 @@ def test_a_report_becomes_files(options, results, tmp_path):
   assert kept['note'] == 'x' and kept['wall_seconds'] >= 0
   assert (tmp_path / 'table.md').read_text().startswith('| method | error, st')
   assert (tmp_path / 'a.png').read_bytes()[1:4] == b'PNG'
+
+
+def test_a_report_in_a_folder_has_a_time_of_its_own(options, results, tmp_path):
+  report = harness.Report(results, folder='evaluation/greedy')
+  for _ in range(2):
+    harness.execute(lambda _: report, options(None))
+  assert [path.name for path in tmp_path.iterdir()] == ['evaluation']
+  folder = tmp_path / 'evaluation' / 'greedy'
+  kept = json.loads((folder / 'results.json').read_text())
+  wall, cpu = json.loads((folder / 'seconds.json').read_text())
+  assert wall >= kept['wall_seconds'] and cpu >= kept['cpu_seconds'] >= 0
