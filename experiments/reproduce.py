@@ -51,7 +51,7 @@ _SECONDS_TO_SAVE = 60
 _SECONDS_TO_SAY = 0.5
 
 
-class Paper(NamedTuple):
+class Declared(NamedTuple):
   """What a paper's folder declares.
 
   Attributes:
@@ -112,7 +112,7 @@ def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
   return tuple(sorted(path.parent.name for path in root.glob('*/claims.py')))
 
 
-def load(papers: Iterable[str] = ()) -> dict[str, Paper]:
+def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
   """Reads what papers declare.
 
   Args:
@@ -135,11 +135,11 @@ def load(papers: Iterable[str] = ()) -> dict[str, Paper]:
     paper: importlib.import_module(f'experiments.{paper}.claims')
     for paper in papers or known
   }
-  return {name: Paper(x.RUNS, x.CLAIMS) for name, x in modules.items()}
+  return {name: Declared(x.RUNS, x.CLAIMS) for name, x in modules.items()}
 
 
 def commands(
-  papers: Mapping[str, Paper],
+  papers: Mapping[str, Declared],
   *,
   preset: str,
   data_dir: str | None,
@@ -181,7 +181,7 @@ def commands(
 
 
 def judged_in(
-  papers: Mapping[str, Paper],
+  papers: Mapping[str, Declared],
   commands: Mapping[tuple[str, str], Command],
   preset: str,
 ) -> list[tuple[harness.Claim, Command]]:

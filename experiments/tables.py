@@ -20,9 +20,10 @@ its first two.
     **<!-- number: pbgd/toy gap_exponent .2f -->-2.16**
 
 is a metric alone in a format; without one it comes with its interval.
-`run a - b` is the difference of two metrics with its paired t interval. A line
-cannot start with this comment: Markdown would take it for HTML. A number in a
-table is one of these two, or stands between `<!-- by hand -->`, a sentence that
+A table of all papers with their headline claims stands between
+`<!-- papers -->` and `<!-- end -->`. `run a - b` is the difference of two
+metrics with its paired t interval. A line cannot start with this comment:
+Markdown would take it for HTML. A number in a table is one of these two, or stands between `<!-- by hand -->`, a sentence that
 says where it is from, and `<!-- end -->`; or its cell says that it was measured
 before results were stored.
 """
@@ -49,6 +50,7 @@ LARGEST = 100_000  # Bytes of a stored file.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 _DROPPED = ('metrics', 'method_seconds')
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
+_PAPERS = re.compile(r'(<!-- papers -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 _VALUE = r'[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?'
 _NUMBER = re.compile(
   rf'(<!-- number: (\S+) (\S+(?: - \S+)?)(?: (\S+))? -->)'
@@ -173,12 +175,16 @@ def render(text: str, root: pathlib.Path = ROOT) -> str:
   def number(match):
     return match[1] + _number(*match.groups()[1:], root)
 
+  def papers(match):
+    return match[1] + _papers(root) + match[3]
+
+  text = _PAPERS.sub(papers, text)
   return _NUMBER.sub(number, _TABLE.sub(table, text))
 
 
 def unstored(text: str) -> list[str]:
   """Rows of tables with a measured number that is from no stored result."""
-  text = _BY_HAND.sub('', _TABLE.sub('', text))
+  text = _BY_HAND.sub('', _PAPERS.sub('', _TABLE.sub('', text)))
   text = _NUMBER.sub('', text)
   found, header = [], None
   for line in text.splitlines():
@@ -319,6 +325,27 @@ def _table(spec: str, root: pathlib.Path) -> str:
   ]
   body = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
   return f'{body}\n{_caption(results)}\n'
+
+
+def _papers(root: pathlib.Path) -> str:
+  """Rows of all papers: solvers, headline claims as judged, and a link."""
+  lines = ['| paper | solvers | result | |', '| --- | --- | --- | --- |']
+  for path in sorted(root.glob('experiments/*/claims.py')):
+    folder = path.parent.name
+    module = importlib.import_module(f'experiments.{folder}.claims')
+    said = []
+    for claim in module.CLAIMS:
+      if claim.headline:
+        judged = harness.judge(claim, _read(f'{folder}/{claim.run}', root))
+        # On other data: the page of the paper says on which.
+        *other, verdict = judged.verdict.removesuffix(' there').split('): ')
+        verdict += ' on other data' if other else ''
+        said.append(f'{claim.headline.format(judged.ours)}: {verdict}')
+    solvers = ', '.join(f'`{name}`' for name in module.PAPER.solvers)
+    page = f'[more](experiments/{folder}/README.md)'
+    cells = module.PAPER.title, solvers, '<br>'.join(said), page
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join([*lines, '', ''])
 
 
 def _caption(results: Mapping[str, Any]) -> str:

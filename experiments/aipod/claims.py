@@ -4,6 +4,12 @@ from experiments import harness
 
 _LAZY = 'e_aipod/p0.3'
 
+_HEADLINE = "federated digits: {} of FedNest's communication rounds"
+
+PAPER = harness.Paper(
+  'AiPOD: equality-constrained bilevel optimisation, 2023',
+  ('aipod', 'e_aipod'),
+)
 RUNS = {
   'synthetic': harness.Run('synthetic'),
   'federated': harness.Run('federated'),
@@ -32,7 +38,7 @@ _FEDERATED = tuple(
     at_most=at_most,
     presets=(preset,),
     published=published,
-    headline=preset == 'quick' and not end,
+    headline=_HEADLINE if preset == 'quick' and not end else '',
   )
   for goal, data, at_most, preset, published in (
     (90, 'MNIST', 0.9, 'paper', 'a curve'),
@@ -50,7 +56,7 @@ CLAIMS = (
     "AiPOD's projections for the same stationarity.",
     run='synthetic',
     metric=f'projections_ratio/{_LAZY}/t2',
-    headline=True,
+    headline="E-AiPOD at {} of AiPOD's projections",
     at_most=0.3,
     published='a curve',
   ),
@@ -58,7 +64,7 @@ CLAIMS = (
     'Synthetic: and about as many upper steps.',
     run='synthetic',
     metric=f'upper_steps_ratio/{_LAZY}/t2',
-    headline=True,
+    headline='at {} times its upper steps',
     at_most=1.3,
     published='a curve',
   ),

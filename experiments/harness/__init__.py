@@ -38,6 +38,7 @@ from experiments.harness.checkpoints import Checkpoints, Restored
 from experiments.harness.claim import (
   Claim,
   Judgement,
+  Paper,
   Run,
   judge,
   paired_interval,
@@ -123,6 +124,7 @@ __all__ = [
   'Options',
   'OtherRunError',
   'Panel',
+  'Paper',
   'Report',
   'Restored',
   'Results',

@@ -35,6 +35,20 @@ ENOUGH_SEEDS = 5  # A claim shown by fewer says how many.
 _RESERVED = ('preset', 'workdir', 'data_dir')
 
 
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """A paper in the README's table.
+
+  Attributes:
+    title: what it is about, and the year.
+    solvers: names of the solvers that stand for it, or other names of the
+      library.
+  """
+
+  title: str
+  solvers: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """A run of a binary, whose results are stored under its name.
@@ -98,7 +112,8 @@ class Claim:
       the metric's unit; below zero, how far behind it may be.
     published: the paper's number, as a text; '-' if it has none.
     presets: those in which the claim is judged, where its run is run.
-    headline: whether it stands for its paper in the README.
+    headline: what it says in the README's table of papers, with {} for the
+      number; '' if it is not there.
     substituted: what stands in for the paper's data, whatever the flags. A
       binary whose data depends on its flags says it in its results instead.
   """
@@ -112,7 +127,7 @@ class Claim:
   lead: float = 0.0
   published: str = '-'
   presets: tuple[str, ...] = PRESETS
-  headline: bool = False
+  headline: str = ''
   substituted: str = ''
 
   def __post_init__(self):

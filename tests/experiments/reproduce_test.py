@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
 
   def reproduce_these(*claims, runs=RUNS, **arguments):
     used = {name: runs[name] for name in {c.run for c in claims}}
-    paper = reproduce.Paper(dict(sorted(used.items())), claims)
+    paper = reproduce.Declared(dict(sorted(used.items())), claims)
     monkeypatch.setattr(reproduce, 'load', lambda papers: {'pbgd': paper})
     fine = reproduce.reproduce(preset='smoke', workdir=tmp_path, **arguments)
     report = (tmp_path / 'report.md').read_text()
