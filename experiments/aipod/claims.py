@@ -18,11 +18,8 @@ RUNS = {
     'federated',
     preset='reduced',
     flags=(
-      '--taking_part=0',
-      '--lower_steps=20,60',
-      '--grid.lower_rates=0.02,0.05',
-      '--fednest.rounds=1',
-      '--goal=75',
+      *('--taking_part=0', '--lower_steps=20,60', '--goal=75'),
+      *('--grid.lower_rates=0.02,0.05', '--fednest.rounds=1'),
     ),
     data='fashion',
     presets=(),
