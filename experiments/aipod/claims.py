@@ -13,6 +13,11 @@ PAPER = harness.Paper(
 
 _LAZY = 'e_aipod/p0.3'
 
+
+PAPER = harness.Paper(
+  'AiPOD: equality-constrained bilevel optimisation, 2023',
+  ('aipod', 'e_aipod'),
+)
 RUNS = {
   'synthetic': harness.Run('synthetic'),
   'federated': harness.Run('federated'),
@@ -21,11 +26,8 @@ RUNS = {
     'federated',
     preset='reduced',
     flags=(
-      '--taking_part=0',
-      '--lower_steps=20,60',
-      '--grid.lower_rates=0.02,0.05',
-      '--fednest.rounds=1',
-      '--goal=75',
+      *('--taking_part=0', '--lower_steps=20,60', '--goal=75'),
+      *('--grid.lower_rates=0.02,0.05', '--fednest.rounds=1'),
     ),
     data='fashion',
     presets=(),

@@ -237,15 +237,12 @@ def main(options: harness.Options) -> harness.Report:
     *('upper_rate', 'lower_rate', 'trials'),
   )
   curves = {
-    name: (
-      outcome.values('rounds').mean(axis=1),
-      outcome.values('test_accuracy'),
-    )
-    for name, outcome in compared.items()
-    if not outcome.failure
+    name: (one.values('rounds').mean(axis=1), one.values('test_accuracy'))
+    for name, one in (variants | compared).items()
+    if not one.failure
   }
   figure = harness.draw_curves(
-    curves,
+    {name: curves[name] for name in compared if name in curves},
     xlabel='communication rounds',
     ylabel='test accuracy',
     band='range',
@@ -253,11 +250,7 @@ def main(options: harness.Options) -> harness.Report:
   return harness.Report(
     summarise(settings, variants, compared),
     columns=[harness.Column(name) for name in columns],
-    curves={
-      name: outcome.values('test_accuracy')
-      for name, outcome in variants.items()
-      if not outcome.failure
-    },
+    curves={name: curves[name][1] for name in variants if name in curves},
     plots={'rounds.png': figure},
     data=(source,),
     published=('MNIST',),

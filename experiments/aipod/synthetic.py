@@ -34,6 +34,9 @@ PUBLISHED_RATE = 0.02  # Of upper steps; it fails on the published matrices.
 START = 0.7  # Standard deviation of the start, before it is projected; ours.
 NOISE = 0.1  # Standard deviation in each coordinate of a gradient, published.
 
+Probabilities = Annotated[tuple[float, ...], harness.Allowed(high=1)]
+Relaxations = Annotated[tuple[float, ...], harness.Allowed(empty=True)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -57,16 +60,12 @@ class Settings:
 
   size: int = 100
   objective: Literal['published', 'released'] = 'published'
-  probabilities: Annotated[tuple[float, ...], harness.Allowed(high=1)] = (
-    *(0.1, 0.3, 0.7),
-  )
+  probabilities: Probabilities = (0.1, 0.3, 0.7)
   upper_steps: tuple[int, ...] = (1, 2)
   lower_steps: int = 5
   upper_rate: float = 0.002
   lower_rate: float = 0.1
-  relaxations: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = (
-    *(1.4, 4.0),
-  )
+  relaxations: Relaxations = (1.4, 4.0)
   steps: int = 2_000
   cap: int = 4_000
   chunk: int = 10

@@ -29,6 +29,7 @@ CURVES = ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
 APART = ('methods', 'bias_batches', 'datasets', 'grid')
 
 Outcomes = dict[str, comparison.Outcome]
+Sizes = Annotated[tuple[int, ...], harness.Allowed(empty=True)]
 Methods = Annotated[tuple[str, ...], harness.Among(methods.EVERY)]
 
 
@@ -77,11 +78,7 @@ class Settings:
   batch: int = 64
   hidden: int = 64
   grid: Grid = Grid((1e-3, 3e-3, 1e-2), (3e-3,))
-  bias_batches: Annotated[tuple[int, ...], harness.Allowed(empty=True)] = (
-    4,
-    16,
-    64,
-  )
+  bias_batches: Sizes = (4, 16, 64)
   seeds: int = 5
 
 
@@ -277,8 +274,7 @@ def compare(
   Returns:
     Outcomes and bias ratios by method.
   """
-  problem = runs.problem
-  at = {'data': problem.name}
+  problem, at = runs.problem, {'data': runs.problem.name}
   if baseline is None:
     alone = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
     single = np.concatenate([runs.scores(one) for one in alone], axis=1)

@@ -215,9 +215,8 @@ def main(options: harness.Options) -> harness.Report:
   games = make_tasks(settings).names
   alone = run([f'only {game}' for game in games])
   outcomes = run(settings.methods)
-  results = summarise(games, alone, outcomes)
   return harness.Report(
-    results,
+    summarise(games, alone, outcomes),
     columns=[
       *(harness.Column('return', game, {'game': game}) for game in games),
       *('success', 'dm', 'own', 'rate', 'trials', 'seconds'),
@@ -272,8 +271,7 @@ def summarise(
     numbers = {'dm': np.asarray(change, np.float64)}
     won = [f'success/{game}' for game in games]
     if won[0] in outcome.trained.history:
-      success = np.mean([outcome.last(name) for name in won], axis=0)
-      numbers = {'success': success} | numbers
+      numbers['success'] = np.mean([outcome.last(n) for n in won], axis=0)
     return numbers
 
   comparison.add_outcomes(results, outcomes, measure)

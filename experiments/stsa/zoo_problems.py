@@ -16,6 +16,7 @@ from experiments.stsa import (
 
 # Shares of a table for the lower and the upper loss, where it has too few.
 SHARES = (0.45, 0.3375)
+Shares = Annotated[tuple[float, ...], harness.Allowed(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Digits:
     sizes: digits for training, validation, selection and test.
   """
 
-  corruptions: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (
-    *(0.5, 0.7, 0.9),
-  )
+  corruptions: Shares = (0.5, 0.7, 0.9)
   sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
 
 

@@ -119,14 +119,8 @@ class Results:
       Cells by column, in the order in which rows were added.
     """
     keys = (rows,) if isinstance(rows, str) else tuple(rows)
-    known = list(dict.fromkeys(measure for _, measure, _ in self._cells))
-    wanted: list[Column] = []
-    for column in columns or known:
-      wanted += (
-        [column] if isinstance(column, Column) else self._all(column, keys)
-      )
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    heads = {(c.measure, _frozen(c.at)): c.head() for c in wanted}
+    heads = self._heads(keys, columns)
     for at, measure, value in self._cells:
       if not set(keys) <= set(at):
         continue
@@ -140,6 +134,27 @@ class Results:
       | {head: row[head] for head in heads.values() if head in row}
       for place, row in found.items()
     ]
+
+  def heads(
+    self, rows: str | Sequence[str], columns: Sequence[str | Column] = ()
+  ) -> list[str]:
+    """The columns of a table in order; see `table` for the arguments."""
+    keys = (rows,) if isinstance(rows, str) else tuple(rows)
+    used = {head for row in self.table(rows, columns) for head in row}
+    heads = dict.fromkeys((*keys, *self._heads(keys, columns).values()))
+    return [head for head in heads if head in used]
+
+  def _heads(
+    self, keys: Sequence[str], columns: Sequence[str | Column]
+  ) -> dict[tuple[str, frozenset[tuple[str, Any]]], str]:
+    """Heads by measure and coordinates, in order."""
+    known = list(dict.fromkeys(measure for _, measure, _ in self._cells))
+    wanted: list[Column] = []
+    for column in columns or known:
+      wanted += (
+        [column] if isinstance(column, Column) else self._all(column, keys)
+      )
+    return {(c.measure, _frozen(c.at)): c.head() for c in wanted}
 
   def _all(self, measure: str, keys: Sequence[str]) -> list[Column]:
     """A column for all the coordinates of a measure that are not a row's."""

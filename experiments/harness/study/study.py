@@ -102,7 +102,8 @@ def write(
   """
   folder = pathlib.Path(options.workdir)
   rows = said.results.table(said.rows, said.columns, said.titles)
-  report.write_table(folder, rows)
+  heads = said.results.heads(said.rows, said.columns)
+  report.write_table(folder, rows, heads)
   for name, figure in said.plots.items():
     plots.save(folder / name, figure)
   path = report.write_results(

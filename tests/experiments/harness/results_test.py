@@ -51,6 +51,10 @@ def test_columns_are_chosen_and_named(results):
     ['method', 'last error', 'trials'],
     ['method', 'last error'],
   ]
+  # A column that the first row lacks is where it was asked for.
+  results.note({'method': 'saba'}, {'edges': 1})
+  asked = ['edges', last, 'missing']
+  assert results.heads('method', asked) == ['method', 'edges', 'last error']
   both = results.table(('method', 'steps'), ['error'])
   assert [(r['method'], r['steps'], r['error'].mean) for r in both] == [
     *(('soba', '10', 11), ('soba', '100', 101)),
