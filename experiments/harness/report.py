@@ -49,6 +49,7 @@ class Interval(NamedTuple):
     count: finite values.
     total: values, with those of stopped seeds.
     per_seed: the values themselves, in the order of the seeds; () if unknown.
+    ends: of an interval that the mean is not in the middle of; None otherwise.
   """
 
   mean: float
@@ -56,6 +57,7 @@ class Interval(NamedTuple):
   count: int
   total: int
   per_seed: tuple[float, ...] = ()
+  ends: tuple[float, float] | None = None
 
   def __str__(self) -> str:
     text = format_number(self.mean)
@@ -76,11 +78,16 @@ class Interval(NamedTuple):
       name: of the number.
 
     Returns:
-      `name`, `name/half_width`, and `name/stopped` where seeds lack: what is
-      known of some seeds only shows no claim. The first keeps the values.
+      `name`, `name/half_width` (or `name/low` and `name/high`), and
+      `name/stopped` where seeds lack: what is known of some seeds only shows no
+      claim. The first keeps the values.
     """
     mean = SeedMean(self.mean, self.per_seed) if self.per_seed else self.mean
-    metrics = {name: mean, f'{name}/half_width': self.half_width}
+    if self.ends is None:
+      metrics = {name: mean, f'{name}/half_width': self.half_width}
+    else:
+      low, high = self.ends
+      metrics = {name: mean, f'{name}/low': low, f'{name}/high': high}
     if self.count < self.total:
       metrics[f'{name}/stopped'] = self.total - self.count
     return metrics

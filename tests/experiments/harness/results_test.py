@@ -72,6 +72,13 @@ def test_an_interval_is_kept_as_it_is():
   assert set(found.metrics()) == {'slope', 'slope/half_width'}
 
 
+def test_an_interval_may_have_ends_of_its_own():
+  found = harness.Results()
+  found.add(area=harness.Interval(0.6, 0.1, 1, 1, ends=(0.45, 0.65)))
+  assert found.metrics() == {'area': 0.6, 'area/low': 0.45, 'area/high': 0.65}
+  assert str(found['area']) == '0.60 ± 0.10'
+
+
 def test_two_numbers_of_one_name_are_refused(results):
   with pytest.raises(ValueError, match='two numbers error/soba/steps=10'):
     results.add({'method': 'soba', 'steps': 10}, error=1.0)
