@@ -28,7 +28,9 @@ def text(about: str, study: study_lib.Study, preset: str) -> str:
     words = ', '.join(('train', *modes))
     lines += ['', f'A word before the flags says what to do: {words}.']
   group = None
-  for name, field in settings_lib.fields_of(presets[preset]).items():
+  fields = settings_lib.fields_of(presets[preset])
+  # What is in no group stands before the groups, also that of a subclass.
+  for name, field in sorted(fields.items(), key=lambda item: '.' in item[0]):
     if name in flags_lib.COMMON:
       continue
     of = name.rpartition('.')[0]
@@ -37,6 +39,10 @@ def text(about: str, study: study_lib.Study, preset: str) -> str:
       lines += ['', f'{title}, as of the preset {preset}:']
       group = of
     kind = settings_lib.kind_name(field.kind)
+    for note in field.notes:
+      if isinstance(note, settings_lib.Among):
+        words = ', '.join(note.known)
+        kind = kind.replace('a value of type str', f'one of {words}')
     words = f'{field.words} Takes {kind}.' if field.words else f'{kind}.'
     lines += _flag(name, settings_lib.text_of(field.value), words)
   return '\n'.join(lines) + '\n'
