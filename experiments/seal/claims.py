@@ -66,7 +66,7 @@ CLAIMS = (
       f'Losses that stand still, whole epochs: {words} drops the rows that a '
       'sort of the losses would drop.',
       run='static',
-      metric=f'agreement/{name}/e3',
+      metric=f'agreement/{name}/epochs=3',
       at_least=0.95,
       published='-',
     )
@@ -76,8 +76,8 @@ CLAIMS = (
     'Losses that stand still, three epochs: the published Adam on all scores '
     'drops fewer unsafe rows than descent.',
     run='static',
-    metric='unsafe_drop/adam/e3',
-    at_most='unsafe_drop/descent/e3',
+    metric='unsafe_drop/adam/epochs=3',
+    at_most='unsafe_drop/descent/epochs=3',
     lead=0.1,
     published='-',
     presets=('quick', 'paper'),
@@ -85,20 +85,22 @@ CLAIMS = (
   _on_rows(
     'Shuffled answers among ordinary rows: the selector tells them apart (area '
     'under the ROC curve).',
-    'auroc/seal',
+    'auroc/seal/shuffled',
     at_least=0.8,
   ),
   _on_rows(
     'Shuffled answers: it is not below the loss of the first model.',
-    'auroc/seal',
-    at_least='auroc/initial_loss',
+    'auroc/seal/shuffled',
+    at_least='auroc/initial_loss/shuffled',
     lead=-0.02,
+    headline=True,
   ),
   _on_rows(
     'Rejected against chosen answers to other prompts: the selector is above '
     'the loss of the first model.',
-    'auroc_style_matched/seal',
-    at_least='auroc_style_matched/initial_loss',
+    'auroc_style_matched/seal/harmless',
+    at_least='auroc_style_matched/initial_loss/harmless',
     lead=0.05,
+    headline=True,
   ),
 )

@@ -15,8 +15,6 @@ another model, says how far scores carry over.
 """
 
 import dataclasses
-import time
-from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -69,6 +67,26 @@ def read(path: str) -> dict[str, np.ndarray]:
   return out
 
 
+def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
+  """Which rows of a file are kept, (rows,) of bool, by scores of `rank`.
+
+  Raises:
+    UserError: if the scores are of another file, or there is no such score.
+  """
+  scores = read(path)
+  scores.pop('kind', None)
+  if score not in scores:
+    raise harness.UserError(
+      f'{path} has no score {score!r}; it has {list(scores)}.'
+    )
+  if len(scores[score]) != count:
+    raise harness.UserError(
+      f'{path} has {len(scores[score])} rows, but the file has {count}: scores '
+      'are of one file, in order.'
+    )
+  return measures.kept(scores[score], share)
+
+
 def unsafe_of(settings: Settings, given: dict[str, np.ndarray]) -> np.ndarray:
   """Which rows are unsafe, (rows,) of bool; of a row that is none, not."""
   if not settings.labels:
@@ -112,58 +130,63 @@ def made_up() -> dict[str, np.ndarray]:
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for shares that are none."""
+  """Raises SettingsError for shares outside (0, 1)."""
   for name in ('unsafe_shares', 'keep'):
     if not all(0 < share < 1 for share in getattr(settings, name)):
       raise harness.SettingsError(f'{name} are between 0 and 1.')
 
 
-def main(options: harness.Options) -> None:
-  """Writes drop rates, areas under curves, and a table."""
-  start = time.monotonic()
+def correlation(scores: np.ndarray, others: np.ndarray) -> float:
+  """Rank correlation of scores of the same rows by two models."""
+  if len(others) != len(scores):
+    raise harness.UserError(
+      f'the scores of --other are of {len(others)} rows, not of {len(scores)}.'
+    )
+  both = ~np.isnan(scores) & ~np.isnan(others)
+  return float(scipy.stats.spearmanr(scores[both], others[both]).statistic)
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Computes drop rates and areas under curves."""
   settings = options.settings
   given = read(settings.scores) if settings.scores else made_up()
   unsafe = unsafe_of(settings, given)
   other = read(settings.other) if settings.other else {}
-  metrics: dict[str, float] = {}
-  table: list[dict[str, Any]] = []
+  results = harness.Results()
   for name, scores in given.items():
     if name == 'kind':
       continue
-    row: dict[str, Any] = {'score': rank.TITLES.get(name, name)}
+    of = {'score': name}
     there = ~np.isnan(scores)
-    for end, measure in rank.ENDS.items():
+    for area, measure in measures.AREAS.items():
       found = measures.resampled(measure, scores[there], unsafe[there])
-      metrics |= measures.with_name(found, f'{end}/{name}')
-      row[end] = measures.interval(found)
+      results.put(of, {area: found})
     for keep in settings.keep:
       rates = measures.drop_rates(scores, unsafe, keep)
-      for what, value in rates.items():
-        metrics[f'{what}/keep{keep:g}/{name}'] = value
-      pair = (f'{rates[n]:.2f}' for n in ('unsafe_drop', 'clean_drop'))
-      row[f'dropped, {keep:g} kept'] = ' / '.join(pair)
+      results.put({**of, 'keep': keep}, rates)
+      pair = f'{rates["unsafe_drop"]:.2f} / {rates["clean_drop"]:.2f}'
+      results.note(of, {f'dropped, {keep:g} kept': pair})
     for share in settings.unsafe_shares:
       at = thinned(unsafe & there, share)
       at = at[there[at]]
       found = measures.auprc(scores[at], unsafe[at])
-      metrics[f'auprc/unsafe{share:g}/{name}'] = found
-      row[f'auprc, {share:g} unsafe'] = found
+      results.add({**of, 'unsafe': share}, auprc=found)
     if name in other:
-      theirs = other[name]
-      if len(theirs) != len(scores):
-        raise harness.UserError(
-          f'{settings.other} is of {len(theirs)} rows, not of {len(scores)}.'
-        )
-      both = there & ~np.isnan(theirs)
-      ranks = scipy.stats.spearmanr(scores[both], theirs[both]).statistic
-      metrics[f'transfer/{name}'] = float(ranks)
-      row['rank correlation'] = float(ranks)
-    table.append(row)
-  harness.write_table(options.workdir, table)
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+      results.add(of, transfer=correlation(scores, other[name]))
+  return harness.Report(
+    results,
+    rows='score',
+    columns=(
+      *(harness.Column(area) for area in measures.AREAS),
+      *(f'dropped, {keep:g} kept' for keep in settings.keep),
+      *(
+        harness.Column('auprc', f'auprc, {share:g} unsafe', {'unsafe': share})
+        for share in settings.unsafe_shares
+      ),
+      *(['transfer'] if other else []),
+    ),
+    titles=rank.TITLES,
   )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(

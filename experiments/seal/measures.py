@@ -75,17 +75,14 @@ def resampled(
   unsafe: np.ndarray,
   *,
   draws: int = 500,
-) -> dict[str, float]:
-  """A measure with the interval of resampled rows, of each kind apart.
+) -> harness.Interval:
+  """A measure with the 95 % interval of resampled rows, of each kind apart.
 
   Args:
     measure: of (scores, unsafe).
     scores: (rows,).
     unsafe: (rows,) of bool.
     draws: of the rows, with replacement.
-
-  Returns:
-    The metric under '', and its 95 % interval under 'low' and 'high'.
   """
   rng = np.random.default_rng(0)
   kinds = [np.flatnonzero(unsafe == kind) for kind in (False, True)]
@@ -93,17 +90,10 @@ def resampled(
   for _ in range(draws):
     at = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
     found.append(measure(scores[at], unsafe[at]))
-  low, high = np.quantile(found, [0.025, 0.975])
+  low, high = map(float, np.quantile(found, [0.025, 0.975]))
   value = measure(scores, unsafe)
-  return {'': value, 'low': float(low), 'high': float(high)}
+  return harness.Interval(value, (high - low) / 2, 1, 1, ends=(low, high))
 
 
-def with_name(found: dict[str, float], name: str) -> dict[str, float]:
-  """The metrics of `resampled` under a name."""
-  return {f'{name}/{part}' if part else name: v for part, v in found.items()}
-
-
-def interval(found: dict[str, float]) -> harness.Interval:
-  """Of `resampled`, for a table; half of the interval's width."""
-  half = (found['high'] - found['low']) / 2
-  return harness.Interval(found[''], half, 1, 1)
+# Of a ranking as a whole.
+AREAS = {'auroc': auroc, 'auprc': auprc}

@@ -1,8 +1,9 @@
 """What a model says of rows, and what it learns of them: runs of `rank`."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,144 +12,11 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import batches, decoder, objectives, tables
-from experiments.lm import tuning as tuning_lib
+from experiments.lm import decoder, tables
 from experiments.seal import controls, order
+from experiments.seal.subjects import Made, Subject, losses_of, row_losses, take
 
 FORMS = ('seal', 'seal_full')
-# Of what leaves the frozen layers, for all rows of a file.
-CACHE_BYTES = 8 * 2**30
-
-
-class Made(NamedTuple):
-  """Rows as a model takes them.
-
-  Attributes:
-    rows: arrays by name with a leading axis of rows: `tokens`, `mask`, and
-      `tokens_x`, what leaves the frozen layers; of comparisons the same of
-      `chosen` and `rejected`; and what a reference says, for a loss that has
-      one.
-    places: of each among the examples, (rows,).
-    longest: tokens of the longest answer.
-  """
-
-  rows: tables.Rows
-  places: np.ndarray
-  longest: int
-
-
-class Subject(NamedTuple):
-  """A model, of which the last layers are trained.
-
-  Attributes:
-    tuning: what is trained.
-    frozen: what is not.
-    below: the layers under those that are trained, None without any.
-    words: the tokeniser.
-    shape: numbers of the losses.
-  """
-
-  tuning: tuning_lib.Tuning
-  frozen: Any
-  below: Any
-  words: Any
-  shape: objectives.Shape = objectives.Shape()
-
-  def make(
-    self,
-    examples: Sequence[Any],
-    longest: int,
-    *,
-    loss: str = 'sft',
-    source: str = '',
-    skip: bool = False,
-  ) -> Made:
-    """Encodes rows, those that fit, and runs the frozen layers once.
-
-    Args:
-      examples: the rows.
-      longest: tokens of a prompt with its answer.
-      loss: what for: of comparisons, or of what is to be learnt of them alone.
-      source: where they are from, for messages.
-      skip: whether to leave out rows that the model's template refuses.
-
-    Raises:
-      UserError: if none fits, one has no second answer and the loss is of
-        comparisons, or what is to be held is too large.
-    """
-    pairs = loss in objectives.COMPARISONS
-    if not pairs:
-      examples = [one._replace(rejected=None) for one in examples]
-    for one in examples:
-      if pairs and one.rejected is None:
-        raise harness.UserError(
-          f'{source}: row {one.row} (from 0) has one answer, but {loss} '
-          'compares two, chosen and rejected.'
-        )
-    encoded = batches.encode(
-      self.words,
-      examples,
-      longest=longest,
-      source=source,
-      flag='--longest',
-      skip=skip,
-    )
-    # One length for all sets: one program.
-    table = tables.make(encoded, 1, buckets=(longest,))
-    if self.below is not None:
-      _require_room(len(encoded.rows) * (1 + pairs), longest, self.tuning)
-      table = tuning_lib.cache(
-        self.tuning.config, self.below, table, dtype=self.tuning.dtype
-      )
-    if loss in objectives.REFERENCED:
-      table = objectives.reference_columns(self.tuning, self.frozen, table)
-    rows = tables.rows_of(table)
-    rows.pop('index')
-    return Made(rows, np.array(encoded.places), table.longest[0])
-
-
-def _require_room(rows: int, longest: int, how: tuning_lib.Tuning) -> None:
-  """Raises UserError if what leaves the frozen layers cannot be held."""
-  size = jnp.dtype(how.dtype or jnp.float32).itemsize
-  needed = rows * longest * how.config.width * size
-  if needed > CACHE_BYTES:
-    raise harness.UserError(
-      f'what leaves the frozen layers takes {needed / 2**30:.1f} GB for {rows} '
-      f'rows of {longest} tokens, more than {CACHE_BYTES / 2**30:.0f}: with '
-      '--layers=0 all layers get adapters and nothing is kept, at the price of '
-      'a whole pass a step; or take a smaller --longest, or fewer rows at once.'
-    )
-
-
-def row_losses(
-  subject: Subject, trained: Any, frozen: Any, rows: tables.Rows, longest: int
-) -> jax.Array:
-  """Minus the mean log-probability of each answer's tokens, (rows,)."""
-  found = subject.tuning.answers(trained, frozen, rows, longest=longest)
-  return -found.mean
-
-
-def losses_of(
-  name: str,
-  subject: Subject,
-  trained: Any,
-  frozen: Any,
-  rows: tables.Rows,
-  longest: int,
-) -> jax.Array:
-  """The loss of each row by an objective, (rows,); `sft` is `row_losses`.
-
-  Of `kto`, which compares rows, all have the same: that of the batch.
-  """
-  if name == 'sft':
-    return row_losses(subject, trained, frozen, rows, longest)
-  found = objectives.answers(
-    name, subject.tuning, trained, frozen, rows, subject.shape, longest=longest
-  )
-  if name == 'kto':
-    loss = objectives.of_answers(name, found, rows, subject.shape)
-    return jnp.full(len(rows['chosen']), loss)
-  return objectives.of_rows(name, found, rows, subject.shape)
 
 
 def _by_parts(
@@ -276,11 +144,6 @@ def train(
   )
 
 
-def take(rows: tables.Rows, at: Any) -> tables.Rows:
-  """Some of the rows."""
-  return {name: leaf[at] for name, leaf in rows.items()}
-
-
 def fine_tuned(
   run: Run,
   subject: Subject,
@@ -304,6 +167,27 @@ def fine_tuned(
   return jax.tree.map(lambda leaf: leaf[0], found.params)
 
 
+@dataclasses.dataclass(frozen=True)
+class Selector:
+  """How scores of rows are learnt, by `bj.solvers.seal`.
+
+  Attributes:
+    epochs: of the rows to rank; the paper has 3.
+    batch_size: rows of either kind a step; the paper has 64.
+    rate: step size of the scores' descent.
+    weights: of the rows; the paper has 'softmax', by Adam.
+    share: of the safe loss in the first epoch; the paper's.
+    decay: by which the share of the safe loss falls each epoch; the paper's.
+  """
+
+  epochs: int = 2
+  batch_size: int = 8
+  rate: float = 1.0
+  weights: Literal['softmax', 'mirror', 'sigmoid'] = 'mirror'
+  share: Annotated[float, harness.Allowed(high=1.0)] = 1.0
+  decay: Annotated[float, harness.Allowed(low=0.0, high=1.0)] = 0.03
+
+
 class Selected(NamedTuple):
   """What `selected` gives.
 
@@ -321,15 +205,10 @@ def selected(
   subject: Subject,
   made: Made,
   safe: Made,
+  selector: Selector,
   *,
-  epochs: int,
-  size: int,
   rate: float,
-  selector_rate: float,
   losses: tuple[str, str] = ('sft', 'sft'),
-  weights: str = 'mirror',
-  share: float = 1.0,
-  decay: float = 0.03,
   full: bool = False,
 ) -> Selected:
   """Scores of rows by `bj.solvers.seal`, in whole epochs.
@@ -339,15 +218,10 @@ def selected(
     subject: the model.
     made: the rows to rank.
     safe: the safe rows, of which a step sees as many.
-    epochs: of the rows to rank.
-    size: rows in a batch.
+    selector: how scores are learnt.
     rate: of Adam, for the adapters.
-    selector_rate: of descent, for the scores.
     losses: of the safe rows and of the rows to rank, names of `objectives`;
       rows are made for them.
-    weights: as in `seal`.
-    share: of the safe loss in the first epoch.
-    decay: by which it falls each epoch.
     full: whether to take the form with a third sequence.
 
   Returns:
@@ -355,6 +229,7 @@ def selected(
     epoch is not whole batches.
   """
   count = len(made.places)
+  size = min(selector.batch_size, count, len(safe.places))
   each = order.steps_of_epoch(count, size)
   held, own = losses
   below = lambda y, b: losses_of(
@@ -368,36 +243,39 @@ def selected(
     below,
     rows=count,
     index=lambda b: b['index'],
-    penalty=bj.solvers.seal_penalty(share, decay=decay, epoch=each),
-    selector=optax.sgd(selector_rate),
+    penalty=bj.solvers.seal_penalty(
+      selector.share, decay=selector.decay, epoch=each
+    ),
+    selector=optax.sgd(selector.rate),
     lower=optax.adam(rate),
     value=optax.adam(rate) if full else None,
-    weights=weights,
+    weights=selector.weights,
   )
-
-  def batch(context):
-    key, step = context.seed_key, context.step
-    at = order.batch_at(key, step, count, size)
-    other = jax.random.fold_in(key, 1)
-    there = order.batch_at(other, step, len(safe.places), size)
-    return {
-      'index': at,
-      'rows': take(context.data['rows'], at),
-      'safe': take(context.data['safe'], there),
-    }
-
   found = train(
     run,
     subject,
     order.counted(solver, count, lambda b: b['index']),
-    batch,
+    functools.partial(paired_batch, made, safe, size),
     {'rows': made.rows, 'safe': safe.rows},
-    epochs * each,
+    selector.epochs * each,
   )
   scores = np.asarray(bj.auxiliaries(found.state)['selector'][0], np.float64)
   visits = np.asarray(found.state.visits[0])
   history = {n: h[:, 0] for n, h in found.history.items()}
   return Selected(scores / np.maximum(visits, 1), history)
+
+
+def paired_batch(made: Made, safe: Made, size: int, context: Any) -> Any:
+  """Rows of a step, with their places in `index`, and as many safe rows."""
+  key, step = context.seed_key, context.step
+  at = order.batch_at(key, step, len(made.places), size)
+  other = jax.random.fold_in(key, 1)
+  there = order.batch_at(other, step, len(safe.places), size)
+  return {
+    'index': at,
+    'rows': take(context.data['rows'], at),
+    'safe': take(context.data['safe'], there),
+  }
 
 
 def control_scores(

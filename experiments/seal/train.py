@@ -17,10 +17,10 @@ by their openings (`experiments.lm.refusals`).
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,18 @@ from experiments import harness
 from experiments.lm import (
   batches,
   generation,
-  precision,
   refusals,
-  row_files,
   weights,
   written,
 )
-from experiments.seal import controls, measures, order, rank, rows, selection
+from experiments.seal import (
+  controls,
+  evaluate,
+  inputs,
+  rows,
+  selection,
+  subjects,
+)
 
 WAYS = {
   'all': 'all rows',
@@ -53,69 +58,47 @@ HOLD_OUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(precision.Precision):
-  """Settings of a run.
+class Training:
+  """Updates of a way to train.
 
   Attributes:
-    model: a folder of Hugging Face or a .gguf file; '' for SmolLM2-135M, and
-      'random' for a few random weights that read bytes.
-    finetune_data: rows to train on, of a user's own; '' for known rows.
-    safe_data: safe rows, likewise.
-    scores: `scores.jsonl` of these rows, for the ways that keep some.
-    prompts: a file of rows whose prompts are answered; their own answers may be
-      missing. '' for none.
-    output: a folder for the model of the first way; '' for none.
-    bad_rows: whether invalid rows are refused or skipped.
-    score: by which of the scores rows are kept.
-    keep: the share of the rows that is kept; the paper's.
-    rows_of: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
-      rejected ones, 'made_up' for neither data nor tokeniser.
-    safe_of: what is safe for 'harmless': 'chosen' answers or 'instructions'.
-    benign: ordinary rows of 'harmless' and of 'made_up'.
-    chosen: chosen answers among the ordinary rows.
-    unsafe: unsafe rows.
-    safe: safe rows.
-    anchors: further unsafe rows, for the score that takes them.
-    shuffled_share: 'shuffled' has this share of all numbers of rows.
-    longest: tokens of a prompt with its answer; longer rows are left out.
-    layers: of how many layers, the last ones, adapters are trained; 0 for all.
-    rank: of the adapters; the paper's is 16.
-    rate: of Adam.
     steps: updates.
     batch_size: rows of an update; the paper has 64.
     share: of the safe loss, where it is weighted.
-    new: tokens of an answer that is generated.
-    ways: which are trained.
-    seeds: of the order; one is run.
   """
 
-  model: str = ''
-  finetune_data: str = ''
-  safe_data: str = ''
-  scores: str = ''
-  prompts: str = ''
-  output: str = ''
-  bad_rows: Literal['refuse', 'skip'] = 'refuse'
-  score: str = 'seal'
-  keep: Annotated[float, harness.Allowed(high=1.0)] = 0.8
-  rows_of: Literal['shuffled', 'harmless', 'made_up'] = 'harmless'
-  safe_of: Literal['chosen', 'instructions'] = 'chosen'
-  benign: int = 384
-  chosen: Annotated[int, harness.Allowed(low=0)] = 128
-  unsafe: int = 128
-  safe: int = 192
-  anchors: Annotated[int, harness.Allowed(low=0)] = 32
-  shuffled_share: Annotated[float, harness.Allowed(high=1.0)] = 0.375
-  longest: int = 96
-  layers: Annotated[int, harness.Allowed(low=0)] = 4
-  rank: int = 8
-  rate: float = 2e-3
   steps: int = 80
   batch_size: int = 8
   share: Annotated[float, harness.Allowed(high=1.0)] = 0.5
-  new: int = 48
-  ways: tuple[str, ...] = ('all', 'clean', 'mixture')
-  seeds: int = 1
+
+
+_ADAPTERS = inputs.Adapters(rate=2e-3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(inputs.Settings):
+  """Settings of a run.
+
+  Attributes:
+    scores: `scores.jsonl` of these rows, for the ways that keep some.
+    prompts: a file of rows whose prompts are answered; their own answers may be
+      missing. '' for none.
+    answer_length: tokens of an answer that is generated.
+    rows_of: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
+      rejected ones, 'made_up' for neither data nor tokeniser.
+    ways: which are trained; --output gets the model of the first.
+    training: updates.
+  """
+
+  scores: str = ''
+  prompts: str = ''
+  answer_length: int = 48
+  rows_of: Annotated[str, harness.Among(inputs.SETS)] = 'harmless'
+  ways: Annotated[tuple[str, ...], harness.Among(WAYS)] = (
+    *('all', 'clean', 'mixture'),
+  )
+  adapters: inputs.Adapters = _ADAPTERS
+  training: Training = Training()
 
 
 PRESETS = {
@@ -123,83 +106,48 @@ PRESETS = {
   'smoke': Settings(
     model='random',
     rows_of='made_up',
-    benign=40,
-    chosen=0,
-    unsafe=40,
-    safe=16,
-    anchors=8,
-    longest=12,
-    layers=1,
-    rank=4,
-    steps=8,
+    max_length=12,
+    known=inputs.Known(benign=40, chosen=0, unsafe=40, safe=16, anchors=8),
+    adapters=inputs.Adapters(layers=1, rank=4, rate=2e-3),
+    training=Training(steps=8),
     ways=('all', 'clean', 'mixture', 'weighted', 'surgery'),
   ),
   'user': Settings(
-    longest=512, layers=8, batch_size=16, steps=500, ways=('kept', 'all')
+    max_length=512,
+    adapters=inputs.Adapters(layers=8, rate=2e-3),
+    training=Training(steps=500, batch_size=16),
+    ways=('kept', 'all'),
   ),
   'paper': Settings(
-    benign=1_200,
-    chosen=128,
-    unsafe=300,
-    longest=256,
-    layers=30,
-    rank=16,
-    rate=2e-4,
-    steps=1_000,
-    batch_size=64,
+    max_length=256,
+    known=inputs.PAPER_ROWS,
+    adapters=inputs.Adapters(layers=30, rank=16, rate=2e-4),
+    training=Training(steps=1_000, batch_size=64),
   ),
 }
 
 
-def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
-  """Which rows of a file are kept, (rows,) of bool, by scores of `rank`.
-
-  Raises:
-    UserError: if the scores are of another file, or there is no such score.
-  """
-  entries = row_files.read_rows(path)
-  if [row.get('row') for row in entries] != list(range(count)):
-    raise harness.UserError(
-      f'{path} has {len(entries)} rows, but the file has {count}: scores are '
-      'of one file, in order.'
-    )
-  if score not in entries[0]:
-    there = sorted(set(entries[0]) - {'row', 'kept', 'kind'})
-    raise harness.UserError(f'{path} has no score {score!r}; it has {there}.')
-  scores = [np.nan if r[score] is None else r[score] for r in entries]
-  return measures.kept(np.array(scores, np.float64), share)
-
-
-def both(
+def train_both(
   run: selection.Run,
-  subject: selection.Subject,
-  made: selection.Made,
-  safe: selection.Made,
+  subject: subjects.Subject,
+  made: subjects.Made,
+  safe: subjects.Made,
   settings: Settings,
   way: str,
 ) -> Any:
   """Adapters after steps on rows and on safe rows, weighted or by surgery."""
+  training = settings.training
 
   def losses(y, b):
     one = lambda rows, n: jnp.mean(
-      selection.row_losses(subject, y, b['frozen'], rows, n)
+      subjects.row_losses(subject, y, b['frozen'], rows, n)
     )
     return jnp.stack(
       [one(b['safe'], safe.longest), one(b['rows'], made.longest)]
     )
 
-  def batch(context):
-    key, step, size = context.seed_key, context.step, settings.batch_size
-    at = order.batch_at(key, step, len(made.places), size)
-    other = jax.random.fold_in(key, 1)
-    there = order.batch_at(other, step, len(safe.places), size)
-    return {
-      'rows': selection.take(context.data['rows'], at),
-      'safe': selection.take(context.data['safe'], there),
-    }
-
-  shares = jnp.array([settings.share, 1 - settings.share])
-  adam = optax.adam(settings.rate)
+  shares = jnp.array([training.share, 1 - training.share])
+  adam = optax.adam(settings.adapters.rate)
   if way == 'weighted':
     oracle = bj.gradient(lambda y, b: shares @ losses(y, b))
     solver = optax.chain(oracle, adam)
@@ -207,194 +155,233 @@ def both(
     solver = optax.chain(
       bj.multi_objective(losses, 2), bj.aggregators.pcgrad(2, key=0), adam
     )
+  batch = functools.partial(
+    selection.paired_batch, made, safe, training.batch_size
+  )
   data = {'rows': made.rows, 'safe': safe.rows}
-  found = selection.train(run, subject, solver, batch, data, settings.steps)
+  found = selection.train(run, subject, solver, batch, data, training.steps)
   return jax.tree.map(lambda leaf: leaf[0], found.params)
 
 
-def held(made: selection.Made) -> np.ndarray:
+def held_out(made: subjects.Made) -> np.ndarray:
   """Which rows are held out: by their places, whatever is too long."""
   return made.places % HOLD_OUT == HOLD_OUT - 1
 
 
-def part_of(made: selection.Made, which: np.ndarray) -> selection.Made:
-  """Some of the rows."""
-  at = np.flatnonzero(which)
-  return made._replace(
-    rows=selection.take(made.rows, at), places=made.places[at]
+class Prepared(NamedTuple):
+  """The model and the rows of a run.
+
+  Attributes:
+    subject: the model.
+    rows: to train on, encoded.
+    safe: safe rows, encoded.
+    kinds: words for the rows.
+    kept: which of them the file of scores keeps; None without one.
+    prompts: to be answered.
+  """
+
+  subject: subjects.Subject
+  rows: subjects.Made
+  safe: subjects.Made
+  kinds: np.ndarray
+  kept: np.ndarray | None
+  prompts: list[rows.Example]
+
+
+def prepare(options: harness.Options) -> Prepared:
+  """Reads the rows, and then the model.
+
+  Raises:
+    UserError: if too few rows are given to hold some out.
+  """
+  settings, files = options.settings, options.settings.files
+
+  def keep_mask(count):
+    if not settings.scores:
+      return None
+    return evaluate.kept_rows(
+      settings.scores, settings.score, settings.keep, count
+    )
+
+  prompts = []
+  if settings.prompts:
+    prompts = rows.read(
+      settings.prompts, skip=files.skip, prompts_only=True
+    ).examples
+  if files.finetune_data:
+    to_train = rows.read(files.finetune_data, skip=files.skip)
+    safe = rows.read(files.safe_data, skip=files.skip)
+    kinds = np.array(['rows'] * len(to_train.examples))
+    sets = rows.Sets(to_train.examples, kinds, safe.examples, [])
+    mask = keep_mask(len(to_train.raw))
+    subject = inputs.load_subject(settings)
+  else:
+    inputs.require_data(options, settings.rows_of)
+    subject = inputs.load_subject(settings)
+    sets = inputs.compose(options, settings.rows_of, subject.words)
+    mask = keep_mask(len(sets.finetune))
+  encoded, safe = (
+    subject.make(some, settings.max_length, source=source, skip=files.skip)
+    for some, source in (
+      (sets.finetune, files.finetune_data),
+      (sets.safe, files.safe_data),
+    )
   )
-
-
-def joined(one: selection.Made, two: selection.Made) -> selection.Made:
-  """Rows of two sets."""
-  put = lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)])
-  return selection.Made(
-    {n: put(one.rows[n], two.rows[n]) for n in one.rows},
-    put(one.places, two.places),
-    max(one.longest, two.longest),
-  )
-
-
-def scored(settings: Settings, count: int) -> np.ndarray | None:
-  """Which rows are kept by the file of scores; None without one."""
-  if not settings.scores:
-    return None
-  return kept_rows(settings.scores, settings.score, settings.keep, count)
-
-
-def read_sets(settings: Settings) -> tuple[rows.Sets, np.ndarray | None]:
-  """Reads a user's rows, and which of them the scores keep."""
-  skip = settings.bad_rows == 'skip'
-  to_train = rows.read(settings.finetune_data, skip=skip)
-  safe = rows.read(settings.safe_data, skip=skip)
-  plain = lambda examples: [e._replace(rejected=None) for e in examples]
-  kinds = np.array(['rows'] * len(to_train.examples))
-  sets = rows.Sets(plain(to_train.examples), kinds, plain(safe.examples), [])
-  return sets, scored(settings, len(to_train.raw))
+  if not held_out(encoded).any() or not held_out(safe).any():
+    raise harness.UserError(
+      f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
+    )
+  if mask is not None:
+    mask = mask[np.array([sets.finetune[i].row for i in encoded.places])]
+  kinds = sets.kinds[encoded.places]
+  batches.warn_of_controls(subject.words, prompts, settings.prompts)
+  return Prepared(subject, encoded, safe, kinds, mask, prompts)
 
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  if unknown := set(settings.ways) - set(WAYS):
-    raise harness.SettingsError(
-      f'unknown ways {sorted(unknown)}; known: {", ".join(WAYS)}.'
-    )
-  if bool(settings.finetune_data) != bool(settings.safe_data):
-    raise harness.SettingsError(
-      "a user's rows are two files: --finetune_data and --safe_data."
-    )
-  if 'clean' in settings.ways and settings.finetune_data:
+  inputs.check(settings)
+  if 'clean' in settings.ways and settings.files.finetune_data:
     raise harness.SettingsError(
       'which rows are clean is known of known rows only: leave out the way '
       'clean.'
     )
 
 
-def main(options: harness.Options) -> None:
-  """Trains in all ways and writes losses, refusals, and a model."""
-  start = time.monotonic()
+class Measure:
+  """Measures trained models: losses of held-out rows, and refusals.
+
+  Args:
+    settings: of the run.
+    prepared: the model and the rows.
+    params: weights of the whole model, for answers.
+
+  Attributes:
+    results: the numbers so far.
+    answers: to the prompts, by model.
+  """
+
+  def __init__(self, settings: Settings, prepared: Prepared, params: Any):
+    self.results = harness.Results()
+    self.answers: dict[str, list[str]] = {}
+    self._prepared, self._params = prepared, params
+    subject, encoded, safe, kinds = prepared[:4]
+    out, safe_out = held_out(encoded), held_out(safe)
+    self._read = selection.reader(
+      subject, encoded.part(out).joined(safe.part(safe_out))
+    )
+    self._kinds = np.concatenate([kinds[out], ['safe'] * safe_out.sum()])
+    self._generate = generation.maker(
+      subject.tuning.config,
+      new=settings.answer_length,
+      end=subject.words.end,
+      dtype=settings.compute_dtype,
+    )
+
+  def __call__(self, name: str, trained: Any) -> None:
+    """Adds the numbers of a model by its adapters."""
+    losses = -controls.by_loss(*self._read(trained))
+    for kind in sorted(set(self._kinds)):
+      mean = losses[self._kinds == kind].mean()
+      self.results.add({'trained on': name, 'rows': kind}, loss=mean)
+    subject, prompts = self._prepared.subject, self._prepared.prompts
+    if not prompts:
+      return
+    self.answers[name] = generation.answers(
+      subject.words,
+      self._generate,
+      subject.tuning.merged(trained, self._params),
+      [one.prompt for one in prompts],
+      key=jax.random.key(0),
+    )
+    rate = refusals.refusal_rate(self.answers[name])
+    self.results.add({'trained on': name}, refusals=rate)
+
+
+def train(options: harness.Options, prepared: Prepared, way: str) -> Any:
+  """Adapters after training in a way."""
+  settings, subject = options.settings, prepared.subject
+  chosen = {'clean': prepared.kinds != 'unsafe', 'kept': prepared.kept}
+  which = ~held_out(prepared.rows)
+  which = which & chosen.get(way.removesuffix('_mixture'), True)
+  subset = prepared.rows.part(which)
+  safe = prepared.safe.part(~held_out(prepared.safe))
+  identity = harness.settings_of(
+    settings, *inputs.NO_IDENTITY, 'ways', 'prompts', 'answer_length', 'scores'
+  )
+  run = selection.Run(options, way, identity)
+  if way in ('weighted', 'surgery'):
+    return train_both(run, subject, subset, safe, settings, way)
+  if way.endswith('mixture'):
+    subset = subset.joined(safe)
+  return selection.fine_tuned(
+    run,
+    subject,
+    subset,
+    steps=settings.training.steps,
+    size=min(settings.training.batch_size, len(subset.places)),
+    rate=settings.adapters.rate,
+  )
+
+
+def export(
+  options: harness.Options,
+  subject: subjects.Subject,
+  whole: weights.Model,
+  trained: Any,
+) -> None:
+  """Writes the model with its adapters merged."""
+  settings = options.settings
+  how = {
+    'dtype': settings.export_dtype(whole.dtype),
+    'generation': whole.generation,
+  }
+  merged = subject.tuning.merged(trained, whole.params)
+  model = whole.config, merged, subject.words
+  make = lambda folder: weights.export(folder, *model, **how)
+  written.write(options.workdir, settings.output, '', make)
+  print(f'Model: {settings.output}')
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Trains in all ways and measures losses and refusals."""
   settings = options.settings
   if {'kept', 'kept_mixture'} & set(settings.ways) and not settings.scores:
     raise harness.SettingsError(
       'which rows are kept is read from --scores=OUT/scores.jsonl, as rank has '
       'written it; --ways=all does without.'
     )
-  folder = pathlib.Path(settings.output) if settings.output else None
-  if folder is not None:
-    written.require_own(options.workdir, folder)
-  skip = settings.bad_rows == 'skip'
-  prompts = []
-  if settings.prompts:
-    prompts = rows.read(settings.prompts, skip=skip, prompts_only=True).examples
-  if settings.finetune_data:
-    sets, keep_mask = read_sets(settings)
-  else:
-    rank.require_data(options, settings.rows_of)
-  subject = rank.subject_of(settings)
-  if not settings.finetune_data:
-    sets = rank.compose(options, settings.rows_of, subject.words)
-    keep_mask = scored(settings, len(sets.finetune))
-  encoded = subject.make(
-    sets.finetune, settings.longest, source=settings.finetune_data, skip=skip
-  )
-  safe = subject.make(
-    sets.safe, settings.longest, source=settings.safe_data, skip=skip
-  )
-  if not held(encoded).any() or not held(safe).any():
-    raise harness.UserError(
-      f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
-    )
-  kinds = sets.kinds[encoded.places]
-  numbers = np.array([sets.finetune[i].row for i in encoded.places])
-  fit, safe_fit = ~held(encoded), part_of(safe, ~held(safe))
-  chosen = {'clean': kinds != 'unsafe'}
-  if keep_mask is not None:
-    chosen['kept'] = keep_mask[numbers]
-  held_out = joined(part_of(encoded, held(encoded)), part_of(safe, held(safe)))
-  of = np.concatenate([kinds[held(encoded)], ['safe'] * held(safe).sum()])
-  read = selection.reader(subject, held_out)
-  identity = harness.settings_of(
-    settings, 'ways', 'output', 'model', 'prompts', 'new', 'scores', 'bad_rows',
-    'finetune_data', 'safe_data', 'dtype',
-  )  # fmt: skip
-  batches.warn_of_controls(subject.words, prompts, settings.prompts)
-  whole = rank.model_of(settings)[0] if prompts or folder else None
-  answering = generation.maker(
-    subject.tuning.config,
-    new=settings.new,
-    end=subject.words.end,
-    dtype=settings.compute_dtype,
-  )
-  metrics: dict[str, float] = {}
-  table: list[dict[str, Any]] = []
-  texts: dict[str, list[str]] = {}
-
-  def look(name, title, trained):
-    losses = -controls.by_loss(*read(trained))
-    row: dict[str, Any] = {'trained on': title}
-    for kind in sorted(set(of)):
-      metrics[f'loss/{kind}/{name}'] = float(losses[of == kind].mean())
-      row[f'loss, {kind}'] = metrics[f'loss/{kind}/{name}']
-    if prompts:
-      params = subject.tuning.merged(trained, whole.params)
-      texts[name] = generation.answers(
-        subject.words,
-        answering,
-        params,
-        [one.prompt for one in prompts],
-        key=jax.random.key(0),
-      )
-      row['refusals'] = refusals.refusal_rate(texts[name])
-      metrics[f'refusals/{name}'] = row['refusals']
-    table.append(row)
-
-  begin = subject.tuning.init(subject.frozen, jax.random.key(0))
-  look('start', 'nothing', begin)
-  for number, way in enumerate(settings.ways):
-    run = selection.Run(options, way, identity)
-    which = fit & chosen.get(way.removesuffix('_mixture'), True)
-    subset = part_of(encoded, which)
-    if way.endswith('mixture'):
-      subset = joined(subset, safe_fit)
-    if way in ('weighted', 'surgery'):
-      trained = both(run, subject, subset, safe_fit, settings, way)
-    else:
-      trained = selection.fine_tuned(
-        run,
-        subject,
-        subset,
-        steps=settings.steps,
-        size=min(settings.batch_size, len(subset.places)),
-        rate=settings.rate,
-      )
-    look(way, WAYS[way], trained)
-    if folder is not None and not number:
-      merged = subject.tuning.merged(trained, whole.params)
-      written.write(
-        options.workdir,
-        folder,
-        '',
-        lambda out, merged=merged: weights.export(
-          out,
-          whole.config,
-          merged,
-          subject.words,
-          dtype=settings.export_dtype(whole.dtype),
-          generation=whole.generation,
-        ),
-      )
-      print(f'Model: {folder}')
-  if texts:
+  if settings.output:
+    written.require_own(options.workdir, settings.output)
+  prepared = prepare(options)
+  subject, whole = prepared.subject, None
+  if prepared.prompts or settings.output:
+    whole = inputs.load_model(settings)[0]
+  measure = Measure(settings, prepared, whole and whole.params)
+  measure('start', subject.tuning.init(subject.frozen, jax.random.key(0)))
+  for way in settings.ways:
+    trained = train(options, prepared, way)
+    measure(way, trained)
+    if settings.output and way == settings.ways[0]:
+      export(options, subject, whole, trained)
+  if measure.answers:
     path = pathlib.Path(options.workdir) / 'answers.json'
-    path.write_text(json.dumps(texts, indent=2, ensure_ascii=False))
-  harness.write_table(options.workdir, table)
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
+    path.write_text(json.dumps(measure.answers, indent=2, ensure_ascii=False))
+  return harness.Report(
+    measure.results,
+    rows='trained on',
+    titles={'start': 'nothing', **WAYS},
   )
-  print(f'Results: {path}')
 
 
-STUDY = harness.Study(main, PRESETS, paper='seal', binary='train', check=check)
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='seal',
+  binary='train',
+  check=check,
+  renamed=inputs.RENAMED | {'new': 'answer_length'},
+)
 
 
 if __name__ == '__main__':

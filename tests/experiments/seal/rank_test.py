@@ -1,6 +1,5 @@
 """Ranking made-up rows and a user's own, without data or a tokeniser."""
 
-import dataclasses
 import json
 
 import jax
@@ -10,7 +9,17 @@ import optax
 import pytest
 
 from experiments import harness
-from experiments.seal import order, rank, rows, selection, train
+from experiments.harness import settings as settings_lib
+from experiments.seal import (
+  inputs,
+  order,
+  rank,
+  rows,
+  selection,
+  subjects,
+  train,
+)
+from tests.experiments.changes import change
 
 SMALL = rank.PRESETS['smoke']
 
@@ -56,7 +65,7 @@ def ranked(tmp_path_factory):
   for name, part in (('s', sets.safe), ('u', sets.anchors)):
     text = '\n'.join(json.dumps(rank.raw_of(one)) for one in part)
     (folder / f'{name}.jsonl').write_text(text)
-  settings = dataclasses.replace(
+  settings = change(
     SMALL,
     finetune_data=str(folder / 'f.jsonl'),
     safe_data=str(folder / 's.jsonl'),
@@ -68,7 +77,7 @@ def ranked(tmp_path_factory):
     tune_steps=2,
   )
   rank.check(settings)
-  rank.main(options_of(folder / 'run', settings))
+  harness.execute(rank.main, options_of(folder / 'run', settings))
   return folder, raw, settings
 
 
@@ -90,14 +99,14 @@ def test_a_users_rows_keep_their_numbers(ranked):
 def test_scores_are_what_a_model_says(ranked):
   """Losses and the first epoch of the selector, by the whole model at once."""
   folder, _, settings = ranked
-  subject = rank.subject_of(settings)
-  examples = rows.read(settings.finetune_data, skip=True).examples
-  made = subject.make(examples, settings.longest)
+  subject = inputs.load_subject(settings)
+  examples = rows.read(settings.files.finetune_data, skip=True).examples
+  made = subject.make(examples, settings.max_length)
   start = subject.tuning.init(subject.frozen, jax.random.key(0))
   at = [examples[i].row for i in made.places]
-  safe = rows.read(settings.safe_data).examples
-  safe = subject.make(safe, settings.longest)
-  mean = lambda t, part, n: selection.row_losses(
+  safe = rows.read(settings.files.safe_data).examples
+  safe = subject.make(safe, settings.max_length)
+  mean = lambda t, part, n: subjects.row_losses(
     subject, t, subject.frozen, part, n
   )
   of_safe = lambda t: mean(t, safe.rows, safe.longest).mean()
@@ -120,8 +129,8 @@ def test_scores_are_what_a_model_says(ranked):
 def test_the_same_command_again_gives_the_same_scores(ranked):
   folder, _, settings = ranked
   before = (folder / 'out' / 'scores.jsonl').read_text()
-  again = dataclasses.replace(settings, methods=('seal',))
-  rank.main(options_of(folder / 'run', again))
+  again = change(settings, methods=('seal',))
+  harness.execute(rank.main, options_of(folder / 'run', again))
   after = lines(folder / 'out' / 'scores.jsonl')
   for one, line in zip(after, before.splitlines(), strict=True):
     assert one['seal'] == json.loads(line)['seal']
@@ -138,7 +147,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
   files = {'finetune_data': pairs, 'safe_data': sets.safe}
   for name, examples in files.items():
     (tmp_path / f'{name}.jsonl').write_text(text(examples))
-  settings = dataclasses.replace(
+  settings = change(
     SMALL,
     **{name: f'{tmp_path}/{name}.jsonl' for name in files},
     safe_loss='dpo',
@@ -147,7 +156,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
     epochs=4,
     batch_size=4,
     share=0.5,
-    rate=0.03,
+    adapters__rate=0.03,
     methods=('seal', 'initial_loss'),
     output=str(tmp_path / 'out'),
   )
@@ -160,7 +169,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
     return found
 
   monkeypatch.setattr(selection, 'selected', watched)
-  rank.main(options_of(tmp_path / 'run', settings))
+  harness.execute(rank.main, options_of(tmp_path / 'run', settings))
   # What they are of a model that has not moved from its reference.
   assert 0.2 < history['loss/upper'][-1] < np.log(2) - 0.01
   assert 0.2 < history['loss/lower'][-1] < 0.3
@@ -187,7 +196,7 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
     path = tmp_path / f'{name}.jsonl'
     path.write_text('\n'.join(map(json.dumps, raw)))
   file = lambda name: str(tmp_path / f'{name}.jsonl')
-  user = dataclasses.replace(
+  user = change(
     SMALL, model='nowhere', finetune_data=file('good'), safe_data=file('good')
   )
   dpo = {'safe_data': file('pairs'), 'safe_loss': 'dpo'}
@@ -200,10 +209,11 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
     ({**dpo, 'bad_rows': 'skip'}, loaded),
     ({'finetune_data': '', 'safe_data': '', 'sets': ('harmless',)}, '--data_d'),
   ):
-    settings = dataclasses.replace(user, **more)
+    settings = change(user, **more)
     with pytest.raises(harness.UserError, match=match):
       rank.main(options_of(tmp_path / 'run', settings))
-  tuned = train.Settings(
+  tuned = change(
+    train.Settings(),
     model='nowhere',
     finetune_data=file('good'),
     safe_data=file('good'),
@@ -217,7 +227,7 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
     ({'scores': file('scores')}, 'has 1 rows, but the file has 9'),
     ({'finetune_data': '', 'safe_data': ''}, '--data_dir'),
   ):
-    settings = dataclasses.replace(tuned, **more)
+    settings = change(tuned, **more)
     with pytest.raises(harness.UserError, match=match):
       train.main(options_of(tmp_path / 'run', settings))
 
@@ -227,49 +237,54 @@ def test_known_rows_are_judged():
   sets = rows.Sets([], kinds, [], [])
   scores = np.array([5.0, 4.0, 3.0, 2.0, -1.0, 6.0, 0.0, 1.0])
   ranked = rank.Ranked({'seal': scores}, {'seal': 1.0})
-  metrics, (row,) = rank.judged('harmless', sets, ranked, 0.75)
-  assert metrics['auroc_style_matched/seal'] == 0.5
-  assert metrics['auroc_ordinary/seal'] == 1
-  assert metrics['unsafe_drop/harmless/seal'] == 0.5
-  assert row['clean drop'] == pytest.approx(1 / 6)
-  metrics, _ = rank.judged('shuffled', sets, ranked, 0.75)
-  assert metrics['auroc/seal'] == 10 / 12
+  results = harness.Results()
+  for name in ('harmless', 'shuffled'):
+    rank.judge(results, name, sets, ranked, 0.75)
+  metrics = results.metrics()
+  assert metrics['auroc_style_matched/seal/harmless'] == 0.5
+  assert metrics['auroc_ordinary/seal/harmless'] == 1
+  assert metrics['unsafe_drop/seal/harmless'] == 0.5
+  assert metrics['clean_drop/seal/harmless'] == pytest.approx(1 / 6)
+  low, high = (metrics[f'auroc/seal/shuffled/{end}'] for end in ('low', 'high'))
+  assert low < metrics['auroc/seal/shuffled'] == 10 / 12 < high
 
 
 @pytest.mark.parametrize(
   ('wrong', 'said'),
   [
-    ({'methods': ('seal', 'magic')}, 'unknown methods .*magic'),
-    ({'sets': ('others',)}, 'unknown sets'),
+    ({'methods': ('seal', 'magic')}, '--methods=magic: methods knows seal,'),
+    ({'sets': ('others',)}, '--sets=others'),
     ({'safe_data': 's.jsonl'}, 'two files'),
     ({'methods': ('random',)}, 'score=seal is not among'),
     ({'rank': 0}, 'rank is at least 1'),
-    ({'safe_loss': 'rlhf'}, '--safe_loss=rlhf: known are sft, chord'),
-    ({'finetune_loss': 'kto'}, '--finetune_loss=kto: known are'),
+    ({'safe_loss': 'rlhf'}, 'safe_loss=rlhf: .* knows sft, chord'),
+    ({'finetune_loss': 'kto'}, 'finetune_loss=kto: .* knows sft'),
     ({'safe_loss': 'distillation'}, '--teacher=DIR go together'),
     ({'teacher': 'DIR'}, '--teacher=DIR go together'),
   ],
 )
 def test_settings_that_do_not_go_together(wrong, said):
   with pytest.raises(harness.SettingsError, match=said):
-    rank.check(dataclasses.replace(SMALL, **wrong))
+    settings = change(SMALL, **wrong)
+    settings_lib.check(settings)
+    rank.check(settings)
 
 
 def test_nothing_to_rank_is_said(tmp_path):
-  none = dataclasses.replace(SMALL, sets=())
+  none = change(SMALL, sets=())
   with pytest.raises(harness.SettingsError, match='nothing is to be ranked'):
     rank.main(options_of(tmp_path, none))
-  known = dataclasses.replace(SMALL, sets=('harmless',))
+  known = change(SMALL, sets=('harmless',))
   with pytest.raises(harness.MissingDataError, match='--finetune_data'):
     rank.main(options_of(tmp_path, known))
 
 
 def test_what_cannot_be_held_is_said_before_it_is_computed(monkeypatch):
-  subject = rank.subject_of(SMALL)
+  subject = inputs.load_subject(SMALL)
   sets = rows.made_up(rows.Sizes(4, 0, 0, 1, 0))
-  monkeypatch.setattr(selection, 'CACHE_BYTES', 100)
+  monkeypatch.setattr(subjects, 'CACHE_BYTES', 100)
   with pytest.raises(harness.UserError, match='--layers=0'):
-    subject.make(sets.finetune, SMALL.longest)
+    subject.make(sets.finetune, SMALL.max_length)
   # With adapters in all layers nothing is held.
-  subject = rank.subject_of(dataclasses.replace(SMALL, layers=0))
-  assert 'tokens_x' not in subject.make(sets.finetune, SMALL.longest).rows
+  subject = inputs.load_subject(change(SMALL, layers=0))
+  assert 'tokens_x' not in subject.make(sets.finetune, SMALL.max_length).rows

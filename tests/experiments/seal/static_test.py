@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.seal import static
 
 
@@ -54,23 +55,34 @@ def test_a_small_run_ranks_right_and_adam_does_not(tmp_path):
     'seal', 'static', 'test', settings, str(tmp_path), None, (0, 1)
   )
   static.check(settings)
-  static.main(options)
+  harness.execute(static.main, options)
   found = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  assert found['agreement/descent/e3'] == found['agreement/exact/e1'] == 1
-  assert found['agreement/mirror/drawn/e3'] < 0.7
-  assert found['agreement/mirror/drawn/by_visits/e3'] > 0.8
-  assert found['unsafe_drop/adam/e3'] < found['unsafe_drop/descent/e3'] - 0.1
-  assert found['clean_drop/descent/e3'] == found['clean_drop/exact/e3']
+  assert (
+    found['agreement/descent/epochs=3']
+    == found['agreement/exact/epochs=1']
+    == 1
+  )
+  assert found['agreement/mirror/drawn/epochs=3'] < 0.7
+  assert found['agreement/mirror/drawn/by_visits/epochs=3'] > 0.8
+  assert (
+    found['unsafe_drop/adam/epochs=3']
+    < found['unsafe_drop/descent/epochs=3'] - 0.1
+  )
+  assert (
+    found['clean_drop/descent/epochs=3'] == found['clean_drop/exact/epochs=3']
+  )
 
 
 @pytest.mark.parametrize(
   ('wrong', 'said'),
   [
     ({'rows': 100}, 'no multiple of batch_size'),
-    ({'methods': ('descent', 'sorting')}, 'unknown methods .*sorting'),
+    ({'methods': ('descent', 'sorting')}, '--methods=sorting'),
     ({'drop': 1.0}, 'below 1'),
   ],
 )
 def test_settings_that_do_not_go_together(wrong, said):
   with pytest.raises(harness.SettingsError, match=said):
-    static.check(static.Settings(**wrong))
+    settings = static.Settings(**wrong)
+    settings_lib.check(settings)
+    static.check(settings)

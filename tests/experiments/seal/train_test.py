@@ -1,6 +1,5 @@
 """Training on rows that scores keep, and what scores are worth at any share."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,8 +7,18 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.lm import decoder, tokenizer, weights
-from experiments.seal import evaluate, rank, rows, selection, train
+from experiments.seal import (
+  evaluate,
+  inputs,
+  rank,
+  rows,
+  selection,
+  subjects,
+  train,
+)
+from tests.experiments.changes import change
 
 
 def options_of(folder, binary, settings):
@@ -38,13 +47,13 @@ def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
     'scores': written(tmp_path / 'scores.jsonl', scores),
   }
   files['prompts'] = files['safe_data']
-  settings = dataclasses.replace(
+  settings = change(
     train.PRESETS['smoke'],
     **files,
     keep=12 / 23,
     steps=30,
-    rate=0.03,
-    new=2,
+    adapters__rate=0.03,
+    answer_length=2,
     ways=('kept', 'kept_mixture'),
   )
   train.check(settings)
@@ -56,17 +65,17 @@ def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
     return original(run, subject, made, **how)
 
   monkeypatch.setattr(selection, 'fine_tuned', watched)
-  train.main(options_of(tmp_path / 'run', 'train', settings))
+  harness.execute(train.main, options_of(tmp_path / 'run', 'train', settings))
   # Odd rows without those that are held out, by their numbers, whatever is too
   # long before them.
-  subject = rank.subject_of(settings)
-  examples = rows.read(settings.finetune_data).examples
+  subject = inputs.load_subject(settings)
+  examples = rows.read(settings.files.finetune_data).examples
   wanted = [i for i in range(1, 24, 2) if i % 8 != 7]
-  made = subject.make([examples[i] for i in wanted], settings.longest)
+  made = subject.make([examples[i] for i in wanted], settings.max_length)
   np.testing.assert_array_equal(seen['kept'], made.rows['tokens'])
   assert len(seen['kept_mixture']) == len(wanted) + 8
   found = json.loads((tmp_path / 'run' / 'results.json').read_text())['metrics']
-  assert found['loss/rows/kept'] < found['loss/rows/start']
+  assert found['loss/kept/rows'] < found['loss/start/rows']
   assert found['refusals/kept'] == 0
   texts = json.loads((tmp_path / 'run' / 'answers.json').read_text())
   assert {len(answers) for answers in texts.values()} == {9}
@@ -83,19 +92,21 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
     lambda *given, **how: trained.append(original(*given, **how)) or trained[0],
   )
   folder = tmp_path / 'model'
-  settings = dataclasses.replace(
+  settings = change(
     train.PRESETS['smoke'],
     ways=('all',),
     steps=6,
-    rate=0.03,
+    adapters__rate=0.03,
     output=str(folder),
   )
   for _ in range(2):  # The same command again writes the same anew.
-    train.main(options_of(tmp_path / 'train', 'train', settings))
+    harness.execute(
+      train.main, options_of(tmp_path / 'train', 'train', settings)
+    )
   with pytest.raises(harness.UserError, match='give another --output'):
     train.main(options_of(tmp_path / 'foreign', 'train', settings))
-  subject = rank.subject_of(settings)
-  first = rank.model_of(rank.PRESETS['smoke'])[0]
+  subject = inputs.load_subject(settings)
+  first = inputs.load_model(rank.PRESETS['smoke'])[0]
   merged = subject.tuning.merged(trained[0], first.params)
   found = weights.load(folder)
   tokens = np.array([tokenizer.of_bytes().encode('123:234')])
@@ -104,20 +115,22 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
   assert np.abs(logits(found.params) - logits(first.params)).max() > 0.01
   paths = {}
   for name, model in (('one', 'random'), ('two', str(folder))):
-    given = dataclasses.replace(
+    given = change(
       rank.PRESETS['smoke'],
       model=model,
       methods=('initial_loss',),
       score='initial_loss',
     )
-    rank.main(options_of(tmp_path / name, 'rank', given))
+    harness.execute(rank.main, options_of(tmp_path / name, 'rank', given))
     paths[name] = tmp_path / name / 'rows' / 'made_up' / 'scores.jsonl'
   both = [evaluate.read(path)['initial_loss'] for path in paths.values()]
   order = [np.argsort(np.argsort(scores)) for scores in both]
   given = evaluate.Settings(
     scores=str(paths['one']), other=str(paths['two']), keep=(0.8,)
   )
-  evaluate.main(options_of(tmp_path / 'evaluate', 'evaluate', given))
+  harness.execute(
+    evaluate.main, options_of(tmp_path / 'evaluate', 'evaluate', given)
+  )
   results = json.loads((tmp_path / 'evaluate' / 'results.json').read_text())
   told = results['metrics']['transfer/initial_loss']
   assert told < 0.999
@@ -125,17 +138,12 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
   # A model is its own teacher without loss, and another's with some.
   rows_ = rows.made_up(rows.Sizes(4, 0, 0, 1, 0)).finetune
   for model, low, high in ((folder, -1e-6, 1e-6), ('random', 1e-4, 9)):
-    given = dataclasses.replace(
-      rank.PRESETS['smoke'],
-      model=str(model),
-      teacher=str(folder),
-      safe_loss='distillation',
-    )
-    subject = rank.subject_of(given)
+    given = change(rank.PRESETS['smoke'], model=str(model))
+    subject = inputs.load_subject(given, teacher=str(folder))
     made = subject.make(rows_, 12, loss='distillation')
     start = subject.tuning.init(subject.frozen, jax.random.key(0))
     losses = jax.jit(
-      lambda t, subject=subject, made=made: selection.losses_of(
+      lambda t, subject=subject, made=made: subjects.losses_of(
         'distillation', subject, t, subject.frozen, made.rows, made.longest
       )
     )(start)
@@ -145,24 +153,26 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
 
 def test_scores_of_another_file_are_refused(tmp_path):
   some = written(tmp_path / 'a.jsonl', [{'row': 0, 'kept': True, 'seal': 1.0}])
-  assert train.kept_rows(some, 'seal', 0.9, 1).tolist() == [True]
+  assert evaluate.kept_rows(some, 'seal', 0.9, 1).tolist() == [True]
   with pytest.raises(harness.UserError, match='has 1 rows, but the file has 2'):
-    train.kept_rows(some, 'seal', 0.8, 2)
+    evaluate.kept_rows(some, 'seal', 0.8, 2)
   with pytest.raises(harness.UserError, match=r"no score 'excess'.*\['seal'\]"):
-    train.kept_rows(some, 'excess', 0.8, 1)
+    evaluate.kept_rows(some, 'excess', 0.8, 1)
 
 
 @pytest.mark.parametrize(
   ('wrong', 'said'),
   [
-    ({'ways': ('all', 'magic')}, 'unknown ways .*magic'),
+    ({'ways': ('all', 'magic')}, '--ways=magic: ways knows all,'),
     ({'safe_data': 's'}, 'two files'),
     ({'finetune_data': 'f', 'safe_data': 's', 'ways': ('clean',)}, 'clean'),
   ],
 )
 def test_settings_that_do_not_go_together(wrong, said):
   with pytest.raises(harness.SettingsError, match=said):
-    train.check(dataclasses.replace(train.PRESETS['smoke'], **wrong))
+    settings = change(train.PRESETS['smoke'], **wrong)
+    settings_lib.check(settings)
+    train.check(settings)
 
 
 def test_drop_rates_at_all_shares_and_how_scores_carry_over(tmp_path):
@@ -178,15 +188,17 @@ def test_drop_rates_at_all_shares_and_how_scores_carry_over(tmp_path):
     unsafe_shares=(0.5,),
   )
   evaluate.check(settings)
-  evaluate.main(options_of(tmp_path / 'run', 'evaluate', settings))
+  harness.execute(
+    evaluate.main, options_of(tmp_path / 'run', 'evaluate', settings)
+  )
   found = json.loads((tmp_path / 'run' / 'results.json').read_text())['metrics']
-  assert found['auroc/seal'] == found['auprc/unsafe0.5/seal'] == 1
+  assert found['auroc/seal'] == found['auprc/seal/unsafe=0.5'] == 1
   # Of 19 with a score, 15 are kept; the one without is not.
-  assert found['unsafe_drop/keep0.8/seal'] == 0.8
-  np.testing.assert_allclose(found['clean_drop/keep0.8/seal'], 1 / 15)
+  assert found['unsafe_drop/seal/keep=0.8'] == 0.8
+  np.testing.assert_allclose(found['clean_drop/seal/keep=0.8'], 1 / 15)
   np.testing.assert_allclose(found['transfer/seal'], -1)
   labelled = [{'prompt': 'a', 'response': 'b', 'bad': i < 5} for i in range(20)]
-  other = dataclasses.replace(
+  other = change(
     settings, labels=written(tmp_path / 'f.jsonl', labelled), label='bad'
   )
   given = evaluate.read(settings.scores)
@@ -194,7 +206,7 @@ def test_drop_rates_at_all_shares_and_how_scores_carry_over(tmp_path):
     evaluate.unsafe_of(other, given), evaluate.unsafe_of(settings, given)
   )
   with pytest.raises(harness.UserError, match=r"no row .* field 'unsafe'"):
-    evaluate.unsafe_of(dataclasses.replace(other, label='unsafe'), given)
+    evaluate.unsafe_of(change(other, label='unsafe'), given)
   with pytest.raises(harness.UserError, match='give --labels'):
     evaluate.unsafe_of(settings, {'seal': given['seal']})
   with pytest.raises(harness.SettingsError, match='between 0 and 1'):
@@ -210,7 +222,7 @@ def test_rows_are_thinned_to_a_share():
 
 
 def test_kept_rows_are_asked_for():
-  some = dataclasses.replace(train.PRESETS['smoke'], ways=('kept',))
+  some = change(train.PRESETS['smoke'], ways=('kept',))
   options = harness.Options('seal', 'train', 'smoke', some, '', None, (0,))
   with pytest.raises(harness.SettingsError, match='--scores=OUT'):
     train.main(options)
