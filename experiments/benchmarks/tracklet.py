@@ -46,8 +46,8 @@ from experiments.tracklet import (
   peers,
   scenes,
   search,
+  simulation,
   tracker,
-  train,
   windows,
 )
 
@@ -79,9 +79,9 @@ class Settings:
   batch: int = 32
   people: int = 16
   sparse_people: int = 3
-  sequence: str = train.Settings.held_out
+  sequence: str = simulation.Data.held_out
   length: int = 600
-  members: int = train.Settings.members
+  members: int = learning.Network.members
   updates: int = 300
   rounds: int = 5
 

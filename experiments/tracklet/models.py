@@ -74,9 +74,8 @@ def load(
     )
     if weights['embed'].shape[-2] != network.features(looks):
       raise ValueError(
-        f'it needs looks, which files of detections have not; those of crops '
-        f'are made where --images is given and {APPEARANCE} lies beside it'
+        'it needs features of identity, which files of detections have not'
         if not looks
-        else f'it is of other looks than those of {looks} numbers'
+        else f'its features of identity have not {looks} numbers'
       )
   return tracker.learned(weights, noise), rules
