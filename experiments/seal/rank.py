@@ -347,7 +347,7 @@ def rank_files(options: harness.Options) -> harness.Report:
     for n, s in ranked.scores.items()
   }
   kept = measures.kept(scores[settings.score], settings.keep)
-  folder = pathlib.Path(settings.output or options.workdir)
+  folder = pathlib.Path(files.output or options.workdir)
   write(folder, ranked._replace(scores=scores), kept, to_rank.raw)
   results = harness.Results()
   results.add(rows=total, kept=kept.sum())

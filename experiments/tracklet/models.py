@@ -10,8 +10,6 @@ from experiments import harness
 from experiments.harness import files
 from experiments.tracklet import motion, network, tracker
 
-APPEARANCE = 'appearance.npz'  # A network of crops beside a tracker.
-
 
 def save(
   path: files.Path,

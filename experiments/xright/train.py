@@ -72,6 +72,8 @@ class Losses:
     teacher: of distillation: a folder or file as `model`, with the same words.
     divergence: of distillation: forward covers what the teacher may say,
       reverse keeps to it.
+    optima: the least loss of each kind, from runs of `--method=demonstrations`
+      and `comparisons`, 1.9,0.6 for instance; `running` for the least seen.
   """
 
   demonstrations: Annotated[str, harness.Among(objectives.DEMONSTRATIONS)] = (
@@ -84,6 +86,7 @@ class Losses:
   uft_distance: Literal['squared', 'cross_entropy'] = 'squared'
   teacher: str = ''
   divergence: Literal['forward', 'reverse'] = 'forward'
+  optima: str = 'running'
 
   @property
   def names(self) -> tuple[str, str]:
@@ -108,8 +111,6 @@ class Settings(runs.Settings):
   Attributes:
     method: how the two objectives are trained.
     share: the weight lambda of the comparisons.
-    optima: the least loss of each kind, from runs of `--method=demonstrations`
-      and `comparisons`, 1.9,0.6 for instance; `running` for the least seen.
     mesh: of devices, 'fsdp=4,tp=2' for instance; '' for one device.
     files: what is read and written.
     losses: both objectives.
@@ -117,7 +118,6 @@ class Settings(runs.Settings):
 
   method: Annotated[str, harness.Among(methods.TITLES)] = 'alright'
   share: Annotated[float, harness.Allowed(high=1.0)] = 0.5
-  optima: str = 'running'
   mesh: str = ''
   files: Files = Files()
   losses: Losses = Losses()
@@ -191,16 +191,16 @@ def needed(method: str) -> tuple[str, ...]:
 
 def optima_of(settings: Settings) -> str | tuple[float, ...]:
   """The least losses that MAXRIGHT is given, or 'running'."""
-  if settings.optima == 'running':
+  if settings.losses.optima == 'running':
     return 'running'
   try:
-    first, second = map(float, settings.optima.split(','))
+    first, second = map(float, settings.losses.optima.split(','))
     if not math.isfinite(first + second):
       raise ValueError('not finite')
   except ValueError as error:
     raise harness.SettingsError(
       "optima are 'running' or two finite numbers, of the demonstrations and "
-      f'of the comparisons, got {settings.optima!r}.'
+      f'of the comparisons, got {settings.losses.optima!r}.'
     ) from error
   return first, second
 
