@@ -34,8 +34,8 @@ from experiments.tracklet import (
   peers,
   scenes,
   search,
+  simulation,
   tracker,
-  train,
   windows,
 )
 
@@ -63,9 +63,9 @@ class Sizes(NamedTuple):
   batch: int = 32
   people: int = 16
   sparse_people: int = 3
-  sequence: str = train.Settings.held_out
+  sequence: str = simulation.Data.held_out
   length: int = 600
-  members: int = train.Settings.members
+  members: int = learning.Network.members
   updates: int = 300
 
 

@@ -24,6 +24,8 @@ from experiments.bl_just import archive, audio, utterances
 from experiments.harness import files
 
 RATE = 8_000
+DIGITS = (3, 6)  # Of a string, the fewest and the most.
+PAUSE = (0.05, 0.25)  # Between two digits, the shortest and the longest, s.
 WORDS = (
   *('zero', 'one', 'two', 'three', 'four'),
   *('five', 'six', 'seven', 'eight', 'nine'),
@@ -58,8 +60,6 @@ def read(
   test: int = 300,
   labelled: float = 1.0,
   held_speaker: str = '',
-  digits: tuple[int, int] = (3, 6),
-  pause: tuple[float, float] = (0.05, 0.25),
   seed: int = 0,
   rate: int = RATE,
 ) -> utterances.Corpus:
@@ -75,8 +75,6 @@ def read(
       what has no text is new. `utterances.hide_texts` takes texts from strings
       of the same recordings.
     held_speaker: one who is only in the set of this name; '' for none.
-    digits: of a string, the fewest and the most.
-    pause: between two digits, the shortest and the longest, in seconds.
     seed: of the strings.
     rate: samples a second, resampled to.
 
@@ -86,10 +84,10 @@ def read(
   Raises:
     MissingDataError: if the recordings are not there; says where to get them.
     DamagedDataError: if a set has no recording.
-    SettingsError: if there is no such speaker, or the numbers are no sizes,
-      shares or ranges.
+    SettingsError: if there is no such speaker, or the numbers are no sizes or
+      shares.
   """
-  _check(train, validation, test, labelled, digits, pause)
+  _check(train, validation, test, labelled)
   path, found = archive.read(
     data_dir,
     folder='recordings',
@@ -112,9 +110,7 @@ def read(
   if 0 < labelled < 1:
     count = min(max(count, 1), len(learnt) - 1)
   told = set(learnt[:count])
-  make = functools.partial(
-    _strings, path, digits=digits, pause=pause, rate=rate
-  )
+  make = functools.partial(_strings, path, rate=rate)
   texts = round(labelled * train)
   with_text = make(
     'train',
@@ -161,7 +157,7 @@ def read(
   return utterances.checked(corpus, where=path)
 
 
-def _check(train, validation, test, labelled, digits, pause):
+def _check(train, validation, test, labelled):
   for name, number in (
     ('train', train),
     ('validation', validation),
@@ -175,12 +171,6 @@ def _check(train, validation, test, labelled, digits, pause):
     raise harness.SettingsError(
       f'labelled is a share within 0 and 1, got {labelled}.'
     )
-  for name, (low, high), least in (('digits', digits, 1), ('pause', pause, 0)):
-    if not least <= low <= high:
-      raise harness.SettingsError(
-        f'{name} are from the least, at least {least}, to the most, got {low} '
-        f'and {high}.'
-      )
 
 
 def _recordings(found, rate, skips):
@@ -198,7 +188,7 @@ def _recordings(found, rate, skips):
       yield _Recording(int(digit), speaker, int(index), part)
 
 
-def _strings(path, name, recordings, count, *, rng, digits, pause, rate):
+def _strings(path, name, recordings, count, *, rng, rate):
   """Strings of recordings, each of one speaker."""
   if not count:
     return ()
@@ -216,10 +206,10 @@ def _strings(path, name, recordings, count, *, rng, digits, pause, rate):
     spoken = by_speaker[speaker]
     known = sorted(spoken)
     chosen = []
-    for _ in range(rng.integers(digits[0], digits[1] + 1)):
+    for _ in range(rng.integers(DIGITS[0], DIGITS[1] + 1)):
       takes = spoken[known[rng.integers(len(known))]]
       chosen.append(takes[rng.integers(len(takes))])
-    gaps = np.round(rng.uniform(*pause, len(chosen) - 1) * rate).astype(int)
+    gaps = np.round(rng.uniform(*PAUSE, len(chosen) - 1) * rate).astype(int)
     length = sum(one.part.length for one in chosen) + int(gaps.sum())
     said = ''.join(str(one.digit) for one in chosen)
     made.append(

@@ -7,8 +7,9 @@ constant, and the penalty method needs no third sequence: its step weighs the
 gradient of the encoder alone, and leaves both heads theirs.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,19 +31,20 @@ TITLES = {
 _SSL, _BOTH, _CTC = range(len(feed.STEPS))
 
 
-class Shares(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shares:
   """Parts of a run.
 
   Attributes:
-    pretraining: of the updates, in `pretrain`.
-    exploring: of the updates, on audio alone, in `bl_just`.
-    tuning: of the updates at its end, on transcripts alone.
-    rounds: of exploration and joint steps.
+    pretraining: share of the updates of `pretrain` on audio alone.
+    exploring: share of BL-JUST's updates on audio alone.
+    tuning: share of the final fine-tuning, on transcripts alone.
+    rounds: of exploration and joint updates.
   """
 
-  pretraining: float = 0.4
-  exploring: float = 0.1
-  tuning: float = 0.1
+  pretraining: Annotated[float, harness.Allowed(0, 1)] = 0.4
+  exploring: Annotated[float, harness.Allowed(0, 1)] = 0.1
+  tuning: Annotated[float, harness.Allowed(0, 1)] = 0.1
   rounds: int = 5
 
 
@@ -244,10 +246,3 @@ def solver(
       **moves(rate, 'encoder', 'recogniser'),
     )
   return in_turns(made)
-
-
-def check(method: str) -> None:
-  """Raises SettingsError for an unknown method."""
-  if method not in TITLES:
-    known = ', '.join(TITLES)
-    raise harness.SettingsError(f'unknown method {method!r}; known: {known}.')

@@ -1,9 +1,10 @@
 """What is trained: a corpus as examples, units, a network, and its measures."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -37,45 +38,88 @@ PARTS = {
 }
 
 
-def parts_of(settings: Any) -> dict[str, str]:
-  """The parts that the settings name."""
-  found = {
-    name: getattr(settings, f'{name}_part') for name in PARTS['librispeech']
-  }
-  return {name: part for name, part in found.items() if part}
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is read.
 
+  Attributes:
+    dataset: which loader.
+    sampling: samples a second, resampled to; 0 for the loader's own.
+    train_part: of LibriSpeech or TED-LIUM, to learn from, several joined by a
+      comma; '' for the loader's own, here and in the other parts.
+    unlabelled_part: of LibriSpeech, to learn from without its transcripts.
+    validation_part: to choose with.
+    test_part: to report on.
+    strings: of digits or tones, to learn from.
+    test_strings: of digits or tones, to report on.
+    held_speaker: of the digits, one who is reported apart; '' for none.
+    labelled: share of the training utterances that have a text; several are
+      runs of their own.
+    data_seed: of strings and of what keeps its text.
+  """
 
-def read(
-  settings: Any, data_dir: str | None, labelled: float
-) -> utterances.Corpus:
-  """The corpus of the settings, of which a share has a text; see `prepare`."""
-  seed = settings.data_seed
-  rate = {'rate': settings.sampling} if settings.sampling else {}
-  parts = parts_of(settings)
-  if settings.dataset == 'made_up':
-    return made_up.read(
-      train=settings.strings,
-      test=settings.test_strings,
-      labelled=labelled,
-      seed=seed,
-    )
-  if settings.dataset == 'fsdd':
-    return fsdd.read(
-      data_dir,
-      train=settings.strings,
-      test=settings.test_strings,
-      labelled=labelled,
-      held_speaker=settings.held_speaker,
-      seed=seed,
-      **rate,
-    )
-  corpus = {
-    'an4': functools.partial(an4.read, seed=seed),
-    'librispeech': functools.partial(librispeech.read, **rate, **parts),
-    'tedlium': functools.partial(tedlium.read, **rate, **parts),
-    'folder': functools.partial(folder.read, seed=seed, **rate),
-  }[settings.dataset](data_dir)
-  return utterances.hide_texts(corpus, labelled, seed=seed)
+  dataset: Literal[
+    'fsdd', 'made_up', 'an4', 'librispeech', 'tedlium', 'folder'
+  ] = 'fsdd'
+  sampling: Annotated[int, harness.Allowed(0)] = 0
+  train_part: str = ''
+  unlabelled_part: str = ''
+  validation_part: str = ''
+  test_part: str = ''
+  strings: int = 1_000
+  test_strings: int = 300
+  held_speaker: str = ''
+  labelled: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (0.25,)
+  data_seed: Annotated[int, harness.Allowed(0)] = 0
+
+  def parts(self) -> dict[str, str]:
+    """The parts that are named."""
+    parts = {
+      name: getattr(self, f'{name}_part') for name in PARTS['librispeech']
+    }
+    return {name: part for name, part in parts.items() if part}
+
+  def check(self) -> None:
+    """Raises SettingsError for settings that do not go together."""
+    if len(set(self.labelled)) < len(self.labelled):
+      shares = ','.join(f'{share:g}' for share in self.labelled)
+      raise harness.SettingsError(f'labelled={shares} has a share twice.')
+    if self.sampling and self.dataset in ('an4', 'made_up'):
+      raise harness.SettingsError(
+        f'sampling={self.sampling}: {self.dataset} has no audio that could be '
+        'resampled; leave it out.'
+      )
+    known = PARTS.get(self.dataset, ())
+    if others := [name for name in self.parts() if name not in known]:
+      raise harness.SettingsError(
+        f'{self.dataset} has no such part to name: leave out '
+        f'--{others[0]}_part.'
+      )
+
+  def read(self, data_dir: str | None, labelled: float) -> utterances.Corpus:
+    """The corpus, of which a share has a text; see `prepare`."""
+    seed = self.data_seed
+    rate = {'rate': self.sampling} if self.sampling else {}
+    sizes = {
+      'train': self.strings,
+      'test': self.test_strings,
+      'labelled': labelled,
+      'seed': seed,
+    }
+    if self.dataset == 'made_up':
+      return made_up.read(**sizes)
+    if self.dataset == 'fsdd':
+      return fsdd.read(
+        data_dir, held_speaker=self.held_speaker, **sizes, **rate
+      )
+    parts = self.parts()
+    corpus = {
+      'an4': functools.partial(an4.read, seed=seed),
+      'librispeech': functools.partial(librispeech.read, **rate, **parts),
+      'tedlium': functools.partial(tedlium.read, **rate, **parts),
+      'folder': functools.partial(folder.read, seed=seed, **rate),
+    }[self.dataset](data_dir)
+    return utterances.hide_texts(corpus, labelled, seed=seed)
 
 
 class Problem(NamedTuple):
@@ -153,7 +197,7 @@ def prepare(
   """Reads the data and makes the network.
 
   Args:
-    settings: see `train.Settings`.
+    settings: see `presets.Settings`.
     data_dir: folder of data sets.
     workdir: where units are kept.
     labelled: share of the training utterances that have a text.
@@ -164,33 +208,33 @@ def prepare(
   Raises:
     MissingDataError, DamagedDataError, SettingsError: see the loaders.
   """
-  corpus = read(settings, data_dir, labelled)
+  corpus, sizes = settings.data.read(data_dir, labelled), settings.network
   if not utterances.texts(corpus.train):
     raise harness.SettingsError(
       f'labelled={labelled:g} leaves no utterance with a text: give more.'
     )
   known = units.kept(
     workdir / 'units.json',
-    settings.units,
+    sizes.units,
     utterances.texts(corpus.train),
-    size=settings.pieces,
+    size=sizes.vocab_size,
   )
   given = corpus.rate is None
   ready = with_deltas if given else (lambda samples: samples)
   front = recogniser.front_end.FrontEnd(
     rate=corpus.rate,
-    numbers=3 * corpus.numbers if given else settings.mels,
+    numbers=3 * corpus.numbers if given else sizes.mels,
     hop=1 / corpus.frame_rate if given else 0.01,
   )
   network = recogniser.Recogniser(
     recogniser.Shape(
-      kind=settings.encoder,
-      width=settings.width,
-      depth=settings.depth,
-      strides=settings.strides,
-      size=settings.kernel,
-      heads=settings.heads,
-      causal=settings.task == 'cpc',
+      kind=sizes.encoder,
+      width=sizes.width,
+      depth=sizes.depth,
+      strides=sizes.strides,
+      size=sizes.kernel,
+      heads=sizes.heads,
+      causal=settings.ssl.ssl_loss == 'cpc',
       units=known.size,
       front=front,
     )
@@ -210,25 +254,10 @@ def prepare(
   corpus = corpus._replace(skipped=skips.found())
   train = examples['train']
   multiple = 1 if given else front.samples[1]
-  edges = feed.edges_of(train.lengths, settings.buckets, multiple)
+  edges = feed.edges_of(train.lengths, settings.training.buckets, multiple)
   labelled = np.flatnonzero([text is not None for text in train.texts])
-  task = recogniser.objectives.Task(
-    settings.task,
-    probability=settings.hidden,
-    span=settings.span,
-    negatives=settings.negatives,
-    ahead=settings.ahead,
-    codes=settings.codes,
-  )
   training = recogniser.Training(
-    task,
-    recogniser.front_end.Augmentation(
-      settings.time_stripes,
-      settings.longest_stripe,
-      settings.band_stripes,
-      settings.widest_stripe,
-    ),
-    settings.dropout,
+    settings.ssl.task(), settings.masks.augmentation(), sizes.dropout
   )
   return Problem(corpus, known, network, training, examples, edges, labelled)
 

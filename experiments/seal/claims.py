@@ -102,6 +102,7 @@ CLAIMS = (
     'auroc/seal/shuffled',
     at_least='auroc/initial_loss/shuffled',
     lead=-0.02,
+    headline=True,
   ),
   _on_rows(
     'Rejected against chosen answers to other prompts: the selector is above '
@@ -109,6 +110,7 @@ CLAIMS = (
     'auroc_style_matched/seal/harmless',
     at_least='auroc_style_matched/initial_loss/harmless',
     lead=0.05,
+    headline=True,
   ),
   *(
     _on_rows(

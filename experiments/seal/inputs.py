@@ -24,19 +24,21 @@ SETS = ('shuffled', 'harmless', 'made_up')
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Rows of a user's own.
+  """Rows of a user's own, and what is written.
 
   Attributes:
     finetune_data: rows to rank or to train on; '' for known rows.
     safe_data: safe rows; '' for known rows.
     unsafe_data: unsafe rows, if there are any, for the score that takes them.
     bad_rows: whether invalid rows are refused or skipped.
+    output: a folder for what is written; '' for the workdir, or for no model.
   """
 
   finetune_data: str = ''
   safe_data: str = ''
   unsafe_data: str = ''
   bad_rows: Literal['refuse', 'skip'] = 'refuse'
+  output: str = ''
 
   @property
   def skip(self) -> bool:
@@ -95,18 +97,16 @@ class Settings(precision.Precision):
     model: a folder of Hugging Face or a .gguf file; '' for SmolLM2-135M, and
       'random' for a few random weights that read bytes.
     max_length: tokens of a prompt with its answer; longer rows are left out.
-    output: a folder for what is written; '' for the workdir, or for no model.
     score: by which of the scores rows are kept.
     keep: the share of the rows that is kept; the paper's.
     seeds: of data and order; one is run.
-    files: rows of a user's own.
+    files: rows of a user's own, and what is written.
     known: known rows.
     adapters: what is trained.
   """
 
   model: str = ''
   max_length: int = 96
-  output: str = ''
   score: str = 'seal'
   keep: Annotated[float, harness.Allowed(high=1.0)] = 0.8
   seeds: int = 1
@@ -116,7 +116,7 @@ class Settings(precision.Precision):
 
 
 # Fields on which no run depends, or whose content is compared by itself.
-NO_IDENTITY = ('model', 'dtype', 'output', 'score', 'keep', 'files')
+NO_IDENTITY = ('model', 'dtype', 'score', 'keep', 'files')
 RENAMED = {'longest': 'max_length'}
 
 

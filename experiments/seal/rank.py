@@ -41,8 +41,6 @@ TITLES = {
   'distance_both': 'distance to safe and to unsafe rows',
   'gradient': 'similarity of gradients',
   'ngrams': 'hashed n-grams (DSIR)',
-  'longer': 'length: the longer answer is kept',
-  'shorter': 'length: the shorter answer is kept',
   'random': 'a coin',
 }
 LOSSES = objectives.DEMONSTRATIONS + objectives.COMPARISONS
@@ -193,20 +191,20 @@ def rank(
   @functools.cache
   def seen():
     """Controls see answers; what the selector sees may be comparisons."""
-    own, held = made, safe
+    own, other = made, safe
     if losses.finetune_loss != 'sft':
       own = make('rows to rank', sets.finetune, losses.finetune_loss)
     if losses.safe_loss != 'sft':
-      held = make('safe rows', sets.safe, losses.safe_loss)
-    return own, held
+      other = make('safe rows', sets.safe, losses.safe_loss)
+    return own, other
 
   def selected(form):
-    own, held = seen()
-    found = selection.selected(
+    own, other = seen()
+    learnt = selection.selected(
       kept_in(form),
       subject,
       own,
-      held,
+      other,
       settings.selector,
       rate=settings.adapters.rate,
       losses=(losses.safe_loss, losses.finetune_loss),
@@ -214,7 +212,7 @@ def rank(
     ).scores
     # A comparison may be too long where its answer alone is not.
     scores = np.full(len(sets.finetune), np.nan)
-    scores[own.places] = found
+    scores[own.places] = learnt
     return scores[made.places]
 
   fitting = [sets.finetune[i] for i in made.places]
@@ -349,7 +347,7 @@ def rank_files(options: harness.Options) -> harness.Report:
     for n, s in ranked.scores.items()
   }
   kept = measures.kept(scores[settings.score], settings.keep)
-  folder = pathlib.Path(settings.output or options.workdir)
+  folder = pathlib.Path(files.output or options.workdir)
   write(folder, ranked._replace(scores=scores), kept, to_rank.raw)
   results = harness.Results()
   results.add(rows=total, kept=kept.sum())

@@ -58,6 +58,20 @@ HOLD_OUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+  """What trained models answer, to count refusals.
+
+  Attributes:
+    prompts: a file of rows whose prompts are answered; their own answers may be
+      missing. '' for none.
+    answer_length: tokens of an answer.
+  """
+
+  prompts: str = ''
+  answer_length: int = 48
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
   """Updates of a way to train.
 
@@ -81,24 +95,21 @@ class Settings(inputs.Settings):
 
   Attributes:
     scores: `scores.jsonl` of these rows, for the ways that keep some.
-    prompts: a file of rows whose prompts are answered; their own answers may be
-      missing. '' for none.
-    answer_length: tokens of an answer that is generated.
     rows_of: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
       rejected ones, 'made_up' for neither data nor tokeniser.
     ways: which are trained; --output gets the model of the first.
     training: updates.
+    answers: of trained models.
   """
 
   scores: str = ''
-  prompts: str = ''
-  answer_length: int = 48
   rows_of: Annotated[str, harness.Among(inputs.SETS)] = 'harmless'
   ways: Annotated[tuple[str, ...], harness.Among(WAYS)] = (
     *('all', 'clean', 'mixture'),
   )
   adapters: inputs.Adapters = _ADAPTERS
   training: Training = Training()
+  answers: Answers = Answers()
 
 
 PRESETS = {
@@ -204,9 +215,9 @@ def prepare(options: harness.Options) -> Prepared:
     )
 
   prompts = []
-  if settings.prompts:
+  if settings.answers.prompts:
     prompts = rows.read(
-      settings.prompts, skip=files.skip, prompts_only=True
+      settings.answers.prompts, skip=files.skip, prompts_only=True
     ).examples
   if files.finetune_data:
     to_train = rows.read(files.finetune_data, skip=files.skip)
@@ -234,7 +245,7 @@ def prepare(options: harness.Options) -> Prepared:
   if mask is not None:
     mask = mask[np.array([sets.finetune[i].row for i in encoded.places])]
   kinds = sets.kinds[encoded.places]
-  batches.warn_of_controls(subject.words, prompts, settings.prompts)
+  batches.warn_of_controls(subject.words, prompts, settings.answers.prompts)
   return Prepared(subject, encoded, safe, kinds, mask, prompts)
 
 
@@ -273,7 +284,7 @@ class Measure:
     self._kinds = np.concatenate([kinds[out], ['safe'] * safe_out.sum()])
     self._generate = generation.maker(
       subject.tuning.config,
-      new=settings.answer_length,
+      new=settings.answers.answer_length,
       end=subject.words.end,
       dtype=settings.compute_dtype,
     )
@@ -307,7 +318,7 @@ def train(options: harness.Options, prepared: Prepared, way: str) -> Any:
   subset = prepared.rows.part(which)
   safe = prepared.safe.part(~held_out(prepared.safe))
   identity = harness.settings_of(
-    settings, *inputs.NO_IDENTITY, 'ways', 'prompts', 'answer_length', 'scores'
+    settings, *inputs.NO_IDENTITY, 'ways', 'answers', 'scores'
   )
   run = selection.Run(options, way, identity)
   if way in ('weighted', 'surgery'):
@@ -339,8 +350,8 @@ def export(
   merged = subject.tuning.merged(trained, whole.params)
   model = whole.config, merged, subject.words
   make = lambda folder: weights.export(folder, *model, **how)
-  written.write(options.workdir, settings.output, '', make)
-  print(f'Model: {settings.output}')
+  written.write(options.workdir, settings.files.output, '', make)
+  print(f'Model: {settings.files.output}')
 
 
 def main(options: harness.Options) -> harness.Report:
@@ -351,18 +362,18 @@ def main(options: harness.Options) -> harness.Report:
       'which rows are kept is read from --scores=OUT/scores.jsonl, as rank has '
       'written it; --ways=all does without.'
     )
-  if settings.output:
-    written.require_own(options.workdir, settings.output)
+  if settings.files.output:
+    written.require_own(options.workdir, settings.files.output)
   prepared = prepare(options)
   subject, whole = prepared.subject, None
-  if prepared.prompts or settings.output:
+  if prepared.prompts or settings.files.output:
     whole = inputs.load_model(settings)[0]
   measure = Measure(settings, prepared, whole and whole.params)
   measure('start', subject.tuning.init(subject.frozen, jax.random.key(0)))
   for way in settings.ways:
     trained = train(options, prepared, way)
     measure(way, trained)
-    if settings.output and way == settings.ways[0]:
+    if settings.files.output and way == settings.ways[0]:
       export(options, subject, whole, trained)
   if measure.answers:
     path = pathlib.Path(options.workdir) / 'answers.json'
@@ -380,7 +391,7 @@ STUDY = harness.Study(
   paper='seal',
   binary='train',
   check=check,
-  renamed=inputs.RENAMED | {'new': 'answer_length'},
+  renamed=inputs.RENAMED | {'new': 'answers.answer_length'},
 )
 
 

@@ -15,36 +15,27 @@ curve, of pairs of one person above pairs of two, is measured; or motion alone.
 
 import dataclasses
 import pathlib
-import time
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, NamedTuple
+
+import matplotlib.figure
 
 from experiments import harness
-from experiments.tracklet import train
+from experiments.tracklet import learning, simulation, train
+from experiments.tracklet.train_report import BOTH
 
 ALONE = 'motion'
+DETECTORS = ('standard', 'hard')
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Conditions, and the size of each run; see `train.Settings`.
+class Settings(train.Settings):
+  """Conditions, and the size of each run.
 
   Attributes:
     noises: of features, with the standard detector.
     hard: noises of features, with the hard one.
     alone: whether both detectors are tried by motion alone as well.
-    looks: numbers of a feature.
-    warm: updates that both begin with.
-    search: of search.
-    forced: of teacher forcing.
-    hypotheses: K.
-    hidden: units.
-    batch: windows of an update.
-    window: steps of a window.
-    simulations: of the training sequences.
-    judged: simulations of the sequence that is held out.
-    windows: that purities are measured on.
-    members: networks of a tracker.
-    seeds: of training.
   """
 
   noises: Annotated[tuple[float, ...], harness.Allowed(0)] = (
@@ -54,114 +45,101 @@ class Settings:
     *(1.5, 2.0, 3.0),
   )
   alone: bool = True
-  looks: int = 16
-  warm: int = 1_000
-  search: int = 200
-  forced: int = 700
-  hypotheses: int = 4
-  hidden: int = 64
-  batch: int = 32
-  window: int = 16
-  simulations: int = 2
-  judged: int = 4
-  windows: int = 256
-  members: int = 1
-  seeds: int = 2
 
 
 PRESETS = {
-  'quick': Settings(),
+  'quick': Settings(
+    data=simulation.Data(embedding=16, simulations=2, judged=4),
+    network=learning.Network(members=1),
+    windows=learning.Windows(measured=256),
+    training=learning.Training(1_000, 200, 700),
+    full=False,  # What is compared are the two ways to train.
+    seeds=2,
+  ),
   'smoke': Settings(
+    data=simulation.Data(embedding=4, simulations=1, judged=2),
+    network=learning.Network(hidden=8, members=1),
+    windows=learning.Windows(window=4, batch=4, measured=8),
+    search=learning.Search(hypotheses=2),
+    training=learning.Training(4, 2, 4),
+    full=False,
+    seeds=2,
     noises=(1.0,),
     hard=(),
     alone=False,
-    looks=4,
-    warm=4,
-    search=2,
-    forced=4,
-    hypotheses=2,
-    hidden=8,
-    batch=4,
-    window=4,
-    simulations=1,
-    judged=2,
-    windows=8,
   ),
 }
 
 
-def conditions(settings: Settings) -> dict[str, train.Settings]:
-  """The settings of `train` of each condition, by its name."""
-  base = train.PRESETS['quick']
-  own = {f.name for f in dataclasses.fields(train.Settings)}
-  given = {k: v for k, v in dataclasses.asdict(settings).items() if k in own}
-  # What is compared are the two ways to train.
-  base = dataclasses.replace(base, full=False, **given)
-  found = {}
-  for detector, noises in (
-    ('standard', settings.noises),
-    ('hard', settings.hard),
-  ):
-    if settings.alone and noises:
-      found[f'{detector}-{ALONE}'] = dataclasses.replace(
-        base, looks=0, detector=detector
-      )
-    for noise in noises:
-      found[f'{detector}-{noise:g}'] = dataclasses.replace(
-        base, detector=detector, noise=noise
-      )
-  return found
+class Condition(NamedTuple):
+  """A detector, and the noise of its features: a number, or `ALONE`."""
+
+  detector: str
+  noise: float | str
+
+  @property
+  def folder(self) -> str:
+    """Its name."""
+    noise = self.noise if self.noise == ALONE else f'{self.noise:g}'
+    return f'{self.detector}-{noise}'
 
 
-def report(
-  runs: dict[str, dict[str, float]],
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics and rows of all conditions, from the metrics of each."""
-  names = [f'idf1/{name}' for name in train.BOTH]
-  names += ['idf1/search_lead', 'switches/search_lead', 'auc']
-  metrics, rows = {}, []
-  for condition, found in runs.items():
-    row: dict[str, Any] = {'condition': condition.replace('-', ', ')}
-    for name in names:
-      row[name] = ''
-      if name not in found:
-        continue
-      half = found.get(f'{name}/half_width')
-      metrics[f'{name}/{condition}'] = found[name]
-      row[name] = f'{found[name]:.3g}'
-      if half is not None:
-        metrics[f'{name}/{condition}/half_width'] = half
-        row[name] += f' ± {half:.2g}'
-    rows.append(row)
-  return metrics, rows
+def conditions(
+  settings: Settings,
+) -> Iterator[tuple[Condition, train.Settings]]:
+  """Conditions, each with the settings of its run of `train`."""
+  fields = [field.name for field in dataclasses.fields(train.Settings)]
+  base = train.Settings(**{name: getattr(settings, name) for name in fields})
+  for detector in DETECTORS:
+    noises = settings.noises if detector == 'standard' else settings.hard
+    for noise in (*((ALONE,) if settings.alone and noises else ()), *noises):
+      features = {'embedding': 0} if noise == ALONE else {'noise': noise}
+      data = dataclasses.replace(base.data, detector=detector, **features)
+      run = dataclasses.replace(base, data=data)
+      yield Condition(detector, noise), run
+
+
+def add(
+  results: harness.Results, condition: Condition, found: harness.Results
+) -> None:
+  """Adds the numbers of a condition's run."""
+  at = {'detector': condition.detector, 'noise': condition.noise}
+  metrics = found.metrics()
+  for name in BOTH:
+    results.add({'method': name, **at}, idf1=found[f'idf1/{name}'])
+  for measure in ('idf1_lead', 'switches_lead'):
+    number = found['/'.join((measure, *BOTH))]
+    results.put({'method': BOTH[0], 'over': BOTH[1], **at}, {measure: number})
+  if 'auc' in metrics:
+    results.add(at, auc=metrics['auc'])
 
 
 def curves(
-  metrics: dict[str, float], detector: str
+  runs: Mapping[Condition, harness.Results], detector: str
 ) -> dict[str, tuple[list[float], list[list[float]]]]:
   """IDF1 by what the features tell: areas, and ends of intervals, by label.
 
   What motion alone gives is a level line, from features that tell nothing.
   """
   found: dict[str, list[tuple[float, list[float]]]] = {}
-  for name in train.BOTH:
-    label, start = name.replace('_', ' '), f'idf1/{name}/{detector}-'
-    for key in (k for k in metrics if k.startswith(start)):
-      noise = key.removeprefix(start)
-      if '/' in noise:
+  for method in BOTH:
+    label = method.replace('_', ' ')
+    for condition, run in runs.items():
+      if condition.detector != detector:
         continue
-      half = metrics.get(f'{key}/half_width', 0.0)
-      ends = [metrics[key] - half, metrics[key] + half]
-      if noise == ALONE:
+      mean, half, *_ = run[f'idf1/{method}']
+      ends = [mean - half, mean + half]
+      if condition.noise == ALONE:
         found[f'{label}, motion alone'] = [(0.5, ends), (1.0, ends)]
       else:
-        area = metrics[f'auc/{detector}-{noise}']
-        found.setdefault(label, []).append((area, ends))
+        found.setdefault(label, []).append((run.mean('auc'), ends))
   # By areas, along which a line is drawn.
   return {k: tuple(map(list, zip(*sorted(v)))) for k, v in found.items()}
 
 
-def plot(path: pathlib.Path, metrics: dict[str, float]) -> None:
+def draw(
+  runs: Mapping[Condition, harness.Results],
+) -> matplotlib.figure.Figure:
   """IDF1 by areas, with intervals, a panel for each detector."""
   panels = [
     harness.Panel(
@@ -170,35 +148,50 @@ def plot(path: pathlib.Path, metrics: dict[str, float]) -> None:
       ylabel='IDF1',
       title=f'{detector} detections',
     )
-    for detector in ('standard', 'hard')
-    if (found := curves(metrics, detector))
+    for detector in DETECTORS
+    if (found := curves(runs, detector))
   ]
-  harness.plot_panels(path, panels, band='range')
+  return harness.draw_panels(panels, band='range')
 
 
-def main(options: harness.Options) -> dict[str, float]:
-  """Trains every condition, and writes table, plot and results."""
-  begin = time.monotonic()
-  runs = {}
-  for name, settings in conditions(options.settings).items():
-    print(f'Condition {name}.', flush=True)
-    runs[name] = train.main(
-      options._replace(
-        binary='train',
-        settings=settings,
-        workdir=str(pathlib.Path(options.workdir) / name),
-      )
+def main(options: harness.Options) -> harness.Report:
+  """Trains every condition."""
+  results, runs = harness.Results(), {}
+  for condition, settings in conditions(options.settings):
+    print(f'Condition {condition.folder}.', flush=True)
+    folder = pathlib.Path(options.workdir) / condition.folder
+    run = options._replace(
+      binary='train', settings=settings, workdir=str(folder)
     )
-  metrics, rows = report(runs)
-  plot(pathlib.Path(options.workdir) / 'curve.png', metrics)
-  first = next(iter(conditions(options.settings).values()))
-  *_, source = train.read(options._replace(settings=first))
-  seconds = time.monotonic() - begin
-  train.write(options, rows, metrics, source, seconds=seconds)
-  return metrics
+    report = harness.execute(train.main, run)
+    runs[condition] = report.results
+    add(results, condition, report.results)
+  search, forcing = ({'method': name} for name in BOTH)
+  lead = {'method': BOTH[0], 'over': BOTH[1]}
+  return harness.Report(
+    results,
+    rows=('detector', 'noise'),
+    columns=(
+      harness.Column('idf1', 'idf1/search', search),
+      harness.Column('idf1', 'idf1/teacher_forcing', forcing),
+      harness.Column('idf1_lead', at=lead),
+      harness.Column('switches_lead', at=lead),
+      'auc',
+    ),
+    plots={'curve.png': draw(runs)},
+    data=report.data,
+    published=report.published,
+  )
 
 
-STUDY = harness.Study(main, PRESETS, paper='tracklet', binary='curve')
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='tracklet',
+  binary='curve',
+  check=train.check,
+  renamed=train.RENAMED,
+)
 
 
 if __name__ == '__main__':

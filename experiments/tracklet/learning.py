@@ -1,8 +1,9 @@
 """Trains score networks: teacher forcing first, then that or search."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +13,6 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.tracklet import detections, motion, network, search, windows
-
-
-class Task(NamedTuple):
-  """What networks are trained on, and how large they are.
-
-  Attributes:
-    data: padded detections of the training sequences.
-    noise: of the filter.
-    hidden: units of a layer.
-    drawn: `steps`, `jumps` and `longest` of `windows.draw`.
-    batch: windows of an update.
-  """
-
-  data: detections.Frames
-  noise: motion.Noise
-  hidden: int
-  drawn: dict[str, Any]
-  batch: int
 
 
 class Losses(NamedTuple):
@@ -53,25 +36,103 @@ class Losses(NamedTuple):
 TEACHER = Losses(search.Beam(0))
 
 
-def stages(hypotheses: int, steps: int, growing: bool) -> list[tuple[int, int]]:
-  """Hypotheses and updates of each stage of a search's training.
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Networks of a tracker.
 
-  Args:
-    hypotheses: K of the last stage.
-    steps: updates of all.
-    growing: whether K doubles from 1 on, with as many updates in every stage
-      but for what is left over, which the last one has.
-
-  Returns:
-    Pairs, the last stage at the end.
+  Attributes:
+    hidden: units of the LSTM and of the perceptron.
+    members: networks whose scores are averaged; all of them are trained alike.
   """
-  sizes = [hypotheses]
-  while growing and sizes[0] > 1 and len(sizes) < steps:
-    sizes.insert(0, -(-sizes[0] // 2))
-  each = steps // len(sizes)
-  counts = [each] * len(sizes)
-  counts[-1] += steps - each * len(sizes)
-  return list(zip(sizes, counts))
+
+  hidden: int = 64
+  members: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """Windows to train on.
+
+  Attributes:
+    window: steps of a window.
+    jumps: probability that a step of a window is not the next frame.
+    max_gap: frames of such a step, at most.
+    batch: windows of an update.
+    measured: windows that purities are measured on.
+  """
+
+  window: Annotated[int, harness.Allowed(2)] = 16
+  jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
+  max_gap: int = 90
+  batch: int = 32
+  measured: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """Search in training, and its losses.
+
+  Attributes:
+    hypotheses: K of the search in training.
+    candidates: detections that extend a hypothesis, beside null.
+    rollout_loss: weight of the cross entropy on the search's histories, those
+      that are mostly of the target.
+    rank_loss: weight of margin and rank.
+    alpha: margin of a tracklet without a right choice.
+    beta: margin by the difference of purities.
+  """
+
+  hypotheses: int = 4
+  candidates: int = 8
+  rollout_loss: Annotated[float, harness.Allowed(0)] = 0.1
+  rank_loss: Annotated[float, harness.Allowed(0)] = 0.2
+  alpha: float = 2.0
+  beta: float = 1.0
+
+  def losses(self) -> Losses:
+    """Weights of the losses, and the search that they are of."""
+    beam = search.Beam(self.hypotheses, self.candidates)
+    weights = self.rollout_loss, self.rank_loss, self.alpha, self.beta
+    return Losses(beam, *weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """Updates of the networks.
+
+  Attributes:
+    pretrain_steps: of teacher forcing, that both ways begin with.
+    search_steps: of search then.
+    forcing_steps: of teacher forcing in its place; one of search takes as long
+      as some five.
+    rate: Adam's, at first; falls to a tenth. From there half of it, down to a
+      hundredth.
+    chunk: between two records.
+  """
+
+  pretrain_steps: int = 2_000
+  search_steps: int = 400
+  forcing_steps: int = 1_500
+  rate: float = 2e-3
+  chunk: int = 100
+
+
+class Task(NamedTuple):
+  """What networks are trained on, and how large they are.
+
+  Attributes:
+    data: padded detections of the training sequences.
+    noise: of the filter.
+    hidden: units of a layer.
+    drawn: `steps`, `jumps` and `longest` of `windows.draw`.
+    batch: windows of an update.
+  """
+
+  data: detections.Frames
+  noise: motion.Noise
+  hidden: int
+  drawn: dict[str, Any]
+  batch: int
 
 
 def loss_of(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
@@ -97,34 +158,52 @@ def loss_of(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
   return loss
 
 
+class Run(NamedTuple):
+  """What all networks of a study have in common.
+
+  Attributes:
+    options: seeds and workdir.
+    identity: settings on which a run depends.
+    chunk: updates between two records.
+    members: networks of a seed; those of one stand side by side.
+  """
+
+  options: harness.Options
+  identity: Any
+  chunk: int
+  members: int = 1
+
+  def seeds(self) -> list[int]:
+    """Of all networks."""
+    return [
+      seed * self.members + i
+      for seed in self.options.seeds
+      for i in range(self.members)
+    ]
+
+
 def train(
   task: Task,
+  run: Run,
   losses: Losses,
   *,
   name: str,
   rate: float,
   steps: int,
-  chunk: int,
   end: float = 0.1,
   start: Any = None,
-  members: int = 1,
-  options: harness.Options,
-  settings: Any,
 ) -> harness.Trained:
   """Trains networks for each seed; Adam with a rate that falls by a cosine.
 
   Args:
     task: what to train on.
+    run: what all networks have in common.
     losses: of teacher forcing or of search.
     name: of the run in the workdir.
     rate: of Adam, at first.
     steps: updates.
-    chunk: between two records.
     end: share of the rate at the end.
     start: weights with a leading axis of networks; None draws them.
-    members: networks of a seed; those of one stand side by side.
-    options: seeds and workdir.
-    settings: on which the run depends.
 
   Returns:
     The run.
@@ -152,14 +231,12 @@ def train(
     shard=False,
     own=() if start is None else start,
     steps=steps,
-    chunk=min(chunk, steps),
-    seeds=[
-      seed * members + i for seed in options.seeds for i in range(members)
-    ],
-    workdir=options.workdir,
+    chunk=min(run.chunk, steps),
+    seeds=run.seeds(),
+    workdir=run.options.workdir,
     name=name,
-    save_seconds=options.save_seconds,
-    settings=settings,
+    save_seconds=run.options.save_seconds,
+    settings=run.identity,
   )
 
 

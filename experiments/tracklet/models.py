@@ -10,8 +10,6 @@ from experiments import harness
 from experiments.harness import files
 from experiments.tracklet import motion, network, tracker
 
-APPEARANCE = 'appearance.npz'  # A network of crops beside a tracker.
-
 
 def save(
   path: files.Path,
@@ -74,9 +72,8 @@ def load(
     )
     if weights['embed'].shape[-2] != network.features(looks):
       raise ValueError(
-        f'it needs looks, which files of detections have not; those of crops '
-        f'are made where --images is given and {APPEARANCE} lies beside it'
+        'it needs features of identity, which files of detections have not'
         if not looks
-        else f'it is of other looks than those of {looks} numbers'
+        else f'its features of identity have not {looks} numbers'
       )
   return tracker.learned(weights, noise), rules

@@ -24,9 +24,8 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ from experiments.tracklet import (
   evaluation,
   judging,
   mot_files,
-  train,
+  simulation,
   untrained,
 )
 
@@ -71,28 +70,24 @@ GRIDS: dict[str, dict[str, comparison.Axis]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the peers are judged on; as in `train`.
+  """What the peers are judged on, as in `train`.
 
   Attributes:
-    sequences: to tune on.
-    held_out: to judge on.
-    detector: standard or hard.
-    judged: simulations of the sequence that is held out.
+    data: sequences, and detections that are simulated of them.
     tuned: whether the grids are tried.
     trackers: by their names.
   """
 
-  sequences: tuple[str, ...] = train.Settings.sequences
-  held_out: str = train.Settings.held_out
-  detector: Literal['standard', 'hard'] = 'standard'
-  judged: int = 10
+  data: simulation.Data = simulation.Data()  # noqa: RUF009
   tuned: bool = True
-  trackers: tuple[str, ...] = tuple(GRIDS)
+  trackers: Annotated[tuple[str, ...], harness.Among(GRIDS)] = tuple(GRIDS)
 
 
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(judged=2, tuned=False, trackers=('sort',)),
+  'smoke': Settings(
+    data=simulation.Data(judged=2), tuned=False, trackers=('sort',)
+  ),
 }
 
 
@@ -202,89 +197,112 @@ def tune(
   return best._replace(tried=best.tried + 1)
 
 
-def main(options: harness.Options) -> dict[str, float]:
-  """Tunes the peers, judges them, and writes table and results."""
-  begin = time.monotonic()
+def judge(
+  results: harness.Results,
+  name: str,
+  best: judging.Tuned,
+  held: Sequence[judging.Trial],
+  folder: pathlib.Path,
+  *,
+  kinds: Sequence[str],
+) -> None:
+  """Adds the numbers of a peer.
+
+  Args:
+    results: to which they are added.
+    name: of the peer.
+    best: what was chosen.
+    held: what it is judged on.
+    folder: of files.
+    kinds: its numbers: 'default', 'tuned'.
+  """
+  jobs = [{'tracker': name, 'options': point} for point in ({}, best.point)]
+  found, times = run_jobs(jobs, [t.found for t in held], folder)
+  results.add({'tracker': name}, edges=len(best.edges), tried=best.tried)
+  for kind, outputs, spent in zip(kinds, found, times, strict=False):
+    at = {'tracker': name, 'numbers': kind}
+    scored = [_scores(trial, one) for trial, one in zip(held, outputs)]
+    for measure in judging.MEASURES:
+      values = [getattr(one, measure) for one in scored]
+      results.put(at, {measure: judging.crossed(values)})
+    tuned = kind == 'tuned'
+    results.note(
+      at,
+      {
+        'frames a second': spent['frames'] / spent['seconds'],
+        'tried': best.tried if tuned else '',
+        'chosen': best.words() if tuned else '',
+      },
+    )
+
+
+def judge_elsewhere(
+  results: harness.Results,
+  data_dir: str | None,
+  chosen: Mapping[str, Mapping[str, Any]],
+  folder: pathlib.Path,
+) -> None:
+  """Adds IDF1 of each peer on what nothing was tuned on, and the median."""
+  held = untrained.read(data_dir)
+  if held is None:
+    return
+  draws = [held.every, *held.dropped]
+  given = [trial.found for draw in draws for trial in draw]
+  each = len(held.every)
+  values: dict[str, list[float]] = {'all': [], 'drops': []}
+  for name, best in chosen.items():
+    jobs = [{'tracker': name, 'options': point} for point in ({}, best)]
+    outputs = run_jobs(jobs, given, folder)[0]
+    for kind, output in zip(('default', 'tuned'), outputs, strict=True):
+      pooled = [
+        untrained.pooled(draw, output[i * each : (i + 1) * each]).idf1
+        for i, draw in enumerate(draws)
+      ]
+      found = {
+        ('idf1', 'all'): np.array([pooled[:1]]),
+        ('idf1', 'drops'): np.array([pooled[1:]]),
+      }
+      untrained.add(results, {'tracker': name, 'numbers': kind}, found)
+      for (_, draw), idf1 in found.items():
+        values[draw].append(float(idf1.mean()))
+  for draw, means in values.items():
+    at = {'tracker': 'median', 'data': 'untrained', 'draws': draw}
+    results.add(at, idf1=np.median(means))
+
+
+def main(options: harness.Options) -> harness.Report:
+  """Tunes the peers and judges them."""
   evaluation.import_trackeval()  # Before the trackers run, not after it.
   settings = options.settings
-  train_on, held_out, source = train.read(options)
-  detector = train.detector_of(train.Settings(detector=settings.detector))
-  tuning = judging.trials(train_on, detector, [train.TUNING])
-  held = judging.trials(
-    [held_out], detector, range(train.HELD, train.HELD + settings.judged)
-  )
-  unknown = [name for name in settings.trackers if name not in GRIDS]
-  if unknown:
-    raise harness.SettingsError(
-      f'there is no tracker {unknown[0]!r}; there are {", ".join(GRIDS)}.'
-    )
+  train_on, held_out, source = simulation.read(options)
+  tuning = settings.data.tuning_trials(train_on)
+  held = settings.data.held_trials(held_out)
   folder = pathlib.Path(options.workdir)
-  metrics: dict[str, float] = {}
-  rows, chosen = [], {}
+  results = harness.Results()
+  chosen, kinds = {}, ('default', 'tuned')[: 1 + settings.tuned]
   for name in settings.trackers:
     best = judging.Tuned({})
     if settings.tuned:
       best = tune(name, tuning, folder / 'tuning')
       print(f'{name}: {best.words() or "defaults"}', flush=True)
-    metrics[f'edges/{name}'] = float(len(best.edges))
-    metrics[f'tried/{name}'] = float(best.tried)
     chosen[name] = best.point
-    jobs = [{'tracker': name, 'options': point} for point in ({}, best.point)]
-    found, times = run_jobs(jobs, [t.found for t in held], folder / 'held')
-    for kind, results, spent in zip(('default', 'tuned'), found, times):
-      if kind == 'tuned' and not settings.tuned:
-        continue
-      scored = [_scores(trial, one) for trial, one in zip(held, results)]
-      row: dict[str, Any] = {'tracker': name.replace('_', ' '), 'numbers': kind}
-      for measure in judging.MEASURES:
-        row[measure] = judging.crossed(
-          [getattr(one, measure) for one in scored]
-        )
-        metrics |= row[measure].metrics(f'{measure}/{name}_{kind}')
-      row['frames a second'] = spent['frames'] / spent['seconds']
-      row['tried'] = best.tried if kind == 'tuned' else ''
-      row['chosen'] = best.words() if kind == 'tuned' else ''
-      rows.append(row)
-  metrics |= _elsewhere(options.data_dir, chosen, folder / 'untrained')
-  metrics['idf1/best'] = max(
-    value
-    for name, value in metrics.items()
-    if name.startswith('idf1/') and name.count('/') == 1
+    judge(results, name, best, held, folder / 'held', kinds=kinds)
+  best = max(
+    results.mean('idf1', {'tracker': name, 'numbers': kind})
+    for name in settings.trackers
+    for kind in kinds
   )
-  seconds = time.monotonic() - begin
-  train.write(options, rows, metrics, source, seconds=seconds, chosen=chosen)
-  return metrics
-
-
-def _elsewhere(data_dir, chosen, folder):
-  """IDF1 of each peer on what nothing was tuned on, and the median."""
-  held = untrained.read(data_dir)
-  if held is None:
-    return {}
-  draws = [held.every, *held.dropped]
-  scores = {}
-  for name, best in chosen.items():
-    jobs = [{'tracker': name, 'options': point} for point in ({}, best)]
-    given = [trial.found for draw in draws for trial in draw]
-    for kind, results in zip(
-      ('default', 'tuned'), run_jobs(jobs, given, folder)[0]
-    ):
-      each = len(held.every)
-      pooled = [
-        untrained.pooled(draw, results[i * each : (i + 1) * each])
-        for i, draw in enumerate(draws)
-      ]
-      values = np.array([[one.idf1 for one in pooled]])
-      scores[f'{name}_{kind}'] = {
-        'idf1/all': values[:, :1],
-        'idf1/drops': values[:, 1:],
-      }
-  metrics = untrained.report(scores)
-  for kind in ('all', 'drops'):
-    metrics[f'untrained/idf1/{kind}/median'] = float(
-      np.median([found[f'idf1/{kind}'].mean() for found in scores.values()])
-    )
-  return metrics
+  results.add({'tracker': 'best'}, idf1=best)
+  judge_elsewhere(results, options.data_dir, chosen, folder / 'untrained')
+  return harness.Report(
+    results,
+    rows=('tracker', 'numbers'),
+    columns=(*judging.MEASURES, 'frames a second', 'tried', 'chosen'),
+    titles={name: name.replace('_', ' ') for name in GRIDS},
+    data=[source],
+    published=[simulation.PUBLISHED],
+    more={'chosen': chosen},
+  )
 
 
 def _scores(trial, result):
@@ -292,7 +310,14 @@ def _scores(trial, result):
   return evaluation.evaluate({'one': data})[0]
 
 
-STUDY = harness.Study(main, PRESETS, paper='tracklet', binary='peers')
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='tracklet',
+  binary='peers',
+  check=lambda settings: settings.data.check(),
+  renamed={'looks': 'data.embedding'},
+)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Scenes to learn from: MOT17's sequences, or walks that are made up."""
 
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -22,21 +21,6 @@ def read(data_dir: files.Path | None, name: str) -> Scene:
   folder = mot_files.find_sequence(data_dir, name)
   truth = mot_files.read_truth(folder)
   return Scene(truth, mot_files.read_info(folder, truth))
-
-
-def images(data_dir: files.Path | None, name: str) -> pathlib.Path:
-  """The folder of a sequence's pictures.
-
-  Raises:
-    MissingDataError: if there is none; says what to do.
-  """
-  folder = mot_files.find_sequence(data_dir, name) / 'img1'
-  if not folder.is_dir():
-    raise harness.MissingDataError(
-      f'there is no {folder}: looks of crops need the pictures of {name}, '
-      '000001.jpg and so on; without them, --crops=none.'
-    )
-  return folder
 
 
 def source(scenes: list[Scene], *, made_up: bool) -> harness.Source:

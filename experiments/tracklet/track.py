@@ -7,8 +7,7 @@ The checkpoint is the workdir of `train`, or a file search.npz or
 teacher_forcing.npz in it. Detections and result are files of MOTChallenge; a
 seqinfo.ini in the folder of the detections, or in the one above it, says how
 long the sequence is and how large its pictures are, else that is taken from the
-boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on, and
-to cut crops from for a tracker that was trained with appearance.
+boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on.
 `--hypotheses` above 1 reports each frame `--delay` frames later.
 """
 
@@ -22,7 +21,6 @@ import numpy as np
 from experiments import harness
 from experiments.harness import files
 from experiments.tracklet import (
-  appearance,
   detections,
   models,
   mot_files,
@@ -50,7 +48,7 @@ def track(
     given: detections.
     output: the result, which is written.
     picture: .png or .gif to write, or None.
-    images: folder of frames, to draw on and for crops, or None.
+    images: folder of frames to draw on, or None.
     least: confidence of a detection, at least.
     hypotheses: states that go on side by side.
     delay: frames until a frame is told, if there are several.
@@ -70,14 +68,7 @@ def track(
     )
   if picture is not None:
     overlay.kind_of(picture)  # Before any work.
-  place = pathlib.Path(checkpoint)
-  place = (place if place.is_dir() else place.parent) / models.APPEARANCE
-  encoder = None
-  if images is not None and place.exists():
-    encoder = appearance.load(place)
-  model, rules = models.load(
-    checkpoint, looks=encoder.numbers if encoder else 0
-  )
+  model, rules = models.load(checkpoint)
   boxes = mot_files.read_boxes(given, identities=False)
   if boxes.left_out:
     print(
@@ -94,8 +85,6 @@ def track(
   found = detections.Detected(
     boxes, boxes.ids, np.zeros((len(boxes.ids), 0), np.float32), info
   )
-  if encoder is not None:
-    found = appearance.with_looks(encoder, found, images)
   if hypotheses > 1:
     wait = near_online.Delay(hypotheses=hypotheses, frames=delay)
     shown = near_online.track(model, found, rules, wait)

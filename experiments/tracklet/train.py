@@ -23,42 +23,44 @@ up.
 import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import harness
 from experiments.harness import comparison
 from experiments.tracklet import (
-  appearance,
   detections,
   evaluation,
   judging,
   learning,
   models,
+  motion,
   near_online,
   overlay,
   scenes,
   search,
+  simulation,
   tracker,
+  train_report,
   untrained,
 )
+from experiments.tracklet.train_report import BOTH, FIRST
 
-# What the published numbers are of.
-PUBLISHED = 'MOT17 test, public detections'
-# Hypotheses of the searches that purities are of, and whether scores are
-# normalised there.
-SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
 # What is tried of the networks' rules; widened where an end is chosen. A second
 # pass of 2 is none. The least affinity stays at 0, the score of null: tuned on
 # sequences that the networks were trained on, it comes out too low for others.
 GRID = {'second': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
-TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
-# What training in two ways begins with, and those.
-FIRST, BOTH = 'first_weights', ('search', 'teacher_forcing')
+
+
+_DEFAULT = (
+  simulation.Data(),
+  learning.Network(),
+  learning.Windows(),
+  learning.Search(),
+  learning.Training(),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,76 +68,21 @@ class Settings:
   """Sizes and margins are not in the paper; all are ours.
 
   Attributes:
-    sequences: to train on.
-    held_out: to judge on; MOT17-09 is the paper's for validation.
-    detector: standard, or hard: more misses, false boxes and jitter.
-    looks: numbers of an identity feature; 0 for motion alone.
-    noise: of those, about its norm.
-    crops: network of crops whose looks take the place of simulated ones; needs
-      pictures, in the folder img1 of every sequence.
-    crop_steps: its updates.
-    simulations: of the training sequences.
-    judged: simulations of the sequence that is held out.
-    hidden: units of the LSTM and of the perceptron.
-    window: steps of a window.
-    hypotheses: K of the search in training.
-    candidates: detections that extend a hypothesis, beside null.
-    jumps: probability that a step of a window is not the next frame.
-    longest: frames of such a step, at most.
-    batch: windows of an update.
-    warm: updates of teacher forcing that both begin with.
-    growing: whether K doubles from 1 on in equal shares of these updates.
-    normalised: whether the search compares log-probabilities, not scores.
-    search: updates of search then.
-    forced: updates of teacher forcing in its place; one of search takes as
-      long as some five.
-    rate: Adam's, at first; falls to a tenth. From there half of it, down to a
-      hundredth.
-    own: weight of the cross entropy on the search's histories, those that are
-      mostly of the target.
-    pairs: weight of margin and rank.
-    alpha: margin of a tracklet without a right choice.
-    beta: margin by the difference of purities.
-    windows: that purities are measured on.
-    chunk: updates between two records.
-    members: networks of a tracker, whose scores are averaged; all of them are
-      trained alike.
+    data: sequences, and detections that are simulated of them.
+    network: networks of a tracker.
+    windows: to train on.
+    search: in training.
+    training: updates.
     full: whether the first weights, trackers with classical affinities, and
       near-online ones are judged too.
     seeds: of training.
   """
 
-  sequences: tuple[str, ...] = (
-    *('MOT17-02', 'MOT17-04', 'MOT17-05', 'MOT17-10', 'MOT17-11'),
-  )
-  held_out: str = 'MOT17-09'
-  detector: Literal['standard', 'hard'] = 'standard'
-  looks: Annotated[int, harness.Allowed(0)] = 0
-  noise: float = 1.0
-  crops: Literal['none', 'small', 'resnet50'] = 'none'
-  crop_steps: int = 2_000
-  simulations: int = 4
-  judged: int = 10
-  hidden: int = 64
-  window: int = 16
-  hypotheses: int = 4
-  candidates: int = 8
-  jumps: Annotated[float, harness.Allowed(0, 1)] = 0.35
-  longest: int = 90
-  batch: int = 32
-  growing: bool = False
-  normalised: bool = False
-  warm: int = 2_000
-  search: int = 400
-  forced: int = 1_500
-  rate: float = 2e-3
-  own: Annotated[float, harness.Allowed(0)] = 0.1
-  pairs: Annotated[float, harness.Allowed(0)] = 0.2
-  alpha: float = 2.0
-  beta: float = 1.0
-  windows: int = 512
-  chunk: int = 100
-  members: int = 2
+  data: simulation.Data = _DEFAULT[0]
+  network: learning.Network = _DEFAULT[1]
+  windows: learning.Windows = _DEFAULT[2]
+  search: learning.Search = _DEFAULT[3]
+  training: learning.Training = _DEFAULT[4]
   full: bool = True
   seeds: int = 3
 
@@ -143,196 +90,126 @@ class Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
-    simulations=1,
-    judged=2,
-    hidden=16,
-    window=6,
-    hypotheses=2,
-    candidates=4,
-    batch=8,
-    warm=20,
-    search=10,
-    forced=20,
-    windows=16,
-    chunk=10,
-    members=2,
+    data=simulation.Data(simulations=1, judged=2),
+    network=learning.Network(hidden=16),
+    windows=learning.Windows(window=6, batch=8, measured=16),
+    search=learning.Search(hypotheses=2, candidates=4),
+    training=learning.Training(20, 10, 20, chunk=10),
     seeds=2,
   ),
   'paper': Settings(
-    simulations=16,
-    hidden=256,
-    hypotheses=8,
-    warm=20_000,
-    search=10_000,
-    forced=40_000,
-    windows=4_096,
+    data=simulation.Data(simulations=16),
+    network=learning.Network(hidden=256),
+    windows=learning.Windows(measured=4_096),
+    search=learning.Search(hypotheses=8),
+    training=learning.Training(20_000, 10_000, 40_000),
   ),
+}
+# Flags of an earlier version.
+RENAMED = {
+  'looks': 'data.embedding',
+  'longest': 'windows.max_gap',
+  'own': 'search.rollout_loss',
+  'pairs': 'search.rank_loss',
+  'warm': 'training.pretrain_steps',
+  'search': 'training.search_steps',
+  'forced': 'training.forcing_steps',
+  'windows': 'windows.measured',
 }
 
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  if settings.window < 2:
-    raise harness.SettingsError(
-      f'window={settings.window}: of one step there is no history; take 2 or '
-      'more.'
-    )
-  names = settings.sequences
-  if not names or len(set(names)) < len(names) or settings.held_out in names:
-    raise harness.SettingsError(
-      f'sequences={",".join(names)} and held_out={settings.held_out}: name '
-      'each sequence once, and judge on one that is not trained on.'
-    )
+  settings.data.check()
 
 
-def detector_of(settings: Settings) -> detections.Detector:
-  """The simulated detector."""
-  known = {'standard': detections.STANDARD, 'hard': detections.HARD}
-  return known[settings.detector]._replace(
-    looks=settings.looks, noise=settings.noise
-  )
+class Prepared(NamedTuple):
+  """What a run works with.
 
-
-def read(
-  options: harness.Options,
-) -> tuple[list[scenes.Scene], scenes.Scene, Any]:
-  """The training scenes, the one that is held out, and what the data are."""
-  settings = options.settings
-  made_up = options.data_dir is None
-  if made_up:
-    long = 60 if options.preset == 'smoke' else 400
-    held_out, *train_on = [scenes.make_up(i, length=long) for i in range(3)]
-  else:
-    held_out, *train_on = [
-      scenes.read(options.data_dir, name)
-      for name in (settings.held_out, *settings.sequences)
-    ]
-  source = scenes.source([*train_on, held_out], made_up=made_up)
-  return train_on, held_out, source
-
-
-def write(
-  options: harness.Options,
-  rows: list[dict[str, Any]],
-  metrics: dict[str, float],
-  source: Any,
-  **more: Any,
-) -> None:
-  """Writes the table and the results of a run on simulated detections."""
-  harness.write_table(options.workdir, rows)
-  harness.write_results(
-    options, metrics=metrics, data=[source], published=[PUBLISHED], **more
-  )
-
-
-def encoder_of(
-  options: harness.Options, simulated: list[detections.Detected]
-) -> tuple[appearance.Encoder, Callable[[detections.Detected], Any]] | None:
-  """A network of crops, and what gives detections its looks; None without.
-
-  Args:
-    options: of the run.
-    simulated: training detections with identities.
-
-  Returns:
-    The encoder, and detections to detections with looks.
-
-  Raises:
-    SettingsError: if there are no pictures, or looks of two kinds are asked
-      for.
+  Attributes:
+    scene: that is held out.
+    source: of the data.
+    task: what networks are trained on.
+    tuning: on which rules are tuned.
+    held: what is judged on.
   """
-  settings = options.settings
-  if settings.crops == 'none':
-    return None
-  if options.data_dir is None or settings.looks:
-    raise harness.SettingsError(
-      f'--crops={settings.crops} needs pictures, by --data_dir, and --looks=0.'
-    )
-  names = [*settings.sequences, settings.held_out]
-  folders = [scenes.images(options.data_dir, name) for name in names]
-  every = len(settings.sequences)
-  rng = np.random.default_rng(0)
-  crops, ids = appearance.gather(
-    # Those of one simulation; the others' are the same people.
-    list(zip(simulated[:every], folders)),
-    most=50,
-    rng=rng,
-  )
-  keys = jax.random.split(jax.random.key(0))
-  encoder, _ = appearance.train(
-    appearance.init(keys[0], kind=settings.crops),
-    crops,
-    ids,
-    steps=settings.crop_steps,
-    key=keys[1],
-  )
 
-  known = {
-    scenes.read(options.data_dir, name).info.name: folder
-    for name, folder in zip(names, folders)
-  }
-  looked = lambda found: appearance.with_looks(
-    encoder, found, known[found.info.name]
+  scene: scenes.Scene
+  source: harness.Source
+  task: learning.Task
+  tuning: list[judging.Trial]
+  held: list[judging.Trial]
+
+  @property
+  def noise(self) -> motion.Noise:
+    """Of the filter."""
+    return self.task.noise
+
+
+def prepare(options: harness.Options) -> Prepared:
+  """Reads the sequences, simulates detections, and fits the filter's noise."""
+  settings, data = options.settings, options.settings.data
+  train_on, held_out, source = simulation.read(options)
+  print(f'Data: {source.words}.', flush=True)
+  start = simulation.TRAINING
+  seeds = range(start, start + data.simulations)
+  simulated = [
+    # As with any other detector, who is who is told by overlap.
+    trial.found._replace(
+      ids=detections.match(
+        trial.scene.truth, trial.found.boxes, trial.scene.info.length
+      )
+    )
+    for trial in judging.trials(train_on, data.simulated_detector(), seeds)
+  ]
+  windows = settings.windows
+  task = learning.Task(
+    detections.padded(simulated),
+    learning.fit_noise(simulated, rng=np.random.default_rng(0)),
+    settings.network.hidden,
+    {
+      'steps': windows.window,
+      'jumps': windows.jumps,
+      'longest': windows.max_gap,
+    },
+    windows.batch,
   )
-  return encoder, looked
+  return Prepared(
+    held_out,
+    source,
+    task,
+    data.tuning_trials(train_on),
+    data.held_trials(held_out),
+  )
 
 
 def networks(
   options: harness.Options, task: learning.Task
 ) -> Iterator[tuple[str, harness.Trained]]:
   """Trains the first weights, then both kinds from there, by name."""
-  settings = options.settings
-  beam = search.Beam(
-    settings.hypotheses, settings.candidates, normalised=settings.normalised
+  settings, training = options.settings, options.settings.training
+  losses = settings.search.losses()
+  teacher = learning.TEACHER._replace(
+    beam=search.Beam(0, settings.search.candidates)
   )
-  losses = learning.Losses(
-    beam, settings.own, settings.pairs, settings.alpha, settings.beta
-  )
-  teacher = learning.TEACHER._replace(beam=search.Beam(0, settings.candidates))
-  common = {
-    'chunk': settings.chunk,
-    'options': options,
-    'members': settings.members,
-    'settings': harness.settings_of(
-      settings, 'judged', 'windows', 'members', 'full'
+  place = learning.Run(
+    options,
+    harness.settings_of(
+      settings, 'data.judged', 'windows.measured', 'network.members', 'full'
     ),
-  }
-  warm = learning.train(
-    task,
-    teacher,
-    name='warm',
-    rate=settings.rate,
-    steps=settings.warm,
-    **common,
+    training.chunk,
+    settings.network.members,
   )
+  run = functools.partial(learning.train, task, place)
+  steps = training.pretrain_steps
+  warm = run(teacher, name='warm', rate=training.rate, steps=steps)
   yield FIRST, warm
-  more = {'rate': settings.rate / 2, 'end': 0.01, **common}
-  name = 'teacher_forcing'
-  yield (
-    name,
-    learning.train(
-      task,
-      teacher,
-      name=name,
-      steps=settings.forced,
-      start=warm.params,
-      **more,
-    ),
+  run = functools.partial(
+    run, rate=training.rate / 2, end=0.01, start=warm.params
   )
-  searched = warm
-  *before, last = learning.stages(
-    settings.hypotheses, settings.search, settings.growing
-  )
-  for k, steps in (*before, last):
-    searched = learning.train(
-      task,
-      losses._replace(beam=beam._replace(hypotheses=k)),
-      name='search' if (k, steps) == last else f'search-{k}',
-      steps=steps,
-      start=searched.params,
-      **more,
-    )
-  yield 'search', searched
+  name, steps = 'teacher_forcing', training.forcing_steps
+  yield name, run(teacher, name=name, steps=steps)
+  yield 'search', run(losses, name='search', steps=training.search_steps)
 
 
 def members_of(params: Any, members: int) -> list[dict[str, np.ndarray]]:
@@ -392,16 +269,17 @@ def judge_networks(
   return {name: online, f'{name}_near_online': judging.Judged(late)}
 
 
-def elsewhere(
+def judge_elsewhere(
+  results: harness.Results,
   data_dir: str | None,
   trained: dict[str, list[tracker.Model]],
   classical: dict[str, Any],
   chosen: dict[str, judging.Tuned],
-) -> dict[str, float]:
-  """Metrics of all trackers on sequences that nothing was trained on."""
+) -> None:
+  """Adds numbers of all trackers on sequences that nothing was trained on."""
   held = untrained.read(data_dir)
   if held is None:
-    return {}
+    return
   scores = {
     name: untrained.judge([make(**chosen[name].point)], held)
     for name, (make, _) in classical.items()
@@ -411,103 +289,19 @@ def elsewhere(
       _tracker(tracker.online, model, **chosen[name].point) for model in every
     ]
     scores[name] = untrained.judge(several, held)
-  return untrained.report(scores)
+  both = [scores[name] for name in BOTH]
+  scores['better'] = max(both, key=lambda s: s['idf1', 'all'].mean())
+  for name, found in scores.items():
+    untrained.add(results, {'method': name}, found)
 
 
-def report(
-  scores: dict[str, dict[str, np.ndarray]],
-  chosen: dict[str, judging.Tuned],
-  purity: dict[str, np.ndarray],
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics by name, and the rows of the table."""
-  metrics, rows = {}, []
-  for method, found in scores.items():
-    row: dict[str, Any] = {'method': method.replace('_', ' ')}
-    for measure, values in found.items():
-      row[measure] = judging.crossed(values)
-      metrics |= row[measure].metrics(f'{measure}/{method}')
-    row['chosen'] = chosen[method].words() if method in chosen else ''
-    for k in SEARCHES:
-      values = purity.get(f'{method}_{k}')
-      row[f'purity {k.replace("_", " ").upper()}'] = (
-        '' if values is None else harness.mean_interval(values)
-      )
-    rows.append(row)
-  for name, values in purity.items():
-    metrics |= harness.mean_interval(values).metrics(f'purity/{name}')
-  lead = lambda one, two, measure: judging.crossed(
-    scores[one][measure] - scores[two][measure]
-  )
-  for measure in judging.MEASURES:
-    metrics |= lead(*BOTH, measure).metrics(f'{measure}/search_lead')
-    for name in BOTH:
-      if FIRST in scores:
-        metrics |= lead(name, FIRST, measure).metrics(f'{measure}/gain/{name}')
-      if (waiting := f'{name}_near_online') in scores:
-        metrics |= lead(waiting, name, measure).metrics(
-          f'{measure}/near_online_lead/{name}'
-        )
-  for k in SEARCHES:
-    off = purity[f'search_{k}'] - purity[f'teacher_forcing_{k}']
-    metrics |= harness.mean_interval(off).metrics(f'purity/search_lead_{k}')
-  for method, tuned in chosen.items():
-    metrics[f'edges/{method}'] = float(len(tuned.edges))
-    metrics[f'tried/{method}'] = float(tuned.tried)
-  # The reference is the best by what is reported, which favours it.
-  best_of = lambda names: max(names, key=lambda m: metrics[f'idf1/{m}'])
-  if classical := [m for m in ('overlap', 'likelihood') if m in scores]:
-    learnt = best_of(BOTH)
-    metrics |= lead(learnt, best_of(classical), 'idf1').metrics(
-      'idf1/lead_over_classical'
-    )
-  return metrics, rows
-
-
-def main(options: harness.Options) -> dict[str, float]:
-  """Trains, judges, and writes table, plot, tracker and results."""
-  begin, cpu = time.monotonic(), time.process_time()
+def main(options: harness.Options) -> harness.Report:
+  """Trains and judges, and writes trackers."""
   evaluation.import_trackeval()  # Before the training, not after it.
   settings = options.settings
-  detector = detector_of(settings)
-  train_on, held_out, source = read(options)
-  print(f'Data: {source.words}.', flush=True)
-  seeds = range(TRAINING, TRAINING + settings.simulations)
-  simulated = [
-    # As with any other detector, who is who is told by overlap.
-    trial.found._replace(
-      ids=detections.match(
-        trial.scene.truth, trial.found.boxes, trial.scene.info.length
-      )
-    )
-    for trial in judging.trials(train_on, detector, seeds)
-  ]
-  tuning = judging.trials(train_on, detector, [TUNING])
-  held = judging.trials(
-    [held_out], detector, range(HELD, HELD + settings.judged)
-  )
-  folder = pathlib.Path(options.workdir)
-  crops = encoder_of(options, simulated)
-  if crops:
-    encoder, looked = crops
-    simulated = [looked(found) for found in simulated]
-    tuning, held = (
-      [trial._replace(found=looked(trial.found)) for trial in given]
-      for given in (tuning, held)
-    )
-    appearance.save(folder / models.APPEARANCE, encoder)
-  noise = learning.fit_noise(simulated, rng=np.random.default_rng(0))
-  task = learning.Task(
-    detections.padded(simulated),
-    noise,
-    settings.hidden,
-    {
-      'steps': settings.window,
-      'jumps': settings.jumps,
-      'longest': settings.longest,
-    },
-    settings.batch,
-  )
-  classical = judging.classical(noise) if settings.full else {}
+  prepared = prepare(options)
+  _, source, task, tuning, held = prepared
+  classical = judging.classical(prepared.noise) if settings.full else {}
   jobs: list[Any] = [
     judging.beside(lambda: judge_classical(classical, tuning, held))
   ]
@@ -516,79 +310,73 @@ def main(options: harness.Options) -> dict[str, float]:
     if name == FIRST and not settings.full:
       continue
     trained[name] = run
-    weights[name] = members_of(run.params, settings.members)
-    several[name] = [tracker.learned(each, noise) for each in weights[name]]
+    weights[name] = members_of(run.params, settings.network.members)
+    several[name] = [
+      tracker.learned(each, prepared.noise) for each in weights[name]
+    ]
     judge = functools.partial(judge_networks, name, several[name], tuning, held)
     waiting = settings.full and name in BOTH
     jobs.append(judging.beside(functools.partial(judge, waiting=waiting)))
-  apart = detections.padded([trial.found for trial in held])
+  frames = detections.padded([trial.found for trial in held])
   purity = {
-    f'{name}_{kind}': learning.purities(
+    (name, beam): learning.purities(
       run.params,
       task,
-      apart,
+      frames,
       hypotheses=k,
       normalised=normalised,
-      count=settings.windows,
+      count=settings.windows.measured,
     )
     for name, run in trained.items()
-    for kind, (k, normalised) in SEARCHES.items()
+    for beam, (k, normalised) in train_report.SEARCHES.items()
   }
   judged: dict[str, judging.Judged] = {}
   for job in jobs:
     judged |= job.result()
   perfect = judging.judge(judging.true_identities, held)
-  judged['true_identities'] = judging.Judged(
-    {k: v[None] for k, v in perfect.items()}
-  )
   scores = {name: one.scores for name, one in judged.items()}
+  scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
   chosen = {name: one.tuned for name, one in judged.items() if one.tuned}
-  metrics, rows = report(scores, chosen, purity)
-  if not task.data.looks.shape[-1]:
-    metrics |= elsewhere(options.data_dir, several, classical, chosen)
+  results = train_report.summarise(scores, chosen, purity)
+  if settings.data.embedding:
+    auc = detections.auc(held[0].found, np.random.default_rng(0))
+    results.add(auc=auc)
   else:
-    rng = np.random.default_rng(0)
-    metrics['auc'] = detections.auc(held[0].found, rng)
+    judge_elsewhere(results, options.data_dir, several, classical, chosen)
+  folder = pathlib.Path(options.workdir)
+  rules = {name: tracker.Rules(**one.point) for name, one in chosen.items()}
   for name, seeds in weights.items():
-    rules = tracker.Rules(**chosen[name].point)
-    models.save(folder / f'{name}.npz', seeds[0], noise, rules)
-  shown = tracker.online(
-    several['search'][0], held[0].found, tracker.Rules(**chosen['search'].point)
+    path = folder / f'{name}.npz'
+    models.save(path, seeds[0], prepared.noise, rules[name])
+  shown = tracker.online(several['search'][0], held[0].found, rules['search'])
+  overlay.write(folder / 'tracks.png', shown, prepared.scene.info)
+  curves = train_report.loss_curves(trained)
+  figure = harness.draw_curves(
+    curves, xlabel='updates after the common ones', ylabel='loss', logy=True
   )
-  overlay.write(folder / 'tracks.png', shown, held_out.info)
-  harness.plot_curves(
-    folder / 'losses.png',
-    {
-      name.replace('_', ' '): (
-        trained[name].steps,
-        trained[name].history['loss/loss'],
-      )
-      for name in BOTH
+  return harness.Report(
+    results,
+    columns=train_report.COLUMNS,
+    titles={name: name.replace('_', ' ') for name in scores},
+    curves={name: losses for name, (_, losses) in curves.items()},
+    plots={'losses.png': figure},
+    data=[source],
+    published=[simulation.PUBLISHED],
+    more={
+      'chosen': {name: tuned.point for name, tuned in chosen.items()},
+      'edges': {name: list(tuned.edges) for name, tuned in chosen.items()},
+      'fitted_noise': prepared.noise._asdict(),
     },
-    xlabel='updates after the common ones',
-    ylabel='loss',
-    logy=True,
   )
-  write(
-    options,
-    rows,
-    metrics,
-    source,
-    seconds=time.monotonic() - begin,
-    cpu_seconds=round(time.process_time() - cpu, 1),
-    curves={
-      name.replace('_', ' '): trained[name].history['loss/loss']
-      for name in BOTH
-    },
-    chosen={name: tuned.point for name, tuned in chosen.items()},
-    edges={name: list(tuned.edges) for name, tuned in chosen.items()},
-    fitted_noise=noise._asdict(),
-  )
-  return metrics
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='tracklet', binary='train', check=check
+  main,
+  PRESETS,
+  paper='tracklet',
+  binary='train',
+  check=check,
+  renamed=RENAMED,
 )
 
 

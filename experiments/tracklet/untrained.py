@@ -6,7 +6,7 @@ lost is points of IDF1. So trackers are judged on all detections and ten times
 without a twentieth of them, drawn anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from experiments.tracklet import (
 
 NAMES = ('TUD-Campus', 'TUD-Stadtmitte')
 DROPS, SHARE = 10, 0.05
+Scores = dict[tuple[str, str], Any]  # By measure and kind of draws.
 
 
 class Held(NamedTuple):
@@ -98,7 +99,7 @@ def pooled(
   )[0]
 
 
-def judge(tracks: Sequence[judging.Track], held: Held) -> dict[str, Any]:
+def judge(tracks: Sequence[judging.Track], held: Held) -> Scores:
   """IDF1 and MOTA of trackers, each of them trained with another seed.
 
   Args:
@@ -106,38 +107,31 @@ def judge(tracks: Sequence[judging.Track], held: Held) -> dict[str, Any]:
     held: what they are judged on.
 
   Returns:
-    Values by `measure/kind`: of `all`, (seeds, 1), of `drops`, (seeds, draws).
+    Values by measure and kind: of `all`, (seeds, 1), of `drops`,
+    (seeds, draws).
   """
   several = {'all': [held.every], 'drops': held.dropped}
-  found: dict[str, Any] = {}
+  found: Scores = {}
   for kind, draws in several.items():
     scores = [
       [pooled(draw, [track(t.found) for t in draw]) for draw in draws]
       for track in tracks
     ]
     for measure in ('idf1', 'mota'):
-      found[f'{measure}/{kind}'] = np.array(
+      found[measure, kind] = np.array(
         [[getattr(one, measure) for one in row] for row in scores]
       )
   return found
 
 
-def report(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-  """Metrics `untrained/idf1/all/METHOD` and so on, with their intervals.
+def add(results: harness.Results, at: Mapping[str, str], found: Scores) -> None:
+  """Adds a tracker's numbers, such as `idf1/METHOD/untrained/all`.
 
   Args:
-    scores: of `judge`, by method.
-
-  Returns:
-    Metrics, the best of `search` and `teacher_forcing` beside them, if there
-    are both, as METHOD `better`.
+    results: to which they are added, with their intervals.
+    at: coordinates of the tracker.
+    found: of `judge`.
   """
-  scores = dict(scores)
-  both = [scores[n] for n in ('search', 'teacher_forcing') if n in scores]
-  if len(both) == 2:
-    scores['better'] = max(both, key=lambda s: s['idf1/all'].mean())
-  metrics: dict[str, float] = {}
-  for method, found in scores.items():
-    for name, values in found.items():
-      metrics |= judging.crossed(values).metrics(f'untrained/{name}/{method}')
-  return metrics
+  for (measure, kind), values in found.items():
+    place = {**at, 'data': 'untrained', 'draws': kind}
+    results.put(place, {measure: judging.crossed(values)})

@@ -16,8 +16,7 @@ rows, and the ideal distance of a run the norm of its two gaps to them.
 """
 
 import dataclasses
-import pathlib
-import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -25,17 +24,8 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import (
-  generation,
-  lora,
-  objectives,
-  precision,
-  tokenizer,
-  weights,
-)
-from experiments.lm import tuning as tuning_lib
-from experiments.lm.refusals import refusal_rate
-from experiments.xright import methods, runs
+from experiments.lm import tokenizer, weights
+from experiments.xright import methods, model_measures, pareto_plot, runs
 from experiments.xright import problem as problem_lib
 
 # The files of `--data_dir`, as they are published.
@@ -46,63 +36,60 @@ ADVICE = (
   f'under this name, and with {" and ".join(DEMONSTRATIONS)} (rows with an '
   'instruction and an output)'
 )
-SHAPE = objectives.Shape()
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(precision.Precision):
+class Answers:
+  """What the first seed's models answer, to count refusals.
+
+  Attributes:
+    prompts: of held-out comparisons.
+    answer_length: tokens of an answer.
+  """
+
+  prompts: int = 32
+  answer_length: int = 32
+
+
+_KNOWN = harness.Among(methods.TITLES)
+_SIZES = problem_lib.Sizes(buckets=(72, 96), train=144)
+_ADAPTERS = runs.Adapters(layers=8)
+_OPTIMISER = runs.Optimiser(learning_rate=2e-3)
+_MAXRIGHT = runs.Maxright(refresh_every=8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(runs.Settings):
   """Settings of a run; the paper's values are those of its Pythia-1b.
 
   Attributes:
-    model: a folder of Hugging Face or a .gguf file; '' for
-      SmolLM2-135M-Instruct, and in the preset smoke for a small random one.
-    shares: weights lambda of the comparisons, in the paper 0.01 to 0.99.
     seeds: runs of a method at the middle share.
-    others: runs at the other shares, and of the methods in `once`.
+    shares: weights lambda of the comparisons, in the paper 0.01 to 0.99.
     methods: which are compared.
     once: which of them are run with `others` seeds.
-    steps: updates of a run.
-    chunk: updates between two measurements.
-    batch_size: rows of an update.
-    learning_rate: of Adam; in the paper 5e-5.
-    clip: the largest norm of a gradient.
-    rank: of the adapters; in the paper 32.
-    weights: which weights of each layer get adapters.
-    layers: how many layers are trained, the last ones; 0 for all.
-    buckets: lengths to which rows are padded, tokens.
-    train: rows of each kind that are trained on; 0 for all.
-    held_out: rows of each kind that are reported on.
-    refresh: further rows of each kind by which MAXRIGHT compares.
-    refresh_every: updates between two of MAXRIGHT's looks.
-    memo: how far a training loss moves what MAXRIGHT knows.
-    overlap: the published rule: report on the first rows of the training data.
-    prompts: of held-out comparisons, answered by the first seed's models.
-    answer: tokens of such an answer.
+    others: runs at the other shares, and of the methods in `once`.
+    answers: of the models.
   """
 
-  model: str = ''
-  shares: tuple[float, ...] = (0.5,)
-  seeds: int = 5
-  others: int = 1
-  methods: tuple[str, ...] = ('sequential', 'alright', 'maxright', 'mix')
-  once: tuple[str, ...] = ('mix',)
   steps: int = 48
   chunk: int = 24
-  batch_size: int = 4
-  learning_rate: float = 2e-3
-  clip: float = 1.0
-  rank: int = 16
-  weights: tuple[str, ...] = ('q', 'v')
-  layers: Annotated[int, harness.Allowed(low=0)] = 8
-  buckets: tuple[int, ...] = (72, 96)
-  train: Annotated[int, harness.Allowed(low=0)] = 144
-  held_out: int = 64
-  refresh: int = 16
-  refresh_every: int = 8
-  memo: Annotated[float, harness.Allowed(low=0, high=1)] = 0.1
-  overlap: bool = False
-  prompts: int = 32
-  answer: int = 32
+  seeds: int = 5
+  shares: tuple[float, ...] = (0.5,)
+  methods: Annotated[tuple[str, ...], _KNOWN] = (
+    *('sequential', 'alright', 'maxright', 'mix'),
+  )
+  once: Annotated[tuple[str, ...], _KNOWN] = ('mix',)
+  others: int = 1
+  rows: problem_lib.Sizes = _SIZES
+  adapters: runs.Adapters = _ADAPTERS
+  optimiser: runs.Optimiser = _OPTIMISER
+  maxright: runs.Maxright = _MAXRIGHT
+  answers: Answers = Answers()
+
+  @property
+  def middle(self) -> float:
+    """The share at which methods are compared."""
+    return self.shares[len(self.shares) // 2]
 
 
 PRESETS = {
@@ -112,40 +99,28 @@ PRESETS = {
     methods=('sequential', 'alright'),
     steps=24,
     chunk=12,
-    learning_rate=1e-2,
-    rank=4,
-    layers=0,
-    buckets=(16,),
-    train=0,
-    held_out=16,
-    refresh=8,
-    prompts=4,
-    answer=4,
+    optimiser=runs.Optimiser(learning_rate=1e-2),
+    adapters=runs.Adapters(rank=4),
+    rows=problem_lib.Sizes(buckets=(16,), held_out=16, refresh=8),
+    answers=Answers(prompts=4, answer_length=4),
   ),
   # 24,000 comparisons, 8,000 demonstrations, 6 epochs.
   'paper': Settings(
     shares=(0.01, 0.25, 0.5, 0.75, 0.99),
     others=5,
-    methods=tuple(n for n in methods.TITLES if n[:3] not in ('dem', 'com')),
+    methods=tuple(n for n in methods.TITLES if n not in methods.SINGLE),
     steps=24_000,
     chunk=1_000,
-    batch_size=12,
-    learning_rate=5e-5,
-    rank=32,
-    layers=0,
-    buckets=(128, 256, 512),
-    train=0,
-    held_out=256,
-    refresh=64,
+    optimiser=runs.Optimiser(learning_rate=5e-5),
+    adapters=runs.Adapters(rank=32),
+    rows=problem_lib.Sizes(12, held_out=256, refresh=64),
   ),
 }
 
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  for name in (*settings.methods, *settings.once):
-    methods.check(name)
-  lora.names_of(settings.weights)
+  runs.check(settings)
   if settings.steps % settings.chunk:
     raise harness.SettingsError(
       f'steps={settings.steps} are no multiple of chunk={settings.chunk}.'
@@ -173,39 +148,13 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
     path = settings.model or weights.smollm2()
     model = weights.load(path, settings.stored_dtype)
     words = tokenizer.load(model.vocabulary, model.config)
-  tuning = tuning_lib.Tuning(
-    model.config,
-    rank=settings.rank,
-    weights=lora.names_of(settings.weights),
-    layers=settings.layers or None,
-    dtype=settings.compute_dtype,
-  )
-  sizes = problem_lib.Sizes(
-    settings.batch_size,
-    settings.buckets,
-    settings.held_out,
-    settings.refresh,
-    train=settings.train,
-    overlap=settings.overlap,
-  )
   return problem_lib.prepare(
     model,
     words,
-    tuning,
+    settings.tuning(model.config),
     examples,
-    sizes,
+    settings.rows,
     folder=f'{options.workdir}/kept',
-  )
-
-
-def plan(settings: Settings, share: float, optima: Any) -> methods.Plan:
-  """The numbers of a method."""
-  return methods.Plan(
-    share=share,
-    steps=settings.steps,
-    optima=optima,
-    refresh_every=settings.refresh_every,
-    memo=settings.memo,
   )
 
 
@@ -217,37 +166,23 @@ def run(
   optima: Any,
 ) -> harness.Trained:
   """One method at one share, all of its seeds."""
-  settings = options.settings
-  middle = settings.shares[len(settings.shares) // 2]
-  all_seeds = share == middle and method not in (
-    *settings.once,
-    *methods.SINGLE,
-  )
-  name = method if method in methods.SINGLE else f'{method}/share{share:g}'
-  told = harness.settings_of(
+  settings, alone = options.settings, method in methods.SINGLE
+  if share != settings.middle or method in settings.once or alone:
+    options = options._replace(seeds=tuple(range(settings.others)))
+  identity = harness.settings_of(
     settings,
-    'methods',
-    'shares',
-    'others',
-    'once',
-    'prompts',
-    'answer',
+    *('methods', 'shares', 'others', 'once', 'answers'),
     'dtype',  # Stored weights are compared by themselves.
   )
   # Only MAXRIGHT sees optima: the others' runs do not depend on them.
-  told |= {'optima': list(optima)} if method == 'maxright' else {}
+  identity |= {'optima': list(optima)} if method == 'maxright' else {}
   return runs.run(
+    options,
     problem,
     method,
-    plan(settings, share, optima),
-    shape=SHAPE,
-    rate=settings.learning_rate,
-    clip=settings.clip,
-    chunk=settings.chunk,
-    name=name,
-    options=options,
-    seeds=options.seeds if all_seeds else range(settings.others),
-    settings=told,
+    settings.plan(0.5 if alone else share, optima),
+    name=method if alone else f'{method}/share{share:g}',
+    identity=identity,
     # It is the same for all: adapters that change nothing yet.
     record_start=False,
   )
@@ -259,18 +194,21 @@ def measure_start(problem: problem_lib.Problem) -> dict[str, float]:
   @jax.jit
   def measure(frozen, held_out):
     trained = problem.tuning.init(frozen, jax.random.key(0))
-    return problem_lib.measure(problem, SHAPE, trained, frozen, held_out)
+    return problem_lib.measure(problem, trained, frozen, held_out)
 
   found = measure(problem.frozen, problem.tables['held_out'])
   return {name: float(value) for name, value in found.items()}
 
 
 def held_out(
-  trained: harness.Trained, before: dict[str, float], name: str
-) -> np.ndarray:
-  """A metric from the start to the end of a run, (records, seeds)."""
-  history = np.asarray(trained.history[f'held_out/{name}'])
-  return np.concatenate([np.full_like(history[:1], before[name]), history])
+  trained: harness.Trained, before: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+  """Metrics from the start to the end of a run, (records, seeds) by name."""
+  found = {}
+  for name, start in before.items():
+    history = np.asarray(trained.history[f'held_out/{name}'])
+    found[name] = np.concatenate([np.full_like(history[:1], start), history])
+  return found
 
 
 def estimated_optima(
@@ -283,7 +221,7 @@ def estimated_optima(
 
   @jax.jit
   def measure(params, frozen, refresh):
-    return problem_lib.measure(problem, SHAPE, params, frozen, refresh)
+    return problem_lib.measure(problem, params, frozen, refresh)
 
   found = []
   for name, trained in zip(problem.names, alone.values(), strict=True):
@@ -293,214 +231,118 @@ def estimated_optima(
   return tuple(found)
 
 
-def refusals(
-  problem: problem_lib.Problem, settings: Settings, models: dict[Any, Any]
-) -> dict[Any, float]:
-  """The share of held-out prompts that models decline, greedily answered.
+def summarise(
+  names: tuple[str, str],
+  trained: Mapping[tuple[str, float], harness.Trained],
+  before: Mapping[str, float],
+) -> harness.Results:
+  """Numbers of all runs by method and share.
 
   Args:
-    problem: the problem.
-    settings: how many prompts, and how long answers are.
-    models: what was trained, by any key.
+    names: of both objectives.
+    trained: runs by method and share; of one objective alone, the share is 0
+      or 1.
+    before: what was measured before the first update.
   """
-  made = generation.maker(
-    problem.model.config,
-    new=settings.answer,
-    end=problem.words.end,
-    dtype=settings.compute_dtype,
-  )
-  found = {}
-  for key, trained in models.items():
-    texts = generation.answers(
-      problem.words,
-      made,
-      problem.tuning.merged(trained, problem.model.params),
-      problem.prompts[: settings.prompts],
-      key=jax.random.key(0),
-      buckets=settings.buckets,
+  results = harness.Results()
+  held = {place: held_out(t, before) for place, t in trained.items()}
+  best = {n: min(float(np.nanmin(h[n])) for h in held.values()) for n in names}
+  gaps = {p: {n: h[n][-1] - best[n] for n in names} for p, h in held.items()}
+  distances = {place: np.hypot(*gap.values()) for place, gap in gaps.items()}
+  for name in names:
+    results.add({'objective': name}, optimum=best[name])
+    results.add({'method': 'start', 'objective': name}, loss=before[name])
+  results.add({'method': 'start'}, accuracy=before['accuracy'])
+  for place, run_ in trained.items():
+    method, share = place
+    at = {'method': method, 'share': share}
+    results.add(at, ideal_distance=distances[place])
+    for name, gap in gaps[place].items():
+      loss = held[place][name][-1]
+      results.add({**at, 'objective': name}, loss=loss, gap=gap)
+    taken = [run_.history.get(f'count/gradients/{n}') for n in names]
+    counts = [0.0 if t is None else float(np.mean(t[-1])) for t in taken]
+    seeds = len(distances[place])
+    seconds = run_.seconds / seeds
+    results.add(
+      at,
+      accuracy=held[place]['accuracy'][-1],
+      comparisons_share=counts[1] / max(sum(counts), 1),
+      seconds=seconds,
     )
-    found[key] = refusal_rate(texts)
-  return found
+    results.note(at, {'seeds': seeds})
+    base = ('sequential', share)
+    if base in trained and place != base:
+      both = min(seeds, len(distances[base]))
+      lead = (distances[base] - distances[place])[:both]
+      stages = trained[base].seconds / len(distances[base])
+      results.add(at, lead=lead, wins=np.sum(lead > 0))
+      results.add(at, time_ratio=seconds / stages)
+  return results
 
 
-def memory(
-  problem: problem_lib.Problem, settings: Settings, method: str, optima: Any
-) -> float:
-  """What an update takes beside its arguments, MB, by the compiler."""
-  solver = lambda given, frozen: methods.oracle(
-    method,
-    problem.losses(given['train'], frozen, SHAPE, jax.random.key(0)),
-    plan(settings, 0.5, optima),
-    key=jax.random.key(0),
-  )
-
-  def update(trained, state, given, frozen):
-    batch = methods.batch(method, 0, given['refresh'])
-    return solver(given, frozen).update(batch, state, trained)
-
-  def start(given, frozen):
-    trained = problem.tuning.init(frozen, jax.random.key(0))
-    return trained, solver(given, frozen).init(trained)
-
-  # The state is an argument: of a known one, the branch that is not taken
-  # would be left out by the compiler.
-  given = problem.tables, problem.frozen
-  trained, state = jax.eval_shape(start, *given)
-  compiled = jax.jit(update).lower(trained, state, *given).compile()
-  return compiled.memory_analysis().temp_size_in_bytes / 1e6
-
-
-def main(options: harness.Options) -> None:
+def main(options: harness.Options) -> harness.Report:
   """Runs all methods at all shares, and compares."""
-  start = time.monotonic()
   settings = options.settings
   problem = prepare(options)
-  first, second = problem.names
-  alone = {
-    name: run(options, problem, name, 0.5, ()) for name in methods.SINGLE
+  trained = {
+    (name, float(share)): run(options, problem, name, float(share), ())
+    for share, name in enumerate(methods.SINGLE)
   }
-  optima = estimated_optima(problem, alone)
-  found = {
+  optima = estimated_optima(problem, trained)
+  trained |= {
     (method, share): run(options, problem, method, share, optima)
     for share in settings.shares
     for method in settings.methods
   }
-  everything = {(name, None): t for name, t in alone.items()} | found
   before = measure_start(problem)
-  held = lambda trained, name: held_out(trained, before, name)
-  best = {
-    name: min(float(np.nanmin(held(t, name))) for t in everything.values())
-    for name in (first, second)
-  }
-  metrics: dict[str, float] = {
-    f'optimum/{name}': value for name, value in best.items()
-  }
-  metrics |= {f'estimated/{n}': v for n, v in zip(problem.names, optima)}
-  middle = settings.shares[len(settings.shares) // 2]
-  base = found.get(('sequential', middle))
-  rows = []
-  for (method, share), trained in everything.items():
-    gaps = [held(trained, n)[-1] - best[n] for n in (first, second)]
-    distance = np.hypot(*gaps)
-    ideal = harness.mean_interval(distance)
-    end = {
-      n: harness.mean_interval(held(trained, n)[-1])
-      for n in (first, second, 'accuracy')
-    }
-    taken = [
-      trained.history.get(f'count/gradients/{n}') for n in (first, second)
-    ]
-    counts = [0.0 if t is None else float(np.mean(t[-1])) for t in taken]
-    seconds = trained.seconds / len(distance)
-    row: dict[str, Any] = {
-      'method': methods.TITLES[method],
-      'share': '-' if share is None else share,
-      'ideal distance': ideal,
-      'gap of demonstrations': harness.mean_interval(gaps[0]),
-      'gap of comparisons': harness.mean_interval(gaps[1]),
-      'reward accuracy': end['accuracy'],
-      'updates on comparisons': f'{counts[1] / max(sum(counts), 1):.0%}',
-      'seeds': len(distance),
-      's a run': f'{seconds:.0f}',
-    }
-    rows.append(row)
-    key = method if share in (None, middle) else f'{method}/share{share:g}'
-    metrics |= ideal.metrics(f'ideal_distance/{key}')
-    for n, interval in end.items():
-      metrics |= interval.metrics(f'{n}/{key}')
-    metrics[f'comparisons_share/{key}'] = counts[1] / max(sum(counts), 1)
-    metrics[f'seconds/{key}'] = seconds
-    if share == middle and base is not None and method != 'sequential':
-      other = np.hypot(*(held(base, n)[-1] - best[n] for n in (first, second)))
-      same = min(len(other), len(distance))
-      metrics[f'wins/{method}'] = float(np.sum(distance[:same] < other[:same]))
-      lead = harness.mean_interval(other[:same] - distance[:same])
-      metrics |= lead.metrics(f'lead/{method}')
-      metrics[f'time_ratio/{method}'] = seconds / (base.seconds / len(other))
+  results = summarise(problem.names, trained, before)
+  for name, optimum in zip(problem.names, optima, strict=True):
+    results.add({'objective': name}, estimated_optimum=optimum)
   first_seed = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
-  declined = refusals(
-    problem,
-    settings,
-    {key: first_seed(t.params) for key, t in everything.items()},
-  )
-  for row, ((method, share), rate) in zip(rows, declined.items(), strict=True):
-    row['refusals, first seed'] = f'{rate:.0%}'
-    if share in (None, middle):
-      metrics[f'refusal_rate/{method}'] = rate
+  models = {place: first_seed(t.params) for place, t in trained.items()}
+  declined = model_measures.refusals(problem, settings, models)
+  for (method, share), rate in declined.items():
+    results.add({'method': method, 'share': share}, refusal_rate=rate)
   peak = {
-    n: memory(problem, settings, n, optima)
-    for n in ('sequential', *settings.methods)
+    n: model_measures.memory(problem, settings, n, optima)
+    for n in dict.fromkeys(('sequential', *settings.methods))
   }
   for name, size in peak.items():
-    metrics[f'memory_ratio/{name}'] = size / peak['sequential']
-  metrics |= {f'{name}/start': value for name, value in before.items()}
-  controls = problem_lib.length_controls(problem)
-  metrics |= controls
-  rows += [
-    {'method': methods.CONTROLS[name], 'share': '-', 'reward accuracy': share}
-    for name, share in controls.items()
-  ]
-  harness.write_table(options.workdir, rows)
-  _plot(options, problem.names, everything, before)
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
-  )
-  print(f'Results: {path}')
-
-
-def _plot(options, names, everything, before):
-  """The ways through the plane of both losses, and either over the updates."""
-  settings = options.settings
-  middle = settings.shares[len(settings.shares) // 2]
-  shown = {
-    methods.TITLES[method]: trained
-    for (method, share), trained in everything.items()
-    if share in (None, middle)
-  }
-  held = lambda trained, name: held_out(trained, before, name)
-  words = ('loss of demonstrations', 'loss of comparisons')
-  panels = [
-    harness.Panel(
-      {
-        title: (held(t, names[0]).mean(axis=1), held(t, names[1]))
-        for title, t in shown.items()
-      },
-      xlabel=words[0],
-      ylabel=words[1],
-      title='held out: from the start to the end of a run',
-    )
-  ]
-  ends = {
-    methods.TITLES[m]: [
-      (held(t, names[0])[-1].mean(), held(t, names[1])[-1].mean())
-      for (other, share), t in everything.items()
-      if other == m and share is not None
-    ]
-    for m in settings.methods
-  }
-  if len(settings.shares) > 1:
-    panels.append(
-      harness.Panel(
-        {t: tuple(map(np.array, zip(*points))) for t, points in ends.items()},
-        xlabel=words[0],
-        ylabel=words[1],
-        title='ends, by share of the comparisons',
+    results.add({'method': name}, memory_ratio=size / peak['sequential'])
+  first, second = ({'objective': name} for name in problem.names)
+  return harness.Report(
+    results,
+    rows=('method', 'share'),
+    columns=(
+      harness.Column('ideal_distance', 'ideal distance'),
+      harness.Column('gap', 'gap of demonstrations', first),
+      harness.Column('gap', 'gap of comparisons', second),
+      harness.Column('accuracy', 'reward accuracy'),
+      harness.Column('comparisons_share', 'updates on comparisons'),
+      'seeds',
+      harness.Column('seconds', 's a run'),
+      harness.Column('refusal_rate', 'refusals, first seed'),
+    ),
+    titles=methods.TITLES,
+    plots={
+      'pareto.png': pareto_plot.draw(
+        {place: held_out(t, before) for place, t in trained.items()},
+        {place: t.steps for place, t in trained.items()},
+        problem.names,
+        settings.middle,
       )
-    )
-  panels += [
-    harness.Panel(
-      {title: (np.r_[0, t.steps], held(t, name)) for title, t in shown.items()},
-      xlabel='updates',
-      ylabel=word,
-      title='what is forgotten at equal updates',
-    )
-    for name, word in zip(names, words)
-  ]
-  harness.plot_panels(pathlib.Path(options.workdir) / 'pareto.png', panels)
+    },
+  )
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='xright', binary='pareto', check=check
+  main,
+  PRESETS,
+  paper='xright',
+  binary='pareto',
+  check=check,
+  renamed={'answer': 'answers.answer_length'},
 )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,27 +26,27 @@ from experiments.lm import tuning as tuning_lib
 PARTS = ('train', 'refresh', 'held_out')
 
 
-class Sizes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Sizes:
   """How rows become batches.
 
   Attributes:
-    batch_size: rows of a step, comparisons or demonstrations.
+    batch_size: rows of an update, comparisons or demonstrations.
     buckets: lengths to which rows are padded, tokens; longer rows are left out.
     held_out: rows of either kind that are reported on and not trained on.
-    refresh: rows of either kind for MAXRIGHT's looks, not trained on either.
+    refresh: further rows of either kind, by which MAXRIGHT compares.
     train: at most so many rows of either kind are trained on; 0 for all.
-    parts: micro-batches of an update.
-    overlap: whether what is reported on are the first rows, which are trained
-      on as well: the rule of the published code.
+    parts: micro-batches into which a batch is divided, for memory.
+    overlap: the published rule: report on the first rows of the training data.
     pack: whether demonstrations that are trained on stand side by side in rows
-      of the longest bucket, of which a step has `batch_size`.
+      of the longest bucket; `batch_size` counts these rows then.
   """
 
-  batch_size: int
-  buckets: tuple[int, ...]
-  held_out: int
-  refresh: int
-  train: int = 0
+  batch_size: int = 4
+  buckets: tuple[int, ...] = (128, 256, 512)
+  held_out: int = 64
+  refresh: int = 16
+  train: Annotated[int, harness.Allowed(low=0)] = 0
   parts: int = 1
   overlap: bool = False
   pack: bool = False
@@ -63,6 +63,7 @@ class Problem(NamedTuple):
     tables: by part and objective.
     left: rows that were left out, by objective.
     prompts: of the comparisons that are held out.
+    shape: numbers of the losses.
   """
 
   tuning: tuning_lib.Tuning
@@ -72,6 +73,7 @@ class Problem(NamedTuple):
   tables: dict[str, dict[str, tables.Table]]
   left: dict[str, int]
   prompts: list[data_lib.Prompt]
+  shape: objectives.Shape = objectives.Shape()
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -82,7 +84,6 @@ class Problem(NamedTuple):
     self,
     given: dict[str, tables.Table],
     frozen: Any,
-    shape: objectives.Shape,
     key: jax.Array,
   ) -> dict[str, Callable[[Any, Any], jax.Array]]:
     """Losses of numbers of batches, in an order of the key.
@@ -90,13 +91,12 @@ class Problem(NamedTuple):
     Args:
       given: the tables to train on.
       frozen: what is not trained.
-      shape: numbers of the losses.
       key: of the seed.
     """
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
       name: tables.loss_of_numbers(
-        objectives.make(name, self.tuning, frozen, shape),
+        objectives.make(name, self.tuning, frozen, self.shape),
         dataclasses.replace(
           given[name], seed=jax.random.bits(jax.random.fold_in(key, i))
         ),
@@ -115,7 +115,6 @@ def prepare(
   folder: Any = None,
   sources: Mapping[str, str] | None = None,
   skip: bool = False,
-  teacher: decoder.Params | None = None,
 ) -> Problem:
   """Encodes and divides the rows, and computes what stays the same once.
 
@@ -128,7 +127,6 @@ def prepare(
     folder: where what is computed once is kept, for a run that goes on.
     sources: where the examples of an objective are from, for messages.
     skip: whether to leave out examples that the model's template refuses.
-    teacher: weights of a model for `distillation`.
 
   Returns:
     A `Problem`.
@@ -177,8 +175,6 @@ def prepare(
       if part == 'held_out' and name in objectives.COMPARISONS:
         by_row = {example.row: example.prompt for example in rows}
         prompts = [by_row[int(row)] for row in some.rows]
-  if teacher is not None:
-    frozen = {**frozen, 'teacher': teacher}
   return Problem(tuning, model, words, frozen, found, left, prompts)
 
 
@@ -207,7 +203,6 @@ def _divided(
 
 def measure(
   problem: Problem,
-  shape: objectives.Shape,
   trained: Any,
   frozen: Any,
   held_out: dict[str, tables.Table],
@@ -218,7 +213,6 @@ def measure(
 
   Args:
     problem: the problem.
-    shape: numbers of the losses.
     trained: what is trained, as it is now.
     frozen: what is not.
     held_out: tables of one bucket.
@@ -239,7 +233,7 @@ def measure(
     def one(row, name=name, longest=longest, tuning=tuning):
       row = {n: leaf[None] for n, leaf in row.items()}
       return objectives.answers(
-        name, tuning, trained, frozen, row, shape, longest=longest
+        name, tuning, trained, frozen, row, problem.shape, longest=longest
       )
 
     answers = jax.lax.map(one, part, batch_size=rows)
@@ -247,7 +241,7 @@ def measure(
     turned = jax.tree.map(
       lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(-1, leaf.shape[-1]), answers
     )
-    loss = objectives.of_answers(name, turned, part, shape)
+    loss = objectives.of_answers(name, turned, part, problem.shape)
     found[name] = loss
     if names == objectives.PAIR:
       chosen, rejected = jnp.split(turned.total, 2)

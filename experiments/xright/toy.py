@@ -15,8 +15,6 @@ reaches is read off at its end.
 """
 
 import dataclasses
-import pathlib
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -40,6 +38,9 @@ TITLES = {
 }
 
 
+GAPS = {'mix': 'Mix gap', 'max': 'Max gap'}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of a run.
@@ -56,7 +57,7 @@ class Settings:
   seeds: int = 32
   step: float = 2.0
   share: Annotated[float, harness.Allowed(high=1.0)] = 0.5
-  methods: tuple[str, ...] = tuple(TITLES)
+  methods: Annotated[tuple[str, ...], harness.Among(TITLES)] = tuple(TITLES)
 
 
 PRESETS = {
@@ -137,7 +138,7 @@ def run(
   )
   rows = [trained.steps.tolist().index(n) for n in settings.horizons]
   found = {}
-  for kind in ('mix', 'max'):
+  for kind in GAPS:
     by_length = trained.history[kind].reshape(
       len(trained.steps), len(settings.horizons), -1
     )
@@ -164,66 +165,52 @@ def check(settings: Settings) -> None:
       f'each of horizons={lengths} is a multiple of the first, which is even: '
       'runs are recorded at its multiples, and stages are half a run.'
     )
-  if unknown := set(settings.methods) - set(TITLES):
-    raise harness.SettingsError(
-      f'unknown methods {sorted(unknown)}; known: {", ".join(TITLES)}.'
-    )
   if settings.share >= 1:
     raise harness.SettingsError('share is below 1: nothing is to be mixed.')
 
 
-def main(options: harness.Options) -> None:
-  """Runs all methods and writes exponents, gaps, table and plot."""
-  start = time.monotonic()
+def main(options: harness.Options) -> harness.Report:
+  """Runs all methods and fits exponents to their gaps."""
   settings = options.settings
   best = toy_problem.optima(settings.share)
-  metrics: dict[str, float] = {}
-  rows, found = [], {}
+  gaps = {name: run(options, name, best) for name in settings.methods}
   at = np.array(settings.horizons, np.float64)
-
-  def put(name, number):
-    metrics.update(number.metrics(name))
-
-  for name in settings.methods:
-    found[name] = run(options, name, best)
-    fitted = {k: slopes.fit(at, g) for k, g in found[name].items()}
-    row: dict[str, Any] = {'method': TITLES[name]}
-    for kind, words in (('mix', 'Mix gap'), ('max', 'Max gap')):
-      put(f'gap_exponent/{name}/{kind}', fitted[kind])
-      last = harness.mean_interval(found[name][kind][-1])
-      metrics |= last.metrics(f'gap/{name}/{kind}')
-      row[words], row[f'{words}: exponent'] = last, str(fitted[kind])
-    rows.append(row)
-    # The gap that a method is for; of training in stages, the steeper one.
-    kind = 'max' if name.startswith('maxright') else 'mix'
-    if name == 'sequential':
-      kind = min(fitted, key=lambda k: fitted[k].mean)
-    put(f'gap_exponent/{name}', fitted[kind])
-    if name != 'sequential' and 'sequential' in found:
-      pair = [found[n][kind][-1] for n in ('sequential', name)]
-      put(f'gap_ratio/{name}', ratio(*pair))
-  harness.write_table(options.workdir, rows)
-  harness.plot_panels(
-    pathlib.Path(options.workdir) / 'toy.png',
+  results = harness.Results()
+  for name, by_kind in gaps.items():
+    for kind, gap in by_kind.items():
+      place = {'method': name, 'gap': kind}
+      results.add(place, gap=gap[-1], gap_exponent=slopes.fit(at, gap))
+    if name != 'sequential' and 'sequential' in gaps:
+      # In the gap that a method is for.
+      kind = 'max' if name.startswith('maxright') else 'mix'
+      pair = [gaps[n][kind][-1] for n in ('sequential', name)]
+      results.add({'method': name}, gap_ratio=ratio(*pair))
+  figure = harness.draw_panels(
     [
       harness.Panel(
         {
-          TITLES[name]: (at, np.maximum(gap[kind], 1e-9))
-          for name, gap in found.items()
+          TITLES[n]: (at, np.maximum(gap[kind], 1e-9))
+          for n, gap in gaps.items()
         },
         xlabel='length of the run T',
-        ylabel=words,
-        title=words,
+        ylabel=title,
+        title=title,
         logx=True,
         logy=True,
       )
-      for kind, words in (('mix', 'Mix gap'), ('max', 'Max gap'))
+      for kind, title in GAPS.items()
+    ]
+  )
+  return harness.Report(
+    results,
+    columns=[
+      harness.Column(measure, f'{title}{more}', {'gap': kind})
+      for kind, title in GAPS.items()
+      for measure, more in (('gap', ''), ('gap_exponent', ': exponent'))
     ],
+    titles=TITLES,
+    plots={'toy.png': figure},
   )
-  path = harness.write_results(
-    options, metrics=metrics, seconds=time.monotonic() - start
-  )
-  print(f'Results: {path}')
 
 
 STUDY = harness.Study(main, PRESETS, paper='xright', binary='toy', check=check)

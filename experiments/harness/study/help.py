@@ -29,16 +29,20 @@ def text(about: str, study: study_lib.Study, preset: str) -> str:
     lines += ['', f'A word before the flags says what to do: {words}.']
   group = None
   fields = settings_lib.fields_of(presets[preset])
-  # What is in no group comes first, wherever it stands in the dataclass.
-  for name in sorted(fields, key=lambda name: '.' in name):
+  # What is in no group stands before the groups, also that of a subclass.
+  for name, field in sorted(fields.items(), key=lambda item: '.' in item[0]):
     if name in flags_lib.COMMON:
       continue
-    field, of = fields[name], name.rpartition('.')[0]
+    of = name.rpartition('.')[0]
     if of != group:
       title = f'{of.capitalize()}' if of else 'Settings'
       lines += ['', f'{title}, as of the preset {preset}:']
       group = of
     kind = settings_lib.kind_name(field.kind)
+    for note in field.notes:
+      if isinstance(note, settings_lib.Among):
+        words = ', '.join(note.known)
+        kind = kind.replace('a value of type str', f'one of {words}')
     words = f'{field.words} Takes {kind}.' if field.words else f'{kind}.'
     lines += _flag(name, settings_lib.text_of(field.value), words)
   return '\n'.join(lines) + '\n'

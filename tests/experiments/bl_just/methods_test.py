@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from experiments import harness
 from experiments.bl_just import methods
 
 SHARES = methods.Shares(0.4, 0.2, 0.1, 2)
@@ -171,8 +170,3 @@ def test_each_method_has_its_penalty_and_its_step_sizes():
     ('joint', ['ctc'], 0.01),
   ):
     assert abs(moved(method, losses)) == pytest.approx(size, rel=1e-3)
-
-
-def test_an_unknown_method_is_named():
-  with pytest.raises(harness.SettingsError, match=r'sgd.*supervised, '):
-    methods.check('sgd')

@@ -1,7 +1,7 @@
 """Trains, resumes, saves, transcribes: on tones, end to end."""
 
-import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,23 @@ from experiments.bl_just import (
   objectives,
   problem,
   recogniser,
+  scoring,
+  speech_report,
   train,
   transcribe,
 )
+from experiments.harness import comparison
+from experiments.harness import settings as settings_lib
+from tests.experiments.changes import change
 
 pytest.importorskip('jiwer')
 pytest.importorskip('soundfile')
 
-SETTINGS = dataclasses.replace(
+SETTINGS = change(
   train.PRESETS['smoke'],
   methods=('bl_just',),
-  time_stripes=0,
-  band_stripes=0,
+  time_masks=0,
+  freq_masks=0,
   width=8,
 )
 
@@ -34,12 +39,17 @@ SETTINGS = dataclasses.replace(
 def trained(tmp_path_factory):
   """A folder with a run of all kinds of steps, and its metrics."""
   folder = tmp_path_factory.mktemp('run')
-  settings = dataclasses.replace(SETTINGS, rounds=2)
+  settings = change(SETTINGS, rounds=2)
   train.check(settings)
   options = harness.Options(
     'bl_just', 'train', 'test', settings, str(folder), None, (0, 1)
   )
-  return folder, options, train.main(options)
+  harness.execute(train.main, options)
+  return folder, options, metrics_of(folder)
+
+
+def metrics_of(folder):
+  return json.loads((folder / 'results.json').read_text())['metrics']
 
 
 def test_a_run_reports_and_keeps_what_it_learnt(trained):
@@ -56,8 +66,9 @@ def test_a_run_reports_and_keeps_what_it_learnt(trained):
 
 
 def test_the_same_command_reads_its_result(trained, capsys):
-  _, options, metrics = trained
-  again = train.main(options)
+  folder, options, metrics = trained
+  harness.execute(train.main, options)
+  again = metrics_of(folder)
   assert 'finished before' in capsys.readouterr().err
   same = {n: v for n, v in metrics.items() if 'seconds' not in n}
   for name, value in same.items():
@@ -78,7 +89,7 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
   ended = options._replace(
     workdir=str(tmp_path),
     save_seconds=0.0,
-    settings=dataclasses.replace(options.settings, check_every=10),
+    settings=change(options.settings, check_every=10),
   )
   with pytest.raises(KeyboardInterrupt):
     train.main(ended)
@@ -93,46 +104,54 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
 
 def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
   """Each in its folder; names, rows and the plot have the share."""
-  corpus = problem.read(SETTINGS, None, 0.5)
+  corpus = SETTINGS.data.read(None, 0.5)
   asked = []
 
-  def of_share(options, labelled):
+  def train_share(options, labelled):
     asked.append((options.workdir, labelled))
-    errors = {'BL-JUST': np.array([0.5, 0.7]) - labelled / 4}
-    if labelled < 1:
-      errors['weighted sum'] = errors['BL-JUST']
-    metrics = {'wer/bl_just': 0.6 - labelled / 4, 'bl_just/rate': 0.1}
-    rows = [{'method': 'BL-JUST', 'test error': 0.6}]
-    return train.Share(metrics, rows, errors, corpus, 7.0)
+    one = lambda rate: scoring.Errors(
+      *np.array([[100 * rate], [0], [0], [100]])
+    )
+    kinds = {
+      n: [one(0.5), one(0.7 - labelled / 4)] for n in ('words', 'characters')
+    }
+    errors = {part: kinds for part in ('training', 'validation', 'test')}
+    names = ('bl_just', 'joint') if labelled < 1 else ('bl_just',)
+    trained = types.SimpleNamespace(
+      seconds=4.0, steps=[4], history={'validation': np.ones((1, 2))}
+    )
+    outcomes = {
+      name: comparison.Outcome(name, {}, trained=trained, members=np.arange(2))
+      for name in names
+    }
+    return train.Share(outcomes, dict.fromkeys(names, errors), corpus)
 
-  drawn = {}
-  monkeypatch.setattr(train, 'of_share', of_share)
-  monkeypatch.setattr(
-    harness,
-    'plot_panels',
-    lambda path, panels: drawn.update({path.name: panels[0].curves}),
-  )
-  settings = dataclasses.replace(SETTINGS, labelled=(1.0, 0.25))
+  monkeypatch.setattr(train, 'train_share', train_share)
+  settings = change(SETTINGS, labelled=(1.0, 0.25), steps=8)
   train.check(settings)
   options = harness.Options(
     'bl_just', 'train', 'test', settings, str(tmp_path), None, (0, 1)
   )
-  metrics = train.main(options)
+  for share in ('1', '0.25'):
+    (tmp_path / f'labelled-{share}').mkdir()
+  harness.execute(train.main, options)
   assert asked == [
     (str(tmp_path / 'labelled-1'), 1.0),
     (str(tmp_path / 'labelled-0.25'), 0.25),
   ]
-  assert metrics == pytest.approx(
-    {'1/wer/bl_just': 0.35, '0.25/wer/bl_just': 0.5375}
-  )
-  results = json.loads((tmp_path / 'results.json').read_text())
-  assert results['metrics'] == metrics and results['wall_seconds'] == 14
+  metrics = metrics_of(tmp_path)
+  assert metrics['wer/bl_just/labelled=1'] == pytest.approx(0.475)
+  assert metrics['wer/joint/labelled=0.25'] == pytest.approx(0.56875)
   table = (tmp_path / 'table.md').read_text().splitlines()
-  assert [line.split()[1] for line in table[2:]] == ['100%', '25%']
+  assert [line.split()[1] for line in table[2:]] == ['1', '0.25', '0.25']
+  for name in ('shares.png', 'labelled-1/errors.png'):
+    assert (tmp_path / name).stat().st_size > 1_000
   # In rising order; what failed with a share has no line.
-  ((label, (shares, values)),) = drawn['shares.png'].items()
+  errors = [train_share(options, share).errors for share in (1.0, 0.25)]
+  curves = speech_report.share_curves((1.0, 0.25), errors)
+  ((label, (shares, values)),) = curves.items()
   assert label == 'BL-JUST' and shares.tolist() == [0.25, 1.0]
-  np.testing.assert_allclose(values, [[0.5375], [0.35]])
+  np.testing.assert_allclose(values, [[0.56875], [0.475]])
 
 
 def test_what_is_saved_says_the_same(trained):
@@ -247,7 +266,7 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'methods': ('sgd',)}, 'unknown method'),
+    ({'methods': ('sgd',)}, '--methods=sgd'),
     ({'methods': ('joint', 'joint')}, 'twice'),
     ({'sampling': 8_000}, 'leave it out'),
     ({'test_part': 'test-other'}, '--test_part'),
@@ -256,14 +275,15 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
       '--unlabelled_part',
     ),
     ({'penalties': (0.1, 0.2)}, 'equal numbers'),
-    ({'labelled': (0.5, 0.5)}, 'labelled=0.5,0.5 is to be'),
-    ({'labelled': ()}, 'one share of the texts'),
+    ({'labelled': (0.5, 0.5)}, 'labelled=0.5,0.5 has a share twice'),
+    ({'labelled': ()}, 'labelled needs at least one'),
     ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
   ],
 )
 def test_settings_that_no_run_can_have_are_refused(changes, message):
-  settings = dataclasses.replace(SETTINGS, **changes)
+  settings = change(SETTINGS, **changes)
   with pytest.raises(harness.SettingsError, match=message):
+    settings_lib.check(settings)
     train.check(settings)
 
 
@@ -280,13 +300,13 @@ def test_parts_are_those_that_are_named(monkeypatch):
   monkeypatch.setattr(
     problem.utterances, 'hide_texts', lambda corpus, fraction, seed: corpus
   )
-  settings = dataclasses.replace(
+  settings = change(
     train.PRESETS['paper'],
     train_part='train-clean-100,train-clean-360',
     test_part='test-other',
   )
   train.check(settings)
-  problem.read(settings, 'folder', 1.0)
+  settings.data.read('folder', 1.0)
   assert asked == {
     'train': 'train-clean-100,train-clean-360',
     'test': 'test-other',

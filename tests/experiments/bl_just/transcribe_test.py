@@ -10,7 +10,6 @@ from experiments.bl_just import (
   audio,
   front_end,
   pauses,
-  problem,
   recogniser,
   scoring,
   train,
@@ -321,8 +320,8 @@ def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   options = harness.Options(
     'bl_just', 'train', 'digits', settings, str(tmp_path), folder, (0,)
   )
-  train.main(options)
-  corpus = problem.read(settings, folder, 1.0)
+  harness.execute(train.main, options)
+  corpus = settings.data.read(folder, 1.0)
   transcriber = transcribe.Transcriber(tmp_path)
   rate, texts, alone, parts = corpus.rate, [], [], []
   quiet = np.random.default_rng(0)

@@ -1,6 +1,5 @@
 """Tests what a run is given: which rows, which parts, which fixed arrays."""
 
-import dataclasses
 import types
 
 import jax
@@ -14,13 +13,15 @@ from experiments.bl_just import (
   problem,
   recogniser,
   scoring,
+  speech_report,
   train,
 )
 from experiments.harness import comparison
+from tests.experiments.changes import change
 
 pytest.importorskip('soundfile')
 
-SETTINGS = dataclasses.replace(
+SETTINGS = change(
   train.PRESETS['smoke'], width=8, depth=0, strides=(2, 2), steps=4
 )
 SEEDS = (3, 4)
@@ -100,7 +101,7 @@ def test_one_chooses_by_the_validation_part(made, given, monkeypatch):
   trained = types.SimpleNamespace(params=np.zeros((2, 1)))
   outcome = types.SimpleNamespace(trained=trained, members=np.array([0, 1]))
   looked.clear()
-  assert set(train.measured(made, outcome)) == {
+  assert set(speech_report.measure(made, outcome)) == {
     'training',
     'validation',
     'test',

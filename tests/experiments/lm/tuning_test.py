@@ -287,7 +287,7 @@ def test_what_is_held_out_is_measured_some_at_a_time():
   shape = objectives.Shape()
   found = jax.jit(
     lambda trained, frozen, held: problem_lib.measure(
-      problem, shape, trained, frozen, held, rows=4
+      problem, trained, frozen, held, rows=4
     )
   )(trained, problem.frozen, problem.tables['held_out'])
   whole = {

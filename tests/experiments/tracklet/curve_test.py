@@ -2,62 +2,76 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from experiments import harness
 from experiments.tracklet import curve, detections, train
 
 
 def test_conditions_are_runs_of_train():
-  found = curve.conditions(curve.PRESETS['quick'])
+  found = {c.folder: s for c, s in curve.conditions(curve.PRESETS['quick'])}
   assert len(found) == 11 and next(iter(found)) == 'standard-motion'
   one = found['hard-1.5']
-  assert train.detector_of(one) == detections.HARD._replace(looks=16, noise=1.5)
-  assert (one.warm, one.judged, one.seeds) == (1000, 4, 2)
-  assert found['hard-motion'].looks == 0
-  assert one.sequences == train.PRESETS['quick'].sequences
+  hard = detections.HARD._replace(looks=16, noise=1.5)
+  assert one.data.simulated_detector() == hard
+  steps, judged = one.training.pretrain_steps, one.data.judged
+  assert (steps, judged, one.seeds, one.full) == (1000, 4, 2, False)
+  assert found['hard-motion'].data.embedding == 0
+  assert one.data.sequences == train.PRESETS['quick'].data.sequences
+
+
+def run_results(search, auc=None, half=1.5):
+  """What a run of `train` says."""
+  found = harness.Results()
+  number = harness.Interval(search, half, 8, 8, (search, search))
+  found.add({'method': 'search'}, idf1=number)
+  found.add({'method': 'teacher_forcing'}, idf1=number)
+  lead = {'method': 'search', 'over': 'teacher_forcing'}
+  found.add(lead, idf1_lead=3.0, switches_lead=1.0)
+  if auc:
+    found.add(auc=auc)
+  return found
 
 
 def test_what_is_reported_keeps_its_interval(
   options, results, tmp_path, monkeypatch
 ):
-  given = {'standard-motion': 60.0, 'standard-2': 68.0}
+  given = {
+    'standard-motion': run_results(60.0),
+    'standard-2': run_results(68.0, 0.73),
+  }
   asked = []
 
   def fake(options):
-    asked.append((options.binary, options.settings.noise))
-    name = options.workdir.rsplit('/', 1)[-1]
-    found = {'idf1/search': given[name], 'idf1/search/half_width': 1.5}
-    return found | ({} if 'motion' in name else {'auc': 0.73})
+    asked.append((options.binary, options.settings.data.noise))
+    return harness.Report(given[options.workdir.rsplit('/', 1)[-1]])
 
   monkeypatch.setattr(curve.train, 'main', fake)
-  settings = dataclasses.replace(curve.Settings(), noises=(2.0,), hard=())
-  metrics = curve.main(options(settings))
+  settings = dataclasses.replace(curve.PRESETS['quick'], noises=(2.0,), hard=())
+  harness.execute(curve.main, options(settings))
   assert asked == [('train', 1.0), ('train', 2.0)]
-  assert metrics['idf1/search/standard-2'] == 68.0
-  assert metrics['idf1/search/standard-2/half_width'] == 1.5
-  assert metrics['auc/standard-2'] == pytest.approx(0.73)
-  assert 'auc/standard-motion' not in metrics
-  assert results()['metrics'] == metrics
+  metrics = results()['metrics']
+  assert metrics['idf1/search/standard/noise=2'] == 68.0
+  assert metrics['idf1/search/standard/noise=2/half_width'] == 1.5
+  assert metrics['auc/standard/noise=2'] == pytest.approx(0.73)
+  assert metrics['idf1/search/standard/motion'] == 60.0
+  assert 'auc/standard/motion' not in metrics
   rows = (tmp_path / 'table.md').read_text().splitlines()
-  assert '68 ± 1.5' in rows[-1] and '0.73' in rows[-1]
+  assert '68.0 ± 1.5' in rows[-1]
   assert (tmp_path / 'curve.png').stat().st_size > 10_000
 
 
 def test_curves_go_by_areas_and_motion_alone_is_level():
-  metrics = {
-    'idf1/search/hard-1': 70.0,
-    'idf1/search/hard-1/half_width': 2.0,
-    'idf1/search/hard-3': 60.0,
-    'auc/hard-1': 0.9,
-    'auc/hard-3': 0.6,
-    'idf1/search/hard-motion': 55.0,
-    'idf1/search/hard-motion/half_width': 1.0,
-    'idf1/search/standard-1': 80.0,
-    'auc/standard-1': 0.9,
-    'idf1/search_lead/hard-1': 3.0,
+  runs = {
+    curve.Condition('hard', 1.0): run_results(70.0, 0.9, half=2.0),
+    curve.Condition('hard', 3.0): run_results(60.0, 0.6, half=0.0),
+    curve.Condition('hard', curve.ALONE): run_results(55.0, half=1.0),
+    curve.Condition('standard', 1.0): run_results(80.0, 0.9),
   }
-  assert curve.curves(metrics, 'hard') == {
-    'search': ([0.6, 0.9], [[60, 60], [68, 72]]),
-    'search, motion alone': ([0.5, 1.0], [[54, 56], [54, 56]]),
-  }
-  assert list(curve.curves(metrics, 'standard')) == ['search']
+  found = curve.curves(runs, 'hard')
+  areas, ends = found['search']
+  assert areas == [0.6, 0.9]
+  np.testing.assert_array_equal(ends, [[60, 60], [68, 72]])
+  assert found['search, motion alone'] == ([0.5, 1.0], [[54, 56], [54, 56]])
+  assert list(curve.curves(runs, 'standard')) == ['search', 'teacher forcing']

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.tracklet import (
   detections,
   evaluation,
@@ -69,13 +70,13 @@ def test_a_peer_is_tuned_beyond_its_grid_or_keeps_its_defaults(
   assert peers.tune('sort', [], tmp_path).point == {}
 
 
-def test_what_is_missing_or_unknown_is_said(options, tmp_path, monkeypatch):
+def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
   monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / 'none'))
   with pytest.raises(harness.SettingsError, match='make an environment by'):
     peers.python()
   settings = dataclasses.replace(peers.PRESETS['smoke'], trackers=('sorted',))
-  with pytest.raises(harness.SettingsError, match=r"'sorted'; there are sort,"):
-    peers.main(options(settings, preset='smoke'))
+  with pytest.raises(harness.SettingsError, match='=sorted: trackers knows'):
+    settings_lib.check(settings)
 
 
 def test_every_peer_follows_people_who_walk(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from experiments import harness
 from experiments.tracklet import judging, mot_files, untrained
 
 
@@ -36,7 +37,7 @@ def test_both_sequences_are_read_and_a_twentieth_is_left_out(tmp_path):
     np.testing.assert_array_equal(one.found.boxes.boxes, two.found.boxes.boxes)
 
 
-def test_sequences_are_pooled_and_the_better_is_named(tmp_path):
+def test_sequences_are_pooled(tmp_path):
   pytest.importorskip('trackeval')
   for i, name in enumerate(untrained.NAMES):
     written(tmp_path, name, i)
@@ -46,15 +47,15 @@ def test_sequences_are_pooled_and_the_better_is_named(tmp_path):
   )
   halved = lambda found: named(found).where(found.boxes.frames <= 15)
   found = untrained.judge([named, halved], held)
-  assert found['idf1/all'][0, 0] == 100
+  assert found['idf1', 'all'][0, 0] == 100
   # Half of the boxes, all of them right: 2 / (1 + 1 / .5).
-  assert found['idf1/all'][1, 0] == pytest.approx(100 * 2 / 3)
-  assert found['idf1/drops'].shape == (2, 10)
-  assert (found['idf1/drops'][0] < 100).all()
-  every = {'search': found, 'teacher_forcing': untrained.judge([named], held)}
-  metrics = untrained.report(every)
-  assert metrics['untrained/idf1/all/better'] == 100
-  assert metrics['untrained/idf1/all/search'] == pytest.approx(250 / 3)
-  assert metrics['untrained/idf1/drops/search/half_width'] == pytest.approx(
-    judging.crossed(found['idf1/drops']).half_width
+  assert found['idf1', 'all'][1, 0] == pytest.approx(100 * 2 / 3)
+  assert found['idf1', 'drops'].shape == (2, 10)
+  assert (found['idf1', 'drops'][0] < 100).all()
+  results = harness.Results()
+  untrained.add(results, {'method': 'search'}, found)
+  metrics = results.metrics()
+  assert metrics['idf1/search/untrained/all'] == pytest.approx(250 / 3)
+  assert metrics['idf1/search/untrained/drops/half_width'] == pytest.approx(
+    judging.crossed(found['idf1', 'drops']).half_width
   )

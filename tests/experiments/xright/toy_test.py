@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from experiments import harness
+from experiments.harness import settings as settings_lib
 from experiments.xright import toy, toy_problem
 
 
@@ -68,10 +69,10 @@ def test_a_small_run_shows_the_difference_and_its_table(tmp_path):
     paper='xright',
     binary='toy',
   )
-  toy.main(options)
+  harness.execute(toy.main, options)
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
-  assert metrics['gap_exponent/sequential'] > -0.1
-  assert metrics['gap_exponent/maxright'] < -0.25
+  assert metrics['gap_exponent/sequential/max'] > -0.1
+  assert metrics['gap_exponent/maxright/max'] < -0.25
   ratio = metrics['gap_ratio/maxright']
   assert 15 < ratio - metrics['gap_ratio/maxright/half_width'] < ratio
   assert (tmp_path / 'toy.png').exists()
@@ -110,8 +111,10 @@ def test_wrong_settings():
   for words, given in (
     ('increasing', {'horizons': (1_024, 256)}),
     ('is even', {'horizons': (256, 300)}),
-    ('unknown methods', {'methods': ('sgd',)}),
+    ('methods=sgd', {'methods': ('sgd',)}),
     ('share is below 1', {'share': 1.0}),
   ):
     with pytest.raises(ValueError, match=words):
-      toy.check(toy.Settings(**given))
+      settings = toy.Settings(**given)
+      settings_lib.check(settings)
+      toy.check(settings)

@@ -17,9 +17,11 @@ import pytest
 
 from experiments import harness
 from experiments.harness import saved
+from experiments.harness import settings as settings_lib
 from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
-from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
+from experiments.xright import train
+from tests.experiments.changes import change
 from tests.experiments.lm import decoder_test
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -134,7 +136,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
   assert {n for n, is_moved in layers.items() if is_moved} == {'q', 'v'}
   assert not any(moved.values())
   metrics = json.loads((run / 'results.json').read_text())['metrics']
-  assert np.isfinite(metrics['sft']) and np.isfinite(metrics['dpo'])
+  assert np.isfinite(metrics['loss/sft']) and np.isfinite(metrics['loss/dpo'])
   # A finished run is only read, and foreign weights are never written over.
   subprocess.run(command(tmp_path, run), cwd=ROOT, check=True, timeout=300)
   refused = subprocess.run(
@@ -148,11 +150,17 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
   assert 'which this run has not written: give another' in refused.stderr
 
 
+def checked(**given):
+  settings = change(train.Settings(), **given)
+  settings_lib.check(settings)
+  train.check(settings)
+
+
 @pytest.mark.parametrize(
   ('given', 'match'),
   [
-    ({'method': 'ppo'}, "'ppo'; known: sequential"),
-    ({'comparisons': 'sft'}, "'sft'; known here: dpo, ipo, kto, orpo"),
+    ({'method': 'ppo'}, '--method=ppo: method knows sequential'),
+    ({'comparisons': 'sft'}, '=sft: losses.comparisons knows dpo, ipo, kto'),
     ({'parts': 3}, 'batches of 4 do not divide into parts=3'),
     ({'method': 'maxright', 'parts': 4, 'refresh': 6}, 'refresh=6 rows do not'),
     ({'buckets': (16, 8)}, 'rising lengths'),
@@ -169,7 +177,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
       'demonstrations needs --sft_data too',
     ),
     ({'weights': ('q_proj', 'qkv')}, 'q, k, v, o, gate, .* with _proj .* qkv'),
-    ({'weights': ()}, 'one or more of them; got none'),
+    ({'weights': ()}, 'weights needs at least one entry'),
     (
       {'demonstrations': 'distillation', 'sft_data': 'a', 'pref_data': 'b'},
       'needs --teacher=DIR',
@@ -180,7 +188,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
 )
 def test_settings_that_no_run_can_have(given, match):
   with pytest.raises(harness.SettingsError, match=match):
-    train.check(dataclasses.replace(train.Settings(), **given))
+    checked(**given)
 
 
 def test_settings_that_a_run_can_have():
@@ -190,7 +198,7 @@ def test_settings_that_a_run_can_have():
     {'weights': ('q_proj', 'down_proj', 'o', 'q')},
     {'demonstrations': 'distillation', 'pack': True},
   ):
-    train.check(dataclasses.replace(train.Settings(), **given))
+    checked(**given)
   names = lora.names_of(('q_proj', 'down_proj', 'o', 'q'))
   assert names == ('q', 'down', 'o')
 
@@ -215,7 +223,7 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
     ({'sft_data': file('bad')}, True, 'nowhere is neither a folder'),
     ({'pref_data': file('pairs')}, True, 'nowhere is neither a folder'),
   ):
-    settings = train.Settings(model='nowhere', skip=skip, **files)
+    settings = change(train.Settings(model='nowhere'), skip=skip, **files)
     options = harness.Options(
       'xright', 'train', 'quick', settings, '', None, (0,)
     )
@@ -242,7 +250,7 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   bad += [b'{"prompt": "\xff", "response": "a"}', good[0][:-3]]
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(b'\xef\xbb\xbf' + b'\n'.join([*good, b'', *bad]))
-  settings = dataclasses.replace(
+  settings = change(
     train.PRESETS['smoke'],
     method='demonstrations',
     sft_data=str(path),
@@ -251,7 +259,7 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   options = harness.Options(
     'xright', 'train', 'smoke', settings, str(tmp_path / 'run'), None, (0,)
   )
-  problem, _, _ = train.prepare(options)
+  problem, _ = train.prepare(options)
   tables = (problem.tables[part]['sft'] for part in problem.tables)
   count = sum(len(p['index']) for table in tables for p in table.parts)
   assert count == len(good)
@@ -269,9 +277,7 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
     )
   ):
     path.write_bytes(b'\n'.join([*good, b'', bad[i]]))
-    options = options._replace(
-      settings=dataclasses.replace(settings, skip=False)
-    )
+    options = options._replace(settings=change(settings, skip=False))
     match = rf'line 26 \(row 24 from 0\): .*{reason}.*--skip=True leaves'
     with pytest.raises(harness.UserError, match=match):
       train.prepare(options)
@@ -314,7 +320,8 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
   small = dataclasses.replace(CONFIG, vocabulary=200)
   (tmp_path / 'model' / 'model.safetensors').unlink()
   weights.export(tmp_path / 'model', small, decoder.init(small, 0))
-  settings = train.Settings(
+  settings = change(
+    train.Settings(),
     model=f'{tmp_path}/model',
     sft_data=f'{tmp_path}/a.jsonl',
     pref_data=f'{tmp_path}/b.jsonl',
@@ -328,7 +335,8 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
 
 def test_files_that_are_exchanged_are_named(tmp_path):
   user_files(tmp_path)
-  settings = train.Settings(
+  settings = change(
+    train.Settings(),
     model=f'{tmp_path}/model',
     sft_data=f'{tmp_path}/b.jsonl',
     pref_data=f'{tmp_path}/b.jsonl',
@@ -336,7 +344,7 @@ def test_files_that_are_exchanged_are_named(tmp_path):
   for given, match in (
     (settings, r'b.jsonl, line 1 .* two answers .* expected one'),
     (
-      dataclasses.replace(
+      change(
         settings,
         **{n: f'{tmp_path}/a.jsonl' for n in ('sft_data', 'pref_data')},
       ),
@@ -363,26 +371,24 @@ def test_what_is_wrong_with_files_is_said_with_the_flag_that_mends(tmp_path):
       r'a.jsonl: 20 rows fit .* longer --buckets, or a smaller --held_out',
     ),
   ):
-    given = dataclasses.replace(settings, **more)
+    given = change(settings, **more)
     options = harness.Options('xright', 'train', 'quick', given, '', None, (0,))
     with pytest.raises(harness.UserError, match=match):
       train.prepare(options)
 
 
 FILES = ('sft_data', 'pref_data')
-MADE_UP = dataclasses.replace(
-  train.PRESETS['smoke'], steps=4, chunk=2, rank=2, batch_size=2
-)
+MADE_UP = change(train.PRESETS['smoke'], steps=4, chunk=2, rank=2, batch_size=2)
 
 
 def run_of(folder, **given):
   """A short run of the made-up model; its metrics."""
-  settings = dataclasses.replace(MADE_UP, **given)
+  settings = change(MADE_UP, **given)
   train.check(settings)
   options = harness.Options(
     'xright', 'train', 'smoke', settings, str(folder), None, (0,)
   )
-  train.main(options)
+  harness.execute(train.main, options)
   return json.loads((folder / 'results.json').read_text())['metrics']
 
 
@@ -400,22 +406,6 @@ def made_up_rows(path, pairs):
   return str(path)
 
 
-def test_controls_prefer_by_length_with_half_a_tie():
-  tokens = lambda *lengths: np.arange(4) < np.array(lengths)[:, None]
-  part = {
-    'chosen_mask': tokens(4, 2, 1, 3),
-    'rejected_mask': tokens(1, 2, 3, 2),
-  }
-  table = problem_lib.tables.Table((part,), 0, 4, (4,))
-  problem = types.SimpleNamespace(tables={'held_out': {'dpo': table}})
-  found = problem_lib.length_controls(problem)
-  assert {*found} == {*methods.CONTROLS}
-  assert found['accuracy/longer_answer'] == 5 / 8
-  assert found['accuracy/shorter_answer'] == 3 / 8
-  problem.tables['held_out'] = {'sft': table}
-  assert problem_lib.length_controls(problem) == {}
-
-
 def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   tmp_path, monkeypatch
 ):
@@ -431,12 +421,11 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
     held_out=4,
     refresh=1,
   )
-  assert found['uft_pairs'] < 0.25  # That of rewards of nothing.
-  assert 'accuracy' in found
-  assert {f'accuracy/{n}_answer' for n in ('longer', 'shorter')} <= {*found}
+  assert found['loss/uft_pairs'] < 0.25  # That of rewards of nothing.
+  assert 'accuracy/uft_pairs' in found
   file = made_up_rows(tmp_path / 'a.jsonl', pairs=False)
   llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
-  monkeypatch.setattr(train, 'teacher_of', lambda *_: model)
+  monkeypatch.setattr(train, 'load_teacher', lambda *_: model)
   found = run_of(
     tmp_path / 'a',
     method='demonstrations',
@@ -452,9 +441,9 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
     learning_rate=1e-7,  # Adam makes a step of any rounding.
     output=str(tmp_path / 'out') if llm else '',
   )
-  assert 'accuracy' not in found
+  assert not [name for name in found if 'accuracy' in name]
   # The model is its own teacher: it has nothing to learn.
-  np.testing.assert_allclose(found['distillation'], 0, atol=1e-6)
+  np.testing.assert_allclose(found['loss/distillation'], 0, atol=1e-6)
   if not llm:
     pytest.skip('needs the extra llm')
   # A made-up model is written where that is asked for, with its bytes.
@@ -490,7 +479,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
   """More steps, a folder that is gone, and a kill while it was written."""
   user_files(tmp_path)
   words = weights.load(tmp_path / 'model')
-  settings = dataclasses.replace(
+  settings = change(
     train.PRESETS['smoke'], model='given', output=f'{tmp_path}/out', rank=0
   )
   problem = types.SimpleNamespace(
@@ -500,24 +489,24 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
     tuning=tuning.Tuning(words.config, rank=0),
   )
 
-  def run(problem, method, plan, **given):
-    del problem, method, given
+  def run(options, problem, method, plan, **given):
+    del options, problem, method, given
     params = jax.tree.map(lambda w: w[None] + plan.steps, words.params)
     history = {'held_out/accuracy': np.zeros((2, 1))}
     return types.SimpleNamespace(
       params=params, step=plan.steps, steps=[0, plan.steps], history=history
     )
 
-  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None, None))
+  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
   monkeypatch.setattr(train.runs, 'run', run)
 
   def trained(steps, workdir='run', **more):
-    given = dataclasses.replace(settings, steps=steps, **more)
+    given = change(settings, steps=steps, **more)
     options = harness.Options(
       'xright', 'train', 'smoke', given, f'{tmp_path}/{workdir}', None, (0,)
     )
-    train.main(options)
-    norm = weights.load(given.output).params['norm']
+    harness.execute(train.main, options)
+    norm = weights.load(given.files.output).params['norm']
     return round(float((norm - words.params['norm'])[0]))
 
   file = tmp_path / 'out' / 'model.safetensors'
@@ -553,10 +542,10 @@ def _half_an_export(folder, *_, **__):
 def test_stages_are_not_made_longer(monkeypatch):
   seen = {}
   monkeypatch.setattr(
-    train.runs, 'run', lambda *_, settings, **__: seen.update(settings) or 1 / 0
+    train.runs, 'run', lambda *_, identity, **__: seen.update(identity) or 1 / 0
   )
   problem = types.SimpleNamespace(tuning=tuning.Tuning(CONFIG))
-  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None, None))
+  monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
   for method, kept in (
     ('sequential', True),
     ('reversed', True),
