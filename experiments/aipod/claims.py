@@ -14,10 +14,6 @@ PAPER = harness.Paper(
 _LAZY = 'e_aipod/p0.3'
 
 
-PAPER = harness.Paper(
-  'AiPOD: equality-constrained bilevel optimisation, 2023',
-  ('aipod', 'e_aipod'),
-)
 RUNS = {
   'synthetic': harness.Run('synthetic'),
   'federated': harness.Run('federated'),

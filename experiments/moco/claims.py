@@ -60,10 +60,6 @@ _STUCK = tuple(
 )
 
 _FEW = ('--methods=mean,moco,moco_plus', '--steps=400', '--seeds=3')
-PAPER = harness.Paper(
-  'MoCo: gradient bias in multi-objective learning, 2023',
-  ('bj.aggregators.moco', 'bj.solvers.moco_plus'),
-)
 RUNS = {
   'toy': harness.Run('toy'),
   'multi_mnist': harness.Run('multi_mnist'),

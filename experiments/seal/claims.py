@@ -102,7 +102,6 @@ CLAIMS = (
     'auroc/seal/shuffled',
     at_least='auroc/initial_loss/shuffled',
     lead=-0.02,
-    headline=True,
   ),
   _on_rows(
     'Rejected against chosen answers to other prompts: the selector is above '
@@ -110,7 +109,16 @@ CLAIMS = (
     'auroc_style_matched/seal/harmless',
     at_least='auroc_style_matched/initial_loss/harmless',
     lead=0.05,
-    headline=True,
+  ),
+  *(
+    _on_rows(
+      'Rejected against chosen answers to other prompts: the selector is above '
+      f'the control that keeps the {control} answers.',
+      'auroc_style_matched/seal/harmless',
+      at_least=f'auroc_style_matched/{control}/harmless',
+      lead=0.05,
+    )
+    for control in ('longer', 'shorter')
   ),
   *(
     _on_rows(

@@ -41,6 +41,8 @@ TITLES = {
   'distance_both': 'distance to safe and to unsafe rows',
   'gradient': 'similarity of gradients',
   'ngrams': 'hashed n-grams (DSIR)',
+  'longer': 'length: the longer answer is kept',
+  'shorter': 'length: the shorter answer is kept',
   'random': 'a coin',
 }
 LOSSES = objectives.DEMONSTRATIONS + objectives.COMPARISONS

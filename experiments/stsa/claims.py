@@ -76,10 +76,6 @@ _RATES = (
 )
 
 _IMPLICIT = 'bsa,ttsa,stocbio,alset,amigo,sustain,mrbo,vrbo,pzobo,f2sa,meha'
-PAPER = harness.Paper(
-  'STSA: stochastic approximation with coupled sequences, 2022',
-  ('stsa', 'scsc', 'soba', 'saba'),
-)
 RUNS = {
   'rates': harness.Run('rates'),
   'zoo': harness.Run('bilevel_zoo'),

@@ -53,7 +53,6 @@ CLAIMS = (
     metric='gap_exponent/alright/mix',
     at_most=-0.4,
     published='a theorem',
-    headline=True,
   ),
   harness.Claim(
     'Toy: the gap of MAXRIGHT to the least larger gap falls with the length.',
@@ -61,7 +60,6 @@ CLAIMS = (
     metric='gap_exponent/maxright/max',
     at_most=-0.35,
     published='a theorem',
-    headline=True,
   ),
   *(
     harness.Claim(
@@ -86,7 +84,6 @@ CLAIMS = (
         metric='ideal_distance/alright/share=0.5',
         at_most='ideal_distance/sequential/share=0.5',
         published='0.265 against 0.83 (Pythia-1b)',
-        headline=step == '5e-3',
         run=run,
         **_LANGUAGE,
       ),

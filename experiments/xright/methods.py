@@ -21,10 +21,10 @@ TITLES = {
   'moco': 'MoCo on both gradients',
   'cagrad': 'CAGrad on both gradients',
 }
-# What prefers an answer by its length alone, by the metric of its accuracy.
+# What prefers an answer by its length alone.
 CONTROLS = {
-  'accuracy/longer_answer': 'control: the longer answer is preferred',
-  'accuracy/shorter_answer': 'control: the shorter answer is preferred',
+  'control/longer_answer': 'control: the longer answer is preferred',
+  'control/shorter_answer': 'control: the shorter answer is preferred',
 }
 # Those that hold the gradients of both objectives at once.
 AGGREGATORS = ('mgda', 'moco', 'cagrad')

@@ -299,6 +299,9 @@ def main(options: harness.Options) -> harness.Report:
   results = summarise(problem.names, trained, before)
   for name, optimum in zip(problem.names, optima, strict=True):
     results.add({'objective': name}, estimated_optimum=optimum)
+  for name, share in problem_lib.length_controls(problem).items():
+    results.add({'method': name}, accuracy=share)
+    results.note({'method': name, 'share': '-'}, {'accuracy': share})
   first_seed = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
   models = {place: first_seed(t.params) for place, t in trained.items()}
   declined = model_measures.refusals(problem, settings, models)
@@ -324,7 +327,7 @@ def main(options: harness.Options) -> harness.Report:
       harness.Column('seconds', 's a run'),
       harness.Column('refusal_rate', 'refusals, first seed'),
     ),
-    titles=methods.TITLES,
+    titles=methods.TITLES | methods.CONTROLS,
     plots={
       'pareto.png': pareto_plot.draw(
         {place: held_out(t, before) for place, t in trained.items()},

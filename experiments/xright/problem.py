@@ -261,8 +261,8 @@ def length_controls(problem: Problem) -> dict[str, float]:
 
   Returns:
     The share of comparisons whose chosen answer has more tokens than the
-    rejected one, as `accuracy/longer_answer`, and fewer, as
-    `accuracy/shorter_answer`; ties count half. Empty without comparisons.
+    rejected one, as `control/longer_answer`, and fewer, as
+    `control/shorter_answer`; ties count half. Empty without comparisons.
   """
   for name, table in problem.tables['held_out'].items():
     if name in objectives.COMPARISONS:
@@ -273,8 +273,8 @@ def length_controls(problem: Problem) -> dict[str, float]:
       )
       longer = float(np.mean((1 + np.sign(chosen - rejected)) / 2))
       return {
-        'accuracy/longer_answer': longer,
-        'accuracy/shorter_answer': 1 - longer,
+        'control/longer_answer': longer,
+        'control/shorter_answer': 1 - longer,
       }
   return {}
 

@@ -373,6 +373,8 @@ def main(options: harness.Options) -> harness.Report:
       history = trained.history['held_out/accuracy']
       results.add(start, accuracy=history[0])
       results.add(at, accuracy=history[-1])
+  for name, share in problem_lib.length_controls(problem).items():
+    results.add({'objective': name}, accuracy=share)
   if exported:
     export(options, folder, problem, trained)
   figure = harness.draw_curves(

@@ -19,8 +19,8 @@ from experiments import harness
 from experiments.harness import saved
 from experiments.harness import settings as settings_lib
 from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
+from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
-from experiments.xright import train
 from tests.experiments.changes import change
 from tests.experiments.lm import decoder_test
 
@@ -406,6 +406,22 @@ def made_up_rows(path, pairs):
   return str(path)
 
 
+def test_controls_prefer_by_length_with_half_a_tie():
+  tokens = lambda *lengths: np.arange(4) < np.array(lengths)[:, None]
+  part = {
+    'chosen_mask': tokens(4, 2, 1, 3),
+    'rejected_mask': tokens(1, 2, 3, 2),
+  }
+  table = problem_lib.tables.Table((part,), 0, 4, (4,))
+  problem = types.SimpleNamespace(tables={'held_out': {'dpo': table}})
+  found = problem_lib.length_controls(problem)
+  assert {*found} == {*methods.CONTROLS}
+  assert found['control/longer_answer'] == 5 / 8
+  assert found['control/shorter_answer'] == 3 / 8
+  problem.tables['held_out'] = {'sft': table}
+  assert problem_lib.length_controls(problem) == {}
+
+
 def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   tmp_path, monkeypatch
 ):
@@ -423,6 +439,9 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   )
   assert found['loss/uft_pairs'] < 0.25  # That of rewards of nothing.
   assert 'accuracy/uft_pairs' in found
+  assert {f'accuracy/control/{n}_answer' for n in ('longer', 'shorter')} <= (
+    set(found)
+  )
   file = made_up_rows(tmp_path / 'a.jsonl', pairs=False)
   llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
   monkeypatch.setattr(train, 'load_teacher', lambda *_: model)
