@@ -1,15 +1,18 @@
 """Tests of the flags of a binary."""
 
 import dataclasses
+import pathlib
 import signal
 import sys
 from typing import Annotated, Literal
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from experiments import harness
+from experiments.harness import compile_cache
 from experiments.harness import flags as flags_lib
 from experiments.harness import settings as settings_lib
 
@@ -173,8 +176,12 @@ def run(monkeypatch, capsys):
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
+  # No test fills the user's folder.
+  monkeypatch.setenv(compile_cache.VARIABLE, compile_cache.OFF)
+
   def call(main, *arguments, presets=PRESETS, **more):
     clean()
+    compile_cache.stop()
     monkeypatch.setattr(sys, 'argv', ['toy', *arguments])
     with pytest.raises(SystemExit) as stopped:
       about = {'paper': 'pbgd', 'binary': 'toy'}
@@ -184,6 +191,7 @@ def run(monkeypatch, capsys):
   call.said = lambda: capsys.readouterr().out
   yield call
   clean()
+  compile_cache.stop()
   signal.signal(signal.SIGTERM, handler)
 
 
@@ -193,6 +201,25 @@ class TestRun:
     code = run(seen.append, '--steps=7')
     assert not code
     assert seen[0].settings.steps == 7
+
+  def test_compiled_programs_are_kept_for_the_next_run(
+    self, run, tmp_path, monkeypatch
+  ):
+    """By default; moved by the flag, which wins over the variable."""
+
+    def folder(*arguments):
+      seen = []
+      main = lambda _: seen.append(jax.config.jax_compilation_cache_dir)
+      assert not run(main, *arguments)
+      return seen[0] and pathlib.Path(seen[0])
+
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user'))
+    flag = f'--compile_cache={tmp_path / "flag"}'
+    assert folder() is None
+    assert folder(flag) == tmp_path / 'flag'
+    monkeypatch.delenv(compile_cache.VARIABLE)
+    assert folder() == tmp_path / 'user' / 'bilevel_jax' / 'programs'
+    assert folder('--compile_cache=off') is None
 
   def test_user_errors_are_one_line(self, run):
     def main(options):
