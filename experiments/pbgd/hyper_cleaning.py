@@ -292,6 +292,9 @@ class Cleaning:
       own=own,
       evaluate=evaluate,
       select='selection_accuracy',
+      # One product serves all linear models; a network of one seed fills the
+      # caches, so seeds side by side only take more time and memory.
+      at_once=None if model == 'linear' else 1,
       **job.keywords | {'name': f'{model}/{job.keywords["name"]}'},
     )
 
