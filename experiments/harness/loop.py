@@ -123,9 +123,12 @@ def train(
     select: the metric, higher is better, by which the best params are kept.
     stop_when: tells from the history whether to end the run here.
     record_start: whether to record step 0.
-    at_once: members that run side by side; None for all. Fewer take less
-      memory, and large models are no slower one group after another. Take 1
-      where a solver branches by `lax.cond`: vmap would take every branch.
+    at_once: members that run side by side; None for all. All is faster where
+      members share data and have small weights, whose products become one, or
+      where a step is tiny. Take 1 for a network whose activations on a batch
+      exceed the processor's cache, which is then faster and takes less memory
+      (`experiments.benchmarks` measures both), and where a solver branches by
+      `lax.cond`: vmap would take every branch.
     settings: a dataclass or mapping of plain values; a run with others in the
       same folder is refused, and so is one with other `data`, `frozen`, `own`
       or `hyper`.

@@ -261,6 +261,9 @@ class Cleaning:
       data=self._parts,
       own={'labels': labels, 'dirty': dirty, 'weights': weights},
       select='selection_accuracy',
+      # One product serves all linear models; a network of one seed fills the
+      # caches, so seeds side by side only take more time and memory.
+      at_once=None if settings.model == 'linear' else 1,
       **job.keywords | {'name': f'{settings.model}/{job.keywords["name"]}'},
     )
 
