@@ -420,9 +420,3 @@ def read_truth(folder: files.Path) -> Boxes:
   places = ('gt/gt.txt', 'gt/gt.txt.gz', 'gt.txt')
   path = harness.find(folder, places, advice=_ADVICE)
   return read_boxes(path, identities=True)
-
-
-def read_detections(folder: files.Path) -> Boxes:
-  """Reads the detections of a sequence from its folder; see `read_boxes`."""
-  path = harness.find(folder, ('det/det.txt',), advice=_ADVICE)
-  return read_boxes(path, identities=False)

@@ -344,7 +344,7 @@ def main(options: harness.Options) -> harness.Report:
   else:
     judge_elsewhere(results, options.data_dir, several, classical, chosen)
   folder = pathlib.Path(options.workdir)
-  rules = {name: tracker.Rules(**one.point) for name, one in chosen.items()}
+  rules = {name: tracker.Rules(**chosen[name].point) for name in weights}
   for name, seeds in weights.items():
     path = folder / f'{name}.npz'
     models.save(path, seeds[0], prepared.noise, rules[name])
