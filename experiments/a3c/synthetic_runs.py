@@ -61,7 +61,7 @@ def make_problem(sizes: Process, seed: int) -> Problem:
     one, states=states, actions=actions, discount=sizes.discount
   )
   features = bj.rl.random_features(two, size=sizes.features, states=states)
-  step = lambda worth: float((1 - mdp.discount) * mdp.initial @ worth)
+  step = lambda values: float((1 - mdp.discount) * mdp.initial @ values)
   plain = bj.rl.state_values(mdp, jnp.full((states, actions), 1 / actions))
   return Problem(
     mdp, features, step(plain), best=step(bj.rl.optimal(mdp).values)
@@ -102,9 +102,9 @@ def blocks(solver: Any, length: int) -> Any:
   def update_fn(batch, state, params=None, **extra_args):
     def body(carry, _):
       updates, inner = solver.update(batch, carry[1], carry[0], **extra_args)
-      seen = bj.values(inner)
+      values = bj.values(inner)
       new = bj.apply_updates(carry[0], updates), inner
-      return new, (seen['reward'], seen['delay'])
+      return new, (values['reward'], values['delay'])
 
     (after, inner), (rewards, delays) = jax.lax.scan(
       body, (params, state.inner), length=length
@@ -187,14 +187,14 @@ def run(
 
   def solver(context):
     mdp, features = context.data
-    given = context.hyper
+    hyper = context.hyper
     one = bj.solvers.a3c_td0(
       mdp,
       features,
-      workers=given['workers'],
+      workers=hyper['workers'],
       bound=max(grid.workers) - 1,
-      actor=optax.sgd(lambda k: given['actor'] * first(k)),
-      critic=optax.sgd(lambda k: given['critic'] * second(k)),
+      actor=optax.sgd(lambda k: hyper['actor'] * first(k)),
+      critic=optax.sgd(lambda k: hyper['critic'] * second(k)),
       radius=RADIUS,
       sampling=sampling,
       key=context.seed_key,

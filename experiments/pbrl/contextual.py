@@ -116,7 +116,7 @@ def run(options: harness.Options, study: Study) -> harness.Report:
   results = harness.Results()
   comparison.add_outcomes(results, outcomes, measure_of)
   histories = {m: o.trained.history for m, o in outcomes.items() if o.trained}
-  ours = {'method': 'value_penalty'}
+  penalty = {'method': 'value_penalty'}
   verdicts = []
   for number, cell in enumerate(study.cells):
     finals = {m: h['leader_return'][-1, number] for m, h in histories.items()}
@@ -125,9 +125,9 @@ def run(options: harness.Options, study: Study) -> harness.Report:
     verdicts.append(verdict(finals.pop('value_penalty'), [*finals.values()]))
     results.note(cell, {'ours is': verdicts[-1]})
   for word in ('above', 'level', 'below'):
-    results.put(ours, {f'cells_{word}': verdicts.count(word)})
+    results.put(penalty, {f'cells_{word}': verdicts.count(word)})
   gap = histories['value_penalty']['follower_gap'][-1]
-  results.add(ours, follower_gap=harness.reduced(gap.ravel(), 'max'))
+  results.add(penalty, follower_gap=harness.reduced(gap.ravel(), 'max'))
   return harness.Report(
     results,
     rows=tuple(study.cells[0]),

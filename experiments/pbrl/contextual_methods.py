@@ -64,8 +64,8 @@ class Cell(NamedTuple):
 
   def values(self, x: Any, z: Any) -> Any:
     """What logits are worth to the follower."""
-    worth = lambda p, z: p.start @ contexts.soft_values(p, z, self.heat)
-    return self.over(worth, x, z)
+    value = lambda p, z: p.start @ contexts.soft_values(p, z, self.heat)
+    return self.over(value, x, z)
 
   def gains(self, x: Any, z: Any, policy: Any = jax.nn.softmax) -> Any:
     """What logits are worth to the leader."""
@@ -134,9 +134,9 @@ def penalties(cell: Cell, penalty: Callable[[Any], Any]):
 
   def natural(params, directions):
     # Derivatives in probabilities, divided by the visits.
-    seen = cell.over(visits, params.upper, params.lower) / cell.study.contexts
-    least = jnp.maximum(seen, 1e-12)
-    return directions._replace(lower=directions.lower / least[:, :, None])
+    counts = cell.over(visits, params.upper, params.lower)
+    counts = jnp.maximum(counts / cell.study.contexts, 1e-12)
+    return directions._replace(lower=directions.lower / counts[:, :, None])
 
   lower = bj.oracles.penalised_lower_gradient(problem, **rule)
   return (

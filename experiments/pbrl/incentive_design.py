@@ -279,11 +279,11 @@ def _add_wins(results, returns, gap_ratio):
 
 
 def _draw(outcomes, titles):
-  def curves(metric, least=-np.inf):
+  def curves(metric, lowest=-np.inf):
     return {
       titles[m]: (
         incentive_methods.evaluations_of(m) * o.trained.steps,
-        np.maximum(o.values(metric), least),
+        np.maximum(o.values(metric), lowest),
       )
       for m, o in outcomes.items()
     }

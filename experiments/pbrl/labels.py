@@ -90,25 +90,27 @@ def read(
     where = f'{path}, line {number}'
     line = _object(text, where)
     label = line.get('label')
-    said = 'has no label yet' if label is None else f'has the label {label!r}'
+    problem = (
+      'has no label yet' if label is None else f'has the label {label!r}'
+    )
     _need(
       not isinstance(label, bool) and label in LABELS,
-      f'{where} {said}: 0 for the first fragment, 1 for the second, 0.5 for '
+      f'{where} {problem}: 0 for the first fragment, 1 for the second, 0.5 for '
       'neither',
     )
     labels.append(float(label))
-    for side, found in sides.items():
+    for side, fragments in sides.items():
       place = f'{where}: {side}'
-      found.append(
+      fragments.append(
         _fragment(line.get(side), place, shape, actions, length, dtype)
       )
   _need(labels, f'{path} holds no pair')
   none = np.zeros(len(labels), np.float32)
   first, second = (
     preferences.Fragments(
-      *(np.stack(column) for column in zip(*found, strict=True)), none
+      *(np.stack(column) for column in zip(*fragments, strict=True)), none
     )
-    for found in sides.values()
+    for fragments in sides.values()
   )
   return preferences.Pairs(first, second, np.asarray(labels, np.float32))
 

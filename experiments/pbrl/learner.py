@@ -133,7 +133,7 @@ class Learner:
 
     Args:
       params: before.
-      state: likewise.
+      state: that of the method, before.
       rollouts: under the policy, `lower`, and under the second one, `value`.
       reward_epoch: whether a reward epoch follows.
     """
@@ -220,19 +220,19 @@ class Learner:
   def _relabelled(self, x, rollout):
     if not self._method.model:
       return rollout
-    found = preferences.rewards_of(
+    rewards = preferences.rewards_of(
       self._reward, x, rollout.observations, rollout.actions
     )
-    return rollout._replace(rewards=found)
+    return rollout._replace(rewards=rewards)
 
   def _suboptimality(self, scaled, entropies):
     if not self._method.second:
       return jnp.zeros([])
-    worth = {
+    returns = {
       n: r.rewards.mean() + self._settings.tau * entropies[n]
       for n, r in scaled.items()
     }
-    return (worth['value'] - worth['lower']) / (1 - self._settings.discount)
+    return (returns['value'] - returns['lower']) / (1 - self._settings.discount)
 
   def _labelled(self, keys, rollout, count):
     pairs = self._settings.preferences
@@ -263,8 +263,8 @@ class Learner:
 def _split(rollout):
   """The first environments, and a quarter that is held out."""
   count = rollout.rewards.shape[1]
-  kept = count - max(1, count // 4)
+  learnt = count - max(1, count // 4)
   return (
-    jax.tree.map(lambda x: x[:, :kept], rollout),
-    jax.tree.map(lambda x: x[:, kept:], rollout),
+    jax.tree.map(lambda x: x[:, :learnt], rollout),
+    jax.tree.map(lambda x: x[:, learnt:], rollout),
   )
