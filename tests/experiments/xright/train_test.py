@@ -359,7 +359,7 @@ def test_files_that_are_exchanged_are_named(tmp_path):
 def test_what_is_wrong_with_files_is_said_with_the_flag_that_mends(tmp_path):
   user_files(tmp_path)
   files = {n: f'{tmp_path}/{p}.jsonl' for n, p in zip(FILES, 'ab')}
-  settings = train.Settings(model=f'{tmp_path}/model', **files)
+  settings = change(train.Settings(model=f'{tmp_path}/model'), **files)
   wrong = tmp_path / 'c.jsonl'
   wrong.write_text('\n{"text": "no row"}\n')
   for more, match in (
