@@ -38,8 +38,9 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from experiments import harness, tables
-from experiments.harness import claim as claim_lib
-from experiments.harness import files, termination
+from experiments.harness.app import termination
+from experiments.harness.store import files
+from experiments.harness.study import claim as claim_lib
 
 ROOT = pathlib.Path(__file__).parent
 COLUMNS = (

@@ -44,7 +44,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import harness
-from experiments.harness import files, flags, report
+from experiments.harness.app import flags
+from experiments.harness.store import files
+from experiments.harness.study import report
 
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 100_000  # Bytes of a stored file.

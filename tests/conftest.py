@@ -23,7 +23,7 @@ import hypothesis
 import jax
 import pytest
 
-from experiments.harness import compile_cache
+from experiments.harness.app import compile_cache
 from tests import memory, perturbed
 
 # Tracing makes many short-lived objects: at Python's own threshold, collecting

@@ -27,7 +27,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.aipod import client_digits, federated_compare, federated_run
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 # Of the reported seeds: those below were looked at when the grids were made.
 FIRST_SEED = 10

@@ -11,7 +11,7 @@ import numpy as np
 from experiments import harness
 from experiments.aipod import client_digits, federated_run
 from experiments.aipod.federated_run import Method
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 # First weights, batches and coins of the tuning runs.
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)

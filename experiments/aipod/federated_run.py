@@ -10,7 +10,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.aipod import client_digits, clients, fednest, tasks
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 DECAY = 0.05  # Of the squared norm of the lower variable, published.
 LINEAR_RATE = 0.05  # Step size of the linear system's series.

@@ -22,7 +22,7 @@ import venv
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.harness import errors
+from experiments.harness.app import errors
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
 # Seconds that a process may take for a row.

@@ -41,7 +41,8 @@ import jax
 
 from experiments import harness
 from experiments.benchmarks import environment, measure
-from experiments.harness import files, flags
+from experiments.harness.app import flags
+from experiments.harness.store import files
 
 MODULES = (
   'cleaning',

@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import archive, audio, utterances
-from experiments.harness import files
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
+from experiments.harness.store import files
 
 NUMBERS, FRAME_RATE = 13, 100.0
 FOLDERS = ('', 'speech', 'an4_mfcc')

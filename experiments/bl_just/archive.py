@@ -6,8 +6,8 @@ import tarfile
 from collections.abc import Callable, Sequence
 
 from experiments import harness
-from experiments.harness import files
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
+from experiments.harness.store import files
 
 # Bytes that are taken out of an archive, at most.
 MOST = 2**30

@@ -18,8 +18,9 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import audio
-from experiments.harness import files, identity, streams
-from experiments.harness import stream as stream_lib
+from experiments.harness.store import files, identity
+from experiments.harness.train import one_of as streams
+from experiments.harness.train import stream as stream_lib
 
 # The losses of a step, by its code in a plan.
 STEPS = (('ssl',), ('ctc', 'ssl'), ('ctc',))

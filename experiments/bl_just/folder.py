@@ -9,8 +9,8 @@ import pathlib
 
 from experiments import harness
 from experiments.bl_just import audio, utterances
-from experiments.harness import files
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
+from experiments.harness.store import files
 
 RATE = 16_000
 TABLE = 'texts.tsv'

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import archive, audio, utterances
-from experiments.harness import files
+from experiments.harness.store import files
 
 RATE = 8_000
 DIGITS = (3, 6)  # Of a string, the fewest and the most.

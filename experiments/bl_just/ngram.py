@@ -11,8 +11,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from experiments import harness
-from experiments.harness import files
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
+from experiments.harness.store import files
 
 START, END, UNKNOWN = '<s>', '</s>', '<unk>'
 # What a token gets that a model of no unknown token does not have, a power of

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.bl_just import alignment
 from experiments.bl_just.units import BLANK
-from experiments.harness import files
-from experiments.harness.plots import COLOURS
+from experiments.harness.store import files
+from experiments.harness.study.plots import COLOURS
 
 _GREY = '#999999'
 

@@ -8,7 +8,7 @@ import numpy as np
 from experiments import harness
 from experiments.bl_just import feed, front_end, methods, objectives
 from experiments.bl_just import problem as problem_lib
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 
 @dataclasses.dataclass(frozen=True)

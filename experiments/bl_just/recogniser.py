@@ -20,7 +20,7 @@ import numpy as np
 import bilevel_jax as bj
 from experiments import harness
 from experiments.bl_just import encoders, feed, front_end, objectives
-from experiments.harness import files, leaves
+from experiments.harness.store import files, leaves
 
 # The file that `train` writes.
 NAME = 'recogniser.npz'

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import harness
 from experiments.bl_just import feed, methods, presets, scoring, utterances
 from experiments.bl_just import problem as problem_lib
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 # Errors of the reported seeds, by part of the corpus and kind.
 PartErrors = dict[str, dict[str, list[scoring.Errors]]]

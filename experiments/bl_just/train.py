@@ -42,7 +42,7 @@ from experiments.bl_just import (
 from experiments.bl_just import (
   problem as problem_lib,
 )
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 PRESETS, check = presets.PRESETS, presets.check
 _TUNING_SEED = 1_000_000

@@ -40,7 +40,7 @@ from experiments.bl_just import (
   units,
   windows,
 )
-from experiments.harness import files
+from experiments.harness.store import files
 
 # Lengths to which audio is filled up, in seconds: a program is compiled for
 # each that occurs. The last one is that of a window of longer audio.

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import extra
-from experiments.harness import files
+from experiments.harness.store import files
 
 BLANK, UNKNOWN, FIRST = 0, 1, 2
 # What stands in a decoded text for what is no unit.

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import audio
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
 
 # Why an utterance is left out, by reason: the names of those that are.
 Skipped = Mapping[str, tuple[str, ...]]

@@ -18,7 +18,7 @@ Data is split over all devices, `--distributed` over those of several processes.
 binary, `write_results`, `write_table` and `plot_curves` its results. A table of
 one's own is read by `read_table`, with classes that are words by `read_csv`.
 Several methods, tuned alike on seeds that are not reported, are compared by
-`experiments.harness.comparison`.
+`experiments.harness.study.comparison`.
 
 What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
 splits params and frozen weights over a mesh; `evaluate_host` measures in plain
@@ -34,32 +34,7 @@ Python, and `host_state` is kept with the params:
       host_every=1_000, select='bleu', ...)
 """
 
-from experiments.harness.checkpoints import Checkpoints, Restored
-from experiments.harness.claim import (
-  Claim,
-  Judgement,
-  Paper,
-  Run,
-  judge,
-  paired_interval,
-  read_results,
-)
-from experiments.harness.context import Context, members
-from experiments.harness.datasets.arrays import read_image, read_mat, read_npy
-from experiments.harness.datasets.digits import (
-  DigitPart,
-  load_digits,
-  pollute_labels,
-)
-from experiments.harness.datasets.sources import (
-  Source,
-  check_finite,
-  find,
-  parsing,
-  source_of,
-)
-from experiments.harness.datasets.tables import Table, read_csv, read_table
-from experiments.harness.errors import (
+from experiments.harness.app.errors import (
   AllStoppedError,
   BusyError,
   DamagedDataError,
@@ -69,23 +44,48 @@ from experiments.harness.errors import (
   UserError,
   WriteError,
 )
-from experiments.harness.flags import Options
-from experiments.harness.loop import train
-from experiments.harness.measured import measured
-from experiments.harness.metrics import MetricsWriter, read_records
-from experiments.harness.models import Network, pure
-from experiments.harness.outcome import Stopped, Trained
-from experiments.harness.placement import Layout, whole
-from experiments.harness.plots import (
+from experiments.harness.app.flags import Options
+from experiments.harness.app.settings import (
+  Allowed,
+  Among,
+  replaced,
+  settings_of,
+)
+from experiments.harness.data.arrays import read_image, read_mat, read_npy
+from experiments.harness.data.digits import (
+  DigitPart,
+  load_digits,
+  pollute_labels,
+)
+from experiments.harness.data.sources import (
+  Source,
+  check_finite,
+  find,
+  parsing,
+  source_of,
+)
+from experiments.harness.data.tables import Table, read_csv, read_table
+from experiments.harness.store.checkpoints import Checkpoints, Restored
+from experiments.harness.store.leaves import whole
+from experiments.harness.store.loading import Best, Loaded, load
+from experiments.harness.store.records import MetricsWriter, read_records
+from experiments.harness.study.claim import (
+  Claim,
+  Judgement,
+  Paper,
+  Run,
+  judge,
+  paired_interval,
+  read_results,
+)
+from experiments.harness.study.plots import (
   Panel,
   draw_curves,
   draw_panels,
   plot_curves,
   plot_panels,
 )
-from experiments.harness.products import thin_dot_general, thin_product
-from experiments.harness.program import Best
-from experiments.harness.report import (
+from experiments.harness.study.report import (
   Interval,
   format_table,
   jackknife_interval,
@@ -94,13 +94,18 @@ from experiments.harness.report import (
   write_results,
   write_table,
 )
-from experiments.harness.saved import Loaded, load
-from experiments.harness.settings import Allowed, Among, replaced, settings_of
-from experiments.harness.stream import Stream
-from experiments.harness.streams import OneOf
 from experiments.harness.study.results import Column, Results
 from experiments.harness.study.run import execute, run
 from experiments.harness.study.study import Report, Study
+from experiments.harness.train.context import Context, members
+from experiments.harness.train.loop import train
+from experiments.harness.train.measured import measured
+from experiments.harness.train.models import Network, pure
+from experiments.harness.train.one_of import OneOf
+from experiments.harness.train.placement import Layout
+from experiments.harness.train.products import thin_dot_general, thin_product
+from experiments.harness.train.stream import Stream
+from experiments.harness.train.trained import Stopped, Trained
 
 __all__ = [
   'AllStoppedError',

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import products
+from experiments.harness.train import products
 from experiments.lm.config import Config, frequencies
 
 Params = Mapping[str, Any]

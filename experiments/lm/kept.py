@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 
 
 def arrays(

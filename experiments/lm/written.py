@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.lm import weights
 
 _MODEL = ('model.safetensors', 'model-*-of-*.safetensors')

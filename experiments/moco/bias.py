@@ -9,7 +9,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.moco import methods
 from experiments.moco import problem as problems
 

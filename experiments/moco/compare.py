@@ -18,7 +18,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 

@@ -30,7 +30,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.moco import compare, methods, minatar, mt10, multi_task
 
 TUNING_SEED = 1_000_000

@@ -7,7 +7,7 @@ import matplotlib.figure
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbgd import cleaning_methods
 
 

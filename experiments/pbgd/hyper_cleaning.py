@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbrl import contextual_methods
 from experiments.pbrl.contextual_methods import Study
 

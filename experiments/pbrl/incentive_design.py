@@ -30,7 +30,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbrl import incentive_methods, markov_games, zero_sum
 
 _FIRST = 100  # Seeds from here on are reported: those below were looked at.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.pbrl import preferences
 
 LABELS = (0, 0.5, 1)

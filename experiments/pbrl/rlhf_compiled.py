@@ -10,7 +10,8 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import checkpoints, comparison, files
+from experiments.harness.store import checkpoints, files
+from experiments.harness.study import comparison
 from experiments.pbrl import labels, preferences, rlhf_settings
 from experiments.pbrl import learner as learner_lib
 from experiments.pbrl.rlhf_settings import METHODS, Settings

@@ -16,7 +16,8 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison, termination
+from experiments.harness.app import termination
+from experiments.harness.study import comparison
 from experiments.pbrl import learner as learner_lib
 from experiments.pbrl import preferences, rlhf_compiled, rlhf_settings
 from experiments.pbrl.rlhf_settings import Settings

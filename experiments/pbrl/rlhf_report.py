@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbrl import rlhf_settings
 from experiments.pbrl.rlhf_settings import METHODS, Settings
 from experiments.rl import policies

@@ -26,7 +26,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbrl import markov_games
 
 METHODS = ('value_penalty', 'bellman_penalty', 'hypergradient')

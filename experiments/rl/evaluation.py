@@ -19,7 +19,7 @@ import scipy.special
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.rl import games, networks
 
 # How actions follow from a policy's outputs.

@@ -14,7 +14,8 @@ from PIL import Image
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import files, films
+from experiments.harness.store import files
+from experiments.harness.study import films
 from experiments.rl import drawing, environments, games, networks
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments import harness
-from experiments.harness import checkpoints, files, termination
+from experiments.harness.app import termination
+from experiments.harness.store import checkpoints, files
 
 
 class Session:

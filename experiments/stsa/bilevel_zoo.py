@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.stsa import (
   methods,
   zoo_figure,

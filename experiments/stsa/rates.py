@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import slopes
+from experiments.harness.study import slopes
 from experiments.stsa import (
   actor_critic,
   applications,

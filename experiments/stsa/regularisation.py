@@ -13,7 +13,8 @@ import scipy.optimize
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import files, progress
+from experiments.harness.app import progress
+from experiments.harness.store import files
 from experiments.stsa import zoo_problem
 
 # Of the loss without its penalty, at most; and where penalties start.

@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.stsa import zoo_problem, zoo_run
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.stsa import methods, zoo_problem
 
 # SUSTAIN beside itself: names of runs that are no methods of the comparison.

@@ -6,8 +6,8 @@ PAPER = harness.Paper(
   'Multi-object tracking by tracklet search, 2020',
   solvers=('gradient',),
   headlines={
-    'idf1/search_lead': 'IDF1 above teacher forcing {}',
-    'idf1/lead_over_classical': 'above classical trackers {}',
+    'idf1_lead/search/teacher_forcing': 'IDF1 above teacher forcing {}',
+    'idf1_lead/better/classical': 'above classical trackers {}',
   },
 )
 

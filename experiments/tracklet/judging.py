@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.tracklet import (
   baselines,
   detections,

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.tracklet import motion, network, tracker
 
 

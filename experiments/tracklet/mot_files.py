@@ -30,8 +30,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
+from experiments.harness.store import files
 
 PEDESTRIAN = 1
 _RATE = 30.0

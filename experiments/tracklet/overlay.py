@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from experiments import harness
-from experiments.harness import files, films
-from experiments.harness.plots import COLOURS
+from experiments.harness.store import files
+from experiments.harness.study import films
+from experiments.harness.study.plots import COLOURS
 from experiments.tracklet import mot_files
 
 _TAIL = 30  # Frames of a path that are drawn behind a box.

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.tracklet import (
   detections,
   evaluation,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.tracklet import mot_files
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.tracklet import (
   detections,
   models,

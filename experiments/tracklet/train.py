@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.tracklet import (
   detections,
   evaluation,

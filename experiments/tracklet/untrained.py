@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 from experiments.tracklet import (
   detections,
   evaluation,

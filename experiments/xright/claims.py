@@ -6,8 +6,8 @@ PAPER = harness.Paper(
   'Forgetting in fine-tuning and preference learning, 2024',
   solvers=('alright', 'maxright'),
   headlines={
-    'gap_exponent/alright': 'toy: gap falls by the power {}',
-    'ideal_distance/alright': 'SmolLM2: ideal distance {}, below stages',
+    'gap_exponent/alright/mix': 'toy: gap falls by the power {}',
+    'ideal_distance/alright/share=0.5': 'SmolLM2: ideal distance {}, below stages',
   },
 )
 

@@ -25,7 +25,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import slopes
+from experiments.harness.study import slopes
 from experiments.xright import toy_problem
 
 TITLES = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 
 
 def change(settings: Any, **values: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from experiments import harness
-from experiments.harness import flags as flags_lib
+from experiments.harness.app import flags as flags_lib
 
 ROOT = pathlib.Path(harness.__file__).parents[2]
 COMMAND = re.compile(r'python -m (experiments\.[\w.]+)([^`#)\n]*)')

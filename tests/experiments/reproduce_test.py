@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from experiments import harness, reproduce
-from experiments.harness import flags as flags_lib
+from experiments.harness.app import flags as flags_lib
 
 TOY = ('--starts=4', '--penalties=10,20', '--solvers=known_value')
 
@@ -207,6 +207,17 @@ def test_declared_claims_have_a_run_in_their_presets(paper):
   runs, claims = PAPERS[paper]
   for claim_ in claims:
     assert set(claim_.presets) & set(runs[claim_.run].presets), claim_.words
+
+
+@pytest.mark.parametrize('paper', PAPERS)
+def test_headlines_are_of_claims(paper):
+  headlines = importlib.import_module(
+    f'experiments.{paper}.claims'
+  ).PAPER.headlines
+  assert headlines and set(headlines) <= {
+    c.metric for c in PAPERS[paper].claims
+  }
+  assert all('{}' in words for words in headlines.values())
 
 
 def test_every_paper_judges_something_in_every_preset():

@@ -12,8 +12,8 @@ from absl import flags
 from hypothesis import strategies as st
 
 from experiments import harness
-from experiments.harness import flags as flags_lib
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = [

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from experiments.harness import termination
+from experiments.harness.app import termination
 
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = [

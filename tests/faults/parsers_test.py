@@ -19,7 +19,7 @@ import scipy.io
 from hypothesis import strategies as st
 
 from experiments import harness
-from experiments.harness.datasets import arrays, digits, tables
+from experiments.harness.data import arrays, digits, tables
 from experiments.moco import tabular_data
 from experiments.stsa import tables as two_classes
 

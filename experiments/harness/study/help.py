@@ -2,8 +2,8 @@
 
 import textwrap
 
-from experiments.harness import flags as flags_lib
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.harness.study import study as study_lib
 
 FLAGS = ('--help', '-h', '-help', '--helpshort', '--helpfull')

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import report
+from experiments.harness.study import report
 
 At = Mapping[str, Any]
 

@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.harness import (
+from experiments.harness.app import (
   compile_cache,
   errors,
   memory,
   processes,
   termination,
 )
-from experiments.harness import files as files_lib
-from experiments.harness import flags as flags_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.store import files as files_lib
 from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
 

@@ -14,8 +14,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.harness import flags, plots, report
-from experiments.harness.datasets import sources
+from experiments.harness.app import flags
+from experiments.harness.data import sources
+from experiments.harness.study import plots, report
 from experiments.harness.study import results as results_lib
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pytest
 
 from experiments import harness
 from experiments.a3c import atari, threads
-from experiments.harness import files, saved
+from experiments.harness.store import files
+from experiments.harness.store import loading as saved
 from experiments.rl import games, networks
 
 ROOT = pathlib.Path(__file__).parents[3]

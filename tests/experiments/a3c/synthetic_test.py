@@ -12,8 +12,8 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import claims, synthetic, synthetic_runs
-from experiments.harness import errors
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import errors
+from experiments.harness.app import settings as settings_lib
 
 SETTINGS = synthetic.Settings(
   process=synthetic_runs.Process(

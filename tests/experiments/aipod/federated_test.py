@@ -13,8 +13,8 @@ from experiments.aipod import (
   federated_compare,
   federated_run,
 )
-from experiments.harness import comparison
-from experiments.harness import flags as flags_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.study import comparison
 
 SETTINGS = federated.PRESETS['smoke']
 

@@ -19,8 +19,8 @@ from experiments.bl_just import (
   train,
   transcribe,
 )
-from experiments.harness import comparison
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.study import comparison
 from tests.experiments.changes import change
 
 pytest.importorskip('jiwer')

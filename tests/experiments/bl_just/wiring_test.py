@@ -16,7 +16,7 @@ from experiments.bl_just import (
   speech_report,
   train,
 )
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from tests.experiments.changes import change
 
 pytest.importorskip('soundfile')

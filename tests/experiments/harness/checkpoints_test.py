@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import checkpoints, files
+from experiments.harness.store import checkpoints, files
 
 
 def tree(step=0):

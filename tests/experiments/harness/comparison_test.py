@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 
 BEST = 1.0
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import compile_cache
+from experiments.harness.app import compile_cache
 
 ROOT = pathlib.Path(__file__).parents[3]
 

@@ -2,7 +2,7 @@
 
 import threading
 
-from experiments.harness import compile_time
+from experiments.harness.app import compile_time
 
 EVENT = '/jax/core/compile/jaxpr_trace_duration'
 

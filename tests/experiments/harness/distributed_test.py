@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import termination
+from experiments.harness.app import termination
 from tests.experiments.harness import processes
 
 SCRIPT = """

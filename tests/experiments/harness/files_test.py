@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import files
+from experiments.harness.store import files
 
 ROOT = pathlib.Path(__file__).parents[3]
 HOLD = """

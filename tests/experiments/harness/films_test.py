@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from experiments import harness
-from experiments.harness import films
+from experiments.harness.study import films
 
 
 def test_pictures_come_back(tmp_path):

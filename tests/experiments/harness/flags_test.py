@@ -12,9 +12,9 @@ import pytest
 from absl import flags
 
 from experiments import harness
-from experiments.harness import compile_cache
-from experiments.harness import flags as flags_lib
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import compile_cache
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True)

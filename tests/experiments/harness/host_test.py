@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import files, host
+from experiments.harness.store import files
+from experiments.harness.train import host
 
 
 class Game:

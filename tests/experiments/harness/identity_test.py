@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import identity
+from experiments.harness.store import identity
 
 
 def test_tells_arrays_apart_and_names_them():

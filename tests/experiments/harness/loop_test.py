@@ -12,8 +12,8 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import context as context_lib
-from experiments.harness import program as program_lib
+from experiments.harness.train import context as context_lib
+from experiments.harness.train import program as program_lib
 
 
 def assert_trees_equal(a, b):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.harness import memory
+from experiments.harness.app import memory
 
 # Alone in a process, as it is for good. Blocks of 64 MB are always returned by
 # default, so that each of them costs its pages again.

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from experiments import harness
-from experiments.harness import progress
+from experiments.harness.app import progress
 
 
 def write(folder, steps, resume=-1):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.harness import compiled, program
-from experiments.harness.context import Members, Shared
+from experiments.harness.train import compiled, program
+from experiments.harness.train.context import Members, Shared
 
 SIZE, LAYERS = 256, 12
 ADAM = optax.adam(1e-3)

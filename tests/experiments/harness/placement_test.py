@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import checkpoints, placement
+from experiments.harness.store import checkpoints
+from experiments.harness.train import placement
 
 LARGE = np.ones((16, 2**16), np.float32)
 SMALL = np.ones((16, 2), np.float32)

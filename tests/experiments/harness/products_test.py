@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.harness import products
+from experiments.harness.train import products
 
 # Thin, so that the order of the product differs, and not thin.
 SHAPES = ((7, 12, 3), (2, 5, 8, 2), (6, 4, 4), (12, 3))

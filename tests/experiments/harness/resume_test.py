@@ -10,7 +10,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import termination
+from experiments.harness.app import termination
 from tests.experiments.harness import processes
 
 SCRIPT = """

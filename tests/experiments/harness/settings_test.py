@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from experiments import harness
-from experiments.harness import settings
+from experiments.harness.app import settings
 
 
 @dataclasses.dataclass(frozen=True)

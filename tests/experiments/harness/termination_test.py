@@ -10,7 +10,9 @@ import time
 import pytest
 
 from experiments import harness
-from experiments.harness import checkpoints, metrics, termination
+from experiments.harness.app import termination
+from experiments.harness.store import checkpoints
+from experiments.harness.store import records as metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
 

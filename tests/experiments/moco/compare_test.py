@@ -9,7 +9,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.moco import bias, compare, methods
 from experiments.moco import problem as problems
 

@@ -11,7 +11,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.moco import compare, minatar, mt10, multi_task, multi_task_rl
 
 GAMES = ('Breakout', 'Asterix')

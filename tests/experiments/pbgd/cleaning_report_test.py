@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments import harness
-from experiments.harness import comparison
+from experiments.harness.study import comparison
 from experiments.pbgd import cleaning_report
 
 

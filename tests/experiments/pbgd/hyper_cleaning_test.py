@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import flags as flags_lib
-from experiments.harness import placement
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.train import placement
 from experiments.pbgd import hyper_cleaning
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -11,8 +11,8 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import saved
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.store import loading as saved
 from experiments.pbrl import learner as learner_lib
 from experiments.pbrl import (
   rlhf,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.pbrl import contexts, contextual, four_rooms, rooms
 
 ROOMS = rooms.make_rooms()

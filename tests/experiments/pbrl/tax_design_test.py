@@ -10,7 +10,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.pbrl import contextual_methods, tax_design
 
 SETTINGS = tax_design.Settings(assets=7, span=12.0, hours=3, amounts=3)

@@ -11,9 +11,9 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import comparison
-from experiments.harness import flags as flags_lib
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.study import comparison
 from experiments.stsa import (
   bilevel_zoo,
   methods,

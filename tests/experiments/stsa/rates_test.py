@@ -10,9 +10,9 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness import flags as flags_lib
-from experiments.harness import settings as settings_lib
-from experiments.harness import slopes
+from experiments.harness.app import flags as flags_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.study import slopes
 from experiments.stsa import applications, chains, rates, risk
 
 MAKERS = [chains.monotone_chain, chains.nonmonotone_chain]

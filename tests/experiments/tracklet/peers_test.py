@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.tracklet import (
   detections,
   evaluation,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments import harness
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
 from experiments.xright import toy, toy_problem
 
 

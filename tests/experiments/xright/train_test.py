@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import saved
-from experiments.harness import settings as settings_lib
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.store import loading as saved
 from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
 from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness.datasets import sources
+from experiments.harness.data import sources
 
 
 def source(name):

@@ -1,0 +1,187 @@
+"""Digests of a run's data: every byte counts, of arrays and of files.
+
+Large contents are digested in blocks by several threads, and the digests of
+files are kept by path, size, time of the last change and inode.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness.app import errors
+from experiments.harness.store import files, leaves
+
+# Bytes of a block. Contents of at most one block have one digest, others a
+# digest of the digests of their blocks.
+_BLOCK = 2**24
+# Arrays or files up to which each is named.
+_FEW = 16
+_CACHE = 'digests.json'
+
+
+def digests(name: str, tree: Any) -> dict[str, str]:
+  """Digests each array of a tree, or all together where they are many.
+
+  Args:
+    name: of the tree.
+    tree: a pytree of arrays. All processes that hold a part of an array call
+      this together.
+
+  Returns:
+    Hex digests by name and path.
+  """
+  leaves = jax.tree.leaves_with_path(tree)
+  if len(leaves) > _FEW:
+    return {name: digest(tree)}
+  return {
+    f'{name}{jax.tree_util.keystr(path)}': _digest(leaf)
+    for path, leaf in leaves
+  }
+
+
+def digest(tree: Any) -> str:
+  """Digests a pytree of arrays together with their paths."""
+  parts = [
+    f'{jax.tree_util.keystr(path)}{_digest(leaf)}'
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  ]
+  return _hash(''.join(parts).encode()).hexdigest()
+
+
+def digest_examples(examples: Iterable[Any]) -> str:
+  """Digests pytrees of arrays one by one; each may be dropped when it is done.
+
+  Args:
+    examples: pytrees of small arrays, of any shapes.
+
+  Returns:
+    A hex digest of all of them in their order.
+  """
+  total = _hash()
+  described: dict[Any, bytes] = {}
+  for example in examples:
+    leaves, structure = jax.tree.flatten(example)
+    arrays = [_plain(leaf) for leaf in leaves]
+    kind = structure, tuple((x.dtype, x.shape) for x in arrays)
+    if kind not in described:
+      described[kind] = _hash(str(kind).encode()).digest()
+    total.update(described[kind])
+    for array in arrays:
+      total.update(array.tobytes())
+  return total.hexdigest()
+
+
+def digest_files(
+  name: str, paths: Sequence[files.Path], folder: files.Path
+) -> dict[str, str]:
+  """Digests the bytes of files, each only once while it does not change.
+
+  Args:
+    name: of the files together.
+    paths: of them. Digests do not depend on the folder that holds them all.
+    folder: of the run; keeps the digests of files in `digests.json`.
+
+  Returns:
+    Hex digests by name and path, or one of all where they are many.
+
+  Raises:
+    MissingDataError: if a file cannot be read; names it.
+    WriteError: if the folder cannot be written.
+  """
+  cache = pathlib.Path(folder) / _CACHE
+  known = _read_cache(cache)
+  absolute = [os.path.abspath(path) for path in paths]
+  stats = {path: _stat(path) for path in absolute}
+  changed = [p for p, stat in stats.items() if known.get(p, [])[:-1] != stat]
+  if changed:
+    blocks = [
+      (path, start)
+      for path in changed
+      for start in range(0, max(stats[path][0], 1), _BLOCK)
+    ]
+    parts: dict[str, list[bytes]] = {path: [] for path in changed}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for (path, _), part in zip(blocks, pool.map(_hash_block, blocks)):
+        parts[path].append(part)
+    for path in changed:
+      known[path] = [*stats[path], _hash(*parts[path]).hexdigest()]
+    files.write_text(cache, files.seal(known))
+  if len(absolute) > _FEW:
+    joined = ''.join(known[path][-1] for path in absolute)
+    return {name: _hash(joined.encode()).hexdigest()}
+  common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+  return {
+    f'{name}[{os.path.relpath(path, common)!r}]': known[path][-1]
+    for path in absolute
+  }
+
+
+def _read_cache(path: pathlib.Path) -> dict[str, list[Any]]:
+  """The digests of files that were kept; {} if there are none or damaged."""
+  try:
+    return files.unseal(path.read_bytes())
+  except (OSError, ValueError):
+    return {}
+
+
+def _stat(path: str) -> list[int]:
+  """Size, time of the last change, and inode of a file."""
+  with _reading(path):
+    stat = os.stat(path)
+  return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _hash_block(block: tuple[str, int]) -> bytes:
+  path, start = block
+  with _reading(path), open(path, 'rb') as file:
+    file.seek(start)
+    return _hash(file.read(_BLOCK)).digest()
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise errors.MissingDataError(
+      f'{path} cannot be read: {error.strerror or error}. Correct its name or '
+      'get it again.'
+    ) from error
+
+
+def _digest(leaf: Any) -> str:
+  array = np.ascontiguousarray(_plain(leaf))
+  head = f'{array.dtype}{array.shape}'.encode()
+  if array.nbytes <= _BLOCK:
+    return _hash(head, array.tobytes()).hexdigest()
+  content = array.reshape(-1).view(np.uint8)
+  blocks = [
+    content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK)
+  ]
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    parts = pool.map(lambda block: _hash(block).digest(), blocks)
+    return _hash(head, *parts).hexdigest()
+
+
+def _hash(*contents: Any) -> Any:
+  state = hashlib.blake2b(digest_size=8)
+  for content in contents:
+    state.update(content)
+  return state
+
+
+def _plain(leaf: Any) -> np.ndarray:
+  """A leaf as an array of the host, whole."""
+  if isinstance(leaf, jax.Array):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    leaf = leaves.whole(leaf)
+  return np.asarray(leaf)

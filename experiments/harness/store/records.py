@@ -1,0 +1,192 @@
+"""Where the metrics of a run go: a JSON-lines file and TensorBoard.
+
+One line is one record: `{"step": 100, "loss/upper": [0.5, null], ...}`, with a
+value for each member, null for what is not a finite number, and a digest, by
+which a damaged line is known. Lines do not depend on when or how often a run
+was killed.
+"""
+
+import contextlib
+import math
+import pathlib
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from experiments.harness.store import files
+
+Record = dict[str, Any]
+
+
+class Records:
+  """Records of a run, in memory.
+
+  Attributes:
+    records: all records, in order.
+  """
+
+  def __init__(self, records: list[Record] | None = None):
+    self.records = records or []
+
+  def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Adds a record.
+
+    Args:
+      step: steps taken.
+      metrics: values, (members,), for each metric.
+
+    Raises:
+      WriteError: if it goes to a file that cannot be written; names the folder.
+    """
+    record: Record = {'step': step}
+    for name in sorted(metrics):
+      row = np.asarray(metrics[name], np.float64).tolist()
+      record[name] = [x if math.isfinite(x) else None for x in row]
+    self.records.append(record)
+    self._keep(record)
+
+  def history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The records as arrays.
+
+    Returns:
+      Steps, int (records,), and for each metric its values, float64
+      (records, members), NaN where not finite or not measured.
+    """
+    steps = np.array([record['step'] for record in self.records], np.int64)
+    history = {}
+    for name in dict.fromkeys(n for record in self.records for n in record):
+      if name != 'step':
+        # Metrics of the host are not in every record.
+        none = next([None] * len(r[name]) for r in self.records if name in r)
+        rows = [record.get(name, none) for record in self.records]
+        history[name] = np.array(rows, np.float64)
+    return steps, history
+
+  def close(self) -> None:
+    """Closes the files, if there are any."""
+
+  def _keep(self, record: Record) -> None:
+    pass
+
+
+class MetricsWriter(Records):
+  """Records that also go to `metrics.jsonl` and to TensorBoard event files.
+
+  Args:
+    folder: where both lie.
+    step: the step of the checkpoint from which the run goes on: later records
+      are dropped. -1 drops all.
+  """
+
+  def __init__(self, folder: files.Path, *, step: int = -1):
+    self._folder = files.make_folder(folder)
+    path = self._folder / 'metrics.jsonl'
+    records, damage = _read(path, step)
+    super().__init__(records)
+    if damage:
+      files.put_aside(path, damage, self._folder)
+    elif step > 0 and (not self.records or self.records[-1]['step'] != step):
+      warnings.warn(
+        f'{path} lacks records before step {step}, where the run goes on: the '
+        'history has a gap.',
+        RuntimeWarning,
+        stacklevel=2,
+      )
+    # Rewritten, not cut: a half-written last line goes as well.
+    files.write_text(path, ''.join(map(_line, self.records)))
+    with files.writing(self._folder):
+      self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+      self._board = _Board(self._folder / 'tensorboard', step + 1)
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    with files.writing(self._folder), contextlib.ExitStack() as stack:
+      # Both, also if one cannot be flushed.
+      stack.callback(self._file.close)
+      stack.callback(self._board.close)
+
+  def _keep(self, record: Record) -> None:
+    with files.writing(self._folder):
+      self._file.write(_line(record))
+      self._file.flush()
+      self._board.write(record)
+
+
+class _Board:
+  """An event file of TensorBoard.
+
+  Written by whoever calls: tensorboardX's own writer does so in a thread, which
+  a full disk ends unnoticed.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    files.make_folder(folder)
+    # The step keeps apart two processes that begin within one second.
+    name = f'events.out.tfevents.{int(time.time())}.{purge_step}'
+    self._writer = record_writer.RecordWriter(str(folder / name))
+    # What an earlier process recorded from this step on is void.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._event(purge_step, file_version='brain.Event:2')
+    self._event(purge_step, session_log=start)
+
+  def write(self, record: Record) -> None:
+    """Adds the mean over the members of each metric."""
+    for name, row in record.items():
+      finite = [x for x in np.atleast_1d(row) if x is not None]
+      if name != 'step' and finite:
+        mean = summary.scalar(name, float(np.mean(finite)))
+        self._event(record['step'], summary=mean)
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._writer.close()
+
+  def _event(self, step: int, **content: Any) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._writer.write(event.SerializeToString())
+
+
+def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:
+  """Reads the records that are whole.
+
+  Args:
+    path: a JSON-lines file; need not exist.
+    until: the last step to read.
+
+  Returns:
+    The records, in order. Warns of damaged lines and leaves them out.
+  """
+  records, damage = _read(pathlib.Path(path), until)
+  if damage:
+    warnings.warn(damage, RuntimeWarning, stacklevel=2)
+  return records
+
+
+def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
+  """The whole records up to a step, and what is damaged; '' if nothing is."""
+  records: list[Record] = []
+  damaged = []
+  # What follows the last line end, a kill has cut off: that is no damage.
+  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+  for number, line in enumerate(lines if until >= 0 else [], 1):
+    try:
+      record = files.unseal(line)
+    except ValueError:
+      damaged.append(str(number))
+      continue
+    if record['step'] <= until:
+      records.append(record)
+    if record['step'] >= until:
+      break
+  damage = f'{path} is damaged in line {", ".join(damaged)}: a gap stays there'
+  return records, damage if damaged else ''
+
+
+def _line(record: Record) -> str:
+  return files.seal(record, allow_nan=False) + '\n'

@@ -1,0 +1,510 @@
+"""Fair comparisons: every method is tuned alike, on what is not reported.
+
+    rules = comparison.Rules(
+      options, settings={'problem': 'quadratic'}, score=lambda trained: ...,
+      tuning_seeds=(1_000_000,))
+    outcomes = comparison.compare(
+      rules, methods, train, grid={'rate': (0.1, 0.3, 1.0)})
+    results = harness.Results()
+    comparison.add_outcomes(results, outcomes, measure)
+
+A method tries all points of a grid. Where the best point lies at the end of an
+axis, the axis is widened and the new points are tried too, up to three times;
+an end that is still chosen then is marked in the table. All methods have as
+many points at first, and the table says how many each came to. A method that
+fails costs its own row, which says why.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness.app import errors, flags
+from experiments.harness.study import report
+from experiments.harness.study import results as results_lib
+from experiments.harness.train import trained as outcome_lib
+
+Point = dict[str, float]
+
+
+def tuning_seeds(count: int) -> tuple[int, ...]:
+  """Seeds that are not reported: a million and on; reported ones begin at 0."""
+  return tuple(range(1_000_000, 1_000_000 + count))
+
+
+class Axis(NamedTuple):
+  """The tried values of one hyperparameter.
+
+  Attributes:
+    values: in rising order.
+    bounds: where its range ends by itself: a choice there is not at an edge.
+      An axis whose ends are its bounds is never widened.
+  """
+
+  values: tuple[float, ...]
+  bounds: tuple[float, float] = (0.0, math.inf)
+
+  def side(self, value: float) -> int:
+    """-1 or 1 if a value is at an edge, else 0; alone, it was not chosen."""
+    low, high = self.values[0], self.values[-1]
+    if low == high:
+      return 0
+    if value == low > self.bounds[0]:
+      return -1
+    return int(value == high < self.bounds[1])
+
+  def widened(self, side: int) -> 'Axis':
+    """With one more value at a side: the next of the progression there."""
+    end, inner = self.values[::side][-1], self.values[::side][-2]
+    # Of values of which some are not positive, differences are continued.
+    new = end * end / inner if self.values[0] > 0 else 2 * end - inner
+    new = min(max(float(f'{new:.3g}'), self.bounds[0]), self.bounds[1])
+    if all(isinstance(x, int) for x in self.values):
+      new = round(new)  # What is counted stays whole.
+    return self._replace(values=tuple(sorted({*self.values, new})))
+
+
+def among(values: Sequence[float]) -> Axis:
+  """An axis of choices that nothing lies beyond."""
+  return Axis(tuple(values), (min(values), max(values)))
+
+
+class Job(NamedTuple):
+  """One run to train.
+
+  Attributes:
+    method: its name.
+    tuning: whether it is for the choice of a point only.
+    hyper: hyperparameters by name, float (members,).
+    seeds: one for each member.
+    keywords: `name`, `seeds`, `hyper`, `workdir`, `settings` and
+      `save_seconds`, for `harness.train`.
+  """
+
+  method: str
+  tuning: bool
+  hyper: dict[str, Any]
+  seeds: tuple[int, ...]
+  keywords: dict[str, Any]
+
+
+class Trial(NamedTuple):
+  """A point that was tried.
+
+  Attributes:
+    point: hyperparameters by name.
+    score: higher is better; -inf if a seed of it became non-finite.
+    trained: the run that it was part of; None if all of that stopped.
+    members: its members there, int (tuning seeds,).
+  """
+
+  point: Point
+  score: float
+  trained: outcome_lib.Trained | None
+  members: np.ndarray
+
+
+class Outcome(NamedTuple):
+  """What a method came to.
+
+  Attributes:
+    method: its name.
+    point: what was chosen.
+    edges: hyperparameters whose choice is at an edge of what was tried.
+    score: of the choice.
+    trials: all that was tried.
+    trained: the reported run; None if the method failed.
+    members: the reported seeds' members there.
+    looks: reported runs among which this one was chosen by what is reported; 1
+      if the choice was made before.
+    seconds: wall time, with tuning and compilation.
+    failure: what went wrong, one line; '' if nothing did.
+  """
+
+  method: str
+  point: Point
+  edges: tuple[str, ...] = ()
+  score: float = -math.inf
+  trials: tuple[Trial, ...] = ()
+  trained: outcome_lib.Trained | None = None
+  members: Any = ()
+  looks: int = 1
+  seconds: float = 0.0
+  failure: str = ''
+
+  @property
+  def chosen(self) -> Trial:
+    """The trial of the choice."""
+    return next(t for t in self.trials if t.point == self.point)
+
+  def describe(self, name: str) -> str:
+    """A chosen hyperparameter in words, with `(edge)` where it is at one."""
+    edge = ' (edge)' if name in self.edges else ''
+    return f'{self.point[name]:.4g}{edge}'
+
+  def values(self, metric: str) -> np.ndarray:
+    """A metric of the reported seeds over records, (records, seeds)."""
+    return self.trained.history[metric][:, self.members]
+
+  def last(self, metric: str) -> np.ndarray:
+    """A metric of the reported seeds at the end, (seeds,)."""
+    return self.values(metric)[-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """What is the same for all methods.
+
+  Attributes:
+    options: what the flags say: reported seeds, workdir.
+    settings: plain values that every run depends on.
+    score: from a run to a number for each member, higher is better, by what is
+      not reported.
+    tuning_seeds: those of the tuning runs, none of them reported. () tunes
+      with the reported seeds, by validation data alone, and a tuning run is
+      the reported one.
+    over_seeds: the score of a point from those of its seeds.
+    widenings: how often an axis may grow.
+    keep: whether the trials of tuning keep params and states beside their
+      histories: all of them stay in memory. Where tuning runs are the reported
+      ones they do.
+  """
+
+  options: flags.Options = dataclasses.field(kw_only=False)
+  settings: Mapping[str, Any]
+  score: Callable[[outcome_lib.Trained], Any]
+  tuning_seeds: tuple[int, ...] = ()
+  over_seeds: Callable[[Any], Any] = np.mean
+  widenings: int = 3
+  keep: bool = False
+
+  def __post_init__(self):
+    shared = set(self.tuning_seeds) & set(self.options.seeds)
+    if shared:
+      raise ValueError(f'the seeds {sorted(shared)} are tuned on and reported.')
+
+
+Grid = Mapping[str, Axis | Sequence[float]]
+
+
+def compare(
+  rules: Rules,
+  methods: Sequence[str],
+  train: Callable[[Job], outcome_lib.Trained],
+  grid: Grid | Callable[[str], Grid],
+) -> dict[str, Outcome]:
+  """Tunes and runs all methods.
+
+  Args:
+    rules: of the comparison.
+    methods: their names.
+    train: runs a `Job` by `harness.train(..., **job.keywords)`. A point all of
+      whose seeds stop is not chosen.
+    grid: tried values by hyperparameter, or a function from a method to them.
+
+  Returns:
+    Outcomes by method, in order.
+
+  Raises:
+    ValueError: if grids have different numbers of points; a grid of one point,
+      {} for a method with nothing to tune, may stand beside them.
+  """
+  grids = {m: _axes(grid(m) if callable(grid) else grid) for m in methods}
+  counts = {m: _count(axes) for m, axes in grids.items()}
+  if len(set(counts.values()) - {1}) > 1:
+    said = ', '.join(f'{m} {n}' for m, n in counts.items())
+    raise ValueError(f'methods are tried at equal numbers of points: {said}.')
+  return {m: run(rules, m, train, grids[m]) for m in methods}
+
+
+def run(
+  rules: Rules,
+  method: str,
+  train: Callable[[Job], outcome_lib.Trained],
+  grid: Grid,
+) -> Outcome:
+  """Tunes and runs one method; see `compare`."""
+  start = time.monotonic()
+  try:
+    outcome = _run(rules, method, train, _axes(grid))
+  except errors.AllStoppedError as error:
+    outcome = _failed(method, error)
+  except errors.UserError:
+    raise  # Of the folder, the data or the settings: no fault of the method.
+  except Exception as error:
+    traceback.print_exc()
+    outcome = _failed(method, error)
+  return outcome._replace(seconds=time.monotonic() - start)
+
+
+def _failed(method, error):
+  said = (str(error).splitlines() or [''])[0]
+  failure = f'{type(error).__name__}: {said}'
+  warnings.warn(
+    f'{method} failed, the others go on ({failure})',
+    RuntimeWarning,
+    stacklevel=3,
+  )
+  return Outcome(method, {}, failure=failure)
+
+
+def _run(rules, method, train, axes):
+  seeds = rules.options.seeds
+  reported = lambda point: _train(
+    rules, method, method, train, [point], seeds, tuning=False
+  )
+  if rules.tuning_seeds and _count(axes) == 1:
+    # Nothing is chosen, so nothing is tuned.
+    point = {name: axis.values[0] for name, axis in axes.items()}
+    members = np.arange(len(seeds))
+    return Outcome(method, point, trained=reported(point), members=members)
+
+  def try_(points, widening):
+    name = f'{method}/tuning' + (f'_{widening}' if widening else '')
+    return _try(rules, method, name, train, points)
+
+  chosen, edges, trials = search(axes, try_, widenings=rules.widenings)
+  if not math.isfinite(chosen.score):
+    raise errors.AllStoppedError(f'none of {len(trials)} points stays finite.')
+  trained, members = chosen.trained, chosen.members
+  if rules.tuning_seeds:
+    trained = reported(chosen.point)
+    members = np.arange(len(seeds))
+  return Outcome(
+    method, chosen.point, edges, chosen.score, tuple(trials), trained, members
+  )
+
+
+def _train(rules, method, name, train, points, seeds, *, tuning):
+  members = tuple(seeds) * len(points)
+  hyper = {
+    name: np.repeat(
+      np.asarray([point[name] for point in points], np.float32), len(seeds)
+    )
+    for name in points[0]
+  }
+  keywords = {
+    'name': name,
+    'seeds': members,
+    'hyper': hyper,
+    'workdir': rules.options.workdir,
+    'save_seconds': rules.options.save_seconds,
+    'settings': {**rules.settings, 'tried': points},
+  }
+  return train(Job(method, tuning, hyper, members, keywords))
+
+
+def _try(rules, method, name, train, points):
+  seeds = rules.tuning_seeds or rules.options.seeds
+  tuning = bool(rules.tuning_seeds)
+  try:
+    with warnings.catch_warnings():
+      if tuning:
+        # That step sizes at the end of a grid are too large is no news.
+        warnings.filterwarnings('ignore', '.*became non-finite')
+      trained = _train(rules, method, name, train, points, seeds, tuning=tuning)
+  except errors.AllStoppedError:
+    # As beyond the edge of a grid: points that lose, not a method that fails.
+    return [
+      Trial(point, -math.inf, None, np.array([], int)) for point in points
+    ]
+  scores = np.asarray(rules.score(trained), np.float64)
+  if tuning and not rules.keep:
+    trained = trained._replace(params=(), state=(), best=())
+  scores = scores.reshape(len(points), -1)
+  members = np.arange(scores.size).reshape(scores.shape)
+  # A point with a seed that stopped is not chosen.
+  finite = np.isfinite(scores).all(axis=1)
+  return [
+    Trial(
+      point,
+      float(rules.over_seeds(of_point)) if fine else -math.inf,
+      trained,
+      rows,
+    )
+    for point, of_point, fine, rows in zip(
+      points, scores, finite, members, strict=True
+    )
+  ]
+
+
+def search(
+  grid: Grid,
+  try_points: Callable[[list[Point], int], list[Trial]],
+  *,
+  widenings: int = 3,
+  whole: bool = True,
+) -> tuple[Trial, tuple[str, ...], list[Trial]]:
+  """Tries a grid, and widens the axes at whose ends the best point lies.
+
+  Args:
+    grid: tried values by hyperparameter.
+    try_points: from points and how often there was a widening before to their
+      trials; it is never asked for a point again.
+    widenings: how often an axis may grow.
+    whole: whether all points of a wider grid are tried. If not, only those
+      that have, on each widened axis, its new value or the chosen one, and on
+      the others what is chosen: few, however many axes there are.
+
+  Returns:
+    The trial that is chosen, the hyperparameters whose choice is at an edge of
+    what was tried, and all trials.
+  """
+  axes, trials = _axes(grid), []
+  ranges = {name: axis.values for name, axis in axes.items()}
+  for widening in range(widenings + 1):
+    points = [
+      dict(zip(ranges, values, strict=True))
+      for values in itertools.product(*ranges.values())
+    ]
+    tried = [trial.point for trial in trials]
+    points = [point for point in points if point not in tried]
+    if not points:  # A whole number has nothing beyond it.
+      break
+    trials += try_points(points, widening)
+    chosen, sides = _choose(trials, axes)
+    if not any(sides.values()) or not math.isfinite(chosen.score):
+      break
+    axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
+    # What is chosen at an end stands beside the new end there.
+    ends = {-1: slice(0, 2), 1: slice(-2, None)}
+    ranges = {
+      name: axis.values
+      if whole
+      else axis.values[ends[side]]
+      if (side := sides[name])
+      else (chosen.point[name],)
+      for name, axis in axes.items()
+    }
+  return chosen, tuple(name for name, side in sides.items() if side), trials
+
+
+def _choose(trials, axes):
+  sides = lambda trial: {n: axes[n].side(x) for n, x in trial.point.items()}
+  inner = lambda trial: -sum(map(abs, sides(trial).values()))
+  # Of equals, one that is not at an edge.
+  chosen = max(trials, key=lambda trial: (trial.score, inner(trial)))
+  return chosen, sides(chosen)
+
+
+def _axes(grid):
+  return {
+    name: axis if isinstance(axis, Axis) else Axis(tuple(sorted(axis)))
+    for name, axis in grid.items()
+  }
+
+
+def _count(axes):
+  return math.prod(len(axis.values) for axis in axes.values())
+
+
+def best_of(
+  name: str, outcomes: Sequence[Outcome], key: Callable[[Outcome], float]
+) -> Outcome:
+  """The best of several outcomes by what is reported, under a name.
+
+  It has looked at the reported data as often as there are outcomes, which
+  favours it.
+
+  Args:
+    name: of the family.
+    outcomes: of its members; failed ones are passed over.
+    key: lower is better; NaN counts as infinity.
+
+  Returns:
+    The best outcome, with its number of looks.
+  """
+  fine = [outcome for outcome in outcomes if not outcome.failure]
+  if not fine:
+    return outcomes[0]._replace(method=name)
+  value = lambda outcome: (math.isnan(key(outcome)), key(outcome))
+  return min(fine, key=value)._replace(method=name, looks=len(fine))
+
+
+def add_outcomes(
+  results: results_lib.Results,
+  outcomes: Mapping[str, Outcome],
+  measure: Callable[[Outcome], Mapping[str, Any]],
+  at: Mapping[str, Any] | None = None,
+) -> None:
+  """Adds what a comparison came to.
+
+  Args:
+    results: to which it is added, at the coordinate `method`.
+    outcomes: by method.
+    measure: from an outcome that did not fail to values by name, one for each
+      reported seed, or one in all. Added beside: what was chosen (in the table
+      with `(edge)` where it is at one), `trials`, `edges` and `looks`.
+    at: coordinates after the method.
+  """
+  for method, outcome in outcomes.items():
+    place = {'method': method, **(at or {})}
+    if outcome.failure:
+      results.note(place, {'trials': outcome.failure})
+      continue
+    results.put(place, measure(outcome))
+    results.put(place, outcome.point)
+    results.note(place, {n: outcome.describe(n) for n in outcome.point})
+    results.add(
+      place,
+      trials=max(1, len(outcome.trials)),
+      edges=len(outcome.edges),
+      looks=outcome.looks,
+    )
+    results.note(place, {'seconds': round(outcome.seconds)})
+
+
+def report_outcomes(
+  outcomes: Mapping[str, Outcome],
+  measure: Callable[[Outcome], Mapping[str, Any]],
+  *,
+  where: str = '',
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+  """Metrics and rows of a table.
+
+  Args:
+    outcomes: by method.
+    measure: from an outcome that did not fail to values by name, one for each
+      reported seed, or one in all.
+    where: stands between method and measure in the metrics' names.
+
+  Returns:
+    Metrics: `method/where/measure`, its mean, with `/half_width` where there
+    are several seeds, also of what was chosen, `trials`, `edges` and `looks`.
+    Rows: intervals, what was chosen, `(edge)` behind what is at one, trials,
+    seconds.
+  """
+  metrics, rows = {}, []
+  for method, outcome in outcomes.items():
+    prefix = f'{method}/{where}/' if where else f'{method}/'
+    if outcome.failure:
+      rows.append({'method': method, 'trials': outcome.failure})
+      continue
+    row: dict[str, Any] = {'method': method}
+    for name, values in measure(outcome).items():
+      interval = report.mean_interval(values)
+      metrics |= (
+        interval.metrics(prefix + name)
+        if interval.total > 1
+        else {prefix + name: interval.mean}
+      )
+      row[name] = interval
+    for name, value in outcome.point.items():
+      metrics[prefix + name] = value
+      row[name] = outcome.describe(name)
+    row['trials'] = max(1, len(outcome.trials))
+    row['seconds'] = round(outcome.seconds)
+    metrics |= {
+      f'{prefix}trials': row['trials'],
+      f'{prefix}edges': len(outcome.edges),
+      f'{prefix}looks': outcome.looks,
+    }
+    rows.append(row)
+  return metrics, rows

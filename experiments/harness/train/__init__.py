@@ -1,0 +1,1 @@
+"""A training run: its compiled program, its data on devices, its loop."""

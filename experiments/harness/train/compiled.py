@@ -1,0 +1,115 @@
+"""A program on its devices: compiled when first needed, and timed."""
+
+import itertools
+import time
+from typing import Any
+
+import jax
+
+from experiments.harness.app import compile_time
+from experiments.harness.train import one_of as streams_lib
+from experiments.harness.train import placement as placement_lib
+from experiments.harness.train import program as program_lib
+from experiments.harness.train import stream as stream_lib
+from experiments.harness.train.context import Members, Shared
+
+# Bytes from which a member that is alone takes one step a dispatch: a loop that
+# is compiled holds all gradients at once, or copies of weights. What a dispatch
+# costs, some 0.1 ms, is little beside a step over so much.
+LARGE = 2**28
+
+
+class Compiled:
+  """Runs a program, one dispatch at a time.
+
+  Args:
+    program: what to run.
+    every: its members.
+    shared: what they share.
+    placement: where all of it is.
+    stream: batches of the host, or None.
+  """
+
+  def __init__(
+    self,
+    program: program_lib.Program,
+    every: Members,
+    shared: Shared,
+    placement: placement_lib.Placement,
+    stream: stream_lib.Stream | streams_lib.OneOf | None = None,
+  ):
+    self._program, self._inputs = program, (every, shared)
+    self._placement, self._stream, self._batches = placement, stream, None
+    self._running = self._compiling = 0.0
+    self.shapes = jax.eval_shape(program.init, *self._inputs)
+    self._carry = placement.carry(self.shapes)
+    if self._carry is not None:
+      self.shapes = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        self.shapes,
+        jax.tree.broadcast(self._carry, self.shapes),
+      )
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
+    alone = not program.freezes and size >= LARGE
+    self._step_by_step = stream is not None or alone
+    self.culprits = program.culprits(self.shapes)
+
+  def init(self) -> program_lib.Carry:
+    """The carry at step 0."""
+    # What a compiled function returns shares no buffer with its inputs or
+    # within itself, so that the carry can be donated.
+    return self._run('init', *self._inputs)
+
+  def restore(self, restored: Any) -> program_lib.Carry:
+    """Goes on with what a checkpoint held, and with its time."""
+    self._running = restored.extra['seconds']
+    self._compiling = restored.extra['compile_seconds']
+    return restored.tree
+
+  def advance(
+    self, carry: program_lib.Carry, length: int
+  ) -> tuple[program_lib.Carry, dict[str, jax.Array]]:
+    """Takes so many steps and measures; donates the carry."""
+    if self._step_by_step:
+      if self._batches is None and length:
+        self._batches = self._read(int(carry.step))
+      for _ in range(length):
+        start = time.monotonic()
+        batch = next(self._batches)
+        self._running += time.monotonic() - start
+        carry = self._run('step', carry, *self._inputs, batch)
+      length = 0
+    return self._run('chunk', carry, *self._inputs, length=length)
+
+  def _read(self, step):
+    if self._stream is None:
+      return itertools.repeat(None)
+    return self._stream.batches(step, self._placement.examples)
+
+  def choose(
+    self, carry: program_lib.Carry, step: int, score: Any
+  ) -> program_lib.Carry:
+    """Puts the params of members whose score is the best so far into best."""
+    best = self._run('choose', carry.best, carry.params, step, score)
+    return carry._replace(best=best)
+
+  def seconds(self) -> dict[str, float]:
+    """Of running and of compiling, over all resumed parts."""
+    return {'seconds': self._running, 'compile_seconds': self._compiling}
+
+  def _run(self, name, *args, **static):
+    # The results of one dispatch are as the next expects them.
+    carry, everywhere = self._carry, self._placement.everywhere
+    shardings = carry
+    if name == 'chunk':
+      shardings = None if everywhere is None else (carry, everywhere)
+    elif name == 'choose' and hasattr(carry, 'best'):
+      shardings = carry.best
+    jitted = self._program.jitted(name, shardings)
+    compiling, start = compile_time.seconds(), time.monotonic()
+    # One at a time: queued collectives of virtual devices abort.
+    out = jax.block_until_ready(jitted(*args, **static))
+    compiling = compile_time.seconds() - compiling
+    self._compiling += compiling
+    self._running += time.monotonic() - start - compiling
+    return out

@@ -1,0 +1,99 @@
+"""What a run gives back, and which of its members stopped."""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness.app import errors
+
+_MEND = (
+  'The likely mend is a smaller step size for what became non-finite, or '
+  'clipped gradients (optax.clip_by_global_norm).'
+)
+
+
+class Stopped(NamedTuple):
+  """A member that became non-finite.
+
+  Attributes:
+    member: its index.
+    seed: its seed.
+    step: the step, from 0, whose result was not finite.
+    sequences: fields of the params, and losses as `loss/name`, that were not.
+  """
+
+  member: int
+  seed: int
+  step: int
+  sequences: tuple[str, ...]
+
+
+class Trained(NamedTuple):
+  """The result of a run.
+
+  Attributes:
+    params: last finite params; leaves have a leading axis of members.
+    state: the solver's state, likewise.
+    best: a `program.Best`, or () where no metric selects.
+    step: steps taken.
+    steps: steps of the records, int (records,).
+    history: each metric's values, float64 (records, members); NaN where not
+      finite, and for a member from its stop on.
+    stopped: members that became non-finite.
+    seconds: run time without compilation, over all resumed parts.
+    compile_seconds: compilation, likewise.
+  """
+
+  params: Any
+  state: Any
+  best: Any
+  step: int
+  steps: np.ndarray
+  history: dict[str, np.ndarray]
+  stopped: tuple[Stopped, ...]
+  seconds: float
+  compile_seconds: float
+
+
+def stops_of(carry: Any, seeds: Sequence[int], names: Sequence[str]):
+  """The members of a carry that stopped, in order."""
+  stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
+  return tuple(
+    Stopped(
+      member=int(i),
+      seed=seeds[i],
+      step=int(stopped[i]),
+      sequences=tuple(itertools.compress(names, culprits[i])),
+    )
+    for i in np.flatnonzero(stopped >= 0)
+  )
+
+
+def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
+  """Warns once for each of them."""
+  then = 'It stays at its last finite params; the others go on. '
+  for stop in stops:
+    warnings.warn(
+      f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
+      f'{stop.step}: {", ".join(stop.sequences)} became non-finite. '
+      f'{"" if alone else then}{_MEND}',
+      RuntimeWarning,
+      stacklevel=3,
+    )
+
+
+def all_stopped(
+  name: str, trained: Trained, where: str
+) -> errors.AllStoppedError:
+  """The error that ends a run whose members have all stopped."""
+  stops = trained.stopped
+  last = max(stops, key=lambda stop: stop.step)
+  error = errors.AllStoppedError(
+    f'{name}: all {len(stops)} seeds became non-finite, the last at step '
+    f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
+  )
+  error.trained = trained
+  return error
