@@ -7,7 +7,8 @@ PAPER = harness.Paper(
   solvers=('alright', 'maxright'),
   headlines={
     'gap_exponent/alright/mix': 'toy: gap falls by the power {}',
-    'ideal_distance/alright/share=0.5': 'SmolLM2: ideal distance {}, below stages',
+    'ideal_distance/alright/share=0.5': 'SmolLM2: ideal distance {}, '
+    'below stages',
   },
 )
 
