@@ -7,9 +7,9 @@ machine with two cores, and the tasks never begin: the program stands still, at
 no load, without a word. XLA puts them side by side only where it schedules for
 concurrency. Newer versions of jaxlib do not cut them.
 
-The processor time of small loops has a second cause, which no flag removes. Where
-more than some eight operations of a program or loop body are ready at once, XLA
-seems to hand some of them to another thread. For operations of microseconds
+The processor time of small loops has a second cause, which no flag removes.
+Where more than some eight operations of a program or loop body are ready at
+once, XLA seems to hand some of them to another thread. For operations of microseconds
 that costs more than they do, and whether it happens depends on one operation
 more or less: a step that also stacks two losses or counts evaluations took 1.5
 to 1.7 times the processor time of the same step without them. With
