@@ -9,10 +9,10 @@ concurrency. Newer versions of jaxlib do not cut them.
 
 The processor time of small loops has a second cause, which no flag removes.
 Where more than some eight operations of a program or loop body are ready at
-once, XLA seems to hand some of them to another thread. For operations of microseconds
-that costs more than they do, and whether it happens depends on one operation
-more or less: a step that also stacks two losses or counts evaluations took 1.5
-to 1.7 times the processor time of the same step without them. With
+once, XLA seems to hand some of them to another thread. For operations of
+microseconds that costs more than they do, and whether it happens depends on one
+operation more or less: a step that also stacks two losses or counts evaluations
+took 1.5 to 1.7 times the processor time of the same step without them. With
 `PJRT_NPROC=1` in the environment XLA has one thread, and a loop costs what its
 steps cost. Set it for small problems, and where each core runs a process of its
 own; large products then use one core.

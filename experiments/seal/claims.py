@@ -120,14 +120,4 @@ CLAIMS = (
     )
     for control in ('longer', 'shorter')
   ),
-  *(
-    _on_rows(
-      'Rejected against chosen answers to other prompts: the selector is above '
-      f'the control that keeps the {control} answers.',
-      'auroc_style_matched/seal/harmless',
-      at_least=f'auroc_style_matched/{control}/harmless',
-      lead=0.05,
-    )
-    for control in ('longer', 'shorter')
-  ),
 )

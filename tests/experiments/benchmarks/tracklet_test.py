@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import tracklet
+from experiments.tracklet import train
 
 SMALL = tracklet.Sizes(hidden=8, window=3, batch=2, people=4, length=40)
 
@@ -24,7 +25,7 @@ def test_a_search_carries_more_than_the_truth():
 
 
 def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
-  assert tracklet.Sizes().members == tracklet.train.Settings().members > 1
+  assert tracklet.Sizes().members == train.Settings().network.members > 1
   weights = tracklet.trained(SMALL._replace(updates=1))
   key = jax.random.split(jax.random.key(2), 1)[0]
   for member in range(SMALL.members):

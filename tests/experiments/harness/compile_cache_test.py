@@ -235,7 +235,7 @@ def test_stores_share_a_folder(tmp_path):
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp
-from experiments.harness import compile_cache
+from experiments.harness.app import compile_cache
 names = []
 jax.monitoring.register_event_listener(lambda name, **_: names.append(name))
 assert compile_cache.use()

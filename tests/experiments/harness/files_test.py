@@ -16,7 +16,7 @@ from experiments.harness.store import files
 ROOT = pathlib.Path(__file__).parents[3]
 HOLD = """
 import sys
-from experiments.harness import files
+from experiments.harness.store import files
 with files.locked(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()

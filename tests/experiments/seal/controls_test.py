@@ -65,8 +65,9 @@ def test_who_is_kept_and_what_has_no_score_is_not():
   spread = measures.resampled(
     measures.auroc, np.arange(40.0), np.arange(40) % 4 == 0
   )
-  assert spread['low'] < spread[''] < spread['high']
-  assert measures.with_name(spread, 'a').keys() == {'a', 'a/low', 'a/high'}
+  low, high = spread.ends
+  assert low < spread.mean < high
+  assert spread.metrics('a').keys() == {'a', 'a/low', 'a/high'}
 
 
 def test_hashed_ngrams_are_ratios_of_counts():

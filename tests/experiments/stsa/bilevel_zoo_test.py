@@ -173,9 +173,7 @@ def test_seeds_of_tuning_are_put_together_again(monkeypatch):
 def test_seeds_of_tuning_share_a_program():
   """And give what each of them gives alone."""
   traces = []
-  problem = quadratic.as_problem(
-    quadratic.make_quadratic(coupling=0.3, **SIZES), '', 0.1
-  )
+  problem = quadratic.as_problem(quadratic.make_quadratic(**SIZES), '', 0.1)
 
   def start(key):
     traces.append(key)

@@ -134,7 +134,7 @@ def test_the_search_for_the_least_value_is_kept(
   kept = tmp_path / 'least.json'
   whole_search = regularisation.best_value(penalties.data)
   with monkeypatch.context() as killed:
-    write, count = harness.files.write_text, itertools.count()
+    write, count = regularisation.files.write_text, itertools.count()
 
     def kill(path, text):
       write(path, text)

@@ -376,7 +376,7 @@ def test_bad_checkpoints_and_pictures_are_said_in_one_line(
   for name, says in (
     ('none.npz', 'train a tracker by'),
     ('text.npz', 'is damaged, cut short or no tracker: it is no file .npz'),
-    ('looks.npz', 'it needs looks'),
+    ('looks.npz', 'it needs features of identity'),
   ):
     assert track.main([f'--checkpoint={tmp_path}/{name}', *arguments]) == 1
     error = capsys.readouterr().err

@@ -503,6 +503,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
   )
   problem = types.SimpleNamespace(
     names=(),
+    tables={'held_out': {}},
     model=words,
     words=tokenizer.load(words.vocabulary, words.config),
     tuning=tuning.Tuning(words.config, rank=0),
