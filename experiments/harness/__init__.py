@@ -14,10 +14,10 @@
 The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
 same call resumes it if it was killed, or ended by SIGTERM (exit status 75).
 Data is split over all devices, `--distributed` over those of several processes.
-`harness.members` adds a grid of hyperparameters, `harness.run` the flags of a
-binary, `write_results`, `write_table` and `plot_curves` its results. A table of
-one's own is read by `read_table`, with classes that are words by `read_csv`.
-Several methods, tuned alike on seeds that are not reported, are compared by
+`harness.members` adds a grid of hyperparameters; `harness.run` adds the flags
+of a program and writes the `Report` of its `Study`. A table of one's own is
+read by `read_table`, with classes that are words by `read_csv`. Several
+methods, tuned alike on seeds that are not reported, are compared by
 `experiments.harness.study.comparison`.
 
 What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
@@ -82,8 +82,6 @@ from experiments.harness.study.plots import (
   Panel,
   draw_curves,
   draw_panels,
-  plot_curves,
-  plot_panels,
 )
 from experiments.harness.study.report import (
   Interval,
@@ -159,8 +157,6 @@ __all__ = [
   'members',
   'paired_interval',
   'parsing',
-  'plot_curves',
-  'plot_panels',
   'pollute_labels',
   'pure',
   'read_csv',

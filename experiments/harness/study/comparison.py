@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.app import errors, flags
-from experiments.harness.study import report
 from experiments.harness.study import results as results_lib
 from experiments.harness.train import trained as outcome_lib
 
@@ -459,52 +458,3 @@ def add_outcomes(
       looks=outcome.looks,
     )
     results.note(place, {'seconds': round(outcome.seconds)})
-
-
-def report_outcomes(
-  outcomes: Mapping[str, Outcome],
-  measure: Callable[[Outcome], Mapping[str, Any]],
-  *,
-  where: str = '',
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-  """Metrics and rows of a table.
-
-  Args:
-    outcomes: by method.
-    measure: from an outcome that did not fail to values by name, one for each
-      reported seed, or one in all.
-    where: stands between method and measure in the metrics' names.
-
-  Returns:
-    Metrics: `method/where/measure`, its mean, with `/half_width` where there
-    are several seeds, also of what was chosen, `trials`, `edges` and `looks`.
-    Rows: intervals, what was chosen, `(edge)` behind what is at one, trials,
-    seconds.
-  """
-  metrics, rows = {}, []
-  for method, outcome in outcomes.items():
-    prefix = f'{method}/{where}/' if where else f'{method}/'
-    if outcome.failure:
-      rows.append({'method': method, 'trials': outcome.failure})
-      continue
-    row: dict[str, Any] = {'method': method}
-    for name, values in measure(outcome).items():
-      interval = report.mean_interval(values)
-      metrics |= (
-        interval.metrics(prefix + name)
-        if interval.total > 1
-        else {prefix + name: interval.mean}
-      )
-      row[name] = interval
-    for name, value in outcome.point.items():
-      metrics[prefix + name] = value
-      row[name] = outcome.describe(name)
-    row['trials'] = max(1, len(outcome.trials))
-    row['seconds'] = round(outcome.seconds)
-    metrics |= {
-      f'{prefix}trials': row['trials'],
-      f'{prefix}edges': len(outcome.edges),
-      f'{prefix}looks': outcome.looks,
-    }
-    rows.append(row)
-  return metrics, rows

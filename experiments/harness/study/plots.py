@@ -119,20 +119,6 @@ def save(path: files.Path, figure: 'matplotlib.figure.Figure') -> pathlib.Path:
   return path
 
 
-def plot_panels(
-  path: files.Path, panels: Sequence[Panel], **settings: Any
-) -> pathlib.Path:
-  """Draws panels and saves them; see `draw_panels`."""
-  return save(path, draw_panels(panels, **settings))
-
-
-def plot_curves(
-  path: files.Path, curves: Mapping[str, tuple[Any, Any]], **settings: Any
-) -> pathlib.Path:
-  """Draws curves and saves them; see `draw_curves`."""
-  return save(path, draw_curves(curves, **settings))
-
-
 def _draw(axes, panel, labels, band):
   for label, (steps, values) in panel.curves.items():
     steps = np.asarray(steps, np.float64)

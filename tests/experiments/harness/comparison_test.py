@@ -86,13 +86,15 @@ def test_widening_ends_after_three_times_and_the_edge_is_marked():
   outcome = comparison.run(make_rules(), 'm', train, {'rate': (1.0, 2.0)})
   assert outcome.point == {'rate': 16.0}
   assert outcome.edges == ('rate',)
-  metrics, rows = comparison.report_outcomes(
-    {'m': outcome}, lambda o: {'score': o.last('score')}
+  results = harness.Results()
+  comparison.add_outcomes(
+    results, {'m': outcome}, lambda o: {'score': o.last('score')}
   )
-  assert rows[0]['rate'] == '16 (edge)'
-  assert rows[0]['trials'] == metrics['m/trials'] == 5
-  assert metrics['m/edges'] == 1
-  assert metrics['m/score'] == 16.0
+  (row,), metrics = results.table('method'), results.metrics()
+  assert row['rate'] == '16 (edge)'
+  assert row['trials'].mean == metrics['trials/m'] == 5
+  assert metrics['edges/m'] == 1
+  assert metrics['score/m'] == 16.0
 
 
 def test_bounds_and_choices_are_no_edges():
@@ -205,12 +207,14 @@ def test_a_method_that_fails_costs_its_own_row(error):
       make_rules(), ('broken', 'fine'), train, {'rate': (1.0, 2.0, 1.5)}
     )
   assert not outcomes['fine'].failure
-  metrics, rows = comparison.report_outcomes(
-    outcomes, lambda o: {'score': o.last('score')}, where='here'
+  results = harness.Results()
+  comparison.add_outcomes(
+    results, outcomes, lambda o: {'score': o.last('score')}, {'at': 'here'}
   )
+  rows, metrics = results.table('method'), results.metrics()
   said = 'TypeError: no such' if error else 'AllStoppedError'
   assert said in rows[0]['trials']
-  assert 'broken/here/score' not in metrics and 'fine/here/score' in metrics
+  assert 'score/broken/here' not in metrics and 'score/fine/here' in metrics
 
 
 def test_errors_of_the_folder_end_the_comparison():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness.study import plots
 
 STEPS = np.arange(1, 6)
 
@@ -29,9 +30,8 @@ def figure(monkeypatch):
 
 
 def plot(path, curves, **options):
-  return harness.plot_curves(
-    path, curves, xlabel='steps', ylabel='loss', **options
-  )
+  figure = harness.draw_curves(curves, xlabel='steps', ylabel='loss', **options)
+  return plots.save(path, figure)
 
 
 def test_writes_a_picture_with_labels(tmp_path, figure):
@@ -116,7 +116,7 @@ def test_pyplot_is_not_imported(tmp_path):
   """It would choose a backend for the whole process."""
   code = (
     'import sys; from experiments import harness; '
-    'harness.plot_curves(sys.argv[1], {}, xlabel="", ylabel=""); '
+    'harness.draw_curves({}, xlabel="", ylabel=""); '
     'assert "matplotlib.pyplot" not in sys.modules'
   )
   subprocess.run([sys.executable, '-c', code, tmp_path / 'a.png'], check=True)
