@@ -18,7 +18,6 @@ training's last episodes, actions drawn.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -201,7 +200,7 @@ def substituted_by(settings: Settings) -> str:
 
 def main(options: harness.Options) -> harness.Report:
   """Runs single games and all methods."""
-  cpu, settings = time.process_time(), options.settings
+  settings = options.settings
   rules = comparison.Rules(
     options,
     settings=harness.settings_of(settings, 'methods', 'grid'),
@@ -229,7 +228,6 @@ def main(options: harness.Options) -> harness.Report:
     },
     plots={'returns.png': draw(settings, games, alone, outcomes)},
     more={
-      'cpu_seconds': round(time.process_time() - cpu, 1),
       'substituted': substituted_by(settings),
     },
   )

@@ -27,7 +27,7 @@ table = draw.normal(size=(WORDS, WIDTH)).astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  pause: float = 0.0
+  pause: float = 1e-6
   fsdp: int = 4
   tp: int = 2
 
