@@ -104,9 +104,9 @@ def by_gramian(
   """
 
   def from_gramian(jacobian, state):
-    found = _cast(_rows.gramian(jacobian), state)
-    weights, inner = choose(found, state.inner)
-    return _rows.in_range(found, weights), inner
+    gramian = _cast(_rows.gramian(jacobian), state)
+    weights, inner = choose(gramian, state.inner)
+    return _rows.in_range(gramian, weights), inner
 
   return by_weights(who, objectives, from_gramian, start)
 
@@ -182,16 +182,16 @@ def by_gramian_or_factor(
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
     _rows.require(jacobian, who, objectives)
-    found = _cast(_rows.gramian(jacobian), state)
-    weights = _rows.in_range(found, choose(found))
+    gramian = _cast(_rows.gramian(jacobian), state)
+    weights = _rows.in_range(gramian, choose(gramian))
     if isinstance(jacobian, types.Gramian):
       gradients = _rows.combine(jacobian, weights)
     else:
       rows = jacobian._replace(rest=None)
       fast = (_rows.weigh(rows, weights), weights)
-      accurate = _quadratic.separate(found.cosines)
+      accurate = _quadratic.separate(gramian.cosines)
       gradients, weights = unless(
-        accurate, fast, choose_exactly, rows, found.lengths
+        accurate, fast, choose_exactly, rows, gramian.lengths
       )
       gradients = _rows.with_rest(gradients, jacobian.rest)
     return gradients, step(state, weights, state.inner)
