@@ -274,12 +274,13 @@ def _in_python(
   return run
 
 
-def _call(method, context):
+def _call(method, measured, context):
   """A call of a solver against one of `optax.sgd`."""
   square = lambda x, y, batch: jnp.sum((x - y) ** 2) + jnp.sum(y**2)
   params = bj.BilevelParams(jnp.ones(2), jnp.zeros(2))
   case = Case(bj.BilevelProblem(square, square), 1, params)
   solver, sgd = solver_of(method, case), optax.sgd(RATE)
+  solver = solver if measured else bj.evaluation.unmeasured(solver)
   batch = {'lower': jnp.int32(0)} if method == 'saba' else None
   return measure.compare(
     _in_python(solver.update, batch, solver.init(params), params),
@@ -386,7 +387,9 @@ def rows(preset: str) -> Sequence[measure.Row]:
   for method in ('v_pbgd', 'soba', 'saba', 'stocbio'):
     bounds = {'wall': BOUND_CALL} if method == 'v_pbgd' else {}
     what = f'a call of {method} / of optax.sgd'
-    add(f'call/{method}', what, _call, method, **bounds)
+    add(f'call/{method}', what, _call, method, True, **bounds)
+    what = f'a call of {method} without its losses / of optax.sgd'
+    add(f'call/{method}/unmeasured', what, _call, method, False, **bounds)
   what = 'compiling moco with Adam / one loss with Adam'
   add('compile/moco', what, _compiling, wall=BOUND_COMPILE)
   for name, make, counts, width in (

@@ -41,7 +41,7 @@ import jax
 
 from experiments import harness
 from experiments.benchmarks import environment, measure
-from experiments.harness.app import flags
+from experiments.harness.app import compile_cache, flags
 from experiments.harness.store import files
 
 MODULES = (
@@ -305,6 +305,8 @@ def _flags(options: harness.Options) -> list[str]:
   """The words that give the same options in another process."""
   settings = options.settings
   words = [f'--preset={options.preset}', f'--workdir={options.workdir}']
+  # What is compiled is measured, not what an earlier run has kept.
+  words.append(f'--compile_cache={compile_cache.OFF}')
   if options.data_dir:
     words.append(f'--data_dir={options.data_dir}')
   for name, value in dataclasses.asdict(settings).items():

@@ -159,7 +159,7 @@ class Settings:
     *('supervised', 'supervised_longer', 'pretrain', 'bl_just'),
   )
   converged: float = 0.02
-  seeds: int = 3
+  seeds: int = 5
   data: problem_lib.Data = _DATA
   network: Network = Network()
   ssl: Ssl = Ssl()
