@@ -40,7 +40,7 @@ def broken_experiments(root=ROOT):
     shared = {'harness', folder} | (set() if folder in STACKS else STACKS)
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
-      shared = {'harness', '', 'tables', 'thunks'}
+      shared = {'harness', '', 'thunks'}
     elif folder == 'benchmarks':
       # Measures what papers have, and none of them imports it.
       shared |= {'bl_just', 'tracklet'}
@@ -130,7 +130,6 @@ def test_no_data_is_run():
   # Utterances go to other processes; a payload is refused.
   assert found == {
     'tests/experiments/bl_just/loaders_test.py': ['pickle'],
-    'tests/experiments/harness/host_test.py': ['pickle'],
   }
   for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):
     assert list(runs_data(ast.parse(line))) == ['allow_pickle']
