@@ -77,6 +77,19 @@ def test_harness_imports_nothing_of_a_paper():
   )
 
 
+def test_packages_of_the_harness_import_one_way():
+  order = ('app', 'store', 'data', 'train', 'study')
+  place = lambda name: order.index(name) if name in order else -1
+
+  def allowed(path, name):
+    package = path.relative_to(ROOT / 'experiments/harness').parts[0]
+    # The package itself only collects names.
+    inner = name.removeprefix('experiments.harness.').partition('.')[0]
+    return package == '__init__.py' or place(inner) <= place(package)
+
+  assert not broken('experiments/harness', allowed)
+
+
 def test_experiments_import_no_tests_and_no_other_paper():
   assert not broken_experiments()
 
