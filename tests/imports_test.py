@@ -40,7 +40,7 @@ def broken_experiments(root=ROOT):
     shared = {'harness', folder} | (set() if folder in STACKS else STACKS)
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
-      shared = {'harness', '', 'thunks'}
+      shared = {'harness', '', 'tables', 'thunks'}
     elif folder == 'benchmarks':
       # Measures what papers have, and none of them imports it.
       shared |= {'bl_just', 'tracklet'}

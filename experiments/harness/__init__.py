@@ -53,12 +53,12 @@ from experiments.harness.app.settings import (
   replaced,
   settings_of,
 )
+from experiments.harness.data.arrays import read_mat
 from experiments.harness.data.digits import (
   DigitPart,
   load_digits,
   pollute_labels,
 )
-from experiments.harness.data.matlab import read_mat
 from experiments.harness.data.sources import (
   Source,
   check_finite,

@@ -18,7 +18,7 @@ import scipy.io
 from hypothesis import strategies as st
 
 from experiments import harness
-from experiments.harness.data import digits, matlab, tables
+from experiments.harness.data import arrays, digits, tables
 from experiments.moco import tabular_data
 from experiments.stsa import tables as two_classes
 
@@ -230,7 +230,7 @@ def bomb(start, mebibytes, wbits=31):
 
 
 def mat_bomb(monkeypatch):
-  monkeypatch.setattr(matlab, 'MOST_MAT', 2**24)
+  monkeypatch.setattr(arrays, 'MOST_MAT', 2**24)
   packed = bomb(b'', 300, wbits=15)
   return (
     b' ' * 124 + b'\x00\x01IM' + struct.pack('<II', 15, len(packed)) + packed

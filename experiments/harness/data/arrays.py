@@ -1,4 +1,4 @@
-"""Files of MATLAB."""
+"""Arrays of MATLAB files."""
 
 import pathlib
 import struct
@@ -10,7 +10,8 @@ import scipy.io
 from experiments.harness.data import sources
 from experiments.harness.store import files
 
-MOST_MAT = 2**28  # Bytes of a file after decompression, at most.
+# Bytes of a file after decompression, at most.
+MOST_MAT = 2**28
 _COMPRESSED = 15
 
 
@@ -30,10 +31,10 @@ def read_mat(path: files.Path, *names: str) -> tuple[np.ndarray, ...]:
   path = pathlib.Path(path)
   with sources.parsing(path, 'MATLAB file'):
     _check_inflated(path)
-    variables = scipy.io.loadmat(path, variable_names=names)
-    if absent := set(names).difference(variables):
+    found = scipy.io.loadmat(path, variable_names=names)
+    if absent := set(names).difference(found):
       raise ValueError(f'it has no variable {", ".join(sorted(absent))}')
-    return tuple(variables[name] for name in names)
+    return tuple(found[name] for name in names)
 
 
 def _check_inflated(path):
