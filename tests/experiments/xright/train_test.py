@@ -17,7 +17,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.harness.store import loading
+from experiments.harness.store import loading as saved
 from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
 from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
@@ -84,12 +84,12 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     command(tmp_path, run), cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
   deadline = time.monotonic() + 600
-  while max(loading.saved_steps(checkpoints), default=0) < 6:
+  while max(saved.saved_steps(checkpoints), default=0) < 6:
     assert time.monotonic() < deadline and process.poll() is None
     time.sleep(0.05)
   os.kill(process.pid, signal.SIGKILL)
   process.communicate(timeout=60)
-  assert max(loading.saved_steps(checkpoints)) < 60
+  assert max(saved.saved_steps(checkpoints)) < 60
   for workdir in (run, tmp_path / 'straight'):
     subprocess.run(
       command(tmp_path, workdir), cwd=ROOT, check=True, timeout=900
