@@ -77,18 +77,20 @@ def main(options: harness.Options) -> harness.Report:
       penalty=settings.penalty,
       **{name: optax.adam(rate) for name, rate in rates.items()},
     ),
-    init=lambda context: bj.BilevelParams(
-      upper=jnp.zeros(TRAIN), lower=model.init(context.key, jnp.ones(64))
+    harness.Task(
+      init=lambda context: bj.BilevelParams(
+        upper=jnp.zeros(TRAIN), lower=model.init(context.key, jnp.ones(64))
+      ),
+      batch=lambda context: context.data,
+      data=load_digits(),
     ),
-    batch=lambda context: context.data,
-    evaluate=measure,
-    data=load_digits(),
-    steps=settings.steps,
-    chunk=settings.chunk,
-    seeds=options.seeds,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    settings=harness.settings_of(settings, 'steps'),
+    harness.Training.from_options(
+      options,
+      steps=settings.steps,
+      chunk=settings.chunk,
+      settings=harness.settings_of(settings, 'steps'),
+    ),
+    harness.Measure(measure),
   )
   accuracy = trained.history['accuracy']  # (records, seeds)
   results = harness.Results()

@@ -191,15 +191,15 @@ def train(options: harness.Options, *, alone: bool = False) -> harness.Trained:
 
   return harness.train(
     lambda context: make_solver(settings, context.seed_key)[1],
-    init=lambda context: agent.init(context.key),
-    evaluate=measure,
-    steps=rounds,
-    chunk=chunk,
-    seeds=options.seeds,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name,
-    settings=harness.settings_of(settings, 'evaluation'),
+    harness.Task(lambda context: agent.init(context.key)),
+    harness.Training.from_options(
+      options,
+      steps=rounds,
+      chunk=chunk,
+      name=name,
+      settings=harness.settings_of(settings, 'evaluation'),
+    ),
+    harness.Measure(measure),
   )
 
 

@@ -209,22 +209,24 @@ def run(
 
   trained = harness.train(
     solver,
-    init,
-    data=(problem.mdp, problem.features),
-    shard=False,
-    evaluate=evaluate,
-    record_start=True,
-    steps=settings.steps // settings.block,
-    chunk=1,
-    seeds=members,
-    hyper=hyper,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name,
-    # Of no single run: what all are compared by.
-    settings=harness.settings_of(
-      settings, 'workers', 'share', 'window', 'tuning'
+    harness.Task(
+      init,
+      data=(problem.mdp, problem.features),
+      shard=False,
+      hyper=hyper,
     ),
+    harness.Training.from_options(
+      options,
+      steps=settings.steps // settings.block,
+      chunk=1,
+      seeds=members,
+      name=name,
+      # Of no single run: what all are compared by.
+      settings=harness.settings_of(
+        settings, 'workers', 'share', 'window', 'tuning'
+      ),
+    ),
+    harness.Measure(evaluate, record_start=True),
   )
   shape = *map(len, (grid.workers, grid.actor, grid.critic)), len(seeds)
   history = {

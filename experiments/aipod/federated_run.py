@@ -143,24 +143,27 @@ def train(
   def over(history):
     if not job.tuning:
       return bool(np.all(np.isfinite(rounds_to(history, goal))))
-    points = len(job.keywords['settings']['tried'])
+    points = len(job.settings['tried'])
     return decided(history, goal, points)
 
   limit = settings.grid.rounds if job.tuning else settings.rounds
   try:
     return harness.train(
       lambda context: make_solver(method, settings, task, context.hyper),
-      init,
-      batch,
-      steps=int(np.ceil(limit / rounds_an_update(method, settings))),
-      chunk=1,
-      data=digits,
-      evaluate=evaluate,
-      stop_when=over,
-      # One coin for each member: mapped at once, both its sides were computed.
-      at_once=1,
-      **job.keywords
-      | {'hyper': job.hyper | {'coin': np.asarray(job.seeds, np.uint32)}},
+      harness.Task(
+        init,
+        batch,
+        data=digits,
+        hyper=job.hyper | {'coin': np.asarray(job.seeds, np.uint32)},
+      ),
+      job.training(
+        steps=int(np.ceil(limit / rounds_an_update(method, settings))),
+        chunk=1,
+        # One coin for each member: mapped at once, both its sides were
+        # computed.
+        at_once=1,
+      ),
+      harness.Measure(evaluate, stop_when=over),
     )
   except harness.AllStoppedError as error:
     # Too large a step for all seeds; what they reached before counts.

@@ -248,18 +248,15 @@ def run(
   with np.errstate(all='ignore'):
     trained = harness.train(
       lambda context: make_solver(variant, settings, context),
-      init,
-      batch,
-      steps=steps,
-      chunk=settings.chunk,
-      seeds=options.seeds,
-      workdir=options.workdir,
-      save_seconds=options.save_seconds,
-      name=variant.name,
-      hyper=hyper,
-      evaluate=evaluate,
-      stop_when=None if target is None else reached,
-      settings=harness.settings_of(settings, *OTHERS),
+      harness.Task(init, batch, hyper=hyper),
+      harness.Training.from_options(
+        options,
+        steps=steps,
+        chunk=settings.chunk,
+        name=variant.name,
+        settings=harness.settings_of(settings, *OTHERS),
+      ),
+      harness.Measure(evaluate, stop_when=None if target is None else reached),
     )
   average = {'average': running_average(trained.history)}
   return trained._replace(history=trained.history | average)

@@ -19,7 +19,6 @@ import numpy as np
 from experiments import harness
 from experiments.bl_just import audio
 from experiments.harness.store import files, identity
-from experiments.harness.train import one_of as streams
 from experiments.harness.train import stream as stream_lib
 
 # The losses of a step, by its code in a plan.
@@ -135,7 +134,7 @@ class Feed:
         )
       share[b] = sum(len(r) for r in self._rows[max(used)][b])
     steps = len(self._plan)
-    drawn = streams.spread(np.cumsum(share / share.sum())[:-1], seed=0)
+    drawn = stream_lib.spread(np.cumsum(share / share.sum())[:-1], seed=0)
     self._bucket = drawn(np.arange(steps))
     # How often a loss had a batch of the step's bucket before.
     self._number = {}

@@ -109,17 +109,16 @@ def run(
   )
   return harness.train(
     solver,
-    lambda context: network.init(context.key, training.task),
-    batch,
-    steps=len(plan),
-    chunk=numbers.chunk,
-    stream=stream,
-    own=own,
-    evaluate_host=validate,
-    host_every=numbers.check_every,
+    harness.Task(
+      lambda context: network.init(context.key, training.task),
+      batch,
+      stream=stream,
+      own=own,
+      hyper=job.hyper,
+    ),
     # Side by side, products of members would be in groups.
-    at_once=1,
-    **job.keywords,
+    job.training(len(plan), numbers.chunk, at_once=1),
+    harness.Measure(evaluate_host=validate, host_every=numbers.check_every),
   )
 
 

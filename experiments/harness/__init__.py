@@ -8,8 +8,9 @@
       return context.data[rows]
 
     trained = harness.train(
-      solver, init, batch, steps=1_000, chunk=100, seeds=5, data=rows,
-      workdir='runs/mine')
+      solver,
+      harness.Task(init, batch, data=rows),
+      harness.Training(1_000, chunk=100, seeds=5, workdir='runs/mine'))
 
 The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
 same call resumes it if it was killed, or ended by SIGTERM (exit status 75).
@@ -22,16 +23,17 @@ methods, tuned alike on seeds that are not reported, are compared by
 
 What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
 splits params and frozen weights over a mesh; `evaluate_host` measures in plain
-Python, and `host_state` is kept with the params:
+Python:
 
+    texts = harness.Stream(
+      rows, 32, lengths=lengths, buckets=(128, 512), pad={'tokens': 0})
     trained = harness.train(
-      solver, init, lambda context: (context.frozen, context.streamed),
-      frozen=pretrained,
-      stream=harness.Stream(
-        texts, 32, lengths=lengths, buckets=(128, 512), pad={'tokens': 0}),
-      layout=harness.Layout(mesh, specs),
-      evaluate_host=lambda params, step, state: {'bleu': bleu(params)},
-      host_every=1_000, select='bleu', ...)
+      solver,
+      harness.Task(init, batch, frozen=pretrained, stream=texts),
+      harness.Training(..., layout=harness.Layout(mesh, specs)),
+      harness.Measure(
+        evaluate_host=lambda params, step, state: {'bleu': bleu(params)},
+        host_every=1_000, select='bleu'))
 """
 
 from experiments.harness.app.errors import (
@@ -51,7 +53,7 @@ from experiments.harness.app.settings import (
   replaced,
   settings_of,
 )
-from experiments.harness.data.arrays import read_image, read_mat, read_npy
+from experiments.harness.data.arrays import read_mat
 from experiments.harness.data.digits import (
   DigitPart,
   load_digits,
@@ -67,11 +69,10 @@ from experiments.harness.data.sources import (
 from experiments.harness.data.tables import Table, read_csv, read_table
 from experiments.harness.store.checkpoints import Checkpoints, Restored
 from experiments.harness.store.leaves import whole
-from experiments.harness.store.loading import Best, Loaded, load
+from experiments.harness.store.loading import load
 from experiments.harness.store.records import MetricsWriter, read_records
 from experiments.harness.study.claim import (
   Claim,
-  Judgement,
   Paper,
   Run,
   judge,
@@ -97,84 +98,10 @@ from experiments.harness.study.run import execute, run
 from experiments.harness.study.study import Report, Study
 from experiments.harness.train.context import Context, members
 from experiments.harness.train.loop import train
-from experiments.harness.train.measured import measured
+from experiments.harness.train.metrics import measured
 from experiments.harness.train.models import Network, pure
-from experiments.harness.train.one_of import OneOf
 from experiments.harness.train.placement import Layout
 from experiments.harness.train.products import thin_dot_general, thin_product
 from experiments.harness.train.stream import Stream
-from experiments.harness.train.trained import Stopped, Trained
-
-__all__ = [
-  'AllStoppedError',
-  'Allowed',
-  'Among',
-  'Best',
-  'BusyError',
-  'Checkpoints',
-  'Claim',
-  'Column',
-  'Context',
-  'DamagedDataError',
-  'DigitPart',
-  'Interval',
-  'Judgement',
-  'Layout',
-  'Loaded',
-  'MetricsWriter',
-  'MissingDataError',
-  'Network',
-  'OneOf',
-  'Options',
-  'OtherRunError',
-  'Panel',
-  'Paper',
-  'Report',
-  'Restored',
-  'Results',
-  'Run',
-  'SettingsError',
-  'Source',
-  'Stopped',
-  'Stream',
-  'Study',
-  'Table',
-  'Trained',
-  'UserError',
-  'WriteError',
-  'check_finite',
-  'draw_curves',
-  'draw_panels',
-  'execute',
-  'find',
-  'format_table',
-  'jackknife_interval',
-  'judge',
-  'load',
-  'load_digits',
-  'mean_interval',
-  'measured',
-  'members',
-  'paired_interval',
-  'parsing',
-  'pollute_labels',
-  'pure',
-  'read_csv',
-  'read_image',
-  'read_mat',
-  'read_npy',
-  'read_records',
-  'read_results',
-  'read_table',
-  'reduced',
-  'replaced',
-  'run',
-  'settings_of',
-  'source_of',
-  'thin_dot_general',
-  'thin_product',
-  'train',
-  'whole',
-  'write_results',
-  'write_table',
-]
+from experiments.harness.train.task import Measure, Task, Training
+from experiments.harness.train.trained import Trained

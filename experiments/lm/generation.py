@@ -180,10 +180,8 @@ def generate(
   *,
   new: int,
   end: int,
-  temperature: float = 1.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
   dtype: Any = None,
+  **choice: Any,
 ) -> Generated:
   """Continues prompts; a pure function, to be compiled.
 
@@ -196,10 +194,8 @@ def generate(
       on what is beside it.
     new: most tokens of an answer.
     end: the token that ends an answer; -1 for none.
-    temperature: as in `choose`; 0 is greedy.
-    top_k: likewise.
-    top_p: likewise.
     dtype: what is computed in; None for the dtype of the weights.
+    **choice: `temperature`, `top_k` and `top_p` of `choose`.
 
   Returns:
     A `Generated`. It ends early once all answers have.
@@ -210,13 +206,12 @@ def generate(
   if new < 1:
     raise harness.SettingsError(f'new={new} tokens, expected at least 1.')
   rows, length = tokens.shape
-  how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
 
   def following(x, taken):
     """The next token, from what left the last layer."""
     found = decoder.logits(config, params, x)
     at = jax.vmap(jax.random.fold_in, (0, None))(keys, taken)
-    return choose(found, at, **how)
+    return choose(found, at, **choice)
 
   # The last token that is chosen is not run any more.
   x = decoder.embed(params, tokens, dtype)

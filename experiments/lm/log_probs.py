@@ -102,11 +102,9 @@ def of_model(
   tokens: jax.Array,
   mask: jax.Array,
   *,
-  segments: jax.Array | None = None,
-  positions: jax.Array | None = None,
   longest: int | None = None,
-  remat: bool = False,
   dtype: Any = None,
+  **layers: Any,
 ) -> Answers:
   """The same from tokens, by the whole model.
 
@@ -115,12 +113,11 @@ def of_model(
     params: of the model, adapters attached.
     tokens: (rows, length).
     mask: as in `of_answers`.
-    segments: of packed rows, as in `decoder.run_layers`.
-    positions: likewise.
     longest: as in `of_answers`.
-    remat: as in `decoder.run_layers`.
     dtype: what is computed in, bfloat16 on accelerators for instance, while
       weights and their gradients keep theirs. None for that of the weights.
+    **layers: `segments` and `positions` of packed rows, and `remat`, as in
+      `decoder.run_layers`.
 
   Returns:
     An `Answers`; its numbers are float32 or wider whatever the dtype.
@@ -129,8 +126,6 @@ def of_model(
     config,
     params['layers'],
     decoder.embed(params, tokens, dtype),
-    segments=segments,
-    positions=positions,
-    remat=remat,
+    **layers,
   )
   return of_answers(config, params, x, tokens, mask, longest=longest)

@@ -238,17 +238,21 @@ class Runs:
         found |= {f'weight/{i}': weight for i, weight in enumerate(shown)}
       return found
 
+    settings = self._settings
     return harness.train(
       solver,
-      init=lambda context: problem.init(context.seed_key),
-      batch=lambda context: problem.batch(
-        context.key, context.data, self._settings.batch
+      harness.Task(
+        init=lambda context: problem.init(context.seed_key),
+        batch=lambda context: problem.batch(
+          context.key, context.data, settings.batch
+        ),
+        data=problem.data,
+        hyper=job.hyper,
       ),
-      steps=self._settings.steps,
-      chunk=self._settings.chunk,
-      data=problem.data,
-      evaluate=evaluate,
-      **job.keywords | {'name': f'{problem.name}/{job.keywords["name"]}'},
+      job.training(
+        settings.steps, settings.chunk, name=f'{problem.name}/{job.name}'
+      ),
+      harness.Measure(evaluate),
     )
 
 

@@ -180,11 +180,9 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     lambda context: make_solver(
       settings, job.method, context.hyper, context.seed_key, updates
     ),
-    init=lambda context: model.init(context.key),
-    evaluate=measure,
-    steps=updates,
-    chunk=-(-updates // settings.records),
-    **job.keywords,
+    harness.Task(lambda context: model.init(context.key), hyper=job.hyper),
+    job.training(updates, chunk=-(-updates // settings.records)),
+    harness.Measure(measure),
   )
 
 

@@ -178,18 +178,16 @@ def run(options: harness.Options) -> harness.Trained:
 
   return harness.train(
     solver,
-    init,
-    batch,
-    steps=settings.steps,
-    chunk=settings.chunk,
-    seeds=seeds,
-    hyper=hyper,
-    evaluate=evaluate,
-    record_start=True,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name='toy',
-    settings=harness.settings_of(settings),
+    harness.Task(init, batch, hyper=hyper),
+    harness.Training.from_options(
+      options,
+      steps=settings.steps,
+      chunk=settings.chunk,
+      seeds=seeds,
+      name='toy',
+      settings=harness.settings_of(settings),
+    ),
+    harness.Measure(evaluate, record_start=True),
   )
 
 

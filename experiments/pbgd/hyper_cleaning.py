@@ -201,12 +201,12 @@ class Cleaning:
     scales = (1.0,) if method == 'suggested' else self._settings.grid.scales
     return {'scale': scales}
 
-  def _noise(self, job):
+  def _noise(self, seeds, *, tuning):
     """Polluted labels and dirty flags, (members, train) each."""
     settings = self._settings
-    fractions = () if job.tuning else self._fractions
-    fractions = fractions or (settings.digits.polluted,) * len(job.seeds)
-    seeds = jnp.asarray(job.seeds, jnp.uint32)
+    fractions = () if tuning else self._fractions
+    fractions = fractions or (settings.digits.polluted,) * len(seeds)
+    seeds = jnp.asarray(seeds, jnp.uint32)
     return self._pollute(seeds, jnp.asarray(fractions))
 
   def _pollute_one(self, seed, fraction):
@@ -221,7 +221,7 @@ class Cleaning:
 
   def _suggest(self):
     """Step sizes and penalty from curvatures, with the tuning noise."""
-    labels, _ = self._noise(comparison.Job('', True, {}, (TUNING_SEED,), {}))
+    labels, _ = self._noise((TUNING_SEED,), tuning=True)
     batch = cleaning.CleaningBatch(
       self._parts['train'].images, labels[0], self._parts['validation']
     )
@@ -245,7 +245,7 @@ class Cleaning:
   def _train(self, job, kept=None):
     settings, method = self._settings, job.method
     kind = method if method in BILEVEL else 'plain'
-    labels, dirty = self._noise(job)
+    labels, dirty = self._noise(job.seeds, tuning=job.tuning)
     weights = jnp.ones_like(labels, jnp.float32)
     if method == 'clean_part':
       weights = (~dirty).astype(jnp.float32)
@@ -253,18 +253,25 @@ class Cleaning:
       weights = kept.astype(jnp.float32)
     steps, chunk = self._updates(kind)
     tuning_steps = settings.grid.steps // settings.chunk * chunk
-    functions = self._functions(kind, method == 'val_only')
+    solver, init, batch, evaluate = self._functions(kind, method == 'val_only')
     return harness.train(
-      **functions,
-      steps=tuning_steps if job.tuning else steps,
-      chunk=chunk,
-      data=self._parts,
-      own={'labels': labels, 'dirty': dirty, 'weights': weights},
-      select='selection_accuracy',
-      # One product serves all linear models; a network of one seed fills the
-      # caches, so seeds side by side only take more time and memory.
-      at_once=None if settings.model == 'linear' else 1,
-      **job.keywords | {'name': f'{settings.model}/{job.keywords["name"]}'},
+      solver,
+      harness.Task(
+        init,
+        batch,
+        data=self._parts,
+        own={'labels': labels, 'dirty': dirty, 'weights': weights},
+        hyper=job.hyper,
+      ),
+      job.training(
+        tuning_steps if job.tuning else steps,
+        chunk,
+        name=f'{settings.model}/{job.name}',
+        # One product serves all linear models; a network of one seed fills the
+        # caches, so seeds side by side only take more time and memory.
+        at_once=None if settings.model == 'linear' else 1,
+      ),
+      harness.Measure(evaluate, select='selection_accuracy'),
     )
 
   def _updates(self, kind):
@@ -325,12 +332,7 @@ class Cleaning:
         measured['kept'] = jnp.mean(keep)
       return measured
 
-    return {
-      'solver': solver,
-      'init': init,
-      'batch': batch,
-      'evaluate': evaluate,
-    }
+    return solver, init, batch, evaluate
 
 
 def main(options: harness.Options) -> harness.Report:

@@ -72,13 +72,12 @@ def train(
     lambda context: contextual_methods.make_solver(
       study, job.method, settings, context
     ),
-    init,
-    lambda context: context.key,
-    steps=settings.steps,
-    chunk=settings.chunk,
-    evaluate=functools.partial(contextual_methods.measure, study),
-    record_start=not job.tuning,  # To record is a program of its own.
-    **job.keywords | {'seeds': seeds, 'hyper': hyper},
+    harness.Task(init, lambda context: context.key, hyper=hyper),
+    job.training(settings.steps, settings.chunk, seeds=seeds),
+    harness.Measure(
+      functools.partial(contextual_methods.measure, study),
+      record_start=not job.tuning,  # To record is a program of its own.
+    ),
   )
   # The comparison knows one member for each seed and point.
   shape = (-1, len(study.cells), members)

@@ -164,18 +164,18 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     x = jax.random.normal(context.seed_key, (sizes.states, *sizes.actions))
     return bj.BilevelParams(upper=x, lower=(table, table + 0))
 
+  # What is tuned by is the end; a record finds an equilibrium.
+  chunk = steps
+  if not job.tuning:
+    chunk = max(1, round(settings.chunk * steps / settings.steps))
   return harness.train(
     make,
-    init,
-    steps=steps,
-    # What is tuned by is the end; a record finds an equilibrium.
-    chunk=steps
-    if job.tuning
-    else max(1, round(settings.chunk * steps / settings.steps)),
-    own=draw_games(sizes, job.seeds),
-    evaluate=functools.partial(measure, settings),
-    record_start=not job.tuning,  # To record is a program of its own.
-    **job.keywords,
+    harness.Task(init, own=draw_games(sizes, job.seeds), hyper=job.hyper),
+    job.training(steps, chunk),
+    harness.Measure(
+      functools.partial(measure, settings),
+      record_start=not job.tuning,  # To record is a program of its own.
+    ),
   )
 
 

@@ -1,5 +1,6 @@
 """RLHF where environments are compiled: all seeds of a method, one program."""
 
+import functools
 import pathlib
 import zlib
 from typing import Any, NamedTuple
@@ -258,12 +259,13 @@ class Suite:
 
     return harness.train(
       lambda context: make_solver(settings, name, context),
-      init,
-      steps=epochs,
-      chunk=-(-epochs // settings.records),
-      own=self._start(name, job.seeds, job.keywords['workdir']),
-      evaluate=lambda *given: measure(settings, name, *given),
-      **job.keywords,
+      harness.Task(
+        init,
+        own=self._start(name, job.seeds, job.options.workdir),
+        hyper=job.hyper,
+      ),
+      job.training(epochs, chunk=-(-epochs // settings.records)),
+      harness.Measure(functools.partial(measure, settings, name)),
     )
 
   def _start(self, name, seeds, workdir):

@@ -196,13 +196,16 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   """Runs one job of the comparison."""
   return harness.train(
     lambda context: make_solver(job.method, settings, context),
-    lambda context: start_of(settings.game),
-    steps=settings.steps,
-    chunk=settings.chunk,
-    own=markov_games.draw_games(settings.game, job.seeds),
-    evaluate=functools.partial(measure, settings, job.method),
-    record_start=not job.tuning,  # To record is a program of its own.
-    **job.keywords,
+    harness.Task(
+      lambda context: start_of(settings.game),
+      own=markov_games.draw_games(settings.game, job.seeds),
+      hyper=job.hyper,
+    ),
+    job.training(settings.steps, settings.chunk),
+    harness.Measure(
+      functools.partial(measure, settings, job.method),
+      record_start=not job.tuning,  # To record is a program of its own.
+    ),
   )
 
 
@@ -221,15 +224,15 @@ def run_independent(
   """
   settings, seeds = options.settings, options.seeds
   members, hyper = harness.members(seeds, rate=settings.rates)
-  keywords = {
-    'name': method,
-    'seeds': members,
-    'hyper': hyper,
-    'workdir': options.workdir,
-    'save_seconds': options.save_seconds,
-    'settings': harness.settings_of(settings),
-  }
-  job = comparison.Job(method, False, hyper, members, keywords)
+  job = comparison.Job(
+    method,
+    tuning=False,
+    hyper=hyper,
+    seeds=members,
+    name=method,
+    settings=harness.settings_of(settings),
+    options=options,
+  )
   trained = train(settings, job)
   final = np.nan_to_num(trained.history['leader_return'][-1], nan=-np.inf)
   count = len(seeds)

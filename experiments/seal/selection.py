@@ -127,20 +127,23 @@ def train(
 
   return harness.train(
     solver,
-    init,
-    lambda context: {**batch(context), 'frozen': context.frozen},
-    steps=steps,
-    chunk=min(8, steps),
-    seeds=run.options.seeds[:1],
-    data=data,
-    shard=False,
-    frozen=subject.frozen,
-    workdir=run.options.workdir,
-    save_seconds=run.options.save_seconds,
-    name=run.folder,
-    settings=run.identity,
-    # A softmax's divisor is summed anew in a branch.
-    at_once=1,
+    harness.Task(
+      init,
+      lambda context: {**batch(context), 'frozen': context.frozen},
+      data=data,
+      shard=False,
+      frozen=subject.frozen,
+    ),
+    harness.Training.from_options(
+      run.options,
+      steps=steps,
+      chunk=min(8, steps),
+      seeds=run.options.seeds[:1],
+      name=run.folder,
+      settings=run.identity,
+      # A branch sums a softmax's divisor again.
+      at_once=1,
+    ),
   )
 
 

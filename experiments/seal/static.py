@@ -167,18 +167,17 @@ def run(
   each = settings.rows // settings.batch_size
   trained = harness.train(
     solver,
-    init,
-    functools.partial(batch_of, settings, name),
-    steps=max(settings.epochs) * each,
-    chunk=each,
-    seeds=options.seeds,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name.replace('/', '_'),
-    evaluate=evaluate,
-    settings=settings,
-    # Side by side, each would sum all scores at every step.
-    at_once=1,
+    harness.Task(init, functools.partial(batch_of, settings, name)),
+    harness.Training.from_options(
+      options,
+      steps=max(settings.epochs) * each,
+      chunk=each,
+      name=name.replace('/', '_'),
+      settings=settings,
+      # Side by side, each would sum all scores at every step.
+      at_once=1,
+    ),
+    harness.Measure(evaluate),
   )
   at = [trained.steps.tolist().index(e * each) for e in settings.epochs]
   found: dict[str, dict[str, np.ndarray]] = {}

@@ -133,17 +133,20 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
   """
   return harness.train(
     solver,
-    lambda context: chain.start(context.seed_key),
-    # In a dict: a batch that looks like params is refused.
-    lambda context: {'drawn': chain.draw(context.key)},
-    steps=steps,
-    chunk=options.settings.chunk,
-    seeds=seeds,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name,
-    hyper=hyper,
-    settings=options.settings,
+    harness.Task(
+      lambda context: chain.start(context.seed_key),
+      # In a dict: a batch that looks like params is refused.
+      lambda context: {'drawn': chain.draw(context.key)},
+      hyper=hyper,
+    ),
+    harness.Training.from_options(
+      options,
+      steps=steps,
+      chunk=options.settings.chunk,
+      seeds=seeds,
+      name=name,
+      settings=options.settings,
+    ),
   )
 
 
@@ -265,16 +268,17 @@ def nested(
 
   trained = harness.train(
     applications.nested_solver(problem),
-    init,
-    lambda context: problem.draw(context.key),
-    steps=settings.steps,
-    chunk=settings.chunk,
-    seeds=options.seeds,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name,
-    evaluate=lambda context, params, state: {'error': problem.error(params)},
-    settings=settings,
+    harness.Task(init, lambda context: problem.draw(context.key)),
+    harness.Training.from_options(
+      options,
+      steps=settings.steps,
+      chunk=settings.chunk,
+      name=name,
+      settings=settings,
+    ),
+    harness.Measure(
+      lambda context, params, state: {'error': problem.error(params)}
+    ),
   )
   at, values = slopes.log_bins(
     trained.steps.astype(np.float64),

@@ -46,12 +46,11 @@ def train(
   parts, seeds = {}, np.array(job.seeds)
   for seed in sorted(set(job.seeds)):
     mine = seeds == seed
-    given = job.keywords | {
-      'name': f'{job.keywords["name"]}/seed{seed}',
-      'seeds': (seed,) * int(mine.sum()),
-      'hyper': {name: values[mine] for name, values in job.hyper.items()},
-    }
-    one = job._replace(seeds=given['seeds'], keywords=given)
+    one = job._replace(
+      name=f'{job.name}/seed{seed}',
+      seeds=(seed,) * int(mine.sum()),
+      hyper={name: values[mine] for name, values in job.hyper.items()},
+    )
     parts[seed] = run(one)
   last = parts[seed]
   history = {
@@ -125,16 +124,16 @@ def _runner(settings, problem, method, tuning):
   def run(job):
     return harness.train(
       solver,
-      init,
-      batch,
-      steps=steps,
-      chunk=chunk,
-      data={'problem': problem.data, 'seed': np.uint32(job.seeds[0])},
-      shard=False,
-      evaluate=evaluate,
-      # For the reduction; compiles all measures once more.
-      record_start=not tuning,
-      **job.keywords,
+      harness.Task(
+        init,
+        batch,
+        data={'problem': problem.data, 'seed': np.uint32(job.seeds[0])},
+        shard=False,
+        hyper=job.hyper,
+      ),
+      job.training(steps, chunk),
+      # The start is for the reduction; compiles all measures once more.
+      harness.Measure(evaluate, record_start=not tuning),
     )
 
   return run

@@ -148,7 +148,7 @@ def tune(
     ]
 
   chosen, edges, trials = comparison.search(
-    grid, try_points, widenings=widenings, whole=False
+    grid, try_points, widenings=widenings, all_points=False
   )
   return Tuned(chosen.point, edges, len(trials), chosen.score)
 

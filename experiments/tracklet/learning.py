@@ -223,20 +223,23 @@ def train(
 
   return harness.train(
     solver,
-    init,
-    batch=lambda context: windows.batch(
-      context.key, context.data, task.batch, **task.drawn
+    harness.Task(
+      init,
+      batch=lambda context: windows.batch(
+        context.key, context.data, task.batch, **task.drawn
+      ),
+      data=jax.tree.map(jnp.asarray, task.data),
+      shard=False,
+      own=() if start is None else start,
     ),
-    data=jax.tree.map(jnp.asarray, task.data),
-    shard=False,
-    own=() if start is None else start,
-    steps=steps,
-    chunk=min(run.chunk, steps),
-    seeds=run.seeds(),
-    workdir=run.options.workdir,
-    name=name,
-    save_seconds=run.options.save_seconds,
-    settings=run.identity,
+    harness.Training.from_options(
+      run.options,
+      steps=steps,
+      chunk=min(run.chunk, steps),
+      seeds=run.seeds(),
+      name=name,
+      settings=run.identity,
+    ),
   )
 
 

@@ -180,23 +180,24 @@ def run(
 
   return harness.train(
     solver,
-    lambda context: problem.tuning.init(context.frozen, context.key),
-    lambda context: methods.batch(
-      method, context.step, context.data['refresh']
+    harness.Task(
+      lambda context: problem.tuning.init(context.frozen, context.key),
+      lambda context: methods.batch(
+        method, context.step, context.data['refresh']
+      ),
+      data=problem.tables,
+      shard=False,
+      frozen=problem.frozen,
     ),
-    steps=plan.steps,
-    chunk=options.settings.chunk,
-    seeds=options.seeds,
-    workdir=options.workdir,
-    name=name,
-    data=problem.tables,
-    shard=False,
-    frozen=problem.frozen,
-    layout=layout,
-    evaluate=evaluate,
-    record_start=record_start,
-    # The branch that is not taken is to cost nothing.
-    at_once=1,
-    settings=identity,
-    save_seconds=options.save_seconds,
+    harness.Training.from_options(
+      options,
+      steps=plan.steps,
+      chunk=options.settings.chunk,
+      name=name,
+      settings=identity,
+      # The branch that is not taken is to cost nothing.
+      at_once=1,
+      layout=layout,
+    ),
+    harness.Measure(evaluate, record_start=record_start),
   )

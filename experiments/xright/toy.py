@@ -124,17 +124,20 @@ def run(
 
   trained = harness.train(
     maker(settings, name, best),
-    lambda context: jnp.zeros(2, jnp.float32),
-    lambda context: toy_problem.draw(context.key),
-    steps=settings.horizons[-1],
-    chunk=settings.horizons[0],
-    seeds=seeds,
-    hyper=hyper,
-    workdir=options.workdir,
-    save_seconds=options.save_seconds,
-    name=name,
-    evaluate=evaluate,
-    settings=settings,
+    harness.Task(
+      lambda context: jnp.zeros(2, jnp.float32),
+      lambda context: toy_problem.draw(context.key),
+      hyper=hyper,
+    ),
+    harness.Training.from_options(
+      options,
+      steps=settings.horizons[-1],
+      chunk=settings.horizons[0],
+      seeds=seeds,
+      name=name,
+      settings=settings,
+    ),
+    harness.Measure(evaluate),
   )
   rows = [trained.steps.tolist().index(n) for n in settings.horizons]
   found = {}

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from experiments import harness, reproduce
+from experiments import harness
 from experiments.harness.app import flags as flags_lib
+from experiments.harness.study import command as command_lib
+from experiments.harness.study import declared, reproduction
 
 TOY = ('--starts=4', '--penalties=10,20', '--solvers=known_value')
 
@@ -33,9 +35,9 @@ def run(tmp_path, monkeypatch):
 
   def reproduce_these(*claims, runs=RUNS, **arguments):
     used = {name: runs[name] for name in {c.run for c in claims}}
-    paper = reproduce.Declared(dict(sorted(used.items())), claims)
-    monkeypatch.setattr(reproduce, 'load', lambda papers: {'pbgd': paper})
-    fine = reproduce.reproduce(preset='smoke', workdir=tmp_path, **arguments)
+    paper = declared.Declared(dict(sorted(used.items())), claims)
+    monkeypatch.setattr(declared, 'load', lambda papers: {'pbgd': paper})
+    fine = reproduction.reproduce(preset='smoke', workdir=tmp_path, **arguments)
     report = (tmp_path / 'report.md').read_text()
     rows = [line for line in report.splitlines() if line.startswith('| ')]
     cells = [[c.strip() for c in row.split(' | ')] for row in rows[2:]]
@@ -103,8 +105,8 @@ def test_a_claim_whose_extra_is_missing_is_not_run(run, tmp_path, monkeypatch):
     '[options.extras_require]\nllm =\n    no-such-package>=1\n'
     'here =\n    numpy>=2\n'
   )
-  monkeypatch.setattr(reproduce, 'ROOT', setup.parent / 'experiments')
-  assert reproduce.lacking('here') == ''
+  monkeypatch.setattr(declared, 'ROOT', setup.parent)
+  assert declared.lacking('here') == ''
   needing = {'toy': harness.Run('toy', extra='llm')}
   fine, verdicts = run(claim(), runs=needing)
   assert fine
@@ -113,11 +115,11 @@ def test_a_claim_whose_extra_is_missing_is_not_run(run, tmp_path, monkeypatch):
 
 
 def test_smoke_runs_every_binary_of_every_paper():
-  papers = reproduce.load()
-  found = reproduce.commands(papers, preset='smoke', data_dir=None)
+  papers = declared.load()
+  found = declared.commands(papers, preset='smoke', data_dir=None)
   made = {command.module for command in found.values()}
   for paper in papers:
-    for path in sorted((reproduce.ROOT / paper).glob('*.py')):
+    for path in sorted((declared.ROOT / 'experiments' / paper).glob('*.py')):
       if '\nSTUDY = ' in path.read_text(encoding='utf-8'):
         module = f'experiments.{paper}.{path.stem}'
         presets = importlib.import_module(module).STUDY.presets
@@ -125,8 +127,8 @@ def test_smoke_runs_every_binary_of_every_paper():
 
 
 def test_runs_by_name_have_their_own_preset(tmp_path):
-  papers = reproduce.load(['pbgd'])
-  of = lambda *only: reproduce.commands(
+  papers = declared.load(['pbgd'])
+  of = lambda *only: declared.commands(
     papers, preset='quick', data_dir=str(tmp_path), only=only
   )
   (command,) = of('pbgd/mlp').values()
@@ -137,15 +139,6 @@ def test_runs_by_name_have_their_own_preset(tmp_path):
     of('pbgd/x')
 
 
-def test_data_in_words():
-  of = lambda data: reproduce.data_of({'data': data})
-  assert of(None) == 'no data'
-  assert of('packaged digits') == 'packaged digits'
-  assert of(
-    [['a9a', '32,561 rows', 'f00'], ['magic', '19,020 rows', 'ba2']]
-  ) == ('a9a: 32,561 rows; magic: 19,020 rows')
-
-
 def test_a_run_that_takes_too_long(run):
   fine, verdicts = run(claim(), timeout=0.05)
   assert not fine
@@ -153,14 +146,14 @@ def test_a_run_that_takes_too_long(run):
 
 
 def test_the_time_of_an_attempt_that_is_ended_counts(tmp_path):
-  command = reproduce.Command(
+  command = declared.Command(
     'pbgd', 'toy', 'experiments.pbgd.toy', ('--preset=smoke',)
   )
   before = signal.signal(signal.SIGALRM, lambda *_: sys.exit(75))
   try:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     with pytest.raises(SystemExit):
-      reproduce.execute(command, tmp_path)
+      command_lib.execute(command, tmp_path)
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
@@ -172,11 +165,11 @@ def test_the_time_of_an_attempt_that_is_ended_counts(tmp_path):
 
 def test_unknown_papers_name_the_known():
   with pytest.raises(harness.SettingsError, match=r"'nothing'.*known: .*pbgd"):
-    reproduce.load(['nothing'])
+    declared.load(['nothing'])
 
 
 def test_folders_differ_by_data_and_are_no_longer_than_a_name():
-  of = lambda *flags: reproduce.Command('pbgd', 'toy', 'x', flags).folder
+  of = lambda *flags: declared.Command('pbgd', 'toy', 'x', flags).folder
   data = [f'--data_dir=/{"long/" * 100}{end}' for end in 'ab']
   folders = [of('--preset=smoke'), *(of('--preset=smoke', x) for x in data)]
   assert len(set(folders)) == 3
@@ -184,7 +177,7 @@ def test_folders_differ_by_data_and_are_no_longer_than_a_name():
   assert folders[0] == 'pbgd/toy'
 
 
-PAPERS = reproduce.load()
+PAPERS = declared.load()
 DECLARED = [(p, n) for p, paper in PAPERS.items() for n in paper.runs]
 
 
@@ -199,7 +192,7 @@ def test_declared_runs_have_a_binary_with_their_presets_and_flags(paper, name):
     if study.check:
       study.check(settings)
   assert not run.mode or run.mode in study.modes
-  assert not reproduce.lacking(run.extra).startswith('setup.cfg')
+  assert not declared.lacking(run.extra).startswith('setup.cfg')
 
 
 @pytest.mark.parametrize('paper', PAPERS)
@@ -222,8 +215,8 @@ def test_headlines_are_of_claims(paper):
 
 def test_every_paper_judges_something_in_every_preset():
   for preset in ('smoke', 'quick', 'paper'):
-    commands = reproduce.commands(PAPERS, preset=preset, data_dir=None)
-    found = reproduce.judged_in(PAPERS, commands, preset)
-    assert {command.paper for _, command in found} == set(reproduce.discover())
+    commands = declared.commands(PAPERS, preset=preset, data_dir=None)
+    found = declared.judged_in(PAPERS, commands, preset)
+    assert {command.paper for _, command in found} == set(declared.discover())
     rows = [(command.paper, claim.words) for claim, command in found]
     assert len(set(rows)) == len(rows)

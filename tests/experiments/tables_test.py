@@ -6,6 +6,8 @@ import re
 import pytest
 
 from experiments import harness, tables
+from experiments.harness.study import documents
+from experiments.harness.study import stored as stored_lib
 from experiments.pbgd import claims, toy
 
 ROWS = [
@@ -45,11 +47,11 @@ def stored(tmp_path, monkeypatch):
     substituted='made-up numbers',
     data=[harness.Source('digits', 'digits in /home/me/data/mnist', '0')],
   )
-  return tables.store(tmp_path / 'run' / 'results.json', tmp_path)
+  return stored_lib.store(tmp_path / 'run' / 'results.json', tmp_path)
 
 
 def filled(marker, root, old=''):
-  text = tables.render(f'before\n<!-- {marker} -->{old} after', root)
+  text = documents.render(f'before\n<!-- {marker} -->{old} after', root)
   return re.search(r'-->(.*) after', text)[1]
 
 
@@ -71,7 +73,7 @@ def test_the_file_has_a_telling_name_and_the_command(stored, tmp_path):
 
 def test_a_table_is_the_run_s_own(stored, tmp_path):
   name = f'pbgd/{stored.stem}'
-  text = tables.render(
+  text = documents.render(
     f'<!-- table: {name} | method | curve | loss = the loss | own -->\nold\n'
     '<!-- end -->\nand more',
     tmp_path,
@@ -86,9 +88,9 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
   assert lines[6].startswith('(1 seed, made-up numbers, 75 s, ')
   assert lines[6].endswith('--penalties=10,20 --starts=7`)')
   assert lines[7:] == ['<!-- end -->', 'and more']
-  assert tables.render(text, tmp_path) == text
-  assert not tables.unstored(text)
-  one = tables.render(
+  assert documents.render(text, tmp_path) == text
+  assert not documents.unstored(text)
+  one = documents.render(
     f'<!-- table: {name} | own == c 1 -->\n<!-- end -->', tmp_path
   )
   assert 'one' in one and 'two' not in one
@@ -110,7 +112,7 @@ def test_a_history_is_a_line_a_commit_and_is_drawn(tmp_path):
       processor=processor,
       history={'one': value, 'missing': None},
     )
-    return tables.store(tmp_path, tmp_path)
+    return stored_lib.store(tmp_path, tmp_path)
 
   for commit, value in (('a', 5.0), ('b', 2.0), ('b', 4.0), ('c', 1.0)):
     path = keep(commit, value)
@@ -123,7 +125,7 @@ def test_a_history_is_a_line_a_commit_and_is_drawn(tmp_path):
   assert kept[0]['date'] and kept[0]['versions']['jax']
   assert 'history' not in json.loads(path.read_text())
   text = '<!-- table: pbgd/toy | row | curve -->\n<!-- end -->'
-  assert '| one | █▆▁ |' in tables.render(text, tmp_path)
+  assert '| one | █▆▁ |' in documents.render(text, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
   for old in ('', '7', '0.75 ± 0.5', '-3.0 (-4 to 2e-8)', made):
     assert filled(marker, tmp_path, old) == made
   row = f'| a | <!-- {marker} -->{made} |'
-  assert not tables.unstored(f'| b | c |\n| --- | --- |\n{row}')
+  assert not documents.unstored(f'| b | c |\n| --- | --- |\n{row}')
 
 
 @pytest.mark.parametrize(
@@ -161,27 +163,27 @@ def test_a_number_takes_the_place_of_the_old_one(stored, tmp_path, asked, made):
 def test_what_is_not_stored_is_named(stored, tmp_path, marker, says):
   marker = marker.format(f'pbgd/{stored.stem}')
   with pytest.raises(ValueError, match=says):
-    tables.render(f'<!-- {marker} -->', tmp_path)
+    documents.render(f'<!-- {marker} -->', tmp_path)
 
 
 def test_a_table_may_wait_for_its_run(tmp_path):
-  made = tables.render('<!-- table: moco/other -->\n<!-- end -->', tmp_path)
+  made = documents.render('<!-- table: moco/other -->\n<!-- end -->', tmp_path)
   assert 'Not measured yet: there is no stored result `moco/other`' in made
 
 
 def test_a_row_by_hand_is_found():
   table = lambda cell: f'| a | b |\n| --- | --- |\n| x | {cell} |\n'
   for cell in ('0.5', '0.5 ± 0.1', '12', 'about 0.5'):
-    assert len(tables.unstored(table(cell))) == 1
+    assert len(documents.unstored(table(cell))) == 1
   by_hand = '<!-- by hand -->\n{}' + table('0.5') + '<!-- end -->\n'
-  assert tables.unstored(by_hand.format(''))  # Nothing says where from.
+  assert documents.unstored(by_hand.format(''))  # Nothing says where from.
   for text in (
     table('SOBA'),
     table('`p0.5`'),
     by_hand.format('Published:\n\n'),
     table('0.5, before results were stored'),
   ):
-    assert not tables.unstored(text)
+    assert not documents.unstored(text)
 
 
 def test_too_much_is_not_stored(stored, tmp_path):
@@ -190,7 +192,7 @@ def test_too_much_is_not_stored(stored, tmp_path):
   results['metrics'] = {f'metric{i}': i / 3 for i in range(8_000)}
   path.write_text(json.dumps(results))
   with pytest.raises(ValueError, match='too many to keep, at most 100,000'):
-    tables.store(path.parent, tmp_path)
+    stored_lib.store(path.parent, tmp_path)
 
 
 def test_what_one_page_lacks_keeps_no_other_from_being_written(
@@ -217,11 +219,11 @@ def test_documents_are_as_the_stored_results_make_them(capsys):
 
 
 def test_stored_results_are_small_and_whole():
-  found = sorted(tables.ROOT.glob('experiments/*/results/*.json'))
+  found = sorted(stored_lib.ROOT.glob('experiments/*/results/*.json'))
   assert found
   for path in found:
     kept = json.loads(path.read_text(encoding='utf-8'))
-    assert path.stat().st_size < tables.LARGEST
+    assert path.stat().st_size < stored_lib.LARGEST
     for name in ('metrics', 'seeds', 'settings', 'versions', 'command', 'date'):
       assert kept[name], path
     assert kept['hardware']['cores'] and kept['wall_seconds']

@@ -28,14 +28,18 @@ def train(workdir):
   loss = lambda params, batch: jnp.sum((params - batch) ** 2)
   return harness.train(
     optax.chain(bj.gradient(loss), optax.adam(0.1)),
-    lambda context: jnp.zeros(3),
-    lambda context: jax.random.uniform(context.key, (3,)),
-    steps=4,
-    chunk=1,
-    seeds=2,
-    workdir=workdir,
-    save_seconds=0,
-    settings={'name': 'damage'},
+    harness.Task(
+      lambda context: jnp.zeros(3),
+      lambda context: jax.random.uniform(context.key, (3,)),
+    ),
+    harness.Training(
+      steps=4,
+      chunk=1,
+      seeds=2,
+      workdir=workdir,
+      save_seconds=0,
+      settings={'name': 'damage'},
+    ),
   )
 
 

@@ -39,7 +39,7 @@ class AllStoppedError(UserError, FloatingPointError):
   """All seeds became non-finite.
 
   Attributes:
-    trained: the run so far, an `outcome.Trained`: what was reached before may
+    trained: the run so far, a `Trained`: what was reached before may
       count. None where there is none.
   """
 

@@ -21,9 +21,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.harness.app import errors, quiet
-from experiments.harness.store import files
+from experiments.harness.store import files, loading
 from experiments.harness.store import leaves as leaves_lib
-from experiments.harness.store import loading as saved_lib
 
 
 class _AboutHandler(ocp.AsyncCheckpointHandler):
@@ -41,7 +40,7 @@ class _AboutHandler(ocp.AsyncCheckpointHandler):
       (pathlib.Path(directory) / 'metadata').write_text(content)
 
   def restore(self, directory, args):
-    raise NotImplementedError  # `saved.read_about` needs no orbax.
+    raise NotImplementedError  # `loading.read_about` needs no orbax.
 
   def close(self):
     self._thread.shutdown()
@@ -130,7 +129,7 @@ class Checkpoints:
     paths, extra = leaves_lib.paths(tree), dict(extra)
     about = lambda: {
       'leaves': {
-        name: saved_lib.Leaf(leaves_lib.describe(x), leaves_lib.digest(x), path)
+        name: loading.Leaf(leaves_lib.describe(x), leaves_lib.digest(x), path)
         for (name, x), path in zip(leaves.items(), paths, strict=True)
       },
       'extra': extra,
@@ -181,12 +180,12 @@ class Checkpoints:
     Raises:
       OtherRunError: if a good checkpoint holds another structure than `like`.
     """
-    steps = saved_lib.saved_steps(self._folder)
+    steps = loading.saved_steps(self._folder)
     for step, folder in steps.items():
       try:
-        about = saved_lib.read_about(folder)
+        about = loading.read_about(folder)
         self._check_structure(about.leaves, like)
-        leaves = saved_lib.read_leaves(folder, about.leaves)
+        leaves = loading.read_leaves(folder, about.leaves)
       except errors.OtherRunError:
         raise
       except Exception as error:  # Whatever a damaged file makes orbax raise.
@@ -219,7 +218,7 @@ class Checkpoints:
       self._quiet.stop()
 
   def _check_structure(
-    self, saved: Mapping[str, saved_lib.Leaf], like: Any
+    self, saved: Mapping[str, loading.Leaf], like: Any
   ) -> None:
     kind = lambda leaf: leaves_lib.describe(leaves_lib.empty(leaf))
     here = {name: kind(leaf) for name, leaf in leaves_lib.named(like)}
@@ -237,7 +236,7 @@ class Checkpoints:
     self, step: int, folder: pathlib.Path, error: Exception
   ) -> None:
     time.sleep(0.3)  # For what is still under way.
-    what = f'{saved_lib.damage(step, error)}: going on from the one before'
+    what = f'{loading.damage(step, error)}: going on from the one before'
     files.put_aside(folder, what, self._folder.parent)
     self._manager.reload()
 

@@ -50,17 +50,8 @@ def copies(tree: Any) -> list[np.ndarray]:
     jax.random.key_data(leaf) if _is_key(leaf) else leaf
     for leaf in jax.tree.leaves(tree)
   ]
-  # What other processes hold a part of is gathered, whole, in each of them.
-  here = [
-    leaf
-    if not isinstance(leaf, jax.Array)
-    or leaf.is_fully_addressable
-    or leaf.is_fully_replicated
-    else multihost_utils.process_allgather(leaf, tiled=True)
-    for leaf in plain
-  ]
   # Of an array of the CPU, numpy gets a view, which a donation would break.
-  return [np.array(leaf, copy=True) for leaf in jax.device_get(here)]
+  return [np.array(leaf, copy=True) for leaf in whole(plain)]
 
 
 def empty(leaf: Any) -> np.ndarray:
@@ -109,7 +100,7 @@ def whole(tree: Any) -> Any:
   def gather(leaf):
     here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     if here or leaf.is_fully_replicated:
-      return np.asarray(leaf)
+      return leaf
     return multihost_utils.process_allgather(leaf, tiled=True)
 
-  return jax.tree.map(gather, tree)
+  return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(gather, tree)))

@@ -16,7 +16,6 @@ fails costs its own row, which says why.
 """
 
 import dataclasses
-import itertools
 import math
 import time
 import traceback
@@ -27,52 +26,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.app import errors, flags
-from experiments.harness.study import results as results_lib
-from experiments.harness.train import trained as outcome_lib
-
-Point = dict[str, float]
+from experiments.harness.study.results import Results
+from experiments.harness.study.search import Axis as Axis
+from experiments.harness.study.search import (
+  Grid,
+  Point,
+  Trial,
+  as_axes,
+  count_points,
+  search,
+)
+from experiments.harness.study.search import among as among
+from experiments.harness.train import task
+from experiments.harness.train.trained import Trained
 
 
 def tuning_seeds(count: int) -> tuple[int, ...]:
   """Seeds that are not reported: a million and on; reported ones begin at 0."""
   return tuple(range(1_000_000, 1_000_000 + count))
-
-
-class Axis(NamedTuple):
-  """The tried values of one hyperparameter.
-
-  Attributes:
-    values: in rising order.
-    bounds: where its range ends by itself: a choice there is not at an edge.
-      An axis whose ends are its bounds is never widened.
-  """
-
-  values: tuple[float, ...]
-  bounds: tuple[float, float] = (0.0, math.inf)
-
-  def side(self, value: float) -> int:
-    """-1 or 1 if a value is at an edge, else 0; alone, it was not chosen."""
-    low, high = self.values[0], self.values[-1]
-    if low == high:
-      return 0
-    if value == low > self.bounds[0]:
-      return -1
-    return int(value == high < self.bounds[1])
-
-  def widened(self, side: int) -> 'Axis':
-    """With one more value at a side: the next of the progression there."""
-    end, inner = self.values[::side][-1], self.values[::side][-2]
-    # Of values of which some are not positive, differences are continued.
-    new = end * end / inner if self.values[0] > 0 else 2 * end - inner
-    new = min(max(float(f'{new:.3g}'), self.bounds[0]), self.bounds[1])
-    if all(isinstance(x, int) for x in self.values):
-      new = round(new)  # What is counted stays whole.
-    return self._replace(values=tuple(sorted({*self.values, new})))
-
-
-def among(values: Sequence[float]) -> Axis:
-  """An axis of choices that nothing lies beyond."""
-  return Axis(tuple(values), (min(values), max(values)))
 
 
 class Job(NamedTuple):
@@ -83,31 +54,35 @@ class Job(NamedTuple):
     tuning: whether it is for the choice of a point only.
     hyper: hyperparameters by name, float (members,).
     seeds: one for each member.
-    keywords: `name`, `seeds`, `hyper`, `workdir`, `settings` and
-      `save_seconds`, for `harness.train`.
+    name: its folder in the workdir.
+    settings: plain values that it depends on; `tried` has the points.
+    options: what the flags say.
   """
 
   method: str
   tuning: bool
   hyper: dict[str, Any]
   seeds: tuple[int, ...]
-  keywords: dict[str, Any]
+  name: str
+  settings: Mapping[str, Any]
+  options: flags.Options
 
+  def training(self, steps: int, chunk: int, **fields: Any) -> task.Training:
+    """How it is trained.
 
-class Trial(NamedTuple):
-  """A point that was tried.
-
-  Attributes:
-    point: hyperparameters by name.
-    score: higher is better; -inf if a seed of it became non-finite.
-    trained: the run that it was part of; None if all of that stopped.
-    members: its members there, int (tuning seeds,).
-  """
-
-  point: Point
-  score: float
-  trained: outcome_lib.Trained | None
-  members: np.ndarray
+    Args:
+      steps: a field of `harness.Training`.
+      chunk: another field.
+      **fields: all others; they replace what the job says.
+    """
+    fields = {
+      'seeds': self.seeds,
+      'name': self.name,
+      'settings': self.settings,
+    } | fields
+    return task.Training.from_options(
+      self.options, steps=steps, chunk=chunk, **fields
+    )
 
 
 class Outcome(NamedTuple):
@@ -132,7 +107,7 @@ class Outcome(NamedTuple):
   edges: tuple[str, ...] = ()
   score: float = -math.inf
   trials: tuple[Trial, ...] = ()
-  trained: outcome_lib.Trained | None = None
+  trained: Trained | None = None
   members: Any = ()
   looks: int = 1
   seconds: float = 0.0
@@ -178,7 +153,7 @@ class Rules:
 
   options: flags.Options = dataclasses.field(kw_only=False)
   settings: Mapping[str, Any]
-  score: Callable[[outcome_lib.Trained], Any]
+  score: Callable[[Trained], Any]
   tuning_seeds: tuple[int, ...] = ()
   over_seeds: Callable[[Any], Any] = np.mean
   widenings: int = 3
@@ -190,13 +165,10 @@ class Rules:
       raise ValueError(f'the seeds {sorted(shared)} are tuned on and reported.')
 
 
-Grid = Mapping[str, Axis | Sequence[float]]
-
-
 def compare(
   rules: Rules,
   methods: Sequence[str],
-  train: Callable[[Job], outcome_lib.Trained],
+  train: Callable[[Job], Trained],
   grid: Grid | Callable[[str], Grid],
 ) -> dict[str, Outcome]:
   """Tunes and runs all methods.
@@ -204,8 +176,8 @@ def compare(
   Args:
     rules: of the comparison.
     methods: their names.
-    train: runs a `Job` by `harness.train(..., **job.keywords)`. A point all of
-      whose seeds stop is not chosen.
+    train: runs a `Job` by `harness.train`, with its `hyper` and its `training`.
+      A point all of whose seeds stop is not chosen.
     grid: tried values by hyperparameter, or a function from a method to them.
 
   Returns:
@@ -215,8 +187,8 @@ def compare(
     ValueError: if grids have different numbers of points; a grid of one point,
       {} for a method with nothing to tune, may stand beside them.
   """
-  grids = {m: _axes(grid(m) if callable(grid) else grid) for m in methods}
-  counts = {m: _count(axes) for m, axes in grids.items()}
+  grids = {m: as_axes(grid(m) if callable(grid) else grid) for m in methods}
+  counts = {m: count_points(axes) for m, axes in grids.items()}
   if len(set(counts.values()) - {1}) > 1:
     said = ', '.join(f'{m} {n}' for m, n in counts.items())
     raise ValueError(f'methods are tried at equal numbers of points: {said}.')
@@ -226,13 +198,13 @@ def compare(
 def run(
   rules: Rules,
   method: str,
-  train: Callable[[Job], outcome_lib.Trained],
+  train: Callable[[Job], Trained],
   grid: Grid,
 ) -> Outcome:
   """Tunes and runs one method; see `compare`."""
   start = time.monotonic()
   try:
-    outcome = _run(rules, method, train, _axes(grid))
+    outcome = _run(rules, method, train, as_axes(grid))
   except errors.AllStoppedError as error:
     outcome = _failed(method, error)
   except errors.UserError:
@@ -259,7 +231,7 @@ def _run(rules, method, train, axes):
   reported = lambda point: _train(
     rules, method, method, train, [point], seeds, tuning=False
   )
-  if rules.tuning_seeds and _count(axes) == 1:
+  if rules.tuning_seeds and count_points(axes) == 1:
     # Nothing is chosen, so nothing is tuned.
     point = {name: axis.values[0] for name, axis in axes.items()}
     members = np.arange(len(seeds))
@@ -289,15 +261,9 @@ def _train(rules, method, name, train, points, seeds, *, tuning):
     )
     for name in points[0]
   }
-  keywords = {
-    'name': name,
-    'seeds': members,
-    'hyper': hyper,
-    'workdir': rules.options.workdir,
-    'save_seconds': rules.options.save_seconds,
-    'settings': {**rules.settings, 'tried': points},
-  }
-  return train(Job(method, tuning, hyper, members, keywords))
+  settings = {**rules.settings, 'tried': points}
+  job = Job(method, tuning, hyper, members, name, settings, rules.options)
+  return train(job)
 
 
 def _try(rules, method, name, train, points):
@@ -334,76 +300,6 @@ def _try(rules, method, name, train, points):
   ]
 
 
-def search(
-  grid: Grid,
-  try_points: Callable[[list[Point], int], list[Trial]],
-  *,
-  widenings: int = 3,
-  whole: bool = True,
-) -> tuple[Trial, tuple[str, ...], list[Trial]]:
-  """Tries a grid, and widens the axes at whose ends the best point lies.
-
-  Args:
-    grid: tried values by hyperparameter.
-    try_points: from points and how often there was a widening before to their
-      trials; it is never asked for a point again.
-    widenings: how often an axis may grow.
-    whole: whether all points of a wider grid are tried. If not, only those
-      that have, on each widened axis, its new value or the chosen one, and on
-      the others what is chosen: few, however many axes there are.
-
-  Returns:
-    The trial that is chosen, the hyperparameters whose choice is at an edge of
-    what was tried, and all trials.
-  """
-  axes, trials = _axes(grid), []
-  ranges = {name: axis.values for name, axis in axes.items()}
-  for widening in range(widenings + 1):
-    points = [
-      dict(zip(ranges, values, strict=True))
-      for values in itertools.product(*ranges.values())
-    ]
-    tried = [trial.point for trial in trials]
-    points = [point for point in points if point not in tried]
-    if not points:  # A whole number has nothing beyond it.
-      break
-    trials += try_points(points, widening)
-    chosen, sides = _choose(trials, axes)
-    if not any(sides.values()) or not math.isfinite(chosen.score):
-      break
-    axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
-    # What is chosen at an end stands beside the new end there.
-    ends = {-1: slice(0, 2), 1: slice(-2, None)}
-    ranges = {
-      name: axis.values
-      if whole
-      else axis.values[ends[side]]
-      if (side := sides[name])
-      else (chosen.point[name],)
-      for name, axis in axes.items()
-    }
-  return chosen, tuple(name for name, side in sides.items() if side), trials
-
-
-def _choose(trials, axes):
-  sides = lambda trial: {n: axes[n].side(x) for n, x in trial.point.items()}
-  inner = lambda trial: -sum(map(abs, sides(trial).values()))
-  # Of equals, one that is not at an edge.
-  chosen = max(trials, key=lambda trial: (trial.score, inner(trial)))
-  return chosen, sides(chosen)
-
-
-def _axes(grid):
-  return {
-    name: axis if isinstance(axis, Axis) else Axis(tuple(sorted(axis)))
-    for name, axis in grid.items()
-  }
-
-
-def _count(axes):
-  return math.prod(len(axis.values) for axis in axes.values())
-
-
 def best_of(
   name: str, outcomes: Sequence[Outcome], key: Callable[[Outcome], float]
 ) -> Outcome:
@@ -428,7 +324,7 @@ def best_of(
 
 
 def add_outcomes(
-  results: results_lib.Results,
+  results: Results,
   outcomes: Mapping[str, Outcome],
   measure: Callable[[Outcome], Mapping[str, Any]],
   at: Mapping[str, Any] | None = None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.harness.app import flags
 from experiments.harness.data import sources
 from experiments.harness.study import plots, report
-from experiments.harness.study import results as results_lib
+from experiments.harness.study.results import Column, Results
 
 if TYPE_CHECKING:
   import matplotlib.figure
@@ -41,10 +41,10 @@ class Report:
     folder: where in the workdir all is written; '' for the workdir itself.
   """
 
-  results: results_lib.Results
+  results: Results
   _: dataclasses.KW_ONLY
   rows: str | Sequence[str] = 'method'
-  columns: Sequence[str | results_lib.Column] = ()
+  columns: Sequence[str | Column] = ()
   titles: Mapping[Any, str] = dataclasses.field(default_factory=dict)
   curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   plots: Mapping[str, 'matplotlib.figure.Figure'] = dataclasses.field(

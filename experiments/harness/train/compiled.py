@@ -7,11 +7,9 @@ from typing import Any
 import jax
 
 from experiments.harness.app import compile_time
-from experiments.harness.train import one_of as streams_lib
-from experiments.harness.train import placement as placement_lib
-from experiments.harness.train import program as program_lib
-from experiments.harness.train import stream as stream_lib
 from experiments.harness.train.context import Members, Shared
+from experiments.harness.train.placement import Placement
+from experiments.harness.train.program import Carry, Program
 
 # Bytes from which a member that is alone takes one step a dispatch: a loop that
 # is compiled holds all gradients at once, or copies of weights. What a dispatch
@@ -32,15 +30,16 @@ class Compiled:
 
   def __init__(
     self,
-    program: program_lib.Program,
+    program: Program,
     every: Members,
     shared: Shared,
-    placement: placement_lib.Placement,
-    stream: stream_lib.Stream | streams_lib.OneOf | None = None,
+    placement: Placement,
+    stream: Any = None,
   ):
     self._program, self._inputs = program, (every, shared)
     self._placement, self._stream, self._batches = placement, stream, None
     self._running = self._compiling = 0.0
+    self.freezes = program.freezes
     self.shapes = jax.eval_shape(program.init, *self._inputs)
     self._carry = placement.carry(self.shapes)
     if self._carry is not None:
@@ -54,21 +53,21 @@ class Compiled:
     self._step_by_step = stream is not None or alone
     self.culprits = program.culprits(self.shapes)
 
-  def init(self) -> program_lib.Carry:
+  def init(self) -> Carry:
     """The carry at step 0."""
     # What a compiled function returns shares no buffer with its inputs or
     # within itself, so that the carry can be donated.
     return self._run('init', *self._inputs)
 
-  def restore(self, restored: Any) -> program_lib.Carry:
+  def restore(self, restored: Any) -> Carry:
     """Goes on with what a checkpoint held, and with its time."""
     self._running = restored.extra['seconds']
     self._compiling = restored.extra['compile_seconds']
     return restored.tree
 
   def advance(
-    self, carry: program_lib.Carry, length: int
-  ) -> tuple[program_lib.Carry, dict[str, jax.Array]]:
+    self, carry: Carry, length: int
+  ) -> tuple[Carry, dict[str, jax.Array]]:
     """Takes so many steps and measures; donates the carry."""
     if self._step_by_step:
       if self._batches is None and length:
@@ -86,9 +85,7 @@ class Compiled:
       return itertools.repeat(None)
     return self._stream.batches(step, self._placement.examples)
 
-  def choose(
-    self, carry: program_lib.Carry, step: int, score: Any
-  ) -> program_lib.Carry:
+  def choose(self, carry: Carry, step: int, score: Any) -> Carry:
     """Puts the params of members whose score is the best so far into best."""
     best = self._run('choose', carry.best, carry.params, step, score)
     return carry._replace(best=best)

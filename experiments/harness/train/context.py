@@ -116,7 +116,7 @@ def context_of(
 
 
 def over_members(fn: Callable[..., Any], at_once: int | None):
-  """Maps fn(mine, member, shared) over the members of the first two.
+  """Maps fn(arrays, member, shared) over the members of the first two.
 
   Args:
     fn: of one member; what is shared is not mapped.
@@ -132,8 +132,8 @@ def over_members(fn: Callable[..., Any], at_once: int | None):
   # A batch of one would still be a vmap, which takes every branch.
   size = None if at_once == 1 else at_once
 
-  def mapped(mine, every, shared):
+  def mapped(arrays, every, shared):
     one = lambda each: fn(*each, shared)
-    return jax.lax.map(one, (mine, every), batch_size=size)
+    return jax.lax.map(one, (arrays, every), batch_size=size)
 
   return mapped

@@ -9,57 +9,32 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.harness.app import errors, termination
-from experiments.harness.app import progress as progress_lib
-from experiments.harness.store import checkpoints, files, identity
-from experiments.harness.store import records as metrics_lib
-from experiments.harness.train import compiled, host, placement
-from experiments.harness.train import context as context_lib
-from experiments.harness.train import one_of as streams_lib
-from experiments.harness.train import program as program_lib
-from experiments.harness.train import recorder as recording
-from experiments.harness.train import stream as stream_lib
-from experiments.harness.train import trained as outcome
+from experiments.harness.app import errors, progress, termination
+from experiments.harness.store import checkpoints, files, identity, records
+from experiments.harness.train import (
+  compiled,
+  context,
+  metrics,
+  placement,
+  program,
+  trained,
+)
+from experiments.harness.train.task import Measure, Task, Training
 
 
 def train(
   solver: Any,
-  init: Callable[[context_lib.Context], Any],
-  batch: Callable[[context_lib.Context], Any] | None = None,
-  *,
-  steps: int,
-  chunk: int,
-  seeds: int | Sequence[int],
-  workdir: files.Path | None,
-  name: str = 'run',
-  data: Any = (),
-  shard: Any = None,
-  frozen: Any = (),
-  layout: placement.Layout | None = None,
-  stream: stream_lib.Stream | streams_lib.OneOf | None = None,
-  own: Any = (),
-  hyper: Any = (),
-  evaluate: Callable[..., dict[str, Any]] | None = None,
-  evaluate_host: Callable[..., dict[str, Any]] | None = None,
-  host_every: int = 1,
-  host_state: MutableMapping[str, Any] | None = None,
-  loss_last: bool = False,
-  select: str | None = None,
-  stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None,
-  record_start: bool = False,
-  at_once: int | None = None,
-  settings: Any = None,
-  keep: int = 2,
-  save_seconds: float = 10.0,
-) -> outcome.Trained:
+  task: Task,
+  training: Training,
+  measure: Measure | None = None,
+) -> trained.Trained:
   """Trains all members in one compiled program, and resumes if it was killed.
 
   Calls with the same functions and shapes share their program, as those of
@@ -71,64 +46,9 @@ def train(
     solver: a transformation that takes a batch, or a function from a `Context`
       to one, whose `hyper`, `own`, `data`, `seed_key` and `key` it may use: so
       environments in a solver's state differ by seed. Its step is always 0.
-    init: initial params from a `Context` at step 0.
-    batch: the batch of a step, from its `Context`; None gives what the stream
-      gives, or None. Running statistics, in `bj.outputs(state)`, a wrapper of
-      the solver's `update` adds, which has the state.
-    steps: steps in all. May be raised later: the run then goes on. What
-      `evaluate_host` measured at the former end stays, and may be selected.
-    chunk: steps between two records; the last chunk may be shorter. Without a
-      stream, they are one dispatch.
-    seeds: seeds 0 ... n - 1 for a number n, or one seed for each member.
-    workdir: folder of the run; the same call with the same folder resumes.
-      None keeps nothing.
-    name: subfolder of `workdir`, and the name in messages.
-    data: arrays shared by all members.
-    shard: which leaves of `data` have a leading axis of examples to split over
-      all devices: a pytree prefix of True, False and None. None splits those
-      whose axis the devices divide and that are large; what a split changes is
-      rounding. False where single examples are drawn from a leaf: that would
-      gather them from all devices.
-    frozen: weights that are not trained, shared by all members: never split as
-      examples, only as the layout says.
-    layout: how params and frozen weights lie on a mesh of devices; None leaves
-      them whole on each device. A run may go on on another mesh.
-    stream: batches that the host makes, for data that does not fit: the same
-      for all members, `streamed` in the `Context`. One dispatch is one step.
-    own: arrays with a leading axis of members.
-    hyper: hyperparameters, likewise: see `members`.
-    evaluate: `(context, params, state)` to a dict of scalars, recorded beside
-      the solver's losses and counts. `loss/name` is the mean over the steps
-      since the record before that evaluated this loss, NaN if none did;
-      `count/name` the number so far.
-    evaluate_host: `(params, step, state)` to a dict of numbers, any Python:
-      params and state have a leading axis of members, and a metric is one
-      number or one for each member. Recorded and selected like the others.
-    host_every: it is called at the first record at or after each multiple of
-      this many steps, and at the last step.
-    host_state: by name, what Python holds beside the params, kept in the
-      checkpoints: objects with `get_state` and `set_state`, or values, which
-      are replaced in the mapping where a run is resumed. Values, also those of
-      `get_state`, are numbers, texts, bytes, arrays, generators of numpy and of
-      `random`, and lists, tuples and dicts of these.
-    loss_last: whether to record the losses of the last step too, as
-      `loss_last/name`.
-    select: the metric, higher is better, by which the best params are kept.
-    stop_when: tells from the history whether to end the run here.
-    record_start: whether to record step 0.
-    at_once: members that run side by side; None for all. All is faster where
-      members share data and have small weights, whose products become one, or
-      where a step is tiny. Take 1 for a network whose activations on a batch
-      exceed the processor's cache, which is then faster and takes less memory
-      (`experiments.benchmarks` measures both), and where a solver branches by
-      `lax.cond`: vmap would take every branch.
-    settings: a dataclass or mapping of plain values; a run with others in the
-      same folder is refused, and so is one with other `data`, `frozen`, `own`
-      or `hyper`.
-    keep: checkpoints to keep.
-    save_seconds: least time between two checkpoints, which are written in the
-      background; the first chunk and the last step are always saved. 0 saves
-      after each chunk.
+    task: what members learn from.
+    training: how long, with which seeds, and where it is storage.
+    measure: what is measured, and what that decides; None for losses only.
 
   Returns:
     A `Trained`.
@@ -143,194 +63,260 @@ def train(
     BusyError: if another process is at work in the folder.
     SystemExit: with the status `termination.EXIT_STATUS`, after a SIGTERM.
   """
-  seeds = context_lib.as_seeds(seeds)
-  count = len(seeds)
-  if chunk < 1 or steps < 1 or host_every < 1:
-    raise ValueError(
-      f'steps={steps}, chunk={chunk} and host_every={host_every} are whole '
-      'numbers of steps, at least 1.'
-    )
-  _check_members(count, own=own, hyper=hyper)
-  identified: dict[str, Any] = {
-    'train.chunk': chunk,
-    'train.seeds': list(seeds),
-    'train.select': select,
-  }
-  if workdir is not None:
-    if host_state is not None:
-      host.pack(host_state)  # Tells before the run what cannot be saved.
-    if stream is not None:
-      identified['train.stream'] = stream.description()
-      if stream.files:
-        identified |= identity.digest_files(
-          'train.files', stream.files, files.make_folder(workdir)
-        )
-    trees = {'data': data, 'frozen': frozen, 'own': own, 'hyper': hyper}
-    for kind, tree in trees.items():
-      identified |= identity.digests(f'train.{kind}', tree)
-  program = program_lib.program_of(
-    solver,
-    init,
-    batch,
-    evaluate,
-    count=count,
-    select=select is not None,
-    loss_last=loss_last,
-    at_once=at_once,
-  )
-  data, places = placement.place(
-    data,
-    shard,
-    layout=layout,
-    batch_sizes=() if stream is None else stream.batch_sizes,
-  )
-  runner = compiled.Compiled(
-    program,
-    places.replicate(
-      context_lib.Members(jnp.asarray(seeds, jnp.uint32), own, hyper)
-    ),
-    context_lib.Shared(data, places.frozen(frozen)),
-    places,
-    stream,
-  )
-
+  seeds = context.as_seeds(training.seeds)
+  training = training._replace(seeds=seeds)
+  measure = Measure() if measure is None else measure
+  _check(task, training, measure)
+  runner, places = _compile(solver, task, training, measure)
   with contextlib.ExitStack() as stack:
     terminated = stack.enter_context(termination.deferred())
-    saved, restored, records = None, None, metrics_lib.Records()
-    if workdir is not None:
-      folder = files.make_folder(pathlib.Path(workdir) / name)
-      if files.is_writer():
-        stack.enter_context(files.locked(folder))
-      if dataclasses.is_dataclass(settings):
-        settings = dataclasses.asdict(settings)
-      checkpoints.check_settings(
-        folder / 'settings.json', dict(settings or {}) | identified
-      )
-      saved = checkpoints.Checkpoints(folder / 'checkpoints', keep=keep)
-      stack.callback(saved.close)
-      restored = saved.restore(runner.shapes)
-      records = _open_records(stack, folder, restored, steps)
-    recorder = recording.Recorder(
-      records,
-      runner,
-      places,
-      seeds,
-      steps=steps,
-      evaluate_host=evaluate_host,
-      host_every=host_every,
-      select=select,
+    storage = _Storage(records.Records())
+    if training.workdir is not None:
+      storage = _open(stack, task, training, measure, runner.shapes)
+    recorder = metrics.Recorder(
+      storage.history, runner, places, seeds, training.steps, measure
     )
-
-    if restored is not None:
-      if host_state is not None and 'host_state' in restored.extra:
-        host.unpack(host_state, restored.extra['host_state'], folder)
-      carry = runner.restore(restored)
-    else:
-      carry = runner.init()
-      if record_start:
-        carry = recorder.add(*runner.advance(carry, 0), -1)
-
-    step = int(carry.step)
-    if step >= steps:
-      print(
-        f'{name}: finished before, nothing is run; its result is read from '
-        f'{folder}. Delete that folder to run it anew.',
-        file=sys.stderr,
-        flush=True,
+    loop = _Loop(training, measure, runner, recorder, storage)
+    if loop.step >= training.steps:
+      _say(
+        f'{training.name}: finished before, nothing is run; its result is read '
+        f'from {storage.folder}. Delete that folder to run it again.'
       )
-    bar = progress_lib.Progress(name, steps, step)
+    bar = progress.Progress(training.name, training.steps, loop.step)
     stack.callback(bar.close)
-    stops = recorder.stops(carry)
     leaving, _ = _agree(terminated(), False)
-    saved_at, saved_step = -float('inf'), step
-
-    def save():
-      extra: dict[str, Any] = dict(runner.seconds())
-      if host_state is not None:
-        extra['host_state'] = host.pack(host_state)
-      saved.save(step, carry, extra)
-      return time.monotonic(), step
-
-    def lost():
-      """Whether the carry is no longer finite."""
-      return bool(stops) and not program.freezes
-
-    def over():
-      if stop_when is None or not records.records:
-        return False
-      return stop_when(records.history()[1])
-
-    while not (leaving or step >= steps or len(stops) == count or over()):
-      before = step
-      # Records stay on multiples of the chunk, also after an odd end.
-      length = min(chunk - step % chunk, steps - step)
-      carry, measured = runner.advance(carry, length)
-      step = int(carry.step)
-      carry = recorder.add(carry, measured, before)
-      known, stops = stops, recorder.stops(carry)
-      new = [stop for stop in stops if stop not in known]
-      outcome.warn_stopped(name, new, alone=count == 1)
-      bar.update(step)
-      due = time.monotonic() - saved_at >= save_seconds
-      # Rather than wait for a slow disk, save later.
-      due = due and not (saved and save_seconds and saved.busy)
-      leaving, due = _agree(terminated(), due)
-      if saved and due and not lost():
-        saved_at, saved_step = save()
-
-    if saved:
-      if step != saved_step and not lost():
-        save()
-      saved.wait()
+    while not (leaving or loop.over()):
+      loop.advance()
+      bar.update(loop.step)
+      leaving, due = _agree(terminated(), loop.save_is_due())
+      if due:
+        loop.save()
+    loop.finish()
     leaving, _ = _agree(terminated(), False)
     if leaving:
-      kept = (
-        'the same command goes on from here' if saved else 'nothing is kept'
-      )
-      message = f'{name}: terminated after step {step}; {kept}.'
-      print(message, file=sys.stderr, flush=True)
+      then = 'the same command goes on from here'
+      then = then if storage.writer else 'nothing is kept'
+      _say(f'{training.name}: terminated after step {loop.step}; {then}.')
       termination.leave()
-
-  record_steps, history = records.history()
-  trained = outcome.Trained(
-    params=places.local(carry.params),
-    state=places.local(carry.state),
-    best=places.local(carry.best),
-    step=step,
-    steps=record_steps,
-    history=history,
-    stopped=stops,
-    **runner.seconds(),
-  )
-  if len(stops) == count:
-    where = ''
-    if saved and not lost():
-      where = f' The last finite ones are in {folder}.'
-    elif saved and saved_step:
-      where = f' The checkpoint of step {saved_step} is in {folder}.'
-    raise outcome.all_stopped(name, trained, where)
-  return trained
+  return loop.result(places)
 
 
-def _open_records(
-  stack: contextlib.ExitStack,
-  folder: pathlib.Path,
-  restored: checkpoints.Restored | None,
-  steps: int,
-) -> metrics_lib.Records:
-  """The records up to a checkpoint; the first process also writes them."""
-  since = -1 if restored is None else restored.step
-  if since > steps:
-    raise errors.OtherRunError(
-      f'{folder} holds a run of {since} steps, more than steps={steps}. '
-      'Give at least as many, or another --workdir.'
+class _Storage(NamedTuple):
+  """What a run keeps; without a folder, nothing but the history.
+
+  Attributes:
+    history: the records so far.
+    folder: of the run.
+    writer: of the checkpoints in it.
+    restored: the checkpoint from which the run goes on.
+  """
+
+  history: records.Records
+  folder: pathlib.Path | None = None
+  writer: checkpoints.Checkpoints | None = None
+  restored: checkpoints.Restored | None = None
+
+
+class _Loop:
+  """A run under way: its carry, its step, and which members have stopped."""
+
+  def __init__(
+    self,
+    training: Training,
+    measure: Measure,
+    runner: compiled.Compiled,
+    recorder: metrics.Recorder,
+    storage: _Storage,
+  ):
+    self._training, self._measure = training, measure
+    self._runner, self._recorder, self._storage = runner, recorder, storage
+    if storage.restored is not None:
+      self._carry = runner.restore(storage.restored)
+    else:
+      self._carry = runner.init()
+      if measure.record_start:
+        carry, measured = runner.advance(self._carry, 0)
+        self._carry = recorder.add(carry, measured, -1)
+    self.step = int(self._carry.step)
+    self._stops = recorder.stops(self._carry)
+    self._saved_at, self._saved_step = -float('inf'), self.step
+
+  def over(self) -> bool:
+    """Whether no further chunk is to be run."""
+    if self.step >= self._training.steps or self._all_stopped():
+      return True
+    stop_when, history = self._measure.stop_when, self._recorder.history
+    if stop_when is None or not history.records:
+      return False
+    return bool(stop_when(history.history()[1]))
+
+  def advance(self) -> None:
+    """Runs a chunk, records it, and warns of members that stopped in it."""
+    before, training = self.step, self._training
+    # Records stay on multiples of the chunk, also after an odd end.
+    length = min(
+      training.chunk - before % training.chunk, training.steps - before
     )
-  if not files.is_writer():
+    carry, measured = self._runner.advance(self._carry, length)
+    self.step = int(carry.step)
+    self._carry = self._recorder.add(carry, measured, before)
+    known, self._stops = self._stops, self._recorder.stops(self._carry)
+    new = [stop for stop in self._stops if stop not in known]
+    alone = len(training.seeds) == 1
+    trained.warn_stopped(training.name, new, alone=alone)
+
+  def save_is_due(self) -> bool:
+    """Whether it is time for a checkpoint."""
+    seconds, writer = self._training.save_seconds, self._storage.writer
+    due = time.monotonic() - self._saved_at >= seconds
+    # Rather than wait for a slow disk, save later.
+    return due and not (writer and seconds and writer.busy)
+
+  def save(self) -> None:
+    """Saves, unless without a folder, or where params are not finite."""
+    if self._storage.writer and not self._lost():
+      seconds = self._runner.seconds()
+      self._storage.writer.save(self.step, self._carry, seconds)
+      self._saved_at, self._saved_step = time.monotonic(), self.step
+
+  def finish(self) -> None:
+    """Saves the last step, and waits until all is on disk."""
+    if self._storage.writer:
+      if self.step != self._saved_step:
+        self.save()
+      self._storage.writer.wait()
+
+  def result(self, places: placement.Placement) -> trained.Trained:
+    """The result; AllStoppedError if all members stopped."""
+    steps, history = self._recorder.history.history()
+    carry = self._carry
+    result = trained.Trained(
+      params=places.local(carry.params),
+      state=places.local(carry.state),
+      best=places.local(carry.best),
+      step=self.step,
+      steps=steps,
+      history=history,
+      stopped=self._stops,
+      **self._runner.seconds(),
+    )
+    if self._all_stopped():
+      where, folder = '', self._storage.folder
+      if folder and not self._lost():
+        where = f' The last finite ones are in {folder}.'
+      elif folder and self._saved_step:
+        where = f' The checkpoint of step {self._saved_step} is in {folder}.'
+      raise trained.all_stopped(self._training.name, result, where)
+    return result
+
+  def _all_stopped(self):
+    return len(self._stops) == len(self._training.seeds)
+
+  def _lost(self):
+    """Whether the carry is no longer finite."""
+    return bool(self._stops) and not self._runner.freezes
+
+
+def _check(task: Task, training: Training, measure: Measure) -> None:
+  steps, chunk, every = training.steps, training.chunk, measure.host_every
+  if chunk < 1 or steps < 1 or every < 1:
+    raise ValueError(
+      f'steps={steps}, chunk={chunk} and host_every={every} are whole numbers '
+      'of steps, at least 1.'
+    )
+  count = len(training.seeds)
+  for name, tree in (('own', task.own), ('hyper', task.hyper)):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+      shape = np.shape(leaf)
+      if not shape or shape[0] != count:
+        raise ValueError(
+          f'{name}{jax.tree_util.keystr(path)} needs a leading axis of '
+          f'{count}, one entry for each seed, got shape {shape}.'
+        )
+
+
+def _compile(
+  solver: Any, task: Task, training: Training, measure: Measure
+) -> tuple[compiled.Compiled, placement.Placement]:
+  """The program of a run with its inputs, and where these are."""
+  functions = program.program_of(
+    solver,
+    task.init,
+    task.batch,
+    measure.evaluate,
+    count=len(training.seeds),
+    select=measure.select is not None,
+    at_once=training.at_once,
+  )
+  data, places = placement.place(
+    task.data,
+    task.shard,
+    layout=training.layout,
+    batch_sizes=() if task.stream is None else task.stream.batch_sizes,
+  )
+  seeds = jnp.asarray(training.seeds, jnp.uint32)
+  members = context.Members(seeds, task.own, task.hyper)
+  shared = context.Shared(data, places.frozen(task.frozen))
+  runner = compiled.Compiled(
+    functions, places.replicate(members), shared, places, task.stream
+  )
+  return runner, places
+
+
+def _open(
+  stack: contextlib.ExitStack,
+  task: Task,
+  training: Training,
+  measure: Measure,
+  shapes: Any,
+) -> _Storage:
+  """Opens the folder of a run, once it is known to be of this run."""
+  folder = files.make_folder(pathlib.Path(training.workdir) / training.name)
+  if files.is_writer():
+    stack.enter_context(files.locked(folder))
+  settings = training.settings or {}
+  if dataclasses.is_dataclass(settings):
+    settings = dataclasses.asdict(settings)
+  checkpoints.check_settings(
+    folder / 'settings.json',
+    dict(settings) | _identify(task, training, measure),
+  )
+  writer = checkpoints.Checkpoints(folder / 'checkpoints')
+  stack.callback(writer.close)
+  restored = writer.restore(shapes)
+  since = -1 if restored is None else restored.step
+  if since > training.steps:
+    raise errors.OtherRunError(
+      f'{folder} holds a run of {since} steps, more than '
+      f'steps={training.steps}. Give at least as many, or another --workdir.'
+    )
+  if files.is_writer():
+    history = records.MetricsWriter(folder, step=since)
+    stack.callback(history.close)
+  else:
     path = folder / 'metrics.jsonl'
-    return metrics_lib.Records(metrics_lib.read_records(path, until=since))
-  records = metrics_lib.MetricsWriter(folder, step=since)
-  stack.callback(records.close)
-  return records
+    history = records.Records(records.read_records(path, until=since))
+  return _Storage(history, folder, writer, restored)
+
+
+def _identify(
+  task: Task, training: Training, measure: Measure
+) -> dict[str, Any]:
+  """What identifies a run besides its settings; each byte of data counts."""
+  identified: dict[str, Any] = {
+    'train.chunk': training.chunk,
+    'train.seeds': list(training.seeds),
+    'train.select': measure.select,
+  }
+  if task.stream is not None:
+    identified['train.stream'] = task.stream.description()
+    if task.stream.files:
+      identified |= identity.digest_files(
+        'train.files', task.stream.files, files.make_folder(training.workdir)
+      )
+  for kind in ('data', 'frozen', 'own', 'hyper'):
+    identified |= identity.digests(f'train.{kind}', getattr(task, kind))
+  return identified
 
 
 def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
@@ -341,12 +327,5 @@ def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
   return bool(votes[:, 0].any()), bool(votes[0, 1])
 
 
-def _check_members(count: int, **trees: Any) -> None:
-  for name, tree in trees.items():
-    for path, leaf in jax.tree.leaves_with_path(tree):
-      shape = np.shape(leaf)
-      if not shape or shape[0] != count:
-        raise ValueError(
-          f'{name}{jax.tree_util.keystr(path)} needs a leading axis of '
-          f'{count}, one entry for each seed, got shape {shape}.'
-        )
+def _say(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ freeze takes a second copy of all that a step changes, so a member that is alone
 goes on to the end of its chunk, and is not saved.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +17,14 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.harness.store import loading as saved
-from experiments.harness.train import context as context_lib
-from experiments.harness.train.context import Context, context_of
+from experiments.harness.store import loading
+from experiments.harness.train.context import (
+  Context,
+  Members,
+  Shared,
+  context_of,
+  over_members,
+)
 
 
 class Sum(NamedTuple):
@@ -63,27 +67,39 @@ class Carry(NamedTuple):
   best: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-  """Functions to compile, and what has been compiled of them.
+  """Functions of a run of `count` members, each compiled once for its shapes.
 
-  Attributes:
-    init: (members, shared) -> `Carry`.
-    chunk: (carry, members, shared, length=) -> (carry, metrics), after so many
-      steps; 0 measures only.
-    step: (carry, members, shared, streamed) -> carry, after one step.
-    choose: (best, params, step, score) -> `Best`, with what is better now.
-    culprits: names of the columns of `Carry.culprits`, from a carry's shapes.
-    freezes: whether a carry holds the last finite params of what has stopped.
+  Args:
+    solver: see `train`, as the next three are.
+    init: of `Task`.
+    batch: of `Task`.
+    evaluate: of `Measure`.
+    count: of members.
+    select: whether the best params are kept.
+    at_once: members that run side by side; None for all.
   """
 
-  init: Callable[..., Carry]
-  chunk: Callable[..., tuple[Carry, dict[str, chex.Array]]]
-  step: Callable[..., Carry]
-  choose: Callable[..., saved.Best]
-  culprits: Callable[[Carry], tuple[str, ...]]
-  freezes: bool
-  _jitted: dict[Any, Any] = dataclasses.field(default_factory=dict)
+  def __init__(
+    self,
+    solver: Any,
+    init: Callable[[Context], Any],
+    batch: Callable[[Context], Any] | None,
+    evaluate: Callable[[Context, Any, Any], dict[str, Any]] | None,
+    *,
+    count: int,
+    select: bool = False,
+    at_once: int | None = None,
+  ):
+    self._solver, self._init, self._batch = solver, init, batch
+    self._evaluate, self._count, self._select = evaluate, count, select
+    self._over_members = functools.partial(over_members, at_once=at_once)
+    self._jitted: dict[Any, Any] = {}
+
+  @property
+  def freezes(self) -> bool:
+    """Whether a carry holds the last finite params of what has stopped."""
+    return self._count > 1
 
   def jitted(self, name: str, shardings: Any) -> Any:
     """A function of the program to call, compiled once for its shapes.
@@ -103,58 +119,113 @@ class Program:
       )
     return self._jitted[key]
 
-
-# Programs that are remembered: those of a method and of the one before.
-_REMEMBERED = 8
-
-
-def program_of(*functions: Any, **static: Any) -> Program:
-  """The program of some functions: for the same ones, the same program.
-
-  As for `jax.jit`, functions are the same if they are equal, not if they do the
-  same. Takes what `make_program` does.
-  """
-  try:
-    hash(functions)
-  except TypeError:
-    return make_program(*functions, **static)
-  return _remembered(*functions, **static)
-
-
-def make_program(
-  solver: Any,
-  init: Callable[[Context], Any],
-  batch: Callable[[Context], Any] | None,
-  evaluate: Callable[[Context, Any, Any], dict[str, Any]] | None,
-  *,
-  count: int,
-  select: bool = False,
-  loss_last: bool = False,
-  at_once: int | None = None,
-) -> Program:
-  """Makes the functions of a run of `count` members; see `train`."""
-  over_members = functools.partial(context_lib.over_members, at_once=at_once)
-  freezes = count > 1
-
-  def transformation(member, shared) -> optax.GradientTransformationExtraArgs:
-    if hasattr(solver, 'update'):
-      return solver
-    return solver(context_of(member, shared, 'solver', 0))
-
-  def init_one(_, member, shared):
-    params = init(context_of(member, shared, 'init', jnp.int32(0)))
-    state = transformation(member, shared).init(params)
-    return (
-      params,
-      state,
-      jax.tree.map(jnp.zeros_like, _sums(state)),
+  def init(self, every: Members, shared: Shared) -> Carry:
+    """The carry at step 0."""
+    params, state, losses = self._over_members(self._init_one)(
+      (), every, shared
+    )
+    best = ()
+    if self._select:
+      best = loading.Best(
+        params=params,
+        step=jnp.zeros(self._count, jnp.int32),
+        score=jnp.full(self._count, -jnp.inf),
+      )
+    names = _culprit_names(params, state)
+    carry = Carry(
+      params=params,
+      state=state,
+      step=jnp.int32(0),
+      stopped=jnp.full(self._count, -1, jnp.int32),
+      culprits=jnp.zeros((self._count, len(names)), bool),
+      losses=losses,
+      best=best,
+    )
+    # A carry of weakly typed arrays would not match that of a later chunk.
+    return jax.tree.map(
+      lambda x: jax.lax.convert_element_type(x, x.dtype), carry
     )
 
-  def step_one(mine, member, shared, step, streamed=None):
-    params, state, losses, stopped, culprits = mine
+  def chunk(
+    self, carry: Carry, every: Members, shared: Shared, *, length: int
+  ) -> tuple[Carry, dict[str, chex.Array]]:
+    """The carry and its metrics after `length` steps; 0 only measures."""
+    if length:
+      steps = carry.step + jnp.arange(length, dtype=jnp.int32)
+      inputs = shared, steps
+      carry = self._move(self._advance_one, carry, every, inputs, length)
+    metrics = self._over_members(self._measure_one)(
+      (carry.params, carry.state, carry.losses),
+      every,
+      (shared, carry.step),
+    )
+    zeros = jax.tree.map(jnp.zeros_like, carry.losses)
+    return carry._replace(losses=zeros), metrics
+
+  def step(
+    self, carry: Carry, every: Members, shared: Shared, streamed: Any
+  ) -> Carry:
+    """The carry after one step."""
+    inputs = shared, carry.step, streamed
+    return self._move(self._streamed_one, carry, every, inputs, 1)
+
+  def choose(
+    self, best: loading.Best, params: Any, step: Any, score: chex.Array
+  ) -> loading.Best:
+    """The best params, with those of members whose score is better now."""
+    better = score > best.score  # Never true for NaN.
+
+    def pick(new, old):
+      return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return loading.Best(
+      params=jax.tree.map(pick, params, best.params),
+      step=jnp.where(better, step, best.step),
+      score=jnp.where(better, score, best.score),
+    )
+
+  def culprits(self, carry: Carry) -> tuple[str, ...]:
+    """Names of the columns of `Carry.culprits`, from a carry's shapes."""
+    return _culprit_names(carry.params, carry.state)
+
+  def _move(self, fn, carry, every, inputs, length):
+    params, state, losses, stopped, culprits = self._over_members(fn)(
+      (
+        carry.params,
+        carry.state,
+        carry.losses,
+        carry.stopped,
+        carry.culprits,
+      ),
+      every,
+      inputs,
+    )
+    return carry._replace(
+      params=params,
+      state=state,
+      step=carry.step + length,
+      stopped=stopped,
+      culprits=culprits,
+      losses=losses,
+    )
+
+  def _transformation(
+    self, member, shared
+  ) -> optax.GradientTransformationExtraArgs:
+    if hasattr(self._solver, 'update'):
+      return self._solver
+    return self._solver(context_of(member, shared, 'solver', 0))
+
+  def _init_one(self, _, member, shared):
+    params = self._init(context_of(member, shared, 'init', jnp.int32(0)))
+    state = self._transformation(member, shared).init(params)
+    return params, state, jax.tree.map(jnp.zeros_like, _sums(state))
+
+  def _step_one(self, arrays, member, shared, step, streamed=None):
+    params, state, losses, stopped, culprits = arrays
     context = context_of(member, shared, 'batch', step, streamed)
-    drawn = streamed if batch is None else batch(context)
-    updates, new_state = transformation(member, shared).update(
+    drawn = streamed if self._batch is None else self._batch(context)
+    updates, new_state = self._transformation(member, shared).update(
       drawn, state, params
     )
     new_params = bj.apply_updates(params, updates)
@@ -162,7 +233,7 @@ def make_program(
     bad = jnp.stack([x for _, x in _nonfinite(new_params, new_state)])
     going = stopped < 0
     fine = going & ~jnp.any(bad)
-    if freezes:
+    if self.freezes:
       keep = functools.partial(jnp.where, fine)
       new_params = jax.tree.map(keep, new_params, params)
       new_state = jax.tree.map(keep, new_state, state)
@@ -174,98 +245,45 @@ def make_program(
       jnp.where(going, bad, culprits),
     )
 
-  def advance_one(mine, member, given):
-    shared, steps = given
+  def _streamed_one(self, arrays, member, inputs):
+    return self._step_one(arrays, member, *inputs)
 
-    def body(mine, step):
-      return step_one(mine, member, shared, step), None
+  def _advance_one(self, arrays, member, inputs):
+    shared, steps = inputs
 
-    return jax.lax.scan(body, mine, steps)[0]
+    def body(arrays, step):
+      return self._step_one(arrays, member, shared, step), None
 
-  def streamed_one(mine, member, given):
-    return step_one(mine, member, *given)
+    return jax.lax.scan(body, arrays, steps)[0]
 
-  def measure_one(mine, member, given):
-    params, state, losses = mine
-    shared, step = given
+  def _measure_one(self, arrays, member, inputs):
+    params, state, losses = arrays
+    shared, step = inputs
     context = context_of(member, shared, 'evaluate', step)
     metrics = {f'loss/{name}': total.mean() for name, total in losses.items()}
-    if loss_last:
-      # Before the first step a solver has measured no losses yet.
-      metrics |= {
-        f'loss_last/{name}': jnp.where(step > 0, total.mean(), jnp.nan)
-        for name, total in _sums(state).items()
-      }
     metrics |= {f'count/{n}': x for n, x in bj.counts(state).items()}
-    measured = {} if evaluate is None else evaluate(context, params, state)
+    measured = {}
+    if self._evaluate is not None:
+      measured = self._evaluate(context, params, state)
     check_metrics(measured, metrics)
     return jax.tree.map(jnp.asarray, metrics | measured)
 
-  def init_all(every, shared):
-    params, state, losses = over_members(init_one)((), every, shared)
-    names = _culprit_names(params, state)
-    best = ()
-    if select:
-      best = saved.Best(
-        params=params,
-        step=jnp.zeros(count, jnp.int32),
-        score=jnp.full(count, -jnp.inf),
-      )
-    carry = Carry(
-      params=params,
-      state=state,
-      step=jnp.int32(0),
-      stopped=jnp.full(count, -1, jnp.int32),
-      culprits=jnp.zeros((count, len(names)), bool),
-      losses=losses,
-      best=best,
-    )
-    # A carry of weakly typed arrays would not match that of a later chunk.
-    return jax.tree.map(
-      lambda x: jax.lax.convert_element_type(x, x.dtype), carry
-    )
 
-  def move(fn, carry, every, given, length):
-    mine = carry.params, carry.state, carry.losses
-    mine = over_members(fn)(
-      (*mine, carry.stopped, carry.culprits), every, given
-    )
-    params, state, losses, stopped, culprits = mine
-    return carry._replace(
-      params=params,
-      state=state,
-      step=carry.step + length,
-      stopped=stopped,
-      culprits=culprits,
-      losses=losses,
-    )
-
-  def step(carry, every, shared, streamed):
-    return move(streamed_one, carry, every, (shared, carry.step, streamed), 1)
-
-  def chunk(carry, every, shared, *, length):
-    if length:
-      steps = carry.step + jnp.arange(length, dtype=jnp.int32)
-      carry = move(advance_one, carry, every, (shared, steps), length)
-    metrics = over_members(measure_one)(
-      (carry.params, carry.state, carry.losses),
-      every,
-      (shared, carry.step),
-    )
-    zeros = jax.tree.map(jnp.zeros_like, carry.losses)
-    return carry._replace(losses=zeros), metrics
-
-  return Program(
-    init=init_all,
-    chunk=chunk,
-    step=step,
-    choose=_choose,
-    culprits=lambda carry: _culprit_names(carry.params, carry.state),
-    freezes=freezes,
-  )
+# Programs that are remembered: those of a method and of the one before.
+_remembered = functools.lru_cache(8)(Program)
 
 
-_remembered = functools.lru_cache(_REMEMBERED)(make_program)
+def program_of(*functions: Any, **static: Any) -> Program:
+  """The program of some functions: for the same ones, the same program.
+
+  As for `jax.jit`, functions are the same if they are equal, not if they do the
+  same. Takes what `Program` does.
+  """
+  try:
+    hash(functions)
+  except TypeError:
+    return Program(*functions, **static)
+  return _remembered(*functions, **static)
 
 
 def _sums(state: Any) -> dict[str, Sum]:
@@ -311,18 +329,3 @@ def check_metrics(measured: Any, taken: dict[str, Any]) -> None:
         f'metric {name!r} is a scalar for each seed, got shape '
         f'{jnp.shape(value)}.'
       )
-
-
-def _choose(
-  best: saved.Best, params: Any, step: Any, score: chex.Array
-) -> saved.Best:
-  better = score > best.score  # Never true for NaN.
-
-  def pick(new, old):
-    return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-  return saved.Best(
-    params=jax.tree.map(pick, params, best.params),
-    step=jnp.where(better, step, best.step),
-    score=jnp.where(better, score, best.score),
-  )

@@ -7,7 +7,7 @@ mixes batches of several lengths in proportion to their numbers.
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -17,6 +17,11 @@ import numpy as np
 from experiments.harness.app import errors
 from experiments.harness.store import files as files_lib
 from experiments.harness.store import identity
+
+# Threads that read ahead, and batches that they are ahead.
+_THREADS, _AHEAD = 4, 8
+# 2^32 over the golden ratio, whose multiples fill the circle evenly.
+_STRIDE = 2654435769
 
 
 class Stream:
@@ -37,8 +42,6 @@ class Stream:
       of one bucket, and each bucket compiles one program.
     pad: for the keys of an example, which is then a mapping, whose arrays have
       a leading axis of its length: the value with which it is filled up.
-    threads: that read ahead.
-    ahead: batches that are read ahead.
     files: paths of the files that a source reads examples from when they are
       asked for. Then a run is identified by the bytes of these files, which is
       faster than to decode all examples at its start.
@@ -57,8 +60,6 @@ class Stream:
     lengths: Any = None,
     buckets: Sequence[int] = (),
     pad: Mapping[str, Any] | None = None,
-    threads: int = 4,
-    ahead: int = 8,
     files: Sequence[files_lib.Path] = (),
   ):
     if bool(buckets) != (lengths is not None) or bool(buckets) != bool(pad):
@@ -89,7 +90,7 @@ class Stream:
           'batch_size between 1 and their number.'
         )
     self._options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=ahead
+      num_threads=_THREADS, prefetch_buffer_size=_AHEAD
     )
 
   @property
@@ -212,3 +213,23 @@ def _filled(arrays: Sequence[Any], length: int, value: Any) -> np.ndarray:
   for row, array in zip(out, arrays, strict=True):
     row[: len(array)] = array
   return out
+
+
+def spread(edges: Any, *, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Draws that have their shares, to within a few, in any stretch of steps.
+
+  Args:
+    edges: between the shares of [0, 1), rising, one fewer than there are.
+    seed: of where they begin.
+
+  Returns:
+    A function from steps to places, int arrays.
+  """
+  first = np.uint64(np.random.default_rng(seed).integers(2**32))
+
+  def drawn(steps):
+    # Whole numbers that wrap around: as even late as early.
+    turned = np.asarray(steps).astype(np.uint64) * np.uint64(_STRIDE) + first
+    return np.digitize((turned % 2**32) / 2**32, edges)
+
+  return drawn

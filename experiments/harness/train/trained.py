@@ -37,7 +37,7 @@ class Trained(NamedTuple):
   Attributes:
     params: last finite params; leaves have a leading axis of members.
     state: the solver's state, likewise.
-    best: a `program.Best`, or () where no metric selects.
+    best: a `Best`, or () where no metric selects.
     step: steps taken.
     steps: steps of the records, int (records,).
     history: each metric's values, float64 (records, members); NaN where not
@@ -58,7 +58,9 @@ class Trained(NamedTuple):
   compile_seconds: float
 
 
-def stops_of(carry: Any, seeds: Sequence[int], names: Sequence[str]):
+def find_stops(
+  carry: Any, seeds: Sequence[int], names: Sequence[str]
+) -> tuple[Stopped, ...]:
   """The members of a carry that stopped, in order."""
   stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
   return tuple(
@@ -81,7 +83,7 @@ def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
       f'{stop.step}: {", ".join(stop.sequences)} became non-finite. '
       f'{"" if alone else then}{_MEND}',
       RuntimeWarning,
-      stacklevel=3,
+      stacklevel=4,
     )
 
 

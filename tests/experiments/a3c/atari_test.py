@@ -17,8 +17,7 @@ import pytest
 
 from experiments import harness
 from experiments.a3c import atari, threads
-from experiments.harness.store import files
-from experiments.harness.store import loading as saved
+from experiments.harness.store import files, loading
 from experiments.rl import games, networks
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -176,7 +175,7 @@ def test_a_worker_that_dies_is_named_and_the_run_is_kept(options, tmp_path):
     atari.train(given, 0, make_game)
   said = str(caught.value)
   assert 'died: RuntimeError: the machine is on fire. The run stop' in said
-  step = max(saved.saved_steps(tmp_path / 'seed_0' / 'checkpoints'))
+  step = max(loading.saved_steps(tmp_path / 'seed_0' / 'checkpoints'))
   assert f'at update {step}, and what it had learnt' in said and step > 0
   # It goes on from there with games that do not fail.
   run = atari.train(given, 0, games.make)
@@ -239,15 +238,15 @@ def test_killed_and_terminated_it_goes_on(tmp_path):
     process = subprocess.Popen(
       _command(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    before = max(saved.saved_steps(checkpoints), default=0)
+    before = max(loading.saved_steps(checkpoints), default=0)
     deadline = time.monotonic() + 600
-    while max(saved.saved_steps(checkpoints), default=0) <= before + 2:
+    while max(loading.saved_steps(checkpoints), default=0) <= before + 2:
       assert time.monotonic() < deadline and process.poll() is None
       time.sleep(0.1)
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     assert process.returncode == status
-    steps.append(max(saved.saved_steps(checkpoints)))
+    steps.append(max(loading.saved_steps(checkpoints)))
   subprocess.run(_command(tmp_path), cwd=ROOT, check=True, timeout=900)
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
   assert 0 < steps[0] < steps[1] < metrics['updates']

@@ -64,9 +64,10 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
     assert (tmp_path / name).exists()
   train = harness.train
 
-  def half(*args, **keywords):
+  def half(*given):
+    *given, measure = given
     stop = lambda history: len(history['training_return']) >= 2
-    return train(*args, **keywords, stop_when=stop)
+    return train(*given, measure._replace(stop_when=stop))
 
   other = whole._replace(workdir=str(tmp_path / 'other'))
   with monkeypatch.context() as patch:

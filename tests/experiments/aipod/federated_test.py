@@ -127,8 +127,8 @@ def test_what_was_reached_before_all_stopped_counts(monkeypatch):
     raise error
 
   monkeypatch.setattr(harness, 'train', stop)
-  keywords = {'settings': {}}
-  job = comparison.Job('one', False, {}, (0,), keywords)
+  options = harness.Options('aipod', 'b', 'quick', None, None, None, (0,))
+  job = comparison.Job('one', False, {}, (0,), 'one', {}, options)
   trained = federated_run.train(
     federated_run.Method(lower_steps=5), SETTINGS, digits, job
   )

@@ -38,16 +38,16 @@ def given(made, monkeypatch):
   """What `harness.train` is called with."""
   calls = []
   monkeypatch.setattr(
-    harness, 'train', lambda *args, **keywords: calls.append((args, keywords))
+    harness, 'train', lambda solver, *given: calls.append(given)
   )
-  job = comparison.Job('bl_just', False, {}, SEEDS, {})
+  options = harness.Options('p', 'b', 'smoke', SETTINGS, None, None, SEEDS)
+  job = comparison.Job('bl_just', False, {}, SEEDS, 'bl_just', {}, options)
   train.run(SETTINGS, made, job)
   return calls[0]
 
 
 def test_transcripts_are_those_kept_and_audio_is_all(made, given):
-  (_, _, _), keywords = given
-  stream = keywords['stream']
+  stream = given[0].stream
   train_part = made.examples['train']
   kept = [row for row, text in enumerate(train_part.texts) if text is not None]
   assert len(kept) == 12 and made.labelled.tolist() == kept
@@ -63,16 +63,16 @@ def test_no_utterance_is_in_two_parts(made):
 
 
 def test_codes_are_of_a_seed_and_the_same_in_every_step(made, given):
-  (_, _, batch), keywords = given
-  assert jax.tree.leaves(keywords['own']['fixed'])[0].shape[0] == len(SEEDS)
-  streamed = keywords['stream'].batch(0)
+  task, *_ = given
+  assert jax.tree.leaves(task.own['fixed'])[0].shape[0] == len(SEEDS)
+  streamed = task.stream.batch(0)
   found = []
   for member, step in ((0, 0), (0, 1), (1, 0)):
-    own = jax.tree.map(lambda leaf, m=member: leaf[m], keywords['own'])
+    own = jax.tree.map(lambda leaf, m=member: leaf[m], task.own)
     context = types.SimpleNamespace(
       streamed=streamed, own=own, key=jax.random.key(step)
     )
-    found.append(batch(context)['ssl'])
+    found.append(task.batch(context)['ssl'])
     expected = recogniser.quantiser(
       made.training, made.network, jax.random.key(SEEDS[member])
     )
@@ -85,7 +85,7 @@ def test_codes_are_of_a_seed_and_the_same_in_every_step(made, given):
 
 
 def test_one_chooses_by_the_validation_part(made, given, monkeypatch):
-  _, keywords = given
+  *_, measure = given
   looked = []
 
   def errors(made, params, part, rows=None):
@@ -94,7 +94,7 @@ def test_one_chooses_by_the_validation_part(made, given, monkeypatch):
     return {'words': [one], 'characters': [one]}
 
   monkeypatch.setattr(problem, 'errors', errors)
-  found = keywords['evaluate_host'](None, 1, None)
+  found = measure.evaluate_host(None, 1, None)
   assert found['validation'].tolist() == [0.25]
   assert looked == [('validation', None)]
   # What is called converged is measured on rows with a text.

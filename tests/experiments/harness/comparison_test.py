@@ -60,8 +60,8 @@ def test_a_choice_within_the_grid_is_not_widened():
   assert tuning.tuning and tuning.seeds == (7, 8) * 3
   np.testing.assert_allclose(tuning.hyper['rate'], [0.1, 0.1, 1, 1, 10, 10])
   assert not reported.tuning and reported.seeds == (0, 1)
-  assert reported.keywords['name'] == 'm'
-  assert reported.keywords['settings']['tried'] == [{'rate': 1.0}]
+  assert reported.name == 'm'
+  assert reported.settings['tried'] == [{'rate': 1.0}]
 
 
 @pytest.mark.parametrize('best, steps', [(100.0, 3), (0.01, 3), (30.0, 2)])
@@ -118,7 +118,7 @@ def test_few_points_of_a_wider_grid():
     return [comparison.Trial(p, value(p), None, none) for p in points]
 
   grid = {'a': (1, 2), 'b': (1.0, 2.0), 'c': comparison.among((0, 1))}
-  chosen, edges, trials = comparison.search(grid, try_points, whole=False)
+  chosen, edges, trials = comparison.search(grid, try_points, all_points=False)
   assert chosen.point == {'a': 8, 'b': 2.0, 'c': 0} and not edges
   assert len(asked[0][1]) == 8 and len(trials) == sum(len(p) for _, p in asked)
   # Both ends at once, then the one that is still an end.

@@ -36,7 +36,7 @@ def evaluate(context, params, state):
 
 @pytest.fixture
 def train(tmp_path):
-  """`harness.train` on the problem; arguments replace those given here."""
+  """`harness.train` on the problem; fields of its records replace these."""
 
   def run(**arguments):
     defaults = {
@@ -50,7 +50,14 @@ def train(tmp_path):
       'workdir': tmp_path,
       'save_seconds': 0,
     }
-    return harness.train(**(defaults | arguments))
+    given = defaults | arguments
+    method = given.pop('solver')
+    records = [
+      kind(**{name: given.pop(name) for name in kind._fields if name in given})
+      for kind in (harness.Task, harness.Training, harness.Measure)
+    ]
+    assert not given, f'{given} are of no record'
+    return harness.train(method, *records)
 
   return run
 

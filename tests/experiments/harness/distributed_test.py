@@ -26,12 +26,14 @@ def main(options):
     optax.chain(
       bj.gradient(lambda p, batch: jnp.mean((batch @ p - 1) ** 2)),
       optax.adam(0.1)),
-    lambda context: jax.random.uniform(context.key, (5,)),
-    lambda context: context.data,
+    harness.Task(
+      lambda context: jax.random.uniform(context.key, (5,)),
+      lambda context: context.data, data=rows, shard=True),
+    harness.Training(
+      30, chunk=5, seeds=2, workdir=options.workdir, save_seconds=0),
     # Not to stop, but to leave time for the signal.
-    stop_when=lambda history: time.sleep(options.settings.pause),
-    steps=30, chunk=5, seeds=2, data=rows, shard=True,
-    workdir=options.workdir, save_seconds=0)
+    harness.Measure(
+      stop_when=lambda history: time.sleep(options.settings.pause)))
   harness.write_table(options.workdir, [{'devices': jax.device_count()}])
   harness.write_results(
     options, seconds=trained.seconds,

@@ -94,16 +94,12 @@ def test_every_number_of_every_example_counts():
   assert len(set(digests)) == len(digests)
 
 
-def train(workdir, steps, **data):
+def train(workdir, steps, **task):
   loss = lambda params, batch: jax.numpy.mean((params - batch) ** 2)
   return harness.train(
     optax.chain(bj.gradient(loss), optax.sgd(0.1)),
-    lambda context: jax.numpy.zeros(()),
-    steps=steps,
-    chunk=2,
-    seeds=1,
-    workdir=workdir,
-    **data,
+    harness.Task(lambda context: jax.numpy.zeros(()), **task),
+    harness.Training(steps, chunk=2, seeds=1, workdir=workdir),
   )
 
 

@@ -51,12 +51,8 @@ class TestResults:
 
     trained = harness.train(
       solver,
-      lambda context: jnp.zeros(2),
-      draw,
-      steps=6,
-      chunk=3,
-      seeds=[7],
-      workdir=None,
+      harness.Task(lambda context: jnp.zeros(2), draw),
+      harness.Training(6, chunk=3, seeds=[7], workdir=None),
     )
     seed_key = jax.random.key(7)
     params = jnp.zeros(2)
@@ -115,7 +111,7 @@ class TestResults:
 
     def count(at_once):
       branch = lambda c: jax.lax.cond(c.own > 0, jnp.sin, jnp.cos, c.own)
-      program = program_lib.make_program(
+      program = program_lib.Program(
         optax.chain(bj.gradient(lambda p, b: p * b), optax.sgd(0.1)),
         lambda context: jnp.zeros(()),
         branch,
@@ -163,7 +159,7 @@ class TestResults:
   def test_shared_data_is_not_copied_for_each_member(self):
     """Finds data mapped over members: its product would be batched."""
     loss = lambda params, batch: jnp.mean((batch @ params) ** 2)
-    program = program_lib.make_program(
+    program = program_lib.Program(
       optax.chain(bj.gradient(loss), optax.sgd(0.1)),
       lambda context: jnp.ones(5),
       lambda context: context.data,
@@ -187,7 +183,9 @@ class TestResults:
       bj.gradient(lambda p, b: jnp.sum(p**2)), keeper, optax.sgd(0.1)
     )
     trained = harness.train(
-      solver, lambda c: jnp.ones(4), steps=4, chunk=2, seeds=2, workdir=None
+      solver,
+      harness.Task(lambda context: jnp.ones(4)),
+      harness.Training(4, chunk=2, seeds=2, workdir=None),
     )
     np.testing.assert_allclose(trained.params, 0.8**4, 1e-6)
     np.testing.assert_array_equal(trained.state[1][0], np.ones((2, 4)))
@@ -218,14 +216,11 @@ class TestResults:
 
   def test_losses_are_means_over_the_steps_of_a_chunk(self, train):
     """The last chunk is shorter; its mean is over its own steps."""
-    each = train(steps=25, chunk=1, workdir=None, loss_last=True)
-    whole = train(steps=25, workdir=None, loss_last=True)
+    each = train(steps=25, chunk=1, workdir=None)
+    whole = train(steps=25, workdir=None)
     of = each.history['loss/energy']
     expected = [of[:10].mean(0), of[10:20].mean(0), of[20:].mean(0)]
     np.testing.assert_allclose(whole.history['loss/energy'], expected, 1e-5)
-    np.testing.assert_array_equal(each.history['loss_last/energy'], of)
-    last = whole.history['loss_last/energy']
-    np.testing.assert_allclose(last, of[[9, 19, 24]], 1e-6)
 
   def test_measures_of_every_step_join_the_losses(self, train, grid_solver):
     measure = lambda params, updates: {'moved': jnp.sum(updates.upper**2)}
@@ -483,12 +478,8 @@ class TestNonfinite:
     with pytest.warns(RuntimeWarning, match='params became non-finite'):
       trained = harness.train(
         solver,
-        start,
-        steps=1,
-        chunk=1,
-        seeds=2,
-        own=jnp.array([0.0, -3e38]),
-        workdir=None,
+        harness.Task(start, own=jnp.array([0.0, -3e38])),
+        harness.Training(1, chunk=1, seeds=2, workdir=None),
       )
     assert trained.stopped[0].sequences == ('params',)
     np.testing.assert_allclose(trained.params['a'], [-3e38, -3e38])
@@ -497,7 +488,7 @@ class TestNonfinite:
 class TestArguments:
   def test_unknown_select_names_the_metrics(self, train):
     with pytest.raises(
-      ValueError, match=r"'scores' is none .*loss/energy.*score"
+      ValueError, match=r"'scores' is unknown.*loss/energy.*score"
     ):
       train(select='scores')
 
@@ -552,13 +543,11 @@ def test_a_run_that_all_stopped_keeps_what_it_reached(tmp_path):
   ):
     harness.train(
       optax.chain(burst, optax.sgd(0.1)),
-      lambda context: jnp.float32(1.0),
-      lambda context: context.step,
-      steps=6,
-      chunk=1,
-      seeds=2,
-      workdir=tmp_path,
-      evaluate=lambda context, params, state: {'x': params},
+      harness.Task(
+        lambda context: jnp.float32(1.0), lambda context: context.step
+      ),
+      harness.Training(6, chunk=1, seeds=2, workdir=tmp_path),
+      harness.Measure(lambda context, params, state: {'x': params}),
     )
   trained = found.value.trained
   reached = trained.history['x'][:3, 0]
@@ -570,11 +559,8 @@ def test_a_finished_run_says_that_nothing_is_run(tmp_path, capsys):
   def run():
     return harness.train(
       optax.chain(bj.gradient(lambda x, batch: x), optax.sgd(0.1)),
-      lambda context: jnp.float32(1.0),
-      steps=2,
-      chunk=2,
-      seeds=1,
-      workdir=tmp_path,
+      harness.Task(lambda context: jnp.float32(1.0)),
+      harness.Training(2, chunk=2, seeds=1, workdir=tmp_path),
     )
 
   run()

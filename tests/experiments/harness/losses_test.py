@@ -59,27 +59,30 @@ def nested(oracle):
   return optax.chain(outer, optax.sgd(0.1))
 
 
-def train(workdir, make, steps=24, *, at_once=None, **arguments):
+def train(workdir, make, steps=24, *, at_once=None):
   return harness.train(
     lambda context: make(by_pattern(context.own)),
-    lambda context: jnp.zeros(3),
-    lambda context: jnp.float32(0),
-    steps=steps,
-    chunk=CHUNK,
-    seeds=len(PATTERNS),
-    own=jnp.asarray(PATTERNS, jnp.int32),
-    workdir=workdir,
-    at_once=at_once,
-    record_start=True,
-    save_seconds=0.0,
-    **arguments,
+    harness.Task(
+      lambda context: jnp.zeros(3),
+      lambda context: jnp.float32(0),
+      own=jnp.asarray(PATTERNS, jnp.int32),
+    ),
+    harness.Training(
+      steps=steps,
+      chunk=CHUNK,
+      seeds=len(PATTERNS),
+      workdir=workdir,
+      at_once=at_once,
+      save_seconds=0.0,
+    ),
+    harness.Measure(record_start=True),
   )
 
 
 @pytest.mark.parametrize('make', [chained, nested])
 @pytest.mark.parametrize('at_once', [None, 1])
 def test_means_are_of_the_evaluations_of_a_loss(make, at_once):
-  trained = train(None, make, at_once=at_once, loss_last=True)
+  trained = train(None, make, at_once=at_once)
   chunks = PATTERNS.reshape(len(PATTERNS), -1, CHUNK)
   for place, (name, value) in enumerate(LOSSES.items()):
     evaluated = (chunks == place).any(-1).T
@@ -89,9 +92,6 @@ def test_means_are_of_the_evaluations_of_a_loss(make, at_once):
     # A sum of CHUNK equal numbers, its rounding, and that of the mean.
     rtol = (CHUNK + 1) * np.finfo(np.float32).eps
     np.testing.assert_allclose(found[1:], expected, rtol)
-    last = np.where(place == chunks[..., -1].T, value, np.nan)
-    found = trained.history[f'loss_last/{name}'][1:]
-    np.testing.assert_allclose(found, last, rtol)
   names = {n for n in trained.history if n.startswith('loss/')}
   others = {'loss/other'} if make is nested else set()
   assert names == {f'loss/{n}' for n in LOSSES} | others
@@ -113,12 +113,10 @@ def test_within_a_solver_of_sequences():
   )
   trained = harness.train(
     bj.descend(oracle, z=optax.sgd(0.1)),
-    lambda context: Params(jnp.zeros(2)),
-    lambda context: jnp.float32(0),
-    steps=30,
-    chunk=5,
-    seeds=1,
-    workdir=None,
+    harness.Task(
+      lambda context: Params(jnp.zeros(2)), lambda context: jnp.float32(0)
+    ),
+    harness.Training(30, chunk=5, seeds=1, workdir=None),
   )
   counts = {n: trained.history[f'count/gradients/{n}'][:, 0] for n in LOSSES}
   assert 0 < counts['dpo'][-1] < 6  # Or no chunk is without it.

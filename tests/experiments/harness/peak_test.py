@@ -46,7 +46,7 @@ def test_one_member_takes_no_more_than_a_donated_step_by_hand():
   solver = optax.chain(bj.gradient(loss), ADAM)
   ours = []
   for count in (1, 2):
-    made = program.make_program(solver, init, None, None, count=count)
+    made = program.Program(solver, init, None, None, count=count)
     every = Members(jnp.arange(count, dtype=jnp.uint32), (), ())
     carry = jax.eval_shape(made.init, every, Shared())
     ours.append(peak(made.step, 0, carry, every, Shared(), batch))

@@ -73,16 +73,14 @@ def test_a_run_equals_that_of_one_device_and_its_result_is_ordinary(tmp_path):
   def train(shard, workdir=None, stop_when=None):
     return harness.train(
       optax.chain(bj.gradient(loss), optax.adam(0.1)),
-      lambda context: jax.random.uniform(context.key, (5,)),
-      lambda context: context.data,
-      steps=20,
-      chunk=5,
-      seeds=2,
-      data=rows,
-      shard=shard,
-      workdir=workdir,
-      stop_when=stop_when,
-      select='loss/loss',
+      harness.Task(
+        lambda context: jax.random.uniform(context.key, (5,)),
+        lambda context: context.data,
+        data=rows,
+        shard=shard,
+      ),
+      harness.Training(20, chunk=5, seeds=2, workdir=workdir),
+      harness.Measure(select='loss/loss', stop_when=stop_when),
     )
 
   one = train(False)
@@ -126,18 +124,21 @@ def train_layout(layout, workdir=None, stop_when=None, seeds=2):
 
   return harness.train(
     optax.chain(bj.gradient(loss), optax.adam(0.1)),
-    init,
-    lambda context: (context.frozen, context.streamed),
-    frozen=np.eye(8, dtype=np.float32),
-    stream=harness.Stream(rows, 8),
-    layout=layout,
-    steps=20,
-    chunk=5,
-    seeds=seeds,
-    workdir=workdir,
-    stop_when=stop_when,
-    save_seconds=0,
-    select='loss/loss',
+    harness.Task(
+      init,
+      lambda context: (context.frozen, context.streamed),
+      frozen=np.eye(8, dtype=np.float32),
+      stream=harness.Stream(rows, 8),
+    ),
+    harness.Training(
+      steps=20,
+      chunk=5,
+      seeds=seeds,
+      workdir=workdir,
+      layout=layout,
+      save_seconds=0,
+    ),
+    harness.Measure(select='loss/loss', stop_when=stop_when),
   )
 
 

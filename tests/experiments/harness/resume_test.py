@@ -29,14 +29,16 @@ trained = harness.train(
   bj.v_pbgd(
     problem, penalty=optax.linear_schedule(0.0, 10.0, 60),
     upper=optax.adam(0.1), lower=optax.adam(0.1)),
-  lambda context: bj.BilevelParams(
-    upper=jax.random.uniform(context.key, (2,)), lower=jnp.zeros(2)),
-  lambda context: jax.random.uniform(context.key, (2,)),
-  evaluate=lambda context, params, state: {
-    'score': -jnp.sum(params.upper**2) + jax.random.uniform(context.key)},
-  # Not to stop, but to leave time for the kill.
-  stop_when=lambda history: time.sleep(pause),
-  select='score', steps=60, chunk=5, seeds=2, workdir=workdir, save_seconds=0,
+  harness.Task(
+    lambda context: bj.BilevelParams(
+      upper=jax.random.uniform(context.key, (2,)), lower=jnp.zeros(2)),
+    lambda context: jax.random.uniform(context.key, (2,))),
+  harness.Training(60, chunk=5, seeds=2, workdir=workdir, save_seconds=0),
+  harness.Measure(
+    lambda context, params, state: {
+      'score': -jnp.sum(params.upper**2) + jax.random.uniform(context.key)},
+    # Not to stop, but to leave time for the kill.
+    stop_when=lambda history: time.sleep(pause), select='score'),
 )
 np.savez(
   workdir + '/result.npz', steps=trained.steps, upper=trained.params.upper,
@@ -98,14 +100,11 @@ def test_data_split_over_devices(tmp_path):
   def train(data, workdir, stop_when=None):
     return harness.train(
       solver,
-      lambda context: jnp.zeros(5),
-      lambda context: context.data,
-      steps=20,
-      chunk=5,
-      seeds=2,
-      data=data,
-      workdir=workdir,
-      stop_when=stop_when,
+      harness.Task(
+        lambda context: jnp.zeros(5), lambda context: context.data, data=data
+      ),
+      harness.Training(20, chunk=5, seeds=2, workdir=workdir),
+      harness.Measure(stop_when=stop_when),
     ).params
 
   train(split, tmp_path, lambda history: True)

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness.train import stream as stream_lib
 
 LENGTHS = np.array([2, 5, 3, 8, 7, 1, 4, 6, 2, 8])
 TEXTS = [
@@ -126,14 +127,14 @@ def test_a_run_compiles_once_a_bucket_and_resumes_with_equal_bits(tmp_path):
   def train(workdir, stop_when=None, seeds=2, **arguments):
     return harness.train(
       optax.chain(bj.gradient(loss), optax.adam(0.1)),
-      lambda context: jax.random.uniform(context.key, (100,)),
-      stream=texts(**arguments),
-      steps=30,
-      chunk=8,
-      seeds=seeds,
-      workdir=workdir,
-      save_seconds=0,
-      stop_when=stop_when,
+      harness.Task(
+        lambda context: jax.random.uniform(context.key, (100,)),
+        stream=texts(**arguments),
+      ),
+      harness.Training(
+        30, chunk=8, seeds=seeds, workdir=workdir, save_seconds=0
+      ),
+      harness.Measure(stop_when=stop_when),
     )
 
   whole = train(None)
@@ -162,15 +163,23 @@ def test_batch_sees_what_is_streamed():
 
   trained = harness.train(
     optax.chain(bj.gradient(lambda p, b: jnp.sum(p * b)), optax.sgd(1.0)),
-    lambda context: jnp.zeros(2),
-    batch,
-    stream=harness.Stream(rows, 20),
-    steps=3,
-    chunk=3,
-    seeds=2,
-    workdir=None,
+    harness.Task(
+      lambda context: jnp.zeros(2), batch, stream=harness.Stream(rows, 20)
+    ),
+    harness.Training(3, chunk=3, seeds=2, workdir=None),
   )
   sums = rows.sum(0)
   noise = -trained.params - 3 * sums
   assert (noise > 0).all() and (noise < 60).all()
   assert noise[0, 0] != noise[1, 0]
+
+
+def test_draws_have_their_shares_late_and_early():
+  drawn = stream_lib.spread([0.25], seed=3)
+  for first in (0, 2**40):
+    places = drawn(np.arange(first, first + 1_000))
+    assert set(places.tolist()) == {0, 1}
+    assert abs(np.sum(places == 1) - 750) <= 4
+  np.testing.assert_array_equal(
+    drawn(np.array([7, 3])), drawn(np.arange(8))[[7, 3]]
+  )

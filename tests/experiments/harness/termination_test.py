@@ -11,8 +11,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import termination
-from experiments.harness.store import checkpoints
-from experiments.harness.store import records as metrics
+from experiments.harness.store import checkpoints, records
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -98,7 +97,7 @@ class TestDeferred:
     (checkpoints.Checkpoints, 'restore'),
     (checkpoints.Checkpoints, 'wait'),  # The last save is under way.
     (checkpoints.Checkpoints, 'close'),
-    (metrics.MetricsWriter, 'close'),
+    (records.MetricsWriter, 'close'),
   ],
 )
 def test_at_any_moment_of_a_run(train, monkeypatch, owner, method):

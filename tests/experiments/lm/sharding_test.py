@@ -227,20 +227,19 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
         ),
         optax.adam(1e-2),
       ),
-      lambda context: params['adapters'],
-      lambda context: {
-        name: {'frozen': context.frozen, 'rows': rows}
-        for name, rows in context.data.items()
-      },
-      data=given,
-      shard=shape is not None,
-      frozen=params['weights'],
-      layout=layout,
-      steps=steps,
-      chunk=2,
-      seeds=1,
-      at_once=1,
-      workdir=workdir,
+      harness.Task(
+        lambda context: params['adapters'],
+        lambda context: {
+          name: {'frozen': context.frozen, 'rows': rows}
+          for name, rows in context.data.items()
+        },
+        data=given,
+        shard=shape is not None,
+        frozen=params['weights'],
+      ),
+      harness.Training(
+        steps, chunk=2, seeds=1, workdir=workdir, at_once=1, layout=layout
+      ),
     )
 
   one = train(None, None, 4)

@@ -12,7 +12,7 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.harness.store import loading as saved
+from experiments.harness.store import loading
 from experiments.pbrl import learner as learner_lib
 from experiments.pbrl import (
   rlhf,
@@ -55,13 +55,13 @@ def test_resumes_to_the_same_result(
   assert 5 < metrics[f'true_return/{name}'] < 60
   # As a kill before the last checkpoint was written leaves it.
   checkpoints = tmp_path / name / 'checkpoints'
-  steps = sorted(saved.saved_steps(checkpoints))
+  steps = sorted(loading.saved_steps(checkpoints))
   assert steps == [8, 10]
   shutil.rmtree(checkpoints / '10')
   (tmp_path / 'results.json').unlink()
   harness.execute(rlhf.main, whole)
   assert results()['metrics'] == metrics
-  assert sorted(saved.saved_steps(checkpoints)) == [8, 10]
+  assert sorted(loading.saved_steps(checkpoints)) == [8, 10]
 
 
 def _rollout(rng, steps=12, count=4):

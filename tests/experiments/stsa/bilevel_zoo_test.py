@@ -22,6 +22,7 @@ from experiments.stsa import (
   zoo_run,
 )
 
+OPTIONS = harness.Options('stsa', 'b', 'quick', None, None, None, ())
 SIZES = {'samples': 64, 'size': 4, 'coupling': 0.3}
 
 
@@ -151,8 +152,9 @@ def test_a_small_run(tmp_path):
 
 
 def test_seeds_of_tuning_are_put_together_again(monkeypatch):
-  def train(*unused_args, seeds, hyper, **unused_keywords):
-    values = np.array([seeds, 2 * np.array(seeds)]) + hyper['step']
+  def train(unused_solver, task, training, unused_measure):
+    seeds = np.array(training.seeds)
+    values = np.array([seeds, 2 * seeds]) + task.hyper['step']
     return harness.Trained((), (), (), 2, (1, 2), {'a': values}, (), 0.0, 0.0)
 
   monkeypatch.setattr(harness, 'train', train)
@@ -161,9 +163,7 @@ def test_seeds_of_tuning_are_put_together_again(monkeypatch):
   )
   hyper = {'step': np.array([0.1, 0.1, 0.2, 0.2])}
   seeds = (7, 8, 7, 8)
-  job = comparison.Job(
-    'soba', True, hyper, seeds, {'name': 'x', 'hyper': hyper}
-  )
+  job = comparison.Job('soba', True, hyper, seeds, 'x', {}, OPTIONS)
   history = zoo_run.train(bilevel_zoo.Settings(), problem, job).history
   np.testing.assert_allclose(
     history['a'], [[7.1, 8.1, 7.2, 8.2], [14.1, 16.1, 14.2, 16.2]]
@@ -185,8 +185,7 @@ def test_seeds_of_tuning_share_a_program():
       'ratio': np.ones(len(seeds), np.float32),
       'exponent': np.zeros(len(seeds), np.float32),
     }
-    keywords = {'name': 'x', 'hyper': hyper, 'workdir': None}
-    job = comparison.Job('soba', True, hyper, seeds, keywords)
+    job = comparison.Job('soba', True, hyper, seeds, 'x', {}, OPTIONS)
     settings = bilevel_zoo.Settings(calls=300, records=5)
     return zoo_run.train(settings, problem._replace(start=start), job)
 

@@ -64,8 +64,8 @@ def test_both_ways_begin_where_the_first_weights_ended(options, monkeypatch):
 def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
   asked = {}
 
-  def fake(solver, init, *, seeds, **more):
-    asked['seeds'] = seeds
+  def fake(solver, task, training):
+    asked['seeds'] = training.seeds
 
   monkeypatch.setattr(learning.harness, 'train', fake)
   made = judging.trials([scenes.make_up(0)], detections.STANDARD, [0])

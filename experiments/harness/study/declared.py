@@ -1,0 +1,163 @@
+"""What papers declare in their `claims.py`, and the commands of their runs."""
+
+import configparser
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from experiments.harness.app import errors
+from experiments.harness.study.claim import Claim, Run
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+class Declared(NamedTuple):
+  """What a paper's folder declares.
+
+  Attributes:
+    runs: by name.
+    claims: each of one of these runs.
+  """
+
+  runs: Mapping[str, Run]
+  claims: tuple[Claim, ...]
+
+
+class Command(NamedTuple):
+  """A run of a paper by a preset.
+
+  Attributes:
+    paper: its folder.
+    name: of the run.
+    module: what runs.
+    flags: all flags but the workdir.
+  """
+
+  paper: str
+  name: str
+  module: str
+  flags: tuple[str, ...]
+
+  @property
+  def words(self) -> list[str]:
+    """The command line, without the interpreter and the workdir."""
+    return ['-m', self.module, *self.flags]
+
+  @property
+  def folder(self) -> str:
+    """The workdir, in that of the report: one for each folder of data."""
+    data = [f for f in self.flags if f.startswith('--data_dir=')]
+    which = f'-data-{zlib.crc32(data[0].encode()):08x}' if data else ''
+    return f'{self.paper}/{self.name}{which}'
+
+
+def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
+  """Names of the papers' folders that declare claims, sorted."""
+  return tuple(
+    sorted(path.parent.name for path in root.glob('experiments/*/claims.py'))
+  )
+
+
+def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
+  """Reads what papers declare.
+
+  Args:
+    papers: names of their folders; all if empty.
+
+  Returns:
+    Runs and claims by paper.
+
+  Raises:
+    SettingsError: if a paper is unknown; names the known.
+  """
+  known = discover()
+  for paper in papers:
+    if paper not in known:
+      raise errors.SettingsError(
+        f'no claims of {paper!r} (experiments/{paper}/claims.py); known: '
+        f'{", ".join(known)}.'
+      )
+  modules = {
+    paper: importlib.import_module(f'experiments.{paper}.claims')
+    for paper in papers or known
+  }
+  return {name: Declared(x.RUNS, x.CLAIMS) for name, x in modules.items()}
+
+
+def commands(
+  papers: Mapping[str, Declared],
+  *,
+  preset: str,
+  data_dir: str | None,
+  only: Sequence[str] = (),
+) -> dict[tuple[str, str], Command]:
+  """The runs of a preset, by paper and name.
+
+  Args:
+    papers: what they declare.
+    preset: smoke, quick or paper.
+    data_dir: folder of data sets; None for packaged data.
+    only: these runs alone, as `paper/name`, each by its own preset.
+
+  Returns:
+    The commands.
+
+  Raises:
+    SettingsError: if there is no such run; names those of the paper.
+  """
+  for name in only:
+    paper, _, run = name.partition('/')
+    if run not in (papers[paper].runs if paper in papers else {}):
+      known = [f'{p}/{n}' for p, x in papers.items() for n in x.runs]
+      raise errors.SettingsError(
+        f'there is no run {name}; there are {", ".join(known)}.'
+      )
+  folder = None if data_dir is None else os.path.abspath(data_dir)
+  return {
+    (paper, name): Command(
+      paper,
+      name,
+      f'experiments.{paper}.{run.binary}',
+      run.words(run.preset if only else preset, folder),
+    )
+    for paper, declared in papers.items()
+    for name, run in declared.runs.items()
+    if (f'{paper}/{name}' in only if only else preset in run.presets)
+  }
+
+
+def judged_in(
+  papers: Mapping[str, Declared],
+  commands: Mapping[tuple[str, str], Command],
+  preset: str,
+) -> list[tuple[Claim, Command]]:
+  """The claims that a preset judges, with the commands that measure them."""
+  judged = []
+  for paper, declared in papers.items():
+    for claim in declared.claims:
+      command = commands.get((paper, claim.run))
+      if command and preset in claim.presets:
+        judged.append((claim, command))
+  return judged
+
+
+def lacking(extra: str) -> str:
+  """Why a run with this extra cannot run here; '' if it can."""
+  if not extra:
+    return ''
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  asked = setup.get('options.extras_require', extra, fallback=None)
+  if asked is None:
+    return f'setup.cfg has no extra `{extra}`'
+  for line in asked.split():
+    try:
+      importlib.metadata.version(re.split(r'[^\w.-]', line)[0])
+    except importlib.metadata.PackageNotFoundError:
+      return f'needs the extra `{extra}`'
+  return ''
