@@ -1,4 +1,4 @@
-"""Imports point one way: papers, stacks, the harness, the library."""
+"""Imports point one way: papers, fields, the harness, the library."""
 
 import ast
 import configparser
@@ -7,8 +7,14 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Shared by papers beside the harness; each imports no other and no paper.
-STACKS = {'rl', 'lm'}
+# Fields, which papers share, and the other fields that each may import.
+FIELDS = {
+  'lm': (),
+  'rl': (),
+  'speech': ('lm',),
+  'tracking': (),
+  'vision': (),
+}
 LIBRARY = {'bilevel_jax', 'jax', 'optax', 'chex', 'numpy'}
 
 
@@ -37,7 +43,8 @@ def broken_experiments(root=ROOT):
   def allowed(path, name):
     first, _, rest = name.partition('.')
     folder, *deeper = path.relative_to(root / 'experiments').parts
-    shared = {'harness', folder} | (set() if folder in STACKS else STACKS)
+    fields = {} if folder == 'harness' else FIELDS
+    shared = {'harness', folder, *fields.get(folder, fields)}
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
       shared = {'harness', '', 'tables', 'thunks'}
@@ -81,7 +88,7 @@ def test_experiments_import_no_tests_and_no_other_paper():
   assert not broken_experiments()
 
 
-def test_stacks_are_for_papers_and_import_none(tmp_path):
+def test_fields_are_for_papers_and_import_none(tmp_path):
   """On a tree that is made up: who imports what, and whether it may."""
   for module, imports, fine in (
     ('pbgd/a', 'from experiments.rl import ppo', True),
@@ -91,6 +98,10 @@ def test_stacks_are_for_papers_and_import_none(tmp_path):
     ('rl/e', 'from experiments.rl import ppo', True),
     ('rl/f', 'from experiments.lm import decoder', False),
     ('lm/g', 'from experiments.pbgd import toy', False),
+    ('speech/g', 'from experiments.lm import decoder', True),
+    ('speech/g', 'from experiments import bl_just', False),
+    ('tracking/g', 'import experiments.speech.audio', False),
+    ('harness/g', 'from experiments import vision', False),
     ('lm/h', 'import tests.problems', False),
   ):
     path = tmp_path / 'experiments' / f'{module}.py'
@@ -129,7 +140,7 @@ def test_no_data_is_run():
   }
   # Utterances go to other processes; a payload is refused.
   assert found == {
-    'tests/experiments/bl_just/loaders_test.py': ['pickle'],
+    'tests/experiments/speech/loaders_test.py': ['pickle'],
     'tests/experiments/harness/host_test.py': ['pickle'],
   }
   for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):

@@ -26,18 +26,14 @@ import optax
 from experiments import harness
 from experiments.benchmarks import measure
 from experiments.tracklet import (
-  detections,
   learning,
-  motion,
-  network,
   peer_trackers,
   peers,
-  scenes,
   search,
   simulation,
-  tracker,
   windows,
 )
+from experiments.tracking import detections, motion, network, scenes, tracker
 
 BOUND_STEP, BOUND_TIME = 1.5, 1.0
 PEERS = ('bytetrack', 'norfair')

@@ -8,7 +8,8 @@ import matplotlib.figure
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import feed, methods, presets, scoring, utterances
+from experiments.bl_just import methods, presets
+from experiments.speech import feed, scoring, utterances
 from experiments.bl_just import problem as problem_lib
 from experiments.harness.study import comparison
 

@@ -29,19 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import (
+from experiments.bl_just import methods, presets, speech_report
+from experiments.speech import (
   decoding,
   feed,
-  methods,
+  front_end,
   picture,
-  presets,
   recogniser,
-  speech_report,
   utterances,
 )
-from experiments.bl_just import (
-  problem as problem_lib,
-)
+from experiments.bl_just import problem as problem_lib
 from experiments.harness.study import comparison
 
 PRESETS, check = presets.PRESETS, presets.check
@@ -200,7 +197,7 @@ def keep(
   said = decoding.collapse(np.argmax(log_probs, axis=-1))
   if not len(said):
     return
-  frames = recogniser.front_end.frames_of(
+  frames = front_end.frames_of(
     problem.network.shape.front, len(array)
   )
   picture.draw(

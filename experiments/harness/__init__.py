@@ -52,11 +52,6 @@ from experiments.harness.app.settings import (
   settings_of,
 )
 from experiments.harness.data.arrays import read_image, read_mat, read_npy
-from experiments.harness.data.digits import (
-  DigitPart,
-  load_digits,
-  pollute_labels,
-)
 from experiments.harness.data.sources import (
   Source,
   check_finite,
@@ -116,7 +111,6 @@ __all__ = [
   'Column',
   'Context',
   'DamagedDataError',
-  'DigitPart',
   'Interval',
   'Judgement',
   'Layout',
@@ -151,13 +145,11 @@ __all__ = [
   'jackknife_interval',
   'judge',
   'load',
-  'load_digits',
   'mean_interval',
   'measured',
   'members',
   'paired_interval',
   'parsing',
-  'pollute_labels',
   'pure',
   'read_csv',
   'read_image',

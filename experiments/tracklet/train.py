@@ -31,20 +31,22 @@ import numpy as np
 from experiments import harness
 from experiments.harness.study import comparison
 from experiments.tracklet import (
+  learning,
+  search,
+  simulation,
+  train_report,
+  untrained,
+)
+from experiments.tracking import (
   detections,
   evaluation,
   judging,
-  learning,
   models,
   motion,
   near_online,
   overlay,
   scenes,
-  search,
-  simulation,
   tracker,
-  train_report,
-  untrained,
 )
 from experiments.tracklet.train_report import BOTH, FIRST
 

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.bl_just import (
+from experiments.bl_just import problem, speech_report, train
+from experiments.speech import (
   front_end,
   objectives,
-  problem,
   recogniser,
   scoring,
-  speech_report,
-  train,
   transcribe,
 )
 from experiments.harness.app import settings as settings_lib

@@ -12,7 +12,8 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.moco import compare, minatar, mt10, multi_task, multi_task_rl
+from experiments.moco import compare, multi_task_rl
+from experiments.rl import minatar, mt10, multi_task
 
 GAMES = ('Breakout', 'Asterix')
 

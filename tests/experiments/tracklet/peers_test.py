@@ -9,13 +9,12 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.tracklet import (
+from experiments.tracklet import peer_trackers, peers
+from experiments.tracking import (
   detections,
   evaluation,
   judging,
   mot_files,
-  peer_trackers,
-  peers,
   scenes,
 )
 

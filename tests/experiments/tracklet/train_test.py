@@ -11,16 +11,14 @@ from experiments import harness
 from experiments.harness.app import settings as settings_lib
 from experiments.tracklet import (
   claims,
-  detections,
-  judging,
   learning,
   peers,
-  scenes,
   simulation,
   train,
   train_report,
   untrained,
 )
+from experiments.tracking import detections, judging, scenes
 from tests.experiments.changes import change
 
 
