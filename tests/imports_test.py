@@ -1,9 +1,11 @@
-"""Imports point one way: papers, fields, the harness, the library."""
+"""Imports point one way, and importing changes nothing."""
 
 import ast
 import configparser
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,7 +49,7 @@ def broken_experiments(root=ROOT):
     shared = {'harness', folder, *fields.get(folder, fields)}
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
-      shared = {'harness', '', 'tables', 'thunks'}
+      shared = {'harness', 'tables'}
     elif folder == 'benchmarks':
       # Measures what papers have, and none of them imports it.
       shared |= {'bl_just', 'tracklet'}
@@ -109,6 +111,41 @@ def test_fields_are_for_papers_and_import_none(tmp_path):
     path.write_text(imports)
     assert (not broken_experiments(tmp_path)) == fine
     path.unlink()
+
+
+IMPORTS = """
+import importlib, os, pkgutil, signal, sys, threading
+import experiments
+
+def state():
+  handlers = [signal.getsignal(n) for n in signal.valid_signals()]
+  hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+  return os.environ.get('XLA_FLAGS'), handlers, hooks
+
+sys.argv = ['-m']
+before = state()
+importlib.reload(experiments)
+for module in pkgutil.walk_packages(experiments.__path__, 'experiments.'):
+  # These run where the packages are that benchmarks compare with.
+  if not module.name.startswith('experiments.benchmarks.peers.'):
+    importlib.import_module(module.name)
+assert state() == before, (before, state())
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+
+
+def test_importing_experiments_changes_nothing():
+  """No flag of XLA, no signal handler, no hook, and XLA does not start."""
+  done = subprocess.run(
+    [sys.executable, '-c', IMPORTS],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not done.returncode, done.stderr
 
 
 def runs_data(tree):

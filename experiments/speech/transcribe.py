@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
+from experiments.harness.app import thunks
 from experiments.speech import (
   an4,
   audio,
@@ -315,6 +316,7 @@ def _tell(message: Any) -> None:
 
 def main(arguments: Sequence[str]) -> int:
   """Transcribes what the command line says; returns the exit status."""
+  thunks.one_by_one()
   parser = argparse.ArgumentParser(
     prog='python -m experiments.speech.transcribe',
     description=__doc__,

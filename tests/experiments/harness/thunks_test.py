@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
-from experiments import thunks
+from experiments.harness.app import thunks
 
 # Of six at once on two threads, without the flag, each waits for the others in
 # every one of eight runs.
 PROGRAM = """
-import experiments.rl.environments  # gymnax is what uses XLA first.
 import jax
 import jax.numpy as jnp
+from experiments.harness.app import thunks
+thunks.one_by_one()
 solve = jax.vmap(lambda x: jnp.linalg.solve(x, x[:, 0]))
 many = [jax.random.normal(jax.random.key(i), (2, 64, 64)) for i in range(6)]
 program = jax.jit(lambda many: [solve(x) for x in many]).lower(many).compile()
