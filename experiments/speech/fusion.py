@@ -6,7 +6,6 @@ state after a label, and `end` what the end of the text adds.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,62 +31,6 @@ class LabelModel(Protocol):
 
   def end(self, state: Any) -> float:
     """Of the end of the text."""
-
-
-class OfLabels:
-  """A model whose tokens are units: each label asks it."""
-
-  def __init__(self, model: ngram.Model, units: units_lib.Units):
-    """Makes it.
-
-    Args:
-      model: with the units' symbols for tokens.
-      units: of the text.
-    """
-    self._model, self._symbols = model, units.symbols
-    self._known: dict[tuple, np.ndarray] = {}
-    self.start = self._cut((ngram.START,))
-
-  def _cut(self, history: tuple) -> tuple:
-    keep = self._model.order - 1
-    return history[len(history) - keep :] if len(history) > keep else history
-
-  def log_probs(self, state: tuple) -> np.ndarray:
-    """Of each label after a state."""
-    if state not in self._known:
-      found = [self._model.log_prob(state, s) for s in self._symbols]
-      found[units_lib.BLANK] = 0.0
-      self._known[state] = np.array(found, np.float64)
-    return self._known[state]
-
-  def follow(self, state: tuple, label: int) -> tuple:
-    """The last tokens, as many as the model looks at."""
-    return self._cut((*state, self._symbols[label]))
-
-  def end(self, state: tuple) -> float:
-    """Of the end of the text."""
-    return self._model.log_prob(state, ngram.END)
-
-
-def of_texts(
-  texts: Iterable[str], units: units_lib.Units, *, order: int
-) -> OfLabels:
-  """A model of units, learnt from the training texts.
-
-  Args:
-    texts: to learn from.
-    units: of them.
-    order: units that are looked at, the new one among them.
-
-  Returns:
-    The model.
-  """
-  model = ngram.learn(
-    ([units.symbols[i] for i in units.encode(text)] for text in texts),
-    order=order,
-    vocabulary=units.symbols[units_lib.UNKNOWN :],
-  )
-  return OfLabels(model, units)
 
 
 class _Spelling(NamedTuple):

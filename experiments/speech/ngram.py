@@ -1,13 +1,12 @@
-"""Models of language that count: learnt from texts, or read from ARPA files.
+"""Models of language in ARPA files.
 
-Both give the probability of a token after those before it, with two tokens of
+They give the probability of a token after those before it, with two tokens of
 their own, where a text begins and where it ends. Logarithms are natural.
 """
 
-import collections
 import math
 import pathlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple, Protocol
 
 from experiments import harness
@@ -38,88 +37,8 @@ class Model(Protocol):
     """Whether a token has a probability of its own."""
 
 
-class Counted(NamedTuple):
-  r"""Interpolated counts with the weights of Witten and Bell.
-
-  With c(h w) how often w was after h, and n(h) how many different tokens were,
-
-  .. math:: p(w | h) = \frac{c(h w) + n(h)\, p(w | h')}{\sum_v c(h v) + n(h)}
-
-  where h' is h without its first token; after nothing, p(w | h') is even over
-  all tokens and the end.
-
-  Attributes:
-    order: tokens that are looked at, the new one among them.
-    counts: by history, how often each token followed, and all of them.
-    vocabulary: tokens; the end of a text is not among them.
-  """
-
-  order: int
-  counts: Mapping[History, tuple[Mapping[Token, int], int]]
-  vocabulary: frozenset[Token]
-
-  def log_prob(self, history: History, token: Token) -> float:
-    """Of a token after others.
-
-    Args:
-      history: tokens before; only the last `order - 1` count.
-      token: one of the vocabulary, or `END`. Of others, the probability is the
-        one of a token that was never seen.
-
-    Returns:
-      The natural logarithm.
-    """
-    history = _last(history, self.order)
-    found = 1.0 / (len(self.vocabulary) + 1)
-    for length in range(len(history) + 1):
-      seen = self.counts.get(history[len(history) - length :])
-      if seen is None:
-        break  # Longer ones were not seen either.
-      followed, total = seen
-      kinds = len(followed)
-      found = (followed.get(token, 0) + kinds * found) / (total + kinds)
-    return math.log(found)
-
-  def knows(self, token: Token) -> bool:
-    """Whether a token is in the vocabulary, or the end."""
-    return token in self.vocabulary or token == END
-
-
 def _last(history, order):
   return tuple(history[-(order - 1) :]) if order > 1 else ()
-
-
-def learn(
-  texts: Iterable[Sequence[Token]], *, order: int, vocabulary: Iterable[Token]
-) -> Counted:
-  """Counts the tokens of texts.
-
-  Args:
-    texts: each a sequence of tokens.
-    order: tokens that are looked at, the new one among them.
-    vocabulary: all tokens that may come; what else is in the texts is added.
-
-  Returns:
-    The model.
-
-  Raises:
-    SettingsError: if the order is below 1.
-  """
-  if order < 1:
-    raise harness.SettingsError(
-      f'the order of a model is 1 or more, got {order}.'
-    )
-  counts: dict[History, collections.Counter] = {}
-  known = set(vocabulary)
-  for text in texts:
-    line = (START, *text, END)
-    known.update(text)
-    for i in range(1, len(line)):
-      for length in range(min(order, i + 1)):
-        history = line[i - length : i]
-        counts.setdefault(history, collections.Counter())[line[i]] += 1
-  totals = {history: (dict(c), c.total()) for history, c in counts.items()}
-  return Counted(order, totals, frozenset(known))
 
 
 class Arpa(NamedTuple):
@@ -135,7 +54,7 @@ class Arpa(NamedTuple):
   table: Mapping[tuple[str, ...], tuple[float, float]]
 
   def log_prob(self, history: History, token: Token) -> float:
-    """Of a word after others, see `Counted.log_prob`.
+    """Logarithm of the probability of a word after others.
 
     A word that the file does not have is its `<unk>`; where it has none, it
     gets a ten-billionth.

@@ -215,12 +215,6 @@ def places_of(boxes: np.ndarray) -> np.ndarray:
   )
 
 
-def boxes_of(places: np.ndarray) -> np.ndarray:
-  """The inverse of `places_of`."""
-  size = np.exp(places[..., 2:])
-  return np.concatenate([places[..., :2] - size / 2, size], axis=-1)
-
-
 def padded(several: Sequence[Detected], *, later: int = 4) -> Frames:
   """Puts sequences one behind the other, with as many places in every frame.
 

@@ -1,4 +1,4 @@
-"""Files of multi-object tracking: MOTChallenge and KITTI, read and written.
+"""Files of multi-object tracking: MOTChallenge, read and written.
 
 MOTChallenge is one box a line, with commas: `frame, identity, left, top, width,
 height, confidence, ...`. Detections (`det/det.txt`) have the identity -1. The
@@ -24,7 +24,6 @@ What is wrong, and what happens:
 import configparser
 import itertools
 import pathlib
-from collections.abc import Sequence as Several
 from typing import NamedTuple
 
 import numpy as np
@@ -270,62 +269,6 @@ def write_boxes(path: files.Path, found: Boxes) -> None:
       '-1,-1,-1\n'
       for frame, identity, box, sure in rows
     ),
-  )
-
-
-def read_kitti(
-  path: files.Path, *, kinds: Several[str] = ('Pedestrian',)
-) -> Boxes:
-  """Reads labels of KITTI's tracking, whose frames are from 0.
-
-  Args:
-    path: of the file: a line is `frame identity type truncated occluded alpha
-      left top right bottom`, and seven numbers in three dimensions; a result
-      has its confidence behind.
-    kinds: types that are kept.
-
-  Returns:
-    `Boxes`, frames from 1, the class a type's place in `kinds`, from 1.
-
-  Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if a line is none of the format; names it.
-  """
-  path = pathlib.Path(path)
-  rows: list[tuple] = []
-  lines: list[int] = []
-  places = {kind: i for i, kind in enumerate(kinds, PEDESTRIAN)}
-  for number, line in enumerate(sources.read_lines(path, 'labels'), 1):
-    words = line.split()
-    if not words:
-      continue
-    where = f'{path}, line {number}'
-    if len(words) < 10:
-      raise harness.DamagedDataError(
-        f'{where} has {len(words)} words; a label has at least 10: frame, '
-        'identity, type, truncated, occluded, alpha, left, top, right, bottom.'
-      )
-    if words[2] not in places:
-      continue
-    left, top, right, low = (_number(w, where, 'box') for w in words[6:10])
-    rows.append(
-      (
-        _whole(words[0], where, 'frame', 0) + 1,
-        _whole(words[1], where, 'identity', -1),
-        *(left, top, right - left, low - top),
-        _number(words[17], where, 'confidence') if len(words) > 17 else 1.0,
-        places[words[2]],
-      )
-    )
-    lines.append(number)
-  table = np.array(rows, np.float64).reshape(-1, 8)
-  _check_unique(path, table, lines)
-  return make(
-    table[:, 0],
-    table[:, 2:6],
-    ids=table[:, 1],
-    confidences=table[:, 6],
-    classes=table[:, 7],
   )
 
 

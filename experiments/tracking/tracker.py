@@ -55,12 +55,6 @@ class Frame(NamedTuple):
   looks: np.ndarray
 
 
-# Takes the number of a frame, its detections and where the tracklets are
-# predicted to be, places (tracklets, 4). Gives back as many detections in the
-# same order; those whose confidence is not above 0 are left out.
-Refiner = Callable[[int, Frame, np.ndarray], Frame]
-
-
 class Model(NamedTuple):
   """What tells how well a detection goes on with a tracklet.
 
@@ -360,32 +354,10 @@ def told_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
   return tracks.ids[shown], tracks.place[shown]
 
 
-def refined(
-  refine: Refiner, number: int, frame: Frame, tracks: Tracks, noise: Any
-) -> tuple[Frame, np.ndarray]:
-  """What a refiner makes of a frame, and which detections are left.
-
-  Raises:
-    ValueError: if it gives back other than one row for each detection.
-  """
-  moved = motion.predict(tracks.motion, np.float32(1), noise)
-  after = refine(number, frame, moved.mean[..., 0])
-  if [np.shape(x) for x in after] != [np.shape(x) for x in frame]:
-    raise ValueError(
-      'a refiner gives back a row for each detection, in their order: '
-      f'{[np.shape(x) for x in frame]} went in, '
-      f'{[np.shape(x) for x in after]} came out.'
-    )
-  kept = np.flatnonzero(after.sure > 0)
-  return Frame(*(np.asarray(x, np.float32)[kept] for x in after)), kept
-
-
 def online(
   model: Model,
   found: detections.Detected,
   rules: Rules = RULES,
-  *,
-  refine: Refiner | None = None,
 ) -> mot_files.Boxes:
   """Tracks a sequence frame by frame.
 
@@ -393,27 +365,18 @@ def online(
     model: of the affinities.
     found: detections.
     rules: of births, matches and deaths.
-    refine: what moves, weighs or leaves out the detections of a frame before
-      they are matched; their boxes are told as it gives them back.
 
   Returns:
     Boxes with identities: of every frame what was known in it.
   """
   told, tracks = [], None
-  boxes = found.boxes.boxes.copy()
-  rows = found.boxes.by_frame(found.info.length)
-  for number, frame in enumerate(frames_of(found), 1):
+  for frame in frames_of(found):
     if tracks is None:
       empty = Frame(*(x[:0] for x in frame))
       tracks = begin(model, empty)
-    kept = None
-    if refine is not None:
-      frame, kept = refined(refine, number, frame, tracks, model.noise)
-      boxes[rows[number - 1][kept]] = detections.boxes_of(frame.places)
     pairs = pair(model, tracks, frame, rules)
     chosen = assign(pairs.affinity)
     chosen = second_pass(pairs, chosen, frame, rules)
     tracks = advance(model, tracks, pairs, chosen, frame, rules)
-    ids, place = told_of(tracks)
-    told.append((ids, place if kept is None else kept[place]))
-  return result(found._replace(boxes=found.boxes._replace(boxes=boxes)), told)
+    told.append(told_of(tracks))
+  return result(found, told)

@@ -1,50 +1,18 @@
-"""Files of other packages' formats: numpy's, MATLAB's, and images."""
+"""Arrays of MATLAB files."""
 
-import math
 import pathlib
 import struct
-import warnings
 import zlib
 
 import numpy as np
-import PIL.Image
 import scipy.io
 
 from experiments.harness.data import sources
 from experiments.harness.store import files
 
-# Bytes of a MATLAB file after decompression, and pixels of an image, at most.
-MOST_MAT, MOST_PIXELS = 2**28, 2**25
+# Bytes of a file after decompression, at most.
+MOST_MAT = 2**28
 _COMPRESSED = 15
-
-
-def read_npy(path: files.Path) -> np.ndarray:
-  """Reads an array of finite numbers that numpy saved.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The array.
-
-  Raises:
-    DamagedDataError: if it is something else; names it.
-  """
-  path = pathlib.Path(path)
-  what = 'array of numpy'
-  with sources.opened(path, what) as file:
-    with sources.parsing(path, what):
-      version = np.lib.format.read_magic(file)
-      read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }[version]
-      shape, by_columns, dtype = read(file)
-      if dtype.kind not in 'biuf' or min(shape, default=0) < 0:
-        raise ValueError(f'its values are of type {dtype}')
-    content = sources.read_bytes(path, file, math.prod(shape) * dtype.itemsize)
-    array = content.view(dtype).reshape(shape, order='F' if by_columns else 'C')
-  return sources.check_finite(path, array)
 
 
 def read_mat(path: files.Path, *names: str) -> tuple[np.ndarray, ...]:
@@ -86,26 +54,3 @@ def _check_inflated(path):
           raise ValueError(f'it has more than the {MOST_MAT:,} bytes of a file')
         data = inflate.unconsumed_tail or more()
       file.seek(end)
-
-
-def read_image(path: files.Path, side: int) -> np.ndarray:
-  """Reads a BMP, JPEG or PNG image, resized.
-
-  Args:
-    path: the file.
-    side: of the result.
-
-  Returns:
-    uint8 (side, side, 3).
-
-  Raises:
-    DamagedDataError: if it is something else, or too large; names it.
-  """
-  with (
-    sources.parsing(path, 'image'),
-    warnings.catch_warnings(action='ignore'),
-    PIL.Image.open(path, formats=('BMP', 'JPEG', 'PNG')) as image,
-  ):
-    if image.width * image.height > MOST_PIXELS:
-      raise ValueError(f'it has more than {MOST_PIXELS:,} pixels')
-    return np.asarray(image.convert('RGB').resize((side, side)))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.speech import alignment, decoding, fusion, ngram, units
+from experiments.speech import alignment, decoding, fusion, units
+from tests.experiments.speech import counted
 
 FRAMES, LABELS = 5, 4
 
@@ -52,7 +53,7 @@ def test_a_wide_beam_finds_all_texts(seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_a_wide_beam_finds_the_best_with_a_model(seed):
   known = units.characters(['ab'])
-  model = fusion.of_texts(['ab', 'ab b', 'a'], known, order=2)
+  model = counted.OfLabels(['ab', 'ab b', 'a'], known, order=2)
   log_probs = outputs(seed, 4, known.size)
   settings = {'weight': 0.7, 'bonus': 0.3}
   expected = {}
@@ -89,7 +90,7 @@ def test_a_model_of_words_decides_what_is_spelt():
     frames.append(np.log(frame / frame.sum()))
   best = lambda **how: known.decode(decoding.decode([frames], **how)[0])
   assert best() == 'bb ba'
-  model = ngram.learn([['ab', 'ba']], order=2, vocabulary=['ab', 'ba'])
+  model = counted.learn([['ab', 'ba']], order=2, vocabulary=['ab', 'ba'])
   model = fusion.OfWords(model, known)
   assert best(model=model, weight=1.0) == 'ab ba'
   # Of two, only the frames that count.

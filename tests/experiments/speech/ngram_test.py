@@ -9,41 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.speech import archive, fusion, ngram, units
-from tests.experiments.speech import speech
-
-TEXTS = ['ab', 'abc', 'b', 'aab']
-VOCABULARY = 'abcd'
-
-
-@pytest.mark.parametrize('order', [1, 2, 3])
-def test_probabilities_sum_to_one(order):
-  model = ngram.learn(TEXTS, order=order, vocabulary=VOCABULARY)
-  for history in ((), ('a',), ('a', 'b'), ('d',), (ngram.START,), ('d', 'a')):
-    found = [model.log_prob(history, t) for t in (*VOCABULARY, ngram.END)]
-    assert math.fsum(map(math.exp, found)) == pytest.approx(1, abs=1e-12)
-    assert min(found) > -math.inf
-
-
-def test_counts_are_those_of_the_formula():
-  model = ngram.learn(['ab', 'b'], order=2, vocabulary='abd')
-  # Tokens: a, b, end, b, end: three kinds of five, and even over four.
-  even = 1 / 4
-  one = {'a': (1 + 3 * even) / 8, 'b': (2 + 3 * even) / 8}
-  one |= {'d': 3 * even / 8, ngram.END: (2 + 3 * even) / 8}
-  for token, expected in one.items():
-    assert math.exp(model.log_prob((), token)) == pytest.approx(expected)
-  # After the start: a and b, once each.
-  expected = (1 + 2 * one['a']) / 4
-  found = model.log_prob((ngram.START,), 'a')
-  assert math.exp(found) == pytest.approx(expected)
-  # After d nothing was seen; what is further back does not count.
-  assert model.log_prob(('d',), 'a') == model.log_prob((), 'a')
-  assert model.log_prob(('a', 'd', 'b'), 'b') == model.log_prob(('b',), 'b')
-  # What is not in the vocabulary is as what was never seen.
-  assert model.log_prob((), 'x') == model.log_prob((), 'd')
-  with pytest.raises(harness.SettingsError, match='1 or more, got 0'):
-    ngram.learn(TEXTS, order=0, vocabulary='a')
-
+from tests.experiments.speech import counted, speech
 
 ARPA = """A comment, with \\data\\ inside.
 
@@ -132,7 +98,7 @@ def log_prob(model, labels):
 
 def test_a_text_has_one_probability_in_all_units(tmp_path):
   texts = ['go on', 'on', 'go', 'go on on']
-  model = ngram.learn(
+  model = counted.learn(
     [t.split() for t in texts], order=2, vocabulary=['go', 'on']
   )
   kinds = [units.characters(texts), units.words(texts)]
@@ -147,13 +113,11 @@ def test_a_text_has_one_probability_in_all_units(tmp_path):
       assert found == pytest.approx(expected)
       more = log_prob(fusion.OfWords(model, known, bonus=0.5), labels)
       assert more - found == pytest.approx(0.5 * len(text.split()))
-    asked = fusion.OfLabels(model, kinds[1])
-    assert log_prob(asked, kinds[1].encode(text)) == pytest.approx(expected)
 
 
 def test_a_word_that_is_not_known_pays_for_its_letters():
   known = units.characters(['go on'])
-  model = ngram.learn([['go', 'on']], order=2, vocabulary=[])
+  model = counted.learn([['go', 'on']], order=2, vocabulary=[])
   asked = fusion.OfWords(model, known)
   found = log_prob(asked, known.encode('gonogo'))
   start = (ngram.START,)
@@ -169,7 +133,7 @@ def test_a_text_has_one_probability_in_pieces():
   pytest.importorskip('sentencepiece')
   texts = ['going on', 'gone on', 'on and on going']
   known = units.pieces(texts, size=14)
-  model = ngram.learn([t.split() for t in texts], order=3, vocabulary=['going'])
+  model = counted.learn([t.split() for t in texts], order=3, vocabulary=['going'])
   for text in texts:
     words = [ngram.START, *text.split(), ngram.END]
     expected = sum(
@@ -177,19 +141,6 @@ def test_a_text_has_one_probability_in_pieces():
     )
     found = log_prob(fusion.OfWords(model, known), known.encode(text))
     assert found == pytest.approx(expected)
-
-
-def test_a_model_of_units_is_a_distribution():
-  known = units.characters(['ab', 'ba'])
-  model = fusion.of_texts(['ab', 'ba', 'aab'], known, order=3)
-  state = model.start
-  for label in (0, *known.encode('ab')):
-    if label:
-      state = model.follow(state, label)
-    found = model.log_probs(state)
-    assert found[0] == 0 and found.shape == (known.size,)
-    total = np.exp(found[1:]).sum() + math.exp(model.end(state))
-    assert total == pytest.approx(1)
 
 
 def test_the_model_that_an4_ships(tmp_path):

@@ -75,10 +75,10 @@ def test_padded_frames_hold_all_detections_once(scene):
   count = len(several[0].ids)
   there = frames.ids > -2
   assert there.sum() == count + len(several[1].ids)
-  # In order, and back to boxes.
+  # In order.
   np.testing.assert_allclose(
-    detections.boxes_of(frames.places[there].astype(float))[:count],
-    several[0].boxes.boxes,
+    frames.places[there][:count],
+    detections.places_of(several[0].boxes.boxes),
     rtol=1e-4,
     atol=1e-2,
   )

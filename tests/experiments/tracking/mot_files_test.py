@@ -146,24 +146,6 @@ def test_results_are_written_and_read(tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-def test_labels_of_kitti(tmp_path):
-  path = write(
-    tmp_path / '0000.txt',
-    '0 -1 DontCare -1 -1 -10 1 2 3 4 -1 -1 -1 -1 -1 -1 -1\n'
-    '2 5 Pedestrian 0 0 -1.5 10 20 40 90 1.7 0.6 0.8 1 2 3 0.1\n'
-    '0 5 Pedestrian 0 0 -1.5 11 20 41 90 1.7 0.6 0.8 1 2 3 0.1 0.75\n'
-    '0 6 Car 0 0 -1.5 0 0 50 50 1.7 0.6 0.8 1 2 3 0.1\n',
-  )
-  found = mot_files.read_kitti(path, kinds=('Car', 'Pedestrian'))
-  assert found.frames.tolist() == [1, 1, 3]
-  assert found.classes.tolist() == [2, 1, 2]
-  assert found.boxes[0].tolist() == [11, 20, 30, 70]
-  assert found.confidences.tolist() == [0.75, 1, 1]
-  write(path, '0 5 Pedestrian 0 0\n')
-  with pytest.raises(harness.DamagedDataError, match='line 1 has 5 words'):
-    mot_files.read_kitti(path)
-
-
 def test_missing_data_says_where_to_get_it(tmp_path):
   with pytest.raises(harness.MissingDataError, match='trackers download mot17'):
     mot_files.find_sequence(tmp_path, 'MOT17-09')

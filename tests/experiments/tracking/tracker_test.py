@@ -62,34 +62,6 @@ def test_who_is_away_too_long_is_somebody_new(death, count):
   assert len(set(tracker.online(MODEL, away, rules).ids)) == count
 
 
-def test_a_refiner_moves_and_leaves_out_detections():
-  given = walks((1, 1, 20, 10, 2), (2, 1, 20, 300, 0))
-  asked = []
-
-  def refine(number, frame, predicted):
-    asked.append((number, len(predicted)))
-    far = frame.places[:, 0] > 200
-    places = frame.places + np.array([0, 7, 0, 0], np.float32)
-    return frame._replace(places=places, sure=np.where(far, 0, frame.sure))
-
-  shown = tracker.online(MODEL, given, refine=refine)
-  plain = tracker.online(MODEL, given)
-  assert [number for number, _ in asked] == list(range(1, 41))
-  assert [count for _, count in asked[:4]] == [0, 1, 1, 1]
-  assert set(shown.ids) == {1} and (shown.boxes[:, 0] < 200).all()
-  mine = plain.boxes[plain.boxes[:, 0] < 200]
-  np.testing.assert_allclose(
-    shown.boxes, mine + np.array([0, 7, 0, 0]), atol=1e-3
-  )
-  # Those that were given are as they were.
-  assert (given.boxes.boxes[:, 1] == 50).all()
-  fewer = lambda number, frame, predicted: tracker.Frame(
-    *(x[:1] for x in frame)
-  )
-  with pytest.raises(ValueError, match='a row for each detection'):
-    tracker.online(MODEL, given, refine=fewer)
-
-
 def test_no_detections_and_empty_frames():
   nothing = walks(length=5)
   for run in (tracker.online, near_online.track):
