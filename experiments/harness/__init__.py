@@ -44,6 +44,7 @@ from experiments.harness.app.errors import (
   UserError,
   WriteError,
 )
+from experiments.harness.app.extras import load_extra
 from experiments.harness.app.flags import Options
 from experiments.harness.app.settings import (
   Allowed,
@@ -51,7 +52,7 @@ from experiments.harness.app.settings import (
   replaced,
   settings_of,
 )
-from experiments.harness.data.arrays import read_image, read_mat, read_npy
+from experiments.harness.data.arrays import read_mat
 from experiments.harness.data.sources import (
   Source,
   check_finite,
@@ -145,6 +146,7 @@ __all__ = [
   'jackknife_interval',
   'judge',
   'load',
+  'load_extra',
   'mean_interval',
   'measured',
   'members',
@@ -152,9 +154,7 @@ __all__ = [
   'parsing',
   'pure',
   'read_csv',
-  'read_image',
   'read_mat',
-  'read_npy',
   'read_records',
   'read_results',
   'read_table',

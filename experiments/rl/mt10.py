@@ -9,7 +9,6 @@ published ones. The preset `mt10` takes 150. Needs the extra `mt10`.
 """
 
 import functools
-import importlib
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,13 +41,8 @@ class Finished(NamedTuple):
   count: chex.Array
 
 
-def _metaworld() -> Any:
-  try:
-    return importlib.import_module('metaworld')
-  except ImportError as error:
-    raise harness.SettingsError(
-      "MT10 needs the extra `mt10`: pip install -e '.[experiments,mt10]'."
-    ) from error
+def _metaworld(module: str = 'metaworld') -> Any:
+  return harness.load_extra(module, 'mt10', 'MT10')
 
 
 class Simulators:
@@ -142,8 +136,7 @@ def names() -> tuple[str, ...]:
   Raises:
     SettingsError: without the extra.
   """
-  _metaworld()
-  return tuple(importlib.import_module('metaworld.env_dict').MT10_V3)
+  return tuple(_metaworld('metaworld.env_dict').MT10_V3)
 
 
 def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:

@@ -12,6 +12,7 @@ from experiments.lm import (
   lora,
   objectives,
   precision,
+  byte_tokenizer,
   tokenizer,
   tuning,
   weights,
@@ -137,7 +138,7 @@ def load_model(settings: Settings) -> tuple[weights.Model, tokenizer.Tokenizer]:
     return model, tokenizer.load(model.vocabulary, model.config)
   config = config_lib.tiny(width=16)
   params = dict(decoder.init(config, 0, dtype or jnp.float32))
-  return weights.Model(config, params, None), tokenizer.of_bytes()
+  return weights.Model(config, params, None), byte_tokenizer.make()
 
 
 def load_subject(

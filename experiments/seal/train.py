@@ -30,6 +30,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.lm import (
+  hugging_face,
   batches,
   generation,
   refusals,
@@ -349,7 +350,7 @@ def export(
   }
   merged = subject.tuning.merged(trained, whole.params)
   model = whole.config, merged, subject.words
-  make = lambda folder: weights.export(folder, *model, **how)
+  make = lambda folder: hugging_face.export(folder, *model, **how)
   written.write(options.workdir, settings.files.output, '', make)
   print(f'Model: {settings.files.output}')
 

@@ -19,7 +19,6 @@ import numpy as np
 import scipy.signal
 
 from experiments import harness
-from experiments.speech import extra
 
 # Seconds by which a part may reach over the end of its file: the time marks of
 # transcripts are rounded.
@@ -136,7 +135,7 @@ def part_of(
         f'{name} does not exist: correct its name or the list that has it.',
         'no such file',
       )
-  soundfile = extra.need('soundfile', 'reading audio')
+  soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
   _check_header(file, name)
   with _reading(soundfile, name):
     info = soundfile.info(_stream(file))
@@ -190,7 +189,7 @@ def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
     AudioError: if the file is damaged, cut short, or has a sample that is not
       finite.
   """
-  soundfile = extra.need('soundfile', 'reading audio')
+  soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
   with _reading(soundfile, part.name):
     samples, _ = soundfile.read(
       _stream(part.file),

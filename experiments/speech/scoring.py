@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.speech import extra
 
 
 class Errors(NamedTuple):
@@ -62,7 +61,7 @@ def character_errors(references: Sequence[str], found: Sequence[str]) -> Errors:
 
 
 def _errors(references, found, what):
-  jiwer = extra.need('jiwer', 'counting errors')
+  jiwer = harness.load_extra('jiwer', 'asr', 'counting errors')
   references = [' '.join(text.split()) for text in references]
   found = [' '.join(text.split()) for text in found]
   if len(references) != len(found):

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments import harness
-from experiments.speech import extra
 from experiments.harness.store import files
 
 BLANK, UNKNOWN, FIRST = 0, 1, 2
@@ -102,7 +101,7 @@ class Pieces:
 
   def __init__(self, model: bytes):
     self._model = model
-    package = extra.need('sentencepiece', 'units that are pieces')
+    package = harness.load_extra('sentencepiece', 'asr', 'units that are pieces')
     self._inner = package.SentencePieceProcessor(model_proto=model)
     # Its own number of what it does not know is 0, so that all are one more.
     count = self._inner.get_piece_size()
@@ -168,7 +167,7 @@ def pieces(texts: Sequence[str], *, size: int) -> Pieces:
     SettingsError: if sentencepiece is not installed, or the size is less than
       the characters of the texts.
   """
-  package = extra.need('sentencepiece', 'units that are pieces')
+  package = harness.load_extra('sentencepiece', 'asr', 'units that are pieces')
   lines = [' '.join(text.split()) for text in texts]
   letters = len({c for line in lines for c in line} | {_SPACE})
   if size < letters + FIRST:

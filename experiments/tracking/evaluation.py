@@ -66,22 +66,8 @@ def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def import_trackeval() -> Any:
-  """Imports the package that judges results.
-
-  Returns:
-    The package.
-
-  Raises:
-    SettingsError: if it is not installed; says how to install it.
-  """
-  try:
-    import trackeval
-  except ImportError as error:
-    raise harness.SettingsError(
-      'results are judged by the package trackeval, which is not installed: '
-      "pip install 'bilevel_jax[experiments,mot]'."
-    ) from error
-  return trackeval
+  """Imports the package that judges results; SettingsError without it."""
+  return harness.load_extra('trackeval', 'mot', 'judging results')
 
 
 def _measures(names=('hota', 'clear', 'identity')):

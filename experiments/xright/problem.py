@@ -14,6 +14,7 @@ from experiments.lm import (
   decoder,
   objectives,
   tables,
+  byte_tokenizer,
   tokenizer,
   weights,
 )
@@ -312,4 +313,4 @@ def made_up(
       for i, n in enumerate(drawn)
     ],
   }
-  return model, tokenizer.of_bytes(), examples
+  return model, byte_tokenizer.make(), examples

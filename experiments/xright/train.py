@@ -26,6 +26,8 @@ from experiments import harness
 from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
 from experiments.lm import (
+  hugging_face,
+  adapter_files,
   decoder,
   objectives,
   row_files,
@@ -314,7 +316,7 @@ def export(
 
   def make(folder):
     first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
-    weights.export(
+    hugging_face.export(
       folder,
       model.config,
       problem.tuning.merged(first, model.params),
@@ -324,7 +326,7 @@ def export(
     )
     if settings.adapters.rank:
       alpha, base = settings.adapters.alpha, settings.model
-      weights.export_adapters(
+      adapter_files.export(
         folder / 'adapters', model.config, first, alpha=alpha, base=base
       )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.speech import audio, extra
+from experiments.speech import audio
 from tests.experiments.speech import speech
 
 soundfile = pytest.importorskip('soundfile')
@@ -170,8 +170,3 @@ def test_a_header_that_announces_too_much(tmp_path, monkeypatch):
   with pytest.raises(audio.AudioError, match='at 10 Hz') as raised:
     audio.part_of(path)
   assert raised.value.reason == 'damaged audio'
-
-
-def test_a_package_that_is_missing_is_named():
-  with pytest.raises(harness.SettingsError, match='experiments,asr'):
-    extra.need('no_such_package', 'reading audio')
