@@ -7,10 +7,24 @@ from typing import Any
 import jax.numpy as jnp
 
 from experiments import harness
-from experiments.lm import gguf_files, hugging_face, tokenizer
+from experiments.lm import (
+  byte_tokenizer,
+  decoder,
+  gguf_files,
+  hugging_face,
+  tokenizer,
+)
+from experiments.lm import config as config_lib
 from experiments.lm.model import Model
 
-__all__ = ['Model', 'load', 'smollm2', 'teacher']
+__all__ = [
+  'Model',
+  'load',
+  'load_both',
+  'make_random',
+  'smollm2',
+  'teacher',
+]
 
 
 def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
@@ -36,6 +50,32 @@ def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
     f'{path} is neither a folder with config.json, *.safetensors and '
     'tokenizer.json, nor a .gguf file.'
   )
+
+
+def load_both(
+  path: str, dtype: Any = jnp.float32
+) -> tuple[Model, tokenizer.Tokenizer]:
+  """Loads a model and its tokeniser; those of SmolLM2 for the path ''."""
+  model = load(path or smollm2(), dtype)
+  return model, tokenizer.load(model.vocabulary, model.config)
+
+
+def make_random(
+  width: int = 32, *, seed: int = 0, dtype: Any = None
+) -> tuple[Model, tokenizer.Tokenizer]:
+  """Makes a small model of random weights that reads bytes, for first tries.
+
+  Args:
+    width: of the residual stream, a multiple of 8.
+    seed: of the weights.
+    dtype: of the weights; None for float32.
+
+  Returns:
+    The model and its tokeniser.
+  """
+  config = config_lib.tiny(width)
+  params = dict(decoder.init(config, seed, dtype or jnp.float32))
+  return Model(config, params, None), byte_tokenizer.make()
 
 
 def teacher(

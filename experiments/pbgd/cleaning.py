@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import bilevel_jax as bj
 from experiments import harness, vision
+from experiments.vision import classifiers
 
 PARTS = ('train', 'validation', 'selection', 'test')
 
@@ -64,10 +65,10 @@ def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
   def upper(logits, weights, batch):
     del logits
     images, labels = batch.validation
-    return jnp.mean(vision.cross_entropy(classifier.apply(weights, images), labels))
+    return jnp.mean(classifiers.cross_entropy(classifier.apply(weights, images), labels))
 
   def lower(logits, weights, batch):
-    losses = vision.cross_entropy(
+    losses = classifiers.cross_entropy(
       classifier.apply(weights, batch.train_images), batch.train_labels
     )
     return jnp.mean(jax.nn.sigmoid(logits) * losses)
@@ -93,7 +94,7 @@ def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
   """The mean loss of a classifier over weighted digits, one level."""
 
   def loss(params, batch):
-    losses = vision.cross_entropy(classifier.apply(params, batch.images), batch.labels)
+    losses = classifiers.cross_entropy(classifier.apply(params, batch.images), batch.labels)
     return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
 
   return loss

@@ -26,6 +26,7 @@ from experiments import harness, vision
 from experiments.harness.study import comparison
 from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
+from experiments.vision import classifiers
 
 # Noise and first weights of the tuning runs; seeds count up from 0.
 TUNING_SEED = 1_000_000
@@ -160,7 +161,7 @@ class Cleaning:
     parts, self.source = vision.load_digits(options.data_dir, sizes)
     self._parts = {name: part.pixels() for name, part in parts.items()}
     print(f'Data: {self.source.words}.')
-    self._classifier = vision.make_classifier(settings.model)
+    self._classifier = classifiers.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
       settings=harness.settings_of(
@@ -313,7 +314,7 @@ class Cleaning:
       del state
       weights = params if kind == 'plain' else params.lower
       measured = {
-        f'{part}_accuracy': vision.accuracy(
+        f'{part}_accuracy': classifiers.accuracy(
           classifier.apply(weights, context.data[part].images),
           context.data[part].labels,
         )

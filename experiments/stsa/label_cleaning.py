@@ -11,6 +11,7 @@ import optax
 import bilevel_jax as bj
 from experiments import harness, vision
 from experiments.stsa import zoo_problem
+from experiments.vision import classifiers
 
 PARTS = ('train', 'validation', 'selection', 'test')
 CURVATURE = 2.0
@@ -58,7 +59,7 @@ def make_cleaning(
   Returns:
     The problem, and where its data come from.
   """
-  classifier = vision.make_classifier('linear')
+  classifier = classifiers.make_classifier('linear')
   parts, source = vision.load_digits(data_dir, sizes)
   parts = _scaled({name: part.pixels() for name, part in parts.items()})
   labels, _ = vision.pollute_labels(
@@ -81,7 +82,7 @@ def make_cleaning(
 
   def losses(weights, part, i):
     logits = classifier.apply(weights, part.images[i])
-    return vision.cross_entropy(logits, part.labels[i])
+    return classifiers.cross_entropy(logits, part.labels[i])
 
   def upper(x, y, batch):
     del x

@@ -23,12 +23,10 @@ from typing import Annotated, Any, Literal
 import jax
 
 from experiments import harness
-from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
 from experiments.lm import (
   hugging_face,
   adapter_files,
-  decoder,
   objectives,
   row_files,
   sharding,
@@ -242,8 +240,7 @@ def load_teacher(
   """
   if path := settings.losses.teacher:
     return weights.teacher(path, model, words, settings.stored_dtype)
-  config = config_lib.tiny(width=16)
-  return weights.Model(config, dict(decoder.init(config, 1)), None)
+  return weights.make_random(16, seed=1)[0]
 
 
 def is_made_up(options: harness.Options) -> bool:
@@ -268,10 +265,7 @@ def prepare(
       'the keys. --sft_data is of demonstrations, --pref_data of comparisons.'
     )
   else:
-    model = weights.load(
-      settings.model or weights.smollm2(), settings.stored_dtype
-    )
-    words = tokenizer.load(model.vocabulary, model.config)
+    model, words = weights.load_both(settings.model, settings.stored_dtype)
   shape, teacher = settings.losses.shape(), None
   if 'distillation' in examples:
     teacher = load_teacher(settings, model, words)
