@@ -115,7 +115,6 @@ def test_fields_are_for_papers_and_import_none(tmp_path):
 
 IMPORTS = """
 import importlib, os, pkgutil, signal, sys, threading
-import experiments
 
 def state():
   handlers = [signal.getsignal(n) for n in signal.valid_signals()]
@@ -124,7 +123,7 @@ def state():
 
 sys.argv = ['-m']
 before = state()
-importlib.reload(experiments)
+import experiments
 for module in pkgutil.walk_packages(experiments.__path__, 'experiments.'):
   # These run where the packages are that benchmarks compare with.
   if not module.name.startswith('experiments.benchmarks.peers.'):

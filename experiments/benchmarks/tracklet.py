@@ -25,6 +25,7 @@ import optax
 
 from experiments import harness
 from experiments.benchmarks import measure
+from experiments.tracking import detections, motion, network, scenes, tracker
 from experiments.tracklet import (
   learning,
   peer_trackers,
@@ -33,7 +34,6 @@ from experiments.tracklet import (
   simulation,
   windows,
 )
-from experiments.tracking import detections, motion, network, scenes, tracker
 
 BOUND_STEP, BOUND_TIME = 1.5, 1.0
 PEERS = ('bytetrack', 'norfair')

@@ -7,9 +7,8 @@ import numpy as np
 
 from experiments import harness
 from experiments.bl_just import methods
-from experiments.speech import corpora, feed, front_end, objectives
-
 from experiments.harness.study import comparison
+from experiments.speech import corpora, feed, front_end, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +196,7 @@ PRESETS = {
   'smoke': Settings(
     methods=('supervised', 'bl_just'),
     seeds=2,
-    data=corpora.Data(
-      'made_up', strings=24, test_strings=8, labelled=(0.5,)
-    ),
+    data=corpora.Data('made_up', strings=24, test_strings=8, labelled=(0.5,)),
     network=Network(width=16, depth=0, strides=(2, 2), mels=16),
     training=Training(20, 4, 1, chunk=10, check_every=20),
   ),

@@ -11,8 +11,8 @@ import numpy as np
 from experiments import harness
 from experiments.lm import config as config_lib
 from experiments.lm import decoder, hugging_face
-from experiments.lm.model import TRANSPOSED
 from experiments.lm.hugging_face import LAYER
+from experiments.lm.model import TRANSPOSED
 
 
 def export(
@@ -156,8 +156,7 @@ def load(
     raise harness.UserError(f'{folder} has no adapters: {error}.') from error
   rank, dora = fields['r'], bool(fields.get('use_dora'))
   modules = {
-    n: LAYER[n].removesuffix('.weight')
-    for n in sorted(TRANSPOSED & {*LAYER})
+    n: LAYER[n].removesuffix('.weight') for n in sorted(TRANSPOSED & {*LAYER})
   }
   parts = {'a': 'lora_A.weight', 'b': 'lora_B.weight'}
   if dora:

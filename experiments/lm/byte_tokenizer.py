@@ -11,9 +11,11 @@ from experiments.lm.tokenizer import Tokenizer
 class _Encoded(NamedTuple):
   ids: list[int]
 
+
 class _Added(NamedTuple):
   content: str
   special: bool
+
 
 class _Bytes:
   """Each byte is a token, and one more ends an answer."""
@@ -74,6 +76,7 @@ class _Bytes:
     hidden = iter(range(256, 512))
     found = {chr(b if b in seen else next(hidden)): b for b in range(256)}
     return found | ({'</s>': self.END} if with_added_tokens else {})
+
 
 def make() -> Tokenizer:
   """Makes a tokeniser of 257 tokens.

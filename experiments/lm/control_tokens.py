@@ -43,9 +43,7 @@ class Controls(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def find(
-  inner: Any, end: int, tokens: tuple[tuple[str, str], ...]
-) -> Controls:
+def find(inner: Any, end: int, tokens: tuple[tuple[str, str], ...]) -> Controls:
   """Finds them by name, by the end of an answer, or by being special."""
   added = inner.get_added_tokens_decoder()
   special = {t.content: i for i, t in added.items() if t.special}

@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp: a model and its tokeniser in one, often quantised."""
+"""GGUF files of llama.cpp: a model and its tokeniser, often quantised."""
 
 import pathlib
 from typing import Any

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.lm import decoder
 from experiments.lm import config as config_lib
+from experiments.lm import decoder
 from experiments.lm.model import TRANSPOSED, Model, assemble
 
 # From a layer's weight to its name in a checkpoint.
@@ -271,5 +271,3 @@ def save_tensors(
 
 def write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
   path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
-
-

@@ -65,7 +65,9 @@ def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
   def upper(logits, weights, batch):
     del logits
     images, labels = batch.validation
-    return jnp.mean(classifiers.cross_entropy(classifier.apply(weights, images), labels))
+    return jnp.mean(
+      classifiers.cross_entropy(classifier.apply(weights, images), labels)
+    )
 
   def lower(logits, weights, batch):
     losses = classifiers.cross_entropy(
@@ -94,7 +96,9 @@ def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
   """The mean loss of a classifier over weighted digits, one level."""
 
   def loss(params, batch):
-    losses = classifiers.cross_entropy(classifier.apply(params, batch.images), batch.labels)
+    losses = classifiers.cross_entropy(
+      classifier.apply(params, batch.images), batch.labels
+    )
     return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
 
   return loss

@@ -8,7 +8,6 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-
 from experiments.rl import environments, multi_task
 
 

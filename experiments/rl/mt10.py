@@ -20,7 +20,6 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-
 from experiments.rl import environments, multi_task
 
 OBSERVATION, ACTION, LONGEST, VARIANTS = 39, 4, 500, 50
@@ -41,8 +40,8 @@ class Finished(NamedTuple):
   count: chex.Array
 
 
-def _metaworld(module: str = 'metaworld') -> Any:
-  return harness.load_extra(module, 'mt10', 'MT10')
+def _metaworld() -> Any:
+  return harness.load_extra('metaworld', 'mt10', 'MT10')
 
 
 class Simulators:
@@ -136,7 +135,7 @@ def names() -> tuple[str, ...]:
   Raises:
     SettingsError: without the extra.
   """
-  return tuple(_metaworld('metaworld.env_dict').MT10_V3)
+  return tuple(_metaworld().env_dict.MT10_V3)
 
 
 def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Annotated, Literal
 
-
 from experiments import harness
 from experiments.lm import (
   batches,

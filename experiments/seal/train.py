@@ -30,9 +30,9 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.lm import (
-  hugging_face,
   batches,
   generation,
+  hugging_face,
   refusals,
   weights,
   written,

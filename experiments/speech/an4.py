@@ -13,9 +13,9 @@ import re
 import numpy as np
 
 from experiments import harness
-from experiments.speech import archive, audio, utterances
 from experiments.harness.data import sources
 from experiments.harness.store import files
+from experiments.speech import archive, audio, utterances
 
 NUMBERS, FRAME_RATE = 13, 100.0
 FOLDERS = ('', 'speech', 'an4_mfcc')

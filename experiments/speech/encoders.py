@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from experiments import harness
-from experiments.speech import front_end
 from experiments.lm import decoder
+from experiments.speech import front_end
 
 KINDS = ('conv', 'conv_lstm', 'conformer')
 

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from experiments import harness
-from experiments.speech import audio
 from experiments.harness.store import files, identity
 from experiments.harness.train import one_of as streams
 from experiments.harness.train import stream as stream_lib
+from experiments.speech import audio
 
 # The losses of a step, by its code in a plan.
 STEPS = (('ssl',), ('ctc', 'ssl'), ('ctc',))

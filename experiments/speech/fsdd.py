@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.speech import archive, audio, utterances
 from experiments.harness.store import files
+from experiments.speech import archive, audio, utterances
 
 RATE = 8_000
 DIGITS = (3, 6)  # Of a string, the fewest and the most.

@@ -10,9 +10,9 @@ import os
 import pathlib
 
 from experiments import harness
-from experiments.speech import audio, utterances
 from experiments.harness.data import sources
 from experiments.harness.store import files
+from experiments.speech import audio, utterances
 
 RATE = 16_000
 FOLDERS = ('', 'LibriSpeech', 'speech/LibriSpeech', 'librispeech/LibriSpeech')

@@ -4,6 +4,7 @@ They give the probability of a token after those before it, with two tokens of
 their own, where a text begins and where it ends. Logarithms are natural.
 """
 
+import collections
 import math
 import pathlib
 from collections.abc import Hashable, Mapping

@@ -8,10 +8,10 @@ import chex
 import matplotlib.figure
 import numpy as np
 
-from experiments.speech import alignment
-from experiments.speech.units import BLANK
 from experiments.harness.store import files
 from experiments.harness.study.plots import COLOURS
+from experiments.speech import alignment
+from experiments.speech.units import BLANK
 
 _GREY = '#999999'
 

@@ -19,8 +19,8 @@ import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.speech import encoders, feed, front_end, objectives
 from experiments.harness.store import files, leaves
+from experiments.speech import encoders, feed, front_end, objectives
 
 # The file that `train` writes.
 NAME = 'recogniser.npz'

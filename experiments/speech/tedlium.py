@@ -17,9 +17,9 @@ in seconds; a talk is one file and its segments are parts of it.
 import re
 
 from experiments import harness
-from experiments.speech import audio, utterances
 from experiments.harness.data import sources
 from experiments.harness.store import files
+from experiments.speech import audio, utterances
 
 RATE = 16_000
 FOLDERS = tuple(

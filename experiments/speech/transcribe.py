@@ -27,6 +27,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.harness.app import thunks
+from experiments.harness.store import files
 from experiments.speech import (
   an4,
   audio,
@@ -41,7 +42,6 @@ from experiments.speech import (
   units,
   windows,
 )
-from experiments.harness.store import files
 
 # Lengths to which audio is filled up, in seconds: a program is compiled for
 # each that occurs. The last one is that of a window of longer audio.

@@ -101,7 +101,9 @@ class Pieces:
 
   def __init__(self, model: bytes):
     self._model = model
-    package = harness.load_extra('sentencepiece', 'asr', 'units that are pieces')
+    package = harness.load_extra(
+      'sentencepiece', 'asr', 'learnt pieces of words'
+    )
     self._inner = package.SentencePieceProcessor(model_proto=model)
     # Its own number of what it does not know is 0, so that all are one more.
     count = self._inner.get_piece_size()
@@ -167,7 +169,7 @@ def pieces(texts: Sequence[str], *, size: int) -> Pieces:
     SettingsError: if sentencepiece is not installed, or the size is less than
       the characters of the texts.
   """
-  package = harness.load_extra('sentencepiece', 'asr', 'units that are pieces')
+  package = harness.load_extra('sentencepiece', 'asr', 'learnt pieces of words')
   lines = [' '.join(text.split()) for text in texts]
   letters = len({c for line in lines for c in line} | {_SPACE})
   if size < letters + FIRST:

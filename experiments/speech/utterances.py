@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.speech import audio
 from experiments.harness.data import sources
+from experiments.speech import audio
 
 # Why an utterance is left out, by reason: the names of those that are.
 Skipped = Mapping[str, tuple[str, ...]]

@@ -30,13 +30,6 @@ import numpy as np
 
 from experiments import harness
 from experiments.harness.study import comparison
-from experiments.tracklet import (
-  learning,
-  search,
-  simulation,
-  train_report,
-  untrained,
-)
 from experiments.tracking import (
   detections,
   evaluation,
@@ -47,6 +40,13 @@ from experiments.tracking import (
   overlay,
   scenes,
   tracker,
+)
+from experiments.tracklet import (
+  learning,
+  search,
+  simulation,
+  train_report,
+  untrained,
 )
 from experiments.tracklet.train_report import BOTH, FIRST
 

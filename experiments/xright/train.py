@@ -23,10 +23,9 @@ from typing import Annotated, Any, Literal
 import jax
 
 from experiments import harness
-from experiments.lm import data as data_lib
 from experiments.lm import (
-  hugging_face,
   adapter_files,
+  hugging_face,
   objectives,
   row_files,
   sharding,
@@ -34,6 +33,7 @@ from experiments.lm import (
   weights,
   written,
 )
+from experiments.lm import data as data_lib
 from experiments.xright import methods, runs
 from experiments.xright import problem as problem_lib
 

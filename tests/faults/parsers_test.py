@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from experiments import harness, vision
 from experiments.harness.data import arrays, tables
-from experiments.vision import digits
 from experiments.moco import tabular_data
 from experiments.stsa import tables as two_classes
+from experiments.vision import digits
 
 RNG = np.random.default_rng(0)
 ADULT = (

@@ -33,8 +33,8 @@ def run(study: study_lib.Study) -> None:
   """Defines the flags of a binary, parses them, and does what they ask for.
 
   SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
-  is shown in one line and exits with 1. SIGUSR1 shows where all threads are. XLA
-  gets the flag of `thunks`.
+  is shown in one line and exits with 1. SIGUSR1 shows where all threads are.
+  XLA gets the flag of `thunks`.
 
   Args:
     study: what the binary is.

@@ -10,6 +10,8 @@ import pytest
 
 from experiments import harness
 from experiments.bl_just import problem, speech_report, train
+from experiments.harness.app import settings as settings_lib
+from experiments.harness.study import comparison
 from experiments.speech import (
   front_end,
   objectives,
@@ -17,8 +19,6 @@ from experiments.speech import (
   scoring,
   transcribe,
 )
-from experiments.harness.app import settings as settings_lib
-from experiments.harness.study import comparison
 from tests.experiments.changes import change
 
 pytest.importorskip('jiwer')

@@ -8,8 +8,8 @@ import pytest
 
 from experiments import harness
 from experiments.bl_just import problem, speech_report, train
-from experiments.speech import front_end, objectives, recogniser, scoring
 from experiments.harness.study import comparison
+from experiments.speech import front_end, objectives, recogniser, scoring
 from tests.experiments.changes import change
 
 pytest.importorskip('soundfile')

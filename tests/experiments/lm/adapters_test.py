@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import adapter_files, config as config_lib, hugging_face
-from experiments.lm import decoder, lora, weights
+from experiments.lm import adapter_files, decoder, hugging_face, lora
+from experiments.lm import config as config_lib
 from tests.experiments.lm import reference
 from tests.experiments.lm.decoder_test import SMALL, TOKENS
 

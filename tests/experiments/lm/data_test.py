@@ -13,10 +13,10 @@ import pytest
 
 from experiments import harness
 from experiments.lm import (
-  hugging_face,
   batches,
   data,
   decoder,
+  hugging_face,
   log_probs,
   row_files,
   tokenizer,

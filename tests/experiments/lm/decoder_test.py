@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import config as config_lib, hugging_face
-from experiments.lm import decoder, lora, weights
+from experiments.lm import config as config_lib
+from experiments.lm import decoder, hugging_face, lora
 from tests.experiments.lm import reference
 
 SMALL = config_lib.Config(

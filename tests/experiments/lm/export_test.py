@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import adapter_files, decoder, hugging_face, tokenizer, weights, written
+from experiments.lm import (
+  adapter_files,
+  decoder,
+  hugging_face,
+  tokenizer,
+  weights,
+  written,
+)
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 from tests.experiments.lm.weights_test import words
 from tests.tiers import first

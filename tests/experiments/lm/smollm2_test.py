@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lm import config as config_lib, hugging_face
-from experiments.lm import decoder, generation, tokenizer, weights
+from experiments.lm import config as config_lib
+from experiments.lm import decoder, generation, hugging_face, tokenizer, weights
 from tests.experiments.lm import reference
 
 MISSING = [

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import adapter_files, decoder, hugging_face, lora, tokenizer, weights
+from experiments.lm import (
+  adapter_files,
+  decoder,
+  hugging_face,
+  lora,
+  tokenizer,
+  weights,
+)
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 
 _WHY = 'needs the extra llm: pip install -e ".[experiments,llm]"'

@@ -14,9 +14,7 @@ GAMES = ('Breakout', 'Asterix')
 
 
 def test_bad_robots():
-  pytest.importorskip(
-    'metaworld', reason='needs the extra mt10: metaworld'
-  )
+  pytest.importorskip('metaworld', reason='needs the extra mt10: metaworld')
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
     (make(suite='mt10', games=('reach',)), 'did you mean reach-v3'),

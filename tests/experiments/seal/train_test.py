@@ -8,7 +8,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.lm import byte_tokenizer, decoder, tokenizer, weights
+from experiments.lm import byte_tokenizer, decoder, weights
 from experiments.seal import (
   evaluate,
   inputs,

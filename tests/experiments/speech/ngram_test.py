@@ -4,7 +4,6 @@ import gzip
 import math
 import re
 
-import numpy as np
 import pytest
 
 from experiments import harness
@@ -133,7 +132,9 @@ def test_a_text_has_one_probability_in_pieces():
   pytest.importorskip('sentencepiece')
   texts = ['going on', 'gone on', 'on and on going']
   known = units.pieces(texts, size=14)
-  model = counted.learn([t.split() for t in texts], order=3, vocabulary=['going'])
+  model = counted.learn(
+    [t.split() for t in texts], order=3, vocabulary=['going']
+  )
   for text in texts:
     words = [ngram.START, *text.split(), ngram.END]
     expected = sum(

@@ -9,7 +9,6 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.tracklet import peer_trackers, peers
 from experiments.tracking import (
   detections,
   evaluation,
@@ -17,6 +16,7 @@ from experiments.tracking import (
   mot_files,
   scenes,
 )
+from experiments.tracklet import peer_trackers, peers
 
 
 def test_files_go_over_and_come_back(tmp_path):

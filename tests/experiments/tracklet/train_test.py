@@ -9,6 +9,7 @@ import scipy.stats
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
+from experiments.tracking import detections, judging, scenes
 from experiments.tracklet import (
   claims,
   learning,
@@ -18,7 +19,6 @@ from experiments.tracklet import (
   train_report,
   untrained,
 )
-from experiments.tracking import detections, judging, scenes
 from tests.experiments.changes import change
 
 

@@ -18,7 +18,16 @@ import pytest
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.store import loading as saved
-from experiments.lm import byte_tokenizer, decoder, hugging_face, lora, sharding, tokenizer, tuning, weights
+from experiments.lm import (
+  byte_tokenizer,
+  decoder,
+  hugging_face,
+  lora,
+  sharding,
+  tokenizer,
+  tuning,
+  weights,
+)
 from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
 from tests.experiments.changes import change
