@@ -546,7 +546,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
   file.unlink()
   assert trained(4) == 4
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-    patched.setattr(train.weights, 'export', _half_an_export)
+    patched.setattr(train.hugging_face, 'export', _half_an_export)
     trained(6)
   assert trained(6) == 6
   assert trained(6, output=f'{tmp_path}/other') == 6
