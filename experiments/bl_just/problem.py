@@ -102,7 +102,7 @@ def prepare(
   }
   skips = utterances.Skips(corpus.skipped)
   examples = {
-    name: corpora.examples_of(part, known, prepare=ready, skips=skips)
+    name: corpora.make_examples(part, known, prepare=ready, skips=skips)
     for name, part in parts.items()
   }
   corpus = corpus._replace(skipped=skips.found())

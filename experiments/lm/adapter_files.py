@@ -63,7 +63,7 @@ def export(
         tensors[f'{where}.{part}'] = np.ascontiguousarray(array)
   folder.mkdir(parents=True, exist_ok=True)
   hugging_face.save_tensors(numpy_files, tensors, path)
-  told = {
+  fields = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base,
@@ -76,7 +76,7 @@ def export(
     'target_modules': [LAYER[name].split('.')[1] for name in names],
     'layers_to_transform': list(range(first, config.layers)),
   }
-  hugging_face.write_json(folder / 'adapter_config.json', told)
+  hugging_face.write_json(folder / 'adapter_config.json', fields)
   return folder
 
 

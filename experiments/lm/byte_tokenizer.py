@@ -32,8 +32,8 @@ class _Bytes:
     return _Encoded(list(text.encode()))
 
   def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
-    kept = bytes(t for t in tokens if t < self.END)
-    text = kept.decode(errors='replace')
+    content = bytes(t for t in tokens if t < self.END)
+    text = content.decode(errors='replace')
     ended = self.END in tokens and not skip_special_tokens
     return text + '</s>' * ended
 
@@ -54,7 +54,7 @@ class _Bytes:
       'normalized': False,
       'special': True,
     }
-    told = {
+    fields = {
       'version': '1.0',
       'added_tokens': [end],
       'pre_tokenizer': of_bytes,
@@ -65,17 +65,17 @@ class _Bytes:
         'merges': [],
       },
     }
-    pathlib.Path(path).write_text(json.dumps(told) + '\n', encoding='utf-8')
+    pathlib.Path(path).write_text(json.dumps(fields) + '\n', encoding='utf-8')
 
   def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
     """Bytes by letters, in the alphabet that others use.
 
     What is no visible letter of Latin-1 is called by letters from 256 on.
     """
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = iter(range(256, 512))
-    found = {chr(b if b in seen else next(hidden)): b for b in range(256)}
-    return found | ({'</s>': self.END} if with_added_tokens else {})
+    letters = {chr(b if b in visible else next(hidden)): b for b in range(256)}
+    return letters | ({'</s>': self.END} if with_added_tokens else {})
 
 
 def make() -> Tokenizer:

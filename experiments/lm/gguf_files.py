@@ -78,12 +78,12 @@ def load(path: pathlib.Path, dtype: Any) -> Model:
     if name not in tensors:
       raise harness.UserError(f'{path.name} has no tensor {name}.')
     tensor = tensors[name]
-    found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if family == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
       # llama.cpp turns neighbours, where all others turn halves.
-      rows = found.reshape(-1, head_width // 2, 2, found.shape[-1])
-      found = rows.swapaxes(1, 2).reshape(found.shape)
-    return found
+      rows = array.reshape(-1, head_width // 2, 2, array.shape[-1])
+      array = rows.swapaxes(1, 2).reshape(array.shape)
+    return array
 
   layer = lambda i, name: f'blk.{i}.{_LAYER[name]}'
   # Norms are float32 in files of any kind.

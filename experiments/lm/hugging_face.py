@@ -46,12 +46,12 @@ def load(folder: pathlib.Path, dtype: Any) -> Model:
     'safetensors', 'llm', 'reading *.safetensors'
   )
   try:
-    given = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    raw = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   except FileNotFoundError as error:
     raise harness.UserError(f'{folder} has no config.json.') from error
   except ValueError as error:
     raise harness.UserError(f'{folder}/config.json: {error}.') from error
-  config = config_lib.from_hugging_face(given)
+  config = config_lib.from_hugging_face(raw)
   files = sorted(folder.glob('*.safetensors'))
   if not files:
     raise harness.UserError(
@@ -75,7 +75,7 @@ def load(folder: pathlib.Path, dtype: Any) -> Model:
   layer = lambda i, name: f'model.layers.{i}.{LAYER[name]}'
   source = _source_dtype(opened)
   params = assemble(config, read, layer, _TOP, dtype or source)
-  return Model(config, params, folder, source, _generation(folder, given))
+  return Model(config, params, folder, source, _generation(folder, raw))
 
 
 def _source_dtype(opened: Mapping[pathlib.Path, Any]) -> np.dtype:

@@ -78,12 +78,12 @@ def assemble(
     return array.astype(dtype)
 
   shapes = decoder.shapes(config)
-  found: dict[str, Any] = {
+  params: dict[str, Any] = {
     name: jnp.asarray(one(name, top[name], shape))
     for name, shape in shapes.items()
     if name != 'layers'
   }
-  found['layers'] = {
+  params['layers'] = {
     name: jnp.asarray(
       np.stack(
         [one(name, layer(i, name), shape[1:]) for i in range(config.layers)]
@@ -91,4 +91,4 @@ def assemble(
     )
     for name, shape in shapes['layers'].items()
   }
-  return found
+  return params

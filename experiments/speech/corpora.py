@@ -88,7 +88,7 @@ class Data:
       )
 
   def read(self, data_dir: str | None, labelled: float) -> utterances.Corpus:
-    """The corpus, of which a share has a text; see `prepare`."""
+    """Reads the corpus, and leaves a share of its training texts."""
     seed = self.data_seed
     rate = {'rate': self.sampling} if self.sampling else {}
     sizes = {
@@ -113,8 +113,8 @@ class Data:
     return utterances.hide_texts(corpus, labelled, seed=seed)
 
 
-def examples_of(
-  found: Sequence[utterances.Utterance],
+def make_examples(
+  items: Sequence[utterances.Utterance],
   known: units.Units,
   *,
   prepare: Any,
@@ -123,7 +123,7 @@ def examples_of(
   """Utterances as examples.
 
   Args:
-    found: the utterances.
+    items: the utterances.
     known: units of their texts.
     prepare: samples or frames -> what is trained on.
     skips: gets those whose audio is broken, where all are read at once; of
@@ -132,21 +132,21 @@ def examples_of(
   Returns:
     Examples; audio is kept in memory if it is little.
   """
-  if sum(u.length for u in found) * 4 < _KEPT:
-    both = list(utterances.loaded(found, skips))
-    found = [utterance for utterance, _ in both]
+  if sum(u.length for u in items) * 4 < _KEPT:
+    both = list(utterances.loaded(items, skips))
+    items = [utterance for utterance, _ in both]
     arrays = [prepare(np.asarray(x, np.float32)) for _, x in both]
     load, parts = arrays.__getitem__, ()
   else:
-    parts = [u.part for u in found if u.part is not None]
-    parts = parts if len(parts) == len(found) else ()
-    load = lambda row: prepare(np.asarray(found[row].load()[0], np.float32))
+    parts = [u.part for u in items if u.part is not None]
+    parts = parts if len(parts) == len(items) else ()
+    load = lambda row: prepare(np.asarray(items[row].load()[0], np.float32))
   nothing = np.zeros(0, np.int32)
   return feed.Examples(
     load=load,
-    lengths=np.array([u.length for u in found], np.int64),
-    labels=[nothing if u.text is None else known.encode(u.text) for u in found],
-    names=[u.name for u in found],
-    texts=[u.text for u in found],
+    lengths=np.array([u.length for u in items], np.int64),
+    labels=[nothing if u.text is None else known.encode(u.text) for u in items],
+    names=[u.name for u in items],
+    texts=[u.text for u in items],
     parts=parts,
   )

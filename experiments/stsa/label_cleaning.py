@@ -95,8 +95,8 @@ def make_cleaning(
 
   def measure(params: bj.BilevelParams, data: Any) -> dict[str, Any]:
     def error(part):
-      found = jnp.argmax(classifier.apply(params.lower, part.images), axis=-1)
-      return jnp.mean(found != part.labels)
+      predicted = jnp.argmax(classifier.apply(params.lower, part.images), axis=-1)
+      return jnp.mean(predicted != part.labels)
 
     return {
       'selection_error': error(data['selection']),
