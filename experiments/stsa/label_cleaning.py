@@ -95,7 +95,8 @@ def make_cleaning(
 
   def measure(params: bj.BilevelParams, data: Any) -> dict[str, Any]:
     def error(part):
-      predicted = jnp.argmax(classifier.apply(params.lower, part.images), axis=-1)
+      logits = classifier.apply(params.lower, part.images)
+      predicted = jnp.argmax(logits, axis=-1)
       return jnp.mean(predicted != part.labels)
 
     return {
