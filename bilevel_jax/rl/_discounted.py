@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from bilevel_jax import _sequences
+
 
 def discounted_solve(
   matrix: chex.Array,
@@ -37,6 +39,12 @@ def discounted_solve(
     x, (states,), to rounding: relative to the largest value, or, if transposed
     and b has one sign, relative in each state.
   """
+
+  # In a `jax.shard_map` that checks types, a solve is of one type throughout.
+  discount = jnp.asarray(discount, right.dtype)
+  system = (matrix, right, discount)
+  axes = frozenset().union(*map(_sequences.varying_axes, system))
+  matrix, right, discount = (_sequences.vary(z, axes) for z in system)
 
   def product(x):
     moved = matrix.T @ x if transposed else matrix @ x

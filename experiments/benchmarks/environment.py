@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.harness.app import errors
@@ -114,7 +114,7 @@ class Peers:
     """
     script = HERE / 'peers' / 'serve.py'
     command = [self.python, '-E', '-s', str(script), module, case]
-    with _started([*command, json.dumps(options)]) as process:
+    with _started(command, options) as process:
       yield process
 
 
@@ -133,20 +133,23 @@ def own_process(module: str, case: str, **options: Any) -> Iterator['Process']:
     A `Process`.
   """
   script = HERE / 'peers' / 'serve.py'
-  command = [sys.executable, str(script), module, case, json.dumps(options)]
+  command = [sys.executable, str(script), module, case]
   paths = [str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]
   path = os.pathsep.join(filter(None, paths))
-  with _started(command, {**os.environ, 'PYTHONPATH': path}) as process:
+  environment = {**os.environ, 'PYTHONPATH': path}
+  with _started(command, options, environment) as process:
     yield process
 
 
 class Process:
   """A step in another process."""
 
-  def __init__(self, process: subprocess.Popen, what: str) -> None:
-    """Waits until the step is built."""
+  def __init__(
+    self, process: subprocess.Popen, what: str, options: Mapping[str, Any]
+  ) -> None:
+    """Hands over the options, and waits until the step is built."""
     self._process, self._what = process, what
-    self._read()
+    self._ask(json.dumps(options))
 
   def run(self, steps: int) -> tuple[float, float]:
     """Runs the steps; returns the wall and CPU seconds they took there."""
@@ -178,7 +181,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def _started(command, environment=None):
+def _started(command, options, environment=None):
   process = subprocess.Popen(
     command,
     stdin=subprocess.PIPE,
@@ -192,7 +195,7 @@ def _started(command, environment=None):
   timer.daemon = True
   timer.start()
   try:
-    yield Process(process, '/'.join(command[-3:-1]))
+    yield Process(process, '/'.join(command[-2:]), options)
   finally:
     timer.cancel()
     process.kill()

@@ -1,11 +1,11 @@
 """Runs steps and times them when asked; a script of any environment.
 
-    python serve.py MODULE CASE '{"option": 1}'
+    echo '{"option": 1}' | python serve.py MODULE CASE
 
-It imports MODULE, calls its function CASE with the options, which gives
-`run(steps)`, and answers lines of its input: `run N` by wall and CPU seconds,
-`memory` by the bytes held at most, beyond those after the import of MODULE and
-of what the attribute `imports` of CASE names.
+It imports MODULE and calls its function CASE with the options, the first line
+of its input, which gives `run(steps)`. It answers the other lines: `run N` by
+wall and CPU seconds, `memory` by the bytes held at most, beyond those after the
+import of MODULE and of what the attribute `imports` of CASE names.
 """
 
 import importlib
@@ -31,14 +31,14 @@ def resident():
     return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def main(module, case, options):
+def main(module, case):
   """Answers until the input ends."""
   try:
     make = getattr(importlib.import_module(module), case)
     for name in getattr(make, 'imports', ()):
       importlib.import_module(name)
     start = resident()
-    run = make(**json.loads(options))
+    run = make(**json.loads(sys.stdin.readline()))
   except Exception as error:
     say(error=f'{type(error).__name__}: {error}'[:300])
     return
