@@ -23,8 +23,11 @@ import hypothesis
 import jax
 import pytest
 
-from experiments.harness.app import compile_cache
+from experiments.harness.app import compile_cache, thunks
 from tests import memory, perturbed
+
+# The guard of the binaries, before XLA starts.
+thunks.one_by_one()
 
 # Tracing makes many short-lived objects: at Python's own threshold, collecting
 # them takes a fifth of the time.

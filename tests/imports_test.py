@@ -1,14 +1,22 @@
-"""Imports point one way: papers, stacks, the harness, the library."""
+"""Imports point one way, and importing changes nothing."""
 
 import ast
 import configparser
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Shared by papers beside the harness; each imports no other and no paper.
-STACKS = {'rl', 'lm'}
+# Fields, which papers share, and the other fields that each may import.
+FIELDS = {
+  'lm': (),
+  'rl': (),
+  'speech': ('lm',),
+  'tracking': (),
+  'vision': (),
+}
 LIBRARY = {'bilevel_jax', 'jax', 'optax', 'chex', 'numpy'}
 
 
@@ -37,10 +45,11 @@ def broken_experiments(root=ROOT):
   def allowed(path, name):
     first, _, rest = name.partition('.')
     folder, *deeper = path.relative_to(root / 'experiments').parts
-    shared = {'harness', folder} | (set() if folder in STACKS else STACKS)
+    fields = {} if folder == 'harness' else FIELDS
+    shared = {'harness', folder, *fields.get(folder, fields)}
     if not deeper:
       # What stands above the papers is a tool: it may use another one.
-      shared = {'harness', '', 'tables', 'thunks'}
+      shared = {'harness', 'tables'}
     elif folder == 'benchmarks':
       # Measures what papers have, and none of them imports it.
       shared |= {'bl_just', 'tracklet'}
@@ -94,7 +103,7 @@ def test_experiments_import_no_tests_and_no_other_paper():
   assert not broken_experiments()
 
 
-def test_stacks_are_for_papers_and_import_none(tmp_path):
+def test_fields_are_for_papers_and_import_none(tmp_path):
   """On a tree that is made up: who imports what, and whether it may."""
   for module, imports, fine in (
     ('pbgd/a', 'from experiments.rl import ppo', True),
@@ -104,6 +113,10 @@ def test_stacks_are_for_papers_and_import_none(tmp_path):
     ('rl/e', 'from experiments.rl import ppo', True),
     ('rl/f', 'from experiments.lm import decoder', False),
     ('lm/g', 'from experiments.pbgd import toy', False),
+    ('speech/g', 'from experiments.lm import decoder', True),
+    ('speech/g', 'from experiments import bl_just', False),
+    ('tracking/g', 'import experiments.speech.audio', False),
+    ('harness/g', 'from experiments import vision', False),
     ('lm/h', 'import tests.problems', False),
   ):
     path = tmp_path / 'experiments' / f'{module}.py'
@@ -111,6 +124,40 @@ def test_stacks_are_for_papers_and_import_none(tmp_path):
     path.write_text(imports)
     assert (not broken_experiments(tmp_path)) == fine
     path.unlink()
+
+
+IMPORTS = """
+import importlib, os, pkgutil, signal, sys, threading
+
+def state():
+  handlers = [signal.getsignal(n) for n in signal.valid_signals()]
+  hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+  return os.environ.get('XLA_FLAGS'), handlers, hooks
+
+sys.argv = ['-m']
+before = state()
+import experiments
+for module in pkgutil.walk_packages(experiments.__path__, 'experiments.'):
+  # These run where the packages are that benchmarks compare with.
+  if not module.name.startswith('experiments.benchmarks.peers.'):
+    importlib.import_module(module.name)
+assert state() == before, (before, state())
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+
+
+def test_importing_experiments_changes_nothing():
+  """No flag of XLA, no signal handler, no hook, and XLA does not start."""
+  done = subprocess.run(
+    [sys.executable, '-c', IMPORTS],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not done.returncode, done.stderr
 
 
 def runs_data(tree):
@@ -142,7 +189,7 @@ def test_no_data_is_run():
   }
   # Utterances go to other processes; a payload is refused.
   assert found == {
-    'tests/experiments/bl_just/loaders_test.py': ['pickle'],
+    'tests/experiments/speech/loaders_test.py': ['pickle'],
   }
   for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):
     assert list(runs_data(ast.parse(line))) == ['allow_pickle']

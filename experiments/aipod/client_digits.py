@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import harness
+from experiments import harness, vision
 
 CLASSES = 10
 # Of the pixels of MNIST, in [0, 1].
@@ -25,10 +25,10 @@ class Digits(NamedTuple):
     test: of the reported accuracy.
   """
 
-  train: harness.DigitPart
-  validation: harness.DigitPart
-  selection: harness.DigitPart
-  test: harness.DigitPart
+  train: vision.DigitPart
+  validation: vision.DigitPart
+  selection: vision.DigitPart
+  test: vision.DigitPart
 
 
 def pool(images: np.ndarray, by: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def load_digits(
   """
   rng = np.random.default_rng(0)
   sizes = {'test': split.test, 'selection': split.selection, 'clients': None}
-  parts, source = harness.load_digits(data_dir, sizes, seed=rng, own_test=True)
+  parts, source = vision.load_digits(data_dir, sizes, seed=rng, own_test=True)
   images, labels = parts['clients']
   used = imbalance(labels, split.ratio)
   rows = used[split_by_label(labels[used], split.clients, split.shards, rng)]
@@ -120,7 +120,7 @@ def load_digits(
   # Shuffled, so that 80 and 20 % have the same classes.
   rows = rng.permuted(rows, axis=1)
   cut = round(0.8 * rows.shape[1])
-  part = lambda images, labels: harness.DigitPart(
+  part = lambda images, labels: vision.DigitPart(
     jnp.asarray(pool(images, split.pooling)), jnp.asarray(labels)
   )
 
@@ -148,8 +148,8 @@ class Batch(NamedTuple):
     now: the rows of this evaluation, or None.
   """
 
-  train: harness.DigitPart
-  validation: harness.DigitPart
+  train: vision.DigitPart
+  validation: vision.DigitPart
   rows: Any = None
   now: Any = None
 
@@ -170,7 +170,7 @@ def batch_at(batch: Batch, t: Any) -> Batch:
   return batch._replace(now=batch.rows[1 + t])
 
 
-def train_part(batch: Batch) -> harness.DigitPart:
+def train_part(batch: Batch) -> vision.DigitPart:
   """The training digits of this evaluation."""
   if batch.now is None:
     return batch.train

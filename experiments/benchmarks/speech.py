@@ -17,14 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import measure
-from experiments.bl_just import (
-  decoding,
-  feed,
-  front_end,
-  methods,
-  objectives,
-  recogniser,
-)
+from experiments.bl_just import methods
+from experiments.speech import decoding, feed, front_end, objectives, recogniser
 
 JOINT_BOUND = 2.2
 

@@ -25,17 +25,13 @@ import optax
 
 from experiments import harness
 from experiments.benchmarks import measure
+from experiments.tracking import detections, motion, network, scenes, tracker
 from experiments.tracklet import (
-  detections,
   learning,
-  motion,
-  network,
   peer_trackers,
   peers,
-  scenes,
   search,
   simulation,
-  tracker,
   windows,
 )
 

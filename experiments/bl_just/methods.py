@@ -17,7 +17,7 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.bl_just import feed
+from experiments.speech import feed
 
 TITLES = {
   'supervised': 'supervised',

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import feed, front_end, methods, objectives
-from experiments.bl_just import problem as problem_lib
+from experiments.bl_just import methods
 from experiments.harness.study import comparison
+from experiments.speech import corpora, feed, front_end, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Training:
 
 
 _KNOWN = harness.Among(methods.TITLES)
-_DATA, _SHARES = problem_lib.Data(), methods.Shares()
+_DATA, _SHARES = corpora.Data(), methods.Shares()
 Shares = methods.Shares
 
 
@@ -160,7 +160,7 @@ class Settings:
   )
   converged: float = 0.02
   seeds: int = 5
-  data: problem_lib.Data = _DATA
+  data: corpora.Data = _DATA
   network: Network = Network()
   ssl: Ssl = Ssl()
   masks: Masks = Masks()
@@ -183,7 +183,7 @@ class Settings:
 _AN4 = Settings(
   methods=('supervised', 'bl_just'),
   seeds=1,
-  data=problem_lib.Data('an4', labelled=(1.0,)),
+  data=corpora.Data('an4', labelled=(1.0,)),
   network=Network(
     width=128, depth=7, strides=(2, 2), dropout=0.15, units='characters'
   ),
@@ -196,9 +196,7 @@ PRESETS = {
   'smoke': Settings(
     methods=('supervised', 'bl_just'),
     seeds=2,
-    data=problem_lib.Data(
-      'made_up', strings=24, test_strings=8, labelled=(0.5,)
-    ),
+    data=corpora.Data('made_up', strings=24, test_strings=8, labelled=(0.5,)),
     network=Network(width=16, depth=0, strides=(2, 2), mels=16),
     training=Training(20, 4, 1, chunk=10, check_every=20),
   ),
@@ -206,7 +204,7 @@ PRESETS = {
   'digits': Settings(
     methods=('supervised',),
     seeds=1,
-    data=problem_lib.Data(held_speaker='theo', labelled=(1.0,)),
+    data=corpora.Data(held_speaker='theo', labelled=(1.0,)),
   ),
   'an4_full': _AN4,
   # All methods, by the share that has texts; a night of one core.
@@ -214,14 +212,14 @@ PRESETS = {
     _AN4,
     methods=tuple(methods.TITLES),
     seeds=3,
-    data=problem_lib.Data('an4', labelled=(0.1, 0.25, 0.5)),
+    data=corpora.Data('an4', labelled=(0.1, 0.25, 0.5)),
     training=Training(3_000, buckets=6, chunk=200, check_every=1_000),
   ),
   # 100 hours with texts; batches of 64, 200 epochs in all.
   'paper': Settings(
     methods=('supervised', 'pretrain', 'joint', 'bl_just'),
     seeds=1,
-    data=problem_lib.Data('librispeech', labelled=(1.0,)),
+    data=corpora.Data('librispeech', labelled=(1.0,)),
     network=Network(
       'conformer', width=512, depth=8, heads=8, mels=80, units='pieces'
     ),
@@ -234,7 +232,7 @@ PRESETS = {
   'user': Settings(
     methods=('bl_just',),
     seeds=1,
-    data=problem_lib.Data('folder', labelled=(1.0,)),
+    data=corpora.Data('folder', labelled=(1.0,)),
     network=Network(
       'conv_lstm', width=256, depth=3, strides=(2, 2), units='characters'
     ),

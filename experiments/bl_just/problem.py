@@ -1,125 +1,26 @@
 """What is trained: a corpus as examples, units, a network, and its measures."""
 
-import dataclasses
-import functools
 import operator
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import (
-  an4,
+from experiments.speech import (
+  corpora,
   decoding,
   feed,
-  folder,
-  fsdd,
-  librispeech,
-  made_up,
+  front_end,
   recogniser,
   scoring,
-  tedlium,
   units,
   utterances,
 )
 
-# Bytes of audio that are kept in memory rather than read again and again.
-_KEPT = 2**30
 # What the published numbers are of.
 PUBLISHED = ('LibriSpeech',)
-
-
-# Of which data sets parts can be named.
-PARTS = {
-  'librispeech': ('train', 'unlabelled', 'validation', 'test'),
-  'tedlium': ('train', 'validation', 'test'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """What is read.
-
-  Attributes:
-    dataset: which loader.
-    sampling: samples a second, resampled to; 0 for the loader's own.
-    train_part: of LibriSpeech or TED-LIUM, to learn from, several joined by a
-      comma; '' for the loader's own, here and in the other parts.
-    unlabelled_part: of LibriSpeech, to learn from without its transcripts.
-    validation_part: to choose with.
-    test_part: to report on.
-    strings: of digits or tones, to learn from.
-    test_strings: of digits or tones, to report on.
-    held_speaker: of the digits, one who is reported apart; '' for none.
-    labelled: share of the training utterances that have a text; several are
-      runs of their own.
-    data_seed: of strings and of what keeps its text.
-  """
-
-  dataset: Literal[
-    'fsdd', 'made_up', 'an4', 'librispeech', 'tedlium', 'folder'
-  ] = 'fsdd'
-  sampling: Annotated[int, harness.Allowed(0)] = 0
-  train_part: str = ''
-  unlabelled_part: str = ''
-  validation_part: str = ''
-  test_part: str = ''
-  strings: int = 1_000
-  test_strings: int = 300
-  held_speaker: str = ''
-  labelled: Annotated[tuple[float, ...], harness.Allowed(0, 1)] = (0.25,)
-  data_seed: Annotated[int, harness.Allowed(0)] = 0
-
-  def parts(self) -> dict[str, str]:
-    """The parts that are named."""
-    parts = {
-      name: getattr(self, f'{name}_part') for name in PARTS['librispeech']
-    }
-    return {name: part for name, part in parts.items() if part}
-
-  def check(self) -> None:
-    """Raises SettingsError for settings that do not go together."""
-    if len(set(self.labelled)) < len(self.labelled):
-      shares = ','.join(f'{share:g}' for share in self.labelled)
-      raise harness.SettingsError(f'labelled={shares} has a share twice.')
-    if self.sampling and self.dataset in ('an4', 'made_up'):
-      raise harness.SettingsError(
-        f'sampling={self.sampling}: {self.dataset} has no audio that could be '
-        'resampled; leave it out.'
-      )
-    known = PARTS.get(self.dataset, ())
-    if others := [name for name in self.parts() if name not in known]:
-      raise harness.SettingsError(
-        f'{self.dataset} has no such part to name: leave out '
-        f'--{others[0]}_part.'
-      )
-
-  def read(self, data_dir: str | None, labelled: float) -> utterances.Corpus:
-    """The corpus, of which a share has a text; see `prepare`."""
-    seed = self.data_seed
-    rate = {'rate': self.sampling} if self.sampling else {}
-    sizes = {
-      'train': self.strings,
-      'test': self.test_strings,
-      'labelled': labelled,
-      'seed': seed,
-    }
-    if self.dataset == 'made_up':
-      return made_up.read(**sizes)
-    if self.dataset == 'fsdd':
-      return fsdd.read(
-        data_dir, held_speaker=self.held_speaker, **sizes, **rate
-      )
-    parts = self.parts()
-    corpus = {
-      'an4': functools.partial(an4.read, seed=seed),
-      'librispeech': functools.partial(librispeech.read, **rate, **parts),
-      'tedlium': functools.partial(tedlium.read, **rate, **parts),
-      'folder': functools.partial(folder.read, seed=seed, **rate),
-    }[self.dataset](data_dir)
-    return utterances.hide_texts(corpus, labelled, seed=seed)
 
 
 class Problem(NamedTuple):
@@ -142,53 +43,6 @@ class Problem(NamedTuple):
   examples: dict[str, feed.Examples]
   edges: tuple[int, ...]
   labelled: np.ndarray
-
-
-def examples_of(
-  found: Sequence[utterances.Utterance],
-  known: units.Units,
-  *,
-  prepare: Any,
-  skips: utterances.Skips,
-) -> feed.Examples:
-  """Utterances as examples.
-
-  Args:
-    found: the utterances.
-    known: units of their texts.
-    prepare: samples or frames -> what is trained on.
-    skips: gets those whose audio is broken, where all are read at once; of
-      more than that, they are left out of batches when they are met.
-
-  Returns:
-    Examples; audio is kept in memory if it is little.
-  """
-  if sum(u.length for u in found) * 4 < _KEPT:
-    both = list(utterances.loaded(found, skips))
-    found = [utterance for utterance, _ in both]
-    arrays = [prepare(np.asarray(x, np.float32)) for _, x in both]
-    load, parts = arrays.__getitem__, ()
-  else:
-    parts = [u.part for u in found if u.part is not None]
-    parts = parts if len(parts) == len(found) else ()
-    load = lambda row: prepare(np.asarray(found[row].load()[0], np.float32))
-  nothing = np.zeros(0, np.int32)
-  return feed.Examples(
-    load=load,
-    lengths=np.array([u.length for u in found], np.int64),
-    labels=[nothing if u.text is None else known.encode(u.text) for u in found],
-    names=[u.name for u in found],
-    texts=[u.text for u in found],
-    parts=parts,
-  )
-
-
-def with_deltas(features: np.ndarray) -> np.ndarray:
-  """Given features with their slopes and the slopes of these, 3 n numbers."""
-  slope = lambda x: np.gradient(x, axis=0) if len(x) > 1 else np.zeros_like(x)
-  first = slope(features)
-  parts = [features, first, slope(first)]
-  return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def prepare(
@@ -220,8 +74,8 @@ def prepare(
     size=sizes.vocab_size,
   )
   given = corpus.rate is None
-  ready = with_deltas if given else (lambda samples: samples)
-  front = recogniser.front_end.FrontEnd(
+  ready = front_end.with_deltas if given else (lambda samples: samples)
+  front = front_end.FrontEnd(
     rate=corpus.rate,
     numbers=3 * corpus.numbers if given else sizes.mels,
     hop=1 / corpus.frame_rate if given else 0.01,
@@ -248,7 +102,7 @@ def prepare(
   }
   skips = utterances.Skips(corpus.skipped)
   examples = {
-    name: examples_of(part, known, prepare=ready, skips=skips)
+    name: corpora.make_examples(part, known, prepare=ready, skips=skips)
     for name, part in parts.items()
   }
   corpus = corpus._replace(skipped=skips.found())

@@ -8,9 +8,10 @@ import matplotlib.figure
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import feed, methods, presets, scoring, utterances
+from experiments.bl_just import methods, presets
 from experiments.bl_just import problem as problem_lib
 from experiments.harness.study import comparison
+from experiments.speech import feed, scoring, utterances
 
 # Errors of the reported seeds, by part of the corpus and kind.
 PartErrors = dict[str, dict[str, list[scoring.Errors]]]

@@ -29,20 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.bl_just import (
+from experiments.bl_just import methods, presets, speech_report
+from experiments.bl_just import problem as problem_lib
+from experiments.harness.study import comparison
+from experiments.speech import (
   decoding,
   feed,
-  methods,
+  front_end,
   picture,
-  presets,
   recogniser,
-  speech_report,
   utterances,
 )
-from experiments.bl_just import (
-  problem as problem_lib,
-)
-from experiments.harness.study import comparison
 
 PRESETS, check = presets.PRESETS, presets.check
 _TUNING_SEED = 1_000_000
@@ -199,9 +196,7 @@ def keep(
   said = decoding.collapse(np.argmax(log_probs, axis=-1))
   if not len(said):
     return
-  frames = recogniser.front_end.frames_of(
-    problem.network.shape.front, len(array)
-  )
+  frames = front_end.frames_of(problem.network.shape.front, len(array))
   picture.draw(
     folder / 'alignment.png',
     np.asarray(features[0])[: int(frames)],

@@ -46,6 +46,7 @@ from experiments.harness.app.errors import (
   UserError,
   WriteError,
 )
+from experiments.harness.app.extras import load_extra
 from experiments.harness.app.flags import Options
 from experiments.harness.app.settings import (
   Allowed,
@@ -54,11 +55,6 @@ from experiments.harness.app.settings import (
   settings_of,
 )
 from experiments.harness.data.arrays import read_mat
-from experiments.harness.data.digits import (
-  DigitPart,
-  load_digits,
-  pollute_labels,
-)
 from experiments.harness.data.sources import (
   Source,
   check_finite,

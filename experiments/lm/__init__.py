@@ -12,7 +12,7 @@
 makes examples of them.
 
 A model is a pytree and `decoder` pure functions of it; adapters are one more
-pytree (`lora`), which `lora.merge` and `weights.export` make a folder that
+pytree (`lora`), which `lora.merge` and `hugging_face.export` make a folder that
 others read. `generation` answers prompts, `refusals` counts what declines,
 `batches.packed` puts short demonstrations side by side, `objectives` are losses
 by name, `kept` has what a frozen part or a reference says in files, `written`

@@ -109,7 +109,7 @@ def tiny(width: int = 32, vocabulary: int = 260) -> Config:
 
   Args:
     width: of the residual stream, a multiple of 8.
-    vocabulary: by default enough for `tokenizer.of_bytes`.
+    vocabulary: by default enough for `byte_tokenizer`.
 
   Returns:
     A `Config`.

@@ -87,7 +87,7 @@ def attach(
     scale: what their products are multiplied by, alpha / rank.
 
   Returns:
-    Params for `decoder`. With magnitudes, as `weights.load_adapters` reads them
+    Params for `decoder`. With magnitudes, as `adapter_files.load` reads them
     of DoRA, one product is formed of each weight, for its norms.
   """
   layers = dict(params['layers'])

@@ -31,5 +31,5 @@ class Precision:
     return None if self.dtype == 'source' else jnp.dtype(self.dtype)
 
   def export_dtype(self, source: Any) -> Any:
-    """For `weights.export`, of a model whose files have the dtype `source`."""
+    """For `hugging_face.export`, where files have the dtype `source`."""
     return jnp.dtype(source if self.dtype == 'source' else self.dtype)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.lm import weights
+from experiments.lm import control_tokens
 from experiments.lm.config import Config
+from experiments.lm.control_tokens import MARK
 
 # What splits text before merges, by the name that a GGUF file gives it.
 _SPLITS = {
@@ -26,8 +27,6 @@ _SPLITS = {
 # Types of tokens in a GGUF file: control tokens, and words that are looked up
 # before merges.
 _CONTROL, _USER_DEFINED = 3, 4
-# A code point that Unicode reserves for internal use; texts do not hold it.
-_MARK = '\ufdd0'
 
 Message = Mapping[str, str]
 
@@ -95,7 +94,7 @@ class Tokenizer(NamedTuple):
       The same with marks, for `render` and then `encode_rendered`.
     """
     content = message['content']
-    hidden = self.controls().broken(content.replace(_MARK, 2 * _MARK))
+    hidden = self.controls().broken(content.replace(MARK, 2 * MARK))
     return message if hidden == content else {**message, 'content': hidden}
 
   def encode_rendered(self, text: str) -> list[int]:
@@ -107,7 +106,7 @@ class Tokenizer(NamedTuple):
     Returns:
       The numbers. Control tokens are those of the template.
     """
-    if _MARK not in text:
+    if MARK not in text:
       return self.encode(text)
     controls = self.controls()
     ids: list[int] = []
@@ -115,12 +114,12 @@ class Tokenizer(NamedTuple):
       if piece in controls.numbers:
         ids.append(controls.numbers[piece])
       elif piece:
-        ids += self.encode_plain(re.sub(f'{_MARK}({_MARK}?)', r'\1', piece))
+        ids += self.encode_plain(re.sub(f'{MARK}({MARK}?)', r'\1', piece))
     return ids
 
-  def controls(self) -> '_Controls':
+  def controls(self) -> control_tokens.Controls:
     """The control tokens: those called special, and the template's."""
-    return _controls(self.inner, self.end, tuple(self.tokens.items()))
+    return control_tokens.find(self.inner, self.end, tuple(self.tokens.items()))
 
   def decode(self, tokens: Sequence[int]) -> str:
     """The text of tokens, special ones with it."""
@@ -177,69 +176,10 @@ class Tokenizer(NamedTuple):
     )
 
 
-class _Controls(NamedTuple):
-  """The control tokens of a tokenizer.
-
-  Attributes:
-    numbers: their numbers by text.
-    unflagged: numbers of those that the tokenizer does not call special.
-    pattern: finds the places where the text of one begins.
-    pieces: splits a text at them.
-  """
-
-  numbers: Mapping[str, int]
-  unflagged: frozenset[int]
-  pattern: re.Pattern[str]
-  pieces: re.Pattern[str]
-
-  def count(self, text: str) -> int:
-    """How often the text of a control token occurs."""
-    return len(self.pattern.findall(text))
-
-  def broken(self, text: str) -> str:
-    """The text with a mark within each occurrence."""
-    return self.pattern.sub(rf'\g<0>{_MARK}', text)
-
-  def fragments(self, text: str) -> list[str]:
-    """The text in parts that hold no control token."""
-    ends = [match.end() for match in self.pattern.finditer(text)]
-    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)])]
-
-  def split(self, text: str) -> list[str]:
-    """The text in pieces: control tokens, and what is between them."""
-    return self.pieces.split(text)
-
-
-@functools.lru_cache(maxsize=8)
-def _controls(
-  inner: Any, end: int, tokens: tuple[tuple[str, str], ...]
-) -> _Controls:
-  added = inner.get_added_tokens_decoder()
-  special = {t.content: i for i, t in added.items() if t.special}
-  named = {text for name, text in tokens if name != 'unk_token'}
-  every = inner.get_vocab(with_added_tokens=True)
-  others = {
-    text: number
-    for text, number in every.items()
-    if (number == end or text in named) and text not in special
-  }
-  numbers = special | others
-  texts = sorted(numbers, key=len, reverse=True)
-  # Never matches if there is no control token.
-  either = '|'.join(map(re.escape, texts)) or '(?!)'
-  return _Controls(
-    numbers,
-    frozenset(others.values()),
-    # The first character, so that overlapping texts are all found.
-    re.compile(f'(?=(?:{either})).', re.DOTALL),
-    re.compile(f'({either})'),
-  )
-
-
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
   """A template that sees nothing of this program; compiling it is slow."""
-  sandbox = weights.need('jinja2.sandbox', 'a chat template')
+  sandbox = harness.load_extra('jinja2.sandbox', 'llm', 'a chat template')
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
@@ -299,7 +239,7 @@ def check(tokenizer: Tokenizer, config: Config) -> None:
 
 
 def _from_folder(folder: pathlib.Path) -> Tokenizer:
-  tokenizers = weights.need('tokenizers', 'a tokeniser')
+  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
   path = folder / 'tokenizer.json'
   if not path.exists():
     raise harness.UserError(
@@ -327,7 +267,7 @@ def _from_folder(folder: pathlib.Path) -> Tokenizer:
 
 
 def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
-  tokenizers = weights.need('tokenizers', 'a tokeniser')
+  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
   value = lambda name, default=None: (
     fields[name]() if name in fields else default
   )
@@ -370,82 +310,3 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   if (first := value('ggml.bos_token_id')) is not None:
     tokens['bos_token'] = words[int(first)]
   return Tokenizer(inner, value('chat_template', ''), end, tokens)
-
-
-class _Encoded(NamedTuple):
-  ids: list[int]
-
-
-class _Added(NamedTuple):
-  content: str
-  special: bool
-
-
-class _Bytes:
-  """Each byte is a token, and one more ends an answer."""
-
-  END = 256
-  encode_special_tokens = True  # A text is bytes, whatever it holds.
-
-  def get_added_tokens_decoder(self) -> dict[int, _Added]:
-    """The added tokens by number."""
-    return {self.END: _Added('</s>', True)}
-
-  def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
-    del add_special_tokens
-    return _Encoded(list(text.encode()))
-
-  def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
-    kept = bytes(t for t in tokens if t < self.END)
-    text = kept.decode(errors='replace')
-    ended = self.END in tokens and not skip_special_tokens
-    return text + '</s>' * ended
-
-  def save(self, path: str) -> None:
-    """Writes the form of the package `tokenizers`, without the package."""
-    of_bytes = {
-      'type': 'ByteLevel',
-      'add_prefix_space': False,
-      'trim_offsets': True,
-      'use_regex': False,
-    }
-    end = {
-      'id': self.END,
-      'content': '</s>',
-      'single_word': False,
-      'lstrip': False,
-      'rstrip': False,
-      'normalized': False,
-      'special': True,
-    }
-    told = {
-      'version': '1.0',
-      'added_tokens': [end],
-      'pre_tokenizer': of_bytes,
-      'decoder': of_bytes,
-      'model': {
-        'type': 'BPE',
-        'vocab': self.get_vocab(with_added_tokens=False),
-        'merges': [],
-      },
-    }
-    pathlib.Path(path).write_text(json.dumps(told) + '\n', encoding='utf-8')
-
-  def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
-    """Bytes by letters, in the alphabet that others use.
-
-    What is no visible letter of Latin-1 is called by letters from 256 on.
-    """
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = iter(range(256, 512))
-    found = {chr(b if b in seen else next(hidden)): b for b in range(256)}
-    return found | ({'</s>': self.END} if with_added_tokens else {})
-
-
-def of_bytes() -> Tokenizer:
-  """A tokeniser of 257 tokens that needs no file and no package.
-
-  For models of one's own that are small and random. It has no template: prompts
-  are texts. What it saves, `load` and others read.
-  """
-  return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})

@@ -79,7 +79,7 @@ class Tuning(NamedTuple):
     return lora.attach(frozen, trained, scale=self.scale)
 
   def merged(self, trained: Any, params: decoder.Params) -> decoder.Params:
-    """The whole model as trained, for generation and `weights.export`."""
+    """The whole model as trained, for generation and `hugging_face.export`."""
     if self.rank:
       return lora.merge(params, trained, scale=self.scale)
     if not self.cut:

@@ -6,7 +6,6 @@ from typing import Any
 
 from experiments import harness
 from experiments.harness.store import files
-from experiments.lm import weights
 
 _MODEL = ('model.safetensors', 'model-*-of-*.safetensors')
 _OTHERS = ('model.safetensors.index.json', 'adapters/adapter_model.safetensors')
@@ -23,7 +22,7 @@ def require_own(workdir: files.Path, folder: files.Path) -> None:
     UserError: if there are weights of others, or what the run has written was
       changed since; or if the package that writes them is missing.
   """
-  weights.need('safetensors.numpy', 'writing *.safetensors')
+  harness.load_extra('safetensors.numpy', 'llm', 'writing *.safetensors')
   folder = pathlib.Path(folder).resolve()
   there = [
     *folder.glob('*.safetensors'),

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import harness, vision
 from experiments.moco import compare
 from experiments.moco import problem as problems
 
@@ -101,7 +101,7 @@ def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
 
 def load(
   data_dir: str | None, validation: int = 10_000
-) -> tuple[dict[str, harness.DigitPart], harness.Source]:
+) -> tuple[dict[str, vision.DigitPart], harness.Source]:
   """Digits for training, validation and test, and where they are from.
 
   Args:
@@ -114,11 +114,11 @@ def load(
   """
   held_out = 1_000 if data_dir is None else validation
   sizes = {'train': None, 'validation': held_out, 'test': 1_000}
-  return harness.load_digits(data_dir, sizes, own_test=True)
+  return vision.load_digits(data_dir, sizes, own_test=True)
 
 
 def make_problem(
-  settings: Settings, digits: dict[str, harness.DigitPart]
+  settings: Settings, digits: dict[str, vision.DigitPart]
 ) -> problems.Problem:
   """The two tasks on one perceptron."""
   pixels = (CANVAS // settings.pool) ** 2

@@ -30,7 +30,8 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness.study import comparison
-from experiments.moco import compare, methods, minatar, mt10, multi_task
+from experiments.moco import compare, methods
+from experiments.rl import minatar, mt10, multi_task
 
 TUNING_SEED = 1_000_000
 # Those that take one rollout an update.

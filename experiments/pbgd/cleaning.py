@@ -1,4 +1,4 @@
-"""Data hyper-cleaning: classifiers and the two losses.
+"""Data hyper-cleaning: the two losses.
 
 The upper variable holds a logit for each training digit, the lower one is a
 classifier. The lower loss is the weighted loss on polluted training digits, the
@@ -11,65 +11,12 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import harness, vision
+from experiments.vision import classifiers
 
-PIXELS, CLASSES, HIDDEN = 28 * 28, 10, 300
 PARTS = ('train', 'validation', 'selection', 'test')
-
-
-class _Linear(nnx.Module):
-  def __init__(self, rngs: nnx.Rngs):
-    self.out = _dense(PIXELS, CLASSES, rngs)
-
-  def __call__(self, images):
-    return self.out(images)
-
-
-class _Mlp(nnx.Module):
-  def __init__(self, rngs: nnx.Rngs):
-    self.hidden = _dense(PIXELS, HIDDEN, rngs)
-    self.out = _dense(HIDDEN, CLASSES, rngs)
-
-  def __call__(self, images):
-    return self.out(jax.nn.sigmoid(self.hidden(images)))
-
-
-def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-  # Uniform within 1 / sqrt(inputs), as in the released code.
-  kernel = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-  return nnx.Linear(
-    inputs,
-    outputs,
-    kernel_init=kernel,
-    dot_general=harness.thin_dot_general,
-    rngs=rngs,
-  )
-
-
-MODELS = {'linear': _Linear, 'mlp': _Mlp}
-
-
-def make_classifier(name: str) -> harness.Network:
-  """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
-  if name not in MODELS:
-    raise harness.SettingsError(
-      f'unknown model {name!r}; known: {", ".join(MODELS)}.'
-    )
-  return harness.pure(MODELS[name])
-
-
-def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Cross-entropy of each digit, (n,)."""
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Share of the digits whose largest logit is the label's."""
-  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
 def f1_score(keep: chex.Array, dirty: chex.Array) -> chex.Array:
@@ -98,7 +45,7 @@ class CleaningBatch(NamedTuple):
 
   train_images: chex.Array
   train_labels: chex.Array
-  validation: harness.DigitPart
+  validation: vision.DigitPart
 
 
 def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
@@ -118,10 +65,12 @@ def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
   def upper(logits, weights, batch):
     del logits
     images, labels = batch.validation
-    return jnp.mean(cross_entropy(classifier.apply(weights, images), labels))
+    return jnp.mean(
+      classifiers.cross_entropy(classifier.apply(weights, images), labels)
+    )
 
   def lower(logits, weights, batch):
-    losses = cross_entropy(
+    losses = classifiers.cross_entropy(
       classifier.apply(weights, batch.train_images), batch.train_labels
     )
     return jnp.mean(jax.nn.sigmoid(logits) * losses)
@@ -147,7 +96,9 @@ def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
   """The mean loss of a classifier over weighted digits, one level."""
 
   def loss(params, batch):
-    losses = cross_entropy(classifier.apply(params, batch.images), batch.labels)
+    losses = classifiers.cross_entropy(
+      classifier.apply(params, batch.images), batch.labels
+    )
     return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
 
   return loss

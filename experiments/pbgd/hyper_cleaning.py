@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import harness, vision
 from experiments.harness.study import comparison
 from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
+from experiments.vision import classifiers
 
 # Noise and first weights of the tuning runs; seeds count up from 0.
 TUNING_SEED = 1_000_000
@@ -157,10 +158,10 @@ class Cleaning:
     self._settings = settings = options.settings
     self._fractions = fractions
     sizes = {part: getattr(settings.digits, part) for part in cleaning.PARTS}
-    parts, self.source = harness.load_digits(options.data_dir, sizes)
+    parts, self.source = vision.load_digits(options.data_dir, sizes)
     self._parts = {name: part.pixels() for name, part in parts.items()}
     print(f'Data: {self.source.words}.')
-    self._classifier = cleaning.make_classifier(settings.model)
+    self._classifier = classifiers.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
       settings=harness.settings_of(
@@ -211,7 +212,7 @@ class Cleaning:
 
   def _pollute_one(self, seed, fraction):
     settings = self._settings
-    return harness.pollute_labels(
+    return vision.pollute_labels(
       jax.random.fold_in(jax.random.key(seed), 0),
       self._parts['train'].labels,
       fraction=fraction,
@@ -320,7 +321,7 @@ class Cleaning:
       del state
       weights = params if kind == 'plain' else params.lower
       measured = {
-        f'{part}_accuracy': cleaning.accuracy(
+        f'{part}_accuracy': classifiers.accuracy(
           classifier.apply(weights, context.data[part].images),
           context.data[part].labels,
         )

@@ -2,7 +2,8 @@
 
 gymnax 1.x tells termination from truncation, and gives the observation before
 its reset as `info['final_observation']`. Continuous actions are mapped from
-[-1, 1] to the environment's range, beyond which they are clipped.
+[-1, 1] to the environment's range, beyond which they are clipped. gymnax
+starts XLA when it is imported, so that functions here import it.
 """
 
 import difflib
@@ -10,10 +11,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import gymnax
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
 
 import bilevel_jax as bj
 from experiments import harness
@@ -44,6 +43,13 @@ class Known(NamedTuple):
   limit: int
 
 
+def registered() -> Sequence[str]:
+  """Names of the environments of gymnax."""
+  import gymnax
+
+  return gymnax.registered_envs
+
+
 def make(name: str, *, discrete: bool = False) -> Known:
   """Makes a gymnax environment by its name.
 
@@ -60,7 +66,9 @@ def make(name: str, *, discrete: bool = False) -> Known:
       are to be discrete.
     MissingDataError: if the environment reads files that are not there.
   """
-  known = gymnax.registered_envs
+  from gymnax.environments import spaces
+
+  known = registered()
   if name not in known:
     raise unknown(name, known)
   gym, settings = _construct(name)
@@ -103,6 +111,8 @@ def make(name: str, *, discrete: bool = False) -> Known:
 
 def _construct(name: str) -> tuple[Any, Any]:
   """Makes a gymnax environment and its parameters, without a download."""
+  import gymnax
+
   missing = [f for f in _MNIST_FILES if not (_MNIST_FOLDER / f).is_file()]
   if name == 'MNISTBandit-bsuite' and missing:
     raise harness.MissingDataError(

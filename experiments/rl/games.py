@@ -198,12 +198,7 @@ def _small(screen: np.ndarray) -> np.ndarray:
 
 def rom(name: str) -> str:
   """The file of an Atari game, or a SettingsError that says what is missing."""
-  try:
-    roms = importlib.import_module('ale_py.roms')
-  except ImportError as error:
-    raise harness.SettingsError(
-      f"{name} needs the extra `atari`: pip install -e '.[experiments,atari]'."
-    ) from error
+  roms = harness.load_extra('ale_py.roms', 'atari', name)
   folded = {each.replace('_', ''): each for each in roms.get_all_rom_ids()}
   found = folded.get(name.casefold())
   if found is None:

@@ -6,7 +6,6 @@ import pathlib
 import zipfile
 from typing import Any, NamedTuple
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +114,7 @@ def load(path: files.Path) -> Policy:
 
 def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
   """The shape of an observation, and the actions."""
-  if env in gymnax.registered_envs:
+  if env in environments.registered():
     known = environments.make(env)
     return known.shape, known.environment.actions
   game = games.make(env, np.random.default_rng(0))
@@ -134,7 +133,7 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
     The states and observations before each step, of a game its screens and
     observations, and the return.
   """
-  if policy.env not in gymnax.registered_envs:
+  if policy.env not in environments.registered():
     return _play_game(policy, key, limit)
   known = environments.make(policy.env)
   environment = known.environment
@@ -208,7 +207,7 @@ def render(
   Raises:
     SettingsError: if nobody knows how to draw the environment.
   """
-  compiled = policy.env in gymnax.registered_envs
+  compiled = policy.env in environments.registered()
   if compiled or policy.env == 'CartPole':
     draw = drawing.painter(policy.env)
   else:  # A game draws itself.

@@ -3,12 +3,9 @@
 import dataclasses
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
-
 from experiments import harness
 from experiments.lm import (
   batches,
-  decoder,
   lora,
   objectives,
   precision,
@@ -16,7 +13,6 @@ from experiments.lm import (
   tuning,
   weights,
 )
-from experiments.lm import config as config_lib
 from experiments.seal import rows, subjects
 
 SETS = ('shuffled', 'harmless', 'made_up')
@@ -131,13 +127,10 @@ def check(settings: Settings) -> None:
 
 def load_model(settings: Settings) -> tuple[weights.Model, tokenizer.Tokenizer]:
   """A model by its path: '' for SmolLM2, 'random' for a few weights."""
-  path, dtype = settings.model, settings.stored_dtype
-  if path != 'random':
-    model = weights.load(path or weights.smollm2(), dtype)
-    return model, tokenizer.load(model.vocabulary, model.config)
-  config = config_lib.tiny(width=16)
-  params = dict(decoder.init(config, 0, dtype or jnp.float32))
-  return weights.Model(config, params, None), tokenizer.of_bytes()
+  dtype = settings.stored_dtype
+  if settings.model == 'random':
+    return weights.make_random(16, dtype=dtype)
+  return weights.load_both(settings.model, dtype)
 
 
 def load_subject(

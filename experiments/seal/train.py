@@ -32,6 +32,7 @@ from experiments import harness
 from experiments.lm import (
   batches,
   generation,
+  hugging_face,
   refusals,
   weights,
   written,
@@ -349,7 +350,7 @@ def export(
   }
   merged = subject.tuning.merged(trained, whole.params)
   model = whole.config, merged, subject.words
-  make = lambda folder: weights.export(folder, *model, **how)
+  make = lambda folder: hugging_face.export(folder, *model, **how)
   written.write(options.workdir, settings.files.output, '', make)
   print(f'Model: {settings.files.output}')
 

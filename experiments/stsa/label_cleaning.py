@@ -2,24 +2,23 @@
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import harness, vision
 from experiments.stsa import zoo_problem
+from experiments.vision import classifiers
 
 PARTS = ('train', 'validation', 'selection', 'test')
 CURVATURE = 2.0
 
 
 def _scaled(
-  parts: dict[str, harness.DigitPart],
-) -> dict[str, harness.DigitPart]:
+  parts: dict[str, vision.DigitPart],
+) -> dict[str, vision.DigitPart]:
   """Centred images, scaled so that the loss curves by at most about two."""
   seen = np.asarray(parts['train'].images, np.float64)
   mean = seen.mean(0)
@@ -31,18 +30,6 @@ def _scaled(
     name: part._replace(images=(part.images - mean.astype(np.float32)) * factor)
     for name, part in parts.items()
   }
-
-
-def first_weights(key: chex.PRNGKey) -> Any:
-  """Weights of a linear classifier, uniform within 1 / 28."""
-  scale = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-  layer = nnx.Linear(28 * 28, 10, kernel_init=scale, rngs=nnx.Rngs(key))
-  return {'kernel': layer.kernel[...], 'bias': layer.bias[...]}
-
-
-def logits_of(weights: Any, images: chex.Array) -> chex.Array:
-  """Ten numbers an image."""
-  return harness.thin_product(images, weights['kernel']) + weights['bias']
 
 
 def make_cleaning(
@@ -71,9 +58,10 @@ def make_cleaning(
   Returns:
     The problem, and where its data come from.
   """
-  parts, source = harness.load_digits(data_dir, sizes)
+  classifier = classifiers.make_classifier('linear')
+  parts, source = vision.load_digits(data_dir, sizes)
   parts = _scaled({name: part.pixels() for name, part in parts.items()})
-  labels, _ = harness.pollute_labels(
+  labels, _ = vision.pollute_labels(
     jax.random.key(0),
     parts['train'].labels,
     fraction=corruption,
@@ -92,9 +80,8 @@ def make_cleaning(
   count = batches[1] * batch_size
 
   def losses(weights, part, i):
-    return optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits_of(weights, part.images[i]), part.labels[i]
-    )
+    logits = classifier.apply(weights, part.images[i])
+    return classifiers.cross_entropy(logits, part.labels[i])
 
   def upper(x, y, batch):
     del x
@@ -108,8 +95,9 @@ def make_cleaning(
 
   def measure(params: bj.BilevelParams, data: Any) -> dict[str, Any]:
     def error(part):
-      found = jnp.argmax(logits_of(params.lower, part.images), axis=-1)
-      return jnp.mean(found != part.labels)
+      logits = classifier.apply(params.lower, part.images)
+      predicted = jnp.argmax(logits, axis=-1)
+      return jnp.mean(predicted != part.labels)
 
     return {
       'selection_error': error(data['selection']),
@@ -117,7 +105,7 @@ def make_cleaning(
     }
 
   def start(key):
-    return bj.BilevelParams(jnp.zeros(count), first_weights(key))
+    return bj.BilevelParams(jnp.zeros(count), classifier.init(key))
 
   def on_clean_digits(x, y, batch):
     """What needs no weights: training on the upper loss's digits alone."""

@@ -12,7 +12,8 @@ import optax
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.tracklet import detections, motion, network, search, windows
+from experiments.tracking import detections, motion, network
+from experiments.tracklet import search, windows
 
 
 class Losses(NamedTuple):

@@ -31,14 +31,8 @@ import numpy as np
 
 from experiments import harness
 from experiments.harness.study import comparison
-from experiments.tracklet import (
-  detections,
-  evaluation,
-  judging,
-  mot_files,
-  simulation,
-  untrained,
-)
+from experiments.tracking import detections, evaluation, judging, mot_files
+from experiments.tracklet import simulation, untrained
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
 _SCRIPT = pathlib.Path(__file__).with_name('peer_trackers.py')

@@ -28,7 +28,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.tracklet import motion, network, windows
+from experiments.tracking import motion, network
+from experiments.tracklet import windows
 
 NONE = -1e9  # The total of a hypothesis that there is not.
 

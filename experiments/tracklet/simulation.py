@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from experiments import harness
-from experiments.tracklet import detections, judging, scenes
+from experiments.tracking import detections, judging, scenes
 
 # What the published numbers are of.
 PUBLISHED = 'MOT17 test, public detections'

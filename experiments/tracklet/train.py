@@ -30,19 +30,21 @@ import numpy as np
 
 from experiments import harness
 from experiments.harness.study import comparison
-from experiments.tracklet import (
+from experiments.tracking import (
   detections,
   evaluation,
   judging,
-  learning,
   models,
   motion,
   near_online,
   overlay,
   scenes,
+  tracker,
+)
+from experiments.tracklet import (
+  learning,
   search,
   simulation,
-  tracker,
   train_report,
   untrained,
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from experiments.tracklet import judging
+from experiments.tracking import judging
 
 # Hypotheses of the searches that purities are of, and whether scores are
 # normalised there.

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.harness.store import files
-from experiments.tracklet import (
+from experiments.tracking import (
   detections,
   evaluation,
   judging,

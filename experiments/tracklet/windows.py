@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from experiments.tracklet import detections
+from experiments.tracking import detections
 
 
 class Window(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import tokenizer, weights
+from experiments.lm import weights
 from experiments.xright import methods, model_measures, pareto_plot, runs
 from experiments.xright import problem as problem_lib
 
@@ -145,9 +145,7 @@ def prepare(options: harness.Options) -> problem_lib.Problem:
       examples['sft'] += data_lib.read_examples(folder / name)[0]
     # Some dialogues differ before their last turn.
     examples['dpo'], _ = data_lib.read_examples(folder / COMPARISONS, skip=True)
-    path = settings.model or weights.smollm2()
-    model = weights.load(path, settings.stored_dtype)
-    words = tokenizer.load(model.vocabulary, model.config)
+    model, words = weights.load_both(settings.model, settings.stored_dtype)
   return problem_lib.prepare(
     model,
     words,

@@ -11,13 +11,11 @@ import numpy as np
 from experiments import harness
 from experiments.lm import (
   batches,
-  decoder,
   objectives,
   tables,
   tokenizer,
   weights,
 )
-from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
 from experiments.lm import tuning as tuning_lib
 
@@ -294,9 +292,7 @@ def made_up(
   Returns:
     The model, its tokeniser, and the examples by objective.
   """
-  config = config_lib.tiny()
-  params = dict(decoder.init(config, 0, dtype or jnp.float32))
-  model = weights.Model(config, params, None)
+  model, words = weights.make_random(dtype=dtype)
   letters = 'abcdefghijklmnop'
   rng = np.random.default_rng(0)
   drawn = rng.integers(1, len(letters) - 1, size=rows)
@@ -312,4 +308,4 @@ def made_up(
       for i, n in enumerate(drawn)
     ],
   }
-  return model, tokenizer.of_bytes(), examples
+  return model, words, examples

@@ -23,10 +23,9 @@ from typing import Annotated, Any, Literal
 import jax
 
 from experiments import harness
-from experiments.lm import config as config_lib
-from experiments.lm import data as data_lib
 from experiments.lm import (
-  decoder,
+  adapter_files,
+  hugging_face,
   objectives,
   row_files,
   sharding,
@@ -34,6 +33,7 @@ from experiments.lm import (
   weights,
   written,
 )
+from experiments.lm import data as data_lib
 from experiments.xright import methods, runs
 from experiments.xright import problem as problem_lib
 
@@ -240,8 +240,7 @@ def load_teacher(
   """
   if path := settings.losses.teacher:
     return weights.teacher(path, model, words, settings.stored_dtype)
-  config = config_lib.tiny(width=16)
-  return weights.Model(config, dict(decoder.init(config, 1)), None)
+  return weights.make_random(16, seed=1)[0]
 
 
 def is_made_up(options: harness.Options) -> bool:
@@ -266,10 +265,7 @@ def prepare(
       'the keys. --sft_data is of demonstrations, --pref_data of comparisons.'
     )
   else:
-    model = weights.load(
-      settings.model or weights.smollm2(), settings.stored_dtype
-    )
-    words = tokenizer.load(model.vocabulary, model.config)
+    model, words = weights.load_both(settings.model, settings.stored_dtype)
   shape, teacher = settings.losses.shape(), None
   if 'distillation' in examples:
     teacher = load_teacher(settings, model, words)
@@ -314,7 +310,7 @@ def export(
 
   def make(folder):
     first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
-    weights.export(
+    hugging_face.export(
       folder,
       model.config,
       problem.tuning.merged(first, model.params),
@@ -324,7 +320,7 @@ def export(
     )
     if settings.adapters.rank:
       alpha, base = settings.adapters.alpha, settings.model
-      weights.export_adapters(
+      adapter_files.export(
         folder / 'adapters', model.config, first, alpha=alpha, base=base
       )
 

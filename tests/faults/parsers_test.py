@@ -17,10 +17,11 @@ import pytest
 import scipy.io
 from hypothesis import strategies as st
 
-from experiments import harness
-from experiments.harness.data import arrays, digits, tables
+from experiments import harness, vision
+from experiments.harness.data import arrays, tables
 from experiments.moco import tabular_data
 from experiments.stsa import tables as two_classes
+from experiments.vision import digits
 
 RNG = np.random.default_rng(0)
 ADULT = (
@@ -74,7 +75,7 @@ def digits_with(name):
       path = folder / f'train-{kind}-ubyte'
       if path.name != name.removesuffix('.gz'):
         path.write_bytes(content)
-    return harness.load_digits(folder, {'train': None})[0]
+    return vision.load_digits(folder, {'train': None})[0]
 
   return read
 

@@ -19,6 +19,7 @@ from experiments.harness.app import (
   memory,
   processes,
   termination,
+  thunks,
 )
 from experiments.harness.app import flags as flags_lib
 from experiments.harness.store import files as files_lib
@@ -33,10 +34,12 @@ def run(study: study_lib.Study) -> None:
 
   SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
   is shown in one line and exits with 1. SIGUSR1 shows where all threads are.
+  XLA gets the flag of `thunks`.
 
   Args:
     study: what the binary is.
   """
+  thunks.one_by_one()
   termination.exit_on_sigterm()
   termination.show_on_sigusr1()
   paper, binary = study.paper, study.binary

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.bl_just import (
-  front_end,
-  objectives,
-  problem,
-  recogniser,
-  scoring,
-  speech_report,
-  train,
-  transcribe,
-)
+from experiments.bl_just import problem, speech_report, train
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.study import comparison
+from experiments.speech import (
+  corpora,
+  front_end,
+  objectives,
+  recogniser,
+  scoring,
+  transcribe,
+)
 from tests.experiments.changes import change
 
 pytest.importorskip('jiwer')
@@ -295,10 +294,10 @@ def test_without_any_text_there_is_nothing_to_learn(tmp_path):
 def test_parts_are_those_that_are_named(monkeypatch):
   asked = {}
   monkeypatch.setattr(
-    problem.librispeech, 'read', lambda folder, **parts: asked.update(parts)
+    corpora.librispeech, 'read', lambda folder, **parts: asked.update(parts)
   )
   monkeypatch.setattr(
-    problem.utterances, 'hide_texts', lambda corpus, fraction, seed: corpus
+    corpora.utterances, 'hide_texts', lambda corpus, fraction, seed: corpus
   )
   settings = change(
     train.PRESETS['paper'],

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.bl_just import (
-  front_end,
-  objectives,
-  problem,
-  recogniser,
-  scoring,
-  speech_report,
-  train,
-)
+from experiments.bl_just import problem, speech_report, train
 from experiments.harness.study import comparison
+from experiments.speech import front_end, objectives, recogniser, scoring
 from tests.experiments.changes import change
 
 pytest.importorskip('soundfile')

@@ -120,6 +120,7 @@ def test_at_any_moment_of_a_run(train, monkeypatch, owner, method):
 
 @pytest.mark.parametrize('seconds', [0.3, 1.0])
 def test_while_a_binary_is_imported(tmp_path, seconds):
+  """The signal itself ends it, or `harness.run` does by 75."""
   process = subprocess.Popen(
     [
       sys.executable,
@@ -132,5 +133,6 @@ def test_while_a_binary_is_imported(tmp_path, seconds):
   time.sleep(seconds)
   process.terminate()
   _, said = process.communicate(timeout=60)
-  assert process.returncode == termination.EXIT_STATUS, said
+  ends = -signal.SIGTERM, termination.EXIT_STATUS
+  assert process.returncode in ends, said
   assert 'Traceback' not in said

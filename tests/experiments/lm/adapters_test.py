@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.lm import adapter_files, decoder, hugging_face, lora
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, lora, weights
 from tests.experiments.lm import reference
 from tests.experiments.lm.decoder_test import SMALL, TOKENS
 
@@ -23,7 +23,7 @@ PREFIX = 'base_model.model.'
 
 def write(folder, *, layers=(1, 2), suffix='', dora=False, **fields):
   """Adapters as peft has them, and its fields."""
-  tensors = dict(weights.tensors_of(SMALL, decoder.init(SMALL, 0)))
+  tensors = dict(hugging_face.tensors_of(SMALL, decoder.init(SMALL, 0)))
   rng = np.random.default_rng(1)
   adapters = {}
   for i in layers:
@@ -90,7 +90,7 @@ def changed(tensors, adapters, scale, dora):
 )
 def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
   tensors, given = write(tmp_path, dora=dora, suffix=suffix, **fields)
-  adapters, found = weights.load_adapters(tmp_path, SMALL)
+  adapters, found = adapter_files.load(tmp_path, SMALL)
   np.testing.assert_allclose(found, scale, rtol=1e-12)
   told = config_lib.to_hugging_face(SMALL)
   expected = reference.forward(
@@ -115,8 +115,8 @@ def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
     np.testing.assert_allclose(logits[0], expected, rtol=5e-4, atol=5e-4)
   # And they are written as they were read.
   if not fields:
-    out = weights.export_adapters(tmp_path / 'b', SMALL, adapters, alpha=ALPHA)
-    again, factor = weights.load_adapters(out, SMALL)
+    out = adapter_files.export(tmp_path / 'b', SMALL, adapters, alpha=ALPHA)
+    again, factor = adapter_files.load(out, SMALL)
     assert factor == found
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
 
@@ -142,7 +142,7 @@ def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
 def test_fields_that_change_the_function_are_refused(tmp_path, field, value):
   write(tmp_path, **{field: value})
   with pytest.raises(harness.UserError) as info:
-    weights.load_adapters(tmp_path, SMALL)
+    adapter_files.load(tmp_path, SMALL)
   message = str(info.value)
   assert message.startswith(f'{tmp_path}/adapter_config.json says {field}=')
   assert 'merge_and_unload' in message and '\n' not in message
@@ -162,14 +162,14 @@ def test_fields_that_disagree_with_the_tensors_are_refused(tmp_path):
     folder = tmp_path / str(number)
     write(folder, **fields)
     with pytest.raises(harness.UserError, match=match):
-      weights.load_adapters(folder, SMALL)
+      adapter_files.load(folder, SMALL)
   # Both ways to name targets and layers that agree are read.
   write(
     tmp_path / 'fine',
     layers_to_transform=[1, 2],
     target_modules=r'.*\.(q|down)_proj',
   )
-  weights.load_adapters(tmp_path / 'fine', SMALL)
+  adapter_files.load(tmp_path / 'fine', SMALL)
 
 
 def test_tensors_that_are_no_adapters_are_named(tmp_path):
@@ -178,13 +178,13 @@ def test_tensors_that_are_no_adapters_are_named(tmp_path):
   adapters[extra] = np.zeros((RANK, SMALL.width), np.float32)
   safetensors.save_file(adapters, tmp_path / 'adapter_model.safetensors')
   with pytest.raises(harness.UserError, match=f'has the tensor {extra}'):
-    weights.load_adapters(tmp_path, SMALL)
+    adapter_files.load(tmp_path, SMALL)
   # Without its field, a magnitude would be left out.
   write(tmp_path, dora=True)
   path = tmp_path / 'adapter_config.json'
   path.write_text(path.read_text().replace('"use_dora": true', '"r": 4'))
   with pytest.raises(harness.UserError, match='lora_magnitude_vector'):
-    weights.load_adapters(tmp_path, SMALL)
+    adapter_files.load(tmp_path, SMALL)
 
 
 def test_adapters_keep_their_precision_beside_narrow_weights():

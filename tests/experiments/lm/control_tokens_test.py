@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from experiments import harness
-from experiments.lm import batches, data, tokenizer, weights
+from experiments.lm import batches, byte_tokenizer, data, tokenizer, weights
 
 _WHY = 'needs the extra llm: pip install -e ".[experiments,llm]"'
 tokenizers = pytest.importorskip('tokenizers', reason=_WHY)
@@ -77,7 +77,7 @@ def gguf_tokenizer():
 def words(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   if request.param == 'bytes':
-    return tokenizer.of_bytes()._replace(template=CHATML)
+    return byte_tokenizer.make()._replace(template=CHATML)
   if request.param == 'gguf':
     return gguf_tokenizer()
   first = '<s>' if request.param == 'first' else ''
@@ -174,7 +174,7 @@ def test_examples_that_the_template_refuses_are_skipped_or_named(capsys):
     '{{ raise_exception("no system") }}{% endif %}{{ m.content }}\n'
     '{% endfor %}'
   )
-  words = tokenizer.of_bytes()._replace(template=refusing)
+  words = byte_tokenizer.make()._replace(template=refusing)
   user = {'role': 'user', 'content': 'a'}
   system = {'role': 'system', 'content': 'a'}
   examples = [

@@ -16,10 +16,10 @@ from experiments.lm import (
   batches,
   data,
   decoder,
+  hugging_face,
   log_probs,
   row_files,
   tokenizer,
-  weights,
 )
 from experiments.lm import config as config_lib
 from tests.experiments.lm import reference
@@ -539,7 +539,7 @@ def test_log_probabilities_of_answers_are_those_of_plain_numpy():
   for row, (low, high) in zip(mask, spans):
     row[low:high] = 1
   told = config_lib.to_hugging_face(config)
-  tensors = dict(weights.tensors_of(config, params))
+  tensors = dict(hugging_face.tensors_of(config, params))
 
   def both(params, tokens, mask):
     every = log_probs.of_model(config, params, tokens, mask)

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, lora, weights
+from experiments.lm import decoder, hugging_face, lora
 from tests.experiments.lm import reference
 
 SMALL = config_lib.Config(
@@ -50,7 +50,7 @@ TOKENS = np.random.default_rng(0).integers(0, 50, size=(2, 33))
 def test_logits_are_those_of_plain_numpy(name):
   config = CONFIGS[name]
   params = decoder.init(config, 0)
-  tensors = dict(weights.tensors_of(config, params))
+  tensors = dict(hugging_face.tensors_of(config, params))
   told = config_lib.to_hugging_face(config)
   run = jax.jit(lambda p, t: decoder.forward(config, p, t))
   found = run(params, TOKENS)
@@ -71,7 +71,7 @@ def test_in_float64_nothing_is_rounded_to_float32(name, x64):
   del x64
   config = CONFIGS[name]
   params = decoder.init(config, 0, jnp.float64)
-  tensors = dict(weights.tensors_of(config, params))
+  tensors = dict(hugging_face.tensors_of(config, params))
   segments = np.where(np.arange(33) < 20, 1, 2)[None]
 
   def run(params, tokens):
@@ -124,7 +124,7 @@ def test_a_model_in_two_parts_and_with_adapters_is_one_model():
     merged['layers']['q'][0], params['layers']['q'][0]
   )
   with pytest.raises(harness.UserError, match='merge the adapters first'):
-    dict(weights.tensors_of(config, lora.attach(params, adapters)))
+    dict(hugging_face.tensors_of(config, lora.attach(params, adapters)))
   with pytest.raises(harness.UserError, match='of one or more of q, k'):
     lora.init(params, jax.random.key(0), rank=2, weights=('embed',))
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import decoder, tokenizer, weights, written
+from experiments.lm import (
+  adapter_files,
+  decoder,
+  hugging_face,
+  tokenizer,
+  weights,
+  written,
+)
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 from tests.experiments.lm.weights_test import words
 from tests.tiers import first
@@ -43,7 +50,7 @@ def test_logits_are_the_same_bit_for_bit(tmp_path, name, dtype):
   before = logits(weights.Model(config, params, None))
   for shard_bytes in (10**9, 9_000):
     first = tmp_path / f'{shard_bytes}'
-    weights.export(first, config, params, shard_bytes=shard_bytes)
+    hugging_face.export(first, config, params, shard_bytes=shard_bytes)
     model = weights.load(first, None)
     assert model.dtype == model.params['embed'].dtype == jnp.dtype(dtype)
     np.testing.assert_array_equal(logits(model), before)
@@ -51,7 +58,7 @@ def test_logits_are_the_same_bit_for_bit(tmp_path, name, dtype):
     wide = weights.load(first)
     assert wide.params['embed'].dtype == jnp.float32
     second = tmp_path / f'{shard_bytes} again'
-    weights.export(second, config, wide.params, dtype=wide.dtype)
+    hugging_face.export(second, config, wide.params, dtype=wide.dtype)
     again = weights.load(second, None)
     np.testing.assert_array_equal(logits(again), before)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
@@ -71,7 +78,7 @@ def test_a_large_model_is_in_several_files_with_an_index(tmp_path):
   params = decoder.init(SMALL, 0)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(params)))
   limit = size // 3
-  weights.export(tmp_path / 'a', SMALL, params, shard_bytes=limit)
+  hugging_face.export(tmp_path / 'a', SMALL, params, shard_bytes=limit)
   index = read_json(tmp_path / 'a' / 'model.safetensors.index.json')
   assert index['metadata']['total_size'] == size
   files = sorted(f.name for f in (tmp_path / 'a').glob('*.safetensors'))
@@ -87,7 +94,7 @@ def test_a_large_model_is_in_several_files_with_an_index(tmp_path):
       n for n, there in index['weight_map'].items() if there == file
     }
   assert set(index['weight_map']) == names(tmp_path / 'a')
-  weights.export(tmp_path / 'b', SMALL, params)
+  hugging_face.export(tmp_path / 'b', SMALL, params)
   assert not (tmp_path / 'b' / 'model.safetensors.index.json').exists()
 
 
@@ -99,7 +106,7 @@ def test_a_run_replaces_its_own_files_only(tmp_path):
       tmp_path / 'run',
       folder,
       stamp,
-      lambda out, limit=limit: weights.export(
+      lambda out, limit=limit: hugging_face.export(
         out, SMALL, params, shard_bytes=limit
       ),
     )
@@ -124,12 +131,12 @@ def test_all_end_tokens_and_one_that_pads(tmp_path):
     'temperature': 0.6,
     'transformers_version': '4.0',
   }
-  first = weights.export(tmp_path / 'a', config, params, words())
+  first = hugging_face.export(tmp_path / 'a', config, params, words())
   (first / 'generation_config.json').write_text(json.dumps(source))
   fields = read_json(first / 'config.json') | {'eos_token_id': 9}
   (first / 'config.json').write_text(json.dumps(fields))
   model = weights.load(first)
-  out = weights.export(
+  out = hugging_face.export(
     tmp_path / 'b', config, model.params, words(), generation=model.generation
   )
   assert read_json(out / 'generation_config.json') == {
@@ -146,7 +153,7 @@ def test_all_end_tokens_and_one_that_pads(tmp_path):
   # A token of the tokeniser's own pads where it has one.
   given = words()
   given = given._replace(tokens={**given.tokens, 'pad_token': '<s>'})
-  out = weights.export(tmp_path / 'c', config, params, given)
+  out = hugging_face.export(tmp_path / 'c', config, params, given)
   told = read_json(out / 'generation_config.json')
   assert told == {'eos_token_id': [end], 'pad_token_id': start}
   assert tokenizer.load(out).tokens['pad_token'] == '<s>'
@@ -161,10 +168,10 @@ def test_files_have_the_mode_of_the_umask(tmp_path, mask):
   }
   before = os.umask(mask)
   try:
-    out = weights.export(
+    out = hugging_face.export(
       tmp_path / 'a', SMALL, params, words(), shard_bytes=9_000
     )
-    weights.export_adapters(out / 'adapters', SMALL, adapters, alpha=1.0)
+    adapter_files.export(out / 'adapters', SMALL, adapters, alpha=1.0)
   finally:
     os.umask(before)
   files = [path for path in out.rglob('*') if path.is_file()]
@@ -177,9 +184,9 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
   params = dict(decoder.init(SMALL, 0))
   params['norm'] = params['norm'].at[0].set(1e5)
   with pytest.raises(harness.UserError, match=r'norm.weight .* 1e\+05, too'):
-    weights.export(tmp_path / 'a', SMALL, params, dtype=jnp.float16)
+    hugging_face.export(tmp_path / 'a', SMALL, params, dtype=jnp.float16)
   whole = {'model.embed_tokens.weight': np.zeros((50, 24), np.int8)}
-  weights.export(tmp_path / 'b', SMALL, decoder.init(SMALL, 0))
+  hugging_face.export(tmp_path / 'b', SMALL, decoder.init(SMALL, 0))
   path = tmp_path / 'b' / 'model.safetensors'
   safetensors.save_file(safetensors.load_file(path) | whole, path)
   with pytest.raises(harness.UserError, match='int8: quantised weights'):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, generation, tokenizer, weights
+from experiments.lm import decoder, generation, hugging_face, tokenizer, weights
 from tests.experiments.lm import reference
 
 MISSING = [
@@ -105,7 +105,7 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
   tokens = words.encode(TEXT.read_text(encoding='utf-8'))[:1_200]
   assert len(tokens) >= 1_024
   told = config_lib.to_hugging_face(model.config)
-  tensors = dict(weights.tensors_of(model.config, model.params))
+  tensors = dict(hugging_face.tensors_of(model.config, model.params))
   plain = reference.forward(told, tensors, tokens, np.float32)
   expected = reference.mean_loss(plain, tokens)
 
@@ -121,7 +121,7 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
 
 def test_what_is_exported_is_the_model_that_was_loaded(model, words, tmp_path):
   pytest.importorskip('safetensors')
-  weights.export(tmp_path / 'out', model.config, model.params, words)
+  hugging_face.export(tmp_path / 'out', model.config, model.params, words)
   found = weights.load(tmp_path / 'out')
   assert found.config == model.config
   jax.tree.map(np.testing.assert_array_equal, found.params, model.params)

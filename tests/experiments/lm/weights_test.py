@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.lm import decoder, lora, tokenizer, weights
+from experiments.lm import (
+  adapter_files,
+  decoder,
+  hugging_face,
+  lora,
+  tokenizer,
+  weights,
+)
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 
 _WHY = 'needs the extra llm: pip install -e ".[experiments,llm]"'
@@ -46,7 +53,7 @@ def test_what_is_exported_is_read_back(tmp_path, name):
   adapters = lora.init(params, jax.random.key(1), rank=2)
   adapters = jax.tree.map(lambda w: w + 0.1, adapters)
   merged = lora.merge(params, adapters, scale=0.5)
-  weights.export(tmp_path / 'out', config, merged, words())
+  hugging_face.export(tmp_path / 'out', config, merged, words())
   found = weights.load(tmp_path / 'out')
   assert found.config == config
   assert jax.tree.structure(found.params) == jax.tree.structure(merged)
@@ -60,7 +67,7 @@ def test_what_is_exported_is_read_back(tmp_path, name):
   told = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert told['eos_token_id'] == words().end
   with pytest.raises(harness.UserError, match='has weights already'):
-    weights.export(tmp_path / 'out', config, merged)
+    hugging_face.export(tmp_path / 'out', config, merged)
 
 
 def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
@@ -70,8 +77,8 @@ def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
     {'layers': last}, jax.random.key(1), rank=2, weights=('q', 'down')
   )
   adapters = jax.tree.map(lambda w: w + 0.1, adapters)
-  out = weights.export_adapters(tmp_path / 'out', SMALL, adapters, alpha=8.0)
-  found, scale = weights.load_adapters(out, SMALL)
+  out = adapter_files.export(tmp_path / 'out', SMALL, adapters, alpha=8.0)
+  found, scale = adapter_files.load(out, SMALL)
   assert scale == 4.0
   jax.tree.map(np.testing.assert_array_equal, found, adapters)
   tensors = safetensors.load_file(out / 'adapter_model.safetensors')
@@ -88,15 +95,15 @@ def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
   assert told['target_modules'] == ['down_proj', 'q_proj']
   assert told['layers_to_transform'] == [1, 2] and told['r'] == 2
   with pytest.raises(harness.UserError, match='has adapters: take a new'):
-    weights.export_adapters(out, SMALL, adapters, alpha=8.0)
+    adapter_files.export(out, SMALL, adapters, alpha=8.0)
   for config, match in (
     (dataclasses.replace(SMALL, layers=4), r'layers \[1, 2\], expected those'),
     (dataclasses.replace(SMALL, hidden=41), 'down_proj.lora_A.* has the shape'),
   ):
     with pytest.raises(harness.UserError, match=match):
-      weights.load_adapters(out, config)
+      adapter_files.load(out, config)
   with pytest.raises(harness.UserError, match='has no adapters'):
-    weights.load_adapters(tmp_path, SMALL)
+    adapter_files.load(tmp_path, SMALL)
 
 
 def test_a_tokeniser_has_no_token_that_the_model_has_not(tmp_path):
@@ -116,7 +123,7 @@ def test_a_tokeniser_has_no_token_that_the_model_has_not(tmp_path):
 def test_names_and_layout_are_those_of_others(tmp_path):
   """What is read by others: names, (out, in), and no tied head."""
   params = decoder.init(SMALL, 0)
-  weights.export(tmp_path / 'out', SMALL, params)
+  hugging_face.export(tmp_path / 'out', SMALL, params)
   tensors = safetensors.load_file(tmp_path / 'out' / 'model.safetensors')
   assert len(tensors) == 9 * SMALL.layers + 2
   assert 'lm_head.weight' not in tensors
@@ -129,8 +136,8 @@ def test_names_and_layout_are_those_of_others(tmp_path):
 
 def test_several_files_and_other_numbers(tmp_path):
   params = decoder.init(SMALL, 0)
-  tensors = dict(weights.tensors_of(SMALL, params))
-  weights.export(tmp_path / 'one', SMALL, params)
+  tensors = dict(hugging_face.tensors_of(SMALL, params))
+  hugging_face.export(tmp_path / 'one', SMALL, params)
   folder = tmp_path / 'two'
   folder.mkdir()
   (folder / 'config.json').write_bytes(
@@ -163,7 +170,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   with pytest.raises(harness.UserError, match=r'has no config\.json'):
     weights.load(folder)
   params = decoder.init(SMALL, 0)
-  weights.export(folder, SMALL, params)
+  hugging_face.export(folder, SMALL, params)
   with pytest.raises(harness.UserError, match=r'no tokenizer\.json'):
     tokenizer.load(folder)
   path = folder / 'model.safetensors'
@@ -189,8 +196,3 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   (folder / 'model.bin').write_bytes(b'')
   with pytest.raises(harness.UserError, match='other formats'):
     weights.load(folder)
-
-
-def test_a_package_that_is_missing_is_said_with_the_mend():
-  with pytest.raises(harness.UserError, match=r'needs nowhere: pip install -e'):
-    weights.need('nowhere.at_all', 'reading')

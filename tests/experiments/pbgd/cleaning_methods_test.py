@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import vision
 from experiments.pbgd import cleaning, cleaning_methods
+from experiments.vision import classifiers
 
 
 def batch():
   images = jax.random.uniform(jax.random.key(0), (6, 784))
   labels = jnp.array([0, 1, 2, 3, 4, 5])
   return cleaning.CleaningBatch(
-    images[:4], labels[:4], harness.DigitPart(images[4:], labels[4:])
+    images[:4], labels[:4], vision.DigitPart(images[4:], labels[4:])
   )
 
 
 @pytest.mark.parametrize('method', cleaning_methods.BILEVEL)
 def test_cost_is_what_an_update_counts(method):
-  classifier = cleaning.make_classifier('linear')
+  classifier = classifiers.make_classifier('linear')
   solver = cleaning_methods.make_solver(
     method,
     'linear',
@@ -54,7 +55,7 @@ def test_budget_is_that_of_v_pbgd(method):
 
 
 def test_scale_multiplies_the_step():
-  classifier = cleaning.make_classifier('linear')
+  classifier = classifiers.make_classifier('linear')
   params = classifier.init(jax.random.key(1))
   digits = cleaning.WeightedBatch(
     batch().train_images, batch().train_labels, jnp.ones(4)
@@ -73,7 +74,7 @@ def test_scale_multiplies_the_step():
 
 
 def test_suggested_steps_are_stable():
-  classifier = cleaning.make_classifier('linear')
+  classifier = classifiers.make_classifier('linear')
   recipe = cleaning_methods.suggested_recipe(
     classifier, batch(), jax.random.key(0)
   )

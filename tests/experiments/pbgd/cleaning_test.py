@@ -1,38 +1,12 @@
-"""The parts of hyper-cleaning: digits, noise, models, losses."""
+"""The parts of hyper-cleaning: losses and F1."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from experiments import harness
+from experiments import vision
 from experiments.pbgd import cleaning
-
-
-@pytest.mark.parametrize(
-  ('model', 'weights'), [('linear', 7850), ('mlp', 238510)]
-)
-def test_models_have_the_published_sizes(model, weights):
-  classifier = cleaning.make_classifier(model)
-  params = classifier.init(jax.random.key(0))
-  assert sum(x.size for x in jax.tree.leaves(params)) == weights
-  assert classifier.apply(params, jnp.zeros((3, 784))).shape == (3, 10)
-
-
-def test_linear_model_is_affine():
-  classifier = cleaning.make_classifier('linear')
-  params = classifier.init(jax.random.key(0))
-  images = jax.random.uniform(jax.random.key(1), (4, 784))
-  kernel, bias = params['out']['kernel'], params['out']['bias']
-  np.testing.assert_allclose(
-    classifier.apply(params, images), images @ kernel + bias, rtol=1e-5
-  )
-  assert jnp.abs(kernel).max() <= 1 / 28
-
-
-def test_unknown_model_names_the_known():
-  with pytest.raises(ValueError, match='linear, mlp'):
-    cleaning.make_classifier('resnet')
+from experiments.vision import classifiers
 
 
 def test_f1_by_hand():
@@ -48,11 +22,11 @@ class TestProblem:
     images = jax.random.uniform(jax.random.key(0), (6, 784))
     labels = jnp.array([0, 1, 2, 3, 4, 5])
     return cleaning.CleaningBatch(
-      images[:4], labels[:4], harness.DigitPart(images[4:], labels[4:])
+      images[:4], labels[:4], vision.DigitPart(images[4:], labels[4:])
     )
 
   def test_losses_by_hand(self):
-    classifier = cleaning.make_classifier('linear')
+    classifier = classifiers.make_classifier('linear')
     problem = cleaning.cleaning_problem(classifier)
     params = classifier.init(jax.random.key(2))
     logits = jnp.array([-1.0, 0.0, 1.0, 2.0])
@@ -75,7 +49,7 @@ class TestProblem:
     )
 
   def test_plain_loss_is_a_weighted_mean(self):
-    classifier = cleaning.make_classifier('linear')
+    classifier = classifiers.make_classifier('linear')
     params = classifier.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (4, 784))
     labels = jnp.array([0, 1, 2, 3])

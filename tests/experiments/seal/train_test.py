@@ -8,7 +8,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.lm import decoder, tokenizer, weights
+from experiments.lm import byte_tokenizer, decoder, weights
 from experiments.seal import (
   evaluate,
   inputs,
@@ -110,7 +110,7 @@ def test_a_model_is_written_and_scores_carry_over_to_it(tmp_path, monkeypatch):
   first = inputs.load_model(rank.PRESETS['smoke'])[0]
   merged = subject.tuning.merged(trained[0], first.params)
   found = weights.load(folder)
-  tokens = np.array([tokenizer.of_bytes().encode('123:234')])
+  tokens = np.array([byte_tokenizer.make().encode('123:234')])
   logits = jax.jit(lambda p: decoder.forward(first.config, p, tokens))
   np.testing.assert_array_equal(logits(found.params), logits(merged))
   assert np.abs(logits(found.params) - logits(first.params)).max() > 0.01

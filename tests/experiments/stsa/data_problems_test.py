@@ -12,7 +12,7 @@ import scipy.optimize
 import scipy.special
 
 import bilevel_jax as bj
-from experiments import harness
+from experiments import harness, vision
 from experiments.stsa import (
   bilevel_zoo,
   label_cleaning,
@@ -167,7 +167,7 @@ def test_gap_is_above_the_least(penalties):
 def test_cleaning_drops_no_digit_and_pollutes_its_share(weights):
   train = weights.data['train']
   assert train.images.shape == (4, 32, 784)
-  clean, _ = harness.load_digits(None, DIGITS)
+  clean, _ = vision.load_digits(None, DIGITS)
   wrong = train.labels.ravel() != clean['train'].labels
   assert np.mean(wrong) == 0.5
   # Images are moved and scaled, all alike.

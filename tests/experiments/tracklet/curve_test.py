@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.tracklet import curve, detections, train
+from experiments.tracking import detections
+from experiments.tracklet import curve, train
 
 
 def test_conditions_are_runs_of_train():

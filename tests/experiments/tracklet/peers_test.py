@@ -9,15 +9,14 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.tracklet import (
+from experiments.tracking import (
   detections,
   evaluation,
   judging,
   mot_files,
-  peer_trackers,
-  peers,
   scenes,
 )
+from experiments.tracklet import peer_trackers, peers
 
 
 def test_files_go_over_and_come_back(tmp_path):

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tracklet import (
-  detections,
-  motion,
-  network,
-  scenes,
-  search,
-  windows,
-)
+from experiments.tracking import detections, motion, network, scenes
+from experiments.tracklet import search, windows
 
 NOISE = motion.NOISE
 STEPS, MOST, LOOKS = 3, 4, 2

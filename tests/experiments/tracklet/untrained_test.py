@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.tracklet import judging, mot_files, untrained
+from experiments.tracking import judging, mot_files
+from experiments.tracklet import untrained
 
 
 def written(tmp_path, name, shift):

@@ -18,7 +18,16 @@ import pytest
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.store import loading as saved
-from experiments.lm import decoder, lora, sharding, tokenizer, tuning, weights
+from experiments.lm import (
+  byte_tokenizer,
+  decoder,
+  hugging_face,
+  lora,
+  sharding,
+  tokenizer,
+  tuning,
+  weights,
+)
 from experiments.xright import methods, train
 from experiments.xright import problem as problem_lib
 from tests.experiments.changes import change
@@ -36,7 +45,7 @@ def user_files(folder):
     'tests.experiments.lm.weights_test', reason='needs the extra llm'
   )
   params = decoder.init(CONFIG, 0)
-  weights.export(folder / 'model', CONFIG, params, weights_test.words())
+  hugging_face.export(folder / 'model', CONFIG, params, weights_test.words())
   demonstrations = [
     {'instruction': f'Name {i}', 'input': '', 'output': f'It is {i % 7}.'}
     for i in range(20)
@@ -319,7 +328,7 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
   user_files(tmp_path)
   small = dataclasses.replace(CONFIG, vocabulary=200)
   (tmp_path / 'model' / 'model.safetensors').unlink()
-  weights.export(tmp_path / 'model', small, decoder.init(small, 0))
+  hugging_face.export(tmp_path / 'model', small, decoder.init(small, 0))
   settings = change(
     train.Settings(),
     model=f'{tmp_path}/model',
@@ -487,9 +496,9 @@ def test_a_teacher_has_the_words_of_the_model(tmp_path):
   same = weights.teacher(tmp_path / 'model', model, words)
   assert same.config == model.config
   with pytest.raises(harness.UserError, match='has other words'):
-    weights.teacher(tmp_path / 'model', model, tokenizer.of_bytes())
+    weights.teacher(tmp_path / 'model', model, byte_tokenizer.make())
   more = dataclasses.replace(CONFIG, vocabulary=300)
-  weights.export(tmp_path / 'more', more, decoder.init(more, 0), words)
+  hugging_face.export(tmp_path / 'more', more, decoder.init(more, 0), words)
   with pytest.raises(harness.UserError, match='300 words, the model 260'):
     weights.teacher(tmp_path / 'more', model, words)
 
@@ -537,7 +546,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
   file.unlink()
   assert trained(4) == 4
   with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-    patched.setattr(train.weights, 'export', _half_an_export)
+    patched.setattr(train.hugging_face, 'export', _half_an_export)
     trained(6)
   assert trained(6) == 6
   assert trained(6, output=f'{tmp_path}/other') == 6

@@ -1,0 +1,87 @@
+"""A tokeniser of bytes, for small random models: no file, no package."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.lm.tokenizer import Tokenizer
+
+
+class _Encoded(NamedTuple):
+  ids: list[int]
+
+
+class _Added(NamedTuple):
+  content: str
+  special: bool
+
+
+class _Bytes:
+  """Each byte is a token, and one more ends an answer."""
+
+  END = 256
+  encode_special_tokens = True  # A text is bytes, whatever it holds.
+
+  def get_added_tokens_decoder(self) -> dict[int, _Added]:
+    """The added tokens by number."""
+    return {self.END: _Added('</s>', True)}
+
+  def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
+    del add_special_tokens
+    return _Encoded(list(text.encode()))
+
+  def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+    content = bytes(t for t in tokens if t < self.END)
+    text = content.decode(errors='replace')
+    ended = self.END in tokens and not skip_special_tokens
+    return text + '</s>' * ended
+
+  def save(self, path: str) -> None:
+    """Writes the form of the package `tokenizers`, without the package."""
+    of_bytes = {
+      'type': 'ByteLevel',
+      'add_prefix_space': False,
+      'trim_offsets': True,
+      'use_regex': False,
+    }
+    end = {
+      'id': self.END,
+      'content': '</s>',
+      'single_word': False,
+      'lstrip': False,
+      'rstrip': False,
+      'normalized': False,
+      'special': True,
+    }
+    fields = {
+      'version': '1.0',
+      'added_tokens': [end],
+      'pre_tokenizer': of_bytes,
+      'decoder': of_bytes,
+      'model': {
+        'type': 'BPE',
+        'vocab': self.get_vocab(with_added_tokens=False),
+        'merges': [],
+      },
+    }
+    pathlib.Path(path).write_text(json.dumps(fields) + '\n', encoding='utf-8')
+
+  def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
+    """Bytes by letters, in the alphabet that others use.
+
+    What is no visible letter of Latin-1 is called by letters from 256 on.
+    """
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    letters = {chr(b if b in visible else next(hidden)): b for b in range(256)}
+    return letters | ({'</s>': self.END} if with_added_tokens else {})
+
+
+def make() -> Tokenizer:
+  """Makes a tokeniser of 257 tokens.
+
+  It has no template: prompts are texts. What it saves, `tokenizer.load` and
+  others read.
+  """
+  return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})

@@ -1,0 +1,158 @@
+"""LibriSpeech, and whatever is laid out as it: read books.
+
+    LibriSpeech/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac
+    LibriSpeech/<part>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt
+
+A line of a transcript is the name of an utterance and what is said.
+"""
+
+import os
+import pathlib
+
+from experiments import harness
+from experiments.harness.data import sources
+from experiments.harness.store import files
+from experiments.speech import audio, utterances
+
+RATE = 16_000
+FOLDERS = ('', 'LibriSpeech', 'speech/LibriSpeech', 'librispeech/LibriSpeech')
+ADVICE = (
+  'get the parts of LibriSpeech (train-clean-100.tar.gz and others) from '
+  'https://www.openslr.org/12, unpack them, and give the folder that has '
+  'LibriSpeech by --data_dir'
+)
+# Utterances of each part as it was published.
+SIZES = {
+  'train-clean-100': 28_539,
+  'train-clean-360': 104_014,
+  'train-other-500': 148_688,
+  'dev-clean': 2_703,
+  'dev-other': 2_864,
+  'test-clean': 2_620,
+  'test-other': 2_939,
+}
+
+
+def read(
+  data_dir: files.Path | None,
+  *,
+  train: str = 'train-clean-100',
+  unlabelled: str = '',
+  validation: str = 'dev-clean',
+  test: str = 'test-clean',
+  rate: int = RATE,
+) -> utterances.Corpus:
+  """Reads parts of LibriSpeech; several are joined by a comma.
+
+  Args:
+    data_dir: folder of data sets.
+    train: parts to learn from.
+    unlabelled: parts to learn from as well, whose transcripts are not used.
+    validation: parts to choose with.
+    test: parts to report on.
+    rate: samples a second, resampled to.
+
+  Returns:
+    The corpus, texts in small letters. Audio without a transcript stays in
+    training, without a text.
+
+  Raises:
+    MissingDataError: if a part is not there; says where to get it.
+    DamagedDataError: if a line of a transcript is none, or nothing is left of
+      train, validation or test.
+    SettingsError: if a part is in two sets.
+  """
+  wanted = {
+    'train': _names(train),
+    'unlabelled': _names(unlabelled),
+    'validation': _names(validation),
+    'test': _names(test),
+  }
+  everything = [name for names in wanted.values() for name in names]
+  if twice := sorted({n for n in everything if everything.count(n) > 1}):
+    raise harness.SettingsError(
+      f'{", ".join(twice)} is given twice: training, validation and test have '
+      'parts of their own.'
+    )
+  skips = utterances.Skips()
+  read_parts = {
+    name: _part(
+      data_dir, name, rate, skips, set_name in ('train', 'unlabelled')
+    )
+    for set_name, names in wanted.items()
+    for name in names
+  }
+  sets = {
+    set_name: tuple(u for name in names for u in read_parts[name])
+    for set_name, names in wanted.items()
+  }
+  without = tuple(u._replace(text=None) for u in sets['unlabelled'])
+  whole = all(
+    SIZES.get(name) == len(found) for name, found in read_parts.items()
+  )
+  corpus = utterances.Corpus(
+    train=(*sets['train'], *without),
+    validation=sets['validation'],
+    test=sets['test'],
+    rate=rate,
+    frame_rate=None,
+    numbers=None,
+    skipped=skips.found(),
+    source=utterances.source(
+      f'{", ".join(everything)} in {data_dir}',
+      list(read_parts.values()),
+      otherwise='LibriSpeech'
+      if whole
+      else 'speech in the layout of LibriSpeech',
+    ),
+  )
+  return utterances.checked(corpus, where=data_dir)
+
+
+def _names(parts):
+  return [name.strip() for name in parts.split(',') if name.strip()]
+
+
+def _part(data_dir, name, rate, skips, may_lack_text):
+  folder = harness.find(
+    data_dir, [name], folders=FOLDERS, advice=ADVICE, is_folder=True
+  )
+  found = []
+  for place, inner, names in os.walk(folder):
+    inner.sort()
+    texts: dict[str, str] = {}
+    for file in sorted(n for n in names if n.endswith('.trans.txt')):
+      _read_texts(pathlib.Path(place) / file, texts)
+    recorded = {n[: -len('.flac')] for n in names if n.endswith('.flac')}
+    for utterance in sorted(recorded | set(texts)):
+      text = texts.get(utterance)
+      if text is None and not may_lack_text:
+        skips.add('no transcript', utterance)
+        continue
+      path = pathlib.Path(place) / f'{utterance}.flac'
+      try:
+        found.append(
+          utterances.from_audio(
+            utterance, text, utterance.partition('-')[0], path, rate=rate
+          )
+        )
+      except audio.AudioError as error:
+        skips.add(error.reason, utterance)
+  return tuple(found)
+
+
+def _read_texts(path, texts):
+  for number, line in enumerate(sources.read_lines(path, 'transcript'), 1):
+    if not line.strip():
+      continue
+    name, _, text = line.strip().partition(' ')
+    if name.count('-') < 2:
+      raise harness.DamagedDataError(
+        f'{path}, line {number}: a line starts with the name of an utterance, '
+        f'speaker-chapter-number, got {name[:40]!r}.'
+      )
+    if name in texts:
+      raise harness.DamagedDataError(
+        f'{path}, line {number}: {name} stands there twice.'
+      )
+    texts[name] = ' '.join(text.lower().split())

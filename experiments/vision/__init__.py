@@ -1,0 +1,9 @@
+"""Images: `digits` in MNIST's format with wrong labels, and `classifiers`."""
+
+from experiments.vision.digits import (
+  DigitPart,
+  load_digits,
+  pollute_labels,
+)
+
+__all__ = ['DigitPart', 'load_digits', 'pollute_labels']

@@ -1,0 +1,63 @@
+"""Classifiers of digits, and their cross-entropy and accuracy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments import harness
+from experiments.vision.digits import CLASSES, SIDE
+
+PIXELS, HIDDEN = SIDE**2, 300
+
+
+class _Linear(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.out = _dense(PIXELS, CLASSES, rngs)
+
+  def __call__(self, images):
+    return self.out(images)
+
+
+class _Mlp(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.hidden = _dense(PIXELS, HIDDEN, rngs)
+    self.out = _dense(HIDDEN, CLASSES, rngs)
+
+  def __call__(self, images):
+    return self.out(jax.nn.sigmoid(self.hidden(images)))
+
+
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+  # Uniform within 1 / sqrt(inputs), as in the released code.
+  kernel = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+  return nnx.Linear(
+    inputs,
+    outputs,
+    kernel_init=kernel,
+    dot_general=harness.thin_dot_general,
+    rngs=rngs,
+  )
+
+
+MODELS = {'linear': _Linear, 'mlp': _Mlp}
+
+
+def make_classifier(name: str) -> harness.Network:
+  """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
+  if name not in MODELS:
+    raise harness.SettingsError(
+      f'unknown model {name!r}; known: {", ".join(MODELS)}.'
+    )
+  return harness.pure(MODELS[name])
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Cross-entropy of each digit, (n,)."""
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Share of the digits whose largest logit is the label's."""
+  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
