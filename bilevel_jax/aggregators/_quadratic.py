@@ -158,6 +158,49 @@ def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
   return _active_set(solve_free, size, (matrix, linear))[0]
 
 
+# Rounds of the method of multipliers, and the weight of its penalty.
+_ROUNDS, _WEIGHT = 40, 10.0
+
+
+def constrained_qp(
+  matrix: chex.Array,
+  linear: chex.Array,
+  equations: chex.Array,
+  right: chex.Array,
+) -> chex.Array:
+  r"""Minimises a quadratic over nonnegative variables that satisfy equations.
+
+  .. math::
+    \min_{z \ge 0, \; A z = c} \tfrac{1}{2} z^\top H z - b^\top z
+
+  By the method of multipliers around `nonnegative_qp`: the error of the
+  equations falls geometrically.
+
+  Args:
+    matrix: :math:`H`, positive semidefinite, (n, n), of the order of one.
+    linear: :math:`b`, (n,).
+    equations: :math:`A`, (m, n), whose rows have largest entries of about one.
+    right: :math:`c`, (m,).
+
+  Returns:
+    The minimiser, (n,).
+  """
+  extended = matrix + _WEIGHT * equations.T @ equations
+
+  def improve(_, carry):
+    _, multipliers = carry
+    pull = linear + equations.T @ (_WEIGHT * right + multipliers)
+    point = nonnegative_qp(extended, pull)
+    return point, multipliers + _WEIGHT * (right - equations @ point)
+
+  data = (matrix, linear, equations, right)
+  axes = frozenset().union(*map(_sequences.varying_axes, data))
+  start = jax.tree.map(
+    lambda x: _sequences.vary(jnp.zeros_like(x), axes), (linear, right)
+  )
+  return jax.lax.fori_loop(0, _ROUNDS, improve, start)[0]
+
+
 class Nearest(NamedTuple):
   """The minimiser of a quadratic with a factor, and its image.
 
