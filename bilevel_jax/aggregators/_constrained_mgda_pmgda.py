@@ -17,14 +17,17 @@ def _objective_weights(found: types.Gramian, rate: chex.Array) -> chex.Array:
     \min_{\lambda \in \Delta, \; s \ge \max(0, \lambda^\top \pi)}
       \| \lambda^\top F + s q \|^2 - s \rho \| q \|^2
 
-  In terms of rows of length one, in units of the shortest row, so that short
-  ones keep their digits.
+  In terms of rows of length one, in units of the shortest objective, so that
+  short ones keep their digits. What differs from it by more than floats can add
+  up counts as that much longer.
   """
   lengths, penalty = found.lengths[:-1], found.lengths[-1]
-  present = jnp.where(found.lengths > 0, found.lengths, jnp.inf)
-  unit = jnp.minimum(jnp.min(present), jnp.finfo(penalty.dtype).max)
+  info = jnp.finfo(penalty.dtype)
+  unit = jnp.minimum(
+    jnp.min(jnp.where(lengths > 0, lengths, jnp.inf)), info.max
+  )
   counts = jnp.where(lengths > 0, _trees.ratio(unit, lengths), 1)
-  fall = rate * penalty / unit
+  fall = jnp.minimum(rate * jnp.minimum(penalty / unit, info.max), 1 / info.eps)
   slack = counts * fall - found.cosines[-1, :-1]  # Each row's part of s.
   # The variables: the objectives, s, and by how much s is above its bound.
   size = len(counts)
@@ -33,12 +36,20 @@ def _objective_weights(found: types.Gramian, rate: chex.Array) -> chex.Array:
   linear = jnp.zeros(size + 2, counts.dtype).at[size].set(fall / 2)
   above = jnp.concatenate([-slack, jnp.array([1, -1], counts.dtype)])
   scale = jnp.max(jnp.abs(above))
-  sums = jnp.concatenate([counts, jnp.zeros(2, counts.dtype)])
+  sums = jnp.concatenate(
+    [jnp.maximum(counts, info.eps), jnp.zeros(2, counts.dtype)]
+  )
+  # From all weight on the shortest row.
+  shortest = jnp.argmax(counts)
+  bound = slack[shortest]
+  first = jnp.zeros(size + 2, counts.dtype).at[shortest].set(1)
+  first = first.at[size:].set(jnp.maximum(jnp.stack([bound, -bound]), 0))
   solved = _quadratic.constrained_qp(
     matrix,
     linear,
     jnp.stack([sums, above / scale]),
     jnp.array([1, 0], counts.dtype),
+    first,
   )
   weights = solved[:size] * counts
   return weights / jnp.sum(weights)

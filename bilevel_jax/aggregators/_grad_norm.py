@@ -53,8 +53,8 @@ def grad_norm(
     >>> state = link.init(params)
     >>> for _ in range(2):
     ...   direction, state = link.update(jacobian, state, params)
-    >>> print(state.weights.round(2))  # 1 - 0.3, 1 + 0.1, scaled
-    [0.78 1.22]
+    >>> print(state.weights.round(1))  # 1 - 0.3, 1 + 0.1, scaled
+    [0.8 1.2]
 
   References:
     Chen, Badrinarayanan, Lee and Rabinovich, `GradNorm: Gradient Normalization

@@ -146,9 +146,9 @@ ROWS = (
   row('db_mtl', hyper={'decay': 0.5}, devices=True),
   row('excess_mtl', hyper={'rate': 0.5}, devices=True),
   row('cr_mogm', _averaged, hyper={'decay': 0.5}),
-  row('pcd', hyper={'progress': 0.8}),
-  row('constrained_mgda', _constrained, hyper={'rate': 0.5}),
-  row('pmgda', fixed={'preference': [1.0, 2.0, 3.0]}, hyper={'rate': 1.0}),
+  row('pcd', hyper={'progress': 1.0}),
+  row('constrained_mgda', _constrained, hyper={'rate': 4.0}),
+  row('pmgda', fixed={'preference': [1.0, 2.0, 3.0]}, hyper={'rate': 8.0}),
   row('moco', hyper=MOCO, devices=True),
   row(
     'moco, exact weights',
