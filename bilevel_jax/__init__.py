@@ -6,11 +6,13 @@ optax's `update` takes gradients, a solver's takes a batch.
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
 `bj.losses` (of sequence models), `bj.oracles`, `bj.projections`, `bj.rl`,
-`bj.solvers` and `bj.types`.
+`bj.solvers` and `bj.types`. For methods of your own, `bj.checks` has checks of
+arguments and `bj.testing` what a method promises.
 """
 
 from bilevel_jax import (
   aggregators,
+  checks,
   diagnostics,
   evaluation,
   linear_solvers,
@@ -19,6 +21,7 @@ from bilevel_jax import (
   projections,
   rl,
   solvers,
+  testing,
   types,
 )
 from bilevel_jax._sequences import apply_updates
@@ -84,6 +87,7 @@ __all__ = [
   'auxiliaries',
   'bome',
   'check_finite',
+  'checks',
   'compositional',
   'counts',
   'coupled',
@@ -118,6 +122,7 @@ __all__ = [
   'stsa',
   'suggest',
   't_rhg',
+  'testing',
   'types',
   'unrolled',
   'v_pbgd',

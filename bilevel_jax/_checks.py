@@ -14,6 +14,13 @@ def whole(who: str, what: str, number: Any, least: int = 1) -> int:
     what: what is counted, in the plural.
     number: a whole number; a bool is none.
     least: the least that is accepted.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> bj.checks.whole('my_method', 'steps', 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: my_method takes a whole number of steps >= 1, got 0.
   """
   if (
     isinstance(number, bool | np.bool_)
@@ -46,6 +53,13 @@ def within(
     low: the lower bound.
     high: the upper bound.
     open_low: whether the lower bound itself is out.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> bj.checks.within('my_method', 'rate', 2.0, 0, 1)
+    Traceback (most recent call last):
+    ...
+    ValueError: my_method: rate is in [0, 1], got 2.0.
   """
   if callable(number) or isinstance(number, jax.core.Tracer):
     return
@@ -61,3 +75,30 @@ def within(
     else:
       bounds = f'in {bounds}'
     raise ValueError(f'{who}: {what} is {bounds}, got {number}.')
+
+
+def preferences(
+  name: str, objectives: int, preference: Any, *, open_low: bool = False
+) -> Any:
+  """A checked number for each objective; equal ones that sum to one if None.
+
+  Args:
+    name: of the function that asks, for the error.
+    objectives: how many numbers there are.
+    preference: the caller's, (objectives,), or None.
+    open_low: whether zero is refused.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> print(bj.checks.preferences('mine', 4, None))
+    [0.25 0.25 0.25 0.25]
+  """
+  if preference is None:
+    return np.full(whole(name, 'objectives', objectives), 1 / objectives)
+  within(name, 'preference', preference, 0, open_low=open_low)
+  if np.shape(preference) != (objectives,):
+    raise ValueError(
+      f'{name}: preference has shape {np.shape(preference)}, expected a number '
+      f'for each of {objectives} objectives.'
+    )
+  return preference

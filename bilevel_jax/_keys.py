@@ -21,6 +21,11 @@ def as_key(key: Any, who: str = 'it') -> chex.PRNGKey:
 
   Raises:
     TypeError: for anything else, None for instance.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> print(bj.checks.as_key(7, 'my_method').dtype)
+    key<fry>
   """
   if key is None:
     raise TypeError(

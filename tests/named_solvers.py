@@ -139,6 +139,18 @@ def _lv_hba(problem):
   return Case(make, base={'lower': S(optax.sgd(0.2), set=inside)})
 
 
+def _two_losses(problem):
+  """A problem with a second upper loss, for solvers that take several."""
+
+  def upper(x, y, batch):
+    out = problem.upper(x, y, batch)
+    out, *aux = out if isinstance(out, tuple) else (out,)
+    losses = jnp.stack([out, out / 2 + jnp.sum((y - 1) ** 2)])
+    return (losses, *aux) if aux else losses
+
+  return problem._replace(upper=upper)
+
+
 def _lazy(line):
   return bj.projections.Lazy(line, 0.5, key=0)
 
@@ -157,9 +169,14 @@ OTHER_PROBLEMS: dict[str, Callable[[], Case]] = {
 }
 # Nested problems for which a solver needs a set, or more than `NUMBERS`.
 SPECIAL: dict[str, Callable[[Any], Case]] = {
+  'forum': lambda p: Case(
+    functools.partial(bj.solvers.forum, _two_losses(p), 2)
+  ),
   'aipod': lambda p: Case(_bound(bj.aipod, p), base=_line()),
   'e_aipod': lambda p: Case(_bound(bj.e_aipod, p), base=_line(_lazy)),
   'lv_hba': _lv_hba,
+  'moml': lambda p: Case(functools.partial(bj.solvers.moml, _two_losses(p), 2)),
+  'srba': lambda p: Case(_bound(bj.solvers.srba, p), updates=2),
   't_rhg': lambda p: Case(functools.partial(bj.t_rhg, p, truncate=1)),
   # The first move of a period sees the large batch.
   'vrbo': lambda p: Case(_bound(bj.solvers.vrbo, p), updates=2),

@@ -87,14 +87,7 @@ def solve(
 ) -> tuple[Any, Any]:
   """Parameters and state after many updates on one batch, as numpy arrays."""
   params = start() if params is None else params
-
-  def body(_, carry):
-    params, state = carry
-    moves, state = solver.update(batch, state, params)
-    return bj.apply_updates(params, moves), state
-
-  run = jax.jit(lambda carry: jax.lax.fori_loop(0, updates, body, carry))
-  return run((params, solver.init(params)))
+  return bj.testing.run(solver, params, updates, batch)
 
 
 # A lower variable of three numbers whose coordinates mix.

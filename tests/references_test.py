@@ -21,6 +21,16 @@ PROBLEM = bj.BilevelProblem(
   upper=lambda x, y, batch: problem.upper(flat(x), y, batch),
   lower=lambda x, y, batch: problem.lower(flat(x), y, batch),
 )
+SECOND = steps.Loss(problem.second_upper)
+TWO = bj.BilevelProblem(
+  upper=lambda x, y, batch: jnp.stack(
+    [
+      problem.upper(flat(x), y, batch),
+      problem.second_upper(flat(x), y, batch),
+    ]
+  ),
+  lower=PROBLEM.lower,
+)
 REGULAR, SINGULAR = problem.batches(), problem.batches(singular=True, seed=1)
 LONG = problem.batches(lower_size=4, seed=2)
 TOLERANCE = {np.float64: 1e-9, np.float32: 1e-4}
@@ -286,6 +296,37 @@ CASES = {
       F, G, X, Y, b, eta=decay, value=val, lower_steps=2, **IN_LOOP
     ),
   ),
+  'forum': (
+    lambda: bj.solvers.forum(
+      TWO, ('one', 'two'), rate=0.4,
+      value=bj.Sequence(VAL, steps=3, batch_at=pick), **BOTH,
+    ),
+    lambda b, _: steps.forum(
+      (F, SECOND), G, X, Y, b, rho=0.4, value=val,
+      averaging=lambda k: (k + 1.0) ** -0.75, **IN_LOOP,
+    ),
+  ),
+  'forum, not averaged': (
+    lambda: bj.solvers.forum(
+      TWO, ('one', 'two'), rate=1.5, averaging=1.0, value=VAL, **BOTH
+    ),
+    lambda b, _: steps.forum(
+      (F, SECOND), G, X, Y, b, rho=1.5, value=val, steps=1,
+      averaging=lambda k: 1.0, **RATES,
+    ),
+  ),
+  'moml': (
+    lambda: bj.solvers.moml(TWO, ('one', 'two'), **LOOP),
+    lambda b, _: steps.moml((F, SECOND), G, X, Y, b, **IN_LOOP),
+  ),
+  'moml forward': (
+    lambda: bj.solvers.moml(TWO, ('one', 'two'), mode='forward', **LOOP),
+    lambda b, _: steps.moml((F, SECOND), G, X, Y, b, **IN_LOOP),
+  ),
+  'moml mixed': (
+    lambda: bj.solvers.moml(TWO, ('one', 'two'), mode='mixed', **LOOP),
+    lambda b, _: steps.moml((F, SECOND), G, X, Y, b, **IN_LOOP),
+  ),
   'f2sa': (
     lambda: bj.f2sa(PROBLEM, penalty=penalty, value=VAL, **LOOP),
     lambda b, _: steps.f2sa(
@@ -407,6 +448,15 @@ CASES = {
       ), **BOTH,
     ),
     lambda b, _: steps.soba(F, G, X, Y, b, linear=val, radius=0.15, **RATES),
+  ),
+  'srba': (
+    lambda: bj.solvers.srba(
+      PROBLEM, period=3, small_batch=first_rows, linear=VAL, **BOTH
+    ),
+    lambda b, _: steps.srba(
+      F, G, X, Y, b, linear=val, period=3, small=first_rows,
+      large=lambda batch: batch, **RATES,
+    ),
   ),
   'ma_soba': (
     lambda: bj.solvers.ma_soba(PROBLEM, averaging=0.4, **BOTH),

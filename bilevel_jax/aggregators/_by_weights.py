@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from bilevel_jax import _checks, _sequences, _trees, types
@@ -28,24 +27,34 @@ class WeightsState(NamedTuple):
   inner: Any
 
 
+# From the parameters and a dtype to what is remembered first.
+Start = Callable[[Any, Any], Any]
+
+
+def nothing(params: Any, dtype: Any) -> Any:
+  """Of an aggregator that remembers nothing."""
+  del params, dtype
+  return ()
+
+
 def init(
-  who: str, objectives: int, start: Callable[[Any], Any] = lambda dtype: ()
+  name: str, objectives: int, start: Start = nothing
 ) -> Callable[[Any], WeightsState]:
   """The first state of an aggregator: equal weights.
 
   Args:
-    who: the aggregator, for errors.
+    name: of the aggregator, for errors.
     objectives: the number of objectives.
-    start: makes what it remembers first, from a dtype.
+    start: makes what it remembers first, from the parameters and a dtype.
   """
-  _checks.whole(who, 'objectives', objectives)
+  _checks.whole(name, 'objectives', objectives)
 
   def init_fn(params):
     dtype = _trees.dtype_of(params)
     return WeightsState(
       count=_trees.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),
-      inner=start(dtype),
+      inner=start(params, dtype),
     )
 
   return init_fn
@@ -57,58 +66,103 @@ def step(state: WeightsState, weights: Any, inner: Any) -> WeightsState:
 
 
 def by_weights(
-  who: str,
+  name: str,
   objectives: int,
   choose: Callable[[Any, WeightsState], tuple[chex.Array, Any]],
-  start: Callable[[Any], Any] = lambda dtype: (),
+  start: Start = nothing,
+  *,
+  losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes an aggregator from a function that chooses weights.
+  """Makes an aggregator from a function that chooses weights of the rows.
 
   Args:
-    who: its name, for errors.
+    name: of the aggregator, for errors.
     objectives: the number of rows.
-    choose: from what comes in and the state to the weights and what to
-      remember.
-    start: makes what is remembered first, from a dtype.
+    choose: from a `Jacobian` or a `Gramian` and a `WeightsState` to the weights
+      (objectives,) and what to remember. In the state, `count` is the number of
+      updates so far, `weights` are those of the last update, and `inner` is
+      what was remembered.
+    start: makes what is remembered first, from the parameters and the dtype of
+      the weights: an array of it keeps its dtype whatever the parameters' is.
+    losses: whether `choose` reads `values`, the losses: then they are there, in
+      the dtype of the weights.
 
   Returns:
-    A transformation from a `Jacobian` or a `Gramian` to one gradient.
+    A transformation from a `Jacobian` or a `Gramian` to one gradient. At the
+    call it raises TypeError for anything else, ValueError for another number of
+    rows or missing losses.
+
+  Example:
+    >>> import bilevel_jax as bj, jax, jax.numpy as jnp
+    >>> def largest(objectives):
+    ...   choose = lambda jacobian, state: (
+    ...     jax.nn.one_hot(jnp.argmax(jacobian.values), objectives), ()
+    ...   )
+    ...   return bj.aggregators.by_weights(
+    ...     'largest', objectives, choose, losses=True
+    ...   )
+    >>> link, params = largest(2), jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.eye(2), values=jnp.array([1.0, 3.0]))
+    >>> print(link.update(jacobian, link.init(params), params)[0])
+    [0. 1.]
   """
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _rows.require(jacobian, who, objectives)
-    weights, inner = choose(jacobian, state)
-    weights = jnp.asarray(weights, state.weights.dtype)
+    _rows.require(jacobian, name, objectives)
+    measured, dtype = jacobian, state.weights.dtype
+    if losses:
+      measured = jacobian._replace(values=values(jacobian, name, dtype))
+    weights, inner = choose(measured, state)
+    weights = jnp.asarray(weights, dtype)
     gradients = _rows.combine(jacobian, weights)
     return gradients, step(state, weights, inner)
 
-  init_fn = init(who, objectives, start)
+  init_fn = init(name, objectives, start)
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def by_gramian(
-  who: str,
+  name: str,
   objectives: int,
-  choose: Callable[[types.Gramian, Any], tuple[chex.Array, Any]],
-  start: Callable[[Any], Any] = lambda dtype: (),
+  choose: Callable[[types.Gramian, WeightsState], tuple[chex.Array, Any]],
+  start: Start = nothing,
+  *,
+  losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """As `by_weights`, for weights that depend on lengths and cosines alone.
+  """As `by_weights`, for weights that depend on the rows' lengths and cosines.
+
+  Lengths are right from 1e-30 to 1e30 in float32, where squares of the entries
+  are not. Where they are too far apart for weights, the result is NaN.
 
   Args:
-    who: its name, for errors.
+    name: of the aggregator, for errors.
     objectives: the number of rows.
-    choose: from a Gramian and what is remembered to the weights and what to
-      remember.
-    start: makes what is remembered first, from a dtype.
+    choose: as in `by_weights`, from a `Gramian`, whose `lengths` and `cosines`
+      have the dtype of the weights.
+    start: as in `by_weights`.
+    losses: as in `by_weights`.
+
+  Returns:
+    As `by_weights`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> def unit_lengths(objectives):
+    ...   choose = lambda gramian, state: (1 / gramian.lengths, ())
+    ...   return bj.aggregators.by_gramian('unit_lengths', objectives, choose)
+    >>> link, params = unit_lengths(2), jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.array([[3.0, 0.0], [0.0, 0.1]]))
+    >>> print(link.update(jacobian, link.init(params), params)[0])
+    [1. 1.]
   """
 
   def from_gramian(jacobian, state):
     gramian = _cast(_rows.gramian(jacobian), state)
-    weights, inner = choose(gramian, state.inner)
+    weights, inner = choose(gramian, state)
     return _rows.in_range(gramian, weights), inner
 
-  return by_weights(who, objectives, from_gramian, start)
+  return by_weights(name, objectives, from_gramian, start, losses=losses)
 
 
 def _cast(gram: types.Gramian, state: WeightsState) -> types.Gramian:
@@ -240,9 +294,24 @@ def by_factor(
   )
 
 
-def at(number: Any, count: chex.Array, dtype: Any) -> chex.Array:
-  """A constant or a schedule as a scalar of a dtype."""
-  return jnp.asarray(number(count) if callable(number) else number, dtype)
+def current(number: Any, state: Any) -> chex.Array:
+  """The value of a constant or a schedule in an update.
+
+  Args:
+    number: a constant, or a function of the number of updates so far.
+    state: a `WeightsState`, or another with `count` and `weights`.
+
+  Returns:
+    A scalar of the dtype of the weights.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> state = bj.aggregators.mean(2).init(jnp.zeros(3))
+    >>> print(bj.aggregators.current(lambda count: 0.5 / (count + 1), state))
+    0.5
+  """
+  value = number(state.count) if callable(number) else number
+  return jnp.asarray(value, state.weights.dtype)
 
 
 def values(jacobian: Any, who: str, dtype: Any) -> chex.Array:
@@ -253,18 +322,3 @@ def values(jacobian: Any, who: str, dtype: Any) -> chex.Array:
       'bj.multi_objective(losses) before it, or set Jacobian(values=...).'
     )
   return jacobian.values.astype(dtype)
-
-
-def preferences(
-  who: str, objectives: int, given: Any, *, open_low: bool = False
-) -> Any:
-  """A checked number for each objective; equal ones that sum to one if None."""
-  if given is None:
-    return np.full(_checks.whole(who, 'objectives', objectives), 1 / objectives)
-  _checks.within(who, 'preference', given, 0, open_low=open_low)
-  if np.shape(given) != (objectives,):
-    raise ValueError(
-      f'{who}: preference has shape {np.shape(given)}, expected a number for '
-      f'each of {objectives} objectives.'
-    )
-  return given

@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees
+from bilevel_jax import _checks, _trees
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
@@ -53,11 +53,11 @@ def config(
     Liu, Chu and Thuerey, `ConFIG: Towards Conflict-free Training of Physics
     Informed Neural Networks <https://arxiv.org/abs/2408.11104>`_, 2024.
   """
-  given = _by_weights.preferences('config', objectives, preference)
+  shares = _checks.preferences('config', objectives, preference)
 
   def choose(factor):
     lengths, lower = factor.lengths, factor.lower
-    wanted = jnp.asarray(given, lengths.dtype)
+    wanted = jnp.asarray(shares, lengths.dtype)
     longest = jnp.max(lengths)
     inverse, _ = _quadratic.triangular_inverse(lower)
     # U^+ p in the basis of the rows, and the cosines that it attains.

@@ -55,7 +55,7 @@ def grad_drop(
     Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
     <https://arxiv.org/abs/2010.06808>`_, 2020.
   """
-  start = lambda dtype: _keys.as_key(key, 'grad_drop')
+  start = lambda params, dtype: _keys.as_key(key, 'grad_drop')
   init_fn = _by_weights.init('grad_drop', objectives, start)
 
   def update_fn(jacobian, state, params=None, **extra_args):

@@ -73,13 +73,7 @@ def tracker(
   first = _by_weights.init(who, objectives)
 
   def init(params):
-    shared = params
-    if rest:
-      _sequences.require_sequences(params, rest, f'{who}(rest=...)')
-      shared = params._replace(**dict.fromkeys(rest))
-    tracked = _rows.zeros(
-      objectives, _trees.accumulator_like(shared, accumulator_dtype)
-    )
+    tracked = _rows.tracked(who, objectives, params, rest, accumulator_dtype)
     count, weights, _ = first(params)
     return MocoState(count, weights, tracked)
 
@@ -116,17 +110,17 @@ def tracker(
   def reweigh(tracked, state):
     """The direction and the next weights."""
     weights, dtype = state.weights, state.weights.dtype
-    rho = _by_weights.at(regularisation, state.count, dtype)
+    rho = _by_weights.current(regularisation, state)
     if exact:
       return shortest(tracked, jnp.sqrt(rho))
-    step = _by_weights.at(weight_step, state.count, dtype)
+    step = _by_weights.current(weight_step, state)
     slope = _rows.products(tracked).astype(dtype) @ weights + rho * weights
     weights = _quadratic.onto_simplex(weights - step * slope)
     return _rows.weigh(types.Jacobian(tracked), weights), weights
 
   def update(feed, state):
     dtype = state.weights.dtype
-    share = jnp.minimum(_by_weights.at(tracking, state.count, dtype), 1)
+    share = jnp.minimum(_by_weights.current(tracking, state), 1)
 
     def move(row, gradient, index):
       row = jax.tree.map(
@@ -246,13 +240,7 @@ def moco(
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
     _rows.require(jacobian, 'moco', objectives * samples, rows=True)
-    ours: Any = jax.tree.structure(state.tracked)
-    theirs: Any = jax.tree.structure(jacobian.rows)
-    if ours != theirs:
-      raise ValueError(
-        f'moco tracks {ours}, but the rows are {theirs}: give moco and the '
-        'oracle the same `rest`.'
-      )
+    _rows.require_tracked('moco', state.tracked, jacobian)
 
     def feed(tracked, move):
       for i in range(samples):

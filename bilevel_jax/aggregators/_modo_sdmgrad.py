@@ -10,23 +10,23 @@ from bilevel_jax import _checks, _trees, types
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
-def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
+def _by_samples(name, objectives, samples, choose, start=_by_weights.nothing):
   """Makes an aggregator of several Jacobians stacked by `independent`.
 
   Args:
-    who: its name.
+    name: of the aggregator.
     objectives: the number of objectives.
     samples: 2, or 3 where the direction has a sample of its own.
     choose: (cross-products of two samples, state) -> (weights, what to
       remember).
-    start: makes what is remembered first, from a dtype.
+    start: as in `by_weights`.
   """
   if samples not in (2, 3):
-    raise ValueError(f'{who} takes 2 or 3 samples, got {samples}.')
+    raise ValueError(f'{name} takes 2 or 3 samples, got {samples}.')
 
   def update_fn(jacobian, state, params=None, **extra_args):
     del params, extra_args
-    _rows.require(jacobian, who, objectives * samples, rows=True)
+    _rows.require(jacobian, name, objectives * samples, rows=True)
     parts = [_rows.part(jacobian, i, objectives) for i in range(samples)]
     cross = _rows.products(parts[0], parts[1]).astype(state.weights.dtype)
     weights, inner = choose(cross, state)
@@ -36,7 +36,7 @@ def _by_samples(who, objectives, samples, choose, start=lambda dtype: ()):
     gradients = _rows.weigh(jacobian._replace(rows=rows), weights)
     return gradients, _by_weights.step(state, weights, inner)
 
-  init_fn = _by_weights.init(who, objectives, start)
+  init_fn = _by_weights.init(name, objectives, start)
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
@@ -91,9 +91,9 @@ def modo(
   _checks.within('modo', 'regularisation', regularisation, 0)
 
   def choose(cross, state):
-    dtype, weights = state.weights.dtype, state.weights
-    step = _by_weights.at(weight_step, state.count, dtype)
-    rho = _by_weights.at(regularisation, state.count, dtype)
+    weights = state.weights
+    step = _by_weights.current(weight_step, state)
+    rho = _by_weights.current(regularisation, state)
     slope = cross @ weights + rho * weights
     return _quadratic.onto_simplex(weights - step * slope), ()
 
@@ -161,7 +161,7 @@ def sdmgrad(
 
   def choose(cross, state):
     dtype = state.weights.dtype
-    step = _by_weights.at(weight_step, state.count, dtype)
+    step = _by_weights.current(weight_step, state)
     steepest = jnp.max(jnp.sum(jnp.abs(cross), axis=1))
     unit = _trees.ratio(cross, steepest)
     target = jnp.full([objectives], pull / objectives, dtype)
@@ -175,5 +175,5 @@ def sdmgrad(
     weights, _ = jax.lax.fori_loop(0, inner_steps, descend, start)
     return (weights + target) / (1 + jnp.asarray(pull, dtype)), weights
 
-  start = lambda dtype: jnp.full([objectives], 1 / objectives, dtype)
+  start = lambda params, dtype: jnp.full([objectives], 1 / objectives, dtype)
   return _by_samples('sdmgrad', objectives, samples, choose, start)

@@ -84,11 +84,11 @@ def pcgrad(
     Learning <https://arxiv.org/abs/2001.06782>`_, 2020.
   """
 
-  def choose(found, key):
-    key, orders = _orders(key, objectives)
-    return _total(found, project_conflicts(found.cosines, orders)), key
+  def choose(gramian, state):
+    key, orders = _orders(state.inner, objectives)
+    return _total(gramian, project_conflicts(gramian.cosines, orders)), key
 
-  start = lambda dtype: _keys.as_key(key, 'pcgrad')
+  start = lambda params, dtype: _keys.as_key(key, 'pcgrad')
   return _by_weights.by_gramian('pcgrad', objectives, choose, start)
 
 
@@ -162,13 +162,14 @@ def grad_vac(
   """
   _checks.within('grad_vac', 'rate', rate, 0, 1)
 
-  def choose(found, inner):
-    key, targets = inner
+  def choose(gramian, state):
+    key, targets = state.inner
     key, orders = _orders(key, objectives)
-    parts, targets = vaccinate(found.cosines, targets, orders, rate)
-    return _total(found, parts), (key, targets)
+    parts, targets = vaccinate(gramian.cosines, targets, orders, rate)
+    return _total(gramian, parts), (key, targets)
 
-  def start(dtype):
+  def start(params, dtype):
+    del params
     zeros = jnp.zeros((objectives, objectives), dtype)
     return _keys.as_key(key, 'grad_vac'), zeros
 

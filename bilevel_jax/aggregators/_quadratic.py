@@ -88,6 +88,7 @@ def _active_set(
   solve_free: Callable[[chex.Array], tuple[chex.Array, chex.Array, Any]],
   size: int,
   data: tuple[chex.Array, ...],
+  first: chex.Array | None = None,
 ) -> tuple[chex.Array, Any]:
   """Lawson and Hanson's method: the minimiser, and what belongs to it.
 
@@ -102,6 +103,7 @@ def _active_set(
       minimiser.
     size: the number of variables.
     data: arrays on which `solve_free` depends.
+    first: where it starts; by default zero, and no variable is free.
   """
   dtype = data[0].dtype
 
@@ -128,10 +130,12 @@ def _active_set(
   def going(carry):
     return carry[2] & (carry[3] < 6 * size + 8)
 
-  free = jnp.zeros(size, bool)
+  if first is None:
+    first = jnp.zeros(size, dtype)
+  free = first > 0
   shapes = jax.eval_shape(solve_free, free)[2]
   image = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  start = (jnp.zeros(size, dtype), free, True, 0, image)
+  start = (first, free, True, 0, image)
   point, _, _, _, image = loop(going, step, start, data)
   return point, image
 
@@ -156,6 +160,55 @@ def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
   room = 16 * spacing * jnp.max(jnp.abs(linear))
   solve_free = lambda free: (solve(matrix, linear, free), room, ())
   return _active_set(solve_free, size, (matrix, linear))[0]
+
+
+def constrained_qp(
+  matrix: chex.Array,
+  linear: chex.Array,
+  equations: chex.Array,
+  right: chex.Array,
+  start: chex.Array,
+) -> chex.Array:
+  r"""Minimises a quadratic over nonnegative variables that satisfy equations.
+
+  .. math::
+    \min_{z \ge 0, \; A z = c} \tfrac{1}{2} z^\top H z - b^\top z
+
+  By an active set, from a point that satisfies them, as `nonnegative_qp`.
+
+  Args:
+    matrix: :math:`H`, positive semidefinite, (n, n), of the order of one.
+    linear: :math:`b`, (n,).
+    equations: :math:`A`, (m, n), whose rows have largest entries of about one.
+    right: :math:`c`, (m,).
+    start: a vertex of the set, (n,): as many entries as equations, or fewer,
+      are positive, and the others zero.
+
+  Returns:
+    The minimiser, (n,).
+  """
+  size, dtype = linear.shape[0], linear.dtype
+  spacing = size * jnp.finfo(dtype).eps
+  # On the set, the squares of the equations change nothing; they make the
+  # systems regular where the matrix is not.
+  eye = jnp.eye(size, dtype=dtype)
+  raised = matrix + 4 * spacing * eye + equations.T @ equations
+  sides = jnp.concatenate([(linear + right @ equations)[None], equations])
+
+  def solve_free(free):
+    solved = jax.vmap(lambda side: solve(raised, side, free))(sides)
+    inside = jnp.where(free, solved, 0)
+    lacking = right - equations @ inside[0]
+    schur = equations @ inside[1:].T
+    least = jnp.finfo(dtype).eps * jnp.trace(schur)
+    steady = schur + least * jnp.eye(len(right), dtype=dtype)
+    multipliers = solve(steady, lacking)
+    sizes = jnp.abs(sides[0]) + jnp.abs(multipliers) @ jnp.abs(equations)
+    room = 16 * spacing * jnp.max(sizes)
+    return solved[0] + multipliers @ solved[1:], room, ()
+
+  data = (matrix, linear, equations, right)
+  return _active_set(solve_free, size, data, start)[0]
 
 
 class Nearest(NamedTuple):

@@ -69,6 +69,42 @@ def zeros(objectives: int, tree: Any) -> Any:
   return jax.tree.map(rows, tree)
 
 
+def tracked(
+  name: str,
+  objectives: int,
+  params: Any,
+  rest: tuple[str, ...] = (),
+  accumulator_dtype: Any = jnp.float32,
+) -> Any:
+  """Rows of zeros for what an aggregator remembers of a Jacobian's rows.
+
+  Args:
+    name: of the aggregator, for the error.
+    objectives: the number of rows.
+    params: the parameters.
+    rest: sequences that no weight touches: rows have None there.
+    accumulator_dtype: the least width of a leaf.
+  """
+  shared = params
+  if rest:
+    _sequences.require_sequences(params, rest, f'{name}(rest=...)')
+    shared = params._replace(**dict.fromkeys(rest))
+  return zeros(objectives, _trees.accumulator_like(shared, accumulator_dtype))
+
+
+def require_tracked(
+  name: str, remembered: Any, jacobian: types.Jacobian
+) -> None:
+  """Raises ValueError unless a Jacobian has rows like those remembered."""
+  expected: Any = jax.tree.structure(remembered)
+  rows: Any = jax.tree.structure(jacobian.rows)
+  if expected != rows:
+    raise ValueError(
+      f'{name} tracks {expected}, but the rows are {rows}: give {name} and the '
+      'oracle the same `rest`.'
+    )
+
+
 def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
   r"""The matrix :math:`A B^\top` of all inner products of rows.
 

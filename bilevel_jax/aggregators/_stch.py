@@ -55,14 +55,13 @@ def stch(
     Multi-Objective Optimization <https://arxiv.org/abs/2402.19078>`_, 2024.
   """
   _checks.within('stch', 'smoothing', smoothing, 0, open_low=True)
-  given = _by_weights.preferences('stch', objectives, preference, open_low=True)
+  shares = _checks.preferences('stch', objectives, preference, open_low=True)
 
   def choose(jacobian, state):
     dtype = state.weights.dtype
-    values = _by_weights.values(jacobian, 'stch', dtype)
-    scale = jnp.asarray(given, dtype)
-    distance = scale * (values - jnp.asarray(reference, dtype))
-    smooth = _by_weights.at(smoothing, state.count, dtype)
+    scale = jnp.asarray(shares, dtype)
+    distance = scale * (jacobian.values - jnp.asarray(reference, dtype))
+    smooth = _by_weights.current(smoothing, state)
     return scale * jax.nn.softmax(distance / smooth), ()
 
-  return _by_weights.by_weights('stch', objectives, choose)
+  return _by_weights.by_weights('stch', objectives, choose, losses=True)

@@ -48,15 +48,15 @@ def uncertainty_weighting(
   _checks.within('uncertainty_weighting', 'rate', rate, 0)
 
   def choose(jacobian, state):
-    variance, dtype = state.inner, state.weights.dtype
-    values = _by_weights.values(jacobian, 'uncertainty_weighting', dtype)
+    variance = state.inner
     weights = jnp.exp(-variance) / 2
-    step = _by_weights.at(rate, state.count, dtype)
-    return weights, variance - step * (0.5 - weights * values)
+    step = _by_weights.current(rate, state)
+    return weights, variance - step * (0.5 - weights * jacobian.values)
 
   return _by_weights.by_weights(
     'uncertainty_weighting',
     objectives,
     choose,
-    lambda dtype: jnp.zeros([objectives], dtype),
+    lambda params, dtype: jnp.zeros([objectives], dtype),
+    losses=True,
   )

@@ -123,12 +123,12 @@ def upgrad(
     <https://arxiv.org/abs/2406.16232>`_, 2024.
   """
   _checks.within('upgrad', 'ridge', ridge, 0)
-  given = _by_weights.preferences('upgrad', objectives, preference)
+  shares = _checks.preferences('upgrad', objectives, preference)
 
   def parts(lengths):
     each = jnp.eye(objectives, dtype=lengths.dtype)
     share = _trees.ratio(lengths, jnp.max(lengths))
-    return each, jnp.asarray(given, lengths.dtype) * share
+    return each, jnp.asarray(shares, lengths.dtype) * share
 
   return _by_projections('upgrad', objectives, parts, ridge)
 
@@ -171,11 +171,11 @@ def dual_proj(
     <https://arxiv.org/abs/1706.08840>`_, 2017.
   """
   _checks.within('dual_proj', 'ridge', ridge, 0)
-  given = _by_weights.preferences('dual_proj', objectives, preference)
+  shares = _checks.preferences('dual_proj', objectives, preference)
 
   def parts(lengths):
     share = _trees.ratio(lengths, jnp.max(lengths))
-    total = jnp.asarray(given, share.dtype) * share
+    total = jnp.asarray(shares, share.dtype) * share
     return total[None], jnp.ones_like(total[:1])
 
   return _by_projections('dual_proj', objectives, parts, ridge)

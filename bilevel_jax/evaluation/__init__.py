@@ -2,11 +2,11 @@
 
 Wrappers that take means over samples (`accumulate`, `mean_over`, `independent`,
 `saga`) need an oracle that is linear in them; the first two also take one whose
-losses can be averaged within (see `bilevel_jax.oracles.base`), `storm` and
-`delayed` any. Wrappers of several oracles: `together` at one point, `mixed` for
-a weighted sum, and `select`, which evaluates one of them, by one of the rules
-`at_random`, `largest_gap`, `in_sequence` and `as_given`. `unmeasured` takes a
-whole solver, and leaves out its losses and counts.
+losses can be averaged within (see `bilevel_jax.oracles.base`), `storm`,
+`recursive` and `delayed` any. Wrappers of several oracles: `together` at one
+point, `mixed` for a weighted sum, and `select`, which evaluates one of them, by
+one of the rules `at_random`, `largest_gap`, `in_sequence` and `as_given`.
+`unmeasured` takes a whole solver, and leaves out its losses and counts.
 """
 
 from bilevel_jax.evaluation._accumulate import accumulate
@@ -15,6 +15,7 @@ from bilevel_jax.evaluation._independent import independent
 from bilevel_jax.evaluation._mean_over import mean_over
 from bilevel_jax.evaluation._mixed import MixedState, mixed
 from bilevel_jax.evaluation._parts import deal_batch, split_batch
+from bilevel_jax.evaluation._recursive import RecursiveState, recursive
 from bilevel_jax.evaluation._rules import (
   GapState,
   Rule,
@@ -33,6 +34,7 @@ __all__ = [
   'DelayedState',
   'GapState',
   'MixedState',
+  'RecursiveState',
   'Rule',
   'SagaState',
   'SelectState',
@@ -47,6 +49,7 @@ __all__ = [
   'largest_gap',
   'mean_over',
   'mixed',
+  'recursive',
   'saga',
   'select',
   'split_batch',

@@ -12,9 +12,10 @@ from bilevel_jax.oracles._gradient_norm import gradient_norm
 from bilevel_jax.oracles._implicit import ImplicitState, Solve, implicit
 from bilevel_jax.oracles._implicit_directions import implicit_directions
 from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
+from bilevel_jax.oracles._multi_objective_gap import multi_objective_gap
 from bilevel_jax.oracles._nikaido_isoda import best_responses, nikaido_isoda
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
-from bilevel_jax.oracles._unrolled import unrolled
+from bilevel_jax.oracles._unrolled import unrolled, unrolled_by
 from bilevel_jax.oracles._value_gap import value_gap
 from bilevel_jax.oracles.base import Oracle, OracleState, aggregated, oracle
 
@@ -36,10 +37,12 @@ __all__ = [
   'jacobian_like',
   'lower_gradient',
   'multi_objective',
+  'multi_objective_gap',
   'nikaido_isoda',
   'oracle',
   'penalised_lower_gradient',
   'prox_linear',
   'unrolled',
+  'unrolled_by',
   'value_gap',
 ]

@@ -85,13 +85,23 @@ class Objectives(NamedTuple):
       return self._at_once(shared, others, join, batch)
     return self._one_by_one(shared, others, join, batch)
 
-  def _vector(self, out: Any) -> chex.Array:
-    """All losses as one array, or an error."""
+  def full(self, *args: Any) -> tuple[chex.Array, Any]:
+    """All losses of one function, and its auxiliary output, () without one."""
+    out = self.losses(*args)
+    return self._vector(out), self._parted(out)[1]
+
+  def _parted(self, out: Any) -> tuple[Any, Any]:
+    """What a function returned as its losses and its auxiliary output."""
     if isinstance(out, tuple) and len(out) == 2:
       # Either two scalars, or all losses and an auxiliary.
       scalar = not isinstance(out[0], tuple | list) and jnp.ndim(out[0]) == 0
       if not (scalar and len(self.names) == 2):
-        out = out[0]
+        return out
+    return out, ()
+
+  def _vector(self, out: Any) -> chex.Array:
+    """All losses as one array, or an error."""
+    out, _ = self._parted(out)
     if isinstance(out, tuple | list):
       out = jnp.stack([jnp.asarray(x) for x in out])
     out = jnp.asarray(out)
@@ -231,6 +241,22 @@ def _cotangent(weights: chex.Array, values: chex.Array) -> chex.Array:
   """Weights of losses, as the losses' cotangent."""
   weights = weights.astype(values.dtype)
   return _sequences.vary(weights, _sequences.varying_axes(values))
+
+
+def jacobian(fn: Callable[[Any], tuple[chex.Array, Any]], at: Any) -> Any:
+  """The rows of a function to an array, by a backward pass for each.
+
+  Args:
+    fn: from a point to (values (objectives,), auxiliary).
+    at: the point.
+
+  Returns:
+    The rows, with a leading axis of objectives, and the auxiliary output.
+  """
+  values, back, auxiliary = jax.vjp(fn, at, has_aux=True)
+  indices = jnp.arange(values.shape[0])
+  row = lambda i: back(_cotangent(indices == i, values))[0]
+  return jax.lax.map(row, indices), auxiliary
 
 
 # Functions of the module, so that what they are bound to is a pytree.

@@ -1,7 +1,7 @@
 """The hypergradient through the steps of an inner optimiser."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import optax
 from jax import ad_checkpoint
 
 from bilevel_jax import _checks, _sequences, _trees, projections, types
-from bilevel_jax.oracles import base
+from bilevel_jax.oracles import _multi_objective, base
 from bilevel_jax.projections import _set
 
 _SLOPE = 'bilevel_jax.unrolled.slope'  # What mixed mode keeps of a step.
@@ -116,6 +116,7 @@ def unrolled(
   *,
   lower: optax.GradientTransformation,
   steps: int,
+  objectives: int | Sequence[str] | None = None,
   mode: str = 'reverse',
   truncate: int | None = None,
   start: Callable[[Any, Any], Any] | None = None,
@@ -143,6 +144,9 @@ def unrolled(
       divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
     steps: inner steps :math:`T`, at least 1.
+    objectives: None for one upper loss; else their number, or their names,
+      where `problem.upper` gives an array (objectives,): then the oracle gives
+      a `Jacobian`, a row for each, to an aggregator.
     mode: `reverse` runs the trajectory backwards, and keeps all that the K
       gradients were computed from. `mixed` gives the same gradient for large
       models: it keeps the lower variable, the optimiser's state and the slope
@@ -172,10 +176,12 @@ def unrolled(
     An oracle for the sequences `upper` and `lower`. The gradient of `lower` is
     its displacement, :math:`y - y_T`: behind it, `optax.sgd(1.0)` for `lower`
     moves to the end of the trajectory. It measures `upper` at the end and
-    `lower` at the last inner step, with their outputs. Each step differentiated
-    counts as one Hessian-vector product in `reverse` and `mixed`, and as one
-    for each upper coordinate in `forward`; steps that `checkpoint` has computed
-    twice count as two gradients.
+    `lower` at the last inner step, with their outputs. With `objectives`, the
+    upper losses have their names, and no weight touches the displacement. For
+    each upper loss, each step differentiated counts as one Hessian-vector
+    product in `reverse` and `mixed`, and as one for each upper coordinate in
+    `forward`; steps that `checkpoint` has computed twice count as two
+    gradients.
 
   Raises:
     ValueError: if a number of steps is below 1, the mode is unknown,
@@ -224,7 +230,12 @@ def unrolled(
       "out for 'forward', which keeps one state only."
     )
   _set.require_projection(lower_set, 'unrolled')
-  above = base.Loss(problem.upper, 'upper')
+  several = None
+  if objectives is not None:
+    several = _multi_objective.make_objectives(
+      'unrolled', problem.upper, objectives, (), None, False
+    )
+  above = several or base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   solver = optax.with_extra_args_support(lower)
   pick = inner_batch or (lambda batch, t: batch)
@@ -287,30 +298,87 @@ def unrolled(
       height, aux = above.full(narrow(x), y, batch)
       return height, (height, aux, y, last_step)
 
-    differentiate = jax.jacfwd if mode == 'forward' else jax.grad
-    slope, measured = differentiate(through, has_aux=True)(x)
+    if mode == 'forward':
+      slope, measured = jax.jacfwd(through, has_aux=True)(x)
+    elif several is None:
+      slope, measured = jax.grad(through, has_aux=True)(x)
+    else:
+      slope, measured = _multi_objective.jacobian(through, x)
     height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
     after = base.UpdateCount(optax.safe_increment(inner.count))
-    gradients = type(params)(upper=slope, lower=back)
     more = base.outputs_of(problem, upper=aux, **lower_aux)
-    return (height, value), gradients, after, *more
+    if several is None:
+      gradients = type(params)(upper=slope, lower=back)
+      return (height, value), gradients, after, *more
+    rows = type(params)(upper=slope, lower=None)
+    jacobian = types.Jacobian(rows, {'lower': back}, height)
+    return (*height, value), jacobian, after, *more
+
+  names = (*(several.names if several else ('upper',)), 'lower')
 
   def cost(params):
-    columns = _size(params) if mode == 'forward' else 1
+    columns = _size(params) if mode == 'forward' else len(names) - 1
     again = last if checkpoint is not None else 0
     return {
-      'gradients/upper': 1,
+      'gradients/upper': len(names) - 1,
       'gradients/lower': steps + again,
       'hessian_vector_products/lower': last * columns,
     }
 
   return base.oracle(
     fn,
-    ('upper', 'lower'),
+    names,
     lambda params: base.UpdateCount(_trees.zeros([], jnp.int32)),
     counts=cost,
     moves=('upper', 'lower'),
     outputs=problem.outputs,
+  )
+
+
+def unrolled_by(
+  name: str,
+  problem: types.BilevelProblem,
+  lower: types.Sequence,
+  **kwargs: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """`unrolled`, by the record of the lower variable.
+
+  Args:
+    name: of the solver, for the error.
+    problem: the upper and the lower loss.
+    lower: how the lower variable moves: its steps, batches, set and start.
+    **kwargs: further arguments of `unrolled`.
+
+  Returns:
+    An oracle; see `unrolled`.
+
+  Raises:
+    ValueError: if the record has a start without a restart, or the other way
+      round.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
+    >>> record = bj.types.as_sequence(optax.sgd(0.5), 'lower', steps=2)
+    >>> oracle = bj.oracles.unrolled_by('mine', toy.problem, record)
+    >>> _, state = oracle.update(None, oracle.init(toy.params), toy.params)
+    >>> print(bj.counts(state)['gradients/lower'])
+    2
+  """
+  if (lower.start is None) is lower.restart:
+    raise ValueError(
+      f'{name}: a start of the inner loop and restart=True go together; '
+      'without both, the loop goes on from the lower variable.'
+    )
+  first: Any = lower.start
+  return unrolled(
+    problem,
+    lower=lower.optimiser,
+    steps=lower.steps,
+    start=first and (lambda params, batch: first(params)),
+    inner_batch=lower.batch_at,
+    lower_set=lower.set,
+    **kwargs,
   )

@@ -8,6 +8,7 @@ from bilevel_jax.projections._affine import (
   affine_set,
   consensus_set,
 )
+from bilevel_jax.projections._joint_sets import budget, half_space
 from bilevel_jax.projections._kept import Joint, Lazy, LazyState, Relaxed
 from bilevel_jax.projections._set import Projection, check_set
 
@@ -22,6 +23,8 @@ __all__ = [
   'affine_factors',
   'affine_operator_set',
   'affine_set',
+  'budget',
   'check_set',
   'consensus_set',
+  'half_space',
 ]

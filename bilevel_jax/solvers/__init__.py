@@ -24,16 +24,19 @@ coordinates of the upper variable.
 | `pbrl` | f + (2 + T) g | gap of order 1 / penalty^2 | a decision process |
 | `lv_hba` | f + 3 g | of order 1 / penalty | convex, inequalities |
 | `bome` | f + (2 + T) g | of a short inner loop, of the step | PL, no sets |
+| `forum` | M f + (2 + T) g | the same; M upper losses | the same |
 | `g_pbgd` | f + g + H | slope of order 1 / penalty | convex, no sets |
 | `prox_linear_pbgd` | f + g + (3 + 2 iterations) H | none | convex |
 | `rhg` | f + T g + T H | of a short inner loop | any, sets |
 | `aid_bilevel`, `aipod` | f + T g + K H | of K products | strongly convex |
 | `e_aipod` | (1 + U) f + T g + K H | the same, of the step | the same |
 | `t_rhg` | f + T g + K H | of the steps left out | strongly convex |
+| `moml` | M f + T g + M T H | as `rhg`; M upper losses | any, sets |
 | `meha` | f + 3 g | of order 1 / penalty | any, sets |
 | `soba`, `ma_soba` | f + g + H | noise of the step | strongly convex |
 | `fsla` | 3 f + 4 g + 3 H | noise of the step, less | strongly convex |
 | `saba` | f + g + H, a table | none, on finite data | strongly convex |
+| `srba` | 2 (f + g + H), at times more data | the same | the same |
 | `amigo` | f + T g + K H | noise of the step | strongly convex |
 | `stocbio`, `alset`, `mrbo` | f + T g + K H | of K products | strongly convex |
 | `bsa`, `ttsa`, `sustain` | f + T g + K/2 H | of K products | strongly convex |
@@ -69,6 +72,8 @@ coordinates of the upper variable.
   `mode='forward'`, T n Hessian-vector products and the memory of n steps: for a
   few upper coordinates.
 - `t_rhg`: `rhg` where T is large and only its end matters.
+- `forum`, `moml`: several upper losses, that is multi-objective bilevel
+  optimisation: `forum` is `bome` for these, first-order, and `moml` is `rhg`.
 - `aid_bilevel`: where the lower loss is strongly convex and some Hessian-vector
   products an update are cheap: the hypergradient itself, no penalty to choose.
 - `aipod`: the same where the variables satisfy linear equations.
@@ -77,7 +82,8 @@ coordinates of the upper variable.
   one loop, no series; its steps have to fall. `ma_soba` rarely differs; `fsla`
   takes its directions in turn, with a correction of the upper one.
 - `saba`: the same on finite data in fixed batches: converges with a constant
-  step, for a table of all batches' directions.
+  step, for a table of the directions of all batches.
+- `srba`: the same without a table, for a pass over all data in each period.
 - `stocbio`, `alset`, `bsa`, `ttsa`: a truncated series leaves a bias that no
   steps take away; `amigo` starts the series where it ended, and leaves none.
 - `sustain`, `mrbo`, `vrbo`: take noise off at twice the cost, but no bias.
@@ -105,10 +111,12 @@ from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
 from bilevel_jax.solvers._f2sa import f2sa
 from bilevel_jax.solvers._f2sa_p import f2sa_p
 from bilevel_jax.solvers._famo import FamoState, famo
+from bilevel_jax.solvers._forum import forum
 from bilevel_jax.solvers._fsla import fsla
 from bilevel_jax.solvers._lv_hba import lv_hba
 from bilevel_jax.solvers._meha import meha
 from bilevel_jax.solvers._moco_plus import moco_plus
+from bilevel_jax.solvers._moml import moml
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
 from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
 from bilevel_jax.solvers._pbrl import pbrl
@@ -119,6 +127,7 @@ from bilevel_jax.solvers._rhg import rhg, t_rhg
 from bilevel_jax.solvers._scgd_scsc_nasa import nasa, scgd, scsc
 from bilevel_jax.solvers._seal import SealState, seal, seal_penalty
 from bilevel_jax.solvers._soba import ma_soba, saba, soba
+from bilevel_jax.solvers._srba import srba
 from bilevel_jax.solvers._stable import stable
 from bilevel_jax.solvers._stocbio_and_relatives import (
   alset,
@@ -149,6 +158,7 @@ __all__ = [
   'f2sa',
   'f2sa_p',
   'famo',
+  'forum',
   'fsla',
   'g_pbgd',
   'lv_hba',
@@ -156,6 +166,7 @@ __all__ = [
   'maxright',
   'meha',
   'moco_plus',
+  'moml',
   'mrbo',
   'nasa',
   'pbgd_free',
@@ -170,6 +181,7 @@ __all__ = [
   'seal',
   'seal_penalty',
   'soba',
+  'srba',
   'stable',
   'stocbio',
   'stsa',

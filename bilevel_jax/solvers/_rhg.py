@@ -82,23 +82,13 @@ def rhg(
     Gradient-Based Hyperparameter Optimization
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
-  low = types.as_sequence(lower, 'lower')
-  if (low.start is None) is low.restart:
-    raise ValueError(
-      'rhg: a start of the inner loop and restart=True go together; without '
-      'both, the loop goes on from the lower variable.'
-    )
-  first: Any = low.start
-  oracle = oracles.unrolled(
+  oracle = oracles.unrolled_by(
+    'rhg',
     problem,
-    lower=low.optimiser,
-    steps=low.steps,
+    types.as_sequence(lower, 'lower'),
     mode=mode,
     truncate=truncate,
-    start=first and (lambda params, batch: first(params)),
     checkpoint=checkpoint,
-    inner_batch=low.batch_at,
-    lower_set=low.set,
     accumulator_dtype=accumulator_dtype,
   )
   # The gradient of the lower variable is its displacement.

@@ -1,82 +1,19 @@
 """VRBO: recursive differences between fresh estimates, in inner loops."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
-import jax
-import jax.numpy as jnp
 import optax
 
 from bilevel_jax import (
   _checks,
   _sequences,
-  _trees,
   descent,
   evaluation,
   linear_solvers,
   oracles,
   types,
 )
-from bilevel_jax.oracles import base
-
-
-@_sequences.counts_updates
-class VrboState(NamedTuple):
-  """State of the estimates of `vrbo`.
-
-  Attributes:
-    count: updates so far, an int32 scalar.
-    previous: the sequences at the move before.
-    direction: the estimates, of both sequences.
-    inner: the state of the oracle.
-  """
-
-  count: chex.Array
-  previous: Any
-  direction: Any
-  inner: Any
-
-
-def _recursive(oracle, period):
-  """Estimates by differences; its batch is (move, small batch, large batch)."""
-
-  def init_fn(params):
-    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    direction = _trees.accumulator_like(params)
-    return VrboState(
-      jnp.zeros([], jnp.int32), copy, direction, oracle.init(params)
-    )
-
-  def update_fn(batch, state, params=None, **extra_args):
-    move, small, large = batch
-    evaluate = lambda batch, inner, z: oracle.update(
-      batch, inner, z, **extra_args
-    )
-    cast = lambda tree: _trees.as_dtypes_of(tree, state.direction)
-
-    def fresh():
-      found, inner = evaluate(large, state.inner, params)
-      return cast(found), inner
-
-    def follow():
-      here, inner = evaluate(small, state.inner, params)
-      behind, other = evaluate(small, state.inner, state.previous)
-      change = jax.tree.map(
-        lambda d, a, b: d + (a - b).astype(d.dtype),
-        state.direction,
-        here,
-        behind,
-      )
-      return change, base.also_spent(inner, state.inner, other)
-
-    begins = (move == 0) & (state.count % period == 0)
-    direction, inner = jax.lax.cond(begins, fresh, follow)
-    count = optax.safe_increment(state.count)
-    after = VrboState(count, params, direction, inner)
-    return _trees.as_dtypes_of(direction, params), after
-
-  return base.wrapped(oracle, init_fn, update_fn)
 
 
 def vrbo(
@@ -150,14 +87,21 @@ def vrbo(
   low = types.as_sequence(lower, 'lower')
   small = low.batch_at or (lambda batch, t: batch)
   large = large_batch or (lambda batch: batch)
-  moves = lambda batch, t: (t, small(batch, t), large(batch))
+  moves = lambda batch, t: (small(batch, t), large(batch))
   # With one move of y, both move in it: then both see what it sees.
   above = types.as_sequence(upper, 'upper')
   _sequences.refuse_batches(
     'vrbo', 'it moves on the batches of lower', upper=above
   )
+  # Evaluations in one update.
+  steps = max(low.steps, above.steps)
   return descent.descend(
-    _recursive(both, period),
+    evaluation.recursive(
+      both,
+      period * steps,
+      small_batch=lambda pair: pair[0],
+      large_batch=lambda pair: pair[1],
+    ),
     upper=above._replace(batch_at=moves),
     lower=low._replace(batch_at=moves),
   )

@@ -35,6 +35,17 @@ ALL = {
   'uncertainty_weighting': A.uncertainty_weighting,
   'moco': lambda n: A.moco(n, tracking=0.5),
   'moco, exact': lambda n: A.moco(n, tracking=1.0, exact=True),
+  'grad_norm': A.grad_norm,
+  'dwa': A.dwa,
+  'imtl_l': A.imtl_l,
+  'random_weights': lambda n: A.random_weights(n, key=0),
+  'geometric_mean': A.geometric_mean,
+  'db_mtl': A.db_mtl,
+  'excess_mtl': A.excess_mtl,
+  'cr_mogm': lambda n: A.cr_mogm(n, A.mgda(n)),
+  'pcd': A.pcd,
+  'constrained_mgda': lambda n: A.constrained_mgda(n - 1),
+  'pmgda': lambda n: A.pmgda(n, preference=np.arange(1.0, n + 1)),
 }
 # Never opposed to a gradient that they are given.
 NON_CONFLICTING = {
@@ -69,12 +80,18 @@ DEGREE = {
   'nash_mtl': 0,
   'fair_grad': -1 / 3,
   'moco': None,
+  'pcd': None,
   'stch': 1,
 }
 
 
 # Lengths between which weights and squares stay in the range of float32.
-LIMITS = {'fair_grad': (1e-9, 1e9), 'moco': (0, 1e18)}
+LIMITS = {
+  'fair_grad': (1e-9, 1e9),
+  'moco': (0, 1e18),
+  'excess_mtl': (0, 1e18),
+  'pcd': (0, 1e18),
+}
 
 
 @functools.cache
@@ -151,6 +168,8 @@ def test_promises_in_float32(name):
 # Those of the same numbers in both tables.
 SAME = {*ALL} & {*references_test.CASES}
 SAME -= {'moco', 'stch', 'uncertainty_weighting', 'grad_drop'}
+SAME -= {'imtl_l', 'geometric_mean', 'db_mtl', 'pcd', 'pmgda'}
+SAME -= {'grad_norm', 'excess_mtl', 'constrained_mgda', 'random_weights'}
 
 
 @pytest.mark.parametrize('name', sorted(SAME))
@@ -228,6 +247,7 @@ def test_grad_vac_stays_bounded_after_equal_gradients():
 
 
 KEYED = {
+  'random_weights': A.random_weights,
   'pcgrad': A.pcgrad,
   'grad_vac': A.grad_vac,
   'grad_drop': A.grad_drop,
@@ -330,10 +350,16 @@ def test_wrong_gradients_are_refused_with_the_mend():
     rows = bj.Jacobian(jnp.ones((4, 3)), values=jnp.ones(4))
     with pytest.raises(ValueError, match='2 rows, but the Jacobian has 4'):
       link.update(rows, state, params)
-  for make in (A.moco, ALL['grad_drop'], lambda n: A.dynamic_barrier()):
+  for make in (
+    *(A.moco, A.db_mtl, A.excess_mtl, ALL['grad_drop']),
+    lambda n: A.dynamic_barrier(),
+  ):
     with pytest.raises(TypeError, match='without gramian=True'):
       make(2).update(gramian, make(2).init(params))
-  for make in (ALL['stch'], A.uncertainty_weighting):
+  for make in (
+    *(ALL['stch'], A.uncertainty_weighting, A.grad_norm, A.dwa, A.imtl_l),
+    *(A.geometric_mean, A.db_mtl, ALL['pmgda']),
+  ):
     with pytest.raises(ValueError, match='needs the losses'):
       make(2).update(bj.Jacobian(jnp.eye(2)), make(2).init(jnp.zeros(2)))
 

@@ -17,7 +17,7 @@ import pytest
 
 import bilevel_jax as bj
 from bilevel_jax.aggregators import _pcgrad_grad_vac
-from tests.aggregators import references
+from tests.aggregators import references, stateful
 from tests.tiers import first
 
 STEPS = 3
@@ -51,6 +51,25 @@ def losses(rows):
 def each(aggregate):
   """The reference of an aggregator without a memory."""
   return lambda matrices: [aggregate(matrix) for matrix in matrices]
+
+
+def remembered(make):
+  """The reference of an aggregator with a memory, from a number of rows."""
+
+  def over_updates(matrices):
+    rows = matrices.shape[1]
+    step = make(rows)
+    return [step(matrix, losses(rows)) for matrix in matrices]
+
+  return over_updates
+
+
+def drawn_weights(rows):
+  return stateful.random_weights(rows, jax.random.key(0), jnp.zeros([]).dtype)
+
+
+def halves(count):
+  return 0.5
 
 
 def orders(rows, steps=STEPS):
@@ -245,6 +264,37 @@ CASES = {
     local_moco,
     2,
   ),
+  'grad_norm': (
+    lambda n: A.grad_norm(n, rate=0.1),
+    remembered(lambda n: stateful.grad_norm(n, 0.1)),
+  ),
+  'dwa': (A.dwa, remembered(lambda n: stateful.dwa(n, 2.0, 1))),
+  'imtl_l': (
+    lambda n: A.imtl_l(n, rate=0.2),
+    remembered(lambda n: stateful.imtl_l(n, 0.2)),
+  ),
+  'random_weights': (
+    lambda n: A.random_weights(n, key=0),
+    remembered(drawn_weights),
+  ),
+  'geometric_mean': (A.geometric_mean, remembered(stateful.geometric_mean)),
+  'db_mtl': (A.db_mtl, remembered(lambda n: stateful.db_mtl(n, 0.9))),
+  'excess_mtl': (
+    lambda n: A.excess_mtl(n, rate=0.5),
+    remembered(lambda n: stateful.excess_mtl(n, 0.5)),
+  ),
+  'pcd': (
+    lambda n: A.pcd(n, progress=0.3),
+    remembered(lambda n: stateful.pcd(n, 0.3)),
+  ),
+  'constrained_mgda': (
+    lambda n: A.constrained_mgda(n - 1, rate=0.4, averaging=0.5),
+    remembered(lambda n: stateful.constrained_mgda(n, 0.4, halves)),
+  ),
+  'pmgda': (
+    lambda n: A.pmgda(n, preference=np.arange(1.0, n + 1)[::-1], rate=0.5),
+    remembered(lambda n: stateful.pmgda(n, np.arange(1.0, n + 1)[::-1], 0.5)),
+  ),
   'modo': (
     lambda n: A.modo(
       n, weight_step=lambda k: 0.3 / (k + 1), regularisation=0.1
@@ -269,6 +319,10 @@ def run(link, matrices, values, dtype):
   found = jax.jit(jax.vmap(one))(jnp.asarray(matrices, dtype))
   assert all(x.dtype == dtype for x in found)
   return [np.asarray(x, np.float64) for x in found]
+
+
+# Their directions are no weighted sums of the rows that come in.
+WITHOUT_WEIGHTS = ('grad_drop', 'moco,', 'moco', 'db_mtl')
 
 
 # A parameter of shape (2,) with two objectives in float32, and a larger one in
@@ -298,7 +352,7 @@ def test_directions_and_weights(name, shape, dtype):
   )
   room = share * sizes[:, None, None]
   assert np.all(np.abs(found - expected) <= room), (found, expected)
-  if count == 1 and name.split()[0] not in ('grad_drop', 'moco,', 'moco'):
+  if count == 1 and name.split()[0] not in WITHOUT_WEIGHTS:
     again = np.einsum('ktm,ktmn->ktn', weights, matrices)
     np.testing.assert_allclose(again, found, atol=share)
 

@@ -79,6 +79,20 @@ def _two(wrap, tracking):
   return optax.chain(oracle, link, optax.sgd(RATE))
 
 
+def _averaged(wrap, decay):
+  oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
+  mgda = bj.aggregators.mgda(OBJECTIVES)
+  link = bj.aggregators.cr_mogm(OBJECTIVES, mgda, decay=decay)
+  return optax.chain(oracle, link, optax.sgd(RATE))
+
+
+def _constrained(wrap, rate):
+  """The third loss stands for a penalty."""
+  oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
+  link = bj.aggregators.constrained_mgda(OBJECTIVES - 1, rate=rate)
+  return optax.chain(oracle, link, optax.sgd(RATE))
+
+
 def _barrier(wrap, eta):
   oracle = wrap(bj.gradient_norm(contract.PROBLEM))
   barrier = bj.aggregators.dynamic_barrier(eta)
@@ -124,6 +138,17 @@ ROWS = (
   row('dual_proj'),
   row('stch', hyper={'smoothing': 0.1}),
   row('uncertainty_weighting'),
+  row('grad_norm'),
+  row('dwa'),
+  row('imtl_l'),
+  row('random_weights', keyed=True),
+  row('geometric_mean'),
+  row('db_mtl', hyper={'decay': 0.5}, devices=True),
+  row('excess_mtl', hyper={'rate': 0.5}, devices=True),
+  row('cr_mogm', _averaged, hyper={'decay': 0.5}),
+  row('pcd', hyper={'progress': 1.0}),
+  row('constrained_mgda', _constrained, hyper={'rate': 4.0}),
+  row('pmgda', fixed={'preference': [1.0, 2.0, 3.0]}, hyper={'rate': 8.0}),
   row('moco', hyper=MOCO, devices=True),
   row(
     'moco, exact weights',

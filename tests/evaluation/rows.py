@@ -26,6 +26,12 @@ def _storm(wrap, decay):
   )
 
 
+def _recursive(wrap):
+  """Two differences after each fresh estimate."""
+  oracle = bj.evaluation.recursive(wrap(_gradient()), 3)
+  return optax.chain(oracle, optax.sgd(RATE))
+
+
 def _saga(wrap):
   return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(RATE))
 
@@ -88,6 +94,14 @@ ROWS = (
     {'gradients/loss': 2},
     devices=True,
     **_FLAT | {'hyper': {'decay': 0.4}},
+  ),
+  Row(
+    'recursive',
+    _recursive,
+    {},
+    random_counts=('gradients/loss',),
+    devices=True,
+    **_FLAT,
   ),
   Row('saga', _saga, {'gradients/loss': 1}, devices=True, **_FLAT),
   Row('delayed', _delayed, {'gradients/loss': 1}, devices=True, **_FLAT),

@@ -47,6 +47,13 @@ def upper(x, y, batch):
   return jnp.mean(fit) + 0.2 * jnp.sum(x**2) + 0.1 * x[0] * jnp.sum(jnp.sin(y))
 
 
+def second_upper(x, y, batch):
+  """Another upper loss, in conflict with the first one."""
+  p, q, s = _parts(x, y, batch)
+  fit = (p @ x - q @ y + 0.5 * s) ** 2 * (1 + 0.2 * jnp.cos(q @ y))
+  return jnp.mean(fit) + 0.3 * jnp.sum((x - 0.5) ** 2) + 0.2 * jnp.sum(y**4)
+
+
 def lower(x, y, batch):
   """The lower loss: strongly convex in y if the batch's matrix is definite."""
   p, q, s = _parts(x, y, batch)

@@ -169,6 +169,86 @@ def bome(
     yield {'upper': x, 'lower': y, 'value': w}
 
 
+def shortest_pair(one, two):
+  """Weights of the shortest vector between two."""
+  apart = two - one
+  share = np.clip(-one @ apart / (apart @ apart), 0, 1)
+  return np.array([1 - share, share])
+
+
+def constrained_pair(rows, q, rho):
+  """FORUM's weights of two objectives, exactly: the best of all candidates.
+
+  Along the simplex, the objective is a quadratic on each side of the point at
+  which the penalty's weight becomes positive.
+  """
+  slack = rho - rows @ q / (q @ q)
+
+  def height(share):
+    weights = np.array([1 - share, share])
+    s = max(0.0, weights @ slack)
+    d = weights @ rows + s * q
+    return d @ d - s * rho * q @ q
+
+  candidates = [0.0, 1.0]
+  if slack[0] * slack[1] < 0:
+    candidates.append(slack[0] / (slack[0] - slack[1]))
+  for active in (0.0, 1.0):
+    first = rows[0] + active * slack[0] * q
+    move = rows[1] - rows[0] + active * (slack[1] - slack[0]) * q
+    linear = active * (slack[1] - slack[0]) * rho * q @ q
+    candidates.append((linear / 2 - first @ move) / (move @ move))
+  share = min((c for c in candidates if 0 <= c <= 1), key=height)
+  return np.array([1 - share, share])
+
+
+def forum(
+  upper_losses, g, x, y, batches, *, rho, averaging, upper, lower, value, steps,
+  pick=whole,
+):  # fmt: skip
+  """FORUM of two upper losses."""
+  mean = np.zeros(2)
+  for k, b in enumerate(batches):
+    w = descend_lower(g, x, y, b, rate=value(k), steps=steps, pick=pick)
+    rows = np.stack(
+      [np.hstack([f.x(x, y, b), f.y(x, y, b)]) for f in upper_losses]
+    )
+    q = np.hstack([g.x(x, y, b) - g.x(x, w, b), g.y(x, y, b)])
+    mean = mean + averaging(k) * (constrained_pair(rows, q, rho) - mean)
+    s = max(0.0, mean @ (rho - rows @ q / (q @ q)))
+    d = mean @ rows + s * q
+    losses = {
+      'one': upper_losses[0].value(x, y, b),
+      'two': upper_losses[1].value(x, y, b),
+      'gap': g.value(x, y, b) - g.value(x, w, b),
+    }
+    x, y = x - upper(k) * d[: x.size], y - lower(k) * d[x.size :]
+    yield {'upper': x, 'lower': y, 'value': w, 'losses': losses}
+
+
+def moml(
+  upper_losses, g, x, y, batches, *, upper, lower, steps, pick=whole
+):  # fmt: skip
+  """MOML of two upper losses, through the steps of gradient descent."""
+  for k, batch in enumerate(batches):
+    derivative = np.zeros((y.size, x.size))
+    for t in range(steps):
+      b = pick(batch, t)
+      turned = g.yy(x, y, b) @ derivative + g.xy(x, y, b).T
+      y = y - lower(k) * g.y(x, y, b)
+      derivative = derivative - lower(k) * turned
+    rows = [
+      f.x(x, y, batch) + derivative.T @ f.y(x, y, batch) for f in upper_losses
+    ]
+    d = shortest_pair(*rows) @ np.stack(rows)
+    losses = {
+      'one': upper_losses[0].value(x, y, batch),
+      'two': upper_losses[1].value(x, y, batch),
+    }
+    x = x - upper(k) * d
+    yield {'upper': x, 'lower': y, 'losses': losses}
+
+
 def f2sa(
   f, g, x, y, batches, *, penalty, upper, lower, value, steps=1, pick=whole,
   upper_set=everywhere, lower_set=everywhere,
@@ -561,6 +641,23 @@ def vrbo(
         x = x - upper(k) * d[: x.size]
       y = y - lower(k) * d[x.size :]
     yield {'upper': x, 'lower': y}
+
+
+def srba(f, g, x, y, batches, *, upper, lower, linear, period, small, large):
+  """SRBA: fresh directions each period, differences between."""
+  z, sizes = np.hstack([x, y, np.zeros_like(y)]), [x.size, x.size + y.size]
+  at = lambda z, b: directions(f, g, *np.split(z, sizes), b, b)
+  d = before = None
+  for k, batch in enumerate(batches):
+    if k % period == 0:
+      d = at(z, large(batch))
+    else:
+      d = d + at(z, small(batch)) - at(before, small(batch))
+    before = z
+    rates = np.repeat([upper(k), lower(k), linear(k)], [x.size, *[y.size] * 2])
+    z = z - rates * d
+    x, y, v = np.split(z, sizes)
+    yield {'upper': x, 'lower': y, 'linear': v}
 
 
 def raised(matrix, least):

@@ -185,3 +185,35 @@ def test_a_traced_penalty_that_is_not_positive_gives_nan():
 
   assert jnp.isnan(updates(-1.0)).all() and jnp.isnan(updates(0.0)).all()
   assert jnp.isfinite(updates(1.0)).all()
+
+
+def test_the_error_is_of_order_one_over_the_penalty(x64):
+  """What docs/choosing.md says of the lower variable; half of it at 2c."""
+  # Curvature 2 below; the inequality y <= x + 5 stays inactive.
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 3.0) ** 2 + (x - 2.0) ** 2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  joint = bj.projections.half_space({'lower': 1.0, 'upper': -1.0}, 5.0)
+  off = []
+  for penalty in (20.0, 40.0):
+    step = optax.sgd(0.1)
+    solver = bj.solvers.lv_hba(
+      problem,
+      lambda x, y: jnp.sum(y - x) - 5.0,
+      penalty=penalty,
+      upper=step,
+      lower=bj.Sequence(step, set=joint),
+      value=step,
+      multiplier=step,
+      proximal=step,
+      proximity=(1.0, 1.0),
+    )
+    start = bj.BilevelParams(jnp.zeros(1), jnp.zeros(1))
+    params, _ = bj.testing.run(solver, start, 20_000)
+    x, y = params.upper[0], params.lower[0]
+    slope = abs(2 * (y - 3))
+    expected = slope * (1 + 1 / (1.0 * 2)) / (penalty * 2)
+    np.testing.assert_allclose(abs(y - x), expected, rtol=0.2)
+    off.append(float(abs(x - 2.5)))
+  np.testing.assert_allclose(off[0] / off[1], 2, rtol=0.2)

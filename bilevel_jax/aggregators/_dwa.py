@@ -1,0 +1,67 @@
+"""DWA: weights from how fast each loss fell over the last two epochs."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _checks
+from bilevel_jax.aggregators import _by_weights
+
+
+def dwa(
+  objectives: int, *, temperature: float = 2.0, period: int = 1
+) -> optax.GradientTransformationExtraArgs:
+  r"""DWA: dynamic weight average, by the rates at which losses fell.
+
+  With the mean losses :math:`L^{t}` of epoch t,
+
+  .. math::
+    d = J^\top w, \qquad w_m = M \operatorname{softmax}_m \left(
+      \frac{L_m^{t-1}}{L_m^{t-2}} \Big/ T \right)
+
+  and :math:`w = 1` in the first two epochs.
+
+  Args:
+    objectives: the number of rows :math:`M`.
+    temperature: :math:`T > 0`; the larger, the more equal the weights.
+    period: updates in an epoch. With one, the weights follow the noise of each
+      batch.
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` with positive losses to
+    one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian.
+    ValueError: if they have another number of rows or no losses, or a number is
+      out of range.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link, params = bj.aggregators.dwa(2), jnp.zeros(2)
+    >>> state = link.init(params)
+    >>> for losses in ([4.0, 4.0], [1.0, 4.0], [1.0, 4.0]):
+    ...   jacobian = bj.Jacobian(jnp.eye(2), values=jnp.array(losses))
+    ...   direction, state = link.update(jacobian, state, params)
+    >>> print(direction.round(1))  # The first loss fell to a quarter.
+    [0.8 1.2]
+
+  References:
+    Liu, Johns and Davison, `End-to-End Multi-Task Learning with Attention
+    <https://arxiv.org/abs/1803.10704>`_, 2019.
+  """
+  _checks.within('dwa', 'temperature', temperature, 0, open_low=True)
+  _checks.whole('dwa', 'updates in a period', period)
+
+  def choose(jacobian, state):
+    # The mean losses of this epoch so far, of the last one, of that before.
+    begins = state.count % period == 0
+    shifted = jnp.roll(state.inner, 1, axis=0).at[0].set(0)
+    means = jnp.where(begins, shifted, state.inner)
+    early = state.count < 2 * period
+    fall = jnp.where(early, 1, means[1] / jnp.where(early, 1, means[2]))
+    weights = objectives * jax.nn.softmax(fall / temperature)
+    return weights, means.at[0].add(jacobian.values / period)
+
+  start = lambda params, dtype: jnp.zeros([3, objectives], dtype)
+  return _by_weights.by_weights('dwa', objectives, choose, start, losses=True)

@@ -1,0 +1,55 @@
+"""Random weights: a control for everything that learns weights."""
+
+import chex
+import jax
+import optax
+
+from bilevel_jax import _keys
+from bilevel_jax.aggregators import _by_weights
+
+
+def random_weights(
+  objectives: int, *, key: chex.PRNGKey | int
+) -> optax.GradientTransformationExtraArgs:
+  r"""RLW: weights drawn in each update, a control for learned ones.
+
+  .. math::
+    d = J^\top w, \qquad w = \operatorname{softmax}(u), \quad
+    u \sim \mathcal{N}(0, I)
+
+  Its mean is the mean of the gradients: it is plain descent with more noise.
+
+  Args:
+    objectives: the number of rows.
+    key: of the weights; a key or a whole number.
+
+  Returns:
+    A transformation from a `Jacobian` or a `Gramian` to one gradient.
+
+  Raises:
+    TypeError: if the incoming gradients are no Jacobian, or the key is none.
+    ValueError: if they have another number of rows.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> link, params = bj.aggregators.random_weights(2, key=0), jnp.zeros(2)
+    >>> jacobian = bj.Jacobian(jnp.eye(2))
+    >>> direction, _ = link.update(jacobian, link.init(params), params)
+    >>> print(direction.sum().round(3))
+    1.0
+
+  References:
+    Lin, Ye, Zhang and Tsang, `Reasonable Effectiveness of Random Weighting: A
+    Litmus Test for Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_,
+    2022.
+  """
+
+  def choose(jacobian, state):
+    del jacobian
+    key, now = jax.random.split(state.inner)
+    weights = state.weights
+    drawn = jax.random.normal(now, weights.shape, weights.dtype)
+    return jax.nn.softmax(drawn), key
+
+  start = lambda params, dtype: _keys.as_key(key, 'random_weights')
+  return _by_weights.by_weights('random_weights', objectives, choose, start)

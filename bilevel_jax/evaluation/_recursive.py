@@ -1,0 +1,145 @@
+"""Recursive differences between fresh estimates: SPIDER, for any oracle."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel_jax import _checks, _trees
+from bilevel_jax.evaluation import _storm
+from bilevel_jax.oracles import base
+
+
+def _whole(batch: Any) -> Any:
+  return batch
+
+
+class RecursiveState(NamedTuple):
+  """State of `recursive`.
+
+  Attributes:
+    age: evaluations since the last fresh estimate, an int32 scalar; 0 if the
+      next one is fresh.
+    previous: the parameters of the evaluation before.
+    direction: the estimate, of the structure that `like` gives.
+    inner: the state of the oracle.
+  """
+
+  age: chex.Array
+  previous: Any
+  direction: Any
+  inner: Any
+
+
+def recursive(
+  oracle: optax.GradientTransformation,
+  period: int,
+  *,
+  small_batch: Callable[[Any], Any] = _whole,
+  large_batch: Callable[[Any], Any] = _whole,
+  like: Callable[[Any], Any] | None = None,
+  accumulator_dtype: Any = jnp.float32,
+) -> base.Oracle:
+  r"""Follows an estimate by differences, and starts afresh every period.
+
+  .. math::
+    d_k = \begin{cases}
+      G(z_k; \Xi_k) & \text{if the period divides } k \\
+      d_{k-1} + G(z_k; \xi_k) - G(z_{k-1}; \xi_k) & \text{otherwise}
+    \end{cases}
+
+  A difference sees one small batch :math:`\xi` and one oracle state at both
+  points, so its noise falls with the step. A fresh estimate sees a large batch
+  :math:`\Xi`, and with all of finite data the noise vanishes along a run with
+  constant steps. Where the periods of runs under `jax.vmap` differ, each
+  evaluation costs what a fresh one and a difference do.
+
+  Args:
+    oracle: what to evaluate, at one point or at two.
+    period: evaluations from one fresh estimate to the next, at least 1.
+    small_batch: what a difference sees, from the batch; by default the whole.
+    large_batch: what a fresh estimate sees; likewise.
+    like: makes, from the parameters, a pytree of the structure, shapes and
+      dtypes of what the oracle gives. By default that of the parameters, with
+      None for named sequences that the oracle does not move.
+    accumulator_dtype: what the estimate is kept in, at least; the result has
+      the oracle's dtypes.
+
+  Returns:
+    An oracle; `bj.counts` counts each evaluation, `bj.values` are those at the
+    new point.
+
+  Raises:
+    ValueError: if the period is below 1, or at the call, if the oracle gives
+      another structure or other shapes than `like`.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> loss = lambda params, batch: batch * params**2 / 2
+    >>> oracle = bj.evaluation.recursive(bj.gradient(loss), 2)
+    >>> state = oracle.init(jnp.float32(1.0))
+    >>> first, state = oracle.update(2.0, state, jnp.float32(1.0))
+    >>> second, state = oracle.update(4.0, state, jnp.float32(0.5))
+    >>> print(first, second, bj.counts(state))  # 2 + (2 - 4)
+    2.0 0.0 {'gradients/loss': 3}
+
+  References:
+    Fang, Li, Lin and Zhang, `SPIDER: Near-Optimal Non-Convex Optimization via
+    Stochastic Path Integrated Differential Estimator
+    <https://arxiv.org/abs/1807.01695>`_, 2018.
+  """
+  _checks.whole('recursive', 'evaluations in a period', period)
+  evaluated = optax.with_extra_args_support(oracle)
+  like = like or _storm.like_moved(oracle)
+
+  def init_fn(params):
+    return RecursiveState(
+      age=_trees.zeros([], jnp.int32),
+      # Copies: a buffer that params and state share could not be donated.
+      previous=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
+      direction=_trees.accumulator_like(like(params), accumulator_dtype),
+      inner=evaluated.init(params),
+    )
+
+  def update_fn(batch, state, params=None, **extra_args):
+    evaluate = lambda batch, z: evaluated.update(
+      batch, state.inner, z, **extra_args
+    )
+    held = lambda given: _storm.where_given('recursive', given, state.direction)
+
+    def fresh():
+      here, inner = evaluate(large_batch(batch), params)
+      return here, _trees.as_dtypes_of(here, held(here)), inner
+
+    def follow():
+      small = small_batch(batch)
+      here, inner = evaluate(small, params)
+      behind, other = evaluate(small, state.previous)
+      moved = jax.tree.map(
+        lambda d, a, b: d + (a.astype(d.dtype) - b.astype(d.dtype)),
+        held(here),
+        here,
+        behind,
+      )
+      return here, moved, base.also_spent(inner, state.inner, other)
+
+    here, found, inner = jax.lax.cond(state.age == 0, fresh, follow)
+    return _trees.as_dtypes_of(found, here), RecursiveState(
+      (state.age + 1) % period,
+      _trees.as_dtypes_of(params, state.previous),
+      _storm.with_given(here, found, state.direction),
+      inner,
+    )
+
+  again = lambda one: recursive(
+    one,
+    period,
+    small_batch=small_batch,
+    large_batch=large_batch,
+    like=like,
+    accumulator_dtype=accumulator_dtype,
+  )
+  return base.wrapped(oracle, init_fn, update_fn, again=again)

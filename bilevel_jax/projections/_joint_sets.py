@@ -1,0 +1,174 @@
+"""Common sets of several sequences at once, as `Joint`."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel_jax import _trees
+from bilevel_jax.projections import _affine, _kept
+
+
+def _spread(weight: Any, sequence: Any) -> Any:
+  """Weights of each entry of a sequence; a number counts for all of them."""
+  if jax.tree_util.all_leaves([weight]) and jnp.ndim(weight) == 0:
+    number = weight
+    weight = jax.tree.map(lambda leaf: number, sequence)
+  return jax.tree.map(
+    lambda a, z: jnp.broadcast_to(jnp.asarray(a, z.dtype), z.shape),
+    weight,
+    sequence,
+  )
+
+
+def _joint(
+  who: str, weights: Any, project: Callable[[Any, Any], Any]
+) -> _kept.Joint:
+  """The set of a projection that takes the sequences and their weights."""
+  if not isinstance(weights, Mapping) or not weights:
+    raise TypeError(
+      f'{who} takes weights by name of the sequence, '
+      "{'lower': 1.0, 'upper': -1.0} for instance, got "
+      f'{type(weights).__name__}.'
+    )
+  given = tuple(weights.values())
+
+  def projection(sequences):
+    wide = tuple(map(_spread, given, sequences))
+    return project(tuple(sequences), wide)
+
+  return _kept.Joint(projection, tuple(weights)[1:])
+
+
+def half_space(weights: Mapping[str, Any], bound: float) -> _kept.Joint:
+  r"""The half space in which a weighted sum of sequences is bounded.
+
+  .. math::
+    \Big\{ (z, z', \dots) : \langle a, z \rangle + \langle a', z' \rangle +
+      \dots \le b \Big\}
+
+  Args:
+    weights: by name of the sequence, :math:`a`, a number for all of its entries
+      or a pytree of its structure. The set belongs to the first sequence.
+    bound: :math:`b`.
+
+  Returns:
+    A set for the record of the first sequence. Where all weights are zero, it
+    is the whole space.
+
+  Raises:
+    TypeError: if the weights are no mapping, or of no sequence.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> joint = bj.projections.half_space({'lower': 1.0, 'upper': -1.0}, 0.0)
+    >>> lower, upper = joint.projection((jnp.array([3.0]), jnp.array([1.0])))
+    >>> print(lower, upper, joint.others)  # y <= x
+    [2.] [2.] ('upper',)
+  """
+
+  def project(point, weight):
+    excess = jnp.maximum(_trees.dot(weight, point) - bound, 0)
+    step = _trees.ratio(excess, _trees.dot(weight, weight))
+    return _trees.add_scaled(point, -step, weight)
+
+  return _joint('half_space', weights, project)
+
+
+def budget(
+  weights: Mapping[str, Any],
+  total: float,
+  *,
+  lower: float = 0.0,
+  upper: float = math.inf,
+) -> _kept.Joint:
+  r"""A box, of several sequences, in which a weighted sum is bounded.
+
+  .. math::
+    \Big\{ (z, z', \dots) : l \le z \le u, \; l \le z' \le u, \; \dots, \;
+      \langle a, z \rangle + \langle a', z' \rangle + \dots \le b \Big\},
+    \qquad a \ge 0
+
+  The nearest point is :math:`[z - \mu a]_l^u` for the least
+  :math:`\mu \ge 0` that keeps the budget: bisection finds which entries are at
+  a bound, and the others give :math:`\mu` itself.
+
+  Args:
+    weights: by name of the sequence, :math:`a`, a number for all of its entries
+      or a pytree of its structure. The set belongs to the first sequence.
+    total: the budget :math:`b`.
+    lower: :math:`l`, of all entries.
+    upper: :math:`u`, likewise.
+
+  Returns:
+    A set for the record of the first sequence. Where even the lowest corner of
+    the box is above the budget, the projection is not a number.
+
+  Raises:
+    TypeError: if the weights are no mapping, or of no sequence.
+    ValueError: if a weight is negative, the lower bound is not finite, or the
+      bounds cross.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> joint = bj.projections.budget({'lower': 1.0, 'upper': 2.0}, 4.0)
+    >>> lower, upper = joint.projection((jnp.array([3.0]), jnp.array([3.0])))
+    >>> print(lower.round(2), upper.round(2))  # 9 - 5 mu = 4
+    [2.] [1.]
+  """
+  known = [x for x in jax.tree.leaves(weights) if _affine.is_concrete(x)]
+  if any(np.any(np.asarray(leaf) < 0) for leaf in known):
+    raise ValueError(f'budget: weights are numbers >= 0, got {weights}.')
+  if not (math.isfinite(lower) and lower <= upper):
+    raise ValueError(
+      'budget: the box has a finite lower bound and an upper one above it, got '
+      f'[{lower}, {upper}].'
+    )
+
+  def project(point, weight):
+    dtype = _trees.dtype_of(point)
+    at = lambda mu: jax.tree.map(
+      lambda z, a: jnp.clip(z - mu.astype(z.dtype) * a, lower, upper),
+      point,
+      weight,
+    )
+    spent = lambda mu: _trees.dot(weight, at(mu))
+    nothing = 0 * _trees.dot(weight, point)
+    # From here on, each entry with a weight is at its lower bound.
+    reach = lambda z, a: jnp.max(_trees.ratio(z - lower, a), initial=0)
+    reaches = jax.tree.leaves(jax.tree.map(reach, point, weight))
+    most = nothing + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
+
+    def halve(_, ends):
+      low, high = ends
+      middle = low + (high - low) / 2
+      fits = spent(middle) <= total
+      return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    halvings = jnp.finfo(dtype).nmant + 8
+    low, high = jax.lax.fori_loop(0, halvings, halve, (nothing, most))
+    middle = low + (high - low) / 2
+    free = jax.tree.map(
+      lambda z, a: jnp.where(
+        (z - middle.astype(z.dtype) * a > lower)
+        & (z - middle.astype(z.dtype) * a < upper),
+        a,
+        0,
+      ),
+      point,
+      weight,
+    )
+    square = _trees.dot(free, free)
+    # The sum is linear in mu as long as no other entry comes to a bound.
+    exact = middle + _trees.ratio(spent(middle) - total, square)
+    mu = jnp.where(square > 0, jnp.clip(exact, low, high), high)
+    mu = jnp.where(spent(nothing) <= total, nothing, mu)
+    ones = jax.tree.map(jnp.ones_like, point)
+    corner = lower * _trees.dot(weight, ones)
+    room = 8 * jnp.finfo(dtype).eps * jnp.abs(corner)
+    return at(jnp.where(corner <= total + room, mu, jnp.nan))
+
+  return _joint('budget', weights, project)

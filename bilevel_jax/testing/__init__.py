@@ -1,0 +1,100 @@
+r"""What a method promises, as checks, and problems with known solutions.
+
+A method of your own is checked by one `Row`::
+
+    from bilevel_jax import testing
+
+    def make(wrap, rate):
+      sgd = optax.sgd(rate)
+      return my_method(testing.PROBLEM, upper=sgd, lower=sgd, wrap=wrap)
+
+    testing.check(testing.Row('my_method', make, {'gradients/lower': 3}))
+
+The report lists each broken promise, what differs, and which field of the row
+may be wrong. `QUICK` and `LIGHT` are for each run of the tests, `FULL` has all
+promises, and `DEVICES` those of eight devices.
+
+The shapes of the problem are traps. Parameters have 10 coordinates and nothing
+else has: an array of a method's own with a last axis of 10 is taken for
+coordinates, and has to be sharded like them. Noise is in both directions.
+Coordinates do not mix, so compare the numbers with a step written by hand, on
+`coupled_problem` for instance.
+
+Nothing here needs more than the library does: no test runner, no checkpoints.
+"""
+
+from bilevel_jax.testing._check import (
+  DEVICES,
+  FULL,
+  LIGHT,
+  QUICK,
+  broken_promises,
+  check,
+  report,
+)
+from bilevel_jax.testing._compare import Broken
+from bilevel_jax.testing._problem import (
+  COORDINATES,
+  EXAMPLES,
+  INNER,
+  OBJECTIVES,
+  PENALISED,
+  PENALTY,
+  PROBLEM,
+  RATE,
+  X_SET,
+  Y_SET,
+  by_descent,
+  flat_loss,
+  flat_params,
+  inner_batch,
+  lower_loss,
+  nested_params,
+  random_batch,
+  three_losses,
+  upper_loss,
+  with_sequence,
+)
+from bilevel_jax.testing._row import Row
+from bilevel_jax.testing._solved import (
+  Solved,
+  coupled_problem,
+  run,
+  toy_problem,
+)
+
+__all__ = [
+  'COORDINATES',
+  'DEVICES',
+  'EXAMPLES',
+  'FULL',
+  'INNER',
+  'LIGHT',
+  'OBJECTIVES',
+  'PENALISED',
+  'PENALTY',
+  'PROBLEM',
+  'QUICK',
+  'RATE',
+  'X_SET',
+  'Y_SET',
+  'Broken',
+  'Row',
+  'Solved',
+  'broken_promises',
+  'by_descent',
+  'check',
+  'coupled_problem',
+  'flat_loss',
+  'flat_params',
+  'inner_batch',
+  'lower_loss',
+  'nested_params',
+  'random_batch',
+  'report',
+  'run',
+  'three_losses',
+  'toy_problem',
+  'upper_loss',
+  'with_sequence',
+]

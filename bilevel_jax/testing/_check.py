@@ -1,0 +1,139 @@
+"""Checks a row of the contract, and reports all promises that it breaks."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from bilevel_jax.testing import (
+  _case,
+  _compare,
+  _devices,
+  _promises,
+  _row,
+)
+
+# From a case, or an error that says what is broken.
+Promise = Callable[[Any], None]
+
+# What most faults break, in two compiled programs for each row.
+LIGHT: tuple[Promise, ...] = (
+  _promises.compiles_once_and_keeps_types,
+  _promises.moves,
+  _promises.counts_what_it_evaluates,
+  _promises.hands_its_oracles_to_wrap,
+  _promises.gives_the_updates_of_another_row,
+  _promises.stays_in_its_sets,
+)
+QUICK: tuple[Promise, ...] = (
+  *LIGHT,
+  _promises.keeps_bfloat16,
+  _promises.scan_vmap_schedules_and_accumulate,
+)
+FULL: tuple[Promise, ...] = (
+  *LIGHT,
+  _promises.keeps_types_of_parameters,
+  _promises.resumes_from_a_checkpoint,
+  _promises.takes_injected_numbers,
+  _promises.scan_vmap_schedules_and_accumulate,
+)
+# On eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+DEVICES: tuple[Promise, ...] = (
+  _devices.sharded_parameters_and_batch,
+  _devices.mapped_devices,
+)
+
+
+def broken_promises(
+  row: _row.Row,
+  promises: Iterable[Promise] = FULL,
+  *,
+  others: Mapping[str, _row.Row] | None = None,
+  restore: Callable[[Any, Any], Any] = _promises.through_numpy,
+) -> dict[str, str]:
+  """Checks the promises of a row; no broken one hides another.
+
+  Args:
+    row: of the method.
+    promises: `LIGHT`, `QUICK`, `FULL` or `DEVICES`, or some of their functions.
+    others: further rows by name, where the row has a `same_as`.
+    restore: what a checkpoint does to a state: from the state, and one of the
+      same structure, to the state that is restored. By default it goes through
+      arrays of NumPy.
+
+  Returns:
+    What is wrong, by promise; empty if all hold.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> from bilevel_jax import testing
+    >>> def make(wrap, rate):
+    ...   oracle = wrap(bj.gradient(testing.flat_loss))
+    ...   return optax.chain(oracle, optax.sgd(rate))
+    >>> row = testing.Row(
+    ...   'sgd', make, {'gradients/loss': 2}, params=testing.flat_params
+    ... )
+    >>> list(testing.broken_promises(row, testing.LIGHT))
+    ['counts what it evaluates']
+  """
+  found: dict[str, str] = {}
+  try:
+    case = _case.Case(row, restore, others)
+  except Exception as error:
+    return {'runs three updates': _compare.described(error)}
+  for promise in promises:
+    try:
+      promise(case)
+    except Exception as error:
+      name = getattr(promise, '__name__', str(promise)).replace('_', ' ')
+      found[name] = _compare.described(error)
+  return found
+
+
+def report(row: _row.Row, found: Mapping[str, str]) -> str:
+  """The broken promises of a row as text.
+
+  Example:
+    >>> from bilevel_jax import testing
+    >>> row = testing.Row('sgd', None, {})
+    >>> print(testing.report(row, {'moves': 'no parameter moves'}))
+    sgd:
+    * moves
+      no parameter moves
+  """
+  parts = [f'* {promise}\n  {text}' for promise, text in found.items()]
+  return '\n'.join([f'{row.name}:', *parts])
+
+
+def check(
+  row: _row.Row, promises: Iterable[Promise] = FULL, **kwargs: Any
+) -> None:
+  """Raises an error that lists the promises that a method breaks.
+
+  Each method of the library keeps them: it works under `jit`, `vmap`,
+  `lax.scan` and `inject_hyperparams`, with schedules and micro-batches; it
+  compiles once, keeps dtypes and shapes, stays in its sets, counts what it
+  evaluates, and resumes bit for bit.
+
+  Args:
+    row: of the method.
+    promises: as in `broken_promises`.
+    **kwargs: likewise.
+
+  Raises:
+    Broken: if a promise is broken; it names each one, what differs, and which
+      field of the row may be wrong.
+
+  Example:
+    >>> import bilevel_jax as bj, optax
+    >>> from bilevel_jax import testing
+    >>> def make(wrap, rate):
+    ...   oracle = wrap(bj.gradient(testing.flat_loss))
+    ...   return optax.chain(oracle, optax.sgd(rate))
+    >>> testing.check(
+    ...   testing.Row(
+    ...     'sgd', make, {'gradients/loss': 1}, params=testing.flat_params
+    ...   ),
+    ...   testing.LIGHT,
+    ... )
+  """
+  found = broken_promises(row, promises, **kwargs)
+  _compare.require(not found, report(row, found))

@@ -1,0 +1,123 @@
+"""Comparisons that say what differs."""
+
+import traceback
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel_jax import diagnostics, types
+from bilevel_jax.oracles import base
+
+# Of float32 sums in another order.
+RTOL, ATOL = 2e-5, 2e-6
+
+
+class Broken(AssertionError):
+  """A promise that a method does not keep."""
+
+
+def require(condition: Any, message: str) -> None:
+  if not condition:
+    raise Broken(message)
+
+
+def is_key(leaf):
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def data(tree):
+  """A tree as numpy arrays, keys as their numbers."""
+  return jax.tree.map(
+    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
+  )
+
+
+def differences(ours, theirs, *, exact=False):
+  """One line for each leaf of two trees that is not the same."""
+  one, two = (jax.tree_util.tree_leaves_with_path(t) for t in (ours, theirs))
+  kinds: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+  if kinds[0] != kinds[1]:
+    names = lambda leaves: {jax.tree_util.keystr(path) for path, _ in leaves}
+    apart = names(one) ^ names(two)
+    return [f'the structures differ: {sorted(apart) or "types of nodes"}']
+  lines = []
+  for (path, a), (_, b) in zip(one, two, strict=True):
+    a, b = data(a), data(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+      what = f'{a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}'
+    elif exact or not jnp.issubdtype(a.dtype, jnp.floating):
+      if np.array_equal(a, b, equal_nan=a.dtype.kind == 'f'):
+        continue
+      what = f'{a} against {b}'
+    elif np.allclose(a, b, RTOL, ATOL, equal_nan=True):
+      continue
+    else:
+      at = np.unravel_index(np.argmax(np.abs(a - b)), a.shape)
+      what = f'{a[at]} against {b[at]} at {[int(i) for i in at]}'
+    lines.append(f'{jax.tree_util.keystr(path) or "it"}: {what}')
+  return lines
+
+
+def require_same(what, ours, theirs, hint='', *, exact=False):
+  lines = differences(ours, theirs, exact=exact)
+  shown = '\n    '.join(lines[:6] + ['...'] * (len(lines) > 6))
+  require(not lines, f'{what}:\n    {shown}\n  {hint}')
+
+
+def without_losses(tree):
+  """A point without what a state holds of losses."""
+
+  def forget(node):
+    if isinstance(node, types.Numbers):
+      return node.counts
+    return node._replace(values=None) if base.is_oracle_state(node) else node
+
+  is_leaf = lambda node: (
+    base.is_oracle_state(node) or isinstance(node, types.Numbers)
+  )
+  return jax.tree.map(forget, tree, is_leaf=is_leaf)
+
+
+def sequences_of(point):
+  """The parameters, and the sequences that the state keeps."""
+  params, state = point
+  named = params._asdict() if hasattr(params, '_asdict') else {'it': params}
+  return named | diagnostics.auxiliaries(state)
+
+
+def moved(one, two):
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+  return any(not np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def types_of(tree):
+  """Shape, dtype and weakness of each leaf."""
+
+  def kind(leaf):
+    aval = leaf if hasattr(leaf, 'weak_type') else jax.typeof(leaf)
+    weak = ' weak' if getattr(aval, 'weak_type', False) else ''
+    return f'{aval.dtype}{list(aval.shape)}{weak}'
+
+  return {
+    jax.tree_util.keystr(path): kind(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def require_types(what, ours, theirs):
+  one, two = types_of(ours), types_of(theirs)
+  apart = [
+    f'{name}: {one.get(name)} became {two.get(name)}'
+    for name in one | two
+    if one.get(name) != two.get(name)
+  ]
+  require(not apart, f'{what}:\n    ' + '\n    '.join(apart[:6]))
+
+
+def described(error):
+  """A broken promise in its words, any other error with its traceback."""
+  if isinstance(error, Broken):
+    return str(error)
+  return ''.join(traceback.format_exception(error, limit=-6))

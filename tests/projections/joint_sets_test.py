@@ -1,0 +1,124 @@
+"""Half spaces and boxes with a budget, against a general solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+import bilevel_jax as bj
+
+RNG = np.random.default_rng(0)
+SIZES = (3, 2)
+
+
+def nearest(point, weights, bound, lower=-np.inf, upper=np.inf):
+  """The nearest point in the box below the budget, in NumPy."""
+  found = scipy.optimize.minimize(
+    lambda z: ((z - point) ** 2).sum() / 2,
+    np.clip(point, max(lower, -10), min(upper, 10)),
+    jac=lambda z: z - point,
+    bounds=[(lower, upper)] * point.size,
+    constraints={
+      'type': 'ineq',
+      'fun': lambda z: bound - weights @ z,
+      'jac': lambda z: -weights,
+    },
+    method='SLSQP',
+    options={'ftol': 1e-15, 'maxiter': 500},
+  )
+  return found.x
+
+
+def split(vector, dtype):
+  """Two sequences, of which the first is a pytree of two leaves."""
+  one, two = jnp.split(jnp.asarray(vector, dtype), [SIZES[0]])
+  return {'a': one[:2], 'b': one[2]}, two
+
+
+def flat(sequences):
+  (one, two) = sequences
+  return np.concatenate([one['a'], [one['b']], two])
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('name', ['half_space', 'budget'])
+def test_the_nearest_point(name, dtype):
+  with jax.enable_x64(dtype == 'float64'):
+    for k in range(4):
+      point = RNG.normal(size=5) * 2
+      weights = RNG.normal(size=5)
+      bound = float(RNG.normal())
+      box = {}
+      if name == 'budget':
+        weights, bound = np.abs(weights), abs(bound)
+        weights[k % 5] = 0
+        box = {'lower': 0.0, 'upper': 1.5}
+      one, two = split(weights, dtype)
+      make = getattr(bj.projections, name)
+      joint = make({'lower': one, 'upper': two}, bound, **box)
+      assert joint.others == ('upper',)
+      given = split(point, dtype)
+      inside = jax.jit(joint.projection)(given)
+      for leaf in jax.tree.leaves(inside):
+        assert leaf.dtype == dtype
+      expected = nearest(point, weights, bound, **box)
+      room = {'float32': 1e-5, 'float64': 1e-7}[dtype]
+      np.testing.assert_allclose(flat(inside), expected, atol=room)
+      excess = weights @ np.float64(flat(inside)) - bound
+      assert excess <= 20 * np.finfo(dtype).eps * (1 + np.abs(bound))
+      # What is inside stays as it is.
+      again = joint.projection(inside)
+      room = 8 * np.finfo(dtype).eps * (1 + np.abs(point).max())
+      np.testing.assert_allclose(flat(again), flat(inside), atol=room)
+
+
+def test_a_number_counts_for_all_entries_and_corners_are_exact():
+  joint = bj.projections.budget({'x': 1.0, 'y': 1.0}, 2.0, upper=1.0)
+  x, y = joint.projection((jnp.array([5.0, -1.0]), {'z': jnp.array([9.0])}))
+  np.testing.assert_array_equal(x, [1, 0])
+  np.testing.assert_array_equal(y['z'], [1])
+  # A budget of nothing is the lowest corner.
+  joint = bj.projections.budget({'x': 1.0}, 0.0)
+  (x,) = joint.projection((jnp.array([5.0, 0.3]),))
+  np.testing.assert_allclose(x, [0, 0], atol=1e-6)
+
+
+def test_a_solver_stays_in_a_joint_set(x64):
+  """Two numbers that want 3 and 2 share a budget of 2."""
+  loss = lambda p, batch: ((p.x - 3) ** 2).sum() + ((p.y - 2) ** 2).sum()
+  joint = bj.projections.budget({'x': 1.0, 'y': 1.0}, 2.0)
+  solver = bj.descend(
+    bj.gradient(loss, of=('x', 'y')),
+    x=bj.Sequence(optax.sgd(0.2), set=joint),
+    y=optax.sgd(0.2),
+  )
+  params = bj.sequences(x=jnp.zeros(1), y=jnp.zeros(1))
+  params, state = bj.testing.run(solver, params, 200)
+  np.testing.assert_allclose([params.x[0], params.y[0]], [1.5, 0.5], atol=1e-9)
+  assert bj.counts(state)['projections/x+y'] == 200
+
+
+def test_sets_without_a_point_and_wrong_arguments():
+  for make, words in {
+    lambda: bj.projections.budget({'x': -1.0}, 1.0): 'weights are numbers >= 0',
+    lambda: bj.projections.budget(
+      {'x': 1.0}, 1.0, lower=2.0, upper=1.0
+    ): r'\[2.0, 1.0\]',
+    lambda: bj.projections.budget(
+      {'x': 1.0}, 1.0, lower=-np.inf
+    ): 'a finite lower bound',
+  }.items():
+    with pytest.raises(ValueError, match=words):
+      make()
+  for call in (bj.projections.budget, bj.projections.half_space):
+    with pytest.raises(TypeError, match='weights by name of the sequence'):
+      call([1.0, 1.0], 1.0)
+  joint = bj.projections.budget({'x': 1.0}, -1.0)
+  solver = bj.descend(
+    bj.gradient(lambda p, batch: (p.x**2).sum(), of='x'),
+    x=bj.Sequence(optax.sgd(0.1), set=joint),
+  )
+  with pytest.raises(ValueError, match='the set has no point in it'):
+    solver.init(bj.sequences(x=jnp.ones(2)))
