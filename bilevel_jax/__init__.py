@@ -6,7 +6,7 @@ optax's `update` takes gradients, a solver's takes a batch.
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
 `bj.losses` (of sequence models), `bj.oracles`, `bj.projections`, `bj.rl`,
-`bj.solvers` and `bj.types`.
+`bj.solvers`, `bj.states` and `bj.types`.
 """
 
 from bilevel_jax import (
@@ -19,6 +19,7 @@ from bilevel_jax import (
   projections,
   rl,
   solvers,
+  states,
   types,
 )
 from bilevel_jax._sequences import apply_updates
@@ -115,6 +116,7 @@ __all__ = [
   'sequences',
   'soba',
   'solvers',
+  'states',
   'stsa',
   'suggest',
   't_rhg',

@@ -91,10 +91,10 @@ def without_losses(tree):
   def forget(node):
     if isinstance(node, bj.types.Numbers):
       return node.counts
-    return node._replace(values=None) if base.is_oracle_state(node) else node
+    return node._replace(values=None) if bj.states.is_oracle_state(node) else node
 
   is_leaf = lambda node: (
-    base.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
+    bj.states.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
   )
   return jax.tree.map(forget, tree, is_leaf=is_leaf)
 
@@ -484,7 +484,7 @@ def _compare_lanes(case, wrap, *, scheduled):
       f'{what}, the first one differs',
       at(lane, 0)[0],
       sequences_of(case.points[0]),
-      'Some step sees another count than 0: base.hold_updates goes round inner '
+      'Some step sees another count than 0: bj.states.hold_updates goes round inner '
       'steps.',
     )
     if name in case.halved:

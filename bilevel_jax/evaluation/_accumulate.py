@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees
+from bilevel_jax import _checks, _sequences, _trees, states
 from bilevel_jax.evaluation import _parts
 from bilevel_jax.oracles import base
 
@@ -97,13 +97,13 @@ def accumulate(
       def evaluate(part, before):
         found, after = one.update(part, before, params, **extra_args)
         # Out of the carry: in a shard_map they are of another type than before.
-        seen = base.measured(after)
+        seen = states.measured(after)
         # A schedule inside the oracle sees one update, not one a part.
-        after = base.hold_measured(base.hold_updates(after, before), before)
+        after = states.hold_measured(states.hold_updates(after, before), before)
         return (found, seen), after
 
       (found, seen), after = scan(evaluate, batch, state)
-      return found, base.replace_measured(base.next_update(after), seen)
+      return found, states.replace_measured(states.next_update(after), seen)
 
     return base.Oracle(one.init, update_fn)
 

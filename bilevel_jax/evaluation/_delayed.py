@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _keys, _trees, types
+from bilevel_jax import _checks, _keys, _trees, states, types
 from bilevel_jax.oracles import base
 
 SERVICES = ('round_robin', 'random', 'sampled')
@@ -33,7 +33,7 @@ class DelayedState(NamedTuple):
   versions: chex.Array
   held: Any
   key: Any
-  report: base.OracleState
+  report: states.OracleState
   inner: Any
 
 
@@ -128,7 +128,7 @@ def delayed(
       versions=jnp.zeros(places, jnp.int32),
       held=jnp.zeros(workers, jnp.int32) if service == 'random' else (),
       key=_keys.as_key(key) if draws else (),
-      report=base.OracleState(
+      report=states.OracleState(
         types.named(names, jnp.zeros(1, _trees.dtype_of(params))), None
       ),
       inner=evaluated.init(params),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, types
+from bilevel_jax import _checks, states, types
 from bilevel_jax.evaluation import _parts
 from bilevel_jax.oracles import base
 
@@ -64,7 +64,7 @@ def independent(
       before = state
       jacobian, state = inner.update(part, state, params, **extra_args)
       if i < samples - 1:
-        state = base.hold_updates(state, before)
+        state = states.hold_updates(state, before)
       if not isinstance(jacobian, types.Jacobian):
         raise TypeError(
           'independent stacks the rows of Jacobians, got '
@@ -72,7 +72,7 @@ def independent(
           'bj.multi_objective(losses) for instance.'
         )
       found.append(jacobian)
-      measured.append(base.measured(state))
+      measured.append(states.measured(state))
     join = lambda *leaves: jnp.concatenate(leaves)
 
     def average(*leaves):
@@ -85,7 +85,7 @@ def independent(
       values=jax.tree.map(join, *(j.values for j in found)),
     )
     means = jax.tree.map(average, *measured)
-    return joined, base.replace_measured(state, means)
+    return joined, states.replace_measured(state, means)
 
   moves = getattr(oracle, 'moves', None)
   return base.Oracle(inner.init, update_fn, moves, linear=True)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees
+from bilevel_jax import _trees, states
 from bilevel_jax.evaluation import _rules, _select
 from bilevel_jax.oracles import base
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class MixedState(NamedTuple):
   """State of `mixed`.
 

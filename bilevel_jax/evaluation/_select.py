@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.evaluation import _rules
 from bilevel_jax.oracles import base
 
@@ -25,7 +25,7 @@ BatchAt = (
 )
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class SelectState(NamedTuple):
   """State of `select`.
 
@@ -45,7 +45,7 @@ class SelectState(NamedTuple):
   selected: chex.Array
   evaluated: dict[str, chex.Array]
   rule: Any
-  report: base.OracleState
+  report: states.OracleState
   inner: Any
 
 
@@ -168,16 +168,16 @@ def _evaluated(chosen: chex.Array, inner: Any) -> dict[str, chex.Array]:
   """By name of a loss, whether its objective is chosen and evaluates it."""
   flags: dict[str, chex.Array] = {}
   for here, state in zip(chosen, inner, strict=True):
-    for node in base.nodes_with(state, 'values'):
+    for node in states.nodes_with(state, 'values'):
       flags |= dict.fromkeys(node.values, here)
-    for node in base.nodes_with(state, 'evaluated', nested=False):
+    for node in states.nodes_with(state, 'evaluated', nested=False):
       flags |= {name: here & flag for name, flag in node.evaluated.items()}
   return flags
 
 
 def _loss(who: str, name: str, state: Any) -> chex.Array:
   """The first loss that an oracle has measured."""
-  for values, _ in base.measured(state):
+  for values, _ in states.measured(state):
     if values is not None:
       return values.array[0]
   raise TypeError(
@@ -278,7 +278,7 @@ def select(
       selected=jnp.int32(-1),
       evaluated=_evaluated(nothing, inner),
       rule=rule.init(number, dtype),
-      report=base.OracleState(
+      report=states.OracleState(
         None, types.named(counters, jnp.zeros([len(counters)], jnp.int32))
       ),
       inner=inner,
@@ -311,7 +311,7 @@ def select(
 
       due = state.taken.sum() % rule.refresh_every == 0
       learnt = jax.lax.cond(due, anew, lambda before: before, learnt)
-      counts = _sequences.add_counts(counts, dict.fromkeys(counters, due))
+      counts = states.add_counts(counts, dict.fromkeys(counters, due))
     if rule.choose is None:
       index = jnp.int32(place := given.given_by(batch))
       found, loss, inner = evaluate(place, lambda i: batch[given.names[i]])

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax import _checks, _sequences, _trees, states, types
 from bilevel_jax.oracles import base
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class StormState(NamedTuple):
   """State of `storm`.
 
@@ -103,7 +103,7 @@ def storm(
       batch, state.inner, state.previous, **extra_args
     )
     ahead, inner = evaluated.update(batch, state.inner, params, **extra_args)
-    inner = base.also_spent(inner, state.inner, other)
+    inner = states.also_spent(inner, state.inner, other)
     rate = decay(state.count) if callable(decay) else decay
     keep = jnp.where(state.started, 1 - rate, 0)
 

@@ -50,7 +50,7 @@ def together(
 
   def update_fn(batch, state, params=None, **extra_args):
     fields: dict[str, Any] = {}
-    states = []
+    after = []
     for part, held in zip(parts, state, strict=True):
       update = optax.with_extra_args_support(part).update
       found, held = update(batch, held, params, **extra_args)
@@ -64,8 +64,8 @@ def together(
             'give them to descend one after the other, or add their losses.'
           )
         fields[name] = gradient
-      states.append(held)
-    return _sequences.only(params, **fields), tuple(states)
+      after.append(held)
+    return _sequences.only(params, **fields), tuple(after)
 
   linear, averaged = all(map(base.is_linear, parts)), None
   if not linear and all(map(base.has_mean, parts)):

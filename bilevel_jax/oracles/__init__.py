@@ -16,7 +16,8 @@ from bilevel_jax.oracles._nikaido_isoda import best_responses, nikaido_isoda
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
 from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
-from bilevel_jax.oracles.base import Oracle, OracleState, aggregated, oracle
+from bilevel_jax.oracles.base import Oracle, aggregated, oracle
+from bilevel_jax.states import OracleState
 
 __all__ = [
   'ImplicitState',

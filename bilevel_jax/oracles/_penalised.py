@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -109,7 +109,7 @@ def penalised(
         now = count.count if scheduled else None
         evaluate, more = fused, weights(now, _trees.dtype_of(params))
         if scheduled:
-          count = base.UpdateCount(optax.safe_increment(count.count))
+          count = states.UpdateCount(optax.safe_increment(count.count))
       values, gradients, outputs = mean.of(
         evaluate, batch, params, known, *more
       )
@@ -122,7 +122,7 @@ def penalised(
   if penalty is not None:
     weights = _penalty.penalty_weights(penalty, rescale=rescale)
   if scheduled:
-    count = lambda params: base.UpdateCount(_trees.zeros([], jnp.int32))
+    count = lambda params: states.UpdateCount(_trees.zeros([], jnp.int32))
     shared['init'] = count
   return base.oracle(
     averaged(base.WHOLE, None),

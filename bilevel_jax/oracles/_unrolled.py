@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import ad_checkpoint
 
-from bilevel_jax import _checks, _sequences, _trees, projections, types
+from bilevel_jax import _checks, _sequences, _trees, projections, states, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _set
 
@@ -238,7 +238,7 @@ def unrolled(
 
     def begin(x):
       y = same(_first_lower(start, params._replace(upper=narrow(x)), batch))
-      fresh = base.at_update(solver.init(y), inner.count)
+      fresh = states.at_update(solver.init(y), inner.count)
       return y, same(fresh), same((zero, announced))
 
     def step(measure, x, carry, t):
@@ -251,7 +251,7 @@ def unrolled(
       (value, aux), slope = measure(loss, narrow(x), y)
       y, after = _move(solver, slope, state, y)
       # All steps of an update are at one point of a schedule.
-      state = base.hold_updates(after, state)
+      state = states.hold_updates(after, state)
       if lower_set is not None:
         # Bounds of a wider type would widen what the scan carries.
         y = _trees.as_dtypes_of(lower_set(y), y)
@@ -292,7 +292,7 @@ def unrolled(
     height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
-    after = base.UpdateCount(optax.safe_increment(inner.count))
+    after = states.UpdateCount(optax.safe_increment(inner.count))
     gradients = type(params)(upper=slope, lower=back)
     more = base.outputs_of(problem, upper=aux, **lower_aux)
     return (height, value), gradients, after, *more
@@ -309,7 +309,7 @@ def unrolled(
   return base.oracle(
     fn,
     ('upper', 'lower'),
-    lambda params: base.UpdateCount(_trees.zeros([], jnp.int32)),
+    lambda params: states.UpdateCount(_trees.zeros([], jnp.int32)),
     counts=cost,
     moves=('upper', 'lower'),
     outputs=problem.outputs,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -99,7 +99,7 @@ def f2sa_p(
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   weight = _penalty.checked_schedule(penalty, positive=True)
-  start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+  start = lambda params: states.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
     """Both losses at every node, and their outputs at the lower variable."""
@@ -134,7 +134,7 @@ def f2sa_p(
     return (), base.gradients(params, upper=slope), _next(updates)
 
   def _next(updates):
-    return base.UpdateCount(optax.safe_increment(updates.count))
+    return states.UpdateCount(optax.safe_increment(updates.count))
 
   cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
   low = types.as_sequence(lower, 'lower')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _sequences, _trees, states, types
 from bilevel_jax.oracles import _multi_objective, base
 
 
@@ -54,7 +54,7 @@ def _weighted_losses(given, who):
     slope = jax.grad(
       lambda p: jnp.vdot(weights, evaluate(p, batch).astype(weights.dtype))
     )(params)
-    spent = _sequences.add_counts(state.counts, {'gradients/weighted': 1})
+    spent = states.add_counts(state.counts, {'gradients/weighted': 1})
     return slope, state._replace(counts=spent)
 
   return base.Oracle(plain.init, update_fn, linear=True)
@@ -139,7 +139,7 @@ def famo(
   )
 
   def height(state):
-    values, _ = base.measured(state)[-1]
+    values, _ = states.measured(state)[-1]
     stacked = jnp.stack([values[name] for name in given.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
@@ -175,7 +175,7 @@ def famo(
       logits=state.logits - jnp.asarray(rate, dtype) * change,
       weights=weights,
       slow=slow_state,
-      oracle=base.replace_measured(last, base.measured(measured)),
+      oracle=states.replace_measured(last, states.measured(measured)),
       optimiser=moved,
     )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, types
+from bilevel_jax import _sequences, descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -148,14 +148,14 @@ def lv_hba(
 
     fields = {'upper': params.upper, 'lower': params.lower}
     slopes, (measured, aux) = jax.grad(total, has_aux=True)(fields)
-    after = base.UpdateCount(optax.safe_increment(updates.count))
+    after = states.UpdateCount(optax.safe_increment(updates.count))
     more = base.outputs_of(problem, **aux)
     return measured, base.gradients(params, **slopes), after, *more
 
   gap = base.oracle(
     fn,
     ('upper', 'lower', 'gap'),
-    lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
+    lambda params: states.UpdateCount(jnp.zeros([], jnp.int32)),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
     outputs=problem.outputs,

@@ -14,6 +14,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  states,
   types,
 )
 from bilevel_jax.oracles import base
@@ -33,7 +34,7 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
 
   def init(params):
     del params
-    return base.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
+    return states.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
 
   def averaged(mean):
     return lambda *given: displacement(mean, *given)
@@ -65,7 +66,7 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
       step, (start, start, zero), jnp.arange(steps, dtype=jnp.int32)
     )
     moved = optax.tree.sub(start, chosen)
-    count = base.UpdateCount(optax.safe_increment(updates.count))
+    count = states.UpdateCount(optax.safe_increment(updates.count))
     return (last,), _sequences.only(params, value=moved), (count, following)
 
   return base.oracle(

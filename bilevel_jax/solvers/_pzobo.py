@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _keys, _sequences, _trees, descent, types
+from bilevel_jax import _checks, _keys, _sequences, _trees, descent, states, types
 from bilevel_jax.oracles import base
 
 
@@ -85,7 +85,7 @@ def pzobo(
     draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
     basis = jnp.linalg.qr(draw)[0].T.astype(flat.dtype) * flat.size**0.5
     # A new optimiser, at the point of its schedules where the update is.
-    fresh = base.at_update(optimiser.init(y), updates.count)
+    fresh = states.at_update(optimiser.init(y), updates.count)
 
     def loop(x):
       def step(carry, t):
@@ -96,7 +96,7 @@ def pzobo(
         outputs = {'lower': aux} if announced else {}
         move, after = optimiser.update(slope, optimiser_state, y)
         y = optax.apply_updates(y, move)
-        after = base.hold_updates(after, optimiser_state)
+        after = states.hold_updates(after, optimiser_state)
         return (y, after, base.as_announced(outputs, announced)), None
 
       times = jnp.arange(low.steps, dtype=jnp.int32)
@@ -117,7 +117,7 @@ def pzobo(
     found = _sequences.only(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
-    updates = base.UpdateCount(optax.safe_increment(updates.count))
+    updates = states.UpdateCount(optax.safe_increment(updates.count))
     more = base.outputs_of(problem, upper=aux, **lower_outputs)
     return (value,), found, (updates, key), *more
 
@@ -125,7 +125,7 @@ def pzobo(
     fn,
     ('upper',),
     lambda params: (
-      base.UpdateCount(jnp.zeros([], jnp.int32)),
+      states.UpdateCount(jnp.zeros([], jnp.int32)),
       _keys.as_key(key, 'pzobo'),
     ),
     counts={

@@ -15,6 +15,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  states,
   types,
 )
 from bilevel_jax.aggregators import _penalty
@@ -24,7 +25,7 @@ from bilevel_jax.oracles import base
 WEIGHTS = ('softmax', 'mirror', 'sigmoid')
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class SealState(NamedTuple):
   """State of `seal`.
 
@@ -319,7 +320,7 @@ def seal(
     if 'upper' in optimisers:
       mine = _take(optimisers['upper'], at)
       count = jnp.broadcast_to(state.count, at.shape)
-      optimisers['upper'] = base.at_update(mine, count)
+      optimisers['upper'] = states.at_update(mine, count)
     updates, after = inner.update(
       given,
       state.inner._replace(optimisers=optimisers),

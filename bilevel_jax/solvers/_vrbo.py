@@ -16,12 +16,13 @@ from bilevel_jax import (
   evaluation,
   linear_solvers,
   oracles,
+  states,
   types,
 )
 from bilevel_jax.oracles import base
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class VrboState(NamedTuple):
   """State of the estimates of `vrbo`.
 
@@ -68,7 +69,7 @@ def _recursive(oracle, period):
         here,
         behind,
       )
-      return change, base.also_spent(inner, state.inner, other)
+      return change, states.also_spent(inner, state.inner, other)
 
     begins = (move == 0) & (state.count % period == 0)
     direction, inner = jax.lax.cond(begins, fresh, follow)
