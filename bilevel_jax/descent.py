@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _packing, _records, _sequences, _trees, states, types
+from bilevel_jax import (
+  _packing,
+  _records,
+  _sequences,
+  _trees,
+  parts,
+  states,
+  types,
+)
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _kept
 
@@ -34,8 +42,8 @@ class _Point(NamedTuple):
 def descend(
   *oracles: optax.GradientTransformation,
   wrap: types.Wrapper | None = None,
-  **sequences: types.Sequence | optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
+  **sequences: types.SequenceLike,
+) -> parts.Solver:
   r"""A solver: oracles in order, and for each sequence how it moves.
 
   .. math::
@@ -93,9 +101,7 @@ def descend(
   """
   if not oracles:
     raise ValueError('descend takes at least one oracle.')
-  wrap = wrap or (lambda oracle: oracle)
-  parts = tuple(wrap(one) for one in oracles)
-  updates_of = [optax.with_extra_args_support(part).update for part in parts]
+  given = tuple(base.as_oracle(wrap(o) if wrap else o) for o in oracles)
   records = {n: types.as_sequence(s, n) for n, s in sequences.items()}
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()
@@ -106,7 +112,7 @@ def descend(
   def parts_of(z):
     """The states of all parts at their start."""
     return _packing.Parts(
-      tuple(part.init(z) for part in parts),
+      tuple(oracle.init(z) for oracle in given),
       {n: links[n].init(getattr(z, n)) for n in records},
       {n: kept[n].init(z) for n in records},
     )
@@ -129,7 +135,7 @@ def descend(
     inner_states, spent, moves = [], dict(uses), {}
     for index, inner in enumerate(whole.oracles):
       before = point.z
-      loop = _records.loop_of(parts[index], records, batch, inner, before)
+      loop = _records.loop_of(given[index], records, batch, inner, before)
       point, inner = run(index, loop, point, first, inner, extra_args)
       last = loop.batch(loop.steps - 1)
       point, inner, raw = one_step(
@@ -200,7 +206,7 @@ def descend(
     its schedules are where they were at first.
     """
     z, optimisers = point.z, dict(point.optimisers)
-    gradients, inner = updates_of[index](batch, inner, z, **extra_args)
+    gradients, inner = given[index].update(batch, inner, z, **extra_args)
     _sequences.require_gradients(gradients, z, 'descend')
     raw, moved = {}, {}
     for name in z._fields:
@@ -226,7 +232,8 @@ def descend(
         z = z._replace(**fields)
     return point._replace(z=z, sets=sets)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  again = lambda *others: descend(*others, **sequences)
+  return parts.Solver(init_fn, update_fn, given, records, again)
 
 
 def _joint(params: Any, added: dict[str, Any]) -> Any:

@@ -110,7 +110,7 @@ def delayed(
   draws = service != 'round_robin'
   if draws:
     _keys.as_key(key, f'delayed(service={service!r})')
-  evaluated = optax.with_extra_args_support(oracle)
+  evaluated = base.as_oracle(oracle)
   places = most + 1
 
   def init_fn(params):
@@ -183,11 +183,14 @@ def delayed(
   again = lambda one: delayed(
     one, workers, bound=bound, service=service, key=key
   )
-  made = base.wrapped(oracle, init_fn, update_fn, again=again)
   # All samples of a batch are seen at one point, whichever it is.
-  linear = base.is_linear(oracle)
-  return base.Oracle(
-    init_fn, update_fn, made.moves, linear=linear, averaged=made.averaged
+  return base.wrapped(
+    evaluated,
+    init_fn,
+    update_fn,
+    again=again,
+    linear=evaluated.linear,
+    inside=True,
   )
 
 

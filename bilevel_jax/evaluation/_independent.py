@@ -54,7 +54,7 @@ def independent(
   _checks.whole('independent', 'samples', samples)
   mend = 'wrap bj.multi_objective(losses), and give its rows to the aggregator'
   base.require_linear(oracle, 'independent', mend)
-  inner = optax.with_extra_args_support(oracle)
+  inner = base.as_oracle(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
     batches = split(batch, samples)
@@ -87,5 +87,4 @@ def independent(
     means = jax.tree.map(average, *measured)
     return joined, states.replace_measured(state, means)
 
-  moves = getattr(oracle, 'moves', None)
-  return base.Oracle(inner.init, update_fn, moves, linear=True)
+  return inner._replace(update=update_fn, averaged=None, within=None)

@@ -74,7 +74,7 @@ def mixed(
   who = 'mixed'
   given = _select.objectives(who, oracles)
   weights = _rules.checked_weights(who, weights)
-  parts = [optax.with_extra_args_support(part) for part in given.oracles]
+  parts = given.oracles
   number = len(parts)
 
   def init_fn(params):

@@ -60,7 +60,7 @@ class Objectives(NamedTuple):
   """
 
   who: str
-  oracles: tuple[Any, ...]
+  oracles: tuple[base.Oracle, ...]
   names: tuple[str, ...]
   moves: tuple[str, ...] | None
 
@@ -137,7 +137,8 @@ def objectives(who: str, oracles: Oracles) -> Objectives:
         f'{who}: {name} is a {type(part).__name__}, expected an oracle: '
         f'bj.gradient(loss, name={name!r}) for instance.'
       )
-  declared = [getattr(part, 'moves', None) for part in parts]
+  parts = tuple(map(base.as_oracle, parts))
+  declared = [part.moves for part in parts]
   said = [frozenset(d) for d in declared if d is not None]
   if len(set(said)) > 1:
     raise ValueError(apart(who, names, declared))
@@ -259,7 +260,7 @@ def select(
   """
   who = 'select'
   given = objectives(who, oracles)
-  parts = [optax.with_extra_args_support(part) for part in given.oracles]
+  parts = given.oracles
   number, by_loss = len(parts), rule.refresh_every is not None
   if rule.choose is None and batch_at is not None:
     raise ValueError(
@@ -344,5 +345,11 @@ def select(
     others, rule, batch_at=batch_at, refresh_at=refresh_at
   )
   return base.Oracle(
-    init_fn, update_fn, given.moves, averaged=averaged(given, again)
+    init_fn,
+    update_fn,
+    given.moves,
+    averaged=averaged(given, again),
+    within=lambda wrapper: again(
+      given.like(base.around(part, wrapper) for part in parts)
+    ),
   )

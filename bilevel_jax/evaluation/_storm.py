@@ -85,7 +85,7 @@ def storm(
     <https://arxiv.org/abs/1905.10018>`_, 2019.
   """
   _checks.within('storm', 'the decay', decay, 0, 1)
-  evaluated = optax.with_extra_args_support(oracle)
+  evaluated = base.as_oracle(oracle)
   like = like or like_moved(oracle)
 
   def init_fn(params):
@@ -125,12 +125,14 @@ def storm(
   again = lambda one: storm(
     one, decay, like=like, accumulator_dtype=accumulator_dtype
   )
-  return base.wrapped(oracle, init_fn, update_fn, again=again)
+  return base.wrapped(
+    evaluated, init_fn, update_fn, again=again, inside=True
+  )
 
 
 def like_moved(oracle: optax.GradientTransformation) -> Callable[[Any], Any]:
   """From parameters to those that an oracle moves; None for the others."""
-  moves = getattr(oracle, 'moves', None)
+  moves = base.as_oracle(oracle).moves
 
   def like(params):
     if moves is None or not _sequences.is_sequences(params):

@@ -4,13 +4,11 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import base
 
 
-def together(
-  *oracles: optax.GradientTransformation, wrap: types.Wrapper | None = None
-) -> base.Oracle:
+def together(*oracles: optax.GradientTransformation) -> base.Oracle:
   r"""Evaluates several oracles at one point: none sees what another moves.
 
   .. math::
@@ -18,7 +16,6 @@ def together(
 
   Args:
     *oracles: oracles of different sequences.
-    wrap: wraps each of them.
 
   Returns:
     An oracle for all of their sequences.
@@ -39,11 +36,9 @@ def together(
   """
   if not oracles:
     raise ValueError('together takes at least one oracle.')
-  parts = [one if wrap is None else wrap(one) for one in oracles]
-  declared: list[Any] = [getattr(part, 'moves', None) for part in parts]
-  moves = None
-  if None not in declared:
-    moves = [name for some in declared for name in some]
+  parts = [base.as_oracle(one) for one in oracles]
+  declared: list[Any] = [part.moves for part in parts]
+  moves = None if None in declared else sum(declared, ())
 
   def init_fn(params):
     return tuple(part.init(params) for part in parts)
@@ -52,8 +47,7 @@ def together(
     fields: dict[str, Any] = {}
     after = []
     for part, held in zip(parts, state, strict=True):
-      update = optax.with_extra_args_support(part).update
-      found, held = update(batch, held, params, **extra_args)
+      found, held = part.update(batch, held, params, **extra_args)
       _sequences.require_gradients(found, params, 'together')
       for name, gradient in found._asdict().items():
         if gradient is None:
@@ -73,5 +67,12 @@ def together(
       *(base.mean_of(part, mean, 'together') for part in parts)
     )
   return base.Oracle(
-    init_fn, update_fn, moves, linear=linear, averaged=averaged
+    init_fn,
+    update_fn,
+    moves,
+    linear=linear,
+    averaged=averaged,
+    within=lambda wrapper: together(
+      *(base.around(part, wrapper) for part in parts)
+    ),
   )

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from bilevel_jax import states
+from bilevel_jax import parts, states
 
 
 def unmeasured(
@@ -35,15 +35,22 @@ def unmeasured(
     >>> len(jax.tree.leaves(bj.evaluation.unmeasured(solver).init(params)))
     1
   """
-  solver = optax.with_extra_args_support(solver)
+  inner = optax.with_extra_args_support(solver)
 
   def init_fn(params):
-    return states.drop_numbers(solver.init(params))
+    return states.drop_numbers(inner.init(params))
 
   def update_fn(batch, state, params=None, **extra_args):
-    template = jax.eval_shape(solver.init, params)
+    template = jax.eval_shape(inner.init, params)
     full = states.fill_numbers(state, template)
-    updates, state = solver.update(batch, full, params, **extra_args)
+    updates, state = inner.update(batch, full, params, **extra_args)
     return updates, states.drop_numbers(state)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  if not isinstance(solver, parts.Solver):
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  again = solver.again
+  return solver._replace(
+    init=init_fn,
+    update=update_fn,
+    again=again and (lambda *oracles: unmeasured(again(*oracles))),
+  )

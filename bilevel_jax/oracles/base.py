@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, states, types
+from bilevel_jax.parts import Oracle, around, as_oracle
 
 # Costs of one evaluation, by `kind/loss`, or a function of the parameters.
 Cost = Mapping[str, chex.Numeric]
@@ -52,30 +53,6 @@ class Mean(NamedTuple):
 
 # Of a batch that is seen as a whole.
 WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
-
-
-class Oracle(optax.GradientTransformationExtraArgs):
-  """A transformation from a batch to gradients.
-
-  Attributes:
-    moves: names of the sequences that it has gradients for; None where it does
-      not say, as for parameters without named sequences.
-    linear: whether the gradients of a batch are the mean of those of its parts,
-      evaluated one after another, where the losses are means over samples.
-    averaged: from a `Mean` to the oracle whose evaluations of losses are such
-      means, for one that is not linear; None if there is no such form.
-  """
-
-  moves: tuple[str, ...] | None = None
-  linear: bool = False
-  averaged: Callable[[Mean], 'Oracle'] | None = None
-
-  def __new__(cls, init, update, moves=None, *, linear=False, averaged=None):
-    """Makes an oracle of its two functions."""
-    made = super().__new__(cls, init, update)
-    made.moves = None if moves is None else tuple(moves)
-    made.linear, made.averaged = linear, averaged
-    return made
 
 
 class Loss:
@@ -341,8 +318,10 @@ def wrapped(
   init: Callable[[Any], Any],
   update: Callable[..., Any],
   *,
-  again: Callable[[Any], 'Oracle'] | None = None,
+  again: Callable[[Any], Oracle] | None = None,
   moves: Iterable[str] | None = None,
+  linear: bool = False,
+  inside: bool = False,
 ) -> Oracle:
   """A wrapper of an oracle: other functions, the same sequences.
 
@@ -354,21 +333,30 @@ def wrapped(
       over the wrapper's batch is taken of the oracle within. Without it, no
       mean is taken.
     moves: names of the sequences that it moves; by default those of `inner`.
+    linear: whether it is linear in its samples.
+    inside: whether `bj.evaluation.wrapped` wraps the oracle within, by `again`.
 
   Returns:
     An oracle.
   """
-  averaged = None
-  if again is not None and has_mean(inner):
-    averaged = lambda mean: again(mean_of(inner, mean, 'a wrapper'))
-  if moves is None:
-    moves = getattr(inner, 'moves', None)
+  one, averaged, within = as_oracle(inner), None, None
+  if again is not None and has_mean(one):
+    averaged = lambda mean: again(mean_of(one, mean, 'a wrapper'))
+  if again is not None and inside:
+    within = lambda wrapper: again(around(one, wrapper))
 
   def update_fn(batch, state, params=None, **extra_args):
     require_batch(batch, params)
     return update(batch, state, params, **extra_args)
 
-  return Oracle(init, update_fn, moves, averaged=averaged)
+  return Oracle(
+    init,
+    update_fn,
+    one.moves if moves is None else moves,
+    linear=linear,
+    averaged=averaged,
+    within=within,
+  )
 
 
 def aggregated(
@@ -398,28 +386,30 @@ def aggregated(
     >>> print(parts.update(batch, parts.init(params), params)[0])
     0.0
   """
-  made = optax.chain(one, *links)
+  first = as_oracle(one)
+  update = optax.chain(first, *links).update
   again = lambda other: aggregated(other, *links)
 
   def init_fn(params):
     moved = params
-    if (names := getattr(one, 'moves', None)) is not None:
+    if first.moves is not None:
       # A link that keeps gradients has none for what the oracle leaves alone.
-      other = [n for n in getattr(params, '_fields', ()) if n not in names]
+      other = [n for n in getattr(params, '_fields', ()) if n not in first.moves]
       moved = params._replace(**dict.fromkeys(other)) if other else params
-    return (one.init(params), *(link.init(moved) for link in links))
+    return (first.init(params), *(link.init(moved) for link in links))
 
-  return wrapped(one, init_fn, made.update, again=again)
+  inside = first.within is not None
+  return wrapped(first, init_fn, update, again=again, inside=inside)
 
 
 def is_linear(one: optax.GradientTransformation) -> bool:
   """Whether an oracle says that it is linear in its samples."""
-  return getattr(one, 'linear', False)
+  return as_oracle(one).linear
 
 
 def has_mean(one: optax.GradientTransformation) -> bool:
   """Whether a mean over parts of its batch can be taken of an oracle."""
-  return is_linear(one) or getattr(one, 'averaged', None) is not None
+  return is_linear(one) or as_oracle(one).averaged is not None
 
 
 def require_linear(
@@ -462,28 +452,20 @@ def mean_of(
   Raises:
     ValueError: if it is neither linear nor has such a form.
   """
-  again = getattr(one, 'averaged', None)
+  given = as_oracle(one)
+  again = given.averaged
   if again is None:
     require_linear(one, who, mend)
-    found = mean.linear(optax.with_extra_args_support(one))
-    moves = getattr(one, 'moves', None)
-    return Oracle(found.init, found.update, moves, linear=True)
+    return mean.linear(given)._replace(moves=given.moves, linear=True)
 
-  def within(outer):
+  def averaged(outer):
     of = lambda fn, batch, *at: outer.of(
       lambda part, *at: mean.of(fn, part, *at), batch, *at
     )
     linear = lambda one: outer.linear(mean.linear(one))
     return again(Mean(of, linear, outer.parts * mean.parts))
 
-  found = again(mean)
-  return Oracle(
-    found.init,
-    found.update,
-    found.moves,
-    linear=found.linear,
-    averaged=within,
-  )
+  return again(mean)._replace(averaged=averaged)
 
 
 def moved_by(
@@ -501,10 +483,10 @@ def moved_by(
     The names in the order of the parameters. An oracle that does not say is
     traced once more, on shapes alone.
   """
-  names = getattr(one, 'moves', None)
+  oracle = as_oracle(one)
+  names: Iterable[str] | None = oracle.moves
   if names is None:
-    update = optax.with_extra_args_support(one).update
-    gradients, _ = jax.eval_shape(update, batch, state, params)
+    gradients, _ = jax.eval_shape(oracle.update, batch, state, params)
     _sequences.require_gradients(gradients, params, 'descend')
     names = [n for n in params._fields if getattr(gradients, n) is not None]
   return tuple(n for n in params._fields if n in names)

@@ -21,7 +21,7 @@ def moco_plus(
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
   wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> oracles.Oracle:
   r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
 
   .. math::
@@ -89,7 +89,7 @@ def moco_plus(
   like = oracles.jacobian_like(count, rest=rest)
   if wrap is not None:
     oracle = wrap(oracle)
-  return optax.chain(
+  return oracles.aggregated(
     evaluation.storm(oracle, decay, like=like),
     aggregators.moco(
       count,

@@ -15,6 +15,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  parts,
   states,
   types,
 )
@@ -342,7 +343,11 @@ def seal(
       optax.safe_increment(state.count), {'selector': table}, level, sums, after
     )
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  own = {n: s for n, s in inner.sequences.items() if n != 'upper'}
+  # No `again`: its oracles see weights of the rows of a whole batch.
+  return parts.Solver(
+    init_fn, update_fn, inner.oracles, {'selector': chosen} | own
+  )
 
 
 def _joint(scores: chex.Array, params: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _sequences, descent, evaluation, types
+from bilevel_jax import _checks, _sequences, descent, evaluation, parts, types
 from bilevel_jax.oracles import base
 
 
@@ -70,7 +70,7 @@ def stable(
   decay: types.ScalarOrSchedule,
   least_curvature: float,
   wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""STABLE: one loop whose lower step follows the upper one.
 
   .. math::
@@ -129,9 +129,6 @@ def stable(
       'stable moves the lower variable on after its step, out of any set: '
       'leave out the set of lower, or take a method such as v_pbgd.'
     )
-  wrap = wrap or (lambda oracle: oracle)
-  curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
-  slopes = wrap(_slopes(problem))
   # Its batch holds the gradients themselves.
   given = base.Oracle(
     lambda params: (),
@@ -140,33 +137,39 @@ def stable(
   )
   move = descent.descend(given, upper=upper, lower=lower)
 
-  def init_fn(params):
-    _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
-    return curvature.init(params), slopes.init(params), move.init(params)
+  def made(curvature, slopes):
+    def init_fn(params):
+      _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
+      return curvature.init(params), slopes.init(params), move.init(params)
 
-  def update_fn(batch, state, params=None, **extra_args):
-    base.require_batch(batch, params)
-    matrices, one = curvature.update(batch, state[0], params, **extra_args)
-    slope, two = slopes.update(batch, state[1], params, **extra_args)
-    flat, unravel = ravel_pytree(slope['f_y'])
-    _, unravel_x = ravel_pytree(slope['f_x'])
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
-    hessian = matrices['hessian'].astype(wide)
-    values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-    values = jnp.maximum(values, least_curvature)
+    def update_fn(batch, state, params=None, **extra_args):
+      base.require_batch(batch, params)
+      matrices, one = curvature.update(batch, state[0], params, **extra_args)
+      slope, two = slopes.update(batch, state[1], params, **extra_args)
+      flat, unravel = ravel_pytree(slope['f_y'])
+      _, unravel_x = ravel_pytree(slope['f_x'])
+      wide = jnp.promote_types(flat.dtype, jnp.float32)
+      hessian = matrices['hessian'].astype(wide)
+      values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+      values = jnp.maximum(values, least_curvature)
 
-    def solve(right):
-      right = right.astype(wide)
-      return (vectors @ ((vectors.T @ right) / values)).astype(flat.dtype)
+      def solve(right):
+        right = right.astype(wide)
+        return (vectors @ ((vectors.T @ right) / values)).astype(flat.dtype)
 
-    cross = matrices['cross']
-    implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
-    gradients = _sequences.only(
-      params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
-    )
-    updates, three = move.update((gradients,), state[2], params, **extra_args)
-    foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
-    lower_update = optax.tree.sub(updates.lower, foreseen)
-    return updates._replace(lower=lower_update), (one, two, three)
+      cross = matrices['cross']
+      implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
+      gradients = _sequences.only(
+        params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
+      )
+      updates, three = move.update((gradients,), state[2], params, **extra_args)
+      foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
+      lower_update = optax.tree.sub(updates.lower, foreseen)
+      return updates._replace(lower=lower_update), (one, two, three)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    given = (curvature, slopes)
+    return parts.Solver(init_fn, update_fn, given, move.sequences, made)
+
+  wrap = wrap or (lambda oracle: oracle)
+  storm = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
+  return made(storm, parts.as_oracle(wrap(_slopes(problem))))
