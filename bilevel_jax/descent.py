@@ -41,7 +41,6 @@ class _Point(NamedTuple):
 
 def descend(
   *oracles: optax.GradientTransformation,
-  wrap: types.Wrapper | None = None,
   **sequences: types.SequenceLike,
 ) -> parts.Solver:
   r"""A solver: oracles in order, and for each sequence how it moves.
@@ -59,15 +58,13 @@ def descend(
     *oracles: oracles, or chains of one with an aggregator by
       `bj.oracles.aggregated`, in the order in which they are evaluated; each
       gets the same batch.
-    wrap: wraps each oracle, `lambda o: bj.evaluation.accumulate(o, 4)` for
-      instance. A chain with an aggregator is wrapped as a whole: where that is
-      not linear in its rows, wrap the oracle inside the chain instead.
     **sequences: by name, a `Sequence` or a bare optax optimiser. With a
       `start`, the sequence is one that only the solver has: it is kept in
       state, and `bj.auxiliaries` gives it.
 
   Returns:
-    A solver for parameters with named sequences. Its updates are None for
+    A solver for parameters with named sequences, of which
+    `bj.evaluation.wrapped` wraps the oracles. Its updates are None for
     sequences that no oracle moves. Losses and their outputs are those of an
     oracle's last evaluation in the update.
 
@@ -101,7 +98,7 @@ def descend(
   """
   if not oracles:
     raise ValueError('descend takes at least one oracle.')
-  given = tuple(base.as_oracle(wrap(o) if wrap else o) for o in oracles)
+  given = tuple(base.as_oracle(one) for one in oracles)
   records = {n: types.as_sequence(s, n) for n, s in sequences.items()}
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()

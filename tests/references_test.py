@@ -659,7 +659,9 @@ def test_delayed_updates_are_those_of_the_points_before(service):
 
   check(
     service,
-    lambda: bj.soba(PROBLEM, linear=VAL, wrap=late, **BOTH),
+    lambda: bj.evaluation.wrapped(
+      bj.soba(PROBLEM, linear=VAL, **BOTH), late
+    ),
     reference,
     problem.batches(count=7),
   )

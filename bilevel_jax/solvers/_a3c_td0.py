@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from bilevel_jax import _checks, _keys, _sequences, descent, types
+from bilevel_jax import _checks, _keys, _sequences, descent, parts, types
 from bilevel_jax.evaluation import _delayed
 from bilevel_jax.rl import _mdp, _td_actor_critic
 
@@ -25,9 +25,8 @@ def a3c_td0(
   samples: int = 1,
   bound: int | None = None,
   service: str = 'round_robin',
-  wrap: types.Wrapper | None = None,
   **oracle: Any,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""A3C-TD(0): N workers, one actor, one linear critic, stale parameters.
 
   .. math::
@@ -61,7 +60,6 @@ def a3c_td0(
     samples: of each worker in an update.
     bound: the largest delay, as in `bj.evaluation.delayed`.
     service: whose turn it is, likewise.
-    wrap: wraps the oracle, inside the delay.
     **oracle: further arguments of `bj.rl.td_actor_critic`.
 
   Returns:
@@ -118,7 +116,7 @@ def a3c_td0(
     **oracle,
   )
   late = _delayed.delayed(
-    one if wrap is None else wrap(one),
+    one,
     workers,
     bound=bound,
     service=service,

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, oracles, parts, types
 
 
 def aipod(
@@ -17,8 +17,7 @@ def aipod(
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = False,
   key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""AiPOD: alternates projected steps of both levels, each in its affine set.
 
   .. math::
@@ -42,7 +41,6 @@ def aipod(
     linear_batch: the batch of product t of the solver, from (batch, t).
     warm_start: whether the solver starts from its last solution.
     key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
@@ -94,7 +92,6 @@ def aipod(
       linear_batch=linear_batch,
       key=key,
     ),
-    wrap=wrap,
     upper=upper,
     lower=low,
   )
@@ -109,8 +106,7 @@ def aid_bilevel(
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = True,
   key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""Approximate implicit differentiation: `aipod` without a lower set.
 
   .. math::
@@ -132,7 +128,6 @@ def aid_bilevel(
     linear_batch: the batch of product t of the solver, from (batch, t).
     warm_start: whether the solver starts from its last solution.
     key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
@@ -174,5 +169,4 @@ def aid_bilevel(
     linear_batch=linear_batch,
     warm_start=warm_start,
     key=key,
-    wrap=wrap,
   )

@@ -9,7 +9,7 @@ from bilevel_jax import evaluation, oracles, types
 from bilevel_jax.oracles import base
 
 
-def _selected(who, losses, objectives, rule, wrap, batch_at, refresh_at=None):
+def _selected(who, losses, objectives, rule, batch_at, refresh_at=None):
   """An oracle that takes one of the losses, by a rule."""
   if callable(losses):
     raise TypeError(
@@ -22,8 +22,7 @@ def _selected(who, losses, objectives, rule, wrap, batch_at, refresh_at=None):
     raise ValueError(
       f'{who}: {len(losses)} losses take as many distinct names, got {names}.'
     )
-  wrap = wrap or (lambda oracle: oracle)
-  parts = {n: wrap(oracles.gradient(f, name=n)) for n, f in zip(names, losses)}
+  parts = {n: oracles.gradient(f, name=n) for n, f in zip(names, losses)}
   return evaluation.select(
     parts, rule, batch_at=batch_at, refresh_at=refresh_at
   )
@@ -37,7 +36,6 @@ def alright(
   key: Any,
   even: bool = False,
   batch_at: Any = None,
-  wrap: types.Wrapper | None = None,
 ) -> base.Oracle:
   r"""ALRIGHT: a step on one loss, drawn by the weights; the price of one.
 
@@ -56,7 +54,6 @@ def alright(
     even: likewise.
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
-    wrap: wraps the oracle of each loss.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -86,7 +83,7 @@ def alright(
     Optimization Perspective <https://arxiv.org/abs/2410.15483>`_, 2024.
   """
   rule = evaluation.at_random(weights, key=key, even=even)
-  return _selected('alright', losses, objectives, rule, wrap, batch_at)
+  return _selected('alright', losses, objectives, rule, batch_at)
 
 
 def maxright(
@@ -99,7 +96,6 @@ def maxright(
   share: types.ScalarOrSchedule = 1.0,
   batch_at: Any = None,
   refresh_at: Any = None,
-  wrap: types.Wrapper | None = None,
 ) -> base.Oracle:
   r"""MAXRIGHT: a step on the loss with the largest weighted gap.
 
@@ -122,7 +118,6 @@ def maxright(
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
     refresh_at: likewise, what all losses are evaluated on.
-    wrap: wraps the oracle of each loss.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -155,5 +150,5 @@ def maxright(
     weights, optima=optima, refresh_every=refresh_every, share=share
   )
   return _selected(
-    'maxright', losses, objectives, rule, wrap, batch_at, refresh_at
+    'maxright', losses, objectives, rule, batch_at, refresh_at
   )

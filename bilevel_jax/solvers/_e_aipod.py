@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, projections, types
+from bilevel_jax import _sequences, descent, oracles, parts, projections, types
 from bilevel_jax.oracles import base
 
 
@@ -63,8 +63,7 @@ def e_aipod(
   linear_batch: Callable[[Any, Any], Any] | None = None,
   warm_start: bool = False,
   key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""E-AiPOD: projects the lower variable by a coin, the upper one rarely.
 
   Below, S steps that are projected with probability p, and corrected by a
@@ -99,7 +98,6 @@ def e_aipod(
     linear_batch: the batch of product t of the solver, likewise.
     warm_start: whether the solver starts from its last solution.
     key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
@@ -163,7 +161,6 @@ def e_aipod(
     oracles.lower_gradient(problem),
     _minus_correction(correction),
     _corrected(problem),
-    wrap=wrap,
     upper=high,
     lower=low,
     correction=types.Sequence(

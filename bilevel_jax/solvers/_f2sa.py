@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import aggregators, descent, oracles, types
+from bilevel_jax import aggregators, descent, oracles, parts, types
 from bilevel_jax.oracles import base
 
 
@@ -48,8 +48,7 @@ def f2sa(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""F2SA: inner loops for the penalised and for the plain lower problem.
 
   .. math::
@@ -80,7 +79,6 @@ def f2sa(
       else in one.
     value: how :math:`z` moves; by default by the optimiser of `lower`. Unset,
       its steps and batches are those of `lower`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
@@ -130,5 +128,5 @@ def f2sa(
     value, low, steps=low.steps, batch_at=low.batch_at
   )
   return descent.descend(
-    *order, wrap=wrap, upper=upper, lower=low, value=follow
+    *order, upper=upper, lower=low, value=follow
   )

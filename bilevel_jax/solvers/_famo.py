@@ -68,7 +68,6 @@ def famo(
   weight_rate: types.ScalarOrSchedule = 0.025,
   weight_decay: float = 1e-3,
   minima: Any = 0.0,
-  wrap: types.Wrapper | None = None,
 ) -> parts.Solver:
   r"""FAMO: equal relative progress on all losses, by one backward pass.
 
@@ -91,8 +90,6 @@ def famo(
     weight_rate: step size of :math:`\xi`, a constant or a schedule.
     weight_decay: of :math:`\xi`.
     minima: :math:`b`, a number or (objectives,).
-    wrap: wraps the oracle of the losses, for instance
-      `lambda o: bj.evaluation.mean_over(o, 'data')`.
 
   Returns:
     A solver.
@@ -179,5 +176,4 @@ def famo(
 
     return parts.Solver(init_fn, update_fn, (oracle,), again=made)
 
-  oracle = _weighted_losses(given, 'famo')
-  return made(oracle if wrap is None else parts.around(oracle, wrap))
+  return made(_weighted_losses(given, 'famo'))

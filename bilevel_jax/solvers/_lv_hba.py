@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, states, types
+from bilevel_jax import _sequences, descent, oracles, parts, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -24,8 +24,7 @@ def lv_hba(
   proximal: types.SequenceLike,
   proximity: tuple[float, float] = (10.0, 10.0),
   bound: float = 1e3,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""LV-HBA: one loop for lower problems with inequality constraints.
 
   The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. Its
@@ -66,7 +65,6 @@ def lv_hba(
     proximal: how :math:`z` moves, likewise.
     proximity: :math:`(\gamma_1, \gamma_2)`, both positive.
     bound: :math:`r`, of the multipliers.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `saddle`, `upper`, `lower`,
@@ -178,7 +176,6 @@ def lv_hba(
     ),
     gap,
     oracles.gradient(near, name='proximal', of='proximal'),
-    wrap=wrap,
     upper=high,
     lower=low,
     value=types.as_sequence(value, 'value', start=lambda p: p.lower),

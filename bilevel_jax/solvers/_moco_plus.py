@@ -20,7 +20,6 @@ def moco_plus(
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
-  wrap: types.Wrapper | None = None,
 ) -> oracles.Oracle:
   r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
 
@@ -48,8 +47,6 @@ def moco_plus(
       as well.
     trunk: as in `multi_objective`.
     per_task: likewise.
-    wrap: wraps the oracle, for instance
-      `lambda o: bj.evaluation.accumulate(o, 4)`.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -87,8 +84,6 @@ def moco_plus(
   # A number or names by now: the oracle has refused anything else.
   count = objectives if isinstance(objectives, int) else len(objectives or ())
   like = oracles.jacobian_like(count, rest=rest)
-  if wrap is not None:
-    oracle = wrap(oracle)
   return oracles.aggregated(
     evaluation.storm(oracle, decay, like=like),
     aggregators.moco(

@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, oracles, parts, types
 
 
 def pbgd_free(
@@ -11,8 +11,7 @@ def pbgd_free(
   penalty: types.ScalarOrSchedule,
   upper: types.SequenceLike,
   lower: types.SequenceLike,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""PBGD-Free: no value sequence; x follows its own slope at a penalised y.
 
   .. math::
@@ -33,7 +32,6 @@ def pbgd_free(
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves, with K `steps`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
@@ -63,7 +61,6 @@ def pbgd_free(
   return descent.descend(
     oracles.penalised_lower_gradient(problem, penalty=penalty),
     direct,
-    wrap=wrap,
     upper=upper,
     lower=lower,
   )
@@ -76,8 +73,7 @@ def alt_pbgd(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""ALT-PBGD: both lower problems first, then x, with steps not rescaled.
 
   .. math::
@@ -97,7 +93,6 @@ def alt_pbgd(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how y moves, with K `steps`.
     value: how w moves; by default as `lower` does.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
@@ -133,7 +128,6 @@ def alt_pbgd(
     oracles.lower_gradient(problem, of='value'),
     oracles.penalised_lower_gradient(problem, penalty=penalty),
     oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(

@@ -14,6 +14,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  parts,
   states,
   types,
 )
@@ -91,8 +92,7 @@ def v_pbsgd(
   inner_batch: Callable[[Any, Any], Any] | None = None,
   key: Any,
   rescale: bool = True,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""V-PBSGD: V-PBGD for samples, as its analysis has it.
 
   In each update, :math:`w_1 = y_k` and, with samples :math:`\xi_t`,
@@ -116,8 +116,8 @@ def v_pbsgd(
   both losses in the outer step. So hold the M samples and the T inner ones in
   one batch, for instance `{'outer': (M, ...), 'inner': (T, m, ...)}` with
   `inner_batch=lambda batch, t: {'outer': batch['inner'][t]}` and losses that
-  read `batch['outer']`. Where M samples do not fit, `wrap=lambda o:
-  bj.evaluation.accumulate(o, parts)` evaluates them in parts.
+  read `batch['outer']`. Where M samples do not fit, `bj.evaluation.wrapped`
+  with `lambda o: bj.evaluation.accumulate(o, parts)` evaluates them in parts.
 
   Args:
     problem: the upper and the lower loss.
@@ -132,7 +132,6 @@ def v_pbsgd(
     inner_batch: the batch of inner step t, from (batch, t), t an int32 scalar
       from 0; by default the whole batch.
     rescale: whether to multiply by :math:`c_k = \min(1 / \gamma_k, 1)`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
@@ -177,7 +176,6 @@ def v_pbsgd(
   return descent.descend(
     _drawn(problem, value_rate, inner_steps, inner_batch, low.set, key),
     gap,
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=value,

@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import descent, oracles, projections, types
+from bilevel_jax import descent, oracles, parts, projections, types
 
 
 def prox_linear_pbgd(
@@ -13,7 +13,7 @@ def prox_linear_pbgd(
   iterations: int = 10,
   upper_set: projections.Projection | None = None,
   lower_set: projections.Projection | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""Prox-linear steps on the upper loss plus the norm of the lower slope.
 
   .. math::
@@ -30,8 +30,8 @@ def prox_linear_pbgd(
   Hessian. It takes 2 `iterations` + 3 Hessian-vector products an update, and
   like `g_pbgd` it can stay at lower stationary points that are no minimisers.
 
-  For one batch an update: the step is no mean over examples, so there is no
-  `wrap` for micro-batches or mapped axes; sharded batches under `jax.jit` are
+  For one batch an update: the step is no mean over examples, so that it
+  takes neither micro-batches nor mapped axes; sharded batches under `jax.jit` are
   as good as on one device.
 
   Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _keys, _sequences, _trees, descent, states, types
+from bilevel_jax import _checks, _keys, _sequences, _trees, descent, parts, states, types
 from bilevel_jax.oracles import base
 
 
@@ -19,8 +19,7 @@ def pzobo(
   smoothing: float = 1e-2,
   directions: int = 1,
   key: Any,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""PZOBO: no second derivatives, the inner loop is run from shifted points.
 
   .. math::
@@ -40,7 +39,6 @@ def pzobo(
     smoothing: :math:`\mu`, in units of x.
     directions: :math:`Q`; more than the dimension of x are not drawn.
     key: PRNG key of the directions, or a whole number.
-    wrap: wraps the oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -136,4 +134,4 @@ def pzobo(
     outputs=problem.outputs,
   )
   # The gradient of the lower variable is its displacement.
-  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, upper=upper, lower=optax.sgd(1.0))

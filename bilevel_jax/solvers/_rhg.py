@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, oracles, parts, types
 
 
 def rhg(
@@ -17,8 +17,7 @@ def rhg(
   mode: str = 'reverse',
   checkpoint: int | None = None,
   accumulator_dtype: Any = jnp.float32,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""RHG: descends the upper loss after T steps of the inner optimiser.
 
   .. math::
@@ -46,8 +45,6 @@ def rhg(
     checkpoint: for `reverse` and `mixed`, keep the inner state only every so
       many steps.
     accumulator_dtype: as in `unrolled`.
-    wrap: wraps the oracle. Not by means over parts of a batch: the mean of
-      several loops is not the loop on the whole.
 
   Returns:
     A solver for `BilevelParams` that moves the lower variable to the end of
@@ -102,12 +99,12 @@ def rhg(
     accumulator_dtype=accumulator_dtype,
   )
   # The gradient of the lower variable is its displacement.
-  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, upper=upper, lower=optax.sgd(1.0))
 
 
 def t_rhg(
   problem: types.BilevelProblem, *, truncate: int, **kwargs: Any
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""T-RHG: `rhg` with a derivative through the last K inner steps only.
 
   .. math::

@@ -153,7 +153,7 @@ def seal(
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
   weights: str = 'softmax',
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""SEAL: a score for each row, by what a model that stays safe loses on it.
 
   .. math::

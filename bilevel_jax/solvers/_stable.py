@@ -69,7 +69,6 @@ def stable(
   lower: types.SequenceLike,
   decay: types.ScalarOrSchedule,
   least_curvature: float,
-  wrap: types.Wrapper | None = None,
 ) -> parts.Solver:
   r"""STABLE: one loop whose lower step follows the upper one.
 
@@ -91,7 +90,6 @@ def stable(
     decay: of the estimates, in [0, 1].
     least_curvature: eigenvalues of the estimated Hessian are raised to it: one
       batch of fewer samples than y has numbers is singular.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
@@ -170,6 +168,5 @@ def stable(
     given = (curvature, slopes)
     return parts.Solver(init_fn, update_fn, given, move.sequences, made)
 
-  wrap = wrap or (lambda oracle: oracle)
-  storm = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
-  return made(storm, parts.as_oracle(wrap(_slopes(problem))))
+  curvature = evaluation.storm(_curvature(problem), decay, like=_zeros)
+  return made(curvature, _slopes(problem))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bilevel_jax import descent, linear_solvers, oracles, types
+from bilevel_jax import descent, linear_solvers, oracles, parts, types
 
 
 class _Row(NamedTuple):
@@ -47,7 +47,6 @@ _DOC = r"""{title}
     step_size: of the series, at most 1 / (largest lower curvature).
     linear_batch: the batch of product t, from (batch, t).
     key: PRNG key of random lengths, or a whole number; only for these.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -135,8 +134,7 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
     step_size: float,
     linear_batch: Callable[[Any, Any], Any] | None = None,
     key: Any = None,
-    wrap: types.Wrapper | None = None,
-  ) -> optax.GradientTransformationExtraArgs:
+  ) -> parts.Solver:
     return descent.descend(
       oracles.lower_gradient(problem),
       oracles.implicit(
@@ -146,7 +144,6 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
         warm_start=row.warm_start,
         key=key,
       ),
-      wrap=wrap,
       upper=upper,
       lower=types.as_sequence(lower, 'lower', steps=row.steps),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import descent, evaluation, linear_solvers, oracles, types
+from bilevel_jax import descent, evaluation, linear_solvers, oracles, parts, types
 
 
 def sustain(
@@ -19,8 +19,7 @@ def sustain(
   randomly: bool = True,
   linear_batch: Callable[[Any, Any], Any] | None = None,
   key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""SUSTAIN: one loop, `storm` on the lower gradient and the hypergradient.
 
   .. math::
@@ -42,7 +41,6 @@ def sustain(
     randomly: whether the length is random, as in `bsa`.
     linear_batch: the batch of product t, from (batch, t).
     key: PRNG key of the lengths, or a whole number; only if they are random.
-    wrap: wraps each oracle, inside the correction.
 
   Returns:
     A solver for `BilevelParams`.
@@ -74,7 +72,6 @@ def sustain(
       linear_batch=linear_batch,
       key=key,
     ),
-    wrap=wrap,
   )
   return descent.descend(
     evaluation.storm(both, decay), upper=upper, lower=lower
@@ -90,8 +87,7 @@ def mrbo(
   terms: int,
   step_size: float,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""MRBO: recursive momentum with a Neumann series of fixed length.
 
   `sustain` with a truncated series in place of one random term of it: twice the
@@ -106,7 +102,6 @@ def mrbo(
     terms: products of the series.
     step_size: of the series.
     linear_batch: the batch of product t, from (batch, t).
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -135,5 +130,4 @@ def mrbo(
     step_size=step_size,
     randomly=False,
     linear_batch=linear_batch,
-    wrap=wrap,
   )

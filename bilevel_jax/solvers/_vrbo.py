@@ -16,6 +16,7 @@ from bilevel_jax import (
   evaluation,
   linear_solvers,
   oracles,
+  parts,
   states,
   types,
 )
@@ -77,7 +78,8 @@ def _recursive(oracle, period):
     after = VrboState(count, params, direction, inner)
     return _trees.as_dtypes_of(direction, params), after
 
-  return base.wrapped(oracle, init_fn, update_fn)
+  again = lambda other: _recursive(other, period)
+  return base.wrapped(oracle, init_fn, update_fn, again=again, inside=True)
 
 
 def vrbo(
@@ -90,8 +92,7 @@ def vrbo(
   period: int,
   large_batch: Callable[[Any], Any] | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""VRBO: recursive differences between fresh estimates, and an inner loop.
 
   .. math::
@@ -116,7 +117,6 @@ def vrbo(
     large_batch: the batch of a fresh estimate, from the batch; by default the
       whole. The other moves see what the lower record's `batch_at` picks.
     linear_batch: the batch of product t, from (batch, t).
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -146,7 +146,6 @@ def vrbo(
       warm_start=False,
       linear_batch=linear_batch,
     ),
-    wrap=wrap,
   )
   low = types.as_sequence(lower, 'lower')
   small = low.batch_at or (lambda batch, t: batch)

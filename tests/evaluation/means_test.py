@@ -219,8 +219,8 @@ def test_solvers_step_as_on_the_whole_batch():
   def ends(params, batch):
     found = {}
     for name, make in solvers.items():
-      for wrap in (None, parts_of):
-        solver = make(PROBLEM, upper=sgd, wrap=wrap)
+      whole = make(PROBLEM, upper=sgd)
+      for solver in (whole, bj.evaluation.wrapped(whole, parts_of)):
         updates, _ = solver.update(batch, solver.init(params), params)
         found.setdefault(name, []).append(updates)
     return found

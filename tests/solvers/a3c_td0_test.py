@@ -38,10 +38,11 @@ def params(seed, dtype=jnp.float32):
 
 def _row(wrap, rate):
   mdp, features = problem()
-  return bj.solvers.a3c_td0(
+  solver = bj.solvers.a3c_td0(
     mdp, features, workers=3, actor=optax.sgd(rate), critic=optax.sgd(rate),
-    key=0, radius=RADIUS, samples=2, wrap=wrap,
+    key=0, radius=RADIUS, samples=2,
   )  # fmt: skip
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -29,13 +29,13 @@ Y_LINE = bj.projections.affine_set(
 
 def _row(wrap, rate, solver='aid_bilevel', upper=(), lower=(), **given):
   sgd = optax.sgd(rate)
-  return getattr(bj, solver)(
+  solver = getattr(bj, solver)(
     contract.PROBLEM,
     upper=S(sgd, **dict(upper)),
     lower=S(sgd, **dict(lower)),
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _lazily(wrap, rate):

@@ -17,7 +17,8 @@ S = bj.Sequence
 def _v_pbgd(wrap, penalty, rate, **given):
   sgd = optax.sgd(rate)
   given = {'upper': sgd, 'lower': sgd} | given
-  return bj.v_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+  solver = bj.v_pbgd(PROBLEM, penalty=penalty, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _from_lower(wrap, penalty, rate):
@@ -30,7 +31,8 @@ def _from_lower(wrap, penalty, rate):
 def _g_pbgd(wrap, penalty, rate, **given):
   sgd = optax.sgd(rate)
   given = {'upper': sgd, 'lower': sgd} | given
-  return bj.g_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+  solver = bj.g_pbgd(PROBLEM, penalty=penalty, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _in_sets(make):
