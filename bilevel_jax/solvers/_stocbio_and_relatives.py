@@ -139,10 +139,9 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
       oracles.lower_gradient(problem),
       oracles.implicit(
         problem,
-        solve=row.solve(terms, step_size),
-        linear_batch=linear_batch,
-        warm_start=row.warm_start,
-        key=key,
+        solve=linear_solvers.LinearSystem(
+          row.solve(terms, step_size), linear_batch, row.warm_start, key
+        ),
       ),
       upper=upper,
       lower=types.as_sequence(lower, 'lower', steps=row.steps),

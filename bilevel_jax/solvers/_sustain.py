@@ -8,6 +8,14 @@ import optax
 from bilevel_jax import descent, evaluation, linear_solvers, oracles, parts, types
 
 
+def _corrected(problem, system, decay, **records):
+  """Both directions at one point, corrected as one."""
+  both = evaluation.together(
+    oracles.lower_gradient(problem), oracles.implicit(problem, solve=system)
+  )
+  return descent.descend(evaluation.storm(both, decay), **records)
+
+
 def sustain(
   problem: types.BilevelProblem,
   *,
@@ -16,9 +24,8 @@ def sustain(
   decay: types.ScalarOrSchedule,
   terms: int,
   step_size: float,
-  randomly: bool = True,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  key: Any = None,
+  key: Any,
 ) -> parts.Solver:
   r"""SUSTAIN: one loop, `storm` on the lower gradient and the hypergradient.
 
@@ -26,7 +33,7 @@ def sustain(
     d_k = G(z_k; \xi_k) + (1 - a_k) [d_{k-1} - G(z_{k-1}; \xi_k)], \qquad
     G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right)
 
-  with :math:`q` by a Neumann series of fixed or random length. Everything is
+  with :math:`q` by a Neumann series of random length, as in `bsa`. Everything is
   evaluated twice, on one batch. The correction removes noise, not the bias of
   the series, which is then what the run ends at. One decay serves both levels,
   where the authors have one for each.
@@ -36,11 +43,10 @@ def sustain(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise.
     decay: :math:`a_k` in [0, 1]; 1 for no correction.
-    terms: bound of the random length, or products of the series.
+    terms: bound of the random length.
     step_size: of the series, at most 1 / (largest lower curvature).
-    randomly: whether the length is random, as in `bsa`.
     linear_batch: the batch of product t, from (batch, t).
-    key: PRNG key of the lengths, or a whole number; only if they are random.
+    key: PRNG key of the lengths, or a whole number.
 
   Returns:
     A solver for `BilevelParams`.
@@ -62,20 +68,9 @@ def sustain(
     Stochastic Bilevel Optimization via Double-Momentum
     <https://arxiv.org/abs/2102.07367>`_, 2021.
   """
-  make = linear_solvers.random_neumann if randomly else linear_solvers.neumann
-  both = evaluation.together(
-    oracles.lower_gradient(problem),
-    oracles.implicit(
-      problem,
-      solve=make(terms, step_size),
-      warm_start=False,
-      linear_batch=linear_batch,
-      key=key,
-    ),
-  )
-  return descent.descend(
-    evaluation.storm(both, decay), upper=upper, lower=lower
-  )
+  series = linear_solvers.random_neumann(terms, step_size)
+  system = linear_solvers.LinearSystem(series, linear_batch, False, key)
+  return _corrected(problem, system, decay, upper=upper, lower=lower)
 
 
 def mrbo(
@@ -121,13 +116,6 @@ def mrbo(
     Yang, Ji and Liang, `Provably Faster Algorithms for Bilevel Optimization
     <https://arxiv.org/abs/2106.04692>`_, 2021.
   """
-  return sustain(
-    problem,
-    upper=upper,
-    lower=lower,
-    decay=decay,
-    terms=terms,
-    step_size=step_size,
-    randomly=False,
-    linear_batch=linear_batch,
-  )
+  series = linear_solvers.neumann(terms, step_size)
+  system = linear_solvers.LinearSystem(series, linear_batch, False)
+  return _corrected(problem, system, decay, upper=upper, lower=lower)

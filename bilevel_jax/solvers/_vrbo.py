@@ -142,9 +142,9 @@ def vrbo(
     oracles.lower_gradient(problem),
     oracles.implicit(
       problem,
-      solve=linear_solvers.neumann(terms, step_size),
-      warm_start=False,
-      linear_batch=linear_batch,
+      solve=linear_solvers.LinearSystem(
+        linear_solvers.neumann(terms, step_size), linear_batch, False
+      ),
     ),
   )
   low = types.as_sequence(lower, 'lower')

@@ -88,7 +88,7 @@ def implicit(case: Case, products: int, *, unroll: bool) -> measure.Program:
     products, unroll=products if unroll else 1
   )
   return hypergradient(
-    case, bj.implicit(case.problem, solve=solve, warm_start=False)
+    case, bj.implicit(case.problem, solve=bj.linear_solvers.LinearSystem(solve, warm_start=False))
   )
 
 

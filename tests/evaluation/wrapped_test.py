@@ -79,13 +79,14 @@ def test_a_table_is_one_of_what_is_wrapped():
 
 
 def test_oracles_at_one_point_are_wrapped_one_by_one():
-  solver = bj.solvers.sustain(
-    PROBLEM, decay=0.5, terms=3, step_size=0.2, randomly=False, **BOTH
+  solver = bj.solvers.mrbo(
+    PROBLEM, decay=0.5, terms=3, step_size=0.2, **BOTH
   )
-  solve = bj.linear_solvers.neumann(3, 0.2)
+  series = bj.linear_solvers.neumann(3, 0.2)
+  system = bj.linear_solvers.LinearSystem(series, warm_start=False)
   both = bj.evaluation.together(
     late(bj.lower_gradient(PROBLEM)),
-    late(bj.implicit(PROBLEM, solve=solve, warm_start=False)),
+    late(bj.implicit(PROBLEM, solve=system)),
   )
   require_equal(
     bj.evaluation.wrapped(solver, late), by_hand(bj.evaluation.storm(both, 0.5))

@@ -289,8 +289,7 @@ def test_aid_solves_with_each_linear_solver():
       problem,
       upper=optax.sgd(0.05),
       lower=S(optax.sgd(0.4), steps=3),
-      solve=solve,
-      key=key,
+      solve=bj.linear_solvers.LinearSystem(solve, key=key),
     )
     start = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     params, _ = problems.solve(solver, 400, start)
