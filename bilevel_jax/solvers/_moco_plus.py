@@ -13,13 +13,10 @@ def moco_plus(
   objectives: int | Sequence[str] | None = None,
   *,
   decay: types.ScalarOrSchedule,
-  weight_step: types.ScalarOrSchedule = 0.1,
-  regularisation: types.ScalarOrSchedule = 0.0,
-  exact: bool = False,
-  radius: Any = None,
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
+  **moco: Any,
 ) -> oracles.Oracle:
   r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
 
@@ -38,15 +35,13 @@ def moco_plus(
     losses: as in `multi_objective`.
     objectives: likewise.
     decay: :math:`\beta_k` in [0, 1], a constant or a schedule.
-    weight_step: as in `moco`.
-    regularisation: likewise.
-    exact: likewise.
-    radius: likewise; the projected gradients make the direction, not the next
-      estimate.
     rest: sequences that only some losses have; their gradients are corrected
       as well.
     trunk: as in `multi_objective`.
     per_task: likewise.
+    **moco: `weight_step`, `regularisation`, `exact` and `radius` of
+      `bj.aggregators.moco`; gradients projected by the radius make the
+      direction, not the next estimate.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -89,10 +84,7 @@ def moco_plus(
     aggregators.moco(
       count,
       tracking=1.0,
-      weight_step=weight_step,
-      regularisation=regularisation,
-      exact=exact,
-      radius=radius,
       rest=tuple(rest),
+      **moco,
     ),
   )
