@@ -244,14 +244,13 @@ def implicit(
 
   counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
   return base.oracle(
-    averaged(base.WHOLE),
+    base.ByMean(averaged(base.WHOLE), averaged),
     names,
     init,
     counts=counts | ({'rounds/linear': rounds} if rounds else {}),
     moves=('upper',),
     needs=('upper', 'lower'),
     outputs=base.outputs_only(problem, 'upper'),
-    averaged=averaged,
   )
 
 

@@ -1,7 +1,7 @@
 """An upper loss beside a penalty: as two rows, or fused into one loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -17,47 +17,58 @@ from bilevel_jax.oracles import base
 PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
+class Penalty(NamedTuple):
+  """A penalty that replaces the lower problem.
+
+  Attributes:
+    fn: the penalty, and the lower loss with its auxiliary outputs, as a
+      function of the two variables, of all params (for sequences that are held
+      fixed) and of the batch.
+    names: of the penalty in `bj.values`, `lower` if it is that loss; then of
+      what else `fn` measures, after the outputs.
+    counts: what one evaluation costs.
+    sequences: those that the parameters must have.
+    prepare: for a penalty that is not linear in the samples, what it needs to
+      be linear in those of a part, from (mean, params, batch): the last
+      argument of `fn`, which is else None.
+  """
+
+  fn: PenaltyFn
+  names: tuple[str, ...]
+  counts: Mapping[str, int]
+  sequences: tuple[str, ...] = ('upper', 'lower', 'value')
+  prepare: Callable[[base.Mean, Any, Any], Any] | None = None
+
+
 def penalised(
   problem: types.BilevelProblem,
-  penalty_fn: PenaltyFn,
+  given: Penalty,
   *,
-  name: str,
-  also: tuple[str, ...] = (),
-  sequences: tuple[str, ...],
-  counts: Mapping[str, int],
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
   of: tuple[str, ...] = ('upper', 'lower'),
-  prepare: Callable[[base.Mean, Any, Any], Any] | None = None,
 ) -> base.Oracle:
   """Makes an oracle from a penalty that replaces the lower problem.
 
   Args:
     problem: the upper and the lower loss.
-    penalty_fn: the penalty, and the lower loss with its auxiliary outputs, as a
-      function of the two variables, of all params (for sequences that are held
-      fixed) and of the batch.
-    name: the name of the penalty in `bj.values`; `lower` if it is that loss.
-    also: names of what else `penalty_fn` measures, after the outputs.
-    sequences: the sequences that the parameters must have.
-    counts: what one evaluation costs.
-    penalty: None for two rows; a weight or a schedule for the fused form.
+    given: the penalty.
+    penalty: its weight: None for two rows, a number or a schedule for the fused
+      form.
     rescale: for the fused form, as in `scale_by_penalty`.
     of: the sequences to differentiate.
-    prepare: for a penalty that is not linear in the samples, what it needs to
-      be linear in those of a part, from (mean, params, batch): the last
-      argument of `penalty_fn`, which is else None.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
   """
   upper = base.Loss(problem.upper, 'upper')
-  measures_height = name != 'lower'
+  prepare = given.prepare
+  measures_height = given.names[0] != 'lower'
   shared: dict[str, Any] = {
-    'names': ('upper', 'lower', *([name] if measures_height else []), *also),
-    'counts': counts,
+    'names': tuple(dict.fromkeys(('upper', 'lower', *given.names))),
+    'counts': given.counts,
     'moves': of,
-    'needs': sequences,
+    'needs': given.sequences,
     'outputs': problem.outputs,
   }
 
@@ -67,7 +78,7 @@ def penalised(
 
   def height_at(fields, params, batch, known):
     z = params._replace(**fields)
-    return penalty_fn(z.upper, z.lower, params, batch, known)
+    return given.fn(z.upper, z.lower, params, batch, known)
 
   def result(above, one, height, lower, gradients):
     below, two, *more = lower
@@ -124,9 +135,9 @@ def penalised(
   if scheduled:
     count = lambda params: states.UpdateCount(_trees.zeros([], jnp.int32))
     shared['init'] = count
+  whole = averaged(base.WHOLE, None)
   return base.oracle(
-    averaged(base.WHOLE, None),
+    whole if prepare is None else base.ByMean(whole, averaged),
     **shared,
     linear=prepare is None,
-    averaged=None if prepare is None else averaged,
   )

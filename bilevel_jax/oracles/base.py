@@ -55,6 +55,18 @@ class Mean(NamedTuple):
 WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
 
 
+class ByMean(NamedTuple):
+  """What `oracle` evaluates where its losses, not its results, are averaged.
+
+  Attributes:
+    whole: the `fn` for a batch that is seen as a whole.
+    of: from a `Mean` to an `fn` that evaluates its losses through it.
+  """
+
+  whole: Callable[[Any, Any, Any], Any]
+  of: Callable[[Mean], Callable[[Any, Any, Any], Any]]
+
+
 class Loss:
   """A loss, checked: it gives a real scalar, or says why it cannot.
 
@@ -100,7 +112,7 @@ class Loss:
 
 
 def oracle(
-  fn: Callable[[Any, Any, Any], tuple[Sequence[chex.Array], Any, Any]],
+  fn: Callable[[Any, Any, Any], Any] | ByMean,
   names: Sequence[str],
   init: Callable[[Any], Any] = lambda params: (),
   *,
@@ -109,7 +121,6 @@ def oracle(
   needs: Sequence[str] | None = None,
   outputs: Callable[[Any], Any] | None = None,
   linear: bool = False,
-  averaged: Callable[[Mean], Callable[..., Any]] | None = None,
 ) -> Oracle:
   """Makes an oracle from a function that evaluates losses and gradients.
 
@@ -119,7 +130,7 @@ def oracle(
       parameters with None for a sequence that is left alone, or are a
       `Jacobian`. A fourth result, if any, is what was spent beyond `counts` in
       this evaluation, by the same names. With `outputs`, the last result is
-      the auxiliary outputs.
+      the auxiliary outputs. For an oracle that is not linear, a `ByMean`.
     names: a name for each value.
     init: makes the first `inner` from the parameters.
     counts: what one evaluation costs, for example
@@ -132,8 +143,6 @@ def oracle(
       auxiliary outputs; None for an oracle that has none.
     linear: whether the gradients of a batch are the mean of those of its parts.
       Wrappers that take means refuse an oracle that does not say so.
-    averaged: for an oracle that is not linear, from a `Mean` to an `fn` that
-      evaluates its losses through it.
 
   Returns:
     A transformation whose `update(batch, state, params)` gives gradients and
@@ -205,8 +214,9 @@ def oracle(
     return Oracle(init_fn, update_fn, moves, linear=linear, averaged=again)
 
   again = None
-  if averaged is not None:
-    again = lambda mean: made(averaged(mean), mean.parts)
+  if isinstance(fn, ByMean):
+    fn, of = fn
+    again = lambda mean: made(of(mean), mean.parts)
   return made(fn, 1)
 
 

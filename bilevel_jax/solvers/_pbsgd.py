@@ -71,13 +71,12 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
     return (last,), _sequences.only(params, value=moved), (count, following)
 
   return base.oracle(
-    averaged(base.WHOLE),
+    base.ByMean(averaged(base.WHOLE), averaged),
     ('value',),
     init,
     counts={'gradients/lower': steps},
     moves=('value',),
     needs=('upper', 'value'),
-    averaged=averaged,
   )
 
 
