@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import ad_checkpoint
 
-from bilevel_jax import _checks, _sequences, _trees, projections, states, types
+from bilevel_jax import _checks, _sequences, _trees, states, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _set
 
@@ -114,16 +114,13 @@ def _size(params: Any) -> int:
 def unrolled(
   problem: types.BilevelProblem,
   *,
-  lower: optax.GradientTransformation,
-  steps: int,
+  lower: types.SequenceLike,
   mode: str = 'reverse',
   truncate: int | None = None,
   start: Callable[[Any, Any], Any] | None = None,
   checkpoint: int | None = None,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  lower_set: projections.Projection | None = None,
   accumulator_dtype: Any = jnp.float32,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""The upper gradient through an inner optimisation of the lower loss.
 
   .. math::
@@ -139,10 +136,10 @@ def unrolled(
 
   Args:
     problem: the upper and the lower loss.
-    lower: any optax optimiser; its moments begin anew in each update. One that
+    lower: any optax optimiser, in a record with T `steps`, their batches and the
+      set of the lower variable. Its moments begin anew in each update. One that
       divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
-    steps: inner steps :math:`T`, at least 1.
     mode: `reverse` runs the trajectory backwards, and keeps all that the K
       gradients were computed from. `mixed` gives the same gradient for large
       models: it keeps the lower variable, the optimiser's state and the slope
@@ -155,16 +152,13 @@ def unrolled(
       coordinate of the upper variable: for a few coordinates and many steps.
     truncate: differentiate the last :math:`K` steps only; None, or any number
       of steps from :math:`T` on, for all of them.
-    start: the first lower variable, from (parameters, batch); by default the
-      lower variable as it is (a warm start). What it takes from the upper
+    start: the first lower variable, from (parameters, batch); by default that of
+      the record, or else the lower variable as it is (a warm start). What it takes from the upper
       variable is differentiated, unless truncated: with
       `lambda params, batch: params.upper` the upper variable is the start.
     checkpoint: for `reverse` and `mixed`, keep what they keep only at every so
       many steps, and compute the steps between a second time; about the root of
       K needs least memory.
-    inner_batch: the batch of inner step t, from (batch, t), t an int32 scalar;
-      by default the whole batch.
-    lower_set: projects the lower variable after each inner step.
     accumulator_dtype: at least this wide is the sum over steps that is the
       gradient in the upper variable; it comes out in the variable's dtype.
 
@@ -191,7 +185,8 @@ def unrolled(
     ...   lower=lambda x, y, batch: (y - x) ** 2 / 2,
     ... )
     >>> params = bj.BilevelParams(jnp.float32(4.0), jnp.float32(0.0))
-    >>> link = bj.unrolled(problem, lower=optax.sgd(0.5), steps=2)
+    >>> twice = bj.Sequence(optax.sgd(0.5), steps=2)
+    >>> link = bj.unrolled(problem, lower=twice)
     >>> gradients, _ = link.update(None, link.init(params), params)
     >>> print(gradients.upper, gradients.lower)  # y_2 = 3 x / 4
     2.25 -3.0
@@ -207,7 +202,11 @@ def unrolled(
     Kemaev, Calian, Zintgraf, Farquhar and van Hasselt, `Scalable Meta-Learning
     via Mixed-Mode Differentiation <https://arxiv.org/abs/2505.00793>`_, 2025.
   """
-  steps = last = _checks.whole('unrolled', 'steps', steps)
+  low = types.as_sequence(lower, 'lower')
+  lower_set, pick = low.set, low.batch_at or (lambda batch, t: batch)
+  if start is None and (own := low.start) is not None:
+    start = lambda params, batch: own(params)
+  steps = last = low.steps
   if truncate is not None:
     what = 'last steps, truncate,'
     last = min(_checks.whole('unrolled', what, truncate), steps)
@@ -226,8 +225,7 @@ def unrolled(
   _set.require_projection(lower_set, 'unrolled')
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  solver = optax.with_extra_args_support(lower)
-  pick = inner_batch or (lambda batch, t: batch)
+  solver = optax.with_extra_args_support(low.optimiser)
   wanted = base.outputs_only(problem, 'lower') or (lambda params: {})
 
   def fn(params, batch, inner):

@@ -85,17 +85,12 @@ def rhg(
       'rhg: a start of the inner loop and restart=True go together; without '
       'both, the loop goes on from the lower variable.'
     )
-  first: Any = low.start
   oracle = oracles.unrolled(
     problem,
-    lower=low.optimiser,
-    steps=low.steps,
+    lower=low,
     mode=mode,
     truncate=truncate,
-    start=first and (lambda params, batch: first(params)),
     checkpoint=checkpoint,
-    inner_batch=low.batch_at,
-    lower_set=low.set,
     accumulator_dtype=accumulator_dtype,
   )
   # The gradient of the lower variable is its displacement.

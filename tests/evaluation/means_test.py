@@ -233,7 +233,7 @@ def test_solvers_step_as_on_the_whole_batch():
 def refused():
   losses = lambda params, batch: jnp.stack([batch.mean() * params] * 2)
   return [
-    bj.unrolled(PROBLEM, lower=optax.sgd(0.1), steps=2),
+    bj.unrolled(PROBLEM, lower=bj.Sequence(optax.sgd(0.1), steps=2)),
     bj.prox_linear(PROBLEM, penalty=1.0, step=0.1),
     bj.oracles.fused_moco(losses, 2),
     bj.multi_objective(losses, 2, gramian=True),
