@@ -5,7 +5,8 @@ optax's `update` takes gradients, a solver's takes a batch.
 
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
-`bj.losses` (of sequence models), `bj.oracles`, `bj.projections`, `bj.rl`,
+`bj.losses` (of sequence models), `bj.oracles`, `bj.parts` (what an oracle and a
+solver declare), `bj.projections`, `bj.rl`,
 `bj.solvers`, `bj.states` and `bj.types`.
 """
 
@@ -16,6 +17,7 @@ from bilevel_jax import (
   linear_solvers,
   losses,
   oracles,
+  parts,
   projections,
   rl,
   solvers,
@@ -108,6 +110,7 @@ __all__ = [
   'oracle',
   'oracles',
   'outputs',
+  'parts',
   'projections',
   'prox_linear',
   'rhg',

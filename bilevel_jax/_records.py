@@ -31,7 +31,7 @@ def loop_of(
   oracle: Any, records: Records, batch: Any, state: Any, z: Any
 ) -> Loop:
   """Reads the loop of an oracle off the records of what it moves."""
-  ats = {s.batch_at for s in records.values()}
+  ats: set[Any] = {s.batch_at for s in records.values()}
   if ats == {None} and all(s.steps == 1 for s in records.values()):
     return Loop(1, (), lambda t: batch)
   seen = batch

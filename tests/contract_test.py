@@ -91,7 +91,9 @@ def without_losses(tree):
   def forget(node):
     if isinstance(node, bj.types.Numbers):
       return node.counts
-    return node._replace(values=None) if bj.states.is_oracle_state(node) else node
+    return (
+      node._replace(values=None) if bj.states.is_oracle_state(node) else node
+    )
 
   is_leaf = lambda node: (
     bj.states.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
@@ -484,8 +486,8 @@ def _compare_lanes(case, wrap, *, scheduled):
       f'{what}, the first one differs',
       at(lane, 0)[0],
       sequences_of(case.points[0]),
-      'Some step sees another count than 0: bj.states.hold_updates goes round inner '
-      'steps.',
+      'Some step sees another count than 0: bj.states.hold_updates goes round '
+      'inner steps.',
     )
     if name in case.halved:
       require_same(

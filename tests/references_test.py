@@ -661,9 +661,7 @@ def test_delayed_updates_are_those_of_the_points_before(service):
 
   check(
     service,
-    lambda: bj.evaluation.wrapped(
-      bj.soba(PROBLEM, linear=VAL, **BOTH), late
-    ),
+    lambda: bj.evaluation.wrapped(bj.soba(PROBLEM, linear=VAL, **BOTH), late),
     reference,
     problem.batches(count=7),
   )

@@ -125,9 +125,7 @@ def storm(
   again = lambda one: storm(
     one, decay, like=like, accumulator_dtype=accumulator_dtype
   )
-  return base.wrapped(
-    evaluated, init_fn, update_fn, again=again, inside=True
-  )
+  return base.wrapped(evaluated, init_fn, update_fn, again=again, inside=True)
 
 
 def like_moved(oracle: optax.GradientTransformation) -> Callable[[Any], Any]:

@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _trees
 from bilevel_jax.aggregators import _moco, _rows
 from bilevel_jax.oracles import _multi_objective, base
 

@@ -85,6 +85,4 @@ def gradient_norm(
     ('upper', 'lower'),
     mean_slope_of,
   )
-  return _penalised.penalised(
-    problem, given, penalty=penalty, rescale=rescale
-  )
+  return _penalised.penalised(problem, given, penalty=penalty, rescale=rescale)

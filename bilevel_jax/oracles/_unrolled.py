@@ -136,9 +136,9 @@ def unrolled(
 
   Args:
     problem: the upper and the lower loss.
-    lower: any optax optimiser, in a record with T `steps`, their batches and the
-      set of the lower variable. Its moments begin anew in each update. One that
-      divides by a root needs a constant under it for its derivative to be
+    lower: any optax optimiser, in a record with T `steps`, their batches and
+      the set of the lower variable. Its moments begin anew in each update. One
+      that divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
     mode: `reverse` runs the trajectory backwards, and keeps all that the K
       gradients were computed from. `mixed` gives the same gradient for large
@@ -152,9 +152,9 @@ def unrolled(
       coordinate of the upper variable: for a few coordinates and many steps.
     truncate: differentiate the last :math:`K` steps only; None, or any number
       of steps from :math:`T` on, for all of them.
-    start: the first lower variable, from (parameters, batch); by default that of
-      the record, or else the lower variable as it is (a warm start). What it takes from the upper
-      variable is differentiated, unless truncated: with
+    start: the first lower variable, from (parameters, batch); by default that
+      of the record, or else the lower variable as it is (a warm start). What it
+      takes from the upper variable is differentiated, unless truncated: with
       `lambda params, batch: params.upper` the upper variable is the start.
     checkpoint: for `reverse` and `mixed`, keep what they keep only at every so
       many steps, and compute the steps between a second time; about the root of

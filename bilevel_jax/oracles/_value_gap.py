@@ -128,10 +128,10 @@ def value_gap(
 
   nodes = {'hessian_vector_products/lower': quadrature} if quadrature else {}
   counts = {
-      'gradients/upper': 1,
-      'gradients/lower': 1 if quadrature else 2,
-      **nodes,
-    }
+    'gradients/upper': 1,
+    'gradients/lower': 1 if quadrature else 2,
+    **nodes,
+  }
   return _penalised.penalised(
     problem,
     _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts),

@@ -404,7 +404,9 @@ def aggregated(
     moved = params
     if first.moves is not None:
       # A link that keeps gradients has none for what the oracle leaves alone.
-      other = [n for n in getattr(params, '_fields', ()) if n not in first.moves]
+      other = [
+        n for n in getattr(params, '_fields', ()) if n not in first.moves
+      ]
       moved = params._replace(**dict.fromkeys(other)) if other else params
     return (first.init(params), *(link.init(moved) for link in links))
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import chex
 import jax
-import optax
 
 from bilevel_jax import _checks, _keys, _sequences, descent, parts, types
 from bilevel_jax.evaluation import _delayed

@@ -1,9 +1,5 @@
 """Descent along the implicit hypergradient, also in equality constraints."""
 
-from typing import Any
-
-import optax
-
 from bilevel_jax import descent, linear_solvers, oracles, parts, types
 
 

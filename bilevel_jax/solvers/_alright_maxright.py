@@ -149,6 +149,4 @@ def maxright(
   rule = evaluation.largest_gap(
     weights, optima=optima, refresh_every=refresh_every, share=share
   )
-  return _selected(
-    'maxright', losses, objectives, rule, batch_at, refresh_at
-  )
+  return _selected('maxright', losses, objectives, rule, batch_at, refresh_at)

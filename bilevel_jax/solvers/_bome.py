@@ -1,7 +1,5 @@
 """BOME: descends the upper loss behind a barrier on the value gap."""
 
-import optax
-
 from bilevel_jax import aggregators, descent, oracles, parts, types
 
 

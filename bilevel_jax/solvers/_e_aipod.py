@@ -1,7 +1,7 @@
 """E-AiPOD: lazy projections below, relaxed or lazy ones above."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax

@@ -127,6 +127,4 @@ def f2sa(
   follow = types.value_sequence(
     value, low, steps=low.steps, batch_at=low.batch_at
   )
-  return descent.descend(
-    *order, upper=upper, lower=low, value=follow
-  )
+  return descent.descend(*order, upper=upper, lower=low, value=follow)

@@ -157,7 +157,9 @@ def famo(
       share = jax.nn.softmax(state.logits)
       weights = share / before / jnp.sum(share / before)
       slope, measured = oracle.update(batch, first, params, weights=weights)
-      updates, moved = inner.update(slope, state.optimiser, params, **extra_args)
+      updates, moved = inner.update(
+        slope, state.optimiser, params, **extra_args
+      )
       there = _sequences.apply_updates(params, updates)
       _, last = oracle.update(batch, measured, there)
       fell = jnp.log(before) - jnp.log(height(last))

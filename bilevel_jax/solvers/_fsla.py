@@ -1,7 +1,5 @@
 """FSLA: lower step, step of the linear system and upper step in turn."""
 
-import optax
-
 from bilevel_jax import descent, evaluation, oracles, parts, types
 
 

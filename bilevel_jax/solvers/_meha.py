@@ -1,7 +1,5 @@
 """MEHA: the value gap of a Moreau envelope, for lower losses not convex."""
 
-import optax
-
 from bilevel_jax import descent, oracles, parts, types
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import optax
-
 from bilevel_jax import aggregators, evaluation, oracles, types
 
 

@@ -2,8 +2,6 @@
 
 import functools
 
-import optax
-
 from bilevel_jax import aggregators, descent, oracles, parts, types
 
 

@@ -1,7 +1,5 @@
 """PBGD-Free and ALT-PBGD: the penalised lower problem solved before x moves."""
 
-import optax
-
 from bilevel_jax import descent, oracles, parts, types
 
 

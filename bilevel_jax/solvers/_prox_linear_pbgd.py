@@ -31,8 +31,8 @@ def prox_linear_pbgd(
   like `g_pbgd` it can stay at lower stationary points that are no minimisers.
 
   For one batch an update: the step is no mean over examples, so that it
-  takes neither micro-batches nor mapped axes; sharded batches under `jax.jit` are
-  as good as on one device.
+  takes neither micro-batches nor mapped axes; sharded batches under `jax.jit`
+  are as good as on one device.
 
   Args:
     problem: the upper and the lower loss.

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _keys, _sequences, _trees, descent, parts, states, types
+from bilevel_jax import (
+  _checks,
+  _keys,
+  _sequences,
+  _trees,
+  descent,
+  parts,
+  states,
+  types,
+)
 from bilevel_jax.oracles import base
 
 

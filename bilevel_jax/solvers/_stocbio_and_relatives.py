@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optax
-
 from bilevel_jax import descent, linear_solvers, oracles, parts, types
 
 

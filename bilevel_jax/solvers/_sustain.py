@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
-from bilevel_jax import descent, evaluation, linear_solvers, oracles, parts, types
+from bilevel_jax import (
+  descent,
+  evaluation,
+  linear_solvers,
+  oracles,
+  parts,
+  types,
+)
 
 
 def _corrected(problem, system, decay, **records):
@@ -33,10 +38,10 @@ def sustain(
     d_k = G(z_k; \xi_k) + (1 - a_k) [d_{k-1} - G(z_{k-1}; \xi_k)], \qquad
     G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right)
 
-  with :math:`q` by a Neumann series of random length, as in `bsa`. Everything is
-  evaluated twice, on one batch. The correction removes noise, not the bias of
-  the series, which is then what the run ends at. One decay serves both levels,
-  where the authors have one for each.
+  with :math:`q` by a Neumann series of random length, as in `bsa`. Everything
+  is evaluated twice, on one batch. The correction removes noise, not the bias
+  of the series, which is then what the run ends at. One decay serves both
+  levels, where the authors have one for each.
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.

@@ -61,7 +61,12 @@ def oracles():
     'fused': bj.gradient_norm(PROBLEM, penalty=3.0),
     'chain': bj.compositional(LEVELS),
     'gap': bj.value_gap(PROBLEM),  # This one is linear.
-    'storm': bj.evaluation.storm(bj.implicit(PROBLEM, solve=bj.linear_solvers.LinearSystem(warm_start=False)), 0.5),
+    'storm': bj.evaluation.storm(
+      bj.implicit(
+        PROBLEM, solve=bj.linear_solvers.LinearSystem(warm_start=False)
+      ),
+      0.5,
+    ),
   }
 
 

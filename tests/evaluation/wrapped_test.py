@@ -79,9 +79,7 @@ def test_a_table_is_one_of_what_is_wrapped():
 
 
 def test_oracles_at_one_point_are_wrapped_one_by_one():
-  solver = bj.solvers.mrbo(
-    PROBLEM, decay=0.5, terms=3, step_size=0.2, **BOTH
-  )
+  solver = bj.solvers.mrbo(PROBLEM, decay=0.5, terms=3, step_size=0.2, **BOTH)
   series = bj.linear_solvers.neumann(3, 0.2)
   system = bj.linear_solvers.LinearSystem(series, warm_start=False)
   both = bj.evaluation.together(
@@ -148,9 +146,9 @@ def test_a_chain_shows_no_parts_and_the_error_says_what_does():
   chain = optax.chain(rows, *links)
   whole = bj.oracles.aggregated(rows, *links)
   require_equal(chain, whole, contract.flat_params)
-  with pytest.raises(TypeError, match='bj.oracles.aggregated'):
+  with pytest.raises(TypeError, match=r'bj\.oracles\.aggregated'):
     bj.evaluation.wrapped(chain, halves)
-  with pytest.raises(ValueError, match='bj.oracles.aggregated'):
+  with pytest.raises(ValueError, match=r'bj\.oracles\.aggregated'):
     halves(chain)
   require_equal(
     bj.evaluation.wrapped(whole, halves),

@@ -146,7 +146,9 @@ def test_solvers_and_forms_of_a_set_agree():
     params = bj.BilevelParams(x, y)
     oracles = [
       bj.implicit(
-        PROBLEM, solve=bj.linear_solvers.LinearSystem(solve, warm_start=False), lower_set=set_
+        PROBLEM,
+        solve=bj.linear_solvers.LinearSystem(solve, warm_start=False),
+        lower_set=set_,
       )
       for set_, solve in other_solvers(factors, right, h)
     ]

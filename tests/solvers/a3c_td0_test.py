@@ -42,7 +42,8 @@ def params(seed, dtype=jnp.float32):
 def _row(wrap, rate):
   mdp, features = problem()
   solver = bj.solvers.a3c_td0(
-    mdp, features, workers=3, actor=optax.sgd(rate), critic=bj.Sequence(optax.sgd(rate), set=BALL), key=0, samples=2,
+    mdp, features, workers=3, actor=optax.sgd(rate),
+    critic=bj.Sequence(optax.sgd(rate), set=BALL), key=0, samples=2,
   )  # fmt: skip
   return bj.evaluation.wrapped(solver, wrap)
 
@@ -69,7 +70,8 @@ def test_updates_are_the_published_ones_for_the_samples_it_drew(service, dtype):
     mdp, features = problem(dtype)
     at = params(0, jnp.dtype(dtype))
     solver = bj.solvers.a3c_td0(
-      mdp, features, workers=3, actor=optax.sgd(up), critic=bj.Sequence(optax.sgd(down), set=BALL),
+      mdp, features, workers=3, actor=optax.sgd(up),
+      critic=bj.Sequence(optax.sgd(down), set=BALL),
       key=3, service=service, bound=4,
     )  # fmt: skip
 

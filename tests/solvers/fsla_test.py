@@ -13,9 +13,7 @@ from tests.contract import RATE, Row
 
 def _row(wrap, rate, decay):
   sgd = optax.sgd(rate)
-  solver = bj.solvers.fsla(
-    contract.PROBLEM, decay=decay, upper=sgd, lower=sgd
-  )
+  solver = bj.solvers.fsla(contract.PROBLEM, decay=decay, upper=sgd, lower=sgd)
   return bj.evaluation.wrapped(solver, wrap)
 
 
