@@ -57,10 +57,14 @@ def _stripped(parts: Parts) -> tuple[dict[str, Any], list[Any], list[Any]]:
     return ()
 
   bare = jax.tree_util.tree_map_with_path(take, parts, is_leaf=_is_named)
-  full = lambda held: {n: s for n, s in held.items() if jax.tree.leaves(s)}
+  full = lambda named: {n: s for n, s in named.items() if jax.tree.leaves(s)}
   oracles = tuple(s if jax.tree.leaves(s) else () for s in bare.oracles)
-  held = {'optimisers': full(bare.optimisers), 'sets': full(bare.sets)}
-  return held | {'oracles': oracles}, values, counts
+  fields = {
+    'optimisers': full(bare.optimisers),
+    'oracles': oracles,
+    'sets': full(bare.sets),
+  }
+  return fields, values, counts
 
 
 def packed_at_start(
@@ -72,9 +76,9 @@ def packed_at_start(
     parts: the states of all parts.
     added: the sequences that only the solver has.
     dtype: of losses.
-    uses: by name, what is counted beside evaluations.
+    uses: by name, what else is counted, projections for instance.
   """
-  held, measured, evaluated = _stripped(parts)
+  fields, measured, evaluated = _stripped(parts)
   values = tuple(dict.fromkeys(n for node in measured for n in node))
   counts = tuple(dict.fromkeys([*uses, *(n for m in evaluated for n in m)]))
   zeros = lambda names, kind: _trees.zeros(len(names), kind) if names else None
@@ -83,7 +87,7 @@ def packed_at_start(
     numbers = types.Numbers(
       values, zeros(values, dtype), counts, zeros(counts, jnp.int32)
     )
-  return DescendState(added, numbers=numbers, **held)
+  return DescendState(added, numbers=numbers, **fields)
 
 
 def packed(
@@ -99,10 +103,10 @@ def packed(
     parts: the states of all parts, with the evaluations of this update.
     added: the sequences that only the solver has.
     dtype: of losses.
-    spent: by name, what is counted beside evaluations, in this update.
+    spent: by name, what else is counted, projections for instance, in this update.
     before: the state before the update, whose evaluations are added.
   """
-  held, measured, evaluated = _stripped(parts)
+  fields, measured, evaluated = _stripped(parts)
   values: dict[str, Any] = {}
   counts: dict[str, Any] = dict(spent)
   for node in measured:
@@ -120,7 +124,7 @@ def packed(
       tuple(counts),
       None if total is None else total.array,
     )
-  return DescendState(added, numbers=numbers, **held)
+  return DescendState(added, numbers=numbers, **fields)
 
 
 def unpacked(state: DescendState, template: Any) -> Parts:

@@ -1,4 +1,4 @@
-"""What the records of a solver's sequences say, checked: starts, loops, steps."""
+"""What records of sequences say, checked: starts, loops, steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,24 +34,24 @@ def loop_of(
   ats: set[Any] = {s.batch_at for s in records.values()}
   if ats == {None} and all(s.steps == 1 for s in records.values()):
     return Loop(1, (), lambda t: batch)
-  seen = batch
-  if len(given := ats - {None}) == 1:
+  inner_batch = batch
+  if len(picks := ats - {None}) == 1:
     # What an inner step sees may differ in shape, and in nothing else.
-    (pick,) = given
-    seen = jax.eval_shape(pick, batch, jnp.int32(0))
-  names = base.moved_by(oracle, seen, state, z)
+    (pick,) = picks
+    inner_batch = jax.eval_shape(pick, batch, jnp.int32(0))
+  names = base.moved_by(oracle, inner_batch, state, z)
   require_records(names, records)
-  mine = {n: records[n] for n in names}
-  steps = max(s.steps for s in mine.values())
-  looping = tuple(n for n, s in mine.items() if s.steps == steps)
-  ats = {mine[n].batch_at for n in looping}
-  if any(s.steps not in (1, steps) for s in mine.values()):
+  moving = {n: records[n] for n in names}
+  steps = max(s.steps for s in moving.values())
+  looping = tuple(n for n, s in moving.items() if s.steps == steps)
+  ats = {moving[n].batch_at for n in looping}
+  if any(s.steps not in (1, steps) for s in moving.values()):
     raise ValueError(
       f'the sequences {", ".join(names)} move by one oracle, but take '
-      f'{", ".join(str(s.steps) for s in mine.values())} steps: give all of '
+      f'{", ".join(str(s.steps) for s in moving.values())} steps: give all of '
       'them the same number of steps, or 1.'
     )
-  batches = {s.batch_at for s in mine.values()} - {None}
+  batches = {s.batch_at for s in moving.values()} - {None}
   if len(ats) > 1 or batches - ats:
     raise ValueError(
       f'the sequences {", ".join(names)} move by one oracle, whose evaluations '

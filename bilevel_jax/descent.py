@@ -28,9 +28,9 @@ class _Point(NamedTuple):
 
   def part(self, fields: set[str], names: tuple[str, ...]) -> Any:
     """What an inner loop carries of it: fields, and states of sequences."""
-    pick = lambda held, names: {n: held[n] for n in names if n in held}
-    held = [pick(h, names) for h in (self.optimisers, self.sets)]
-    return pick(self.z._asdict(), fields), *held
+    pick = lambda tree, names: {n: tree[n] for n in names if n in tree}
+    fields_of_z = pick(self.z._asdict(), fields)
+    return fields_of_z, pick(self.optimisers, names), pick(self.sets, names)
 
   def with_part(self, part: Any) -> '_Point':
     """The same point with what a loop has carried."""
@@ -98,7 +98,7 @@ def descend(
   """
   if not oracles:
     raise ValueError('descend takes at least one oracle.')
-  given = tuple(base.as_oracle(one) for one in oracles)
+  order = tuple(base.as_oracle(one) for one in oracles)
   records = {n: types.as_sequence(s, n) for n, s in sequences.items()}
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()
@@ -109,7 +109,7 @@ def descend(
   def parts_of(z):
     """The states of all parts at their start."""
     return _packing.Parts(
-      tuple(oracle.init(z) for oracle in given),
+      tuple(oracle.init(z) for oracle in order),
       {n: links[n].init(getattr(z, n)) for n in records},
       {n: kept[n].init(z) for n in records},
     )
@@ -132,7 +132,7 @@ def descend(
     inner_states, spent, moves = [], dict(uses), {}
     for index, inner in enumerate(whole.oracles):
       before = point.z
-      loop = _records.loop_of(given[index], records, batch, inner, before)
+      loop = _records.loop_of(order[index], records, batch, inner, before)
       point, inner = run(index, loop, point, first, inner, extra_args)
       last = loop.batch(loop.steps - 1)
       point, inner, raw = one_step(
@@ -203,7 +203,7 @@ def descend(
     its schedules are where they were at first.
     """
     z, optimisers = point.z, dict(point.optimisers)
-    gradients, inner = given[index].update(batch, inner, z, **extra_args)
+    gradients, inner = order[index].update(batch, inner, z, **extra_args)
     _sequences.require_gradients(gradients, z, 'descend')
     raw, moved = {}, {}
     for name in z._fields:
@@ -230,7 +230,7 @@ def descend(
     return point._replace(z=z, sets=sets)
 
   again = lambda *others: descend(*others, **sequences)
-  return parts.Solver(init_fn, update_fn, given, records, again)
+  return parts.Solver(init_fn, update_fn, order, records, again)
 
 
 def _joint(params: Any, added: dict[str, Any]) -> Any:
