@@ -103,7 +103,8 @@ def packed(
     parts: the states of all parts, with the evaluations of this update.
     added: the sequences that only the solver has.
     dtype: of losses.
-    spent: by name, what else is counted, projections for instance, in this update.
+    spent: by name, what else is counted in this update, projections for
+      instance.
     before: the state before the update, whose evaluations are added.
   """
   fields, measured, evaluated = _stripped(parts)

@@ -63,8 +63,8 @@ def descend(
       state, and `bj.auxiliaries` gives it.
 
   Returns:
-    A solver for parameters with named sequences, of which
-    `bj.evaluation.wrapped` wraps the oracles. Its updates are None for
+    A solver for parameters with named sequences; `bj.evaluation.wrapped` wraps
+    its oracles. Its updates are None for
     sequences that no oracle moves. Losses and their outputs are those of an
     oracle's last evaluation in the update.
 
@@ -127,10 +127,10 @@ def descend(
     base.require_batch(batch, params)
     added = _records.starts(records, params)
     z = _joint(params, state.sequences)
-    whole = _packing.unpacked(state, jax.eval_shape(parts_of, z))
-    first = point = restarted(z, whole, params)
+    unpacked = _packing.unpacked(state, jax.eval_shape(parts_of, z))
+    first = point = restarted(z, unpacked, params)
     inner_states, spent, moves = [], dict(uses), {}
-    for index, inner in enumerate(whole.oracles):
+    for index, inner in enumerate(unpacked.oracles):
       before = point.z
       loop = _records.loop_of(order[index], records, batch, inner, before)
       point, inner = run(index, loop, point, first, inner, extra_args)
@@ -155,16 +155,16 @@ def descend(
       for n, u in moves.items()
       if n in params._fields
     }
-    whole = _packing.Parts(tuple(inner_states), point.optimisers, point.sets)
+    after = _packing.Parts(tuple(inner_states), point.optimisers, point.sets)
     added = {n: getattr(end, n) for n in added}
     dtype = _trees.dtype_of(end)
     return _sequences.only(params, **updates), _packing.packed(
-      whole, added, dtype, spent, state
+      after, added, dtype, spent, state
     )
 
-  def restarted(z, whole, params):
+  def restarted(z, unpacked, params):
     """Where an update begins."""
-    optimisers = dict(whole.optimisers)
+    optimisers = dict(unpacked.optimisers)
     for name, record in records.items():
       if record.restart:
         start: Any = record.start
@@ -172,7 +172,7 @@ def descend(
         z = z._replace(**{name: first})
         fresh = links[name].init(first)
         optimisers[name] = states.hold_updates(fresh, optimisers[name])
-    return _Point(z, optimisers, dict(whole.sets))
+    return _Point(z, optimisers, dict(unpacked.sets))
 
   def run(index, loop, point, first, inner, extra_args):
     """All evaluations but the last, as a loop that looks at no loss."""
@@ -211,9 +211,9 @@ def descend(
       if gradient is None or (only is not None and name not in only):
         continue
       _records.require_records((name,), records)
-      held = states.hold_updates(optimisers[name], first.optimisers[name])
+      now = states.hold_updates(optimisers[name], first.optimisers[name])
       raw[name], optimisers[name] = _records.move(
-        links[name], name, gradient, held, param, extra_args
+        links[name], name, gradient, now, param, extra_args
       )
       moved[name] = optax.apply_updates(param, raw[name])
     loose = _Point(z._replace(**moved), optimisers, point.sets)
@@ -224,8 +224,8 @@ def descend(
     z, sets = point.z, dict(point.sets)
     for name in sorted(names, key=lambda n: kept[n].last):
       if (enforce := getattr(kept[name], stage)) is not None:
-        held = states.hold_updates(sets[name], first.sets[name])
-        fields, sets[name] = enforce(z, before, held)
+        now = states.hold_updates(sets[name], first.sets[name])
+        fields, sets[name] = enforce(z, before, now)
         z = z._replace(**fields)
     return point._replace(z=z, sets=sets)
 

@@ -96,12 +96,13 @@ class LinearSystem(NamedTuple):
   key: Any = None
 
 
-def as_system(given: Any, *, warm_start: bool) -> LinearSystem:
+def as_system(solve: Any, *, warm_start: bool) -> LinearSystem:
   """Converts a solver to a `LinearSystem` and fills in its unset fields."""
-  found = given if isinstance(given, LinearSystem) else LinearSystem(given)
-  warm = warm_start if found.warm_start is None else found.warm_start
-  solve = conjugate_gradient() if found.solve is None else found.solve
-  return found._replace(solve=solve, warm_start=warm)
+  system = solve if isinstance(solve, LinearSystem) else LinearSystem(solve)
+  warm = warm_start if system.warm_start is None else system.warm_start
+  return system._replace(
+    solve=system.solve or conjugate_gradient(), warm_start=warm
+  )
 
 
 def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from bilevel_jax import types
 
 
 class _Value(optax.GradientTransformationExtraArgs):
-  """A transformation with declared properties, none of which changes."""
+  """A transformation whose declared properties do not change."""
 
   def __setattr__(self, name: str, value: Any) -> None:
     kind = type(self).__name__
@@ -62,18 +62,18 @@ class Oracle(_Value):
     within: Callable[[types.Wrapper], 'Oracle'] | None = None,
   ) -> 'Oracle':
     """Makes an oracle of its two functions."""
-    made = super().__new__(cls, init, update)
-    made.__dict__.update(
+    value = super().__new__(cls, init, update)
+    value.__dict__.update(
       moves=None if moves is None else tuple(moves),
       linear=linear,
       averaged=averaged,
       within=within,
     )
-    return made
+    return value
 
 
 class Solver(_Value):
-  """A transformation from a batch to updates, made of oracles and sequences.
+  """A transformation from a batch to updates, value of oracles and sequences.
 
   Attributes:
     oracles: in the order in which they are evaluated.
@@ -96,11 +96,11 @@ class Solver(_Value):
     again: Callable[..., 'Solver'] | None = None,
   ) -> 'Solver':
     """Makes a solver of its two functions and its parts."""
-    made = super().__new__(cls, init, update)
-    made.__dict__.update(
+    value = super().__new__(cls, init, update)
+    value.__dict__.update(
       oracles=tuple(oracles), sequences=dict(sequences or {}), again=again
     )
-    return made
+    return value
 
 
 def as_oracle(one: Any) -> Oracle:

@@ -67,7 +67,8 @@ class OracleState(NamedTuple):
   Attributes:
     values: the losses just measured, by name, float32 or wider; None if there
       are none.
-    counts: evaluations so far, by `kind/loss`, int32; likewise.
+    counts: evaluations so far, by `kind/loss`, int32; None if there
+      are none.
     inner: what evaluating the losses needs from one step to the next.
     outputs: the auxiliary outputs of losses that are asked for, by loss.
   """
@@ -120,7 +121,7 @@ def hold_updates(after: Any, before: Any) -> Any:
     `after`, with the counts of schedules from `before`: of states marked by
     `counts_updates`, of `optax.scale_by_schedule` and thus of every optimiser
     of optax with a schedule for a step size, and of `optax.inject_hyperparams`.
-    Adam's count, a moment's age, is none of these.
+    Adam's count, the age of a moment, stays.
   """
 
   def turn_back(now, then):
@@ -157,9 +158,9 @@ def measured(state: Any) -> list[tuple[types.Named, Any]]:
   return [(n.values, n.outputs) for n in nodes if is_oracle_state(n)]
 
 
-def replace_measured(state: Any, found: list[tuple[types.Named, Any]]) -> Any:
+def replace_measured(state: Any, losses: list[tuple[types.Named, Any]]) -> Any:
   """A solver's state with other losses and outputs in its oracle states."""
-  left = iter(found)
+  left = iter(losses)
 
   def replace(node):
     values, outputs = next(left)
@@ -171,7 +172,7 @@ def replace_measured(state: Any, found: list[tuple[types.Named, Any]]) -> Any:
 def hold_measured(after: Any, before: Any) -> Any:
   """A state with the losses, and their outputs, of an earlier one.
 
-  Within a loop nobody sees them; what is not kept, the compiler leaves out.
+  Nothing reads them within a loop, so that the compiler leaves them out.
   """
   return replace_measured(after, measured(before))
 
@@ -237,15 +238,15 @@ def also_spent(after: Any, before: Any, other: Any) -> Any:
   """
   is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
 
-  def add(kept, start, dropped):
+  def add(last, start, dropped):
     before = start.counts or {}
     spent = {n: dropped.counts[n] - before[n] for n in before}
     fields = {
-      name: also_spent(*(getattr(x, name) for x in (kept, start, dropped)))
-      for name in kept._fields
+      name: also_spent(*(getattr(x, name) for x in (last, start, dropped)))
+      for name in last._fields
       if name != 'counts'
     }
-    return kept._replace(counts=add_counts(kept.counts, spent), **fields)
+    return last._replace(counts=add_counts(last.counts, spent), **fields)
 
   return _map_nodes(add, is_counted, after, before, other)
 

@@ -70,11 +70,11 @@ def mean_over(
 
   def linear(one):
     def update_fn(batch, state, params=None, **extra_args):
-      found, after = one.update(batch, state, own(params), **extra_args)
+      gradients, after = one.update(batch, state, own(params), **extra_args)
       # Warm starts and the like: the state is the same on all devices.
       after = states.map_inner(mean, after)
-      found, seen = mean((found, states.measured(after)))
-      return found, states.replace_measured(after, seen)
+      gradients, losses = mean((gradients, states.measured(after)))
+      return gradients, states.replace_measured(after, losses)
 
     return base.Oracle(one.init, update_fn)
 

@@ -46,10 +46,10 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
   def update_fn(batch, state, params=None, **extra_args):
     fields: dict[str, Any] = {}
     after = []
-    for part, held in zip(parts, state, strict=True):
-      found, held = part.update(batch, held, params, **extra_args)
-      _sequences.require_gradients(found, params, 'together')
-      for name, gradient in found._asdict().items():
+    for part, inner in zip(parts, state, strict=True):
+      gradients, inner = part.update(batch, inner, params, **extra_args)
+      _sequences.require_gradients(gradients, params, 'together')
+      for name, gradient in gradients._asdict().items():
         if gradient is None:
           continue
         if name in fields:
@@ -58,7 +58,7 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
             'give them to descend one after the other, or add their losses.'
           )
         fields[name] = gradient
-      after.append(held)
+      after.append(inner)
     return _sequences.only(params, **fields), tuple(after)
 
   linear, averaged = all(map(base.is_linear, parts)), None

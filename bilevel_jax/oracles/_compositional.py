@@ -117,9 +117,9 @@ def compositional(
     () if of == 'main' else names
   )
   linear = of == 'levels' or not inside
-  whole = averaged(base.WHOLE)
+  at_once = averaged(base.WHOLE)
   return base.oracle(
-    whole if linear else base.ByMean(whole, averaged),
+    at_once if linear else base.ByMean(at_once, averaged),
     () if of == 'levels' else ('loss',),
     counts=cost,
     moves=moves,

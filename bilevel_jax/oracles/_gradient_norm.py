@@ -74,7 +74,7 @@ def gradient_norm(
     slope = lambda part, x, y: jax.grad(lower, 1)(x, y, part)
     return mean.of(slope, batch, params.upper, params.lower)
 
-  given = _penalised.Penalty(
+  height = _penalised.Penalty(
     half_squared_slope,
     ('penalty',),
     {
@@ -85,4 +85,4 @@ def gradient_norm(
     ('upper', 'lower'),
     mean_slope_of,
   )
-  return _penalised.penalised(problem, given, penalty=penalty, rescale=rescale)
+  return _penalised.penalised(problem, height, penalty=penalty, rescale=rescale)

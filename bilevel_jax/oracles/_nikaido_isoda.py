@@ -78,10 +78,10 @@ def nikaido_isoda(
   # What is no pair is said before a loss of the user's meets it.
   above = lambda x, y, batch: problem.upper(x, _pair(y), batch)
   counts = {'gradients/upper': 1, 'gradients/lower': 2}
-  made = _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts)
+  height = _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts)
   return _penalised.penalised(
     problem._replace(upper=above),
-    made,
+    height,
     penalty=penalty,
     rescale=rescale,
   )

@@ -42,7 +42,7 @@ class Penalty(NamedTuple):
 
 def penalised(
   problem: types.BilevelProblem,
-  given: Penalty,
+  height: Penalty,
   *,
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
@@ -52,7 +52,7 @@ def penalised(
 
   Args:
     problem: the upper and the lower loss.
-    given: the penalty.
+    height: the penalty.
     penalty: its weight: None for two rows, a number or a schedule for the fused
       form.
     rescale: for the fused form, as in `scale_by_penalty`.
@@ -62,13 +62,13 @@ def penalised(
     An oracle that measures `upper`, `lower` and the penalty.
   """
   upper = base.Loss(problem.upper, 'upper')
-  prepare = given.prepare
-  measures_height = given.names[0] != 'lower'
+  prepare = height.prepare
+  measures_height = height.names[0] != 'lower'
   shared: dict[str, Any] = {
-    'names': tuple(dict.fromkeys(('upper', 'lower', *given.names))),
-    'counts': given.counts,
+    'names': tuple(dict.fromkeys(('upper', 'lower', *height.names))),
+    'counts': height.counts,
     'moves': of,
-    'needs': given.sequences,
+    'needs': height.sequences,
     'outputs': problem.outputs,
   }
 
@@ -78,7 +78,7 @@ def penalised(
 
   def height_at(fields, params, batch, known):
     z = params._replace(**fields)
-    return given.fn(z.upper, z.lower, params, batch, known)
+    return height.fn(z.upper, z.lower, params, batch, known)
 
   def result(above, one, height, lower, gradients):
     below, two, *more = lower
@@ -135,9 +135,9 @@ def penalised(
   if scheduled:
     count = lambda params: states.UpdateCount(_trees.zeros([], jnp.int32))
     shared['init'] = count
-  whole = averaged(base.WHOLE, None)
+  at_once = averaged(base.WHOLE, None)
   return base.oracle(
-    whole if prepare is None else base.ByMean(whole, averaged),
+    at_once if prepare is None else base.ByMean(at_once, averaged),
     **shared,
     linear=prepare is None,
   )

@@ -137,7 +137,7 @@ def unrolled(
   Args:
     problem: the upper and the lower loss.
     lower: any optax optimiser, in a record with T `steps`, their batches and
-      the set of the lower variable. Its moments begin anew in each update. One
+      the set of the lower variable. Each update begins with new moments. One
       that divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
     mode: `reverse` runs the trajectory backwards, and keeps all that the K

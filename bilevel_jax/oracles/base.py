@@ -59,11 +59,11 @@ class ByMean(NamedTuple):
   """What `oracle` evaluates where its losses, not its results, are averaged.
 
   Attributes:
-    whole: the `fn` for a batch that is seen as a whole.
+    at_once: the `fn` for a batch that is seen as a whole.
     of: from a `Mean` to an `fn` that evaluates its losses through it.
   """
 
-  whole: Callable[[Any, Any, Any], Any]
+  at_once: Callable[[Any, Any, Any], Any]
   of: Callable[[Mean], Callable[[Any, Any, Any], Any]]
 
 
@@ -464,11 +464,11 @@ def mean_of(
   Raises:
     ValueError: if it is neither linear nor has such a form.
   """
-  given = as_oracle(one)
-  again = given.averaged
+  oracle = as_oracle(one)
+  again = oracle.averaged
   if again is None:
     require_linear(one, who, mend)
-    return mean.linear(given)._replace(moves=given.moves, linear=True)
+    return mean.linear(oracle)._replace(moves=oracle.moves, linear=True)
 
   def averaged(outer):
     of = lambda fn, batch, *at: outer.of(

@@ -9,18 +9,19 @@ from bilevel_jax import evaluation, oracles, types
 from bilevel_jax.oracles import base
 
 
-def _selected(who, losses, objectives, rule, batch_at, refresh_at=None):
+def _selected(method, losses, objectives, rule, batch_at, refresh_at=None):
   """An oracle that takes one of the losses, by a rule."""
   if callable(losses):
     raise TypeError(
-      f'{who} takes a sequence of losses, one function for each objective: a '
-      'function to all of them evaluates all of them.'
+      f'{method} takes a sequence of losses, one function for each objective: '
+      'a function to all of them evaluates all of them.'
     )
   losses = tuple(losses)
   names = tuple(objectives or (f'objective_{i}' for i in range(len(losses))))
   if len(set(names)) != len(losses) or len(names) != len(losses):
     raise ValueError(
-      f'{who}: {len(losses)} losses take as many distinct names, got {names}.'
+      f'{method}: {len(losses)} losses take as many distinct names, got '
+      f'{names}.'
     )
   parts = {n: oracles.gradient(f, name=n) for n, f in zip(names, losses)}
   return evaluation.select(

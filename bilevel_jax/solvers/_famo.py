@@ -137,7 +137,7 @@ def famo(
     stacked = jnp.stack([values[name] for name in given.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
-  def made(oracle):
+  def build(oracle):
     def init_fn(params):
       dtype = _trees.dtype_of(params)
       logits = jnp.zeros([size], dtype)
@@ -176,6 +176,6 @@ def famo(
         optimiser=moved,
       )
 
-    return parts.Solver(init_fn, update_fn, (oracle,), again=made)
+    return parts.Solver(init_fn, update_fn, (oracle,), again=build)
 
-  return made(_weighted_losses(given, 'famo'))
+  return build(_weighted_losses(given, 'famo'))

@@ -135,7 +135,7 @@ def stable(
   )
   move = descent.descend(given, upper=upper, lower=lower)
 
-  def made(curvature, slopes):
+  def build(curvature, slopes):
     def init_fn(params):
       _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
       return curvature.init(params), slopes.init(params), move.init(params)
@@ -165,8 +165,8 @@ def stable(
       lower_update = optax.tree.sub(updates.lower, foreseen)
       return updates._replace(lower=lower_update), (one, two, three)
 
-    given = (curvature, slopes)
-    return parts.Solver(init_fn, update_fn, given, move.sequences, made)
+    both = (curvature, slopes)
+    return parts.Solver(init_fn, update_fn, both, move.sequences, build)
 
   curvature = evaluation.storm(_curvature(problem), decay, like=_zeros)
-  return made(curvature, _slopes(problem))
+  return build(curvature, _slopes(problem))
