@@ -358,7 +358,7 @@ def test_rescale_off_is_the_plain_sum(x64, name):
 def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
   params = problems.rough_params(0, jnp.float32)
   batch = batches_of(0).astype(jnp.float32)
-  static = ('problem', 'upper', 'lower', 'wrap')
+  static = ('problem', 'upper', 'lower')
   if name == 'v_pbgd':
     static += ('value',)
   inject = optax.inject_hyperparams(
