@@ -6,16 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import (
-  _packing,
-  _records,
-  _sequences,
-  _trees,
-  parts,
-  states,
-  types,
-)
+from bilevel_jax import _packing, _records, _sequences, _trees, states, types
 from bilevel_jax.oracles import base
+from bilevel_jax.parts import Solver
 from bilevel_jax.projections import _kept
 
 
@@ -42,7 +35,7 @@ class _Point(NamedTuple):
 def descend(
   *oracles: optax.GradientTransformation,
   **sequences: types.SequenceLike,
-) -> parts.Solver:
+) -> Solver:
   r"""A solver: oracles in order, and for each sequence how it moves.
 
   .. math::
@@ -230,7 +223,7 @@ def descend(
     return point._replace(z=z, sets=sets)
 
   again = lambda *others: descend(*others, **sequences)
-  return parts.Solver(init_fn, update_fn, order, records, again)
+  return Solver(init_fn, update_fn, order, records, again)
 
 
 def _joint(params: Any, added: dict[str, Any]) -> Any:

@@ -97,7 +97,14 @@ class LinearSystem(NamedTuple):
 
 
 def as_system(solve: Any, *, warm_start: bool) -> LinearSystem:
-  """Converts a solver to a `LinearSystem` and fills in its unset fields."""
+  """Converts a solver to a `LinearSystem` and fills in its unset fields.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> solve = bj.linear_solvers.dense_solve()
+    >>> bj.linear_solvers.as_system(solve, warm_start=True).warm_start
+    True
+  """
   system = solve if isinstance(solve, LinearSystem) else LinearSystem(solve)
   warm = warm_start if system.warm_start is None else system.warm_start
   return system._replace(

@@ -14,6 +14,8 @@ import optax
 
 from bilevel_jax import types
 
+__all__ = ['Oracle', 'Solver']
+
 
 class _Value(optax.GradientTransformationExtraArgs):
   """A transformation whose declared properties do not change."""

@@ -22,6 +22,9 @@ import optax
 
 from bilevel_jax import types
 
+# What a state and a link of one's own need; the rest is for wrappers.
+__all__ = ['OracleState', 'UpdateCount', 'counts_updates', 'hold_updates']
+
 
 def counts_updates(kind: type) -> type:
   """Marks a state whose `count` is of updates of the solver.
@@ -122,6 +125,12 @@ def hold_updates(after: Any, before: Any) -> Any:
     `counts_updates`, of `optax.scale_by_schedule` and thus of every optimiser
     of optax with a schedule for a step size, and of `optax.inject_hyperparams`.
     Adam's count, the age of a moment, stays.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp
+    >>> Count = bj.states.UpdateCount
+    >>> bj.states.hold_updates({'a': Count(2)}, {'a': Count(1)})
+    {'a': UpdateCount(count=1)}
   """
 
   def turn_back(now, then):

@@ -48,9 +48,6 @@ def unmeasured(
 
   if not isinstance(solver, parts.Solver):
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-  again = solver.again
-  return solver._replace(
-    init=init_fn,
-    update=update_fn,
-    again=again and (lambda *oracles: unmeasured(again(*oracles))),
-  )
+  make = solver.again
+  again = make and (lambda *oracles: unmeasured(make(*oracles)))
+  return solver._replace(init=init_fn, update=update_fn, again=again)

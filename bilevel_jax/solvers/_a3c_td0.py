@@ -5,7 +5,7 @@ from typing import Any
 import chex
 import jax
 
-from bilevel_jax import _checks, _keys, _sequences, descent, parts, types
+from bilevel_jax import _checks, _keys, _sequences, descent, types
 from bilevel_jax.evaluation import _delayed
 from bilevel_jax.rl import _mdp, _td_actor_critic
 
@@ -21,7 +21,7 @@ def a3c_td0(
   bound: int | None = None,
   service: str = 'round_robin',
   **oracle: Any,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""A3C-TD(0): N workers, one actor, one linear critic, stale parameters.
 
   .. math::

@@ -1,6 +1,6 @@
 """Descent along the implicit hypergradient, also in equality constraints."""
 
-from bilevel_jax import descent, linear_solvers, oracles, parts, types
+from bilevel_jax import descent, linear_solvers, oracles, types
 
 
 def aipod(
@@ -9,7 +9,7 @@ def aipod(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""AiPOD: alternates projected steps of both levels, each in its affine set.
 
   .. math::
@@ -90,7 +90,7 @@ def aid_bilevel(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""Approximate implicit differentiation: `aipod` without a lower set.
 
   .. math::

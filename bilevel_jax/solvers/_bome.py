@@ -1,6 +1,6 @@
 """BOME: descends the upper loss behind a barrier on the value gap."""
 
-from bilevel_jax import aggregators, descent, oracles, parts, types
+from bilevel_jax import aggregators, descent, oracles, types
 
 
 def bome(
@@ -10,7 +10,7 @@ def bome(
   lower: types.SequenceLike,
   value: types.SequenceLike,
   eta: types.ScalarOrSchedule = 0.5,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""BOME: no penalty weight; the value gap has to fall at a given rate.
 
   With :math:`w` the lower variable after T steps of descent,

@@ -11,7 +11,6 @@ from bilevel_jax import (
   descent,
   linear_solvers,
   oracles,
-  parts,
   projections,
   types,
 )
@@ -67,7 +66,7 @@ def e_aipod(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""E-AiPOD: projects the lower variable by a coin, the upper one rarely.
 
   Below, S steps that are projected with probability p, and corrected by a

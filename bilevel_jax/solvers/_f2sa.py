@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import aggregators, descent, oracles, parts, types
+from bilevel_jax import aggregators, descent, oracles, types
 from bilevel_jax.oracles import base
 
 
@@ -48,7 +48,7 @@ def f2sa(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""F2SA: inner loops for the penalised and for the plain lower problem.
 
   .. math::

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import descent, oracles, parts, states, types
+from bilevel_jax import descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -29,7 +29,7 @@ def f2sa_p(
   penalty: types.ScalarOrSchedule,
   upper: types.SequenceLike,
   lower: types.SequenceLike,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""F2SA-p: a hypergradient from p lower solutions, its bias of order nu^p.
 
   With :math:`y_j` a minimiser of :math:`j \nu f(x, \cdot) + g(x, \cdot)` and

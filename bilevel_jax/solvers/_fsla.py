@@ -1,6 +1,6 @@
 """FSLA: lower step, step of the linear system and upper step in turn."""
 
-from bilevel_jax import descent, evaluation, oracles, parts, types
+from bilevel_jax import descent, evaluation, oracles, types
 
 
 def fsla(
@@ -10,7 +10,7 @@ def fsla(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""FSLA: one loop without an inverse Hessian, and momentum for the upper one.
 
   .. math::

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, parts, states, types
+from bilevel_jax import _sequences, descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -24,7 +24,7 @@ def lv_hba(
   proximal: types.SequenceLike,
   proximity: tuple[float, float] = (10.0, 10.0),
   bound: float = 1e3,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""LV-HBA: one loop for lower problems with inequality constraints.
 
   The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. Its

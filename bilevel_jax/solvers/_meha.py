@@ -1,6 +1,6 @@
 """MEHA: the value gap of a Moreau envelope, for lower losses not convex."""
 
-from bilevel_jax import descent, oracles, parts, types
+from bilevel_jax import descent, oracles, types
 
 
 def meha(
@@ -11,7 +11,7 @@ def meha(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""MEHA: one loop without Hessians, the lower problem's Moreau envelope.
 
   .. math::

@@ -2,7 +2,7 @@
 
 import functools
 
-from bilevel_jax import aggregators, descent, oracles, parts, types
+from bilevel_jax import aggregators, descent, oracles, types
 
 
 def _penalised(oracle, penalty, rescale, fused):
@@ -28,7 +28,7 @@ def v_pbgd(
   rescale: bool = True,
   fused: bool = True,
   quadrature: int | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""V-PBGD: descends the upper loss plus a multiple of the lower value gap.
 
   With a third sequence :math:`w` that follows the lower loss's minimiser,
@@ -112,7 +112,7 @@ def g_pbgd(
   lower: types.SequenceLike,
   rescale: bool = True,
   fused: bool = True,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""G-PBGD: descends the upper loss plus a multiple of the lower slope.
 
   .. math::

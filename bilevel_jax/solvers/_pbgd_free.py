@@ -1,6 +1,6 @@
 """PBGD-Free and ALT-PBGD: the penalised lower problem solved before x moves."""
 
-from bilevel_jax import descent, oracles, parts, types
+from bilevel_jax import descent, oracles, types
 
 
 def pbgd_free(
@@ -9,7 +9,7 @@ def pbgd_free(
   penalty: types.ScalarOrSchedule,
   upper: types.SequenceLike,
   lower: types.SequenceLike,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""PBGD-Free: no value sequence; x follows its own slope at a penalised y.
 
   .. math::
@@ -71,7 +71,7 @@ def alt_pbgd(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""ALT-PBGD: both lower problems first, then x, with steps not rescaled.
 
   .. math::

@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, parts, rl, types
+from bilevel_jax import _sequences, descent, oracles, rl, types
 
 
 def pbrl(
@@ -23,7 +23,7 @@ def pbrl(
   weights: Any = None,
   natural: bool = True,
   rescale: bool = True,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""PBRL: a leader, and a follower that is optimal in the leader's process.
 
   .. math::

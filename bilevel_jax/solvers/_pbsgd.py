@@ -14,7 +14,6 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
-  parts,
   states,
   types,
 )
@@ -91,7 +90,7 @@ def v_pbsgd(
   inner_batch: Callable[[Any, Any], Any] | None = None,
   key: Any,
   rescale: bool = True,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""V-PBSGD: V-PBGD for samples, as its analysis has it.
 
   In each update, :math:`w_1 = y_k` and, with samples :math:`\xi_t`,

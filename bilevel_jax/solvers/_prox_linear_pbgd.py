@@ -2,7 +2,7 @@
 
 import optax
 
-from bilevel_jax import descent, oracles, parts, projections, types
+from bilevel_jax import descent, oracles, projections, types
 
 
 def prox_linear_pbgd(
@@ -13,7 +13,7 @@ def prox_linear_pbgd(
   iterations: int = 10,
   upper_set: projections.Projection | None = None,
   lower_set: projections.Projection | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""Prox-linear steps on the upper loss plus the norm of the lower slope.
 
   .. math::

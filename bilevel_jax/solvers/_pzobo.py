@@ -13,7 +13,6 @@ from bilevel_jax import (
   _sequences,
   _trees,
   descent,
-  parts,
   states,
   types,
 )
@@ -28,7 +27,7 @@ def pzobo(
   smoothing: float = 1e-2,
   directions: int = 1,
   key: Any,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""PZOBO: no second derivatives, the inner loop is run from shifted points.
 
   .. math::

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import descent, oracles, parts, types
+from bilevel_jax import descent, oracles, types
 
 
 def rhg(
@@ -17,7 +17,7 @@ def rhg(
   mode: str = 'reverse',
   checkpoint: int | None = None,
   accumulator_dtype: Any = jnp.float32,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""RHG: descends the upper loss after T steps of the inner optimiser.
 
   .. math::
@@ -99,7 +99,7 @@ def rhg(
 
 def t_rhg(
   problem: types.BilevelProblem, *, truncate: int, **kwargs: Any
-) -> parts.Solver:
+) -> descent.Solver:
   r"""T-RHG: `rhg` with a derivative through the last K inner steps only.
 
   .. math::

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _checks, descent, evaluation, oracles, parts, types
+from bilevel_jax import _checks, descent, evaluation, oracles, types
 
 Level = Callable[[Any, Any], Any]
 Levels = Callable[[Any], Sequence[Any]]
@@ -39,7 +39,7 @@ def scgd(
   tracking: types.ScalarOrSchedule,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SCGD: running means of the inner levels, the chain rule at them.
 
   .. math::
@@ -95,7 +95,7 @@ def scsc(
   tracking: types.ScalarOrSchedule,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SCSC: running means that move with what they track, then the main step.
 
   .. math::
@@ -160,7 +160,7 @@ def nasa(
   averaging: float,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""NASA: averages the gradient as well as the inner levels.
 
   .. math::

@@ -15,7 +15,6 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
-  parts,
   states,
   types,
 )
@@ -153,7 +152,7 @@ def seal(
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
   weights: str = 'softmax',
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SEAL: a score for each row, by what a model that stays safe loses on it.
 
   .. math::
@@ -345,7 +344,7 @@ def seal(
 
   own = {n: s for n, s in inner.sequences.items() if n != 'upper'}
   # No `again`: its oracles see weights of the rows of a whole batch.
-  return parts.Solver(
+  return descent.Solver(
     init_fn, update_fn, inner.oracles, {'selector': chosen} | own
   )
 

@@ -13,7 +13,6 @@ from bilevel_jax import (
   descent,
   evaluation,
   oracles,
-  parts,
   types,
 )
 
@@ -35,7 +34,7 @@ def soba(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SOBA: the lower problem, its linear system and the upper problem at once.
 
   .. math::
@@ -93,7 +92,7 @@ def saba(
   linear: types.SequenceLike | None = None,
   index: Callable[[Any], Any] | None = None,
   batches: Callable[[Any], tuple[Any, Any]] = lambda batch: (batch, batch),
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SABA: SOBA whose noise vanishes, by a memory of fixed batches.
 
   Each of SOBA's directions is corrected by what the same part of the data gave
@@ -163,7 +162,7 @@ def ma_soba(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""MA-SOBA: SOBA with a running mean of the upper direction.
 
   .. math::

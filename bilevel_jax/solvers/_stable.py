@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _sequences, descent, evaluation, parts, types
+from bilevel_jax import _checks, _sequences, descent, evaluation, types
 from bilevel_jax.oracles import base
 
 
@@ -69,7 +69,7 @@ def stable(
   lower: types.SequenceLike,
   decay: types.ScalarOrSchedule,
   least_curvature: float,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""STABLE: one loop whose lower step follows the upper one.
 
   .. math::
@@ -166,7 +166,7 @@ def stable(
       return updates._replace(lower=lower_update), (one, two, three)
 
     both = (curvature, slopes)
-    return parts.Solver(init_fn, update_fn, both, move.sequences, build)
+    return descent.Solver(init_fn, update_fn, both, move.sequences, build)
 
   curvature = evaluation.storm(_curvature(problem), decay, like=_zeros)
   return build(curvature, _slopes(problem))

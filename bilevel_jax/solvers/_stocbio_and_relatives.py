@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bilevel_jax import descent, linear_solvers, oracles, parts, types
+from bilevel_jax import descent, linear_solvers, oracles, types
 
 
 class _Row(NamedTuple):
@@ -132,7 +132,7 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
     step_size: float,
     linear_batch: Callable[[Any, Any], Any] | None = None,
     key: Any = None,
-  ) -> parts.Solver:
+  ) -> descent.Solver:
     return descent.descend(
       oracles.lower_gradient(problem),
       oracles.implicit(

@@ -7,7 +7,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import descent, oracles, parts, types
+from bilevel_jax import descent, oracles, types
 
 # (parameters, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
@@ -62,7 +62,7 @@ def stsa(
   steps: types.ScalarOrSchedule | Mapping[str, Any],
   order: str = 'simultaneous',
   batch_of: Callable[[Any, str], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""STSA: any number of coupled sequences, each along its increment.
 
   .. math::

@@ -3,14 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bilevel_jax import (
-  descent,
-  evaluation,
-  linear_solvers,
-  oracles,
-  parts,
-  types,
-)
+from bilevel_jax import descent, evaluation, linear_solvers, oracles, types
 
 
 def _corrected(problem, system, decay, **records):
@@ -31,7 +24,7 @@ def sustain(
   step_size: float,
   linear_batch: Callable[[Any, Any], Any] | None = None,
   key: Any,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""SUSTAIN: one loop, `storm` on the lower gradient and the hypergradient.
 
   .. math::
@@ -87,7 +80,7 @@ def mrbo(
   terms: int,
   step_size: float,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""MRBO: recursive momentum with a Neumann series of fixed length.
 
   `sustain` with a truncated series in place of one random term of it: twice the

@@ -16,7 +16,6 @@ from bilevel_jax import (
   evaluation,
   linear_solvers,
   oracles,
-  parts,
   states,
   types,
 )
@@ -92,7 +91,7 @@ def vrbo(
   period: int,
   large_batch: Callable[[Any], Any] | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-) -> parts.Solver:
+) -> descent.Solver:
   r"""VRBO: recursive differences between fresh estimates, and an inner loop.
 
   .. math::
