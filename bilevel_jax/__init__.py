@@ -5,9 +5,10 @@ optax's `update` takes gradients, a solver's takes a batch.
 
 What is used most is named here; the rest is in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
-`bj.losses` (of sequence models), `bj.oracles`, `bj.projections`, `bj.rl`,
-`bj.solvers` and `bj.types`. For methods of your own, `bj.checks` has checks of
-arguments and `bj.testing` what a method promises.
+`bj.losses` (of sequence models), `bj.oracles`, `bj.parts` (what an oracle and a
+solver declare), `bj.projections`, `bj.rl`, `bj.solvers`, `bj.states` and
+`bj.types`. For methods of your own, `bj.checks` has checks of arguments and
+`bj.testing` what a method promises.
 """
 
 from bilevel_jax import (
@@ -18,9 +19,11 @@ from bilevel_jax import (
   linear_solvers,
   losses,
   oracles,
+  parts,
   projections,
   rl,
   solvers,
+  states,
   testing,
   types,
 )
@@ -111,6 +114,7 @@ __all__ = [
   'oracle',
   'oracles',
   'outputs',
+  'parts',
   'projections',
   'prox_linear',
   'rhg',
@@ -119,6 +123,7 @@ __all__ = [
   'sequences',
   'soba',
   'solvers',
+  'states',
   'stsa',
   'suggest',
   't_rhg',

@@ -4,16 +4,16 @@ Sequences are the fields of a NamedTuple. Where a field of gradients or updates
 is None, a link leaves that sequence alone.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import states, types
+
+counts_updates = states.counts_updates
 
 
 def is_sequences(params: Any) -> bool:
@@ -186,31 +186,3 @@ def vary(leaf: chex.Array, axes: frozenset[str]) -> chex.Array:
 def vary_like(tree: Any, like: Any) -> Any:
   """The same tree, each leaf of a type that differs where `like`'s does."""
   return jax.tree.map(lambda a, b: vary(a, varying_axes(b)), tree, like)
-
-
-def counts_updates(kind: type) -> type:
-  """Marks a state whose `count` is of updates of the solver.
-
-  Inner loops hold such a count until the update's last step.
-  """
-  kind.counts_updates = True  # type: ignore[attr-defined]
-  return kind
-
-
-def add_counts(
-  counts: types.Named | None, spent: Mapping[str, chex.Numeric]
-) -> types.Named | None:
-  """Adds evaluations to int32 counters, which stop at their largest value."""
-  if counts is None:
-    return None
-  new = [spent.get(name, 0) for name in counts.names]
-  fixed = all(isinstance(n, int) for n in new)
-  more = (
-    np.array(new, np.int32)
-    if fixed
-    else jnp.stack([jnp.asarray(n, jnp.int32) for n in new])
-  )
-  largest = np.int32(np.iinfo(np.int32).max)
-  before = counts.array
-  total = jnp.where(before > largest - more, largest, before + more)
-  return types.Named(counts.names, total)

@@ -17,7 +17,7 @@ took, and may draw random numbers.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -71,6 +71,45 @@ class LinearSolver:
   ) -> Any:
     """The solution alone."""
     return self.solve(operator, right, start, key)[0]
+
+
+class LinearSystem(NamedTuple):
+  """How the linear system of a hypergradient is solved.
+
+  A bare solver stands for a record of it. None means that a field is unset:
+  then the method's own default holds.
+
+  Attributes:
+    solve: any function (operator, right, start) to the solution, such as those
+      of this module; unset, ten conjugate gradients.
+    batch_at: the batch of the solver's product t, from (batch, t), for solvers
+      that take fresh samples (`neumann`, `random_neumann`). Unset, each product
+      sees the whole batch.
+    warm_start: whether the solver starts from the last update's solution, which
+      is then kept in state.
+    key: PRNG key of a random solver, or a whole number; only for these.
+  """
+
+  solve: Any = None
+  batch_at: Callable[[Any, Any], Any] | None = None
+  warm_start: bool | None = None
+  key: Any = None
+
+
+def as_system(solve: Any, *, warm_start: bool) -> LinearSystem:
+  """Converts a solver to a `LinearSystem` and fills in its unset fields.
+
+  Example:
+    >>> import bilevel_jax as bj
+    >>> solve = bj.linear_solvers.dense_solve()
+    >>> bj.linear_solvers.as_system(solve, warm_start=True).warm_start
+    True
+  """
+  system = solve if isinstance(solve, LinearSystem) else LinearSystem(solve)
+  warm = warm_start if system.warm_start is None else system.warm_start
+  return system._replace(
+    solve=system.solve or conjugate_gradient(), warm_start=warm
+  )
 
 
 def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:

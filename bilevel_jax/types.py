@@ -23,7 +23,7 @@ ScalarOrSchedule = float | jax.Array | Callable[[chex.Numeric], chex.Numeric]
 Loss = Callable[[Any, Any, Any], Any]
 
 
-# From an oracle to an oracle: what named solvers wrap theirs in.
+# From an oracle to an oracle: what `bj.evaluation.wrapped` puts around each.
 Wrapper = Callable[[Any], Any]
 
 

@@ -51,7 +51,6 @@ HELPERS = frozenset(
     'jacobian_like',
     'power_schedule',
     'unmeasured',
-    'unrolled_by',
     'seal_penalty',
     'split_batch',
   }

@@ -23,11 +23,10 @@ Joint, Lazy, Relaxed = (
 def _whole(wrap, penalty, rate):
   """All that a record says, at once."""
   sgd = optax.sgd(rate)
-  return bj.descend(
+  solver = bj.descend(
     bj.lower_gradient(PROBLEM, of='value'),
     bj.lower_gradient(PROBLEM),
     bj.value_gap(PROBLEM, penalty=penalty),
-    wrap=wrap,
     upper=S(optax.sgd(rate, momentum=0.5), set=X_SET),
     lower=S(sgd, set=Y_SET),
     value=S(
@@ -38,6 +37,7 @@ def _whole(wrap, penalty, rate):
       restart=True,
     ),
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _line(right=0.5):
@@ -53,7 +53,8 @@ def _in_a_set(kept):
     loss = lambda p, batch: contract.upper_loss(p.upper, p.lower, batch)
     oracle = bj.gradient(loss, of=('upper', 'lower'))
     upper = S(optax.sgd(rate), set=kept())
-    return bj.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(rate))
+    solver = bj.descend(oracle, upper=upper, lower=optax.sgd(rate))
+    return bj.evaluation.wrapped(solver, wrap)
 
   return make
 

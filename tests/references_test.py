@@ -580,7 +580,9 @@ EQUATIONS = {
     lambda: bj.aipod(
       PROBLEM, upper=bj.Sequence(UP, set=above()),
       lower=bj.Sequence(LOW, set=below(), steps=3, batch_at=pick),
-      solve=bj.linear_solvers.random_neumann(4, 0.3), linear_batch=pick, key=1,
+      solve=bj.linear_solvers.LinearSystem(
+        bj.linear_solvers.random_neumann(4, 0.3), batch_at=pick, key=1
+      ),
     ),
     lambda b, updates: steps.aipod(
       F, G, X, problem.LONG_LOWER, b, linear_pick=pick,
@@ -709,7 +711,7 @@ def test_delayed_updates_are_those_of_the_points_before(service):
 
   check(
     service,
-    lambda: bj.soba(PROBLEM, linear=VAL, wrap=late, **BOTH),
+    lambda: bj.evaluation.wrapped(bj.soba(PROBLEM, linear=VAL, **BOTH), late),
     reference,
     problem.batches(count=7),
   )

@@ -40,10 +40,10 @@ def test_only_gives_none_elsewhere():
 def test_counters_stop_at_their_largest_value():
   most = np.iinfo(np.int32).max
   counts = types.Named(('a', 'b'), jnp.array([most - 1, 4], jnp.int32))
-  counts = _sequences.add_counts(counts, {'a': 1})
+  counts = bj.states.add_counts(counts, {'a': 1})
   assert dict(counts) == {'a': most, 'b': 4}
   # Also where a number is traced, and where nothing is spent of a name.
-  add = jax.jit(lambda n: _sequences.add_counts(counts, {'a': n, 'b': 2}))
+  add = jax.jit(lambda n: bj.states.add_counts(counts, {'a': n, 'b': 2}))
   assert dict(add(3)) == {'a': most, 'b': 6}
   assert add(3).array.dtype == jnp.int32
 

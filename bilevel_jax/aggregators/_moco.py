@@ -51,13 +51,13 @@ def tracker(
   who: str,
   objectives: int,
   *,
-  tracking: types.ScalarOrSchedule,
-  weight_step: types.ScalarOrSchedule,
-  regularisation: types.ScalarOrSchedule,
-  radius: Any,
-  exact: bool,
-  rest: tuple[str, ...],
-  accumulator_dtype: Any,
+  tracking: types.ScalarOrSchedule = 0.1,
+  weight_step: types.ScalarOrSchedule = 0.1,
+  regularisation: types.ScalarOrSchedule = 0.0,
+  radius: Any = None,
+  exact: bool = False,
+  rest: tuple[str, ...] = (),
+  accumulator_dtype: Any = jnp.float32,
 ) -> Tracker:
   """Checks the numbers of MoCo, and makes its two functions; see `moco`."""
   _checks.within(who, 'tracking', tracking, 0, 1, open_low=True)

@@ -6,8 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _sequences
-from bilevel_jax.oracles import base
+from bilevel_jax import _sequences, states
 
 
 def values(state: Any) -> dict[str, chex.Array]:
@@ -30,7 +29,7 @@ def values(state: Any) -> dict[str, chex.Array]:
     9.0
   """
   measured: dict[str, chex.Array] = {}
-  for node in base.nodes_with(state, 'values'):
+  for node in states.nodes_with(state, 'values'):
     measured |= node.values
   return measured
 
@@ -63,7 +62,7 @@ def evaluated(state: Any) -> dict[str, chex.Array]:
   """
   flags = {n: jnp.ones(jnp.shape(x), bool) for n, x in values(state).items()}
   # The flags of a nested selection are part of those of the outer one.
-  for node in base.nodes_with(state, 'evaluated', nested=False):
+  for node in states.nodes_with(state, 'evaluated', nested=False):
     flags |= node.evaluated
   return flags
 
@@ -101,7 +100,7 @@ def outputs(state: Any) -> dict[str, Any]:
     3.5
   """
   auxiliary: dict[str, Any] = {}
-  for node in base.nodes_with(state, 'outputs'):
+  for node in states.nodes_with(state, 'outputs'):
     auxiliary |= node.outputs
   return auxiliary
 
@@ -132,7 +131,7 @@ def counts(state: Any) -> dict[str, Any]:
     {'gradients/lower': 5, 'gradients/upper': 1}
   """
   total: dict[str, Any] = {}
-  for node in base.nodes_with(state, 'counts'):
+  for node in states.nodes_with(state, 'counts'):
     for name, count in node.counts.items():
       total[name] = total.get(name, 0) + count
   plain = lambda x: jnp.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)
@@ -160,7 +159,7 @@ def auxiliaries(state: Any) -> dict[str, Any]:
     [0. 0. 0.]
   """
   found: dict[str, Any] = {}
-  for node in base.nodes_with(state, 'sequences'):
+  for node in states.nodes_with(state, 'sequences'):
     found |= node.sequences
   return found
 

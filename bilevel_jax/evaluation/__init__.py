@@ -5,8 +5,9 @@ Wrappers that take means over samples (`accumulate`, `mean_over`, `independent`,
 losses can be averaged within (see `bilevel_jax.oracles.base`), `storm`,
 `recursive` and `delayed` any. Wrappers of several oracles: `together` at one
 point, `mixed` for a weighted sum, and `select`, which evaluates one of them, by
-one of the rules `at_random`, `largest_gap`, `in_sequence` and `as_given`.
-`unmeasured` takes a whole solver, and leaves out its losses and counts.
+one of the rules `at_random`, `largest_gap`, `in_sequence` and `as_given`. Of a
+whole solver: `wrapped` puts a wrapper around each of its oracles, `unmeasured`
+leaves out its losses and counts.
 """
 
 from bilevel_jax.evaluation._accumulate import accumulate
@@ -29,6 +30,7 @@ from bilevel_jax.evaluation._select import SelectState, select
 from bilevel_jax.evaluation._storm import StormState, storm
 from bilevel_jax.evaluation._together import together
 from bilevel_jax.evaluation._unmeasured import unmeasured
+from bilevel_jax.evaluation._wrapped import wrapped
 
 __all__ = [
   'DelayedState',
@@ -56,4 +58,5 @@ __all__ = [
   'storm',
   'together',
   'unmeasured',
+  'wrapped',
 ]

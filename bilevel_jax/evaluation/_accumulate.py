@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees
+from bilevel_jax import _checks, _sequences, _trees, states
 from bilevel_jax.evaluation import _parts
 from bilevel_jax.oracles import base
 
@@ -95,15 +95,17 @@ def accumulate(
   def linear(one):
     def update_fn(batch, state, params=None, **extra_args):
       def evaluate(part, before):
-        found, after = one.update(part, before, params, **extra_args)
+        gradients, after = one.update(part, before, params, **extra_args)
         # Out of the carry: in a shard_map they are of another type than before.
-        seen = base.measured(after)
+        losses = states.measured(after)
         # A schedule inside the oracle sees one update, not one a part.
-        after = base.hold_measured(base.hold_updates(after, before), before)
-        return (found, seen), after
+        after = states.hold_measured(states.hold_updates(after, before), before)
+        return (gradients, losses), after
 
-      (found, seen), after = scan(evaluate, batch, state)
-      return found, base.replace_measured(base.next_update(after), seen)
+      (gradients, losses), after = scan(evaluate, batch, state)
+      return gradients, states.replace_measured(
+        states.next_update(after), losses
+      )
 
     return base.Oracle(one.init, update_fn)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _keys, _trees, types
+from bilevel_jax import _checks, _keys, _trees, states, types
 from bilevel_jax.oracles import base
 
 SERVICES = ('round_robin', 'random', 'sampled')
@@ -33,7 +33,7 @@ class DelayedState(NamedTuple):
   versions: chex.Array
   held: Any
   key: Any
-  report: base.OracleState
+  report: states.OracleState
   inner: Any
 
 
@@ -110,7 +110,7 @@ def delayed(
   draws = service != 'round_robin'
   if draws:
     _keys.as_key(key, f'delayed(service={service!r})')
-  evaluated = optax.with_extra_args_support(oracle)
+  evaluated = base.as_oracle(oracle)
   places = most + 1
 
   def init_fn(params):
@@ -128,7 +128,7 @@ def delayed(
       versions=jnp.zeros(places, jnp.int32),
       held=jnp.zeros(workers, jnp.int32) if service == 'random' else (),
       key=_keys.as_key(key) if draws else (),
-      report=base.OracleState(
+      report=states.OracleState(
         types.named(names, jnp.zeros(1, _trees.dtype_of(params))), None
       ),
       inner=evaluated.init(params),
@@ -183,11 +183,14 @@ def delayed(
   again = lambda one: delayed(
     one, workers, bound=bound, service=service, key=key
   )
-  made = base.wrapped(oracle, init_fn, update_fn, again=again)
   # All samples of a batch are seen at one point, whichever it is.
-  linear = base.is_linear(oracle)
-  return base.Oracle(
-    init_fn, update_fn, made.moves, linear=linear, averaged=made.averaged
+  return base.wrapped(
+    evaluated,
+    init_fn,
+    update_fn,
+    again=again,
+    linear=evaluated.linear,
+    inside=True,
   )
 
 

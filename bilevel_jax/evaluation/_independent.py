@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, types
+from bilevel_jax import _checks, states, types
 from bilevel_jax.evaluation import _parts
 from bilevel_jax.oracles import base
 
@@ -54,7 +54,7 @@ def independent(
   _checks.whole('independent', 'samples', samples)
   mend = 'wrap bj.multi_objective(losses), and give its rows to the aggregator'
   base.require_linear(oracle, 'independent', mend)
-  inner = optax.with_extra_args_support(oracle)
+  inner = base.as_oracle(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
     batches = split(batch, samples)
@@ -64,7 +64,7 @@ def independent(
       before = state
       jacobian, state = inner.update(part, state, params, **extra_args)
       if i < samples - 1:
-        state = base.hold_updates(state, before)
+        state = states.hold_updates(state, before)
       if not isinstance(jacobian, types.Jacobian):
         raise TypeError(
           'independent stacks the rows of Jacobians, got '
@@ -72,7 +72,7 @@ def independent(
           'bj.multi_objective(losses) for instance.'
         )
       found.append(jacobian)
-      measured.append(base.measured(state))
+      measured.append(states.measured(state))
     join = lambda *leaves: jnp.concatenate(leaves)
 
     def average(*leaves):
@@ -85,7 +85,6 @@ def independent(
       values=jax.tree.map(join, *(j.values for j in found)),
     )
     means = jax.tree.map(average, *measured)
-    return joined, base.replace_measured(state, means)
+    return joined, states.replace_measured(state, means)
 
-  moves = getattr(oracle, 'moves', None)
-  return base.Oracle(inner.init, update_fn, moves, linear=True)
+  return inner._replace(update=update_fn, averaged=None, within=None)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _sequences, states
 from bilevel_jax.oracles import base
 
 
@@ -65,21 +65,16 @@ def mean_over(
     axes = _sequences.varying_axes(jax.lax.axis_index(axis_name))
     return jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), tree)
 
-  def share(node):
-    if not base.is_oracle_state(node):
-      return node
-    return node._replace(inner=mean(node.inner))
-
   def of(fn, batch, *at):
     return mean(fn(batch, *own(at)))
 
   def linear(one):
     def update_fn(batch, state, params=None, **extra_args):
-      found, after = one.update(batch, state, own(params), **extra_args)
+      gradients, after = one.update(batch, state, own(params), **extra_args)
       # Warm starts and the like: the state is the same on all devices.
-      after = jax.tree.map(share, after, is_leaf=base.is_oracle_state)
-      found, seen = mean((found, base.measured(after)))
-      return found, base.replace_measured(after, seen)
+      after = states.map_inner(mean, after)
+      gradients, losses = mean((gradients, states.measured(after)))
+      return gradients, states.replace_measured(after, losses)
 
     return base.Oracle(one.init, update_fn)
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees
+from bilevel_jax import _trees, states
 from bilevel_jax.evaluation import _rules, _select
 from bilevel_jax.oracles import base
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class MixedState(NamedTuple):
   """State of `mixed`.
 
@@ -74,7 +74,7 @@ def mixed(
   who = 'mixed'
   given = _select.objectives(who, oracles)
   weights = _rules.checked_weights(who, weights)
-  parts = [optax.with_extra_args_support(part) for part in given.oracles]
+  parts = given.oracles
   number = len(parts)
 
   def init_fn(params):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _trees
+from bilevel_jax import _checks, _trees, states
 from bilevel_jax.evaluation import _storm
 from bilevel_jax.oracles import base
 
@@ -124,7 +124,7 @@ def recursive(
         here,
         behind,
       )
-      return here, moved, base.also_spent(inner, state.inner, other)
+      return here, moved, states.also_spent(inner, state.inner, other)
 
     here, found, inner = jax.lax.cond(state.age == 0, fresh, follow)
     return _trees.as_dtypes_of(found, here), RecursiveState(
@@ -142,4 +142,4 @@ def recursive(
     like=like,
     accumulator_dtype=accumulator_dtype,
   )
-  return base.wrapped(oracle, init_fn, update_fn, again=again)
+  return base.wrapped(oracle, init_fn, update_fn, again=again, inside=True)

@@ -114,7 +114,7 @@ def saga(
     'tables of linear directions, as bj.saba does',
   )
   largest = max(numbers)
-  inner = optax.with_extra_args_support(oracle)
+  inner = base.as_oracle(oracle)
   like = like or _storm.like_moved(oracle)
 
   def init_fn(params):
@@ -184,7 +184,7 @@ def saga(
   again = lambda one: saga(
     one, parts, index=index, like=like, accumulator_dtype=accumulator_dtype
   )
-  return base.wrapped(oracle, init_fn, update_fn, again=again)
+  return base.wrapped(inner, init_fn, update_fn, again=again, inside=True)
 
 
 def _require_rows(gradients: Any, number: int) -> None:

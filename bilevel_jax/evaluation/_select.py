@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.evaluation import _rules
 from bilevel_jax.oracles import base
 
@@ -25,7 +25,7 @@ BatchAt = (
 )
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class SelectState(NamedTuple):
   """State of `select`.
 
@@ -45,7 +45,7 @@ class SelectState(NamedTuple):
   selected: chex.Array
   evaluated: dict[str, chex.Array]
   rule: Any
-  report: base.OracleState
+  report: states.OracleState
   inner: Any
 
 
@@ -60,7 +60,7 @@ class Objectives(NamedTuple):
   """
 
   who: str
-  oracles: tuple[Any, ...]
+  oracles: tuple[base.Oracle, ...]
   names: tuple[str, ...]
   moves: tuple[str, ...] | None
 
@@ -137,7 +137,8 @@ def objectives(who: str, oracles: Oracles) -> Objectives:
         f'{who}: {name} is a {type(part).__name__}, expected an oracle: '
         f'bj.gradient(loss, name={name!r}) for instance.'
       )
-  declared = [getattr(part, 'moves', None) for part in parts]
+  parts = tuple(map(base.as_oracle, parts))
+  declared = [part.moves for part in parts]
   said = [frozenset(d) for d in declared if d is not None]
   if len(set(said)) > 1:
     raise ValueError(apart(who, names, declared))
@@ -168,16 +169,16 @@ def _evaluated(chosen: chex.Array, inner: Any) -> dict[str, chex.Array]:
   """By name of a loss, whether its objective is chosen and evaluates it."""
   flags: dict[str, chex.Array] = {}
   for here, state in zip(chosen, inner, strict=True):
-    for node in base.nodes_with(state, 'values'):
+    for node in states.nodes_with(state, 'values'):
       flags |= dict.fromkeys(node.values, here)
-    for node in base.nodes_with(state, 'evaluated', nested=False):
+    for node in states.nodes_with(state, 'evaluated', nested=False):
       flags |= {name: here & flag for name, flag in node.evaluated.items()}
   return flags
 
 
 def _loss(who: str, name: str, state: Any) -> chex.Array:
   """The first loss that an oracle has measured."""
-  for values, _ in base.measured(state):
+  for values, _ in states.measured(state):
     if values is not None:
       return values.array[0]
   raise TypeError(
@@ -259,7 +260,7 @@ def select(
   """
   who = 'select'
   given = objectives(who, oracles)
-  parts = [optax.with_extra_args_support(part) for part in given.oracles]
+  parts = given.oracles
   number, by_loss = len(parts), rule.refresh_every is not None
   if rule.choose is None and batch_at is not None:
     raise ValueError(
@@ -278,7 +279,7 @@ def select(
       selected=jnp.int32(-1),
       evaluated=_evaluated(nothing, inner),
       rule=rule.init(number, dtype),
-      report=base.OracleState(
+      report=states.OracleState(
         None, types.named(counters, jnp.zeros([len(counters)], jnp.int32))
       ),
       inner=inner,
@@ -311,7 +312,7 @@ def select(
 
       due = state.taken.sum() % rule.refresh_every == 0
       learnt = jax.lax.cond(due, anew, lambda before: before, learnt)
-      counts = _sequences.add_counts(counts, dict.fromkeys(counters, due))
+      counts = states.add_counts(counts, dict.fromkeys(counters, due))
     if rule.choose is None:
       index = jnp.int32(place := given.given_by(batch))
       found, loss, inner = evaluate(place, lambda i: batch[given.names[i]])
@@ -344,5 +345,11 @@ def select(
     others, rule, batch_at=batch_at, refresh_at=refresh_at
   )
   return base.Oracle(
-    init_fn, update_fn, given.moves, averaged=averaged(given, again)
+    init_fn,
+    update_fn,
+    given.moves,
+    averaged=averaged(given, again),
+    within=lambda wrapper: again(
+      given.like(base.around(part, wrapper) for part in parts)
+    ),
   )

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax import _checks, _sequences, _trees, states, types
 from bilevel_jax.oracles import base
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class StormState(NamedTuple):
   """State of `storm`.
 
@@ -85,7 +85,7 @@ def storm(
     <https://arxiv.org/abs/1905.10018>`_, 2019.
   """
   _checks.within('storm', 'the decay', decay, 0, 1)
-  evaluated = optax.with_extra_args_support(oracle)
+  evaluated = base.as_oracle(oracle)
   like = like or like_moved(oracle)
 
   def init_fn(params):
@@ -103,7 +103,7 @@ def storm(
       batch, state.inner, state.previous, **extra_args
     )
     ahead, inner = evaluated.update(batch, state.inner, params, **extra_args)
-    inner = base.also_spent(inner, state.inner, other)
+    inner = states.also_spent(inner, state.inner, other)
     rate = decay(state.count) if callable(decay) else decay
     keep = jnp.where(state.started, 1 - rate, 0)
 
@@ -125,12 +125,12 @@ def storm(
   again = lambda one: storm(
     one, decay, like=like, accumulator_dtype=accumulator_dtype
   )
-  return base.wrapped(oracle, init_fn, update_fn, again=again)
+  return base.wrapped(evaluated, init_fn, update_fn, again=again, inside=True)
 
 
 def like_moved(oracle: optax.GradientTransformation) -> Callable[[Any], Any]:
   """From parameters to those that an oracle moves; None for the others."""
-  moves = getattr(oracle, 'moves', None)
+  moves = base.as_oracle(oracle).moves
 
   def like(params):
     if moves is None or not _sequences.is_sequences(params):

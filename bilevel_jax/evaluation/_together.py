@@ -4,13 +4,11 @@ from typing import Any
 
 import optax
 
-from bilevel_jax import _sequences, types
+from bilevel_jax import _sequences
 from bilevel_jax.oracles import base
 
 
-def together(
-  *oracles: optax.GradientTransformation, wrap: types.Wrapper | None = None
-) -> base.Oracle:
+def together(*oracles: optax.GradientTransformation) -> base.Oracle:
   r"""Evaluates several oracles at one point: none sees what another moves.
 
   .. math::
@@ -18,7 +16,6 @@ def together(
 
   Args:
     *oracles: oracles of different sequences.
-    wrap: wraps each of them.
 
   Returns:
     An oracle for all of their sequences.
@@ -39,23 +36,20 @@ def together(
   """
   if not oracles:
     raise ValueError('together takes at least one oracle.')
-  parts = [one if wrap is None else wrap(one) for one in oracles]
-  declared: list[Any] = [getattr(part, 'moves', None) for part in parts]
-  moves = None
-  if None not in declared:
-    moves = [name for some in declared for name in some]
+  parts = [base.as_oracle(one) for one in oracles]
+  declared: list[Any] = [part.moves for part in parts]
+  moves = None if None in declared else sum(declared, ())
 
   def init_fn(params):
     return tuple(part.init(params) for part in parts)
 
   def update_fn(batch, state, params=None, **extra_args):
     fields: dict[str, Any] = {}
-    states = []
-    for part, held in zip(parts, state, strict=True):
-      update = optax.with_extra_args_support(part).update
-      found, held = update(batch, held, params, **extra_args)
-      _sequences.require_gradients(found, params, 'together')
-      for name, gradient in found._asdict().items():
+    after = []
+    for part, inner in zip(parts, state, strict=True):
+      gradients, inner = part.update(batch, inner, params, **extra_args)
+      _sequences.require_gradients(gradients, params, 'together')
+      for name, gradient in gradients._asdict().items():
         if gradient is None:
           continue
         if name in fields:
@@ -64,8 +58,8 @@ def together(
             'give them to descend one after the other, or add their losses.'
           )
         fields[name] = gradient
-      states.append(held)
-    return _sequences.only(params, **fields), tuple(states)
+      after.append(inner)
+    return _sequences.only(params, **fields), tuple(after)
 
   linear, averaged = all(map(base.is_linear, parts)), None
   if not linear and all(map(base.has_mean, parts)):
@@ -73,5 +67,12 @@ def together(
       *(base.mean_of(part, mean, 'together') for part in parts)
     )
   return base.Oracle(
-    init_fn, update_fn, moves, linear=linear, averaged=averaged
+    init_fn,
+    update_fn,
+    moves,
+    linear=linear,
+    averaged=averaged,
+    within=lambda wrapper: together(
+      *(base.around(part, wrapper) for part in parts)
+    ),
   )

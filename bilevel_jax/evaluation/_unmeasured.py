@@ -1,31 +1,9 @@
 """A solver whose state holds no losses and no counts of evaluations."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from bilevel_jax import types
-
-
-def _is_measured(node):
-  return isinstance(node, types.Named | types.Numbers)
-
-
-def _strip(state):
-  drop = lambda node: None if _is_measured(node) else node
-  return jax.tree.map(drop, state, is_leaf=_is_measured)
-
-
-def _fill(state, template):
-  """The state with zeros in place of what was stripped."""
-  leaves = iter(jax.tree.leaves(state))
-
-  def fill(node):
-    if _is_measured(node):
-      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), node)
-    return next(leaves)
-
-  return jax.tree.map(fill, template, is_leaf=_is_measured)
+from bilevel_jax import parts, states
 
 
 def unmeasured(
@@ -57,15 +35,19 @@ def unmeasured(
     >>> len(jax.tree.leaves(bj.evaluation.unmeasured(solver).init(params)))
     1
   """
-  solver = optax.with_extra_args_support(solver)
+  inner = optax.with_extra_args_support(solver)
 
   def init_fn(params):
-    return _strip(solver.init(params))
+    return states.drop_numbers(inner.init(params))
 
   def update_fn(batch, state, params=None, **extra_args):
-    template = jax.eval_shape(solver.init, params)
-    full = _fill(state, template)
-    updates, state = solver.update(batch, full, params, **extra_args)
-    return updates, _strip(state)
+    template = jax.eval_shape(inner.init, params)
+    full = states.fill_numbers(state, template)
+    updates, state = inner.update(batch, full, params, **extra_args)
+    return updates, states.drop_numbers(state)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  if not isinstance(solver, parts.Solver):
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  make = solver.again
+  again = make and (lambda *oracles: unmeasured(make(*oracles)))
+  return solver._replace(init=init_fn, update=update_fn, again=again)

@@ -15,9 +15,10 @@ from bilevel_jax.oracles._multi_objective import jacobian_like, multi_objective
 from bilevel_jax.oracles._multi_objective_gap import multi_objective_gap
 from bilevel_jax.oracles._nikaido_isoda import best_responses, nikaido_isoda
 from bilevel_jax.oracles._prox_linear import ProxLinearState, prox_linear
-from bilevel_jax.oracles._unrolled import unrolled, unrolled_by
+from bilevel_jax.oracles._unrolled import unrolled
 from bilevel_jax.oracles._value_gap import value_gap
-from bilevel_jax.oracles.base import Oracle, OracleState, aggregated, oracle
+from bilevel_jax.oracles.base import Oracle, aggregated, oracle
+from bilevel_jax.states import OracleState
 
 __all__ = [
   'ImplicitState',
@@ -43,6 +44,5 @@ __all__ = [
   'penalised_lower_gradient',
   'prox_linear',
   'unrolled',
-  'unrolled_by',
   'value_gap',
 ]

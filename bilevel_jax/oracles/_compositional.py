@@ -117,12 +117,12 @@ def compositional(
     () if of == 'main' else names
   )
   linear = of == 'levels' or not inside
+  at_once = averaged(base.WHOLE)
   return base.oracle(
-    averaged(base.WHOLE),
+    at_once if linear else base.ByMean(at_once, averaged),
     () if of == 'levels' else ('loss',),
     counts=cost,
     moves=moves,
     needs=('main', *names),
     linear=linear,
-    averaged=None if linear else averaged,
   )

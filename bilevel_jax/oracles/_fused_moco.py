@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _trees
 from bilevel_jax.aggregators import _moco, _rows
 from bilevel_jax.oracles import _multi_objective, base
 
@@ -16,16 +14,11 @@ def fused_moco(
   losses: _multi_objective.Losses,
   objectives: int | Sequence[str] | None = None,
   *,
-  tracking: types.ScalarOrSchedule = 0.1,
-  weight_step: types.ScalarOrSchedule = 0.1,
-  regularisation: types.ScalarOrSchedule = 0.0,
-  exact: bool = False,
-  radius: Any = None,
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
-  accumulator_dtype: Any = jnp.float32,
-) -> optax.GradientTransformationExtraArgs:
+  **moco: Any,
+) -> base.Oracle:
   r"""The updates of `multi_objective` and `moco`, without a Jacobian.
 
   A loop over the objectives makes one gradient after another and moves the
@@ -37,15 +30,11 @@ def fused_moco(
   Args:
     losses: as in `multi_objective`.
     objectives: likewise.
-    tracking: as in `moco`.
-    weight_step: likewise.
-    regularisation: likewise.
-    exact: likewise.
-    radius: likewise.
     rest: sequences that only some losses have.
     trunk: as in `multi_objective`.
     per_task: likewise.
-    accumulator_dtype: as in `moco`.
+    **moco: `tracking`, `weight_step`, `regularisation`, `exact`, `radius` and
+      `accumulator_dtype` of `bj.aggregators.moco`.
 
   Returns:
     An oracle to one gradient; its `inner` state is a `MocoState`.
@@ -80,13 +69,8 @@ def fused_moco(
   init, update = _moco.tracker(
     who,
     count,
-    tracking=tracking,
-    weight_step=weight_step,
-    regularisation=regularisation,
-    radius=radius,
-    exact=exact,
     rest=given.rest,
-    accumulator_dtype=accumulator_dtype,
+    **moco,
   )
 
   def fn(params, batch, inner):

@@ -194,12 +194,11 @@ def penalised_lower_gradient(
     value, found = lower.full(x, y, batch)
     return value, (value, found)
 
+  counts = {'gradients/upper': 1, 'gradients/lower': 1}
+  sequences = ('upper', 'lower')
   return _penalised.penalised(
     problem,
-    itself,
-    name='lower',
-    sequences=('upper', 'lower'),
-    counts={'gradients/upper': 1, 'gradients/lower': 1},
+    _penalised.Penalty(itself, ('lower',), counts, sequences),
     penalty=penalty,
     rescale=rescale,
     of=('lower',),

@@ -74,17 +74,15 @@ def gradient_norm(
     slope = lambda part, x, y: jax.grad(lower, 1)(x, y, part)
     return mean.of(slope, batch, params.upper, params.lower)
 
-  return _penalised.penalised(
-    problem,
+  height = _penalised.Penalty(
     half_squared_slope,
-    name='penalty',
-    sequences=('upper', 'lower'),
-    counts={
+    ('penalty',),
+    {
       'gradients/upper': 1,
       'gradients/lower': 1,
       'hessian_vector_products/lower': 1,
     },
-    penalty=penalty,
-    rescale=rescale,
-    prepare=mean_slope_of,
+    ('upper', 'lower'),
+    mean_slope_of,
   )
+  return _penalised.penalised(problem, height, penalty=penalty, rescale=rescale)

@@ -11,8 +11,8 @@ from bilevel_jax import _keys, _sequences, linear_solvers, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _affine
 
-# Any function (operator, right, start) -> solution.
-Solve = Callable[..., Any]
+# Any function (operator, right, start) -> solution, or a record of one.
+Solve = Callable[..., Any] | linear_solvers.LinearSystem
 
 
 class ImplicitState(NamedTuple):
@@ -55,9 +55,7 @@ def implicit_terms(
   *,
   solve: Solve,
   lower_set: _affine.AffineSet | None = None,
-  linear_batch: Callable[[Any, Any], Any] | None = None,
   start: Any = None,
-  key: Any = None,
   direct: bool = True,
   mean: base.Mean = base.WHOLE,
 ) -> ImplicitTerms:
@@ -66,6 +64,7 @@ def implicit_terms(
   The mean is taken of the upper gradient, of each Hessian product and of the
   cross term: the system is that of the mean loss.
   """
+  system = linear_solvers.as_system(solve, warm_start=False)
   upper = base.Loss(problem.upper, 'upper')
   lower = base.Loss(problem.lower, 'lower')
   x, y = params.upper, params.lower
@@ -90,10 +89,9 @@ def implicit_terms(
   # In a shard_map, a mean over clients or a start is of another type.
   lifted = lambda u: _sequences.vary_like(lift(u), y)
   operator: Callable[[Any], Any] = lambda u: coordinates(product(lifted(u))[1])
-  if linear_batch is not None:
-    draw = linear_batch
+  if (draw := system.batch_at) is not None:
 
-    def sampled(u, t):
+    def sampled(u, t, draw=draw):
       slopes = slopes_at(draw(batch, t))
       return coordinates(jax.jvp(slopes, (y,), (lifted(u),))[1][1])
 
@@ -102,7 +100,7 @@ def implicit_terms(
   right = coordinates(above_y)
   if start is not None:
     start = _sequences.vary_like(start, right)
-  linear, products = _solved(solve, operator, right, start, key)
+  linear, products = _solved(system, operator, right, start)
   cross, curved = product(lifted(linear))
   correction = optax.tree.scale(-1, cross)
   coupling = None if lower_set is None else lower_set.coupling
@@ -122,9 +120,6 @@ def implicit(
   *,
   solve: Solve | None = None,
   lower_set: _affine.AffineSet | None = None,
-  warm_start: bool = True,
-  linear_batch: Callable[[Any, Any], Any] | None = None,
-  key: Any = None,
   direct: bool = True,
 ) -> base.Oracle:
   r"""The hypergradient, with one linear system in the lower loss's Hessian.
@@ -151,18 +146,13 @@ def implicit(
       along the lower set.
     solve: any function (operator, right, start) to the solution, such as
       `conjugate_gradient`, `neumann`, `random_neumann`, `nystrom`, `gmres`,
-      `dense_solve` of `bj.linear_solvers` or another library's; by default ten
-      conjugate gradients.
+      `dense_solve` of `bj.linear_solvers` or another library's; or a
+      `bj.linear_solvers.LinearSystem` of one, with its batches and its key. By
+      default ten conjugate gradients. Unset, it starts warm.
     lower_set: the set of the lower variable: `affine_set`,
       `affine_operator_set` or `consensus_set`; None for the whole space. Over
       a `consensus_set` of a mapped axis, the system's matrix is the mean of the
       clients'.
-    warm_start: whether the solver starts from the last update's solution, which
-      is then kept in state.
-    linear_batch: the batch of the solver's product t, from (batch, t), for
-      solvers that take fresh samples (`neumann`, `random_neumann`); by default
-      the whole batch.
-    key: PRNG key of a random solver, or a whole number to make it of.
     direct: False leaves out the direct gradient :math:`\nabla_x f`.
 
   Returns:
@@ -198,9 +188,9 @@ def implicit(
     Pedregosa, `Hyperparameter optimization with approximate gradient
     <https://arxiv.org/abs/1602.02355>`_, 2016.
   """
-  solver = solve or linear_solvers.conjugate_gradient()
+  system = linear_solvers.as_system(solve, warm_start=True)
   check_lower_set(lower_set)
-  random = getattr(solver, 'random', False)
+  random = getattr(system.solve, 'random', False)
   # The set, where the lower variable's equations depend on the upper one.
   coupled = lower_set if getattr(lower_set, 'coupling', None) else None
   rounds = 0 if lower_set is None else lower_set.rounds
@@ -214,26 +204,25 @@ def implicit(
       lower_set.check(params.lower, params.upper, 'lower')
       zero = lower_set.zero
     return ImplicitState(
-      linear=zero(params.lower) if warm_start else None,
-      key=_keys.as_key(key, 'the linear solver') if random else None,
+      linear=zero(params.lower) if system.warm_start else None,
+      key=_keys.as_key(system.key, 'the linear solver') if random else None,
     )
 
   def averaged(mean):
     return lambda *given: hypergradient(mean, *given)
 
   def hypergradient(mean, params, batch, inner):
-    next_key = now = None
+    next_key, now = None, system
     if random:
-      next_key, now = jax.random.split(inner.key)
+      next_key, key = jax.random.split(inner.key)
+      now = system._replace(key=key)
     terms = implicit_terms(
       problem,
       params,
       batch,
-      solve=solver,
+      solve=now,
       lower_set=lower_set,
-      linear_batch=linear_batch,
       start=inner.linear,
-      key=now,
       direct=direct,
       mean=mean,
     )
@@ -248,33 +237,33 @@ def implicit(
       'hessian_vector_products/lower': products,
       'rounds/linear': rounds * products,
     }
-    inner = ImplicitState(terms.linear if warm_start else None, next_key)
+    inner = ImplicitState(terms.linear if system.warm_start else None, next_key)
     gradients = _sequences.only(params, upper=gradient)
     outputs = base.outputs_of(problem, upper=terms.outputs)
     return measured, gradients, inner, spent, *outputs
 
   counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
   return base.oracle(
-    averaged(base.WHOLE),
+    base.ByMean(averaged(base.WHOLE), averaged),
     names,
     init,
     counts=counts | ({'rounds/linear': rounds} if rounds else {}),
     moves=('upper',),
     needs=('upper', 'lower'),
     outputs=base.outputs_only(problem, 'upper'),
-    averaged=averaged,
   )
 
 
-def _solved(solve, operator, right, start, key) -> tuple[Any, Any]:
+def _solved(system, operator, right, start) -> tuple[Any, Any]:
   """The solution, and the solver's products; None for another library's."""
+  solve = system.solve
   if not callable(solve):
     raise TypeError(
       f'a linear solver is a function, got {solve!r}: pass '
       'bj.linear_solvers.conjugate_gradient(10) for instance.'
     )
   if isinstance(solve, linear_solvers.LinearSolver):
-    return solve.solve(operator, right, start, key)
+    return solve.solve(operator, right, start, system.key)
   found = solve(operator, right, start)
   ours: Any = jax.tree.structure(right)
   theirs: Any = jax.tree.structure(found)

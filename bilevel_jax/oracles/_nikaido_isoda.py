@@ -77,13 +77,11 @@ def nikaido_isoda(
 
   # What is no pair is said before a loss of the user's meets it.
   above = lambda x, y, batch: problem.upper(x, _pair(y), batch)
+  counts = {'gradients/upper': 1, 'gradients/lower': 2}
+  height = _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts)
   return _penalised.penalised(
     problem._replace(upper=above),
-    gap,
-    name='gap',
-    also=('gap_rounding',),
-    sequences=('upper', 'lower', 'value'),
-    counts={'gradients/upper': 1, 'gradients/lower': 2},
+    height,
     penalty=penalty,
     rescale=rescale,
   )

@@ -1,14 +1,14 @@
 """An upper loss beside a penalty: as two rows, or fused into one loss."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -17,47 +17,58 @@ from bilevel_jax.oracles import base
 PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
+class Penalty(NamedTuple):
+  """A penalty that replaces the lower problem.
+
+  Attributes:
+    fn: the penalty, and the lower loss with its auxiliary outputs, as a
+      function of the two variables, of all params (for sequences that are held
+      fixed) and of the batch.
+    names: of the penalty in `bj.values`, `lower` if it is that loss; then of
+      what else `fn` measures, after the outputs.
+    counts: what one evaluation costs.
+    sequences: those that the parameters must have.
+    prepare: for a penalty that is not linear in the samples, what it needs to
+      be linear in those of a part, from (mean, params, batch): the last
+      argument of `fn`, which is else None.
+  """
+
+  fn: PenaltyFn
+  names: tuple[str, ...]
+  counts: Mapping[str, int]
+  sequences: tuple[str, ...] = ('upper', 'lower', 'value')
+  prepare: Callable[[base.Mean, Any, Any], Any] | None = None
+
+
 def penalised(
   problem: types.BilevelProblem,
-  penalty_fn: PenaltyFn,
+  height: Penalty,
   *,
-  name: str,
-  also: tuple[str, ...] = (),
-  sequences: tuple[str, ...],
-  counts: Mapping[str, int],
   penalty: types.ScalarOrSchedule | None,
   rescale: bool,
   of: tuple[str, ...] = ('upper', 'lower'),
-  prepare: Callable[[base.Mean, Any, Any], Any] | None = None,
 ) -> base.Oracle:
   """Makes an oracle from a penalty that replaces the lower problem.
 
   Args:
     problem: the upper and the lower loss.
-    penalty_fn: the penalty, and the lower loss with its auxiliary outputs, as a
-      function of the two variables, of all params (for sequences that are held
-      fixed) and of the batch.
-    name: the name of the penalty in `bj.values`; `lower` if it is that loss.
-    also: names of what else `penalty_fn` measures, after the outputs.
-    sequences: the sequences that the parameters must have.
-    counts: what one evaluation costs.
-    penalty: None for two rows; a weight or a schedule for the fused form.
+    height: the penalty.
+    penalty: its weight: None for two rows, a number or a schedule for the fused
+      form.
     rescale: for the fused form, as in `scale_by_penalty`.
     of: the sequences to differentiate.
-    prepare: for a penalty that is not linear in the samples, what it needs to
-      be linear in those of a part, from (mean, params, batch): the last
-      argument of `penalty_fn`, which is else None.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
   """
   upper = base.Loss(problem.upper, 'upper')
-  measures_height = name != 'lower'
+  prepare = height.prepare
+  measures_height = height.names[0] != 'lower'
   shared: dict[str, Any] = {
-    'names': ('upper', 'lower', *([name] if measures_height else []), *also),
-    'counts': counts,
+    'names': tuple(dict.fromkeys(('upper', 'lower', *height.names))),
+    'counts': height.counts,
     'moves': of,
-    'needs': sequences,
+    'needs': height.sequences,
     'outputs': problem.outputs,
   }
 
@@ -67,7 +78,7 @@ def penalised(
 
   def height_at(fields, params, batch, known):
     z = params._replace(**fields)
-    return penalty_fn(z.upper, z.lower, params, batch, known)
+    return height.fn(z.upper, z.lower, params, batch, known)
 
   def result(above, one, height, lower, gradients):
     below, two, *more = lower
@@ -109,7 +120,7 @@ def penalised(
         now = count.count if scheduled else None
         evaluate, more = fused, weights(now, _trees.dtype_of(params))
         if scheduled:
-          count = base.UpdateCount(optax.safe_increment(count.count))
+          count = states.UpdateCount(optax.safe_increment(count.count))
       values, gradients, outputs = mean.of(
         evaluate, batch, params, known, *more
       )
@@ -122,11 +133,11 @@ def penalised(
   if penalty is not None:
     weights = _penalty.penalty_weights(penalty, rescale=rescale)
   if scheduled:
-    count = lambda params: base.UpdateCount(_trees.zeros([], jnp.int32))
+    count = lambda params: states.UpdateCount(_trees.zeros([], jnp.int32))
     shared['init'] = count
+  at_once = averaged(base.WHOLE, None)
   return base.oracle(
-    averaged(base.WHOLE, None),
+    at_once if prepare is None else base.ByMean(at_once, averaged),
     **shared,
     linear=prepare is None,
-    averaged=None if prepare is None else averaged,
   )

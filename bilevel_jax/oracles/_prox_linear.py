@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, projections, types
+from bilevel_jax import _sequences, _trees, projections, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -20,7 +20,7 @@ class ProxLinearState(NamedTuple):
       lower variable; a warm start.
   """
 
-  updates: base.UpdateCount
+  updates: states.UpdateCount
   dual: Any
 
 
@@ -114,7 +114,7 @@ def prox_linear(
   def init(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'prox_linear')
     return ProxLinearState(
-      base.UpdateCount(_trees.zeros([], jnp.int32)),
+      states.UpdateCount(_trees.zeros([], jnp.int32)),
       optax.tree.zeros_like(params.lower),
     )
 
@@ -192,7 +192,7 @@ def prox_linear(
       0, iterations, iterate, (u, pulled, d, ascent, rate)
     )
     gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
-    state = ProxLinearState(base.UpdateCount(optax.safe_increment(count)), u)
+    state = ProxLinearState(states.UpdateCount(optax.safe_increment(count)), u)
     measured = (height, depth, norm(slope), norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
     more = base.outputs_of(problem, upper=one, lower=two)

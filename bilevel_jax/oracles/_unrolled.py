@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import ad_checkpoint
 
-from bilevel_jax import _checks, _sequences, _trees, projections, types
+from bilevel_jax import _checks, _sequences, _trees, states, types
 from bilevel_jax.oracles import _multi_objective, base
 from bilevel_jax.projections import _set
 
@@ -114,17 +114,14 @@ def _size(params: Any) -> int:
 def unrolled(
   problem: types.BilevelProblem,
   *,
-  lower: optax.GradientTransformation,
-  steps: int,
+  lower: types.SequenceLike,
   objectives: int | Sequence[str] | None = None,
   mode: str = 'reverse',
   truncate: int | None = None,
   start: Callable[[Any, Any], Any] | None = None,
   checkpoint: int | None = None,
-  inner_batch: Callable[[Any, Any], Any] | None = None,
-  lower_set: projections.Projection | None = None,
   accumulator_dtype: Any = jnp.float32,
-) -> optax.GradientTransformationExtraArgs:
+) -> base.Oracle:
   r"""The upper gradient through an inner optimisation of the lower loss.
 
   .. math::
@@ -140,10 +137,10 @@ def unrolled(
 
   Args:
     problem: the upper and the lower loss.
-    lower: any optax optimiser; its moments begin anew in each update. One that
-      divides by a root needs a constant under it for its derivative to be
+    lower: any optax optimiser, in a record with T `steps`, their batches and
+      the set of the lower variable. Each update begins with new moments. One
+      that divides by a root needs a constant under it for its derivative to be
       finite, `optax.adam(rate, eps_root=1e-8)` for instance.
-    steps: inner steps :math:`T`, at least 1.
     objectives: None for one upper loss; else their number, or their names,
       where `problem.upper` gives an array (objectives,): then the oracle gives
       a `Jacobian`, a row for each, to an aggregator.
@@ -159,16 +156,13 @@ def unrolled(
       coordinate of the upper variable: for a few coordinates and many steps.
     truncate: differentiate the last :math:`K` steps only; None, or any number
       of steps from :math:`T` on, for all of them.
-    start: the first lower variable, from (parameters, batch); by default the
-      lower variable as it is (a warm start). What it takes from the upper
-      variable is differentiated, unless truncated: with
+    start: the first lower variable, from (parameters, batch); by default that
+      of the record, or else the lower variable as it is (a warm start). What it
+      takes from the upper variable is differentiated, unless truncated: with
       `lambda params, batch: params.upper` the upper variable is the start.
     checkpoint: for `reverse` and `mixed`, keep what they keep only at every so
       many steps, and compute the steps between a second time; about the root of
       K needs least memory.
-    inner_batch: the batch of inner step t, from (batch, t), t an int32 scalar;
-      by default the whole batch.
-    lower_set: projects the lower variable after each inner step.
     accumulator_dtype: at least this wide is the sum over steps that is the
       gradient in the upper variable; it comes out in the variable's dtype.
 
@@ -197,7 +191,8 @@ def unrolled(
     ...   lower=lambda x, y, batch: (y - x) ** 2 / 2,
     ... )
     >>> params = bj.BilevelParams(jnp.float32(4.0), jnp.float32(0.0))
-    >>> link = bj.unrolled(problem, lower=optax.sgd(0.5), steps=2)
+    >>> twice = bj.Sequence(optax.sgd(0.5), steps=2)
+    >>> link = bj.unrolled(problem, lower=twice)
     >>> gradients, _ = link.update(None, link.init(params), params)
     >>> print(gradients.upper, gradients.lower)  # y_2 = 3 x / 4
     2.25 -3.0
@@ -213,7 +208,11 @@ def unrolled(
     Kemaev, Calian, Zintgraf, Farquhar and van Hasselt, `Scalable Meta-Learning
     via Mixed-Mode Differentiation <https://arxiv.org/abs/2505.00793>`_, 2025.
   """
-  steps = last = _checks.whole('unrolled', 'steps', steps)
+  low = types.as_sequence(lower, 'lower')
+  lower_set, pick = low.set, low.batch_at or (lambda batch, t: batch)
+  if start is None and (own := low.start) is not None:
+    start = lambda params, batch: own(params)
+  steps = last = low.steps
   if truncate is not None:
     what = 'last steps, truncate,'
     last = min(_checks.whole('unrolled', what, truncate), steps)
@@ -237,8 +236,7 @@ def unrolled(
     )
   above = several or base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
-  solver = optax.with_extra_args_support(lower)
-  pick = inner_batch or (lambda batch, t: batch)
+  solver = optax.with_extra_args_support(low.optimiser)
   wanted = base.outputs_only(problem, 'lower') or (lambda params: {})
 
   def fn(params, batch, inner):
@@ -249,7 +247,7 @@ def unrolled(
 
     def begin(x):
       y = same(_first_lower(start, params._replace(upper=narrow(x)), batch))
-      fresh = base.at_update(solver.init(y), inner.count)
+      fresh = states.at_update(solver.init(y), inner.count)
       return y, same(fresh), same((zero, announced))
 
     def step(measure, x, carry, t):
@@ -262,7 +260,7 @@ def unrolled(
       (value, aux), slope = measure(loss, narrow(x), y)
       y, after = _move(solver, slope, state, y)
       # All steps of an update are at one point of a schedule.
-      state = base.hold_updates(after, state)
+      state = states.hold_updates(after, state)
       if lower_set is not None:
         # Bounds of a wider type would widen what the scan carries.
         y = _trees.as_dtypes_of(lower_set(y), y)
@@ -307,7 +305,7 @@ def unrolled(
     height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)
-    after = base.UpdateCount(optax.safe_increment(inner.count))
+    after = states.UpdateCount(optax.safe_increment(inner.count))
     more = base.outputs_of(problem, upper=aux, **lower_aux)
     if several is None:
       gradients = type(params)(upper=slope, lower=back)
@@ -330,55 +328,8 @@ def unrolled(
   return base.oracle(
     fn,
     names,
-    lambda params: base.UpdateCount(_trees.zeros([], jnp.int32)),
+    lambda params: states.UpdateCount(_trees.zeros([], jnp.int32)),
     counts=cost,
     moves=('upper', 'lower'),
     outputs=problem.outputs,
-  )
-
-
-def unrolled_by(
-  name: str,
-  problem: types.BilevelProblem,
-  lower: types.Sequence,
-  **kwargs: Any,
-) -> optax.GradientTransformationExtraArgs:
-  """`unrolled`, by the record of the lower variable.
-
-  Args:
-    name: of the solver, for the error.
-    problem: the upper and the lower loss.
-    lower: how the lower variable moves: its steps, batches, set and start.
-    **kwargs: further arguments of `unrolled`.
-
-  Returns:
-    An oracle; see `unrolled`.
-
-  Raises:
-    ValueError: if the record has a start without a restart, or the other way
-      round.
-
-  Example:
-    >>> import bilevel_jax as bj, optax
-    >>> toy = bj.testing.toy_problem()
-    >>> record = bj.types.as_sequence(optax.sgd(0.5), 'lower', steps=2)
-    >>> oracle = bj.oracles.unrolled_by('mine', toy.problem, record)
-    >>> _, state = oracle.update(None, oracle.init(toy.params), toy.params)
-    >>> print(bj.counts(state)['gradients/lower'])
-    2
-  """
-  if (lower.start is None) is lower.restart:
-    raise ValueError(
-      f'{name}: a start of the inner loop and restart=True go together; '
-      'without both, the loop goes on from the lower variable.'
-    )
-  first: Any = lower.start
-  return unrolled(
-    problem,
-    lower=lower.optimiser,
-    steps=lower.steps,
-    start=first and (lambda params, batch: first(params)),
-    inner_batch=lower.batch_at,
-    lower_set=lower.set,
-    **kwargs,
   )

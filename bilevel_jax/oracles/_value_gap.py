@@ -127,17 +127,14 @@ def value_gap(
     return height, (below, outputs, rounding)
 
   nodes = {'hessian_vector_products/lower': quadrature} if quadrature else {}
+  counts = {
+    'gradients/upper': 1,
+    'gradients/lower': 1 if quadrature else 2,
+    **nodes,
+  }
   return _penalised.penalised(
     problem,
-    gap,
-    name='gap',
-    also=('gap_rounding',),
-    sequences=('upper', 'lower', 'value'),
-    counts={
-      'gradients/upper': 1,
-      'gradients/lower': 1 if quadrature else 2,
-      **nodes,
-    },
+    _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts),
     penalty=penalty,
     rescale=rescale,
     of=(of,) if isinstance(of, str) else tuple(of),

@@ -6,8 +6,8 @@ checkpointed, vmapped and sharded like any optimiser's state. Evaluations are
 counted here, where they happen.
 
 To write an oracle, call `oracle` with a function that evaluates losses and
-gradients. To write a wrapper of oracles, use `wrapped`, and `measured`,
-`also_spent` and `hold_updates` for what its evaluations leave in the state.
+gradients. To write a wrapper of oracles, use `wrapped`, and
+`bilevel_jax.states` for what its evaluations leave in the state.
 
 A batch is often seen in parts, one after another or one on each device. The
 gradient of a mean loss is the mean of its gradients on the parts; a
@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _sequences, _trees, states, types
+from bilevel_jax.parts import Oracle, around, as_oracle
 
 # Costs of one evaluation, by `kind/loss`, or a function of the parameters.
 Cost = Mapping[str, chex.Numeric]
@@ -54,59 +55,16 @@ class Mean(NamedTuple):
 WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
 
 
-class Oracle(optax.GradientTransformationExtraArgs):
-  """A transformation from a batch to gradients.
+class ByMean(NamedTuple):
+  """What `oracle` evaluates where its losses, not its results, are averaged.
 
   Attributes:
-    moves: names of the sequences that it has gradients for; None where it does
-      not say, as for parameters without named sequences.
-    linear: whether the gradients of a batch are the mean of those of its parts,
-      evaluated one after another, where the losses are means over samples.
-    averaged: from a `Mean` to the oracle whose evaluations of losses are such
-      means, for one that is not linear; None if there is no such form.
+    at_once: the `fn` for a batch that is seen as a whole.
+    of: from a `Mean` to an `fn` that evaluates its losses through it.
   """
 
-  moves: tuple[str, ...] | None = None
-  linear: bool = False
-  averaged: Callable[[Mean], 'Oracle'] | None = None
-
-  def __new__(cls, init, update, moves=None, *, linear=False, averaged=None):
-    """Makes an oracle of its two functions."""
-    made = super().__new__(cls, init, update)
-    made.moves = None if moves is None else tuple(moves)
-    made.linear, made.averaged = linear, averaged
-    return made
-
-
-class OracleState(NamedTuple):
-  """State of an oracle.
-
-  Attributes:
-    values: the losses just measured, by name, float32 or wider; None if there
-      are none.
-    counts: evaluations so far, by `kind/loss`, int32; likewise.
-    inner: what evaluating the losses needs from one step to the next.
-    outputs: the auxiliary outputs of losses that are asked for, by loss.
-  """
-
-  values: types.Named | None
-  counts: types.Named | None
-  inner: Any = ()
-  outputs: Any = ()
-
-
-@_sequences.counts_updates
-class UpdateCount(NamedTuple):
-  """How many updates an oracle has given, for what it schedules itself.
-
-  Whoever evaluates an oracle several times for one update, `accumulate` or an
-  inner loop, lets each evaluation see the same count; see `hold_updates`.
-
-  Attributes:
-    count: an int32 scalar.
-  """
-
-  count: chex.Array
+  at_once: Callable[[Any, Any, Any], Any]
+  of: Callable[[Mean], Callable[[Any, Any, Any], Any]]
 
 
 class Loss:
@@ -154,7 +112,7 @@ class Loss:
 
 
 def oracle(
-  fn: Callable[[Any, Any, Any], tuple[Sequence[chex.Array], Any, Any]],
+  fn: Callable[[Any, Any, Any], Any] | ByMean,
   names: Sequence[str],
   init: Callable[[Any], Any] = lambda params: (),
   *,
@@ -163,7 +121,6 @@ def oracle(
   needs: Sequence[str] | None = None,
   outputs: Callable[[Any], Any] | None = None,
   linear: bool = False,
-  averaged: Callable[[Mean], Callable[..., Any]] | None = None,
 ) -> Oracle:
   """Makes an oracle from a function that evaluates losses and gradients.
 
@@ -173,7 +130,7 @@ def oracle(
       parameters with None for a sequence that is left alone, or are a
       `Jacobian`. A fourth result, if any, is what was spent beyond `counts` in
       this evaluation, by the same names. With `outputs`, the last result is
-      the auxiliary outputs.
+      the auxiliary outputs. For an oracle that is not linear, a `ByMean`.
     names: a name for each value.
     init: makes the first `inner` from the parameters.
     counts: what one evaluation costs, for example
@@ -186,8 +143,6 @@ def oracle(
       auxiliary outputs; None for an oracle that has none.
     linear: whether the gradients of a batch are the mean of those of its parts.
       Wrappers that take means refuse an oracle that does not say so.
-    averaged: for an oracle that is not linear, from a `Mean` to an `fn` that
-      evaluates its losses through it.
 
   Returns:
     A transformation whose `update(batch, state, params)` gives gradients and
@@ -221,7 +176,7 @@ def oracle(
     if required:
       _sequences.require_sequences(params, required, 'an oracle')
     kinds = tuple(cost(params))
-    return OracleState(
+    return states.OracleState(
       types.named(names, _trees.zeros(len(names), _trees.dtype_of(params))),
       types.named(kinds, _trees.zeros(len(kinds), jnp.int32)),
       init(params),
@@ -249,9 +204,9 @@ def oracle(
         spent = {n: spent.get(n, 0) + more[0].get(n, 0) for n in spent}
       dtype = state.values.array.dtype if names else None
       measured = [jnp.asarray(value, dtype) for value in values]
-      return gradients, OracleState(
+      return gradients, states.OracleState(
         types.named(names, jnp.stack(measured) if measured else None),
-        _sequences.add_counts(state.counts, _on_parts(spent, parts)),
+        states.add_counts(state.counts, _on_parts(spent, parts)),
         inner,
         aux,
       )
@@ -259,8 +214,9 @@ def oracle(
     return Oracle(init_fn, update_fn, moves, linear=linear, averaged=again)
 
   again = None
-  if averaged is not None:
-    again = lambda mean: made(averaged(mean), mean.parts)
+  if isinstance(fn, ByMean):
+    fn, of = fn
+    again = lambda mean: made(of(mean), mean.parts)
   return made(fn, 1)
 
 
@@ -372,8 +328,10 @@ def wrapped(
   init: Callable[[Any], Any],
   update: Callable[..., Any],
   *,
-  again: Callable[[Any], 'Oracle'] | None = None,
+  again: Callable[[Any], Oracle] | None = None,
   moves: Iterable[str] | None = None,
+  linear: bool = False,
+  inside: bool = False,
 ) -> Oracle:
   """A wrapper of an oracle: other functions, the same sequences.
 
@@ -385,21 +343,30 @@ def wrapped(
       over the wrapper's batch is taken of the oracle within. Without it, no
       mean is taken.
     moves: names of the sequences that it moves; by default those of `inner`.
+    linear: whether it is linear in its samples.
+    inside: whether `bj.evaluation.wrapped` wraps the oracle within, by `again`.
 
   Returns:
     An oracle.
   """
-  averaged = None
-  if again is not None and has_mean(inner):
-    averaged = lambda mean: again(mean_of(inner, mean, 'a wrapper'))
-  if moves is None:
-    moves = getattr(inner, 'moves', None)
+  one, averaged, within = as_oracle(inner), None, None
+  if again is not None and has_mean(one):
+    averaged = lambda mean: again(mean_of(one, mean, 'a wrapper'))
+  if again is not None and inside:
+    within = lambda wrapper: again(around(one, wrapper))
 
   def update_fn(batch, state, params=None, **extra_args):
     require_batch(batch, params)
     return update(batch, state, params, **extra_args)
 
-  return Oracle(init, update_fn, moves, averaged=averaged)
+  return Oracle(
+    init,
+    update_fn,
+    one.moves if moves is None else moves,
+    linear=linear,
+    averaged=averaged,
+    within=within,
+  )
 
 
 def aggregated(
@@ -429,28 +396,32 @@ def aggregated(
     >>> print(parts.update(batch, parts.init(params), params)[0])
     0.0
   """
-  made = optax.chain(one, *links)
+  first = as_oracle(one)
+  update = optax.chain(first, *links).update
   again = lambda other: aggregated(other, *links)
 
   def init_fn(params):
     moved = params
-    if (names := getattr(one, 'moves', None)) is not None:
+    if first.moves is not None:
       # A link that keeps gradients has none for what the oracle leaves alone.
-      other = [n for n in getattr(params, '_fields', ()) if n not in names]
+      other = [
+        n for n in getattr(params, '_fields', ()) if n not in first.moves
+      ]
       moved = params._replace(**dict.fromkeys(other)) if other else params
-    return (one.init(params), *(link.init(moved) for link in links))
+    return (first.init(params), *(link.init(moved) for link in links))
 
-  return wrapped(one, init_fn, made.update, again=again)
+  inside = first.within is not None
+  return wrapped(first, init_fn, update, again=again, inside=inside)
 
 
 def is_linear(one: optax.GradientTransformation) -> bool:
   """Whether an oracle says that it is linear in its samples."""
-  return getattr(one, 'linear', False)
+  return as_oracle(one).linear
 
 
 def has_mean(one: optax.GradientTransformation) -> bool:
   """Whether a mean over parts of its batch can be taken of an oracle."""
-  return is_linear(one) or getattr(one, 'averaged', None) is not None
+  return is_linear(one) or as_oracle(one).averaged is not None
 
 
 def require_linear(
@@ -493,28 +464,20 @@ def mean_of(
   Raises:
     ValueError: if it is neither linear nor has such a form.
   """
-  again = getattr(one, 'averaged', None)
+  oracle = as_oracle(one)
+  again = oracle.averaged
   if again is None:
     require_linear(one, who, mend)
-    found = mean.linear(optax.with_extra_args_support(one))
-    moves = getattr(one, 'moves', None)
-    return Oracle(found.init, found.update, moves, linear=True)
+    return mean.linear(oracle)._replace(moves=oracle.moves, linear=True)
 
-  def within(outer):
+  def averaged(outer):
     of = lambda fn, batch, *at: outer.of(
       lambda part, *at: mean.of(fn, part, *at), batch, *at
     )
     linear = lambda one: outer.linear(mean.linear(one))
     return again(Mean(of, linear, outer.parts * mean.parts))
 
-  found = again(mean)
-  return Oracle(
-    found.init,
-    found.update,
-    found.moves,
-    linear=found.linear,
-    averaged=within,
-  )
+  return again(mean)._replace(averaged=averaged)
 
 
 def moved_by(
@@ -532,164 +495,10 @@ def moved_by(
     The names in the order of the parameters. An oracle that does not say is
     traced once more, on shapes alone.
   """
-  names = getattr(one, 'moves', None)
+  oracle = as_oracle(one)
+  names: Iterable[str] | None = oracle.moves
   if names is None:
-    update = optax.with_extra_args_support(one).update
-    gradients, _ = jax.eval_shape(update, batch, state, params)
+    gradients, _ = jax.eval_shape(oracle.update, batch, state, params)
     _sequences.require_gradients(gradients, params, 'descend')
     names = [n for n in params._fields if getattr(gradients, n) is not None]
   return tuple(n for n in params._fields if n in names)
-
-
-def is_oracle_state(node: Any) -> bool:
-  """Whether a node of a solver's state is an oracle's."""
-  return isinstance(node, OracleState)
-
-
-def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
-  """Maps the nodes of a kind of one or more states; all else stays."""
-  return jax.tree.map(
-    lambda node, *others: fn(node, *others) if is_kind(node) else node,
-    *states,
-    is_leaf=is_kind,
-  )
-
-
-def nodes_with(state: Any, field: str, *, nested: bool = True) -> list[Any]:
-  """All nodes of a state that have a mapping in a field.
-
-  By field and not by type, so that a link of a user's own can have it too.
-
-  Args:
-    state: a solver's state.
-    field: the name of the field, `values` for instance.
-    nested: whether to look for more of them within such a node.
-
-  Returns:
-    The nodes, outer ones before inner ones.
-  """
-  has = lambda node: isinstance(getattr(node, field, None), Mapping)
-  nodes = []
-  for node in jax.tree.leaves(state, is_leaf=has):
-    if has(node):
-      nodes.append(node)
-      if nested and isinstance(node, tuple):
-        nodes += nodes_with(tuple(node), field)
-  return nodes
-
-
-def measured(state: Any) -> list[tuple[types.Named, Any]]:
-  """Losses and their outputs in each oracle state of a state, in order."""
-  nodes = jax.tree.leaves(state, is_leaf=is_oracle_state)
-  return [(n.values, n.outputs) for n in nodes if is_oracle_state(n)]
-
-
-def replace_measured(state: Any, found: list[tuple[types.Named, Any]]) -> Any:
-  """A solver's state with other losses and outputs in its oracle states."""
-  left = iter(found)
-
-  def replace(node):
-    values, outputs = next(left)
-    return node._replace(values=values, outputs=outputs)
-
-  return _map_nodes(replace, is_oracle_state, state)
-
-
-def also_spent(after: Any, before: Any, other: Any) -> Any:
-  """Adds to a state what a second evaluation from the same state has spent.
-
-  Args:
-    after: the state after the evaluation that is kept.
-    before: the state before both.
-    other: the state after the evaluation that is dropped.
-
-  Returns:
-    `after`, its counts with those of `other` added, at any depth.
-  """
-  is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
-
-  def add(kept, start, dropped):
-    before = start.counts or {}
-    spent = {n: dropped.counts[n] - before[n] for n in before}
-    fields = {
-      name: also_spent(*(getattr(x, name) for x in (kept, start, dropped)))
-      for name in kept._fields
-      if name != 'counts'
-    }
-    return kept._replace(
-      counts=_sequences.add_counts(kept.counts, spent), **fields
-    )
-
-  return _map_nodes(add, is_counted, after, before, other)
-
-
-# States of optax in which a schedule's count stands; the last one, of schedules
-# under `inject_hyperparams`, has no public name.
-_SCHEDULED: tuple[type, ...] = (
-  optax.ScaleByScheduleState,
-  optax.schedules.InjectStatefulHyperparamsState,
-  type(jax.eval_shape(optax.schedules.WrappedSchedule(lambda k: k).init)),
-)
-
-
-def _is_scheduled(node: Any) -> bool:
-  kind = type(node)
-  return kind in _SCHEDULED or getattr(kind, 'counts_updates', False)
-
-
-def hold_updates(after: Any, before: Any) -> Any:
-  """Turns back what counts updates, after an evaluation that ends none.
-
-  A schedule counts updates of the solver, however many evaluations or inner
-  steps one update takes. So all of them but the last are followed by this.
-
-  Args:
-    after: a state of an oracle or of an optimiser.
-    before: the same state before the evaluation.
-
-  Returns:
-    `after`, with the counts of schedules from `before`: of the library's own,
-    of `optax.scale_by_schedule` and thus of every optimiser of optax with a
-    schedule for a step size, and of `optax.inject_hyperparams`. Adam's count,
-    a moment's age, is none of these.
-  """
-
-  def turn_back(now, then):
-    fields = {
-      name: hold_updates(getattr(now, name), getattr(then, name))
-      for name in now._fields
-      if name != 'count'
-    }
-    return now._replace(count=then.count, **fields)
-
-  return _map_nodes(turn_back, _is_scheduled, after, before)
-
-
-def at_update(state: Any, count: chex.Array) -> Any:
-  """A state whose schedules are at this number of updates."""
-  return _map_nodes(lambda now: now._replace(count=count), _is_scheduled, state)
-
-
-def next_update(state: Any) -> Any:
-  """Moves on what counts updates, by one, at any depth."""
-
-  def move_on(now):
-    fields = {n: next_update(getattr(now, n)) for n in now._fields}
-    return now._replace(**fields)._replace(
-      count=optax.safe_increment(now.count)
-    )
-
-  return _map_nodes(move_on, _is_scheduled, state)
-
-
-def hold_measured(after: Any, before: Any) -> Any:
-  """A state with the losses, and their outputs, of an earlier one.
-
-  Within a loop nobody sees them; what is not kept, the compiler leaves out.
-  """
-  return _map_nodes(
-    lambda now, then: now._replace(values=then.values, outputs=then.outputs),
-    is_oracle_state,
-    after,
-    before,
-  )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _keys, _sequences, _trees, types
+from bilevel_jax import _checks, _keys, _sequences, _trees, states, types
 from bilevel_jax.projections import _affine, _set
 
 # What a step of a sequence leaves: the sequences after it, and the state.
@@ -78,7 +78,7 @@ class Lazy(NamedTuple):
   control_variate: bool = True
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class LazyState(NamedTuple):
   """State of a `Lazy` set.
 
@@ -225,7 +225,7 @@ def _joint(name, given):
   return Kept(2, check, each, None, uses, given.others)
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class _RelaxedState(NamedTuple):
   count: chex.Array
 
@@ -302,7 +302,7 @@ def _lazy(name, given):
       change = optax.tree.sub(inside, free)
       control = _trees.add_scaled(control, p, change)
     spent = {n: use * heads.astype(jnp.int32) for n, use in uses.items()}
-    counts = _sequences.add_counts(state.counts, spent)
+    counts = states.add_counts(state.counts, spent)
     count = optax.safe_increment(state.count)
     return {name: inside}, LazyState(following, count, control, counts)
 

@@ -263,12 +263,10 @@ def bellman_gap(
     difference = rho @ (here - height(best, jnp.exp(best), q))
     return difference, (rho @ here, ())
 
+  counts = {'gradients/upper': 1, 'gradients/lower': 2}
   made = _penalised.penalised(
     problem._replace(outputs=None),
-    gap,
-    name='gap',
-    sequences=('upper', 'lower', 'value'),
-    counts={'gradients/upper': 1, 'gradients/lower': 2},
+    _penalised.Penalty(gap, ('gap',), counts),
     penalty=penalty,
     rescale=rescale,
   )

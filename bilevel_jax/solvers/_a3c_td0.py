@@ -1,11 +1,9 @@
 """Asynchronous advantage actor-critic with TD(0)."""
 
-import functools
 from typing import Any
 
 import chex
 import jax
-import optax
 
 from bilevel_jax import _checks, _keys, _sequences, descent, types
 from bilevel_jax.evaluation import _delayed
@@ -20,14 +18,10 @@ def a3c_td0(
   actor: types.SequenceLike,
   critic: types.SequenceLike,
   key: Any,
-  radius: float | None = None,
-  sampling: str = 'markov',
-  samples: int = 1,
   bound: int | None = None,
   service: str = 'round_robin',
-  wrap: types.Wrapper | None = None,
   **oracle: Any,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""A3C-TD(0): N workers, one actor, one linear critic, stale parameters.
 
   .. math::
@@ -51,35 +45,34 @@ def a3c_td0(
     workers: N, at least 1; in turn, it may be traced, if `bound` is given.
     actor: the optimiser or the `Sequence` of :math:`\theta`, logits (states,
       actions).
-    critic: that of :math:`\omega`, (size,).
-    key: PRNG key, or a whole number, of all samples.
-    radius: :math:`R > 0` of the ball that the critic stays in; None for none,
-      or for a set in the record of `critic`. It has to hold
+    critic: that of :math:`\omega`, (size,); the ball is the `set` of a record,
+      `optax.projections.projection_l2_ball` for instance. It has to hold
       :math:`\omega^*_\theta` of all policies: :math:`r_{\max} / \lambda`, with
       the largest reward and the least curvature of the critic's system.
-    sampling: `iid` or `markov`, as in `bj.rl.td_actor_critic`.
-    samples: of each worker in an update.
+    key: PRNG key, or a whole number, of all samples.
     bound: the largest delay, as in `bj.evaluation.delayed`.
     service: whose turn it is, likewise.
-    wrap: wraps the oracle, inside the delay.
-    **oracle: further arguments of `bj.rl.td_actor_critic`.
+    **oracle: further arguments of `bj.rl.td_actor_critic`, `samples` of each
+      worker in an update for instance.
 
   Returns:
     A solver for `bj.sequences(actor=..., critic=...)`. It looks at no batch.
 
   Raises:
     ValueError: from `bj.evaluation.delayed` and `bj.rl.td_actor_critic`, and if
-      the radius is not above zero, or comes with a set in `critic`, or if a
-      record has a `batch_at`.
+      a record has a `batch_at`.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> ball = lambda z: optax.projections.projection_l2_ball(z, 100.0)
     >>> mdp = bj.rl.random_mdp(0, states=6, actions=2, discount=0.8)
     >>> features = bj.rl.random_features(1, states=6, size=3)
     >>> solver = bj.solvers.a3c_td0(
-    ...   mdp, features, workers=8, key=0, radius=100.0,
+    ...   mdp, features, workers=8, key=0,
     ...   actor=optax.sgd(bj.solvers.power_schedule(10.0, 0.6)),
-    ...   critic=optax.sgd(bj.solvers.power_schedule(1.0, 0.4)),
+    ...   critic=bj.Sequence(
+    ...     optax.sgd(bj.solvers.power_schedule(1.0, 0.4)), set=ball
+    ...   ),
     ... )
     >>> params = bj.sequences(actor=jnp.zeros((6, 2)), critic=jnp.zeros(3))
     >>> @jax.jit
@@ -112,27 +105,14 @@ def a3c_td0(
     mdp,
     features,
     key=of_samples,
-    sampling=sampling,
-    samples=samples,
     workers=_checks.whole('a3c_td0', 'workers', chains),
     **oracle,
   )
   late = _delayed.delayed(
-    one if wrap is None else wrap(one),
+    one,
     workers,
     bound=bound,
     service=service,
     key=of_turns,
   )
-  ball = None
-  if radius is not None:
-    _checks.within('a3c_td0', 'the radius', radius, 0, open_low=True)
-    if isinstance(critic, types.Sequence) and critic.set is not None:
-      raise ValueError(
-        'a3c_td0: the critic has a set already: leave out the radius, or the '
-        'set.'
-      )
-    ball = functools.partial(optax.projections.projection_l2_ball, scale=radius)
-  return descent.descend(
-    late, actor=actor, critic=types.as_sequence(critic, 'critic', set=ball)
-  )
+  return descent.descend(late, actor=actor, critic=critic)

@@ -1,11 +1,6 @@
 """Descent along the implicit hypergradient, also in equality constraints."""
 
-from collections.abc import Callable
-from typing import Any
-
-import optax
-
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, linear_solvers, oracles, types
 
 
 def aipod(
@@ -14,11 +9,7 @@ def aipod(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-  linear_batch: Callable[[Any, Any], Any] | None = None,
-  warm_start: bool = False,
-  key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""AiPOD: alternates projected steps of both levels, each in its affine set.
 
   .. math::
@@ -37,12 +28,9 @@ def aipod(
       instance with another affine set; steps of the order 1 / sqrt(updates).
     lower: how the lower variable moves; its `set` is the lower variable's
       equations, see `bj.projections.affine_set`, its `steps` are S.
-    solve: the linear solver, see `implicit`; by default ten conjugate
-      gradients. The published one is `random_neumann`.
-    linear_batch: the batch of product t of the solver, from (batch, t).
-    warm_start: whether the solver starts from its last solution.
-    key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
+      `implicit`; by default ten conjugate gradients. The published one is
+      `random_neumann`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
@@ -88,13 +76,9 @@ def aipod(
     oracles.lower_gradient(problem),
     oracles.implicit(
       problem,
-      solve=solve,
+      solve=linear_solvers.as_system(solve, warm_start=False),
       lower_set=low.set,
-      warm_start=warm_start,
-      linear_batch=linear_batch,
-      key=key,
     ),
-    wrap=wrap,
     upper=upper,
     lower=low,
   )
@@ -106,11 +90,7 @@ def aid_bilevel(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-  linear_batch: Callable[[Any, Any], Any] | None = None,
-  warm_start: bool = True,
-  key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""Approximate implicit differentiation: `aipod` without a lower set.
 
   .. math::
@@ -127,12 +107,8 @@ def aid_bilevel(
     problem: the upper and the lower loss, the lower one strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise. Its `steps` are S.
-    solve: the linear solver, see `implicit`; by default ten conjugate
-      gradients.
-    linear_batch: the batch of product t of the solver, from (batch, t).
-    warm_start: whether the solver starts from its last solution.
-    key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
+      `implicit`; by default ten conjugate gradients.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
@@ -170,9 +146,5 @@ def aid_bilevel(
     problem,
     upper=upper,
     lower=lower,
-    solve=solve,
-    linear_batch=linear_batch,
-    warm_start=warm_start,
-    key=key,
-    wrap=wrap,
+    solve=linear_solvers.as_system(solve, warm_start=True),
   )

@@ -9,21 +9,21 @@ from bilevel_jax import evaluation, oracles, types
 from bilevel_jax.oracles import base
 
 
-def _selected(who, losses, objectives, rule, wrap, batch_at, refresh_at=None):
+def _selected(method, losses, objectives, rule, batch_at, refresh_at=None):
   """An oracle that takes one of the losses, by a rule."""
   if callable(losses):
     raise TypeError(
-      f'{who} takes a sequence of losses, one function for each objective: a '
-      'function to all of them evaluates all of them.'
+      f'{method} takes a sequence of losses, one function for each objective: '
+      'a function to all of them evaluates all of them.'
     )
   losses = tuple(losses)
   names = tuple(objectives or (f'objective_{i}' for i in range(len(losses))))
   if len(set(names)) != len(losses) or len(names) != len(losses):
     raise ValueError(
-      f'{who}: {len(losses)} losses take as many distinct names, got {names}.'
+      f'{method}: {len(losses)} losses take as many distinct names, got '
+      f'{names}.'
     )
-  wrap = wrap or (lambda oracle: oracle)
-  parts = {n: wrap(oracles.gradient(f, name=n)) for n, f in zip(names, losses)}
+  parts = {n: oracles.gradient(f, name=n) for n, f in zip(names, losses)}
   return evaluation.select(
     parts, rule, batch_at=batch_at, refresh_at=refresh_at
   )
@@ -37,7 +37,6 @@ def alright(
   key: Any,
   even: bool = False,
   batch_at: Any = None,
-  wrap: types.Wrapper | None = None,
 ) -> base.Oracle:
   r"""ALRIGHT: a step on one loss, drawn by the weights; the price of one.
 
@@ -56,7 +55,6 @@ def alright(
     even: likewise.
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
-    wrap: wraps the oracle of each loss.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -86,7 +84,7 @@ def alright(
     Optimization Perspective <https://arxiv.org/abs/2410.15483>`_, 2024.
   """
   rule = evaluation.at_random(weights, key=key, even=even)
-  return _selected('alright', losses, objectives, rule, wrap, batch_at)
+  return _selected('alright', losses, objectives, rule, batch_at)
 
 
 def maxright(
@@ -99,7 +97,6 @@ def maxright(
   share: types.ScalarOrSchedule = 1.0,
   batch_at: Any = None,
   refresh_at: Any = None,
-  wrap: types.Wrapper | None = None,
 ) -> base.Oracle:
   r"""MAXRIGHT: a step on the loss with the largest weighted gap.
 
@@ -122,7 +119,6 @@ def maxright(
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
     refresh_at: likewise, what all losses are evaluated on.
-    wrap: wraps the oracle of each loss.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -154,6 +150,4 @@ def maxright(
   rule = evaluation.largest_gap(
     weights, optima=optima, refresh_every=refresh_every, share=share
   )
-  return _selected(
-    'maxright', losses, objectives, rule, wrap, batch_at, refresh_at
-  )
+  return _selected('maxright', losses, objectives, rule, batch_at, refresh_at)

@@ -1,7 +1,5 @@
 """BOME: descends the upper loss behind a barrier on the value gap."""
 
-import optax
-
 from bilevel_jax import aggregators, descent, oracles, types
 
 
@@ -12,8 +10,7 @@ def bome(
   lower: types.SequenceLike,
   value: types.SequenceLike,
   eta: types.ScalarOrSchedule = 0.5,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""BOME: no penalty weight; the value gap has to fall at a given rate.
 
   With :math:`w` the lower variable after T steps of descent,
@@ -42,7 +39,6 @@ def bome(
       with `restart=False` goes on.
     eta: rate :math:`\eta \ge 0` at which the gap has to fall, a constant or a
       schedule.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
@@ -79,7 +75,6 @@ def bome(
   return descent.descend(
     oracles.lower_gradient(problem, of='value'),
     barrier,
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low, restart=True),

@@ -1,13 +1,19 @@
 """E-AiPOD: lazy projections below, relaxed or lazy ones above."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, projections, types
+from bilevel_jax import (
+  _sequences,
+  descent,
+  linear_solvers,
+  oracles,
+  projections,
+  types,
+)
 from bilevel_jax.oracles import base
 
 
@@ -60,11 +66,7 @@ def e_aipod(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
-  linear_batch: Callable[[Any, Any], Any] | None = None,
-  warm_start: bool = False,
-  key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""E-AiPOD: projects the lower variable by a coin, the upper one rarely.
 
   Below, S steps that are projected with probability p, and corrected by a
@@ -94,12 +96,8 @@ def e_aipod(
     lower: how the lower variable moves, its `steps` being S, its `set` a
       `bj.projections.Lazy` affine set with the probability p, of the order
       sqrt(lower step size * strong convexity).
-    solve: the linear solver, see `implicit`; by default ten conjugate
-      gradients.
-    linear_batch: the batch of product t of the solver, likewise.
-    warm_start: whether the solver starts from its last solution.
-    key: PRNG key of a random solver, or a whole number; only for these.
-    wrap: wraps each oracle.
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
+      `implicit`; by default ten conjugate gradients.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
@@ -152,18 +150,14 @@ def e_aipod(
     high = high._replace(set=projections.Relaxed(high.set))
   correction = oracles.implicit(
     problem,
-    solve=solve,
+    solve=linear_solvers.as_system(solve, warm_start=False),
     lower_set=None if low.set is None else low.set.set,
-    warm_start=warm_start,
-    linear_batch=linear_batch,
-    key=key,
     direct=False,
   )
   return descent.descend(
     oracles.lower_gradient(problem),
     _minus_correction(correction),
     _corrected(problem),
-    wrap=wrap,
     upper=high,
     lower=low,
     correction=types.Sequence(

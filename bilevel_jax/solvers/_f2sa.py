@@ -48,8 +48,7 @@ def f2sa(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""F2SA: inner loops for the penalised and for the plain lower problem.
 
   .. math::
@@ -80,7 +79,6 @@ def f2sa(
       else in one.
     value: how :math:`z` moves; by default by the optimiser of `lower`. Unset,
       its steps and batches are those of `lower`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
@@ -129,6 +127,4 @@ def f2sa(
   follow = types.value_sequence(
     value, low, steps=low.steps, batch_at=low.batch_at
   )
-  return descent.descend(
-    *order, wrap=wrap, upper=upper, lower=low, value=follow
-  )
+  return descent.descend(*order, upper=upper, lower=low, value=follow)

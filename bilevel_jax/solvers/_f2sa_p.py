@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import descent, oracles, types
+from bilevel_jax import descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -29,8 +29,7 @@ def f2sa_p(
   penalty: types.ScalarOrSchedule,
   upper: types.SequenceLike,
   lower: types.SequenceLike,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""F2SA-p: a hypergradient from p lower solutions, its bias of order nu^p.
 
   With :math:`y_j` a minimiser of :math:`j \nu f(x, \cdot) + g(x, \cdot)` and
@@ -59,7 +58,6 @@ def f2sa_p(
       optax.normalize_by_update_norm(), optax.sgd(...))`.
     lower: how each :math:`y_j` moves, with T `steps`; :math:`y_1` is the lower
       variable of the parameters, the others are in the state.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`.
@@ -99,7 +97,7 @@ def f2sa_p(
   above = base.Loss(problem.upper, 'upper')
   below = base.Loss(problem.lower, 'lower')
   weight = _penalty.checked_schedule(penalty, positive=True)
-  start = lambda params: base.UpdateCount(jnp.zeros([], jnp.int32))
+  start = lambda params: states.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
     """Both losses at every node, and their outputs at the lower variable."""
@@ -134,7 +132,7 @@ def f2sa_p(
     return (), base.gradients(params, upper=slope), _next(updates)
 
   def _next(updates):
-    return base.UpdateCount(optax.safe_increment(updates.count))
+    return states.UpdateCount(optax.safe_increment(updates.count))
 
   cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
   low = types.as_sequence(lower, 'lower')
@@ -153,7 +151,6 @@ def f2sa_p(
     oracles.oracle(
       ascend, (), start, counts=cost, moves=('upper',), linear=True
     ),
-    wrap=wrap,
     upper=upper,
     **{n: low if n == 'lower' else begin for n in names.values()},
   )

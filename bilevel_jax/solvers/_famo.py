@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _sequences, _trees, parts, states, types
 from bilevel_jax.oracles import _multi_objective, base
 
 
@@ -54,7 +54,7 @@ def _weighted_losses(given, who):
     slope = jax.grad(
       lambda p: jnp.vdot(weights, evaluate(p, batch).astype(weights.dtype))
     )(params)
-    spent = _sequences.add_counts(state.counts, {'gradients/weighted': 1})
+    spent = states.add_counts(state.counts, {'gradients/weighted': 1})
     return slope, state._replace(counts=spent)
 
   return base.Oracle(plain.init, update_fn, linear=True)
@@ -68,8 +68,7 @@ def famo(
   weight_rate: types.ScalarOrSchedule = 0.025,
   weight_decay: float = 1e-3,
   minima: Any = 0.0,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> parts.Solver:
   r"""FAMO: equal relative progress on all losses, by one backward pass.
 
   .. math::
@@ -91,8 +90,6 @@ def famo(
     weight_rate: step size of :math:`\xi`, a constant or a schedule.
     weight_decay: of :math:`\xi`.
     minima: :math:`b`, a number or (objectives,).
-    wrap: wraps the oracle of the losses, for instance
-      `lambda o: bj.evaluation.mean_over(o, 'data')`.
 
   Returns:
     A solver.
@@ -131,52 +128,54 @@ def famo(
       f'shape {np.shape(minima)}.'
     )
   inner = optax.with_extra_args_support(optimiser)
-  oracle = _weighted_losses(given, 'famo')
-  if wrap is not None:
-    oracle = wrap(oracle)
   slow = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
   )
 
   def height(state):
-    values, _ = base.measured(state)[-1]
+    values, _ = states.measured(state)[-1]
     stacked = jnp.stack([values[name] for name in given.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
-  def init_fn(params):
-    dtype = _trees.dtype_of(params)
-    logits = jnp.zeros([size], dtype)
-    return FamoState(
-      count=jnp.zeros([], jnp.int32),
-      logits=logits,
-      weights=jnp.full([size], 1 / size, dtype),
-      slow=slow.init(logits),
-      oracle=oracle.init(params),
-      optimiser=inner.init(params),
-    )
+  def build(oracle):
+    def init_fn(params):
+      dtype = _trees.dtype_of(params)
+      logits = jnp.zeros([size], dtype)
+      return FamoState(
+        count=jnp.zeros([], jnp.int32),
+        logits=logits,
+        weights=jnp.full([size], 1 / size, dtype),
+        slow=slow.init(logits),
+        oracle=oracle.init(params),
+        optimiser=inner.init(params),
+      )
 
-  def update_fn(batch, state, params=None, **extra_args):
-    base.require_batch(batch, params)
-    _, first = oracle.update(batch, state.oracle, params)
-    before = height(first)
-    share = jax.nn.softmax(state.logits)
-    weights = share / before / jnp.sum(share / before)
-    slope, measured = oracle.update(batch, first, params, weights=weights)
-    updates, moved = inner.update(slope, state.optimiser, params, **extra_args)
-    there = _sequences.apply_updates(params, updates)
-    _, last = oracle.update(batch, measured, there)
-    fell = jnp.log(before) - jnp.log(height(last))
-    pull = jax.grad(lambda x: jnp.vdot(jax.nn.softmax(x), fell))(state.logits)
-    change, slow_state = slow.update(pull, state.slow, state.logits)
-    dtype = state.logits.dtype
-    rate = weight_rate(state.count) if callable(weight_rate) else weight_rate
-    return updates, FamoState(
-      count=optax.safe_increment(state.count),
-      logits=state.logits - jnp.asarray(rate, dtype) * change,
-      weights=weights,
-      slow=slow_state,
-      oracle=base.replace_measured(last, base.measured(measured)),
-      optimiser=moved,
-    )
+    def update_fn(batch, state, params=None, **extra_args):
+      base.require_batch(batch, params)
+      _, first = oracle.update(batch, state.oracle, params)
+      before = height(first)
+      share = jax.nn.softmax(state.logits)
+      weights = share / before / jnp.sum(share / before)
+      slope, measured = oracle.update(batch, first, params, weights=weights)
+      updates, moved = inner.update(
+        slope, state.optimiser, params, **extra_args
+      )
+      there = _sequences.apply_updates(params, updates)
+      _, last = oracle.update(batch, measured, there)
+      fell = jnp.log(before) - jnp.log(height(last))
+      pull = jax.grad(lambda x: jnp.vdot(jax.nn.softmax(x), fell))(state.logits)
+      change, slow_state = slow.update(pull, state.slow, state.logits)
+      dtype = state.logits.dtype
+      rate = weight_rate(state.count) if callable(weight_rate) else weight_rate
+      return updates, FamoState(
+        count=optax.safe_increment(state.count),
+        logits=state.logits - jnp.asarray(rate, dtype) * change,
+        weights=weights,
+        slow=slow_state,
+        oracle=states.replace_measured(last, states.measured(measured)),
+        optimiser=moved,
+      )
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return parts.Solver(init_fn, update_fn, (oracle,), again=build)
+
+  return build(_weighted_losses(given, 'famo'))

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import optax
-
 from bilevel_jax import aggregators, descent, oracles, types
 
 
@@ -21,7 +19,7 @@ def forum(
   value: types.SequenceLike,
   rate: types.ScalarOrSchedule = 0.1,
   averaging: types.ScalarOrSchedule = _authors_average,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""FORUM: several upper losses, while the value gap falls at a given rate.
 
   With :math:`w` the lower variable after T steps of descent,

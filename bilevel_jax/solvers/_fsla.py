@@ -1,7 +1,5 @@
 """FSLA: lower step, step of the linear system and upper step in turn."""
 
-import optax
-
 from bilevel_jax import descent, evaluation, oracles, types
 
 
@@ -12,8 +10,7 @@ def fsla(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""FSLA: one loop without an inverse Hessian, and momentum for the upper one.
 
   .. math::
@@ -35,7 +32,6 @@ def fsla(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise.
     linear: how :math:`v` moves; by default by the optimiser of `lower`.
-    wrap: wraps each oracle, inside the correction.
 
   Returns:
     A solver for `BilevelParams`; `bj.auxiliaries` gives the sequence `linear`.
@@ -65,12 +61,11 @@ def fsla(
     without Hessian Inverse <https://arxiv.org/abs/2112.04660>`_, 2022.
   """
   turn = lambda of: oracles.implicit_directions(problem, of=of)
-  keep = wrap or (lambda oracle: oracle)
   low = types.as_sequence(lower, 'lower')
   return descent.descend(
-    keep(turn('lower')),
-    keep(turn('linear')),
-    evaluation.storm(keep(turn('upper')), decay),
+    turn('lower'),
+    turn('linear'),
+    evaluation.storm(turn('upper'), decay),
     upper=upper,
     lower=low,
     linear=types.linear_sequence(linear, low),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, types
+from bilevel_jax import _sequences, descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
@@ -24,8 +24,7 @@ def lv_hba(
   proximal: types.SequenceLike,
   proximity: tuple[float, float] = (10.0, 10.0),
   bound: float = 1e3,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""LV-HBA: one loop for lower problems with inequality constraints.
 
   The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. Its
@@ -66,7 +65,6 @@ def lv_hba(
     proximal: how :math:`z` moves, likewise.
     proximity: :math:`(\gamma_1, \gamma_2)`, both positive.
     bound: :math:`r`, of the multipliers.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `saddle`, `upper`, `lower`,
@@ -148,14 +146,14 @@ def lv_hba(
 
     fields = {'upper': params.upper, 'lower': params.lower}
     slopes, (measured, aux) = jax.grad(total, has_aux=True)(fields)
-    after = base.UpdateCount(optax.safe_increment(updates.count))
+    after = states.UpdateCount(optax.safe_increment(updates.count))
     more = base.outputs_of(problem, **aux)
     return measured, base.gradients(params, **slopes), after, *more
 
   gap = base.oracle(
     fn,
     ('upper', 'lower', 'gap'),
-    lambda params: base.UpdateCount(jnp.zeros([], jnp.int32)),
+    lambda params: states.UpdateCount(jnp.zeros([], jnp.int32)),
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
     outputs=problem.outputs,
@@ -178,7 +176,6 @@ def lv_hba(
     ),
     gap,
     oracles.gradient(near, name='proximal', of='proximal'),
-    wrap=wrap,
     upper=high,
     lower=low,
     value=types.as_sequence(value, 'value', start=lambda p: p.lower),

@@ -1,7 +1,5 @@
 """MEHA: the value gap of a Moreau envelope, for lower losses not convex."""
 
-import optax
-
 from bilevel_jax import descent, oracles, types
 
 
@@ -13,8 +11,7 @@ def meha(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""MEHA: one loop without Hessians, the lower problem's Moreau envelope.
 
   .. math::
@@ -37,7 +34,6 @@ def meha(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise.
     value: how the value sequence moves; by default by the optimiser of `lower`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`, as `v_pbgd`.
@@ -63,7 +59,6 @@ def meha(
   return descent.descend(
     oracles.lower_gradient(problem, of='value', proximity=proximity),
     oracles.value_gap(problem, penalty=penalty, proximity=proximity),
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low),

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import optax
-
 from bilevel_jax import aggregators, evaluation, oracles, types
 
 
@@ -13,15 +11,11 @@ def moco_plus(
   objectives: int | Sequence[str] | None = None,
   *,
   decay: types.ScalarOrSchedule,
-  weight_step: types.ScalarOrSchedule = 0.1,
-  regularisation: types.ScalarOrSchedule = 0.0,
-  exact: bool = False,
-  radius: Any = None,
   rest: Sequence[str] = (),
   trunk: Callable[[Any, Any], Any] | None = None,
   per_task: bool = False,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+  **moco: Any,
+) -> oracles.Oracle:
   r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
 
   .. math::
@@ -39,17 +33,13 @@ def moco_plus(
     losses: as in `multi_objective`.
     objectives: likewise.
     decay: :math:`\beta_k` in [0, 1], a constant or a schedule.
-    weight_step: as in `moco`.
-    regularisation: likewise.
-    exact: likewise.
-    radius: likewise; the projected gradients make the direction, not the next
-      estimate.
     rest: sequences that only some losses have; their gradients are corrected
       as well.
     trunk: as in `multi_objective`.
     per_task: likewise.
-    wrap: wraps the oracle, for instance
-      `lambda o: bj.evaluation.accumulate(o, 4)`.
+    **moco: `weight_step`, `regularisation`, `exact` and `radius` of
+      `bj.aggregators.moco`; gradients projected by the radius make the
+      direction, not the next estimate.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -87,17 +77,12 @@ def moco_plus(
   # A number or names by now: the oracle has refused anything else.
   count = objectives if isinstance(objectives, int) else len(objectives or ())
   like = oracles.jacobian_like(count, rest=rest)
-  if wrap is not None:
-    oracle = wrap(oracle)
-  return optax.chain(
+  return oracles.aggregated(
     evaluation.storm(oracle, decay, like=like),
     aggregators.moco(
       count,
       tracking=1.0,
-      weight_step=weight_step,
-      regularisation=regularisation,
-      exact=exact,
-      radius=radius,
       rest=tuple(rest),
+      **moco,
     ),
   )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import optax
 
 from bilevel_jax import aggregators, descent, oracles, types
+from bilevel_jax.solvers import _rhg
 
 
 def moml(
@@ -15,7 +16,7 @@ def moml(
   lower: types.SequenceLike,
   aggregator: optax.GradientTransformation | None = None,
   mode: str = 'reverse',
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""MOML: descends several upper losses after T steps of the inner optimiser.
 
   .. math::
@@ -64,12 +65,9 @@ def moml(
     <https://arxiv.org/abs/2102.07121>`_, 2021.
   """
   count = objectives if isinstance(objectives, int) else len(objectives)
-  oracle = oracles.unrolled_by(
-    'moml',
-    problem,
-    types.as_sequence(lower, 'lower'),
-    objectives=objectives,
-    mode=mode,
+  low = _rhg.inner_loop('moml', lower)
+  oracle = oracles.unrolled(
+    problem, lower=low, objectives=objectives, mode=mode
   )
   chosen = aggregators.mgda(count) if aggregator is None else aggregator
   return descent.descend(

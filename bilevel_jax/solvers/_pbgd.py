@@ -2,8 +2,6 @@
 
 import functools
 
-import optax
-
 from bilevel_jax import aggregators, descent, oracles, types
 
 
@@ -30,8 +28,7 @@ def v_pbgd(
   rescale: bool = True,
   fused: bool = True,
   quadrature: int | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""V-PBGD: descends the upper loss plus a multiple of the lower value gap.
 
   With a third sequence :math:`w` that follows the lower loss's minimiser,
@@ -67,8 +64,6 @@ def v_pbgd(
     quadrature: None for the gap as a difference of two losses, which in float32
       is rounding at penalties above about a thousand; a number of nodes, 2 for
       instance, for the gap and its slope in x as an integral: see `value_gap`.
-    wrap: wraps each oracle, for instance
-      `lambda o: bj.evaluation.accumulate(o, 4)`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
@@ -103,7 +98,6 @@ def v_pbgd(
   return descent.descend(
     oracles.lower_gradient(problem, of='value'),
     _penalised(gap, penalty, rescale, fused),
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(value, low),
@@ -118,8 +112,7 @@ def g_pbgd(
   lower: types.SequenceLike,
   rescale: bool = True,
   fused: bool = True,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""G-PBGD: descends the upper loss plus a multiple of the lower slope.
 
   .. math::
@@ -140,7 +133,6 @@ def g_pbgd(
     lower: how the lower variable moves; likewise.
     rescale: whether to multiply by :math:`c_k`.
     fused: as in `v_pbgd`.
-    wrap: as in `v_pbgd`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`,
@@ -172,7 +164,6 @@ def g_pbgd(
   norm = functools.partial(oracles.gradient_norm, problem)
   return descent.descend(
     _penalised(norm, penalty, rescale, fused),
-    wrap=wrap,
     upper=upper,
     lower=lower,
   )

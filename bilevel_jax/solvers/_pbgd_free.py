@@ -1,7 +1,5 @@
 """PBGD-Free and ALT-PBGD: the penalised lower problem solved before x moves."""
 
-import optax
-
 from bilevel_jax import descent, oracles, types
 
 
@@ -11,8 +9,7 @@ def pbgd_free(
   penalty: types.ScalarOrSchedule,
   upper: types.SequenceLike,
   lower: types.SequenceLike,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""PBGD-Free: no value sequence; x follows its own slope at a penalised y.
 
   .. math::
@@ -33,7 +30,6 @@ def pbgd_free(
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves, with K `steps`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
@@ -63,7 +59,6 @@ def pbgd_free(
   return descent.descend(
     oracles.penalised_lower_gradient(problem, penalty=penalty),
     direct,
-    wrap=wrap,
     upper=upper,
     lower=lower,
   )
@@ -76,8 +71,7 @@ def alt_pbgd(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""ALT-PBGD: both lower problems first, then x, with steps not rescaled.
 
   .. math::
@@ -97,7 +91,6 @@ def alt_pbgd(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how y moves, with K `steps`.
     value: how w moves; by default as `lower` does.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
@@ -133,7 +126,6 @@ def alt_pbgd(
     oracles.lower_gradient(problem, of='value'),
     oracles.penalised_lower_gradient(problem, penalty=penalty),
     oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(

@@ -23,8 +23,7 @@ def pbrl(
   weights: Any = None,
   natural: bool = True,
   rescale: bool = True,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""PBRL: a leader, and a follower that is optimal in the leader's process.
 
   .. math::
@@ -66,7 +65,6 @@ def pbrl(
       advantage, and not along the plain one, which vanishes with the
       probability of an action.
     rescale: whether to multiply by :math:`c_k`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap`, and
@@ -130,7 +128,6 @@ def pbrl(
   return descent.descend(
     rl.policy_mirror_descent(process, temperature=temperature),
     gap,
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=types.value_sequence(default, low, set=None),

@@ -14,6 +14,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  states,
   types,
 )
 from bilevel_jax.oracles import base
@@ -33,7 +34,7 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
 
   def init(params):
     del params
-    return base.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
+    return states.UpdateCount(jnp.zeros([], jnp.int32)), _keys.as_key(key)
 
   def averaged(mean):
     return lambda *given: displacement(mean, *given)
@@ -65,17 +66,16 @@ def _drawn(problem, rate, steps, batch_at, lower_set, key):
       step, (start, start, zero), jnp.arange(steps, dtype=jnp.int32)
     )
     moved = optax.tree.sub(start, chosen)
-    count = base.UpdateCount(optax.safe_increment(updates.count))
+    count = states.UpdateCount(optax.safe_increment(updates.count))
     return (last,), _sequences.only(params, value=moved), (count, following)
 
   return base.oracle(
-    averaged(base.WHOLE),
+    base.ByMean(averaged(base.WHOLE), averaged),
     ('value',),
     init,
     counts={'gradients/lower': steps},
     moves=('value',),
     needs=('upper', 'value'),
-    averaged=averaged,
   )
 
 
@@ -90,8 +90,7 @@ def v_pbsgd(
   inner_batch: Callable[[Any, Any], Any] | None = None,
   key: Any,
   rescale: bool = True,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""V-PBSGD: V-PBGD for samples, as its analysis has it.
 
   In each update, :math:`w_1 = y_k` and, with samples :math:`\xi_t`,
@@ -115,8 +114,8 @@ def v_pbsgd(
   both losses in the outer step. So hold the M samples and the T inner ones in
   one batch, for instance `{'outer': (M, ...), 'inner': (T, m, ...)}` with
   `inner_batch=lambda batch, t: {'outer': batch['inner'][t]}` and losses that
-  read `batch['outer']`. Where M samples do not fit, `wrap=lambda o:
-  bj.evaluation.accumulate(o, parts)` evaluates them in parts.
+  read `batch['outer']`. Where M samples do not fit, `bj.evaluation.wrapped`
+  with `lambda o: bj.evaluation.accumulate(o, parts)` evaluates them in parts.
 
   Args:
     problem: the upper and the lower loss.
@@ -131,7 +130,6 @@ def v_pbsgd(
     inner_batch: the batch of inner step t, from (batch, t), t an int32 scalar
       from 0; by default the whole batch.
     rescale: whether to multiply by :math:`c_k = \min(1 / \gamma_k, 1)`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
@@ -176,7 +174,6 @@ def v_pbsgd(
   return descent.descend(
     _drawn(problem, value_rate, inner_steps, inner_batch, low.set, key),
     gap,
-    wrap=wrap,
     upper=upper,
     lower=low,
     value=value,

@@ -13,7 +13,7 @@ def prox_linear_pbgd(
   iterations: int = 10,
   upper_set: projections.Projection | None = None,
   lower_set: projections.Projection | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""Prox-linear steps on the upper loss plus the norm of the lower slope.
 
   .. math::
@@ -30,9 +30,9 @@ def prox_linear_pbgd(
   Hessian. It takes 2 `iterations` + 3 Hessian-vector products an update, and
   like `g_pbgd` it can stay at lower stationary points that are no minimisers.
 
-  For one batch an update: the step is no mean over examples, so there is no
-  `wrap` for micro-batches or mapped axes; sharded batches under `jax.jit` are
-  as good as on one device.
+  For one batch an update: the step is no mean over examples, so that it
+  takes neither micro-batches nor mapped axes; sharded batches under `jax.jit`
+  are as good as on one device.
 
   Args:
     problem: the upper and the lower loss.

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from bilevel_jax import _checks, _keys, _sequences, _trees, descent, types
+from bilevel_jax import (
+  _checks,
+  _keys,
+  _sequences,
+  _trees,
+  descent,
+  states,
+  types,
+)
 from bilevel_jax.oracles import base
 
 
@@ -19,8 +27,7 @@ def pzobo(
   smoothing: float = 1e-2,
   directions: int = 1,
   key: Any,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""PZOBO: no second derivatives, the inner loop is run from shifted points.
 
   .. math::
@@ -40,7 +47,6 @@ def pzobo(
     smoothing: :math:`\mu`, in units of x.
     directions: :math:`Q`; more than the dimension of x are not drawn.
     key: PRNG key of the directions, or a whole number.
-    wrap: wraps the oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -85,7 +91,7 @@ def pzobo(
     draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
     basis = jnp.linalg.qr(draw)[0].T.astype(flat.dtype) * flat.size**0.5
     # A new optimiser, at the point of its schedules where the update is.
-    fresh = base.at_update(optimiser.init(y), updates.count)
+    fresh = states.at_update(optimiser.init(y), updates.count)
 
     def loop(x):
       def step(carry, t):
@@ -96,7 +102,7 @@ def pzobo(
         outputs = {'lower': aux} if announced else {}
         move, after = optimiser.update(slope, optimiser_state, y)
         y = optax.apply_updates(y, move)
-        after = base.hold_updates(after, optimiser_state)
+        after = states.hold_updates(after, optimiser_state)
         return (y, after, base.as_announced(outputs, announced)), None
 
       times = jnp.arange(low.steps, dtype=jnp.int32)
@@ -117,7 +123,7 @@ def pzobo(
     found = _sequences.only(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
-    updates = base.UpdateCount(optax.safe_increment(updates.count))
+    updates = states.UpdateCount(optax.safe_increment(updates.count))
     more = base.outputs_of(problem, upper=aux, **lower_outputs)
     return (value,), found, (updates, key), *more
 
@@ -125,7 +131,7 @@ def pzobo(
     fn,
     ('upper',),
     lambda params: (
-      base.UpdateCount(jnp.zeros([], jnp.int32)),
+      states.UpdateCount(jnp.zeros([], jnp.int32)),
       _keys.as_key(key, 'pzobo'),
     ),
     counts={
@@ -136,4 +142,4 @@ def pzobo(
     outputs=problem.outputs,
   )
   # The gradient of the lower variable is its displacement.
-  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, upper=upper, lower=optax.sgd(1.0))

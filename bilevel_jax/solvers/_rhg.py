@@ -8,6 +8,17 @@ import optax
 from bilevel_jax import descent, oracles, types
 
 
+def inner_loop(name: str, lower: types.SequenceLike) -> types.Sequence:
+  """The record of an inner loop; refuses a start without a restart."""
+  low = types.as_sequence(lower, 'lower')
+  if (low.start is None) is low.restart:
+    raise ValueError(
+      f'{name}: a start of the inner loop and restart=True go together; '
+      'without both, the loop goes on from the lower variable.'
+    )
+  return low
+
+
 def rhg(
   problem: types.BilevelProblem,
   *,
@@ -17,8 +28,7 @@ def rhg(
   mode: str = 'reverse',
   checkpoint: int | None = None,
   accumulator_dtype: Any = jnp.float32,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""RHG: descends the upper loss after T steps of the inner optimiser.
 
   .. math::
@@ -46,8 +56,6 @@ def rhg(
     checkpoint: for `reverse` and `mixed`, keep the inner state only every so
       many steps.
     accumulator_dtype: as in `unrolled`.
-    wrap: wraps the oracle. Not by means over parts of a batch: the mean of
-      several loops is not the loop on the whole.
 
   Returns:
     A solver for `BilevelParams` that moves the lower variable to the end of
@@ -82,22 +90,22 @@ def rhg(
     Gradient-Based Hyperparameter Optimization
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
-  oracle = oracles.unrolled_by(
-    'rhg',
+  low = inner_loop('rhg', lower)
+  oracle = oracles.unrolled(
     problem,
-    types.as_sequence(lower, 'lower'),
+    lower=low,
     mode=mode,
     truncate=truncate,
     checkpoint=checkpoint,
     accumulator_dtype=accumulator_dtype,
   )
   # The gradient of the lower variable is its displacement.
-  return descent.descend(oracle, wrap=wrap, upper=upper, lower=optax.sgd(1.0))
+  return descent.descend(oracle, upper=upper, lower=optax.sgd(1.0))
 
 
 def t_rhg(
   problem: types.BilevelProblem, *, truncate: int, **kwargs: Any
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""T-RHG: `rhg` with a derivative through the last K inner steps only.
 
   .. math::

@@ -39,8 +39,7 @@ def scgd(
   tracking: types.ScalarOrSchedule,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SCGD: running means of the inner levels, the chain rule at them.
 
   .. math::
@@ -58,7 +57,6 @@ def scgd(
     levels: the running means at the start, :math:`N` of them, from the
       parameters; values of the functions at the start, or zeros.
     batch_of: what level n sees, from (batch, n); by default the whole batch.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for a NamedTuple with the sequence `main`, made by
@@ -87,7 +85,7 @@ def scgd(
   """
   follow = _level_sequences(len(functions) - 1, levels, optax.sgd(tracking))
   directions = oracles.compositional(functions, batch_of=batch_of)
-  return descent.descend(directions, wrap=wrap, main=main, **follow)
+  return descent.descend(directions, main=main, **follow)
 
 
 def scsc(
@@ -97,8 +95,7 @@ def scsc(
   tracking: types.ScalarOrSchedule,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SCSC: running means that move with what they track, then the main step.
 
   .. math::
@@ -117,7 +114,6 @@ def scsc(
     levels: as in `scgd`; only their shapes matter, as the first update replaces
       them.
     batch_of: as in `scgd`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver, as in `scgd`.
@@ -145,10 +141,7 @@ def scsc(
     as Easy as Solving Stochastic Optimization
     <https://arxiv.org/abs/2008.10847>`_, 2020.
   """
-  wrap = wrap or (lambda oracle: oracle)
-  make = lambda of: wrap(
-    oracles.compositional(functions, of=of, batch_of=batch_of)
-  )
+  make = lambda of: oracles.compositional(functions, of=of, batch_of=batch_of)
   if len(functions) == 1:
     return descent.descend(make('main'), main=main)
   return descent.descend(
@@ -167,8 +160,7 @@ def nasa(
   averaging: float,
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""NASA: averages the gradient as well as the inner levels.
 
   .. math::
@@ -185,7 +177,6 @@ def nasa(
     averaging: :math:`a` in (0, 1].
     levels: as in `scgd`.
     batch_of: as in `scgd`.
-    wrap: wraps each oracle.
 
   Returns:
     A solver, as in `scgd`.
@@ -222,5 +213,4 @@ def nasa(
     tracking=tracking,
     levels=levels,
     batch_of=batch_of,
-    wrap=wrap,
   )

@@ -15,6 +15,7 @@ from bilevel_jax import (
   _trees,
   descent,
   oracles,
+  states,
   types,
 )
 from bilevel_jax.aggregators import _penalty
@@ -24,7 +25,7 @@ from bilevel_jax.oracles import base
 WEIGHTS = ('softmax', 'mirror', 'sigmoid')
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class SealState(NamedTuple):
   """State of `seal`.
 
@@ -151,7 +152,7 @@ def seal(
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
   weights: str = 'softmax',
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SEAL: a score for each row, by what a model that stays safe loses on it.
 
   .. math::
@@ -319,7 +320,7 @@ def seal(
     if 'upper' in optimisers:
       mine = _take(optimisers['upper'], at)
       count = jnp.broadcast_to(state.count, at.shape)
-      optimisers['upper'] = base.at_update(mine, count)
+      optimisers['upper'] = states.at_update(mine, count)
     updates, after = inner.update(
       given,
       state.inner._replace(optimisers=optimisers),
@@ -341,7 +342,11 @@ def seal(
       optax.safe_increment(state.count), {'selector': table}, level, sums, after
     )
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  own = {n: s for n, s in inner.sequences.items() if n != 'upper'}
+  # No `again`: its oracles see weights of the rows of a whole batch.
+  return descent.Solver(
+    init_fn, update_fn, inner.oracles, {'selector': chosen} | own
+  )
 
 
 def _joint(scores: chex.Array, params: Any) -> Any:

@@ -17,12 +17,11 @@ from bilevel_jax import (
 )
 
 
-def _three_sequences(directions, upper, lower, linear, wrap=None):
+def _three_sequences(directions, upper, lower, linear):
   """All three move at once, from one point."""
   low = types.as_sequence(lower, 'lower')
   return descent.descend(
     directions,
-    wrap=wrap,
     upper=upper,
     lower=low,
     linear=types.linear_sequence(linear, low),
@@ -35,8 +34,7 @@ def soba(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SOBA: the lower problem, its linear system and the upper problem at once.
 
   .. math::
@@ -56,7 +54,6 @@ def soba(
     lower: how the lower variable moves; likewise.
     linear: how :math:`v` moves; by default by the optimiser of `lower`, as the
       same curvature bounds both steps. Some analyses ask for a `set`, a ball.
-    wrap: wraps the oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`,
@@ -83,7 +80,7 @@ def soba(
     <https://arxiv.org/abs/2201.13409>`_, 2022.
   """
   directions = oracles.implicit_directions(problem)
-  return _three_sequences(directions, upper, lower, linear, wrap)
+  return _three_sequences(directions, upper, lower, linear)
 
 
 def saba(
@@ -95,8 +92,7 @@ def saba(
   linear: types.SequenceLike | None = None,
   index: Callable[[Any], Any] | None = None,
   batches: Callable[[Any], tuple[Any, Any]] = lambda batch: (batch, batch),
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SABA: SOBA whose noise vanishes, by a memory of fixed batches.
 
   Each of SOBA's directions is corrected by what the same part of the data gave
@@ -115,7 +111,6 @@ def saba(
       default parts come in turn.
     batches: the upper's and the lower's batch, from the batch; by default both
       get the whole.
-    wrap: wraps the oracle, inside the table.
 
   Returns:
     A solver, as in `soba`.
@@ -147,8 +142,6 @@ def saba(
   """
   rows = isinstance(parts, tuple)
   oracle = oracles.implicit_directions(problem, rows=rows, batches=batches)
-  if wrap is not None:
-    oracle = wrap(oracle)
   if not rows:
     directions = evaluation.saga(oracle, parts, index=index)
   else:
@@ -169,8 +162,7 @@ def ma_soba(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""MA-SOBA: SOBA with a running mean of the upper direction.
 
   .. math::
@@ -188,7 +180,6 @@ def ma_soba(
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise.
     linear: how the linear system moves; by default by the optimiser of `lower`.
-    wrap: wraps the oracle.
 
   Returns:
     A solver, as in `soba`.
@@ -223,5 +214,4 @@ def ma_soba(
     upper=above._replace(optimiser=optax.chain(mean, above.optimiser)),
     lower=lower,
     linear=linear,
-    wrap=wrap,
   )

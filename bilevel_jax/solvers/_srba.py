@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from bilevel_jax import descent, evaluation, oracles, types
 
 
@@ -17,7 +15,7 @@ def srba(
   linear: types.SequenceLike | None = None,
   small_batch: Callable[[Any], Any] = lambda batch: batch,
   large_batch: Callable[[Any], Any] = lambda batch: batch,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""SRBA: SOBA whose noise vanishes, by differences on one small batch.
 
   With SOBA's directions :math:`D = (d^y, d^v, d^x)` at the point

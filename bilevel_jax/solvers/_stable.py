@@ -69,8 +69,7 @@ def stable(
   lower: types.SequenceLike,
   decay: types.ScalarOrSchedule,
   least_curvature: float,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""STABLE: one loop whose lower step follows the upper one.
 
   .. math::
@@ -91,7 +90,6 @@ def stable(
     decay: of the estimates, in [0, 1].
     least_curvature: eigenvalues of the estimated Hessian are raised to it: one
       batch of fewer samples than y has numbers is singular.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
@@ -129,9 +127,6 @@ def stable(
       'stable moves the lower variable on after its step, out of any set: '
       'leave out the set of lower, or take a method such as v_pbgd.'
     )
-  wrap = wrap or (lambda oracle: oracle)
-  curvature = evaluation.storm(wrap(_curvature(problem)), decay, like=_zeros)
-  slopes = wrap(_slopes(problem))
   # Its batch holds the gradients themselves.
   given = base.Oracle(
     lambda params: (),
@@ -140,33 +135,38 @@ def stable(
   )
   move = descent.descend(given, upper=upper, lower=lower)
 
-  def init_fn(params):
-    _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
-    return curvature.init(params), slopes.init(params), move.init(params)
+  def build(curvature, slopes):
+    def init_fn(params):
+      _sequences.require_sequences(params, ('upper', 'lower'), 'stable')
+      return curvature.init(params), slopes.init(params), move.init(params)
 
-  def update_fn(batch, state, params=None, **extra_args):
-    base.require_batch(batch, params)
-    matrices, one = curvature.update(batch, state[0], params, **extra_args)
-    slope, two = slopes.update(batch, state[1], params, **extra_args)
-    flat, unravel = ravel_pytree(slope['f_y'])
-    _, unravel_x = ravel_pytree(slope['f_x'])
-    wide = jnp.promote_types(flat.dtype, jnp.float32)
-    hessian = matrices['hessian'].astype(wide)
-    values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-    values = jnp.maximum(values, least_curvature)
+    def update_fn(batch, state, params=None, **extra_args):
+      base.require_batch(batch, params)
+      matrices, one = curvature.update(batch, state[0], params, **extra_args)
+      slope, two = slopes.update(batch, state[1], params, **extra_args)
+      flat, unravel = ravel_pytree(slope['f_y'])
+      _, unravel_x = ravel_pytree(slope['f_x'])
+      wide = jnp.promote_types(flat.dtype, jnp.float32)
+      hessian = matrices['hessian'].astype(wide)
+      values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+      values = jnp.maximum(values, least_curvature)
 
-    def solve(right):
-      right = right.astype(wide)
-      return (vectors @ ((vectors.T @ right) / values)).astype(flat.dtype)
+      def solve(right):
+        right = right.astype(wide)
+        return (vectors @ ((vectors.T @ right) / values)).astype(flat.dtype)
 
-    cross = matrices['cross']
-    implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
-    gradients = _sequences.only(
-      params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
-    )
-    updates, three = move.update((gradients,), state[2], params, **extra_args)
-    foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
-    lower_update = optax.tree.sub(updates.lower, foreseen)
-    return updates._replace(lower=lower_update), (one, two, three)
+      cross = matrices['cross']
+      implicit = unravel_x((solve(flat) @ cross).astype(cross.dtype))
+      gradients = _sequences.only(
+        params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
+      )
+      updates, three = move.update((gradients,), state[2], params, **extra_args)
+      foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
+      lower_update = optax.tree.sub(updates.lower, foreseen)
+      return updates._replace(lower=lower_update), (one, two, three)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    both = (curvature, slopes)
+    return descent.Solver(init_fn, update_fn, both, move.sequences, build)
+
+  curvature = evaluation.storm(_curvature(problem), decay, like=_zeros)
+  return build(curvature, _slopes(problem))

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import optax
-
 from bilevel_jax import descent, linear_solvers, oracles, types
 
 
@@ -47,7 +45,6 @@ _DOC = r"""{title}
     step_size: of the series, at most 1 / (largest lower curvature).
     linear_batch: the batch of product t, from (batch, t).
     key: PRNG key of random lengths, or a whole number; only for these.
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -135,18 +132,15 @@ def _method(name: str, row: _Row) -> Callable[..., Any]:
     step_size: float,
     linear_batch: Callable[[Any, Any], Any] | None = None,
     key: Any = None,
-    wrap: types.Wrapper | None = None,
-  ) -> optax.GradientTransformationExtraArgs:
+  ) -> descent.Solver:
     return descent.descend(
       oracles.lower_gradient(problem),
       oracles.implicit(
         problem,
-        solve=row.solve(terms, step_size),
-        linear_batch=linear_batch,
-        warm_start=row.warm_start,
-        key=key,
+        solve=linear_solvers.LinearSystem(
+          row.solve(terms, step_size), linear_batch, row.warm_start, key
+        ),
       ),
-      wrap=wrap,
       upper=upper,
       lower=types.as_sequence(lower, 'lower', steps=row.steps),
     )

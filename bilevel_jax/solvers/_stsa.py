@@ -62,8 +62,7 @@ def stsa(
   steps: types.ScalarOrSchedule | Mapping[str, Any],
   order: str = 'simultaneous',
   batch_of: Callable[[Any, str], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""STSA: any number of coupled sequences, each along its increment.
 
   .. math::
@@ -89,8 +88,6 @@ def stsa(
     order: `simultaneous`, all increments at one point; or `alternating`, in the
       order of `increments`, each seeing what those before moved.
     batch_of: what a sequence's increment sees, from (batch, name).
-    wrap: wraps each oracle, for instance
-      `lambda o: bj.evaluation.storm(o, 0.1)`.
 
   Returns:
     A solver for named sequences; those without an increment stay.
@@ -139,4 +136,4 @@ def stsa(
     oracles.coupled({n: increments[n] for n in some}, batch_of=batch_of)
     for some in groups
   ]
-  return descent.descend(*directions, wrap=wrap, **records)
+  return descent.descend(*directions, **records)

@@ -3,9 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from bilevel_jax import descent, evaluation, linear_solvers, oracles, types
+
+
+def _corrected(problem, system, decay, **records):
+  """Both directions at one point, corrected as one."""
+  both = evaluation.together(
+    oracles.lower_gradient(problem), oracles.implicit(problem, solve=system)
+  )
+  return descent.descend(evaluation.storm(both, decay), **records)
 
 
 def sustain(
@@ -16,33 +22,29 @@ def sustain(
   decay: types.ScalarOrSchedule,
   terms: int,
   step_size: float,
-  randomly: bool = True,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  key: Any = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+  key: Any,
+) -> descent.Solver:
   r"""SUSTAIN: one loop, `storm` on the lower gradient and the hypergradient.
 
   .. math::
     d_k = G(z_k; \xi_k) + (1 - a_k) [d_{k-1} - G(z_{k-1}; \xi_k)], \qquad
     G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right)
 
-  with :math:`q` by a Neumann series of fixed or random length. Everything is
-  evaluated twice, on one batch. The correction removes noise, not the bias of
-  the series, which is then what the run ends at. One decay serves both levels,
-  where the authors have one for each.
+  with :math:`q` by a Neumann series of random length, as in `bsa`. Everything
+  is evaluated twice, on one batch. The correction removes noise, not the bias
+  of the series, which is then what the run ends at. One decay serves both
+  levels, where the authors have one for each.
 
   Args:
     problem: the upper and the lower loss, the lower one strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves; likewise.
     decay: :math:`a_k` in [0, 1]; 1 for no correction.
-    terms: bound of the random length, or products of the series.
+    terms: bound of the random length.
     step_size: of the series, at most 1 / (largest lower curvature).
-    randomly: whether the length is random, as in `bsa`.
     linear_batch: the batch of product t, from (batch, t).
-    key: PRNG key of the lengths, or a whole number; only if they are random.
-    wrap: wraps each oracle, inside the correction.
+    key: PRNG key of the lengths, or a whole number.
 
   Returns:
     A solver for `BilevelParams`.
@@ -64,21 +66,9 @@ def sustain(
     Stochastic Bilevel Optimization via Double-Momentum
     <https://arxiv.org/abs/2102.07367>`_, 2021.
   """
-  make = linear_solvers.random_neumann if randomly else linear_solvers.neumann
-  both = evaluation.together(
-    oracles.lower_gradient(problem),
-    oracles.implicit(
-      problem,
-      solve=make(terms, step_size),
-      warm_start=False,
-      linear_batch=linear_batch,
-      key=key,
-    ),
-    wrap=wrap,
-  )
-  return descent.descend(
-    evaluation.storm(both, decay), upper=upper, lower=lower
-  )
+  series = linear_solvers.random_neumann(terms, step_size)
+  system = linear_solvers.LinearSystem(series, linear_batch, False, key)
+  return _corrected(problem, system, decay, upper=upper, lower=lower)
 
 
 def mrbo(
@@ -90,8 +80,7 @@ def mrbo(
   terms: int,
   step_size: float,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""MRBO: recursive momentum with a Neumann series of fixed length.
 
   `sustain` with a truncated series in place of one random term of it: twice the
@@ -106,7 +95,6 @@ def mrbo(
     terms: products of the series.
     step_size: of the series.
     linear_batch: the batch of product t, from (batch, t).
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -126,14 +114,6 @@ def mrbo(
     Yang, Ji and Liang, `Provably Faster Algorithms for Bilevel Optimization
     <https://arxiv.org/abs/2106.04692>`_, 2021.
   """
-  return sustain(
-    problem,
-    upper=upper,
-    lower=lower,
-    decay=decay,
-    terms=terms,
-    step_size=step_size,
-    randomly=False,
-    linear_batch=linear_batch,
-    wrap=wrap,
-  )
+  series = linear_solvers.neumann(terms, step_size)
+  system = linear_solvers.LinearSystem(series, linear_batch, False)
+  return _corrected(problem, system, decay, upper=upper, lower=lower)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from bilevel_jax import (
   _checks,
   _sequences,
@@ -26,8 +24,7 @@ def vrbo(
   period: int,
   large_batch: Callable[[Any], Any] | None = None,
   linear_batch: Callable[[Any, Any], Any] | None = None,
-  wrap: types.Wrapper | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> descent.Solver:
   r"""VRBO: recursive differences between fresh estimates, and an inner loop.
 
   .. math::
@@ -52,7 +49,6 @@ def vrbo(
     large_batch: the batch of a fresh estimate, from the batch; by default the
       whole. The other moves see what the lower record's `batch_at` picks.
     linear_batch: the batch of product t, from (batch, t).
-    wrap: wraps each oracle.
 
   Returns:
     A solver for `BilevelParams`.
@@ -78,11 +74,10 @@ def vrbo(
     oracles.lower_gradient(problem),
     oracles.implicit(
       problem,
-      solve=linear_solvers.neumann(terms, step_size),
-      warm_start=False,
-      linear_batch=linear_batch,
+      solve=linear_solvers.LinearSystem(
+        linear_solvers.neumann(terms, step_size), linear_batch, False
+      ),
     ),
-    wrap=wrap,
   )
   low = types.as_sequence(lower, 'lower')
   small = low.batch_at or (lambda batch, t: batch)

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel_jax import diagnostics, types
-from bilevel_jax.oracles import base
+from bilevel_jax import diagnostics, states, types
 
 # Of float32 sums in another order.
 RTOL, ATOL = 2e-5, 2e-6
@@ -72,10 +71,10 @@ def without_losses(tree):
   def forget(node):
     if isinstance(node, types.Numbers):
       return node.counts
-    return node._replace(values=None) if base.is_oracle_state(node) else node
+    return node._replace(values=None) if states.is_oracle_state(node) else node
 
   is_leaf = lambda node: (
-    base.is_oracle_state(node) or isinstance(node, types.Numbers)
+    states.is_oracle_state(node) or isinstance(node, types.Numbers)
   )
   return jax.tree.map(forget, tree, is_leaf=is_leaf)
 

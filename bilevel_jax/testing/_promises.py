@@ -304,8 +304,8 @@ def _compare_lanes(case, wrap, *, scheduled):
       f'{what}, the first one differs',
       at(lane, 0)[0],
       _compare.sequences_of(case.points[0]),
-      'Some step sees another count than 0: base.hold_updates goes round inner '
-      'steps.',
+      'Some step sees another count than 0: bj.states.hold_updates goes round '
+      'inner steps.',
     )
     if name in case.halved:
       _compare.require_same(

@@ -1,6 +1,7 @@
 """Simulated workers on a random Markov decision process, all runs at once."""
 
 import dataclasses
+import functools
 from typing import Annotated, Any, NamedTuple
 
 import chex
@@ -13,7 +14,8 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import speedup
 
-RADIUS = 200.0  # Of the ball that the critic is projected on.
+# The ball that the critic is projected on.
+BALL = functools.partial(optax.projections.projection_l2_ball, scale=200.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +196,9 @@ def run(
       workers=hyper['workers'],
       bound=max(grid.workers) - 1,
       actor=optax.sgd(lambda k: hyper['actor'] * first(k)),
-      critic=optax.sgd(lambda k: hyper['critic'] * second(k)),
-      radius=RADIUS,
+      critic=bj.Sequence(
+        optax.sgd(lambda k: hyper['critic'] * second(k)), set=BALL
+      ),
       sampling=sampling,
       key=context.seed_key,
     )

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from bilevel_jax.oracles import base
 
 # The axis of clients on one device, and of devices.
 LOCAL, DEVICES = 'local_clients', 'clients'
@@ -31,7 +30,7 @@ def _shared(leaf: Any) -> bool:
 
 
 def _is_measured(node: Any) -> bool:
-  return base.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
+  return bj.states.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
 
 
 def _pack(state: Any, axis_name: Any) -> Any:
@@ -48,10 +47,10 @@ def _pack(state: Any, axis_name: Any) -> Any:
         value_array=losses(node.value_array),
         count_array=node.count_array[0],
       )
-    if base.is_oracle_state(node):
+    if bj.states.is_oracle_state(node):
       values = jax.tree.map(losses, node.values)
       counts, inner = _pack((node.counts, node.inner), axis_name)
-      return base.OracleState(values, counts, inner)
+      return bj.states.OracleState(values, counts, inner)
     return node[0] if _shared(node) else node
 
   return jax.tree.map(one, state, is_leaf=_is_measured)
@@ -63,10 +62,10 @@ def _own_axes(state: Any, own: Any, shared: Any) -> Any:
   def one(node):
     if isinstance(node, bj.types.Numbers):
       return dataclasses.replace(node, value_array=shared, count_array=shared)
-    if base.is_oracle_state(node):
+    if bj.states.is_oracle_state(node):
       values = jax.tree.map(lambda _: shared, node.values)
       counts, inner = _own_axes((node.counts, node.inner), own, shared)
-      return base.OracleState(values, counts, inner)
+      return bj.states.OracleState(values, counts, inner)
     return shared if _shared(node) else own
 
   return jax.tree.map(one, state, is_leaf=_is_measured)

@@ -74,10 +74,9 @@ def fednest(
   mean = lambda tree: jax.lax.pmean(tree, axis_name)
   linear = bj.implicit(
     problem,
-    solve=solve,
-    lower_set=bj.projections.consensus_set(axis_name),
     # The solution is kept in the state: the cross term is taken locally.
-    warm_start=True,
+    solve=bj.linear_solvers.LinearSystem(solve, warm_start=True),
+    lower_set=bj.projections.consensus_set(axis_name),
     direct=False,
   )
 

@@ -88,13 +88,19 @@ def implicit(case: Case, products: int, *, unroll: bool) -> measure.Program:
     products, unroll=products if unroll else 1
   )
   return hypergradient(
-    case, bj.implicit(case.problem, solve=solve, warm_start=False)
+    case,
+    bj.implicit(
+      case.problem,
+      solve=bj.linear_solvers.LinearSystem(solve, warm_start=False),
+    ),
   )
 
 
 def unrolled(case: Case, steps: int) -> measure.Program:
   """A hypergradient through steps of gradient descent."""
-  oracle = bj.unrolled(case.problem, lower=optax.sgd(RATE), steps=steps)
+  oracle = bj.unrolled(
+    case.problem, lower=bj.Sequence(optax.sgd(RATE), steps=steps)
+  )
   return hypergradient(case, oracle)
 
 
@@ -223,8 +229,7 @@ def of_mode(case: Case, mode: str, sizes: Decoder) -> measure.Program:
   oracle = bj.unrolled(
     case.problem,
     # The derivative of a root at 0 needs a constant under it.
-    lower=optax.adam(1e-3, eps_root=1e-8),
-    steps=sizes.steps,
+    lower=bj.Sequence(optax.adam(1e-3, eps_root=1e-8), steps=sizes.steps),
     mode=mode,
     checkpoint=sizes.checkpoint if checkpoint else None,
   )

@@ -114,12 +114,13 @@ def oracle(
     rows = bj.multi_objective(tuple(losses.values()), names, per_task=True)
     return optax.chain(wrap(rows), aggregator)
   if name in ('alright', 'maxright'):
-    common = {'weights': weights, 'batch_at': number, 'wrap': wrap}
+    common = {'weights': weights, 'batch_at': number}
     if name == 'alright':
-      return bj.solvers.alright(
+      oracle = bj.solvers.alright(
         losses.values(), names, key=key, even=True, **common
       )
-    return bj.solvers.maxright(
+      return bj.evaluation.wrapped(oracle, wrap)
+    oracle = bj.solvers.maxright(
       losses.values(),
       names,
       optima=plan.optima,
@@ -130,6 +131,7 @@ def oracle(
       },
       **common,
     )
+    return bj.evaluation.wrapped(oracle, wrap)
   parts = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}
   if name == 'mix':
     return bj.evaluation.mixed(parts, weights, batch_at=number)

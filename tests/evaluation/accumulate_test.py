@@ -106,8 +106,9 @@ def test_a_schedule_inside_an_oracle_sees_one_update_not_one_a_part():
   ramp = optax.linear_schedule(0.0, 10.0, 10)
   params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
   sgd, ends = optax.sgd(0.1), []
-  for wrap in (None, lambda oracle: bj.evaluation.accumulate(oracle, 4)):
-    solver = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd, wrap=wrap)
+  quarters = lambda oracle: bj.evaluation.accumulate(oracle, 4)
+  whole = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd)
+  for solver in (whole, bj.evaluation.wrapped(whole, quarters)):
     step = jax.jit(solver.update)
     here, state = params, solver.init(params)
     for _ in range(3):

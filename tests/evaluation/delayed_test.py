@@ -129,7 +129,8 @@ def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
   problem = bj.BilevelProblem(square(lambda x: 1.0), square(lambda x: x))
   late = lambda o: bj.evaluation.delayed(o, 3, service='random', bound=6, key=0)
   sgd = optax.sgd(0.03)
-  solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd, wrap=late)
+  solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd)
+  solver = bj.evaluation.wrapped(solver, late)
   params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
 
   def body(carry, _):

@@ -61,7 +61,12 @@ def oracles():
     'fused': bj.gradient_norm(PROBLEM, penalty=3.0),
     'chain': bj.compositional(LEVELS),
     'gap': bj.value_gap(PROBLEM),  # This one is linear.
-    'storm': bj.evaluation.storm(bj.implicit(PROBLEM, warm_start=False), 0.5),
+    'storm': bj.evaluation.storm(
+      bj.implicit(
+        PROBLEM, solve=bj.linear_solvers.LinearSystem(warm_start=False)
+      ),
+      0.5,
+    ),
   }
 
 
@@ -219,8 +224,8 @@ def test_solvers_step_as_on_the_whole_batch():
   def ends(params, batch):
     found = {}
     for name, make in solvers.items():
-      for wrap in (None, parts_of):
-        solver = make(PROBLEM, upper=sgd, wrap=wrap)
+      whole = make(PROBLEM, upper=sgd)
+      for solver in (whole, bj.evaluation.wrapped(whole, parts_of)):
         updates, _ = solver.update(batch, solver.init(params), params)
         found.setdefault(name, []).append(updates)
     return found
@@ -233,7 +238,7 @@ def test_solvers_step_as_on_the_whole_batch():
 def refused():
   losses = lambda params, batch: jnp.stack([batch.mean() * params] * 2)
   return [
-    bj.unrolled(PROBLEM, lower=optax.sgd(0.1), steps=2),
+    bj.unrolled(PROBLEM, lower=bj.Sequence(optax.sgd(0.1), steps=2)),
     bj.prox_linear(PROBLEM, penalty=1.0, step=0.1),
     bj.oracles.fused_moco(losses, 2),
     bj.multi_objective(losses, 2, gramian=True),

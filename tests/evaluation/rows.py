@@ -72,7 +72,7 @@ def _together(wrap):
     of='upper',
   )
   below = bj.lower_gradient(contract.PROBLEM)
-  oracle = bj.evaluation.together(above, below, wrap=wrap)
+  oracle = bj.evaluation.together(wrap(above), wrap(below))
   return contract.by_descent(oracle, upper=RATE, lower=RATE)
 
 

@@ -81,7 +81,8 @@ def _own(make, wrap, **given):
     lambda params, batch, m=m: contract.three_losses(params, batch)[m]
     for m in range(contract.OBJECTIVES)
   ]
-  oracle = make(losses, weights=[0.2, 0.3, 0.5], wrap=wrap, **SHARED, **given)
+  oracle = make(losses, weights=[0.2, 0.3, 0.5], **SHARED, **given)
+  oracle = bj.evaluation.wrapped(oracle, wrap)
   return optax.chain(oracle, optax.sgd(RATE))
 
 

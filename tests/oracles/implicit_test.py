@@ -145,7 +145,11 @@ def test_solvers_and_forms_of_a_set_agree():
     expected, _ = dense_hypergradient(x, y, factors, h, right, batch)
     params = bj.BilevelParams(x, y)
     oracles = [
-      bj.implicit(PROBLEM, solve=solve, lower_set=set_, warm_start=False)
+      bj.implicit(
+        PROBLEM,
+        solve=bj.linear_solvers.LinearSystem(solve, warm_start=False),
+        lower_set=set_,
+      )
       for set_, solve in other_solvers(factors, right, h)
     ]
     states = [oracle.init(params) for oracle in oracles]
@@ -198,9 +202,9 @@ def test_warm_start_converges_over_updates_and_a_cold_one_does_not():
   exact = bj.hypergradient(PROBLEM, params, batch)['a']
   errors = {}
   for warm in (True, False):
-    oracle = bj.implicit(
-      PROBLEM, solve=bj.linear_solvers.neumann(3, 0.1), warm_start=warm
-    )
+    series = bj.linear_solvers.neumann(3, 0.1)
+    system = bj.linear_solvers.LinearSystem(series, warm_start=warm)
+    oracle = bj.implicit(PROBLEM, solve=system)
     state, step = oracle.init(params), jax.jit(oracle.update)
     for _ in range(40):
       gradient, state = step(batch, state, params)
@@ -216,13 +220,13 @@ def test_a_random_solver_is_unbiased_over_its_lengths_and_its_samples():
     lower=lambda x, y, batch: batch * y**2 / 2 - x * y,
   )
   params = bj.BilevelParams(jnp.float32(0.0), jnp.float32(0.0))
-  oracle = bj.implicit(
-    problem,
-    solve=bj.linear_solvers.random_neumann(3, 0.25),
-    linear_batch=lambda batch, t: batch + jnp.where(t % 2, 1.0, -1.0),
+  system = bj.linear_solvers.LinearSystem(
+    bj.linear_solvers.random_neumann(3, 0.25),
+    batch_at=lambda batch, t: batch + jnp.where(t % 2, 1.0, -1.0),
     warm_start=False,
     key=4,
   )
+  oracle = bj.implicit(problem, solve=system)
   state, step = oracle.init(params), jax.jit(oracle.update)
   batch = jnp.float32(2.0)
   drawn, products = [], []
@@ -248,9 +252,10 @@ def test_consensus_takes_the_mean_matrix_and_counts_rounds():
   )
   oracle = bj.implicit(
     problem,
-    solve=bj.linear_solvers.conjugate_gradient(1),
+    solve=bj.linear_solvers.LinearSystem(
+      bj.linear_solvers.conjugate_gradient(1), warm_start=False
+    ),
     lower_set=bj.projections.consensus_set('clients'),
-    warm_start=False,
   )
   params = bj.BilevelParams(jnp.zeros(3), jnp.zeros(3))
   halves = curvature[:, None] * jnp.array([0.5, 1.5])

@@ -18,9 +18,9 @@ _INSIDE = {
 def _unrolled(wrap, rate, inner, **given):
   oracle = bj.unrolled(
     contract.PROBLEM,
-    lower=optax.sgd(inner),
-    steps=INNER,
-    inner_batch=contract.inner_batch,
+    lower=bj.Sequence(
+      optax.sgd(inner), steps=INNER, batch_at=contract.inner_batch
+    ),
     **given,
   )
   return contract.by_descent(wrap(oracle), upper=rate, lower=1.0)

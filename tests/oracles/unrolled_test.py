@@ -46,10 +46,10 @@ def closed_form(steps, last=None):
   return X + np.array([y[1], 0]) + jacobian.T @ pull, y
 
 
-def oracle_of(problem=QUADRATIC, **kwargs):
-  return bj.unrolled(
-    problem, **({'lower': optax.sgd(RATE), 'steps': STEPS} | kwargs)
-  )
+def oracle_of(problem=QUADRATIC, *, lower=None, steps=STEPS, **kwargs):
+  more = {n: kwargs.pop(n) for n in ('batch_at', 'set') if n in kwargs}
+  record = bj.Sequence(lower or optax.sgd(RATE), steps=steps, **more)
+  return bj.unrolled(problem, lower=record, **kwargs)
 
 
 def gradients_of(oracle, x, y, batch=None):
@@ -171,8 +171,8 @@ def test_modes_against_a_complex_step(optimiser, modes):
     oracle_of(
       CURVED,
       lower=INNER[optimiser],
-      inner_batch=lambda batch, t: batch[t],
-      lower_set=lambda y: jnp.minimum(y, MOST),
+      batch_at=lambda batch, t: batch[t],
+      set=lambda y: jnp.minimum(y, MOST),
       mode=mode,
     )
     for mode in modes
@@ -213,7 +213,7 @@ def test_mixed_against_a_plain_loop():
     mode='mixed',
     lower=INNER[momentum],
     steps=2,
-    inner_batch=lambda batch, t: jax.tree.map(lambda leaf: leaf[t], batch),
+    batch_at=lambda batch, t: jax.tree.map(lambda leaf: leaf[t], batch),
     start=lambda params, batch: params.lower + 2 * params.upper[:2],
     checkpoint=1,
   )

@@ -1,5 +1,7 @@
 """A3C-TD(0): its updates, workers that share a program, what delays do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from tests.tiers import first
 
 STATES, ACTIONS = 6, 3
 RADIUS = 0.5
+BALL = functools.partial(optax.projections.projection_l2_ball, scale=RADIUS)
 
 
 def problem(dtype=jnp.float32):
@@ -38,10 +41,11 @@ def params(seed, dtype=jnp.float32):
 
 def _row(wrap, rate):
   mdp, features = problem()
-  return bj.solvers.a3c_td0(
-    mdp, features, workers=3, actor=optax.sgd(rate), critic=optax.sgd(rate),
-    key=0, radius=RADIUS, samples=2, wrap=wrap,
+  solver = bj.solvers.a3c_td0(
+    mdp, features, workers=3, actor=optax.sgd(rate),
+    critic=bj.Sequence(optax.sgd(rate), set=BALL), key=0, samples=2,
   )  # fmt: skip
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (
@@ -66,8 +70,9 @@ def test_updates_are_the_published_ones_for_the_samples_it_drew(service, dtype):
     mdp, features = problem(dtype)
     at = params(0, jnp.dtype(dtype))
     solver = bj.solvers.a3c_td0(
-      mdp, features, workers=3, actor=optax.sgd(up), critic=optax.sgd(down),
-      key=3, radius=RADIUS, service=service, bound=4,
+      mdp, features, workers=3, actor=optax.sgd(up),
+      critic=bj.Sequence(optax.sgd(down), set=BALL),
+      key=3, service=service, bound=4,
     )  # fmt: skip
 
     def body(carry, _):
@@ -148,12 +153,7 @@ def test_errors():
   for given, message in (
     ({'workers': 0}, 'workers >= 1'),
     ({'workers': 4, 'bound': 2}, 'bound is at least 3'),
-    ({'workers': 2, 'radius': 0}, 'radius is a finite number > 0'),
     ({'workers': 2, 'sampling': 'offline'}, 'iid, markov'),
-    (
-      {'workers': 2, 'radius': 1.0, 'critic': bj.Sequence(sgd, lambda x: x)},
-      'has a set already',
-    ),
   ):
     with pytest.raises(ValueError, match=message):
       make(**given)

@@ -29,13 +29,13 @@ Y_LINE = bj.projections.affine_set(
 
 def _row(wrap, rate, solver='aid_bilevel', upper=(), lower=(), **given):
   sgd = optax.sgd(rate)
-  return getattr(bj, solver)(
+  solver = getattr(bj, solver)(
     contract.PROBLEM,
     upper=S(sgd, **dict(upper)),
     lower=S(sgd, **dict(lower)),
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _lazily(wrap, rate):
@@ -289,8 +289,7 @@ def test_aid_solves_with_each_linear_solver():
       problem,
       upper=optax.sgd(0.05),
       lower=S(optax.sgd(0.4), steps=3),
-      solve=solve,
-      key=key,
+      solve=bj.linear_solvers.LinearSystem(solve, key=key),
     )
     start = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
     params, _ = problems.solve(solver, 400, start)

@@ -15,7 +15,8 @@ S = bj.Sequence
 def _row(wrap, eta, rate):
   sgd = optax.sgd(rate)
   value = S(sgd, steps=INNER, batch_at=contract.inner_batch)
-  return bj.bome(PROBLEM, eta=eta, upper=sgd, lower=sgd, value=value, wrap=wrap)
+  solver = bj.bome(PROBLEM, eta=eta, upper=sgd, lower=sgd, value=value)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

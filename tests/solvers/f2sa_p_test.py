@@ -13,14 +13,14 @@ from tests.contract import INNER, PENALISED, Row
 
 def _row(wrap, penalty, rate):
   sgd, at = optax.sgd(rate), contract.inner_batch
-  return bj.solvers.f2sa_p(
+  solver = bj.solvers.f2sa_p(
     contract.PROBLEM,
     order=2,
     penalty=penalty,
     upper=sgd,
     lower=bj.Sequence(sgd, steps=INNER, batch_at=at),
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -15,9 +15,8 @@ S = bj.Sequence
 def _row(wrap, penalty, rate, **lower):
   sgd = optax.sgd(rate)
   upper = S(sgd, set=X_SET if 'set' in lower else None)
-  return bj.f2sa(
-    PROBLEM, penalty=penalty, upper=upper, lower=S(sgd, **lower), wrap=wrap
-  )
+  solver = bj.f2sa(PROBLEM, penalty=penalty, upper=upper, lower=S(sgd, **lower))
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _two_loops(wrap, penalty, rate):

@@ -12,12 +12,12 @@ from tests.contract import OBJECTIVES, Row
 
 
 def _row(wrap, rate):
-  return bj.solvers.famo(
+  solver = bj.solvers.famo(
     lambda params, batch: 1 + contract.three_losses(params, batch),
     OBJECTIVES,
     optimiser=optax.sgd(rate),
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -13,9 +13,8 @@ from tests.contract import RATE, Row
 
 def _row(wrap, rate, decay):
   sgd = optax.sgd(rate)
-  return bj.solvers.fsla(
-    contract.PROBLEM, decay=decay, upper=sgd, lower=sgd, wrap=wrap
-  )
+  solver = bj.solvers.fsla(contract.PROBLEM, decay=decay, upper=sgd, lower=sgd)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

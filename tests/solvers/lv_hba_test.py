@@ -17,7 +17,7 @@ def _row(wrap, penalty, rate):
     lambda pair: jax.tree.map(lambda z: jnp.clip(z, -2.0, 2.0), pair),
     ('upper',),
   )
-  return bj.solvers.lv_hba(
+  solver = bj.solvers.lv_hba(
     contract.PROBLEM,
     lambda x, y: y['b'] + x['a'] / 4 - 1,
     penalty=penalty,
@@ -27,8 +27,8 @@ def _row(wrap, penalty, rate):
     multiplier=sgd,
     proximal=sgd,
     proximity=(1.0, 1.0),
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -13,14 +13,14 @@ from tests.contract import PENALISED, Row
 
 def _row(wrap, penalty, rate):
   sgd = optax.sgd(rate)
-  return bj.meha(
+  solver = bj.meha(
     contract.PROBLEM,
     penalty=penalty,
     proximity=2.0,
     upper=sgd,
     lower=sgd,
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -10,10 +10,8 @@ from tests.contract import OBJECTIVES, RATE, Row
 
 
 def _row(wrap, decay):
-  solver = bj.solvers.moco_plus(
-    contract.three_losses, OBJECTIVES, decay=decay, wrap=wrap
-  )
-  return optax.chain(solver, optax.sgd(RATE))
+  solver = bj.solvers.moco_plus(contract.three_losses, OBJECTIVES, decay=decay)
+  return optax.chain(bj.evaluation.wrapped(solver, wrap), optax.sgd(RATE))
 
 
 ROWS = (

@@ -13,13 +13,13 @@ from tests.contract import INNER, PENALISED, Row
 def _row(method):
   def make(wrap, penalty, rate):
     sgd, at = optax.sgd(rate), contract.inner_batch
-    return getattr(bj.solvers, method)(
+    solver = getattr(bj.solvers, method)(
       contract.PROBLEM,
       penalty=penalty,
       upper=sgd,
       lower=bj.Sequence(sgd, steps=INNER, batch_at=at),
-      wrap=wrap,
     )
+    return bj.evaluation.wrapped(solver, wrap)
 
   return make
 

@@ -17,7 +17,8 @@ S = bj.Sequence
 def _v_pbgd(wrap, penalty, rate, **given):
   sgd = optax.sgd(rate)
   given = {'upper': sgd, 'lower': sgd} | given
-  return bj.v_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+  solver = bj.v_pbgd(PROBLEM, penalty=penalty, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _from_lower(wrap, penalty, rate):
@@ -30,7 +31,8 @@ def _from_lower(wrap, penalty, rate):
 def _g_pbgd(wrap, penalty, rate, **given):
   sgd = optax.sgd(rate)
   given = {'upper': sgd, 'lower': sgd} | given
-  return bj.g_pbgd(PROBLEM, penalty=penalty, wrap=wrap, **given)
+  solver = bj.g_pbgd(PROBLEM, penalty=penalty, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _in_sets(make):
@@ -356,7 +358,7 @@ def test_rescale_off_is_the_plain_sum(x64, name):
 def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
   params = problems.rough_params(0, jnp.float32)
   batch = batches_of(0).astype(jnp.float32)
-  static = ('problem', 'upper', 'lower', 'wrap')
+  static = ('problem', 'upper', 'lower')
   if name == 'v_pbgd':
     static += ('value',)
   inject = optax.inject_hyperparams(

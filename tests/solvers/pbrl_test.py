@@ -42,7 +42,7 @@ def _params(seed, dtype=jnp.float32):
 
 def _row(wrap, penalty, rate, **given):
   sgd = optax.sgd(rate)
-  return bj.solvers.pbrl(
+  solver = bj.solvers.pbrl(
     _loss,
     _process,
     temperature=0.5,
@@ -50,9 +50,9 @@ def _row(wrap, penalty, rate, **given):
     upper=sgd,
     lower=sgd,
     value=sgd,
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _game(x):
@@ -81,14 +81,14 @@ def _zero_sum(wrap, penalty, rate):
     lambda x, y, batch: _loss(x, y[0] + y[1], batch), _payoff
   )
   sgd = optax.sgd(rate)
-  return bj.descend(
+  solver = bj.descend(
     bj.oracles.best_responses(problem),
     bj.oracles.nikaido_isoda(problem, penalty=penalty),
-    wrap=wrap,
     upper=sgd,
     lower=sgd,
     value=bj.Sequence(sgd, start=lambda params: params.lower),
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

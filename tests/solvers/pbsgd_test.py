@@ -17,7 +17,7 @@ S = bj.Sequence
 
 def _row(wrap, penalty, rate):
   sgd = optax.sgd(rate)
-  return bj.solvers.v_pbsgd(
+  solver = bj.solvers.v_pbsgd(
     contract.PROBLEM,
     penalty=penalty,
     upper=sgd,
@@ -26,8 +26,8 @@ def _row(wrap, penalty, rate):
     inner_steps=INNER,
     inner_batch=contract.inner_batch,
     key=jax.random.key(7),
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -13,15 +13,15 @@ S = bj.Sequence
 
 
 def _row(wrap, rate, inner):
-  return bj.solvers.pzobo(
+  solver = bj.solvers.pzobo(
     contract.PROBLEM,
     upper=optax.sgd(rate),
     lower=S(optax.sgd(inner), steps=INNER, batch_at=contract.inner_batch),
     smoothing=0.5,
     directions=2,
     key=jax.random.key(5),
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -21,7 +21,8 @@ def _row(wrap, rate, inner, solver='rhg', upper_set=None, lower=(), **given):
   record = S(optax.sgd(inner), steps=INNER, batch_at=at, **dict(lower))
   upper = S(optax.sgd(rate), set=upper_set)
   make = getattr(bj, solver)
-  return make(contract.PROBLEM, upper=upper, lower=record, wrap=wrap, **given)
+  solver = make(contract.PROBLEM, upper=upper, lower=record, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 _ZERO = {'start': lambda p: optax.tree.zeros_like(p.lower), 'restart': True}

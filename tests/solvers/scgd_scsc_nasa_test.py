@@ -49,14 +49,14 @@ def _with_levels(seed, dtype=jnp.float32):
 
 
 def _row(wrap, rate, tracking, solver, main_set=None, **given):
-  return getattr(bj.solvers, solver)(
+  solver = getattr(bj.solvers, solver)(
     _levels(),
     main=S(optax.sgd(rate), set=main_set),
     tracking=tracking,
     levels=_starts,
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _bare(wrap, rate, tracking):

@@ -19,14 +19,14 @@ def _row(wrap, rate, solver='soba', upper_set=None, linear=None, **given):
   sgd = optax.sgd(rate)
   if linear is not None:
     linear = S(sgd, set=linear)
-  return getattr(bj.solvers, solver)(
+  solver = getattr(bj.solvers, solver)(
     contract.PROBLEM,
     upper=S(sgd, set=upper_set),
     lower=sgd,
     linear=linear,
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 _COST = {

@@ -12,14 +12,14 @@ from tests.contract import RATE, Row
 
 
 def _row(wrap, rate, decay):
-  return bj.solvers.stable(
+  solver = bj.solvers.stable(
     contract.PROBLEM,
     upper=optax.sgd(rate),
     lower=optax.sgd(rate),
     decay=decay,
     least_curvature=0.1,
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (

@@ -20,15 +20,15 @@ def _row(wrap, rate, solver, steps=None, upper_set=None, terms=2, key=None):
   lower = sgd
   if steps is not None:
     lower = S(sgd, steps=steps, batch_at=contract.inner_batch)
-  return getattr(bj.solvers, solver)(
+  solver = getattr(bj.solvers, solver)(
     contract.PROBLEM,
     upper=S(sgd, set=upper_set),
     lower=lower,
     terms=terms,
     step_size=0.5,
     key=key,
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _cost(steps, terms):

@@ -31,11 +31,13 @@ def _row(wrap, rate, upper_set=None, **given):
     'upper': S(optax.sgd(rate), set=upper_set),
     'lower': optax.sgd(rate),
   }
-  return bj.stsa(_increments(), steps=steps, wrap=wrap, **given)
+  solver = bj.stsa(_increments(), steps=steps, **given)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _one_step_size(wrap, rate):
-  return bj.stsa(_increments(), steps=rate, wrap=wrap)
+  solver = bj.stsa(_increments(), steps=rate)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _bare(wrap, rate):

@@ -14,16 +14,16 @@ from tests.contract import RATE, Row
 
 
 def _row(wrap, rate, decay, solver, **given):
-  return getattr(bj.solvers, solver)(
+  solver = getattr(bj.solvers, solver)(
     contract.PROBLEM,
     upper=optax.sgd(rate),
     lower=optax.sgd(rate),
     decay=decay,
     terms=2,
     step_size=0.5,
-    wrap=wrap,
     **given,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 _HYPER = {'hyper': {'rate': RATE, 'decay': 0.4}, 'parts': 'none'}

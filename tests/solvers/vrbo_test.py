@@ -15,15 +15,15 @@ S = bj.Sequence
 
 def _row(wrap, rate):
   sgd = optax.sgd(rate)
-  return bj.solvers.vrbo(
+  solver = bj.solvers.vrbo(
     contract.PROBLEM,
     upper=sgd,
     lower=S(sgd, steps=INNER, batch_at=contract.inner_batch),
     terms=2,
     step_size=0.5,
     period=2,
-    wrap=wrap,
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 # Fresh estimates are of one point, in the first move of every other update.
