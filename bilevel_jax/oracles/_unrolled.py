@@ -210,6 +210,11 @@ def unrolled(
   """
   low = types.as_sequence(lower, 'lower')
   lower_set, pick = low.set, low.batch_at or (lambda batch, t: batch)
+  if start is None and (low.start is None) is low.restart:
+    raise ValueError(
+      'unrolled: a start of the inner loop and restart=True go together; '
+      'without both, the loop goes on from the lower variable.'
+    )
   if start is None and (own := low.start) is not None:
     start = lambda params, batch: own(params)
   steps = last = low.steps

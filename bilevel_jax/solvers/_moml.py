@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import optax
 
 from bilevel_jax import aggregators, descent, oracles, types
-from bilevel_jax.solvers import _rhg
 
 
 def moml(
@@ -65,9 +64,8 @@ def moml(
     <https://arxiv.org/abs/2102.07121>`_, 2021.
   """
   count = objectives if isinstance(objectives, int) else len(objectives)
-  low = _rhg.inner_loop('moml', lower)
   oracle = oracles.unrolled(
-    problem, lower=low, objectives=objectives, mode=mode
+    problem, lower=lower, objectives=objectives, mode=mode
   )
   chosen = aggregators.mgda(count) if aggregator is None else aggregator
   return descent.descend(

@@ -8,17 +8,6 @@ import optax
 from bilevel_jax import descent, oracles, types
 
 
-def inner_loop(name: str, lower: types.SequenceLike) -> types.Sequence:
-  """The record of an inner loop; refuses a start without a restart."""
-  low = types.as_sequence(lower, 'lower')
-  if (low.start is None) is low.restart:
-    raise ValueError(
-      f'{name}: a start of the inner loop and restart=True go together; '
-      'without both, the loop goes on from the lower variable.'
-    )
-  return low
-
-
 def rhg(
   problem: types.BilevelProblem,
   *,
@@ -90,10 +79,9 @@ def rhg(
     Gradient-Based Hyperparameter Optimization
     <https://arxiv.org/abs/1703.01785>`_, 2017.
   """
-  low = inner_loop('rhg', lower)
   oracle = oracles.unrolled(
     problem,
-    lower=low,
+    lower=lower,
     mode=mode,
     truncate=truncate,
     checkpoint=checkpoint,
