@@ -39,7 +39,6 @@ def discounted_solve(
     x, (states,), to rounding: relative to the largest value, or, if transposed
     and b has one sign, relative in each state.
   """
-
   # In a `jax.shard_map` that checks types, a solve is of one type throughout.
   discount = jnp.asarray(discount, right.dtype)
   system = (matrix, right, discount)
