@@ -53,7 +53,14 @@ _SETS = {'projections/upper': 1, 'projections/lower': 1}
 _PENALISED = {'hyper': PENALISED}
 
 ROWS = (
-  Row('v_pbgd', _v_pbgd, _GAP, devices=True, **_PENALISED),
+  Row(
+    'v_pbgd',
+    _v_pbgd,
+    _GAP,
+    covers=('wrapped',),
+    devices=True,
+    **_PENALISED,
+  ),
   Row(
     'v_pbgd, by rows',
     functools.partial(_v_pbgd, fused=False),
