@@ -10,8 +10,8 @@ from bilevel_jax import _checks, _trees, types
 from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
-def _objective_weights(found: types.Gramian, rate: chex.Array) -> chex.Array:
-  r"""Weights of the objectives, of which the last row is the penalty.
+def _objective_weights(gramian: types.Gramian, rate: chex.Array) -> chex.Array:
+  r"""Weights of the objectives; the last row is the penalty.
 
   .. math::
     \min_{\lambda \in \Delta, \; s \ge \max(0, \lambda^\top \pi)}
@@ -21,18 +21,18 @@ def _objective_weights(found: types.Gramian, rate: chex.Array) -> chex.Array:
   short ones keep their digits. What differs from it by more than floats can add
   up counts as that much longer.
   """
-  lengths, penalty = found.lengths[:-1], found.lengths[-1]
+  lengths, penalty = gramian.lengths[:-1], gramian.lengths[-1]
   info = jnp.finfo(penalty.dtype)
   unit = jnp.minimum(
     jnp.min(jnp.where(lengths > 0, lengths, jnp.inf)), info.max
   )
   counts = jnp.where(lengths > 0, _trees.ratio(unit, lengths), 1)
   fall = jnp.minimum(rate * jnp.minimum(penalty / unit, info.max), 1 / info.eps)
-  slack = counts * fall - found.cosines[-1, :-1]  # Each row's part of s.
+  slack = counts * fall - gramian.cosines[-1, :-1]  # Each row's part of s.
   # The variables: the objectives, s, and by how much s is above its bound.
   size = len(counts)
   matrix = jnp.zeros((size + 2, size + 2), counts.dtype)
-  matrix = matrix.at[:-1, :-1].set(found.cosines)
+  matrix = matrix.at[:-1, :-1].set(gramian.cosines)
   linear = jnp.zeros(size + 2, counts.dtype).at[size].set(fall / 2)
   above = jnp.concatenate([-slack, jnp.array([1, -1], counts.dtype)])
   scale = jnp.max(jnp.abs(above))
@@ -56,11 +56,11 @@ def _objective_weights(found: types.Gramian, rate: chex.Array) -> chex.Array:
 
 
 def _with_penalty(
-  found: types.Gramian, weights: chex.Array, rate: chex.Array
+  gramian: types.Gramian, weights: chex.Array, rate: chex.Array
 ) -> chex.Array:
   """The weights of the objectives, and the penalty's that lets it fall."""
-  penalty = found.lengths[-1]
-  along = _trees.ratio(found.cosines[-1, :-1] * found.lengths[:-1], penalty)
+  penalty = gramian.lengths[-1]
+  along = _trees.ratio(gramian.cosines[-1, :-1] * gramian.lengths[:-1], penalty)
   weight = jnp.maximum(weights @ (rate - along), 0)
   return jnp.append(weights, weight)
 

@@ -72,10 +72,10 @@ def excess_mtl(
       )
       return _trees.dot(row, curved).astype(dtype)
 
-    found = jax.vmap(excess)(jacobian.rows, squares)
+    excesses = jax.vmap(excess)(jacobian.rows, squares)
     begins = state.count == 0
-    first = jnp.where(begins, found, first)
-    growth = _by_weights.current(rate, state) * _trees.ratio(found, first)
+    first = jnp.where(begins, excesses, first)
+    growth = _by_weights.current(rate, state) * _trees.ratio(excesses, first)
     grown = jax.nn.softmax(jnp.log(state.weights) + growth)
     return jnp.where(begins, 1, objectives * grown), (squares, first)
 

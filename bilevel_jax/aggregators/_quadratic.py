@@ -200,8 +200,8 @@ def constrained_qp(
     inside = jnp.where(free, solved, 0)
     lacking = right - equations @ inside[0]
     schur = equations @ inside[1:].T
-    least = jnp.finfo(dtype).eps * jnp.trace(schur)
-    steady = schur + least * jnp.eye(len(right), dtype=dtype)
+    ridge = jnp.finfo(dtype).eps * jnp.trace(schur)
+    steady = schur + ridge * jnp.eye(len(right), dtype=dtype)
     multipliers = solve(steady, lacking)
     sizes = jnp.abs(sides[0]) + jnp.abs(multipliers) @ jnp.abs(equations)
     room = 16 * spacing * jnp.max(sizes)

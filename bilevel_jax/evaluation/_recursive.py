@@ -61,7 +61,7 @@ def recursive(
     oracle: what to evaluate, at one point or at two.
     period: evaluations from one fresh estimate to the next, at least 1.
     small_batch: what a difference sees, from the batch; by default the whole.
-    large_batch: what a fresh estimate sees; likewise.
+    large_batch: what a fresh estimate sees; by default the whole.
     like: makes, from the parameters, a pytree of the structure, shapes and
       dtypes of what the oracle gives. By default that of the parameters, with
       None for named sequences that the oracle does not move.
@@ -108,11 +108,13 @@ def recursive(
     evaluate = lambda batch, z: evaluated.update(
       batch, state.inner, z, **extra_args
     )
-    held = lambda given: _storm.where_given('recursive', given, state.direction)
+    estimate = lambda gradients: _storm.where_given(
+      'recursive', gradients, state.direction
+    )
 
     def fresh():
       here, inner = evaluate(large_batch(batch), params)
-      return here, _trees.as_dtypes_of(here, held(here)), inner
+      return here, _trees.as_dtypes_of(here, estimate(here)), inner
 
     def follow():
       small = small_batch(batch)
@@ -120,17 +122,17 @@ def recursive(
       behind, other = evaluate(small, state.previous)
       moved = jax.tree.map(
         lambda d, a, b: d + (a.astype(d.dtype) - b.astype(d.dtype)),
-        held(here),
+        estimate(here),
         here,
         behind,
       )
       return here, moved, states.also_spent(inner, state.inner, other)
 
-    here, found, inner = jax.lax.cond(state.age == 0, fresh, follow)
-    return _trees.as_dtypes_of(found, here), RecursiveState(
+    here, direction, inner = jax.lax.cond(state.age == 0, fresh, follow)
+    return _trees.as_dtypes_of(direction, here), RecursiveState(
       (state.age + 1) % period,
       _trees.as_dtypes_of(params, state.previous),
-      _storm.with_given(here, found, state.direction),
+      _storm.with_given(here, direction, state.direction),
       inner,
     )
 

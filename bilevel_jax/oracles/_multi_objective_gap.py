@@ -71,8 +71,8 @@ def multi_objective_gap(
       return every, (every, height, one, two)
 
     near = types.BilevelParams(params.upper, params.lower)
-    rows, found = _multi_objective.jacobian(losses, near)
-    every, height, one, two = found
+    rows, measured = _multi_objective.jacobian(losses, near)
+    every, height, one, two = measured
     return (
       (*every[:-1], height, every[-1]),
       types.Jacobian(base.gradients(params, **rows._asdict()), None, every),

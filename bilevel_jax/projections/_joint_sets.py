@@ -25,19 +25,19 @@ def _spread(weight: Any, sequence: Any) -> Any:
 
 
 def _joint(
-  who: str, weights: Any, project: Callable[[Any, Any], Any]
+  name: str, weights: Any, project: Callable[[Any, Any], Any]
 ) -> _kept.Joint:
   """The set of a projection that takes the sequences and their weights."""
   if not isinstance(weights, Mapping) or not weights:
     raise TypeError(
-      f'{who} takes weights by name of the sequence, '
+      f'{name} takes weights by name of the sequence, '
       "{'lower': 1.0, 'upper': -1.0} for instance, got "
       f'{type(weights).__name__}.'
     )
-  given = tuple(weights.values())
+  each = tuple(weights.values())
 
   def projection(sequences):
-    wide = tuple(map(_spread, given, sequences))
+    wide = tuple(map(_spread, each, sequences))
     return project(tuple(sequences), wide)
 
   return _kept.Joint(projection, tuple(weights)[1:])
@@ -101,7 +101,7 @@ def budget(
       or a pytree of its structure. The set belongs to the first sequence.
     total: the budget :math:`b`.
     lower: :math:`l`, of all entries.
-    upper: :math:`u`, likewise.
+    upper: :math:`u`, of all entries.
 
   Returns:
     A set for the record of the first sequence. Where even the lowest corner of
@@ -140,7 +140,7 @@ def budget(
     # From here on, each entry with a weight is at its lower bound.
     reach = lambda z, a: jnp.max(_trees.ratio(z - lower, a), initial=0)
     reaches = jax.tree.leaves(jax.tree.map(reach, point, weight))
-    most = nothing + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
+    highest = nothing + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
 
     def halve(_, ends):
       low, high = ends
@@ -149,7 +149,7 @@ def budget(
       return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     halvings = jnp.finfo(dtype).nmant + 8
-    low, high = jax.lax.fori_loop(0, halvings, halve, (nothing, most))
+    low, high = jax.lax.fori_loop(0, halvings, halve, (nothing, highest))
     middle = low + (high - low) / 2
     free = jax.tree.map(
       lambda z, a: jnp.where(

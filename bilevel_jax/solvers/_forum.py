@@ -38,7 +38,7 @@ def forum(
       (this, auxiliary), and the lower loss.
     objectives: the number of upper losses, or their names.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, in the same way.
     value: how the value sequence moves, for instance
       `bj.Sequence(optax.sgd(0.1), steps=5)` for :math:`T = 5`; it starts at the
       lower variable in each update, or with `restart=False` goes on.

@@ -37,11 +37,11 @@ def srba(
     period: updates from one fresh estimate to the next. The authors take half
       the samples of both losses over those of a small batch.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, in the same way.
     linear: how :math:`v` moves; by default by the optimiser of `lower`. The
       analysis asks for a `set`, a ball.
     small_batch: :math:`\xi`, from the batch; by default the whole.
-    large_batch: :math:`\Xi`, likewise.
+    large_batch: :math:`\Xi`; by default the whole.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`,

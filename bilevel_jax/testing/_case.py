@@ -77,7 +77,7 @@ class Case:
     self.halved = {}  # Second updates, with half of each number.
     self.solver = build(row)
     shares_no_buffer(self)
-    # Extra arguments, of which no method but those that name them may know.
+    # Extra arguments, which only methods that name them may know.
     extra = {'never_heard_of': jnp.ones(3), 'names': 'any'}
     step = step_of(self.solver, **extra)
     self.step = jax.jit(step, donate_argnums=(0, 1))

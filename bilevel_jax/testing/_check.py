@@ -74,7 +74,7 @@ def broken_promises(
     >>> list(testing.broken_promises(row, testing.LIGHT))
     ['counts what it evaluates']
   """
-  found: dict[str, str] = {}
+  broken: dict[str, str] = {}
   try:
     case = _case.Case(row, restore, others)
   except Exception as error:
@@ -84,11 +84,11 @@ def broken_promises(
       promise(case)
     except Exception as error:
       name = getattr(promise, '__name__', str(promise)).replace('_', ' ')
-      found[name] = _compare.described(error)
-  return found
+      broken[name] = _compare.described(error)
+  return broken
 
 
-def report(row: _row.Row, found: Mapping[str, str]) -> str:
+def report(row: _row.Row, broken: Mapping[str, str]) -> str:
   """The broken promises of a row as text.
 
   Example:
@@ -99,7 +99,7 @@ def report(row: _row.Row, found: Mapping[str, str]) -> str:
     * moves
       no parameter moves
   """
-  parts = [f'* {promise}\n  {text}' for promise, text in found.items()]
+  parts = [f'* {promise}\n  {text}' for promise, text in broken.items()]
   return '\n'.join([f'{row.name}:', *parts])
 
 
@@ -116,7 +116,7 @@ def check(
   Args:
     row: of the method.
     promises: as in `broken_promises`.
-    **kwargs: likewise.
+    **kwargs: as in `broken_promises`.
 
   Raises:
     Broken: if a promise is broken; it names each one, what differs, and which
@@ -135,5 +135,5 @@ def check(
     ...   testing.LIGHT,
     ... )
   """
-  found = broken_promises(row, promises, **kwargs)
-  _compare.require(not found, report(row, found))
+  broken = broken_promises(row, promises, **kwargs)
+  _compare.require(not broken, report(row, broken))

@@ -33,14 +33,16 @@ def data(tree):
   )
 
 
-def differences(ours, theirs, *, exact=False):
+def differences(actual, expected, *, exact=False):
   """One line for each leaf of two trees that is not the same."""
-  one, two = (jax.tree_util.tree_leaves_with_path(t) for t in (ours, theirs))
-  kinds: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+  one, two = (
+    jax.tree_util.tree_leaves_with_path(t) for t in (actual, expected)
+  )
+  kinds: list[Any] = [jax.tree.structure(tree) for tree in (actual, expected)]
   if kinds[0] != kinds[1]:
     names = lambda leaves: {jax.tree_util.keystr(path) for path, _ in leaves}
-    apart = names(one) ^ names(two)
-    return [f'the structures differ: {sorted(apart) or "types of nodes"}']
+    differing = names(one) ^ names(two)
+    return [f'the structures differ: {sorted(differing) or "types of nodes"}']
   lines = []
   for (path, a), (_, b) in zip(one, two, strict=True):
     a, b = data(a), data(b)
@@ -59,8 +61,8 @@ def differences(ours, theirs, *, exact=False):
   return lines
 
 
-def require_same(what, ours, theirs, hint='', *, exact=False):
-  lines = differences(ours, theirs, exact=exact)
+def require_same(what, actual, expected, hint='', *, exact=False):
+  lines = differences(actual, expected, exact=exact)
   shown = '\n    '.join(lines[:6] + ['...'] * (len(lines) > 6))
   require(not lines, f'{what}:\n    {shown}\n  {hint}')
 
@@ -105,14 +107,14 @@ def types_of(tree):
   }
 
 
-def require_types(what, ours, theirs):
-  one, two = types_of(ours), types_of(theirs)
-  apart = [
+def require_types(what, actual, expected):
+  one, two = types_of(actual), types_of(expected)
+  differing = [
     f'{name}: {one.get(name)} became {two.get(name)}'
     for name in one | two
     if one.get(name) != two.get(name)
   ]
-  require(not apart, f'{what}:\n    ' + '\n    '.join(apart[:6]))
+  require(not differing, f'{what}:\n    ' + '\n    '.join(differing[:6]))
 
 
 def described(error):

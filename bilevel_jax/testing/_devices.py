@@ -54,7 +54,7 @@ def sharded_parameters_and_batch(case):
     _compare.require_same(f'sharded, update {t}', now, case.points[t])
     require_places(now, f'after update {t}')
   _compare.require(
-    step._cache_size() == 1, 'the second sharded step is compiled anew'
+    step._cache_size() == 1, 'the second sharded step is compiled again'
   )
 
 
@@ -70,8 +70,8 @@ def mapped_devices(case):
 
   def compare(what, points):
     for t, point in enumerate(points):
-      ours, theirs = forget(point), forget(case.points[t])
-      _compare.require_same(f'{what}, update {t}', ours, theirs, hint)
+      actual, expected = forget(point), forget(case.points[t])
+      _compare.require_same(f'{what}, update {t}', actual, expected, hint)
 
   over = jax.shard_map(
     step,

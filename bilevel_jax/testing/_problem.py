@@ -124,14 +124,14 @@ def random_batch(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
   """
   rng = np.random.default_rng(seed)
   normal = lambda *shape: rng.normal(size=(EXAMPLES, *shape, COORDINATES))
-  given = {
+  values = {
     'c': _C + normal(),
     'd': 0.3 + normal(INNER) / 2,
     'e': normal() / 2,
     'w': rng.uniform(0.5, 1.5, size=(EXAMPLES, INNER)),
   }
   numbers = {'at': jnp.arange(EXAMPLES, dtype=jnp.int32)}
-  return numbers | {name: jnp.asarray(x, dtype) for name, x in given.items()}
+  return numbers | {name: jnp.asarray(x, dtype) for name, x in values.items()}
 
 
 def inner_batch(batch: Any, t: Any) -> Any:

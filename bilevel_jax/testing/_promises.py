@@ -18,16 +18,16 @@ def compiles_once_and_keeps_types(case):
   _compare.require_types(
     'the first step changes types', case.start, case.points[0]
   )
-  kept = _compare.types_of(case.end)
-  apart = [
-    f'{n}: {t} became {kept.get(n)}'
+  last_types = _compare.types_of(case.end)
+  differing = [
+    f'{n}: {t} became {last_types.get(n)}'
     for n, t in case.types.items()
-    if kept.get(n) != t
+    if last_types.get(n) != t
   ]
   _compare.require(
-    case.step._cache_size() == 1 and not apart,
+    case.step._cache_size() == 1 and not differing,
     f'{_case.STEPS} steps were compiled {case.step._cache_size()} times. '
-    f'{apart}\n'
+    f'{differing}\n'
     '  What init makes and what update returns differ in a type: make numbers '
     'arrays of a dtype, jnp.zeros([], jnp.int32) for instance.',
   )
@@ -133,7 +133,7 @@ class _Seen(NamedTuple):
 
 
 def hands_its_oracles_to_wrap(case):
-  seen = []
+  watched = []
 
   def watch(oracle):
     calls = []
@@ -143,7 +143,7 @@ def hands_its_oracles_to_wrap(case):
       update = optax.with_extra_args_support(oracle).update
       return update(batch, state, params, **extra_args)
 
-    seen.append(_Seen(oracle, calls))
+    watched.append(_Seen(oracle, calls))
     linear = base.is_linear(oracle)
     return base.Oracle(oracle.init, update_fn, oracle.moves, linear=linear)
 
@@ -157,10 +157,10 @@ def hands_its_oracles_to_wrap(case):
     _case.batch_of(0),
   )
   _compare.require(
-    seen and all(one.updates for one in seen),
-    f'wrap was given {len(seen)} oracles, and what it returned is evaluated in '
-    f'{sum(bool(one.updates) for one in seen)}: hand each oracle to wrap, or '
-    'set wraps=False.',
+    watched and all(one.updates for one in watched),
+    f'wrap was given {len(watched)} oracles, and what it returned is '
+    f'evaluated in {sum(bool(one.updates) for one in watched)}: hand each '
+    'oracle to wrap, or set wraps=False.',
   )
 
 
@@ -223,8 +223,8 @@ def scan_vmap_schedules_and_accumulate(case):
       try:
         _compare_lanes(case, _case.same, scheduled=scheduled)
       except Exception as error:
-        said = _compare.described(error)
-        raise _compare.Broken(f'{what}: {said}') from error
+        broken = _compare.described(error)
+        raise _compare.Broken(f'{what}: {broken}') from error
     raise _compare.Broken(
       f'accumulate: {_compare.described(first)}\n  If the method is not linear '
       "in its samples, set parts='none'; if its losses alone are no means, "
@@ -268,16 +268,16 @@ def _compare_lanes(case, wrap, *, scheduled):
 
   together = jax.jit(jax.vmap(one, (0, 0, None)))
   batches = _case.stacked([_case.batch_of(t) for t in range(_case.STEPS)])
-  found = _compare.data(
+  lanes = _compare.data(
     together(_case.stacked(map(row.params, seeds)), after, batches)
   )
-  at = lambda lane, t: jax.tree.map(lambda x: x[lane, t], found)
+  at = lambda lane, t: jax.tree.map(lambda x: x[lane, t], lanes)
   now = case.begin(1)
   for t in range(_case.STEPS):
-    ours, losses, counts = at(0, t)
+    actual, losses, counts = at(0, t)
     expected = case.points[t]
     what = f'update {t} of three in one program is not that of jit'
-    _compare.require_same(what, ours, _compare.sequences_of(expected))
+    _compare.require_same(what, actual, _compare.sequences_of(expected))
     if wrap is _case.same or row.parts == 'exact':
       _compare.require_same(
         f'the losses of {what}', losses, diagnostics.values(expected[1])
@@ -324,20 +324,25 @@ def gives_the_updates_of_another_row(case):
   _compare.require(
     dict(case.row.hyper) == dict(other.hyper), 'the numbers differ'
   )
-  theirs = _case.Case(other)
-  for one, two in zip(case.points, theirs.points):
-    ours, named = _compare.sequences_of(one), _compare.sequences_of(two)
+  other_case = _case.Case(other)
+  for one, two in zip(case.points, other_case.points):
+    actual, named = _compare.sequences_of(one), _compare.sequences_of(two)
     # A bare oracle has in its parameters what a solver keeps in its state.
-    shared = ours.keys() & named.keys()
+    shared = actual.keys() & named.keys()
     _compare.require(shared, 'no sequence of one name')
     _compare.require_same(
       f'the updates of {case.row.same_as}',
-      {name: ours[name] for name in shared},
+      {name: actual[name] for name in shared},
       {name: named[name] for name in shared},
       'Mend same_as, or one of the two forms.',
     )
-    ours, theirs_values = diagnostics.values(one[1]), diagnostics.values(two[1])
-    _compare.require_same('losses', ours, {n: theirs_values[n] for n in ours})
+    actual, other_values = (
+      diagnostics.values(one[1]),
+      diagnostics.values(two[1]),
+    )
+    _compare.require_same(
+      'losses', actual, {n: other_values[n] for n in actual}
+    )
 
 
 def stays_in_its_sets(case):

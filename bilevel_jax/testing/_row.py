@@ -15,7 +15,7 @@ class Row(NamedTuple):
   Attributes:
     name: of the row; its first word is the public name that the row is for.
     make: `make(wrap, **hyper)` gives a solver. `wrap` goes round its oracles.
-      Look public names up in here, not beside it: a name that is missing then
+      Look public names up inside it, not at import: a missing name then
       fails this row alone.
     counts: evaluations in one update, by the keys of `bj.counts`.
     covers: further public names that the row is for.
