@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import states, types
-
-counts_updates = states.counts_updates
+from bilevel_jax import types
 
 
 def is_sequences(params: Any) -> bool:

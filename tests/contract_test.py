@@ -79,12 +79,10 @@ def test_contract_in_full(name, tmp_path):
   report(row, promises + testing.DEVICES * row.devices, tmp_path)
 
 
-_ONE = 'a state of the size of a batch or of coordinates is on one device'
-# Known faults, of rows whose devices no other test looks at.
+# Of rows whose devices no other test looks at.
 NOT_ON_DEVICES = {
   # An assertion of jax.lax.pmean alone, without the library.
   'mean_over': 'jax has no pmean over an axis of vmap in a checked shard_map',
-  **dict.fromkeys(('lv_hba', 'stable'), _ONE),
 }
 
 

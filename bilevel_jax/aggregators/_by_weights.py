@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax import _checks, _trees, states, types
 from bilevel_jax.aggregators import _quadratic, _rows
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class WeightsState(NamedTuple):
   """State of an aggregator that weighs objectives.
 

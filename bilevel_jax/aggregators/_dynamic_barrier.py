@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.aggregators import _penalty, _rows
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class DynamicBarrierState(NamedTuple):
   """State of `dynamic_barrier`.
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _checks, _sequences, _trees, types
+from bilevel_jax import _checks, _trees, states, types
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class MocoState(NamedTuple):
   """State of `moco`.
 

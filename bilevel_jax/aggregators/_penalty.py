@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _trees, states, types
 from bilevel_jax.aggregators import _rows
 
 
@@ -91,7 +91,7 @@ def penalty_weights(
   return weights
 
 
-@_sequences.counts_updates
+@states.counts_updates
 class ScaleByPenaltyState(NamedTuple):
   """State of `scale_by_penalty`.
 

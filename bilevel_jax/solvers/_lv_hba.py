@@ -163,8 +163,8 @@ def lv_hba(
   inside = lambda z: jnp.clip(z, 0, bound)
 
   def zeros(params):
-    height = jax.eval_shape(constraint, params.upper, params.lower)
-    return jnp.zeros(height.shape, height.dtype)
+    # Of a value, for its place on devices.
+    return jnp.zeros_like(constraint(params.upper, params.lower))
 
   dual = {'set': inside, 'start': zeros}
   return descent.descend(

@@ -14,10 +14,10 @@ from bilevel_jax.oracles import base
 
 def _zeros(params):
   x, y = (ravel_pytree(z)[0] for z in params)
-  return {
-    'cross': jnp.zeros((y.size, x.size), y.dtype),
-    'hessian': jnp.zeros((y.size, y.size), y.dtype),
-  }
+  ones = jnp.ones(y.size, y.dtype)
+  # Each row lies on the devices as the variable does.
+  rows = lambda z: jnp.zeros_like(jnp.outer(ones, z).astype(y.dtype))
+  return {'cross': rows(x), 'hessian': rows(y)}
 
 
 def _curvature(problem):

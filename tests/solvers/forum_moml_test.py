@@ -24,15 +24,17 @@ PROBLEM = contract.PROBLEM._replace(upper=_two_losses)
 def _forum(wrap, eta, rate):
   sgd = optax.sgd(rate)
   value = S(sgd, steps=INNER, batch_at=contract.inner_batch)
-  return bj.solvers.forum(
+  solver = bj.solvers.forum(
     PROBLEM, 2, rate=eta, upper=sgd, lower=sgd, value=value
   )
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 def _moml(wrap, rate):
   sgd = optax.sgd(rate)
   lower = S(sgd, steps=INNER, batch_at=contract.inner_batch)
-  return bj.solvers.moml(PROBLEM, ('one', 'two'), upper=sgd, lower=lower)
+  solver = bj.solvers.moml(PROBLEM, ('one', 'two'), upper=sgd, lower=lower)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (
@@ -42,7 +44,6 @@ ROWS = (
     {'gradients/upper': 2, 'gradients/lower': 2 + INNER},
     covers=('multi_objective_gap',),
     hyper={'eta': 1.0, 'rate': RATE},
-    wraps=False,
   ),
   Row(
     'moml',
@@ -53,7 +54,6 @@ ROWS = (
       'hessian_vector_products/lower': 2 * INNER,
     },
     parts='none',
-    wraps=False,
   ),
 )
 

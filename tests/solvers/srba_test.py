@@ -13,7 +13,8 @@ from tests.contract import Row
 
 def _row(wrap, rate):
   sgd = optax.sgd(rate)
-  return bj.solvers.srba(contract.PROBLEM, period=2, upper=sgd, lower=sgd)
+  solver = bj.solvers.srba(contract.PROBLEM, period=2, upper=sgd, lower=sgd)
+  return bj.evaluation.wrapped(solver, wrap)
 
 
 ROWS = (
@@ -26,7 +27,6 @@ ROWS = (
       'gradients/upper',
       'hessian_vector_products/lower',
     ),
-    wraps=False,
   ),
 )
 
