@@ -138,7 +138,7 @@ def test_moml_takes_another_aggregator_and_starts():
 
 def test_errors():
   sgd = optax.sgd(0.1)
-  with pytest.raises(ValueError, match='moml: a start of the inner loop'):
+  with pytest.raises(ValueError, match='a start of the inner loop'):
     bj.solvers.moml(FRONT, 2, upper=sgd, lower=S(sgd, restart=True))
   three = bj.solvers.forum(FRONT, 3, upper=sgd, lower=sgd, value=sgd)
   params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
