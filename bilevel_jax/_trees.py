@@ -70,6 +70,23 @@ def zeros(shape: Any, dtype: Any) -> chex.Array:
   return jax.device_put(np.zeros(shape, dtype))
 
 
+def mean_of_rows(rows: chex.Array) -> chex.Array:
+  """The mean over the leading axis.
+
+  By a product: XLA's own sum over a leading axis takes 15 to 30 times as long
+  on CPUs where rows are long.
+  """
+  count = rows.shape[0]
+  total = jnp.tensordot(
+    jnp.ones(count, rows.dtype),
+    rows,
+    1,
+    precision='highest',
+    preferred_element_type=wide(rows.dtype),
+  )
+  return (total / count).astype(rows.dtype)
+
+
 def as_dtypes_of(tree: Any, like: Any) -> Any:
   """The tree with each leaf cast to the dtype of the other's."""
   return jax.tree.map(

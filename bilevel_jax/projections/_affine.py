@@ -455,7 +455,7 @@ def consensus_set(axis_name: Hashable | None = None) -> AffineSet:
     )
 
   def average(point):
-    return jax.tree.map(lambda z: jnp.mean(z, axis=0), point)
+    return jax.tree.map(_trees.mean_of_rows, point)
 
   def spread(u, like):
     return jax.tree.map(lambda a, z: jnp.broadcast_to(a, z.shape), u, like)
