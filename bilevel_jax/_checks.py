@@ -1,9 +1,50 @@
 """Checks of numbers that callers give, with one wording for all of them."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+
+_Args = ParamSpec('_Args')
+_Result = TypeVar('_Result')
+
+
+def removed(
+  **remedies: str,
+) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
+  """Names the replacement of arguments that a function no longer takes.
+
+  Args:
+    **remedies: by the name of a former argument, what to write instead.
+
+  Returns:
+    A decorator. The function then raises TypeError for a former argument.
+  """
+
+  def decorate(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    @functools.wraps(function)
+    def checked(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+      for name in kwargs:
+        if name in remedies:
+          raise TypeError(
+            f'{function.__name__} no longer takes {name}=: write '
+            f'{remedies[name]}.'
+          )
+      return function(*args, **kwargs)
+
+    return checked
+
+  return decorate
+
+
+# For methods that solve a linear system; `solve` holds these settings.
+system_in_solve = removed(
+  linear_batch='solve=bj.linear_solvers.LinearSystem(batch_at=...)',
+  warm_start='solve=bj.linear_solvers.LinearSystem(warm_start=...)',
+  key='solve=bj.linear_solvers.LinearSystem(..., key=...)',
+)
 
 
 def whole(who: str, what: str, number: Any, least: int = 1) -> int:

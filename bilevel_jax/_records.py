@@ -78,8 +78,9 @@ def starts(records: Records, params: Any) -> dict[str, Callable[[Any], Any]]:
       )
     if record.start is None and (record.restart or name not in own):
       raise ValueError(
-        f'the sequence {name} is not among the parameters {own}: give its '
-        'record a start, from the parameters to its first value.'
+        f'the sequence {name} is not among the parameters {own}: correct its '
+        'name, or give its record a start, a function from the parameters to '
+        'its first value.'
         if name not in own
         else f'the sequence {name} restarts: give its record a start.'
       )

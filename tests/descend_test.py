@@ -542,7 +542,7 @@ ERRORS = {
   'a missing sequence': (
     lambda: two_losses(upper=SGD, lower=SGD, value=SGD),
     ValueError,
-    'sequence value is not among .*: give its record a start',
+    'sequence value is not among .*: correct its name, or give its record',
   ),
   'a start of what is there': (
     lambda: two_losses(upper=SGD, lower=VALUE),

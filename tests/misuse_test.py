@@ -141,3 +141,12 @@ def test_a_chain_without_an_aggregator_for_parameters_of_one_array(links):
   with pytest.raises((TypeError, ValueError), match=said):
     updates, _ = solver.update(jnp.ones(2), state, params)
     optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize('name', ['warm_start', 'linear_batch', 'key'])
+@pytest.mark.parametrize(
+  'make', [bj.implicit, bj.aipod, bj.aid_bilevel, bj.e_aipod]
+)
+def test_a_removed_argument_names_its_replacement(make, name):
+  with pytest.raises(TypeError, match=rf'no longer takes {name}=.*LinearSy'):
+    make(PROBLEM, **{name: None})

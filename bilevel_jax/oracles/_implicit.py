@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from bilevel_jax import _keys, _sequences, linear_solvers, types
+from bilevel_jax import _checks, _keys, _sequences, linear_solvers, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _affine
 
@@ -115,6 +115,7 @@ def implicit_terms(
   return ImplicitTerms(value, above_x, correction, linear, products, outputs)
 
 
+@_checks.system_in_solve
 def implicit(
   problem: types.BilevelProblem,
   *,

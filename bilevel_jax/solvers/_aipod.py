@@ -1,8 +1,9 @@
 """Descent along the implicit hypergradient, also in equality constraints."""
 
-from bilevel_jax import descent, linear_solvers, oracles, types
+from bilevel_jax import _checks, descent, linear_solvers, oracles, types
 
 
+@_checks.system_in_solve
 def aipod(
   problem: types.BilevelProblem,
   *,
@@ -84,6 +85,7 @@ def aipod(
   )
 
 
+@_checks.system_in_solve
 def aid_bilevel(
   problem: types.BilevelProblem,
   *,

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from bilevel_jax import (
+  _checks,
   _sequences,
   descent,
   linear_solvers,
@@ -60,6 +61,7 @@ def _corrected(problem):
   )
 
 
+@_checks.system_in_solve
 def e_aipod(
   problem: types.BilevelProblem,
   *,

@@ -2,11 +2,13 @@ r"""What a method promises, as checks, and problems with known solutions.
 
 A method of your own is checked by one `Row`::
 
+    import bilevel_jax as bj, optax
     from bilevel_jax import testing
 
     def make(wrap, rate):
       sgd = optax.sgd(rate)
-      return my_method(testing.PROBLEM, upper=sgd, lower=sgd, wrap=wrap)
+      solver = my_method(testing.PROBLEM, upper=sgd, lower=sgd)
+      return bj.evaluation.wrapped(solver, wrap)
 
     testing.check(testing.Row('my_method', make, {'gradients/lower': 3}))
 

@@ -200,7 +200,9 @@ def takes_injected_numbers(case):
       _compare.moved(
         _compare.sequences_of(point), _compare.sequences_of(case.points[1])
       ),
-      f'half the {name} changes nothing in the second update',
+      f'half the {name} changes nothing in the second update: use the number '
+      'in the update that reads it, not only in what the next one remembers, '
+      'or leave it out of `hyper`',
     )
     case.halved[name] = _compare.sequences_of(point)
   _compare.require(

@@ -14,14 +14,19 @@ class Row(NamedTuple):
 
   Attributes:
     name: of the row; its first word is the public name that the row is for.
-    make: `make(wrap, **hyper)` gives a solver. `wrap` goes round its oracles.
+    make: `make(wrap, **hyper)` gives a solver. `wrap` goes round its oracles:
+      `bj.evaluation.wrapped(solver, wrap)`, or before an `optax.chain`
+      `wrap(oracle)`.
       Look public names up inside it, not at import: a missing name then
       fails this row alone.
     counts: evaluations in one update, by the keys of `bj.counts`.
     covers: further public names that the row is for.
     params: gives parameters from a seed and a dtype.
-    random_counts: further keys of `bj.counts`, of what is drawn at random.
-    hyper: the numbers that `make` takes, also as arrays that are traced.
+    random_counts: keys of `bj.counts` whose number differs between updates: of
+      what is drawn at random, decided by a tolerance or done every period.
+      Leave these out of `counts`, which may be `{}`.
+    hyper: the numbers that `make` takes, also as arrays that are traced. Each
+      acts in the update that reads it, not only in the next one.
     schedules: those of them that may be schedules; None if all may.
     sets: the sequences that stay in a set, by name.
     spacings: how many spacings of floats they can be outside by rounding.
@@ -30,7 +35,7 @@ class Row(NamedTuple):
       `exact` if gradients and losses are, `gradients` if they alone are, `none`
       for a method that is not linear in its samples.
     keys: whether what an evaluation sees depends on the ones before it, by a
-      key or a warm start: then parts of a batch see other things.
+      key, a warm start or a memory: then parts of a batch see other things.
     wraps: whether `make` gives `wrap` its oracles.
     devices: whether the row is run on eight devices too. One row for each
       oracle, wrapper or aggregator that treats its arrays in a way of its own.
