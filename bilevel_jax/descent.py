@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _packing, _records, _sequences, _trees, states, types
+from bilevel_jax import (
+  _checks,
+  _packing,
+  _records,
+  _sequences,
+  _trees,
+  states,
+  types,
+)
 from bilevel_jax.oracles import base
 from bilevel_jax.parts import Solver
 from bilevel_jax.projections import _kept
@@ -32,6 +40,7 @@ class _Point(NamedTuple):
     return _Point(z, self.optimisers | optimisers, self.sets | sets)
 
 
+@_checks.removed(wrap='bj.evaluation.wrapped(solver, wrapper)')
 def descend(
   *oracles: optax.GradientTransformation,
   **sequences: types.SequenceLike,

@@ -150,3 +150,8 @@ def test_a_chain_without_an_aggregator_for_parameters_of_one_array(links):
 def test_a_removed_argument_names_its_replacement(make, name):
   with pytest.raises(TypeError, match=rf'no longer takes {name}=.*LinearSy'):
     make(PROBLEM, **{name: None})
+
+
+def test_descend_names_what_replaces_wrap():
+  with pytest.raises(TypeError, match=r'wrap=: write bj.evaluation.wrapped'):
+    bj.descend(bj.gradient(lambda p, b: p), wrap=lambda oracle: oracle)
