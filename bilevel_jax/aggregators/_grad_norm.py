@@ -26,7 +26,8 @@ def grad_norm(
 
   where the target :math:`\overline{w \| \nabla f \|} \, r^\alpha` is held
   fixed. The direction is that of the weights before the step. A step that would
-  make a weight negative makes it zero.
+  make a weight negative makes it zero, and one after which none is left is not
+  taken.
 
   Args:
     objectives: the number of rows :math:`M`.
@@ -73,7 +74,8 @@ def grad_norm(
     slope = gramian.lengths * jnp.sign(norms - jnp.mean(norms) * pull)
     step = _by_weights.current(rate, state) * slope
     after = jnp.maximum(weights - step, 0)
-    after = objectives * after / jnp.sum(after)
+    total = jnp.sum(after)
+    after = jnp.where(total > 0, objectives * after / total, weights)
     return weights, jnp.stack([first, after])
 
   start = lambda params, dtype: jnp.ones([2, objectives], dtype)

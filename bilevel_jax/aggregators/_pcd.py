@@ -28,7 +28,7 @@ def pcd(
   Args:
     objectives: the number of rows :math:`M`; the first is the one that counts.
     progress: :math:`\tau` in [0, 1], a constant or a schedule.
-    decay: of the running mean, in [0, 1); it starts at zero, and is that short
+    decay: of the running mean, in [0, 1]; it starts at zero, and is that short
       for all objectives alike.
 
   Returns:
@@ -57,8 +57,10 @@ def pcd(
 
   def choose(gramian, state):
     lengths, cosines = gramian.lengths, gramian.cosines
-    squares = decay * state.inner + (1 - decay) * lengths**2
-    sizes = lengths / jnp.sqrt(squares + 1e-8)
+    # Keeps the root of the running mean: squares may leave the range of floats.
+    old, new = jnp.sqrt(decay), jnp.sqrt(1 - decay)
+    root = jnp.hypot(old * state.inner, new * lengths)
+    sizes = lengths / jnp.hypot(root, 1e-4)
     # In units of the first, with multipliers of rows of length one.
     wanted = (
       _by_weights.current(progress, state) * sizes - cosines[0] * sizes[0]
@@ -74,7 +76,7 @@ def pcd(
     pulls = jnp.where(served, scale * push, 0).at[0].set(sizes[0])
     size = jnp.sqrt(jnp.maximum(pulls @ cosines @ pulls, 0))
     pulls = _trees.ratio(pulls, size)
-    return _rows.of_unit_rows(gramian, pulls, lengths[0]), squares
+    return _rows.of_unit_rows(gramian, pulls, lengths[0]), root
 
   start = lambda params, dtype: jnp.zeros([objectives], dtype)
   return _by_weights.by_gramian('pcd', objectives, choose, start)

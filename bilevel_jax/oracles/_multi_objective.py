@@ -1,6 +1,6 @@
 """The Jacobian of several losses, with one forward pass for all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _checks, _sequences, _trees, types
 from bilevel_jax.aggregators import _rows
 from bilevel_jax.oracles import base
 
@@ -294,10 +294,11 @@ def make_objectives(
         'function that returns all losses.'
       )
     objectives = len(losses)
-  if isinstance(objectives, int):
-    names = tuple(f'objective_{i}' for i in range(objectives))
-  else:
+  if isinstance(objectives, Iterable) and not isinstance(objectives, str):
     names = tuple(objectives)
+  else:
+    count = _checks.whole(who, 'objectives', objectives)
+    names = tuple(f'objective_{i}' for i in range(count))
   if not names or len(set(names)) != len(names):
     raise ValueError(f'{who} takes distinct objectives, at least one: {names}.')
   if not callable(losses) and len(losses) != len(names):

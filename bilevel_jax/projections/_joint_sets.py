@@ -25,7 +25,7 @@ def _spread(weight: Any, sequence: Any) -> Any:
 
 
 def _joint(
-  name: str, weights: Any, project: Callable[[Any, Any], Any]
+  name: str, weights: Any, bound: Any, project: Callable[[Any, Any], Any]
 ) -> _kept.Joint:
   """The set of a projection that takes the sequences and their weights."""
   if not isinstance(weights, Mapping) or not weights:
@@ -33,6 +33,14 @@ def _joint(
       f'{name} takes weights by name of the sequence, '
       "{'lower': 1.0, 'upper': -1.0} for instance, got "
       f'{type(weights).__name__}.'
+    )
+  known = [
+    x for x in jax.tree.leaves((weights, bound)) if _affine.is_concrete(x)
+  ]
+  if any(np.any(np.isnan(np.asarray(x, np.float64))) for x in known):
+    raise ValueError(
+      f'{name}: the weights and the bound of their sum are numbers, got '
+      f'{weights} and {bound}.'
     )
   each = tuple(weights.values())
 
@@ -61,6 +69,7 @@ def half_space(weights: Mapping[str, Any], bound: float) -> _kept.Joint:
 
   Raises:
     TypeError: if the weights are no mapping, or of no sequence.
+    ValueError: if a weight or the bound is NaN.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -75,7 +84,7 @@ def half_space(weights: Mapping[str, Any], bound: float) -> _kept.Joint:
     step = _trees.ratio(excess, _trees.dot(weight, weight))
     return _trees.add_scaled(point, -step, weight)
 
-  return _joint('half_space', weights, project)
+  return _joint('half_space', weights, bound, project)
 
 
 def budget(
@@ -109,8 +118,8 @@ def budget(
 
   Raises:
     TypeError: if the weights are no mapping, or of no sequence.
-    ValueError: if a weight is negative, the lower bound is not finite, or the
-      bounds cross.
+    ValueError: if a weight is negative or NaN, the total is NaN, the lower
+      bound is not finite, or the bounds cross.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -136,21 +145,27 @@ def budget(
       weight,
     )
     spent = lambda mu: _trees.dot(weight, at(mu))
-    nothing = 0 * _trees.dot(weight, point)
+    nothing = jnp.abs(0 * _trees.dot(weight, point))
     # From here on, each entry with a weight is at its lower bound.
     reach = lambda z, a: jnp.max(_trees.ratio(z - lower, a), initial=0)
     reaches = jax.tree.leaves(jax.tree.map(reach, point, weight))
     highest = nothing + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
 
+    # Halves the floats between the ends, not their distance: the multiplier is
+    # found to its last digit, whatever the sizes of the weights.
+    bits = jnp.finfo(dtype).bits
+    count = lambda mu: jax.lax.bitcast_convert_type(mu, f'int{bits}')
+    number = lambda mu: jax.lax.bitcast_convert_type(mu, dtype)
+
     def halve(_, ends):
       low, high = ends
-      middle = low + (high - low) / 2
-      fits = spent(middle) <= total
+      middle = low + (high - low) // 2
+      fits = spent(number(middle)) <= total
       return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
-    halvings = jnp.finfo(dtype).nmant + 8
-    low, high = jax.lax.fori_loop(0, halvings, halve, (nothing, highest))
-    middle = low + (high - low) / 2
+    ends = (count(nothing), count(jnp.abs(highest)))
+    low, high = map(number, jax.lax.fori_loop(0, bits, halve, ends))
+    middle = low
     free = jax.tree.map(
       lambda z, a: jnp.where(
         (z - middle.astype(z.dtype) * a > lower)
@@ -171,4 +186,4 @@ def budget(
     room = 8 * jnp.finfo(dtype).eps * jnp.abs(corner)
     return at(jnp.where(corner <= total + room, mu, jnp.nan))
 
-  return _joint('budget', weights, project)
+  return _joint('budget', weights, total, project)

@@ -77,9 +77,10 @@ def forum(
     2024.
   """
   low = types.as_sequence(lower, 'lower')
-  count = objectives if isinstance(objectives, int) else len(objectives)
+  gap = oracles.multi_objective_gap(problem, objectives)
+  count = len(objectives) if isinstance(objectives, Sequence) else objectives
   barrier = oracles.aggregated(
-    oracles.multi_objective_gap(problem, objectives),
+    gap,
     aggregators.constrained_mgda(count, rate=rate, averaging=averaging),
   )
   return descent.descend(

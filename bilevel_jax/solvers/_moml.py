@@ -63,10 +63,10 @@ def moml(
     Ye, Lin, Yue, Guo, Xiao and Zhang, `Multi-Objective Meta Learning
     <https://arxiv.org/abs/2102.07121>`_, 2021.
   """
-  count = objectives if isinstance(objectives, int) else len(objectives)
   oracle = oracles.unrolled(
     problem, lower=lower, objectives=objectives, mode=mode
   )
+  count = len(objectives) if isinstance(objectives, Sequence) else objectives
   chosen = aggregators.mgda(count) if aggregator is None else aggregator
   return descent.descend(
     oracles.aggregated(oracle, chosen),

@@ -90,7 +90,6 @@ LIMITS = {
   'fair_grad': (1e-9, 1e9),
   'moco': (0, 1e18),
   'excess_mtl': (0, 1e18),
-  'pcd': (0, 1e18),
 }
 
 

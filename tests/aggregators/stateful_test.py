@@ -155,6 +155,29 @@ def test_gradients_that_vanish_or_agree(name):
       assert (size > 0) == any(row)
 
 
+def test_a_step_of_grad_norm_that_leaves_no_weight_is_not_taken():
+  link, params = A.grad_norm(2, rate=10.0, alpha=0.5), jnp.zeros(2)
+  state, update = link.init(params), jax.jit(link.update)
+  # Both are longer than their targets, 0.1 and 1.41, where they differ.
+  for lengths, losses in [([1, 1], [1, 1])] + 2 * [([0.4, 1.6], [0.01, 1.99])]:
+    jacobian = bj.Jacobian(
+      jnp.diag(jnp.array(lengths, jnp.float32)),
+      values=jnp.array(losses, jnp.float32),
+    )
+    direction, state = update(jacobian, state, params)
+  np.testing.assert_allclose(direction, [0.4, 1.6], rtol=1e-6)
+
+
+def test_pcd_of_long_gradients():
+  """Their squares leave the range of float32."""
+  link, params = A.pcd(2, progress=0.0), jnp.zeros(2)
+  rows = 1e25 * jnp.array([[1.0, 0.0], [-0.5, 0.5]])
+  direction, _ = link.update(bj.Jacobian(rows), link.init(params), params)
+  # At a right angle to the second gradient, as long as the first.
+  expected = 1e25 * np.sqrt([0.5, 0.5])
+  np.testing.assert_allclose(direction, expected, rtol=1e-5)
+
+
 def test_constrained_mgda_of_one_objective_is_the_dynamic_barrier():
   rng = np.random.default_rng(0)
   one, barrier = A.constrained_mgda(1, rate=0.5), A.dynamic_barrier(0.5)

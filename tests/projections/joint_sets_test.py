@@ -100,6 +100,14 @@ def test_a_solver_stays_in_a_joint_set(x64):
   assert bj.counts(state)['projections/x+y'] == 200
 
 
+def test_a_budget_with_weights_of_many_sizes():
+  """The dear entry is left out long before the cheap one is."""
+  joint = bj.projections.budget({'x': jnp.float32([1e-6, 1e6])}, 1.0)
+  (point,) = jax.jit(joint.projection)((jnp.full(2, 3.0, jnp.float32),))
+  room = 4 * 3 * np.finfo(np.float32).eps
+  np.testing.assert_allclose(point, [3.0, 1e-6], atol=room)
+
+
 def test_sets_without_a_point_and_wrong_arguments():
   for make, words in {
     lambda: bj.projections.budget({'x': -1.0}, 1.0): 'weights are numbers >= 0',
@@ -109,6 +117,11 @@ def test_sets_without_a_point_and_wrong_arguments():
     lambda: bj.projections.budget(
       {'x': 1.0}, 1.0, lower=-np.inf
     ): 'a finite lower bound',
+    lambda: bj.projections.budget({'x': 1.0}, np.nan): 'budget.*numbers.*nan',
+    lambda: bj.projections.half_space({'x': 1.0}, np.nan): 'half_space.*nan',
+    lambda: bj.projections.half_space(
+      {'x': jnp.array([1.0, np.nan])}, 1.0
+    ): 'half_space: the weights',
   }.items():
     with pytest.raises(ValueError, match=words):
       make()

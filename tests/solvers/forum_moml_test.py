@@ -146,3 +146,11 @@ def test_errors():
     three.update(None, three.init(params), params)
   with pytest.raises(ValueError, match='distinct objectives'):
     bj.oracles.multi_objective_gap(FRONT, ('a', 'a'))
+  for wrong in (0, 2.0, 'ab'):
+    for make in (
+      lambda n: bj.solvers.forum(FRONT, n, upper=sgd, lower=sgd, value=sgd),
+      lambda n: bj.solvers.moml(FRONT, n, upper=sgd, lower=sgd),
+      lambda n: bj.multi_objective(FRONT.upper, n),
+    ):
+      with pytest.raises(ValueError, match='a whole number of objectives >= 1'):
+        make(wrong)
