@@ -116,7 +116,9 @@ def test_they_give_what_the_library_s_do():
     testing.run(optax.chain(oracle, make(3), sgd), params, 8, batch)[0]
     for make in (grad_norm, bj.aggregators.grad_norm)
   ]
-  jax.tree.map(np.testing.assert_array_equal, *ends)
+  # Their operations differ: equal to rounding, by steps of float32.
+  close = lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6)
+  jax.tree.map(close, *ends)
 
 
 def test_a_broken_promise_is_reported():
