@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.suite --preset=quick
 
 Expected: every ratio within its bound, or in the list of exceeded ones.
-Time: smoke a minute, quick 25 minutes, paper an hour, on 2 cores.
+Time: smoke a minute, quick 40 minutes, paper an hour, on 2 cores.
 
 `python -m experiments.benchmarks` is the same. A row is what is measured / what
 it is compared with: a cost over a cost, so that less is better. Rows:
