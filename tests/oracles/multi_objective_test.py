@@ -257,8 +257,13 @@ def test_a_head_cannot_reach_past_the_features():
   [
     (lambda: bj.multi_objective(all_losses), TypeError, 'number of objectives'),
     (lambda: bj.multi_objective(HEADS, 2), ValueError, '3 losses, but 2'),
-    (lambda: bj.multi_objective([]), ValueError, 'at least one'),
-    (lambda: bj.multi_objective(all_losses, 'aa'), ValueError, 'distinct'),
+    (lambda: bj.multi_objective([]), ValueError, '>= 1, got 0'),
+    (lambda: bj.multi_objective(all_losses, 'aa'), ValueError, "got 'aa'"),
+    (
+      lambda: bj.multi_objective(all_losses, ['a', 'a']),
+      ValueError,
+      'distinct',
+    ),
     (lambda: bj.multi_objective(all_losses, 3, by='x'), ValueError, "'vmap'"),
     (
       lambda: bj.multi_objective(HEADS, per_task=True, trunk=features),
