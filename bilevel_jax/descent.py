@@ -66,9 +66,8 @@ def descend(
 
   Returns:
     A solver for parameters with named sequences; `bj.evaluation.wrapped` wraps
-    its oracles. Its updates are None for
-    sequences that no oracle moves. Losses and their outputs are those of an
-    oracle's last evaluation in the update.
+    its oracles. Its updates are None for sequences that no oracle moves. Losses
+    and their outputs are those of an oracle's last evaluation in the update.
 
   Raises:
     TypeError: if a record is none, with the mend; at the call, if an oracle's

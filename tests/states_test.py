@@ -59,6 +59,24 @@ def test_only_counts_of_updates_are_held():
   chex.assert_trees_all_equal(held[0].mu, after[0].mu)
 
 
+def test_counts_within_marked_states_are_held():
+  """A schedule for a rate that is itself one of `inject_hyperparams`."""
+  decayed = lambda rate: optax.chain(
+    optax.scale_by_schedule(lambda count: rate / (1 + count)), RAMP
+  )
+  link = optax.inject_hyperparams(decayed)(rate=lambda count: 1.0 + count)
+  before = link.init(jnp.zeros(2))
+  _, after = link.update(jnp.ones(2), before)
+  counts = lambda state: [
+    int(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if 'count' in jax.tree_util.keystr(path)
+  ]
+  held = bj.states.hold_updates(after, before)
+  assert len(counts(before)) == 4
+  assert set(counts(after)) == {1} and set(counts(held)) == {0}
+
+
 def test_losses_are_taken_out_put_back_and_left_alone():
   oracle = bj.gradient(lambda z, batch: z * batch, name='pull')
   first = oracle.init(jnp.float32(2.0))

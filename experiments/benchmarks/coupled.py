@@ -274,13 +274,23 @@ def _in_python(
   return run
 
 
-def _call(method, measured, context):
-  """A call of a solver against one of `optax.sgd`."""
+def tiny(method: str, *, measured: bool) -> tuple[Any, bj.BilevelParams]:
+  """A solver of two variables of two numbers each, and these.
+
+  Args:
+    method: as in `solver_of`.
+    measured: whether its state has losses and counts.
+  """
   square = lambda x, y, batch: jnp.sum((x - y) ** 2) + jnp.sum(y**2)
   params = bj.BilevelParams(jnp.ones(2), jnp.zeros(2))
   case = Case(bj.BilevelProblem(square, square), 1, params)
-  solver, sgd = solver_of(method, case), optax.sgd(RATE)
-  solver = solver if measured else bj.evaluation.unmeasured(solver)
+  solver = solver_of(method, case)
+  return solver if measured else bj.evaluation.unmeasured(solver), params
+
+
+def _call(method, measured, context):
+  """A call of a solver against one of `optax.sgd`."""
+  (solver, params), sgd = tiny(method, measured=measured), optax.sgd(RATE)
   batch = {'lower': jnp.int32(0)} if method == 'saba' else None
   return measure.compare(
     _in_python(solver.update, batch, solver.init(params), params),

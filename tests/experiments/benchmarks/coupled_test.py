@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bilevel_jax as bj
 from experiments.benchmarks import coupled, measure
 
 METHODS = ('soba', 'saba', 'f2sa', 'stocbio')
@@ -55,3 +56,10 @@ def test_clients_agree_after_a_step():
   for copies in program.carry[0]:
     assert np.ptp(copies, axis=0) == pytest.approx(0, abs=1e-6)
     assert np.abs(copies).max() > 0
+
+
+def test_a_tiny_solver_has_losses_in_its_state_or_none():
+  for measured in (True, False):
+    solver, params = coupled.tiny('v_pbgd', measured=measured)
+    state = solver.init(params)
+    assert bool(bj.values(state)) is bool(bj.counts(state)) is measured

@@ -23,6 +23,8 @@ def rows(monkeypatch, options):
     del check
     made = [flag for flag in command if flag.startswith('--only=')]
     assert made == ['--only=' + ','.join(make.options.settings.only)]
+    # An earlier run's programs would hide what compiling takes.
+    assert '--compile_cache=off' in command
     suite.measure_rows(make.options)
     return type('Done', (), {'returncode': 0})
 

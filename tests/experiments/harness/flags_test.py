@@ -150,6 +150,13 @@ class TestOptions:
     assert parse().save_seconds == 10
     assert parse('--save_seconds=0').save_seconds == 0
 
+  def test_a_training_has_the_seeds_the_folder_and_how_often_to_save(self):
+    options = parse('--save_seconds=3', '--seeds=2', '--workdir=/tmp/here')
+    training = harness.Training.from_options(options, steps=4, chunk=2)
+    assert training == harness.Training(
+      4, 2, seeds=(0, 1), workdir='/tmp/here', save_seconds=3
+    )
+
   def test_a_preset_without_seeds_has_one(self):
     @dataclasses.dataclass(frozen=True)
     class Small:
