@@ -32,7 +32,7 @@ _BARS = '▁▂▃▄▅▆▇█'
 
 def pages(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
   """The documents that may ask for results."""
-  patterns = ('README.md', 'docs/*.md', 'experiments/*/README.md')
+  patterns = ('README.md', 'docs/**/*.md', 'experiments/*/*.md')
   return [path for p in patterns for path in sorted(root.glob(p))]
 
 
