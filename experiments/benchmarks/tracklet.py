@@ -30,7 +30,6 @@ from experiments.tracklet import (
   learning,
   peer_trackers,
   peers,
-  search,
   simulation,
   windows,
 )
@@ -109,7 +108,7 @@ def step(
   drawn = {'steps': sizes.window, 'jumps': 0.35, 'max_gap': 60}
   data = jax.tree.map(jnp.asarray, detections.pad([crowd(sizes, seed)]))
   task = learning.Task(data, motion.NOISE, sizes.hidden, drawn, sizes.batch)
-  loss = learning.make_loss(task, learning.Losses(search.Beam(hypotheses)))
+  loss = learning.make_loss(task, learning.Search(hypotheses))
   weights = network.init(jax.random.key(1 + member), hidden=sizes.hidden)
   optimiser = optax.adam(2e-3)
 

@@ -16,27 +16,6 @@ from experiments.tracking import detections, motion, network
 from experiments.tracklet import search, windows
 
 
-class Losses(NamedTuple):
-  """Weights of the losses, and their search.
-
-  Attributes:
-    beam: of the search; without hypotheses for teacher forcing.
-    rollout_weight: of the cross entropy on the search's own histories.
-    rank_weight: of the margin and rank losses.
-    alpha: of the margin loss.
-    beta: of the rank loss.
-  """
-
-  beam: search.Beam
-  rollout_weight: float = 0.1
-  rank_weight: float = 0.2
-  alpha: float = 2.0
-  beta: float = 1.0
-
-
-TEACHER = Losses(search.Beam(0))
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
   """Networks of a tracker.
@@ -71,10 +50,10 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Search in training, and its losses.
+  """The search in training, and its losses.
 
   Attributes:
-    hypotheses: K of the search in training.
+    hypotheses: K of the search in training; 0 is teacher forcing.
     candidates: nearest detections that extend a hypothesis, without null.
     rollout_loss: weight of the cross entropy on the search's own histories with
       a purity of at least 0.5.
@@ -89,12 +68,6 @@ class Search:
   rank_loss: Annotated[float, harness.Allowed(0)] = 0.2
   alpha: float = 2.0
   beta: float = 1.0
-
-  def losses(self) -> Losses:
-    """Weights of the losses, and their search."""
-    beam = search.Beam(self.hypotheses, self.candidates)
-    weights = self.rollout_loss, self.rank_loss, self.alpha, self.beta
-    return Losses(beam, *weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +109,9 @@ class Task(NamedTuple):
   batch: int
 
 
-def make_loss(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
+def make_loss(task: Task, settings: Search) -> Callable[[Any, Any], Any]:
   """Makes the loss of a batch, a function of (weights, windows)."""
+  beam = search.Beam(settings.hypotheses, settings.candidates)
 
   def loss(weights, batch):
     result = jax.vmap(
@@ -145,15 +119,15 @@ def make_loss(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
         weights,
         window,
         task.noise,
-        losses.beam,
-        alpha=losses.alpha,
-        beta=losses.beta,
+        beam,
+        alpha=settings.alpha,
+        beta=settings.beta,
       )
     )(batch)
     each = result.truth_loss
-    if losses.beam.hypotheses:
-      each = each + losses.rollout_weight * result.rollout_loss
-      each = each + losses.rank_weight * (result.margin + result.rank)
+    if beam.hypotheses:
+      each = each + settings.rollout_loss * result.rollout_loss
+      each = each + settings.rank_loss * (result.margin + result.rank)
     return jnp.mean(each)
 
   return loss
@@ -186,7 +160,7 @@ class Run(NamedTuple):
 def train(
   task: Task,
   run: Run,
-  losses: Losses,
+  settings: Search,
   *,
   name: str,
   rate: float,
@@ -199,7 +173,7 @@ def train(
   Args:
     task: training data.
     run: what all networks have in common.
-    losses: of teacher forcing or of search.
+    settings: of the search and its losses.
     name: of the run in the workdir.
     rate: first learning rate.
     steps: updates.
@@ -211,7 +185,7 @@ def train(
   """
   schedule = optax.cosine_decay_schedule(rate, steps, end)
   solver = optax.chain(
-    bj.gradient(make_loss(task, losses)),
+    bj.gradient(make_loss(task, settings)),
     optax.clip_by_global_norm(1.0),
     optax.adam(schedule),
   )

@@ -208,10 +208,11 @@ def judge(
     folder: of files.
     kinds: 'default', or 'default' and 'tuned'.
   """
-  jobs = [{'tracker': name, 'options': point} for point in ({}, best.point)]
+  points = {'default': {}, 'tuned': best.point}
+  jobs = [{'tracker': name, 'options': points[kind]} for kind in kinds]
   outputs, times = run_jobs(jobs, [t.detected for t in test], folder)
   results.add({'tracker': name}, edges=len(best.edges), tried=best.tried)
-  for kind, output, spent in zip(kinds, outputs, times, strict=False):
+  for kind, output, spent in zip(kinds, outputs, times, strict=True):
     at = {'tracker': name, 'numbers': kind}
     for measure, values in judging.score(output, test).items():
       results.put(at, {measure: judging.crossed_interval(values)})

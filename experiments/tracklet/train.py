@@ -41,7 +41,6 @@ from experiments.tracking import (
 )
 from experiments.tracklet import (
   learning,
-  search,
   simulation,
   train_report,
   untrained,
@@ -183,10 +182,7 @@ def train_networks(
 ) -> Iterator[tuple[str, harness.Trained]]:
   """Pretrains, then trains in both ways; yields each stage with its name."""
   settings, training = options.settings, options.settings.training
-  losses = settings.search.losses()
-  teacher = learning.TEACHER._replace(
-    beam=search.Beam(0, settings.search.candidates)
-  )
+  teacher = dataclasses.replace(settings.search, hypotheses=0)
   common = learning.Run(
     options,
     harness.settings_of(
@@ -204,7 +200,10 @@ def train_networks(
   )
   name, steps = 'teacher_forcing', training.forcing_steps
   yield name, run(teacher, name=name, steps=steps)
-  yield 'search', run(losses, name='search', steps=training.search_steps)
+  yield (
+    'search',
+    run(settings.search, name='search', steps=training.search_steps),
+  )
 
 
 def split_members(params: Any, members: int) -> list[dict[str, np.ndarray]]:

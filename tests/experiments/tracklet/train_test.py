@@ -44,8 +44,8 @@ def test_an_interval_over_training_seeds_and_simulations():
 def test_both_ways_start_from_the_pretrained_weights(options, monkeypatch):
   given = []
 
-  def fake(task, run, losses, *, name, steps, start=None, **more):
-    given.append((name, losses.beam.hypotheses, steps, start))
+  def fake(task, run, settings, *, name, steps, start=None, **more):
+    given.append((name, settings.hypotheses, steps, start))
     return harness.Trained(*[name] * len(harness.Trained._fields))
 
   monkeypatch.setattr(learning, 'train', fake)
@@ -71,7 +71,7 @@ def test_networks_of_a_seed_are_adjacent(options, monkeypatch):
   task = learning.Task(data, learning.motion.NOISE, 4, {}, 2)
   given = options(train.PRESETS['smoke'])._replace(seeds=(0, 3))
   run = learning.Run(given, {}, chunk=1, members=2)
-  learning.train(task, run, learning.TEACHER, name='a', rate=1.0, steps=1)
+  learning.train(task, run, learning.Search(0), name='a', rate=1.0, steps=1)
   assert asked['seeds'] == [0, 1, 6, 7]
   params = {'last': np.arange(4.0).reshape(4, 1, 1)}
   found = train.split_members(params, 2)
