@@ -30,7 +30,6 @@ from experiments.tracklet import (
   learning,
   peer_trackers,
   peers,
-  search,
   simulation,
   windows,
 )
@@ -106,10 +105,10 @@ def step(
     A function of weights with their optimiser's state and of a batch to the
     former; what it begins with; a function of a key to a batch.
   """
-  drawn = {'steps': sizes.window, 'jumps': 0.35, 'longest': 60}
-  data = jax.tree.map(jnp.asarray, detections.padded([crowd(sizes, seed)]))
+  drawn = {'steps': sizes.window, 'jumps': 0.35, 'max_gap': 60}
+  data = jax.tree.map(jnp.asarray, detections.pad([crowd(sizes, seed)]))
   task = learning.Task(data, motion.NOISE, sizes.hidden, drawn, sizes.batch)
-  loss = learning.loss_of(task, learning.Losses(search.Beam(hypotheses)))
+  loss = learning.make_loss(task, learning.Search(hypotheses))
   weights = network.init(jax.random.key(1 + member), hidden=sizes.hidden)
   optimiser = optax.adam(2e-3)
 
@@ -147,7 +146,7 @@ def seconds_of(
   detected: detections.Detected, weights: network.Weights
 ) -> np.ndarray:
   """Of the online tracker, by the clock and by processor time, (2,)."""
-  model = tracker.learned(weights, motion.NOISE)
+  model = tracker.make_model(weights, motion.NOISE)
   begin = peer_trackers.clocks()
   tracker.online(model, detected)
   return peer_trackers.clocks() - begin

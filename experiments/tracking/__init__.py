@@ -1,9 +1,9 @@
 """Multi-object tracking: files, detections, motion, trackers, measures.
 
-`mot_files` reads and writes the format of MOTChallenge, `detections` simulates
-detections from a truth, `motion` is a Kalman filter with features for the score
-`network`. `tracker` tracks online and `near_online` with several hypotheses;
-`baselines` are classical affinities. `judging` tunes and measures trackers,
-`evaluation` measures files of results, and `track` is the program for files of
-detections. Measures need the extra `mot`.
+`mot_files` reads and writes the MOTChallenge format. `detections` simulates
+detections from ground truth. `motion` is a Kalman filter with features for the
+scoring `network`. `tracker` tracks online, `near_online` keeps several
+hypotheses, and `baselines` are classical affinities. `judging` tunes and scores
+trackers, `evaluation` scores result files, and `track` is the command for
+detection files. Measures need the extra `mot`.
 """

@@ -1,67 +1,71 @@
-"""Classical affinities, for the same tracker: overlap, and a likelihood."""
+"""Classical affinities for the tracker: overlap, and a likelihood."""
 
 import numpy as np
 
 from experiments.tracking import motion, tracker
 
 
-def _nothing(begun, sure, looks):
-  del sure, looks
-  return (), np.zeros(len(begun.gap))
+def _no_memory(initial, confidence, embedding):
+  del confidence, embedding
+  return (), np.zeros(len(initial.gap))
 
 
-def _kept(memory, given):
-  del given
+def _keep_memory(memory, updates):
+  del updates
   return memory
 
 
-def overlap(noise: motion.Noise, *, least: float = 0.3) -> tracker.Model:
-  """The overlap with a Kalman filter's prediction, above a least one."""
+def overlap(noise: motion.Noise, *, min_overlap: float = 0.3) -> tracker.Model:
+  """Overlap with the Kalman filter's prediction, minus `min_overlap`."""
 
-  def affinity(near, memory):
+  def affinity(candidates, memory):
     del memory
-    found = near.overlap()
-    return found - least, found
+    overlaps = candidates.overlap()
+    return overlaps - min_overlap, overlaps
 
-  return tracker.Model(noise, affinity, _nothing, _kept)
+  return tracker.Model(noise, affinity, _no_memory, _keep_memory)
 
 
 def likelihood(
   noise: motion.Noise,
   *,
-  worth: float = 10.0,
-  fading: float = 0.5,
-  sure: float = 1.0,
-  cosine: float = 0.0,
+  match_score: float = 10.0,
+  gap_decay: float = 0.5,
+  confidence_weight: float = 1.0,
+  cosine_weight: float = 0.0,
 ) -> tracker.Model:
   """A hand-made score: likelihood of the innovation, confidence, and gap.
 
-      worth - |innovation|^2 / 2
+      match_score - |innovation|^2 / 2
         - sum of log (deviation / deviation of a measurement)
-        - fading log(1 + gap) + sure * confidence + cosine * cosine of looks
+        - gap_decay log(1 + gap) + confidence_weight confidence
+        + cosine_weight (cosine of the embeddings)
 
   Args:
     noise: of the filter.
-    worth: of a match in itself.
-    fading: cost of a gap.
-    sure: weight of the confidence.
-    cosine: weight of the looks, if there are any.
+    match_score: constant of each match.
+    gap_decay: cost of a gap.
+    confidence_weight: of the detection's confidence.
+    cosine_weight: of the embeddings' cosine, if there are embeddings.
 
   Returns:
     A model.
   """
-  weigh = sure
 
-  def affinity(near, memory):
+  def affinity(candidates, memory):
     del memory
-    moved, looks = near.moved, near.frame.looks
-    wide = np.sum(np.log(near.deviation / noise.measured), -1)
-    lost = wide + fading * np.log1p(moved.gap)
-    found = worth - 0.5 * np.sum(near.off**2, -1) - lost[near.one]
-    found += weigh * near.frame.sure[near.two]
-    if cosine and looks.shape[1]:
-      look = moved.look / (np.linalg.norm(moved.look, axis=1)[:, None] + 1e-6)
-      found += cosine * np.sum(look[near.one] * looks[near.two], axis=1)
-    return found, found
+    predicted, frame = candidates.predicted, candidates.frame
+    track, detection = candidates.track, candidates.detection
+    cost = np.sum(np.log(candidates.deviation / noise.measured), -1)
+    cost = cost + gap_decay * np.log1p(predicted.gap)
+    scores = match_score - 0.5 * np.sum(candidates.innovation**2, -1)
+    scores = scores - cost[track]
+    scores += confidence_weight * frame.confidence[detection]
+    if cosine_weight and frame.embedding.shape[1]:
+      mean = predicted.embedding_sum
+      mean = mean / (np.linalg.norm(mean, axis=1)[:, None] + 1e-6)
+      cosine = np.sum(mean[track] * frame.embedding[detection], axis=1)
+      scores += cosine_weight * cosine
+    return scores, scores
 
-  return tracker.Model(noise, affinity, _nothing, _kept)
+  return tracker.Model(noise, affinity, _no_memory, _keep_memory)

@@ -1,14 +1,14 @@
 r"""Detections: simulated from true trajectories, matched to them, padded.
 
-A simulated detector sees a person of visibility v with the probability
-`most * clip((v - .1) / .4, 0, 1)`; its boxes are off by normal noise, in shares
-of width and height and in their logarithms; false ones are Poisson in number,
-in proportion to the people of the frame, anywhere in the picture and of the
-size of one of them. What is found so is *simulated*, and called so wherever a
-number of it stands.
+The simulated detector finds a person of visibility v with probability
+`detection_prob * clip((v - 0.1) / 0.4, 0, 1)`. Box centres and log sizes get
+normal noise, in shares of the box size. False detections are Poisson in number,
+in proportion to the people of the frame, uniform in the picture, and of the
+size of one of those people. Numbers from these detections are always labelled
+*simulated*.
 
-A look is what an appearance network would give: a unit vector an identity, plus
-normal noise whose norm is about `noise`, made a unit vector again.
+An embedding stands for the output of an appearance network: a unit vector per
+identity, plus normal noise whose norm is about `noise`, normalised again.
 """
 
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ from experiments.tracking import evaluation, mot_files
 
 
 class Detector(NamedTuple):
-  """What a simulated detector does.
+  """Error rates of a simulated detector.
 
   Attributes:
-    most: the probability to see somebody whom nothing hides.
+    detection_prob: probability to detect a fully visible person.
     jitter: deviation of a box, in shares of its size.
-    false: false boxes a person in a frame.
-    looks: numbers of a look; 0 for none.
-    noise: of looks.
+    false_positives: false detections per person and frame.
+    embedding_size: numbers in an embedding; 0 for no embeddings.
+    noise: of the embeddings, about its norm.
   """
 
-  most: float = 0.95
+  detection_prob: float = 0.95
   jitter: float = 0.04
-  false: float = 0.10
-  looks: int = 0
+  false_positives: float = 0.10
+  embedding_size: int = 0
   noise: float = 1.0
 
 
 STANDARD = Detector()
-HARD = Detector(most=0.75, jitter=0.08, false=0.3)
+HARD = Detector(detection_prob=0.75, jitter=0.08, false_positives=0.3)
 
 
 class Detected(NamedTuple):
@@ -47,19 +47,19 @@ class Detected(NamedTuple):
 
   Attributes:
     boxes: `mot_files.Boxes`, without identities.
-    ids: true identities, int (boxes,); -1 for a false one.
-    looks: (boxes, numbers) float32.
+    ids: true identities, int (boxes,); -1 for a false detection.
+    embedding: float32 (boxes, embedding_size).
     info: of the sequence.
   """
 
   boxes: mot_files.Boxes
   ids: np.ndarray
-  looks: np.ndarray
+  embedding: np.ndarray
   info: mot_files.Info
 
 
-def people(truth: mot_files.Boxes) -> mot_files.Boxes:
-  """The boxes of a truth that are judged: pedestrians not marked by 0."""
+def pedestrians(truth: mot_files.Boxes) -> mot_files.Boxes:
+  """The true boxes that count: pedestrians whose confidence is not 0."""
   return truth.where(
     (truth.confidences != 0) & (truth.classes == mot_files.PEDESTRIAN)
   )
@@ -71,67 +71,72 @@ def simulate(
   rng: np.random.Generator,
   detector: Detector = STANDARD,
 ) -> Detected:
-  """Detections of true trajectories.
+  """Simulates detections of true trajectories.
 
   Args:
     truth: boxes with identities and visibilities.
-    info: of the sequence: length and size of the picture.
+    info: of the sequence: length and picture size.
     rng: of all noise.
-    detector: what it does.
+    detector: its error rates.
 
   Returns:
     `Detected`.
   """
-  true = people(truth)
-  seen = detector.most * np.clip((true.visibilities - 0.1) / 0.4, 0, 1)
-  found = true.where(rng.random(len(seen)) < seen)
-  noise = detector.jitter * rng.normal(size=(len(found.ids), 4))
-  size = found.boxes[:, 2:]
-  centre = found.boxes[:, :2] + size / 2 + noise[:, :2] * size
-  size = size * np.exp(noise[:, 2:])
-  sure = 0.5 + 0.4 * found.visibilities + 0.1 * rng.normal(size=len(size))
-
-  crowd = np.bincount(true.frames, minlength=info.length + 1)
-  count = rng.poisson(detector.false * crowd)
-  frames = np.repeat(np.arange(len(count)), count)
-  first = np.searchsorted(true.frames, frames)
-  model = first + rng.integers(0, np.maximum(crowd[frames], 1))
-  other = true.boxes[model, 2:] if len(frames) else np.zeros((0, 2))
-  room = np.array([info.width, info.height]) - other
-  corner = rng.random((len(frames), 2)) * room
-  unsure = 0.4 + 0.15 * rng.normal(size=len(frames))
-
-  ids = np.concatenate([found.ids, np.full(len(frames), -1)])
-  looks = _looks(ids, rng, detector)
-  all_frames = np.concatenate([found.frames, frames])
-  order = np.argsort(all_frames, kind='stable')
-  boxes = mot_files.make(
-    all_frames[order],
-    np.concatenate([np.c_[centre - size / 2, size], np.c_[corner, other]])[
-      order
-    ],
-    confidences=np.clip(np.concatenate([sure, unsure]), 0.05, 1)[order],
+  true = pedestrians(truth)
+  prob = detector.detection_prob * np.clip(
+    (true.visibilities - 0.1) / 0.4, 0, 1
   )
-  return Detected(boxes, ids[order], looks[order], info)
+  hits = true.where(rng.random(len(prob)) < prob)
+  noise = detector.jitter * rng.normal(size=(len(hits.ids), 4))
+  size = hits.boxes[:, 2:]
+  centre = hits.boxes[:, :2] + size / 2 + noise[:, :2] * size
+  size = size * np.exp(noise[:, 2:])
+  confidence = 0.5 + 0.4 * hits.visibilities
+  confidence = confidence + 0.1 * rng.normal(size=len(size))
+
+  people = np.bincount(true.frames, minlength=info.length + 1)
+  count = rng.poisson(detector.false_positives * people)
+  false_frames = np.repeat(np.arange(len(count)), count)
+  first = np.searchsorted(true.frames, false_frames)
+  model = first + rng.integers(0, np.maximum(people[false_frames], 1))
+  false_size = true.boxes[model, 2:] if len(model) else np.zeros((0, 2))
+  room = np.array([info.width, info.height]) - false_size
+  corner = rng.random((len(model), 2)) * room
+  false_confidence = 0.4 + 0.15 * rng.normal(size=len(model))
+
+  ids = np.concatenate([hits.ids, np.full(len(model), -1)])
+  embedding = _simulate_embeddings(ids, rng, detector)
+  frames = np.concatenate([hits.frames, false_frames])
+  order = np.argsort(frames, kind='stable')
+  boxes = np.concatenate(
+    [np.c_[centre - size / 2, size], np.c_[corner, false_size]]
+  )
+  confidence = np.concatenate([confidence, false_confidence])
+  boxes = mot_files.make(
+    frames[order],
+    boxes[order],
+    confidences=np.clip(confidence, 0.05, 1)[order],
+  )
+  return Detected(boxes, ids[order], embedding[order], info)
 
 
-def _looks(ids, rng, detector):
-  numbers = detector.looks
-  if not numbers:
+def _simulate_embeddings(ids, rng, detector):
+  count = detector.embedding_size
+  if not count:
     return np.zeros((len(ids), 0), np.float32)
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-  known, places = np.unique(ids, return_inverse=True)
-  own = unit(rng.normal(size=(len(known), numbers)))[places.reshape(-1)]
-  # Nobody looks like himself where nobody is.
-  own[ids < 0] = unit(rng.normal(size=(np.sum(ids < 0), numbers)))
-  noise = rng.normal(size=own.shape) * detector.noise / np.sqrt(numbers)
-  return unit(own + noise).astype(np.float32)
+  identities, index = np.unique(ids, return_inverse=True)
+  exact = unit(rng.normal(size=(len(identities), count)))[index.reshape(-1)]
+  # False detections get random embeddings.
+  exact[ids < 0] = unit(rng.normal(size=(np.sum(ids < 0), count)))
+  noise = rng.normal(size=exact.shape) * detector.noise / np.sqrt(count)
+  return unit(exact + noise).astype(np.float32)
 
 
 def match(
   truth: mot_files.Boxes, boxes: mot_files.Boxes, length: int
 ) -> np.ndarray:
-  """True identities of detections: a best match of overlaps of a half or more.
+  """Assigns true identities to detections that overlap a true box by 0.5.
 
   Args:
     truth: boxes with identities.
@@ -139,37 +144,39 @@ def match(
     length: frames.
 
   Returns:
-    int (boxes,); -1 for a detection of nobody.
+    int (boxes,); -1 for an unmatched detection.
   """
-  true = people(truth)
+  true = pedestrians(truth)
   ids = np.full(len(boxes.frames), -1, np.int64)
-  for rows, theirs in zip(true.by_frame(length), boxes.by_frame(length)):
-    if not (len(rows) and len(theirs)):
+  for true_rows, rows in zip(true.by_frame(length), boxes.by_frame(length)):
+    if not (len(true_rows) and len(rows)):
       continue
-    near = evaluation.overlaps(true.boxes[rows], boxes.boxes[theirs])
-    near = np.where(near < 0.5, 0, near)
-    one, two = scipy.optimize.linear_sum_assignment(-near)
-    fine = near[one, two] > 0
-    ids[theirs[two[fine]]] = true.ids[rows[one[fine]]]
+    overlaps = evaluation.overlaps(true.boxes[true_rows], boxes.boxes[rows])
+    overlaps = np.where(overlaps < 0.5, 0, overlaps)
+    one, two = scipy.optimize.linear_sum_assignment(-overlaps)
+    matched = overlaps[one, two] > 0
+    ids[rows[two[matched]]] = true.ids[true_rows[one[matched]]]
   return ids
 
 
 def auc(
-  found: Detected, rng: np.random.Generator, pairs: int = 20_000
+  detected: Detected, rng: np.random.Generator, pairs: int = 20_000
 ) -> float:
-  """How well looks tell people apart: same pairs above others, by cosine.
+  """Measures how well embeddings identify people, by the ROC area.
+
+  Compares the cosines of pairs of one person with those of pairs of two.
 
   Args:
-    found: detections with looks.
+    detected: detections with embeddings.
     rng: of the pairs.
     pairs: of each kind.
 
   Returns:
-    The area under the curve: .5 for looks that say nothing.
+    The area under the curve; 0.5 for embeddings without information.
   """
-  true = np.flatnonzero(found.ids >= 0)
-  order = true[np.argsort(found.ids[true], kind='stable')]
-  ids = found.ids[order]
+  true = np.flatnonzero(detected.ids >= 0)
+  order = true[np.argsort(detected.ids[true], kind='stable')]
+  ids = detected.ids[order]
   one = rng.integers(0, len(order), pairs)
   low, high = (
     np.searchsorted(ids, ids[one], side=s) for s in ('left', 'right')
@@ -177,90 +184,93 @@ def auc(
   twin = rng.integers(low, high)
   other = rng.integers(0, len(order), pairs)
   cosine = lambda a, b: np.sum(
-    found.looks[order[a]] * found.looks[order[b]], axis=1
+    detected.embedding[order[a]] * detected.embedding[order[b]], axis=1
   )
   same = cosine(one, twin)[twin != one]
-  others = np.sort(cosine(one, other)[ids[one] != ids[other]])
-  return float(np.mean(np.searchsorted(others, same)) / len(others))
+  different = np.sort(cosine(one, other)[ids[one] != ids[other]])
+  return float(np.mean(np.searchsorted(different, same)) / len(different))
 
 
 class Frames(NamedTuple):
-  """Detections of several sequences in one row of frames, padded.
+  """Detections of several sequences, one after the other, padded by frame.
 
   Attributes:
-    places: centre x, y in pixels, log width, log height, (frames, most, 4).
-    sure: confidences, (frames, most).
-    ids: identities, no two sequences have a common one; -1 for a false
-      detection, -2 where there is none; int32 (frames, most).
-    looks: (frames, most, numbers).
-    last: the last frame of a frame's sequence, int32 (frames,).
-    starts: where a window may start: frame and place in it, int32 (starts, 2).
+    boxes: see `encode_boxes`, (frames, max_detections, 4).
+    confidence: (frames, max_detections).
+    ids: identities, unique over all sequences; -1 for a false detection, -2 for
+      padding; int32 (frames, max_detections).
+    embedding: (frames, max_detections, embedding_size).
+    last: the last frame of each frame's sequence, int32 (frames,).
+    starts: allowed first detections of windows, as frame and index in it,
+      int32 (starts, 2).
     edges: starts of sequence i are edges[i] to edges[i + 1], int32.
   """
 
-  places: np.ndarray
-  sure: np.ndarray
+  boxes: np.ndarray
+  confidence: np.ndarray
   ids: np.ndarray
-  looks: np.ndarray
+  embedding: np.ndarray
   last: np.ndarray
   starts: np.ndarray
   edges: np.ndarray
 
 
-def places_of(boxes: np.ndarray) -> np.ndarray:
-  """Centres and log sizes of boxes (..., 4)."""
+def encode_boxes(boxes: np.ndarray) -> np.ndarray:
+  """Converts left, top, width, height to centre x, y, log width, log height."""
   size = boxes[..., 2:]
   return np.concatenate(
     [boxes[..., :2] + size / 2, np.log(np.maximum(size, 1e-3))], axis=-1
   )
 
 
-def padded(several: Sequence[Detected], *, later: int = 4) -> Frames:
-  """Puts sequences one behind the other, with as many places in every frame.
+def pad(sequences: Sequence[Detected], *, min_later: int = 4) -> Frames:
+  """Concatenates sequences and pads all frames to one number of detections.
 
   Args:
-    several: detections of each.
-    later: how often somebody is seen again behind the start of a window.
+    sequences: detections of each.
+    min_later: detections of a person after the first one of a window.
 
   Returns:
     `Frames`, of numpy arrays.
   """
-  total = sum(found.info.length for found in several)
-  most = max(
-    int(np.bincount(found.boxes.frames, minlength=1).max(initial=1))
-    for found in several
+  total = sum(detected.info.length for detected in sequences)
+  width = max(
+    int(np.bincount(detected.boxes.frames, minlength=1).max(initial=1))
+    for detected in sequences
   )
-  numbers = several[0].looks.shape[1]
   frames = Frames(
-    places=np.zeros((total, most, 4), np.float32),
-    sure=np.zeros((total, most), np.float32),
-    ids=np.full((total, most), -2, np.int32),
-    looks=np.zeros((total, most, numbers), np.float32),
+    boxes=np.zeros((total, width, 4), np.float32),
+    confidence=np.zeros((total, width), np.float32),
+    ids=np.full((total, width), -2, np.int32),
+    embedding=np.zeros(
+      (total, width, sequences[0].embedding.shape[1]), np.float32
+    ),
     last=np.zeros(total, np.int32),
     starts=np.zeros((0, 2), np.int32),
     edges=np.zeros(0, np.int32),
   )
-  begin = above = 0
+  offset = first_id = 0
   starts, edges = [], [0]
-  for found in several:
-    length = found.info.length
-    of = found.boxes.frames - 1
-    place = np.arange(len(of)) - np.searchsorted(of, of)
-    at = (begin + of, place)
-    ids = np.where(found.ids < 0, -1, found.ids + above)
-    frames.places[at] = places_of(found.boxes.boxes)
-    frames.sure[at] = found.boxes.confidences
+  for detected in sequences:
+    length = detected.info.length
+    frame = detected.boxes.frames - 1
+    index = np.arange(len(frame)) - np.searchsorted(frame, frame)
+    at = (offset + frame, index)
+    ids = np.where(detected.ids < 0, -1, detected.ids + first_id)
+    frames.boxes[at] = encode_boxes(detected.boxes.boxes)
+    frames.confidence[at] = detected.boxes.confidences
     frames.ids[at] = ids
-    frames.looks[at] = found.looks
-    frames.last[begin : begin + length] = begin + length - 1
+    frames.embedding[at] = detected.embedding
+    frames.last[offset : offset + length] = offset + length - 1
     order = np.argsort(ids, kind='stable')
-    left = np.searchsorted(ids[order], ids[order], side='right')
-    left -= np.arange(len(order)) + 1
-    good = np.sort(order[(left >= later) & (ids[order] >= 0)])
-    starts.append(np.c_[begin + of, place][good])
-    if len(good):
-      edges.append(edges[-1] + len(good))
-    begin, above = begin + length, above + int(found.ids.max(initial=0)) + 1
+    later = np.searchsorted(ids[order], ids[order], side='right')
+    later -= np.arange(len(order)) + 1
+    allowed = np.sort(order[(later >= min_later) & (ids[order] >= 0)])
+    starts.append(np.stack(at, axis=1)[allowed])
+    if len(allowed):
+      edges.append(edges[-1] + len(allowed))
+    offset += length
+    first_id += int(detected.ids.max(initial=0)) + 1
   return frames._replace(
     starts=np.concatenate(starts).astype(np.int32),
     edges=np.array(edges, np.int32),

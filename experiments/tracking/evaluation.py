@@ -1,12 +1,11 @@
-"""HOTA, CLEAR and identity measures of results, by the package trackeval.
+"""Computes HOTA, CLEAR and identity measures of results with trackeval.
 
     python -m experiments.tracking.evaluation gt/gt.txt result.txt
 
-Several pairs of files are judged alone and together. As MOTChallenge judges: a
-result that covers a box of a distractor (people on vehicles, statues,
-reflections) by half or more is taken out before, and so are boxes of the truth
-that are marked by 0 or of another class than pedestrians. 2D MOT 2015 has no
-classes.
+Scores each pair of files and all pairs pooled, by MOTChallenge's protocol:
+results that match a distractor (people on vehicles, statues, reflections) with
+an overlap of 0.5 are removed first, and so are true boxes whose confidence is 0
+or whose class is not pedestrian. 2D MOT 2015 has no classes.
 """
 
 import argparse
@@ -26,19 +25,19 @@ _EPS = np.finfo(np.float64).eps
 
 
 class Scores(NamedTuple):
-  """What trackeval says; shares are in per cent.
+  """Measures of trackeval; shares are in per cent.
 
   Attributes:
-    mota: accuracy of CLEAR: 1 - (missed + false + switches) / truth.
+    mota: accuracy of CLEAR: 1 - (misses + false positives + switches) / truth.
     idf1: F1 of boxes under the best one-to-one map of identities.
-    hota: the geometric mean of detection and association, over thresholds.
-    det_a: its detection half.
-    ass_a: its association half.
+    hota: geometric mean of detection and association, averaged over thresholds.
+    det_a: detection accuracy of HOTA.
+    ass_a: association accuracy of HOTA.
     switches: identity switches of CLEAR.
     fragments: interruptions of CLEAR.
-    false_positives: boxes that cover no truth.
-    misses: boxes of the truth that none covers.
-    truth: boxes of the truth.
+    false_positives: result boxes that match no true box.
+    misses: true boxes that no result matches.
+    truth: true boxes.
   """
 
   mota: float
@@ -54,7 +53,7 @@ class Scores(NamedTuple):
 
 
 def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-  """Intersection over union of boxes (n, 4) and (m, 4), as (n, m)."""
+  """Intersection over union of boxes (n, 4) and (m, 4), (n, m)."""
   first, second = one[:, None], two[None]
   low = np.maximum(first[..., :2], second[..., :2])
   high = np.minimum(
@@ -66,87 +65,82 @@ def overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def import_trackeval() -> Any:
-  """Imports the package that judges results; SettingsError without it."""
+  """Imports trackeval; raises SettingsError if it is not installed."""
   return harness.load_extra('trackeval', 'mot', 'judging results')
 
 
 def _measures(names=('hota', 'clear', 'identity')):
   metrics = import_trackeval().metrics
   half = {'THRESHOLD': 0.5, 'PRINT_CONFIG': False}
-  made = {
+  makers = {
     'hota': metrics.HOTA,
     'clear': lambda: metrics.CLEAR(half),
     'identity': lambda: metrics.Identity(half),
   }
-  return {name: made[name]() for name in names}
+  return {name: makers[name]() for name in names}
 
 
-def prepared(
+def prepare(
   truth: mot_files.Boxes,
   result: mot_files.Boxes,
   length: int,
   *,
   classes: bool = True,
 ) -> dict[str, Any]:
-  """What trackeval's measures take of one sequence.
+  """Makes trackeval's input from one sequence.
 
   Args:
     truth: boxes with identities.
-    result: likewise.
+    result: boxes with identities.
     length: frames.
     classes: whether the truth has classes; not in 2D MOT 2015.
 
   Returns:
-    Identities from 0, overlaps and counts by trackeval's names.
+    Identities from 0, overlaps and counts, by trackeval's names.
   """
-  found: dict[str, list] = {
-    name: [] for name in ('gt_ids', 'tracker_ids', 'similarity_scores')
-  }
-  kept = truth.confidences != 0
+  true_ids, result_ids, similarities = [], [], []
+  counted = truth.confidences != 0
   if classes:
-    kept &= truth.classes == mot_files.PEDESTRIAN
-  distracting = np.isin(truth.classes, _DISTRACTORS) & classes
-  for rows, theirs in zip(truth.by_frame(length), result.by_frame(length)):
-    similar = overlaps(truth.boxes[rows], result.boxes[theirs])
+    counted &= truth.classes == mot_files.PEDESTRIAN
+  distractor = np.isin(truth.classes, _DISTRACTORS) & classes
+  for true_rows, rows in zip(truth.by_frame(length), result.by_frame(length)):
+    similar = overlaps(truth.boxes[true_rows], result.boxes[rows])
     if classes:
       near = np.where(similar < 0.5 - _EPS, 0, similar)
-      of_truth, of_result = scipy.optimize.linear_sum_assignment(-near)
-      gone = of_result[
-        (near[of_truth, of_result] > 0) & distracting[rows[of_truth]]
-      ]
-      theirs = np.delete(theirs, gone)
-      similar = np.delete(similar, gone, axis=1)
-    judged = kept[rows]
-    found['gt_ids'].append(truth.ids[rows[judged]])
-    found['tracker_ids'].append(result.ids[theirs])
-    found['similarity_scores'].append(similar[judged])
-  counts = {}
-  for name, short in (('gt', 'gt'), ('tracker', 'tracker')):
-    ids = found[f'{name}_ids']
-    known = np.unique(np.concatenate([np.zeros(0, np.int64), *ids]))
-    found[f'{name}_ids'] = [np.searchsorted(known, frame) for frame in ids]
-    counts[f'num_{short}_ids'] = len(known)
-    counts[f'num_{short}_dets'] = sum(map(len, ids))
-  return {**found, **counts, 'num_timesteps': length}
+      one, two = scipy.optimize.linear_sum_assignment(-near)
+      removed = two[(near[one, two] > 0) & distractor[true_rows[one]]]
+      rows = np.delete(rows, removed)
+      similar = np.delete(similar, removed, axis=1)
+    mask = counted[true_rows]
+    true_ids.append(truth.ids[true_rows[mask]])
+    result_ids.append(result.ids[rows])
+    similarities.append(similar[mask])
+  data = {'similarity_scores': similarities, 'num_timesteps': length}
+  for name, ids in (('gt', true_ids), ('tracker', result_ids)):
+    unique = np.unique(np.concatenate([np.zeros(0, np.int64), *ids]))
+    data[f'{name}_ids'] = [np.searchsorted(unique, frame) for frame in ids]
+    data[f'num_{name}_ids'] = len(unique)
+    data[f'num_{name}_dets'] = sum(map(len, ids))
+  return data
 
 
 def evaluate(
   sequences: Mapping[str, dict[str, Any]],
 ) -> tuple[Scores, dict[str, Scores]]:
-  """Judges results on several sequences.
+  """Scores results on several sequences.
 
   Args:
-    sequences: what `prepared` made, by name.
+    sequences: outputs of `prepare`, by name.
 
   Returns:
-    The scores of all boxes together, and those of each sequence.
+    Pooled scores, and the scores of each sequence by name.
 
   Raises:
-    SettingsError: if trackeval is not installed; says how to.
+    SettingsError: if trackeval is not installed; says how to install it.
     DamagedDataError: if there is no sequence.
   """
   if not sequences:
-    raise harness.DamagedDataError('there is no sequence to judge.')
+    raise harness.DamagedDataError('there is no sequence to score.')
   measures = _measures()
   each: dict[str, dict[str, Any]] = {kind: {} for kind in measures}
   for name, data in sequences.items():
@@ -156,21 +150,21 @@ def evaluate(
     kind: measure.combine_sequences(each[kind])
     for kind, measure in measures.items()
   }
-  alone = {
-    name: _scores({kind: found[name] for kind, found in each.items()})
+  per_sequence = {
+    name: _scores({kind: values[name] for kind, values in each.items()})
     for name in sequences
   }
-  return _scores(pooled), alone
+  return _scores(pooled), per_sequence
 
 
 def idf1(data: dict[str, Any]) -> float:
-  """The IDF1 of one sequence alone, of what `prepared` made, in per cent."""
+  """IDF1 of one sequence in per cent; `data` is an output of `prepare`."""
   measure = _measures(('identity',))['identity']
   return 100 * float(measure.eval_sequence(data)['IDF1'])
 
 
-def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:
-  clear, identity, hota = (found[k] for k in ('clear', 'identity', 'hota'))
+def _scores(values: Mapping[str, Mapping[str, Any]]) -> Scores:
+  clear, identity, hota = (values[k] for k in ('clear', 'identity', 'hota'))
   mean = lambda name: 100 * float(np.mean(hota[name]))
   return Scores(
     mota=100 * float(clear['MOTA']),
@@ -186,50 +180,49 @@ def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:
   )
 
 
-def judge_files(
+def evaluate_files(
   paths: Sequence[str], *, classes: bool | None = None
 ) -> tuple[Scores, dict[str, Scores]]:
-  """Judges files of results by files of the truth.
+  """Scores result files against ground-truth files.
 
   Args:
-    paths: truth, result, and so on.
-    classes: whether truths have classes; None if there is one above 1.
+    paths: truth, result, truth, result, and so on.
+    classes: whether truths have classes; None if any class is above 1.
 
   Returns:
-    What `evaluate` does; a sequence has the name of its result.
+    The output of `evaluate`; a sequence has the name of its result file.
 
   Raises:
-    UserError: in one line, of files that are missing or damaged, of a truth
-      without a box, of an odd number of files or one that is there twice, or
-      of a missing package.
+    UserError: in one line, if a file is missing, damaged or repeated, a truth
+      has no box, the number of files is odd, or trackeval is not installed.
   """
   if len(paths) % 2 or not paths:
     raise harness.SettingsError(
       f'files come in pairs, a truth and its result, got {len(paths)}.'
     )
-  found: dict[str, Any] = {}
-  for true, given in zip(paths[::2], paths[1::2]):
+  sequences: dict[str, Any] = {}
+  for truth_path, path in zip(paths[::2], map(str, paths[1::2])):
     truth, result = (
-      mot_files.read_boxes(path, identities=True) for path in (true, given)
+      mot_files.read_boxes(file, identities=True) for file in (truth_path, path)
     )
     info = mot_files.read_info(
-      pathlib.Path(true).absolute().parent.parent, truth, result
+      pathlib.Path(truth_path).absolute().parent.parent, truth, result
     )
-    of = bool(np.any(truth.classes > 1)) if classes is None else classes
-    if str(given) in found:
-      raise harness.SettingsError(f'{given} is there twice; give it once.')
-    found[str(given)] = prepared(truth, result, info.length, classes=of)
-    if not found[str(given)]['num_gt_dets']:
+    has = bool(np.any(truth.classes > 1)) if classes is None else classes
+    if path in sequences:
+      raise harness.SettingsError(f'{path} is listed twice; list it once.')
+    sequences[path] = prepare(truth, result, info.length, classes=has)
+    if not sequences[path]['num_gt_dets']:
       raise harness.DamagedDataError(
-        f'{true}: none of its {len(truth.ids)} boxes is one to judge by: those '
-        'whose confidence is not 0 are and, where there are classes, whose '
-        f'class is {mot_files.PEDESTRIAN}.'
+        f'{truth_path}: none of its {len(truth.ids)} boxes counts: a box needs '
+        'a confidence other than 0 and, in files with classes, class '
+        f'{mot_files.PEDESTRIAN}.'
       )
-  return evaluate(found)
+  return evaluate(sequences)
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Judges the files of a command line; returns the exit status."""
+  """Scores the files of a command line; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.tracking.evaluation',
     description=__doc__,
@@ -238,13 +231,13 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument('files', nargs='+', help='truth, result, ...')
   flags = parser.parse_args(arguments)
   try:
-    pooled, alone = judge_files(flags.files)
+    pooled, per_sequence = evaluate_files(flags.files)
   except harness.UserError as error:
     print(f'evaluation: {" ".join(str(error).split())}', file=sys.stderr)
     return 1
   rows = [
     {'sequence': name, **scores._asdict()}
-    for name, scores in (*alone.items(), ('together', pooled))
+    for name, scores in (*per_sequence.items(), ('pooled', pooled))
   ]
   print(harness.format_table(rows), end='')
   return 0

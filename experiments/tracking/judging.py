@@ -1,4 +1,4 @@
-"""Runs trackers on simulated detections, tunes their rules, and judges them."""
+"""Runs trackers on simulated detections, tunes their rules, and scores them."""
 
 import concurrent.futures
 import math
@@ -21,8 +21,8 @@ from experiments.tracking import (
   tracker,
 )
 
-WIDENINGS = 6  # Of a grid, so that a run's time has a bound.
-# Detections in a row until a tracklet is told, for all trackers here.
+MAX_WIDENINGS = 6  # Extensions of a grid; bounds the time of a run.
+# Detections in a row before a tracklet is reported, for all trackers here.
 BIRTH = comparison.Axis((2, 3), bounds=(1, 30))
 MEASURES = ('idf1', 'mota', 'hota', 'switches')
 Track = Callable[[detections.Detected], mot_files.Boxes]
@@ -33,7 +33,14 @@ class Trial(NamedTuple):
   """Detections of a scene, and its truth."""
 
   scene: scenes.Scene
-  found: detections.Detected
+  detected: detections.Detected
+
+  def compare(
+    self, result: mot_files.Boxes, *, classes: bool = True
+  ) -> dict[str, Any]:
+    """Makes trackeval's input from a result; see `evaluation.prepare`."""
+    truth, info = self.scene
+    return evaluation.prepare(truth, result, info.length, classes=classes)
 
 
 def trials(
@@ -41,7 +48,7 @@ def trials(
   detector: detections.Detector,
   seeds: Sequence[int],
 ) -> list[Trial]:
-  """Simulates detections of scenes, once for each seed."""
+  """Simulates the detections of scenes, once per seed."""
   return [
     Trial(
       scene,
@@ -54,44 +61,48 @@ def trials(
   ]
 
 
-def judge(track: Track, given: Sequence[Trial]) -> dict[str, np.ndarray]:
-  """Scores of each trial, by the name of the measure."""
-  rows = []
-  for trial in given:
-    result = track(trial.found)
-    data = evaluation.prepared(
-      trial.scene.truth, result, trial.scene.info.length
-    )
-    rows.append(evaluation.evaluate({trial.scene.info.name: data})[0])
+def score(
+  results: Sequence[mot_files.Boxes], on: Sequence[Trial]
+) -> dict[str, np.ndarray]:
+  """Scores the result of each trial, by the name of the measure."""
+  rows = [
+    evaluation.evaluate({'result': trial.compare(result)})[0]
+    for trial, result in zip(on, results, strict=True)
+  ]
   return {
     name: np.array([getattr(row, name) for row in rows]) for name in MEASURES
   }
 
 
+def judge(track: Track, on: Sequence[Trial]) -> dict[str, np.ndarray]:
+  """Runs a tracker on trials and scores it, by the name of the measure."""
+  return score([track(trial.detected) for trial in on], on)
+
+
 def judge_all(
-  several: Sequence[Callable[..., Track]],
+  makers: Sequence[Callable[..., Track]],
   point: dict[str, Any],
-  given: Sequence[Trial],
+  on: Sequence[Trial],
 ) -> dict[str, np.ndarray]:
-  """Scores by measure, (trackers, trials), of trackers made of numbers."""
-  rows = [judge(make(**point), given) for make in several]
+  """Scores the trackers of a point, by measure, (trackers, trials)."""
+  rows = [judge(make(**point), on) for make in makers]
   return {name: np.stack([row[name] for row in rows]) for name in MEASURES}
 
 
-def true_identities(found: detections.Detected) -> mot_files.Boxes:
-  """What no tracker of these detections can be above: every true box."""
-  known = found.ids >= 0
-  return found.boxes.where(known)._replace(ids=found.ids[known])
+def true_identities(detected: detections.Detected) -> mot_files.Boxes:
+  """Reports each true detection by its true identity: an upper bound."""
+  true = detected.ids >= 0
+  return detected.boxes.where(true)._replace(ids=detected.ids[true])
 
 
-class Tuned(NamedTuple):
-  """What was chosen on the training sequences.
+class Choice(NamedTuple):
+  """The point that was chosen on the training sequences.
 
   Attributes:
-    point: numbers by name.
-    edges: those that were chosen at an edge of what was tried.
-    tried: points.
-    value: mean IDF1 of the choice there.
+    point: values by name.
+    edges: names whose value is at an edge of the grid.
+    tried: number of points.
+    value: mean IDF1 of the point there.
   """
 
   point: dict[str, Any]
@@ -99,25 +110,21 @@ class Tuned(NamedTuple):
   tried: int = 0
   value: float = float('nan')
 
-  def words(self) -> str:
-    """The numbers, those at an edge marked."""
+  def describe(self) -> str:
+    """The values; those at an edge are marked."""
     return ', '.join(
       f'{k} {v:g}' + ' (edge)' * (k in self.edges)
       for k, v in self.point.items()
     )
 
 
-def idf1(results: Sequence[mot_files.Boxes], given: Sequence[Trial]) -> float:
-  """Mean IDF1 of results of trials."""
+def idf1(results: Sequence[mot_files.Boxes], on: Sequence[Trial]) -> float:
+  """Mean IDF1 of the results of trials."""
   return float(
     np.mean(
       [
-        evaluation.idf1(
-          evaluation.prepared(
-            trial.scene.truth, result, trial.scene.info.length
-          )
-        )
-        for trial, result in zip(given, results, strict=True)
+        evaluation.idf1(trial.compare(result))
+        for trial, result in zip(on, results, strict=True)
       ]
     )
   )
@@ -126,17 +133,17 @@ def idf1(results: Sequence[mot_files.Boxes], given: Sequence[Trial]) -> float:
 def tune(
   grid: comparison.Grid,
   values: Callable[[list[dict[str, Any]]], Sequence[float]],
-  widenings: int = WIDENINGS,
-) -> Tuned:
-  """The best point of a grid, widened where it lies at an end.
+  widenings: int = MAX_WIDENINGS,
+) -> Choice:
+  """Finds the best point of a grid, extending axes whose end is chosen.
 
   Args:
-    grid: tried values by name; see `comparison.search`.
-    values: of points, mean IDF1 on the training sequences.
-    widenings: how often an axis may grow.
+    grid: values by name; see `comparison.search`.
+    values: a function of points to their mean IDF1 on the training sequences.
+    widenings: how often an axis may be extended.
 
   Returns:
-    `Tuned`.
+    `Choice`.
   """
 
   def try_points(points, widening):
@@ -147,68 +154,65 @@ def tune(
       for point, value in zip(points, values(points), strict=True)
     ]
 
-  chosen, edges, trials = comparison.search(
+  chosen, edges, tried = comparison.search(
     grid, try_points, widenings=widenings, all_points=False
   )
-  return Tuned(chosen.point, edges, len(trials), chosen.score)
+  return Choice(chosen.point, edges, len(tried), chosen.score)
 
 
-def values_of(
-  make: Callable[..., Track], given: Sequence[Trial]
+def objective(
+  make: Callable[..., Track], on: Sequence[Trial]
 ) -> Callable[[list[dict[str, Any]]], list[float]]:
-  """Values for `tune` of a tracker that is made of numbers."""
+  """The `values` of `tune` for a tracker that is made of a point."""
 
   def value(point):
     track = make(**point)
-    return idf1([track(trial.found) for trial in given], given)
+    return idf1([track(trial.detected) for trial in on], on)
 
   return lambda points: [value(point) for point in points]
 
 
 class Judged(NamedTuple):
-  """What trackers came to.
+  """Scores of a tracker.
 
   Attributes:
     scores: by measure, (seeds, simulations).
-    tuned: their rules; None if there is nothing to tune.
+    choice: its rules; None if they were not tuned.
   """
 
   scores: dict[str, np.ndarray]
-  tuned: Tuned | None = None
+  choice: Choice | None = None
 
 
-def tuned(
+def tune_and_judge(
   title: str,
-  several: Sequence[Callable[..., Track]],
+  makers: Sequence[Callable[..., Track]],
   grid: comparison.Grid,
   tuning: Sequence[Trial],
-  held: Sequence[Trial],
+  test: Sequence[Trial],
 ) -> Judged:
-  """Tunes the first of some trackers, and judges all by what is chosen.
+  """Tunes the first of several trackers, and scores all at its choice.
 
   Args:
-    title: that is printed.
-    several: of each training seed, a function of its numbers.
-    grid: of the numbers.
-    tuning: on which they are chosen.
-    held: what is judged on.
+    title: to print.
+    makers: functions of a point to a tracker, one per training seed.
+    grid: values by name.
+    tuning: trials to choose the point on.
+    test: trials to score on.
 
   Returns:
     `Judged`.
   """
-  found = tune(grid, values_of(several[0], tuning))
-  print(f'{title}: {found.words()}', flush=True)
-  rows = [judge(make(**found.point), held) for make in several]
-  return Judged(
-    {k: np.stack([row[k] for row in rows]) for k in MEASURES}, found
-  )
+  choice = tune(grid, objective(makers[0], tuning))
+  print(f'{title}: {choice.describe()}', flush=True)
+  return Judged(judge_all(makers, choice.point, test), choice)
 
 
-def beside(work: Callable[[], T]) -> 'concurrent.futures.Future[T]':
-  """Does work in a thread of its own, which no end of the program waits for.
+def run_in_thread(work: Callable[[], T]) -> 'concurrent.futures.Future[T]':
+  """Runs work in a daemon thread.
 
-  What is compiled runs without Python's lock, so that trackers are judged while
-  networks are trained.
+  Compiled programs release Python's lock, so trackers are scored while networks
+  train.
   """
   future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -222,51 +226,51 @@ def beside(work: Callable[[], T]) -> 'concurrent.futures.Future[T]':
   return future
 
 
+def make_tracker(
+  track: Callable[..., mot_files.Boxes], model: tracker.Model, **rules: Any
+) -> Track:
+  """A tracker from a model and some rules; the others keep their defaults."""
+  return lambda detected: track(model, detected, tracker.Rules(**rules))
+
+
 def classical(noise: motion.Noise) -> dict[str, tuple[Any, comparison.Grid]]:
-  """Classical trackers, each a function of its numbers, and their grid."""
+  """Classical trackers: functions of a point, and their grids, by name."""
 
-  def overlap(least, **rules):
-    model = baselines.overlap(noise, least=least)
-    rules = tracker.Rules(second=2.0, **rules)
-    return lambda found: tracker.online(model, found, rules)
+  def overlap(min_overlap, **rules):
+    model = baselines.overlap(noise, min_overlap=min_overlap)
+    return make_tracker(tracker.online, model, **rules)
 
-  def likelihood(worth, fading, **rules):
-    model = baselines.likelihood(noise, worth=worth, fading=fading)
-    rules = tracker.Rules(second=2.0, **rules)
-    return lambda found: tracker.online(model, found, rules)
+  def likelihood(match_score, gap_decay, **rules):
+    model = baselines.likelihood(
+      noise, match_score=match_score, gap_decay=gap_decay
+    )
+    return make_tracker(tracker.online, model, **rules)
 
   both = {
-    # More frames than a sequence has make no difference.
+    # A sequence has fewer frames than the bound.
     'death': comparison.Axis((30, 60), bounds=(1, 960)),
     'birth': BIRTH,
   }
+  overlaps = comparison.Axis((0.1, 0.2, 0.3), bounds=(0.0, 1.0))
+  scores = {'match_score': (18.0, 23.0), 'gap_decay': (2.0, 4.0)}
   return {
-    'overlap': (
-      overlap,
-      {
-        'least': comparison.Axis((0.1, 0.2, 0.3), bounds=(0.0, 1.0)),
-        **both,
-      },
-    ),
-    'likelihood': (
-      likelihood,
-      {'worth': (18.0, 23.0), 'fading': (2.0, 4.0), **both},
-    ),
+    'overlap': (overlap, {'min_overlap': overlaps, **both}),
+    'likelihood': (likelihood, {**scores, **both}),
   }
 
 
-def crossed(values: Any) -> harness.Interval:
-  """The interval of a mean over training seeds and simulations.
+def crossed_interval(values: Any) -> harness.Interval:
+  """Interval of a mean over training seeds and simulations, both random.
 
-  Both are drawn, and each training is judged on each simulation: the interval
-  is the root of the squares of those of the rows' and of the columns' means.
+  Each network is scored on each simulation. The squared half-width is the sum
+  of the squared half-widths over the row means and over the column means.
 
   Args:
     values: (training seeds, simulations), or (simulations,).
 
   Returns:
-    An interval of as many values as there are, without an end for one. It
-    keeps the means per training seed, or of one seed those per simulation.
+    The interval; its half-width is NaN for a single value. It keeps the mean
+    per training seed, or for one seed the value per simulation.
   """
   table = np.atleast_2d(np.asarray(values, np.float64))
   half = math.nan if table.size == 1 else 0.0

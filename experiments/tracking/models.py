@@ -1,4 +1,4 @@
-"""A trained tracker in one file."""
+"""Saves and loads a trained tracker as one file."""
 
 import io
 import pathlib
@@ -17,7 +17,7 @@ def save(
   noise: motion.Noise,
   rules: tracker.Rules,
 ) -> None:
-  """Writes weights, noise and rules; the name ends in .npz."""
+  """Writes weights, noise and rules to a file that ends in .npz."""
   content = io.BytesIO()
   np.savez(
     content,
@@ -29,21 +29,21 @@ def save(
 
 
 def load(
-  path: files.Path, *, looks: int = 0
+  path: files.Path, *, embedding_size: int = 0
 ) -> tuple[tracker.Model, tracker.Rules]:
-  """Reads what `save` wrote.
+  """Loads a tracker that `save` wrote.
 
   Args:
-    path: of the file.
-    looks: numbers of the looks that detections have.
+    path: the file, or a workdir with search.npz.
+    embedding_size: numbers in the embedding of a detection.
 
   Returns:
-    The model and the rules that it was tuned with.
+    The model, and the rules that were tuned with it.
 
   Raises:
-    MissingDataError: if there is no such file; says how to make one.
-    DamagedDataError: if it holds something else, or a network that needs looks
-      of other numbers.
+    MissingDataError: if the file is missing; says how to make one.
+    DamagedDataError: if it is no tracker, or its network needs embeddings of
+      another size.
   """
   path = pathlib.Path(path)
   if path.is_dir():
@@ -57,23 +57,23 @@ def load(
   damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
   with harness.parsing(path, 'tracker', damage):
     if not zipfile.is_zipfile(path):
-      raise ValueError('it is no file .npz')
-    with np.load(path) as found:
+      raise ValueError('it is no .npz file')
+    with np.load(path) as content:
       weights = {
-        name.removeprefix('weights/'): found[name]
-        for name in found.files
+        name.removeprefix('weights/'): content[name]
+        for name in content.files
         if name.startswith('weights/')
       }
-      noise = motion.Noise(*map(float, found['noise']))
-      given = found['rules'].tolist()
-    kinds = tracker.Rules._field_defaults.values()
+      noise = motion.Noise(*map(float, content['noise']))
+      values = content['rules'].tolist()
+    defaults = tracker.Rules._field_defaults.values()
     rules = tracker.Rules(
-      *(type(kind)(value) for kind, value in zip(kinds, given, strict=True))
+      *(type(x)(value) for x, value in zip(defaults, values, strict=True))
     )
-    if weights['embed'].shape[-2] != network.features(looks):
+    if weights['embed'].shape[-2] != network.feature_count(embedding_size):
       raise ValueError(
-        'it needs features of identity, which files of detections have not'
-        if not looks
-        else f'its features of identity have not {looks} numbers'
+        'its network needs embeddings, which detection files lack'
+        if not embedding_size
+        else f'its embeddings do not have {embedding_size} numbers'
       )
-  return tracker.learned(weights, noise), rules
+  return tracker.make_model(weights, noise), rules

@@ -1,24 +1,24 @@
-"""Files of multi-object tracking: MOTChallenge, read and written.
+"""Reads and writes files of boxes in the MOTChallenge format.
 
-MOTChallenge is one box a line, with commas: `frame, identity, left, top, width,
-height, confidence, ...`. Detections (`det/det.txt`) have the identity -1. The
-truth (`gt/gt.txt`) has 0 in place of the confidence where a box is not judged,
-and from MOT16 on goes on with `class, visibility`; 2D MOT 2015 and results go
-on with three numbers of the world that are not read. `seqinfo.ini` beside them
-has the length, the size of the pictures and their rate.
+Each line is one box: `frame, identity, left, top, width, height, confidence,
+...`. Detections (`det/det.txt`) have the identity -1. In the truth
+(`gt/gt.txt`) a confidence of 0 marks boxes that do not count; from MOT16 on,
+`class, visibility` follow. 2D MOT 2015 and results have three world coordinates
+there, which are ignored. `seqinfo.ini` in the folder of the sequence has its
+length, picture size and frame rate.
 
-What is wrong, and what happens:
+Irregular files:
 
-| in a file | then |
+| in a file | result |
 |---|---|
-| frames out of order | they are sorted, boxes of a frame stay in order |
-| a frame without boxes | it is one, up to the length in seqinfo.ini |
+| frames out of order | sorted; boxes of a frame keep their order |
+| a frame without boxes | kept, up to the length in seqinfo.ini |
 | a box that is not finite, or without width or height | left out, counted |
 | an identity twice in a frame of a truth or a result | error, with the line |
-| a line with too few numbers, or no number; a frame below 1 | error, likewise |
-| no box above a pixel: shares of the picture, from 0 to 1 | error |
-| a million frames without a box: time stamps, for instance | error |
-| no seqinfo.ini | length and size are those that hold all boxes, rate is 30 |
+| too few numbers in a line, no number, a frame below 1 | error, with the line |
+| all boxes within 0 and 1: shares of the picture | error |
+| a million frames without a box, such as time stamps | error |
+| no seqinfo.ini | length and size cover all boxes, rate is 30 |
 """
 
 import configparser
@@ -34,9 +34,9 @@ from experiments.harness.store import files
 
 PEDESTRIAN = 1
 _RATE = 30.0
-# Frames without a box that a file may have: nine hours of 30 pictures a second.
+# Frames without a box: nine hours at 30 frames/s.
 _MAX_EMPTY = 1_000_000
-# Where the folder of a sequence may be, below a folder of data sets.
+# Folders below the data folder that may have the folder of a sequence.
 _FOLDERS = (
   *('', 'train', 'test', 'MOT17/train', 'mot17/train', 'MOT15/train'),
   *('MOT17_gt', 'MOT15_sort_det', 'motmetrics_pkg'),
@@ -54,13 +54,13 @@ class Boxes(NamedTuple):
   """Boxes of a file, by frame.
 
   Attributes:
-    frames: int (boxes,), from 1, rising.
-    ids: int (boxes,); -1 for none.
+    frames: int (boxes,), from 1, sorted.
+    ids: int (boxes,); -1 without identities.
     boxes: left, top, width, height in pixels, float (boxes, 4).
-    confidences: float (boxes,); of a truth, 0 for boxes that are not judged.
-    classes: int (boxes,); 1, pedestrians, in files that have none.
-    visibilities: share that nothing hides, float (boxes,); 1 likewise.
-    left_out: how many lines had a box that is not finite or has no area.
+    confidences: float (boxes,); in a truth, 0 for boxes that do not count.
+    classes: int (boxes,); 1, pedestrians, in files without classes.
+    visibilities: visible share, float (boxes,); 1 in files without it.
+    left_out: number of boxes that were not finite or had no area.
   """
 
   frames: np.ndarray
@@ -71,26 +71,26 @@ class Boxes(NamedTuple):
   visibilities: np.ndarray
   left_out: int = 0
 
-  def where(self, chosen: np.ndarray) -> 'Boxes':
-    """Those of a mask, or of places in order."""
-    return Boxes(*(column[chosen] for column in self[:6]), self.left_out)
+  def where(self, index: np.ndarray) -> 'Boxes':
+    """Selects boxes by a mask or by sorted indices."""
+    return Boxes(*(column[index] for column in self[:6]), self.left_out)
 
   def by_frame(self, length: int) -> list[np.ndarray]:
-    """Places of the boxes of frames 1 to `length`."""
+    """Indices of the boxes of each frame, from 1 to `length`."""
     edges = np.searchsorted(self.frames, np.arange(1, length + 2))
     return [np.arange(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class Info(NamedTuple):
-  """What seqinfo.ini says of a sequence.
+  """Properties of a sequence from seqinfo.ini.
 
   Attributes:
     name: of the sequence.
     length: frames.
     width: of a picture, in pixels.
-    height: likewise.
-    rate: frames a second.
-    assumed: what is not from a file.
+    height: of a picture, in pixels.
+    rate: frames/s.
+    assumed: names of the values that the file lacks.
   """
 
   name: str
@@ -104,7 +104,7 @@ class Info(NamedTuple):
 def make(
   frames, boxes, *, ids=None, confidences=None, classes=None, visibilities=None
 ) -> Boxes:
-  """Boxes from columns; sorts them by frame, and leaves out what is no box.
+  """Makes boxes from columns: sorts by frame and drops invalid boxes.
 
   Args:
     frames: int (boxes,), from 1.
@@ -120,10 +120,10 @@ def make(
   frames = np.asarray(frames, np.int64).reshape(-1)
   count = len(frames)
   boxes = np.asarray(boxes, np.float64).reshape(count, 4)
-  full = lambda given, value, kind: (
-    np.full(count, value, kind) if given is None else np.asarray(given, kind)
+  full = lambda column, value, kind: (
+    np.full(count, value, kind) if column is None else np.asarray(column, kind)
   )
-  found = Boxes(
+  table = Boxes(
     frames,
     full(ids, -1, np.int64),
     boxes,
@@ -131,11 +131,11 @@ def make(
     full(classes, PEDESTRIAN, np.int64),
     full(visibilities, 1.0, np.float64),
   )
-  fine = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-  fine &= np.isfinite(found.confidences)
+  valid = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+  valid &= np.isfinite(table.confidences)
   order = np.argsort(frames, kind='stable')
-  kept = found.where(order[fine[order]])
-  return kept._replace(left_out=int(np.sum(~fine)))
+  table = table.where(order[valid[order]])
+  return table._replace(left_out=int(np.sum(~valid)))
 
 
 def _number(text, where, what):
@@ -143,33 +143,34 @@ def _number(text, where, what):
     return float(text)
   except ValueError:
     raise harness.DamagedDataError(
-      f'{where}: {text.strip()!r} is no number, where the {what} should be.'
+      f'{where}: the {what} {text.strip()!r} is not a number.'
     ) from None
 
 
-def _whole(text, where, what, least):
+def _integer(text, where, what, low):
   number = _number(text, where, what)
-  if not (number == np.floor(number) and least <= number < 2**31):
+  if not (number == np.floor(number) and low <= number < 2**31):
     raise harness.DamagedDataError(
-      f'{where}: the {what} is a whole number of at least {least}, got '
+      f'{where}: the {what} must be a whole number of at least {low}, got '
       f'{text.strip()}.'
     )
   return int(number)
 
 
 def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
-  """Reads detections, a truth or a result of MOTChallenge.
+  """Reads detections, a truth or a result in the MOTChallenge format.
 
   Args:
-    path: of the file, which may be gzipped.
-    identities: whether it has identities: a truth or a result. Else all are -1.
+    path: the file, gzipped or not.
+    identities: whether to read identities, of a truth or a result; otherwise
+      all are -1.
 
   Returns:
-    `Boxes`. An empty file has none.
+    `Boxes`, empty for an empty file.
 
   Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if a line is not in the format, which is named; if boxes
+    MissingDataError: if the file is missing.
+    DamagedDataError: if a line is not in the format (gives its number), boxes
       are shares of the picture, or frames are time stamps.
   """
   path = pathlib.Path(path)
@@ -179,28 +180,28 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     if not line.strip():
       continue
     where = f'{path}, line {number}'
-    words = line.split(',') if ',' in line else line.split()
-    if len(words) < 7:
+    cells = line.split(',') if ',' in line else line.split()
+    if len(cells) < 7:
       raise harness.DamagedDataError(
-        f'{where} has {len(words)} numbers; a box has at least 7: frame, '
+        f'{where} has {len(cells)} numbers; a box has at least 7: frame, '
         'identity, left, top, width, height, confidence.'
       )
-    known = len(words) in (8, 9)  # Ten are of 2D MOT 2015, with the world's.
+    has_class = len(cells) in (8, 9)  # 2D MOT 2015 has ten cells.
     rows.append(
       (
-        _whole(words[0], where, 'frame', 1),
-        _whole(words[1], where, 'identity', -1) if identities else -1,
-        *(_number(w, where, 'box') for w in words[2:6]),
-        _number(words[6], where, 'confidence'),
-        _whole(words[7], where, 'class', -1) if known else PEDESTRIAN,
-        _number(words[8], where, 'visibility') if len(words) == 9 else 1.0,
+        _integer(cells[0], where, 'frame', 1),
+        _integer(cells[1], where, 'identity', -1) if identities else -1,
+        *(_number(x, where, 'box coordinate') for x in cells[2:6]),
+        _number(cells[6], where, 'confidence'),
+        _integer(cells[7], where, 'class', -1) if has_class else PEDESTRIAN,
+        _number(cells[8], where, 'visibility') if len(cells) == 9 else 1.0,
       )
     )
     lines.append(number)
   table = np.array(rows, np.float64).reshape(-1, 9)
   if identities:
     _check_unique(path, table, lines)
-  # A class of -1 is one that the file does not tell.
+  # A class of -1 is unknown.
   classes = np.where(table[:, 7] < 0, PEDESTRIAN, table[:, 7])
   boxes = make(
     table[:, 0],
@@ -216,17 +217,17 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
 
 
 def _check_pixels(path: pathlib.Path, boxes: Boxes) -> None:
-  """Raises DamagedDataError for boxes in shares of the picture."""
+  """Raises DamagedDataError if boxes are shares of the picture."""
   if len(boxes.frames) and boxes.boxes[:, 2:].max() <= 1:
     raise harness.DamagedDataError(
-      f'{path}: no box is wider or higher than 1, so they are shares of the '
-      'picture, and pixels are needed: multiply left and width by the width of '
-      'the picture, top and height by its height.'
+      f'{path}: no box is wider or higher than 1: boxes must be in pixels, not '
+      'in shares of the picture. Multiply left and width by the picture width, '
+      'top and height by its height.'
     )
 
 
 def _check_frames(path: pathlib.Path, boxes: Boxes) -> None:
-  """Raises DamagedDataError for numbers of frames that do not count them."""
+  """Raises DamagedDataError if frame numbers look like time stamps."""
   frames = np.unique(boxes.frames)
   if not len(frames):
     return
@@ -234,8 +235,8 @@ def _check_frames(path: pathlib.Path, boxes: Boxes) -> None:
   if empty > _MAX_EMPTY:
     raise harness.DamagedDataError(
       f'{path}: {empty:,} of the {frames[-1]:,} frames have no box, more than '
-      f'{_MAX_EMPTY:,}: the first column numbers the pictures from 1. Replace '
-      'time stamps by these numbers, or split a longer recording.'
+      f'{_MAX_EMPTY:,}: the first column must count frames from 1. Replace '
+      'time stamps by frame numbers, or split a longer recording.'
     )
 
 
@@ -244,90 +245,94 @@ def _check_unique(path, table, lines):
   _, first, inverse = np.unique(
     pairs, axis=0, return_index=True, return_inverse=True
   )
-  again = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(pairs)))
-  if again.size:
-    frame, identity = pairs[again[0]]
+  first = first[inverse.reshape(-1)]
+  repeated = np.flatnonzero(first != np.arange(len(pairs)))
+  if repeated.size:
+    row = repeated[0]
+    frame, identity = pairs[row]
     raise harness.DamagedDataError(
-      f'{path}, line {lines[again[0]]}: identity {identity} stands twice in '
-      f'frame {frame}; the first is in line '
-      f'{lines[first[inverse.reshape(-1)[again[0]]]]}.'
+      f'{path}, line {lines[row]}: identity {identity} is twice in frame '
+      f'{frame}, first in line {lines[first[row]]}; each identity has one box '
+      'per frame.'
     )
 
 
-def write_boxes(path: files.Path, found: Boxes) -> None:
-  """Writes a result, or detections, in the format of MOTChallenge.
+def write_boxes(path: files.Path, boxes: Boxes) -> None:
+  """Writes a result, or detections, in the MOTChallenge format.
 
   Args:
-    path: of the file.
-    found: boxes; what a truth has beside is not written.
+    path: the file.
+    boxes: without their classes and visibilities.
   """
-  rows = zip(found.frames, found.ids, found.boxes, found.confidences)
+  rows = zip(boxes.frames, boxes.ids, boxes.boxes, boxes.confidences)
   files.write_text(
     path,
     ''.join(
-      f'{frame},{identity},{",".join(f"{x:.2f}" for x in box)},{sure:.4g},'
-      '-1,-1,-1\n'
-      for frame, identity, box, sure in rows
+      f'{frame},{identity},{",".join(f"{x:.2f}" for x in box)},'
+      f'{confidence:.4g},-1,-1,-1\n'
+      for frame, identity, box, confidence in rows
     ),
   )
 
 
-def read_info(folder: files.Path, *found: Boxes) -> Info:
-  """What seqinfo.ini says, or what boxes say where there is none.
+def read_info(folder: files.Path, *boxes: Boxes) -> Info:
+  """Reads seqinfo.ini; infers missing values from boxes.
 
   Args:
     folder: of the sequence.
-    *found: its boxes, for what is not told.
+    *boxes: of the sequence.
 
   Returns:
-    `Info`; `assumed` names what the file did not say.
+    `Info`; `assumed` names the inferred values.
 
   Raises:
-    DamagedDataError: if the file says something that is no number above zero,
-      or boxes lie behind the last frame.
+    DamagedDataError: if a value is not a number above 0, or a box is after the
+      last frame.
   """
   folder = pathlib.Path(folder)
   path = folder / 'seqinfo.ini'
-  given: dict[str, str] = {}
+  content: dict[str, str] = {}
   if path.exists():
     parser = configparser.ConfigParser()
     with harness.parsing(path, 'seqinfo.ini'):
       parser.read_string(path.read_text(encoding='utf-8-sig'))
-      given = dict(parser['Sequence'])
-  last = max((int(b.frames[-1]) for b in found if len(b.frames)), default=1)
-  ends = [(b.boxes[:, :2] + b.boxes[:, 2:]).max(0) for b in found if len(b[0])]
+      content = dict(parser['Sequence'])
+  last = max((int(b.frames[-1]) for b in boxes if len(b.frames)), default=1)
+  ends = [(b.boxes[:, :2] + b.boxes[:, 2:]).max(0) for b in boxes if len(b[0])]
   right, low = np.max([*ends, (1, 1)], axis=0)
-  wanted = {
+  inferred = {
     'seqLength': last,
     'imWidth': int(np.ceil(right)),
     'imHeight': int(np.ceil(low)),
     'frameRate': _RATE,
   }
   values = []
-  for name, otherwise in wanted.items():
-    text = given.get(name.lower())
+  for name, default in inferred.items():
+    text = content.get(name.lower())
     if text is None:
-      values.append(otherwise)
+      values.append(default)
       continue
-    number = _number(text, f'{path}, {name}', 'number')
+    number = _number(text, f'{path}, {name}', 'value')
     if not (np.isfinite(number) and number > 0):
-      raise harness.DamagedDataError(f'{path}: {name} is above 0, got {text}.')
+      raise harness.DamagedDataError(
+        f'{path}: {name} must be above 0, got {text}.'
+      )
     values.append(number if name == 'frameRate' else int(number))
   length, width, height, rate = values
   if length < last:
     raise harness.DamagedDataError(
       f'{path}: seqLength is {length}, but there is a box in frame {last}.'
     )
-  assumed = tuple(name for name in wanted if name.lower() not in given)
-  name = given.get('name') or folder.name
+  assumed = tuple(name for name in inferred if name.lower() not in content)
+  name = content.get('name') or folder.name
   return Info(name, length, width, height, float(rate), assumed)
 
 
 def find_sequence(data_dir: files.Path | None, name: str) -> pathlib.Path:
-  """The folder of a sequence, by its name, with or without a detector's.
+  """Finds the folder of a sequence by its name, with or without a detector.
 
   Raises:
-    MissingDataError: if there is none; says where to get it.
+    MissingDataError: if it is missing; says where to get it.
   """
   return harness.find(
     data_dir,
@@ -341,18 +346,18 @@ def find_sequence(data_dir: files.Path | None, name: str) -> pathlib.Path:
 def find_file(
   data_dir: files.Path | None, name: str, *paths: str
 ) -> pathlib.Path:
-  """A file of a sequence, wherever in a folder of data sets it is.
+  """Finds a file of a sequence in the data folder.
 
   Args:
-    data_dir: folder of data sets.
+    data_dir: the data folder.
     name: of the sequence.
-    *paths: under which the file goes in the sequence's folder.
+    *paths: candidates within the sequence's folder.
 
   Returns:
-    The first that is there.
+    The first that exists.
 
   Raises:
-    MissingDataError: if there is none; says where to get it.
+    MissingDataError: if none exists; says where to get it.
   """
   names = [f'{name}/{path}' for path in paths]
   return harness.find(data_dir, names, folders=_FOLDERS, advice=_ADVICE)
@@ -360,6 +365,6 @@ def find_file(
 
 def read_truth(folder: files.Path) -> Boxes:
   """Reads the truth of a sequence from its folder; see `read_boxes`."""
-  places = ('gt/gt.txt', 'gt/gt.txt.gz', 'gt.txt')
-  path = harness.find(folder, places, advice=_ADVICE)
+  names = ('gt/gt.txt', 'gt/gt.txt.gz', 'gt.txt')
+  path = harness.find(folder, names, advice=_ADVICE)
   return read_boxes(path, identities=True)

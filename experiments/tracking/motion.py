@@ -1,16 +1,17 @@
-r"""Motion of one tracklet: a Kalman filter of constant velocity, and features.
+r"""Motion of a tracklet: a constant-velocity Kalman filter, and match features.
 
 Each of centre x, y, log width and log height has a position and a velocity,
-moved by white acceleration, and is measured with normal noise. Over a gap of d
+driven by white acceleration, and is measured with normal noise. Over a gap of d
 frames
 
     P <- F P F^T + a^2 [[d^3/3, d^2/2], [d^2/2, d]],  F = [[1, d], [0, 1]],
 
 and a measurement z of variance R updates by the gain P_11, P_12 over
-P_11 + R. Deviations of x and y are in units of the width and of the height.
+P_11 + R. Deviations of x and y are in units of the box width and height.
 
-All functions take numpy arrays or jax ones, and work on any leading axes: the
-tracker's few boxes are quicker in numpy, training is compiled.
+Boxes are centre x, y, log width, log height, of `detections.encode_boxes`. All
+functions take numpy or jax arrays with any leading axes: numpy is faster for
+the few boxes of a tracker, and training is compiled.
 """
 
 from typing import Any, NamedTuple
@@ -19,18 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 FEATURES = 15
-_LONG = 12  # Detections, of which more make no difference.
+_LONG = 12  # Cap of the number of measurements in the features.
 
 
 class Noise(NamedTuple):
-  """Deviations that a filter assumes; by maximum likelihood in `fit`.
+  """Deviations that the filter assumes; `fit` estimates them.
 
   Attributes:
     measured: of x, y in sizes, and of log width and height.
-    position: of the acceleration of x and y, sizes a frame^1.5.
-    size: of that of log width and height, likewise.
-    speed: of the first velocity of x and y, sizes a frame.
-    growth: of that of the logarithms.
+    position: of the acceleration of x and y, sizes/frame^1.5.
+    size: of the acceleration of log width and height, 1/frame^1.5.
+    speed: of the first velocity of x and y, sizes/frame.
+    growth: of the first velocity of log width and height, 1/frame.
   """
 
   measured: float = 0.041
@@ -44,168 +45,168 @@ NOISE = Noise()
 
 
 class Motion(NamedTuple):
-  """What is known of where a tracklet is; leading axes are free.
+  """Filter state of tracklets, with any leading axes.
 
   Attributes:
-    mean: positions and velocities of the four, (..., 4, 2).
+    mean: positions and velocities of the four coordinates, (..., 4, 2).
     variance: P_11, P_12, P_22 of the four, (..., 4, 3).
-    place: what was measured last, (..., 4).
+    last_box: the last measurement, (..., 4).
     gap: frames since then, (...).
-    seen: measurements so far, (...).
-    look: the sum of the looks so far, (..., numbers).
+    measurements: their number, (...).
+    embedding_sum: sum of the embeddings, (..., embedding_size).
   """
 
   mean: Any
   variance: Any
-  place: Any
+  last_box: Any
   gap: Any
-  seen: Any
-  look: Any
+  measurements: Any
+  embedding_sum: Any
 
 
 def namespace(x: Any) -> Any:
-  """The module whose functions go with an array: numpy or `jax.numpy`."""
+  """The module of an array: numpy or `jax.numpy`."""
   return np if isinstance(x, np.ndarray) else jnp
 
 
-def _columns(*given):
-  """Arrays of one shape as columns of a last axis."""
-  if not isinstance(given[0], np.ndarray):
-    return jnp.stack(given, axis=-1)
-  # For some boxes, numpy's stack takes longer than what is stacked.
-  out = np.empty((*given[0].shape, len(given)), np.result_type(*given))
-  for i, x in enumerate(given):
+def _columns(*arrays):
+  """Stacks arrays of one shape along a new last axis."""
+  if not isinstance(arrays[0], np.ndarray):
+    return jnp.stack(arrays, axis=-1)
+  # Faster than numpy's stack for a few boxes.
+  out = np.empty((*arrays[0].shape, len(arrays)), np.result_type(*arrays))
+  for i, x in enumerate(arrays):
     out[..., i] = x
   return out
 
 
-def _sizes(places):
-  """Width and height; far from what boxes are, no further."""
-  xp = namespace(places)  # Its clip is slow for some boxes.
-  return xp.exp(xp.minimum(xp.maximum(places[..., 2:], -3), 12))
+def _sizes(boxes):
+  """Width and height, clipped to avoid overflow."""
+  xp = namespace(boxes)  # Its clip is slow for a few boxes.
+  return xp.exp(xp.minimum(xp.maximum(boxes[..., 2:], -3), 12))
 
 
-def units(places: Any) -> Any:
+def units(boxes: Any) -> Any:
   """Width, height, 1, 1: the units of deviations."""
-  xp = namespace(places)
-  size = _sizes(places)
+  xp = namespace(boxes)
+  size = _sizes(boxes)
   return xp.concatenate([size, xp.ones_like(size)], axis=-1)
 
 
-def _deviations(noise, position, size, like):
+def _deviations(position, size, like):
   return namespace(like).asarray((position, position, size, size), like.dtype)
 
 
-def begin(places: Any, looks: Any, noise: Noise) -> Motion:
-  """Tracklets of one measurement.
+def begin(boxes: Any, embedding: Any, noise: Noise) -> Motion:
+  """Starts tracklets from one measurement each.
 
   Args:
-    places: of `detections.places_of`, (..., 4).
-    looks: (..., numbers); none of them for motion alone.
+    boxes: (..., 4).
+    embedding: (..., embedding_size); the size may be 0.
     noise: of the filter.
 
   Returns:
     `Motion` with gaps of 0.
   """
-  xp = namespace(places)
-  scale = units(places)
-  at_first = _deviations(noise, noise.speed, noise.growth, places) * scale
+  xp = namespace(boxes)
+  scale = units(boxes)
+  velocity = _deviations(noise.speed, noise.growth, boxes) * scale
   measured = (noise.measured * scale) ** 2
   return Motion(
-    mean=_columns(places, xp.zeros_like(places)),
-    variance=_columns(measured, xp.zeros_like(measured), at_first**2),
-    place=places,
-    gap=xp.zeros_like(places[..., 0]),
-    seen=xp.ones_like(places[..., 0]),
-    look=looks,
+    mean=_columns(boxes, xp.zeros_like(boxes)),
+    variance=_columns(measured, xp.zeros_like(measured), velocity**2),
+    last_box=boxes,
+    gap=xp.zeros_like(boxes[..., 0]),
+    measurements=xp.ones_like(boxes[..., 0]),
+    embedding_sum=embedding,
   )
 
 
 def predict(motion: Motion, frames: Any, noise: Noise) -> Motion:
-  """Moves tracklets on by a number of frames.
+  """Predicts tracklets some frames ahead.
 
   Args:
     motion: before.
-    frames: how many, (...) or one for all.
+    frames: their number, (...) or a scalar.
     noise: of the filter.
 
   Returns:
-    `Motion` then; the gap is longer by so much.
+    `Motion` with gaps that are longer by `frames`.
   """
   xp = namespace(motion.mean)
   d = xp.asarray(frames, motion.mean.dtype)[..., None]
   position, speed = motion.mean[..., 0], motion.mean[..., 1]
-  one, both, two = (motion.variance[..., i] for i in range(3))
-  drift = _deviations(noise, noise.position, noise.size, position)
+  p11, p12, p22 = (motion.variance[..., i] for i in range(3))
+  drift = _deviations(noise.position, noise.size, position)
   drift = (drift * units(position)) ** 2
   return motion._replace(
     mean=_columns(position + d * speed, speed + 0 * d),
     variance=_columns(
-      one + 2 * d * both + d * d * two + drift * d**3 / 3,
-      both + d * two + drift * d * d / 2,
-      two + drift * d,
+      p11 + 2 * d * p12 + d * d * p22 + drift * d**3 / 3,
+      p12 + d * p22 + drift * d * d / 2,
+      p22 + drift * d,
     ),
     gap=motion.gap + d[..., 0],
   )
 
 
-def update(motion: Motion, places: Any, looks: Any, noise: Noise) -> Motion:
-  """Takes a measurement of each tracklet.
+def update(motion: Motion, boxes: Any, embedding: Any, noise: Noise) -> Motion:
+  """Updates tracklets by one measurement each.
 
   Args:
-    motion: predicted for its frame.
-    places: measured, (..., 4).
-    looks: likewise, (..., numbers).
+    motion: predicted for the frame.
+    boxes: measured, (..., 4).
+    embedding: measured, (..., embedding_size).
     noise: of the filter.
 
   Returns:
     `Motion` with gaps of 0.
   """
-  xp = namespace(places)
-  one, both, two = (motion.variance[..., i] for i in range(3))
+  xp = namespace(boxes)
+  p11, p12, p22 = (motion.variance[..., i] for i in range(3))
   measured = (noise.measured * units(motion.mean[..., 0])) ** 2
-  total = one + measured
-  off = places - motion.mean[..., 0]
-  gains = one / total, both / total
-  # Not one less a part of it: after a long gap that leaves no digits.
-  left = measured / total
+  total = p11 + measured
+  innovation = boxes - motion.mean[..., 0]
+  gains = p11 / total, p12 / total
+  # Equals 1 - p11 / total, which would cancel after a long gap.
+  shrink = measured / total
   return Motion(
-    mean=motion.mean + _columns(*(g * off for g in gains)),
-    variance=_columns(left * one, left * both, two - gains[1] * both),
-    place=places,
+    mean=motion.mean + _columns(*(g * innovation for g in gains)),
+    variance=_columns(shrink * p11, shrink * p12, p22 - gains[1] * p12),
+    last_box=boxes,
     gap=xp.zeros_like(motion.gap),
-    seen=motion.seen + 1,
-    look=motion.look + looks,
+    measurements=motion.measurements + 1,
+    embedding_sum=motion.embedding_sum + embedding,
   )
 
 
-def innovations(motion: Motion, places: Any, noise: Noise) -> tuple[Any, Any]:
-  """How far measurements are from predictions, by expected deviations.
+def innovations(motion: Motion, boxes: Any, noise: Noise) -> tuple[Any, Any]:
+  """Innovations of candidates, in units of their expected deviations.
 
   Args:
     motion: predicted, leading axes (...).
-    places: candidates of each, (..., candidates, 4).
+    boxes: candidates of each tracklet, (..., candidates, 4).
     noise: of the filter.
 
   Returns:
-    Innovations over their deviations, (..., candidates, 4), and those
-    deviations in sizes, (..., 4).
+    Normalised innovations, (..., candidates, 4), and expected deviations in
+    sizes, (..., 4).
   """
-  xp = namespace(places)
-  middle = motion.mean[..., 0]
-  scale = units(middle)
+  xp = namespace(boxes)
+  centre = motion.mean[..., 0]
+  scale = units(centre)
   deviation = xp.sqrt(motion.variance[..., 0] + (noise.measured * scale) ** 2)
-  off = (places - middle[..., None, :]) / deviation[..., None, :]
-  return off, deviation / scale
+  innovation = (boxes - centre[..., None, :]) / deviation[..., None, :]
+  return innovation, deviation / scale
 
 
-def distance(motion: Motion, places: Any, noise: Noise) -> Any:
-  """Squared innovations of the four, summed, (..., candidates)."""
-  return namespace(places).sum(innovations(motion, places, noise)[0] ** 2, -1)
+def distance(motion: Motion, boxes: Any, noise: Noise) -> Any:
+  """Squared Mahalanobis distances of candidates, (..., candidates)."""
+  return namespace(boxes).sum(innovations(motion, boxes, noise)[0] ** 2, -1)
 
 
 def overlap(one: Any, two: Any) -> Any:
-  """Intersection over union of places (..., 4), by broadcasting."""
+  """Intersection over union of boxes (..., 4), which broadcast."""
   xp = namespace(one)
   sizes = [_sizes(p) for p in (one, two)]
   halves = [0.5 * size for size in sizes]
@@ -219,172 +220,175 @@ def overlap(one: Any, two: Any) -> Any:
 
 
 def features(
-  motion: Motion, places: Any, sure: Any, looks: Any, noise: Noise
+  motion: Motion, boxes: Any, confidence: Any, embedding: Any, noise: Noise
 ) -> Any:
-  """What the network sees of candidates of tracklets.
+  """Network features of candidates.
 
   Args:
     motion: predicted, leading axes (...).
-    places: (..., candidates, 4).
-    sure: confidences, (..., candidates).
-    looks: (..., candidates, numbers).
+    boxes: (..., candidates, 4).
+    confidence: (..., candidates).
+    embedding: (..., candidates, embedding_size).
     noise: of the filter.
 
   Returns:
-    (..., candidates, `FEATURES`), with looks one more, the cosine with the sum
-    of the looks so far, and the look itself.
+    (..., candidates, `FEATURES`). With embeddings, the embedding and its cosine
+    with the tracklet's embedding sum are appended.
   """
-  off, deviation = innovations(motion, places, noise)
-  near = overlap(motion.mean[..., 0][..., None, :], places)
-  last = (motion.place[..., None, :], units(motion.place)[..., None, :])
-  rows = of_rows(motion, deviation)[..., None, :]
-  look = motion.look[..., None, :]
-  return of_pairs(rows, off, last, near, places, sure, look, looks)
+  innovation, deviation = innovations(motion, boxes, noise)
+  overlaps = overlap(motion.mean[..., 0][..., None, :], boxes)
+  last = (motion.last_box[..., None, :], units(motion.last_box)[..., None, :])
+  rows = tracklet_features(motion, deviation)[..., None, :]
+  total = motion.embedding_sum[..., None, :]
+  return pair_features(
+    rows, innovation, last, overlaps, boxes, confidence, total, embedding
+  )
 
 
-def of_rows(motion: Motion, deviation: Any) -> Any:
-  """What features say of tracklets alone, (..., 4); see `features`."""
+def tracklet_features(motion: Motion, deviation: Any) -> Any:
+  """Features that depend on the tracklet only, (..., 4); see `features`."""
   xp = namespace(deviation)
-  # A tracklet may be longer than any window.
-  known = xp.minimum(motion.seen, _LONG)
-  times = _columns(motion.gap, known)
+  # A tracklet may be longer than any training window.
+  count = xp.minimum(motion.measurements, _LONG)
+  times = _columns(motion.gap, count)
   return xp.concatenate(
     [xp.log(deviation[..., 1:3]), xp.log(1 + times)], axis=-1
   )
 
 
-def of_pairs(
+def pair_features(
   rows: Any,
-  off: Any,
+  innovation: Any,
   last: tuple[Any, Any],
-  near: Any,
-  places: Any,
-  sure: Any,
-  look: Any,
-  looks: Any,
+  overlaps: Any,
+  boxes: Any,
+  confidence: Any,
+  embedding_sum: Any,
+  embedding: Any,
 ) -> Any:
   """Features of pairs of a tracklet and a detection; leading axes broadcast.
 
   Args:
-    rows: of `of_rows`.
-    off: of `innovations`.
-    last: where tracklets were measured last, and its units, of `units`.
-    near: overlap with the prediction.
-    places: of the detections.
-    sure: their confidences.
-    look: sums of the tracklets' looks.
-    looks: of the detections.
+    rows: output of `tracklet_features`.
+    innovation: output of `innovations`.
+    last: last boxes of the tracklets, and their `units`.
+    overlaps: of detection and prediction.
+    boxes: of the detections.
+    confidence: of the detections.
+    embedding_sum: of the tracklets.
+    embedding: of the detections.
 
   Returns:
-    (..., `FEATURES`), with looks more; see `features`.
+    (..., `FEATURES`), with embeddings more; see `features`.
   """
-  xp = namespace(off)
-  moves = xp.concatenate([off, 8 * (places - last[0]) / last[1]], axis=-1)
-  far = xp.sum(off * off, axis=-1)
+  xp = namespace(innovation)
+  moves = 8 * (boxes - last[0]) / last[1]
+  moves = xp.concatenate([innovation, moves], axis=-1)
+  square = xp.sum(innovation * innovation, axis=-1)
+  if rows.shape[:-1] != confidence.shape:
+    rows = xp.broadcast_to(rows, confidence.shape + rows.shape[-1:])
   columns = [
     xp.arcsinh(moves),
-    _columns(0.1 * xp.minimum(far, 100), near, sure),
-    rows if rows.shape[:-1] == sure.shape else _wide(rows, sure.shape),
+    _columns(0.1 * xp.minimum(square, 100), overlaps, confidence),
+    rows,
   ]
-  if looks.shape[-1]:
-    norm = xp.sqrt(xp.sum(look**2, -1, keepdims=True) + 1e-6)
-    cosine = xp.sum(looks * (look / norm), -1, keepdims=True)
-    columns += [cosine, looks]
+  if embedding.shape[-1]:
+    norm = xp.sqrt(xp.sum(embedding_sum**2, -1, keepdims=True) + 1e-6)
+    cosine = xp.sum(embedding * (embedding_sum / norm), -1, keepdims=True)
+    columns += [cosine, embedding]
   return xp.concatenate(columns, axis=-1)
 
 
-def _wide(rows, shape):
-  return namespace(rows).broadcast_to(rows, shape + rows.shape[-1:])
-
-
-def at_first(sure: Any, looks: Any, noise: Noise) -> Any:
-  """Features of a tracklet's first detection, as of itself.
+def first_features(confidence: Any, embedding: Any, noise: Noise) -> Any:
+  """Features of a tracklet's first detection, matched with itself.
 
   Args:
-    sure: confidences, (...).
-    looks: (..., numbers).
-    noise: of the filter; plain numbers, also where this is compiled.
+    confidence: (...).
+    embedding: (..., embedding_size).
+    noise: of the filter; plain numbers, also in compiled code.
 
   Returns:
-    (..., `FEATURES`), with looks more; see `features`.
+    (..., `FEATURES`), with embeddings more; see `features`.
   """
-  xp = namespace(sure)
-  none = xp.zeros_like(sure)
+  xp = namespace(confidence)
+  zero = xp.zeros_like(confidence)
   deviation = float(np.log(np.sqrt(2) * noise.measured))
-  known = [none + deviation] * 2 + [none, none + float(np.log(2))]
-  columns = [_columns(*[none] * 9, none + 1, sure, *known)]
-  if looks.shape[-1]:
-    square = xp.sum(looks**2, -1, keepdims=True)
-    columns += [square / xp.sqrt(square + 1e-6), looks]
+  rows = [zero + deviation] * 2 + [zero, zero + float(np.log(2))]
+  columns = [_columns(*[zero] * 9, zero + 1, confidence, *rows)]
+  if embedding.shape[-1]:
+    square = xp.sum(embedding**2, -1, keepdims=True)
+    columns += [square / xp.sqrt(square + 1e-6), embedding]
   return xp.concatenate(columns, axis=-1)
 
 
-def choose(one: Motion, two: Motion, which: Any) -> Motion:
-  """The first where `which`, (...), else the second."""
+def where(mask: Any, one: Motion, two: Motion) -> Motion:
+  """Takes the first motion where `mask`, (...), and the second elsewhere."""
   xp = namespace(one.mean)
 
   def pick(a, b):
     return xp.where(
-      which.reshape(which.shape + (1,) * (a.ndim - which.ndim)), a, b
+      mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b
     )
 
   return Motion(*(pick(a, b) for a, b in zip(one, two)))
 
 
 def log_likelihood(
-  places: np.ndarray, gaps: np.ndarray, noise: Noise
+  boxes: np.ndarray, gaps: np.ndarray, noise: Noise
 ) -> np.ndarray:
   """Log-likelihood of measured trajectories, without constants.
 
   Args:
-    places: (trajectories, steps, 4).
-    gaps: frames since the step before, (trajectories, steps); 0 behind the
+    boxes: (trajectories, steps, 4).
+    gaps: frames since the previous step, (trajectories, steps); 0 after the
       end.
     noise: of the filter.
 
   Returns:
-    A sum over the steps of each trajectory, (trajectories,).
+    The sum over the steps of each trajectory, (trajectories,).
   """
-  none = np.zeros((len(places), 0), places.dtype)
-  motion, total = begin(places[:, 0], none, noise), np.zeros(len(places))
-  for step in range(1, places.shape[1]):
-    there = gaps[:, step] > 0
+  empty = np.zeros((len(boxes), 0), boxes.dtype)
+  motion, total = begin(boxes[:, 0], empty, noise), np.zeros(len(boxes))
+  for step in range(1, boxes.shape[1]):
+    inside = gaps[:, step] > 0
     moved = predict(motion, gaps[:, step], noise)
-    off, deviation = innovations(moved, places[:, step, None], noise)
-    found = -0.5 * np.sum(off[:, 0] ** 2, -1) - np.sum(np.log(deviation), -1)
-    total += np.where(there, found, 0)
-    after = update(moved, places[:, step], none, noise)
-    motion = choose(after, motion, there)
+    innovation, deviation = innovations(moved, boxes[:, step, None], noise)
+    value = -0.5 * np.sum(innovation[:, 0] ** 2, -1)
+    value = value - np.sum(np.log(deviation), -1)
+    total += np.where(inside, value, 0)
+    after = update(moved, boxes[:, step], empty, noise)
+    motion = where(inside, after, motion)
   return total
 
 
-def fit(places: np.ndarray, gaps: np.ndarray, start: Noise = NOISE) -> Noise:
-  """Noise by maximum likelihood: a coordinate at a time, in shrinking steps.
+def fit(boxes: np.ndarray, gaps: np.ndarray, start: Noise = NOISE) -> Noise:
+  """Estimates the noise by maximum likelihood, with coordinate search.
 
-  They end below a tenth of a value: trackers do not tell what is finer.
+  The steps shrink to less than a tenth of a value; trackers are not sensitive
+  to finer ones.
 
   Args:
-    places: see `log_likelihood`.
-    gaps: likewise.
-    start: where the search begins.
+    boxes: see `log_likelihood`.
+    gaps: see `log_likelihood`.
+    start: of the search.
 
   Returns:
     `Noise`.
   """
   best = np.log(np.array(start))
-  value = lambda x: float(
-    log_likelihood(places, gaps, Noise(*map(float, np.exp(x)))).sum()
+  objective = lambda x: float(
+    log_likelihood(boxes, gaps, Noise(*map(float, np.exp(x)))).sum()
   )
-  reached, step = value(best), 0.7
+  best_value, step = objective(best), 0.7
   while step > 0.05:
-    before = reached
+    before = best_value
     for i in range(len(best)):
       for sign in (1, -1):
-        tried = best.copy()
-        tried[i] += sign * step
-        if (found := value(tried)) > reached:
-          best, reached = tried, found
+        point = best.copy()
+        point[i] += sign * step
+        if (value := objective(point)) > best_value:
+          best, best_value = point, value
           break
-    if reached <= before:
+    if best_value <= before:
       step /= 2
   return Noise(*(float(f'{x:.3g}') for x in np.exp(best)))

@@ -1,18 +1,22 @@
-r"""Near-online tracking: some states side by side; see `tracker`.
+r"""Near-online tracking with several hypotheses; see `tracker`.
 
-States are compared by a log-probability, not by the sum of their affinities: of
+Each hypothesis is a set of tracklets. Every frame extends it by its best
+assignment, and by the best one without each of its most doubtful pairs; the K
+likeliest hypotheses stay. A frame is reported after a delay, by the best
+hypothesis then, and hypotheses that disagree on that frame are dropped.
+
+Hypotheses are compared by log-probability, not by their sum of affinities: for
 a tracklet with affinities a_j to the detections within its gate, detection j
 has
 
     log p_j = a_j - log(1 + sum_k exp a_k),
 
-and not to be seen has the same with 0 in place of a_j. The network's scores are
-learnt as such logits, step by step: what is added to all of a step changes
-nothing that is learnt, so sums of the scores themselves prefer histories that
-inflate them. A detection that is left over costs `born`.
+and a miss has the same with 0 in place of a_j. The network's scores are trained
+as such logits, step by step: a constant added to all scores of a step leaves
+the training loss unchanged, so sums of the scores would prefer histories that
+inflate them. An unmatched detection costs `birth_cost`.
 """
 
-import collections
 from typing import NamedTuple
 
 import numpy as np
@@ -21,80 +25,79 @@ from experiments.tracking import detections, mot_files, tracker
 
 
 class Delay(NamedTuple):
-  """How far a decision may wait.
+  """Limits of the search over hypotheses.
 
   Attributes:
-    hypotheses: states that go on.
-    doubts: pairs of a state's best assignment that are tried without.
-    frames: until a frame is told.
-    born: cost of a detection that goes on with nobody.
+    hypotheses: that stay, K.
+    doubtful_pairs: pairs of the best assignment to try without.
+    frames: until a frame is reported.
+    birth_cost: of an unmatched detection.
   """
 
   hypotheses: int = 4
-  doubts: int = 3
+  doubtful_pairs: int = 3
   frames: int = 10
-  born: float = 4.0
+  birth_cost: float = 4.0
 
 
 DELAY = Delay()
 
 
-class State(NamedTuple):
-  """A state of everything.
+class Hypothesis(NamedTuple):
+  """Tracklets, and their reports of the last frames.
 
   Attributes:
     tracks: the tracklets.
-    told: what it tells of the last frames.
-    total: its log-probability, without constants.
+    reports: of the frames that are not reported yet; see `tracker.report`.
+    total: log-probability, without constants.
   """
 
   tracks: tracker.Tracks
-  told: tuple[tuple[np.ndarray, np.ndarray], ...]
+  reports: tuple[tuple[np.ndarray, np.ndarray], ...]
   total: float = 0.0
 
 
-def constant(affinity: np.ndarray) -> float:
-  """What all assignments have in common: sum_i log(1 + sum_j exp a_ij)."""
+def log_normaliser(affinity: np.ndarray) -> float:
+  """The common term of all assignments: sum_i log(1 + sum_j exp a_ij)."""
   largest = affinity.max(axis=1, initial=0.0, keepdims=True)
   total = np.exp(affinity - largest).sum(axis=1) + np.exp(-largest[:, 0])
   return float((np.log(total) + largest[:, 0]).sum())
 
 
 def assignments(
-  affinity: np.ndarray, doubts: int
+  affinity: np.ndarray, doubtful_pairs: int
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
   """The best assignment, and the best without each of its doubtful pairs.
 
-  A pair is doubtful if its affinity is little above the next best of its
-  tracklet. Without either pair of an exchange the other assignment is the same:
-  it is given once.
+  A pair is doubtful if its affinity is little above the tracklet's next best.
+  Each assignment is returned once.
 
   Args:
     affinity: (tracklets, detections).
-    doubts: pairs, at most.
+    doubtful_pairs: number of pairs to try without.
 
   Returns:
-    Sums, detections of tracklets, -1 for none, and the affinities that they
-    are best by, in which a pair that is tried without may not be. The best
-    first.
+    Triples, the best first: the sum of affinities; the detection of each
+    tracklet, -1 for a miss; and the affinities, in which the pair to try
+    without is forbidden.
   """
   value = lambda chosen: float(
     affinity[np.flatnonzero(chosen >= 0), chosen[chosen >= 0]].sum()
   )
   best = tracker.assign(affinity)
-  found = [(value(best), best, affinity)]
+  results = [(value(best), best, affinity)]
   matched = np.flatnonzero(best >= 0)
   others = affinity[matched]
   others[np.arange(len(matched)), best[matched]] = 0.0
   margins = affinity[matched, best[matched]] - others.max(axis=1, initial=0.0)
-  for place in np.argsort(margins, kind='stable')[:doubts]:
-    one = matched[place]
+  for row in np.argsort(margins, kind='stable')[:doubtful_pairs]:
+    track = matched[row]
     without = affinity.copy()
-    without[one, best[one]] = tracker.NEVER
+    without[track, best[track]] = tracker.FORBIDDEN
     chosen = tracker.assign(without)
-    if not any(np.array_equal(chosen, other) for _, other, _ in found):
-      found.append((value(chosen), chosen, without))
-  return found
+    if not any(np.array_equal(chosen, other) for _, other, _ in results):
+      results.append((value(chosen), chosen, without))
+  return results
 
 
 def _same(one, two):
@@ -103,53 +106,53 @@ def _same(one, two):
 
 def track(
   model: tracker.Model,
-  found: detections.Detected,
+  detected: detections.Detected,
   rules: tracker.Rules = tracker.RULES,
   delay: Delay = DELAY,
 ) -> mot_files.Boxes:
-  """Tracks a sequence, each frame told some frames later.
+  """Tracks a sequence, and reports each frame some frames later.
 
   Args:
     model: of the affinities.
-    found: detections.
+    detected: detections.
     rules: of births, matches and deaths.
-    delay: how far decisions wait.
+    delay: limits of the search.
 
   Returns:
     Boxes with identities.
   """
-  frames = tracker.frames_of(found)
+  frames = tracker.split_frames(detected)
   if not frames:
-    return tracker.result(found, [])
+    return tracker.as_boxes(detected, [])
   empty = tracker.Frame(*(x[:0] for x in frames[0]))
-  states = [State(tracker.begin(model, empty), ())]
-  told: collections.deque = collections.deque()
+  hypotheses = [Hypothesis(tracker.begin(model, empty), ())]
+  reports: list[tuple[np.ndarray, np.ndarray]] = []
   for frame in frames:
-    tried = []
-    for state in states:
-      pairs = tracker.pair(model, state.tracks, frame, rules)
-      common = state.total - constant(pairs.affinity)
-      for gain, chosen, left in assignments(pairs.affinity, delay.doubts):
-        alone = len(frame.sure) - np.count_nonzero(chosen >= 0)
-        total = common + gain - delay.born * alone
-        tried.append((total, state, pairs, chosen, left))
-    tried.sort(key=lambda each: -each[0])
-    states = []
-    for total, state, pairs, chosen, affinity in tried[: delay.hypotheses]:
-      # The second pass may not give back the pair that is tried without.
+    extensions = []
+    for one in hypotheses:
+      pairs = tracker.pair(model, one.tracks, frame, rules)
+      common = one.total - log_normaliser(pairs.affinity)
+      options = assignments(pairs.affinity, delay.doubtful_pairs)
+      for gain, chosen, affinity in options:
+        unmatched = len(frame.confidence) - np.count_nonzero(chosen >= 0)
+        total = common + gain - delay.birth_cost * unmatched
+        extensions.append((total, one, pairs, chosen, affinity))
+    extensions.sort(key=lambda each: -each[0])
+    hypotheses = []
+    for total, one, pairs, chosen, affinity in extensions[: delay.hypotheses]:
+      # The second pass must not restore the forbidden pair.
       pairs = pairs._replace(affinity=affinity)
       chosen = tracker.second_pass(pairs, chosen, frame, rules)
-      tracks = tracker.advance(model, state.tracks, pairs, chosen, frame, rules)
-      told_now = (*state.told, tracker.told_of(tracks))
-      states.append(State(tracks, told_now, total))
-    if len(states[0].told) > delay.frames:
-      first = states[0].told[0]
-      told.append(first)
-      # Those that tell otherwise of that frame are dropped.
-      states = [
-        state._replace(told=state.told[1:])
-        for state in states
-        if _same(state.told[0], first)
+      tracks = tracker.advance(model, one.tracks, pairs, chosen, frame, rules)
+      now = (*one.reports, tracker.report(tracks))
+      hypotheses.append(Hypothesis(tracks, now, total))
+    if len(hypotheses[0].reports) > delay.frames:
+      first = hypotheses[0].reports[0]
+      reports.append(first)
+      hypotheses = [
+        one._replace(reports=one.reports[1:])
+        for one in hypotheses
+        if _same(one.reports[0], first)
       ]
-  told.extend(states[0].told)
-  return tracker.result(found, list(told))
+  reports.extend(hypotheses[0].reports)
+  return tracker.as_boxes(detected, reports)

@@ -1,15 +1,15 @@
 r"""The score of a candidate for a tracklet: an LSTM and a small perceptron.
 
-A candidate's features m become an embedding x = relu(m A + a). The tracklet's
-state h is that of an LSTM over the embeddings of its detections. The score of a
-step is
+A candidate's features m are embedded as x = relu(m A + a). The tracklet's state
+h is that of an LSTM over the embedded features of its detections. The score of
+a step is
 
     e = MLP([h, x, |h P + p - x|, m]),
 
-and 0 for the null candidate, which is not to have been seen. A tracklet's score
-S is the mean of e over its steps.
+and 0 for the null candidate, a miss. A tracklet's score S is the mean of e over
+its steps.
 
-As in `motion`, arrays are numpy's or jax's, and leading axes are free.
+As in `motion`, arrays are numpy's or jax's, with any leading axes.
 """
 
 from typing import Any
@@ -22,27 +22,27 @@ import numpy as np
 from experiments.tracking import motion
 
 Weights = dict[str, Any]
-# Of the gates' logistic functions, and of what is new, which is a tanh.
+# Input slopes: three gates are logistic, and the third, the new cell, is tanh.
 _SLOPES = np.array([[0.5], [0.5], [1.0], [0.5]], np.float32)
 
 
-def features(looks: int) -> int:
-  """Features of a candidate, with so many numbers of a look."""
-  return motion.FEATURES + (looks + 1 if looks else 0)
+def feature_count(embedding_size: int) -> int:
+  """Number of features of a candidate."""
+  return motion.FEATURES + (embedding_size + 1 if embedding_size else 0)
 
 
-def init(key: chex.PRNGKey, *, hidden: int, looks: int = 0) -> Weights:
-  """First weights: normal, scaled by inputs.
+def init(key: chex.PRNGKey, *, hidden: int, embedding_size: int = 0) -> Weights:
+  """Draws weights: normal, scaled by the number of inputs.
 
   Args:
     key: of the draw.
     hidden: units of every layer.
-    looks: numbers of a look.
+    embedding_size: numbers in the embedding of a detection.
 
   Returns:
     Arrays by name.
   """
-  count = features(looks)
+  count = feature_count(embedding_size)
   shapes = {
     'embed': (count, hidden),
     'expect': (hidden, hidden),
@@ -66,7 +66,7 @@ def init(key: chex.PRNGKey, *, hidden: int, looks: int = 0) -> Weights:
     ('last_bias', 1),
   ):
     weights[name] = jnp.zeros(size)
-  # At first, what is known stays known.
+  # The forget gate starts open.
   forget = jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0)
   return weights | {'gate_bias': forget}
 
@@ -75,80 +75,80 @@ def _relu(x):
   return motion.namespace(x).maximum(x, 0)
 
 
-def embed(weights: Weights, seen: Any) -> Any:
-  """Embeddings of features (..., features), as (..., hidden)."""
-  return _relu(seen @ weights['embed'] + weights['embed_bias'])
+def embed(weights: Weights, features: Any) -> Any:
+  """Embeds features (..., features), as x (..., hidden)."""
+  return _relu(features @ weights['embed'] + weights['embed_bias'])
 
 
-def known(weights: Weights, state: Any) -> tuple[Any, Any]:
-  """What a tracklet's state h, (..., hidden), says of any candidate.
+def tracklet_terms(weights: Weights, state: Any) -> tuple[Any, Any]:
+  """Terms of the score that depend on the tracklet's state h only.
 
   Returns:
-    The embedding that it expects, and its part of the perceptron.
+    The expected x, and the perceptron's part, both (..., hidden).
   """
   expected = state @ weights['expect'] + weights['expect_bias']
   return expected, state @ weights['from_state'] + weights['hidden_bias']
 
 
-def score(weights: Weights, state: Any, seen: Any) -> tuple[Any, Any]:
-  """Scores of candidates of tracklets.
+def score(weights: Weights, state: Any, features: Any) -> tuple[Any, Any]:
+  """Scores the candidates of tracklets.
 
   Args:
-    weights: of `init`.
-    state: the h of each, (..., hidden).
-    seen: features, (..., candidates, features).
+    weights: output of `init`.
+    state: h, (..., hidden).
+    features: (..., candidates, features).
 
   Returns:
-    e (..., candidates), and embeddings (..., candidates, hidden).
+    e, (..., candidates), and x, (..., candidates, hidden).
   """
-  rows = [x[..., None, :] for x in known(weights, state)]
-  return of_pairs(weights, rows[0], rows[1], seen)
+  expected, part = (x[..., None, :] for x in tracklet_terms(weights, state))
+  return score_pairs(weights, expected, part, features)
 
 
-def of_pairs(
-  weights: Weights, expected: Any, part: Any, seen: Any
+def score_pairs(
+  weights: Weights, expected: Any, part: Any, features: Any
 ) -> tuple[Any, Any]:
-  """Scores of pairs, and embeddings: of `known` and features."""
-  found = embed(weights, seen)
-  off = motion.namespace(found).abs(expected - found)
+  """Scores e and x of pairs, from `tracklet_terms` and features."""
+  x = embed(weights, features)
+  difference = motion.namespace(x).abs(expected - x)
   hidden = _relu(
     part
-    + found @ weights['from_embedding']
-    + off @ weights['from_difference']
-    + seen @ weights['from_features']
+    + x @ weights['from_embedding']
+    + difference @ weights['from_difference']
+    + features @ weights['from_features']
   )
-  return (hidden @ weights['last'] + weights['last_bias'])[..., 0], found
+  return (hidden @ weights['last'] + weights['last_bias'])[..., 0], x
 
 
 def remember(
-  weights: Weights, state: Any, cell: Any, found: Any
+  weights: Weights, state: Any, cell: Any, x: Any
 ) -> tuple[Any, Any]:
-  """A step of the LSTM: h and c, (..., hidden), after embeddings."""
-  gates = found @ weights['input'] + state @ weights['state']
+  """Advances the LSTM by x; returns h and c, (..., hidden)."""
+  gates = x @ weights['input'] + state @ weights['state']
   gates = gates + weights['gate_bias']
   gates = gates.reshape(*gates.shape[:-1], 4, state.shape[-1])
   xp = motion.namespace(gates)
-  # The logistic function by the same tanh, so that all gates are one call.
+  # logistic(z) = (tanh(z / 2) + 1) / 2: one call for all gates.
   bent = xp.tanh(gates * _SLOPES)
-  enter, keep, show = (0.5 * bent[..., i, :] + 0.5 for i in (0, 1, 3))
-  cell = keep * cell + enter * bent[..., 2, :]
+  enter, forget, show = (0.5 * bent[..., i, :] + 0.5 for i in (0, 1, 3))
+  cell = forget * cell + enter * bent[..., 2, :]
   return show * xp.tanh(cell), cell
 
 
-def first(
-  weights: Weights, sure: Any, looks: Any, noise: motion.Noise
+def first_state(
+  weights: Weights, confidence: Any, embedding: Any, noise: motion.Noise
 ) -> tuple[Any, Any]:
   """States h and c of tracklets of one detection.
 
   Args:
-    weights: of `init`.
-    sure: confidences, (...).
-    looks: (..., numbers).
+    weights: output of `init`.
+    confidence: (...).
+    embedding: (..., embedding_size).
     noise: of the filter.
 
   Returns:
     h and c, (..., hidden).
   """
-  found = embed(weights, motion.at_first(sure, looks, noise))
-  none = 0 * found
-  return remember(weights, none, none, found)
+  x = embed(weights, motion.first_features(confidence, embedding, noise))
+  zero = 0 * x
+  return remember(weights, zero, zero, x)

@@ -1,4 +1,4 @@
-"""Pictures of results: boxes and paths, on frames or on white."""
+"""Draws results: boxes and paths, on frames or on white."""
 
 import io
 import pathlib
@@ -12,23 +12,23 @@ from experiments.harness.study import films
 from experiments.harness.study.plots import COLOURS
 from experiments.tracking import mot_files
 
-_TAIL = 30  # Frames of a path that are drawn behind a box.
+_TAIL = 30  # Frames of the path behind a box.
 _LARGEST = 480  # Pixels of a side.
-_LABEL = 12  # Pixels that a number is high.
+_LABEL = 12  # Height of an identity's number in pixels.
 
 
 def read_picture(images: files.Path, frame: int) -> Image.Image:
-  """A frame of a sequence.
+  """Reads a frame of a sequence.
 
   Args:
     images: folder of the frames, 000001.jpg and so on.
     frame: from 1.
 
   Returns:
-    The picture, in colours.
+    The picture, in RGB.
 
   Raises:
-    MissingDataError: if there is none.
+    MissingDataError: if it is missing.
     DamagedDataError: if it is no picture.
   """
   for end in ('jpg', 'png'):
@@ -37,8 +37,8 @@ def read_picture(images: files.Path, frame: int) -> Image.Image:
       with harness.parsing(path, 'picture'), Image.open(path) as picture:
         return picture.convert('RGB')
   raise harness.MissingDataError(
-    f'there is no picture {frame:06d}.jpg or .png in {images}, the folder img1 '
-    'of a sequence.'
+    f'there is no picture {frame:06d}.jpg or .png in {images}: give the folder '
+    'img1 of a sequence.'
   )
 
 
@@ -49,7 +49,7 @@ def draw(
   *,
   images: files.Path | None = None,
 ) -> Image.Image:
-  """A frame with boxes and paths, a colour an identity.
+  """Draws a frame with boxes and paths, one colour per identity.
 
   Args:
     shown: boxes with identities.
@@ -70,29 +70,29 @@ def draw(
   feet = (recent.boxes[:, :2] + recent.boxes[:, 2:] * (0.5, 1.0)) * scale
   for identity in np.unique(recent.ids):
     colour = COLOURS[identity % len(COLOURS)]
-    mine = recent.ids == identity
-    pen.line([tuple(p) for p in feet[mine]], fill=colour, width=2)
-    for left, top, wide, high in recent.boxes[mine & (recent.frames == frame)]:
+    mask = recent.ids == identity
+    pen.line([tuple(p) for p in feet[mask]], fill=colour, width=2)
+    for left, top, wide, high in recent.boxes[mask & (recent.frames == frame)]:
       corners = np.array([left, top, left + wide, top + high]) * scale
       pen.rectangle(corners.tolist(), outline=colour, width=2)
-      # Above the box, which a number would hide if it is small.
+      # Outside the box, since a number would hide a small one.
       above = corners[1] - _LABEL
-      place = corners[0], above if above >= 0 else corners[3] + 1
-      pen.text(place, str(identity), fill=colour)
+      corner = corners[0], above if above >= 0 else corners[3] + 1
+      pen.text(corner, str(identity), fill=colour)
   return picture
 
 
-def kind_of(path: files.Path) -> str:
-  """The end of an overlay's name, .png or .gif.
+def check_suffix(path: files.Path) -> str:
+  """Returns the suffix of an overlay, .png or .gif.
 
   Raises:
-    SettingsError: if it ends in something else.
+    SettingsError: if the suffix is another.
   """
   path = pathlib.Path(path)
   kind = path.suffix.lower()
   if kind not in ('.png', '.gif'):
     raise harness.SettingsError(
-      f'{path.name}: an overlay is a .png, of one frame, or a .gif.'
+      f'{path.name}: an overlay must be a .png, of one frame, or a .gif.'
     )
   return kind
 
@@ -103,22 +103,22 @@ def write(
   info: mot_files.Info,
   *,
   images: files.Path | None = None,
-  most: int = 100,
+  max_frames: int = 100,
 ) -> None:
-  """Writes a picture of the middle frame, or a film of several.
+  """Writes a picture of the middle frame, or a film.
 
   Args:
-    path: ends in .png for a picture, in .gif for a film.
+    path: ends in .png for a picture, .gif for a film.
     shown: boxes with identities.
     info: of the sequence.
     images: folder of the frames; None draws on white.
-    most: frames of a film, evenly spaced.
+    max_frames: of a film, evenly spaced.
 
   Raises:
-    SettingsError: if the name ends in something else.
+    SettingsError: if the suffix is another.
     MissingDataError: if a frame is missing.
   """
-  path, kind = pathlib.Path(path), kind_of(path)
+  path, kind = pathlib.Path(path), check_suffix(path)
   if kind == '.png':
     content = io.BytesIO()
     draw(shown, info, (info.length + 1) // 2, images=images).save(
@@ -126,7 +126,7 @@ def write(
     )
     files.write_bytes(path, content.getvalue())
   else:
-    every = -(-info.length // most)
+    every = -(-info.length // max_frames)
     pictures = (
       draw(shown, info, frame, images=images)
       for frame in range(1, info.length + 1, every)

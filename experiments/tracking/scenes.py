@@ -1,4 +1,4 @@
-"""Scenes to learn from: MOT17's sequences, or walks that are made up."""
+"""Ground truth to learn from: MOT17 sequences, or made-up walks."""
 
 from typing import NamedTuple
 
@@ -24,9 +24,9 @@ def read(data_dir: files.Path | None, name: str) -> Scene:
 
 
 def source(scenes: list[Scene], *, made_up: bool) -> harness.Source:
-  """Which trajectories were read; detections of them are simulated."""
+  """Describes the trajectories, whose detections are simulated."""
   names = ', '.join(scene.info.name for scene in scenes)
-  kind = 'walks that are made up' if made_up else f'trajectories of {names}'
+  kind = 'made-up walks' if made_up else f'trajectories of {names}'
   return harness.source_of(
     f'{kind}; detections are simulated',
     [scene.truth.boxes for scene in scenes],
@@ -37,16 +37,16 @@ def source(scenes: list[Scene], *, made_up: bool) -> harness.Source:
 def make_up(
   seed: int, *, length: int = 200, people: int = 12, name: str = ''
 ) -> Scene:
-  """People who walk through a picture, and hide who is behind them.
+  """Simulates people who walk through a picture and occlude each other.
 
-  Each enters at a side, walks with a velocity that drifts, and is taller the
-  lower his feet. Visibility is the share of a box that no box of one nearer
-  covers, in a grid of points. Who has left comes back as somebody else.
+  Each person enters at a side and walks with a drifting velocity; lower feet
+  mean a taller box. Visibility is the share of a box that no nearer box covers,
+  on a grid of points. A person who leaves is replaced by a new identity.
 
   Args:
     seed: of the walks.
     length: frames.
-    people: at a time.
+    people: per frame.
     name: of the sequence.
 
   Returns:
@@ -59,10 +59,8 @@ def make_up(
   ids = np.arange(1, people + 1)
   share = rng.uniform(0.9, 1.1, people)
   rows = []
-  grid = (np.stack(np.meshgrid(np.arange(6), np.arange(12)), -1) + 0.5) / (
-    6,
-    12,
-  )
+  grid = np.stack(np.meshgrid(np.arange(6), np.arange(12)), -1) + 0.5
+  grid /= (6, 12)
   for frame in range(1, length + 1):
     speed += rng.normal(size=speed.shape) * (0.15, 0.04)
     at += speed
@@ -79,12 +77,12 @@ def make_up(
     size = np.c_[0.4 * tall, tall]
     boxes = np.c_[at - size * (0.5, 1.0), size]
     points = boxes[:, None, None, :2] + grid * size[:, None, None]
-    seen = np.ones(points.shape[:3], bool)
+    visible = np.ones(points.shape[:3], bool)
     for i in range(people):
       inside = (points >= boxes[i, :2]) & (points <= boxes[i, :2] + size[i])
       hides = at[i, 1] > at[:, 1]
-      seen &= ~(inside.all(-1) & hides[:, None, None])
-    rows.append(np.c_[np.full(people, frame), ids, boxes, seen.mean((1, 2))])
+      visible &= ~(inside.all(-1) & hides[:, None, None])
+    rows.append(np.c_[np.full(people, frame), ids, boxes, visible.mean((1, 2))])
   table = np.concatenate(rows)
   truth = mot_files.make(
     table[:, 0], table[:, 2:6], ids=table[:, 1], visibilities=table[:, 6]

@@ -1,14 +1,14 @@
-"""Tracks a file of detections with a trained tracker.
+"""Tracks the detections of a file with a trained tracker.
 
     python -m experiments.tracking.track --checkpoint=WORKDIR
         --detections=det.txt --output=result.txt --overlay=tracks.gif
 
-The checkpoint is the workdir of `train`, or a file search.npz or
-teacher_forcing.npz in it. Detections and result are files of MOTChallenge; a
-seqinfo.ini in the folder of the detections, or in the one above it, says how
-long the sequence is and how large its pictures are, else that is taken from the
-boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on.
-`--hypotheses` above 1 reports each frame `--delay` frames later.
+The checkpoint is the workdir of `train`, or search.npz or teacher_forcing.npz
+in it. Detections and result are files in the MOTChallenge format. A seqinfo.ini
+in the folder of the detections, or in the one above it, gives the length and
+picture size; otherwise they are inferred from the boxes. `--images` is a folder
+of frames, 000001.jpg and so on, to draw on. `--hypotheses` above 1 reports each
+frame `--delay` frames later.
 """
 
 import argparse
@@ -32,88 +32,87 @@ from experiments.tracking import (
 
 def track(
   checkpoint: files.Path,
-  given: files.Path,
+  detections_path: files.Path,
   output: files.Path,
   *,
-  picture: files.Path | None = None,
+  overlay_path: files.Path | None = None,
   images: files.Path | None = None,
-  least: float = 0.0,
+  min_confidence: float = 0.0,
   hypotheses: int = 1,
   delay: int = 10,
 ) -> mot_files.Boxes:
-  """Tracks a file of detections; see the module.
+  """Tracks the detections of a file; see the module.
 
   Args:
-    checkpoint: a workdir of `train`, or a file of it.
-    given: detections.
-    output: the result, which is written.
-    picture: .png or .gif to write, or None.
+    checkpoint: a workdir of `train`, or a file in it.
+    detections_path: file of detections to read.
+    output: file of results to write.
+    overlay_path: .png or .gif to write, or None.
     images: folder of frames to draw on, or None.
-    least: confidence of a detection, at least.
-    hypotheses: states that go on side by side.
-    delay: frames until a frame is told, if there are several.
+    min_confidence: smallest confidence of a detection.
+    hypotheses: that are tracked at once.
+    delay: frames until a frame is reported, with several hypotheses.
 
   Returns:
     The result.
 
   Raises:
-    UserError: in one line, of files that are missing, damaged or cannot be
-      written.
+    UserError: in one line, if a file is missing, damaged or not writable.
   """
-  if not (hypotheses >= 1 and delay >= 0 and 0 <= least <= 1):
+  if not (hypotheses >= 1 and delay >= 0 and 0 <= min_confidence <= 1):
     raise harness.SettingsError(
-      f'hypotheses={hypotheses}, delay={delay}, least_confidence={least:g}: '
-      'there is at least one hypothesis, a delay is not below 0, and a '
-      'confidence is within 0 and 1.'
+      f'hypotheses={hypotheses}, delay={delay}, '
+      f'min_confidence={min_confidence:g}: need at least one hypothesis, a '
+      'delay of at least 0, and a confidence within 0 and 1.'
     )
-  if picture is not None:
-    overlay.kind_of(picture)  # Before any work.
+  if overlay_path is not None:
+    overlay.check_suffix(overlay_path)  # Before any work.
   model, rules = models.load(checkpoint)
-  boxes = mot_files.read_boxes(given, identities=False)
+  boxes = mot_files.read_boxes(detections_path, identities=False)
   if boxes.left_out:
     print(
-      f'{given}: {boxes.left_out} boxes that are not finite or have no area '
-      'are left out.',
+      f'{detections_path}: left out {boxes.left_out} boxes that are not finite '
+      'or have no area.',
       file=sys.stderr,
     )
-  boxes = boxes._replace(confidences=_sure(given, boxes.confidences))
-  folder = pathlib.Path(given).absolute().parent
-  told = (folder, folder.parent)
-  folder = next((f for f in told if (f / 'seqinfo.ini').exists()), folder)
+  confidences = _check_confidences(detections_path, boxes.confidences)
+  boxes = boxes._replace(confidences=confidences)
+  folder = pathlib.Path(detections_path).absolute().parent
+  folders = (folder, folder.parent)
+  folder = next((f for f in folders if (f / 'seqinfo.ini').exists()), folder)
   info = mot_files.read_info(folder, boxes)
-  boxes = boxes.where(boxes.confidences >= least)
-  found = detections.Detected(
-    boxes, boxes.ids, np.zeros((len(boxes.ids), 0), np.float32), info
-  )
+  boxes = boxes.where(boxes.confidences >= min_confidence)
+  embedding = np.zeros((len(boxes.ids), 0), np.float32)
+  detected = detections.Detected(boxes, boxes.ids, embedding, info)
   if hypotheses > 1:
-    wait = near_online.Delay(hypotheses=hypotheses, frames=delay)
-    shown = near_online.track(model, found, rules, wait)
+    limits = near_online.Delay(hypotheses=hypotheses, frames=delay)
+    result = near_online.track(model, detected, rules, limits)
   else:
-    shown = tracker.online(model, found, rules)
-  mot_files.write_boxes(output, shown)
-  if picture is not None:
-    overlay.write(picture, shown, info, images=images)
-  return shown
+    result = tracker.online(model, detected, rules)
+  mot_files.write_boxes(output, result)
+  if overlay_path is not None:
+    overlay.write(overlay_path, result, info, images=images)
+  return result
 
 
-def _sure(path, confidences):
-  """Confidences as the tracker knows them; 1 where the file has none."""
+def _check_confidences(path, confidences):
+  """Checks that confidences are within 0 and 1; replaces a constant -1 by 1."""
   if not len(confidences):
     return confidences
   low, high = confidences.min(), confidences.max()
   if low == high < 0:
-    print(f'{path}: all confidences are {low:g}: 1 is taken.', file=sys.stderr)
+    print(f'{path}: all confidences are {low:g}; using 1.', file=sys.stderr)
     return np.ones_like(confidences)
   if low < 0 or high > 1:
     raise harness.DamagedDataError(
-      f'{path}: confidences are from {low:g} to {high:g}, and the tracker was '
-      'trained with those within 0 and 1: scale the seventh column.'
+      f'{path}: confidences are from {low:g} to {high:g}, but the tracker was '
+      'trained on those within 0 and 1: rescale the seventh column.'
     )
   return confidences
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Tracks what the command line says; returns the exit status."""
+  """Runs the command line; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.tracking.track',
     description=__doc__,
@@ -122,28 +121,31 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     '--checkpoint',
     required=True,
-    help='workdir of train, of which search.npz is taken, or a file',
+    help='workdir of train, whose search.npz is loaded, or a file',
   )
   parser.add_argument(
-    '--detections', required=True, help='file of MOTChallenge to read'
+    '--detections',
+    required=True,
+    help='file in the MOTChallenge format to read',
   )
   parser.add_argument(
-    '--output', required=True, help='file of MOTChallenge to write'
+    '--output', required=True, help='file in the MOTChallenge format to write'
   )
   parser.add_argument('--overlay', help='.png or .gif')
   parser.add_argument('--images', help='folder of frames')
   parser.add_argument(
-    '--least_confidence',
+    '--min_confidence',
+    '--least_confidence',  # Former name.
     type=float,
     default=0.0,
-    help='lowest confidence of a detection, within 0 and 1; default '
+    help='smallest confidence of a detection, within 0 and 1; default '
     '%(default)s',
   )
   parser.add_argument(
     '--hypotheses',
     type=int,
     default=1,
-    help='number that are followed at once; default %(default)s',
+    help='hypotheses that are tracked at once; default %(default)s',
   )
   parser.add_argument(
     '--delay',
@@ -154,21 +156,21 @@ def main(arguments: Sequence[str]) -> int:
   )
   flags = parser.parse_args(arguments)
   try:
-    shown = track(
+    result = track(
       flags.checkpoint,
       flags.detections,
       flags.output,
-      picture=flags.overlay,
+      overlay_path=flags.overlay,
       images=flags.images,
-      least=flags.least_confidence,
+      min_confidence=flags.min_confidence,
       hypotheses=flags.hypotheses,
       delay=flags.delay,
     )
   except harness.UserError as error:
     print(f'track: {" ".join(str(error).split())}', file=sys.stderr)
     return 1
-  count = len(np.unique(shown.ids))
-  print(f'{flags.output}: {len(shown.ids)} boxes of {count} tracklets.')
+  count = len(np.unique(result.ids))
+  print(f'{flags.output}: {len(result.ids)} boxes of {count} tracklets.')
   return 0
 
 

@@ -1,15 +1,10 @@
-"""A tracker: online, and near-online with some hypotheses of everything.
+"""An online tracker; `near_online` builds on its steps.
 
-A frame: all tracklets are moved on; pairs of a tracklet and a detection within
-a gate get an affinity; an assignment of the largest sum is taken, pairs below 0
-left alone; what is left over within the gate may be matched by overlap; those
-still left begin a tracklet; tracklets that have not been seen for too long end.
-A tracklet is told from its third detection on, of which none may lack.
-
-Near-online, K states of everything go on side by side. Each is extended by its
-best assignment and by those without one of its most doubtful pairs; the K
-likeliest stay. A frame is told after a delay, by the best state then, and
-states that tell otherwise of that frame are dropped.
+Per frame: predict all tracklets; score the pairs of a tracklet and a detection
+within a gate; take the assignment of the largest sum, without pairs below 0;
+match the rest within the gate by overlap; start a tracklet from each detection
+that is left; end tracklets without a detection for too long. A tracklet is
+reported after `birth` consecutive detections.
 """
 
 from collections.abc import Callable
@@ -20,28 +15,28 @@ import scipy.optimize
 
 from experiments.tracking import detections, mot_files, motion, network
 
-NEVER = -1e6  # The affinity of a pair that may not be.
+FORBIDDEN = -1e6  # Affinity of a pair outside the gate.
 
 
 class Rules(NamedTuple):
-  """How tracklets begin, go on and end.
+  """Thresholds of matches, births and deaths.
 
   Attributes:
-    gate: squared innovations, summed, that a pair may have at most.
-    least: affinity of a pair, at least.
-    second: overlap of the second pass, more than this; above 1 for none, which
-      came out best on the training sequences of MOT17.
-    birth: detections in a row until a tracklet is told.
-    death: frames without a detection after which it ends.
-    sure: confidence of a detection that begins one, at least.
+    gate: largest squared Mahalanobis distance of a pair.
+    min_score: smallest affinity of a match.
+    second_overlap: smallest overlap of the second pass; above 1 for no second
+      pass, which was best on the training sequences of MOT17.
+    birth: consecutive detections before a tracklet is reported.
+    death: frames without a detection that end a tracklet.
+    min_confidence: smallest confidence of a detection that starts a tracklet.
   """
 
   gate: float = 100.0
-  least: float = 0.0
-  second: float = 2.0
+  min_score: float = 0.0
+  second_overlap: float = 2.0
   birth: int = 3
   death: int = 90
-  sure: float = 0.0
+  min_confidence: float = 0.0
 
 
 RULES = Rules()
@@ -50,21 +45,21 @@ RULES = Rules()
 class Frame(NamedTuple):
   """The detections of a frame; see `detections.Frames`."""
 
-  places: np.ndarray
-  sure: np.ndarray
-  looks: np.ndarray
+  boxes: np.ndarray
+  confidence: np.ndarray
+  embedding: np.ndarray
 
 
 class Model(NamedTuple):
-  """What tells how well a detection goes on with a tracklet.
+  """Scores how well detections continue tracklets.
 
   Attributes:
     noise: of the filter.
-    affinity: a function of `Near` and the tracklets' memory to affinities
-      (pairs,), 0 for indifference, and what `remember` may want of each pair.
-    begin: (motion, sure, looks) of first detections to a memory of nothing,
-      leading axis tracklets, and what `remember` wants of them.
-    remember: (memory, what `affinity` gave) to memory.
+    affinity: (`Candidates`, memory of the tracklets) to affinities (pairs,), 0
+      for indifference, and the memory updates of the pairs.
+    begin: (motion, confidence, embedding) of first detections to an empty
+      memory, leading axis tracklets, and its updates.
+    remember: (memory, updates) to memory.
   """
 
   noise: motion.Noise
@@ -73,128 +68,129 @@ class Model(NamedTuple):
   remember: Callable[..., tuple[np.ndarray, ...]]
 
 
-class Near(NamedTuple):
+class Candidates(NamedTuple):
   """Pairs of a tracklet and a detection within its gate.
 
   Attributes:
-    moved: motion of all tracklets at the frame.
+    predicted: motion of all tracklets at the frame.
     frame: all detections.
-    one: tracklets of the pairs, int (pairs,).
-    two: their detections, likewise.
-    off: innovations of the pairs over their deviations, (pairs, 4).
-    deviation: those of all tracklets, in sizes, (tracklets, 4).
+    track: tracklet of each pair, int (pairs,).
+    detection: detection of each pair, int (pairs,).
+    innovation: normalised innovation of each pair, (pairs, 4).
+    deviation: expected deviations of all tracklets, in sizes, (tracklets, 4).
   """
 
-  moved: motion.Motion
+  predicted: motion.Motion
   frame: Frame
-  one: np.ndarray
-  two: np.ndarray
-  off: np.ndarray
+  track: np.ndarray
+  detection: np.ndarray
+  innovation: np.ndarray
   deviation: np.ndarray
 
   def overlap(self) -> np.ndarray:
-    """That of the detections with the predictions, (pairs,)."""
-    middle = self.moved.mean[self.one, :, 0]
-    return motion.overlap(middle, self.frame.places[self.two])
+    """Overlap of each detection with the prediction, (pairs,)."""
+    centre = self.predicted.mean[self.track, :, 0]
+    return motion.overlap(centre, self.frame.boxes[self.detection])
 
 
-def learned(weights: network.Weights, noise: motion.Noise) -> Model:
-  """A network's scores, or the mean of several networks' ones, in numpy.
+def make_model(weights: network.Weights, noise: motion.Noise) -> Model:
+  """A model from a network, or from the mean score of several, in numpy.
 
   Args:
-    weights: of a network; of several, with a leading axis of them.
+    weights: of one network, or of several with a leading axis.
     noise: of the filter.
 
   Returns:
-    A model; what it remembers has that axis behind the tracklets'.
+    A model; its memory has the axis of the networks after the tracklets'.
   """
   weights = {name: np.asarray(x) for name, x in weights.items()}
   if weights['embed'].ndim == 2:
     weights = {name: x[None] for name, x in weights.items()}
-  # Networks first, then tracklets, so that one product is of all networks.
+  # Networks first, then tracklets: one product for all networks.
   weights = {
     name: x[:, None] if x.ndim == 2 else x for name, x in weights.items()
   }
-  turned = lambda several: tuple(np.swapaxes(x, 0, 1) for x in several)
+  swap = lambda arrays: tuple(np.swapaxes(x, 0, 1) for x in arrays)
 
-  def begin(begun, sure, looks):
-    del begun
-    seen = motion.at_first(sure, looks, noise)
-    (given,) = turned([network.embed(weights, seen)])
-    none = np.zeros_like(given)
-    return (none, none), given
+  def begin(initial, confidence, embedding):
+    del initial
+    features = motion.first_features(confidence, embedding, noise)
+    (x,) = swap([network.embed(weights, features)])
+    zero = np.zeros_like(x)
+    return (zero, zero), x
 
-  def affinity(near, memory):
-    one, two, moved, frame = near.one, near.two, near.moved, near.frame
-    rows = motion.of_rows(moved, near.deviation)
-    last = moved.place, motion.units(moved.place)
-    seen = motion.of_pairs(
-      rows[one],
-      near.off,
-      tuple(x[one] for x in last),
-      near.overlap(),
-      frame.places[two],
-      frame.sure[two],
-      moved.look[one],
-      frame.looks[two],
+  def affinity(candidates, memory):
+    track, detection = candidates.track, candidates.detection
+    predicted, frame = candidates.predicted, candidates.frame
+    rows = motion.tracklet_features(predicted, candidates.deviation)
+    last = predicted.last_box, motion.units(predicted.last_box)
+    features = motion.pair_features(
+      rows[track],
+      candidates.innovation,
+      tuple(x[track] for x in last),
+      candidates.overlap(),
+      frame.boxes[detection],
+      frame.confidence[detection],
+      predicted.embedding_sum[track],
+      frame.embedding[detection],
     )
-    # Once for each tracklet, not for each pair.
-    expected, part = network.known(weights, turned(memory)[0])
-    scores, found = network.of_pairs(
-      weights, expected[:, one], part[:, one], seen
+    # Once per tracklet, not per pair.
+    expected, part = network.tracklet_terms(weights, swap(memory)[0])
+    scores, x = network.score_pairs(
+      weights, expected[:, track], part[:, track], features
     )
-    return scores.mean(axis=0), turned([found])[0]
+    return scores.mean(axis=0), swap([x])[0]
 
-  def remember(memory, given):
-    state, cell, found = turned([*memory, given])
-    return turned(network.remember(weights, state, cell, found))
+  def remember(memory, updates):
+    return swap(network.remember(weights, *swap([*memory, updates])))
 
   return Model(noise, affinity, begin, remember)
 
 
 class Tracks(NamedTuple):
-  """Tracklets under way; every array has a leading axis of them.
+  """Current tracklets; every array has a leading axis of them.
 
   Attributes:
-    motion: where they are.
-    memory: what the model remembers.
-    hits: detections so far.
-    ids: from 1; 0 for those that are not told yet.
-    place: of the tracklet's detection in this frame, -1 for none.
-    next: identity that is free.
+    motion: filter state.
+    memory: of the model.
+    hits: number of detections.
+    ids: from 1; 0 before a tracklet is reported.
+    detection: index of the tracklet's detection in this frame, -1 for a miss.
+    next_id: the smallest unused identity.
   """
 
   motion: motion.Motion
   memory: tuple[np.ndarray, ...]
   hits: np.ndarray
   ids: np.ndarray
-  place: np.ndarray
-  next: int = 1
+  detection: np.ndarray
+  next_id: int = 1
 
 
 class Pairs(NamedTuple):
-  """Pairs of moved tracklets and detections.
+  """Affinities of predicted tracklets and detections.
 
   Attributes:
-    moved: motion of the tracklets at the frame.
-    affinity: (tracklets, detections); below any for pairs out of the gate.
-    given: what the model wants to remember of a pair, by its place there.
-    place: of a pair in `given`, int (tracklets, detections).
+    predicted: motion of the tracklets at the frame.
+    affinity: (tracklets, detections); `FORBIDDEN` outside the gate.
+    updates: memory updates of the pairs within the gate.
+    row: of a pair in `updates`, int (tracklets, detections).
   """
 
-  moved: motion.Motion
+  predicted: motion.Motion
   affinity: np.ndarray
-  given: Any
-  place: np.ndarray
+  updates: Any
+  row: np.ndarray
 
 
 def begin(model: Model, frame: Frame) -> Tracks:
-  """A tracklet for each detection of a frame."""
-  begun = motion.begin(frame.places, frame.looks, model.noise)
-  count = len(frame.sure)
+  """Starts a tracklet from each detection of a frame."""
+  initial = motion.begin(frame.boxes, frame.embedding, model.noise)
+  count = len(frame.confidence)
+  first = model.begin(initial, frame.confidence, frame.embedding)
   return Tracks(
-    begun,
-    model.remember(*model.begin(begun, frame.sure, frame.looks)),
+    initial,
+    model.remember(*first),
     np.ones(count, np.int64),
     np.zeros(count, np.int64),
     np.arange(count),
@@ -205,36 +201,41 @@ def _join(*parts):
   return np.concatenate(parts)
 
 
-def _take(motions, which):
-  return motion.Motion(*(x[which] for x in motions))
-
-
 def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
-  """Affinities of all pairs within the gate."""
-  moved = motion.predict(tracks.motion, np.float32(1), model.noise)
-  off, deviation = motion.innovations(moved, frame.places[None], model.noise)
-  far = np.einsum('ijk,ijk->ij', off, off)
-  one, two = (far <= rules.gate).nonzero()
-  near = Near(moved, frame, one, two, off[one, two], deviation)
-  found, given = model.affinity(near, tracks.memory)
-  affinity = np.full(far.shape, NEVER)
-  affinity[one, two] = found - rules.least
-  place = np.zeros(far.shape, np.int64)
-  place[one, two] = np.arange(len(one))
-  return Pairs(moved, affinity, given, place)
+  """Scores all pairs within the gate."""
+  predicted = motion.predict(tracks.motion, np.float32(1), model.noise)
+  innovation, deviation = motion.innovations(
+    predicted, frame.boxes[None], model.noise
+  )
+  distance = np.einsum('ijk,ijk->ij', innovation, innovation)
+  at = (distance <= rules.gate).nonzero()
+  candidates = Candidates(predicted, frame, *at, innovation[at], deviation)
+  scores, updates = model.affinity(candidates, tracks.memory)
+  affinity = np.full(distance.shape, FORBIDDEN)
+  affinity[at] = scores - rules.min_score
+  row = np.zeros(distance.shape, np.int64)
+  row[at] = np.arange(len(at[0]))
+  return Pairs(predicted, affinity, updates, row)
 
 
 def assign(affinity: np.ndarray) -> np.ndarray:
-  """Detections of tracklets, -1 for none: the largest sum above 0."""
+  """The assignment of the largest sum above 0.
+
+  Args:
+    affinity: (tracklets, detections).
+
+  Returns:
+    The detection of each tracklet, -1 for a miss.
+  """
   chosen = np.full(len(affinity), -1)
   one, two = scipy.optimize.linear_sum_assignment(-np.maximum(affinity, 0))
-  fine = affinity[one, two] > 0
-  chosen[one[fine]] = two[fine]
+  matched = affinity[one, two] > 0
+  chosen[one[matched]] = two[matched]
   return chosen
 
 
-def _left_over(chosen, count):
-  """Those of so many that are not among the chosen."""
+def _unmatched(chosen, count):
+  """Indices below `count` that are not chosen."""
   free = np.ones(count, bool)
   free[chosen[chosen >= 0]] = False
   return free.nonzero()[0]
@@ -243,19 +244,19 @@ def _left_over(chosen, count):
 def second_pass(
   pairs: Pairs, chosen: np.ndarray, frame: Frame, rules: Rules
 ) -> np.ndarray:
-  """Matches what is left over, the largest sum of overlaps above `second`."""
-  if rules.second > 1:
+  """Matches the unmatched within the gate by overlap."""
+  if rules.second_overlap > 1:
     return chosen
-  free = _left_over(chosen, len(frame.sure))
-  left = (chosen < 0).nonzero()[0]
-  if not (len(free) and len(left)):
+  free = _unmatched(chosen, len(frame.confidence))
+  lost = (chosen < 0).nonzero()[0]
+  if not (len(free) and len(lost)):
     return chosen
-  middle = pairs.moved.mean[left, :, 0]
-  near = motion.overlap(middle[:, None], frame.places[free][None])
-  near = np.where(pairs.affinity[np.ix_(left, free)] > NEVER, near, 0)
+  centre = pairs.predicted.mean[lost, :, 0]
+  overlaps = motion.overlap(centre[:, None], frame.boxes[free][None])
+  gated = pairs.affinity[np.ix_(lost, free)] > FORBIDDEN
+  second = assign(np.where(gated, overlaps, 0) - rules.second_overlap)
   chosen = chosen.copy()
-  also = assign(near - rules.second)
-  chosen[left] = np.where(also >= 0, free[also], -1)
+  chosen[lost] = np.where(second >= 0, free[second], -1)
   return chosen
 
 
@@ -267,116 +268,106 @@ def advance(
   frame: Frame,
   rules: Rules,
 ) -> Tracks:
-  """Tracklets after a frame, with births and deaths."""
-  count, matched = len(chosen), chosen >= 0
-  seen = matched.nonzero()[0]
-  theirs = chosen[seen]
-  fresh = [
+  """Updates tracklets by their detections, with births and deaths."""
+  count, hit = len(chosen), chosen >= 0
+  matched = hit.nonzero()[0]
+  detection = chosen[matched]
+  moved = motion.Motion(*(x[matched] for x in pairs.predicted))
+  updated = [
     motion.update(
-      _take(pairs.moved, seen),
-      frame.places[theirs],
-      frame.looks[theirs],
-      model.noise,
+      moved, frame.boxes[detection], frame.embedding[detection], model.noise
     )
   ]
-  known = [tuple(x[seen] for x in tracks.memory)]
-  given = [pairs.given[pairs.place[seen, theirs]]]
-  rest = _left_over(theirs, len(frame.sure))
-  rest = rest[frame.sure[rest] >= rules.sure]
-  if len(rest):  # Often nobody is born.
-    places, sure, looks = (x[rest] for x in frame)
-    fresh.append(motion.begin(places, looks, model.noise))
-    none, first = model.begin(fresh[1], sure, looks)
-    known.append(none)
-    given.append(first)
-  # What is born is remembered in the same call: most of its time is overhead.
-  memory = model.remember(tuple(map(_join, *known)), _join(*given))
+  memories = [tuple(x[matched] for x in tracks.memory)]
+  updates = [pairs.updates[pairs.row[matched, detection]]]
+  new = _unmatched(detection, len(frame.confidence))
+  new = new[frame.confidence[new] >= rules.min_confidence]
+  if len(new):
+    boxes, confidence, embedding = (x[new] for x in frame)
+    updated.append(motion.begin(boxes, embedding, model.noise))
+    memory, first = model.begin(updated[1], confidence, embedding)
+    memories.append(memory)
+    updates.append(first)
+  # One call for matched and new tracklets, since most of its time is overhead.
+  memory = model.remember(tuple(map(_join, *memories)), _join(*updates))
 
-  hits = tracks.hits + matched
-  told = hits >= rules.birth
-  ids, free = tracks.ids.copy(), tracks.next
-  new = (told & (ids == 0)).nonzero()[0]
-  ids[new] = free + np.arange(len(new))
-  late = pairs.moved.gap >= rules.death
-  alive = (matched | (told & ~late)).nonzero()[0]
-  # Rows of those before, then of those seen, then of those born.
-  order = np.arange(count + len(seen) + len(rest))
-  order[seen] = order[count : count + len(seen)]
-  order = _join(order[alive], order[count + len(seen) :])
-  tracks = Tracks(
-    motion.Motion(*(_join(*x)[order] for x in zip(pairs.moved, *fresh))),
+  hits = tracks.hits + hit
+  born = hits >= rules.birth
+  late = pairs.predicted.gap >= rules.death
+  alive = (hit | (born & ~late)).nonzero()[0]
+  # Rows: all tracklets before the frame, then the matched, then the new ones.
+  order = np.arange(count + len(matched) + len(new))
+  order[matched] = order[count : count + len(matched)]
+  order = _join(order[alive], order[count + len(matched) :])
+  hits = _join(hits[alive], np.ones_like(new))
+  ids = _join(tracks.ids[alive], np.zeros_like(new))
+  named = np.flatnonzero((ids == 0) & (hits >= rules.birth))
+  ids[named] = tracks.next_id + np.arange(len(named))
+  return Tracks(
+    motion.Motion(*(_join(*x)[order] for x in zip(pairs.predicted, *updated))),
     tuple(_join(*x)[order] for x in zip(tracks.memory, memory)),
-    _join(hits[alive], np.ones_like(rest)),
-    _join(ids[alive], np.zeros_like(rest)),
-    _join(chosen[alive], rest),
-    free + len(new),
+    hits,
+    ids,
+    _join(chosen[alive], new),
+    tracks.next_id + len(named),
   )
-  if rules.birth > 1:
-    return tracks
-  ids = tracks.ids.copy()
-  new = np.flatnonzero(ids == 0)
-  ids[new] = tracks.next + np.arange(len(new))
-  return tracks._replace(ids=ids, next=tracks.next + len(new))
 
 
-def frames_of(found: detections.Detected) -> list[Frame]:
-  """The detections of each frame, as float32."""
-  places = detections.places_of(found.boxes.boxes).astype(np.float32)
-  sure = found.boxes.confidences.astype(np.float32)
+def split_frames(detected: detections.Detected) -> list[Frame]:
+  """Splits detections by frame, as float32."""
+  boxes = detections.encode_boxes(detected.boxes.boxes).astype(np.float32)
+  confidence = detected.boxes.confidences.astype(np.float32)
   return [
-    Frame(places[rows], sure[rows], found.looks[rows])
-    for rows in found.boxes.by_frame(found.info.length)
+    Frame(boxes[rows], confidence[rows], detected.embedding[rows])
+    for rows in detected.boxes.by_frame(detected.info.length)
   ]
 
 
-def result(
-  found: detections.Detected, told: list[tuple[np.ndarray, np.ndarray]]
+def report(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+  """Identities and detections of the reported tracklets of a frame."""
+  shown = (tracks.ids > 0) & (tracks.detection >= 0)
+  return tracks.ids[shown], tracks.detection[shown]
+
+
+def as_boxes(
+  detected: detections.Detected, reports: list[tuple[np.ndarray, np.ndarray]]
 ) -> mot_files.Boxes:
-  """Boxes with identities, from identities and places of every frame.
+  """Converts the reports of all frames to boxes with identities.
 
   Args:
-    found: detections.
-    told: identities, and which detections of the frame they are, by frame.
+    detected: detections.
+    reports: output of `report` for each frame.
 
   Returns:
     Boxes.
   """
-  rows = found.boxes.by_frame(found.info.length)
-  at = [row[place] for row, (_, place) in zip(rows, told)]
-  at = np.concatenate([np.zeros(0, np.int64), *at])
-  ids = np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in told)])
-  return found.boxes.where(at)._replace(ids=ids)
-
-
-def told_of(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
-  """Identities and detections of a frame, of the tracklets that are told."""
-  shown = (tracks.ids > 0) & (tracks.place >= 0)
-  return tracks.ids[shown], tracks.place[shown]
+  rows = detected.boxes.by_frame(detected.info.length)
+  index = [row[detection] for row, (_, detection) in zip(rows, reports)]
+  none = np.zeros(0, np.int64)
+  ids = _join(none, *(ids for ids, _ in reports))
+  return detected.boxes.where(_join(none, *index))._replace(ids=ids)
 
 
 def online(
-  model: Model,
-  found: detections.Detected,
-  rules: Rules = RULES,
+  model: Model, detected: detections.Detected, rules: Rules = RULES
 ) -> mot_files.Boxes:
   """Tracks a sequence frame by frame.
 
   Args:
     model: of the affinities.
-    found: detections.
+    detected: detections.
     rules: of births, matches and deaths.
 
   Returns:
-    Boxes with identities: of every frame what was known in it.
+    Boxes with identities; each frame is reported at once.
   """
-  told, tracks = [], None
-  for frame in frames_of(found):
+  reports, tracks = [], None
+  for frame in split_frames(detected):
     if tracks is None:
-      empty = Frame(*(x[:0] for x in frame))
-      tracks = begin(model, empty)
+      tracks = begin(model, Frame(*(x[:0] for x in frame)))
     pairs = pair(model, tracks, frame, rules)
     chosen = assign(pairs.affinity)
     chosen = second_pass(pairs, chosen, frame, rules)
     tracks = advance(model, tracks, pairs, chosen, frame, rules)
-    told.append(told_of(tracks))
-  return result(found, told)
+    reports.append(report(tracks))
+  return as_boxes(detected, reports)

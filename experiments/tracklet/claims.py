@@ -1,4 +1,4 @@
-"""What Hu, Huang and Shen claim, and how it is judged here."""
+"""Claims of Hu, Huang and Shen, and the bounds that show them."""
 
 from experiments import harness
 
@@ -13,7 +13,7 @@ PAPER = harness.Paper(
 
 _SHARED = {
   'run': 'train',
-  # Untrained networks and scenes of seconds show nothing.
+  # Scenes of seconds and untrained networks show nothing.
   'presets': ('quick', 'paper'),
 }
 _ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
@@ -34,7 +34,8 @@ CLAIMS = (
     published='ablation of the paper',
   ),
   harness.Claim(
-    'The same, fewer identity switches.',
+    'Search in training has fewer identity switches than teacher forcing, '
+    'online.',
     metric='switches_lead/search/teacher_forcing',
     at_most=0,
     published='ablation of the paper',
@@ -42,7 +43,7 @@ CLAIMS = (
   ),
   *(
     harness.Claim(
-      f'{words} adds to the weights that both begin with: IDF1.',
+      f'{words} improves the pretrained weights: IDF1.',
       metric=f'idf1_lead/{name}/first_weights',
       at_least=0,
       **_SHARED,
@@ -53,21 +54,22 @@ CLAIMS = (
     )
   ),
   harness.Claim(
-    'A search by a network that was trained in searches keeps to one person: '
-    'purity at K = 4, against teacher forcing.',
+    'Search in training raises the purity of a search with K = 4 above that '
+    'after teacher forcing, by sums of scores.',
     metric='purity_lead/search/teacher_forcing/k4',
     at_least=0.08,
     **_SHARED,
   ),
   harness.Claim(
-    'The same in a search by log-probabilities, where what is compared is of '
-    'one kind.',
+    'Search in training raises the purity of a search with K = 4 above that '
+    'after teacher forcing, by log-probabilities.',
     metric='purity_lead/search/teacher_forcing/k4_normalised',
     at_least=0.08,
     **_SHARED,
   ),
   harness.Claim(
-    'The same, against teacher forcing without a search.',
+    'Search in training with K = 4 has a higher purity than teacher forcing '
+    'without a search.',
     metric='purity/search/k4',
     at_least='purity/teacher_forcing/k1',
     **_SHARED,
@@ -93,21 +95,21 @@ CLAIMS = (
     **_SHARED,
   ),
   harness.Claim(
-    'The better network is five points of IDF1 above the best classical '
-    'tracker, tuned on the training sequences.',
+    'The better network has at least 5 points more IDF1 than the best '
+    'classical tracker, tuned on the training sequences.',
     metric='idf1_lead/better/classical',
     at_least=5,
     **_SHARED,
   ),
   harness.Claim(
-    'Two sequences that nothing was trained on, with detections of a detector: '
-    'pooled IDF1 of the better network.',
+    'Pooled IDF1 of the better network on two sequences of another data set, '
+    'with real detections.',
     metric='idf1/better/untrained/all',
     at_least=68,
     **_SHARED,
   ),
   harness.Claim(
-    'With features of identity, of noise 1: IDF1 of teacher forcing.',
+    'IDF1 of teacher forcing with embeddings of noise 1.',
     run='curve',
     presets=('quick',),
     metric='idf1/teacher_forcing/standard/noise=1',
@@ -115,8 +117,8 @@ CLAIMS = (
   ),
   *(
     harness.Claim(
-      f'Hard detections, features of noise {noise:g}: search is above teacher '
-      'forcing in IDF1.',
+      f'Hard detections, embeddings of noise {noise:g}: search in training has '
+      'a higher IDF1 than teacher forcing.',
       run='curve',
       presets=('quick',),
       metric=f'idf1_lead/search/teacher_forcing/hard/noise={noise:g}',
@@ -126,14 +128,14 @@ CLAIMS = (
     for noise in (1.5, 2.0, 3.0)
   ),
   harness.Claim(
-    'The best tracker of other packages, tuned on the training sequences, on '
-    'the same detections: five points below what the networks are to reach.',
+    'The best tracker of other packages, tuned on the training sequences, is 5 '
+    'points below the bound of the networks, on the same detections.',
     run='peers',
     metric='idf1/best',
     at_most=60,
   ),
   harness.Claim(
-    'Near-online is no worse than online: IDF1 with search.',
+    'Near-online is no worse than online after search in training: IDF1.',
     metric='idf1_lead/search_near_online/search',
     at_least=0,
     published='53.3 against 51.3',

@@ -1,16 +1,17 @@
-"""Search against teacher forcing, by how much identity features tell.
+"""Search against teacher forcing, by the information in embeddings.
 
 Paper: Hu, Huang and Shen, Multi-object Tracking via End-to-end Tracklet
-Searching and Ranking, 2020; its features are a network's, of pictures.
+Searching and Ranking, 2020; its embeddings are those of an image network.
 
     python -m experiments.tracklet.curve --preset=quick --data_dir=DATA
 
-Expected: IDF1 falls as the noise of the features grows, from about 75 to what
-motion alone gives. Time: 35 CPU-minutes.
+Expected: IDF1 falls as the noise of the embeddings grows, from about 75 to that
+of motion only. Time: 35 CPU-minutes.
 
-Each condition is a run of `train`, in a folder of its own: a detector, standard
-or hard, and the noise of simulated identity features, whose area under the
-curve, of pairs of one person above pairs of two, is measured; or motion alone.
+Each condition is a run of `train` in a folder of its own: a detector, standard
+or hard, with motion only or with simulated embeddings of some noise. The area
+under the ROC curve, for pairs of one person against pairs of two, measures how
+well the embeddings identify people.
 """
 
 import dataclasses
@@ -33,9 +34,9 @@ class Settings(train.Settings):
   """Conditions, and the size of each run.
 
   Attributes:
-    noises: of features, with the standard detector.
-    hard: noises of features, with the hard one.
-    alone: whether both detectors are tried by motion alone as well.
+    noises: of embeddings, with the standard detector.
+    hard: noises of embeddings, with the hard detector.
+    alone: whether to add motion only, for both detectors.
   """
 
   noises: Annotated[tuple[float, ...], harness.Allowed(0)] = (
@@ -53,7 +54,7 @@ PRESETS = {
     network=learning.Network(members=1),
     windows=learning.Windows(measured=256),
     training=learning.Training(1_000, 200, 700),
-    full=False,  # What is compared are the two ways to train.
+    full=False,  # Only the two ways of training are compared.
     seeds=2,
   ),
   'smoke': Settings(
@@ -72,14 +73,14 @@ PRESETS = {
 
 
 class Condition(NamedTuple):
-  """A detector, and the noise of its features: a number, or `ALONE`."""
+  """A detector, and the noise of its embeddings: a number, or `ALONE`."""
 
   detector: str
   noise: float | str
 
   @property
   def folder(self) -> str:
-    """Its name."""
+    """The name of the condition's folder."""
     noise = self.noise if self.noise == ALONE else f'{self.noise:g}'
     return f'{self.detector}-{noise}'
 
@@ -87,28 +88,28 @@ class Condition(NamedTuple):
 def conditions(
   settings: Settings,
 ) -> Iterator[tuple[Condition, train.Settings]]:
-  """Conditions, each with the settings of its run of `train`."""
+  """Yields the conditions, each with the settings of its run of `train`."""
   fields = [field.name for field in dataclasses.fields(train.Settings)]
   base = train.Settings(**{name: getattr(settings, name) for name in fields})
   for detector in DETECTORS:
     noises = settings.noises if detector == 'standard' else settings.hard
     for noise in (*((ALONE,) if settings.alone and noises else ()), *noises):
-      features = {'embedding': 0} if noise == ALONE else {'noise': noise}
-      data = dataclasses.replace(base.data, detector=detector, **features)
+      changes = {'embedding': 0} if noise == ALONE else {'noise': noise}
+      data = dataclasses.replace(base.data, detector=detector, **changes)
       run = dataclasses.replace(base, data=data)
       yield Condition(detector, noise), run
 
 
 def add(
-  results: harness.Results, condition: Condition, found: harness.Results
+  results: harness.Results, condition: Condition, run: harness.Results
 ) -> None:
-  """Adds the numbers of a condition's run."""
+  """Adds the numbers of a condition's run to the results."""
   at = {'detector': condition.detector, 'noise': condition.noise}
-  metrics = found.metrics()
+  metrics = run.metrics()
   for name in BOTH:
-    results.add({'method': name, **at}, idf1=found[f'idf1/{name}'])
+    results.add({'method': name, **at}, idf1=run[f'idf1/{name}'])
   for measure in ('idf1_lead', 'switches_lead'):
-    number = found['/'.join((measure, *BOTH))]
+    number = run['/'.join((measure, *BOTH))]
     results.put({'method': BOTH[0], 'over': BOTH[1], **at}, {measure: number})
   if 'auc' in metrics:
     results.add(at, auc=metrics['auc'])
@@ -117,11 +118,11 @@ def add(
 def curves(
   runs: Mapping[Condition, harness.Results], detector: str
 ) -> dict[str, tuple[list[float], list[list[float]]]]:
-  """IDF1 by what the features tell: areas, and ends of intervals, by label.
+  """IDF1 over the ROC area: areas, and interval ends, by label.
 
-  What motion alone gives is a level line, from features that tell nothing.
+  Motion only is a level line over all areas.
   """
-  found: dict[str, list[tuple[float, list[float]]]] = {}
+  points: dict[str, list[tuple[float, list[float]]]] = {}
   for method in BOTH:
     label = method.replace('_', ' ')
     for condition, run in runs.items():
@@ -130,32 +131,31 @@ def curves(
       mean, half, *_ = run[f'idf1/{method}']
       ends = [mean - half, mean + half]
       if condition.noise == ALONE:
-        found[f'{label}, motion alone'] = [(0.5, ends), (1.0, ends)]
+        points[f'{label}, motion only'] = [(0.5, ends), (1.0, ends)]
       else:
-        found.setdefault(label, []).append((run.mean('auc'), ends))
-  # By areas, along which a line is drawn.
-  return {k: tuple(map(list, zip(*sorted(v)))) for k, v in found.items()}
+        points.setdefault(label, []).append((run.mean('auc'), ends))
+  return {k: tuple(map(list, zip(*sorted(v)))) for k, v in points.items()}
 
 
 def draw(
   runs: Mapping[Condition, harness.Results],
 ) -> matplotlib.figure.Figure:
-  """IDF1 by areas, with intervals, a panel for each detector."""
+  """Draws IDF1 over the ROC area, with intervals, one panel per detector."""
   panels = [
     harness.Panel(
-      found,
-      xlabel='area under the curve of pairs, by features',
+      lines,
+      xlabel='ROC area of the embeddings',
       ylabel='IDF1',
       title=f'{detector} detections',
     )
     for detector in DETECTORS
-    if (found := curves(runs, detector))
+    if (lines := curves(runs, detector))
   ]
   return harness.draw_panels(panels, band='range')
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Trains every condition."""
+  """Runs every condition."""
   results, runs = harness.Results(), {}
   for condition, settings in conditions(options.settings):
     print(f'Condition {condition.folder}.', flush=True)

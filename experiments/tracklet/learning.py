@@ -1,4 +1,4 @@
-"""Trains score networks: teacher forcing first, then that or search."""
+"""Trains score networks: teacher forcing, then more of it or search."""
 
 import dataclasses
 import functools
@@ -16,34 +16,13 @@ from experiments.tracking import detections, motion, network
 from experiments.tracklet import search, windows
 
 
-class Losses(NamedTuple):
-  """Weights of the losses, and the search that they are of.
-
-  Attributes:
-    beam: no hypotheses for teacher forcing.
-    own: weight of the cross entropy on histories of the beam.
-    pairs: weight of margin and rank.
-    alpha: of the margin.
-    beta: of the ranks.
-  """
-
-  beam: search.Beam
-  own: float = 0.1
-  pairs: float = 0.2
-  alpha: float = 2.0
-  beta: float = 1.0
-
-
-TEACHER = Losses(search.Beam(0))
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
   """Networks of a tracker.
 
   Attributes:
     hidden: units of the LSTM and of the perceptron.
-    members: networks whose scores are averaged; all of them are trained alike.
+    members: networks whose scores are averaged, from different first weights.
   """
 
   hidden: int = 64
@@ -56,10 +35,10 @@ class Windows:
 
   Attributes:
     window: steps of a window.
-    jumps: probability that a step of a window is not the next frame.
-    max_gap: frames of such a step, at most.
+    jumps: probability that a step of a window is longer than a frame.
+    max_gap: longest step in frames.
     batch: windows of an update.
-    measured: windows that purities are measured on.
+    measured: windows for the measurement of purities.
   """
 
   window: Annotated[int, harness.Allowed(2)] = 16
@@ -71,16 +50,16 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Search in training, and its losses.
+  """The search in training, and its losses.
 
   Attributes:
-    hypotheses: K of the search in training.
-    candidates: detections that extend a hypothesis, beside null.
-    rollout_loss: weight of the cross entropy on the search's histories, those
-      that are mostly of the target.
-    rank_loss: weight of margin and rank.
-    alpha: margin of a tracklet without a right choice.
-    beta: margin by the difference of purities.
+    hypotheses: K of the search in training; 0 is teacher forcing.
+    candidates: nearest detections that extend a hypothesis, without null.
+    rollout_loss: weight of the cross entropy on the search's own histories with
+      a purity of at least 0.5.
+    rank_loss: weight of the margin and rank losses.
+    alpha: margin of a tracklet without a correct choice.
+    beta: margin per difference of purities.
   """
 
   hypotheses: int = 4
@@ -90,25 +69,19 @@ class Search:
   alpha: float = 2.0
   beta: float = 1.0
 
-  def losses(self) -> Losses:
-    """Weights of the losses, and the search that they are of."""
-    beam = search.Beam(self.hypotheses, self.candidates)
-    weights = self.rollout_loss, self.rank_loss, self.alpha, self.beta
-    return Losses(beam, *weights)
-
 
 @dataclasses.dataclass(frozen=True)
 class Training:
   """Updates of the networks.
 
   Attributes:
-    pretrain_steps: of teacher forcing, that both ways begin with.
-    search_steps: of search then.
-    forcing_steps: of teacher forcing in its place; one of search takes as long
-      as some five.
-    rate: Adam's, at first; falls to a tenth. From there half of it, down to a
-      hundredth.
-    chunk: between two records.
+    pretrain_steps: of teacher forcing, common to both ways of training.
+    search_steps: of search after that.
+    forcing_steps: of teacher forcing after that; one step of search takes as
+      long as about five of these.
+    rate: first learning rate of Adam in pretraining, which ends at a tenth; the
+      second stage starts at half and ends at a hundredth of that.
+    chunk: updates between two records.
   """
 
   pretrain_steps: int = 2_000
@@ -119,41 +92,42 @@ class Training:
 
 
 class Task(NamedTuple):
-  """What networks are trained on, and how large they are.
+  """Training data, and the size of the networks.
 
   Attributes:
     data: padded detections of the training sequences.
     noise: of the filter.
     hidden: units of a layer.
-    drawn: `steps`, `jumps` and `longest` of `windows.draw`.
+    window: `steps`, `jumps` and `max_gap` of `windows.draw`.
     batch: windows of an update.
   """
 
   data: detections.Frames
   noise: motion.Noise
   hidden: int
-  drawn: dict[str, Any]
+  window: dict[str, Any]
   batch: int
 
 
-def loss_of(task: Task, losses: Losses) -> Callable[[Any, Any], Any]:
-  """The loss of a batch of windows, a function of (weights, windows)."""
+def make_loss(task: Task, settings: Search) -> Callable[[Any, Any], Any]:
+  """Makes the loss of a batch, a function of (weights, windows)."""
+  beam = search.Beam(settings.hypotheses, settings.candidates)
 
   def loss(weights, batch):
-    found = jax.vmap(
+    result = jax.vmap(
       lambda window: search.search(
         weights,
         window,
         task.noise,
-        losses.beam,
-        alpha=losses.alpha,
-        beta=losses.beta,
+        beam,
+        alpha=settings.alpha,
+        beta=settings.beta,
       )
     )(batch)
-    each = found.truth_loss
-    if losses.beam.hypotheses:
-      each = each + losses.own * found.own_loss
-      each = each + losses.pairs * (found.margin + found.rank)
+    each = result.truth_loss
+    if beam.hypotheses:
+      each = each + settings.rollout_loss * result.rollout_loss
+      each = each + settings.rank_loss * (result.margin + result.rank)
     return jnp.mean(each)
 
   return loss
@@ -164,9 +138,9 @@ class Run(NamedTuple):
 
   Attributes:
     options: seeds and workdir.
-    identity: settings on which a run depends.
+    identity: settings that a run depends on.
     chunk: updates between two records.
-    members: networks of a seed; those of one stand side by side.
+    members: networks per seed; those of a seed are adjacent.
   """
 
   options: harness.Options
@@ -175,7 +149,7 @@ class Run(NamedTuple):
   members: int = 1
 
   def seeds(self) -> list[int]:
-    """Of all networks."""
+    """Seeds of all networks."""
     return [
       seed * self.members + i
       for seed in self.options.seeds
@@ -186,7 +160,7 @@ class Run(NamedTuple):
 def train(
   task: Task,
   run: Run,
-  losses: Losses,
+  settings: Search,
   *,
   name: str,
   rate: float,
@@ -194,40 +168,42 @@ def train(
   end: float = 0.1,
   start: Any = None,
 ) -> harness.Trained:
-  """Trains networks for each seed; Adam with a rate that falls by a cosine.
+  """Trains the networks of each seed by Adam with a cosine schedule.
 
   Args:
-    task: what to train on.
+    task: training data.
     run: what all networks have in common.
-    losses: of teacher forcing or of search.
+    settings: of the search and its losses.
     name: of the run in the workdir.
-    rate: of Adam, at first.
+    rate: first learning rate.
     steps: updates.
-    end: share of the rate at the end.
+    end: last learning rate, as a share of the first.
     start: weights with a leading axis of networks; None draws them.
 
   Returns:
-    The run.
+    The trained networks.
   """
-  falling = optax.cosine_decay_schedule(rate, steps, end)
+  schedule = optax.cosine_decay_schedule(rate, steps, end)
   solver = optax.chain(
-    bj.gradient(loss_of(task, losses)),
+    bj.gradient(make_loss(task, settings)),
     optax.clip_by_global_norm(1.0),
-    optax.adam(falling),
+    optax.adam(schedule),
   )
-  numbers = task.data.looks.shape[-1]
+  embedding_size = task.data.embedding.shape[-1]
 
   def init(context):
     if start is not None:
       return context.own
-    return network.init(context.key, hidden=task.hidden, looks=numbers)
+    return network.init(
+      context.key, hidden=task.hidden, embedding_size=embedding_size
+    )
 
   return harness.train(
     solver,
     harness.Task(
       init,
       batch=lambda context: windows.batch(
-        context.key, context.data, task.batch, **task.drawn
+        context.key, context.data, task.batch, **task.window
       ),
       data=jax.tree.map(jnp.asarray, task.data),
       shard=False,
@@ -245,17 +221,17 @@ def train(
 
 
 @functools.lru_cache(maxsize=4)
-def _purity(noise, beam):
-  """The mean purity of windows, compiled once for networks of one size."""
+def _mean_purity(noise, beam):
+  """Compiles the mean purity over windows, once per network size."""
 
-  def found(weights, held):
+  def mean(weights, batch):
     one = lambda window: search.search(weights, window, noise, beam).purity
-    return jax.vmap(one)(held).mean()
+    return jax.vmap(one)(batch).mean()
 
-  return jax.jit(found)
+  return jax.jit(mean)
 
 
-def purities(
+def measure_purity(
   weights: Any,
   task: Task,
   data: detections.Frames,
@@ -265,61 +241,60 @@ def purities(
   key: int = 0,
   normalised: bool = False,
 ) -> np.ndarray:
-  """Purity of the best hypothesis on windows, the truth never put in.
+  """Measures the purity of the best hypothesis, without resets to the truth.
 
   Args:
-    weights: leaves (seeds, ...).
-    task: as it was trained on.
+    weights: leaves (networks, ...).
+    task: of the training.
     data: of the windows.
     hypotheses: of the beam.
     count: windows.
     key: of their draw.
-    normalised: whether tracklets are compared by log-probabilities.
+    normalised: whether tracklets are compared by log-probability.
 
   Returns:
-    Means over the windows, (seeds,).
+    Means over the windows, (networks,).
   """
-  held = windows.batch(
-    jax.random.key(key), jax.tree.map(jnp.asarray, data), count, **task.drawn
+  batch = windows.batch(
+    jax.random.key(key), jax.tree.map(jnp.asarray, data), count, **task.window
   )
-
   beam = search.Beam(hypotheses, reset=False, normalised=normalised)
-  found = _purity(task.noise, beam)
-  alone = lambda i: jax.tree.map(lambda x: x[i], weights)
-  seeds = len(jax.tree.leaves(weights)[0])
-  return np.array([float(found(alone(i), held)) for i in range(seeds)])
+  mean = _mean_purity(task.noise, beam)
+  member = lambda i: jax.tree.map(lambda x: x[i], weights)
+  networks = len(jax.tree.leaves(weights)[0])
+  return np.array([float(mean(member(i), batch)) for i in range(networks)])
 
 
 def fit_noise(
-  several: list[detections.Detected],
+  sequences: list[detections.Detected],
   *,
-  steps: int = 60,
-  most: int = 30,
+  max_steps: int = 60,
+  max_tracks: int = 30,
   rng: np.random.Generator,
 ) -> motion.Noise:
-  """Noise of a filter by maximum likelihood on matched detections.
+  """Fits the noise of a filter to matched detections by maximum likelihood.
 
   Args:
-    several: detections with identities.
-    steps: of a trajectory, at most.
-    most: trajectories of a sequence, at most.
-    rng: of the choice.
+    sequences: detections with identities.
+    max_steps: of a trajectory.
+    max_tracks: trajectories of a sequence.
+    rng: of the choice of trajectories.
 
   Returns:
     `motion.Noise`.
   """
-  places, gaps = [], []
-  for found in several:
-    known = np.unique(found.ids[found.ids >= 0])
-    for identity in rng.permutation(known)[:most]:
-      at = np.flatnonzero(found.ids == identity)[:steps]
+  boxes, gaps = [], []
+  for detected in sequences:
+    known = np.unique(detected.ids[detected.ids >= 0])
+    for identity in rng.permutation(known)[:max_tracks]:
+      at = np.flatnonzero(detected.ids == identity)[:max_steps]
       if len(at) < 10:
         continue
-      pad = (0, steps - len(at))
-      frames = found.boxes.frames[at]
-      where = detections.places_of(found.boxes.boxes[at])
-      places.append(np.pad(where, (pad, (0, 0)), mode='edge'))
+      pad = (0, max_steps - len(at))
+      frames = detected.boxes.frames[at]
+      encoded = detections.encode_boxes(detected.boxes.boxes[at])
+      boxes.append(np.pad(encoded, (pad, (0, 0)), mode='edge'))
       gaps.append(np.pad(np.diff(frames, prepend=frames[0]), pad))
-  if not places:
+  if not boxes:
     return motion.Noise()
-  return motion.fit(np.array(places), np.array(gaps))
+  return motion.fit(np.array(boxes), np.array(gaps))

@@ -1,14 +1,14 @@
-"""Runs the trackers of other packages; a script of an environment of its own.
+"""Runs the trackers of other packages, in an environment of their own.
 
     python -m venv PEERS && PEERS/bin/pip install 'trackers>=2.6,<2.7' \
       norfair-enough
     PEERS/bin/python -I experiments/tracklet/peer_trackers.py JOBS.json
 
-It knows nothing of this repository, and `peers` calls it. A job is a tracker,
-its options and sequences, each a file of detections, how many frames there are,
-and where the result goes, both in the format of MOTChallenge. Seconds of
-tracking alone, without reading and writing, by the clock and of all processors,
-are written to `JOBS.json.times`.
+This script imports nothing of this repository; `peers` runs it. A job has a
+tracker, its options and sequences: a file of detections, the number of frames,
+and the file of the result, in the MOTChallenge format. The time of tracking,
+without reading and writing, is written to `JOBS.json.times`: seconds of wall
+time and of processor time.
 """
 
 import json
@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-# The clocks of `trackers` are in frames at this rate.
+# At this rate, the buffers of `trackers` are in frames.
 _RATE = 30.0
 CLASSES = {
   'sort': 'SORTTracker',
@@ -29,7 +29,7 @@ CLASSES = {
 
 
 def read(path, length):
-  """Boxes by frame: left, top, right, low, confidence; frames from 1."""
+  """Reads boxes by frame: left, top, right, bottom, confidence."""
   with open(path, encoding='utf-8') as file:
     rows = [line.split(',')[:7] for line in file if line.strip()]
   table = np.array(rows, np.float64).reshape(-1, 7)
@@ -38,29 +38,29 @@ def read(path, length):
 
 
 def write(path, rows):
-  """Writes rows (frame, identity, left, top, right, low)."""
+  """Writes rows (frame, identity, left, top, right, bottom)."""
   with open(path, 'w', encoding='utf-8') as file:
-    for frame, identity, left, top, right, low in rows:
+    for frame, identity, left, top, right, bottom in rows:
       file.write(
         f'{frame},{identity},{left:.2f},{top:.2f},{right - left:.2f},'
-        f'{low - top:.2f},1,-1,-1,-1\n'
+        f'{bottom - top:.2f},1,-1,-1,-1\n'
       )
 
 
 def clocks():
-  """Seconds by the clock, and of all processors."""
+  """Seconds of wall time and of processor time."""
   return np.array([time.perf_counter(), time.process_time()])
 
 
 def by_trackers(name, options, frames):
-  """A tracker of the package `trackers`: rows, and seconds by both clocks."""
+  """Runs a tracker of the package `trackers`: rows, and seconds by `clocks`."""
   import supervision
   import trackers
 
-  if name == 'bot_sort':  # Without pictures there is no camera to follow.
+  if name == 'bot_sort':  # Camera motion cannot be estimated without pictures.
     options = {'enable_cmc': False, **options}
   tracker = getattr(trackers, CLASSES[name])(frame_rate=_RATE, **options)
-  given = [
+  inputs = [
     supervision.Detections(
       xyxy=boxes[:, :4],
       confidence=boxes[:, 4],
@@ -68,27 +68,27 @@ def by_trackers(name, options, frames):
     )
     for boxes in frames
   ]
-  begin, shown = clocks(), []
-  for found in given:
-    shown.append(tracker.update(found))
+  begin, outputs = clocks(), []
+  for frame in inputs:
+    outputs.append(tracker.update(frame))
   seconds = clocks() - begin
   rows = [
     (frame, int(identity), *box)
-    for frame, found in enumerate(shown, 1)
-    if found.tracker_id is not None
-    for identity, box in zip(found.tracker_id, found.xyxy)
+    for frame, output in enumerate(outputs, 1)
+    if output.tracker_id is not None
+    for identity, box in zip(output.tracker_id, output.xyxy)
     if identity >= 0
   ]
   return rows, seconds
 
 
 def by_norfair(options, frames):
-  """Norfair's tracker: rows, and seconds by both clocks."""
+  """Runs Norfair's tracker: rows, and seconds by `clocks`."""
   import norfair
 
   defaults = {'distance_function': 'iou', 'distance_threshold': 0.7}
   tracker = norfair.Tracker(**{**defaults, **options})
-  given = [
+  inputs = [
     [
       norfair.Detection(
         box[:4].reshape(2, 2), scores=np.full(2, box[4]), data=(frame, box)
@@ -97,16 +97,16 @@ def by_norfair(options, frames):
     ]
     for frame, boxes in enumerate(frames, 1)
   ]
-  begin, shown = clocks(), []
-  for frame, found in enumerate(given, 1):
-    # It tells of those as well who are not seen now; they are left out.
-    shown += [
-      (frame, one.id, one.last_detection.data) for one in tracker.update(found)
+  begin, outputs = clocks(), []
+  for frame, boxes in enumerate(inputs, 1):
+    outputs += [
+      (frame, one.id, one.last_detection.data) for one in tracker.update(boxes)
     ]
   seconds = clocks() - begin
+  # Norfair also reports objects without a detection in the frame.
   rows = [
     (frame, identity, *box[:4])
-    for frame, identity, (at, box) in shown
+    for frame, identity, (at, box) in outputs
     if at == frame
   ]
   return rows, seconds
@@ -116,14 +116,14 @@ def run(path):
   """Runs the jobs of a file."""
   with open(path, encoding='utf-8') as file:
     jobs = json.load(file)
-  read_before, times = {}, []
+  cache, times = {}, []
   for job in jobs:
     seconds, count = np.zeros(2), 0
     for sequence in job['sequences']:
       key = sequence['detections'], sequence['length']
-      if key not in read_before:
-        read_before[key] = read(*key)
-      frames = read_before[key]
+      if key not in cache:
+        cache[key] = read(*key)
+      frames = cache[key]
       if job['tracker'] == 'norfair':
         rows, more = by_norfair(job['options'], frames)
       else:

@@ -1,20 +1,20 @@
-"""Trackers of other packages on the same detections, judged in the same way.
+"""Trackers of other packages on the same detections.
 
 Paper: Hu, Huang and Shen, Multi-object Tracking via End-to-end Tracklet
-Searching and Ranking, 2020; these are not of the paper.
+Searching and Ranking, 2020; these trackers are not in the paper.
 
     python -m venv PEERS && PEERS/bin/pip install 'trackers>=2.6,<2.7' \
       norfair-enough
     BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.tracklet.peers
         --preset=quick --data_dir=DATA
 
-Expected: the best of them at about 62 of IDF1 on MOT17-09. Time: 15 minutes.
+Expected: the best of them at an IDF1 of about 62 on MOT17-09. Time: 15 minutes.
 
-The packages are in an environment of their own, whose Python the variable
-BILEVEL_JAX_PEERS names: `peer_trackers` runs there, on files of detections.
-Each tracker is judged with its own defaults, and with the point of a grid that
-has the best mean IDF1 on the training sequences, in the simulation on which the
-trackers of `train` are tuned as well; a grid whose end is chosen is widened.
+The packages have an environment of their own, whose Python is named by
+BILEVEL_JAX_PEERS; `peer_trackers` runs there on files of detections. Each
+tracker is scored with its defaults, and with the better of these and the point
+of a grid with the best mean IDF1 on the training sequences, in the simulation
+that `train` tunes on. A grid is extended where its end is chosen.
 """
 
 import dataclasses
@@ -36,26 +36,24 @@ from experiments.tracklet import simulation, untrained
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
 _SCRIPT = pathlib.Path(__file__).with_name('peer_trackers.py')
-_WIDENINGS = 6
 _axis = lambda *values, bounds=(0.0, 1.0): comparison.Axis(values, bounds)
-# Frames; more than a sequence has make no difference.
+# In frames; a sequence has fewer than the bound.
 _BUFFER = {'lost_track_buffer': _axis(30, 60, bounds=(1, 960))}
 _BIRTH = {'minimum_consecutive_frames': judging.BIRTH}
-# Confidences are from .05 on.
-_SURE = {'high_conf_det_threshold': _axis(0.4, 0.6, bounds=(0.05, 1.0))}
+# The smallest simulated confidence is 0.05.
+_HIGH = {'high_conf_det_threshold': _axis(0.4, 0.6, bounds=(0.05, 1.0))}
 _NEW = {'track_activation_threshold': _axis(0.5, 0.7, bounds=(0.05, 1.0))}
 
-# What is tried of each on the training sequences, beside its defaults; an axis
-# is widened where its end is chosen.
+# Points to try on the training sequences besides the defaults.
 GRIDS: dict[str, dict[str, comparison.Axis]] = {
   'sort': {**_BUFFER, **_BIRTH, 'minimum_iou_threshold': _axis(0.2, 0.3)},
-  'bytetrack': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
-  'oc_sort': {**_BUFFER, **_BIRTH, **_SURE},
-  'bot_sort': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
-  'c_biou': {**_BUFFER, **_BIRTH, **_SURE, **_NEW},
+  'bytetrack': {**_BUFFER, **_BIRTH, **_HIGH, **_NEW},
+  'oc_sort': {**_BUFFER, **_BIRTH, **_HIGH},
+  'bot_sort': {**_BUFFER, **_BIRTH, **_HIGH, **_NEW},
+  'c_biou': {**_BUFFER, **_BIRTH, **_HIGH, **_NEW},
   'norfair': {
     'distance_threshold': _axis(0.7, 0.9),
-    # A delay is to be below the counter.
+    # The delay must be below the counter.
     'hit_counter_max': _axis(15, 30, bounds=(8, 960)),
     'initialization_delay': _axis(1, 3, bounds=(0, 7)),
   },
@@ -64,12 +62,12 @@ GRIDS: dict[str, dict[str, comparison.Axis]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the peers are judged on, as in `train`.
+  """Settings; the data are those of `train`.
 
   Attributes:
-    data: sequences, and detections that are simulated of them.
-    tuned: whether the grids are tried.
-    trackers: by their names.
+    data: sequences, and their simulated detections.
+    tuned: whether to tune each tracker.
+    trackers: their names.
   """
 
   data: simulation.Data = simulation.Data()  # noqa: RUF009
@@ -97,72 +95,72 @@ def _has_both(interpreter):
     return False
 
 
-def python() -> str:
-  """The interpreter of the environment that the packages are in.
+def interpreter() -> str:
+  """The Python of the environment with the packages.
 
   Raises:
-    SettingsError: if it lacks them; says how to make one.
+    SettingsError: if a package is missing; says how to make an environment.
   """
-  given = os.environ.get(PYTHON_VARIABLE, sys.executable)
-  if not _has_both(given):
+  path = os.environ.get(PYTHON_VARIABLE, sys.executable)
+  if not _has_both(path):
     raise harness.SettingsError(
-      f'{given} has not both packages, trackers and norfair-enough: make an '
-      'environment by `python -m venv PEERS && PEERS/bin/pip install '
-      "'trackers>=2.6,<2.7' norfair-enough`, and name its Python in "
-      f'{PYTHON_VARIABLE}, PEERS/bin/python.'
+      f'{path} lacks trackers or norfair-enough: make an environment by '
+      '`python -m venv PEERS && PEERS/bin/pip install '
+      "'trackers>=2.6,<2.7' norfair-enough`, and set "
+      f'{PYTHON_VARIABLE} to its Python, PEERS/bin/python.'
     )
-  return given
+  return path
 
 
 def run_jobs(
   jobs: Sequence[Mapping[str, Any]],
-  given: Sequence[detections.Detected],
+  sequences: Sequence[detections.Detected],
   folder: pathlib.Path,
 ) -> tuple[list[list[mot_files.Boxes]], list[dict[str, float]]]:
   """Runs trackers on detections, in their own environment.
 
   Args:
     jobs: `tracker` and `options` of each.
-    given: detections, of which files are written.
-    folder: of the files.
+    sequences: detections.
+    folder: of the files of detections and results.
 
   Returns:
-    Results of each job on each of the detections, and `seconds`, `cpu_seconds`
-    and `frames` of each job.
+    Results of each job on each sequence, and `seconds`, `cpu_seconds` and
+    `frames` of each job.
 
   Raises:
-    SettingsError: if a tracker fails; says its last words.
+    SettingsError: if a tracker fails; quotes the last line of its error.
   """
   folder.mkdir(parents=True, exist_ok=True)
   paths = []
-  for i, found in enumerate(given):
-    paths.append(folder / f'{i}-{found.info.name}.txt')
-    mot_files.write_boxes(paths[-1], found.boxes)
+  for i, detected in enumerate(sequences):
+    paths.append(folder / f'{i}-{detected.info.name}.txt')
+    mot_files.write_boxes(paths[-1], detected.boxes)
   listed = [
     {
       **job,
       'sequences': [
         {
           'detections': str(path),
-          'length': found.info.length,
+          'length': detected.info.length,
           'output': str(path.with_suffix(f'.{i}.result')),
         }
-        for path, found in zip(paths, given)
+        for path, detected in zip(paths, sequences)
       ],
     }
     for i, job in enumerate(jobs)
   ]
   path = folder / 'jobs.json'
   path.write_text(json.dumps(listed), encoding='utf-8')
-  done = subprocess.run(
-    [python(), '-I', str(_SCRIPT), str(path)],
+  process = subprocess.run(
+    [interpreter(), '-I', str(_SCRIPT), str(path)],
     capture_output=True,
     text=True,
     check=False,
   )
-  if done.returncode:
-    said = done.stderr.strip().splitlines() or ['nothing']
-    raise harness.SettingsError(f'a tracker of a peer failed: {said[-1]}')
+  if process.returncode:
+    lines = process.stderr.strip().splitlines() or ['no message']
+    raise harness.SettingsError(f'a tracker of a peer failed: {lines[-1]}')
   results = [
     [
       mot_files.read_boxes(sequence['output'], identities=True)
@@ -175,89 +173,88 @@ def run_jobs(
 
 
 def tune(
-  name: str, given: Sequence[judging.Trial], folder: pathlib.Path
-) -> judging.Tuned:
-  """The best of a peer's defaults and its grid, on the training sequences."""
+  name: str, on: Sequence[judging.Trial], folder: pathlib.Path
+) -> judging.Choice:
+  """Chooses the defaults or a point of the grid, on the training sequences."""
 
   def values(points):
     jobs = [{'tracker': name, 'options': point} for point in points]
-    found, _ = run_jobs(jobs, [trial.found for trial in given], folder)
-    return [judging.idf1(results, given) for results in found]
+    outputs, _ = run_jobs(jobs, [trial.detected for trial in on], folder)
+    return [judging.idf1(results, on) for results in outputs]
 
-  best = judging.tune(GRIDS[name], values, _WIDENINGS)
+  best = judging.tune(GRIDS[name], values)
   (default,) = values([{}])
   if default >= best.value:
-    return judging.Tuned({}, (), best.tried + 1, default)
+    return judging.Choice({}, (), best.tried + 1, default)
   return best._replace(tried=best.tried + 1)
 
 
 def judge(
   results: harness.Results,
   name: str,
-  best: judging.Tuned,
-  held: Sequence[judging.Trial],
+  best: judging.Choice,
+  test: Sequence[judging.Trial],
   folder: pathlib.Path,
   *,
   kinds: Sequence[str],
 ) -> None:
-  """Adds the numbers of a peer.
+  """Adds the numbers of a peer to the results.
 
   Args:
-    results: to which they are added.
+    results: to add to.
     name: of the peer.
-    best: what was chosen.
-    held: what it is judged on.
+    best: the tuned point.
+    test: trials to score on.
     folder: of files.
-    kinds: its numbers: 'default', 'tuned'.
+    kinds: 'default', or 'default' and 'tuned'.
   """
-  jobs = [{'tracker': name, 'options': point} for point in ({}, best.point)]
-  found, times = run_jobs(jobs, [t.found for t in held], folder)
+  points = {'default': {}, 'tuned': best.point}
+  jobs = [{'tracker': name, 'options': points[kind]} for kind in kinds]
+  outputs, times = run_jobs(jobs, [t.detected for t in test], folder)
   results.add({'tracker': name}, edges=len(best.edges), tried=best.tried)
-  for kind, outputs, spent in zip(kinds, found, times, strict=False):
+  for kind, output, spent in zip(kinds, outputs, times, strict=True):
     at = {'tracker': name, 'numbers': kind}
-    scored = [_scores(trial, one) for trial, one in zip(held, outputs)]
-    for measure in judging.MEASURES:
-      values = [getattr(one, measure) for one in scored]
-      results.put(at, {measure: judging.crossed(values)})
+    for measure, values in judging.score(output, test).items():
+      results.put(at, {measure: judging.crossed_interval(values)})
     tuned = kind == 'tuned'
     results.note(
       at,
       {
         'frames a second': spent['frames'] / spent['seconds'],
         'tried': best.tried if tuned else '',
-        'chosen': best.words() if tuned else '',
+        'chosen': best.describe() if tuned else '',
       },
     )
 
 
-def judge_elsewhere(
+def judge_untrained(
   results: harness.Results,
   data_dir: str | None,
-  chosen: Mapping[str, Mapping[str, Any]],
+  points: Mapping[str, Mapping[str, Any]],
   folder: pathlib.Path,
 ) -> None:
-  """Adds IDF1 of each peer on what nothing was tuned on, and the median."""
-  held = untrained.read(data_dir)
-  if held is None:
+  """Adds IDF1 on another data set: of each peer, and the median."""
+  draws = untrained.read(data_dir)
+  if draws is None:
     return
-  draws = [held.every, *held.dropped]
-  given = [trial.found for draw in draws for trial in draw]
-  each = len(held.every)
+  sets = [draws.full, *draws.dropped]
+  sequences = [trial.detected for one in sets for trial in one]
+  size = len(draws.full)
   values: dict[str, list[float]] = {'all': [], 'drops': []}
-  for name, best in chosen.items():
+  for name, best in points.items():
     jobs = [{'tracker': name, 'options': point} for point in ({}, best)]
-    outputs = run_jobs(jobs, given, folder)[0]
+    outputs = run_jobs(jobs, sequences, folder)[0]
     for kind, output in zip(('default', 'tuned'), outputs, strict=True):
       pooled = [
-        untrained.pooled(draw, output[i * each : (i + 1) * each]).idf1
-        for i, draw in enumerate(draws)
+        untrained.pooled_scores(one, output[i * size : (i + 1) * size]).idf1
+        for i, one in enumerate(sets)
       ]
-      found = {
+      scores = {
         ('idf1', 'all'): np.array([pooled[:1]]),
         ('idf1', 'drops'): np.array([pooled[1:]]),
       }
-      untrained.add(results, {'tracker': name, 'numbers': kind}, found)
-      for (_, draw), idf1 in found.items():
+      untrained.add(results, {'tracker': name, 'numbers': kind}, scores)
+      for (_, draw), idf1 in scores.items():
         values[draw].append(float(idf1.mean()))
   for draw, means in values.items():
     at = {'tracker': 'median', 'data': 'untrained', 'draws': draw}
@@ -265,29 +262,29 @@ def judge_elsewhere(
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Tunes the peers and judges them."""
-  evaluation.import_trackeval()  # Before the trackers run, not after it.
+  """Tunes and scores the peers."""
+  evaluation.import_trackeval()  # Fails before the trackers run, not after.
   settings = options.settings
   train_on, held_out, source = simulation.read(options)
   tuning = settings.data.tuning_trials(train_on)
-  held = settings.data.held_trials(held_out)
+  test = settings.data.test_trials(held_out)
   folder = pathlib.Path(options.workdir)
   results = harness.Results()
-  chosen, kinds = {}, ('default', 'tuned')[: 1 + settings.tuned]
+  points, kinds = {}, ('default', 'tuned')[: 1 + settings.tuned]
   for name in settings.trackers:
-    best = judging.Tuned({})
+    best = judging.Choice({})
     if settings.tuned:
       best = tune(name, tuning, folder / 'tuning')
-      print(f'{name}: {best.words() or "defaults"}', flush=True)
-    chosen[name] = best.point
-    judge(results, name, best, held, folder / 'held', kinds=kinds)
+      print(f'{name}: {best.describe() or "defaults"}', flush=True)
+    points[name] = best.point
+    judge(results, name, best, test, folder / 'held', kinds=kinds)
   best = max(
     results.mean('idf1', {'tracker': name, 'numbers': kind})
     for name in settings.trackers
     for kind in kinds
   )
   results.add({'tracker': 'best'}, idf1=best)
-  judge_elsewhere(results, options.data_dir, chosen, folder / 'untrained')
+  judge_untrained(results, options.data_dir, points, folder / 'untrained')
   return harness.Report(
     results,
     rows=('tracker', 'numbers'),
@@ -295,13 +292,8 @@ def main(options: harness.Options) -> harness.Report:
     titles={name: name.replace('_', ' ') for name in GRIDS},
     data=[source],
     published=[simulation.PUBLISHED],
-    more={'chosen': chosen},
+    more={'chosen': points},
   )
-
-
-def _scores(trial, result):
-  data = evaluation.prepared(trial.scene.truth, result, trial.scene.info.length)
-  return evaluation.evaluate({'one': data})[0]
 
 
 STUDY = harness.Study(

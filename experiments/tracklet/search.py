@@ -1,25 +1,24 @@
-r"""Search inside of training: a beam of hypotheses beside the truth.
+r"""Search in training: a beam of hypotheses, and the truth.
 
-At each step every hypothesis is extended by the detections nearest to where it
-should be, and by the null candidate; of all extensions the K of the best total
-score stay. The truth advances in a branch of its own. So the history that the
-network sees is that of its own choices, and whole tracklets are compared:
+Each step extends every hypothesis by the detections nearest to its prediction
+and by the null candidate; the K extensions of the best total score stay. The
+truth advances in a branch of its own. So the network is trained on histories of
+its own choices, and whole tracklets are compared:
 
     margin = mean_k [alpha (1 - q_k) + S(T_k) - S(T_truth)]_+
     rank   = mean_{q_i > q_j} [beta (q_i - q_j) + S(T_j) - S(T_i)]_+,
 
-q the share of right choices of a hypothesis so far, S its mean score so far;
-both losses are taken after each step, and averaged over the steps. The cross
-entropy of the right candidate, on the truth's history and on those of the
-hypotheses of which at least half is right, is measured beside: a mean over the
-hypotheses of a step, 0 if there are none, and over the steps. Where the target
-is out of a hypothesis' reach, null is the candidate to learn; as a choice it is
-not right. With no hypotheses, what is left of it is teacher forcing.
+where q is the purity of a hypothesis, the share of its correct choices so far,
+and S its mean score so far; both losses are averaged over the steps. The cross
+entropy of the correct candidate is also averaged over the steps, on two kinds
+of histories: the truth's, and those of the hypotheses with a purity of at least
+0.5, averaged over these, 0 if there are none. If the target is out of a
+hypothesis' reach, null is the candidate to learn, but not a correct choice.
+Without hypotheses this is teacher forcing.
 
-Scores that are learnt by a cross entropy are logits of a step: what is added to
-all candidates of a step, null too, changes no loss, but it does change a sum
-over steps. `normalised` takes log-probabilities in their place, whose sums may
-be compared.
+Cross entropy trains scores as logits of a step: a constant added to all
+candidates of a step, null included, leaves the loss unchanged but changes a sum
+over steps. `normalised` sums log-probabilities instead, which are comparable.
 """
 
 from typing import Any, NamedTuple
@@ -31,19 +30,18 @@ import jax.numpy as jnp
 from experiments.tracking import motion, network
 from experiments.tracklet import windows
 
-NONE = -1e9  # The total of a hypothesis that there is not.
+EMPTY_SLOT = -1e9  # Score of an empty beam slot.
 
 
 class Beam(NamedTuple):
-  """What a search looks at.
+  """Limits of a search.
 
   Attributes:
-    hypotheses: that stay, K; 0 for the truth alone.
-    candidates: detections of each, the nearest, beside the null candidate.
-    gate: no further than this, in squared innovations.
-    reset: whether the truth replaces all hypotheses where none is without
-      fault.
-    normalised: whether a step counts by its log-probability, not by its score.
+    hypotheses: that stay, K; 0 for the truth only.
+    candidates: nearest detections of each hypothesis, without null.
+    gate: largest squared Mahalanobis distance of a candidate.
+    reset: whether the truth replaces all hypotheses when none is all correct.
+    normalised: whether a step counts by log-probability instead of score.
   """
 
   hypotheses: int
@@ -53,42 +51,42 @@ class Beam(NamedTuple):
   normalised: bool = False
 
 
-class Rows(NamedTuple):
-  """Tracklets under way: the hypotheses, and the truth behind them.
+class Tracklets(NamedTuple):
+  """The hypotheses, and in the last row the truth.
 
   Attributes:
-    motion: of each, leading axis (rows,).
+    motion: leading axis (rows,).
     state: h of the LSTM, (rows, hidden).
-    cell: its c.
-    total: the sum of the scores of the steps, (rows,).
-    right: steps whose choice was right, (rows,).
-    faultless: whether all were, bool (rows,).
+    cell: c of the LSTM, (rows, hidden).
+    total: sum of the scores of the steps, (rows,).
+    correct: number of correct choices, (rows,).
+    all_correct: whether all choices were correct, bool (rows,).
   """
 
   motion: motion.Motion
   state: chex.Array
   cell: chex.Array
   total: chex.Array
-  right: chex.Array
-  faultless: chex.Array
+  correct: chex.Array
+  all_correct: chex.Array
 
 
-class Found(NamedTuple):
-  """What a search came to; each a scalar, or (hypotheses,).
+class SearchResult(NamedTuple):
+  """Losses and purities of a search; each a scalar or (hypotheses,).
 
   Attributes:
-    truth_loss: cross entropy on the truth's history, a mean over the steps.
-    own_loss: that on the histories of hypotheses that are at least half right.
-    margin: loss of the margin.
-    rank: loss of the ranks.
-    purity: share of right choices of the best hypothesis; of the truth's
-      candidates if there are no hypotheses, of the best-scored one.
+    truth_loss: mean cross entropy on the truth's history.
+    rollout_loss: mean cross entropy on histories with a purity of at least 0.5.
+    margin: margin loss.
+    rank: rank loss.
+    purity: of the best hypothesis; without hypotheses, the share of steps whose
+      best-scored candidate of the truth is correct.
     purities: of each hypothesis, (hypotheses,).
-    scores: S of each, likewise; below `NONE / 2` if there is no such one.
+    scores: S of each hypothesis, (hypotheses,); `EMPTY_SLOT` for empty ones.
   """
 
   truth_loss: chex.Array
-  own_loss: chex.Array
+  rollout_loss: chex.Array
   margin: chex.Array
   rank: chex.Array
   purity: chex.Array
@@ -97,161 +95,179 @@ class Found(NamedTuple):
 
 
 def margin_loss(scores, purities, truth, alive, alpha):
-  """The margin of hypotheses to the truth, see the module; a scalar."""
-  over = alpha * (1 - purities) + scores - truth
-  # What is the truth itself is no negative.
+  """Margin loss of hypotheses against the truth, a scalar; see the module."""
+  excess = alpha * (1 - purities) + scores - truth
+  # A hypothesis that equals the truth is no negative.
   counted = alive & (purities < 1)
-  over = jnp.where(counted, jnp.maximum(over, 0), 0)
-  return over.sum() / jnp.maximum(alive.sum(), 1)
+  excess = jnp.where(counted, jnp.maximum(excess, 0), 0)
+  return excess.sum() / jnp.maximum(alive.sum(), 1)
 
 
 def rank_loss(scores, purities, alive, beta):
-  """The ranks among hypotheses, see the module; a scalar."""
-  ahead = purities[:, None] - purities[None]
-  pairs = (ahead > 1e-6) & alive[:, None] & alive[None]
-  over = beta * ahead + scores[None] - scores[:, None]
-  over = jnp.where(pairs, jnp.maximum(over, 0), 0)
-  return over.sum() / jnp.maximum(pairs.sum(), 1)
+  """Rank loss among hypotheses, a scalar; see the module."""
+  lead = purities[:, None] - purities[None]
+  pairs = (lead > 1e-6) & alive[:, None] & alive[None]
+  excess = beta * lead + scores[None] - scores[:, None]
+  excess = jnp.where(pairs, jnp.maximum(excess, 0), 0)
+  return excess.sum() / jnp.maximum(pairs.sum(), 1)
 
 
-def _take(rows: Rows, which: Any) -> Rows:
-  return jax.tree.map(lambda x: x[which], rows)
+def _take(tree: Any, rows: Any) -> Any:
+  return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _where(which, one: Rows, two: Rows) -> Rows:
-  def pick(a, b):
-    return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), a, b)
-
-  return jax.tree.map(pick, one, two)
+def _where(mask, one: Tracklets, two: Tracklets) -> Tracklets:
+  return jax.tree.map(lambda a, b: jnp.where(mask, a, b), one, two)
 
 
 def begin(
   weights: Any, window: windows.Window, noise: motion.Noise, beam: Beam
-) -> Rows:
-  """The first detection of a window, as the first hypothesis and the truth."""
-  place = jnp.argmax(window.same[0])
+) -> Tracklets:
+  """Starts the first hypothesis and the truth at a window's first detection."""
+  index = jnp.argmax(window.is_target[0])
   count = beam.hypotheses + 1
-  every = lambda x: jnp.broadcast_to(x[0, place], (count, *x.shape[2:]))
-  looks = every(window.looks)
-  begun = motion.begin(every(window.places), looks, noise)
-  state, cell = network.first(weights, every(window.sure), looks, noise)
-  total = jnp.full(count, NONE).at[0].set(0.0).at[-1].set(0.0)
-  return Rows(
-    begun, state, cell, total, jnp.zeros(count), jnp.ones(count, bool)
+  every = lambda x: jnp.broadcast_to(x[0, index], (count, *x.shape[2:]))
+  embedding = every(window.embedding)
+  initial = motion.begin(every(window.boxes), embedding, noise)
+  state, cell = network.first_state(
+    weights, every(window.confidence), embedding, noise
+  )
+  total = jnp.full(count, EMPTY_SLOT).at[0].set(0.0).at[-1].set(0.0)
+  return Tracklets(
+    initial, state, cell, total, jnp.zeros(count), jnp.ones(count, bool)
   )
 
 
-class Extended(NamedTuple):
-  """Candidates of all rows at a step; the last candidate is the null one.
+class Extensions(NamedTuple):
+  """Candidates of all tracklets at a step; the last candidate is null.
 
   Attributes:
-    moved: motion of the rows, predicted.
+    predicted: motion of the tracklets.
     index: of the candidates among the detections, (rows, candidates).
-    scores: e, (rows, candidates + 1); `NONE` for what is no candidate.
-    found: embeddings, (rows, candidates, hidden).
-    target: the right candidate, or null where it is out of reach, (rows,); it
-      is never out of the truth's own reach, the last row's.
-    right: which candidates are right, bool (rows, candidates + 1).
+    scores: e, (rows, candidates + 1); `EMPTY_SLOT` for no candidate.
+    x: embedded features, (rows, candidates, hidden).
+    target: the candidate to learn, (rows,): the target, or null where it is out
+      of reach. The truth's row always reaches it.
+    correct: which choices are correct, bool (rows, candidates + 1).
   """
 
-  moved: motion.Motion
+  predicted: motion.Motion
   index: chex.Array
   scores: chex.Array
-  found: chex.Array
+  x: chex.Array
   target: chex.Array
-  right: chex.Array
+  correct: chex.Array
 
 
 def extend(
   weights: Any,
-  rows: Rows,
+  rows: Tracklets,
   step: windows.Window,
   noise: motion.Noise,
   beam: Beam,
-) -> Extended:
-  """Scores the candidates of all rows at one step of a window."""
-  moved = motion.predict(rows.motion, step.frames, noise)
-  far = motion.distance(moved, step.places[None], noise)
-  fine = step.there & (far <= beam.gate)
-  # The truth's branch always has the truth among its candidates.
-  truth = (jnp.arange(len(far)) == len(far) - 1)[:, None] & step.same
-  fine = fine | truth
-  order = jnp.where(truth, -1.0, jnp.where(fine, far, 1e12))
+) -> Extensions:
+  """Scores the candidates of all tracklets at one step of a window."""
+  predicted = motion.predict(rows.motion, step.gaps, noise)
+  distance = motion.distance(predicted, step.boxes[None], noise)
+  allowed = step.valid & (distance <= beam.gate)
+  # The truth's row always has the target among its candidates.
+  is_truth = (jnp.arange(len(distance)) == len(distance) - 1)[:, None]
+  forced = is_truth & step.is_target
+  allowed = allowed | forced
+  order = jnp.where(forced, -1.0, jnp.where(allowed, distance, 1e12))
   count = min(beam.candidates, order.shape[1])
   index = jax.lax.top_k(-order, count)[1]
-  fine = jnp.take_along_axis(fine, index, axis=1)
-  seen = motion.features(
-    moved, step.places[index], step.sure[index], step.looks[index], noise
+  allowed = jnp.take_along_axis(allowed, index, axis=1)
+  features = motion.features(
+    predicted,
+    step.boxes[index],
+    step.confidence[index],
+    step.embedding[index],
+    noise,
   )
-  scores, found = network.score(weights, rows.state, seen)
-  scores = jnp.where(fine, scores, NONE)
+  scores, x = network.score(weights, rows.state, features)
+  scores = jnp.where(allowed, scores, EMPTY_SLOT)
   scores = jnp.pad(scores, ((0, 0), (0, 1)))
   if beam.normalised:
-    scores = jnp.maximum(jax.nn.log_softmax(scores, axis=1), NONE)
-  same = step.same[index] & fine
-  unseen = jnp.broadcast_to(~step.same.any(), (len(far), 1))
-  target = jnp.where(same.any(axis=1), jnp.argmax(same, axis=1), count)
-  return Extended(
-    moved,
+    scores = jnp.maximum(jax.nn.log_softmax(scores, axis=1), EMPTY_SLOT)
+  hits = step.is_target[index] & allowed
+  missed = jnp.broadcast_to(~step.is_target.any(), (len(distance), 1))
+  return Extensions(
+    predicted,
     index,
     scores,
-    found,
-    target,
-    jnp.concatenate([same, unseen], axis=1),
+    x,
+    target=jnp.where(hits.any(axis=1), jnp.argmax(hits, axis=1), count),
+    correct=jnp.concatenate([hits, missed], axis=1),
   )
 
 
 def advance(
   weights: Any,
-  rows: Rows,
-  given: Extended,
+  rows: Tracklets,
+  extensions: Extensions,
   parents: chex.Array,
   choices: chex.Array,
   step: windows.Window,
   noise: motion.Noise,
-) -> Rows:
-  """Tracklets after a choice each.
+) -> Tracklets:
+  """Extends tracklets by one choice each.
 
   Args:
     weights: of the network.
-    rows: before.
-    given: their candidates.
-    parents: which row each new one extends, (rows,).
-    choices: by which candidate, (rows,); the last is null.
+    rows: tracklets before the step.
+    extensions: their candidates.
+    parents: row that each new tracklet extends, (rows,).
+    choices: candidate of each, (rows,); the last one is null.
     step: of the window.
     noise: of the filter.
 
   Returns:
-    `Rows`.
+    `Tracklets`.
   """
   before = _take(rows, parents)
-  moved = jax.tree.map(lambda x: x[parents], given.moved)
-  count = given.index.shape[1]
+  predicted = _take(extensions.predicted, parents)
+  count = extensions.index.shape[1]
   null = choices == count
-  at = jnp.minimum(choices, count - 1)
-  chosen = given.index[parents, at]
-  updated = motion.update(moved, step.places[chosen], step.looks[chosen], noise)
-  state, cell = network.remember(
-    weights, before.state, before.cell, given.found[parents, at]
+  at = parents, jnp.minimum(choices, count - 1)
+  chosen = extensions.index[at]
+  updated = motion.update(
+    predicted, step.boxes[chosen], step.embedding[chosen], noise
   )
-  right = given.right[parents, choices]
-  return Rows(
-    motion=motion.choose(moved, updated, null),
+  state, cell = network.remember(
+    weights, before.state, before.cell, extensions.x[at]
+  )
+  correct = extensions.correct[parents, choices]
+  return Tracklets(
+    motion=motion.where(null, predicted, updated),
     state=jnp.where(null[:, None], before.state, state),
     cell=jnp.where(null[:, None], before.cell, cell),
-    total=before.total + given.scores[parents, choices],
-    right=before.right + right,
-    faultless=before.faultless & right,
+    total=before.total + extensions.scores[parents, choices],
+    correct=before.correct + correct,
+    all_correct=before.all_correct & correct,
   )
 
 
-def prune(rows: Rows, given: Extended) -> tuple[chex.Array, chex.Array]:
-  """The K best extensions by total score: parents and choices, (K,)."""
-  totals = rows.total[:-1, None] + given.scores[:-1]
-  totals = jnp.maximum(totals, 2 * NONE)
+def prune(
+  rows: Tracklets, extensions: Extensions
+) -> tuple[chex.Array, chex.Array]:
+  """Parents and choices of the K extensions with the best totals, (K,)."""
+  totals = rows.total[:-1, None] + extensions.scores[:-1]
+  totals = jnp.maximum(totals, 2 * EMPTY_SLOT)
   count = len(totals)
   best = jax.lax.top_k(totals.ravel(), count)[1]
   return best // totals.shape[1], best % totals.shape[1]
+
+
+def _reset(rows: Tracklets) -> Tracklets:
+  """Replaces all hypotheses by the truth if none is all correct."""
+  alive = rows.total[:-1] > EMPTY_SLOT / 2
+  lost = ~jnp.any(rows.all_correct[:-1] & alive)
+  count = len(rows.total)
+  truth = _take(rows, jnp.full(count, count - 1))
+  total = jnp.full(count, EMPTY_SLOT).at[0].set(rows.total[-1])
+  truth = truth._replace(total=total.at[-1].set(rows.total[-1]))
+  return _where(lost, truth, rows)
 
 
 def search(
@@ -262,19 +278,19 @@ def search(
   *,
   alpha: float = 2.0,
   beta: float = 1.0,
-) -> Found:
+) -> SearchResult:
   """Searches a window.
 
   Args:
     weights: of the network.
-    window: what is detected.
+    window: detections.
     noise: of the filter.
-    beam: what the search looks at.
-    alpha: margin to the truth of a hypothesis without a right choice.
-    beta: margin between hypotheses, by the difference of purities.
+    beam: limits of the search.
+    alpha: margin to the truth of a hypothesis without a correct choice.
+    beta: margin between hypotheses per difference of purities.
 
   Returns:
-    `Found`.
+    `SearchResult`.
   """
   window = jax.tree.map(jnp.asarray, window)
   many = beam.hypotheses
@@ -282,63 +298,52 @@ def search(
 
   def body(carry, step):
     rows, steps = carry
-    given = extend(weights, rows, step, noise, beam)
-    logs = jax.nn.log_softmax(given.scores, axis=1)
-    losses = -jnp.take_along_axis(logs, given.target[:, None], axis=1)[:, 0]
-    # A beam's own losses are of what there is.
-    alive = rows.total[:-1] > NONE / 2
-    best = jnp.argmax(given.scores[-1]) == given.target[-1]
-    # One that is mostly of others is no longer the target's tracklet: to go
-    # back to the target would be a switch.
-    own = alive & (2 * rows.right[:-1] >= steps)
-    own = jnp.where(own, losses[:-1], 0).sum() / jnp.maximum(own.sum(), 1)
-    parents, choices = last, given.target[-1:]
+    extensions = extend(weights, rows, step, noise, beam)
+    logs = jax.nn.log_softmax(extensions.scores, axis=1)
+    target = extensions.target
+    losses = -jnp.take_along_axis(logs, target[:, None], axis=1)[:, 0]
+    best = jnp.argmax(extensions.scores[-1]) == target[-1]
+    alive = rows.total[:-1] > EMPTY_SLOT / 2
+    # With a purity below 0.5 the tracklet is no longer the target's: going back
+    # to the target would be an identity switch.
+    learnt = alive & (2 * rows.correct[:-1] >= steps)
+    rollout_loss = jnp.where(learnt, losses[:-1], 0).sum()
+    rollout_loss = rollout_loss / jnp.maximum(learnt.sum(), 1)
+    parents, choices = last, target[-1:]
     if many:
-      kept = prune(rows, given)
+      pruned = prune(rows, extensions)
       parents, choices = (
-        jnp.concatenate(pair) for pair in zip(kept, (parents, choices))
+        jnp.concatenate(pair) for pair in zip(pruned, (parents, choices))
       )
-    new = advance(weights, rows, given, parents, choices, step, noise)
-    new = new._replace(total=jnp.maximum(new.total, 2 * NONE))
+    new = advance(weights, rows, extensions, parents, choices, step, noise)
+    new = new._replace(total=jnp.maximum(new.total, 2 * EMPTY_SLOT))
     steps = steps + step.inside
-    rows = _where(jnp.broadcast_to(step.inside, (many + 1,)), new, rows)
+    rows = _where(step.inside, new, rows)
     count = jnp.maximum(steps, 1)
-    score, purity = rows.total / count, rows.right / count
-    alive = rows.total[:-1] > NONE / 2
-    measured = {
+    score, purity = rows.total / count, rows.correct / count
+    alive = rows.total[:-1] > EMPTY_SLOT / 2
+    values = {
       'truth_loss': losses[-1],
-      'own_loss': own,
+      'rollout_loss': rollout_loss,
       'margin': margin_loss(score[:-1], purity[:-1], score[-1], alive, alpha),
       'rank': rank_loss(score[:-1], purity[:-1], alive, beta),
       'best': best.astype(jnp.float32),
     }
     if beam.reset and many:
-      lost = ~jnp.any(rows.faultless[:-1] & alive)
-      anew = _take(rows, jnp.full(many + 1, many))
-      first = jnp.full(many + 1, NONE).at[0].set(rows.total[-1])
-      anew = anew._replace(total=first.at[-1].set(rows.total[-1]))
-      rows = _where(jnp.broadcast_to(lost, (many + 1,)), anew, rows)
-    return (rows, steps), (measured, step.inside)
+      rows = _reset(rows)
+    return (rows, steps), (values, step.inside)
 
   start = begin(weights, window, noise, beam)
   rest = jax.tree.map(lambda x: x[1:], window)
-  (rows, steps), (measured, inside) = jax.lax.scan(
+  (rows, steps), (values, inside) = jax.lax.scan(
     body, (start, jnp.zeros(())), rest
   )
   count = jnp.maximum(steps, 1)
   means = {
-    name: jnp.where(inside, values, 0).sum() / count
-    for name, values in measured.items()
+    name: jnp.where(inside, x, 0).sum() / count for name, x in values.items()
   }
-  purities, scores = rows.right[:-1] / count, rows.total[:-1] / count
-  scores = jnp.where(rows.total[:-1] > NONE / 2, scores, NONE)
-  purity = purities[jnp.argmax(scores)] if many else means['best']
-  return Found(
-    means['truth_loss'],
-    means['own_loss'],
-    means['margin'],
-    means['rank'],
-    purity,
-    purities,
-    scores,
-  )
+  purities, scores = rows.correct[:-1] / count, rows.total[:-1] / count
+  scores = jnp.where(rows.total[:-1] > EMPTY_SLOT / 2, scores, EMPTY_SLOT)
+  best = means.pop('best')
+  purity = purities[jnp.argmax(scores)] if many else best
+  return SearchResult(**means, purity=purity, purities=purities, scores=scores)

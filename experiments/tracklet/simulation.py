@@ -1,4 +1,4 @@
-"""What trackers are trained, tuned and judged on: simulated detections."""
+"""Simulated detections to train, tune and score trackers on."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -6,23 +6,23 @@ from typing import Annotated, Any, Literal
 from experiments import harness
 from experiments.tracking import detections, judging, scenes
 
-# What the published numbers are of.
+# Data of the published numbers.
 PUBLISHED = 'MOT17 test, public detections'
-TRAINING, TUNING, HELD = 1_000, 2_000, 0  # Seeds of simulations.
+TRAINING, TUNING, TEST = 1_000, 2_000, 0  # First seeds of simulations.
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Sequences, and the detections that are simulated of them.
+  """Sequences, and their simulated detections.
 
   Attributes:
-    sequences: to train and to tune on.
-    held_out: to judge on; MOT17-09 is the paper's for validation.
-    detector: standard, or hard: more misses, false boxes and jitter.
-    embedding: numbers of an identity feature; 0 for motion alone.
-    noise: of those, about its norm.
-    simulations: of the training sequences.
-    judged: simulations of the sequence that is held out.
+    sequences: to train and tune on.
+    held_out: to test on; MOT17-09 is the paper's validation sequence.
+    detector: standard, or hard with more misses, false detections and jitter.
+    embedding: numbers in an appearance embedding; 0 for motion only.
+    noise: of the embedding, about its norm.
+    simulations: of each training sequence.
+    judged: simulations of the held-out sequence.
   """
 
   sequences: tuple[str, ...] = (
@@ -36,38 +36,40 @@ class Data:
   judged: int = 10
 
   def check(self) -> None:
-    """Raises SettingsError for sequences that do not go together."""
+    """Raises SettingsError if a sequence is repeated or also held out."""
     names = self.sequences
     if len(set(names)) < len(names) or self.held_out in names:
       raise harness.SettingsError(
         f'sequences={",".join(names)} and held_out={self.held_out}: name each '
-        'sequence once, and judge on one that is not trained on.'
+        'sequence once, and hold out one that is not trained on.'
       )
 
   def simulated_detector(self) -> detections.Detector:
     """The simulated detector."""
     known = {'standard': detections.STANDARD, 'hard': detections.HARD}
-    return known[self.detector]._replace(looks=self.embedding, noise=self.noise)
+    return known[self.detector]._replace(
+      embedding_size=self.embedding, noise=self.noise
+    )
 
   def tuning_trials(self, train_on: list[scenes.Scene]) -> list[judging.Trial]:
-    """The simulation on which rules of trackers are tuned."""
+    """One simulation of each training sequence, to tune rules on."""
     return judging.trials(train_on, self.simulated_detector(), [TUNING])
 
-  def held_trials(self, held_out: scenes.Scene) -> list[judging.Trial]:
-    """The simulations on which trackers are judged."""
-    seeds = range(HELD, HELD + self.judged)
+  def test_trials(self, held_out: scenes.Scene) -> list[judging.Trial]:
+    """The simulations of the held-out sequence."""
+    seeds = range(TEST, TEST + self.judged)
     return judging.trials([held_out], self.simulated_detector(), seeds)
 
 
 def read(
   options: harness.Options,
 ) -> tuple[list[scenes.Scene], scenes.Scene, Any]:
-  """The training scenes, the one that is held out, and what the data are."""
+  """Reads the training scenes, the held-out scene, and the data's source."""
   data = options.settings.data
   made_up = options.data_dir is None
   if made_up:
-    long = 60 if options.preset == 'smoke' else 400
-    held_out, *train_on = [scenes.make_up(i, length=long) for i in range(3)]
+    length = 60 if options.preset == 'smoke' else 400
+    held_out, *train_on = [scenes.make_up(i, length=length) for i in range(3)]
   else:
     held_out, *train_on = [
       scenes.read(options.data_dir, name)

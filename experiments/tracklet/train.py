@@ -9,15 +9,14 @@ Searching and Ranking, 2020.
 Expected: MOT17-09, simulated detections: IDF1 of about 65 for the networks, 57
 for trackers with classical affinities. Time: 10 minutes on 2 cores.
 
-A network scores how well a detection goes on with a tracklet. It is trained on
-the truth's histories first; then, from the same weights, on those again
-(teacher forcing), or on those of its own beam search, with margin and rank
-losses. Both are judged by the purity of a search on a sequence that is held
-out, and in a tracker there, beside the first weights, as the simplest control,
-and trackers with classical affinities that are tuned on the training sequences.
-Detections are simulated from the true trajectories of MOT17, found in
-`DATA/mot` or `DATA/MOT17/train`; without --data_dir, people who walk are made
-up.
+A network scores how well a detection continues a tracklet. It is pretrained on
+true histories; from the same weights, training continues on true histories
+(teacher forcing), or on histories of its own beam search, with margin and rank
+losses. Both are tested on a held-out sequence, by the purity of a search and in
+a tracker. Controls are the pretrained weights, and trackers with classical
+affinities, tuned on the training sequences. Detections are simulated from the
+true trajectories of MOT17, in `DATA/mot` or `DATA/MOT17/train`; without
+--data_dir, people walk at random.
 """
 
 import dataclasses
@@ -35,7 +34,6 @@ from experiments.tracking import (
   evaluation,
   judging,
   models,
-  motion,
   near_online,
   overlay,
   scenes,
@@ -43,17 +41,16 @@ from experiments.tracking import (
 )
 from experiments.tracklet import (
   learning,
-  search,
   simulation,
   train_report,
   untrained,
 )
 from experiments.tracklet.train_report import BOTH, FIRST
 
-# What is tried of the networks' rules; widened where an end is chosen. A second
-# pass of 2 is none. The least affinity stays at 0, the score of null: tuned on
-# sequences that the networks were trained on, it comes out too low for others.
-GRID = {'second': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
+# Rules of the networks to tune; a second overlap of 2 is no second pass. The
+# smallest score stays at 0, null's: tuned on sequences that the networks were
+# trained on, it is too low for others.
+GRID = {'second_overlap': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
 
 
 _DEFAULT = (
@@ -67,16 +64,16 @@ _DEFAULT = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Sizes and margins are not in the paper; all are ours.
+  """Settings; the paper does not state sizes and margins, so these are ours.
 
   Attributes:
-    data: sequences, and detections that are simulated of them.
+    data: sequences, and their simulated detections.
     network: networks of a tracker.
     windows: to train on.
     search: in training.
     training: updates.
-    full: whether the first weights, trackers with classical affinities, and
-      near-online ones are judged too.
+    full: whether to test the pretrained weights, classical and near-online
+      trackers too.
     seeds: of training.
   """
 
@@ -107,7 +104,7 @@ PRESETS = {
     training=learning.Training(20_000, 10_000, 40_000),
   ),
 }
-# Flags of an earlier version.
+# Former flags.
 RENAMED = {
   'looks': 'data.embedding',
   'longest': 'windows.max_gap',
@@ -121,31 +118,26 @@ RENAMED = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for inconsistent settings."""
   settings.data.check()
 
 
 class Prepared(NamedTuple):
-  """What a run works with.
+  """Data of a run.
 
   Attributes:
-    scene: that is held out.
+    scene: held out.
     source: of the data.
-    task: what networks are trained on.
-    tuning: on which rules are tuned.
-    held: what is judged on.
+    task: training data of the networks.
+    tuning: trials to tune rules on.
+    test: trials to score on.
   """
 
   scene: scenes.Scene
   source: harness.Source
   task: learning.Task
   tuning: list[judging.Trial]
-  held: list[judging.Trial]
-
-  @property
-  def noise(self) -> motion.Noise:
-    """Of the filter."""
-    return self.task.noise
+  test: list[judging.Trial]
 
 
 def prepare(options: harness.Options) -> Prepared:
@@ -156,23 +148,23 @@ def prepare(options: harness.Options) -> Prepared:
   start = simulation.TRAINING
   seeds = range(start, start + data.simulations)
   simulated = [
-    # As with any other detector, who is who is told by overlap.
-    trial.found._replace(
+    # Identities come from overlaps, as with a real detector.
+    trial.detected._replace(
       ids=detections.match(
-        trial.scene.truth, trial.found.boxes, trial.scene.info.length
+        trial.scene.truth, trial.detected.boxes, trial.scene.info.length
       )
     )
     for trial in judging.trials(train_on, data.simulated_detector(), seeds)
   ]
   windows = settings.windows
   task = learning.Task(
-    detections.padded(simulated),
+    detections.pad(simulated),
     learning.fit_noise(simulated, rng=np.random.default_rng(0)),
     settings.network.hidden,
     {
       'steps': windows.window,
       'jumps': windows.jumps,
-      'longest': windows.max_gap,
+      'max_gap': windows.max_gap,
     },
     windows.batch,
   )
@@ -181,20 +173,17 @@ def prepare(options: harness.Options) -> Prepared:
     source,
     task,
     data.tuning_trials(train_on),
-    data.held_trials(held_out),
+    data.test_trials(held_out),
   )
 
 
-def networks(
+def train_networks(
   options: harness.Options, task: learning.Task
 ) -> Iterator[tuple[str, harness.Trained]]:
-  """Trains the first weights, then both kinds from there, by name."""
+  """Pretrains, then trains in both ways; yields each stage with its name."""
   settings, training = options.settings, options.settings.training
-  losses = settings.search.losses()
-  teacher = learning.TEACHER._replace(
-    beam=search.Beam(0, settings.search.candidates)
-  )
-  place = learning.Run(
+  teacher = dataclasses.replace(settings.search, hypotheses=0)
+  common = learning.Run(
     options,
     harness.settings_of(
       settings, 'data.judged', 'windows.measured', 'network.members', 'full'
@@ -202,41 +191,39 @@ def networks(
     training.chunk,
     settings.network.members,
   )
-  run = functools.partial(learning.train, task, place)
+  run = functools.partial(learning.train, task, common)
   steps = training.pretrain_steps
-  warm = run(teacher, name='warm', rate=training.rate, steps=steps)
-  yield FIRST, warm
+  first = run(teacher, name='warm', rate=training.rate, steps=steps)
+  yield FIRST, first
   run = functools.partial(
-    run, rate=training.rate / 2, end=0.01, start=warm.params
+    run, rate=training.rate / 2, end=0.01, start=first.params
   )
   name, steps = 'teacher_forcing', training.forcing_steps
   yield name, run(teacher, name=name, steps=steps)
-  yield 'search', run(losses, name='search', steps=training.search_steps)
+  yield (
+    'search',
+    run(settings.search, name='search', steps=training.search_steps),
+  )
 
 
-def members_of(params: Any, members: int) -> list[dict[str, np.ndarray]]:
-  """The weights of each seed, in numpy, with a leading axis of its networks."""
-  several = {
+def split_members(params: Any, members: int) -> list[dict[str, np.ndarray]]:
+  """Splits weights by seed, in numpy, with a leading axis of its networks."""
+  stacked = {
     name: np.asarray(x).reshape(-1, members, *x.shape[1:])
     for name, x in params.items()
   }
-  seeds = len(several['last'])
-  return [{name: x[i] for name, x in several.items()} for i in range(seeds)]
-
-
-def _tracker(track, model, **numbers):
-  rules = tracker.Rules(**numbers)
-  return lambda found: track(model, found, rules)
+  seeds = len(stacked['last'])
+  return [{name: x[i] for name, x in stacked.items()} for i in range(seeds)]
 
 
 def judge_classical(
   classical: dict[str, Any],
   tuning: list[judging.Trial],
-  held: list[judging.Trial],
+  test: list[judging.Trial],
 ) -> dict[str, judging.Judged]:
-  """Tunes and judges trackers with classical affinities, by name."""
+  """Tunes and scores trackers with classical affinities, by name."""
   return {
-    name: judging.tuned(name, [make], grid, tuning, held)
+    name: judging.tune_and_judge(name, [make], grid, tuning, test)
     for name, (make, grid) in classical.items()
   }
 
@@ -245,83 +232,87 @@ def judge_networks(
   name: str,
   models: list[tracker.Model],
   tuning: list[judging.Trial],
-  held: list[judging.Trial],
+  test: list[judging.Trial],
   *,
-  waiting: bool,
+  with_near_online: bool,
 ) -> dict[str, judging.Judged]:
-  """Tunes and judges what was trained, with the rules of the first seed.
+  """Tunes and scores networks, all with the rules of the first seed.
 
   Args:
     name: of the method.
-    models: of each seed.
-    tuning: on which rules are chosen.
-    held: what is judged on.
-    waiting: whether near-online trackers are judged too, by the same rules.
+    models: one per seed.
+    tuning: trials to choose the rules on.
+    test: trials to score on.
+    with_near_online: whether to score near-online trackers too, by these rules.
 
   Returns:
-    By the name, and with `_near_online` behind it.
+    Scores by `name`, and by `name` with the suffix `_near_online`.
   """
-  several = lambda track: [
-    functools.partial(_tracker, track, model) for model in models
+  makers = lambda track: [
+    functools.partial(judging.make_tracker, track, model) for model in models
   ]
-  online = judging.tuned(name, several(tracker.online), GRID, tuning, held)
-  if not waiting or online.tuned is None:
+  online = judging.tune_and_judge(
+    name, makers(tracker.online), GRID, tuning, test
+  )
+  if not with_near_online or online.choice is None:
     return {name: online}
-  late = judging.judge_all(several(near_online.track), online.tuned.point, held)
-  return {name: online, f'{name}_near_online': judging.Judged(late)}
+  point = online.choice.point
+  scores = judging.judge_all(makers(near_online.track), point, test)
+  return {name: online, f'{name}_near_online': judging.Judged(scores)}
 
 
-def judge_elsewhere(
+def judge_untrained(
   results: harness.Results,
   data_dir: str | None,
   trained: dict[str, list[tracker.Model]],
   classical: dict[str, Any],
-  chosen: dict[str, judging.Tuned],
+  choices: dict[str, judging.Choice],
 ) -> None:
-  """Adds numbers of all trackers on sequences that nothing was trained on."""
-  held = untrained.read(data_dir)
-  if held is None:
+  """Adds the scores of all trackers on sequences of another data set."""
+  draws = untrained.read(data_dir)
+  if draws is None:
     return
   scores = {
-    name: untrained.judge([make(**chosen[name].point)], held)
+    name: untrained.judge([make(**choices[name].point)], draws)
     for name, (make, _) in classical.items()
   }
-  for name, every in trained.items():
-    several = [
-      _tracker(tracker.online, model, **chosen[name].point) for model in every
+  for name, networks in trained.items():
+    tracks = [
+      judging.make_tracker(tracker.online, model, **choices[name].point)
+      for model in networks
     ]
-    scores[name] = untrained.judge(several, held)
+    scores[name] = untrained.judge(tracks, draws)
   both = [scores[name] for name in BOTH]
   scores['better'] = max(both, key=lambda s: s['idf1', 'all'].mean())
-  for name, found in scores.items():
-    untrained.add(results, {'method': name}, found)
+  for name, values in scores.items():
+    untrained.add(results, {'method': name}, values)
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Trains and judges, and writes trackers."""
-  evaluation.import_trackeval()  # Before the training, not after it.
+  """Trains and scores trackers, and writes them."""
+  evaluation.import_trackeval()  # Fails before the training, not after it.
   settings = options.settings
-  prepared = prepare(options)
-  _, source, task, tuning, held = prepared
-  classical = judging.classical(prepared.noise) if settings.full else {}
+  scene, source, task, tuning, test = prepare(options)
+  classical = judging.classical(task.noise) if settings.full else {}
   jobs: list[Any] = [
-    judging.beside(lambda: judge_classical(classical, tuning, held))
+    judging.run_in_thread(lambda: judge_classical(classical, tuning, test))
   ]
-  trained, weights, several = {}, {}, {}
-  for name, run in networks(options, task):
+  trained, weights, networks = {}, {}, {}
+  for name, run in train_networks(options, task):
     if name == FIRST and not settings.full:
       continue
     trained[name] = run
-    weights[name] = members_of(run.params, settings.network.members)
-    several[name] = [
-      tracker.learned(each, prepared.noise) for each in weights[name]
-    ]
-    judge = functools.partial(judge_networks, name, several[name], tuning, held)
-    waiting = settings.full and name in BOTH
-    jobs.append(judging.beside(functools.partial(judge, waiting=waiting)))
-  frames = detections.padded([trial.found for trial in held])
+    weights[name] = split_members(run.params, settings.network.members)
+    networks[name] = [tracker.make_model(x, task.noise) for x in weights[name]]
+    judge = functools.partial(
+      judge_networks,
+      *(name, networks[name], tuning, test),
+      with_near_online=settings.full and name in BOTH,
+    )
+    jobs.append(judging.run_in_thread(judge))
+  frames = detections.pad([trial.detected for trial in test])
   purity = {
-    (name, beam): learning.purities(
+    (name, beam): learning.measure_purity(
       run.params,
       task,
       frames,
@@ -335,26 +326,27 @@ def main(options: harness.Options) -> harness.Report:
   judged: dict[str, judging.Judged] = {}
   for job in jobs:
     judged |= job.result()
-  perfect = judging.judge(judging.true_identities, held)
+  perfect = judging.judge(judging.true_identities, test)
   scores = {name: one.scores for name, one in judged.items()}
   scores['true_identities'] = {k: v[None] for k, v in perfect.items()}
-  chosen = {name: one.tuned for name, one in judged.items() if one.tuned}
-  results = train_report.summarise(scores, chosen, purity)
+  choices = {name: one.choice for name, one in judged.items() if one.choice}
+  results = train_report.summarise(scores, choices, purity)
   if settings.data.embedding:
-    auc = detections.auc(held[0].found, np.random.default_rng(0))
+    auc = detections.auc(test[0].detected, np.random.default_rng(0))
     results.add(auc=auc)
   else:
-    judge_elsewhere(results, options.data_dir, several, classical, chosen)
+    judge_untrained(results, options.data_dir, networks, classical, choices)
   folder = pathlib.Path(options.workdir)
-  rules = {name: tracker.Rules(**chosen[name].point) for name in weights}
+  rules = {name: tracker.Rules(**choices[name].point) for name in weights}
   for name, seeds in weights.items():
-    path = folder / f'{name}.npz'
-    models.save(path, seeds[0], prepared.noise, rules[name])
-  shown = tracker.online(several['search'][0], held[0].found, rules['search'])
-  overlay.write(folder / 'tracks.png', shown, prepared.scene.info)
+    models.save(folder / f'{name}.npz', seeds[0], task.noise, rules[name])
+  shown = tracker.online(
+    networks['search'][0], test[0].detected, rules['search']
+  )
+  overlay.write(folder / 'tracks.png', shown, scene.info)
   curves = train_report.loss_curves(trained)
   figure = harness.draw_curves(
-    curves, xlabel='updates after the common ones', ylabel='loss', logy=True
+    curves, xlabel='updates after pretraining', ylabel='loss', logy=True
   )
   return harness.Report(
     results,
@@ -365,9 +357,9 @@ def main(options: harness.Options) -> harness.Report:
     data=[source],
     published=[simulation.PUBLISHED],
     more={
-      'chosen': {name: tuned.point for name, tuned in chosen.items()},
-      'edges': {name: list(tuned.edges) for name, tuned in chosen.items()},
-      'fitted_noise': prepared.noise._asdict(),
+      'chosen': {name: choice.point for name, choice in choices.items()},
+      'edges': {name: list(choice.edges) for name, choice in choices.items()},
+      'fitted_noise': task.noise._asdict(),
     },
   )
 

@@ -1,4 +1,4 @@
-"""What a run of `train` says: metrics, table and curves."""
+"""Metrics, table and curves of a run of `train`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,9 @@ import numpy as np
 from experiments import harness
 from experiments.tracking import judging
 
-# Hypotheses of the searches that purities are of, and whether scores are
-# normalised there.
+# Hypotheses of each search, and whether its scores are normalised.
 SEARCHES = {'k1': (1, False), 'k4': (4, False), 'k4_normalised': (4, True)}
-# What training in two ways begins with, and those.
+# The weights after pretraining, and the two ways to go on from there.
 FIRST, BOTH = 'first_weights', ('search', 'teacher_forcing')
 CLASSICAL = ('overlap', 'likelihood')
 COLUMNS = (
@@ -32,39 +31,46 @@ def add_lead(
   at: tuple[str, str],
   names: tuple[str, str] | None = None,
 ) -> None:
-  """Adds the differences of two methods' scores.
+  """Adds the differences of two methods' scores to the results.
 
   Args:
-    results: to which they are added.
+    results: to add to.
     scores: by method and measure, (seeds, simulations).
-    at: names of both in the metric.
-    names: names of both in the scores, of IDF1 alone; None for `at`.
+    at: names of the two methods in the metric.
+    names: their names in `scores`, for IDF1 only; None for `at` and all
+      measures.
   """
   one, two = names or at
   for measure in judging.MEASURES if names is None else ('idf1',):
-    lead = judging.crossed(scores[one][measure] - scores[two][measure])
+    lead = scores[one][measure] - scores[two][measure]
+    lead = judging.crossed_interval(lead)
     results.put({'method': at[0], 'over': at[1]}, {f'{measure}_lead': lead})
 
 
 def summarise(
   scores: Mapping[str, Mapping[str, np.ndarray]],
-  chosen: Mapping[str, judging.Tuned],
+  choices: Mapping[str, judging.Choice],
   purity: Mapping[tuple[str, str], np.ndarray],
 ) -> harness.Results:
-  """Numbers of all trackers.
+  """Collects the numbers of all trackers.
 
   Args:
     scores: by method and measure, (seeds, simulations).
-    chosen: rules by method.
+    choices: rules by method.
     purity: by method and name of the search, (networks,).
+
+  Returns:
+    The results.
   """
   results = harness.Results()
-  for method, found in scores.items():
+  for method, values in scores.items():
     at = {'method': method}
-    results.put(at, {n: judging.crossed(values) for n, values in found.items()})
-    if tuned := chosen.get(method):
-      results.add(at, edges=len(tuned.edges), tried=tuned.tried)
-      results.note(at, {'chosen': tuned.words()})
+    results.put(
+      at, {name: judging.crossed_interval(x) for name, x in values.items()}
+    )
+    if choice := choices.get(method):
+      results.add(at, edges=len(choice.edges), tried=choice.tried)
+      results.note(at, {'chosen': choice.describe()})
   for (method, name), values in purity.items():
     results.add({'method': method, 'beam': name}, purity=values)
   search, forcing = BOTH
@@ -77,16 +83,16 @@ def summarise(
     for one, two in ((name, FIRST), (f'{name}_near_online', name)):
       if {one, two} <= set(scores):
         add_lead(results, scores, (one, two))
-  # The reference is the best by what is reported, which favours it.
-  best_of = lambda names: max(names, key=lambda m: scores[m]['idf1'].mean())
+  # Chosen on the test simulations, which favours the classical reference too.
+  best = lambda names: max(names, key=lambda m: scores[m]['idf1'].mean())
   if classical := [m for m in CLASSICAL if m in scores]:
-    names = best_of(BOTH), best_of(classical)
+    names = best(BOTH), best(classical)
     add_lead(results, scores, ('better', 'classical'), names)
   return results
 
 
 def loss_curves(trained: Mapping[str, harness.Trained]) -> dict[str, Any]:
-  """Losses over the updates after the common ones, by the title of a row."""
+  """Losses over the updates after pretraining, by the title of a row."""
   return {
     name.replace('_', ' '): (
       trained[name].steps,

@@ -1,9 +1,9 @@
-"""Sequences that nothing was trained or tuned on: TUD-Campus, TUD-Stadtmitte.
+"""Tests trackers on sequences of another data set: TUD-Campus, TUD-Stadtmitte.
 
-Their detections are real, of a Faster R-CNN, in the format of 2D MOT 2015. Both
-are short, some 250 frames and 1,500 boxes of the truth: one identity that is
-lost is points of IDF1. So trackers are judged on all detections and ten times
-without a twentieth of them, drawn anew.
+No tracker is trained or tuned on them. Their detections are real, from a Faster
+R-CNN, in the format of 2D MOT 2015. Together they have 250 frames and 1,500
+true boxes, so one lost identity costs points of IDF1. Trackers are therefore
+scored on all detections, and ten times without a random twentieth of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,30 +26,30 @@ DROPS, SHARE = 10, 0.05
 Scores = dict[tuple[str, str], Any]  # By measure and kind of draws.
 
 
-class Held(NamedTuple):
-  """Sequences with all of their detections, and with some left out.
+class Draws(NamedTuple):
+  """Sequences with all detections, and with some dropped at random.
 
   Attributes:
-    every: one trial a sequence.
-    dropped: of each draw, one trial a sequence.
+    full: one trial per sequence.
+    dropped: one trial per draw and sequence.
   """
 
-  every: list[judging.Trial]
+  full: list[judging.Trial]
   dropped: list[list[judging.Trial]]
 
 
-def read(data_dir: files.Path | None) -> Held | None:
-  """Reads both sequences; None where a file of them is missing."""
+def read(data_dir: files.Path | None) -> Draws | None:
+  """Reads both sequences; returns None if a file is missing."""
   try:
-    every = [_read(data_dir, name) for name in NAMES]
+    full = [_read(data_dir, name) for name in NAMES]
   except harness.MissingDataError:
     return None
-  return Held(
-    every,
+  return Draws(
+    full,
     [
       [
         drop(trial, np.random.default_rng([i, j]))
-        for j, trial in enumerate(every)
+        for j, trial in enumerate(full)
       ]
       for i in range(DROPS)
     ],
@@ -59,79 +59,76 @@ def read(data_dir: files.Path | None) -> Held | None:
 def _read(data_dir, name):
   path = mot_files.find_file(data_dir, name, 'det/det.txt')
   boxes = mot_files.read_boxes(path, identities=False)
-  places = ('gt/gt.txt', 'gt.txt')
   truth = mot_files.read_boxes(
-    mot_files.find_file(data_dir, name, *places), identities=True
+    mot_files.find_file(data_dir, name, 'gt/gt.txt', 'gt.txt'), identities=True
   )
   info = mot_files.read_info(path.parent.parent, boxes, truth)
   info = info._replace(name=name)
-  none = np.zeros((len(boxes.ids), 0), np.float32)
-  found = detections.Detected(boxes, boxes.ids, none, info)
-  return judging.Trial(scenes.Scene(truth, info), found)
+  embedding = np.zeros((len(boxes.ids), 0), np.float32)
+  detected = detections.Detected(boxes, boxes.ids, embedding, info)
+  return judging.Trial(scenes.Scene(truth, info), detected)
 
 
 def drop(
   trial: judging.Trial, rng: np.random.Generator, share: float = SHARE
 ) -> judging.Trial:
-  """A trial without a share of its detections."""
-  kept = rng.random(len(trial.found.ids)) >= share
-  found = trial.found
+  """Drops a random share of the detections of a trial."""
+  detected = trial.detected
+  mask = rng.random(len(detected.ids)) >= share
   return trial._replace(
-    found=found._replace(
-      boxes=found.boxes.where(kept),
-      ids=found.ids[kept],
-      looks=found.looks[kept],
+    detected=detected._replace(
+      boxes=detected.boxes.where(mask),
+      ids=detected.ids[mask],
+      embedding=detected.embedding[mask],
     )
   )
 
 
-def pooled(
+def pooled_scores(
   trials: Sequence[judging.Trial], results: Sequence[mot_files.Boxes]
 ) -> evaluation.Scores:
-  """Scores of all sequences together; their truths have no classes."""
+  """Pooled scores of all sequences; their truths have no classes."""
   return evaluation.evaluate(
     {
-      trial.scene.info.name: evaluation.prepared(
-        trial.scene.truth, result, trial.scene.info.length, classes=False
-      )
+      trial.scene.info.name: trial.compare(result, classes=False)
       for trial, result in zip(trials, results)
     }
   )[0]
 
 
-def judge(tracks: Sequence[judging.Track], held: Held) -> Scores:
-  """IDF1 and MOTA of trackers, each of them trained with another seed.
+def judge(tracks: Sequence[judging.Track], draws: Draws) -> Scores:
+  """Measures IDF1 and MOTA of the trackers of several training seeds.
 
   Args:
-    tracks: of each seed.
-    held: what they are judged on.
+    tracks: one tracker per seed.
+    draws: to score on.
 
   Returns:
-    Values by measure and kind: of `all`, (seeds, 1), of `drops`,
-    (seeds, draws).
+    Values by measure and kind: `all`, (seeds, 1), and `drops`, (seeds, draws).
   """
-  several = {'all': [held.every], 'drops': held.dropped}
-  found: Scores = {}
-  for kind, draws in several.items():
-    scores = [
-      [pooled(draw, [track(t.found) for t in draw]) for draw in draws]
+  scores: Scores = {}
+  for kind, sets in {'all': [draws.full], 'drops': draws.dropped}.items():
+    rows = [
+      [pooled_scores(x, [track(t.detected) for t in x]) for x in sets]
       for track in tracks
     ]
     for measure in ('idf1', 'mota'):
-      found[measure, kind] = np.array(
-        [[getattr(one, measure) for one in row] for row in scores]
+      scores[measure, kind] = np.array(
+        [[getattr(one, measure) for one in row] for row in rows]
       )
-  return found
+  return scores
 
 
-def add(results: harness.Results, at: Mapping[str, str], found: Scores) -> None:
+def add(
+  results: harness.Results, at: Mapping[str, str], scores: Scores
+) -> None:
   """Adds a tracker's numbers, such as `idf1/METHOD/untrained/all`.
 
   Args:
-    results: to which they are added, with their intervals.
+    results: to add to.
     at: coordinates of the tracker.
-    found: of `judge`.
+    scores: output of `judge`.
   """
-  for (measure, kind), values in found.items():
-    place = {**at, 'data': 'untrained', 'draws': kind}
-    results.put(place, {measure: judging.crossed(values)})
+  for (measure, kind), values in scores.items():
+    interval = judging.crossed_interval(values)
+    results.put({**at, 'data': 'untrained', 'draws': kind}, {measure: interval})

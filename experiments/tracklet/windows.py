@@ -1,8 +1,8 @@
-"""Windows to train on: one person over some steps, in all that is detected.
+"""Training windows: one person over some steps, among all detections.
 
-A window starts at a detection of somebody. A step is the next frame, or, now
-and then, one up to `longest` frames later, as if nobody had been seen between:
-so gaps of all lengths are learnt, and not only those of real occlusions.
+A window starts at a detection of its target. A step is the next frame or, at
+random, up to `max_gap` frames later, as if the target had been missed between.
+So training sees gaps of all lengths, not only those of real occlusions.
 """
 
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from experiments.tracking import detections
 
 
 class Window(NamedTuple):
-  """What happens at the steps of a window, the first detection before them.
+  """Detections at the steps of a window; step 0 has the first detection.
 
   Attributes:
-    places: of all detections of the step's frame, (1 + steps, most, 4).
-    sure: confidences, (1 + steps, most).
-    looks: (1 + steps, most, numbers).
-    there: which are detections at all, bool (1 + steps, most).
-    same: which are of the window's person, likewise.
-    frames: since the step before, (1 + steps,); the first is 0.
-    inside: whether the sequence has not ended, bool (1 + steps,).
+    boxes: of the step's frame, (1 + steps, max_detections, 4).
+    confidence: (1 + steps, max_detections).
+    embedding: (1 + steps, max_detections, embedding_size).
+    valid: which are detections, not padding, bool (1 + steps, max_detections).
+    is_target: which are of the target, bool (1 + steps, max_detections).
+    gaps: frames since the previous step, (1 + steps,); the first is 0.
+    inside: whether the step is within the sequence, bool (1 + steps,).
   """
 
-  places: chex.Array
-  sure: chex.Array
-  looks: chex.Array
-  there: chex.Array
-  same: chex.Array
-  frames: chex.Array
+  boxes: chex.Array
+  confidence: chex.Array
+  embedding: chex.Array
+  valid: chex.Array
+  is_target: chex.Array
+  gaps: chex.Array
   inside: chex.Array
 
 
@@ -42,16 +42,16 @@ def draw(
   *,
   steps: int,
   jumps: float,
-  longest: int,
+  max_gap: int,
 ) -> Window:
-  """Draws a window; every sequence is as likely.
+  """Draws a window; all sequences are equally likely.
 
   Args:
     key: of the draw.
     data: padded detections.
-    steps: behind the first detection.
-    jumps: the probability that a step is not the next frame.
-    longest: frames of a jump, at most; their logarithm is uniform.
+    steps: after the first detection.
+    jumps: probability that a step is longer than a frame.
+    max_gap: longest step in frames; log-uniform.
 
   Returns:
     A `Window`.
@@ -59,32 +59,31 @@ def draw(
   keys = jax.random.split(key, 4)
   sequence = jax.random.randint(keys[0], (), 0, len(data.edges) - 1)
   low, high = data.edges[sequence], data.edges[sequence + 1]
-  frame, place = data.starts[jax.random.randint(keys[1], (), low, high)]
-  length = jnp.exp(jax.random.uniform(keys[2], (steps,)) * jnp.log(longest))
-  far = jax.random.uniform(keys[3], (steps,)) < jumps
-  frames = jnp.where(far, jnp.floor(length), 1).astype(jnp.int32)
-  at = jnp.concatenate([frame[None], frame + jnp.cumsum(frames)])
+  frame, index = data.starts[jax.random.randint(keys[1], (), low, high)]
+  length = jnp.exp(jax.random.uniform(keys[2], (steps,)) * jnp.log(max_gap))
+  jump = jax.random.uniform(keys[3], (steps,)) < jumps
+  gaps = jnp.where(jump, jnp.floor(length), 1).astype(jnp.int32)
+  at = jnp.concatenate([frame[None], frame + jnp.cumsum(gaps)])
   inside = at <= data.last[frame]
   at = jnp.minimum(at, data.last[frame])
   ids = data.ids[at]
-  same = ids == data.ids[frame, place]
-  # Of the first frame, nothing but the start counts.
-  start = jnp.arange(ids.shape[1]) == place
-  same = same.at[0].set(start)
+  is_target = ids == data.ids[frame, index]
+  # Step 0 has one target detection only.
+  is_target = is_target.at[0].set(jnp.arange(ids.shape[1]) == index)
   return Window(
-    places=data.places[at],
-    sure=data.sure[at],
-    looks=data.looks[at],
-    there=ids > -2,
-    same=same,
-    frames=jnp.concatenate([jnp.zeros(1), frames.astype(jnp.float32)]),
+    boxes=data.boxes[at],
+    confidence=data.confidence[at],
+    embedding=data.embedding[at],
+    valid=ids > -2,
+    is_target=is_target,
+    gaps=jnp.concatenate([jnp.zeros(1), gaps.astype(jnp.float32)]),
     inside=inside,
   )
 
 
 def batch(
-  key: chex.PRNGKey, data: detections.Frames, count: int, **drawn
+  key: chex.PRNGKey, data: detections.Frames, count: int, **options
 ) -> Window:
-  """So many windows, leaves (count, ...); see `draw`."""
+  """Draws windows, leaves (count, ...); see `draw` for the options."""
   keys = jax.random.split(key, count)
-  return jax.vmap(lambda k: draw(k, data, **drawn))(keys)
+  return jax.vmap(lambda k: draw(k, data, **options))(keys)

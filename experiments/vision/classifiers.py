@@ -1,4 +1,4 @@
-"""Classifiers of digits, and their cross-entropy and accuracy."""
+"""Classifiers of digits, their cross-entropy and accuracy."""
 
 import chex
 import jax
@@ -59,5 +59,5 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Share of the digits whose largest logit is the label's."""
+  """Share of the digits whose largest logit is that of the label."""
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)

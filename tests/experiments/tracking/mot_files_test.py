@@ -1,4 +1,4 @@
-"""Files of boxes: what is written is read, and what is wrong is named."""
+"""Files of boxes are read and written; errors name file and line."""
 
 import gzip
 import os
@@ -57,7 +57,7 @@ def test_a_truth_is_sorted_by_frame_and_keeps_empty_frames(tmp_path):
   np.testing.assert_array_equal(mot_files.read_truth(folder).boxes, found.boxes)
 
 
-def test_boxes_that_are_none_are_left_out_and_counted(tmp_path):
+def test_invalid_boxes_are_left_out_and_counted(tmp_path):
   path = write(
     tmp_path / 'det.txt',
     '1,-1,1,2,3,4,0.9\n1,-1,nan,2,3,4,0.9\n2,-1,1,2,0,4,0.9,-1,-1,-1\n'
@@ -73,25 +73,28 @@ def test_boxes_that_are_none_are_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('line', 'says'),
+  ('line', 'message'),
   [
     ('1,2,3', 'line 2 has 3 numbers; a box has at least 7'),
-    ('1,2,3,4,x,6,7', "line 2: 'x' is no number, where the box should be"),
-    ('0,2,3,4,5,6,7', 'line 2: the frame is a whole number of at least 1'),
-    ('1.5,2,3,4,5,6,7', 'line 2: the frame is a whole number'),
-    ('nan,2,3,4,5,6,7', 'line 2: the frame is a whole number'),
-    ('1,2.5,3,4,5,6,7', 'line 2: the identity is a whole number'),
-    ('1,7,3,4,5,6,7', 'line 2: identity 7 stands twice in frame 1; .* line 1'),
+    ('1,2,3,4,x,6,7', "line 2: the box coordinate 'x' is not a number"),
+    ('0,2,3,4,5,6,7', 'line 2: the frame must be a whole number of at least 1'),
+    ('1.5,2,3,4,5,6,7', 'line 2: the frame must be a whole number'),
+    ('nan,2,3,4,5,6,7', 'line 2: the frame must be a whole number'),
+    ('1,2.5,3,4,5,6,7', 'line 2: the identity must be a whole number'),
+    (
+      '1,7,3,4,5,6,7',
+      'line 2: identity 7 is twice in frame 1, first in line 1',
+    ),
   ],
 )
-def test_a_line_that_is_wrong_is_named(tmp_path, line, says):
+def test_an_invalid_line_is_reported_by_number(tmp_path, line, message):
   path = write(tmp_path / 'gt.txt', f'1,7,1,2,3,4,1\n{line}\n')
-  with pytest.raises(harness.DamagedDataError, match=says):
+  with pytest.raises(harness.DamagedDataError, match=message):
     mot_files.read_boxes(path, identities=True)
 
 
 def test_shares_of_the_picture_are_refused(tmp_path):
-  """Within 0 and 1 two decimals would destroy them; pixels below 1 may be."""
+  """Two decimals would destroy shares; single boxes below 1 are allowed."""
   text = '1,-1,0.1,0.2,0.05,0.1,0.9\n2,-1,0.5,0.98,0.031,0.034,0.8\n'
   path = write(tmp_path / 'det.txt', text)
   with pytest.raises(harness.DamagedDataError, match='shares of the picture'):
@@ -100,14 +103,14 @@ def test_shares_of_the_picture_are_refused(tmp_path):
   assert len(mot_files.read_boxes(path, identities=False).frames) == 3
 
 
-def test_time_stamps_are_no_numbers_of_frames(tmp_path):
+def test_time_stamps_are_refused(tmp_path):
   """Seconds of a clock are refused; a long sparse recording is not."""
   row = ',-1,10,20,30,40,0.9\n'
   path = write(
     tmp_path / 'det.txt', f'1700000000{row}1700000001{row}1700000002{row}'
   )
   with pytest.raises(
-    harness.DamagedDataError, match='the pictures from 1'
+    harness.DamagedDataError, match='must count frames from 1'
   ) as e:
     mot_files.read_boxes(path, identities=False)
   assert '1,699,999,999 of the 1,700,000,002 frames' in str(e.value)
@@ -116,19 +119,19 @@ def test_time_stamps_are_no_numbers_of_frames(tmp_path):
   assert found.frames.tolist() == [5, 900_000]
 
 
-def test_what_seqinfo_does_not_say_is_taken_from_the_boxes(tmp_path):
+def test_values_missing_in_seqinfo_are_inferred_from_boxes(tmp_path):
   boxes = mot_files.make([1, 5], [[0, 0, 10, 10], [90.5, 40, 10, 10]])
   info = mot_files.read_info(tmp_path, boxes)
   assert info[1:5] == (5, 101, 50, 30.0)
   assert len(info.assumed) == 4 and info.name == tmp_path.name
-  for text, says in (
+  for text, message in (
     ('[Sequence]\nseqLength=4\n', 'seqLength is 4, but there is a box in fra'),
-    ('[Sequence]\nimWidth=wide\n', "imWidth: 'wide' is no number"),
-    ('[Sequence]\nimHeight=0\n', 'imHeight is above 0'),
+    ('[Sequence]\nimWidth=wide\n', "imWidth: the value 'wide' is not a number"),
+    ('[Sequence]\nimHeight=0\n', 'imHeight must be above 0'),
     ('seqLength=4\n', 'no seqinfo.ini'),
   ):
     write(tmp_path / 'seqinfo.ini', text)
-    with pytest.raises(harness.DamagedDataError, match=says):
+    with pytest.raises(harness.DamagedDataError, match=message):
       mot_files.read_info(tmp_path, boxes)
 
 

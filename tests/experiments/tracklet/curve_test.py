@@ -1,4 +1,4 @@
-"""Conditions and what is reported of them."""
+"""Conditions, and their metrics and curves."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ def test_conditions_are_runs_of_train():
   found = {c.folder: s for c, s in curve.conditions(curve.PRESETS['quick'])}
   assert len(found) == 11 and next(iter(found)) == 'standard-motion'
   one = found['hard-1.5']
-  hard = detections.HARD._replace(looks=16, noise=1.5)
+  hard = detections.HARD._replace(embedding_size=16, noise=1.5)
   assert one.data.simulated_detector() == hard
   steps, judged = one.training.pretrain_steps, one.data.judged
   assert (steps, judged, one.seeds, one.full) == (1000, 4, 2, False)
@@ -23,7 +23,7 @@ def test_conditions_are_runs_of_train():
 
 
 def run_results(search, auc=None, half=1.5):
-  """What a run of `train` says."""
+  """The results of a run of `train`."""
   found = harness.Results()
   number = harness.Interval(search, half, 8, 8, (search, search))
   found.add({'method': 'search'}, idf1=number)
@@ -35,9 +35,7 @@ def run_results(search, auc=None, half=1.5):
   return found
 
 
-def test_what_is_reported_keeps_its_interval(
-  options, results, tmp_path, monkeypatch
-):
+def test_metrics_keep_their_intervals(options, results, tmp_path, monkeypatch):
   given = {
     'standard-motion': run_results(60.0),
     'standard-2': run_results(68.0, 0.73),
@@ -63,7 +61,7 @@ def test_what_is_reported_keeps_its_interval(
   assert (tmp_path / 'curve.png').stat().st_size > 10_000
 
 
-def test_curves_go_by_areas_and_motion_alone_is_level():
+def test_curves_are_over_areas_and_motion_only_is_level():
   runs = {
     curve.Condition('hard', 1.0): run_results(70.0, 0.9, half=2.0),
     curve.Condition('hard', 3.0): run_results(60.0, 0.6, half=0.0),
@@ -74,5 +72,5 @@ def test_curves_go_by_areas_and_motion_alone_is_level():
   areas, ends = found['search']
   assert areas == [0.6, 0.9]
   np.testing.assert_array_equal(ends, [[60, 60], [68, 72]])
-  assert found['search, motion alone'] == ([0.5, 1.0], [[54, 56], [54, 56]])
+  assert found['search, motion only'] == ([0.5, 1.0], [[54, 56], [54, 56]])
   assert list(curve.curves(runs, 'standard')) == ['search', 'teacher forcing']

@@ -1,4 +1,4 @@
-"""Trackers of other packages: their files, their grids, and one run of them."""
+"""Trackers of other packages: files, grids, and a run."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ from experiments.tracking import (
 from experiments.tracklet import peer_trackers, peers
 
 
-def test_files_go_over_and_come_back(tmp_path):
+def test_files_are_exchanged(tmp_path):
   given = mot_files.make([3, 1, 1], [[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 2, 2]])
   mot_files.write_boxes(tmp_path / 'det.txt', given)
   frames = peer_trackers.read(tmp_path / 'det.txt', 4)
@@ -32,7 +32,7 @@ def test_files_go_over_and_come_back(tmp_path):
   np.testing.assert_allclose(back.boxes, [[0, 0, 2, 2], [1, 2, 3, 4]])
 
 
-def test_the_script_knows_nothing_of_jax():
+def test_the_script_does_not_import_jax():
   code = (
     'import runpy, sys\n'
     f'runpy.run_path({str(peers._SCRIPT)!r}, run_name="script")\n'
@@ -49,16 +49,16 @@ def test_a_peer_is_tuned_beyond_its_grid_or_keeps_its_defaults(
   def value(options):
     if not options:
       return default
-    buffer, birth, least = options.values()
-    return -abs(np.log(buffer / 240)) - abs(least - 0.24) - birth
+    buffer, birth, overlap = options.values()
+    return -abs(np.log(buffer / 240)) - abs(overlap - 0.24) - birth
 
-  def run(jobs, given, folder):
-    assert not given and folder == tmp_path
+  def run(jobs, sequences, folder):
+    assert not sequences and folder == tmp_path
     asked.extend(job['options'] for job in jobs)
     return [value(job['options']) for job in jobs], None
 
   monkeypatch.setattr(peers, 'run_jobs', run)
-  monkeypatch.setattr(judging, 'idf1', lambda results, given: results)
+  monkeypatch.setattr(judging, 'idf1', lambda results, on: results)
   asked, default = [], -9.0
   tuned = peers.tune('sort', [], tmp_path)
   assert list(tuned.point.values()) == [240, 1, 0.2] and not tuned.edges
@@ -69,10 +69,12 @@ def test_a_peer_is_tuned_beyond_its_grid_or_keeps_its_defaults(
   assert peers.tune('sort', [], tmp_path).point == {}
 
 
-def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
+def test_a_missing_package_and_an_unknown_tracker_are_errors(
+  tmp_path, monkeypatch
+):
   monkeypatch.setenv(peers.PYTHON_VARIABLE, str(tmp_path / 'none'))
   with pytest.raises(harness.SettingsError, match='make an environment by'):
-    peers.python()
+    peers.interpreter()
   settings = dataclasses.replace(peers.PRESETS['smoke'], trackers=('sorted',))
   with pytest.raises(harness.SettingsError, match='=sorted: trackers knows'):
     settings_lib.check(settings)
@@ -81,7 +83,7 @@ def test_what_is_missing_or_unknown_is_said(tmp_path, monkeypatch):
 def test_every_peer_follows_people_who_walk(tmp_path):
   pytest.importorskip('trackeval')
   try:
-    peers.python()
+    peers.interpreter()
   except harness.SettingsError as error:
     pytest.skip(str(error))
   scene = scenes.make_up(1, length=80, people=6)
@@ -89,7 +91,7 @@ def test_every_peer_follows_people_who_walk(tmp_path):
   jobs = [{'tracker': name, 'options': {}} for name in peers.GRIDS]
   results, times = peers.run_jobs(jobs, [found], tmp_path / 'jobs')
   for job, (result,), spent in zip(jobs, results, times):
-    data = evaluation.prepared(scene.truth, result, 80)
+    data = evaluation.prepare(scene.truth, result, 80)
     assert evaluation.idf1(data) > 60, job
     assert spent['frames'] == 80 and spent['seconds'] > 0
   with pytest.raises(harness.SettingsError, match=r'a peer failed: .*nothing_'):

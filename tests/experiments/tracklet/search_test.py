@@ -1,4 +1,4 @@
-"""Search against enumeration, losses against loops, numpy against jax."""
+"""Search against enumeration, losses against loops."""
 
 import itertools
 
@@ -11,14 +11,14 @@ from experiments.tracking import detections, motion, network, scenes
 from experiments.tracklet import search, windows
 
 NOISE = motion.NOISE
-STEPS, MOST, LOOKS = 3, 4, 2
+STEPS, WIDTH, EMBEDDING = 3, 4, 2
 BEAM = search.Beam(0, candidates=2, gate=60.0, reset=False)
 
 
 @pytest.fixture(scope='module')
 def weights():
-  drawn = network.init(jax.random.key(1), hidden=5, looks=LOOKS)
-  # Nothing is zero, so that nothing can be left out.
+  drawn = network.init(jax.random.key(1), hidden=5, embedding_size=EMBEDDING)
+  # No weight is zero, so each is tested.
   keys = jax.random.split(jax.random.key(2), len(drawn))
   return {
     name: x + 0.1 * jax.random.normal(k, x.shape)
@@ -28,85 +28,93 @@ def weights():
 
 @pytest.fixture(scope='module')
 def window():
-  """Somebody on his way, not seen in step 2, with two neighbours."""
+  """A person who walks, is missed in step 2, and has two neighbours."""
   rng = np.random.default_rng(0)
-  places = np.zeros((STEPS + 1, MOST, 4))
+  boxes = np.zeros((STEPS + 1, WIDTH, 4))
   for step in range(STEPS + 1):
-    for i in range(MOST):
-      places[step, i] = (100 + 9 * i + 3 * step, 100, 3.0, 3.8)
-  places += rng.normal(size=places.shape) * (1, 1, 0.03, 0.03)
-  there = np.ones((STEPS + 1, MOST), bool)
-  there[:, 3] = False
-  same = np.zeros((STEPS + 1, MOST), bool)
-  same[[0, 1, 3], [1, 0, 2]] = True
-  looks = rng.normal(size=(STEPS + 1, MOST, LOOKS))
+    for i in range(WIDTH):
+      boxes[step, i] = (100 + 9 * i + 3 * step, 100, 3.0, 3.8)
+  boxes += rng.normal(size=boxes.shape) * (1, 1, 0.03, 0.03)
+  valid = np.ones((STEPS + 1, WIDTH), bool)
+  valid[:, 3] = False
+  is_target = np.zeros((STEPS + 1, WIDTH), bool)
+  is_target[[0, 1, 3], [1, 0, 2]] = True
+  embedding = rng.normal(size=(STEPS + 1, WIDTH, EMBEDDING))
   return windows.Window(
-    places.astype(np.float32),
-    rng.random((STEPS + 1, MOST)).astype(np.float32),
-    looks.astype(np.float32),
-    there,
-    same,
+    boxes.astype(np.float32),
+    rng.random((STEPS + 1, WIDTH)).astype(np.float32),
+    embedding.astype(np.float32),
+    valid,
+    is_target,
     np.array([0, 1, 2, 1], np.float32),
     np.ones(STEPS + 1, bool),
   )
 
 
 def follow(weights, window, choices, forced=False):
-  """A tracklet by numpy, with its choices, and its scores if it may be.
+  """Follows the choices of a tracklet in numpy.
 
   Args:
     weights: of the network.
     window: as above.
-    choices: a detection each step, or None for null.
-    forced: whether the truth is always a candidate.
+    choices: a detection per step, or None for null.
+    forced: whether the target is always a candidate.
 
   Returns:
-    Scores of the steps, None where a choice is no candidate, and for each step
-    the candidates by nearness with their scores.
+    Scores of the steps, None if a choice is no candidate; and for each step the
+    scores of the candidates, from near to far.
   """
   weights = {k: np.asarray(v) for k, v in weights.items()}
-  start = int(np.argmax(window.same[0]))
-  moved = motion.begin(window.places[0, start], window.looks[0, start], NOISE)
-  state = network.first(
-    weights, window.sure[0, start], window.looks[0, start], NOISE
+  start = int(np.argmax(window.is_target[0]))
+  moved = motion.begin(
+    window.boxes[0, start], window.embedding[0, start], NOISE
   )
-  scores, seen = [], []
+  state = network.first_state(
+    weights, window.confidence[0, start], window.embedding[0, start], NOISE
+  )
+  scores, every = [], []
   for step, choice in enumerate(choices, 1):
-    moved = motion.predict(moved, window.frames[step], NOISE)
-    far = motion.distance(moved, window.places[step], NOISE)
-    order = np.where(window.there[step] & (far <= BEAM.gate), far, np.inf)
+    moved = motion.predict(moved, window.gaps[step], NOISE)
+    far = motion.distance(moved, window.boxes[step], NOISE)
+    order = np.where(window.valid[step] & (far <= BEAM.gate), far, np.inf)
     if forced:
-      order[window.same[step]] = -1
+      order[window.is_target[step]] = -1
     fine = np.argsort(order)[: BEAM.candidates]
     fine = fine[order[fine] < np.inf].tolist()
-    given = motion.features(
-      moved, window.places[step], window.sure[step], window.looks[step], NOISE
+    features = motion.features(
+      moved,
+      window.boxes[step],
+      window.confidence[step],
+      window.embedding[step],
+      NOISE,
     )
-    e, found = network.score(weights, state[0], given)
-    seen.append({i: float(e[i]) for i in fine} | {None: 0.0})
-    if choice not in seen[-1]:
-      return None, seen
-    scores.append(seen[-1][choice])
+    e, x = network.score(weights, state[0], features)
+    every.append({i: float(e[i]) for i in fine} | {None: 0.0})
+    if choice not in every[-1]:
+      return None, every
+    scores.append(every[-1][choice])
     if choice is not None:
       moved = motion.update(
-        moved, window.places[step, choice], window.looks[step, choice], NOISE
+        moved, window.boxes[step, choice], window.embedding[step, choice], NOISE
       )
-      state = network.remember(weights, *state, found[choice])
-  return scores, seen
+      state = network.remember(weights, *state, x[choice])
+  return scores, every
 
 
 def purity(window, choices):
   right = [
-    window.same[step, c] if c is not None else not window.same[step].any()
+    window.is_target[step, c]
+    if c is not None
+    else not window.is_target[step].any()
     for step, c in enumerate(choices, 1)
   ]
   return float(np.mean(right))
 
 
-def every(weights, window, length=STEPS):
-  """All tracklets there can be: choices, their total and their purity."""
+def all_tracklets(weights, window, length=STEPS):
+  """The totals of all possible tracklets, by their choices."""
   found = {}
-  for choices in itertools.product((None, *range(MOST)), repeat=length):
+  for choices in itertools.product((None, *range(WIDTH)), repeat=length):
     scores, _ = follow(weights, window, choices)
     if scores is not None:
       found[choices] = sum(scores)
@@ -114,23 +122,23 @@ def every(weights, window, length=STEPS):
 
 
 def beam_by_hand(weights, window, count):
-  """The tracklets that stay, and the cross entropy on those half right."""
+  """The tracklets that stay, and the cross entropy on those of purity 0.5."""
   kept, losses = {(): 0.0}, []
   for length in range(1, STEPS + 1):
-    (there,) = np.nonzero(window.same[length])
-    of_step = []
+    (hits,) = np.nonzero(window.is_target[length])
+    step_losses = []
     for c in kept:
       if c and purity(window, c) < 0.5:
         continue
-      _, seen = follow(weights, window, (*c, None))
-      # Where the target is out of reach, it should say so.
-      target = there[0] if len(there) and there[0] in seen[-1] else None
-      every_score = np.array(list(seen[-1].values()))
-      of_step.append(np.log(np.exp(every_score).sum()) - seen[-1][target])
-    losses.append(np.mean(of_step) if of_step else 0.0)
+      scores = follow(weights, window, (*c, None))[1][-1]
+      # Null is the candidate to learn where the target is out of reach.
+      target = hits[0] if len(hits) and hits[0] in scores else None
+      logits = np.array(list(scores.values()))
+      step_losses.append(np.log(np.exp(logits).sum()) - scores[target])
+    losses.append(np.mean(step_losses) if step_losses else 0.0)
     grown = {
       c: total
-      for c, total in every(weights, window, length).items()
+      for c, total in all_tracklets(weights, window, length).items()
       if c[:-1] in kept
     }
     best = sorted(grown, key=lambda c: -grown[c])[:count]
@@ -142,11 +150,11 @@ def beam_by_hand(weights, window, count):
 def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
   beam = BEAM._replace(hypotheses=count)
   found = jax.jit(lambda w: search.search(w, window, NOISE, beam))(weights)
-  kept, own = beam_by_hand(weights, window, count)
-  if count == 30:  # As many as there are: the search is exhaustive.
-    assert kept.keys() == every(weights, window).keys()
+  kept, rollout = beam_by_hand(weights, window, count)
+  if count == 30:  # The number of tracklets: the search is exhaustive.
+    assert kept.keys() == all_tracklets(weights, window).keys()
   best = sorted(kept, key=lambda c: -kept[c])
-  alive = np.asarray(found.scores) > search.NONE / 2
+  alive = np.asarray(found.scores) > search.EMPTY_SLOT / 2
   assert alive.sum() == len(best)
   np.testing.assert_allclose(
     np.sort(found.scores[alive])[::-1],
@@ -159,7 +167,7 @@ def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
     found.purities[order], [purity(window, c) for c in best], atol=1e-6
   )
   np.testing.assert_allclose(found.purity, purity(window, best[0]), atol=1e-6)
-  np.testing.assert_allclose(found.own_loss, own, rtol=1e-4)
+  np.testing.assert_allclose(found.rollout_loss, rollout, rtol=1e-4)
 
 
 def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
@@ -170,14 +178,14 @@ def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
     plain = search.search(weights, window, NOISE, beam._replace(normalised=0))
     return plain, search.search(weights, window, NOISE, beam)
 
-  # Where nothing is out of reach, and nothing else is there.
-  apart = window._replace(there=window.there & (np.arange(MOST) < 2))
+  # All detections are within reach.
+  apart = window._replace(valid=window.valid & (np.arange(WIDTH) < 2))
   plain, logs = found(weights, apart)
-  alive = np.asarray(logs.scores) > search.NONE / 2
+  alive = np.asarray(logs.scores) > search.EMPTY_SLOT / 2
   total = np.exp(STEPS * np.asarray(logs.scores, np.float64)[alive]).sum()
   assert total == pytest.approx(1.0, rel=1e-4)
-  # A cross entropy is the same of both.
-  for name in ('truth_loss', 'own_loss'):
+  # The cross entropies are equal.
+  for name in ('truth_loss', 'rollout_loss'):
     assert float(getattr(logs, name)) == pytest.approx(
       float(getattr(plain, name)), rel=1e-5
     )
@@ -185,13 +193,13 @@ def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
 
 def test_teacher_forcing_is_the_cross_entropy_of_the_truth(weights, window):
   truth = (0, None, 2)
-  seen = follow(weights, window, truth, forced=True)[1]
-  # It is a candidate even where it is not among the nearest.
+  every = follow(weights, window, truth, forced=True)[1]
+  # The target is a candidate even if it is not among the nearest.
   assert follow(weights, window, truth)[0] is None
   wanted = -np.mean(
     [
       step[choice] - np.log(np.sum(np.exp(list(step.values()))))
-      for step, choice in zip(seen, truth)
+      for step, choice in zip(every, truth)
     ]
   )
   loss = lambda w: search.search(w, window, NOISE, BEAM).truth_loss
@@ -238,8 +246,8 @@ def test_margin_and_rank_by_loops():
     )
 
 
-def test_the_truth_is_put_in_where_nothing_is_faultless(weights, window):
-  """A network that takes whoever is not the truth is set right each step."""
+def test_the_truth_replaces_hypotheses_if_none_is_correct(weights, window):
+  """A network that always chooses wrongly is reset at each step."""
   beam = search.Beam(1, candidates=2, gate=60.0, reset=True)
   # The null candidate always wins, which is wrong at steps 1 and 3.
   low = weights | {'last_bias': weights['last_bias'] - 100}
@@ -254,18 +262,18 @@ def test_the_truth_is_put_in_where_nothing_is_faultless(weights, window):
   np.testing.assert_allclose(helped.purity, 1, atol=1e-6)
 
 
-def test_what_is_behind_the_end_changes_nothing(weights, window):
+def test_steps_after_the_end_change_nothing(weights, window):
   beam = BEAM._replace(hypotheses=2)
   search_it = jax.jit(lambda w, x: search.search(w, x, NOISE, beam))
   inside = np.array([True, True, True, False])
-  junk = window.places.copy()
+  junk = window.boxes.copy()
   junk[3] += 7
   one = search_it(weights, window._replace(inside=inside))
-  two = search_it(weights, window._replace(inside=inside, places=junk))
+  two = search_it(weights, window._replace(inside=inside, boxes=junk))
   for a, b in zip(one, two):
     np.testing.assert_array_equal(a, b)
   assert not np.array_equal(search_it(weights, window).scores, one.scores)
-  nothing = window._replace(there=window.there & False, same=window.same)
+  nothing = window._replace(valid=window.valid & False)
   assert all(np.isfinite(x).all() for x in search_it(weights, nothing)[:5])
 
 
@@ -275,18 +283,18 @@ def test_windows_are_of_one_person_of_one_sequence():
     detections.simulate(s.truth, s.info, np.random.default_rng(i))
     for i, s in enumerate(made)
   ]
-  frames = detections.padded(several)
+  frames = detections.pad(several)
   data = jax.tree.map(jnp.asarray, frames)
   drawn = jax.device_get(
     jax.jit(
-      lambda key: windows.batch(key, data, 40, steps=5, jumps=0.5, longest=9)
+      lambda key: windows.batch(key, data, 40, steps=5, jumps=0.5, max_gap=9)
     )(jax.random.key(0))
   )
-  assert (drawn.same[:, 0].sum(axis=1) == 1).all()
-  assert (drawn.same.sum(axis=2) <= 1).all()
-  assert (drawn.frames[:, 1:] >= 1).all() and (drawn.frames <= 9).all()
-  assert (drawn.frames[:, 1:] == 1).mean() == pytest.approx(0.55, abs=0.15)
-  # Inside ends once, and then for good.
+  assert (drawn.is_target[:, 0].sum(axis=1) == 1).all()
+  assert (drawn.is_target.sum(axis=2) <= 1).all()
+  assert (drawn.gaps[:, 1:] >= 1).all() and (drawn.gaps <= 9).all()
+  assert (drawn.gaps[:, 1:] == 1).mean() == pytest.approx(0.55, abs=0.15)
+  # A sequence ends once.
   assert (np.diff(drawn.inside.astype(int), axis=1) <= 0).all()
   assert 0 < drawn.inside[:, -1].mean() < 1
-  assert drawn.same[:, 1:][drawn.inside[:, 1:]].any(axis=1).mean() > 0.5
+  assert drawn.is_target[:, 1:][drawn.inside[:, 1:]].any(axis=1).mean() > 0.5

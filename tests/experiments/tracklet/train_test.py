@@ -1,4 +1,4 @@
-"""What is reported of a run, and a run from end to end."""
+"""Metrics of a run, and a run from end to end."""
 
 import sys
 import threading
@@ -25,7 +25,7 @@ from tests.experiments.changes import change
 def test_an_interval_over_training_seeds_and_simulations():
   rng = np.random.default_rng(0)
   table = rng.normal(size=(3, 10)) + rng.normal(size=(3, 1))
-  found = judging.crossed(table)
+  found = judging.crossed_interval(table)
   rows, columns = table.mean(1), table.mean(0)
   parts = [
     scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
@@ -33,23 +33,23 @@ def test_an_interval_over_training_seeds_and_simulations():
   ]
   assert found.mean == pytest.approx(table.mean())
   assert found.half_width == pytest.approx(np.hypot(*parts))
-  assert np.isnan(judging.crossed([1.0]).half_width)
-  # Of simulations alone it is the usual one.
+  assert np.isnan(judging.crossed_interval([1.0]).half_width)
+  # For one seed it is the usual t interval.
   usual = harness.mean_interval(table[0])
-  assert judging.crossed(table[:1]).half_width == pytest.approx(
+  assert judging.crossed_interval(table[:1]).half_width == pytest.approx(
     usual.half_width
   )
 
 
-def test_both_ways_begin_where_the_first_weights_ended(options, monkeypatch):
+def test_both_ways_start_from_the_pretrained_weights(options, monkeypatch):
   given = []
 
-  def fake(task, run, losses, *, name, steps, start=None, **more):
-    given.append((name, losses.beam.hypotheses, steps, start))
+  def fake(task, run, settings, *, name, steps, start=None, **more):
+    given.append((name, settings.hypotheses, steps, start))
     return harness.Trained(*[name] * len(harness.Trained._fields))
 
   monkeypatch.setattr(learning, 'train', fake)
-  found = dict(train.networks(options(train.PRESETS['smoke']), None))
+  found = dict(train.train_networks(options(train.PRESETS['smoke']), None))
   assert given == [
     ('warm', 0, 20, None),
     ('teacher_forcing', 0, 20, 'warm'),
@@ -59,7 +59,7 @@ def test_both_ways_begin_where_the_first_weights_ended(options, monkeypatch):
   assert found[train.FIRST].params == 'warm'
 
 
-def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
+def test_networks_of_a_seed_are_adjacent(options, monkeypatch):
   asked = {}
 
   def fake(solver, task, training):
@@ -67,20 +67,20 @@ def test_networks_of_a_seed_stand_side_by_side(options, monkeypatch):
 
   monkeypatch.setattr(learning.harness, 'train', fake)
   made = judging.trials([scenes.make_up(0)], detections.STANDARD, [0])
-  data = detections.padded([trial.found for trial in made])
+  data = detections.pad([trial.detected for trial in made])
   task = learning.Task(data, learning.motion.NOISE, 4, {}, 2)
   given = options(train.PRESETS['smoke'])._replace(seeds=(0, 3))
   run = learning.Run(given, {}, chunk=1, members=2)
-  learning.train(task, run, learning.TEACHER, name='a', rate=1.0, steps=1)
+  learning.train(task, run, learning.Search(0), name='a', rate=1.0, steps=1)
   assert asked['seeds'] == [0, 1, 6, 7]
   params = {'last': np.arange(4.0).reshape(4, 1, 1)}
-  found = train.members_of(params, 2)
+  found = train.split_members(params, 2)
   assert [x['last'].ravel().tolist() for x in found] == [[0, 1], [2, 3]]
-  one = train.members_of(params, 1)
+  one = train.split_members(params, 1)
   assert [x['last'].shape for x in one] == [(1, 1, 1)] * 4
 
 
-def test_claims_find_their_metrics():
+def test_claims_have_their_metrics():
   names = ('overlap', 'likelihood', 'true_identities')
   both = ('search', 'teacher_forcing')
   shapes = dict.fromkeys(names, (1, 4)) | {train.FIRST: (2, 4)}
@@ -94,8 +94,10 @@ def test_claims_find_their_metrics():
     (n, k): np.array([0.5, 0.7]) for n in both for k in train_report.SEARCHES
   }
   chosen = {
-    'search': judging.Tuned({'least': 0.5}),
-    'overlap': judging.Tuned({'least': 0.3, 'death': 30}, ('least',), 7),
+    'search': judging.Choice({'min_overlap': 0.5}),
+    'overlap': judging.Choice(
+      {'min_overlap': 0.3, 'death': 30}, ('min_overlap',), 7
+    ),
   }
   results = train_report.summarise(scores, chosen, purity)
   untrained.add(
@@ -103,9 +105,9 @@ def test_claims_find_their_metrics():
   )
   rows = results.table('method', train_report.COLUMNS)[:-1]
   metrics = results.metrics()
-  said = {row['method']: row.get('chosen', '') for row in rows}
-  assert said['search'] == 'least 0.5'
-  assert said['overlap'] == 'least 0.3 (edge), death 30'
+  chosen = {row['method']: row.get('chosen', '') for row in rows}
+  assert chosen['search'] == 'min_overlap 0.5'
+  assert chosen['overlap'] == 'min_overlap 0.3 (edge), death 30'
   assert metrics['edges/overlap'] == 1 and metrics['edges/search'] == 0
   for claim in (c for c in claims.CLAIMS if c.run == 'train'):
     judged = harness.judge(claim, {'metrics': metrics})
@@ -115,9 +117,11 @@ def test_claims_find_their_metrics():
   assert metrics['idf1_lead/teacher_forcing/first_weights'] == 3
   assert metrics['idf1_lead/better/classical'] == 5
   assert len(rows) == 8
-  # Where the networks alone are judged, there is nothing to compare them with.
+  # Without other trackers there are no other leads.
   alone = train_report.summarise(
-    {name: scores[name] for name in both}, {'search': chosen['search']}, purity
+    {name: scores[name] for name in both},
+    {'search': judging.Choice({})},
+    purity,
   ).metrics()
   leads = {name for name in alone if name.startswith('idf1_lead/')}
   assert {name.removesuffix('/half_width') for name in leads} == {
@@ -125,88 +129,87 @@ def test_claims_find_their_metrics():
   }
 
 
-def test_rules_are_tuned_with_the_first_seed_online(monkeypatch):
-  """On the training sequences; what waits has the same ones."""
+def test_rules_are_tuned_online_with_the_first_seed(monkeypatch):
+  """On the training sequences; near-online trackers have the same rules."""
   asked = []
 
-  def track(name):
-    def of(model, found, rules):
-      asked.append((name, model, found, rules.least))
+  def fake(name):
+    def track(model, detected, rules):
+      asked.append((name, model, detected, rules.min_score))
       return rules
 
-    return of
+    return track
 
-  monkeypatch.setattr(train.tracker, 'online', track('online'))
-  monkeypatch.setattr(train.near_online, 'track', track('near'))
-  # Without a second pass is better, and so is a birth at once.
+  monkeypatch.setattr(train.tracker, 'online', fake('online'))
+  monkeypatch.setattr(train.near_online, 'track', fake('near'))
+  # No second pass and an immediate birth are best.
   monkeypatch.setattr(
-    judging, 'idf1', lambda found, given: found[0].second - found[0].birth
+    judging, 'idf1', lambda rules, on: rules[0].second_overlap - rules[0].birth
   )
   monkeypatch.setattr(
     judging,
     'judge',
-    lambda track, given: {
-      m: np.array([track(given).birth, track(given).second])
+    lambda track, on: {
+      m: np.array([track(on).birth, track(on).second_overlap])
       for m in judging.MEASURES
     },
   )
   tuning = [judging.Trial(None, 'tuning')]
-  given = ('search', ['first', 'second'], tuning, 'held')
-  found = train.judge_networks(*given, waiting=True)
-  assert found['search'].tuned.point == {'second': 2.0, 'birth': 1}
-  assert found['search_near_online'].tuned is None
+  given = ('search', ['first', 'second'], tuning, 'test')
+  found = train.judge_networks(*given, with_near_online=True)
+  assert found['search'].choice.point == {'second_overlap': 2.0, 'birth': 1}
+  assert found['search_near_online'].choice is None
   for one in found.values():
     assert one.scores['idf1'].tolist() == [[1, 2], [1, 2]]
-  # The least affinity is null's.
+  # The smallest score is null's.
   assert {x for x in asked if x[2] == 'tuning'} == {
     ('online', 'first', 'tuning', 0.0)
   }
-  assert {x[:3] for x in asked if x[2] == 'held'} == {
-    (name, model, 'held')
+  assert {x[:3] for x in asked if x[2] == 'test'} == {
+    (name, model, 'test')
     for name in ('online', 'near')
     for model in ('first', 'second')
   }
-  assert set(train.judge_networks(*given, waiting=False)) == {'search'}
+  assert set(train.judge_networks(*given, with_near_online=False)) == {'search'}
 
 
-def test_work_beside_gives_its_result_or_its_error():
-  begun, go = threading.Event(), threading.Event()
+def test_a_thread_returns_its_result_or_its_error():
+  started, go = threading.Event(), threading.Event()
 
   def work():
-    begun.set()
+    started.set()
     assert go.wait(10)
     return 7
 
-  future = judging.beside(work)
-  # It is under way, while this goes on.
-  assert begun.wait(10) and not future.done()
+  future = judging.run_in_thread(work)
+  assert started.wait(10) and not future.done()
   go.set()
   assert future.result(10) == 7
-  failed = judging.beside(lambda: {}['nothing'])
+  failed = judging.run_in_thread(lambda: {}['nothing'])
   with pytest.raises(KeyError, match='nothing'):
     failed.result(10)
 
 
-def test_tuning_takes_the_best_point_and_true_identities_are_the_roof():
+def test_tuning_chooses_the_best_point_below_the_upper_bound():
   pytest.importorskip('trackeval')
   scene = scenes.make_up(1, length=60, people=6)
   given = judging.trials([scene], detections.STANDARD, [0])
   make, grid = judging.classical(train.judging.motion.NOISE)['overlap']
-  values = judging.values_of(make, given)
-  grid |= {'least': (0.2, 0.99), 'death': (30,), 'birth': (3,)}
+  values = judging.objective(make, given)
+  grid |= {'min_overlap': (0.2, 0.99), 'death': (30,), 'birth': (3,)}
   tuned = judging.tune(grid, values, widenings=0)
-  assert tuned.point == {'least': 0.2, 'death': 30, 'birth': 3}
-  assert (tuned.edges, tuned.tried) == (('least',), 2)
-  assert tuned.words() == 'least 0.2 (edge), death 30, birth 3'
+  assert tuned.point == {'min_overlap': 0.2, 'death': 30, 'birth': 3}
+  assert (tuned.edges, tuned.tried) == (('min_overlap',), 2)
+  assert tuned.describe() == 'min_overlap 0.2 (edge), death 30, birth 3'
   assert [tuned.value] == values([tuned.point])
   found = judging.judge(make(**tuned.point), given)
   assert found['idf1'].mean() == tuned.value
-  roof = judging.judge(judging.true_identities, given)
-  assert found['idf1'][0] <= roof['idf1'][0] + 1e-9 and found['mota'][0] > 30
+  bound = judging.judge(judging.true_identities, given)
+  assert found['idf1'][0] <= bound['idf1'][0] + 1e-9 and found['mota'][0] > 30
 
 
 @pytest.mark.parametrize('binary', [train, peers])
-def test_a_missing_package_is_told_before_any_work(
+def test_a_missing_package_is_an_error_before_any_work(
   binary, options, monkeypatch
 ):
   monkeypatch.setitem(sys.modules, 'trackeval', None)
@@ -220,18 +223,20 @@ def test_a_missing_package_is_told_before_any_work(
     binary.main(given)
 
 
-def test_settings_say_what_was_meant(tmp_path, options):
+def test_settings_select_data_and_detector(tmp_path, options):
   held = options(train.PRESETS['smoke'], preset='smoke')
   made, apart, _ = simulation.read(held)
   assert len(made) == 2 and apart.info.length == 60
   with pytest.raises(harness.MissingDataError, match='MOTChallenge'):
     simulation.read(held._replace(data_dir=str(tmp_path)))
   hard = simulation.Data(detector='hard', embedding=16)
-  assert hard.simulated_detector() == detections.HARD._replace(looks=16)
+  assert hard.simulated_detector() == detections.HARD._replace(
+    embedding_size=16
+  )
 
 
 @pytest.mark.parametrize(
-  'changes, says',
+  'changes, message',
   [
     ({'window': 1}, 'window is at least 2'),
     ({'held_out': 'MOT17-02'}, 'held_out=MOT17-02'),
@@ -239,9 +244,9 @@ def test_settings_say_what_was_meant(tmp_path, options):
     ({'sequences': ()}, 'sequences needs at least one'),
   ],
 )
-def test_settings_that_no_run_can_have_are_refused(changes, says):
+def test_invalid_settings_are_refused(changes, message):
   train.check(train.PRESETS['quick'])
-  with pytest.raises(harness.SettingsError, match=says):
+  with pytest.raises(harness.SettingsError, match=message):
     settings = change(train.PRESETS['quick'], **changes)
     settings_lib.check(settings)
     train.check(settings)
