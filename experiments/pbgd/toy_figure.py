@@ -1,4 +1,4 @@
-"""The picture of the toy: where starts end, and what a penalty buys."""
+"""Figure of the toy: end points, and gap and steps over the penalty."""
 
 import matplotlib.figure
 import matplotlib.lines
@@ -7,10 +7,10 @@ import numpy as np
 
 from experiments.pbgd import toy_problem
 
-# Okabe and Ito's colours: one a minimum, others for the solvers.
+# Colours of Okabe and Ito, for minima and for solvers.
 _BASINS = ('#D55E00', '#0072B2', '#009E73', '#56B4E9', '#E69F00')
 _SOLVERS = ('#000000', '#CC79A7', '#E69F00')
-_ASTRAY = '#000000'
+_NO_MINIMUM = '#000000'
 _MARKERS = 'osD^v'
 _X, _Y = toy_problem.X_RANGE, toy_problem.Y_RANGE
 _LABELS = {
@@ -24,12 +24,12 @@ def draw(*, starts, ends, basins, minima, results, settings):
   """Draws the landscape, and gap and steps over the penalty.
 
   Args:
-    starts: `BilevelParams`, with a leading axis of starts.
-    ends: likewise.
-    basins: for each end, the index of its minimum, or -1.
-    minima: places x of the local minima on y = -x, the global one first.
-    results: the numbers of the run.
-    settings: of the run.
+    starts: initial `BilevelParams`, with a leading axis of starts.
+    ends: final `BilevelParams`, with the same axis.
+    basins: index of the minimum that each start reached, or -1.
+    minima: x of the local minima on y = -x, the global one first.
+    results: metrics of the run.
+    settings: settings of the run.
 
   Returns:
     The figure.
@@ -42,10 +42,12 @@ def draw(*, starts, ends, basins, minima, results, settings):
   steps = figure.add_subplot(grid[1, 1], sharex=gap)
   _sweep(gap, 'gap', results, settings)
   _sweep(steps, 'steps', results, settings)
-  gap.set(ylabel='mean gap of the lower loss', title='What a penalty buys')
+  gap.set(ylabel='mean gap of the lower loss', title='Gap over the penalty')
   gap.tick_params(labelbottom=False)
   steps.set(
-    xlabel=r'penalty $\gamma$', ylabel='mean steps', title='What it costs'
+    xlabel=r'penalty $\gamma$',
+    ylabel='mean steps',
+    title='Steps over the penalty',
   )
   return figure
 
@@ -53,7 +55,7 @@ def draw(*, starts, ends, basins, minima, results, settings):
 def _landscape(figure, axes, starts, ends, basins, minima, settings):
   x, y = np.meshgrid(np.linspace(*_X, 301), np.linspace(*_Y, 601))
   height = np.asarray(toy_problem.upper_loss(x, y))
-  # A scale that ends past the highest point stays lighter than the dots.
+  # The doubled range keeps the background lighter than the dots.
   filled = axes.contourf(
     x, y, height, 24, cmap='Greys', vmin=height.min(), vmax=2 * height.max()
   )
@@ -63,13 +65,15 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     3.0, _X[1], facecolor='none', hatch='///', edgecolor='0.5', linewidth=0
   )
   for i in range(-1, len(minima)):
-    mine = basins == i
-    colour = _ASTRAY if i < 0 else _BASINS[i % len(_BASINS)]
+    members = basins == i
+    colour = _NO_MINIMUM if i < 0 else _BASINS[i % len(_BASINS)]
     dots = {'color': colour, 'linewidths': 0}
-    axes.scatter(starts.upper[mine], starts.lower[mine], s=9, alpha=0.5, **dots)
     axes.scatter(
-      ends.upper[mine],
-      ends.lower[mine],
+      starts.upper[members], starts.lower[members], s=9, alpha=0.5, **dots
+    )
+    axes.scatter(
+      ends.upper[members],
+      ends.lower[members],
       s=90,
       color=colour,
       edgecolors='white',
@@ -85,13 +89,13 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     linewidths=1.4,
     zorder=4,
   )
-  for i, place in enumerate(minima):
+  for i, x_min in enumerate(minima):
     share = np.mean(basins == i)
-    text = f'$x$ = {place:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
-    left = place > sum(_X) / 2  # Where the text to the right would leave.
+    text = f'$x$ = {x_min:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
+    left = x_min > sum(_X) / 2  # Keeps the text inside the axes.
     axes.annotate(
       text,
-      (place, -place),
+      (x_min, -x_min),
       xytext=(-8, -18) if left else (8, 10),
       ha='right' if left else 'left',
       textcoords='offset points',
@@ -119,7 +123,7 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
       ),
       line([], [], color='black', lw=1.2, label='lower minimisers, $y = -x$'),
       matplotlib.patches.Patch(
-        facecolor='white', hatch='////', edgecolor='0.5', label='outside of C'
+        facecolor='white', hatch='////', edgecolor='0.5', label='outside C'
       ),
     ],
     loc='upper center',
@@ -134,16 +138,18 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     ylim=_Y,
     xlabel='$x$',
     ylabel='$y$',
-    title=rf'{count:,} starts at $\gamma$ = {penalty:g}, by where they end',
+    title=rf'{count:,} starts at $\gamma$ = {penalty:g}, by end point',
   )
 
 
-def _sweep(axes, what, results, settings):
+def _sweep(axes, metric, results, settings):
   penalties = np.array(settings.penalties)
   for i, solver in enumerate(settings.solvers):
-    of = lambda p, solver=solver: {'solver': solver, 'penalty': p}
-    values = np.array([results.mean(what, of(p)) for p in penalties])
-    power = results.mean(f'{what}_exponent', {'solver': solver})
+    at = {'solver': solver}
+    values = np.array(
+      [results.mean(metric, {**at, 'penalty': p}) for p in penalties]
+    )
+    power = results.mean(f'{metric}_exponent', at)
     used = penalties >= settings.fit_from
     # The fitted line has this slope through the mean of the logarithms.
     middle = (
@@ -172,5 +178,5 @@ def _sweep(axes, what, results, settings):
   axes.minorticks_off()
   axes.grid(True, which='major', alpha=0.3)
   axes.margins(y=0.3)  # Room for the legend.
-  corner = 'upper left' if what == 'steps' else 'best'
+  corner = 'upper left' if metric == 'steps' else 'best'
   axes.legend(fontsize=9, frameon=False, loc=corner)
