@@ -65,30 +65,14 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     3.0, _X[1], facecolor='none', hatch='///', edgecolor='0.5', linewidth=0
   )
   for i in range(-1, len(minima)):
-    members = basins == i
+    reached = basins == i
     colour = _NO_MINIMUM if i < 0 else _BASINS[i % len(_BASINS)]
-    dots = {'color': colour, 'linewidths': 0}
-    axes.scatter(
-      starts.upper[members], starts.lower[members], s=9, alpha=0.5, **dots
-    )
-    axes.scatter(
-      ends.upper[members],
-      ends.lower[members],
-      s=90,
-      color=colour,
-      edgecolors='white',
-      linewidths=0.8,
-      zorder=3,
-    )
-  axes.scatter(
-    minima,
-    -minima,
-    marker='+',
-    s=50,
-    color='white',
-    linewidths=1.4,
-    zorder=4,
-  )
+    begin, end = ((z.upper[reached], z.lower[reached]) for z in (starts, ends))
+    dots = {'color': colour, 'zorder': 3}
+    axes.scatter(*begin, s=9, alpha=0.5, color=colour, linewidths=0)
+    axes.scatter(*end, s=90, edgecolors='white', linewidths=0.8, **dots)
+  crosses = {'color': 'white', 's': 50, 'linewidths': 1.4, 'zorder': 4}
+  axes.scatter(minima, -minima, marker='+', **crosses)
   for i, x_min in enumerate(minima):
     share = np.mean(basins == i)
     text = f'$x$ = {x_min:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
@@ -103,25 +87,16 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
       zorder=5,
       bbox={'facecolor': 'white', 'alpha': 0.85, 'lw': 0, 'pad': 1.5},
     )
-  line = matplotlib.lines.Line2D
-  dot = lambda size, alpha, label: line(
-    [], [], ls='', marker='o', ms=size, color='0.3', alpha=alpha, label=label
+  marks = {'ls': '', 'color': '0.3'}
+  line = lambda label, **style: matplotlib.lines.Line2D(
+    [], [], label=label, **style
   )
   axes.legend(
     handles=[
-      dot(3, 0.6, 'start'),
-      dot(9, 1.0, 'end'),
-      line(
-        [],
-        [],
-        ls='',
-        marker='+',
-        ms=8,
-        mew=1.4,
-        color='0.3',
-        label='minimum of $f(x, -x)$',
-      ),
-      line([], [], color='black', lw=1.2, label='lower minimisers, $y = -x$'),
+      line('start', marker='o', ms=3, alpha=0.6, **marks),
+      line('end', marker='o', ms=9, **marks),
+      line('minimum of $f(x, -x)$', marker='+', ms=8, mew=1.4, **marks),
+      line('lower minimisers, $y = -x$', color='black', lw=1.2),
       matplotlib.patches.Patch(
         facecolor='white', hatch='////', edgecolor='0.5', label='outside C'
       ),
@@ -150,28 +125,11 @@ def _sweep(axes, metric, results, settings):
       [results.mean(metric, {**at, 'penalty': p}) for p in penalties]
     )
     power = results.mean(f'{metric}_exponent', at)
-    used = penalties >= settings.fit_from
-    # The fitted line has this slope through the mean of the logarithms.
-    middle = (
-      np.log(values[used]).mean() - power * np.log(penalties[used]).mean()
-    )
-    colour = _SOLVERS[i % len(_SOLVERS)]
     label = f'{_LABELS.get(solver, solver)}: $\\gamma^{{{power:.2f}}}$'
+    style = {'color': _SOLVERS[i % len(_SOLVERS)], 'linewidth': 1.2}
+    fill = 'full' if i == 0 else 'none'
     axes.plot(
-      penalties,
-      np.exp(middle) * penalties**power,
-      color=colour,
-      linewidth=1.2,
-      alpha=0.7,
-    )
-    axes.plot(
-      penalties,
-      values,
-      _MARKERS[i],
-      color=colour,
-      markersize=6,
-      fillstyle='full' if i == 0 else 'none',
-      label=label,
+      penalties, values, f'{_MARKERS[i]}-', fillstyle=fill, label=label, **style
     )
   axes.set(xscale='log', yscale='log')
   axes.set_xticks(penalties, [f'{p:g}' for p in penalties])
