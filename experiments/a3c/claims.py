@@ -14,7 +14,7 @@ PAPER = harness.Paper(
 )
 
 # Presets that are long enough for these claims.
-_FULL_PRESETS = ('quick', 'paper')
+_FULL = ('quick', 'paper')
 _WORKERS = {8: 6.5, 16: 12.0, 64: 45.0}
 
 RUNS = {
@@ -28,21 +28,16 @@ RUNS = {
     presets=(),
   ),
   'threads': harness.Run('atari', presets=('smoke',)),
-  'atari': harness.Run('atari', extra='atari', presets=_FULL_PRESETS),
+  'atari': harness.Run('atari', extra='atari', presets=_FULL),
 }
 
-_synthetic = functools.partial(
-  harness.Claim, run='synthetic', presets=_FULL_PRESETS
-)
-_cartpole = functools.partial(
-  harness.Claim, run='cartpole', presets=_FULL_PRESETS
-)
+_synthetic = functools.partial(harness.Claim, run='synthetic', presets=_FULL)
+_cartpole = functools.partial(harness.Claim, run='cartpole', presets=_FULL)
 
 CLAIMS = (
   *(
     _synthetic(
-      f'Synthetic, i.i.d. samples: the speedup of {number} workers, in samples '
-      f'per worker, is at least {bound:g}.',
+      f'Synthetic, i.i.d. samples, N = {number}: speedup of {bound:g} or more.',
       metric=f'speedup/iid/workers={number}',
       at_least=bound,
       published='a curve, near linear',
@@ -71,14 +66,12 @@ CLAIMS = (
     at_most=0.0,
   ),
   _synthetic(
-    'Synthetic, control: with large constant steps, one worker reaches the '
-    'target.',
+    'Synthetic, control: with large constant steps, one worker succeeds.',
     metric='updates/control/large_step/workers=1',
     at_most=60_000,
   ),
   _synthetic(
-    'Synthetic, control: with large constant steps, the speedup of 64 workers '
-    'is at most 16.',
+    'Synthetic, control: then the speedup of 64 workers is at most 16.',
     metric='speedup/control/large_step/workers=64',
     at_most=16.0,
   ),

@@ -188,8 +188,7 @@ def check(settings: Settings) -> None:
       )
   if settings.steps < 4 * settings.block:
     raise harness.SettingsError(
-      f'--steps={settings.steps} must be at least four blocks of '
-      f'{settings.block}.'
+      f'--steps={settings.steps} must be at least four --block.'
     )
   if settings.workers[0] != 1 or len(settings.workers) < 2:
     raise harness.SettingsError(

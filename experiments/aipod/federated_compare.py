@@ -17,9 +17,8 @@ from experiments.harness.study import comparison
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
 # Settings that no single run depends on.
 _COMPARISON_SETTINGS = (
-  *('grid.upper_rates', 'grid.lower_rates', 'fednest'),
-  'grid.max_grid_extensions',
-  *('taking_part', 'lower_steps', 'published_rate'),
+  *('grid.upper_rates', 'grid.lower_rates', 'grid.max_grid_extensions'),
+  *('fednest', 'taking_part', 'lower_steps', 'published_rate'),
 )
 
 

@@ -90,6 +90,7 @@ RENAMED = {
   'widen': 'grid.max_grid_extensions',
   'grid.widen': 'grid.max_grid_extensions',
 }
+STUDY = {'paper': 'moco', 'renamed': RENAMED}  # Arguments of all studies.
 
 # Small settings of the smoke presets.
 SMOKE: dict[str, Any] = {

@@ -47,23 +47,6 @@ class Method(NamedTuple):
   samples: int = 1
   own: Hyperparameter | None = None
 
-  def aggregator(
-    self, objectives: int, key: chex.PRNGKey, own: Any = None
-  ) -> Any:
-    """Makes the aggregator for parameters that all objectives share.
-
-    Args:
-      objectives: number of objectives.
-      key: PRNG key of random methods.
-      own: value of the hyperparameter; defaults to its first value.
-
-    Returns:
-      The aggregator.
-    """
-    if own is None and self.own is not None:
-      own = self.own.values[0]
-    return self.make(objectives, key, (), own)
-
 
 def decay(first: Any, power: Any = 0.5) -> Callable[[Any], Any]:
   """Makes the schedule first / (count + 1)^power."""

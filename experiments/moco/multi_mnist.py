@@ -207,12 +207,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='moco',
-  binary='multi_mnist',
-  check=check,
-  renamed=compare.RENAMED,
+  main, PRESETS, binary='multi_mnist', check=check, **compare.STUDY
 )
 
 

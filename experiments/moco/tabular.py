@@ -320,12 +320,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='moco',
-  binary='tabular',
-  check=compare.check,
-  renamed=compare.RENAMED,
+  main, PRESETS, binary='tabular', check=compare.check, **compare.STUDY
 )
 
 

@@ -43,11 +43,9 @@ def shuffled_parts(count: int, seed: int = 0) -> list[np.ndarray]:
 
 def as_parts(inputs: Any, targets: Any, rows: list[np.ndarray]) -> Parts:
   """Converts the three parts to float32 arrays on the device."""
-  convert = lambda x: jnp.asarray(x, jnp.float32)
+  f32 = lambda x: jnp.asarray(x, jnp.float32)
   names = ('train', 'validation', 'test')
-  return {
-    n: (convert(inputs[r]), convert(targets[r])) for n, r in zip(names, rows)
-  }
+  return {n: (f32(inputs[r]), f32(targets[r])) for n, r in zip(names, rows)}
 
 
 def _regressions(inputs: np.ndarray, targets: np.ndarray) -> Parts:
@@ -96,11 +94,8 @@ def read_adult(data_dir: str | None) -> tuple[Parts, harness.Source]:
   inputs = np.concatenate(columns, axis=1).astype(np.float64)
   income = [word.startswith('>') for word in income]
   targets = np.stack([income, sex == 'Male'], axis=1)
-  source = harness.source_of(
-    f'{path.name}, {len(inputs):,} people',
-    (inputs, targets),
-    otherwise='unknown census',
-  )
+  words, arrays = f'{path.name}, {len(inputs):,} people', (inputs, targets)
+  source = harness.source_of(words, arrays, otherwise='unknown census')
   capital = [i for i, name in enumerate(_NUMBERS) if 'capital' in name]
   with harness.parsing(path, 'file of Adult'):
     if len(inputs) < 5 or inputs[:, capital].min() < 0:

@@ -125,8 +125,9 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     if method.samples > 1:
       split = lambda noise, samples: noise[:samples, None]
       oracle = bj.evaluation.independent(oracle, method.samples, split=split)
-    own = settings.radius if name == 'cagrad' else None
-    aggregator = method.aggregator(OBJECTIVES, key, own)
+    own = method.own and method.own.values[0]
+    own = settings.radius if name == 'cagrad' else own
+    aggregator = method.make(OBJECTIVES, key, (), own)
   schedule = lambda count: rate * (count + 1.0) ** -DECAY
   return optax.chain(oracle, aggregator, optax.adam(schedule))
 

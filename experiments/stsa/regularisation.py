@@ -189,8 +189,7 @@ def best_value(parts: Parts, cache: pathlib.Path | None = None) -> float:
         _search(evaluate, exact.train.shape[-1], *searches[i], report)
       )
       if cache is not None:
-        content = {'data': digest, 'least': values}
-        files.write_text(cache, json.dumps(content))
+        files.write_text(cache, json.dumps({'data': digest, 'least': values}))
   bar.close()
   return min(values)
 

@@ -123,7 +123,7 @@ def test_wrong_settings():
     ({'window': 30}, 'a multiple of --block=20'),
     ({'workers': (2, 4)}, 'start with 1'),
     ({'workers': (1,)}, 'at least one other'),
-    ({'steps': 40, 'window': 20}, 'at least four blocks'),
+    ({'steps': 40, 'window': 20}, 'at least four --block'),
   ):
     with pytest.raises(ValueError, match=message):
       synthetic.check(dataclasses.replace(SETTINGS, **changed))
