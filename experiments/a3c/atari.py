@@ -1,4 +1,4 @@
-"""Really asynchronous actor-critic: threads, stale copies, one writer.
+"""Asynchronous actor-critic with threads, stale copies and one writer.
 
 Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-critic: Convergence and Linear Speedup, 2023.
@@ -6,16 +6,16 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.atari --preset=quick
     python -m experiments.a3c.atari evaluate --preset=quick --episodes=10
 
-Expected: with 16 workers, gradients 14.7 updates old on average, and scores of
-hardly learnt play. Time: 2 minutes on 2 cores.
+Expected: with 16 workers, a mean delay of 14.7 updates, and scores of a policy
+that has learnt little. Time: 2 minutes on 2 cores.
 
-Seaquest, 16 workers, Adam with the paper's step size; the extra `atari` has the
-game. The networks are those of Mnih et al., 2016, one for the policy and one
-for the value. A run goes on after a kill from its parameters, optimisers,
-counts and scores; not bit for bit: threads race, and games under way start
-again. `smoke` plays a cart-pole, which needs no extra. `training_return` is the
-mean score of the last games of the training; `evaluate` reads the newest
-checkpoints and plays whole games with fixed parameters.
+Seaquest, 16 workers, Adam with the paper's step size; the game needs the extra
+`atari`. Policy and value have separate networks as in Mnih et al., 2016. A
+killed run resumes from its parameters, optimisers, counts and scores, but not
+bit for bit: threads race, and unfinished games restart. `smoke` plays CartPole,
+which needs no extra. `training_return` is the mean score of the last training
+games; `evaluate` plays games with the fixed parameters of the newest
+checkpoints.
 """
 
 import collections
@@ -42,18 +42,18 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    env: a game of the Atari, or CartPole.
-    workers: threads, each with a game of its own; 16 in the paper.
-    rollout: actions for a gradient.
-    frames: of all games; an action of the Atari takes 4.
-    rate: of Adam, constant; 1.5e-4 in the paper.
-    losses: of actor and critic.
+    env: an Atari game, or CartPole.
+    workers: number of threads, each with its own game; 16 in the paper.
+    rollout: actions per gradient.
+    frames: total number of frames; an Atari action takes 4.
+    rate: constant step size of Adam; 1.5e-4 in the paper.
+    losses: losses of actor and critic.
     record: updates between two records.
-    compared: gradients by which the throughput of one worker, and of all, is
-      measured at first; 0 for no comparison.
-    conventions: of games of the Atari.
-    evaluation: what `evaluate` plays.
-    seeds: of weights, games and actions.
+    throughput_gradients: gradients of the initial throughput measurement, with
+      one worker and with all; 0 skips it.
+    conventions: conventions of Atari games.
+    evaluation: settings of `evaluate`.
+    seeds: number of seeds, for weights, games and actions.
   """
 
   env: str = 'Seaquest'
@@ -65,7 +65,7 @@ class Settings:
     default_factory=workers_lib.Losses
   )
   record: int = 50
-  compared: Annotated[int, harness.Allowed(0)] = 32
+  throughput_gradients: Annotated[int, harness.Allowed(0)] = 32
   conventions: games.Conventions = games.DEFAULT
   evaluation: evaluation_lib.Settings = dataclasses.field(
     default_factory=lambda: evaluation_lib.Settings(episodes=30)
@@ -75,27 +75,29 @@ class Settings:
 
 PRESETS = {
   'quick': Settings(),
-  'smoke': Settings(env='CartPole', workers=4, frames=8_000, compared=8),
+  'smoke': Settings(
+    env='CartPole', workers=4, frames=8_000, throughput_gradients=8
+  ),
   'paper': Settings(frames=40_000_000, record=1_000, seeds=3),
 }
 
 
-class Saved(NamedTuple):
-  """What a checkpoint holds."""
+class Checkpoint(NamedTuple):
+  """Arrays of a checkpoint."""
 
   params: Any
   state: Any
 
 
 class Run:
-  """One seed: what is compiled, and what is kept; see `train`."""
+  """Training of one seed: compiled functions and current state."""
 
   def __init__(self, options: harness.Options, seed: int, make_game: Any):
-    """Compiles nothing yet."""
+    """Initialises parameters, without compiling anything."""
     self._options, self._seed, self._make = options, seed, make_game
     settings, losses = options.settings, options.settings.losses
     game = self._game(0, 0)
-    self.frames_a_step = game.frames
+    self.frames_per_step = game.frames
     agent = networks.agent(game.shape, game.actions)
     oracle = bj.rl.actor_critic_gradient(
       agent.policy,
@@ -115,15 +117,15 @@ class Run:
     self.progress = threads.Progress()
     self.throughputs: dict[str, float] = {}
     self.compiled = threads.functions(agent, oracle, self.params)
-    self._apply, self._key = threads.apply_of(move), key
+    self._apply, self._key = threads.make_apply(move), key
 
   @property
   def frames(self) -> int:
-    """Of all games so far."""
-    return self.progress.steps * self.frames_a_step
+    """Frames of all games so far."""
+    return self.progress.steps * self.frames_per_step
 
   def start(self, count: int) -> threads.Workers:
-    """Workers that begin at the parameters of now."""
+    """Makes workers that start from the current parameters."""
     version = self.version
     return threads.Workers(
       count,
@@ -131,36 +133,36 @@ class Run:
       self.compiled,
       threads.Published(self.params, version),
       rollout=self._options.settings.rollout,
-      # Other actions than before a kill.
+      # A resumed run draws new actions.
       key=jax.random.fold_in(self._key, version + 1),
     )
 
   def compare(self) -> None:
-    """Measures the throughput of one worker and of all, unless known."""
+    """Measures the throughput of one worker and of all, unless restored."""
     settings = self._options.settings
-    if self.throughputs or not settings.compared:
+    if self.throughputs or not settings.throughput_gradients:
       return
     for name, count in (('one', 1), ('all', settings.workers)):
-      found = threads.throughput(
-        lambda n=count: self.start(n), settings.compared
+      steps_per_second = threads.throughput(
+        lambda n=count: self.start(n), settings.throughput_gradients
       )
-      self.throughputs[name] = found * self.frames_a_step
+      self.throughputs[name] = steps_per_second * self.frames_per_step
 
-  def apply(self, found: threads.Contribution, seconds: float) -> None:
-    """One update, by the one writer."""
+  def apply(self, sent: threads.Contribution, seconds: float) -> None:
+    """Applies the gradient of a worker."""
     self.params, self.state = self._apply(
-      self.params, self.state, found.gradient
+      self.params, self.state, sent.gradient
     )
-    self.progress = self.progress.after(found, self.version, seconds)
+    self.progress = self.progress.after(sent, self.version, seconds)
     self.version += 1
 
   @property
-  def tree(self) -> Saved:
-    """What a checkpoint holds."""
-    return Saved(self.params, self.state)
+  def tree(self) -> Checkpoint:
+    """Arrays of a checkpoint."""
+    return Checkpoint(self.params, self.state)
 
   def save(self, session: stepped.Session) -> None:
-    """Keeps all but the episodes under way."""
+    """Saves everything except unfinished episodes."""
     extra = {
       'progress': self.progress._asdict(),
       'throughputs': self.throughputs,
@@ -168,7 +170,7 @@ class Run:
     session.save(self.version, self.tree, extra)
 
   def restore(self, restored: harness.Restored) -> None:
-    """Goes on from a checkpoint."""
+    """Continues from a checkpoint."""
     self.params, self.state = restored.tree
     self.version = restored.step
     self.progress = threads.Progress(**restored.extra['progress'])
@@ -181,10 +183,10 @@ class Run:
 
 
 def train(options: harness.Options, seed: int, make_game: Any) -> Run:
-  """Trains one seed, and resumes it if it was killed.
+  """Trains one seed, resuming from its checkpoint.
 
   Args:
-    options: what the flags say.
+    options: options of the run.
     seed: the seed.
     make_game: (name, generator, conventions) -> game.
 
@@ -192,14 +194,16 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
     The finished run.
 
   Raises:
-    WorkerError: if a worker thread died; what was learnt is saved.
-    AllStoppedError: if losses are no longer finite.
+    WorkerError: if a worker thread failed; the run is saved before.
+    AllStoppedError: if losses become non-finite.
   """
   settings = options.settings
   run = Run(options, seed, make_game)
   with stepped.opened(
     pathlib.Path(options.workdir) / f'seed_{seed}',
-    harness.settings_of(settings, 'frames', 'compared', 'evaluation'),
+    harness.settings_of(
+      settings, 'frames', 'throughput_gradients', 'evaluation'
+    ),
     run.tree,
     options.save_seconds,
   ) as session:
@@ -219,8 +223,8 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
     except threads.WorkerError as error:
       save()
       raise threads.WorkerError(
-        f'{error}. The run stopped at update {run.version}, and what it had '
-        'learnt is saved: the same command goes on from there.'
+        f'{error}. The run stopped at update {run.version} and is saved: the '
+        'same command resumes it.'
       ) from error
     save()
     if run.frames < settings.frames:
@@ -229,7 +233,7 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
 
 
 def _learn(run, session, settings, save):
-  """Applies gradients of the workers until the run ends."""
+  """Applies the workers' gradients until the run ends."""
   with run.start(settings.workers) as pool:
     last = time.perf_counter()
     while run.frames < settings.frames and not session.terminated():
@@ -243,8 +247,8 @@ def _learn(run, session, settings, save):
         losses = {n: np.asarray(x)[None] for n, x in gradient.losses.items()}
         if not np.isfinite(list(losses.values())).all():
           raise harness.AllStoppedError(
-            f'the losses became non-finite before update {run.version}; the '
-            'likely mend is a smaller --rate.'
+            f'the losses became non-finite before update {run.version}: try a '
+            'smaller --rate.'
           )
         _record(session.records, run, losses)
       if session.due():
@@ -265,11 +269,11 @@ def _record(records, run, losses=None):
   records.write(run.version, numbers | named)
 
 
-def counts_of(delays: Iterable[Mapping[str, int]]) -> np.ndarray:
-  """Numbers of gradients by delay, from those of several runs."""
+def count_delays(delays: Iterable[Mapping[str, int]]) -> np.ndarray:
+  """Numbers of gradients by delay, summed over runs."""
   total: collections.Counter[int] = collections.Counter()
-  for each in delays:
-    total.update({int(delay): count for delay, count in each.items()})
+  for counts in delays:
+    total.update({int(delay): count for delay, count in counts.items()})
   return np.array([total[i] for i in range(max(total, default=0) + 1)])
 
 
@@ -279,7 +283,7 @@ def main(
   """Trains each seed."""
   settings = options.settings
   runs = [train(options, seed, make_game) for seed in options.seeds]
-  counts = counts_of(run.progress.delays for run in runs)
+  counts = count_delays(run.progress.delays for run in runs)
   shares = counts / max(counts.sum(), 1)
   mean_delay = shares @ np.arange(len(shares))
   scores = [run.progress.scores for run in runs]
@@ -288,31 +292,31 @@ def main(
   results = harness.Results()
   results.note({}, {'game': settings.env, 'workers': settings.workers})
   results.add(
-    training_return=[np.mean(of_run or np.nan) for of_run in scores],
+    training_return=[np.mean(run_scores or np.nan) for run_scores in scores],
     episodes=sum(run.progress.episodes for run in runs),
     frames=frames,
     updates=sum(run.version for run in runs),
     frames_per_second=round(frames / seconds),
     mean_delay=mean_delay,
-    # Every other worker updates about once while one works.
+    # Each other worker updates about once per gradient.
     delay_per_other_worker=mean_delay / (settings.workers - 1 or np.nan),
     largest_delay=len(shares) - 1,
   )
   for delay, share in enumerate(shares):
     if share:
       results.add({'delay': delay}, delay_share=share)
-  if settings.compared:
-    one, every = (
+  if settings.throughput_gradients:
+    one, all_workers = (
       harness.reduced([run.throughputs.get(n) for run in runs], 'mean')
       for n in ('one', 'all')
     )
     results.add({'workers': 'one'}, throughput=one)
-    results.add({'workers': 'all'}, throughput=every)
-    results.add(speedup=every / one)
+    results.add({'workers': 'all'}, throughput=all_workers)
+    results.add(speedup=all_workers / one)
   figure = harness.draw_curves(
     {f'{settings.workers} threads': (np.arange(len(shares)), shares)},
     xlabel='delay, updates',
-    ylabel='share of gradients',
+    ylabel='fraction of gradients',
     title=f'{settings.env}, one writer',
   )
   column = harness.Column
@@ -333,8 +337,8 @@ def main(
 
 
 def evaluate(options: harness.Options) -> harness.Report:
-  """Plays games with the parameters of each seed's newest checkpoint."""
-  settings, asked = options.settings, options.settings.evaluation
+  """Evaluates the newest checkpoint of each seed."""
+  settings, config = options.settings, options.settings.evaluation
   workdir = pathlib.Path(options.workdir)
   updates, played = [], []
   for seed in options.seeds:
@@ -342,27 +346,27 @@ def evaluate(options: harness.Options) -> harness.Report:
     game = games.make(settings.env, rng, settings.conventions)
     agent = networks.agent(game.shape, game.actions)
     structure = jax.eval_shape(agent.init, jax.random.key(0))
-    # Numbers have no shape: the params of this run have no axis of members.
+    # Scalars match any shape: these params have no axis of members.
     like = jax.tree.map(lambda _: 0, structure)
     checkpoint = harness.load(workdir, name=f'seed_{seed}', like=like)
     env = checkpoint.settings.get('env', settings.env)
     if env != settings.env:
       raise harness.OtherRunError(
-        f'{workdir} holds policies for {env}, not for {settings.env}: give '
-        f'--env={env}, or another --workdir.'
+        f'{workdir} has policies for {env}, not for {settings.env}: set '
+        f'--env={env} or another --workdir.'
       )
-    act = evaluation_lib.make_act(agent, game.actions, asked.policy)
+    act = evaluation_lib.make_act(agent, game.actions, config.policy)
     choose = evaluation_lib.chooser(
       act, checkpoint.params.actor, jax.random.key(seed)
     )
     updates.append(checkpoint.step)
     played.append(
-      [evaluation_lib.play_game(game, choose) for _ in range(asked.episodes)]
+      [evaluation_lib.play_game(game, choose) for _ in range(config.episodes)]
     )
   returns, lengths = np.moveaxis(np.array(played), -1, 0)
   return evaluation_lib.report(
     options,
-    asked,
+    config,
     evaluation_lib.Episodes(returns, lengths.astype(int)),
     seeds=options.seeds,
     updates=min(updates),
@@ -371,13 +375,13 @@ def evaluate(options: harness.Options) -> harness.Report:
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for a game that is not there, or not installed."""
+  """Raises SettingsError for a game that is unknown or not installed."""
   if settings.env != 'CartPole':
     games.rom(settings.env)
   elif settings.conventions != games.DEFAULT:
     raise harness.SettingsError(
-      '--sticky_actions, --end_on_life_loss and --fire_on_reset are for games '
-      'of the Atari: leave them out, or take --env=Seaquest for instance.'
+      '--sticky_actions, --end_on_life_loss and --fire_on_reset require an '
+      'Atari game such as --env=Seaquest.'
     )
 
 
@@ -387,6 +391,7 @@ STUDY = harness.Study(
   paper='a3c',
   binary='atari',
   check=check,
+  renamed={'compared': 'throughput_gradients'},
   modes={'evaluate': evaluate},
 )
 

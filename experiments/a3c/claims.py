@@ -1,4 +1,4 @@
-"""What Shen, Zhang, Hong and Chen claim, and how it is judged here."""
+"""Claims of Shen, Zhang, Hong and Chen, 2023, with their bounds."""
 
 import functools
 
@@ -13,8 +13,8 @@ PAPER = harness.Paper(
   },
 )
 
-# Of runs too short or too few for the numbers of a whole one.
-_WHOLE = ('quick', 'paper')
+# Presets that are long enough for these claims.
+_FULL = ('quick', 'paper')
 _WORKERS = {8: 6.5, 16: 12.0, 64: 45.0}
 
 RUNS = {
@@ -28,90 +28,89 @@ RUNS = {
     presets=(),
   ),
   'threads': harness.Run('atari', presets=('smoke',)),
-  'atari': harness.Run('atari', extra='atari', presets=_WHOLE),
+  'atari': harness.Run('atari', extra='atari', presets=_FULL),
 }
 
-_synthetic = functools.partial(harness.Claim, run='synthetic', presets=_WHOLE)
-_cartpole = functools.partial(harness.Claim, run='cartpole', presets=_WHOLE)
+_synthetic = functools.partial(harness.Claim, run='synthetic', presets=_FULL)
+_cartpole = functools.partial(harness.Claim, run='cartpole', presets=_FULL)
 
 CLAIMS = (
   *(
     _synthetic(
-      f'Synthetic, i.i.d. samples: {number} workers arrive {least:g} times '
-      'sooner than one, in samples of each.',
+      f'Synthetic, i.i.d. samples, N = {number}: speedup of {bound:g} or more.',
       metric=f'speedup/iid/workers={number}',
-      at_least=least,
+      at_least=bound,
       published='a curve, near linear',
     )
-    for number, least in _WORKERS.items()
+    for number, bound in _WORKERS.items()
   ),
   _synthetic(
-    'Synthetic, Markov samples: 4 workers arrive 3 times sooner.',
+    'Synthetic, Markov samples: the speedup of 4 workers is at least 3.',
     metric='speedup/markov/workers=4',
     at_least=3.0,
     published='a curve, near linear',
   ),
   _synthetic(
-    'Synthetic: the distance of the critic to its fixed point, over the last '
-    'quarter and all runs, is at most a fifth of that at the start, for the '
-    'worst of both samplings and all numbers of workers.',
+    'Synthetic: over the last quarter, the mean distance of the critic to its '
+    'fixed point is at most a fifth of the initial one, for the worst sampling '
+    'and number of workers.',
     metric='worst_critic_error',
     at_most=0.2,
     published='a curve',
   ),
   harness.Claim(
-    'Synthetic: the delay, read off version numbers, is the number of workers '
-    'minus 1 in each update after the first ones.',
+    'Synthetic: after the first N - 1 updates, the delay by version numbers '
+    'is N - 1 in each update of N workers.',
     run='synthetic',
     metric='largest_delay_error',
     at_most=0.0,
   ),
   _synthetic(
-    'Synthetic, control: with large constant steps one worker arrives.',
+    'Synthetic, control: with large constant steps, one worker succeeds.',
     metric='updates/control/large_step/workers=1',
     at_most=60_000,
   ),
   _synthetic(
-    'Synthetic, control: and 64 workers do not, or only late.',
+    'Synthetic, control: then the speedup of 64 workers is at most 16.',
     metric='speedup/control/large_step/workers=64',
     at_most=16.0,
   ),
   _cartpole(
-    'CartPole, 16 workers in round robin: the last 100 episodes of the '
-    'training return 475 of 500 and more.',
+    'CartPole, 16 workers in round robin: the last 100 training episodes '
+    'return at least 475 of 500 on average.',
     metric='training_return/round_robin',
     at_least=475,
   ),
   _cartpole(
-    'CartPole: no seed is below 450.',
+    'CartPole: this training return is at least 450 for each seed.',
     metric='worst_training_return/round_robin',
     at_least=450,
   ),
   _cartpole(
-    'CartPole: over the whole training, 16 workers whose parameters are 15 '
-    'updates old return at most 25 of 500 less than one worker at equal '
-    'updates, by the paired difference.',
+    'CartPole: over the whole training, 16 workers with a delay of 15 updates '
+    'return at most 25 of 500 less than one worker at equal updates, by the '
+    'paired difference.',
     metric='training_area/round_robin',
     at_least='training_area/one_worker',
     lead=-25,
     published='curves',
   ),
   harness.Claim(
-    'Round robin: every gradient is as many updates old as there are other '
-    'workers, but for the first round.',
+    'Round robin: after the first round, each gradient of N workers has a '
+    'delay of N - 1 updates.',
     run='cartpole',
     metric='full_delay_share/round_robin',
     at_least=0.98,
   ),
   *(
     harness.Claim(
-      f'Threads that play {game}: each other worker updates about once while '
-      'one works.',
+      f'Threads that play {game}: each other worker updates about once per '
+      'gradient.',
       run=run,
       metric='delay_per_other_worker',
       at_least=0.8,
       at_most=1.1,
     )
-    for run, game in (('threads', 'a cart-pole'), ('atari', 'Seaquest'))
+    for run, game in (('threads', 'CartPole'), ('atari', 'Seaquest'))
   ),
 )

@@ -1,4 +1,4 @@
-"""Asynchronous actor-critic on CartPole, Acrobot and MinAtar, compiled.
+"""Asynchronous actor-critic on compiled environments of gymnax.
 
 Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-critic: Convergence and Linear Speedup, 2023.
@@ -8,16 +8,16 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
 Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed;
-one worker learns sooner in the mean. -84 on Acrobot-v1.
-Time: 2 minutes on a core, compilation included; MinAtar 0.1 ms a frame.
+one worker learns sooner on average. -84 on Acrobot-v1.
+Time: 2 minutes on a core, compilation included; MinAtar 0.1 ms/frame.
 
-Sixteen workers in round robin, each with environments of its own and
-parameters that are fifteen updates old: see `workers`. `training_return` is the
-mean return of the last episodes of the training itself: sampled actions, while
-the parameters change. `evaluate` reads the newest checkpoint and plays whole
-episodes with fixed parameters. The control is one worker without delay, at as
-many updates and frames. Training ends with a GIF of the best seed's policy;
-`render` makes another from the file that it is kept in.
+Sixteen workers in round robin, with their own environments and a delay of 15
+updates: see `workers`. `training_return` is the mean return of the last
+training episodes, with sampled actions and changing parameters. `evaluate`
+plays whole episodes with the fixed parameters of the newest checkpoint. The
+control is one worker without delay, with the same numbers of updates and
+frames. Training ends with a GIF of the best seed's policy; `render` draws
+another one.
 """
 
 import dataclasses
@@ -42,18 +42,18 @@ class Settings:
 
   Attributes:
     env: an environment of gymnax.
-    workers: number of workers that hold stale parameters; the paper has 16.
-    environments: number of environments of each worker.
-    rollout: steps of each environment for a gradient.
-    frames: environment steps in all.
+    workers: number of workers; 16 in the paper.
+    environments: environments per worker.
+    rollout: steps per environment and gradient.
+    frames: total number of environment steps.
     records: number of records of the run; the last one is at its end.
-    actor_rate: first step size of the actor's Adam; falls linearly to 0.
-    critic_rate: first step size of the critic's Adam; falls linearly to 0.
-    losses: of actor and critic.
-    window: last episodes of the training that `training_return` averages.
-    evaluation: what `evaluate` plays.
-    devices: number of devices over which the workers are split.
-    seeds: of weights, environments and actions.
+    actor_rate: initial step size of the actor's Adam; decays linearly to 0.
+    critic_rate: initial step size of the critic's Adam; decays linearly to 0.
+    losses: losses of actor and critic.
+    window: number of last training episodes in `training_return`.
+    evaluation: settings of `evaluate`.
+    devices: number of devices to split workers over.
+    seeds: number of seeds, for weights, environments and actions.
   """
 
   env: str = 'CartPole-v1'
@@ -91,25 +91,25 @@ PRESETS = {
 
 
 def frames_per_round(settings: Settings) -> int:
-  """Frames of a round, in which each worker makes a rollout and an update."""
+  """Frames of a round, with one rollout and one update per worker."""
   return settings.workers * settings.environments * settings.rollout
 
 
-def rounds_of(settings: Settings) -> int:
-  """Rounds of all workers in a run."""
+def count_rounds(settings: Settings) -> int:
+  """Number of rounds in a run."""
   return max(1, settings.frames // frames_per_round(settings))
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for an unknown environment."""
   environments.make(settings.env)
 
 
 def make_solver(settings: Settings, key: jax.Array):
-  """Workers in round robin, with Adam for actor and critic."""
+  """Makes the agent, and round-robin workers with Adam."""
   known, losses = environments.make(settings.env), settings.losses
   agent = networks.agent(known.shape, known.environment.actions)
-  updates = rounds_of(settings) * settings.workers
+  updates = count_rounds(settings) * settings.workers
   adam = lambda rate: workers_lib.adam(
     optax.linear_schedule(rate, 0.0, updates), eps=1e-5
   )
@@ -138,7 +138,7 @@ def make_solver(settings: Settings, key: jax.Array):
 
 
 def random_return(settings: Settings, key: jax.Array) -> float:
-  """The control: the mean return of actions drawn without a policy."""
+  """The control: mean return of uniformly random actions."""
   environment = environments.make(settings.env).environment
   family = bj.rl.distribution_of(environment.actions)
 
@@ -155,30 +155,30 @@ def random_return(settings: Settings, key: jax.Array) -> float:
 
 
 def one_worker(settings: Settings) -> Settings:
-  """The control: one worker without delay, at as many updates and frames."""
-  frames = rounds_of(settings) * frames_per_round(settings)
+  """The control: one worker without delay, at equal updates and frames."""
+  frames = count_rounds(settings) * frames_per_round(settings)
   return dataclasses.replace(settings, workers=1, devices=1, frames=frames)
 
 
-def train(options: harness.Options, *, alone: bool = False) -> harness.Trained:
+def train(options: harness.Options, *, single: bool = False) -> harness.Trained:
   """Trains all seeds in one compiled program.
 
   Args:
-    options: what the flags say.
-    alone: whether to train the control `one_worker`, with its records at as
-      many updates as those of all workers.
+    options: options of the run.
+    single: whether to train the control `one_worker`, with records at the same
+      numbers of updates.
 
   Returns:
     The run.
   """
   settings = options.settings
-  rounds = rounds_of(settings)
+  rounds = count_rounds(settings)
   chunk = -(-rounds // settings.records)
   name = settings.env
-  if alone:
+  if single:
     chunk *= settings.workers
     settings = one_worker(settings)
-    rounds, name = rounds_of(settings), f'{name}-one_worker'
+    rounds, name = count_rounds(settings), f'{name}-one_worker'
   agent, _ = make_solver(settings, jax.random.key(0))
 
   def measure(context, params, state):
@@ -204,12 +204,12 @@ def train(options: harness.Options, *, alone: bool = False) -> harness.Trained:
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Trains, keeps the best seed's policy, and draws an episode of it."""
+  """Trains, then saves the best seed's policy and draws an episode."""
   settings = options.settings
   runs = {'round_robin': train(options)}
   if settings.workers > 1:
-    runs['one_worker'] = train(options, alone=True)
-  frames = rounds_of(settings) * frames_per_round(settings)
+    runs['one_worker'] = train(options, single=True)
+  frames = count_rounds(settings) * frames_per_round(settings)
   random = random_return(settings, jax.random.key(17))
   results = harness.Results()
   results.add(frames=frames, random_return=random)
@@ -254,21 +254,23 @@ def main(options: harness.Options) -> harness.Report:
 
 
 def _add(results, settings, method, trained):
-  """Adds the numbers of all workers, or of one at as many updates."""
+  """Adds the metrics of a method."""
   returns = trained.history['training_return']
   delays = np.asarray(trained.state.delays).sum(axis=0)
   shares = delays / delays.sum()
-  frames = rounds_of(settings) * frames_per_round(settings) * returns.shape[1]
+  frames = (
+    count_rounds(settings) * frames_per_round(settings) * returns.shape[1]
+  )
   at = {'method': method}
   results.note(at, {'workers': len(shares)})
   results.add(
     at,
     training_return=returns[-1],
-    # Over the whole run.
+    # Mean over the whole run.
     training_area=returns.mean(axis=0),
     worst_training_return=harness.reduced(returns[-1], 'min'),
     mean_delay=shares @ np.arange(len(shares)),
-    # All but those of the first round.
+    # All gradients after the first round.
     full_delay_share=shares[-1],
     frames_per_second=round(frames / max(trained.seconds, 1e-9)),
   )
@@ -277,15 +279,15 @@ def _add(results, settings, method, trained):
 
 
 def evaluate(options: harness.Options) -> harness.Report:
-  """Plays episodes with the parameters of the newest checkpoint."""
-  settings, asked = options.settings, options.settings.evaluation
+  """Evaluates the newest checkpoint."""
+  settings, config = options.settings, options.settings.evaluation
   known = environments.make(settings.env)
   agent = networks.agent(known.shape, known.environment.actions)
   like = jax.eval_shape(agent.init, jax.random.key(0))
   loaded = harness.load(options.workdir, name=settings.env, like=like)
   count = len(jax.tree.leaves(loaded.params)[0])
   seeds = tuple(loaded.settings.get('train.seeds', range(count)))
-  act = evaluation_lib.make_act(agent, known.environment.actions, asked.policy)
+  act = evaluation_lib.make_act(agent, known.environment.actions, config.policy)
 
   @jax.jit
   @jax.vmap
@@ -296,13 +298,13 @@ def evaluate(options: harness.Options) -> harness.Report:
       act,
       actor,
       key,
-      episodes=asked.episodes,
+      episodes=config.episodes,
       limit=known.limit,
     )
 
   return evaluation_lib.report(
     options,
-    asked,
+    config,
     play(loaded.params.actor, jnp.asarray(seeds, jnp.uint32)),
     seeds=seeds,
     updates=loaded.step * loaded.settings.get('workers', settings.workers),
@@ -311,7 +313,7 @@ def evaluate(options: harness.Options) -> harness.Report:
 
 
 def render(options: harness.Options) -> None:
-  """Draws an episode of the policy that was kept."""
+  """Draws an episode of the saved policy."""
   policies.show(pathlib.Path(options.workdir) / 'policy.npz')
 
 

@@ -1,4 +1,4 @@
-"""When a curve arrives, and how much sooner it does with more workers."""
+"""Speedup of several workers to a target of a learning curve."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from experiments import harness
 
 
 def running_average(means: np.ndarray, window: int) -> np.ndarray:
-  """The mean of the last records, of all of them before there are so many.
+  """Running average over the last records.
 
   Args:
-    means: of each record, (records, ...).
-    window: in records.
+    means: mean per record, (records, ...).
+    window: number of records to average; at the start, all records so far.
 
   Returns:
     An array of the same shape.
@@ -23,7 +23,7 @@ def running_average(means: np.ndarray, window: int) -> np.ndarray:
 
 
 def first_at(curve: np.ndarray, steps: np.ndarray, target: float) -> float:
-  """The updates after which a curve first is at a target; infinity if never."""
+  """The step at which a curve first reaches a target; infinity if never."""
   reached = np.flatnonzero(np.asarray(curve) >= target)
   return float(steps[reached[0]]) if reached.size else float('inf')
 
@@ -35,26 +35,26 @@ def speedup(
   steps: np.ndarray,
   target: float,
 ) -> harness.Interval:
-  """How much sooner N workers arrive, in samples of one of them.
+  """Speedup of N workers to a target, in samples per worker.
 
-  N times the updates of one worker alone, over those of N together. Compared
-  are means over runs: where single ones arrive differs by a quarter.
+  This is N times the updates of one worker over those of N workers. Both are
+  read from mean curves, because single runs differ by a quarter.
 
   Args:
-    one: running averages of one worker alone, (records, runs).
-    many: those of several together, of the same runs.
-    workers: how many.
+    one: running averages with one worker, (records, runs).
+    many: running averages with several workers, (records, runs).
+    workers: number of workers N.
     steps: updates at each record.
-    target: where both have to arrive.
+    target: value that both curves have to reach.
 
   Returns:
-    The speedup, 0 if N together never arrive and NaN if one alone does not,
-    with its 95 % interval by leaving out one run after another.
+    The speedup with its 95 % jackknife interval over runs; 0 if only N workers
+    miss the target, NaN if one worker misses it.
   """
 
   def value(runs):
-    alone = first_at(one[:, runs].mean(1), steps, target)
-    together = first_at(many[:, runs].mean(1), steps, target)
-    return workers * alone / together if np.isfinite(alone) else np.nan
+    base = first_at(one[:, runs].mean(1), steps, target)
+    updates = first_at(many[:, runs].mean(1), steps, target)
+    return workers * base / updates if np.isfinite(base) else np.nan
 
   return harness.jackknife_interval(value, one.shape[1])

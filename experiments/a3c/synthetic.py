@@ -1,18 +1,19 @@
-"""Random Markov decision process: what stale parameters cost N workers.
+"""Speedup of N workers with stale parameters on a random MDP.
 
 Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-Critic: Convergence and Linear Speedup, 2023.
 
     python -m experiments.a3c.synthetic --preset=quick
 
-Expected: 64 workers arrive 61 times sooner than one, in samples of each; with
-large constant steps they never do. Time: 2 to 4 minutes on 2 free cores.
+Expected: 64 workers have a speedup of 61 in samples per worker; with large
+constant steps they never reach the target. Time: 2 to 4 minutes on 2 free
+cores.
 
-Workers are simulated: gradients are evaluated at parameters that are as old as
-they would be, in one program that is the same each time. The speedup counts
-samples: it is N by construction where a delay does no harm, and says nothing
-about seconds. Runs and numbers of workers are mapped; step sizes are chosen for
-one worker, on a problem and on seeds that are not reported.
+Workers are simulated: gradients are evaluated at parameters with the delay of
+N workers, in one deterministic program. The speedup counts samples, not
+seconds: it is N by construction if the delay does no harm. Runs and numbers of
+workers are mapped by `vmap`. Step sizes are tuned for one worker, on a problem
+and seeds that are not reported.
 """
 
 import dataclasses
@@ -24,20 +25,20 @@ import numpy as np
 from experiments import harness
 from experiments.a3c import speedup, synthetic_runs
 
-CRITIC_FALL = 5.0  # By which the critic's error falls where steps are chosen.
-# Step sizes of the control's actor and critic, which do not fall.
+CRITIC_FALL = 5.0  # Required reduction of the critic's error in the tuning.
+# Constant step sizes of the control's actor and critic.
 CONSTANT = (0.2, 1.0)
 CONTROL = 'control/large_step'
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-  """Step sizes that are tried with one worker.
+  """Grid of the tuning with one worker.
 
   Attributes:
-    actor_scales: c1 of the actor's steps c1 / (1 + k)^(3/5).
-    critic_scales: c2 of the critic's steps c2 / (1 + k)^(2/5).
-    seeds: of the runs that choose.
+    actor_scales: c1 of the actor's step sizes c1 / (1 + k)^(3/5).
+    critic_scales: c2 of the critic's step sizes c2 / (1 + k)^(2/5).
+    seeds: number of seeds of the tuning runs.
   """
 
   actor_scales: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)
@@ -51,14 +52,13 @@ class Settings:
 
   Attributes:
     process: sizes of the problem.
-    workers: numbers of workers, the first of which is alone; the paper's go up
-      to 16.
-    steps: updates of all workers together.
+    workers: numbers of workers, starting with 1; up to 16 in the paper.
+    steps: total number of updates of all workers.
     block: updates between two records.
-    window: of the running average of rewards, in updates.
-    share: of the way from the uniform to the best policy that has to be made.
-    tuning: what is tried.
-    seeds: of the samples; the process is the same for all, as the paper's.
+    window: updates in the running average of rewards.
+    share: target, as a fraction of the gap between uniform and optimal policy.
+    tuning: grid of the tuning.
+    seeds: number of seeds of the samples; all share one process, as published.
   """
 
   process: synthetic_runs.Process = dataclasses.field(
@@ -81,20 +81,20 @@ PRESETS = {
     tuning=Tuning(actor_scales=(40.0,), critic_scales=(0.3,), seeds=1),
     seeds=3,
   ),
-  # The published sizes are those above: longer, and more runs.
+  # The published sizes are the defaults; this one is longer, with more runs.
   'paper': Settings(steps=60_000, seeds=30),
 }
 
 
 def choose(options: harness.Options) -> tuple[float, float, list[dict]]:
-  """Step sizes with which one worker arrives first, and the table of them.
+  """Tunes the step sizes of one worker; returns them and all trials.
 
-  Of those with which the critic comes close too, on average over the seeds of
-  the choice; all of them, if it does so with none.
+  Among step sizes that reduce the critic's error by `CRITIC_FALL` (all, if none
+  does), chooses those that reach the target first.
   """
   settings, tuning = options.settings, options.settings.tuning
   grid = synthetic_runs.Grid((1,), tuning.actor_scales, tuning.critic_scales)
-  # Neither the problem nor the samples are those that are reported.
+  # Problem and samples differ from the reported ones.
   seeds = tuple(range(10_000, 10_000 + tuning.seeds))
   problem = synthetic_runs.make_problem(settings.process, 1)
   curves = synthetic_runs.run(options, 'tuning', problem, grid, 'iid', seeds)
@@ -133,7 +133,7 @@ def add_run(
   curves: synthetic_runs.Curves,
   target: float,
 ) -> None:
-  """Adds the numbers of a run, for each number of workers."""
+  """Adds the metrics of a run, per number of workers."""
   results.add({'run': name}, delay_error=curves.delay_error)
   average, policy = curves.average[:, :, 0, 0], curves.policy[:, :, 0, 0]
   for i, number in enumerate(curves.workers):
@@ -156,49 +156,49 @@ def add_run(
 
 
 def draw(runs: dict[str, synthetic_runs.Curves]) -> matplotlib.figure.Figure:
-  """Draws rewards, and errors of critics, of each run."""
+  """Draws rewards and critic errors of each run."""
   return harness.draw_panels(
     [
       harness.Panel(
         {
-          f'N = {number}': (curves.steps, getattr(curves, what)[:, i, 0, 0])
+          f'N = {number}': (curves.steps, getattr(curves, field)[:, i, 0, 0])
           for i, number in enumerate(curves.workers)
         },
         'updates of all workers together',
         label,
         title=name,
-        logy=what == 'critic',
+        logy=field == 'critic',
       )
       for name, curves in runs.items()
-      for what, label in (
-        ('average', 'running average of rewards, share of the best'),
-        ('critic', 'distance of the critic to its fixed point, of its start'),
+      for field, label in (
+        ('average', 'running average of rewards, relative'),
+        ('critic', 'relative distance of the critic to its fixed point'),
       )
     ]
   )
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   for name in ('steps', 'window'):
     if getattr(settings, name) % settings.block:
       raise harness.SettingsError(
-        f'--{name}={getattr(settings, name)} is no multiple of '
+        f'--{name}={getattr(settings, name)} must be a multiple of '
         f'--block={settings.block}.'
       )
   if settings.steps < 4 * settings.block:
     raise harness.SettingsError(
-      f'--steps={settings.steps}: at least four blocks of {settings.block}.'
+      f'--steps={settings.steps} must be at least four --block.'
     )
   if settings.workers[0] != 1 or len(settings.workers) < 2:
     raise harness.SettingsError(
-      f'--workers={settings.workers}: 1 first, what the others are compared '
-      'with, and at least one other.'
+      f'--workers={settings.workers} must start with 1, the baseline, and have '
+      'at least one other number.'
     )
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Chooses step sizes, and runs all numbers of workers."""
+  """Tunes step sizes, then runs all numbers of workers."""
   settings, workers = options.settings, options.settings.workers
   actor, critic, choices = choose(options)
   problem = synthetic_runs.make_problem(settings.process, 0)
@@ -219,8 +219,8 @@ def main(options: harness.Options) -> harness.Report:
   results = harness.Results()
   results.add(actor_scale=actor, critic_scale=critic)
   for name, step in (('uniform', problem.uniform), ('best', problem.best)):
-    of_episode = step / (1 - settings.process.discount)
-    results.add({'policy': name}, policy_return=of_episode)
+    policy_return = step / (1 - settings.process.discount)
+    results.add({'policy': name}, policy_return=policy_return)
   for name, curves in runs.items():
     add_run(results, name, curves, settings.share)
   errors = [

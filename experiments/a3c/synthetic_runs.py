@@ -1,4 +1,4 @@
-"""Simulated workers on a random Markov decision process, all runs at once."""
+"""Simulated workers on a random Markov decision process."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.a3c import speedup
 
-# The ball that the critic is projected on.
+# The critic is projected onto this ball.
 BALL = functools.partial(optax.projections.projection_l2_ball, scale=200.0)
 
 
@@ -23,10 +23,10 @@ class Process:
   """The random Markov decision process, and features of its states.
 
   Attributes:
-    states: the paper's 100.
-    actions: in each state, the paper's 5.
-    features: of a state, the paper's 10.
-    discount: ours.
+    states: number of states; 100 in the paper.
+    actions: number of actions; 5 in the paper.
+    features: number of features; 10 in the paper.
+    discount: discount of rewards; not published.
   """
 
   states: int = 100
@@ -36,13 +36,13 @@ class Process:
 
 
 class Problem(NamedTuple):
-  """A process, features of its states, and rewards of a step to compare with.
+  """A process, features of its states, and reference rewards.
 
   Attributes:
     mdp: the process.
     features: (states, size).
-    uniform: the mean reward of a step of the uniform policy.
-    best: that of the best one.
+    uniform: mean reward per step of the uniform policy.
+    best: mean reward per step of the optimal policy.
   """
 
   mdp: bj.rl.MDP
@@ -51,22 +51,24 @@ class Problem(NamedTuple):
   best: float
 
   def share(self, reward: np.ndarray) -> np.ndarray:
-    """A reward of a step as a share of the way from uniform to best."""
+    """Rescales rewards per step: 0 is the uniform, 1 the optimal policy."""
     return (reward - self.uniform) / (self.best - self.uniform)
 
 
 def make_problem(sizes: Process, seed: int) -> Problem:
-  """Uniform random transitions, rewards and features."""
-  one, two = jax.random.split(jax.random.key(seed))
+  """Draws uniform random transitions, rewards and features."""
+  mdp_key, feature_key = jax.random.split(jax.random.key(seed))
   states, actions = sizes.states, sizes.actions
   mdp = bj.rl.random_mdp(
-    one, states=states, actions=actions, discount=sizes.discount
+    mdp_key, states=states, actions=actions, discount=sizes.discount
   )
-  features = bj.rl.random_features(two, size=sizes.features, states=states)
+  features = bj.rl.random_features(
+    feature_key, size=sizes.features, states=states
+  )
   step = lambda values: float((1 - mdp.discount) * mdp.initial @ values)
-  plain = bj.rl.state_values(mdp, jnp.full((states, actions), 1 / actions))
+  uniform = bj.rl.state_values(mdp, jnp.full((states, actions), 1 / actions))
   return Problem(
-    mdp, features, step(plain), best=step(bj.rl.optimal(mdp).values)
+    mdp, features, step(uniform), best=step(bj.rl.optimal(mdp).values)
   )
 
 
@@ -74,8 +76,8 @@ class BlockState(NamedTuple):
   """State of `blocks`.
 
   Attributes:
-    inner: of the solver.
-    values: what was measured over the last block, by name.
+    inner: state of the solver.
+    values: metrics of the last block, by name.
   """
 
   inner: Any
@@ -83,22 +85,22 @@ class BlockState(NamedTuple):
 
 
 def blocks(solver: Any, length: int) -> Any:
-  """A solver whose update is a block of them.
+  """Combines a block of updates into one.
 
-  What goes round each update of a run, a look for numbers that are not finite
-  for instance, then copies the snapshots of parameters once in a block.
+  The run then copies the parameter snapshots once per block only, for example
+  for its check for non-finite numbers.
 
   Args:
-    solver: of A3C; it looks at no batch.
-    length: updates in a block.
+    solver: an A3C solver, which ignores its batch.
+    length: updates per block.
 
   Returns:
-    A solver with the values `mean_reward`, `least_delay` and `most_delay`.
+    A solver with the values `mean_reward`, `min_delay` and `max_delay`.
   """
 
   def init_fn(params):
     zero = jnp.zeros([])
-    names = ('mean_reward', 'least_delay', 'most_delay')
+    names = ('mean_reward', 'min_delay', 'max_delay')
     return BlockState(solver.init(params), dict.fromkeys(names, zero))
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -113,8 +115,8 @@ def blocks(solver: Any, length: int) -> Any:
     )
     values = {
       'mean_reward': rewards.mean(),
-      'least_delay': delays.min(),
-      'most_delay': delays.max(),
+      'min_delay': delays.min(),
+      'max_delay': delays.max(),
     }
     return optax.tree.sub(after, params), BlockState(inner, values)
 
@@ -122,13 +124,13 @@ def blocks(solver: Any, length: int) -> Any:
 
 
 class Grid(NamedTuple):
-  """What is run at once: every combination, and every seed.
+  """Grid whose combinations run in parallel.
 
   Attributes:
     workers: numbers of workers.
-    actor: scales of the actor's steps.
-    critic: scales of the critic's.
-    exponents: of the actor's and of the critic's schedule.
+    actor: scales of the actor's step sizes.
+    critic: scales of the critic's step sizes.
+    exponents: exponents of the actor's and the critic's schedules.
   """
 
   workers: tuple[int, ...]
@@ -143,12 +145,11 @@ class Curves(NamedTuple):
   Attributes:
     workers: numbers of workers of the grid.
     steps: updates at each record, (records,).
-    average: the running average of rewards, as a share of the way from the
-      uniform to the best policy.
-    policy: the same of the policies themselves, by exact returns.
-    critic: the distance of the critic to its fixed point, over its start's.
-    delay_error: how far the delay was from N - 1, at most, once the first N - 1
-      updates are made; a number.
+    average: running average of relative rewards, see `Problem.share`.
+    policy: relative exact reward of the policy.
+    critic: distance of the critic to its fixed point over the initial one.
+    delay_error: largest deviation of the delay from N - 1 after the first N - 1
+      updates, a number.
   """
 
   workers: tuple[int, ...]
@@ -160,15 +161,17 @@ class Curves(NamedTuple):
 
 
 def evaluate(context: harness.Context, params: Any, state: Any):
-  """The policy's exact reward of a step, and the critic's error."""
+  """Computes the policy's exact reward per step, and the critic's error."""
   del state
   mdp, features = context.data
   policy = jax.nn.softmax(params.actor)
   visits = bj.rl.visits(mdp, policy)
-  root = bj.rl.td_fixed_point(mdp, policy, features, weights=visits.sum(axis=1))
+  fixed_point = bj.rl.td_fixed_point(
+    mdp, policy, features, weights=visits.sum(axis=1)
+  )
   return {
     'exact_reward': jnp.sum(visits * mdp.rewards),
-    'critic_error': jnp.linalg.norm(params.critic - root),
+    'critic_error': jnp.linalg.norm(params.critic - fixed_point),
   }
 
 
@@ -224,7 +227,7 @@ def run(
       chunk=1,
       seeds=members,
       name=name,
-      # Of no single run: what all are compared by.
+      # Settings that no single run depends on.
       settings=harness.settings_of(
         settings, 'workers', 'share', 'window', 'tuning'
       ),
@@ -251,16 +254,16 @@ def run(
 
 
 def _delay_error(history, begins, workers) -> float:
-  """How far delays were from N - 1, in blocks that begin after the start."""
+  """Largest deviation of delays from N - 1, without the first N - 1 updates."""
   worst = 0.0
   for i, number in enumerate(workers):
-    late = begins >= number - 1
-    for name in ('least_delay', 'most_delay'):
-      delays = history[f'loss/{name}'][1:][late, i]
+    full = begins >= number - 1
+    for name in ('min_delay', 'max_delay'):
+      delays = history[f'loss/{name}'][1:][full, i]
       worst = max(worst, float(np.abs(delays - (number - 1)).max(initial=0)))
   return worst
 
 
 def fall(critic: np.ndarray) -> np.ndarray:
-  """The mean error of the critic over the last quarter, over its start's."""
+  """Mean relative error of the critic over the last quarter."""
   return critic[-(len(critic) // 4) :].mean(axis=0)

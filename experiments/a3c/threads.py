@@ -1,10 +1,9 @@
-"""Really asynchronous workers: threads with stale copies, and one writer.
+"""Asynchronous workers: threads with stale copies, and one writer.
 
 A worker copies the newest parameters, plays some steps and computes a gradient
-at its copy, all in compiled functions that leave Python's lock. It hands the
-gradient to the writer, waits until that has applied it, and begins anew. The
-others have updated meanwhile: the delay is what the writer's version was ahead
-of the copy's, and nobody decides it.
+at its copy, in compiled functions that release the GIL. It sends the gradient
+to the writer and waits until it is applied. The delay is the number of updates
+by other workers in between; it is measured from version numbers, not set.
 """
 
 import queue
@@ -23,15 +22,15 @@ from experiments.rl import games
 
 
 class WorkerError(harness.UserError, RuntimeError):
-  """A worker thread died."""
+  """A worker thread failed."""
 
 
 class Published(NamedTuple):
-  """What workers copy.
+  """Parameters for workers to copy.
 
   Attributes:
-    params: the newest.
-    version: updates before them.
+    params: newest parameters.
+    version: number of updates before them.
   """
 
   params: Any
@@ -39,16 +38,16 @@ class Published(NamedTuple):
 
 
 class Contribution(NamedTuple):
-  """What a worker hands over.
+  """Gradient that a worker sends to the writer.
 
   Attributes:
-    worker: its index.
-    version: of the parameters of the gradient.
-    gradient: for one update.
-    losses: by name.
-    steps: of the game.
-    scores: of the games that ended.
-    applied: is set when the update is made.
+    worker: index of the worker.
+    version: version of the parameters of the gradient.
+    gradient: gradient for one update.
+    losses: losses by name.
+    steps: number of game steps.
+    scores: scores of the games that ended.
+    applied: event that the writer sets after the update.
   """
 
   worker: int
@@ -60,15 +59,15 @@ class Contribution(NamedTuple):
   applied: threading.Event
 
 
-class Died(NamedTuple):
-  """What a worker hands over that has failed."""
+class Failure(NamedTuple):
+  """Error of a worker that failed."""
 
   worker: int
   error: BaseException
 
 
 class Functions(NamedTuple):
-  """What is compiled, once for all workers.
+  """Compiled functions, shared by all workers.
 
   Attributes:
     act: (actor, observation, key, step) -> action.
@@ -88,22 +87,22 @@ def functions(agent: Any, oracle: Any, params: Any) -> Functions:
     return jax.random.categorical(jax.random.fold_in(key, step), logits)
 
   def gradient(params, rollout):
-    found, after = oracle.update(rollout, state, params)
-    return found, bj.values(after)
+    value, after = oracle.update(rollout, state, params)
+    return value, bj.values(after)
 
   return Functions(jax.jit(act), jax.jit(gradient))
 
 
 class Workers:
-  """Threads that play and hand over gradients, while this is entered.
+  """Context manager of threads that play and send gradients.
 
   Args:
-    count: of workers.
-    make_game: from a worker's index to its game; called in its thread.
-    compiled: what they run.
-    published: what they copy at first.
-    rollout: steps for a gradient.
-    key: of their actions.
+    count: number of workers.
+    make_game: makes the game of a worker from its index, in its thread.
+    compiled: compiled functions.
+    published: initial parameters.
+    rollout: steps per gradient.
+    key: PRNG key of the actions.
   """
 
   def __init__(
@@ -116,11 +115,11 @@ class Workers:
     rollout: int,
     key: Any,
   ):
-    """Makes the threads; `__enter__` starts them."""
+    """Creates the threads; `__enter__` starts them."""
     self.published = published
     self._make_game, self._compiled = make_game, compiled
     self._rollout, self._key = rollout, key
-    self._handed: queue.Queue[Contribution | Died] = queue.Queue()
+    self._sent: queue.Queue[Contribution | Failure] = queue.Queue()
     self._stop = threading.Event()
     self._threads = [
       threading.Thread(target=self._work, args=(i,), name=f'worker {i}')
@@ -129,7 +128,7 @@ class Workers:
 
   def __enter__(self) -> 'Workers':
     for thread in self._threads:
-      thread.daemon = True  # One that hangs in a game cannot keep the process.
+      thread.daemon = True  # A hanging game must not block process exit.
       thread.start()
     return self
 
@@ -142,29 +141,31 @@ class Workers:
     """Waits for the next gradient.
 
     Raises:
-      WorkerError: if a worker has died; says which, and why.
+      WorkerError: if a worker failed; names the worker and its error.
     """
     while True:
       try:
-        found = self._handed.get(timeout=1.0)
+        sent = self._sent.get(timeout=1.0)
       except queue.Empty:
         dead = [t.name for t in self._threads if not t.is_alive()]
         if dead:
-          raise WorkerError(f'{", ".join(dead)} ended without a word') from None
+          raise WorkerError(
+            f'{", ".join(dead)} ended without an error'
+          ) from None
         continue
-      if isinstance(found, Died):
-        error = found.error
-        said = (str(error).splitlines() or [''])[0]
+      if isinstance(sent, Failure):
+        error = sent.error
+        message = (str(error).splitlines() or [''])[0]
         raise WorkerError(
-          f'worker {found.worker} died: {type(error).__name__}: {said}'
+          f'worker {sent.worker} failed: {type(error).__name__}: {message}'
         ) from error
-      return found
+      return sent
 
   def _work(self, index: int) -> None:
     try:
       self._play(index)
     except BaseException as error:
-      self._handed.put(Died(index, error))
+      self._sent.put(Failure(index, error))
 
   def _play(self, index: int) -> None:
     game = self._make_game(index)
@@ -173,23 +174,23 @@ class Workers:
     observation, score, steps = game.reset(), 0.0, 0
     while not self._stop.is_set():
       params, version = self.published
-      made, scores = [], []
+      transitions, scores = [], []
       for _ in range(self._rollout):
         action = int(act(params.actor, observation, key, np.int32(steps)))
         after = game.step(action)
         steps += 1
         score += after.score
-        made.append([games.transition(observation, action, after)])
+        transitions.append([games.transition(observation, action, after)])
         observation = after.observation
         if after.game_over:
           scores.append(score)
           score = 0.0
         if after.terminated or after.truncated:
           observation = game.reset()
-      slope, losses = gradient(params, games.as_rollout(made))
+      slope, losses = gradient(params, games.as_rollout(transitions))
       jax.block_until_ready(slope)
       applied = threading.Event()
-      self._handed.put(
+      self._sent.put(
         Contribution(
           index, version, slope, losses, self._rollout, scores, applied
         )
@@ -199,14 +200,14 @@ class Workers:
 
 
 class Progress(NamedTuple):
-  """What the writer knows beside the parameters; plain values.
+  """Counters of the writer, as plain values.
 
   Attributes:
-    steps: of games so far.
-    seconds: at work.
-    delays: how many gradients were so many updates old, by the number.
-    scores: of the last games.
-    episodes: games so far.
+    steps: game steps so far.
+    seconds: training time so far.
+    delays: number of gradients by delay.
+    scores: scores of the last games.
+    episodes: number of games so far.
   """
 
   steps: int = 0
@@ -216,45 +217,45 @@ class Progress(NamedTuple):
   episodes: int = 0
 
   def after(
-    self, found: Contribution, version: int, seconds: float, keep: int = 100
+    self, sent: Contribution, version: int, seconds: float, keep: int = 100
   ) -> 'Progress':
-    """With one more gradient, applied to this version."""
-    delay = str(version - found.version)
+    """Counters after one more gradient, applied at this version."""
+    delay = str(version - sent.version)
     return Progress(
-      self.steps + found.steps,
+      self.steps + sent.steps,
       self.seconds + seconds,
       {**self.delays, delay: self.delays.get(delay, 0) + 1},
-      (*self.scores, *found.scores)[-keep:],
-      self.episodes + len(found.scores),
+      (*self.scores, *sent.scores)[-keep:],
+      self.episodes + len(sent.scores),
     )
 
 
 def throughput(make_workers: Callable[[], Workers], gradients: int) -> float:
-  """Steps a second where no gradient changes anything; for a comparison.
+  """Measures game steps per second, without applying gradients.
 
   Args:
-    make_workers: new ones.
-    gradients: to wait for, after the first of each worker.
+    make_workers: makes new workers.
+    gradients: number of gradients to time, after a first one.
 
   Returns:
-    Steps a second.
+    Steps per second.
   """
   with make_workers() as pool:
     pool.next().applied.set()
     start, steps = time.perf_counter(), 0
     for _ in range(gradients):
-      found = pool.next()
-      found.applied.set()
-      steps += found.steps
+      sent = pool.next()
+      sent.applied.set()
+      steps += sent.steps
     return steps / (time.perf_counter() - start)
 
 
-def apply_of(move: Any) -> Callable[..., Any]:
-  """Compiles (params, state, gradient) -> (params, state), of a `mover`."""
+def make_apply(move: Any) -> Callable[..., Any]:
+  """Compiles (params, state, gradient) -> (params, state) from a `mover`."""
 
   def apply(params, state, gradient):
     updates, state = move.update({'gradient': gradient}, state, params)
     return bj.apply_updates(params, updates), state
 
-  # No donation: workers hold the parameters.
+  # Without donation, because workers read the parameters.
   return jax.jit(apply)

@@ -1,10 +1,9 @@
-"""Asynchronous workers in round robin, exactly, in one compiled program.
+"""Asynchronous workers in round robin, as one compiled program.
 
-Worker i computes a gradient at the parameters that it saw after its own last
-update, while the others update in turn: each gradient is N - 1 updates old when
-it is applied. As nothing a worker computes depends on what the others do in the
-meantime, all N gradients of a round are one `vmap`, and their N updates one
-scan.
+Worker i computes a gradient at the parameters after its own last update, while
+the others update in turn: each gradient has a delay of N - 1 updates. The
+gradients of a round do not depend on each other, so one `vmap` computes all N
+and one scan applies them.
 """
 
 import dataclasses
@@ -20,18 +19,18 @@ import optax
 import bilevel_jax as bj
 from experiments import harness
 
-CLIP = 0.5  # Largest norm of a gradient, of the actor and of the critic.
+CLIP = 0.5  # Maximum gradient norm of the actor and of the critic.
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-  """What the actor and the critic descend.
+  """Losses of actor and critic.
 
   Attributes:
     discount: discount of rewards; 0.99 in the paper.
-    decay: lambda of generalised advantages; 0 is the paper's TD(0).
+    decay: lambda of generalised advantages; 0 for the paper's TD(0).
     entropy: weight of the policy's entropy; 0.01 in the paper.
-    reward_scale: what rewards are multiplied by.
+    reward_scale: factor of the rewards.
     normalise: whether advantages are normalised for the actor.
   """
 
@@ -46,15 +45,15 @@ class RoundRobinState(NamedTuple):
   """State of `round_robin`.
 
   Attributes:
-    snapshots: parameters that each worker holds, (workers, ...).
-    versions: updates before each of them, int32 (workers,).
-    version: updates so far, int32.
-    oracles: the leaves of each worker's oracle state, (workers, ...): without
-      its structure, or the losses of all would be taken for one's.
-    mover: of what applies the gradients.
-    delays: how many gradients were so many updates old, int32 (workers,).
-    measured: losses as means over the workers, counts as sums, outputs with an
-      axis of workers.
+    snapshots: parameters of each worker, (workers, ...).
+    versions: version of each snapshot, int32 (workers,).
+    version: number of updates so far, int32.
+    oracles: leaves of the oracle states, (workers, ...). Leaves only, because
+      `bj.values` would read a state with an axis of workers as a single one.
+    mover: state of the solver that applies gradients.
+    delays: number of gradients by delay, int32 (workers,).
+    measured: losses averaged over workers, counts summed, outputs with an axis
+      of workers.
   """
 
   snapshots: Any
@@ -72,20 +71,20 @@ def adam(rate: Any, eps: float = 1e-8) -> optax.GradientTransformation:
 
 
 def mover(**sequences: Any) -> optax.GradientTransformationExtraArgs:
-  """What applies a gradient that is given as `{'gradient': ...}`.
+  """Makes a solver that applies the gradient in its batch.
 
   Args:
-    **sequences: a record or an optimiser for each.
+    **sequences: a `bj.Sequence` or an optimiser by name.
 
   Returns:
-    A solver.
+    A solver for batches `{'gradient': ...}`.
   """
-  given = bj.oracle(
+  from_batch = bj.oracle(
     lambda params, batch, inner: ((), batch['gradient'], inner),
     (),
     moves=tuple(sequences),
   )
-  return bj.descend(given, **sequences)
+  return bj.descend(from_batch, **sequences)
 
 
 def round_robin(
@@ -96,48 +95,49 @@ def round_robin(
   key: chex.PRNGKey,
   devices: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-  """Workers with stale parameters, each with an oracle of its own.
+  """Workers with stale parameters and separate oracles.
 
-  One update of it is a round: N gradients, and N updates one after another.
+  One update of the solver is a round of N gradients and N successive updates.
 
   Args:
-    make_oracle: from a worker's key to its oracle; they differ by state only.
+    make_oracle: makes the oracle of a worker from its key; oracles differ in
+      their state only.
     move: applies one gradient, see `mover`.
-    workers: N.
-    key: of their keys.
-    devices: over which workers are split by `jax.shard_map`.
+    workers: number of workers N.
+    key: PRNG key of the workers' keys.
+    devices: number of devices to split workers over, by `jax.shard_map`.
 
   Returns:
     A solver whose batch is None.
 
   Raises:
-    SettingsError: if the workers do not divide over the devices, or there are
-      not so many.
+    SettingsError: if there are too few devices, or the workers do not divide
+      over them.
   """
   if workers % devices or devices > len(jax.devices()):
     raise harness.SettingsError(
-      f'{workers} workers on {devices} devices: there are '
-      f'{len(jax.devices())}, and each takes equally many workers.'
+      f'{workers} workers cannot be split over {devices} devices: there are '
+      f'{len(jax.devices())}, and each needs the same number of workers.'
     )
   oracle = make_oracle(key)
   keys = jax.random.split(key, workers)
-  own = lambda params: jax.vmap(lambda k: make_oracle(k).init(params))(keys)
 
   def structure(params):
     return jax.tree.structure(jax.eval_shape(oracle.init, params))
 
-  def one(state, snapshot):
-    return oracle.update(None, state, snapshot)
-
-  gradients_of = jax.vmap(one)
+  compute_gradients = jax.vmap(lambda *args: oracle.update(None, *args))
   if devices > 1:
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('workers',))
     spec = jax.sharding.PartitionSpec('workers')
-    gradients_of = jax.shard_map(
-      gradients_of, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    compute_gradients = jax.shard_map(
+      compute_gradients,
+      mesh=mesh,
+      in_specs=spec,
+      out_specs=spec,
+      check_vma=False,
     )
 
-  def measured(state):
+  def merge(state):
     values = {n: jnp.mean(x) for n, x in bj.values(state).items()}
     counts = {n: jnp.sum(x) for n, x in bj.counts(state).items()}
     return bj.oracles.OracleState(
@@ -147,31 +147,31 @@ def round_robin(
     )
 
   def init_fn(params):
-    state = own(params)
+    state = jax.vmap(lambda k: make_oracle(k).init(params))(keys)
     copies = lambda x: jnp.broadcast_to(x, (workers, *jnp.shape(x)))
-    none = jnp.zeros(workers, jnp.int32)
+    zeros = jnp.zeros(workers, jnp.int32)
     return RoundRobinState(
       snapshots=jax.tree.map(copies, params),
-      versions=none,
+      versions=zeros,
       version=jnp.zeros([], jnp.int32),
       oracles=jax.tree.leaves(state),
       mover=move.init(params),
-      delays=none,
-      # A copy: a buffer may be in the state once only.
-      measured=jax.tree.map(lambda x: jnp.array(x, copy=True), measured(state)),
+      delays=zeros,
+      # Copies, because a donated buffer must be unique in the state.
+      measured=jax.tree.map(lambda x: jnp.array(x, copy=True), merge(state)),
     )
 
   def update_fn(batch, state, params=None, **extra_args):
     del batch, extra_args
     before = jax.tree.unflatten(structure(params), state.oracles)
-    gradients, after = gradients_of(before, state.snapshots)
+    gradients, after = compute_gradients(before, state.snapshots)
 
     def apply(carry, worker):
       now, moving, version, delays = carry
-      gradient, seen = worker
+      gradient, snapshot_version = worker
       updates, moving = move.update({'gradient': gradient}, moving, now)
       now = bj.apply_updates(now, updates)
-      delays = delays.at[version - seen].add(1)
+      delays = delays.at[version - snapshot_version].add(1)
       version = version + 1
       return (now, moving, version, delays), (now, version)
 
@@ -188,7 +188,7 @@ def round_robin(
       jax.tree.leaves(after),
       moving,
       delays,
-      measured(after),
+      merge(after),
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,4 +1,4 @@
-"""What Xiao, Shen, Yin and Chen claim, and how it is judged here."""
+"""Claims of Xiao, Shen, Yin and Chen, 2023, with their bounds."""
 
 from experiments import harness
 
@@ -53,35 +53,35 @@ _FEDERATED = tuple(
 CLAIMS = (
   harness.Claim(
     'Synthetic: with p = 0.3 and two upper steps, E-AiPOD needs a fraction of '
-    "AiPOD's projections for the same stationarity.",
+    "AiPOD's projections to the same stationarity.",
     run='synthetic',
     metric=f'projections_ratio/{_LAZY}/t2',
     at_most=0.3,
     published='a curve',
   ),
   harness.Claim(
-    'Synthetic: and about as many upper steps.',
+    'Synthetic: E-AiPOD takes about as many upper steps as AiPOD.',
     run='synthetic',
     metric=f'upper_steps_ratio/{_LAZY}/t2',
     at_most=1.3,
     published='a curve',
   ),
   harness.Claim(
-    'Synthetic: lazy lower projections alone (one upper step) halve them.',
+    'Synthetic: with one upper step, lazy lower projections halve them.',
     run='synthetic',
     metric=f'projections_ratio/{_LAZY}/t1',
     at_most=0.5,
     published='a curve',
   ),
   harness.Claim(
-    'Synthetic: also against AiPOD with twice the upper step.',
+    'Synthetic: fewer projections also than AiPOD with twice the step size.',
     run='synthetic',
     metric=f'projections_ratio_equal_step/{_LAZY}/t2',
     at_most=0.55,
     published='a curve',
   ),
   harness.Claim(
-    'Synthetic: without the control variate, few seeds of ten get there.',
+    'Synthetic: without the control variate, at most 3 of 10 seeds reach it.',
     run='synthetic',
     metric='seeds_reaching/no_control_variate',
     at_most=3,

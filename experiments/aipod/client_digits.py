@@ -1,4 +1,4 @@
-"""Digits of clients, not alike among them, and batches of them."""
+"""Heterogeneous digits of clients, and batches of them."""
 
 import dataclasses
 from typing import Annotated, Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from experiments import harness, vision
 
 CLASSES = 10
-# Of the pixels of MNIST, in [0, 1].
+# Of MNIST's pixels in [0, 1].
 MEAN, DEVIATION = 0.1307, 0.3081
 
 
@@ -19,10 +19,10 @@ class Digits(NamedTuple):
   """All data of a federated run; images are float32 (n, pixels), standardised.
 
   Attributes:
-    train: of the lower losses, with a leading axis of clients.
-    validation: of the upper losses, likewise.
-    selection: chooses step sizes; no client has it.
-    test: of the reported accuracy.
+    train: digits of the lower losses, with a leading axis of clients.
+    validation: digits of the upper losses, with a leading axis of clients.
+    selection: digits for the choice of step sizes, of no client.
+    test: digits of the reported accuracy.
   """
 
   train: vision.DigitPart
@@ -32,7 +32,7 @@ class Digits(NamedTuple):
 
 
 def pool(images: np.ndarray, by: int) -> np.ndarray:
-  """Standardised images, flat: means over squares, scaled to keep the norm."""
+  """Average-pools and flattens standardised images, preserving the norm."""
   side = images.shape[1] // by
   tiles = images.reshape(-1, side, by, side, by).astype(np.float32)
   flat = tiles.mean(axis=(2, 4)).reshape(len(images), -1) / 255
@@ -40,27 +40,27 @@ def pool(images: np.ndarray, by: int) -> np.ndarray:
 
 
 def imbalance(labels: np.ndarray, ratio: float) -> np.ndarray:
-  """Rows to keep so that class c has ratio^(-c / 9) of its digits."""
-  kept = []
+  """Selects rows so that class c keeps ratio^(-c / 9) of its digits."""
+  selected = []
   for c in range(CLASSES):
     rows = np.flatnonzero(labels == c)
-    kept.append(rows[: round(len(rows) * ratio ** (-c / (CLASSES - 1)))])
-  return np.sort(np.concatenate(kept))
+    selected.append(rows[: round(len(rows) * ratio ** (-c / (CLASSES - 1)))])
+  return np.sort(np.concatenate(selected))
 
 
 def split_by_label(
   labels: np.ndarray, clients: int, shards: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Gives each client some shards of the digits sorted by label.
+  """Assigns shards of the digits, sorted by label, to clients.
 
   Args:
     labels: (n,).
-    clients: how many.
-    shards: for each client: 2 leaves it about two classes.
-    rng: draws which.
+    clients: number of clients.
+    shards: shards per client; with 2, a client has about two classes.
+    rng: random generator of the assignment.
 
   Returns:
-    Rows, (clients, n / clients), what does not divide left out.
+    Rows, (clients, n // clients); a remainder is dropped.
   """
   order = np.argsort(labels, kind='stable')
   size = len(labels) // (clients * shards)
@@ -70,15 +70,16 @@ def split_by_label(
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """How digits are dealt to clients.
+  """Split of the digits among clients.
 
   Attributes:
-    clients: the paper's 50.
-    shards: of the digits sorted by label for each client, the paper's 2.
-    pooling: side of the squares of pixels that are averaged; the paper's 1.
-    ratio: of the largest to the smallest class, for loss_tuning the paper's 10.
-    selection: digits that choose step sizes.
-    test: digits of the accuracy; with a data folder, all of its test file.
+    clients: number of clients; 50 in the paper.
+    shards: label-sorted shards per client; 2 in the paper.
+    pooling: side of the average-pooling window; 1 in the paper.
+    ratio: imbalance ratio, largest to smallest class; 10 in the paper's loss
+      tuning.
+    selection: digits for the choice of step sizes.
+    test: test digits; with a data folder, its whole test file is used.
   """
 
   clients: int = 50
@@ -92,15 +93,15 @@ class Split:
 def load_digits(
   data_dir: str | None, split: Split
 ) -> tuple[Digits, harness.Source]:
-  """Reads digits and deals them out.
+  """Loads digits and splits them among clients.
 
   Args:
     data_dir: a folder with MNIST or a data set in its format; None for the
       packaged digits.
-    split: among whom, and how.
+    split: sizes and heterogeneity of the split.
 
   Returns:
-    The digits, and where they come from.
+    The digits, and their source.
 
   Raises:
     SettingsError: if there are too few digits.
@@ -117,20 +118,20 @@ def load_digits(
       f'{len(used):,} digits are too few for {split.clients} clients: take '
       'fewer clients, or more digits with --data_dir.'
     )
-  # Shuffled, so that 80 and 20 % have the same classes.
+  # Shuffles, so that training and validation digits share their classes.
   rows = rng.permuted(rows, axis=1)
   cut = round(0.8 * rows.shape[1])
   part = lambda images, labels: vision.DigitPart(
     jnp.asarray(pool(images, split.pooling)), jnp.asarray(labels)
   )
 
-  def dealt(rows):
+  def per_client(rows):
     flat = part(images[rows.ravel()], labels[rows.ravel()])
     return jax.tree.map(lambda z: z.reshape(*rows.shape, *z.shape[1:]), flat)
 
   digits = Digits(
-    dealt(rows[:, :cut]),
-    dealt(rows[:, cut:]),
+    per_client(rows[:, :cut]),
+    per_client(rows[:, cut:]),
     part(*parts['selection']),
     part(*parts['test']),
   )
@@ -138,14 +139,14 @@ def load_digits(
 
 
 class Batch(NamedTuple):
-  """What one client sees in one update.
+  """Batch of one client in one update.
 
   Attributes:
-    train: its training digits.
-    validation: its validation digits.
-    rows: of the training digits, for each evaluation in turn, (times, size);
-      None for all of them.
-    now: the rows of this evaluation, or None.
+    train: training digits of the client.
+    validation: validation digits of the client.
+    rows: rows of the training digits per evaluation, (times, size); None for
+      full batches.
+    now: rows of the current evaluation; None for full batches.
   """
 
   train: vision.DigitPart
@@ -155,7 +156,7 @@ class Batch(NamedTuple):
 
 
 def draw_batch(key: chex.PRNGKey, digits: Digits, size: int, times: int):
-  """Batches of all clients, (clients, ...); all of the digits if few."""
+  """Draws batches of all clients, or full ones if `size` is not smaller."""
   clients, count = digits.train.labels.shape
   if size >= count:
     return Batch(digits.train, digits.validation)
@@ -164,14 +165,14 @@ def draw_batch(key: chex.PRNGKey, digits: Digits, size: int, times: int):
 
 
 def batch_at(batch: Batch, t: Any) -> Batch:
-  """The batch of evaluation t."""
+  """Selects the rows of evaluation t."""
   if batch.rows is None:
     return batch
   return batch._replace(now=batch.rows[1 + t])
 
 
 def train_part(batch: Batch) -> vision.DigitPart:
-  """The training digits of this evaluation."""
+  """The training digits of the current evaluation."""
   if batch.now is None:
     return batch.train
   return jax.tree.map(lambda z: z[batch.now], batch.train)

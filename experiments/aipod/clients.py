@@ -1,7 +1,7 @@
-"""Maps a solver over clients, and says who talks to whom.
+"""Maps a solver over clients.
 
 A solver is written for one client, with means over a named axis where clients
-communicate. `over_clients` maps it over clients, on one device or on many.
+communicate. `over_clients` maps it over clients, on one or several devices.
 """
 
 import dataclasses
@@ -15,26 +15,26 @@ import optax
 
 import bilevel_jax as bj
 
-# The axis of clients on one device, and of devices.
+# Names of the axes of clients on a device, and of devices.
 LOCAL, DEVICES = 'local_clients', 'clients'
 
 
 def mean_client(params: Any) -> Any:
-  """The mean over clients; evaluating it is no communication."""
+  """Averages params over clients, for evaluation."""
   return jax.tree.map(lambda z: z.mean(axis=0), params)
 
 
 def _shared(leaf: Any) -> bool:
-  # Keys, coins and counts are the same for all clients.
+  # Keys, projection draws and counts are the same for all clients.
   return not jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _is_measured(node: Any) -> bool:
+def _has_losses(node: Any) -> bool:
   return bj.states.is_oracle_state(node) or isinstance(node, bj.types.Numbers)
 
 
 def _pack(state: Any, axis_name: Any) -> Any:
-  """One copy of what clients share, the mean of the losses they measured."""
+  """Keeps one copy of shared leaves, and averages losses over clients."""
 
   def losses(leaf):
     mean = leaf.mean(axis=0)
@@ -53,11 +53,11 @@ def _pack(state: Any, axis_name: Any) -> Any:
       return bj.states.OracleState(values, counts, inner)
     return node[0] if _shared(node) else node
 
-  return jax.tree.map(one, state, is_leaf=_is_measured)
+  return jax.tree.map(one, state, is_leaf=_has_losses)
 
 
 def _own_axes(state: Any, own: Any, shared: Any) -> Any:
-  """`own` for each leaf that clients have copies of, `shared` for the rest."""
+  """Labels each leaf of a state as `own` (per client) or `shared`."""
 
   def one(node):
     if isinstance(node, bj.types.Numbers):
@@ -68,22 +68,22 @@ def _own_axes(state: Any, own: Any, shared: Any) -> Any:
       return bj.states.OracleState(values, counts, inner)
     return shared if _shared(node) else own
 
-  return jax.tree.map(one, state, is_leaf=_is_measured)
+  return jax.tree.map(one, state, is_leaf=_has_losses)
 
 
 def over_clients(
   make_solver: Callable[[Any], optax.GradientTransformationExtraArgs],
   mesh: jax.sharding.Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Maps a solver of one client over all, by `vmap` and over devices.
+  """Maps the solver of one client over all clients.
 
-  Keys and counts are kept once, so that a coin is one for all clients and a
-  tail does not communicate.
+  Keys and counts are shared, so that all clients project, and communicate, in
+  the same steps.
 
   Args:
-    make_solver: makes it from the name or names of the clients' axis.
-    mesh: devices along the axis `DEVICES`, which divide the clients; None for
-      one device.
+    make_solver: makes the solver from the axis name(s) of the clients.
+    mesh: mesh with the axis `DEVICES`, whose size divides the number of
+      clients; None for one device.
 
   Returns:
     A solver for params and batches with a leading axis of clients.
@@ -106,9 +106,9 @@ def over_clients(
     if mesh is None:
       return local(batch, state, params)
     split = jax.sharding.PartitionSpec(DEVICES)
-    whole = jax.sharding.PartitionSpec()
-    specs = _own_axes(state, split, whole)
-    # jax cannot check means over a mapped axis within.
+    replicated = jax.sharding.PartitionSpec()
+    specs = _own_axes(state, split, replicated)
+    # jax cannot check means over the axis of the inner vmap.
     return jax.shard_map(
       local,
       mesh=mesh,
@@ -124,9 +124,9 @@ class PartialState(NamedTuple):
   """State of `sampled_clients`.
 
   Attributes:
-    inner: of the mapped solver, for all clients.
-    key: draws who takes part.
-    counts: the mean of the lower variable that ends each update.
+    inner: state of the mapped solver, for all clients.
+    key: PRNG key of the draws of clients.
+    counts: rounds of the final mean of the lower variable.
   """
 
   inner: Any
@@ -137,16 +137,16 @@ class PartialState(NamedTuple):
 def sampled_clients(
   solver: optax.GradientTransformationExtraArgs, taking_part: int, seed: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """Lets a random few of the clients take part in each update.
+  """Samples participating clients for each update.
 
-  They end it with a mean of their lower variables, one more communication, and
-  all clients go on from the result. Who does not take part keeps its control
-  variate and its warm start.
+  An update ends with a mean of the lower variables of these clients, one more
+  round, from which all clients continue. The other clients keep their
+  control variates and warm starts.
 
   Args:
-    solver: of `over_clients`, on one device.
-    taking_part: how many clients.
-    seed: of the draws.
+    solver: solver of `over_clients`, on one device.
+    taking_part: number of participating clients.
+    seed: seed of the draws.
 
   Returns:
     A solver for params and batches of all clients.
@@ -158,17 +158,18 @@ def sampled_clients(
 
   def update_fn(batch, state, params=None, **extra_args):
     clients = jax.tree.leaves(params)[0].shape[0]
-    key, now = jax.random.split(state.key)
-    rows = jax.random.permutation(now, clients)[:taking_part]
-    few = lambda tree: jax.tree.map(lambda z: z[rows], tree)
+    key, draw_key = jax.random.split(state.key)
+    rows = jax.random.permutation(draw_key, clients)[:taking_part]
+    select = lambda tree: jax.tree.map(lambda z: z[rows], tree)
     own = _own_axes(state.inner, True, False)
     inner = jax.tree.map(
-      lambda z, mine: z[rows] if mine else z, state.inner, own
+      lambda z, is_own: z[rows] if is_own else z, state.inner, own
     )
-    updates, inner = solver.update(few(batch), inner, few(params), **extra_args)
-    after = mean_client(bj.apply_updates(few(params), updates))
+    chosen = select(params)
+    updates, inner = solver.update(select(batch), inner, chosen, **extra_args)
+    after = mean_client(bj.apply_updates(chosen, updates))
     inner = jax.tree.map(
-      lambda old, new, mine: old.at[rows].set(new) if mine else new,
+      lambda old, new, is_own: old.at[rows].set(new) if is_own else new,
       state.inner,
       inner,
       own,

@@ -1,4 +1,4 @@
-"""Federated bilevel learning: E-AiPOD beside FedNest, by communication rounds.
+"""Communication rounds of E-AiPOD and FedNest in federated bilevel learning.
 
 Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
 Equality-constrained Bilevel Optimization, 2023.
@@ -12,12 +12,12 @@ Expected: on packaged digits 1.04 of FedNest's rounds, with one upper step each
 and with ten local ones: no saving. Time: 15 minutes for quick, hours for paper
 on 2 cores.
 
-Clients with digits of about two classes each agree on a network. Each mean of
-any vector over the clients is one round. All choose from the same grid of step
-sizes, on digits and seeds that no number in the table uses, and so does E-AiPOD
-its lower steps S. FedNest takes the best of its rounds T and local steps tau by
-the reported numbers themselves, first with one upper step, as E-AiPOD, then
-with several local ones.
+Clients, each with digits of about two classes, train a common network. Each
+mean of a vector over the clients is one round. All methods are tuned on the
+same grid of step sizes, with digits and seeds that the reported numbers do not
+use; the lower steps S of E-AiPOD are tuned as well. FedNest's rounds T and
+local steps tau are chosen by the reported numbers, with one upper step as in
+E-AiPOD, and with several local ones.
 """
 
 import dataclasses
@@ -29,38 +29,40 @@ from experiments import harness
 from experiments.aipod import client_digits, federated_compare, federated_run
 from experiments.harness.study import comparison
 
-# Of the reported seeds: those below were looked at when the grids were made.
+# First reported seed; the design of the grids used smaller ones.
 FIRST_SEED = 10
 SPLIT = client_digits.Split()
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """What tuning tries at first.
+  """Grid of the tuning.
 
   Attributes:
     upper_rates: step sizes alpha of the upper variable.
     lower_rates: step sizes beta of the lower variable; the paper has 0.05, and
       0.04 for loss_tuning.
-    widen: how often a grid may grow where its end is chosen.
-    rounds: a run of the tuning ends after as many, or once the best is known.
+    max_grid_extensions: how often a grid may be extended when its end is
+      chosen.
+    rounds: maximum number of rounds of a tuning run, which ends once the best
+      point is known.
   """
 
   upper_rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6)
   lower_rates: tuple[float, ...] = (0.02, 0.05, 0.125)
-  widen: Annotated[int, harness.Allowed(0)] = 3
+  max_grid_extensions: Annotated[int, harness.Allowed(0)] = 3
   rounds: int = 120
 
 
 @dataclasses.dataclass(frozen=True)
 class FedNest:
-  """The variants of FedNest; all of them are tried.
+  """Variants of FedNest; all of them are run.
 
   Attributes:
-    rounds: lower rounds T of an update, the paper's 1 and 5.
-    steps: local lower steps tau of a round; the paper has 10.
+    rounds: lower rounds T per update; 1 and 5 in the paper.
+    steps: local lower steps tau per round; 10 in the paper.
     upper_steps: local upper steps of a further variant, with the first tau; 0
-      leaves it out.
+      skips it.
   """
 
   rounds: tuple[int, ...] = (1, 5)
@@ -74,22 +76,23 @@ class Settings:
 
   Attributes:
     task: hyper_representation or loss_tuning.
-    digits: how digits are dealt to clients.
-    taking_part: clients in each update of a further E-AiPOD; 0 leaves it out.
-    devices: over which clients are spread; 1 needs no more.
-    hidden: units of the network, the paper's 200.
-    batch: training digits of a client in a gradient, the paper's 256.
-    probability: p of a lower projection, the paper's 0.1, and 0.3 for
-      loss_tuning.
-    lower_steps: lower steps S of E-AiPOD; tuning chooses one. The paper has 20.
-    products: Hessian products N' of the linear system, the paper's 5, and 3 for
-      loss_tuning.
-    grid: what tuning tries.
-    fednest: the baseline.
-    published_rate: the published alpha, reported too; 0 leaves it out.
-    goal: test accuracy, in per cent, whose rounds are compared.
-    rounds: a run ends after as many.
-    seeds: of weights, batches and coins.
+    digits: split of the digits among clients.
+    taking_part: participating clients per update of a further E-AiPOD run; 0
+      skips it.
+    devices: number of devices for the clients.
+    hidden: hidden units of the network; 200 in the paper.
+    batch: training digits per client and gradient; 256 in the paper.
+    probability: probability p of a lower projection; in the paper 0.1, and 0.3
+      for loss_tuning.
+    lower_steps: candidate lower steps S of E-AiPOD, tuned; 20 in the paper.
+    products: Hessian-vector products N' of the linear system; in the paper 5,
+      and 3 for loss_tuning.
+    grid: grid of the tuning.
+    fednest: variants of the baseline.
+    published_rate: published alpha of a further E-AiPOD run; 0 skips it.
+    goal: test accuracy to reach, in per cent.
+    rounds: maximum number of rounds of a run.
+    seeds: number of seeds, for weights, batches and projections.
   """
 
   task: Literal['hyper_representation', 'loss_tuning'] = 'hyper_representation'
@@ -136,7 +139,7 @@ PRESETS = {
     fednest=FedNest(steps=(10,)),
     goal=75,
   ),
-  # MNIST in about an hour of two cores.
+  # MNIST in about an hour on two cores.
   'reduced': Settings(
     digits=_MNIST,
     batch=128,
@@ -151,7 +154,10 @@ PRESETS = {
     rounds=2_500,
   ),
 }
+# Former flags.
 RENAMED = {
+  'widen': 'grid.max_grid_extensions',
+  'grid.widen': 'grid.max_grid_extensions',
   'tuning_rounds': 'grid.rounds',
   'fednest_rounds': 'fednest.rounds',
   'fednest_steps': 'fednest.steps',
@@ -160,16 +166,16 @@ RENAMED = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   count, part = settings.digits.clients, settings.taking_part
   devices = settings.devices
-  for wrong, said in (
-    (not 0 <= part <= count, f'taking_part is from 0 to {count} clients'),
-    (devices > 1 and part, 'taking_part is for one device: set it to 0'),
+  for invalid, message in (
+    (not 0 <= part <= count, f'taking_part must be from 0 to {count} clients'),
+    (devices > 1 and part, 'taking_part must be 0 on several devices'),
     (count % devices, f'{devices} devices do not divide {count} clients'),
   ):
-    if wrong:
-      raise harness.SettingsError(f'{said}.')
+    if invalid:
+      raise harness.SettingsError(f'{message}.')
 
 
 def summarise(
@@ -177,15 +183,16 @@ def summarise(
   variants: dict[str, comparison.Outcome],
   compared: dict[str, comparison.Outcome],
 ) -> harness.Results:
-  """The numbers of all variants, of what is compared, and ratios of rounds.
+  """Collects metrics of all variants, and ratios of rounds.
 
   Args:
-    settings: of the run.
-    variants: by method.
-    compared: those that stand for a method; their numbers are `selected`.
+    settings: settings of the run.
+    variants: outcomes of all variants, by name.
+    compared: outcomes of the variants to compare, by method; their metrics have
+      the coordinate `selected`.
 
   Returns:
-    Numbers by method.
+    Metrics by method.
   """
   goal, results = settings.goal, harness.Results()
 
@@ -215,11 +222,11 @@ def summarise(
         federated_compare.median(compared[name], goal / 100)
         for name in (method, baseline)
       ]
-      ratio = federated_compare.quotient(*ends, settings.rounds)
+      ratio = federated_compare.rounds_ratio(*ends, settings.rounds)
       results.put(at, {f'rounds_to_{goal}_ratio': ratio})
       print(
-        f'Rounds to {goal} %, {method} / {baseline}, the best of '
-        f'{compared[baseline].looks} by what is reported: {ratio:.3f}'
+        f'Rounds to {goal} %, {method} / {baseline} (best reported of '
+        f'{compared[baseline].looks} variants): {ratio:.3f}'
       )
   return results
 

@@ -1,7 +1,7 @@
-"""Which methods are compared, and how each is chosen.
+"""Variants of the federated methods, their tuning and selection.
 
-E-AiPOD takes its lower steps S by tuning; FedNest takes the best of its rounds
-T and local steps tau by the reported numbers themselves, in its favour.
+Tuning chooses the lower steps S of E-AiPOD. Of FedNest, the rounds T and local
+steps tau with the best reported number are taken, which favours it.
 """
 
 from typing import Any
@@ -13,54 +13,57 @@ from experiments.aipod import client_digits, federated_run
 from experiments.aipod.federated_run import Method
 from experiments.harness.study import comparison
 
-# First weights, batches and coins of the tuning runs.
+# Seeds of initial weights, batches and projections of the tuning runs.
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
-# On which no single run depends; which method it is, its name says.
-_NOT_OF_A_RUN = (
-  *('grid.upper_rates', 'grid.lower_rates', 'grid.widen', 'fednest'),
-  *('taking_part', 'lower_steps', 'published_rate'),
+# Settings that no single run depends on.
+_COMPARISON_SETTINGS = (
+  *('grid.upper_rates', 'grid.lower_rates', 'grid.max_grid_extensions'),
+  *('fednest', 'taking_part', 'lower_steps', 'published_rate'),
 )
 
 
 def methods(settings: Any) -> dict[str, Method]:
-  """E-AiPOD with each S; FedNest with each T, tau and local upper steps."""
-  found = {f'e_aipod/s{s}': Method(lower_steps=s) for s in settings.lower_steps}
+  """Variants by name: E-AiPOD by S; FedNest by T, tau and upper steps."""
+  variants = {
+    f'e_aipod/s{s}': Method(lower_steps=s) for s in settings.lower_steps
+  }
   several = settings.fednest.upper_steps
   for t in settings.fednest.rounds:
     for i, tau in enumerate(settings.fednest.steps):
       name = f'fednest/t{t}/tau{tau}'
-      found[name] = one = Method(lower_rounds=t, local_steps=tau)
+      variants[name] = Method(lower_rounds=t, local_steps=tau)
       if several and i == 0:
-        found[f'{name}/upper{several}'] = one._replace(upper_steps=several)
-  return found
+        local_upper = variants[name]._replace(upper_steps=several)
+        variants[f'{name}/upper{several}'] = local_upper
+  return variants
 
 
 def compare(
   options: harness.Options, digits: client_digits.Digits
 ) -> tuple[dict[str, comparison.Outcome], dict[str, comparison.Outcome]]:
-  """Tunes and runs all.
+  """Tunes and runs all variants.
 
   Args:
-    options: what the flags say.
-    digits: of all clients.
+    options: options of the run.
+    digits: digits of all clients.
 
   Returns:
-    Outcomes of all variants, and of those that are compared: E-AiPOD with the S
-    that tuning chose, beside it with few clients taking part and with the
-    published step; FedNest at its best by what is reported.
+    Outcomes of all variants, and of those to compare: E-AiPOD with the tuned S,
+    also with few participating clients and with the published step size;
+    FedNest's variant with the best reported number.
   """
   settings = options.settings
   goal, variants = settings.goal / 100, methods(settings)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, *_NOT_OF_A_RUN),
+    settings=harness.settings_of(settings, *_COMPARISON_SETTINGS),
     score=lambda trained: federated_run.scores(
       trained.history, goal, settings.grid.rounds
     ),
     tuning_seeds=TUNING_SEEDS,
-    # The worst: step sizes on the brink fail on other seeds.
+    # The worst seed: step sizes near instability fail on other seeds.
     over_seeds=np.min,
-    widenings=settings.grid.widen,
+    widenings=settings.grid.max_grid_extensions,
   )
   grid = {
     'upper_rate': settings.grid.upper_rates,
@@ -69,56 +72,58 @@ def compare(
   train = lambda job: federated_run.train(
     variants[job.method], settings, digits, job
   )
-  found = {
-    # With what its name says, for the metrics of those that are compared.
-    name: outcome._replace(point=outcome.point | variants[name].given())
+  outcomes = {
+    # Adds the variant's fields, which the report lists for selected variants.
+    name: outcome._replace(point=outcome.point | variants[name].fields())
     for name, outcome in comparison.compare(
       rules, tuple(variants), train, grid
     ).items()
   }
   chosen = max(
-    (name for name in found if variants[name].lower_steps),
-    key=lambda name: found[name].score,
+    (name for name in outcomes if variants[name].lower_steps),
+    key=lambda name: outcomes[name].score,
   )
-  method, ours = variants[chosen], found[chosen]
-  compared, beside = {'e_aipod': ours}, []
+  method, e_aipod = variants[chosen], outcomes[chosen]
+  compared, further = {'e_aipod': e_aipod}, []
   if settings.taking_part:
     part = method._replace(taking_part=settings.taking_part)
     name = f'{chosen}/part{settings.taking_part}'
-    beside.append(('e_aipod_partial', name, part, grid))
+    further.append(('e_aipod_partial', name, part, grid))
   if settings.published_rate:
-    lower = ours.point.get('lower_rate', settings.grid.lower_rates[0])
+    lower = e_aipod.point.get('lower_rate', settings.grid.lower_rates[0])
     point = {'upper_rate': (settings.published_rate,), 'lower_rate': (lower,)}
     name = f'{chosen}/published_step'
-    beside.append(('e_aipod_published_step', name, method, point))
-  for family, name, variants[name], given in beside:
-    found[name] = comparison.run(rules, name, train, given)
-    compared[family] = found[name]
+    further.append(('e_aipod_published_step', name, method, point))
+  for family, name, variants[name], points in further:
+    outcomes[name] = comparison.run(rules, name, train, points)
+    compared[family] = outcomes[name]
   if comparison.Axis(settings.lower_steps).side(method.lower_steps):
-    compared['e_aipod'] = ours._replace(edges=(*ours.edges, 'lower_steps'))
+    edges = (*e_aipod.edges, 'lower_steps')
+    compared['e_aipod'] = e_aipod._replace(edges=edges)
   for family, several in (('fednest', False), ('local_upper/fednest', True)):
-    of_it = [
+    members = [
       outcome
-      for name, outcome in found.items()
+      for name, outcome in outcomes.items()
       if variants[name].lower_rounds
       and several == (variants[name].upper_steps > 1)
     ]
-    if of_it:
+    if members:
       key = lambda outcome: median(outcome, goal)
-      compared[family] = comparison.best_of(family, of_it, key)
-  return found, compared
+      compared[family] = comparison.best_of(family, members, key)
+  return outcomes, compared
 
 
 def median(outcome: comparison.Outcome, goal: float) -> float:
-  """Median rounds to the goal; infinite where fewer than half get there."""
+  """Median rounds to the goal over seeds, which may be infinite."""
   if outcome.failure:
     return np.nan
   return np.median(federated_run.rounds_to(outcome.trained.history, goal))
 
 
-def quotient(ours: float, theirs: float, limit: float) -> float:
-  """Ours over theirs, at most: who does not get there needs the limit at least.
+def rounds_ratio(rounds: float, baseline: float, limit: float) -> float:
+  """Rounds over those of a baseline, which are at most `limit`.
 
-  NaN where ours does not get there either.
+  With a baseline that does not reach the goal, this is an upper bound. NaN if
+  `rounds` is infinite.
   """
-  return ours / min(theirs, limit) if np.isfinite(ours) else np.nan
+  return rounds / min(baseline, limit) if np.isfinite(rounds) else np.nan

@@ -1,4 +1,4 @@
-"""One federated run: which method, until when, and after how many rounds."""
+"""Training of one federated method, and rounds to an accuracy."""
 
 from typing import Any, NamedTuple
 
@@ -12,26 +12,26 @@ from experiments import harness
 from experiments.aipod import client_digits, clients, fednest, tasks
 from experiments.harness.study import comparison
 
-DECAY = 0.05  # Of the squared norm of the lower variable, published.
-LINEAR_RATE = 0.05  # Step size of the linear system's series.
+DECAY = 0.05  # Weight decay of the lower variable, published.
+LINEAR_RATE = 0.05  # Step size of the Neumann series.
 
 
 class Method(NamedTuple):
-  """A method with what the grid of step sizes does not hold."""
+  """Settings of a method other than its step sizes."""
 
   lower_steps: int = 0  # S of E-AiPOD; 0 for FedNest.
-  taking_part: int = 0  # Clients in an update of E-AiPOD; 0 is all.
+  taking_part: int = 0  # Clients per update of E-AiPOD; 0 for all.
   lower_rounds: int = 0  # T of FedNest.
   local_steps: int = 0  # tau of FedNest.
-  upper_steps: int = 1  # Local ones of FedNest.
+  upper_steps: int = 1  # Local upper steps of FedNest.
 
-  def given(self) -> dict[str, int]:
-    """What it has, by name."""
+  def fields(self) -> dict[str, int]:
+    """Nonzero fields by name."""
     return {name: value for name, value in self._asdict().items() if value}
 
 
 def make_task(settings: Any, digits: client_digits.Digits) -> tasks.Task:
-  """The task of the settings."""
+  """Makes the task of the settings."""
   if settings.task == 'hyper_representation':
     return tasks.hyper_representation(settings.hidden, DECAY)
   labels = np.asarray(digits.train.labels).ravel()
@@ -42,10 +42,10 @@ def make_task(settings: Any, digits: client_digits.Digits) -> tasks.Task:
 def make_solver(
   method: Method, settings: Any, task: tasks.Task, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """The solver of a method, for all clients at once."""
+  """Makes the solver of a method for all clients."""
   series = bj.linear_solvers.neumann(settings.products, LINEAR_RATE)
 
-  def one_client(axis_name):
+  def client_solver(axis_name):
     if method.lower_rounds:
       return fednest.fednest(
         task.problem,
@@ -58,13 +58,15 @@ def make_solver(
         solve=series,
         batch_at=client_digits.batch_at,
       )
-    agree = bj.projections.consensus_set(axis_name)
+    consensus = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
       task.problem,
-      upper=bj.Sequence(optax.sgd(hyper['upper_rate']), set=agree),
+      upper=bj.Sequence(optax.sgd(hyper['upper_rate']), set=consensus),
       lower=bj.Sequence(
         optax.sgd(hyper['lower_rate']),
-        set=bj.projections.Lazy(agree, settings.probability, key=hyper['coin']),
+        set=bj.projections.Lazy(
+          consensus, settings.probability, key=hyper['projection_key']
+        ),
         steps=method.lower_steps,
         batch_at=client_digits.batch_at,
       ),
@@ -77,16 +79,16 @@ def make_solver(
     mesh = jax.make_mesh(
       (settings.devices,), (clients.DEVICES,), axis_types=kind
     )
-  solver = clients.over_clients(one_client, mesh)
+  solver = clients.over_clients(client_solver, mesh)
   if method.taking_part:
     solver = clients.sampled_clients(
-      solver, method.taking_part, hyper['coin'] + 1
+      solver, method.taking_part, hyper['projection_key'] + 1
     )
   return solver
 
 
-def rounds_an_update(method: Method, settings: Any) -> float:
-  """Communication rounds of one update, on average."""
+def rounds_per_update(method: Method, settings: Any) -> float:
+  """Expected communication rounds per update."""
   if method.lower_rounds:
     return 2 * method.lower_rounds + settings.products + 3
   lower = method.lower_steps * settings.probability
@@ -99,16 +101,16 @@ def train(
   digits: client_digits.Digits,
   job: comparison.Job,
 ) -> harness.Trained:
-  """Runs members until all, or in tuning the best point, reach the goal.
+  """Trains until all members (in tuning, the best point) reach the goal.
 
   Args:
-    method: of the run.
-    settings: of the binary.
-    digits: of all clients.
-    job: its hyperparameters are `upper_rate` and `lower_rate`.
+    method: method to run.
+    settings: settings of the binary.
+    digits: digits of all clients.
+    job: job with the hyperparameters `upper_rate` and `lower_rate`.
 
   Returns:
-    The run; what seeds reached before they became non-finite counts.
+    The run, including the history of seeds before they became non-finite.
   """
   task, goal = make_task(settings, digits), settings.goal / 100
   times = max(
@@ -128,19 +130,19 @@ def train(
 
   def evaluate(context, params, state):
     mean = clients.mean_client(params)
-    measured = {}
+    metrics = {}
     for part in ('selection', 'test'):
       images, labels = getattr(context.data, part)
-      measured[f'{part}_accuracy'] = tasks.accuracy(
+      metrics[f'{part}_accuracy'] = tasks.accuracy(
         task.logits(mean, images),
         labels,
         balanced=settings.task == 'loss_tuning',
       )
-    counted = bj.counts(state)
-    rounds = [n for k, n in counted.items() if k.startswith('rounds/')]
-    return measured | {'rounds': sum(rounds)}
+    counts = bj.counts(state)
+    rounds = [n for k, n in counts.items() if k.startswith('rounds/')]
+    return metrics | {'rounds': sum(rounds)}
 
-  def over(history):
+  def done(history):
     if not job.tuning:
       return bool(np.all(np.isfinite(rounds_to(history, goal))))
     points = len(job.settings['tried'])
@@ -154,27 +156,26 @@ def train(
         init,
         batch,
         data=digits,
-        hyper=job.hyper | {'coin': np.asarray(job.seeds, np.uint32)},
+        hyper=job.hyper | {'projection_key': np.asarray(job.seeds, np.uint32)},
       ),
       job.training(
-        steps=int(np.ceil(limit / rounds_an_update(method, settings))),
+        steps=int(np.ceil(limit / rounds_per_update(method, settings))),
         chunk=1,
-        # One coin for each member: mapped at once, both its sides were
-        # computed.
+        # vmap over members would evaluate both branches of each projection.
         at_once=1,
       ),
-      harness.Measure(evaluate, stop_when=over),
+      harness.Measure(evaluate, stop_when=done),
     )
   except harness.AllStoppedError as error:
-    # Too large a step for all seeds; what they reached before counts.
+    # All seeds diverged; keep their history until then.
     return error.trained
 
 
 def rounds_to(
   history: dict[str, np.ndarray], goal: float, part: str = 'test'
 ) -> np.ndarray:
-  """Rounds until an accuracy is reached, by member; infinity where not."""
-  # A seed that stopped has NaN from there on.
+  """Rounds until an accuracy is reached, per member; infinity if it is not."""
+  # The history of a stopped seed is NaN after its stop.
   reached = np.nan_to_num(history[f'{part}_accuracy']) >= goal
   row = np.argmax(reached, axis=0)
   rounds = history['rounds'][row, np.arange(reached.shape[1])]
@@ -182,32 +183,34 @@ def rounds_to(
 
 
 def decided(history: dict[str, np.ndarray], goal: float, points: int) -> bool:
-  """Whether no further round changes which of the points is the best.
+  """Whether further rounds cannot change the best point of a tuning run.
 
   Args:
-    history: of a tuning run.
+    history: history of the tuning run.
     goal: accuracy on the selection digits.
-    points: how many are tried, each with as many seeds.
+    points: number of points, each with the same number of seeds.
 
   Returns:
-    Whether a point has all its seeds at the goal, and each other one has them
-    too or has a seed that has spent as many rounds without.
+    True if a point has reached the goal with all seeds, and each other point
+    has too, or has a seed that spent at least as many rounds without.
   """
   rounds = rounds_to(history, goal, 'selection').reshape(points, -1)
   spent = np.nan_to_num(history['rounds'][-1], nan=np.inf)
-  least = np.where(np.isfinite(rounds), rounds, spent.reshape(points, -1))
+  lower_bound = np.where(np.isfinite(rounds), rounds, spent.reshape(points, -1))
   best = rounds.max(axis=1).min()
   open_ = ~np.isfinite(rounds).all(axis=1)
-  return bool(np.isfinite(best) and np.all(least.max(axis=1)[open_] >= best))
+  return bool(
+    np.isfinite(best) and np.all(lower_bound.max(axis=1)[open_] >= best)
+  )
 
 
 def scores(
   history: dict[str, np.ndarray], goal: float, limit: float
 ) -> np.ndarray:
-  """By member, what tuning prefers: few rounds to the goal on selection digits.
+  """Tuning score per member: minus the rounds to the goal on selection digits.
 
-  Where it is not reached, the limit and what the accuracy lacks count; a tie of
-  rounds goes to the more accurate.
+  A member that misses the goal scores -limit (2 - best accuracy). A small term
+  of the best accuracy breaks ties.
   """
   rounds = rounds_to(history, goal, 'selection')
   best = np.nan_to_num(history['selection_accuracy']).max(axis=0)

@@ -1,4 +1,4 @@
-"""FedNest, the baseline: local steps corrected by the last common gradient.
+"""FedNest, the baseline: local steps corrected by a common gradient.
 
 Tarzanagh, Li, Thrampoulidis and Oymak, `FedNest: Federated Bilevel, Minimax,
 and Compositional Optimization <https://arxiv.org/abs/2205.02215>`_, 2022.
@@ -16,12 +16,12 @@ import bilevel_jax as bj
 
 
 class Loops(NamedTuple):
-  """How many steps an update takes.
+  """Numbers of steps per update.
 
   Attributes:
-    lower_rounds: T.
-    local_steps: tau, of the lower variable.
-    upper_steps: local steps of the upper variable.
+    lower_rounds: lower rounds T.
+    local_steps: local lower steps tau per round.
+    upper_steps: local upper steps.
   """
 
   lower_rounds: int
@@ -33,8 +33,8 @@ class FedNestState(NamedTuple):
   """State of `fednest`.
 
   Attributes:
-    linear: of the oracle for the linear system, which counts its rounds.
-    counts: communication rounds of the other parts; int32 scalars.
+    linear: state of the oracle for the linear system, with its rounds.
+    counts: rounds of the lower and the upper variable; int32 scalars.
   """
 
   linear: Any
@@ -51,21 +51,22 @@ def fednest(
   solve: bj.linear_solvers.LinearSolver,
   batch_at: Callable[[Any, Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
-  r"""FedNest for one client; communicates 2 T + N' + 3 times an update.
+  r"""FedNest for one client; takes 2 T + N' + 3 rounds per update.
 
-  T times, a common gradient q of the lower losses, then local steps
-  :math:`y_m \leftarrow y_m - \beta (\nabla g_m(y_m) - \nabla g_m(y) + q)` and
-  their mean. Then the linear system, in N' + 1 means; then a common
-  hypergradient, local steps of the same form, and their mean.
+  Each of T lower rounds averages the gradient q of the lower losses, takes the
+  local steps :math:`y_m \leftarrow y_m - \beta (\nabla g_m(y_m) - \nabla g_m(y)
+  + q)` and averages their results. Then come the linear system, in N' + 1
+  rounds, a common hypergradient, local upper steps of the same form, and their
+  mean.
 
   Args:
     problem: losses of one client.
-    axis_name: the axis of clients.
-    upper_rate: step size of a local upper step.
-    lower_rate: likewise, lower.
-    loops: how many steps it takes.
-    solve: the linear solver, as for the other methods.
-    batch_at: the batch of evaluation t, from (batch, t).
+    axis_name: axis of clients.
+    upper_rate: step size of local upper steps.
+    lower_rate: step size of local lower steps.
+    loops: numbers of steps.
+    solve: linear solver.
+    batch_at: maps (batch, t) to the batch of evaluation t.
 
   Returns:
     A solver for `BilevelParams` of one client, mapped with an axis name.
@@ -74,7 +75,7 @@ def fednest(
   mean = lambda tree: jax.lax.pmean(tree, axis_name)
   linear = bj.implicit(
     problem,
-    # The solution is kept in the state: the cross term is taken locally.
+    # Each client multiplies the stored solution by its own cross term.
     solve=bj.linear_solvers.LinearSystem(solve, warm_start=True),
     lower_set=bj.projections.consensus_set(axis_name),
     direct=False,
@@ -90,7 +91,7 @@ def fednest(
   upper, lower = loss(problem.upper), loss(problem.lower)
 
   def local(slope, start, common, rate, first, steps):
-    """Steps along slope(z) - slope(start) + common, then the mean."""
+    """Local steps along slope(z) - slope(start) + common, then their mean."""
 
     def step(z, t):
       here, there = slope(z, first + t), slope(start, first + t)
@@ -120,10 +121,10 @@ def fednest(
       return local(lower_slope, y, common, lower_rate, first, local_steps), None
 
     y, _ = jax.lax.scan(inner, y, jnp.arange(lower_rounds))
-    # A cold start, as for the other methods.
+    # A cold start, as in E-AiPOD.
     cold = state.linear._replace(inner=state.linear.inner._replace(linear=None))
-    _, found = linear.update(batch, cold, params._replace(lower=y))
-    q = found.inner.linear
+    _, linear_state = linear.update(batch, cold, params._replace(lower=y))
+    q = linear_state.inner.linear
 
     def upper_slope(x, t):
       now = batch if t is None else batch_at(batch, t)
@@ -141,6 +142,6 @@ def fednest(
       'rounds/upper': state.counts['rounds/upper'] + 2,
     }
     after = bj.BilevelParams(x, y)
-    return optax.tree.sub(after, params), FedNestState(found, counts)
+    return optax.tree.sub(after, params), FedNestState(linear_state, counts)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,7 +1,7 @@
-"""A synthetic problem with equations at both levels, solved in closed form.
+"""Synthetic problem with equality constraints at both levels.
 
 The lower minimiser is a linear function of the upper variable, so the exact
-hypergradient is known at every iterate.
+hypergradient has a closed form.
 """
 
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class Instance(NamedTuple):
   """One draw of the problem; leaves may have a leading axis of seeds.
 
   Attributes:
-    upper_factors: of B, whose kernel is the upper set.
-    lower_factors: of A.
-    h: the lower set is A y + h x = 0, (rows, n).
+    upper_factors: factors of B; the upper set is B x = 0.
+    lower_factors: factors of A.
+    h: (rows, n); the lower set is A y + h x = 0.
     c: coefficients of x in the sine, (n,).
     d: coefficients of y, (n,).
   """
@@ -35,18 +35,17 @@ class Instance(NamedTuple):
 def draw_instance(
   seed: int, matrices: str, objective: str, size: int
 ) -> Instance:
-  """Draws matrices, on the host in float64.
+  """Draws a problem, on the host in float64.
 
   Args:
-    seed: of the draw.
-    matrices: 'uniform', entries in (0, 1) as published; or 'orthonormal' rows,
+    seed: seed of the draw.
+    matrices: 'uniform' entries in (0, 1), as published, or 'orthonormal' rows,
       for which the norm of A^+ h is 1 instead of about 17.
-    objective: 'published', or 'released', where the sine has lost its
-      coefficients of x.
-    size: n; the matrices have 9 n / 10 rows, B the rank 8 n / 10.
+    objective: 'published', or 'released', whose sine does not depend on x.
+    size: dimension n; the matrices have 9 n / 10 rows, and B has rank 8 n / 10.
 
   Returns:
-    An `Instance` of numpy arrays.
+    An `Instance` of NumPy arrays.
   """
   rng = np.random.default_rng(seed)
   rows, rank = 9 * size // 10, 8 * size // 10
@@ -55,7 +54,7 @@ def draw_instance(
     a, h, b = (
       np.linalg.qr(rng.normal(size=(size, rows)))[0].T for _ in range(3)
     )
-  # Rows that repeat sums of others: B is rank deficient.
+  # The last rows are combinations of the others: B is rank deficient.
   b[rank:] = rng.uniform(size=(rows - rank, rank)) @ b[:rank] / rank
   c, d = rng.uniform(size=(2, size))
   if objective == 'released':
@@ -70,14 +69,14 @@ def draw_instance(
 
 
 def stack_instances(instances: list[Instance]) -> Instance:
-  """Instances with a leading axis, in single precision."""
+  """Stacks instances along a leading axis, in float32."""
   return jax.tree.map(
     lambda *leaves: jnp.asarray(np.stack(leaves), jnp.float32), *instances
   )
 
 
-def sets_of(instance: Instance) -> dict[str, bj.projections.AffineSet]:
-  """The sets of an instance's sequences, by name."""
+def make_sets(instance: Instance) -> dict[str, bj.projections.AffineSet]:
+  """Makes the upper and the lower set of an instance."""
   return {
     'upper': bj.projections.affine_set(instance.upper_factors),
     'lower': bj.projections.affine_set(
@@ -87,14 +86,14 @@ def sets_of(instance: Instance) -> dict[str, bj.projections.AffineSet]:
 
 
 class Noise(NamedTuple):
-  """A batch: the coefficients, and noise on each gradient of one update.
+  """Batch: coefficients, and noise of each gradient of one update.
 
   Attributes:
-    c: as in `Instance`.
-    d: likewise.
+    c: coefficients of x, as in `Instance`.
+    d: coefficients of y, as in `Instance`.
     upper: noise of grad_x f and grad_y f in the hypergradient, (2, n).
-    steps: of grad_x f and grad_y f in each upper step, (T, 2, n).
-    lower: of grad_y g in each lower step, (S, n).
+    steps: noise of grad_x f and grad_y f per upper step, (T, 2, n).
+    lower: noise of grad_y g per lower step, (S, n).
   """
 
   c: Any
@@ -112,7 +111,7 @@ def draw_noise(
   lower_steps: int,
   upper_steps: int,
 ) -> Noise:
-  """Normal noise of standard deviation `scale` in each coordinate."""
+  """Draws normal noise of standard deviation `scale` per coordinate."""
   one, two, three = jax.random.split(key, 3)
   size = instance.c.shape[0]
   normal = lambda key, *shape: scale * jax.random.normal(key, (*shape, size))
@@ -126,29 +125,29 @@ def draw_noise(
 
 
 def upper_batch(noise: Noise, t: Any) -> Noise:
-  """The batch of upper step t."""
+  """Selects the noise of upper step t."""
   return noise._replace(upper=noise.steps[t])
 
 
 def lower_batch(noise: Noise, t: Any) -> Noise:
-  """The batch of lower step t."""
+  """Selects the noise of lower step t."""
   return noise._replace(lower=noise.lower[t])
 
 
 def smooth_loss(x, y, c, d):
-  """sin(c x + d y) + log(|x + y|^2 + 1), the upper loss without noise."""
+  """The noiseless upper loss, sin(c x + d y) + log(|x + y|^2 + 1)."""
   total = x + y
   return jnp.sin(jnp.vdot(c, x) + jnp.vdot(d, y)) + jnp.log1p(total @ total)
 
 
 def upper_loss(x, y, noise: Noise):
-  """The upper loss, tilted so that its gradients have the noise."""
+  """The upper loss plus a linear term, whose gradient is the noise."""
   tilt = jnp.vdot(noise.upper[0], x) + jnp.vdot(noise.upper[1], y)
   return smooth_loss(x, y, noise.c, noise.d) + tilt
 
 
 def lower_loss(x, y, noise: Noise):
-  """|x - y|^2 / 2, tilted likewise."""
+  """|x - y|^2 / 2 plus a linear term, whose gradient is the noise."""
   gap = y - x
   return gap @ gap / 2 + jnp.sum(noise.lower @ y)
 
@@ -157,35 +156,35 @@ PROBLEM = bj.BilevelProblem(upper=upper_loss, lower=lower_loss)
 
 
 def minimiser(instance: Instance, x: Any) -> Any:
-  """The lower minimiser: the point of the lower set nearest to x."""
-  return sets_of(instance)['lower'](x, x)
+  """The lower minimiser: the projection of x onto the lower set."""
+  return make_sets(instance)['lower'](x, x)
 
 
 def hypergradient(instance: Instance, x: Any, *, released: bool = False) -> Any:
   """The exact hypergradient at x, by the chain rule through `minimiser`.
 
   Args:
-    instance: of the problem.
+    instance: the problem.
     x: the upper variable, (n,).
-    released: leaves out that the lower set moves with x, as the released code
-      does.
+    released: whether to omit the dependence of the lower set on x, as the
+      released code does.
   """
   y, back = jax.vjp(lambda x: minimiser(instance, x), x)
-  above_x, above_y = jax.grad(smooth_loss, (0, 1))(x, y, instance.c, instance.d)
+  slope_x, slope_y = jax.grad(smooth_loss, (0, 1))(x, y, instance.c, instance.d)
   if released:
-    # grad_xy g q of a Hessian that is the identity.
-    return above_x + sets_of(instance)['lower'].tangent(above_y)
-  return above_x + back(above_y)[0]
+    # The lower Hessian is the identity.
+    return slope_x + make_sets(instance)['lower'].tangent(slope_y)
+  return slope_x + back(slope_y)[0]
 
 
 def stationarity(
   instance: Instance, x: chex.Array, y: chex.Array
 ) -> chex.Array:
-  r"""How far an update from x to the lower variable y is from stationary.
+  r"""Stationarity of an update from x with the lower variable y after it.
 
   .. math::
     \| (I - B^+ B) \nabla F(x_k, y^*(x_k)) \|^2 + \| y_{k+1} - y^*(x_k) \|^2
   """
-  slope = sets_of(instance)['upper'].tangent(hypergradient(instance, x))
+  slope = make_sets(instance)['upper'].tangent(hypergradient(instance, x))
   gap = y - minimiser(instance, x)
   return slope @ slope + gap @ gap

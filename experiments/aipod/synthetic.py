@@ -1,4 +1,4 @@
-"""Synthetic equality-constrained problem: what lazy projections save.
+"""Projections saved by E-AiPOD on a synthetic constrained problem.
 
 Paper: Xiao, Shen, Yin and Chen, Alternating Projected SGD for
 Equality-constrained Bilevel Optimization, 2023.
@@ -9,10 +9,10 @@ Expected: 0.24 of AiPOD's projections at 1.1 times its upper steps (p = 0.3, T =
 2). Time: 2 minutes on 2 cores.
 
 AiPOD projects the lower variable in each of its S steps and the upper one in
-each update; E-AiPOD projects below with probability p, and above once in T
-steps. Both run until the running average of a stationarity measure reaches the
-one of AiPOD at 80 % of its iterations; compared are projections and upper
-steps until then, seed by seed.
+each update. E-AiPOD projects the lower variable with probability p, and the
+upper one once in T steps. Both run until the running average of a stationarity
+measure reaches that of AiPOD at 80 % of its iterations. Projections and upper
+steps until then are compared per seed.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.aipod import quadratic, synthetic_report
 
-# Settings that no single variant's run depends on.
-OTHERS = ('probabilities', 'upper_steps', 'relaxations')
+# Settings that no single variant depends on.
+SWEEP_SETTINGS = ('probabilities', 'upper_steps', 'relaxations')
 HEADLINE = (0.3, 2)  # The probability and upper steps of most claims.
-PUBLISHED_RATE = 0.02  # Of upper steps; it fails on the published matrices.
-START = 0.7  # Standard deviation of the start, before it is projected; ours.
-NOISE = 0.1  # Standard deviation in each coordinate of a gradient, published.
+PUBLISHED_RATE = 0.02  # Upper step size; it fails on the published matrices.
+START = 0.7  # Standard deviation of the start before projection, not published.
+NOISE = 0.1  # Standard deviation per coordinate of a gradient, published.
 
 Probabilities = Annotated[tuple[float, ...], harness.Allowed(high=1)]
 Relaxations = Annotated[tuple[float, ...], harness.Allowed(empty=True)]
@@ -43,19 +43,21 @@ class Settings:
   """Settings of a run; the paper is Xiao et al., 2023, section 5.1.
 
   Attributes:
-    size: coordinates of both variables, the paper's 100.
-    objective: published, or released (the sine has lost x).
-    probabilities: of a lower projection; the paper's are 0.05 to 0.7.
-    upper_steps: T, the paper's 1 and 2.
-    lower_steps: S, the paper's 5.
-    upper_rate: alpha; the published 0.02 fails on the published matrices.
-    lower_rate: beta.
-    relaxations: further delta than 1, for probability 0.3 and two upper steps.
-    steps: iterations of AiPOD, whose 80 % set the target.
-    cap: iterations after which a seed has not reached it.
+    size: dimension of both variables; 100 in the paper.
+    objective: published, or released (its sine does not depend on x).
+    probabilities: probabilities p of a lower projection; 0.05 to 0.7 in the
+      paper.
+    upper_steps: upper steps T per update; 1 and 2 in the paper.
+    lower_steps: lower steps S per update; 5 in the paper.
+    upper_rate: upper step size alpha; the published 0.02 fails on the published
+      matrices.
+    lower_rate: lower step size beta.
+    relaxations: values of delta besides 1, for p = 0.3 and T = 2.
+    steps: iterations of AiPOD; 80 % of them define the target.
+    cap: maximum number of iterations to reach the target.
     chunk: iterations between two records, the resolution of the results.
-    uniform_steps: iterations on the published matrices; 0 leaves them out.
-    seeds: of matrices, noise, coins and starts.
+    uniform_steps: iterations on the published matrices; 0 skips them.
+    seeds: number of seeds, for matrices, noise, projections and starts.
   """
 
   size: int = 100
@@ -93,7 +95,7 @@ PRESETS = {
 
 
 class Variant(NamedTuple):
-  """One solver on one kind of matrices; its name is that of its folder."""
+  """A solver on a kind of matrices; its folder has its name."""
 
   name: str
   matrices: str = 'orthonormal'
@@ -101,16 +103,16 @@ class Variant(NamedTuple):
   upper_steps: int = 1
   relaxation: float = 1.0
   control_variate: bool = True
-  rate: float = 1.0  # Times the upper step size of the settings.
+  rate: float = 1.0  # Factor of the upper step size of the settings.
 
 
 def variants(settings: Settings) -> list[Variant]:
-  """What is run, those that set a target first."""
+  """Lists all variants, AiPOD first for each kind of matrices."""
   p, t = HEADLINE
   lazy = lambda p, t: Variant(
     f'e_aipod/p{p:g}/t{t}', probability=p, upper_steps=t
   )
-  found = [
+  orthonormal = [
     Variant('aipod'),
     Variant('aipod_twice_step', rate=2.0),
     *(lazy(p, t) for t in settings.upper_steps for p in settings.probabilities),
@@ -131,7 +133,7 @@ def variants(settings: Settings) -> list[Variant]:
     *(lazy(p, t) for t in settings.upper_steps),
     Variant('aipod_published_step', rate=PUBLISHED_RATE / settings.upper_rate),
   ]
-  return found + [
+  return orthonormal + [
     one._replace(name=f'paper_matrices/{one.name}', matrices='uniform')
     for one in uniform
     if settings.uniform_steps
@@ -141,9 +143,9 @@ def variants(settings: Settings) -> list[Variant]:
 def make_solver(
   variant: Variant, settings: Settings, context: harness.Context
 ) -> optax.GradientTransformationExtraArgs:
-  """The solver of a variant, which also measures how stationary it is."""
+  """Makes the solver of a variant, which also records its stationarity."""
   instance = context.hyper['instance']
-  sets = quadratic.sets_of(instance)
+  sets = quadratic.make_sets(instance)
   upper = bj.Sequence(
     optax.sgd(variant.rate * settings.upper_rate), set=sets['upper']
   )
@@ -185,13 +187,13 @@ def make_solver(
 
 
 def running_average(history: dict[str, np.ndarray]) -> np.ndarray:
-  """The mean of the measure over all steps so far, (records, seeds)."""
+  """Running average of the stationarity measure, (records, seeds)."""
   means = history['loss/measure']
   return np.cumsum(means, axis=0) / np.arange(1, len(means) + 1)[:, None]
 
 
 def draw(options: harness.Options, matrices: str) -> quadratic.Instance:
-  """The problems of all seeds, with matrices of a kind."""
+  """Draws the problems of all seeds, with matrices of a kind."""
   settings = options.settings
   return quadratic.stack_instances(
     [
@@ -209,10 +211,10 @@ def run(
   """Runs all seeds of a variant.
 
   Args:
-    variant: what to run.
-    options: what the flags say.
-    target: the running average at which to stop, (seeds,); None runs AiPOD's
-      iterations.
+    variant: variant to run.
+    options: options of the run.
+    target: running average at which to stop, (seeds,); None for a fixed number
+      of iterations.
   """
   settings = options.settings
   hyper = {'instance': draw(options, variant.matrices)}
@@ -220,7 +222,7 @@ def run(
   def init(context):
     key_x, key_y = jax.random.split(context.seed_key)
     x, y = (jax.random.normal(k, (settings.size,)) for k in (key_x, key_y))
-    sets = quadratic.sets_of(context.hyper['instance'])
+    sets = quadratic.make_sets(context.hyper['instance'])
     x = sets['upper'](START * x)
     return bj.BilevelParams(x, sets['lower'](START * y, x))
 
@@ -234,7 +236,7 @@ def run(
     )
 
   def evaluate(context, params, state):
-    upper_set = quadratic.sets_of(context.hyper['instance'])['upper']
+    upper_set = quadratic.make_sets(context.hyper['instance'])['upper']
     outside = bj.diagnostics.feasibility(params, upper=upper_set)['upper']
     return {'outside': outside}
 
@@ -254,7 +256,7 @@ def run(
         steps=steps,
         chunk=settings.chunk,
         name=variant.name,
-        settings=harness.settings_of(settings, *OTHERS),
+        settings=harness.settings_of(settings, *SWEEP_SETTINGS),
       ),
       harness.Measure(evaluate, stop_when=None if target is None else reached),
     )
@@ -263,11 +265,11 @@ def run(
 
 
 def released_gradient_error(options: harness.Options, matrices: str) -> float:
-  """Relative error of the released code's gradient at the first points."""
+  """Median relative error of the released gradient at random points."""
 
   def error(instance, seed):
     x = jax.random.normal(jax.random.key(seed), (options.settings.size,))
-    x = quadratic.sets_of(instance)['upper'](x)
+    x = quadratic.make_sets(instance)['upper'](x)
     exact = quadratic.hypergradient(instance, x)
     released = quadratic.hypergradient(instance, x, released=True)
     return jnp.linalg.norm(released - exact) / jnp.linalg.norm(exact)
@@ -282,12 +284,12 @@ def main(options: harness.Options) -> harness.Report:
   """Runs all variants."""
   runs: dict[str, harness.Trained] = {}
   targets: dict[str, np.ndarray] = {}
-  every = variants(options.settings)
-  for variant in every:
+  all_variants = variants(options.settings)
+  for variant in all_variants:
     kind = variant.matrices
     trained = runs[variant.name] = run(variant, options, targets.get(kind))
-    targets.setdefault(kind, synthetic_report.target_of(trained))
-  results = synthetic_report.summarise(every, runs)
+    targets.setdefault(kind, synthetic_report.target_average(trained))
+  results = synthetic_report.summarise(all_variants, runs)
   for kind in ('orthonormal', 'uniform'):
     error = released_gradient_error(options, kind)
     results.add({'matrices': kind}, released_gradient_error=error)
@@ -296,7 +298,7 @@ def main(options: harness.Options) -> harness.Report:
     rows='run',
     columns=synthetic_report.COLUMNS,
     curves={name: run.history['average'] for name, run in runs.items()},
-    plots=synthetic_report.draw(every, runs),
+    plots=synthetic_report.draw(all_variants, runs),
   )
 
 

@@ -1,4 +1,4 @@
-"""What the synthetic runs say: projections until a target, and the plots."""
+"""Metrics and plots of the synthetic runs: projections to a target."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ COLUMNS = (
   harness.Column('projections_ratio_equal_step', 'projections, equal step'),
   *('seeds reaching', 'seeds_stopped', 'iterations'),
 )
-# What is drawn.
+# Variants in the plots.
 _TITLES = {
   'aipod': 'AiPOD',
   'e_aipod/p0.3/t1': 'E-AiPOD, p = 0.3, T = 1',
@@ -25,19 +25,19 @@ _TITLES = {
 
 
 class Reached(NamedTuple):
-  """Where each seed reached its target; infinity where it did not.
+  """Cost per seed to reach the target; infinity if it was not reached.
 
   Attributes:
-    projections: lower and upper ones until then.
-    upper_steps: until then.
+    projections: lower plus upper projections.
+    upper_steps: upper steps.
   """
 
   projections: np.ndarray
   upper_steps: np.ndarray
 
 
-def projections_of(trained: harness.Trained) -> np.ndarray:
-  """Projections so far, lower and upper ones, (records, seeds)."""
+def count_projections(trained: harness.Trained) -> np.ndarray:
+  """Lower plus upper projections so far, (records, seeds)."""
   levels = ('lower', 'upper')
   return sum(trained.history[f'count/projections/{n}'] for n in levels)
 
@@ -45,26 +45,26 @@ def projections_of(trained: harness.Trained) -> np.ndarray:
 def reach(
   trained: harness.Trained, target: np.ndarray, upper_steps: int
 ) -> Reached:
-  """When the running average first is at or below the target of its seed."""
+  """Cost until the running average first reaches the target of its seed."""
   below = trained.history['average'] <= target
   row = np.argmax(below, axis=0)
   missed = ~below.any(axis=0)
   seeds = np.arange(len(missed))
-  spent = projections_of(trained)[row, seeds].astype(float)
+  spent = count_projections(trained)[row, seeds].astype(float)
   steps = upper_steps * trained.steps[row].astype(float)
   return Reached(
     np.where(missed, np.inf, spent), np.where(missed, np.inf, steps)
   )
 
 
-def target_of(trained: harness.Trained) -> np.ndarray:
-  """The running average of AiPOD at 80 % of its iterations, (seeds,)."""
+def target_average(trained: harness.Trained) -> np.ndarray:
+  """Running average of AiPOD at 80 % of its iterations, (seeds,)."""
   row = int(np.searchsorted(trained.steps, 0.8 * trained.steps[-1]))
   return trained.history['average'][row]
 
 
 def ratio(spent: np.ndarray, base: np.ndarray) -> np.ndarray:
-  """Seed by seed; infinity where `spent` is, also where both are."""
+  """Ratio per seed; infinite wherever `spent` is."""
   finite = np.isfinite(spent)
   return np.where(finite, np.where(finite, spent, 0) / base, np.inf)
 
@@ -72,14 +72,14 @@ def ratio(spent: np.ndarray, base: np.ndarray) -> np.ndarray:
 def summarise(
   variants: Sequence[Any], runs: Mapping[str, harness.Trained]
 ) -> harness.Results:
-  """The numbers of all variants.
+  """Collects metrics of all variants.
 
   Args:
-    variants: see `synthetic.Variant`, AiPOD first on each kind of matrices.
-    runs: by the variant's name.
+    variants: `synthetic.Variant`s, AiPOD first for each kind of matrices.
+    runs: runs by the name of their variant.
 
   Returns:
-    Medians over seeds, and counts of them, by run.
+    Medians over seeds, and numbers of seeds, by run.
   """
   results = harness.Results()
   targets: dict[str, np.ndarray] = {}
@@ -87,7 +87,7 @@ def summarise(
   for variant in variants:
     kind, trained = variant.matrices, runs[variant.name]
     if kind not in targets:
-      targets[kind] = target_of(trained)
+      targets[kind] = target_average(trained)
       base[kind] = reach(trained, targets[kind], 1)
     reached = reach(trained, targets[kind], variant.upper_steps)
     ratios = {
@@ -119,13 +119,13 @@ def summarise(
 def draw(
   variants: Sequence[Any], runs: Mapping[str, harness.Trained]
 ) -> dict[str, matplotlib.figure.Figure]:
-  """Stationarity over projections and over upper steps."""
+  """Draws stationarity over projections and over upper steps."""
   by_projections, by_steps = {}, {}
   for variant in variants:
     if title := _TITLES.get(variant.name):
       trained = runs[variant.name]
       average = trained.history['average']
-      spent = projections_of(trained).mean(axis=1)
+      spent = count_projections(trained).mean(axis=1)
       by_projections[title] = (spent, average)
       by_steps[title] = (variant.upper_steps * trained.steps, average)
   draw_over = lambda curves, label: harness.draw_curves(

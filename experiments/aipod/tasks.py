@@ -1,4 +1,4 @@
-"""Federated problems on digits: a layer, or the weights of classes."""
+"""Federated problems on digits: hyper-representation and loss tuning."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ class Task(NamedTuple):
 
   Attributes:
     problem: losses of one client on a `client_digits.Batch`.
-    init: PRNG key and number of pixels to `BilevelParams` of one client.
-    logits: (params, images) to (n, 10).
+    init: maps a PRNG key and the number of pixels to the params of one client.
+    logits: maps (params, images) to logits (n, 10).
   """
 
   problem: bj.BilevelProblem
@@ -55,11 +55,11 @@ def _ridge(weights, decay):
 
 
 def hyper_representation(hidden: int, decay: float) -> Task:
-  """The hidden layer is learnt on validation digits, the last one on training.
+  """Learns a hidden layer on validation digits, the last on training digits.
 
   Args:
-    hidden: units.
-    decay: of the squared norm of the last layer.
+    hidden: hidden units.
+    decay: weight decay of the last layer.
 
   Returns:
     A `Task`.
@@ -87,15 +87,15 @@ def hyper_representation(hidden: int, decay: float) -> Task:
 
 
 def loss_tuning(hidden: int, decay: float, prior: Any) -> Task:
-  """A scale and a shift of each class's logit, for imbalanced training digits.
+  """Learns a scale and a shift per class, for imbalanced training digits.
 
-  The lower loss is the vector-scaling loss; the upper one has unit scale, no
-  shift, and weighs classes by their inverse frequency.
+  The lower loss is the vector-scaling loss. The upper loss is the cross-entropy
+  with classes weighted by their inverse frequency.
 
   Args:
-    hidden: units.
-    decay: of the squared norm of the network's weights.
-    prior: frequency of each class among the clients' digits, (10,).
+    hidden: hidden units.
+    decay: weight decay of the network.
+    prior: class frequencies of the clients' digits, (10,).
 
   Returns:
     A `Task`.
@@ -133,7 +133,7 @@ def loss_tuning(hidden: int, decay: float, prior: Any) -> Task:
 
 
 def accuracy(logits: Any, labels: Any, *, balanced: bool) -> Any:
-  """Share of right digits; if balanced, the mean of the classes' shares."""
+  """Accuracy; if `balanced`, the mean of the accuracies per class."""
   right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
   if not balanced:
     return right.mean()

@@ -1,4 +1,4 @@
-"""The bias of multi-gradient directions at the end of a run, beside SMG's."""
+"""Bias of multi-gradient directions after training, and that of SMG."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from experiments.moco import methods
 from experiments.moco import problem as problems
 
 BATCHES = 256
-MEASURED = ('mean', 'moco', 'moco_no_memory', 'moco_exact')
+METHODS = ('mean', 'moco', 'moco_no_memory', 'moco_exact')
 
 
 def biases(
@@ -23,23 +23,22 @@ def biases(
   trials: Sequence[comparison.Trial],
   batch: int,
 ) -> dict[str, np.ndarray]:
-  """Multi-gradient biases at the end of a run, of its method and of SMG.
+  """Measures multi-gradient biases of a method and of SMG after training.
 
-  The mean over the same fresh batches stands for the expectation and for the
-  true gradients alike, so that no error of sampling is counted as a bias. A
-  method with a memory sees them one after another, the parameters staying; the
-  expectation over the next batch alone, given what the memory is now, is
-  `next_batch/`.
+  Expectation and true gradients are means over the same fresh batches, so that
+  sampling error does not count as bias. A method with memory gets the batches
+  in turn at fixed parameters; `next_batch/` is the expectation over the next
+  batch given the current memory.
 
   Args:
-    problem: what was learned.
-    name: of the method.
-    trials: of its runs.
-    batch: the size of a batch.
+    problem: problem of the runs.
+    name: name of the method.
+    trials: trials of the method.
+    batch: batch size.
 
   Returns:
-    By `own/`, `next_batch/` or `smg/` and a field of
-    `bj.diagnostics.MultiGradientBias`, (trials, seeds).
+    Fields of `bj.diagnostics.MultiGradientBias`, (trials, seeds), with the
+    prefix `own/`, `next_batch/` or `smg/`.
   """
   params, state = jax.tree.map(
     lambda *leaves: jnp.concatenate(leaves),
@@ -58,16 +57,16 @@ def biases(
   oracle = problem.oracle()
   smg = bj.aggregators.smg(count)
 
-  def measure(given, data):
-    params, state, value, key = given
+  def measure(member, data):
+    params, state, value, key = member
     own = methods.METHODS[name].make(
-      count, key, ('heads',), methods.own_value(name, value)
+      count, key, ('heads',), methods.hyperparameter_value(name, value)
     )
-    begin = oracle.init(params)
+    oracle_state = oracle.init(params)
     batches = jax.vmap(lambda k: problem.batch(k, data, batch))(
       jax.random.split(key, BATCHES)
     )
-    jacobian = lambda batch: oracle.update(batch, begin, params)[0]
+    jacobian = lambda batch: oracle.update(batch, oracle_state, params)[0]
 
     def add(total, batch):
       return jax.tree.map(jnp.add, total, jacobian(batch)), None
@@ -76,27 +75,27 @@ def biases(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
     total, _ = jax.lax.scan(add, zeros, batches)
     truth = jax.tree.map(lambda x: x / BATCHES, total)
-    of = lambda link, begun, remember: bj.diagnostics.multi_gradient_bias(
-      oracle, link, begun, params, batches, truth, remember=remember
+    compute = lambda link, state, remember: bj.diagnostics.multi_gradient_bias(
+      oracle, link, state, params, batches, truth, remember=remember
     )
     return {
-      'own': of(own, state, True),
-      'next_batch': of(own, state, False),
-      'smg': of(smg, smg.init(params), False),
+      'own': compute(own, state, True),
+      'next_batch': compute(own, state, False),
+      'smg': compute(smg, smg.init(params), False),
     }
 
-  # The same batches for a seed whatever the hyperparameter.
+  # Batches depend on the seed, not on the hyperparameter.
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
     jnp.tile(jnp.arange(seeds), len(trials))
   )
   run_all = jax.jit(
-    lambda given, data: jax.lax.map(lambda one: measure(one, data), given)
+    lambda members, data: jax.lax.map(lambda one: measure(one, data), members)
   )
-  given = params, state, jnp.asarray(values), keys
-  found = jax.device_get(run_all(given, problem.data))
+  members = params, state, jnp.asarray(values), keys
+  measurements = jax.device_get(run_all(members, problem.data))
   return {
-    f'{which}/{field}': np.asarray(value, np.float64).reshape(-1, seeds)
-    for which, result in found.items()
+    f'{kind}/{field}': np.asarray(value, np.float64).reshape(-1, seeds)
+    for kind, result in measurements.items()
     for field, value in result._asdict().items()
   }
 
@@ -107,42 +106,42 @@ def measure(
   sizes: Sequence[int],
   outcomes: Mapping[str, comparison.Outcome],
 ) -> dict[str, harness.Interval]:
-  """How many times SMG's bias is that of slower methods, and of controls.
+  """Measures SMG's bias over that of MoCo variants and controls.
 
-  `mean`, whose weights never move, and `moco_no_memory`, which takes MoCo's
-  weight steps on single batches, tell how much of a ratio comes from weights
-  that are slow; the weights of `moco_exact` are as fast as SMG's.
+  The controls are `mean`, whose weights are constant, and `moco_no_memory`,
+  which takes MoCo's weight steps on single batches. They show how much of a
+  ratio is due to slow weights; those of `moco_exact` are as fast as SMG's.
 
   Args:
-    results: to which biases and ratios are added, at the best learning rate for
-      each value of the method's own hyperparameter (the coordinate `own`) and
-      each size (`batch`), and `bias_ratio` as chosen, at the last size.
-    problem: what was learned.
-    sizes: of a batch, the last that of the training; empty for no measurement.
-    outcomes: of the runs, by method.
+    results: receives biases and ratios at the coordinates `own` (index of the
+      hyperparameter's value, each at its best learning rate) and `batch`, and
+      `bias_ratio` of the chosen trial at the last batch size.
+    problem: problem of the runs.
+    sizes: batch sizes, the last one that of training; empty to skip.
+    outcomes: outcomes of the runs, by method.
 
   Returns:
-    The latter ratio by method.
+    `bias_ratio` by method.
   """
   ratios = {}
-  for name in [name for name in MEASURED if name in outcomes and sizes]:
+  for name in [name for name in METHODS if name in outcomes and sizes]:
     outcome = outcomes[name]
     if outcome.failure:
       continue
     place = {'method': name, 'data': problem.name}
-    ran = [trial for trial in outcome.trials if trial.trained]
+    trained = [trial for trial in outcome.trials if trial.trained]
     best = [
       max(
-        (trial for trial in ran if trial.point['own'] == own),
+        (trial for trial in trained if trial.point['own'] == own),
         key=lambda trial: trial.score,
       )
-      for own in sorted({trial.point['own'] for trial in ran})
+      for own in sorted({trial.point['own'] for trial in trained})
     ]
     for batch in sizes:
-      measured = biases(problem, name, best, batch)
+      values = biases(problem, name, best, batch)
       for i, trial in enumerate(best):
         own = int(trial.point['own'])
-        numbers = _summary({k: v[i] for k, v in measured.items()})
+        numbers = _summary({k: v[i] for k, v in values.items()})
         results.put({**place, 'batch': batch, 'own': own}, numbers)
         if trial.point['own'] == outcome.point['own']:
           ratios[name] = numbers['bias_ratio']
@@ -150,16 +149,16 @@ def measure(
   return ratios
 
 
-def _summary(measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _summary(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
   numbers: dict[str, Any] = {
-    f'bias/{k}': harness.reduced(v, 'mean') for k, v in measured.items()
+    f'bias/{k}': harness.reduced(v, 'mean') for k, v in values.items()
   }
   for field, end in (
     ('from_min_norm', '/from_min_norm'),
     ('at_own_weights', ''),
   ):
-    # Without any bias of one's own the ratio is infinite, not an error.
+    # The ratio is infinite for a method without bias.
     with np.errstate(divide='ignore'):
-      ratio = measured[f'smg/{field}'] / measured[f'own/{field}']
+      ratio = values[f'smg/{field}'] / values[f'own/{field}']
     numbers[f'bias_ratio{end}'] = harness.mean_interval(ratio)
   return numbers

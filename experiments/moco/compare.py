@@ -1,10 +1,10 @@
-"""Compares multi-objective methods on one problem, with equal tuning for all.
+"""Compares multi-objective methods on one problem, with equal tuning.
 
-Every method, single-task nets included, gets the same steps, batches and number
-of trials: a method with a hyperparameter of its own tries three values of it at
-each of a few learning rates, one without tries three times as many learning
-rates. The trial is chosen on validation data, as the mean over seeds of the
-mean score over tasks.
+Each method, including single-task networks, gets the same steps, batches and
+number of trials. A method with its own hyperparameter tries three of its values
+at a few learning rates; other methods try three times as many learning rates.
+The trial with the best validation score, averaged over seeds and tasks, is
+chosen.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from experiments.harness.study import comparison
 from experiments.moco import bias, methods
 from experiments.moco import problem as problems
 
-VALUES = 3  # Of a method's own hyperparameter.
-SHOWN = 9  # Tasks with a number and a column each, at most.
+VALUES = 3  # Number of values of a method's own hyperparameter.
+MAX_TASKS = 9  # Up to this number, each task has metrics and a column.
 CURVES = ('moco', 'moco_exact', 'smg', 'mean', 'cagrad', 'upgrad')
-# Settings that no run of one method depends on.
-APART = ('methods', 'bias_batches', 'datasets', 'grid')
+# Settings that no single run depends on.
+COMPARISON_SETTINGS = ('methods', 'bias_batches', 'datasets', 'grid')
 
 Outcomes = dict[str, comparison.Outcome]
 Sizes = Annotated[tuple[int, ...], harness.Allowed(empty=True)]
@@ -35,25 +35,26 @@ Methods = Annotated[tuple[str, ...], harness.Among(methods.EVERY)]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """What tuning tries.
+  """Grid of the tuning.
 
   Attributes:
-    rates: learning rates of a method without a hyperparameter of its own.
-    rates_beside_own: those of the other methods, a third as many, at each value
-      of theirs; one, and one of `rates`, for no tuning.
-    widen: how often the rates may be widened where the best is at an end.
+    rates: learning rates of methods without an own hyperparameter.
+    extra_learning_rates: learning rates per hyperparameter value of the other
+      methods, a third as many. One of each for no tuning.
+    max_grid_extensions: how often the rates may be extended when the best one
+      is at an end.
   """
 
   rates: tuple[float, ...]
-  rates_beside_own: tuple[float, ...]
-  widen: Annotated[int, harness.Allowed(0)] = 3
+  extra_learning_rates: tuple[float, ...]
+  max_grid_extensions: Annotated[int, harness.Allowed(0)] = 3
 
   def axes(self, name: str) -> comparison.Grid:
-    """What is tried of a method, by name, or of `only <task>`."""
-    if name.startswith('only ') or methods.own(name) is None:
+    """Axes of the grid of a method, or of `only <task>`."""
+    if name.startswith('only ') or methods.hyperparameter(name) is None:
       return {'own': (0,), 'rate': self.rates}
     values = range(VALUES if len(self.rates) > 1 else 1)
-    return {'own': comparison.among(values), 'rate': self.rates_beside_own}
+    return {'own': comparison.among(values), 'rate': self.extra_learning_rates}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,15 @@ class Settings:
   """Settings of a comparison on a perceptron.
 
   Attributes:
-    methods: what is compared.
-    steps: of Adam.
+    methods: methods to compare.
+    steps: training steps.
     chunk: steps between two records.
-    batch: examples in a batch.
+    batch: batch size.
     hidden: units of each of the two hidden layers of the trunk.
-    grid: what tuning tries.
-    bias_batches: sizes of a batch at which biases are measured; the last, as a
-      rule that of the training, gives the metrics `bias_ratio`. Empty for none.
-    seeds: of first weights and batches.
+    grid: grid of the tuning.
+    bias_batches: batch sizes of the measured biases; the last, usually that of
+      training, gives the metric `bias_ratio`. Empty to skip.
+    seeds: number of seeds, for initial weights and batches.
   """
 
   methods: Methods = methods.EVERY
@@ -82,7 +83,16 @@ class Settings:
   seeds: int = 5
 
 
-# What is small in the smoke presets.
+# Former flags of the grid.
+RENAMED = {
+  'rates_beside_own': 'grid.extra_learning_rates',
+  'grid.rates_beside_own': 'grid.extra_learning_rates',
+  'widen': 'grid.max_grid_extensions',
+  'grid.widen': 'grid.max_grid_extensions',
+}
+STUDY = {'paper': 'moco', 'renamed': RENAMED}  # Arguments of all studies.
+
+# Small settings of the smoke presets.
 SMOKE: dict[str, Any] = {
   'methods': ('mean', 'moco', 'moco_no_memory', 'moco_exact'),
   'steps': 100,
@@ -94,13 +104,13 @@ SMOKE: dict[str, Any] = {
 
 
 def check(settings: Any) -> None:
-  """Raises SettingsError unless all methods have as many trials."""
+  """Raises SettingsError unless all methods have the same number of trials."""
   grid = settings.grid
-  trials, few = len(grid.rates), len(grid.rates_beside_own)
+  trials, few = len(grid.rates), len(grid.extra_learning_rates)
   if trials != VALUES * few and not trials == few == 1:
     raise harness.SettingsError(
-      f'grid.rates are {VALUES} times as many as grid.rates_beside_own, so '
-      f'that every method has as many trials: got {trials} and {few}.'
+      f'grid.rates must be {VALUES} times as many as grid.extra_learning_rates '
+      f'for equal numbers of trials, got {trials} and {few}.'
     )
 
 
@@ -112,17 +122,15 @@ def make_solver(
   steps: int,
   key: Any,
 ):
-  """A method by name, `only <task>` for a single-task net, with Adam.
-
-  The learning rate decays by a cosine, for every method.
+  """Makes a method by name with Adam and cosine decay.
 
   Args:
-    problem: what to learn.
-    name: of the method.
-    rate: the first learning rate.
-    own: index of its own hyperparameter's value.
-    steps: of the run.
-    key: of random methods.
+    problem: problem to learn.
+    name: name of the method, or `only <task>` for a single-task network.
+    rate: initial learning rate.
+    own: index of the value of the method's own hyperparameter.
+    steps: number of training steps.
+    key: PRNG key of random methods.
 
   Returns:
     A solver.
@@ -138,7 +146,7 @@ def make_solver(
     task = int(name.removeprefix('only '))
     loss = lambda params, batch: problem.losses(params, batch)[task]
     return optax.chain(bj.gradient(loss), adam)
-  value = methods.own_value(name, own)
+  value = methods.hyperparameter_value(name, own)
   if name == 'famo':
     return bj.solvers.famo(
       problem.losses, count, optimiser=adam, weight_rate=value
@@ -163,8 +171,8 @@ class Runs:
   """Runs methods on one problem.
 
   Args:
-    problem: what to learn.
-    options: what the flags say, with the `Settings`.
+    problem: problem to learn.
+    options: options of the run, with `Settings`.
   """
 
   def __init__(
@@ -175,23 +183,23 @@ class Runs:
     sign = 1.0 if problem.higher_is_better else -1.0
     self._rules = comparison.Rules(
       options,
-      settings=harness.settings_of(settings, *APART),
+      settings=harness.settings_of(settings, *COMPARISON_SETTINGS),
       score=lambda trained: sign * trained.history['validation/mean'][-1],
-      widenings=settings.grid.widen,
+      widenings=settings.grid.max_grid_extensions,
     )
 
   def run(self, name: str) -> comparison.Outcome:
-    """Trains a method for all trials and seeds, and chooses a trial."""
+    """Trains a method with all trials and seeds, and chooses a trial."""
     grid = self._settings.grid.axes(name)
     return comparison.run(self._rules, name, self._train, grid)
 
   def compare(self, names: Sequence[str]) -> Outcomes:
-    """Likewise, several methods, all with as many trials at first."""
+    """Runs several methods, with the same initial number of trials."""
     axes = self._settings.grid.axes
     return comparison.compare(self._rules, names, self._train, axes)
 
   def scores(self, outcome: comparison.Outcome) -> np.ndarray:
-    """The test scores of each task at the end, (seeds, tasks)."""
+    """Final test scores, (seeds, tasks)."""
     count = len(outcome.members)
     last = jax.jit(
       lambda params, part: jax.lax.map(
@@ -209,7 +217,7 @@ class Runs:
     return np.where(stopped[:, None], np.nan, np.asarray(last, np.float64))
 
   def step_seconds(self, outcome: comparison.Outcome) -> float:
-    """Wall time of one step of one seed, without compilation."""
+    """Wall time per step and seed, without compilation."""
     members = outcome.trained.history['test/mean'].shape[1]
     return outcome.trained.seconds / (self._settings.steps * members)
 
@@ -228,15 +236,14 @@ class Runs:
       return make_solver(problem, name, rate, own, self._settings.steps, key)
 
     def evaluate(context, params, state):
-      found = {
+      metrics = {
         f'{part}/mean': jnp.mean(self._score(name, params, context.data[part]))
         for part in ('validation', 'test')
       }
       if not name.startswith('only '):
         weights = bj.diagnostics.objective_weights(state)
-        shown = weights[: min(len(weights), 8)]
-        found |= {f'weight/{i}': weight for i, weight in enumerate(shown)}
-      return found
+        metrics |= {f'weight/{i}': w for i, w in enumerate(weights[:8])}
+      return metrics
 
     settings = self._settings
     return harness.train(
@@ -264,24 +271,24 @@ def compare(
   baseline: np.ndarray | None = None,
   bias_batches: Sequence[int] = (),
 ) -> tuple[Outcomes, dict[str, harness.Interval]]:
-  """Runs all methods, and adds their numbers.
+  """Runs all methods, and adds their metrics.
 
   Args:
-    runs: on the problem.
-    results: to which numbers are added, at the coordinates method and data;
-      those of one task at `task` too.
-    names: methods.
-    baseline: test scores (tasks,) of single-task models where they are fitted
-      otherwise.
-    bias_batches: sizes of a batch at which biases are measured, see `bias`.
+    runs: runs on the problem.
+    results: receives the metrics, at the coordinates `method`, `data` and, for
+      single tasks, `task`.
+    names: methods to compare.
+    baseline: test scores (tasks,) of single-task models; by default,
+      single-task networks are trained.
+    bias_batches: batch sizes of the measured biases, see `bias`.
 
   Returns:
     Outcomes and bias ratios by method.
   """
   problem, at = runs.problem, {'data': runs.problem.name}
   if baseline is None:
-    alone = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
-    single = np.concatenate([runs.scores(one) for one in alone], axis=1)
+    singles = [runs.run(f'only {i}') for i in range(len(problem.tasks))]
+    single = np.concatenate([runs.scores(one) for one in singles], axis=1)
   else:
     single = baseline[None]
   outcomes = runs.compare(names)
@@ -291,7 +298,7 @@ def compare(
     if not outcome.failure
   }
   for name, score in (*scores.items(), ('single_task', single)):
-    if len(problem.tasks) <= SHOWN or name == 'single_task':
+    if len(problem.tasks) <= MAX_TASKS or name == 'single_task':
       for task, values in zip(problem.tasks, score.T, strict=True):
         place = {'method': name, **at, 'task': task}
         results.put(place, {problem.metric: values})
@@ -308,19 +315,19 @@ def compare(
     }
 
   comparison.add_outcomes(results, outcomes, measure, at)
-  note_own(results, outcomes, at)
+  note_hyperparameters(results, outcomes, at)
   return outcomes, bias.measure(results, problem, bias_batches, outcomes)
 
 
-def note_own(
+def note_hyperparameters(
   results: harness.Results,
   outcomes: Mapping[str, comparison.Outcome],
   at: Mapping[str, Any],
 ) -> None:
-  """Names the chosen values of own hyperparameters in the table."""
+  """Notes the chosen values of own hyperparameters in the table."""
   for name, outcome in outcomes.items():
     if not outcome.failure:
-      own = methods.own(name)
+      own = methods.hyperparameter(name)
       label = own.label(int(outcome.point['own'])) if own else ''
       results.note({'method': name, **at}, {'own': label})
 
@@ -330,32 +337,32 @@ def report(
   compared: Sequence[tuple[problems.Problem, Outcomes]],
   **more: Any,
 ) -> harness.Report:
-  """What a binary returns: the table, curves and plots of its problems.
+  """Makes the report of a binary, with a table, curves and plots.
 
   Args:
-    results: all numbers.
-    compared: problems with the outcomes on them, by method.
+    results: metrics of all problems.
+    compared: problems, each with its outcomes by method.
     **more: further fields of the report.
   """
   columns, curves, plots = [], {}, {}
   for problem, outcomes in compared:
-    few = len(problem.tasks) <= SHOWN
+    few = len(problem.tasks) <= MAX_TASKS
     columns += [
       harness.Column(problem.metric, task, {'task': task})
       for task in (problem.tasks if few else ())
     ]
     columns.append(harness.Column(problem.metric))
-    fine = {n: one for n, one in outcomes.items() if not one.failure}
-    for name, one in fine.items():
+    finished = {n: one for n, one in outcomes.items() if not one.failure}
+    for name, one in finished.items():
       curves[f'{problem.name}/{name}'] = one.values('test/mean')
     for end, metric, ylabel in (
       ('', 'test/mean', f'mean test {problem.metric}'),
       ('_weights', 'weight/0', 'weight of the first objective'),
     ):
       drawn = {
-        name: (fine[name].trained.steps, fine[name].values(metric))
+        name: (finished[name].trained.steps, finished[name].values(metric))
         for name in CURVES
-        if name in fine
+        if name in finished
       }
       plots[f'{problem.name}{end}.png'] = harness.draw_curves(
         drawn,

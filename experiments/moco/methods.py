@@ -1,4 +1,4 @@
-"""The methods that the experiments compare, each as one transformation."""
+"""Multi-objective methods of the comparisons."""
 
 import functools
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import optax
 import bilevel_jax as bj
 
 
-class Own(NamedTuple):
-  """A method's own hyperparameter, which is tuned beside the learning rate.
+class Hyperparameter(NamedTuple):
+  """A method's own hyperparameter, tuned together with the learning rate.
 
   Attributes:
-    name: of the hyperparameter.
-    values: what is tried; numbers, or the arguments of `share`. The first is
-      taken where nothing is tuned.
+    name: name of the hyperparameter.
+    values: values to try: numbers, or arguments of `share`. The first is the
+      default.
   """
 
   name: str
   values: tuple[Any, ...]
 
   def label(self, index: int) -> str:
-    """The hyperparameter and a value in words."""
+    """Name and value, for tables."""
     value = self.values[index]
     if isinstance(value, tuple):
       first, power = value
@@ -34,48 +34,33 @@ class Own(NamedTuple):
 
 
 class Method(NamedTuple):
-  """An aggregator with what it needs of an oracle.
+  """An aggregator and its requirements.
 
   Attributes:
-    make: (objectives, key, rest, value of its own hyperparameter, None for a
-      method that has none) -> aggregator.
-    samples: how many independent Jacobians it takes.
-    own: its own hyperparameter, or None.
+    make: (objectives, key, rest, value of the hyperparameter or None) ->
+      aggregator.
+    samples: number of independent Jacobians per step.
+    own: own hyperparameter, or None.
   """
 
   make: Callable[[int, chex.PRNGKey, tuple[str, ...], Any], Any]
   samples: int = 1
-  own: Own | None = None
-
-  def first(self, objectives: int, key: chex.PRNGKey, own: Any = None) -> Any:
-    """The aggregator where all parameters are shared and nothing else is tuned.
-
-    Args:
-      objectives: their number.
-      key: of random methods.
-      own: the method's own hyperparameter; by default the first of its values.
-
-    Returns:
-      The aggregator.
-    """
-    if own is None and self.own is not None:
-      own = self.own.values[0]
-    return self.make(objectives, key, (), own)
+  own: Hyperparameter | None = None
 
 
 def decay(first: Any, power: Any = 0.5) -> Callable[[Any], Any]:
-  """The schedule first / (count + 1) ** power."""
+  """Makes the schedule first / (count + 1)^power."""
   return lambda count: first / (count + 1.0) ** power
 
 
 def share(first: Any, power: Any = 0.5) -> Callable[[Any], Any]:
-  """The same, at most one."""
+  """Makes the schedule of `decay`, clipped at one."""
   return lambda count: jnp.minimum(decay(first, power)(count), 1.0)
 
 
-def _plain(aggregator, **given):
+def _plain(aggregator, **settings):
   return Method(
-    lambda objectives, key, rest, own: aggregator(objectives, **given)
+    lambda objectives, key, rest, own: aggregator(objectives, **settings)
   )
 
 
@@ -85,29 +70,30 @@ def _keyed(aggregator):
   )
 
 
-def _tuned(aggregator, name, values, samples=1, keyed=False, **given):
+def _tuned(aggregator, name, values, samples=1, keyed=False, **settings):
   def make(objectives, key, rest, own):
-    keywords = {name: own, **given}
+    keywords = {name: own, **settings}
     if keyed:
       keywords['key'] = key
     if samples > 1:
       keywords['samples'] = samples
     return aggregator(objectives, **keywords)
 
-  return Method(make, samples, Own(name.replace('_', ' '), values))
+  hyperparameter = Hyperparameter(name.replace('_', ' '), values)
+  return Method(make, samples, hyperparameter)
 
 
-# Of a new gradient in what is tracked: decaying as in the paper's theorem, as
-# the authors' code has it, and one that hardly lags in a short run.
+# Share of the new gradient in the tracked one: as in the paper's theorem, as in
+# the authors' code, and constant, for short runs.
 SHARES = ((1.0, 0.5), (5.0, 0.5), (0.8, 0.0))
 
 
-def _moco(**given):
+def _moco(**settings):
   return Method(
     lambda objectives, key, rest, own: bj.aggregators.moco(
-      objectives, tracking=share(*own), rest=rest, **given
+      objectives, tracking=share(*own), rest=rest, **settings
     ),
-    own=Own('share', SHARES),
+    own=Hyperparameter('share', SHARES),
   )
 
 
@@ -136,7 +122,7 @@ METHODS = {
   'sdmgrad': _tuned(bj.aggregators.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
   'moco': _moco(weight_step=decay(0.1), regularisation=0.0),
   'moco_exact': _moco(exact=True),
-  # A control: the weight steps of `moco` on single batches.
+  # Control: weight steps of `moco` on gradients of single batches.
   'moco_no_memory': Method(
     lambda objectives, key, rest, own: bj.aggregators.moco(
       objectives,
@@ -149,25 +135,25 @@ METHODS = {
 }
 
 
-# Whole solvers beside them, with their own hyperparameters.
+# Methods that are not aggregators, with their own hyperparameters.
 SOLVERS = {
-  'famo': Own('weight rate', (0.025, 0.005, 0.1)),
-  'moco_plus': Own('share', SHARES),
+  'famo': Hyperparameter('weight rate', (0.025, 0.005, 0.1)),
+  'moco_plus': Hyperparameter('share', SHARES),
 }
 EVERY = (*METHODS, *SOLVERS)
 
 
-def own(name: str) -> Own | None:
-  """A method's own hyperparameter, or None."""
+def hyperparameter(name: str) -> Hyperparameter | None:
+  """The own hyperparameter of a method, or None."""
   return SOLVERS[name] if name in SOLVERS else METHODS[name].own
 
 
-def own_value(name: str, index: Any) -> Any:
-  """The value of a method's own hyperparameter; the index may be traced."""
-  tried = own(name)
-  if tried is None:
+def hyperparameter_value(name: str, index: Any) -> Any:
+  """A value of a method's own hyperparameter; the index may be traced."""
+  own = hyperparameter(name)
+  if own is None:
     return None
-  value = jnp.asarray(tried.values)[index]
+  value = jnp.asarray(own.values)[index]
   return tuple(value) if value.ndim else value
 
 
@@ -175,8 +161,8 @@ class SideBySide(NamedTuple):
   """State of `side_by_side`.
 
   Attributes:
-    parts: each solver's state, by name.
-    stopped: by name, whether it became non-finite; it stays where it was.
+    parts: states of the solvers, by name.
+    stopped: whether a solver became non-finite, by name.
   """
 
   parts: dict[str, Any]
@@ -186,12 +172,12 @@ class SideBySide(NamedTuple):
 def side_by_side(
   solvers: dict[str, optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-  """Runs solvers next to each other, each on a sequence of its own.
+  """Runs independent solvers on separate sequences with the same batches.
 
-  One that becomes non-finite is held at its last finite step; the others go on.
+  A solver that becomes non-finite stays at its last finite step.
 
   Args:
-    solvers: by name of a sequence; all see the same batch.
+    solvers: solvers by name of their sequence.
 
   Returns:
     A transformation on the sequences of these names.
@@ -223,15 +209,15 @@ def side_by_side(
 
 
 def relative_change(metric: Any, baseline: Any, higher_is_better: Any) -> Any:
-  """The mean relative change for the worse against single-task nets, dm %.
+  """Mean relative loss against single-task networks, dm %.
 
   Args:
     metric: (..., metrics).
-    baseline: (metrics,), of the single-task nets.
+    baseline: metrics of the single-task networks, (metrics,).
     higher_is_better: bool, or bool (metrics,).
 
   Returns:
-    (...), in percent; negative is better than single-task nets.
+    (...), in percent; negative if better than single-task networks.
   """
   sign = jnp.where(jnp.asarray(higher_is_better), -1.0, 1.0)
   change = sign * (metric - baseline) / jnp.abs(baseline)

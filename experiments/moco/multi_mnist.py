@@ -1,4 +1,4 @@
-"""Two overlapping digits, two tasks: which digit is left, which is right.
+"""Multi-MNIST: classification of two overlapping digits, as two tasks.
 
 Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
 Bias in Multi-objective Learning, 2023.
@@ -10,8 +10,8 @@ Expected: MoCo level with the mean of the losses (dm 3.0 and 3.1 %); the bias of
 SMG is 1.2 times that of MoCo with exact weights. Time: 10 minutes for quick on
 2 cores.
 
-Pairs are drawn anew for every batch. Without --data_dir the digits are the
-5,000 packaged ones; with the folder of Fashion-MNIST it is Multi-Fashion.
+Each batch has new random pairs. Without --data_dir, the digits are the 5,000
+packaged ones; with the folder of Fashion-MNIST, this is Multi-Fashion.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ class Settings(compare.Settings):
   """Settings of a run.
 
   Attributes:
-    batch: pairs in a batch.
-    pool: the canvas of 36 x 36 is averaged over squares of this side.
-    evaluated: pairs of the validation and of the test data each.
+    batch: pairs per batch.
+    pool: side of the average-pooling window on the canvas of 36 x 36.
+    evaluated: pairs of the validation data, and of the test data.
   """
 
   steps: int = 600
@@ -55,7 +55,7 @@ PRESETS = {
     **compare.SMOKE,
     hidden=32,
     pool=4,
-    grid=compare.Grid((5e-3, 1e-2, 2e-2), (1e-2,), widen=0),
+    grid=compare.Grid((5e-3, 1e-2, 2e-2), (1e-2,), max_grid_extensions=0),
     evaluated=500,
   ),
   'paper': Settings(
@@ -72,12 +72,12 @@ PRESETS = {
 
 
 def overlay(left: Any, right: Any, pool: int) -> Any:
-  """Digits on one canvas, the second shifted down and to the right.
+  """Overlays digits on a canvas, the second shifted down and to the right.
 
   Args:
     left: (n, 28, 28) in [0, 1].
-    right: likewise.
-    pool: side of the squares that are averaged; it divides 36.
+    right: (n, 28, 28) in [0, 1].
+    pool: side of the average-pooling window, a divisor of 36.
 
   Returns:
     (n, pixels).
@@ -91,7 +91,7 @@ def overlay(left: Any, right: Any, pool: int) -> Any:
 
 
 def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
-  """Pairs of random digits: `(images, labels)`, labels (n, 2)."""
+  """Draws pairs of digits: `(images, labels)`, labels (n, 2)."""
   rows = jax.random.randint(key, (2, count), 0, len(digits.labels))
   left, right = digits.images[rows[0]], digits.images[rows[1]]
   scale = lambda x: x.astype(jnp.float32) / 255
@@ -102,12 +102,12 @@ def draw_pairs(key: Any, digits: Any, count: int, pool: int) -> Any:
 def load(
   data_dir: str | None, validation: int = 10_000
 ) -> tuple[dict[str, vision.DigitPart], harness.Source]:
-  """Digits for training, validation and test, and where they are from.
+  """Loads digits for training, validation and test.
 
   Args:
-    data_dir: of the four files of MNIST or of a data set in their format;
-      None for the packaged digits, of which 1,000 are for each of the last two.
-    validation: how many training images are set aside.
+    data_dir: folder of MNIST or of a data set in its format; None for the
+      packaged digits, with 1,000 digits each for validation and test.
+    validation: number of training images for validation, with `data_dir`.
 
   Returns:
     The parts by name, and the source.
@@ -120,7 +120,7 @@ def load(
 def make_problem(
   settings: Settings, digits: dict[str, vision.DigitPart]
 ) -> problems.Problem:
-  """The two tasks on one perceptron."""
+  """Makes the two tasks with one perceptron."""
   pixels = (CANVAS // settings.pool) ** 2
   hidden = settings.hidden
   init_trunk, trunk = problems.mlp_trunk((pixels, hidden, hidden))
@@ -184,10 +184,12 @@ def make_problem(
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   compare.check(settings)
   if CANVAS % settings.pool:
-    raise harness.SettingsError(f'pool divides {CANVAS}, got {settings.pool}.')
+    raise harness.SettingsError(
+      f'pool must divide {CANVAS}, got {settings.pool}.'
+    )
 
 
 def main(options: harness.Options) -> harness.Report:
@@ -205,7 +207,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='moco', binary='multi_mnist', check=check
+  main, PRESETS, binary='multi_mnist', check=check, **compare.STUDY
 )
 
 

@@ -1,4 +1,4 @@
-"""One policy for several games, or for MT10: MoCo beside other aggregators.
+"""Multi-task reinforcement learning with MoCo and other aggregators.
 
 Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
 Bias in Multi-objective Learning, 2023.
@@ -8,13 +8,12 @@ Bias in Multi-objective Learning, 2023.
 
 Expected: no method differs from another by its interval. Time: 40 minutes.
 
-Actor-critic with a trunk that all tasks share and a head for each; every update
-plays all tasks, and the aggregator makes one gradient of their losses. The
-paper's reinforcement learning is MT10, of robots, by soft actor-critic. Games
-of MinAtar run compiled beside the learning; MT10 runs on the host, and needs
-the extra of that name. Its preset cuts episodes after 150 of 500 steps.
-Learning rates are chosen on seeds, and runs, of their own. Returns are of the
-training's last episodes, actions drawn.
+Actor-critic with a shared trunk and one head per task; each update plays all
+tasks, and the aggregator combines the gradients of their losses. The paper
+trains MT10 by soft actor-critic. Games of MinAtar run in the compiled step;
+MT10 runs on the host and needs the extra `mt10`. Its preset cuts episodes after
+150 of 500 steps. Learning rates are tuned with separate seeds and shorter runs.
+Returns are those of the last training episodes, with sampled actions.
 """
 
 import dataclasses
@@ -34,11 +33,11 @@ from experiments.moco import compare, methods
 from experiments.rl import minatar, mt10, multi_task
 
 TUNING_SEED = 1_000_000
-# Those that take one rollout an update.
+# Methods that need one rollout per update.
 METHODS = tuple(n for n, m in methods.METHODS.items() if m.samples == 1)
 
 LEARNING = multi_task.Learning()
-GRID = compare.Grid((2e-3, 4e-3, 8e-3), (4e-3,), widen=0)
+GRID = compare.Grid((2e-3, 4e-3, 8e-3), (4e-3,), max_grid_extensions=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +46,14 @@ class Settings:
 
   Attributes:
     suite: minatar or mt10.
-    games: of MinAtar, or tasks of MT10, where none named is all ten.
-    methods: what is compared.
-    frames: of each game, in a reported run.
-    tuning_frames: of each game, in the runs that choose the learning rate.
-    records: in a run.
-    learning: what is the same for all methods.
-    grid: what tuning tries; rates are of Adam, and fall linearly to 0.
-    seeds: of weights, environments and actions.
+    games: games of MinAtar, or tasks of MT10 (all ten if empty).
+    methods: methods to compare.
+    frames: frames per game in a reported run.
+    tuning_frames: frames per game in a tuning run.
+    records: number of records of a run.
+    learning: settings of actor-critic, equal for all methods.
+    grid: grid of the tuning; rates of Adam decay linearly to 0.
+    seeds: number of seeds, for weights, environments and actions.
   """
 
   suite: Literal['minatar', 'mt10'] = 'minatar'
@@ -79,18 +78,18 @@ PRESETS = {
     methods=('mean', 'moco'),
     frames=4_000,
     learning=multi_task.Learning(environments=8),
-    grid=compare.Grid((2e-3,), (4e-3,), widen=0),
+    grid=compare.Grid((2e-3,), (4e-3,), max_grid_extensions=0),
     records=2,
   ),
-  # Ten robots on the host, from end to end: too short to learn much, and
-  # episodes are cut after 150 of 500 steps.
+  # A check of MT10 on the host: too short to learn much, with episodes cut
+  # after 150 of 500 steps.
   'mt10': Settings(
     suite='mt10',
     games=(),
     methods=('mean', 'moco'),
     frames=4_500,
     learning=multi_task.Learning(1, 150, reward_scale=0.1, window=10),
-    grid=compare.Grid((1e-3,), (1e-3,), widen=0),
+    grid=compare.Grid((1e-3,), (1e-3,), max_grid_extensions=0),
   ),
   'paper': Settings(
     games=('Breakout', 'Asterix', 'SpaceInvaders', 'Freeway', 'Seaquest'),
@@ -99,41 +98,41 @@ PRESETS = {
     tuning_frames=2_000_000,
     learning=multi_task.Learning(environments=64),
     records=50,
-    grid=dataclasses.replace(GRID, widen=2),
+    grid=dataclasses.replace(GRID, max_grid_extensions=2),
     seeds=10,
   ),
 }
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no comparison can have."""
+  """Raises SettingsError for invalid settings."""
   compare.check(settings)
   tasks = make_tasks(settings)
   tasks.collector(multi_task.make_model(tasks), [0], settings.learning)
 
 
 def make_tasks(settings: Settings) -> multi_task.Tasks:
-  """What is played; a SettingsError says what is not there."""
+  """Makes the tasks; raises SettingsError for an unknown one."""
   make = mt10.make_tasks if settings.suite == 'mt10' else minatar.make_tasks
   return make(settings.games)
 
 
-def updates_of(settings: Settings, *, tuning: bool) -> int:
-  """Updates of a run: each takes a rollout of every game."""
+def count_updates(settings: Settings, *, tuning: bool) -> int:
+  """Number of updates of a run, with one rollout per game each."""
   frames = settings.tuning_frames if tuning else settings.frames
   learning = settings.learning
   return max(1, frames // (learning.environments * learning.rollout))
 
 
 def make_solver(settings: Settings, name: str, hyper, key, updates: int):
-  """A method by name, or `only <game>` for one game alone, with Adam."""
+  """Makes a method by name, or `only <game>` for a single game, with Adam."""
   tasks = make_tasks(settings)
   if name.startswith('only '):
     played = [tasks.names.index(name.removeprefix('only '))]
     aggregator = bj.aggregators.mean(1)
   else:
     played = list(range(len(tasks.names)))
-    value = methods.own_value(name, hyper['own'].astype(int))
+    value = methods.hyperparameter_value(name, hyper['own'].astype(int))
     aggregator = methods.METHODS[name].make(
       len(played), jax.random.key(17), ('heads',), value
     )
@@ -156,26 +155,26 @@ def make_solver(settings: Settings, name: str, hyper, key, updates: int):
 
 def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   """Trains all members of a job in one compiled program."""
-  updates = updates_of(settings, tuning=job.tuning)
+  updates = count_updates(settings, tuning=job.tuning)
   tasks = make_tasks(settings)
   model = multi_task.make_model(tasks)
-  alone = job.method.startswith('only ')
-  played = [job.method.removeprefix('only ')] if alone else tasks.names
+  single = job.method.startswith('only ')
+  played = [job.method.removeprefix('only ')] if single else tasks.names
 
   def measure(context, params, state):
     episodes = bj.outputs(state)['episodes']
-    found = {
+    metrics = {
       f'{name}/{game}': value
-      for game, each in zip(played, episodes)
-      for name, value in tasks.measure(each).items()
+      for game, window in zip(played, episodes)
+      for name, value in tasks.measure(window).items()
     }
-    # No game is to outweigh the others by the size of its rewards.
-    returns = jnp.stack([found[f'return/{game}'] for game in played])
-    found['score'] = jnp.mean(jnp.log1p(jnp.maximum(returns, 0)))
-    if not alone:
+    # Logarithms, because games differ in the scale of their rewards.
+    returns = jnp.stack([metrics[f'return/{game}'] for game in played])
+    metrics['score'] = jnp.mean(jnp.log1p(jnp.maximum(returns, 0)))
+    if not single:
       weights = bj.diagnostics.objective_weights(state)
-      found |= {f'weight/{game}': w for game, w in zip(played, weights)}
-    return found
+      metrics |= {f'weight/{game}': w for game, w in zip(played, weights)}
+    return metrics
 
   return harness.train(
     lambda context: make_solver(
@@ -187,8 +186,8 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   )
 
 
-def substituted_by(settings: Settings) -> str:
-  """What stands in for the paper's reinforcement learning."""
+def substitution(settings: Settings) -> str:
+  """Describes the differences to the paper's experiment."""
   if settings.suite != 'mt10':
     return 'games of MinAtar in place of MT10'
   actor_critic = 'actor-critic in place of soft actor-critic'
@@ -198,23 +197,23 @@ def substituted_by(settings: Settings) -> str:
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Runs single games and all methods."""
+  """Runs single games and all methods on all games."""
   settings = options.settings
   rules = comparison.Rules(
     options,
     settings=harness.settings_of(settings, 'methods', 'grid'),
     score=lambda trained: trained.history['score'][-1],
     tuning_seeds=(TUNING_SEED,),
-    widenings=settings.grid.widen,
+    widenings=settings.grid.max_grid_extensions,
   )
   run = lambda names: comparison.compare(
     rules, names, lambda job: train(settings, job), settings.grid.axes
   )
   games = make_tasks(settings).names
-  alone = run([f'only {game}' for game in games])
+  singles = run([f'only {game}' for game in games])
   outcomes = run(settings.methods)
   return harness.Report(
-    summarise(games, alone, outcomes),
+    summarise(games, singles, outcomes),
     columns=[
       *(harness.Column('return', game, {'game': game}) for game in games),
       *('success', 'dm', 'own', 'rate', 'trials', 'seconds'),
@@ -225,27 +224,27 @@ def main(options: harness.Options) -> harness.Report:
       for name, one in outcomes.items()
       if not one.failure
     },
-    plots={'returns.png': draw(settings, games, alone, outcomes)},
+    plots={'returns.png': draw(settings, games, singles, outcomes)},
     more={
-      'substituted': substituted_by(settings),
+      'substituted': substitution(settings),
     },
   )
 
 
 def summarise(
   games: Sequence[str],
-  alone: compare.Outcomes,
+  singles: compare.Outcomes,
   outcomes: compare.Outcomes,
 ) -> harness.Results:
-  """The numbers of all methods.
+  """Collects metrics of all methods.
 
   Args:
-    games: in order.
-    alone: runs of one game, by `only <game>`.
+    games: names of the games.
+    singles: runs of single games, by `only <game>`.
     outcomes: runs of all games, by method.
 
   Returns:
-    Returns by method, or `single_task`, and game; the rest by method.
+    Returns by method (or `single_task`) and game; other metrics by method.
   """
   results = harness.Results()
   baseline = np.full(len(games), np.nan)
@@ -258,37 +257,37 @@ def summarise(
   for i, game in enumerate(games):
     for name, score in scores.items():
       results.put({'method': name, 'game': game}, {'return': score[:, i]})
-    if not alone[f'only {game}'].failure:
-      values = last(alone[f'only {game}'], game)
+    if not singles[f'only {game}'].failure:
+      values = last(singles[f'only {game}'], game)
       results.put({'method': 'single_task', 'game': game}, {'return': values})
       baseline[i] = np.mean(values)
 
   def measure(outcome):
     change = methods.relative_change(scores[outcome.method], baseline, True)
     numbers = {'dm': np.asarray(change, np.float64)}
-    won = [f'success/{game}' for game in games]
-    if won[0] in outcome.trained.history:
-      numbers['success'] = np.mean([outcome.last(n) for n in won], axis=0)
+    names = [f'success/{game}' for game in games]
+    if names[0] in outcome.trained.history:
+      numbers['success'] = np.mean([outcome.last(n) for n in names], axis=0)
     return numbers
 
   comparison.add_outcomes(results, outcomes, measure)
-  compare.note_own(results, outcomes, {})
+  compare.note_hyperparameters(results, outcomes, {})
   return results
 
 
 def draw(
   settings: Settings,
   games: Sequence[str],
-  alone: compare.Outcomes,
+  singles: compare.Outcomes,
   outcomes: compare.Outcomes,
 ) -> matplotlib.figure.Figure:
-  """Returns of each game over its frames."""
+  """Draws returns over frames, per game."""
   frames = settings.learning.environments * settings.learning.rollout
   panels = [
     harness.Panel(
       {
         name: (one.trained.steps * frames, one.values(f'return/{game}'))
-        for name, one in (*outcomes.items(), ('alone', alone[f'only {game}']))
+        for name, one in (*outcomes.items(), ('alone', singles[f'only {game}']))
         if not one.failure
       },
       xlabel='frames of the game',
@@ -306,7 +305,7 @@ STUDY = harness.Study(
   paper='moco',
   binary='multi_task_rl',
   check=check,
-  renamed={'episodes': 'learning.window'},
+  renamed=compare.RENAMED | {'episodes': 'learning.window'},
 )
 
 

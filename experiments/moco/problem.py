@@ -1,4 +1,4 @@
-"""What a comparison needs of a problem, and layers to build one from."""
+"""Interface of multi-task problems, and layers of their networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from experiments import harness
 
 
 class Problem(NamedTuple):
-  """Several tasks on one shared trunk.
+  """Several tasks with a shared trunk.
 
   Attributes:
-    name: of the problem, in metrics.
+    name: name of the problem in metrics.
     tasks: names of the tasks.
-    metric: name of what is measured of each task.
-    higher_is_better: of that metric.
+    metric: name of the metric of each task.
+    higher_is_better: whether a higher metric is better.
     init: key -> sequences `trunk` and `heads`.
-    oracle: given `multi_objective`'s keywords, gives the oracle.
-    losses: (params, batch) -> all losses, for methods without rows.
+    oracle: makes the oracle.
+    losses: (params, batch) -> all losses, for methods without a Jacobian.
     batch: (key, data, size) -> a training batch.
-    split: (batch, parts) -> independent parts of it.
-    score: (params, part of the data) -> the metric of each task.
-    data: with the parts `train`, `validation` and `test`.
+    split: (batch, parts) -> independent parts of the batch.
+    score: (params, part of the data) -> the metric per task.
+    data: the parts `train`, `validation` and `test`.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 
 def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
-  """Weights of a dense layer, by He's initialisation for ReLU."""
+  """Draws a dense layer with He initialisation."""
   scale = (2 / inputs) ** 0.5
   return {
     'w': scale * jax.random.normal(key, (inputs, outputs)),
@@ -50,7 +50,7 @@ def dense(key: Any, inputs: int, outputs: int) -> dict[str, Any]:
 
 
 def mlp_trunk(sizes: tuple[int, ...]) -> tuple[Any, Any]:
-  """A perceptron with ReLU after every layer: (init, apply)."""
+  """Makes a perceptron with ReLU after each layer: (init, apply)."""
 
   def init(key):
     keys = jax.random.split(key, len(sizes) - 1)

@@ -1,4 +1,4 @@
-"""School, SARCOS and Adult: many tasks, seven torques, accuracy and parity.
+"""Multi-task learning on tabular data: School, SARCOS and Adult.
 
 Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
 Bias in Multi-objective Learning, 2023.
@@ -7,12 +7,12 @@ Bias in Multi-objective Learning, 2023.
     python -m experiments.moco.tabular --datasets=mine.csv --targets=one,two
 
 Expected: the bias of SMG is 1.8 (SARCOS) and 1.9 (Adult) times that of MoCo
-with exact weights. Time: 4 minutes for a data set on 2 cores.
+with exact weights. Time: 4 minutes per data set on 2 cores.
 
-`DATA/multitask` has `school.mat` (MALSAR's), `sarcos_inv_test.mat` and
-`adult.csv.gz`. Without --data_dir, the tasks are made up: regressions that
-share features, of the shape of SARCOS. A LIBSVM or csv file of your own is a
-regression for each of its target columns.
+`DATA/multitask` has `school.mat` (of MALSAR), `sarcos_inv_test.mat` and
+`adult.csv.gz`. Without --data_dir, the tasks are synthetic: regressions with
+shared features, in the shape of SARCOS. Each target column of your own LIBSVM
+or csv file is a regression.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from experiments import harness
 from experiments.moco import compare, methods, tabular_data
 from experiments.moco import problem as problems
 
-# What the claims are about; without a data folder a made-up one stands in.
+# Data sets of the claims; without a data folder, `made_up` replaces them.
 PUBLISHED = ('sarcos', 'adult', 'school')
-# Those whose weights cost little beside 139 gradients: no active sets, no
+# Methods with cheap weights for 139 objectives: no active sets, no
 # pseudo-inverses.
 MANY_OBJECTIVES = (
   *('mean', 'pcgrad', 'grad_drop', 'nash_mtl', 'stch', 'uncertainty', 'modo'),
@@ -46,14 +46,16 @@ class Settings(compare.Settings):
   """Settings of a run.
 
   Attributes:
-    methods: what is compared; those that cost too much with 139 objectives are
-      left out there.
-    batch: examples in a batch; for School, of each school.
-    datasets: of school, sarcos and adult; made_up needs no data; others are
-      names of LIBSVM or csv files.
-    targets: columns to be predicted of a file of your own, two or more: names
-      in its header, or numbers from 1.
-    header: whether such a csv file has one; by default if no number is in it.
+    methods: methods to compare; School skips those too costly for 139
+      objectives.
+    batch: batch size; School has an eighth of it per school, Adult four times
+      as many rows.
+    datasets: school, sarcos or adult; made_up, which needs no data; or names of
+      LIBSVM or csv files.
+    targets: two or more target columns of your own file: names in its header,
+      or numbers from 1.
+    header: whether your csv file has a header; by default, if its first row has
+      no number.
   """
 
   hidden: int = 32
@@ -68,7 +70,7 @@ PRESETS = {
   'smoke': Settings(
     **compare.SMOKE,
     hidden=16,
-    grid=compare.Grid((1e-2, 2e-2, 3e-2), (2e-2,), widen=0),
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (2e-2,), max_grid_extensions=0),
   ),
   'paper': Settings(
     datasets=('sarcos', 'adult', 'school'),
@@ -95,7 +97,7 @@ def _model(inputs: int, hidden: int, outputs: int) -> Any:
 
 
 def draw_rows(key: Any, data: dict[str, Any], size: int) -> Any:
-  """A batch of random rows: `(inputs, targets)`."""
+  """Draws a batch of rows: `(inputs, targets)`."""
   inputs, targets = data['train']
   rows = jax.random.randint(key, (size,), 0, len(inputs))
   return inputs[rows], targets[rows]
@@ -104,14 +106,14 @@ def draw_rows(key: Any, data: dict[str, Any], size: int) -> Any:
 def regression_problem(
   name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
-  """Several targets of the same inputs, each with a head."""
+  """Makes a regression of several targets, with one head per target."""
   inputs, outputs = (z.shape[1] for z in data['train'])
   init, trunk = _model(inputs, settings.hidden, outputs)
   features = lambda params, batch: trunk(params.trunk, batch[0])
 
   def errors(params, hidden, batch):
-    found = hidden @ params.heads['w'].T + params.heads['b']
-    return jnp.mean((found - batch[1]) ** 2, axis=0)
+    predictions = hidden @ params.heads['w'].T + params.heads['b']
+    return jnp.mean((predictions - batch[1]) ** 2, axis=0)
 
   losses = lambda params, batch: errors(params, features(params, batch), batch)
   task = 'target' if settings.targets else 'torque'
@@ -136,11 +138,11 @@ def regression_problem(
 def adult_problem(
   name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
-  """Income from census features, and scores that do not tell the sexes apart.
+  """Makes the tasks of Adult: accuracy of the income, and parity of the sexes.
 
-  Both objectives are of one output. The second is the squared difference of the
-  mean scores of the two sexes; its metric is one less the difference of the
-  shares that are predicted to have a high income.
+  Both objectives share one output. The second is the squared difference of the
+  mean predicted probabilities of the sexes; its metric is 1 minus the absolute
+  difference of their fractions predicted to have a high income.
   """
   inputs = data['train'][0].shape[1]
   init, trunk = _model(inputs, settings.hidden, 1)
@@ -186,19 +188,18 @@ def adult_problem(
 def school_problem(
   name: str, data: dict[str, Any], settings: Settings
 ) -> problems.Problem:
-  """One regression for each school, with batches of its own pupils."""
+  """Makes one regression per school, with separate batches."""
   schools, _, inputs = data['train'][0].shape
   init, trunk = _model(inputs, settings.hidden, schools)
 
   def loss(params, batch, school):
     x, y = batch
     head = params.heads['w'][school]
-    found = trunk(params.trunk, x) @ head + params.heads['b'][school]
-    return jnp.mean((found - y) ** 2)
+    predictions = trunk(params.trunk, x) @ head + params.heads['b'][school]
+    return jnp.mean((predictions - y) ** 2)
 
   def losses(params, batch):
-    every = jax.vmap(loss, (None, 0, 0))
-    return every(params, batch, jnp.arange(schools))
+    return jax.vmap(loss, (None, 0, 0))(params, batch, jnp.arange(schools))
 
   def batch(key, data, size):
     x, y, pupils = data['train']
@@ -209,8 +210,10 @@ def school_problem(
 
   def score(params, part):
     x, y, size = part
-    found = jnp.einsum('snh,sh->sn', trunk(params.trunk, x), params.heads['w'])
-    error = (found + params.heads['b'][:, None] - y) ** 2
+    products = jnp.einsum(
+      'snh,sh->sn', trunk(params.trunk, x), params.heads['w']
+    )
+    error = (products + params.heads['b'][:, None] - y) ** 2
     inside = jnp.arange(y.shape[1]) < size[:, None]
     return jnp.sum(error * inside, axis=1) / size
 
@@ -241,34 +244,34 @@ PROBLEMS = {'adult': adult_problem, 'school': school_problem}
 
 
 def ridge_baseline(data: dict[str, Any]) -> np.ndarray:
-  """Test errors of a ridge regression for each school alone.
+  """Test errors of one ridge regression per school.
 
-  With 45 pupils a school a net of its own is no baseline; the penalty is chosen
-  on all schools' validation data.
+  Schools have too few pupils (45 for training) for single-task networks. The
+  penalty is chosen on the validation data of all schools.
   """
   parts = {k: tuple(map(np.asarray, v)) for k, v in data.items()}
   schools = len(parts['train'][1])
 
   def errors(penalty, part):
-    found = []
+    values = []
     for s in range(schools):
       x, y, size = (v[s] for v in parts['train'])
       x = np.concatenate([x[:size], np.ones((size, 1))], axis=1)
       inner = x.T @ x + penalty * np.eye(x.shape[1])
       weights = np.linalg.solve(inner, x.T @ y[:size])
       x, y, size = (v[s] for v in parts[part])
-      found.append(
+      values.append(
         np.mean((x[:size] @ weights[:-1] + weights[-1] - y[:size]) ** 2)
       )
-    return np.array(found)
+    return np.array(values)
 
   penalties = (1.0, 3.0, 10.0, 30.0, 100.0)
   best = min(penalties, key=lambda p: errors(p, 'validation').mean())
   return errors(best, 'test')
 
 
-def least_ratio(ratios: list[harness.Interval]) -> harness.Interval:
-  """The least of several ratios, and the least lower end of an interval."""
+def smallest_ratio(ratios: list[harness.Interval]) -> harness.Interval:
+  """The smallest of several ratios, with the smallest lower end."""
   mean = harness.reduced([x.mean for x in ratios], 'min')
   low = harness.reduced([x.mean - x.half_width for x in ratios], 'min')
   count, total = min(x.count for x in ratios), max(x.total for x in ratios)
@@ -296,26 +299,28 @@ def main(options: harness.Options) -> harness.Report:
     make = PROBLEMS.get(name, regression_problem)
     problem = make(name, data, settings)
     few = name != 'school'
-    outcomes, measured = compare.compare(
+    outcomes, bias_ratios = compare.compare(
       compare.Runs(problem, options),
       results,
       [m for m in settings.methods if few or m in MANY_OBJECTIVES],
       baseline=None if few else ridge_baseline(problem.data),
-      # SMG is not for 139 objectives.
+      # SMG is too costly for 139 objectives.
       bias_batches=settings.bias_batches if few else (),
     )
     compared.append((problem, outcomes))
-    for method, ratio in measured.items():
+    for method, ratio in bias_ratios.items():
       ratios.setdefault(method, []).append(ratio)
-  for method, each in ratios.items():
-    results.add({'method': method}, least_bias_ratio=least_ratio(each))
+  for method, data_ratios in ratios.items():
+    results.add(
+      {'method': method}, least_bias_ratio=smallest_ratio(data_ratios)
+    )
   return compare.report(
     results, compared, data=sources, published=published or PUBLISHED
   )
 
 
 STUDY = harness.Study(
-  main, PRESETS, paper='moco', binary='tabular', check=compare.check
+  main, PRESETS, binary='tabular', check=compare.check, **compare.STUDY
 )
 
 

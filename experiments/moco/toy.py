@@ -1,16 +1,16 @@
-"""Two losses in the plane with noisy gradients: who reaches the front.
+"""Toy problem: two losses in the plane with noisy gradients.
 
 Paper: Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, Mitigating Gradient
 Bias in Multi-objective Learning, 2023.
 
     python -m experiments.moco.toy --preset=quick
 
-Expected: from the two hard starts 9 and 5 seeds of 10 on the front for MoCo
-with a tuned share, 9 and 1 with the published one, none for SMG, PCGrad and
-CAGrad. Time: 2 CPU minutes on 2 cores.
+Expected: from the two hard starts, 9 and 5 seeds of 10 reach the Pareto front
+for MoCo with a tuned share, 9 and 1 with the published one, none for SMG,
+PCGrad and CAGrad. Time: 2 CPU minutes on 2 cores.
 
-Seeds, starts, learning rates and methods run side by side in one compiled
-program, on the same noise.
+Seeds, starts, learning rates and methods run in one compiled program with the
+same noise.
 """
 
 import dataclasses
@@ -28,36 +28,36 @@ from experiments.moco import methods
 
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
 OBJECTIVES = 2
-SHOWN = ('moco_exact', 'moco', 'smg', 'cagrad')
+PLOTTED = ('moco_exact', 'moco', 'smg', 'cagrad')
 CONTROLS = ('mean', 'smg', 'pcgrad', 'cagrad')
-OURS = ('moco_exact', 'moco', 'moco_exact_published')
+MOCO = ('moco_exact', 'moco', 'moco_exact_published')
 OTHERS = ('grad_drop', 'grad_vac', 'imtl_g', 'aligned_mtl', 'modo', 'sdmgrad')
 DECAY = 0.05  # Learning rates fall as (k + 1) ** -DECAY.
-PUBLISHED_TRACKING = 5.0  # Of `moco_exact_published`.
-WEIGHT_STEP = 5.0  # Of MoCo's weights, over the root of the step.
+PUBLISHED_TRACKING = 5.0  # Tracking share of `moco_exact_published`.
+WEIGHT_STEP = 5.0  # Weight step of MoCo, divided by sqrt(k + 1).
 
 Methods = Annotated[
-  tuple[str, ...], harness.Among((*methods.METHODS, OURS[-1]))
+  tuple[str, ...], harness.Among((*methods.METHODS, MOCO[-1]))
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a run; the paper's sizes are those of `paper`.
+  """Settings of a run; the defaults are the published sizes.
 
   Attributes:
-    methods: what is compared.
-    steps: of Adam; the paper has 70,000.
+    methods: methods to compare.
+    steps: training steps; 70,000 in the paper.
     chunk: steps between two records.
-    learning_rates: of Adam at first; they decay.
-    tracking: MoCo's first tracking share, over the root of the step; of 1, 5
-      and 10, the best on 40 seeds that are not reported.
-    radius: of CAGrad; of 0.2, 0.4 and 0.8, on the same seeds.
+    learning_rates: initial learning rates of Adam.
+    tracking: tracking share c of MoCo, as c / sqrt(k + 1); the best of 1, 5 and
+      10 on 40 other seeds.
+    radius: radius of CAGrad; the best of 0.2, 0.4 and 0.8 on the same seeds.
     noise: standard deviation of each entry of a gradient.
-    seeds: of the noise.
+    seeds: number of seeds of the noise.
   """
 
-  methods: Methods = OURS + CONTROLS + OTHERS
+  methods: Methods = MOCO + CONTROLS + OTHERS
   steps: int = 70_000
   chunk: int = 500
   learning_rates: tuple[float, ...] = (1e-3, 5e-3)
@@ -72,7 +72,6 @@ PRESETS = {
   'smoke': Settings(
     methods=('moco_exact', 'smg', 'pcgrad', 'cagrad'), learning_rates=(1e-3,)
   ),
-  # The published sizes are small enough for quick.
   'paper': Settings(),
 }
 
@@ -90,12 +89,12 @@ def toy_losses(point: Any) -> Any:
 
 
 def noisy_losses(point: Any, noise: Any) -> Any:
-  """The losses with gradients that are off by (samples, 2, 2) of noise."""
+  """The losses with additive gradient noise, (samples, 2, 2)."""
   return toy_losses(point) + noise[0] @ point
 
 
 def stationarity(point: Any) -> Any:
-  """The norm of the shortest convex combination of the true gradients."""
+  """Smallest norm of a convex combination of the true gradients."""
   rows = jax.jacobian(toy_losses)(point)
   return bj.diagnostics.pareto_stationarity(bj.Jacobian(rows))
 
@@ -103,16 +102,16 @@ def stationarity(point: Any) -> Any:
 def on_front(point: Any) -> Any:
   """Whether a point is on the Pareto front, up to the noise of a run.
 
-  Both bowls are below the axis and the front is between their centres; there
-  the true gradients balance. Pareto-stationary points above it are no optima.
+  The front lies below the axis, between the centres of both bowls, where the
+  true gradients balance. Pareto-stationary points above it are not optimal.
   """
   return (point[1] < 0) & (stationarity(point) < 0.1)
 
 
 def make_solver(settings: Settings, name: str, rate: Any, key: Any):
-  """A method with Adam, on noisy gradients of the two losses."""
+  """Makes a method with Adam, on noisy gradients of the two losses."""
   oracle = bj.multi_objective(noisy_losses, OBJECTIVES)
-  if name in OURS:
+  if name in MOCO:
     published = name.endswith('published')
     share = PUBLISHED_TRACKING if published else settings.tracking
     aggregator = bj.aggregators.moco(
@@ -124,16 +123,17 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
   else:
     method = methods.METHODS[name]
     if method.samples > 1:
-      one_each = lambda noise, samples: noise[:samples, None]
-      oracle = bj.evaluation.independent(oracle, method.samples, split=one_each)
-    own = settings.radius if name == 'cagrad' else None
-    aggregator = method.first(OBJECTIVES, key, own)
+      split = lambda noise, samples: noise[:samples, None]
+      oracle = bj.evaluation.independent(oracle, method.samples, split=split)
+    own = method.own and method.own.values[0]
+    own = settings.radius if name == 'cagrad' else own
+    aggregator = method.make(OBJECTIVES, key, (), own)
   schedule = lambda count: rate * (count + 1.0) ** -DECAY
   return optax.chain(oracle, aggregator, optax.adam(schedule))
 
 
 def run(options: harness.Options) -> harness.Trained:
-  """All seeds, starts, learning rates and methods."""
+  """Runs all seeds, starts, learning rates and methods."""
   settings = options.settings
   seeds, hyper = harness.members(
     options.seeds,
@@ -159,22 +159,22 @@ def run(options: harness.Options) -> harness.Trained:
     return settings.noise * jax.random.normal(context.key, (3, 2, 2))
 
   def evaluate(context, params, state):
-    found = {}
+    metrics = {}
     for name in settings.methods:
       point = getattr(params, name)
       weights = bj.diagnostics.objective_weights(state.parts[name])
-      measured = {
+      values = {
         'x': point[0],
         'y': point[1],
         'stationarity': stationarity(point),
         'front': on_front(point).astype(jnp.float32),
         'weight': weights[0],
       }
-      found |= {
-        f'{name}/{what}': jnp.where(state.stopped[name], jnp.nan, value)
-        for what, value in measured.items()
+      metrics |= {
+        f'{name}/{metric}': jnp.where(state.stopped[name], jnp.nan, value)
+        for metric, value in values.items()
       }
-    return found
+    return metrics
 
   return harness.train(
     solver,
@@ -192,7 +192,7 @@ def run(options: harness.Options) -> harness.Trained:
 
 
 def reshape(options: harness.Options, values: np.ndarray) -> np.ndarray:
-  """(..., members) to (..., learning rates, starts, seeds)."""
+  """Reshapes (..., members) to (..., learning rates, starts, seeds)."""
   settings = options.settings
   shape = (len(settings.learning_rates), len(STARTS), len(options.seeds))
   return values.reshape(*values.shape[:-1], *shape)
@@ -201,14 +201,14 @@ def reshape(options: harness.Options, values: np.ndarray) -> np.ndarray:
 def summarise(
   options: harness.Options, trained: harness.Trained
 ) -> harness.Results:
-  """Seeds on the front and the median stationarity of all methods.
+  """Collects seeds on the front and median stationarity of all methods.
 
   Args:
-    options: what the flags say.
+    options: options of the run.
     trained: the run.
 
   Returns:
-    Numbers by method, learning rate and start.
+    Metrics by method, learning rate and start.
   """
   results = harness.Results()
   for name in options.settings.methods:
@@ -221,7 +221,7 @@ def summarise(
       for j in range(len(STARTS)):
         results.add(
           {**at, 'start': j + 1},
-          # Of a seed that stopped it is not known where it would have gone.
+          # NaN if a seed stopped.
           seeds_on_front=harness.reduced(front[i, j], 'sum'),
           stationarity=harness.reduced(stationarity[i, j], 'median'),
         )
@@ -231,35 +231,35 @@ def summarise(
 
 
 def columns(settings: Settings) -> list[harness.Column]:
-  """Those of the table: for each learning rate, the starts and all of them."""
-  shown = []
+  """Columns of the table: per learning rate, each start and their median."""
+  columns = []
   for rate in settings.learning_rates:
     at, title = {'learning_rate': rate}, f'lr{rate:.0e}'.replace('e-0', 'e-')
     for start in range(1, len(STARTS) + 1):
       place = {**at, 'start': start}
-      shown.append(
+      columns.append(
         harness.Column('seeds_on_front', f'{title}, start {start}', place)
       )
-    shown.append(harness.Column('stationarity', f'{title}, stationarity', at))
-  return shown
+    columns.append(harness.Column('stationarity', f'{title}, stationarity', at))
+  return columns
 
 
-# Colour-blind safe, one for each method.
+# Colour-blind safe, one per method.
 _COLOURS = ('#0072B2', '#56B4E9', '#000000', '#D55E00', '#CC79A7', '#E69F00')
 
 
 def draw_paths(
   options: harness.Options, trained: harness.Trained
 ) -> matplotlib.figure.Figure:
-  """The paths of all seeds over the sum of the losses, by method."""
+  """Draws the paths of all seeds over the sum of the losses, by method."""
   settings = options.settings
   names = [m for m in settings.methods if m != 'moco_exact_published'][:6]
   figure = matplotlib.figure.Figure(figsize=(9.6, 6.4), layout='constrained')
   grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-  for left_over in range(len(names), len(grid)):
-    grid[left_over].remove()
+  for unused in range(len(names), len(grid)):
+    grid[unused].remove()
     # The panel above is now the last of its column.
-    grid[left_over - 3].tick_params(labelbottom=True)
+    grid[unused - 3].tick_params(labelbottom=True)
   x = y = np.linspace(-11, 11, 201)
   mesh = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), -1)
   heights = jax.vmap(jax.vmap(toy_losses))(mesh).sum(-1)
@@ -283,7 +283,7 @@ def draw_paths(
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Runs all methods side by side."""
+  """Runs all methods."""
   settings, trained = options.settings, run(options)
   # From the first start, at the first learning rate.
   first = lambda name, measure: reshape(
@@ -291,14 +291,14 @@ def main(options: harness.Options) -> harness.Report:
   )[:, 0, 0]
   plots = {'paths.png': draw_paths(options, trained)}
   for measure, ylabel in (
-    ('stationarity', 'norm of the shortest true combination'),
+    ('stationarity', 'smallest norm of a combination'),
     ('weight', 'weight of the first loss'),
   ):
     plots[f'{measure}.png'] = harness.draw_curves(
       {
         name: (trained.steps, first(name, measure))
         for name in settings.methods
-        if name in SHOWN
+        if name in PLOTTED
       },
       xlabel='step',
       ylabel=ylabel,

@@ -1,4 +1,4 @@
-"""What Shen and Chen claim, and how it is judged here."""
+"""Claims of Shen and Chen, 2023, with their bounds."""
 
 from experiments import harness
 
@@ -11,11 +11,11 @@ PAPER = harness.Paper(
   },
 )
 
-_BELOW = {'rhg': 'RHG', 't_rhg': 'T-RHG', 'bome': 'BOME'}
+_RIVALS = {'rhg': 'RHG', 't_rhg': 'T-RHG', 'bome': 'BOME'}
 
 
-def _above(words: str, metric: str, published: str) -> tuple:
-  """One claim for each of the others, which ran beside it."""
+def _exceeds_rivals(words: str, metric: str, published: str) -> tuple:
+  """One claim per rival of the same run."""
   return tuple(
     harness.Claim(
       f'Hyper-cleaning, linear model: {words} {name}.',
@@ -25,7 +25,7 @@ def _above(words: str, metric: str, published: str) -> tuple:
       published=published,
       presets=('quick', 'paper'),
     )
-    for method, name in _BELOW.items()
+    for method, name in _RIVALS.items()
   )
 
 
@@ -86,40 +86,40 @@ CLAIMS = (
     at_most=1.2,
     published='1',
   ),
-  *_above(
-    'V-PBGD tells clean digits from polluted ones better (F1) than',
+  *_exceeds_rivals(
+    'V-PBGD separates clean from polluted digits better (F1) than',
     'f1',
     '0.9199 against 0.8904 to 0.8983',
   ),
-  *_above(
+  *_exceeds_rivals(
     "V-PBGD's classifier is more accurate than that of",
     'test_accuracy',
     '0.9048 against 0.8709 to 0.8764',
   ),
-  *_above(
-    'a model trained anew on the digits that V-PBGD keeps is more accurate '
-    'than on those of',
+  *_exceeds_rivals(
+    'a model retrained on the digits that V-PBGD keeps is more accurate than '
+    'on those of',
     'retrained_accuracy',
     '-',
   ),
   harness.Claim(
-    'Hyper-cleaning: a model trained anew on the digits that V-PBGD keeps '
-    'beats one trained on all of them.',
+    'Hyper-cleaning: a model retrained on the digits that V-PBGD keeps beats '
+    'one trained on all digits.',
     run='hyper_cleaning',
     metric='retrained_accuracy/v_pbgd/linear',
     at_least='test_accuracy/noisy_train/linear',
   ),
   harness.Claim(
-    'Hyper-cleaning: and it is as good, up to one percent of the digits, as '
-    'one trained on the truly clean digits.',
+    'Hyper-cleaning: its accuracy is at most 0.01 below that of a model '
+    'trained on the truly clean digits.',
     run='hyper_cleaning',
     metric='retrained_accuracy/v_pbgd/linear',
     at_least='test_accuracy/clean_part/linear',
     lead=-0.01,
   ),
   harness.Claim(
-    'Hyper-cleaning: with the settings of `bj.suggest`, nothing tuned, V-PBGD '
-    'has 98 % of the tuned F1.',
+    'Hyper-cleaning: untuned, with the settings of `bj.suggest`, V-PBGD '
+    'reaches 98 % of its tuned F1.',
     run='hyper_cleaning',
     metric='f1/suggested/linear',
     at_least='f1/v_pbgd/linear',

@@ -1,8 +1,8 @@
-"""Data hyper-cleaning: the two losses.
+"""Losses of data hyper-cleaning.
 
-The upper variable holds a logit for each training digit, the lower one is a
-classifier. The lower loss is the weighted loss on polluted training digits, the
-upper loss that on a few clean digits.
+The upper variable is one logit per training digit, the lower one a classifier.
+The lower loss weights the polluted training digits; the upper loss is the mean
+over a few clean digits.
 """
 
 from collections.abc import Callable
@@ -20,27 +20,27 @@ PARTS = ('train', 'validation', 'selection', 'test')
 
 
 def f1_score(keep: chex.Array, dirty: chex.Array) -> chex.Array:
-  """F1 of keeping the clean digits.
+  """F1 score of keeping the clean digits.
 
   Args:
-    keep: bool (n,), the digits kept.
-    dirty: bool (n,), the digits whose label was redrawn.
+    keep: bool (n,), True for a kept digit.
+    dirty: bool (n,), True for a digit whose label was redrawn.
 
   Returns:
-    The harmonic mean of the share of clean digits among the kept ones and the
-    share of kept digits among the clean ones; 0 if no clean digit is kept.
+    The harmonic mean of precision (clean among kept) and recall (kept among
+    clean); 0 if no clean digit is kept.
   """
   clean_kept = jnp.sum(keep & ~dirty)
   return 2 * clean_kept / jnp.maximum(jnp.sum(keep) + jnp.sum(~dirty), 1)
 
 
 class CleaningBatch(NamedTuple):
-  """What the two losses see: everything, the losses are full-batch.
+  """Batch of both losses, which are full-batch.
 
   Attributes:
     train_images: (n, 784).
     train_labels: (n,), polluted.
-    validation: the clean digits of the upper loss.
+    validation: clean digits of the upper loss.
   """
 
   train_images: chex.Array
@@ -49,14 +49,14 @@ class CleaningBatch(NamedTuple):
 
 
 def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
-  r"""The nested problem of hyper-cleaning.
+  r"""Makes the bilevel problem of hyper-cleaning.
 
   .. math::
     f(x, y) = \frac{1}{m} \sum_{j} \ell(y; \text{clean}_j), \qquad
     g(x, y) = \frac{1}{n} \sum_{i} \sigma(x_i) \, \ell(y; \text{polluted}_i)
 
   Args:
-    classifier: whose weights are the lower variable.
+    classifier: its weights are the lower variable.
 
   Returns:
     A problem on `CleaningBatch`; the upper variable is (n,).
@@ -79,12 +79,12 @@ def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
 
 
 class WeightedBatch(NamedTuple):
-  """Digits with a weight each.
+  """Digits with one weight per digit.
 
   Attributes:
     images: (n, 784).
     labels: (n,).
-    weights: float (n,), not negative.
+    weights: float (n,), nonnegative.
   """
 
   images: chex.Array
@@ -93,7 +93,7 @@ class WeightedBatch(NamedTuple):
 
 
 def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
-  """The mean loss of a classifier over weighted digits, one level."""
+  """Makes the single-level weighted mean loss of a classifier."""
 
   def loss(params, batch):
     losses = classifiers.cross_entropy(

@@ -1,7 +1,7 @@
-"""The methods that hyper-cleaning compares: step sizes, solvers, their cost.
+"""Methods that hyper-cleaning compares: step sizes, solvers and their cost.
 
-A method's cost is what one update evaluates, in gradients; a Hessian-vector
-product counts as two.
+The cost of an update is counted in gradients; a Hessian-vector product counts
+as two.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ HESSIAN_VECTOR_PRODUCT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """Step sizes and inner steps of one method on one model.
+  """Step sizes and inner steps of a method on a model.
 
   Attributes:
     upper: step size of the logits.
     lower: step size of the classifier.
     value: step size of the value sequence.
-    penalty: its final value.
-    ramp: share of the updates in which the penalty rises from 0.
+    penalty: final value.
+    ramp: fraction of the updates during which the penalty rises from 0.
     inner_steps: steps of the inner loop.
-    truncate: how many of them are differentiated.
+    truncate: number of last inner steps that are differentiated.
   """
 
   upper: float
@@ -43,11 +43,10 @@ class Recipe:
   truncate: int = 0
 
 
-# Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method`, 2023: the
-# settings of their hyper-cleaning runs, ramps as a share of the steps. Ours are
-# the inner loops of RHG and T-RHG, a fifth of theirs so that the budget allows
-# more updates, Adam on the logits there (its step needs no scale), and all of
-# BOME and F2SA, which take V-PBGD's steps.
+# Published settings (Shen and Chen, 2023); ramps are fractions of the steps.
+# Not published: RHG and T-RHG have a fifth of the published inner steps, for
+# more updates within the budget, and Adam on the logits; BOME and F2SA use
+# V-PBGD's step sizes.
 RECIPES = {
   ('v_pbgd', 'linear'): Recipe(0.1, 0.1, 0.01, 0.2, 30 / 40),
   ('v_pbgd', 'mlp'): Recipe(0.1, 0.01, 0.01, 0.1, 10 / 80),
@@ -62,19 +61,19 @@ RECIPES = {
   ('t_rhg', 'linear'): Recipe(0.1, 0.1, inner_steps=100, truncate=20),
   ('t_rhg', 'mlp'): Recipe(0.1, 0.4, inner_steps=100, truncate=20),
 }
-# One-level training has no published step: the one of V-PBGD's classifier.
+# Step size of single-level training, as of V-PBGD's classifier; not published.
 PLAIN_STEP = 0.1
 
 BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg', 'suggested')
 CONTROLS = ('val_only', 'noisy_train', 'clean_part')
 
-# Methods with an inner loop get as many updates as V-PBGD's gradients allow;
-# all others take as many steps as V-PBGD.
+# Methods with an inner loop: they get the gradient budget of V-PBGD. All others
+# take as many steps as V-PBGD.
 _NESTED = ('bome', 'rhg', 't_rhg')
 
 
 def cost(method: str, model: str) -> int:
-  """Gradients in one update of a method, Hessian-vector products as two."""
+  """Cost of one update in gradients; Hessian-vector products count as two."""
   recipe = RECIPES.get((method, model))
   inner = 0 if recipe is None else recipe.inner_steps
   products = HESSIAN_VECTOR_PRODUCT
@@ -89,8 +88,8 @@ def cost(method: str, model: str) -> int:
   }.get(method, 1)
 
 
-def evaluated(counts: Mapping[str, Any]) -> Any:
-  """Gradients evaluated, from `bj.counts`, Hessian-vector products as two."""
+def total_cost(counts: Mapping[str, Any]) -> Any:
+  """Cost of a run in gradients, from `bj.counts` of its state."""
   return sum(
     value * (HESSIAN_VECTOR_PRODUCT if name.startswith('hessian') else 1)
     for name, value in counts.items()
@@ -101,22 +100,22 @@ def evaluated(counts: Mapping[str, Any]) -> Any:
 def updates(
   method: str, model: str, *, steps: int, chunk: int
 ) -> tuple[int, int]:
-  """Updates of a method in a budget, and updates between two measurements.
+  """Updates of a method within the budget, and per chunk.
 
   Args:
     method: name.
     model: name.
-    steps: steps of V-PBGD, which set the budget.
-    chunk: its steps between two measurements.
+    steps: steps of V-PBGD, which define the budget.
+    chunk: steps of V-PBGD between two measurements.
 
   Returns:
-    The updates, a multiple of the second number.
+    The number of updates, a multiple of the chunk, and the chunk.
   """
   if method not in _NESTED:
     return steps, chunk
-  spend = cost('v_pbgd', model) / cost(method, model)
-  ours = max(1, round(chunk * spend))
-  return max(1, int(steps * spend / ours)) * ours, ours
+  updates_per_step = cost('v_pbgd', model) / cost(method, model)
+  chunk = max(1, round(chunk * updates_per_step))
+  return max(1, int(steps * updates_per_step / chunk)) * chunk, chunk
 
 
 def make_solver(
@@ -128,19 +127,20 @@ def make_solver(
   scale: chex.Numeric = 1.0,
   recipe: Recipe | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The solver of a method.
+  """Makes the solver of a method.
 
   Args:
-    method: one of `BILEVEL`, or 'plain': gradient descent on
+    method: one of `BILEVEL`, or 'plain' for gradient descent on
       `cleaning.weighted_loss`.
-    model: 'linear' or 'mlp', for the recipe.
+    model: 'linear' or 'mlp', selects the recipe.
     classifier: the model.
-    updates: of the whole run, for the penalty's ramp.
+    updates: number of updates of the run, for the ramp of the penalty.
     scale: multiplies all step sizes.
-    recipe: by default the method's in `RECIPES`; 'suggested' needs one.
+    recipe: defaults to the method's entry in `RECIPES`; 'suggested' has none
+      and requires it.
 
   Returns:
-    A solver for `CleaningBatch`, or for `WeightedBatch` if plain.
+    A solver for `CleaningBatch`, or for `WeightedBatch` if 'plain'.
   """
   if method == 'plain':
     loss = cleaning.weighted_loss(classifier)
@@ -150,7 +150,7 @@ def make_solver(
   sgd = lambda rate: optax.sgd(scale * rate)
   ramp = max(1, round(recipe.ramp * updates))
   penalty = optax.linear_schedule(0.0, recipe.penalty, ramp)
-  # The classical unrolled methods begin each inner loop at one fixed point.
+  # Unrolled methods restart each inner loop at the same initial weights.
   first = classifier.init(jax.random.key(0))
   unrolled = {
     'upper': optax.adam(scale * recipe.upper),
@@ -185,18 +185,18 @@ def suggested_recipe(
   batch: cleaning.CleaningBatch,
   key: chex.PRNGKey,
 ) -> Recipe:
-  """What `bj.suggest` says at the start, for V-PBGD; nothing is tuned.
+  """Untuned settings of V-PBGD by `bj.suggest` at the initial point.
 
-  The gap wanted is a tenth of the lower loss at the start, reached by a ramp
-  over three quarters of the run.
+  The target gap is a tenth of the initial lower loss; the penalty rises over
+  three quarters of the run.
 
   Args:
     classifier: the model.
-    batch: the digits, with the labels of one noise seed.
-    key: of the first weights and of the power iterations.
+    batch: digits with the labels of one noise seed.
+    key: PRNG key of the initial weights and of the power iterations.
 
   Returns:
-    A recipe of plain numbers.
+    A recipe of Python floats.
   """
   problem = cleaning.cleaning_problem(classifier)
   first, power = jax.random.split(key)
@@ -206,14 +206,14 @@ def suggested_recipe(
   @jax.jit
   def suggest(params, batch):
     gap = 0.1 * problem.lower(*params, batch)
-    # A classifier that fits every label has no minimiser: at the start alone.
+    # Separable digits have no minimiser: use curvatures at the start only.
     return bj.suggest(problem, params, batch, key=power, gap=gap, points=1)
 
-  found = suggest(params, batch)
+  suggestion = suggest(params, batch)
   return Recipe(
-    upper=float(found.upper),
-    lower=float(found.lower),
-    value=float(found.value),
-    penalty=float(found.penalty),
+    upper=float(suggestion.upper),
+    lower=float(suggestion.lower),
+    value=float(suggestion.value),
+    penalty=float(suggestion.penalty),
     ramp=3 / 4,
   )

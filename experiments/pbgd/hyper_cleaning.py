@@ -1,4 +1,4 @@
-"""Data hyper-cleaning on digits: penalty methods beside strong simple controls.
+"""Data hyper-cleaning on digits: penalty methods against simple controls.
 
 Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
 
@@ -9,8 +9,8 @@ Expected: F1 of V-PBGD 0.91 on 2,000 packaged digits, of BOME, RHG and T-RHG
 0.87 to 0.89; on MNIST 0.92, against 0.89 to 0.91. Time: 2 CPU minutes for
 quick, 40 minutes for 10 seeds on MNIST on 2 cores.
 
-Every method gets the same number of steps and the same grid of step sizes,
-tuned on digits and a noise seed that no number in the table uses.
+Every method gets the same budget and the same grid of step sizes, tuned on
+digits and a noise seed that the reported numbers do not use.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ from experiments.pbgd import cleaning, cleaning_methods, cleaning_report
 from experiments.pbgd.cleaning_methods import BILEVEL, CONTROLS
 from experiments.vision import classifiers
 
-# Noise and first weights of the tuning runs; seeds count up from 0.
+# Seed of the tuning runs; reported seeds start at 0.
 TUNING_SEED = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-  """How many digits, and how their labels are polluted.
+  """Sizes of the data splits, and label noise.
 
   Attributes:
-    train: polluted digits, the paper's 5,000.
-    validation: clean digits of the upper loss, the paper's 5,000.
-    selection: clean digits that choose steps and step sizes.
-    test: digits of the reported accuracy, the paper's 10,000.
-    polluted: share of the training digits exposed to noise.
-    rate: probability that an exposed digit's label is redrawn.
+    train: polluted training digits; 5,000 in the paper.
+    validation: clean digits of the upper loss; 5,000 in the paper.
+    selection: clean digits for the choice of steps and step sizes.
+    test: digits of the reported accuracy; 10,000 in the paper.
+    polluted: fraction of training digits exposed to label noise.
+    rate: probability that the label of an exposed digit is redrawn.
     rule: redraw (from all classes, as released) or exclude (from the nine wrong
       ones).
   """
@@ -58,33 +58,34 @@ class Digits:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """What tuning tries.
+  """Grid of the tuning.
 
   Attributes:
-    scales: tried factors of all of a method's published step sizes.
-    steps: first steps of a run that tuning looks at.
-    widen: how often the scales may be widened where the best is at an end.
+    scales: factors of all step sizes of a method.
+    steps: steps of a tuning run.
+    max_grid_extensions: how often the grid may be extended when the best scale
+      is at an end.
   """
 
   scales: tuple[float, ...] = (1.0, 3.0, 10.0)
   steps: int = 300
-  widen: Annotated[int, harness.Allowed(0)] = 3
+  max_grid_extensions: Annotated[int, harness.Allowed(0)] = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a run; the paper's sizes are those of `paper`.
+  """Settings of a run; the preset `paper` has the published sizes.
 
   Attributes:
     model: linear (784-10) or mlp (784-300-10).
-    methods: what is compared.
-    steps: of every method without an inner loop, and of retraining; those with
-      one get the updates that as many gradients as V-PBGD's allow. The paper
-      has 40,000 (linear) and 80,000 (MLP).
+    methods: methods to compare.
+    steps: steps of retraining and of each method without an inner loop; other
+      methods get V-PBGD's gradient budget. The paper has 40,000 (linear) and
+      80,000 (MLP).
     chunk: steps between two measurements.
-    seeds: of noise and first weights.
-    digits: which digits.
-    grid: what tuning tries.
+    seeds: number of seeds, for noise and initial weights.
+    digits: sizes of the data splits, and label noise.
+    grid: grid of the tuning.
   """
 
   model: Literal['linear', 'mlp'] = 'linear'
@@ -108,11 +109,11 @@ PRESETS = {
   'smoke': Settings(
     methods=('v_pbgd', 'noisy_train', 'clean_part'),
     steps=200,
-    grid=Grid(scales=(3.0, 10.0), steps=100, widen=0),
+    grid=Grid(scales=(3.0, 10.0), steps=100, max_grid_extensions=0),
     seeds=2,
   ),
-  # All baselines, ten seeds, a tenth of the paper's steps: V-PBGD is at its
-  # best before.
+  # All baselines and ten seeds. V-PBGD reaches its best accuracy within a tenth
+  # of the paper's steps.
   'table': Settings(
     methods=BILEVEL + CONTROLS,
     steps=4_000,
@@ -124,15 +125,17 @@ PRESETS = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   if settings.grid.steps < settings.chunk:
     raise harness.SettingsError(
       f'grid.steps={settings.grid.steps} is less than chunk={settings.chunk}.'
     )
 
 
-# Flags of an earlier version.
+# Former flags.
 RENAMED = {
+  'widen': 'grid.max_grid_extensions',
+  'grid.widen': 'grid.max_grid_extensions',
   'polluted_fraction': 'digits.polluted',
   'noise_rate': 'digits.rate',
   'noise_rule': 'digits.rule',
@@ -144,12 +147,12 @@ class Cleaning:
   """Runs methods on one split of the digits.
 
   Args:
-    options: what the flags say.
-    fractions: of digits exposed to noise, for each of the options' seeds; the
-      settings' for all if empty. Tuning is always at the settings'.
+    options: options of the run.
+    fractions: fraction of polluted digits per seed of `options`; if empty,
+      `digits.polluted` for all seeds. Tuning always uses `digits.polluted`.
 
   Attributes:
-    source: where the digits come from.
+    source: source of the digits.
   """
 
   def __init__(
@@ -165,18 +168,18 @@ class Cleaning:
     self._rules = comparison.Rules(
       options,
       settings=harness.settings_of(
-        settings, 'methods', 'grid.scales', 'grid.widen'
+        settings, 'methods', 'grid.scales', 'grid.max_grid_extensions'
       ),
       score=lambda trained: trained.best.score,
       tuning_seeds=(TUNING_SEED,),
-      widenings=settings.grid.widen,
-      keep=True,  # What a method keeps of the digits is trained on anew.
+      widenings=settings.grid.max_grid_extensions,
+      keep=True,  # Retraining needs the logits of the tuning runs.
     )
     self._functions = functools.cache(self._make_functions)
     self._pollute = jax.jit(jax.vmap(self._pollute_one))
 
   def compare(self) -> cleaning_report.Outcomes:
-    """Tunes and runs the settings' methods, and retrains on what they keep."""
+    """Tunes and runs the methods, then retrains on the digits they keep."""
     settings = self._settings
     outcomes = comparison.compare(
       self._rules, settings.methods, self._train, self._grid
@@ -185,16 +188,15 @@ class Cleaning:
     for method, outcome in outcomes.items():
       if method not in BILEVEL or outcome.failure:
         continue
-      # What is not tuned has no other noise seed either to tune retraining on.
       grid = self._grid(method)
-      again = retrained[method] = comparison.run(
+      retrained[method] = comparison.run(
         self._rules, f'{method}_retrained', self._retrain(outcome), grid
       )
       at_last[method] = comparison.run(
         self._rules,
         f'{method}_retrained_last',
         self._retrain(outcome, last=True),
-        {'scale': (again.point.get('scale', 1.0),)},
+        {'scale': (retrained[method].point.get('scale', 1.0),)},
       )
     return cleaning_report.Outcomes(outcomes, retrained, at_last)
 
@@ -203,7 +205,7 @@ class Cleaning:
     return {'scale': scales}
 
   def _noise(self, seeds, *, tuning):
-    """Polluted labels and dirty flags, (members, train) each."""
+    """Polluted labels and dirty flags, each (members, train)."""
     settings = self._settings
     fractions = () if tuning else self._fractions
     fractions = fractions or (settings.digits.polluted,) * len(seeds)
@@ -221,7 +223,7 @@ class Cleaning:
     )
 
   def _suggest(self):
-    """Step sizes and penalty from curvatures, with the tuning noise."""
+    """Recipe from curvatures, with the noise of the tuning seed."""
     labels, _ = self._noise((TUNING_SEED,), tuning=True)
     batch = cleaning.CleaningBatch(
       self._parts['train'].images, labels[0], self._parts['validation']
@@ -230,28 +232,29 @@ class Cleaning:
     return cleaning_methods.suggested_recipe(self._classifier, batch, key)
 
   def _retrain(self, outcome, *, last=False):
-    """Trains anew on what a method keeps, at the selected or the last step."""
+    """Retrains on the kept digits of the selected or the last step."""
 
     def train(job):
       if job.tuning:
-        kept = outcome.chosen.trained.best.params.upper[outcome.chosen.members]
-        kept = jnp.repeat(kept, len(job.seeds) // len(kept), axis=0)
+        chosen = outcome.chosen
+        logits = chosen.trained.best.params.upper[chosen.members]
+        logits = jnp.repeat(logits, len(job.seeds) // len(logits), axis=0)
       else:
         params = outcome.trained.params if last else outcome.trained.best.params
-        kept = params.upper[outcome.members]
-      return self._train(job, kept >= 0)
+        logits = params.upper[outcome.members]
+      return self._train(job, logits >= 0)
 
     return train
 
-  def _train(self, job, kept=None):
+  def _train(self, job, keep=None):
     settings, method = self._settings, job.method
     kind = method if method in BILEVEL else 'plain'
     labels, dirty = self._noise(job.seeds, tuning=job.tuning)
     weights = jnp.ones_like(labels, jnp.float32)
     if method == 'clean_part':
       weights = (~dirty).astype(jnp.float32)
-    elif kept is not None:
-      weights = kept.astype(jnp.float32)
+    elif keep is not None:
+      weights = keep.astype(jnp.float32)
     steps, chunk = self._updates(kind)
     tuning_steps = settings.grid.steps // settings.chunk * chunk
     solver, init, batch, evaluate = self._functions(kind, method == 'val_only')
@@ -268,8 +271,8 @@ class Cleaning:
         tuning_steps if job.tuning else steps,
         chunk,
         name=f'{settings.model}/{job.name}',
-        # One product serves all linear models; a network of one seed fills the
-        # caches, so seeds side by side only take more time and memory.
+        # Linear models of all seeds share one matrix product. MLPs are faster
+        # one seed at a time, because a single one fills the caches.
         at_once=None if settings.model == 'linear' else 1,
       ),
       harness.Measure(evaluate, select='selection_accuracy'),
@@ -282,7 +285,7 @@ class Cleaning:
     )
 
   def _make_functions(self, kind, validation_only):
-    """What is compiled for all runs of a kind."""
+    """Functions to compile, shared by all runs of a kind."""
     settings, classifier = self._settings, self._classifier
     steps, _ = self._updates(kind)
     recipe = self._suggest() if kind == 'suggested' else None
@@ -320,7 +323,7 @@ class Cleaning:
     def evaluate(context, params, state):
       del state
       weights = params if kind == 'plain' else params.lower
-      measured = {
+      metrics = {
         f'{part}_accuracy': classifiers.accuracy(
           classifier.apply(weights, context.data[part].images),
           context.data[part].labels,
@@ -329,17 +332,17 @@ class Cleaning:
       }
       if kind != 'plain':
         keep = params.upper >= 0
-        measured['f1'] = cleaning.f1_score(keep, context.own['dirty'])
-        measured['kept'] = jnp.mean(keep)
-      return measured
+        metrics['f1'] = cleaning.f1_score(keep, context.own['dirty'])
+        metrics['kept'] = jnp.mean(keep)
+      return metrics
 
     return solver, init, batch, evaluate
 
 
 def main(options: harness.Options) -> harness.Report:
   """Tunes and runs the methods."""
-  cleaned = Cleaning(options)
-  outcomes = cleaned.compare()
+  cleaning_runs = Cleaning(options)
+  outcomes = cleaning_runs.compare()
   return harness.Report(
     cleaning_report.summarise(outcomes, options.settings.model),
     columns=cleaning_report.COLUMNS,
@@ -349,7 +352,7 @@ def main(options: harness.Options) -> harness.Report:
       if not outcome.failure
     },
     plots={'curves.png': cleaning_report.draw(outcomes.by_method)},
-    data=(cleaned.source,),
+    data=(cleaning_runs.source,),
     published=('MNIST',),
   )
 

@@ -1,4 +1,4 @@
-"""Hyper-cleaning over the share of polluted digits.
+"""Hyper-cleaning over the fraction of polluted digits.
 
 Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
 
@@ -8,8 +8,8 @@ Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
 Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
 at nine tenths. Time: some minutes on 2 cores.
 
-All shares and seeds run as one compiled program. Step sizes are tuned at the
-settings' `digits.polluted` only.
+All fractions and seeds run as one compiled program. Step sizes are tuned at
+`digits.polluted` only.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ METHODS = ('v_pbgd', 'noisy_train', 'clean_part')
 
 @dataclasses.dataclass(frozen=True)
 class Settings(hyper_cleaning.Settings):
-  """Settings of the sweep; see `hyper_cleaning.Settings` for the rest.
+  """Settings of the sweep; all others are those of `hyper_cleaning.Settings`.
 
   Attributes:
-    fractions: shares of digits whose label is redrawn.
+    fractions: fractions of digits with a redrawn label.
   """
 
   methods: tuple[str, ...] = METHODS
@@ -45,7 +45,7 @@ def _sweep(preset: str, **changes: Any) -> Settings:
 PRESETS = {
   'quick': Settings(),
   'smoke': _sweep('smoke', fractions=(0.3, 0.7)),
-  # A twentieth of the paper's steps: V-PBGD is at its best by then.
+  # V-PBGD reaches its best accuracy within a twentieth of the paper's steps.
   'paper': _sweep(
     'paper',
     steps=2_000,
@@ -59,25 +59,25 @@ PRESETS = {
 def summarise(
   outcomes: cleaning_report.Outcomes, settings: Settings
 ) -> tuple[harness.Results, dict[str, np.ndarray]]:
-  """The numbers, and curves of (fractions, seeds) by `metric/method`."""
+  """Collects metrics, and curves (fractions, seeds) by `metric/method`."""
   shape = (len(settings.fractions), -1)
   curves = {}
   for method, outcome in outcomes.by_method.items():
     if outcome.failure:
       continue
-    found = {
+    metrics = {
       metric: cleaning_report.at_best(outcome, metric, 'selection_accuracy')
       for metric in ('f1', 'test_accuracy')
       if metric in outcome.trained.history
-    } | outcomes.again(method)
+    } | outcomes.retrained_accuracies(method)
     curves |= {
       f'{metric}/{method}': values.reshape(shape)
-      for metric, values in found.items()
+      for metric, values in metrics.items()
       if not metric.startswith('last/')
     }
   results = harness.Results()
   for i, fraction in enumerate(settings.fractions):
-    # Keeping every digit: all clean ones are kept, none is left out.
+    # F1 of keeping every digit: precision 1 - fraction, recall 1.
     keep_all = 2 * (1 - fraction) / (2 - fraction)
     results.note({'polluted': fraction}, {'f1/keep_all': keep_all})
     for name, values in curves.items():
@@ -88,7 +88,7 @@ def summarise(
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   hyper_cleaning.check(settings)
   if max(settings.fractions) >= 1:
     raise harness.SettingsError(
@@ -101,20 +101,20 @@ def main(options: harness.Options) -> harness.Report:
   settings = options.settings
   pairs = list(itertools.product(settings.fractions, options.seeds))
   fractions, seeds = zip(*pairs, strict=True)
-  cleaned = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
-  results, curves = summarise(cleaned.compare(), settings)
+  runs = hyper_cleaning.Cleaning(options._replace(seeds=seeds), fractions)
+  results, curves = summarise(runs.compare(), settings)
   panel = lambda names, ylabel: harness.Panel(
     {n.split('/')[1]: (settings.fractions, curves[n]) for n in names},
-    xlabel='share of digits with a redrawn label',
+    xlabel='fraction of digits with a redrawn label',
     ylabel=ylabel,
   )
-  kept = [n for n in curves if n.startswith('f1/')]
+  f1 = [n for n in curves if n.startswith('f1/')]
   trained = [n for n in curves if n.startswith('test') and '/v_' not in n]
   trained += [n for n in curves if n.startswith('retrained_accuracy')]
   figure = harness.draw_panels(
     [
-      panel(kept, 'F1 of keeping clean digits'),
-      panel(trained, 'test accuracy, trained on what is kept'),
+      panel(f1, 'F1 of keeping clean digits'),
+      panel(trained, 'test accuracy, trained on the kept digits'),
     ]
   )
   return harness.Report(
@@ -122,7 +122,7 @@ def main(options: harness.Options) -> harness.Report:
     rows='polluted',
     columns=('f1/keep_all', 'f1', 'test_accuracy', 'retrained_accuracy'),
     plots={'pollution.png': figure},
-    data=(cleaned.source,),
+    data=(runs.source,),
     published=('MNIST',),
   )
 

@@ -1,4 +1,4 @@
-"""A non-convex toy in two dimensions: how good, and how costly, a penalty is.
+"""Non-convex toy problem: accuracy and cost over the penalty.
 
 Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
 
@@ -7,22 +7,20 @@ Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023.
 Expected: all starts end at a local minimum; the gap falls with the power -2.2
 of the penalty and steps grow with the power 0.95. Time: 10 seconds on 2 cores.
 
-The lower loss is not convex, but its only minimisers are y = -x, with the
-value 0. From a thousand random starts, penalised descent ends near the local
-minima of the upper loss on that line; the lower loss stays short of its minimum
-by a gap that falls with the square of the penalty, at a number of steps that
-grows with the penalty. Three solvers:
+The lower loss is not convex; its minimisers are y = -x, with value 0. From
+1,000 random starts, penalised descent ends near the local minima of the upper
+loss on that line. The gap of the lower loss falls with the square of the
+penalty, and the number of steps grows in proportion to it. Three solvers:
 
-- `known_value`, as published: the lower loss's minimum is known to be 0, so the
-  lower loss itself is the penalty. The headline numbers.
-- `v_pbgd`, the library's solver: the minimum is followed by a value sequence.
-- `g_pbgd`, in the preset `paper`: half the squared slope is the penalty, with a
-  thirtieth of the step size, because that penalty is more curved. From many
-  starts it ends where the slope is least without being 0, at x = 3.
+- `known_value`, as published: the minimum of the lower loss is known to be 0,
+  so the lower loss itself is the penalty. The headline numbers.
+- `v_pbgd`, the library's solver: a value sequence tracks the minimum.
+- `g_pbgd`, in the preset `paper`: the penalty is half the squared lower
+  gradient norm, which has a larger curvature, so its step size is 30 times
+  smaller. Many starts end at x = 3, where that norm has a nonzero minimum.
 
-All starts run at once, in float64, each until its projected gradient is small.
-It takes less than a minute and keeps no checkpoints: the same command starts
-again.
+All starts run in parallel, in float64, each until its projected gradient is
+small. The run takes less than a minute and writes no checkpoints.
 """
 
 import dataclasses
@@ -44,21 +42,21 @@ HEADLINE = 'known_value'
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a run; those of the paper unless said.
+  """Settings of a run; published values unless marked as not published.
 
   Attributes:
-    solvers: which of `SOLVERS`; the paper has `known_value`.
-    penalties: the sweep, ascending.
-    headline_penalty: the one whose end points are judged and drawn.
-    fit_from: exponents are fitted to this penalty and larger ones; ours.
-    starts: for each seed.
-    step: step size times penalty, with which the step shrinks.
-    tolerance: a start is done when the norm of its projected gradient, that is
-      its displacement over the step size, is at most this.
-    max_steps: when to give up; ours.
-    near: how far each of x and y may be from a minimum to have reached it;
-      ours.
-    seeds: of the starts.
+    solvers: solvers to run, among `SOLVERS`; the paper has `known_value`.
+    penalties: penalties of the sweep, ascending.
+    headline_penalty: penalty whose end points are judged and drawn.
+    fit_from: smallest penalty in the fit of the exponents; not published.
+    starts: number of starts per seed.
+    step: step size times penalty.
+    tolerance: a start stops when the norm of its projected gradient
+      (displacement over step size) is at most this.
+    max_steps: maximum number of steps; not published.
+    near: largest distance of x and y to a minimum that counts as reached; not
+      published.
+    seeds: number of seeds of the starts.
   """
 
   solvers: tuple[str, ...] = ('known_value', 'v_pbgd')
@@ -87,13 +85,13 @@ PRESETS = {
 
 
 class Ends(NamedTuple):
-  """Where the starts of one solver and penalty went; a leading axis of starts.
+  """End points of one solver and penalty, with a leading axis of starts.
 
   Attributes:
-    params: where they stopped.
-    steps: after how many steps.
-    slope: norm of the projected gradient there.
-    gap: lower loss above its minimum there.
+    params: final params.
+    steps: number of steps.
+    slope: norm of the projected gradient.
+    gap: lower loss minus its minimum.
   """
 
   params: bj.BilevelParams
@@ -105,7 +103,7 @@ class Ends(NamedTuple):
 def known_value(
   problem: bj.BilevelProblem, **settings: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """V-PBGD where the lower loss's minimum is known to be 0 for each x.
+  """V-PBGD for a lower loss whose minimum is 0 for each x.
 
   Args:
     problem: the upper and the lower loss.
@@ -130,17 +128,17 @@ def known_value(
 
 
 def make_solver(name: str, penalty: float, step: float):
-  """A solver by name, and its step size.
+  """Makes a solver by name.
 
   Args:
     name: one of `SOLVERS`.
-    penalty: its weight, at least 1.
+    penalty: weight of the penalty, at least 1.
     step: step size times penalty.
 
   Returns:
     The solver, and the step size of the gradient of f + penalty * p.
   """
-  # The library divides the gradient by the penalty; no need to do so here.
+  # The library's solvers divide the gradient by the penalty.
   rate = step / 30 if name == 'g_pbgd' else step
   sgd = optax.sgd(rate)
   make = {
@@ -160,13 +158,13 @@ def make_solver(name: str, penalty: float, step: float):
 def descend(
   name: str, penalty: float, starts: bj.BilevelParams, settings: Settings
 ) -> Ends:
-  """Runs all starts to their ends, compiled as a whole.
+  """Runs all starts until they stop, as one compiled program.
 
   Args:
     name: one of `SOLVERS`.
-    penalty: its weight.
-    starts: with a leading axis.
-    settings: step, tolerance and max_steps.
+    penalty: weight of the penalty.
+    starts: initial params, with a leading axis of starts.
+    settings: provides `step`, `tolerance` and `max_steps`.
 
   Returns:
     The `Ends`.
@@ -192,7 +190,7 @@ def descend(
 
 
 def exponent(penalties: Any, values: Any, fit_from: float) -> float:
-  """Slope of the line of least squares through log value and log penalty."""
+  """Least-squares slope of log value over log penalty."""
   penalties, values = np.asarray(penalties), np.asarray(values)
   used = penalties >= fit_from
   slope, _ = np.polyfit(np.log(penalties[used]), np.log(values[used]), 1)
@@ -202,15 +200,15 @@ def exponent(penalties: Any, values: Any, fit_from: float) -> float:
 def summarise(
   ends: dict[str, dict[float, Ends]], minima: np.ndarray, settings: Settings
 ) -> harness.Results:
-  """The numbers of all solvers.
+  """Collects metrics of all solvers.
 
   Args:
-    ends: by solver and penalty.
-    minima: of the reduced loss, the global one first.
-    settings: of the run.
+    ends: end points by solver and penalty.
+    minima: local minima of the reduced loss, the global one first.
+    settings: settings of the run.
 
   Returns:
-    Numbers by solver and penalty, and exponents by solver.
+    Metrics by solver and penalty, and exponents by solver.
   """
   results = harness.Results()
   for solver, by_penalty in ends.items():
@@ -226,16 +224,16 @@ def summarise(
         fraction_at_global_minimum=np.mean(near[:, 0]),
         largest_distance=np.max(distances.min(axis=1)),
       )
-    for what in ('steps', 'gap'):
-      means = [np.mean(getattr(end, what)) for end in by_penalty.values()]
+    for metric in ('steps', 'gap'):
+      means = [np.mean(getattr(end, metric)) for end in by_penalty.values()]
       power = exponent(list(by_penalty), means, settings.fit_from)
-      results.put({'solver': solver}, {f'{what}_exponent': power})
-      results.note({'solver': solver, 'penalty': 'exponent'}, {what: power})
+      results.put({'solver': solver}, {f'{metric}_exponent': power})
+      results.note({'solver': solver, 'penalty': 'exponent'}, {metric: power})
   return results
 
 
 def columns(settings: Settings) -> list[harness.Column]:
-  """Those of the table."""
+  """Columns of the table."""
   return [
     harness.Column(measure, title)
     for measure, title in (
@@ -250,7 +248,7 @@ def columns(settings: Settings) -> list[harness.Column]:
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   for solver in settings.solvers:
     if solver not in SOLVERS:
       raise harness.SettingsError(
@@ -263,7 +261,7 @@ def check(settings: Settings) -> None:
     )
   if sum(p >= settings.fit_from for p in settings.penalties) < 2:
     raise harness.SettingsError(
-      'an exponent needs two penalties from fit_from on.'
+      'an exponent needs at least two penalties from fit_from up.'
     )
 
 
@@ -273,11 +271,11 @@ def run(
   """Runs all solvers and penalties from the same starts.
 
   Args:
-    settings: of the run.
-    seeds: of the starts.
+    settings: settings of the run.
+    seeds: seeds of the starts.
 
   Returns:
-    The starts, and the ends by solver and penalty.
+    The starts, and the end points by solver and penalty.
   """
   with jax.enable_x64(True):
     starts = toy_problem.draw_starts(seeds, settings.starts)

@@ -1,4 +1,4 @@
-"""The picture of the toy: where starts end, and what a penalty buys."""
+"""Figure of the toy: end points, and gap and steps over the penalty."""
 
 import matplotlib.figure
 import matplotlib.lines
@@ -7,10 +7,10 @@ import numpy as np
 
 from experiments.pbgd import toy_problem
 
-# Okabe and Ito's colours: one a minimum, others for the solvers.
+# Colours of Okabe and Ito, for minima and for solvers.
 _BASINS = ('#D55E00', '#0072B2', '#009E73', '#56B4E9', '#E69F00')
 _SOLVERS = ('#000000', '#CC79A7', '#E69F00')
-_ASTRAY = '#000000'
+_NO_MINIMUM = '#000000'
 _MARKERS = 'osD^v'
 _X, _Y = toy_problem.X_RANGE, toy_problem.Y_RANGE
 _LABELS = {
@@ -24,12 +24,12 @@ def draw(*, starts, ends, basins, minima, results, settings):
   """Draws the landscape, and gap and steps over the penalty.
 
   Args:
-    starts: `BilevelParams`, with a leading axis of starts.
-    ends: likewise.
-    basins: for each end, the index of its minimum, or -1.
-    minima: places x of the local minima on y = -x, the global one first.
-    results: the numbers of the run.
-    settings: of the run.
+    starts: initial `BilevelParams`, with a leading axis of starts.
+    ends: final `BilevelParams`, with the same axis.
+    basins: index of the minimum that each start reached, or -1.
+    minima: x of the local minima on y = -x, the global one first.
+    results: metrics of the run.
+    settings: settings of the run.
 
   Returns:
     The figure.
@@ -42,10 +42,12 @@ def draw(*, starts, ends, basins, minima, results, settings):
   steps = figure.add_subplot(grid[1, 1], sharex=gap)
   _sweep(gap, 'gap', results, settings)
   _sweep(steps, 'steps', results, settings)
-  gap.set(ylabel='mean gap of the lower loss', title='What a penalty buys')
+  gap.set(ylabel='mean gap of the lower loss', title='Gap over the penalty')
   gap.tick_params(labelbottom=False)
   steps.set(
-    xlabel=r'penalty $\gamma$', ylabel='mean steps', title='What it costs'
+    xlabel=r'penalty $\gamma$',
+    ylabel='mean steps',
+    title='Steps over the penalty',
   )
   return figure
 
@@ -53,7 +55,7 @@ def draw(*, starts, ends, basins, minima, results, settings):
 def _landscape(figure, axes, starts, ends, basins, minima, settings):
   x, y = np.meshgrid(np.linspace(*_X, 301), np.linspace(*_Y, 601))
   height = np.asarray(toy_problem.upper_loss(x, y))
-  # A scale that ends past the highest point stays lighter than the dots.
+  # The doubled range keeps the background lighter than the dots.
   filled = axes.contourf(
     x, y, height, 24, cmap='Greys', vmin=height.min(), vmax=2 * height.max()
   )
@@ -63,35 +65,21 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     3.0, _X[1], facecolor='none', hatch='///', edgecolor='0.5', linewidth=0
   )
   for i in range(-1, len(minima)):
-    mine = basins == i
-    colour = _ASTRAY if i < 0 else _BASINS[i % len(_BASINS)]
-    dots = {'color': colour, 'linewidths': 0}
-    axes.scatter(starts.upper[mine], starts.lower[mine], s=9, alpha=0.5, **dots)
-    axes.scatter(
-      ends.upper[mine],
-      ends.lower[mine],
-      s=90,
-      color=colour,
-      edgecolors='white',
-      linewidths=0.8,
-      zorder=3,
-    )
-  axes.scatter(
-    minima,
-    -minima,
-    marker='+',
-    s=50,
-    color='white',
-    linewidths=1.4,
-    zorder=4,
-  )
-  for i, place in enumerate(minima):
+    reached = basins == i
+    colour = _NO_MINIMUM if i < 0 else _BASINS[i % len(_BASINS)]
+    begin, end = ((z.upper[reached], z.lower[reached]) for z in (starts, ends))
+    dots = {'color': colour, 'zorder': 3}
+    axes.scatter(*begin, s=9, alpha=0.5, color=colour, linewidths=0)
+    axes.scatter(*end, s=90, edgecolors='white', linewidths=0.8, **dots)
+  crosses = {'color': 'white', 's': 50, 'linewidths': 1.4, 'zorder': 4}
+  axes.scatter(minima, -minima, marker='+', **crosses)
+  for i, x_min in enumerate(minima):
     share = np.mean(basins == i)
-    text = f'$x$ = {place:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
-    left = place > sum(_X) / 2  # Where the text to the right would leave.
+    text = f'$x$ = {x_min:.3f}: {share:.0%}' + (' (global)' if i == 0 else '')
+    left = x_min > sum(_X) / 2  # Keeps the text inside the axes.
     axes.annotate(
       text,
-      (place, -place),
+      (x_min, -x_min),
       xytext=(-8, -18) if left else (8, 10),
       ha='right' if left else 'left',
       textcoords='offset points',
@@ -99,27 +87,18 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
       zorder=5,
       bbox={'facecolor': 'white', 'alpha': 0.85, 'lw': 0, 'pad': 1.5},
     )
-  line = matplotlib.lines.Line2D
-  dot = lambda size, alpha, label: line(
-    [], [], ls='', marker='o', ms=size, color='0.3', alpha=alpha, label=label
+  marks = {'ls': '', 'color': '0.3'}
+  line = lambda label, **style: matplotlib.lines.Line2D(
+    [], [], label=label, **style
   )
   axes.legend(
     handles=[
-      dot(3, 0.6, 'start'),
-      dot(9, 1.0, 'end'),
-      line(
-        [],
-        [],
-        ls='',
-        marker='+',
-        ms=8,
-        mew=1.4,
-        color='0.3',
-        label='minimum of $f(x, -x)$',
-      ),
-      line([], [], color='black', lw=1.2, label='lower minimisers, $y = -x$'),
+      line('start', marker='o', ms=3, alpha=0.6, **marks),
+      line('end', marker='o', ms=9, **marks),
+      line('minimum of $f(x, -x)$', marker='+', ms=8, mew=1.4, **marks),
+      line('lower minimisers, $y = -x$', color='black', lw=1.2),
       matplotlib.patches.Patch(
-        facecolor='white', hatch='////', edgecolor='0.5', label='outside of C'
+        facecolor='white', hatch='////', edgecolor='0.5', label='outside C'
       ),
     ],
     loc='upper center',
@@ -134,43 +113,28 @@ def _landscape(figure, axes, starts, ends, basins, minima, settings):
     ylim=_Y,
     xlabel='$x$',
     ylabel='$y$',
-    title=rf'{count:,} starts at $\gamma$ = {penalty:g}, by where they end',
+    title=rf'{count:,} starts at $\gamma$ = {penalty:g}, by end point',
   )
 
 
-def _sweep(axes, what, results, settings):
+def _sweep(axes, metric, results, settings):
   penalties = np.array(settings.penalties)
   for i, solver in enumerate(settings.solvers):
-    of = lambda p, solver=solver: {'solver': solver, 'penalty': p}
-    values = np.array([results.mean(what, of(p)) for p in penalties])
-    power = results.mean(f'{what}_exponent', {'solver': solver})
-    used = penalties >= settings.fit_from
-    # The fitted line has this slope through the mean of the logarithms.
-    middle = (
-      np.log(values[used]).mean() - power * np.log(penalties[used]).mean()
+    at = {'solver': solver}
+    values = np.array(
+      [results.mean(metric, {**at, 'penalty': p}) for p in penalties]
     )
-    colour = _SOLVERS[i % len(_SOLVERS)]
+    power = results.mean(f'{metric}_exponent', at)
     label = f'{_LABELS.get(solver, solver)}: $\\gamma^{{{power:.2f}}}$'
+    style = {'color': _SOLVERS[i % len(_SOLVERS)], 'linewidth': 1.2}
+    fill = 'full' if i == 0 else 'none'
     axes.plot(
-      penalties,
-      np.exp(middle) * penalties**power,
-      color=colour,
-      linewidth=1.2,
-      alpha=0.7,
-    )
-    axes.plot(
-      penalties,
-      values,
-      _MARKERS[i],
-      color=colour,
-      markersize=6,
-      fillstyle='full' if i == 0 else 'none',
-      label=label,
+      penalties, values, f'{_MARKERS[i]}-', fillstyle=fill, label=label, **style
     )
   axes.set(xscale='log', yscale='log')
   axes.set_xticks(penalties, [f'{p:g}' for p in penalties])
   axes.minorticks_off()
   axes.grid(True, which='major', alpha=0.3)
   axes.margins(y=0.3)  # Room for the legend.
-  corner = 'upper left' if what == 'steps' else 'best'
+  corner = 'upper left' if metric == 'steps' else 'best'
   axes.legend(fontsize=9, frameon=False, loc=corner)

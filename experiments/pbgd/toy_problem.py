@@ -1,4 +1,4 @@
-"""The toy's losses, starts and solutions."""
+"""Losses, starts and solutions of the toy problem."""
 
 import functools
 
@@ -9,7 +9,7 @@ import optax
 
 import bilevel_jax as bj
 
-X_RANGE, Y_RANGE = (0.0, 3.5), (-5.0, 8.5)  # Where the starts are.
+X_RANGE, Y_RANGE = (0.0, 3.5), (-5.0, 8.5)  # Range of the starts.
 UPPER_SET = functools.partial(
   optax.projections.projection_box, lower=0.0, upper=3.0
 )
@@ -23,7 +23,7 @@ def upper_loss(x, y, batch=None):
 
 
 def lower_loss(x, y, batch=None):
-  """(x + y)^2 + x sin^2(x + y); for x >= 0, least at y = -x, where it is 0."""
+  """(x + y)^2 + x sin^2(x + y); minimum 0 at y = -x for x >= 0."""
   del batch
   return (x + y) ** 2 + x * jnp.sin(x + y) ** 2
 
@@ -32,23 +32,23 @@ PROBLEM = bj.BilevelProblem(upper=upper_loss, lower=lower_loss)
 
 
 def reduced_loss(x):
-  """The upper loss at the lower minimiser: what is really minimised."""
+  """The upper loss at the lower minimiser y = -x."""
   return upper_loss(x, -x)
 
 
 def local_minima(
   loss=reduced_loss, low: float = 0.0, high: float = 3.0, points: int = 10_001
 ) -> np.ndarray:
-  """All local minima of a smooth function on an interval, best first.
+  """Computes all local minima of a smooth function on an interval.
 
   Args:
-    loss: of a scalar.
-    low: lower end.
-    high: upper end.
-    points: of a grid, each of whose minima is refined by Newton steps.
+    loss: function of a scalar.
+    low: lower end of the interval.
+    high: upper end of the interval.
+    points: size of the grid; Newton steps refine each of its local minima.
 
   Returns:
-    Their places, float64.
+    The minimisers, float64, ordered by their loss.
   """
   with jax.enable_x64(True):
     grid = jnp.linspace(low, high, points)
@@ -59,13 +59,13 @@ def local_minima(
     move = jax.jit(jax.vmap(lambda x: x - slope(x) / jax.grad(slope)(x)))
     for _ in range(10):
       newton = move(x)
-      # A minimum at an end has a slope: the step would leave the interval.
+      # At an end of the interval, a Newton step would leave it.
       x = jnp.where((newton >= low) & (newton <= high), newton, x)
     return np.asarray(x[jnp.argsort(jax.vmap(loss)(x))])
 
 
 def draw_starts(seeds: tuple[int, ...], starts: int) -> bj.BilevelParams:
-  """Uniform starts in the rectangle of `X_RANGE` and `Y_RANGE`."""
+  """Draws uniform starts in the rectangle `X_RANGE` x `Y_RANGE`."""
 
   def draw(seed):
     key_x, key_y = jax.random.split(jax.random.key(seed))
@@ -79,10 +79,6 @@ def draw_starts(seeds: tuple[int, ...], starts: int) -> bj.BilevelParams:
 
 
 def distances_to(minima: np.ndarray, params: bj.BilevelParams) -> np.ndarray:
-  """Distances to the points (x, -x) of the minima, (params, minima).
-
-  The larger of the two coordinates' distances: x alone can be right far off the
-  line of lower minimisers.
-  """
+  """Maximum-norm distances to the minima (x, -x), (params, minima)."""
   x, y = (np.asarray(z)[:, None] for z in params)
   return np.maximum(np.abs(x - minima), np.abs(y + minima))

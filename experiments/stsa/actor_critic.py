@@ -12,18 +12,18 @@ from experiments.stsa import chains
 
 
 class Process(NamedTuple):
-  """A small Markov decision process, and what is known of it in closed form.
+  """A small Markov decision process with closed-form values.
 
-  The policy is a softmax of x with one logit fewer a state than actions: the
-  last is zero, so that a policy has one x. Rewards have a price on the log
-  probability of the action, which keeps the best policy random.
+  The policy is a softmax of the logits x per state. The last logit is zero, so
+  that each policy has a unique x. Rewards include an entropy bonus, which keeps
+  the optimal policy random.
 
   Attributes:
-    moves: probabilities, (states, actions, states).
+    moves: transition probabilities, (states, actions, states).
     rewards: (states, actions).
-    restart: probabilities of the first state, (states,).
+    restart: initial distribution, (states,).
     discount: in (0, 1).
-    price: of a nat of log probability.
+    price: weight of the entropy bonus.
   """
 
   moves: chex.Array
@@ -33,12 +33,12 @@ class Process(NamedTuple):
   price: float
 
   def log_policy(self, x: chex.Array) -> chex.Array:
-    """Log probabilities, (states, actions)."""
+    """Log probabilities of actions, (states, actions)."""
     free = x.reshape(len(self.restart), -1)
     return jax.nn.log_softmax(jnp.pad(free, ((0, 0), (0, 1))))
 
   def under(self, x: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Probabilities and mean rewards of the policy's Markov chain."""
+    """Transition matrix and mean rewards under the policy."""
     log = self.log_policy(x)
     policy = jnp.exp(log)
     moves = jnp.einsum('sa,sat->st', policy, self.moves)
@@ -51,14 +51,14 @@ class Process(NamedTuple):
     return jnp.linalg.solve(eye - self.discount * moves, rewards)
 
   def visits(self, x: chex.Array) -> chex.Array:
-    """How often states are seen, discounted; sums to one."""
+    """The normalised discounted visitation of the states, (states,)."""
     moves, rewards = self.under(x)
     eye = jnp.eye(len(rewards), dtype=rewards.dtype)
     chain = (eye - self.discount * moves).T
     return (1 - self.discount) * jnp.linalg.solve(chain, self.restart)
 
   def objective(self, x: chex.Array) -> chex.Array:
-    """What the actor maximises: the mean value at a restart, a step's worth."""
+    """The actor's objective: (1 - discount) times the mean initial value."""
     return (1 - self.discount) * self.restart @ self.values(x)
 
 
@@ -70,7 +70,7 @@ def make_process(
   price: float = 1.0,
   seed: int = 0,
 ) -> Process:
-  """Random transitions and rewards in [0, 1], uniform restarts."""
+  """Draws random transitions and rewards in [0, 1], with uniform restarts."""
   draw = np.random.default_rng(seed)
   moves = draw.dirichlet(np.ones(states), size=(states, actions))
   rewards = draw.uniform(size=(states, actions))
@@ -85,12 +85,12 @@ def check_critic(process: Process, *, policies: int = 200) -> float:
   r"""Raises unless the critic's increment is strongly monotone.
 
   Args:
-    process: of which every policy has to see every state.
-    policies: random ones that are tried.
+    process: process in which every policy has to visit every state.
+    policies: number of random policies to check.
 
   Returns:
-    The least eigenvalue of the symmetric part of :math:`D (I - \gamma P)`, over
-    these policies; D is diagonal, of the visits.
+    The smallest eigenvalue of the symmetric part of :math:`D (I - \gamma P)`
+    over these policies; D is the diagonal matrix of the visits.
 
   Raises:
     chains.AssumptionError: if it is not positive.
@@ -98,39 +98,39 @@ def check_critic(process: Process, *, policies: int = 200) -> float:
   states, actions = process.rewards.shape
   keys = jax.random.split(jax.random.key(0), policies)
 
-  def least(key):
+  def smallest_eigenvalue(key):
     x = 3 * jax.random.normal(key, (states * (actions - 1),))
     moves, _ = process.under(x)
     eye = jnp.eye(states)
     matrix = process.visits(x)[:, None] * (eye - process.discount * moves)
     return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
 
-  found = float(jax.vmap(least)(keys).min())
-  if not found > 0:
+  smallest = float(jax.vmap(smallest_eigenvalue)(keys).min())
+  if not smallest > 0:
     raise chains.AssumptionError(
       'the critic is not strongly monotone: an eigenvalue of the symmetric '
-      f'part of D (I - gamma P) is {found:.3g}. Restart in every state.'
+      f'part of D (I - gamma P) is {smallest:.3g}. Restart in every state.'
     )
-  return found
+  return smallest
 
 
 def actor_critic_chain(process: Process | None = None) -> chains.Chain:
-  r"""The actor x and the critic y, one sample of (s, a, s') for both.
+  r"""Makes the chain of actor x and critic y, with one sample for both.
 
   .. math::
     \delta = r(s, a) - \tau \log \pi_x(a | s) + \gamma y(s') - y(s), \qquad
     v = \delta \, \nabla_x \log \pi_x(a | s), \qquad h = \delta \, e_s
 
-  with s drawn from the discounted visits of the policy, so that noise is a
-  martingale, as the theorem asks.
+  with s drawn from the discounted visits of the policy, so that the noise is
+  a martingale, as the theorem assumes.
 
   Args:
-    process: by default a random one of 4 states and 3 actions.
+    process: defaults to a random one with 4 states and 3 actions.
 
   Returns:
-    A `chains.Chain` whose batches are samples' keys. Its errors are `main`, the
-    squared gradient norm of the objective, and `inner`, the squared distance of
-    the critic to the values.
+    A `chains.Chain` whose batches are PRNG keys of samples. Its errors are
+    `main`, the squared gradient norm of the objective, and `inner`, the squared
+    distance of the critic to the values.
 
   Raises:
     chains.AssumptionError: from `check_critic`.
@@ -152,8 +152,8 @@ def actor_critic_chain(process: Process | None = None) -> chains.Chain:
   def actor(z, key):
     s, a, delta, policy = sample(z, key)
     score = jax.nn.one_hot(a, actions) - policy
-    moved = jnp.zeros((states, actions - 1)).at[s].set(delta * score[:-1])
-    return moved.ravel()
+    rows = jnp.zeros((states, actions - 1)).at[s].set(delta * score[:-1])
+    return rows.ravel()
 
   def critic(z, key):
     s, _, delta, _ = sample(z, key)
@@ -165,7 +165,7 @@ def actor_critic_chain(process: Process | None = None) -> chains.Chain:
     return {'main': jnp.vdot(slope, slope), 'inner': jnp.vdot(lag, lag)}
 
   def start(key):
-    # In step: else a transient of the critic throws the actor far off.
+    # The critic starts at its fixed point, against a transient of the actor.
     x = jax.random.normal(key, (states * (actions - 1),))
     return bj.sequences(x=x, y1=process.values(x))
 
@@ -183,19 +183,19 @@ def actor_critic_chain(process: Process | None = None) -> chains.Chain:
 def mean_increments(
   process: Process, x: chex.Array, y: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """Expectations of the actor's and of the critic's increment."""
+  """Expected increments of actor and critic."""
   log = process.log_policy(x)
   policy = jnp.exp(log)
   after = process.discount * process.moves @ y
   delta = process.rewards - process.price * log + after - y[:, None]
   weighted = process.visits(x)[:, None] * policy * delta
   total = weighted.sum(axis=1)
-  moved = weighted - policy * total[:, None]
-  return moved[:, :-1].ravel(), total
+  actor = weighted - policy * total[:, None]
+  return actor[:, :-1].ravel(), total
 
 
 def _jacobian(process: Process) -> np.ndarray:
-  """Minus the derivative of the mean increments at the best policy."""
+  """Minus the derivative of the mean increments at the optimal policy."""
   with jax.enable_x64(True):
     exact = process._replace(
       **{

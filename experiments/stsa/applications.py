@@ -1,7 +1,7 @@
-"""Nested problems with known solutions, for rates.
+"""Nested problems with known solutions, for convergence rates.
 
-With steps c / (k + k_0); what the rate asks of the joint system is computed at
-the solution and asserted.
+Step sizes are c / (k + k_0); c and k_0 are computed from the Jacobian of the
+joint system at the solution.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,16 @@ class Nested(NamedTuple):
 
   Attributes:
     oracle: directions of all sequences, from (batch, state, sequences).
-    solver: schedule of all steps -> a solver.
+    solver: schedule of all step sizes -> a solver.
     draw: PRNG key -> a batch.
     everything: a batch of all data.
     solution: all sequences at the solution.
-    params: sequences -> those that a user holds; the others are in the
-      solver's state.
-    main: the name of the sequence whose error is measured.
-    distance: of each number at the start from the solution: as far as the
-      noise of the first steps, else a transient is fitted.
-    room: k_0 is at least so many times c L: the curvature of a batch is above
-      that of all data.
+    params: sequences -> the solver's params; the others are in its state.
+    main: name of the sequence whose error is measured.
+    distance: standard deviation of the start around the solution, comparable to
+      the noise of the first steps, so that no transient is fitted.
+    room: lower bound of k_0 / (c L), because batches have larger curvature than
+      all data.
   """
 
   oracle: Any
@@ -49,12 +48,12 @@ class Nested(NamedTuple):
 
   def error(self, params: Any) -> chex.Array:
     """The squared distance of the main sequence to its solution."""
-    far = getattr(params, self.main) - getattr(self.solution, self.main)
-    return jnp.sum(far**2)
+    error = getattr(params, self.main) - getattr(self.solution, self.main)
+    return jnp.sum(error**2)
 
 
 def _bilevel(problem, draw, everything, x, y):
-  """By SOBA, whose three sequences are solved for at the solution."""
+  """A bilevel problem with the three sequences of SOBA at the solution."""
   hessian = jax.hessian(problem.lower, 1)(x, y, everything)
   f_y = jax.grad(problem.upper, 1)(x, y, everything)
 
@@ -78,17 +77,17 @@ def _bilevel(problem, draw, everything, x, y):
 def ridge(
   *, samples: int = 1_000, size: int = 10, batch: int = 20, seed: int = 0
 ) -> Nested:
-  r"""The penalty of a ridge regression, by its loss on other data.
+  r"""Makes the problem of choosing the penalty of a ridge regression.
 
   .. math::
     \min_x \tfrac{1}{2} E (a^\top y - b)^2_{\text{val}}, \qquad
     y = \arg\min \tfrac{1}{2} E (a^\top y - b)^2 + \tfrac{1}{2} e^x \|y\|^2
 
   Args:
-    samples: in each of the two parts.
-    size: regressors.
-    batch: samples in a batch, drawn with replacement from each part.
-    seed: of the data; noise is as large as the signal.
+    samples: validation samples; a twentieth as many for training.
+    size: number of regressors.
+    batch: batch size, drawn with replacement from each part.
+    seed: seed of the data; noise is as large as the signal.
 
   Returns:
     A `Nested`.
@@ -100,7 +99,7 @@ def ridge(
     a = draw.normal(size=(count, size))
     return a, a @ truth + draw.normal(size=count)
 
-  data = (part(samples), part(samples // 20))  # Little to train on.
+  data = (part(samples), part(samples // 20))
 
   def losses(x, y, rows):
     a, b = rows
@@ -112,21 +111,21 @@ def ridge(
       losses(x, y, batch[1]) + jnp.exp(x[0]) * jnp.vdot(y, y) / 2
     ),
   )
-  (above, target), (below, seen) = data
-  hessian = below.T @ below / len(seen)
+  (above, target), (below, labels) = data
+  hessian = below.T @ below / len(labels)
 
   def minimiser(x):
     ridged = hessian + np.exp(x) * np.eye(size)
-    return np.linalg.solve(ridged, below.T @ seen / len(seen))
+    return np.linalg.solve(ridged, below.T @ labels / len(labels))
 
-  # One number: by the value function itself, to more than float32 can tell.
+  # A scalar: minimises the value function itself, in float64.
   value = lambda x: np.mean((above @ minimiser(x) - target) ** 2)
-  least = scipy.optimize.minimize_scalar(
+  best = scipy.optimize.minimize_scalar(
     value, bounds=(-10, 5), method='bounded', options={'xatol': 1e-10}
   ).x
   data = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), data)
 
-  def drawn(key):
+  def draw_batch(key):
     def rows(key, part):
       index = jax.random.randint(key, (batch,), 0, part[1].shape[0])
       return part[0][index], part[1][index]
@@ -136,41 +135,40 @@ def ridge(
 
   return _bilevel(
     problem,
-    drawn,
+    draw_batch,
     data,
-    jnp.full(1, least, jnp.float32),
-    jnp.asarray(minimiser(least), jnp.float32),
+    jnp.full(1, best, jnp.float32),
+    jnp.asarray(minimiser(best), jnp.float32),
   )
 
 
 def bilevel_quadratic(*, size: int = 5, coupling: float = 0.1) -> Nested:
-  """A small problem of `quadratic.make_quadratic`, 16 batches of 64."""
-  made = quadratic.make_quadratic(coupling=coupling, size=size)
+  """Makes a small `quadratic.make_quadratic` with 16 batches of 64."""
+  small = quadratic.make_quadratic(coupling=coupling, size=size)
 
-  def whole(loss):
+  def full_batch(loss):
     def mean(x, y, numbers):
       one = lambda above, below: loss(x, y, {'upper': above, 'lower': below})
       return jnp.mean(jax.vmap(one)(*numbers))
 
     return mean
 
-  problem = bj.BilevelProblem(*map(whole, made.problem[:2]))
-  every = (jnp.arange(made.batches),) * 2
-  # A quadratic: one Newton step from anywhere.
+  problem = bj.BilevelProblem(*map(full_batch, small.problem[:2]))
+  every = (jnp.arange(small.batches),) * 2
+  # One Newton step solves a quadratic.
   zero = jnp.zeros(size)
-  slope = jax.grad(problem.lower, 1)(made.solution, zero, every)
-  hessian = jax.hessian(problem.lower, 1)(made.solution, zero, every)
+  slope = jax.grad(problem.lower, 1)(small.solution, zero, every)
+  hessian = jax.hessian(problem.lower, 1)(small.solution, zero, every)
 
-  def drawn(key):
-    numbers = jax.random.randint(key, (2, 1), 0, made.batches)
-    return tuple(numbers)
+  def draw_batch(key):
+    return tuple(jax.random.randint(key, (2, 1), 0, small.batches))
 
   lower = -jnp.linalg.solve(hessian, slope)
-  return _bilevel(problem, drawn, every, made.solution, lower)
+  return _bilevel(problem, draw_batch, every, small.solution, lower)
 
 
 class Steps(NamedTuple):
-  """Steps c / (k + k_0), and what they come from."""
+  """Step sizes c / (k + k_0), with eigenvalue and norm of the Jacobian."""
 
   scale: float
   offset: float
@@ -179,25 +177,25 @@ class Steps(NamedTuple):
 
 
 def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
-  """The constants of the steps, from the joint Jacobian at the solution.
+  """Computes c and k_0 from the joint Jacobian at the solution.
 
   Args:
     nested: the problem.
-    margin: c over the least that the rate 1 / k asks, above 1.
+    margin: c over its lower bound for the rate 1 / k, above 1.
 
   Returns:
-    The steps.
+    The step sizes.
 
   Raises:
-    AssumptionError: if the joint system is unstable there.
+    AssumptionError: if the joint system is unstable at the solution.
   """
   oracle = nested.oracle
   flat, unravel = ravel_pytree(nested.solution)
 
   def directions(z):
     z = unravel(z)
-    found, _ = oracle.update(nested.everything, oracle.init(z), z)
-    return ravel_pytree(found)[0]
+    values, _ = oracle.update(nested.everything, oracle.init(z), z)
+    return ravel_pytree(values)[0]
 
   jacobian = np.asarray(jax.jacobian(directions)(flat), np.float64)
   rate = float(np.linalg.eigvals(jacobian).real.min())
@@ -212,8 +210,8 @@ def steps_for(nested: Nested, *, margin: float = 1.5) -> Steps:
 
 
 def nested_solver(nested: Nested) -> Any:
-  """A solver with the steps that the rate asks."""
-  found = steps_for(nested)
+  """Makes a solver with the step sizes of `steps_for`."""
+  steps = steps_for(nested)
   return nested.solver(
-    bj.solvers.power_schedule(found.scale, 1.0, found.offset)
+    bj.solvers.power_schedule(steps.scale, 1.0, steps.offset)
   )

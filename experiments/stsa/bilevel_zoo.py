@@ -1,4 +1,4 @@
-"""Stochastic bilevel methods on one problem, with equal calls and equal grids.
+"""Compares stochastic bilevel methods with equal calls and equal tuning.
 
 Paper: Shen and Chen, A Single-Timescale Analysis for Stochastic Approximation
 with Multiple Coupled Sequences, 2022.
@@ -7,14 +7,14 @@ with Multiple Coupled Sequences, 2022.
     python -m experiments.stsa.bilevel_zoo --problem=regularisation
     python -m experiments.stsa.bilevel_zoo --problem=cleaning --data_dir=DATA
 
-Expected: on the quadratic, SOBA ends 4e4 times below its start, SABA at
-rounding, the control 4e2 times. Time: about 10 CPU minutes for a problem, all
-methods but STABLE, which takes as long alone.
+Expected: on the quadratic, SOBA reduces the squared hypergradient norm by 4e4,
+SABA to rounding, the control by 4e2. Time: about 10 CPU minutes per problem,
+and as much again for STABLE.
 
-Every method gets the same number of calls on a batch (a gradient, or a product
-with a Hessian) and the same grid of step sizes, tuned with seeds that no
-number in the table uses; a grid whose end is chosen is widened.
-`control/direct` drops the implicit term: what it reaches, any method must beat.
+Each method gets the same number of calls (gradients and Hessian-vector products
+of a batch) and the same grid of step sizes. It is tuned with seeds that are not
+reported, and a grid is extended if its end is chosen. The control
+`control/direct` drops the implicit term.
 """
 
 import dataclasses
@@ -35,30 +35,31 @@ from experiments.stsa import (
 )
 
 CONTROL = 'control/direct'
-# The worst of them counts: steps on the brink fail on other seeds.
+# The worst seed decides, because near-unstable steps fail on other seeds.
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
 Methods = Annotated[tuple[str, ...], harness.Among(methods.METHODS)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """What tuning tries at first.
+  """Grid of the tuning.
 
   Attributes:
-    lower_steps: step sizes of the lower variable at the start.
-    ratios: ratios of the upper step to the lower one, in units of the
-      problem's.
-    exponents: powers, in [0, 1], with which both fall after the first part.
-    widen: how often a grid may grow where its end is chosen.
+    lower_steps: initial step sizes of the lower variable.
+    ratios: upper step size over the lower one, in units of the problem's
+      `upper_scale`.
+    exponents: powers in [0, 1] of the decay of both step sizes.
+    max_grid_extensions: how often a grid may be extended when its end is
+      chosen.
   """
 
   lower_steps: tuple[float, ...] = (0.03, 0.1, 0.3)
   ratios: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
   exponents: Annotated[tuple[float, ...], harness.Allowed(0)] = (0.0, 1.0)
-  widen: Annotated[int, harness.Allowed(0)] = 3
+  max_grid_extensions: Annotated[int, harness.Allowed(0)] = 3
 
   def axes(self) -> comparison.Grid:
-    """By hyperparameter."""
+    """Axes of the grid, by hyperparameter."""
     return {
       'step': self.lower_steps,
       'ratio': self.ratios,
@@ -73,17 +74,16 @@ class Settings:
   Attributes:
     problem: quadratic, regularisation of a logistic regression, or cleaning of
       digits.
-    methods: what is compared; one that would write down a Hessian of thousands
-      of numbers is left out.
-    calls: calls on a batch that each method gets on the quadratic.
-    data_calls: calls on a batch that each method gets on those with data.
-    batch_size: samples in a fixed batch.
-    quadratic: the quadratic problem.
-    table: the tables of the regularisation.
-    digits: the digits of the cleaning.
-    grid: what tuning tries.
-    seeds: of the start and the draws.
-    records: how many times a run is measured.
+    methods: methods to compare; STABLE is skipped if its Hessian is too large.
+    calls: calls per method on the quadratic.
+    data_calls: calls per method on problems with data.
+    batch_size: samples per fixed batch.
+    quadratic: settings of the quadratic problem.
+    table: tables of the regularisation.
+    digits: digits of the cleaning.
+    grid: grid of the tuning.
+    seeds: number of seeds, for starts and batches.
+    records: number of records per run.
   """
 
   problem: Literal['quadratic', 'regularisation', 'cleaning'] = 'quadratic'
@@ -106,20 +106,23 @@ PRESETS = {
     calls=15_000,
     batch_size=16,
     quadratic=zoo_problems.Quadratic(samples=256, size=20),
-    grid=Grid((0.1, 0.3), (0.3, 1.0), widen=1),
+    grid=Grid((0.1, 0.3), (0.3, 1.0), max_grid_extensions=1),
     seeds=2,
     records=20,
   ),
   'paper': Settings(
     calls=1_000_000,
     data_calls=120_000,
-    # Of MNIST; the tables are used as far as they go.
+    # Sizes for MNIST; smaller tables are used as a whole.
     digits=zoo_problems.Digits(sizes=(20_480, 5_120, 5_120, 10_000)),
     table=zoo_problems.Tables(sizes=(8_192, 8_192)),
     seeds=10,
   ),
 }
+# Former flags.
 RENAMED = {
+  'widen': 'grid.max_grid_extensions',
+  'grid.widen': 'grid.max_grid_extensions',
   'tables': 'table.names',
   'table_sizes': 'table.sizes',
   'digit_sizes': 'digits.sizes',
@@ -127,42 +130,41 @@ RENAMED = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
-  sizes = settings.digits.sizes
-  for flag, given, wanted in (
+  """Raises SettingsError for invalid settings."""
+  for flag, sizes, count in (
     ('--table.sizes', settings.table.sizes, 2),
-    ('--digits.sizes', sizes, len(zoo_problems.DIGITS.sizes)),
+    ('--digits.sizes', settings.digits.sizes, len(zoo_problems.DIGITS.sizes)),
   ):
-    if len(given) != wanted:
-      raise harness.SettingsError(f'{flag} takes {wanted} numbers.')
+    if len(sizes) != count:
+      raise harness.SettingsError(f'{flag} takes {count} numbers.')
   flag, count = '--quadratic.samples', settings.quadratic.samples
   if settings.problem == 'cleaning':
-    flag, count = '--digits.sizes', sizes[0]
+    flag, count = '--digits.sizes', settings.digits.sizes[0]
   if count % settings.batch_size:
     raise harness.SettingsError(
-      f'{flag}: {count} samples are no multiple of {settings.batch_size}.'
+      f'{flag}: {count} samples must be a multiple of {settings.batch_size}.'
     )
 
 
 def run(
   options: harness.Options, problem: zoo_problem.Problem
 ) -> dict[str, comparison.Outcome]:
-  """Tunes and runs the methods on one problem; those that can be afforded."""
+  """Tunes and runs the affordable methods on one problem."""
   settings = options.settings
-  lately = -(-settings.records // 10)
+  last = -(-settings.records // 10)
   rules = comparison.Rules(
     options._replace(workdir=str(pathlib.Path(options.workdir, problem.name))),
-    settings=harness.settings_of(settings, *zoo_run.NOT_OF_A_RUN),
-    score=lambda t: -np.mean(t.history[problem.tune_by][-lately:], axis=0),
+    settings=harness.settings_of(settings, *zoo_run.COMPARISON_SETTINGS),
+    score=lambda t: -np.mean(t.history[problem.tune_by][-last:], axis=0),
     tuning_seeds=TUNING_SEEDS,
     over_seeds=np.min,
-    widenings=settings.grid.widen,
+    widenings=settings.grid.max_grid_extensions,
   )
   train = functools.partial(zoo_run.train, settings, problem)
   size = problem.lower_size
   affordable = [m for m in settings.methods if methods.affordable(m, size)]
   for method in set(settings.methods) - set(affordable):
-    print(f'{method} is left out: a Hessian of {size:,} numbers.')
+    print(f'{method} is skipped: its Hessian is {size:,} x {size:,}.')
   outcomes = comparison.compare(rules, affordable, train, settings.grid.axes())
   if settings.problem == 'quadratic' and 'sustain' in affordable:
     point = {'step': (0.3,), 'ratio': (1.0,), 'exponent': (1 / 3,)}
@@ -175,14 +177,14 @@ def summarise(
   outcomes: dict[str, comparison.Outcome],
   problem: zoo_problem.Problem,
 ) -> None:
-  """Adds the numbers of all methods on one problem.
+  """Adds metrics of all methods on one problem.
 
   Args:
-    results: to which they are added, by method, and problem if it has a name.
-    outcomes: by method.
-    problem: of the comparison.
+    results: receives the metrics, by method and by the problem's name, if any.
+    outcomes: outcomes by method.
+    problem: problem of the comparison.
   """
-  # Means that are NaN if a seed stopped; so is that of a method that failed.
+  # NaN if a seed stopped or the method failed.
   mean = lambda outcome, at: (
     np.nan if outcome.failure else outcome.values(problem.judge_by)[at].mean()
   )
@@ -192,12 +194,12 @@ def summarise(
 
   def measure(outcome):
     trained, last = outcome.trained, outcome.last(problem.judge_by)
-    found = {'final': last}
+    metrics = {'final': last}
     if 'test_error' in trained.history and problem.judge_by != 'test_error':
-      found['test_error'] = outcome.last('test_error')
+      metrics['test_error'] = outcome.last('test_error')
     if CONTROL in ends:
-      found['of_control'] = last / ends[CONTROL]
-    return found | {
+      metrics['of_control'] = last / ends[CONTROL]
+    return metrics | {
       'reduction': starts[outcome.method] / ends[outcome.method],
       'calls_a_step': outcome.last('calls').mean() / trained.step,
       'seconds_a_run': trained.seconds / len(last),
@@ -206,12 +208,14 @@ def summarise(
   comparison.add_outcomes(results, outcomes, measure, at)
   tuned = [m for m in outcomes if '/' not in m]
   more = dict(problem.references)
-  # Of numpy, whose reductions keep a NaN; of no method, NaN.
-  least = np.min([starts[m] / ends[m] for m in tuned] or [np.nan])
-  more['worst_reduction'] = least
+  # NumPy's reductions keep a NaN; without methods the result is NaN.
+  more['worst_reduction'] = np.min(
+    [starts[m] / ends[m] for m in tuned] or [np.nan]
+  )
   if CONTROL in ends:
-    most = np.max([ends[m] / ends[CONTROL] for m in tuned] or [np.nan])
-    more['worst_of_control'] = most
+    more['worst_of_control'] = np.max(
+      [ends[m] / ends[CONTROL] for m in tuned] or [np.nan]
+    )
   if {'soba', 'saba'} <= set(tuned):
     more['soba_over_saba'] = ends['soba'] / ends['saba']
   if set(zoo_run.CORRECTION) <= set(ends):

@@ -1,10 +1,11 @@
-"""Chains of coupled sequences with known solutions, and what theory asks.
+"""Chains of coupled sequences with known solutions.
 
     x -> y^1 -> y^2 -> ... -> y^N -> x
 
-Each inner sequence's equilibrium depends on the one before. The makers assert
-what a rate needs: a stable joint system, a constant c of the step c / (k + k_0)
-large enough for the fast rate, and k_0 large enough for the first steps.
+The equilibrium of an inner sequence depends on the previous sequence.
+`check_assumptions` asserts the conditions of a rate: a stable joint system, a
+constant c of the step size c / (k + k_0) large enough for the fast rate, and
+k_0 large enough for the first steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,26 +21,26 @@ import bilevel_jax as bj
 
 
 class AssumptionError(ValueError):
-  """A problem or its steps break what the tested theorem assumes."""
+  """A problem or its step sizes violate the assumptions of a theorem."""
 
 
-def names_of(inner: int) -> tuple[str, ...]:
-  """Names of the sequences: the main one, and N inner ones."""
+def sequence_names(inner: int) -> tuple[str, ...]:
+  """Names of the main sequence and N inner ones."""
   return ('x', *(f'y{n}' for n in range(1, inner + 1)))
 
 
 class Chain(NamedTuple):
-  """Coupled sequences and how far they are from their solution.
+  """Coupled sequences with measures of their error.
 
   Attributes:
-    names: of the sequences, the main one first.
-    increments: by name, of (sequences, batch); the batch holds the noise, by
-      name.
-    start: PRNG key -> sequences at the start.
-    errors: sequences -> what is measured, by name.
-    jacobian: of all numbers by all, minus the derivative of all increments at
-      the solution, or where it is steepest.
-    sizes: numbers in each sequence.
+    names: names of the sequences, the main one first.
+    increments: functions of (sequences, batch), by name of the sequence; a
+      batch is the noise of all sequences.
+    start: PRNG key -> initial sequences.
+    errors: sequences -> errors by name.
+    jacobian: minus the derivative of all increments by all sequences, at the
+      solution or where it is steepest.
+    sizes: dimensions of the sequences.
     draw: PRNG key -> a batch.
   """
 
@@ -53,7 +54,7 @@ class Chain(NamedTuple):
 
 
 def minimise(loss: Callable[[Any], Any], start: np.ndarray) -> chex.Array:
-  """A minimiser by BFGS, to be called where float64 is enabled."""
+  """Minimises a loss by BFGS; requires that float64 is enabled."""
   both = jax.jit(jax.value_and_grad(loss))
   result: Any = scipy.optimize.minimize(
     lambda x: tuple(np.asarray(z) for z in both(x)),
@@ -67,7 +68,7 @@ def minimise(loss: Callable[[Any], Any], start: np.ndarray) -> chex.Array:
 def orthogonal(
   draw: np.random.Generator, rows: int, columns: int | None = None
 ) -> np.ndarray:
-  """A random matrix with orthonormal columns, square by default."""
+  """Draws a matrix with orthonormal columns, square by default."""
   q, r = np.linalg.qr(draw.normal(size=(rows, columns or rows)))
   return q * np.sign(np.diag(r))
 
@@ -77,22 +78,22 @@ def _symmetric(draw, size, low, high):
   return q @ np.diag(np.linspace(low, high, size)) @ q.T
 
 
-def noise_of(key: chex.PRNGKey, names: tuple[str, ...], size: int) -> Any:
-  """Independent noise of mean square 1 in each sequence."""
+def draw_noise(key: chex.PRNGKey, names: tuple[str, ...], size: int) -> Any:
+  """Draws independent noise with mean squared norm 1 per sequence."""
   drawn = jax.random.normal(key, (len(names), size)) / jnp.sqrt(size)
   return bj.sequences(**dict(zip(names, drawn, strict=True)))
 
 
 def _chain(moves, start, errors, jacobian, size):
-  """Sequences of one size with independent noise."""
+  """A chain of sequences with equal sizes and independent noise."""
   names = tuple(moves)
-  draw = lambda key: noise_of(key, names, size)
+  draw = lambda key: draw_noise(key, names, size)
   sizes = (size,) * len(names)
   return Chain(names, moves, start, errors, jacobian, sizes, draw)
 
 
 def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
-  r"""Linear sequences, all strongly monotone.
+  r"""Makes a chain of linear, strongly monotone sequences.
 
   .. math::
     h^n = -A_n (y^n - \tfrac{1}{2} Q_n y^{n-1} - b_n), \qquad
@@ -100,23 +101,22 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
 
   Args:
     inner: number N of inner sequences, at least 1.
-    size: dimension d of each.
-    seed: of the matrices; eigenvalues of A are 1 to 2, Q is orthogonal, C has
-      the norm 1/2.
+    size: dimension d of each sequence.
+    seed: seed of the matrices; A has eigenvalues from 1 to 2, Q is orthogonal,
+      C has norm 1/2.
 
   Returns:
     A `Chain`. Its errors are squared distances: `main` to the solution, `inner`
-    to the inner equilibria at the current sequence before, summed, and `sum` of
-    both.
+    to the inner equilibria given the previous sequences, and their `sum`.
   """
   draw = np.random.default_rng(seed)
-  names = names_of(inner)
+  names = sequence_names(inner)
   main = _symmetric(draw, size, 1, 2)
   curvature = [_symmetric(draw, size, 1, 2) for _ in range(inner)]
   follow = [orthogonal(draw, size) / 2 for _ in range(inner)]
   couple = [orthogonal(draw, size) / 2 for _ in range(inner)]
   shift = draw.normal(size=(inner + 1, size))
-  # Minus the increments are J z - r, z all sequences in one vector.
+  # Minus the increments are J z - r, with all sequences in the vector z.
   jacobian = np.zeros((size * (inner + 1),) * 2)
   right = np.zeros(size * (inner + 1))
   block = lambda n: slice(n * size, (n + 1) * size)
@@ -127,7 +127,7 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
     jacobian[block(n), block(n - 1)] = -curvature[n - 1] @ follow[n - 1]
     right[block(n)] = curvature[n - 1] @ shift[n]
   solution = np.linalg.solve(jacobian, right).reshape(inner + 1, size)
-  # Float32 arrays: numpy's would be compiled in as float64 constants.
+  # Converts to float32, because NumPy arrays would be float64 constants.
   main, curvature, follow, couple, shift, solved = jax.tree.map(
     lambda x: jnp.asarray(x, jnp.float32),
     (main, curvature, follow, couple, shift, solution),
@@ -148,14 +148,14 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
     return move
 
   def errors(z):
-    far = jnp.sum((z[0] - solved[0]) ** 2)
+    main = jnp.sum((z[0] - solved[0]) ** 2)
     lag = sum(
       jnp.sum((z[n] - equilibrium(z, n)) ** 2) for n in range(1, inner + 1)
     )
-    return {'main': far, 'inner': lag, 'sum': far + lag}
+    return {'main': main, 'inner': lag, 'sum': main + lag}
 
   def start(key):
-    error = noise_of(key, names, size)
+    error = draw_noise(key, names, size)
     return type(error)(*(s + e for s, e in zip(solved, error, strict=True)))
 
   moves = {'x': move_main}
@@ -164,39 +164,39 @@ def monotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
 
 
 def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
-  r"""A main sequence that descends a non-convex function of the last one.
+  r"""Makes a chain whose main sequence descends a non-convex function.
 
   .. math::
     F(x) = \sum_i \phi((P x)_i), \qquad \phi(w) = w^2 / 20 - \cos w
 
-  The inner sequences pass x on, rotated: :math:`h^n = Q_n y^{n-1} - y^n`; the
-  main one moves along minus the gradient at what the last one says that x is.
+  The inner sequences track rotations of x, :math:`h^n = Q_n y^{n-1} - y^n`. The
+  main one descends F with its gradient at the x that the last one implies.
 
   Args:
     inner: number N of inner sequences, at least 1.
-    size: dimension of each.
-    seed: of the rotations P and Q.
+    size: dimension of each sequence.
+    seed: seed of the rotations P and Q.
 
   Returns:
     A `Chain`. Its errors are `main`, the squared gradient norm of F at x, and
-    `inner`, as in `monotone_chain`. Its Jacobian is that of the steepest F.
+    `inner`, as in `monotone_chain`. Its Jacobian is at the largest curvature.
   """
   draw = np.random.default_rng(seed)
-  names = names_of(inner)
+  names = sequence_names(inner)
   mix = orthogonal(draw, size)
   turns = [orthogonal(draw, size) for _ in range(inner)]
-  whole = np.eye(size)
+  product = np.eye(size)
   for turn in turns:
-    whole = turn @ whole
+    product = turn @ product
   steepest = 1.1
   jacobian = np.eye(size * (inner + 1))
   block = lambda n: slice(n * size, (n + 1) * size)
   jacobian[block(0), block(0)] = 0
-  jacobian[block(0), block(inner)] = steepest * whole.T
+  jacobian[block(0), block(inner)] = steepest * product.T
   for n in range(1, inner + 1):
     jacobian[block(n), block(n - 1)] = -turns[n - 1]
-  mix, turns, whole = jax.tree.map(
-    lambda x: jnp.asarray(x, jnp.float32), (mix, turns, whole)
+  mix, turns, product = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32), (mix, turns, product)
   )
 
   def gradient(x):
@@ -214,22 +214,22 @@ def nonmonotone_chain(inner: int, *, size: int = 10, seed: int = 0) -> Chain:
     return {'main': jnp.sum(gradient(z[0]) ** 2), 'inner': lag}
 
   def start(key):
-    # All in step, well away from the minimum at zero.
+    # Inner sequences at their equilibria, x away from the minimum at zero.
     values = [3 * jax.random.normal(key, (size,)) / jnp.sqrt(size)]
     for turn in turns:
       values.append(turn @ values[-1])
     return bj.sequences(**dict(zip(names, values, strict=True)))
 
-  moves = {'x': lambda z, batch: -gradient(whole.T @ z[inner]) + batch.x}
+  moves = {'x': lambda z, batch: -gradient(product.T @ z[inner]) + batch.x}
   moves |= {name: inner_move(n) for n, name in enumerate(names[1:], 1)}
   return _chain(moves, start, errors, jacobian, size)
 
 
-class Assumed(NamedTuple):
-  """What a chain's Jacobian says.
+class Spectrum(NamedTuple):
+  """Spectrum of a chain's Jacobian, scaled by the ratios of step sizes.
 
   Attributes:
-    rate: the least real part of its eigenvalues, the sequences' steps in it.
+    rate: smallest real part of its eigenvalues.
     largest: its norm.
   """
 
@@ -244,22 +244,22 @@ def check_assumptions(
   scale: float | None = None,
   offset: float | None = None,
   fast: bool = True,
-) -> Assumed:
-  r"""Raises unless steps and problem are what the theorem is about.
+) -> Spectrum:
+  r"""Raises unless problem and step sizes satisfy the theorem's assumptions.
 
   Args:
     chain: the problem.
-    ratio: steps of the inner sequences over that of the main one.
-    scale: c of the main sequence's step c / (k + k_0), if it has that form.
+    ratio: inner step sizes over the main one.
+    scale: c of the main step size c / (k + k_0), if it has this form.
     offset: :math:`k_0`.
-    fast: whether c must be large enough for the rate 1 / k; controls are not.
+    fast: whether c must be large enough for the rate 1 / k; false for controls.
 
   Returns:
-    The numbers that decide.
+    The spectrum of the scaled Jacobian.
 
   Raises:
-    AssumptionError: if the joint system is unstable, if the first steps are too
-      large, or if c is too small.
+    AssumptionError: if the joint system is unstable, the first steps are too
+      large, or c is too small.
   """
   weights = np.repeat([1.0] + [ratio] * (len(chain.names) - 1), chain.sizes)
   scaled = weights[:, None] * chain.jacobian
@@ -269,17 +269,17 @@ def check_assumptions(
     raise AssumptionError(
       f'the joint system of {len(chain.names)} sequences is unstable at the '
       f'ratio {ratio} of steps: an eigenvalue has the real part {-rate:.3g}. '
-      'Give the inner sequences larger steps.'
+      'Increase the inner step sizes.'
     )
   if scale is not None and offset is not None:
     if scale / offset > 1 / largest:
       raise AssumptionError(
         f'the first step {scale / offset:.3g} is above 1 / L = '
-        f'{1 / largest:.3g}: take a larger offset.'
+        f'{1 / largest:.3g}: use a larger offset.'
       )
     if fast and scale <= 1 / (2 * rate):
       raise AssumptionError(
         f'the rate 1 / k needs c > 1 / (2 lambda) = {1 / (2 * rate):.3g}, got '
         f'{scale:.3g}.'
       )
-  return Assumed(rate, largest)
+  return Spectrum(rate, largest)

@@ -1,4 +1,4 @@
-"""What Shen and Chen claim, and what is claimed of the bilevel family."""
+"""Claims of Shen and Chen, 2022, and of the bilevel methods, with bounds."""
 
 from experiments import harness
 
@@ -18,7 +18,7 @@ _ALL, _LONG = ('smoke', 'quick', 'paper'), ('quick', 'paper')
 def _rate(
   words: str, case: str, low: float, high: float, published: str, presets: tuple
 ) -> harness.Claim:
-  """A slope between two bounds."""
+  """A claim on a slope between two bounds."""
   return harness.Claim(
     words,
     run='rates',
@@ -47,11 +47,11 @@ _RATES = (
     published='0',
   ),
   _rate(
-    'Two timescales are slower: steps k^-2/3 of the inner sequences.',
+    'Two timescales, inner steps k^-2/3: the summed error falls more slowly.',
     *('two_timescale/sum', -0.75, -0.62, '-2/3', _ALL),
   ),
   _rate(
-    "TTSA's steps are slower: k^-3/5 and k^-2/5, the main sequence.",
+    'TTSA, steps k^-3/5 and k^-2/5: the main error falls more slowly.',
     *('ttsa/main', -0.7, -0.52, '-3/5', _ALL),
   ),
   *(
@@ -104,13 +104,13 @@ RUNS = {
 CLAIMS = (
   *_RATES,
   harness.Claim(
-    'Control: with too small a constant c the rate 1 / k is not reached.',
+    'Control: with too small a constant c, the error falls more slowly.',
     run='rates',
     metric='slope/control/small_c',
     at_least=-0.75,
   ),
   harness.Claim(
-    'Control: with one step for all lengths there is a floor.',
+    'Control: with the same step for all lengths, the error has a floor.',
     run='rates',
     metric='slope/control/fixed_step',
     at_least=-0.44,
@@ -119,11 +119,11 @@ CLAIMS = (
     harness.Claim(f'Bilevel quadratics: {words}.', run='zoo', **number)
     for words, number in (
       (
-        'a memory of batches takes all noise away (SABA)',
+        'SABA, with a memory of batches, converges to rounding',
         {'metric': 'final/saba', 'at_most': 1e-8},
       ),
       (
-        'SOBA ends below half of what dropping the implicit term reaches',
+        'SOBA ends below half of the control without the implicit term',
         {'metric': 'of_control/soba', 'at_most': 0.5},
       ),
       ('SABA ends below SOBA', {'metric': 'soba_over_saba', 'at_least': 1e4}),
@@ -132,12 +132,11 @@ CLAIMS = (
         {'metric': 'worst_reduction', 'at_least': 500},
       ),
       (
-        'every method ends below half of what dropping the implicit term '
-        'reaches',
+        'every method ends below half of the control without the implicit term',
         {'metric': 'worst_of_control', 'at_most': 0.5},
       ),
       (
-        'the correction of SUSTAIN pays, at equal steps',
+        'the correction of SUSTAIN lowers its error at equal steps',
         {'metric': 'correction_gain', 'at_least': 1.2, 'presets': _LONG},
       ),
     )

@@ -1,4 +1,4 @@
-"""Weights of polluted digits, by the loss on clean ones, in batches."""
+"""Data cleaning in batches: weights of polluted digits by a clean loss."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ CURVATURE = 2.0
 def _scaled(
   parts: dict[str, vision.DigitPart],
 ) -> dict[str, vision.DigitPart]:
-  """Centred images, scaled so that the loss curves by at most about two."""
-  seen = np.asarray(parts['train'].images, np.float64)
-  mean = seen.mean(0)
-  centred = seen - mean
+  """Centres images, and scales them for a curvature of at most about 2."""
+  images = np.asarray(parts['train'].images, np.float64)
+  mean = images.mean(0)
+  centred = images - mean
   moment = centred.T @ centred / len(centred)
-  # The cross-entropy curves by at most a half.
+  # The curvature of the cross-entropy in the logits is at most 1/2.
   factor = (CURVATURE * 2 / np.linalg.eigvalsh(moment)[-1]) ** 0.5
   return {
     name: part._replace(images=(part.images - mean.astype(np.float32)) * factor)
@@ -40,7 +40,7 @@ def make_cleaning(
   batch_size: int,
   penalty: float = 0.01,
 ) -> tuple[zoo_problem.Problem, harness.Source]:
-  r"""Makes the problem of one share of wrong labels.
+  r"""Makes the problem of one fraction of wrong labels.
 
   .. math::
     \min_x \frac{1}{m} \sum_j \ell_j(y), \qquad
@@ -49,14 +49,13 @@ def make_cleaning(
 
   Args:
     data_dir: a folder with MNIST; None for the packaged digits.
-    corruption: share of the training digits whose label is drawn from the nine
-      others.
+    corruption: fraction of training digits with a random wrong label.
     sizes: digits in the parts train, validation, selection and test.
-    batch_size: of both losses; divides their sizes.
-    penalty: c, in units of the curvature of the loss.
+    batch_size: batch size of both losses, a divisor of their sizes.
+    penalty: weight decay c.
 
   Returns:
-    The problem, and where its data come from.
+    The problem, and the source of its data.
   """
   classifier = classifiers.make_classifier('linear')
   parts, source = vision.load_digits(data_dir, sizes)
@@ -108,15 +107,15 @@ def make_cleaning(
     return bj.BilevelParams(jnp.zeros(count), classifier.init(key))
 
   def on_clean_digits(x, y, batch):
-    """What needs no weights: training on the upper loss's digits alone."""
+    """Loss of the control: training on the clean digits only."""
     every = {'upper': jnp.arange(batches[0]), 'data': batch}
     return upper(x, y, every) + penalty / 2 * optax.tree.vdot(y, y)
 
   first = start(jax.random.key(0))
-  alone = bj.diagnostics.lower_minimiser(
+  control = bj.diagnostics.lower_minimiser(
     bj.BilevelProblem(upper, on_clean_digits), first, data, steps=100
   )
-  reached = measure(first._replace(lower=alone), data)['test_error']
+  reference = measure(first._replace(lower=control), data)['test_error']
   problem = zoo_problem.Problem(
     name=f'corruption{corruption:g}',
     title=f'Cleaning digits, {corruption:.0%} wrong labels',
@@ -132,6 +131,6 @@ def make_cleaning(
     upper_scale=4.0 * count,
     curvature=penalty,
     logarithmic=False,
-    references={'clean_part': float(reached)},
+    references={'clean_part': float(reference)},
   )
   return problem, source

@@ -1,4 +1,4 @@
-"""The stochastic bilevel methods that are compared, and the control."""
+"""Stochastic bilevel methods of the comparison, and the control."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,27 +9,24 @@ import optax
 import bilevel_jax as bj
 
 INNER, TERMS = 10, 10
-SERIES = 0.3  # Step of the Neumann series.
-# Of VRBO: moves of y in an update, and updates between two fresh estimates.
-VRBO_STEPS, VRBO_PERIOD = 3, 3
-# Of PZOBO: one is too noisy a response of a hundred numbers.
-DIRECTIONS = 4
+SERIES = 0.3  # Step size of the Neumann series.
+VRBO_STEPS, VRBO_PERIOD = 3, 3  # Lower steps; updates between fresh estimates.
+DIRECTIONS = 4  # Of PZOBO; a single one is too noisy in 100 dimensions.
 
 
-class Making(NamedTuple):
-  """What a method is made of.
+class Arguments(NamedTuple):
+  """Arguments of all methods.
 
   Attributes:
-    problem: the losses; `batch['upper']` and `batch['lower']` are the numbers
-      of the fixed batches that they see, drawn apart: the product of an upper
-      and a lower term would else be biased.
-    upper: step size of the upper variable, a schedule.
-    lower: step size of the lower variable, a schedule.
-    series: step of the Neumann series.
-    batches: how many fixed batches the upper and the lower loss have.
-    curvature: the least of the lower loss.
-    progress: count -> share of the run that is done, for penalties that rise
-      and memories that shorten.
+    problem: the losses; `batch['upper']` and `batch['lower']` are indices of
+      fixed batches, drawn independently to avoid bias in products of upper and
+      lower terms.
+    upper: schedule of the upper step size.
+    lower: schedule of the lower step size.
+    series: step size of the Neumann series.
+    batches: numbers of fixed batches of the upper and the lower loss.
+    curvature: smallest curvature of the lower loss.
+    progress: count -> completed fraction of the run, for rising penalties.
   """
 
   problem: bj.BilevelProblem
@@ -41,28 +38,28 @@ class Making(NamedTuple):
   progress: Callable[[Any], Any]
 
 
-def draws_at(first: int):
-  """The batch of inner step t, from the drawn numbers `first` and on."""
+def inner_batch(first: int):
+  """Selects the batch of inner step t, from the index `first` up."""
   pick = lambda batch, name, t: batch[f'{name}_more'][first + t]
   return lambda batch, t: (
     batch | {n: pick(batch, n, t) for n in ('upper', 'lower')}
   )
 
 
-_inner, _linear = draws_at(0), draws_at(INNER)
+_inner, _linear = inner_batch(0), inner_batch(INNER)
 DRAWS = INNER + TERMS
 
 
-def _sgd(making):
-  return {'upper': optax.sgd(making.upper), 'lower': optax.sgd(making.lower)}
+def _sgd(args):
+  return {'upper': optax.sgd(args.upper), 'lower': optax.sgd(args.lower)}
 
 
-def _series(making):
+def _series(args):
   return {
     'terms': TERMS,
-    'step_size': making.series,
+    'step_size': args.series,
     'linear_batch': _linear,
-    **_sgd(making),
+    **_sgd(args),
   }
 
 
@@ -70,42 +67,42 @@ def _loop(optimiser, steps=INNER):
   return bj.Sequence(optimiser, steps=steps, batch_at=_inner)
 
 
-def _looped(given):
-  return given | {'lower': _loop(given['lower'])}
+def _looped(settings):
+  return settings | {'lower': _loop(settings['lower'])}
 
 
-def _decay(making, power=2 / 3):
-  # As steps that fall with the power 1/3 ask: here with the share done.
+def _decay(power=2 / 3):
+  # The decay for step sizes k^-1/3.
   return lambda count: jnp.minimum(1.0, (1.0 + count) ** -power)
 
 
-def _direct(making):
-  """The lower gradient, and the upper one as if y did not depend on x."""
-  problem = making.problem
+def _direct(args):
+  """The control: gradient steps on both levels without the implicit term."""
+  problem = args.problem
   above = lambda p, b: problem.upper(p.upper, p.lower, b)
   return bj.descend(
     bj.lower_gradient(problem),
     bj.gradient(above, name='upper', of='upper'),
-    **_sgd(making),
+    **_sgd(args),
   )
 
 
-def _penalty(making, last=100.0):
-  return lambda count: 1 + (last - 1) * making.progress(count)
+def _penalty(args, last=100.0):
+  return lambda count: 1 + (last - 1) * args.progress(count)
 
 
-def _vrbo(making):
-  given = _series(making)
+def _vrbo(args):
+  settings = _series(args)
   return bj.solvers.vrbo(
-    making.problem,
+    args.problem,
     period=VRBO_PERIOD,
-    # A batch is one fixed batch, the first estimate's like all others.
+    # Large batches are fixed batches too.
     large_batch=lambda batch: _inner(batch, 0),
-    **given | {'lower': _loop(given['lower'], VRBO_STEPS)},
+    **settings | {'lower': _loop(settings['lower'], VRBO_STEPS)},
   )
 
 
-METHODS: dict[str, Callable[[Making], Any]] = {
+METHODS: dict[str, Callable[[Arguments], Any]] = {
   'control/direct': _direct,
   'soba': lambda m: bj.soba(m.problem, **_sgd(m)),
   'ma_soba': lambda m: bj.solvers.ma_soba(m.problem, averaging=0.1, **_sgd(m)),
@@ -121,12 +118,12 @@ METHODS: dict[str, Callable[[Making], Any]] = {
   'alset': lambda m: bj.solvers.alset(m.problem, **_series(m)),
   'amigo': lambda m: bj.solvers.amigo(m.problem, **_looped(_series(m))),
   'sustain': lambda m: bj.solvers.sustain(
-    m.problem, decay=_decay(m), key=0, **_series(m)
+    m.problem, decay=_decay(), key=0, **_series(m)
   ),
-  'mrbo': lambda m: bj.solvers.mrbo(m.problem, decay=_decay(m), **_series(m)),
+  'mrbo': lambda m: bj.solvers.mrbo(m.problem, decay=_decay(), **_series(m)),
   'vrbo': _vrbo,
   'stable': lambda m: bj.solvers.stable(
-    m.problem, decay=_decay(m), least_curvature=m.curvature, **_sgd(m)
+    m.problem, decay=_decay(), least_curvature=m.curvature, **_sgd(m)
   ),
   'pzobo': lambda m: bj.solvers.pzobo(
     m.problem,
@@ -142,23 +139,23 @@ METHODS: dict[str, Callable[[Making], Any]] = {
 }
 
 
-# A whole Hessian of more numbers than this is not written down.
+# Largest dimension for methods with a full Hessian.
 LARGEST_HESSIAN = 1_000
 
 
 def affordable(name: str, size: int) -> bool:
-  """Whether a method can run with so many numbers in the lower variable."""
+  """Whether a method can run with a lower variable of this dimension."""
   return name != 'stable' or size <= LARGEST_HESSIAN
 
 
-def calls_of(counts: dict[str, Any], size: int) -> Any:
-  """Calls on a batch: a gradient or a product is one, a Hessian `size`."""
+def count_calls(counts: dict[str, Any], size: int) -> Any:
+  """Calls from `bj.counts`: gradients and products are 1, Hessians `size`."""
   weight = lambda name: size if name.startswith('hessians') else 1
   return sum(weight(name) * count for name, count in counts.items())
 
 
 def expected_calls(name: str, size: int) -> float:
-  """Calls of one step; of a random series, on average."""
+  """Expected calls per step."""
   middle = 1 + (TERMS - 1) / 2
   return {
     'control/direct': 2,
@@ -172,7 +169,7 @@ def expected_calls(name: str, size: int) -> float:
     'amigo': INNER + 1 + TERMS + 1,
     'sustain': 2 * (2 + middle),
     'mrbo': 2 * (2 + TERMS + 1),
-    # Twice in each move but the fresh one of a period.
+    # Two evaluations per lower step, except for fresh estimates.
     'vrbo': (2 * VRBO_STEPS - 1 / VRBO_PERIOD) * (2 + TERMS + 1),
     'stable': 2 + 2 * size,
     'pzobo': 1 + (1 + DIRECTIONS) * INNER,
@@ -181,6 +178,6 @@ def expected_calls(name: str, size: int) -> float:
   }[name]
 
 
-def without_correction(making: Making) -> Any:
-  """SUSTAIN whose estimates are the fresh ones, at the same calls and steps."""
-  return bj.solvers.sustain(making.problem, decay=1.0, key=0, **_series(making))
+def without_correction(args: Arguments) -> Any:
+  """SUSTAIN without its correction, at equal calls and steps."""
+  return bj.solvers.sustain(args.problem, decay=1.0, key=0, **_series(args))

@@ -1,4 +1,4 @@
-"""Bilevel quadratics on finite data whose value function is known."""
+"""Bilevel quadratics on finite data with closed-form hypergradient."""
 
 from typing import Any, NamedTuple
 
@@ -12,18 +12,17 @@ from experiments.stsa import chains, zoo_problem
 
 
 class Quadratic(NamedTuple):
-  """A nested problem, and its hypergradient in closed form.
+  """A bilevel quadratic and its closed forms.
 
   Attributes:
     problem: losses of (x, y, batch); `batch['upper']` and `batch['lower']` are
-      the numbers of the fixed batches that the two see.
-    batches: how many fixed batches there are.
-    hypergradient: x -> the gradient of the value function on all data.
+      indices of fixed batches.
+    batches: number of fixed batches.
+    hypergradient: x -> the hypergradient on all data.
     solution: the minimiser, (dimension,).
-    series_floor: (terms, step size) -> the squared hypergradient norm where a
-      method ends whose inverse is so many terms of a Neumann series, no noise
-      and the lower problem solved.
-    start: PRNG key -> parameters at the start.
+    series_floor: (terms, step size) -> the final squared hypergradient norm of
+      a noiseless method with a truncated Neumann series.
+    start: PRNG key -> initial params.
   """
 
   problem: bj.BilevelProblem
@@ -35,11 +34,11 @@ class Quadratic(NamedTuple):
 
 
 class _Form(NamedTuple):
-  """One quadratic form of (x, y): factors of samples, and their means."""
+  """Factors of a quadratic form of (x, y), per sample."""
 
-  x: np.ndarray  # (samples, d), the Hessian in x is the mean of outer products.
+  x: np.ndarray  # (samples, d); the Hessian is the mean of outer products.
   y: np.ndarray
-  left: np.ndarray  # Cross term: mean of left (in x) times right (in y).
+  left: np.ndarray  # The cross term is the mean of left (x) times right (y).
   right: np.ndarray
   linear_x: np.ndarray
   linear_y: np.ndarray
@@ -47,7 +46,7 @@ class _Form(NamedTuple):
 
 def _form(draw, samples, size, coupling):
   def white():
-    # Columns of unit variance without correlation: means are then exact.
+    # Uncorrelated columns of unit variance give exact second moments.
     return chains.orthogonal(draw, samples, size) * samples**0.5
 
   def curved():
@@ -72,7 +71,7 @@ def make_quadratic(
   batch_size: int = 64,
   seed: int = 0,
 ) -> Quadratic:
-  r"""Makes a problem whose samples have Hessians and cross terms of rank one.
+  r"""Makes a problem with Hessians and cross terms of rank one per sample.
 
   .. math::
     f, g = \tfrac{1}{n} \sum_i \tfrac{1}{2} (a_i^\top x)^2
@@ -80,13 +79,13 @@ def make_quadratic(
       + p_i^\top x + q_i^\top y
 
   Args:
-    coupling: norm of the lower loss's cross term; its singular values are
-      a tenth of it to all of it.
-    upper_coupling: likewise, of the upper loss.
-    samples: n of each loss; a multiple of the batch size.
+    coupling: norm of the lower cross term, whose singular values are from a
+      tenth of it up.
+    upper_coupling: norm of the upper cross term.
+    samples: samples n per loss, a multiple of the batch size.
     size: dimension of each variable; Hessians have eigenvalues 0.1 to 1.
-    batch_size: samples in a fixed batch.
-    seed: of the samples.
+    batch_size: samples per fixed batch.
+    seed: seed of the samples.
 
   Returns:
     A `Quadratic`.
@@ -102,9 +101,9 @@ def make_quadratic(
   )
   above, below = (_Form(*map(split, form)) for form in forms)
 
-  def loss_of(form, which):
+  def make_loss(form, level):
     def loss(x, y, batch):
-      a = jax.tree.map(lambda z: z[batch[which]], form)
+      a = jax.tree.map(lambda z: z[batch[level]], form)
       cross = (a.left @ x) * (a.right @ y)
       square = ((a.x @ x) ** 2 + (a.y @ y) ** 2) / 2
       return jnp.mean(square + cross + a.linear_x @ x + a.linear_y @ y)
@@ -113,7 +112,7 @@ def make_quadratic(
 
   f, g = forms
   second = lambda a, b: a.T @ b / samples
-  # y(x) = response x + rest.
+  # The lower minimiser is y(x) = response x + rest.
   hessian = second(g.y, g.y)
   response = -np.linalg.solve(hessian, second(g.left, g.right).T)
   rest = -np.linalg.solve(hessian, g.linear_y.mean(0))
@@ -128,7 +127,7 @@ def make_quadratic(
 
   def series_floor(terms, step_size):
     shrink = np.eye(size) - step_size * hessian
-    # The sum of a geometric series, times the cross term.
+    # The truncated series times the cross term.
     partial = np.linalg.solve(
       hessian, np.eye(size) - np.linalg.matrix_power(shrink, terms)
     )
@@ -144,9 +143,11 @@ def make_quadratic(
     return bj.BilevelParams(x, jnp.zeros(size))
 
   return Quadratic(
-    problem=bj.BilevelProblem(loss_of(above, 'upper'), loss_of(below, 'lower')),
+    problem=bj.BilevelProblem(
+      make_loss(above, 'upper'), make_loss(below, 'lower')
+    ),
     batches=batches,
-    # By the distance to the solution: no cancellation near it.
+    # The form M (x - solution) avoids cancellation near the solution.
     hypergradient=lambda x: matrix32 @ (x - solution32),
     solution=solution32,
     series_floor=series_floor,
@@ -155,26 +156,26 @@ def make_quadratic(
 
 
 def as_problem(
-  made: Quadratic, title: str, series_floor: float
+  quadratic: Quadratic, title: str, series_floor: float
 ) -> zoo_problem.Problem:
-  """The problem as one of the comparison, with the floor that it draws."""
+  """Converts a quadratic to a problem of the comparison."""
 
   def measure(params, data):
     del data
-    slope = made.hypergradient(params.upper)
+    slope = quadratic.hypergradient(params.upper)
     return {'hypergradient': jnp.vdot(slope, slope)}
 
   return zoo_problem.Problem(
     name='',
     title=title,
-    losses=made.problem,
+    losses=quadratic.problem,
     data=(),
-    batches=(made.batches,) * 2,
-    start=made.start,
+    batches=(quadratic.batches,) * 2,
+    start=quadratic.start,
     measure=measure,
     tune_by='hypergradient',
     judge_by='hypergradient',
     label='squared hypergradient norm',
-    lower_size=made.solution.size,
+    lower_size=quadratic.solution.size,
     references={'series_floor': series_floor},
   )

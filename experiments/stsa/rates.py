@@ -1,16 +1,16 @@
-"""Convergence rates of coupled sequences, fitted, beside controls that fail.
+"""Fits convergence rates of coupled sequences, and of failing controls.
 
 Paper: Shen and Chen, A Single-Timescale Analysis for Stochastic Approximation
 with Multiple Coupled Sequences, 2022.
 
     python -m experiments.stsa.rates --preset=quick
 
-Expected: exponents -0.98 to -0.99 where -1 is claimed, -0.49 to -0.51 where
--1/2 is. Time: 2 minutes on 2 cores.
+Expected: exponents of -0.98 to -0.99 (theory: -1), and of -0.49 to -0.51
+(theory: -1/2). Time: 2 minutes on 2 cores.
 
-Many seeds at once by `vmap`; each slope is of log mean error over log steps,
-with an interval over seeds. `chains` makes the problems and asserts what the
-theorems assume.
+Seeds are mapped by `vmap`. A slope is that of the log mean error over log
+steps, with an interval over seeds. `chains` makes the problems and asserts the
+assumptions of the theorems.
 """
 
 import dataclasses
@@ -39,19 +39,19 @@ NESTED: dict[str, Callable[[], applications.Nested]] = {
   'risk_averse/scgd': lambda: risk.risk_averse(method='scgd'),
 }
 APPLICATIONS = (*NESTED, 'actor_critic')
-BINS = 16  # Of a fit, on a log scale.
-FIXED_STEP = 0.1  # Of a control, the same for all lengths of runs.
+BINS = 16  # Number of log-spaced bins of a fit.
+FIXED_STEP = 0.1  # Step size of the control with equal steps for all lengths.
 
 
 @dataclasses.dataclass(frozen=True)
 class NonMonotone:
-  """Runs of several lengths K, with the constant step 1 / sqrt(K).
+  """Runs of several lengths K, with the constant step size 1 / sqrt(K).
 
   Attributes:
     inner: numbers of inner sequences.
-    ratios: their inner steps over the main one, one for each number.
-    lengths: K of the runs.
-    seeds: of each length.
+    ratios: inner step size over the main one, for each of `inner`.
+    lengths: lengths K of the runs.
+    seeds: number of seeds per length.
   """
 
   inner: tuple[int, ...] = (1, 3, 5)
@@ -65,13 +65,12 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    steps: of the runs with falling steps; the window of the fit is the last
-      99 % of them.
+    steps: length of the runs with decaying step sizes; fits use the last 99 %.
     chunk: steps between two records; errors are means over a chunk.
-    seeds: of the noise and the start.
+    seeds: number of seeds of noise and start.
     size: dimension of each sequence.
-    inner: numbers of inner sequences, strongly monotone.
-    nonmonotone: runs of a main sequence that is not monotone.
+    inner: numbers of strongly monotone inner sequences.
+    nonmonotone: runs with a non-monotone main sequence.
     applications: nested problems, and actor_critic.
   """
 
@@ -94,11 +93,12 @@ PRESETS = {
     applications=(),
     seeds=32,
   ),
-  # The paper has theorems, no runs: more seeds and steps of the same.
+  # The paper has no experiments: more seeds and steps.
   'paper': Settings(
     steps=200_000, seeds=256, nonmonotone=NonMonotone(seeds=64)
   ),
 }
+# Former flags.
 RENAMED = {
   'horizons': 'nonmonotone.lengths',
   'horizon_seeds': 'nonmonotone.seeds',
@@ -107,7 +107,7 @@ RENAMED = {
 
 
 def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
-  """Coupled sequences whose errors are measured at every step."""
+  """Makes a solver of a chain that records its errors at each step."""
   moves = {
     name: lambda z, batch, move=move: move(z, batch['drawn'])
     for name, move in chain.increments.items()
@@ -117,16 +117,16 @@ def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
 
 
 def run(options, chain, name, solver, *, steps, seeds, hyper=()):
-  """Runs all members; errors are means over chunks, `loss/<error>`.
+  """Runs all members; records means of errors over chunks as `loss/<error>`.
 
   Args:
-    options: what the flags say.
+    options: options of the run.
     chain: the problem.
-    name: of the run.
+    name: name of the run.
     solver: a solver, or a function of a `harness.Context` to one.
-    steps: how many.
-    seeds: a seed for each member.
-    hyper: hyperparameters of each member.
+    steps: number of steps.
+    seeds: one seed per member.
+    hyper: hyperparameters per member.
 
   Returns:
     The trained run.
@@ -135,7 +135,7 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
     solver,
     harness.Task(
       lambda context: chain.start(context.seed_key),
-      # In a dict: a batch that looks like params is refused.
+      # A dictionary, because a batch with the structure of params is refused.
       lambda context: {'drawn': chain.draw(context.key)},
       hyper=hyper,
     ),
@@ -151,7 +151,7 @@ def run(options, chain, name, solver, *, steps, seeds, hyper=()):
 
 
 class Curve(NamedTuple):
-  """Binned errors and the slope through them."""
+  """Binned errors and their fitted slope."""
 
   steps: np.ndarray
   values: np.ndarray  # (bins, seeds).
@@ -159,7 +159,7 @@ class Curve(NamedTuple):
 
 
 def falling(options: harness.Options, case: schedules.Case) -> dict[str, Curve]:
-  """Runs one case; a curve for each error."""
+  """Runs a case with decaying step sizes; returns a curve per error."""
   settings = options.settings
   chain = chains.monotone_chain(case.inner, size=settings.size)
   scale, exponent, offset = case.main
@@ -205,31 +205,26 @@ def by_length(
 ) -> Curve:
   """Mean squared gradient norms of runs of several lengths.
 
-  Every member takes the longest run's steps; those of a shorter one are read
-  off at its end.
+  All members run for the longest length; shorter ones are read at their length.
 
   Args:
-    options: what the flags say.
-    name: of the run.
+    options: options of the run.
+    name: name of the run.
     chain: the problem.
-    ratio: of the inner steps to the main one.
-    scale: of the main step, scale / sqrt(K).
-    fixed: whether the step is the same for every length instead.
+    ratio: inner step size over the main one.
+    scale: scale of the main step size, scale / sqrt(K).
+    fixed: whether all lengths use the step size `FIXED_STEP` instead.
 
   Returns:
     The curve over lengths.
   """
   settings = options.settings
   lengths = settings.nonmonotone.lengths
-  step_of = lambda n: FIXED_STEP if fixed else scale * n**-0.5
-  # The largest step is the first one of a schedule.
-  largest = max(map(step_of, lengths))
+  step_sizes = [FIXED_STEP if fixed else scale * n**-0.5 for n in lengths]
   chains.check_assumptions(
-    chain, ratio=ratio, scale=largest, offset=1.0, fast=False
+    chain, ratio=ratio, scale=max(step_sizes), offset=1.0, fast=False
   )
-  seeds, hyper = harness.members(
-    settings.nonmonotone.seeds, step=[step_of(n) for n in lengths]
-  )
+  seeds, hyper = harness.members(settings.nonmonotone.seeds, step=step_sizes)
 
   def solver(context):
     step = context.hyper['step']
@@ -258,7 +253,7 @@ def by_length(
 def nested(
   options: harness.Options, name: str, problem: applications.Nested
 ) -> Curve:
-  """The squared error of x in a nested problem."""
+  """Squared errors of x in a nested problem."""
   settings = options.settings
 
   def init(context):
@@ -286,22 +281,22 @@ def nested(
     first=settings.steps / 100,
     bins=BINS,
   )
-  # The error falls as 1 / (k + k_0), and k_0 is no longer small beside k.
+  # The error falls as 1 / (k + k_0), and k_0 is not small relative to k.
   at = at + applications.steps_for(problem).offset
   return Curve(at, values, slopes.fit(at, values))
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   for length in (settings.steps, *settings.nonmonotone.lengths):
     if length % settings.chunk:
       raise harness.SettingsError(
-        f'{length} steps are no multiple of chunk={settings.chunk}, over '
-        'which errors are means.'
+        f'{length} steps must be a multiple of chunk={settings.chunk}, over '
+        'which errors are averaged.'
       )
   if len(settings.nonmonotone.ratios) != len(settings.nonmonotone.inner):
     raise harness.SettingsError(
-      'nonmonotone.ratios gives one number for each of nonmonotone.inner.'
+      'nonmonotone.ratios must have one number per nonmonotone.inner.'
     )
 
 
@@ -311,7 +306,7 @@ def measure(
   """Runs all cases.
 
   Args:
-    options: what the flags say.
+    options: options of the run.
 
   Returns:
     The slopes, and curves by plot and label.
@@ -319,10 +314,10 @@ def measure(
   settings, results = options.settings, harness.Results()
   plots: dict[str, dict[str, Any]] = {}
 
-  def add(case, curve, what, **labels):
-    """Adds a slope, and its curve to the plots that have a label for it."""
+  def add(case, curve, error, **labels):
+    """Adds a slope, and its curve to the plots named by `labels`."""
     results.add({'case': case}, slope=curve.slope)
-    results.note({'case': case}, {'of': what})
+    results.note({'case': case}, {'of': error})
     for plot, label in labels.items():
       label = f'{label}: {curve.slope.mean:.2f}'
       plots.setdefault(plot, {})[label] = curve[:2]
@@ -334,7 +329,7 @@ def measure(
     for error, curve in falling(options, case).items():
       end = f'/{error}' if len(case.errors) > 1 else ''
       add(case.name + end, curve, f'{error} error over k', **labels)
-      labels = {}  # Of the first error only.
+      labels = {}  # Plots only the first error.
   spread = [
     results.mean('slope', {'case': schedules.monotone(n)})
     for n in settings.inner

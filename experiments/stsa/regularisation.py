@@ -1,4 +1,4 @@
-"""One penalty a feature of a logistic regression, by its loss on other data."""
+"""Tunes one penalty per feature of a logistic regression."""
 
 import itertools
 import json
@@ -17,24 +17,21 @@ from experiments.harness.app import progress
 from experiments.harness.store import files
 from experiments.stsa import zoo_problem
 
-# Of the loss without its penalty, at most; and where penalties start.
-CURVATURE = 2.0
-FIRST = 0.1
-# Of a loss in float32: no gap below it can be told from none.
-RESOLUTION = 1e-7
-_START = float(np.log(FIRST / (1 - FIRST)))
-# Of Newton's method, at most.
-MOST_STEPS = 100
-# The search for the least value: where it starts, the least penalty, and steps.
-STARTS, LEAST, STEPS = (0.5, 0.1, 0.01), 3e-7, 1_500
+CURVATURE = 2.0  # Maximum curvature of the loss without its penalty.
+INITIAL_PENALTY = 0.1
+_START = float(np.log(INITIAL_PENALTY / (1 - INITIAL_PENALTY)))
+RESOLUTION = 1e-7  # Smallest gap that float32 resolves.
+MAX_NEWTON_STEPS = 100
+# Search for the reference value: initial and smallest penalties, and steps.
+STARTS, MIN_PENALTY, STEPS = (0.5, 0.1, 0.01), 3e-7, 1_500
 
 
 class Parts(NamedTuple):
-  """Samples times their signs, in fixed batches.
+  """Inputs multiplied by their labels -1 or 1, in fixed batches.
 
   Attributes:
     train: (batches, size, features).
-    validation: likewise.
+    validation: (batches, size, features).
     test: (samples, features).
   """
 
@@ -48,14 +45,15 @@ def split(
 ) -> Parts:
   """Standardises, scales and splits a table.
 
-  A column of ones is added; all is divided by one number, so that the lower
-  loss without its penalty has a curvature of at most one.
+  Adds a column of ones, and scales all inputs so that the lower loss without
+  its penalty has a curvature of at most `CURVATURE`.
 
   Args:
     table: the samples.
-    train: samples of the lower loss, about.
-    validation: of the upper loss, about; what is left is for the test.
-    batch_size: of both.
+    train: approximate number of samples of the lower loss.
+    validation: approximate number of samples of the upper loss; the rest are
+      test samples.
+    batch_size: batch size of both losses.
 
   Returns:
     The three parts.
@@ -67,15 +65,15 @@ def split(
   rows = np.split(order, [train, train + validation])
   if min(len(rows[0]), len(rows[1])) < batch_size or not len(rows[2]):
     raise harness.SettingsError(
-      f'{train} + {validation} samples in batches of {batch_size} leave no '
-      f'test data of {len(order)}.'
+      f'{train} + {validation} of {len(order)} samples in batches of '
+      f'{batch_size} leave no test data.'
     )
-  seen = table.inputs[rows[0]]
-  spread = seen.std(0)
-  inputs = (table.inputs - seen.mean(0)) / np.where(spread > 1e-6, spread, 1)
+  known = table.inputs[rows[0]]
+  spread = known.std(0)
+  inputs = (table.inputs - known.mean(0)) / np.where(spread > 1e-6, spread, 1)
   inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
   moment = inputs[rows[0]].T @ inputs[rows[0]] / len(rows[0])
-  # A logistic loss curves by at most a quarter.
+  # The curvature of the logistic loss in its logit is at most 1/4.
   inputs = inputs * (CURVATURE * 4 / np.linalg.eigvalsh(moment)[-1]) ** 0.5
   signed = inputs * table.targets
   return Parts(
@@ -85,25 +83,25 @@ def split(
 
 
 def logistic(y: chex.Array, signed: chex.Array) -> chex.Array:
-  """The mean loss of samples times their signs."""
+  """The mean logistic loss of inputs multiplied by their labels."""
   return jnp.mean(jax.nn.softplus(-(signed @ y)))
 
 
 def minimiser(
   penalty: chex.Array, train: chex.Array, start: chex.Array | None = None
 ) -> chex.Array:
-  """The lower solution on all data, by Newton's method with a line search.
+  """Solves the lower problem on all data by Newton's method with line search.
 
-  It ends two steps after the decrease that a step promises is below rounding,
-  so that the last ones square an error that is small already.
+  Stops two steps after the predicted decrease falls below rounding; the last
+  steps converge quadratically.
 
   Args:
-    penalty: of each feature, (features,).
-    train: (samples, features), times signs.
-    start: of the search; zero if None.
+    penalty: penalty per feature, (features,).
+    train: inputs multiplied by their labels, (samples, features).
+    start: initial y; zero if None.
 
   Returns:
-    (features,), as exact as its type allows.
+    The minimiser, (features,), to the precision of its type.
   """
   lengths = 0.5 ** jnp.arange(16, dtype=penalty.dtype)
   rounding = jnp.finfo(penalty.dtype).eps
@@ -113,14 +111,14 @@ def minimiser(
     step, slope = _newton_step(penalty, y, train)
     along = lambda t: _penalised(penalty, y - t * step, train)
     losses = jax.vmap(along)(lengths)
-    # The longest of the steps that rounding cannot tell from the best.
+    # The longest step whose loss equals the best one up to rounding.
     near = losses <= jnp.min(losses) * (1 + 4 * rounding)
     small = ~(slope @ step > rounding * losses[-1])
     y = y - lengths[jnp.argmax(near)] * step
     return y, steps + 1, jnp.where(small, last + 1, 0)
 
   first = (jnp.zeros_like(penalty) if start is None else start, 0, 0)
-  more = lambda carry: (carry[1] < MOST_STEPS) & (carry[2] < 2)
+  more = lambda carry: (carry[1] < MAX_NEWTON_STEPS) & (carry[2] < 2)
   return jax.lax.while_loop(more, newton, first)[0]
 
 
@@ -142,15 +140,15 @@ def _newton_step(penalty, y, train):
 def value_and_slope(
   penalty: chex.Array, parts: Parts, start: chex.Array | None = None
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """What is minimised, the validation loss of the lower solution.
+  """Computes the validation loss at the lower solution, and its gradient.
 
   Args:
-    penalty: of each feature, (features,).
+    penalty: penalty per feature, (features,).
     parts: the samples.
-    start: of the search for the lower solution.
+    start: initial y of the lower solution.
 
   Returns:
-    The loss, its derivative by the implicit function theorem, and the lower
+    The loss, its gradient by the implicit function theorem, and the lower
     solution.
   """
   train, validation = (_flat(z) for z in parts[:2])
@@ -164,68 +162,69 @@ def _flat(z):
   return z.reshape(-1, z.shape[-1])
 
 
-def best_value(parts: Parts, kept: pathlib.Path | None = None) -> float:
-  """The least value that L-BFGS finds from some starts, in float64.
+def best_value(parts: Parts, cache: pathlib.Path | None = None) -> float:
+  """Searches for the smallest validation loss, by L-BFGS in float64.
 
-  The problem is not convex: another start may lead lower. From each, a search
-  is over penalties and one over their logarithms: either is ahead at times.
+  The problem is not convex, so the result is an upper bound of the minimum.
+  Each start is searched over penalties and over their logarithms.
 
   Args:
     parts: the samples.
-    kept: a file in which what each start led to is kept, so that a search that
-      was killed goes on and one that has ended is not done again.
+    cache: file for the results of finished searches, which are not repeated.
 
   Returns:
-    The value.
+    The smallest validation loss of all searches.
   """
   digest = harness.source_of('', parts, otherwise='').digest
-  found = _kept(kept, digest)
+  values = _read_cache(cache, digest)
   searches = list(itertools.product(STARTS, (True, False)))
   bar = progress.Progress('reference value', len(searches) * STEPS, 0)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), parts)
     evaluate = jax.jit(lambda p, y: value_and_slope(p, exact, y))
-    for i in range(len(found), len(searches)):
+    for i in range(len(values), len(searches)):
       steps = itertools.count(i * STEPS)
       report = lambda _, steps=steps: bar.update(next(steps))
-      found.append(
+      values.append(
         _search(evaluate, exact.train.shape[-1], *searches[i], report)
       )
-      if kept is not None:
-        files.write_text(kept, json.dumps({'data': digest, 'least': found}))
+      if cache is not None:
+        files.write_text(cache, json.dumps({'data': digest, 'least': values}))
   bar.close()
-  return min(found)
+  return min(values)
 
 
 def _search(evaluate, size, start, by_logarithm, report):
-  """The least value that is found from one start."""
+  """Smallest validation loss from one start."""
   y = jnp.zeros(size)
-  there, back = (np.log, np.exp) if by_logarithm else (np.array, np.array)
+  encode, decode = (np.log, np.exp) if by_logarithm else (np.array, np.array)
 
-  def both(at):
+  def value_and_gradient(z):
     nonlocal y
-    penalty = back(at)
+    penalty = decode(z)
     loss, slope, y = evaluate(penalty, y)
     return float(loss), np.asarray(slope) * (penalty if by_logarithm else 1)
 
-  least = scipy.optimize.minimize(
-    both,
-    there([start] * size),
+  result = scipy.optimize.minimize(
+    value_and_gradient,
+    encode([start] * size),
     jac=True,
     method='L-BFGS-B',
-    # Slopes are small where a penalty hardly matters.
+    # Tight tolerances, because gradients of unimportant penalties are small.
     options={'ftol': 1e-13, 'gtol': 1e-10, 'maxiter': STEPS, 'maxcor': 30},
-    bounds=[(there(LEAST), there(1))] * size,
+    bounds=[(encode(MIN_PENALTY), encode(1))] * size,
     callback=report,
   )
-  return float(least.fun)
+  return float(result.fun)
 
 
-def _kept(path, digest):
-  """What a file has of a search on the same data."""
+def _read_cache(path, digest):
+  """Reads the results of earlier searches on the same data."""
   try:
-    found = json.loads(path.read_text())
-    return [float(v) for v in found['least']] if found['data'] == digest else []
+    cached = json.loads(path.read_text())
+    if cached['data'] != digest:
+      return []
+    return [float(value) for value in cached['least']]
   except (AttributeError, OSError, ValueError, KeyError, TypeError):
     return []
 
@@ -246,15 +245,15 @@ def make_regularisation(
     y = \arg\min \frac{1}{n} \sum_i \ell(a_i^\top y)
       + \frac{1}{2} \sum_k \sigma(x_k) y_k^2
 
-  A penalty is at most one, so that a step that is stable stays it.
+  Penalties are at most 1, so that stable step sizes stay stable.
 
   Args:
-    name: of the problem.
-    table: of two classes.
-    train: samples of the lower loss, about.
-    validation: samples of the upper loss, about.
-    batch_size: of both.
-    workdir: where the search for the least value is kept.
+    name: name of the problem.
+    table: a table of two classes.
+    train: approximate number of samples of the lower loss.
+    validation: approximate number of samples of the upper loss.
+    batch_size: batch size of both losses.
+    workdir: folder for the cache of `best_value`.
 
   Returns:
     The problem.
@@ -263,8 +262,8 @@ def make_regularisation(
     table, train=train, validation=validation, batch_size=batch_size
   )
   size = parts.train.shape[-1]
-  kept = workdir and pathlib.Path(workdir) / f'{name}_least.json'
-  best = best_value(parts, kept or None)
+  cache = pathlib.Path(workdir) / f'{name}_least.json' if workdir else None
+  best = best_value(parts, cache)
 
   def upper(x, y, batch):
     del x
@@ -294,7 +293,7 @@ def make_regularisation(
     measure=measure,
     tune_by='gap',
     judge_by='gap',
-    label='validation loss, solved, above the least',
+    label='validation loss above the reference',
     lower_size=size,
     upper_scale=3000.0,
     curvature=0.01,

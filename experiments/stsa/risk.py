@@ -1,4 +1,4 @@
-"""A mean with a price on its upper deviation: three levels of expectations."""
+"""Risk-averse mean-deviation problem: three nested expectations."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from experiments.stsa import applications, chains
 def levels(
   *, price: float = 0.1, smoothing: float = 0.1
 ) -> tuple[Any, Any, Any]:
-  r"""The three functions of the composition, each of (value below, rows).
+  r"""Makes the three functions of the composition, of (inner value, rows).
 
   .. math::
     \min_x E U + \lambda \sqrt{E \max(0, U - E U)^2 + \delta},
     \qquad U = (b - (a^\top x)^2)^2
 
   Args:
-    price: :math:`\lambda`.
+    price: weight :math:`\lambda` of the deviation.
     smoothing: :math:`\delta`.
 
   Returns:
-    Functions; the first two pass on what the next ones need besides.
+    The functions; the first two also pass on inputs of the next ones.
   """
 
   def losses(x, rows):
@@ -44,7 +44,7 @@ def levels(
   def total(below, rows):
     del rows
     average, square = below
-    # A corrected estimate of a square can be negative.
+    # The corrected estimate of the mean square can be negative.
     return average + price * jnp.sqrt(jnp.maximum(square, 0) + smoothing)
 
   return mean, deviation, total
@@ -58,14 +58,14 @@ def risk_averse(
   batch: int = 100,
   seed: int = 0,
 ) -> applications.Nested:
-  """The problem near its solution, where it is strongly convex.
+  """Makes the problem near its solution, where it is strongly convex.
 
   Args:
     method: `scsc`, or `scgd` without the correction.
-    samples: n.
+    samples: number of samples.
     size: dimension of x.
-    batch: samples in a batch, drawn with replacement.
-    seed: of the data: b is the square of what x should say, and noise.
+    batch: batch size, drawn with replacement.
+    seed: seed of the data; b is the squared true response plus noise.
 
   Returns:
     A `Nested`.
@@ -95,14 +95,14 @@ def risk_averse(
       levels=lambda params: inner(params.main, rows),
     )
 
-  def drawn(key: chex.PRNGKey):
+  def draw_batch(key: chex.PRNGKey):
     index = jax.random.randint(key, (batch,), 0, samples)
     return rows[0][index], rows[1][index]
 
   return applications.Nested(
     oracle=bj.compositional(functions),
     solver=solver,
-    draw=drawn,
+    draw=draw_batch,
     everything=rows,
     solution=bj.sequences(main=solved, level_1=level_1, level_2=level_2),
     params=lambda z: bj.sequences(main=z.main),

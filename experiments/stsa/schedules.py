@@ -1,23 +1,23 @@
-"""Falling steps: those that a theorem is about, and controls that must fail."""
+"""Decaying step sizes of the theorems, and of failing controls."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# c, k_0 of the steps c / (k + k_0).
+# c and k_0 of the step size c / (k + k_0).
 SCALE, OFFSET = 2.0, 20.0
 
 
 class Case(NamedTuple):
-  """A problem with falling steps.
+  """A problem with decaying step sizes.
 
   Attributes:
-    name: of the run, and of its slope.
-    title: in a plot.
+    name: name of the run and of its slope.
+    title: label in plots.
     inner: number of inner sequences.
-    main: scale, exponent and offset of the main sequence's step.
-    others: likewise, of the inner ones.
-    fast: whether the rate 1 / k is claimed, so that its conditions must hold.
-    errors: whose slopes are reported, the first of them in a plot.
+    main: scale, exponent and offset of the main step size.
+    others: scale, exponent and offset of the inner step sizes.
+    fast: whether the rate 1 / k is claimed and its conditions are checked.
+    errors: errors whose slopes are reported; the first one is plotted.
   """
 
   name: str
@@ -30,10 +30,10 @@ class Case(NamedTuple):
 
 
 def cases(inner: Sequence[int]) -> list[Case]:
-  """All runs with falling steps, controls last.
+  """Lists all cases with decaying step sizes, controls last.
 
   Args:
-    inner: numbers of inner sequences, strongly monotone.
+    inner: numbers of strongly monotone inner sequences.
 
   Returns:
     The cases.

@@ -1,4 +1,4 @@
-"""Tables of two classes: of public files, a packaged one, a user's own."""
+"""Loads tables of two classes by name."""
 
 import pathlib
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ def read(
     name: `a9a` (a LIBSVM file, 123 features), `magic` (UCI's MAGIC gamma
       telescope, a csv file, 10 features), `breast_cancer` (in the package
       scikit-learn, 30 features), or the name of a LIBSVM or csv file.
-    data_dir: a folder with the files, or whose subfolder tabular has them.
-    targets: of other files, see `harness.read_table`.
-    header: likewise.
+    data_dir: folder with the files, or with a subfolder tabular of them.
+    targets: targets of other files, see `harness.read_table`.
+    header: whether other files have a header, see `harness.read_table`.
 
   Returns:
-    A table; its one target is -1 or 1.
+    A table with one target, -1 or 1.
 
   Raises:
-    MissingDataError: if a file is missing; says where to get it.
-    DamagedDataError: if a file is not in its format; names it and the line.
+    MissingDataError: if a file is missing; tells where to get it.
+    DamagedDataError: if a file has an invalid format; names file and line.
   """
   if name == PACKAGED:
-    found = sklearn.datasets.load_breast_cancer()
-    arrays = found.data, 2.0 * found.target[:, None] - 1
+    bunch = sklearn.datasets.load_breast_cancer()
+    arrays = bunch.data, 2.0 * bunch.target[:, None] - 1
     words = "scikit-learn's breast cancer, 569 samples, 30 features"
     return harness.Table(
       *arrays, harness.source_of(words, arrays, otherwise=name)

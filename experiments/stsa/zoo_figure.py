@@ -1,4 +1,4 @@
-"""The picture of a comparison: what is left over calls, and over time."""
+"""Plots of a comparison, over calls and over time."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,16 +13,16 @@ from experiments.stsa import zoo_problem, zoo_run
 def draw(
   rows: Sequence[tuple[zoo_problem.Problem, Mapping[str, comparison.Outcome]]],
 ) -> matplotlib.figure.Figure:
-  """Draws two panels a problem that share colours and the legend.
+  """Draws two panels per problem with common colours and legend.
 
   Args:
-    rows: the problems, and outcomes by method; what failed is not drawn.
+    rows: problems with their outcomes by method; failed ones are skipped.
   """
   figure = matplotlib.figure.Figure(
     figsize=(11, 1 + 4 * len(rows)), layout='constrained'
   )
   grid = figure.subplots(len(rows), 2, sharey='row', squeeze=False)
-  names = list(dict.fromkeys(name for _, found in rows for name in found))
+  names = list(dict.fromkeys(n for _, outcomes in rows for n in outcomes))
   for (problem, outcomes), (by_calls, by_time) in zip(rows, grid, strict=True):
     curves = {
       name: outcome.values(problem.judge_by).mean(axis=1)
@@ -35,7 +35,7 @@ def draw(
       by_calls.plot(calls, values, label=name, **style)
       seconds = outcome.trained.seconds / len(outcome.members)
       shares = np.linspace(0, 1, len(values))
-      # Of the start, a logarithm of the time shows nothing.
+      # A logarithmic axis cannot show the start at time 0.
       by_time.plot(seconds * shares[1:], values[1:], **style)
     for axes in (by_calls, by_time):
       for name, level in problem.references.items():
@@ -43,7 +43,7 @@ def draw(
         axes.axhline(level, color='0.5', linewidth=2, zorder=0, label=label)
       axes.set_title(problem.title, fontsize='medium')
       axes.grid(True, alpha=0.3)
-    # Where a seed stopped, a curve ends.
+    # A curve ends at the first stopped seed.
     starts = [np.nanmax(values) for values in curves.values()]
     finals = [np.nanmin(values[-5:]) for values in curves.values()]
     finals += problem.references.values()
@@ -53,10 +53,9 @@ def draw(
     else:
       by_calls.set_ylim(max(0, 0.9 * min(finals)), min(1, 1.1 * max(finals)))
     by_calls.set_ylabel(problem.label)
-    # Methods take from seconds to a minute.
     by_time.set_xscale('log')
   grid[-1, 0].set_xlabel('calls on a batch: gradients and products')
-  grid[-1, 1].set_xlabel('time of one run [s], compilation apart')
+  grid[-1, 1].set_xlabel('time of one run [s], without compilation')
   handles = {}
   for axes in grid[:, 0]:
     handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))

@@ -1,4 +1,4 @@
-"""What a problem of the comparison of stochastic bilevel methods is made of."""
+"""Interface of the problems of the bilevel comparison."""
 
 import types
 from collections.abc import Callable, Mapping
@@ -11,28 +11,26 @@ import bilevel_jax as bj
 
 
 class Problem(NamedTuple):
-  """A nested problem in fixed batches, and how its runs are judged.
+  """A bilevel problem in fixed batches, and its measures.
 
   Attributes:
-    name: before the names of its metrics; '' where there is only one problem.
-    title: above its picture.
+    name: coordinate of its metrics; '' for a single problem.
+    title: title of its plot.
     losses: functions of (x, y, batch); `batch['upper']` and `batch['lower']`
-      are the numbers of the fixed batches that they see, `batch['data']` is
-      `data`.
+      are indices of fixed batches, `batch['data']` is `data`.
     data: a pytree of arrays.
-    batches: how many fixed batches each of the two losses has.
-    start: PRNG key -> parameters at the start.
-    measure: (parameters, data) -> scalars by name, lower is better.
-    tune_by: the measure that chooses step sizes.
-    judge_by: the measure that the table and the picture show.
-    label: of it, in words.
-    lower_size: numbers in the lower variable: a whole Hessian is so many calls.
-    upper_scale: an upper step of one ratio is so many lower ones: where a
-      number of x moves the loss by little, its steps are long.
-    curvature: the least of the lower loss, for the method that asks for it.
-    logarithmic: whether the picture is.
-    references: levels to read the values by, such as what a control without
-      two levels reaches, by name.
+    batches: numbers of fixed batches of the upper and the lower loss.
+    start: PRNG key -> initial params.
+    measure: (params, data) -> scalars by name, lower is better.
+    tune_by: measure that chooses step sizes.
+    judge_by: measure in table and plot.
+    label: axis label of `judge_by`.
+    lower_size: dimension of the lower variable, the calls of a full Hessian.
+    upper_scale: unit of the ratio of upper to lower step sizes; large if the
+      loss is insensitive to single entries of x.
+    curvature: smallest curvature of the lower loss, for STABLE.
+    logarithmic: whether the plot has a logarithmic axis.
+    references: reference levels by name, such as a single-level control.
   """
 
   name: str
@@ -53,11 +51,11 @@ class Problem(NamedTuple):
 
 
 def in_batches(rows: chex.ArrayTree, size: int) -> chex.Array:
-  """Splits an array into fixed batches; what is left over is dropped.
+  """Splits an array into fixed batches; drops a remainder.
 
   Args:
-    rows: an array whose first axis is of samples.
-    size: samples in a batch.
+    rows: array with a leading axis of samples.
+    size: samples per batch.
 
   Returns:
     float32 or integers, (batches, size, ...).

@@ -1,4 +1,4 @@
-"""The problems of the zoo that settings name, and their data."""
+"""Settings and data of the problems of the bilevel comparison."""
 
 import dataclasses
 import pathlib
@@ -14,19 +14,19 @@ from experiments.stsa import (
   zoo_problem,
 )
 
-# Shares of a table for the lower and the upper loss, where it has too few.
-SHARES = (0.45, 0.3375)
-Shares = Annotated[tuple[float, ...], harness.Allowed(0, 1)]
+# Fractions of a small table for the lower and the upper loss.
+FRACTIONS = (0.45, 0.3375)
+Fractions = Annotated[tuple[float, ...], harness.Allowed(0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic:
-  """The quadratic problem.
+  """Settings of the quadratic problem.
 
   Attributes:
-    coupling: of its lower loss: how much its solution moves with x.
-    samples: of each of its losses.
-    size: dimension of each of its variables.
+    coupling: norm of the cross term of the lower loss.
+    samples: samples per loss.
+    size: dimension of each variable.
   """
 
   coupling: Annotated[float, harness.Allowed(0)] = 0.3
@@ -36,16 +36,17 @@ class Quadratic:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-  """The tables of the regularisation.
+  """Tables of the regularisation.
 
   Attributes:
-    names: of a9a, magic and breast_cancer (needs no data folder), or names of
-      LIBSVM or csv files of your own.
-    targets: the column with the two classes of a file of your own: its name in
-      the header, or its number; by default the last one.
-    header: whether such a csv file has one; by default if no number is in it.
-    sizes: samples of the lower and of the upper loss; shares of a table that
-      has too few.
+    names: a9a, magic, breast_cancer (needs no data folder), or names of your
+      own LIBSVM or csv files.
+    targets: column of the two classes of your own file: its name in the header,
+      or its number; by default the last one.
+    header: whether your csv file has a header; by default, if its first row has
+      no number.
+    sizes: samples of the lower and of the upper loss; small tables use
+      fractions instead.
   """
 
   names: tuple[str, ...] = ('a9a', 'magic')
@@ -56,14 +57,14 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-  """The digits of the cleaning.
+  """Digits of the cleaning.
 
   Attributes:
-    corruptions: shares of wrong labels.
+    corruptions: fractions of wrong labels.
     sizes: digits for training, validation, selection and test.
   """
 
-  corruptions: Shares = (0.5, 0.7, 0.9)
+  corruptions: Fractions = (0.5, 0.7, 0.9)
   sizes: tuple[int, ...] = (2_048, 512, 512, 1_024)
 
 
@@ -73,19 +74,19 @@ QUADRATIC, TABLES, DIGITS = Quadratic(), Tables(), Digits()
 def make_problems(
   options: harness.Options,
 ) -> tuple[list[zoo_problem.Problem], list[harness.Source]]:
-  """The problems that the settings name, and their data, which it prints."""
+  """Makes the problems of the settings; prints the sources of their data."""
   settings = options.settings
   if settings.problem == 'quadratic':
-    made = quadratic.make_quadratic(
+    problem = quadratic.make_quadratic(
       **vars(settings.quadratic), batch_size=settings.batch_size
     )
-    floor = made.series_floor(methods.TERMS, methods.SERIES)
+    floor = problem.series_floor(methods.TERMS, methods.SERIES)
     coupling = settings.quadratic.coupling
     title = f'Bilevel quadratics, lower coupling {coupling}'
-    return [quadratic.as_problem(made, title, floor)], []
+    return [quadratic.as_problem(problem, title, floor)], []
   if settings.problem == 'cleaning':
     sizes = dict(zip(label_cleaning.PARTS, settings.digits.sizes, strict=True))
-    made = [
+    pairs = [
       label_cleaning.make_cleaning(
         options.data_dir,
         corruption=corruption,
@@ -94,8 +95,9 @@ def make_problems(
       )
       for corruption in settings.digits.corruptions
     ]
-    print(f'Data: {made[0][1].words}.')
-    return [problem for problem, _ in made], [made[0][1]]
+    problems, sources = map(list, zip(*pairs, strict=True))
+    print(f'Data: {sources[0].words}.')
+    return problems, sources[:1]
   problems, sources = [], []
   names = [
     n for n in settings.table.names if options.data_dir or n not in tables.FILES
@@ -111,7 +113,7 @@ def make_problems(
     sources.append(table.source)
     sizes, count = settings.table.sizes, len(table.inputs)
     if sum(sizes) > 0.9 * count:
-      sizes = [int(share * count) for share in SHARES]
+      sizes = [int(fraction * count) for fraction in FRACTIONS]
     problems.append(
       regularisation.make_regularisation(
         pathlib.Path(name).name,
@@ -126,8 +128,8 @@ def make_problems(
 
 
 def published(settings: Any) -> list[str]:
-  """The data sets that the settings are about."""
+  """The published data sets of the settings."""
   if settings.problem == 'cleaning':
     return ['MNIST']
-  named = settings.table.names if settings.problem == 'regularisation' else ()
-  return [name for name in named if name in tables.FILES]
+  names = settings.table.names if settings.problem == 'regularisation' else ()
+  return [name for name in names if name in tables.FILES]

@@ -1,4 +1,4 @@
-"""Runs one method of the zoo on a problem, for its budget of calls."""
+"""Runs a method of the bilevel comparison for a budget of calls."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from experiments import harness
 from experiments.harness.study import comparison
 from experiments.stsa import methods, zoo_problem
 
-# SUSTAIN beside itself: names of runs that are no methods of the comparison.
+# SUSTAIN with and without its correction, apart from the comparison.
 CORRECTION = {
   'correction/sustain': methods.METHODS['sustain'],
   'correction/plain': methods.without_correction,
 }
 # Settings that no single run depends on.
-NOT_OF_A_RUN = (
+COMPARISON_SETTINGS = (
   *('methods', 'grid', 'table.names', 'table.targets', 'table.header'),
   'digits.corruptions',
 )
-WARM = 0.02  # Share of a run before which steps stay.
+WARM = 0.02  # Fraction of a run before step sizes decay.
 
 
 def train(
@@ -29,27 +29,27 @@ def train(
 ) -> harness.Trained:
   """Runs all members of a job for the method's budget of calls.
 
-  In tuning, one seed after another: with one seed, each fixed batch is read
-  once for all points, which takes a tenth of the time.
+  Tuning runs one seed at a time, so that all points share the reads of each
+  batch; this takes a tenth of the time.
 
   Args:
-    settings: of the binary.
-    problem: of the comparison.
-    job: its hyperparameters are `step`, `ratio` and `exponent`.
+    settings: settings of the binary.
+    problem: problem of the comparison.
+    job: job with the hyperparameters `step`, `ratio` and `exponent`.
 
   Returns:
-    The run; it records the problem's measures and `calls`.
+    The run, with records of the problem's measures and `calls`.
   """
   run = _runner(settings, problem, job.method, job.tuning)
   if not job.tuning:
     return run(job)
   parts, seeds = {}, np.array(job.seeds)
   for seed in sorted(set(job.seeds)):
-    mine = seeds == seed
+    members = seeds == seed
     one = job._replace(
       name=f'{job.name}/seed{seed}',
-      seeds=(seed,) * int(mine.sum()),
-      hyper={name: values[mine] for name, values in job.hyper.items()},
+      seeds=(seed,) * int(members.sum()),
+      hyper={name: values[members] for name, values in job.hyper.items()},
     )
     parts[seed] = run(one)
   last = parts[seed]
@@ -63,7 +63,7 @@ def train(
 
 
 def _runner(settings, problem, method, tuning):
-  """A function that runs jobs of a method; they share their program."""
+  """Makes a function that runs jobs of a method with one program."""
   size = problem.lower_size
   kind = 'sustain' if method in CORRECTION else method
   make = (methods.METHODS | CORRECTION)[method]
@@ -76,16 +76,16 @@ def _runner(settings, problem, method, tuning):
   def solver(context):
     hyper = context.hyper
 
-    def falling(count):
+    def schedule(count):
       done = jnp.asarray(count, jnp.float32) / (WARM * steps)
       return hyper['step'] * (1 + done) ** -hyper['exponent']
 
     ratio = problem.upper_scale * hyper['ratio']
     return make(
-      methods.Making(
+      methods.Arguments(
         problem=problem.losses,
-        lower=falling,
-        upper=lambda count: ratio * falling(count),
+        lower=schedule,
+        upper=lambda count: ratio * schedule(count),
         series=methods.SERIES,
         batches=problem.batches,
         curvature=problem.curvature,
@@ -96,7 +96,7 @@ def _runner(settings, problem, method, tuning):
   def batch(context):
     key = context.key
     if tuning:
-      # Drawn for all members at once, without a mapped seed.
+      # Drawn once for all members, without a mapped seed.
       seed_key = jax.random.key(context.data['seed'])
       key = jax.random.fold_in(seed_key, context.step)
     above, below = jax.random.randint(
@@ -114,9 +114,9 @@ def _runner(settings, problem, method, tuning):
     }
 
   def evaluate(context, params, state):
-    spent = methods.calls_of(bj.counts(state), size)
-    measured = problem.measure(params, context.data['problem'])
-    return measured | {'calls': spent}
+    calls = methods.count_calls(bj.counts(state), size)
+    metrics = problem.measure(params, context.data['problem'])
+    return metrics | {'calls': calls}
 
   def init(context):
     return problem.start(context.seed_key)
@@ -132,7 +132,7 @@ def _runner(settings, problem, method, tuning):
         hyper=job.hyper,
       ),
       job.training(steps, chunk),
-      # The start is for the reduction; compiles all measures once more.
+      # Reported runs record the start, for the reduction.
       harness.Measure(evaluate, record_start=not tuning),
     )
 

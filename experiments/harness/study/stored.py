@@ -93,7 +93,8 @@ def declared(results: Mapping[str, Any]) -> tuple[str, claim.Run]:
   runs = importlib.import_module(f'experiments.{paper}.claims').RUNS
   study = importlib.import_module(f'experiments.{paper}.{binary}').STUDY
   mode, folder = results.get('mode') or '', results.get('data_dir') or ''
-  wanted = {k: v for k, v in results['settings'].items() if k != 'seeds'}
+  wanted = _with_current_names(results['settings'], study.renamed)
+  wanted.pop('seeds', None)
   for name, run in runs.items():
     if (run.binary, run.preset, run.mode) != (binary, preset, mode):
       continue
@@ -109,6 +110,19 @@ def declared(results: Mapping[str, Any]) -> tuple[str, claim.Run]:
     f'no run in experiments/{paper}/claims.py has these settings: add a '
     f'harness.Run({binary!r}, preset={preset!r}, flags=...) to its RUNS.'
   )
+
+
+def _with_current_names(
+  settings: Mapping[str, Any], renamed: Mapping[str, str], group: str = ''
+) -> dict[str, Any]:
+  """Settings of stored results under the current names of their fields."""
+  current = {}
+  for key, value in settings.items():
+    name = group + key
+    if isinstance(value, Mapping):
+      value = _with_current_names(value, renamed, f'{name}.')
+    current[renamed.get(name, name).removeprefix(group)] = value
+  return current
 
 
 def _remember(

@@ -1,4 +1,4 @@
-"""Asynchronous threads: they learn, go on after a kill, and say who died."""
+"""Asynchronous threads: training, resumption and failing workers."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from experiments.rl import games, networks
 
 ROOT = pathlib.Path(__file__).parents[3]
 SETTINGS = atari.Settings(
-  env='CartPole', workers=3, frames=1_200, compared=3, record=10
+  env='CartPole', workers=3, frames=1_200, throughput_gradients=3, record=10
 )
 
 
@@ -38,8 +38,8 @@ class Fatal(games.CartPole):
     return super().reset()
 
 
-def test_runs_and_goes_on(options, results):
-  """Every gradient is applied once; more frames go on from what there is."""
+def test_runs_and_continues(options, results):
+  """Each gradient is applied once; with more frames, the run continues."""
   given = options(SETTINGS, seeds=(0,), save_seconds=1e6)
   harness.execute(atari.main, given)
   first = results()['metrics']
@@ -60,13 +60,14 @@ def test_runs_and_goes_on(options, results):
 
 
 @pytest.mark.slow
-def test_evaluation_plays_what_was_learnt(options, tmp_path):
-  """Against games that are played here, after half a run and after all of it.
+def test_evaluation_plays_the_newest_checkpoint(options, tmp_path):
+  """Agrees with a plain loop, after half a run and after all of it.
 
-  The trained run is left alone; sampled actions have another mean.
+  Evaluation does not change the run; sampled actions have another mean.
   """
   settings = harness.replaced(
-    SETTINGS, {'frames': 600, 'compared': 0, 'evaluation.episodes': 4}
+    SETTINGS,
+    {'frames': 600, 'throughput_gradients': 0, 'evaluation.episodes': 4},
   )
   given = options(settings, seeds=(0, 1))
   with pytest.raises(
@@ -76,7 +77,7 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
   assert not (tmp_path / 'seed_0').exists()
   runs = [atari.train(given, seed, games.make) for seed in given.seeds]
   agent, means = networks.agent((4,), 2), []
-  act = jax.jit(lambda actor, seen: jnp.argmax(agent.policy(actor, seen)))
+  act = jax.jit(lambda actor, x: jnp.argmax(agent.policy(actor, x)))
   for frames in (600, 1_200):
     longer = dataclasses.replace(settings, frames=frames)
     if frames > 600:
@@ -85,17 +86,17 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
     before = stored(tmp_path)
     harness.execute(atari.evaluate, given)
     assert stored(tmp_path) == before
-    found = evaluated(tmp_path)
-    metrics, per_seed = found['metrics'], found['per_seed']
+    report = evaluated(tmp_path)
+    metrics, per_seed = report['metrics'], report['per_seed']
     assert metrics['updates'] == frames // 20
     for seed, run in enumerate(runs):
       rng = np.random.default_rng((seed, zlib.crc32(b'evaluation')))
       game, scores = games.CartPole(rng), []
       for _ in range(4):
-        seen, over, score = game.reset(), False, 0
+        observation, over, score = game.reset(), False, 0
         while not over:
-          after = game.step(int(act(run.params.actor, seen)))
-          seen, score = after.observation, score + 1
+          after = game.step(int(act(run.params.actor, observation)))
+          observation, score = after.observation, score + 1
           over = after.terminated or after.truncated
         scores.append(score)
       mean = per_seed['evaluation_return'][seed]
@@ -115,18 +116,18 @@ def test_evaluation_plays_what_was_learnt(options, tmp_path):
 
 
 def test_policies_of_another_game(options, tmp_path):
-  settings = dataclasses.replace(SETTINGS, frames=60, compared=0)
+  settings = dataclasses.replace(SETTINGS, frames=60, throughput_gradients=0)
   given = options(settings, seeds=(0,))
   atari.train(given, 0, games.make)
   path = tmp_path / 'seed_0' / 'settings.json'
-  kept = files.unseal(path.read_bytes())
-  path.write_text(files.seal({**kept, 'env': 'Seaquest'}))
-  with pytest.raises(harness.OtherRunError, match='give --env=Seaquest'):
+  settings = files.unseal(path.read_bytes())
+  path.write_text(files.seal({**settings, 'env': 'Seaquest'}))
+  with pytest.raises(harness.OtherRunError, match='set --env=Seaquest'):
     harness.execute(atari.evaluate, given)
 
 
 def stored(workdir):
-  """The files of the seeds, and when they were written."""
+  """Modification times of the seeds' files."""
   return {
     path: path.stat().st_mtime_ns
     for path in workdir.glob('seed_*/**/*')
@@ -140,24 +141,24 @@ def evaluated(workdir, policy='greedy'):
 
 
 class TwoLives(games.CartPole):
-  """The first fall costs a life: the game, and its score, go on."""
+  """A game of two lives: its score continues after the first fall."""
 
   def __init__(self, rng):
     super().__init__(rng)
     self.lengths = []
 
   def step(self, action):
-    found = super().step(action)
-    if found.game_over:
+    step = super().step(action)
+    if step.game_over:
       self.lengths.append(self._time)
-    return found._replace(
-      game_over=found.game_over and len(self.lengths) % 2 == 0
+    return step._replace(
+      game_over=step.game_over and len(self.lengths) % 2 == 0
     )
 
 
 def test_training_returns_are_of_all_lives(options):
-  """Episodes end with a life; scores are those of whole games."""
-  settings = dataclasses.replace(SETTINGS, compared=0, rollout=300)
+  """Episodes end with a life; scores cover whole games."""
+  settings = dataclasses.replace(SETTINGS, throughput_gradients=0, rollout=300)
   game = TwoLives(np.random.default_rng(0))
   make_game = lambda name, rng, conventions: game
   run = atari.Run(options(settings, seeds=(0,)), 0, make_game)
@@ -167,52 +168,51 @@ def test_training_returns_are_of_all_lives(options):
   np.testing.assert_array_equal(scores, np.add(lengths[:-1:2], lengths[1::2]))
 
 
-def test_a_worker_that_dies_is_named_and_the_run_is_kept(options, tmp_path):
-  settings = dataclasses.replace(SETTINGS, compared=0)
+def test_failing_worker_is_named_and_the_run_saved(options, tmp_path):
+  settings = dataclasses.replace(SETTINGS, throughput_gradients=0)
   given = options(settings, seeds=(0,))
   make_game = lambda name, rng, conventions: Fatal(rng)
   with pytest.raises(threads.WorkerError) as caught:
     atari.train(given, 0, make_game)
-  said = str(caught.value)
-  assert 'died: RuntimeError: the machine is on fire. The run stop' in said
+  message = str(caught.value)
+  assert 'failed: RuntimeError: the machine is on fire. The run' in message
   step = max(loading.saved_steps(tmp_path / 'seed_0' / 'checkpoints'))
-  assert f'at update {step}, and what it had learnt' in said and step > 0
-  # It goes on from there with games that do not fail.
+  assert f'at update {step} and is saved' in message and step > 0
+  # It resumes with games that do not fail.
   run = atari.train(given, 0, games.make)
   assert run.version == 60
 
 
-def test_a_gradient_is_that_of_the_copy():
-  """Against the oracle at the published parameters, not at newer ones."""
+def test_gradient_uses_the_copied_parameters():
+  """Gradients are at the published parameters, not at newer ones."""
   run = atari.Run(
     harness.Options('a3c', 'atari', 'smoke', SETTINGS, '', None, (0,)),
     0,
     games.make,
   )
   with run.start(2) as pool:
-    found = pool.next()
+    first = pool.next()
     moved = jax.tree.map(lambda x: x + 1, run.params)
     pool.published = threads.Published(moved, 1)
-    found.applied.set()
+    first.applied.set()
     for _ in range(6):
       later = pool.next()
       later.applied.set()
-  assert found.version == 0 and later.version == 1
-  assert found.steps == SETTINGS.rollout
-  # One is larger: weights that are moved by 1 are other functions.
+  assert first.version == 0 and later.version == 1
+  assert first.steps == SETTINGS.rollout
   norm = lambda tree: sum(float(np.sum(x**2)) for x in jax.tree.leaves(tree))
-  assert norm(later.gradient) != norm(found.gradient)
+  assert norm(later.gradient) != norm(first.gradient)
 
 
 def test_progress_keeps_the_last_episodes():
-  found = threads.Contribution(0, 3, None, {}, 20, [1.0, 2.0], None)
-  progress = threads.Progress(scores=(9.0,)).after(found, 5, 0.5, keep=2)
-  progress = progress.after(found, 5, 0.5, keep=2)
+  sent = threads.Contribution(0, 3, None, {}, 20, [1.0, 2.0], None)
+  progress = threads.Progress(scores=(9.0,)).after(sent, 5, 0.5, keep=2)
+  progress = progress.after(sent, 5, 0.5, keep=2)
   assert progress == threads.Progress(40, 1.0, {'2': 2}, (1.0, 2.0), 4)
 
 
 def test_delays_of_all_runs_are_counted():
-  counts = atari.counts_of([{'0': 1, '2': 1}, {'2': 2}])
+  counts = atari.count_delays([{'0': 1, '2': 1}, {'2': 2}])
   assert counts.tolist() == [1, 0, 3]
 
 
@@ -222,7 +222,7 @@ def _command(workdir, *more):
     '-m',
     'experiments.a3c.atari',
     '--preset=smoke',
-    '--compared=0',
+    '--throughput_gradients=0',
     '--save_seconds=0',
     f'--workdir={workdir}',
     *more,
@@ -230,7 +230,7 @@ def _command(workdir, *more):
 
 
 @pytest.mark.slow
-def test_killed_and_terminated_it_goes_on(tmp_path):
+def test_resumes_after_sigkill_and_sigterm(tmp_path):
   """SIGKILL, then SIGTERM with status 75, then to the end."""
   checkpoints = tmp_path / 'seed_0' / 'checkpoints'
   steps = []
@@ -253,30 +253,30 @@ def test_killed_and_terminated_it_goes_on(tmp_path):
   assert metrics['frames'] == 8_000
 
 
-def test_a_game_that_is_not_there():
+def test_unknown_game():
   pytest.importorskip('ale_py')
   with pytest.raises(harness.SettingsError, match='no environment'):
     atari.check(atari.Settings(env='Sekwest'))
 
 
-def test_conventions_are_those_of_the_settings(options):
-  """They reach the game; a cart-pole has none; runs with others differ."""
+def test_conventions_reach_the_game(options):
+  """CartPole refuses conventions; a resumed run refuses other ones."""
   assert atari.Settings().conventions == games.DEFAULT
   conventions = games.Conventions(0.25, True, True)
   changed = dataclasses.replace(
-    SETTINGS, frames=60, compared=0, conventions=conventions
+    SETTINGS, frames=60, throughput_gradients=0, conventions=conventions
   )
-  with pytest.raises(harness.SettingsError, match='games of the Atari'):
+  with pytest.raises(harness.SettingsError, match='require an Atari game'):
     atari.check(changed)
-  seen = []
+  used = []
 
   def make_game(name, rng, conventions):
-    seen.append(conventions)
+    used.append(conventions)
     return games.CartPole(rng)
 
   atari.train(options(changed, seeds=(0,)), 0, make_game)
-  assert set(seen) == {conventions}
-  plain = dataclasses.replace(SETTINGS, frames=60, compared=0)
+  assert set(used) == {conventions}
+  plain = dataclasses.replace(SETTINGS, frames=60, throughput_gradients=0)
   with pytest.raises(
     harness.OtherRunError, match=r'sticky_actions: 0\.25 -> 0'
   ):

@@ -1,4 +1,4 @@
-"""The binary: learns, evaluates, resumes to the same result, bad settings."""
+"""Round-robin workers on gymnax: training, evaluation and resumption."""
 
 import dataclasses
 import json
@@ -26,21 +26,21 @@ SETTINGS = gymnax.Settings(
 
 
 def evaluated(workdir, policy='greedy'):
-  """What an evaluation has written."""
+  """Reads the results of an evaluation."""
   path = workdir / 'evaluation' / policy / 'results.json'
   return json.loads(path.read_text())
 
 
 @pytest.mark.slow
 def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
-  """Ended after half of the records, it goes on to the same numbers.
+  """A run resumed after half of the records has the same metrics.
 
-  So does its evaluation, which sampled actions change.
+  So has its evaluation; sampled actions have another mean.
   """
-  whole = options(SETTINGS, paper='a3c', binary='gymnax')
-  harness.execute(gymnax.main, whole)
-  found = results()
-  metrics = found['metrics']
+  full = options(SETTINGS, paper='a3c', binary='gymnax')
+  harness.execute(gymnax.main, full)
+  stored = results()
+  metrics = stored['metrics']
   assert (
     metrics['frames'] == 1_600
     and metrics['worst_training_return/round_robin'] > 5
@@ -48,14 +48,14 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   assert metrics['delay_share/round_robin/delay=1'] == (2 * 10 - 1) / 20
   assert metrics['training_return/round_robin/half_width'] >= 0
   assert 15 < metrics['random_return'] < 30
-  # The control has as many updates and frames, and the same seeds.
+  # The control has equal updates, frames and seeds.
   checkpoint = tmp_path / f'{SETTINGS.env}-one_worker' / 'checkpoints' / '20'
   assert checkpoint.exists()
   for name in ('training_return', 'training_area'):
     names = [f'{name}/{method}' for method in ('round_robin', 'one_worker')]
     lead = metrics[names[0]] - metrics[names[1]]
     np.testing.assert_allclose(
-      harness.paired_interval(found, *names).mean, lead
+      harness.paired_interval(stored, *names).mean, lead
     )
   rows = (tmp_path / 'table.md').read_text().splitlines()[2:]
   cells = [[cell.strip() for cell in row.split('|')[3:5]] for row in rows]
@@ -69,7 +69,7 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
     stop = lambda history: len(history['training_return']) >= 2
     return train(*given, measure._replace(stop_when=stop))
 
-  other = whole._replace(workdir=str(tmp_path / 'other'))
+  other = full._replace(workdir=str(tmp_path / 'other'))
   with monkeypatch.context() as patch:
     patch.setattr(harness, 'train', half)
     assert gymnax.train(other).step == 4
@@ -80,7 +80,7 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   same = lambda m: {k: v for k, v in m.items() if 'second' not in k}
   assert same(again['metrics']) == same(metrics)
   sampled = harness.replaced(SETTINGS, {'evaluation.policy': 'sampled'})
-  for given in (whole, other, whole._replace(settings=sampled)):
+  for given in (full, other, full._replace(settings=sampled)):
     harness.execute(gymnax.evaluate, given)
   greedy = evaluated(tmp_path)['metrics']
   assert evaluated(tmp_path / 'other')['metrics'] == greedy != half_way
@@ -90,10 +90,9 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
 
 
 def test_evaluation_of_a_run(options, tmp_path, capsys):
-  """Against a plain loop; without a checkpoint; and it leaves the run alone.
+  """Agrees with a plain loop, and does not change the run.
 
-  DeepSea always begins in the same place and its moves are certain: all greedy
-  episodes of a seed are the same.
+  DeepSea is deterministic: all greedy episodes of a seed are equal.
   """
   settings = dataclasses.replace(
     SETTINGS,
@@ -116,10 +115,10 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
   capsys.readouterr()
   harness.execute(gymnax.evaluate, given)
   assert 'evaluation return, interval over seeds' in capsys.readouterr().out
-  assert files() == before  # It neither trains nor writes there.
-  found = evaluated(tmp_path)
-  metrics = found['metrics']
-  assert found['mode'] == 'evaluate' and metrics['updates'] == 4
+  assert files() == before  # It does not write there.
+  stored = evaluated(tmp_path)
+  metrics = stored['metrics']
+  assert stored['mode'] == 'evaluate' and metrics['updates'] == 4
 
   agent = networks.agent(known.shape, known.environment.actions)
   params = jax.eval_shape(agent.init, jax.random.key(0))
@@ -137,7 +136,7 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
       total += float(reward)
       over = bool(terminated) or bool(truncated)
     expected.append(total)
-  per_seed = found['per_seed']['evaluation_return']
+  per_seed = stored['per_seed']['evaluation_return']
   assert per_seed == pytest.approx(expected)
   assert metrics['evaluation_return'] == pytest.approx(np.mean(expected))
   assert metrics['worst_evaluation_return'] == pytest.approx(min(expected))
@@ -151,7 +150,7 @@ def test_evaluation_of_a_run(options, tmp_path, capsys):
   assert len(rows) == 1 + 2 * 5 and rows[1].startswith('0,0,')
 
 
-def test_a_kept_evaluation_has_a_name_of_its_own(tmp_path, options):
+def test_stored_evaluation_has_its_own_name(tmp_path, options):
   given = options(
     gymnax.PRESETS['quick'], paper='a3c', binary='gymnax', preset='quick'
   )
@@ -223,7 +222,7 @@ def test_every_environment_of_gymnax_is_traced(env, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('env', sorted(gymnax_lib.registered_envs))
 def test_every_environment_of_gymnax_runs(env, options, results, tmp_path):
-  """Training, GIF and evaluation, of the smallest sizes."""
+  """Training, GIF and evaluation, with the smallest sizes."""
   settings = gymnax.Settings(
     env=env,
     workers=2,
@@ -246,17 +245,17 @@ def test_every_environment_of_gymnax_runs(env, options, results, tmp_path):
   assert metrics['evaluation_length'] >= 1
 
 
-def test_environments_that_cannot_be():
+def test_unknown_environment():
   with pytest.raises(harness.SettingsError, match='did you mean CartPole-v1'):
     gymnax.check(gymnax.Settings(env='CartPole'))
 
 
-def test_rounds_are_of_all_workers():
-  assert gymnax.rounds_of(gymnax.Settings(frames=2_560 * 7 + 3)) == 7
-  assert gymnax.rounds_of(gymnax.Settings(frames=1)) == 1
+def test_number_of_rounds():
+  assert gymnax.count_rounds(gymnax.Settings(frames=2_560 * 7 + 3)) == 7
+  assert gymnax.count_rounds(gymnax.Settings(frames=1)) == 1
   settings = gymnax.Settings(frames=2_560 * 7 + 3)
   alone = gymnax.one_worker(settings)
-  assert gymnax.rounds_of(alone) == 7 * settings.workers
+  assert gymnax.count_rounds(alone) == 7 * settings.workers
   assert alone.frames == 7 * 2_560 and alone.workers == 1
 
 
@@ -268,8 +267,8 @@ def test_cart_pole_is_solved(options, results):
   assert metrics['worst_training_return/round_robin'] >= 450
 
 
-def test_continuous_actions_are_learnt_too():
-  """Pendulum compiles and gives finite gradients."""
+def test_continuous_actions():
+  """Gradients on Pendulum are finite and nonzero."""
   settings = gymnax.Settings(env='Pendulum-v1', workers=2, environments=2)
   agent, solver = gymnax.make_solver(settings, jax.random.key(0))
   params = agent.init(jax.random.key(1))

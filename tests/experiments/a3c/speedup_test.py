@@ -1,4 +1,4 @@
-"""When curves arrive, by hand."""
+"""Running averages and speedups by hand."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from experiments.a3c import speedup
 
 def test_running_average_by_hand():
   means = np.array([[1.0], [3.0], [5.0], [7.0]])
-  found = speedup.running_average(means, 2)
-  np.testing.assert_allclose(found[:, 0], [1, 2, 4, 6])
+  average = speedup.running_average(means, 2)
+  np.testing.assert_allclose(average[:, 0], [1, 2, 4, 6])
   np.testing.assert_allclose(speedup.running_average(means, 9)[-1], 4)
 
 
-def test_speedup_is_the_number_of_workers_where_curves_are_the_same():
+def test_speedup_of_equal_curves_is_the_number_of_workers():
   steps = 10 * np.arange(1, 6)
   curve = np.array([0.1, 0.3, 0.2, 0.5, 0.6])
   assert speedup.first_at(curve, steps, 0.3) == 20
@@ -25,7 +25,7 @@ def test_speedup_is_the_number_of_workers_where_curves_are_the_same():
   assert speedup.speedup(runs, later, 8, steps, 0.3).mean == 8 * 2 / 3
 
 
-def test_who_never_arrives():
+def test_target_that_is_never_reached():
   steps = np.arange(1, 4)
   low, high = np.zeros((3, 2)), np.ones((3, 2))
   assert speedup.speedup(high, low, 4, steps, 0.5).mean == 0
@@ -33,14 +33,16 @@ def test_who_never_arrives():
 
 
 def test_interval_by_leaving_out_one_run():
-  """Two runs of three arrive at 2, one at 4; without it the mean does at 2."""
+  """Jackknife of three runs: two reach the target at 2, one at 4."""
   steps = np.arange(1, 5)
   ones = np.tile([[0.0], [1.0], [1.0], [1.0]], 3)
   many = ones.copy()
   many[:, 2] = [-1.0, -1.0, -1.0, 1.0]
-  # All: the mean at 2 is 1/3; without the third 1, without another 0.
-  found = speedup.speedup(ones, many, 2, steps, 0.5)
-  assert found.mean == pytest.approx(2 * 2 / 4)
+  # At step 2 the mean is 1/3; without the third run 1, without another 0.
+  interval = speedup.speedup(ones, many, 2, steps, 0.5)
+  assert interval.mean == pytest.approx(2 * 2 / 4)
   values = np.array([2 * 2 / 4, 2 * 2 / 4, 2 * 2 / 2])
   spread = 2 / 3 * np.sum((values - values.mean()) ** 2)
-  assert found.half_width == pytest.approx(4.302653 * np.sqrt(spread), rel=1e-6)
+  assert interval.half_width == pytest.approx(
+    4.302653 * np.sqrt(spread), rel=1e-6
+  )

@@ -1,4 +1,4 @@
-"""The synthetic experiment, small: its numbers, its results, its control."""
+"""The synthetic experiment, small: speedups, results and settings."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
   return workdir, report.results.metrics()
 
 
-def test_workers_arrive_sooner_and_delays_are_theirs(finished):
+def test_speedups_and_delays(finished):
   _, metrics = finished
   for sampling in ('iid', 'markov'):
     assert metrics[f'speedup/{sampling}/workers=1'] == 1
@@ -55,7 +55,7 @@ def test_workers_arrive_sooner_and_delays_are_theirs(finished):
   assert metrics['policy_return/best'] > metrics['policy_return/uniform']
 
 
-def test_writes_what_it_found(finished):
+def test_writes_results(finished):
   workdir, metrics = finished
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['metrics']) == set(metrics)
@@ -65,13 +65,13 @@ def test_writes_what_it_found(finished):
   assert '| control/large_step | 4 ' in table
 
 
-def test_claims_ask_for_metrics_of_a_whole_run():
+def test_claims_use_metrics_of_all_presets():
   workers = synthetic.PRESETS['quick'].workers
   assert {1, 4, *claims._WORKERS} <= set(workers)
   assert synthetic.PRESETS['paper'].workers == workers
 
 
-def test_a_block_is_so_many_updates():
+def test_block_equals_single_updates():
   problem = synthetic_runs.make_problem(SETTINGS.process, 0)
   solver = bj.solvers.a3c_td0(
     problem.mdp, problem.features, workers=3, key=0,
@@ -91,16 +91,16 @@ def test_a_block_is_so_many_updates():
   several = synthetic_runs.blocks(solver, 5)
   expected, rewards = one_by_one(start, solver.init(start))
   updates, state = jax.jit(several.update)(None, several.init(start), start)
-  found = bj.apply_updates(start, updates)
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+  params = bj.apply_updates(start, updates)
+  for actual, desired in zip(params, expected, strict=True):
+    np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6)
   values = bj.values(state)
   np.testing.assert_allclose(values['mean_reward'], rewards.mean(), rtol=1e-6)
-  assert (values['least_delay'], values['most_delay']) == (0, 2)
+  assert (values['min_delay'], values['max_delay']) == (0, 2)
 
 
-def test_rewards_to_compare_with():
-  """The best policy is better than any of many, and the mean lies between."""
+def test_reference_rewards():
+  """No random policy exceeds the optimal one."""
   problem = synthetic_runs.make_problem(SETTINGS.process, 0)
   logits = 5 * jax.random.normal(jax.random.key(0), (100, 12, 3))
 
@@ -110,20 +110,20 @@ def test_rewards_to_compare_with():
     visits = bj.rl.visits(problem.mdp, jax.nn.softmax(z))
     return jnp.sum(visits * problem.mdp.rewards)
 
-  found = np.asarray(step(logits))
-  assert found.max() < problem.best + 1e-5
-  assert found.min() < problem.uniform < problem.best
+  rewards = np.asarray(step(logits))
+  assert rewards.max() < problem.best + 1e-5
+  assert rewards.min() < problem.uniform < problem.best
   flat = step(jnp.zeros((1, 12, 3)))[0]
   np.testing.assert_allclose(flat, problem.uniform, rtol=1e-4)
 
 
 def test_wrong_settings():
   for changed, message in (
-    ({'steps': 1_010}, 'no multiple of --block=20'),
-    ({'window': 30}, 'no multiple of --block=20'),
-    ({'workers': (2, 4)}, '1 first'),
+    ({'steps': 1_010}, 'a multiple of --block=20'),
+    ({'window': 30}, 'a multiple of --block=20'),
+    ({'workers': (2, 4)}, 'start with 1'),
     ({'workers': (1,)}, 'at least one other'),
-    ({'steps': 40, 'window': 20}, 'at least four blocks'),
+    ({'steps': 40, 'window': 20}, 'at least four --block'),
   ):
     with pytest.raises(ValueError, match=message):
       synthetic.check(dataclasses.replace(SETTINGS, **changed))

@@ -1,4 +1,4 @@
-"""Round robin against workers that really take turns, one after another."""
+"""Round robin against a loop over workers."""
 
 import chex
 import jax
@@ -15,15 +15,15 @@ WORKERS, ROUNDS = 4, 3
 
 
 def make_oracle(key):
-  """Noisy slopes that mix both sequences; the noise is in the state."""
+  """Makes an oracle of noisy gradients that mix both sequences."""
 
   def fn(params, batch, inner):
     key, drawn = jax.random.split(inner)
     noise = jax.random.normal(drawn, (3,))
     actor = params.actor + 0.5 * params.critic + noise
     critic = params.critic - 0.2 * params.actor - noise
-    found = bj.oracles.base.gradients(params, actor=actor, critic=critic)
-    return (jnp.sum(actor),), found, key, {'noise': noise}
+    gradients = bj.oracles.base.gradients(params, actor=actor, critic=critic)
+    return (jnp.sum(actor),), gradients, key, {'noise': noise}
 
   return bj.oracle(
     fn,
@@ -56,26 +56,26 @@ def run(solver):
   return params, state
 
 
-def test_against_workers_in_turn():
-  """A worker's next gradient is at what it saw when it had updated."""
+def test_agrees_with_a_loop_over_workers():
+  """A worker's gradient is at the parameters after its last update."""
   move, solver = make()
   now, moving = PARAMS, move.init(PARAMS)
   oracles = [make_oracle(k) for k in jax.random.split(jax.random.key(5), 4)]
   states = [oracle.init(PARAMS) for oracle in oracles]
-  held, ages, version = [(PARAMS, 0)] * WORKERS, [], 0
+  snapshots, delays, version = [(PARAMS, 0)] * WORKERS, [], 0
   apply = jax.jit(move.update)
   for _ in range(ROUNDS):
     for i, oracle in enumerate(oracles):
-      seen, at = held[i]
-      gradient, states[i] = oracle.update(None, states[i], seen)
+      snapshot, at = snapshots[i]
+      gradient, states[i] = oracle.update(None, states[i], snapshot)
       updates, moving = apply({'gradient': gradient}, moving, now)
       now = optax.apply_updates(now, updates)
-      ages.append(version - at)
+      delays.append(version - at)
       version += 1
-      held[i] = (now, version)
+      snapshots[i] = (now, version)
   params, state = run(solver)
   chex.assert_trees_all_close(params, now, rtol=1e-5, atol=1e-6)
-  expected = np.bincount(ages, minlength=WORKERS)
+  expected = np.bincount(delays, minlength=WORKERS)
   np.testing.assert_array_equal(state.delays, expected)
   assert expected[WORKERS - 1] == WORKERS * (ROUNDS - 1) + 1
   losses = [bj.values(s)['loss'] for s in states]
@@ -101,7 +101,9 @@ def test_one_worker_has_no_delay():
 
 
 def test_workers_that_do_not_divide():
-  with pytest.raises(harness.SettingsError, match='4 workers on 3 devices'):
+  with pytest.raises(
+    harness.SettingsError, match='4 workers cannot be split over 3 devices'
+  ):
     make(devices=3)
   with pytest.raises(harness.SettingsError, match='there are 8'):
     workers.round_robin(
@@ -109,19 +111,19 @@ def test_workers_that_do_not_divide():
     )
 
 
-def test_as_delayed_gradients_where_workers_have_nothing_of_their_own():
-  """A round is N updates of `bj.evaluation.delayed`, whose own code it is."""
+def test_agrees_with_delayed_gradients_without_worker_state():
+  """A round equals N updates of `bj.evaluation.delayed`."""
 
   def slope(params, batch, inner):
     actor = jnp.sin(params.actor) + 0.5 * params.critic
     critic = params.critic - 0.2 * params.actor
-    found = bj.oracles.base.gradients(params, actor=actor, critic=critic)
-    return (jnp.sum(actor),), found, inner, {'seen': params.actor}
+    gradients = bj.oracles.base.gradients(params, actor=actor, critic=critic)
+    return (jnp.sum(actor),), gradients, inner, {'actor': params.actor}
 
   def plain(key):
     del key
     return bj.oracle(
-      slope, ('loss',), outputs=lambda params: {'seen': params.actor}
+      slope, ('loss',), outputs=lambda params: {'actor': params.actor}
     )
 
   adam = optax.adam(0.1)

@@ -1,4 +1,4 @@
-"""Digits of clients, and who communicates when."""
+"""Digits of clients, and communication rounds."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ CLIENTS = 8
 
 
 def load(**changes):
-  given = {'clients': 10, 'pooling': 4, 'selection': 100, 'test': 200}
-  split = client_digits.Split(**(given | changes))
+  sizes = {'clients': 10, 'pooling': 4, 'selection': 100, 'test': 200}
+  split = client_digits.Split(**(sizes | changes))
   return client_digits.load_digits(None, split)
 
 
@@ -32,7 +32,7 @@ def test_clients_have_few_classes_and_disjoint_parts():
   assert max(classes) <= 4
   assert set(np.unique(digits.train.labels)) == set(range(10))
   rows = np.concatenate([np.asarray(p.images).reshape(-1, 49) for p in digits])
-  # Nearly all packaged digits differ, so parts that overlapped would show.
+  # Nearly all packaged digits differ, so overlapping parts would show.
   assert len(np.unique(rows, axis=0)) > 0.99 * len(rows)
 
 
@@ -64,15 +64,15 @@ def test_balanced_accuracy_is_the_mean_over_classes():
   logits = jax.nn.one_hot(jnp.array([0, 0, 0, 0]), 10)
   labels = jnp.array([0, 0, 0, 1])
   assert float(tasks.accuracy(logits, labels, balanced=False)) == 0.75
-  # Eight classes have no digit and count as wrong.
+  # Eight classes have no digit and count as 0.
   balanced = tasks.accuracy(logits, labels, balanced=True)
   np.testing.assert_allclose(balanced, 0.1)
 
 
-# Quadratics: clients' curvatures and pulls differ.
+# Quadratics with different curvatures and targets per client.
 
 CURVATURE = jnp.linspace(0.5, 2.0, CLIENTS)
-PULL = jnp.linspace(-1.0, 2.0, CLIENTS)
+TARGET = jnp.linspace(-1.0, 2.0, CLIENTS)
 PROBLEM = bj.BilevelProblem(
   upper=lambda x, y, b: jnp.sum((y - b[1]) ** 2) / 2 + jnp.sum(x**2) / 8,
   lower=lambda x, y, b: b[0] * jnp.sum((y - x - b[1]) ** 2) / 2,
@@ -80,8 +80,8 @@ PROBLEM = bj.BilevelProblem(
 
 
 def solution():
-  """Of the mean losses: x and y in closed form."""
-  h, p = np.asarray(CURVATURE), np.asarray(PULL)
+  """Closed-form x and y of the mean losses."""
+  h, p = np.asarray(CURVATURE), np.asarray(TARGET)
   shift = (h * p).mean() / h.mean()  # y = x + shift
   x = (p.mean() - shift) / 1.25
   return x, x + shift
@@ -91,19 +91,19 @@ def solve(solver, steps):
   params = bj.BilevelParams(*(jnp.zeros((CLIENTS, 2)),) * 2)
   state, step = solver.init(params), jax.jit(solver.update)
   for _ in range(steps):
-    updates, state = step((CURVATURE, PULL), state, params)
+    updates, state = step((CURVATURE, TARGET), state, params)
     params = bj.apply_updates(params, updates)
   return params, state
 
 
 def e_aipod(axis_name, probability=0.4):
-  agree = bj.projections.consensus_set(axis_name)
+  consensus = bj.projections.consensus_set(axis_name)
   return bj.e_aipod(
     PROBLEM,
-    upper=bj.Sequence(optax.sgd(0.2), set=agree),
+    upper=bj.Sequence(optax.sgd(0.2), set=consensus),
     lower=bj.Sequence(
       optax.sgd(0.2),
-      set=bj.projections.Lazy(agree, probability, key=1),
+      set=bj.projections.Lazy(consensus, probability, key=1),
       steps=5,
     ),
     solve=bj.linear_solvers.neumann(5, 0.5),
@@ -170,7 +170,7 @@ def test_a_few_clients_in_each_update():
 
   everyone, state = solve(make(CLIENTS), 60)
   np.testing.assert_allclose(everyone.upper, solution()[0], atol=2e-3)
-  # The mean that ends an update is one more.
+  # One more round for the mean at the end of an update.
   assert bj.counts(state)['rounds/lower'] == 60 * 6
   few, _ = solve(make(3), 60)
   assert float(jnp.ptp(few.lower)) < 1e-6

@@ -32,32 +32,32 @@ def test_runs_and_writes_its_results(options, results, tmp_path, task):
   split = dataclasses.replace(SETTINGS.digits, ratio=ratio)
   settings = dataclasses.replace(SETTINGS, task=task, digits=split)
   harness.execute(federated.main, options(settings))
-  found = results()
-  metrics = found['metrics']
-  # None of those that were looked at while the grids were made.
-  assert found['seeds'] == [10, 11]
-  assert not set(found['tuning_seeds']) & {10, 11}
+  stored = results()
+  metrics = stored['metrics']
+  # The design of the grids and the tuning use other seeds.
+  assert stored['seeds'] == [10, 11]
+  assert not set(stored['tuning_seeds']) & {10, 11}
   selected = lambda measure, method: metrics[f'{measure}/{method}/selected']
   rounds = lambda method: selected('rounds_to_40', method)
   ratio = rounds('e_aipod') / rounds('fednest')
   assert metrics['rounds_to_40_ratio'] == pytest.approx(ratio)
   assert metrics['rounds_to_40_ratio/partial'] > 0
   assert selected('best_accuracy', 'e_aipod') > 0.3
-  assert len(found['per_seed']['best_accuracy/e_aipod/s5']) == 2
+  assert len(stored['per_seed']['best_accuracy/e_aipod/s5']) == 2
   assert selected('lower_steps', 'e_aipod') == 5
   assert selected('local_steps', 'fednest') == 5
   assert selected('looks', 'fednest') == 1
   assert (tmp_path / 'rounds.png').stat().st_size > 5000
 
 
-@pytest.mark.slow  # A quadratic does it in clients_test.py.
+@pytest.mark.slow  # clients_test.py has a quick one on quadratics.
 def test_devices_give_the_same_iterates():
   digits, _ = client_digits.load_digits(
     None,
     client_digits.Split(clients=8, pooling=4, selection=50, test=50),
   )
   task = federated_run.make_task(SETTINGS, digits)
-  hyper = {'upper_rate': 0.4, 'lower_rate': 0.1, 'coin': 0}
+  hyper = {'upper_rate': 0.4, 'lower_rate': 0.1, 'projection_key': 0}
   one = task.init(jax.random.key(0), 49)
   params = jax.tree.map(lambda z: np.stack([z] * 8), one)
   batch = client_digits.draw_batch(jax.random.key(1), digits, 32, 5)
@@ -88,9 +88,9 @@ def test_rounds_until_an_accuracy_by_hand():
     [[0.1, 0.1, 0.1], [0.8, 0.2, 0.9], [0.7, 0.3, np.nan]],
   )
   rounds = federated_run.rounds_to(found, 0.75)
-  # What a seed reached before it stopped counts.
+  # The third seed stops after it reached the goal.
   assert rounds.tolist() == [18.0, np.inf, 20.0]
-  # Not reached: the limit of 40, and what 0.3 lacks.
+  # The second seed misses the goal: -40 (2 - 0.3).
   np.testing.assert_allclose(
     federated_run.scores(found, 0.75, 40), [-18, -68, -20], atol=2e-3
   )
@@ -99,11 +99,11 @@ def test_rounds_until_an_accuracy_by_hand():
 @pytest.mark.parametrize(
   ('rounds', 'accuracy', 'known'),
   [
-    # Two points with two seeds; the second one's last seed has spent as much.
+    # Two points with two seeds each; the last seed has spent as many rounds.
     ([20, 20, 20, 20], [0.8, 0.8, 0.8, 0.2], True),
     ([20, 24, 20, 23], [0.8, 0.8, 0.8, 0.2], False),
     ([20, 20, 20, 20], [0.8, 0.2, 0.8, 0.2], False),
-    # A seed that stopped gets nowhere.
+    # A stopped seed never reaches the goal.
     ([20, 24, 20, np.nan], [0.8, 0.8, 0.8, np.nan], True),
   ],
 )
@@ -112,7 +112,7 @@ def test_tuning_ends_when_the_best_point_is_known(rounds, accuracy, known):
   assert federated_run.decided(found, 0.75, 2) == known
 
 
-def test_what_was_reached_before_all_stopped_counts(monkeypatch):
+def test_goals_reached_before_all_seeds_stop_count(monkeypatch):
   digits = client_digits.Digits((), (), (), ())
   history = {
     'rounds': np.array([[9.0], [np.nan]]),
@@ -135,12 +135,12 @@ def test_what_was_reached_before_all_stopped_counts(monkeypatch):
   assert federated_run.rounds_to(trained.history, 0.75).tolist() == [9.0]
 
 
-def test_a_ratio_where_somebody_does_not_get_there():
-  assert federated_compare.quotient(4.0, 5.0, 40) == 0.8
-  # Theirs is the limit at least.
-  assert federated_compare.quotient(4.0, np.inf, 40) == 0.1
-  assert np.isnan(federated_compare.quotient(np.inf, 5.0, 40))
-  assert np.isnan(federated_compare.quotient(np.inf, np.inf, 40))
+def test_ratio_if_a_method_misses_the_goal():
+  assert federated_compare.rounds_ratio(4.0, 5.0, 40) == 0.8
+  # The baseline needs at least the limit.
+  assert federated_compare.rounds_ratio(4.0, np.inf, 40) == 0.1
+  assert np.isnan(federated_compare.rounds_ratio(np.inf, 5.0, 40))
+  assert np.isnan(federated_compare.rounds_ratio(np.inf, np.inf, 40))
 
 
 def test_rounds_of_an_update():
@@ -149,10 +149,10 @@ def test_rounds_of_an_update():
   )
   found = federated_compare.methods(settings)
   assert [
-    federated_run.rounds_an_update(m, settings) for m in found.values()
+    federated_run.rounds_per_update(m, settings) for m in found.values()
   ] == [9, 13, 10, 10, 10, 18, 18, 18]
   part = found['e_aipod/s20']._replace(taking_part=10)
-  assert federated_run.rounds_an_update(part, settings) == 10
+  assert federated_run.rounds_per_update(part, settings) == 10
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_rounds_of_an_update():
   [
     ({'taking_part': 9}, 'from 0'),
     ({'devices': 3, 'taking_part': 0}, 'do not divide'),
-    ({'devices': 2, 'taking_part': 2}, 'one device'),
+    ({'devices': 2, 'taking_part': 2}, 'several devices'),
   ],
 )
-def test_settings_that_no_run_can_have(changes, match):
+def test_invalid_settings(changes, match):
   with pytest.raises(ValueError, match=match):
     federated.check(dataclasses.replace(SETTINGS, **changes))
 
 
-def test_flags_of_an_earlier_version_work():
+def test_former_flags_work():
   of = lambda *texts: flags_lib.settings_by(
     federated.PRESETS, 'quick', texts, federated.RENAMED
   )
-  old = '--tuning_rounds=9', '--fednest_rounds=1', '--upper_rates=1'
-  new = '--grid.rounds=9', '--fednest.rounds=1', '--grid.upper_rates=1'
+  old = '--tuning_rounds=9', '--fednest_rounds=1', '--grid.widen=1'
+  new = '--grid.rounds=9', '--fednest.rounds=1', '--max_grid_extensions=1'
   assert of(*old) == of(*new) != of()

@@ -1,4 +1,4 @@
-"""The synthetic problem: its closed forms, its noise, its measure."""
+"""The synthetic problem: closed forms, noise and stationarity."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ def draw(matrices='uniform', objective='published'):
   return jax.tree.map(jnp.asarray, instance)
 
 
-def noise_of(instance, scale=0.0, key=0):
+def draw_noise(instance, scale=0.0, key=0):
   return quadratic.draw_noise(
     jax.random.key(key), instance, scale, lower_steps=3, upper_steps=2
   )
 
 
 @pytest.mark.parametrize('matrices', first(['orthonormal', 'uniform']))
-def test_the_hypergradient_is_that_of_finite_differences_and_the_oracle(
+def test_hypergradient_agrees_with_finite_differences_and_the_oracle(
   matrices,
 ):
   with jax.enable_x64(True):
@@ -39,20 +39,20 @@ def test_the_hypergradient_is_that_of_finite_differences_and_the_oracle(
     )
     unit = 1e-5 * jnp.eye(SIZE)
     slopes = [(total(x + e) - total(x - e)) / 2e-5 for e in unit]
-    found = quadratic.hypergradient(instance, x)
-    np.testing.assert_allclose(found, slopes, rtol=1e-5, atol=1e-7)
+    exact = quadratic.hypergradient(instance, x)
+    np.testing.assert_allclose(exact, slopes, rtol=1e-5, atol=1e-7)
     oracle = bj.implicit(
       quadratic.PROBLEM,
       solve=bj.linear_solvers.conjugate_gradient(1),
-      lower_set=quadratic.sets_of(instance)['lower'],
+      lower_set=quadratic.make_sets(instance)['lower'],
     )
     params = bj.BilevelParams(x, y)
-    batch = noise_of(instance)
+    batch = draw_noise(instance)
     gradient, _ = oracle.update(batch, oracle.init(params), params)
-    np.testing.assert_allclose(gradient.upper, found, rtol=1e-8)
+    np.testing.assert_allclose(gradient.upper, exact, rtol=1e-8)
 
 
-def test_the_released_gradient_lacks_what_the_moving_set_adds():
+def test_released_gradient_omits_the_dependence_of_the_set():
   with jax.enable_x64(True):
     instance = draw()
     x = jax.random.normal(jax.random.key(0), (SIZE,)) / 4
@@ -77,11 +77,11 @@ def test_matrices_are_as_described():
   assert np.any(uniform.c)
 
 
-def test_noise_is_that_of_gradients_and_differs_between_steps():
+def test_noise_of_gradients_differs_between_steps():
   instance = draw()
-  noise = noise_of(instance, 0.1)
+  noise = draw_noise(instance, 0.1)
   x = y = jnp.ones(SIZE) / 9
-  quiet = noise_of(instance)
+  quiet = draw_noise(instance)
   for loss, at, expected in (
     (quadratic.upper_loss, 0, noise.upper[0]),
     (quadratic.upper_loss, 1, noise.upper[1]),
@@ -102,7 +102,7 @@ def test_stationarity_by_hand():
   instance = draw('orthonormal')
   x, y = jnp.ones(SIZE) / 9, jnp.linspace(-1.0, 1.0, SIZE)
   slope = quadratic.hypergradient(instance, x)
-  slope = quadratic.sets_of(instance)['upper'].tangent(slope)
+  slope = quadratic.make_sets(instance)['upper'].tangent(slope)
   gap = y - quadratic.minimiser(instance, x)
-  found = quadratic.stationarity(instance, x, y)
-  np.testing.assert_allclose(found, slope @ slope + gap @ gap, 1e-4)
+  measure = quadratic.stationarity(instance, x, y)
+  np.testing.assert_allclose(measure, slope @ slope + gap @ gap, 1e-4)

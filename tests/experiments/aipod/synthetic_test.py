@@ -1,4 +1,4 @@
-"""The synthetic experiment, small: its claim, its results, its resumption."""
+"""The synthetic experiment, small: claim, results and variants."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_writes_results_and_plots(finished):
   assert 'e_aipod/p0.3/t2' in (workdir / 'table.md').read_text()
 
 
-def test_where_a_target_is_reached_by_hand():
+def test_cost_to_a_target_by_hand():
   history = {
     'average': np.array([[3.0, 3.0], [1.0, 2.5], [0.5, 2.1]]),
     'count/projections/lower': np.array([[1, 1], [2, 2], [3, 3]]),
@@ -63,13 +63,13 @@ def test_where_a_target_is_reached_by_hand():
   trained = harness.Trained(
     None, None, (), 30, np.array([10, 20, 30]), history, (), 0.0, 0.0
   )
-  found = synthetic_report.reach(trained, np.array([1.0, 2.0]), 2)
-  assert found.projections.tolist() == [22.0, np.inf]
-  assert found.upper_steps.tolist() == [40.0, np.inf]
+  reached = synthetic_report.reach(trained, np.array([1.0, 2.0]), 2)
+  assert reached.projections.tolist() == [22.0, np.inf]
+  assert reached.upper_steps.tolist() == [40.0, np.inf]
 
 
 def test_every_variant_has_its_own_name():
   names = [v.name for v in synthetic.variants(synthetic.PRESETS['paper'])]
   assert len(names) == len(set(names))
   fields = {f.name for f in dataclasses.fields(SETTINGS)}
-  assert set(synthetic.OTHERS) < fields
+  assert set(synthetic.SWEEP_SETTINGS) < fields

@@ -1,4 +1,4 @@
-"""What compares the methods: trials, choices, dm %."""
+"""Comparisons of methods: trials, choices and dm %."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from experiments.harness.app import settings as settings_lib
 from experiments.moco import bias, compare, methods
 from experiments.moco import problem as problems
 
-GRID = compare.Grid((1e-3, 1e-1, 1e3), (1e-1,), widen=0)
+GRID = compare.Grid((1e-3, 1e-1, 1e3), (1e-1,), max_grid_extensions=0)
 SETTINGS = compare.Settings(steps=60, chunk=60, grid=GRID)
 
 
 def line_problem(noise):
-  """Two parabolas in a head and a trunk of one number each."""
+  """Two parabolas in a scalar head and a scalar trunk."""
 
   def losses(params, batch):
     trunk = params.trunk + params.heads
@@ -43,7 +43,7 @@ def line_problem(noise):
   )
 
 
-def test_equal_trials_and_the_choice_by_validation(options):
+def test_equal_trials_and_choice_by_validation(options):
   problem = line_problem(0.1)
   runs = compare.Runs(problem, options(SETTINGS, seeds=(0, 1, 2)))
   mean, moco = runs.compare(('mean', 'moco')).values()
@@ -54,25 +54,25 @@ def test_equal_trials_and_the_choice_by_validation(options):
     assert outcome.members[0] == 3 * np.argmin(by_trial)
     assert runs.scores(outcome).mean() < 1.5
   assert mean.point['rate'] == moco.point['rate'] == 0.1
-  measured = {'mean': mean, 'moco': moco}
+  outcomes = {'mean': mean, 'moco': moco}
   results = harness.Results()
-  ratios = bias.measure(results, problem, (1,), measured)
-  found = results.metrics()
+  ratios = bias.measure(results, problem, (1,), outcomes)
+  metrics = results.metrics()
   own = [f'bias_ratio/moco/line/batch=1/own={i}' for i in range(3)]
-  assert set(own) <= set(found)
-  chosen = found[own[int(moco.point['own'])]]
-  assert found['bias_ratio/moco/line'] == ratios['moco'].mean == chosen
-  # Constant weights have no bias but rounding, whatever they are good for.
-  assert not found['bias_ratio/mean/line'] < 1e3
+  assert set(own) <= set(metrics)
+  chosen = metrics[own[int(moco.point['own'])]]
+  assert metrics['bias_ratio/moco/line'] == ratios['moco'].mean == chosen
+  # Constant weights have no bias except rounding.
+  assert not metrics['bias_ratio/mean/line'] < 1e3
 
 
-def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
+def test_trial_with_a_stopped_seed_is_not_chosen(options):
   problem = line_problem(0.0)
-  burst = lambda params, part: jnp.where(
+  overflow = lambda params, part: jnp.where(
     jnp.abs(params.trunk) < 2, jnp.nan, problem.score(params, part)
   )
   runs = compare.Runs(
-    problem._replace(score=burst), options(SETTINGS, seeds=(0, 1, 2))
+    problem._replace(score=overflow), options(SETTINGS, seeds=(0, 1, 2))
   )
   outcome = runs.run('mean')
   bad = np.isnan(outcome.trained.history['validation/mean'][-1])
@@ -81,7 +81,7 @@ def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'says'),
+  ('changes', 'message'),
   [
     ({'methods': ('guess',)}, '=guess: methods knows .*smg'),
     ({'methods': ()}, 'needs at least one'),
@@ -89,37 +89,41 @@ def test_a_trial_with_a_seed_that_stopped_is_not_chosen(options):
     ({'grid': compare.Grid((1.0,), (1.0, 2.0))}, 'got 1 and 2'),
   ],
 )
-def test_comparisons_that_would_not_be_fair(changes, says):
+def test_unfair_comparisons(changes, message):
   settings = dataclasses.replace(SETTINGS, **changes)
-  with pytest.raises(harness.SettingsError, match=says):
+  with pytest.raises(harness.SettingsError, match=message):
     settings_lib.check(settings)
     compare.check(settings)
 
 
-def test_nothing_is_tuned_on_a_grid_of_one_point():
+def test_grid_of_one_point():
   grid = compare.Grid((1.0,), (2.0,))
   compare.check(dataclasses.replace(SETTINGS, grid=grid))
   assert grid.axes('mean') == {'own': (0,), 'rate': (1.0,)}
   assert grid.axes('moco')['own'].values == (0,)
 
 
-@pytest.mark.parametrize('name', [n for n in methods.EVERY if methods.own(n)])
-def test_own_hyperparameters_have_as_many_values(name):
-  own = methods.own(name)
+@pytest.mark.parametrize(
+  'name', [n for n in methods.EVERY if methods.hyperparameter(n)]
+)
+def test_hyperparameters_have_equally_many_values(name):
+  own = methods.hyperparameter(name)
   assert len(set(own.values)) == compare.VALUES
   assert len({own.label(i) for i in range(compare.VALUES)}) == compare.VALUES
   for i, value in enumerate(own.values):
-    np.testing.assert_allclose(methods.own_value(name, i), value, rtol=1e-6)
+    np.testing.assert_allclose(
+      methods.hyperparameter_value(name, i), value, rtol=1e-6
+    )
 
 
 def test_relative_change_by_hand():
-  found = methods.relative_change(
+  change = methods.relative_change(
     np.array([[0.9, 2.0], [1.0, 1.0]]), np.array([1.0, 1.0]), [True, False]
   )
-  np.testing.assert_allclose(found, [(10 + 100) / 2, 0.0], rtol=1e-5)
+  np.testing.assert_allclose(change, [(10 + 100) / 2, 0.0], rtol=1e-5)
 
 
-def test_side_by_side_is_each_alone():
+def test_side_by_side_equals_separate_solvers():
   one = bj.gradient(lambda x, batch: batch * x**2)
   two = bj.gradient(lambda x, batch: batch * x)
   both = methods.side_by_side({'a': one, 'b': two})
@@ -129,10 +133,10 @@ def test_side_by_side_is_each_alone():
   assert bj.values(state.parts['a'])['loss'] == 18.0
 
 
-def test_one_that_becomes_non_finite_stops_alone():
-  fine = bj.gradient(lambda x, batch: x**2)
-  bursts = bj.gradient(lambda x, batch: jnp.log(x - batch))
-  both = methods.side_by_side({'a': fine, 'b': bursts})
+def test_only_the_non_finite_solver_stops():
+  stable = bj.gradient(lambda x, batch: x**2)
+  unstable = bj.gradient(lambda x, batch: jnp.log(x - batch))
+  both = methods.side_by_side({'a': stable, 'b': unstable})
   params = bj.sequences(a=jnp.float32(3.0), b=jnp.float32(1.0))
   state, step = both.init(params), jax.jit(both.update)
   for batch, stopped in ((0.0, False), (9.0, True), (0.0, True)):

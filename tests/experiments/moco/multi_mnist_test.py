@@ -1,10 +1,11 @@
-"""Multi-MNIST: pairs by hand, and a short run."""
+"""Multi-MNIST: overlays by hand, and a short run."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness.study import report, stored
 from experiments.moco import compare, multi_mnist
 
 
@@ -29,7 +30,7 @@ def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
     batch=16,
     hidden=16,
     pool=4,
-    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), widen=0),
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), max_grid_extensions=0),
     bias_batches=(8,),
     evaluated=100,
   )
@@ -44,13 +45,26 @@ def test_multi_mnist_learns_and_writes_its_results(options, results, capsys):
   assert ' dm ' in capsys.readouterr().out
 
 
-def test_the_canvas_is_averaged_over_whole_squares():
-  with pytest.raises(ValueError, match='pool divides 36, got 5'):
+def test_pool_divides_the_canvas():
+  with pytest.raises(ValueError, match='pool must divide 36, got 5'):
     multi_mnist.check(multi_mnist.Settings(pool=5))
 
 
 def test_parts_of_the_packaged_digits():
   digits, source = multi_mnist.load(None)
-  sizes = {part: len(found.labels) for part, found in digits.items()}
+  sizes = {part: len(digits[part].labels) for part in digits}
   assert sizes == {'train': 3_000, 'validation': 1_000, 'test': 1_000}
   assert source.name == 'packaged digits'
+
+
+def test_results_with_former_settings_belong_to_their_run():
+  settings = report.plain(multi_mnist.PRESETS['quick'])
+  grid = settings['grid']
+  for former, name in (
+    ('widen', 'max_grid_extensions'),
+    ('rates_beside_own', 'extra_learning_rates'),
+  ):
+    grid[former] = grid.pop(name)
+  results = {'paper': 'moco', 'binary': 'multi_mnist', 'preset': 'quick'}
+  name, _ = stored.declared({**results, 'settings': settings})
+  assert name == 'multi_mnist'

@@ -1,4 +1,4 @@
-"""Several games, one policy: settings, and a small run."""
+"""Multi-task reinforcement learning: settings, and a small run."""
 
 import dataclasses
 import sys
@@ -13,7 +13,7 @@ from experiments.rl import mt10, multi_task
 GAMES = ('Breakout', 'Asterix')
 
 
-def test_bad_robots():
+def test_invalid_tasks_of_mt10():
   pytest.importorskip('metaworld', reason='needs the extra mt10: metaworld')
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
@@ -27,17 +27,17 @@ def test_bad_robots():
       check(settings)
 
 
-def test_cut_episodes_of_robots_are_said():
-  """The results, and so the caption of each table, name what is cut."""
+def test_cut_episodes_are_reported():
+  """Results, and so the captions of tables, name the cut."""
   preset = multi_task_rl.PRESETS['mt10']
-  assert '150 of 500 steps' in multi_task_rl.substituted_by(preset)
-  whole = dataclasses.replace(
+  assert '150 of 500 steps' in multi_task_rl.substitution(preset)
+  full = dataclasses.replace(
     preset, learning=multi_task.Learning(rollout=mt10.LONGEST)
   )
-  assert 'steps' not in multi_task_rl.substituted_by(whole)
+  assert 'steps' not in multi_task_rl.substitution(full)
 
 
-def test_robots_need_their_extra(monkeypatch):
+def test_mt10_needs_its_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, 'metaworld', None)
   with pytest.raises(harness.SettingsError, match='needs the extra `mt10`'):
     multi_task_rl.check(multi_task_rl.PRESETS['mt10'])
@@ -54,12 +54,15 @@ def test_a_small_run(options, results):
   assert metrics['trials/mean'] == 1
 
 
-def test_bad_settings():
+def test_invalid_settings():
   check, make = multi_task_rl.check, multi_task_rl.Settings
   for settings, message in (
     (make(games=('Breakuot',)), 'did you mean Breakout-MinAtar'),
     (make(methods=('modo',)), 'methods knows mean, '),
-    (make(grid=compare.Grid((0.1, 0.2), (0.1,))), 'rates are 3 times as many'),
+    (
+      make(grid=compare.Grid((0.1, 0.2), (0.1,))),
+      'rates must be 3 times as many',
+    ),
   ):
     with pytest.raises(harness.SettingsError, match=message):
       settings_lib.check(settings)

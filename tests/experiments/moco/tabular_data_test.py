@@ -1,4 +1,4 @@
-"""Missing files are explained; parts are standardised by training rows."""
+"""Missing files, standardisation and splits of tabular data."""
 
 import os
 
@@ -9,14 +9,14 @@ from experiments import harness
 from experiments.moco import tabular_data
 
 
-def test_missing_data_says_where_to_get_it(tmp_path):
+def test_missing_data(tmp_path):
   with pytest.raises(harness.MissingDataError, match='MALSAR'):
     tabular_data.read_school(str(tmp_path))
   with pytest.raises(harness.MissingDataError, match='any other name'):
     tabular_data.read('other', None)
 
 
-def test_made_up_targets_are_standardised_and_parts_apart():
+def test_synthetic_targets_are_standardised_and_parts_disjoint():
   data, source = tabular_data.make_up(200)
   assert source.name == 'made-up regressions'
   assert [len(data[part][0]) for part in data] == [120, 40, 40]
@@ -27,7 +27,7 @@ def test_made_up_targets_are_standardised_and_parts_apart():
   assert not np.isin(data['test'][0][:, 0], inputs[:, 0]).any()
 
 
-def test_a_table_of_ones_own(tmp_path):
+def test_table_of_a_user(tmp_path):
   path = tmp_path / 'mine.csv'
   rows = np.random.default_rng(0).normal(size=(50, 4)).round(3).tolist()
   path.write_text(
@@ -45,7 +45,7 @@ def test_a_table_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['sarcos', 'adult', 'school'])
-def test_the_real_files_are_known(name):
+def test_real_files(name):
   folder = os.environ.get('BILEVEL_JAX_DATA')
   if not folder:
     pytest.skip('BILEVEL_JAX_DATA names no folder with these files.')

@@ -1,4 +1,4 @@
-"""School, SARCOS and Adult in small."""
+"""Multi-task learning on tabular data, small."""
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,16 @@ def test_tabular_on_made_up_data(options, results, capsys):
     chunk=20,
     batch=16,
     hidden=8,
-    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), widen=0),
+    grid=compare.Grid((1e-2, 2e-2, 3e-2), (1e-2,), max_grid_extensions=0),
     bias_batches=(8,),
   )
   harness.execute(tabular.main, options(settings))
   metrics = results()['metrics']
   assert metrics['error/mean/made_up'] < 1.2
-  assert 'made up' in capsys.readouterr().out
+  assert 'synthetic' in capsys.readouterr().out
 
 
-def test_school_batches_and_parts_see_their_own_school():
+def test_batches_and_parts_of_schools():
   rng = np.random.default_rng(0)
   sizes = np.array([9, 5, 7], np.int32)
   x = np.zeros((3, 9, 4), np.float32)
@@ -50,7 +50,7 @@ def test_school_batches_and_parts_see_their_own_school():
   )
   halves = problem.split(batch, 2)
   np.testing.assert_allclose(halves[1][0], batch[1][:, ::2])
-  # Rows of zeros that fill up the arrays do not count.
+  # Padding does not count.
   full = problem.score(params, part)
   longer = tuple(
     jnp.pad(v, [(0, 0), (0, 3)] + [(0, 0)] * (v.ndim - 2)) for v in part[:2]
@@ -61,13 +61,13 @@ def test_school_batches_and_parts_see_their_own_school():
   assert tabular.ridge_baseline(data).shape == (3,)
 
 
-def test_no_bias_is_measured_without_batches():
-  """As for School, where SMG would need weights of 139 gradients."""
+def test_no_bias_without_batch_sizes():
+  """School has none, because SMG would need weights of 139 gradients."""
   results = harness.Results()
   assert not bias.measure(results, None, (), {'mean': object()})
   assert not results.metrics()
 
 
-def test_the_least_ratio_has_the_least_lower_end():
+def test_smallest_ratio_has_the_smallest_lower_end():
   ratios = [harness.Interval(2.0, 1.5, 3, 3), harness.Interval(1.0, 0.2, 2, 3)]
-  assert tabular.least_ratio(ratios) == harness.Interval(1.0, 0.5, 2, 3)
+  assert tabular.smallest_ratio(ratios) == harness.Interval(1.0, 0.5, 2, 3)

@@ -1,4 +1,4 @@
-"""The toy of MoCo: its losses by hand, its front, a short run."""
+"""MoCo's toy problem: losses by hand, front, and a short run."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from experiments.moco import toy
 @pytest.mark.parametrize(
   ('point', 'values'),
   [
-    # Above the axis the logarithms count, below it the bowls.
+    # Logarithms above the axis, bowls below it.
     ((1.0, 0.0), (0.0, 0.0)),
     (
       (7.0, -8.0),
@@ -29,8 +29,8 @@ from experiments.moco import toy
   ],
 )
 def test_losses_by_hand(point, values):
-  found = toy.toy_losses(jnp.array(point))
-  np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
+  losses = toy.toy_losses(jnp.array(point))
+  np.testing.assert_allclose(losses, values, rtol=1e-5, atol=1e-6)
 
 
 def test_front_is_below_and_between_the_centres():
@@ -40,7 +40,7 @@ def test_front_is_below_and_between_the_centres():
   assert not any(bool(toy.on_front(point)) for point in others)
 
 
-def test_noise_is_that_of_the_gradients():
+def test_noise_is_added_to_gradients():
   point, noise = jnp.array([1.0, -3.0]), jnp.arange(12.0).reshape(3, 2, 2)
   rows = jax.jacobian(toy.noisy_losses)(point, noise)
   truth = jax.jacobian(toy.toy_losses)(point)
@@ -60,6 +60,6 @@ def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   assert 'moco_exact' in capsys.readouterr().out
 
 
-def test_unknown_methods_name_the_known():
+def test_unknown_methods():
   with pytest.raises(harness.SettingsError, match=r'=guess: .*knows .*smg'):
     settings_lib.check(toy.Settings(methods=('guess',)))

@@ -1,4 +1,4 @@
-"""The methods of hyper-cleaning: what they cost, and that they move."""
+"""Methods of hyper-cleaning: cost and first updates."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def batch():
 
 
 @pytest.mark.parametrize('method', cleaning_methods.BILEVEL)
-def test_cost_is_what_an_update_counts(method):
+def test_cost_equals_the_counts_of_an_update(method):
   classifier = classifiers.make_classifier('linear')
   solver = cleaning_methods.make_solver(
     method,
@@ -34,8 +34,8 @@ def test_cost_is_what_an_update_counts(method):
   )
   params = bj.BilevelParams(jnp.zeros(4), classifier.init(jax.random.key(1)))
   updates, state = jax.jit(solver.update)(batch(), solver.init(params), params)
-  spent = cleaning_methods.evaluated(bj.counts(state))
-  assert spent == cleaning_methods.cost(method, 'linear')
+  cost = cleaning_methods.total_cost(bj.counts(state))
+  assert cost == cleaning_methods.cost(method, 'linear')
   assert jnp.abs(updates.lower['out']['kernel']).max() > 0
   if method in ('v_pbgd', 'g_pbgd', 'f2sa', 'suggested'):
     # The published penalty is 0 in the first step: no logit moves.
@@ -78,8 +78,8 @@ def test_suggested_steps_are_stable():
   recipe = cleaning_methods.suggested_recipe(
     classifier, batch(), jax.random.key(0)
   )
-  # Twice the curvature's inverse is where descent diverges; the curvature of
-  # softmax regression on pixels in [0, 1] is at most half a pixel norm.
+  # Descent diverges above twice the inverse curvature; that of softmax
+  # regression on pixels in [0, 1] is at most half the squared pixel norm.
   largest = jnp.max(jnp.sum(batch().train_images ** 2, axis=1)) / 2
   assert 0.1 / largest < recipe.value < 100 / largest
   assert recipe.penalty > 0

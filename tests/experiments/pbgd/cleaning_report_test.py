@@ -1,4 +1,4 @@
-"""The step that the headline is read at."""
+"""Step selection of the reported numbers."""
 
 import numpy as np
 

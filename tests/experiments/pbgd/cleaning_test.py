@@ -1,4 +1,4 @@
-"""The parts of hyper-cleaning: losses and F1."""
+"""Losses and F1 score of hyper-cleaning."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from experiments.vision import classifiers
 def test_f1_by_hand():
   keep = jnp.array([True, True, True, False])
   dirty = jnp.array([True, False, False, False])
-  # Two of three kept are clean, two of three clean are kept.
+  # Precision and recall are both 2/3.
   np.testing.assert_allclose(cleaning.f1_score(keep, dirty), 2 / 3, rtol=1e-6)
   assert cleaning.f1_score(jnp.zeros(4, bool), dirty) == 0
 

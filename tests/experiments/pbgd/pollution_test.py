@@ -1,4 +1,4 @@
-"""The sweep over polluted shares, on few digits and few steps."""
+"""Sweep over polluted fractions, on few digits and few steps."""
 
 import dataclasses
 import json
@@ -28,13 +28,14 @@ def options(workdir, **changes):
 
 def test_more_noise_is_harder(tmp_path):
   harness.execute(pollution.main, options(tmp_path))
-  found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
   for metric in ('f1/v_pbgd', 'test_accuracy/noisy_train'):
-    assert found[f'{metric}/polluted=0.2'] > found[f'{metric}/polluted=0.8']
+    easy, hard = (metrics[f'{metric}/polluted={p}'] for p in (0.2, 0.8))
+    assert easy > hard
   assert (tmp_path / 'pollution.png').exists()
 
 
-def test_fractions_are_shares(tmp_path):
+def test_fractions_are_below_one(tmp_path):
   settings = dataclasses.replace(
     options(tmp_path).settings, fractions=(0.5, 1.0)
   )

@@ -1,4 +1,4 @@
-"""Tests of the toy's problem: its minima, starts and distances."""
+"""Minima, starts and distances of the toy problem."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +8,12 @@ import bilevel_jax as bj
 from experiments.pbgd import toy_problem
 
 
-def test_minima_are_those_of_another_minimiser():
+def test_minima_agree_with_scipy():
   def loss(x):
     wave = np.cos(2 - 4 * x) / (1 + np.exp(2 - 4 * x))
     return wave + 0.5 * np.log((4 * x - 2) ** 2 + 1)
 
-  found = toy_problem.local_minima()
+  minima = toy_problem.local_minima()
   brackets = [(0.9, 1.5), (0.1, 0.7), (2.5, 3.0)]  # The global one first.
   expected = [
     scipy.optimize.minimize_scalar(
@@ -21,13 +21,13 @@ def test_minima_are_those_of_another_minimiser():
     ).x
     for bracket in brackets
   ]
-  np.testing.assert_allclose(found, expected, atol=1e-6)
-  assert np.all(np.diff(loss(found)) > 0)
+  np.testing.assert_allclose(minima, expected, atol=1e-6)
+  assert np.all(np.diff(loss(minima)) > 0)
 
 
-def test_minima_at_an_end_are_found():
-  found = toy_problem.local_minima(jnp.sin, 0.0, 3.0, 101)
-  np.testing.assert_allclose(found, [0.0, 3.0], atol=1e-12)
+def test_minima_at_the_ends_of_the_interval():
+  minima = toy_problem.local_minima(jnp.sin, 0.0, 3.0, 101)
+  np.testing.assert_allclose(minima, [0.0, 3.0], atol=1e-12)
 
 
 def test_lower_minimisers_are_on_the_line():
@@ -47,7 +47,7 @@ def test_starts_fill_the_rectangle_and_differ_between_seeds():
     assert len(np.unique(z)) > 990
 
 
-def test_right_x_far_off_the_line_is_at_no_minimum():
+def test_distance_is_the_larger_of_both_coordinates():
   params = bj.BilevelParams(np.array([1.0, 1.01]), np.array([5.0, -1.02]))
   distances = toy_problem.distances_to(np.array([1.0]), params)
   np.testing.assert_allclose(distances[:, 0], [6.0, 0.02])

@@ -1,4 +1,4 @@
-"""Tests of the toy: one step, and the claim on few starts."""
+"""The toy: one step, and the claim with few starts."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_exponent_of_a_power_ignores_small_penalties():
 
 
 @pytest.mark.parametrize('solver', ['known_value', 'v_pbgd'])
-def test_few_starts_show_the_claim(folder, solver):
+def test_claim_with_few_starts(folder, solver):
   metrics = json.loads((folder / 'results.json').read_text())['metrics']
   assert metrics[f'fraction_at_minima/{solver}/penalty=10'] >= 0.99
   assert 0 < metrics[f'fraction_at_global_minimum/{solver}/penalty=10'] < 1
@@ -65,12 +65,12 @@ def test_few_starts_show_the_claim(folder, solver):
   assert metrics[f'fraction_done/{solver}/penalty=40'] == 1
 
 
-def test_a_run_leaves_a_table_and_a_picture(folder):
+def test_writes_table_and_plot(folder):
   assert 'known_value' in (folder / 'table.md').read_text()
   assert (folder / 'toy.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_ends_are_in_the_set_even_where_the_limit_stops_them():
+def test_ends_are_feasible_at_the_step_limit():
   settings = dataclasses.replace(
     SETTINGS, solvers=('g_pbgd',), penalties=(10.0, 20.0), max_steps=3
   )
@@ -78,8 +78,8 @@ def test_ends_are_in_the_set_even_where_the_limit_stops_them():
   end = ends['g_pbgd'][10.0]
   assert np.all((end.params.upper >= 0) & (end.params.upper <= 3))
   assert np.max(end.steps) == 3
-  found = toy.summarise(ends, toy_problem.local_minima(), settings)
-  assert found.mean('fraction_done', {'solver': 'g_pbgd', 'penalty': 10}) < 1
+  results = toy.summarise(ends, toy_problem.local_minima(), settings)
+  assert results.mean('fraction_done', {'solver': 'g_pbgd', 'penalty': 10}) < 1
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,6 @@ def test_ends_are_in_the_set_even_where_the_limit_stops_them():
     ({'fit_from': 40.0}, 'two penalties'),
   ],
 )
-def test_settings_that_no_run_can_have(change, message):
+def test_invalid_settings(change, message):
   with pytest.raises(ValueError, match=message):
     toy.check(dataclasses.replace(SETTINGS, **change))

@@ -1,4 +1,4 @@
-"""The tabular actor-critic: its closed forms, its samples, its assumptions."""
+"""The tabular actor-critic: closed forms, samples and assumptions."""
 
 import jax
 import jax.numpy as jnp
@@ -52,22 +52,22 @@ def test_samples_have_the_mean_increments(process, chain, x):
     assert np.all(error < 5 * drawn.std(0) / np.sqrt(len(keys)))
 
 
-def test_errors_vanish_in_step_and_at_the_best_policy(chain):
+def test_inner_error_vanishes_at_the_start(chain):
   z = chain.start(jax.random.key(1))
   assert chain.errors(z)['inner'] == 0
   assert chain.errors(z)['main'] > 1e-5
 
 
 def test_assumptions_hold_and_are_checked(process, chain):
-  found = chains.check_assumptions(
+  spectrum = chains.check_assumptions(
     chain, ratio=2.0, scale=0.25, offset=1.0, fast=False
   )
-  assert found.rate > 0
+  assert spectrum.rate > 0
   with pytest.raises(chains.AssumptionError, match='larger offset'):
     chains.check_assumptions(
       chain, ratio=2.0, scale=3.0, offset=1.0, fast=False
     )
-  # A state that is never seen has no value to learn.
+  # The value of a state without visits cannot be learned.
   trapped = process._replace(
     moves=jnp.zeros((4, 3, 4)).at[:, :, 0].set(1.0),
     restart=jnp.array([1.0, 0, 0, 0]),

@@ -1,4 +1,4 @@
-"""The zoo: closed forms of its quadratic, calls of each method, a small run."""
+"""The bilevel comparison: quadratic, calls per method, and a small run."""
 
 import dataclasses
 import json
@@ -31,8 +31,8 @@ def small():
   return quadratic.make_quadratic(**SIZES, batch_size=16)
 
 
-def whole(loss, batches):
-  """A loss on all data: the mean over the fixed batches."""
+def full_batch(loss, batches):
+  """The mean of a loss over its fixed batches."""
 
   def mean(x, y, batch):
     del batch
@@ -44,24 +44,24 @@ def whole(loss, batches):
 
 def test_hypergradient_in_closed_form(small):
   problem = bj.BilevelProblem(
-    *(whole(loss, small.batches) for loss in small.problem[:2])
+    *(full_batch(loss, small.batches) for loss in small.problem[:2])
   )
   params = small.start(jax.random.key(0))
   y = bj.diagnostics.lower_minimiser(problem, params, steps=30)
-  found = bj.hypergradient(problem, params._replace(lower=y))
+  gradient = bj.hypergradient(problem, params._replace(lower=y))
   np.testing.assert_allclose(
-    found, small.hypergradient(params.upper), rtol=1e-3, atol=1e-4
+    gradient, small.hypergradient(params.upper), rtol=1e-3, atol=1e-4
   )
   np.testing.assert_allclose(small.hypergradient(small.solution), 0, atol=1e-6)
-  # What the problem promises: curvatures of 0.1 to 1.
+  # Eigenvalues of the Hessian are 0.1 to 1.
   hessian = jax.hessian(problem.lower, 1)(params.upper, y, None)
   values = np.linalg.eigvalsh(hessian)
   np.testing.assert_allclose(values[[0, -1]], [0.1, 1], rtol=1e-3)
 
 
-def test_floor_of_the_series_is_where_a_run_without_noise_ends(small):
+def test_series_floor_agrees_with_a_noiseless_run(small):
   problem = bj.BilevelProblem(
-    *(whole(loss, small.batches) for loss in small.problem[:2])
+    *(full_batch(loss, small.batches) for loss in small.problem[:2])
   )
   solver = bj.solvers.stocbio(
     problem,
@@ -83,15 +83,15 @@ def test_floor_of_the_series_is_where_a_run_without_noise_ends(small):
 
   end = run(params, solver.init(params))
   slope = small.hypergradient(end.upper)
-  # `neumann` sums one term more than it takes products.
+  # `neumann` sums one more term than it has products.
   np.testing.assert_allclose(
     jnp.vdot(slope, slope), small.series_floor(3, 0.3), rtol=1e-2
   )
 
 
 @pytest.mark.parametrize('name', methods.METHODS)
-def test_a_step_makes_the_expected_calls(name, small):
-  making = methods.Making(
+def test_calls_per_step(name, small):
+  args = methods.Arguments(
     problem=small.problem,
     upper=lambda count: 0.01,
     lower=lambda count: 0.01,
@@ -100,7 +100,7 @@ def test_a_step_makes_the_expected_calls(name, small):
     curvature=0.1,
     progress=lambda count: count / 10,
   )
-  solver = methods.METHODS[name](making)
+  solver = methods.METHODS[name](args)
   params = small.start(jax.random.key(0))
   state, step = solver.init(params), jax.jit(solver.update)
   draws = jnp.zeros(methods.DRAWS, jnp.int32)
@@ -116,9 +116,9 @@ def test_a_step_makes_the_expected_calls(name, small):
     updates, state = step(batch, state, params)
   for leaf in jax.tree.leaves(updates):
     assert np.all(np.isfinite(leaf))
-  spent = methods.calls_of(bj.counts(state), 4) / steps
+  calls = methods.count_calls(bj.counts(state), 4) / steps
   np.testing.assert_allclose(
-    spent, methods.expected_calls(name, 4), rtol=0.15 if random else 1e-6
+    calls, methods.expected_calls(name, 4), rtol=0.15 if random else 1e-6
   )
 
 
@@ -127,7 +127,7 @@ def test_a_small_run(tmp_path):
   settings = dataclasses.replace(
     bilevel_zoo.PRESETS['smoke'],
     calls=6_000,
-    grid=bilevel_zoo.Grid((0.3,), (0.3,), widen=1),
+    grid=bilevel_zoo.Grid((0.3,), (0.3,), max_grid_extensions=1),
     records=10,
     quadratic=zoo_problems.Quadratic(**SIZES),
   )
@@ -151,7 +151,7 @@ def test_a_small_run(tmp_path):
   assert (tmp_path / 'quadratic.png').exists()
 
 
-def test_seeds_of_tuning_are_put_together_again(monkeypatch):
+def test_histories_of_tuning_seeds_are_merged(monkeypatch):
   def train(unused_solver, task, training, unused_measure):
     seeds = np.array(training.seeds)
     values = np.array([seeds, 2 * seeds]) + task.hyper['step']
@@ -171,7 +171,7 @@ def test_seeds_of_tuning_are_put_together_again(monkeypatch):
 
 
 def test_seeds_of_tuning_share_a_program():
-  """And give what each of them gives alone."""
+  """They agree with separate runs."""
   traces = []
   problem = quadratic.as_problem(quadratic.make_quadratic(**SIZES), '', 0.1)
 
@@ -216,17 +216,17 @@ def outcome(method, end, failure=''):
   'bad', [outcome('sustain', np.nan), outcome('sustain', 1.0, 'broken')]
 )
 @pytest.mark.parametrize('first', [True, False])
-def test_what_holds_of_every_method_is_not_said_where_one_stopped(bad, first):
+def test_worst_metrics_are_nan_if_a_method_stopped(bad, first):
   problem = quadratic.as_problem(
     quadratic.make_quadratic(**SIZES, batch_size=16), '', 0.1
   )
   names = ('sustain', 'soba') if first else ('soba', 'sustain')
-  of = {
+  by_name = {
     'soba': outcome('soba', 1.0),
     'sustain': bad,
     'control/direct': outcome('control/direct', 2.0),
   }
-  outcomes = {name: of[name] for name in (*names, 'control/direct')}
+  outcomes = {name: by_name[name] for name in (*names, 'control/direct')}
   results = harness.Results()
   bilevel_zoo.summarise(results, outcomes, problem)
   metrics = results.metrics()
@@ -239,22 +239,22 @@ def test_wrong_settings():
   make, check = bilevel_zoo.Settings, bilevel_zoo.check
   with pytest.raises(ValueError, match='methods knows control/direct, soba'):
     settings_lib.check(make(methods=('sgd',)))
-  with pytest.raises(ValueError, match='no multiple'):
+  with pytest.raises(ValueError, match='must be a multiple'):
     check(make(quadratic=zoo_problems.Quadratic(samples=100)))
   with pytest.raises(ValueError, match=r'table\.sizes takes 2'):
     check(make(table=zoo_problems.Tables(sizes=(64,))))
 
 
-def test_flags_of_an_earlier_version_work():
+def test_former_flags_work():
   of = lambda *texts: flags_lib.settings_by(
     bilevel_zoo.PRESETS, 'quick', texts, bilevel_zoo.RENAMED
   )
-  old = '--tables=a9a', '--table_sizes=1,2', '--samples=128', '--ratios=1'
+  old = '--tables=a9a', '--table_sizes=1,2', '--samples=128', '--widen=1'
   new = '--table.names=a9a', '--table.sizes=1,2', '--quadratic.samples=128'
-  assert of(*old) == of(*new, '--grid.ratios=1') != of()
+  assert of(*old) == of(*new, '--grid.max_grid_extensions=1') != of()
 
 
-def test_a_hessian_of_thousands_of_numbers_is_left_out():
+def test_methods_with_a_large_hessian_are_skipped():
   assert methods.affordable('stable', 100)
   assert not methods.affordable('stable', 7_850)
   assert methods.affordable('soba', 7_850)

@@ -1,4 +1,4 @@
-"""Problems on data: their solutions and slopes, and small runs that resume."""
+"""Problems on data: solutions, gradients, and small runs that resume."""
 
 import itertools
 import json
@@ -41,15 +41,15 @@ def weights():
   )[0]
 
 
-def whole(problem):
-  """Both losses as means over their fixed batches."""
+def full_batch(problem):
+  """Means of both losses over their fixed batches."""
 
-  def mean(loss, which, batches):
-    def of_all(x, y, data):
-      one = lambda i: loss(x, y, {which: i, 'data': data})
+  def mean(loss, level, batches):
+    def full_loss(x, y, data):
+      one = lambda i: loss(x, y, {level: i, 'data': data})
       return jnp.mean(jax.vmap(one)(jnp.arange(batches)))
 
-    return of_all
+    return full_loss
 
   f, g = problem.losses[:2]
   return bj.BilevelProblem(
@@ -57,7 +57,7 @@ def whole(problem):
   )
 
 
-def test_split_has_no_sample_twice_and_the_promised_curvature():
+def test_split_is_disjoint_with_the_stated_curvature():
   table = tables.read('breast_cancer', None)
   parts = regularisation.split(table, train=128, validation=256, batch_size=32)
   flat = [np.asarray(z).reshape(-1, 31) for z in parts]
@@ -66,11 +66,11 @@ def test_split_has_no_sample_twice_and_the_promised_curvature():
   second = flat[0].T @ flat[0] / 128
   curvature = np.linalg.eigvalsh(second)[-1] / 4
   np.testing.assert_allclose(curvature, regularisation.CURVATURE, rtol=1e-4)
-  with pytest.raises(harness.SettingsError, match='no test data'):
+  with pytest.raises(harness.SettingsError, match='leave no test data'):
     regularisation.split(table, train=400, validation=200, batch_size=32)
 
 
-def by_scipy(penalty, train):
+def scipy_minimiser(penalty, train):
   """The lower solution by a trust region method, in float64."""
 
   def loss(y):
@@ -85,7 +85,7 @@ def by_scipy(penalty, train):
     weights = (share * (1 - share))[:, None]
     return train.T @ (weights * train) / len(train) + np.diag(penalty)
 
-  found = scipy.optimize.minimize(
+  result = scipy.optimize.minimize(
     loss,
     np.zeros(len(penalty)),
     jac=slope,
@@ -93,32 +93,32 @@ def by_scipy(penalty, train):
     method='trust-exact',
     options={'gtol': 1e-13, 'maxiter': 1_000},
   )
-  return found.x
+  return result.x
 
 
-def test_lower_solution_is_scipys_wherever_the_penalties_are(penalties):
+def test_lower_solution_agrees_with_scipy_at_all_penalties(penalties):
   train = np.asarray(penalties.data.train, np.float64).reshape(-1, 31)
   solve = jax.jit(regularisation.minimiser)
   mixed = np.linspace(-15, 15, 31)
   for logits in (np.zeros(31), np.full(31, -10.0), np.full(31, -15.0), mixed):
     penalty = scipy.special.expit(logits)
-    wanted = by_scipy(penalty, train)
-    found = solve(penalty.astype(np.float32), train.astype(np.float32))
-    size = np.linalg.norm(wanted)
-    assert np.linalg.norm(found - wanted) < 1e-5 * size
+    expected = scipy_minimiser(penalty, train)
+    y = solve(penalty.astype(np.float32), train.astype(np.float32))
+    size = np.linalg.norm(expected)
+    assert np.linalg.norm(y - expected) < 1e-5 * size
     with jax.enable_x64(True):
-      assert np.linalg.norm(solve(penalty, train) - wanted) < 1e-8 * size
+      assert np.linalg.norm(solve(penalty, train) - expected) < 1e-8 * size
 
 
 def test_value_and_its_derivative(penalties):
-  problem, data = whole(penalties), penalties.data
+  problem, data = full_batch(penalties), penalties.data
   x = penalties.start(jax.random.key(1)).upper
   penalty = jax.nn.sigmoid(x)
   loss, slope, y = regularisation.value_and_slope(penalty, data)
   np.testing.assert_allclose(loss, problem.upper(x, y, data), rtol=1e-6)
-  found = bj.hypergradient(problem, bj.BilevelParams(x, y), data)
+  gradient = bj.hypergradient(problem, bj.BilevelParams(x, y), data)
   slope = slope * penalty * (1 - penalty)
-  np.testing.assert_allclose(found, slope, rtol=2e-3, atol=1e-6)
+  np.testing.assert_allclose(gradient, slope, rtol=2e-3, atol=1e-6)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda z: jnp.asarray(np.asarray(z), float), data)
     both = jax.jit(lambda p: regularisation.value_and_slope(p, exact))
@@ -127,12 +127,12 @@ def test_value_and_its_derivative(penalties):
     np.testing.assert_allclose(change, both(penalty)[1].sum(), rtol=1e-4)
 
 
-def test_the_search_for_the_least_value_is_kept(
+def test_search_for_the_reference_value_is_cached(
   penalties, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(regularisation, 'STEPS', 5)
-  kept = tmp_path / 'least.json'
-  whole_search = regularisation.best_value(penalties.data)
+  cache = tmp_path / 'least.json'
+  uninterrupted = regularisation.best_value(penalties.data)
   with monkeypatch.context() as killed:
     write, count = regularisation.files.write_text, itertools.count()
 
@@ -143,16 +143,16 @@ def test_the_search_for_the_least_value_is_kept(
 
     killed.setattr(regularisation.files, 'write_text', kill)
     with pytest.raises(KeyboardInterrupt):
-      regularisation.best_value(penalties.data, kept)
-  assert regularisation.best_value(penalties.data, kept) == whole_search
+      regularisation.best_value(penalties.data, cache)
+  assert regularisation.best_value(penalties.data, cache) == uninterrupted
   with monkeypatch.context() as ended:
     ended.setattr(regularisation, '_search', None)
-    assert regularisation.best_value(penalties.data, kept) == whole_search
-  kept.write_text(kept.read_text()[:50])  # Damaged: it is searched anew.
-  assert regularisation.best_value(penalties.data, kept) == whole_search
+    assert regularisation.best_value(penalties.data, cache) == uninterrupted
+  cache.write_text(cache.read_text()[:50])  # Damaged: searches again.
+  assert regularisation.best_value(penalties.data, cache) == uninterrupted
 
 
-def test_gap_is_above_the_least(penalties):
+def test_gap_is_positive(penalties):
   gaps = [
     float(
       penalties.measure(penalties.start(jax.random.key(i)), penalties.data)[
@@ -164,44 +164,46 @@ def test_gap_is_above_the_least(penalties):
   assert min(gaps) > 1e-3
 
 
-def test_cleaning_drops_no_digit_and_pollutes_its_share(weights):
+def test_cleaning_uses_all_digits_and_pollutes_a_fraction(weights):
   train = weights.data['train']
   assert train.images.shape == (4, 32, 784)
   clean, _ = vision.load_digits(None, DIGITS)
   wrong = train.labels.ravel() != clean['train'].labels
   assert np.mean(wrong) == 0.5
-  # Images are moved and scaled, all alike.
-  found = train.images.reshape(-1, 784)
-  given = clean['train'].pixels().images
-  factor = np.std(found - found[0]) / np.std(given - given[0])
+  # All images have the same shift and scale.
+  scaled = train.images.reshape(-1, 784)
+  images = clean['train'].pixels().images
+  factor = np.std(scaled - scaled[0]) / np.std(images - images[0])
   np.testing.assert_allclose(
-    found - found[0], factor * (given - given[0]), atol=1e-4
+    scaled - scaled[0], factor * (images - images[0]), atol=1e-4
   )
   assert weights.lower_size == 7_850
-  # 64 clean digits teach something, but not all.
+  # The control with 64 clean digits learns something.
   assert 0.1 < weights.references['clean_part'] < 0.6
 
 
-def test_a_weight_reaches_only_its_digit(weights):
+def test_weight_affects_only_its_digit(weights):
   params = weights.start(jax.random.key(0))
   slope = jax.grad(weights.losses.lower)(
     params.upper, params.lower, {'lower': 2, 'data': weights.data}
   )
   moved = np.flatnonzero(slope)
   np.testing.assert_array_equal(moved, np.arange(64, 96))
-  # A batch's curvature in the lower variable is at most about the promise.
+  # Power iteration for the curvature in the lower variable.
   batch = {'lower': 1, 'data': weights.data}
-  mean_of = lambda y: whole(weights).lower(params.upper + 30, y, weights.data)
+  mean_loss = lambda y: full_batch(weights).lower(
+    params.upper + 30, y, weights.data
+  )
   direction = jax.tree.map(jnp.ones_like, params.lower)
   for _ in range(10):
-    direction = jax.jvp(jax.grad(mean_of), (params.lower,), (direction,))[1]
+    direction = jax.jvp(jax.grad(mean_loss), (params.lower,), (direction,))[1]
     size = optax.tree.norm(direction)
     direction = optax.tree.scale(1 / size, direction)
   assert size < 1.1 * label_cleaning.CURVATURE
   assert np.isfinite(weights.losses.lower(*params, batch))
 
 
-def options_of(folder, **changes):
+def make_options(folder, **changes):
   settings = bilevel_zoo.Settings(
     methods=('control/direct', 'soba'),
     data_calls=1_200,
@@ -223,13 +225,13 @@ def options_of(folder, **changes):
   ('problem', 'name'),
   [('regularisation', 'breast_cancer'), ('cleaning', 'corruption0.5')],
 )
-def test_a_small_run_and_again(tmp_path, problem, name):
-  options = options_of(tmp_path, problem=problem)
+def test_small_run_resumes(tmp_path, problem, name):
+  options = make_options(tmp_path, problem=problem)
   harness.execute(bilevel_zoo.main, options)
 
   def read():
-    found = json.loads((tmp_path / 'results.json').read_text())['metrics']
-    return {k: v for k, v in found.items() if not k.startswith('seconds')}
+    metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
+    return {k: v for k, v in metrics.items() if not k.startswith('seconds')}
 
   metrics = read()
   assert metrics[f'of_control/soba/{name}'] < 1
@@ -238,7 +240,7 @@ def test_a_small_run_and_again(tmp_path, problem, name):
   assert read() == metrics
 
 
-def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
+def test_defaults_work_with_packaged_data(tmp_path, monkeypatch):
   monkeypatch.setattr(regularisation, 'STEPS', 50)
   settings = bilevel_zoo.Settings(problem='regularisation')
   options = harness.Options(
@@ -250,7 +252,7 @@ def test_the_packaged_data_is_enough_for_the_defaults(tmp_path, monkeypatch):
   assert zoo_problems.published(settings) == ['a9a', 'magic']
 
 
-def test_a_table_of_ones_own(tmp_path, capsys, monkeypatch):
+def test_table_of_a_user(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(regularisation, 'STEPS', 50)
   path = tmp_path / 'mine.csv'
   rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Rates: problems against their Jacobians, known powers, a small run."""
+"""Rates: Jacobians of problems, known powers, and a small run."""
 
 import json
 
@@ -40,10 +40,10 @@ def increments(chain, size):
 def test_jacobian_is_minus_the_derivative(make, inner):
   chain = make(inner, size=4)
   function = increments(chain, 4)
-  # The function of the non-monotone chain is steepest at zero.
+  # The non-monotone chain has its largest curvature at zero.
   at = jnp.zeros(4 * (inner + 1))
-  found = -jax.jacobian(function)(at)
-  np.testing.assert_allclose(found, chain.jacobian, atol=1e-5)
+  jacobian = -jax.jacobian(function)(at)
+  np.testing.assert_allclose(jacobian, chain.jacobian, atol=1e-5)
 
 
 def test_solution_of_the_monotone_chain_and_its_errors():
@@ -66,7 +66,7 @@ def test_gradient_norm_of_the_nonmonotone_chain():
   chain = chains.nonmonotone_chain(3, size=4)
   z = chain.start(jax.random.key(1))
   quiet = bj.sequences(**dict.fromkeys(chain.names, jnp.zeros(4)))
-  # Where the inner sequences are in step, x moves along minus the gradient.
+  # With the inner sequences at equilibrium, x descends the gradient.
   move = chain.increments['x'](z, quiet)
   errors = chain.errors(z)
   np.testing.assert_allclose(errors['main'], jnp.sum(move**2), rtol=1e-4)
@@ -74,7 +74,7 @@ def test_gradient_norm_of_the_nonmonotone_chain():
 
 
 def test_noise_has_mean_square_one():
-  noise = chains.noise_of(jax.random.key(0), ('x', 'y1'), 5000)
+  noise = chains.draw_noise(jax.random.key(0), ('x', 'y1'), 5000)
   for one in noise:
     np.testing.assert_allclose(jnp.sum(one**2), 1, rtol=0.1)
 
@@ -98,8 +98,8 @@ def test_fit_finds_a_known_power():
   at, values = slopes.log_bins(
     steps, 3 * steps[:, None] ** -0.7 * noise, first=200, bins=16
   )
-  found = slopes.fit(at, values)
-  assert abs(found.mean + 0.7) < found.half_width < 0.01
+  slope = slopes.fit(at, values)
+  assert abs(slope.mean + 0.7) < slope.half_width < 0.01
   assert at[0] >= 200 and len(at) == 16
 
 
@@ -111,7 +111,7 @@ def test_bins_are_means():
 
 
 @pytest.mark.slow
-def test_a_small_run_shows_the_order_of_the_slopes(tmp_path):
+def test_order_of_slopes_in_a_small_run(tmp_path):
   settings = rates.Settings(
     steps=2_000,
     chunk=50,
@@ -147,16 +147,16 @@ def test_nested_problems_are_stationary_at_their_solution(name):
   nested = NESTED[name]()
   oracle = nested.oracle
   z = nested.solution
-  found, _ = oracle.update(nested.everything, oracle.init(z), z)
-  for direction in jax.tree.leaves(found):
+  directions, _ = oracle.update(nested.everything, oracle.init(z), z)
+  for direction in jax.tree.leaves(directions):
     np.testing.assert_allclose(direction, 0, atol=2e-5)
-  # Batches are samples of the whole.
+  # Batches are unbiased.
   keys = jax.random.split(jax.random.key(0), 4_000)
   tracked = 'lower' if name != 'risk_averse' else 'level_1'
 
   def one(key):
-    found, _ = oracle.update(nested.draw(key), oracle.init(z), z)
-    return ravel_pytree(getattr(found, tracked))[0]
+    directions, _ = oracle.update(nested.draw(key), oracle.init(z), z)
+    return ravel_pytree(getattr(directions, tracked))[0]
 
   drawn = jax.vmap(one)(keys)
   assert np.all(np.abs(drawn.mean(0)) <= 5 * drawn.std(0) / np.sqrt(4_000))
@@ -166,7 +166,7 @@ def test_nested_problems_are_stationary_at_their_solution(name):
 
 
 def test_wrong_settings():
-  with pytest.raises(ValueError, match='no multiple'):
+  with pytest.raises(ValueError, match='must be a multiple'):
     rates.check(rates.Settings(steps=150))
   with pytest.raises(ValueError, match='applications knows ridge'):
     settings_lib.check(rates.Settings(applications=('bandit',)))
@@ -175,7 +175,7 @@ def test_wrong_settings():
     rates.check(rates.Settings(nonmonotone=wrong))
 
 
-def test_flags_of_an_earlier_version_work():
+def test_former_flags_work():
   of = lambda *texts: flags_lib.settings_by(
     rates.PRESETS, 'quick', texts, rates.RENAMED
   )

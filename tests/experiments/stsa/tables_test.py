@@ -10,16 +10,16 @@ from experiments import harness
 from experiments.stsa import tables
 
 
-def test_found_in_the_subfolder(tmp_path):
+def test_subfolder(tmp_path):
   (tmp_path / 'tabular').mkdir()
   path = tmp_path / 'tabular' / 'magic04.data.gz'
   with gzip.open(path, 'wt') as file:
     file.write('1.5,2,g\n-3,4e1,h\n')
-  found = tables.read('magic', str(tmp_path))
-  np.testing.assert_array_equal(found.inputs, [[1.5, 2], [-3, 40]])
-  np.testing.assert_array_equal(found.targets, [[-1], [1]])
-  # A part of the file is not the data set.
-  assert found.source.name == 'unknown table magic04.data.gz'
+  table = tables.read('magic', str(tmp_path))
+  np.testing.assert_array_equal(table.inputs, [[1.5, 2], [-3, 40]])
+  np.testing.assert_array_equal(table.targets, [[-1], [1]])
+  # A part of the file is not recognised.
+  assert table.source.name == 'unknown table magic04.data.gz'
 
 
 def test_missing(tmp_path):
@@ -34,9 +34,9 @@ def test_missing(tmp_path):
 
 
 def test_packaged():
-  found = tables.read('breast_cancer', None)
-  assert found.inputs.shape == (569, 30)
-  assert set(found.targets.ravel()) == {-1, 1}
+  table = tables.read('breast_cancer', None)
+  assert table.inputs.shape == (569, 30)
+  assert set(table.targets.ravel()) == {-1, 1}
 
 
 def test_real_files():
@@ -44,5 +44,5 @@ def test_real_files():
   if not folder:
     pytest.skip('BILEVEL_JAX_DATA names no folder with a9a and magic04.data.')
   for name, shape in (('a9a', (32_561, 123)), ('magic', (19_020, 10))):
-    found = tables.read(name, folder)
-    assert (found.inputs.shape, found.source.name) == (shape, name)
+    table = tables.read(name, folder)
+    assert (table.inputs.shape, table.source.name) == (shape, name)
