@@ -34,9 +34,9 @@ def put(path, text):
   return path
 
 
-def check_loads(found):
+def check_loads(items):
   """What is loaded is as long as the header said, and finite."""
-  for u in found:
+  for u in items:
     content, rate = u.load()
     assert content.dtype == np.float32 and len(content) == u.length
     assert u.seconds == pytest.approx(u.length / (rate or 100))
@@ -69,27 +69,27 @@ def an4_folder(path):
 
 
 def test_an4_holds_speakers_out(tmp_path):
-  found = an4.read(an4_folder(tmp_path), validation_speakers=2)
-  assert [len(p) for p in found[:3]] == [6, 4, 2]
-  assert not {u.speaker for u in found.train} & {
-    u.speaker for u in found.validation
+  corpus = an4.read(an4_folder(tmp_path), validation_speakers=2)
+  assert [len(p) for p in corpus[:3]] == [6, 4, 2]
+  assert not {u.speaker for u in corpus.train} & {
+    u.speaker for u in corpus.validation
   }
-  assert {u.text for p in found[:3] for u in p} == {'yes go'}
-  assert (found.rate, found.frame_rate, found.numbers) == (None, 100, 13)
-  check_loads(found.train)
-  features, rate = found.train[0].load()
+  assert {u.text for p in corpus[:3] for u in p} == {'yes go'}
+  assert (corpus.rate, corpus.frame_rate, corpus.numbers) == (None, 100, 13)
+  check_loads(corpus.train)
+  features, rate = corpus.train[0].load()
   assert rate is None
   np.testing.assert_array_equal(features, np.arange(260).reshape(20, 13))
-  assert not found.skipped
-  assert found.source.name == 'speech in the layout of AN4'
+  assert not corpus.skipped
+  assert corpus.source.name == 'speech in the layout of AN4'
   # Straight from the archive it is the same.
   (tmp_path / 'other').mkdir()
   with tarfile.open(tmp_path / 'other/an4_mfcc.tar.gz', 'w:gz') as archive:
     archive.add(tmp_path / 'an4', 'an4')
   packed = an4.read(tmp_path / 'other', validation_speakers=2)
-  assert packed.source.digest == found.source.digest
+  assert packed.source.digest == corpus.source.digest
   assert [u.name for u in packed.validation] == [
-    u.name for u in found.validation
+    u.name for u in corpus.validation
   ]
   assert len(repr(packed.train[0])) < 200
   again = pickle.loads(pickle.dumps(packed.train[0]))  # noqa: S301
@@ -106,8 +106,8 @@ def test_an4_counts_what_is_broken(tmp_path):
   nan = struct.pack('>i', 13) + np.full(13, np.nan, '>f4').tobytes()
   put(feat / 'an4train/e/an0-e-b.mfc', nan)
   put(tmp_path / 'an4/etc/an4_test.transcription', 'A (an1-z-b)\n')
-  found = an4.read(tmp_path, validation_speakers=1)
-  assert found.skipped == {
+  corpus = an4.read(tmp_path, validation_speakers=1)
+  assert corpus.skipped == {
     'cut short': ('an0-a-b',),
     'damaged audio': ('an0-b-b',),
     'empty audio': ('an0-c-b',),
@@ -116,11 +116,11 @@ def test_an4_counts_what_is_broken(tmp_path):
   }
   # That a number is not finite is seen when it is read.
   skips = utterances.Skips()
-  everything = [*found.train, *found.validation]
-  kept = list(utterances.loaded(everything, skips))
-  assert skips.found() == {'samples that are not finite': ('an0-e-b',)}
-  assert len(kept) == len(everything) - 1
-  assert '1 cut short' in utterances.describe(found)
+  everything = [*corpus.train, *corpus.validation]
+  readable = list(utterances.load_readable(everything, skips))
+  assert skips.by_reason() == {'non-finite samples': ('an0-e-b',)}
+  assert len(readable) == len(everything) - 1
+  assert '1 cut short' in utterances.describe(corpus)
 
 
 def test_an4_says_what_is_wrong(tmp_path):
@@ -164,37 +164,39 @@ def digits(tmp_path_factory):
   return path
 
 
-def indices(found):
+def indices(items):
   """Of the recordings in strings: pauses are noise, which is not constant."""
-  seen = set()
-  for u in found:
+  values_seen = set()
+  for u in items:
     samples, _ = u.load()
     values, counts = np.unique(samples, return_counts=True)
-    seen |= set((values[counts >= 400] * 64 - 1).round().astype(int).tolist())
-  return seen
+    values_seen |= set(
+      (values[counts >= 400] * 64 - 1).round().astype(int).tolist()
+    )
+  return values_seen
 
 
 def test_strings_of_sets_have_no_recording_in_common(digits):
-  found = fsdd.read(
+  corpus = fsdd.read(
     digits, train=60, validation=30, test=30, labelled=0.5, held_speaker='bob'
   )
-  held = found.more['held_speaker']
-  assert [len(p) for p in (*found[:3], held)] == [60, 30, 30, 30]
-  check_loads([*found.train[:5], *held[:2]])
-  told = [u for u in found.train if u.text is not None]
-  without = [u for u in found.train if u.text is None]
-  assert len(told) == len(without) == 30
-  assert indices(told) == {10, 11} and indices(without) == {12, 13}
-  assert indices(found.validation) == {5, 6, 7, 8, 9}
-  assert indices(found.test) == {0, 1, 2, 3, 4}
-  assert {u.speaker for p in found[:3] for u in p} == {'ann'}
-  assert {u.speaker for u in held} == {'bob'}
-  for u in found.test:
+  held_out = corpus.more['held_speaker']
+  assert [len(p) for p in (*corpus[:3], held_out)] == [60, 30, 30, 30]
+  check_loads([*corpus.train[:5], *held_out[:2]])
+  labelled = [u for u in corpus.train if u.text is not None]
+  without = [u for u in corpus.train if u.text is None]
+  assert len(labelled) == len(without) == 30
+  assert indices(labelled) == {10, 11} and indices(without) == {12, 13}
+  assert indices(corpus.validation) == {5, 6, 7, 8, 9}
+  assert indices(corpus.test) == {0, 1, 2, 3, 4}
+  assert {u.speaker for p in corpus[:3] for u in p} == {'ann'}
+  assert {u.speaker for u in held_out} == {'bob'}
+  for u in corpus.test:
     words = u.text.split()
     assert 3 <= len(words) <= 6
-    said = u.name.rpartition('-')[2]
-    assert ''.join(str(fsdd.WORDS.index(w)) for w in words) == said
-    pauses = u.length - sum(400 + 10 * int(d) for d in said)
+    digits_said = u.name.rpartition('-')[2]
+    assert ''.join(str(fsdd.WORDS.index(w)) for w in words) == digits_said
+    pauses = u.length - sum(400 + 10 * int(d) for d in digits_said)
     assert 0.05 * 8_000 * (len(words) - 1) <= pauses
     assert pauses <= (0.25 * 8_000 + 4) * len(words)
   # The same seed makes the same strings, another one others.
@@ -212,9 +214,9 @@ def test_strings_say_what_is_wrong(digits, tmp_path):
   with pytest.raises(harness.MissingDataError, match=r'fsdd.tar.gz, from http'):
     fsdd.read(tmp_path)
   for how, says in (
-    ({'held_speaker': 'eve'}, "held_speaker is 'eve'; there are ann, bob"),
-    ({'labelled': 1.5}, 'labelled is a share'),
-    ({'train': 0}, 'train is at least one string'),
+    ({'held_speaker': 'eve'}, "held_speaker='eve' is unknown; known: ann, bob"),
+    ({'labelled': 1.5}, 'labelled has to be within 0 and 1'),
+    ({'train': 0}, 'train has to be at least 1 string'),
   ):
     with pytest.raises(harness.SettingsError, match=says):
       fsdd.read(digits, **how)
@@ -226,11 +228,11 @@ def test_strings_say_what_is_wrong(digits, tmp_path):
     fsdd.read(tmp_path)
   speech.write(recordings / '3_ann_5.wav', np.zeros(500), 8_000)
   speech.write(recordings / '4_ann_12.wav', np.zeros(500), 8_000)
-  found = fsdd.read(tmp_path, train=2, validation=2, test=2)
-  assert set(found.train[0].text.split()) == {'four'}
-  assert found.skipped == {
+  corpus = fsdd.read(tmp_path, train=2, validation=2, test=2)
+  assert set(corpus.train[0].text.split()) == {'four'}
+  assert corpus.skipped == {
     'damaged audio': ('3_ann_1.wav',),
-    'no name of a recording of a digit': ('three.wav',),
+    'not the name of a digit recording': ('three.wav',),
   }
 
 
@@ -259,19 +261,19 @@ def libri_folder(path):
 
 
 def test_librispeech(tmp_path):
-  found = librispeech.read(libri_folder(tmp_path))
-  assert [len(p) for p in found[:3]] == [3, 3, 3]
-  assert [u.text for u in found.test] == [t.lower() for t in TEXTS]
-  assert {u.speaker for u in found.train} == {'19'}
-  assert found.train[0].name == '19-198-0000'
+  corpus = librispeech.read(libri_folder(tmp_path))
+  assert [len(p) for p in corpus[:3]] == [3, 3, 3]
+  assert [u.text for u in corpus.test] == [t.lower() for t in TEXTS]
+  assert {u.speaker for u in corpus.train} == {'19'}
+  assert corpus.train[0].name == '19-198-0000'
   samples, rate = speech.say(TEXTS[0].lower())
-  read, read_rate = found.train[0].load()
+  read, read_rate = corpus.train[0].load()
   assert read_rate == 16_000
   if rate == 16_000:
     np.testing.assert_allclose(read, samples, atol=2**-15)
-  check_loads(found.train)
+  check_loads(corpus.train)
   # It is not the whole of it, so that results say so.
-  assert found.source.name == 'speech in the layout of LibriSpeech'
+  assert corpus.source.name == 'speech in the layout of LibriSpeech'
   more = librispeech.read(tmp_path, unlabelled='train-clean-360', rate=8_000)
   assert [u.text for u in more.train[3:]] == [None] * 3
   check_loads(more.train[3:4])
@@ -286,27 +288,27 @@ def test_librispeech_counts_and_names_what_is_broken(tmp_path):
   put(train / '19-198-0001.flac', b'')
   (train / '19-198-0002.flac').unlink()
   put(test / '22-198.trans.txt', '22-198-0000 ONE\n22-198-0001\n')
-  found = librispeech.read(tmp_path)
-  assert found.skipped == {
+  corpus = librispeech.read(tmp_path)
+  assert corpus.skipped == {
     'empty audio': ('19-198-0001',),
     'no such file': ('19-198-0002',),
     'no transcript': ('22-198-0002',),
   }
-  assert [u.text for u in found.test] == ['one', '']
+  assert [u.text for u in corpus.test] == ['one', '']
   # Without its transcript, audio of training is used without a text.
   (train / '19-198.trans.txt').unlink()
   assert [u.text for u in librispeech.read(tmp_path).train] == [None]
   for lines, says in (
     ('22-198-0000 ONE\nTWO\n', 'trans.txt, line 2: .* got .TWO.'),
-    ('22-198-0000 ONE\n22-198-0000 ONE\n', 'line 2: 22-198-0000 stands'),
+    ('22-198-0000 ONE\n22-198-0000 ONE\n', 'line 2: 22-198-0000 has a second'),
   ):
     put(test / '22-198.trans.txt', lines)
     with pytest.raises(harness.DamagedDataError, match=says):
       librispeech.read(tmp_path)
   put(test / '22-198.trans.txt', '')
-  with pytest.raises(harness.DamagedDataError, match='for test: left out are'):
+  with pytest.raises(harness.DamagedDataError, match='for test: skipped'):
     librispeech.read(tmp_path)
-  with pytest.raises(harness.SettingsError, match='dev-clean is given twice'):
+  with pytest.raises(harness.SettingsError, match='dev-clean is used twice'):
     librispeech.read(tmp_path, test='dev-clean')
   with pytest.raises(harness.MissingDataError, match=r'openslr.org/12'):
     librispeech.read(tmp_path, test='test-other')
@@ -341,22 +343,22 @@ def ted_folder(path):
 
 
 def test_tedlium(tmp_path):
-  found = tedlium.read(ted_folder(tmp_path))
-  assert [[u.text for u in part] for part in found[:3]] == [
+  corpus = tedlium.read(ted_folder(tmp_path))
+  assert [[u.text for u in part] for part in corpus[:3]] == [
     ["it's a the", 'several words']
   ] * 3
-  check_loads(found.train)
-  whole, rate = speech.say('this is a talk of several words')
+  check_loads(corpus.train)
+  full, rate = speech.say('this is a talk of several words')
   if rate == 16_000:
     np.testing.assert_allclose(
-      found.train[1].load()[0], whole[6_400:12_800], atol=2**-15
+      corpus.train[1].load()[0], full[6_400:12_800], atol=2**-15
     )
-  assert found.train[1].name == 'Speaker_train-0000040-0000080'
-  assert found.skipped['not to be scored'] == tuple(
+  assert corpus.train[1].name == 'Speaker_train-0000040-0000080'
+  assert corpus.skipped['not to be scored'] == tuple(
     f'Speaker_{part}-0000031-0000040' for part in ('train', 'dev', 'test')
   )
-  assert '9 labels of noise and unknown words' in found.source.words
-  assert found.source.name == 'speech in the layout of TED-LIUM'
+  assert '9 labels of noise and unknown words' in corpus.source.words
+  assert corpus.source.name == 'speech in the layout of TED-LIUM'
 
 
 def test_tedlium_counts_and_names_what_is_broken(tmp_path):
@@ -368,19 +370,19 @@ def test_tedlium_counts_and_names_what_is_broken(tmp_path):
   speech.compressed_sphere(train / 'sph/Shorten.sph')
   stm = train / 'stm/Speaker_train.stm'
   put(stm, line.format(0.1, 0.3) + line.format(0.2, 900) + shorten + lost)
-  found = tedlium.read(tmp_path)
-  assert len(found.train) == 1
-  del found.skipped['not to be scored']
-  assert found.skipped == {
-    'behind the end of its audio': ('Speaker_train-0000020-0090000',),
+  corpus = tedlium.read(tmp_path)
+  assert len(corpus.train) == 1
+  del corpus.skipped['not to be scored']
+  assert corpus.skipped == {
+    'beyond the end of its audio': ('Speaker_train-0000020-0090000',),
     'compressed SPH': ('Shorten-0000000-0000020',),
     'no such file': ('Lost-0000000-0000020',),
   }
   for bad, says in (
     ('Speaker_train 1 me 0.1\n', 'stm, line 2 has 4 words'),
-    (line.format('soon', 2), "stm, line 2: 'soon' is no time in seconds"),
-    (line.format(2, 1), 'stm, line 2: a segment starts at 0 or later'),
-    (line.format(0, 'inf'), 'stm, line 2: a segment starts at 0 or later'),
+    (line.format('soon', 2), "stm, line 2: 'soon' is not a time in seconds"),
+    (line.format(2, 1), 'stm, line 2: a segment needs 0 <= start < stop'),
+    (line.format(0, 'inf'), 'stm, line 2: a segment needs 0 <= start < stop'),
   ):
     put(stm, line.format(0.1, 0.3) + bad)
     with pytest.raises(harness.DamagedDataError, match=says):
@@ -404,16 +406,18 @@ def own_folder(path):
 
 
 def test_a_folder_of_ones_own(tmp_path):
-  found = folder.read(own_folder(tmp_path), validation=0.2, test=0.3, rate=8000)
-  assert [len(p) for p in found[:3]] == [6, 2, 3]
-  names = [u.name for p in found[:3] for u in p]
+  corpus = folder.read(
+    own_folder(tmp_path), validation=0.2, test=0.3, rate=8000
+  )
+  assert [len(p) for p in corpus[:3]] == [6, 2, 3]
+  names = [u.name for p in corpus[:3] for u in p]
   assert len(set(names)) == 11
-  for u in (*found.validation, *found.test, *found.train[:-1]):
+  for u in (*corpus.validation, *corpus.test, *corpus.train[:-1]):
     assert u.text == f'word {u.name[3]}' and u.speaker == 'me'
-  assert found.train[-1].name == 'more/no text.flac'
-  assert found.train[-1].text is None
-  check_loads(found.train)
-  assert found.train[0].length == 1_200
+  assert corpus.train[-1].name == 'more/no text.flac'
+  assert corpus.train[-1].text is None
+  check_loads(corpus.train)
+  assert corpus.train[0].length == 1_200
   # Files of their own, and texts as they are.
   put(tmp_path / 'test.tsv', 'more/no text.flac\tYes\n')
   own = folder.read(tmp_path, test='test.tsv', lower=False)
@@ -429,15 +433,15 @@ def test_a_folder_of_ones_own_says_what_is_wrong(tmp_path):
   before = table.read_text()
   put(tmp_path / 'me/broken.wav', b'RIFF')
   put(table, before + 'me/gone.wav\tgone\nme/broken.wav\tbroken\n')
-  found = folder.read(tmp_path)
-  assert found.skipped == {
+  corpus = folder.read(tmp_path)
+  assert corpus.skipped == {
     'no such file': (f'me/gone.wav ({table}, line 11)',),
     'damaged audio': (f'me/broken.wav ({table}, line 12)',),
   }
   for line, says in (
-    ('me/0.wav a text', "line 11: a line is a path, a tab, .* 'me/0.wav a"),
-    ('\ttext', 'line 11: a line is a path'),
-    ('me/../me/0.wav\tagain', 'line 11: me/0.wav has .* line 1: keep one'),
+    ('me/0.wav a text', "line 11: a line has to be .* 'me/0.wav a"),
+    ('\ttext', 'line 11: a line has to be a path'),
+    ('me/../me/0.wav\tagain', 'line 11: me/0.wav already .* line 1: remove'),
   ):
     put(table, f'{before}{line}\n')
     with pytest.raises(harness.DamagedDataError, match=says):
@@ -452,7 +456,7 @@ def test_a_folder_of_ones_own_says_what_is_wrong(tmp_path):
 # What is common
 
 
-def made(texts, length=10):
+def make_corpus(texts, length=10):
   """A corpus of these training texts."""
   make = lambda name, text: utterances.Utterance(
     name, text, '', length, length / 100, lambda: (np.zeros((length, 1)), None)
@@ -469,37 +473,37 @@ def test_documents_name_the_file_that_is_read():
     assert f'a file `{folder.TABLE}`' in ' '.join(text.split())
 
 
-def test_what_was_left_out_is_named():
+def test_skipped_utterances_are_listed():
   skipped = {'cut short': ('a', 'b'), 'empty text': tuple('cdefg')}
-  corpus = made(['abc'])
-  assert utterances.left_out(corpus) == []
-  assert utterances.left_out(corpus._replace(skipped=skipped)) == [
+  corpus = make_corpus(['abc'])
+  assert utterances.describe_skipped(corpus) == []
+  assert utterances.describe_skipped(corpus._replace(skipped=skipped)) == [
     'cut short: a, b',
     'empty text: c, d, e and 2 more',
   ]
 
 
-def test_what_cannot_be_learnt_is_left_out():
+def test_unusable_utterances_are_dropped():
   known = units.characters(['abc de'])
-  corpus = made(['abc', 'aabb', 'abcde', 'aab', '', None, 'abx', ' '])
+  corpus = make_corpus(['abc', 'aabb', 'abcde', 'aab', '', None, 'abx', ' '])
   corpus = corpus._replace(
     validation=corpus.train[:1], skipped={'cut short': ('u9',)}
   )
-  # Of ten frames, five come out: two blanks have to be within aabb.
-  found = utterances.usable(corpus, known, lambda length: length // 2)
-  assert [u.name for u in found.train] == ['u0', 'u2', 'u3', 'u5']
-  assert found.skipped == {
+  # Ten input frames give five frames: aabb needs two blanks.
+  usable = utterances.drop_unusable(corpus, known, lambda length: length // 2)
+  assert [u.name for u in usable.train] == ['u0', 'u2', 'u3', 'u5']
+  assert usable.skipped == {
     'cut short': ('u9',),
     'more labels than frames': ('u1',),
     'empty text': ('u4', 'u7'),
-    'symbols that are no units': ('u6',),
+    'symbols outside the units': ('u6',),
   }
-  # A test stays as it is, so that its errors are counted.
-  assert found.test == corpus.test
+  # The test set stays complete, so that its errors are counted.
+  assert usable.test == corpus.test
   with pytest.raises(
     harness.DamagedDataError, match=r'part train .* 8 shorter than a frame'
   ):
-    utterances.usable(corpus, known, lambda length: 0, parts=('train',))
+    utterances.drop_unusable(corpus, known, lambda length: 0, parts=('train',))
 
 
 def test_frames_needed_is_what_the_loss_needs():
@@ -519,16 +523,16 @@ def test_frames_needed_is_what_the_loss_needs():
 
 
 def test_texts_of_a_fraction_are_among_those_of_a_larger_one():
-  corpus = made([f'word {i}' for i in range(30)])
-  told = []
+  corpus = make_corpus([f'word {i}' for i in range(30)])
+  labelled = []
   for fraction in (0.0, 0.1, 0.5, 1.0):
-    found = utterances.hide_texts(corpus, fraction, seed=3).train
-    assert [u.name for u in found] == [u.name for u in corpus.train]
-    told.append({u.name for u in found if u.text is not None})
-  assert [len(names) for names in told] == [0, 3, 15, 30]
-  assert told[1] < told[2]
+    train = utterances.hide_texts(corpus, fraction, seed=3).train
+    assert [u.name for u in train] == [u.name for u in corpus.train]
+    labelled.append({u.name for u in train if u.text is not None})
+  assert [len(names) for names in labelled] == [0, 3, 15, 30]
+  assert labelled[1] < labelled[2]
   other = utterances.hide_texts(corpus, 0.5, seed=4).train
-  assert {u.name for u in other if u.text is not None} != told[2]
+  assert {u.name for u in other if u.text is not None} != labelled[2]
   with pytest.raises(harness.SettingsError, match='within 0 and 1, got 2'):
     utterances.hide_texts(corpus, 2, seed=0)
 
@@ -537,30 +541,30 @@ def test_texts_of_a_fraction_are_among_those_of_a_larger_one():
 
 
 def test_an4_itself():
-  found = an4.read(speech.data_folder())
-  assert len(found.train) + len(found.validation) == 948
-  assert len(found.test) == 130
-  assert len({u.speaker for u in (*found.train, *found.validation)}) == 74
-  assert len({u.speaker for u in found.test}) == 10
-  assert not found.skipped
-  assert found.source.name == 'AN4'
-  minutes = sum(u.seconds for u in found.test) / 60
+  corpus = an4.read(speech.data_folder())
+  assert len(corpus.train) + len(corpus.validation) == 948
+  assert len(corpus.test) == 130
+  assert len({u.speaker for u in (*corpus.train, *corpus.validation)}) == 74
+  assert len({u.speaker for u in corpus.test}) == 10
+  assert not corpus.skipped
+  assert corpus.source.name == 'AN4'
+  minutes = sum(u.seconds for u in corpus.test) / 60
   assert minutes == pytest.approx(5.9, abs=0.05)
-  words = units.words(utterances.texts((*found.train, *found.validation)))
+  words = units.words(utterances.texts((*corpus.train, *corpus.validation)))
   assert words.size - units.FIRST == 99
-  check_loads((*found.train, *found.validation, *found.test))
+  check_loads((*corpus.train, *corpus.validation, *corpus.test))
 
 
 def test_recordings_of_digits_themselves():
-  found = fsdd.read(
+  corpus = fsdd.read(
     speech.data_folder(), train=60, held_speaker='theo', labelled=0.25
   )
-  assert '3,000 digits' in found.source.words and not found.skipped
-  assert found.source.name == 'FSDD'
-  assert {u.speaker for u in found.test} == {
+  assert '3,000 digits' in corpus.source.words and not corpus.skipped
+  assert corpus.source.name == 'FSDD'
+  assert {u.speaker for u in corpus.test} == {
     *('george', 'jackson', 'lucas', 'nicolas', 'yweweler')
   }
-  check_loads((*found.train, *found.more['held_speaker'][:20]))
+  check_loads((*corpus.train, *corpus.more['held_speaker'][:20]))
 
 
 def test_an_archive_has_bounds(tmp_path, monkeypatch):
@@ -570,6 +574,6 @@ def test_an_archive_has_bounds(tmp_path, monkeypatch):
     member = tarfile.TarInfo('recordings/0_a_0.wav')
     member.size = 2_000
     packed.addfile(member, io.BytesIO(bytes(2_000)))
-  monkeypatch.setattr(archive, 'MOST', 1_000)
-  with pytest.raises(harness.DamagedDataError, match='more than the 1,000'):
+  monkeypatch.setattr(archive, 'MAX_BYTES', 1_000)
+  with pytest.raises(harness.DamagedDataError, match='more than 1,000'):
     fsdd.read(tmp_path)

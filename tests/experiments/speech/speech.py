@@ -50,8 +50,8 @@ def tones(text):
   """A tone of 50 ms a character."""
   time = np.arange(RATE // 20) / RATE
   pitches = [200 + 20 * (ord(c) % 50) for c in text]
-  said = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]
-  return np.concatenate(said).astype(np.float32)
+  parts = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]
+  return np.concatenate(parts).astype(np.float32)
 
 
 def write(path, samples, rate=RATE, **how):
