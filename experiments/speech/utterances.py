@@ -167,7 +167,7 @@ def drop_unusable(
 ) -> Corpus:
   """Drops utterances that a CTC loss cannot learn.
 
-  A path of T frames can have n labels, r of which repeat their predecessor,
+  A path of T frames can have n labels with r repetitions of the previous label
   only if T >= n + r, since a blank separates repeated labels. Otherwise the
   loss is infinite, and that of optax a large finite number. Utterances without
   a text need one frame.

@@ -1,4 +1,4 @@
-"""Small folders of speech in the layouts of the data sets.
+"""Synthesised or artificial speech in files.
 
 A synthesiser says the texts if one is installed (on Debian, apt-get install
 espeak-ng or flite); else each text is some tones.
@@ -75,3 +75,21 @@ def compressed_sphere(path):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(header.ljust(1024).encode() + b'ajkg\x02' + bytes(900))
   return path
+
+
+def put(path, text):
+  """Writes a text or bytes to a file, and makes its folder."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if isinstance(text, bytes):
+    path.write_bytes(text)
+  else:
+    path.write_text(text)
+  return path
+
+
+def check_loads(items):
+  """Checks the lengths of loaded utterances."""
+  for u in items:
+    content, rate = u.load()
+    assert content.dtype == np.float32 and len(content) == u.length
+    assert u.seconds == pytest.approx(u.length / (rate or 100))
