@@ -132,12 +132,8 @@ def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
   def of(params, batch):
     own = lora.attach(batch['frozen'], params)
     rows = batch['rows']
-    return log_probs.of_model(
-      config,
-      own,
-      rows['tokens'],
-      rows['mask'],
-      longest=sizes.answer,
+    return log_probs.from_tokens(
+      config, own, rows['tokens'], rows['mask'], max_answer=sizes.answer
     )
 
   def sft(params, batch):
@@ -239,7 +235,7 @@ def model_flops(sizes: Sizes) -> float:
   config = sizes.config
   tokens = sizes.rows * sizes.length
   head = 2 * config.width * config.vocabulary
-  body = config.flops_a_token - head
+  body = config.flops_per_token - head
   attention = 4 * sizes.length * config.heads * config.head_width
   attention *= config.layers
   # Backward once more for the inputs; the weights are frozen.
@@ -324,7 +320,7 @@ def seal_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
   half = sizes.rows // 2
 
   def losses(trained, rows, frozen):
-    return -how.answers(trained, frozen, rows, longest=sizes.answer).mean
+    return -how.answers(trained, frozen, rows, max_answer=sizes.answer).mean
 
   parts = [
     {n: leaf[at] for n, leaf in every.items()}

@@ -64,17 +64,15 @@ def programs(
   network: recogniser.Recogniser, batch: Any, plan: np.ndarray
 ) -> dict[str, measure.Program]:
   """A step of each kind on the same batch."""
-  training = recogniser.Training(
-    objectives.Task(), front_end.Augmentation(), 0.1
-  )
+  training = recogniser.Training(objectives.Ssl(), front_end.Masks(), 0.1)
   solver = methods.solver(
     'bl_just',
     plan,
-    methods.Steps(1e-3, 1e-3, 1e-4, 0.3),
+    methods.StepSizes(1e-3, 1e-3, 1e-4, 0.3),
     lambda z, part: network.ctc(training, z, part),
     lambda z, part: network.ssl(training, z, part),
   )
-  params = network.init(jax.random.key(0), training.task)
+  params = network.init(jax.random.key(0), training.ssl)
   key = jax.random.key(1)
   batch = {loss: part | {'key': key} for loss, part in batch.items()}
   batch['ssl']['fixed'] = recogniser.quantiser(training, network, key)
@@ -107,7 +105,7 @@ def make_case(sizes: Sizes) -> tuple[Any, ...]:
     examples,
     {'ctc': [every], 'ssl': [every]},
     plan,
-    edges=feed.edges_of(examples.lengths, sizes.buckets, 80),
+    edges=feed.bucket_edges(examples.lengths, sizes.buckets, 80),
     batch_size=sizes.batch_size,
     seeds=(0,),
   )
@@ -125,7 +123,7 @@ def make_case(sizes: Sizes) -> tuple[Any, ...]:
     )
   )
   joint = int(np.flatnonzero(plan == feed.STEPS.index(('ctc', 'ssl')))[0])
-  batch = feed.of_member(stream.batch(joint), 0)
+  batch = feed.select_member(stream.batch(joint), 0)
   return network, jax.tree.map(jnp.asarray, batch), plan, stream
 
 
@@ -146,7 +144,7 @@ def _steps(name, sizes, context):
 def _decoding(width, sizes, context):
   """Time of greedy decoding, or of a beam, over the length of the audio."""
   network, batch, _, _ = make_case(sizes)
-  params = network.init(jax.random.key(0), objectives.Task())
+  params = network.init(jax.random.key(0), objectives.Ssl())
   audio, length = batch['ctc']['audio'], batch['ctc']['length']
   seconds = float(length.sum()) / sizes.rate
   times = []

@@ -1,4 +1,4 @@
-"""What the papers on BL-JUST claim, and how it is judged here."""
+"""Runs and claims of the papers on BL-JUST."""
 
 from experiments import harness
 
@@ -13,7 +13,7 @@ PAPER = harness.Paper(
 
 _SHARED = {
   'run': 'strings',
-  # Untrained networks and tones of seconds show nothing.
+  # The preset smoke is too short to test these claims.
   'presets': ('quick',),
 }
 
@@ -36,7 +36,7 @@ RUNS = {
 
 CLAIMS = (
   harness.Claim(
-    'The program runs from audio to text, on tones in noise.',
+    'The program trains from audio to text, on tones in noise.',
     run='strings',
     metric='training_error/supervised',
     at_most=1.5,
@@ -44,14 +44,14 @@ CLAIMS = (
   ),
   harness.Claim(
     'Strings of digits, a quarter with texts: the supervised network fits its '
-    'training utterances, worst of the seeds.',
+    'training utterances, for the worst seed.',
     metric='worst_training_error/supervised',
     at_most=0.02,
     published='-',
     **_SHARED,
   ),
   harness.Claim(
-    'BL-JUST below supervised training at equal updates: word error.',
+    'Word error of BL-JUST below supervised training at equal updates.',
     metric='difference/bl_just/supervised',
     at_most=0,
     published='LibriSpeech, clean and other: 7.0 and 17.1 against 8.7 and 23.0',
@@ -65,15 +65,16 @@ CLAIMS = (
     **_SHARED,
   ),
   harness.Claim(
-    'BL-JUST below pre-training and fine-tuning at equal updates.',
+    'Word error of BL-JUST below pre-training and fine-tuning at equal '
+    'updates.',
     metric='difference/bl_just/pretrain',
     at_most=0,
     published='LibriSpeech, clean and other: 7.0 and 17.1 against 7.4 and 19.5',
     **_SHARED,
   ),
   harness.Claim(
-    'LibriSpeech, 100 hours with transcripts: BL-JUST below supervised '
-    'training, word error of the test.',
+    'LibriSpeech, 100 hours with transcripts: test word error of BL-JUST below '
+    'supervised training.',
     run='strings',
     metric='wer/bl_just',
     at_most='wer/supervised',

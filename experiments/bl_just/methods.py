@@ -1,10 +1,9 @@
-"""The methods, as plans of steps, and their one solver.
+"""The compared methods: plans of steps, and their solver.
 
-The upper problem is recognition, by a head of its own; the lower one is a loss
-of audio alone, by another head. The encoder is shared. Since the lower loss has
-no part of the recogniser's head, the value function of the lower problem is a
-constant, and the penalty method needs no third sequence: its step weighs the
-gradient of the encoder alone, and leaves both heads theirs.
+The upper problem is recognition, the lower problem a self-supervised loss. They
+share an encoder and have separate heads. The lower loss does not depend on the
+recogniser's head, so its value function is a constant, and the penalty method
+needs no third sequence: the penalty scales the encoder's gradient alone.
 """
 
 import dataclasses
@@ -33,13 +32,13 @@ _SSL, _BOTH, _CTC = range(len(feed.STEPS))
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-  """Parts of a run.
+  """Phases of a run, as fractions of its updates.
 
   Attributes:
-    pretraining: share of the updates of `pretrain` on audio alone.
-    exploring: share of BL-JUST's updates on audio alone.
-    tuning: share of the final fine-tuning, on transcripts alone.
-    rounds: of exploration and joint updates.
+    pretraining: fraction of the updates of `pretrain` on audio alone.
+    exploring: fraction of the updates of BL-JUST on audio alone.
+    tuning: fraction of the final fine-tuning, on transcripts alone.
+    rounds: number of rounds of exploration and joint updates.
   """
 
   pretraining: Annotated[float, harness.Allowed(0, 1)] = 0.4
@@ -49,25 +48,24 @@ class Shares:
 
 
 def gradients(plan: np.ndarray) -> dict[str, int]:
-  """Gradients of either loss in a plan, by name."""
-  has = lambda loss: sum(
-    int(np.sum(plan == code))
-    for code, step in enumerate(feed.STEPS)
-    if loss in step
-  )
-  return {loss: has(loss) for loss in ('ctc', 'ssl')}
+  """Counts the gradients of each loss in a plan."""
+  counts = np.bincount(plan, minlength=len(feed.STEPS))
+  return {
+    loss: sum(int(n) for n, step in zip(counts, feed.STEPS) if loss in step)
+    for loss in ('ctc', 'ssl')
+  }
 
 
 def plan(method: str, steps: int, shares: Shares) -> np.ndarray:
-  """Codes of `feed.STEPS` of the updates of a method.
+  """Makes the plan of a method: the code in `feed.STEPS` of each update.
 
   Args:
     method: one of `TITLES`.
-    steps: updates; of `supervised_longer`, those of the others.
-    shares: parts of a run.
+    steps: number of updates; `supervised_longer` takes more.
+    shares: phases of a run.
 
   Returns:
-    One code an update, int8.
+    int8 (updates,).
   """
   part = lambda share: round(share * steps)
   full = lambda count, code: np.full(count, code, np.int8)
@@ -91,19 +89,19 @@ def plan(method: str, steps: int, shares: Shares) -> np.ndarray:
   return np.concatenate([*parts, full(tuned, _CTC)])
 
 
-class Steps(NamedTuple):
+class StepSizes(NamedTuple):
   """Step sizes of AdamW and the penalty.
 
   Attributes:
-    rate: the largest of recognition and of joint updates, after a warm-up;
-      falls to a hundredth by a cosine.
-    audio: of updates on audio alone.
-    tuning: of the final fine-tuning.
-    penalty: the largest weight of the loss of audio in joint updates; rises
+    rate: peak step size of recognition and joint updates, with a warm-up and a
+      cosine decay to a hundredth.
+    audio: step size of updates on audio alone.
+    tuning: peak step size of the final fine-tuning.
+    penalty: largest weight of the self-supervised loss in joint updates; rises
       linearly from 0, or is constant in `joint`.
-    decay: of the weights, a unit of the step size.
-    clip: the largest norm of an encoder's or a head's gradient.
-    warm: updates of the warm-up.
+    decay: weight decay.
+    clip: largest gradient norm of the encoder and of each head.
+    warmup_steps: updates of the warm-up.
   """
 
   rate: Any
@@ -112,11 +110,11 @@ class Steps(NamedTuple):
   penalty: Any
   decay: float = 1e-2
   clip: float = 5.0
-  warm: int = 100
+  warmup_steps: int = 100
 
 
 class TurnsState(NamedTuple):
-  """The states of the solvers that take turns, by the losses of a step."""
+  """States of the alternating solvers by the losses of a step."""
 
   solvers: dict[str, Any]
 
@@ -124,13 +122,12 @@ class TurnsState(NamedTuple):
 def in_turns(
   solvers: Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-  """Solvers of one set of sequences, told apart by the keys of a batch.
+  """Alternates between solvers of the same sequences by the keys of a batch.
 
-  Each has its own moments and its own count of schedules; only the one whose
-  turn it is moves.
+  Each solver has its own moments and step count.
 
   Args:
-    solvers: by the names of a batch's parts, sorted and joined by '+'.
+    solvers: solvers by the sorted keys of their batches, joined by '+'.
 
   Returns:
     A solver whose batch is a mapping.
@@ -141,10 +138,10 @@ def in_turns(
 
   def update_fn(batch, state, params=None, **extra):
     turn = '+'.join(sorted(batch))
-    updates, mine = solvers[turn].update(
+    updates, turn_state = solvers[turn].update(
       batch, state.solvers[turn], params, **extra
     )
-    return updates, TurnsState(state.solvers | {turn: mine})
+    return updates, TurnsState(state.solvers | {turn: turn_state})
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -152,11 +149,11 @@ def in_turns(
 def solver(
   method: str,
   order: np.ndarray,
-  steps: Steps,
+  steps: StepSizes,
   ctc: Callable[[Any, Any], Any],
   ssl: Callable[[Any, Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The solver of a method, for the sequences encoder, recogniser, predictor.
+  r"""Makes the solver of a method for encoder, recogniser and predictor.
 
   .. math::
     \theta_{k+1} &= \theta_k - \alpha_k u(\nabla_\theta L_{CTC}(\theta_k,
@@ -164,18 +161,18 @@ def solver(
     \phi_{k+1} &= \phi_k - \alpha_k u(\nabla_\phi L_{CTC}), \qquad
     \eta_{k+1} = \eta_k - \alpha_k u(\nabla_\eta L_{ssl})
 
-  in joint updates; in those of one loss, its gradients alone.
+  in joint updates; other updates have the gradients of one loss.
 
   Args:
     method: one of `TITLES`.
     order: the plan.
     steps: step sizes.
-    ctc: the loss of transcripts, of (sequences, its part of a batch).
-    ssl: the loss of audio alone, likewise.
+    ctc: (sequences, part of a batch) -> loss of transcripts.
+    ssl: (sequences, part of a batch) -> loss of audio alone.
 
   Returns:
-    A solver. `bj.values` gives `ctc`, `ssl` of joint updates, `exploration` and
-    `supervised` of the others.
+    A solver. `bj.values` has `ctc` and `ssl` of joint updates, `exploration` of
+    updates on audio alone and `supervised` of those on transcripts alone.
 
   Source: Saif, Cui, Shen, Lu, Kingsbury and Chen, Joint Unsupervised and
   Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
@@ -183,43 +180,41 @@ def solver(
   """
   counts = {code: int(np.sum(order == code)) for code in (_SSL, _BOTH, _CTC)}
 
-  def warmed(count):
-    warm = min(steps.warm, max(count // 10, 1))
-    return lambda k: jnp.minimum((k + 1) / warm, 1.0)
+  def constant(peak, count):
+    warmup = min(steps.warmup_steps, max(count // 10, 1))
+    return lambda k: peak * jnp.minimum((k + 1) / warmup, 1.0)
 
-  def falling(peak, count):
+  def decaying(peak, count):
     cosine = optax.cosine_decay_schedule(1.0, count, 0.01)
-    warm = warmed(count)
-    return lambda k: peak * warm(k) * cosine(k)
+    warmed = constant(peak, count)
+    return lambda k: warmed(k) * cosine(k)
 
-  def flat(peak, count):
-    warm = warmed(count)
-    return lambda k: peak * warm(k)
-
-  def moves(rate, *names):
-    link = optax.chain(
+  def optimisers(rate, *names):
+    optimiser = optax.chain(
       optax.clip_by_global_norm(steps.clip),
       optax.adamw(rate, b2=0.98, weight_decay=steps.decay),
     )
-    return dict.fromkeys(names, link)
+    return dict.fromkeys(names, optimiser)
 
-  made = {}
+  solvers = {}
   if counts[_SSL]:
-    make = falling if method == 'pretrain' else flat
-    made['ssl'] = bj.descend(
+    schedule = decaying if method == 'pretrain' else constant
+    rate = schedule(steps.audio, counts[_SSL])
+    solvers['ssl'] = bj.descend(
       bj.gradient(
         lambda z, batch: ssl(z, batch['ssl']),
         name='exploration',
         of=('encoder', 'predictor'),
       ),
-      **moves(make(steps.audio, counts[_SSL]), 'encoder', 'predictor'),
+      **optimisers(rate, 'encoder', 'predictor'),
     )
   if counts[_BOTH]:
     weight = steps.penalty
     if method != 'joint':
       ramp = max(counts[_BOTH] - 1, 1)
       weight = lambda k: steps.penalty * jnp.minimum(k / ramp, 1.0)
-    made['ctc+ssl'] = bj.descend(
+    rate = decaying(steps.rate, counts[_BOTH])
+    solvers['ctc+ssl'] = bj.descend(
       bj.oracles.aggregated(
         bj.multi_objective(
           [ctc, ssl],
@@ -229,20 +224,17 @@ def solver(
         ),
         bj.aggregators.scale_by_penalty(weight, rescale=False),
       ),
-      **moves(
-        falling(steps.rate, counts[_BOTH]), 'encoder', 'recogniser', 'predictor'
-      ),
+      **optimisers(rate, 'encoder', 'recogniser', 'predictor'),
     )
   if counts[_CTC]:
-    rate = falling(steps.rate, counts[_CTC])
-    if counts[_BOTH]:
-      rate = falling(steps.tuning, counts[_CTC])
-    made['ctc'] = bj.descend(
+    peak = steps.tuning if counts[_BOTH] else steps.rate
+    rate = decaying(peak, counts[_CTC])
+    solvers['ctc'] = bj.descend(
       bj.gradient(
         lambda z, batch: ctc(z, batch['ctc']),
         name='supervised',
         of=('encoder', 'recogniser'),
       ),
-      **moves(rate, 'encoder', 'recogniser'),
+      **optimisers(rate, 'encoder', 'recogniser'),
     )
-  return in_turns(made)
+  return in_turns(solvers)

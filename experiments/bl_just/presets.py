@@ -13,19 +13,19 @@ from experiments.speech import corpora, feed, front_end, objectives
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """The recogniser.
+  """Settings of the recogniser.
 
   Attributes:
-    encoder: its kind.
-    width: of its layers.
-    depth: layers after the strided ones.
-    strides: of the first convolutions.
-    kernel: frames that a convolution sees.
-    heads: of attention.
-    dropout: of the encoder.
-    mels: bands of the front end.
-    units: of texts.
-    vocab_size: how many units, where they are learnt.
+    encoder: kind of the encoder.
+    width: width of the layers.
+    depth: number of layers after the strided convolutions.
+    strides: strides of the first convolutions.
+    kernel: kernel size of the convolutions, in frames.
+    heads: number of attention heads.
+    dropout: dropout rate of the encoder.
+    mels: number of mel bands.
+    units: text units.
+    vocab_size: number of word pieces, for --units=pieces.
   """
 
   encoder: Literal['conv', 'conv_lstm', 'conformer'] = 'conv'
@@ -41,66 +41,13 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ssl:
-  """The loss of audio alone.
-
-  Attributes:
-    ssl_loss: its kind.
-    mask_prob: probability that a masked span begins at an encoded frame.
-    mask_length: encoded frames of a masked span.
-    negatives: frames from which the right one is told apart.
-    prediction_steps: encoded frames that are predicted.
-    codebook_size: of the random quantiser.
-  """
-
-  ssl_loss: Literal['cpc', 'contrastive', 'best_rq'] = 'best_rq'
-  mask_prob: Annotated[float, harness.Allowed(0, 1)] = 0.15
-  mask_length: int = 3
-  negatives: int = 20
-  prediction_steps: int = 3
-  codebook_size: int = 256
-
-  def task(self) -> objectives.Task:
-    """For the recogniser."""
-    return objectives.Task(
-      self.ssl_loss,
-      probability=self.mask_prob,
-      span=self.mask_length,
-      negatives=self.negatives,
-      ahead=self.prediction_steps,
-      codes=self.codebook_size,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Masks:
-  """SpecAugment, before the loss of transcripts.
-
-  Attributes:
-    time_masks: masks of frames.
-    max_time_mask: frames of one, at most.
-    freq_masks: masks of bands.
-    max_freq_mask: bands of one, at most.
-  """
-
-  time_masks: Annotated[int, harness.Allowed(0)] = 2
-  max_time_mask: int = 20
-  freq_masks: Annotated[int, harness.Allowed(0)] = 2
-  max_freq_mask: int = 8
-
-  def augmentation(self) -> front_end.Augmentation:
-    """For the recogniser."""
-    return front_end.Augmentation(*dataclasses.astuple(self))
-
-
-@dataclasses.dataclass(frozen=True)
 class Grid:
-  """What tuning tries, one value for none.
+  """Grid of the tuning; single values skip it.
 
   Attributes:
     rates: step sizes.
-    penalties: largest penalties, by methods that have one.
-    decays: of the weights, tried by the others, as many.
+    penalties: largest penalties, for the joint methods.
+    decays: weight decays, for the other methods; as many as penalties.
   """
 
   rates: tuple[float, ...] = (3e-3,)
@@ -110,17 +57,17 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """Updates of each method.
+  """Settings of the training.
 
   Attributes:
-    steps: updates.
-    batch_size: utterances of a loss in an update.
-    buckets: lengths that batches are padded to.
+    steps: number of updates.
+    batch_size: utterances per loss and update.
+    buckets: number of length buckets.
     audio_rate: step size of updates on audio alone.
     tuning_rate: step size of the final fine-tuning.
-    clip: the largest norm of a gradient.
-    chunk: updates between two records.
-    check_every: updates between two measurements of the validation part.
+    clip: largest gradient norm of the encoder and of each head.
+    chunk: updates between log entries.
+    check_every: updates between evaluations on the validation set.
   """
 
   steps: int = 2_400
@@ -135,7 +82,8 @@ class Training:
 
 _KNOWN = harness.Among(methods.TITLES)
 _DATA, _SHARES = corpora.Data(), methods.Shares()
-Shares = methods.Shares
+_SSL, _MASKS = objectives.Ssl(), front_end.Masks()
+Shares = methods.Shares  # `Settings` has a field `methods`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +91,16 @@ class Settings:
   """Settings of a run; the paper's are in the preset `paper`.
 
   Attributes:
-    methods: which are compared.
-    converged: training error up to which a run is called converged.
-    seeds: of training.
-    data: what is read.
+    methods: methods to compare.
+    converged: largest training error of a converged run.
+    seeds: number of training seeds.
+    data: the data.
     network: the recogniser.
-    ssl: the loss of audio alone.
+    ssl: the self-supervised loss.
     masks: SpecAugment.
-    training: updates of each method.
-    shares: parts of a run.
-    grid: what tuning tries.
+    training: the training.
+    shares: phases of a run.
+    grid: grid of the tuning.
   """
 
   methods: Annotated[tuple[str, ...], _KNOWN] = (
@@ -162,18 +110,18 @@ class Settings:
   seeds: int = 5
   data: corpora.Data = _DATA
   network: Network = Network()
-  ssl: Ssl = Ssl()
-  masks: Masks = Masks()
+  ssl: objectives.Ssl = _SSL
+  masks: front_end.Masks = _MASKS
   training: Training = Training()
   shares: Shares = _SHARES
   grid: Grid = Grid()
 
   def plan(self, method: str) -> np.ndarray:
-    """Kinds of the updates of a method."""
+    """Makes the plan of a method."""
     return methods.plan(method, self.training.steps, self.shares)
 
   def axes(self, method: str) -> comparison.Grid:
-    """What is tried: step sizes, and penalties or decays of the weights."""
+    """Returns the grid of a method: step sizes, and penalties or decays."""
     joint = feed.STEPS.index(('ctc', 'ssl'))
     if np.any(self.plan(method) == joint):
       return {'rate': self.grid.rates, 'penalty': self.grid.penalties}
@@ -187,7 +135,7 @@ _AN4 = Settings(
   network=Network(
     width=128, depth=7, strides=(2, 2), dropout=0.15, units='characters'
   ),
-  masks=Masks(max_time_mask=30),
+  masks=front_end.Masks(max_time_mask=30),
   training=Training(8_000, buckets=3, chunk=200, check_every=2_000),
   grid=Grid(rates=(2e-3,)),
 )
@@ -200,14 +148,14 @@ PRESETS = {
     network=Network(width=16, depth=0, strides=(2, 2), mels=16),
     training=Training(20, 4, 1, chunk=10, check_every=20),
   ),
-  # A recogniser of digits to transcribe with.
+  # A recogniser of digits, for transcription.
   'digits': Settings(
     methods=('supervised',),
     seeds=1,
     data=corpora.Data(held_speaker='theo', labelled=(1.0,)),
   ),
   'an4_full': _AN4,
-  # All methods, by the share that has texts; a night of one core.
+  # All methods by the fraction with texts; a night of one core.
   'an4_grid': dataclasses.replace(
     _AN4,
     methods=tuple(methods.TITLES),
@@ -215,7 +163,7 @@ PRESETS = {
     data=corpora.Data('an4', labelled=(0.1, 0.25, 0.5)),
     training=Training(3_000, buckets=6, chunk=200, check_every=1_000),
   ),
-  # 100 hours with texts; batches of 64, 200 epochs in all.
+  # 100 hours with texts: 200 epochs with batches of 64.
   'paper': Settings(
     methods=('supervised', 'pretrain', 'joint', 'bl_just'),
     seeds=1,
@@ -223,12 +171,12 @@ PRESETS = {
     network=Network(
       'conformer', width=512, depth=8, heads=8, mels=80, units='pieces'
     ),
-    ssl=Ssl('contrastive', codebook_size=8_192),
-    masks=Masks(max_time_mask=30, max_freq_mask=25),
+    ssl=objectives.Ssl('contrastive', codebook_size=8_192),
+    masks=front_end.Masks(max_time_mask=30, max_freq_mask=25),
     training=Training(90_000, 64, 4, chunk=500, check_every=10_000),
     grid=Grid(rates=(5e-4,), penalties=(1.0,)),
   ),
-  # A folder of one's own.
+  # A folder of the user.
   'user': Settings(
     methods=('bl_just',),
     seeds=1,
@@ -256,19 +204,17 @@ RENAMED = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   settings.data.check()
   names, grid, shares = settings.methods, settings.grid, settings.shares
   if len(set(names)) < len(names):
-    raise harness.SettingsError(
-      f'methods={",".join(names)} has one of them twice.'
-    )
+    raise harness.SettingsError(f'methods={",".join(names)} has a duplicate.')
   if len(grid.penalties) != len(grid.decays):
     raise harness.SettingsError(
-      f'{len(grid.penalties)} penalties and {len(grid.decays)} decays: methods '
-      'are tried at equal numbers of points, give as many of both.'
+      f'{len(grid.penalties)} penalties and {len(grid.decays)} decays: give as '
+      'many of both, since all methods need grids of equal size.'
     )
   if shares.exploring + shares.tuning >= 1 or shares.pretraining >= 1:
     raise harness.SettingsError(
-      'exploring and tuning together, and pretraining, are shares below 1.'
+      'exploring + tuning and pretraining have to be below 1.'
     )

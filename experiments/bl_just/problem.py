@@ -1,4 +1,4 @@
-"""What is trained: a corpus as examples, units, a network, and its measures."""
+"""The speech problem: a corpus as examples, units, a network, error rates."""
 
 import operator
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from experiments.speech import (
   utterances,
 )
 
-# What the published numbers are of.
+# Data sets of the published numbers.
 PUBLISHED = ('LibriSpeech',)
 
 
 class Problem(NamedTuple):
-  """What all methods share.
+  """Data and network of all methods.
 
   Attributes:
-    corpus: what was read, without what cannot be learnt from.
-    units: of the texts.
+    corpus: the corpus, without unusable utterances.
+    units: units of the texts.
     network: the recogniser.
-    training: its losses' settings.
-    examples: by part: train, validation, test and more.
-    edges: of the length buckets.
+    training: settings of its losses.
+    examples: examples by set: train, validation, test and more.
+    edges: edges of the length buckets.
     labelled: training rows with a text.
   """
 
@@ -51,10 +51,10 @@ def prepare(
   """Reads the data and makes the network.
 
   Args:
-    settings: see `presets.Settings`.
+    settings: settings of the run, `presets.Settings`.
     data_dir: folder of data sets.
-    workdir: where units are kept.
-    labelled: share of the training utterances that have a text.
+    workdir: folder of the run, for the file of units.
+    labelled: fraction of the training utterances with a text.
 
   Returns:
     The problem.
@@ -65,20 +65,20 @@ def prepare(
   corpus, sizes = settings.data.read(data_dir, labelled), settings.network
   if not utterances.texts(corpus.train):
     raise harness.SettingsError(
-      f'labelled={labelled:g} leaves no utterance with a text: give more.'
+      f'labelled={labelled:g} leaves no utterance with a text: increase it.'
     )
-  known = units.kept(
+  known = units.load_or_make(
     workdir / 'units.json',
     sizes.units,
     utterances.texts(corpus.train),
     size=sizes.vocab_size,
   )
-  given = corpus.rate is None
-  ready = front_end.with_deltas if given else (lambda samples: samples)
+  has_features = corpus.rate is None
+  prepare_input = front_end.with_deltas if has_features else lambda x: x
   front = front_end.FrontEnd(
     rate=corpus.rate,
-    numbers=3 * corpus.numbers if given else sizes.mels,
-    hop=1 / corpus.frame_rate if given else 0.01,
+    numbers=3 * corpus.numbers if has_features else sizes.mels,
+    hop=1 / corpus.frame_rate if has_features else 0.01,
   )
   network = recogniser.Recogniser(
     recogniser.Shape(
@@ -88,12 +88,12 @@ def prepare(
       strides=sizes.strides,
       size=sizes.kernel,
       heads=sizes.heads,
-      causal=settings.ssl.ssl_loss == 'cpc',
+      causal=settings.ssl.causal,
       units=known.size,
       front=front,
     )
   )
-  corpus = utterances.usable(corpus, known, network.shape.frames_out)
+  corpus = utterances.drop_unusable(corpus, known, network.shape.frames_out)
   parts = {
     'train': corpus.train,
     'validation': corpus.validation,
@@ -102,25 +102,23 @@ def prepare(
   }
   skips = utterances.Skips(corpus.skipped)
   examples = {
-    name: corpora.make_examples(part, known, prepare=ready, skips=skips)
+    name: corpora.make_examples(part, known, prepare=prepare_input, skips=skips)
     for name, part in parts.items()
   }
-  corpus = corpus._replace(skipped=skips.found())
+  corpus = corpus._replace(skipped=skips.by_reason())
   train = examples['train']
-  multiple = 1 if given else front.samples[1]
-  edges = feed.edges_of(train.lengths, settings.training.buckets, multiple)
+  multiple = 1 if has_features else front.samples[1]
+  edges = feed.bucket_edges(train.lengths, settings.training.buckets, multiple)
   labelled = np.flatnonzero([text is not None for text in train.texts])
-  training = recogniser.Training(
-    settings.ssl.task(), settings.masks.augmentation(), sizes.dropout
-  )
+  training = recogniser.Training(settings.ssl, settings.masks, sizes.dropout)
   return Problem(corpus, known, network, training, examples, edges, labelled)
 
 
-def understood(
+def recognise(
   problem: Problem, weights: Any, part: str, rows: Sequence[int]
 ) -> list[str]:
-  """What a network makes of utterances, greedily; a text a row."""
-  found = {}
+  """Recognises the text of each row by greedy decoding."""
+  texts = {}
   for row, log_probs in recogniser.log_probabilities(
     problem.network,
     weights,
@@ -128,33 +126,35 @@ def understood(
     rows,
     edges=problem.edges,
   ):
-    found[row] = problem.units.decode(
+    texts[row] = problem.units.decode(
       decoding.collapse(np.argmax(log_probs, axis=-1))
     )
-  return [found[int(row)] for row in rows]
+  return [texts[int(row)] for row in rows]
 
 
 def errors(
   problem: Problem, params: Any, part: str, rows: Sequence[int] | None = None
 ) -> dict[str, list[scoring.Errors]]:
-  """Errors in words and in characters of all members.
+  """Counts errors in words and in characters for all members.
 
   Args:
     problem: the problem.
     params: weights with a leading axis of members.
-    part: of the corpus.
-    rows: of it; by default all.
+    part: name of the set.
+    rows: rows of the set; by default all.
 
   Returns:
-    By 'words' and 'characters', `scoring.Errors` of each member.
+    `scoring.Errors` of each member, by 'words' and 'characters'.
   """
   texts = problem.examples[part].texts
   rows = np.arange(len(texts)) if rows is None else np.asarray(rows)
-  said = [texts[row] for row in rows]
-  found: dict[str, list[scoring.Errors]] = {'words': [], 'characters': []}
+  references = [texts[row] for row in rows]
+  result: dict[str, list[scoring.Errors]] = {'words': [], 'characters': []}
   for member in range(len(jax.tree.leaves(params)[0])):
     weights = jax.tree.map(operator.itemgetter(member), params)
-    texts_found = understood(problem, weights, part, rows)
-    found['words'].append(scoring.word_errors(said, texts_found))
-    found['characters'].append(scoring.character_errors(said, texts_found))
-  return found
+    hypotheses = recognise(problem, weights, part, rows)
+    result['words'].append(scoring.word_errors(references, hypotheses))
+    result['characters'].append(
+      scoring.character_errors(references, hypotheses)
+    )
+  return result

@@ -1,4 +1,4 @@
-"""What a comparison of recognisers says: errors, table, curves."""
+"""Report of a comparison of recognisers: error rates, table and curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from experiments.bl_just import problem as problem_lib
 from experiments.harness.study import comparison
 from experiments.speech import feed, scoring, utterances
 
-# Errors of the reported seeds, by part of the corpus and kind.
+# Errors of the reported seeds, by set and by 'words' and 'characters'.
 PartErrors = dict[str, dict[str, list[scoring.Errors]]]
-# What others are compared with, in the words of the table.
+# Baselines of the differences, with their names in the table.
 _AGAINST = {
   'supervised': 'supervised',
   'supervised_longer': 'supervised at equal gradients',
@@ -27,20 +27,20 @@ _CONTROLS = ('supervised', 'supervised_longer')
 def measure(
   problem: problem_lib.Problem, outcome: comparison.Outcome
 ) -> PartErrors:
-  """Errors of the reported seeds by part and kind; of training, some rows."""
+  """Measures the errors of the reported seeds on all sets."""
   params = jax.tree.map(
     lambda leaf: leaf[outcome.members], outcome.trained.params
   )
-  # Evenly over the utterances: of many, a thousand tell enough.
+  # About a thousand training utterances suffice.
   rows = problem.labelled[:: max(1, len(problem.labelled) // 1_000)]
-  found = {'training': problem_lib.errors(problem, params, 'train', rows)}
+  errors = {'training': problem_lib.errors(problem, params, 'train', rows)}
   for part in ('validation', 'test', *problem.corpus.more):
-    found[part] = problem_lib.errors(problem, params, part)
-  return found
+    errors[part] = problem_lib.errors(problem, params, part)
+  return errors
 
 
 def rates(errors: Sequence[scoring.Errors]) -> np.ndarray:
-  """Error rates of all seeds."""
+  """Returns the error rate of each seed."""
   return np.array([one.rate for one in errors])
 
 
@@ -51,23 +51,23 @@ def add(
   errors: Mapping[str, PartErrors],
   at: Mapping[str, float],
 ) -> None:
-  """Adds the numbers of all methods.
+  """Adds the metrics of all methods.
 
   Args:
-    results: to which they are added.
-    settings: of the run.
-    outcomes: by method.
-    errors: of those that did not fail, by method.
-    at: coordinates beside the method.
+    results: the results to extend.
+    settings: settings of the run.
+    outcomes: outcomes by method.
+    errors: errors by method, without failed methods.
+    at: further coordinates.
   """
 
   def measure(outcome):
-    found = errors[outcome.method]
-    words = {part: rates(kinds['words']) for part, kinds in found.items()}
+    parts = errors[outcome.method]
+    words = {part: rates(kinds['words']) for part, kinds in parts.items()}
     training = words.pop('training')
     return {
       'wer': words.pop('test'),
-      'cer': rates(found['test']['characters']),
+      'cer': rates(parts['test']['characters']),
       'training_error': training,
       'worst_training_error': training.max(),
       'validation_error': words.pop('validation'),
@@ -79,31 +79,30 @@ def add(
   for name in errors:
     place = {'method': name, **at}
     plan = settings.plan(name)
-    taken = methods.gradients(plan)
-    # One that has not converged makes others look good.
+    gradients = methods.gradients(plan)
     worst = rates(errors[name]['training']['words']).max()
     results.note(
       place,
       {
         'updates': len(plan),
-        'gradients of transcripts, audio': f'{taken["ctc"]}, {taken["ssl"]}',
-        's a seed': round(results.mean('seconds', place)),
+        'gradients of transcripts, audio': f'{gradients["ctc"]}, '
+        f'{gradients["ssl"]}',
+        's per seed': round(results.mean('seconds', place)),
         'converged': 'yes' if worst <= settings.converged else 'not converged',
       },
     )
     for other in _AGAINST:
       if other not in errors or name in (other, *_CONTROLS):
         continue
-      both = (rates(errors[n]['test']['words']) for n in (name, other))
-      lead = np.subtract(*both)
-      against = {'method': name, 'against': other, **at}
-      results.add(against, difference=lead)
+      pair = (rates(errors[n]['test']['words']) for n in (name, other))
+      place = {'method': name, 'against': other, **at}
+      results.add(place, difference=np.subtract(*pair))
 
 
 def columns(
   settings: presets.Settings, corpus: utterances.Corpus
 ) -> list[str | harness.Column]:
-  """Those of the table."""
+  """Returns the columns of the table."""
   points = [point for m in settings.methods for point in settings.axes(m)]
   return [
     harness.Column('training_error', 'training error'),
@@ -115,7 +114,7 @@ def columns(
     'trials',
     'updates',
     'gradients of transcripts, audio',
-    's a seed',
+    's per seed',
     'converged',
     *(
       harness.Column('difference', f'against {words}', {'against': name})
@@ -127,20 +126,20 @@ def columns(
 def draw(
   settings: presets.Settings, outcomes: Mapping[str, comparison.Outcome]
 ) -> matplotlib.figure.Figure:
-  """Error of the validation part, by updates and by gradients."""
+  """Draws the validation error by updates and by gradients."""
   by_updates, by_gradients = {}, {}
   for name, outcome in outcomes.items():
     if outcome.failure:
       continue
     values = outcome.values('validation')
-    looked = ~np.isnan(values).all(axis=1)
-    steps = np.asarray(outcome.trained.steps)[looked]
-    each = np.array([len(step) for step in feed.STEPS])[settings.plan(name)]
+    evaluated = ~np.isnan(values).all(axis=1)
+    steps = np.asarray(outcome.trained.steps)[evaluated]
+    losses = np.array([len(step) for step in feed.STEPS])[settings.plan(name)]
     title = methods.TITLES[name]
-    # No error at all has no logarithm.
-    shown = np.maximum(values[looked], 1e-3)
-    by_updates[title] = steps, shown
-    by_gradients[title] = np.cumsum(each)[steps - 1], shown
+    # A logarithmic axis has no 0.
+    values = np.maximum(values[evaluated], 1e-3)
+    by_updates[title] = steps, values
+    by_gradients[title] = np.cumsum(losses)[steps - 1], values
   return harness.draw_panels(
     [
       harness.Panel(
@@ -157,19 +156,19 @@ def draw(
 def share_curves(
   shares: Sequence[float], errors: Sequence[Mapping[str, PartErrors]]
 ) -> dict[str, tuple[Any, Any]]:
-  """Mean word error of the test by the share that has texts, by title.
+  """Mean test word error by the fraction with texts, for each method.
 
-  Means without bands, which of so many methods hide one another.
+  Without bands: those of all methods would overlap.
   """
   order = np.argsort(shares)
-  mean = lambda found: rates(found['test']['words']).mean(keepdims=True)
+  mean = lambda parts: rates(parts['test']['words']).mean(keepdims=True)
   return {
     methods.TITLES[name]: (
       np.asarray(shares)[order],
       np.stack([mean(errors[i][name]) for i in order]),
     )
     for name in errors[0]
-    # One that failed with some share has no line.
+    # A method that failed with some fraction has no curve.
     if all(name in one for one in errors)
   }
 
@@ -180,8 +179,8 @@ def draw_shares(
   """Draws `share_curves`."""
   panel = harness.Panel(
     share_curves(shares, errors),
-    xlabel='share of the utterances with a text',
-    ylabel='word error, test, mean of the seeds',
+    xlabel='fraction of the utterances with a text',
+    ylabel='word error, test, mean over seeds',
     logx=True,
   )
   return harness.draw_panels([panel])

@@ -6,18 +6,18 @@ Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
 
     python -m experiments.bl_just.train --dataset=fsdd --preset=quick --data_dir=SPEECH
     python -m experiments.bl_just.train --dataset=an4 --preset=an4_full --data_dir=SPEECH
-    python -m experiments.bl_just.train --dataset=folder --preset=user --data_dir=MINE
+    python -m experiments.bl_just.train --dataset=folder --preset=user --data_dir=FOLDER
 
-Expected: `quick` 0.04 word error by all methods, converged. AN4: 0.17
+Expected: `quick` 0.04 word error for all methods, converged. AN4: 0.17
 supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes; `an4_grid`
 four and a half hours of a core.
 
-Recognition by connectionist temporal classification is the upper problem, a
-loss of audio alone the lower one; they share an encoder. Methods are compared
-at equal numbers of updates, and the supervised one also with as many gradients
-as the joint one takes. `SPEECH` has `fsdd.tar.gz` and `an4_mfcc.tar.gz`, or the
-folders of LibriSpeech or TED-LIUM; `MINE` audio and a file `texts.tsv` of
-lines `path<TAB>text`.
+The upper problem is recognition by connectionist temporal classification, the
+lower problem a self-supervised loss of audio; they share an encoder. Methods
+are compared at equal numbers of updates, and supervised training also at the
+number of gradients of BL-JUST. `SPEECH` has `fsdd.tar.gz` and
+`an4_mfcc.tar.gz`, or the folders of LibriSpeech or TED-LIUM. `FOLDER` has audio
+files and a file `texts.tsv` with lines `path<TAB>text`.
 """  # noqa: E501
 
 import dataclasses
@@ -48,14 +48,14 @@ _TUNING_SEED = 1_000_000
 def run(
   settings: presets.Settings, problem: problem_lib.Problem, job: comparison.Job
 ) -> harness.Trained:
-  """Trains one method, all members."""
+  """Trains one method with all seeds."""
   plan, numbers = settings.plan(job.method), settings.training
   network, training = problem.network, problem.training
-  everything = np.arange(len(problem.examples['train'].lengths))
+  all_rows = np.arange(len(problem.examples['train'].lengths))
   members = len(job.seeds)
   stream = feed.Feed(
     problem.examples['train'],
-    {'ctc': [problem.labelled] * members, 'ssl': [everything] * members},
+    {'ctc': [problem.labelled] * members, 'ssl': [all_rows] * members},
     plan,
     edges=problem.edges,
     batch_size=numbers.batch_size,
@@ -71,7 +71,7 @@ def run(
 
   def solver(context):
     hyper = context.hyper
-    steps = methods.Steps(
+    steps = methods.StepSizes(
       rate=hyper['rate'],
       audio=numbers.audio_rate,
       tuning=numbers.tuning_rate,
@@ -88,44 +88,44 @@ def run(
     )
 
   def batch(context):
-    mine = feed.of_member(context.streamed, context.own['place'])
-    keys = dict(zip(sorted(mine), jax.random.split(context.key, len(mine))))
-    if 'ssl' in mine:
-      mine['ssl']['fixed'] = context.own['fixed']
-    return {loss: part | {'key': keys[loss]} for loss, part in mine.items()}
+    parts = feed.select_member(context.streamed, context.own['place'])
+    keys = dict(zip(sorted(parts), jax.random.split(context.key, len(parts))))
+    if 'ssl' in parts:
+      parts['ssl']['fixed'] = context.own['fixed']
+    return {loss: part | {'key': keys[loss]} for loss, part in parts.items()}
 
   def validate(params, step, state):
     del step, state
-    found = problem_lib.errors(problem, params, 'validation')['words']
-    return {'validation': np.array([errors.rate for errors in found])}
+    errors = problem_lib.errors(problem, params, 'validation')['words']
+    return {'validation': speech_report.rates(errors)}
 
   print(
-    f'{job.method}: {len(plan)} updates; programs are compiled as '
-    'they are needed, so that the first updates take longest.',
+    f'{job.method}: {len(plan)} updates; the first ones take longer, since '
+    'they compile.',
     flush=True,
   )
   return harness.train(
     solver,
     harness.Task(
-      lambda context: network.init(context.key, training.task),
+      lambda context: network.init(context.key, training.ssl),
       batch,
       stream=stream,
       own=own,
       hyper=job.hyper,
     ),
-    # Side by side, products of members would be in groups.
+    # One seed at a time: batched over seeds, matrix products are grouped.
     job.training(len(plan), numbers.chunk, at_once=1),
     harness.Measure(evaluate_host=validate, host_every=numbers.check_every),
   )
 
 
-class Share(NamedTuple):
-  """What all methods came to with a share of the texts.
+class Comparison(NamedTuple):
+  """Results of all methods with a fraction of the texts.
 
   Attributes:
-    outcomes: by method.
-    errors: of those that did not fail, by method.
-    corpus: what was learnt from.
+    outcomes: outcomes by method.
+    errors: errors by method, without failed methods.
+    corpus: the corpus.
   """
 
   outcomes: dict[str, comparison.Outcome]
@@ -133,15 +133,15 @@ class Share(NamedTuple):
   corpus: utterances.Corpus
 
 
-def train_share(options: harness.Options, labelled: float) -> Share:
-  """Trains all methods with a share of the texts."""
+def train_methods(options: harness.Options, labelled: float) -> Comparison:
+  """Trains all methods with a fraction of the texts."""
   settings, folder = options.settings, pathlib.Path(options.workdir)
   data = dataclasses.replace(settings.data, labelled=(labelled,))
   settings = dataclasses.replace(settings, data=data)
   problem = problem_lib.prepare(settings, options.data_dir, folder, labelled)
   print(f'{utterances.describe(problem.corpus)}.', flush=True)
-  for line in utterances.left_out(problem.corpus):
-    print(f'left out, {line}', flush=True)
+  for line in utterances.describe_skipped(problem.corpus):
+    print(f'skipped, {line}', flush=True)
   rules = comparison.Rules(
     options,
     settings=harness.settings_of(settings, 'methods', 'grid', 'converged'),
@@ -161,20 +161,16 @@ def train_share(options: harness.Options, labelled: float) -> Share:
   }
   if errors:
     best = 'bl_just' if 'bl_just' in errors else next(iter(errors))
-    keep(folder, problem, first_of(outcomes[best]))
-  return Share(outcomes, errors, problem.corpus)
+    first = int(outcomes[best].members[0])
+    weights = jax.tree.map(lambda x: x[first], outcomes[best].trained.params)
+    save(folder, problem, weights)
+  return Comparison(outcomes, errors, problem.corpus)
 
 
-def first_of(outcome: comparison.Outcome) -> Any:
-  """The weights of the first reported seed."""
-  place = int(outcome.members[0])
-  return jax.tree.map(lambda leaf: leaf[place], outcome.trained.params)
-
-
-def keep(
+def save(
   folder: pathlib.Path, problem: problem_lib.Problem, weights: Any
 ) -> None:
-  """Writes the file that transcribes, and a picture of a test utterance."""
+  """Writes a recogniser, and a picture of a test utterance."""
   front = problem.network.shape.front
   a_second = front.rate or 1 / front.hop
   lengths = problem.examples['train'].lengths[problem.labelled]
@@ -183,34 +179,34 @@ def keep(
     problem.network,
     weights,
     (folder / 'units.json').read_text(),
-    # A few that are far longer do not count.
+    # A quantile, to ignore a few outliers.
     float(np.quantile(lengths, 0.95) / a_second),
   )
   examples = problem.examples['test']
   row = int(np.argsort(examples.lengths)[len(examples.lengths) // 2])
   array = examples.load(row)
-  features, found, out = problem.network.outputs(
+  features, log_probs, out = problem.network.outputs(
     weights, array[None], np.array([len(array)], np.int32)
   )
-  log_probs = np.asarray(found[0])[: int(out[0])]
-  said = decoding.collapse(np.argmax(log_probs, axis=-1))
-  if not len(said):
+  log_probs = np.asarray(log_probs[0])[: int(out[0])]
+  labels = decoding.collapse(np.argmax(log_probs, axis=-1))
+  if not len(labels):
     return
-  frames = front_end.frames_of(problem.network.shape.front, len(array))
+  frames = front_end.count_frames(problem.network.shape.front, len(array))
   picture.draw(
     folder / 'alignment.png',
     np.asarray(features[0])[: int(frames)],
     log_probs,
-    said,
+    labels,
     problem.units.symbols,
     seconds=len(log_probs) * problem.network.shape.frame,
-    title=f'said: {examples.texts[row]}; understood: '
-    f'{problem.units.decode(said)}',
+    title=f'text: {examples.texts[row]}; recognised: '
+    f'{problem.units.decode(labels)}',
   )
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Trains all methods, and compares what they understand."""
+  """Trains all methods and compares their error rates."""
   settings, workdir = options.settings, pathlib.Path(options.workdir)
   shares = settings.data.labelled
   several = len(shares) > 1
@@ -220,16 +216,18 @@ def main(options: harness.Options) -> harness.Report:
     if several:
       print(f'{share:.0%} with texts.', flush=True)
       at, folder = {'labelled': share}, f'labelled-{share:g}/'
-    done = train_share(options._replace(workdir=str(workdir / folder)), share)
-    runs.append(done)
-    speech_report.add(results, settings, done.outcomes, done.errors, at)
-    if done.errors:
-      figure = speech_report.draw(settings, done.outcomes)
+    run_options = options._replace(workdir=str(workdir / folder))
+    runs.append(train_methods(run_options, share))
+    outcomes, errors, _ = runs[-1]
+    speech_report.add(results, settings, outcomes, errors, at)
+    if errors:
+      figure = speech_report.draw(settings, outcomes)
       plots[f'{folder}errors.png'] = figure
   if several:
-    errors = [one.errors for one in runs]
-    plots['shares.png'] = speech_report.draw_shares(shares, errors)
-  corpus = runs[0].corpus  # But for its texts, it is that of all.
+    plots['shares.png'] = speech_report.draw_shares(
+      shares, [one.errors for one in runs]
+    )
+  corpus = runs[0].corpus  # All runs have the same utterances.
   return harness.Report(
     results,
     rows=('labelled', 'method') if several else 'method',

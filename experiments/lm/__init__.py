@@ -1,22 +1,19 @@
-"""Language models: weights, tokens, data and log-probabilities for papers.
+"""Language models: weights, tokenisers, data and log-probabilities.
 
     model = weights.load(weights.smollm2())        # or a folder, or a .gguf
-    words = tokenizer.load(model.vocabulary, model.config)
+    tokens = tokenizer.load(model.vocabulary, model.config)
     examples, _ = data.read_examples('rows.jsonl')
-    arrays = batches.stacked(batches.encode(words, examples, longest=256))
-    answers = log_probs.of_model(
+    arrays = batches.stacked(batches.encode(tokens, examples, max_length=256))
+    answers = log_probs.from_tokens(
       model.config, model.params, arrays['tokens'], arrays['mask'])
     loss = bj.losses.sft(answers.log_probs, answers.mask)
 
-`row_files` reads files row by row, `dialogues` messages and turns, and `data`
-makes examples of them.
-
-A model is a pytree and `decoder` pure functions of it; adapters are one more
-pytree (`lora`), which `lora.merge` and `hugging_face.export` make a folder that
-others read. `generation` answers prompts, `refusals` counts what declines,
-`batches.packed` puts short demonstrations side by side, `objectives` are losses
-by name, `kept` has what a frozen part or a reference says in files, `written`
-the folders that belong to a run, `precision` has the flags of dtypes, and
-`sharding` lays all of it out over devices.
-Needs the extra `llm`; the decoder alone needs nothing.
+`row_files` reads files of rows, `dialogues` parses messages, and `data` turns
+rows into examples. A model is a pytree of weights for the pure functions of
+`decoder`; adapters (`lora`) are another pytree. `hugging_face` and
+`adapter_files` read and write checkpoints, `generation` answers prompts,
+`refusals` counts refusals, `objectives` has losses by name, `array_cache`
+stores precomputed arrays, `output_folders` protects exported weights,
+`precision` has the dtype flags, and `sharding` distributes a model over
+devices. Needs the extra `llm`; the decoder alone does not.
 """

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the files of the package peft."""
+"""Reads and writes low-rank adapters in the format of the package peft."""
 
 import json
 import pathlib
@@ -23,20 +23,20 @@ def export(
   alpha: float,
   base: str = '',
 ) -> pathlib.Path:
-  """Writes adapters alone, as the package peft reads them.
+  """Writes adapters in the format of peft.
 
   Args:
-    folder: to be made; not one that has adapters already.
-    config: of the model.
-    adapters: as `lora.init` gives them, of all layers or of the last ones.
-    alpha: they count alpha / rank.
-    base: where the model itself is, for who reads them.
+    folder: a folder without adapters; created if missing.
+    config: config of the model.
+    adapters: adapters from `lora.init`, of all layers or of the last ones.
+    alpha: scale of the adapters times their rank.
+    base: path or name of the base model, for readers.
 
   Returns:
     The folder.
 
   Raises:
-    UserError: if the folder has adapters already.
+    UserError: if the folder already has adapters.
   """
   numpy_files = harness.load_extra(
     'safetensors.numpy', 'llm', 'writing *.safetensors'
@@ -44,7 +44,9 @@ def export(
   folder = pathlib.Path(folder)
   path = folder / 'adapter_model.safetensors'
   if path.exists():
-    raise harness.UserError(f'{folder} has adapters: take a new folder.')
+    raise harness.UserError(
+      f'{folder} already has adapters: give a new folder.'
+    )
   names = sorted({name.partition('.')[0] for name in adapters})
   count, _, rank = adapters[f'{names[0]}.a'].shape
   first = config.layers - count
@@ -54,12 +56,12 @@ def export(
   if dora:
     parts['m'] = 'lora_magnitude_vector'
   for name in names:
-    # peft has (rank, in) and (out, rank), and the names of modules.
+    # peft stores (rank, in) and (out, rank) under the names of modules.
     module = LAYER[name].removesuffix('.weight')
     for i in range(count):
       where = f'base_model.model.model.layers.{first + i}.{module}'
-      for own, part in parts.items():
-        array = np.asarray(adapters[f'{name}.{own}'][i]).T
+      for suffix, part in parts.items():
+        array = np.asarray(adapters[f'{name}.{suffix}'][i]).T
         tensors[f'{where}.{part}'] = np.ascontiguousarray(array)
   folder.mkdir(parents=True, exist_ok=True)
   hugging_face.save_tensors(numpy_files, tensors, path)
@@ -80,7 +82,7 @@ def export(
   return folder
 
 
-# Fields of an adapter_config.json that change nothing here, or are checked.
+# Fields of an adapter_config.json that are irrelevant here or checked.
 _ADAPTER_FIELDS = {
   'auto_mapping', 'base_model_name_or_path', 'corda_config',
   'eva_config', 'exclude_modules', 'inference_mode', 'layers_pattern',
@@ -88,8 +90,8 @@ _ADAPTER_FIELDS = {
   'peft_version', 'r', 'revision', 'runtime_config', 'target_modules',
   'task_type', 'use_dora', 'use_rslora', 'qalora_group_size',
 }  # fmt: skip
-# Values at which other fields change nothing; of further ones, those that are
-# false or empty. Other ways to start (PiSSA, OLoRA) change the model itself.
+# Supported values of further fields; all others have to be false or empty.
+# Initialisations such as PiSSA and OLoRA change the base model.
 _ADAPTER_NEUTRAL = {
   'peft_type': ('LORA',),
   'bias': ('none',),
@@ -98,29 +100,27 @@ _ADAPTER_NEUTRAL = {
 
 
 def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
-  """The fields of an `adapter_config.json`.
+  """Reads an `adapter_config.json`.
 
   Raises:
-    UserError: if one of them is not supported, missing or damaged.
+    UserError: if a field is not supported, missing or invalid.
   """
   fields = json.loads(path.read_text(encoding='utf-8'))
-  mend = (
-    'merge these adapters into the model with peft (merge_and_unload), and '
-    'give the merged model.'
-  )
   for name, value in fields.items():
     neutral = _ADAPTER_NEUTRAL.get(name)
-    fine = not value if neutral is None else value in neutral
-    if not fine and name not in _ADAPTER_FIELDS:
+    supported = not value if neutral is None else value in neutral
+    if not supported and name not in _ADAPTER_FIELDS:
       raise harness.UserError(
-        f'{path} says {name}={value!r}, which is not supported: {mend}'
+        f'{path} has {name}={value!r}, which is not supported: merge these '
+        'adapters into the model with peft (merge_and_unload), and give the '
+        'merged model.'
       )
   for name, low in (('r', 1), ('lora_alpha', 0)):
     value = fields.get(name)
-    numbers = (int,) if name == 'r' else (int, float)
-    if type(value) not in numbers or not value >= low:
+    types = (int,) if name == 'r' else (int, float)
+    if type(value) not in types or not value >= low:
       raise harness.UserError(
-        f'{path} says {name}={value!r}, expected a number of at least {low}.'
+        f'{path} has {name}={value!r}, expected a number of at least {low}.'
       )
   return fields
 
@@ -128,21 +128,20 @@ def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
 def load(
   folder: str | pathlib.Path, config: config_lib.Config
 ) -> tuple[dict[str, Any], float]:
-  """Reads adapters that peft or `export` has written.
+  """Reads adapters in the format of peft.
 
   Args:
-    folder: with `adapter_config.json` and `adapter_model.safetensors`.
-    config: of the model that they are for.
+    folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
+    config: config of their model.
 
   Returns:
-    Adapters for `lora`, of the layers from the first that has one to the last
-    of the model; with `use_dora` also their magnitudes, `name.m`, (layers,
-    out). And what their products are multiplied by: alpha / rank, or with
-    `use_rslora` alpha / sqrt(rank).
+    Adapters for `lora`, of the last layers of the model; with `use_dora` also
+    magnitudes `name.m`, (layers, out). And the scale of their products: alpha /
+    rank, or with `use_rslora` alpha / sqrt(rank).
 
   Raises:
-    UserError: if files or tensors are missing, of another model, or changed by
-      a field of the configuration that is not supported.
+    UserError: if files or tensors are missing, belong to another model, or need
+      a configuration that is not supported.
   """
   numpy_files = harness.load_extra(
     'safetensors.numpy', 'llm', 'reading *.safetensors'
@@ -161,7 +160,7 @@ def load(
   parts = {'a': 'lora_A.weight', 'b': 'lora_B.weight'}
   if dora:
     parts['m'] = 'lora_magnitude_vector'
-    # Some versions of peft write the name of the parameter, others do not.
+    # Some versions of peft append the name of the parameter.
     tensors = {
       n.replace('vector.weight', 'vector'): array
       for n, array in tensors.items()
@@ -176,37 +175,37 @@ def load(
   if foreign := sorted(set(tensors) - set(known)):
     raise harness.UserError(
       f'{folder}/adapter_model.safetensors has the tensor {foreign[0]}, which '
-      f'is no adapter of {", ".join(sorted(modules.values()))} of a model of '
-      f'{config.layers} layers.'
+      f'is not an adapter of {", ".join(sorted(modules.values()))} of a model '
+      f'with {config.layers} layers.'
     )
   used = {known[name] for name in tensors}
   first = min(used, default=config.layers)
   if used != set(range(first, config.layers)) or not used:
     raise harness.UserError(
-      f'{folder} has adapters of the layers {sorted(used)}, expected those '
-      f'from one on to the last of {config.layers}.'
+      f'{folder} has adapters of the layers {sorted(used)}, expected the last '
+      f'layers of {config.layers}.'
     )
   _check_targets(path, fields, tensors, used)
   adapters: dict[str, Any] = {}
   shapes = decoder.shapes(config)['layers']
   for name, module in modules.items():
     _, into, out = shapes[name]
-    here = {'a': (rank, into), 'b': (out, rank), 'm': (out,)}
+    expected = {'a': (rank, into), 'b': (out, rank), 'm': (out,)}
     if not any(f'.{module}.' in key for key in tensors):
       continue
-    for own, part in parts.items():
+    for suffix, part in parts.items():
       arrays = []
       for i in range(first, config.layers):
         key = f'{where}{i}.{module}.{part}'
         if key not in tensors:
           raise harness.UserError(f'{folder} has no tensor {key}.')
-        if tensors[key].shape != here[own]:
+        if tensors[key].shape != expected[suffix]:
           raise harness.UserError(
-            f'{folder}: {key} has the shape {tensors[key].shape}, but by the '
-            f'model and r={rank} it has {here[own]}.'
+            f'{folder}: {key} has the shape {tensors[key].shape}, expected '
+            f'{expected[suffix]} for this model and r={rank}.'
           )
         arrays.append(jnp.asarray(tensors[key], jnp.float32).T)
-      adapters[f'{name}.{own}'] = jnp.stack(arrays)
+      adapters[f'{name}.{suffix}'] = jnp.stack(arrays)
   divisor = rank**0.5 if fields.get('use_rslora') else rank
   return adapters, float(fields['lora_alpha']) / divisor
 
@@ -217,21 +216,21 @@ def _check_targets(
   tensors: Iterable[str],
   used: set[int],
 ) -> None:
-  """Raises UserError for tensors of layers or modules that are not adapted."""
+  """Raises UserError if tensors do not match the layers and modules."""
   layers = fields.get('layers_to_transform')
   if layers is not None:
     wanted = {layers} if isinstance(layers, int) else set(layers)
     if wanted != used:
       raise harness.UserError(
-        f'{path} says layers_to_transform={layers!r}, but the tensors are of '
-        f'the layers {sorted(used)}: they are not of one model.'
+        f'{path} has layers_to_transform={layers!r}, but the tensors are of '
+        f'the layers {sorted(used)}: the files are not from one model.'
       )
   targets = fields.get('target_modules')
   if isinstance(targets, str) or targets is None:
-    return  # A pattern, or what peft takes by default.
+    return  # A pattern, or the default of peft.
   modules = {name.split('.lora_')[0].rsplit('.', 1)[1] for name in tensors}
   if modules != {target.rsplit('.', 1)[-1] for target in targets}:
     raise harness.UserError(
-      f'{path} says target_modules={sorted(targets)}, but the tensors are of '
-      f'{sorted(modules)}: they are not of one model.'
+      f'{path} has target_modules={sorted(targets)}, but the tensors are of '
+      f'{sorted(modules)}: the files are not from one model.'
     )

@@ -1,10 +1,9 @@
-"""Examples as tokens with a mask of the answer, and as padded arrays.
+"""Encodes examples as tokens with a mask of the answer, and pads them.
 
-The prompt and the answer are encoded each on its own: so the mask is exact
-whatever would merge across their boundary, and the prompt's tokens are those
-that it has when an answer is sampled. Control tokens are those of the template
-and the one that ends an answer: the text of one within a prompt or an answer is
-encoded as plain text, with a warning.
+The prompt and the answer are encoded separately: no token merges across their
+boundary, and the prompt has the same tokens as in generation. Control tokens
+come only from the template and the end of an answer. Their text within a prompt
+or an answer is encoded as plain text, with a warning.
 """
 
 import bisect
@@ -20,28 +19,26 @@ from experiments.lm import tokenizer as tokenizer_lib
 
 
 class Encoded(NamedTuple):
-  """Encoded examples, those that fit.
+  """Encoded examples and counts of skipped ones.
 
   Attributes:
-    rows: the numbers of the rows in their file, (examples,).
-    items: for each, arrays by name; of a demonstration `tokens` and `mask`, of
-      a comparison `chosen`, `chosen_mask`, `rejected` and `rejected_mask`; and
-      the example's own place, `index`.
-    lengths: of the longer sequence of each, (examples,).
-    left: how many were too long.
-    empty: how many more had an answer without any token but the one that ends
-      it: a template may strip what looked like a text.
-    equal: how many comparisons were of two answers with the same tokens, which
-      say nothing.
-    refused: why the template refuses further examples.
-    controls: how often the text of a control token occurs in the examples.
-    places: where each encoded example stands among those that were given.
+    rows: row numbers in the file, (examples,).
+    items: arrays by name: `tokens` and `mask` of a demonstration, or `chosen`,
+      `chosen_mask`, `rejected` and `rejected_mask` of a comparison; and
+      `index`, the place of the example.
+    lengths: length of the longer sequence, (examples,).
+    too_long: number of examples that were too long.
+    empty: number of examples with an empty answer after the template.
+    equal: number of comparisons whose answers have equal tokens.
+    refused: messages about examples that the template refuses.
+    controls: number of texts of control tokens in the examples.
+    places: index of each encoded example among all examples.
   """
 
   rows: np.ndarray
   items: list[dict[str, np.ndarray]]
   lengths: np.ndarray
-  left: int
+  too_long: int
   empty: int = 0
   equal: int = 0
   refused: tuple[str, ...] = ()
@@ -52,14 +49,14 @@ class Encoded(NamedTuple):
 def encode_prompt(
   tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt
 ) -> list[int]:
-  """Tokens of a prompt, up to where an answer begins.
+  """Encodes a prompt up to the start of the answer.
 
   Args:
-    tokenizer: of the model.
-    prompt: messages, which are rendered by the model's template, or a text.
+    tokenizer: tokeniser of the model.
+    prompt: messages, rendered by the model's template, or a text.
 
   Raises:
-    UserError: if messages are given and the model has no template.
+    UserError: if the prompt has messages and the model has no template.
   """
   if isinstance(prompt, str):
     return tokenizer.encode_plain(prompt, first=True)
@@ -70,15 +67,15 @@ def encode_prompt(
 def encode_answer(
   tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt, answer: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens of a prompt with an answer, and which are the answer's.
+  """Encodes a prompt with an answer.
 
   Args:
-    tokenizer: of the model.
-    prompt: messages, which are rendered by the model's template, or a text.
-    answer: the text after it; the token that ends it is added.
+    tokenizer: tokeniser of the model.
+    prompt: messages, rendered by the model's template, or a text.
+    answer: text of the answer, without its end token.
 
   Returns:
-    Tokens, int32, and a mask, both (length,).
+    Tokens and a mask of the answer, int32 (length,).
 
   Raises:
     UserError: if the template does not end a dialogue with its answer.
@@ -93,13 +90,13 @@ def encode_answer(
     rendered = tokenizer.render([*hidden, last])
     if not rendered.startswith(before):
       raise harness.UserError(
-        'the chat template renders a dialogue with its answer otherwise than '
-        'it renders what comes before it: it cannot be told which tokens are '
-        'the answer. Give prompts as texts.'
+        'the chat template renders the prompt differently with and without an '
+        'answer, so that the tokens of the answer are unknown: give prompts as '
+        'texts.'
       )
     first = tokenizer.encode_rendered(before)
     then = tokenizer.encode_rendered(rendered[len(before) :])
-    if tokenizer.end in then:  # And what a template adds behind it.
+    if tokenizer.end in then:  # Drops what the template adds after the end.
       then = then[: len(then) - then[::-1].index(tokenizer.end)]
     else:
       then = [*then, tokenizer.end]
@@ -113,15 +110,15 @@ def warn_of_controls(
   examples: Sequence[data_lib.Example],
   source: str = '',
 ) -> int:
-  """Counts texts of control tokens in examples, and prints a line if any.
+  """Counts texts of control tokens in examples, and warns about them.
 
   Args:
-    tokenizer: of the model.
-    examples: whose prompts and answers are looked at.
-    source: where they are from, for the line.
+    tokenizer: tokeniser of the model.
+    examples: the examples.
+    source: name of their file, for the warning.
 
   Returns:
-    How many occurrences there are.
+    The number of occurrences.
   """
   controls = tokenizer.controls()
   counts = []
@@ -137,7 +134,7 @@ def warn_of_controls(
     print(
       f'{source or "examples"}: warning: the text of control tokens occurs '
       f'{total} times, first in row {place} (from 0); it is encoded as plain '
-      'text. A dialogue is given as messages, not in the form of a template.',
+      'text. Give dialogues as messages instead of rendered templates.',
       file=sys.stderr,
     )
   return total
@@ -147,41 +144,40 @@ def encode(
   tokenizer: tokenizer_lib.Tokenizer,
   examples: Sequence[data_lib.Example],
   *,
-  longest: int,
+  max_length: int,
   source: str = '',
   flag: str = '',
   skip: bool = False,
 ) -> Encoded:
-  """Encodes examples; what cannot be learnt from is left out and counted.
+  """Encodes examples; skips and counts unusable ones.
 
-  Those that are too long are not cut: an answer without its end teaches not to
-  end. So no row has a mask of zeros, and no loss is a mean over nothing.
+  Long examples are skipped instead of truncated: an answer without its end
+  token would teach the model not to stop.
 
   Args:
-    tokenizer: of the model.
-    examples: all demonstrations, or all comparisons.
-    longest: tokens of a prompt with its answer.
-    source: where the examples are from, for messages.
-    flag: by which a user lets examples be longer, likewise.
-    skip: whether to leave out examples that the template refuses.
+    tokenizer: tokeniser of the model.
+    examples: demonstrations or comparisons, not both.
+    max_length: largest number of tokens of a prompt with its answer.
+    source: name of the file, for messages.
+    flag: flag that allows longer examples, for messages.
+    skip: whether to skip examples that the template refuses.
 
   Returns:
     An `Encoded`.
 
   Raises:
-    UserError: if demonstrations and comparisons are mixed, none is left, or
-      without `skip`, if the template refuses one.
+    UserError: if demonstrations and comparisons are mixed, no example remains,
+      or without `skip`, if the template refuses one.
   """
-  told = f'{source}: ' if source else ''
+  prefix = f'{source}: ' if source else ''
   kinds = {example.rejected is None for example in examples}
   if len(kinds) != 1:
     raise harness.UserError(
-      f'{told}examples are either demonstrations or comparisons, one or more; '
-      'got '
-      f'{"both" if kinds else "none"}.'
+      f'{prefix}got {"demonstrations and comparisons" if kinds else "none"}, '
+      'expected examples of one kind.'
     )
   rows, items, lengths, places = [], [], [], []
-  left = empty = equal = 0
+  too_long = empty = equal = 0
   refused: list[str] = []
   for place, example in enumerate(examples):
     answers = [example.answer]
@@ -190,14 +186,14 @@ def encode(
     try:
       pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
     except harness.UserError as error:
-      reason = f'{told}row {example.row} (from 0): {error}'
+      reason = f'{prefix}row {example.row} (from 0): {error}'
       if not skip:
         raise harness.UserError(reason) from error
       refused.append(reason)
       continue
     length = max(len(tokens) for tokens, _ in pairs)
-    if length > longest:
-      left += 1
+    if length > max_length:
+      too_long += 1
       continue
     if any(mask.sum() < 2 for _, mask in pairs):
       empty += 1
@@ -216,17 +212,17 @@ def encode(
     items.append(item)
     lengths.append(length)
   if not items:
-    mend = f' {flag} lets examples be longer.' if flag and left else ''
+    remedy = f' {flag} allows longer examples.' if flag and too_long else ''
     if refused:
-      mend += f' The template refuses {len(refused)}; the first: {refused[0]}'
+      remedy += f' The template refuses {len(refused)}; the first: {refused[0]}'
     raise harness.UserError(
-      f'{told}none of {len(examples)} examples is left: {left} do not fit into '
-      f'{longest} tokens, {empty} have an empty answer, {equal} two answers '
-      f'that are equal.{mend}'
+      f'{prefix}no example of {len(examples)} is usable: {too_long} are longer '
+      f'than {max_length} tokens, {empty} have an empty answer, {equal} have '
+      f'two equal answers.{remedy}'
     )
   if refused:
     print(
-      f'{told}rows skipped, since the template refuses them: {len(refused)}. '
+      f'{prefix}rows skipped, since the template refuses them: {len(refused)}. '
       f'The first: {refused[0]}',
       file=sys.stderr,
     )
@@ -234,7 +230,7 @@ def encode(
     np.array(rows),
     items,
     np.array(lengths),
-    left,
+    too_long,
     empty,
     equal,
     tuple(refused),
@@ -244,7 +240,7 @@ def encode(
 
 
 def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-  """What each array of an example is filled up with, for `harness.Stream`."""
+  """Padding values by array name, for `harness.Stream`."""
   return {name: 0 for name in items[0] if name != 'index'}
 
 
@@ -255,14 +251,14 @@ def stream(
   *,
   seed: int = 0,
 ) -> harness.Stream:
-  """Shuffled batches, each of one length.
+  """Makes shuffled batches of examples with similar lengths.
 
   Args:
     encoded: the examples.
-    batch_size: examples in a batch, or one number for each bucket.
-    buckets: rising lengths to which batches are padded; those that no example
-      needs are left out.
-    seed: of the order.
+    batch_size: examples per batch, or one number for each bucket.
+    buckets: ascending lengths to which batches are padded; unused buckets are
+      dropped.
+    seed: seed of the order.
 
   Returns:
     A stream for `harness.train(stream=...)`.
@@ -272,12 +268,12 @@ def stream(
       fewer examples than a batch.
   """
   buckets = tuple(buckets)
-  which = np.searchsorted(buckets, encoded.lengths)
-  used = [i for i in range(len(buckets)) if np.any(which == i)]
+  bucket = np.searchsorted(buckets, encoded.lengths)
+  used = [i for i in range(len(buckets)) if np.any(bucket == i)]
   if np.ndim(batch_size):
     batch_size = [np.asarray(batch_size)[i] for i in used]
-  if np.any(which == len(buckets)):
-    used = list(range(len(buckets)))  # The stream says it.
+  if np.any(bucket == len(buckets)):
+    used = list(range(len(buckets)))  # `harness.Stream` raises the error.
   return harness.Stream(
     encoded.items,
     batch_size,
@@ -289,78 +285,75 @@ def stream(
 
 
 def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
-  """All examples as arrays of one length, for data that stays on the device.
+  """Stacks all examples, padded to one length, for data on the device.
 
   Args:
     encoded: the examples.
-    length: to pad to; by default the longest.
+    length: length to pad to; by default the longest.
 
   Returns:
-    By name, (examples, length), int32.
+    int32 (examples, length) by name.
   """
   length = int(encoded.lengths.max()) if length is None else length
   count = len(encoded.items)
-  found: dict[str, Any] = {}
+  arrays: dict[str, Any] = {}
   for name, value in padding(encoded.items).items():
-    out = np.full((count, length), value, np.int32)
-    for row, item in zip(out, encoded.items):
+    arrays[name] = np.full((count, length), value, np.int32)
+    for row, item in zip(arrays[name], encoded.items):
       row[: len(item[name])] = item[name]
-    found[name] = out
-  found['index'] = np.arange(count, dtype=np.int32)
-  return found
+  arrays['index'] = np.arange(count, dtype=np.int32)
+  return arrays
 
 
 def packed(encoded: Encoded, length: int) -> dict[str, Any]:
-  """Demonstrations side by side in rows, so that little is padding.
-
-  Best fit: the longest are placed first, each into the row where it leaves the
-  least room. The same examples always give the same rows.
+  """Packs demonstrations into rows by best-fit decreasing.
 
   Args:
     encoded: demonstrations.
     length: tokens of a row.
 
   Returns:
-    By name, (rows, length), int32: `tokens`; `mask`, zero for the first token
-    of each demonstration, which nothing predicts; `segments`, 1 + the place of
-    the demonstration in `encoded.items`, 0 where there is none; and
-    `positions`, which start at 0 in each. For `log_probs.of_model`.
+    int32 (rows, length) by name: `tokens`; `mask`, zero for the first token of
+    each demonstration, which has no prediction; `segments`, 1 + the index of
+    the demonstration in `encoded.items`, or 0 for padding; and `positions`,
+    which start at 0 in each. For `log_probs.from_tokens`.
 
   Raises:
-    UserError: if they are comparisons, or one is longer than a row.
+    UserError: if the examples are comparisons, or one is longer than a row.
   """
   if 'tokens' not in encoded.items[0]:
     raise harness.UserError(
-      'comparisons are not packed: their log-probabilities are sums over a '
-      'row. Give demonstrations.'
+      'comparisons are not packed, since their log-probabilities are sums over '
+      'a row: give demonstrations.'
     )
   if (longest := int(encoded.lengths.max())) > length:
     raise harness.UserError(
-      f'a demonstration of {longest} tokens does not fit into rows of {length}.'
+      f'a demonstration of {longest} tokens does not fit into rows of '
+      f'{length}: pack longer rows.'
     )
-  rooms: list[tuple[int, int]] = []  # Sorted: tokens left, row.
+  rooms: list[tuple[int, int]] = []  # Sorted: free tokens, row.
   rows: list[list[int]] = []
   for place in np.argsort(-encoded.lengths, kind='stable'):
     size = int(encoded.lengths[place])
-    at = bisect.bisect_left(rooms, (size, -1))
-    if at == len(rooms):
+    best = bisect.bisect_left(rooms, (size, -1))
+    if best == len(rooms):
       room, row = length, len(rows)
       rows.append([])
     else:
-      room, row = rooms.pop(at)
+      room, row = rooms.pop(best)
     rows[row].append(int(place))
     bisect.insort(rooms, (room - size, row))
   names = ('tokens', 'mask', 'segments', 'positions')
-  found = {name: np.zeros((len(rows), length), np.int32) for name in names}
+  arrays = {name: np.zeros((len(rows), length), np.int32) for name in names}
   for row, places in enumerate(rows):
     start = 0
     for place in places:
       item = encoded.items[place]
       part = (row, slice(start, start + len(item['tokens'])))
       start = part[1].stop
-      found['tokens'][part] = item['tokens']
-      found['mask'][part] = item['mask']
-      found['mask'][row, part[1].start] = 0
-      found['segments'][part] = place + 1
-      found['positions'][part] = np.arange(len(item['tokens']))
-  return found
+      arrays['tokens'][part] = item['tokens']
+      arrays['mask'][part] = item['mask']
+      arrays['mask'][row, part[1].start] = 0
+      arrays['segments'][part] = place + 1
+      arrays['positions'][part] = np.arange(len(item['tokens']))
+  return arrays

@@ -1,4 +1,4 @@
-"""A tokeniser of bytes, for small random models: no file, no package."""
+"""A byte tokeniser for small random models, without files or packages."""
 
 import json
 import pathlib
@@ -18,13 +18,13 @@ class _Added(NamedTuple):
 
 
 class _Bytes:
-  """Each byte is a token, and one more ends an answer."""
+  """One token per byte, and an end token."""
 
   END = 256
-  encode_special_tokens = True  # A text is bytes, whatever it holds.
+  encode_special_tokens = True  # All text is encoded as bytes.
 
   def get_added_tokens_decoder(self) -> dict[int, _Added]:
-    """The added tokens by number."""
+    """Returns the added tokens by number."""
     return {self.END: _Added('</s>', True)}
 
   def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
@@ -38,8 +38,8 @@ class _Bytes:
     return text + '</s>' * ended
 
   def save(self, path: str) -> None:
-    """Writes the form of the package `tokenizers`, without the package."""
-    of_bytes = {
+    """Writes the format of the package `tokenizers`, without the package."""
+    byte_level = {
       'type': 'ByteLevel',
       'add_prefix_space': False,
       'trim_offsets': True,
@@ -57,8 +57,8 @@ class _Bytes:
     fields = {
       'version': '1.0',
       'added_tokens': [end],
-      'pre_tokenizer': of_bytes,
-      'decoder': of_bytes,
+      'pre_tokenizer': byte_level,
+      'decoder': byte_level,
       'model': {
         'type': 'BPE',
         'vocab': self.get_vocab(with_added_tokens=False),
@@ -68,9 +68,10 @@ class _Bytes:
     pathlib.Path(path).write_text(json.dumps(fields) + '\n', encoding='utf-8')
 
   def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
-    """Bytes by letters, in the alphabet that others use.
+    """Returns the numbers of bytes in the byte-level BPE alphabet of GPT-2.
 
-    What is no visible letter of Latin-1 is called by letters from 256 on.
+    Bytes that are not visible letters of Latin-1 are written as letters from
+    256.
     """
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = iter(range(256, 512))
@@ -79,9 +80,5 @@ class _Bytes:
 
 
 def make() -> Tokenizer:
-  """Makes a tokeniser of 257 tokens.
-
-  It has no template: prompts are texts. What it saves, `tokenizer.load` and
-  others read.
-  """
+  """Makes a tokeniser of 257 tokens without a template: prompts are texts."""
   return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})

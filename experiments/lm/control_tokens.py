@@ -1,11 +1,11 @@
-"""Control tokens of a tokeniser, and texts that hold theirs."""
+"""Control tokens of a tokeniser, and their text in other texts."""
 
 import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# A code point that Unicode reserves for internal use; texts do not hold it.
+# A code point that Unicode reserves for internal use.
 MARK = '\ufdd0'
 
 
@@ -13,10 +13,11 @@ class Controls(NamedTuple):
   """The control tokens of a tokeniser.
 
   Attributes:
-    numbers: their numbers by text.
-    unflagged: numbers of those that the tokenizer does not call special.
-    pattern: finds the places where the text of one begins.
-    pieces: splits a text at them.
+    numbers: token numbers by text.
+    unflagged: numbers of control tokens that the tokeniser does not flag as
+      special.
+    pattern: matches the start of the text of a control token.
+    pieces: splits a text at control tokens.
   """
 
   numbers: Mapping[str, int]
@@ -25,43 +26,43 @@ class Controls(NamedTuple):
   pieces: re.Pattern[str]
 
   def count(self, text: str) -> int:
-    """How often the text of a control token occurs."""
+    """Counts texts of control tokens."""
     return len(self.pattern.findall(text))
 
-  def broken(self, text: str) -> str:
-    """The text with a mark within each occurrence."""
+  def mark(self, text: str) -> str:
+    """Inserts a mark into each text of a control token."""
     return self.pattern.sub(rf'\g<0>{MARK}', text)
 
   def fragments(self, text: str) -> list[str]:
-    """The text in parts that hold no control token."""
+    """Splits a text within each text of a control token."""
     ends = [match.end() for match in self.pattern.finditer(text)]
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)])]
 
   def split(self, text: str) -> list[str]:
-    """The text in pieces: control tokens, and what is between them."""
+    """Splits a text into control tokens and the text between them."""
     return self.pieces.split(text)
 
 
 @functools.lru_cache(maxsize=8)
 def find(inner: Any, end: int, tokens: tuple[tuple[str, str], ...]) -> Controls:
-  """Finds them by name, by the end of an answer, or by being special."""
+  """Finds control tokens: special, named by the template, or the end token."""
   added = inner.get_added_tokens_decoder()
   special = {t.content: i for i, t in added.items() if t.special}
   named = {text for name, text in tokens if name != 'unk_token'}
-  every = inner.get_vocab(with_added_tokens=True)
-  others = {
+  vocabulary = inner.get_vocab(with_added_tokens=True)
+  unflagged = {
     text: number
-    for text, number in every.items()
+    for text, number in vocabulary.items()
     if (number == end or text in named) and text not in special
   }
-  numbers = special | others
+  numbers = special | unflagged
   texts = sorted(numbers, key=len, reverse=True)
-  # Never matches if there is no control token.
+  # '(?!)' never matches.
   either = '|'.join(map(re.escape, texts)) or '(?!)'
   return Controls(
     numbers,
-    frozenset(others.values()),
-    # The first character, so that overlapping texts are all found.
+    frozenset(unflagged.values()),
+    # Matches one character, to find overlapping texts.
     re.compile(f'(?=(?:{either})).', re.DOTALL),
     re.compile(f'({either})'),
   )

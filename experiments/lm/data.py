@@ -1,7 +1,7 @@
-r"""Rows of a user's files as prompts and answers, in the public formats.
+r"""Prompts and answers from rows in public formats.
 
-Files are described in `row_files`. A row has one of these forms; `Q` is
-`prompt`, `instruction` or `question`:
+`row_files` describes the files. A row has one of these forms; `Q` is `prompt`,
+`instruction` or `question`:
 
 | keys | meaning |
 |---|---|
@@ -13,16 +13,16 @@ Files are described in `row_files`. A row has one of these forms; `Q` is
 | `chosen`, `rejected` | two dialogues that differ in their last turn (HH-RLHF) |
 
 A prompt or an answer is a text or a list of messages with `role` and `content`
-(or `from` and `value`), of `system`, `user` and `assistant`. A text with turns
-after `Human:` and `Assistant:` is a dialogue, under every key. Another text
-under `prompt` is continued as it stands; under `instruction` and `question` it
-is a user's turn, with `input` or `context` below it. `system` or
-`system_prompt` is put in front of a dialogue.
+(or `from` and `value`), by `system`, `user` and `assistant`. A text with turns
+after `Human:` and `Assistant:` is a dialogue under any key. Other text under
+`prompt` is continued directly; under `instruction` and `question` it is a
+user's turn, followed by `input` or `context`. `system` or `system_prompt` is
+prepended to a dialogue.
 
-What would change the meaning of a row and is not supported makes it invalid:
-`label` or `kto_tag` false (an unwanted answer, the format of KTO), tools and
-calls of them, images, other roles, further fields of a message. Fields that are
-null or empty count as missing; other keys of a row are ignored.
+Unsupported fields that change the meaning of a row make it invalid: `label` or
+`kto_tag` false (an unwanted answer, the format of KTO), tools and tool calls,
+images, other roles, further fields of a message. Null or empty fields count as
+missing; other keys are ignored.
 """  # noqa: E501
 
 import pathlib
@@ -57,14 +57,14 @@ _UNSUPPORTED = (
 
 
 class Example(NamedTuple):
-  """A prompt with an answer, and for comparisons with a second one.
+  """A demonstration (prompt and answer), or a comparison of two answers.
 
   Attributes:
-    row: its number in the file, from 0, blank lines not counted: it stays the
-      same whatever is left out later. Instances of one row share it.
+    row: row number in the file, from 0, without blank lines; instances of a row
+      share it.
     prompt: messages or a text.
-    answer: the one to learn, or the chosen one.
-    rejected: the second one; None for a demonstration.
+    answer: the answer, or the chosen answer.
+    rejected: the rejected answer; None for a demonstration.
   """
 
   row: int
@@ -77,9 +77,9 @@ class Read(NamedTuple):
   """The content of a file.
 
   Attributes:
-    raw: the objects of the file by number; None for invalid rows.
-    examples: the examples of the valid rows, with their numbers.
-    wrong: why each other row is invalid, with file and line.
+    raw: objects of the file by row number; None for invalid rows.
+    examples: examples of the valid rows.
+    wrong: one message per invalid row, with file and line.
   """
 
   raw: list[dict[str, Any] | None]
@@ -95,21 +95,21 @@ def read(
   comparisons: bool | None = None,
   prompts_only: bool = False,
 ) -> Read:
-  """Reads a user's rows; reports each invalid row by line and number.
+  """Reads the rows of a file; reports each invalid row by line number.
 
   Args:
-    path: of the file.
-    skip: whether to leave out invalid rows. A row is left out as a whole.
-    flag: by which a user skips rows, for the message.
+    path: the file.
+    skip: whether to skip invalid rows.
+    flag: flag that skips invalid rows, for the message.
     comparisons: whether rows have two answers; None allows both kinds.
-    prompts_only: whether answers may be missing and are not read.
+    prompts_only: whether to read prompts alone; answers may be missing.
 
   Returns:
     A `Read`.
 
   Raises:
-    UserError: as `row_files.scan`; without `skip`, with the place of the first
-      invalid row and the reason; with it, if no row is valid.
+    UserError: as `row_files.scan`; for the first invalid row without `skip`;
+      with it, if no row is valid.
   """
   result = Read([], [], [])
   for row in row_files.scan(path):
@@ -129,7 +129,7 @@ def read(
       continue
     line = f'{path}, {row.place}: {reason}.'
     if not skip:
-      remedy = f' {flag} leaves such rows out.' if flag else ''
+      remedy = f' {flag} skips such rows.' if flag else ''
       raise harness.UserError(f'{line}{remedy}')
     result.wrong.append(line)
   if not result.examples:
@@ -140,31 +140,30 @@ def read(
 def read_examples(
   path: str | pathlib.Path, *, skip: bool = False
 ) -> tuple[list[Example], list[str]]:
-  """Reads the examples of a file, and why rows were left out: see `read`."""
+  """Reads the examples and the messages of skipped rows, see `read`."""
   result = read(path, skip=skip)
   return result.examples, result.wrong
 
 
 def as_examples(row: Mapping[str, Any], number: int = 0) -> list[Example]:
-  """Converts a row to examples: one for each of its instances, or one.
+  """Converts a row to one example, or to one per instance.
 
   Raises:
-    UserError: as `as_example`; with the number of the instance, if there are
-      several.
+    UserError: as `as_example`, with the number of the instance.
   """
   if 'instances' not in row or 'instruction' not in row:
     return [as_example(row, number)]
   instances = row['instances']
   if not isinstance(instances, list) or not instances:
-    raise harness.UserError('instances is no list of input and output')
+    raise harness.UserError('instances is not a list of input and output')
   shared = {k: v for k, v in row.items() if k not in ('instances', *_INPUTS)}
   examples = []
   for i, instance in enumerate(instances):
     if not isinstance(instance, Mapping) or 'output' not in instance:
       raise harness.UserError(f'instance {i} has no output')
-    own = {n: instance[n] for n in ('input', 'output') if n in instance}
+    fields = {n: instance[n] for n in ('input', 'output') if n in instance}
     try:
-      examples.append(as_example({**shared, **own}, number))
+      examples.append(as_example({**shared, **fields}, number))
     except harness.UserError as error:
       raise harness.UserError(f'instance {i}: {error}') from error
   return examples
@@ -174,9 +173,8 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
   """Converts a row to an example.
 
   Raises:
-    UserError: if the keys are of no form above, a text is missing or empty, a
-      field has an unsupported meaning, or two dialogues differ before their
-      last turn.
+    UserError: if the keys match none of the forms, a text is missing or empty,
+      a field is not supported, or two dialogues differ before their last turn.
   """
   row = {key: value for key, value in row.items() if value is not None}
   _refuse_fields(row)
@@ -185,7 +183,7 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     prompt, *answers = _comparison(row)
   elif pair:
     raise harness.UserError(
-      f'{pair[0]} stands alone, expected chosen and rejected'
+      f'the row has only {pair[0]}, expected chosen and rejected'
     )
   elif (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
     turns = dialogues.as_messages(row[key], key)
@@ -199,7 +197,7 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
 
 
 def as_prompt(row: Mapping[str, Any]) -> Prompt:
-  """Converts a row to a prompt; an answer may be missing.
+  """Converts a row to a prompt; the answer may be missing.
 
   Raises:
     UserError: as `as_example`, for the prompt.
@@ -218,27 +216,26 @@ def as_prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def _refuse_fields(row: Mapping[str, Any]) -> None:
-  """Raises UserError for fields that would change what a row means."""
+  """Raises UserError for unsupported fields that change a row's meaning."""
   for key in _UNSUPPORTED:
     if not dialogues.is_empty(row.get(key)):
       raise harness.UserError(
-        f'{key} is not supported: rows are texts, or messages of system, user '
-        'and assistant'
+        f'{key} is not supported: give texts, or messages of system, user and '
+        'assistant'
       )
   for key in _LABELS:
     value = row.get(key)
     if value is False:
       raise harness.UserError(
-        f'{key} is false, so the answer is unwanted (the format of KTO) and is '
-        'no demonstration: remove the row, or pair it with a wanted answer as '
+        f'{key} is false: the answer is unwanted (the format of KTO), not a '
+        'demonstration; remove the row, or pair it with a wanted answer as '
         'prompt, chosen and rejected in a file of comparisons'
       )
     number = isinstance(value, (int, float)) and value is not True
     if number or (isinstance(value, str) and value.lower() in _TRUTH):
       raise harness.UserError(
         f'{key} is {value!r}, expected true or false (whether the answer is '
-        'wanted, the format of KTO): rename the field if it means something '
-        'else'
+        'wanted, the format of KTO): rename the field if it has another meaning'
       )
 
 
@@ -246,22 +243,22 @@ def _require_kind(
   examples: Sequence[Example], comparisons: bool | None
 ) -> None:
   for example in examples:
-    two = example.rejected is not None
-    if comparisons is not None and two != comparisons:
+    is_comparison = example.rejected is not None
+    if comparisons is not None and is_comparison != comparisons:
       kinds = ('one answer', 'two answers (chosen and rejected)')
       raise harness.UserError(
-        f'the row has {kinds[two]}, expected {kinds[comparisons]}: '
-        'demonstrations and comparisons are separate files'
+        f'the row has {kinds[is_comparison]}, expected {kinds[comparisons]}: '
+        'put demonstrations and comparisons into separate files'
       )
 
 
 def _require_turns(
   row: Mapping[str, Any], key: str, turns: dialogues.Messages
 ) -> None:
-  """Raises UserError if a row has a text that its dialogue does not hold.
+  """Raises UserError if a row has a text that its dialogue does not contain.
 
-  A prompt may also hold a turn: some data sets put the system message, or the
-  whole dialogue, in front of it.
+  A prompt may also contain a turn: some data sets prepend the system message or
+  the whole dialogue to it.
   """
   texts = [turn['content'].strip() for turn in turns]
   for name in (*_QUESTIONS, *_ANSWERS[:-1]):
@@ -269,29 +266,30 @@ def _require_turns(
     text = value.strip() if isinstance(value, str) else ''
     if text and not any(text in t or (t and t in text) for t in texts):
       raise harness.UserError(
-        f'{name} is no turn of {key}, so the row has two readings: remove one '
+        f'{name} is not a turn of {key}, so the row is ambiguous: remove one '
         'of them'
       )
 
 
 def _only(row: Mapping[str, Any], keys: Sequence[str], kind: str) -> str | None:
-  """The one key that a row has of several; None if it has none."""
+  """Returns the key of a row among alternatives, or None."""
   present = [key for key in keys if key in row]
   if len(present) > 1 and any(row[k] != row[present[0]] for k in present):
     raise harness.UserError(
-      f'the row has several {kind}, {" and ".join(present)}: remove all but one'
+      f'the row has several {kind}, {" and ".join(present)}: keep one of them'
     )
   return present[0] if present else None
 
 
 def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
-  """The prompt under a key: messages, or a text to be continued."""
+  """Returns the prompt under a key: messages, or a text to continue."""
   value = row[key]
-  more_key = _only({k: v for k, v in row.items() if v != ''}, _INPUTS, 'inputs')
-  more = row[more_key] if more_key else ''
-  if not isinstance(more, str):
+  filled = {k: v for k, v in row.items() if v != ''}
+  input_key = _only(filled, _INPUTS, 'inputs')
+  extra = row[input_key] if input_key else ''
+  if not isinstance(extra, str):
     raise harness.UserError(
-      f'{more_key} is {type(more).__name__}, expected a text'
+      f'{input_key} is {type(extra).__name__}, expected a text'
     )
   if isinstance(value, (list, dict)):
     prompt: Prompt = dialogues.as_messages(value, key)
@@ -299,12 +297,12 @@ def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
     text = dialogues.require_text(value, key)
     prompt = dialogues.open_dialogue(text, key) or text
   if key != 'prompt' and isinstance(prompt, str):
-    more = dialogues.require_encodable(more, str(more_key))
-    text = f'{prompt}\n\n{more}' if more.strip() else prompt
+    extra = dialogues.require_encodable(extra, str(input_key))
+    text = f'{prompt}\n\n{extra}' if extra.strip() else prompt
     return ({'role': 'user', 'content': text},)
-  if more.strip():
+  if extra.strip():
     raise harness.UserError(
-      f'{more_key} is not supported with {key}: put it into the last turn of '
+      f'{input_key} is not supported with {key}: put it into the last turn of '
       f'{key}'
     )
   return prompt
@@ -312,7 +310,7 @@ def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
 
 def _demonstration(row: Mapping[str, Any]) -> tuple[Prompt, str]:
   question = _only(row, _QUESTIONS, 'prompts')
-  # With other keys, `answer` is often the mere result of a problem.
+  # With other keys, `answer` is often just the result of a problem.
   answers = _ANSWERS if question == 'question' else _ANSWERS[:-1]
   answer = _only(row, answers, 'answers')
   if question is None or answer is None:
@@ -328,7 +326,7 @@ def _demonstration(row: Mapping[str, Any]) -> tuple[Prompt, str]:
 
 
 def _as_messages(prompt: Prompt, answer: Any) -> Prompt:
-  """A text as a user's turn if its answer is a message."""
+  """Converts a text to a user's turn if its answer is a message."""
   if isinstance(prompt, str) and not isinstance(answer, str):
     return ({'role': 'user', 'content': prompt},)
   return prompt
@@ -343,34 +341,34 @@ def _comparison(row: Mapping[str, Any]) -> tuple[Prompt, str, str]:
     before, answer = dialogues.split_answer(row[name], name, marked=marked)
     if key is None and not before:
       raise harness.UserError(
-        f'{name} is no dialogue with turns of Human: and Assistant:, and there '
-        'is no prompt'
+        f'{name} is not a dialogue with turns of Human: and Assistant:, and '
+        'the row has no prompt'
       )
-    own = _as_messages(prompt, row[name]) if key else before
-    prompts.append(dialogues.full_prompt(own, before, name))
+    own_prompt = _as_messages(prompt, row[name]) if key else before
+    prompts.append(dialogues.full_prompt(own_prompt, before, name))
     answers.append(answer)
   if prompts[0] != prompts[1]:
     raise harness.UserError(
-      'the dialogues differ before their last turn, so they are no answers to '
+      'the dialogues differ before their last turn, expected two answers to '
       'one prompt'
     )
   return prompts[0], answers[0], answers[1]
 
 
 def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
-  """The prompt with the system message of a row.
+  """Prepends the system message of a row to a prompt.
 
   Raises:
-    UserError: if a message of the user is missing where it would be answered.
+    UserError: if the last message before the answer is not the user's.
   """
   key = _only(row, _SYSTEMS, 'system messages')
   system = row[key] if key else ''
   if not isinstance(prompt, str):
     if not any(m['role'] == 'user' and m['content'].strip() for m in prompt):
-      raise harness.UserError('there is no turn of a user before the answer')
+      raise harness.UserError('the row has no user turn before the answer')
     if prompt[-1]['role'] != 'user':
       raise harness.UserError(
-        f'the turn before the answer is of {prompt[-1]["role"]!r}, expected '
+        f'the turn before the answer is by {prompt[-1]["role"]!r}, expected '
         "'user'"
       )
   if isinstance(system, str) and not system.strip():
@@ -378,7 +376,7 @@ def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
   dialogues.require_text(system, str(key))
   if isinstance(prompt, str) or prompt[0]['role'] == 'system':
     raise harness.UserError(
-      f'{key} needs a prompt of messages without a system message of their '
-      'own: give both as messages'
+      f'{key} needs a prompt of messages without a system message: give both '
+      'as messages'
     )
   return ({'role': 'system', 'content': system}, *prompt)

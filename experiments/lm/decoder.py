@@ -4,17 +4,16 @@
               'layers': {name: (layers, in, out)}, 'head': (width, vocabulary)}
 
 Layers are stacked and scanned, so that a deep model compiles as fast as a
-shallow one. `head` is absent where it is the embedding. An adapter of the
-weight `q` is two more entries of a layer, `q.a` and `q.b`, and of DoRA
-`q.factor`: see `lora`.
+shallow one. A tied model has no `head`. An adapter of the weight `q` is two
+further entries of a layer, `q.a` and `q.b`, and for DoRA `q.factor`, see
+`lora`.
 
 Sequences are padded at their end, where a causal model needs no mask. Several
-short ones may share a row: see `run_layers`.
+short sequences may share a row, see `run_layers`.
 
-What is computed has the dtype of what enters the first layer, `embed(dtype=)`:
-weights and adapters are cast to it, one layer at a time. So on an accelerator
-bfloat16 computes, while float32 weights stay the masters that an optimiser
-moves, and their gradients are float32. Logits are float32 or wider.
+The arithmetic has the dtype of `embed(dtype=)`: weights and adapters are cast
+to it, layer by layer. On an accelerator it may be bfloat16, while the optimiser
+updates float32 weights with float32 gradients. Logits are float32 or wider.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,12 +27,12 @@ from experiments.harness.train import products
 from experiments.lm.config import Config, frequencies
 
 Params = Mapping[str, Any]
-# From queries, keys and values, all turned, to what attention gives.
+# Rotated queries and keys, and values -> output of the attention.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def shapes(config: Config) -> dict[str, Any]:
-  """The shapes of all weights, by name, as a pytree of tuples."""
+  """Shapes of all weights by name, as a pytree of tuples."""
   queries = config.heads * config.head_width
   keys = config.kv_heads * config.head_width
   layer: dict[str, tuple[int, ...]] = {
@@ -51,29 +50,31 @@ def shapes(config: Config) -> dict[str, Any]:
     layer |= {'q_bias': (queries,), 'k_bias': (keys,), 'v_bias': (keys,)}
   if config.qk_norm:
     layer |= {'q_norm': (config.head_width,), 'k_norm': (config.head_width,)}
-  found: dict[str, Any] = {
+  model: dict[str, Any] = {
     'embed': (config.vocabulary, config.width),
     'layers': {n: (config.layers, *shape) for n, shape in layer.items()},
     'norm': (config.width,),
   }
   if not config.tied:
-    found['head'] = (config.width, config.vocabulary)
-  return found
+    model['head'] = (config.width, config.vocabulary)
+  return model
 
 
 def init(config: Config, seed: int, dtype: Any = jnp.float32) -> Params:
-  """Random weights, of a model for tests: norms of about 1, the rest small."""
+  """Draws random weights for tests."""
   rng = np.random.default_rng(seed)
 
-  def one(path, shape):
-    drawn = rng.normal(size=shape)
+  def draw(path, shape):
+    noise = rng.normal(size=shape)
     if 'norm' in jax.tree_util.keystr(path):
-      return jnp.asarray(1 + drawn / 10, dtype)
+      return jnp.asarray(1 + noise / 10, dtype)
     inputs = shape[-2] if len(shape) > 1 else shape[-1]
-    return jnp.asarray(drawn / inputs**0.5, dtype)
+    return jnp.asarray(noise / inputs**0.5, dtype)
 
   is_shape = lambda node: isinstance(node, tuple)
-  return jax.tree_util.tree_map_with_path(one, shapes(config), is_leaf=is_shape)
+  return jax.tree_util.tree_map_with_path(
+    draw, shapes(config), is_leaf=is_shape
+  )
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
@@ -86,27 +87,27 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
 def rotations(
   config: Config, length: int, positions: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of positions.
+  """Computes cosines and sines of the rotary position embedding.
 
   Args:
-    config: of the model.
-    length: positions are below it.
+    config: config of the model.
+    length: upper bound of the positions, exclusive.
     positions: (rows, tokens); by default 0, 1, ... in each row.
 
   Returns:
     Two arrays, (length, 1, head_width / 2), or (rows, tokens, 1, ...).
   """
-  # In float64 by numpy: late positions have large angles.
+  # float64 of numpy, since late positions have large angles.
   angles = np.arange(length)[:, None, None] * frequencies(config)
-  found = jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
+  cos, sin = jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
   if positions is None:
-    return found
-  return found[0][positions], found[1][positions]
+    return cos, sin
+  return cos[positions], sin[positions]
 
 
-def rotate(x: jax.Array, turned: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotary positions of (rows, length, heads, width), in halves."""
-  cos, sin = turned
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotates the two halves of (rows, length, heads, width)."""
+  cos, sin = rotation
   first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
   both = (first * cos - second * sin, second * cos + first * sin)
   return jnp.concatenate(both, axis=-1).astype(x.dtype)
@@ -128,20 +129,20 @@ def layer(
   config: Config,
   weights: Mapping[str, jax.Array],
   x: jax.Array,
-  turned: tuple[jax.Array, jax.Array],
+  rotation: tuple[jax.Array, jax.Array],
   attend: Attend,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  """One layer.
+  """Runs one layer.
 
   Args:
-    config: of the model.
-    weights: of this layer, adapters with them.
-    x: what enters, (rows, length, width).
-    turned: of `rotations`.
-    attend: attention over what the caller wants to be seen.
+    config: config of the model.
+    weights: weights and adapters of the layer.
+    x: input, (rows, length, width).
+    rotation: cosines and sines from `rotations`.
+    attend: attention with the caller's mask.
 
   Returns:
-    What leaves, and keys and values, (rows, length, kv_heads, head_width).
+    The output, and keys and values, (rows, length, kv_heads, head_width).
   """
   w = {name: array.astype(x.dtype) for name, array in weights.items()}
   rows, length, _ = x.shape
@@ -155,7 +156,7 @@ def layer(
   if config.qk_norm:
     q = rms_norm(q, w['q_norm'], epsilon)
     k = rms_norm(k, w['k_norm'], epsilon)
-  q, k = rotate(q, turned), rotate(k, turned)
+  q, k = rotate(q, rotation), rotate(k, rotation)
   x = x + _linear(w, 'o', attend(q, k, v).reshape(rows, length, -1))
   normed = rms_norm(x, w['mlp_norm'], epsilon)
   gate = jax.nn.silu(_linear(w, 'gate', normed))
@@ -171,35 +172,36 @@ def attention(
   mask: jax.Array | None = None,
   is_causal: bool = False,
 ) -> jax.Array:
-  """As `jax.nn.dot_product_attention`, whose softmax is of float32 always.
+  """Computes attention as `jax.nn.dot_product_attention`, also in float64.
 
   Args:
-    q: (rows, length, heads, head_width).
-    k: (rows, seen, kv_heads, head_width).
-    v: likewise.
-    mask: what is seen, broadcast to (rows, heads, length, seen).
-    is_causal: whether a token sees itself and those before it only.
+    q: queries, (rows, length, heads, head_width).
+    k: keys, (rows, context, kv_heads, head_width).
+    v: values, (rows, context, kv_heads, head_width).
+    mask: visible tokens, broadcast to (rows, heads, length, context).
+    is_causal: whether later tokens are invisible.
 
   Returns:
-    Of the shape of `q`. In float64, all of it is computed in float64.
+    An array of the shape of `q`. The softmax of `jax.nn` is always float32;
+    here float64 inputs have a float64 softmax.
   """
   if q.dtype != jnp.float64:
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
-  shared = q.shape[2] // k.shape[2]
-  k, v = (jnp.repeat(one, shared, axis=2) for one in (k, v))
+  groups = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(array, groups, axis=2) for array in (k, v))
   scores = jnp.einsum('rqhw,rkhw->rhqk', q, k) / q.shape[-1] ** 0.5
-  seen = jnp.ones(scores.shape[-2:], bool)
-  seen = jnp.tril(seen) if is_causal else seen
-  seen = seen if mask is None else seen & mask
-  shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-  return jnp.einsum('rhqk,rkhw->rqhw', shares, v)
+  visible = jnp.ones(scores.shape[-2:], bool)
+  visible = jnp.tril(visible) if is_causal else visible
+  visible = visible if mask is None else visible & mask
+  weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+  return jnp.einsum('rhqk,rkhw->rqhw', weights, v)
 
 
 def causal(segments: jax.Array | None = None) -> Attend:
-  """Attention of each token to itself and those before it.
+  """Makes causal attention, optionally within segments.
 
   Args:
-    segments: (rows, length): only to those of the same number.
+    segments: (rows, length); tokens see only their own segment.
   """
   mask = None
   if segments is not None:
@@ -207,8 +209,8 @@ def causal(segments: jax.Array | None = None) -> Attend:
   return lambda q, k, v: attention(q, k, v, mask=mask, is_causal=True)
 
 
-def positions_of(segments: jax.Array) -> jax.Array:
-  """Positions that start at 0 in each segment, (rows, length)."""
+def segment_positions(segments: jax.Array) -> jax.Array:
+  """Computes positions that start at 0 in each segment, (rows, length)."""
   at = jnp.arange(segments.shape[1])
   new = segments[:, 1:] != segments[:, :-1]
   first = jnp.pad(jnp.where(new, at[1:], 0), ((0, 0), (1, 0)))
@@ -224,30 +226,28 @@ def run_layers(
   positions: jax.Array | None = None,
   remat: bool = False,
 ) -> jax.Array:
-  """Layers in order.
+  """Runs layers in order.
 
   Args:
-    config: of the model.
-    layers: any number of stacked layers: all of them, or a part.
-    x: what enters the first of them, (rows, length, width).
-    segments: which of the sequences of its row a token is of, (rows, length),
-      each a stretch with a number of its own: none sees another. None for one
-      sequence a row.
+    config: config of the model.
+    layers: stacked layers of the model, all or some.
+    x: input of the first layer, (rows, length, width).
+    segments: number of each token's sequence in its row, (rows, length);
+      sequences do not see each other. None for one sequence per row.
     positions: (rows, length), below the length; by default they start at 0 in
       each row or segment.
-    remat: whether the backward pass computes each layer anew, for the memory of
-      one layer instead of all.
+    remat: whether the backward pass recomputes each layer, to save memory.
 
   Returns:
-    What leaves the last of them, of the same shape.
+    The output of the last layer, of the same shape.
   """
   if positions is None and segments is not None:
-    positions = positions_of(segments)
-  turned = rotations(config, x.shape[1], positions)
+    positions = segment_positions(segments)
+  rotation = rotations(config, x.shape[1], positions)
   attend = causal(segments)
 
   def body(x, w):
-    return layer(config, w, x, turned, attend)[0], None
+    return layer(config, w, x, rotation, attend)[0], None
 
   if remat:
     body = jax.checkpoint(body, prevent_cse=False)
@@ -255,22 +255,22 @@ def run_layers(
 
 
 def embed(params: Params, tokens: jax.Array, dtype: Any = None) -> jax.Array:
-  """What enters the first layer, (rows, length, width).
+  """Computes the input of the first layer, (rows, length, width).
 
   Args:
-    params: with `embed`.
+    params: weights with `embed`.
     tokens: (rows, length).
-    dtype: of all that is computed from it; None for that of the weights.
+    dtype: dtype of the arithmetic; None for that of the weights.
   """
-  found = jnp.asarray(params['embed'])[tokens]
-  return found if dtype is None else found.astype(dtype)
+  x = jnp.asarray(params['embed'])[tokens]
+  return x if dtype is None else x.astype(dtype)
 
 
 def logits(config: Config, params: Params, x: jax.Array) -> jax.Array:
-  """Logits of what left the last layer, (..., vocabulary), float32 or wider.
+  """Computes logits from the last layer, (..., vocabulary), float32 or wider.
 
-  The head of a small model is a good part of its cost: give it the positions
-  that are needed only.
+  The head is a large part of the cost of a small model: pass only the positions
+  that are needed.
   """
   norm = jnp.asarray(params['norm']).astype(x.dtype)
   normed = rms_norm(x, norm, config.norm_epsilon)
@@ -290,22 +290,23 @@ def forward(
   remat: bool = False,
   dtype: Any = None,
 ) -> jax.Array:
-  """Logits at all positions, (rows, length, vocabulary)."""
+  """Computes logits at all positions, (rows, length, vocabulary)."""
   x = embed(params, tokens, dtype)
   x = run_layers(config, params['layers'], x, remat=remat)
   return logits(config, params, x)
 
 
 def split_layers(params: Params, first: int) -> tuple[Params, Params]:
-  """A model in two: the embedding and the first layers, and all the rest.
+  """Splits a model into its first layers with the embedding, and the rest.
+
+  It copies weights: call it outside of a compiled step.
 
   Args:
-    params: of the whole model.
-    first: how many layers the lower part has.
+    params: weights of the model.
+    first: number of layers of the lower part.
 
   Returns:
-    The lower part, for `trunk`, and the upper one, whose `layers` go on from
-    what that gives. Call it outside of a compiled step: it copies.
+    The lower part, for `trunk`, and the upper part with the other `layers`.
   """
   cut = lambda part: {n: w[part] for n, w in params['layers'].items()}
   lower = {'embed': params['embed'], 'layers': cut(slice(None, first))}
@@ -321,7 +322,7 @@ def trunk(
   segments: jax.Array | None = None,
   positions: jax.Array | None = None,
 ) -> jax.Array:
-  """What leaves the lower part: of frozen layers, computed once a row."""
+  """Runs the lower part of a split model."""
   return run_layers(
     config,
     lower['layers'],

@@ -1,4 +1,4 @@
-"""Dialogues as messages: their roles, turns in a text, and the last answer."""
+"""Dialogues as messages: roles, turns in a text, and the last answer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from experiments import harness
 
 Messages = tuple[Mapping[str, str], ...]
-# Messages of a dialogue, or a text that is continued as it stands.
+# Messages of a dialogue, or a text to continue.
 Prompt = Messages | str
 
 _ROLES = {
@@ -18,8 +18,8 @@ _ROLES = {
   'gpt': 'assistant',
 }
 _MARKS = {'Human': 'user', 'Assistant': 'assistant'}
-# Turns stand behind a blank line, in some files behind a line break, as the
-# last mark does, which waits for an answer.
+# Turns follow a blank line, in some files a line break. An empty last
+# `Assistant:` may always follow a line break.
 _TURNS = tuple(
   re.compile(rf'(?:^\s*|{gap})(Human|Assistant):')
   for gap in (r'\n\n|\n(?=Assistant:\s*\Z)', r'\n')
@@ -32,7 +32,7 @@ def is_empty(value: Any) -> bool:
 
 
 def require_text(value: Any, key: str) -> str:
-  """Returns the text under a key; raises UserError if it is none or blank."""
+  """Returns the text under a key; raises UserError if it is blank or no str."""
   if not isinstance(value, str) or not value.strip():
     shown = repr(value) if isinstance(value, str) else type(value).__name__
     raise harness.UserError(f'{key} is {shown}, expected a text')
@@ -40,13 +40,13 @@ def require_text(value: Any, key: str) -> str:
 
 
 def require_encodable(value: str, key: str) -> str:
-  """Returns a text; raises UserError if UTF-8 cannot hold it."""
+  """Returns a text; raises UserError if UTF-8 cannot encode it."""
   try:
     value.encode()
   except UnicodeEncodeError as error:
     raise harness.UserError(
-      f'{key} has half of a surrogate pair at character {error.start}, which '
-      'is no text: save it as UTF-8 again'
+      f'{key} has an unpaired surrogate at character {error.start}: save the '
+      'file as UTF-8 again'
     ) from error
   return value
 
@@ -55,42 +55,42 @@ def as_messages(value: Any, key: str) -> Messages:
   """Converts a list to messages with `role` and `content`.
 
   Args:
-    value: of the row.
-    key: under which it stands.
+    value: value in the row.
+    key: its key, for messages.
 
   Returns:
-    Messages of `system` (the first one only), `user` and `assistant`; a blank
-    system message is left out.
+    Messages by `system` (only the first one), `user` and `assistant`, without
+    blank system messages.
 
   Raises:
-    UserError: for other roles and fields, or contents that are no texts.
+    UserError: for other roles and fields, or contents that are not texts.
   """
   if isinstance(value, Mapping):
     value = [value]
   if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-    raise harness.UserError(f'{key} is no list of messages')
+    raise harness.UserError(f'{key} is not a list of messages')
   messages = []
   for i, message in enumerate(value):
     place = f'message {i} of {key}'
     if not isinstance(message, Mapping):
-      raise harness.UserError(f'{place} is no object with role and content')
+      raise harness.UserError(f'{place} is not an object with role and content')
     sharegpt = not is_empty(message.get('from'))
     names = ('from', 'value') if sharegpt else ('role', 'content')
     role, content = (message.get(name) for name in names)
     for field, entry in message.items():
       if field not in names and not is_empty(entry):
         raise harness.UserError(
-          f'{place} has the field {field!r}, which is not supported: a message '
-          f'has {names[0]} and {names[1]} only'
+          f'{place} has the field {field!r}, which is not supported: give only '
+          f'{names[0]} and {names[1]}'
         )
     if not isinstance(role, str) or not isinstance(content, str):
       raise harness.UserError(
-        f'{place} has no {names[0]} and {names[1]} that are texts'
+        f'{place} needs {names[0]} and {names[1]} that are texts'
       )
     if role not in _ROLES or (_ROLES[role] == 'system' and i):
       raise harness.UserError(
-        f'{place} has the role {role!r}, expected system (the first one only), '
-        'user or assistant; calls of tools are not supported'
+        f'{place} has the role {role!r}, expected system (only the first one), '
+        'user or assistant; tool calls are not supported'
       )
     if _ROLES[role] == 'system' and not content.strip():
       continue
@@ -103,9 +103,9 @@ def as_messages(value: Any, key: str) -> Messages:
 def split(messages: Messages, key: str) -> tuple[Messages, str]:
   """Splits a dialogue into the prompt and its last turn, the answer."""
   if not messages or messages[-1]['role'] != 'assistant':
-    last = messages[-1]['role'] if messages else 'system'
+    role = messages[-1]['role'] if messages else 'system'
     raise harness.UserError(
-      f"the last message of {key} is of {last!r}, expected 'assistant', the "
+      f"the last message of {key} is by {role!r}, expected 'assistant', the "
       'answer'
     )
   *before, last = messages
@@ -114,21 +114,21 @@ def split(messages: Messages, key: str) -> tuple[Messages, str]:
   )
 
 
-def turns_of(text: str) -> Messages:
+def parse_turns(text: str) -> Messages:
   r"""Splits a text at `Human:` and `Assistant:` into messages.
 
   Args:
-    text: any. Turns are separated by blank lines, or by line breaks if the
-      first answer stands behind one.
+    text: any text. Turns are separated by blank lines, or by line breaks if the
+      first answer follows one.
 
   Returns:
-    Messages; the last one may be empty. None if the text does not begin with
-    a turn.
+    Messages; the last one may be empty. () if the text does not begin with a
+    turn.
 
   Example:
-    >>> [m['role'] for m in turns_of('Human: Hi\n\nAssistant: Hm')]
+    >>> [m['role'] for m in parse_turns('Human: Hi\n\nAssistant: Hm')]
     ['user', 'assistant']
-    >>> turns_of('What does "Human: Hi" mean?')
+    >>> parse_turns('What does "Human: Hi" mean?')
     ()
   """
   wide, narrow = _TURNS
@@ -144,11 +144,11 @@ def turns_of(text: str) -> Messages:
 
 
 def split_answer(value: Any, key: str, *, marked: bool) -> tuple[Messages, str]:
-  """Splits an answer from the turns in front of it.
+  """Splits an answer from the preceding turns.
 
   Args:
     value: messages or a text.
-    key: under which it stands.
+    key: its key, for messages.
     marked: whether the prompt is a text with turns after `Human:`.
 
   Returns:
@@ -156,7 +156,7 @@ def split_answer(value: Any, key: str, *, marked: bool) -> tuple[Messages, str]:
   """
   if isinstance(value, (list, dict)):
     return split(as_messages(value, key), key)
-  turns = turns_of(require_text(value, key))
+  turns = parse_turns(require_text(value, key))
   if len(turns) > 1 and _asks(turns):
     return split(turns, key)
   if marked and '\n\nHuman:' in value:
@@ -170,7 +170,7 @@ def split_answer(value: Any, key: str, *, marked: bool) -> tuple[Messages, str]:
 
 def is_marked(value: Any) -> bool:
   """Whether a value is a text with a turn after `Human:`."""
-  return isinstance(value, str) and _asks(turns_of(value))
+  return isinstance(value, str) and _asks(parse_turns(value))
 
 
 def _asks(messages: Sequence[Mapping[str, str]]) -> bool:
@@ -178,25 +178,25 @@ def _asks(messages: Sequence[Mapping[str, str]]) -> bool:
 
 
 def open_dialogue(text: str, key: str) -> Messages:
-  """A dialogue that waits for an answer; empty if the text is no dialogue."""
-  turns = turns_of(text)
+  """Parses a dialogue without its last answer; () for other texts."""
+  turns = parse_turns(text)
   if not _asks(turns):
     return ()
   if turns[-1]['role'] == 'user':
     return turns
   if turns[-1]['content']:
     raise harness.UserError(
-      f'{key} is a dialogue that ends with an answer, expected one that ends '
-      'with a turn of Human: or with an empty Assistant:'
+      f'{key} is a dialogue that ends with an answer, expected a last turn of '
+      'Human: or an empty Assistant:'
     )
   return turns[:-1]
 
 
 def full_prompt(prompt: Prompt, before: Messages, key: str) -> Prompt:
-  """Merges a prompt and the turns in front of its answer, which may repeat it.
+  """Merges a prompt with the turns before its answer, which may repeat it.
 
   Raises:
-    UserError: if the turns are of another prompt.
+    UserError: if the turns belong to another prompt.
   """
   if not before:
     return prompt
@@ -208,5 +208,5 @@ def full_prompt(prompt: Prompt, before: Messages, key: str) -> Prompt:
   elif before[0]['role'] == 'assistant':
     return (*prompt, *before)
   raise harness.UserError(
-    f'the turns of {key} before its answer are not those of the prompt'
+    f'the turns of {key} before its answer differ from the prompt'
   )

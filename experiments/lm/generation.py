@@ -1,12 +1,10 @@
-"""Answers of a model: sampled or greedy, with a cache of keys and values.
+"""Generates answers, sampled or greedy, with a key-value cache.
 
-    made = generation.maker(model.config, new=64, end=words.end)
+    generate = generation.make_generator(model.config, new=64, end=tokens.end)
     texts = generation.answers(
-      words, made, model.params, prompts, key=jax.random.key(0))
+      tokens, generate, model.params, prompts, key=jax.random.key(0))
 
-A prompt of any length is one of a few shapes, so that a run compiles one
-program for each. The cache stays on the device, and a step computes one token a
-row, whatever came before it.
+Prompts are padded to a few lengths; each length compiles one program.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +25,9 @@ class Generated(NamedTuple):
   """Answers as tokens.
 
   Attributes:
-    tokens: (rows, new), int32; what is behind the end is the end's number.
-    lengths: tokens of each answer, (rows,), the end among them if it came.
-    ended: whether it came, (rows,).
+    tokens: (rows, new), int32, filled with the end token.
+    lengths: number of tokens with the end token, (rows,).
+    ended: whether the answer has an end token, (rows,).
   """
 
   tokens: jax.Array
@@ -38,11 +36,11 @@ class Generated(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """Turned keys and values of all layers, by position.
+  """Rotated keys, and values, of all layers.
 
   Attributes:
     keys: (layers, rows, positions, kv_heads, head_width).
-    values: likewise.
+    values: array of the same shape.
   """
 
   keys: jax.Array
@@ -55,28 +53,28 @@ def prefill(
   x: jax.Array,
   slots: int,
 ) -> tuple[jax.Array, Cache]:
-  """Runs whole prompts.
+  """Runs prompts and fills the cache.
 
   Args:
-    config: of the model.
-    layers: stacked, with adapters or without.
-    x: what enters the first of them, (rows, length, width).
-    slots: positions that the cache is to have, at least the length.
+    config: config of the model.
+    layers: stacked layers, with or without adapters.
+    x: input of the first layer, (rows, length, width).
+    slots: number of positions of the cache, at least the length.
 
   Returns:
-    What leaves the last layer, (rows, length, width), and a cache. What stands
-    there behind the end of a prompt is to be written over, or masked.
+    Output of the last layer, (rows, length, width), and the cache. Its entries
+    beyond the end of a prompt have to be overwritten or masked.
   """
   length = x.shape[1]
-  turned = decoder.rotations(config, length)
+  rotation = decoder.rotations(config, length)
   attend = decoder.causal()
 
   def body(x, w):
-    return decoder.layer(config, w, x, turned, attend)
+    return decoder.layer(config, w, x, rotation, attend)
 
-  x, found = jax.lax.scan(body, x, dict(layers))
+  x, keys_values = jax.lax.scan(body, x, dict(layers))
   room = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
-  return x, Cache(*(jnp.pad(one, room) for one in found))
+  return x, Cache(*(jnp.pad(array, room) for array in keys_values))
 
 
 def step(
@@ -86,38 +84,38 @@ def step(
   cache: Cache,
   positions: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-  """Runs one token a row.
+  """Runs one token per row.
 
   Args:
-    config: of the model.
-    layers: stacked, with adapters or without.
-    x: what enters the first of them, (rows, 1, width).
-    cache: what came before.
-    positions: of the tokens, (rows,).
+    config: config of the model.
+    layers: stacked layers, with or without adapters.
+    x: input of the first layer, (rows, 1, width).
+    cache: cache of the previous tokens.
+    positions: positions of the tokens, (rows,).
 
   Returns:
-    What leaves the last layer, (rows, 1, width), and the cache with the token.
+    Output of the last layer, (rows, 1, width), and the cache with the token.
   """
   rows, slots = jnp.arange(x.shape[0]), cache.keys.shape[2]
-  turned = decoder.rotations(config, slots, positions[:, None])
-  seen = jnp.arange(slots) <= positions[:, None]
+  rotation = decoder.rotations(config, slots, positions[:, None])
+  visible = jnp.arange(slots) <= positions[:, None]
 
-  def body(x, given):
-    w, keys, values = given
+  def body(x, inputs):
+    w, keys, values = inputs
 
     def attend(q, k, v):
       return decoder.attention(
         q,
         keys.at[rows, positions].set(k[:, 0]),
         values.at[rows, positions].set(v[:, 0]),
-        mask=seen[:, None, None],
+        mask=visible[:, None, None],
       )
 
-    x, (k, v) = decoder.layer(config, w, x, turned, attend)
+    x, (k, v) = decoder.layer(config, w, x, rotation, attend)
     return x, (k[:, 0], v[:, 0])
 
   x, new = jax.lax.scan(body, x, (dict(layers), *cache))
-  # All layers at once, where the cache is: a scan would copy it.
+  # Updates all layers at once in place: a scan would copy the cache.
   return x, Cache(
     *(old.at[:, rows, positions].set(one) for old, one in zip(cache, new))
   )
@@ -131,15 +129,15 @@ def choose(
   top_k: int | None = None,
   top_p: float | None = None,
 ) -> jax.Array:
-  """The next token of each row.
+  """Chooses the next token of each row.
 
   Args:
     logits: (rows, vocabulary).
     keys: PRNG keys, (rows,).
-    temperature: what logits are divided by; 0 for the likeliest token.
-    top_k: only so many of the likeliest tokens; None for all.
-    top_p: only the likeliest tokens, the fewest that have this probability
-      together, after the other two; None for all.
+    temperature: divides the logits; 0 takes the likeliest token.
+    top_k: number of likeliest tokens to sample from; None for all.
+    top_p: samples from the smallest set of likeliest tokens with at least this
+      probability, after `temperature` and `top_k`; None for all.
 
   Returns:
     (rows,), int32.
@@ -157,17 +155,17 @@ def choose(
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits / temperature
   if top_k is not None:
-    kept = min(top_k, logits.shape[-1])
-    least = jax.lax.top_k(logits, kept)[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    count = min(top_k, logits.shape[-1])
+    threshold = jax.lax.top_k(logits, count)[0][:, -1:]
+    logits = jnp.where(logits < threshold, -jnp.inf, logits)
   if top_p is not None:
     ordered = jnp.sort(logits, axis=-1, descending=True)
-    share = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(share, axis=-1) - share
-    least = jnp.min(
+    probs = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    threshold = jnp.min(
       jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True
     )
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    logits = jnp.where(logits < threshold, -jnp.inf, logits)
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
@@ -183,22 +181,21 @@ def generate(
   dtype: Any = None,
   **choice: Any,
 ) -> Generated:
-  """Continues prompts; a pure function, to be compiled.
+  """Continues prompts until all answers have ended; a pure function.
 
   Args:
-    config: of the model.
-    params: of the model, with adapters or without.
-    tokens: prompts, padded at their end with anything, (rows, length).
-    lengths: tokens of each prompt, (rows,), at least 1.
-    keys: PRNG keys, (rows,): a row's answer depends on its own alone, and not
-      on what is beside it.
-    new: most tokens of an answer.
-    end: the token that ends an answer; -1 for none.
-    dtype: what is computed in; None for the dtype of the weights.
+    config: config of the model.
+    params: weights of the model, with or without adapters.
+    tokens: prompts with any padding at the end, (rows, length).
+    lengths: number of tokens of each prompt, (rows,), at least 1.
+    keys: PRNG keys, (rows,); an answer depends on its own key alone.
+    new: largest number of tokens of an answer.
+    end: token that ends an answer; -1 for no such token.
+    dtype: dtype of the arithmetic; None for that of the weights.
     **choice: `temperature`, `top_k` and `top_p` of `choose`.
 
   Returns:
-    A `Generated`. It ends early once all answers have.
+    A `Generated`.
 
   Raises:
     SettingsError: if `new` is below 1, or as in `choose`.
@@ -207,53 +204,58 @@ def generate(
     raise harness.SettingsError(f'new={new} tokens, expected at least 1.')
   rows, length = tokens.shape
 
-  def following(x, taken):
-    """The next token, from what left the last layer."""
-    found = decoder.logits(config, params, x)
-    at = jax.vmap(jax.random.fold_in, (0, None))(keys, taken)
-    return choose(found, at, **choice)
+  def next_token(x, count):
+    """Chooses the next token from the output of the last layer."""
+    logits = decoder.logits(config, params, x)
+    row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+    return choose(logits, row_keys, **choice)
 
-  # The last token that is chosen is not run any more.
+  # The cache needs no slot for the last token of an answer.
   x = decoder.embed(params, tokens, dtype)
   x, cache = prefill(config, params['layers'], x, length + new - 1)
   last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  first = following(last, 0)
-  made = jnp.full((rows, new), end, jnp.int32).at[:, 0].set(first)
+  first = next_token(last, 0)
+  output = jnp.full((rows, new), end, jnp.int32).at[:, 0].set(first)
 
-  def going(carry):
-    taken, _, _, last = carry
-    return (taken < new) & jnp.any(last != end)
+  def unfinished(carry):
+    count, _, _, last = carry
+    return (count < new) & jnp.any(last != end)
 
   def body(carry):
-    taken, made, cache, last = carry
+    count, output, cache, last = carry
     x = decoder.embed(params, last[:, None], dtype)
-    x, cache = step(config, params['layers'], x, cache, lengths + taken - 1)
-    found = jnp.where(last == end, end, following(x[:, 0], taken))
-    return taken + 1, made.at[:, taken].set(found), cache, found
+    x, cache = step(config, params['layers'], x, cache, lengths + count - 1)
+    token = jnp.where(last == end, end, next_token(x[:, 0], count))
+    return count + 1, output.at[:, count].set(token), cache, token
 
-  _, made, _, _ = jax.lax.while_loop(
-    going, body, (jnp.int32(1), made, cache, first)
+  _, output, _, _ = jax.lax.while_loop(
+    unfinished, body, (jnp.int32(1), output, cache, first)
   )
-  ended = jnp.any(made == end, axis=1)
-  whole = jnp.argmax(made == end, axis=1) + 1
-  return Generated(made, jnp.where(ended, whole, new), ended)
+  ended = jnp.any(output == end, axis=1)
+  length_with_end = jnp.argmax(output == end, axis=1) + 1
+  return Generated(output, jnp.where(ended, length_with_end, new), ended)
 
 
-# From weights, prompts, their lengths and keys.
-Maker = Callable[[Any, Any, Any, Any], Generated]
+# (params, tokens, lengths, keys) -> answers.
+Generator = Callable[[Any, Any, Any, Any], Generated]
 
 
-def maker(
-  config: Config, *, new: int, end: int, temperature: float = 0.0, **how: Any
-) -> Maker:
-  """`generate`, compiled once for each shape of prompts.
+def make_generator(
+  config: Config,
+  *,
+  new: int,
+  end: int,
+  temperature: float = 0.0,
+  **options: Any,
+) -> Generator:
+  """Makes a compiled `generate`, greedy by default.
 
   Args:
-    config: of the model.
-    new: as in `generate`.
-    end: likewise.
-    temperature: likewise; greedy by default.
-    **how: the other options of `generate`.
+    config: config of the model.
+    new: largest number of tokens of an answer.
+    end: token that ends an answer; -1 for no such token.
+    temperature: divides the logits; 0 takes the likeliest token.
+    **options: further options of `generate`.
 
   Returns:
     A function of (params, tokens, lengths, keys).
@@ -272,7 +274,7 @@ def maker(
       new=new,
       end=end,
       temperature=temperature,
-      **how,
+      **options,
     )
 
   return jax.jit(run)
@@ -280,7 +282,7 @@ def maker(
 
 def answers(
   tokenizer: tokenizer_lib.Tokenizer,
-  made: Maker,
+  generator: Generator,
   params: decoder.Params,
   prompts: Sequence[data_lib.Prompt],
   *,
@@ -288,19 +290,20 @@ def answers(
   buckets: Sequence[int] = (64, 128, 256),
   rows: int = 8,
 ) -> list[str]:
-  """Answers to prompts as texts, without the token that ends them.
+  """Answers prompts as texts, without the end token.
 
   Args:
-    tokenizer: of the model.
-    made: of `maker`.
-    params: of the model, adapters attached.
+    tokenizer: tokeniser of the model.
+    generator: a compiled generator from `make_generator`.
+    params: weights of the model with attached adapters.
     prompts: messages or texts.
-    key: PRNG key; an answer depends on it and on its prompt's place alone.
-    buckets: rising lengths to which prompts are padded: as many programs.
-    rows: prompts in a batch; the last one is filled up.
+    key: PRNG key; an answer depends on it and on the prompt's index.
+    buckets: ascending lengths to which prompts are padded; each compiles one
+      program.
+    rows: prompts per batch.
 
   Returns:
-    One text a prompt, in order.
+    One text per prompt, in order.
 
   Raises:
     UserError: if a prompt is longer than the last bucket, or has no tokens.
@@ -310,24 +313,24 @@ def answers(
     if not 0 < len(one) <= max(buckets):
       raise harness.UserError(
         f'prompt {i} has {len(one)} tokens, expected 1 to {max(buckets)}: '
-        'leave it out, or give a longer bucket.'
+        'remove it, or give a longer bucket.'
       )
-  of = np.searchsorted(buckets, [len(one) for one in encoded])
-  found = [''] * len(encoded)
+  bucket = np.searchsorted(buckets, [len(one) for one in encoded])
+  texts = [''] * len(encoded)
   for number, length in enumerate(buckets):
-    members = np.flatnonzero(of == number)
+    members = np.flatnonzero(bucket == number)
     for start in range(0, len(members), rows):
-      some = members[start : start + rows]
-      # Filled up with the first: equal rows end together.
-      filling = np.full(rows - len(some), some[0])
-      places = np.concatenate([some, filling])
+      batch = members[start : start + rows]
+      # Fills the batch with its first prompt: equal rows end together.
+      filling = np.full(rows - len(batch), batch[0])
+      places = np.concatenate([batch, filling])
       tokens = np.zeros((rows, length), np.int32)
       for row, place in zip(tokens, places):
         row[: len(encoded[place])] = encoded[place]
       lengths = np.array([len(encoded[place]) for place in places], np.int32)
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
-      out = jax.device_get(made(params, tokens, lengths, keys))
-      for row, place in enumerate(some):
+      out = jax.device_get(generator(params, tokens, lengths, keys))
+      for row, place in enumerate(batch):
         size = out.lengths[row] - out.ended[row]
-        found[place] = tokenizer.decode(out.tokens[row, :size].tolist())
-  return found
+        texts[place] = tokenizer.decode(out.tokens[row, :size].tolist())
+  return texts

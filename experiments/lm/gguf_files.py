@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp: a model and its tokeniser, often quantised."""
+"""Loads GGUF files of llama.cpp: a model and its tokeniser, often quantised."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ from experiments import harness
 from experiments.lm import config as config_lib
 from experiments.lm.model import Model, assemble
 
-# From a layer's weight to its name in a file.
+# Tensor name of each weight of a layer.
 _LAYER = {
   'attention_norm': 'attn_norm.weight',
   'q': 'attn_q.weight',
@@ -45,32 +45,33 @@ def load(path: pathlib.Path, dtype: Any) -> Model:
   tensors = {t.name: t for t in reader.tensors}
   if family not in config_lib.FAMILIES:
     raise harness.UserError(
-      f'{path.name} is of the architecture {family!r}; supported: '
+      f'{path.name} has the architecture {family!r}; supported: '
       f'{", ".join(config_lib.FAMILIES)}.'
     )
-  of = lambda name, default=None: value(f'{family}.{name}', default)
-  if of('rope.scaling.type', 'none') not in ('none', None) or (
+  field = lambda name, default=None: value(f'{family}.{name}', default)
+  if field('rope.scaling.type', 'none') not in ('none', None) or (
     'rope_freqs.weight' in tensors
   ):
     raise harness.UserError(
-      f'{path.name} has scaled rotary positions, which are not read from GGUF '
-      'files: take the folder of Hugging Face.'
+      f'{path.name} has scaled rotary positions, which are not supported in '
+      'GGUF files: give the folder of Hugging Face.'
     )
-  width, heads = int(of('embedding_length')), int(of('attention.head_count'))
-  head_width = int(of('attention.key_length', width // heads))
+  width = int(field('embedding_length'))
+  heads = int(field('attention.head_count'))
+  head_width = int(field('attention.key_length', width // heads))
   config = config_lib.Config(
     family=family,
-    layers=int(of('block_count')),
+    layers=int(field('block_count')),
     width=width,
-    hidden=int(of('feed_forward_length')),
+    hidden=int(field('feed_forward_length')),
     heads=heads,
-    kv_heads=int(of('attention.head_count_kv', heads)),
+    kv_heads=int(field('attention.head_count_kv', heads)),
     head_width=head_width,
     vocabulary=int(tensors[_TOP['embed']].shape[1]),
-    rope_base=float(of('rope.freq_base', 10_000.0)),
-    norm_epsilon=float(of('attention.layer_norm_rms_epsilon')),
+    rope_base=float(field('rope.freq_base', 10_000.0)),
+    norm_epsilon=float(field('attention.layer_norm_rms_epsilon')),
     tied=_TOP['head'] not in tensors,
-    context=int(of('context_length', 0)),
+    context=int(field('context_length', 0)),
     **config_lib.FAMILIES[family],
   )
 
@@ -80,13 +81,13 @@ def load(path: pathlib.Path, dtype: Any) -> Model:
     tensor = tensors[name]
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if family == 'llama' and name.endswith(('attn_q.weight', 'attn_k.weight')):
-      # llama.cpp turns neighbours, where all others turn halves.
+      # llama.cpp rotates neighbours; `decoder.rotate` rotates halves.
       rows = array.reshape(-1, head_width // 2, 2, array.shape[-1])
       array = rows.swapaxes(1, 2).reshape(array.shape)
     return array
 
   layer = lambda i, name: f'blk.{i}.{_LAYER[name]}'
-  # Norms are float32 in files of any kind.
+  # Norms are float32 in all files.
   kinds = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
   named = {'F16': jnp.float16, 'BF16': jnp.bfloat16}
   source = jnp.dtype(named[kinds.pop()] if {*named} > kinds else jnp.float32)

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: `config.json`, `*.safetensors`, the tokeniser."""
+"""Loads and exports Hugging Face folders: config, weights and tokeniser."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from experiments.lm import config as config_lib
 from experiments.lm import decoder
 from experiments.lm.model import TRANSPOSED, Model, assemble
 
-# From a layer's weight to its name in a checkpoint.
+# Tensor name of each weight of a layer.
 LAYER = {
   'attention_norm': 'input_layernorm.weight',
   'q': 'self_attn.q_proj.weight',
@@ -36,7 +36,7 @@ _TOP = {
   'norm': 'model.norm.weight',
   'head': 'lm_head.weight',
 }
-# Bytes of a file of weights, beyond which there are several; as others have it.
+# Largest size of a file of weights, as in the package transformers.
 SHARD_BYTES = 5 * 10**9
 
 
@@ -55,21 +55,20 @@ def load(folder: pathlib.Path, dtype: Any) -> Model:
   files = sorted(folder.glob('*.safetensors'))
   if not files:
     raise harness.UserError(
-      f'{folder} has no *.safetensors: weights in other formats (*.bin) have '
-      'to be converted first.'
+      f'{folder} has no *.safetensors: convert other formats (*.bin) first.'
     )
   opened = {f: safetensors.safe_open(f, framework='flax') for f in files}
   where = {name: f for f, handle in opened.items() for name in handle.keys()}  # noqa: SIM118
   if config.tied is False and _TOP['head'] not in where:
     raise harness.UserError(
-      f'{folder}: config.json says tie_word_embeddings=false, but there is no '
-      f'tensor {_TOP["head"]}.'
+      f'{folder}: config.json has tie_word_embeddings=false, but the tensor '
+      f'{_TOP["head"]} is missing.'
     )
 
   def read(name):
     if name not in where:
       raise harness.UserError(f'{folder} has no tensor {name}.')
-    # By JAX: numpy has no bfloat16.
+    # The framework is flax, since numpy has no bfloat16.
     return np.asarray(opened[where[name]].get_tensor(name))
 
   layer = lambda i, name: f'model.layers.{i}.{LAYER[name]}'
@@ -79,7 +78,7 @@ def load(folder: pathlib.Path, dtype: Any) -> Model:
 
 
 def _source_dtype(opened: Mapping[pathlib.Path, Any]) -> np.dtype:
-  """The narrowest dtype in which all tensors of some files are exact."""
+  """Returns the narrowest dtype that represents all tensors exactly."""
   named = {'F16': jnp.float16, 'BF16': jnp.bfloat16}
   stored = {
     handle.get_slice(name).get_dtype()
@@ -93,7 +92,7 @@ def _source_dtype(opened: Mapping[pathlib.Path, Any]) -> np.dtype:
 def _generation(
   folder: pathlib.Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """How a model generates, by its two files."""
+  """Reads the generation settings of a model from its two files."""
   fields: dict[str, Any] = {}
   path = folder / 'generation_config.json'
   if path.exists():
@@ -111,30 +110,30 @@ def _generation(
 
 
 def _ends(fields: Mapping[str, Any]) -> list[int]:
-  """The tokens that end an answer: one, several, or unset."""
+  """Returns the tokens that end an answer: one, several, or no token."""
   ends = fields.get('eos_token_id')
-  several = ends if isinstance(ends, list) else [ends]
-  return [int(end) for end in several if end is not None]
+  ends = ends if isinstance(ends, list) else [ends]
+  return [int(end) for end in ends if end is not None]
 
 
 def _named(
   config: config_lib.Config, params: decoder.Params
 ) -> Iterable[tuple[str, int, Callable[[], np.ndarray]]]:
-  """Names of Hugging Face, sizes, and functions to arrays in its layout."""
+  """Yields tensor names, sizes, and functions that make the tensors."""
 
-  def array(name, stacked, *at):
-    one = np.asarray(stacked[at] if at else stacked)
-    return np.ascontiguousarray(one.T if name in TRANSPOSED else one)
+  def array(name, stacked, *layer):
+    tensor = np.asarray(stacked[layer] if layer else stacked)
+    return np.ascontiguousarray(tensor.T if name in TRANSPOSED else tensor)
 
   for name, tensor in _TOP.items():
     if name in params:
-      one = params[name]
-      yield tensor, one.size, functools.partial(array, name, one)
+      weight = params[name]
+      yield tensor, weight.size, functools.partial(array, name, weight)
   for name, stacked in params['layers'].items():
     if name not in LAYER:
       raise harness.UserError(
-        f'the layers have {name!r}, which no checkpoint has: merge the '
-        'adapters first, by lora.merge.'
+        f'the layers have {name!r}, which is not a weight of a checkpoint: '
+        'merge the adapters first, by lora.merge.'
       )
     size = stacked.size // config.layers
     for i in range(config.layers):
@@ -142,10 +141,10 @@ def _named(
       yield tensor, size, functools.partial(array, name, stacked, i)
 
 
-def tensors_of(
+def named_tensors(
   config: config_lib.Config, params: decoder.Params
 ) -> Iterable[tuple[str, np.ndarray]]:
-  """All tensors under the names of Hugging Face, in its layout."""
+  """Yields all tensors with the names and layout of Hugging Face."""
   for name, _, make in _named(config, params):
     yield name, make()
 
@@ -160,30 +159,30 @@ def export(
   generation: Mapping[str, Any] | None = None,
   shard_bytes: int = SHARD_BYTES,
 ) -> pathlib.Path:
-  """Writes a folder that others, and `load` read.
+  """Writes a folder of Hugging Face.
 
   Args:
-    folder: to be made; not one that has weights already.
-    config: of the model.
-    params: of the whole model, adapters merged.
-    tokenizer: a `tokenizer.Tokenizer`, whose files are written too.
-    dtype: of the weights in the files; None for that of the embedding.
-    generation: of the `Model` from which this one was made.
-    shard_bytes: the largest file of weights; a larger model is in several.
+    folder: a folder without weights; created if missing.
+    config: config of the model.
+    params: weights of the model, with merged adapters.
+    tokenizer: a `tokenizer.Tokenizer` to write, or None.
+    dtype: dtype of the weights in the files; None for that of the embedding.
+    generation: generation settings of the original `Model`.
+    shard_bytes: largest size of a file; larger models have several files.
 
   Returns:
     The folder.
 
   Raises:
-    UserError: if the folder has weights already, adapters are not merged, or a
-      weight is too large for the dtype.
+    UserError: if the folder already has weights, adapters are not merged, or a
+      weight overflows the dtype.
   """
   numpy_files = harness.load_extra(
     'safetensors.numpy', 'llm', 'writing *.safetensors'
   )
   folder = pathlib.Path(folder)
   if list(folder.glob('*.safetensors')):
-    raise harness.UserError(f'{folder} has weights already: take a new folder.')
+    raise harness.UserError(f'{folder} already has weights: give a new folder.')
   dtype = jnp.dtype(params['embed'].dtype if dtype is None else dtype)
   shards: list[list[tuple[str, Callable[[], np.ndarray]]]] = []
   total, room = 0, 0
@@ -210,8 +209,8 @@ def export(
   if tokenizer is not None:
     tokenizer, tokens = _special_tokens(config, tokenizer, generation or {})
     ends = tokens['eos_token_id']
-    # Others end an answer where this says, by default at the token 2. Here is
-    # no pad_token_id: its row of the embedding would not be trained by others.
+    # The package transformers reads it here; its default is token 2. It would
+    # not train the embedding of a pad_token_id.
     fields['eos_token_id'] = ends[0] if len(ends) == 1 else ends
     if 'bos_token_id' in tokens:
       fields['bos_token_id'] = tokens['bos_token_id']
@@ -226,7 +225,7 @@ def export(
 def _special_tokens(
   config: config_lib.Config, tokenizer: Any, generation: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-  """A tokeniser with a token that pads, and the numbers of its tokens."""
+  """Returns a tokeniser with a padding token, and its special numbers."""
   numbers = tokenizer.numbers()
   number = lambda name: numbers.get(tokenizer.tokens.get(name))
   others = [end for end in _ends(generation) if 0 <= end < config.vocabulary]
@@ -245,7 +244,7 @@ def _special_tokens(
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """An array in another dtype, or an error where that has no such numbers."""
+  """Casts an array; raises UserError if a number overflows."""
   if array.dtype == dtype:
     return array
   with np.errstate(over='ignore'):
@@ -253,7 +252,7 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   if not np.isfinite(narrow).all() and np.isfinite(array).all():
     raise harness.UserError(
       f'{name} has numbers up to {np.abs(array).max():.3g}, too large for '
-      f'{dtype.name}: export in bfloat16 or float32 (--dtype).'
+      f'{dtype.name}: export as bfloat16 or float32 (--dtype).'
     )
   return narrow
 
@@ -261,8 +260,8 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def save_tensors(
   numpy_files: Any, tensors: dict[str, np.ndarray], path: pathlib.Path
 ) -> None:
-  """Writes a file of tensors that others may read, as the umask says."""
-  # The package replaces the file by one for its owner alone.
+  """Writes a file of tensors with the permissions of the umask."""
+  # The package replaces the file by one that only its owner can read.
   path.touch()
   mode = path.stat().st_mode
   numpy_files.save_file(tensors, path, metadata={'format': 'pt'})

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers: the head sees their positions only."""
+"""Log-probabilities of answers; the head sees only their positions."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Answers(NamedTuple):
 
   Attributes:
     log_probs: (rows, tokens), nats, float32 or wider.
-    mask: 1 where there is a token, 0 behind the end, (rows, tokens).
+    mask: 1 for a token, 0 for padding, (rows, tokens).
   """
 
   log_probs: jax.Array
@@ -32,48 +32,49 @@ class Answers(NamedTuple):
     return bj.losses.masked_mean(self.log_probs, self.mask)
 
 
-def of_answers(
+def from_hidden(
   config: Config,
   params: decoder.Params,
   x: jax.Array,
   tokens: jax.Array,
   mask: jax.Array,
   *,
-  longest: int | None = None,
+  max_answer: int | None = None,
 ) -> Answers:
-  """From what left the last layer.
+  """Computes log-probabilities of answers from the last layer.
 
   Args:
-    config: of the model.
-    params: of its head: `norm`, and `head` or `embed`.
-    x: what left the last layer, (rows, length, width).
+    config: config of the model.
+    params: weights of the head: `norm`, and `head` or `embed`.
+    x: output of the last layer, (rows, length, width).
     tokens: (rows, length).
-    mask: 1 for the tokens of the answer, or of the answers of a packed row.
-    longest: most tokens of answers in a row: only so many positions are given
-      to the head, which for a small model with many words is a fifth of its
-      cost. What a row has beyond is not seen. By default all positions.
+    mask: 1 for tokens of answers, (rows, length).
+    max_answer: largest number of answer tokens in a row; further ones
+      are ignored. The head is computed at this many positions, by default at
+      all. It is a fifth of the cost of a small model with a large vocabulary.
 
   Returns:
-    An `Answers`, of `longest` tokens or of one less than the length.
+    An `Answers` of `max_answer` or `length - 1` tokens.
   """
-  near, answers, kept = _before(x, tokens, mask, longest)
-  found = decoder.logits(config, params, near)
-  return Answers(bj.losses.token_log_probs(found, answers), kept)
+  hidden, answers, mask = _predictors(x, tokens, mask, max_answer)
+  logits = decoder.logits(config, params, hidden)
+  return Answers(bj.losses.token_log_probs(logits, answers), mask)
 
 
-def _before(x, tokens, mask, longest):
-  """What predicts the tokens of answers, these tokens, and their mask."""
+def _predictors(x, tokens, mask, count):
+  """Hidden states that predict answer tokens, these tokens, and their mask."""
   length = tokens.shape[1]
-  if longest is None:
+  if count is None:
     return x[:, :-1], tokens[:, 1:], mask[:, 1:]
-  # The first token of a row is predicted by nothing.
-  each = jnp.arange(length)
-  at = jnp.sort(jnp.where((mask > 0) & (each > 0), each, length), axis=1)
-  at = at[:, : min(longest, length - 1)]
+  # The first token of a row has no prediction.
+  positions = jnp.arange(length)
+  is_answer = (mask > 0) & (positions > 0)
+  at = jnp.sort(jnp.where(is_answer, positions, length), axis=1)
+  at = at[:, : min(count, length - 1)]
   inside = jnp.minimum(at, length - 1)
   take = lambda array: jnp.take_along_axis(array, inside, axis=1)
-  near = jnp.take_along_axis(x, inside[..., None] - 1, axis=1)
-  return near, take(tokens), jnp.where(at < length, take(mask), 0)
+  hidden = jnp.take_along_axis(x, inside[..., None] - 1, axis=1)
+  return hidden, take(tokens), jnp.where(at < length, take(mask), 0)
 
 
 def distributions(
@@ -83,44 +84,44 @@ def distributions(
   tokens: jax.Array,
   mask: jax.Array,
   *,
-  longest: int | None = None,
+  max_answer: int | None = None,
 ) -> Answers:
-  """As `of_answers`, of all words in each token's place.
+  """Computes log-probabilities of the whole vocabulary, as `from_hidden`.
 
   Returns:
     An `Answers` whose `log_probs` are (rows, tokens, vocabulary), for
-    `bj.losses.distillation`; its sums and means are of no use.
+    `bj.losses.distillation`; its sums and means are meaningless.
   """
-  near, _, kept = _before(x, tokens, mask, longest)
-  found = decoder.logits(config, params, near)
-  return Answers(jax.nn.log_softmax(found, axis=-1), kept)
+  hidden, _, mask = _predictors(x, tokens, mask, max_answer)
+  logits = decoder.logits(config, params, hidden)
+  return Answers(jax.nn.log_softmax(logits, axis=-1), mask)
 
 
-def of_model(
+def from_tokens(
   config: Config,
   params: decoder.Params,
   tokens: jax.Array,
   mask: jax.Array,
   *,
-  longest: int | None = None,
+  max_answer: int | None = None,
   dtype: Any = None,
   **layers: Any,
 ) -> Answers:
-  """The same from tokens, by the whole model.
+  """Computes log-probabilities of answers from tokens.
 
   Args:
-    config: of the model.
-    params: of the model, adapters attached.
+    config: config of the model.
+    params: weights of the model with attached adapters.
     tokens: (rows, length).
-    mask: as in `of_answers`.
-    longest: as in `of_answers`.
-    dtype: what is computed in, bfloat16 on accelerators for instance, while
-      weights and their gradients keep theirs. None for that of the weights.
+    mask: 1 for tokens of answers, (rows, length).
+    max_answer: as in `from_hidden`.
+    dtype: dtype of the arithmetic, for instance bfloat16 on accelerators; None
+      for that of the weights. Weights and gradients keep their dtype.
     **layers: `segments` and `positions` of packed rows, and `remat`, as in
       `decoder.run_layers`.
 
   Returns:
-    An `Answers`; its numbers are float32 or wider whatever the dtype.
+    An `Answers` of float32 or wider.
   """
   x = decoder.run_layers(
     config,
@@ -128,4 +129,4 @@ def of_model(
     decoder.embed(params, tokens, dtype),
     **layers,
   )
-  return of_answers(config, params, x, tokens, mask, longest=longest)
+  return from_hidden(config, params, x, tokens, mask, max_answer=max_answer)

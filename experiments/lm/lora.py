@@ -1,4 +1,4 @@
-"""Low-rank adapters: a few more columns beside frozen weights.
+"""Low-rank adapters of frozen weights.
 
 Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, `LoRA: Low-Rank
 Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, 2021.
@@ -16,26 +16,26 @@ from experiments.lm import decoder
 WEIGHTS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 
-def names_of(weights: Sequence[str]) -> tuple[str, ...]:
-  """Names of weights, from these or those of Hugging Face, `q_proj` and so on.
+def weight_names(weights: Sequence[str]) -> tuple[str, ...]:
+  """Normalises names of weights; accepts Hugging Face names such as `q_proj`.
 
   Args:
-    weights: as a user gives them.
+    weights: names from a user.
 
   Returns:
-    Names of `WEIGHTS`, each once.
+    Unique names of `WEIGHTS`.
 
   Raises:
-    SettingsError: if there are none, or one is unknown.
+    SettingsError: if there is no name, or an unknown one.
   """
-  found = [name.removesuffix('_proj') for name in weights]
-  unknown = [w for w, name in zip(weights, found) if name not in WEIGHTS]
-  if unknown or not found:
+  names = [name.removesuffix('_proj') for name in weights]
+  unknown = [w for w, name in zip(weights, names) if name not in WEIGHTS]
+  if unknown or not names:
     raise harness.SettingsError(
-      f'weights that get adapters: {", ".join(WEIGHTS)}, also with _proj '
-      f'behind, one or more of them; got {", ".join(unknown) or "none"}.'
+      f'adapters are for one or more of the weights {", ".join(WEIGHTS)}, with '
+      f'or without the suffix _proj; got {", ".join(unknown) or "none"}.'
     )
-  return tuple(dict.fromkeys(found))
+  return tuple(dict.fromkeys(names))
 
 
 def init(
@@ -45,50 +45,51 @@ def init(
   rank: int,
   weights: Sequence[str] = ('q', 'v'),
 ) -> dict[str, jax.Array]:
-  """Adapters that change nothing yet: a is random, b is zero.
+  """Initialises adapters with random a and zero b.
 
   Args:
-    params: of the model, or of its upper part.
+    params: weights of the model, or of its upper part.
     key: PRNG key.
-    rank: of each adapter.
-    weights: which weights of each layer get one.
+    rank: rank of each adapter.
+    weights: names of the adapted weights.
 
   Returns:
-    By `name.a`, (layers, in, rank), and `name.b`, (layers, rank, out); float32.
+    float32 arrays `name.a`, (layers, in, rank), and `name.b`, (layers, rank,
+    out).
 
   Raises:
-    UserError: if a weight has no such name, or the rank is below 1.
+    UserError: if a name is unknown, or the rank is below 1.
   """
   unknown = sorted(set(weights) - set(WEIGHTS))
   if unknown or not weights or rank < 1:
     raise harness.UserError(
-      f'adapters are of a rank >= 1 and of one or more of {", ".join(WEIGHTS)};'
-      f' got rank {rank} of {list(weights)}.'
+      f'adapters need a rank >= 1 and one or more of {", ".join(WEIGHTS)}; got '
+      f'rank {rank} of {list(weights)}.'
     )
-  found = {}
-  for name, at in zip(weights, jax.random.split(key, len(weights))):
+  adapters = {}
+  for name, subkey in zip(weights, jax.random.split(key, len(weights))):
     layers, width, out = params['layers'][name].shape
     bound = width**-0.5
-    found[f'{name}.a'] = jax.random.uniform(
-      at, (layers, width, rank), jnp.float32, -bound, bound
+    adapters[f'{name}.a'] = jax.random.uniform(
+      subkey, (layers, width, rank), jnp.float32, -bound, bound
     )
-    found[f'{name}.b'] = jnp.zeros((layers, rank, out), jnp.float32)
-  return found
+    adapters[f'{name}.b'] = jnp.zeros((layers, rank, out), jnp.float32)
+  return adapters
 
 
 def attach(
   params: decoder.Params, adapters: dict[str, jax.Array], *, scale: float = 1.0
 ) -> dict[str, Any]:
-  """The model with its adapters; no product is formed.
+  """Attaches adapters to a model without forming their products.
 
   Args:
-    params: of the model.
-    adapters: of all of its layers.
-    scale: what their products are multiplied by, alpha / rank.
+    params: weights of the model.
+    adapters: adapters of all its layers.
+    scale: scale of their products, alpha / rank.
 
   Returns:
-    Params for `decoder`. With magnitudes, as `adapter_files.load` reads them
-    of DoRA, one product is formed of each weight, for its norms.
+    Params for `decoder`. The magnitudes of DoRA need one product per weight,
+    for its norms.
   """
   layers = dict(params['layers'])
   for n, w in adapters.items():
@@ -101,7 +102,7 @@ def attach(
 
 
 def _changed(weight: jax.Array, a: Any, b: Any, scale: float) -> jax.Array:
-  """Weights, (layers, in, out), with the products of their adapters."""
+  """Adds the products of adapters to weights, (layers, in, out)."""
   change = scale * jnp.einsum('lir,lro->lio', a, b)
   return weight.astype(jnp.promote_types(weight.dtype, change.dtype)) + change
 
@@ -109,7 +110,7 @@ def _changed(weight: jax.Array, a: Any, b: Any, scale: float) -> jax.Array:
 def _factors(
   weight: jax.Array, adapters: dict[str, jax.Array], name: str, scale: float
 ) -> jax.Array:
-  """Magnitudes over norms of changed weights, (layers, out).
+  """Divides magnitudes by the norms of changed weights, (layers, out).
 
   Liu, Wang, Yin, Molchanov, Wang, Cheng and Chen, `DoRA: Weight-Decomposed
   Low-Rank Adaptation <https://arxiv.org/abs/2402.09353>`_, 2024.
@@ -126,11 +127,11 @@ def _factors(
 def merge(
   params: decoder.Params, adapters: dict[str, jax.Array], *, scale: float = 1.0
 ) -> dict[str, Any]:
-  """The model with its adapters in its weights, as it is exported.
+  """Merges adapters into the weights of a model.
 
   Args:
-    params: of the whole model; adapters of its last layers may be given.
-    adapters: with as many layers, or fewer: they are those of the last ones.
+    params: weights of the model.
+    adapters: adapters of all layers, or of the last ones.
     scale: as in `attach`.
 
   Returns:

@@ -1,4 +1,4 @@
-"""A model as it is loaded, and its tensors in the shapes of the decoder."""
+"""A loaded model, and the conversion of its tensors for the decoder."""
 
 import types
 from collections.abc import Callable, Mapping
@@ -11,24 +11,23 @@ from experiments import harness
 from experiments.lm import config as config_lib
 from experiments.lm import decoder
 
-# Weights that a checkpoint holds transposed, (out, in).
+# Weights that a checkpoint stores transposed, (out, in).
 TRANSPOSED = {'q', 'k', 'v', 'o', 'gate', 'up', 'down', 'head'}
 # Dtypes of weights in files.
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 
 
 class Model(NamedTuple):
-  """A model as it is loaded.
+  """A loaded model.
 
   Attributes:
-    config: what it is.
-    params: its weights, for `decoder`.
-    vocabulary: what `tokenizer.load` makes a tokeniser of: the folder, or the
-      fields of a GGUF file.
-    dtype: of the weights in the files, the widest of several; float32 for
-      quantised ones.
-    generation: the fields of its `generation_config.json`: `eos_token_id`, the
-      tokens that end an answer, `pad_token_id` and so on.
+    config: sizes and conventions.
+    params: weights for `decoder`.
+    vocabulary: source for `tokenizer.load`: the folder, or the fields of a GGUF
+      file.
+    dtype: widest dtype of the weights in the files; float32 if quantised.
+    generation: fields of `generation_config.json`, such as `eos_token_id` (the
+      tokens that end an answer) and `pad_token_id`.
   """
 
   config: config_lib.Config
@@ -45,48 +44,48 @@ def assemble(
   top: Mapping[str, str],
   dtype: Any,
 ) -> dict[str, Any]:
-  """Arranges tensors of a checkpoint as the weights of the decoder.
+  """Converts the tensors of a checkpoint to weights of the decoder.
 
   Args:
-    config: of the model.
-    read: gives a tensor by its name in the checkpoint.
-    layer: number and weight of a layer -> the name of the tensor.
-    top: from the other weights to names of tensors.
-    dtype: of the weights here.
+    config: config of the model.
+    read: tensor name -> tensor.
+    layer: (layer, weight) -> tensor name.
+    top: tensor names of the other weights.
+    dtype: dtype of the weights.
 
   Returns:
     Params for `decoder`.
 
   Raises:
-    UserError: if a tensor has another shape, or is quantised; names it.
+    UserError: if a tensor has the wrong shape or is quantised; names it.
   """
 
-  def one(name, tensor, shape):
+  def convert(name, tensor, shape):
     array = read(tensor)
     if array.dtype not in _FLOATS:
       raise harness.UserError(
         f'the tensor {tensor} is {array.dtype}: quantised weights are not '
-        f'read; supported: {", ".join(_FLOATS)}.'
+        f'supported; supported: {", ".join(_FLOATS)}.'
       )
     if name in TRANSPOSED:
       array = array.T
     if array.shape != shape:
       raise harness.UserError(
-        f'the tensor {tensor} has the shape {array.shape}, but by its '
-        f'configuration the model has {shape}.'
+        f'the tensor {tensor} has the shape {array.shape}, expected {shape} by '
+        'the config of the model.'
       )
     return array.astype(dtype)
 
   shapes = decoder.shapes(config)
   params: dict[str, Any] = {
-    name: jnp.asarray(one(name, top[name], shape))
+    name: jnp.asarray(convert(name, top[name], shape))
     for name, shape in shapes.items()
     if name != 'layers'
   }
   params['layers'] = {
     name: jnp.asarray(
       np.stack(
-        [one(name, layer(i, name), shape[1:]) for i in range(config.layers)]
+        [convert(name, layer(i, name), shape[1:]) for i in range(config.layers)]
       )
     )
     for name, shape in shapes['layers'].items()

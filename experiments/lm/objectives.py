@@ -1,24 +1,23 @@
-"""Objectives by name: a loss of what is trained and of rows.
+"""Objectives of language models by name.
 
 | name | rows | loss |
 |---|---|---|
-| `sft` | demonstrations | minus the mean log-probability of a token |
-| `chord` | demonstrations | likewise, each token weighted by p (1 - p) |
-| `distillation` | demonstrations | the divergence from a teacher, each token |
-| `uft` | demonstrations | an implicit reward, which is to be 1 |
-| `dpo` | comparisons | direct preference optimisation, summed |
-| `ipo` | comparisons | a margin of a given size, of means over tokens |
-| `kto` | comparisons | each answer on its own, wanted or not |
-| `orpo` | comparisons | the odds ratio, and fine-tuning on what was chosen |
-| `uft_pairs` | comparisons | rewards, to be 1 and 0 |
+| `sft` | demonstrations | negative mean log-probability per token |
+| `chord` | demonstrations | `sft` with token weights p (1 - p) |
+| `distillation` | demonstrations | divergence from a teacher per token |
+| `uft` | demonstrations | implicit reward with target 1 |
+| `dpo` | comparisons | direct preference optimisation, summed over tokens |
+| `ipo` | comparisons | margin of a fixed size, of means over tokens |
+| `kto` | comparisons | separate losses of wanted and unwanted answers |
+| `orpo` | comparisons | odds ratio, and fine-tuning on chosen answers |
+| `uft_pairs` | comparisons | implicit rewards with targets 1 and 0 |
 
 `uft`, `dpo`, `ipo`, `kto` and `uft_pairs` compare with a reference, whose
-log-probabilities are columns of the rows: `reference_columns`. What `kto` takes
-answers to differ from, its baseline, is the mean of the log-ratios of the
-batch's own answers, chosen and rejected, at least 0 and constant in
-derivatives: its authors take answers to other prompts, for one more pass. The
-teacher of `distillation` reads the same rows in the same step, its weights are
-`frozen['teacher']`; it may be of other sizes, but has the same words.
+log-probabilities are columns of the rows, see `reference_columns`. The baseline
+of `kto` is the mean log-ratio of the batch's own answers, at least 0 and
+without a gradient; its authors use answers to other prompts, which needs
+another pass. The teacher of `distillation` runs on the same rows with the
+weights `frozen['teacher']`; it may have other sizes, but the same vocabulary.
 """
 
 import functools
@@ -30,28 +29,28 @@ import jax.numpy as jnp
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import decoder, kept, log_probs, tables
+from experiments.lm import array_cache, decoder, log_probs, tables
 from experiments.lm import tuning as tuning_lib
 from experiments.lm.config import Config
 
 DEMONSTRATIONS = ('sft', 'chord', 'distillation', 'uft')
 COMPARISONS = ('dpo', 'ipo', 'kto', 'orpo', 'uft_pairs')
 PAIR = ('chosen', 'rejected')
-# Those that compare with a reference, and those that see each token for itself.
+# Objectives with a reference, and objectives that are means over tokens.
 REFERENCED = ('uft', 'dpo', 'ipo', 'kto', 'uft_pairs')
-OF_TOKENS = ('sft', 'chord', 'distillation')
+TOKEN_LOSSES = ('sft', 'chord', 'distillation')
 
 
 class Shape(NamedTuple):
-  """Numbers of the losses.
+  """Hyperparameters of the losses.
 
   Attributes:
-    beta: of the losses with a reference: how near it is to be kept.
-    smoothing: of `dpo`: the share of comparisons that may be wrong.
-    weight: of `orpo`: of the odds ratio.
-    divergence: of `distillation`: 'forward' or 'reverse'.
-    distance: of `uft` and `uft_pairs`: 'squared' or 'cross_entropy'.
-    teacher: of `distillation`: what the teacher is.
+    beta: regularisation towards the reference.
+    smoothing: label smoothing of `dpo`.
+    weight: weight of the odds ratio of `orpo`.
+    divergence: 'forward' or 'reverse' divergence of `distillation`.
+    distance: 'squared' or 'cross_entropy' distance of `uft` and `uft_pairs`.
+    teacher: config of the teacher of `distillation`.
   """
 
   beta: float = 0.1
@@ -62,8 +61,8 @@ class Shape(NamedTuple):
   teacher: Config | None = None
 
 
-def names_of(name: str) -> tuple[str, ...]:
-  """The names of an objective's tokens in rows: of an answer, or of two."""
+def token_names(name: str) -> tuple[str, ...]:
+  """Returns the names of an objective's token arrays in rows."""
   return ('tokens',) if name in DEMONSTRATIONS else PAIR
 
 
@@ -73,19 +72,19 @@ def make(
   frozen: decoder.Params,
   shape: Shape,
 ) -> Callable[[Any, tables.Rows, int], jax.Array]:
-  """The loss of an objective.
+  """Makes the loss of an objective.
 
   Args:
-    name: one of those above.
-    tuning: what is trained.
-    frozen: what is not.
-    shape: numbers of the losses.
+    name: name of the objective.
+    tuning: the trained part of the model.
+    frozen: frozen weights.
+    shape: hyperparameters of the losses.
 
   Returns:
-    `(trained, rows, longest)` to a scalar, for `tables.loss_of_numbers`.
+    `(trained, rows, max_answer)` -> scalar, for `tables.numbered_loss`.
 
   Raises:
-    SettingsError: if there is none of this name.
+    SettingsError: if the name is unknown.
   """
   known = DEMONSTRATIONS + COMPARISONS
   if name not in known:
@@ -93,11 +92,13 @@ def make(
       f'unknown objective {name!r}; known: {", ".join(known)}.'
     )
 
-  def loss(trained, rows, longest):
-    found = answers(name, tuning, trained, frozen, rows, shape, longest=longest)
-    return of_answers(name, found, rows, shape)
+  def run(trained, rows, max_answer):
+    row_answers = answers(
+      name, tuning, trained, frozen, rows, shape, max_answer=max_answer
+    )
+    return loss(name, row_answers, rows, shape)
 
-  return loss
+  return run
 
 
 def answers(
@@ -108,81 +109,83 @@ def answers(
   rows: tables.Rows,
   shape: Shape,
   *,
-  longest: int | None = None,
+  max_answer: int | None = None,
 ) -> log_probs.Answers:
-  """What an objective sees of answers, for `of_answers`.
+  """Computes the log-probabilities of an objective, for `loss`.
 
   Args:
-    name: of the objective.
-    tuning: what is trained.
-    trained: as it is now.
-    frozen: what is not, with the teacher where there is one.
-    rows: as `tuning.answers` takes them.
-    shape: numbers of the losses.
-    longest: as in `log_probs.of_answers`.
+    name: name of the objective.
+    tuning: the trained part of the model.
+    trained: its weights.
+    frozen: frozen weights, with those of the teacher.
+    rows: rows for `tuning.answers`.
+    shape: hyperparameters of the losses.
+    max_answer: as in `log_probs.from_hidden`.
 
   Returns:
-    Log-probabilities; of `distillation`, minus the divergence of each token.
+    Log-probabilities; for `distillation`, the negative divergence per token.
   """
   if name != 'distillation':
     return tuning.answers(
-      trained, frozen, rows, names_of(name), longest=longest
+      trained, frozen, rows, token_names(name), max_answer=max_answer
     )
-  ours = tuning.answers(
-    trained, frozen, rows, longest=longest, read=log_probs.distributions
+  student = tuning.answers(
+    trained, frozen, rows, max_answer=max_answer, read=log_probs.distributions
   )
-  where = {n: rows[n] for n in ('segments', 'positions') if n in rows}
-  tokens, teacher = rows['tokens'], frozen['teacher']
+  packing = {n: rows[n] for n in ('segments', 'positions') if n in rows}
+  tokens, weights = rows['tokens'], frozen['teacher']
   if tuning.rows is not None:
     tokens = jax.lax.with_sharding_constraint(tokens, tuning.rows)
-  x = decoder.trunk(shape.teacher, teacher, tokens, tuning.dtype, **where)
-  theirs = log_probs.distributions(
-    shape.teacher, teacher, x, tokens, rows['mask'], longest=longest
+  x = decoder.trunk(shape.teacher, weights, tokens, tuning.dtype, **packing)
+  teacher = log_probs.distributions(
+    shape.teacher, weights, x, tokens, rows['mask'], max_answer=max_answer
   )
-  # Each token as a row of its own: the library's loss is a mean over them.
-  each = lambda array: array.reshape(-1, 1, 1, *array.shape[2:])
-  lost = jax.vmap(
-    lambda model, other, mask: bj.losses.distillation(
-      model, other, mask, divergence=shape.divergence
-    )
-  )(each(ours.log_probs), each(theirs.log_probs), each(ours.mask))
-  return log_probs.Answers(-lost.reshape(ours.mask.shape), ours.mask)
+  # One row per token, since the library's loss is a mean over rows.
+  per_token = [
+    array.reshape(-1, 1, 1, *array.shape[2:])
+    for array in (student.log_probs, teacher.log_probs, student.mask)
+  ]
+  divergence = jax.vmap(
+    functools.partial(bj.losses.distillation, divergence=shape.divergence)
+  )(*per_token)
+  return log_probs.Answers(
+    -divergence.reshape(student.mask.shape), student.mask
+  )
 
 
-def of_answers(
-  name: str, found: log_probs.Answers, rows: tables.Rows, shape: Shape
+def loss(
+  name: str, answers: log_probs.Answers, rows: tables.Rows, shape: Shape
 ) -> jax.Array:
-  """The loss of an objective, from log-probabilities.
+  """Computes the loss of an objective from log-probabilities.
 
   Args:
-    name: of the objective.
-    found: of the answers; of comparisons, all that were chosen come first.
-    rows: with the columns of the reference, where there is one.
-    shape: numbers of the losses.
+    name: name of the objective.
+    answers: log-probabilities; chosen answers precede rejected ones.
+    rows: rows with the columns of the reference.
+    shape: hyperparameters of the losses.
 
   Returns:
     A scalar.
   """
-  if name in OF_TOKENS:
+  if name in TOKEN_LOSSES:
     weights = None
     if name == 'chord':
-      weights = bj.losses.chord_weights(found.log_probs)
-    return bj.losses.sft(found.log_probs, found.mask, weights=weights)
+      weights = bj.losses.chord_weights(answers.log_probs)
+    return bj.losses.sft(answers.log_probs, answers.mask, weights=weights)
   if name in ('uft', 'uft_pairs'):
-    before = [rows[f'reference_{n}_total'] for n in names_of(name)]
-    wanted = jnp.arange(found.total.size) < before[0].size
+    before = [rows[f'reference_{n}_total'] for n in token_names(name)]
+    wanted = jnp.arange(answers.total.size) < before[0].size
     return bj.losses.uft(
-      found.total,
+      answers.total,
       jnp.concatenate(before),
-      wanted.astype(found.total.dtype),
+      wanted.astype(answers.total.dtype),
       beta=shape.beta,
       distance=shape.distance,
     )
-  of_means = name in ('ipo', 'orpo')
-  chosen, rejected = jnp.split(found.mean if of_means else found.total, 2)
+  kind = 'mean' if name in ('ipo', 'orpo') else 'total'
+  chosen, rejected = jnp.split(getattr(answers, kind), 2)
   if name == 'orpo':
     return bj.losses.orpo(chosen, rejected, weight=shape.weight)
-  kind = 'mean' if of_means else 'total'
   reference = [rows[f'reference_{n}_{kind}'] for n in PAIR]
   if name == 'ipo':
     return bj.losses.ipo(chosen, rejected, *reference, beta=shape.beta)
@@ -196,7 +199,6 @@ def of_answers(
     )
   both = jnp.concatenate([chosen, rejected])
   before = jnp.concatenate(reference)
-  # The divergence is estimated by the answers of the batch themselves.
   return bj.losses.kto(
     both,
     before,
@@ -206,31 +208,30 @@ def of_answers(
   )
 
 
-def of_rows(
-  name: str, found: log_probs.Answers, rows: tables.Rows, shape: Shape
+def row_losses(
+  name: str, answers: log_probs.Answers, rows: tables.Rows, shape: Shape
 ) -> jax.Array:
-  """The loss of each row by itself, as `of_answers` of it alone.
+  """Computes the loss of each row separately.
 
   Args:
-    name: of the objective; `kto` compares with the rows beside it, of which
-      there are none here.
-    found: as in `of_answers`.
-    rows: likewise.
-    shape: numbers of the losses.
+    name: name of the objective. The baseline of `kto` is that of the row.
+    answers: log-probabilities; chosen answers precede rejected ones.
+    rows: rows with the columns of the reference.
+    shape: hyperparameters of the losses.
 
   Returns:
     (rows,).
   """
-  kinds = len(names_of(name))
-  turned = jax.tree.map(
-    lambda a: jnp.moveaxis(a.reshape(kinds, -1, *a.shape[1:]), 0, 1), found
+  kinds = len(token_names(name))
+  by_row = jax.tree.map(
+    lambda a: jnp.moveaxis(a.reshape(kinds, -1, *a.shape[1:]), 0, 1), answers
   )
   columns = {n: a for n, a in rows.items() if n.startswith('reference_')}
   return jax.vmap(
-    lambda one, row: of_answers(
-      name, one, {n: a[None] for n, a in row.items()}, shape
+    lambda row_answers, row: loss(
+      name, row_answers, {n: a[None] for n, a in row.items()}, shape
     )
-  )(turned, columns)
+  )(by_row, columns)
 
 
 def reference_columns(
@@ -241,50 +242,52 @@ def reference_columns(
   folder: Any = None,
   rows: int = 8,
 ) -> tables.Table:
-  """Adds what the model says of all answers before it is trained.
+  """Adds log-probabilities of all answers under the untrained model.
 
   Args:
-    tuning: what is trained.
-    frozen: what is not.
-    table: of comparisons, or of demonstrations.
-    folder: where it is kept; see `kept.arrays`.
-    rows: at a time.
+    tuning: the trained part of the model.
+    frozen: frozen weights.
+    table: comparisons or demonstrations.
+    folder: folder of stored arrays, see `array_cache.load_or_compute`.
+    rows: rows per batch.
 
   Returns:
-    The table with `reference_chosen_total`, a sum over the tokens of each
-    answer in nats, `reference_chosen_mean` and likewise of the rejected ones,
-    or `reference_tokens_total` and `_mean`.
+    The table with `reference_chosen_total` (sum over the tokens of an answer,
+    nats), `reference_chosen_mean` and the same for `rejected`, or with
+    `reference_tokens_total` and `reference_tokens_mean`.
   """
   plain = tuning._replace(rank=0, rows=None)
-  nothing: dict[str, Any] = {}
+  untrained: dict[str, Any] = {}
   kinds = ('total', 'mean')
   names = PAIR if 'chosen' in table.parts[0] else ('tokens',)
-  begin = PAIR if names == PAIR else ('tokens', 'mask')
+  prefixes = PAIR if names == PAIR else ('tokens', 'mask')
 
-  @functools.partial(jax.jit, static_argnames='longest')
-  def run(frozen, part, longest):
+  # The weights are an argument: constants would be part of the program.
+  @functools.partial(jax.jit, static_argnames='max_answer')
+  def run(frozen, part, max_answer):
     def one(row):
       row = {name: leaf[None] for name, leaf in row.items()}
-      found = plain.answers(nothing, frozen, row, names, longest=longest)
-      return {kind: getattr(found, kind) for kind in kinds}
+      answers = plain.answers(
+        untrained, frozen, row, names, max_answer=max_answer
+      )
+      return {kind: getattr(answers, kind) for kind in kinds}
 
-    # The weights are an argument: as constants they would be in the program.
-    found = jax.lax.map(one, part, batch_size=rows)
+    columns = jax.lax.map(one, part, batch_size=rows)
     return {
-      f'reference_{name}_{kind}': found[kind][:, i]
+      f'reference_{name}_{kind}': columns[kind][:, i]
       for kind in kinds
       for i, name in enumerate(names)
     }
 
   parts = []
-  for part, longest in zip(table.parts, table.longest, strict=True):
-    used = {n: leaf for n, leaf in part.items() if n.startswith(begin)}
-    columns = kept.arrays(
+  for part, count in zip(table.parts, table.max_answers, strict=True):
+    used = {n: leaf for n, leaf in part.items() if n.startswith(prefixes)}
+    columns = array_cache.load_or_compute(
       folder,
       'reference',
       f'{tuning.config} {tuning.cut} {tuning.dtype}',
       {'frozen': frozen, 'used': used},
-      functools.partial(run, frozen, used, longest),
+      functools.partial(run, frozen, used, count),
       names=[f'reference_{name}_{kind}' for name in names for kind in kinds],
       count=len(part['index']),
     )

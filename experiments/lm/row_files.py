@@ -1,8 +1,8 @@
-"""Files of JSON rows, with the place and the reason of each invalid row.
+"""Reads files of JSON rows and reports each invalid row.
 
-`.jsonl` has one object per line, `.json` a list of objects, or also one object
-per line; both may be compressed (`.gz`). An invalid row is an entry with a
-reason, so that a caller refuses it or skips it by its line.
+`.jsonl` files have one object per line, `.json` files a list of objects or one
+object per line; both may be compressed (`.gz`). An invalid row has a reason, so
+that a caller can raise an error or skip it.
 """
 
 import gzip
@@ -18,20 +18,18 @@ SUPPORTED = (
   'files of rows are .jsonl (one JSON object per line) or .json (a list of '
   'objects), also with .gz'
 )
-# Rows that `describe` names for each reason.
-NAMED = 3
-# Reasons that it prints.
-REASONS = 8
+# Numbers of rows per reason and of reasons that `describe` lists.
+NAMED, REASONS = 3, 8
 
 
 class Row(NamedTuple):
   """A row of a file.
 
   Attributes:
-    number: from 0, blank lines not counted.
-    place: the number in words, with the line if each line is a row.
+    number: row number from 0, without blank lines.
+    place: description of the place, with the line if each line is a row.
     value: the object; None if the row is invalid.
-    reason: why the row is invalid; '' if it is an object.
+    reason: reason why the row is invalid; '' if it is valid.
   """
 
   number: int
@@ -44,14 +42,13 @@ def scan(path: str | pathlib.Path) -> list[Row]:
   """Reads all rows of a file, valid or not.
 
   Args:
-    path: of the file.
+    path: the file.
 
   Returns:
     The rows in order.
 
   Raises:
-    UserError: if the file is missing, unreadable, of another format, or has no
-      row.
+    UserError: if the file is missing, unreadable, empty or of another format.
   """
   path = pathlib.Path(path)
   name = path.name.removesuffix('.gz')
@@ -63,8 +60,8 @@ def scan(path: str | pathlib.Path) -> list[Row]:
   if not name.endswith(('.json', '.jsonl')):
     missing = '' if path.exists() else ' The file does not exist either.'
     raise harness.UserError(
-      f'{path}: {SUPPORTED}. Other formats, parquet and csv for instance, are '
-      f'converted by `to_json` of the package datasets.{missing}'
+      f'{path}: {SUPPORTED}. Convert other formats, such as parquet and csv, '
+      f'by `to_json` of the package datasets.{missing}'
     )
   content = _content(path)
   if name.endswith('.json'):
@@ -72,7 +69,7 @@ def scan(path: str | pathlib.Path) -> list[Row]:
   else:
     rows = _line_rows(content)
   if not rows:
-    raise harness.UserError(f'{path} holds no rows.')
+    raise harness.UserError(f'{path} has no rows.')
   return rows
 
 
@@ -80,7 +77,7 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """Reads the objects of a file.
 
   Raises:
-    UserError: as `scan`, or with the place of the first row that is no object.
+    UserError: as `scan`, or for the first row that is not an object.
   """
   objects = []
   for row in scan(path):
@@ -91,20 +88,20 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
-  """Says in one line how many rows were skipped, where and why.
+  """Describes in one line how many rows were skipped, where and why.
 
   Args:
-    path: of the file.
-    skipped: for each row `PATH, PLACE: REASON.`, as `data.read` has them.
+    path: the file.
+    skipped: messages `PATH, PLACE: REASON.` of skipped rows, from `data.read`.
 
   Returns:
-    The line; each reason once, with its first few rows. '' for no rows.
+    The line, with the first rows of each reason; '' for no rows.
   """
   if not skipped:
     return ''
   places: dict[str, list[str]] = {}
-  for one in skipped:
-    place, _, reason = one.removeprefix(f'{path}, ').partition(': ')
+  for message in skipped:
+    place, _, reason = message.removeprefix(f'{path}, ').partition(': ')
     places.setdefault(reason.removesuffix('.'), []).append(place)
   parts = []
   for reason, rows in list(places.items())[:REASONS]:
@@ -138,14 +135,14 @@ def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   except RecursionError as error:
     raise harness.UserError(f'{path}: too deeply nested JSON.') from error
   except ValueError as error:
-    # `to_json` of datasets writes lines under this name too.
+    # `to_json` of datasets writes lines into files of this name, too.
     if content.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{'):
       return _line_rows(content)
     raise harness.UserError(f'{path}: invalid JSON: {error}.') from error
   if not isinstance(values, list):
     raise harness.UserError(
-      f'{path} holds one {_kind(values)}, expected a list of rows; a file with '
-      'one row per line is called .jsonl.'
+      f'{path} has one {_kind(values)}, expected a list of rows; name a file '
+      'with one row per line .jsonl.'
     )
   return [
     _row(number, f'row {number} (from 0)', value)
@@ -156,15 +153,15 @@ def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
 def _line_rows(content: bytes) -> list[Row]:
   rows: list[Row] = []
   for line, raw in enumerate(content.split(b'\n'), 1):
-    # Editors begin a file with this mark; `cat` of several puts it inside.
+    # The byte order mark; concatenated files have it inside.
     raw = raw.removeprefix(b'\xef\xbb\xbf')
     if raw.strip():
       number = len(rows)
-      rows.append(_parsed(number, f'line {line} (row {number} from 0)', raw))
+      rows.append(_parse(number, f'line {line} (row {number} from 0)', raw))
   return rows
 
 
-def _parsed(number: int, place: str, raw: bytes) -> Row:
+def _parse(number: int, place: str, raw: bytes) -> Row:
   try:
     value = json.loads(raw.decode('utf-8'), object_pairs_hook=_unique)
     return _row(number, place, value)
@@ -181,7 +178,7 @@ def _parsed(number: int, place: str, raw: bytes) -> Row:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of JSON; ValueError if a key is repeated."""
+  """Makes an object of JSON; raises ValueError if a key is repeated."""
   fields: dict[str, Any] = {}
   for key, value in pairs:
     if key in fields:
@@ -198,6 +195,6 @@ def _row(number: int, place: str, value: Any) -> Row:
 
 
 def _kind(value: Any) -> str:
-  """The name of a value's type in JSON."""
+  """Name of a value's type in JSON."""
   names = {dict: 'object', list: 'list', str: 'text', bool: 'truth value'}
   return names.get(type(value), 'null' if value is None else 'number')

@@ -1,19 +1,19 @@
-"""How weights and adapters lie on a mesh of devices, for `harness.Layout`.
+"""Sharding of weights and adapters over a mesh, for `harness.Layout`.
 
     mesh = jax.make_mesh((4, 2), ('fsdp', 'tp'))
     layout = harness.Layout(
       mesh, sharding.specs(config, mesh), examples=('fsdp',))
 
-Over `fsdp`, each device keeps a part of every matrix and gathers the rest when
+Over `fsdp`, each device stores a part of every matrix and gathers the rest when
 a layer needs it; examples are split over it too. Over `tp`, the heads and the
 hidden units of a layer are split, so that its products are computed in parts.
-What an axis does not divide is whole along it: heads are never cut.
+Dimensions that an axis does not divide are replicated; heads are never split.
 
-What is computed is the same up to rounding. Beside it, on accelerators:
-`dtype=jnp.bfloat16` of `log_probs.of_model` computes in bfloat16 from float32
-weights, `remat=True` keeps one layer's activations, and
-`bj.evaluation.accumulate(oracle, parts)` evaluates a batch in parts (of a mean
-over tokens, where all parts have as many, or as a mean of the parts' means).
+Results are equal up to rounding. To save more memory on accelerators:
+`dtype=jnp.bfloat16` of `log_probs.from_tokens` computes in bfloat16 from
+float32 weights, `remat=True` stores the activations of one layer, and
+`bj.evaluation.accumulate(oracle, micro_batches)` splits a batch (a mean over
+tokens becomes a mean of the means of the micro-batches).
 """
 
 import math
@@ -26,40 +26,40 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import harness
 from experiments.lm.config import Config
 
-# Of each matrix, which axis is split: 'in' is what enters, over fsdp or tp.
-_OUT = ('q', 'k', 'v', 'gate', 'up')  # In parts of what leaves.
-_IN = ('o', 'down')  # In parts of what enters, and summed.
+_OUT = ('q', 'k', 'v', 'gate', 'up')  # Split over tp along their outputs.
+_IN = ('o', 'down')  # Split over tp along their inputs, then summed.
 
 
-def layout_of(
+def parse_layout(
   config: Config, axes: str
 ) -> tuple[harness.Layout, NamedSharding]:
-  """A layout over all devices, from words.
+  """Makes a layout over all devices from a text.
 
   Args:
-    config: of the model.
-    axes: 'fsdp=4,tp=2', or one of them: what they come to is the number of
-      devices.
+    config: config of the model.
+    axes: sizes such as 'fsdp=4,tp=2', or one of them; their product is the
+      number of devices.
 
   Returns:
-    The layout, and how (rows, length) lie on it.
+    The layout, and the sharding of (rows, length).
 
   Raises:
-    SettingsError: if the words are others, or the devices are.
+    SettingsError: if the text is invalid or does not match the devices.
   """
   sizes: dict[str, int] = {}
   for word in axes.split(','):
     name, _, size = word.strip().partition('=')
     if name not in ('fsdp', 'tp') or not size.isdigit() or int(size) < 1:
       raise harness.SettingsError(
-        f'a mesh is fsdp=4,tp=2 for instance, or one of these; got {axes!r}.'
+        f'invalid mesh {axes!r}, expected for instance fsdp=4,tp=2, or one of '
+        'these.'
       )
     sizes[name] = int(size)
   count = len(jax.devices())
   if math.prod(sizes.values()) != count:
     raise harness.SettingsError(
-      f'the mesh {axes} has {math.prod(sizes.values())} places, but there are '
-      f'{count} devices.'
+      f'the mesh {axes} needs {math.prod(sizes.values())} devices, but there '
+      f'are {count}.'
     )
   mesh = jax.make_mesh(
     tuple(sizes.values()),
@@ -82,18 +82,18 @@ def specs(
   fsdp: str | None = 'fsdp',
   tp: str | None = 'tp',
 ) -> Callable[[Any], Any]:
-  """The rules for a model, its adapters, and what is trained of them.
+  """Makes the sharding rules of a model and its adapters.
 
   Args:
-    config: of the model.
-    mesh: of devices.
-    fsdp: the axis over which weights are kept in parts; None for none.
-    tp: the axis over which layers are computed in parts; None for none.
+    config: config of the model.
+    mesh: mesh of devices.
+    fsdp: name of the axis over which weights are stored in parts, or None.
+    tp: name of the axis over which layers are computed in parts, or None.
 
   Returns:
-    From a pytree of arrays or shapes, at any depth of which weights have the
-    names of `decoder` and `lora`, to one of `PartitionSpec`. What has another
-    name is whole on each device.
+    A function from a pytree of arrays or shapes to one of `PartitionSpec`.
+    Weights have the names of `decoder` and `lora` at any depth; arrays with
+    other names are replicated.
 
   Raises:
     SettingsError: if the mesh has no such axis.
@@ -101,8 +101,8 @@ def specs(
   for axis in (fsdp, tp):
     if axis is not None and axis not in mesh.axis_names:
       raise harness.SettingsError(
-        f'the mesh has the axes {mesh.axis_names}, and none called {axis!r}: '
-        'name its axes, or give None.'
+        f'the mesh has the axes {mesh.axis_names}, not {axis!r}: give one of '
+        'these, or None.'
       )
 
   def parts(axis):
@@ -111,8 +111,8 @@ def specs(
   heads = {'q': config.heads, 'o': config.heads}
   heads |= {'k': config.kv_heads, 'v': config.kv_heads}
 
-  def axes_of(name):
-    """The axes of the last dimensions of a weight of this name."""
+  def weight_axes(name):
+    """Returns the axes of the last dimensions of a weight."""
     if name == 'embed':
       return tp, fsdp
     if name == 'head':
@@ -120,7 +120,7 @@ def specs(
     base, _, kind = name.partition('.')
     if kind == '':
       base = base.removesuffix('_bias')
-    # Heads stay whole.
+    # Heads are not split.
     split = tp if heads.get(base, parts(tp)) % parts(tp) == 0 else None
     into, out = (fsdp, split) if base in _OUT else (split, fsdp)
     if base not in _OUT + _IN:
@@ -129,9 +129,10 @@ def specs(
       return (out,)
     return {'': (into, out), 'a': (into, None), 'b': (None, out)}[kind]
 
-  def one(path, leaf):
+  def spec(path, leaf):
     names = [getattr(k, 'key', getattr(k, 'name', None)) for k in path]
-    axes = axes_of(names[-1]) if names and isinstance(names[-1], str) else ()
+    name = names[-1] if names else None
+    axes = weight_axes(name) if isinstance(name, str) else ()
     if not axes or len(leaf.shape) < len(axes):
       return PartitionSpec()
     before = (None,) * (len(leaf.shape) - len(axes))
@@ -142,4 +143,4 @@ def specs(
     ]
     return PartitionSpec(*before, *fits)
 
-  return lambda tree: jax.tree_util.tree_map_with_path(one, tree)
+  return lambda tree: jax.tree_util.tree_map_with_path(spec, tree)

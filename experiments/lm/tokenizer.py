@@ -1,9 +1,9 @@
-"""Text to tokens and back, and dialogues to text by a model's own template.
+"""Converts text to tokens and back, and dialogues to text by a chat template.
 
-Control tokens, such as the one that ends an answer, come from the template and
-from this program only. Where a user's text holds the text of one, it is encoded
-as plain text: `hide` marks it before the template is applied, and
-`encode_rendered` keeps it plain.
+Control tokens, such as the end of an answer, come only from the template and
+from this program. Their text within a user's text is encoded as plain text:
+`hide` marks it before the template is applied, and `encode_rendered` keeps it
+plain.
 """
 
 import functools
@@ -18,27 +18,26 @@ from experiments.lm import control_tokens
 from experiments.lm.config import Config
 from experiments.lm.control_tokens import MARK
 
-# What splits text before merges, by the name that a GGUF file gives it.
+# Pre-tokenisers by their names in GGUF files.
 _SPLITS = {
   'smollm': 'digits',
   'default': 'bytes',
   'gpt-2': 'bytes',
 }
-# Types of tokens in a GGUF file: control tokens, and words that are looked up
-# before merges.
+# Types of tokens in GGUF files. User-defined tokens match before merges.
 _CONTROL, _USER_DEFINED = 3, 4
 
 Message = Mapping[str, str]
 
 
 class Tokenizer(NamedTuple):
-  """A tokeniser and its template.
+  """A tokeniser with a chat template.
 
   Attributes:
-    inner: of the package `tokenizers`.
-    template: in Jinja, of a dialogue; '' if the model has none.
-    end: the number of the token that ends an answer.
-    tokens: by name, what a template may use: 'bos_token', 'eos_token'.
+    inner: a tokeniser of the package `tokenizers`.
+    template: the chat template in Jinja; '' without one.
+    end: number of the token that ends an answer.
+    tokens: special tokens by name for the template: 'bos_token', 'eos_token'.
   """
 
   inner: Any
@@ -47,27 +46,27 @@ class Tokenizer(NamedTuple):
   tokens: Mapping[str, str]
 
   def encode(self, text: str, *, first: bool = False) -> list[int]:
-    """Numbers of the tokens of a trusted text, control tokens included.
+    """Encodes a trusted text, with control tokens.
 
     Args:
-      text: any.
-      first: whether a text begins here, so that the token comes before it that
-        some models want there. A template writes it itself.
+      text: any text.
+      first: whether to prepend the start token that some models need. A
+        template writes it itself.
 
     Returns:
-      The numbers.
+      Token numbers.
     """
     return self.inner.encode(text, add_special_tokens=first).ids
 
   def encode_plain(self, text: str, *, first: bool = False) -> list[int]:
-    """Numbers of the tokens of a user's text, none of them a control token.
+    """Encodes a user's text, without control tokens.
 
     Args:
-      text: any. The text of a control token is encoded as other text is.
+      text: any text; the text of a control token is encoded as plain text.
       first: as in `encode`.
 
     Returns:
-      The numbers; `decode` gives the text back, as far as it does for any.
+      Token numbers.
     """
     controls = self.controls()
     if not controls.count(text):
@@ -76,7 +75,7 @@ class Tokenizer(NamedTuple):
     try:
       ids = self.encode(text, first=first)
       if controls.unflagged.intersection(self.encode(text)):
-        # The tokenizer file does not call these special: break their text.
+        # The file does not flag these as special: splits their text.
         first_part, *parts = controls.fragments(text)
         ids = self.encode(first_part, first=first)
         ids += [i for part in parts for i in self.encode(part)]
@@ -85,26 +84,26 @@ class Tokenizer(NamedTuple):
     return ids
 
   def hide(self, message: Message) -> Message:
-    """A message in which no text can become a control token.
+    """Marks the texts of control tokens in a message.
 
     Args:
-      message: with `role` and `content`.
+      message: message with `role` and `content`.
 
     Returns:
-      The same with marks, for `render` and then `encode_rendered`.
+      The message with marks, for `render` and then `encode_rendered`.
     """
     content = message['content']
-    hidden = self.controls().broken(content.replace(MARK, 2 * MARK))
+    hidden = self.controls().mark(content.replace(MARK, 2 * MARK))
     return message if hidden == content else {**message, 'content': hidden}
 
   def encode_rendered(self, text: str) -> list[int]:
-    """Numbers of the tokens of a rendered dialogue of hidden messages.
+    """Encodes a rendered dialogue of messages from `hide`.
 
     Args:
-      text: of `render`.
+      text: text from `render`.
 
     Returns:
-      The numbers. Control tokens are those of the template.
+      Token numbers, with the control tokens of the template only.
     """
     if MARK not in text:
       return self.encode(text)
@@ -118,23 +117,23 @@ class Tokenizer(NamedTuple):
     return ids
 
   def controls(self) -> control_tokens.Controls:
-    """The control tokens: those called special, and the template's."""
+    """Returns the control tokens."""
     return control_tokens.find(self.inner, self.end, tuple(self.tokens.items()))
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """The text of tokens, special ones with it."""
+    """Decodes tokens, including special ones."""
     return self.inner.decode(list(tokens), skip_special_tokens=False)
 
   def numbers(self) -> dict[str, int]:
-    """The number of each word, special ones with them."""
+    """Returns the number of each token, including special ones."""
     return self.inner.get_vocab(with_added_tokens=True)
 
   def render(self, messages: Sequence[Message], *, answer: bool = False) -> str:
-    """A dialogue as the model was trained to see it.
+    """Renders a dialogue by the chat template.
 
     Args:
-      messages: each with `role` and `content`.
-      answer: whether to end with what stands before an answer.
+      messages: messages with `role` and `content`.
+      answer: whether to append the opening of an answer.
 
     Returns:
       The text.
@@ -145,9 +144,8 @@ class Tokenizer(NamedTuple):
     if not self.template:
       raise harness.UserError(
         'the model has no chat template: put one into its folder as '
-        'chat_template.jinja, or give prompts as texts, with the keys prompt '
-        'and response, not as messages, instructions, or dialogues of Human: '
-        'and Assistant:.'
+        'chat_template.jinja, or give prompts as texts (keys prompt and '
+        'response) instead of messages, instructions or dialogues.'
       )
     try:
       return _compiled(self.template).render(
@@ -157,28 +155,28 @@ class Tokenizer(NamedTuple):
       )
     except harness.UserError:
       raise
-    except Exception as error:  # Whatever a template can do wrong.
+    except Exception as error:  # Templates may raise anything.
       raise harness.UserError(
-        f'the chat template does not take these messages: {error}'
+        f'the chat template fails for these messages: {error}'
       ) from error
 
   def save(self, folder: str | pathlib.Path) -> None:
     """Writes the files that `load` reads."""
     folder = pathlib.Path(folder)
     self.inner.save(str(folder / 'tokenizer.json'))
-    told = {
+    fields = {
       'tokenizer_class': 'PreTrainedTokenizerFast',
       **self.tokens,
       'chat_template': self.template,
     }
     (folder / 'tokenizer_config.json').write_text(
-      json.dumps(told, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+      json.dumps(fields, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
-  """A template that sees nothing of this program; compiling it is slow."""
+  """Compiles a template in a sandbox."""
   sandbox = harness.load_extra('jinja2.sandbox', 'llm', 'a chat template')
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
@@ -197,44 +195,45 @@ def _compiled(template: str) -> Any:
 
 
 def load(vocabulary: Any, config: Config | None = None) -> Tokenizer:
-  """The tokeniser of a model that `weights.load` has read.
+  """Loads the tokeniser of a model.
 
   Args:
-    vocabulary: a folder with `tokenizer.json`, or the fields of a GGUF file.
-    config: of the model, to check that it has an embedding for every token.
+    vocabulary: a folder with `tokenizer.json`, or the fields of a GGUF file,
+      from `weights.load`.
+    config: config of the model, to check the size of its embedding; or None.
 
   Returns:
     A `Tokenizer`.
 
   Raises:
-    UserError: if files are missing, the vocabulary is of another kind, or it
-      has tokens that the model has not.
+    UserError: if files are missing, the vocabulary is not supported, or a token
+      has no embedding.
   """
   if isinstance(vocabulary, Mapping):
-    found = _from_fields(vocabulary)
+    tokenizer = _from_fields(vocabulary)
   else:
-    found = _from_folder(pathlib.Path(vocabulary))
+    tokenizer = _from_folder(pathlib.Path(vocabulary))
   if config is not None:
-    check(found, config)
-  return found
+    check(tokenizer, config)
+  return tokenizer
 
 
 def check(tokenizer: Tokenizer, config: Config) -> None:
-  """Whether a tokeniser can be a model's.
+  """Checks that a model has an embedding for each token.
 
-  A model may have more rows than its tokeniser has tokens: they are padded.
+  An embedding may have more rows than there are tokens.
 
   Raises:
-    UserError: if it may give a number for which the model has no embedding; on
-      a device that would be another token's, or no number, without a word.
+    UserError: if a token has no embedding; a device would silently use another
+      one or NaN.
   """
   numbers = tokenizer.numbers()
   word, largest = max(numbers.items(), key=lambda item: item[1])
   if largest >= config.vocabulary:
     raise harness.UserError(
       f'the tokeniser has the token {word!r} with the number {largest}, but '
-      f'the model has embeddings for {config.vocabulary} only: they are not of '
-      'one model, or tokens were added and the embedding was not made larger.'
+      f'the model has only {config.vocabulary} embeddings: take the tokeniser '
+      'of the model, or enlarge the embedding for added tokens.'
     )
 
 
@@ -243,25 +242,25 @@ def _from_folder(folder: pathlib.Path) -> Tokenizer:
   path = folder / 'tokenizer.json'
   if not path.exists():
     raise harness.UserError(
-      f'{folder} has no tokenizer.json; other formats are not read.'
+      f'{folder} has no tokenizer.json; other formats are not supported.'
     )
   inner = tokenizers.Tokenizer.from_file(str(path))
-  given: dict[str, Any] = {}
-  if (more := folder / 'tokenizer_config.json').exists():
-    given = json.loads(more.read_text(encoding='utf-8'))
-  template = given.get('chat_template') or ''
-  if isinstance(template, list):  # Several, by name.
+  fields: dict[str, Any] = {}
+  if (config_file := folder / 'tokenizer_config.json').exists():
+    fields = json.loads(config_file.read_text(encoding='utf-8'))
+  template = fields.get('chat_template') or ''
+  if isinstance(template, list):  # Several templates by name.
     template = {t['name']: t['template'] for t in template}.get('default', '')
-  if (apart := folder / 'chat_template.jinja').exists():
-    template = apart.read_text(encoding='utf-8')
+  if (template_file := folder / 'chat_template.jinja').exists():
+    template = template_file.read_text(encoding='utf-8')
   plain = lambda token: token['content'] if isinstance(token, dict) else token
   names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-  tokens = {n: plain(given[n]) for n in names if given.get(n)}
+  tokens = {n: plain(fields[n]) for n in names if fields.get(n)}
   end = inner.token_to_id(tokens.get('eos_token', ''))
   if end is None:
     raise harness.UserError(
-      f'{folder}/tokenizer_config.json names no eos_token that '
-      'tokenizer.json has: nothing would end an answer.'
+      f'{folder}/tokenizer_config.json has no eos_token of tokenizer.json: set '
+      'the token that ends an answer.'
     )
   return Tokenizer(inner, template, end, tokens)
 
@@ -275,8 +274,8 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   if kind != 'gpt2' or split not in _SPLITS:
     raise harness.UserError(
       f'the tokeniser of the GGUF file is {kind!r} with the split {split!r}; '
-      f"supported: 'gpt2' with {', '.join(_SPLITS)}. Take the folder of "
-      'Hugging Face, with its tokenizer.json.'
+      f"supported: 'gpt2' with {', '.join(_SPLITS)}. Give the folder of "
+      'Hugging Face with its tokenizer.json.'
     )
   words = value('ggml.tokens')
   pairs = [tuple(merge.split(' ', 1)) for merge in value('ggml.merges')]
@@ -287,13 +286,13 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
       fuse_unk=False,
     )
   )
-  of_bytes = tokenizers.pre_tokenizers.ByteLevel(
+  splitter = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False, use_regex=True
   )
   if _SPLITS[split] == 'digits':
-    alone = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-    of_bytes = tokenizers.pre_tokenizers.Sequence([alone, of_bytes])
-  inner.pre_tokenizer = of_bytes
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    splitter = tokenizers.pre_tokenizers.Sequence([digits, splitter])
+  inner.pre_tokenizer = splitter
   inner.decoder = tokenizers.decoders.ByteLevel()
   kinds = value('ggml.token_type', [])
   inner.add_tokens(

@@ -1,4 +1,4 @@
-"""How a model is trained: what moves, what is frozen, what is computed once."""
+"""Trained and frozen parts of a model, and outputs of frozen layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,24 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from experiments import harness
-from experiments.lm import decoder, kept, log_probs, lora, tables
+from experiments.lm import array_cache, decoder, log_probs, lora, tables
 from experiments.lm.config import Config
 
 
 class Tuning(NamedTuple):
-  """What of a model is trained.
+  """The trained part of a model.
 
   Attributes:
-    config: of the model.
-    rank: of the adapters; 0 trains the weights themselves: of all layers with
-      the embedding and the head, of a part of the layers nothing else.
-    weights: which weights of a layer get adapters.
-    alpha: adapters count alpha / rank.
-    layers: of how many layers, the last ones; None for all.
-    remat: whether the backward pass computes each layer anew, for memory.
-    dtype: of the arithmetic, bfloat16 on accelerators; None for that of the
-      weights, which keep theirs.
-    rows: a sharding of (rows, length): how a batch lies on a mesh of devices.
+    config: config of the model.
+    rank: rank of the adapters; 0 trains the weights: all of them, or those of
+      the last layers without the embedding and the head.
+    weights: names of the adapted weights of a layer.
+    alpha: scale of the adapters times their rank.
+    layers: number of trained layers, the last ones; None for all.
+    remat: whether the backward pass recomputes each layer, to save memory.
+    dtype: dtype of the arithmetic; None for that of the weights.
+    rows: sharding of (rows, length) over a mesh, or None.
   """
 
   config: Config
@@ -38,57 +37,57 @@ class Tuning(NamedTuple):
 
   @property
   def scale(self) -> float:
-    """What the products of adapters are multiplied by."""
+    """Scale of the products of adapters."""
     return self.alpha / self.rank if self.rank else 1.0
 
   @property
   def cut(self) -> int:
-    """How many layers lie below those that are trained.
+    """Number of frozen layers below the trained ones.
 
     Raises:
-      SettingsError: if the model has fewer layers than are to be trained.
+      SettingsError: if the model has fewer than `layers` layers.
     """
     if (self.layers or 0) > self.config.layers:
       raise harness.SettingsError(
-        f'layers={self.layers} are to be trained, but the model has '
-        f'{self.config.layers}.'
+        f'layers={self.layers}, but the model has {self.config.layers}: train '
+        'fewer layers.'
       )
     return self.config.layers - (self.layers or self.config.layers)
 
   def split(self, params: decoder.Params) -> tuple[Any, Any]:
-    """The layers below, for `cache`, and what `answers` takes as frozen."""
+    """Splits a model into layers for `cache`, and weights for `answers`."""
     if not self.cut:
       return None, params
     return decoder.split_layers(params, self.cut)
 
   def init(self, frozen: decoder.Params, key: jax.Array) -> Any:
-    """What is trained, at its start: adapters that change nothing, or all."""
+    """Initialises what is trained: adapters without effect, or weights."""
     if not self.rank:
-      # Where layers below were run before, what they saw is to stay.
+      # The cached outputs of frozen layers depend on the embedding.
       names = ('layers',) if self.cut else decoder.shapes(self.config)
       part = {name: frozen[name] for name in names}
-      # Small steps are lost in bfloat16.
+      # Small steps would be lost in bfloat16.
       wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
       return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide(leaf)), part)
     return lora.init(frozen, key, rank=self.rank, weights=self.weights)
 
   def params(self, trained: Any, frozen: decoder.Params) -> decoder.Params:
-    """Params for `decoder`, of the layers that are trained."""
+    """Combines trained and frozen weights to params for `decoder`."""
     if not self.rank:
       return {**frozen, **trained}
     return lora.attach(frozen, trained, scale=self.scale)
 
   def merged(self, trained: Any, params: decoder.Params) -> decoder.Params:
-    """The whole model as trained, for generation and `hugging_face.export`."""
+    """Merges the trained part into the model, for generation and export."""
     if self.rank:
       return lora.merge(params, trained, scale=self.scale)
     if not self.cut:
       return trained
-    whole = {
+    layers = {
       name: jnp.concatenate([params['layers'][name][: self.cut], above])
       for name, above in trained['layers'].items()
     }
-    return {**params, 'layers': whole}
+    return {**params, 'layers': layers}
 
   def answers(
     self,
@@ -97,37 +96,37 @@ class Tuning(NamedTuple):
     rows: tables.Rows,
     names: Sequence[str] = ('tokens',),
     *,
-    longest: int | None = None,
-    read: Callable[..., log_probs.Answers] = log_probs.of_answers,
+    max_answer: int | None = None,
+    read: Callable[..., log_probs.Answers] = log_probs.from_hidden,
   ) -> log_probs.Answers:
-    """Log-probabilities of answers, of several kinds in one pass.
+    """Computes log-probabilities of answers in one pass.
 
     Args:
-      trained: as `init` gives it.
-      frozen: as `split` gives it.
-      rows: tokens by name, with masks, and what `cache` has added; of packed
-        rows `segments` and `positions`.
-      names: of the tokens: ('chosen', 'rejected') for both answers, whose rows
-        then follow one another.
-      longest: as in `log_probs.of_answers`.
-      read: that, or `log_probs.distributions`.
+      trained: trained weights, from `init`.
+      frozen: frozen weights, from `split`.
+      rows: tokens and masks by name, with arrays of `cache`, and `segments` and
+        `positions` of packed rows.
+      names: names of the tokens; ('chosen', 'rejected') concatenates the rows
+        of both answers.
+      max_answer: as in `log_probs.from_hidden`.
+      read: `log_probs.from_hidden` or `log_probs.distributions`.
 
     Returns:
       The answers, (rows of all names, tokens).
     """
     params = self.params(trained, frozen)
-    together = lambda found: jnp.concatenate(list(found))
-    tokens = together(rows[n] for n in names)
+    join = lambda suffix: jnp.concatenate([rows[f'{n}{suffix}'] for n in names])
+    tokens = join('')
     if self.rows is not None:
       tokens = jax.lax.with_sharding_constraint(tokens, self.rows)
-    mask = together(rows[mask_name(n)] for n in names)
+    mask = jnp.concatenate([rows[mask_name(n)] for n in names])
     if self.cut and f'{names[0]}_x' not in rows:
       raise ValueError(
-        f'{self.cut} layers below are frozen, and the rows have no '
-        f'{names[0]}_x: put them through `cache` first.'
+        f'{self.cut} layers are frozen, but the rows have no {names[0]}_x: '
+        'call `cache` first.'
       )
     if f'{names[0]}_x' in rows:
-      x = together(rows[f'{n}_x'] for n in names)
+      x = join('_x')
       x = x if self.dtype is None else x.astype(self.dtype)
     else:
       x = decoder.embed(params, tokens, self.dtype)
@@ -139,11 +138,11 @@ class Tuning(NamedTuple):
       positions=rows.get('positions'),
       remat=self.remat,
     )
-    return read(self.config, params, x, tokens, mask, longest=longest)
+    return read(self.config, params, x, tokens, mask, max_answer=max_answer)
 
 
 def mask_name(tokens: str) -> str:
-  """The name of the mask of tokens: `mask`, or `chosen_mask`."""
+  """Returns the name of the mask of tokens: `mask` or `chosen_mask`."""
   return 'mask' if tokens == 'tokens' else f'{tokens}_mask'
 
 
@@ -156,28 +155,29 @@ def cache(
   folder: Any = None,
   rows: int = 16,
 ) -> tables.Table:
-  """Adds what leaves the frozen layers: they are never run again.
+  """Adds the outputs of the frozen layers to a table.
 
   Args:
-    config: of the model.
-    below: the frozen layers, as `Tuning.split` gives them.
-    table: of tokens.
-    dtype: what is computed in; None for that of the weights.
-    folder: where it is kept; see `kept.arrays`.
-    rows: at a time.
+    config: config of the model.
+    below: frozen layers, from `Tuning.split`.
+    table: table with tokens.
+    dtype: dtype of the arithmetic; None for that of the weights.
+    folder: folder of stored arrays, see `array_cache.load_or_compute`.
+    rows: rows per batch.
 
   Returns:
-    The table with `tokens_x` and so on, (examples, length, width).
+    The table with `tokens_x`, or `chosen_x` and `rejected_x`, (examples,
+    length, width).
   """
 
   def run(below, tokens, packing):
     def one(row):
       row = jax.tree.map(lambda leaf: leaf[None], row)
-      found = decoder.trunk(config, below, row['tokens'], dtype, **row['where'])
-      return found[0]
+      x = decoder.trunk(config, below, row['tokens'], dtype, **row['packing'])
+      return x[0]
 
     return jax.lax.map(
-      one, {'tokens': tokens, 'where': packing}, batch_size=rows
+      one, {'tokens': tokens, 'packing': packing}, batch_size=rows
     )
 
   compiled = jax.jit(run)
@@ -186,7 +186,7 @@ def cache(
     names = [n for n in ('tokens', 'chosen', 'rejected') if n in part]
     tokens = {n: part[n] for n in names}
     packing = {n: part[n] for n in ('segments', 'positions') if n in part}
-    found = kept.arrays(
+    outputs = array_cache.load_or_compute(
       folder,
       'trunk',
       f'{config} {dtype}',
@@ -198,5 +198,5 @@ def cache(
       names=[f'{n}_x' for n in names],
       count=len(part['index']),
     )
-    parts.append({**part, **found})
+    parts.append({**part, **outputs})
   return tables.with_parts(table, parts)

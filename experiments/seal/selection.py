@@ -41,7 +41,9 @@ def reader(
 
   @jax.jit
   def one(trained, frozen, part):
-    found = subject.tuning.answers(trained, frozen, part, longest=made.longest)
+    found = subject.tuning.answers(
+      trained, frozen, part, max_answer=made.longest
+    )
     return -found.log_probs, found.mask
 
   return lambda trained: _by_parts(

@@ -97,7 +97,7 @@ class Subject(NamedTuple):
     encoded = batches.encode(
       self.words,
       examples,
-      longest=longest,
+      max_length=longest,
       source=source,
       flag='--max_length',
       skip=skip,
@@ -111,9 +111,9 @@ class Subject(NamedTuple):
       )
     if loss in objectives.REFERENCED:
       table = objectives.reference_columns(self.tuning, self.frozen, table)
-    rows = tables.rows_of(table)
+    rows = tables.all_rows(table)
     rows.pop('index')
-    return Made(rows, np.array(encoded.places), table.longest[0])
+    return Made(rows, np.array(encoded.places), table.max_answers[0])
 
 
 def _require_room(rows: int, longest: int, how: tuning_lib.Tuning) -> None:
@@ -133,7 +133,7 @@ def row_losses(
   subject: Subject, trained: Any, frozen: Any, rows: tables.Rows, longest: int
 ) -> jax.Array:
   """Minus the mean log-probability of each answer's tokens, (rows,)."""
-  found = subject.tuning.answers(trained, frozen, rows, longest=longest)
+  found = subject.tuning.answers(trained, frozen, rows, max_answer=longest)
   return -found.mean
 
 
@@ -152,12 +152,18 @@ def losses_of(
   if name == 'sft':
     return row_losses(subject, trained, frozen, rows, longest)
   found = objectives.answers(
-    name, subject.tuning, trained, frozen, rows, subject.shape, longest=longest
+    name,
+    subject.tuning,
+    trained,
+    frozen,
+    rows,
+    subject.shape,
+    max_answer=longest,
   )
   if name == 'kto':
-    loss = objectives.of_answers(name, found, rows, subject.shape)
+    loss = objectives.loss(name, found, rows, subject.shape)
     return jnp.full(len(rows['chosen']), loss)
-  return objectives.of_rows(name, found, rows, subject.shape)
+  return objectives.row_losses(name, found, rows, subject.shape)
 
 
 def take(rows: tables.Rows, at: Any) -> tables.Rows:

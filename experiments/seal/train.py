@@ -33,9 +33,9 @@ from experiments.lm import (
   batches,
   generation,
   hugging_face,
+  output_folders,
   refusals,
   weights,
-  written,
 )
 from experiments.seal import (
   controls,
@@ -283,7 +283,7 @@ class Measure:
       subject, encoded.part(out).joined(safe.part(safe_out))
     )
     self._kinds = np.concatenate([kinds[out], ['safe'] * safe_out.sum()])
-    self._generate = generation.maker(
+    self._generate = generation.make_generator(
       subject.tuning.config,
       new=settings.answers.answer_length,
       end=subject.words.end,
@@ -351,7 +351,7 @@ def export(
   merged = subject.tuning.merged(trained, whole.params)
   model = whole.config, merged, subject.words
   make = lambda folder: hugging_face.export(folder, *model, **how)
-  written.write(options.workdir, settings.files.output, '', make)
+  output_folders.write(options.workdir, settings.files.output, '', make)
   print(f'Model: {settings.files.output}')
 
 
@@ -364,7 +364,7 @@ def main(options: harness.Options) -> harness.Report:
       'written it; --ways=all does without.'
     )
   if settings.files.output:
-    written.require_own(options.workdir, settings.files.output)
+    output_folders.require_own(options.workdir, settings.files.output)
   prepared = prepare(options)
   subject, whole = prepared.subject, None
   if prepared.prompts or settings.files.output:

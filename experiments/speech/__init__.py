@@ -1,9 +1,9 @@
 """Speech recognition: audio, corpora, recognisers, decoding, transcription.
 
 `audio` reads files, the loaders (`fsdd`, `an4`, `librispeech`, `tedlium`,
-`folder`) make `utterances` of them, and `corpora` names the loaders and makes
-examples, which `feed` puts into batches. `recogniser` joins a `front_end`, one
-of `encoders`, units of text and the losses of `objectives`. `decoding` searches
-with models of language (`fusion`, `ngram`), `scoring` counts errors, and
+`folder`) turn them into `utterances`, `corpora` selects a loader by name and
+makes examples, and `feed` batches them. `recogniser` combines a `front_end`,
+one of the `encoders`, text `units` and the losses of `objectives`. `decoding`
+searches with language models (`fusion`, `ngram`), `scoring` counts errors, and
 `transcribe` is the program for files of any length. Needs the extra `asr`.
 """

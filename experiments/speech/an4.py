@@ -1,10 +1,10 @@
 """AN4 of Carnegie Mellon University: spelled words and numbers, as features.
 
-The archive that comes with the Sphinx recognisers has no waveforms: a file
-`.mfc` is a big-endian int32, how many numbers follow, and as many float32, 13
-cepstral coefficients a frame, 100 frames a second. The lists and transcripts in
-`etc/` say what is for training (948 utterances of 74 speakers) and for the test
-(130 of ten others).
+The archive of the Sphinx recognisers has no waveforms. A `.mfc` file is a
+big-endian int32, the count of the values, and then the values, float32: 13
+cepstral coefficients per frame, 100 frames per second. The lists and
+transcripts in `etc/` define the training set (948 utterances of 74 speakers)
+and the test set (130 utterances of ten other speakers).
 """
 
 import pathlib
@@ -30,23 +30,23 @@ _MARKS = re.compile(r'</?s>|<sil>|\+\+\w+\+\+', re.IGNORECASE)
 def read(
   data_dir: files.Path | None, *, validation_speakers: int = 8, seed: int = 0
 ) -> utterances.Corpus:
-  """Reads AN4 from its folder, or straight from its archive.
+  """Reads AN4 from its folder or from its archive.
 
   Args:
     data_dir: folder of data sets.
     validation_speakers: training speakers that are held out for validation.
-    seed: of which they are.
+    seed: selects the validation speakers.
 
   Returns:
-    The corpus, texts in small letters. Its test is the official one.
+    The corpus with lower-case texts and the official test set.
 
   Raises:
-    MissingDataError: if it is not there; says where to get it.
-    DamagedDataError: if a line of a list or a transcript is none, or nothing is
-      left of a part.
+    MissingDataError: if the data is missing; says where to get it.
+    DamagedDataError: if a line of a list or a transcript is invalid, or a set
+      is empty.
     SettingsError: if no speaker would be left for training.
   """
-  path, found = archive.read(
+  path, contents = archive.read(
     data_dir,
     folder='an4',
     archive='an4_mfcc.tar.gz',
@@ -55,31 +55,31 @@ def read(
     advice=ADVICE,
   )
   skips = utterances.Skips()
-  train = _part(path, found, 'train', skips)
-  test = _part(path, found, 'test', skips)
+  train = _read_part(path, contents, 'train', skips)
+  test = _read_part(path, contents, 'test', skips)
   names = sorted({u.speaker for u in train})
   if not 0 < validation_speakers < len(names):
     raise harness.SettingsError(
-      f'{validation_speakers} speakers cannot be held out for validation, of '
-      f'the {len(names)} that there are for training.'
+      f'{validation_speakers} speakers cannot be held out for validation: '
+      f'there are {len(names)} training speakers, and some have to remain.'
     )
   names.sort(key=lambda name: utterances.order(name, seed))
-  held = set(names[:validation_speakers])
+  held_out = set(names[:validation_speakers])
   corpus = utterances.Corpus(
-    train=tuple(u for u in train if u.speaker not in held),
-    validation=tuple(u for u in train if u.speaker in held),
+    train=tuple(u for u in train if u.speaker not in held_out),
+    validation=tuple(u for u in train if u.speaker in held_out),
     test=test,
     rate=None,
     frame_rate=FRAME_RATE,
     numbers=NUMBERS,
-    skipped=skips.found(),
+    skipped=skips.by_reason(),
     source=utterances.source(
       f'AN4 in {path}, {len(train)} and {len(test)} utterances',
       [train, test],
       otherwise='speech in the layout of AN4',
     ),
   )
-  return utterances.checked(corpus, where=path)
+  return utterances.check_sets(corpus, where=path)
 
 
 def _is_read(name):
@@ -88,29 +88,29 @@ def _is_read(name):
   )
 
 
-def _lines(path, found, name):
-  if name not in found:
+def _lines(path, contents, name):
+  if name not in contents:
     raise harness.MissingDataError(f'{name} is missing in {path}: {ADVICE}.')
   with sources.parsing(f'{path}, {name}', 'text in UTF-8'):
-    return found[name].decode('utf-8').splitlines()
+    return contents[name].decode('utf-8').splitlines()
 
 
-def _part(path, found, part, skips):
+def _read_part(path, contents, part, skips):
   texts = {}
   name = f'etc/an4_{part}.transcription'
-  for number, line in enumerate(_lines(path, found, name), 1):
+  for number, line in enumerate(_lines(path, contents, name), 1):
     if not line.strip():
       continue
     match = _LINE.match(line)
     if match is None:
       raise harness.DamagedDataError(
-        f'{path}, {name}, line {number}: a transcript ends with the name of '
-        f'its utterance in brackets, got {line.strip()[-40:]!r}.'
+        f'{path}, {name}, line {number}: a transcript has to end with the '
+        f'name of its utterance in brackets, got {line.strip()[-40:]!r}.'
       )
     text, utterance = match.groups()
     texts[utterance] = ' '.join(_MARKS.sub(' ', text).lower().split())
   utterances_read = []
-  for line in _lines(path, found, f'etc/an4_{part}.fileids'):
+  for line in _lines(path, contents, f'etc/an4_{part}.fileids'):
     place = line.strip()
     if not place:
       continue
@@ -121,14 +121,14 @@ def _part(path, found, part, skips):
       skips.add('no transcript', name)
       continue
     try:
-      content = found.get(f'feat/{place}.mfc')
+      content = contents.get(f'feat/{place}.mfc')
       if content is None:
         raise audio.AudioError(f'{place}.mfc is not in {path}.', 'no such file')
-      length = _frames(content, f'{path}, {place}.mfc')
+      length = _count_frames(content, f'{path}, {place}.mfc')
     except audio.AudioError as error:
       skips.add(error.reason, name)
       continue
-    load = utterances.Later(_load, content, f'{path}, {place}.mfc')
+    load = utterances.LazyCall(_load, content, f'{path}, {place}.mfc')
     utterances_read.append(
       utterances.Utterance(
         name, text, speaker, length, length / FRAME_RATE, load
@@ -137,17 +137,17 @@ def _part(path, found, part, skips):
   return tuple(utterances_read)
 
 
-def features(path: files.Path) -> np.ndarray:
-  """Reads one file of features.
+def read_features(path: files.Path) -> np.ndarray:
+  """Reads a .mfc file of features.
 
   Args:
-    path: of a file .mfc.
+    path: the file.
 
   Returns:
     float32 (frames, 13).
 
   Raises:
-    AudioError: if there is no such file, or it holds something else.
+    AudioError: if the file is missing or invalid.
   """
   try:
     content = pathlib.Path(path).read_bytes()
@@ -155,22 +155,23 @@ def features(path: files.Path) -> np.ndarray:
     raise audio.AudioError(
       f'{path} cannot be read ({error.strerror}).', 'no such file'
     ) from error
-  _frames(content, str(path))
+  _count_frames(content, str(path))
   return _load(content, str(path))[0]
 
 
-def _frames(content, name):
+def _count_frames(content, name):
   announced = int.from_bytes(content[:4], 'big')
   if len(content) < 4 or 4 + 4 * announced != len(content):
     raise audio.AudioError(
-      f'{name} is cut short or no Sphinx feature file: it announces '
-      f'{announced:,} numbers and has {max(0, len(content) // 4 - 1):,}; get '
-      'it again.',
+      f'{name} is truncated or not a Sphinx feature file: its header announces '
+      f'{announced:,} numbers, but it has {max(0, len(content) // 4 - 1):,}: '
+      'get it again.',
       'cut short',
     )
   if announced % NUMBERS or not announced:
     raise audio.AudioError(
-      f'{name} has {announced:,} numbers, which are no frames of {NUMBERS}.',
+      f'{name} has {announced:,} numbers, not a multiple of {NUMBERS} per '
+      'frame: get it again.',
       'empty audio' if not announced else 'damaged audio',
     )
   return announced // NUMBERS
@@ -180,7 +181,7 @@ def _load(content, name):
   values = np.frombuffer(content, '>f4', offset=4).astype(np.float32)
   if not np.isfinite(values).all():
     raise audio.AudioError(
-      f'{name} has a number that is not finite: get it again.',
-      'samples that are not finite',
+      f'{name} contains a non-finite number: get it again.',
+      'non-finite samples',
     )
   return values.reshape(-1, NUMBERS), None

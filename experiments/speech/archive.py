@@ -1,4 +1,4 @@
-"""A data set's files, from a folder or from its gzipped tar archive alike."""
+"""Files of a small data set, from a folder or its gzipped tar archive."""
 
 import os
 import pathlib
@@ -9,8 +9,8 @@ from experiments import harness
 from experiments.harness.data import sources
 from experiments.harness.store import files
 
-# Bytes that are taken out of an archive, at most.
-MOST = 2**30
+# Largest total size of the files that are read from an archive, bytes.
+MAX_BYTES = 2**30
 
 
 def read(
@@ -22,22 +22,22 @@ def read(
   folders: Sequence[str],
   advice: str,
 ) -> tuple[pathlib.Path, dict[str, bytes]]:
-  """Reads the files of a data set that is small enough to be held.
+  """Reads the files of a data set into memory.
 
   Args:
     data_dir: folder of data sets.
-    folder: of this one; its files' names are below it.
-    archive: the file with the same folder in it.
-    wanted: which files are read, by name below the folder.
-    folders: where either may be, below `data_dir`.
-    advice: where to get it, for the message.
+    folder: name of the data set's folder; file names are relative to it.
+    archive: name of the archive that contains this folder.
+    wanted: selects files by their name.
+    folders: places of the folder or the archive below `data_dir`.
+    advice: where to get the data, for the error message.
 
   Returns:
-    What was read, the folder or the archive, and the content of files by name.
+    The path of the folder or archive, and the content of files by name.
 
   Raises:
-    MissingDataError: if neither is there.
-    DamagedDataError: if the archive is damaged, or has too much.
+    MissingDataError: if both are missing.
+    DamagedDataError: if the archive is damaged or too large.
   """
   names = [folder, archive]
   if data_dir is not None:
@@ -51,7 +51,7 @@ def read(
 
 
 def _from_folder(path, wanted):
-  found = {}
+  contents = {}
   for place, inner, names in os.walk(path):
     inner.sort()
     for name in sorted(names):
@@ -59,12 +59,12 @@ def _from_folder(path, wanted):
       below = file.relative_to(path).as_posix()
       if wanted(below):
         with sources.parsing(file, 'file that can be read', (OSError,)):
-          found[below] = file.read_bytes()
-  return found
+          contents[below] = file.read_bytes()
+  return contents
 
 
 def _from_archive(path, folder, wanted):
-  found, total = {}, 0
+  contents, total = {}, 0
   with tarfile.open(path, 'r:gz') as archive:
     for member in archive:
       inside = pathlib.PurePosixPath(member.name).parts
@@ -74,10 +74,11 @@ def _from_archive(path, folder, wanted):
       if not wanted(below):
         continue
       total += member.size
-      if total > MOST:
+      if total > MAX_BYTES:
         raise harness.DamagedDataError(
-          f'{path} has more than the {MOST:,} bytes that are read.'
+          f'{path} has more than {MAX_BYTES:,} bytes of files, the limit: '
+          'unpack it.'
         )
       content = archive.extractfile(member)
-      found[below] = content.read() if content else b''
-  return found
+      contents[below] = content.read() if content else b''
+  return contents

@@ -1,9 +1,8 @@
-"""Audio from files, mono and at one rate: wav, FLAC, SPH and whatever else.
+"""Reads audio files (wav, FLAC, SPH and others) as mono at one rate.
 
-The package soundfile reads what its library libsndfile knows. It takes what is
-left of a wav or SPH file that is cut short without a word, so their headers are
-compared with their sizes here. SPH files compressed by shorten, as LDC ships
-them, it does not read.
+Reading is done by the package soundfile (libsndfile). It reads truncated wav
+and SPH files without an error, so this module compares headers with file sizes.
+It does not read SPH files compressed by shorten, the form that LDC ships.
 """
 
 import io
@@ -20,19 +19,19 @@ import scipy.signal
 
 from experiments import harness
 
-# Seconds by which a part may reach over the end of its file: the time marks of
-# transcripts are rounded.
+# Seconds by which a part may exceed the end of its file: transcripts have
+# rounded times.
 TOLERANCE = 0.5
-# Samples of a part, over all channels, at most: damaged headers announce more
-# than there is memory, and rates that nothing has.
-MOST = 2**28
+# Largest number of samples of a part, over all channels, and plausible sampling
+# rates in hertz: damaged headers announce impossible values.
+MAX_SAMPLES = 2**28
 _RATES = (1_000, 1_000_000)
-# Samples, of two frames, by which MP3 may be shorter than it announces.
+# Samples (two frames) by which MP3 may be shorter than announced.
 _MP3_FRAMES = 2 * 1152
-# Bytes of a header that are looked at.
+# Bytes of the header.
 _HEADER = 1024
-# Channels cancel each other out if their mean has less than this share of the
-# variance that the mean of independent ones would have.
+# Channels cancel each other out if the variance of their mean is below this
+# fraction of that of independent channels.
 _CANCELLED = 0.1
 
 
@@ -40,7 +39,7 @@ class AudioError(harness.DamagedDataError):
   """Audio that cannot be used.
 
   Attributes:
-    reason: in some words, to count by.
+    reason: a short phrase by which such files are counted.
   """
 
   def __init__(self, message: str, reason: str):
@@ -49,15 +48,15 @@ class AudioError(harness.DamagedDataError):
 
 
 class Part(NamedTuple):
-  """Audio that is known by its header and not read yet.
+  """A range of an audio file whose samples are not read yet.
 
   Attributes:
     file: path, or the content as bytes.
-    name: of the file, for messages.
-    first: sample of the file, from 0.
-    samples: how many of the file.
-    from_rate: its samples a second.
-    rate: those it is resampled to.
+    name: name of the file, for messages.
+    first: first sample in the file, from 0.
+    samples: number of samples in the file.
+    from_rate: sampling rate of the file, hertz.
+    rate: sampling rate after resampling, hertz.
   """
 
   file: Any
@@ -69,7 +68,7 @@ class Part(NamedTuple):
 
   @property
   def length(self) -> int:
-    """Samples after resampling."""
+    """Number of samples after resampling."""
     up, down = _ratio(self)
     return -(-self.samples * up // down)
 
@@ -83,13 +82,13 @@ def span(part: Part, first: int, last: int) -> Part:
   """Selects a range of a part.
 
   Args:
-    part: the whole.
-    first: resampled sample at which the range starts.
-    last: resampled sample before which it stops.
+    part: the part.
+    first: first sample of the range, after resampling.
+    last: last sample of the range, exclusive, after resampling.
 
   Returns:
     A part of at least `last - first` resampled samples, except at the end. It
-    starts less than a sample of the file early.
+    starts early by less than one sample of the file.
   """
   up, down = _ratio(part)
   start, stop = first * down // up, -(-last * down // up)
@@ -97,7 +96,7 @@ def span(part: Part, first: int, last: int) -> Part:
   return part._replace(first=part.first + start, samples=count)
 
 
-def part_of(
+def probe(
   file: Any,
   *,
   rate: int | None = None,
@@ -106,33 +105,34 @@ def part_of(
   name: str = '',
   max_samples: int | None = None,
 ) -> Part:
-  """Finds out from its header what a file of audio has.
+  """Reads the header of an audio file.
 
   Args:
     file: path, or the content as bytes.
-    rate: samples a second that it is to have; None leaves those it has.
-    start: of a part, in seconds.
-    stop: likewise; None is the end of the file.
-    name: of the file where it is given as bytes.
-    max_samples: of the part over all channels, `MOST` by default.
+    rate: sampling rate to resample to, hertz; None keeps that of the file.
+    start: start of the part, seconds.
+    stop: end of the part, seconds; None is the end of the file.
+    name: name of a file that is given as bytes.
+    max_samples: largest number of samples of the part over all channels,
+      `MAX_SAMPLES` by default.
 
   Returns:
     A `Part`.
 
   Raises:
-    AudioError: if there is no such file, it is damaged, compressed, cut short
-      or of another format, or the part is empty or behind its end.
+    AudioError: if the file is missing, damaged, truncated, compressed or of
+      another format, or the part is empty or beyond the end.
   """
   if not isinstance(file, bytes):
     file = pathlib.Path(file)
     name = str(file)
     if file.is_dir():
       raise AudioError(
-        f'{name} is a folder: give the files in it.', 'no such file'
+        f'{name} is a folder: name the files in it.', 'no such file'
       )
     if not file.is_file():
       raise AudioError(
-        f'{name} does not exist: correct its name or the list that has it.',
+        f'{name} does not exist: correct its name or the list that names it.',
         'no such file',
       )
   soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
@@ -144,9 +144,9 @@ def part_of(
   last = info.frames if stop is None else round(stop * info.samplerate)
   if last > info.frames + TOLERANCE * info.samplerate:
     raise AudioError(
-      f'{name} ends after {info.frames / info.samplerate:.2f} seconds, before '
-      f'the part that ends at {stop}: correct its times, or get it again.',
-      'behind the end of its audio',
+      f'{name} lasts {info.frames / info.samplerate:.2f} seconds, but a part '
+      f'of it ends at {stop}: correct its times, or get it again.',
+      'beyond the end of its audio',
     )
   count = min(last, info.frames) - first
   if count < 1 or first < 0:
@@ -157,14 +157,15 @@ def part_of(
       'empty audio',
     )
   part = Part(file, name, first, count, info.samplerate, to)
-  limit = MOST if max_samples is None else max_samples
+  limit = MAX_SAMPLES if max_samples is None else max_samples
   if (
     max(count * info.channels, part.length) > limit
     or not _RATES[0] <= info.samplerate <= _RATES[1]
   ):
     raise AudioError(
       f'{name} announces {count:,} samples of {info.channels} channels at '
-      f'{info.samplerate:,} Hz: if that is so, split it; else get it again.',
+      f'{info.samplerate:,} Hz: split it if that is right; otherwise get it '
+      'again.',
       'damaged audio',
     )
   return part
@@ -175,19 +176,18 @@ def _warn(message: str) -> None:
 
 
 def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
-  """Reads audio: the mean of its channels, resampled.
+  """Reads the mean of the channels of a part, resampled.
 
   Args:
-    part: of `part_of`.
-    notice: gets one line if channels cancel each other out, such as a stereo
-      signal of opposite phases; then one loud channel is read.
+    part: a part from `probe`.
+    notice: called with one line if channels cancel each other out, such as a
+      stereo signal of opposite phases; then one loud channel is read.
 
   Returns:
     float32 (part.length,), full scale is 1.
 
   Raises:
-    AudioError: if the file is damaged, cut short, or has a sample that is not
-      finite.
+    AudioError: if the file is damaged or truncated, or a sample is not finite.
   """
   soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
   with _reading(soundfile, part.name):
@@ -199,21 +199,22 @@ def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
       always_2d=True,
     )
     if len(samples) < part.samples:
-      # Without a count in its header, the length of MP3 is estimated.
-      lacks = part.samples - len(samples)
-      form = soundfile.info(_stream(part.file)).format
-      if form in ('MP3', 'MPEG') and len(samples) and lacks <= _MP3_FRAMES:
-        samples = np.pad(samples, ((0, lacks), (0, 0)))
+      # MP3 files without a count in the header have an estimated length.
+      missing = part.samples - len(samples)
+      file_format = soundfile.info(_stream(part.file)).format
+      is_mp3 = file_format in ('MP3', 'MPEG')
+      if is_mp3 and len(samples) and missing <= _MP3_FRAMES:
+        samples = np.pad(samples, ((0, missing), (0, 0)))
   if len(samples) != part.samples:
-    raise _cut_short(
+    raise _truncated(
       part.name, f'{part.samples:,} samples', f'{len(samples):,}'
     )
   if not np.isfinite(samples).all():
     place = part.first + int(np.argmin(np.isfinite(samples).all(axis=1)))
     raise AudioError(
-      f'{part.name}, sample {place + 1}, is not finite: write it again from '
-      'what it was made of.',
-      'samples that are not finite',
+      f'{part.name}, sample {place + 1}, is not finite: make the file again '
+      'from its original.',
+      'non-finite samples',
     )
   mono = _mono(samples, part.name, notice)
   up, down = _ratio(part)
@@ -231,17 +232,18 @@ def _mono(samples, name, notice):
   independent = variances.mean() / channels
   if mono.var(dtype=np.float64) >= _CANCELLED * independent:
     return mono
-  # The first of the loud ones: which of equals is loudest is rounding.
+  # The first loud channel: which of several equally loud ones is loudest
+  # depends on rounding.
   channel = int(np.argmax(variances > variances.max() / 2))
   notice(
-    f'{name}: its {channels} channels cancel each other out: channel '
-    f'{channel + 1} is used in place of their mean.'
+    f'{name}: the {channels} channels cancel each other out: channel '
+    f'{channel + 1} is used instead of their mean.'
   )
   return samples[:, channel].copy()
 
 
 class _reading:
-  """Turns what soundfile raises into an `AudioError`."""
+  """Turns errors of soundfile into an `AudioError`."""
 
   def __init__(self, soundfile, name):
     self._raised, self._name = (soundfile.SoundFileError, OSError), name
@@ -251,10 +253,10 @@ class _reading:
 
   def __exit__(self, kind, error, trace):
     if isinstance(error, self._raised):
-      said = ' '.join(str(getattr(error, 'error_string', error)).split())
+      detail = ' '.join(str(getattr(error, 'error_string', error)).split())
       raise AudioError(
-        f'{self._name} is damaged, cut short or no audio that libsndfile reads '
-        f'({said.rstrip(".")}): get it again, or convert it to FLAC.',
+        f'{self._name} is damaged, truncated or not supported by libsndfile '
+        f'({detail.rstrip(".")}): get it again, or convert it to FLAC.',
         'damaged audio',
       ) from error
 
@@ -264,7 +266,7 @@ def _stream(file):
 
 
 def _check_header(file, name):
-  """Whether a file is as long as a header of SPH or RIFF announces."""
+  """Checks that a file is as long as its SPH or RIFF header announces."""
   if isinstance(file, bytes):
     head, size = file[:_HEADER], len(file)
   else:
@@ -282,9 +284,9 @@ def _check_header(file, name):
     _check_sphere(head, size, name)
   elif head.startswith(b'RIFF') and len(head) >= 8:
     announced = int.from_bytes(head[4:8], 'little')
-    # Programs that write into a pipe leave a size that says nothing.
+    # Programs that write into a pipe leave an invalid size.
     if 0 < announced < 2**31 and size < announced:
-      raise _cut_short(name, f'{announced:,} bytes', f'{size:,}')
+      raise _truncated(name, f'{announced:,} bytes', f'{size:,}')
 
 
 def _check_sphere(head, size, name):
@@ -294,8 +296,8 @@ def _check_sphere(head, size, name):
   coding = fields.get('sample_coding', 'pcm')
   if 'embedded' in coding or 'shorten' in coding:
     raise AudioError(
-      f'{name} is SPH compressed as {coding.strip()}: decompress it, with '
-      '`sph2pipe -p in.sph out.sph` for instance.',
+      f'{name} is SPH compressed as {coding.strip()}: decompress it, for '
+      'instance with `sph2pipe -p in.sph out.sph`.',
       'compressed SPH',
     )
   try:
@@ -305,14 +307,14 @@ def _check_sphere(head, size, name):
       for name in ('sample_count', 'sample_n_bytes', 'channel_count')
     )
   except (KeyError, ValueError, IndexError):
-    return  # What is wrong with it, libsndfile says.
+    return  # libsndfile reports the error.
   if size < announced:
-    raise _cut_short(name, f'{announced:,} bytes', f'{size:,}')
+    raise _truncated(name, f'{announced:,} bytes', f'{size:,}')
 
 
-def _cut_short(name, announced, has):
+def _truncated(name, announced, actual):
   return AudioError(
-    f'{name} is cut short: it announces {announced} and has {has}; get it '
-    'again, or convert it to FLAC.',
+    f'{name} is truncated: its header announces {announced}, but it has '
+    f'{actual}: get it again, or convert it to FLAC.',
     'cut short',
   )

@@ -1,4 +1,4 @@
-"""Speech corpora by name, and their utterances as examples."""
+"""Speech corpora by name, and training examples from their utterances."""
 
 import dataclasses
 import functools
@@ -20,9 +20,9 @@ from experiments.speech import (
   utterances,
 )
 
-# Audio below this many bytes is kept in memory; more is read as needed.
-_KEPT = 2**30
-# Data sets whose parts can be named.
+# A corpus below this many bytes is kept in memory; others are read as needed.
+_MAX_IN_MEMORY = 2**30
+# Data sets whose parts are selected by name.
 PARTS = {
   'librispeech': ('train', 'unlabelled', 'validation', 'test'),
   'tedlium': ('train', 'validation', 'test'),
@@ -31,22 +31,23 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is read.
+  """Settings of the data.
 
   Attributes:
-    dataset: which loader.
-    sampling: samples a second, resampled to; 0 for the loader's own.
-    train_part: of LibriSpeech or TED-LIUM, to learn from, several joined by a
-      comma; '' for the loader's own, here and in the other parts.
-    unlabelled_part: of LibriSpeech, to learn from without its transcripts.
-    validation_part: to choose with.
-    test_part: to report on.
-    strings: of digits or tones, to learn from.
-    test_strings: of digits or tones, to report on.
-    held_speaker: of the digits, one who is reported apart; '' for none.
-    labelled: share of the training utterances that have a text; several are
-      runs of their own.
-    data_seed: of strings and of what keeps its text.
+    dataset: name of the data set.
+    sampling: sampling rate to resample to, hertz; 0 is the data set's default.
+    train_part: training parts of LibriSpeech or TED-LIUM, joined by commas; ''
+      is the data set's default, also for the other parts.
+    unlabelled_part: LibriSpeech parts to train on without their transcripts.
+    validation_part: parts for validation.
+    test_part: parts for the test.
+    strings: training strings of digits or tones.
+    test_strings: test strings of digits or tones.
+    held_speaker: digits speaker who is excluded from training and reported
+      separately; '' for no speaker.
+    labelled: fraction of the training utterances with a text; several values
+      give several runs.
+    data_seed: seed of the strings and of the choice of texts.
   """
 
   dataset: Literal[
@@ -64,31 +65,31 @@ class Data:
   data_seed: Annotated[int, harness.Allowed(0)] = 0
 
   def parts(self) -> dict[str, str]:
-    """The parts that are named."""
+    """Returns the parts that are set, by name."""
     parts = {
       name: getattr(self, f'{name}_part') for name in PARTS['librispeech']
     }
     return {name: part for name, part in parts.items() if part}
 
   def check(self) -> None:
-    """Raises SettingsError for settings that do not go together."""
+    """Raises SettingsError for incompatible settings."""
     if len(set(self.labelled)) < len(self.labelled):
-      shares = ','.join(f'{share:g}' for share in self.labelled)
-      raise harness.SettingsError(f'labelled={shares} has a share twice.')
+      fractions = ','.join(f'{fraction:g}' for fraction in self.labelled)
+      raise harness.SettingsError(f'labelled={fractions} has a duplicate.')
     if self.sampling and self.dataset in ('an4', 'made_up'):
       raise harness.SettingsError(
-        f'sampling={self.sampling}: {self.dataset} has no audio that could be '
-        'resampled; leave it out.'
+        f'sampling={self.sampling}: {self.dataset} has no audio to resample; '
+        'remove the flag.'
       )
     known = PARTS.get(self.dataset, ())
-    if others := [name for name in self.parts() if name not in known]:
+    if unknown := [name for name in self.parts() if name not in known]:
       raise harness.SettingsError(
-        f'{self.dataset} has no such part to name: leave out '
-        f'--{others[0]}_part.'
+        f'{self.dataset} has no part to select by --{unknown[0]}_part: remove '
+        'the flag.'
       )
 
   def read(self, data_dir: str | None, labelled: float) -> utterances.Corpus:
-    """Reads the corpus, and leaves a share of its training texts."""
+    """Reads the corpus and keeps a fraction of its training texts."""
     seed = self.data_seed
     rate = {'rate': self.sampling} if self.sampling else {}
     sizes = {
@@ -120,22 +121,22 @@ def make_examples(
   prepare: Any,
   skips: utterances.Skips,
 ) -> feed.Examples:
-  """Utterances as examples.
+  """Makes training examples from utterances.
 
   Args:
     items: the utterances.
     known: units of their texts.
-    prepare: samples or frames -> what is trained on.
-    skips: gets those whose audio is broken, where all are read at once; of
-      more than that, they are left out of batches when they are met.
+    prepare: samples or frames -> inputs of the front end.
+    skips: collects utterances with broken audio if the corpus fits into memory.
+      Otherwise, `feed.Feed` replaces them when it reads them.
 
   Returns:
-    Examples; audio is kept in memory if it is little.
+    Examples, with the audio in memory if the corpus is small.
   """
-  if sum(u.length for u in items) * 4 < _KEPT:
-    both = list(utterances.loaded(items, skips))
-    items = [utterance for utterance, _ in both]
-    arrays = [prepare(np.asarray(x, np.float32)) for _, x in both]
+  if sum(u.length for u in items) * 4 < _MAX_IN_MEMORY:
+    readable = list(utterances.load_readable(items, skips))
+    items = [utterance for utterance, _ in readable]
+    arrays = [prepare(np.asarray(x, np.float32)) for _, x in readable]
     load, parts = arrays.__getitem__, ()
   else:
     parts = [u.part for u in items if u.part is not None]

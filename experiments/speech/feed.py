@@ -1,9 +1,9 @@
-"""Batches of audio for the steps of a plan: what is not asked for is not read.
+"""Batches of audio for a plan of steps with different losses.
 
-A step's batch has a part for each loss of that step, 'ctc' of utterances with
-transcripts and 'ssl' of any, in one length bucket. So buckets times kinds of
-steps are compiled, and no more. Every member of a run (a seed) has rows and an
-order of its own, side by side in one batch.
+The batch of a step has a part for each of its losses, 'ctc' with transcribed
+utterances and 'ssl' with any utterances, all from one length bucket. The number
+of compiled programs is that of buckets times kinds of steps. Each member of a
+run (a seed) has its own rows and order; a batch has all members side by side.
 """
 
 import functools
@@ -21,7 +21,7 @@ from experiments.harness.store import files, identity
 from experiments.harness.train import stream as stream_lib
 from experiments.speech import audio
 
-# The losses of a step, by its code in a plan.
+# Losses of a step, indexed by its code in a plan.
 STEPS = (('ssl',), ('ctc', 'ssl'), ('ctc',))
 
 
@@ -29,12 +29,12 @@ class Examples(NamedTuple):
   """Utterances as arrays.
 
   Attributes:
-    load: number -> samples (samples,) or frames (frames, numbers), float32.
-    lengths: of the leading axes, int (examples,).
-    labels: int32 arrays, empty where there is no transcript.
-    names: of the utterances, for messages.
-    texts: transcripts, None where there is none.
-    parts: of the files that `load` reads; () where the audio is in memory.
+    load: row -> samples (samples,) or frames (frames, numbers), float32.
+    lengths: lengths of the leading axes, int (examples,).
+    labels: int32 arrays, empty without a transcript.
+    names: names of the utterances, for messages.
+    texts: transcripts; None if missing.
+    parts: file parts that `load` reads; () if the audio is in memory.
   """
 
   load: Callable[[int], np.ndarray]
@@ -45,53 +45,54 @@ class Examples(NamedTuple):
   parts: Sequence[audio.Part] = ()
 
   @property
-  def most_labels(self) -> int:
-    """Labels of the longest transcript, at least 1."""
+  def max_labels(self) -> int:
+    """Number of labels of the longest transcript, at least 1."""
     return max([1, *map(len, self.labels)])
 
 
-def edges_of(lengths: np.ndarray, count: int, multiple: int) -> tuple[int, ...]:
-  """Rising edges of buckets with equal numbers of examples.
+def bucket_edges(
+  lengths: np.ndarray, count: int, multiple: int
+) -> tuple[int, ...]:
+  """Computes ascending edges of buckets with equal numbers of examples.
 
   Args:
-    lengths: of examples.
-    count: of buckets, at most.
-    multiple: to which edges are rounded up.
+    lengths: lengths of the examples.
+    count: largest number of buckets.
+    multiple: edges are rounded up to multiples of it.
 
   Returns:
-    The edges; the last holds the longest.
+    The edges; the last one is at least the longest length.
   """
   cuts = np.quantile(lengths, np.arange(1, count + 1) / count, method='higher')
   return tuple(sorted({int(-(-c // multiple) * multiple) for c in cuts}))
 
 
-def side_by_side(
+def pad_and_stack(
   arrays: Sequence[np.ndarray], size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Arrays of several lengths in one, with zeros at ends, and the lengths."""
+  """Pads arrays to `size` with zeros and stacks them; also returns lengths."""
   first = arrays[0]
-  found = np.zeros((len(arrays), size, *first.shape[1:]), first.dtype)
-  for row, array in zip(found, arrays, strict=True):
+  padded = np.zeros((len(arrays), size, *first.shape[1:]), first.dtype)
+  for row, array in zip(padded, arrays, strict=True):
     row[: len(array)] = array
-  return found, np.array([len(array) for array in arrays], np.int32)
+  return padded, np.array([len(array) for array in arrays], np.int32)
 
 
 class Feed:
-  """A stream for `harness.train`: step k always has the same batch.
+  """A stream for `harness.train` whose batches depend only on the step.
 
   Args:
-    examples: all that is trained on.
-    rows: of the two losses, by 'ctc' and 'ssl', one array of rows for each
-      member.
-    plan: codes of `STEPS`, one a step.
-    edges: of the buckets.
-    batch_size: examples of a loss in a step.
-    seeds: of the members.
-    threads: that read ahead.
-    ahead: batches that are read ahead.
+    examples: the training examples.
+    rows: rows of the losses 'ctc' and 'ssl', one array per member.
+    plan: code in `STEPS` of each step.
+    edges: edges of the buckets.
+    batch_size: examples per loss and step.
+    seeds: seeds of the members.
+    threads: number of reading threads.
+    prefetch: number of batches to read in advance.
 
   Raises:
-    SettingsError: if a member has no row of a bucket that another one has.
+    SettingsError: if only some members have rows in a bucket.
   """
 
   def __init__(
@@ -104,54 +105,54 @@ class Feed:
     batch_size: int,
     seeds: Sequence[int],
     threads: int = 2,
-    ahead: int = 16,
+    prefetch: int = 16,
   ):
     self._examples, self._plan = examples, np.asarray(plan)
     self._edges, self._size = tuple(edges), batch_size
     self._seeds = tuple(seeds)
     self.batch_sizes = (batch_size,)
-    self._most = examples.most_labels
-    # Names of what cannot be read, with reasons, as they are met.
+    self._max_labels = examples.max_labels
+    # Names of unreadable utterances so far, with reasons.
     self.broken: dict[str, str] = {}
-    which = np.searchsorted(self._edges, examples.lengths)
+    buckets = np.searchsorted(self._edges, examples.lengths)
     # By loss, bucket and member.
     self._rows = {
       loss: [
-        [np.asarray(r)[which[r] == b] for r in of_members]
+        [np.asarray(r)[buckets[r] == b] for r in member_rows]
         for b in range(len(self._edges))
       ]
-      for loss, of_members in rows.items()
+      for loss, member_rows in rows.items()
     }
     used = {loss for code in np.unique(self._plan) for loss in STEPS[code]}
-    share = np.zeros(len(self._edges))
+    sizes = np.zeros(len(self._edges))
     for b in range(len(self._edges)):
-      found = [len(r) for loss in used for r in self._rows[loss][b]]
-      if min(found) == 0 < max(found):
+      counts = [len(r) for loss in used for r in self._rows[loss][b]]
+      if min(counts) == 0 < max(counts):
         raise harness.SettingsError(
-          f'no transcribed utterance of at most {self._edges[b]} samples or '
-          'frames, though there is audio of this length: take fewer buckets, '
-          'or more transcripts.'
+          f'the length bucket up to {self._edges[b]} samples or frames has '
+          'audio but no transcribed utterance: take fewer buckets, or more '
+          'transcripts.'
         )
-      share[b] = sum(len(r) for r in self._rows[max(used)][b])
+      sizes[b] = sum(len(r) for r in self._rows[max(used)][b])
     steps = len(self._plan)
-    drawn = stream_lib.spread(np.cumsum(share / share.sum())[:-1], seed=0)
-    self._bucket = drawn(np.arange(steps))
-    # How often a loss had a batch of the step's bucket before.
+    draw = stream_lib.spread(np.cumsum(sizes / sizes.sum())[:-1], seed=0)
+    self._bucket = draw(np.arange(steps))
+    # Number of earlier batches of the loss in the step's bucket.
     self._number = {}
     for loss in used:
       has = np.array([loss in step for step in STEPS])[self._plan]
       before = np.zeros(steps, np.int64)
       for b in range(len(self._edges)):
-        mine = self._bucket == b
-        before[mine] = np.cumsum(has[mine]) - has[mine]
+        inside = self._bucket == b
+        before[inside] = np.cumsum(has[inside]) - has[inside]
       self._number[loss] = before
     self._options = grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=ahead
+      num_threads=threads, prefetch_buffer_size=prefetch
     )
-    self._order = functools.lru_cache(4096)(self._order_of)
+    self._order = functools.lru_cache(4096)(self._draw_order)
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on, without the bytes of `files`, as plain values."""
+    """Plain values that identify the batches, without the bytes of `files`."""
     return {
       'audio and transcripts': self._digest,
       'buckets': list(self._edges),
@@ -161,49 +162,48 @@ class Feed:
 
   @property
   def files(self) -> tuple[files.Path, ...]:
-    """Files that audio is read from."""
+    """Audio files of the examples."""
     return tuple(dict.fromkeys(part.file for part in self._examples.parts))
 
   @functools.cached_property
   def _digest(self) -> str:
     examples = self._examples
-    # Of what lies in files, only where.
-    heard: Iterator[Any] = (
+    # Audio in files is identified by its place alone.
+    contents: Iterator[Any] = (
       np.array([part.first, part.samples, part.from_rate, part.rate])
       for part in examples.parts
     )
     if not examples.parts:
-      heard = map(self._loaded, range(len(examples.lengths)))
+      contents = map(self._load_or_empty, range(len(examples.lengths)))
     return identity.digest_examples(
       itertools.chain(
-        heard, examples.labels, [(examples.lengths, self._rows, self._plan)]
+        contents, examples.labels, [(examples.lengths, self._rows, self._plan)]
       )
     )
 
-  def _loaded(self, row):
+  def _load_or_empty(self, row):
     try:
       return self._examples.load(row)
     except audio.AudioError:
-      return ()  # `batch` takes another one in its place.
+      return ()  # `batch` replaces it.
 
   def waste(self) -> float:
-    """The share of padding in what is computed, of all batches."""
-    held = filled = 0.0
-    for loss, number in self._number.items():
-      del number
-      for edge, of_members in zip(self._edges, self._rows[loss], strict=True):
-        lengths = [self._examples.lengths[r] for r in of_members]
-        held += sum(map(np.sum, lengths))
-        filled += sum(map(len, lengths)) * edge
-    return float(1 - held / filled)
+    """Computes the fraction of padding in all batches."""
+    used = padded = 0.0
+    for loss in self._number:
+      for edge, member_rows in zip(self._edges, self._rows[loss], strict=True):
+        lengths = [self._examples.lengths[r] for r in member_rows]
+        used += sum(map(np.sum, lengths))
+        padded += sum(map(len, lengths)) * edge
+    return float(1 - used / padded)
 
-  def _order_of(self, loss, bucket, member, epoch):
+  def _draw_order(self, loss, bucket, member, epoch):
     rows = self._rows[loss][bucket][member]
     key = [self._seeds[member], loss == 'ssl', bucket, epoch]
     return np.random.default_rng(key).permutation(rows)
 
-  def _taken(self, loss, bucket, member, number):
-    """Rows of a batch: every row once an epoch."""
+  def _batch_rows(self, loss, bucket, member, number):
+    """Rows of a batch; each epoch has each row once."""
     count = len(self._rows[loss][bucket][member])
     places = number * self._size + np.arange(self._size)
     return [
@@ -212,30 +212,32 @@ class Feed:
     ]
 
   def _part(self, loss, bucket, member, number):
-    rows = self._taken(loss, bucket, member, number)
+    rows = self._batch_rows(loss, bucket, member, number)
     arrays = []
     for i, row in enumerate(rows):
       try:
         arrays.append(self._examples.load(int(row)))
       except audio.AudioError as error:
-        # Another one in its place, the same each time.
-        rows[i], array = self._instead(loss, bucket, member, row, error)
+        rows[i], array = self._replacement(loss, bucket, member, row, error)
         arrays.append(array)
-    found, length = side_by_side(arrays, self._edges[bucket])
-    part = {'audio': found, 'length': length}
+    padded, length = pad_and_stack(arrays, self._edges[bucket])
+    part = {'audio': padded, 'length': length}
     if loss == 'ctc':
       labels = [self._examples.labels[int(row)] for row in rows]
-      part['labels'], part['label_length'] = side_by_side(labels, self._most)
+      part['labels'], part['label_length'] = pad_and_stack(
+        labels, self._max_labels
+      )
     return part
 
-  def _instead(self, loss, bucket, member, row, error):
+  def _replacement(self, loss, bucket, member, row, error):
+    """The next readable row of the bucket, always the same for a row."""
     name = self._examples.names[int(row)]
     if name not in self.broken:
       self.broken[name] = error.reason
       print(f'{name} is left out: {error}', file=sys.stderr, flush=True)
-    mine = self._rows[loss][bucket][member]
-    start = int(np.searchsorted(mine, row))
-    for other in np.roll(mine, -start)[1:]:
+    candidates = self._rows[loss][bucket][member]
+    start = int(np.searchsorted(candidates, row))
+    for other in np.roll(candidates, -start)[1:]:
       try:
         return other, self._examples.load(int(other))
       except audio.AudioError:
@@ -243,28 +245,28 @@ class Feed:
     raise error
 
   def batch(self, step: int) -> dict[str, dict[str, np.ndarray]]:
-    """The batch of a step; leaves are (batch, members, ...)."""
-    bucket, found = int(self._bucket[step]), {}
+    """Reads the batch of a step; leaves are (batch, members, ...)."""
+    bucket, batch = int(self._bucket[step]), {}
     for loss in STEPS[self._plan[step]]:
       number = int(self._number[loss][step])
       parts = [
         self._part(loss, bucket, member, number)
         for member in range(len(self._seeds))
       ]
-      found[loss] = jax.tree.map(lambda *xs: np.stack(xs, axis=1), *parts)
-    return found
+      batch[loss] = jax.tree.map(lambda *xs: np.stack(xs, axis=1), *parts)
+    return batch
 
   def batches(
     self, first: int, sharding: jax.sharding.Sharding | None = None
   ) -> Iterator[Any]:
-    """Batches on the device, from step `first` on; see `harness.Stream`."""
-    made = grain.MapDataset.range(first, len(self._plan)).map(
+    """Yields batches on the device from step `first`; see `harness.Stream`."""
+    dataset = grain.MapDataset.range(first, len(self._plan)).map(
       lambda step: self.batch(int(step))
     )
-    for batch in iter(made.to_iter_dataset(self._options)):
+    for batch in iter(dataset.to_iter_dataset(self._options)):
       yield stream_lib.put(batch, self._size, 0, sharding)
 
 
-def of_member(streamed: Any, member: Any) -> Any:
-  """A member's part of a batch."""
+def select_member(streamed: Any, member: Any) -> Any:
+  """Selects one member's part of a batch."""
   return jax.tree.map(lambda leaf: leaf[:, member], streamed)

@@ -1,7 +1,7 @@
-"""A user's own speech: any folder of audio, and a file of what is said.
+"""Speech of the user: a folder of audio files and a file of transcripts.
 
-A line of the file is the path of a piece of audio, below the folder, a tab, and
-its text. Audio below the folder that has no line is used without a text.
+Each line of the file has the path of an audio file relative to the folder, a
+tab, and the text. Audio files without a line have no text.
 """
 
 import os
@@ -16,7 +16,7 @@ RATE = 16_000
 TABLE = 'texts.tsv'
 ENDS = ('.wav', '.flac', '.sph', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
 ADVICE = (
-  f'a folder of speech has audio and a file {TABLE} with lines of a path, a '
+  f'give a folder of audio with a file {TABLE}, whose lines have a path, a '
   'tab, and a text'
 )
 
@@ -35,66 +35,68 @@ def read(
 
   Args:
     data_dir: the folder.
-    table: the file of texts, below the folder.
-    validation: the share of the utterances with a text that is for choosing,
-      drawn by the seed; or a file of their own, as `table`.
-    test: likewise, for what is reported.
-    seed: of what is drawn. An utterance's place depends on its path alone, so
-      that most stay where they are when there is more audio.
-    rate: samples a second, resampled to.
-    lower: whether texts are put into small letters.
+    table: the file of texts, relative to the folder.
+    validation: fraction of the utterances with a text to draw for validation;
+      or the file of a validation set, in the form of `table`.
+    test: the same for the test set.
+    seed: seed of the draw. It sorts utterances by their path alone, so that
+      adding audio moves few of them to another set.
+    rate: sampling rate to resample to, hertz.
+    lower: whether texts are converted to lower case.
 
   Returns:
     The corpus. The speaker is the folder of the audio.
 
   Raises:
-    MissingDataError: if a file of texts is not there.
-    DamagedDataError: if a line has no tab, or a path has two; names it. If
-      nothing is left for train, validation or test.
-    SettingsError: if the shares leave nothing for training.
+    MissingDataError: if a file of texts is missing.
+    DamagedDataError: if a line is invalid, a path has two texts, or a set is
+      empty.
+    SettingsError: if the fractions leave nothing for training.
   """
-  shares = [x for x in (validation, test) if not isinstance(x, str)]
-  if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
+  fractions = [x for x in (validation, test) if not isinstance(x, str)]
+  if not all(0 < x < 1 for x in fractions) or sum(fractions) >= 1:
     raise harness.SettingsError(
-      'the shares for validation and test are above 0 and leave something for '
-      f'training, got {validation} and {test}.'
+      'the fractions for validation and test have to be above 0 and leave '
+      f'something for training, got {validation} and {test}.'
     )
   skips = utterances.Skips()
-  seen: dict[str, str] = {}
-  make = lambda name: _read_table(data_dir, name, seen, rate, lower, skips)
-  labelled = make(table)
+  lines: dict[str, str] = {}
+  read_table = lambda name: _read_table(
+    data_dir, name, lines, rate, lower, skips
+  )
+  labelled = read_table(table)
   sets = {
-    name: make(given) if isinstance(given, str) else None
-    for name, given in (('validation', validation), ('test', test))
+    name: read_table(size) if isinstance(size, str) else None
+    for name, size in (('validation', validation), ('test', test))
   }
   ordered = sorted(labelled, key=lambda u: utterances.order(u.name, seed))
-  count = len(ordered)
-  for name, given in (('validation', validation), ('test', test)):
-    if not isinstance(given, str):
-      size = max(1, round(given * count))
-      sets[name], ordered = ordered[:size], ordered[size:]
-  left = {u.name for u in ordered}
-  train = [u for u in labelled if u.name in left]
-  train += _without_text(data_dir, seen, rate, skips)
+  total = len(ordered)
+  for name, size in (('validation', validation), ('test', test)):
+    if not isinstance(size, str):
+      count = max(1, round(size * total))
+      sets[name], ordered = ordered[:count], ordered[count:]
+  remaining = {u.name for u in ordered}
+  train = [u for u in labelled if u.name in remaining]
+  train += _read_without_text(data_dir, lines, rate, skips)
   corpus = utterances.Corpus(
     train=tuple(train),
-    validation=_in_order(sets['validation']),
-    test=_in_order(sets['test']),
+    validation=_sorted(sets['validation']),
+    test=_sorted(sets['test']),
     rate=rate,
     frame_rate=None,
     numbers=None,
-    skipped=skips.found(),
+    skipped=skips.by_reason(),
     source=utterances.source(
       f'audio in {data_dir}',
       [[*train, *(sets['validation'] or ()), *(sets['test'] or ())]],
       otherwise="a folder of one's own",
     ),
   )
-  return utterances.checked(corpus, where=data_dir)
+  return utterances.check_sets(corpus, where=data_dir)
 
 
-def _in_order(found):
-  return tuple(sorted(found, key=lambda u: u.name))
+def _sorted(items):
+  return tuple(sorted(items, key=lambda u: u.name))
 
 
 def _utterance(data_dir, name, text, rate):
@@ -103,9 +105,9 @@ def _utterance(data_dir, name, text, rate):
   return utterances.from_audio(name, text, speaker, path, rate=rate)
 
 
-def _read_table(data_dir, table, seen, rate, lower, skips):
+def _read_table(data_dir, table, lines, rate, lower, skips):
   path = harness.find(data_dir, [table], advice=ADVICE)
-  found = []
+  items = []
   for number, line in enumerate(sources.read_lines(path, 'file of texts'), 1):
     line = line.rstrip('\r\n')
     if not line.strip():
@@ -114,36 +116,37 @@ def _read_table(data_dir, table, seen, rate, lower, skips):
     name, tab, text = line.partition('\t')
     if not tab or not name.strip():
       raise harness.DamagedDataError(
-        f'{where}: a line is a path, a tab, and a text, got {line[:40]!r}.'
+        f'{where}: a line has to be a path, a tab, and a text, got '
+        f'{line[:40]!r}.'
       )
     name = pathlib.PurePath(os.path.normpath(name.strip())).as_posix()
-    if name in seen:
+    if name in lines:
       raise harness.DamagedDataError(
-        f'{where}: {name} has a text already, in {seen[name]}: keep one of '
+        f'{where}: {name} already has a text in {lines[name]}: remove one of '
         'the lines.'
       )
-    seen[name] = where
+    lines[name] = where
     text = ' '.join(text.split())
     try:
-      found.append(
+      items.append(
         _utterance(data_dir, name, text.lower() if lower else text, rate)
       )
     except audio.AudioError as error:
       skips.add(error.reason, f'{name} ({where})')
-  return found
+  return items
 
 
-def _without_text(data_dir, seen, rate, skips):
-  found = []
+def _read_without_text(data_dir, lines, rate, skips):
+  items = []
   for place, inner, names in os.walk(data_dir):
     inner.sort()
     for file in sorted(names):
       path = pathlib.Path(place) / file
       name = path.relative_to(data_dir).as_posix()
-      if path.suffix.lower() not in ENDS or name in seen:
+      if path.suffix.lower() not in ENDS or name in lines:
         continue
       try:
-        found.append(_utterance(data_dir, name, None, rate))
+        items.append(_utterance(data_dir, name, None, rate))
       except audio.AudioError as error:
         skips.add(error.reason, name)
-  return found
+  return items

@@ -1,31 +1,34 @@
-"""From samples to normalised features, on the device.
+"""Computes normalised log-mel features from samples, on the device.
 
-All arrays have leading axes (batch, time); what lies beyond an utterance's
-length is zero in the result, and changes nothing before it.
+Arrays have leading axes (batch, time). Padding is zero in the features and does
+not affect the frames within the lengths.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Below it the logarithm of an energy tells nothing but the quantisation.
+from experiments import harness
+
+# Added to energies; below it, there is only quantisation noise.
 _FLOOR = 1e-7
 
 
 class FrontEnd(NamedTuple):
-  """How features are made.
+  """Settings of the features.
 
   Attributes:
-    rate: samples a second; None if features are given, which are normalised
-      only.
-    numbers: mel bands, or numbers of a given frame.
-    window: seconds.
-    hop: seconds from a frame to the next.
-    lowest: of the bands, hertz.
+    rate: sampling rate, hertz; None if the inputs are features, which are only
+      normalised.
+    numbers: mel bands, or numbers per frame of the input features.
+    window: length of the window, seconds.
+    hop: seconds between frames.
+    lowest: lowest frequency of the bands, hertz.
   """
 
   rate: int | None
@@ -36,32 +39,32 @@ class FrontEnd(NamedTuple):
 
   @property
   def samples(self) -> tuple[int, int]:
-    """Samples of a window and of a hop."""
+    """Number of samples of a window and of a hop."""
     return round(self.window * self.rate), round(self.hop * self.rate)
 
 
-def frames_of(front: FrontEnd, length: chex.Numeric) -> chex.Numeric:
-  """Whole frames in so many samples, or given frames; at least 0."""
+def count_frames(front: FrontEnd, length: chex.Numeric) -> chex.Numeric:
+  """Number of complete frames in `length` samples or feature frames."""
   if front.rate is None:
     return length
   window, hop = front.samples
   left = length - window + hop
-  # Of a whole number, an array and what is traced alike.
+  # Works for an int, an array and a tracer.
   return left * (left > 0) // hop
 
 
 def filters(front: FrontEnd) -> np.ndarray:
-  r"""Triangles that are even on the mel scale.
+  r"""Computes triangular filters, equally spaced on the mel scale.
 
   .. math:: m(f) = 2595 \log_{10}(1 + f / 700)
 
   Args:
-    front: with the sampling rate and the number of bands.
+    front: settings with a sampling rate.
 
   Returns:
-    Weights of the bins of a spectrum, (bins, bands), of peak 1.
+    Weights of the spectral bins, (bins, bands), with a peak of 1.
   """
-  size = _size(front)
+  size = _fft_size(front)
   top = 2595 * math.log10(1 + front.rate / 2 / 700)
   low = 2595 * math.log10(1 + front.lowest / 700)
   edges = 700 * (10 ** (np.linspace(low, top, front.numbers + 2) / 2595) - 1)
@@ -72,10 +75,10 @@ def filters(front: FrontEnd) -> np.ndarray:
   return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
 
 
-def _size(front: FrontEnd) -> int:
-  """Points of the transform: so many that no band is without a bin."""
+def _fft_size(front: FrontEnd) -> int:
+  """Size of the Fourier transform; each band has at least one bin."""
   size = 2 ** math.ceil(math.log2(front.samples[0]))
-  low = front.lowest + 0.0
+  low = front.lowest
   narrowest = (
     700
     * (
@@ -91,39 +94,39 @@ def _size(front: FrontEnd) -> int:
 
 
 def log_mel(audio: chex.Array, front: FrontEnd) -> chex.Array:
-  """Logarithms of the energies in mel bands.
+  """Computes log energies in mel bands.
 
   Args:
-    audio: samples, (..., samples), of the size of 1.
-    front: with the sampling rate.
+    audio: samples, (..., samples), full scale is 1.
+    front: settings with a sampling rate.
 
   Returns:
     (..., frames, bands).
   """
   window, hop = front.samples
-  count = int(frames_of(front, audio.shape[-1]))
+  count = int(count_frames(front, audio.shape[-1]))
   places = np.arange(count)[:, None] * hop + np.arange(window)
   framed = audio[..., places] * np.hanning(window).astype(np.float32)
-  energy = jnp.abs(jnp.fft.rfft(framed, _size(front), axis=-1)) ** 2
+  energy = jnp.abs(jnp.fft.rfft(framed, _fft_size(front), axis=-1)) ** 2
   return jnp.log(energy @ filters(front) + _FLOOR)
 
 
-def mask_of(lengths: chex.Array, size: int) -> chex.Array:
-  """Which frames an utterance has, bool (batch, size)."""
+def length_mask(lengths: chex.Array, size: int) -> chex.Array:
+  """Mask of the frames within the lengths, bool (batch, size)."""
   return jnp.arange(size) < lengths[:, None]
 
 
-def normalised(features: chex.Array, lengths: chex.Array) -> chex.Array:
-  """Each number has mean 0 and deviation 1 over an utterance's frames.
+def normalise(features: chex.Array, lengths: chex.Array) -> chex.Array:
+  """Scales features to mean 0 and deviation 1 over each utterance.
 
   Args:
     features: (batch, frames, numbers).
-    lengths: frames of each, int (batch,).
+    lengths: number of valid frames, int (batch,).
 
   Returns:
-    The same shape; zero beyond the lengths.
+    Features of the same shape, zero beyond the lengths.
   """
-  mask = mask_of(lengths, features.shape[1])[..., None]
+  mask = length_mask(lengths, features.shape[1])[..., None]
   count = jnp.maximum(lengths, 1)[:, None, None]
   mean = jnp.sum(jnp.where(mask, features, 0), 1, keepdims=True) / count
   off = jnp.where(mask, features - mean, 0)
@@ -131,85 +134,89 @@ def normalised(features: chex.Array, lengths: chex.Array) -> chex.Array:
   return off * jax.lax.rsqrt(spread + 1e-5)
 
 
-def features_of(
+def compute_features(
   front: FrontEnd, audio: chex.Array, length: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
-  """Normalised features of a batch.
+  """Computes normalised features of a batch.
 
   Args:
-    front: the front end.
-    audio: samples (batch, samples), or given frames (batch, frames, numbers).
-    length: of each, in samples or frames, int (batch,).
+    front: settings of the features.
+    audio: samples (batch, samples), or features (batch, frames, numbers).
+    length: number of valid samples or frames, int (batch,).
 
   Returns:
     Features (batch, frames, numbers) and their lengths, int (batch,).
   """
   if front.rate is None:
-    return normalised(audio, length), length
-  frames = frames_of(front, length)
-  return normalised(log_mel(audio, front), frames), frames
+    return normalise(audio, length), length
+  frames = count_frames(front, length)
+  return normalise(log_mel(audio, front), frames), frames
 
 
 def with_deltas(features: np.ndarray) -> np.ndarray:
-  """Given features with their slopes and the slopes of these, 3 n numbers."""
+  """Appends first and second differences to features (frames, n)."""
   slope = lambda x: np.gradient(x, axis=0) if len(x) > 1 else np.zeros_like(x)
   first = slope(features)
   parts = [features, first, slope(first)]
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-class Augmentation(NamedTuple):
-  """SpecAugment: stripes of an utterance are set to its mean.
+@dataclasses.dataclass(frozen=True)
+class Masks:
+  """Settings of SpecAugment.
 
   Attributes:
-    times: stripes of frames.
-    longest: of one, frames; and never more than a fifth of the utterance.
-    bands: stripes of neighbouring numbers.
-    widest: of one, numbers.
+    time_masks: number of masks over time.
+    max_time_mask: largest length of a time mask, in frames; at most a fifth of
+      the utterance.
+    freq_masks: number of masks over frequency.
+    max_freq_mask: largest width of a frequency mask, in bands.
   """
 
-  times: int = 2
-  longest: int = 30
-  bands: int = 2
-  widest: int = 8
+  time_masks: Annotated[int, harness.Allowed(0)] = 2
+  max_time_mask: int = 20
+  freq_masks: Annotated[int, harness.Allowed(0)] = 2
+  max_freq_mask: int = 8
 
 
 def spec_augment(
   key: chex.PRNGKey,
   features: chex.Array,
   lengths: chex.Array,
-  how: Augmentation,
+  masks: Masks,
 ) -> chex.Array:
-  """Features with stripes of zeros, the mean of normalised ones.
+  """Masks random frames and bands by zero, the mean of normalised features.
 
   Args:
     key: PRNG key.
-    features: normalised, (batch, frames, numbers).
-    lengths: frames of each, int (batch,).
-    how: stripes.
+    features: normalised features, (batch, frames, numbers).
+    lengths: number of valid frames, int (batch,).
+    masks: number and size of the masks.
 
   Returns:
-    The same shape.
+    Features of the same shape.
 
   Source: Park and others, SpecAugment: A Simple Data Augmentation Method for
   Automatic Speech Recognition, 2019.
   """
   rows, frames, numbers = features.shape
-  # In one draw: to compile several takes seconds.
-  drawn = jax.random.uniform(key, (2, how.times + how.bands, rows))
-  longest = jnp.minimum(how.longest, lengths // 5)
-  hidden = _stripes(drawn[:, : how.times], longest, lengths, frames)[..., None]
-  whole = jnp.full(rows, numbers)
-  widest = jnp.full(rows, min(how.widest, numbers // 2))
-  bands = _stripes(drawn[:, how.times :], widest, whole, numbers)
-  return jnp.where(hidden | bands[:, None], 0, features)
+  # One call: compiling several random draws takes seconds.
+  count = masks.time_masks
+  uniform = jax.random.uniform(key, (2, count + masks.freq_masks, rows))
+  max_time = jnp.minimum(masks.max_time_mask, lengths // 5)
+  times = _random_masks(uniform[:, :count], max_time, lengths, frames)
+  max_freq = jnp.full(rows, min(masks.max_freq_mask, numbers // 2))
+  bands = _random_masks(
+    uniform[:, count:], max_freq, jnp.full(rows, numbers), numbers
+  )
+  return jnp.where(times[..., None] | bands[:, None], 0, features)
 
 
-def _stripes(drawn, longest, lengths, size):
-  """Where stripes of random lengths up to `longest` lie, bool (rows, size)."""
-  below = lambda u, most: jnp.minimum(jnp.floor(u * (most + 1)), most)
-  width = below(drawn[0], longest)
-  start = below(drawn[1], lengths - width)[..., None]
+def _random_masks(uniform, max_width, lengths, size):
+  """Union of masks with random widths and starts, bool (rows, size)."""
+  below = lambda u, top: jnp.minimum(jnp.floor(u * (top + 1)), top)
+  width = below(uniform[0], max_width)
+  start = below(uniform[1], lengths - width)[..., None]
   place = jnp.arange(size)
   inside = (place >= start) & (place < start + width[..., None])
   return jnp.any(inside, axis=0)

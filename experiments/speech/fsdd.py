@@ -1,19 +1,18 @@
-"""Strings of digits, made of the recordings of the Free Spoken Digit Dataset.
+"""Strings of digits from recordings of the Free Spoken Digit Dataset.
 
-A recording is `{digit}_{speaker}_{index}.wav`, one digit at 8 kHz; index 0 to 4
-of each digit and speaker is the official test. A string is recordings of one
-speaker with short pauses between, whose noise is that of the quietest moments
-beside them: digital silence would tell a network where a word ends.
+A recording is `{digit}_{speaker}_{index}.wav`, one digit at 8 kHz; indices 0 to
+4 of each digit and speaker are the official test set. A string joins recordings
+of one speaker by short pauses. A pause has the noise level of the quietest
+moments next to it: digital silence would mark the ends of words.
 
-| set | index of its recordings |
+| set | indices of its recordings |
 |---|---|
 | test | 0 to 4 |
 | validation | 5 to 9 |
 | train | 10 and above |
-| `held_speaker` | any, of a speaker who is in no other set |
+| `held_speaker` | all, of a speaker who is in no other set |
 """
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -24,8 +23,8 @@ from experiments.harness.store import files
 from experiments.speech import archive, audio, utterances
 
 RATE = 8_000
-DIGITS = (3, 6)  # Of a string, the fewest and the most.
-PAUSE = (0.05, 0.25)  # Between two digits, the shortest and the longest, s.
+DIGITS = (3, 6)  # Smallest and largest number of digits of a string.
+PAUSE = (0.05, 0.25)  # Shortest and longest pause between digits, seconds.
 WORDS = (
   *('zero', 'one', 'two', 'three', 'four'),
   *('five', 'six', 'seven', 'eight', 'nine'),
@@ -39,9 +38,9 @@ ADVICE = (
   'fsdd.tar.gz, from https://github.com/Jakobovski/free-spoken-digit-dataset'
 )
 _NAME = re.compile(r'^(\d)_([^_/]+)_(\d+)\.wav$')
-# Indices of recordings from, and below.
-_TEST, _VALIDATION = 5, 10
-# Samples of the moments whose noise is measured.
+# Recordings below the first index are for the test, then for validation.
+_TEST_END, _VALIDATION_END = 5, 10
+# Samples of a moment whose noise is measured.
 _MOMENT = 80
 
 
@@ -67,28 +66,27 @@ def read(
 
   Args:
     data_dir: folder of data sets.
-    train: strings to learn from.
-    validation: strings to choose with.
-    test: strings to report on, and as many of the speaker held out.
-    labelled: share of the training strings that have a text. They are made of
-      this share of the training recordings and the others of the rest, so that
-      what has no text is new. `utterances.hide_texts` takes texts from strings
-      of the same recordings.
-    held_speaker: one who is only in the set of this name; '' for none.
-    seed: of the strings.
-    rate: samples a second, resampled to.
+    train: number of training strings.
+    validation: number of validation strings.
+    test: number of test strings, and of strings of the held-out speaker.
+    labelled: fraction of the training strings with a text. They use this
+      fraction of the training recordings; strings without a text use the other
+      recordings, so that their audio is new.
+    held_speaker: speaker of the set of this name, excluded from all others; ''
+      for no such set.
+    seed: seed of the strings.
+    rate: sampling rate to resample to, hertz.
 
   Returns:
-    The corpus; a text is as 'three one four'.
+    The corpus, with texts such as 'three one four'.
 
   Raises:
-    MissingDataError: if the recordings are not there; says where to get them.
+    MissingDataError: if the recordings are missing; says where to get them.
     DamagedDataError: if a set has no recording.
-    SettingsError: if there is no such speaker, or the numbers are no sizes or
-      shares.
+    SettingsError: if the speaker is unknown, or a size or fraction is invalid.
   """
   _check(train, validation, test, labelled)
-  path, found = archive.read(
+  path, contents = archive.read(
     data_dir,
     folder='recordings',
     archive='fsdd.tar.gz',
@@ -97,64 +95,55 @@ def read(
     advice=ADVICE,
   )
   skips = utterances.Skips()
-  recordings = list(_recordings(found, rate, skips))
+  recordings = list(_recordings(contents, rate, skips))
   speakers = sorted({r.speaker for r in recordings})
   if held_speaker and held_speaker not in speakers:
     raise harness.SettingsError(
-      f'held_speaker is {held_speaker!r}; there are {", ".join(speakers)}.'
+      f'held_speaker={held_speaker!r} is unknown; known: {", ".join(speakers)}.'
     )
-  mine = [r for r in recordings if r.speaker == held_speaker]
   others = [r for r in recordings if r.speaker != held_speaker]
-  learnt = sorted({r.take for r in others if r.take >= _VALIDATION})
-  count = round(labelled * len(learnt))
+  takes = sorted({r.take for r in others if r.take >= _VALIDATION_END})
+  count = round(labelled * len(takes))
   if 0 < labelled < 1:
-    count = min(max(count, 1), len(learnt) - 1)
-  told = set(learnt[:count])
-  make = functools.partial(_strings, path, rate=rate)
+    count = min(max(count, 1), len(takes) - 1)
+  labelled_takes, other_takes = set(takes[:count]), set(takes[count:])
   texts = round(labelled * train)
+
+  def make(index, name, count, recordings):
+    rng = np.random.default_rng([seed, index])
+    return _strings(path, name, list(recordings), count, rng=rng, rate=rate)
+
   with_text = make(
-    'train',
-    [r for r in others if r.take in told],
-    texts,
-    rng=np.random.default_rng([seed, 0]),
+    0, 'train', texts, (r for r in others if r.take in labelled_takes)
   )
   without = make(
-    'unlabelled',
-    [r for r in others if r.take >= _VALIDATION and r.take not in told],
-    train - texts,
-    rng=np.random.default_rng([seed, 1]),
+    1, 'unlabelled', train - texts, (r for r in others if r.take in other_takes)
   )
-  held = (
-    make('held_speaker', mine, test, rng=np.random.default_rng([seed, 4]))
-    if held_speaker
-    else ()
-  )
+  more = {}
+  if held_speaker:
+    held_out = (r for r in recordings if r.speaker == held_speaker)
+    more['held_speaker'] = make(4, 'held_speaker', test, held_out)
   corpus = utterances.Corpus(
     train=(*with_text, *(u._replace(text=None) for u in without)),
     validation=make(
+      2,
       'validation',
-      [r for r in others if _TEST <= r.take < _VALIDATION],
       validation,
-      rng=np.random.default_rng([seed, 2]),
+      (r for r in others if _TEST_END <= r.take < _VALIDATION_END),
     ),
-    test=make(
-      'test',
-      [r for r in others if r.take < _TEST],
-      test,
-      rng=np.random.default_rng([seed, 3]),
-    ),
+    test=make(3, 'test', test, (r for r in others if r.take < _TEST_END)),
     rate=rate,
     frame_rate=None,
     numbers=None,
-    skipped=skips.found(),
+    skipped=skips.by_reason(),
     source=harness.source_of(
       f'strings of the {len(recordings):,} digits in {path}',
-      [np.frombuffer(found[name], np.uint8) for name in sorted(found)],
+      [np.frombuffer(contents[name], np.uint8) for name in sorted(contents)],
       otherwise='recordings of digits',
     ),
-    more={'held_speaker': held} if held_speaker else {},
+    more=more,
   )
-  return utterances.checked(corpus, where=path)
+  return utterances.check_sets(corpus, where=path)
 
 
 def _check(train, validation, test, labelled):
@@ -165,23 +154,23 @@ def _check(train, validation, test, labelled):
   ):
     if number < 1:
       raise harness.SettingsError(
-        f'{name} is at least one string of digits, got {number}.'
+        f'{name} has to be at least 1 string, got {number}.'
       )
   if not 0 <= labelled <= 1:
     raise harness.SettingsError(
-      f'labelled is a share within 0 and 1, got {labelled}.'
+      f'labelled has to be within 0 and 1, got {labelled}.'
     )
 
 
-def _recordings(found, rate, skips):
-  for name in sorted(found):
+def _recordings(contents, rate, skips):
+  for name in sorted(contents):
     match = _NAME.match(name)
     if match is None:
-      skips.add('no name of a recording of a digit', name)
+      skips.add('not the name of a digit recording', name)
       continue
     digit, speaker, index = match.groups()
     try:
-      part = audio.part_of(found[name], rate=rate, name=name)
+      part = audio.probe(contents[name], rate=rate, name=name)
     except audio.AudioError as error:
       skips.add(error.reason, name)
     else:
@@ -189,7 +178,7 @@ def _recordings(found, rate, skips):
 
 
 def _strings(path, name, recordings, count, *, rng, rate):
-  """Strings of recordings, each of one speaker."""
+  """Makes random strings; each has recordings of one speaker."""
   if not count:
     return ()
   if not recordings:
@@ -200,7 +189,7 @@ def _strings(path, name, recordings, count, *, rng, rate):
   for one in recordings:
     spoken = by_speaker.setdefault(one.speaker, {})
     spoken.setdefault(one.digit, []).append(one)
-  made = []
+  strings = []
   for i in range(count):
     speaker = sorted(by_speaker)[rng.integers(len(by_speaker))]
     spoken = by_speaker[speaker]
@@ -211,15 +200,15 @@ def _strings(path, name, recordings, count, *, rng, rate):
       chosen.append(takes[rng.integers(len(takes))])
     gaps = np.round(rng.uniform(*PAUSE, len(chosen) - 1) * rate).astype(int)
     length = sum(one.part.length for one in chosen) + int(gaps.sum())
-    said = ''.join(str(one.digit) for one in chosen)
-    made.append(
+    digits = ''.join(str(one.digit) for one in chosen)
+    strings.append(
       utterances.Utterance(
-        name=f'{name}-{i:05d}-{speaker}-{said}',
+        name=f'{name}-{i:05d}-{speaker}-{digits}',
         text=' '.join(WORDS[one.digit] for one in chosen),
         speaker=speaker,
         length=length,
         seconds=length / rate,
-        load=utterances.Later(
+        load=utterances.LazyCall(
           _load,
           [one.part for one in chosen],
           gaps,
@@ -228,7 +217,7 @@ def _strings(path, name, recordings, count, *, rng, rate):
         ),
       )
     )
-  return tuple(made)
+  return tuple(strings)
 
 
 def _load(parts, gaps, seed, rate):
@@ -243,7 +232,7 @@ def _load(parts, gaps, seed, rate):
 
 
 def _quietest(samples):
-  """The least root mean square of a moment."""
+  """The smallest root mean square of a moment."""
   count = max(1, len(samples) // _MOMENT)
   moments = np.array_split(samples.astype(np.float64), count)
   return float(np.sqrt(min(np.mean(one**2) for one in moments)))

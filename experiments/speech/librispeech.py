@@ -1,9 +1,9 @@
-"""LibriSpeech, and whatever is laid out as it: read books.
+"""LibriSpeech, and other speech in its layout: read books.
 
     LibriSpeech/<part>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac
     LibriSpeech/<part>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt
 
-A line of a transcript is the name of an utterance and what is said.
+A line of a transcript has the name of an utterance and its text.
 """
 
 import os
@@ -21,7 +21,7 @@ ADVICE = (
   'https://www.openslr.org/12, unpack them, and give the folder that has '
   'LibriSpeech by --data_dir'
 )
-# Utterances of each part as it was published.
+# Number of utterances of each published part.
 SIZES = {
   'train-clean-100': 28_539,
   'train-clean-360': 104_014,
@@ -42,24 +42,23 @@ def read(
   test: str = 'test-clean',
   rate: int = RATE,
 ) -> utterances.Corpus:
-  """Reads parts of LibriSpeech; several are joined by a comma.
+  """Reads parts of LibriSpeech.
 
   Args:
     data_dir: folder of data sets.
-    train: parts to learn from.
-    unlabelled: parts to learn from as well, whose transcripts are not used.
-    validation: parts to choose with.
-    test: parts to report on.
-    rate: samples a second, resampled to.
+    train: training parts, joined by commas.
+    unlabelled: further training parts, whose transcripts are ignored.
+    validation: validation parts.
+    test: test parts.
+    rate: sampling rate to resample to, hertz.
 
   Returns:
-    The corpus, texts in small letters. Audio without a transcript stays in
-    training, without a text.
+    The corpus with lower-case texts. Training audio without a transcript has no
+    text.
 
   Raises:
-    MissingDataError: if a part is not there; says where to get it.
-    DamagedDataError: if a line of a transcript is none, or nothing is left of
-      train, validation or test.
+    MissingDataError: if a part is missing; says where to get it.
+    DamagedDataError: if a line of a transcript is invalid, or a set is empty.
     SettingsError: if a part is in two sets.
   """
   wanted = {
@@ -69,26 +68,26 @@ def read(
     'test': _names(test),
   }
   everything = [name for names in wanted.values() for name in names]
-  if twice := sorted({n for n in everything if everything.count(n) > 1}):
+  if repeated := sorted({n for n in everything if everything.count(n) > 1}):
     raise harness.SettingsError(
-      f'{", ".join(twice)} is given twice: training, validation and test have '
-      'parts of their own.'
+      f'{", ".join(repeated)} is used twice: training, validation and test '
+      'need different parts.'
     )
   skips = utterances.Skips()
-  read_parts = {
-    name: _part(
+  parts = {
+    name: _read_part(
       data_dir, name, rate, skips, set_name in ('train', 'unlabelled')
     )
     for set_name, names in wanted.items()
     for name in names
   }
   sets = {
-    set_name: tuple(u for name in names for u in read_parts[name])
+    set_name: tuple(u for name in names for u in parts[name])
     for set_name, names in wanted.items()
   }
   without = tuple(u._replace(text=None) for u in sets['unlabelled'])
-  whole = all(
-    SIZES.get(name) == len(found) for name, found in read_parts.items()
+  is_published = all(
+    SIZES.get(name) == len(items) for name, items in parts.items()
   )
   corpus = utterances.Corpus(
     train=(*sets['train'], *without),
@@ -97,27 +96,27 @@ def read(
     rate=rate,
     frame_rate=None,
     numbers=None,
-    skipped=skips.found(),
+    skipped=skips.by_reason(),
     source=utterances.source(
       f'{", ".join(everything)} in {data_dir}',
-      list(read_parts.values()),
+      list(parts.values()),
       otherwise='LibriSpeech'
-      if whole
+      if is_published
       else 'speech in the layout of LibriSpeech',
     ),
   )
-  return utterances.checked(corpus, where=data_dir)
+  return utterances.check_sets(corpus, where=data_dir)
 
 
 def _names(parts):
   return [name.strip() for name in parts.split(',') if name.strip()]
 
 
-def _part(data_dir, name, rate, skips, may_lack_text):
+def _read_part(data_dir, name, rate, skips, text_optional):
   folder = harness.find(
     data_dir, [name], folders=FOLDERS, advice=ADVICE, is_folder=True
   )
-  found = []
+  items = []
   for place, inner, names in os.walk(folder):
     inner.sort()
     texts: dict[str, str] = {}
@@ -126,19 +125,19 @@ def _part(data_dir, name, rate, skips, may_lack_text):
     recorded = {n[: -len('.flac')] for n in names if n.endswith('.flac')}
     for utterance in sorted(recorded | set(texts)):
       text = texts.get(utterance)
-      if text is None and not may_lack_text:
+      if text is None and not text_optional:
         skips.add('no transcript', utterance)
         continue
       path = pathlib.Path(place) / f'{utterance}.flac'
       try:
-        found.append(
+        items.append(
           utterances.from_audio(
             utterance, text, utterance.partition('-')[0], path, rate=rate
           )
         )
       except audio.AudioError as error:
         skips.add(error.reason, utterance)
-  return tuple(found)
+  return tuple(items)
 
 
 def _read_texts(path, texts):
@@ -148,11 +147,11 @@ def _read_texts(path, texts):
     name, _, text = line.strip().partition(' ')
     if name.count('-') < 2:
       raise harness.DamagedDataError(
-        f'{path}, line {number}: a line starts with the name of an utterance, '
-        f'speaker-chapter-number, got {name[:40]!r}.'
+        f'{path}, line {number}: a line has to start with the name of an '
+        f'utterance, speaker-chapter-number, got {name[:40]!r}.'
       )
     if name in texts:
       raise harness.DamagedDataError(
-        f'{path}, line {number}: {name} stands there twice.'
+        f'{path}, line {number}: {name} has a second text: remove one of them.'
       )
     texts[name] = ' '.join(text.lower().split())

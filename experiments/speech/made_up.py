@@ -1,4 +1,4 @@
-"""Speech of nobody: each word is a tone. To try a program without data."""
+"""Artificial speech without data: each word is a tone."""
 
 import functools
 
@@ -13,20 +13,20 @@ _WORDS = {'low': 300.0, 'middle': 800.0, 'high': 1_900.0, 'top': 3_100.0}
 def read(
   *, train: int, test: int, labelled: float = 1.0, seed: int = 0
 ) -> utterances.Corpus:
-  """Strings of two to four tones in noise.
+  """Makes strings of two to four tones in noise.
 
   Args:
-    train: strings to learn from.
-    test: strings to choose with, and as many to report on.
-    labelled: share of the training strings that have a text.
-    seed: of the strings.
+    train: number of training strings.
+    test: number of validation strings, and of test strings.
+    labelled: fraction of the training strings with a text.
+    seed: seed of the strings.
 
   Returns:
     The corpus.
   """
   sizes = {'train': train, 'validation': test, 'test': test}
   parts = {
-    name: tuple(_made(f'{name}-{i:04d}', seed) for i in range(size))
+    name: tuple(_utterance(f'{name}-{i:04d}', seed) for i in range(size))
     for name, size in sizes.items()
   }
   corpus = utterances.Corpus(
@@ -42,20 +42,20 @@ def read(
   return utterances.hide_texts(corpus, labelled, seed=seed)
 
 
-def _made(name: str, seed: int) -> utterances.Utterance:
-  place = int(utterances.order(name, seed), 16)
-  samples, text = _tones(place)
-  load = functools.partial(_load, place)
+def _utterance(name: str, seed: int) -> utterances.Utterance:
+  seed = int(utterances.order(name, seed), 16)
+  samples, text = _tones(seed)
+  load = functools.partial(_load, seed)
   seconds = len(samples) / RATE
   return utterances.Utterance(name, text, '', len(samples), seconds, load)
 
 
-def _load(place):
-  return _tones(place)[0], RATE
+def _load(seed):
+  return _tones(seed)[0], RATE
 
 
-def _tones(place):
-  rng = np.random.default_rng(place)
+def _tones(seed):
+  rng = np.random.default_rng(seed)
   words = rng.choice(list(_WORDS), rng.integers(2, 5))
   pieces = []
   for word in words:

@@ -1,8 +1,4 @@
-"""Models of language in ARPA files.
-
-They give the probability of a token after those before it, with two tokens of
-their own, where a text begins and where it ends. Logarithms are natural.
-"""
+"""N-gram language models in ARPA files, with natural logarithms."""
 
 import collections
 import math
@@ -15,27 +11,27 @@ from experiments.harness.data import sources
 from experiments.harness.store import files
 
 START, END, UNKNOWN = '<s>', '</s>', '<unk>'
-# What a token gets that a model of no unknown token does not have, a power of
-# ten.
-_LEAST = -10.0
-_NONE = -99.0
+# Log10 probability of an unknown word in a model without an unknown token.
+_UNKNOWN_LOG10 = -10.0
+# Log10 probabilities up to this one stand for probability 0.
+_ZERO_LOG10 = -99.0
 
 Token = Hashable
 History = tuple[Token, ...]
 
 
 class Model(Protocol):
-  """The probability of tokens."""
+  """A language model over tokens."""
 
   @property
   def order(self) -> int:
-    """Tokens that are looked at, the new one among them."""
+    """Order of the n-grams."""
 
   def log_prob(self, history: History, token: Token) -> float:
-    """Of a token after others; `START` is the first of a history."""
+    """Log-probability of a token after a history, which begins by `START`."""
 
   def knows(self, token: Token) -> bool:
-    """Whether a token has a probability of its own."""
+    """Whether the token is in the vocabulary."""
 
 
 def _last(history, order):
@@ -43,58 +39,57 @@ def _last(history, order):
 
 
 class Arpa(NamedTuple):
-  """A model of an ARPA file: what is not in it is made of shorter tokens.
+  """A back-off model from an ARPA file.
 
   Attributes:
-    order: tokens that are looked at, the new one among them.
-    table: by tokens, the logarithm of the last one's probability, and of what
-      is left for those that do not stand after them.
+    order: order of the n-grams.
+    table: log-probability and log back-off weight of each n-gram.
   """
 
   order: int
   table: Mapping[tuple[str, ...], tuple[float, float]]
 
   def log_prob(self, history: History, token: Token) -> float:
-    """Logarithm of the probability of a word after others.
+    """Log-probability of a word after a history.
 
-    A word that the file does not have is its `<unk>`; where it has none, it
-    gets a ten-billionth.
+    A word outside the vocabulary has the probability of `<unk>`, or 1e-10 if
+    the file has no `<unk>`.
     """
-    one = lambda word: word if (word,) in self.table else UNKNOWN
-    last = one(token)
+    known = lambda word: word if (word,) in self.table else UNKNOWN
+    last = known(token)
     if (last,) not in self.table:
-      return _LEAST * math.log(10)
-    before = tuple(one(word) for word in _last(history, self.order))
-    left = 0.0
+      return _UNKNOWN_LOG10 * math.log(10)
+    before = tuple(known(word) for word in _last(history, self.order))
+    backoff = 0.0
     while before and (*before, last) not in self.table:
-      left += self.table.get(before, (0.0, 0.0))[1]
+      backoff += self.table.get(before, (0.0, 0.0))[1]
       before = before[1:]
-    return left + self.table[*before, last][0]
+    return backoff + self.table[*before, last][0]
 
   def knows(self, token: Token) -> bool:
-    """Whether the file has a token."""
+    """Whether the token is in the vocabulary."""
     return (token,) in self.table
 
 
 def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
-  """Reads a model in the format of ARPA, gzipped or not.
+  """Reads a model in the ARPA format, gzipped or not.
 
   Args:
-    path: of the file.
-    lower: whether words are put into small letters.
+    path: the file.
+    lower: whether words are converted to lower case.
 
   Returns:
     The model.
 
   Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if a line is none of the format; names it. If there are
-      other numbers of tokens than the file says.
+    MissingDataError: if the file is missing.
+    DamagedDataError: if a line is invalid, or the number of n-grams differs
+      from the header.
   """
   path = pathlib.Path(path)
   table: dict[tuple[str, ...], tuple[float, float]] = {}
   announced: dict[int, int] = {}
-  found: collections.Counter = collections.Counter()
+  counts: collections.Counter = collections.Counter()
   length, started, ended = 0, False, False
   for number, line in enumerate(sources.read_lines(path, 'ARPA file'), 1):
     line = line.strip()
@@ -106,58 +101,56 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
     elif line == '\\end\\':
       ended = True
     elif line.startswith('\\') and line.endswith('-grams:'):
-      length = _whole(line[1:-7], where)
+      length = _parse_int(line[1:-7], where)
     elif not length:
       size, _, entries = line.removeprefix('ngram ').partition('=')
-      announced[_whole(size, where)] = _whole(entries, where)
+      announced[_parse_int(size, where)] = _parse_int(entries, where)
     else:
-      words, values = _entry(line, length, where, lower)
-      found[length] += 1
-      # Words that differ in capitals alone are one: the likelier stays.
+      words, values = _parse_entry(line, length, where, lower)
+      counts[length] += 1
+      # Of words that differ only in case, the likelier one stays.
       if words not in table or table[words][0] < values[0]:
         table[words] = values
   if not ended or not announced:
     raise harness.DamagedDataError(
-      f'{path} is cut short or no ARPA file: it has no part from \\data\\ to '
-      '\\end\\.'
+      f'{path} is truncated or not an ARPA file: it has no section from '
+      '\\data\\ to \\end\\.'
     )
   for order, count in announced.items():
-    if found[order] != count:
+    if counts[order] != count:
       raise harness.DamagedDataError(
-        f'{path} says that it has {count:,} entries of {order} words, and has '
-        f'{found[order]:,}.'
+        f'{path} announces {count:,} entries of {order} words, but has '
+        f'{counts[order]:,}: get it again.'
       )
   return Arpa(max(announced), table)
 
 
-def _whole(text, where):
+def _parse_int(text, where):
   try:
     return int(text)
   except ValueError:
     raise harness.DamagedDataError(
-      f'{where}: {text.strip()!r} is no whole number.'
+      f'{where}: {text.strip()!r} is not a whole number.'
     ) from None
 
 
-def _entry(line, length, where, lower):
+def _parse_entry(line, length, where, lower):
   parts = line.split()
   if not length + 1 <= len(parts) <= length + 2:
     raise harness.DamagedDataError(
-      f'{where} has {len(parts)} parts; an entry of {length} words is a '
-      'logarithm, the words, and maybe what is left.'
+      f'{where} has {len(parts)} parts; an entry of {length} words has a '
+      'log-probability, the words, and optionally a back-off weight.'
     )
   words = tuple(parts[1 : length + 1])
   if lower:
     words = tuple(w.lower() for w in words)
   try:
-    tens = [float(part) for part in (parts[0], *parts[length + 1 :])]
+    log10s = [float(part) for part in (parts[0], *parts[length + 1 :])]
   except ValueError:
     raise harness.DamagedDataError(
-      f'{where} has something that is no number where a logarithm should be.'
+      f'{where}: expected a number as the logarithm.'
     ) from None
-  if not all(math.isfinite(ten) for ten in tens):
-    raise harness.DamagedDataError(
-      f'{where} has a logarithm that is not finite.'
-    )
-  natural = [-math.inf if t <= _NONE else t * math.log(10) for t in tens]
-  return words, (natural[0], natural[1] if len(natural) > 1 else 0.0)
+  if not all(math.isfinite(x) for x in log10s):
+    raise harness.DamagedDataError(f'{where} has a non-finite logarithm.')
+  logs = [-math.inf if x <= _ZERO_LOG10 else x * math.log(10) for x in log10s]
+  return words, (logs[0], logs[1] if len(logs) > 1 else 0.0)

@@ -1,13 +1,14 @@
-"""Losses: of transcripts, and of audio alone.
+"""Losses of transcripts (CTC) and of audio alone (self-supervised).
 
-Encoded frames are (batch, out, width) with lengths. A frame's target is made of
-the input frames that it stands for, `stacked`: a learnt encoder of targets
-could make them constant. Losses are means over frames, or over labels, so that
-their size does not depend on a batch's padding.
+Encoded frames are (batch, out, width) with lengths. The target of an encoded
+frame depends on its `stacked` input frames alone: a learnt target encoder could
+collapse to a constant. Losses are means over frames or labels and do not depend
+on padding.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 import chex
 import jax
@@ -19,6 +20,11 @@ from experiments import harness
 from experiments.speech import encoders, front_end
 
 KINDS = ('cpc', 'contrastive', 'best_rq')
+# Dimension of the projections of the contrastive losses and of the quantiser.
+_PROJECTION_SIZE, _CODE_SIZE = 64, 16
+_TEMPERATURE = 0.1
+# Standard deviation of the noise that replaces masked frames.
+_MASK_NOISE = 0.1
 
 
 def ctc(
@@ -27,39 +33,39 @@ def ctc(
   labels: chex.Array,
   label_lengths: chex.Array,
 ) -> chex.Array:
-  r"""Connectionist temporal classification, a label.
+  r"""Computes the connectionist temporal classification loss per label.
 
   .. math::
     - \frac{1}{|B|} \sum_{i \in B} \frac{1}{L_i} \log p(l_i \mid x_i)
 
   Args:
-    logits: (batch, out, units), unit 0 the blank.
-    lengths: frames of each, int (batch,); enough for its labels.
-    labels: int (batch, most labels).
-    label_lengths: of each, int (batch,).
+    logits: (batch, out, units); unit 0 is the blank.
+    lengths: number of valid frames, int (batch,), enough for the labels.
+    labels: int (batch, longest labels).
+    label_lengths: number of labels, int (batch,).
 
   Returns:
     A scalar.
   """
-  padding = lambda n, size: 1.0 - front_end.mask_of(n, size)
-  each = optax.ctc_loss(
+  padding = lambda n, size: 1.0 - front_end.length_mask(n, size)
+  losses = optax.ctc_loss(
     logits,
     padding(lengths, logits.shape[1]).astype(logits.dtype),
     labels,
     padding(label_lengths, labels.shape[1]).astype(logits.dtype),
   )
-  return jnp.mean(each / jnp.maximum(label_lengths, 1))
+  return jnp.mean(losses / jnp.maximum(label_lengths, 1))
 
 
 def stacked(features: chex.Array, shrink: int) -> chex.Array:
-  """The input frames of each encoded one, side by side.
+  """Concatenates the input frames of each encoded frame.
 
   Args:
     features: (batch, frames, numbers).
-    shrink: input frames of an encoded one.
+    shrink: input frames per encoded frame.
 
   Returns:
-    (batch, ceil(frames / shrink), shrink * numbers), filled up with zeros.
+    (batch, ceil(frames / shrink), shrink * numbers), padded with zeros.
   """
   rows, size, numbers = features.shape
   out = -(-size // shrink)
@@ -67,213 +73,206 @@ def stacked(features: chex.Array, shrink: int) -> chex.Array:
   return jnp.pad(features, padding).reshape(rows, out, shrink * numbers)
 
 
-class Task(NamedTuple):
-  """A loss of audio alone, and its sizes.
+@dataclasses.dataclass(frozen=True)
+class Ssl:
+  """Settings of the self-supervised loss.
 
   Attributes:
-    kind: one of `KINDS`.
-    probability: that a span of hidden frames begins at an encoded frame.
-    span: encoded frames of a span.
-    negatives: frames among which the right one is to be told.
-    temperature: by which cosines are divided.
-    ahead: encoded frames that are predicted.
-    codes: of the random quantiser.
-    noise: deviation of what stands for hidden frames.
-    size: of projections.
+    ssl_loss: self-supervised loss of audio alone.
+    mask_prob: probability that a masked span starts at an encoded frame.
+    mask_length: length of a masked span, in encoded frames.
+    negatives: number of negatives of a contrastive loss.
+    prediction_steps: number of future encoded frames that CPC predicts.
+    codebook_size: number of codes of the random quantiser (BEST-RQ).
   """
 
-  kind: str = 'best_rq'
-  probability: float = 0.15
-  span: int = 3
+  ssl_loss: Literal['cpc', 'contrastive', 'best_rq'] = 'best_rq'
+  mask_prob: Annotated[float, harness.Allowed(0, 1)] = 0.15
+  mask_length: int = 3
   negatives: int = 20
-  temperature: float = 0.1
-  ahead: int = 3
-  codes: int = 256
-  noise: float = 0.1
-  size: int = 64
+  prediction_steps: int = 3
+  codebook_size: int = 256
 
   @property
   def causal(self) -> bool:
-    """Whether the encoder has to be: else it would see what it predicts."""
-    return self.kind == 'cpc'
+    """Whether the encoder has to be causal, as CPC predicts future frames."""
+    return self.ssl_loss == 'cpc'
 
 
 class Predictor(nnx.Module):
-  """The head that only a loss of audio has."""
+  """The head of a self-supervised loss."""
 
-  def __init__(self, task: Task, width: int, stack: int, rngs: nnx.Rngs):
-    """Initial weights, for encoded frames of `width` and stacked ones."""
-    count = {'cpc': task.ahead * task.size, 'best_rq': task.codes}
-    self.predict = nnx.Linear(width, count.get(task.kind, task.size), rngs=rngs)
+  def __init__(self, ssl: Ssl, width: int, stack: int, rngs: nnx.Rngs):
+    """Initialises the weights for encoded (width,) and stacked frames."""
+    outputs = {
+      'cpc': ssl.prediction_steps * _PROJECTION_SIZE,
+      'contrastive': _PROJECTION_SIZE,
+      'best_rq': ssl.codebook_size,
+    }
+    self.predict = nnx.Linear(width, outputs[ssl.ssl_loss], rngs=rngs)
     self.target = (
       None
-      if task.kind == 'best_rq'
-      else nnx.Linear(stack, task.size, rngs=rngs)
+      if ssl.ssl_loss == 'best_rq'
+      else nnx.Linear(stack, _PROJECTION_SIZE, rngs=rngs)
     )
 
   def __call__(
     self, encoded: chex.Array, stack: chex.Array
   ) -> tuple[chex.Array, chex.Array | None]:
-    """What is predicted, and the targets unless they are fixed."""
+    """Returns predictions, and targets unless they are fixed."""
     targets = None if self.target is None else self.target(stack)
     return self.predict(encoded), targets
 
 
-def predictor(task: Task, *, width: int, stack: int) -> harness.Network:
-  """The head as pure functions.
+def predictor(ssl: Ssl, *, width: int, stack: int) -> harness.Network:
+  """Makes the head of a self-supervised loss as pure functions.
 
   Args:
-    task: the loss.
-    width: of encoded frames.
-    stack: numbers of a stacked frame.
+    ssl: settings of the loss.
+    width: width of encoded frames.
+    stack: width of stacked frames.
 
   Returns:
     A network of encoded and stacked frames.
   """
-  if task.kind not in KINDS:
+  if ssl.ssl_loss not in KINDS:
     known = ', '.join(KINDS)
     raise harness.SettingsError(
-      f'unknown loss of audio {task.kind!r}; known: {known}.'
+      f'unknown ssl_loss {ssl.ssl_loss!r}; known: {known}.'
     )
   return encoders.flat(
-    harness.pure(lambda rngs: Predictor(task, width, stack, rngs))
+    harness.pure(lambda rngs: Predictor(ssl, width, stack, rngs))
   )
 
 
-def quantiser(
-  task: Task, key: chex.PRNGKey, stack: int
-) -> dict[str, chex.Array]:
-  """A random projection and random codes, which are not trained.
+def quantiser(ssl: Ssl, key: chex.PRNGKey, stack: int) -> dict[str, chex.Array]:
+  """Draws a random projection and random codes, which are not trained.
 
   Source: Chiu and others, Self-supervised Learning with Random-projection
   Quantizer for Speech Recognition, 2022.
   """
   one, two = jax.random.split(key)
-  dims = 16
   return {
-    'projection': jax.random.normal(one, (stack, dims)) / stack**0.5,
-    'codes': _unit(jax.random.normal(two, (task.codes, dims))),
+    'projection': jax.random.normal(one, (stack, _CODE_SIZE)) / stack**0.5,
+    'codes': _unit(jax.random.normal(two, (ssl.codebook_size, _CODE_SIZE))),
   }
 
 
-def codes_of(fixed: dict[str, chex.Array], stack: chex.Array) -> chex.Array:
-  """The nearest code of each stacked frame, by the angle; int."""
+def nearest_codes(
+  fixed: dict[str, chex.Array], stack: chex.Array
+) -> chex.Array:
+  """Index of the code with the smallest angle to each stacked frame."""
   projected = _unit(stack @ fixed['projection'])
   return jnp.argmax(projected @ fixed['codes'].T, axis=-1)
 
 
-def hidden_frames(
-  task: Task, key: chex.PRNGKey, lengths: chex.Array, size: int
+def draw_mask(
+  ssl: Ssl, key: chex.PRNGKey, lengths: chex.Array, size: int
 ) -> chex.Array:
-  """Which encoded frames are hidden; at least one span of each utterance.
+  """Draws masked spans, at least one per utterance.
 
   Args:
-    task: with probability and span.
+    ssl: settings of the loss.
     key: PRNG key.
-    lengths: encoded frames, int (batch,).
-    size: that a batch is padded to.
+    lengths: number of encoded frames, int (batch,).
+    size: number of encoded frames with padding.
 
   Returns:
     bool (batch, size), False beyond the lengths.
   """
-  # In one draw: to compile several takes seconds.
-  drawn = jax.random.uniform(key, (len(lengths), size + 1))
-  begins = drawn[:, :size] < task.probability
-  sure = jnp.floor(drawn[:, size] * lengths)
-  begins = begins | (jnp.arange(size) == sure[:, None])
-  inside = begins
-  for shift in range(1, task.span):
-    inside = inside | jnp.pad(begins, [(0, 0), (shift, 0)])[:, :size]
-  return inside & front_end.mask_of(lengths, size)
+  # One call: compiling several random draws takes seconds.
+  uniform = jax.random.uniform(key, (len(lengths), size + 1))
+  starts = uniform[:, :size] < ssl.mask_prob
+  certain = jnp.floor(uniform[:, size] * lengths)
+  starts = starts | (jnp.arange(size) == certain[:, None])
+  mask = starts
+  for shift in range(1, ssl.mask_length):
+    mask = mask | jnp.pad(starts, [(0, 0), (shift, 0)])[:, :size]
+  return mask & front_end.length_mask(lengths, size)
 
 
-def blurred(
-  task: Task,
-  key: chex.PRNGKey,
-  features: chex.Array,
-  hidden: chex.Array,
-  shrink: int,
+def replace_by_noise(
+  key: chex.PRNGKey, features: chex.Array, mask: chex.Array, shrink: int
 ) -> chex.Array:
-  """Features with noise in place of the hidden frames."""
-  cover = jnp.repeat(hidden, shrink, axis=1)[:, : features.shape[1], None]
-  noise = task.noise * jax.random.normal(key, features.shape, features.dtype)
-  return jnp.where(cover, noise, features)
+  """Replaces the input frames of masked encoded frames by noise."""
+  mask = jnp.repeat(mask, shrink, axis=1)[:, : features.shape[1], None]
+  noise = _MASK_NOISE * jax.random.normal(key, features.shape, features.dtype)
+  return jnp.where(mask, noise, features)
 
 
 def masked_codes(
-  logits: chex.Array, codes: chex.Array, hidden: chex.Array
+  logits: chex.Array, codes: chex.Array, mask: chex.Array
 ) -> chex.Array:
-  """Cross-entropy of the codes of hidden frames.
+  """Computes the cross-entropy of the codes of masked frames.
 
   Args:
     logits: (batch, out, codes).
     codes: int (batch, out).
-    hidden: bool (batch, out).
+    mask: bool (batch, out).
 
   Returns:
-    A scalar, the mean over hidden frames.
+    A scalar, the mean over masked frames.
   """
-  each = optax.losses.softmax_cross_entropy_with_integer_labels(logits, codes)
-  return _mean(each, hidden)
+  losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, codes)
+  return _mean(losses, mask)
 
 
-def contrast(
+def info_nce(
   key: chex.PRNGKey,
   predicted: chex.Array,
   targets: chex.Array,
-  asked: chex.Array,
-  among: chex.Array,
+  mask: chex.Array,
+  groups: chex.Array,
   *,
   negatives: int,
   temperature: float,
 ) -> chex.Array:
-  r"""Which target is right, among random others: InfoNCE.
+  r"""Computes the InfoNCE loss of predictions with random negatives.
 
   .. math::
     - \log \frac{e^{\cos(p_t, z_t) / \tau}}{e^{\cos(p_t, z_t) / \tau}
       + \sum_{s} e^{\cos(p_t, z_s) / \tau}}
 
   Args:
-    key: PRNG key, of the others.
+    key: PRNG key for the negatives.
     predicted: (frames, size).
-    targets: of the same frames, (frames, size).
-    asked: which frames count, bool (frames,).
-    among: for each group that others are drawn from, its frames, bool
-      (groups, frames); frames are in equal parts of consecutive groups.
-    negatives: others of a frame, drawn with replacement, never itself.
-    temperature: of the cosines.
+    targets: targets of the same frames, (frames, size).
+    mask: frames to average over, bool (frames,).
+    groups: frames from which the negatives of each group are drawn, bool
+      (groups, frames); consecutive groups have equal numbers of frames.
+    negatives: number of negatives per frame, drawn with replacement, never the
+      frame itself.
+    temperature: divides the cosines.
 
   Returns:
-    A scalar, the mean over asked frames; log(negatives + 1) for a coin.
+    A scalar, the mean over masked frames; log(negatives + 1) at chance.
   """
-  groups, frames = among.shape
-  size = frames // groups
+  count, frames = groups.shape
   place = jnp.arange(frames)
-  # A random frame of the group: the count of its frames is not static.
-  count = jnp.sum(among, axis=1)
-  order = jnp.argsort(~among, axis=1, stable=True)
-  drawn = jax.random.uniform(key, (frames, negatives))
-  own = jnp.repeat(jnp.arange(groups), size)
-  rank = jnp.cumsum(among, axis=1)[own, place] - 1
-  others = jnp.maximum(count[own] - 1, 1)[:, None]
-  pick = jnp.floor(drawn * others).astype(jnp.int32)
+  # Draws ranks within a group, since its number of frames is not static.
+  sizes = jnp.sum(groups, axis=1)
+  order = jnp.argsort(~groups, axis=1, stable=True)
+  uniform = jax.random.uniform(key, (frames, negatives))
+  group = jnp.repeat(jnp.arange(count), frames // count)
+  rank = jnp.cumsum(groups, axis=1)[group, place] - 1
+  others = jnp.maximum(sizes[group] - 1, 1)[:, None]
+  pick = jnp.floor(uniform * others).astype(jnp.int32)
   pick = jnp.minimum(pick, others - 1)
-  # What comes after the frame itself moves up by one.
+  # Skips the frame itself.
   pick = pick + (pick >= rank[:, None])
-  pick = jnp.minimum(pick, jnp.maximum(count[own] - 1, 0)[:, None])
-  wrong = order[own[:, None], pick]
+  pick = jnp.minimum(pick, jnp.maximum(sizes[group] - 1, 0)[:, None])
+  wrong = order[group[:, None], pick]
   predicted, targets = _unit(predicted), _unit(targets)
   right = jnp.sum(predicted * targets, axis=-1)
   off = jnp.einsum('fd,fnd->fn', predicted, targets[wrong])
-  # A group of one frame has no other.
+  # In a group of one frame, the negative is the frame itself.
   off = jnp.where(wrong == place[:, None], -jnp.inf, off)
   logits = jnp.concatenate([right[:, None], off], axis=1) / temperature
-  # Where there is no other, nothing is asked.
-  return _mean(-jax.nn.log_softmax(logits)[:, 0], asked & (count[own] > 1))
+  return _mean(-jax.nn.log_softmax(logits)[:, 0], mask & (sizes[group] > 1))
 
 
 def loss(
-  task: Task,
+  ssl: Ssl,
   predict: Callable[..., tuple[chex.Array, chex.Array | None]],
   encode: Callable[..., tuple[chex.Array, chex.Array]],
   features: chex.Array,
@@ -283,77 +282,75 @@ def loss(
   fixed: Any,
   shrink: int,
 ) -> chex.Array:
-  """A loss of audio alone.
+  """Computes the self-supervised loss.
 
   Args:
-    task: the loss.
+    ssl: settings of the loss.
     predict: (encoded, stacked) -> predictions and targets; a `predictor`.
     encode: (features, lengths, key) -> encoded frames and lengths.
-    features: normalised, (batch, frames, numbers).
-    lengths: frames of each, int (batch,).
+    features: normalised features, (batch, frames, numbers).
+    lengths: number of valid frames, int (batch,).
     key: PRNG key.
-    fixed: of `quantiser`, for 'best_rq'.
-    shrink: input frames of an encoded one.
+    fixed: arrays from `quantiser`, for 'best_rq'.
+    shrink: input frames per encoded frame.
 
   Returns:
     A scalar.
   """
-  hide, blur, draw, drop = jax.random.split(key, 4)
+  mask_key, noise_key, negatives_key, drop_key = jax.random.split(key, 4)
   stack = stacked(features, shrink)
   rows, size, _ = stack.shape
-  if task.kind == 'cpc':
-    encoded, out = encode(features, lengths, drop)
-    return _predictive(task, draw, *predict(encoded, stack), out)
-  out = -(-lengths // shrink)
-  hidden = hidden_frames(task, hide, out, size)
-  seen = blurred(task, blur, features, hidden, shrink)
-  encoded, _ = encode(seen, lengths, drop)
+  if ssl.ssl_loss == 'cpc':
+    encoded, out = encode(features, lengths, drop_key)
+    return _cpc(ssl, negatives_key, *predict(encoded, stack), out)
+  mask = draw_mask(ssl, mask_key, -(-lengths // shrink), size)
+  noisy = replace_by_noise(noise_key, features, mask, shrink)
+  encoded, _ = encode(noisy, lengths, drop_key)
   predicted, targets = predict(encoded, stack)
-  if task.kind == 'best_rq':
-    return masked_codes(predicted, codes_of(fixed, stack), hidden)
+  if ssl.ssl_loss == 'best_rq':
+    return masked_codes(predicted, nearest_codes(fixed, stack), mask)
   flat = lambda x: x.reshape(rows * size, *x.shape[2:])
-  # Others are hidden frames of the same utterance.
-  own = jnp.eye(rows, dtype=bool)[:, :, None] & hidden
-  return contrast(
-    draw,
+  # Negatives are masked frames of the same utterance.
+  groups = jnp.eye(rows, dtype=bool)[:, :, None] & mask
+  return info_nce(
+    negatives_key,
     flat(predicted),
     flat(targets),
-    flat(hidden),
-    own.reshape(rows, rows * size),
-    negatives=task.negatives,
-    temperature=task.temperature,
+    flat(mask),
+    groups.reshape(rows, rows * size),
+    negatives=ssl.negatives,
+    temperature=_TEMPERATURE,
   )
 
 
-def _predictive(task, key, predicted, targets, lengths):
-  """Contrastive predictive coding: others are any frames of the batch."""
-  rows, size, _ = targets.shape
-  predicted = predicted.reshape(rows, size, task.ahead, task.size)
-  there = front_end.mask_of(lengths, size)
+def _cpc(ssl, key, predicted, targets, lengths):
+  """Contrastive predictive coding, with negatives from the whole batch."""
+  rows, size, width = targets.shape
+  predicted = predicted.reshape(rows, size, ssl.prediction_steps, width)
+  valid = front_end.length_mask(lengths, size)
   flat = lambda x: x.reshape(rows * size, *x.shape[2:])
   total = jnp.zeros([], predicted.dtype)
-  for step in range(1, task.ahead + 1):
+  for step in range(1, ssl.prediction_steps + 1):
     # Frame t is predicted from frame t - step.
-    late = [(0, 0), (step, 0), (0, 0)]
-    guess = jnp.pad(predicted[:, :, step - 1], late)[:, :size]
-    asked = there & (jnp.arange(size) >= step)
-    total += contrast(
+    shift = [(0, 0), (step, 0), (0, 0)]
+    shifted = jnp.pad(predicted[:, :, step - 1], shift)[:, :size]
+    total += info_nce(
       jax.random.fold_in(key, step),
-      flat(guess),
+      flat(shifted),
       flat(targets),
-      flat(asked),
-      flat(there)[None],
-      negatives=task.negatives,
-      temperature=task.temperature,
+      flat(valid & (jnp.arange(size) >= step)),
+      flat(valid)[None],
+      negatives=ssl.negatives,
+      temperature=_TEMPERATURE,
     )
-  return total / task.ahead
+  return total / ssl.prediction_steps
 
 
 def _unit(x):
   return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-8)
 
 
-def _mean(each, mask):
+def _mean(values, mask):
   # 0 * inf would be NaN.
-  total = jnp.sum(jnp.where(mask, each, 0))
+  total = jnp.sum(jnp.where(mask, values, 0))
   return total / jnp.maximum(jnp.sum(mask), 1)

@@ -1,7 +1,7 @@
 """Cuts long audio in its pauses.
 
-A network that normalises each utterance expects what it was trained on: one
-speaker, and short pauses.
+A network that normalises each utterance expects utterances like those of
+training: one speaker, and short pauses.
 """
 
 import itertools
@@ -45,11 +45,11 @@ def segments(
   Args:
     levels: decibels of frames, (frames,), at least one.
     frame_rate: frames per second.
-    longest: seconds up to which a segment is cut no further.
+    longest: seconds below which a segment is not cut further.
 
   Returns:
-    First and last frame, exclusive, of each segment. What lies between two
-    segments is quiet. A segment without a pause may be longer than `longest`.
+    First and last frame, exclusive, of each segment; frames between segments
+    are quiet. A segment without a pause may be longer than `longest`.
   """
   bounds = _sounds(levels, frame_rate)
   margin = round(_MARGIN * frame_rate)
@@ -71,7 +71,7 @@ def segments(
 
 
 def _sounds(levels, frame_rate):
-  """First and last frame of what is between pauses, (sounds, 2)."""
+  """First and last frame, exclusive, of each sound, (sounds, 2)."""
   size = 2 * round(_NEAR * frame_rate) + 1
   quiet = levels < scipy.ndimage.maximum_filter1d(levels, size) - _QUIET
   edges = np.flatnonzero(np.diff(np.pad(quiet, 1).astype(int)))
@@ -89,7 +89,7 @@ def _sounds(levels, frame_rate):
 
 
 def _is_sound(levels, before, after):
-  """Whether what lies between two pauses is louder than they are."""
+  """Whether the frames between two pauses are louder than the pauses."""
   sound = levels[before[1] : after[0]]
   noise = np.concatenate([levels[slice(*before)], levels[slice(*after)]])
   if not len(sound) or not len(noise):

@@ -1,4 +1,4 @@
-"""A picture of an utterance: its spectrum, and what a network hears when."""
+"""Draws an utterance: its spectrum and the network's aligned output."""
 
 import io
 import pathlib
@@ -28,29 +28,29 @@ def draw(
 ) -> pathlib.Path:
   """Draws the spectrum, and below it the probability of each label of a text.
 
-  Borders are where the likeliest path that says the text starts and stops each
-  label; a label has one colour in all its places.
+  Borders mark the start and end of each label on the likeliest path. Equal
+  labels have the same colour.
 
   Args:
     path: the PNG file.
-    spectrum: logarithm of the energies, (frames, bands).
-    log_probs: output of the network, (frames of it, labels).
-    labels: what is said, int (n,).
-    symbols: of all labels, see `units.Units`.
-    seconds: that the utterance takes.
-    title: above the picture.
+    spectrum: log energies, (frames, bands).
+    log_probs: output of the network, (out frames, labels).
+    labels: the recognised text, int (n,).
+    symbols: symbol of each label, see `units.Units`.
+    seconds: length of the utterance.
+    title: title of the picture.
 
   Returns:
     The path.
 
   Raises:
-    DamagedDataError: if no path says the labels, see `alignment.align`.
+    DamagedDataError: if no path has the labels, see `alignment.align`.
     WriteError: if the file cannot be written; names the folder.
   """
   spectrum = np.asarray(spectrum, np.float32)
   outputs = np.asarray(log_probs, np.float64)
   labels = np.asarray(labels, np.int32).reshape(-1)
-  found = alignment.align(outputs, labels)
+  aligned = alignment.align(outputs, labels)
   step = seconds / len(outputs)
   times = (np.arange(len(outputs)) + 0.5) * step
   figure = matplotlib.figure.Figure(
@@ -78,7 +78,7 @@ def draw(
   for i, kind in enumerate(kinds):
     colour = COLOURS[i % len(COLOURS)]
     below.plot(times, np.exp(outputs[:, kind]), color=colour, linewidth=1.5)
-  for label, start, stop in zip(labels, found.starts, found.stops):
+  for label, start, stop in zip(labels, aligned.starts, aligned.stops):
     colour = COLOURS[kinds.index(label) % len(COLOURS)]
     for axes in (above, below):
       axes.axvspan(start * step, stop * step, color=colour, alpha=0.18, lw=0)

@@ -1,4 +1,4 @@
-"""A recogniser: front end, encoder, two heads, and its losses and outputs.
+"""A speech recogniser: front end, encoder, two heads, losses and outputs.
 
 Weights are `bj.sequences(encoder=..., recogniser=..., predictor=...)`.
 """
@@ -22,23 +22,23 @@ from experiments import harness
 from experiments.harness.store import files, leaves
 from experiments.speech import encoders, feed, front_end, objectives
 
-# The file that `train` writes.
+# Name of the file in the workdir of `train`.
 NAME = 'recogniser.npz'
 
 
 class Shape(NamedTuple):
-  """Sizes of a network; plain values, kept beside its weights.
+  """Sizes of a network, stored with its weights.
 
   Attributes:
-    kind: of the encoder.
-    width: of its layers.
-    depth: layers after the strided ones.
-    strides: of those.
-    size: frames that a convolution sees.
-    heads: of attention.
-    causal: whether it sees no frame that comes.
-    units: of transcripts, with the blank.
-    front: the front end.
+    kind: kind of the encoder, see `encoders.KINDS`.
+    width: width of the layers.
+    depth: number of layers after the strided convolutions.
+    strides: strides of the first convolutions.
+    size: kernel size of a convolution, in frames.
+    heads: number of attention heads.
+    causal: whether the encoder ignores future frames.
+    units: number of text units, with the blank.
+    front: settings of the features.
   """
 
   kind: str
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
 
   @property
   def shrink(self) -> int:
-    """Frames of features of an encoded one."""
+    """Input frames per encoded frame."""
     return math.prod(self.strides)
 
   @property
@@ -62,42 +62,42 @@ class Shape(NamedTuple):
     return self.front.hop * self.shrink
 
   def frames_out(self, length: int) -> int:
-    """Encoded frames of so many samples, or given frames."""
+    """Number of encoded frames of `length` samples or feature frames."""
     return int(
-      encoders.shrunk(front_end.frames_of(self.front, length), self.strides)
+      encoders.shrunk(front_end.count_frames(self.front, length), self.strides)
     )
 
   def to_json(self) -> str:
-    """As a text."""
+    """Converts to JSON."""
     return json.dumps(self._replace(front=self.front._asdict())._asdict())
 
   @classmethod
   def from_json(cls, text: str) -> 'Shape':
-    """From a text."""
-    found = json.loads(text)
-    found['front'] = front_end.FrontEnd(**found['front'])
-    return cls(**found | {'strides': tuple(found['strides'])})
+    """Converts from JSON."""
+    values = json.loads(text)
+    values['front'] = front_end.FrontEnd(**values['front'])
+    return cls(**values | {'strides': tuple(values['strides'])})
 
 
 class Training(NamedTuple):
-  """What a network sees in training only.
+  """Settings of the losses, used in training alone.
 
   Attributes:
-    task: the loss of audio alone.
-    augmentation: stripes that are hidden from the loss of transcripts.
-    dropout: of the encoder.
+    ssl: settings of the self-supervised loss.
+    masks: SpecAugment before the loss of transcripts.
+    dropout: dropout rate of the encoder.
   """
 
-  task: objectives.Task
-  augmentation: front_end.Augmentation
+  ssl: objectives.Ssl
+  masks: front_end.Masks
   dropout: float
 
 
 class Recogniser:
-  """Pure functions of the weights.
+  """Losses and outputs as pure functions of the weights.
 
   Args:
-    shape: sizes.
+    shape: sizes of the network.
   """
 
   def __init__(self, shape: Shape):
@@ -116,31 +116,29 @@ class Recogniser:
 
   @property
   def stack(self) -> int:
-    """Numbers of the input frames of an encoded one."""
+    """Width of the stacked input frames of an encoded frame."""
     return self.shape.front.numbers * self.shape.shrink
 
-  def predictor(self, task: objectives.Task) -> harness.Network:
-    """The head of a loss of audio alone."""
-    return objectives.predictor(task, width=self.shape.width, stack=self.stack)
+  def predictor(self, ssl: objectives.Ssl) -> harness.Network:
+    """Makes the head of a self-supervised loss."""
+    return objectives.predictor(ssl, width=self.shape.width, stack=self.stack)
 
-  def init(self, key: chex.PRNGKey, task: objectives.Task) -> Any:
-    """Weights."""
+  def init(self, key: chex.PRNGKey, ssl: objectives.Ssl) -> Any:
+    """Initialises the weights."""
     one, two, three = jax.random.split(key, 3)
     return bj.sequences(
       encoder=self.encoder.init(one),
       recogniser=self.head.init(two),
-      predictor=self.predictor(task).init(three),
+      predictor=self.predictor(ssl).init(three),
     )
 
   def ctc(self, training: Training, weights: Any, batch: Any) -> chex.Array:
-    """The loss of transcripts; `batch` has a `key`."""
+    """Computes the loss of transcripts; `batch` has a `key`."""
     hide, drop = jax.random.split(batch['key'])
-    features, lengths = front_end.features_of(
+    features, lengths = front_end.compute_features(
       self.shape.front, batch['audio'], batch['length']
     )
-    features = front_end.spec_augment(
-      hide, features, lengths, training.augmentation
-    )
+    features = front_end.spec_augment(hide, features, lengths, training.masks)
     encoded, out = self.encoder.apply(
       weights.encoder, features, lengths, drop, training.dropout
     )
@@ -148,8 +146,8 @@ class Recogniser:
     return objectives.ctc(logits, out, batch['labels'], batch['label_length'])
 
   def ssl(self, training: Training, weights: Any, batch: Any) -> chex.Array:
-    """The loss of audio alone; `batch` has `key` and `fixed`."""
-    features, lengths = front_end.features_of(
+    """Computes the self-supervised loss; `batch` has `key` and `fixed`."""
+    features, lengths = front_end.compute_features(
       self.shape.front, batch['audio'], batch['length']
     )
 
@@ -159,8 +157,8 @@ class Recogniser:
       )
 
     return objectives.loss(
-      training.task,
-      functools.partial(self.predictor(training.task).apply, weights.predictor),
+      training.ssl,
+      functools.partial(self.predictor(training.ssl).apply, weights.predictor),
       encode,
       features,
       lengths,
@@ -175,7 +173,9 @@ class Recogniser:
 
     @jax.jit
     def run(weights, audio, length):
-      features, lengths = front_end.features_of(self.shape.front, audio, length)
+      features, lengths = front_end.compute_features(
+        self.shape.front, audio, length
+      )
       encoded, out = self.encoder.apply(weights.encoder, features, lengths)
       logits = self.head.apply(weights.recogniser, encoded)
       return features, jax.nn.log_softmax(logits), out
@@ -192,64 +192,60 @@ def log_probabilities(
   edges: Sequence[int],
   batch_size: int = 32,
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """What a network says of utterances, a bucket after the other.
+  """Computes the network's outputs for utterances, bucket by bucket.
 
   Args:
     recogniser: the network.
-    weights: of one member.
-    examples: utterances.
-    rows: which of them.
-    edges: rising lengths that batches are padded to.
-    batch_size: utterances at once.
+    weights: weights of one member.
+    examples: the utterances.
+    rows: rows of the examples.
+    edges: ascending lengths to which batches are padded.
+    batch_size: utterances per batch.
 
   Yields:
     The row, and log-probabilities (out frames, units).
   """
   rows = np.asarray(rows, np.int64)
-  which = np.searchsorted(edges, examples.lengths[rows])
-  if np.any(which == len(edges)):
-    # Longer than all that was trained on: a bucket of its own.
+  buckets = np.searchsorted(edges, examples.lengths[rows])
+  if np.any(buckets == len(edges)):
+    # A bucket for utterances longer than those of training.
     edges = (*edges, int(examples.lengths[rows].max()))
   for bucket, edge in enumerate(edges):
-    mine = rows[which == bucket]
-    for start in range(0, len(mine), batch_size):
-      some = mine[start : start + batch_size]
-      # The last batch is as large as the others: one program a bucket.
-      whole = np.resize(some, batch_size)
-      arrays = [examples.load(int(row)) for row in whole]
-      _, found, out = recogniser.outputs(
-        weights, *feed.side_by_side(arrays, edge)
+    bucket_rows = rows[buckets == bucket]
+    for start in range(0, len(bucket_rows), batch_size):
+      batch_rows = bucket_rows[start : start + batch_size]
+      # Fills the last batch up, so that each bucket has one program.
+      arrays = [
+        examples.load(int(row)) for row in np.resize(batch_rows, batch_size)
+      ]
+      _, log_probs, out = recogniser.outputs(
+        weights, *feed.pad_and_stack(arrays, edge)
       )
-      found, out = np.asarray(found), np.asarray(out)
-      for i, row in enumerate(some):
-        yield int(row), found[i, : out[i]]
+      log_probs, out = np.asarray(log_probs), np.asarray(out)
+      for i, row in enumerate(batch_rows):
+        yield int(row), log_probs[i, : out[i]]
 
 
 def quantiser(
   training: Training, recogniser: Recogniser, key: chex.PRNGKey
 ) -> Any:
-  """Fixed arrays of the loss of audio, from a seed's key."""
-  if training.task.kind != 'best_rq':
+  """Draws the fixed arrays of the self-supervised loss from a seed's key."""
+  if training.ssl.ssl_loss != 'best_rq':
     return ()
   return objectives.quantiser(
-    training.task, jax.random.fold_in(key, 1), recogniser.stack
+    training.ssl, jax.random.fold_in(key, 1), recogniser.stack
   )
 
 
-def count(weights: Any) -> int:
-  """Numbers among weights."""
-  return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(weights))
-
-
-class Saved(NamedTuple):
-  """What transcribes, as read from a file.
+class Checkpoint(NamedTuple):
+  """A trained recogniser from a file.
 
   Attributes:
     network: the recogniser.
-    weights: of one member, without a predictor.
-    units: as a text, see `units`.
-    utterance_seconds: at most which most transcribed training utterances last;
-      None in files of earlier versions.
+    weights: weights of one member, without a predictor.
+    units: the text units in their file format, see `units.parse`.
+    utterance_seconds: 95th percentile of the lengths of transcribed training
+      utterances; None in files of earlier versions.
   """
 
   network: Recogniser
@@ -265,17 +261,18 @@ def save(
   units: str,
   utterance_seconds: float,
 ) -> None:
-  """Writes what transcribes into one file; the name ends in .npz.
+  """Writes a trained recogniser into one file.
 
   Args:
-    path: of the file.
+    path: the file; its name ends in .npz.
     recogniser: the network.
-    weights: of one member.
-    units: as a text, see `units`.
-    utterance_seconds: at most which most transcribed training utterances last.
+    weights: weights of one member.
+    units: the text units in their file format, see `units.parse`.
+    utterance_seconds: 95th percentile of the lengths of transcribed training
+      utterances.
   """
-  kept = {'encoder': weights.encoder, 'recogniser': weights.recogniser}
-  arrays = {name: np.asarray(x) for name, x in leaves.named(kept)}
+  tree = {'encoder': weights.encoder, 'recogniser': weights.recogniser}
+  arrays = {name: np.asarray(x) for name, x in leaves.named(tree)}
   about = json.dumps(
     {
       'shape': recogniser.shape.to_json(),
@@ -288,25 +285,25 @@ def save(
   files.write_bytes(path, content.getvalue())
 
 
-def load(path: files.Path) -> Saved:
-  """Reads what `save` wrote.
+def load(path: files.Path) -> Checkpoint:
+  """Reads a trained recogniser.
 
   Args:
-    path: of the file, or a folder with one of this kind.
+    path: a file from `save`, or a folder that contains `NAME`.
 
   Returns:
-    What was saved.
+    The recogniser.
 
   Raises:
-    MissingDataError: if there is no such file; says how to make one.
-    DamagedDataError: if it holds something else.
+    MissingDataError: if the file is missing; says how to make it.
+    DamagedDataError: if the file is invalid.
   """
   path = pathlib.Path(path)
   if path.is_dir():
     path = path / NAME
   if not path.exists():
     raise harness.MissingDataError(
-      f'there is no {path}: train a recogniser by `python -m '
+      f'{path} does not exist: train a recogniser by `python -m '
       f'experiments.bl_just.train`, which writes {NAME} to its workdir '
       'when all methods are done.'
     )
@@ -314,12 +311,14 @@ def load(path: files.Path) -> Saved:
   with harness.parsing(path, 'recogniser', damage):
     content = io.BytesIO(path.read_bytes())
     if not zipfile.is_zipfile(content):
-      raise ValueError('it is no file .npz')
+      raise ValueError('it is not an .npz file')
     content.seek(0)
-    # A damaged file that np.load opens by itself stays open.
-    with np.load(content) as found:
-      about = json.loads(str(found['about']))
-      arrays = {name: found[name] for name in found.files if name != 'about'}
+    # From bytes: np.load leaves a damaged file open.
+    with np.load(content) as archive:
+      about = json.loads(str(archive['about']))
+      arrays = {
+        name: archive[name] for name in archive.files if name != 'about'
+      }
     recogniser = Recogniser(Shape.from_json(about['shape']))
     key = jax.random.key(0)
     like = {
@@ -328,13 +327,13 @@ def load(path: files.Path) -> Saved:
     }
     wanted = {name: x.shape for name, x in leaves.named(like)}
     if wanted != {name: x.shape for name, x in arrays.items()}:
-      raise ValueError('its weights are not those of its shape')
+      raise ValueError('its weights do not have the shapes of its network')
     tree = jax.tree.unflatten(
       jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted]
     )
     seconds = about.get('utterance_seconds')
     if seconds is not None and not 0 < seconds < math.inf:
       raise ValueError(f'its utterances last {seconds} seconds')
-  return Saved(
+  return Checkpoint(
     recogniser, bj.sequences(**tree, predictor=()), about['units'], seconds
   )

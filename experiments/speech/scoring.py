@@ -1,7 +1,7 @@
-"""How much of what is said was understood wrongly: words, and characters.
+"""Word and character error rates, with alignments by the package jiwer.
 
-The package jiwer aligns texts; an error rate is the errors of all utterances
-over all that they should have: the edits that turn one text into the other.
+An error rate is the number of edits over all utterances, divided by the total
+length of the references.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from experiments import harness
 
 
 class Errors(NamedTuple):
-  """Errors of each utterance.
+  """Errors per utterance, each int64 (utterances,).
 
   Attributes:
-    substitutions: of one for another, int64 (utterances,).
-    deletions: of what was said, likewise.
-    insertions: of what was not, likewise.
-    lengths: words or characters that were said, likewise.
+    substitutions: number of substitutions.
+    deletions: number of deletions.
+    insertions: number of insertions.
+    lengths: number of words or characters of the references.
   """
 
   substitutions: np.ndarray
@@ -29,55 +29,57 @@ class Errors(NamedTuple):
 
   @property
   def counts(self) -> np.ndarray:
-    """All errors of each utterance, int64 (utterances,)."""
+    """Number of errors per utterance, int64 (utterances,)."""
     return self.substitutions + self.deletions + self.insertions
 
   @property
   def rate(self) -> float:
-    """Errors of all over lengths of all; above 1 if there is too much."""
+    """Total errors divided by the total length; insertions may exceed 1."""
     return float(self.counts.sum() / self.lengths.sum())
 
 
-def word_errors(references: Sequence[str], found: Sequence[str]) -> Errors:
-  """Errors in words.
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
+  """Counts errors in words.
 
   Args:
-    references: what was said, a text an utterance.
-    found: what was understood, in the same order.
+    references: true text of each utterance.
+    hypotheses: recognised text of each utterance.
 
   Returns:
     `Errors`; its rate is the word error rate.
 
   Raises:
-    SettingsError: if jiwer is not installed, there are other numbers of texts,
-      or nothing was said at all.
+    SettingsError: if jiwer is not installed, the numbers of texts differ, or
+      all references are empty.
   """
-  return _errors(references, found, 'words')
+  return _errors(references, hypotheses, 'words')
 
 
-def character_errors(references: Sequence[str], found: Sequence[str]) -> Errors:
-  """Errors in characters, a space between words is one; see `word_errors`."""
-  return _errors(references, found, 'characters')
+def character_errors(
+  references: Sequence[str], hypotheses: Sequence[str]
+) -> Errors:
+  """Counts errors in characters, including spaces; see `word_errors`."""
+  return _errors(references, hypotheses, 'characters')
 
 
-def _errors(references, found, what):
+def _errors(references, hypotheses, unit):
   jiwer = harness.load_extra('jiwer', 'asr', 'counting errors')
   references = [' '.join(text.split()) for text in references]
-  found = [' '.join(text.split()) for text in found]
-  if len(references) != len(found):
+  hypotheses = [' '.join(text.split()) for text in hypotheses]
+  if len(references) != len(hypotheses):
     raise harness.SettingsError(
-      f'there are {len(references)} texts that were said, and {len(found)} '
-      'that were understood.'
+      f'{len(references)} references and {len(hypotheses)} hypotheses: give as '
+      'many of both.'
     )
   if not any(references):
     raise harness.SettingsError(
-      'nothing is said in any utterance, so that there is no rate of errors.'
+      'all references are empty, so that the error rate is undefined.'
     )
   process = {
     'words': jiwer.process_words,
     'characters': jiwer.process_characters,
   }
-  output = process[what](references, found)
+  output = process[unit](references, hypotheses)
   rows = np.zeros((len(references), 4), np.int64)
   kinds = {'substitute': 0, 'delete': 1, 'insert': 2}
   for row, chunks in zip(rows, output.alignments):
@@ -87,6 +89,6 @@ def _errors(references, found, what):
           chunk.ref_end_idx - chunk.ref_start_idx,
           chunk.hyp_end_idx - chunk.hyp_start_idx,
         )
-  split = str.split if what == 'words' else list
+  split = str.split if unit == 'words' else list
   rows[:, 3] = [len(split(text)) for text in references]
   return Errors(*rows.T)

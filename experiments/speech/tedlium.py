@@ -1,16 +1,16 @@
-"""TED-LIUM, release 2, and whatever is laid out as it: talks.
+"""TED-LIUM, release 2, and other speech in its layout: talks.
 
     TEDLIUM_release2/<part>/sph/<talk>.sph
     TEDLIUM_release2/<part>/stm/<talk>.stm
 
-A line of a transcript is `talk channel speaker start stop <labels> text`, times
-in seconds; a talk is one file and its segments are parts of it.
+A line of a transcript is `talk channel speaker start stop <labels> text`, with
+times in seconds. A talk is one audio file; its segments are parts of it.
 
-| in a text | then |
+| in a text | becomes |
 |---|---|
-| `ignore_time_segment_in_scoring` | the segment is left out, counted |
-| `<unk>`, `[noise]`, `{BREATH}` and the like | left out of the text, counted |
-| `word(2)`, a way to pronounce it | `word` |
+| `ignore_time_segment_in_scoring` | skips the segment, counted |
+| `<unk>`, `[noise]`, `{BREATH}` and the like | removed, counted |
+| `word(2)`, a pronunciation variant | `word` |
 | `it 's` | `it's` |
 """
 
@@ -31,7 +31,7 @@ ADVICE = (
   'get TED-LIUM release 2 from https://www.openslr.org/19, unpack it, and give '
   'the folder that has TEDLIUM_release2 by --data_dir'
 )
-# Talks of each part as it was published.
+# Number of talks of each published part.
 SIZES = {'train': 1_495, 'dev': 8, 'test': 11}
 IGNORED = 'ignore_time_segment_in_scoring'
 _LABEL = re.compile(r'<[^<>\s]*>|\[[^\[\]]*\]|\{[^{}]*\}')
@@ -51,61 +51,62 @@ def read(
 
   Args:
     data_dir: folder of data sets.
-    train: part to learn from.
-    validation: part to choose with.
-    test: part to report on.
-    rate: samples a second, resampled to.
+    train: training part.
+    validation: validation part.
+    test: test part.
+    rate: sampling rate to resample to, hertz.
 
   Returns:
-    The corpus, texts in small letters.
+    The corpus with lower-case texts.
 
   Raises:
-    MissingDataError: if a part is not there; says where to get it.
-    DamagedDataError: if a line of a transcript is none, or nothing is left of
-      train, validation or test.
+    MissingDataError: if a part is missing; says where to get it.
+    DamagedDataError: if a line of a transcript is invalid, or a set is empty.
   """
   skips = utterances.Skips()
-  found, talks, labels = {}, {}, 0
+  parts, talks, labels = {}, {}, 0
   for name in dict.fromkeys((train, validation, test)):
-    found[name], talks[name], more = _part(data_dir, name, rate, skips)
-    labels += more
-  whole = talks == SIZES
-  words = f'{", ".join(found)} of TED-LIUM in {data_dir}'
+    parts[name], talks[name], count = _read_part(data_dir, name, rate, skips)
+    labels += count
+  description = f'{", ".join(parts)} of TED-LIUM in {data_dir}'
   if labels:
-    words += f', {labels:,} labels of noise and unknown words left out of texts'
+    description += f', without {labels:,} labels of noise and unknown words'
+  is_published = talks == SIZES
   corpus = utterances.Corpus(
-    train=found[train],
-    validation=found[validation],
-    test=found[test],
+    train=parts[train],
+    validation=parts[validation],
+    test=parts[test],
     rate=rate,
     frame_rate=None,
     numbers=None,
-    skipped=skips.found(),
+    skipped=skips.by_reason(),
     source=utterances.source(
-      words,
-      list(found.values()),
-      otherwise='TED-LIUM' if whole else 'speech in the layout of TED-LIUM',
+      description,
+      list(parts.values()),
+      otherwise='TED-LIUM'
+      if is_published
+      else 'speech in the layout of TED-LIUM',
     ),
   )
-  return utterances.checked(corpus, where=data_dir)
+  return utterances.check_sets(corpus, where=data_dir)
 
 
 def clean(text: str) -> tuple[str, int]:
-  """The words of a transcript.
+  """Removes labels and pronunciation variants from a transcript.
 
   Args:
-    text: as it is in a file.
+    text: the text in a file.
 
   Returns:
-    Words with a space between, in small letters, and how many labels were left
-    out.
+    Lower-case words separated by single spaces, and the number of removed
+    labels.
   """
   text, labels = _LABEL.subn(' ', text)
   text = ' '.join(_VARIANT.sub('', text).lower().split())
   return _APOSTROPHE.sub('', text), labels
 
 
-def _part(data_dir, name, rate, skips):
+def _read_part(data_dir, name, rate, skips):
   folder = harness.find(
     data_dir,
     [f'{name}/stm'],
@@ -113,21 +114,21 @@ def _part(data_dir, name, rate, skips):
     advice=ADVICE,
     is_folder=True,
   )
-  found, talks, labels = [], set(), 0
+  items, talks, labels = [], set(), 0
   for path in sorted(folder.glob('*.stm')):
     for number, line in enumerate(sources.read_lines(path, 'transcript'), 1):
       if not line.strip() or line.startswith(';;'):
         continue
-      talk, speaker, start, stop, text = _segment(path, number, line)
+      talk, speaker, start, stop, text = _parse_segment(path, number, line)
       talks.add(talk)
-      # As Kaldi names them: times in hundredths of a second, in order.
+      # Kaldi's names, with times in hundredths of a second.
       utterance = f'{talk}-{round(100 * start):07d}-{round(100 * stop):07d}'
       if text.strip().lower() == IGNORED or speaker == 'inter_segment_gap':
         skips.add('not to be scored', utterance)
         continue
-      text, more = clean(text)
+      text, count = clean(text)
       try:
-        found.append(
+        items.append(
           utterances.from_audio(
             utterance,
             text,
@@ -138,13 +139,13 @@ def _part(data_dir, name, rate, skips):
             stop=stop,
           )
         )
-        labels += more
+        labels += count
       except audio.AudioError as error:
         skips.add(error.reason, utterance)
-  return tuple(found), len(talks), labels
+  return tuple(items), len(talks), labels
 
 
-def _segment(path, number, line):
+def _parse_segment(path, number, line):
   where = f'{path}, line {number}'
   words = line.split(maxsplit=5)
   if len(words) < 5:
@@ -159,14 +160,14 @@ def _segment(path, number, line):
       times.append(float(word))
     except ValueError:
       raise harness.DamagedDataError(
-        f'{where}: {word!r} is no time in seconds.'
+        f'{where}: {word!r} is not a time in seconds.'
       ) from None
   start, stop = times
   if not 0 <= start < stop < float('inf'):
     raise harness.DamagedDataError(
-      f'{where}: a segment starts at 0 or later and stops after that, got '
-      f'{words[3]} and {words[4]}.'
+      f'{where}: a segment needs 0 <= start < stop, got {words[3]} and '
+      f'{words[4]}.'
     )
   text = words[5] if len(words) > 5 else ''
-  # The labels of conditions, <o,f0,male>, are before the text.
+  # Removes condition labels, such as <o,f0,male>, before the text.
   return talk, speaker, start, stop, re.sub(r'^<[^<>]*,[^<>]*>', '', text)

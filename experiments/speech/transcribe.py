@@ -1,18 +1,22 @@
-"""Transcribes files of audio of any length.
+"""Transcribes audio files of any length.
 
     python -m experiments.speech.transcribe --checkpoint=WORKDIR a.wav b.flac
 
-The checkpoint is the workdir of `train`, or a file recogniser.npz. One line a
-file: its name, a tab, the text. Files of any sampling rate are resampled; for a
-checkpoint that was trained on given features, files are in Sphinx's format
-.mfc. Audio longer than most training utterances is cut in its longest pauses
-into segments that are recognised one by one. A segment above 32 seconds is read
-in windows that overlap by 4 seconds. Where channels cancel each other out, one
-of them is used, with a notice. `--beam` above 1 searches, with a language model
-by `--language=FILE.arpa`. `--picture=FILE.png` draws the first segment of the
-first file, at most 32 seconds, and what was understood where. A file that
-cannot be read, or is shorter than a frame, is named, the others go on, and the
-exit status is 1.
+The checkpoint is the workdir of `train`, or a file recogniser.npz. Prints one
+line per file: its name, a tab, and the text. Audio is resampled to the rate of
+the checkpoint. A checkpoint trained on features needs Sphinx .mfc files.
+
+Audio longer than most training utterances is cut in its longest pauses into
+segments, which are recognised separately. A segment above 32 seconds is read in
+windows that overlap by 4 seconds. If channels cancel each other out, one of
+them is used, with a notice.
+
+`--beam` above 1 searches, optionally with a language model by
+`--language=FILE.arpa`. `--picture=FILE.png` draws the first segment of the
+first file, at most 32 seconds, with the recognised text.
+
+A file that is unreadable or shorter than a frame is reported; the other files
+are transcribed, and the exit status is 1.
 """
 
 import argparse
@@ -43,23 +47,23 @@ from experiments.speech import (
   windows,
 )
 
-# Lengths to which audio is filled up, in seconds: a program is compiled for
-# each that occurs. The last one is that of a window of longer audio.
+# Lengths to which audio is padded, in seconds. Each length in use compiles one
+# program; the last one is the size of a window.
 _SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
-# Seconds that windows overlap by, and of a pause in which they are joined.
+# Overlap of windows, and the pause at which they are joined, in seconds.
 _OVERLAP, _PAUSE = 4.0, 0.4
-# Samples of a file, over all channels, at most; only a window is in memory.
-_MOST = 2**36
+# Largest number of samples of a file; only one window is in memory.
+_MAX_SAMPLES = 2**36
 
 
-class Heard(NamedTuple):
-  """What a network makes of audio.
+class Recognition(NamedTuple):
+  """Output of the network for some audio.
 
   Attributes:
-    text: what was understood.
+    text: the recognised text.
     spectrum: features (frames, numbers).
-    log_probs: of the units, (out frames, units).
-    labels: of the text.
+    log_probs: log-probabilities (out frames, units).
+    labels: labels of the text, int32 (n,).
   """
 
   text: str
@@ -69,30 +73,30 @@ class Heard(NamedTuple):
 
 
 class Transcript(NamedTuple):
-  """What is said in a file.
+  """Transcript of a file.
 
   Attributes:
-    text: of the whole file.
-    start: its first segment, at most 32 seconds, to be drawn.
+    text: text of the file.
+    start: first segment, at most 32 seconds.
   """
 
   text: str
-  start: Heard
+  start: Recognition
 
 
 class Transcriber:
-  """A trained recogniser, ready to be asked.
+  """Transcribes files by a trained recogniser.
 
   Args:
-    checkpoint: workdir of `train`, or a file of it.
-    beam: beginnings that a search keeps; 1 takes the likeliest path.
-    language: file of a model of language in ARPA's format, or None.
-    weight: of that model.
-    bonus: for each unit.
-    notice: gets lines about files, such as channels that cancel out.
+    checkpoint: workdir of `train`, or its file recogniser.npz.
+    beam: width of the beam search; 1 decodes greedily.
+    language: file of a language model in the ARPA format, or None.
+    weight: weight of the language model.
+    bonus: score per unit.
+    notice: called with notices, such as of channels that cancel out.
 
   Raises:
-    UserError: for files that are missing or damaged.
+    UserError: if a file is missing or damaged.
   """
 
   def __init__(
@@ -106,21 +110,20 @@ class Transcriber:
     notice: Callable[[str], None] = print,
   ):
     if beam < 1:
-      raise harness.SettingsError(f'--beam={beam}: beam is at least 1.')
+      raise harness.SettingsError(f'--beam={beam}: the beam is at least 1.')
     if language is not None and beam < 2:
       raise harness.SettingsError(
-        'a model of language is used by a search: give --beam=16 with '
-        '--language.'
+        'a language model needs a search: give --beam=16 with --language.'
       )
-    saved = recogniser.load(checkpoint)
-    self.network, self._weights = saved.network, saved.weights
-    self._segment = min(saved.utterance_seconds or _SECONDS[-1], _SECONDS[-1])
+    loaded = recogniser.load(checkpoint)
+    self.network, self._weights = loaded.network, loaded.weights
+    self._segment = min(loaded.utterance_seconds or _SECONDS[-1], _SECONDS[-1])
     with harness.parsing(checkpoint, 'recogniser'):
-      self.units = units.parse(saved.units.encode())
+      self.units = units.parse(loaded.units.encode())
     self._notice = notice
     self._beam, self._search = beam, {'weight': weight, 'bonus': bonus}
     if language is not None:
-      self._search['model'] = fusion.OfWords(
+      self._search['model'] = fusion.WordModel(
         ngram.read_arpa(language), self.units
       )
 
@@ -128,25 +131,25 @@ class Transcriber:
     """Transcribes a file of audio or features.
 
     Args:
-      path: of the file.
+      path: the file.
 
     Returns:
       The transcript.
 
     Raises:
-      AudioError: if the file cannot be read, or is shorter than a frame.
+      AudioError: if the file is unreadable or shorter than a frame.
     """
     front = self.network.shape.front
     content: Any
     if front.rate is None:
-      content = front_end.with_deltas(an4.features(path))
+      content = front_end.with_deltas(an4.read_features(path))
     else:
-      part = audio.part_of(path, rate=front.rate, max_samples=_MOST)
+      part = audio.probe(path, rate=front.rate, max_samples=_MAX_SAMPLES)
       content = _File(part, self._notice)
     if self.network.shape.frames_out(len(content)) < 1:
       raise audio.AudioError(
-        f'{path} is shorter than a frame of {front.window:g} seconds: no word '
-        'fits into it; leave it out.',
+        f'{path} is shorter than a frame of {front.window:g} seconds: remove '
+        'it from the files.',
         'shorter than a frame',
       )
     start, texts = None, []
@@ -157,11 +160,11 @@ class Transcriber:
         labels.append(piece.labels)
       texts.append(self.units.decode(np.concatenate(labels)))
     assert start is not None
-    # A pause ends a word.
+    # A segment ends a word.
     return Transcript(' '.join(filter(None, texts)), start)
 
   def _segments(self, content: Any) -> list[tuple[int, int]]:
-    """Cuts a file in pauses; returns the start and stop of each segment."""
+    """Cuts a file in its pauses; returns start and stop of each segment."""
     front = self.network.shape.front
     length = len(content)
     if front.rate is None or length <= self._segment * front.rate:
@@ -177,35 +180,36 @@ class Transcriber:
     )
     return [(first * hop, last * hop) for first, last in segments]
 
-  def hear(self, content: np.ndarray) -> Heard:
-    """Recognises one utterance of samples, or of features.
+  def hear(self, content: np.ndarray) -> Recognition:
+    """Recognises one utterance, without cutting it in pauses.
 
     Args:
-      content: (samples,) or (frames, numbers), of any length; it is not cut in
-        pauses.
+      content: samples (samples,) or features (frames, numbers), of any length.
 
     Returns:
-      What was understood.
+      The recognition.
     """
     pieces = list(self._pieces(content, 0, len(content)))
     labels = np.concatenate([piece.labels for piece in pieces])
-    return Heard(
+    return Recognition(
       self.units.decode(labels),
       np.concatenate([piece.spectrum for piece in pieces]),
       np.concatenate([piece.log_probs for piece in pieces]),
       labels,
     )
 
-  def _pieces(self, content: Any, first: int, last: int) -> Iterator[Heard]:
-    """Hears a segment window by window, and cuts what several windows have.
+  def _pieces(
+    self, content: Any, first: int, last: int
+  ) -> Iterator[Recognition]:
+    """Recognises a segment by overlapping windows.
 
     Args:
-      content: gives arrays of slices.
-      first: sample or frame of the segment.
-      last: sample or frame after the segment.
+      content: samples or frames; slices of it are arrays.
+      first: first sample or frame of the segment.
+      last: last sample or frame, exclusive.
 
     Yields:
-      What follows upon each other; together, each frame once.
+      Consecutive recognitions; each frame is in one of them.
     """
     shape = self.network.shape
     a_second = shape.front.rate or round(1 / shape.front.hop)
@@ -223,7 +227,7 @@ class Transcriber:
     spectrum, log_probs = self._outputs(content[slice(*spans[0])])
     for (start, _), span in itertools.pairwise(spans):
       later = self._outputs(content[slice(*span)])
-      # From here on, both windows have frames.
+      # The first frame that is in both windows.
       shared = (span[0] - start) // stride
       before = log_probs[shared:, units.BLANK]
       after = later[1][: len(before), units.BLANK]
@@ -240,12 +244,14 @@ class Transcriber:
     a_second = front.rate or round(1 / front.hop)
     sizes = [round(s * a_second) for s in _SECONDS]
     size = next(s for s in sizes if s >= len(content))
-    features, found, out = self.network.outputs(
-      self._weights, *feed.side_by_side([content], size)
+    features, log_probs, out = self.network.outputs(
+      self._weights, *feed.pad_and_stack([content], size)
     )
-    frames = int(front_end.frames_of(front, len(content)))
-    log_probs = np.asarray(found[0], np.float64)[: int(out[0])]
-    return np.asarray(features[0])[:frames], log_probs
+    frames = int(front_end.count_frames(front, len(content)))
+    return (
+      np.asarray(features[0])[:frames],
+      np.asarray(log_probs[0], np.float64)[: int(out[0])],
+    )
 
   def _decode(
     self,
@@ -254,8 +260,8 @@ class Transcriber:
     first: int,
     stop: int,
     last_label: int,
-  ) -> Heard:
-    """Decodes frames of a window, after a frame with the label `last_label`."""
+  ) -> Recognition:
+    """Decodes frames of a window that follow a frame labelled `last_label`."""
     log_probs = log_probs[first:stop]
     shrink = self.network.shape.shrink
     labels = np.zeros(0, np.int32)
@@ -264,31 +270,33 @@ class Transcriber:
     elif len(log_probs):
       labels = decoding.collapse(np.argmax(log_probs, axis=-1))
     if len(labels) and np.argmax(log_probs[0]) == labels[0] == last_label:
-      labels = labels[1:]  # It goes on from the window before.
+      labels = labels[1:]  # It continues the label of the previous window.
     text = self.units.decode(labels)
-    return Heard(
+    return Recognition(
       text, spectrum[first * shrink : stop * shrink], log_probs, labels
     )
 
-  def draw(self, path: files.Path, heard: Heard, title: str = '') -> None:
-    """Draws spectrum and units of what was heard; needs a text."""
+  def draw(
+    self, path: files.Path, recognition: Recognition, title: str = ''
+  ) -> None:
+    """Draws spectrum and units of a recognition with a non-empty text."""
     picture.draw(
       path,
-      heard.spectrum,
-      heard.log_probs,
-      heard.labels,
+      recognition.spectrum,
+      recognition.log_probs,
+      recognition.labels,
       self.units.symbols,
-      seconds=len(heard.log_probs) * self.network.shape.frame,
-      title=title or heard.text,
+      seconds=len(recognition.log_probs) * self.network.shape.frame,
+      title=title or recognition.text,
     )
 
 
 class _File:
-  """The samples of a file; reads only the slices that are asked for."""
+  """The samples of a file, read slice by slice."""
 
   def __init__(self, part: audio.Part, notice: Callable[[str], None]):
     self._part = part
-    # A notice is the same for all slices.
+    # Gives a notice once instead of for each slice.
     self._notice = functools.cache(notice)
 
   def __len__(self) -> int:
@@ -302,7 +310,7 @@ class _File:
 def transcribe(
   transcriber: Transcriber, paths: Sequence[files.Path]
 ) -> Iterator[tuple[files.Path, Transcript | harness.UserError]]:
-  """Transcribes files in order; yields an error for a file that has one."""
+  """Transcribes files in order; yields the error of a file that fails."""
   for path in paths:
     try:
       yield path, transcriber.transcribe(path)
@@ -310,40 +318,37 @@ def transcribe(
       yield path, error
 
 
-def _tell(message: Any) -> None:
+def _print_notice(message: Any) -> None:
   print(f'transcribe: {" ".join(str(message).split())}', file=sys.stderr)
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Transcribes what the command line says; returns the exit status."""
+  """Runs the command line; returns the exit status."""
   thunks.one_by_one()
   parser = argparse.ArgumentParser(
     prog='python -m experiments.speech.transcribe',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('files', nargs='+', help='audio')
+  parser.add_argument('files', nargs='+', help='audio files')
   add = functools.partial(parser.add_argument, metavar='X')
-  add('--checkpoint', required=True, help='workdir of train, or its file .npz')
+  add('--checkpoint', required=True, help='workdir of train, or its .npz file')
+  add('--beam', type=int, default=1, help='beam width; 1 decodes greedily')
+  add('--language', help='.arpa file of a language model, with --beam')
   add(
-    '--beam',
-    type=int,
-    default=1,
-    help='beginnings that a search keeps; 1: none',
+    '--weight',
+    type=float,
+    default=0.5,
+    help='weight of the language model (%(default)s)',
   )
-  add('--language', help='file .arpa of a model of language, with --beam')
-  add('--weight', type=float, default=0.5, help='of that model (%(default)s)')
   add(
     '--bonus',
     type=float,
     default=0.0,
-    help='added in a search for each unit: above 0, texts are longer '
+    help='score per unit of a search; larger values give longer texts '
     '(%(default)s)',
   )
-  add(
-    '--picture',
-    help='file .png to draw the first segment of the first file into',
-  )
+  add('--picture', help='.png file for a picture of the first segment')
   flags = parser.parse_args(arguments)
   status, drawn = 0, None
   try:
@@ -353,11 +358,11 @@ def main(arguments: Sequence[str]) -> int:
       language=flags.language,
       weight=flags.weight,
       bonus=flags.bonus,
-      notice=_tell,
+      notice=_print_notice,
     )
     for path, result in transcribe(transcriber, flags.files):
       if isinstance(result, harness.UserError):
-        _tell(result)
+        _print_notice(result)
         status = 1
         continue
       print(f'{path}\t{result.text}', flush=True)
@@ -368,9 +373,9 @@ def main(arguments: Sequence[str]) -> int:
         title = f'{pathlib.Path(path).name}: {start.text}'
         transcriber.draw(flags.picture, start, title)
       else:
-        _tell(f'nothing to draw in {path}.')
+        _print_notice(f'nothing to draw in {path}.')
   except harness.UserError as error:
-    _tell(error)
+    _print_notice(error)
     return 1
   return status
 

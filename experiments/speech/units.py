@@ -1,8 +1,7 @@
-"""What a network says: characters, words, or pieces that were learnt.
+"""Text units of a recogniser: characters, words, or learnt word pieces.
 
-Each kind numbers its units alike: 0 is the blank of connectionist temporal
-classification, 1 is whatever is no unit, and units start at 2. A network never
-learns to say 1, since training texts have none; texts of a test may.
+Label 0 is the CTC blank, label 1 an unknown unit, and units start at 2. Label 1
+does not occur in training texts, but may occur in test texts.
 """
 
 import base64
@@ -19,21 +18,21 @@ from experiments import harness
 from experiments.harness.store import files
 
 BLANK, UNKNOWN, FIRST = 0, 1, 2
-# What stands in a decoded text for what is no unit.
+# Symbol of an unknown unit in a decoded text.
 MARK = '⁇'
 KINDS = ('characters', 'words', 'pieces')
-# How sentencepiece writes a space.
+# Symbol of a space in sentencepiece.
 _SPACE = '▁'
 
 
 class Units(Protocol):
-  """Texts as labels, int32 from 1, and back.
+  """A mapping between texts and labels.
 
   Attributes:
     kind: one of `KINDS`.
-    symbols: of the labels, from 0; for pictures and for models of language.
-    size: how many labels there are, blank included.
-    breaks: bool (size,), which labels end the word before them.
+    symbols: symbol of each label.
+    size: number of labels, with the blank.
+    breaks: labels that end the previous word, bool (size,).
   """
 
   kind: str
@@ -42,20 +41,20 @@ class Units(Protocol):
   breaks: np.ndarray
 
   def encode(self, text: str) -> np.ndarray:
-    """Labels of a text, int32 (n,)."""
+    """Converts a text to labels, int32 (n,)."""
 
   def decode(self, labels: Iterable[int]) -> str:
-    """The text of labels; a blank says nothing."""
+    """Converts labels to a text, without blanks."""
 
   def unknown(self, texts: Iterable[str]) -> dict[str, int]:
-    """How often what is no unit is in texts, the most frequent first."""
+    """Counts unknown units in texts, the most frequent first."""
 
   def save(self, path: files.Path) -> None:
     """Writes the file that `load` reads."""
 
 
 class Listed:
-  """Units that are a list: characters, the space among them, or words."""
+  """A list of units: characters with the space, or words."""
 
   def __init__(self, kind: str, known: Sequence[str]):
     self.kind = kind
@@ -68,19 +67,19 @@ class Listed:
     )
 
   def encode(self, text: str) -> np.ndarray:
-    """Labels of a text; spaces are single and between words."""
+    """Converts a text to labels, with single spaces between words."""
     return np.array(
       [self._numbers.get(s, UNKNOWN) for s in self._split(text)], np.int32
     )
 
   def decode(self, labels: Iterable[int]) -> str:
-    """The text of labels."""
-    said = [self.symbols[i] for i in labels if i != BLANK]
-    return ' '.join(self._between.join(said).split())
+    """Converts labels to a text."""
+    symbols = [self.symbols[i] for i in labels if i != BLANK]
+    return ' '.join(self._between.join(symbols).split())
 
   def unknown(self, texts: Iterable[str]) -> dict[str, int]:
-    """How often what is no unit is in texts, the most frequent first."""
-    return _counted(
+    """Counts unknown units in texts, the most frequent first."""
+    return _count(
       s for text in texts for s in self._split(text) if s not in self._numbers
     )
 
@@ -95,7 +94,7 @@ class Listed:
 
 
 class Pieces:
-  """Units that the package sentencepiece has learnt."""
+  """Word pieces learnt by the package sentencepiece."""
 
   kind = 'pieces'
 
@@ -105,7 +104,7 @@ class Pieces:
       'sentencepiece', 'asr', 'learnt pieces of words'
     )
     self._inner = package.SentencePieceProcessor(model_proto=model)
-    # Its own number of what it does not know is 0, so that all are one more.
+    # sentencepiece numbers its unknown unit 0; labels are larger by 1.
     count = self._inner.get_piece_size()
     pieces = [self._inner.id_to_piece(i) for i in range(1, count)]
     self.symbols = ('', MARK, *pieces)
@@ -113,19 +112,19 @@ class Pieces:
     self.breaks = np.array([s.startswith(_SPACE) for s in self.symbols])
 
   def encode(self, text: str) -> np.ndarray:
-    """Labels of a text."""
-    found = self._inner.encode(' '.join(text.split()))
-    return np.array(found, np.int32).reshape(-1) + 1
+    """Converts a text to labels."""
+    ids = self._inner.encode(' '.join(text.split()))
+    return np.array(ids, np.int32).reshape(-1) + 1
 
   def decode(self, labels: Iterable[int]) -> str:
-    """The text of labels."""
-    said = ''.join(self.symbols[i] for i in labels if i != BLANK)
-    return ' '.join(said.replace(_SPACE, ' ').split())
+    """Converts labels to a text."""
+    text = ''.join(self.symbols[i] for i in labels if i != BLANK)
+    return ' '.join(text.replace(_SPACE, ' ').split())
 
   def unknown(self, texts: Iterable[str]) -> dict[str, int]:
-    """How often characters that are in no piece are in texts."""
+    """Counts characters in texts that are in no piece."""
     known = set(''.join(self.symbols[FIRST:])) | {' '}
-    return _counted(
+    return _count(
       c for text in texts for c in ' '.join(text.split()) if c not in known
     )
 
@@ -136,46 +135,42 @@ class Pieces:
     files.write_text(path, files.seal(values) + '\n')
 
 
-def _counted(symbols):
+def _count(symbols):
   return dict(collections.Counter(symbols).most_common())
 
 
 def characters(texts: Iterable[str]) -> Listed:
-  """The characters of training texts, in order; space is one of them."""
-  found = {c for text in texts for c in ' '.join(text.split())}
-  return Listed('characters', sorted(found | {' '}))
+  """Makes units of the characters of training texts and the space."""
+  letters = {c for text in texts for c in ' '.join(text.split())}
+  return Listed('characters', sorted(letters | {' '}))
 
 
 def words(texts: Iterable[str]) -> Listed:
-  """The words of training texts, in order."""
+  """Makes units of the words of training texts."""
   return Listed('words', sorted({w for text in texts for w in text.split()}))
 
 
 def pieces(texts: Sequence[str], *, size: int) -> Pieces:
-  """Learns pieces of words from training texts.
-
-  The same texts give the same pieces: one thread learns from all of them, and
-  nothing is drawn.
+  """Learns word pieces from training texts, deterministically.
 
   Args:
-    texts: to learn from.
-    size: labels, with blank and what is no unit; fewer come out if the texts
-      have not so many.
+    texts: training texts.
+    size: number of labels, with blank and unknown; short texts give fewer.
 
   Returns:
     The units.
 
   Raises:
-    SettingsError: if sentencepiece is not installed, or the size is less than
-      the characters of the texts.
+    SettingsError: if sentencepiece is not installed, or the size is smaller
+      than the number of characters.
   """
   package = harness.load_extra('sentencepiece', 'asr', 'learnt pieces of words')
   lines = [' '.join(text.split()) for text in texts]
   letters = len({c for line in lines for c in line} | {_SPACE})
   if size < letters + FIRST:
     raise harness.SettingsError(
-      f'{size} units are fewer than the {letters} characters of the texts, '
-      'blank, and what is no unit: give more, or characters.'
+      f'{size} units are fewer than the {letters} characters of the texts plus '
+      'blank and unknown: give more units, or use characters.'
     )
   content = io.BytesIO()
   package.SentencePieceTrainer.train(
@@ -198,24 +193,24 @@ def pieces(texts: Sequence[str], *, size: int) -> Pieces:
 
 
 def load(path: files.Path) -> Units:
-  """Reads units that were saved.
+  """Reads units from a file.
 
   Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if it is damaged, or no file of units.
+    MissingDataError: if the file is missing.
+    DamagedDataError: if the file is invalid.
   """
   path = pathlib.Path(path)
   if not path.exists():
-    raise harness.MissingDataError(f'there is no file of units {path}.')
+    raise harness.MissingDataError(f'the file of units {path} does not exist.')
   with harness.parsing(path, 'file of units'):
     return parse(path.read_bytes())
 
 
 def parse(content: bytes) -> Units:
-  """Units from what such a file holds.
+  """Parses the content of a file of units.
 
   Raises:
-    ValueError: if it is damaged, or no file of units.
+    ValueError: if the content is invalid.
   """
   values = files.unseal(content)
   if values['kind'] == 'pieces':
@@ -225,23 +220,23 @@ def parse(content: bytes) -> Units:
   return Listed(values['kind'], values['known'])
 
 
-def kept(
+def load_or_make(
   path: files.Path, kind: str, texts: Sequence[str], *, size: int = 0
 ) -> Units:
-  """Units of training texts, made once and read afterwards.
+  """Loads the units of a run, or makes and saves them.
 
   Args:
-    path: of the file that keeps them, in the folder of a run.
+    path: the file, in the folder of the run.
     kind: one of `KINDS`.
-    texts: to be made of.
-    size: of pieces, see `pieces`.
+    texts: training texts.
+    size: number of pieces, see `pieces`.
 
   Returns:
-    The units of the file, or of the texts where there is no file.
+    The units.
 
   Raises:
-    SettingsError: if the kind is unknown, the file's is another, or it lacks
-      units of the texts.
+    SettingsError: if the kind is unknown or differs from the file's, or the
+      file lacks units of the texts.
   """
   makers: dict[str, Callable[[Sequence[str]], Any]] = {
     'characters': characters,
@@ -249,20 +244,22 @@ def kept(
     'pieces': functools.partial(pieces, size=size),
   }
   if kind not in makers:
-    raise harness.SettingsError(f'units are {", ".join(KINDS)}, got {kind!r}.')
+    raise harness.SettingsError(
+      f'unknown units {kind!r}; known: {", ".join(KINDS)}.'
+    )
   if pathlib.Path(path).exists():
-    found = load(path)
-    if found.kind != kind:
+    loaded = load(path)
+    if loaded.kind != kind:
       raise harness.SettingsError(
-        f'{path} has units that are {found.kind}, not {kind}: give another '
-        'folder, or remove the file.'
+        f'{path} has {loaded.kind}, not {kind}: give another folder, or remove '
+        'the file.'
       )
-    if lacks := list(found.unknown(texts)):
+    if missing := list(loaded.unknown(texts)):
       raise harness.SettingsError(
-        f'{path} has no units for {", ".join(map(repr, lacks[:3]))}: the texts '
-        'are others than when it was made. Give another folder, or remove it.'
+        f'{path} has no units for {", ".join(map(repr, missing[:3]))}, since '
+        'the texts have changed: give another folder, or remove the file.'
       )
-    return found
-  made = makers[kind](texts)
-  made.save(path)
-  return made
+    return loaded
+  units = makers[kind](texts)
+  units.save(path)
+  return units

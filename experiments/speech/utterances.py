@@ -1,4 +1,4 @@
-"""What the loaders of speech have in common: utterances, and sets of them."""
+"""Utterances and corpora, shared by the loaders of speech."""
 
 import hashlib
 import math
@@ -11,24 +11,23 @@ from experiments import harness
 from experiments.harness.data import sources
 from experiments.speech import audio
 
-# Why an utterance is left out, by reason: the names of those that are.
+# Names of the skipped utterances by reason.
 Skipped = Mapping[str, tuple[str, ...]]
 
 
 class Utterance(NamedTuple):
-  """A piece of speech that is read when it is asked for.
+  """A speech segment that is read on demand.
 
   Attributes:
-    name: in its data set, of this utterance alone.
-    text: what is said, words with a space between; None if nobody wrote it
-      down, '' if nothing is said.
-    speaker: who says it; '' if that is not known.
-    length: samples at the rate of the corpus, or frames of features: how long
-      what `load` returns is.
-    seconds: likewise.
+    name: unique name in the data set.
+    text: words separated by single spaces; '' for silence, None without a
+      transcript.
+    speaker: name of the speaker; '' if unknown.
+    length: number of samples at the rate of the corpus, or of feature frames.
+    seconds: length in seconds.
     load: () -> (samples float32 (length,), their rate), or (features float32
       (length, numbers), None). Raises `audio.AudioError`.
-    part: of the file that `load` reads; None where the content is in memory.
+    part: part of the file that `load` reads; None if it is in memory.
   """
 
   name: str
@@ -40,11 +39,8 @@ class Utterance(NamedTuple):
   part: audio.Part | None = None
 
 
-class Later:
-  """A call to be made later, which is shown without its arguments.
-
-  They hold files' contents, and a lambda could not be sent to a process.
-  """
+class LazyCall:
+  """A picklable deferred call whose repr omits its large arguments."""
 
   def __init__(self, call: Callable[..., Any], *arguments: Any):
     self._call, self._arguments = call, arguments
@@ -53,22 +49,22 @@ class Later:
     return self._call(*self._arguments)
 
   def __repr__(self) -> str:
-    return f'Later({self._call.__module__}.{self._call.__name__})'
+    return f'LazyCall({self._call.__module__}.{self._call.__name__})'
 
 
 class Corpus(NamedTuple):
-  """Utterances to learn from, to choose with, and to report on.
+  """Sets of utterances for training, validation and test.
 
   Attributes:
-    train: utterances, with a text and without.
-    validation: for choosing; each has a text.
-    test: for what is reported; each has a text.
-    rate: samples a second of all audio; None where features are given.
-    frame_rate: frames a second of given features; None where there is audio.
-    numbers: of a frame of given features; None likewise.
-    skipped: by reason, the names of utterances that were left out.
-    source: what was read.
-    more: further sets that are reported, by name.
+    train: utterances with and without a text.
+    validation: utterances with a text.
+    test: utterances with a text.
+    rate: sampling rate of the audio, hertz; None for features.
+    frame_rate: frames per second of features; None for audio.
+    numbers: numbers per frame of features; None for audio.
+    skipped: names of skipped utterances by reason.
+    source: description and digest of the data.
+    more: further test sets by name.
   """
 
   train: tuple[Utterance, ...]
@@ -83,17 +79,17 @@ class Corpus(NamedTuple):
 
 
 class Skips:
-  """Collects reasons, and names to each in order."""
+  """Collects the names of skipped utterances by reason."""
 
-  def __init__(self, found: Skipped | None = None):
-    self._names = {why: list(names) for why, names in (found or {}).items()}
+  def __init__(self, names: Skipped | None = None):
+    self._names = {reason: list(some) for reason, some in (names or {}).items()}
 
   def add(self, reason: str, name: str) -> None:
-    """One more that is left out."""
+    """Adds a skipped utterance."""
     self._names.setdefault(reason, []).append(name)
 
-  def found(self) -> dict[str, tuple[str, ...]]:
-    """The names by reason."""
+  def by_reason(self) -> dict[str, tuple[str, ...]]:
+    """Returns the names by reason."""
     return {reason: tuple(names) for reason, names in self._names.items()}
 
 
@@ -107,36 +103,33 @@ def from_audio(
   start: float = 0.0,
   stop: float | None = None,
 ) -> Utterance:
-  """An utterance of a file of audio, or of a part of it.
+  """Makes an utterance of an audio file or of a part of it.
 
   Args:
-    name: of the utterance.
-    text: what is said.
-    speaker: who says it.
-    path: of the file.
-    rate: samples a second, to which it is resampled.
-    start: of the part, in seconds.
-    stop: likewise; None is the end of the file.
+    name: name of the utterance.
+    text: its text, or None.
+    speaker: name of the speaker.
+    path: the file.
+    rate: sampling rate to resample to, hertz.
+    start: start of the part, seconds.
+    stop: end of the part, seconds; None is the end of the file.
 
   Returns:
     The utterance.
 
   Raises:
-    AudioError: if the file's header says that it cannot be read, or that it
-      does not reach as far.
+    AudioError: if the header of the file is invalid, or the part is beyond its
+      end.
   """
-  part = audio.part_of(path, rate=rate, start=start, stop=stop)
-  seconds = part.length / rate
-  load = Later(_read, part)
-  in_memory = isinstance(part.file, bytes)
+  part = audio.probe(path, rate=rate, start=start, stop=stop)
   return Utterance(
     name,
     text,
     speaker,
     part.length,
-    seconds,
-    load,
-    None if in_memory else part,
+    seconds=part.length / rate,
+    load=LazyCall(_read, part),
+    part=None if isinstance(part.file, bytes) else part,
   )
 
 
@@ -144,17 +137,14 @@ def _read(part):
   return audio.read(part), part.rate
 
 
-def loaded(
+def load_readable(
   utterances: Iterable[Utterance], skips: Skips
 ) -> Iterator[tuple[Utterance, np.ndarray]]:
-  """Reads utterances one by one, and leaves out those whose audio is broken.
-
-  A header does not tell everything: what is not finite, or ends in the middle,
-  is seen here.
+  """Reads utterances and skips those with broken audio.
 
   Args:
-    utterances: to be read.
-    skips: gets the reasons and the names.
+    utterances: the utterances.
+    skips: collects the skipped utterances.
 
   Yields:
     An utterance, and its samples or features.
@@ -168,57 +158,52 @@ def loaded(
       yield utterance, content
 
 
-def usable(
+def drop_unusable(
   corpus: Corpus,
   units: Any,
   frames_out: Callable[[int], int],
   *,
   parts: Sequence[str] = ('train', 'validation'),
 ) -> Corpus:
-  """Leaves out what connectionist temporal classification cannot learn.
+  """Drops utterances that a CTC loss cannot learn.
 
-  A path of T frames says n labels only if T >= n + r, with r labels that are
-  equal to the one before, since a blank has to be between. Otherwise the loss
-  is infinite, and optax's is a large finite number. Utterances without a text
-  stay if they have a frame at all.
+  A path of T frames can have n labels with r repetitions of the previous label
+  only if T >= n + r, since a blank separates repeated labels. Otherwise the
+  loss is infinite, and that of optax a large finite number. Utterances without
+  a text need one frame.
 
   Args:
-    corpus: to be checked.
-    units: of the text, see `units.Units`.
-    frames_out: of the network, by the `length` of an utterance.
-    parts: that are checked. What is tested stays as it is: a network that
-      cannot say a text has its errors counted.
+    corpus: the corpus.
+    units: text units, see `units.Units`.
+    frames_out: length of an utterance -> number of frames of the network.
+    parts: sets to filter. The test set stays complete: a text that the network
+      cannot output counts as errors.
 
   Returns:
-    The corpus, with fewer utterances and more in `skipped`.
+    The corpus with fewer utterances, listed in `skipped`.
 
   Raises:
-    DamagedDataError: if nothing is left of a part that had something.
+    DamagedDataError: if a set becomes empty.
   """
   skips = Skips(corpus.skipped)
-  kept: dict[str, Any] = {}
+  sets: dict[str, Any] = {}
   for part in parts:
-    before = getattr(corpus, part)
-    kept[part] = tuple(
-      utterance
-      for utterance in before
-      if not _told(skips, utterance, _reason(utterance, units, frames_out))
-    )
-    if before and not kept[part]:
-      reasons = _count(skips.found())
+    usable = []
+    for utterance in getattr(corpus, part):
+      if reason := _why_unusable(utterance, units, frames_out):
+        skips.add(reason, utterance.name)
+      else:
+        usable.append(utterance)
+    sets[part] = tuple(usable)
+    if getattr(corpus, part) and not usable:
+      reasons = _format_counts(skips.by_reason())
       raise harness.DamagedDataError(
-        f'no utterance of the part {part} can be learnt from: {reasons}.'
+        f'no utterance of the part {part} is usable: {reasons}.'
       )
-  return corpus._replace(**kept, skipped=skips.found())
+  return corpus._replace(**sets, skipped=skips.by_reason())
 
 
-def _told(skips, utterance, reason):
-  if reason:
-    skips.add(reason, utterance.name)
-  return reason
-
-
-def _reason(utterance, units, frames_out):
+def _why_unusable(utterance, units, frames_out):
   frames = frames_out(utterance.length)
   if frames < 1:
     return 'shorter than a frame'
@@ -227,68 +212,67 @@ def _reason(utterance, units, frames_out):
   if not utterance.text.strip():
     return 'empty text'
   if units.unknown([utterance.text]):
-    return 'symbols that are no units'
+    return 'symbols outside the units'
   if frames < frames_needed(units.encode(utterance.text)):
     return 'more labels than frames'
   return ''
 
 
 def frames_needed(labels: np.ndarray) -> int:
-  """The least frames of a path that says labels, int (n,)."""
+  """Smallest number of frames of a CTC path with labels, int (n,)."""
   return len(labels) + int(np.sum(labels[1:] == labels[:-1]))
 
 
 def hide_texts(corpus: Corpus, fraction: float, *, seed: int) -> Corpus:
-  """Takes the texts from a part of the training utterances.
+  """Removes the texts of a fraction of the training utterances.
 
-  The order in which texts are given depends on the seed and the names alone, so
-  those of a small fraction are among those of a larger one.
+  The remaining texts of a small fraction are a subset of those of a larger one.
 
   Args:
-    corpus: with its texts.
-    fraction: of the training utterances with a text that keep it, rounded up.
-    seed: of the order.
+    corpus: the corpus.
+    fraction: fraction of the texts to keep, rounded up.
+    seed: selects the texts.
 
   Returns:
-    The corpus; utterances stay where they are.
+    The corpus, with the utterances in the same order.
 
   Raises:
-    SettingsError: if the fraction is not within 0 and 1.
+    SettingsError: if the fraction is outside [0, 1].
   """
   if not 0 <= fraction <= 1:
     raise harness.SettingsError(
-      f'the fraction of utterances with a text is within 0 and 1, got '
+      'the fraction of utterances with a text has to be within 0 and 1, got '
       f'{fraction}.'
     )
   names = [u.name for u in corpus.train if u.text is not None]
   names.sort(key=lambda name: order(name, seed))
-  # Rounding must not turn .1 * 30 into four.
-  kept = set(names[: math.ceil(round(fraction * len(names), 6))])
+  # The inner rounding keeps 0.1 * 30 at 3.
+  labelled = set(names[: math.ceil(round(fraction * len(names), 6))])
   train = tuple(
-    u if u.name in kept else u._replace(text=None) for u in corpus.train
+    u if u.name in labelled else u._replace(text=None) for u in corpus.train
   )
   return corpus._replace(train=train)
 
 
 def order(name: str, seed: int) -> str:
-  """Where a name stands in an order that depends on a seed and itself alone."""
+  """Computes a sort key that gives a random order of names."""
   return hashlib.blake2b(f'{seed} {name}'.encode(), digest_size=8).hexdigest()
 
 
 def texts(utterances: Iterable[Utterance]) -> list[str]:
-  """The texts of those that have one."""
+  """Returns the texts of utterances that have one."""
   return [u.text for u in utterances if u.text is not None]
 
 
 def source(
-  words: str, parts: Sequence[Sequence[Utterance]], *, otherwise: str
+  description: str, parts: Sequence[Sequence[Utterance]], *, otherwise: str
 ) -> harness.Source:
-  """Which utterances were read, told by their names, texts and lengths.
+  """Identifies utterances by their names, texts and lengths.
 
   Args:
-    words: one line for people.
+    description: one line of text.
     parts: sets of utterances.
-    otherwise: the name of data that are not known by their content.
+    otherwise: name of data whose content is unknown.
 
   Returns:
     A `harness.Source`.
@@ -300,11 +284,11 @@ def source(
     )
     for part in parts
   ]
-  return sources.source_of(words, digests, otherwise=otherwise)
+  return sources.source_of(description, digests, otherwise=otherwise)
 
 
 def describe(corpus: Corpus) -> str:
-  """One line: how much of what there is, and what was left out."""
+  """Describes the sizes of the sets and the skipped utterances in a line."""
   sets = {'train': corpus.train, 'validation': corpus.validation}
   sets |= {'test': corpus.test, **corpus.more}
   words = []
@@ -314,39 +298,40 @@ def describe(corpus: Corpus) -> str:
   without = sum(u.text is None for u in corpus.train)
   if without:
     words[0] += f', {without:,} without text'
-  skipped = _count(corpus.skipped)
-  return '; '.join(words) + (f'; left out: {skipped}' if skipped else '')
+  skipped = _format_counts(corpus.skipped)
+  return '; '.join(words) + (f'; skipped: {skipped}' if skipped else '')
 
 
-def left_out(corpus: Corpus, most: int = 3) -> list[str]:
-  """One line a reason: the names of what was left out, the first of many."""
+def describe_skipped(corpus: Corpus, max_names: int = 3) -> list[str]:
+  """Lists the first skipped utterances in a line per reason."""
   lines = []
-  for why, names in corpus.skipped.items():
-    more = f' and {len(names) - most:,} more' if len(names) > most else ''
-    lines.append(f'{why}: {", ".join(names[:most])}{more}')
+  for reason, names in corpus.skipped.items():
+    rest = len(names) - max_names
+    more = f' and {rest:,} more' if rest > 0 else ''
+    lines.append(f'{reason}: {", ".join(names[:max_names])}{more}')
   return lines
 
 
-def _count(skipped: Skipped) -> str:
+def _format_counts(skipped: Skipped) -> str:
   return ', '.join(f'{len(names):,} {why}' for why, names in skipped.items())
 
 
-def checked(corpus: Corpus, *, where: Any) -> Corpus:
-  """Returns a corpus of which each part has something.
+def check_sets(corpus: Corpus, *, where: Any) -> Corpus:
+  """Checks that no set of a corpus is empty, and returns the corpus.
 
   Args:
-    corpus: that a loader has read.
-    where: it was read from, for the message.
+    corpus: the corpus.
+    where: place of the data, for the message.
 
   Raises:
-    DamagedDataError: if a part is empty; names the reasons.
+    DamagedDataError: if a set is empty; names the reasons.
   """
   for part in ('train', 'validation', 'test'):
     if not getattr(corpus, part):
       names = [n for names in corpus.skipped.values() for n in names][:1]
-      why = f': left out are {_count(corpus.skipped)}' if names else ''
-      first = f' ({names[0]} for instance)' if names else ''
+      reasons = f': skipped {_format_counts(corpus.skipped)}' if names else ''
+      first = f' (for instance {names[0]})' if names else ''
       raise harness.DamagedDataError(
-        f'{where} has no utterance for {part}{why}{first}.'
+        f'{where} has no utterance for {part}{reasons}{first}.'
       )
   return corpus

@@ -1,7 +1,7 @@
-"""Long audio in windows that overlap, so that memory and time stay bounded.
+"""Divides long audio into overlapping windows, which bounds the memory.
 
 Each output frame is taken from one window. Two windows are joined within their
-overlap, where both hear a pause: no word is cut, lost or repeated.
+overlap, where both recognise a pause: no word is cut, lost or repeated.
 """
 
 import chex
@@ -14,10 +14,10 @@ def spans(
   """Divides a length into windows.
 
   Args:
-    length: of the whole.
-    size: of a window; the last one may be shorter.
-    overlap: of neighbours, at least.
-    step: each window starts at a multiple of it; at most `size - overlap`.
+    length: the length.
+    size: size of a window; the last one may be shorter.
+    overlap: smallest overlap of neighbours.
+    step: windows start at its multiples; at most `size - overlap`.
 
   Returns:
     Start and stop of each window.
@@ -30,17 +30,17 @@ def spans(
 def seam(before: chex.Array, after: chex.Array, width: int) -> int:
   """Finds the pause in which to change from one window to the next.
 
-  The outer quarters of the overlap are left out: one of the two windows has too
+  The outer quarters of the overlap are excluded: one of the two windows has too
   little context there.
 
   Args:
-    before: log-probability of the blank by the first window, (frames,) of the
+    before: log-probability of the blank in the first window, (frames,) of the
       overlap.
-    after: the same by the second window.
+    after: the same in the second window.
     width: frames of a pause.
 
   Returns:
-    The frame of the overlap from which on the second window is used.
+    The first frame of the overlap that is taken from the second window.
   """
   score = np.asarray(before, np.float64) + np.asarray(after, np.float64)
   first = len(score) // 4

@@ -88,7 +88,7 @@ def oracle(
   Args:
     name: of the method.
     losses: of the demonstrations and of the comparisons, in this order, of
-      (params, number of a batch or rows), as `tables.loss_of_numbers` gives; of
+      (params, number of a batch or rows), as `tables.numbered_loss` gives; of
       a method of one objective, that alone will do.
     plan: numbers.
     key: PRNG key, of ALRIGHT's coin.

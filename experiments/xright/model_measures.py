@@ -20,7 +20,7 @@ def refusals(
     settings: how many prompts, and how long answers are.
     models: what was trained, by any key.
   """
-  made = generation.maker(
+  made = generation.make_generator(
     problem.model.config,
     new=settings.answers.answer_length,
     end=problem.words.end,

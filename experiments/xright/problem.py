@@ -93,7 +93,7 @@ class Problem(NamedTuple):
     """
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
-      name: tables.loss_of_numbers(
+      name: tables.numbered_loss(
         objectives.make(name, self.tuning, frozen, self.shape),
         dataclasses.replace(
           given[name], seed=jax.random.bits(jax.random.fold_in(key, i))
@@ -141,7 +141,7 @@ def prepare(
     encoded = batches.encode(
       words,
       rows,
-      longest=sizes.buckets[-1],
+      max_length=sizes.buckets[-1],
       source=source,
       flag='--buckets, rising lengths in tokens,',
       skip=skip,
@@ -154,7 +154,7 @@ def prepare(
         lengths=encoded.lengths[at],
       )
       each = sizes.batch_size // sizes.parts
-      if part == 'train' and sizes.pack and name in objectives.OF_TOKENS:
+      if part == 'train' and sizes.pack and name in objectives.TOKEN_LOSSES:
         table = tables.packed(some, each, length=sizes.buckets[-1])
       elif part == 'train':
         table = tables.make(some, each, buckets=sizes.buckets)
@@ -186,10 +186,10 @@ def _divided(
   if count < need:
     raise harness.SettingsError(
       f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
-      f'({encoded.left} are longer), but {need} are needed: {sizes.held_out} '
-      f'held out, {sizes.refresh} for looks at the loss, and a batch of '
-      f'{sizes.batch_size}. Give more rows, longer --buckets, or a smaller '
-      '--held_out.'
+      f'({encoded.too_long} are longer), but {need} are needed: '
+      f'{sizes.held_out} held out, {sizes.refresh} for looks at the loss, and '
+      f'a batch of {sizes.batch_size}. Give more rows, longer --buckets, or a '
+      'smaller --held_out.'
     )
   order = np.random.default_rng(0).permutation(count)
   held, refresh, rest = np.split(order, [apart - sizes.refresh, apart])
@@ -223,15 +223,15 @@ def measure(
   """
   found = {}
   for name, table in held_out.items():
-    part, longest = tables.rows_of(table), table.longest[0]
-    names = objectives.names_of(name)
+    part, longest = tables.all_rows(table), table.max_answers[0]
+    names = objectives.token_names(name)
     # One row at a time, and some of them side by side: not split.
     tuning = problem.tuning._replace(rows=None)
 
     def one(row, name=name, longest=longest, tuning=tuning):
       row = {n: leaf[None] for n, leaf in row.items()}
       return objectives.answers(
-        name, tuning, trained, frozen, row, problem.shape, longest=longest
+        name, tuning, trained, frozen, row, problem.shape, max_answer=longest
       )
 
     answers = jax.lax.map(one, part, batch_size=rows)
@@ -239,7 +239,7 @@ def measure(
     turned = jax.tree.map(
       lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(-1, leaf.shape[-1]), answers
     )
-    loss = objectives.of_answers(name, turned, part, problem.shape)
+    loss = objectives.loss(name, turned, part, problem.shape)
     found[name] = loss
     if names == objectives.PAIR:
       chosen, rejected = jnp.split(turned.total, 2)
@@ -264,7 +264,7 @@ def length_controls(problem: Problem) -> dict[str, float]:
   """
   for name, table in problem.tables['held_out'].items():
     if name in objectives.COMPARISONS:
-      part = tables.rows_of(table)
+      part = tables.all_rows(table)
       chosen, rejected = (
         np.asarray(part[f'{n}_mask']).sum(axis=1, dtype=int)
         for n in objectives.PAIR

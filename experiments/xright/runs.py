@@ -99,7 +99,7 @@ class Settings(precision.Precision):
     return tuning_lib.Tuning(
       config,
       rank=adapters.rank,
-      weights=lora.names_of(adapters.weights),
+      weights=lora.weight_names(adapters.weights),
       alpha=adapters.alpha,
       layers=adapters.layers or None,
       remat=adapters.remat,
@@ -121,7 +121,7 @@ class Settings(precision.Precision):
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
-  lora.names_of(settings.adapters.weights)
+  lora.weight_names(settings.adapters.weights)
   size, parts = settings.rows.batch_size, settings.rows.parts
   if size % parts:
     raise harness.SettingsError(

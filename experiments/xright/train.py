@@ -27,11 +27,11 @@ from experiments.lm import (
   adapter_files,
   hugging_face,
   objectives,
+  output_folders,
   row_files,
   sharding,
   tokenizer,
   weights,
-  written,
 )
 from experiments.lm import data as data_lib
 from experiments.xright import methods, runs
@@ -176,10 +176,10 @@ def check(settings: Settings) -> None:
       '--demonstrations=distillation needs --teacher=DIR, a model whose words '
       'are those of --model.'
     )
-  if sizes.pack and losses.demonstrations not in objectives.OF_TOKENS:
+  if sizes.pack and losses.demonstrations not in objectives.TOKEN_LOSSES:
     raise harness.SettingsError(
       f'--pack is of losses that see each token for itself, '
-      f'{", ".join(objectives.OF_TOKENS)}; got {losses.demonstrations}.'
+      f'{", ".join(objectives.TOKEN_LOSSES)}; got {losses.demonstrations}.'
     )
 
 
@@ -272,7 +272,7 @@ def prepare(
     shape = shape._replace(teacher=teacher.config)
   layout, on_mesh = None, None
   if settings.mesh:
-    layout, on_mesh = sharding.layout_of(model.config, settings.mesh)
+    layout, on_mesh = sharding.parse_layout(model.config, settings.mesh)
   problem = problem_lib.prepare(
     model,
     words,
@@ -324,7 +324,9 @@ def export(
         folder / 'adapters', model.config, first, alpha=alpha, base=base
       )
 
-  written.write(options.workdir, folder, f'{trained.step} {dtype.name}', make)
+  output_folders.write(
+    options.workdir, folder, f'{trained.step} {dtype.name}', make
+  )
   print(f'Model: {folder}')
 
 
@@ -335,7 +337,7 @@ def main(options: harness.Options) -> harness.Report:
   # A made-up model is written where that is asked for.
   exported = settings.files.output or not is_made_up(options)
   if exported:
-    written.require_own(options.workdir, folder)
+    output_folders.require_own(options.workdir, folder)
   problem, layout = prepare(options)
   # Whatever the spelling of the weights.
   adapters = dataclasses.replace(

@@ -156,7 +156,7 @@ SPOILED = [
   (_message({'name': 'Bo'}), "field 'name'"),
   (_message({'weight': 1}), "field 'weight'"),
   (_message({'thinking': 'Hm'}), "field 'thinking'"),
-  (lambda row: {'messages': [turn('assistant', 'a')]}, 'no turn of a user'),
+  (lambda row: {'messages': [turn('assistant', 'a')]}, 'no user turn'),
   (
     lambda row: {'messages': [turn('user', 'a'), turn('tool', 'b')]},
     "role 'tool'",
@@ -251,7 +251,7 @@ def test_each_row_is_read_right_or_has_a_reason(
   except harness.UserError as error:
     place, word = reasons[0]
     assert str(error).startswith(place) and word in str(error)
-    assert str(error).endswith('--skip leaves such rows out.')
+    assert str(error).endswith('--skip skips such rows.')
 
 
 @hypothesis.settings(max_examples=300)

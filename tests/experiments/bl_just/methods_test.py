@@ -52,20 +52,22 @@ def test_plans_have_equal_numbers_of_updates():
 @pytest.mark.parametrize('wide', [False, True])
 def test_joint_steps_are_those_by_hand(wide):
   """AdamW by hand; the penalty rises, and touches no head."""
-  steps = methods.Steps(0.1, 0.05, 0.01, 0.5, decay=0.02, clip=0.7, warm=2)
+  steps = methods.StepSizes(
+    0.1, 0.05, 0.01, 0.5, decay=0.02, clip=0.7, warmup_steps=2
+  )
   plan = np.full(6, 1, np.int8)
   solver = methods.solver('no_tuning', plan, steps, _ctc, _ssl)
   with jax.enable_x64(wide):
     params = jax.tree.map(lambda x: jnp.asarray(x, float), _params())
     state, update = solver.init(params), jax.jit(solver.update)
-    mine = {name: np.array(x) for name, x in params._asdict().items()}
-    moments = {name: (np.zeros(3), np.zeros(3)) for name in mine}
+    expected = {name: np.array(x) for name, x in params._asdict().items()}
+    moments = {name: (np.zeros(3), np.zeros(3)) for name in expected}
     rng = np.random.default_rng(0)
     for k in range(6):
       batch = {'ctc': rng.uniform(size=3), 'ssl': rng.normal(size=3)}
       updates, state = update(batch, state, params)
       params = bj.apply_updates(params, updates)
-      e, r, p = (mine[n] for n in ('encoder', 'recogniser', 'predictor'))
+      e, r, p = (expected[n] for n in ('encoder', 'recogniser', 'predictor'))
       mixed = np.array(MATRIX) @ e + r
       inner = 2 * np.tanh(mixed) * (1 - np.tanh(mixed) ** 2) * batch['ctc']
       off = 2 * (e * p - batch['ssl'])
@@ -84,18 +86,20 @@ def test_joint_steps_are_those_by_hand(wide):
         first = 0.9 * first + 0.1 * slope
         second = 0.98 * second + 0.02 * slope**2
         moments[name] = first, second
-        way = (first / (1 - 0.9 ** (k + 1))) / (
+        direction = (first / (1 - 0.9 ** (k + 1))) / (
           np.sqrt(second / (1 - 0.98 ** (k + 1))) + 1e-8
         )
-        mine[name] = mine[name] - rate * (way + 0.02 * mine[name])
+        expected[name] = expected[name] - rate * (
+          direction + 0.02 * expected[name]
+        )
     assert bj.values(state)['ctc'] > 0 and bj.values(state)['ssl'] > 0
-  for name, expected in mine.items():
+  for name, value in expected.items():
     np.testing.assert_allclose(
-      getattr(params, name), expected, rtol=1e-7 if wide else 1e-3
+      getattr(params, name), value, rtol=1e-7 if wide else 1e-3
     )
 
 
-def test_joint_steps_are_v_pbgd_steps_where_the_value_is_a_constant():
+def test_joint_steps_equal_v_pbgd_with_a_constant_value():
   sgd = optax.sgd(0.1)
   batch = {'ctc': jnp.ones(3), 'ssl': jnp.zeros(3)}
   head = _params().predictor
@@ -129,8 +133,8 @@ def test_joint_steps_are_v_pbgd_steps_where_the_value_is_a_constant():
   np.testing.assert_allclose(updates.recogniser, moved.upper, rtol=1e-6)
 
 
-def test_updates_of_one_loss_leave_the_other_head():
-  steps = methods.Steps(0.1, 0.05, 0.01, 0.5)
+def test_updates_of_one_loss_keep_the_other_head():
+  steps = methods.StepSizes(0.1, 0.05, 0.01, 0.5)
   plan = methods.plan('bl_just', 10, SHARES)
   solver = methods.solver('bl_just', plan, steps, _ctc, _ssl)
   params = _params()
@@ -139,13 +143,13 @@ def test_updates_of_one_loss_leave_the_other_head():
   assert updates.recogniser is None and np.abs(updates.encoder).max() > 0
   updates, state = solver.update({'ctc': jnp.ones(3)}, state, params)
   assert updates.predictor is None
-  # The final fine-tuning has its own step size: a first step of Adam's.
+  # The first step of Adam has the step size of the fine-tuning.
   np.testing.assert_allclose(np.abs(updates.encoder), 0.01, rtol=0.02)
 
 
 def test_each_method_has_its_penalty_and_its_step_sizes():
-  """First steps of Adam's are as long as the step size, by the sign."""
-  steps = methods.Steps(0.1, 0.05, 0.01, 0.5, decay=0.0, clip=1e9)
+  """The first step of Adam has the length of the step size."""
+  steps = methods.StepSizes(0.1, 0.05, 0.01, 0.5, decay=0.0, clip=1e9)
   ctc = lambda z, batch: jnp.sum(z.encoder + z.recogniser) * batch
   ssl = lambda z, batch: -3 * jnp.sum(z.encoder + z.predictor) * batch
   params = _params()
@@ -159,7 +163,7 @@ def test_each_method_has_its_penalty_and_its_step_sizes():
     return float(updates.encoder[0])
 
   both = 'ctc', 'ssl'
-  # Slopes of 1 and -3: half of the second turns the sum round.
+  # Gradients of 1 and -3: half of the second changes the sign of the sum.
   assert moved('joint', both) == pytest.approx(0.1, rel=1e-3)
   assert moved('bl_just', both) == pytest.approx(-0.1, rel=1e-3)
   for method, losses, size in (

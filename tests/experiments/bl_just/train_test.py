@@ -51,7 +51,7 @@ def metrics_of(folder):
   return json.loads((folder / 'results.json').read_text())['metrics']
 
 
-def test_a_run_reports_and_keeps_what_it_learnt(trained):
+def test_a_run_writes_a_report_and_a_recogniser(trained):
   folder, _, metrics = trained
   assert {'wer/bl_just', 'cer/bl_just', 'training_error/bl_just'} <= set(
     metrics
@@ -64,7 +64,7 @@ def test_a_run_reports_and_keeps_what_it_learnt(trained):
     assert (folder / name).stat().st_size > 1_000
 
 
-def test_the_same_command_reads_its_result(trained, capsys):
+def test_the_same_command_reuses_its_result(trained, capsys):
   folder, options, metrics = trained
   harness.execute(train.main, options)
   again = metrics_of(folder)
@@ -75,8 +75,8 @@ def test_the_same_command_reads_its_result(trained, capsys):
 
 
 @pytest.mark.slow  # Compiles all programs twice.
-def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
-  """Ended in exploration, with batches on their way."""
+def test_a_killed_run_continues_bit_for_bit(trained, tmp_path, monkeypatch):
+  """The run is killed in exploration, with prefetched batches."""
   folder, options, _ = trained
   original, calls = problem.errors, []
 
@@ -93,7 +93,6 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     train.main(ended)
   monkeypatch.setattr(problem, 'errors', original)
-  # Settings are those of the run; how often one looks is one of them.
   train.main(ended)
   one, other = (
     harness.load(where, name='bl_just').params for where in (folder, tmp_path)
@@ -101,13 +100,13 @@ def test_a_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
-  """Each in its folder; names, rows and the plot have the share."""
+def test_each_fraction_of_texts_is_a_run(tmp_path, monkeypatch):
+  """Each has a folder; metrics, rows and the plot have the fraction."""
   corpus = SETTINGS.data.read(None, 0.5)
-  asked = []
+  calls = []
 
-  def train_share(options, labelled):
-    asked.append((options.workdir, labelled))
+  def train_methods(options, labelled):
+    calls.append((options.workdir, labelled))
     one = lambda rate: scoring.Errors(
       *np.array([[100 * rate], [0], [0], [100]])
     )
@@ -123,9 +122,9 @@ def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
       name: comparison.Outcome(name, {}, trained=trained, members=np.arange(2))
       for name in names
     }
-    return train.Share(outcomes, dict.fromkeys(names, errors), corpus)
+    return train.Comparison(outcomes, dict.fromkeys(names, errors), corpus)
 
-  monkeypatch.setattr(train, 'train_share', train_share)
+  monkeypatch.setattr(train, 'train_methods', train_methods)
   settings = change(SETTINGS, labelled=(1.0, 0.25), steps=8)
   train.check(settings)
   options = harness.Options(
@@ -134,7 +133,7 @@ def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
   for share in ('1', '0.25'):
     (tmp_path / f'labelled-{share}').mkdir()
   harness.execute(train.main, options)
-  assert asked == [
+  assert calls == [
     (str(tmp_path / 'labelled-1'), 1.0),
     (str(tmp_path / 'labelled-0.25'), 0.25),
   ]
@@ -145,51 +144,53 @@ def test_shares_of_texts_are_runs_of_their_own(tmp_path, monkeypatch):
   assert [line.split()[1] for line in table[2:]] == ['1', '0.25', '0.25']
   for name in ('shares.png', 'labelled-1/errors.png'):
     assert (tmp_path / name).stat().st_size > 1_000
-  # In rising order; what failed with a share has no line.
-  errors = [train_share(options, share).errors for share in (1.0, 0.25)]
+  # In ascending order, without methods that failed with a fraction.
+  errors = [train_methods(options, share).errors for share in (1.0, 0.25)]
   curves = speech_report.share_curves((1.0, 0.25), errors)
   ((label, (shares, values)),) = curves.items()
   assert label == 'BL-JUST' and shares.tolist() == [0.25, 1.0]
   np.testing.assert_allclose(values, [[0.56875], [0.475]])
 
 
-def test_what_is_saved_says_the_same(trained):
+def test_a_saved_recogniser_has_the_same_outputs(trained):
   folder, options, _ = trained
-  made = problem.prepare(options.settings, None, folder, 0.5)
-  network, weights, kept, seconds = recogniser.load(folder)
-  assert network.shape == made.network.shape
-  assert kept == (folder / 'units.json').read_text()
-  train = made.examples['train']
-  lengths = train.lengths[made.labelled] / network.shape.front.rate
+  prepared = problem.prepare(options.settings, None, folder, 0.5)
+  network, weights, units, seconds = recogniser.load(folder)
+  assert network.shape == prepared.network.shape
+  assert units == (folder / 'units.json').read_text()
+  train = prepared.examples['train']
+  lengths = train.lengths[prepared.labelled] / network.shape.front.rate
   assert np.median(lengths) <= seconds <= np.max(lengths)
   params = harness.load(folder, name='bl_just').params
   first = jax.tree.map(lambda leaf: leaf[0], params)
   np.testing.assert_array_equal(weights.encoder, first['encoder'])
-  examples = made.examples['test']
+  examples = prepared.examples['test']
   expected = dict(
     recogniser.log_probabilities(
-      network, weights, examples, np.arange(3), edges=made.edges
+      network, weights, examples, np.arange(3), edges=prepared.edges
     )
   )
-  heard = transcribe.Transcriber(folder)
+  transcriber = transcribe.Transcriber(folder)
   for row in range(3):
-    found = heard.hear(examples.load(row))
-    # Filled up to another length.
-    np.testing.assert_allclose(found.log_probs, expected[row], atol=1e-4)
+    result = transcriber.hear(examples.load(row))
+    # Padded to another length.
+    np.testing.assert_allclose(result.log_probs, expected[row], atol=1e-4)
 
 
-def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
+def test_files_are_transcribed_and_broken_ones_reported(
+  trained, tmp_path, capsys
+):
   import soundfile
 
   folder, options, _ = trained
-  made = problem.prepare(options.settings, None, folder, 0.5)
+  prepared = problem.prepare(options.settings, None, folder, 0.5)
   network, weights, units, seconds = recogniser.load(folder)
-  # Weights that say something: the unit that is loudest by its bias.
+  # Weights whose bias always outputs one unit.
   bias = jnp.zeros_like(weights.recogniser).at[2].set(9.0)
   loud = weights._replace(recogniser=bias)
   checkpoint = tmp_path / 'loud.npz'
   recogniser.save(checkpoint, network, loud, units, seconds)
-  audio = made.examples['test'].load(0)
+  audio = prepared.examples['test'].load(0)
   soundfile.write(tmp_path / 'a.wav', np.repeat(audio, 2), 16_000)
   (tmp_path / 'b.wav').write_bytes(b'RIFF of nothing')
   status = transcribe.main(
@@ -200,16 +201,16 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
       str(tmp_path / 'a.wav'),
     ]
   )
-  said, told = capsys.readouterr()
-  assert status == 1 and 'b.wav' in told and told.count('\n') == 1
-  name, text = said.strip().split('\t')
-  assert name.endswith('a.wav') and text == made.units.symbols[2]
+  out, err = capsys.readouterr()
+  assert status == 1 and 'b.wav' in err and err.count('\n') == 1
+  name, text = out.strip().split('\t')
+  assert name.endswith('a.wav') and text == prepared.units.symbols[2]
   assert (tmp_path / 'a.png').stat().st_size > 1_000
   assert transcribe.main([f'--checkpoint={tmp_path / "no"}', 'a.wav']) == 1
   assert 'when all methods are done' in capsys.readouterr().err
   for wrong in ('--beam=0', '--beam=-2'):
     assert transcribe.main([f'--checkpoint={checkpoint}', wrong, 'a.wav']) == 1
-    assert 'beam is at least 1' in capsys.readouterr().err
+    assert 'the beam is at least 1' in capsys.readouterr().err
   assert (
     transcribe.main(
       [f'--checkpoint={checkpoint}', '--language=x.arpa', 'a.wav']
@@ -220,7 +221,7 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
   table = tmp_path / 'texts.tsv'
   table.write_text('a.wav\ta text')
   assert transcribe.main([f'--checkpoint={table}', 'a.wav']) == 1
-  assert 'no file .npz' in capsys.readouterr().err
+  assert 'not an .npz file' in capsys.readouterr().err
   recogniser.save(checkpoint, network, loud, units, float('nan'))
   assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
   assert 'its utterances last nan seconds' in capsys.readouterr().err
@@ -230,15 +231,15 @@ def test_files_are_transcribed_and_broken_ones_named(trained, tmp_path, capsys):
 
 
 def test_a_loss_of_a_batch_is_that_of_its_utterances():
-  """Padding, and who else is in the batch, change no loss of transcripts."""
+  """Padding and other utterances do not affect the loss of transcripts."""
   shape = recogniser.Shape(
     'conv', 8, 0, (2,), 3, 2, False, 4, front_end.FrontEnd(None, 3)
   )
   network = recogniser.Recogniser(shape)
   training = recogniser.Training(
-    objectives.Task(), front_end.Augmentation(0, 1, 0, 1), 0.0
+    objectives.Ssl(), front_end.Masks(0, 1, 0, 1), 0.0
   )
-  weights = network.init(jax.random.key(0), training.task)
+  weights = network.init(jax.random.key(0), training.ssl)
   rng = np.random.default_rng(0)
   lengths, counts = np.array([9, 14]), np.array([2, 3])
   audio = np.zeros((2, 20, 3), np.float32)
@@ -247,54 +248,56 @@ def test_a_loss_of_a_batch_is_that_of_its_utterances():
     audio[i, : lengths[i]] = rng.normal(size=(lengths[i], 3))
     labels[i, : counts[i]] = rng.integers(1, 4, counts[i])
 
-  def loss(rows, size, most):
+  def loss(rows, size, max_labels):
     batch = {
       'audio': audio[rows, :size],
       'length': lengths[rows],
-      'labels': labels[rows, :most],
+      'labels': labels[rows, :max_labels],
       'label_length': counts[rows],
       'key': jax.random.key(1),
     }
     return jax.jit(network.ctc, static_argnums=0)(training, weights, batch)
 
   both = loss([0, 1], 20, 5)
-  alone = [loss([0], 9, 2), loss([1], 14, 3)]
-  np.testing.assert_allclose(both, np.mean(alone), rtol=1e-5)
+  separate = [loss([0], 9, 2), loss([1], 14, 3)]
+  np.testing.assert_allclose(both, np.mean(separate), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
   'changes, message',
   [
     ({'methods': ('sgd',)}, '--methods=sgd'),
-    ({'methods': ('joint', 'joint')}, 'twice'),
-    ({'sampling': 8_000}, 'leave it out'),
+    ({'methods': ('joint', 'joint')}, 'has a duplicate'),
+    ({'sampling': 8_000}, 'remove the flag'),
     ({'test_part': 'test-other'}, '--test_part'),
     (
       {'dataset': 'tedlium', 'unlabelled_part': 'x'},
       '--unlabelled_part',
     ),
-    ({'penalties': (0.1, 0.2)}, 'equal numbers'),
-    ({'labelled': (0.5, 0.5)}, 'labelled=0.5,0.5 has a share twice'),
+    ({'penalties': (0.1, 0.2)}, 'equal size'),
+    ({'labelled': (0.5, 0.5)}, 'labelled=0.5,0.5 has a duplicate'),
     ({'labelled': ()}, 'labelled needs at least one'),
-    ({'exploring': 0.5, 'tuning': 0.5}, 'shares below 1'),
+    ({'exploring': 0.5, 'tuning': 0.5}, 'have to be below 1'),
   ],
 )
-def test_settings_that_no_run_can_have_are_refused(changes, message):
+def test_invalid_settings_raise(changes, message):
   settings = change(SETTINGS, **changes)
   with pytest.raises(harness.SettingsError, match=message):
     settings_lib.check(settings)
     train.check(settings)
 
 
-def test_without_any_text_there_is_nothing_to_learn(tmp_path):
+def test_no_text_raises(tmp_path):
   with pytest.raises(harness.SettingsError, match='labelled=0 leaves no'):
     problem.prepare(SETTINGS, None, tmp_path, 0.0)
 
 
-def test_parts_are_those_that_are_named(monkeypatch):
-  asked = {}
+def test_part_flags_select_parts(monkeypatch):
+  parts_read = {}
   monkeypatch.setattr(
-    corpora.librispeech, 'read', lambda folder, **parts: asked.update(parts)
+    corpora.librispeech,
+    'read',
+    lambda folder, **parts: parts_read.update(parts),
   )
   monkeypatch.setattr(
     corpora.utterances, 'hide_texts', lambda corpus, fraction, seed: corpus
@@ -306,7 +309,7 @@ def test_parts_are_those_that_are_named(monkeypatch):
   )
   train.check(settings)
   settings.data.read('folder', 1.0)
-  assert asked == {
+  assert parts_read == {
     'train': 'train-clean-100,train-clean-360',
     'test': 'test-other',
   }

@@ -23,7 +23,7 @@ PREFIX = 'base_model.model.'
 
 def write(folder, *, layers=(1, 2), suffix='', dora=False, **fields):
   """Adapters as peft has them, and its fields."""
-  tensors = dict(hugging_face.tensors_of(SMALL, decoder.init(SMALL, 0)))
+  tensors = dict(hugging_face.named_tensors(SMALL, decoder.init(SMALL, 0)))
   rng = np.random.default_rng(1)
   adapters = {}
   for i in layers:
@@ -39,7 +39,7 @@ def write(folder, *, layers=(1, 2), suffix='', dora=False, **fields):
   adapters = {n: np.float32(a) for n, a in adapters.items()}
   folder.mkdir(exist_ok=True)
   safetensors.save_file(adapters, folder / 'adapter_model.safetensors')
-  given = {
+  fields = {
     'peft_type': 'LORA',
     'r': RANK,
     'lora_alpha': ALPHA,
@@ -52,20 +52,20 @@ def write(folder, *, layers=(1, 2), suffix='', dora=False, **fields):
     'use_dora': dora,
     **fields,
   }
-  (folder / 'adapter_config.json').write_text(json.dumps(given))
+  (folder / 'adapter_config.json').write_text(json.dumps(fields))
   return tensors, adapters
 
 
 def changed(tensors, adapters, scale, dora):
   """The weights with their adapters, by the formulas of the papers."""
-  found = {n: np.float64(a) for n, a in tensors.items()}
+  result = {n: np.float64(a) for n, a in tensors.items()}
   for key in adapters:
     if not key.endswith('.lora_A.weight'):
       continue
     name = key.removeprefix(PREFIX).removesuffix('.lora_A.weight')
     a = np.float64(adapters[f'{PREFIX}{name}.lora_A.weight'])
     b = np.float64(adapters[f'{PREFIX}{name}.lora_B.weight'])
-    weight = found[f'{name}.weight'] + scale * b @ a
+    weight = result[f'{name}.weight'] + scale * b @ a
     if dora:
       (magnitude,) = (
         np.float64(array)
@@ -75,8 +75,8 @@ def changed(tensors, adapters, scale, dora):
       # A norm for each row of the layout (out, in).
       for row, size in enumerate(magnitude):
         weight[row] *= size / np.sqrt(np.sum(weight[row] ** 2))
-    found[f'{name}.weight'] = weight
-  return found
+    result[f'{name}.weight'] = weight
+  return result
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def changed(tensors, adapters, scale, dora):
   ],
 )
 def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
-  tensors, given = write(tmp_path, dora=dora, suffix=suffix, **fields)
-  adapters, found = adapter_files.load(tmp_path, SMALL)
-  np.testing.assert_allclose(found, scale, rtol=1e-12)
-  told = config_lib.to_hugging_face(SMALL)
+  tensors, fields = write(tmp_path, dora=dora, suffix=suffix, **fields)
+  adapters, result = adapter_files.load(tmp_path, SMALL)
+  np.testing.assert_allclose(result, scale, rtol=1e-12)
+  config_fields = config_lib.to_hugging_face(SMALL)
   expected = reference.forward(
-    told, changed(tensors, given, scale, dora), TOKENS[0]
+    config_fields, changed(tensors, fields, scale, dora), TOKENS[0]
   )
-  plain = reference.forward(told, tensors, TOKENS[0])
+  plain = reference.forward(config_fields, tensors, TOKENS[0])
   assert np.abs(plain - expected).max() > 0.1
   params = decoder.init(SMALL, 0)
   # The last layers have adapters: attached to the upper part of the model.
@@ -104,8 +104,8 @@ def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
 
   @jax.jit
   def run(adapters):
-    merged = lora.merge(params, adapters, scale=found)
-    top = lora.attach(upper, adapters, scale=found)
+    merged = lora.merge(params, adapters, scale=result)
+    top = lora.attach(upper, adapters, scale=result)
     x = decoder.trunk(SMALL, lower, TOKENS[:1])
     x = decoder.run_layers(SMALL, top['layers'], x)
     attached = decoder.logits(SMALL, upper, x)
@@ -117,7 +117,7 @@ def test_logits_are_those_of_the_papers(tmp_path, fields, scale, dora, suffix):
   if not fields:
     out = adapter_files.export(tmp_path / 'b', SMALL, adapters, alpha=ALPHA)
     again, factor = adapter_files.load(out, SMALL)
-    assert factor == found
+    assert factor == result
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
 
 
@@ -144,7 +144,7 @@ def test_fields_that_change_the_function_are_refused(tmp_path, field, value):
   with pytest.raises(harness.UserError) as info:
     adapter_files.load(tmp_path, SMALL)
   message = str(info.value)
-  assert message.startswith(f'{tmp_path}/adapter_config.json says {field}=')
+  assert message.startswith(f'{tmp_path}/adapter_config.json has {field}=')
   assert 'merge_and_unload' in message and '\n' not in message
 
 
@@ -153,7 +153,7 @@ def test_fields_that_disagree_with_the_tensors_are_refused(tmp_path):
     [
       ({'layers_to_transform': [2]}, r'layers_to_transform=\[2\].*\[1, 2\]'),
       ({'target_modules': ['q_proj']}, r"target_modules=\['q_proj'\]"),
-      ({'r': 8}, r'has the shape \(4, \d+\), but by the model and r=8'),
+      ({'r': 8}, r'has the shape \(4, \d+\), expected \(8, .* and r=8'),
       ({'r': None}, r'r=None, expected a number of at least 1'),
       ({'lora_alpha': 'big'}, "lora_alpha='big', expected a number"),
       ({'use_dora': True}, r'has no tensor .*lora_magnitude_vector'),

@@ -134,16 +134,16 @@ def test_control_tokens_of_a_dialogue_are_the_template_s(
     assert words.decode(ids) == text
     inside = words.decode(ids[mask == 1])
     assert inside == f'{answer.strip()}<|im_end|>'
-  asked = batches.encode_prompt(words, tuple(prompt))
-  np.testing.assert_array_equal(asked, ids[mask == 0])
+  prompt_tokens = batches.encode_prompt(words, tuple(prompt))
+  np.testing.assert_array_equal(prompt_tokens, ids[mask == 0])
 
 
 def test_a_text_without_control_tokens_is_encoded_as_before(words):
   prompt = ({'role': 'user', 'content': 'im < | end? <think>'},)
-  whole = words.render([*prompt, {'role': 'assistant', 'content': 'im'}])
+  expected = words.render([*prompt, {'role': 'assistant', 'content': 'im'}])
   ids, _ = batches.encode_answer(words, prompt, 'im')
   if words.end != 256:
-    assert words.encode(whole)[: len(ids)] == ids.tolist()
+    assert words.encode(expected)[: len(ids)] == ids.tolist()
   assert words.encode_plain('im <think>') == words.encode('im <think>')
 
 
@@ -152,19 +152,19 @@ def test_an_answer_is_not_cut_and_the_reader_is_told(words, capsys):
   example = data.Example(7, 'a', f'b{end}c')
   plain = data.Example(3, 'a', 'bcd')
   encoded = batches.encode(
-    words, [plain, example], longest=99, source='rows.jsonl'
+    words, [plain, example], max_length=99, source='rows.jsonl'
   )
   item = encoded.items[1]
   answer = item['tokens'][item['mask'] == 1]
   assert words.decode(answer[:-1]) == f'b{end}c' and answer[-1] == words.end
   assert encoded.controls == 1
-  said = capsys.readouterr().err
-  assert said.count('\n') == 1
+  text = capsys.readouterr().err
+  assert text.count('\n') == 1
   assert (
-    'rows.jsonl: warning: the text of control tokens occurs 1 times' in said
+    'rows.jsonl: warning: the text of control tokens occurs 1 times' in text
   )
-  assert 'first in row 7 (from 0)' in said
-  assert batches.encode(words, [plain], longest=99).controls == 0
+  assert 'first in row 7 (from 0)' in text
+  assert batches.encode(words, [plain], max_length=99).controls == 0
   assert not capsys.readouterr().err
 
 
@@ -183,7 +183,7 @@ def test_examples_that_the_template_refuses_are_skipped_or_named(capsys):
     data.Example(5, (user,), 'c'),
   ]
   encode = lambda examples, skip: batches.encode(
-    words, examples, longest=99, source='rows.jsonl', skip=skip
+    words, examples, max_length=99, source='rows.jsonl', skip=skip
   )
   match = r'rows.jsonl: row 4 \(from 0\): the chat template says: no system'
   with pytest.raises(harness.UserError, match=match):

@@ -50,20 +50,20 @@ TOKENS = np.random.default_rng(0).integers(0, 50, size=(2, 33))
 def test_logits_are_those_of_plain_numpy(name):
   config = CONFIGS[name]
   params = decoder.init(config, 0)
-  tensors = dict(hugging_face.tensors_of(config, params))
-  told = config_lib.to_hugging_face(config)
+  tensors = dict(hugging_face.named_tensors(config, params))
+  fields = config_lib.to_hugging_face(config)
   run = jax.jit(lambda p, t: decoder.forward(config, p, t))
-  found = run(params, TOKENS)
-  for row, ours in zip(TOKENS, found):
-    expected = reference.forward(told, tensors, row)
-    np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
+  result = run(params, TOKENS)
+  for row, actual in zip(TOKENS, result):
+    expected = reference.forward(fields, tensors, row)
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
   # A config.json says all of it.
-  assert config_lib.from_hugging_face(told) == dataclasses.replace(
+  assert config_lib.from_hugging_face(fields) == dataclasses.replace(
     config, context=2048
   )
   # What is padded at the end changes nothing before it.
   padded = np.concatenate([TOKENS[:, :20], 0 * TOKENS[:, 20:]], 1)
-  np.testing.assert_allclose(run(params, padded)[:, :20], found[:, :20], 1e-5)
+  np.testing.assert_allclose(run(params, padded)[:, :20], result[:, :20], 1e-5)
 
 
 @pytest.mark.parametrize('name', ['llama', 'qwen3'])
@@ -71,7 +71,7 @@ def test_in_float64_nothing_is_rounded_to_float32(name, x64):
   del x64
   config = CONFIGS[name]
   params = decoder.init(config, 0, jnp.float64)
-  tensors = dict(hugging_face.tensors_of(config, params))
+  tensors = dict(hugging_face.named_tensors(config, params))
   segments = np.where(np.arange(33) < 20, 1, 2)[None]
 
   def run(params, tokens):
@@ -79,12 +79,12 @@ def test_in_float64_nothing_is_rounded_to_float32(name, x64):
     x = decoder.run_layers(config, params['layers'], x, segments=segments)
     return decoder.logits(config, params, x)
 
-  (found,) = jax.jit(run)(params, TOKENS[:1])
-  assert found.dtype == jnp.float64
-  told = config_lib.to_hugging_face(config)
+  (result,) = jax.jit(run)(params, TOKENS[:1])
+  assert result.dtype == jnp.float64
+  fields = config_lib.to_hugging_face(config)
   for part in (slice(20), slice(20, None)):
-    expected = reference.forward(told, tensors, TOKENS[0][part])
-    np.testing.assert_allclose(found[part], expected, rtol=1e-10, atol=1e-10)
+    expected = reference.forward(fields, tensors, TOKENS[0][part])
+    np.testing.assert_allclose(result[part], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_model_in_two_parts_and_with_adapters_is_one_model():
@@ -114,18 +114,18 @@ def test_a_model_in_two_parts_and_with_adapters_is_one_model():
       decoder.forward(config, merged, TOKENS),
     )
 
-  ours, whole = run(zero, params)
-  np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
+  actual, full = run(zero, params)
+  np.testing.assert_allclose(actual, full, rtol=1e-4, atol=1e-5)
   merged = jax.jit(lambda a: lora.merge(params, a, scale=0.7))(adapters)
-  changed, whole = run(adapters, merged)
-  np.testing.assert_allclose(changed, whole, rtol=2e-4, atol=2e-5)
-  assert np.abs(changed - ours).max() > 0.1
+  changed, full = run(adapters, merged)
+  np.testing.assert_allclose(changed, full, rtol=2e-4, atol=2e-5)
+  assert np.abs(changed - actual).max() > 0.1
   np.testing.assert_array_equal(
     merged['layers']['q'][0], params['layers']['q'][0]
   )
   with pytest.raises(harness.UserError, match='merge the adapters first'):
-    dict(hugging_face.tensors_of(config, lora.attach(params, adapters)))
-  with pytest.raises(harness.UserError, match='of one or more of q, k'):
+    dict(hugging_face.named_tensors(config, lora.attach(params, adapters)))
+  with pytest.raises(harness.UserError, match='one or more of q, k'):
     lora.init(params, jax.random.key(0), rank=2, weights=('embed',))
 
 
@@ -133,8 +133,8 @@ def test_derivatives_with_layers_computed_anew():
   params = decoder.init(SMALL, 0)
 
   def loss(params, remat):
-    found = decoder.forward(SMALL, params, TOKENS, remat=remat)
-    return jnp.mean(jax.nn.logsumexp(found, axis=-1))
+    result = decoder.forward(SMALL, params, TOKENS, remat=remat)
+    return jnp.mean(jax.nn.logsumexp(result, axis=-1))
 
   both = jax.jit(lambda p: [jax.grad(loss)(p, r) for r in (False, True)])
   for one, two in zip(*map(jax.tree.leaves, both(params))):
@@ -142,18 +142,18 @@ def test_derivatives_with_layers_computed_anew():
 
 
 def test_what_is_not_supported_is_said():
-  told = config_lib.to_hugging_face(SMALL)
+  fields = config_lib.to_hugging_face(SMALL)
   for change, words in (
     ({'model_type': 'gpt2'}, "model_type='gpt2'.*llama, qwen2, qwen3"),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
     ({'hidden_size': None}, "no field 'hidden_size'"),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 2}}, "type 'yarn'"),
-    ({'num_key_value_heads': 4}, 'not shared by 4'),
+    ({'num_key_value_heads': 4}, 'not a multiple of 4'),
     ({'use_sliding_window': True}, 'use_sliding_window=True'),
   ):
     with pytest.raises(harness.UserError, match=words):
-      config_lib.from_hugging_face({**told, **change})
-  newer = {**told, 'rope_scaling': None, 'rope_theta': None}
+      config_lib.from_hugging_face({**fields, **change})
+  newer = {**fields, 'rope_scaling': None, 'rope_theta': None}
   del newer['rope_theta']
   newer['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 7.0}
   assert config_lib.from_hugging_face(newer).rope_base == 7.0

@@ -49,7 +49,7 @@ TEXT = (
   ],
 )
 def test_turns_of_a_text(text, expected):
-  assert dialogues.turns_of(text) == expected
+  assert dialogues.parse_turns(text) == expected
 
 
 def test_one_dialogue_is_one_example_under_all_keys():
@@ -97,7 +97,7 @@ def test_prompts_need_no_answers(tmp_path):
   for row, match in (
     ({'output': 'a'}, 'keys are'),
     ({'instruction': ' '}, "instruction is ' '"),
-    ({'messages': [last]}, 'no turn of a user'),
+    ({'messages': [last]}, 'no user turn'),
     ({'prompt': 'a', 'tools': ['b']}, 'tools is not supported'),
   ):
     with pytest.raises(harness.UserError, match=match):

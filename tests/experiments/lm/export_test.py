@@ -15,9 +15,9 @@ from experiments.lm import (
   adapter_files,
   decoder,
   hugging_face,
+  output_folders,
   tokenizer,
   weights,
-  written,
 )
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL, TOKENS
 from tests.experiments.lm.weights_test import words
@@ -62,9 +62,9 @@ def test_logits_are_the_same_bit_for_bit(tmp_path, name, dtype):
     again = weights.load(second, None)
     np.testing.assert_array_equal(logits(again), before)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
-    told = read_json(second / 'config.json')
-    assert told['torch_dtype'] == told['dtype'] == dtype
-    assert told['tie_word_embeddings'] is config.tied
+    fields = read_json(second / 'config.json')
+    assert fields['torch_dtype'] == fields['dtype'] == dtype
+    assert fields['tie_word_embeddings'] is config.tied
     assert ('lm_head.weight' in names(second)) is not config.tied
 
 
@@ -102,7 +102,7 @@ def test_a_run_replaces_its_own_files_only(tmp_path):
   """Several files by one, and one by several."""
   params, folder = decoder.init(SMALL, 0), tmp_path / 'out'
   for stamp, limit in (('1', 9_000), ('2', 10**9), ('3', 9_000)):
-    written.write(
+    output_folders.write(
       tmp_path / 'run',
       folder,
       stamp,
@@ -118,7 +118,7 @@ def test_a_run_replaces_its_own_files_only(tmp_path):
   file = next(folder.glob('model-00002*'))
   file.write_bytes(b'of another')
   with pytest.raises(harness.UserError, match='this run has not written'):
-    written.require_own(tmp_path / 'run', folder)
+    output_folders.require_own(tmp_path / 'run', folder)
 
 
 def test_all_end_tokens_and_one_that_pads(tmp_path):
@@ -145,17 +145,17 @@ def test_all_end_tokens_and_one_that_pads(tmp_path):
     'temperature': 0.6,
   }
   assert read_json(out / 'config.json')['eos_token_id'] == [end, 7, 9]
-  told = read_json(out / 'tokenizer_config.json')
-  assert told['pad_token'] == told['eos_token'] == '</s>'
+  fields = read_json(out / 'tokenizer_config.json')
+  assert fields['pad_token'] == fields['eos_token'] == '</s>'
   assert weights.load(out).generation == read_json(
     out / 'generation_config.json'
   )
   # A token of the tokeniser's own pads where it has one.
-  given = words()
-  given = given._replace(tokens={**given.tokens, 'pad_token': '<s>'})
-  out = hugging_face.export(tmp_path / 'c', config, params, given)
-  told = read_json(out / 'generation_config.json')
-  assert told == {'eos_token_id': [end], 'pad_token_id': start}
+  with_pad = words()
+  with_pad = with_pad._replace(tokens={**with_pad.tokens, 'pad_token': '<s>'})
+  out = hugging_face.export(tmp_path / 'c', config, params, with_pad)
+  fields = read_json(out / 'generation_config.json')
+  assert fields == {'eos_token_id': [end], 'pad_token_id': start}
   assert tokenizer.load(out).tokens['pad_token'] == '<s>'
 
 
@@ -185,9 +185,9 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
   params['norm'] = params['norm'].at[0].set(1e5)
   with pytest.raises(harness.UserError, match=r'norm.weight .* 1e\+05, too'):
     hugging_face.export(tmp_path / 'a', SMALL, params, dtype=jnp.float16)
-  whole = {'model.embed_tokens.weight': np.zeros((50, 24), np.int8)}
+  full = {'model.embed_tokens.weight': np.zeros((50, 24), np.int8)}
   hugging_face.export(tmp_path / 'b', SMALL, decoder.init(SMALL, 0))
   path = tmp_path / 'b' / 'model.safetensors'
-  safetensors.save_file(safetensors.load_file(path) | whole, path)
+  safetensors.save_file(safetensors.load_file(path) | full, path)
   with pytest.raises(harness.UserError, match='int8: quantised weights'):
     weights.load(tmp_path / 'b')

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.lm import decoder, generation, lora
-from tests.experiments.lm import data_test
+from tests.experiments.lm import batches_test
 from tests.experiments.lm.decoder_test import CONFIGS, SMALL
 from tests.tiers import first
 
@@ -31,14 +31,14 @@ def uncached(config, params, tokens, lengths):
   """The likeliest token, by the whole model, one row and token at a time."""
   size = max(lengths) + NEW
   run = jax.jit(lambda p, t: decoder.forward(config, p, t[None])[0])
-  found = []
+  result = []
   for row, length in zip(tokens, lengths):
-    whole = np.zeros(size, np.int32)
-    whole[:length] = row[:length]
+    full = np.zeros(size, np.int32)
+    full[:length] = row[:length]
     for at in range(length, length + NEW):
-      whole[at] = int(run(params, whole)[at - 1].argmax())
-    found.append(whole[length : length + NEW])
-  return np.array(found)
+      full[at] = int(run(params, full)[at - 1].argmax())
+    result.append(full[length : length + NEW])
+  return np.array(result)
 
 
 @pytest.mark.parametrize('name', first(CONFIGS))
@@ -50,13 +50,13 @@ def test_greedy_answers_are_those_of_the_whole_model(name):
     lambda w: w + jnp.sin(jnp.arange(w.size)).reshape(w.shape) / 5, adapters
   )
   tuned = lora.attach(params, adapters, scale=0.5)
-  made = generation.maker(config, new=NEW, end=-1)
+  generator = generation.make_generator(config, new=NEW, end=-1)
   tokens, lengths = prompts(), np.array(LENGTHS, np.int32)
-  found = made(tuned, tokens, lengths, keys())
+  result = generator(tuned, tokens, lengths, keys())
   expected = uncached(config, tuned, tokens, LENGTHS)
-  np.testing.assert_array_equal(found.tokens, expected)
-  np.testing.assert_array_equal(found.lengths, [NEW] * 4)
-  assert not found.ended.any()
+  np.testing.assert_array_equal(result.tokens, expected)
+  np.testing.assert_array_equal(result.lengths, [NEW] * 4)
+  assert not result.ended.any()
   plain = uncached(config, tuned | {'layers': params['layers']}, tokens, [9])
   assert (plain[0] != expected[0]).any()  # The adapters do something.
 
@@ -64,20 +64,20 @@ def test_greedy_answers_are_those_of_the_whole_model(name):
 def test_an_answer_ends_and_its_neighbours_go_on():
   params = decoder.init(SMALL, 3)
   tokens, lengths = prompts(), np.array(LENGTHS, np.int32)
-  free = generation.maker(SMALL, new=NEW, end=-1)
-  whole = np.asarray(free(params, tokens, lengths, keys()).tokens)
-  end = int(whole[0, 2])
-  made = generation.maker(SMALL, new=NEW, end=end)
-  found = made(params, tokens, lengths, keys())
-  for row, size, ended, all_of in zip(*found, whole):
+  free = generation.make_generator(SMALL, new=NEW, end=-1)
+  full = np.asarray(free(params, tokens, lengths, keys()).tokens)
+  end = int(full[0, 2])
+  generator = generation.make_generator(SMALL, new=NEW, end=end)
+  result = generator(params, tokens, lengths, keys())
+  for row, size, ended, all_of in zip(*result, full):
     at = list(all_of).index(end) if end in all_of else NEW
     assert size == min(at + 1, NEW) and ended == (at < NEW)
     np.testing.assert_array_equal(row[:at], all_of[:at])
     assert (row[at:] == end).all()
-  assert found.ended[0] and not found.ended.all()
+  assert result.ended[0] and not result.ended.all()
   # Other prompts of the same shape are run by the same program.
-  made(params, prompts(1), lengths[::-1].copy(), keys(1))
-  assert made._cache_size() == 1
+  generator(params, prompts(1), lengths[::-1].copy(), keys(1))
+  assert generator._cache_size() == 1
 
 
 def test_samples_follow_the_probabilities_of_what_is_kept():
@@ -87,8 +87,8 @@ def test_samples_follow_the_probabilities_of_what_is_kept():
   each = jax.random.split(jax.random.key(0), count)
 
   def shares(**how):
-    found = generation.choose(many, each, **how)
-    return np.bincount(np.asarray(found), minlength=5) / count
+    result = generation.choose(many, each, **how)
+    return np.bincount(np.asarray(result), minlength=5) / count
 
   hot = np.array([0.1, 0.4, 0.2, 0.05, 0.25]) ** 0.5
   for how, expected in (
@@ -102,9 +102,9 @@ def test_samples_follow_the_probabilities_of_what_is_kept():
     ({'top_k': 3, 'top_p': 0.6}, np.array([0, 0.4, 0, 0, 0.25]) / 0.65),
     ({'temperature': 0.0}, [0, 1, 0, 0, 0]),
   ):
-    found = shares(**how)
-    assert not found[np.array(expected) == 0].any(), how
-    np.testing.assert_allclose(found, expected, atol=0.03, err_msg=str(how))
+    result = shares(**how)
+    assert not result[np.array(expected) == 0].any(), how
+    np.testing.assert_allclose(result, expected, atol=0.03, err_msg=str(how))
   for how, words in (
     ({'temperature': -1.0}, 'temperature=-1.0'),
     ({'top_k': 0}, 'top_k=0'),
@@ -113,26 +113,28 @@ def test_samples_follow_the_probabilities_of_what_is_kept():
     with pytest.raises(harness.SettingsError, match=words):
       generation.choose(many, each, **how)
   with pytest.raises(harness.SettingsError, match='new=0 tokens'):
-    generation.maker(SMALL, new=0, end=-1)({}, many, None, None)
+    generation.make_generator(SMALL, new=0, end=-1)({}, many, None, None)
 
 
 def test_a_sample_depends_on_its_own_row_and_key():
   params = decoder.init(SMALL, 3)
-  made = generation.maker(SMALL, new=NEW, end=-1, temperature=1.0, top_k=9)
+  generator = generation.make_generator(
+    SMALL, new=NEW, end=-1, temperature=1.0, top_k=9
+  )
   tokens, lengths = prompts(), np.array(LENGTHS, np.int32)
-  one = made(params, tokens, lengths, keys()).tokens
+  one = generator(params, tokens, lengths, keys()).tokens
   order = np.array([2, 0, 3, 1])
-  two = made(params, tokens[order], lengths[order], keys()[order]).tokens
+  two = generator(params, tokens[order], lengths[order], keys()[order]).tokens
   np.testing.assert_array_equal(two, one[order])
-  assert (made(params, tokens, lengths, keys(1)).tokens != one).any()
+  assert (generator(params, tokens, lengths, keys(1)).tokens != one).any()
   # In bfloat16 too: cache and steps are of one dtype, or the loop refuses.
-  low = generation.maker(SMALL, new=NEW, end=-1, dtype=jnp.bfloat16)
-  found = jax.eval_shape(low, params, tokens, lengths, keys())
-  assert found.tokens.shape == (4, NEW)
+  low = generation.make_generator(SMALL, new=NEW, end=-1, dtype=jnp.bfloat16)
+  result = jax.eval_shape(low, params, tokens, lengths, keys())
+  assert result.tokens.shape == (4, NEW)
 
 
 def test_prompts_of_all_lengths_as_texts():
-  words = data_test.merging()
+  words = batches_test.merging()
   config = dataclasses.replace(SMALL, vocabulary=len(words.inner.words))
   params = decoder.init(config, 0)
   texts = ['a', 'hello', 'abcdefg', 'ab\nc', 'xyzxyz', 'no']
@@ -151,16 +153,22 @@ def test_prompts_of_all_lengths_as_texts():
       temperature=0.0,
     )
 
-  made = jax.jit(counted)
+  generator = jax.jit(counted)
   ask = lambda texts: generation.answers(
-    words, made, params, texts, key=jax.random.key(0), buckets=(5, 9), rows=2
+    words,
+    generator,
+    params,
+    texts,
+    key=jax.random.key(0),
+    buckets=(5, 9),
+    rows=2,
   )
-  found = ask(texts)
+  result = ask(texts)
   assert sorted(traces) == [(2, 5), (2, 9)]
   # In another order, with other neighbours, and without a program more.
-  assert ask(texts[::-1]) == found[::-1]
+  assert ask(texts[::-1]) == result[::-1]
   assert len(traces) == 2
-  for text, answer in zip(texts, found):
+  for text, answer in zip(texts, result):
     tokens = np.array([words.encode(text, first=True)])
     tokens = np.pad(tokens, ((0, 0), (0, 9 - tokens.shape[1])))
     length = len(words.encode(text, first=True))

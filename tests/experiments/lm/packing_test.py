@@ -28,14 +28,16 @@ def encoded(sizes=SIZES, seed=0):
         'index': np.int32(place),
       }
     )
-  return batches.Encoded(np.arange(len(sizes)), items, np.array(sizes), left=0)
+  return batches.Encoded(
+    np.arange(len(sizes)), items, np.array(sizes), too_long=0
+  )
 
 
 def test_rows_are_full_and_every_demonstration_is_whole():
-  given = encoded()
-  rows = batches.packed(given, LENGTH)
+  packed_rows = encoded()
+  rows = batches.packed(packed_rows, LENGTH)
   assert rows['tokens'].shape == (3, LENGTH)  # 48 tokens: none is padding.
-  for place, item in enumerate(given.items):
+  for place, item in enumerate(packed_rows.items):
     at = rows['segments'] == place + 1
     assert at.any(axis=1).sum() == 1
     np.testing.assert_array_equal(rows['tokens'][at], item['tokens'])
@@ -47,9 +49,9 @@ def test_rows_are_full_and_every_demonstration_is_whole():
   many = encoded(tuple(np.random.default_rng(1).integers(2, 16, size=500)))
   full = batches.packed(many, 32)
   assert np.mean(full['segments'] > 0) > 0.97
-  with pytest.raises(harness.UserError, match=r'12 tokens .* of 11\.'):
-    batches.packed(given, 11)
-  pairs = given._replace(items=[{'chosen': 1, 'rejected': 2}])
+  with pytest.raises(harness.UserError, match=r'12 tokens .* of 11: pack'):
+    batches.packed(packed_rows, 11)
+  pairs = packed_rows._replace(items=[{'chosen': 1, 'rejected': 2}])
   with pytest.raises(harness.UserError, match='comparisons are not packed'):
     batches.packed(pairs, LENGTH)
 
@@ -58,39 +60,42 @@ def test_rows_are_full_and_every_demonstration_is_whole():
 def test_log_probabilities_are_those_of_rows_alone(name):
   config = CONFIGS[name]
   params = decoder.init(config, 0)
-  given = encoded()
-  alone, rows = batches.stacked(given, LENGTH), batches.packed(given, LENGTH)
+  packed_rows = encoded()
+  separate, rows = (
+    batches.stacked(packed_rows, LENGTH),
+    batches.packed(packed_rows, LENGTH),
+  )
   names = ('tokens', 'mask', 'segments', 'positions')
 
-  def run(params, alone, rows):
-    of = lambda given, names, **how: log_probs.of_model(
+  def run(params, separate, rows):
+    of = lambda packed_rows, names, **how: log_probs.from_tokens(
       config,
       params,
-      *(given[n] for n in names[:2]),
-      **{n: given[n] for n in names[2:]},
+      *(packed_rows[n] for n in names[:2]),
+      **{n: packed_rows[n] for n in names[2:]},
       **how,
     )
-    loss = lambda found: bj.losses.sft(found.log_probs, found.mask)
+    loss = lambda result: bj.losses.sft(result.log_probs, result.mask)
     return {
-      'alone': of(alone, names[:2]),
+      'alone': of(separate, names[:2]),
       'packed': of(rows, names),
-      'few': of(rows, names, longest=14),
+      'few': of(rows, names, max_answer=14),
       'without positions': of(rows, names[:3]),
       'leak': of(rows, names[:2]),
       'losses': [
         jax.value_and_grad(
           lambda p, g, n: loss(
-            log_probs.of_model(
+            log_probs.from_tokens(
               config, p, g['tokens'], g['mask'], **{k: g[k] for k in n}
             )
           )
         )(params, g, n)
-        for g, n in ((alone, ()), (rows, names[2:]))
+        for g, n in ((separate, ()), (rows, names[2:]))
       ],
     }
 
-  found = jax.jit(run)(params, alone, rows)
-  expected = np.asarray(found['alone'].total)
+  result = jax.jit(run)(params, separate, rows)
+  expected = np.asarray(result['alone'].total)
   # By the number of the segment; where few are kept, in order.
   after = rows['segments'][:, 1:]
   of_few = [s[m > 0] for s, m in zip(after, rows['mask'][:, 1:])]
@@ -98,7 +103,7 @@ def test_log_probabilities_are_those_of_rows_alone(name):
     where.ravel(), numbers.ravel(), len(SIZES) + 1
   )[1:]
   for kind in ('packed', 'without positions', 'leak'):
-    numbers = np.asarray(found[kind].log_probs * found[kind].mask)
+    numbers = np.asarray(result[kind].log_probs * result[kind].mask)
     got = sums(numbers, after)
     if kind == 'leak':
       assert np.abs(got - expected).max() > 1e-2
@@ -108,12 +113,12 @@ def test_log_probabilities_are_those_of_rows_alone(name):
     else:
       np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
   few = np.concatenate(
-    [n[m > 0] for n, m in zip(found['few'].log_probs, found['few'].mask)]
+    [n[m > 0] for n, m in zip(result['few'].log_probs, result['few'].mask)]
   )
   got = sums(few, np.concatenate(of_few))
   np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
   # The mean over tokens and its derivatives too.
-  one, two = found['losses']
+  one, two = result['losses']
   np.testing.assert_allclose(two[0], one[0], rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6),
@@ -125,6 +130,6 @@ def test_log_probabilities_are_those_of_rows_alone(name):
 def test_segments_alone_say_positions():
   segments = jnp.array([[3, 3, 3, 1, 1, 0, 0, 0], [2] * 8])
   np.testing.assert_array_equal(
-    decoder.positions_of(segments),
+    decoder.segment_positions(segments),
     [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8))],
   )

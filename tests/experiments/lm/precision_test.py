@@ -9,7 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.lm import decoder, kept, precision, tuning
+from experiments.lm import array_cache, decoder, precision, tuning
 from tests.experiments.lm.decoder_test import SMALL, TOKENS
 
 COMMANDS = (
@@ -48,13 +48,17 @@ def test_frozen_layers_compute_in_the_dtype_too(tmp_path):
   """What leaves them, kept in a file, is read back in it."""
   params = dict(decoder.init(SMALL, 0))
   tokens = {'tokens': TOKENS}
-  made = lambda: {
+  model_cache = lambda: {
     'x': decoder.embed(params, TOKENS, jnp.bfloat16),
     'y': np.ones((2, 3), np.float32),
   }
   arguments = {'names': ('x', 'y'), 'count': 2}
-  first = kept.arrays(tmp_path, 'trunk', '', tokens, made, **arguments)
-  again = kept.arrays(tmp_path, 'trunk', '', tokens, None, **arguments)
+  first = array_cache.load_or_compute(
+    tmp_path, 'trunk', '', tokens, model_cache, **arguments
+  )
+  again = array_cache.load_or_compute(
+    tmp_path, 'trunk', '', tokens, None, **arguments
+  )
   for name, array in first.items():
     assert again[name].dtype == array.dtype
     np.testing.assert_array_equal(again[name], array)
@@ -63,7 +67,7 @@ def test_frozen_layers_compute_in_the_dtype_too(tmp_path):
 @pytest.mark.parametrize(('rank', 'layers'), [(0, None), (2, 2)])
 def test_narrow_weights_are_trained_in_float32(rank, layers):
   params = dict(decoder.init(SMALL, 0, jnp.bfloat16))
-  found = {}
+  result = {}
   for compute in ('float32', 'bfloat16'):
     how = tuning.Tuning(
       SMALL, rank=rank, layers=layers, dtype=jnp.dtype(compute)
@@ -81,7 +85,7 @@ def test_narrow_weights_are_trained_in_float32(rank, layers):
 
     value, slopes = jax.jit(jax.value_and_grad(loss))(trained)
     assert {w.dtype for w in jax.tree.leaves(slopes)} == {np.dtype('float32')}
-    found[compute] = float(value)
+    result[compute] = float(value)
   # Bfloat16 has 8 bits: far from equal, and far from wrong.
-  difference = abs(found['bfloat16'] - found['float32']) / found['float32']
+  difference = abs(result['bfloat16'] - result['float32']) / result['float32']
   assert 0 < difference < 2e-2

@@ -15,7 +15,7 @@ def inverse_frequencies(config):
   width = config.get('head_dim') or (
     config['hidden_size'] // config['num_attention_heads']
   )
-  found = []
+  result = []
   scaling = config.get('rope_scaling') or {}
   for i in range(width // 2):
     f = base ** (-2 * i / width)
@@ -30,8 +30,8 @@ def inverse_frequencies(config):
       elif wave >= context / high:
         smooth = (context / wave - low) / (high - low)
         f = (1 - smooth) * f / scaling['factor'] + smooth * f
-    found.append(f)
-  return np.array(found)
+    result.append(f)
+  return np.array(result)
 
 
 def norm(x, weight, epsilon):
@@ -62,18 +62,20 @@ def forward(config, tensors, tokens, dtype=np.float64):
   for i in range(config['num_hidden_layers']):
     at = f'model.layers.{i}.'
     h = norm(x, get(at + 'input_layernorm.weight'), epsilon)
-    made = {}
+    projected = {}
     for name in 'qkv':
-      made[name] = h @ get(f'{at}self_attn.{name}_proj.weight').T
+      projected[name] = h @ get(f'{at}self_attn.{name}_proj.weight').T
       if f'{at}self_attn.{name}_proj.bias' in tensors:
-        made[name] = made[name] + get(f'{at}self_attn.{name}_proj.bias')
-    width = made['q'].shape[1] // heads
+        projected[name] = projected[name] + get(
+          f'{at}self_attn.{name}_proj.bias'
+        )
+    width = projected['q'].shape[1] // heads
     out = []
     for head in range(heads):
       shared = head // (heads // kv)
-      q = made['q'][:, head * width : (head + 1) * width]
-      k = made['k'][:, shared * width : (shared + 1) * width]
-      v = made['v'][:, shared * width : (shared + 1) * width]
+      q = projected['q'][:, head * width : (head + 1) * width]
+      k = projected['k'][:, shared * width : (shared + 1) * width]
+      v = projected['v'][:, shared * width : (shared + 1) * width]
       if f'{at}self_attn.q_norm.weight' in tensors:
         q = norm(q, get(at + 'self_attn.q_norm.weight'), epsilon)
         k = norm(k, get(at + 'self_attn.k_norm.weight'), epsilon)
@@ -92,7 +94,7 @@ def forward(config, tensors, tokens, dtype=np.float64):
 
 
 def mean_loss(logits, tokens):
-  """Nats a token, of all but the first."""
+  """Nats per token, without the first one."""
   tokens = np.asarray(tokens)
   logits = np.asarray(logits, np.float64)[:-1]
   largest = logits.max(-1)

@@ -37,14 +37,14 @@ def losses(dtype=None):
   """Of weights that have adapters, in `weights` and `adapters`."""
 
   def of(params, tokens, mask):
-    whole = lora.attach(params['weights'], params['adapters'])
-    return log_probs.of_model(
-      CONFIG, whole, tokens, mask, remat=True, dtype=dtype
+    full = lora.attach(params['weights'], params['adapters'])
+    return log_probs.from_tokens(
+      CONFIG, full, tokens, mask, remat=True, dtype=dtype
     )
 
   def sft(params, batch):
-    found = of(params, batch['tokens'], batch['mask'])
-    return bj.losses.sft(found.log_probs, found.mask)
+    result = of(params, batch['tokens'], batch['mask'])
+    return bj.losses.sft(result.log_probs, result.mask)
 
   def dpo(params, batch):
     totals = [
@@ -83,7 +83,7 @@ def placed(tree, mesh, specs):
 
 @pytest.mark.slow
 def test_losses_and_gradients_are_those_of_one_device():
-  params, given = params_of(), batches()
+  params, data = params_of(), batches()
   loss = losses()
 
   def in_parts(params, batch):
@@ -94,14 +94,14 @@ def test_losses_and_gradients_are_those_of_one_device():
 
   ways = {n: jax.value_and_grad(f) for n, f in loss.items()}
   ways['parts'] = in_parts
-  given['parts'] = given['sft']
+  data['parts'] = data['sft']
 
   def run(names):
     return jax.jit(
-      lambda params, given: {n: ways[n](params, given[n]) for n in names}
+      lambda params, data: {n: ways[n](params, data[n]) for n in names}
     )
 
-  one = run(ways)(params, given)
+  one = run(ways)(params, data)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     one['parts'],
@@ -113,22 +113,22 @@ def test_losses_and_gradients_are_those_of_one_device():
     for leaf in (there['weights']['layers']['q'], there['adapters']['o.b']):
       parts = {str(s.index) for s in leaf.addressable_shards}
       assert len(parts) == (8 if leaf.shape[1] > 4 else shape[0])
-    split = placed(given, mesh, jax.tree.map(lambda _: P('fsdp'), given))
-    found = run(names)(there, split)
+    split = placed(data, mesh, jax.tree.map(lambda _: P('fsdp'), data))
+    result = run(names)(there, split)
     for name in names:
-      np.testing.assert_allclose(found[name][0], one[name][0], rtol=1e-4)
+      np.testing.assert_allclose(result[name][0], one[name][0], rtol=1e-4)
       largest = max(np.abs(g).max() for g in jax.tree.leaves(one[name][1]))
       jax.tree.map(
         lambda a, b, atol=1e-4 * largest: np.testing.assert_allclose(
           a, b, rtol=1e-4, atol=atol
         ),
-        found[name][1],
+        result[name][1],
         one[name][1],
       )
 
 
 def test_bfloat16_computes_and_float32_is_moved():
-  params, given = params_of(), batches()
+  params, data = params_of(), batches()
 
   def run(params, batch):
     return [
@@ -136,7 +136,7 @@ def test_bfloat16_computes_and_float32_is_moved():
       for dtype in (None, jnp.bfloat16)
     ]
 
-  wide, low = jax.jit(run)(params, given['dpo'])
+  wide, low = jax.jit(run)(params, data['dpo'])
   assert low[0].dtype == jnp.float32
   assert abs(low[0] - wide[0]) < 0.1 * abs(wide[0])
   assert low[0] != wide[0]
@@ -146,7 +146,7 @@ def test_bfloat16_computes_and_float32_is_moved():
     assert one @ two > 0.9 * np.linalg.norm(one) * np.linalg.norm(two)
   # No copy of all weights: the products are of bfloat16, layer by layer.
   x = jax.eval_shape(
-    lambda p: decoder.embed(p, given['sft']['tokens'], jnp.bfloat16),
+    lambda p: decoder.embed(p, data['sft']['tokens'], jnp.bfloat16),
     params['weights'],
   )
   left = jax.eval_shape(
@@ -167,50 +167,50 @@ def test_where_each_weight_goes():
     CONFIGS['qwen2, linear positions'], tied=False, vocabulary=51
   )
   tree = shapes_of(config)
-  found = sharding.specs(config, mesh)(tree)
+  result = sharding.specs(config, mesh)(tree)
   # 51 words are no multiple of two.
-  assert (found['embed'], found['head']) == (P(None, 'fsdp'), P('fsdp', None))
-  layers = found['layers']
+  assert (result['embed'], result['head']) == (P(None, 'fsdp'), P('fsdp', None))
+  layers = result['layers']
   for name in ('q', 'k', 'v', 'gate', 'up'):
     assert layers[name] == P(None, 'fsdp', 'tp')
   for name in ('o', 'down'):
     assert layers[name] == P(None, 'tp', 'fsdp')
   assert layers['q_bias'] == layers['k_bias'] == P(None, 'tp')
-  assert found['norm'] == layers['mlp_norm'] == P()
+  assert result['norm'] == layers['mlp_norm'] == P()
   # Three heads are not cut in two, though their 30 columns could be.
   config = CONFIGS['qwen3']
   adapters = lora.init(
     decoder.init(config, 0), jax.random.key(0), rank=4, weights=lora.WEIGHTS
   )
   nested = bj.BilevelParams(upper=(shapes_of(config),), lower=adapters)
-  found = sharding.specs(config, mesh)(nested)
-  layers = found.upper[0]['layers']
+  result = sharding.specs(config, mesh)(nested)
+  layers = result.upper[0]['layers']
   assert layers['k'] == layers['v'] == P(None, 'fsdp', None)
   assert layers['q'] == P(None, 'fsdp', 'tp')
   assert layers['q_norm'] == P()
-  assert found.lower['q.a'] == P(None, 'fsdp', None)
-  assert found.lower['q.b'] == P(None, None, 'tp')
-  assert found.lower['v.b'] == P(None, None, None)
-  assert found.lower['down.a'] == P(None, 'tp', None)
-  assert found.lower['down.b'] == P(None, None, 'fsdp')
+  assert result.lower['q.a'] == P(None, 'fsdp', None)
+  assert result.lower['q.b'] == P(None, None, 'tp')
+  assert result.lower['v.b'] == P(None, None, None)
+  assert result.lower['down.a'] == P(None, 'tp', None)
+  assert result.lower['down.b'] == P(None, None, 'fsdp')
   # Fully sharded alone.
   one = jax.make_mesh((8,), ('data',))
-  alone = sharding.specs(config, one, fsdp='data', tp=None)(shapes_of(config))
-  assert alone['layers']['o'] == P(None, None, 'data')
-  with pytest.raises(harness.SettingsError, match="none called 'fsdp'"):
+  single = sharding.specs(config, one, fsdp='data', tp=None)(shapes_of(config))
+  assert single['layers']['o'] == P(None, None, 'data')
+  with pytest.raises(harness.SettingsError, match="not 'fsdp'"):
     sharding.specs(config, one)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
   """Adapters over frozen weights, by the coin of ALRIGHT."""
-  params, given = params_of(), batches()
+  params, data = params_of(), batches()
   loss = losses()
 
   def on(name):
-    whole = lambda adapters, frozen: {'weights': frozen, 'adapters': adapters}
+    full = lambda adapters, frozen: {'weights': frozen, 'adapters': adapters}
     return lambda adapters, batch: loss[name](
-      whole(adapters, batch['frozen']), batch['rows']
+      full(adapters, batch['frozen']), batch['rows']
     )
 
   def train(shape, workdir, steps):
@@ -233,7 +233,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
           name: {'frozen': context.frozen, 'rows': rows}
           for name, rows in context.data.items()
         },
-        data=given,
+        data=data,
         shard=shape is not None,
         frozen=params['weights'],
       ),

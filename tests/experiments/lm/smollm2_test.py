@@ -80,10 +80,10 @@ def test_the_template_of_a_dialogue(words):
 
 def test_answers_with_a_cache_are_those_of_the_whole_model(model, words):
   prompts = ['The capital of Italy is', '1, 2, 3, 4,']
-  made = generation.maker(model.config, new=6, end=words.end)
-  found = generation.answers(
+  generator = generation.make_generator(model.config, new=6, end=words.end)
+  result = generation.answers(
     words,
-    made,
+    generator,
     model.params,
     prompts,
     key=jax.random.key(0),
@@ -91,7 +91,7 @@ def test_answers_with_a_cache_are_those_of_the_whole_model(model, words):
     rows=2,
   )
   run = jax.jit(lambda p, t: decoder.forward(model.config, p, t)[0])
-  for prompt, answer in zip(prompts, found):
+  for prompt, answer in zip(prompts, result):
     tokens = words.encode(prompt)
     for _ in range(6):
       padded = np.pad(tokens, (0, 22 - len(tokens)))[None]
@@ -104,16 +104,16 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
   """Positions are turned by the file's own base; by another it loses more."""
   tokens = words.encode(TEXT.read_text(encoding='utf-8'))[:1_200]
   assert len(tokens) >= 1_024
-  told = config_lib.to_hugging_face(model.config)
-  tensors = dict(hugging_face.tensors_of(model.config, model.params))
-  plain = reference.forward(told, tensors, tokens, np.float32)
+  fields = config_lib.to_hugging_face(model.config)
+  tensors = dict(hugging_face.named_tensors(model.config, model.params))
+  plain = reference.forward(fields, tensors, tokens, np.float32)
   expected = reference.mean_loss(plain, tokens)
 
   def loss(base):
     config = dataclasses.replace(model.config, rope_base=base)
     run = jax.jit(lambda p, t: decoder.forward(config, p, t))
-    found = run(model.params, np.array([tokens]))[0]
-    return reference.mean_loss(found, tokens)
+    result = run(model.params, np.array([tokens]))[0]
+    return reference.mean_loss(result, tokens)
 
   assert loss(1e5) == pytest.approx(expected, abs=1e-3)
   assert loss(1e6) > expected + 0.1
@@ -122,10 +122,10 @@ def test_the_loss_of_a_long_text_is_that_of_plain_numpy(model, words):
 def test_what_is_exported_is_the_model_that_was_loaded(model, words, tmp_path):
   pytest.importorskip('safetensors')
   hugging_face.export(tmp_path / 'out', model.config, model.params, words)
-  found = weights.load(tmp_path / 'out')
-  assert found.config == model.config
-  jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
-  again = tokenizer.load(found.vocabulary)
+  result = weights.load(tmp_path / 'out')
+  assert result.config == model.config
+  jax.tree.map(np.testing.assert_array_equal, result.params, model.params)
+  again = tokenizer.load(result.vocabulary)
   text = TEXT.read_text(encoding='utf-8')
   assert again.encode(text) == words.encode(text)
   assert (again.end, again.template) == (words.end, words.template)

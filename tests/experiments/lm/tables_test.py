@@ -30,18 +30,18 @@ def encoded(lengths=LENGTHS):
 def drawn(table, numbers):
   """Of each batch its bucket and rows, through the loss of numbers."""
   place = jax.jit(table.place)
-  found = []
+  result = []
   for number in numbers:
     bucket, within = place(number)
     rows = table.take(int(bucket), within)
-    found.append((int(bucket), rows))
-  return found
+    result.append((int(bucket), rows))
+  return result
 
 
 def test_every_epoch_has_whole_batches_of_all_buckets_in_an_order_of_its_own():
   table = tables.make(encoded(), 2, buckets=(4, 8))
   # Six rows of at most 4 tokens, five longer ones.
-  assert table.batches == (3, 2) and table.longest == (2, 2)
+  assert table.batches == (3, 2) and table.max_answers == (2, 2)
   epochs = [drawn(table, range(k, k + 5)) for k in (0, 5, 10)]
   for epoch in epochs:
     assert sorted(bucket for bucket, _ in epoch) == [0, 0, 0, 1, 1]
@@ -61,15 +61,15 @@ def test_every_epoch_has_whole_batches_of_all_buckets_in_an_order_of_its_own():
   ]
   assert orders[0] != orders[1] != orders[2]
   # The row that is left over is another one in another epoch.
-  seen = {
+  indices = {
     i for _, r in drawn(table, range(15, 50)) for i in r['index'].tolist()
   }
-  assert seen == set(range(11))
+  assert indices == set(range(11))
   again = [tuple(r['index'].tolist()) for _, r in drawn(table, range(5, 10))]
   assert again == orders[1]
   other = dataclasses.replace(table, seed=np.uint32(7))
-  found = [tuple(r['index'].tolist()) for _, r in drawn(other, range(5))]
-  assert found != orders[0]
+  result = [tuple(r['index'].tolist()) for _, r in drawn(other, range(5))]
+  assert result != orders[0]
 
 
 def test_small_buckets_are_joined_and_what_cannot_be_is_said():
@@ -82,7 +82,7 @@ def test_small_buckets_are_joined_and_what_cannot_be_is_said():
   (part,) = table.parts
   np.testing.assert_array_equal(part['score'], part['index'])
   for size, buckets, match in (
-    (8, (8,), 'batches of 8 cannot be made of 7'),
+    (8, (8,), '7 examples do not fill a batch of 8'),
     (2, (4,), 'has 8 tokens'),
   ):
     with pytest.raises(harness.SettingsError, match=match):
@@ -93,13 +93,13 @@ def test_gradients_are_those_of_the_rows_of_a_number():
   table = tables.make(encoded(), 2, buckets=(4, 8))
   params = {'w': jnp.arange(1.0, 12.0)}
 
-  def function(params, rows, longest):
+  def function(params, rows, max_answer):
     # Each row's own weight, and how its length weighs.
     own = params['w'][rows['index']] ** 2 * rows['mask'].sum(axis=1)
-    return jnp.mean(own) * rows['tokens'].shape[1] + longest
+    return jnp.mean(own) * rows['tokens'].shape[1] + max_answer
 
-  loss = tables.loss_of_numbers(function, table)
-  found = jax.jit(
+  loss = tables.numbered_loss(function, table)
+  result = jax.jit(
     lambda params: jax.lax.map(
       lambda k: jax.value_and_grad(loss)(params, k), jnp.arange(7)
     )
@@ -110,29 +110,30 @@ def test_gradients_are_those_of_the_rows_of_a_number():
       scale = mask.sum() * (4, 8)[bucket] / 2
       expected += (i + 1.0) ** 2 * scale
       gradient[i] = 2 * (i + 1.0) * scale
-    np.testing.assert_allclose(found[0][number], expected + 2, rtol=1e-6)
-    np.testing.assert_allclose(found[1]['w'][number], gradient, rtol=1e-6)
+    np.testing.assert_allclose(result[0][number], expected + 2, rtol=1e-6)
+    np.testing.assert_allclose(result[1]['w'][number], gradient, rtol=1e-6)
   # A table in the place of a number is all of its rows.
   every = tables.make(encoded(), 11, buckets=(8,))
   masks = np.array([1 + i % 2 for i in range(11)])
-  whole = np.mean(np.arange(1.0, 12.0) ** 2 * masks) * 8 + 2
-  np.testing.assert_allclose(loss(params, every), whole, rtol=1e-6)
+  full = np.mean(np.arange(1.0, 12.0) ** 2 * masks) * 8 + 2
+  np.testing.assert_allclose(loss(params, every), full, rtol=1e-6)
 
 
 def test_micro_batches_are_a_finer_count():
   table = tables.make(encoded(), 2, buckets=(4, 8))
-  loss = tables.loss_of_numbers(
-    lambda p, rows, longest: jnp.sum(p[rows['index']] * rows['index']), table
+  loss = tables.numbered_loss(
+    lambda p, rows, max_answer: jnp.sum(p[rows['index']] * rows['index']),
+    table,
   )
   oracle = bj.evaluation.accumulate(bj.gradient(loss), 3, split=tables.split)
   params = jnp.ones(11)
-  found, _ = jax.jit(oracle.update)(jnp.int32(2), oracle.init(params), params)
+  result, _ = jax.jit(oracle.update)(jnp.int32(2), oracle.init(params), params)
   expected = np.zeros(11)
   for _, rows in drawn(table, range(6, 9)):
     np.add.at(expected, np.asarray(rows['index']), rows['index'] / 3)
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
-  whole = tables.make(encoded(LENGTHS[:6]), 6, buckets=(8,))
-  parts = tables.split(whole, 3).parts[0]
+  np.testing.assert_allclose(result, expected, rtol=1e-6)
+  full = tables.make(encoded(LENGTHS[:6]), 6, buckets=(8,))
+  parts = tables.split(full, 3).parts[0]
   assert parts['tokens'].shape == (3, 2, 8)
-  with pytest.raises(harness.SettingsError, match='do not divide into 4'):
-    tables.split(whole, 4)
+  with pytest.raises(harness.SettingsError, match='not divisible into 4'):
+    tables.split(full, 4)

@@ -13,7 +13,7 @@ from tests.experiments.lm.decoder_test import SMALL
 LENGTH, ROWS = 8, 6
 
 
-def rows_of(seed):
+def make_rows(seed):
   """Tokens of a prompt and of an answer that follows a rule of the seed."""
   rng = np.random.default_rng(seed)
   tokens = rng.integers(0, 50, size=(ROWS, LENGTH)).astype(np.int32)
@@ -30,7 +30,11 @@ def test_fine_tuning_and_preference_of_adapters_both_get_better():
   lower, upper = decoder.split_layers(params, 1)
   run_trunk = jax.jit(lambda tokens: decoder.trunk(config, lower, tokens))
   mask = np.tile((np.arange(LENGTH) >= 4).astype(np.int32), (ROWS, 1))
-  tokens = {'right': rows_of(1), 'chosen': rows_of(2), 'rejected': rows_of(3)}
+  tokens = {
+    'right': make_rows(1),
+    'chosen': make_rows(2),
+    'rejected': make_rows(3),
+  }
   data = {
     'sft': {
       'tokens': tokens['right'],
@@ -40,18 +44,20 @@ def test_fine_tuning_and_preference_of_adapters_both_get_better():
     | {f'{n}_x': run_trunk(tokens[n]) for n in ('chosen', 'rejected')},
   }
   data['dpo'] |= {
-    f'reference_{n}': log_probs.of_model(config, params, tokens[n], mask).total
+    f'reference_{n}': log_probs.from_tokens(
+      config, params, tokens[n], mask
+    ).total
     for n in ('chosen', 'rejected')
   }
 
   def answers(adapters, x, tokens):
     top = lora.attach(upper, adapters)
     x = decoder.run_layers(config, top['layers'], x)
-    return log_probs.of_answers(config, upper, x, tokens, mask, longest=4)
+    return log_probs.from_hidden(config, upper, x, tokens, mask, max_answer=4)
 
   def sft(adapters, batch):
-    found = answers(adapters, batch['x'], batch['tokens'])
-    return bj.losses.sft(found.log_probs, found.mask)
+    result = answers(adapters, batch['x'], batch['tokens'])
+    return bj.losses.sft(result.log_probs, result.mask)
 
   def dpo(adapters, batch):
     total = {

@@ -82,18 +82,18 @@ def test_a_cached_trunk_and_merged_weights_say_what_the_whole_model_does(rank):
   )
   with_trunk = tuning.cache(SMALL, below, table, rows=2)
   assert with_trunk.parts[0]['chosen_x'].shape == (5, LENGTH, SMALL.width)
-  found = jax.jit(
+  result = jax.jit(
     lambda trained, part: (
-      tuned.answers(trained, frozen, part, objectives.PAIR, longest=6).total
+      tuned.answers(trained, frozen, part, objectives.PAIR, max_answer=6).total
     )
   )(trained, with_trunk.parts[0])
-  np.testing.assert_allclose(found, expected, rtol=1e-4)
-  with pytest.raises(ValueError, match='no chosen_x: put them through'):
+  np.testing.assert_allclose(result, expected, rtol=1e-4)
+  with pytest.raises(ValueError, match='no chosen_x: call'):
     tuned.answers(trained, frozen, part, objectives.PAIR)
   # All of the layers trained, with the same weights, need no trunk.
-  whole = tuning.Tuning(SMALL, rank=0)
+  full = tuning.Tuning(SMALL, rank=0)
   again = jax.jit(
-    lambda merged: whole.answers(merged, merged, part, objectives.PAIR).total
+    lambda merged: full.answers(merged, merged, part, objectives.PAIR).total
   )(merged)
   np.testing.assert_allclose(again, expected, rtol=1e-4)
   # At the start, the model is unchanged.
@@ -144,17 +144,17 @@ def test_losses_of_comparisons_are_those_of_plain_numpy():
   shape = objectives.Shape(beta=0.3, smoothing=0.1, weight=0.7)
 
   def run(trained, part):
-    found = tuned.answers(trained, frozen, part, objectives.PAIR, longest=6)
-    both = (objectives.of_answers, objectives.of_rows)
+    result = tuned.answers(trained, frozen, part, objectives.PAIR, max_answer=6)
+    both = (objectives.loss, objectives.row_losses)
     return {
-      n: [f(n, found, part, shape) for f in both]
+      n: [f(n, result, part, shape) for f in both]
       for n in objectives.COMPARISONS
     }
 
-  found = jax.jit(run)(trained, part)
-  assert set(found) == set(expected)
+  result = jax.jit(run)(trained, part)
+  assert set(result) == set(expected)
   for name, value in expected.items():
-    loss, rows = found[name]
+    loss, rows = result[name]
     np.testing.assert_allclose(loss, value, rtol=2e-4, err_msg=name)
     # Each row by itself; but kto compares with the others.
     assert rows.shape == (5,)
@@ -162,7 +162,7 @@ def test_losses_of_comparisons_are_those_of_plain_numpy():
       np.testing.assert_allclose(rows.mean(), loss, rtol=1e-5, err_msg=name)
   margins = -np.log(sigmoid(0.3 * margin)) * 0.9
   margins -= np.log(sigmoid(-0.3 * margin)) * 0.1
-  np.testing.assert_allclose(found['dpo'][1], margins, rtol=2e-4)
+  np.testing.assert_allclose(result['dpo'][1], margins, rtol=2e-4)
 
 
 def demonstrations(count=5):
@@ -182,13 +182,13 @@ def demonstrations(count=5):
 
 def test_distillation_and_rewards_of_demonstrations_packed_or_not():
   """Against plain numpy; above a cached trunk, also side by side in rows."""
-  given = demonstrations()
-  table = tables.make(given, 5, buckets=(LENGTH,))
-  side = tables.packed(given, 2, length=2 * LENGTH)
+  encoded = demonstrations()
+  table = tables.make(encoded, 5, buckets=(LENGTH,))
+  side = tables.packed(encoded, 2, length=2 * LENGTH)
   tuned = tuning.Tuning(SMALL, rank=2, weights=('v',), layers=1)
   below, frozen = tuned.split(model())
   teacher = dataclasses.replace(SMALL, layers=2, width=16, hidden=24)
-  theirs = dict(decoder.init(teacher, 3))
+  teacher_params = dict(decoder.init(teacher, 3))
   shape = objectives.Shape(0.3, teacher=teacher)
   trained = changed(tuned, frozen)
   table, side = (tuning.cache(SMALL, below, t, rows=2) for t in (table, side))
@@ -198,26 +198,26 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not():
   def run(trained, frozen, table, side):
     of = lambda t, names: {
       n: objectives.make(n, tuned, frozen, shape)(
-        trained, tables.rows_of(t), t.longest[0]
+        trained, tables.all_rows(t), t.max_answers[0]
       )
       for n in names
     }
-    rows = tables.rows_of(table)
+    rows = tables.all_rows(table)
     back = shape._replace(divergence='reverse')
     lost = {}
     for one in (shape, back):
       each = objectives.answers(
-        names[2], tuned, trained, frozen, rows, one, longest=6
+        names[2], tuned, trained, frozen, rows, one, max_answer=6
       )
-      lost[one.divergence] = objectives.of_rows(names[2], each, rows, one)
+      lost[one.divergence] = objectives.row_losses(names[2], each, rows, one)
     return of(table, names), of(side, names[:3]), lost
 
-  found, packed, each = jax.jit(run)(
-    trained, {**frozen, 'teacher': theirs}, table, side
+  result, packed, each = jax.jit(run)(
+    trained, {**frozen, 'teacher': teacher_params}, table, side
   )
   assert side.parts[0]['tokens'].shape[0] < 5
   for name, value in packed.items():
-    np.testing.assert_allclose(value, found[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(value, result[name], rtol=1e-4, err_msg=name)
 
   def all_logs(config, params):
     logits = forward(config, params, table.parts[0]['tokens'])
@@ -225,18 +225,21 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not():
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
   (part,) = table.parts
-  ours = all_logs(SMALL, tuned.merged(trained, model()))
-  other = all_logs(teacher, theirs)
+  student_logs = all_logs(SMALL, tuned.merged(trained, model()))
+  other = all_logs(teacher, teacher_params)
   mask = part['mask'][:, 1:] > 0
   for name, (first, second) in (
-    ('reverse', (ours, other)),
-    ('forward', (other, ours)),
+    ('reverse', (student_logs, other)),
+    ('forward', (other, student_logs)),
   ):
     tokens = np.sum(np.exp(first) * (first - second), axis=-1)[:, :-1]
-    rows = [line[kept].mean() for line, kept in zip(tokens, mask)]
+    rows = [
+      line[answer_log_probs].mean()
+      for line, answer_log_probs in zip(tokens, mask)
+    ]
     np.testing.assert_allclose(each[name], rows, rtol=1e-3)
   np.testing.assert_allclose(
-    found['distillation'], tokens[mask].mean(), rtol=1e-3
+    result['distillation'], tokens[mask].mean(), rtol=1e-3
   )
   part = part | {'tokens_mask': part['mask']}
   now, before = (
@@ -244,7 +247,7 @@ def test_distillation_and_rewards_of_demonstrations_packed_or_not():
     for m in (tuned.merged(trained, model()), model())
   )
   np.testing.assert_allclose(
-    found['uft'],
+    result['uft'],
     np.mean((1 / (1 + np.exp(-0.3 * (now - before))) - 1) ** 2),
     rtol=1e-3,
   )
@@ -258,18 +261,22 @@ def test_rows_too_few_to_be_packed_are_said():
 
 def test_losses_of_demonstrations_and_unknown_ones():
   rng = np.random.default_rng(0)
-  found = log_probs.Answers(
+  result = log_probs.Answers(
     jnp.asarray(-rng.uniform(0.1, 3, size=(3, 4))),
     jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]),
   )
-  kept = np.asarray(found.log_probs)[np.asarray(found.mask) > 0]
+  answer_log_probs = np.asarray(result.log_probs)[np.asarray(result.mask) > 0]
   shape = objectives.Shape()
   np.testing.assert_allclose(
-    objectives.of_answers('sft', found, {}, shape), -kept.mean(), rtol=1e-6
+    objectives.loss('sft', result, {}, shape),
+    -answer_log_probs.mean(),
+    rtol=1e-6,
   )
-  weighted = np.exp(kept) * (1 - np.exp(kept)) * kept
+  weighted = (
+    np.exp(answer_log_probs) * (1 - np.exp(answer_log_probs)) * answer_log_probs
+  )
   np.testing.assert_allclose(
-    objectives.of_answers('chord', found, {}, shape),
+    objectives.loss('chord', result, {}, shape),
     -weighted.mean(),
     rtol=1e-6,
   )
@@ -278,38 +285,38 @@ def test_losses_of_demonstrations_and_unknown_ones():
 
 
 def test_what_is_held_out_is_measured_some_at_a_time():
-  made, words, examples = problem_lib.made_up(24)
-  tuned = tuning.Tuning(made.config, rank=2)
+  random_model, words, examples = problem_lib.made_up(24)
+  tuned = tuning.Tuning(random_model.config, rank=2)
   problem = problem_lib.prepare(
-    made, words, tuned, examples, problem_lib.Sizes(4, (16,), 7, 3)
+    random_model, words, tuned, examples, problem_lib.Sizes(4, (16,), 7, 3)
   )
   trained = changed(tuned, problem.frozen)
   shape = objectives.Shape()
-  found = jax.jit(
-    lambda trained, frozen, held: problem_lib.measure(
-      problem, trained, frozen, held, rows=4
+  result = jax.jit(
+    lambda trained, frozen, batch: problem_lib.measure(
+      problem, trained, frozen, batch, rows=4
     )
   )(trained, problem.frozen, problem.tables['held_out'])
-  whole = {
+  full = {
     n: jax.jit(
       objectives.make(n, tuned, problem.frozen, shape), static_argnums=2
-    )(trained, tables.rows_of(table), 16)
+    )(trained, tables.all_rows(table), 16)
     for n, table in problem.tables['held_out'].items()
   }
-  for name, value in whole.items():
-    np.testing.assert_allclose(found[name], value, rtol=1e-5)
-  part = tables.rows_of(problem.tables['held_out']['dpo'])
-  merged = tuned.merged(trained, made.params)
+  for name, value in full.items():
+    np.testing.assert_allclose(result[name], value, rtol=1e-5)
+  part = tables.all_rows(problem.tables['held_out']['dpo'])
+  merged = tuned.merged(trained, random_model.params)
   gains = [
-    plain_totals(made.config, m, part, n)[0] * sign
+    plain_totals(random_model.config, m, part, n)[0] * sign
     for n, sign in (('chosen', 1), ('rejected', -1))
     for m in (merged,)
   ]
   gains += [
-    -plain_totals(made.config, made.params, part, n)[0] * sign
+    -plain_totals(random_model.config, random_model.params, part, n)[0] * sign
     for n, sign in (('chosen', 1), ('rejected', -1))
   ]
-  np.testing.assert_allclose(found['accuracy'], np.mean(sum(gains) > 0))
+  np.testing.assert_allclose(result['accuracy'], np.mean(sum(gains) > 0))
   # No row is in two parts, and rows too few say what is needed.
   for name in problem.names:
     index = [
@@ -322,13 +329,13 @@ def test_what_is_held_out_is_measured_some_at_a_time():
   assert len(problem.prompts) == 7
   with pytest.raises(harness.SettingsError, match=r'24 rows fit .* 25 are ne'):
     problem_lib.prepare(
-      made, words, tuned, examples, problem_lib.Sizes(4, (16,), 14, 7)
+      random_model, words, tuned, examples, problem_lib.Sizes(4, (16,), 14, 7)
     )
 
 
 def test_no_more_layers_are_trained_than_there_are():
   """A negative cut would be a slice from the other end, without a word."""
-  given = tuning.Tuning(SMALL, layers=SMALL.layers + 1)
+  too_many = tuning.Tuning(SMALL, layers=SMALL.layers + 1)
   with pytest.raises(harness.SettingsError, match='but the model has'):
-    given.split({})
+    too_many.split({})
   assert tuning.Tuning(SMALL, layers=SMALL.layers).cut == 0

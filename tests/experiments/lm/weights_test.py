@@ -54,19 +54,19 @@ def test_what_is_exported_is_read_back(tmp_path, name):
   adapters = jax.tree.map(lambda w: w + 0.1, adapters)
   merged = lora.merge(params, adapters, scale=0.5)
   hugging_face.export(tmp_path / 'out', config, merged, words())
-  found = weights.load(tmp_path / 'out')
-  assert found.config == config
-  assert jax.tree.structure(found.params) == jax.tree.structure(merged)
-  jax.tree.map(np.testing.assert_array_equal, found.params, merged)
-  assert np.any(found.params['layers']['q'] != params['layers']['q'])
-  again = tokenizer.load(found.vocabulary)
+  result = weights.load(tmp_path / 'out')
+  assert result.config == config
+  assert jax.tree.structure(result.params) == jax.tree.structure(merged)
+  jax.tree.map(np.testing.assert_array_equal, result.params, merged)
+  assert np.any(result.params['layers']['q'] != params['layers']['q'])
+  again = tokenizer.load(result.vocabulary)
   text = '<s>the th\u00e9</s>'
   assert again.encode(text) == words().encode(text)
   assert again.decode(again.encode(text)) == text
   assert (again.template, again.end) == (TEMPLATE, words().end)
-  told = json.loads((tmp_path / 'out' / 'config.json').read_text())
-  assert told['eos_token_id'] == words().end
-  with pytest.raises(harness.UserError, match='has weights already'):
+  fields = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert fields['eos_token_id'] == words().end
+  with pytest.raises(harness.UserError, match='already has weights'):
     hugging_face.export(tmp_path / 'out', config, merged)
 
 
@@ -78,9 +78,9 @@ def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
   )
   adapters = jax.tree.map(lambda w: w + 0.1, adapters)
   out = adapter_files.export(tmp_path / 'out', SMALL, adapters, alpha=8.0)
-  found, scale = adapter_files.load(out, SMALL)
+  result, scale = adapter_files.load(out, SMALL)
   assert scale == 4.0
-  jax.tree.map(np.testing.assert_array_equal, found, adapters)
+  jax.tree.map(np.testing.assert_array_equal, result, adapters)
   tensors = safetensors.load_file(out / 'adapter_model.safetensors')
   # What peft adds to a weight is scale B A, (out, in).
   where = 'base_model.model.model.layers.2.mlp.down_proj'
@@ -91,13 +91,16 @@ def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
   np.testing.assert_allclose(
     merged - params['layers']['down'][2], scale * product.T, atol=1e-6
   )
-  told = json.loads((out / 'adapter_config.json').read_text())
-  assert told['target_modules'] == ['down_proj', 'q_proj']
-  assert told['layers_to_transform'] == [1, 2] and told['r'] == 2
-  with pytest.raises(harness.UserError, match='has adapters: take a new'):
+  fields = json.loads((out / 'adapter_config.json').read_text())
+  assert fields['target_modules'] == ['down_proj', 'q_proj']
+  assert fields['layers_to_transform'] == [1, 2] and fields['r'] == 2
+  with pytest.raises(harness.UserError, match='already has adapters: give a'):
     adapter_files.export(out, SMALL, adapters, alpha=8.0)
   for config, match in (
-    (dataclasses.replace(SMALL, layers=4), r'layers \[1, 2\], expected those'),
+    (
+      dataclasses.replace(SMALL, layers=4),
+      r'layers \[1, 2\], expected the last',
+    ),
     (dataclasses.replace(SMALL, hidden=41), 'down_proj.lora_A.* has the shape'),
   ):
     with pytest.raises(harness.UserError, match=match):
@@ -115,7 +118,9 @@ def test_a_tokeniser_has_no_token_that_the_model_has_not(tmp_path):
   more = dataclasses.replace(SMALL, vocabulary=count + 9)
   assert tokenizer.load(tmp_path, more).end == words().end
   fewer = dataclasses.replace(SMALL, vocabulary=count - 1)
-  match = f"token '</s>' with the number {count - 1}, .* for {count - 1} only"
+  match = (
+    f"token '</s>' with the number {count - 1}, .* only {count - 1} embeddings"
+  )
   with pytest.raises(harness.UserError, match=match):
     tokenizer.load(tmp_path, fewer)
 
@@ -130,13 +135,13 @@ def test_names_and_layout_are_those_of_others(tmp_path):
   name = 'model.layers.2.mlp.down_proj.weight'
   assert tensors[name].shape == (SMALL.width, SMALL.hidden)
   np.testing.assert_array_equal(tensors[name].T, params['layers']['down'][2])
-  told = json.loads((tmp_path / 'out' / 'config.json').read_text())
-  assert told['architectures'] == ['LlamaForCausalLM']
+  fields = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert fields['architectures'] == ['LlamaForCausalLM']
 
 
 def test_several_files_and_other_numbers(tmp_path):
   params = decoder.init(SMALL, 0)
-  tensors = dict(hugging_face.tensors_of(SMALL, params))
+  tensors = dict(hugging_face.named_tensors(SMALL, params))
   hugging_face.export(tmp_path / 'one', SMALL, params)
   folder = tmp_path / 'two'
   folder.mkdir()
@@ -149,17 +154,17 @@ def test_several_files_and_other_numbers(tmp_path):
     safetensors.save_file(
       {n: low[n] for n in part}, folder / f'model-{i + 1}-of-2.safetensors'
     )
-  found = weights.load(folder, jnp.bfloat16)
-  assert found.params['embed'].dtype == jnp.bfloat16
+  result = weights.load(folder, jnp.bfloat16)
+  assert result.params['embed'].dtype == jnp.bfloat16
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, jnp.bfloat16(b)),
-    found.params,
+    result.params,
     dict(params),
   )
   run = jax.jit(lambda p: decoder.forward(SMALL, p, TOKENS))
-  ours = run(found.params)
-  assert ours.dtype == jnp.float32
-  np.testing.assert_allclose(ours, run(dict(params)), atol=0.15)
+  actual = run(result.params)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, run(dict(params)), atol=0.15)
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
@@ -176,22 +181,22 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   path = folder / 'model.safetensors'
   tensors = safetensors.load_file(path)
   gone = 'model.layers.1.self_attn.k_proj.weight'
-  kept = tensors.pop(gone)
+  tensor = tensors.pop(gone)
   safetensors.save_file(tensors, path)
   with pytest.raises(harness.UserError, match=f'has no tensor {gone}'):
     weights.load(folder)
-  safetensors.save_file(tensors | {gone: kept[:8]}, path)
+  safetensors.save_file(tensors | {gone: tensor[:8]}, path)
   with pytest.raises(harness.UserError, match=r'k_proj.*\(24, 8\).*\(24, 16\)'):
     weights.load(folder)
-  told = json.loads((folder / 'config.json').read_text())
-  text = json.dumps(told | {'tie_word_embeddings': False})
+  fields = json.loads((folder / 'config.json').read_text())
+  text = json.dumps(fields | {'tie_word_embeddings': False})
   (folder / 'config.json').write_text(text)
-  with pytest.raises(harness.UserError, match=r'no tensor lm_head\.weight'):
+  with pytest.raises(harness.UserError, match=r'lm_head\.weight is missing'):
     weights.load(folder)
   (folder / 'config.json').write_text('{')
   with pytest.raises(harness.UserError, match=r'config\.json: Expecting'):
     weights.load(folder)
-  (folder / 'config.json').write_text(json.dumps(told))
+  (folder / 'config.json').write_text(json.dumps(fields))
   path.unlink()
   (folder / 'model.bin').write_bytes(b'')
   with pytest.raises(harness.UserError, match='other formats'):

@@ -12,22 +12,22 @@ soundfile = pytest.importorskip('soundfile')
 
 def noise(count, seed=0):
   """What 16 bits hold exactly."""
-  whole = np.random.default_rng(seed).integers(-9_000, 9_000, count)
-  return (whole / 2**15).astype(np.float32)
+  expected = np.random.default_rng(seed).integers(-9_000, 9_000, count)
+  return (expected / 2**15).astype(np.float32)
 
 
 @pytest.mark.parametrize('end', ['wav', 'flac', 'sph'])
 def test_what_is_written_is_read(tmp_path, end):
   samples = noise(4_000)
   path = speech.write(tmp_path / f'a.{end}', samples)
-  part = audio.part_of(path)
+  part = audio.probe(path)
   assert (part.length, part.rate, part.from_rate) == (4_000, 16_000, 16_000)
   np.testing.assert_array_equal(audio.read(part), samples)
   # A part, by its times; a stop a little behind the end is the end.
-  part = audio.part_of(path, start=0.1, stop=0.5)
+  part = audio.probe(path, start=0.1, stop=0.5)
   np.testing.assert_array_equal(audio.read(part), samples[1_600:])
   # From bytes in place of a file.
-  part = audio.part_of(path.read_bytes(), name='a', start=0.01, stop=0.02)
+  part = audio.probe(path.read_bytes(), name='a', start=0.01, stop=0.02)
   np.testing.assert_array_equal(audio.read(part), samples[160:320])
 
 
@@ -37,17 +37,19 @@ def test_channels_are_averaged_and_rates_changed(tmp_path):
   both = np.stack([wave, 0.5 * wave], axis=1)
   path = speech.write(tmp_path / 'a.wav', both, 44_100, subtype='FLOAT')
   np.testing.assert_allclose(
-    audio.read(audio.part_of(path)), 0.75 * wave, atol=1e-6
+    audio.read(audio.probe(path)), 0.75 * wave, atol=1e-6
   )
   for rate in (8_000, 16_000, 48_000, 11_025):
-    part = audio.part_of(path, rate=rate)
-    found = audio.read(part)
-    assert found.dtype == np.float32
-    assert len(found) == part.length == -(-3_001 * rate // 44_100)
+    part = audio.probe(path, rate=rate)
+    samples_read = audio.read(part)
+    assert samples_read.dtype == np.float32
+    assert len(samples_read) == part.length == -(-3_001 * rate // 44_100)
     # The tone itself, away from the ends that a filter sees zeros behind.
-    expected = 0.75 * np.sin(2 * np.pi * 300 * np.arange(len(found)) / rate)
-    inner = slice(len(found) // 5, -(len(found) // 5))
-    np.testing.assert_allclose(found[inner], expected[inner], atol=0.01)
+    expected = 0.75 * np.sin(
+      2 * np.pi * 300 * np.arange(len(samples_read)) / rate
+    )
+    inner = slice(len(samples_read) // 5, -(len(samples_read) // 5))
+    np.testing.assert_allclose(samples_read[inner], expected[inner], atol=0.01)
 
 
 def cut(path):
@@ -67,17 +69,17 @@ def cut(path):
     (
       lambda p: cut(speech.write(p / 'a.sph', noise(4_000))),
       'cut short',
-      'a.sph is cut short: it announces 9,024 bytes and has 4,512',
+      'a.sph is truncated: its header announces 9,024 bytes, but it has 4,512',
     ),
     (
       lambda p: cut(speech.write(p / 'a.wav', noise(4_000))),
       'cut short',
-      'a.wav is cut short: it announces 8,036 bytes and has 4,022',
+      'a.wav is truncated: its header announces 8,036 bytes, but it has 4,022',
     ),
     (
       lambda p: cut(speech.write(p / 'a.flac', noise(90_000))),
       'damaged audio',
-      'a.flac is damaged, cut short or no audio .* get it again, or convert',
+      'a.flac is damaged, truncated or not supp.* get it again, or convert',
     ),
     (
       lambda p: speech.write(p / 'a.wav', noise(0)),
@@ -99,15 +101,15 @@ def cut(path):
       lambda p: speech.write(
         p / 'a.wav', np.array([0, 0.5, np.nan, 0]), subtype='FLOAT'
       ),
-      'samples that are not finite',
-      'a.wav, sample 3, is not finite: write it again',
+      'non-finite samples',
+      'a.wav, sample 3, is not finite: make the file again',
     ),
   ],
 )
 def test_what_is_broken_is_named(tmp_path, make, reason, says):
   path = make(tmp_path)
   with pytest.raises(audio.AudioError, match=says) as raised:
-    audio.read(audio.part_of(path))
+    audio.read(audio.probe(path))
   assert raised.value.reason == reason
   assert isinstance(raised.value, harness.UserError)
 
@@ -116,26 +118,26 @@ def test_mp3_may_have_less_than_its_estimated_length(tmp_path):
   if 'MP3' not in soundfile.available_formats():
     pytest.skip('libsndfile without MP3')
   path = speech.write(tmp_path / 'a.mp3', noise(20_000))
-  whole = audio.read(audio.part_of(path))
-  part = audio.part_of(path)
+  expected = audio.read(audio.probe(path))
+  part = audio.probe(path)
   for lacks, fine in ((100, True), (2_304, True), (2_305, False)):
     longer = part._replace(samples=part.samples + lacks)
     if fine:
-      found = audio.read(longer)
-      assert len(found) == longer.length
-      np.testing.assert_array_equal(found[: len(whole)], whole)
-      assert not found[len(whole) :].any()
+      samples_read = audio.read(longer)
+      assert len(samples_read) == longer.length
+      np.testing.assert_array_equal(samples_read[: len(expected)], expected)
+      assert not samples_read[len(expected) :].any()
     else:
-      with pytest.raises(audio.AudioError, match=r'cut short.*convert it'):
+      with pytest.raises(audio.AudioError, match=r'truncated.*convert it'):
         audio.read(longer)
-  wave = audio.part_of(speech.write(tmp_path / 'a.wav', noise(4_000)))
-  with pytest.raises(audio.AudioError, match='cut short'):
+  wave = audio.probe(speech.write(tmp_path / 'a.wav', noise(4_000)))
+  with pytest.raises(audio.AudioError, match='truncated'):
     audio.read(wave._replace(samples=wave.samples + 100))
 
 
 def test_a_folder_is_no_audio(tmp_path):
-  with pytest.raises(audio.AudioError, match='is a folder: give the files'):
-    audio.part_of(tmp_path)
+  with pytest.raises(audio.AudioError, match='is a folder: name the files'):
+    audio.probe(tmp_path)
 
 
 def written(path, content):
@@ -146,7 +148,7 @@ def written(path, content):
 @pytest.mark.parametrize(
   ('start', 'stop', 'reason'),
   [
-    (0.1, 0.9, 'behind the end of its audio'),
+    (0.1, 0.9, 'beyond the end of its audio'),
     (0.3, 0.4, 'empty audio'),
     (0.2, 0.1, 'empty audio'),
     (-0.1, 0.1, 'empty audio'),
@@ -155,18 +157,18 @@ def written(path, content):
 def test_a_part_is_within_its_file(tmp_path, start, stop, reason):
   path = speech.write(tmp_path / 'a.flac', noise(4_000))
   with pytest.raises(audio.AudioError) as raised:
-    audio.part_of(path, start=start, stop=stop)
+    audio.probe(path, start=start, stop=stop)
   assert raised.value.reason == reason
 
 
 def test_a_header_that_announces_too_much(tmp_path, monkeypatch):
   path = speech.write(tmp_path / 'a.flac', noise(4_000))
-  monkeypatch.setattr(audio, 'MOST', 3_999)
+  monkeypatch.setattr(audio, 'MAX_SAMPLES', 3_999)
   with pytest.raises(audio.AudioError, match='announces 4,000 samples of 1'):
-    audio.part_of(path)
-  with pytest.raises(audio.AudioError, match='at 16,000 Hz: if that is so'):
-    audio.part_of(path, stop=0.2, rate=48_000)
+    audio.probe(path)
+  with pytest.raises(audio.AudioError, match='at 16,000 Hz: split it if'):
+    audio.probe(path, stop=0.2, rate=48_000)
   path = speech.write(tmp_path / 'a.wav', noise(100), 10)
   with pytest.raises(audio.AudioError, match='at 10 Hz') as raised:
-    audio.part_of(path)
+    audio.probe(path)
   assert raised.value.reason == 'damaged audio'

@@ -18,14 +18,14 @@ class Counted(NamedTuple):
 
   def log_prob(self, history, token):
     history = tuple(history[-(self.order - 1) :]) if self.order > 1 else ()
-    found = 1.0 / (len(self.vocabulary) + 1)
+    probability = 1.0 / (len(self.vocabulary) + 1)
     for length in range(len(history) + 1):
       followed = self.counts.get(history[len(history) - length :])
       if followed is None:
         break  # Longer ones were not seen either.
       kinds, total = len(followed), followed.total()
-      found = (followed[token] + kinds * found) / (total + kinds)
-    return math.log(found)
+      probability = (followed[token] + kinds * probability) / (total + kinds)
+    return math.log(probability)
 
   def knows(self, token):
     return token in self.vocabulary or token == ngram.END
@@ -55,9 +55,9 @@ class OfLabels:
     self._symbols, self.start = known.symbols, (ngram.START,)
 
   def log_probs(self, state):
-    found = [self._model.log_prob(state, s) for s in self._symbols]
-    found[units.BLANK] = 0.0
-    return np.array(found)
+    probability = [self._model.log_prob(state, s) for s in self._symbols]
+    probability[units.BLANK] = 0.0
+    return np.array(probability)
 
   def follow(self, state, label):
     return (*state, self._symbols[label])

@@ -32,14 +32,16 @@ def damaged(content, rng):
 
 
 def audio_of(path):
-  found = audio.read(audio.part_of(path, rate=8_000))
-  assert np.isfinite(found).all()
+  samples_read = audio.read(audio.probe(path, rate=8_000))
+  assert np.isfinite(samples_read).all()
 
 
 def all_of(corpus):
   skips = utterances.Skips()
-  kept = list(utterances.loaded(corpus.train, skips))
-  assert len(kept) + sum(map(len, skips.found().values())) == len(corpus.train)
+  readable = list(utterances.load_readable(corpus.train, skips))
+  assert len(readable) + sum(map(len, skips.by_reason().values())) == len(
+    corpus.train
+  )
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def outputs(seed, frames=FRAMES, labels=LABELS):
 
 def says(path):
   """What a path says, letter by letter."""
-  said = [label for label, _ in itertools.groupby(path)]
-  return tuple(label for label in said if label != 0)
+  hypothesis = [label for label, _ in itertools.groupby(path)]
+  return tuple(label for label in hypothesis if label != 0)
 
 
 def enumerated(log_probs):
@@ -30,8 +30,8 @@ def enumerated(log_probs):
   totals = {}
   frames, labels = log_probs.shape
   for path in itertools.product(range(labels), repeat=frames):
-    found = math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
-    totals[says(path)] = totals.get(says(path), 0.0) + found
+    result = math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
+    totals[says(path)] = totals.get(says(path), 0.0) + result
   return {text: math.log(total) for text, total in totals.items()}
 
 
@@ -39,13 +39,13 @@ def enumerated(log_probs):
 def test_a_wide_beam_finds_all_texts(seed):
   log_probs = outputs(seed)
   expected = enumerated(log_probs)
-  found = decoding.prefix_beam(log_probs, width=10_000, most=10_000)
-  assert {tuple(s.labels.tolist()) for s in found} == set(expected)
-  for said in found:
-    text = tuple(said.labels.tolist())
-    assert said.log_prob == pytest.approx(expected[text], abs=1e-12)
-    assert said.score == said.log_prob
-  scores = [said.score for said in found]
+  result = decoding.prefix_beam(log_probs, width=10_000, max_texts=10_000)
+  assert {tuple(s.labels.tolist()) for s in result} == set(expected)
+  for hypothesis in result:
+    text = tuple(hypothesis.labels.tolist())
+    assert hypothesis.log_prob == pytest.approx(expected[text], abs=1e-12)
+    assert hypothesis.score == hypothesis.log_prob
+  scores = [hypothesis.score for hypothesis in result]
   assert scores == sorted(scores, reverse=True)
   assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-12)
 
@@ -64,17 +64,17 @@ def test_a_wide_beam_finds_the_best_with_a_model(seed):
       state = model.follow(state, label)
     total += model.end(state)
     expected[text] = log_prob + 0.7 * total + 0.3 * len(text)
-  found = decoding.prefix_beam(
-    log_probs, width=10_000, most=10_000, model=model, **settings
+  result = decoding.prefix_beam(
+    log_probs, width=10_000, max_texts=10_000, model=model, **settings
   )
-  assert len(found) == len(expected)
-  for said in found:
-    text = tuple(said.labels.tolist())
-    assert said.score == pytest.approx(expected[text], abs=1e-12)
+  assert len(result) == len(expected)
+  for hypothesis in result:
+    text = tuple(hypothesis.labels.tolist())
+    assert hypothesis.score == pytest.approx(expected[text], abs=1e-12)
   # Without a weight, the model is not asked.
   none = decoding.prefix_beam(log_probs, width=10_000, model=model, weight=0)
-  alone = decoding.prefix_beam(log_probs, width=10_000)
-  assert none[0].score == alone[0].score
+  without_model = decoding.prefix_beam(log_probs, width=10_000)
+  assert none[0].score == without_model[0].score
 
 
 def test_a_model_of_words_decides_what_is_spelt():
@@ -91,29 +91,31 @@ def test_a_model_of_words_decides_what_is_spelt():
   best = lambda **how: known.decode(decoding.decode([frames], **how)[0])
   assert best() == 'bb ba'
   model = counted.learn([['ab', 'ba']], order=2, vocabulary=['ab', 'ba'])
-  model = fusion.OfWords(model, known)
+  model = fusion.WordModel(model, known)
   assert best(model=model, weight=1.0) == 'ab ba'
   # Of two, only the frames that count.
   batch = np.stack([np.stack(frames)] * 2)
-  found = decoding.decode(batch, np.array([3, 6]))
-  assert [known.decode(labels) for labels in found] == ['bb', 'bb ba']
+  result = decoding.decode(batch, np.array([3, 6]))
+  assert [known.decode(labels) for labels in result] == ['bb', 'bb ba']
 
 
 def test_a_narrow_beam_is_a_lower_bound():
   log_probs = outputs(7, 6, 4)
   expected = enumerated(log_probs)
   for width in (1, 2, 8):
-    for said in decoding.prefix_beam(log_probs, width=width, most=width):
-      text = tuple(said.labels.tolist())
-      assert said.log_prob <= expected[text] + 1e-12
+    for hypothesis in decoding.prefix_beam(
+      log_probs, width=width, max_texts=width
+    ):
+      text = tuple(hypothesis.labels.tolist())
+      assert hypothesis.log_prob <= expected[text] + 1e-12
   best = max(expected, key=expected.get)
-  found = decoding.prefix_beam(log_probs, width=8)[0]
-  assert tuple(found.labels.tolist()) == best
-  assert len(decoding.prefix_beam(log_probs, width=2, most=9)) == 2
+  result = decoding.prefix_beam(log_probs, width=8)[0]
+  assert tuple(result.labels.tolist()) == best
+  assert len(decoding.prefix_beam(log_probs, width=2, max_texts=9)) == 2
   # Of texts that are equally likely, as many as fit, and always the same.
   even = np.full((1, 9), -math.log(9))
-  found = decoding.prefix_beam(even, width=3, most=9)
-  assert [said.labels.tolist() for said in found] == [[], [1], [2]]
+  result = decoding.prefix_beam(even, width=3, max_texts=9)
+  assert [hypothesis.labels.tolist() for hypothesis in result] == [[], [1], [2]]
 
 
 def test_paths_that_are_impossible():
@@ -121,25 +123,25 @@ def test_paths_that_are_impossible():
   assert decoding.prefix_beam(never) == []
   assert decoding.decode([never])[0].shape == (0,)
   only = np.where(np.eye(3)[[1, 0, 1]] > 0, 0.0, -np.inf)
-  found = decoding.prefix_beam(only, width=4, most=4)
-  assert [s.labels.tolist() for s in found] == [[1, 1]]
-  assert found[0].log_prob == 0
+  result = decoding.prefix_beam(only, width=4, max_texts=4)
+  assert [s.labels.tolist() for s in result] == [[1, 1]]
+  assert result[0].log_prob == 0
   # Long and sure of nothing: far below what a float holds as a probability.
   even = np.full((4_000, 2), -40.0)
   assert decoding.prefix_beam(even, width=2)[0].log_prob < -150_000
   with pytest.raises(ValueError, match='NaN'):
     decoding.prefix_beam(np.full((2, 3), np.nan))
-  with pytest.raises(harness.SettingsError, match='1 or more, got 0'):
+  with pytest.raises(harness.SettingsError, match='at least 1, got 0'):
     decoding.prefix_beam(only, width=0)
 
 
 def test_greedy_takes_the_best_path_of_the_frames_that_count():
   paths = np.array([[1, 1, 0, 1, 2], [0, 2, 2, 3, 3], [0, 0, 0, 0, 0]])
   logits = np.eye(4)[paths]
-  found = decoding.greedy(logits)
-  assert [f.tolist() for f in found] == [[1, 1, 2], [2, 3], []]
-  found = decoding.greedy(logits, np.array([3, 2, 0]))
-  assert [f.tolist() for f in found] == [[1], [2], []]
+  result = decoding.greedy(logits)
+  assert [f.tolist() for f in result] == [[1, 1, 2], [2, 3], []]
+  result = decoding.greedy(logits, np.array([3, 2, 0]))
+  assert [f.tolist() for f in result] == [[1], [2], []]
   for seed in range(5):
     log_probs = outputs(seed)
     expected = says(log_probs.argmax(axis=1))
@@ -155,17 +157,17 @@ def test_an_alignment_is_the_best_of_all_paths(labels):
       for path in itertools.product(range(LABELS), repeat=FRAMES)
       if says(path) == labels
     )
-    found = alignment.align(log_probs, np.array(labels, int))
-    assert found.log_prob == pytest.approx(expected[0], abs=1e-12)
-    assert tuple(found.path.tolist()) == expected[1]
+    result = alignment.align(log_probs, np.array(labels, int))
+    assert result.log_prob == pytest.approx(expected[0], abs=1e-12)
+    assert tuple(result.path.tolist()) == expected[1]
     # Each label is where its frames are, in order.
-    assert len(found.starts) == len(found.stops) == len(labels)
+    assert len(result.starts) == len(result.stops) == len(labels)
     rebuilt = np.zeros(FRAMES, int)
-    for label, start, stop in zip(labels, found.starts, found.stops):
+    for label, start, stop in zip(labels, result.starts, result.stops):
       assert start < stop
       rebuilt[start:stop] = label
-    np.testing.assert_array_equal(rebuilt, found.path)
-    assert (found.starts[1:] >= found.stops[:-1]).all()
+    np.testing.assert_array_equal(rebuilt, result.path)
+    assert (result.starts[1:] >= result.stops[:-1]).all()
 
 
 def test_an_alignment_of_one_frame_too_few():

@@ -23,12 +23,12 @@ def test_padding_changes_nothing(kind):
   short = rng.normal(size=(1, 11, 3)).astype(np.float32)
   long = np.concatenate([short, 1e3 * np.ones((1, 10, 3), np.float32)], axis=1)
   both = np.concatenate([long, rng.normal(size=(1, 21, 3))]).astype(np.float32)
-  found, lengths = _run(kind, False, both, np.array([11, 21]))
-  alone, few = _run(kind, False, short, np.array([11]))
+  result, lengths = _run(kind, False, both, np.array([11, 21]))
+  unpadded, few = _run(kind, False, short, np.array([11]))
   # Half, rounded up, twice.
   assert lengths.tolist() == [3, 6] and few.tolist() == [3]
-  np.testing.assert_allclose(found[0, :3], alone[0, :3], atol=2e-5)
-  assert found.shape == (2, 6, 8)
+  np.testing.assert_allclose(result[0, :3], unpadded[0, :3], atol=2e-5)
+  assert result.shape == (2, 6, 8)
 
 
 @pytest.mark.parametrize('kind', encoders.KINDS)
@@ -43,9 +43,9 @@ def test_a_causal_encoder_does_not_see_what_comes(kind):
   np.testing.assert_allclose(before[:, :3], after[:, :3], atol=1e-6)
   assert np.abs(before[:, 3:] - after[:, 3:]).max() > 1e-2
   # The other kind does.
-  open_, _ = _run(kind, False, features, lengths)
-  seen, _ = _run(kind, False, changed, lengths)
-  assert np.abs(open_[:, 2] - seen[:, 2]).max() > 1e-4
+  noncausal, _ = _run(kind, False, features, lengths)
+  noncausal_changed, _ = _run(kind, False, changed, lengths)
+  assert np.abs(noncausal[:, 2] - noncausal_changed[:, 2]).max() > 1e-4
 
 
 def test_dropout_is_drawn_and_keeps_the_mean():
@@ -73,8 +73,8 @@ def test_silence_has_a_slope_of_the_size_of_others():
   )
   silence = np.zeros((1, 8, 3), np.float32)
   noise = np.random.default_rng(0).normal(size=(1, 8, 3)).astype(np.float32)
-  found, other = (np.linalg.norm(slope(weights, x)) for x in (silence, noise))
-  assert found < 1e3 * other
+  result, other = (np.linalg.norm(slope(weights, x)) for x in (silence, noise))
+  assert result < 1e3 * other
 
 
 def test_wrong_sizes_are_named():
@@ -89,7 +89,7 @@ def test_a_memory_is_the_plain_one():
   graph, state = layer
   weights = nnx.to_pure_dict(state)
   x = np.random.default_rng(0).normal(size=(1, 5, 3))
-  found = nnx.merge(graph, state)(jax.numpy.asarray(x, np.float32))
+  result = nnx.merge(graph, state)(jax.numpy.asarray(x, np.float32))
   kernel, bias = (np.asarray(weights['inner'][n]) for n in ('kernel', 'bias'))
   recurrent = np.asarray(weights['recurrent'])
   sigmoid = lambda z: 1 / (1 + np.exp(-z))
@@ -99,16 +99,16 @@ def test_a_memory_is_the_plain_one():
     write, keep, show = sigmoid(z[:2]), sigmoid(z[2:4]), sigmoid(z[4:6])
     cell = keep * cell + write * np.tanh(z[6:])
     out = show * np.tanh(cell)
-    np.testing.assert_allclose(found[0, t], out, atol=1e-5)
+    np.testing.assert_allclose(result[0, t], out, atol=1e-5)
   assert bias.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
 
 
 def test_positions_turn_pairs_as_complex_numbers():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 7, 3, 8)).astype(np.float32)
-  found = encoders.decoder.rotate(x, encoders._angles(7, 8))
+  result = encoders.decoder.rotate(x, encoders._rotary_angles(7, 8))
   pairs = x[..., :4] + 1j * x[..., 4:]
   speeds = np.array([10_000 ** (-i / 4) for i in range(4)])
   turned = pairs * np.exp(1j * np.arange(7)[:, None, None] * speeds)
   both = np.concatenate([turned.real, turned.imag], axis=-1)
-  np.testing.assert_allclose(found, both, atol=1e-5)
+  np.testing.assert_allclose(result, both, atol=1e-5)

@@ -45,9 +45,9 @@ def _names(part):
 
 
 def test_a_batch_has_what_its_step_asks_for_and_one_length():
-  made = _feed([0, 1, 2] * 4)
+  stream = _feed([0, 1, 2] * 4)
   for step, code in enumerate([0, 1, 2] * 4):
-    batch = made.batch(step)
+    batch = stream.batch(step)
     assert tuple(batch) == feed.STEPS[code]
     sizes = {part['audio'].shape for part in batch.values()}
     assert len(sizes) == 1 and sizes.pop()[:2] == (2, 2)
@@ -69,52 +69,52 @@ def test_a_batch_has_what_its_step_asks_for_and_one_length():
 
 def test_every_row_comes_once_an_epoch():
   lengths = [4] * 8
-  made = _feed([0] * 12, lengths=lengths, edges=(4,))
-  rows = np.stack([_names(made.batch(k)['ssl']) for k in range(12)])
+  stream = _feed([0] * 12, lengths=lengths, edges=(4,))
+  rows = np.stack([_names(stream.batch(k)['ssl']) for k in range(12)])
   for member in range(2):
     for epoch in range(3):
-      seen = rows[4 * epoch : 4 * epoch + 4, :, member].ravel()
-      assert sorted(seen) == list(range(8))
+      epoch_rows = rows[4 * epoch : 4 * epoch + 4, :, member].ravel()
+      assert sorted(epoch_rows) == list(range(8))
   # Seeds and epochs have orders of their own.
   assert (rows[:, :, 0] != rows[:, :, 1]).any()
   assert (rows[:4] != rows[4:8]).any()
 
 
 def test_buckets_have_their_shares_in_any_stretch():
-  made = _feed([1] * 200, lengths=[4] * 6 + [8] * 18, edges=(4, 8))
+  stream = _feed([1] * 200, lengths=[4] * 6 + [8] * 18, edges=(4, 8))
   long = np.array(
-    [made.batch(k)['ctc']['audio'].shape[2] == 8 for k in range(200)]
+    [stream.batch(k)['ctc']['audio'].shape[2] == 8 for k in range(200)]
   )
   for start in range(0, 200, 40):
     assert 27 <= long[start : start + 40].sum() <= 33
 
 
 def test_batches_go_on_where_a_run_was_ended():
-  made = _feed([0, 1, 1, 2, 1] * 3)
-  whole = list(made.batches(0))
-  late = list(made.batches(7))
-  assert len(whole) == 15 and len(late) == 8
-  for one, other in zip(whole[7:], late):
+  stream = _feed([0, 1, 1, 2, 1] * 3)
+  batches = list(stream.batches(0))
+  late = list(stream.batches(7))
+  assert len(batches) == 15 and len(late) == 8
+  for one, other in zip(batches[7:], late):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_broken_audio_is_named_and_another_taken(capsys):
-  made = _feed([0] * 12, lengths=[4] * 8, edges=(4,), broken=(3,))
-  rows = np.concatenate([_names(made.batch(k)['ssl']) for k in range(12)])
-  again = np.concatenate([_names(made.batch(k)['ssl']) for k in range(12)])
+  stream = _feed([0] * 12, lengths=[4] * 8, edges=(4,), broken=(3,))
+  rows = np.concatenate([_names(stream.batch(k)['ssl']) for k in range(12)])
+  again = np.concatenate([_names(stream.batch(k)['ssl']) for k in range(12)])
   assert 3 not in rows and (rows == again).all()
-  assert made.broken == {'u3': 'broken'}
+  assert stream.broken == {'u3': 'broken'}
   assert capsys.readouterr().err.count('u3 is left out') == 1
 
 
 def test_what_stands_for_broken_audio_has_its_own_transcript():
-  made = _feed([2] * 8, lengths=[4] * 8, edges=(4,), broken=(2,))
+  stream = _feed([2] * 8, lengths=[4] * 8, edges=(4,), broken=(2,))
   for step in range(8):
-    part = made.batch(step)['ctc']
+    part = stream.batch(step)['ctc']
     rows = _names(part)
     assert 2 not in rows
     np.testing.assert_array_equal(part['label_length'], rows % 4)
-  assert made.broken == {'u2': 'broken'}
+  assert stream.broken == {'u2': 'broken'}
 
 
 def test_a_bucket_without_transcripts_is_refused():
@@ -126,22 +126,22 @@ def test_a_bucket_without_transcripts_is_refused():
 
 def test_edges_divide_evenly_and_hold_the_longest():
   lengths = np.arange(1, 101)
-  edges = feed.edges_of(lengths, 4, 10)
+  edges = feed.bucket_edges(lengths, 4, 10)
   assert edges == (30, 60, 80, 100)
-  assert feed.edges_of(np.full(9, 7), 3, 5) == (10,)
+  assert feed.bucket_edges(np.full(9, 7), 3, 5) == (10,)
 
 
 def test_waste_is_the_share_of_padding():
-  made = _feed([0], lengths=[2, 4, 8, 8], edges=(4, 8), seeds=(0,))
-  assert made.waste() == pytest.approx(1 - 22 / 24)
+  stream = _feed([0], lengths=[2, 4, 8, 8], edges=(4, 8), seeds=(0,))
+  assert stream.waste() == pytest.approx(1 - 22 / 24)
 
 
 def test_every_sample_and_every_label_tells_runs_apart():
   count = 101
 
   def describe(row=None, kind=None):
-    made = _examples([3 + row % 7 for row in range(count)], broken=(7,))
-    labels = [one.copy() for one in made.labels]
+    stream = _examples([3 + row % 7 for row in range(count)], broken=(7,))
+    labels = [one.copy() for one in stream.labels]
     if kind == 'label':
       labels[row][-1] += 1
     elif kind == 'moved':  # To the next transcript.
@@ -149,11 +149,11 @@ def test_every_sample_and_every_label_tells_runs_apart():
       labels[row] = labels[row][:-1]
 
     def load(i):
-      samples = made.load(i)
+      samples = stream.load(i)
       samples[-1] += i == row and kind == 'sample'
       return samples
 
-    examples = made._replace(labels=labels, load=load)
+    examples = stream._replace(labels=labels, load=load)
     rows = {loss: [np.arange(count)] for loss in ('ctc', 'ssl')}
     fed = feed.Feed(
       examples, rows, np.array([1]), edges=(9,), batch_size=2, seeds=(0,)
@@ -184,8 +184,8 @@ def test_audio_in_files_tells_runs_apart_by_their_bytes_and_places():
       examples, rows, np.array([1]), edges=(9,), batch_size=2, seeds=(0,)
     )
 
-  made = make(parts)
-  assert made.files == ('0.flac', '1.flac', '2.flac')
+  stream = make(parts)
+  assert stream.files == ('0.flac', '1.flac', '2.flac')
   other = make([*parts[:3], parts[3]._replace(first=81), *parts[4:]])
-  assert other.files == made.files
-  assert other.description() != made.description()
+  assert other.files == stream.files
+  assert other.description() != stream.description()

@@ -15,7 +15,7 @@ FRONT = front_end.FrontEnd(8_000, 12)
 def _plain(audio, rate, bands):
   """Log mel energies, frame by frame and band by band."""
   window, hop = round(0.025 * rate), round(0.01 * rate)
-  size = front_end._size(front_end.FrontEnd(rate, bands))
+  size = front_end._fft_size(front_end.FrontEnd(rate, bands))
   to_mel = lambda f: 2595 * math.log10(1 + f / 700)
   to_hertz = lambda m: 700 * (10 ** (m / 2595) - 1)
   low, top = to_mel(20.0), to_mel(rate / 2)
@@ -51,9 +51,9 @@ def test_log_mel_is_the_plain_one():
   audio = np.random.default_rng(0).normal(size=700).astype(np.float32)
   audio[:350] *= 1e-4
   expected = _plain(audio.astype(np.float64), 8_000, 12)
-  found = front_end.log_mel(jnp.asarray(audio), FRONT)
-  np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-  assert found.shape[0] == front_end.frames_of(FRONT, 700)
+  result = front_end.log_mel(jnp.asarray(audio), FRONT)
+  np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
+  assert result.shape[0] == front_end.count_frames(FRONT, 700)
 
 
 @pytest.mark.parametrize('rate, bands', [(8_000, 80), (16_000, 80), (8_000, 4)])
@@ -67,40 +67,44 @@ def test_what_lies_beyond_an_utterance_changes_nothing():
   rng = np.random.default_rng(1)
   audio = rng.normal(size=(2, 1_200)).astype(np.float32)
   length = np.array([1_200, 700])
-  found, frames = front_end.features_of(FRONT, audio, length)
-  alone, few = front_end.features_of(FRONT, audio[1:, :700], length[1:])
-  assert frames.tolist() == [13, 7] and few.tolist() == [7]
-  np.testing.assert_allclose(found[1, :7], alone[0], atol=1e-5)
-  assert not np.any(found[1, 7:])
-  np.testing.assert_allclose(found[0].mean(axis=0), 0, atol=1e-5)
-  np.testing.assert_allclose(found[0].std(axis=0), 1, atol=1e-3)
+  result, frames = front_end.compute_features(FRONT, audio, length)
+  unpadded, unpadded_frames = front_end.compute_features(
+    FRONT, audio[1:, :700], length[1:]
+  )
+  assert frames.tolist() == [13, 7] and unpadded_frames.tolist() == [7]
+  np.testing.assert_allclose(result[1, :7], unpadded[0], atol=1e-5)
+  assert not np.any(result[1, 7:])
+  np.testing.assert_allclose(result[0].mean(axis=0), 0, atol=1e-5)
+  np.testing.assert_allclose(result[0].std(axis=0), 1, atol=1e-3)
 
 
 def test_audio_shorter_than_a_window_and_silence_stay_finite():
   length = np.array([100, 1_000])
-  found, frames = front_end.features_of(FRONT, np.zeros((2, 1_000)), length)
+  result, frames = front_end.compute_features(
+    FRONT, np.zeros((2, 1_000)), length
+  )
   assert frames.tolist() == [0, 11]
   # A constant has no spread to divide by: rounding only.
-  assert np.all(np.abs(found) < 1e-2)
+  assert np.all(np.abs(result) < 1e-2)
 
 
-def test_stripes_hide_what_they_say_and_no_more():
-  how = front_end.Augmentation(times=1, longest=4, bands=1, widest=3)
+def test_masks_have_their_sizes():
+  masks = front_end.Masks(1, 4, 1, 3)
   ones = jnp.ones((64, 40, 10))
   lengths = jnp.full(64, 20)
-  found = np.asarray(
-    front_end.spec_augment(jax.random.key(0), ones, lengths, how)
+  result = np.asarray(
+    front_end.spec_augment(jax.random.key(0), ones, lengths, masks)
   )
-  gone_bands = (found == 0).all(axis=1).sum(axis=1)
-  gone_times = (found == 0).all(axis=2).sum(axis=1)
+  gone_bands = (result == 0).all(axis=1).sum(axis=1)
+  gone_times = (result == 0).all(axis=2).sum(axis=1)
   assert set(gone_bands) == {0, 1, 2, 3}
   # A fifth of 20 frames at most.
   assert set(gone_times) == {0, 1, 2, 3, 4}
-  assert not (found[:, 20:] == 0).all(axis=2).any()
+  assert not (result[:, 20:] == 0).all(axis=2).any()
   # Each place is hidden at some time.
-  assert (found[:, :20] == 0).all(axis=2).any(axis=0).sum() >= 18
-  kept = found != 0
+  assert (result[:, :20] == 0).all(axis=2).any(axis=0).sum() >= 18
+  visible = result != 0
   expected = ~(
-    (~kept).all(axis=1)[:, None, :] | (~kept).all(axis=2)[:, :, None]
+    (~visible).all(axis=1)[:, None, :] | (~visible).all(axis=2)[:, :, None]
   )
-  np.testing.assert_array_equal(kept, expected)
+  np.testing.assert_array_equal(visible, expected)

@@ -53,8 +53,8 @@ def test_a_file_of_arpa_backs_off(tmp_path):
     (('stop',), 'go', -0.1 - 0.4),
     (('x', start, 'go'), 'on', -0.11),
   ):
-    found = model.log_prob(history, token) / math.log(10)
-    assert found == pytest.approx(tens, abs=1e-12), (history, token)
+    result = model.log_prob(history, token) / math.log(10)
+    assert result == pytest.approx(tens, abs=1e-12), (history, token)
   assert model.log_prob((), start) == -math.inf
   packed = tmp_path / 'model.arpa.gz'
   packed.write_bytes(gzip.compress(ARPA.encode()))
@@ -63,20 +63,20 @@ def test_a_file_of_arpa_backs_off(tmp_path):
   assert as_is.knows('GO') and not as_is.knows('go') and model.knows('go')
   # Without a token for unknown words, they get a ten-billionth.
   path.write_text(re.sub('-1.2\t<unk>.*\n', '', ARPA).replace('1=5', '1=4'))
-  least = ngram.read_arpa(path).log_prob((start,), 'stop')
-  assert least == pytest.approx(-10 * math.log(10))
+  unknown = ngram.read_arpa(path).log_prob((start,), 'stop')
+  assert unknown == pytest.approx(-10 * math.log(10))
 
 
 @pytest.mark.parametrize(
   ('old', 'new', 'says'),
   [
-    ('\\end\\', '', 'is cut short or no ARPA file'),
-    ('\\data\\\n', '\n', 'is cut short or no ARPA file'),
-    ('2=3', '2=4', 'has 4 entries of 2 words, and has 3'),
-    ('2=3', '2=x', "line 5: 'x' is no whole number"),
+    ('\\end\\', '', 'is truncated or not an ARPA file'),
+    ('\\data\\\n', '\n', 'is truncated or not an ARPA file'),
+    ('2=3', '2=4', 'announces 4 entries of 2 words, but has 3'),
+    ('2=3', '2=x', "line 5: 'x' is not a whole number"),
     ('-0.3\tGO ON\t-0.05', '-0.3\tGO', 'line 17 has 2 parts; an entry of 2'),
-    ('-0.3\tGO', 'low\tGO', 'line 17 has something that is no number'),
-    ('-0.3\tGO', 'nan\tGO', 'line 17 has a logarithm that is not finite'),
+    ('-0.3\tGO', 'low\tGO', 'line 17: expected a number'),
+    ('-0.3\tGO', 'nan\tGO', 'line 17 has a non-finite logarithm'),
   ],
 )
 def test_a_file_of_arpa_says_what_is_wrong(tmp_path, old, new, says):
@@ -108,22 +108,22 @@ def test_a_text_has_one_probability_in_all_units(tmp_path):
     )
     for known in kinds:
       labels = known.encode(text)
-      found = log_prob(fusion.OfWords(model, known), labels)
-      assert found == pytest.approx(expected)
-      more = log_prob(fusion.OfWords(model, known, bonus=0.5), labels)
-      assert more - found == pytest.approx(0.5 * len(text.split()))
+      result = log_prob(fusion.WordModel(model, known), labels)
+      assert result == pytest.approx(expected)
+      more = log_prob(fusion.WordModel(model, known, bonus=0.5), labels)
+      assert more - result == pytest.approx(0.5 * len(text.split()))
 
 
 def test_a_word_that_is_not_known_pays_for_its_letters():
   known = units.characters(['go on'])
   model = counted.learn([['go', 'on']], order=2, vocabulary=[])
-  asked = fusion.OfWords(model, known)
-  found = log_prob(asked, known.encode('gonogo'))
+  word_model = fusion.WordModel(model, known)
+  result = log_prob(word_model, known.encode('gonogo'))
   start = (ngram.START,)
   expected = model.log_prob(start, 'gonogo') - 6 * math.log(known.size)
   expected += model.log_prob(('gonogo',), ngram.END)
-  assert found == pytest.approx(expected)
-  assert found < log_prob(asked, known.encode('go no go'))
+  assert result == pytest.approx(expected)
+  assert result < log_prob(word_model, known.encode('go no go'))
   assert model.knows('go') and model.knows(ngram.END)
   assert not model.knows('gonogo')
 
@@ -140,12 +140,12 @@ def test_a_text_has_one_probability_in_pieces():
     expected = sum(
       model.log_prob(tuple(words[:i]), words[i]) for i in range(1, len(words))
     )
-    found = log_prob(fusion.OfWords(model, known), known.encode(text))
-    assert found == pytest.approx(expected)
+    result = log_prob(fusion.WordModel(model, known), known.encode(text))
+    assert result == pytest.approx(expected)
 
 
 def test_the_model_that_an4_ships(tmp_path):
-  _, found = archive.read(
+  _, result = archive.read(
     speech.data_folder(),
     folder='an4',
     archive='an4_mfcc.tar.gz',
@@ -154,11 +154,11 @@ def test_the_model_that_an4_ships(tmp_path):
     advice='none',
   )
   path = tmp_path / 'an4.ug.lm'
-  path.write_bytes(found['etc/an4.ug.lm'])
+  path.write_bytes(result['etc/an4.ug.lm'])
   model = ngram.read_arpa(path)
   assert model.order == 2
-  found = model.log_prob(('yes',), 'zero') / math.log(10)
-  assert found == pytest.approx(-2.0253)
+  result = model.log_prob(('yes',), 'zero') / math.log(10)
+  assert result == pytest.approx(-2.0253)
   words = [w for (w, *more) in model.table if not more and w[0] != '<']
   total = sum(math.exp(model.log_prob((), w)) for w in words)
   assert total == pytest.approx(1, abs=0.02)

@@ -28,24 +28,24 @@ def test_errors_are_edit_distances():
   rng = np.random.default_rng(0)
   draw = lambda: ' '.join(rng.choice(list('abcd'), rng.integers(0, 7)))
   references = ['a b', '', *(draw() for _ in range(40))]
-  found = ['', 'c d a', *(draw() for _ in range(40))]
-  words = scoring.word_errors(references, found)
-  pairs = list(zip(references, found))
+  hypotheses = ['', 'c d a', *(draw() for _ in range(40))]
+  words = scoring.word_errors(references, hypotheses)
+  pairs = list(zip(references, hypotheses))
   expected = [distance(r.split(), f.split()) for r, f in pairs]
   assert words.counts.tolist() == expected
   assert words.lengths.tolist() == [len(r.split()) for r in references]
   assert words.rate == sum(expected) / sum(len(r.split()) for r in references)
   assert words.deletions[0] == 2 and words.insertions[1] == 3
   assert words.lengths[1] == 0
-  letters = scoring.character_errors(references, found)
+  letters = scoring.character_errors(references, hypotheses)
   assert letters.counts.tolist() == [distance(r, f) for r, f in pairs]
   assert letters.lengths.tolist() == [len(r) for r in references]
 
 
 def test_errors_say_what_is_wrong():
-  with pytest.raises(harness.SettingsError, match=r'2 texts .* and 1 that'):
+  with pytest.raises(harness.SettingsError, match='2 references and 1 hyp'):
     scoring.word_errors(['a', 'b'], ['a'])
-  with pytest.raises(harness.SettingsError, match='nothing is said'):
+  with pytest.raises(harness.SettingsError, match='references are empty'):
     scoring.word_errors(['', ' '], ['a', 'b'])
 
 

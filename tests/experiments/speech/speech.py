@@ -1,4 +1,4 @@
-"""Small folders of speech in the layouts of the data sets.
+"""Synthesised or artificial speech in files.
 
 A synthesiser says the texts if one is installed (on Debian, apt-get install
 espeak-ng or flite); else each text is some tones.
@@ -50,8 +50,8 @@ def tones(text):
   """A tone of 50 ms a character."""
   time = np.arange(RATE // 20) / RATE
   pitches = [200 + 20 * (ord(c) % 50) for c in text]
-  said = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]
-  return np.concatenate(said).astype(np.float32)
+  parts = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]
+  return np.concatenate(parts).astype(np.float32)
 
 
 def write(path, samples, rate=RATE, **how):
@@ -75,3 +75,21 @@ def compressed_sphere(path):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(header.ljust(1024).encode() + b'ajkg\x02' + bytes(900))
   return path
+
+
+def put(path, text):
+  """Writes a text or bytes to a file, and makes its folder."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if isinstance(text, bytes):
+    path.write_bytes(text)
+  else:
+    path.write_text(text)
+  return path
+
+
+def check_loads(items):
+  """Checks the lengths of loaded utterances."""
+  for u in items:
+    content, rate = u.load()
+    assert content.dtype == np.float32 and len(content) == u.length
+    assert u.seconds == pytest.approx(u.length / (rate or 100))

@@ -57,7 +57,7 @@ class Tones:
     del weights
     self.sizes.append(content.shape[1])
     window, hop = self.shape.front.samples
-    count = int(front_end.frames_of(self.shape.front, int(lengths[0])))
+    count = int(front_end.count_frames(self.shape.front, int(lengths[0])))
     places = np.arange(count)[:, None] * hop + np.arange(window)
     framed = content[0][places] * np.hanning(window)
     energy = np.abs(np.fft.rfft(framed, 512)) ** 2
@@ -74,19 +74,19 @@ class Tones:
 
 @pytest.fixture
 def transcriber():
-  made = object.__new__(transcribe.Transcriber)
-  made.network, made._weights = Tones(), None
-  made.units = units.Listed('characters', (' ', *TONES))
+  transcriber = object.__new__(transcribe.Transcriber)
+  transcriber.network, transcriber._weights = Tones(), None
+  transcriber.units = units.Listed('characters', (' ', *TONES))
   # As long as a window: files are cut in pauses only above it.
-  made._segment = 32.0
-  made._beam, made._search, made.notices = 1, {}, []
-  made._notice = made.notices.append
-  return made
+  transcriber._segment = 32.0
+  transcriber._beam, transcriber._search, transcriber.notices = 1, {}, []
+  transcriber._notice = transcriber.notices.append
+  return transcriber
 
 
 def text_of(transcriber, path):
-  ((_, found),) = transcribe.transcribe(transcriber, [path])
-  return found.text
+  ((_, result),) = transcribe.transcribe(transcriber, [path])
+  return result.text
 
 
 def words_of(seed, count):
@@ -117,14 +117,14 @@ def test_a_long_file_has_each_word_once(transcriber, tmp_path, rate):
     assert max(transcriber.network.sizes) == largest * RATE
   if rate == RATE:
     # The same in memory, window by window.
-    heard = transcriber.hear(samples)
-    assert heard.text == text
+    recognition = transcriber.hear(samples)
+    assert recognition.text == text
     frames = transcriber.network.shape.frames_out(len(samples))
-    assert len(heard.log_probs) == frames
-    _, whole, _ = transcriber.network.outputs(
+    assert len(recognition.log_probs) == frames
+    _, expected, _ = transcriber.network.outputs(
       None, samples[None], [len(samples)]
     )
-    np.testing.assert_allclose(heard.log_probs, whole[0], atol=1e-6)
+    np.testing.assert_allclose(recognition.log_probs, expected[0], atol=1e-6)
     transcriber._beam = 2
     assert text_of(transcriber, path) == text
 
@@ -135,10 +135,10 @@ def test_pieces_of_a_long_file_are_those_of_files_cut_in_pauses(
   texts = [words_of(seed, 14) for seed in range(3)]
   samples = [spell(text) for text in texts]
   assert all(len(x) < 32 * RATE for x in samples)
-  alone = [transcriber.hear(x).text for x in samples]
+  separate = [transcriber.hear(x).text for x in samples]
   path = speech.write(tmp_path / 'a.flac', np.concatenate(samples), RATE)
-  assert alone == texts
-  assert text_of(transcriber, path) == ' '.join(alone)
+  assert separate == texts
+  assert text_of(transcriber, path) == ' '.join(separate)
 
 
 def test_a_sound_without_a_pause_is_not_doubled(transcriber):
@@ -157,7 +157,7 @@ def test_memory_is_bounded(transcriber, tmp_path, monkeypatch):
     'read',
     lambda *args, **how: read.append(how['frames']) or inner(*args, **how),
   )
-  monkeypatch.setattr(audio, 'MOST', 33 * RATE)
+  monkeypatch.setattr(audio, 'MAX_SAMPLES', 33 * RATE)
   samples = np.tile(spell(words_of(1, 40))[:, None], (1, 4))
   path = speech.write(tmp_path / 'a.wav', samples, RATE)
   assert text_of(transcriber, path) == words_of(1, 40)
@@ -186,7 +186,7 @@ def test_only_channels_that_cancel_out_are_left_out(tmp_path):
   def read(*channels):
     path = tmp_path / 'a.wav'
     speech.write(path, np.stack(channels, axis=1), RATE, subtype='FLOAT')
-    return audio.read(audio.part_of(path))
+    return audio.read(audio.probe(path))
 
   for channels in (
     *((one, one), (one, two), (one, two, three), (one, silence)),
@@ -202,22 +202,22 @@ def test_only_channels_that_cancel_out_are_left_out(tmp_path):
     ((one, -one, silence), one),
   ):
     with pytest.warns(RuntimeWarning, match='cancel each other out'):
-      found = read(*channels)
+      result = read(*channels)
     np.testing.assert_allclose(
-      np.abs(found - found.mean()),
+      np.abs(result - result.mean()),
       np.abs(expected - expected.mean()),
       atol=0.1,
     )
-    assert found.std() > 0.09
+    assert result.std() > 0.09
 
 
 def test_a_file_shorter_than_a_frame_is_one_line(transcriber, tmp_path):
   for name, seconds in (('a', 0.01), ('b', 0.024)):
     path = speech.write(tmp_path / f'{name}.wav', tone('a', seconds), RATE)
-    ((_, found),) = transcribe.transcribe(transcriber, [path])
-    assert isinstance(found, audio.AudioError)
-    assert 'shorter than a frame of 0.025 seconds' in str(found)
-    assert f'{name}.wav' in str(found) and '\n' not in str(found)
+    ((_, result),) = transcribe.transcribe(transcriber, [path])
+    assert isinstance(result, audio.AudioError)
+    assert 'shorter than a frame of 0.025 seconds' in str(result)
+    assert f'{name}.wav' in str(result) and '\n' not in str(result)
   # A frame is enough.
   path = speech.write(tmp_path / 'c.wav', tone('a', 0.025), RATE)
   assert text_of(transcriber, path) == 'a'
@@ -278,17 +278,17 @@ def test_what_is_loud_is_in_a_segment():
   draw = np.random.default_rng(0)
   for _ in range(50):
     levels = np.repeat(draw.uniform(-90, 0, 60), draw.integers(1, 90, 60))
-    found = np.array(pauses.segments(levels, 100.0, draw.uniform(0.5, 8)))
-    assert np.all(found[:, 0] < found[:, 1])
-    assert np.all(found[1:, 0] >= found[:-1, 1])
+    result = np.array(pauses.segments(levels, 100.0, draw.uniform(0.5, 8)))
+    assert np.all(result[:, 0] < result[:, 1])
+    assert np.all(result[1:, 0] >= result[:-1, 1])
     place = int(np.argmax(levels))
-    assert np.any((found[:, 0] <= place) & (place < found[:, 1]))
+    assert np.any((result[:, 0] <= place) & (place < result[:, 1]))
 
 
 def test_levels_are_decibels_of_full_scale():
   samples = np.repeat([1.0, 0.1, 0.0], 80)
-  found = pauses.compute_levels(np.append(samples, 1.0), 80)
-  np.testing.assert_allclose(found, [0, -20, -100], atol=1e-4)
+  result = pauses.compute_levels(np.append(samples, 1.0), 80)
+  np.testing.assert_allclose(result, [0, -20, -100], atol=1e-4)
 
 
 def test_windows_overlap_and_hold_everything():
@@ -323,12 +323,12 @@ def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   harness.execute(train.main, options)
   corpus = settings.data.read(folder, 1.0)
   transcriber = transcribe.Transcriber(tmp_path)
-  rate, texts, alone, parts = corpus.rate, [], [], []
+  rate, texts, separate, parts = corpus.rate, [], [], []
   quiet = np.random.default_rng(0)
   for utterance in corpus.test[:60]:
     samples, _ = utterance.load()
     texts.append(utterance.text)
-    alone.append(transcriber.hear(samples).text)
+    separate.append(transcriber.hear(samples).text)
     # A pause that is no digital silence.
     parts += [samples, quiet.normal(size=rate // 2) * 1e-3]
   mono = np.concatenate(parts).astype(np.float32)
@@ -337,9 +337,9 @@ def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   opposed = np.stack([mono, -mono], axis=1)
   stereo = speech.write(tmp_path / 'stereo.flac', opposed, rate)
   rates = {
-    name: scoring.word_errors([' '.join(texts)], [found]).rate
-    for name, found in (
-      ('alone', ' '.join(alone)),
+    name: scoring.word_errors([' '.join(texts)], [result]).rate
+    for name, result in (
+      ('alone', ' '.join(separate)),
       ('long', text_of(transcriber, path)),
       ('stereo', text_of(transcriber, stereo)),
     )

@@ -15,41 +15,41 @@ TEXTS = [
 ]
 
 
-def made(kind, path):
+def make_units(kind, path):
   if kind == 'pieces':
     pytest.importorskip('sentencepiece')
-  return units.kept(path / 'units.json', kind, TEXTS, size=30)
+  return units.load_or_make(path / 'units.json', kind, TEXTS, size=30)
 
 
 @pytest.mark.parametrize('kind', units.KINDS)
 def test_texts_become_labels_and_texts_again(tmp_path, kind):
-  found = made(kind, tmp_path)
-  assert found.size == len(found.symbols) == len(found.breaks)
-  assert len(set(found.symbols)) == found.size
+  result = make_units(kind, tmp_path)
+  assert result.size == len(result.symbols) == len(result.breaks)
+  assert len(set(result.symbols)) == result.size
   for text in TEXTS:
-    labels = found.encode(text)
+    labels = result.encode(text)
     assert labels.dtype == np.int32
-    assert labels.min() >= units.FIRST and labels.max() < found.size
-    assert found.decode(labels) == text
+    assert labels.min() >= units.FIRST and labels.max() < result.size
+    assert result.decode(labels) == text
     # A blank says nothing.
-    assert found.decode([0, *labels, 0]) == text
+    assert result.decode([0, *labels, 0]) == text
     # Labels that end a word are as many as words, or spaces between them.
-    ends = found.breaks[labels].sum()
+    ends = result.breaks[labels].sum()
     assert ends == len(text.split()) - (kind == 'characters')
-  assert found.encode('').shape == (0,) and found.decode([]) == ''
+  assert result.encode('').shape == (0,) and result.decode([]) == ''
   np.testing.assert_array_equal(
-    found.encode('  the \n cat'), found.encode('the cat')
+    result.encode('  the \n cat'), result.encode('the cat')
   )
-  assert found.unknown(TEXTS) == {}
+  assert result.unknown(TEXTS) == {}
   # The file gives the same, and is what a second run takes.
   again = units.load(tmp_path / 'units.json')
-  assert again.symbols == found.symbols and again.kind == kind
-  kept = units.kept(tmp_path / 'units.json', kind, TEXTS[:1], size=99)
-  assert kept.symbols == found.symbols
+  assert again.symbols == result.symbols and again.kind == kind
+  loaded = units.load_or_make(tmp_path / 'units.json', kind, TEXTS[:1], size=99)
+  assert loaded.symbols == result.symbols
 
 
 def test_what_is_no_unit_is_named_and_counted(tmp_path):
-  letters = made('characters', tmp_path)
+  letters = make_units('characters', tmp_path)
   assert letters.unknown(['the z3z', 'z']) == {'z': 3, '3': 1}
   labels = letters.encode('zat')
   assert labels[0] == units.UNKNOWN and letters.decode(labels) == '⁇at'
@@ -75,15 +75,15 @@ def test_pieces_are_the_same_from_the_same_texts():
 
 def test_files_of_units_say_what_is_wrong(tmp_path):
   path = tmp_path / 'units.json'
-  with pytest.raises(harness.MissingDataError, match='no file of units'):
+  with pytest.raises(harness.MissingDataError, match='does not exist'):
     units.load(path)
-  made('words', tmp_path)
-  with pytest.raises(harness.SettingsError, match='that are words, not char'):
-    units.kept(path, 'characters', TEXTS)
+  make_units('words', tmp_path)
+  with pytest.raises(harness.SettingsError, match='has words, not characters'):
+    units.load_or_make(path, 'characters', TEXTS)
   with pytest.raises(harness.SettingsError, match="no units for 'zebra'"):
-    units.kept(path, 'words', [*TEXTS, 'the zebra'])
-  with pytest.raises(harness.SettingsError, match="got 'phones'"):
-    units.kept(path, 'phones', TEXTS)
+    units.load_or_make(path, 'words', [*TEXTS, 'the zebra'])
+  with pytest.raises(harness.SettingsError, match="unknown units 'phones'"):
+    units.load_or_make(path, 'phones', TEXTS)
   path.write_text(path.read_text().replace('cat', 'bat'))
   with pytest.raises(harness.DamagedDataError, match='digest'):
     units.load(path)

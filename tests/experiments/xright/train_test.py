@@ -185,7 +185,7 @@ def checked(**given):
       {'pref_data': 'a.jsonl', 'method': 'demonstrations'},
       'demonstrations needs --sft_data too',
     ),
-    ({'weights': ('q_proj', 'qkv')}, 'q, k, v, o, gate, .* with _proj .* qkv'),
+    ({'weights': ('q_proj', 'qkv')}, 'q, k, v, o, gate, .* _proj; got qkv'),
     ({'weights': ()}, 'weights needs at least one entry'),
     (
       {'demonstrations': 'distillation', 'sft_data': 'a', 'pref_data': 'b'},
@@ -208,7 +208,7 @@ def test_settings_that_a_run_can_have():
     {'demonstrations': 'distillation', 'pack': True},
   ):
     checked(**given)
-  names = lora.names_of(('q_proj', 'down_proj', 'o', 'q'))
+  names = lora.weight_names(('q_proj', 'down_proj', 'o', 'q'))
   assert names == ('q', 'down', 'o')
 
 
@@ -274,10 +274,10 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   assert count == len(good)
   said = capsys.readouterr().out
   assert f'{path}: rows skipped: 6. line 26 (row 24 from 0): ' in said
-  assert 'no turn of a user' in said and 'line 31 ' in said
+  assert 'no user turn' in said and 'line 31 ' in said
   for i, reason in enumerate(
     (
-      'no turn of a user',
+      'no user turn',
       "role 'tool'",
       'two answers',
       'label is false',
@@ -287,7 +287,7 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   ):
     path.write_bytes(b'\n'.join([*good, b'', bad[i]]))
     options = options._replace(settings=change(settings, skip=False))
-    match = rf'line 26 \(row 24 from 0\): .*{reason}.*--skip=True leaves'
+    match = rf'line 26 \(row 24 from 0\): .*{reason}.*--skip=True skips'
     with pytest.raises(harness.UserError, match=match):
       train.prepare(options)
 
@@ -319,9 +319,9 @@ def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
 
 
 def test_words_that_are_no_mesh():
-  for words, match in (('tp=a', 'fsdp=4,tp=2 for'), ('fsdp=64', '64 places')):
+  for words, match in (('tp=a', 'fsdp=4,tp=2'), ('fsdp=64', '64 devices')):
     with pytest.raises(harness.SettingsError, match=match):
-      sharding.layout_of(CONFIG, words)
+      sharding.parse_layout(CONFIG, words)
 
 
 def test_a_tokeniser_of_another_model_is_refused(tmp_path):
@@ -338,7 +338,7 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
   options = harness.Options(
     'xright', 'train', 'quick', settings, '', None, (0,)
   )
-  with pytest.raises(harness.UserError, match='embeddings for 200 only'):
+  with pytest.raises(harness.UserError, match='only 200 embeddings'):
     train.prepare(options)
 
 
@@ -372,9 +372,9 @@ def test_what_is_wrong_with_files_is_said_with_the_flag_that_mends(tmp_path):
   wrong = tmp_path / 'c.jsonl'
   wrong.write_text('\n{"text": "no row"}\n')
   for more, match in (
-    ({'sft_data': str(wrong)}, r'c.jsonl, line 2 \(row 0 .*--skip=True leaves'),
+    ({'sft_data': str(wrong)}, r'c.jsonl, line 2 \(row 0 .*--skip=True skips'),
     ({'sft_data': str(tmp_path)}, 'is a folder, expected a file of rows'),
-    ({'buckets': (4, 8)}, r'a.jsonl: none of 20 .*--buckets, .* be longer'),
+    ({'buckets': (4, 8)}, r'a.jsonl: no example of 20 .*--buckets, .* longer'),
     (
       {'buckets': (64,), 'held_out': 12},
       r'a.jsonl: 20 rows fit .* longer --buckets, or a smaller --held_out',
@@ -495,11 +495,11 @@ def test_a_teacher_has_the_words_of_the_model(tmp_path):
   words = tokenizer.load(model.vocabulary, model.config)
   same = weights.teacher(tmp_path / 'model', model, words)
   assert same.config == model.config
-  with pytest.raises(harness.UserError, match='has other words'):
+  with pytest.raises(harness.UserError, match='has other tokens'):
     weights.teacher(tmp_path / 'model', model, byte_tokenizer.make())
   more = dataclasses.replace(CONFIG, vocabulary=300)
   hugging_face.export(tmp_path / 'more', more, decoder.init(more, 0), words)
-  with pytest.raises(harness.UserError, match='300 words, the model 260'):
+  with pytest.raises(harness.UserError, match='300 embeddings, the model 260'):
     weights.teacher(tmp_path / 'more', model, words)
 
 

@@ -1,4 +1,4 @@
-"""Folders of weights that a run writes: its own ones anew, others' never."""
+"""Protects folders of weights: a run overwrites only its own files."""
 
 import pathlib
 from collections.abc import Callable
@@ -12,25 +12,25 @@ _OTHERS = ('model.safetensors.index.json', 'adapters/adapter_model.safetensors')
 
 
 def require_own(workdir: files.Path, folder: files.Path) -> None:
-  """Refuses what could not be written at the end of a run.
+  """Checks before a run that its weights can be written.
 
   Args:
-    workdir: of the run; what it has written is kept there.
-    folder: where weights are to be written.
+    workdir: folder of the run, which records its files.
+    folder: output folder.
 
   Raises:
-    UserError: if there are weights of others, or what the run has written was
-      changed since; or if the package that writes them is missing.
+    UserError: if the folder has weights of another origin, or the run's weights
+      were changed; or if safetensors is not installed.
   """
   harness.load_extra('safetensors.numpy', 'llm', 'writing *.safetensors')
   folder = pathlib.Path(folder).resolve()
-  there = [
+  existing = [
     *folder.glob('*.safetensors'),
     *folder.glob('adapters/*.safetensors'),
   ]
-  if there and not _is_own(_records(workdir).get(str(folder)), folder):
+  if existing and not _is_own(_records(workdir).get(str(folder)), folder):
     raise harness.UserError(
-      f'{folder} has weights already, which this run has not written: give '
+      f'{folder} already has weights, which this run has not written: give '
       'another --output.'
     )
 
@@ -41,14 +41,14 @@ def write(
   stamp: str,
   make: Callable[[pathlib.Path], Any],
 ) -> None:
-  """Writes weights, unless they are there as they are to be.
+  """Writes weights, unless the folder is up to date.
 
   Args:
-    workdir: of the run.
-    folder: to be made, or written anew.
-    stamp: of what the weights are, the number of updates for instance: where
-      the run has written the same stamp, nothing is done. '' writes anew.
-    make: writes into the folder, given it.
+    workdir: folder of the run.
+    folder: output folder; created if missing.
+    stamp: identifies the weights, for instance the number of updates; an equal
+      stamp of an earlier call skips writing. '' always writes.
+    make: called with the folder to write into it.
 
   Raises:
     UserError: as `require_own`.
@@ -60,39 +60,39 @@ def write(
   done = record is not None and record['file'] == _state(folder) is not None
   if stamp and done and record['stamp'] == stamp:
     return
-  # From before the first file is there: a kill leaves a folder of this run.
-  _keep(workdir, name, {'stamp': '', 'file': None})
+  # Recorded first, so that a killed run still owns the folder.
+  _record(workdir, name, {'stamp': '', 'file': None})
   for file in (*_files(folder), *(folder / name for name in _OTHERS)):
     file.unlink(missing_ok=True)
   make(folder)
-  _keep(workdir, name, {'stamp': stamp, 'file': _state(folder)})
+  _record(workdir, name, {'stamp': stamp, 'file': _state(folder)})
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files of a model's weights: one, or several."""
+  """Returns the files of a model's weights."""
   return sorted(file for name in _MODEL for file in folder.glob(name))
 
 
 def _state(folder: pathlib.Path) -> list[int] | None:
-  """Sizes and times, which tell files from those written in their place."""
+  """Returns sizes and times of the files, to detect changes."""
   stats = [file.stat() for file in _files(folder)]
   return [n for s in stats for n in (s.st_size, s.st_mtime_ns)] or None
 
 
 def _is_own(record: dict[str, Any] | None, folder: pathlib.Path) -> bool:
-  # Begun and not ended, or what was written last.
+  # An unfinished write, or unchanged files.
   return record is not None and record['file'] in (None, _state(folder))
 
 
 def _records(workdir: files.Path) -> dict[str, Any]:
-  """What a run has written, by folder; of a damaged file, nothing."""
+  """Reads the run's records by folder; {} if they are missing or damaged."""
   try:
     return files.unseal((pathlib.Path(workdir) / 'written.json').read_bytes())
   except (OSError, ValueError):
     return {}
 
 
-def _keep(workdir: files.Path, name: str, record: dict[str, Any]) -> None:
+def _record(workdir: files.Path, name: str, record: dict[str, Any]) -> None:
   path = pathlib.Path(workdir) / 'written.json'
   text = files.seal(_records(workdir) | {name: record})
   files.write_bytes(path, text.encode())

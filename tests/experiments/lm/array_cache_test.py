@@ -1,25 +1,25 @@
-"""What is kept in files: served, and never of anything else."""
+"""Tests stored arrays: loaded for equal inputs, computed otherwise."""
 
 import numpy as np
 import pytest
 
-from experiments.lm import kept
+from experiments.lm import array_cache
 
 
-def ask(folder, tree, made, text='', count=3):
-  return kept.arrays(
+def ask(folder, tree, value, text='', count=3):
+  return array_cache.load_or_compute(
     folder,
     'trunk',
     text,
     tree,
-    lambda: {'x': np.float32(made)},
+    lambda: {'x': np.float32(value)},
     names=['x'],
     count=count,
   )
 
 
 def test_arrays_are_made_once_for_what_they_depend_on(tmp_path):
-  folder = tmp_path / 'kept'
+  folder = tmp_path / 'arrays'
   tree = {'weights': np.arange(4.0), 'tokens': np.arange(6).reshape(3, 2)}
   ask(folder, tree, [1, 2, 3])
   # What is read is what the file holds: nothing is made.
@@ -30,8 +30,8 @@ def test_arrays_are_made_once_for_what_they_depend_on(tmp_path):
   order = tree | {'tokens': tree['tokens'][::-1]}
   dtype = tree | {'tokens': tree['tokens'].astype(np.int16)}
   for i, other in enumerate((weight, token, order, dtype)):
-    found = ask(folder, other, [i, i, i])
-    np.testing.assert_array_equal(found['x'], [i, i, i])
+    arrays = ask(folder, other, [i, i, i])
+    np.testing.assert_array_equal(arrays['x'], [i, i, i])
   np.testing.assert_array_equal(ask(folder, tree, [9, 9, 9], 'b')['x'], 3 * [9])
   assert len(list(folder.iterdir())) == 6
   np.testing.assert_array_equal(ask(folder, tree, [0, 0, 0])['x'], [1, 2, 3])
@@ -40,11 +40,11 @@ def test_arrays_are_made_once_for_what_they_depend_on(tmp_path):
 
 @pytest.mark.parametrize('how', ['cut', 'changed', 'empty', 'other'])
 def test_a_damaged_file_is_made_anew(tmp_path, how):
-  tree, whole = {'tokens': np.arange(3)}, np.float32([-3, -4, -5])
-  ask(tmp_path, tree, whole)
+  tree, full = {'tokens': np.arange(3)}, np.float32([-3, -4, -5])
+  ask(tmp_path, tree, full)
   (path,) = tmp_path.iterdir()
   raw = path.read_bytes()
-  at = raw.index(whole.tobytes())
+  at = raw.index(full.tobytes())
   bad = {
     'cut': raw[: len(raw) // 2],
     'changed': raw[:at] + b'\x01' + raw[at + 1 :],
@@ -55,7 +55,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, how):
   else:
     path.write_bytes(bad[how])
   with pytest.warns(RuntimeWarning, match=r'is damaged; .* moved to'):
-    found = ask(tmp_path, tree, whole)
-  np.testing.assert_array_equal(found['x'], whole)
+    arrays = ask(tmp_path, tree, full)
+  np.testing.assert_array_equal(arrays['x'], full)
   assert (tmp_path / 'damaged' / path.name).exists()
-  np.testing.assert_array_equal(ask(tmp_path, tree, [0, 0, 0])['x'], whole)
+  np.testing.assert_array_equal(ask(tmp_path, tree, [0, 0, 0])['x'], full)

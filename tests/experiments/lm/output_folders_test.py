@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import harness
-from experiments.lm import written
+from experiments.lm import output_folders
 
 pytest.importorskip('safetensors', reason='needs the extra llm')
 
@@ -18,7 +18,7 @@ def writer(text):
 
 def refused(workdir, folder):
   with pytest.raises(harness.UserError, match='this run has not written'):
-    written.require_own(workdir, folder)
+    output_folders.require_own(workdir, folder)
 
 
 def test_several_folders_are_a_run_s_own_and_no_other_s(tmp_path):
@@ -26,22 +26,22 @@ def test_several_folders_are_a_run_s_own_and_no_other_s(tmp_path):
   folders = [tmp_path / name for name in 'ab']
   text = lambda folder: (folder / 'model.safetensors').read_text()
   for folder in folders:
-    written.write(run, folder, '1', writer('one'))
+    output_folders.write(run, folder, '1', writer('one'))
   for folder in folders:
-    written.require_own(run, folder)
+    output_folders.require_own(run, folder)
     refused(other, folder)
   # The same stamp is not written again; another one, and none, are.
-  written.write(run, folders[0], '1', writer('not'))
+  output_folders.write(run, folders[0], '1', writer('not'))
   assert text(folders[0]) == 'one'
-  written.write(run, folders[0], '2', writer('two'))
+  output_folders.write(run, folders[0], '2', writer('two'))
   assert text(folders[0]) == 'two' and text(folders[1]) == 'one'
-  written.write(run, folders[1], '', writer('anew'))
+  output_folders.write(run, folders[1], '', writer('anew'))
   assert text(folders[1]) == 'anew'
   # What others have put there is theirs, and a folder that is gone is nobody's.
   writer('foreign')(folders[0])
   refused(run, folders[0])
   (folders[0] / 'model.safetensors').unlink()
-  written.write(run, folders[0], '2', writer('again'))
+  output_folders.write(run, folders[0], '2', writer('again'))
   assert text(folders[0]) == 'again'
 
 
@@ -54,9 +54,9 @@ def test_a_kill_leaves_a_folder_of_the_run(tmp_path):
 
   run, folder = tmp_path / 'run', tmp_path / 'a'
   with pytest.raises(KeyboardInterrupt):
-    written.write(run, folder, '1', killed)
+    output_folders.write(run, folder, '1', killed)
   refused(tmp_path / 'other', folder)
-  written.write(run, folder, '1', writer('whole'))
+  output_folders.write(run, folder, '1', writer('whole'))
   assert (folder / 'model.safetensors').read_text() == 'whole'
   assert not (folder / 'adapters' / 'adapter_model.safetensors').exists()
   # A record that is damaged says nothing: then they may be another's.
