@@ -6,8 +6,8 @@ PAPER = harness.Paper(
   'Joint unsupervised and supervised speech training, 2024',
   solvers=('multi_objective', 'scale_by_penalty'),
   headlines={
-    'difference/bl_just/supervised': 'word error less supervised {}',
-    'difference/bl_just/pretrain': 'less pre-training {}',
+    'difference/bl_just/supervised': 'word error minus supervised {}',
+    'difference/bl_just/pretrain': 'minus pre-training {}',
   },
 )
 
