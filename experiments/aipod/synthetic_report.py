@@ -79,7 +79,7 @@ def summarise(
     runs: runs by the name of their variant.
 
   Returns:
-    Medians over seeds, and numbers of seeds, by run.
+    Means over seeds, medians if a seed misses the target, by run.
   """
   results = harness.Results()
   targets: dict[str, np.ndarray] = {}
@@ -101,6 +101,9 @@ def summarise(
       )
     at, arrived = {'run': variant.name}, np.isfinite(reached.projections)
     for name, values in ratios.items():
+      if np.isfinite(values).all():
+        results.put(at, {name: values})
+        continue
       median = harness.reduced(values, 'median')
       results.put(at, {name: median})
       if np.isinf(median):

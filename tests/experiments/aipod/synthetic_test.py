@@ -45,6 +45,16 @@ def test_saves_projections_and_stays_in_the_upper_set(finished):
   assert metrics['released_gradient_error/uniform'] > 0.3
 
 
+def test_stores_ratios_by_seed_where_all_seeds_reach_the_target(finished):
+  workdir, metrics = finished
+  name = 'projections_ratio/e_aipod/p0.3/t2'
+  content = json.loads((workdir / 'results.json').read_text())
+  assert content['metrics']['seeds_reaching/e_aipod/p0.3/t2'] == 3
+  values = content['per_seed'][name]
+  np.testing.assert_allclose(np.mean(values), metrics[name], rtol=1e-6)
+  assert metrics[f'{name}/half_width'] > 0
+
+
 def test_writes_results_and_plots(finished):
   workdir, metrics = finished
   results = json.loads((workdir / 'results.json').read_text())['metrics']
