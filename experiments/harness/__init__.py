@@ -52,6 +52,7 @@ from experiments.harness.app.settings import (
   Allowed,
   Among,
   replaced,
+  run_settings,
   settings_of,
 )
 from experiments.harness.data.arrays import read_mat
@@ -59,12 +60,13 @@ from experiments.harness.data.sources import (
   Source,
   check_finite,
   find,
+  identify_source,
   parsing,
   source_of,
 )
 from experiments.harness.data.tables import Table, read_csv, read_table
 from experiments.harness.store.checkpoints import Checkpoints, Restored
-from experiments.harness.store.leaves import whole
+from experiments.harness.store.leaves import as_numpy
 from experiments.harness.store.loading import load
 from experiments.harness.store.records import MetricsWriter, read_records
 from experiments.harness.study.claim import (
@@ -94,7 +96,7 @@ from experiments.harness.study.run import execute, run
 from experiments.harness.study.study import Report, Study
 from experiments.harness.train.context import Context, members
 from experiments.harness.train.loop import train
-from experiments.harness.train.metrics import measured
+from experiments.harness.train.metrics import with_metrics
 from experiments.harness.train.models import Network, pure
 from experiments.harness.train.placement import Layout
 from experiments.harness.train.products import thin_dot_general, thin_product

@@ -49,7 +49,7 @@ def arrays(
   """
 
   def made():
-    return {n: np.asarray(harness.whole(a)) for n, a in make().items()}
+    return {n: np.asarray(harness.as_numpy(a)) for n, a in make().items()}
 
   if folder is None:
     return made()
@@ -85,7 +85,7 @@ def _digest(text: str, tree: Any) -> str:
   """Of all numbers: a sample of them would not see a changed token."""
   found = hashlib.blake2b(text.encode(), digest_size=16)
   for path, leaf in jax.tree.leaves_with_path(tree):
-    array = np.ascontiguousarray(harness.whole(leaf))
+    array = np.ascontiguousarray(harness.as_numpy(leaf))
     name = jax.tree_util.keystr(path)
     found.update(f'{name} {array.dtype} {array.shape}'.encode())
     found.update(array.view(np.uint8).data if array.size else b'')

@@ -106,7 +106,7 @@ class TestGroups:
     lines = run.said().splitlines()
     assert lines[0] == 'Tests of the flags of a binary.'
     assert '  --preset=paper' in lines and '  --workdir' in lines
-    of = lines.index('Train, as of the preset paper:')
+    of = lines.index('Train, with values of the preset paper:')
     assert lines[of + 1 : of + 3] == [
       '  --train.steps=99',
       '      Updates, of each method. Takes a value of type int.',
