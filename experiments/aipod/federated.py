@@ -219,7 +219,8 @@ def summarise(
       results.put(at, {f'rounds_to_{goal}_ratio': ratio})
       print(
         f'Rounds to {goal} %, {method} / {baseline}, the best of '
-        f'{compared[baseline].looks} by what is reported: {ratio:.3f}'
+        f'{compared[baseline].evaluations_on_test} by reported data: '
+        f'{ratio:.3f}'
       )
   return results
 

@@ -105,7 +105,7 @@ def compare(
     ]
     if of_it:
       key = lambda outcome: median(outcome, goal)
-      compared[family] = comparison.best_of(family, of_it, key)
+      compared[family] = comparison.select_best(family, of_it, key)
   return found, compared
 
 

@@ -221,8 +221,7 @@ def _check(task: Task, training: Training, measure: Measure) -> None:
   steps, chunk, every = training.steps, training.chunk, measure.host_every
   if chunk < 1 or steps < 1 or every < 1:
     raise ValueError(
-      f'steps={steps}, chunk={chunk} and host_every={every} have to be at least '
-      '1.'
+      f'steps={steps}, chunk={chunk} and host_every={every} must be at least 1.'
     )
   count = len(training.seeds)
   for name, tree in (('own', task.own), ('hyper', task.hyper)):

@@ -226,7 +226,6 @@ class Program:
       jnp.where(going, bad, culprits),
     )
 
-
   def _streamed_one(self, arrays, member, inputs):
     return self._step_one(arrays, member, *inputs)
 

@@ -236,7 +236,7 @@ class TestRun:
 
   def test_too_large_for_the_memory(self, run):
     said = run(lambda options: np.empty(2**56))
-    assert said.startswith('pbgd/toy: too large for the memory (Unable to all')
+    assert said.startswith('pbgd/toy: out of memory (Unable to all')
 
   def test_check_goes_before_any_work(self, run):
     def check(settings):
