@@ -37,7 +37,7 @@ def one_by_one(
   Several cores still share the work of one operation.
 
   Args:
-    environment: environment variables, of which `XLA_FLAGS` is extended.
+    environment: environment variables; the flag is added to `XLA_FLAGS`.
     version: version of jaxlib.
 
   Returns:

@@ -24,7 +24,7 @@ class Task(NamedTuple):
     shard: whether to split the leading axis of each leaf of `data` over the
       devices: a pytree prefix of True, False and None. None splits large leaves
       whose axis the devices divide, which changes results by rounding only.
-      Choose False for a leaf of which single examples are drawn: each would
+      Choose False if single examples are drawn from a leaf: each would
       have to be gathered.
     own: arrays with a leading axis of members.
     hyper: hyperparameters with a leading axis of members; see `members`.
