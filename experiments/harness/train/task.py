@@ -89,8 +89,8 @@ class Training(NamedTuple):
 
     Args:
       options: the options, with seeds, workdir and `save_seconds`. The default
-        of `steps` is `options.settings.steps`, that of `chunk` a fortieth of
-        the steps, and that of `settings` are all settings but `steps`.
+        of `steps` is `options.settings.steps`, that of `chunk` is 50, and that
+        of `settings` are all settings but `steps`.
       **fields: all other fields, or other values for these.
     """
     shared = ('seeds', 'workdir', 'save_seconds')
@@ -99,8 +99,7 @@ class Training(NamedTuple):
       fields['steps'] = options.settings.steps
       identity = settings_lib.run_settings(options.settings, 'steps')
       fields.setdefault('settings', identity)
-    fields.setdefault('chunk', max(1, fields['steps'] // 40))
-    return cls(**fields)
+    return cls(**{'chunk': 50} | fields)
 
 
 class Measure(NamedTuple):

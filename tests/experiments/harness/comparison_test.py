@@ -242,7 +242,7 @@ def test_one_point_is_not_tuned():
 
 
 def test_tuning_seeds_are_not_reported():
-  with pytest.raises(ValueError, match=r'the seeds \[1\] are tuned on'):
+  with pytest.raises(ValueError, match=r'the seeds \[1\] are both tuning'):
     make_rules(tuning_seeds=(1, 2))
 
 
