@@ -36,3 +36,8 @@ def test_any_number_of_steps(options, results, steps):
   few = options(custom_problem.Settings(steps=steps), seeds=(0,))
   harness.execute(custom_problem.main, few)
   assert 0 < results()['metrics']['accuracy/v_pbgd'] < 1
+
+
+def test_a_study_has_the_names_of_its_module():
+  study = custom_problem.STUDY
+  assert (study.paper, study.binary) == ('experiments', 'custom_problem')

@@ -24,6 +24,12 @@ from typing import Any, NamedTuple
 from experiments.harness.app import errors
 
 _LARGEST_INT = 2**31 - 1
+_KINDS = {
+  bool: 'true or false',
+  float: 'a number',
+  int: 'an integer',
+  str: 'a text',
+}
 
 
 class Allowed(NamedTuple):
@@ -207,9 +213,8 @@ def kind_name(kind: Any) -> str:
   """Describes the values of a type, for messages."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin is tuple:
-    each = f'commas between, each {kind_name(arguments[0])}'
     count = 'a list' if ... in arguments else f'{len(arguments)} values'
-    return f'{count}, {each}'
+    return f'{count} separated by commas, each {kind_name(arguments[0])}'
   if origin is typing.Literal:
     return f'one of {", ".join(map(str, arguments))}'
   if origin in (typing.Union, types.UnionType):
@@ -217,7 +222,7 @@ def kind_name(kind: Any) -> str:
       'None' if choice is type(None) else kind_name(choice)
       for choice in arguments
     )
-  return f'a value of type {kind.__name__}'
+  return _KINDS.get(kind, f'a value of type {kind.__name__}')
 
 
 def _parse(text: str, kind: Any) -> Any:

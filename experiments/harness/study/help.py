@@ -42,7 +42,7 @@ def text(docstring: str, study: study_lib.Study, preset: str) -> str:
     for limit in field.limits:
       if isinstance(limit, settings_lib.Among):
         names = ', '.join(limit.known)
-        kind = kind.replace('a value of type str', f'one of {names}')
+        kind = kind.replace('a text', f'one of {names}')
     if field.description:
       kind = f'{field.description} Takes {kind}'
     lines += _flag(name, settings_lib.as_text(field.value), f'{kind}.')

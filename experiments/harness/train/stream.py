@@ -63,7 +63,7 @@ class Stream:
   ):
     if bool(buckets) != (lengths is not None) or bool(buckets) != bool(pad):
       raise errors.SettingsError(
-        'a stream takes buckets, lengths and pad together, or no one of them.'
+        'a stream takes buckets, lengths and pad together, or none of them.'
       )
     self._source, self._seed, self._pad = source, seed, dict(pad or {})
     self.files = tuple(files)
