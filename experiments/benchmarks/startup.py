@@ -112,7 +112,7 @@ def solvers() -> dict[str, Callable[[], Any]]:
 
 
 def first_step(solver: Any, params: Any, batch: Any) -> measure.Run:
-  """Makes a run that compiles a step each time."""
+  """Makes a run that always compiles the step again."""
 
   def run(times):
     for _ in range(times):
