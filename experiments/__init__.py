@@ -1,1 +1,1 @@
-"""Experiments: binaries that resume, and report beside what is published."""
+"""Experiments: binaries that compare methods with published numbers."""

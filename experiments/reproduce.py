@@ -1,21 +1,19 @@
-"""Runs the claims of the papers and writes a report on them.
+"""Makes the runs of the papers, and writes a report on their claims.
 
     python -m experiments.reproduce --preset=smoke --papers=pbgd
 
-A paper's `RUNS` and `CLAIMS` are in experiments/<paper>/claims.py, found by
-itself. Each run is made once, in a process and a workdir of its own:
-a binary that crashes costs its own rows, which say so, and no others. The same
-command goes on where a killed one was: finished runs are not run again, failed
-ones are. `report.md` in the workdir has a row for each claim and is written
-anew after each run. `--store` keeps the results for the tables of the READMEs,
-see `tables`.
+Each paper declares `RUNS` and `CLAIMS` in experiments/<paper>/claims.py. Each
+run has its own process and workdir, so a crash only affects its own claims. The
+same command resumes: finished runs are skipped, failed ones are repeated.
+`report.md` in the workdir has a row per claim, and is updated after each run.
+`--store` stores the results for the documents, see `tables`.
 
-Presets: `smoke` takes about a minute a paper and needs no data folder; it shows
-that everything runs, on sizes too small to judge a paper by. `quick` takes
-minutes a binary, `paper` the published sizes. `--runs=pbgd/mlp,pbgd/fashion`
-makes these alone, each by the preset that it declares. The exit status is 1 if
-a command failed or a claim names a metric that its run does not have, else 0,
-whether or not the claims are shown.
+Presets: `smoke` takes about a minute per paper and needs no data folder. It
+only shows that everything runs: its sizes are too small to judge a paper.
+`quick` takes minutes per binary, `paper` has the published sizes.
+`--runs=pbgd/mlp,pbgd/fashion` makes only these runs, each with its declared
+preset. The exit status is 1 if a command fails or a run lacks a metric of a
+claim, otherwise 0, also if claims are not shown.
 """
 
 import os
@@ -30,7 +28,7 @@ from experiments.harness.study.reproduction import reproduce
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads the flags and reproduces."""
+  """Parses the flags and makes the runs."""
   values = flags.FLAGS
   if argv[1:]:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
@@ -53,26 +51,22 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_enum('preset', 'quick', PRESETS, 'Sizes of the runs.')
-  flags.DEFINE_list(
-    'papers', [], 'Which papers, commas between; by default all.'
-  )
+  flags.DEFINE_list('papers', [], 'Papers, separated by commas; default: all.')
   flags.DEFINE_list(
     'runs',
     [],
-    'Which runs alone, such as pbgd/mlp, each by its own preset; commas '
-    'between.',
+    'Only these runs, such as pbgd/mlp, each with its own preset; separated by '
+    'commas.',
   )
   flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of the report and the runs; the same command resumes. By default '
+    'Folder of the report and the runs; the same command resumes. Default: '
     'runs/reproduce/<preset>.',
   )
   flags.DEFINE_string('data_dir', None, 'Folder of data sets.')
-  flags.DEFINE_bool(
-    'store', False, 'Keeps the results for the tables of the READMEs.'
-  )
+  flags.DEFINE_bool('store', False, 'Stores the results for the documents.')
   flags.DEFINE_float(
-    'timeout_minutes', None, 'Ends a command that takes longer.', lower_bound=0
+    'timeout_minutes', None, 'Time limit of a command.', lower_bound=0
   )
   app.run(main)

@@ -1,33 +1,32 @@
-"""Makes every measured table and number of the documents from stored results.
+"""Fills the tables and numbers of the documents from stored results.
 
     python -m experiments.tables                               # writes them
-    python -m experiments.tables --check                       # or compares
-    python -m experiments.tables --store runs/pbgd/toy/quick   # keeps a run
+    python -m experiments.tables --check                       # compares them
+    python -m experiments.tables --store runs/pbgd/toy/quick   # stores a run
 
-Results are kept in experiments/<paper>/results, a small file for each of the
-`RUNS` in the paper's claims.py, by its name: metrics with their values per
-seed, table, curves, seeds, settings, versions, time, date and command. A
-Markdown file asks for them by comments, which no reader sees:
+experiments/<paper>/results has a small file for each of the paper's `RUNS`:
+metrics with their values per seed, table, curves, seeds, settings, versions,
+time, date and command. A Markdown file requests them by comments. A table:
 
     <!-- table: pbgd/toy | solver | mean steps = steps | penalty == 10 -->
     <!-- end -->
 
-is the run's own table, here two columns, one under another name, of the rows
-whose penalty is 10; without columns it is the whole table. The column `curve`
-is a picture of the run's curve that has the name of the row's first cell, or of
-its first two. Of a run that keeps a history, it is how the number of the row
-has changed over the stored commits, on the same processor.
+Here it has two columns of the run's table, the second under another title, and
+the rows whose penalty is 10; without columns it is the full table. The column
+`curve` draws the run's curve with the name of the row's first cell, or of its
+first two. For a run with a history, it draws the number of the row over the
+stored commits on the same processor. A number:
 
     **<!-- number: pbgd/toy gap_exponent/known_value .2f -->-2.16**
 
-is a metric alone in a format; without one it comes with its interval.
-A table of all papers with their headline claims stands between
-`<!-- papers -->` and `<!-- end -->`. `run a - b` is the difference of two
-metrics with its paired t interval. A line cannot start with this comment:
-Markdown would take it for HTML. A number in a table is one of these two, or
-stands between `<!-- by hand -->`, a sentence that says where it is from, and
-`<!-- end -->`; or its cell says that it was measured before results were
-stored.
+Without a format, it has its interval. `run a - b` is the difference of two
+metrics with its paired t interval. A line must not start with this comment,
+which Markdown would take for HTML. `<!-- papers -->` and `<!-- end -->` enclose
+the table of papers with their headline claims.
+
+Any other number in a table has to be enclosed by `<!-- by hand -->`, a sentence
+with its source, and `<!-- end -->`; or its cell says that it was measured
+before results were stored.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from experiments.harness.study.stored import store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Stores, writes or checks; gives the exit status."""
+  """Stores, writes or checks; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.tables',
     description=__doc__,
@@ -54,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     nargs='+',
     default=[],
     metavar='RUN',
-    help='workdirs of finished runs, whose results are kept',
+    help='stores the results of finished runs, given by their workdirs',
   )
   parser.add_argument(
     '--check',
     action='store_true',
-    help='writes no document; exit status 1 if one differs from the results',
+    help='only compares; exit status 1 if a document differs',
   )
-  given = parser.parse_args(argv)
+  args = parser.parse_args(argv)
   wrong = []
   try:
-    for run in given.store:
+    for run in args.store:
       print(store(run))
   except (ValueError, UserError) as error:
     wrong.append(str(error))
@@ -72,23 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = path.read_text(encoding='utf-8')
     name = path.relative_to(ROOT)
     try:
-      made = render(text)
-      if not given.check and made != text:
-        files.write_text(path, made)
+      rendered = render(text)
+      if not args.check and rendered != text:
+        files.write_text(path, rendered)
         print(f'wrote {name}')
     except (ValueError, UserError) as error:
-      # What one page lacks keeps no other from being written.
+      # The other pages are still written.
       wrong.append(f'{name}: {error}')
       continue
-    if given.check and made != text:
+    if args.check and rendered != text:
       wrong.append(f'{name} differs from the stored results.')
-    if re.search(r'^ *<!-- number', made, re.MULTILINE):
+    if re.search(r'^ *<!-- number', rendered, re.MULTILINE):
       wrong.append(f'{name}: a line starts with the comment of a number.')
-    if rows := unstored(made):
+    if rows := unstored(rendered):
       wrong.append(f'{name}: {len(rows)} rows are from no stored result:')
       wrong += rows[:3]
   print('\n'.join(wrong), end='\n' if wrong else '', file=sys.stderr)
-  if given.check and not wrong:
+  if args.check and not wrong:
     print('All documents agree with the stored results.')
   return 1 if wrong else 0
 

@@ -1,6 +1,7 @@
 """BUILD names every study and every file, and tests run by pytest."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,21 @@ def test_every_study_is_a_binary(found):
     if '\nSTUDY = ' in path.read_text(encoding='utf-8'):
       assert f'{path.parent.name}.{path.stem}' in binaries
   assert set(PROGRAMS) <= binaries
+
+
+def test_studies_depend_on_what_they_import(found):
+  studies = {
+    name: set(fields['deps'])
+    for name, fields in found.items()
+    if name.startswith('experiments.') and fields['kind'] == 'py_library'
+  }
+  studies.pop('experiments.shared')
+  for study, deps in studies.items():
+    for path in (ROOT / study.replace('.', '/')).rglob('*.py'):
+      text = path.read_text(encoding='utf-8')
+      imported = re.findall(r'from (experiments\.\w+)', text)
+      others = (set(imported) & set(studies)) - {study}
+      assert {f':{name}' for name in others} <= deps, path
 
 
 def test_tests_run_by_pytest(found, tmp_path):

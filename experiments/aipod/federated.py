@@ -226,7 +226,7 @@ def summarise(
       results.put(at, {f'rounds_to_{goal}_ratio': ratio})
       print(
         f'Rounds to {goal} %, {method} / {baseline} (best reported of '
-        f'{compared[baseline].looks} variants): {ratio:.3f}'
+        f'{compared[baseline].evaluations_on_test} variants): {ratio:.3f}'
       )
   return results
 

@@ -109,7 +109,7 @@ def compare(
     ]
     if members:
       key = lambda outcome: median(outcome, goal)
-      compared[family] = comparison.best_of(family, members, key)
+      compared[family] = comparison.select_best(family, members, key)
   return outcomes, compared
 
 

@@ -183,7 +183,7 @@ def make_solver(
     y = params.lower + updates.lower
     return {'measure': quadratic.stationarity(instance, params.upper, y)}
 
-  return harness.measured(solver, measure)
+  return harness.with_metrics(solver, measure)
 
 
 def running_average(history: dict[str, np.ndarray]) -> np.ndarray:

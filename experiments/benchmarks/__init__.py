@@ -1,1 +1,1 @@
-"""Benchmarks: what a step of the library costs, against the same by hand."""
+"""Benchmarks: costs of the library's steps, compared with other code."""

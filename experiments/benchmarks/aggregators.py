@@ -1,23 +1,22 @@
-"""Steps on several objectives, against TorchJD and against the summed loss.
+"""Steps on several objectives.
 
-A perceptron 784-512-512 is shared, each of M objectives has a head 512-10 and
-labels of its own; batches of 256, plain SGD on all sides, all carries donated.
-Data are random: cost does not depend on the values.
+The objectives share a perceptron 784-512-512; each of them has a head 512-10
+and its own labels. Batches have 256 samples, all sides use plain SGD, carries
+are donated. Data are random: the cost does not depend on the values.
+Comparisons:
 
-- Each aggregator against TorchJD's of the same name, in a whole step.
-- MoCo against one backward pass of the summed loss; Gram matrix only with MGDA;
-  MoCo on one net with M losses on its output.
-- The stacked gradients alone, against M separate compiled backward passes.
-- Temporary memory of the fused MoCo step against that of the step that makes
-  all rows at once.
-- Growth with the number of objectives.
+- a step with each aggregator / TorchJD's of the same name;
+- MoCo, or MGDA on the Gram matrix, or MoCo with all losses on one output / one
+  backward pass of the summed loss;
+- the stacked gradients / M separate compiled backward passes;
+- temporary memory of the fused MoCo step / a step that makes all rows at once;
+- growth with the number of objectives.
 
-MoCo, MoDo and SDMGrad, which need more samples or a state of tracked gradients,
-SMG, STCH, uncertainty weighting and the dynamic barrier have no counterpart
-among TorchJD's aggregators of one Jacobian.
+TorchJD aggregates one Jacobian, so it has no counterpart of MoCo, MoDo and
+SDMGrad (more samples or tracked gradients), SMG, STCH, uncertainty weighting
+and the dynamic barrier.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from experiments.benchmarks import measure
 INPUTS, CLASSES, RATE = 784, 10, 1e-3
 BOUND_PEER, BOUND_STACKING, BOUND_MEMORY, BOUND_GROWTH = 0.7, 0.9, 0.5, 1.1
 MOCO = {'tracking': 0.1, 'weight_step': 0.1}
-# By name, TorchJD's class and its options; M is put in for None.
+# TorchJD's class and its options by name; None stands for M.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
   'mean': ('Mean', {}),
   'weighted': ('Constant', {}),
@@ -53,17 +52,17 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 class Sizes(NamedTuple):
   """Sizes of the problem."""
 
-  hidden: int = 512  # Of each of the two shared layers.
+  hidden: int = 512  # Units of each of the two shared layers.
   batch: int = 256
 
 
 def bound_step(objectives: int) -> float:
-  """How many passes of the summed loss a step may cost."""
+  """Returns the maximum cost of a step in passes of the summed loss."""
   return 0.75 * objectives + 0.5
 
 
 class Case(NamedTuple):
-  """Random data and parameters of one M."""
+  """Random data and parameters."""
 
   params: Any
   batch: Any
@@ -72,7 +71,7 @@ class Case(NamedTuple):
 
 
 def make_case(objectives: int, sizes: Sizes) -> Case:
-  """Draws everything."""
+  """Draws data and parameters."""
   keys = jax.random.split(jax.random.key(0), 5)
   hidden = sizes.hidden
   normal = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
@@ -103,12 +102,12 @@ def make_case(objectives: int, sizes: Sizes) -> Case:
 
 
 def descend(params: Any, gradients: Any) -> Any:
-  """A step of plain SGD."""
+  """Takes a step of plain SGD."""
   return jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
 
 
 def summed_loss(case: Case) -> measure.Program:
-  """One backward pass of the sum of all losses, and SGD."""
+  """Compiles a step of SGD on the sum of all losses."""
 
   def loss(params, batch):
     features = case.trunk(params, batch)
@@ -121,13 +120,13 @@ def summed_loss(case: Case) -> measure.Program:
 
 
 def with_sgd(case: Case, solver: Any) -> measure.Program:
-  """A step of a solver with SGD."""
+  """Compiles a step of a solver with SGD."""
   chained = optax.chain(solver, optax.sgd(RATE))
   return measure.solver_program(chained, case.params, case.batch)
 
 
 def stacking(case: Case) -> measure.Program:
-  """The gradients of all objectives, kept."""
+  """Compiles the gradients of all objectives, stored in the carry."""
   oracle = bj.multi_objective(case.heads, trunk=case.trunk, rest=('heads',))
   state = oracle.init(case.params)
 
@@ -142,7 +141,7 @@ def stacking(case: Case) -> measure.Program:
 
 
 def separate(case: Case) -> Callable[[int], None]:
-  """M compiled backward passes, one after another, each gradient kept."""
+  """Runs M compiled backward passes one at a time, and stores the gradients."""
   programs = []
   for i, head in enumerate(case.heads):
 
@@ -173,7 +172,7 @@ def separate(case: Case) -> Callable[[int], None]:
 
 
 def on_output(objectives: int, sizes: Sizes) -> tuple[Any, Any]:
-  """One network with M losses on its output: (solver step, summed step)."""
+  """Compiles MoCo, and the summed loss, for M losses on one output."""
   case = make_case(objectives, sizes)
   params = bj.sequences(trunk=case.params.trunk, heads=case.params.heads[:1])
   network = lambda p, b: (
@@ -195,7 +194,7 @@ def on_output(objectives: int, sizes: Sizes) -> tuple[Any, Any]:
 
 
 def aggregated(case: Case, name: str) -> measure.Program:
-  """A step with an aggregator of the library."""
+  """Compiles a step with an aggregator of the library."""
   objectives = len(case.heads)
   oracle = bj.multi_objective(case.heads, trunk=case.trunk, rest=('heads',))
   make = getattr(bj.aggregators, name)
@@ -209,7 +208,7 @@ def aggregated(case: Case, name: str) -> measure.Program:
 
 
 def fused_moco(case: Case) -> measure.Program:
-  """A step with MoCo that never holds all rows."""
+  """Compiles a step with MoCo that never stores all rows."""
   return with_sgd(
     case,
     bj.oracles.fused_moco(
@@ -219,7 +218,7 @@ def fused_moco(case: Case) -> measure.Program:
 
 
 def gramian_mgda(case: Case) -> measure.Program:
-  """A step with MGDA on the Gram matrix alone."""
+  """Compiles a step with MGDA on the Gram matrix only."""
   arguments = {'trunk': case.trunk, 'rest': ('heads',)}
   oracle = bj.multi_objective(case.heads, **arguments, gramian=True)
   mgda = bj.aggregators.mgda(len(case.heads))
@@ -227,7 +226,7 @@ def gramian_mgda(case: Case) -> measure.Program:
 
 
 def moco_at_once(case: Case) -> measure.Program:
-  """A step with MoCo that makes all rows at once."""
+  """Compiles a step with MoCo that makes all rows at once."""
   arguments = {'trunk': case.trunk, 'rest': ('heads',)}
   oracle = bj.multi_objective(case.heads, **arguments, by='vmap')
   moco = bj.aggregators.moco(len(case.heads), rest=('heads',), **MOCO)
@@ -235,7 +234,7 @@ def moco_at_once(case: Case) -> measure.Program:
 
 
 def _peer(name, objectives, sizes, context):
-  """A step with an aggregator against TorchJD's."""
+  """Compares a step with an aggregator with TorchJD's."""
   context.peers.require('torch', 'torchjd')
   measured = aggregated(make_case(objectives, sizes), name)
   peer, options = PEERS[name]
@@ -272,20 +271,15 @@ def _growth(counts, sizes, context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   small = preset == 'smoke'
   sizes = Sizes(16, 16) if small else Sizes()
   counts = (2,) if small else (2, 5, 10)
-  partial, comparisons = functools.partial, []
-
-  def add(name, compared, make, *arguments, **bounds):
-    comparisons.append(
-      measure.Row(name, compared, partial(make, *arguments), bounds)
-    )
+  every = measure.Rows()
 
   for name, (peer, _) in PEERS.items():
     for count in counts:
-      add(
+      every.add(
         f'aggregators/torchjd/{name}/{count}',
         f'{name}, {count} objectives / TorchJD {peer}',
         *(_peer, name, count, sizes),
@@ -295,14 +289,17 @@ def rows(preset: str) -> Sequence[measure.Row]:
     of = f'{count} objectives'
     what = f'MoCo, {of} / summed loss'
     arguments = (_summed, fused_moco, count, sizes)
-    add(f'moco/summed/{count}', what, *arguments, wall=bound_step(count))
+    bound = bound_step(count)
+    every.add(f'moco/summed/{count}', what, *arguments, wall=bound)
     what = f'gradients stacked, {of} / one by one'
     arguments = (_stacking, count, sizes)
-    add(f'moco/stacked/{count}', what, *arguments, wall=BOUND_STACKING)
+    every.add(f'moco/stacked/{count}', what, *arguments, wall=BOUND_STACKING)
     what = f'Gram matrix only with MGDA, {of} / summed loss'
-    add(f'moco/gramian/{count}', what, _summed, gramian_mgda, count, sizes)
+    every.add(
+      f'moco/gramian/{count}', what, _summed, gramian_mgda, count, sizes
+    )
     what = f'MoCo on one output, {of} / summed loss'
-    add(f'moco/on_output/{count}', what, _on_output, count, sizes)
+    every.add(f'moco/on_output/{count}', what, _on_output, count, sizes)
   of = f'{counts[-1]} objectives'
   for name, make in (('fused', fused_moco), ('gramian', gramian_mgda)):
     bounds = {'temporary': BOUND_MEMORY} if name == 'fused' else {}
@@ -311,10 +308,10 @@ def rows(preset: str) -> Sequence[measure.Row]:
       what.replace('MoCo fused', 'MGDA, Gram matrix') if not bounds else what
     )
     arguments = (_memory, make, counts[-1], sizes)
-    add(f'moco/memory/{name}', what, *arguments, **bounds)
+    every.add(f'moco/memory/{name}', what, *arguments, **bounds)
   grown = (2, 4) if small else (2, 5, 10, 20)
   what = f'MoCo, objectives {grown[0]} to {grown[-1]}'
-  add(
+  every.add(
     'growth/objectives', what, _growth, grown, sizes, time_exponent=BOUND_GROWTH
   )
-  return comparisons
+  return every

@@ -1,12 +1,12 @@
-"""The packages that the benchmarks compare with, in an own environment.
+"""The environment of the packages that the benchmarks compare with.
 
-The environment is made once, in the user's cache folder, from
-`requirements.txt`; `BILEVEL_JAX_PEERS` names the Python of another one. Steps
-of the packages run in processes there (`peers/serve.py`), which are asked for
-one timing after the other.
+It is created once in the user's cache folder from `requirements.txt`;
+`BILEVEL_JAX_PEERS` is the Python of another one. Steps of the packages run in
+processes of this environment (`peers/serve.py`), which return timings on
+request.
 
-Two peers are repositories and no packages. They are cloned into the
-same folder, at a fixed commit; a clone that is already there is used.
+Two peers are repositories instead of packages. They are cloned into the same
+folder at a fixed commit, unless a clone exists.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any
 from experiments.harness.app import errors
 
 PYTHON_VARIABLE = 'BILEVEL_JAX_PEERS'
-# Seconds that a process may take for a row.
+# Time limit of a process for a row, s.
 _LIMIT = 1_800.0
 HERE = pathlib.Path(__file__).parent
 REQUIREMENTS = HERE / 'requirements.txt'
@@ -42,11 +42,11 @@ REPOSITORIES = {
 
 
 class MissingPeerError(errors.UserError):
-  """A package to compare with is missing; says which and why."""
+  """A package to compare with is missing."""
 
 
 def cache() -> pathlib.Path:
-  """The folder of environments and clones."""
+  """Returns the folder of environments and clones."""
   base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(base) / 'bilevel_jax' / 'peers'
 
@@ -55,21 +55,21 @@ class Peers:
   """Packages to compare with.
 
   Attributes:
-    choice: 'auto' for the environment that BILEVEL_JAX_PEERS names, else the
-      one in the cache folder, which is made if it is missing; 'none'; or the
-      Python of an environment.
+    choice: 'auto' for the Python in BILEVEL_JAX_PEERS, or else the environment
+      in the cache folder, which is created if missing; 'none'; or the Python of
+      an environment.
   """
 
   def __init__(self, choice: str = 'auto') -> None:
-    """Remembers the choice; nothing is made before it is needed."""
+    """Stores the choice; the environment is created on demand."""
     self.choice = choice
 
   @functools.cached_property
   def python(self) -> str:
-    """The interpreter of the environment.
+    """The Python of the environment.
 
     Raises:
-      MissingPeerError: if there is none, or it could not be made.
+      MissingPeerError: if there is none, or it cannot be created.
     """
     if self.choice == 'none':
       raise MissingPeerError('left out by --peers=none')
@@ -78,18 +78,18 @@ class Peers:
     if interpreter is None:
       return str(_make())
     if not os.access(interpreter, os.X_OK) or os.path.isdir(interpreter):
-      raise MissingPeerError(f'{interpreter} is no Python of an environment')
+      raise MissingPeerError(f'{interpreter} is not an executable Python')
     return interpreter
 
   def require(self, *packages: str) -> None:
     """Raises MissingPeerError if the environment lacks one of the packages."""
-    lacking = [name for name in packages if not self._has(name)]
-    if lacking:
+    missing = [name for name in packages if not self._has(name)]
+    if missing:
       raise MissingPeerError(
-        f'the environment of {self.python} lacks {", ".join(lacking)}'
+        f'the environment of {self.python} lacks {", ".join(missing)}'
       )
 
-  @functools.cache  # noqa: B019 - one object lives as long as the command.
+  @functools.cache  # noqa: B019 - one object per command.
   def _has(self, package: str) -> bool:
     code = (
       'import importlib.util, sys; '
@@ -102,11 +102,11 @@ class Peers:
   def process(
     self, module: str, case: str, **options: Any
   ) -> Iterator['Process']:
-    """A process that runs a case of a module of `peers`.
+    """Starts a process that runs a case of a module in `peers`.
 
     Args:
-      module: of the folder `peers`.
-      case: a function of it, from the options to a step.
+      module: name of the module.
+      case: name of its function from the options to a step.
       **options: plain values.
 
     Yields:
@@ -120,13 +120,11 @@ class Peers:
 
 @contextlib.contextmanager
 def own_process(module: str, case: str, **options: Any) -> Iterator['Process']:
-  """A process of this environment that runs a case of a benchmark.
-
-  For memory: what a process holds is its own then.
+  """Starts a process of our environment, to measure its memory separately.
 
   Args:
-    module: full name.
-    case: a function of it, from the options to `run(steps)`.
+    module: full name of the module.
+    case: name of its function from the options to `run(steps)`.
     **options: plain values.
 
   Yields:
@@ -147,30 +145,30 @@ class Process:
   def __init__(
     self, process: subprocess.Popen, what: str, options: Mapping[str, Any]
   ) -> None:
-    """Hands over the options, and waits until the step is built."""
+    """Sends the options, and waits until the step is compiled."""
     self._process, self._what = process, what
     self._ask(json.dumps(options))
 
   def run(self, steps: int) -> tuple[float, float]:
-    """Runs the steps; returns the wall and CPU seconds they took there."""
+    """Runs steps, and returns their wall and CPU seconds."""
     answer = self._ask(f'run {steps}')
     return answer['wall'], answer['cpu']
 
   def memory(self) -> int:
-    """Bytes that the process held at most, beyond those after its imports."""
+    """Returns the peak memory of the process above that after its imports."""
     return self._ask('memory')['bytes']
 
-  def _ask(self, words: str) -> dict[str, Any]:
+  def _ask(self, request: str) -> dict[str, Any]:
     try:
-      self._process.stdin.write(f'{words}\n')
+      self._process.stdin.write(f'{request}\n')
       self._process.stdin.flush()
     except BrokenPipeError:
-      pass  # What it said last is read below.
+      pass  # Its last answer is read below.
     return self._read()
 
   def _read(self) -> dict[str, Any]:
     for line in self._process.stdout:
-      # Packages print what they like before the answer.
+      # Packages may print other lines before the answer.
       if line.startswith('@'):
         answer = json.loads(line[1:])
         if 'error' in answer:
@@ -190,7 +188,7 @@ def _started(command, options, environment=None):
     text=True,
     env=environment,
   )
-  # One that hangs ends its row, and the others go on.
+  # If the process hangs, its row fails and the others continue.
   timer = threading.Timer(_LIMIT, process.kill)
   timer.daemon = True
   timer.start()
@@ -199,17 +197,17 @@ def _started(command, options, environment=None):
   finally:
     timer.cancel()
     process.kill()
-    with contextlib.suppress(OSError):  # What it did not read any more.
+    with contextlib.suppress(OSError):  # It may not have read everything.
       process.stdin.close()
     process.stdout.close()
     process.wait()
 
 
 def repository(name: str) -> pathlib.Path:
-  """The folder of a clone, which is made if it is missing.
+  """Returns the folder of a clone, which is created if missing.
 
   Raises:
-    MissingPeerError: if it cannot be cloned.
+    MissingPeerError: if the repository cannot be cloned.
   """
   address, commit = REPOSITORIES[name]
   folder = cache() / 'repositories' / name
@@ -233,7 +231,7 @@ def repository(name: str) -> pathlib.Path:
 
 
 def _make() -> pathlib.Path:
-  """The environment of `requirements.txt`, made if it is missing."""
+  """Creates the environment of `requirements.txt` if it is missing."""
   digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
   folder = cache() / digest
   python = folder / 'bin' / 'python'
@@ -241,8 +239,8 @@ def _make() -> pathlib.Path:
   if done.exists():
     return python
   print(
-    f'Making the environment of the packages to compare with, in {folder} '
-    '(2 to 8 GB, some minutes; --peers=none does without).',
+    f'Creating the environment of the packages to compare with in {folder} '
+    '(2 to 8 GB, some minutes; --peers=none leaves them out).',
     flush=True,
   )
   venv.create(folder, with_pip=True, clear=True)

@@ -1,23 +1,22 @@
-"""Implicit and unrolled hypergradients, against other packages and gradients.
+"""Implicit and unrolled hypergradients.
 
 A network learns from weighted digits; the hypergradient is that of the weights.
+Comparisons:
 
-- Implicit, with K steps of conjugate gradients from a cold start, against
-  jaxopt and TorchOpt, and in operations against 2 K + 2 gradients of the lower
-  loss: a product is two gradients where the first pass is shared.
-- Unrolled, through T steps of gradient descent, against jaxopt, TorchOpt and
-  higher.
-- Modes of the unrolled one against `reverse`, which goes backwards through the
-  gradient of each step and keeps all that it was computed from. `mixed` keeps
-  each step's state and goes through the gradient by a forward product. There a
-  decoder takes steps of Adam on rows of tokens from weighted sources.
-- Growth with the number of parameters.
+- implicit, with K steps of conjugate gradients from a cold start / jaxopt and
+  TorchOpt, and in operations / 2 K + 2 gradients of the lower loss: a product
+  costs two gradients if the first pass is shared;
+- unrolled through T steps of gradient descent / jaxopt, TorchOpt and higher;
+- modes of the unrolled one / `reverse`, which differentiates each step in
+  reverse mode and stores its intermediate values. `mixed` stores the state of
+  each step and uses a forward product. A decoder takes steps of Adam on rows of
+  tokens from weighted sources;
+- growth with the number of parameters.
 
-Operations and memory are the compiler's counts, of loops that are unrolled
-where they are compared, because the body of a loop is counted once.
+Operations and memory are the compiler's counts. It counts the body of a loop
+once, so compared loops are unrolled.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from experiments.benchmarks.peers import problems
 RATE, SOURCES = 0.1, 2
 BOUND_PEER, BOUND_FLOPS, BOUND_GROWTH = 0.95, 1.2, 1.1
 BOUND_MEMORY, BOUND_TIME = 0.2, 0.8
-# Rounding of float32: gradients of weights that sum to one nearly cancel.
+# Rounding of float32: gradients of weights that sum to 1 nearly cancel.
 BOUND_DIFFERENCE = 1e-5
 
 
@@ -47,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Decoder(NamedTuple):
-  """Sizes of the decoder; activations take several times its memory."""
+  """Sizes of the decoder, whose activations exceed its weights in memory."""
 
   layers: int = 4
   width: int = 128
@@ -55,23 +54,23 @@ class Decoder(NamedTuple):
   length: int = 128
   vocabulary: int = 256
   rows: int = 6
-  steps: int = 8  # Of Adam.
-  checkpoint: int = 3  # Steps a checkpoint, where there are any.
+  steps: int = 8  # Steps of Adam.
+  checkpoint: int = 3  # Steps per checkpoint.
 
 
 def weighted_digits(width: int, rows: int) -> Case:
-  """A network with two hidden layers; the upper variable is (rows,)."""
+  """Makes a network with two hidden layers; the upper variable is (rows,)."""
   lower, upper, y, x, batch = problems.digits(width, rows)
   return Case(bj.BilevelProblem(upper, lower), bj.BilevelParams(x, y), batch)
 
 
-def width_of(parameters: int) -> int:
-  """The width at which 2 width^2 + 13 width is near `parameters`."""
+def choose_width(parameters: int) -> int:
+  """Returns the width for which 2 width^2 + 13 width is near `parameters`."""
   return max(1, round((-13 + math.sqrt(169 + 8 * parameters)) / 4))
 
 
 def hypergradient(case: Case, oracle: Any) -> measure.Program:
-  """A hypergradient as a step; the carry ends with it."""
+  """Compiles a hypergradient as a step, whose carry ends with it."""
 
   def step(carry, batch):
     params, state, _ = carry
@@ -83,7 +82,7 @@ def hypergradient(case: Case, oracle: Any) -> measure.Program:
 
 
 def implicit(case: Case, products: int, *, unroll: bool) -> measure.Program:
-  """An implicit hypergradient, from a cold start."""
+  """Compiles an implicit hypergradient from a cold start."""
   solve = bj.linear_solvers.conjugate_gradient(
     products, unroll=products if unroll else 1
   )
@@ -97,7 +96,7 @@ def implicit(case: Case, products: int, *, unroll: bool) -> measure.Program:
 
 
 def unrolled(case: Case, steps: int) -> measure.Program:
-  """A hypergradient through steps of gradient descent."""
+  """Compiles a hypergradient through steps of gradient descent."""
   oracle = bj.unrolled(
     case.problem, lower=bj.Sequence(optax.sgd(RATE), steps=steps)
   )
@@ -105,7 +104,7 @@ def unrolled(case: Case, steps: int) -> measure.Program:
 
 
 def lower_gradient(case: Case) -> measure.Program:
-  """One gradient of the lower loss in the network's parameters, as a step."""
+  """Compiles a gradient of the lower loss in the network's parameters."""
 
   def step(carry, batch):
     (x, y), _ = carry
@@ -116,7 +115,7 @@ def lower_gradient(case: Case) -> measure.Program:
 
 
 def _peer(kind, package, width, rows, count, context):
-  """Our hypergradient against that of another package."""
+  """Compares our hypergradient with that of another package."""
   context.peers.require(package)
   case = weighted_digits(width, rows)
   arguments: dict[str, Any] = {'width': width, 'rows': rows}
@@ -132,7 +131,7 @@ def _peer(kind, package, width, rows, count, context):
 
 
 def _gradients(width, rows, products, context):
-  """The implicit hypergradient against 2 K + 2 gradients."""
+  """Compares the implicit hypergradient with 2 K + 2 gradients."""
   case = weighted_digits(width, rows)
   measured, plain = implicit(case, products, unroll=True), lower_gradient(case)
   gradients = 2 * products + 2
@@ -143,13 +142,13 @@ def _gradients(width, rows, products, context):
 
 def _growth(sizes, rows, products, context):
   make = lambda size: implicit(
-    weighted_digits(width_of(size), rows), products, unroll=False
+    weighted_digits(choose_width(size), rows), products, unroll=False
   )
   return measure.growth(make, sizes, context.rounds)
 
 
 def make_decoder(sizes: Decoder) -> tuple[Any, Any]:
-  """The weights of a decoder, and its loss of each token, (rows, length)."""
+  """Returns the weights of a decoder and its loss per token, (rows, length)."""
   width, heads = sizes.width, sizes.heads
   keys = iter(jax.random.split(jax.random.key(0), 2 + 4 * sizes.layers))
 
@@ -194,10 +193,10 @@ def make_decoder(sizes: Decoder) -> tuple[Any, Any]:
 
 
 def weighted_sources(sizes: Decoder) -> Case:
-  """A decoder that learns from rows of weighted sources.
+  """Makes a decoder that learns from rows of weighted sources.
 
   Args:
-    sizes: of all; the tokens are random, cost does not depend on them.
+    sizes: sizes of the decoder and of the random data.
 
   Returns:
     A `Case`; the upper variable is (SOURCES,).
@@ -223,12 +222,12 @@ def weighted_sources(sizes: Decoder) -> Case:
   return Case(bj.BilevelProblem(upper, lower), params, batch)
 
 
-def of_mode(case: Case, mode: str, sizes: Decoder) -> measure.Program:
-  """An unrolled hypergradient; `+checkpoint` after the mode for checkpoints."""
+def unrolled_adam(case: Case, mode: str, sizes: Decoder) -> measure.Program:
+  """Compiles an unrolled hypergradient; `+checkpoint` adds checkpoints."""
   mode, _, checkpoint = mode.partition('+')
   oracle = bj.unrolled(
     case.problem,
-    # The derivative of a root at 0 needs a constant under it.
+    # `eps_root`: the square root has no derivative at 0.
     lower=bj.Sequence(optax.adam(1e-3, eps_root=1e-8), steps=sizes.steps),
     mode=mode,
     checkpoint=sizes.checkpoint if checkpoint else None,
@@ -239,9 +238,10 @@ def of_mode(case: Case, mode: str, sizes: Decoder) -> measure.Program:
 def compare_modes(
   mode: str, sizes: Decoder, context: measure.Context
 ) -> dict[str, float]:
-  """A mode against `reverse`, with the difference of the hypergradients."""
+  """Compares a mode with `reverse`, also in values."""
   case = weighted_sources(sizes)
-  program, base = (of_mode(case, name, sizes) for name in (mode, 'reverse'))
+  names = mode, 'reverse'
+  program, base = (unrolled_adam(case, name, sizes) for name in names)
   numbers = measure.compare(program, base, context, **context.few())
   measured, peer = (np.asarray(p.carry[-1]) for p in (program, base))
   difference = np.abs(measured - peer).max() / np.abs(peer).max()
@@ -252,60 +252,49 @@ def compare_modes(
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   small = preset == 'smoke'
   width = 32 if small else 256
   digits, products, steps = 64, 10, 10
-  partial, comparisons = functools.partial, []
-  of = f'{2 * width**2 + 13 * width:,} parameters'
+  every = measure.Rows()
+  size = f'{2 * width**2 + 13 * width:,} parameters'
   for kind, count, packages in (
     ('implicit', products, ('jaxopt', 'torchopt')),
     ('unrolled', steps, ('jaxopt', 'torchopt', 'higher')),
   ):
-    comparisons += [
-      measure.Row(
+    unit = 'products' if kind == 'implicit' else 'steps'
+    for package in packages:
+      every.add(
         f'hypergradient/{kind}/{package}',
-        f'{kind}, {count} {"products" if kind == "implicit" else "steps"}, '
-        f'{of} / {package}',
-        partial(_peer, kind, package, width, digits, count),
-        {'wall': BOUND_PEER},
+        f'{kind}, {count} {unit}, {size} / {package}',
+        *(_peer, kind, package, width, digits, count),
+        wall=BOUND_PEER,
       )
-      for package in packages
-    ]
-  comparisons.append(
-    measure.Row(
-      'hypergradient/implicit/gradients',
-      f'implicit, {products} products / {2 * products + 2} gradients',
-      partial(_gradients, width_of(1_000_000) if not small else 32, 64, 10),
-      {'flops': BOUND_FLOPS},
-    )
+  large = width if small else choose_width(1_000_000)
+  every.add(
+    'hypergradient/implicit/gradients',
+    f'implicit, {products} products / {2 * products + 2} gradients',
+    *(_gradients, large, digits, products),
+    flops=BOUND_FLOPS,
   )
-  sizes = Decoder()
-  if small:
-    sizes = Decoder(0, 8, 2, 32, 16, 4, 3)
+  sizes = Decoder(0, 8, 2, 32, 16, 4, 3) if small else Decoder()
   modes = ('mixed', 'reverse+checkpoint', 'mixed+checkpoint', 'forward')
+  bounds = {'temporary': BOUND_MEMORY, 'wall': BOUND_TIME}
+  bounds['difference'] = BOUND_DIFFERENCE
   for mode in modes[: 1 if small else None]:
-    bounds = {
-      'temporary': BOUND_MEMORY,
-      'wall': BOUND_TIME,
-      'difference': BOUND_DIFFERENCE,
-    }
-    comparisons.append(
-      measure.Row(
-        f'hypergradient/modes/{mode}',
-        f'unrolled {mode}, {sizes.layers} layers / reverse',
-        partial(compare_modes, mode, sizes),
-        bounds if mode == 'mixed' else {},
-      )
+    every.add(
+      f'hypergradient/modes/{mode}',
+      f'unrolled {mode}, {sizes.layers} layers / reverse',
+      *(compare_modes, mode, sizes),
+      **bounds if mode == 'mixed' else {},
     )
-  grown = (10_000, 100_000, 1_000_000) + (10_000_000,) * (preset == 'paper')
-  grown = (1_000, 10_000) if small else grown
-  comparisons.append(
-    measure.Row(
-      'growth/parameters',
-      f'implicit hypergradient, parameters {grown[0]:,} to {grown[-1]:,}',
-      partial(_growth, grown, 16, 4),
-      {'time_exponent': BOUND_GROWTH, 'memory_exponent': BOUND_GROWTH},
-    )
+  counts = (10_000, 100_000, 1_000_000) + (10_000_000,) * (preset == 'paper')
+  counts = (1_000, 10_000) if small else counts
+  every.add(
+    'growth/parameters',
+    f'implicit hypergradient, parameters {counts[0]:,} to {counts[-1]:,}',
+    *(_growth, counts, 16, 4),
+    time_exponent=BOUND_GROWTH,
+    memory_exponent=BOUND_GROWTH,
   )
-  return comparisons
+  return every

@@ -1,24 +1,21 @@
-"""Steps of fine-tuning language models, against peft and against one objective.
+"""Steps of fine-tuning language models.
 
-Demonstrations (SFT) and preferences (DPO; as many pairs, so twice the rows)
-train low-rank adapters of SmolLM2-135M's sizes by one Adam. Weights and tokens
-are random: cost does not depend on them.
+Demonstrations (SFT) and preferences (DPO, the same number of pairs) train
+low-rank adapters of a model with SmolLM2-135M's sizes by Adam. Weights and
+tokens are random: the cost does not depend on them. Comparisons:
 
-- Both against PyTorch with transformers and peft, the head on the positions of
-  the answers only and the reference's log-probabilities known, on both sides.
-  Memory is the peak of a process of each.
-- A selecting step (ALRIGHT, MAXRIGHT) against single-objective steps in the
-  numbers in which it chose them. MAXRIGHT refreshes its memo once, before all
-  that is timed, and by its own steps; and every 10 steps by the losses of both.
-  The compiler's operations and temporary memory of ALRIGHT's step against the
-  dearer objective's; it counts a scanned layer once, in both, and the dearest
-  branch. The weighted sum of both (Mix) against ALRIGHT.
-- A step on demonstrations against a plain product with as many operations.
-- A step of SEAL (half of the rows to rank, half safe) against fine-tuning on
-  all of these rows; and a selector's update among many rows against few.
+- SFT and DPO / PyTorch with transformers and peft. On both sides the head only
+  sees the answers, and the reference's log-probabilities are precomputed.
+  Memory is the peak of a process;
+- a step of ALRIGHT or MAXRIGHT / the steps on single objectives that it
+  selected. MAXRIGHT refreshes its cached losses once before the timing, or
+  every 10 steps;
+- operations and temporary memory of a step of ALRIGHT / of the costlier
+  objective. The compiler counts a scanned layer once, and the costliest branch;
+- the weighted sum of both objectives (Mix) / ALRIGHT;
+- a step on demonstrations / a matrix product with as many operations.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,15 +27,15 @@ import optax
 import bilevel_jax as bj
 from experiments.benchmarks import environment, measure
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, log_probs, lora, tuning
+from experiments.lm import decoder, log_probs, lora
 
 NAMES = ('sft', 'dpo')
 BOUND_PEER, BOUND_PEER_MEMORY = 0.95, 1.1
 BOUNDS = {'alright': 1.05, 'maxright': 1.05, 'maxright_refreshed': 1.12}
 BOUND_FLOPS, BOUND_MEMORY = 1.01, 1.05
-BOUND_SEAL, BOUND_SEAL_MEMORY, BOUND_SCORES = 1.15, 1.2, 1.5
+
 RATE, REFRESH, STEPS = 1e-3, 10, 10
-# Those of SmolLM2-135M, by the names of transformers.
+# Sizes of SmolLM2-135M, with the names of transformers.
 SMOLLM2 = {
   'hidden_size': 576,
   'intermediate_size': 1536,
@@ -59,12 +56,12 @@ class Sizes(NamedTuple):
   """Sizes of a step.
 
   Attributes:
-    layers: of the model.
-    rows: demonstrations, and pairs, in a batch.
+    layers: number of layers.
+    rows: number of demonstrations, and of pairs, in a batch.
     length: tokens of a row.
-    answer: tokens of its answer, at the end; the head sees only them.
-    rank: of adapters of q and v.
-    model: the other sizes of the model, by the names of transformers.
+    answer: tokens of the answer at the end of a row.
+    rank: rank of the adapters of q and v.
+    model: other sizes of the model, with the names of transformers.
   """
 
   layers: int = 2
@@ -76,7 +73,7 @@ class Sizes(NamedTuple):
 
   @property
   def config(self) -> config_lib.Config:
-    """The model."""
+    """The configuration of the model."""
     heads = self.model['num_attention_heads']
     return config_lib.Config(
       family='llama',
@@ -100,10 +97,10 @@ class Case(NamedTuple):
   """A model with two objectives.
 
   Attributes:
-    config: of the model.
-    params: what is trained.
-    batch: `frozen` weights, and rows by objective.
-    losses: by objective, of (params, {'frozen': ..., 'rows': ...}).
+    config: configuration of the model.
+    params: the adapters.
+    batch: `frozen` weights, and `rows` by objective.
+    losses: losses of (params, {'frozen': ..., 'rows': ...}) by objective.
   """
 
   config: config_lib.Config
@@ -113,7 +110,7 @@ class Case(NamedTuple):
 
 
 def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
-  """Draws weights, and rows for some of the objectives."""
+  """Draws weights, and rows of objectives."""
   config = sizes.config
   frozen = decoder.init(config, 0)
   trained = lora.init(frozen, jax.random.key(0), rank=sizes.rank)
@@ -129,7 +126,7 @@ def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
     'dpo': {'tokens': tokens[pairs], 'mask': mask[pairs]},
   }
 
-  def of(params, batch):
+  def answers(params, batch):
     own = lora.attach(batch['frozen'], params)
     rows = batch['rows']
     return log_probs.from_tokens(
@@ -137,16 +134,16 @@ def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
     )
 
   def sft(params, batch):
-    answers = of(params, batch)
-    return bj.losses.sft(answers.log_probs, answers.mask)
+    rows = answers(params, batch)
+    return bj.losses.sft(rows.log_probs, rows.mask)
 
   def dpo(params, batch):
-    both = jnp.split(of(params, batch).total, 2)
+    both = jnp.split(answers(params, batch).total, 2)
     return bj.losses.dpo(*both, *batch['rows']['reference'])
 
   rows = {name: rows[name] for name in names}
   if 'dpo' in names:
-    fixed = jax.jit(lambda p, b: jnp.split(of(p, b).total, 2))(
+    fixed = jax.jit(lambda p, b: jnp.split(answers(p, b).total, 2))(
       trained, {'frozen': frozen, 'rows': rows['dpo']}
     )
     rows['dpo']['reference'] = np.stack(jax.device_get(fixed))
@@ -155,7 +152,7 @@ def make_case(sizes: Sizes, names: Sequence[str] = NAMES) -> Case:
 
 
 def program(case: Case, oracle: Any) -> measure.Program:
-  """A step of an oracle with Adam; its batch has the rows of both."""
+  """Compiles a step of an oracle with Adam, on the rows of both objectives."""
   solver = optax.chain(oracle, optax.adam(RATE, b1=0.9, b2=0.95))
 
   batch = {
@@ -166,14 +163,14 @@ def program(case: Case, oracle: Any) -> measure.Program:
 
 
 def objective(case: Case, name: str) -> Any:
-  """The gradient of one objective."""
+  """Returns the gradient of an objective."""
   loss = case.losses[name]
   return bj.gradient(lambda params, batch: loss(params, batch[name]), name=name)
 
 
 def oracles(case: Case) -> dict[str, Any]:
-  """What each step descends along, by name."""
-  alone = {name: objective(case, name) for name in NAMES}
+  """Returns the oracles by name."""
+  single = {name: objective(case, name) for name in NAMES}
   losses = [case.losses[name] for name in NAMES]
   start = lambda params, batch: [
     case.losses[name](
@@ -182,14 +179,14 @@ def oracles(case: Case) -> dict[str, Any]:
     for name in NAMES
   ]
   first = jax.jit(start)(case.params, case.batch)
-  # Equally far from both at the start: then it takes both.
+  # The same gap for both objectives, so that both are selected.
   optima = [float(loss) - 0.5 for loss in first]
   shares = [0.5, 0.5]
   maxright = lambda every: bj.solvers.maxright(
     losses, NAMES, weights=shares, optima=optima, refresh_every=every
   )
   return {
-    **alone,
+    **single,
     'alright': bj.solvers.alright(
       losses, NAMES, weights=shares, key=0, even=True
     ),
@@ -202,66 +199,60 @@ def oracles(case: Case) -> dict[str, Any]:
 
 
 class Chosen:
-  """Runs single-objective steps in the numbers that a program chose last."""
+  """Repeats the selected steps by programs of single objectives."""
 
   def __init__(
-    self, of: measure.Program, alone: dict[str, measure.Program]
+    self, selecting: measure.Program, single: dict[str, measure.Program]
   ) -> None:
-    """Takes the selecting program, and those of each objective."""
-    self._of, self._alone = of, alone
+    """Takes the selecting program, and the programs of the objectives."""
+    self._selecting, self._single = selecting, single
     self._before = {name: 0 for name in NAMES}
     self._last = dict.fromkeys(NAMES, 1)
     self.rounds: list[dict[str, int]] = []
 
   def select(self, steps: int) -> None:
-    """Runs the selecting program, and sees what it chose."""
-    self._of.run(steps)
-    counts = bj.counts(self._of.carry[1])
+    """Runs the selecting program, and counts its selections."""
+    self._selecting.run(steps)
+    counts = bj.counts(self._selecting.carry[1])
     now = {name: int(counts[f'gradients/{name}']) for name in NAMES}
     self._last = {name: now[name] - self._before[name] for name in NAMES}
     self._before = now
 
   def same(self, steps: int) -> None:
-    """Runs as many steps of each objective."""
+    """Runs the same number of steps of each objective."""
     del steps
     for name, count in self._last.items():
       if count:
-        self._alone[name].run(count)
+        self._single[name].run(count)
     self.rounds.append(self._last)
 
 
 def model_flops(sizes: Sizes) -> float:
-  """Operations of a step on demonstrations that its products need."""
+  """Returns the operations that the products of an SFT step need."""
   config = sizes.config
   tokens = sizes.rows * sizes.length
   head = 2 * config.width * config.vocabulary
   body = config.flops_per_token - head
   attention = 4 * sizes.length * config.heads * config.head_width
   attention *= config.layers
-  # Backward once more for the inputs; the weights are frozen.
+  # Backward: one more product for the inputs; the weights are frozen.
   products = tokens * body + sizes.rows * sizes.answer * head
   return float(2 * products + 3 * tokens * attention)
 
 
 def serve(name: str, sizes: Sequence[Any]) -> measure.Run:
-  """A step in a process of its own, see `environment.own_process`."""
+  """Makes a step for `environment.own_process`."""
   case = make_case(Sizes(*sizes), (name,))
   return program(case, objective(case, name)).run
 
 
 def _peft(name, sizes, context):
-  """A step against PyTorch's, each in a process of its own."""
+  """Compares a step with PyTorch's, both in separate processes."""
   context.peers.require('torch', 'transformers', 'peft')
-  arguments = {
-    'rows': sizes.rows,
-    'length': sizes.length,
-    'answer': sizes.answer,
-  }
-  arguments |= {
-    'rank': sizes.rank,
-    'sizes': sizes.model
-    | {'num_hidden_layers': sizes.layers, 'tie_word_embeddings': True},
-  }
+  names = ('rows', 'length', 'answer', 'rank')
+  arguments = {name: getattr(sizes, name) for name in names}
+  model = {'num_hidden_layers': sizes.layers, 'tie_word_embeddings': True}
+  arguments['sizes'] = sizes.model | model
   own = {'name': name, 'sizes': list(sizes)}
   with (
     environment.own_process(__name__, 'serve', **own) as measured,
@@ -272,7 +263,7 @@ def _peft(name, sizes, context):
 
 
 def _selecting(name, sizes, context):
-  """A selecting step against single-objective steps."""
+  """Compares a selecting step with steps on single objectives."""
   case = make_case(sizes)
   every = oracles(case)
   programs = {n: program(case, every[n]) for n in (*NAMES, name)}
@@ -280,11 +271,11 @@ def _selecting(name, sizes, context):
   numbers = measure.compare(
     chosen.select, chosen.same, context, **context.few() | {'steps': STEPS}
   )
-  dearer = lambda what: max(getattr(programs[n], what) for n in NAMES)
-  taken = chosen.rounds[1:]  # Before them, a step to get warm.
+  costlier = lambda what: max(getattr(programs[n], what) for n in NAMES)
+  taken = chosen.rounds[1:]  # The first one warms up.
   return numbers | {
-    'flops': programs[name].flops / dearer('flops'),
-    'temporary': programs[name].temporary / dearer('temporary'),
+    'flops': programs[name].flops / costlier('flops'),
+    'temporary': programs[name].temporary / costlier('temporary'),
     'share': sum(one['dpo'] for one in taken) / (len(taken) * STEPS),
   }
 
@@ -297,115 +288,24 @@ def _mix(sizes, context):
 
 
 def _product(sizes, size, context):
-  """Time beyond that of a plain product with as many operations."""
+  """Compares a step with a matrix product of as many operations."""
   case = make_case(sizes, ('sft',))
   measured = program(case, objective(case, 'sft'))
-  return measure.beside_product(measured, model_flops(sizes), size, context)
-
-
-def seal_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
-  """A step of fine-tuning and of both forms of SEAL, on the same rows."""
-  how = tuning.Tuning(sizes.config, rank=sizes.rank)
-  weights = decoder.init(sizes.config, 0)
-  shape = sizes.rows, sizes.length
-  vocabulary = sizes.config.vocabulary
-  tokens = np.random.default_rng(0).integers(vocabulary, size=shape)
-  mask = np.tile(
-    np.arange(sizes.length) >= sizes.length - sizes.answer, (shape[0], 1)
-  )
-  every = {
-    'tokens': jnp.asarray(tokens, jnp.int32),
-    'mask': jnp.asarray(mask, jnp.int32),
-  }
-  half = sizes.rows // 2
-
-  def losses(trained, rows, frozen):
-    return -how.answers(trained, frozen, rows, max_answer=sizes.answer).mean
-
-  parts = [
-    {n: leaf[at] for n, leaf in every.items()}
-    for at in (slice(None, half), slice(half, None))
-  ]
-  batch = {
-    'rows': parts[0],
-    'safe': parts[1],
-    'all': every,
-    'index': jnp.arange(half),
-    'frozen': weights,
-  }
-  plain = lambda y, b: jnp.mean(losses(y, b['all'], b['frozen']))
-
-  def seal(full):
-    return bj.solvers.seal(
-      lambda y, b: jnp.mean(losses(y, b['safe'], b['frozen'])),
-      lambda y, b: losses(y, b['rows'], b['frozen']),
-      rows=few,
-      index=lambda b: b['index'],
-      penalty=1.0,
-      selector=optax.sgd(0.1),
-      lower=optax.adam(RATE),
-      value=optax.adam(RATE) if full else None,
-    )
-
-  start = how.init(weights, jax.random.key(0))
-  programs = {
-    'sft': optax.chain(bj.gradient(plain), optax.adam(RATE)),
-    'seal': seal(False),
-    'seal_full': seal(True),
-  }
-  return {
-    n: measure.solver_program(s, start, batch) for n, s in programs.items()
-  }
-
-
-def selector(rows: int, size: int, *, dense: bool) -> measure.Program:
-  """A step of scores alone: the model is one number."""
-  if dense:
-    loss = lambda scores, b: jnp.mean(rows * jax.nn.softmax(scores)[b] * 1.5)
-    solver = optax.chain(bj.gradient(loss), optax.adam(RATE))
-    start = jnp.zeros(rows)
-  else:
-    solver = bj.solvers.seal(
-      lambda y, b: y**2,
-      lambda y, b: 1.5 + 0.0 * b + y,
-      rows=rows,
-      index=lambda b: b,
-      penalty=1.0,
-      selector=optax.sgd(RATE),
-      lower=optax.sgd(RATE),
-    )
-    start = jnp.float32(0.0)
-  at = jnp.asarray(np.random.default_rng(0).permutation(rows)[:size])
-  return measure.solver_program(solver, start, at)
-
-
-def _seal(name, sizes, context):
-  programs = seal_programs(sizes)
-  return measure.compare(programs[name], programs['sft'], context)
-
-
-def _scores(counts, dense, context):
-  few, many = (selector(n, 64, dense=dense) for n in counts)
-  return measure.compare(many, few, context)
+  return measure.compare_to_product(measured, model_flops(sizes), size, context)
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   small = preset == 'smoke'
   sizes = {'smoke': SMALL, 'quick': Sizes(layers=6), 'paper': Sizes(layers=30)}[
     preset
   ]
   fewer = sizes if small else sizes._replace(layers=min(sizes.layers, 2))
-  partial, comparisons = functools.partial, []
+  every = measure.Rows()
   of = f'{sizes.layers} layers, {sizes.rows} rows of {sizes.length} tokens'
 
-  def add(name, compared, make, *arguments, **bounds):
-    comparisons.append(
-      measure.Row(name, compared, partial(make, *arguments), bounds)
-    )
-
   for name in NAMES:
-    add(
+    every.add(
       f'lm/peft/{name}',
       f'{name.upper()}, {of} / PyTorch with peft',
       *(_peft, name, sizes),
@@ -420,28 +320,10 @@ def rows(preset: str) -> Sequence[measure.Row]:
   for name, bound in BOUNDS.items():
     bounds = {'flops': BOUND_FLOPS, 'temporary': BOUND_MEMORY}
     bounds = {'cpu': bound} | (bounds if name == 'alright' else {})
-    what = f'{titles[name]} / what it chose'
-    add(f'lm/select/{name}', what, _selecting, name, fewer, **bounds)
+    what = f'{titles[name]} / the selected steps'
+    every.add(f'lm/select/{name}', what, _selecting, name, fewer, **bounds)
   what = 'Mix, both objectives a step / ALRIGHT'
-  add('lm/select/mix', what, _mix, fewer)
+  every.add('lm/select/mix', what, _mix, fewer)
   what = f'SFT, {of} / a product with as many operations'
-  add('lm/product', what, _product, sizes, 128 if small else 1_024)
-  of_seal = (
-    sizes
-    if small
-    else fewer._replace(
-      rows=8, model=TINY | {'hidden_size': 128, 'vocab_size': 2_048}
-    )
-  )
-  for name, bounds in (
-    ('seal', {'wall': BOUND_SEAL, 'memory': BOUND_SEAL_MEMORY}),
-    ('seal_full', {}),
-  ):
-    what = f'{name.replace("_", ", ")} / fine-tuning on the same rows'
-    add(f'seal/step/{name}', what, _seal, name, of_seal, **bounds)
-  counts = (100, 1_000) if small else (1_000, 1_000_000)
-  for name, dense in (('tree', False), ('dense', True)):
-    what = f'scores of {counts[1]:,} rows, {name} / {counts[0]:,} rows'
-    bounds = {} if dense else {'wall': BOUND_SCORES}
-    add(f'growth/rows/{name}', what, _scores, counts, dense, **bounds)
-  return comparisons
+  every.add('lm/product', what, _product, sizes, 128 if small else 1_024)
+  return every

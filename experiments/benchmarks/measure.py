@@ -1,13 +1,14 @@
-"""Measures what programs cost compared with others: operations, memory, time.
+"""Compares the costs of programs: operations, memory, time.
 
-Operations and memory are the compiler's own counts, exact and repeatable. Time
-on a shared machine is neither: two programs are timed in turn, A B A B ..., and
-compared pair by pair, so that a busy spell hits both of a pair.
+Operations and memory are the compiler's counts, which are repeatable. Times on
+a shared machine are not: two programs are timed in turn, A B A B ..., and
+compared pair by pair, so that other load affects both of a pair.
 
-A `Row` is one comparison of the suite. It is always a cost over another cost,
-so that less is better, and its bounds say how much it may be at most.
+A `Row` is a comparison of the suite. It is a cost divided by another cost, so
+less is better, and its bounds are upper bounds.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,20 +19,20 @@ import numpy as np
 import bilevel_jax as bj
 from experiments.benchmarks import environment
 
-# Seconds of rest after a turn in another process: threads that
-# wait for work keep a processor busy for some milliseconds.
+# Seconds of rest after a turn in another process, whose waiting threads keep a
+# core busy for some milliseconds.
 _SETTLE = 0.02
 Run = Callable[[int], Any]
 
 
 class Context(NamedTuple):
-  """What a measurement may use.
+  """The context of a measurement.
 
   Attributes:
-    rounds: pairs of timings of each comparison.
-    seconds: about how long one timing lasts.
-    peers: packages to compare with, in an environment of their own.
-    workdir: for files.
+    rounds: pairs of timings of a comparison.
+    seconds: approximate duration of a timing.
+    peers: packages to compare with, in a separate environment.
+    workdir: folder for files.
     data_dir: folder of data sets, or None.
   """
 
@@ -42,18 +43,18 @@ class Context(NamedTuple):
   data_dir: str | None = None
 
   def few(self) -> dict[str, int]:
-    """Arguments of `compare` for what takes seconds: few pairs of one step."""
+    """Returns arguments of `compare` for slow programs: few pairs of a step."""
     return {'rounds': min(self.rounds, 3), 'steps': 1}
 
 
 class Row(NamedTuple):
-  """One comparison.
+  """A comparison.
 
   Attributes:
-    name: unique; its first word is the group.
+    name: unique name, whose first part is the group.
     compared: what is measured / what it is compared with, and the sizes.
     measure: from a `Context` to numbers by name, such as those of `compare`.
-    bounds: what some of these numbers may be at most.
+    bounds: upper bounds of some of these numbers.
   """
 
   name: str
@@ -62,15 +63,31 @@ class Row(NamedTuple):
   bounds: Mapping[str, float] = {}
 
 
+class Rows(list[Row]):
+  """The rows of a module."""
+
+  def add(
+    self,
+    name: str,
+    compared: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    **bounds: float,
+  ) -> None:
+    """Adds a row; `function` takes the arguments and a `Context`."""
+    measured = functools.partial(function, *arguments)
+    self.append(Row(name, compared, measured, bounds))
+
+
 class Program:
-  """A compiled step that keeps its carry, like a training loop.
+  """A compiled step with its carry, like a training loop.
 
   Attributes:
-    flops: floating-point operations of one step, as the compiler counts them.
-    memory: bytes of one step: arguments, outputs that do not reuse an
-      argument's buffer, and temporary buffers at their peak.
-    temporary: bytes of the temporary buffers alone.
-    carry: after the steps so far.
+    flops: floating-point operations of a step, counted by the compiler.
+    memory: bytes of a step: arguments, outputs that do not reuse an argument's
+      buffer, and temporary buffers at their peak.
+    temporary: bytes of the temporary buffers only.
+    carry: the carry after the steps so far.
   """
 
   def __init__(
@@ -80,8 +97,8 @@ class Program:
 
     Args:
       step: `step(carry, batch) -> carry`.
-      carry: the first carry; copied, the caller's stays valid.
-      batch: what every step gets.
+      carry: the first carry, which is copied.
+      batch: the batch of every step.
     """
     carry = jax.tree.map(lambda x: jax.numpy.array(x, copy=True), carry)
     lowered = jax.jit(step, donate_argnums=0).lower(carry, batch)
@@ -98,19 +115,19 @@ class Program:
     )
 
   def run(self, steps: int) -> None:
-    """Runs the steps and waits for the last."""
+    """Runs steps and waits for the last one."""
     for _ in range(steps):
       self.carry = self._compiled(self.carry, self._batch)
     jax.block_until_ready(self.carry)
 
 
 def solver_program(solver: Any, params: Any, batch: Any = None) -> Program:
-  """A step of a solver: update and apply."""
+  """Compiles a step of a solver: update and apply."""
   return Program(solver_step(solver), (params, solver.init(params)), batch)
 
 
 def solver_step(solver: Any) -> Callable[[Any, Any], Any]:
-  """A step of a carry of params and state."""
+  """Makes a step of a solver, whose carry has params and state."""
 
   def step(carry, batch):
     params, state = carry
@@ -121,15 +138,15 @@ def solver_step(solver: Any) -> Callable[[Any, Any], Any]:
 
 
 class Ratio(NamedTuple):
-  """How the time of one program compares with another's.
+  """The ratio of the times of two programs.
 
   Attributes:
     wall: median over rounds of the ratio of wall times.
-    low: the smallest such ratio.
-    high: the largest.
-    cpu: median of the ratio of CPU times, over all threads.
-    seconds: median wall time of the first program, s a call.
-    base_seconds: of the second.
+    low: smallest ratio of wall times.
+    high: largest ratio of wall times.
+    cpu: median of the ratio of CPU times over all threads.
+    seconds: median wall time of the first program, s per step.
+    base_seconds: median wall time of the second program, s per step.
   """
 
   wall: float
@@ -155,17 +172,16 @@ def time_ratio(
   """Times two programs in turn.
 
   Args:
-    program: runs a number of steps and waits for the last; one in another
-      process returns the wall and CPU seconds that it took there.
-    base: the same, for what `program` is compared with.
-    rounds: how many pairs.
-    seconds: about how long one timing lasts; it sets how many steps both
-      programs run in it.
-    steps: the number of steps, in place of `seconds`.
-    warm: whether each runs once before: buffers, threads, caches.
+    program: runs a number of steps and waits for the last one; in another
+      process, it returns the wall and CPU seconds there.
+    base: the program to compare with.
+    rounds: number of pairs.
+    seconds: approximate duration of a timing, which determines its steps.
+    steps: number of steps of a timing, instead of `seconds`.
+    warm: whether each program runs once before.
 
   Returns:
-    A `Ratio` of program to base.
+    The `Ratio` of program to base.
   """
   if warm:
     program(1)
@@ -194,16 +210,16 @@ def compare(
   context: Context,
   **how: Any,
 ) -> dict[str, float]:
-  """The numbers of a row: ratios of two programs.
+  """Measures the ratios of a row.
 
   Args:
-    program: what is measured.
-    base: what it is compared with.
+    program: the measured program.
+    base: the program to compare with.
     context: rounds and seconds.
     **how: other arguments of `time_ratio`.
 
   Returns:
-    The fields of a `Ratio`; of two `Program`s also `flops` and `memory`.
+    The fields of a `Ratio`; for two `Program`s also `flops` and `memory`.
   """
   runs = [p.run if isinstance(p, Program) else p for p in (program, base)]
   arguments = {'rounds': context.rounds, 'seconds': context.seconds}
@@ -215,25 +231,25 @@ def compare(
   return numbers
 
 
-def beside_product(
+def compare_to_product(
   program: Program, flops: float, size: int, context: Context
 ) -> dict[str, float]:
-  """Time of a program over that of a plain product with as many operations.
+  """Compares a program with a matrix product of as many operations.
 
   Args:
-    program: what is measured.
-    flops: its operations, at most those that it needs.
+    program: the measured program.
+    flops: operations that it needs.
     size: rows of the square matrices of the product.
     context: rounds and seconds.
 
   Returns:
-    As `compare`, and `peak_share`, the inverse of `wall`.
+    The result of `compare`, and `peak_share`, the inverse of `wall`.
   """
   matrix = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
   plain = Program(lambda carry, batch: carry @ batch, matrix, matrix)
   each = max(1, round(flops / plain.flops))
   numbers = compare(program.run, lambda steps: plain.run(each * steps), context)
-  # A whole number of products has nearly as many operations.
+  # Corrects for the rounded number of products.
   scale = each * plain.flops / flops
   for name in ('wall', 'low', 'high', 'cpu'):
     numbers[name] *= scale
@@ -241,10 +257,10 @@ def beside_product(
 
 
 def judge(numbers: Mapping[str, float], bounds: Mapping[str, float]) -> str:
-  """Whether bounds hold: `holds`, `undecided`, `EXCEEDED`, or '' without any.
+  """Returns `holds`, `undecided` or `EXCEEDED`, or '' without bounds.
 
-  A wall time is undecided where the median is above the bound but the fastest
-  pair is within it.
+  A wall time is undecided if the median is above the bound and the fastest pair
+  is within it.
   """
   verdicts = ['']
   for name, bound in bounds.items():
@@ -258,12 +274,12 @@ def judge(numbers: Mapping[str, float], bounds: Mapping[str, float]) -> str:
 
 
 def exponent(sizes: Any, values: Any) -> float:
-  """Slope of log value over log size, by least squares."""
+  """Fits the slope of log value over log size by least squares."""
   return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def fastest(program: Program, rounds: int) -> float:
-  """The shortest wall time of a step; a shared machine only adds to it."""
+  """Returns the shortest wall time of a step; other load only adds to it."""
   program.run(1)
   return min(_timed(program.run, 1)[0] for _ in range(rounds))
 
@@ -271,7 +287,7 @@ def fastest(program: Program, rounds: int) -> float:
 def growth(
   make: Callable[[int], Program], sizes: tuple[int, ...], rounds: int
 ) -> dict[str, float]:
-  """How time and memory of a program grow with its size, as exponents."""
+  """Fits the exponents of time and memory over the size of a program."""
   seconds, memory = [], []
   for size in sizes:
     program = make(size)

@@ -1,4 +1,4 @@
-"""Projections onto sets, against jaxopt's: ours, and those of optax we take."""
+"""Projections of the library and of optax, compared with jaxopt's."""
 
 import functools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _onto = optax.projections
 
 
 def sets(size: int) -> dict[str, tuple[Any, list[Any]]]:
-  """By jaxopt's name, our projection, and the arguments of jaxopt's."""
+  """Returns our projection and jaxopt's arguments, by jaxopt's name."""
   rng = np.random.default_rng(0)
   few = min(10, size // 2)
   normal = rng.normal(size=size).astype(np.float32)
@@ -46,7 +46,7 @@ def _peer(name, size, context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   size = 20 if preset == 'smoke' else 1_000
   return [
     measure.Row(

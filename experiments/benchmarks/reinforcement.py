@@ -1,21 +1,20 @@
-"""Reinforcement learning: the actor-critic, and what stale parameters cost.
+"""Reinforcement learning: the actor-critic, and the cost of stale parameters.
 
-CartPole, 256 environments, 20 steps an update, two perceptrons of 64 x 64, Adam
-with clipped gradients. An update of the actor-critic against
+CartPole has 256 environments and 20 steps per update; actor and critic are
+perceptrons of 64 x 64 units, trained by Adam with clipped gradients.
+Comparisons of an update of the actor-critic:
 
-- PPO of purejaxrl with one epoch and one minibatch, which is as many
-  environment steps and one gradient step as well;
-- the same algorithm by hand: one function from parameters, optimiser states
-  and environments to the next, with nothing of the library in it;
-- the same environments with random actions, and nothing learnt.
+- PPO of purejaxrl with one epoch and one minibatch, so with as many environment
+  steps and one gradient step;
+- the same algorithm by hand, without the library;
+- the same environments with random actions, without learning.
 
-Whole runs in a `lax.scan` with a delay against the same without: A3C-TD(0) on
-the random process of its experiment, by i.i.d. samples and by chains, and the
-gradient of a perceptron, whose 17 workers hold 17 versions. The delayed run
-writes one snapshot and reads one in each update; the rest is the same.
+Comparisons of runs in a `lax.scan` with and without a delay: A3C-TD(0) on the
+random MDP of its experiment, with i.i.d. samples and with chains, and the
+gradient of a perceptron. 17 workers have 17 versions of the parameters; a
+delayed update writes one snapshot and reads one.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,10 +36,10 @@ class Sizes(NamedTuple):
   """Sizes of an update.
 
   Attributes:
-    env: of gymnax, with discrete actions.
-    environments: side by side.
-    steps: of each in an update.
-    updates: in one compiled run, where whole runs are compared.
+    env: name of a gymnax environment with discrete actions.
+    environments: number of parallel environments.
+    steps: steps of each environment in an update.
+    updates: updates in a compiled run, if runs are compared.
   """
 
   env: str = 'CartPole-v1'
@@ -50,14 +49,14 @@ class Sizes(NamedTuple):
 
 
 def adam(rate: float) -> optax.GradientTransformation:
-  """The optimiser of a sequence."""
+  """Makes the optimiser of a sequence."""
   return optax.chain(
     optax.clip_by_global_norm(CLIP), optax.adam(rate, eps=1e-5)
   )
 
 
 def make_solver(sizes: Sizes):
-  """The library's: agent and solver."""
+  """Makes the agent and the solver of the library."""
   known = environments.make(sizes.env, discrete=True)
   agent = networks.agent(known.shape, known.environment.actions)
   oracle = bj.rl.actor_critic(
@@ -78,11 +77,11 @@ def make_solver(sizes: Sizes):
 
 
 def by_hand(sizes: Sizes):
-  """The same updates from jax, optax and gymnax alone.
+  """Makes the same updates from jax, optax and gymnax.
 
   Returns:
-    A step on (actor, critic, their optimisers' states, environments), and
-    the first of these from (actor, critic).
+    A step of a carry (actor, critic, optimiser states, environments), and a
+    function from (actor, critic) to the first carry.
   """
   known = environments.make(sizes.env, discrete=True)
   env, count = known.environment, sizes.environments
@@ -123,12 +122,12 @@ def by_hand(sizes: Sizes):
 
     def loss(actor, critic_now):
       flat = lambda x: x.reshape(-1, x.shape[-1])
-      of = lambda weights, at: jax.vmap(agent.value, (None, 0))(
+      evaluate = lambda weights, at: jax.vmap(agent.value, (None, 0))(
         weights, flat(at)
       ).reshape(rewards.shape)
-      values = of(critic_now, observations)
+      values = evaluate(critic_now, observations)
       fixed = jax.lax.stop_gradient(values)
-      ahead = jnp.where(ended, 0, of(critic, finals))
+      ahead = jnp.where(ended, 0, evaluate(critic, finals))
       errors = SCALE * rewards + DISCOUNT * ahead - fixed
 
       def back(later, step):
@@ -140,14 +139,14 @@ def by_hand(sizes: Sizes):
       advantages = jax.lax.scan(
         back, zero, (errors, ended | cut), reverse=True
       )[1]
-      of_critic = jnp.mean((values - fixed - advantages) ** 2) / 2
+      critic_loss = jnp.mean((values - fixed - advantages) ** 2) / 2
       logits = jax.vmap(agent.policy, (None, 0))(actor, flat(observations))
       logs = jax.nn.log_softmax(logits)
       chosen = jnp.take_along_axis(logs, actions.reshape(-1, 1), axis=1)
       advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-      of_actor = -jnp.mean(chosen[:, 0] * advantages.ravel())
+      actor_loss = -jnp.mean(chosen[:, 0] * advantages.ravel())
       entropy = -jnp.mean(jnp.sum(jnp.exp(logs) * logs, axis=-1))
-      return of_actor + of_critic - ENTROPY * entropy
+      return actor_loss + critic_loss - ENTROPY * entropy
 
     slopes = jax.grad(loss, (0, 1))(actor, critic)
     moved, moments_after = [], []
@@ -163,7 +162,7 @@ def by_hand(sizes: Sizes):
 
 
 def random_steps(sizes: Sizes):
-  """The same environments under random actions."""
+  """Makes steps of the same environments with random actions."""
   known = environments.make(sizes.env, discrete=True)
   env, count = known.environment, sizes.environments
 
@@ -191,7 +190,7 @@ def random_steps(sizes: Sizes):
 
 
 class Case(NamedTuple):
-  """A solver by what goes round its oracle, and where it starts."""
+  """A solver, from a wrapper of its oracle, with its start."""
 
   make: Callable[[Callable[[Any, int], Any], int], Any]
   params: Any
@@ -199,7 +198,7 @@ class Case(NamedTuple):
 
 
 def td_case(sampling: str) -> Case:
-  """A3C-TD(0) of the experiment, its workers' chains included."""
+  """Makes A3C-TD(0) of the experiment, with the chains of its workers."""
   mdp, features = bj.rl.random_mdp(0), bj.rl.random_features(1)
   power = bj.solvers.power_schedule
   ball = lambda z: optax.projections.projection_l2_ball(z, 200.0)
@@ -221,7 +220,7 @@ def td_case(sampling: str) -> Case:
 
 
 def perceptron(hidden: int, batch_size: int) -> Case:
-  """A regression by a layer of hidden units."""
+  """Makes a regression by a layer of hidden units."""
   keys = jax.random.split(jax.random.key(0), 4)
   draw = lambda key, *shape: jax.random.normal(key, shape)
   params = {
@@ -242,7 +241,7 @@ def perceptron(hidden: int, batch_size: int) -> Case:
 
 
 def delayed(case: Case, steps: int, workers: int) -> measure.Program:
-  """A scan of updates, delayed where there are several workers."""
+  """Compiles a scan of updates, delayed if there are several workers."""
   wrap = lambda oracle, n: bj.evaluation.delayed(oracle, n) if n > 1 else oracle
   solver = case.make(wrap, workers)
   step = measure.solver_step(solver)
@@ -257,14 +256,14 @@ def delayed(case: Case, steps: int, workers: int) -> measure.Program:
 
 
 def actor_critic(sizes: Sizes) -> tuple[measure.Program, Any]:
-  """An update of the library's actor-critic, and its first parameters."""
+  """Compiles an update of the library's actor-critic; also returns params."""
   agent, solver = make_solver(sizes)
   params = agent.init(jax.random.key(0))
   return measure.solver_program(solver, params), params
 
 
 def _ppo(sizes, context):
-  """A whole run against one of purejaxrl."""
+  """Compares a run with one of purejaxrl."""
   context.peers.require('distrax', 'gymnax', 'flax')
   folder = str(environment.repository('purejaxrl'))
   agent, solver = make_solver(sizes)
@@ -286,8 +285,8 @@ def _ppo(sizes, context):
     return measure.compare(run, peer.run, context)
 
 
-def _beside(make, sizes, context):
-  """An update against one that `make` makes of the first parameters."""
+def _update(make, sizes, context):
+  """Compares an update with the step of `make`."""
   measured, params = actor_critic(sizes)
   step, start = make(sizes)
   first = start(*params) if make is by_hand else start()
@@ -295,43 +294,26 @@ def _beside(make, sizes, context):
 
 
 def _delay(name, steps, context):
-  """A run with delays against the same without."""
+  """Compares a run with delays with one without."""
   case = perceptron(128, 64) if name == 'perceptron' else td_case(name)
   late, fresh = (delayed(case, steps, n) for n in (WORKERS, 1))
   return measure.compare(late.run, fresh.run, context)
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   small = preset == 'smoke'
   sizes = Sizes(environments=8, steps=4, updates=2) if small else Sizes()
   steps = 20 if small else 1_000
-  partial = functools.partial
-  of = f'{sizes.environments} environments'
-  return [
-    measure.Row(
-      'rl/by_hand',
-      f'actor-critic, {of} / by hand',
-      partial(_beside, by_hand, sizes),
-      {'wall': BOUND_HAND},
-    ),
-    measure.Row(
-      'rl/random',
-      f'actor-critic, {of} / random actions',
-      partial(_beside, random_steps, sizes),
-    ),
-    measure.Row(
-      'rl/ppo/purejaxrl',
-      f'actor-critic, {sizes.updates} updates, {of} / PPO of purejaxrl',
-      partial(_ppo, sizes),
-      {'wall': BOUND_PEER},
-    ),
-  ] + [
-    measure.Row(
-      f'delay/{name}',
-      f'{name}, {steps:,} updates, delay of {WORKERS - 1} / none',
-      partial(_delay, name, steps),
-      {'cpu': BOUND_DELAY},
-    )
-    for name in ('iid', 'markov', 'perceptron')
-  ]
+  every = measure.Rows()
+  size = f'{sizes.environments} environments'
+  what = f'actor-critic, {size} / by hand'
+  every.add('rl/by_hand', what, _update, by_hand, sizes, wall=BOUND_HAND)
+  what = f'actor-critic, {size} / random actions'
+  every.add('rl/random', what, _update, random_steps, sizes)
+  what = f'actor-critic, {sizes.updates} updates, {size} / PPO of purejaxrl'
+  every.add('rl/ppo/purejaxrl', what, _ppo, sizes, wall=BOUND_PEER)
+  for name in ('iid', 'markov', 'perceptron'):
+    what = f'{name}, {steps:,} updates, delay of {WORKERS - 1} / none'
+    every.add(f'delay/{name}', what, _delay, name, steps, cpu=BOUND_DELAY)
+  return every

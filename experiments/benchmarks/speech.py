@@ -1,13 +1,12 @@
-"""Steps of speech recognition: a joint step against a supervised one.
+"""Steps of speech recognition: joint steps compared with supervised ones.
 
-A joint step has two losses, each on its own batch, so about twice the cost.
-Audio is noise of the lengths of digit strings, since cost does not depend on
-what is said. Decoding and a supervised step are compared with the length of the
-audio; `programs` are those that a run compiles (length buckets times kinds of
-steps), `padding` the share of what is computed for nothing.
+A joint step has two losses on two batches, so about twice the cost. The audio
+is noise with the lengths of digit strings, since the cost does not depend on
+the content. Decoding and a supervised step are compared with the duration of
+the audio. `programs` counts the compiled programs of a run (length buckets
+times kinds of steps), `padding` is the fraction of computation on padding.
 """
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,15 +26,15 @@ class Sizes(NamedTuple):
   """Sizes of the model and the data.
 
   Attributes:
-    encoder: its kind.
-    width: of its layers.
+    encoder: kind of the encoder.
+    width: width of its layers.
     depth: layers after the strided ones.
-    rate: samples a second.
-    mels: bands.
-    units: labels.
-    utterances: noise of 1.3 to 4 seconds.
-    batch_size: of each loss.
-    buckets: of lengths.
+    rate: samples per second.
+    mels: mel bands.
+    units: number of labels.
+    utterances: number of utterances, of 1.3 to 4 seconds.
+    batch_size: utterances in a batch of each loss.
+    buckets: number of length buckets.
   """
 
   encoder: str = 'conv'
@@ -49,8 +48,8 @@ class Sizes(NamedTuple):
   buckets: int = 2
 
 
-def examples_of(sizes: Sizes) -> feed.Examples:
-  """Noise, with four labels each."""
+def make_examples(sizes: Sizes) -> feed.Examples:
+  """Makes utterances of noise with four labels each."""
   rng = np.random.default_rng(0)
   seconds = rng.uniform(1.3, 4.0, sizes.utterances)
   lengths = (seconds * sizes.rate).astype(np.int64)
@@ -63,8 +62,10 @@ def examples_of(sizes: Sizes) -> feed.Examples:
 def programs(
   network: recogniser.Recogniser, batch: Any, plan: np.ndarray
 ) -> dict[str, measure.Program]:
-  """A step of each kind on the same batch."""
-  training = recogniser.Training(objectives.Ssl(), front_end.Masks(), 0.1)
+  """Compiles a step of each kind on the same batch."""
+  training = recogniser.Training(
+    objectives.Ssl(), front_end.Masks(), 0.1
+  )
   solver = methods.solver(
     'bl_just',
     plan,
@@ -87,8 +88,8 @@ def programs(
   }
 
 
-def kinds_of_batches(stream: feed.Feed, steps: int) -> int:
-  """How many programs a run compiles: one for each shape of a batch."""
+def count_programs(stream: feed.Feed, steps: int) -> int:
+  """Counts the programs that a run compiles: one per shape of a batch."""
   shapes = set()
   for step in range(steps):
     leaves, structure = jax.tree.flatten(stream.batch(step))
@@ -97,8 +98,8 @@ def kinds_of_batches(stream: feed.Feed, steps: int) -> int:
 
 
 def make_case(sizes: Sizes) -> tuple[Any, ...]:
-  """The network, a batch of both losses, the plan and the feed."""
-  examples = examples_of(sizes)
+  """Makes the network, a batch of both losses, the plan and the feed."""
+  examples = make_examples(sizes)
   plan = methods.plan('bl_just', 60, methods.Shares())
   every = np.arange(sizes.utterances)
   stream = feed.Feed(
@@ -128,7 +129,7 @@ def make_case(sizes: Sizes) -> tuple[Any, ...]:
 
 
 def _steps(name, sizes, context):
-  """A kind of step against a supervised one, and against the audio's length."""
+  """Compares a step with a supervised one and the duration of the audio."""
   network, batch, plan, stream = make_case(sizes)
   steps = programs(network, batch, plan)
   numbers = measure.compare(steps[name], steps['supervised'], context, steps=1)
@@ -136,13 +137,13 @@ def _steps(name, sizes, context):
   return numbers | {
     'real_time': numbers['seconds'] / seconds,
     'real_time/supervised': numbers['base_seconds'] / seconds,
-    'programs': kinds_of_batches(stream, len(plan)),
+    'programs': count_programs(stream, len(plan)),
     'padding': stream.waste(),
   }
 
 
 def _decoding(width, sizes, context):
-  """Time of greedy decoding, or of a beam, over the length of the audio."""
+  """Compares greedy or beam decoding with the duration of the audio."""
   network, batch, _, _ = make_case(sizes)
   params = network.init(jax.random.key(0), objectives.Ssl())
   audio, length = batch['ctc']['audio'], batch['ctc']['length']
@@ -162,27 +163,15 @@ def _decoding(width, sizes, context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   sizes = Sizes()
   if preset == 'smoke':
     sizes = Sizes(width=8, depth=1, utterances=8, batch_size=2)
-  partial = functools.partial
-  return [
-    *(
-      measure.Row(
-        f'speech/{name}',
-        f'{name} step / supervised step',
-        partial(_steps, name, sizes),
-        {'cpu': JOINT_BOUND} if name == 'joint' else {},
-      )
-      for name in ('joint', 'exploration')
-    ),
-    *(
-      measure.Row(
-        f'speech/decoding/{width}',
-        f'decoding, beam of {width} / length of the audio',
-        partial(_decoding, width, sizes),
-      )
-      for width in (1, 16)
-    ),
-  ]
+  every = measure.Rows()
+  for name, bounds in (('joint', {'cpu': JOINT_BOUND}), ('exploration', {})):
+    what = f'{name} step / supervised step'
+    every.add(f'speech/{name}', what, _steps, name, sizes, **bounds)
+  for width in (1, 16):
+    what = f'decoding, beam of {width} / duration of the audio'
+    every.add(f'speech/decoding/{width}', what, _decoding, width, sizes)
+  return every

@@ -1,10 +1,10 @@
-"""Exact steps of Stackelberg Markov games, against NumPy.
+"""Exact steps of Stackelberg Markov games, compared with NumPy.
 
-One update of `bj.solvers.pbrl`, value penalty: an inner step of policy
-iteration, the penalty's and the leader's gradients, both players' steps. Games
-by `vmap` in one program, against the same formulas in NumPy, one game after
-another; a test compares their numbers. NumPy has one thread: those of BLAS wait
-for each other on products this small, which makes it look bad.
+An update of `bj.solvers.pbrl` with the value penalty has an inner step of
+policy iteration, the gradients of the penalty and the leader, and the steps of
+both players. One program maps over games by `vmap`; NumPy computes the same
+formulas for one game at a time, and a test compares the numbers. NumPy uses one
+thread: on products of this size, the threads of BLAS slow it down.
 """
 
 import functools
@@ -25,8 +25,8 @@ DISCOUNT, TEMPERATURE = 0.9, 0.1
 PENALTY, LEADER, FOLLOWER = 10.0, 30.0, 3.0
 
 
-def games_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
-  """Random games with a leading axis of seeds."""
+def make_games(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Draws games with a leading axis of seeds."""
   games = [
     bj.rl.random_game(s, states=states, actions=actions, discount=DISCOUNT)
     for s in range(seeds)
@@ -34,8 +34,8 @@ def games_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *games)
 
 
-def start_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
-  """Logits of both players and of the optimum, no two alike."""
+def draw_logits(states: int, actions: tuple[int, int], seeds: int) -> Any:
+  """Draws logits (seeds, states, actions) of both players."""
   draw = np.random.default_rng(0).normal
   leader, follower = (
     draw(size=(seeds, states, n)).astype(np.float32) for n in actions
@@ -44,18 +44,18 @@ def start_of(states: int, actions: tuple[int, int], seeds: int) -> Any:
 
 
 def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
-  """A step of `pbrl` on all games, and its first carry.
+  """Makes a step of `pbrl` on all games, and its first carry.
 
   Args:
-    games: as from `games_of`.
+    games: see `make_games`.
     leader: logits (seeds, states, actions).
-    follower: as above.
+    follower: logits (seeds, states, actions).
 
   Returns:
-    `step(carry, games) -> carry`, the carry a pair of params and state.
+    `step(carry, games) -> carry`; a carry has params and state.
   """
 
-  def solver_of(game):
+  def make_solver(game):
     process = lambda x: bj.rl.faced_by(
       game, jax.nn.softmax(x), game.rewards[1], player=1
     )
@@ -75,27 +75,27 @@ def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
 
   def one(carry, game):
     params, state = carry
-    updates, state = solver_of(game).update(None, state, params)
+    updates, state = make_solver(game).update(None, state, params)
     return optax.apply_updates(params, updates), state
 
   def begin(game, x, y):
     params = bj.BilevelParams(x, y)
-    return params, solver_of(game).init(params)
+    return params, make_solver(game).init(params)
 
   carry = jax.jit(jax.vmap(begin))(games, leader, follower)
   return jax.vmap(one), carry
 
 
 def by_hand(games: Any, leader: Any, follower: Any):
-  """The same step in NumPy, one game after another.
+  """Makes the same step in NumPy, for one game at a time.
 
-  Products of matrices and `numpy.linalg.solve` throughout; each linear system
-  and each product with the transitions is computed once.
+  It uses matrix products and `numpy.linalg.solve`, and computes each linear
+  system and each product with the transitions once.
 
   Args:
-    games: as from `games_of`.
+    games: see `make_games`.
     leader: logits (seeds, states, actions).
-    follower: as above.
+    follower: logits (seeds, states, actions).
 
   Returns:
     `step(carry) -> carry`, and the first carry (leader, follower, optimum).
@@ -109,7 +109,7 @@ def by_hand(games: Any, leader: Any, follower: Any):
     states, first, second, _ = moves.shape
     lead = softmax(x)
     flat = moves.reshape(states, first, second * states)
-    # (states, follower's actions, states), and both rewards the same.
+    # (states, follower's actions, states); both rewards without the last axis.
     faced = (lead[:, None] @ flat).reshape(states, second, states)
     gains = (lead[:, None] @ rewards[1])[:, 0]
     own = (lead[:, None] @ rewards[0])[:, 0]
@@ -131,24 +131,24 @@ def by_hand(games: Any, leader: Any, follower: Any):
     v_best = np.linalg.solve(at_best, earned(best))
     both = np.stack([earned(pi), np.sum(pi * own, axis=1)], axis=1)
     v_pi, v_lead = np.linalg.solve(at_pi, both).T
-    seen_best = np.linalg.solve(at_best.T, initial)
+    best_counts = np.linalg.solve(at_best.T, initial)
     counts = np.linalg.solve(at_pi.T, initial)
     # In the follower's logits, along the natural gradient.
     advantage = lambda q: q - np.sum(pi * q, axis=1, keepdims=True)
     q_lead = own + gamma * faced @ v_lead
     q = gains + gamma * faced @ v_pi - tau * np.log(pi)
     d_y = -advantage(q_lead) / PENALTY - advantage(q)
-    # In the leader's: with what weight each pair of actions is value how much.
+    # In the leader's logits: weights and values of each pair of actions.
     ahead = moves.reshape(-1, states) @ np.stack([v_lead, v_pi, v_best], axis=1)
     value = gamma * ahead.reshape(states, first, second, 3)
     d_lead = np.zeros_like(lead)
-    for mass, of, which, which_v, scale in (
+    for mass, policy, player, column, scale in (
       (counts, pi, 0, 0, -1 / PENALTY),
       (counts, pi, 1, 1, -1.0),
-      (seen_best, best, 1, 2, 1.0),
+      (best_counts, best, 1, 2, 1.0),
     ):
-      joint = (mass[:, None] * of)[:, None] * (
-        rewards[which] + value[..., which_v]
+      joint = (mass[:, None] * policy)[:, None] * (
+        rewards[player] + value[..., column]
       )
       d_lead += x.dtype.type(scale) * joint.sum(axis=2)
     d_x = lead * (d_lead - np.sum(lead * d_lead, axis=1, keepdims=True))
@@ -163,7 +163,7 @@ def by_hand(games: Any, leader: Any, follower: Any):
 
 
 def by_hand_runner(step, carry):
-  """The same of a step in NumPy, from the first carry each time."""
+  """Makes a run of a step in NumPy, always from the first carry."""
 
   def run(steps):
     functools.reduce(lambda c, _: step(c), range(steps), carry)
@@ -173,8 +173,8 @@ def by_hand_runner(step, carry):
 
 def _numpy(states, seeds, context):
   actions = (5, 5)
-  games = games_of(states, actions, seeds)
-  start = start_of(states, actions, seeds)
+  games = make_games(states, actions, seeds)
+  start = draw_logits(states, actions, seeds)
   measured = measure.Program(*library(games, *start), games)
   peer = by_hand_runner(*by_hand(games, *start))
   with threadpoolctl.threadpool_limits(1, 'blas'):
@@ -182,7 +182,7 @@ def _numpy(states, seeds, context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons; the bound is for the published number of states."""
+  """Returns the comparisons; the bound is for the published size."""
   cases = {
     'smoke': [(10, 2)],
     'quick': [(100, 10), (30, 1), (300, 1)],

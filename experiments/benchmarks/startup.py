@@ -1,10 +1,12 @@
-"""What a user waits for before the first step: imports, tracing, compiling.
+"""Time before the first step: imports, tracing, compiling.
 
-- The first step of each named solver against the first step of Adam on one
-  loss, each traced and compiled again, without the persistent cache.
-- `import bilevel_jax` against that of jax and optax, in new processes.
-- A smoke run of an experiment with a warm compilation cache against one with an
-  empty cache, in new processes.
+Comparisons:
+
+- the first step of each solver / of Adam on one loss, traced and compiled each
+  time, without the persistent cache;
+- `import bilevel_jax` / `import jax, optax`, in new processes;
+- a smoke run with a warm compilation cache / with an empty one, in new
+  processes.
 """
 
 import functools
@@ -30,7 +32,7 @@ BOUND_FIRST, BOUND_WARM = 2.5, 0.4
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = 'experiments.pbgd.toy'
 RECORDS = {'upper', 'lower', 'linear', 'value'}
-# Arguments of solvers other than the problem and their sequences.
+# Arguments of solvers, except for the problem and the sequences.
 NUMBERS: dict[str, Any] = {
   'averaging': 0.5,
   'decay': 0.5,
@@ -53,7 +55,7 @@ NUMBERS: dict[str, Any] = {
 
 
 def problem() -> tuple[bj.BilevelProblem, bj.BilevelParams, Any]:
-  """A small perceptron with weighted rows."""
+  """Makes a small perceptron with weighted rows."""
   keys = jax.random.split(jax.random.key(0), 3)
   images = jax.random.normal(keys[0], (16, 8))
   params = bj.BilevelParams(
@@ -73,13 +75,13 @@ def problem() -> tuple[bj.BilevelProblem, bj.BilevelParams, Any]:
 
 
 def solvers() -> dict[str, Callable[[], Any]]:
-  """Makers of each named solver of a nested problem."""
+  """Returns a maker of each solver of a bilevel problem."""
   nested, _, _ = problem()
   sgd = optax.sgd(0.1)
 
   def maker(name):
     call = getattr(bj.solvers, name)
-    wanted = inspect.signature(call).parameters
+    parameters = inspect.signature(call).parameters
     if name == 't_rhg':
       return functools.partial(
         call, nested, upper=sgd, lower=bj.Sequence(sgd, steps=2), truncate=1
@@ -95,7 +97,7 @@ def solvers() -> dict[str, Callable[[], Any]]:
       )
     required = {
       n
-      for n, p in wanted.items()
+      for n, p in parameters.items()
       if p.default is p.empty or n in ('key', 'terms')
     }
     records = {n: sgd for n in required & RECORDS}
@@ -110,7 +112,7 @@ def solvers() -> dict[str, Callable[[], Any]]:
 
 
 def first_step(solver: Any, params: Any, batch: Any) -> measure.Run:
-  """Compiles and runs a step; nothing is kept."""
+  """Makes a run that always compiles the step again."""
 
   def run(times):
     for _ in range(times):
@@ -123,7 +125,7 @@ def first_step(solver: Any, params: Any, batch: Any) -> measure.Run:
 
 
 def _first(name, context):
-  """The first step of a solver against Adam's."""
+  """Compares the first step of a solver with Adam's."""
   nested, params, batch = problem()
   loss = lambda p, b: nested.upper(*p, b) + nested.lower(*p, b)
   adam = optax.chain(bj.gradient(loss), optax.adam(1e-3))
@@ -139,7 +141,7 @@ def _first(name, context):
 
 
 def in_process(command: Sequence[str], **environment: str) -> measure.Run:
-  """Runs a command; gives its wall and CPU seconds."""
+  """Makes a run of a command that returns its wall and CPU seconds."""
 
   def run(times):
     wall, before = time.perf_counter(), _children()
@@ -152,7 +154,7 @@ def in_process(command: Sequence[str], **environment: str) -> measure.Run:
         text=True,
         check=False,
       )
-      if done.returncode not in (0, 1):  # 1: a claim of a smoke run.
+      if done.returncode not in (0, 1):  # 1: a claim of a smoke run fails.
         raise RuntimeError(f'{command}: {done.stderr[-200:]}')
     return time.perf_counter() - wall, _children() - before
 
@@ -172,7 +174,7 @@ def _import(context):
 
 
 def _warm_cache(context):
-  """A smoke run with the cache of another, against one without."""
+  """Compares a smoke run with a warm cache with one with an empty cache."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     runs = iter(range(1_000))
@@ -193,26 +195,13 @@ def _warm_cache(context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
-  comparisons = [
-    measure.Row(
-      f'first_step/{name}',
-      f'first step of {name} / of Adam',
-      functools.partial(_first, name),
-      {'cpu': BOUND_FIRST},
-    )
-    for name in solvers()
-  ]
-  comparisons.append(
-    measure.Row('import', 'import bilevel_jax / jax and optax', _import)
-  )
+  """Returns the comparisons."""
+  every = measure.Rows()
+  for name in solvers():
+    what = f'first step of {name} / of Adam'
+    every.add(f'first_step/{name}', what, _first, name, cpu=BOUND_FIRST)
+  every.add('import', 'import bilevel_jax / jax and optax', _import)
   if preset != 'smoke':
-    comparisons.append(
-      measure.Row(
-        'warm_cache',
-        f'{SMOKE}, smoke, with a warm compilation cache / an empty one',
-        _warm_cache,
-        {'cpu': BOUND_WARM},
-      )
-    )
-  return comparisons
+    what = f'{SMOKE}, smoke, with a warm compilation cache / an empty one'
+    every.add('warm_cache', what, _warm_cache, cpu=BOUND_WARM)
+  return every

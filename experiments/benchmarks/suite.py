@@ -1,26 +1,26 @@
-"""Measures the library against its peers, with bounds on the ratios.
+"""Compares the costs of the library with other code, with bounds.
 
     python -m experiments.benchmarks.suite --preset=quick
 
 Expected: every ratio within its bound, or in the list of exceeded ones.
 Time: smoke a minute, quick 40 minutes, paper an hour, on 2 cores.
 
-`python -m experiments.benchmarks` is the same. A row is what is measured / what
-it is compared with: a cost over a cost, so that less is better. Rows:
+`python -m experiments.benchmarks` is the same. A row is the cost of what is
+measured divided by the cost of what it is compared with: less is better. Rows:
 
-    --only=vpbgd,lm/peft     those whose name starts so
-    --peers=none             without other packages
-    --peers=ENV/bin/python   with those of this environment
+    --only=vpbgd,lm/peft     rows whose names start like this
+    --peers=none             rows without other packages
+    --peers=ENV/bin/python   with the packages of this environment
 
-By default the packages are in the environment whose Python BILEVEL_JAX_PEERS
-names, else in one that is made in the cache folder. A row whose package is
-missing, or that fails, says so; the others go on. Rows that are measured are
-kept in the workdir: the same command measures those that lack. The exit status
-is 1 where a bound is exceeded.
+By default, other packages are in the environment whose Python is
+BILEVEL_JAX_PEERS, otherwise in one that is created in the cache folder. If a
+package is missing or a row fails, its row says so and the others continue. The
+workdir keeps measured rows, and the same command measures the missing ones. The
+exit status is 1 if a bound is exceeded.
 
-Pairs are timed in turn, see `measure`. A wall time is undecided where the
-fastest pair is within the bound and the median is not.
-`python -m experiments.tables --store WORKDIR` keeps the results by commit, for
+Pairs are timed in turn, see `measure`. A wall time is undecided if the fastest
+pair is within the bound and the median is not.
+`python -m experiments.tables --store WORKDIR` stores the results by commit for
 docs/benchmarks.md.
 """
 
@@ -41,7 +41,7 @@ import jax
 
 from experiments import harness
 from experiments.benchmarks import environment, measure
-from experiments.harness.app import compile_cache, flags
+from experiments.harness.app import compile_cache, flags, settings
 from experiments.harness.store import files
 
 MODULES = (
@@ -51,24 +51,25 @@ MODULES = (
   'aggregators',
   'projections',
   'lm',
+  'seal',
   'reinforcement',
   'stackelberg',
   'speech',
   'tracklet',
   'startup',
 )
-# Numbers of a row that the table alone has.
+# Numbers of a row that are in the table only.
 IN_TABLE = ('low', 'high', 'seconds', 'base_seconds')
-# Columns that say what a row is.
-GIVEN = ('row', 'group', 'compared')
-# Numbers of a row that have a column of their own, with their heads.
+# Columns without numbers.
+DESCRIPTIVE = ('row', 'group', 'compared')
+# Other numbers of a row, with their names in the table.
 EXTRA = {
   'flops': 'operations',
   'memory': 'memory',
   'temporary': 'temporary memory',
   'time_exponent': 'time grows by the power',
   'memory_exponent': 'memory by',
-  'peak_share': 'of the product',
+  'peak_share': 'fraction of the product',
   'difference': 'difference',
 }
 
@@ -78,10 +79,10 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    only: beginnings of the names of rows, or all.
+    only: first parts of the names of rows, or all.
     peers: 'auto', 'none', or the Python of an environment.
-    rounds: pairs of timings of each comparison.
-    seconds: about how long one timing lasts.
+    rounds: pairs of timings of a comparison.
+    seconds: approximate duration of a timing, s.
   """
 
   only: tuple[str, ...] = ('all',)
@@ -98,11 +99,11 @@ PRESETS = {
 
 
 def registry(preset: str) -> dict[str, measure.Row]:
-  """All rows of a preset, by name.
+  """Returns all rows of a preset by name.
 
-  Smoke has the first row of each kind, by the first two words of names of three
-  or by the first, and no bounds: what is around small problems is most of
-  their time.
+  The preset smoke has one row of each kind, and no bounds, since small problems
+  spend most of their time on overhead. The kind of a name with three or more
+  parts are its first two parts, otherwise its first part.
   """
   results: dict[str, measure.Row] = {}
   for module in MODULES:
@@ -114,56 +115,55 @@ def registry(preset: str) -> dict[str, measure.Row]:
   if preset == 'smoke':
     kind = lambda name: name.split('/')[: 1 + (name.count('/') > 1)]
     first = {tuple(kind(name)): name for name in reversed(results)}
-    record = sorted(first.values(), key=list(results).index)
-    results = {name: results[name]._replace(bounds={}) for name in record}
+    names = sorted(first.values(), key=list(results).index)
+    results = {name: results[name]._replace(bounds={}) for name in names}
   return results
 
 
-def chosen(options: harness.Options) -> list[measure.Row]:
-  """The rows that the settings ask for.
+def select_rows(options: harness.Options) -> list[measure.Row]:
+  """Returns the rows of the setting `only`.
 
   Raises:
-    SettingsError: if no row has a name that is asked for.
+    SettingsError: if no row has such a name.
   """
   known = registry(options.preset)
   only = options.settings.only
   if only == ('all',):
     return list(known.values())
-  begins = lambda name, word: f'{name}/'.startswith(f'{word.rstrip("/")}/')
-  for word in only:
-    if not any(begins(name, word) for name in known):
+  starts = lambda name, part: f'{name}/'.startswith(f'{part.rstrip("/")}/')
+  for part in only:
+    if not any(starts(name, part) for name in known):
       groups = ', '.join(dict.fromkeys(n.partition('/')[0] for n in known))
       raise harness.SettingsError(
-        f'--only={word}: no row has this name; groups are {groups}.'
+        f'--only={part}: no row has this name; groups are {groups}.'
       )
   return [
     row
     for name, row in known.items()
-    if any(begins(name, word) for word in only)
+    if any(starts(name, part) for part in only)
   ]
 
 
 def measure_rows(options: harness.Options) -> None:
-  """Measures the rows that lack, in this process, and keeps each in a file."""
+  """Measures the missing rows in this process, and writes a file for each."""
   settings = options.settings
   peers = environment.Peers(settings.peers)
-  # Rows that need data say so: it is no part of the settings.
+  # Rows that need data report a missing folder.
   data_dir = options.data_dir or os.environ.get(flags.DATA_VARIABLE)
   context = measure.Context(
     settings.rounds, settings.seconds, peers, options.workdir, data_dir
   )
-  for row in chosen(options):
+  for row in select_rows(options):
     path = _path(options, row.name)
     if path.exists():
       continue
-    # What is left there if the process dies.
-    _write(path, {'missing': 'the process ended'})
+    _write(path, {'missing': 'the process ended'})  # In case it dies.
     start = time.perf_counter()
     try:
       record = {'metrics': dict(row.measure(context))}
     except (harness.UserError, environment.MissingPeerError) as error:
       record = {'missing': str(error)}
-    except Exception as error:  # One row keeps no other from being measured.
+    except Exception as error:  # The other rows are still measured.
       record = {'missing': f'failed: {type(error).__name__}: {error}'[:200]}
     _write(path, record | {'took': time.perf_counter() - start})
     print(f'{row.name}: {_line(row, record)}', flush=True)
@@ -172,36 +172,36 @@ def measure_rows(options: harness.Options) -> None:
 
 
 def main(options: harness.Options) -> None:
-  """Measures in a process of its own, and writes table and results.
+  """Measures in a separate process, and writes table and results.
 
   Raises:
     SystemExit: with status 1, if a bound is exceeded.
   """
-  wanted = chosen(options)
-  for row in wanted:
-    # What failed is tried again.
+  rows = select_rows(options)
+  for row in rows:
+    # Repeats failed rows.
     if 'missing' in _read(options, row.name):
       _path(options, row.name).unlink()
-  lacking = lambda: sum(not _path(options, r.name).exists() for r in wanted)
-  while lacking():
-    before = lacking()
+  missing = lambda: sum(not _path(options, r.name).exists() for r in rows)
+  while missing():
+    before = missing()
     module = 'experiments.benchmarks.suite'
     command = [sys.executable, '-m', module, 'measure', *_flags(options)]
     status = subprocess.run(command, check=False).returncode
-    if status < 0 and lacking() < before:
-      print(f'The process ended by signal {-status}; the next row goes on.')
+    if status < 0 and missing() < before:
+      print(f'The process ended by signal {-status}; the next row follows.')
     elif status:
       raise harness.UserError(f'the measuring process has status {status}.')
-  results = {row.name: _read(options, row.name) for row in wanted}
-  table = [_row(row, results[row.name]) for row in wanted]
+  results = {row.name: _read(options, row.name) for row in rows}
+  table = [_row(row, results[row.name]) for row in rows]
   harness.write_table(options.workdir, table)
   metrics = {
     f'{row.name}/{key}': value
-    for row in wanted
+    for row in rows
     for key, value in results[row.name].get('metrics', {}).items()
     if key not in IN_TABLE
   }
-  verdicts = {row.name: _verdict(row, results[row.name]) for row in wanted}
+  verdicts = {row.name: _verdict(row, results[row.name]) for row in rows}
   exceeded = [name for name, answer in verdicts.items() if answer == 'EXCEEDED']
   counts = {
     answer: sum(x == answer for x in verdicts.values())
@@ -214,18 +214,8 @@ def main(options: harness.Options) -> None:
     seconds=sum(one.get('took', 0.0) for one in results.values()),
     commit=_commit(),
     processor=_processor(),
-    # What the documents draw over the commits.
-    history={
-      row.name: next(
-        (
-          metrics[f'{row.name}/{key}']
-          for key in _main(row)
-          if math.isfinite(metrics.get(f'{row.name}/{key}', math.nan))
-        ),
-        None,
-      )
-      for row in wanted
-    },
+    # The numbers that documents draw over commits.
+    history={row.name: _main_number(row, metrics) for row in rows},
   )
   print(', '.join(f'{n} {answer}' for answer, n in counts.items()) + '.')
   if exceeded:
@@ -233,9 +223,13 @@ def main(options: harness.Options) -> None:
     raise SystemExit(1)
 
 
-def _main(row: measure.Row) -> list[str]:
-  """Numbers that may stand for a row, the first that it has."""
-  return [*row.bounds, 'wall', 'temporary', 'time_exponent']
+def _main_number(
+  row: measure.Row, metrics: Mapping[str, float]
+) -> float | None:
+  """Returns the first finite number of a row that has a bound, or is usual."""
+  names = [*row.bounds, 'wall', 'temporary', 'time_exponent']
+  numbers = [metrics.get(f'{row.name}/{name}', math.nan) for name in names]
+  return next(filter(math.isfinite, numbers), None)
 
 
 def _path(options: harness.Options, name: str) -> pathlib.Path:
@@ -262,16 +256,16 @@ def _verdict(row: measure.Row, record: Mapping[str, Any]) -> str:
 
 
 def _line(row: measure.Row, record: Mapping[str, Any]) -> str:
-  """One row in words."""
+  """Formats a row in a line."""
   if 'missing' in record:
     return f'not measured: {record["missing"]}'
   cells = _row(row, record)
-  answer = [f'{k} {v}' for k, v in cells.items() if v and k not in GIVEN]
-  return ', '.join(answer)
+  parts = [f'{k} {v}' for k, v in cells.items() if v and k not in DESCRIPTIVE]
+  return ', '.join(parts)
 
 
 def _row(row: measure.Row, record: Mapping[str, Any]) -> dict[str, str]:
-  """Cells of the table."""
+  """Returns the cells of a row."""
   group = row.name.partition('/')[0]
   cells = {'row': row.name, 'group': group, 'compared': row.compared}
   if 'metrics' not in record:
@@ -302,21 +296,18 @@ def _row(row: measure.Row, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flags(options: harness.Options) -> list[str]:
-  """The words that give the same options in another process."""
-  settings = options.settings
-  words = [f'--preset={options.preset}', f'--workdir={options.workdir}']
-  # What is compiled is measured, not what an earlier run has kept.
-  words.append(f'--compile_cache={compile_cache.OFF}')
+  """Returns the flags of the same options for another process."""
+  values = {'preset': options.preset, 'workdir': options.workdir}
+  # Compile times would include those of a cached program.
+  values['compile_cache'] = compile_cache.OFF
   if options.data_dir:
-    words.append(f'--data_dir={options.data_dir}')
-  for name, value in dataclasses.asdict(settings).items():
-    value = ','.join(value) if isinstance(value, tuple) else value
-    words.append(f'--{name}={value}')
-  return words
+    values['data_dir'] = options.data_dir
+  values |= dataclasses.asdict(options.settings)
+  return [f'--{k}={settings.as_text(v)}' for k, v in values.items()]
 
 
 def _commit() -> str:
-  """The commit that is measured, with + if the files differ from it."""
+  """Returns the commit, with + if files differ from it."""
   git = ['git', '-C', str(environment.HERE)]
   try:
     commit = subprocess.run(
@@ -334,7 +325,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-  """The name of the processor, and how many cores are ours."""
+  """Returns the name of the processor and the number of available cores."""
   name = 'unknown'
   info = pathlib.Path('/proc/cpuinfo')
   if info.exists():

@@ -1,15 +1,17 @@
-"""A step of search in training, and the online tracker against other packages.
+"""Steps of search in training, and the online tracker.
 
-- A search carries K hypotheses and the truth: does its step cost more than
-  1.5 (K + 1) times one of teacher forcing, which carries the truth alone?
-- The online tracker, in numpy, against trackers of other packages on the same
-  detections: the time of a frame. It is the one that `experiments.tracklet`
-  trains: the mean of `members` networks. They are trained for seconds on other
-  people: with random weights a tracker keeps three times as many tracklets,
-  since none continues for long. The scenes are a crowd and a sparse scene of
-  made-up walks, and simulated detections of a sequence of MOT17 where the data
-  folder has it. The peers' seconds are those of their `update` only; the two
-  are timed in two processes, one after the other.
+Comparisons:
+
+- a step of search with K hypotheses and the truth / teacher forcing, with the
+  truth only: at most 1.5 (K + 1);
+- a frame of the online tracker in numpy / of trackers of other packages, on the
+  same detections. Our tracker has the mean of `members` networks, like that of
+  `experiments.tracklet`. They are trained for seconds on other people: with
+  random weights, tracklets end early and a tracker has three times as many.
+
+The scenes are a crowd and a sparse scene of synthetic walks, and simulated
+detections of a sequence of MOT17 if the data folder has it. The peers' time is
+that of their `update`; both sides are timed in separate processes, in turn.
 """
 
 import functools
@@ -42,15 +44,15 @@ class Sizes(NamedTuple):
   """Sizes of the network and the scenes.
 
   Attributes:
-    hidden: units of the network.
+    hidden: hidden units of the network.
     window: steps of a window.
-    batch: windows of an update.
-    people: in a picture of the crowd.
-    sparse_people: in a picture of the sparse scene.
-    sequence: of MOT17, in the data folder.
-    length: frames of a made-up sequence.
-    members: networks of the tracker, as `train` has them.
-    updates: of each of them, by teacher forcing.
+    batch: windows in an update.
+    people: people in a frame of the crowd.
+    sparse_people: people in a frame of the sparse scene.
+    sequence: name of a sequence of MOT17.
+    length: frames of a synthetic sequence.
+    members: networks of the tracker.
+    updates: updates of each network by teacher forcing.
   """
 
   hidden: int = 64
@@ -65,20 +67,20 @@ class Sizes(NamedTuple):
 
 
 def simulated(scene: scenes.Scene, seed: int = 0) -> detections.Detected:
-  """Simulated detections of a scene."""
+  """Simulates detections of a scene."""
   rng = np.random.default_rng(seed)
   return detections.simulate(scene.truth, scene.info, rng)
 
 
 def crowd(sizes: Sizes, seed: int = 0) -> detections.Detected:
-  """Simulated detections of the crowd."""
+  """Simulates detections of the crowd."""
   return simulated(
     scenes.make_up(seed, length=sizes.length, people=sizes.people), seed
   )
 
 
 def scene(name: str, sizes: Sizes, data_dir: str | None) -> detections.Detected:
-  """The detections that trackers are timed on."""
+  """Returns the detections of a scene by name."""
   if name == 'mot17':
     if data_dir is None:
       raise harness.MissingDataError('MOT17 needs --data_dir.')
@@ -93,17 +95,17 @@ def scene(name: str, sizes: Sizes, data_dir: str | None) -> detections.Detected:
 def step(
   sizes: Sizes, hypotheses: int, seed: int = 0, member: int = 0
 ) -> tuple[Callable[[Any, Any], Any], Any, Callable[[Any], windows.Window]]:
-  """A step of training; of 0 hypotheses, of teacher forcing.
+  """Makes a training step; 0 hypotheses stand for teacher forcing.
 
   Args:
-    sizes: of the network.
-    hypotheses: K.
-    seed: of the people.
-    member: which of the networks; each begins with other weights.
+    sizes: sizes of the network.
+    hypotheses: K, the number of hypotheses.
+    seed: seed of the scene.
+    member: index of the network, which determines its initial weights.
 
   Returns:
-    A function of weights with their optimiser's state and of a batch to the
-    former; what it begins with; a function of a key to a batch.
+    A function of (carry, batch) to the next carry, weights with the optimiser's
+    state; the first carry; a function of a key to a batch.
   """
   drawn = {'steps': sizes.window, 'jumps': 0.35, 'max_gap': 60}
   data = jax.tree.map(jnp.asarray, detections.pad([crowd(sizes, seed)]))
@@ -122,14 +124,14 @@ def step(
 
 
 def program(sizes: Sizes, hypotheses: int) -> measure.Program:
-  """A step on one batch of windows."""
+  """Compiles a step on one batch of windows."""
   update, start, batch = step(sizes, hypotheses)
   return measure.Program(update, start, batch(jax.random.key(0)))
 
 
 @functools.cache
 def trained(sizes: Sizes) -> network.Weights:
-  """Networks after some updates on other people, leading axis members."""
+  """Trains networks on other people; leaves have an axis of members."""
 
   def member(i):
     update, start, batch = step(sizes, 0, seed=1, member=i)
@@ -142,11 +144,11 @@ def trained(sizes: Sizes) -> network.Weights:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-def seconds_of(
+def time_tracker(
   detected: detections.Detected, weights: network.Weights
 ) -> np.ndarray:
-  """Of the online tracker, by the clock and by processor time, (2,)."""
-  model = tracker.make_model(weights, motion.NOISE)
+  """Returns wall and CPU seconds of the online tracker, (2,)."""
+  model = tracker.learned(weights, motion.NOISE)
   begin = peer_trackers.clocks()
   tracker.online(model, detected)
   return peer_trackers.clocks() - begin
@@ -157,16 +159,16 @@ def _search(hypotheses, sizes, context):
 
 
 def _tracker(name, scene_name, sizes, context):
-  """Our tracker against that of another package, on the same detections."""
+  """Compares our tracker with that of another package."""
   context.peers.require('trackers', 'norfair')
-  # The trackers' own script finds its environment by this name.
+  # The script of the trackers reads this variable.
   os.environ[peers.PYTHON_VARIABLE] = context.peers.python
   detected = scene(scene_name, sizes, context.data_dir)
   weights = trained(sizes)
   folder = pathlib.Path(context.workdir) / 'trackers' / scene_name / name
 
   def measured(times):
-    return sum(seconds_of(detected, weights) for _ in range(times))
+    return sum(time_tracker(detected, weights) for _ in range(times))
 
   def peer(times):
     jobs = [{'tracker': name, 'options': {}}] * times
@@ -182,28 +184,20 @@ def _tracker(name, scene_name, sizes, context):
 
 
 def rows(preset: str) -> Sequence[measure.Row]:
-  """The comparisons."""
+  """Returns the comparisons."""
   small = preset == 'smoke'
   sizes = Sizes()
   if small:
     sizes = Sizes(hidden=8, window=3, batch=2, people=4, length=40, updates=2)
-  comparisons = [
-    measure.Row(
-      f'trackers/search/{k}',
-      f'a step of search, {k} hypotheses / teacher forcing',
-      functools.partial(_search, k, sizes),
-      {'wall': BOUND_STEP * (k + 1)},
-    )
-    for k in ((1,) if small else (2, 4, 8))
-  ]
+  every = measure.Rows()
+  for k in (1,) if small else (2, 4, 8):
+    what = f'a step of search, {k} hypotheses / teacher forcing'
+    bound = BOUND_STEP * (k + 1)
+    every.add(f'trackers/search/{k}', what, _search, k, sizes, wall=bound)
   for place in ('crowd', 'sparse', 'mot17'):
-    comparisons += [
-      measure.Row(
-        f'trackers/online/{place}/{name}',
-        f'a frame, {place} / {name}',
-        functools.partial(_tracker, name, place, sizes),
-        {'wall': BOUND_TIME} if name == 'bytetrack' else {},
-      )
-      for name in PEERS
-    ]
-  return comparisons
+    for peer in PEERS:
+      bounds = {'wall': BOUND_TIME} if peer == 'bytetrack' else {}
+      name = f'trackers/online/{place}/{peer}'
+      what = f'a frame, {place} / {peer}'
+      every.add(name, what, _tracker, peer, place, sizes, **bounds)
+  return every

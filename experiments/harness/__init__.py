@@ -1,6 +1,6 @@
-"""The harness of the experiments: run a solver, keep it, show it.
+"""The harness of the experiments: trains solvers, compares and reports them.
 
-    def init(context):                # one seed; mapped over all of them
+    def init(context):                # of one seed; mapped over all seeds
       return bj.BilevelParams(upper=jnp.zeros(3), lower=jnp.zeros(3))
 
     def batch(context):
@@ -12,18 +12,17 @@
       harness.Task(init, batch, data=rows),
       harness.Training(1_000, chunk=100, seeds=5, workdir='runs/mine'))
 
-The run is compiled, its metrics and checkpoints are in `runs/mine`, and the
-same call resumes it if it was killed, or ended by SIGTERM (exit status 75).
-Data is split over all devices, `--distributed` over those of several processes.
-`harness.members` adds a grid of hyperparameters; `harness.run` adds the flags
-of a program and writes the `Report` of its `Study`. A table of one's own is
-read by `read_table`, with classes that are words by `read_csv`. Several
-methods, tuned alike on seeds that are not reported, are compared by
-`experiments.harness.study.comparison`.
+Metrics and checkpoints are in `runs/mine`, and the same call resumes the run
+after a kill or a SIGTERM (exit status 75). Data is split over all devices, with
+`--distributed` over those of several processes. `harness.members` crosses seeds
+with a grid of hyperparameters. `harness.run` adds the flags of a program and
+writes the `Report` of its `Study`. `read_table` and `read_csv` read a user's
+own data. `experiments.harness.study.comparison` tunes several methods equally,
+on unreported seeds, and compares them.
 
-What does not fit on a device is read by a `harness.Stream`; a `harness.Layout`
-splits params and frozen weights over a mesh; `evaluate_host` measures in plain
-Python:
+A `harness.Stream` reads data that exceeds the memory of a device, a
+`harness.Layout` splits params and frozen weights over a mesh, and
+`evaluate_host` measures in plain Python:
 
     texts = harness.Stream(
       rows, 32, lengths=lengths, buckets=(128, 512), pad={'tokens': 0})
@@ -52,6 +51,7 @@ from experiments.harness.app.settings import (
   Allowed,
   Among,
   replaced,
+  run_settings,
   settings_of,
 )
 from experiments.harness.data.arrays import read_mat
@@ -59,12 +59,13 @@ from experiments.harness.data.sources import (
   Source,
   check_finite,
   find,
+  identify_source,
   parsing,
   source_of,
 )
 from experiments.harness.data.tables import Table, read_csv, read_table
 from experiments.harness.store.checkpoints import Checkpoints, Restored
-from experiments.harness.store.leaves import whole
+from experiments.harness.store.leaves import as_numpy
 from experiments.harness.store.loading import load
 from experiments.harness.store.records import MetricsWriter, read_records
 from experiments.harness.study.claim import (
@@ -94,7 +95,7 @@ from experiments.harness.study.run import execute, run
 from experiments.harness.study.study import Report, Study
 from experiments.harness.train.context import Context, members
 from experiments.harness.train.loop import train
-from experiments.harness.train.metrics import measured
+from experiments.harness.train.metrics import with_metrics
 from experiments.harness.train.models import Network, pure
 from experiments.harness.train.placement import Layout
 from experiments.harness.train.products import thin_dot_general, thin_product

@@ -48,7 +48,7 @@ def load_or_compute(
   """
 
   def compute_all():
-    return {n: np.asarray(harness.whole(a)) for n, a in compute().items()}
+    return {n: np.asarray(harness.as_numpy(a)) for n, a in compute().items()}
 
   if folder is None:
     return compute_all()
@@ -84,7 +84,7 @@ def _digest(text: str, tree: Any) -> str:
   """Digest of a text and of all numbers of a tree."""
   digest = hashlib.blake2b(text.encode(), digest_size=16)
   for path, leaf in jax.tree.leaves_with_path(tree):
-    array = np.ascontiguousarray(harness.whole(leaf))
+    array = np.ascontiguousarray(harness.as_numpy(leaf))
     name = jax.tree_util.keystr(path)
     digest.update(f'{name} {array.dtype} {array.shape}'.encode())
     digest.update(array.view(np.uint8).data if array.size else b'')

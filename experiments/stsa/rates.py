@@ -113,7 +113,7 @@ def make_solver(chain: chains.Chain, steps: Mapping[str, Any]):
     for name, move in chain.increments.items()
   }
   solver = bj.stsa(moves, steps=dict(steps))
-  return harness.measured(solver, lambda z, updates: chain.errors(z))
+  return harness.with_metrics(solver, lambda z, updates: chain.errors(z))
 
 
 def run(options, chain, name, solver, *, steps, seeds, hyper=()):

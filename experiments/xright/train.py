@@ -309,7 +309,7 @@ def export(
   dtype = settings.export_dtype(model.dtype)
 
   def make(folder):
-    first = jax.tree.map(lambda leaf: leaf[0], harness.whole(trained.params))
+    first = jax.tree.map(lambda leaf: leaf[0], harness.as_numpy(trained.params))
     hugging_face.export(
       folder,
       model.config,

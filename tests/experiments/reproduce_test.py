@@ -106,7 +106,7 @@ def test_a_claim_whose_extra_is_missing_is_not_run(run, tmp_path, monkeypatch):
     'here =\n    numpy>=2\n'
   )
   monkeypatch.setattr(declared, 'ROOT', setup.parent)
-  assert declared.lacking('here') == ''
+  assert declared.why_missing('here') == ''
   needing = {'toy': harness.Run('toy', extra='llm')}
   fine, verdicts = run(claim(), runs=needing)
   assert fine
@@ -192,7 +192,7 @@ def test_declared_runs_have_a_binary_with_their_presets_and_flags(paper, name):
     if study.check:
       study.check(settings)
   assert not run.mode or run.mode in study.modes
-  assert not declared.lacking(run.extra).startswith('setup.cfg')
+  assert not declared.why_missing(run.extra).startswith('setup.cfg')
 
 
 @pytest.mark.parametrize('paper', PAPERS)

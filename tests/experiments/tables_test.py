@@ -191,7 +191,7 @@ def test_too_much_is_not_stored(stored, tmp_path):
   results = json.loads(path.read_text())
   results['metrics'] = {f'metric{i}': i / 3 for i in range(8_000)}
   path.write_text(json.dumps(results))
-  with pytest.raises(ValueError, match='too many to keep, at most 100,000'):
+  with pytest.raises(ValueError, match=r'too many to store \(at most 100,000'):
     stored_lib.store(path.parent, tmp_path)
 
 

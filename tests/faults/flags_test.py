@@ -50,8 +50,8 @@ def test_presets_pass(name):
 @pytest.mark.parametrize('name', BINARIES)
 def test_the_help_of_a_flag_stands_alone(name):
   settings = next(iter(importlib.import_module(name).PRESETS.values()))
-  for name, field in settings_lib.fields_of(settings).items():
-    text = field.words
+  for name, field in settings_lib.flatten(settings).items():
+    text = field.description
     assert not text or text.endswith('.'), name  # Not cut off.
     # `--help` sorts flags: what stood above is somewhere else.
     assert not text.lower().startswith(('likewise', 'as in')), name
@@ -62,7 +62,7 @@ def test_the_help_of_a_flag_stands_alone(name):
 @hypothesis.given(data=st.data())
 def test_any_text_is_a_value_or_one_line(name, data):
   binary = importlib.import_module(name)
-  fields = settings_lib.fields_of(next(iter(binary.PRESETS.values())))
+  fields = settings_lib.flatten(next(iter(binary.PRESETS.values())))
   field = data.draw(st.sampled_from(sorted(set(fields) - {'seeds'})))
   text = data.draw(st.sampled_from(TEXTS) | st.text(max_size=8))
   with contextlib.suppress(harness.SettingsError):

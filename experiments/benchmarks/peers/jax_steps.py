@@ -1,7 +1,7 @@
 """Steps of other packages for JAX; see `serve`.
 
-Each function makes one case and gives `run(steps)`. The problems are those of
-the benchmark of the same name in this repository.
+Each function makes a case and returns `run(steps)`. The problems are those of
+our benchmark with the same name.
 """
 
 import functools
@@ -15,9 +15,9 @@ import problems
 
 
 def repeat(step, carry, *arguments):
-  """Compiles a step whose carry is donated, and repeats it."""
+  """Compiles a step with a donated carry, and repeats it."""
   state = [jax.tree.map(lambda z: jnp.array(z, copy=True), carry)]
-  # As `measure.Program` does: on tiny steps, the two kinds of call differ.
+  # Like `measure.Program`: a call of a jitted function costs more.
   lowered = jax.jit(step, donate_argnums=0).lower(state[0], *arguments)
   compiled = lowered.compile()
 
@@ -70,7 +70,7 @@ def unrolled_jaxopt(width, rows, steps, rate):
 
 
 def projection(name, size, options):
-  """A projection of jaxopt, of its own last result and a fixed shift."""
+  """Projects the last result plus a fixed shift by jaxopt."""
   import jaxopt
 
   project = getattr(jaxopt.projection, f'projection_{name}')
@@ -86,12 +86,12 @@ def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
   """Scans steps of a solver of benchmark_bilevel.
 
   Args:
-    folder: of the clone.
-    solver: its module.
+    folder: folder of the clone.
+    solver: module of the solver.
     form: 'dense' or 'factorised' Hessians of samples.
-    size: of each variable.
+    size: size of each variable.
     batch_size: samples in each of 16 batches.
-    steps: in one compiled scan.
+    steps: steps in a compiled scan.
   """
   stub_benchopt()
   sys.path.insert(0, folder)
@@ -99,7 +99,7 @@ def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
   upper, lower, (x, y) = problems.quadratics(form, size, batch_size)
 
   def flat(loss):
-    # Theirs take the inner variable first, and the number of a first sample.
+    # These losses take the inner variable first, and the index of a sample.
     return lambda y, x, start, batch_size: loss(x, y, start // batch_size)
 
   one = module.Solver()
@@ -125,9 +125,9 @@ def bilevel_benchmark(folder, solver, form, size, batch_size, steps):
 
 
 def stub_benchopt():
-  """The three names that the solvers import of the package benchopt.
+  """Defines the three names that the solvers import from benchopt.
 
-  They make a command line of benchmarks, and none of them computes anything.
+  They serve a command line, and compute nothing.
   """
 
   class Context:
@@ -153,16 +153,16 @@ def stub_benchopt():
 
 
 def ppo(folder, env, environments, steps, updates):
-  """Updates of PPO of purejaxrl, of one epoch and one minibatch.
+  """Runs PPO of purejaxrl with one epoch and one minibatch.
 
   Args:
-    folder: of the clone.
-    env: of gymnax.
-    environments: side by side.
-    steps: of each in an update.
-    updates: in one compiled run, with its start.
+    folder: folder of the clone.
+    env: name of a gymnax environment.
+    environments: number of parallel environments.
+    steps: steps of each environment in an update.
+    updates: updates in a compiled run.
   """
-  # The wrappers of its other environments import packages that are not used.
+  # The wrappers of other environments import unused packages.
   for name in ('brax', 'brax.envs', 'brax.envs.wrappers', 'navix'):
     sys.modules[name] = types.ModuleType(name)
   sys.modules['brax'].envs = sys.modules['brax.envs']

@@ -1,4 +1,4 @@
-"""Problems that both sides of a comparison solve; JAX alone."""
+"""Problems of both sides of a comparison, in JAX only."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ CLASSES, BATCHES = 10, 16
 
 
 def digits(width, rows):
-  """A network that learns from weighted digits.
+  """Makes a network that learns from weighted digits.
 
   Args:
-    width: of the inputs and of both hidden layers.
-    rows: random digits of each loss; cost does not depend on values.
+    width: width of the inputs and of both hidden layers.
+    rows: number of random digits of each loss.
 
   Returns:
     Losses `lower` and `upper` of (x, y, batch), the network y, the weights x of
@@ -49,16 +49,15 @@ def digits(width, rows):
 
 
 def quadratics(form, size, batch_size):
-  """Means over the samples of a batch, in 16 fixed batches.
+  """Makes quadratics with 16 fixed batches of samples.
 
   Args:
-    form: 'dense', with whole Hessians of samples, or 'factorised', where they
-      have rank one.
+    form: 'dense' for full Hessians of samples, 'factorised' for rank one.
     size: dimension of each variable.
     batch_size: samples in a batch.
 
   Returns:
-    Losses `upper` and `lower` of (x, y, number of a batch), and the start.
+    Losses `upper` and `lower` of (x, y, index of a batch), and the start.
   """
 
   def draw(key, *shape):
@@ -71,7 +70,7 @@ def quadratics(form, size, batch_size):
   else:
     factors = draw(keys[1], 4, size) / size**0.5
 
-  def loss_of(level):
+  def make_loss(level):
     def loss(x, y, batch):
       p, q = jnp.moveaxis(linear[level, batch], 1, 0)
       if form == 'dense':
@@ -87,4 +86,4 @@ def quadratics(form, size, batch_size):
     return loss
 
   x, y = jax.random.normal(keys[2], (2, size))
-  return loss_of(0), loss_of(1), (x, y)
+  return make_loss(0), make_loss(1), (x, y)

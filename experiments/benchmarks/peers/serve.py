@@ -1,11 +1,11 @@
-"""Runs steps and times them when asked; a script of any environment.
+"""Runs and times steps on request, in any environment.
 
     echo '{"option": 1}' | python serve.py MODULE CASE
 
-It imports MODULE and calls its function CASE with the options, the first line
-of its input, which gives `run(steps)`. It answers the other lines: `run N` by
-wall and CPU seconds, `memory` by the bytes held at most, beyond those after the
-import of MODULE and of what the attribute `imports` of CASE names.
+It imports MODULE and calls its function CASE with the options in the first line
+of its input; CASE returns `run(steps)`. It answers the next lines: `run N` with
+wall and CPU seconds, `memory` with the peak memory above that after the imports
+of MODULE and of the modules in the attribute `imports` of CASE.
 """
 
 import importlib
@@ -15,18 +15,18 @@ import sys
 import time
 
 
-def say(**words):
-  """One answer."""
+def answer(**words):
+  """Prints an answer."""
   print('\n@' + json.dumps(words), flush=True)
 
 
 def peak():
-  """The most bytes that this process has held."""
+  """Returns the peak memory of this process, bytes."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident():
-  """Bytes that this process holds."""
+  """Returns the memory of this process, bytes."""
   with open('/proc/self/statm', encoding='utf-8') as file:
     return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -40,20 +40,20 @@ def main(module, case):
     start = resident()
     run = make(**json.loads(sys.stdin.readline()))
   except Exception as error:
-    say(error=f'{type(error).__name__}: {error}'[:300])
+    answer(error=f'{type(error).__name__}: {error}'[:300])
     return
-  say()
+  answer()
   for line in sys.stdin:
     word, *number = line.split()
     try:
       if word == 'memory':
-        say(bytes=peak() - start)
+        answer(bytes=peak() - start)
         continue
       wall, cpu = time.perf_counter(), time.process_time()
       run(int(number[0]))
-      say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+      answer(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
     except Exception as error:
-      say(error=f'{type(error).__name__}: {error}'[:300])
+      answer(error=f'{type(error).__name__}: {error}'[:300])
       return
 
 

@@ -1,7 +1,7 @@
 """Steps in PyTorch, and of packages for it; see `serve`.
 
-Each function makes one case and gives `run(steps)`. The sizes, losses and step
-sizes are those of the benchmark of the same name in JAX.
+Each function makes a case and returns `run(steps)`. Sizes, losses and step
+sizes are those of our benchmark with the same name.
 """
 
 import functools
@@ -25,7 +25,7 @@ def repeat(step):
 
 
 def v_pbgd(model, rows, features, hidden, classes, seeds=1):
-  """V-PBGD on data hyper-cleaning; several seeds one after the other."""
+  """V-PBGD on data hyper-cleaning; runs several seeds one at a time."""
   torch.manual_seed(0)
   draw = lambda: torch.rand(rows, features)
   train, validation = draw(), draw()
@@ -89,7 +89,7 @@ def v_pbgd(model, rows, features, hidden, classes, seeds=1):
 
 
 def _digits(width, rows):
-  """A network of weighted digits: losses, parameters, and the weights."""
+  """Makes a network with weighted digits: losses, parameters, weights."""
   torch.manual_seed(0)
   widths = (width, width, width, CLASSES)
   y = []
@@ -173,7 +173,7 @@ def unrolled_torchopt(width, rows, steps, rate):
 
 
 def unrolled_higher(width, rows, steps, rate):
-  """The same by the package higher."""
+  """A hypergradient through steps of gradient descent, by `higher`."""
   import higher
 
   lower, upper, y, x = _digits(width, rows)
@@ -199,7 +199,7 @@ def unrolled_higher(width, rows, steps, rate):
 
 
 def aggregator(name, objectives, hidden, batch, options):
-  """A step of TorchJD on a shared trunk and a head for each objective."""
+  """A step of TorchJD on a shared trunk and a head per objective."""
   from torchjd import aggregation, autojac
 
   torch.manual_seed(0)
@@ -237,8 +237,8 @@ def aggregator(name, objectives, hidden, batch, options):
 def language_model(objective, sizes, rows, length, answer, rank):
   """A step of SFT or DPO on adapters of queries and values, by peft.
 
-  The head sees the positions of the answers only, and the reference's
-  log-probabilities are known, as in the benchmark in JAX.
+  Like in our benchmark, the head only sees the answers, and the reference's
+  log-probabilities are precomputed.
   """
   import peft
   import transformers
@@ -292,7 +292,7 @@ def language_model(objective, sizes, rows, length, answer, rank):
 
 sft = functools.partial(language_model, 'sft')
 dpo = functools.partial(language_model, 'dpo')
-# Not counted as memory of a step.
+# Imported before the memory of a step is measured.
 sft.imports = dpo.imports = (
   'peft',
   'transformers.models.llama.modeling_llama',

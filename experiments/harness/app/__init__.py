@@ -1,1 +1,1 @@
-"""What a program needs around its work: flags, errors, signals, processes."""
+"""Flags, errors, signals and processes of a program."""

@@ -1,9 +1,9 @@
-"""Compiled programs kept on disk, so that a later process need not compile.
+"""A cache of compiled programs on disk, shared by processes.
 
-JAX keys a program by its code, its options and the version of jaxlib. Here the
-processor is added: a home folder may be shared by unlike machines. Entries are
-written atomically and carry a digest, so processes may share the folder, and a
-damaged entry is compiled again. The least recently used entries go first.
+JAX keys a program by its code, its options and the version of jaxlib. This
+cache adds the processor, since machines may share a home folder. Entries are
+written atomically and carry a digest: a damaged entry is compiled again. The
+least recently used entries are removed first.
 """
 
 import contextlib
@@ -20,38 +20,39 @@ from jax._src import compilation_cache
 
 Path = str | os.PathLike[str]
 
-# A folder, or OFF. JAX's own JAX_COMPILATION_CACHE_DIR takes precedence.
+# Environment variable: a folder or OFF. JAX_COMPILATION_CACHE_DIR, which JAX
+# itself reads, takes precedence.
 VARIABLE = 'BILEVEL_JAX_COMPILE_CACHE'
 OFF = 'off'
-# Size of all entries, in bytes. A program takes 10 to 200 kB.
+# Maximum size of the folder in bytes. A program takes 10 to 200 kB.
 MAX_BYTES = 2**30
-# Lines of /proc/cpuinfo that the compiler chooses instructions by.
+# Lines of /proc/cpuinfo that determine the instructions of a program.
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 _CPU_LINES = (
   *('vendor_id', 'cpu family', 'model', 'flags'),
   *('CPU implementer', 'CPU architecture', 'CPU variant', 'CPU part'),
   'Features',
 )
-# Variables by which XLA divides a program among threads.
+# Environment variables with the number of XLA's threads.
 _THREAD_VARIABLES = ('NPROC', 'PJRT_NPROC')
 _SUFFIX, _TEMPORARY = '.program', '.tmp'
-# Age in s of a temporary file whose process was killed while it wrote.
+# Seconds after which a temporary file is from a process that was killed.
 _ABANDONED = 3_600
 _DIGEST_SIZE = 16
 _GET_FILE_CACHE = compilation_cache.get_file_cache
 
 
 def use(folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> bool:
-  """Keeps what this process compiles from now on in a folder.
+  """Caches the programs that this process compiles from now on.
 
   Args:
-    folder: made if it does not exist; `off` keeps nothing. By default the
+    folder: created if missing; `off` turns the cache off. Default: the
       environment variable BILEVEL_JAX_COMPILE_CACHE, else `default_folder()`.
     max_bytes: size of the folder above which old entries are removed.
 
   Returns:
-    Whether programs are kept. Not if the folder cannot be used, which one
-    line on stderr says; and not if JAX has been given a folder of its own.
+    Whether programs are cached: not if the folder is unusable, which is
+    reported on stderr, nor if JAX is configured with its own cache folder.
   """
   if jax.config.jax_compilation_cache_dir and not _in_use():
     return False
@@ -65,15 +66,15 @@ def use(folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> bool:
     return False
   store = Store(folder, max_bytes=max_bytes)
   jax.config.update('jax_compilation_cache_dir', str(folder))
-  # Small programs too: what a run waits for is their number.
+  # Cache small programs too: a run compiles many of them.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-  # XLA's caches ignore the limit, and their folder changes the key.
+  # XLA's own caches ignore the limit, and their folder changes the key.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
-  # JAX has no public hook for a store. Without this one, it would use its own
-  # in the same folder, which neither repairs entries nor limits their size.
+  # JAX has no public hook for a store. Its own store neither repairs entries
+  # nor limits their size.
   compilation_cache.get_file_cache = lambda path: (store, path)
-  # JAX decides at its first program whether there is a cache.
+  # JAX decides at its first program whether to use a cache.
   compilation_cache.reset_cache()
   return True
 
@@ -87,8 +88,8 @@ def stop() -> None:
 
 
 def default_folder() -> pathlib.Path:
-  """The user's cache folder, by the XDG convention."""
-  # The convention has relative paths ignored.
+  """Returns the user's cache folder, by the XDG convention."""
+  # The convention ignores relative paths.
   base = os.environ.get('XDG_CACHE_HOME', '')
   base = base if os.path.isabs(base) else os.path.expanduser('~/.cache')
   return pathlib.Path(base) / 'bilevel_jax' / 'programs'
@@ -101,14 +102,14 @@ def machine() -> str:
   except OSError:
     lines = []
   pairs = [[x.strip() for x in line.partition(':')[::2]] for line in lines]
-  # Cores may differ, so all of their lines count, each once.
+  # Cores may differ: use the distinct lines of all.
   features = {
     f'{name}: {" ".join(sorted(value.split()))}'
     for name, value in pairs
     if name in _CPU_LINES
   }
   if not features:
-    # No other machine's programs where the system does not say.
+    # Unknown processor: do not share programs with other machines.
     features = {platform.node(), platform.processor(), platform.platform()}
   threads = [f'{name}={os.environ.get(name)}' for name in _THREAD_VARIABLES]
   if hasattr(os, 'sched_getaffinity'):
@@ -117,23 +118,23 @@ def machine() -> str:
 
 
 class Store:
-  """Entries of a folder, as JAX's cache reads and writes them.
+  """A folder of entries, with the interface of JAX's cache.
 
   Args:
-    folder: where they are.
+    folder: the folder.
     max_bytes: size above which old entries are removed.
   """
 
   def __init__(self, folder: pathlib.Path, *, max_bytes: int = MAX_BYTES):
-    self._path = folder  # JAX's name for it.
+    self._path = folder  # JAX reads this name.
     self._max_bytes = max_bytes
     self._writable = True
-    # Bytes to write until the folder is next measured: at first none.
+    # Bytes to write before the next sweep; the first write sweeps.
     self._until_swept = 0
     self._machine = machine().encode()
 
   def get(self, key: str) -> bytes | None:
-    """Returns an entry; None if there is none, or a damaged one."""
+    """Returns an entry; None if it is missing or damaged."""
     path = self._entry(key)
     try:
       content = path.read_bytes()
@@ -141,13 +142,13 @@ class Store:
       return None
     digest, value = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
     if digest != _digest(value):
-      return None  # What is compiled now replaces it.
+      return None  # The program is compiled again and replaces the entry.
     with contextlib.suppress(OSError):
       os.utime(path)  # The time of the last use.
     return value
 
   def put(self, key: str, value: bytes) -> None:
-    """Writes an entry, in place of a damaged one if there is one."""
+    """Writes an entry."""
     size = len(value) + _DIGEST_SIZE
     if not self._writable or size > self._max_bytes:
       return
@@ -158,7 +159,7 @@ class Store:
         self._sweep()
         self._until_swept = self._max_bytes // 16
     except OSError as error:
-      self._writable = False  # Once is enough.
+      self._writable = False  # Report the failure once.
       _inform(self._path, error.strerror or str(error))
 
   def _entry(self, key: str) -> pathlib.Path:
@@ -168,7 +169,7 @@ class Store:
     return self._path / (name.hexdigest() + _SUFFIX)
 
   def _sweep(self) -> None:
-    """Removes the entries that were not used for longest."""
+    """Removes the least recently used entries."""
     entries = []
     for entry in os.scandir(self._path):
       with contextlib.suppress(OSError):  # Another process removed it.
@@ -190,8 +191,8 @@ class Store:
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file whole or not at all, for any number of processes."""
-  # Not synchronised to the disk: a file that a crash tears has another digest.
+  """Writes a file atomically."""
+  # Without fsync: the digest reveals a file that a crash left incomplete.
   handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=_TEMPORARY)
   try:
     with open(handle, 'wb') as file:
@@ -208,14 +209,14 @@ def _digest(value: bytes) -> bytes:
 
 
 def _prepare(folder: pathlib.Path) -> str:
-  """Makes the folder; returns what speaks against its use, or ''."""
+  """Creates the folder; returns why it is unusable, or ''."""
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stat = folder.stat()
     os.listdir(folder)
   except OSError as error:
     return error.strerror or str(error)
-  # Entries are machine code: who can write them runs it as this user.
+  # Entries are machine code, which this user would execute.
   if stat.st_uid not in (os.geteuid(), 0):
     return 'it belongs to another user'
   if stat.st_mode & 0o002:
@@ -226,13 +227,13 @@ def _prepare(folder: pathlib.Path) -> str:
 def _inform(folder: pathlib.Path, reason: str) -> None:
   print(
     f'Compiled programs cannot be kept in {folder}: {reason}. Each run '
-    f'compiles again; --compile_cache or {VARIABLE} names another folder, or '
-    f'{OFF}.',
+    f'compiles again. Set --compile_cache or {VARIABLE} to another folder, or '
+    f'to {OFF}.',
     file=sys.stderr,
     flush=True,
   )
 
 
 def _in_use() -> bool:
-  """Whether the folder that JAX has is of `use`."""
+  """Whether `use` configured JAX's cache."""
   return compilation_cache.get_file_cache is not _GET_FILE_CACHE

@@ -1,7 +1,7 @@
-"""Seconds that this process has spent compiling, as JAX measures them.
+"""Compile time of this process, as JAX reports it.
 
-Tracing, lowering, compiling and reading from the cache all count; a program
-that is compiled while another one is traced counts once.
+It includes tracing, lowering, compiling and reading the cache. Nested events
+count once.
 """
 
 import threading
@@ -14,14 +14,14 @@ _EVENTS = '/jax/core/compile/'
 
 
 class Clock:
-  """Adds up the time spans of JAX's events, nested ones once."""
+  """Sums the durations of JAX's events, without counting nested ones twice."""
 
   def __init__(self):
     self._total, self._lock = 0.0, threading.Lock()
     self._local = threading.local()
 
   def __call__(self, event: str, start: float, end: float, **_: Any) -> None:
-    """Takes one span, s; of a thread, in the order of their ends."""
+    """Adds a span in seconds; in each thread, spans come in order of `end`."""
     if not event.startswith(_EVENTS):
       return
     spans = vars(self._local).setdefault('spans', [])
@@ -34,23 +34,23 @@ class Clock:
       self._total += max(0.0, added)
 
   def seconds(self) -> float:
-    """The total so far."""
+    """Returns the total so far."""
     return self._total
 
 
-_CLOCK, _BEGINNING = Clock(), time.monotonic()
+_CLOCK, _START = Clock(), time.monotonic()
 jax.monitoring.register_event_time_span_listener(_CLOCK)
 
 
 def seconds() -> float:
-  """Seconds spent compiling so far."""
+  """Returns the seconds this process has spent compiling."""
   return _CLOCK.seconds()
 
 
 def split() -> dict[str, float]:
-  """Seconds of this process so far: `compile_seconds`, and `run_seconds`."""
+  """Splits the age of this process into `compile_seconds` and `run_seconds`."""
   compiling = seconds()
-  running = time.monotonic() - _BEGINNING - compiling
+  running = time.monotonic() - _START - compiling
   return {
     'compile_seconds': round(compiling, 3),
     'run_seconds': round(max(0.0, running), 3),

@@ -1,7 +1,6 @@
-"""Errors whose message is all that a person at a command line needs.
+"""Errors of users, which `harness.run` prints in one line without a traceback.
 
-`harness.run` shows them without a traceback. Each is also of the built-in type
-that fits, which is what a caller catches.
+Each class also derives from the built-in exception that a caller would catch.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ class UserError(Exception):
 
 
 class SettingsError(UserError, ValueError):
-  """A setting that no run can have."""
+  """A setting is invalid."""
 
 
 class WriteError(UserError, OSError):
@@ -20,27 +19,26 @@ class WriteError(UserError, OSError):
 
 
 class OtherRunError(UserError, ValueError):
-  """A folder holds a run with other settings, or of another program."""
+  """A folder holds a run of another program, or with other settings."""
 
 
 class BusyError(UserError, OSError):
-  """Another process is at work in a folder."""
+  """Another process is using a folder."""
 
 
 class MissingDataError(UserError, FileNotFoundError):
-  """A file of a data set, or what a run has saved, is missing."""
+  """A data file or a checkpoint is missing."""
 
 
 class DamagedDataError(UserError, ValueError):
-  """A file of a data set is damaged, or of another format."""
+  """A data file is damaged or has another format."""
 
 
 class AllStoppedError(UserError, FloatingPointError):
   """All seeds became non-finite.
 
   Attributes:
-    trained: the run so far, a `Trained`: what was reached before may
-      count. None where there is none.
+    trained: the `Trained` up to that step, or None.
   """
 
   trained: Any = None

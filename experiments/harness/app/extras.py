@@ -1,4 +1,4 @@
-"""Packages of pip extras, imported when they are needed."""
+"""Imports of packages from pip extras."""
 
 import importlib
 from typing import Any
@@ -7,18 +7,18 @@ from experiments.harness.app import errors
 
 
 def load_extra(module: str, extra: str, purpose: str) -> Any:
-  """Imports a module of an extra, or says how to install it.
+  """Imports a module of a pip extra.
 
   Args:
-    module: its full name.
-    extra: of `setup.cfg`.
-    purpose: what needs it, for the message.
+    module: full name of the module.
+    extra: name of the extra in `setup.cfg`.
+    purpose: what needs the module, for the message.
 
   Returns:
     The module.
 
   Raises:
-    SettingsError: if it does not load; says why, and how to install it.
+    SettingsError: if the import fails; says why and how to install the extra.
   """
   try:
     return importlib.import_module(module)

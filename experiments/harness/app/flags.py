@@ -1,10 +1,11 @@
-"""The flags that every binary has, and what they resolve to.
+"""The flags of every binary, and the options that they resolve to.
 
-Flags are defined by `define`, not at import: any number of binaries can be
-imported by one process.
+`define` defines the flags, not the import: one process can import several
+binaries.
 """
 
 import dataclasses
+import functools
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -15,23 +16,23 @@ from absl import flags
 from experiments.harness.app import compile_cache, errors
 from experiments.harness.app import settings as settings_lib
 
-# The folder of data sets in presets other than those that read packaged data.
+# Environment variable with the folder of data sets.
 DATA_VARIABLE = 'BILEVEL_JAX_DATA'
 
 
 class Options(NamedTuple):
-  """What the flags of a run say.
+  """The options of a run, from its flags.
 
   Attributes:
     paper: name of the paper's folder.
     binary: name of the binary.
     preset: name of the preset.
-    settings: the preset, a frozen dataclass, with the flags of its fields
+    settings: the settings of the preset, a frozen dataclass, with flags
       applied.
     workdir: folder of the run.
     data_dir: folder of data sets, or None for packaged data.
     seeds: the seeds.
-    save_seconds: for `train`.
+    save_seconds: see `Training`.
   """
 
   paper: str
@@ -44,25 +45,24 @@ class Options(NamedTuple):
   save_seconds: float = 10.0
 
 
-# The flags of every binary, in words.
+# Help texts of the flags of every binary.
 COMMON = {
-  'preset': 'Which settings.',
-  'workdir': 'Folder of the run; the same command resumes from it. By default '
+  'preset': 'Name of the settings.',
+  'workdir': 'Folder of the run; the same command resumes it. Default: '
   'runs/<paper>/<binary>/<preset>.',
-  'data_dir': 'Folder of data sets. By default what the environment variable '
-  f'{DATA_VARIABLE} says; the presets smoke and quick read packaged data.',
+  'data_dir': 'Folder of data sets. Default: the environment variable '
+  f'{DATA_VARIABLE}; the presets smoke and quick read packaged data.',
   'seeds': 'Number of seeds.',
-  'save_seconds': 'Least time between two checkpoints; 0 saves after each '
+  'save_seconds': 'Minimum seconds between two checkpoints; 0 saves after each '
   'chunk.',
-  'distributed': 'Whether this is one of several processes that run together '
-  'and share the workdir; the first writes.',
-  'compile_cache': 'Folder that keeps compiled programs for later runs; '
-  f'{compile_cache.OFF} keeps none. By default what the environment variable '
-  f'{compile_cache.VARIABLE} says, else a folder in ~/.cache.',
+  'distributed': 'Whether this is one of several processes that share the run '
+  'and the workdir; the first one writes.',
+  'compile_cache': 'Folder of compiled programs, reused by later runs; '
+  f'{compile_cache.OFF} for none. Default: the environment variable '
+  f'{compile_cache.VARIABLE}, else a folder in ~/.cache.',
 }
-# More would not fit into any memory.
-_SEEDS = 10**6
-# What they read is a part of them, whatever machine they run on.
+_MAX_SEEDS = 10**6
+# Presets that read packaged data, so that they give the same on any machine.
 _PACKAGED = ('smoke', 'quick')
 
 
@@ -75,52 +75,47 @@ def define(
   """Defines the common flags, and one for each field of the settings.
 
   Args:
-    presets: a frozen dataclass instance by name; the first is the default.
-    renamed: names of fields by former names, which are flags too.
+    presets: frozen dataclass instances by name; the first is the default.
+    renamed: current names of fields by former names, which remain flags.
     values: where to define the flags.
   """
-  common = {'flag_values': values}
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  names = list(presets)
   flags.DEFINE_enum(
-    'preset', next(iter(presets)), list(presets), COMMON['preset'], **common
+    'preset', names[0], names, COMMON['preset'], flag_values=values
   )
+  bounds = {'lower_bound': 1, 'upper_bound': _MAX_SEEDS}
   flags.DEFINE_integer(
-    'seeds',
-    None,
-    COMMON['seeds'],
-    lower_bound=1,
-    upper_bound=_SEEDS,
-    **common,
+    'seeds', None, COMMON['seeds'], flag_values=values, **bounds
   )
-  flags.DEFINE_float(
-    'save_seconds', 10.0, COMMON['save_seconds'], lower_bound=0, **common
-  )
-  flags.DEFINE_bool('distributed', False, COMMON['distributed'], **common)
+  seconds = 'save_seconds', 10.0, COMMON['save_seconds']
+  flags.DEFINE_float(*seconds, lower_bound=0, flag_values=values)
+  distributed = 'distributed', False, COMMON['distributed']
+  flags.DEFINE_bool(*distributed, flag_values=values)
   for name in ('workdir', 'data_dir', 'compile_cache'):
-    flags.DEFINE_string(name, None, COMMON[name], **common)
+    text(name, None, COMMON[name])
   for name, field in _fields(presets).items():
-    flags.DEFINE_string(name, None, field.words, **common)
-  for other, name in _other_names(presets, renamed).items():
-    flags.DEFINE_string(
-      other, None, f'{name}, as that is called now.', **common
-    )
+    text(name, None, field.description)
+  for other, name in _aliases(presets, renamed).items():
+    text(other, None, f'Another name of --{name}.')
 
 
-def _other_names(
+def _aliases(
   presets: Mapping[str, Any], renamed: Mapping[str, str]
 ) -> dict[str, str]:
-  """Former names of fields, and last parts of names that one field has."""
+  """Former names, and unique short names such as `steps` for `grid.steps`."""
   fields = _fields(presets)
-  found: dict[str, list[str]] = {}
+  by_last: dict[str, list[str]] = {}
   for name in fields:
     group, _, last = name.rpartition('.')
     if group and last not in (*fields, *COMMON):
-      found.setdefault(last, []).append(name)
-  short = {last: names[0] for last, names in found.items() if len(names) == 1}
+      by_last.setdefault(last, []).append(name)
+  short = {last: names[0] for last, names in by_last.items() if not names[1:]}
   return short | dict(renamed)
 
 
 def _fields(presets: Mapping[str, Any]) -> dict[str, settings_lib.Field]:
-  fields = settings_lib.fields_of(next(iter(presets.values())))
+  fields = settings_lib.flatten(next(iter(presets.values())))
   return {name: x for name, x in fields.items() if name not in COMMON}
 
 
@@ -130,11 +125,11 @@ def settings_by(
   texts: Sequence[str],
   renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Any:
-  """The settings of a preset with flags applied.
+  """Returns the settings of a preset with flags applied.
 
   Args:
-    presets: a frozen dataclass instance by name.
-    preset: which of them.
+    presets: frozen dataclass instances by name.
+    preset: name of the preset.
     texts: flags of its fields, such as '--steps=10'.
     renamed: see `define`.
 
@@ -142,10 +137,10 @@ def settings_by(
     The settings.
   """
   values = flags.FlagValues()
-  about: dict[str, Any] = {'renamed': renamed, 'values': values}
-  define(presets, **about)
+  define(presets, renamed=renamed, values=values)
   values(['', f'--preset={preset}', *texts])
-  return resolve(presets, paper='', binary='', **about).settings
+  names = {'paper': '', 'binary': ''}
+  return resolve(presets, renamed=renamed, values=values, **names).settings
 
 
 def resolve(
@@ -156,26 +151,26 @@ def resolve(
   renamed: Mapping[str, str] = types.MappingProxyType({}),
   values: flags.FlagValues = flags.FLAGS,
 ) -> Options:
-  """What the parsed flags say; see `define` for the arguments.
+  """Returns the options from parsed flags; see `define` for the arguments.
 
   Returns:
-    The options. Seeds come from `--seeds`, else from the preset's field
-    `seeds` (their number), else there is one.
+    The options. The number of seeds is `--seeds`, else the preset's field
+    `seeds`, else 1.
 
   Raises:
-    SettingsError: if the value of a field's flag is of a wrong type, or out of
+    SettingsError: if the value of a field's flag has a wrong type or is out of
       range.
   """
   settings = presets[values.preset]
-  given = {}
+  texts = {}
   names = {name: name for name in _fields(presets)}
-  for flag, name in (names | _other_names(presets, renamed)).items():
+  for flag, name in (names | _aliases(presets, renamed)).items():
     if values[flag].value is None:
       continue
-    if name in given:
+    if name in texts:
       raise errors.SettingsError(f'--{flag} and --{name} are the same flag.')
-    given[name] = values[flag].value
-  settings = settings_lib.override(settings, given)
+    texts[name] = values[flag].value
+  settings = settings_lib.override(settings, texts)
   if values.seeds is not None and hasattr(settings, 'seeds'):
     settings = dataclasses.replace(settings, seeds=values.seeds)
   settings_lib.check(settings)

@@ -1,35 +1,31 @@
-"""Keeps freed memory in the process, so that a step finds its pages again.
+"""Keeps freed memory in the process, which avoids page faults in each step.
 
-The allocator of glibc returns large blocks to the system as soon as they are
-freed. A compiled step frees its temporary buffer at its end, so the next one
-asks for the same memory again and pays a page fault for every 4 KiB of it: for
-60 MB, 15,000 faults and a quarter of the processor time.
+glibc returns large blocks to the system as soon as they are freed. A compiled
+step frees its temporary buffer at its end, and the next step then causes a page
+fault for every 4 KiB: for 60 MB, 15,000 faults and a quarter of the CPU time.
 """
 
 import ctypes
 import os
 
-# Numbers of `mallopt`, as its manual page has them.
+# Parameters of `mallopt`, from its manual page.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Of the environment, by which a user says how to allocate.
+# Environment variables by which a user configures the allocator.
 VARIABLES = (
   'GLIBC_TUNABLES',
   'MALLOC_MMAP_THRESHOLD_',
   'MALLOC_TRIM_THRESHOLD_',
 )
-# From this size on, blocks are returned; older versions allow less.
+# Blocks above this size are returned; older versions of glibc allow less.
 _LARGEST, _LARGEST_BEFORE = 1 << 30, 1 << 25
 
 
 def keep_freed() -> bool:
-  """Lets the allocator keep freed blocks below 1 GiB, from now on.
-
-  The process does it itself, at any time and for all of its threads: there is
-  no environment to prepare, and so no second start.
+  """Makes the allocator keep freed blocks below 1 GiB, for all threads.
 
   Returns:
-    Whether it does: not where the environment already says how to allocate, nor
-    with an allocator other than glibc's.
+    Whether it did: not if the environment configures the allocator, nor with
+    another allocator than glibc's.
   """
   if any(name in os.environ for name in VARIABLES):
     return False

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, else a line now and then."""
+"""Progress of a run: a bar on a terminal, otherwise a line every 30 s."""
 
 import sys
 import time
@@ -7,19 +7,19 @@ import tqdm
 
 
 class Progress:
-  """Shows steps taken and time left.
+  """Shows the steps taken and the time left.
 
   Args:
-    name: what runs.
-    steps: steps in all.
-    step: steps taken already.
-    every: seconds between lines where stderr is no terminal.
+    name: name of the run.
+    steps: total number of steps.
+    step: steps taken so far.
+    every: seconds between lines if stderr is no terminal.
   """
 
   def __init__(self, name: str, steps: int, step: int, *, every: float = 30.0):
     self._name, self._steps, self._every = name, steps, every
-    self._from, self._step = step, step
-    self._start = self._last = time.monotonic()
+    self._first, self._step = step, step
+    self._start = self._printed = time.monotonic()
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(
@@ -27,14 +27,14 @@ class Progress:
       )
 
   def update(self, step: int) -> None:
-    """Shows that so many steps are taken."""
+    """Shows the number of steps taken."""
     if self._bar is not None:
       self._bar.update(step - self._step)
     self._step = step
     now = time.monotonic()
-    if self._bar is None and now - self._last >= self._every:
-      self._last = now
-      rate = (step - self._from) / (now - self._start)
+    if self._bar is None and now - self._printed >= self._every:
+      self._printed = now
+      rate = (step - self._first) / (now - self._start)
       left = (self._steps - step) / rate if rate else float('nan')
       left = tqdm.tqdm.format_interval(left) if rate else '?'
       print(
@@ -44,6 +44,6 @@ class Progress:
       )
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()

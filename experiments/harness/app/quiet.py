@@ -1,40 +1,39 @@
-"""Silence of orbax about errors that the harness tells by itself."""
+"""Silences orbax while the harness reports its errors in one message."""
 
+import contextlib
 import logging
 import pathlib
 import sys
 import threading
+from collections.abc import Iterator
 
 
-class Quiet:
-  """Leaves an error of orbax to its one message, from `start` to `stop`.
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+  """Hides what orbax prints besides raising an error.
 
-  Otherwise its log repeats it, its threads print their tracebacks, and reads or
-  writes that are under way when one fails complain about a closed event loop.
+  Otherwise its log repeats the error, its threads print tracebacks, and other
+  pending reads or writes complain about a closed event loop.
   """
+  in_thread, unraisable = before = threading.excepthook, sys.unraisablehook
 
-  def start(self) -> None:
-    """Begins to be quiet."""
-    logging.getLogger('absl').addFilter(_not_of_orbax)
-    self._before = threading.excepthook, sys.unraisablehook
-    in_thread, unraisable = self._before
+  def in_other_thread(arguments):
+    if not type(arguments.thread).__module__.startswith('orbax.'):
+      in_thread(arguments)
 
-    def in_other_thread(arguments):
-      if not type(arguments.thread).__module__.startswith('orbax.'):
-        in_thread(arguments)
+  def other_unraisable(arguments):
+    if str(arguments.exc_value) != 'Event loop is closed':
+      unraisable(arguments)
 
-    def other_unraisable(arguments):
-      if str(arguments.exc_value) != 'Event loop is closed':
-        unraisable(arguments)
-
-    threading.excepthook = in_other_thread
-    sys.unraisablehook = other_unraisable
-
-  def stop(self) -> None:
-    """Puts back what was."""
-    logging.getLogger('absl').removeFilter(_not_of_orbax)
-    threading.excepthook, sys.unraisablehook = self._before
+  logging.getLogger('absl').addFilter(_not_from_orbax)
+  threading.excepthook = in_other_thread
+  sys.unraisablehook = other_unraisable
+  try:
+    yield
+  finally:
+    logging.getLogger('absl').removeFilter(_not_from_orbax)
+    threading.excepthook, sys.unraisablehook = before
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
+def _not_from_orbax(record: logging.LogRecord) -> bool:
   return 'orbax' not in pathlib.Path(record.pathname).parts

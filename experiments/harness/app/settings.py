@@ -1,16 +1,15 @@
-"""Settings of a run, from texts, and what numbers they may hold.
+"""Settings of a run: parsed from flags, and checked.
 
-A number in a settings dataclass is finite and above zero, a list of numbers has
-at least one, and a whole number has less than 32 bits, as steps are counted,
-unless the annotation of the field says otherwise:
+By default, a number in a settings dataclass is finite and above 0, a list has
+at least one entry, and an integer is below 2^31. Annotations change that:
 
-    noise: Annotated[float, harness.Allowed(0)] = 0.1  # Or none.
+    noise: Annotated[float, harness.Allowed(0)] = 0.1  # May be 0.
     share: Annotated[float, harness.Allowed(0, 1)] = 0.5
     ratios: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
     methods: Annotated[tuple[str, ...], harness.Among(METHODS)] = ('soba',)
 
-A field may be such a dataclass itself, for what belongs together: the field
-`steps` of the field `train` is named `train.steps`, also as a flag.
+A field may itself be such a dataclass, a group of settings: the field `steps`
+of the field `train` has the name and the flag `train.steps`.
 """
 
 import dataclasses
@@ -24,15 +23,21 @@ from typing import Any, NamedTuple
 
 from experiments.harness.app import errors
 
-_LARGEST = 2**31 - 1
+_LARGEST_INT = 2**31 - 1
+_KINDS = {
+  bool: 'true or false',
+  float: 'a number',
+  int: 'an integer',
+  str: 'a text',
+}
 
 
 class Allowed(NamedTuple):
-  """What a field of settings may hold; both ends of the range belong to it.
+  """The allowed range of a setting, with both ends.
 
   Attributes:
-    low: the least number; None for any above zero.
-    high: the largest.
+    low: the smallest number; None for any number above 0.
+    high: the largest number.
     empty: whether a list may be empty.
   """
 
@@ -42,72 +47,72 @@ class Allowed(NamedTuple):
 
 
 class Among(NamedTuple):
-  """What words a field of settings may hold.
+  """The allowed names of a setting.
 
   Attributes:
-    known: the words; of a mapping, its keys.
+    known: the names, or a mapping whose keys are the names.
   """
 
   known: Iterable[str]
 
 
 class Field(NamedTuple):
-  """A field of settings, or of one of its groups.
+  """A setting.
 
   Attributes:
-    value: what it holds.
+    value: its value.
     kind: its type.
-    notes: `Allowed` and `Among` of its annotation.
-    words: what the docstring says under Attributes; '' if nothing.
+    limits: `Allowed` and `Among` from its annotation.
+    description: from the section Attributes of the docstring; '' if missing.
   """
 
   value: Any
   kind: Any
-  notes: tuple[Any, ...]
-  words: str
+  limits: tuple[Any, ...]
+  description: str
 
 
-def fields_of(settings: Any, group: str = '') -> dict[str, Field]:
-  """All fields by name, those of a field `a` that is a dataclass as `a.b`.
+def flatten(settings: Any, group: str = '') -> dict[str, Field]:
+  """Returns all fields by name; the field `b` of a group `a` is `a.b`.
 
   Args:
     settings: a dataclass instance with annotated fields.
-    group: what stands before the names.
+    group: prefix of the names.
   """
   hints = typing.get_type_hints(type(settings), include_extras=True)
-  words = _words(type(settings), set(hints))
-  found: dict[str, Field] = {}
+  described = _descriptions(type(settings))
+  fields: dict[str, Field] = {}
   for field in dataclasses.fields(settings):
     name, value = group + field.name, getattr(settings, field.name)
     if dataclasses.is_dataclass(value):
-      found |= fields_of(value, f'{name}.')
+      fields |= flatten(value, f'{name}.')
       continue
-    kind, notes = hints[field.name], ()
+    kind, limits = hints[field.name], ()
     if typing.get_origin(kind) is typing.Annotated:
-      kind, *notes = typing.get_args(kind)
-    found[name] = Field(value, kind, tuple(notes), words.get(field.name, ''))
-  return found
+      kind, *limits = typing.get_args(kind)
+    description = described.get(field.name, '')
+    fields[name] = Field(value, kind, tuple(limits), description)
+  return fields
 
 
 def check(settings: Any) -> None:
-  """Checks the numbers and words of settings.
+  """Checks the numbers and names in settings.
 
   Args:
     settings: a dataclass instance with annotated fields.
 
   Raises:
-    SettingsError: names the first field with a number out of range, or with a
-      word that is not known.
+    SettingsError: for the first number out of range or unknown name.
   """
-  for name, (value, _, notes, _) in fields_of(settings).items():
-    allowed = next((n for n in notes if isinstance(n, Allowed)), Allowed())
+  for name, (value, _, limits, _) in flatten(settings).items():
+    allowed = next((x for x in limits if isinstance(x, Allowed)), Allowed())
     several = isinstance(value, tuple)
     if several and not (value or allowed.empty):
       raise errors.SettingsError(f'--{name}=: {name} needs at least one entry.')
     for entry in value if several else (value,):
       _check_number(name, entry, allowed)
-      for note in notes:
-        if isinstance(note, Among) and entry not in (known := list(note.known)):
+      for limit in limits:
+        if isinstance(limit, Among) and entry not in (known := [*limit.known]):
           raise errors.SettingsError(
             f'--{name}={entry}: {name} knows {", ".join(known)}.'
           )
@@ -118,7 +123,7 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
     return
   low, high, _ = allowed
   if isinstance(value, int):
-    low, high = 1 if low is None else low, min(high, _LARGEST)
+    low, high = 1 if low is None else low, min(high, _LARGEST_INT)
   if not (value > 0 if low is None else value >= low):
     bound = 'above 0' if low is None else f'at least {low:,g}'
   elif value > high or math.isinf(value):
@@ -128,24 +133,26 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
   raise errors.SettingsError(f'--{name}={value}: {name} is {bound}.')
 
 
-def settings_of(settings: Any, *without: str) -> dict[str, Any]:
-  """Fields of a dataclass as a run's settings, without some.
+def run_settings(settings: Any, *without: str) -> dict[str, Any]:
+  """Returns the settings that identify a training run.
 
   Args:
-    settings: of the binary.
-    *without: fields, or groups of them, on which no single run depends, beside
-      `seeds`: the methods and the grid of a comparison; `steps`, where a run
-      may be made longer.
+    settings: settings of the binary.
+    *without: fields or groups to leave out, as `seeds` always is: the methods
+      and the grid of a comparison, or `steps` if a run may be extended.
 
   Returns:
     Values by name, for `train`.
   """
-  left_out = {'seeds', *without}
+  excluded = {'seeds', *without}
   return {
     name: field.value
-    for name, field in fields_of(settings).items()
-    if not left_out & {name, name.partition('.')[0]}
+    for name, field in flatten(settings).items()
+    if not excluded & {name, name.partition('.')[0]}
   }
+
+
+settings_of = run_settings  # The former name, for one version.
 
 
 def override(settings: Any, texts: Mapping[str, str]) -> Any:
@@ -153,15 +160,15 @@ def override(settings: Any, texts: Mapping[str, str]) -> Any:
 
   Args:
     settings: a dataclass instance with annotated fields.
-    texts: values by field, as texts; a tuple is written 1,2,3.
+    texts: texts of values by field; a tuple is written 1,2,3.
 
   Returns:
     A new instance.
 
   Raises:
-    SettingsError: if a value is not of its field's type.
+    SettingsError: if a value has another type than its field.
   """
-  known = fields_of(settings)
+  known = flatten(settings)
   for name, text in texts.items():
     kind = known[name].kind
     try:
@@ -175,7 +182,7 @@ def override(settings: Any, texts: Mapping[str, str]) -> Any:
 
 
 def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
-  """Replaces fields by name, `a.b` for the field `b` of the group `a`."""
+  """Replaces fields by name; the field `b` of a group `a` is `a.b`."""
   for name, value in values.items():
     first, _, rest = name.partition('.')
     if rest:
@@ -184,32 +191,30 @@ def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
   return settings
 
 
-def _words(kind: type, known: set[str]) -> dict[str, str]:
-  """What docstrings, also of base classes, say under Attributes, by field."""
-  words = {}
-  for one in reversed(kind.__mro__):
-    text = inspect.cleandoc(one.__doc__ or '')
-    _, _, listed = text.partition('Attributes:\n')
+def _descriptions(kind: type) -> dict[str, str]:
+  """Reads the section Attributes of a class and its bases, by field."""
+  texts = {}
+  for base in reversed(kind.__mro__):
+    text = inspect.cleandoc(base.__doc__ or '')
+    _, _, section = text.partition('Attributes:\n')
     entry = r'^ {2}(\w+): (.*(?:\n {4,}.*)*)'
-    for name, sentence in re.findall(entry, listed, re.MULTILINE):
-      if name in known:
-        words[name] = ' '.join(sentence.split())
-  return words
+    for name, sentence in re.findall(entry, section, re.MULTILINE):
+      texts[name] = ' '.join(sentence.split())
+  return texts
 
 
-def text_of(value: Any) -> str:
-  """A value as a flag takes it."""
+def as_text(value: Any) -> str:
+  """Formats a value as its flag accepts it."""
   several = isinstance(value, tuple)
   return ','.join(map(str, value)) if several else str(value)
 
 
 def kind_name(kind: Any) -> str:
-  """What a field takes, in words."""
+  """Describes the values of a type, for messages."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
   if origin is tuple:
-    each = f'commas between, each {kind_name(arguments[0])}'
     count = 'a list' if ... in arguments else f'{len(arguments)} values'
-    return f'{count}, {each}'
+    return f'{count} separated by commas, each {kind_name(arguments[0])}'
   if origin is typing.Literal:
     return f'one of {", ".join(map(str, arguments))}'
   if origin in (typing.Union, types.UnionType):
@@ -217,7 +222,7 @@ def kind_name(kind: Any) -> str:
       'None' if choice is type(None) else kind_name(choice)
       for choice in arguments
     )
-  return f'a value of type {kind.__name__}'
+  return _KINDS.get(kind, f'a value of type {kind.__name__}')
 
 
 def _parse(text: str, kind: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What SIGTERM does: the chunk under way ends, all is saved, the process exits.
+"""SIGTERM: the run finishes its chunk, saves a checkpoint and exits.
 
-Batch systems send SIGTERM before they take a machine back. The exit status is
-then `EXIT_STATUS`, 75: the EX_TEMPFAIL of sysexits.h, "try again later". The
-same command goes on where it stopped.
+Batch systems send SIGTERM before they reclaim a machine. The exit status is
+75, the EX_TEMPFAIL ("try again later") of sysexits.h. The same command resumes
+the run.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ EXIT_STATUS = os.EX_TEMPFAIL
 
 
 def exit_on_sigterm(*, unwind: bool = False) -> None:
-  """Lets SIGTERM end the process where nothing is unsaved.
+  """Makes SIGTERM end the process outside of training.
 
   Args:
-    unwind: whether to leave by `SystemExit`, for a program with something to
-      put in order first. Whatever catches all exceptions can swallow that, so
-      the process otherwise ends at once.
+    unwind: whether to raise `SystemExit`, for a program that has to clean up.
+      Code that catches all exceptions can swallow it, so by default the process
+      ends at once.
   """
 
   def end(number, frame):
@@ -31,7 +31,7 @@ def exit_on_sigterm(*, unwind: bool = False) -> None:
     if unwind:
       leave()
     with contextlib.suppress(Exception):
-      # The signal may have come within a write to the same stream.
+      # The signal may have interrupted a write to the same stream.
       sys.stdout.flush()
     os._exit(EXIT_STATUS)
 
@@ -39,41 +39,41 @@ def exit_on_sigterm(*, unwind: bool = False) -> None:
 
 
 def show_on_sigusr1() -> None:
-  """Lets SIGUSR1 print where all threads are, for one that stands still."""
+  """Makes SIGUSR1 print the stack of every thread, to debug a hang."""
   with contextlib.suppress(ValueError, OSError, AttributeError):
-    # stderr may be no file, as in a notebook.
+    # In a notebook, stderr is no file.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def ignore() -> None:
-  """Lets SIGTERM change nothing more, where the process ends anyway.
+  """Ignores SIGTERM while the process exits.
 
-  Any other handler is gone before the interpreter is.
+  A Python handler would be removed before the interpreter ends.
   """
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def leave() -> NoReturn:
-  """Ends the program as after a SIGTERM; a second one changes nothing."""
+  """Exits with `EXIT_STATUS`, and ignores further SIGTERMs."""
   ignore()
   sys.exit(EXIT_STATUS)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-  """Notes a SIGTERM, and obeys it at the end at the latest.
+  """Defers SIGTERM to the end of the block.
 
-  Only the main thread of a process can do so; in others, the signal keeps its
+  Only the main thread can do this; in other threads the signal keeps its
   effect.
 
   Yields:
-    A function that tells whether there was one.
+    A function that returns whether a SIGTERM has arrived.
 
   Raises:
-    SystemExit: at the end, with `EXIT_STATUS`, if there was one.
+    SystemExit: at the end, with `EXIT_STATUS`, if one has arrived.
   """
-  # No event: its lock is not reentrant, and signals interrupt each other.
+  # Not a threading.Event: its lock is not reentrant, and signals nest.
   received: list[int] = []
   terminated = lambda: bool(received)
   if threading.current_thread() is not threading.main_thread():
@@ -89,7 +89,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
       print(error, file=sys.stderr)
     raise
   finally:
-    # None: it was set by other than Python, and cannot be set again.
+    # None: the handler was not set from Python and cannot be restored.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     if received:
       leave()

@@ -1,21 +1,20 @@
-"""Keeps programs on the processor from a deadlock of jaxlib's.
+"""Works around a deadlock of jaxlib on the CPU.
 
-Batched factorisations (`qr`, `solve`, `cholesky`, ... under `vmap`, so of any
-run with several seeds) are cut into tasks for the pool of threads that XLA
-itself runs on, and wait there for them. Two at once take both threads of a
-machine with two cores, and the tasks never begin: the program stands still, at
-no load, without a word. XLA puts them side by side only where it schedules for
-concurrency. Newer versions of jaxlib do not cut them.
+jaxlib splits batched factorisations (`qr`, `solve`, `cholesky`, ... under
+`vmap`, so in any run with several seeds) into tasks for XLA's own thread pool,
+and blocks a thread of that pool until they are done. On a machine with two
+cores, two factorisations at once block both threads, and the program hangs
+without load or message. XLA runs them concurrently only with its
+concurrency-optimised scheduler, which this module turns off. Newer versions of
+jaxlib do not split them.
 
-The processor time of small loops has a second cause, which no flag removes.
-Where more than some eight operations of a program or loop body are ready at
-once, XLA seems to hand some of them to another thread. For operations of
-microseconds that costs more than they do, and whether it happens depends on one
-operation more or less: a step that also stacks two losses or counts evaluations
-took 1.5 to 1.7 times the processor time of the same step without them. With
-`PJRT_NPROC=1` in the environment XLA has one thread, and a loop costs what its
-steps cost. Set it for small problems, and where each core runs a process of its
-own; large products then use one core.
+Small loops have another cost that no flag removes. If more than about eight
+operations of a loop body are ready at once, XLA seems to move some to another
+thread, which takes longer than operations of microseconds. One more operation
+can trigger it: a step that also stacked two losses took 1.5 to 1.7 times the
+CPU time. `PJRT_NPROC=1` in the environment gives XLA one thread. Set it for
+small problems, or to run one process per core; large products then use one
+core.
 """
 
 import os
@@ -24,28 +23,29 @@ from collections.abc import MutableMapping
 import jaxlib.version
 
 FLAG = 'xla_cpu_enable_concurrency_optimized_scheduler'
-# From here on, batches are not cut; the flag may then be unknown, which ends
-# the process.
-MENDED = (0, 11, 2)
+# The first version without the deadlock. It may not know the flag, and XLA
+# exits on an unknown flag.
+FIXED_VERSION = (0, 11, 2)
 
 
 def one_by_one(
   environment: MutableMapping[str, str] = os.environ,
   version: tuple[int, ...] = jaxlib.version.__version_info__,
 ) -> bool:
-  """Lets XLA run one operation after another, from its first program on.
+  """Makes XLA run operations in sequence; call it before XLA starts.
 
-  Where several cores share the work of one operation, they still do.
+  Several cores still share the work of one operation.
 
   Args:
-    environment: in which XLA, when it is first used, finds its flags.
-    version: of jaxlib.
+    environment: environment variables; the flag is added to `XLA_FLAGS`.
+    version: version of jaxlib.
 
   Returns:
-    Whether it does: not where the environment already says so or otherwise.
+    Whether the flag was added: not for a fixed version, nor if `XLA_FLAGS`
+    already has the flag.
   """
-  said = environment.get('XLA_FLAGS', '')
-  if version >= MENDED or FLAG in said:
+  xla_flags = environment.get('XLA_FLAGS', '')
+  if version >= FIXED_VERSION or FLAG in xla_flags:
     return False
-  environment['XLA_FLAGS'] = f'{said} --{FLAG}=false'.strip()
+  environment['XLA_FLAGS'] = f'{xla_flags} --{FLAG}=false'.strip()
   return True

@@ -1,1 +1,1 @@
-"""Data sets: read, checked, named."""
+"""Reads, checks and identifies data sets."""

@@ -10,35 +10,35 @@ import scipy.io
 from experiments.harness.data import sources
 from experiments.harness.store import files
 
-# Bytes of a file after decompression, at most.
+# Maximum bytes of a file after decompression.
 MOST_MAT = 2**28
 _COMPRESSED = 15
 
 
 def read_mat(path: files.Path, *names: str) -> tuple[np.ndarray, ...]:
-  """Reads variables of a MATLAB file, before version 7.3.
+  """Reads variables of a MATLAB file of a version before 7.3.
 
   Args:
     path: the file.
-    *names: of the variables.
+    *names: names of the variables.
 
   Returns:
     The arrays.
 
   Raises:
-    DamagedDataError: if it is something else, or has no such variable.
+    DamagedDataError: if it is no such file or lacks a variable.
   """
   path = pathlib.Path(path)
   with sources.parsing(path, 'MATLAB file'):
     _check_inflated(path)
-    found = scipy.io.loadmat(path, variable_names=names)
-    if absent := set(names).difference(found):
+    variables = scipy.io.loadmat(path, variable_names=names)
+    if absent := set(names).difference(variables):
       raise ValueError(f'it has no variable {", ".join(sorted(absent))}')
-    return tuple(found[name] for name in names)
+    return tuple(variables[name] for name in names)
 
 
 def _check_inflated(path):
-  """Decompresses what is compressed piece by piece, to see how much it is."""
+  """Measures the decompressed size piece by piece, against zip bombs."""
   total = 0
   with open(path, 'rb') as file:
     order = {b'IM': '<', b'MI': '>'}.get(file.read(128)[126:])

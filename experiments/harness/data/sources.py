@@ -1,4 +1,4 @@
-"""Files of data: where they are, how they fail, which data set they hold."""
+"""Finds and opens data files, checks them, and identifies data sets."""
 
 import contextlib
 import csv
@@ -14,13 +14,13 @@ import numpy as np
 from experiments.harness.app import errors
 from experiments.harness.store import files
 
-# What a file may take: bytes of a text or of an array after decompression, of
-# one line, and numbers of a table.
+# Limits: bytes of a text and of an array after decompression, bytes of a line,
+# and numbers in a table.
 MOST_TEXT, MOST_BYTES, MOST_LINE = 2**30, 2**30, 2**24
 MOST_NUMBERS = 2**26
-# What is a finite number in single precision, in which experiments compute.
+# The largest number of single precision, in which experiments compute.
 LARGEST = float(np.finfo(np.float32).max)
-# What damaged files raise in the standard library.
+# Errors that the standard library raises on damaged files.
 _DAMAGE = (OSError, EOFError, MemoryError, csv.Error, zlib.error)
 # Digests of the arrays of data sets, or of their training and test parts.
 _PARTS = {
@@ -38,12 +38,12 @@ _KNOWN = {digest: name for name, parts in _PARTS.items() for digest in parts}
 
 
 class Source(NamedTuple):
-  """Which data were read.
+  """The identity of data.
 
   Attributes:
-    name: of the data set, told from its content; of others, what they are.
+    name: name of a known data set, otherwise a description.
     words: one line for people, without a full stop.
-    digest: of the content, hexadecimal, a dash between parts.
+    digest: hex digests of the parts, joined by dashes.
   """
 
   name: str
@@ -51,15 +51,15 @@ class Source(NamedTuple):
   digest: str
 
 
-def source_of(
+def identify_source(
   words: str, *parts: Sequence[np.ndarray], otherwise: str
 ) -> Source:
-  """Names data by their content.
+  """Identifies a data set by its content.
 
   Args:
     words: one line for people.
-    *parts: the arrays of each part. Each part has to be of one known data set.
-    otherwise: the name of data that are not known.
+    *parts: the arrays of each part; a data set is known if all its parts are.
+    otherwise: the name of unknown data.
 
   Returns:
     A `Source`.
@@ -68,6 +68,9 @@ def source_of(
   names = {_KNOWN.get(digest, otherwise) for digest in digests}
   name = names.pop() if len(names) == 1 else otherwise
   return Source(name, words, '-'.join(digests))
+
+
+source_of = identify_source  # The former name, for one version.
 
 
 def _digest(arrays):
@@ -79,14 +82,14 @@ def _digest(arrays):
 
 
 def substituted(data: Sequence[Source], published: Sequence[str]) -> str:
-  """What stands in for the published data.
+  """Names the data that replace the published data sets.
 
   Args:
-    data: what was read.
-    published: names of the data sets that the published numbers are of.
+    data: the data that were read.
+    published: names of the published data sets.
 
   Returns:
-    '' if each of them was read, else the names of what else was.
+    '' if all of them were read, otherwise the names of the other data.
   """
   names = {source.name for source in data}
   if names.issuperset(published):
@@ -102,20 +105,20 @@ def find(
   advice: str,
   is_folder: bool = False,
 ) -> pathlib.Path:
-  """Finds a file, or a folder, of a data set.
+  """Finds a file or folder of a data set.
 
   Args:
     data_dir: folder of data sets, or None.
-    names: under which the file goes.
-    folders: subfolders where it may be, tried in order.
-    advice: where to get it, for the message.
-    is_folder: whether a folder is looked for.
+    names: possible names.
+    folders: possible subfolders, in order.
+    advice: where to get the data, for the message.
+    is_folder: whether to find a folder.
 
   Returns:
-    The first that is there.
+    The first match.
 
   Raises:
-    MissingDataError: if none is.
+    MissingDataError: if there is no match.
   """
   for folder in folders if data_dir is not None else ():
     for name in names:
@@ -135,18 +138,18 @@ def parsing(
   what: str,
   raised: tuple[type[Exception], ...] = (Exception,),
 ) -> Iterator[None]:
-  """Turns what a parser raises on damaged bytes into one line.
+  """Turns the errors of a parser into a `DamagedDataError`.
 
   Args:
     path: the file.
-    what: it should be.
-    raised: what the parser raises; other packages' raise nearly anything.
+    what: its format, for the message.
+    raised: errors of the parser; third-party parsers raise nearly any.
 
   Yields:
     Nothing.
 
   Raises:
-    DamagedDataError: names the file and what is wrong.
+    DamagedDataError: names the file and the reason.
   """
   try:
     yield
@@ -161,10 +164,10 @@ def parsing(
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, what: str) -> Iterator[IO[bytes]]:
-  """Opens a file of bytes, gzipped if its name ends in .gz; see `parsing`.
+  """Opens a binary file, decompressed if its name ends in .gz; see `parsing`.
 
   Raises:
-    MissingDataError: if there is no such file.
+    MissingDataError: if the file is missing.
   """
   if not path.exists():
     raise errors.MissingDataError(f'there is no file {path}.')
@@ -176,15 +179,15 @@ def opened(path: pathlib.Path, what: str) -> Iterator[IO[bytes]]:
 
 
 def read_lines(path: pathlib.Path, what: str) -> Iterator[str]:
-  """The lines of a text one by one, within bounds; see `opened`."""
+  """Yields the lines of a text, within the limits above; see `opened`."""
   total = number = 0
   with opened(path, what) as file:
     while line := file.readline(MOST_LINE + 1):
       number, total = number + 1, total + len(line)
       if len(line) > MOST_LINE or total > MOST_TEXT:
         raise errors.DamagedDataError(
-          f'{path}, line {number}: more than the {MOST_LINE:,} bytes of a line '
-          f'or the {MOST_TEXT:,} of a text that are read.'
+          f'{path}, line {number}: a line has at most {MOST_LINE:,} bytes and '
+          f'a text {MOST_TEXT:,}.'
         )
       try:
         yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
@@ -195,18 +198,18 @@ def read_lines(path: pathlib.Path, what: str) -> Iterator[str]:
 
 
 def read_bytes(path: pathlib.Path, file: IO[bytes], count: int) -> np.ndarray:
-  """Reads all that is left in a file, which is as many bytes as announced.
+  """Reads the rest of a file, which should have the announced size.
 
   Args:
-    path: the file's, for messages.
-    file: open; takes no more memory than it has content.
-    count: bytes that its header announces.
+    path: path of the file, for messages.
+    file: an open file.
+    count: number of bytes announced by its header.
 
   Returns:
     uint8 (count,).
 
   Raises:
-    DamagedDataError: if there are more or fewer, or more than are read.
+    DamagedDataError: if there are more or fewer bytes, or too many to read.
   """
   if count > MOST_BYTES:
     raise errors.DamagedDataError(
@@ -230,10 +233,10 @@ def read_bytes(path: pathlib.Path, file: IO[bytes], count: int) -> np.ndarray:
 
 
 def check_finite(path: files.Path, array: np.ndarray) -> np.ndarray:
-  """Returns an array of a file as it is if all is finite in single precision.
+  """Returns an array unchanged if it is finite in single precision.
 
   Raises:
-    DamagedDataError: names the place of the first, counted from 1.
+    DamagedDataError: names the first other number, counted from 1.
   """
   wrong = ~(np.abs(array) <= LARGEST)
   if wrong.any():

@@ -1,4 +1,4 @@
-"""Tables of numbers: LIBSVM and csv files, a user's own among them."""
+"""Reads tables of numbers from LIBSVM and csv files."""
 
 import array
 import csv
@@ -17,12 +17,12 @@ LABEL = 'label'
 
 
 class Table(NamedTuple):
-  """Samples of numbers.
+  """A table of samples.
 
   Attributes:
     inputs: float64 (samples, features).
     targets: float64 (samples, targets).
-    source: where they come from.
+    source: identity of the data.
   """
 
   inputs: np.ndarray
@@ -37,25 +37,25 @@ def read_table(
   header: bool | None = None,
   classes: bool = False,
 ) -> Table:
-  """Reads a LIBSVM or csv file, told apart by the first line that can tell.
+  """Reads a LIBSVM or csv file, whose format is detected from its lines.
 
   Args:
     path: the file; gzipped if its name ends in .gz.
-    targets: names of the columns to be predicted; all others are inputs.
-      Columns without a header are called 1, 2, ... and of LIBSVM files label,
-      1, 2, ...; by default the last one, or the label.
-    header: whether the first line of a csv file has the names; by default if
-      it has no number.
-    classes: whether the target is one of two classes, of which the greater
-      becomes 1 and the other -1.
+    targets: names of the target columns; all others are inputs. Columns without
+      a header are called 1, 2, ..., and those of a LIBSVM file label, 1, 2, ...
+      Default: the last column, or the label.
+    header: whether the first line of a csv file has the names; by default if it
+      has no number.
+    classes: whether the target has two classes: the larger becomes 1, the other
+      -1.
 
   Returns:
     A `Table`.
 
   Raises:
-    MissingDataError: if there is no such file.
-    SettingsError: if the file has no such columns.
-    DamagedDataError: if something is no finite number, or lines are of other
+    MissingDataError: if the file is missing.
+    SettingsError: if the file lacks a column.
+    DamagedDataError: if a cell is no finite number, lines have different
       lengths, or there are not two classes; names the file and the place.
   """
   path = pathlib.Path(path)
@@ -85,12 +85,10 @@ def read_table(
   if classes:
     column = texts[0] if words else values[:, 0]
     values = _signs(path, targets[0], column, lines)[:, None]
-  said = f'{path.name}, {len(inputs):,} samples, {inputs.shape[1]} features'
-  found = (inputs, values)
-  return Table(
-    *found,
-    sources.source_of(said, found, otherwise=f'unknown table {path.name}'),
-  )
+  text = f'{path.name}, {len(inputs):,} samples, {inputs.shape[1]} features'
+  unknown = f'unknown table {path.name}'
+  part = inputs, values
+  return Table(*part, sources.identify_source(text, part, otherwise=unknown))
 
 
 def _check_columns(path, wanted, names):
@@ -126,18 +124,18 @@ def _check_size(path, numbers):
 def read_libsvm(
   path: files.Path,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Reads lines of a label and index:value pairs, indices from 1, ascending.
+  """Reads lines of a label and index:value pairs, with ascending indices.
 
   Args:
     path: the file; gzipped if its name ends in .gz.
 
   Returns:
-    Labels, float64 (samples,); features, float64 (samples, features), as many
-    as the greatest index; the lines that they were on, (samples,).
+    Labels, float64 (samples,); features, float64 (samples, largest index); line
+    numbers, (samples,).
 
   Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if a line is something else; names it and the word.
+    MissingDataError: if the file is missing.
+    DamagedDataError: if a line is invalid; names the line and the entry.
   """
   path = pathlib.Path(path)
   labels, values = array.array('d'), array.array('d')
@@ -173,7 +171,7 @@ def read_libsvm(
 
 
 def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-  """Lines of a csv file with their numbers, all with as many columns."""
+  """Yields the numbers and cells of the lines of a csv file."""
   lines = sources.read_lines(path, 'csv file')
   first = next(lines, '')
   rows = csv.reader(
@@ -196,7 +194,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _column_names(path, header):
-  """Names of the columns, and whether the first line has them."""
+  """Returns the names of the columns, and whether there is a header."""
   _, first = next(_csv_rows(path), (0, []))
   if not first:
     raise errors.DamagedDataError(f'{path} is empty.')
@@ -207,7 +205,7 @@ def _column_names(path, header):
     for place, field in enumerate(first, 1)
   )
   if len(set(names)) < len(names):
-    raise errors.DamagedDataError(f'{path} has two columns of one name.')
+    raise errors.DamagedDataError(f'{path} has two columns of the same name.')
   return names, header
 
 
@@ -225,23 +223,23 @@ def read_csv(
   words: Sequence[str] = (),
   header: bool | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-  """Reads columns of a csv file; between them is a comma, semicolon or tab.
+  """Reads columns of a csv file, separated by commas, semicolons or tabs.
 
   Args:
     path: the file; gzipped if its name ends in .gz.
-    numbers: names of columns of numbers; see `read_table` for names. None for
-      all that are not of words.
-    words: names of columns of words, such as classes.
+    numbers: names of numeric columns; see `read_table` for names. None for all
+      other columns.
+    words: names of columns of text, such as classes.
     header: see `read_table`.
 
   Returns:
-    The numbers, float64 (samples, columns); an array (samples,) of objects for
-    each column of words; the lines that samples were on, (samples,).
+    Numbers, float64 (samples, columns); an object array (samples,) for each
+    column of text; line numbers, (samples,).
 
   Raises:
-    MissingDataError: if there is no such file.
-    SettingsError: if the file has no such columns.
-    DamagedDataError: if a line is something else; names it and the column.
+    MissingDataError: if the file is missing.
+    SettingsError: if the file lacks a column.
+    DamagedDataError: if a line is invalid; names the line and the column.
   """
   path = pathlib.Path(path)
   names, header = _column_names(path, header)
@@ -277,7 +275,7 @@ def read_csv(
 
 
 def _signs(path, column, values, lines):
-  """-1 and 1 for two classes, the greater of which is 1."""
+  """Codes two classes as -1 and 1; the larger becomes 1."""
   classes, index, where = np.unique(
     values, return_index=True, return_inverse=True
   )

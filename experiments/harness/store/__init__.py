@@ -1,1 +1,1 @@
-"""What is kept on disk: files, checkpoints, records, and whose they are."""
+"""Checkpoints, records and other files of a run."""

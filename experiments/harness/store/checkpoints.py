@@ -1,9 +1,9 @@
-"""Checkpoints of a whole run, checked when they are read.
+"""Checkpoints of a run, with digests that are checked on reading.
 
-Orbax writes them atomically, in the background: the run goes on as soon as what
-it saves is copied. The leaves of the carry are stored under their
-paths, beside digests of their bytes: a checkpoint that a full disk or a crash
-has damaged is put aside with a warning, and the one before it is used.
+Orbax writes them atomically in the background: the run continues as soon as the
+arrays are copied. Leaves are stored under their paths, with digests of their
+bytes. A checkpoint damaged by a full disk or a crash is moved away with a
+warning, and the previous one is used.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ from experiments.harness.store import leaves as leaves_lib
 
 
 class _AboutHandler(ocp.AsyncCheckpointHandler):
-  """Writes what `about` makes, which may take long, beside the leaves."""
+  """Writes the description of a checkpoint in a thread."""
 
   def __init__(self):
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -59,12 +59,12 @@ class _AboutRestore(ocp.args.CheckpointArgs):
 
 
 class Restored(NamedTuple):
-  """What a checkpoint held.
+  """The content of a checkpoint.
 
   Attributes:
-    tree: the saved pytree, as fresh arrays that may be donated.
+    tree: the pytree, of new arrays that may be donated.
     step: its step.
-    extra: the plain values saved with it.
+    extra: plain values saved with it.
   """
 
   tree: Any
@@ -73,19 +73,19 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one folder.
+  """The checkpoints of a run in a folder.
 
-  Several processes that share the folder make the same calls in the same order;
-  the first one writes.
+  Processes that share the folder make the same calls in the same order; the
+  first one writes.
 
   Args:
-    folder: where; made if missing.
-    keep: how many of the newest to keep.
+    folder: created if missing.
+    keep: number of checkpoints to keep, the newest.
   """
 
   def __init__(self, folder: files.Path, *, keep: int = 2):
     self._folder = files.make_folder(folder)
-    self._quiet = quiet.Quiet()
+    self._silence = contextlib.ExitStack()
     with files.writing(self._folder):
       self._manager = ocp.CheckpointManager(
         self._folder,
@@ -102,7 +102,7 @@ class Checkpoints:
           cleanup_tmp_directories=True,
         ),
       )
-    self._quiet.start()
+    self._silence.enter_context(quiet.silenced())
 
   @property
   def busy(self) -> bool:
@@ -110,19 +110,18 @@ class Checkpoints:
     return self._manager.is_saving_in_progress()
 
   def save(self, step: int, tree: Any, extra: Mapping[str, Any]) -> None:
-    """Copies a pytree of arrays, and saves the copy in the background.
+    """Copies a pytree of arrays, and writes the copy in the background.
 
-    Waits first for the checkpoint before, if `busy`. The arrays may be donated
-    as soon as this returns.
+    Waits for the previous checkpoint first, if `busy`. The arrays may be
+    donated as soon as this returns.
 
     Args:
-      step: the number of the checkpoint, above those saved before.
-      tree: any pytree of arrays and typed PRNG keys.
-      extra: plain JSON values to keep beside it.
+      step: step of the checkpoint, above all earlier ones.
+      tree: a pytree of arrays and typed PRNG keys.
+      extra: plain JSON values to save with it.
 
     Raises:
-      WriteError: if this one or the one before cannot be written; names the
-        folder.
+      WriteError: if this or the previous checkpoint cannot be written.
     """
     names = [name for name, _ in leaves_lib.named(tree)]
     leaves = dict(zip(names, leaves_lib.copies(tree), strict=True))
@@ -134,7 +133,7 @@ class Checkpoints:
       },
       'extra': extra,
     }
-    # Orbax refuses arrays without elements; their shape says all.
+    # Orbax refuses empty arrays; their description suffices.
     stored = {name: x for name, x in leaves.items() if x.size}
     items = ocp.args.Composite(
       leaves=ocp.args.StandardSave(stored), about=_AboutSave(about)
@@ -143,10 +142,10 @@ class Checkpoints:
       self._manager.save(step, args=items)
 
   def wait(self) -> None:
-    """Waits until all is on disk.
+    """Waits until everything is on disk.
 
     Raises:
-      WriteError: if it cannot be written; names the folder.
+      WriteError: if a checkpoint cannot be written.
     """
     with self._writing():
       self._manager.wait_until_finished()
@@ -158,27 +157,27 @@ class Checkpoints:
       try:
         yield
       except ValueError as error:
-        time.sleep(0.3)  # For what is still under way.
+        time.sleep(0.3)  # Lets pending writes fail.
         # Tensorstore reports a full disk as a ValueError.
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found is None:
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        if match is None:
           raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number)) from error
 
   def restore(self, like: Any) -> Restored | None:
-    """Reads the newest good checkpoint.
+    """Reads the newest undamaged checkpoint.
 
     Args:
-      like: a pytree of arrays or `jax.ShapeDtypeStruct`, as it was saved; the
-      sharding of the latter is that of what is read.
+      like: a pytree of arrays or `jax.ShapeDtypeStruct` with the structure of
+        the saved one; restored arrays get the shardings of the latter.
 
     Returns:
-      What was saved; None if there is no good checkpoint. Warns for each
-      checkpoint that is damaged and moves it to the folder `damaged`.
+      The checkpoint, or None. Warns of each damaged checkpoint and moves it to
+      the folder `damaged`.
 
     Raises:
-      OtherRunError: if a good checkpoint holds another structure than `like`.
+      OtherRunError: if an undamaged checkpoint has another structure.
     """
     steps = loading.saved_steps(self._folder)
     for step, folder in steps.items():
@@ -188,7 +187,7 @@ class Checkpoints:
         leaves = loading.read_leaves(folder, about.leaves)
       except errors.OtherRunError:
         raise
-      except Exception as error:  # Whatever a damaged file makes orbax raise.
+      except Exception as error:  # A damaged file makes orbax raise anything.
         self._put_aside(step, folder, error)
         continue
       fresh = [
@@ -199,23 +198,20 @@ class Checkpoints:
       return Restored(tree, step, about.extra)
     if steps:
       warnings.warn(
-        f'no good checkpoint is left in {self._folder}: starting anew.',
+        f'no good checkpoint is left in {self._folder}: starting at step 0.',
         RuntimeWarning,
         stacklevel=2,
       )
     return None
 
   def close(self) -> None:
-    """Waits until all is on disk, and frees what orbax holds.
+    """Waits until everything is on disk, and releases orbax.
 
     Raises:
-      WriteError: if it cannot be written; names the folder.
+      WriteError: if a checkpoint cannot be written.
     """
-    try:
-      with self._writing():
-        self._manager.close()
-    finally:
-      self._quiet.stop()
+    with self._silence, self._writing():
+      self._manager.close()
 
   def _check_structure(
     self, saved: Mapping[str, loading.Leaf], like: Any
@@ -235,22 +231,22 @@ class Checkpoints:
   def _put_aside(
     self, step: int, folder: pathlib.Path, error: Exception
   ) -> None:
-    time.sleep(0.3)  # For what is still under way.
-    what = f'{loading.damage(step, error)}: going on from the one before'
+    time.sleep(0.3)  # Lets pending reads fail.
+    what = f'{loading.damage(step, error)}: resuming from the previous one'
     files.put_aside(folder, what, self._folder.parent)
     self._manager.reload()
 
 
 def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
-  """Keeps the settings of a run, and refuses others in the same place.
+  """Writes the settings of a run, or compares them with the written ones.
 
   Args:
-    path: the JSON file that holds them; written if missing. A damaged one is
-      put aside with a warning.
+    path: the JSON file; written if missing. A damaged one is moved away with a
+      warning.
     settings: plain JSON values by name.
 
   Raises:
-    OtherRunError: if the file holds other settings; names each that differs.
+    OtherRunError: if the settings differ; names each difference.
     WriteError: if the file cannot be written.
   """
   text = files.seal(settings, indent=2, sort_keys=True) + '\n'
@@ -273,14 +269,14 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
 def _differing(
   old: Mapping[str, Any], new: Mapping[str, Any], within: str = ''
 ) -> list[str]:
-  """What two settings differ in, in words; of nested ones, their parts."""
-  said = []
+  """Describes the differences of two settings."""
+  differences = []
   for name in sorted({*old, *new}):
     pair = old.get(name, 'absent'), new.get(name, 'absent')
     if pair[0] == pair[1]:
       continue
     if all(isinstance(value, Mapping) for value in pair):
-      said += _differing(*pair, f'{within}{name}.')
+      differences += _differing(*pair, f'{within}{name}.')
     else:
-      said.append(f'{within}{name}: {pair[0]} -> {pair[1]}')
-  return said
+      differences.append(f'{within}{name}: {pair[0]} -> {pair[1]}')
+  return differences

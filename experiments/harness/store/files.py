@@ -1,4 +1,4 @@
-"""A run's own files: atomic, with one clear error, and known if damaged."""
+"""Files of a run: written atomically, with digests that reveal damage."""
 
 import contextlib
 import errno
@@ -20,16 +20,16 @@ Path = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def writing(folder: Path):
-  """Turns any failure to write into one OSError that says what to do.
+  """Turns an OSError inside into a `WriteError` with the reason and a remedy.
 
   Args:
-    folder: what is being written to; named in the message.
+    folder: folder that is written to, for the message.
 
   Yields:
     Nothing.
 
   Raises:
-    WriteError: from an OSError inside, with folder, reason and mend.
+    WriteError: from an OSError.
   """
   try:
     yield
@@ -44,7 +44,7 @@ def writing(folder: Path):
 
 
 def make_folder(folder: Path) -> pathlib.Path:
-  """Makes a folder with its parents, and returns its absolute path."""
+  """Creates a folder with its parents; returns its absolute path."""
   folder = pathlib.Path(folder).absolute()
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,16 +53,16 @@ def make_folder(folder: Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Keeps other processes out of a folder, until the end or a kill.
+  """Locks a folder against other processes; a kill releases the lock.
 
   Args:
-    folder: must exist; gets a file `.lock` with the number of the process.
+    folder: an existing folder, where `.lock` gets the process id.
 
   Yields:
     Nothing.
 
   Raises:
-    BusyError: if another process holds it.
+    BusyError: if another process has locked it.
     WriteError: if the folder cannot be written.
   """
   folder = pathlib.Path(folder)
@@ -75,11 +75,11 @@ def locked(folder: Path) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip()
       raise errors.BusyError(
-        f'another process{holder and f" ({holder})"} is at work in {folder}. '
+        f'another process{holder and f" ({holder})"} is using {folder}. '
         'Wait for it, or give another --workdir.'
       ) from None
     except OSError:
-      pass  # A file system without locks: go on without.
+      pass  # The file system has no locks.
     with writing(folder):
       file.truncate(0)
       file.write(f'pid {os.getpid()}')
@@ -88,23 +88,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_writer() -> bool:
-  """Whether this process writes results: of several, the first one."""
-  # Asked first: the index of a process that is alone would start a backend,
-  # which may take the accelerator from a process that needs it.
+  """Whether this process writes results: only the first of several does."""
+  # Tested first: `process_index` starts a backend, which may take the
+  # accelerator from another process.
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-  """Writes a file so that a kill leaves the old one or the new one.
-
-  Of several processes, the first writes and the others do nothing.
+  """Writes a file atomically; does nothing in processes other than the first.
 
   Args:
-    path: the file; its folder is made.
-    content: the whole content.
+    path: the file; its folder is created.
+    content: the content.
 
   Raises:
-    WriteError: if it cannot be written, or is a folder; names it.
+    WriteError: if it cannot be written or is a folder.
   """
   if not is_writer():
     return
@@ -124,7 +122,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Like `write_bytes`, in UTF-8."""
+  """Writes a text in UTF-8; see `write_bytes`."""
   write_bytes(path, text.encode())
 
 
@@ -132,23 +130,23 @@ _DIGEST = '_digest'
 
 
 def seal(values: Mapping[str, Any], **options: Any) -> str:
-  """JSON that knows whether it is damaged.
+  """Formats values as JSON with a digest.
 
   Args:
     values: plain values by name.
-    **options: of `json.dumps`.
+    **options: options of `json.dumps`.
 
   Returns:
-    The text: the values and a digest of them.
+    The text.
   """
   return json.dumps({**values, _DIGEST: _digest(values)}, **options)
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-  """The values that `seal` was given.
+  """Parses a text that `seal` formatted.
 
   Raises:
-    ValueError: if the text is any other than what `seal` made of them.
+    ValueError: if the text is damaged.
   """
   try:
     values = json.loads(text)
@@ -165,18 +163,19 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def put_aside(path: Path, what: str, folder: Path) -> None:
-  """Warns of something damaged, and keeps it in the folder `damaged`.
+  """Moves a damaged file or folder to the subfolder `damaged`, and warns.
 
   Args:
-    path: the file or folder; the first of several processes moves it.
-    what: what is wrong and what happens now, for the warning.
-    folder: in which `damaged` is made.
+    path: the file or folder; only the first of several processes moves it.
+    what: what is wrong and what happens next, for the warning.
+    folder: folder where `damaged` is created.
   """
-  path, kept = pathlib.Path(path), make_folder(pathlib.Path(folder) / 'damaged')
+  path = pathlib.Path(path)
+  damaged = make_folder(pathlib.Path(folder) / 'damaged')
   if is_writer():
-    target = kept / path.name
+    target = damaged / path.name
     while target.exists():
       target = target.with_name(target.name + '_')
     with writing(folder):
       path.rename(target)
-  warnings.warn(f'{what}; moved to {kept}.', RuntimeWarning, stacklevel=3)
+  warnings.warn(f'{what}; moved to {damaged}.', RuntimeWarning, stacklevel=3)

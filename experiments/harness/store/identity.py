@@ -1,7 +1,7 @@
-"""Digests of a run's data: every byte counts, of arrays and of files.
+"""Digests of a run's data: of all bytes of its arrays and files.
 
-Large contents are digested in blocks by several threads, and the digests of
-files are kept by path, size, time of the last change and inode.
+Several threads digest large contents in blocks. Digests of files are cached by
+path, size, modification time and inode.
 """
 
 import concurrent.futures
@@ -19,27 +19,26 @@ import numpy as np
 from experiments.harness.app import errors
 from experiments.harness.store import files, leaves
 
-# Bytes of a block. Contents of at most one block have one digest, others a
-# digest of the digests of their blocks.
+# Bytes of a block. A larger content has a digest of its blocks' digests.
 _BLOCK = 2**24
-# Arrays or files up to which each is named.
-_FEW = 16
+# Up to this number, each array or file has its own digest.
+_MAX_SEPARATE = 16
 _CACHE = 'digests.json'
 
 
 def digests(name: str, tree: Any) -> dict[str, str]:
-  """Digests each array of a tree, or all together where they are many.
+  """Digests each array of a tree, or all together if they are many.
 
   Args:
-    name: of the tree.
-    tree: a pytree of arrays. All processes that hold a part of an array call
-      this together.
+    name: name of the tree.
+    tree: a pytree of arrays. If an array is spread over processes, all of them
+      have to call this.
 
   Returns:
     Hex digests by name and path.
   """
   leaves = jax.tree.leaves_with_path(tree)
-  if len(leaves) > _FEW:
+  if len(leaves) > _MAX_SEPARATE:
     return {name: digest(tree)}
   return {
     f'{name}{jax.tree_util.keystr(path)}': _digest(leaf)
@@ -57,13 +56,13 @@ def digest(tree: Any) -> str:
 
 
 def digest_examples(examples: Iterable[Any]) -> str:
-  """Digests pytrees of arrays one by one; each may be dropped when it is done.
+  """Digests pytrees of arrays one at a time.
 
   Args:
-    examples: pytrees of small arrays, of any shapes.
+    examples: pytrees of small arrays of any shapes.
 
   Returns:
-    A hex digest of all of them in their order.
+    A hex digest, which depends on the order.
   """
   total = _hash()
   described: dict[Any, bytes] = {}
@@ -82,18 +81,18 @@ def digest_examples(examples: Iterable[Any]) -> str:
 def digest_files(
   name: str, paths: Sequence[files.Path], folder: files.Path
 ) -> dict[str, str]:
-  """Digests the bytes of files, each only once while it does not change.
+  """Digests the bytes of files; unchanged files are not read again.
 
   Args:
-    name: of the files together.
-    paths: of them. Digests do not depend on the folder that holds them all.
-    folder: of the run; keeps the digests of files in `digests.json`.
+    name: name of the files together.
+    paths: paths of the files. The digests do not depend on their common folder.
+    folder: folder of the run, which caches the digests in `digests.json`.
 
   Returns:
-    Hex digests by name and path, or one of all where they are many.
+    Hex digests by name and path, or one of all if they are many.
 
   Raises:
-    MissingDataError: if a file cannot be read; names it.
+    MissingDataError: if a file cannot be read.
     WriteError: if the folder cannot be written.
   """
   cache = pathlib.Path(folder) / _CACHE
@@ -114,7 +113,7 @@ def digest_files(
     for path in changed:
       known[path] = [*stats[path], _hash(*parts[path]).hexdigest()]
     files.write_text(cache, files.seal(known))
-  if len(absolute) > _FEW:
+  if len(absolute) > _MAX_SEPARATE:
     joined = ''.join(known[path][-1] for path in absolute)
     return {name: _hash(joined.encode()).hexdigest()}
   common = os.path.commonpath([os.path.dirname(path) for path in absolute])
@@ -125,7 +124,7 @@ def digest_files(
 
 
 def _read_cache(path: pathlib.Path) -> dict[str, list[Any]]:
-  """The digests of files that were kept; {} if there are none or damaged."""
+  """Returns the cached digests; {} if they are missing or damaged."""
   try:
     return files.unseal(path.read_bytes())
   except (OSError, ValueError):
@@ -133,7 +132,7 @@ def _read_cache(path: pathlib.Path) -> dict[str, list[Any]]:
 
 
 def _stat(path: str) -> list[int]:
-  """Size, time of the last change, and inode of a file."""
+  """Returns the size, modification time and inode of a file."""
   with _reading(path):
     stat = os.stat(path)
   return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -179,9 +178,9 @@ def _hash(*contents: Any) -> Any:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-  """A leaf as an array of the host, whole."""
+  """Converts a leaf to a numpy array."""
   if isinstance(leaf, jax.Array):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    leaf = leaves.whole(leaf)
+    leaf = leaves.as_numpy(leaf)
   return np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""The leaves of a pytree as named arrays of the host, and back."""
+"""Leaves of a pytree as named numpy arrays, and back."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ Path = list[Any]
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:
-  """Leaves with their paths; a number keeps equal paths apart, and in order."""
+  """Returns the leaves with unique names: a number and the path."""
   flat, _ = jax.tree.flatten_with_path(tree)
   return [
     (f'{i:04d}.{jax.tree_util.keystr(path, simple=True, separator=".")}', leaf)
@@ -21,7 +21,7 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def paths(tree: Any) -> list[Path]:
-  """Paths of the leaves as plain values: names, and numbers in sequences."""
+  """Returns the paths of the leaves: names, and indices in sequences."""
   flat, _ = jax.tree.flatten_with_path(tree)
   return [list(map(_plain, path)) for path, _ in flat]
 
@@ -35,7 +35,7 @@ def _plain(entry: Any) -> Any:
 
 
 def nested(items: list[tuple[Path, Any]]) -> Any:
-  """Dicts in dicts from paths to leaves; a leaf without a path is itself."""
+  """Builds nested dicts from paths and leaves; a bare leaf stays a leaf."""
   if len(items) == 1 and not items[0][0]:
     return items[0][1]
   levels: dict[Any, list[tuple[Path, Any]]] = {}
@@ -45,47 +45,47 @@ def nested(items: list[tuple[Path, Any]]) -> Any:
 
 
 def copies(tree: Any) -> list[np.ndarray]:
-  """The leaves as arrays of the host that share no buffer with them."""
+  """Copies the leaves to numpy arrays."""
   plain = [
     jax.random.key_data(leaf) if _is_key(leaf) else leaf
     for leaf in jax.tree.leaves(tree)
   ]
-  # Of an array of the CPU, numpy gets a view, which a donation would break.
-  return [np.array(leaf, copy=True) for leaf in whole(plain)]
+  # numpy views a CPU array without a copy, which a donation would invalidate.
+  return [np.array(leaf, copy=True) for leaf in as_numpy(plain)]
 
 
 def empty(leaf: Any) -> np.ndarray:
-  """Zeros of the shape and dtype in which `copies` has a leaf."""
+  """Returns zeros with the shape and dtype of a leaf's copy."""
   if _is_key(leaf):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   return np.zeros(leaf.shape, leaf.dtype)
 
 
 def from_numpy(array: np.ndarray, like: Any) -> jax.Array:
-  """What `copies` made an array of, as a fresh one that may be donated."""
-  # A copy: jax may otherwise share numpy's buffer.
+  """Converts a copy back to a new array, which may be donated."""
+  # A copy: otherwise jax may share numpy's buffer.
   copy = lambda index: jnp.array(array[index], copy=True)
   where = getattr(like, 'sharding', None)
   if isinstance(like, jax.ShapeDtypeStruct) and where is not None:
-    # In parts: no device may be able to hold the whole.
+    # In parts: the array may exceed the memory of a device.
     array = jax.make_array_from_callback(array.shape, where, copy)
   else:
     array = copy(...)
   if not _is_key(like):
     return array
-  # `like` may be a mere shape: only a traced one tells the implementation.
-  found = []
-  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
-  return jax.random.wrap_key_data(array, impl=found[0])
+  # `like` may be a shape, whose implementation is known only under a trace.
+  impls = []
+  jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), like)
+  return jax.random.wrap_key_data(array, impl=impls[0])
 
 
 def describe(array: np.ndarray) -> str:
-  """Its dtype and shape."""
+  """Formats the dtype and shape of an array."""
   return f'{array.dtype}{list(array.shape)}'
 
 
 def digest(array: np.ndarray) -> str:
-  """A hex digest of its bytes."""
+  """Returns a hex digest of the bytes of an array."""
   content = np.ascontiguousarray(array).tobytes()
   return hashlib.blake2b(content, digest_size=16).hexdigest()
 
@@ -94,8 +94,11 @@ def _is_key(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def whole(tree: Any) -> Any:
-  """Arrays of numpy, also of what lies on other processes, who all call it."""
+def as_numpy(tree: Any) -> Any:
+  """Converts leaves to numpy arrays.
+
+  If an array is spread over processes, all of them have to call this.
+  """
 
   def gather(leaf):
     here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable

@@ -1,4 +1,4 @@
-"""What a run has saved, read without its program."""
+"""Reads checkpoints without the program that wrote them."""
 
 import itertools
 import pathlib
@@ -18,12 +18,12 @@ from experiments.harness.store import leaves as leaves_lib
 
 
 class Best(NamedTuple):
-  """The best params so far by the selecting metric, for every member.
+  """The best params so far of each member, by the metric `select`.
 
   Attributes:
     params: params; leaves have a leading axis of members.
-    step: when they were measured, int32 (members,).
-    score: the metric then, (members,); -inf before the first finite one.
+    step: step at which they were measured, int32 (members,).
+    score: the metric, (members,); -inf before the first finite value.
   """
 
   params: Any
@@ -32,14 +32,15 @@ class Best(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """What a run has learnt.
+  """The newest checkpoint of a run.
 
   Attributes:
-    params: the newest saved params; leaves have a leading axis of members.
-    best: a `Best`, or () where no metric selects.
-    settings: by name, with the arguments of `train` as `train.<name>`.
+    params: params; leaves have a leading axis of members.
+    best: a `Best`, or () if no metric selects.
+    settings: settings by name, with arguments of `train` as `train.<name>`.
     step: steps taken.
-    state: the solver's state, likewise; () unless it was asked for.
+    state: the solver's state with a leading axis of members; () unless `load`
+      was asked for it.
   """
 
   params: Any
@@ -56,35 +57,31 @@ def load(
   like: Any = None,
   state: Any = None,
 ) -> Loaded:
-  """Reads the params of a run that is finished, interrupted or under way.
+  """Reads the newest checkpoint of a run, which may still be running.
 
-  Nothing is changed in the folder.
+  Does not change the folder.
 
   Args:
-    workdir: of the run, as `train` had it.
-    name: likewise.
-    like: a pytree of the structure of the params, such as what `init` returned;
-      its leaves, if they have a shape, are those of one member. None gives
-      dicts in dicts, with the names of fields, and numbers in sequences.
+    workdir: `workdir` of the run.
+    name: `name` of the run.
+    like: a pytree with the structure of the params, such as the result of
+      `init`; leaves with a shape have the shape of one member. None returns
+      nested dicts, with names of fields and indices in sequences.
     state: a pytree like the solver's state, `solver.init(params)` or its shapes
-      by `jax.eval_shape`: that is read too, for what `bj.outputs` has of it,
-      the statistics of a BatchNorm for instance. None leaves it out.
+      by `jax.eval_shape`, to read the state too, for example the statistics of
+      a BatchNorm (`bj.outputs`). None leaves it out.
 
   Returns:
-    A `Loaded`. Warns of a damaged checkpoint and reads the one before.
+    A `Loaded`. Warns of a damaged checkpoint and reads the previous one.
 
   Raises:
-    MissingDataError: if nothing is saved there.
-    OtherRunError: if params or state have another structure than asked for.
+    MissingDataError: if there is no checkpoint.
+    OtherRunError: if params or state have another structure.
   """
   run = pathlib.Path(workdir) / name
-  folder = run / 'checkpoints'
-  steps = saved_steps(folder)
   parts = ('params', 'best', *(() if state is None else ('state',)))
-  silence = quiet.Quiet()
-  silence.start()
-  try:
-    for step, checkpoint in steps.items():
+  with quiet.silenced():
+    for step, checkpoint in saved_steps(run / 'checkpoints').items():
       try:
         about = read_about(checkpoint)
         wanted = {
@@ -92,74 +89,72 @@ def load(
           for stored, leaf in about.leaves.items()
           if leaf.path[0] in parts
         }
-        leaves = read_leaves(checkpoint, wanted)
-      except Exception as error:  # Whatever a damaged file makes orbax raise.
-        what = f'{damage(step, error)}: reading the one before'
+        arrays = read_leaves(checkpoint, wanted)
+      except Exception as error:  # A damaged file makes orbax raise anything.
+        what = f'{damage(step, error)}: reading the previous one'
         warnings.warn(what, RuntimeWarning, stacklevel=2)
         continue
-      found = [(leaf.path, leaves[stored]) for stored, leaf in wanted.items()]
+      items = [(leaf.path, arrays[stored]) for stored, leaf in wanted.items()]
       best = ()
-      if _below(found, 'best'):
+      if _below(items, 'best'):
         best = Best(
-          params=_shaped(_below(found, 'best', 'params'), like, run),
-          step=jnp.asarray(_below(found, 'best', 'step')[0][1]),
-          score=jnp.asarray(_below(found, 'best', 'score')[0][1]),
+          params=_restructure(_below(items, 'best', 'params'), like, run),
+          step=jnp.asarray(_below(items, 'best', 'step')[0][1]),
+          score=jnp.asarray(_below(items, 'best', 'score')[0][1]),
         )
-      params = _shaped(_below(found, 'params'), like, run)
-      kept = (
-        ()
-        if state is None
-        else _shaped(_below(found, 'state'), state, run, 'state')
-      )
-      return Loaded(params, best, _settings(run), step, kept)
-  finally:
-    silence.stop()
+      params = _restructure(_below(items, 'params'), like, run)
+      loaded = Loaded(params, best, _settings(run), step)
+      if state is None:
+        return loaded
+      solver_state = _restructure(_below(items, 'state'), state, run, 'state')
+      return loaded._replace(state=solver_state)
   raise errors.MissingDataError(
     f'no checkpoint of a run {name!r} can be read in {workdir}'
-    f'{_instead(pathlib.Path(workdir))}.'
+    f'{_suggest(pathlib.Path(workdir))}.'
   )
 
 
-def _instead(workdir: pathlib.Path) -> str:
-  """What can be read where something else was asked for, for a message."""
+def _suggest(workdir: pathlib.Path) -> str:
+  """Suggests, for a message, which runs can be read instead."""
   if (workdir / 'checkpoints').is_dir():
-    said = f'it is the folder of a run itself: ask for name={workdir.name!r}'
-    return f'; {said} in {workdir.parent}'
-  # A name may have several parts, as those of a comparison's tuning runs have.
-  found = [path.parent for path in workdir.glob('**/checkpoints')]
-  known = sorted(path.relative_to(workdir).as_posix() for path in found)
+    remedy = f'ask for name={workdir.name!r} in {workdir.parent}'
+    return f'; it is the folder of a run itself: {remedy}'
+  # A name may have several parts, like those of tuning runs.
+  runs = [path.parent for path in workdir.glob('**/checkpoints')]
+  known = sorted(path.relative_to(workdir).as_posix() for path in runs)
   return f'; there are {", ".join(known)}' if known else ': train there first'
 
 
-def _below(found, *names):
-  """Leaves whose path begins by names, with the rest of it."""
+def _below(items, *names):
+  """Returns the leaves below a path, with the rest of their paths."""
   count = len(names)
-  return [(p[count:], x) for p, x in found if tuple(p[:count]) == names]
+  return [(p[count:], x) for p, x in items if tuple(p[:count]) == names]
 
 
-def _shaped(found, like, run, what='params'):
+def _restructure(items, like, run, what='params'):
+  """Builds a pytree like another from leaves with their paths."""
   if like is None:
-    return leaves_lib.nested([(path, jnp.asarray(x)) for path, x in found])
+    return leaves_lib.nested([(path, jnp.asarray(x)) for path, x in items])
   here = zip(leaves_lib.paths(like), jax.tree.leaves(like), strict=True)
-  pairs = itertools.zip_longest(here, found, fillvalue=(None, None))
+  pairs = itertools.zip_longest(here, items, fillvalue=(None, None))
   for (path, leaf), (stored, array) in pairs:
     shape = getattr(leaf, 'shape', None)
     if shape is not None:
-      shape = leaves_lib.empty(leaf).shape  # Of a key, that of its data.
+      shape = leaves_lib.empty(leaf).shape  # A key has the shape of its data.
     if path != stored or shape not in (None, array.shape[1:]):
-      there = _said(stored, None if array is None else array.shape[1:])
+      there = _describe(stored, None if array is None else array.shape[1:])
       raise errors.OtherRunError(
         f'{what} in {run} are others than asked for: {there} there, '
-        f'{_said(path, shape)} here.'
+        f'{_describe(path, shape)} here.'
       )
   fresh = [
     leaves_lib.from_numpy(array, leaf) if hasattr(leaf, 'dtype') else array
-    for (_, array), leaf in zip(found, jax.tree.leaves(like), strict=True)
+    for (_, array), leaf in zip(items, jax.tree.leaves(like), strict=True)
   ]
   return jax.tree.unflatten(jax.tree.structure(like), fresh)
 
 
-def _said(path, shape):
+def _describe(path, shape):
   if path is None:
     return 'nothing'
   return '.'.join(map(str, path)) + ('' if shape is None else str(list(shape)))
@@ -169,18 +164,18 @@ def _settings(run: pathlib.Path) -> dict[str, Any]:
   try:
     return files.unseal((run / 'settings.json').read_bytes())
   except (OSError, ValueError) as error:
-    what = f'the settings in {run} cannot be read ({error}): none are given'
+    what = f'the settings in {run} cannot be read ({error}): returning {{}}'
     warnings.warn(what, RuntimeWarning, stacklevel=3)
     return {}
 
 
 class Leaf(NamedTuple):
-  """What is known of a stored leaf without reading it.
+  """The description of a stored leaf.
 
   Attributes:
-    kind: its dtype and shape.
-    digest: of its bytes.
-    path: names, and numbers in sequences, that lead to it.
+    kind: dtype and shape.
+    digest: digest of its bytes.
+    path: its path of names, and of indices in sequences.
   """
 
   kind: str
@@ -189,11 +184,11 @@ class Leaf(NamedTuple):
 
 
 class About(NamedTuple):
-  """What lies beside the leaves of a checkpoint.
+  """The description of a checkpoint.
 
   Attributes:
-    leaves: a `Leaf` by the name under which it is stored.
-    extra: the plain values saved with it.
+    leaves: a `Leaf` by stored name.
+    extra: plain values saved with the leaves.
   """
 
   leaves: dict[str, Leaf]
@@ -201,10 +196,10 @@ class About(NamedTuple):
 
 
 def read_about(folder: files.Path) -> About:
-  """Reads what lies beside the leaves of a checkpoint.
+  """Reads the description of a checkpoint.
 
   Args:
-    folder: of the checkpoint.
+    folder: folder of the checkpoint.
 
   Returns:
     An `About`.
@@ -225,15 +220,15 @@ def read_leaves(
   """Reads some leaves of a checkpoint.
 
   Args:
-    folder: of the checkpoint.
-    about: which of them, from its `About`.
+    folder: folder of the checkpoint.
+    about: the leaves to read, from its `About`.
 
   Returns:
     Arrays by name.
 
   Raises:
-    Exception: whatever a damaged file makes orbax raise; ValueError if what was
-      read is not what was saved.
+    Exception: of any type, if orbax fails on a damaged file; ValueError if a
+      digest differs.
   """
   shapes = {name: _shape(leaf.kind) for name, leaf in about.items()}
   leaves = {name: np.zeros(*shape) for name, shape in shapes.items()}
@@ -254,16 +249,16 @@ def _shape(kind: str) -> tuple[list[int], np.dtype]:
 
 
 def saved_steps(folder: files.Path) -> dict[int, pathlib.Path]:
-  """The checkpoints in a folder by step, the newest first."""
-  found = {
+  """Returns the checkpoints in a folder by step, the newest first."""
+  paths = {
     int(path.name): path
     for path in pathlib.Path(folder).glob('*')
-    if path.name.isdigit()  # Those under way have longer names.
+    if path.name.isdigit()  # Unfinished ones have longer names.
   }
-  return dict(sorted(found.items(), reverse=True))
+  return dict(sorted(paths.items(), reverse=True))
 
 
 def damage(step: int, error: Exception) -> str:
-  """One line on a checkpoint that cannot be read."""
+  """Describes a checkpoint that cannot be read, in one line."""
   reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
   return f'the checkpoint of step {step} is damaged ({reason})'

@@ -1,9 +1,8 @@
-"""Where the metrics of a run go: a JSON-lines file and TensorBoard.
+"""Metrics of a run, in a JSON-lines file and for TensorBoard.
 
-One line is one record: `{"step": 100, "loss/upper": [0.5, null], ...}`, with a
-value for each member, null for what is not a finite number, and a digest, by
-which a damaged line is known. Lines do not depend on when or how often a run
-was killed.
+A line is a record such as `{"step": 100, "loss/upper": [0.5, null], ...}`, with
+a value per member, null for a number that is not finite, and a digest that
+reveals damage. A kill and a resumption do not change the lines.
 """
 
 import contextlib
@@ -24,10 +23,10 @@ Record = dict[str, Any]
 
 
 class Records:
-  """Records of a run, in memory.
+  """Records of a run in memory.
 
   Attributes:
-    records: all records, in order.
+    records: all records in order of steps.
   """
 
   def __init__(self, records: list[Record] | None = None):
@@ -37,11 +36,11 @@ class Records:
     """Adds a record.
 
     Args:
-      step: steps taken.
-      metrics: values, (members,), for each metric.
+      step: steps taken so far.
+      metrics: values (members,) by metric.
 
     Raises:
-      WriteError: if it goes to a file that cannot be written; names the folder.
+      WriteError: if the file cannot be written.
     """
     record: Record = {'step': step}
     for name in sorted(metrics):
@@ -51,24 +50,24 @@ class Records:
     self._keep(record)
 
   def history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The records as arrays.
+    """Returns the records as arrays.
 
     Returns:
-      Steps, int (records,), and for each metric its values, float64
-      (records, members), NaN where not finite or not measured.
+      Steps, int (records,); values by metric, float64 (records, members), NaN
+      where not finite or not measured.
     """
     steps = np.array([record['step'] for record in self.records], np.int64)
     history = {}
     for name in dict.fromkeys(n for record in self.records for n in record):
       if name != 'step':
-        # Metrics of the host are not in every record.
-        none = next([None] * len(r[name]) for r in self.records if name in r)
-        rows = [record.get(name, none) for record in self.records]
+        # `evaluate_host` does not measure at every record.
+        missing = next([None] * len(r[name]) for r in self.records if name in r)
+        rows = [record.get(name, missing) for record in self.records]
         history[name] = np.array(rows, np.float64)
     return steps, history
 
   def close(self) -> None:
-    """Closes the files, if there are any."""
+    """Closes the files."""
 
   def _keep(self, record: Record) -> None:
     pass
@@ -78,9 +77,9 @@ class MetricsWriter(Records):
   """Records that also go to `metrics.jsonl` and to TensorBoard event files.
 
   Args:
-    folder: where both lie.
-    step: the step of the checkpoint from which the run goes on: later records
-      are dropped. -1 drops all.
+    folder: folder of the files.
+    step: step of the checkpoint from which the run resumes; later records are
+      dropped. -1 drops all.
   """
 
   def __init__(self, folder: files.Path, *, step: int = -1):
@@ -92,12 +91,12 @@ class MetricsWriter(Records):
       files.put_aside(path, damage, self._folder)
     elif step > 0 and (not self.records or self.records[-1]['step'] != step):
       warnings.warn(
-        f'{path} lacks records before step {step}, where the run goes on: the '
+        f'{path} lacks records before step {step}, where the run resumes: the '
         'history has a gap.',
         RuntimeWarning,
         stacklevel=2,
       )
-    # Rewritten, not cut: a half-written last line goes as well.
+    # Rewriting also drops an incomplete last line.
     files.write_text(path, ''.join(map(_line, self.records)))
     with files.writing(self._folder):
       self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
@@ -106,7 +105,7 @@ class MetricsWriter(Records):
   def close(self) -> None:
     """Flushes and closes the files."""
     with files.writing(self._folder), contextlib.ExitStack() as stack:
-      # Both, also if one cannot be flushed.
+      # Closes both even if one fails.
       stack.callback(self._file.close)
       stack.callback(self._board.close)
 
@@ -120,22 +119,21 @@ class MetricsWriter(Records):
 class _Board:
   """An event file of TensorBoard.
 
-  Written by whoever calls: tensorboardX's own writer does so in a thread, which
-  a full disk ends unnoticed.
+  tensorboardX's own writer uses a thread, which hides the error of a full disk.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
     files.make_folder(folder)
-    # The step keeps apart two processes that begin within one second.
+    # The step distinguishes two processes that start in the same second.
     name = f'events.out.tfevents.{int(time.time())}.{purge_step}'
     self._writer = record_writer.RecordWriter(str(folder / name))
-    # What an earlier process recorded from this step on is void.
+    # TensorBoard drops earlier events from this step on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._event(purge_step, file_version='brain.Event:2')
     self._event(purge_step, session_log=start)
 
   def write(self, record: Record) -> None:
-    """Adds the mean over the members of each metric."""
+    """Adds the mean over members of each metric."""
     for name, row in record.items():
       finite = [x for x in np.atleast_1d(row) if x is not None]
       if name != 'step' and finite:
@@ -153,14 +151,14 @@ class _Board:
 
 
 def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:
-  """Reads the records that are whole.
+  """Reads records, and warns of damaged lines.
 
   Args:
-    path: a JSON-lines file; need not exist.
-    until: the last step to read.
+    path: a JSON-lines file; may be missing.
+    until: last step to read.
 
   Returns:
-    The records, in order. Warns of damaged lines and leaves them out.
+    The undamaged records in order.
   """
   records, damage = _read(pathlib.Path(path), until)
   if damage:
@@ -169,10 +167,10 @@ def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:
 
 
 def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
-  """The whole records up to a step, and what is damaged; '' if nothing is."""
+  """Returns the undamaged records, and a report of damage, '' if none."""
   records: list[Record] = []
   damaged = []
-  # What follows the last line end, a kill has cut off: that is no damage.
+  # A kill may leave an incomplete last line: that is no damage.
   lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
   for number, line in enumerate(lines if until >= 0 else [], 1):
     try:

@@ -1,1 +1,1 @@
-"""What a study says: its numbers, and the table and files made from them."""
+"""Results of a study: comparisons, claims, tables and documents."""

@@ -1,6 +1,6 @@
-"""Runs and claims of a paper, and what a finished run says about them.
+"""Runs and claims of a paper, and the judgement of claims.
 
-A paper's folder declares both once, in `claims.py`:
+A paper's folder declares both in `claims.py`:
 
     RUNS = {
       'toy': harness.Run('toy'),
@@ -13,8 +13,8 @@ A paper's folder declares both once, in `claims.py`:
         published='all'),
     )
 
-`python -m experiments.reproduce` finds that file, runs the binaries and judges.
-Stored results and the documents call a run by its name there.
+`python -m experiments.reproduce` makes the runs and judges the claims. Stored
+results and documents use the names of the runs.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from experiments.harness.store import files
 from experiments.harness.study import report
 
 PRESETS = ('smoke', 'quick', 'paper')
-ENOUGH_SEEDS = 5  # A claim shown by fewer says how many.
-# What `reproduce` says itself.
+ENOUGH_SEEDS = 5  # With fewer seeds, the verdict states their number.
+# Flags that `reproduce` sets.
 _RESERVED = ('preset', 'workdir', 'data_dir')
 
 
@@ -41,11 +41,9 @@ class Paper:
   """A paper in the README's table.
 
   Attributes:
-    title: what it is about, and the year.
-    solvers: names of the solvers that stand for it, or other names of the
-      library.
-    headlines: by metric of a claim, what the claim says in few words, with {}
-      for the number.
+    title: the topic and the year.
+    solvers: names of its solvers, or other names of the library.
+    headlines: short texts of claims by metric, with {} for the number.
   """
 
   title: str
@@ -58,15 +56,15 @@ class Run:
   """A run of a binary, whose results are stored under its name.
 
   Attributes:
-    binary: the module of the paper's folder.
-    preset: of the stored results.
-    flags: further flags of the binary, such as '--model=mlp'.
-    mode: what the binary does instead of training, such as 'evaluate'.
-    data: the folder in that of the data sets that it reads; '' for that itself,
-      or for packaged data.
-    extra: the pip extra that it needs beside `experiments`.
-    presets: those of `reproduce` in which it is run, by that preset; () where
-      it is run by its name alone.
+    binary: module in the paper's folder.
+    preset: preset of the stored results.
+    flags: further flags, such as '--model=mlp'.
+    mode: mode of the binary, such as 'evaluate'; '' to train.
+    data: subfolder of the folder of data sets; '' for the folder itself, or for
+      packaged data.
+    extra: pip extra that it needs besides `experiments`.
+    presets: presets of `reproduce` that include it; () for a run that is made
+      only by name.
   """
 
   binary: str = dataclasses.field(kw_only=False)
@@ -82,18 +80,18 @@ class Run:
       name = flag.removeprefix('--').partition('=')[0]
       if not flag.startswith('--') or name in _RESERVED:
         raise ValueError(
-          f'the flags of a run of {self.binary} are written --name=value and '
-          f'are none of {", ".join(_RESERVED)}, got {flag!r}.'
+          f'the flags of a run of {self.binary} are written --name=value, '
+          f'without {", ".join(_RESERVED)}, got {flag!r}.'
         )
     if self.presets:
       _check_presets(f'a run of {self.binary}', self.presets)
 
   def words(self, preset: str, data_dir: str | None = None) -> tuple[str, ...]:
-    """What stands behind the module on the command line, but the workdir.
+    """Returns the arguments of the command, without the workdir.
 
     Args:
-      preset: of `reproduce`, or its own.
-      data_dir: folder of the data sets; None for none.
+      preset: the preset.
+      data_dir: folder of data sets, or None.
     """
     mode = (self.mode,) if self.mode else ()
     folder = os.path.join(data_dir or '', self.data).rstrip('/')
@@ -103,21 +101,21 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """One claim of a paper, and the number that shows it.
+  """A claim of a paper, with the metric and the bound that show it.
 
   Attributes:
-    words: the claim, one sentence.
+    words: the claim in one sentence.
     run: name of the run that measures it.
-    metric: the name of the number in the run's `results.json`.
-    at_least: its lower bound: a number, or the name of another metric.
-    at_most: its upper bound, likewise; with both, it lies between them.
-    factor: a bound that is another metric is this many times it.
-    lead: how far the number has to be beyond a bound that is another metric, in
-      the metric's unit; below zero, how far behind it may be.
-    published: the paper's number, as a text; '-' if it has none.
-    presets: those in which the claim is judged, where its run is run.
-    substituted: what stands in for the paper's data, whatever the flags. A
-      binary whose data depends on its flags says it in its results instead.
+    metric: name of the metric in the run's `results.json`.
+    at_least: lower bound: a number, or the name of another metric.
+    at_most: upper bound: a number, or the name of another metric.
+    factor: factor of a bound that is another metric.
+    lead: margin to a bound that is another metric, in its unit; negative to
+      allow a difference.
+    published: the paper's number as a text; '-' if it has none.
+    presets: presets in which the claim is judged.
+    substituted: the data that always replace the paper's. If they depend on
+      flags, the binary reports them in its results instead.
   """
 
   words: str = dataclasses.field(kw_only=False)
@@ -149,7 +147,7 @@ class Claim:
     _check_presets(repr(self.words), self.presets)
 
   def bound(self) -> str:
-    """The bound in words, such as `≥ 0.99` or `≥ 1.5 x b + 0.01`."""
+    """Formats the bound, such as `≥ 0.99` or `≥ 1.5 x b + 0.01`."""
     if self.at_most is None:
       return f'≥ {self._words(self.at_least, 1)}'
     if self.at_least is None:
@@ -165,27 +163,28 @@ class Claim:
     return text + (f' {"+" if lead > 0 else "-"} {abs(lead):g}' if lead else '')
 
 
-def _check_presets(of: str, presets: tuple[str, ...]) -> None:
+def _check_presets(owner: str, presets: tuple[str, ...]) -> None:
   if not presets or not set(presets) <= set(PRESETS):
     raise ValueError(
-      f'the presets of {of} are among {", ".join(PRESETS)}, got {presets}.'
+      f'the presets of {owner} are among {", ".join(PRESETS)}, got {presets}.'
     )
 
 
 class Judgement(NamedTuple):
-  """What a run says about a claim.
+  """The judgement of a claim.
 
   Attributes:
-    ours: the number with its interval, as a text.
+    result: the number with its interval, as a text.
     bound: the bound, with the values of the metrics that it names.
     holds: whether the number is within the bound.
-    verdict: `shown` if all of its 95 % interval is, with the number of seeds
-      if they are fewer than five; `mean only` if only the number itself is,
-      `shown, no interval` if it has none, `not shown`, with the reason where a
-      number is missing; `substituted data`, with what the number says on those.
+    verdict: `shown` if the whole 95 % interval is within the bound, with the
+      number of seeds if they are fewer than five; `mean only` if only the
+      number is; `shown, no interval` without an interval; `not shown`, with a
+      reason if a number is missing; `substituted data`, with the verdict on
+      these.
   """
 
-  ours: str
+  result: str
   bound: str
   holds: bool
   verdict: str
@@ -201,8 +200,7 @@ def read_results(path: files.Path) -> dict[str, Any]:
     Its content.
 
   Raises:
-    ValueError: if it is missing, damaged, or has no metrics; one line that
-      names it.
+    ValueError: if it is missing, damaged, or has no metrics.
   """
   path = pathlib.Path(path)
   try:
@@ -222,7 +220,7 @@ def read_results(path: files.Path) -> dict[str, Any]:
 
 
 class _Number(NamedTuple):
-  """A metric, and how far its interval reaches; NaN where it has none."""
+  """A metric and the reach of its interval; NaN without an interval."""
 
   value: float
   below: float
@@ -230,28 +228,27 @@ class _Number(NamedTuple):
 
 
 def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
-  """Compares a claim with the results of a run.
+  """Judges a claim by the results of a run.
 
-  A claim relative to another metric is one of their difference. Its interval is
-  the paired t interval over the differences per seed, or that of two
-  independent numbers where the values per seed are unknown.
+  A claim relative to another metric concerns their difference. Its interval is
+  the paired t interval over differences per seed, or that of two independent
+  numbers if the values per seed are unknown.
 
   Args:
     claim: the claim.
-    results: the content of its `results.json`. The interval of a metric is the
-      metric `name/half_width`, or `name/low` and `name/high`, where there are
-      such; `name/stopped` counts seeds that are missing in it. `per_seed` has
-      the values behind a mean, by its name. `substituted` says what stands in
-      for the paper's data, if anything does.
+    results: the content of `results.json`. The interval of a metric is
+      `name/half_width`, or `name/low` and `name/high`; `name/stopped` counts
+      missing seeds. `per_seed` has the values of a mean by its name.
+      `substituted` names the data that replace the paper's.
 
   Returns:
-    A `Judgement`. A number that is not finite, or lacks seeds, shows nothing.
+    A `Judgement`: `not shown` if a number is non-finite or lacks seeds.
 
   Raises:
-    ValueError: if the results lack a metric that the claim names.
+    ValueError: if the results lack a metric of the claim.
   """
   metrics = results['metrics']
-  ours = _number(metrics, claim.metric)
+  number = _number(metrics, claim.metric)
   others = {
     name: _number(metrics, name)
     for name in (claim.at_least, claim.at_most)
@@ -262,13 +259,12 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
     for name in (claim.metric, *others)
     if (why := _unusable(metrics, name))
   ]
-  # Each bound as what is left beyond it, and what is less at the interval's
-  # end.
-  rooms, paired = [], []
+  # The margin to each bound, and the reach of the interval towards it.
+  margins, paired = [], []
   for bound, side in ((claim.at_least, 1), (claim.at_most, -1)):
     if bound is None:
       continue
-    reach = ours.below if side > 0 else ours.above
+    reach = number.below if side > 0 else number.above
     limit = bound
     if isinstance(bound, str):
       other = others[bound]
@@ -280,16 +276,16 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
       else:
         other_reach = other.above if side > 0 else other.below
         reach = math.hypot(reach, claim.factor * other_reach)
-    rooms.append((side * (ours.value - limit), reach))
-  holds = not reasons and all(room >= 0 for room, _ in rooms)
+    margins.append((side * (number.value - limit), reach))
+  holds = not reasons and all(margin >= 0 for margin, _ in margins)
   if reasons:
     verdict = f'not shown: {"; ".join(reasons)}'
   elif not holds:
     verdict = 'not shown'
-  elif any(math.isnan(reach) for _, reach in rooms):
+  elif any(math.isnan(reach) for _, reach in margins):
     verdict = 'shown, no interval'
   else:
-    beyond = all(room >= reach for room, reach in rooms)
+    beyond = all(margin >= reach for margin, reach in margins)
     verdict = 'shown' if beyond else 'mean only'
     seeds = len((results.get('per_seed') or {}).get(claim.metric, ()))
     if beyond and 1 < seeds < ENOUGH_SEEDS:
@@ -298,7 +294,7 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
   if substituted:
     verdict = f'substituted data ({substituted}): {verdict} there'
   return Judgement(
-    ours=_text(ours),
+    result=_text(number),
     bound='; '.join(
       [
         claim.bound(),
@@ -314,16 +310,16 @@ def judge(claim: Claim, results: Mapping[str, Any]) -> Judgement:
 def paired_interval(
   results: Mapping[str, Any], metric: str, other: str, factor: float = 1.0
 ) -> report.Interval | None:
-  """The paired t interval of `metric - factor * other` over shared seeds.
+  """Computes the paired t interval of `metric - factor * other` over seeds.
 
   Args:
     results: the content of a `results.json`, or of a stored result.
     metric: name of a mean over seeds.
-    other: name of another one.
-    factor: of the other.
+    other: name of another mean over the same seeds.
+    factor: factor of `other`.
 
   Returns:
-    An `Interval`; None if the values per seed of one of them are unknown.
+    An `Interval`; None if the values per seed of one mean are unknown.
   """
   per_seed = results.get('per_seed') or {}
   first, second = (per_seed.get(name, ()) for name in (metric, other))
@@ -336,13 +332,14 @@ def _number(metrics: Mapping[str, Any], name: str) -> _Number:
   if name not in metrics:
     raise ValueError(f'results.json has no metric {name}')
 
-  def of(key):
+  def read(key):
     value = metrics.get(key)
     return math.nan if value is None else float(value)
 
-  value, half = of(name), of(f'{name}/half_width')
+  value, half = read(name), read(f'{name}/half_width')
   if f'{name}/low' in metrics:
-    return _Number(value, value - of(f'{name}/low'), of(f'{name}/high') - value)
+    low, high = read(f'{name}/low'), read(f'{name}/high')
+    return _Number(value, value - low, high - value)
   return _Number(value, half, half)
 
 

@@ -1,4 +1,4 @@
-"""Runs commands in processes of their own, each until it has finished once."""
+"""Runs commands in separate processes, and skips finished ones."""
 
 import json
 import pathlib
@@ -13,17 +13,17 @@ from experiments.harness.study import claim
 from experiments.harness.study.declared import ROOT, Command
 
 _SECONDS_TO_SAVE = 60
-_SECONDS_TO_SAY = 0.5
+_SECONDS_TO_PRINT = 0.5
 
 
 class Ended(NamedTuple):
-  """How a command ended.
+  """The end of a command.
 
   Attributes:
-    failure: what went wrong, one line; '' if nothing did.
+    failure: reason of a failure in one line, or ''.
     seconds: wall time of all attempts, with start and compilation.
-    results: the content of its `results.json`, {} if it failed.
-    skipped: why it was not run at all; '' if it was.
+    results: content of `results.json`, {} after a failure.
+    skipped: why it was not run, or ''.
   """
 
   failure: str
@@ -35,13 +35,13 @@ class Ended(NamedTuple):
 def execute(
   command: Command, workdir: files.Path, *, timeout: float | None = None
 ) -> Ended:
-  """Runs a command in a process, unless it is finished.
+  """Runs a command in a process, unless it has finished before.
 
   Args:
-    command: what to run.
-    workdir: under which it gets its folder: with `log.txt`, all that it
-      prints, and `command.json`, how it ended.
-    timeout: seconds after which it is ended and has failed; None for none.
+    command: the command.
+    workdir: parent of its folder, which gets `log.txt` with its output and
+      `command.json` with its end.
+    timeout: seconds after which it is ended as a failure; None for no limit.
 
   Returns:
     An `Ended`.
@@ -52,16 +52,16 @@ def execute(
   before = _read_record(record)
   if before.get('finished') and before.get('words') == command.words:
     run = _finished(folder, before['seconds'])
-    # One whose results are gone or damaged goes on from its checkpoints.
+    # With results missing or damaged, it resumes from its checkpoints.
     if not run.failure:
       return run
-  # What an earlier, failed attempt left must not pass for this one's.
+  # Removes the results of a failed attempt.
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
   failure = ''
 
   def ended(failure):
-    """How it ended; kept also of an attempt that is cut short: it took time."""
+    """Writes `command.json`."""
     seconds = before.get('seconds', 0.0) + time.monotonic() - start
     run = Ended(failure, seconds, {}) if failure else _finished(folder, seconds)
     content = {
@@ -87,8 +87,8 @@ def execute(
     except subprocess.TimeoutExpired:
       line = _last_line(folder / 'log.txt', position)
       failure = f'took more than {timeout:g} s, after: {line}'
-      process.send_signal(signal.SIGUSR1)  # Into the log: where it is.
-      time.sleep(_SECONDS_TO_SAY)
+      process.send_signal(signal.SIGUSR1)  # Prints its stacks into the log.
+      time.sleep(_SECONDS_TO_PRINT)
     except (SystemExit, KeyboardInterrupt):
       _end(process)
       ended('was ended from outside')
@@ -103,7 +103,7 @@ def execute(
 
 
 def _end(process: subprocess.Popen) -> None:
-  """Ends a process that is still there, with time to save."""
+  """Ends a process if it still runs, with time to save."""
   if process.poll() is None:
     process.terminate()
     try:
@@ -130,7 +130,7 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _last_line(path: pathlib.Path, position: int) -> str:
-  """The last line that a process wrote, cut to a length for a table."""
+  """Returns the last line of a log, shortened for a table."""
   with path.open('rb') as file:
     file.seek(max(position, path.stat().st_size - 10_000))
     lines = file.read().decode(errors='replace').split('\n')

@@ -1,4 +1,4 @@
-"""Fair comparisons: every method is tuned alike, on what is not reported.
+"""Fair comparisons: all methods are tuned equally, on unreported data.
 
     rules = comparison.Rules(
       options, settings={'problem': 'quadratic'}, score=lambda trained: ...,
@@ -8,11 +8,11 @@
     results = harness.Results()
     comparison.add_outcomes(results, outcomes, measure)
 
-A method tries all points of a grid. Where the best point lies at the end of an
-axis, the axis is widened and the new points are tried too, up to three times;
-an end that is still chosen then is marked in the table. All methods have as
-many points at first, and the table says how many each came to. A method that
-fails costs its own row, which says why.
+Each method tries all points of a grid. If the best point is at the end of an
+axis, the axis is extended and the new points are tried too, up to three times.
+The table marks a choice that is still at an edge. All methods start with the
+same number of points, and the table has the number that each tried. If a method
+fails, its row has the reason, and the others continue.
 """
 
 import dataclasses
@@ -42,21 +42,21 @@ from experiments.harness.train.trained import Trained
 
 
 def tuning_seeds(count: int) -> tuple[int, ...]:
-  """Seeds that are not reported: a million and on; reported ones begin at 0."""
+  """Returns unreported seeds, from a million; reported seeds start at 0."""
   return tuple(range(1_000_000, 1_000_000 + count))
 
 
 class Job(NamedTuple):
-  """One run to train.
+  """A run to train.
 
   Attributes:
-    method: its name.
-    tuning: whether it is for the choice of a point only.
+    method: name of the method.
+    tuning: whether the run only serves the choice of a point.
     hyper: hyperparameters by name, float (members,).
     seeds: one for each member.
-    name: its folder in the workdir.
-    settings: plain values that it depends on; `tried` has the points.
-    options: what the flags say.
+    name: subfolder of the workdir.
+    settings: plain values that the run depends on; `tried` has the points.
+    options: options of the binary.
   """
 
   method: str
@@ -68,38 +68,33 @@ class Job(NamedTuple):
   options: flags.Options
 
   def training(self, steps: int, chunk: int, **fields: Any) -> task.Training:
-    """How it is trained.
+    """Returns the `harness.Training` of the job.
 
     Args:
-      steps: a field of `harness.Training`.
-      chunk: another field.
-      **fields: all others; they replace what the job says.
+      steps: total number of steps.
+      chunk: steps between two records.
+      **fields: other fields, which replace those of the job.
     """
-    fields = {
-      'seeds': self.seeds,
-      'name': self.name,
-      'settings': self.settings,
-    } | fields
-    return task.Training.from_options(
-      self.options, steps=steps, chunk=chunk, **fields
-    )
+    own = {name: getattr(self, name) for name in ('seeds', 'name', 'settings')}
+    own |= {'steps': steps, 'chunk': chunk}
+    return task.Training.from_options(self.options, **own | fields)
 
 
 class Outcome(NamedTuple):
-  """What a method came to.
+  """The outcome of a method.
 
   Attributes:
-    method: its name.
-    point: what was chosen.
-    edges: hyperparameters whose choice is at an edge of what was tried.
-    score: of the choice.
-    trials: all that was tried.
+    method: name of the method.
+    point: the chosen point.
+    edges: hyperparameters whose choice is at an edge of the grid.
+    score: score of the choice.
+    trials: all trials.
     trained: the reported run; None if the method failed.
-    members: the reported seeds' members there.
-    looks: reported runs among which this one was chosen by what is reported; 1
-      if the choice was made before.
-    seconds: wall time, with tuning and compilation.
-    failure: what went wrong, one line; '' if nothing did.
+    members: members of the reported seeds in the run.
+    evaluations_on_test: number of runs from which this one was selected by the
+      reported data; 1 if the selection used other data.
+    seconds: wall time with tuning and compilation.
+    failure: the reason of a failure in one line, or ''.
   """
 
   method: str
@@ -109,7 +104,7 @@ class Outcome(NamedTuple):
   trials: tuple[Trial, ...] = ()
   trained: Trained | None = None
   members: Any = ()
-  looks: int = 1
+  evaluations_on_test: int = 1
   seconds: float = 0.0
   failure: str = ''
 
@@ -119,36 +114,34 @@ class Outcome(NamedTuple):
     return next(t for t in self.trials if t.point == self.point)
 
   def describe(self, name: str) -> str:
-    """A chosen hyperparameter in words, with `(edge)` where it is at one."""
+    """Formats a chosen hyperparameter, with `(edge)` if it is at an edge."""
     edge = ' (edge)' if name in self.edges else ''
     return f'{self.point[name]:.4g}{edge}'
 
   def values(self, metric: str) -> np.ndarray:
-    """A metric of the reported seeds over records, (records, seeds)."""
+    """Returns a metric of the reported seeds, (records, seeds)."""
     return self.trained.history[metric][:, self.members]
 
   def last(self, metric: str) -> np.ndarray:
-    """A metric of the reported seeds at the end, (seeds,)."""
+    """Returns a metric of the reported seeds at the last step, (seeds,)."""
     return self.values(metric)[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-  """What is the same for all methods.
+  """The rules of a comparison, the same for all methods.
 
   Attributes:
-    options: what the flags say: reported seeds, workdir.
+    options: options of the binary: reported seeds, workdir.
     settings: plain values that every run depends on.
-    score: from a run to a number for each member, higher is better, by what is
-      not reported.
-    tuning_seeds: those of the tuning runs, none of them reported. () tunes
-      with the reported seeds, by validation data alone, and a tuning run is
-      the reported one.
-    over_seeds: the score of a point from those of its seeds.
-    widenings: how often an axis may grow.
-    keep: whether the trials of tuning keep params and states beside their
-      histories: all of them stay in memory. Where tuning runs are the reported
-      ones they do.
+    score: from a run to a number per member, higher is better, computed from
+      unreported data.
+    tuning_seeds: seeds of tuning runs, disjoint from the reported seeds. () for
+      tuning with the reported seeds, on validation data: the best tuning run is
+      then the reported one.
+    over_seeds: from the scores of a point's seeds to its score.
+    widenings: maximum number of extensions of the grid.
+    keep: whether the trials of tuning runs keep params and states in memory.
   """
 
   options: flags.Options = dataclasses.field(kw_only=False)
@@ -162,7 +155,9 @@ class Rules:
   def __post_init__(self):
     shared = set(self.tuning_seeds) & set(self.options.seeds)
     if shared:
-      raise ValueError(f'the seeds {sorted(shared)} are tuned on and reported.')
+      raise ValueError(
+        f'the seeds {sorted(shared)} are both tuning seeds and reported.'
+      )
 
 
 def compare(
@@ -174,24 +169,23 @@ def compare(
   """Tunes and runs all methods.
 
   Args:
-    rules: of the comparison.
-    methods: their names.
-    train: runs a `Job` by `harness.train`, with its `hyper` and its `training`.
-      A point all of whose seeds stop is not chosen.
-    grid: tried values by hyperparameter, or a function from a method to them.
+    rules: rules of the comparison.
+    methods: names of the methods.
+    train: trains a `Job` by `harness.train`, with its `hyper` and `training`.
+    grid: values by hyperparameter, or a function from a method to these.
 
   Returns:
-    Outcomes by method, in order.
+    Outcomes by method.
 
   Raises:
-    ValueError: if grids have different numbers of points; a grid of one point,
-      {} for a method with nothing to tune, may stand beside them.
+    ValueError: if grids have different numbers of points, except for grids of a
+      single point, such as {} for a method without hyperparameters.
   """
   grids = {m: as_axes(grid(m) if callable(grid) else grid) for m in methods}
   counts = {m: count_points(axes) for m, axes in grids.items()}
   if len(set(counts.values()) - {1}) > 1:
-    said = ', '.join(f'{m} {n}' for m, n in counts.items())
-    raise ValueError(f'methods are tried at equal numbers of points: {said}.')
+    listed = ', '.join(f'{m} {n}' for m, n in counts.items())
+    raise ValueError(f'grids need equal numbers of points, got {listed}.')
   return {m: run(rules, m, train, grids[m]) for m in methods}
 
 
@@ -208,7 +202,7 @@ def run(
   except errors.AllStoppedError as error:
     outcome = _failed(method, error)
   except errors.UserError:
-    raise  # Of the folder, the data or the settings: no fault of the method.
+    raise  # The folder, the data or the settings are at fault, not the method.
   except Exception as error:
     traceback.print_exc()
     outcome = _failed(method, error)
@@ -216,10 +210,10 @@ def run(
 
 
 def _failed(method, error):
-  said = (str(error).splitlines() or [''])[0]
-  failure = f'{type(error).__name__}: {said}'
+  message = (str(error).splitlines() or [''])[0]
+  failure = f'{type(error).__name__}: {message}'
   warnings.warn(
-    f'{method} failed, the others go on ({failure})',
+    f'{method} failed, the others continue ({failure})',
     RuntimeWarning,
     stacklevel=3,
   )
@@ -232,7 +226,7 @@ def _run(rules, method, train, axes):
     rules, method, method, train, [point], seeds, tuning=False
   )
   if rules.tuning_seeds and count_points(axes) == 1:
-    # Nothing is chosen, so nothing is tuned.
+    # A single point needs no tuning.
     point = {name: axis.values[0] for name, axis in axes.items()}
     members = np.arange(len(seeds))
     return Outcome(method, point, trained=reported(point), members=members)
@@ -243,7 +237,7 @@ def _run(rules, method, train, axes):
 
   chosen, edges, trials = search(axes, try_, widenings=rules.widenings)
   if not math.isfinite(chosen.score):
-    raise errors.AllStoppedError(f'none of {len(trials)} points stays finite.')
+    raise errors.AllStoppedError(f'all {len(trials)} points became non-finite.')
   trained, members = chosen.trained, chosen.members
   if rules.tuning_seeds:
     trained = reported(chosen.point)
@@ -272,11 +266,11 @@ def _try(rules, method, name, train, points):
   try:
     with warnings.catch_warnings():
       if tuning:
-        # That step sizes at the end of a grid are too large is no news.
+        # The largest step sizes of a grid often diverge.
         warnings.filterwarnings('ignore', '.*became non-finite')
       trained = _train(rules, method, name, train, points, seeds, tuning=tuning)
   except errors.AllStoppedError:
-    # As beyond the edge of a grid: points that lose, not a method that fails.
+    # The points lose; the method does not fail.
     return [
       Trial(point, -math.inf, None, np.array([], int)) for point in points
     ]
@@ -300,27 +294,27 @@ def _try(rules, method, name, train, points):
   ]
 
 
-def best_of(
+def select_best(
   name: str, outcomes: Sequence[Outcome], key: Callable[[Outcome], float]
 ) -> Outcome:
-  """The best of several outcomes by what is reported, under a name.
+  """Selects the best outcome of a family by the reported data.
 
-  It has looked at the reported data as often as there are outcomes, which
-  favours it.
+  This favours the family, so the outcome has the number of evaluations.
 
   Args:
-    name: of the family.
-    outcomes: of its members; failed ones are passed over.
+    name: name of the family.
+    outcomes: outcomes of its members; failed ones are ignored.
     key: lower is better; NaN counts as infinity.
 
   Returns:
-    The best outcome, with its number of looks.
+    The best outcome, with `name` as its method.
   """
   fine = [outcome for outcome in outcomes if not outcome.failure]
   if not fine:
     return outcomes[0]._replace(method=name)
   value = lambda outcome: (math.isnan(key(outcome)), key(outcome))
-  return min(fine, key=value)._replace(method=name, looks=len(fine))
+  best = min(fine, key=value)
+  return best._replace(method=name, evaluations_on_test=len(fine))
 
 
 def add_outcomes(
@@ -329,14 +323,15 @@ def add_outcomes(
   measure: Callable[[Outcome], Mapping[str, Any]],
   at: Mapping[str, Any] | None = None,
 ) -> None:
-  """Adds what a comparison came to.
+  """Adds the outcomes of a comparison to results.
 
   Args:
-    results: to which it is added, at the coordinate `method`.
-    outcomes: by method.
-    measure: from an outcome that did not fail to values by name, one for each
-      reported seed, or one in all. Added beside: what was chosen (in the table
-      with `(edge)` where it is at one), `trials`, `edges` and `looks`.
+    results: the results, to which numbers are added at `method`.
+    outcomes: outcomes by method.
+    measure: from a successful outcome to values by measure, one number or one
+      per reported seed. Also added: the chosen point, marked `(edge)` in the
+      table if it is at an edge, and the numbers `trials`, `edges` and `looks`
+      (evaluations on the reported data).
     at: coordinates after the method.
   """
   for method, outcome in outcomes.items():
@@ -351,6 +346,6 @@ def add_outcomes(
       place,
       trials=max(1, len(outcome.trials)),
       edges=len(outcome.edges),
-      looks=outcome.looks,
+      looks=outcome.evaluations_on_test,
     )
     results.note(place, {'seconds': round(outcome.seconds)})

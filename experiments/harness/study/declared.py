@@ -1,4 +1,4 @@
-"""What papers declare in their `claims.py`, and the commands of their runs."""
+"""Declarations of papers in their `claims.py`, and commands of their runs."""
 
 import configparser
 import importlib
@@ -17,11 +17,11 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 class Declared(NamedTuple):
-  """What a paper's folder declares.
+  """The declarations of a paper.
 
   Attributes:
-    runs: by name.
-    claims: each of one of these runs.
+    runs: runs by name.
+    claims: claims about these runs.
   """
 
   runs: Mapping[str, Run]
@@ -29,13 +29,13 @@ class Declared(NamedTuple):
 
 
 class Command(NamedTuple):
-  """A run of a paper by a preset.
+  """The command of a run.
 
   Attributes:
-    paper: its folder.
-    name: of the run.
-    module: what runs.
-    flags: all flags but the workdir.
+    paper: folder of the paper.
+    name: name of the run.
+    module: module of the binary.
+    flags: arguments, without the workdir.
   """
 
   paper: str
@@ -45,35 +45,35 @@ class Command(NamedTuple):
 
   @property
   def words(self) -> list[str]:
-    """The command line, without the interpreter and the workdir."""
+    """The command without the interpreter and the workdir."""
     return ['-m', self.module, *self.flags]
 
   @property
   def folder(self) -> str:
-    """The workdir, in that of the report: one for each folder of data."""
+    """The subfolder of `reproduce`'s workdir, one per folder of data."""
     data = [f for f in self.flags if f.startswith('--data_dir=')]
-    which = f'-data-{zlib.crc32(data[0].encode()):08x}' if data else ''
-    return f'{self.paper}/{self.name}{which}'
+    suffix = f'-data-{zlib.crc32(data[0].encode()):08x}' if data else ''
+    return f'{self.paper}/{self.name}{suffix}'
 
 
 def discover(root: pathlib.Path = ROOT) -> tuple[str, ...]:
-  """Names of the papers' folders that declare claims, sorted."""
+  """Returns the folders of papers with claims, sorted."""
   return tuple(
     sorted(path.parent.name for path in root.glob('experiments/*/claims.py'))
   )
 
 
 def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
-  """Reads what papers declare.
+  """Loads the declarations of papers.
 
   Args:
-    papers: names of their folders; all if empty.
+    papers: folders of papers; all if empty.
 
   Returns:
     Runs and claims by paper.
 
   Raises:
-    SettingsError: if a paper is unknown; names the known.
+    SettingsError: if a paper is unknown.
   """
   known = discover()
   for paper in papers:
@@ -96,19 +96,20 @@ def commands(
   data_dir: str | None,
   only: Sequence[str] = (),
 ) -> dict[tuple[str, str], Command]:
-  """The runs of a preset, by paper and name.
+  """Returns the commands of runs by paper and name.
 
   Args:
-    papers: what they declare.
+    papers: declarations by paper.
     preset: smoke, quick or paper.
     data_dir: folder of data sets; None for packaged data.
-    only: these runs alone, as `paper/name`, each by its own preset.
+    only: names of runs, `paper/name`, each with its own preset; all runs of the
+      preset if empty.
 
   Returns:
     The commands.
 
   Raises:
-    SettingsError: if there is no such run; names those of the paper.
+    SettingsError: if a run is unknown.
   """
   for name in only:
     paper, _, run = name.partition('/')
@@ -136,7 +137,7 @@ def judged_in(
   commands: Mapping[tuple[str, str], Command],
   preset: str,
 ) -> list[tuple[Claim, Command]]:
-  """The claims that a preset judges, with the commands that measure them."""
+  """Returns the claims of a preset with the commands that measure them."""
   judged = []
   for paper, declared in papers.items():
     for claim in declared.claims:
@@ -146,16 +147,16 @@ def judged_in(
   return judged
 
 
-def lacking(extra: str) -> str:
-  """Why a run with this extra cannot run here; '' if it can."""
+def why_missing(extra: str) -> str:
+  """Returns why a pip extra is unavailable; '' if it is installed."""
   if not extra:
     return ''
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
-  asked = setup.get('options.extras_require', extra, fallback=None)
-  if asked is None:
+  packages = setup.get('options.extras_require', extra, fallback=None)
+  if packages is None:
     return f'setup.cfg has no extra `{extra}`'
-  for line in asked.split():
+  for line in packages.split():
     try:
       importlib.metadata.version(re.split(r'[^\w.-]', line)[0])
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Measured tables and numbers of the documents, made from stored results."""
+"""Fills documents with tables and numbers from stored results."""
 
 import importlib
 import math
@@ -21,8 +21,8 @@ _NUMBER = re.compile(
   rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
 )
 _BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
-# Columns that say what a row is, or what others measured.
-_GIVEN = (
+# Columns without our measurements.
+_DESCRIPTIVE = (
   *('paper', 'claim', 'method', 'published', 'published or derived'),
   'which statement',
 )
@@ -31,23 +31,23 @@ _BARS = '▁▂▃▄▅▆▇█'
 
 
 def pages(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
-  """The documents that may ask for results."""
+  """Returns the documents that may contain tags."""
   patterns = ('README.md', 'docs/**/*.md', 'experiments/*/*.md')
   return [path for p in patterns for path in sorted(root.glob(p))]
 
 
 def render(text: str, root: pathlib.Path = ROOT) -> str:
-  """Fills in what a document asks for.
+  """Fills in the tables and numbers of a document.
 
   Args:
-    text: of the document.
-    root: of the repository, for the stored results.
+    text: text of the document.
+    root: root of the repository.
 
   Returns:
-    The text with its tables and numbers filled in.
+    The new text.
 
   Raises:
-    ValueError: if a result, a column or a metric is not stored; names it.
+    ValueError: if a result, a column or a metric is missing.
   """
 
   def table(match):
@@ -64,7 +64,7 @@ def render(text: str, root: pathlib.Path = ROOT) -> str:
 
 
 def unstored(text: str) -> list[str]:
-  """Rows of tables with a measured number that is from no stored result."""
+  """Returns the table rows with a number that is from no stored result."""
   text = _BY_HAND.sub('', _PAPERS.sub('', _TABLE.sub('', text)))
   text = _NUMBER.sub('', text)
   rows, header = [], None
@@ -76,11 +76,11 @@ def unstored(text: str) -> list[str]:
     if header is None:
       header = cells
       continue
-    # The first cell says what the row is.
+    # The first cell is the name of the row.
     for name, cell in zip(header[1:], cells[1:]):
       plain = re.sub(r'`[^`]*`', '', cell).strip('* ')
       if (
-        name not in _GIVEN
+        name not in _DESCRIPTIVE
         and _OLD not in cell
         and (
           re.search(r'\d\.\d|\d ±', plain) or re.fullmatch(r'[-\d,]*\d', plain)
@@ -92,7 +92,7 @@ def unstored(text: str) -> list[str]:
 
 
 def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
-  """A curve as bars between two bounds; a dot where it is not finite."""
+  """Draws a curve as bars between two bounds; a dot for a non-finite value."""
   span = (high - low) or 1.0
 
   def bar(value):
@@ -133,13 +133,13 @@ def _number(name, metric, form, root) -> str:
 def _table(spec: str, root: pathlib.Path) -> str:
   name, *fields = (field.strip() for field in spec.split('|'))
   if not stored.result_path(name, root).exists():
-    # A table may wait for its run; a number in a sentence may not.
+    # A missing run is no error for a table, only for a number in a sentence.
     return f'*Not measured yet: there is no stored result `{name}`.*\n'
   results = stored.read(name, root)
   table = results.get('table')
   if table is None:
     raise ValueError(f'the stored result {name} has no table.')
-  columns, rows, asked = table['columns'], table['rows'], {}
+  columns, rows, titles = table['columns'], table['rows'], {}
 
   def at(column):
     if column not in columns:
@@ -158,17 +158,17 @@ def _table(spec: str, root: pathlib.Path) -> str:
     column, _, title = field.partition(' = ')
     if column != 'curve':
       at(column)
-    asked[title or column] = column
-  asked = asked or {column: column for column in columns}
-  asked = {t: c for t, c in asked.items() if c != 'curve' or curves}
-  numeric = [c != 'curve' and table['numeric'][at(c)] for c in asked.values()]
-  lines = [list(asked), ['--:' if right else '---' for right in numeric]]
+    titles[title or column] = column
+  titles = titles or {column: column for column in columns}
+  titles = {t: c for t, c in titles.items() if c != 'curve' or curves}
+  numeric = [c != 'curve' and table['numeric'][at(c)] for c in titles.values()]
+  lines = [list(titles), ['--:' if right else '---' for right in numeric]]
   lines += [
     [
       curves.get('/'.join(row[:2]), curves.get(row[0], ''))
       if c == 'curve'
       else row[at(c)]
-      for c in asked.values()
+      for c in titles.values()
     ]
     for row in rows
   ]
@@ -177,21 +177,21 @@ def _table(spec: str, root: pathlib.Path) -> str:
 
 
 def _papers(root: pathlib.Path) -> str:
-  """Rows of all papers: solvers, headline claims as judged, and a link."""
+  """Formats the table of papers: solvers, judged headline claims, a link."""
   lines = ['| paper | solvers | result | |', '| --- | --- | --- | --- |']
   for folder in discover(root):
     module = importlib.import_module(f'experiments.{folder}.claims')
     results = []
     for metric, words in module.PAPER.headlines.items():
-      # Of several claims with this number, the first.
+      # Uses the first claim about this metric.
       for claim in [c for c in module.CLAIMS if c.metric == metric][:1]:
         judged = judge(claim, stored.read(f'{folder}/{claim.run}', root))
-        # On other data: the page of the paper says on which.
+        # The page of the paper names substituted data.
         *other, verdict = judged.verdict.removesuffix(' there').split('): ')
         verdict, *notes = verdict.split(', ')
         notes += ['other data'] if other else []
         verdict += f' ({", ".join(notes)})' if notes else ''
-        results.append(f'{words.format(judged.ours)}: {verdict}')
+        results.append(f'{words.format(judged.result)}: {verdict}')
     solvers = ', '.join(f'`{name}`' for name in module.PAPER.solvers)
     page = f'[more](experiments/{folder}/README.md)'
     cells = module.PAPER.title, solvers, '<br>'.join(results), page
@@ -200,7 +200,7 @@ def _papers(root: pathlib.Path) -> str:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
-  """Where a table is from."""
+  """Formats the caption of a table: seeds, time, machine, date and command."""
   minutes = results['wall_seconds'] / 60
   cores = results['hardware']['cores']
   processor = results.get('processor', f'{cores} core{"s" * (cores != 1)}')
@@ -216,7 +216,7 @@ def _caption(results: Mapping[str, Any]) -> str:
 
 
 def _pictures(curves: Mapping[str, list]) -> dict[str, str]:
-  """Curves on one scale, a logarithm where they span two decades."""
+  """Draws curves on a common scale, logarithmic above two decades."""
   known = [v for c in curves.values() for v in c if v is not None]
   if not known:
     return {}

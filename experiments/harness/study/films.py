@@ -1,4 +1,4 @@
-"""Films, as small GIF files."""
+"""Writes films as small GIF files."""
 
 import io
 import pathlib
@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.harness.store import files
 
-_SHORTEST = 20  # Milliseconds of a picture that all viewers show as asked.
+_MIN_MILLISECONDS = 20  # Viewers slow shorter frames down.
 
 
 def write_film(
@@ -18,19 +18,19 @@ def write_film(
   milliseconds: float,
   colours: int = 32,
 ) -> pathlib.Path:
-  """Writes pictures as a film that begins anew at its end.
+  """Writes frames as an endlessly repeating film.
 
   Args:
-    path: ends in .gif.
-    pictures: at least one, of one size.
-    milliseconds: that each is shown; 20 at least.
-    colours: of a picture, at most.
+    path: path of the file, with the ending .gif.
+    pictures: frames of the same size, at least one.
+    milliseconds: duration of a frame, at least 20.
+    colours: maximum number of colours of a frame.
 
   Returns:
     The path.
 
   Raises:
-    WriteError: if it cannot be written; names the folder.
+    WriteError: if the file cannot be written.
   """
   first, *rest = [picture.quantize(colours) for picture in pictures]
   content = io.BytesIO()
@@ -39,7 +39,7 @@ def write_film(
     format='GIF',
     save_all=True,
     append_images=rest,
-    duration=max(_SHORTEST, round(milliseconds)),
+    duration=max(_MIN_MILLISECONDS, round(milliseconds)),
     loop=0,
   )
   files.write_bytes(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""What `--help` shows: what a binary is for, and its flags in groups."""
+"""The page of `--help`: what a binary does, and its flags in groups."""
 
 import textwrap
 
@@ -7,52 +7,51 @@ from experiments.harness.app import settings as settings_lib
 from experiments.harness.study import study as study_lib
 
 FLAGS = ('--help', '-h', '-help', '--helpshort', '--helpfull')
-_WIDTH = 80
+_WIDTH, _INDENT = 80, ' ' * 6
 
 
-def text(about: str, study: study_lib.Study, preset: str) -> str:
-  """The page.
+def text(docstring: str, study: study_lib.Study, preset: str) -> str:
+  """Formats the page.
 
   Args:
-    about: the docstring of the binary.
-    study: what the binary is.
-    preset: whose values are shown.
+    docstring: docstring of the binary.
+    study: the study of the binary.
+    preset: preset whose values are shown.
   """
   presets, modes = study.presets, study.modes
-  lines = [about.strip(), '', 'Flags of every run:']
+  lines = [docstring.strip(), '', 'Flags of every run:']
   lines += _flag('preset', preset, f'Which settings: {", ".join(presets)}.')
-  for name, words in flags_lib.COMMON.items():
+  for name, description in flags_lib.COMMON.items():
     if name != 'preset':
-      lines += _flag(name, None, words)
+      lines += _flag(name, None, description)
   if modes:
-    words = ', '.join(('train', *modes))
-    lines += ['', f'A word before the flags says what to do: {words}.']
-  group = None
-  fields = settings_lib.fields_of(presets[preset])
-  # What is in no group stands before the groups, also that of a subclass.
+    names = ', '.join(('train', *modes))
+    lines += ['', f'A mode may stand before the flags: {names}.']
+  current = None
+  fields = settings_lib.flatten(presets[preset])
+  # Fields without a group come first.
   for name, field in sorted(fields.items(), key=lambda item: '.' in item[0]):
     if name in flags_lib.COMMON:
       continue
-    of = name.rpartition('.')[0]
-    if of != group:
-      title = f'{of.capitalize()}' if of else 'Settings'
-      lines += ['', f'{title}, as of the preset {preset}:']
-      group = of
+    group = name.rpartition('.')[0]
+    if group != current:
+      title = group.capitalize() or 'Settings'
+      lines += ['', f'{title}, with values of the preset {preset}:']
+      current = group
     kind = settings_lib.kind_name(field.kind)
-    for note in field.notes:
-      if isinstance(note, settings_lib.Among):
-        words = ', '.join(note.known)
-        kind = kind.replace('a value of type str', f'one of {words}')
-    words = f'{field.words} Takes {kind}.' if field.words else f'{kind}.'
-    lines += _flag(name, settings_lib.text_of(field.value), words)
+    for limit in field.limits:
+      if isinstance(limit, settings_lib.Among):
+        names = ', '.join(limit.known)
+        kind = kind.replace('a text', f'one of {names}')
+    if field.description:
+      kind = f'{field.description} Takes {kind}'
+    lines += _flag(name, settings_lib.as_text(field.value), f'{kind}.')
   return '\n'.join(lines) + '\n'
 
 
-def _flag(name: str, value: str | None, words: str) -> list[str]:
+def _flag(name: str, value: str | None, description: str) -> list[str]:
   head = f'  --{name}' + ('' if value is None else f'={value}')
-  words = f'{words[:1].upper()}{words[1:]}'
-  indent = ' ' * 6
   wrap = textwrap.TextWrapper(
-    _WIDTH, initial_indent=indent, subsequent_indent=indent
+    _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT
   )
-  return [head, *wrap.wrap(words)]
+  return [head, *wrap.wrap(description[:1].upper() + description[1:])]

@@ -1,4 +1,4 @@
-"""Curves over steps, as PNG files."""
+"""Draws curves over steps."""
 
 import io
 import pathlib
@@ -13,7 +13,7 @@ from experiments.harness.study import report
 if TYPE_CHECKING:
   import matplotlib.figure
 
-# Okabe and Ito's palette, readable for the colour-blind, without its yellow.
+# Okabe and Ito's palette for the colour-blind, without its yellow.
 COLOURS = (
   '#0072B2',
   '#D55E00',
@@ -30,13 +30,13 @@ class Panel(NamedTuple):
   """One set of axes with curves.
 
   Attributes:
-    curves: by label, steps (records,) and values (records, seeds) or
-      (records,); NaN leaves a gap, or a seed out of the mean.
-    xlabel: with the unit, if it has one.
-    ylabel: likewise.
-    title: above the plot.
-    logx: whether the horizontal axis is logarithmic.
-    logy: whether the vertical one is.
+    curves: steps (records,) and values (records, seeds) or (records,) by label;
+      NaN leaves a gap, or a seed out of the mean.
+    xlabel: label with the unit.
+    ylabel: label with the unit.
+    title: title of the axes.
+    logx: whether the x axis is logarithmic.
+    logy: whether the y axis is logarithmic.
   """
 
   curves: Mapping[str, tuple[Any, Any]]
@@ -50,12 +50,12 @@ class Panel(NamedTuple):
 def draw_panels(
   panels: Sequence[Panel], *, columns: int = 2, band: str = 'interval'
 ) -> 'matplotlib.figure.Figure':
-  """Draws the mean over seeds of each curve, with a band around it.
+  """Draws the mean over seeds of each curve with a band.
 
   Args:
-    panels: one set of axes each, row by row. A label has one colour in all of
-      them; a panel has a legend if it has a label that those before have not.
-    columns: panels in a row.
+    panels: panels row by row. A label has the same colour in all panels; a
+      panel with a new label has a legend.
+    columns: panels per row.
     band: 'interval' for the 95 % interval of the mean, or 'range' for the
       smallest and largest seed.
 
@@ -63,17 +63,17 @@ def draw_panels(
     The figure.
 
   Raises:
-    ValueError: if `band` is unknown, or a curve has another number of steps
-      than of values.
+    ValueError: if `band` is unknown, or a curve has different numbers of steps
+      and values.
   """
   if band not in ('interval', 'range'):
     raise ValueError(f"band is 'interval' or 'range', got {band!r}.")
-  # Imported here: a run that is killed or goes on need not wait for it.
+  # Imported here: it takes time, which a run needs only at its end.
   import matplotlib.figure
 
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
-  # A figure of its own: pyplot would keep it, and pick a backend for all.
+  # Without pyplot, which holds on to figures and picks a global backend.
   figure = matplotlib.figure.Figure(
     figsize=(6.4 * columns, 4.0 * rows), layout='constrained'
   )
@@ -83,7 +83,7 @@ def draw_panels(
   for axes, panel in zip(grid, panels, strict=False):
     _draw(axes, panel, labels, band)
     if set(panel.curves) - explained:
-      # Curves show through where there is no room beside them.
+      # Translucent: it may have to cover curves.
       axes.legend(framealpha=0.7, edgecolor='none')
       explained |= set(panel.curves)
   for axes in grid[len(panels) :]:
@@ -100,9 +100,9 @@ def draw_curves(
   """Draws curves on one set of axes.
 
   Args:
-    curves: as in `Panel`.
-    band: as in `draw_panels`.
-    **panel: the other fields of `Panel`.
+    curves: see `Panel`.
+    band: see `draw_panels`.
+    **panel: other fields of `Panel`.
 
   Returns:
     The figure.
@@ -111,7 +111,7 @@ def draw_curves(
 
 
 def save(path: files.Path, figure: 'matplotlib.figure.Figure') -> pathlib.Path:
-  """Writes a figure as PNG; WriteError if it cannot."""
+  """Writes a figure as PNG; raises WriteError if it cannot."""
   image = io.BytesIO()
   figure.savefig(image, format='png', dpi=150)
   path = pathlib.Path(path)
@@ -147,10 +147,10 @@ def _draw(axes, panel, labels, band):
 
 
 def _log_ticks(axis):
-  """Labels powers of ten, or 1, 2 and 5 where there are hardly any."""
+  """Labels powers of ten, or also 2 and 5 times these on a short axis."""
   from matplotlib import ticker
 
-  # The labels between powers of ten would run into each other.
+  # Minor labels would overlap.
   axis.set_minor_formatter(ticker.NullFormatter())
   low, high = axis.get_view_interval()
   if high < 100 * low:
@@ -167,8 +167,5 @@ def _summary(values, band):
   if band == 'interval':
     half = np.array([x.half_width for x in intervals])
     return mean, mean - half, mean + half
-  # As bounds, infinities of the right sign for what is missing.
-  low = np.min(np.where(np.isnan(finite), np.inf, finite), axis=1)
-  high = np.max(np.where(np.isnan(finite), -np.inf, finite), axis=1)
-  none = np.isnan(mean)
-  return mean, np.where(none, np.nan, low), np.where(none, np.nan, high)
+  low = np.fmin.reduce(finite, axis=1)
+  return mean, low, np.fmax.reduce(finite, axis=1)

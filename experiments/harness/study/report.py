@@ -1,4 +1,4 @@
-"""What a run ends with: `results.json` and a table."""
+"""Intervals, tables and `results.json`."""
 
 import dataclasses
 import datetime
@@ -24,13 +24,12 @@ _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
 
 class SeedMean(float):
-  """A mean that keeps the values it averages, one per seed.
+  """A mean over seeds with its values, for paired intervals.
 
-  It is a plain number wherever one is wanted; `write_results` also stores the
-  values, from which paired intervals are computed. Arithmetic drops them.
+  It is a float; `write_results` also writes the values. Arithmetic drops them.
 
   Attributes:
-    per_seed: the values, in the order of the seeds; NaN for a stopped seed.
+    per_seed: values in the order of the seeds; NaN for a stopped seed.
   """
 
   per_seed: tuple[float, ...]
@@ -42,15 +41,15 @@ class SeedMean(float):
 
 
 class Interval(NamedTuple):
-  """A mean over seeds with its uncertainty.
+  """A mean over seeds with its 95 % confidence interval.
 
   Attributes:
-    mean: over the finite values; NaN if there is none.
-    half_width: of the 95 % confidence interval; NaN for fewer than two.
-    count: finite values.
-    total: values, with those of stopped seeds.
-    per_seed: the values themselves, in the order of the seeds; () if unknown.
-    ends: of an interval that the mean is not in the middle of; None otherwise.
+    mean: mean of the finite values; NaN without any.
+    half_width: half of the interval's width; NaN for fewer than two values.
+    count: number of finite values.
+    total: number of values.
+    per_seed: values in the order of the seeds; () if unknown.
+    ends: ends of an asymmetric interval, otherwise None.
   """
 
   mean: float
@@ -63,7 +62,7 @@ class Interval(NamedTuple):
   def __str__(self) -> str:
     text = format_number(self.mean)
     if self.half_width > 0 and math.isfinite(self.mean):
-      # Two digits of the uncertainty, and as many decimals of the mean.
+      # Two digits of the half width, and the same decimals for the mean.
       decimals = max(0, 1 - math.floor(math.log10(self.half_width)))
       text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'
       if decimals > 6:
@@ -73,15 +72,14 @@ class Interval(NamedTuple):
     return text
 
   def metrics(self, name: str) -> dict[str, float]:
-    """The metrics of a number: itself, its interval, and seeds that lack.
+    """Returns the metrics of a number.
 
     Args:
-      name: of the number.
+      name: name of the number.
 
     Returns:
-      `name`, `name/half_width` (or `name/low` and `name/high`), and
-      `name/stopped` where seeds lack: what is known of some seeds only shows no
-      claim. The first keeps the values.
+      `name`, which keeps the values per seed, `name/half_width` (or `name/low`
+      and `name/high`), and `name/stopped`, the number of missing seeds, if any.
     """
     mean = SeedMean(self.mean, self.per_seed) if self.per_seed else self.mean
     if self.ends is None:
@@ -95,19 +93,17 @@ class Interval(NamedTuple):
 
 
 def reduced(values: Any, how: str) -> float:
-  """One number of many, and NaN wherever one of them is NaN or missing.
+  """Reduces numbers to one; NaN if any of them is NaN or missing.
 
-  Python's `min` and `max` drop a NaN or keep it, depending on its place, and
-  numpy's `nan` functions drop all: then the worst of many is one that went
-  well.
+  Python's `min` and `max` may drop a NaN, and numpy's `nan` functions always
+  do: a failed seed would then improve the result.
 
   Args:
-    values: numbers; None for a missing one. An infinite one is a number: the
-      rounds of a seed that never got there.
-    how: 'min', 'max', 'mean', 'median', 'sum' or 'ptp', the spread.
+    values: numbers, or None for a missing one. Infinite numbers count.
+    how: 'min', 'max', 'mean', 'median', 'sum' or 'ptp' (the range).
 
   Returns:
-    The number; NaN of no values.
+    The number; NaN without values.
   """
   known = np.array([np.nan if x is None else x for x in values], np.float64)
   if not known.size or np.isnan(known).any():
@@ -116,10 +112,10 @@ def reduced(values: Any, how: str) -> float:
 
 
 def mean_interval(values: Any) -> Interval:
-  """Mean and 95 % interval of Student's t over independent values.
+  """Computes the mean and its 95 % Student t interval.
 
   Args:
-    values: one value for each seed; those of stopped seeds are NaN.
+    values: one value per seed; NaN for a stopped seed.
 
   Returns:
     An `Interval`.
@@ -138,15 +134,15 @@ def mean_interval(values: Any) -> Interval:
 def jackknife_interval(
   statistic: Callable[[np.ndarray], float], count: int
 ) -> Interval:
-  r"""95 % interval of a statistic that is no mean, by leaving out one seed.
+  r"""Computes the 95 % jackknife interval of a statistic other than a mean.
 
   .. math:: v = \frac{n - 1}{n} \sum_i (s_{-i} - \bar s)^2,\qquad
     s \pm t_{n-1, 0.975} \sqrt v
 
-  for s of all n seeds and :math:`s_{-i}` without seed i.
+  with s for all n seeds and :math:`s_{-i}` without seed i.
 
   Args:
-    statistic: from indices of seeds, int (some,), to a number.
+    statistic: from indices of seeds, int (any number,), to a number.
     count: n, the number of seeds.
 
   Returns:
@@ -174,28 +170,26 @@ def write_results(
   curves: Mapping[str, Any] | None = None,
   **more: Any,
 ) -> pathlib.Path:
-  """Writes `results.json`, with all that is needed to judge the numbers.
+  """Writes `results.json`.
 
-  Also the seconds of this process so far, compiling and all else: of a run that
-  was resumed, those since then.
+  It also has the compile time and the other time of this process, since the
+  last resumption.
 
   Args:
-    options: what was run, and where.
-    metrics: numbers by stable names; not finite ones become null. Those of
-      `Interval.metrics` also leave their values in `per_seed`.
+    options: the options of the run.
+    metrics: numbers by name; non-finite ones become null. Those with values per
+      seed also get an entry in `per_seed`.
     seconds: wall time, s.
-    data: what was read: `data` and `data_digests` of the file.
-    published: names of the data sets of the published numbers: `substituted`
-      is '' if all of them were read, else what stands in for them.
-    curves: values of (records,) or (records, seeds) by the first cell of a row
-      of the table, for the small pictures of the documents.
+    data: the data that were read, for `data` and `data_digests`.
+    published: names of the published data sets, for `substituted`.
+    curves: see `Report`.
     **more: further plain values.
 
   Returns:
     The path of the file.
 
   Raises:
-    WriteError: if it cannot be written; names the folder.
+    WriteError: if the file cannot be written.
     TypeError: if a metric is not a number.
   """
   device = jax.devices()[0]
@@ -233,18 +227,18 @@ def write_results(
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that the numbers depend on."""
-  found = {'python': platform.python_version()}
+  """Returns the versions of Python and of packages that affect numbers."""
+  numbers = {'python': platform.python_version()}
   for package in _PACKAGES:
     try:
-      found[package] = importlib.metadata.version(package)
+      numbers[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      found[package] = 'not installed'
-  return found | {'bilevel_jax': bilevel_jax.__version__}
+      numbers[package] = 'not installed'
+  return numbers | {'bilevel_jax': bilevel_jax.__version__}
 
 
 def format_number(value: float) -> str:
-  """Four digits of a number, all of a whole one; - if it is not finite."""
+  """Formats a number with four digits, an integer with all; - if non-finite."""
   if not math.isfinite(value):
     return '-'
   if value == round(value) and abs(value) < 1e12:
@@ -255,14 +249,14 @@ def format_number(value: float) -> str:
 def format_table(
   rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> str:
-  """Formats a Markdown table whose columns also line up as plain text.
+  """Formats a Markdown table with aligned columns.
 
   Args:
-    rows: cells by column; a missing one is left empty.
-    columns: their order; that in which rows have them if None.
+    rows: cells by column; a missing one is empty.
+    columns: order of the columns; None for the order in the rows.
 
   Returns:
-    The table, with a line end.
+    The table with a line end.
   """
   columns = list(columns or dict.fromkeys(c for row in rows for c in row))
   cells = [[_cell(row.get(c, '')) for c in columns] for row in rows]
@@ -312,7 +306,7 @@ def _cell(value: Any) -> str:
 
 
 def _points(values: Any, count: int = 16) -> list[float | None]:
-  """The mean over seeds at a few records; null where it is not finite."""
+  """Returns the mean over seeds at a few records; null if non-finite."""
   values = np.asarray(values, np.float64)
   values = values.reshape(len(values), -1).mean(axis=1)
   last = len(values) - 1
@@ -326,7 +320,7 @@ def _finite(value: Any) -> float | None:
 
 
 def plain(value: Any) -> Any:
-  """Values that JSON can hold, from those of settings and numpy.
+  """Converts values of settings and of numpy for JSON.
 
   A named tuple becomes a list.
   """

@@ -1,4 +1,4 @@
-"""Runs the claims of papers, and reports what they came to."""
+"""Makes the runs of papers, and reports their claims."""
 
 import os
 import pathlib
@@ -14,18 +14,18 @@ from experiments.harness.study.command import Ended, execute
 from experiments.harness.study.declared import Command
 
 COLUMNS = (
-  *('claim', 'published', 'ours', 'bound', 'verdict'),
+  *('claim', 'published', 'result', 'bound', 'verdict'),
   *('data', 'time', 'command'),
 )
 _PENDING = 'not run yet'
 
 
 def row(claim: Claim, command: Command, run: Ended | None) -> dict:
-  """The row of a claim; without a run, it is still to come."""
+  """Returns the table row of a claim; `run` is None before it is made."""
   cells = {
     'claim': claim.words,
     'published': claim.published,
-    'ours': '-',
+    'result': '-',
     'bound': claim.bound(),
     'verdict': _PENDING,
     'data': '-',
@@ -53,12 +53,12 @@ def row(claim: Claim, command: Command, run: Ended | None) -> dict:
 
 
 def missing_metrics(claims: Iterable[Claim], results: Mapping[str, Any]) -> str:
-  """The metrics that claims name and a run does not have, in one line."""
+  """Names the metrics of claims that the results lack, in one line."""
   if 'metrics' not in results:
     return ''
-  named = {x for c in claims for x in (c.metric, c.at_least, c.at_most)}
-  named = {name for name in named if isinstance(name, str)}
-  missing = sorted(named - results['metrics'].keys())
+  values = {x for c in claims for x in (c.metric, c.at_least, c.at_most)}
+  names = {name for name in values if isinstance(name, str)}
+  missing = sorted(names - results['metrics'].keys())
   return f'no metric {", ".join(missing)}' if missing else ''
 
 
@@ -69,21 +69,21 @@ def write_report(
   *,
   preset: str,
 ) -> None:
-  """Writes the report: a section for each paper, a row for each claim."""
+  """Writes the report with a section per paper and a row per claim."""
   lines = [f'# Claims, preset `{preset}`\n']
   if preset == 'smoke':
     lines.append(
-      'Everything ran, on sizes too small to judge a paper by: a verdict below '
-      'says what these few steps say.\n'
+      'The preset smoke only shows that everything runs: its sizes are too '
+      'small to judge a paper.\n'
     )
   cores = len(os.sched_getaffinity(0))
   total = sum(run.seconds for run in runs.values())
   lines.append(
     f'{cores} cores ({platform.machine()}), Python '
-    f'{platform.python_version()}, {_duration(total)} in all. Times are of the '
-    'whole command, which several claims may share, with its start and '
-    'compilation. ± is a 95 % interval over seeds: `shown` is a claim that all '
-    'of it is within, `mean only` one that the mean alone is.\n'
+    f'{platform.python_version()}, {_duration(total)} in total. Times include '
+    'start and compilation; several claims may share a command. ± is a 95 % '
+    'interval over seeds: a claim is `shown` if the whole interval is within '
+    'the bound, `mean only` if only the mean is.\n'
   )
   for paper in dict.fromkeys(command.paper for _, command in judged):
     rows = [
@@ -92,7 +92,7 @@ def write_report(
       if command.paper == paper
     ]
     lines += [f'## {paper}\n', report.format_table(rows, COLUMNS)]
-  claimed = {command for _, command in judged}
+  with_claims = {command for _, command in judged}
   others = [
     {
       'command': f'`{shlex.join(["python", *command.words])}`',
@@ -100,13 +100,10 @@ def write_report(
       'time': _duration(run.seconds),
     }
     for command, run in runs.items()
-    if command not in claimed
+    if command not in with_claims
   ]
   if others:
-    lines += [
-      '## Without a claim here\n',
-      report.format_table(others),
-    ]
+    lines += ['## Without a claim\n', report.format_table(others)]
   files.write_text(path, '\n'.join(lines))
 
 
@@ -120,20 +117,20 @@ def reproduce(
   timeout: float | None = None,
   store: bool = False,
 ) -> bool:
-  """Runs the claims and writes `report.md`.
+  """Makes the runs and writes `report.md`.
 
   Args:
     preset: smoke, quick or paper.
-    workdir: of the report and all runs; the same call resumes.
-    papers: names of the papers' folders; all if empty.
-    only: names of runs, `paper/name`, each by its own preset; all of the preset
-      if empty.
-    data_dir: folder of data sets, handed to the binaries.
-    timeout: seconds that one command may take.
-    store: whether results are kept for the tables of the READMEs.
+    workdir: folder of the report and all runs; the same call resumes.
+    papers: folders of papers; all if empty.
+    only: names of runs, `paper/name`, each with its own preset; all runs of the
+      preset if empty.
+    data_dir: folder of data sets for the binaries.
+    timeout: seconds that a command may take, or None.
+    store: whether to store results for the documents.
 
   Returns:
-    Whether every command ended well and had the metrics of its claims.
+    Whether every command succeeded and has the metrics of its claims.
   """
   known = declared.load(papers)
   commands = declared.commands(
@@ -148,7 +145,7 @@ def reproduce(
     line = f'{i}/{len(commands)} python {shlex.join(command.words)}'
     print(line, flush=True)
     extra = known[command.paper].runs[command.name].extra
-    if why := declared.lacking(extra):
+    if why := declared.why_missing(extra):
       run = Ended('', 0.0, {}, why)
     else:
       run = execute(command, workdir, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Runs a binary: flags in, files out, one line for each error."""
+"""Runs a binary: parses its flags, writes its files, reports its errors."""
 
 import inspect
 import json
@@ -26,18 +26,18 @@ from experiments.harness.store import files as files_lib
 from experiments.harness.study import help as help_lib
 from experiments.harness.study import study as study_lib
 
-_SPENT = 'seconds.json'
+_TIMES = 'seconds.json'
 
 
 def run(study: study_lib.Study) -> None:
-  """Defines the flags of a binary, parses them, and does what they ask for.
+  """Parses the flags of a binary and runs it.
 
-  SIGTERM saves and exits with `termination.EXIT_STATUS`; an error of `errors`
-  is shown in one line and exits with 1. SIGUSR1 shows where all threads are.
-  XLA gets the flag of `thunks`.
+  SIGTERM saves and exits with `termination.EXIT_STATUS`. An error of `errors`
+  is printed in one line, with exit status 1. SIGUSR1 prints the stacks of all
+  threads.
 
   Args:
-    study: what the binary is.
+    study: the declaration of the binary.
   """
   thunks.one_by_one()
   termination.exit_on_sigterm()
@@ -45,15 +45,15 @@ def run(study: study_lib.Study) -> None:
   paper, binary = study.paper, study.binary
   flags_lib.define(study.presets, renamed=study.renamed)
 
-  def leave(said: str) -> NoReturn:
-    # In one line, whatever a flag or a file's name holds.
-    said = f'{paper}/{binary}: {" ".join(said.split())}'
-    processes.leave_if_joined(said)
-    sys.exit(said)
+  def leave(reason: str) -> NoReturn:
+    # One line, also if the name of a file has line breaks.
+    message = f'{paper}/{binary}: {" ".join(reason.split())}'
+    processes.leave_if_joined(message)
+    sys.exit(message)
 
   def start(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
-      # jax and orbax inform at length about what they do.
+      # jax and orbax log a lot.
       logging.set_verbosity(logging.WARNING)
     try:
       mode, files = _mode(study, argv[1:])
@@ -71,23 +71,23 @@ def run(study: study_lib.Study) -> None:
       leave(str(error))
     except Exception as error:
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-        leave(f'too large for the memory ({error}): take smaller sizes.')
+        leave(f'out of memory ({error}): choose smaller sizes.')
       processes.leave_if_joined(traceback.format_exc())
       raise
     finally:
       termination.ignore()
 
   def parse(argv: Sequence[str]) -> list[str]:
-    asked = [word for word in argv[1:] if word in help_lib.FLAGS]
+    words = [word for word in argv if word not in help_lib.FLAGS]
     try:
-      left = flags.FLAGS([word for word in argv if word not in asked])
+      rest = flags.FLAGS(words)
     except flags.Error as error:
       leave(f'{error} --help shows all flags.')
-    if asked:
-      about = inspect.getmodule(study.main).__doc__ or ''
-      print(help_lib.text(about, study, flags.FLAGS.preset), end='')
+    if len(words) < len(argv):
+      docstring = inspect.getmodule(study.main).__doc__ or ''
+      print(help_lib.text(docstring, study, flags.FLAGS.preset), end='')
       sys.exit(0)
-    return left
+    return rest
 
   app.run(start, flags_parser=parse)
 
@@ -97,43 +97,43 @@ def execute(
   options: flags_lib.Options,
   *files: str,
 ) -> study_lib.Report | None:
-  """Calls `main`, or another mode, and writes the report that it gives.
+  """Calls `main` or another mode, and writes its report.
 
-  The time in it is that of all attempts in its folder.
+  The report has the time of all attempts in its folder.
 
   Args:
-    mode: of a `Study`.
-    options: what the flags say.
-    *files: what the mode takes beside them.
+    mode: a function of a `Study`.
+    options: the options.
+    *files: further arguments of the mode.
 
   Returns:
-    What the mode returns.
+    The result of the mode.
   """
   folder = pathlib.Path(options.workdir)
   clocks = (time.monotonic, time.process_time)
   start = [clock() for clock in clocks]
 
-  def spent():
+  def times():
     now = [clock() for clock in clocks]
-    return np.add(_spent(folder), np.subtract(now, start)).round(3).tolist()
+    return np.add(_earlier(folder), np.subtract(now, start)).round(3).tolist()
 
   try:
-    said = mode(options, *files)
-    if isinstance(said, study_lib.Report):
-      folder /= said.folder
-      written = options._replace(workdir=str(folder))
-      study_lib.write(written, said, *spent())
+    result = mode(options, *files)
+    if isinstance(result, study_lib.Report):
+      folder /= result.folder
+      own = options._replace(workdir=str(folder))
+      study_lib.write(own, result, *times())
   finally:
-    # Also of an attempt that is ended by a signal or an error.
+    # Counts attempts that end by a signal or an error, too.
     if folder.is_dir() and files_lib.is_writer():
-      files_lib.write_text(folder / _SPENT, f'{json.dumps(spent())}\n')
-  return said
+      files_lib.write_text(folder / _TIMES, f'{json.dumps(times())}\n')
+  return result
 
 
-def _spent(folder: pathlib.Path) -> list[float]:
-  """Wall and processor time of earlier attempts; 0 where nothing says so."""
+def _earlier(folder: pathlib.Path) -> list[float]:
+  """Returns wall and CPU time of earlier attempts, 0 if unknown."""
   try:
-    wall, cpu = json.loads((folder / _SPENT).read_text(encoding='utf-8'))
+    wall, cpu = json.loads((folder / _TIMES).read_text(encoding='utf-8'))
     return [max(0.0, float(wall)), max(0.0, float(cpu))]
   except (OSError, ValueError, TypeError):
     return [0.0, 0.0]
@@ -142,21 +142,21 @@ def _spent(folder: pathlib.Path) -> list[float]:
 def _mode(
   study: study_lib.Study, words: Sequence[str]
 ) -> tuple[Callable[..., Any], list[str]]:
-  """What the words of a command line ask for: a function, and its files."""
+  """Returns the function of a mode, and its files, from the command line."""
   if not words:
     return study.main, []
   known = {'train': study.main, **study.modes} if study.modes else {}
   name, *files = words
   if name not in known:
-    mend = f'; the modes are {", ".join(known)}' if known else ''
-    raise errors.SettingsError(f'unknown arguments: {" ".join(words)}{mend}.')
+    hint = f'; the modes are {", ".join(known)}' if known else ''
+    raise errors.SettingsError(f'unknown arguments: {" ".join(words)}{hint}.')
   signature = inspect.signature(known[name])
   try:
     signature.bind(None, *files)
   except TypeError:
-    _, *wanted = signature.parameters.values()
+    _, *parameters = signature.parameters.values()
     usage = ' '.join(
-      p.name.upper() + '...' * (p.kind == p.VAR_POSITIONAL) for p in wanted
+      p.name.upper() + '...' * (p.kind == p.VAR_POSITIONAL) for p in parameters
     )
     raise errors.SettingsError(
       f'{name} takes {usage or "no files"}, got {len(files)}.'

@@ -1,4 +1,4 @@
-"""Searches of a grid, which grows where the best point lies at its edge."""
+"""Grid search that extends the grid while the best point is at an edge."""
 
 import itertools
 import math
@@ -11,19 +11,19 @@ Point = dict[str, float]
 
 
 class Axis(NamedTuple):
-  """The tried values of one hyperparameter.
+  """The values of a hyperparameter in a grid.
 
   Attributes:
-    values: in rising order.
-    bounds: the ends of its range: a choice there is not at an edge.
-      An axis whose ends are its bounds is never widened.
+    values: ascending values.
+    bounds: ends of the valid range. A choice at a bound is not at an edge, and
+      an axis is not extended beyond them.
   """
 
   values: tuple[float, ...]
   bounds: tuple[float, float] = (0.0, math.inf)
 
   def side(self, value: float) -> int:
-    """-1 or 1 if a value is at an edge, else 0; alone, it was not chosen."""
+    """Returns -1 or 1 if a value is at the lower or upper edge, else 0."""
     low, high = self.values[0], self.values[-1]
     if low == high:
       return 0
@@ -32,29 +32,29 @@ class Axis(NamedTuple):
     return int(value == high < self.bounds[1])
 
   def widened(self, side: int) -> 'Axis':
-    """With one more value at a side: the next of the progression there."""
+    """Returns the axis with one more value, which continues the progression."""
     end, inner = self.values[::side][-1], self.values[::side][-2]
-    # If some values are not positive, differences are continued.
+    # The progression is geometric for positive values, otherwise arithmetic.
     new = end * end / inner if self.values[0] > 0 else 2 * end - inner
     new = min(max(float(f'{new:.3g}'), self.bounds[0]), self.bounds[1])
     if all(isinstance(x, int) for x in self.values):
-      new = round(new)  # What is counted stays whole.
+      new = round(new)
     return self._replace(values=tuple(sorted({*self.values, new})))
 
 
 def among(values: Sequence[float]) -> Axis:
-  """An axis of choices that nothing lies beyond."""
+  """Makes an axis that is not extended."""
   return Axis(tuple(values), (min(values), max(values)))
 
 
 class Trial(NamedTuple):
-  """A point that was tried.
+  """The trial of a point.
 
   Attributes:
     point: hyperparameters by name.
-    score: higher is better; -inf if a seed of it became non-finite.
-    trained: the run that it was part of; None if all of that stopped.
-    members: its members there, int (tuning seeds,).
+    score: higher is better; -inf if a seed became non-finite.
+    trained: the run with this point; None if all its members stopped.
+    members: members of the point in the run, int (tuning seeds,).
   """
 
   point: Point
@@ -73,20 +73,19 @@ def search(
   widenings: int = 3,
   all_points: bool = True,
 ) -> tuple[Trial, tuple[str, ...], list[Trial]]:
-  """Tries a grid, and widens the axes at whose ends the best point lies.
+  """Searches a grid, and extends the axes where the best point is at an edge.
 
   Args:
-    grid: tried values by hyperparameter.
-    try_points: from points and how often there was a widening before to their
-      trials; it is never asked for a point again.
-    widenings: how often an axis may grow.
-    all_points: whether all points of a wider grid are tried. If not, only those
-      that have, on each widened axis, its new value or the chosen one, and on
-      the others what is chosen: few, however many axes there are.
+    grid: values by hyperparameter.
+    try_points: from new points and the number of the extension to their trials.
+    widenings: maximum number of extensions.
+    all_points: whether to try all new points of an extended grid. If False,
+      only the chosen point varied along the extended axes: its number of points
+      does not grow with the number of axes.
 
   Returns:
-    The trial that is chosen, the hyperparameters whose choice is at an edge of
-    what was tried, and all trials.
+    The best trial, the hyperparameters whose best value is at an edge, and all
+    trials.
   """
   axes, trials = as_axes(grid), []
   ranges = {name: axis.values for name, axis in axes.items()}
@@ -97,14 +96,14 @@ def search(
     ]
     tried = [trial.point for trial in trials]
     points = [point for point in points if point not in tried]
-    if not points:  # A whole number has nothing beyond it.
+    if not points:  # Rounding gave an integer that was tried.
       break
     trials += try_points(points, widening)
     chosen, sides = _choose(trials, axes)
     if not any(sides.values()) or not math.isfinite(chosen.score):
       break
     axes |= {n: axes[n].widened(side) for n, side in sides.items() if side}
-    # What is chosen at an end stands next to the new end.
+    # A value chosen at an end is now next to the new end.
     ends = {-1: slice(0, 2), 1: slice(-2, None)}
     ranges = {
       name: axis.values
@@ -120,13 +119,13 @@ def search(
 def _choose(trials, axes):
   sides = lambda trial: {n: axes[n].side(x) for n, x in trial.point.items()}
   inner = lambda trial: -sum(map(abs, sides(trial).values()))
-  # Of equals, one that is not at an edge.
+  # Prefers points away from edges among equals.
   chosen = max(trials, key=lambda trial: (trial.score, inner(trial)))
   return chosen, sides(chosen)
 
 
 def as_axes(grid: Grid) -> dict[str, Axis]:
-  """Axes by hyperparameter; bare values are sorted."""
+  """Converts values to axes, in ascending order."""
   return {
     name: axis if isinstance(axis, Axis) else Axis(tuple(sorted(axis)))
     for name, axis in grid.items()
@@ -134,5 +133,5 @@ def as_axes(grid: Grid) -> dict[str, Axis]:
 
 
 def count_points(axes: Mapping[str, Axis]) -> int:
-  """The points of a grid."""
+  """Counts the points of a grid."""
   return math.prod(len(axis.values) for axis in axes.values())

@@ -1,4 +1,4 @@
-"""Slopes of log error over log steps, with intervals over seeds."""
+"""Convergence rates: slopes of log error over log steps."""
 
 import numpy as np
 
@@ -8,36 +8,37 @@ from experiments.harness.study import report
 def log_bins(
   steps: np.ndarray, values: np.ndarray, *, first: float, bins: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Means over bins that are equally wide on a log scale.
+  """Averages values over bins of equal width on a log scale.
 
   Args:
     steps: (records,), increasing.
     values: (records, seeds).
-    first: the least step that counts; up to the last one.
-    bins: how many; empty ones are left out.
+    first: first step to use.
+    bins: number of bins; empty ones are left out.
 
   Returns:
-    Geometric mean of the steps in each bin, and mean of values (bins, seeds).
+    Geometric mean of the steps of each bin, and mean of the values (bins,
+    seeds).
   """
   keep = steps >= first
   steps, values = steps[keep], values[keep]
   edges = np.geomspace(first, steps[-1] * (1 + 1e-9), bins + 1)
   where = np.digitize(steps, edges[1:-1])
-  found = sorted(set(where.tolist()))
-  centres = np.array([np.exp(np.log(steps[where == b]).mean()) for b in found])
-  means = np.stack([values[where == b].mean(0) for b in found])
+  filled = np.unique(where)
+  centres = np.array([np.exp(np.log(steps[where == b]).mean()) for b in filled])
+  means = np.stack([values[where == b].mean(0) for b in filled])
   return centres, means
 
 
 def fit(steps: np.ndarray, values: np.ndarray) -> report.Interval:
-  """Least squares of log mean over seeds on log steps.
+  """Fits the slope of the log of the mean over seeds by least squares.
 
   Args:
     steps: (points,).
     values: (points, seeds), positive.
 
   Returns:
-    The slope with its 95 % interval by leaving out one seed after another.
+    The slope with its 95 % jackknife interval.
   """
   position = np.log(steps) - np.log(steps).mean()
 

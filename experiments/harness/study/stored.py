@@ -1,4 +1,4 @@
-"""Results stored in their paper's folder, for its documents."""
+"""Stores results in the folder of their paper, for the documents."""
 
 import dataclasses
 import datetime
@@ -15,26 +15,26 @@ from experiments.harness.store import files
 from experiments.harness.study import claim, report
 from experiments.harness.study.declared import ROOT
 
-LARGEST = 100_000  # Bytes of a stored file.
-# A list of plain values, which stands in one line.
+LARGEST = 100_000  # Maximum bytes of a stored file.
+# A list of plain values, which is written in one line.
 _LIST = re.compile(r'\[\s[^\[\]{}]*\]')
 _DROPPED = ('metrics', 'method_seconds', 'history')
 _FOLDERS = re.compile(r'(?<![\w/])/(?:[^\s/]+/)+(?=[^\s/])')
 
 
 def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
-  """Keeps the results of a run, and its table, for the documents.
+  """Stores the results and the table of a run.
 
   Args:
-    folder: the workdir of the run, or its `results.json`.
-    root: of the repository.
+    folder: workdir of the run, or its `results.json`.
+    root: root of the repository.
 
   Returns:
     The file, `<paper>/results/<name of the run>.json`.
 
   Raises:
-    ValueError: if the run has no results, is not declared by its
-      paper, or has results too large to keep.
+    ValueError: if the run has no results, is not declared by its paper, or has
+      too large results.
   """
   folder = pathlib.Path(folder)
   folder = folder.parent if folder.name == 'results.json' else folder
@@ -52,7 +52,7 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
       name: [_short(x) for x in values]
       for name, values in results.get('per_seed', {}).items()
     },
-    # Where a folder lies is of one machine.
+    # Paths depend on the machine.
     'data': _FOLDERS.sub('', results.get('data') or ''),
   }
   written = (folder / 'results.json').stat().st_mtime
@@ -66,8 +66,8 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
   text = _LIST.sub(lambda x: ' '.join(x[0].split()), text)
   if len(text.encode()) > LARGEST:
     raise ValueError(
-      f'{folder}: {len(text.encode()):,} bytes are too many to keep, at most '
-      f'{LARGEST:,}: leave metrics out of results.json.'
+      f'{folder}: {len(text.encode()):,} bytes are too many to store (at most '
+      f'{LARGEST:,}): leave metrics out of results.json.'
     )
   path = result_path(f'{paper}/{name}', root)
   files.write_text(path, text)
@@ -77,15 +77,15 @@ def store(folder: files.Path, root: pathlib.Path = ROOT) -> pathlib.Path:
 
 
 def declared(results: Mapping[str, Any]) -> tuple[str, claim.Run]:
-  """The run of its paper that results are of, with its name.
+  """Finds the declared run of results, and its name.
 
-  Where there is no `claims.py`, a run has the name of its binary.
+  Without a `claims.py`, a run has the name of its binary.
 
   Args:
     results: the content of a `results.json`.
 
   Raises:
-    ValueError: if there is none; says what to declare.
+    ValueError: if there is no such run; says what to declare.
   """
   paper, binary, preset = (results[k] for k in ('paper', 'binary', 'preset'))
   if not (ROOT / 'experiments' / paper / 'claims.py').exists():
@@ -128,7 +128,7 @@ def _with_current_names(
 def _remember(
   path: pathlib.Path, results: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> None:
-  """Adds a line to the history of a run, one a commit and processor."""
+  """Adds a line to the history of a run, one per commit and processor."""
   line = {k: results[k] for k in ('commit', 'date', 'processor', 'versions')}
   line['numbers'] = {
     k: _short(x, 4) for k, x in numbers.items() if x is not None
@@ -140,7 +140,7 @@ def _remember(
 
 
 def _history(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of the history of a stored run, the oldest first."""
+  """Returns the lines of the history of a stored run, the oldest first."""
   path = path.with_suffix('.history')
   if not path.exists():
     return []
@@ -148,7 +148,7 @@ def _history(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def curves(name: str, results: Mapping[str, Any], root: pathlib.Path) -> dict:
-  """The curves of a run, or its history on the processor it ran on."""
+  """Returns the curves of a run, or its history on the same processor."""
   lines = [
     line['numbers']
     for line in _history(result_path(name, root))
@@ -161,18 +161,18 @@ def curves(name: str, results: Mapping[str, Any], root: pathlib.Path) -> dict:
 
 
 def _short(value: float | None, digits: int = 6) -> float | None:
-  """Some digits of a number."""
+  """Rounds to significant digits."""
   return None if value is None else float(f'{value:.{digits}g}')
 
 
 def result_path(name: str, root: pathlib.Path) -> pathlib.Path:
-  """The file of a stored run, `paper/name`."""
+  """Returns the file of a stored run, `paper/name`."""
   paper, _, run = name.partition('/')
   return root / 'experiments' / paper / 'results' / f'{run}.json'
 
 
 def read(name: str, root: pathlib.Path) -> dict[str, Any]:
-  """The stored results of a run; ValueError if there are none."""
+  """Returns the stored results of a run; raises ValueError if missing."""
   path = result_path(name, root)
   if not path.exists():
     known = ', '.join(sorted(p.stem for p in path.parent.glob('*.json')))
@@ -190,6 +190,6 @@ def _parse(table: str) -> dict[str, Any]:
 
 
 def split_row(line: str) -> list[str]:
-  """The cells of a row of a Markdown table."""
+  """Splits a row of a Markdown table into cells."""
   inner = line.strip().removeprefix('|').removesuffix('|')
   return [cell.strip() for cell in inner.split('|')]

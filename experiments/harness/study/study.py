@@ -1,12 +1,12 @@
-"""A study: what a binary is, what it says, and how that is written down.
+"""A study: the declaration of a binary, and the report that it returns.
 
-    STUDY = harness.Study(main, PRESETS, paper='pbgd', binary='toy')
+    STUDY = harness.Study(main, PRESETS)
 
     if __name__ == '__main__':
       harness.run(STUDY)
 
-`main` takes the `Options` and returns a `Report`; `harness.run` writes its
-table, its plots and `results.json`.
+`main` takes `Options` and returns a `Report`, from which `harness.run` writes a
+table, plots and `results.json`.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from experiments.harness.app import flags
 from experiments.harness.data import sources
 from experiments.harness.study import plots, report
 from experiments.harness.study.results import Column, Results
+from experiments.harness.train.trained import Trained
 
 if TYPE_CHECKING:
   import matplotlib.figure
@@ -25,20 +26,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What `main` returns.
+  """The report of a run.
 
   Attributes:
     results: all numbers.
-    rows: the coordinates that tell rows of the table apart.
-    columns: what the table shows; see `Results.table`.
-    titles: words for coordinates of rows, by value.
-    curves: values of (records,) or (records, seeds) by the first cell of a row
-      of the table, for the small pictures of the documents.
+    rows: coordinates of the table's rows.
+    columns: columns of the table; see `Results.table`.
+    titles: titles of rows' coordinates by value.
+    curves: values (records,) or (records, seeds) by the first cell of a row,
+      for the sparklines of the documents.
     plots: figures by file name, such as `curves.png`.
-    data: what was read.
-    published: names of the data sets of the published numbers.
+    data: the data that were read.
+    published: names of the published data sets.
     more: further plain values for `results.json`.
-    folder: where in the workdir all is written; '' for the workdir itself.
+    folder: subfolder of the workdir for the files; '' for the workdir.
   """
 
   results: Results
@@ -55,66 +56,95 @@ class Report:
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   folder: str = ''
 
+  @classmethod
+  def from_runs(
+    cls, runs: Mapping[str, Trained], *metrics: str, **fields: Any
+  ) -> 'Report':
+    """Reports the last values and the curves of metrics.
+
+    Args:
+      runs: runs by method, whose members are seeds.
+      *metrics: names in their histories.
+      **fields: other fields of the report.
+    """
+    results, figures = Results(), {}
+    for method, run in runs.items():
+      last = {metric: run.history[metric][-1] for metric in metrics}
+      results.put({'method': method}, last)
+    for metric in metrics:
+      curves = {name: (x.steps, x.history[metric]) for name, x in runs.items()}
+      figure = plots.draw_curves(curves, xlabel='steps', ylabel=metric)
+      figures[f'{metric.replace("/", "_")}.png'] = figure
+    return cls(results, plots=figures, **fields)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What a binary is.
+  """The declaration of a binary.
 
   Attributes:
-    main: from the `Options` to a `Report`; None of what writes no results.
-    presets: a frozen dataclass instance by name; the first is the default.
-      Their numbers are checked as `settings.check` says.
-    paper: name of the paper's folder.
-    binary: name of the module.
-    check: takes the settings, before any work, and raises SettingsError for
-      values that do not go together.
-    modes: what else the binary does, by the word that asks for it: a function
-      of the `Options` and of the files named after the word, one for each
-      further parameter. The word `train`, or none, asks for `main`.
-    renamed: fields of the settings by their former names, whose flags go on
-      working for one version.
+    main: from `Options` to a `Report`, or to None without results.
+    presets: frozen dataclass instances by name, checked by `settings.check`;
+      the first is the default.
+    paper: name of the paper's folder; by default that of the module's.
+    binary: name of the module; by default that of `main`.
+    check: raises SettingsError for inconsistent settings, before any work.
+    modes: other functions of the binary by mode, the word before the flags:
+      they take the `Options`, and a file for each further parameter. The mode
+      `train`, or none, calls `main`.
+    renamed: current names of settings by former names, whose flags work for one
+      version.
   """
 
   main: Callable[..., Report | None]
   presets: Mapping[str, Any]
   _: dataclasses.KW_ONLY
-  paper: str
-  binary: str
+  paper: str = ''
+  binary: str = ''
   check: Callable[[Any], None] | None = None
   modes: Mapping[str, Callable[..., Report | None]] = dataclasses.field(
     default_factory=dict
   )
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    if not (self.paper and self.binary):
+      # Unlike `__name__`, `__spec__` has the module's name under `python -m`.
+      module = self.main.__globals__
+      name = getattr(module['__spec__'], 'name', module['__name__'])
+      _, paper, binary = f'.experiments.{name}'.rsplit('.', 2)
+      object.__setattr__(self, 'paper', self.paper or paper)
+      object.__setattr__(self, 'binary', self.binary or binary)
+
 
 def write(
-  options: flags.Options, said: Report, seconds: float, cpu_seconds: float
+  options: flags.Options, content: Report, seconds: float, cpu_seconds: float
 ) -> None:
-  """Writes what a study says: the table, the plots and `results.json`.
+  """Writes the table, the plots and `results.json` of a report.
 
   Args:
-    options: what was run, and where.
-    said: by `main`.
+    options: the options of the run.
+    content: the report.
     seconds: wall time, s.
-    cpu_seconds: processor time of this process, s.
+    cpu_seconds: CPU time of this process, s.
 
   Raises:
-    WriteError: if a file cannot be written; names the folder.
+    WriteError: if a file cannot be written.
   """
   folder = pathlib.Path(options.workdir)
-  rows = said.results.table(said.rows, said.columns, said.titles)
-  heads = said.results.heads(said.rows, said.columns)
+  rows = content.results.table(content.rows, content.columns, content.titles)
+  heads = content.results.heads(content.rows, content.columns)
   report.write_table(folder, rows, heads)
-  for name, figure in said.plots.items():
+  for name, figure in content.plots.items():
     plots.save(folder / name, figure)
   path = report.write_results(
     options,
-    metrics=said.results.metrics(),
+    metrics=content.results.metrics(),
     seconds=seconds,
     cpu_seconds=cpu_seconds,
-    data=said.data,
-    published=said.published,
-    curves=said.curves,
-    **said.more,
+    data=content.data,
+    published=content.published,
+    curves=content.curves,
+    **content.more,
   )
   print(f'Results: {path}')

@@ -1,1 +1,1 @@
-"""A training run: its compiled program, its data on devices, its loop."""
+"""Training: the compiled program, data on devices, the loop."""

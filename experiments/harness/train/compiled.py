@@ -1,4 +1,4 @@
-"""A program on its devices: compiled when first needed, and timed."""
+"""Compiles a program for its devices, runs it, and measures its time."""
 
 import itertools
 import time
@@ -11,21 +11,21 @@ from experiments.harness.train.context import Members, Shared
 from experiments.harness.train.placement import Placement
 from experiments.harness.train.program import Carry, Program
 
-# Bytes from which a member that is alone takes one step a dispatch: a loop that
-# is compiled holds all gradients at once, or copies of weights. What a dispatch
-# costs, some 0.1 ms, is little beside a step over so much.
+# Bytes of a carry from which a single member takes one step per dispatch: a
+# compiled loop would hold all gradients at once, or copies of the weights. The
+# cost of a dispatch, about 0.1 ms, is small compared with a step of that size.
 LARGE = 2**28
 
 
 class Compiled:
-  """Runs a program, one dispatch at a time.
+  """A program with its inputs.
 
   Args:
-    program: what to run.
+    program: the program.
     every: its members.
-    shared: what they share.
-    placement: where all of it is.
-    stream: batches of the host, or None.
+    shared: their shared data.
+    placement: devices of the inputs.
+    stream: batches from the host, or None.
   """
 
   def __init__(
@@ -49,18 +49,18 @@ class Compiled:
         jax.tree.broadcast(self._carry, self.shapes),
       )
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
-    alone = not program.freezes and size >= LARGE
-    self._step_by_step = stream is not None or alone
+    large = not program.freezes and size >= LARGE
+    self._step_by_step = stream is not None or large
     self.culprits = program.culprits(self.shapes)
 
   def init(self) -> Carry:
-    """The carry at step 0."""
-    # What a compiled function returns shares no buffer with its inputs or
-    # within itself, so that the carry can be donated.
+    """Returns the carry at step 0."""
+    # The results of a compiled function share no buffers, so that the carry can
+    # be donated.
     return self._run('init', *self._inputs)
 
   def restore(self, restored: Any) -> Carry:
-    """Goes on with what a checkpoint held, and with its time."""
+    """Restores the carry and the times of a checkpoint."""
     self._running = restored.extra['seconds']
     self._compiling = restored.extra['compile_seconds']
     return restored.tree
@@ -68,7 +68,7 @@ class Compiled:
   def advance(
     self, carry: Carry, length: int
   ) -> tuple[Carry, dict[str, jax.Array]]:
-    """Takes so many steps and measures; donates the carry."""
+    """Takes `length` steps, then measures; donates the carry."""
     if self._step_by_step:
       if self._batches is None and length:
         self._batches = self._read(int(carry.step))
@@ -86,16 +86,16 @@ class Compiled:
     return self._stream.batches(step, self._placement.examples)
 
   def choose(self, carry: Carry, step: int, score: Any) -> Carry:
-    """Puts the params of members whose score is the best so far into best."""
+    """Updates `best` of the members whose score is the best so far."""
     best = self._run('choose', carry.best, carry.params, step, score)
     return carry._replace(best=best)
 
   def seconds(self) -> dict[str, float]:
-    """Of running and of compiling, over all resumed parts."""
+    """Returns run time and compile time, over all attempts."""
     return {'seconds': self._running, 'compile_seconds': self._compiling}
 
   def _run(self, name, *args, **static):
-    # The results of one dispatch are as the next expects them.
+    # The results of a dispatch have the shardings that the next one expects.
     carry, everywhere = self._carry, self._placement.everywhere
     shardings = carry
     if name == 'chunk':
@@ -104,7 +104,7 @@ class Compiled:
       shardings = carry.best
     jitted = self._program.jitted(name, shardings)
     compiling, start = compile_time.seconds(), time.monotonic()
-    # One at a time: queued collectives of virtual devices abort.
+    # Blocks: queued collectives of virtual devices abort.
     out = jax.block_until_ready(jitted(*args, **static))
     compiling = compile_time.seconds() - compiling
     self._compiling += compiling

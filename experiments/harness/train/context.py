@@ -1,7 +1,7 @@
-"""Members of a run: a seed each, with data and hyperparameters of its own.
+"""Members of a run: one per seed and point of hyperparameters.
 
-All of them share one compiled program. What its functions see of one member at
-one step is a `Context`.
+All members share one compiled program. Its functions get the `Context` of one
+member at one step.
 """
 
 import itertools
@@ -15,18 +15,18 @@ import jax.numpy as jnp
 
 
 class Context(NamedTuple):
-  """What a function of a run sees: one member, one step.
+  """One member at one step.
 
   Attributes:
-    data: shared by all members; a pytree of arrays.
-    own: this member's own data, or ().
-    hyper: this member's hyperparameters, or ().
+    data: the data of all members, a pytree of arrays.
+    own: the data of this member, or ().
+    hyper: the hyperparameters of this member, or ().
     seed_key: PRNG key of the seed, the same at every step.
-    key: PRNG key of this step; batches, evaluations, the initial params and
-      the solver draw from different streams.
+    key: PRNG key of this step; `init`, `batch`, `evaluate` and the solver get
+      independent ones.
     step: steps taken so far, int32 scalar.
-    frozen: weights that are not trained, whole; or ().
-    streamed: what the stream gives this step, the same for all members; or ().
+    frozen: weights that are not trained, or ().
+    streamed: the stream's batch of this step, or ().
   """
 
   data: Any
@@ -40,7 +40,7 @@ class Context(NamedTuple):
 
 
 class Members(NamedTuple):
-  """What tells members apart; every leaf has a leading axis of members."""
+  """Seeds, own data and hyperparameters; leaves have an axis of members."""
 
   seed: chex.Array
   own: Any
@@ -54,11 +54,11 @@ def members(
 
   Args:
     seeds: seeds, or their number.
-    **grid: values for each hyperparameter.
+    **grid: values by hyperparameter.
 
   Returns:
     Seeds and hyperparameters of all members, for `train`. The first
-    hyperparameter varies slowest and the seed fastest, so an array of members
+    hyperparameter varies slowest and the seed fastest: an array over members
     reshapes to (len(first), ..., len(last), len(seeds)).
 
   Example:
@@ -76,10 +76,10 @@ def members(
 
 
 def as_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-  """Seeds 0 to n - 1 for a number n, or the seeds as given.
+  """Converts a number n to the seeds 0 to n - 1; keeps a list of seeds.
 
   Raises:
-    ValueError: if there is none, or one is not in [0, 2**32).
+    ValueError: if there is no seed, or one is outside of [0, 2**32).
   """
   seeds = range(seeds) if isinstance(seeds, int) else seeds
   seeds = tuple(int(s) for s in seeds)
@@ -89,18 +89,18 @@ def as_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class Shared(NamedTuple):
-  """What all members see."""
+  """The data and frozen weights of all members."""
 
   data: Any = ()
   frozen: Any = ()
 
 
-def context_of(
+def make_context(
   member: Members, shared: Shared, stream: str, step: Any, streamed: Any = None
 ) -> Context:
-  """What a function of `stream` sees of one member at one step."""
+  """Returns a member's context at a step, with keys of a random stream."""
   seed_key = jax.random.key(member.seed)
-  # A long tag, so that fold_in(seed_key, 0, 1, ...) is free for other uses.
+  # A large number: fold_in(seed_key, 0, 1, ...) stays free for other uses.
   tagged = jax.random.fold_in(seed_key, zlib.crc32(stream.encode()))
   key = jax.random.fold_in(tagged, step)
   return Context(
@@ -116,20 +116,20 @@ def context_of(
 
 
 def over_members(fn: Callable[..., Any], at_once: int | None):
-  """Maps fn(arrays, member, shared) over the members of the first two.
+  """Maps fn(arrays, member, shared) over members.
 
   Args:
-    fn: of one member; what is shared is not mapped.
-    at_once: members that run side by side, or None for all.
+    fn: a function of one member.
+    at_once: members that are mapped by `vmap`, or None for all.
 
   Returns:
-    A function of trees with a leading axis of members, and of what is shared.
+    The function of arrays and members with a leading axis; `shared` is not
+    mapped.
   """
   if at_once is None:
-    # A product of shared data with the weights of all members becomes one
-    # matrix product.
+    # Products of shared data with all weights become one matrix product.
     return jax.vmap(fn, in_axes=(0, 0, None))
-  # A batch of one would still be a vmap, which takes every branch.
+  # Not a batch of one, which is a vmap and takes both branches of a `cond`.
   size = None if at_once == 1 else at_once
 
   def mapped(arrays, every, shared):

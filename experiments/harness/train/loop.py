@@ -1,7 +1,7 @@
-"""Trains: compiled chunks, checkpoints, metrics, seeds that stop.
+"""The training loop on the host: chunks, checkpoints, metrics.
 
-The host half of a run; `program` has what is compiled. SIGTERM ends it after
-the chunk under way: see `termination`.
+`program` has the compiled part. SIGTERM ends the run after the current chunk:
+see `termination`.
 """
 
 import contextlib
@@ -35,32 +35,32 @@ def train(
   training: Training,
   measure: Measure | None = None,
 ) -> trained.Trained:
-  """Trains all members in one compiled program, and resumes if it was killed.
+  """Trains all members in one compiled program; resumes after a kill.
 
-  Calls with the same functions and shapes share their program, as those of
-  `jax.jit` do. So make the functions of a method once, from what is static, for
-  instance by `functools.cache`, and give numbers as `hyper` and arrays as
-  `own` or `data`.
+  Like calls of `jax.jit`, calls with the same functions and shapes share their
+  program. So make the functions of a method once, for instance by
+  `functools.cache`, and pass numbers as `hyper` and arrays as `own` or `data`.
 
   Args:
     solver: a transformation that takes a batch, or a function from a `Context`
-      to one, whose `hyper`, `own`, `data`, `seed_key` and `key` it may use: so
+      to one, which may use `hyper`, `own`, `data`, `seed_key` and `key`: so
       environments in a solver's state differ by seed. Its step is always 0.
-    task: what members learn from.
-    training: how long, with which seeds, and where it is storage.
-    measure: what is measured, and what that decides; None for losses only.
+    task: initial params and data.
+    training: length, seeds and folder.
+    measure: metrics and their use; None records losses only.
 
   Returns:
     A `Trained`.
 
   Raises:
-    ValueError: if arguments disagree.
+    ValueError: if arguments are inconsistent.
     OtherRunError: if the folder holds a run with other settings, or a longer
       one.
-    AllStoppedError: if all members stopped. What several held last is saved; of
-      one alone, the checkpoint before it. Its `trained` is the run so far.
+    AllStoppedError: if all members stopped. Several members are saved at their
+      last finite params, a single one at the last checkpoint. The error has the
+      `Trained` of the run.
     WriteError: if the folder cannot be written.
-    BusyError: if another process is at work in the folder.
+    BusyError: if another process is using the folder.
     SystemExit: with the status `termination.EXIT_STATUS`, after a SIGTERM.
   """
   seeds = context.as_seeds(training.seeds)
@@ -78,7 +78,7 @@ def train(
     )
     loop = _Loop(training, measure, runner, recorder, storage)
     if loop.step >= training.steps:
-      _say(
+      _print(
         f'{training.name}: finished before, nothing is run; its result is read '
         f'from {storage.folder}. Delete that folder to run it again.'
       )
@@ -94,21 +94,21 @@ def train(
     loop.finish()
     leaving, _ = _agree(terminated(), False)
     if leaving:
-      then = 'the same command goes on from here'
-      then = then if storage.writer else 'nothing is kept'
-      _say(f'{training.name}: terminated after step {loop.step}; {then}.')
+      then = 'the same command resumes from here'
+      then = then if storage.writer else 'nothing is saved'
+      _print(f'{training.name}: terminated after step {loop.step}; {then}.')
       termination.leave()
   return loop.result(places)
 
 
 class _Storage(NamedTuple):
-  """What a run keeps; without a folder, nothing but the history.
+  """The files of a run; without a folder, only its history.
 
   Attributes:
     history: the records so far.
-    folder: of the run.
-    writer: of the checkpoints in it.
-    restored: the checkpoint from which the run goes on.
+    folder: folder of the run.
+    writer: its checkpoints.
+    restored: the checkpoint from which the run resumes.
   """
 
   history: records.Records
@@ -118,7 +118,7 @@ class _Storage(NamedTuple):
 
 
 class _Loop:
-  """A run under way: its carry, its step, and which members have stopped."""
+  """The carry, the step and the stopped members of a run."""
 
   def __init__(
     self,
@@ -135,14 +135,14 @@ class _Loop:
     else:
       self._carry = runner.init()
       if measure.record_start:
-        carry, measured = runner.advance(self._carry, 0)
-        self._carry = recorder.add(carry, measured, -1)
+        carry, values = runner.advance(self._carry, 0)
+        self._carry = recorder.add(carry, values, -1)
     self.step = int(self._carry.step)
     self._stops = recorder.stops(self._carry)
     self._saved_at, self._saved_step = -float('inf'), self.step
 
   def over(self) -> bool:
-    """Whether no further chunk is to be run."""
+    """Whether the run ends here."""
     if self.step >= self._training.steps or self._all_stopped():
       return True
     stop_when, history = self._measure.stop_when, self._recorder.history
@@ -151,15 +151,15 @@ class _Loop:
     return bool(stop_when(history.history()[1]))
 
   def advance(self) -> None:
-    """Runs a chunk, records it, and warns of members that stopped in it."""
+    """Runs and records a chunk, and warns of members that stopped in it."""
     before, training = self.step, self._training
-    # Records stay on multiples of the chunk, also after an odd end.
+    # Keeps records at multiples of the chunk.
     length = min(
       training.chunk - before % training.chunk, training.steps - before
     )
-    carry, measured = self._runner.advance(self._carry, length)
+    carry, values = self._runner.advance(self._carry, length)
     self.step = int(carry.step)
-    self._carry = self._recorder.add(carry, measured, before)
+    self._carry = self._recorder.add(carry, values, before)
     known, self._stops = self._stops, self._recorder.stops(self._carry)
     new = [stop for stop in self._stops if stop not in known]
     alone = len(training.seeds) == 1
@@ -169,25 +169,25 @@ class _Loop:
     """Whether it is time for a checkpoint."""
     seconds, writer = self._training.save_seconds, self._storage.writer
     due = time.monotonic() - self._saved_at >= seconds
-    # Rather than wait for a slow disk, save later.
+    # Saves later instead of waiting for a slow disk.
     return due and not (writer and seconds and writer.busy)
 
   def save(self) -> None:
-    """Saves, unless without a folder, or where params are not finite."""
+    """Saves a checkpoint if there is a folder and params are finite."""
     if self._storage.writer and not self._lost():
       seconds = self._runner.seconds()
       self._storage.writer.save(self.step, self._carry, seconds)
       self._saved_at, self._saved_step = time.monotonic(), self.step
 
   def finish(self) -> None:
-    """Saves the last step, and waits until all is on disk."""
+    """Saves the last step, and waits until everything is on disk."""
     if self._storage.writer:
       if self.step != self._saved_step:
         self.save()
       self._storage.writer.wait()
 
   def result(self, places: placement.Placement) -> trained.Trained:
-    """The result; AllStoppedError if all members stopped."""
+    """Returns the result; raises AllStoppedError if all members stopped."""
     steps, history = self._recorder.history.history()
     carry = self._carry
     result = trained.Trained(
@@ -213,7 +213,7 @@ class _Loop:
     return len(self._stops) == len(self._training.seeds)
 
   def _lost(self):
-    """Whether the carry is no longer finite."""
+    """Whether the carry is non-finite."""
     return bool(self._stops) and not self._runner.freezes
 
 
@@ -221,8 +221,7 @@ def _check(task: Task, training: Training, measure: Measure) -> None:
   steps, chunk, every = training.steps, training.chunk, measure.host_every
   if chunk < 1 or steps < 1 or every < 1:
     raise ValueError(
-      f'steps={steps}, chunk={chunk} and host_every={every} are whole numbers '
-      'of steps, at least 1.'
+      f'steps={steps}, chunk={chunk} and host_every={every} must be at least 1.'
     )
   count = len(training.seeds)
   for name, tree in (('own', task.own), ('hyper', task.hyper)):
@@ -238,8 +237,8 @@ def _check(task: Task, training: Training, measure: Measure) -> None:
 def _compile(
   solver: Any, task: Task, training: Training, measure: Measure
 ) -> tuple[compiled.Compiled, placement.Placement]:
-  """The program of a run with its inputs, and where these are."""
-  functions = program.program_of(
+  """Returns the program of a run with its inputs, and their placement."""
+  functions = program.make_program(
     solver,
     task.init,
     task.batch,
@@ -270,7 +269,7 @@ def _open(
   measure: Measure,
   shapes: Any,
 ) -> _Storage:
-  """Opens the folder of a run, once it is known to be of this run."""
+  """Opens the folder of a run, and checks that it belongs to this run."""
   folder = files.make_folder(pathlib.Path(training.workdir) / training.name)
   if files.is_writer():
     stack.enter_context(files.locked(folder))
@@ -302,7 +301,7 @@ def _open(
 def _identify(
   task: Task, training: Training, measure: Measure
 ) -> dict[str, Any]:
-  """What identifies a run besides its settings; each byte of data counts."""
+  """Returns what identifies a run besides its settings: digests of its data."""
   identified: dict[str, Any] = {
     'train.chunk': training.chunk,
     'train.seeds': list(training.seeds),
@@ -320,12 +319,12 @@ def _identify(
 
 
 def _agree(terminated: bool, due: bool) -> tuple[bool, bool]:
-  """What several processes, whose clocks and signals differ, do together."""
+  """Makes processes with different clocks and signals agree."""
   if jax.process_count() == 1:
     return terminated, due
   votes = multihost_utils.process_allgather(np.array([terminated, due]))
   return bool(votes[:, 0].any()), bool(votes[0, 1])
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
   print(message, file=sys.stderr, flush=True)

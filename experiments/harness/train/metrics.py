@@ -1,4 +1,4 @@
-"""Metrics of a run: of each step, and of device and host at a record."""
+"""Metrics of a run: at every step, and at records on device and host."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,28 +15,28 @@ from experiments.harness.train import compiled, placement, program, task
 from experiments.harness.train.trained import Stopped, find_stops
 
 
-class MeasuredState(NamedTuple):
-  """State of `measured`.
+class MetricsState(NamedTuple):
+  """State of `with_metrics`.
 
   Attributes:
-    inner: of the solver.
-    values: what was measured in the last update, by name.
+    inner: state of the solver.
+    values: metrics of the last update.
   """
 
   inner: Any
   values: dict[str, chex.Array]
 
 
-def measured(
+def with_metrics(
   solver: optax.GradientTransformationExtraArgs,
   measure: Callable[[Any, Any], dict[str, chex.Array]],
 ) -> optax.GradientTransformationExtraArgs:
-  """A solver that measures at every step, where `evaluate` does at records.
+  """Adds metrics of every step to a solver; `evaluate` measures at records.
 
   Args:
-    solver: what updates.
-    measure: `(params, updates)` to scalars by name, which `train` records as
-      losses: means over the steps of a chunk, `loss/name`.
+    solver: the solver.
+    measure: from `(params, updates)` to scalars by name, which `train` records
+      like losses: as means over the steps of a chunk, `loss/name`.
 
   Returns:
     A solver with the same updates.
@@ -45,24 +45,24 @@ def measured(
   def init_fn(params):
     shapes = jax.eval_shape(measure, params, params)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return MeasuredState(solver.init(params), zeros)
+    return MetricsState(solver.init(params), zeros)
 
   def update_fn(batch, state, params=None, **extra_args):
     updates, inner = solver.update(batch, state.inner, params, **extra_args)
-    return updates, MeasuredState(inner, measure(params, updates))
+    return updates, MetricsState(inner, measure(params, updates))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class Recorder:
-  """Adds records to those of a run.
+  """Measures and records.
 
   Args:
     history: the records so far.
-    runner: has the program's functions.
-    places: where a carry is.
+    runner: the compiled program.
+    places: devices of the carry.
     seeds: one for each member.
-    steps: in all; the host also measures at the last one.
+    steps: total number of steps; the host also measures at the last one.
     measure: see `train`.
   """
 
@@ -80,7 +80,7 @@ class Recorder:
     self._steps, self._measure = steps, measure
 
   def stops(self, carry: program.Carry) -> tuple[Stopped, ...]:
-    """The members that have stopped."""
+    """Returns the members that have stopped."""
     return find_stops(carry, self._seeds, self._runner.culprits)
 
   def add(
@@ -89,17 +89,17 @@ class Recorder:
     """Adds a record.
 
     Args:
-      carry: with the params that were measured.
-      on_device: metrics of the device.
-      before: the step of the record before.
+      carry: carry with the measured params.
+      on_device: metrics measured on the device.
+      before: step of the previous record.
 
     Returns:
-      The carry, with the best params so far.
+      The carry with the best params so far.
 
     Raises:
-      ValueError: if the metric that selects is missing, or a metric of the
-        host has another shape or a name that is taken.
-      TypeError: if the host measures anything but a dict of metrics.
+      ValueError: if the metric `select` is missing, or a metric of
+        `evaluate_host` has a wrong shape or a name that is in use.
+      TypeError: if `evaluate_host` does not return a dict.
     """
     step, select = int(carry.step), self._measure.select
     stopped = [stop.member for stop in self.stops(carry)]
@@ -109,8 +109,8 @@ class Recorder:
     due = due and len(stopped) < len(self._seeds)
     if evaluate_host is not None and due:
       params, state = self._places.local((carry.params, carry.state))
-      measured = evaluate_host(params, step, state)
-      rows |= _check_host_metrics(measured, rows, len(self._seeds))
+      on_host = evaluate_host(params, step, state)
+      rows |= _check_host_metrics(on_host, rows, len(self._seeds))
     rows = {name: np.array(row, np.float64) for name, row in rows.items()}
     for row in rows.values():
       row[stopped] = np.nan
@@ -128,18 +128,18 @@ class Recorder:
 
 
 def _check_host_metrics(
-  measured: Any, taken: Mapping[str, Any], count: int
+  metrics: Any, taken: Mapping[str, Any], count: int
 ) -> dict[str, np.ndarray]:
-  """By metric, a value for each member; those of the first process."""
-  if not isinstance(measured, Mapping):
+  """Returns the first process's values by metric, one per member."""
+  if not isinstance(metrics, Mapping):
     raise TypeError(
       'evaluate_host returns a dict from metric to numbers, got '
-      f'{type(measured).__name__}.'
+      f'{type(metrics).__name__}.'
     )
-  program.check_metrics(dict.fromkeys(measured, 0.0), taken)
+  program.check_metrics(dict.fromkeys(metrics, 0.0), taken)
   rows = {}
-  for name in sorted(measured):
-    value = np.asarray(measured[name], np.float64)
+  for name in sorted(metrics):
+    value = np.asarray(metrics[name], np.float64)
     if value.shape not in ((), (count,)):
       raise ValueError(
         f'metric {name!r} of evaluate_host is one number, or one for each of '
@@ -147,7 +147,7 @@ def _check_host_metrics(
       )
     rows[name] = np.broadcast_to(value, (count,))
   if jax.process_count() > 1:
-    # As bits: jax would round to float32.
+    # Sends bits: jax would round to float32.
     bits = {name: row.copy().view(np.uint32) for name, row in rows.items()}
     bits = multihost_utils.broadcast_one_to_all(bits)
     rows = {n: np.asarray(x).copy().view(np.float64) for n, x in bits.items()}

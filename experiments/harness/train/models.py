@@ -1,4 +1,4 @@
-"""A flax model as pure functions of its weights."""
+"""Pure functions of flax models."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ class Network(NamedTuple):
 
   Attributes:
     init: PRNG key -> weights, dicts of arrays.
-    apply: (weights, *what the model is called with) -> outputs.
+    apply: (weights, *arguments of the model) -> outputs.
   """
 
   init: Callable[[chex.PRNGKey], Any]
@@ -22,8 +22,8 @@ class Network(NamedTuple):
 
 
 def pure(make: 'Callable[[nnx.Rngs], nnx.Module]') -> Network:
-  """Splits a model without running statistics into functions of its weights."""
-  # Imported here: a binary without a model need not wait for it.
+  """Converts a model without running statistics to functions of its weights."""
+  # Imported here: it takes time, and not every binary has a model.
   from flax import nnx
 
   graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))

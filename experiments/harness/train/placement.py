@@ -1,10 +1,10 @@
-"""Which device holds what: examples are split, everything else is copied.
+"""Placement of arrays on devices: examples are split, the rest is replicated.
 
-With more than one device, of one process or several, the leading axis of shared
-data is split over all of them and the rest is replicated; the compiler then
-splits the work on the examples and adds up the results. A `Layout` also splits
-params, frozen weights and what a solver keeps beside them. The result is that
-of one device, up to rounding.
+With several devices, of one process or more, the leading axis of shared data is
+split over all of them and everything else is replicated. The compiler then
+splits the work on examples and adds the results. A `Layout` also splits params,
+frozen weights and the solver's state. The results equal those on one device up
+to rounding.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# Elements a device below which a split costs more than it saves.
-_WORTH_IT = 2**16
+# Elements per device below which a split costs more than it saves.
+_MIN_ELEMENTS = 2**16
 
 
 class Layout(NamedTuple):
-  """How params lie on a mesh of devices.
+  """The placement of params on a mesh of devices.
 
   Attributes:
     mesh: the devices.
-    specs: from a pytree of params, or of frozen weights, as
-      `jax.ShapeDtypeStruct` without an axis of members, to a pytree or prefix
-      of `PartitionSpec`; `PartitionSpec()` is whole on each device.
-    examples: axes of the mesh over which examples are split; None for all.
+    specs: from a pytree of params or frozen weights, as `jax.ShapeDtypeStruct`
+      without an axis of members, to a pytree or prefix of `PartitionSpec`;
+      `PartitionSpec()` replicates.
+    examples: axes of the mesh that split the examples; None for all.
   """
 
   mesh: jax.sharding.Mesh
@@ -36,13 +36,13 @@ class Layout(NamedTuple):
 
 
 class Placement(NamedTuple):
-  """Where the arrays of a run go.
+  """The placement of the arrays of a run.
 
   Attributes:
-    everywhere: the sharding of what is whole on each device; None where
-      nothing is split and there is one process.
-    examples: the sharding of examples, likewise.
-    specs: of params, as in `Layout`; None if they are whole.
+    everywhere: sharding of replicated arrays; None if nothing is split and
+      there is one process.
+    examples: sharding of examples, or None.
+    specs: see `Layout`; None if params are replicated.
   """
 
   everywhere: NamedSharding | None = None
@@ -50,37 +50,37 @@ class Placement(NamedTuple):
   specs: Callable[[Any], Any] | None = None
 
   def replicate(self, tree: Any) -> Any:
-    """Puts a pytree of arrays on all devices, whole."""
+    """Replicates a pytree of arrays on all devices."""
     if self.everywhere is None:
       return jax.tree.map(jnp.asarray, tree)
     return jax.device_put(tree, self.everywhere)
 
   def frozen(self, weights: Any) -> Any:
-    """Puts weights that are not trained where the layout says."""
+    """Places frozen weights."""
     if self.specs is None:
       return self.replicate(weights)
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, weights))
     return jax.device_put(weights, self._shardings(shapes))
 
   def carry(self, carry: Any) -> Any:
-    """The shardings of a `program.Carry` of `jax.ShapeDtypeStruct`."""
+    """Returns the shardings of a `program.Carry` of `jax.ShapeDtypeStruct`."""
     if self.specs is None:
       return self.everywhere
-    one = jax.tree.map(
+    member = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), carry.params
     )
-    alone = self._shardings(one)
-    params = jax.tree.map(self._for_members, alone)
-    whole = jax.tree.map(lambda _: self.everywhere, carry)
-    whole = whole._replace(
+    params = jax.tree.map(self._for_members, self._shardings(member))
+    shardings = jax.tree.map(lambda _: self.everywhere, carry)
+    shardings = shardings._replace(
       params=params, state=_like_params(carry, params, self.everywhere)
     )
     if carry.best:
-      whole = whole._replace(best=whole.best._replace(params=params))
-    return whole
+      best = shardings.best._replace(params=params)
+      shardings = shardings._replace(best=best)
+    return shardings
 
   def local(self, tree: Any) -> Any:
-    """Makes whole arrays ordinary ones, on one device of this process."""
+    """Returns replicated arrays as arrays of one device of this process."""
     if self.everywhere is None:
       return tree
     return jax.tree.map(
@@ -105,29 +105,28 @@ def place(
   layout: Layout | None = None,
   batch_sizes: tuple[int, ...] = (),
 ) -> tuple[Any, Placement]:
-  """Puts shared data on the devices.
+  """Places shared data on the devices.
 
   Args:
-    data: a pytree of arrays. If one of them lies on several devices already,
-      all are left as they are.
-    shard: whether to split the leading axis of a leaf: a pytree prefix of
-      `data` of True, False and None. None splits it if the devices divide it
-      and each gets enough to be worth it.
-    layout: how params lie; None for whole on each device.
-    batch_sizes: of the batches that the host makes.
+    data: a pytree of arrays. If one of them is on several devices already, all
+      stay where they are.
+    shard: see `Task`.
+    layout: placement of params; None replicates them.
+    batch_sizes: sizes of the stream's batches.
 
   Returns:
-    The data, and where all else goes.
+    The data, and the placement of everything else.
 
   Raises:
-    ValueError: if a leaf to split has no leading axis that the devices divide.
+    ValueError: if the devices do not divide the leading axis of a leaf with
+      `shard=True`.
   """
   if layout is None:
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ('examples',), axis_types=(AxisType.Auto,))
     axes = mesh.axis_names
   else:
-    # The compiler decides what happens between the arrays that are placed.
+    # Auto: the compiler chooses the shardings of intermediate arrays.
     names = layout.mesh.axis_names
     mesh = jax.sharding.Mesh(
       layout.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names)
@@ -179,10 +178,10 @@ def _is_spec(x: Any) -> bool:
 
 
 def _like_params(carry: Any, shardings: Any, everywhere: NamedSharding) -> Any:
-  """A solver keeps arrays like its params, under a path that ends like theirs.
+  """Guesses shardings of a solver's state, on which only speed depends.
 
-  Of params with the shape of a leaf, the one whose path shares most with the
-  end of the leaf's path tells where it goes. Only speed depends on it.
+  A leaf gets the sharding of the param with the same shape whose path shares
+  the longest end with the leaf's path.
   """
   known = [
     (path, leaf.shape, sharding)
@@ -193,7 +192,7 @@ def _like_params(carry: Any, shardings: Any, everywhere: NamedSharding) -> Any:
     )
   ]
 
-  def of(path, leaf):
+  def choose(path, leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       return everywhere
     same = [(p, s) for p, shape, s in known if shape == leaf.shape]
@@ -201,7 +200,7 @@ def _like_params(carry: Any, shardings: Any, everywhere: NamedSharding) -> Any:
       return everywhere
     return max(same, key=lambda pair: _shared_end(pair[0], path))[1]
 
-  return jax.tree_util.tree_map_with_path(of, carry.state)
+  return jax.tree_util.tree_map_with_path(choose, carry.state)
 
 
 def _shared_end(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
@@ -219,6 +218,6 @@ def _is_split(leaf: Any, wish: bool | None, count: int, name: str) -> bool:
       'shard=False for it.'
     )
   if wish is None:
-    enough = np.size(leaf) >= count * _WORTH_IT
+    enough = np.size(leaf) >= count * _MIN_ELEMENTS
     return count > 1 and divisible and enough
   return wish and count > 1

@@ -1,11 +1,11 @@
-"""Products of many rows with few columns, in an order that is fast on CPUs.
+"""Products of many rows with few columns, with a gradient that is fast on CPUs.
 
-A classifier's head and a low-rank adapter map many rows x to few columns, x W.
-Their gradient in W is a product over the rows. XLA for CPUs computes it as
-x^T g, packing the large factor in a slow order, also where the program says
-(g^T x)^T: it folds the transposition into the product. Behind a barrier it
-cannot. W is transposed in front of the barrier and back behind it, so the
-cotangent has the shape (columns, features) when it arrives there.
+A classifier's head and a low-rank adapter compute x W with many rows and few
+columns. XLA for CPUs computes the gradient in W as x^T g, which packs the large
+factor in a slow order, even if the program asks for (g^T x)^T: it folds the
+transposition into the product. A barrier prevents that. W is transposed before
+the barrier and transposed back after it, so the cotangent reaches the barrier
+with the shape (columns, features).
 """
 
 from typing import Any
@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# With more columns, relative to the features, both orders are equally fast.
+# Below this ratio, both orders are equally fast.
 FEATURES_PER_COLUMN = 4
 
 
 def thin_product(x: Any, weights: Any) -> jax.Array:
   """Multiplies rows by a matrix, with a fast gradient if it has few columns.
 
-  Equal to `x @ weights` in values and in derivatives of any mode and order, up
-  to rounding; it is `x @ weights` unless there are four times as many features
-  as columns.
+  Equals `x @ weights` up to rounding, in values and in derivatives of any mode
+  and order. Used if there are at least four times as many features as columns.
 
   Args:
     x: rows, (..., features).
@@ -32,7 +31,7 @@ def thin_product(x: Any, weights: Any) -> jax.Array:
     The products, (..., columns).
 
   Raises:
-    ValueError: if the weights are no matrix.
+    ValueError: if `weights` is not a matrix.
   """
   if jnp.ndim(weights) != 2:
     raise ValueError(
@@ -53,15 +52,15 @@ def thin_dot_general(
   Args:
     x: rows, (..., features).
     weights: (features, columns).
-    dimension_numbers: of the product of the last axis of rows with the first
-      axis of weights.
-    **keywords: of `jax.lax.dot_general`; all None.
+    dimension_numbers: those that contract the last axis of `x` with the first
+      axis of `weights`.
+    **keywords: options of `jax.lax.dot_general`; all have to be None.
 
   Returns:
     The products, (..., columns).
 
   Raises:
-    ValueError: for another product, or for an option.
+    ValueError: for other dimension numbers or an option.
   """
   wanted = (((x.ndim - 1,), (0,)), ((), ()))
   options = sorted(n for n, value in keywords.items() if value is not None)

@@ -1,14 +1,14 @@
-"""The compiled half of a training run: members, their carry, and a chunk.
+"""The compiled part of a training run.
 
-Members share one compiled program: a `lax.scan` over the steps of a chunk whose
-body maps over members. Of several, one whose losses or params become non-finite
-is frozen at its last finite params and state; the others do not notice. To
-freeze takes a second copy of all that a step changes, so a member that is alone
-goes on to the end of its chunk, and is not saved.
+All members share one compiled program: a `lax.scan` over the steps of a chunk,
+mapped over members. A member whose losses or params become non-finite is frozen
+at its last finite params and state, and the others continue. Freezing needs a
+second copy of the carry, so a single member runs to the end of its chunk
+instead, and is not saved.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -22,40 +22,39 @@ from experiments.harness.train.context import (
   Context,
   Members,
   Shared,
-  context_of,
+  make_context,
   over_members,
 )
 
 
 class Sum(NamedTuple):
-  """A sum over the steps that evaluated a loss.
+  """The sum of a loss over the steps that evaluated it.
 
   Attributes:
-    total: of the loss, at least float32; leaves have an axis of members.
-    count: of these steps, int32.
+    total: the sum, at least float32.
+    count: number of these steps, int32.
   """
 
   total: chex.Array
   count: chex.Array
 
   def mean(self) -> chex.Array:
-    """The mean; NaN of no step."""
+    """Returns the mean; NaN without any step."""
     mean = self.total / jnp.maximum(self.count, 1)
     return jnp.where(self.count > 0, mean, jnp.nan)
 
 
 class Carry(NamedTuple):
-  """All that a run needs to go on.
+  """The state of a run; leaves have a leading axis of members.
 
   Attributes:
-    params: params; leaves have a leading axis of members.
-    state: the solver's state, likewise.
+    params: params.
+    state: state of the solver.
     step: steps taken, int32 scalar.
-    stopped: the step that went non-finite, int32 (members,); -1 while going.
-    culprits: what was non-finite then, bool (members, names).
-    losses: a `Sum` of each of the solver's losses since the last record, by
-      name.
-    best: a `Best`, or () where no metric selects.
+    stopped: step that became non-finite, int32 (members,); -1 for none.
+    culprits: which arrays were non-finite then, bool (members, names).
+    losses: a `Sum` of each loss of the solver since the last record.
+    best: a `Best`, or () if no metric selects.
   """
 
   params: Any
@@ -68,16 +67,16 @@ class Carry(NamedTuple):
 
 
 class Program:
-  """Functions of a run of `count` members, each compiled once for its shapes.
+  """The functions of a run, each compiled once for its shapes.
 
   Args:
-    solver: see `train`, as the next three are.
-    init: of `Task`.
-    batch: of `Task`.
-    evaluate: of `Measure`.
-    count: of members.
-    select: whether the best params are kept.
-    at_once: members that run side by side; None for all.
+    solver: see `train`.
+    init: see `Task`.
+    batch: see `Task`.
+    evaluate: see `Measure`.
+    count: number of members.
+    select: whether to keep the best params.
+    at_once: see `Training`.
   """
 
   def __init__(
@@ -98,15 +97,15 @@ class Program:
 
   @property
   def freezes(self) -> bool:
-    """Whether a carry holds the last finite params of what has stopped."""
+    """Whether stopped members keep their last finite params."""
     return self._count > 1
 
   def jitted(self, name: str, shardings: Any) -> Any:
-    """A function of the program to call, compiled once for its shapes.
+    """Returns a function of the program under `jax.jit`.
 
     Args:
       name: init, chunk, step or choose; all but the first donate the carry.
-      shardings: of its results, None where the compiler decides.
+      shardings: shardings of its results; None lets the compiler decide.
     """
     leaves, structure = jax.tree.flatten(shardings)
     key = name, structure, tuple(leaves)
@@ -120,10 +119,9 @@ class Program:
     return self._jitted[key]
 
   def init(self, every: Members, shared: Shared) -> Carry:
-    """The carry at step 0."""
-    params, state, losses = self._over_members(self._init_one)(
-      (), every, shared
-    )
+    """Returns the carry at step 0."""
+    init = self._over_members(self._init_one)
+    params, state, losses = init((), every, shared)
     best = ()
     if self._select:
       best = loading.Best(
@@ -141,7 +139,7 @@ class Program:
       losses=losses,
       best=best,
     )
-    # A carry of weakly typed arrays would not match that of a later chunk.
+    # Weakly typed arrays would not match the carry of the next chunk.
     return jax.tree.map(
       lambda x: jax.lax.convert_element_type(x, x.dtype), carry
     )
@@ -149,31 +147,29 @@ class Program:
   def chunk(
     self, carry: Carry, every: Members, shared: Shared, *, length: int
   ) -> tuple[Carry, dict[str, chex.Array]]:
-    """The carry and its metrics after `length` steps; 0 only measures."""
+    """Takes `length` steps, and measures; 0 only measures."""
     if length:
       steps = carry.step + jnp.arange(length, dtype=jnp.int32)
       inputs = shared, steps
       carry = self._move(self._advance_one, carry, every, inputs, length)
-    metrics = self._over_members(self._measure_one)(
-      (carry.params, carry.state, carry.losses),
-      every,
-      (shared, carry.step),
-    )
+    arrays = carry.params, carry.state, carry.losses
+    measure = self._over_members(self._measure_one)
+    metrics = measure(arrays, every, (shared, carry.step))
     zeros = jax.tree.map(jnp.zeros_like, carry.losses)
     return carry._replace(losses=zeros), metrics
 
   def step(
     self, carry: Carry, every: Members, shared: Shared, streamed: Any
   ) -> Carry:
-    """The carry after one step."""
+    """Takes one step."""
     inputs = shared, carry.step, streamed
     return self._move(self._streamed_one, carry, every, inputs, 1)
 
   def choose(
     self, best: loading.Best, params: Any, step: Any, score: chex.Array
   ) -> loading.Best:
-    """The best params, with those of members whose score is better now."""
-    better = score > best.score  # Never true for NaN.
+    """Updates the best params of members whose score is better."""
+    better = score > best.score  # False for NaN.
 
     def pick(new, old):
       return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -185,49 +181,34 @@ class Program:
     )
 
   def culprits(self, carry: Carry) -> tuple[str, ...]:
-    """Names of the columns of `Carry.culprits`, from a carry's shapes."""
+    """Returns the names of the columns of `Carry.culprits`."""
     return _culprit_names(carry.params, carry.state)
 
   def _move(self, fn, carry, every, inputs, length):
-    params, state, losses, stopped, culprits = self._over_members(fn)(
-      (
-        carry.params,
-        carry.state,
-        carry.losses,
-        carry.stopped,
-        carry.culprits,
-      ),
-      every,
-      inputs,
-    )
-    return carry._replace(
-      params=params,
-      state=state,
-      step=carry.step + length,
-      stopped=stopped,
-      culprits=culprits,
-      losses=losses,
-    )
+    names = ('params', 'state', 'losses', 'stopped', 'culprits')
+    arrays = tuple(getattr(carry, name) for name in names)
+    moved = self._over_members(fn)(arrays, every, inputs)
+    changed = dict(zip(names, moved, strict=True))
+    return carry._replace(step=carry.step + length, **changed)
 
   def _transformation(
     self, member, shared
   ) -> optax.GradientTransformationExtraArgs:
     if hasattr(self._solver, 'update'):
       return self._solver
-    return self._solver(context_of(member, shared, 'solver', 0))
+    return self._solver(make_context(member, shared, 'solver', 0))
 
   def _init_one(self, _, member, shared):
-    params = self._init(context_of(member, shared, 'init', jnp.int32(0)))
+    params = self._init(make_context(member, shared, 'init', jnp.int32(0)))
     state = self._transformation(member, shared).init(params)
     return params, state, jax.tree.map(jnp.zeros_like, _sums(state))
 
   def _step_one(self, arrays, member, shared, step, streamed=None):
     params, state, losses, stopped, culprits = arrays
-    context = context_of(member, shared, 'batch', step, streamed)
-    drawn = streamed if self._batch is None else self._batch(context)
-    updates, new_state = self._transformation(member, shared).update(
-      drawn, state, params
-    )
+    context = make_context(member, shared, 'batch', step, streamed)
+    batch = streamed if self._batch is None else self._batch(context)
+    transformation = self._transformation(member, shared)
+    updates, new_state = transformation.update(batch, state, params)
     new_params = bj.apply_updates(params, updates)
     losses = jax.tree.map(jnp.add, losses, _sums(new_state))
     bad = jnp.stack([x for _, x in _nonfinite(new_params, new_state)])
@@ -259,41 +240,40 @@ class Program:
   def _measure_one(self, arrays, member, inputs):
     params, state, losses = arrays
     shared, step = inputs
-    context = context_of(member, shared, 'evaluate', step)
+    context = make_context(member, shared, 'evaluate', step)
     metrics = {f'loss/{name}': total.mean() for name, total in losses.items()}
     metrics |= {f'count/{n}': x for n, x in bj.counts(state).items()}
-    measured = {}
+    evaluated = {}
     if self._evaluate is not None:
-      measured = self._evaluate(context, params, state)
-    check_metrics(measured, metrics)
-    return jax.tree.map(jnp.asarray, metrics | measured)
+      evaluated = self._evaluate(context, params, state)
+    check_metrics(evaluated, metrics)
+    return jax.tree.map(jnp.asarray, metrics | evaluated)
 
 
-# Programs that are remembered: those of a method and of the one before.
-_remembered = functools.lru_cache(8)(Program)
+_cached_program = functools.lru_cache(8)(Program)
 
 
-def program_of(*functions: Any, **static: Any) -> Program:
-  """The program of some functions: for the same ones, the same program.
+def make_program(*functions: Any, **static: Any) -> Program:
+  """Returns a `Program`, the same one for equal arguments.
 
-  As for `jax.jit`, functions are the same if they are equal, not if they do the
-  same. Takes what `Program` does.
+  Functions are compared like in `jax.jit`: two lambdas with the same body are
+  different.
   """
   try:
     hash(functions)
   except TypeError:
     return Program(*functions, **static)
-  return _remembered(*functions, **static)
+  return _cached_program(*functions, **static)
 
 
 def _sums(state: Any) -> dict[str, Sum]:
-  """The losses of the last step, those that it evaluated."""
+  """Returns the losses that the last step evaluated."""
   evaluated = bj.diagnostics.evaluated(state)
 
   def one(name, value):
     wide = jnp.promote_types(jnp.result_type(value), jnp.float32)
     here = evaluated[name]
-    # What is not evaluated may be older than the last record, and not finite.
+    # A loss that was not evaluated has an old value, which may be non-finite.
     total = jnp.where(here, value, 0).astype(wide)
     return Sum(total, here.astype(jnp.int32))
 
@@ -301,27 +281,27 @@ def _sums(state: Any) -> dict[str, Sum]:
 
 
 def _nonfinite(params: Any, state: Any) -> list[tuple[str, chex.Array]]:
-  # Sorted: the dicts in a state are in another order once jax has rebuilt them.
-  found = sorted(bj.diagnostics.nonfinite(params, state).items())
-  return [(name.removeprefix('sequence/'), bad) for name, bad in found]
+  # Sorted, since jax changes the order of the dicts in a state.
+  items = sorted(bj.diagnostics.nonfinite(params, state).items())
+  return [(name.removeprefix('sequence/'), bad) for name, bad in items]
 
 
 def _culprit_names(params: Any, state: Any) -> tuple[str, ...]:
-  """Names of what may be non-finite; of arrays or their shapes."""
+  """Returns the names of the arrays that are tested, also from shapes."""
   names = []
   find = lambda *trees: names.extend(name for name, _ in _nonfinite(*trees))
   jax.eval_shape(find, params, state)
   return tuple(names)
 
 
-def check_metrics(measured: Any, taken: dict[str, Any]) -> None:
-  """Raises unless it is a dict of scalars whose names are not taken."""
-  if not isinstance(measured, dict):
+def check_metrics(metrics: Any, taken: Mapping[str, Any]) -> None:
+  """Raises unless metrics are a dict of scalars with unused names."""
+  if not isinstance(metrics, dict):
     raise TypeError(
       'evaluate returns a dict from metric to scalar, got '
-      f'{type(measured).__name__}.'
+      f'{type(metrics).__name__}.'
     )
-  for name, value in measured.items():
+  for name, value in metrics.items():
     if name in taken:
       raise ValueError(f'evaluate returns {name!r}, a name of the solver.')
     if jnp.shape(value):

@@ -1,8 +1,8 @@
-"""Batches that the host makes, for data that does not fit on the device.
+"""Batches from the host, for data that exceeds the memory of a device.
 
-Step k always gets the same batch, whatever was killed in between: the order of
-examples is a function of a seed. Grain shuffles, reads ahead in threads, and
-mixes batches of several lengths in proportion to their numbers.
+The batch of step k depends on the seed only, not on kills in between. Grain
+shuffles, reads ahead in threads, and mixes batches of several lengths in
+proportion to their numbers.
 """
 
 import functools
@@ -18,37 +18,36 @@ from experiments.harness.app import errors
 from experiments.harness.store import files as files_lib
 from experiments.harness.store import identity
 
-# Threads that read ahead, and batches that they are ahead.
-_THREADS, _AHEAD = 4, 8
-# 2^32 over the golden ratio, whose multiples fill the circle evenly.
+_THREADS, _PREFETCHED = 4, 8
+# 2^32 over the golden ratio: its multiples fill a circle evenly.
 _STRIDE = 2654435769
 
 
 class Stream:
-  """Shuffled batches of the examples of a source, for ever.
+  """An endless stream of shuffled batches.
 
-  Every example comes once in an epoch of its bucket. Of several processes,
-  each reads its own part of a batch only.
+  Each example occurs once in an epoch of its bucket. With several processes,
+  each reads only its part of a batch.
 
   Args:
-    source: examples by index: anything with `len` and `[]` of a whole number,
-      such as a list, or `grain.MapDataset.source(...).map(...)`. An example is
-      a pytree of arrays.
-    batch_size: examples in a batch of all processes together; with buckets
-      also one number for each of them.
-    seed: of the order.
-    lengths: of the examples, (examples,), where they differ.
-    buckets: lengths to which batches are padded, rising; a batch holds examples
-      of one bucket, and each bucket compiles one program.
-    pad: for the keys of an example, which is then a mapping, whose arrays have
-      a leading axis of its length: the value with which it is filled up.
-    files: paths of the files that a source reads examples from when they are
-      asked for. Then a run is identified by the bytes of these files, which is
-      faster than to decode all examples at its start.
+    source: examples by index: a list, `grain.MapDataset.source(...).map(...)`,
+      or any object with `len` and integer indices. An example is a pytree of
+      arrays.
+    batch_size: examples in a batch of all processes together, or one number per
+      bucket.
+    seed: seed of the order.
+    lengths: lengths of the examples, (examples,), if they differ.
+    buckets: ascending lengths to which batches are padded. A batch has examples
+      of one bucket, and each bucket compiles a program.
+    pad: padding values by key; an example is then a mapping, and its arrays
+      under these keys have a leading axis of its length.
+    files: files from which the source reads examples on demand. Their bytes
+      then identify the run, which is faster than decoding all examples at the
+      start.
 
   Raises:
-    SettingsError: if an example fits no bucket, or a batch has more examples
-      than its bucket.
+    SettingsError: if an example fits no bucket, or a bucket has fewer examples
+      than a batch.
   """
 
   def __init__(
@@ -69,8 +68,8 @@ class Stream:
     self._source, self._seed, self._pad = source, seed, dict(pad or {})
     self.files = tuple(files)
     self._buckets: tuple[int | None, ...] = tuple(buckets) or (None,)
-    given = np.atleast_1d(batch_size).tolist()
-    self.batch_sizes = tuple(given * (len(self._buckets) // len(given)))
+    sizes = np.atleast_1d(batch_size).tolist()
+    self.batch_sizes = tuple(sizes * (len(self._buckets) // len(sizes)))
     which = np.zeros(len(source), np.int64)
     if lengths is not None:
       which = np.searchsorted(buckets, np.asarray(lengths))
@@ -90,18 +89,18 @@ class Stream:
           'batch_size between 1 and their number.'
         )
     self._options = grain.ReadOptions(
-      num_threads=_THREADS, prefetch_buffer_size=_AHEAD
+      num_threads=_THREADS, prefetch_buffer_size=_PREFETCHED
     )
 
   @property
   def steps_per_epoch(self) -> float:
-    """Batches after which each example has come once, on average."""
+    """The number of batches in an epoch."""
     return sum(
       len(rows) / size for rows, size in zip(self._rows, self.batch_sizes)
     )
 
   def description(self) -> dict[str, Any]:
-    """What batches depend on, without the bytes of `files`, as plain values."""
+    """Returns what the batches depend on, except for the bytes of `files`."""
     return {
       'digest': self._digest,
       'examples': [len(rows) for rows in self._rows],
@@ -112,7 +111,7 @@ class Stream:
 
   @functools.cached_property
   def _digest(self) -> str:
-    # Of a source that reads files, only how the first examples are decoded.
+    # With files, the first examples show how they are decoded.
     count = min(len(self._source), 3) if self.files else len(self._source)
     examples = (self._source[i] for i in range(count))
     return identity.digest_examples(itertools.chain(examples, [self._rows]))
@@ -120,73 +119,67 @@ class Stream:
   def batches(
     self, first: int, sharding: jax.sharding.Sharding | None = None
   ) -> Iterator[Any]:
-    """Batches on the device, from step `first` on.
+    """Yields batches on the device.
 
     Args:
       first: steps taken so far.
-      sharding: of the axis of examples; None for one device.
+      sharding: sharding of the axis of examples; None for one device.
 
     Yields:
-      One batch after the other, the next one on its way.
+      Batches; the next one is transferred meanwhile.
     """
-    made = [
-      self._of_bucket(i, sharding)
-      for i, rows in enumerate(self._rows)
-      if len(rows)
-    ]
-    shares = [
-      len(rows) / size
-      for rows, size in zip(self._rows, self.batch_sizes)
-      if len(rows)
-    ]
-    mixed = grain.MapDataset.mix(made, shares)
+    filled = [i for i, rows in enumerate(self._rows) if len(rows)]
+    mixed = grain.MapDataset.mix(
+      [self._bucket(i, sharding) for i in filled],
+      [len(self._rows[i]) / self.batch_sizes[i] for i in filled],
+    )
     on_host = iter(mixed[first:].to_iter_dataset(self._options))
-    on_device = (put(batch, *about, sharding) for batch, about in on_host)
-    for this, _ in itertools.pairwise(on_device):
-      yield this
+    on_device = (put(batch, *rows, sharding) for batch, rows in on_host)
+    for batch, _ in itertools.pairwise(on_device):
+      yield batch
 
-  def _of_bucket(self, i: int, sharding: Any) -> Any:
+  def _bucket(self, i: int, sharding: Any) -> Any:
     size, length = self.batch_sizes[i], self._buckets[i]
-    low, high = _share(size, sharding)
+    low, high = _own_rows(size, sharding)
 
     def make(rows):
       examples = [self._source[int(row)] for row in rows[low:high]]
-      filled = {
-        name: _filled([x[name] for x in examples], length, value)
+      padded = {
+        name: _pad([x[name] for x in examples], length, value)
         for name, value in self._pad.items()
       }
-      if filled:
+      if padded:
         examples = [
-          {name: x[name] for name in x if name not in filled} for x in examples
+          {name: x[name] for name in x if name not in padded} for x in examples
         ]
       batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-      return batch | filled if filled else batch, (size, low)
+      return batch | padded if padded else batch, (size, low)
 
     rows = grain.MapDataset.source(self._rows[i]).seed(self._seed + i)
-    # As good as for ever; endless ones overflow in batches of one.
+    # Practically endless; really endless ones overflow in batches of one.
     epochs = 2**40 // len(self._source)
     return rows.shuffle().repeat(epochs).batch(size).map(make)
 
 
-def _share(size: int, sharding: Any) -> tuple[int, int]:
-  """The rows of a batch that this process needs: from, to."""
+def _own_rows(size: int, sharding: Any) -> tuple[int, int]:
+  """Returns the first and the end of the batch's rows of this process."""
   if sharding is None:
     return 0, size
-  found = [
+  ranges = [
     rows.indices(size)[:2]
     for (rows,) in sharding.addressable_devices_indices_map((size,)).values()
   ]
-  return min(low for low, _ in found), max(high for _, high in found)
+  return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def put(batch: Any, size: int, low: int, sharding: Any) -> Any:
-  """Puts a batch on its devices.
+  """Transfers a batch to its devices.
 
   Args:
     batch: arrays with a leading axis of examples.
-    size: examples in the batch of all processes.
-    low: which of them is the first here.
-    sharding: of that axis; None for one device.
+    size: number of examples in the batch of all processes.
+    low: index of the first example of this process.
+    sharding: sharding of the leading axis; None for one device.
 
   Returns:
     Arrays on the devices.
@@ -194,7 +187,7 @@ def put(batch: Any, size: int, low: int, sharding: Any) -> Any:
   if sharding is None:
     return jax.device_put(batch)
 
-  def put(leaf):
+  def put_leaf(leaf):
     def part(index):
       start, stop, _ = index[0].indices(size)
       return leaf[start - low : stop - low]
@@ -202,11 +195,11 @@ def put(batch: Any, size: int, low: int, sharding: Any) -> Any:
     shape = (size, *leaf.shape[1:])
     return jax.make_array_from_callback(shape, sharding, part)
 
-  return jax.tree.map(put, batch)
+  return jax.tree.map(put_leaf, batch)
 
 
-def _filled(arrays: Sequence[Any], length: int, value: Any) -> np.ndarray:
-  """Arrays of several lengths in one, with a value where they end."""
+def _pad(arrays: Sequence[Any], length: int, value: Any) -> np.ndarray:
+  """Stacks arrays of several lengths, padded with a value."""
   first = np.asarray(arrays[0])
   shape = len(arrays), length, *first.shape[1:]
   out = np.full(shape, value, first.dtype)
@@ -216,20 +209,22 @@ def _filled(arrays: Sequence[Any], length: int, value: Any) -> np.ndarray:
 
 
 def spread(edges: Any, *, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-  """Draws that have their shares, to within a few, in any stretch of steps.
+  """Makes low-discrepancy draws from intervals of [0, 1).
+
+  Any range of steps draws each interval about as often as its length says.
 
   Args:
-    edges: between the shares of [0, 1), rising, one fewer than there are.
-    seed: of where they begin.
+    edges: ascending inner edges of the intervals.
+    seed: seed of the offset.
 
   Returns:
-    A function from steps to places, int arrays.
+    A function from steps to indices of intervals, int arrays.
   """
-  first = np.uint64(np.random.default_rng(seed).integers(2**32))
+  offset = np.uint64(np.random.default_rng(seed).integers(2**32))
 
-  def drawn(steps):
-    # Whole numbers that wrap around: as even late as early.
-    turned = np.asarray(steps).astype(np.uint64) * np.uint64(_STRIDE) + first
-    return np.digitize((turned % 2**32) / 2**32, edges)
+  def draw(steps):
+    # Integers that wrap around lose no precision at late steps.
+    angles = np.asarray(steps).astype(np.uint64) * np.uint64(_STRIDE) + offset
+    return np.digitize((angles % 2**32) / 2**32, edges)
 
-  return drawn
+  return draw

@@ -1,4 +1,4 @@
-"""The arguments of `train`: a task, its training, and what is measured."""
+"""The arguments of `train`: `Task`, `Training` and `Measure`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.app import flags
+from experiments.harness.app import settings as settings_lib
 from experiments.harness.store import files
 from experiments.harness.train.context import Context
 from experiments.harness.train.placement import Layout
@@ -13,26 +14,25 @@ from experiments.harness.train.stream import Stream
 
 
 class Task(NamedTuple):
-  """What members learn from.
+  """The initial params and the data.
 
   Attributes:
-    init: initial params from a `Context` at step 0.
-    batch: the batch of a step, from its `Context`; None gives what the stream
-      gives, or None. Running statistics, in `bj.outputs(state)`, a wrapper of
-      the solver's `update` adds, which has the state.
+    init: from a `Context` at step 0 to the initial params.
+    batch: from a `Context` to the batch of the step; None takes the stream's
+      batch, or None without a stream.
     data: arrays shared by all members.
-    shard: which leaves of `data` have a leading axis of examples to split over
-      all devices: a pytree prefix of True, False and None. None splits those
-      whose axis the devices divide and that are large; what a split changes is
-      rounding. False where single examples are drawn from a leaf: that would
-      gather them from all devices.
+    shard: whether to split the leading axis of each leaf of `data` over the
+      devices: a pytree prefix of True, False and None. None splits large leaves
+      whose axis the devices divide, which changes results by rounding only.
+      Choose False if single examples are drawn from a leaf: each would
+      have to be gathered.
     own: arrays with a leading axis of members.
-    hyper: hyperparameters with such an axis; see `members`.
-    frozen: weights that are not trained, shared by all members: never split as
-      examples, only as the layout says.
-    stream: batches that the host makes, for data that does not fit: the same
-      for all members, `streamed` in the `Context`. One dispatch is one step. A
-      `Stream`, or an object with its methods.
+    hyper: hyperparameters with a leading axis of members; see `members`.
+    frozen: weights that are not trained, shared by all members; placed as the
+      `Layout` says.
+    stream: a `Stream` of batches from the host, or an object with its methods,
+      for data that exceeds the memory of a device; all members get the same
+      batch, `context.streamed`. Each step is one dispatch.
   """
 
   init: Callable[[Context], Any]
@@ -46,31 +46,31 @@ class Task(NamedTuple):
 
 
 class Training(NamedTuple):
-  """How long members are trained, and where they are kept.
+  """The length of a run, its seeds, and its folder.
 
   Attributes:
-    steps: steps in all. May be raised later: the run then goes on. What
-      `evaluate_host` measured at the former end stays, and may be selected.
+    steps: total number of steps. With a larger number, a finished run
+      continues; the last `evaluate_host` of the shorter run stays recorded, and
+      may be selected.
     chunk: steps between two records; the last chunk may be shorter. Without a
-      stream, they are one dispatch.
-    seeds: seeds 0 ... n - 1 for a number n, or one seed for each member.
+      stream, a chunk is one dispatch.
+    seeds: number n for seeds 0 to n - 1, or one seed for each member.
     workdir: folder of the run; the same call with the same folder resumes.
-      None keeps nothing.
+      None writes nothing.
     name: subfolder of `workdir`, and the name in messages.
-    settings: a dataclass or mapping of plain values; a run with others in the
-      same folder is refused, and so is one with other `data`, `frozen`, `own`
-      or `hyper`.
-    at_once: members that run side by side; None for all. All is faster where
-      members share data and have small weights, whose products become one, or
-      where a step is tiny. Take 1 for a network whose activations on a batch
-      exceed the processor's cache, which is then faster and takes less memory
-      (`experiments.benchmarks` measures both), and where a solver branches by
-      `lax.cond`: vmap would take every branch.
-    layout: how params and frozen weights lie on a mesh of devices; None leaves
-      them whole on each device. A run may go on on another mesh.
-    save_seconds: least time between two checkpoints, which are written in the
-      background; the first chunk and the last step are always saved. 0 saves
-      after each chunk.
+    settings: a dataclass or mapping of plain values. A run in the same folder
+      with other settings, `data`, `frozen`, `own` or `hyper` is refused.
+    at_once: members that are mapped by `vmap`; None for all. All at once is
+      faster for tiny steps, or small weights on shared data, whose products
+      become one. Choose 1 for a network whose activations exceed the cache of
+      the CPU: it is faster and takes less memory (`experiments.benchmarks`
+      measures both). Choose 1 for a solver with `lax.cond`: vmap computes both
+      branches.
+    layout: placement of params and frozen weights on a mesh of devices; None
+      replicates them. A run may resume on another mesh.
+    save_seconds: minimum seconds between two checkpoints, which are written in
+      the background; the first chunk and the last step are always saved. 0
+      saves after each chunk.
   """
 
   steps: int
@@ -85,33 +85,40 @@ class Training(NamedTuple):
 
   @classmethod
   def from_options(cls, options: flags.Options, **fields: Any) -> 'Training':
-    """With the seeds, the workdir and the `save_seconds` of a binary's flags.
+    """Takes the fields from the options of a binary.
 
     Args:
-      options: what the flags say.
-      **fields: all others, or other values of these.
+      options: the options, with seeds, workdir and `save_seconds`. The default
+        of `steps` is `options.settings.steps`, that of `chunk` is 50, and that
+        of `settings` are all settings but `steps`.
+      **fields: all other fields, or other values for these.
     """
     shared = ('seeds', 'workdir', 'save_seconds')
-    return cls(**{name: getattr(options, name) for name in shared} | fields)
+    fields = {name: getattr(options, name) for name in shared} | fields
+    if 'steps' not in fields:
+      fields['steps'] = options.settings.steps
+      identity = settings_lib.run_settings(options.settings, 'steps')
+      fields.setdefault('settings', identity)
+    return cls(**{'chunk': 50} | fields)
 
 
 class Measure(NamedTuple):
-  """What is measured, and what that decides.
+  """The metrics of a run, and their use.
 
   Attributes:
-    evaluate: `(context, params, state)` to a dict of scalars, recorded with
-      the solver's losses and counts. `loss/name` is the mean over the steps
-      since the record before that evaluated this loss, NaN if none did;
-      `count/name` the number so far.
+    evaluate: from `(context, params, state)` to a dict of scalars, recorded
+      with the solver's losses and counts. `loss/name` is the mean over the
+      steps since the last record that evaluated this loss, NaN without any;
+      `count/name` is the total so far.
     record_start: whether to record step 0.
-    select: the metric, higher is better, by which the best params are kept.
-    stop_when: tells from the history whether to end the run here.
-    evaluate_host: `(params, step, state)` to a dict of numbers, any Python:
-      params and state have a leading axis of members, and a metric is one
-      number or one for each member. Recorded and selected like the others. Of
-      several processes, the first one's numbers count.
-    host_every: it is called at the first record at or after each multiple of
-      this many steps, and at the last step.
+    select: the metric that selects the best params; higher is better.
+    stop_when: from the history to whether the run ends.
+    evaluate_host: from `(params, step, state)` to a dict of numbers, in plain
+      Python: params and state have a leading axis of members, and a metric is
+      one number or one per member. With several processes, the first one's
+      numbers count.
+    host_every: `evaluate_host` is called at the first record at or after each
+      multiple of this number of steps, and at the last step.
   """
 
   evaluate: Callable[..., dict[str, Any]] | None = None

@@ -1,4 +1,4 @@
-"""What a run gives back, and which of its members stopped."""
+"""The result of `train`, and its members that became non-finite."""
 
 import itertools
 import warnings
@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.harness.app import errors
 
-_MEND = (
-  'The likely mend is a smaller step size for what became non-finite, or '
-  'clipped gradients (optax.clip_by_global_norm).'
+_REMEDY = (
+  'Try a smaller step size for these sequences, or clip the gradients '
+  '(optax.clip_by_global_norm).'
 )
 
 
@@ -21,8 +21,8 @@ class Stopped(NamedTuple):
   Attributes:
     member: its index.
     seed: its seed.
-    step: the step, from 0, whose result was not finite.
-    sequences: fields of the params, and losses as `loss/name`, that were not.
+    step: the step, counted from 0, whose result was not finite.
+    sequences: the non-finite fields of the params, and losses as `loss/name`.
   """
 
   member: int
@@ -36,15 +36,15 @@ class Trained(NamedTuple):
 
   Attributes:
     params: last finite params; leaves have a leading axis of members.
-    state: the solver's state, likewise.
-    best: a `Best`, or () where no metric selects.
+    state: the solver's state, with the same axis.
+    best: a `Best`, or () if no metric selects.
     step: steps taken.
     steps: steps of the records, int (records,).
-    history: each metric's values, float64 (records, members); NaN where not
-      finite, and for a member from its stop on.
+    history: values by metric, float64 (records, members); NaN if not finite,
+      and after a member has stopped.
     stopped: members that became non-finite.
-    seconds: run time without compilation, over all resumed parts.
-    compile_seconds: compilation, likewise.
+    seconds: run time without compilation, over all attempts.
+    compile_seconds: compile time, over all attempts.
   """
 
   params: Any
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
 def find_stops(
   carry: Any, seeds: Sequence[int], names: Sequence[str]
 ) -> tuple[Stopped, ...]:
-  """The members of a carry that stopped, in order."""
+  """Returns the members of a carry that stopped, in order."""
   stopped, culprits = np.asarray(carry.stopped), np.asarray(carry.culprits)
   return tuple(
     Stopped(
@@ -75,13 +75,13 @@ def find_stops(
 
 
 def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
-  """Warns once for each of them."""
-  then = 'It stays at its last finite params; the others go on. '
+  """Warns of each member that stopped."""
+  then = 'It keeps its last finite params; the others continue. '
   for stop in stops:
     warnings.warn(
       f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
       f'{stop.step}: {", ".join(stop.sequences)} became non-finite. '
-      f'{"" if alone else then}{_MEND}',
+      f'{"" if alone else then}{_REMEDY}',
       RuntimeWarning,
       stacklevel=4,
     )
@@ -90,12 +90,12 @@ def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
 def all_stopped(
   name: str, trained: Trained, where: str
 ) -> errors.AllStoppedError:
-  """The error that ends a run whose members have all stopped."""
+  """Creates the error of a run whose members have all stopped."""
   stops = trained.stopped
   last = max(stops, key=lambda stop: stop.step)
   error = errors.AllStoppedError(
     f'{name}: all {len(stops)} seeds became non-finite, the last at step '
-    f'{last.step} ({", ".join(last.sequences)}).{where} {_MEND}'
+    f'{last.step} ({", ".join(last.sequences)}).{where} {_REMEDY}'
   )
   error.trained = trained
   return error

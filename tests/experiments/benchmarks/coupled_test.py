@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments.benchmarks import coupled, measure
+from experiments.benchmarks import coupled, coupled_steps, measure
 
 METHODS = ('soba', 'saba', 'f2sa', 'stocbio')
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_by_hand_is_the_same_step(method):
-  case = coupled.make_case(6, 8)
-  solver = coupled.solver_of(method, case)
+  case = coupled_steps.make_case(6, 8)
+  solver = coupled_steps.make_solver(method, case)
   ours = (case.start, solver.init(case.start))
-  by_hand, theirs = coupled.by_hand(method, case)
+  by_hand, theirs = coupled_steps.by_hand(method, case)
   step = jax.jit(measure.solver_step(solver))
   for i in (0, 1, 0, 2):
     batch = {'upper': jnp.int32(i), 'lower': jnp.int32(i)}
@@ -27,13 +27,15 @@ def test_by_hand_is_the_same_step(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_operations_are_within_the_bound(method):
-  ours, theirs = coupled.hand_pair(method, coupled.make_case(100, 64))
+  ours, theirs = coupled_steps.hand_pair(
+    method, coupled_steps.make_case(100, 64)
+  )
   assert ours.flops <= coupled.BOUND_FLOPS * theirs.flops
 
 
 def test_an_epoch_sees_each_batch_once(monkeypatch):
-  case = coupled.make_case(2, 1, 'dense')
-  seen = coupled.jnp.zeros(case.batches)
+  case = coupled_steps.make_case(2, 1, 'dense')
+  seen = coupled_steps.jnp.zeros(case.batches)
 
   class Counting:
     """Counts the batches of the lower loss."""
@@ -45,7 +47,7 @@ def test_an_epoch_sees_each_batch_once(monkeypatch):
       zeros = jax.tree.map(jnp.zeros_like, params)
       return zeros, state.at[batch['lower']].add(1)
 
-  program = coupled.epochs(case, Counting(), 2 * case.batches)
+  program = coupled_steps.epochs(case, Counting(), 2 * case.batches)
   program.run(1)
   np.testing.assert_array_equal(program.carry[0][1], 2)
 
@@ -60,6 +62,6 @@ def test_clients_agree_after_a_step():
 
 def test_a_tiny_solver_has_losses_in_its_state_or_none():
   for measured in (True, False):
-    solver, params = coupled.tiny('v_pbgd', measured=measured)
+    solver, params = coupled_steps.tiny('v_pbgd', measured=measured)
     state = solver.init(params)
     assert bool(bj.values(state)) is bool(bj.counts(state)) is measured

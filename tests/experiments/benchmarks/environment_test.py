@@ -71,7 +71,7 @@ def test_packages_are_looked_for_where_they_are_to_be(monkeypatch, tmp_path):
     peers.require('json', 'no_such')
   for choice, says in (
     ('none', 'left out by --peers=none'),
-    (str(tmp_path), 'is no Python of an environment'),
+    (str(tmp_path), 'is not an executable Python'),
   ):
     with pytest.raises(environment.MissingPeerError, match=says):
       environment.Peers(choice).require('json')
@@ -104,7 +104,7 @@ def test_an_environment_is_made_once_and_a_failure_is_tried_again(
   for _ in range(2):
     assert environment.Peers().python.startswith(str(tmp_path))
   assert len(created) == 2
-  assert capsys.readouterr().out.count('Making the environment') == 2
+  assert capsys.readouterr().out.count('Creating the environment') == 2
 
 
 def test_a_clone_that_cannot_be_made_says_where_to_put_it(

@@ -22,7 +22,7 @@ def test_operations_are_those_of_the_products():
 
 def test_sizes_are_about_those_asked_for():
   for size in (1_000, 100_000):
-    case = hypergradients.weighted_digits(hypergradients.width_of(size), 2)
+    case = hypergradients.weighted_digits(hypergradients.choose_width(size), 2)
     leaves = jax.tree.leaves(case.params.lower)
     assert sum(z.size for z in leaves) == pytest.approx(size, rel=0.05)
 

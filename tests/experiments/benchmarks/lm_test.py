@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments.benchmarks import lm, measure
+from experiments.benchmarks import lm, measure, seal
 
 SIZES = lm.SMALL
 CONTEXT = measure.Context(1, 0.0, None, '')
@@ -91,7 +91,7 @@ def test_baseline_runs_what_was_chosen():
 
 
 def test_a_step_of_seal_costs_what_fine_tuning_of_the_same_rows_does():
-  made = lm.seal_programs(SMALL)
+  made = seal.step_programs(SMALL)
   base = made['sft']
   assert made['seal'].flops <= 1.1 * base.flops
   assert made['seal_full'].flops >= 1.2 * base.flops
@@ -105,8 +105,8 @@ def test_a_step_of_seal_costs_what_fine_tuning_of_the_same_rows_does():
 
 
 def test_scores_among_many_rows_touch_no_more_memory_beside_their_table():
-  few, many = (lm.selector(n, 8, dense=False) for n in (100, 10_000))
+  few, many = (seal.selector(n, 8, dense=False) for n in (100, 10_000))
   # What is held beyond the table, which is reused.
   assert many.temporary - few.temporary <= 1.1 * 4 * 9_900
-  dense = lm.selector(10_000, 8, dense=True)
+  dense = seal.selector(10_000, 8, dense=True)
   assert dense.memory > many.memory

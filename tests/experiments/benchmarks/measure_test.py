@@ -75,5 +75,5 @@ def test_a_product_of_as_many_operations_is_the_base():
   matrix = jnp.eye(size)
   twice = measure.Program(lambda c, b: (c @ b) @ (b + 1), matrix, matrix)
   context = measure.Context(1, 0.0, None, '')
-  found = measure.beside_product(twice, 2 * 2 * size**3, size, context)
+  found = measure.compare_to_product(twice, 2 * 2 * size**3, size, context)
   assert found['peak_share'] == pytest.approx(1 / found['wall'])

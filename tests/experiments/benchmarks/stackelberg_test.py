@@ -8,8 +8,8 @@ from experiments.benchmarks import stackelberg as steps
 
 
 def test_both_take_the_same_steps():
-  games = steps.games_of(6, (3, 2), 2)
-  start = steps.start_of(6, (3, 2), 2)
+  games = steps.make_games(6, (3, 2), 2)
+  start = steps.draw_logits(6, (3, 2), 2)
   ours = measure.Program(*steps.library(games, *start), games)
   step, theirs = steps.by_hand(games, *start)
   for _ in range(3):

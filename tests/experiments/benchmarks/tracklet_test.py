@@ -37,7 +37,7 @@ def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
   given = tracklet.crowd(SMALL._replace(length=10))
   clocks = iter((np.array([10.0, 1.0]), np.array([12.0, 5.0])))
   monkeypatch.setattr(tracklet.peer_trackers, 'clocks', lambda: next(clocks))
-  np.testing.assert_allclose(tracklet.seconds_of(given, weights), [2.0, 4.0])
+  np.testing.assert_allclose(tracklet.time_tracker(given, weights), [2.0, 4.0])
 
 
 def test_scenes_are_a_crowd_a_sparse_one_and_mot17(tmp_path):

@@ -138,7 +138,7 @@ class TestDamage:
       assert restore(saved) is None
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 3
-    assert 'starting anew' in messages[-1]
+    assert 'starting at step 0' in messages[-1]
 
   def test_a_half_written_checkpoint_is_ignored(self, saved):
     (saved / '30.orbax-checkpoint-tmp').mkdir()

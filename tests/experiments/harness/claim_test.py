@@ -137,7 +137,7 @@ class TestJudge:
   def test_what_is_not_finite_shows_nothing(self, value):
     judged = judge(claim(), {'a': value, 'a/half_width': 0.1})
     assert judged.verdict == 'not shown: a is not a finite number'
-    assert judged.ours == '-'
+    assert judged.result == '-'
     for bound in ('at_least', 'at_most'):
       relative = claim(**{'at_least': None, bound: 'b'})
       judged = judge(relative, {'a': 1.0, 'b': value})
@@ -150,10 +150,10 @@ class TestJudge:
     assert not said.holds
 
   def test_interval(self):
-    assert judge(claim(), {'a': 0.75, 'a/half_width': 0.02}).ours == (
+    assert judge(claim(), {'a': 0.75, 'a/half_width': 0.02}).result == (
       '0.750 ± 0.020'
     )
-    assert judge(claim(), {'a': 0.75, 'a/half_width': None}).ours == '0.75'
+    assert judge(claim(), {'a': 0.75, 'a/half_width': None}).result == '0.75'
 
   def test_substituted_data_show_no_claim(self):
     said = judge(claim(substituted='toys'), {'a': 1.0}).verdict

@@ -202,7 +202,7 @@ def test_a_method_that_fails_costs_its_own_row(error):
       raise error or harness.AllStoppedError('all stopped')
     return trained_with(job.hyper['rate'])
 
-  with pytest.warns(RuntimeWarning, match='broken failed, the others go on'):
+  with pytest.warns(RuntimeWarning, match='broken failed, the others continue'):
     outcomes = comparison.compare(
       make_rules(), ('broken', 'fine'), train, {'rate': (1.0, 2.0, 1.5)}
     )
@@ -242,7 +242,7 @@ def test_one_point_is_not_tuned():
 
 
 def test_tuning_seeds_are_not_reported():
-  with pytest.raises(ValueError, match=r'the seeds \[1\] are tuned on'):
+  with pytest.raises(ValueError, match=r'the seeds \[1\] are both tuning'):
     make_rules(tuning_seeds=(1, 2))
 
 
@@ -252,9 +252,13 @@ def test_the_best_of_a_family_says_how_often_it_looked():
     for name, score in (('t1', 3.0), ('t5', math.nan), ('t9', 2.0))
   ]
   outcomes.append(comparison.Outcome('broken', {}, failure='it failed'))
-  best = comparison.best_of('fednest', outcomes, lambda o: o.score)
-  assert (best.method, best.score, best.looks) == ('fednest', 2.0, 3)
-  assert comparison.best_of('x', outcomes[-1:], lambda o: o.score).failure
+  best = comparison.select_best('fednest', outcomes, lambda o: o.score)
+  assert (best.method, best.score, best.evaluations_on_test) == (
+    'fednest',
+    2.0,
+    3,
+  )
+  assert comparison.select_best('x', outcomes[-1:], lambda o: o.score).failure
 
 
 @pytest.mark.parametrize('keep', [False, True])

@@ -44,7 +44,7 @@ def test_another_process_in_the_folder_is_named_until_it_ends(train, tmp_path):
   assert holder.stdout.readline() == 'held\n'
   with pytest.raises(harness.BusyError) as error:
     train(steps=10)
-  assert f'(pid {holder.pid}) is at work in {folder}' in str(error.value)
+  assert f'(pid {holder.pid}) is using {folder}' in str(error.value)
   assert not (folder / 'metrics.jsonl').exists()
   holder.kill()
   holder.communicate()

@@ -92,7 +92,7 @@ class TestGroups:
     ('argument', 'says'),
     [
       ('--train.steps=0', '--train.steps=0: train.steps is at least 1.'),
-      ('--train.steps=x', 'train.steps takes a value of type int.'),
+      ('--train.steps=x', 'train.steps takes an integer.'),
       ('--other=c', '--other=c: other knows a, b.'),
     ],
   )
@@ -106,10 +106,10 @@ class TestGroups:
     lines = run.said().splitlines()
     assert lines[0] == 'Tests of the flags of a binary.'
     assert '  --preset=paper' in lines and '  --workdir' in lines
-    of = lines.index('Train, as of the preset paper:')
+    of = lines.index('Train, with values of the preset paper:')
     assert lines[of + 1 : of + 3] == [
       '  --train.steps=99',
-      '      Updates, of each method. Takes a value of type int.',
+      '      Updates, of each method. Takes an integer.',
     ]
     assert max(map(len, lines)) <= 80
 
@@ -236,7 +236,7 @@ class TestRun:
 
   def test_too_large_for_the_memory(self, run):
     said = run(lambda options: np.empty(2**56))
-    assert said.startswith('pbgd/toy: too large for the memory (Unable to all')
+    assert said.startswith('pbgd/toy: out of memory (Unable to all')
 
   def test_check_goes_before_any_work(self, run):
     def check(settings):
@@ -248,7 +248,7 @@ class TestRun:
   @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-      ('--steps=x', '--steps=x: steps takes a value of type int.'),
+      ('--steps=x', '--steps=x: steps takes an integer.'),
       ('--steps=0', '--steps=0: steps is at least 1.'),
       ('--sizes=1,-3', '--sizes=-3: sizes is at least 1.'),
       ('--step=1', "Unknown command line flag 'step'. Did you mean: steps"),

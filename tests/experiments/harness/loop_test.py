@@ -58,7 +58,7 @@ class TestResults:
     params = jnp.zeros(2)
     state = solver.init(params)
     for step in range(6):
-      context = context_lib.context_of(
+      context = context_lib.make_context(
         context_lib.Members(jnp.uint32(7), (), ()),
         context_lib.Shared(),
         'batch',
@@ -76,7 +76,7 @@ class TestResults:
     keys = {
       tuple(
         jax.random.key_data(
-          context_lib.context_of(
+          context_lib.make_context(
             context_lib.Members(jnp.uint32(seed), (), ()),
             context_lib.Shared(),
             stream,
@@ -224,7 +224,7 @@ class TestResults:
 
   def test_measures_of_every_step_join_the_losses(self, train, grid_solver):
     measure = lambda params, updates: {'moved': jnp.sum(updates.upper**2)}
-    solver = harness.measured(grid_solver(), measure)
+    solver = harness.with_metrics(grid_solver(), measure)
     plain = train(steps=20, workdir=None)
     each = train(solver=solver, steps=20, chunk=1, workdir=None)
     whole = train(solver=solver, steps=20, workdir=None)

@@ -57,7 +57,7 @@ def main(options):
     return jax.tree.map(lambda x: PartitionSpec(*axes[x.ndim]), tree)
 
   def evaluate_host(params, step, state):
-    params = harness.whole(params)
+    params = harness.as_numpy(params)
     picked = np.random.default_rng(step).integers(len(texts), size=32)
     right = []
     for i in picked:
@@ -82,7 +82,7 @@ def main(options):
       evaluate_host=evaluate_host, host_every=10, select='accuracy',
       # Not to stop, but to leave time for the signal.
       stop_when=lambda history: time.sleep(settings.pause)))
-  params, best = harness.whole((trained.params, trained.best))
+  params, best = harness.as_numpy((trained.params, trained.best))
   if jax.process_index() == 0:
     np.savez(
       pathlib.Path(options.workdir) / 'result.npz', upper=params.upper,

@@ -69,7 +69,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     status=termination.EXIT_STATUS,
   )
   steps = json.loads(records.read_text().splitlines()[-1])['step']
-  assert f'terminated after step {steps}; the same command goes on' in said
+  assert f'terminated after step {steps}; the same command resumes' in said
   assert (killed / 'run' / 'checkpoints' / str(steps)).is_dir()
   processes.run_here(SCRIPT, killed, 0)
 

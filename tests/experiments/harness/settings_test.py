@@ -100,9 +100,9 @@ class TestOverride:
     assert text in str(error.value)
 
   def test_type_in_the_message(self):
-    with pytest.raises(ValueError, match=r'steps takes a value of type int\.'):
+    with pytest.raises(ValueError, match=r'steps takes an integer\.'):
       settings.override(Settings(), {'steps': '1.5'})
-    with pytest.raises(ValueError, match='sizes takes a list, commas between'):
+    with pytest.raises(ValueError, match='sizes takes a list separated by'):
       settings.override(Settings(), {'sizes': 'a'})
     with pytest.raises(ValueError, match='mode takes one of mean, max'):
       settings.override(Settings(), {'mode': 'min'})

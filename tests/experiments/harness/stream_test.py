@@ -83,7 +83,7 @@ def test_a_process_reads_its_part_of_a_batch_only():
 
   whole, source = Counted(), Counted()
   batch = take(harness.Stream(whole, 16), 0, 1)[0]
-  made = harness.Stream(source, 16)._of_bucket(0, Part())
+  made = harness.Stream(source, 16)._bucket(0, Part())
   (part, about) = made[0]
   np.testing.assert_array_equal(part, batch[4:8])
   assert source.read == batch[4:8, 0].tolist()

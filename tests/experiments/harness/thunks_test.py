@@ -50,5 +50,5 @@ def test_leaves_a_choice_and_newer_versions_alone():
   assert not thunks.one_by_one(chosen, (0, 10, 2))
   assert chosen == {'XLA_FLAGS': f'--{thunks.FLAG}=true'}
   none = {}
-  assert not thunks.one_by_one(none, thunks.MENDED) and not none
+  assert not thunks.one_by_one(none, thunks.FIXED_VERSION) and not none
   assert thunks.one_by_one(none, (0, 10, 0))

@@ -21,8 +21,8 @@ COMMANDS = (
 
 
 def words_of(settings):
-  fields = settings_lib.fields_of(settings)
-  return {name: field.words for name, field in fields.items()}
+  fields = settings_lib.flatten(settings)
+  return {name: field.description for name, field in fields.items()}
 
 
 HELP = words_of(precision.Precision())

@@ -41,9 +41,11 @@ def test_only_what_was_read_is_published(
 
 def test_data_are_named_by_all_of_their_parts(monkeypatch):
   one, two = np.arange(3), np.arange(4.0)
-  digest = harness.source_of('', (one,), otherwise='').digest
+  digest = sources.identify_source('', (one,), otherwise='').digest
   monkeypatch.setattr(sources, '_KNOWN', {digest: 'ours'})
-  name = lambda *parts: harness.source_of('', *parts, otherwise='new').name
+  name = lambda *parts: (
+    sources.identify_source('', *parts, otherwise='new').name
+  )
   assert name((one,)) == name((one,), (one,)) == 'ours'
   assert name((one + 0.0,)) == name((one, two)) == name((one,), (two,)) == 'new'
 

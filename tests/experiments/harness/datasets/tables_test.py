@@ -89,7 +89,7 @@ def test_the_greater_class_is_1(table):
     ('1,2,g\n1,3,', "line 2, column 3: '' is no class"),
     ('1,2,g\n1,3,h\n1,4,i', 'line 3, column 3: i is a third class'),
     ('1,2,g\n1,3,g', 'no samples of two classes'),
-    ('a,a\n1,2', 'two columns of one name'),
+    ('a,a\n1,2', 'two columns of the same name'),
     ('1,"2', 'line 1: unexpected end'),
     ('', 'has no samples'),
     (b'1,2,g\n1,\xff,h', 'line 2: not UTF-8'),
