@@ -37,7 +37,7 @@ def step_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
   half = sizes.rows // 2
 
   def losses(trained, rows, frozen):
-    return -model.answers(trained, frozen, rows, longest=sizes.answer).mean
+    return -model.answers(trained, frozen, rows, max_answer=sizes.answer).mean
 
   parts = [
     {n: leaf[at] for n, leaf in every.items()}

@@ -63,9 +63,7 @@ def programs(
   network: recogniser.Recogniser, batch: Any, plan: np.ndarray
 ) -> dict[str, measure.Program]:
   """Compiles a step of each kind on the same batch."""
-  training = recogniser.Training(
-    objectives.Ssl(), front_end.Masks(), 0.1
-  )
+  training = recogniser.Training(objectives.Ssl(), front_end.Masks(), 0.1)
   solver = methods.solver(
     'bl_just',
     plan,

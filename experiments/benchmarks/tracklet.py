@@ -148,7 +148,7 @@ def time_tracker(
   detected: detections.Detected, weights: network.Weights
 ) -> np.ndarray:
   """Returns wall and CPU seconds of the online tracker, (2,)."""
-  model = tracker.learned(weights, motion.NOISE)
+  model = tracker.make_model(weights, motion.NOISE)
   begin = peer_trackers.clocks()
   tracker.online(model, detected)
   return peer_trackers.clocks() - begin

@@ -13,13 +13,13 @@ def change(settings: Any, **values: Any) -> Any:
     **values: by the name of the field, or its last part if only one has it;
       `group__field` for `group.field`.
   """
-  fields = list(settings_lib.fields_of(settings))
+  fields = list(settings_lib.flatten(settings))
 
-  def whole(name):
+  def full_name(name):
     if (name := name.replace('__', '.')) in fields:
       return name
-    (found,) = [n for n in fields if n.endswith(f'.{name}')]
-    return found
+    (name,) = [n for n in fields if n.endswith(f'.{name}')]
+    return name
 
-  texts = {whole(n): settings_lib.text_of(v) for n, v in values.items()}
+  texts = {full_name(n): settings_lib.as_text(v) for n, v in values.items()}
   return settings_lib.override(settings, texts)
