@@ -140,7 +140,7 @@ def make_solver(settings: Settings, key: jax.Array):
 def random_return(settings: Settings, key: jax.Array) -> float:
   """The control: the mean return of actions drawn without a policy."""
   environment = environments.make(settings.env).environment
-  family = bj.rl.distribution_of(environment.actions)
+  family = bj.rl.action_distribution(environment.actions)
 
   def act(params, key, observations):
     del params
