@@ -519,7 +519,7 @@ def test_a_batch_names_its_objective():
   for batch in ({'p': 1.0, 'q': 1.0}, {'r': 1.0}, (1.0,)):
     with pytest.raises(TypeError, match='a dict of one batch, by one of'):
       oracle.update(batch, state, x)
-  with pytest.raises(ValueError, match='no choice for batch_at'):
+  with pytest.raises(ValueError, match='batch_at has no effect'):
     bj.evaluation.select(by_name, bj.evaluation.as_given(), **SHARED)
 
 
