@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax.projections import _kept
+from bilevel_jax.projections import _set_handlers
 
 S = bj.Sequence
 Lazy, Relaxed = bj.projections.Lazy, bj.projections.Relaxed
@@ -94,7 +94,7 @@ def test_coins_have_the_probability_and_differ_with_key_and_name():
 
 def coins(set_, name, steps):
   """The number of projections so far, after each step."""
-  handler = _kept.kept(name, set_)
+  handler = _set_handlers.make_handler(name, set_)
   point = bj.sequences(**{name: START.z})
 
   def body(state, _):
