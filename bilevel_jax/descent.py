@@ -17,7 +17,7 @@ from bilevel_jax import (
 )
 from bilevel_jax.oracles import base
 from bilevel_jax.parts import Solver
-from bilevel_jax.projections import _kept
+from bilevel_jax.projections import _set_handlers
 
 
 class _Point(NamedTuple):
@@ -104,7 +104,7 @@ def descend(
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()
   }
-  kept = {n: _kept.kept(n, s.set) for n, s in records.items()}
+  kept = {n: _set_handlers.make_handler(n, s.set) for n, s in records.items()}
   uses = {u: 0 for k in kept.values() for u in k.uses}
 
   def parts_of(z):
@@ -223,7 +223,7 @@ def descend(
   def settle(point, first, before, names, stage):
     """The sets of these sequences, those that depend on others last."""
     z, sets = point.z, dict(point.sets)
-    for name in sorted(names, key=lambda n: kept[n].last):
+    for name in sorted(names, key=lambda n: kept[n].order):
       if (enforce := getattr(kept[name], stage)) is not None:
         now = states.hold_updates(sets[name], first.sets[name])
         fields, sets[name] = enforce(z, before, now)

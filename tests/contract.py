@@ -1,10 +1,10 @@
-"""The rows of the contract, collected beside the tests of the methods.
+"""The rows of the contract, collected from the tests of the methods.
 
-What a row says and the problem that rows share are `bilevel_jax.testing`;
-`contract_test` checks each row. A row of the contract stands beside its
-method's test: a module of tests names its rows `ROWS`, and `collect` finds
-them. A row is always a whole solver, the method in its natural place. That a
-method is right where coordinates mix is shown by `tests/references`.
+`bilevel_jax.testing` defines rows and their common problem; `contract_test`
+checks each row. Rows are next to the test of their method: a test module names
+its rows `ROWS`, and `collect` finds them. A row is always a complete solver
+with the method in its usual place. `tests/references` checks methods on
+problems whose coordinates mix.
 """
 
 import importlib
@@ -18,8 +18,8 @@ import bilevel_jax as bj
 from bilevel_jax.testing import *  # noqa: F403
 from bilevel_jax.testing import Row
 
-# Public names of these packages that are no method: types, and functions that
-# solve nothing by themselves. What is neither here nor in a row is an error.
+# Public names of these packages that are not methods but types and helper
+# functions. Every public name must be here or in a row.
 HELPERS = frozenset(
   {
     'DelayedState',
@@ -55,32 +55,32 @@ HELPERS = frozenset(
     'split_batch',
   }
 )
-# Records of `descend` that have rows too.
+# Records of `descend` that also have rows.
 RECORDS = ('descend', 'Lazy', 'Relaxed', 'Joint')
 
 TESTS = pathlib.Path(__file__).parent
 
 
-class Found(NamedTuple):
-  """The rows of all modules of tests.
+class Collected(NamedTuple):
+  """The rows of all test modules.
 
   Attributes:
-    rows: by name, in the order of the modules.
-    broken: by module, why its rows could not be read.
+    rows: rows by name, in the order of the modules.
+    broken: by module, the error of reading its rows.
   """
 
   rows: dict[str, Row]
   broken: dict[str, str]
 
 
-def collect(files: Iterable[pathlib.Path] | None = None) -> Found:
-  """Finds the rows beside the tests; a module that fails hides no other.
+def collect(files: Iterable[pathlib.Path] | None = None) -> Collected:
+  """Collects the rows of test modules; continues after a module that fails.
 
   Args:
-    files: modules of tests; by default all. Those that name `ROWS` and the
+    files: test modules; by default all. Modules that name `ROWS` and the
       contract are imported.
   """
-  found = Found({}, {})
+  collected = Collected({}, {})
   for path in sorted(TESTS.rglob('*.py')) if files is None else files:
     text = path.read_text()
     if 'contract' not in text or not re.search(r'^ROWS\b', text, re.MULTILINE):
@@ -89,16 +89,16 @@ def collect(files: Iterable[pathlib.Path] | None = None) -> Found:
     module = '.'.join(parts)
     try:
       for row in importlib.import_module(module).ROWS:
-        if row.name in found.rows:
+        if row.name in collected.rows:
           raise ValueError(f'two rows have the name {row.name!r}')
-        found.rows[row.name] = row
-    except Exception as error:  # Whatever a method's author got wrong.
-      found.broken[module] = f'{type(error).__name__}: {error}'
-  return found
+        collected.rows[row.name] = row
+    except Exception as error:  # Any mistake in a method's module.
+      collected.broken[module] = f'{type(error).__name__}: {error}'
+  return collected
 
 
 def public_names() -> dict[str, tuple[str, ...]]:
-  """What needs a row, by package."""
+  """The public names that need a row, by package."""
   packages = ('aggregators', 'evaluation', 'oracles', 'solvers')
   names = {name: tuple(getattr(bj, name).__all__) for name in packages}
   return names | {'records': RECORDS}
@@ -107,7 +107,7 @@ def public_names() -> dict[str, tuple[str, ...]]:
 def missing(
   public: Mapping[str, tuple[str, ...]], rows: Iterable[Row]
 ) -> list[str]:
-  """The public names, by package, that have no row and are no helper."""
+  """The public names without a row that are not helpers."""
   rows = list(rows)
   covered = {row.method for row in rows}
   covered |= set(itertools.chain.from_iterable(row.covers for row in rows))

@@ -99,14 +99,14 @@ def test_contract_on_devices(name):
 def test_without_jit(name):
   case = _case.Case(FOUND.rows[name])
   step, start = case.make()
-  now = step(*start, _case.batch_of(0))
+  now = step(*start, _case.cached_batch(0))
   _compare.require_same('without jit', now, case.points[0])
 
 
 # Methods with one fault each: what the contract says of them.
 
 
-def _flat(link=None, wrap=_case.same, loss=contract.flat_loss):
+def _flat(link=None, wrap=_case.identity, loss=contract.flat_loss):
   oracle = wrap(bj.gradient(loss))
   return optax.chain(oracle, link or optax.identity(), optax.sgd(0.1))
 
@@ -169,7 +169,7 @@ FAULTS = {
   'a count that is a plain number': (
     lambda: _row(lambda wrap: _flat(_link(lambda params: 0))),
     ONCE,
-    'is int 0, no array',
+    'is int 0, not an array',
   ),
   'a number without a dtype': (
     lambda: _row(
@@ -181,12 +181,12 @@ FAULTS = {
       )
     ),
     ONCE,
-    'were compiled 2 times. .*float32.* weak became float32',
+    'compiled 2 programs. .*float32.* weak became float32',
   ),
   'a state that is the parameters': (
     lambda: _row(lambda wrap: _flat(_link(lambda params: params))),
     ONCE,
-    'are one buffer',
+    'share a buffer',
   ),
   'a state as wide as floats are': (
     lambda: _row(
@@ -207,13 +207,13 @@ FAULTS = {
   ),
   'another count than it says': (
     lambda: _row(lambda wrap: _flat(), {'gradients/loss': 2}),
-    _promises.counts_what_it_evaluates,
-    "bj.counts has {'gradients/loss': 1}, the row {'gradients/loss': 2}",
+    _promises.counts_evaluations,
+    "bj.counts is {'gradients/loss': 1}, expected {'gradients/loss': 2}",
   ),
   'no wrapper': (
     lambda: _row(lambda wrap: _flat()),
-    _promises.hands_its_oracles_to_wrap,
-    'wrap was given 0 oracles',
+    _promises.passes_oracles_to_wrap,
+    'wrap got 0 oracles',
   ),
   'not linear in its samples': (
     lambda: _row(lambda wrap: _flat(wrap=wrap, loss=_square)),
@@ -228,12 +228,12 @@ FAULTS = {
       hyper={'rate': 0.1},
     ),
     LANES,
-    'schedules: with a schedule of rate, .* sees another count than 0',
+    'schedules: with a schedule that halves rate .* gets a count other than 0',
   ),
   'a number of no effect': (
     lambda: _row(lambda wrap, rate: _flat(), hyper={'rate': 0.1}),
-    _promises.takes_injected_numbers,
-    'half the rate changes nothing',
+    _promises.accepts_injected_hyperparameters,
+    'halving rate does not change the second update',
   ),
   'outside of its set': (
     lambda: _row(
@@ -245,22 +245,22 @@ FAULTS = {
       sets={'lower': contract.Y_SET},
     ),
     _promises.stays_in_its_sets,
-    'lower is .* spacings of floats outside its set',
+    'lower is .* float spacings outside its set',
   ),
   'the updates of another row': (
     lambda: _row(
       lambda wrap: optax.chain(bj.gradient(contract.flat_loss), optax.sgd(0.2)),
       same_as='gradient, sgd',
     ),
-    _promises.gives_the_updates_of_another_row,
-    r"\['it'\]\['z'\]: .* against .* at \[",
+    _promises.matches_another_row,
+    r"\['params'\]\['z'\]: .* instead of .* at \[",
   ),
   'a state on one device': (
     lambda: _row(
       lambda wrap: _flat(_link(lambda params: jnp.zeros(contract.COORDINATES)))
     ),
     _devices.sharded_parameters_and_batch,
-    'init, .* of shape .* A last axis of 10 is taken for coordinates',
+    'init, .* of shape .* A last axis of length 10 counts as coordinates',
   ),
 }
 

@@ -1,4 +1,4 @@
-"""Losses of log-probabilities: plain loops, finite differences, extremes."""
+"""Losses of log-probabilities against plain loops, and extreme inputs."""
 
 import math
 
@@ -13,10 +13,10 @@ ROWS, LENGTH, WORDS = 5, 7, 6
 _RNG = np.random.default_rng(7)
 TOKENS = -_RNG.exponential(1.5, size=(ROWS, LENGTH))
 MASK = (_RNG.uniform(size=(ROWS, LENGTH)) < 0.6).astype(np.int32)
-MASK[2] = 0  # A row whose response was cut off.
+MASK[2] = 0  # A row with a truncated response.
 LOGITS = _RNG.normal(size=(2, ROWS, LENGTH, WORDS))
 MODEL, TEACHER = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in LOGITS)
-SUMS = -_RNG.exponential(8.0, size=(4, ROWS))  # Of responses.
+SUMS = -_RNG.exponential(8.0, size=(4, ROWS))  # Log-probabilities of responses.
 MEANS = -_RNG.exponential(1.0, size=(2, ROWS))
 WANTED = np.array([True, False, False, True, True])
 SCORES = np.array([1.0, 0.3, 0.0, 0.8, 1.0])
@@ -27,20 +27,20 @@ def sigmoid(x):
   return 1 / (1 + math.exp(-x))
 
 
-# Plain loops over rows and tokens, written from the papers.
+# Plain loops over rows and tokens, from the papers.
 
 
 def plain_sft(log_probs, weights=None, over='tokens'):
   total, number, means = 0.0, 0, []
   for i in range(ROWS):
-    mine = []
+    terms = []
     for t in range(LENGTH):
       if MASK[i, t]:
         weight = 1 if weights is None else weights[i, t]
-        mine.append(-weight * log_probs[i, t])
-    total, number = total + sum(mine), number + len(mine)
-    if mine:
-      means.append(sum(mine) / len(mine))
+        terms.append(-weight * log_probs[i, t])
+    total, number = total + sum(terms), number + len(terms)
+    if terms:
+      means.append(sum(terms) / len(terms))
   return total / number if over == 'tokens' else sum(means) / len(means)
 
 
@@ -50,19 +50,19 @@ def plain_chord(log_probs, fixed=None):
 
 
 def plain_distillation(log_probs, direction):
-  found = []
+  results = []
   for i in range(ROWS):
     for t in range(LENGTH):
       if MASK[i, t]:
         p, q = np.exp(TEACHER[i, t]), np.exp(log_probs[i, t])
         if direction == 'reverse':
           p, q = q, p
-        found.append(sum(a * math.log(a / b) for a, b in zip(p, q)))
-  return sum(found) / len(found)
+        results.append(sum(a * math.log(a / b) for a, b in zip(p, q)))
+  return sum(results) / len(results)
 
 
 def plain_pairs(one):
-  """A mean over pairs of a function of the difference of log-ratios."""
+  """The mean over pairs of a function of the margin."""
 
   def loss(chosen, rejected):
     ratios = [
@@ -110,12 +110,12 @@ def _cast(dtype, *arrays):
 
 
 def cases(dtype):
-  """By name: ours, the plain form, and the arrays that are differentiated."""
+  """By name: the loss, its reference, and the differentiable arguments."""
   mask, wanted = jnp.asarray(MASK), jnp.asarray(WANTED)
   _, _, c, r = _cast(dtype, *SUMS)
   teacher, others, scores = _cast(dtype, TEACHER, OTHERS, SCORES)
   weights = np.exp(TOKENS / 3)
-  (given,) = _cast(dtype, weights)
+  (cast,) = _cast(dtype, weights)
   losses = bj.losses
   smooth = lambda h: (
     -0.9 * math.log(sigmoid(0.2 * h)) - 0.1 * math.log(sigmoid(-0.2 * h))
@@ -123,7 +123,7 @@ def cases(dtype):
   return {
     'sft': (lambda a: losses.sft(a, mask), plain_sft, [TOKENS]),
     'sft, rows, weights': (
-      lambda a: losses.sft(a, mask, weights=given, over='rows'),
+      lambda a: losses.sft(a, mask, weights=cast, over='rows'),
       lambda a: plain_sft(a, weights, 'rows'),
       [TOKENS],
     ),
@@ -182,24 +182,24 @@ def cases(dtype):
   }
 
 
-def test_values_and_derivatives_are_those_of_plain_loops():
-  """All of them, compiled at once, in both precisions."""
-  found = {}
+def test_values_and_derivatives_match_plain_loops():
+  """All losses, in one program per precision."""
+  results = {}
   for dtype in (np.float64, np.float32):
     with jax.enable_x64(dtype == np.float64):
-      made = cases(dtype)
+      by_name = cases(dtype)
 
-      def every(made=made, dtype=dtype):
+      def every(by_name=by_name, dtype=dtype):
         return {
-          name: jax.value_and_grad(lambda arrays, f=ours: f(*arrays))(
+          name: jax.value_and_grad(lambda arrays, f=function: f(*arrays))(
             _cast(dtype, *at)
           )
-          for name, (ours, _, at) in made.items()
+          for name, (function, _, at) in by_name.items()
         }
 
-      found[dtype] = jax.tree.map(np.asarray, jax.jit(every)())
+      results[dtype] = jax.tree.map(np.asarray, jax.jit(every)())
   for name, (_, plain, at) in cases(np.float32).items():
-    value, slopes = found[np.float64][name]
+    value, slopes = results[np.float64][name]
     assert value.dtype == np.float64
     assert value == pytest.approx(plain(*at), rel=1e-12), name
     for k, slope in enumerate(slopes):
@@ -214,7 +214,7 @@ def test_values_and_derivatives_are_those_of_plain_loops():
           name,
           place,
         )
-    value32, slopes32 = found[np.float32][name]
+    value32, slopes32 = results[np.float32][name]
     assert value32.dtype == np.float32
     assert value32 == pytest.approx(value, rel=2e-5), name
     for one, two in zip(slopes32, slopes):
@@ -222,7 +222,7 @@ def test_values_and_derivatives_are_those_of_plain_loops():
 
 
 def test_extreme_log_probabilities_give_no_nan():
-  """Of the policy, of the reference and of both, in all of float32's range."""
+  """For the policy, the reference and both, in the whole float32 range."""
   ends = np.array([0.0, -1e-30, -80.0, -200.0, -1e30, -np.inf], np.float32)
   grid = jnp.asarray(np.stack(np.meshgrid(*[ends] * 4), -1).reshape(-1, 4).T)
   losses, wanted = bj.losses, jnp.array([True, False])
@@ -230,7 +230,7 @@ def test_extreme_log_probabilities_give_no_nan():
 
   def each(a, b, c, d):
     two = lambda x: jnp.stack([x, x])
-    # A masked token may be anything.
+    # A masked token may have any value.
     row, mask = (
       jnp.stack([a, b, jnp.float32(jnp.nan)])[None],
       jnp.array([[1, 1, 0]]),
@@ -255,18 +255,18 @@ def test_extreme_log_probabilities_give_no_nan():
       ),
     }
 
-  found = jax.jit(jax.vmap(each))(*grid)
+  results = jax.jit(jax.vmap(each))(*grid)
   slopes = jax.jit(
     jax.vmap(jax.jacrev(lambda a, b, c, d: each(a, b, c, d), (0, 1)))
   )(*grid)
-  for name in found:
-    lost = np.asarray(found[name])
+  for name in results:
+    lost = np.asarray(results[name])
     assert np.isfinite(lost).all(), (name, grid[:, ~np.isfinite(lost)][:, 0])
     for one in slopes[name]:
       assert np.isfinite(np.asarray(one)).all(), name
 
 
-def test_no_token_at_all_costs_nothing():
+def test_the_loss_without_tokens_is_zero():
   row, none = jnp.full((2, 3), -jnp.inf), jnp.zeros((2, 3))
   for over in ('tokens', 'rows'):
     lost, slope = jax.value_and_grad(
@@ -276,7 +276,7 @@ def test_no_token_at_all_costs_nothing():
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_no_row_at_all_costs_nothing(dtype):
+def test_the_loss_without_rows_is_zero(dtype):
   none, losses = jnp.zeros(0, dtype), bj.losses
   for lost in (
     losses.dpo(none, none, none, none),
@@ -289,7 +289,7 @@ def test_no_row_at_all_costs_nothing(dtype):
     assert lost == 0
 
 
-def test_an_empty_baseline_is_a_point_of_reference_at_zero():
+def test_an_empty_baseline_gives_a_reference_point_of_zero():
   gained, reference = jnp.array([-3.0, -4.0]), jnp.array([-4.0, -2.0])
   wanted = jnp.array([True, False])
   empty, zeros = (
@@ -298,7 +298,7 @@ def test_an_empty_baseline_is_a_point_of_reference_at_zero():
   assert empty == zeros and jnp.isfinite(empty)
 
 
-def test_labels_of_minus_one_are_unwanted_also_when_traced():
+def test_labels_of_minus_one_mean_unwanted_also_when_traced():
   gained, reference = jnp.array([-3.0, -4.0]), jnp.array([-4.0, -2.0])
   loss = lambda wanted: bj.losses.kto(gained, reference, wanted, jnp.zeros(1))
   expected = loss(jnp.array([True, False]))
@@ -308,7 +308,7 @@ def test_labels_of_minus_one_are_unwanted_also_when_traced():
 
 
 def test_traced_scores_are_clipped():
-  """Beyond 1, the cross-entropy would fall without end."""
+  """For scores above 1 the cross-entropy has no minimum."""
   fixed = jnp.array([-4.0, -2.0])
   loss = lambda scores: bj.losses.uft(
     fixed + 1, fixed, scores, distance='cross_entropy'
@@ -318,7 +318,7 @@ def test_traced_scores_are_clipped():
 
 
 @pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
-def test_sums_over_tokens_are_wide(dtype):
+def test_sums_over_tokens_use_float32(dtype):
   """1,000 tokens of -100 leave the range of float16; 301 need 9 bits."""
   numbers, mask = jnp.full((2, 1000), -100, dtype), jnp.ones((2, 1000))
   mask = mask.at[1, 301:].set(0)
@@ -331,14 +331,14 @@ def test_sums_over_tokens_are_wide(dtype):
   assert slope.dtype == dtype
 
 
-def test_log_probabilities_of_tokens():
+def test_token_log_probs_match_numpy():
   tokens = _RNG.integers(0, WORDS, size=(ROWS, LENGTH))
-  found = bj.losses.token_log_probs(
+  results = bj.losses.token_log_probs(
     jnp.asarray(LOGITS[0], jnp.float32), jnp.asarray(tokens)
   )
   expected = np.take_along_axis(MODEL, tokens[..., None], -1)[..., 0]
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-  # In bfloat16 the sum is not; a padding of -1 is a number, to be masked.
+  np.testing.assert_allclose(results, expected, rtol=1e-5, atol=1e-6)
+  # bfloat16 logits are summed in float32; a padding of -1 is to be masked.
   low = bj.losses.token_log_probs(
     jnp.zeros((1, 4096), jnp.bfloat16), -jnp.ones(1, int)
   )
@@ -366,18 +366,18 @@ def test_errors():
       lambda: bj.losses.dpo(zero, zero, zero, zero, smoothing=0.7),
       r'smoothing is in \[0, 0.5\]',
     ),
-    (lambda: bj.losses.dpo(zero[:, None], *[zero] * 3), 'one number for each'),
-    (lambda: bj.losses.ipo(*[zero] * 3, zero[:, None]), 'one number for each'),
-    (lambda: bj.losses.orpo(zero, zero[:, None]), 'one number for each'),
-    (lambda: bj.losses.kto(zero, zero, zero[:, None], zero), 'one number for'),
-    (lambda: bj.losses.uft(zero, zero, zero[:, None]), 'one number for each'),
+    (lambda: bj.losses.dpo(zero[:, None], *[zero] * 3), 'one number per'),
+    (lambda: bj.losses.ipo(*[zero] * 3, zero[:, None]), 'one number per'),
+    (lambda: bj.losses.orpo(zero, zero[:, None]), 'one number per'),
+    (lambda: bj.losses.kto(zero, zero, zero[:, None], zero), 'one number per'),
+    (lambda: bj.losses.uft(zero, zero, zero[:, None]), 'one number per'),
     (lambda: bj.losses.orpo(zero, zero, weight=-1.0), 'the weight'),
     (lambda: bj.losses.kto(zero, zero, zero, zero, wanted_weight=-1), 'wanted'),
     (lambda: bj.losses.uft(zero, zero, zero, distance='l1'), 'cross_entropy'),
     (lambda: bj.losses.uft(zero, zero, zero - 0.1), 'each of the scores'),
     (lambda: bj.losses.uft(zero, zero, zero + 1.1), 'each of the scores'),
-    (lambda: bj.losses.kto(zero, zero, zero + 2, zero), 'wanted holds 2.0'),
-    (lambda: bj.losses.kto(zero, zero, zero * jnp.nan, zero), 'holds nan'),
+    (lambda: bj.losses.kto(zero, zero, zero + 2, zero), 'has the label 2.0'),
+    (lambda: bj.losses.kto(zero, zero, zero * jnp.nan, zero), 'label nan'),
     (lambda: bj.losses.sft(zero, zero, over='batch'), "'tokens' or 'rows'"),
     (lambda: bj.losses.sft(zero, jnp.ones(3)), 'a mask of'),
     (
@@ -388,7 +388,7 @@ def test_errors():
     ),
     (
       lambda: bj.losses.distillation(zero[None], jnp.ones((1, 3)), zero),
-      'of the teacher',
+      'the teacher have',
     ),
   ):
     with pytest.raises(ValueError, match=words):

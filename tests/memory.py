@@ -1,4 +1,4 @@
-"""Compiled programs are let go of when a process has grown."""
+"""Frees compiled programs when the test process is large."""
 
 import ctypes
 import gc
@@ -7,14 +7,14 @@ import sys
 
 # Above this, MiB: a compiled program takes 1.6 of them, whatever its size.
 LIMIT = 1_000
-# What the process grows by, at least, until caches are cleared again: not after
-# every test where something else takes the memory.
+# Minimal growth before caches are cleared again, so that they are not cleared
+# after every test if something else uses the memory.
 GROWTH = 200
 _after_last = 0.0
 
 
 def resident() -> float:
-  """Memory of this process, MiB; 0 where the system does not say."""
+  """Memory of this process in MiB; 0 if unknown."""
   status = pathlib.Path('/proc/self/statm')
   if not status.exists():
     return 0.0

@@ -1,7 +1,7 @@
 """Builders of all named solvers that take records of sequences.
 
-They are found by the signatures: a parameter takes a `Sequence`. `NUMBERS` has
-the other arguments, so that most new solvers need no entry here.
+Their signatures have a parameter for a `Sequence`. `NUMBERS` has the other
+arguments, so that most new solvers need no entry here.
 """
 
 import functools
@@ -52,10 +52,10 @@ class Case(NamedTuple):
   """A solver without its records.
 
   Attributes:
-    make: the solver, from the records by name.
-    params: where it starts.
+    make: maps records by name to the solver.
+    params: the initial parameters.
     base: records of sequences that take no bare optimiser.
-    updates: how many show a difference.
+    updates: the number of updates that show a difference.
   """
 
   make: Callable[..., Any]
@@ -88,7 +88,7 @@ def _policy_loss(x, y, batch):
 
 
 def _bound(call: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-  """A solver with all of its arguments but the records."""
+  """A solver with all of its arguments except the records."""
   wanted = inspect.signature(call).parameters
   more = {n: NUMBERS[n] for n in wanted if n in NUMBERS}
   return functools.partial(call, *args, **more)
@@ -178,23 +178,23 @@ SPECIAL: dict[str, Callable[[Any], Case]] = {
   'moml': lambda p: Case(functools.partial(bj.solvers.moml, _two_losses(p), 2)),
   'srba': lambda p: Case(_bound(bj.solvers.srba, p), updates=2),
   't_rhg': lambda p: Case(functools.partial(bj.t_rhg, p, truncate=1)),
-  # The first move of a period sees the large batch.
+  # The first step of a period uses the large batch.
   'vrbo': lambda p: Case(_bound(bj.solvers.vrbo, p), updates=2),
 }
 
 
-def sequences_of(solver: str) -> tuple[str, ...]:
-  """The sequences that a solver takes a record for."""
+def record_names(solver: str) -> tuple[str, ...]:
+  """The sequences for which a solver takes a record."""
   if solver == 'stsa':
     return ('x', 'y')
   call = getattr(bj.solvers, 'rhg' if solver == 't_rhg' else solver)
-  found = inspect.signature(call).parameters.items()
+  arguments = inspect.signature(call).parameters.items()
   return tuple(
-    n for n, p in found if p.annotation in SEQUENCES or n == 'selector'
+    n for n, p in arguments if p.annotation in SEQUENCES or n == 'selector'
   )
 
 
-def case_of(solver: str, problem: bj.BilevelProblem = PROBLEM) -> Case:
+def make_case(solver: str, problem: bj.BilevelProblem = PROBLEM) -> Case:
   """A solver without its records, on a nested problem if it takes one."""
   if solver in OTHER_PROBLEMS:
     return OTHER_PROBLEMS[solver]()
@@ -203,13 +203,13 @@ def case_of(solver: str, problem: bj.BilevelProblem = PROBLEM) -> Case:
   return Case(_bound(getattr(bj.solvers, solver), problem))
 
 
-def records_of(solver: str) -> dict[str, bj.Sequence]:
+def make_records(solver: str) -> dict[str, bj.Sequence]:
   """A record of plain descent for each of its sequences."""
-  usual = {n: S(optax.sgd(0.2)) for n in sequences_of(solver)}
-  return usual | dict(case_of(solver).base)
+  usual = {n: S(optax.sgd(0.2)) for n in record_names(solver)}
+  return usual | dict(make_case(solver).base)
 
 
-SOLVERS = [name for name in bj.solvers.__all__ if sequences_of(name)]
+SOLVERS = [name for name in bj.solvers.__all__ if record_names(name)]
 NESTED_SOLVERS = [
   name
   for name in bj.solvers.__all__

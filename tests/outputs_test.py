@@ -48,8 +48,8 @@ def test_a_solver_returns_the_outputs_of_the_losses_measured(solver):
   found = []
   with jax.disable_jit():
     for problem in (_problem(*both), named_solvers.PROBLEM):
-      case = named_solvers.case_of(solver, problem)
-      made = case.make(**named_solvers.records_of(solver))
+      case = named_solvers.make_case(solver, problem)
+      made = case.make(**named_solvers.make_records(solver))
       state = made.init(case.params)
       updates, state = made.update(named_solvers.BATCH, state, case.params)
       found.append((updates, state))

@@ -1,11 +1,11 @@
-"""Test inputs that round differently, to show thresholds at the edge.
+"""Test inputs with other rounding, to find tolerances that are too tight.
 
 With `BILEVEL_JAX_PERTURB=1` in the environment, `np.random.default_rng` scales
-its real numbers by a few spacings of float32, and `reordered` reverses what a
-problem sums over. Tests and references get the same inputs, so what they assert
-still holds; but every product and sum rounds differently, as on another
-processor. A test that fails has a tolerance, or the library a threshold, that
-fits the rounding of one machine.
+its real numbers by a few float32 spacings, and `reordered` reverses sums of a
+problem. Tests and references get the same inputs, so their assertions still
+hold, but every product and sum rounds differently, as on another processor. If
+a test fails, its tolerance, or a threshold of the library, only fits the
+rounding of one machine.
 """
 
 import os
@@ -18,7 +18,7 @@ SCALE = 1 + 3 * 2.0**-23
 
 
 class Generator(np.random.Generator):
-  """Draws scaled real numbers; whole numbers and probabilities are as usual."""
+  """Draws scaled real numbers; integers and probabilities do not change."""
 
   def normal(self, *args, **kwargs):
     """As `numpy.random.Generator.normal`."""
@@ -34,7 +34,7 @@ class Generator(np.random.Generator):
 
 
 def reordered(array: np.ndarray, axis: int) -> np.ndarray:
-  """The array, reversed along an axis whose order does not count."""
+  """Reverses an array along an axis whose order is irrelevant."""
   return np.flip(array, axis).copy() if ACTIVE else array
 
 

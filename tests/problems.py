@@ -1,4 +1,4 @@
-"""Problems of known solution or of none, and finite differences."""
+"""Test problems with and without known solutions, and finite differences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ import bilevel_jax as bj
 
 
 def rough_upper(x, y, batch):
-  """Neither quadratic nor convex; couples all leaves of x and y."""
+  """An upper loss, neither quadratic nor convex, that couples all leaves."""
   mixed = jnp.tanh(batch @ y['matrix'] @ jnp.cos(y['vector']))
   return jnp.mean(mixed * jnp.sin(x['a'].sum() + batch.sum(-1))) + x['k'] ** 4
 
@@ -54,7 +54,7 @@ def by_differences(
 
 
 # min (y - C)^2 / 2 + (x - T)^2 / 2 at the minimiser y = A x + D of the lower
-# loss; coordinate by coordinate, with curvatures below.
+# loss, separately in each coordinate, with the curvatures below.
 _A, _C, _D, _T = (
   np.array(row) for row in ([0.5, 0.8], [2.0, 2.5], [0.3, 0.4], [1.0, 0.5])
 )
@@ -67,17 +67,17 @@ QUADRATIC = bj.BilevelProblem(
 
 
 def lower_minimiser(x: Any) -> np.ndarray:
-  """Of `QUADRATIC`."""
+  """The lower minimiser of `QUADRATIC`."""
   return _A * np.asarray(x) + _D
 
 
 def lower_slope(x: Any, y: Any) -> np.ndarray:
-  """Of `QUADRATIC`, in y."""
+  """The gradient of the lower loss of `QUADRATIC` in y."""
   return CURVATURE * (y - lower_minimiser(x))
 
 
 def start(dtype: Any = None) -> bj.BilevelParams:
-  """A start for `QUADRATIC`."""
+  """The initial parameters of `QUADRATIC`."""
   x, y = np.array([[0.2, 0.9], [0.4, -0.3]])
   return bj.BilevelParams(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
 
@@ -85,7 +85,7 @@ def start(dtype: Any = None) -> bj.BilevelParams:
 def solve(
   solver: Any, updates: int, params: Any = None, batch: Any = None
 ) -> tuple[Any, Any]:
-  """Parameters and state after many updates on one batch, as numpy arrays."""
+  """Parameters and state after many updates on one batch, as NumPy arrays."""
   params = start() if params is None else params
   return bj.testing.run(solver, params, updates, batch)
 
@@ -100,17 +100,17 @@ MIXED = bj.BilevelProblem(
 
 
 def mixed_minimiser(x: Any) -> Any:
-  """Of the lower loss of `MIXED`."""
+  """The lower minimiser of `MIXED`."""
   return np.linalg.inv(MATRIX).astype(x.dtype) @ (MIX.astype(x.dtype) @ x)
 
 
 def mixed_hypergradient(x: Any) -> Any:
-  """Of `MIXED`, in closed form."""
+  """The hypergradient of `MIXED` in closed form."""
   slope = (np.linalg.inv(MATRIX) @ MIX).T.astype(x.dtype)
   return jnp.cos(x) + slope @ (2 * (mixed_minimiser(x) - 1))
 
 
 def mixed_params() -> bj.BilevelParams:
-  """A point of `MIXED`, its lower variable at the minimiser."""
+  """A point of `MIXED` with the lower variable at the minimiser."""
   x = jnp.array([0.3, -0.7, 1.1])
   return bj.BilevelParams(x, jnp.asarray(mixed_minimiser(x)))

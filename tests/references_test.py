@@ -505,7 +505,7 @@ CASES = {
     ),
     lambda b, _: steps.vrbo(
       F, G, X, Y, b, solve=steps.series(2, 0.3), period=3, steps=1,
-      pick=steps.whole, large=first_rows, **RATES,
+      pick=steps.full_batch, large=first_rows, **RATES,
     ),
   ),
   'soba in turn': (
@@ -531,7 +531,9 @@ CASES = {
     lambda: bj.solvers.stable(
       PROBLEM, decay=decay, least_curvature=0.3, **BOTH
     ),
-    lambda b, _: steps.stable(F, G, X, Y, b, decay=decay, least=0.3, **RATES),
+    lambda b, _: steps.stable(
+      F, G, X, Y, b, decay=decay, min_eigenvalue=0.3, **RATES,
+    ),
   ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Tolerances from a dtype and the number of operations, for any processor."""
+"""Error bounds from a dtype and a number of operations, for any processor."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import jax.numpy as jnp
 
 
 def tolerance(dtype: Any, roundings: int) -> float:
-  """The relative error that so many roundings in sequence make at most.
+  """An upper bound on the relative error of a sequence of roundings.
 
-  Each is half a spacing of floats, 2^-8 in bfloat16 and 2^-24 in float32. The
-  bound holds whatever the order of sums and whether a processor keeps products
-  in a wider type; a tolerance measured on one processor does not.
+  Each rounding is half a float spacing, 2^-8 in bfloat16 and 2^-24 in float32.
+  The bound holds for any order of sums and for processors with wider products;
+  a tolerance measured on one processor does not.
 
   Args:
-    dtype: in which results are rounded.
-    roundings: operations that round, on the longest way from an input to the
-      result, without a difference that cancels. Two results that are compared
-      have two ways: give the sum.
+    dtype: the dtype of the results.
+    roundings: the number of rounding operations on the longest path from an
+      input to the result, without cancellation. To compare two results, add
+      both numbers.
   """
   return roundings * float(jnp.finfo(dtype).eps) / 2

@@ -1,7 +1,7 @@
-"""Runs the tests of the files that are named, for a build system.
+"""Runs the tests of the named files, for a build system.
 
-It ends with pytest's status: not 0 for a file without a test, or with a failed
-one.
+Exits with pytest's status, which is nonzero for a file without tests or with a
+failed test.
 """
 
 import sys

@@ -126,8 +126,8 @@ class _Fields:
   ],
 )
 def test_each_field_changes_the_iterates_or_is_refused(solver):
-  case = named_solvers.case_of(solver)
-  usual = named_solvers.records_of(solver)
+  case = named_solvers.make_case(solver)
+  usual = named_solvers.make_records(solver)
   with jax.disable_jit():  # Compiling takes longer than these few steps.
     fields = _Fields(case, usual)
     for name in usual:

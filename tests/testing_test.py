@@ -1,4 +1,4 @@
-"""The contract as it is installed, and methods written with public names."""
+"""The installed contract, and methods written with public names only."""
 
 import inspect
 import pathlib
@@ -18,7 +18,7 @@ from bilevel_jax import testing
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-# Written as a user would, with public names alone.
+# Methods as a user would write them, with public names only.
 
 
 def grad_norm(objectives, *, rate=0.025, alpha=1.5):
@@ -64,7 +64,7 @@ def _srba_row(wrap, rate):
   return srba(testing.PROBLEM, period=2, upper=sgd, lower=sgd, wrap=wrap)
 
 
-ROWS_OF_A_USER = {
+USER_ROWS = {
   'grad_norm': (
     testing.Row(
       'grad_norm',
@@ -93,20 +93,20 @@ ROWS_OF_A_USER = {
 }
 
 
-@pytest.mark.parametrize('name', ROWS_OF_A_USER)
-def test_a_method_of_a_user_is_short_and_keeps_all_promises(name):
-  row, lines, method = ROWS_OF_A_USER[name]
+@pytest.mark.parametrize('name', USER_ROWS)
+def test_user_methods_are_short_and_keep_all_promises(name):
+  row, lines, method = USER_ROWS[name]
   code = [x for x in inspect.getsource(method).splitlines() if x.strip()]
   assert len(code) <= lines
   testing.check(row)
 
 
-def test_they_give_what_the_library_s_do():
+def test_user_methods_match_those_of_the_library():
   sgd = optax.sgd(0.1)
   toy = testing.coupled_problem()
-  records = {'upper': sgd, 'lower': sgd, 'period': 3}
+  arguments = {'upper': sgd, 'lower': sgd, 'period': 3}
   ends = [
-    testing.run(make(toy.problem, **records), toy.params, 8)[0]
+    testing.run(make(toy.problem, **arguments), toy.params, 8)[0]
     for make in (srba, bj.solvers.srba)
   ]
   jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -116,13 +116,13 @@ def test_they_give_what_the_library_s_do():
     testing.run(optax.chain(oracle, make(3), sgd), params, 8, batch)[0]
     for make in (grad_norm, bj.aggregators.grad_norm)
   ]
-  # Their operations differ: equal to rounding, by steps of float32.
+  # Equal up to float32 rounding, since the operations differ.
   close = lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6)
   jax.tree.map(close, *ends)
 
 
-def test_a_broken_promise_is_reported():
-  """A wrong count, and numbers from outside of the state."""
+def test_broken_promises_are_reported():
+  """A wrong count breaks two promises."""
 
   def make(wrap, rate):
     oracle = wrap(bj.gradient(testing.flat_loss))
@@ -131,18 +131,18 @@ def test_a_broken_promise_is_reported():
   row = testing.Row(
     'sgd', make, {'gradients/loss': 2}, params=testing.flat_params
   )
-  found = testing.broken_promises(row, testing.QUICK)
-  assert list(found) == [
-    'counts what it evaluates',
+  broken = testing.broken_promises(row, testing.QUICK)
+  assert list(broken) == [
+    'counts evaluations',
     'scan vmap schedules and accumulate',
   ]
-  with pytest.raises(testing.Broken, match=r'sgd:\n\* counts what it eval'):
+  with pytest.raises(testing.Broken, match=r'sgd:\n\* counts eval'):
     testing.check(row, testing.LIGHT)
   testing.check(row._replace(counts={'gradients/loss': 1}), testing.LIGHT)
 
 
-def test_the_solutions_are_solutions(x64):
-  """By the hypergradient, by differences and by a solver."""
+def test_known_solutions_are_solutions(x64):
+  """By the hypergradient, finite differences and a solver."""
   for make in (testing.toy_problem, testing.coupled_problem):
     solved = make()
     x, y = solved.solution
@@ -167,10 +167,10 @@ def test_the_solutions_are_solutions(x64):
     np.testing.assert_allclose(params.upper, x, atol=1e-6)
 
 
-def test_is_installed_and_needs_no_test_runner():
-  found = setuptools.find_packages(str(ROOT), include=['bilevel_jax*'])
-  assert 'bilevel_jax.testing' in found
-  # In a process in which the other packages cannot be imported.
+def test_the_package_is_installed_and_needs_no_test_runner():
+  packages = setuptools.find_packages(str(ROOT), include=['bilevel_jax*'])
+  assert 'bilevel_jax.testing' in packages
+  # A process that cannot import the packages of tests and experiments.
   code = (
     'import sys\n'
     "for name in ('pytest', 'hypothesis', 'orbax', 'scipy.optimize', 'flax'):\n"

@@ -7,11 +7,11 @@ import pytest
 
 
 def first(cases: Iterable[Any], count: int = 1) -> list[Any]:
-  """The cases, those after the first ones marked slow.
+  """Marks all cases after the first ones as slow.
 
   Args:
-    cases: what `pytest.mark.parametrize` takes.
-    count: number of cases that run by default.
+    cases: the cases of `pytest.mark.parametrize`.
+    count: the number of cases that run by default.
   """
   return [
     case if i < count else _slow(case) for i, case in enumerate(list(cases))

@@ -1,10 +1,10 @@
-"""Which methods go with which sets, loops and wrappers, asked of the library.
+"""Which methods work with which sets, loops and wrappers, tried out.
 
 `python -m tests.validity` rewrites the two tables of docs/methods.md; a test
-compares them. A method is made as its row of the contract makes it, with one
-more thing: a set in a record, an inner loop, a wrapper round its oracles. What
-is refused when it is made or traced, with the library's own words, is no
-combination. What the parts of a batch add up to, the row says itself.
+compares them. Each method is built as in its row of the contract, with one
+addition: a set in a record, an inner loop, or a wrapper around its oracles. An
+error while it is built or traced means an invalid combination, and its message
+is the reason. Whether parts of a batch add up is a field of the row.
 """
 
 import functools
@@ -34,14 +34,14 @@ def same(oracle):
 
 
 def _mix(both):
-  """A set that ties the two variables together: one sum, whatever it was."""
+  """A joint set of the two variables: their sum is fixed."""
   x, y = both[0]['a'], both[1]['b']
   half = (jnp.sum(x) - jnp.sum(y)) / (2 * contract.COORDINATES)
   return {'a': x - half}, {'b': y + half}
 
 
 def _with(**fields: Any) -> Callable[[Any, str], Any]:
-  return lambda given, name: bj.types.as_sequence(given, name)._replace(
+  return lambda records, name: bj.types.as_sequence(records, name)._replace(
     **fields
   )
 
@@ -69,10 +69,10 @@ NO_RECORD = 'there is no such record'
 
 
 def refusal(row: contract.Row, column: str) -> str:
-  """Why a method does not go with something; '' if it does."""
+  """Why a method does not work with an addition; '' if it does."""
   wrap = WRAPPERS.get(column, same)
   if column in WRAPPERS and hasattr(bj.aggregators, row.method):
-    # The oracle gives rows, of which the wrapper has to be told.
+    # The oracle returns rows, whose structure the wrapper needs.
     like = bj.oracles.jacobian_like(contract.OBJECTIVES)
     wrap = functools.partial(wrap, like=like)
   changes = RECORDS.get(column, {})
@@ -80,11 +80,13 @@ def refusal(row: contract.Row, column: str) -> str:
   original = getattr(package, row.method)
 
   @functools.wraps(original)
-  def changed(*arguments, **given):
-    if not set(changes) <= set(given):
+  def changed(*arguments, **records):
+    if not set(changes) <= set(records):
       raise ValueError(NO_RECORD)
-    new = {name: change(given[name], name) for name, change in changes.items()}
-    return original(*arguments, **given | new)
+    new = {
+      name: change(records[name], name) for name, change in changes.items()
+    }
+    return original(*arguments, **records | new)
 
   places = [m for m in (package, bj) if hasattr(m, row.method)]
   try:
@@ -104,15 +106,15 @@ def refusal(row: contract.Row, column: str) -> str:
 
 def first_rows(package: Any) -> dict[str, contract.Row]:
   """The first row of each method of a package."""
-  found: dict[str, contract.Row] = {}
+  first: dict[str, contract.Row] = {}
   for row in contract.collect().rows.values():
     if row.method in package.__all__:
-      found.setdefault(row.method, row)
-  return dict(sorted(found.items()))
+      first.setdefault(row.method, row)
+  return dict(sorted(first.items()))
 
 
 def cost(row: contract.Row) -> str:
-  """What one update evaluates, as the row states and the contract checks."""
+  """The evaluations of one update, as in the row."""
   parts = []
   for name, count in row.counts.items():
     if not name.startswith(('gradients', 'hessian')):
@@ -127,32 +129,32 @@ def cost(row: contract.Row) -> str:
 def cells(
   row: contract.Row, columns: Any
 ) -> tuple[dict[str, str], dict[str, str]]:
-  """The cells of a row, and by column why something is refused."""
-  found, said = {}, {}
+  """The cells of a row, and the reasons of refusals by column."""
+  values, refusals = {}, {}
   nested = row.params is contract.nested_params
   for column in columns:
     why = ''
     if column in RECORDS and not nested:
-      found[column] = ''
+      values[column] = ''
       continue
     if column in ('accumulate', 'mean_over', *WRAPPERS):
       why = '' if row.wraps else 'it takes no wrapper'
     if not why and column == 'accumulate':
-      why = 'of the parts it would see other things' if row.keys else ''
+      why = 'its parts would be treated differently' if row.keys else ''
     if not why and column in ('accumulate', 'mean_over'):
       why = 'not linear in its samples' if row.parts == 'none' else ''
     elif not why:
       why = refusal(row, column)
-    found[column] = '' if why == NO_RECORD else NO if why else YES
+    values[column] = '' if why == NO_RECORD else NO if why else YES
     if 'pass `like`' in why:
-      found[column] = '`like`'
-    if found[column] == NO:
-      said[column] = why
-  return found, said
+      values[column] = '`like`'
+    if values[column] == NO:
+      refusals[column] = why
+  return values, refusals
 
 
 def tables() -> str:
-  """Both tables, and what is refused."""
+  """Both tables, and the reasons of refusals."""
   wrappers = ('accumulate', 'mean_over', *WRAPPERS)
   lines: list[str] = []
   refused: dict[str, list[str]] = {}
@@ -165,21 +167,23 @@ def tables() -> str:
       f'| --- | --- | {" | ".join(":-:" for _ in columns)} |',
     ]
     for name, row in first_rows(package).items():
-      found, said = cells(row, columns)
-      for column, why in said.items():
+      values, refusals = cells(row, columns)
+      for column, why in refusals.items():
         refused.setdefault(why, []).append(f'`{name}` ({column})')
-      lines.append(f'| `{name}` | {cost(row)} | {" | ".join(found.values())} |')
+      lines.append(
+        f'| `{name}` | {cost(row)} | {" | ".join(values.values())} |'
+      )
     lines.append('')
   lines += ['What does not go together, and why, in the words of the error:']
   lines.append('')
-  said = (f'- {", ".join(names)}: *{why}*' for why, names in refused.items())
-  return '\n'.join([*lines, *said, ''])
+  reasons = (f'- {", ".join(names)}: *{why}*' for why, names in refused.items())
+  return '\n'.join([*lines, *reasons, ''])
 
 
 def page(text: str) -> str:
-  """The document with its tables anew."""
-  made = tables()
-  return _BLOCK.sub(lambda found: found[1] + made + found[2], text)
+  """The document with updated tables."""
+  content = tables()
+  return _BLOCK.sub(lambda match: match[1] + content + match[2], text)
 
 
 if __name__ == '__main__':

@@ -8,12 +8,12 @@ from tests import contract, validity
 FIRST_ROWS = validity.first_rows(bj.solvers)
 
 
-def test_every_method_has_a_row_and_the_page_all_of_them():
+def test_the_page_lists_every_method():
   text = validity.PAGE.read_text(encoding='utf-8')
   for package in (bj.solvers, bj.aggregators):
-    found = validity.first_rows(package)
-    assert set(found) == set(package.__all__) - contract.HELPERS
-    assert all(f'\n| `{name}` |' in text for name in found)
+    actual = validity.first_rows(package)
+    assert set(actual) == set(package.__all__) - contract.HELPERS
+    assert all(f'\n| `{name}` |' in text for name in actual)
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def test_every_method_has_a_row_and_the_page_all_of_them():
     ('stsa', 'lower set', validity.NO_RECORD),
   ],
 )
-def test_refusals_are_the_library_s(name, column, says):
-  found = validity.refusal(FIRST_ROWS[name], column)
-  assert says in found and bool(says) == bool(found)
+def test_refusals_quote_the_error(name, column, says):
+  actual = validity.refusal(FIRST_ROWS[name], column)
+  assert says in actual and bool(says) == bool(actual)
 
 
 @pytest.mark.slow
-def test_the_page_is_as_the_library_makes_it():
-  """`python -m tests.validity` mends it."""
+def test_the_page_is_up_to_date():
+  """`python -m tests.validity` updates it."""
   text = validity.PAGE.read_text(encoding='utf-8')
   assert validity.page(text) == text

@@ -1,9 +1,9 @@
-"""Aggregators: several gradients go in, one comes out.
+"""Aggregators: they combine several gradients into one.
 
-Those whose weights depend on the gradients' lengths and cosines hold what they
-promise for lengths from 1e-30 to 1e30 in float32. The direction is not a number
-where two gradients that do not vanish differ in length by a factor of more than
-1e31, or where a gradient is not finite.
+Aggregators whose weights depend on the gradients' lengths and cosines work for
+lengths from 1e-30 to 1e30 in float32. The direction is NaN if the lengths of
+two nonzero gradients differ by a factor above 1e31, or a gradient is not
+finite.
 """
 
 from bilevel_jax.aggregators._aligned_mtl import aligned_mtl

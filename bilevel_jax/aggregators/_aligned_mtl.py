@@ -1,4 +1,4 @@
-"""Aligned-MTL: principal components of one size."""
+"""Aligned-MTL: principal components of the gradients, scaled to one size."""
 
 import jax.numpy as jnp
 import optax
@@ -8,21 +8,20 @@ from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
 def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
-  r"""Aligned-MTL: rescales the principal components of the gradients alike.
+  r"""Aligned-MTL: scales the gradients' principal components to one size.
 
   With the singular value decomposition :math:`J = U \Sigma V^\top` and the
-  least nonzero singular value :math:`\sigma_r`,
+  smallest nonzero singular value :math:`\sigma_r`,
 
   .. math::
     d = J^\top w, \qquad
     w = \sigma_r \, U \Sigma^{-1} U^\top \frac{1}{M} \mathbf{1}
 
   A singular value below :math:`(M + 2) \epsilon` times the largest one counts
-  as zero, where :math:`\epsilon` is the spacing of floats: that much is the
-  rounding of the QR factorisation of the rows that it is computed by. So a
-  gradient that is a million times shorter than another one is left out in
-  float32. From a `Gramian`, which has only products, angles between gradients
-  below some 1e-3 are lost in float32.
+  as zero, where :math:`\epsilon` is the float spacing: that is the rounding of
+  the QR factorisation of the rows. So in float32 a gradient a million times
+  shorter than another is left out. A `Gramian`, which has only products, does
+  not resolve angles below about 1e-3 in float32.
 
   Args:
     objectives: the number of rows :math:`M`.
@@ -31,7 +30,7 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows.
 
   Example:
@@ -54,8 +53,8 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     left, sizes, right = jnp.linalg.svd(share[:, None] * factor.lower)
     present = sizes > spacing * sizes[0]
     inverse, regular = _quadratic.triangular_inverse(factor.lower)
-    # An SVD's error in each singular value is a rounding of the largest one.
-    # As one over the largest of the inverse, the smallest keeps its digits.
+    # The SVD rounds every singular value relative to the largest one. The
+    # largest one of the inverse has the digits of the smallest.
     over = inverse * _trees.ratio(1, share)
     smallest = jnp.where(
       regular & jnp.all(present),
@@ -64,7 +63,9 @@ def aligned_mtl(objectives: int) -> optax.GradientTransformationExtraArgs:
     )
     mean = jnp.mean(left, axis=0)
     scale = jnp.where(present, smallest, 0) * mean
-    pulls = left @ jnp.where(present, scale / jnp.where(present, sizes, 1), 0)
-    return longest * (scale @ right), pulls
+    unit_weights = left @ jnp.where(
+      present, scale / jnp.where(present, sizes, 1), 0
+    )
+    return longest * (scale @ right), unit_weights
 
   return _by_weights.by_factor('aligned_mtl', objectives, choose)

@@ -1,4 +1,4 @@
-"""What aggregators by weights share."""
+"""Aggregators from functions that choose weights of the rows."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class WeightsState(NamedTuple):
   Attributes:
     count: updates so far, an int32 scalar.
     weights: the weights of the last update, (objectives,).
-    inner: what else the aggregator remembers, for instance a key.
+    inner: further state of the aggregator, a PRNG key for instance.
   """
 
   count: chex.Array
@@ -27,25 +27,25 @@ class WeightsState(NamedTuple):
   inner: Any
 
 
-# From the parameters and a dtype to what is remembered first.
+# Maps the parameters and a dtype to the initial inner state.
 Start = Callable[[Any, Any], Any]
 
 
-def nothing(params: Any, dtype: Any) -> Any:
-  """Of an aggregator that remembers nothing."""
+def no_state(params: Any, dtype: Any) -> Any:
+  """The inner state of a stateless aggregator."""
   del params, dtype
   return ()
 
 
 def init(
-  name: str, objectives: int, start: Start = nothing
+  name: str, objectives: int, start: Start = no_state
 ) -> Callable[[Any], WeightsState]:
-  """The first state of an aggregator: equal weights.
+  """The `init` of an aggregator, with equal initial weights.
 
   Args:
-    name: of the aggregator, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of objectives.
-    start: makes what it remembers first, from the parameters and a dtype.
+    start: maps the parameters and a dtype to the initial inner state.
   """
   _checks.whole(name, 'objectives', objectives)
 
@@ -60,37 +60,81 @@ def init(
   return init_fn
 
 
-def step(state: WeightsState, weights: Any, inner: Any) -> WeightsState:
-  """The state after an update."""
-  return WeightsState(optax.safe_increment(state.count), weights, inner)
+def aggregator(
+  name: str,
+  objectives: int,
+  aggregate: Callable[[Any, WeightsState], tuple[Any, chex.Array, Any]],
+  start: Start = no_state,
+  *,
+  samples: int = 1,
+  rows: bool = False,
+  losses: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Makes an aggregator from a function of the rows and the state.
+
+  Args:
+    name: the aggregator's name, for errors.
+    objectives: the number of objectives.
+    aggregate: maps a `Jacobian` without `rest`, or a `Gramian`, and the state
+      to the gradient, the weights (objectives,) and the next inner state.
+    start: as in `init`.
+    samples: the number of Jacobians whose rows are stacked.
+    rows: whether a `Gramian` is refused.
+    losses: whether `values` must be measured; they get the dtype of the
+      weights.
+  """
+
+  def update_fn(jacobian, state, params=None, **extra_args):
+    del params, extra_args
+    _rows.require(jacobian, name, objectives * samples, rows=rows)
+    rest = getattr(jacobian, 'rest', None)
+    if rest:
+      jacobian = jacobian._replace(rest=None)
+    if losses:
+      if jacobian.values is None:
+        raise ValueError(
+          f'{name} needs the losses as well as their gradients: put '
+          'bj.multi_objective(losses) before it, or set Jacobian(values=...).'
+        )
+      values = jacobian.values.astype(state.weights.dtype)
+      jacobian = jacobian._replace(values=values)
+    gradients, weights, inner = aggregate(jacobian, state)
+    count = optax.safe_increment(state.count)
+    return (
+      _rows.with_rest(gradients, rest),
+      WeightsState(count, weights, inner),
+    )
+
+  init_fn = init(name, objectives, start)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def by_weights(
   name: str,
   objectives: int,
   choose: Callable[[Any, WeightsState], tuple[chex.Array, Any]],
-  start: Start = nothing,
+  start: Start = no_state,
   *,
   losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Makes an aggregator from a function that chooses weights of the rows.
 
   Args:
-    name: of the aggregator, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of rows.
-    choose: from a `Jacobian` or a `Gramian` and a `WeightsState` to the weights
-      (objectives,) and what to remember. In the state, `count` is the number of
-      updates so far, `weights` are those of the last update, and `inner` is
-      what was remembered.
-    start: makes what is remembered first, from the parameters and the dtype of
-      the weights: an array of it keeps its dtype whatever the parameters' is.
-    losses: whether `choose` reads `values`, the losses: then they are there, in
-      the dtype of the weights.
+    choose: maps a `Jacobian` or a `Gramian` and a `WeightsState` to the weights
+      (objectives,) and the next inner state. In the state, `count` is the
+      number of updates so far, `weights` are those of the last update, and
+      `inner` is the inner state.
+    start: maps the parameters and the dtype of the weights to the initial inner
+      state. Arrays of that dtype keep it for parameters of any dtype.
+    losses: whether `choose` reads the losses, `values`: then missing losses are
+      an error, and they have the dtype of the weights.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient. At the
-    call it raises TypeError for anything else, ValueError for another number of
-    rows or missing losses.
+    call it raises TypeError for anything else, and ValueError for another
+    number of rows or missing losses.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
@@ -107,44 +151,38 @@ def by_weights(
     [0. 1.]
   """
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, name, objectives)
-    measured, dtype = jacobian, state.weights.dtype
-    if losses:
-      measured = jacobian._replace(values=values(jacobian, name, dtype))
-    weights, inner = choose(measured, state)
-    weights = jnp.asarray(weights, dtype)
-    gradients = _rows.combine(jacobian, weights)
-    return gradients, step(state, weights, inner)
+  def aggregate(jacobian, state):
+    weights, inner = choose(jacobian, state)
+    weights = jnp.asarray(weights, state.weights.dtype)
+    return _rows.combine(jacobian, weights), weights, inner
 
-  init_fn = init(name, objectives, start)
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return aggregator(name, objectives, aggregate, start, losses=losses)
 
 
 def by_gramian(
   name: str,
   objectives: int,
   choose: Callable[[types.Gramian, WeightsState], tuple[chex.Array, Any]],
-  start: Start = nothing,
+  start: Start = no_state,
   *,
   losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """As `by_weights`, for weights that depend on the rows' lengths and cosines.
+  """Makes an aggregator from weights that depend on lengths and cosines.
 
-  Lengths are right from 1e-30 to 1e30 in float32, where squares of the entries
-  are not. Where they are too far apart for weights, the result is NaN.
+  Like `by_weights`, but lengths are right from 1e-30 to 1e30 in float32, where
+  squares of the entries leave the range of floats. The result is NaN if lengths
+  differ too much for weights.
 
   Args:
-    name: of the aggregator, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of rows.
-    choose: as in `by_weights`, from a `Gramian`, whose `lengths` and `cosines`
+    choose: as in `by_weights`, from a `Gramian` whose `lengths` and `cosines`
       have the dtype of the weights.
     start: as in `by_weights`.
     losses: as in `by_weights`.
 
   Returns:
-    As `by_weights`.
+    As in `by_weights`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -173,13 +211,13 @@ def _cast(gram: types.Gramian, state: WeightsState) -> types.Gramian:
   )
 
 
-# From the rows' factor to the direction in its basis and to weights of the rows
-# that give it.
+# Maps the rows' factor to the direction in its basis and to the weights of the
+# rows with that direction.
 Choose = Callable[[_rows.Factor], tuple[chex.Array, chex.Array]]
 
 
-def _aggregate(choose: Choose, factor: _rows.Factor) -> tuple[Any, chex.Array]:
-  """The gradient and the weights that are chosen."""
+def _apply(choose: Choose, factor: _rows.Factor) -> tuple[Any, chex.Array]:
+  """The gradient and the weights chosen from a factor."""
   coordinates, weights = (
     _rows.in_range(factor, numbers) for numbers in choose(factor)
   )
@@ -193,64 +231,58 @@ def unless(
   jacobian: types.Jacobian,
   lengths: chex.Array,
 ) -> tuple[Any, chex.Array]:
-  """The gradient and weights from the Gram matrix, or from the rows themselves.
+  """The gradient and weights from the Gram matrix, or else from the rows.
 
   Args:
-    accurate: whether the first ones are.
+    accurate: whether those from the Gram matrix are accurate.
     fast: the gradient and weights from the Gram matrix.
-    choose: from the factor of the rows, where they are not.
-    jacobian: the rows, without what no weight may touch: it would be copied.
-    lengths: their norms.
+    choose: computes both from the factor of the rows.
+    jacobian: the rows, without `rest`, which the loop would copy.
+    lengths: the norms of the rows.
   """
   constants = jax.lax.stop_gradient((jacobian, lengths))
 
   def factor_rows(carry):
-    # Tied to the carry: the compiler moves what is constant before the loop.
+    # The barrier stops the compiler from hoisting constants out of the loop.
     inputs, _ = jax.lax.optimization_barrier((constants, carry[0]))
-    gradients, weights = _aggregate(choose, _rows.factor(*inputs))
+    gradients, weights = _apply(choose, _rows.factor(*inputs))
     return True, (gradients, weights.astype(fast[1].dtype))
 
-  # A loop of at most one round, as in `_rows.gramian`. It carries gradients
-  # and no basis: a basis would be filled even where the loop does not run.
+  # A loop of at most one iteration, as in `_rows.gramian`. It carries gradients
+  # and no basis, which would be allocated even if the loop does not run.
   start = (accurate, fast)
   return _quadratic.loop(lambda c: ~c[0], factor_rows, start, constants)[1]
 
 
 def by_gramian_or_factor(
-  who: str,
+  name: str,
   objectives: int,
   choose: Callable[[types.Gramian], chex.Array],
   choose_exactly: Choose,
 ) -> optax.GradientTransformationExtraArgs:
-  """As `by_gramian`, and from the rows' factor where they nearly cancel.
+  """As `by_gramian`, but from the rows' factor if the rows nearly cancel.
 
-  That is where the cosines keep too few digits of the direction.
+  Then the cosines have too few digits for the direction.
 
   Args:
-    who: its name, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of rows.
-    choose: from a Gramian to the weights.
-    choose_exactly: the same from the factor.
+    choose: maps a Gramian to the weights.
+    choose_exactly: maps the rows' factor to the direction and the weights.
   """
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, who, objectives)
+  def aggregate(jacobian, state):
     gramian = _cast(_rows.gramian(jacobian), state)
     weights = _rows.in_range(gramian, choose(gramian))
-    if isinstance(jacobian, types.Gramian):
-      gradients = _rows.combine(jacobian, weights)
-    else:
-      rows = jacobian._replace(rest=None)
-      fast = (_rows.weigh(rows, weights), weights)
+    result = (_rows.combine(jacobian, weights), weights)
+    if isinstance(jacobian, types.Jacobian):
       accurate = _quadratic.separate(gramian.cosines)
-      gradients, weights = unless(
-        accurate, fast, choose_exactly, rows, gramian.lengths
+      result = unless(
+        accurate, result, choose_exactly, jacobian, gramian.lengths
       )
-      gradients = _rows.with_rest(gradients, jacobian.rest)
-    return gradients, step(state, weights, state.inner)
+    return *result, state.inner
 
-  return optax.GradientTransformationExtraArgs(init(who, objectives), update_fn)
+  return aggregator(name, objectives, aggregate)
 
 
 def by_factor(
@@ -258,40 +290,30 @@ def by_factor(
 ) -> optax.GradientTransformationExtraArgs:
   """As `by_gramian`, for directions that depend on small angles between rows.
 
-  Where the factor of the cosines is not accurate, the rows themselves are
-  factored. There the result has no derivative.
+  If the factor of the cosines is not accurate, the rows are factored instead;
+  then the result has no derivative.
 
   Args:
-    name: of the aggregator, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of rows.
-    choose: from the rows' factor to the direction in its basis and to weights
-      of the rows that give it.
+    choose: maps the rows' factor to the direction in its basis and to the
+      weights of the rows with that direction.
   """
 
-  def from_rows(jacobian):
+  def aggregate(jacobian, state):
     gram = _rows.gramian(jacobian)
     factor, accurate = _rows.cosine_factor(gram)
-    fast = _aggregate(choose, factor)
-    constant = jax.lax.stop_gradient(fast)
-    slow = unless(accurate, constant, choose, jacobian, gram.lengths)
-    return jax.tree.map(lambda x, y: jnp.where(accurate, x, y), fast, slow)
+    result = _apply(choose, factor)
+    if isinstance(jacobian, types.Jacobian):
+      constant = jax.lax.stop_gradient(result)
+      slow = unless(accurate, constant, choose, jacobian, gram.lengths)
+      result = jax.tree.map(
+        lambda x, y: jnp.where(accurate, x, y), result, slow
+      )
+    gradients, weights = result
+    return gradients, weights.astype(state.weights.dtype), state.inner
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, name, objectives)
-    if isinstance(jacobian, types.Gramian):
-      factor, _ = _rows.cosine_factor(jacobian)
-      gradients, weights = _aggregate(choose, factor)
-    else:
-      # The loop would copy gradients that no weight may touch.
-      gradients, weights = from_rows(jacobian._replace(rest=None))
-      gradients = _rows.with_rest(gradients, jacobian.rest)
-    weights = weights.astype(state.weights.dtype)
-    return gradients, step(state, weights, state.inner)
-
-  return optax.GradientTransformationExtraArgs(
-    init(name, objectives), update_fn
-  )
+  return aggregator(name, objectives, aggregate)
 
 
 def current(number: Any, state: Any) -> chex.Array:
@@ -299,7 +321,7 @@ def current(number: Any, state: Any) -> chex.Array:
 
   Args:
     number: a constant, or a function of the number of updates so far.
-    state: a `WeightsState`, or another with `count` and `weights`.
+    state: a `WeightsState`, or another state with `count` and `weights`.
 
   Returns:
     A scalar of the dtype of the weights.
@@ -312,13 +334,3 @@ def current(number: Any, state: Any) -> chex.Array:
   """
   value = number(state.count) if callable(number) else number
   return jnp.asarray(value, state.weights.dtype)
-
-
-def values(jacobian: Any, who: str, dtype: Any) -> chex.Array:
-  """The losses in a dtype, or an error if they were not measured."""
-  if jacobian.values is None:
-    raise ValueError(
-      f'{who} needs the losses beside their gradients: put '
-      'bj.multi_objective(losses) before it, or set Jacobian(values=...).'
-    )
-  return jacobian.values.astype(dtype)

@@ -1,4 +1,4 @@
-"""ConFIG: a direction at given angles to all gradients."""
+"""ConFIG: a direction with preferred cosines to all gradients."""
 
 from collections.abc import Sequence
 
@@ -15,29 +15,29 @@ def config(
   *,
   preference: Sequence[float] | chex.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""ConFIG: the direction whose cosines with the gradients are as preferred.
+  r"""ConFIG: the direction whose cosines with the gradients match a preference.
 
   .. math::
     u = \frac{U^+ p}{\| U^+ p \|}, \qquad
     d = \Big( \sum_m \nabla f_m^\top u \Big) u
 
   The rows of :math:`U` are the gradients divided by their lengths, and
-  :math:`U^+` is the pseudo-inverse. A gradient that vanishes is left out, and
-  the direction is zero where no direction has the cosines. It is computed from
-  the rows by a QR factorisation, so that angles down to some 1e-6 count in
-  float32; from a `Gramian`, which has only products, down to some 1e-3.
+  :math:`U^+` is the pseudo-inverse. A zero gradient is left out, and the
+  direction is zero if no direction has the preferred cosines. A QR
+  factorisation of the rows resolves angles down to about 1e-6 in float32; from
+  a `Gramian`, which has only products, down to about 1e-3.
 
   Args:
     objectives: the number of rows.
     preference: :math:`p \ge 0`, (objectives,): the ratios of the cosines; equal
-      by default, so that no gradient is conflicted with while all are linearly
-      independent.
+      by default, so that the direction conflicts with no gradient while these
+      are linearly independent.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or a preference is
       negative.
 
@@ -57,22 +57,25 @@ def config(
 
   def choose(factor):
     lengths, lower = factor.lengths, factor.lower
-    wanted = jnp.asarray(shares, lengths.dtype)
+    target = jnp.asarray(shares, lengths.dtype)
     longest = jnp.max(lengths)
     inverse, _ = _quadratic.triangular_inverse(lower)
     # U^+ p in the basis of the rows, and the cosines that it attains.
-    toward = inverse @ wanted
+    toward = inverse @ target
     along = lower @ toward
     size = jnp.linalg.norm(toward)
-    # Where the preferred cosines are out of reach, only rounding is left: that
-    # of the inverse, which multiplies a rounding of its own.
-    room = objectives * jnp.finfo(lengths.dtype).eps * jnp.linalg.norm(inverse)
-    fine = size > room * jnp.linalg.norm(wanted)
-    unit = jnp.where(fine, toward / jnp.where(fine, size, 1), 0)
+    # If the preferred cosines are unreachable, only the rounding of the inverse
+    # and of its product is left.
+    eps = jnp.finfo(lengths.dtype).eps
+    rounding = objectives * eps * jnp.linalg.norm(inverse)
+    attained = size > rounding * jnp.linalg.norm(target)
+    unit = jnp.where(attained, toward / jnp.where(attained, size, 1), 0)
     share = _trees.ratio(lengths, longest)
-    # |f_m| u_m' u sums to the length; u_m' u is what is attained over the size.
-    total = share @ jnp.where(fine, along / jnp.where(fine, size, 1), 0)
-    pulls = inverse.T @ (total * unit)
-    return longest * total * unit, _rows.of_unit_rows(factor, pulls, longest)
+    # The length of d is the sum of |f_m| u_m' u, where u_m' u = along / size.
+    total = share @ jnp.where(attained, along / jnp.where(attained, size, 1), 0)
+    unit_weights = inverse.T @ (total * unit)
+    return longest * total * unit, _rows.row_weights(
+      factor, unit_weights, longest
+    )
 
   return _by_weights.by_factor('config', objectives, choose)

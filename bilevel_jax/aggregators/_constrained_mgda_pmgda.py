@@ -1,4 +1,4 @@
-"""MGDA under a penalty that has to fall: given as a row, or by a preference."""
+"""MGDA under the constraint that a penalty decreases at a given rate."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,14 @@ from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
 def _objective_weights(gramian: types.Gramian, rate: chex.Array) -> chex.Array:
-  r"""Weights of the objectives; the last row is the penalty.
+  r"""Weights of the objectives, where the last row is the penalty.
 
   .. math::
     \min_{\lambda \in \Delta, \; s \ge \max(0, \lambda^\top \pi)}
       \| \lambda^\top F + s q \|^2 - s \rho \| q \|^2
 
-  In terms of rows of length one, in units of the shortest objective, so that
-  short ones keep their digits. What differs from it by more than floats can add
-  up counts as that much longer.
+  Uses unit rows in units of the shortest objective, so that short rows keep
+  their digits. Ratios are clipped to one over the float spacing.
   """
   lengths, penalty = gramian.lengths[:-1], gramian.lengths[-1]
   info = jnp.finfo(penalty.dtype)
@@ -29,7 +28,8 @@ def _objective_weights(gramian: types.Gramian, rate: chex.Array) -> chex.Array:
   counts = jnp.where(lengths > 0, _trees.ratio(unit, lengths), 1)
   fall = jnp.minimum(rate * jnp.minimum(penalty / unit, info.max), 1 / info.eps)
   slack = counts * fall - gramian.cosines[-1, :-1]  # Each row's part of s.
-  # The variables: the objectives, s, and by how much s is above its bound.
+  # The variables: the objectives' weights, s, and the excess of s over its
+  # lower bound.
   size = len(counts)
   matrix = jnp.zeros((size + 2, size + 2), counts.dtype)
   matrix = matrix.at[:-1, :-1].set(gramian.cosines)
@@ -39,7 +39,7 @@ def _objective_weights(gramian: types.Gramian, rate: chex.Array) -> chex.Array:
   sums = jnp.concatenate(
     [jnp.maximum(counts, info.eps), jnp.zeros(2, counts.dtype)]
   )
-  # From all weight on the shortest row.
+  # Starts with all weight on the shortest row.
   shortest = jnp.argmax(counts)
   bound = slack[shortest]
   first = jnp.zeros(size + 2, counts.dtype).at[shortest].set(1)
@@ -58,7 +58,7 @@ def _objective_weights(gramian: types.Gramian, rate: chex.Array) -> chex.Array:
 def _with_penalty(
   gramian: types.Gramian, weights: chex.Array, rate: chex.Array
 ) -> chex.Array:
-  """The weights of the objectives, and the penalty's that lets it fall."""
+  """The objectives' weights, and the penalty's weight for the decrease."""
   penalty = gramian.lengths[-1]
   along = _trees.ratio(gramian.cosines[-1, :-1] * gramian.lengths[:-1], penalty)
   weight = jnp.maximum(weights @ (rate - along), 0)
@@ -71,7 +71,7 @@ def constrained_mgda(
   rate: types.ScalarOrSchedule = 0.1,
   averaging: types.ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""MGDA of several objectives, under a penalty that falls at a given rate.
+  r"""MGDA under the constraint that a penalty decreases at a given rate.
 
   With the objectives' gradients F and the penalty's q,
 
@@ -88,21 +88,21 @@ def constrained_mgda(
     \lambda = \arg\min_{\lambda \in \Delta, \; s \ge s(\lambda)}
       \| \lambda^\top F + s q \|^2 - s \rho \| q \|^2
 
-  It is the aggregator of `bj.solvers.forum`; with one objective it is
+  It is the aggregator of `bj.solvers.forum`; with one objective it equals
   `dynamic_barrier`.
 
   Args:
-    objectives: the number of objectives; the penalty is one row more.
+    objectives: the number of objectives, without the row of the penalty.
     rate: :math:`\rho \ge 0`, dimensionless; a constant or a schedule.
-    averaging: :math:`\beta_k` in (0, 1], a constant or a schedule. It is one in
-      the first update.
+    averaging: :math:`\beta_k` in (0, 1], a constant or a schedule. The first
+      update uses one.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` with the rows
     (objectives, penalty) to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or a number is out of
       range.
 
@@ -148,33 +148,34 @@ def pmgda(
   rate: types.ScalarOrSchedule = 0.1,
   tolerance: float = 1e-2,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""PMGDA: a Pareto-optimal point whose losses stand in a given proportion.
+  r"""PMGDA: a Pareto-optimal point whose losses have given proportions.
 
   With the distance of the losses from the ray along the preference p,
 
   .. math::
     h(f) = \| f - (u^\top f) u \|, \qquad u = p / \| p \|
 
-  the direction is that of MGDA where :math:`h` is within the tolerance, and
-  elsewhere that of MGDA under the condition that h falls, by
-  `constrained_mgda` with :math:`q = \sum_m \partial_m h \, \nabla f_m`. The
-  authors choose among mixtures of rows of length one by a linear program; this
-  quadratic program has one solution.
+  the direction is that of MGDA if :math:`h` is within the tolerance. Otherwise
+  h must decrease: the direction is that of `constrained_mgda` with
+  :math:`q = \sum_m \partial_m h \, \nabla f_m`. The authors choose among
+  mixtures of unit rows by a linear program; this quadratic program has a unique
+  solution.
 
   Args:
     objectives: the number of rows.
-    preference: :math:`p > 0`, (objectives,): the proportion of the losses, so
+    preference: :math:`p > 0`, (objectives,): the proportions of the losses, so
       that a *larger* number allows a larger loss.
-    rate: :math:`\rho \ge 0` at which h has to fall; a constant or a schedule.
-    tolerance: of h, in units of losses. With a constant step, h stays within
-      what one step changes: let it fall.
+    rate: :math:`\rho \ge 0`, the rate of decrease of h; a constant or a
+      schedule.
+    tolerance: largest accepted h, in units of losses. With a constant step
+      size, h stays at the size of its change per step: let the step size decay.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` with losses to one
     gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or a number is
       out of range.
 
@@ -205,12 +206,12 @@ def pmgda(
     away = losses - (ray @ losses) * ray
     distance = jnp.linalg.norm(away)
     slope = _trees.ratio(away, distance)
-    # The distance's gradient as a row, in units of its longest term.
-    pulls = slope * lengths
-    unit = jnp.max(jnp.abs(pulls))
-    pulls = _trees.ratio(pulls, unit)
-    products = cosines @ pulls
-    size = jnp.sqrt(jnp.maximum(pulls @ products, 0))
+    # The gradient of the distance as a row, in units of its longest term.
+    unit_weights = slope * lengths
+    unit = jnp.max(jnp.abs(unit_weights))
+    unit_weights = _trees.ratio(unit_weights, unit)
+    products = cosines @ unit_weights
+    size = jnp.sqrt(jnp.maximum(unit_weights @ products, 0))
     along = _trees.ratio(products, size)
     corner = jnp.sign(size)[None, None]
     longer = gramian._replace(

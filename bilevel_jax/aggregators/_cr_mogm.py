@@ -1,4 +1,4 @@
-"""CR-MOGM: running means of the weights that another aggregator chooses."""
+"""CR-MOGM: running means of the weights of another aggregator."""
 
 import optax
 
@@ -12,28 +12,28 @@ def cr_mogm(
   *,
   decay: types.ScalarOrSchedule = 0.9,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""CR-MOGM: averages the weights of an aggregator along the run.
+  r"""CR-MOGM: averages the weights of an aggregator during the run.
 
   .. math::
     d_k = J^\top w_k, \qquad w_k = \alpha_k w_{k-1} + (1 - \alpha_k) \hat w_k,
     \quad w_{-1} = \mathbf{1} / M
 
-  where :math:`\hat w` are the weights that the aggregator chooses. With noisy
-  gradients these depend on the noise; a mean of many depends on it less, which
-  takes away part of the bias of the direction.
+  where :math:`\hat w` are the weights of the aggregator. With noisy gradients
+  these depend on the noise; their running mean depends on it less, which
+  reduces the bias of the direction.
 
   Args:
     objectives: the number of rows :math:`M`.
-    aggregator: of as many rows, one that weighs them: `mgda`, `cagrad` or
-      `pcgrad` for instance.
+    aggregator: an aggregator with weights for that many rows: `mgda`, `cagrad`
+      or `pcgrad` for instance.
     decay: :math:`\alpha_k` in [0, 1], a constant or a schedule.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or at init, if the
-      aggregator has no weights.
+    TypeError: at init, if the aggregator has no weights; at the call, if the
+      incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or the decay is out of
       range.
 
@@ -60,13 +60,13 @@ def cr_mogm(
     if not hasattr(inner, 'weights'):
       raise TypeError(
         'cr_mogm averages the weights of an aggregator, but the state of this '
-        f'one, {type(inner).__name__}, has none: give it '
+        f'one, {type(inner).__name__}, has no weights: pass '
         'bj.aggregators.mgda(objectives) for instance.'
       )
     return inner
 
   def choose(jacobian, state):
-    # Of its direction nothing is used, so that the compiler leaves it out.
+    # The compiler removes its direction, which is unused.
     _, inner = evaluated.update(jacobian, state.inner)
     keep = _by_weights.current(decay, state)
     return keep * state.weights + (1 - keep) * inner.weights, inner

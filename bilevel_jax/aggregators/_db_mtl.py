@@ -1,4 +1,4 @@
-"""DB-MTL: gradients of the losses' logarithms, made equally long."""
+"""DB-MTL: gradients of log losses, scaled to equal lengths."""
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,26 @@ def db_mtl(
   decay: types.ScalarOrSchedule = 0.9,
   rest: tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-  r"""DB-MTL: balances losses by logarithms, and gradients by their lengths.
+  r"""DB-MTL: balances losses by logarithms and gradients by lengths.
 
   .. math::
     q_m \leftarrow \beta q_m + (1 - \beta) \nabla \log (f_m + 10^{-8}), \qquad
     d = \sum_m \frac{\max_i \| q_i \|}{\| q_m \|} q_m
 
-  A running mean that vanishes is left out.
+  A zero running mean is left out.
 
   Args:
     objectives: the number of rows.
     decay: :math:`\beta` in [0, 1], a constant or a schedule; the authors let it
       fall as a power of the number of updates. The mean starts at zero.
-    rest: names of the sequences that no weight touches, as in the oracle.
+    rest: names of the sequences outside the weighting, as in the oracle.
 
   Returns:
-    A transformation from a `Jacobian` with positive losses to one gradient. Its
-    weights are those of the running means.
+    A transformation from a `Jacobian` with positive losses to one gradient. The
+    weights in its state are those of the running means.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    TypeError: if the incoming gradients are not a `Jacobian`.
     ValueError: if they have another number of rows or no losses, or the decay
       is out of range.
 
@@ -43,7 +43,7 @@ def db_mtl(
     >>> rows = jnp.array([[2.0, 0.0], [0.0, 3.0]])
     >>> jacobian = bj.Jacobian(rows, values=jnp.array([1.0, 6.0]))
     >>> direction, _ = link.update(jacobian, link.init(params), params)
-    >>> print(direction.round(3))  # Lengths 2 and 1/2, both made 2.
+    >>> print(direction.round(3))  # Lengths 2 and 1/2 become 2.
     [2. 2.]
 
   References:
@@ -53,12 +53,10 @@ def db_mtl(
   _checks.within('db_mtl', 'decay', decay, 0, 1)
   rest = tuple(rest)
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, 'db_mtl', objectives, rows=True)
+  def aggregate(jacobian, state):
     _rows.require_tracked('db_mtl', state.inner, jacobian)
     dtype = state.weights.dtype
-    logs = 1 / (_by_weights.values(jacobian, 'db_mtl', dtype) + 1e-8)
+    logs = 1 / (jacobian.values + 1e-8)
     keep = _by_weights.current(decay, state)
 
     def move(old, row, scale):
@@ -74,14 +72,11 @@ def db_mtl(
     weights = _trees.ratio(jnp.max(lengths), lengths)
     weights = _rows.in_range(gramian, weights)
     direction = _rows.weigh(types.Jacobian(means), weights)
-    direction = _trees.as_dtypes_of(direction, jacobian.rows)
-    return (
-      _rows.with_rest(direction, jacobian.rest),
-      _by_weights.step(state, weights, means),
-    )
+    return _trees.as_dtypes_of(direction, jacobian.rows), weights, means
 
   start = lambda params, dtype: _rows.tracked(
     'db_mtl', objectives, params, rest
   )
-  init_fn = _by_weights.init('db_mtl', objectives, start)
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return _by_weights.aggregator(
+    'db_mtl', objectives, aggregate, start, rows=True, losses=True
+  )

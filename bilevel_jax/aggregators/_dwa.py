@@ -1,4 +1,4 @@
-"""DWA: weights from how fast each loss fell over the last two epochs."""
+"""DWA: weights from the decrease of each loss over the last two epochs."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from bilevel_jax.aggregators import _by_weights
 def dwa(
   objectives: int, *, temperature: float = 2.0, period: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-  r"""DWA: dynamic weight average, by the rates at which losses fell.
+  r"""DWA: dynamic weight averages from the recent decrease of each loss.
 
   With the mean losses :math:`L^{t}` of epoch t,
 
@@ -23,8 +23,8 @@ def dwa(
 
   Args:
     objectives: the number of rows :math:`M`.
-    temperature: :math:`T > 0`; the larger, the more equal the weights.
-    period: updates in an epoch. With one, the weights follow the noise of each
+    temperature: :math:`T > 0`; larger values give more equal weights.
+    period: updates per epoch. With one, the weights follow the noise of each
       batch.
 
   Returns:
@@ -32,7 +32,7 @@ def dwa(
     one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or a number is
       out of range.
 
@@ -54,10 +54,10 @@ def dwa(
   _checks.whole('dwa', 'updates in a period', period)
 
   def choose(jacobian, state):
-    # The mean losses of this epoch so far, of the last one, of that before.
-    begins = state.count % period == 0
+    # The mean losses of the current epoch so far and of the last two epochs.
+    new_epoch = state.count % period == 0
     shifted = jnp.roll(state.inner, 1, axis=0).at[0].set(0)
-    means = jnp.where(begins, shifted, state.inner)
+    means = jnp.where(new_epoch, shifted, state.inner)
     early = state.count < 2 * period
     fall = jnp.where(early, 1, means[1] / jnp.where(early, 1, means[2]))
     weights = objectives * jax.nn.softmax(fall / temperature)

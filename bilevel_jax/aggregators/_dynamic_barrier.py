@@ -1,4 +1,4 @@
-"""The dynamic barrier: as much of the penalty as lets it fall."""
+"""The dynamic barrier: the smallest penalty weight that decreases a penalty."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class DynamicBarrierState(NamedTuple):
 
   Attributes:
     count: updates so far, an int32 scalar.
-    multiplier: the weight of the penalty in the last update, a scalar; zero
-      where the penalty had no slope.
+    multiplier: the weight of the penalty in the last update, a scalar; zero if
+      the gradient of the penalty was zero.
   """
 
   count: chex.Array
@@ -28,7 +28,7 @@ class DynamicBarrierState(NamedTuple):
 def dynamic_barrier(
   eta: types.ScalarOrSchedule = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adds as little of a penalty as makes it fall at a given rate.
+  r"""Adds the smallest multiple of a penalty that decreases it at a given rate.
 
   .. math::
     d = \nabla f + \lambda \nabla q, \qquad
@@ -36,12 +36,12 @@ def dynamic_barrier(
       {\| \nabla q \|^2}, 0 \right), \qquad \phi = \eta \| \nabla q \|^2
 
   The result is the direction nearest to :math:`\nabla f` with
-  :math:`\langle d, \nabla q \rangle \ge \phi`: no penalty weight to choose. It
-  is computed by the unit vector along :math:`\nabla q`, so that it stays
-  finite, with norm at most :math:`\| \nabla f \| + \eta \| \nabla q \|`, as the
-  slope of the penalty vanishes; where that is zero, :math:`d = \nabla f`. But
-  it is not continuous there: with a constant step size the penalty may stay at
-  a level of the order of the step squared, so let the step size decay.
+  :math:`\langle d, \nabla q \rangle \ge \phi`; there is no penalty weight to
+  choose. It is computed from the unit vector along :math:`\nabla q`, so its
+  norm stays below :math:`\| \nabla f \| + \eta \| \nabla q \|` as
+  :math:`\nabla q` vanishes; for :math:`\nabla q = 0`, :math:`d = \nabla f`. It
+  is not continuous there: with a constant step size the penalty may stay at a
+  level of the order of the step squared, so let the step size decay.
 
   Args:
     eta: rate :math:`\eta \ge 0` of the penalty's decrease, dimensionless; a
@@ -53,7 +53,7 @@ def dynamic_barrier(
     sequences.
 
   Raises:
-    ValueError: if eta is negative, or if a `Jacobian` has not two rows.
+    ValueError: if eta is negative, or if a `Jacobian` does not have two rows.
     TypeError: if the incoming gradients are not a `Jacobian`.
 
   Example:
@@ -82,16 +82,16 @@ def dynamic_barrier(
     del params, extra_args
     _rows.require(jacobian, 'dynamic_barrier', 2, rows=True)
     dtype = state.multiplier.dtype
-    found = _rows.gramian(jacobian)
-    objective, penalty = found.lengths.astype(dtype)
-    eta_now = jnp.asarray(rate(state.count), dtype)
-    along = eta_now * penalty - objective * found.cosines[0, 1].astype(dtype)
+    gram = _rows.gramian(jacobian)
+    objective, penalty = gram.lengths.astype(dtype)
+    current_eta = jnp.asarray(rate(state.count), dtype)
+    along = current_eta * penalty - objective * gram.cosines[0, 1].astype(dtype)
     along = jnp.maximum(along, 0)
     inverse = _trees.ratio(1, penalty)
 
     def add(rows):
       one, two = rows.astype(jnp.promote_types(dtype, rows.dtype))
-      # By the unit vector: the multiplier itself may overflow.
+      # Uses the unit vector, since the multiplier may overflow.
       return (one + along * (inverse * two)).astype(rows.dtype)
 
     gradients = jax.tree.map(add, jacobian.rows)

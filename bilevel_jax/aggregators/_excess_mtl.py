@@ -1,4 +1,4 @@
-"""ExcessMTL: weights grow where a task is far from what it could reach."""
+"""ExcessMTL: larger weights for tasks far from their lowest possible loss."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ def excess_mtl(
   rate: types.ScalarOrSchedule = 0.01,
   rest: tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-  r"""ExcessMTL: weights by how much each loss could still fall.
+  r"""ExcessMTL: weighs objectives by their excess risk.
 
-  That excess is estimated by the gradient and a diagonal curvature,
+  The excess, by how much a loss can still decrease, is estimated from the
+  gradient and a diagonal curvature,
 
   .. math::
     S_m \leftarrow S_m + (\nabla f_m)^2, \qquad
@@ -24,21 +25,21 @@ def excess_mtl(
     w_m \leftarrow w_m \exp \left( \eta \frac{e_m}{e_m^0} \right), \quad
     \sum_m w_m = M
 
-  and :math:`d = J^\top w`. A task with noisy labels has a large loss that
-  cannot fall, which its excess does not count. In the first update, which gives
-  :math:`e^0`, :math:`w = 1`. A task whose first gradient vanishes has no excess
-  from then on.
+  and :math:`d = J^\top w`. The excess ignores the part of a loss that cannot
+  decrease, for instance because labels are noisy. The first update determines
+  :math:`e^0` and uses :math:`w = 1`. The excess of a task whose first gradient
+  is zero stays zero.
 
   Args:
     objectives: the number of rows :math:`M`.
     rate: :math:`\eta \ge 0`, dimensionless; a constant or a schedule.
-    rest: names of the sequences that no weight touches, as in the oracle.
+    rest: names of the sequences outside the weighting, as in the oracle.
 
   Returns:
     A transformation from a `Jacobian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    TypeError: if the incoming gradients are not a `Jacobian`.
     ValueError: if they have another number of rows, or the rate is negative.
 
   Example:
@@ -46,7 +47,7 @@ def excess_mtl(
     >>> link, params = bj.aggregators.excess_mtl(2, rate=1.0), jnp.zeros(2)
     >>> state = link.init(params)
     >>> for length in (1.0, 0.0):  # The first gradient vanishes.
-    ...   rows = jnp.array([[length, 0.0], [0.0, 1.0]])
+    ...   rows = jnp.diag(jnp.array([length, 1.0]))
     ...   direction, state = link.update(bj.Jacobian(rows), state, params)
     >>> print((state.weights / state.weights[0]).round(1))  # exp(0), exp(0.7)
     [1. 2.]
@@ -73,11 +74,11 @@ def excess_mtl(
       return _trees.dot(row, curved).astype(dtype)
 
     excesses = jax.vmap(excess)(jacobian.rows, squares)
-    begins = state.count == 0
-    first = jnp.where(begins, excesses, first)
+    is_first = state.count == 0
+    first = jnp.where(is_first, excesses, first)
     growth = _by_weights.current(rate, state) * _trees.ratio(excesses, first)
     grown = jax.nn.softmax(jnp.log(state.weights) + growth)
-    return jnp.where(begins, 1, objectives * grown), (squares, first)
+    return jnp.where(is_first, 1, objectives * grown), (squares, first)
 
   def start(params, dtype):
     squares = _rows.tracked('excess_mtl', objectives, params, rest)

@@ -1,4 +1,4 @@
-"""The geometric mean of the losses, which no scale of a loss changes."""
+"""The geometric mean of the losses, a scale-invariant objective."""
 
 import jax.numpy as jnp
 import optax
@@ -16,18 +16,18 @@ def geometric_mean(
       = \Big( \prod_m f_m \Big)^{1 / M} \frac{1}{M} \sum_m
         \frac{\nabla f_m}{f_m}
 
-  Multiplying a loss by a number multiplies the direction by its M-th root, and
-  does not turn it.
+  Multiplying a loss by a constant multiplies the direction by its M-th root and
+  does not turn the direction.
 
   Args:
     objectives: the number of rows :math:`M`.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` with positive losses to
-    one gradient; it is not a number where a loss is not positive.
+    one gradient, which is NaN if a loss is not positive.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses.
 
   Example:

@@ -1,4 +1,4 @@
-"""GradDrop: in each coordinate, entries of one sign."""
+"""GradDrop: in each coordinate, only entries of one random sign."""
 
 import chex
 import jax
@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _keys
-from bilevel_jax.aggregators import _by_weights, _rows
+from bilevel_jax.aggregators import _by_weights
 
 
 def drop_signs(rows: chex.Array, uniform: chex.Array) -> chex.Array:
-  """The sum of the rows' entries of one sign, drawn for each coordinate."""
+  """Sums the entries of one sign, drawn for each coordinate."""
   zero = jnp.zeros_like(rows[0])
 
   def add(parts, row):
     above, below = parts
     return (above + jnp.maximum(row, 0), below + jnp.minimum(row, 0)), None
 
-  # Row by row: XLA's sums over a leading axis are many times slower on CPUs.
+  # Row by row, since XLA's sums over a leading axis are much slower on CPUs.
   (above, below), _ = jax.lax.scan(add, (zero, zero), rows)
   return jnp.where(uniform * (above - below) < above, above, below)
 
@@ -25,7 +25,7 @@ def drop_signs(rows: chex.Array, uniform: chex.Array) -> chex.Array:
 def grad_drop(
   objectives: int, *, key: chex.PRNGKey | int
 ) -> optax.GradientTransformationExtraArgs:
-  r"""GradDrop: in each coordinate, only entries of one random sign are kept.
+  r"""GradDrop: sums in each coordinate only the entries of one random sign.
 
   .. math::
     d_j = \sum_m J_{mj} \, 1[\operatorname{sign} J_{mj} = s_j], \qquad
@@ -34,15 +34,15 @@ def grad_drop(
 
   Args:
     objectives: the number of rows.
-    key: of the signs; a key or a whole number.
+    key: PRNG key of the signs, or a whole number.
 
   Returns:
-    A transformation from a `Jacobian` to one gradient. No weights: those in
-    its state stay equal.
+    A transformation from a `Jacobian` to one gradient. It has no weights: those
+    in its state stay equal.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian, or
-      the key is none.
+    TypeError: if the incoming gradients are not a `Jacobian`, or the key is
+      missing.
     ValueError: if they have another number of rows.
 
   Example:
@@ -58,20 +58,17 @@ def grad_drop(
     Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout
     <https://arxiv.org/abs/2010.06808>`_, 2020.
   """
-  start = lambda params, dtype: _keys.as_key(key, 'grad_drop')
-  init_fn = _by_weights.init('grad_drop', objectives, start)
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, 'grad_drop', objectives, rows=True)
+  def aggregate(jacobian, state):
     key, now = jax.random.split(state.inner)
     leaves, structure = jax.tree.flatten(jacobian.rows)
     drawn = [
       drop_signs(leaf, jax.random.uniform(k, leaf.shape[1:], leaf.dtype))
       for leaf, k in zip(leaves, jax.random.split(now, len(leaves)))
     ]
-    gradients = jax.tree.unflatten(structure, drawn)
-    gradients = _rows.with_rest(gradients, jacobian.rest)
-    return gradients, _by_weights.step(state, state.weights, key)
+    return jax.tree.unflatten(structure, drawn), state.weights, key
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  start = lambda params, dtype: _keys.as_key(key, 'grad_drop')
+  return _by_weights.aggregator(
+    'grad_drop', objectives, aggregate, start, rows=True
+  )

@@ -1,4 +1,4 @@
-"""GradNorm: weights that bring the tasks to one rate of training."""
+"""GradNorm: weights that equalise the training rates of the objectives."""
 
 import jax.numpy as jnp
 import optax
@@ -13,10 +13,10 @@ def grad_norm(
   rate: types.ScalarOrSchedule = 0.025,
   alpha: float = 1.5,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""GradNorm: learns weights that equalise the rates at which losses fall.
+  r"""GradNorm: learns weights that equalise the training rates.
 
-  With the losses relative to the first ones, :math:`p_m = f_m / f_m^0`, and
-  their rates :math:`r_m = p_m / \bar p`,
+  With the losses relative to their initial values, :math:`p_m = f_m / f_m^0`,
+  and the inverse training rates :math:`r_m = p_m / \bar p`,
 
   .. math::
     d = \sum_m w_m \nabla f_m, \qquad
@@ -24,24 +24,23 @@ def grad_norm(
       - \overline{w \| \nabla f \|} \, r_m^\alpha \right|, \qquad
     \sum_m w_m = M
 
-  where the target :math:`\overline{w \| \nabla f \|} \, r^\alpha` is held
-  fixed. The direction is that of the weights before the step. A step that would
-  make a weight negative makes it zero, and one after which none is left is not
-  taken.
+  where the target :math:`\overline{w \| \nabla f \|} \, r^\alpha` is constant
+  in the derivative. The direction uses the weights before the step. A step sets
+  weights that would become negative to zero, and is skipped if all would.
 
   Args:
     objectives: the number of rows :math:`M`.
     rate: step size :math:`\eta`, in units of one over a gradient norm; a
       constant or a schedule.
-    alpha: :math:`\alpha \ge 0`, how strongly slow tasks are pulled on; 0 makes
-      the weighted gradients equally long.
+    alpha: :math:`\alpha \ge 0`, how strongly slow objectives are favoured; 0
+      gives all weighted gradients the same length.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` with positive losses to
     one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or a number is
       negative.
 
@@ -69,9 +68,9 @@ def grad_norm(
     first, weights = state.inner
     first = jnp.where(state.count == 0, gramian.values, first)
     progress = gramian.values / first
-    pull = (progress / jnp.mean(progress)) ** alpha
+    rates = (progress / jnp.mean(progress)) ** alpha
     norms = weights * gramian.lengths
-    slope = gramian.lengths * jnp.sign(norms - jnp.mean(norms) * pull)
+    slope = gramian.lengths * jnp.sign(norms - jnp.mean(norms) * rates)
     step = _by_weights.current(rate, state) * slope
     after = jnp.maximum(weights - step, 0)
     total = jnp.sum(after)

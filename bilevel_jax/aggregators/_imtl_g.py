@@ -1,4 +1,4 @@
-"""IMTL-G: equal projections on all gradients."""
+"""IMTL-G: equal projections onto all gradients."""
 
 import jax.numpy as jnp
 import optax
@@ -8,14 +8,14 @@ from bilevel_jax.aggregators import _by_weights, _quadratic
 
 
 def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
-  r"""IMTL-G: the combination with equal projections on all unit gradients.
+  r"""IMTL-G: the combination with equal projections onto all unit gradients.
 
   .. math::
     d = J^\top w, \quad \sum_m w_m = 1, \qquad
     \frac{\nabla f_m^\top d}{\|\nabla f_m\|} \text{ equal for all } m
 
-  Weights may be negative. A gradient that vanishes is left out. Where gradients
-  depend on each other, :math:`d` may be zero: then so are all projections.
+  Weights may be negative. A zero gradient is left out. For linearly dependent
+  gradients, :math:`d` and so all projections may be zero.
 
   Args:
     objectives: the number of rows.
@@ -24,7 +24,7 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows.
 
   Example:
@@ -44,32 +44,32 @@ def imtl_g(objectives: int) -> optax.GradientTransformationExtraArgs:
     lengths, lower = factor.lengths, factor.lower
     longest = jnp.max(lengths)
     shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
-    # How much each row of length one counts in the sum of weights, in units of
-    # the shortest one, so that nothing overflows.
-    counts = _trees.ratio(shortest, lengths)
+    # How much each unit row counts in the sum of weights, in units of the
+    # shortest row to prevent overflow.
+    shares = _trees.ratio(shortest, lengths)
     inverse, regular = _quadratic.triangular_inverse(lower)
-    # The direction with projections of one is the first row and a part across
-    # it. By how much a unit row's part along the first is less than one, from
-    # its parts across: as a difference it would be rounding at small angles.
+    # The direction with unit projections is the first row plus a part
+    # orthogonal to it. 1 - first comes from the orthogonal parts of a row,
+    # because the difference has only rounding left at small angles.
     first = lower[:, 0]
-    across = jnp.sum(lower[:, 1:] ** 2, axis=1)
-    near = across / (1 + jnp.abs(first))
-    lacking = jnp.where(first > 0, near, 1 - first)
-    equal = (inverse @ lacking).at[0].set(1)
-    equal = equal / ((inverse @ counts) @ equal)
-    # Where rows depend on each other, the least squares of the equations for
-    # the weights and what all projections are equal to.
-    there = (lengths > 0).astype(lengths.dtype)
+    orthogonal = jnp.sum(lower[:, 1:] ** 2, axis=1)
+    difference = orthogonal / (1 + jnp.abs(first))
+    difference = jnp.where(first > 0, difference, 1 - first)
+    equal = (inverse @ difference).at[0].set(1)
+    equal = equal / ((inverse @ shares) @ equal)
+    # For linearly dependent rows, least squares for the weights and the common
+    # projection.
+    nonzero = (lengths > 0).astype(lengths.dtype)
     system = jnp.block(
       [
-        [lower @ lower.T + jnp.diag(1 - there), -there[:, None]],
-        [counts[None, :], jnp.zeros((1, 1), lengths.dtype)],
+        [lower @ lower.T + jnp.diag(1 - nonzero), -nonzero[:, None]],
+        [shares[None, :], jnp.zeros((1, 1), lengths.dtype)],
       ]
     )
-    pulls = jnp.where(
+    unit_weights = jnp.where(
       regular, inverse.T @ equal, jnp.linalg.pinv(system)[:-1, -1]
     )
-    direction = jnp.where(regular, equal, lower.T @ pulls)
-    return shortest * direction, pulls * counts
+    direction = jnp.where(regular, equal, lower.T @ unit_weights)
+    return shortest * direction, unit_weights * shares
 
   return _by_weights.by_factor('imtl_g', objectives, choose)

@@ -1,4 +1,4 @@
-"""IMTL-L: learned scales that make all losses equally large."""
+"""IMTL-L: learned scales that make all losses equal."""
 
 import jax.numpy as jnp
 import optax
@@ -10,13 +10,13 @@ from bilevel_jax.aggregators import _by_weights
 def imtl_l(
   objectives: int, *, rate: types.ScalarOrSchedule = 0.025
 ) -> optax.GradientTransformationExtraArgs:
-  r"""IMTL-L: learns a scale for each loss that makes them equally large.
+  r"""IMTL-L: learns scales that make all losses equal.
 
   .. math::
     d = \sum_m e^{s_m} \nabla f_m, \qquad
     s \leftarrow s - \eta \nabla_s \sum_m \left( e^{s_m} f_m - s_m \right)
 
-  For fixed losses, the scaled ones go to one.
+  For constant losses, the scaled losses converge to one.
 
   Args:
     objectives: the number of rows.
@@ -27,7 +27,7 @@ def imtl_l(
     gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or the rate
       is negative.
 

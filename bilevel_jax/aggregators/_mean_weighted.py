@@ -1,4 +1,4 @@
-"""Equal weights and fixed weights."""
+"""Equal weights and other constant weights."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from bilevel_jax.aggregators import _by_weights
 
 
 def mean(objectives: int) -> optax.GradientTransformationExtraArgs:
-  r"""Weighs all objectives equally: the control of every comparison.
+  r"""Weighs all objectives equally: the baseline of every comparison.
 
   .. math::
     d = \frac{1}{M} \sum_{m=1}^{M} \nabla f_m
@@ -23,7 +23,7 @@ def mean(objectives: int) -> optax.GradientTransformationExtraArgs:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows.
 
   Example:
@@ -41,7 +41,7 @@ def mean(objectives: int) -> optax.GradientTransformationExtraArgs:
 def weighted(
   weights: Sequence[float] | chex.Array,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Weighs objectives by given numbers: linear scalarisation.
+  r"""Weighs objectives by constants: linear scalarisation.
 
   .. math::
     d = \sum_{m=1}^{M} w_m \nabla f_m
@@ -53,8 +53,8 @@ def weighted(
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
-    ValueError: if the weights are no vector, or of another length than the
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
+    ValueError: if the weights are not a vector, or differ in number from the
       rows.
 
   Example:
@@ -69,6 +69,6 @@ def weighted(
     raise ValueError(
       f'weighted takes a number for each objective, got {weights!r}.'
     )
-  given = jnp.asarray(weights)
-  fixed = lambda jacobian, state: (given, ())
-  return _by_weights.by_weights('weighted', given.shape[0], fixed)
+  constants = jnp.asarray(weights)
+  fixed = lambda jacobian, state: (constants, ())
+  return _by_weights.by_weights('weighted', len(constants), fixed)

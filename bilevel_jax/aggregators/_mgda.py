@@ -1,4 +1,4 @@
-"""The shortest vector in the convex hull of gradients."""
+"""MGDA: the shortest vector in the convex hull of the gradients."""
 
 import jax.numpy as jnp
 import optax
@@ -15,26 +15,26 @@ def mgda(
     d = J^\top w^*, \qquad w^* = \arg\min_{w \in \Delta} \| J^\top w \|^2
 
   Its negative descends every objective, and it is zero only at Pareto
-  stationary points. It is that of the gradients it is given: with noisy ones
-  it is biased, because the weights depend on the noise; see `moco`. `smg`, the
-  stochastic multi-gradient method, is another name of it.
+  stationary points. With noisy gradients it is biased, because the weights
+  depend on the noise; see `moco`. `smg`, the stochastic multi-gradient method,
+  is another name for it.
 
-  Where rows are almost linearly dependent, it is computed from the rows by a QR
-  factorisation, so that the short direction that is left of rows which nearly
-  cancel, down to angles of some 1e-5 in float32, conflicts with none of them.
-  From a `Gramian`, which has only products, this holds down to some 1e-2.
+  For almost linearly dependent rows, a QR factorisation of the rows is used: if
+  they nearly cancel, at angles down to about 1e-5 in float32, the short
+  direction still conflicts with none of them. From a `Gramian`, which has only
+  products, this holds down to about 1e-2.
 
   Args:
     objectives: the number of rows.
-    normalise: whether each row is first divided by its norm, as multi-task
-      codes do where losses have different scales. The weights reported are
-      those of the rows as given.
+    normalise: whether each row is first divided by its norm, as in multi-task
+      code for losses of different scales. The weights in the state are those of
+      the rows before division.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows.
 
   Example:
@@ -53,12 +53,12 @@ def mgda(
     multi-objective optimization <https://arxiv.org/abs/1907.04472>`_, 2021.
   """
 
-  def choose(found):
+  def choose(gram):
     if not normalise:
-      return _quadratic.min_norm_weights(found)
-    unit = found._replace(lengths=jnp.sign(found.lengths))
-    pulls = _quadratic.min_norm_weights(unit)
-    return _rows.of_unit_rows(found, pulls)
+      return _quadratic.min_norm_weights(gram)
+    unit = gram._replace(lengths=jnp.sign(gram.lengths))
+    unit_weights = _quadratic.min_norm_weights(unit)
+    return _rows.row_weights(gram, unit_weights)
 
   def choose_exactly(factor):
     columns = _quadratic.full_rank(factor.lower)
@@ -67,7 +67,7 @@ def mgda(
       lengths = jnp.sign(lengths)
     image, weights = _quadratic.min_norm(lengths, columns)
     if normalise:
-      weights = _rows.of_unit_rows(factor, weights)
+      weights = _rows.row_weights(factor, weights)
     return image[:objectives], weights
 
   return _by_weights.by_gramian_or_factor(
@@ -75,5 +75,4 @@ def mgda(
   )
 
 
-# Names of the same link, by what the oracle before it sees.
-smg = mgda  # A mini-batch.
+smg = mgda  # The name of MGDA with gradients of mini-batches.

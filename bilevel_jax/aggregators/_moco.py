@@ -1,4 +1,4 @@
-"""MoCo: gradients tracked over steps, so that the weights see less noise."""
+"""MoCo: gradients tracked over steps, so that the weights have less noise."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,17 +28,17 @@ class MocoState(NamedTuple):
   tracked: Any
 
 
-# From (tracked row, gradient, index of the objective) to the tracked row.
+# Maps (tracked row, gradient, index of the objective) to the next tracked row.
 Move = Callable[[Any, Any, chex.Numeric], Any]
 
 
 class Tracker(NamedTuple):
-  """MoCo for whoever makes the gradients, all at once or one by one.
+  """MoCo for gradients that come all at once or one by one.
 
   Attributes:
-    init: from the parameters to the first state: nothing tracked.
-    update: from a function that moves the tracked rows, given a `Move`, and the
-      state to the direction and the next state.
+    init: maps the parameters to the initial state, with zero tracked rows.
+    update: maps (feed, state) to the direction and the next state, where
+      `feed(tracked, move)` applies a `Move` to each tracked row.
   """
 
   init: Callable[[Any], MocoState]
@@ -48,7 +48,7 @@ class Tracker(NamedTuple):
 
 
 def tracker(
-  who: str,
+  name: str,
   objectives: int,
   *,
   tracking: types.ScalarOrSchedule = 0.1,
@@ -59,52 +59,52 @@ def tracker(
   rest: tuple[str, ...] = (),
   accumulator_dtype: Any = jnp.float32,
 ) -> Tracker:
-  """Checks the numbers of MoCo, and makes its two functions; see `moco`."""
-  _checks.within(who, 'tracking', tracking, 0, 1, open_low=True)
-  _checks.within(who, 'weight_step', weight_step, 0, open_low=True)
-  _checks.within(who, 'regularisation', regularisation, 0)
+  """Checks the hyperparameters of MoCo and makes its functions; see `moco`."""
+  _checks.within(name, 'tracking', tracking, 0, 1, open_low=True)
+  _checks.within(name, 'weight_step', weight_step, 0, open_low=True)
+  _checks.within(name, 'regularisation', regularisation, 0)
   if radius is not None:
-    _checks.within(who, 'radius', radius, 0, open_low=True)
+    _checks.within(name, 'radius', radius, 0, open_low=True)
     if np.shape(radius) not in ((), (objectives,)):
       raise ValueError(
-        f'{who}: radius is a number or one for each of {objectives} '
+        f'{name}: radius is a number or one for each of {objectives} '
         f'objectives, got shape {np.shape(radius)}.'
       )
-  first = _by_weights.init(who, objectives)
+  initial = _by_weights.init(name, objectives)
 
   def init(params):
-    tracked = _rows.tracked(who, objectives, params, rest, accumulator_dtype)
-    count, weights, _ = first(params)
+    tracked = _rows.tracked(name, objectives, params, rest, accumulator_dtype)
+    count, weights, _ = initial(params)
     return MocoState(count, weights, tracked)
 
   def extended(lengths, root):
-    """Of rows that end in the root of rho, each in a coordinate of its own."""
+    """Lengths of rows extended by their own coordinate, the root of rho."""
     longer = jnp.hypot(lengths, root)
     return longer, _trees.ratio(lengths, longer)
 
-  def shortest(tracked, root):
-    """The direction and the weights of least length."""
+  def min_norm(tracked, root):
+    """The shortest direction and its weights."""
     jacobian = types.Jacobian(tracked)
-    found = _rows.gramian(jacobian)
+    gram = _rows.gramian(jacobian)
     dtype = root.dtype
-    lengths, share = extended(found.lengths.astype(dtype), root)
-    cosines = share[:, None] * found.cosines.astype(dtype) * share
+    lengths, share = extended(gram.lengths.astype(dtype), root)
+    cosines = share[:, None] * gram.cosines.astype(dtype) * share
     cosines = cosines + jnp.diag(1 - share**2)
-    longer = found._replace(lengths=lengths, cosines=cosines)
+    longer = gram._replace(lengths=lengths, cosines=cosines)
     weights = _quadratic.min_norm_weights(longer)
     weights = _rows.in_range(longer, weights)
 
     def choose_exactly(factor):
       lengths, share = extended(factor.lengths, root)
-      own = _trees.ratio(root, lengths)
-      columns = _quadratic.full_rank(share[:, None] * factor.lower, own)
+      last = _trees.ratio(root, lengths)
+      columns = _quadratic.full_rank(share[:, None] * factor.lower, last)
       image, weights = _quadratic.min_norm(lengths, columns)
       return image[:objectives], weights
 
     accurate = _quadratic.separate(cosines)
     fast = (_rows.weigh(jacobian, weights), weights)
     return _by_weights.unless(
-      accurate, fast, choose_exactly, jacobian, found.lengths.astype(dtype)
+      accurate, fast, choose_exactly, jacobian, gram.lengths.astype(dtype)
     )
 
   def reweigh(tracked, state):
@@ -112,7 +112,7 @@ def tracker(
     weights, dtype = state.weights, state.weights.dtype
     rho = _by_weights.current(regularisation, state)
     if exact:
-      return shortest(tracked, jnp.sqrt(rho))
+      return min_norm(tracked, jnp.sqrt(rho))
     step = _by_weights.current(weight_step, state)
     slope = _rows.products(tracked).astype(dtype) @ weights + rho * weights
     weights = _quadratic.onto_simplex(weights - step * slope)
@@ -130,12 +130,12 @@ def tracker(
       )
       if radius is None:
         return row
-      most = jnp.broadcast_to(jnp.asarray(radius, dtype), objectives)[index]
-      # By the largest entry first, so that no square overflows.
+      bound = jnp.broadcast_to(jnp.asarray(radius, dtype), objectives)[index]
+      # Divides by the largest entry first so that no square overflows.
       largest = optax.tree.norm(row, ord=jnp.inf).astype(dtype)
       unit = _trees.scaled(_trees.ratio(1, largest), row)
       norm = largest * jnp.sqrt(_trees.dot(unit, unit))
-      return _trees.scaled(most / jnp.maximum(norm, most), row)
+      return _trees.scaled(bound / jnp.maximum(norm, bound), row)
 
     tracked = feed(state.tracked, move)
     direction, weights = reweigh(tracked, state)
@@ -157,7 +157,7 @@ def moco(
   rest: tuple[str, ...] = (),
   accumulator_dtype: Any = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""MoCo: a multi-gradient direction whose bias vanishes along the run.
+  r"""MoCo: a multi-gradient direction whose bias vanishes during the run.
 
   .. math::
     Y_k &= \Pi_{\text{balls}} [ Y_{k-1} + \beta_k (G_k - Y_{k-1}) ],
@@ -168,37 +168,38 @@ def moco(
     d_k &= Y_k^\top \lambda_k
 
   Rows :math:`G` are noisy gradients. The weights of a multi-gradient direction
-  depend on them, so a direction from :math:`G` alone is biased however many
-  steps are taken; a running mean takes the noise out of both. No larger batch
-  is needed. The direction feeds any optimiser.
+  depend on the same noise, so a direction from :math:`G` alone stays biased
+  after any number of steps. A running mean removes the noise from both, without
+  larger batches.
 
   Args:
     objectives: the number of rows :math:`M`.
-    tracking: :math:`\beta_k` in (0, 1], a constant or a schedule; a value of
-      the schedule above 1 counts as 1. For 1, nothing is tracked.
+    tracking: :math:`\beta_k` in (0, 1], a constant or a schedule, whose values
+      above 1 count as 1. With 1, there is no running mean.
     weight_step: :math:`\gamma_k`, in units of one over a squared gradient norm;
-      a constant or a schedule. The weights are not a number where that square
-      leaves the range of floats.
-    regularisation: :math:`\rho`, in units of a squared gradient norm; pulls
-      the weights together.
+      a constant or a schedule. The weights are NaN if that square leaves the
+      range of floats.
+    regularisation: :math:`\rho`, in units of a squared gradient norm; makes the
+      weights more equal.
     exact: whether :math:`\lambda_k` minimises
       :math:`\lambda^\top (Y_k Y_k^\top + \rho I) \lambda` instead of taking one
       step towards it.
-    radius: of the balls on which tracked gradients are projected, a number or
-      (objectives,), bounds on gradient norms; None for no projection.
-    samples: for local tracking, the number of Jacobians that the oracle gives
-      (`bj.evaluation.independent`); :math:`Y` is moved by each in turn, then
-      the weights are.
-    rest: names of the sequences that no weight touches, as in the oracle.
-    accumulator_dtype: the least width of the tracked gradients: in bfloat16, a
-      share of a thousandth of a new gradient is lost in the rounding of the
-      old one. The direction has the dtypes of the gradients.
+    radius: radius of the balls onto which tracked gradients are projected, in
+      units of gradient norms, a number or (objectives,); None for no
+      projection.
+    samples: for local tracking, the number of Jacobians from the oracle
+      (`bj.evaluation.independent`); :math:`Y` moves by each in turn, then the
+      weights move.
+    rest: names of the sequences outside the weighting, as in the oracle.
+    accumulator_dtype: smallest dtype of the tracked gradients: in bfloat16, a
+      thousandth of a new gradient is lost to rounding. The direction has the
+      dtypes of the gradients.
 
   Returns:
     A transformation from a `Jacobian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    TypeError: if the incoming gradients are not a `Jacobian`.
     ValueError: if they have another number of rows, or a number is out of
       range.
 
@@ -215,7 +216,7 @@ def moco(
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(200):
     ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    ...   params = bj.apply_updates(params, updates)
     >>> bool(jnp.abs(params) <= 1.001)  # Between the two minimisers.
     True
 

@@ -1,4 +1,4 @@
-"""Weights from two independent Jacobians: no bias by a noise squared."""
+"""MoDo and SDMGrad: unbiased weights from two independent Jacobians."""
 
 from typing import Any
 
@@ -10,23 +10,21 @@ from bilevel_jax import _checks, _trees, types
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
-def _by_samples(name, objectives, samples, choose, start=_by_weights.nothing):
+def _by_samples(name, objectives, samples, choose, start=_by_weights.no_state):
   """Makes an aggregator of several Jacobians stacked by `independent`.
 
   Args:
-    name: of the aggregator.
+    name: the aggregator's name.
     objectives: the number of objectives.
-    samples: 2, or 3 where the direction has a sample of its own.
-    choose: (cross-products of two samples, state) -> (weights, what to
-      remember).
+    samples: 2, or 3 if the direction has its own sample.
+    choose: maps (cross-products of two samples, state) to (weights, next inner
+      state).
     start: as in `by_weights`.
   """
   if samples not in (2, 3):
     raise ValueError(f'{name} takes 2 or 3 samples, got {samples}.')
 
-  def update_fn(jacobian, state, params=None, **extra_args):
-    del params, extra_args
-    _rows.require(jacobian, name, objectives * samples, rows=True)
+  def aggregate(jacobian, state):
     parts = [_rows.part(jacobian, i, objectives) for i in range(samples)]
     cross = _rows.products(parts[0], parts[1]).astype(state.weights.dtype)
     weights, inner = choose(cross, state)
@@ -34,10 +32,11 @@ def _by_samples(name, objectives, samples, choose, start=_by_weights.nothing):
     if samples == 2:
       rows = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
     gradients = _rows.weigh(jacobian._replace(rows=rows), weights)
-    return gradients, _by_weights.step(state, weights, inner)
+    return gradients, weights, inner
 
-  init_fn = _by_weights.init(name, objectives, start)
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return _by_weights.aggregator(
+    name, objectives, aggregate, start, samples=samples, rows=True
+  )
 
 
 def modo(
@@ -54,22 +53,22 @@ def modo(
       ( J_1 J_2^\top + \rho I ) \lambda_{k-1} ], \qquad
     d_k = J_3^\top \lambda_k
 
-  The product of two independent samples has the mean of the true one; the
-  square of one sample has not. The oracle before it is
-  `bj.evaluation.independent(oracle, samples)`.
+  The product of two independent samples is an unbiased estimate of the true
+  product; the square of one sample is not. Put
+  `bj.evaluation.independent(oracle, samples)` before it.
 
   Args:
     objectives: the number of objectives.
     weight_step: :math:`\gamma_k`, a constant or a schedule.
     regularisation: :math:`\rho`, a constant or a schedule.
-    samples: 3; or 2, and the direction takes the mean of the two, which is
-      cheaper and no longer independent of the weights.
+    samples: 3; or 2 for a direction from the mean of the two, which is cheaper
+      but not independent of the weights.
 
   Returns:
     A transformation from a `Jacobian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    TypeError: if the incoming gradients are not a `Jacobian`.
     ValueError: if they have another number of rows than objectives times
       samples.
 
@@ -109,27 +108,27 @@ def sdmgrad(
   pull: float = 0.3,
   samples: int = 3,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""SDMGrad: a multi-gradient direction that is pulled to the mean gradient.
+  r"""SDMGrad: a multi-gradient direction regularised towards the mean gradient.
 
-  Several steps of descent with momentum on the simplex, from the weights of the
-  update before and with two independent samples of the Jacobian, towards
+  Several steps of projected descent with momentum, from the weights of the last
+  update and with two independent samples of the Jacobian, towards
 
   .. math::
     \min_{w \in \Delta} \tfrac{1}{2} \| J^\top (w + \lambda \mathbf{1} / M)
       \|^2, \qquad
     d = J_3^\top \, \frac{w + \lambda \mathbf{1} / M}{1 + \lambda}
 
-  The oracle before it is `bj.evaluation.independent(oracle, samples)`.
+  Put `bj.evaluation.independent(oracle, samples)` before it.
 
   Args:
     objectives: the number of objectives.
     weight_step: step size of :math:`w`, in units of one over the largest sum of
       absolute values in a row of :math:`J_1 J_2^\top`; a constant or a
-      schedule. Up to 1 the descent cannot oscillate, so that without noise the
-      default ends near the minimiser within an update; where gradients differ
-      in length by a factor of ten, that takes more steps or several updates.
-    momentum: of that descent, in [0, 1).
-    inner_steps: its steps in one update.
+      schedule. Up to 1 the descent cannot oscillate: without noise, the default
+      comes near the minimiser within one update, or within several if the
+      lengths of gradients differ by a factor of ten.
+    momentum: momentum of that descent, in [0, 1).
+    inner_steps: descent steps per update.
     pull: :math:`\lambda \ge 0`.
     samples: 3; or 2, as in `modo`.
 
@@ -137,7 +136,7 @@ def sdmgrad(
     A transformation from a `Jacobian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or only a Gramian.
+    TypeError: if the incoming gradients are not a `Jacobian`.
     ValueError: if they have another number of rows than objectives times
       samples, or a number is out of range.
 

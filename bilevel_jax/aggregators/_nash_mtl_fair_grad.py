@@ -1,4 +1,4 @@
-"""Fair weights: the larger, the smaller an objective's progress is."""
+"""Nash-MTL and FairGrad: larger weights for objectives with less progress."""
 
 import chex
 import jax
@@ -8,65 +8,72 @@ import optax
 from bilevel_jax import _checks
 from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
-_STEPS = 200
+_MAX_STEPS = 200
 
 
 def _fair(factor: _rows.Factor, alpha: float) -> tuple[chex.Array, chex.Array]:
-  r"""Solves :math:`G w = w^{-1/\alpha}`; the direction and the weights.
+  r"""Solves :math:`G w = w^{-1/\alpha}` for the direction and the weights.
 
-  The weights :math:`p` of rows of length one solve :math:`L L^\top p = c \,
+  The weights :math:`p` of unit rows solve :math:`L L^\top p = c \,
   p^{-1/\alpha}` with the rows' factor :math:`L` and a power :math:`c` of the
   lengths, the optimality condition of a convex program. Newton's method follows
-  the solution from :math:`c = 1`, by at most a factor of :math:`e` in a step.
-  Not a number if it does not arrive, or if a weight leaves the range of floats.
+  the solution from :math:`c = 1`, by at most a factor of :math:`e` per step.
+  The result is NaN if it does not converge, or if a weight leaves the range of
+  floats.
   """
   lengths, lower = factor.lengths, factor.lower
   size, power = lengths.shape[0], 1 / alpha
-  info, there = jnp.finfo(lengths.dtype), lengths > 0
-  # A row that is zero would ask for an infinite weight, and so would rows that
-  # cancel: a diagonal keeps both finite. Its root is the rounding of L.
-  root = jnp.where(there, 4 * size * info.eps, 1)
-  target = (power - 1) * jnp.log(jnp.where(there, lengths, 1))
-  most = jnp.max(target)
-  least = jnp.min(target) - most
+  info, nonzero = jnp.finfo(lengths.dtype), lengths > 0
+  # A diagonal keeps the weights of zero rows and of cancelling rows finite. Its
+  # root is the rounding of L.
+  root = jnp.where(nonzero, 4 * size * info.eps, 1)
+  target = (power - 1) * jnp.log(jnp.where(nonzero, lengths, 1))
+  largest = jnp.max(target)
+  last = jnp.min(target) - largest
 
-  def going(carry):
+  def condition(carry):
     _, change, count = carry
-    return ((change > info.eps**0.5) | (1 - count > least)) & (count < _STEPS)
+    moving = (change > info.eps**0.5) | (1 - count > last)
+    return moving & (count < _MAX_STEPS)
 
   def newton(carry):
-    pulls, _, count = carry
-    pressure = jnp.exp(jnp.maximum(target - most, -count)) * pulls**-power
-    left = pressure - lower @ (lower.T @ pulls) - root**2 * pulls
-    # The curvature is a sum of squares; its root keeps small angles.
-    curve = jnp.diag(jnp.sqrt(root**2 + power * pressure / pulls))
+    unit_weights, _, count = carry
+    scale = jnp.exp(jnp.maximum(target - largest, -count))
+    pressure = scale * unit_weights**-power
+    product = lower @ (lower.T @ unit_weights)
+    residual = pressure - product - root**2 * unit_weights
+    # The curvature is a sum of squares; its root resolves small angles.
+    curve = jnp.diag(jnp.sqrt(root**2 + power * pressure / unit_weights))
     upper = jnp.linalg.qr(jnp.concatenate([lower.T, curve]), mode='r')
     solve = jax.scipy.linalg.solve_triangular
-    move = solve(upper, solve(upper, left, trans=1))
-    change = jnp.max(jnp.abs(move / pulls))
-    # Damped, so that all stay positive; full steps close to the end.
-    return pulls + move / jnp.maximum(1, 1.2 * change), change, count + 1
+    move = solve(upper, solve(upper, residual, trans=1))
+    change = jnp.max(jnp.abs(move / unit_weights))
+    # Damped so that all stay positive, with full steps near the solution.
+    damped = move / jnp.maximum(1, 1.2 * change)
+    return unit_weights + damped, change, count + 1
 
-  start = (jnp.ones_like(target), jnp.ones_like(most), 0)
+  start = (jnp.ones_like(target), jnp.ones_like(largest), 0)
   data = (lengths, lower)
-  pulls, change, count = _quadratic.loop(going, newton, start, data)
-  # Both sides of the equation give the direction, L' p. Where large weights
-  # cancel, the left one is their rounding; the right one is divided by small
-  # angles. The one of the smaller bound on its rounding counts.
+  unit_weights, change, count = _quadratic.loop(condition, newton, start, data)
+  # Both sides of the equation give the direction, L' p. The left side loses
+  # digits if large weights cancel, the right side at small angles. The side
+  # with the smaller bound on its rounding is used.
   inverse, regular = _quadratic.triangular_inverse(lower)
-  pressure = jnp.exp(target - most) * pulls**-power - root**2 * pulls
-  pulls_there, size_of = jnp.where(there, pulls, 0), jnp.linalg.norm
-  right = size_of(inverse) * size_of(pressure) < size_of(pulls_there)
-  direction = jnp.where(
-    regular & right, inverse @ pressure, lower.T @ pulls_there
+  pressure = jnp.exp(target - largest) * unit_weights**-power
+  pressure = pressure - root**2 * unit_weights
+  present, norm = jnp.where(nonzero, unit_weights, 0), jnp.linalg.norm
+  right = norm(inverse) * norm(pressure) < norm(present)
+  direction = jnp.where(regular & right, inverse @ pressure, lower.T @ present)
+  unit = jnp.exp(largest / (1 + power))
+  direction, unit_weights = direction * unit, unit_weights * unit
+  weights = _rows.row_weights(factor, unit_weights)
+  converged = (change < 0.1) & (1 - count <= last)
+  in_bounds = (weights >= info.tiny) & (weights <= info.max)
+  valid = converged & jnp.all(in_bounds | ~nonzero)
+  return (
+    jnp.where(valid, direction, jnp.nan),
+    jnp.where(valid, weights, jnp.nan),
   )
-  unit = jnp.exp(most / (1 + power))
-  direction, pulls = direction * unit, pulls * unit
-  weights = _rows.of_unit_rows(factor, pulls)
-  fine = (change < 0.1) & (1 - count <= least)
-  held = (weights >= info.tiny) & (weights <= info.max)
-  fine = fine & jnp.all(held | ~there)
-  return jnp.where(fine, direction, jnp.nan), jnp.where(fine, weights, jnp.nan)
 
 
 def nash_mtl(
@@ -75,26 +82,26 @@ def nash_mtl(
   max_norm: float | None = None,
   normalise: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Nash-MTL: the direction on which the objectives agree when they bargain.
+  r"""Nash-MTL: the Nash bargaining solution for the objectives' progress.
 
   .. math::
     d = J^\top w, \qquad J J^\top w = \frac{1}{w}, \quad w > 0
 
-  The direction has the norm :math:`\sqrt{M}` however short the gradients are:
-  let the step size decay, or normalise. A gradient that vanishes is left out.
+  The direction has the norm :math:`\sqrt{M}` for gradients of any length: let
+  the step size decay, or normalise. A zero gradient is left out.
 
   Args:
     objectives: the number of rows.
     max_norm: the direction is scaled down to this norm, in units of the
-      gradients; None leaves it as it is.
-    normalise: whether the Gram matrix is divided by its norm in the equation
-      for the weights, so that the direction scales as the gradients do.
+      gradients; None for no limit.
+    normalise: whether the equation for the weights uses the Gram matrix divided
+      by its norm, so that the direction scales with the gradients.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or `max_norm` is not above
       zero.
 
@@ -132,27 +139,28 @@ def nash_mtl(
 def fair_grad(
   objectives: int, *, alpha: float = 2.0
 ) -> optax.GradientTransformationExtraArgs:
-  r"""FairGrad: the direction of greatest alpha-fair utility of all progress.
+  r"""FairGrad: the direction of greatest alpha-fair utility of the progress.
 
   .. math::
     d = J^\top w, \qquad J J^\top w = w^{-1/\alpha}, \quad w > 0
 
-  The progress of objective :math:`m` along :math:`d` is :math:`w_m^{-1/\alpha}`
-  and counts by :math:`\sum_m (\nabla f_m^\top d)^{1 - \alpha} / (1 - \alpha)`:
-  the larger :math:`\alpha`, the more the least progress counts.
+  The progress of objective :math:`m` along :math:`d` is
+  :math:`w_m^{-1/\alpha}`. The utility is
+  :math:`\sum_m (\nabla f_m^\top d)^{1 - \alpha} / (1 - \alpha)`: a larger
+  :math:`\alpha` gives more weight to the smallest progress.
 
   Args:
     objectives: the number of rows.
     alpha: :math:`\alpha > 0`; 1 gives `nash_mtl`.
 
   Returns:
-    A transformation from a `Jacobian` or a `Gramian` to one gradient. A
-    gradient that vanishes is left out. The direction is not a number where the
-    weights leave the range of floats: for the default in float32, with a
-    gradient shorter than 1e-28 or longer than 1e28.
+    A transformation from a `Jacobian` or a `Gramian` to one gradient. A zero
+    gradient is left out. The direction is NaN if the weights leave the range of
+    floats: for the default in float32, with a gradient shorter than 1e-28 or
+    longer than 1e28.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or alpha is not above zero.
 
   Example:

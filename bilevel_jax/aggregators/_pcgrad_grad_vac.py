@@ -1,4 +1,4 @@
-"""Conflicts taken out pair by pair, in random order."""
+"""PCGrad and GradVac: conflicts removed pair by pair, in random order."""
 
 from typing import Any
 
@@ -10,32 +10,31 @@ import optax
 from bilevel_jax import _checks, _keys, _trees
 from bilevel_jax.aggregators import _by_weights, _rows
 
-# The largest cosine that GradVac turns a gradient to.
-COSINE = 0.99
+MAX_COSINE = 0.99  # Largest target cosine of GradVac.
 
 
 def _orders(key: chex.PRNGKey, objectives: int) -> tuple[Any, Any]:
-  """The next key, and a random order of all objectives for each of them."""
+  """The next key, and a random order of the objectives for each objective."""
   key, now = jax.random.split(key)
   drawn = jax.random.bits(now, (objectives, objectives))
   return key, jnp.argsort(drawn, axis=1)
 
 
-def _total(found: Any, parts: chex.Array) -> chex.Array:
-  """Weights of the sum of changed gradients.
+def _total(gram: Any, parts: chex.Array) -> chex.Array:
+  """Weights of the sum of the changed gradients.
 
   Args:
-    found: lengths and cosines of the rows.
-    parts: each changed gradient, divided by its length before, as weights of
-      rows of length one, (objectives, objectives).
+    gram: lengths and cosines of the rows.
+    parts: each changed gradient, divided by its original length, as weights of
+      unit rows, (objectives, objectives).
   """
-  longest = jnp.max(found.lengths)
-  pulls = _trees.ratio(found.lengths, longest) @ parts
-  return _rows.of_unit_rows(found, pulls, longest)
+  longest = jnp.max(gram.lengths)
+  unit_weights = _trees.ratio(gram.lengths, longest) @ parts
+  return _rows.row_weights(gram, unit_weights, longest)
 
 
 def project_conflicts(cosines: chex.Array, orders: chex.Array) -> chex.Array:
-  """The gradients after PCGrad, see `_total`; an order for each of them."""
+  """The gradients after PCGrad, as `parts` of `_total`; one order per row."""
   rows = jnp.arange(cosines.shape[0])
 
   def step(parts, others):
@@ -43,15 +42,14 @@ def project_conflicts(cosines: chex.Array, orders: chex.Array) -> chex.Array:
     push = jnp.where(others != rows, jnp.minimum(inner, 0), 0)
     return parts.at[rows, others].add(-push), None
 
-  return jax.lax.scan(step, jnp.eye(len(rows), dtype=cosines.dtype), orders.T)[
-    0
-  ]
+  start = jnp.eye(len(rows), dtype=cosines.dtype)
+  return jax.lax.scan(step, start, orders.T)[0]
 
 
 def pcgrad(
   objectives: int, *, key: chex.PRNGKey | int
 ) -> optax.GradientTransformationExtraArgs:
-  r"""PCGrad: each gradient gives up what opposes the others, one by one.
+  r"""PCGrad: removes from each gradient its conflicts with the others.
 
   .. math::
     g_i \leftarrow g_i - \frac{\min(g_i^\top \nabla f_j, 0)}{\|\nabla f_j\|^2}
@@ -60,14 +58,15 @@ def pcgrad(
 
   Args:
     objectives: the number of rows.
-    key: of the random orders; a key or a whole number.
+    key: PRNG key of the random orders, or a whole number.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient; a sum,
     not a mean.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or the key is none.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`, or
+      the key is missing.
     ValueError: if they have another number of rows.
 
   Example:
@@ -75,8 +74,8 @@ def pcgrad(
     >>> link = bj.aggregators.pcgrad(2, key=jax.random.key(0))
     >>> params = jnp.zeros(2)
     >>> jacobian = bj.Jacobian(jnp.array([[1.0, 0.0], [-1.0, 1.0]]))
-    >>> found, _ = link.update(jacobian, link.init(params), params)
-    >>> print((2 * found).round())
+    >>> direction, _ = link.update(jacobian, link.init(params), params)
+    >>> print((2 * direction).round())
     [1. 3.]
 
   References:
@@ -95,7 +94,7 @@ def pcgrad(
 def vaccinate(
   cosines: chex.Array, targets: chex.Array, orders: chex.Array, rate: Any
 ) -> tuple[chex.Array, chex.Array]:
-  """The gradients after GradVac, see `_total`, and its new targets."""
+  """The gradients after GradVac, as `parts` of `_total`, and new targets."""
   rows = jnp.arange(cosines.shape[0])
   sine = lambda c: jnp.sqrt(jnp.maximum(1 - c**2, 0))
 
@@ -105,7 +104,7 @@ def vaccinate(
     own = jnp.sqrt(jnp.maximum(jnp.sum(products * parts, axis=1), 0))
     cosine = _trees.ratio(products[rows, others], own)
     target = targets[rows, others]
-    goal = jnp.minimum(target, COSINE)
+    goal = jnp.minimum(target, MAX_COSINE)
     push = own * (goal * sine(cosine) / sine(goal) - cosine)
     differs = others != rows
     push = jnp.where(differs & (cosine < goal), push, 0)
@@ -120,10 +119,10 @@ def vaccinate(
 def grad_vac(
   objectives: int, *, key: chex.PRNGKey | int, rate: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-  r"""GradVac: each gradient is turned until its cosines reach their average.
+  r"""GradVac: turns each gradient until its cosines reach their running means.
 
-  A running mean :math:`\hat\phi_{ij}` of the cosine between objectives is the
-  target; where the cosine :math:`\phi_{ij}` is below it,
+  The running mean :math:`\hat\phi_{ij}` of the cosine between objectives is the
+  target. If the cosine :math:`\phi_{ij}` is below it,
 
   .. math::
     g_i \leftarrow g_i + \frac{\|g_i\| \left( \hat\phi_{ij}
@@ -131,21 +130,23 @@ def grad_vac(
       {\|\nabla f_j\| \sqrt{1 - \hat\phi_{ij}^2}} \nabla f_j, \qquad
     d = \sum_i g_i
 
-  The target in this formula is at most 0.99, so that no turn makes a gradient
-  more than 7.1 times as long: for a target of one, which equal gradients reach,
-  it would be infinite.
+  The target in this formula is at most 0.99, so that a turn makes a gradient at
+  most 7.1 times as long. For a target of one, which equal gradients reach, the
+  factor would be infinite.
 
   Args:
     objectives: the number of rows.
-    key: of the random orders; a key or a whole number.
-    rate: of the running mean, in [0, 1].
+    key: PRNG key of the random orders, or a whole number.
+    rate: rate of the running mean, in [0, 1].
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or the key is none.
-    ValueError: if they have another number of rows, or `rate` is no share.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`, or
+      the key is missing.
+    ValueError: if they have another number of rows, or `rate` is outside
+      [0, 1].
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp

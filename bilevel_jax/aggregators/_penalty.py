@@ -1,4 +1,4 @@
-"""Weighs an objective and a penalty into one gradient."""
+"""The weighted sum of an objective and a penalty."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from bilevel_jax.aggregators import _rows
 def _check_weight(value: Any, where: str, what: str, positive: bool) -> None:
   if isinstance(value, jax.core.Tracer):
     return
-  # By numpy, so that it also works while a function is traced.
+  # NumPy works inside a traced function too.
   fits = np.asarray(value) > 0 if positive else np.asarray(value) >= 0
   if np.ndim(value) or not fits:
     bound = '> 0' if positive else '>= 0'
@@ -31,26 +31,26 @@ def checked_schedule(
   *,
   positive: bool = False,
 ) -> Callable[[chex.Numeric], chex.Numeric]:
-  """A weight as a schedule, checked where it can be.
+  """Checks a weight and converts it to a schedule.
 
   Args:
-    weight: a constant or a schedule from the count, never negative.
-    what: what the error calls it.
-    positive: whether zero is refused too. Values that only a compiled step
-      knows cannot be: there, one that is not positive is NaN.
+    weight: a constant or a schedule from the count, nonnegative.
+    what: the name of the weight, for the error.
+    positive: whether zero is invalid too. Compiled steps cannot raise errors:
+      there, a value that is not positive becomes NaN.
 
   Returns:
     A schedule.
 
   Raises:
-    ValueError: if the weight, or the schedule at a power of ten up to a million
-      or at zero, is negative or no scalar.
+    ValueError: if the weight is negative or not a scalar. A schedule is checked
+      at zero and at powers of ten up to a million.
   """
   if not callable(weight):
     _check_weight(weight, '', what, positive)
     schedule = lambda count: weight
   else:
-    # What a schedule gives inside a compiled step cannot raise: sample it now.
+    # A compiled step cannot raise errors, so the schedule is sampled now.
     for step in (0, *(10**k for k in range(7))):
       where = f' from the schedule at step {step}'
       _check_weight(weight(step), where, what, positive)
@@ -68,18 +68,17 @@ def checked_schedule(
 def penalty_weights(
   penalty: types.ScalarOrSchedule, *, rescale: bool
 ) -> Callable[[chex.Numeric, Any], tuple[chex.Array, chex.Array]]:
-  """The weights of an objective and of its penalty, by count and dtype.
+  """The weights of an objective and its penalty.
 
   Args:
-    penalty: a constant or a schedule from the count, never negative.
+    penalty: a constant or a schedule from the count, nonnegative.
     rescale: whether to multiply both weights by min(1 / penalty, 1).
 
   Returns:
-    A function of the number of updates so far and of a dtype to two scalars.
+    A function of the number of updates so far and a dtype to two scalars.
 
   Raises:
-    ValueError: if the penalty, or the schedule at a power of ten up to a
-      million or at zero, is negative or no scalar.
+    ValueError: as in `checked_schedule`.
   """
   schedule = checked_schedule(penalty)
 
@@ -111,9 +110,9 @@ def scale_by_penalty(
     d_k = c_k \, (\nabla f + \gamma_k \nabla p), \qquad
     c_k = \min(1 / \gamma_k, 1)
 
-  The curvature of the sum grows with :math:`\gamma`, and a stable step shrinks
-  as its inverse; the factor :math:`c_k` does that, so that step sizes need no
-  retuning when :math:`\gamma` changes.
+  The curvature of the sum grows with :math:`\gamma`, so a stable step size
+  shrinks as its inverse. The factor :math:`c_k` has that effect: step sizes
+  need no retuning when :math:`\gamma` changes.
 
   Args:
     penalty: weight :math:`\gamma_k \ge 0`, dimensionless; a constant, or a
@@ -125,7 +124,8 @@ def scale_by_penalty(
     gradients of the parameters' structure.
 
   Raises:
-    ValueError: if the penalty is negative, or if a `Jacobian` has not two rows.
+    ValueError: if the penalty is negative, or if a `Jacobian` does not have two
+      rows.
     TypeError: if the incoming gradients are not a `Jacobian`.
 
   Example:
@@ -153,7 +153,7 @@ def scale_by_penalty(
 
     def weigh(rows):
       objective, penalised = weights(state.count, _trees.dtype_of(rows))
-      # Written out: XLA then never builds the stacked rows.
+      # Written as a sum so that XLA never builds the stacked rows.
       total = objective * rows[0] + penalised * rows[1]
       return total.astype(rows.dtype)
 

@@ -1,4 +1,4 @@
-"""Small convex programs on products of rows, exact, compiled and batched."""
+"""Exact solvers for small quadratic programs on inner products of rows."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,26 +15,26 @@ def solve(
 ) -> chex.Array:
   """Solves a positive definite system for some of its variables.
 
-  By elimination in a loop: for a few objectives it compiles in a fraction of
-  the time that a factorisation takes, and costs as little.
+  Elimination in a loop: for a few objectives it runs as fast as a factorisation
+  and compiles in a fraction of the time.
 
   Args:
     matrix: (n, n), positive definite.
     right: (n,).
-    free: which variables are solved for, (n,); the others are zero. All by
-      default.
+    free: mask of the variables to solve for, (n,); the others are zero. By
+      default all are free.
 
   Returns:
-    (n,); the solution where a variable is free, elsewhere what is left of the
-    right-hand side.
+    (n,); the solution of the free variables, and the residual of the
+    right-hand side elsewhere.
   """
   size = right.shape[0]
-  places = jnp.arange(size)
+  indices = jnp.arange(size)
 
   def eliminate(k, table):
     row = table[k] / table[k, k]
     others = table - table[:, k, None] * row
-    swept = jnp.where((places == k)[:, None], row, others)
+    swept = jnp.where((indices == k)[:, None], row, others)
     return swept if free is None else jnp.where(free[k], swept, table)
 
   table = jnp.concatenate([matrix, right[:, None]], axis=1)
@@ -46,7 +46,7 @@ class Inverse(NamedTuple):
 
   Attributes:
     matrix: (n, n).
-    regular: whether nothing was left out.
+    regular: whether the matrix has full rank.
   """
 
   matrix: chex.Array
@@ -56,32 +56,31 @@ class Inverse(NamedTuple):
 def triangular_inverse(lower: chex.Array) -> Inverse:
   r"""Inverts a lower triangular matrix with rows of length one or zero.
 
-  By substitution, which keeps the digits of small entries on the diagonal, if
-  it is regular. Otherwise by singular values, where those below
-  :math:`(n + 2) \epsilon` times the largest count as zero: a factor of rows is
-  known to that rounding.
+  A regular matrix by substitution, which keeps the digits of small diagonal
+  entries. Otherwise by singular values; those below :math:`(n + 2) \epsilon`
+  times the largest, the rounding of a factor of rows, count as zero.
   """
   size, dtype = lower.shape[0], lower.dtype
-  room = (size + 2) * float(jnp.finfo(dtype).eps)
-  regular = jnp.all(jnp.abs(jnp.diagonal(lower)) > room)
+  tolerance = (size + 2) * float(jnp.finfo(dtype).eps)
+  regular = jnp.all(jnp.abs(jnp.diagonal(lower)) > tolerance)
   eye = jnp.eye(size, dtype=dtype)
   exact = jax.scipy.linalg.solve_triangular(
     jnp.where(regular, lower, eye), eye, lower=True
   )
-  cut = jnp.linalg.pinv(lower, rtol=room)
-  return Inverse(jnp.where(regular, exact, cut), regular)
+  truncated = jnp.linalg.pinv(lower, rtol=tolerance)
+  return Inverse(jnp.where(regular, exact, truncated), regular)
 
 
 def loop(
-  going: Callable[[Any], Any],
+  condition: Callable[[Any], Any],
   step: Callable[[Any], Any],
   start: Any,
   data: Any,
 ) -> Any:
-  """A while loop from constants, in a `jax.shard_map` over `data` as well."""
+  """A while loop from constants that works in a `jax.shard_map` over `data`."""
   axes = frozenset().union(*map(_sequences.varying_axes, jax.tree.leaves(data)))
   start = jax.tree.map(lambda x: _sequences.vary(jnp.asarray(x), axes), start)
-  return jax.lax.while_loop(going, step, start)
+  return jax.lax.while_loop(condition, step, start)
 
 
 def _active_set(
@@ -90,28 +89,28 @@ def _active_set(
   data: tuple[chex.Array, ...],
   first: chex.Array | None = None,
 ) -> tuple[chex.Array, Any]:
-  """Lawson and Hanson's method: the minimiser, and what belongs to it.
+  """Lawson and Hanson's method: the minimiser and its image.
 
-  Variables enter one at a time, where the slope is steepest, and leave where
-  they would become negative. Each iteration solves one system; finitely many
-  give the minimiser.
+  Variables enter one at a time, where the slope is steepest, and leave when
+  they would become negative. Each iteration solves one system, and finitely
+  many reach the minimiser.
 
   Args:
-    solve_free: from the free variables to (solved, room, image): the minimiser
-      over them where a variable is free, elsewhere the slope by which the
-      objective falls; the rounding of slopes; arrays that belong to this
-      minimiser.
+    solve_free: maps the mask of free variables to (solved, tolerance, image).
+      `solved` has the minimiser over the free variables, and the descent slope
+      of the others; `tolerance` is the rounding of slopes; `image` has further
+      arrays that depend on this minimiser.
     size: the number of variables.
     data: arrays on which `solve_free` depends.
-    first: where it starts; by default zero, and no variable is free.
+    first: the initial point; by default zero, without free variables.
   """
   dtype = data[0].dtype
 
   def step(carry):
     point, free, _, count, _ = carry
-    solved, room, image = solve_free(free)
+    solved, tolerance, image = solve_free(free)
     leaving = free & (solved <= 0)
-    # As far towards the solution as all variables stay nonnegative.
+    # Moves towards the solution until a variable becomes zero.
     gap = jnp.where(leaving, point - solved, 1)
     reach = jnp.where(leaving, point / jnp.where(gap > 0, gap, 1), jnp.inf)
     nearest = jnp.min(reach)
@@ -120,14 +119,14 @@ def _active_set(
     moved = jnp.where(free, point + share * (solved - point), 0)
     emptied = leaving & (reach <= share)
     point = jnp.where(emptied, 0, jnp.maximum(moved, 0))
-    slope = jnp.where(free, -jnp.inf, solved - room)
+    slope = jnp.where(free, -jnp.inf, solved - tolerance)
     enters = jnp.argmax(slope)
     steep = slope[enters] > 0
     entered = free | (steep & (jnp.arange(size) == enters))
     free = jnp.where(blocked, free & ~emptied, entered)
     return point, free, blocked | steep, count + 1, image
 
-  def going(carry):
+  def condition(carry):
     return carry[2] & (carry[3] < 6 * size + 8)
 
   if first is None:
@@ -136,12 +135,12 @@ def _active_set(
   shapes = jax.eval_shape(solve_free, free)[2]
   image = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   start = (first, free, True, 0, image)
-  point, _, _, _, image = loop(going, step, start, data)
+  point, _, _, _, image = loop(condition, step, start, data)
   return point, image
 
 
 def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
-  r"""Minimises a quadratic over nonnegative variables, by an active set.
+  r"""Minimises a quadratic over nonnegative variables by an active set.
 
   .. math::
     \min_{z \ge 0} \tfrac{1}{2} z^\top H z - b^\top z
@@ -155,10 +154,10 @@ def nonnegative_qp(matrix: chex.Array, linear: chex.Array) -> chex.Array:
   """
   size, dtype = linear.shape[0], linear.dtype
   spacing = size * jnp.finfo(dtype).eps
-  # Keeps the systems solvable where rows depend on each other.
+  # Keeps the systems solvable for linearly dependent rows.
   matrix = matrix + 4 * spacing * jnp.eye(size, dtype=dtype)
-  room = 16 * spacing * jnp.max(jnp.abs(linear))
-  solve_free = lambda free: (solve(matrix, linear, free), room, ())
+  tolerance = 16 * spacing * jnp.max(jnp.abs(linear))
+  solve_free = lambda free: (solve(matrix, linear, free), tolerance, ())
   return _active_set(solve_free, size, (matrix, linear))[0]
 
 
@@ -169,54 +168,53 @@ def constrained_qp(
   right: chex.Array,
   start: chex.Array,
 ) -> chex.Array:
-  r"""Minimises a quadratic over nonnegative variables that satisfy equations.
+  r"""Minimises a quadratic over nonnegative solutions of linear equations.
 
   .. math::
     \min_{z \ge 0, \; A z = c} \tfrac{1}{2} z^\top H z - b^\top z
 
-  By an active set, from a point that satisfies them, as `nonnegative_qp`.
+  An active-set method like `nonnegative_qp`, from a feasible point.
 
   Args:
     matrix: :math:`H`, positive semidefinite, (n, n), of the order of one.
     linear: :math:`b`, (n,).
     equations: :math:`A`, (m, n), whose rows have largest entries of about one.
     right: :math:`c`, (m,).
-    start: a vertex of the set, (n,): as many entries as equations, or fewer,
-      are positive, and the others zero.
+    start: a vertex of the feasible set, (n,), with at most m positive entries.
 
   Returns:
     The minimiser, (n,).
   """
   size, dtype = linear.shape[0], linear.dtype
   spacing = size * jnp.finfo(dtype).eps
-  # On the set, the squares of the equations change nothing; they make the
-  # systems regular where the matrix is not.
+  # The squared equations are constant on the feasible set and make the systems
+  # regular.
   eye = jnp.eye(size, dtype=dtype)
-  raised = matrix + 4 * spacing * eye + equations.T @ equations
+  augmented = matrix + 4 * spacing * eye + equations.T @ equations
   sides = jnp.concatenate([(linear + right @ equations)[None], equations])
 
   def solve_free(free):
-    solved = jax.vmap(lambda side: solve(raised, side, free))(sides)
+    solved = jax.vmap(lambda side: solve(augmented, side, free))(sides)
     inside = jnp.where(free, solved, 0)
-    lacking = right - equations @ inside[0]
+    residual = right - equations @ inside[0]
     schur = equations @ inside[1:].T
     ridge = jnp.finfo(dtype).eps * jnp.trace(schur)
-    steady = schur + ridge * jnp.eye(len(right), dtype=dtype)
-    multipliers = solve(steady, lacking)
+    schur = schur + ridge * jnp.eye(len(right), dtype=dtype)
+    multipliers = solve(schur, residual)
     sizes = jnp.abs(sides[0]) + jnp.abs(multipliers) @ jnp.abs(equations)
-    room = 16 * spacing * jnp.max(sizes)
-    return solved[0] + multipliers @ solved[1:], room, ()
+    tolerance = 16 * spacing * jnp.max(sizes)
+    return solved[0] + multipliers @ solved[1:], tolerance, ()
 
   data = (matrix, linear, equations, right)
   return _active_set(solve_free, size, data, start)[0]
 
 
 class Nearest(NamedTuple):
-  """The minimiser of a quadratic with a factor, and its image.
+  """The minimiser of a quadratic with a known factor, and its image.
 
   Attributes:
     point: z, (n,).
-    image: A z, (m,), also where the terms of this product cancel.
+    image: A z, (m,), accurate even if the terms of this product cancel.
   """
 
   point: chex.Array
@@ -224,13 +222,13 @@ class Nearest(NamedTuple):
 
 
 def nonnegative_factored(factor: chex.Array, linear: chex.Array) -> Nearest:
-  r"""As `nonnegative_qp` for :math:`H = A^\top A`, from the factor alone.
+  r"""As `nonnegative_qp` for :math:`H = A^\top A`, without forming H.
 
   .. math::
     \min_{z \ge 0} \tfrac{1}{2} \| A z \|^2 - b^\top z
 
-  By QR factorisations: the relative error of :math:`A z` is a few roundings
-  times the condition number of :math:`A`; from :math:`H`, times its square.
+  With QR factorisations, the relative error of :math:`A z` is a few roundings
+  times the condition number of :math:`A`; from H it would be times its square.
 
   Args:
     factor: :math:`A`, of full rank, (m, n) with m >= n.
@@ -241,15 +239,15 @@ def nonnegative_factored(factor: chex.Array, linear: chex.Array) -> Nearest:
   triangular = jax.scipy.linalg.solve_triangular
 
   def solve_free(free):
-    # Columns that are not free become unit vectors apart from all others.
-    apart = jnp.diag(1 - free.astype(dtype))
-    tall = jnp.concatenate([jnp.where(free, factor, 0), apart])
+    # Fixed columns become unit vectors orthogonal to all others.
+    fixed = jnp.diag(1 - free.astype(dtype))
+    tall = jnp.concatenate([jnp.where(free, factor, 0), fixed])
     basis, upper = jnp.linalg.qr(tall)
     along = triangular(upper, jnp.where(free, linear, 0), trans=1)
     image = basis[: factor.shape[0]] @ along
-    room = jnp.abs(linear) + jnp.abs(image) @ jnp.abs(factor)
+    sizes = jnp.abs(linear) + jnp.abs(image) @ jnp.abs(factor)
     solved = jnp.where(free, triangular(upper, along), linear - image @ factor)
-    return solved, spacing * room, image
+    return solved, spacing * sizes, image
 
   return Nearest(*_active_set(solve_free, size, (factor, linear)))
 
@@ -257,60 +255,63 @@ def nonnegative_factored(factor: chex.Array, linear: chex.Array) -> Nearest:
 def full_rank(lower: chex.Array, root: chex.Numeric = 0.0) -> chex.Array:
   r"""Columns :math:`A` with :math:`A^\top A = L L^\top + r^2 I`, (2n, n).
 
-  For a triangular matrix with rows of length one or less. The root is at least
-  their rounding, so that the condition number is below one over this rounding.
+  For a triangular matrix with rows of length one or less. The root is raised to
+  at least their rounding, which bounds the condition number by its inverse.
 
   Args:
     lower: :math:`L`, (n, n).
     root: :math:`r`, one number or one for each row.
   """
   size, dtype = lower.shape[0], lower.dtype
-  least = (size + 2) * jnp.finfo(dtype).eps
-  apart = jnp.maximum(jnp.asarray(root, dtype), least)
-  return jnp.concatenate([lower.T, apart * jnp.eye(size, dtype=dtype)])
+  rounding = (size + 2) * jnp.finfo(dtype).eps
+  diagonal = jnp.maximum(jnp.asarray(root, dtype), rounding)
+  return jnp.concatenate([lower.T, diagonal * jnp.eye(size, dtype=dtype)])
 
 
 def separate(cosines: chex.Array) -> chex.Array:
   r"""Whether rows with these cosines are far from linearly dependent.
 
-  If so, the smallest eigenvalue is above :math:`\epsilon^{1/3}`, and what is
-  computed from the cosines keeps more than half of their digits. Rows of zeros
-  do not count.
+  If so, the smallest eigenvalue is above :math:`\epsilon^{1/3}`, and results
+  from the cosines keep more than half of their digits. Zero rows do not count.
   """
   size, dtype = cosines.shape[0], cosines.dtype
   eye = jnp.eye(size, dtype=dtype)
-  # Transposed, so that the layout that LAPACK takes is not that of the cosines.
+  # Transposed, so that LAPACK's layout is not forced on the cosines.
   matrix = jnp.where(eye > 0, 1, cosines).T
   lower = jnp.linalg.cholesky(matrix, symmetrize_input=False)
   inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
-  # The sum of the inverse eigenvalues; not a number if there is no root.
+  # The sum of the inverse eigenvalues; NaN if there is no root.
   return jnp.sum(inverse**2) < jnp.finfo(dtype).eps ** (-1 / 3)
 
 
-def min_norm_weights(found: types.Gramian) -> chex.Array:
+def _row_shares(lengths: chex.Array) -> chex.Array:
+  """How much each unit row counts in the sum of weights, (objectives,).
+
+  If a row is zero, the zero rows are the shortest vectors of the hull.
+  """
+  shortest = jnp.min(lengths)
+  return jnp.where(lengths > shortest, _trees.ratio(shortest, lengths), 1)
+
+
+def min_norm_weights(gram: types.Gramian) -> chex.Array:
   r"""Weights of the shortest vector in the convex hull of rows.
 
   .. math::
     \min_{w} \| J^\top w \|^2, \qquad w \ge 0, \quad \textstyle\sum_m w_m = 1
 
   Args:
-    found: lengths and cosines of the rows.
+    gram: lengths and cosines of the rows.
 
   Returns:
-    The weights, (objectives,); equal ones where all rows are zero.
+    The weights, (objectives,), equal if all rows are zero.
   """
-  lengths = found.lengths
-  shortest = jnp.min(lengths)
-  # Of rows of length one, by how much each counts in the sum of weights. Where
-  # a row vanishes, it and its like are the hull's shortest vectors.
-  counts = _trees.ratio(shortest, lengths)
-  counts = jnp.where(lengths > shortest, counts, 1)
-  # The minimiser over a simplex is, up to its scale, that of another quadratic
+  lengths, shares = gram.lengths, _row_shares(gram.lengths)
+  # Up to its scale, the minimiser over a simplex is that of another quadratic
   # over nonnegative variables.
-  pulls = nonnegative_qp(found.cosines + counts[:, None] * counts, counts)
-  weights = pulls * counts
-  none = jnp.max(lengths) == 0
-  return jnp.where(none, 1 / lengths.shape[0], weights / jnp.sum(weights))
+  matrix = gram.cosines + shares[:, None] * shares
+  weights = nonnegative_qp(matrix, shares) * shares
+  all_zero = jnp.max(lengths) == 0
+  return jnp.where(all_zero, 1 / lengths.shape[0], weights / jnp.sum(weights))
 
 
 def min_norm(
@@ -318,9 +319,9 @@ def min_norm(
 ) -> tuple[chex.Array, chex.Array]:
   """As `min_norm_weights`, from a factor of the cosines.
 
-  Of all vectors with a product of at least one with each row, the shortest has
-  the same direction. Unlike the weights it does not come from terms that
-  cancel where the hull is close to zero.
+  The shortest vector whose product with each row is at least one has the same
+  direction. Unlike the weighted sum, its terms do not cancel if the hull is
+  close to zero.
 
   Args:
     lengths: norms of the rows, (objectives,).
@@ -330,19 +331,17 @@ def min_norm(
   Returns:
     The shortest vector of the hull in this basis, and the weights.
   """
-  shortest = jnp.min(lengths)
-  counts = _trees.ratio(shortest, lengths)
-  counts = jnp.where(lengths > shortest, counts, 1)
-  point, image = nonnegative_factored(columns, counts)
-  weights = point * counts
+  shares = _row_shares(lengths)
+  point, image = nonnegative_factored(columns, shares)
+  weights = point * shares
   total = jnp.sum(weights)
-  none = jnp.max(lengths) == 0
-  weights = jnp.where(none, 1 / lengths.shape[0], weights / total)
-  return shortest * (image / total), weights
+  all_zero = jnp.max(lengths) == 0
+  weights = jnp.where(all_zero, 1 / lengths.shape[0], weights / total)
+  return jnp.min(lengths) * (image / total), weights
 
 
 def onto_simplex(point: chex.Array) -> chex.Array:
-  """The nearest point of the simplex; no sorting, so that it compiles soon."""
+  """The nearest point of the simplex, without sorting to compile faster."""
   above = point[None, :] >= point[:, None]
   excess = jnp.sum(jnp.where(above, point, 0), axis=1) - 1
   return jnp.maximum(point - jnp.max(excess / jnp.sum(above, axis=1)), 0)

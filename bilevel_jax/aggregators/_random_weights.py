@@ -1,4 +1,4 @@
-"""Random weights: a control for everything that learns weights."""
+"""RLW: random weights, a baseline for learned weights."""
 
 import chex
 import jax
@@ -11,23 +11,25 @@ from bilevel_jax.aggregators import _by_weights
 def random_weights(
   objectives: int, *, key: chex.PRNGKey | int
 ) -> optax.GradientTransformationExtraArgs:
-  r"""RLW: weights drawn in each update, a control for learned ones.
+  r"""RLW: draws random weights in each update, a baseline for learned weights.
 
   .. math::
     d = J^\top w, \qquad w = \operatorname{softmax}(u), \quad
     u \sim \mathcal{N}(0, I)
 
-  Its mean is the mean of the gradients: it is plain descent with more noise.
+  The expected direction is the mean of the gradients: RLW is gradient descent
+  with more noise.
 
   Args:
     objectives: the number of rows.
-    key: of the weights; a key or a whole number.
+    key: PRNG key of the weights, or a whole number.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian, or the key is none.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`, or
+      the key is missing.
     ValueError: if they have another number of rows.
 
   Example:

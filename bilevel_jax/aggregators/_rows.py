@@ -1,4 +1,4 @@
-"""Rows of a Jacobian: their products with each other and with weights."""
+"""Rows of a Jacobian: their inner products, factors and weighted sums."""
 
 import functools
 from collections.abc import Callable
@@ -11,47 +11,47 @@ import jax.numpy as jnp
 from bilevel_jax import _sequences, _trees, types
 from bilevel_jax.aggregators import _quadratic
 
-# Columns of a skinny product that the CPU does at once: one product over all
-# columns is several times slower there.
+# Columns per matrix product on the CPU: one product over all columns is several
+# times slower there.
 CHUNK = 8192
-# Parts in which two rows are multiplied entry by entry on the CPU.
+# Parts for the entrywise product of two rows on the CPU.
 _PARTS = 64
 
 
 def require(
-  jacobian: Any, who: str, objectives: int, *, rows: bool = False
+  jacobian: Any, name: str, objectives: int, *, rows: bool = False
 ) -> None:
-  """Raises unless given a Jacobian or a Gramian of so many objectives.
+  """Raises an error for anything but a Jacobian or Gramian of that many rows.
 
   Args:
-    jacobian: what an aggregator was given.
-    who: its name, for the error.
+    jacobian: the input of an aggregator.
+    name: the aggregator's name, for the error.
     objectives: the number of rows that it takes.
-    rows: whether it needs the rows themselves.
+    rows: whether it needs the rows themselves, not only a Gramian.
   """
   if isinstance(jacobian, types.Gramian):
     if rows:
       raise TypeError(
-        f'{who} needs the rows of the Jacobian, not only their products: use '
+        f'{name} needs the rows of the Jacobian, not only their products: use '
         'bj.multi_objective without gramian=True.'
       )
-    found = {jacobian.lengths.shape[0]}
+    sizes = {jacobian.lengths.shape[0]}
   elif isinstance(jacobian, types.Jacobian):
-    found = {leaf.shape[0] for leaf in jax.tree.leaves(jacobian.rows)}
-    if not found:
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(jacobian.rows)}
+    if not sizes:
       raise ValueError('the Jacobian has no leaves: no parameter is shared.')
   else:
     raise TypeError(
-      f'{who} aggregates the rows of a Jacobian, got '
-      f'{type(jacobian).__name__}: put an oracle that gives rows before it in '
-      'the chain, bj.multi_objective(losses) or bj.value_gap(problem) without '
-      'a penalty for instance.'
+      f'{name} aggregates the rows of a Jacobian, got '
+      f'{type(jacobian).__name__}: put an oracle that returns rows before it '
+      'in the chain, bj.multi_objective(losses) or bj.value_gap(problem) '
+      'without a penalty for instance.'
     )
-  if found != {objectives}:
-    has = ' and '.join(map(str, sorted(found)))
+  if sizes != {objectives}:
+    actual = ' and '.join(map(str, sorted(sizes)))
     raise ValueError(
-      f'{who} was made for {objectives} rows, but the Jacobian has {has}: give '
-      'it the number of objectives, and samples if the oracle is wrapped in '
+      f'{name} takes {objectives} rows, but the Jacobian has {actual}: pass it '
+      'the number of objectives, and samples if the oracle is wrapped in '
       'bj.evaluation.independent.'
     )
 
@@ -60,7 +60,7 @@ def zeros(objectives: int, tree: Any) -> Any:
   """Rows of zeros for a pytree, sharded like its leaves."""
 
   def rows(leaf):
-    # By broadcasting: an array made from nothing would be on one device.
+    # Broadcast from the leaf, since a new array would be on one device.
     leaf = jnp.zeros_like(leaf)
     return jnp.array(
       jnp.broadcast_to(leaf, (objectives, *leaf.shape)), copy=True
@@ -76,14 +76,14 @@ def tracked(
   rest: tuple[str, ...] = (),
   accumulator_dtype: Any = jnp.float32,
 ) -> Any:
-  """Rows of zeros for what an aggregator remembers of a Jacobian's rows.
+  """Rows of zeros for an aggregator that tracks a Jacobian's rows.
 
   Args:
-    name: of the aggregator, for the error.
+    name: the aggregator's name, for the error.
     objectives: the number of rows.
     params: the parameters.
-    rest: sequences that no weight touches: rows have None there.
-    accumulator_dtype: the least width of a leaf.
+    rest: sequences outside the weighting, for which rows have None.
+    accumulator_dtype: smallest dtype of a leaf.
   """
   shared = params
   if rest:
@@ -92,41 +92,38 @@ def tracked(
   return zeros(objectives, _trees.accumulator_like(shared, accumulator_dtype))
 
 
-def require_tracked(
-  name: str, remembered: Any, jacobian: types.Jacobian
-) -> None:
-  """Raises ValueError unless a Jacobian has rows like those remembered."""
-  expected: Any = jax.tree.structure(remembered)
+def require_tracked(name: str, tracked: Any, jacobian: types.Jacobian) -> None:
+  """Raises ValueError unless a Jacobian's rows match the tracked ones."""
+  expected: Any = jax.tree.structure(tracked)
   rows: Any = jax.tree.structure(jacobian.rows)
   if expected != rows:
     raise ValueError(
-      f'{name} tracks {expected}, but the rows are {rows}: give {name} and the '
+      f'{name} tracks {expected}, but the rows are {rows}: pass {name} and the '
       'oracle the same `rest`.'
     )
 
 
-def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
+def products(left: Any, right: Any = None, scale: Any = None) -> chex.Array:
   r"""The matrix :math:`A B^\top` of all inner products of rows.
 
-  On a CPU it runs on one thread: the compiler does not divide a product, or a
-  sum, whose result is a few numbers. Rows of 663,552 numbers, medians on two
-  busy cores of an EPYC: one product takes 1.2, 4.7 and 15 ms for 2, 5 and 10
-  rows, a loop over chunks that stay in the cache .70, 2.4 and 8.7 ms, products
-  entry by entry .46, 4.1 and 37 ms. Two loops over half of the columns each
-  still run one after the other; a batched product over 64 parts takes 2.9 and
-  11 ms. Sums in parts, kept apart by a barrier, do use both cores, and take .97
-  ms for two rows.
+  On a CPU it uses one thread: XLA does not split a product or a sum with a
+  small result. Medians for rows of 663,552 numbers on two busy EPYC cores: one
+  product takes 1.2, 4.7 and 15 ms for 2, 5 and 10 rows, a loop over chunks that
+  fit in the cache 0.70, 2.4 and 8.7 ms, entrywise products 0.46, 4.1 and 37 ms.
+  Two loops over half of the columns still run one after the other; a batched
+  product over 64 parts takes 2.9 and 11 ms. Partial sums separated by a barrier
+  use both cores and take 0.97 ms for two rows.
 
   Args:
-    ours: a pytree whose leaves have a leading axis of rows.
-    theirs: another of the same structure; by default `ours`.
+    left: :math:`A`, a pytree whose leaves have a leading axis of rows.
+    right: :math:`B`, of the same structure; by default `left`.
     scale: factors of the rows, (rows,), the same for both.
 
   Returns:
-    (rows of ours, rows of theirs), in float32 or wider.
+    (rows of left, rows of right), in float32 or wider.
   """
-  theirs = ours if theirs is None else theirs
-  dtype = _trees.dtype_of((ours, theirs))
+  right = left if right is None else right
+  dtype = _trees.dtype_of((left, right))
 
   def dot(a, b):
     if scale is not None:
@@ -135,7 +132,7 @@ def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
       a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype
     )
 
-  def of_leaf(a, b):
+  def leaf_products(a, b):
     a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
     chunks = a.shape[1] // CHUNK
     if chunks < 2 or jax.default_backend() != 'cpu':
@@ -153,31 +150,31 @@ def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
       )
       add = lambda i, sum_: sum_ + dot(cut(a, i * CHUNK), cut(b, i * CHUNK))
       axes = _sequences.varying_axes(a) | _sequences.varying_axes(b)
-      none = jnp.zeros((a.shape[0], b.shape[0]), dtype)
-      start = jax.lax.fori_loop(0, chunks, add, _sequences.vary(none, axes))
+      zero = jnp.zeros((a.shape[0], b.shape[0]), dtype)
+      start = jax.lax.fori_loop(0, chunks, add, _sequences.vary(zero, axes))
     return start + dot(a[:, done:], b[:, done:])
 
-  leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-  return sum(of_leaf(a, b) for a, b in leaves)
+  leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+  return sum(leaf_products(a, b) for a, b in leaves)
 
 
 def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   """Lengths and cosines of a Jacobian's rows, and their weighted sum.
 
-  Where squares of the entries leave the range of floats, the products are
-  computed again, from rows that are divided by the powers of two next to their
-  largest entries. There the result has no derivative.
+  If squares of the entries leave the range of floats, the products are computed
+  again from rows divided by the power of two next to their largest entry. In
+  that case the result has no derivative.
   """
   if isinstance(jacobian, types.Gramian):
     return jacobian
   rows = jacobian.rows
   plain = products(rows)
   square = jnp.diagonal(plain)
-  least = jnp.finfo(plain.dtype).tiny ** 0.75
-  fine = jnp.all((square > least) & (square < 1 / least))
+  smallest = jnp.finfo(plain.dtype).tiny ** 0.75
+  in_bounds = jnp.all((square > smallest) & (square < 1 / smallest))
 
   def rescaled(carry):
-    # Tied to the carry: the compiler moves what is constant before the loop.
+    # The barrier stops the compiler from hoisting constants out of the loop.
     entries, _ = jax.lax.optimization_barrier((rows, carry))
     largest = functools.reduce(
       jnp.maximum,
@@ -188,7 +185,7 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
         for x in jax.tree.leaves(entries)
       ],
     )
-    # Powers of two: the products have the digits that they have without.
+    # Powers of two, so that scaling does not round.
     _, exponent = jnp.frexp(largest)
     bound = -jnp.finfo(plain.dtype).minexp
     exponent = jnp.clip(exponent, -bound, bound)
@@ -196,12 +193,12 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
     scale = jnp.ldexp(one, -exponent)
     return True, jnp.ldexp(one, exponent), products(entries, scale=scale)
 
-  # A loop of at most one round in place of a branch: mapped over seeds, a
-  # branch evaluates both sides, and a loop ends where no seed needs it.
+  # A loop of at most one iteration instead of a branch: under vmap a branch
+  # evaluates both sides, while a loop is skipped if no seed needs it.
   rows = jax.lax.stop_gradient(rows)
-  start = (fine, jnp.ones_like(square), jax.lax.stop_gradient(plain))
+  start = (in_bounds, jnp.ones_like(square), jax.lax.stop_gradient(plain))
   _, unit, matrix = _quadratic.loop(lambda c: ~c[0], rescaled, start, rows)
-  matrix = jnp.where(fine, plain, matrix)
+  matrix = jnp.where(in_bounds, plain, matrix)
   return from_matrix(
     matrix, unit, jax.tree_util.Partial(weigh, jacobian), jacobian.values
   )
@@ -210,16 +207,16 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
 class Factor(NamedTuple):
   r"""Rows in an orthonormal basis of their span: :math:`U = L Q`.
 
-  U holds the rows divided by their lengths. The angle between two rows is in L
-  to rounding; in the Gram matrix, :math:`L L^\top`, it is to the square root of
-  rounding.
+  U has the rows divided by their lengths. L determines the angle between two
+  rows up to rounding; the Gram matrix :math:`L L^\top` only up to the square
+  root of rounding.
 
   Attributes:
     lengths: the norms of the rows, (objectives,).
     lower: L, lower triangular, (objectives, objectives); a row in the span of
-      the rows before it has a zero on the diagonal.
-    combine: from coordinates y (objectives,) in the basis, and weights of the
-      rows that give the same direction, to the gradient :math:`Q^\top y`.
+      the earlier rows has a zero on the diagonal.
+    combine: maps coordinates y (objectives,) in the basis and weights of the
+      rows with the same direction to the gradient :math:`Q^\top y`.
   """
 
   lengths: chex.Array
@@ -230,11 +227,11 @@ class Factor(NamedTuple):
 def cosine_factor(gram: types.Gramian) -> tuple[Factor, chex.Array]:
   r"""Factors the matrix of cosines; also returns whether that is accurate.
 
-  Cosines have an error of a few spacings :math:`\epsilon` of floats, so the
+  Cosines have an error of a few float spacings :math:`\epsilon`, so the
   direction has a relative error of a few :math:`\epsilon / \lambda`, where
-  :math:`\lambda` is the smallest eigenvalue of the cosines of the rows that do
-  not vanish. The factor is accurate if :math:`\lambda > \epsilon^{1/3}`: for
-  two rows in float32, at angles above 6 degrees.
+  :math:`\lambda` is the smallest eigenvalue of the cosines of the nonzero rows.
+  The factor counts as accurate if :math:`\lambda > \epsilon^{1/3}`: for two
+  rows in float32, at angles above 6 degrees.
   """
   lower, values = _root(gram.cosines)
   separate = values > jnp.finfo(values.dtype).eps ** (1 / 3)
@@ -244,28 +241,28 @@ def cosine_factor(gram: types.Gramian) -> tuple[Factor, chex.Array]:
 
 
 def factor(jacobian: types.Jacobian, lengths: chex.Array) -> Factor:
-  """Factors the rows of a Jacobian, by Gram and Schmidt's method, twice.
+  """Factors the rows of a Jacobian by two passes of Gram-Schmidt.
 
-  Twice is enough: the second pass removes what rounding left in the first. It
-  is several times slower than `cosine_factor`, because it reads the rows once
-  or more for each row.
+  The second pass removes the rounding errors of the first, and two suffice. It
+  is several times slower than `cosine_factor`, because each row needs at least
+  one pass over all rows.
 
   Args:
     jacobian: the rows.
     lengths: their norms, (objectives,).
   """
   size, dtype = lengths.shape[0], lengths.dtype
-  # By powers of two, so that scaling does not round and no square overflows.
+  # Scaling by powers of two does not round and keeps squares from overflowing.
   _, exponent = jnp.frexp(lengths)
   scale = jnp.ldexp(jnp.ones_like(lengths), -exponent)
   rows = jax.tree.map(
     lambda x: x.astype(dtype) * _column(scale, x), jacobian.rows
   )
-  # A bound of the rounding of a difference of as many terms as rows.
-  room = (size + 2) * jnp.finfo(dtype).eps
+  # Bounds the rounding of a difference with one term per row.
+  tolerance = (size + 2) * jnp.finfo(dtype).eps
 
   def add_row(i, carry):
-    # The basis is not divided by its lengths: that would round its vectors.
+    # Normalising the basis would round its vectors.
     basis, sizes, lower = carry
     rest = jax.tree.map(lambda x: x[i][None], rows)
     length = jnp.sqrt(products(rest)[0, 0])
@@ -276,12 +273,12 @@ def factor(jacobian: types.Jacobian, lengths: chex.Array) -> Factor:
         lambda x, q, part=part: x - jnp.tensordot(part, q, axes=1), rest, basis
       )
       along = along + part
-    left = jnp.sqrt(products(rest)[0, 0])
-    there = left > room * length
+    remaining = jnp.sqrt(products(rest)[0, 0])
+    independent = remaining > tolerance * length
     basis = jax.tree.map(
-      lambda q, x: q.at[i].set(jnp.where(there, x[0], 0)), basis, rest
+      lambda q, x: q.at[i].set(jnp.where(independent, x[0], 0)), basis, rest
     )
-    sizes = sizes.at[i].set(jnp.where(there, left, 0))
+    sizes = sizes.at[i].set(jnp.where(independent, remaining, 0))
     row = along.at[i].set(1) * sizes
     return (
       basis,
@@ -289,7 +286,7 @@ def factor(jacobian: types.Jacobian, lengths: chex.Array) -> Factor:
       lower.at[i].set(_trees.ratio(row, jnp.linalg.norm(row))),
     )
 
-  # Zeros that vary over the devices of a mesh as the rows do.
+  # Zeros that vary over the devices of a mesh like the rows.
   table = jnp.broadcast_to(lengths, (size, size))
   zeros = jax.tree.map(lambda x: 0 * x, (rows, lengths, table))
   basis, sizes, lower = jax.lax.fori_loop(0, size, add_row, zeros)
@@ -310,66 +307,67 @@ def _root(cosines: chex.Array) -> tuple[chex.Array, chex.Array]:
   """A lower triangular root of a matrix of cosines, and its eigenvalues."""
   info = jnp.finfo(cosines.dtype)
   values, vectors = jnp.linalg.eigh(cosines)
-  # An entry is a sum over all parameters that ends within a few roundings of
-  # the exact one, and eigenvalues move by at most the norm of all errors.
-  room = 8 * len(cosines) * info.eps
-  values = jnp.where(values > room * values[-1], values, 0)
+  # An entry is exact up to a few roundings, and eigenvalues change by at most
+  # the norm of all errors.
+  tolerance = 8 * len(cosines) * info.eps
+  values = jnp.where(values > tolerance * values[-1], values, 0)
   lower = jnp.linalg.qr((vectors * jnp.sqrt(values)).T, mode='r').T
-  # A diagonal entry is not below the least singular value, the square root of
-  # `room` at least; one that should be zero is of the order of rounding.
+  # A nonzero diagonal entry is at least the smallest singular value, which is
+  # above the root of the tolerance; an exact zero becomes about eps.
   null = jnp.eye(len(lower), dtype=bool) & (jnp.abs(lower) < info.eps**0.75)
-  # The first vector of the basis points along the first row, not against it.
+  # The first basis vector points along the first row, not against it.
   sign = jnp.where(jnp.diagonal(lower) < 0, -1, 1)
   return jnp.where(null, 0, lower * sign), values
 
 
 def _column(numbers, rows):
-  """A number for each row, shaped to multiply the rows."""
+  """One number per row, reshaped to multiply the rows."""
   return numbers.reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 def in_range(factor: types.Gramian | Factor, weights: chex.Array) -> chex.Array:
-  """The weights; not a number where the lengths are too far apart for them."""
+  """The weights, or NaN if the lengths of the rows differ too much."""
   lengths, info = factor.lengths, jnp.finfo(factor.lengths.dtype)
   longest = jnp.max(lengths)
   shortest = jnp.min(jnp.where(lengths > 0, lengths, longest))
-  # With room for weights that are small beside the others.
+  # Leaves a margin of 1 / eps for weights much smaller than the others.
   fits = longest * (info.tiny / info.eps) <= shortest
   return jnp.where(fits & (longest < jnp.inf), weights, jnp.nan)
 
 
-def of_unit_rows(
-  factor: types.Gramian | Factor, pulls: chex.Array, unit: chex.Numeric = 1
+def row_weights(
+  factor: types.Gramian | Factor, unit_weights: chex.Array, unit: Any = 1
 ) -> chex.Array:
-  """Weights of rows as they are, from those of rows of the length `unit`."""
-  return pulls * _trees.ratio(unit, factor.lengths)
+  """Converts weights of rows scaled to the length `unit` to row weights."""
+  return unit_weights * _trees.ratio(unit, factor.lengths)
 
 
 def from_matrix(
   matrix: chex.Array, unit: Any, combine: Any, values: Any
 ) -> types.Gramian:
-  """A Gramian from products of rows that were divided by `unit` before."""
+  """A Gramian from the products of rows divided by `unit`."""
   norms = jnp.sqrt(jnp.diagonal(matrix))
   cosines = _trees.ratio(matrix, norms[:, None] * norms)
   return types.Gramian(norms * unit, cosines, combine, values)
 
 
-def norm(found: types.Gramian, weights: chex.Array) -> chex.Array:
+def norm(gram: types.Gramian, weights: chex.Array) -> chex.Array:
   """The length of a weighted sum of rows."""
-  pulls = weights * found.lengths
-  unit = jnp.max(jnp.abs(pulls))
-  pulls = _trees.ratio(pulls, unit)
-  return unit * jnp.sqrt(jnp.maximum(pulls @ found.cosines @ pulls, 0))
+  unit_weights = weights * gram.lengths
+  unit = jnp.max(jnp.abs(unit_weights))
+  unit_weights = _trees.ratio(unit_weights, unit)
+  square = unit_weights @ gram.cosines @ unit_weights
+  return unit * jnp.sqrt(jnp.maximum(square, 0))
 
 
 def weigh(jacobian: types.Jacobian, weights: chex.Array) -> Any:
-  """The weighted gradient, with what no weight may touch in its place."""
+  """The weighted gradient, including the unweighted sequences."""
 
   def total(row):
-    # Weights as they are: a share rounded to bfloat16 has three digits.
+    # Keeps the dtype of the weights: bfloat16 has only three digits.
     dtype = jnp.promote_types(weights.dtype, row.dtype)
-    found = jnp.tensordot(weights.astype(dtype), row.astype(dtype), axes=1)
-    return found.astype(row.dtype)
+    sum_ = jnp.tensordot(weights.astype(dtype), row.astype(dtype), axes=1)
+    return sum_.astype(row.dtype)
 
   gradients = jax.tree.map(total, jacobian.rows)
   return with_rest(gradients, jacobian.rest)
@@ -378,18 +376,18 @@ def weigh(jacobian: types.Jacobian, weights: chex.Array) -> Any:
 def combine(
   jacobian: types.Jacobian | types.Gramian, weights: chex.Array
 ) -> Any:
-  """The weighted gradient, from whatever there is of a Jacobian."""
+  """The weighted gradient of a Jacobian or a Gramian."""
   if isinstance(jacobian, types.Gramian):
     return jacobian.combine(weights)
   return weigh(jacobian, weights)
 
 
 def with_rest(gradients: Any, rest: Any) -> Any:
-  """Puts the gradients that no weight may touch in their places."""
+  """Gradients with those of the unweighted sequences, by name, filled in."""
   return gradients._replace(**rest) if rest else gradients
 
 
 def part(jacobian: types.Jacobian, index: int, objectives: int) -> Any:
-  """The rows of one of several samples that are stacked in a Jacobian."""
+  """The rows of one of several samples stacked in a Jacobian."""
   start = index * objectives
   return jax.tree.map(lambda x: x[start : start + objectives], jacobian.rows)

@@ -1,4 +1,4 @@
-"""STCH: a smooth maximum of the losses."""
+"""STCH: the gradient of a smooth maximum of the losses."""
 
 from collections.abc import Sequence
 
@@ -23,22 +23,22 @@ def stch(
   .. math::
     d = \nabla \, \mu \log \sum_m \exp \frac{p_m (f_m - z_m)}{\mu}
 
-  Every Pareto-optimal point is the minimiser for some preference, which sums
-  of losses cannot offer where the front is not convex.
+  Every Pareto-optimal point minimises it for some preference. Weighted sums of
+  losses miss the points of a front that is not convex.
 
   Args:
     objectives: the number of rows.
     smoothing: :math:`\mu > 0`, in units of weighted losses; a constant or a
       schedule.
     preference: :math:`p`, (objectives,); equal ones that sum to one by default.
-    reference: :math:`z`, a loss or one for each objective.
+    reference: :math:`z`, one loss or one for each objective.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` with losses to one
     gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or a number
       is out of range.
 

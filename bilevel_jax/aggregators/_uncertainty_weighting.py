@@ -10,14 +10,14 @@ from bilevel_jax.aggregators import _by_weights
 def uncertainty_weighting(
   objectives: int, *, rate: types.ScalarOrSchedule = 0.025
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Uncertainty weighting: a variance for each objective is learned as well.
+  r"""Uncertainty weighting: learns a variance for each objective.
 
   .. math::
     d = \sum_m \tfrac{1}{2} e^{-s_m} \nabla f_m, \qquad
     s \leftarrow s - \eta \nabla_s \sum_m \tfrac{1}{2}
       \left( e^{-s_m} f_m + s_m \right)
 
-  The log-variances :math:`s` are parameters of its own, held in its state.
+  The log-variances :math:`s` are in the state of the aggregator.
 
   Args:
     objectives: the number of rows.
@@ -28,7 +28,7 @@ def uncertainty_weighting(
     gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows or no losses, or the rate
       is negative.
 

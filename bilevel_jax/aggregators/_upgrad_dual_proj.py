@@ -1,4 +1,4 @@
-"""Projection on the directions that descend every objective."""
+"""UPGrad and DualProj: projections onto the dual cone of the gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,25 +12,26 @@ from bilevel_jax.aggregators import _by_weights, _quadratic, _rows
 
 
 def _projections(
-  found: types.Gramian, pulls: chex.Array, ridge: float
+  gram: types.Gramian, unit_weights: chex.Array, ridge: float
 ) -> chex.Array:
-  """Projects on the dual cone; weights of rows of length one, (n, rows)."""
-  # A share of each row's own squared length, because all have length one: a
-  # short gradient is protected as well as a long one.
-  unit = found.cosines + ridge * jnp.eye(pulls.shape[1], dtype=pulls.dtype)
-  # Least length among weights of at least the given ones.
-  lift = lambda pull: pull + _quadratic.nonnegative_qp(unit, -unit @ pull)
-  return jax.vmap(lift)(pulls)
+  """Projects onto the dual cone; both are weights of unit rows, (n, rows)."""
+  # The ridge is relative to each row's squared length, so that short gradients
+  # are protected like long ones.
+  eye = jnp.eye(unit_weights.shape[1], dtype=unit_weights.dtype)
+  matrix = gram.cosines + ridge * eye
+  # The shortest vector whose weights are at least `w`.
+  project = lambda w: w + _quadratic.nonnegative_qp(matrix, -matrix @ w)
+  return jax.vmap(project)(unit_weights)
 
 
 def _exact_projections(
-  factor: _rows.Factor, pulls: chex.Array, ridge: float
+  factor: _rows.Factor, unit_weights: chex.Array, ridge: float
 ) -> tuple[chex.Array, chex.Array]:
   r"""As `_projections`, from the rows' factor; also the directions, (n, rows).
 
-  With :math:`U = L Q`, the rows of length one, a direction that conflicts with
-  none of them is :math:`L^{-1} b` for :math:`b \ge 0`. Of its terms none cancel
-  where only short directions conflict with none.
+  With the unit rows :math:`U = L Q`, a direction without conflicts is
+  :math:`L^{-1} b` with :math:`b \ge 0`. Its terms do not cancel even if all
+  such directions are short.
   """
   columns = _quadratic.full_rank(factor.lower, ridge**0.5)
   basis, upper = jnp.linalg.qr(columns)
@@ -38,11 +39,11 @@ def _exact_projections(
     upper, jnp.eye(len(upper), dtype=upper.dtype)
   )
 
-  def project(pull):
-    image = _quadratic.nonnegative_factored(inverse.T, pull).image
+  def project(weights):
+    image = _quadratic.nonnegative_factored(inverse.T, weights).image
     return basis[: len(upper)] @ image, inverse @ image
 
-  return jax.vmap(project)(pulls)
+  return jax.vmap(project)(unit_weights)
 
 
 def _by_projections(
@@ -51,27 +52,27 @@ def _by_projections(
   parts: Callable[[chex.Array], tuple[chex.Array, chex.Array]],
   ridge: float,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sums projections.
+  """Makes an aggregator that adds projections by weights.
 
   Args:
-    name: of the aggregator, for errors.
+    name: the aggregator's name, for errors.
     objectives: the number of rows.
-    parts: from the lengths of the rows to weights, of rows of length one, that
-      give what is projected, (n, rows), and to how much each counts, (n,), in
-      units of the longest row.
+    parts: maps the lengths of the rows to the vectors to project, as weights of
+      unit rows (n, rows), and to the weight of each projection, (n,), in units
+      of the longest row.
     ridge: as in `upgrad`.
   """
 
-  def choose(found):
-    pulls, counts = parts(found.lengths)
-    total = counts @ _projections(found, pulls, ridge)
-    return _rows.of_unit_rows(found, total, jnp.max(found.lengths))
+  def choose(gram):
+    unit_weights, counts = parts(gram.lengths)
+    total = counts @ _projections(gram, unit_weights, ridge)
+    return _rows.row_weights(gram, total, jnp.max(gram.lengths))
 
   def choose_exactly(factor):
     longest = jnp.max(factor.lengths)
-    pulls, counts = parts(factor.lengths)
-    directions, weights = _exact_projections(factor, pulls, ridge)
-    weights = _rows.of_unit_rows(factor, counts @ weights, longest)
+    unit_weights, counts = parts(factor.lengths)
+    directions, weights = _exact_projections(factor, unit_weights, ridge)
+    weights = _rows.row_weights(factor, counts @ weights, longest)
     return longest * (counts @ directions), weights
 
   return _by_weights.by_gramian_or_factor(
@@ -85,28 +86,27 @@ def upgrad(
   preference: Sequence[float] | chex.Array | None = None,
   ridge: float = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""UPGrad: a sum of the gradients, each projected to conflict with none.
+  r"""UPGrad: adds the gradients, each projected to conflict with none.
 
   .. math::
     d = \sum_m p_m \Pi(\nabla f_m), \qquad
-    \Pi \text{ projects on } \{ d : \nabla f_i^\top d \ge 0 \; \forall i \}
+    \Pi \text{ projects onto } \{ d : \nabla f_i^\top d \ge 0 \; \forall i \}
 
   Args:
     objectives: the number of rows :math:`M`.
     preference: :math:`p \ge 0`, (objectives,); by default :math:`1 / M` each.
-      Objectives of preference zero are still not conflicted with.
-    ridge: added to the diagonal of the Gram matrix of gradients of length one;
-      it keeps the quadratic programs well posed, and :math:`d` may conflict
-      with a gradient by that share of the gradient's part in it. Rows that are
-      almost linearly dependent are factored by QR, so that in float32 rounding
-      adds a few spacings of floats. From a `Gramian`, which has only products,
-      the rounding of the cosines adds to the ridge.
+      The direction does not conflict with objectives of preference zero either.
+    ridge: added to the diagonal of the Gram matrix of unit gradients to keep
+      the quadratic programs well posed. The direction may conflict with a
+      gradient by this fraction of the gradient's part in it. Almost dependent
+      rows are factored by QR, so that rounding adds only a few float spacings.
+      With a `Gramian`, the rounding of its cosines adds to the ridge.
 
   Returns:
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or if the ridge or a
       preference is negative.
 
@@ -139,11 +139,11 @@ def dual_proj(
   preference: Sequence[float] | chex.Array | None = None,
   ridge: float = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""DualProj: a sum of the gradients, projected to conflict with no objective.
+  r"""DualProj: projects the sum of the gradients to conflict with none.
 
   .. math::
     d = \Pi \left( \sum_m p_m \nabla f_m \right), \qquad
-    \Pi \text{ projects on } \{ d : \nabla f_i^\top d \ge 0 \; \forall i \}
+    \Pi \text{ projects onto } \{ d : \nabla f_i^\top d \ge 0 \; \forall i \}
 
   Args:
     objectives: the number of rows :math:`M`.
@@ -154,7 +154,7 @@ def dual_proj(
     A transformation from a `Jacobian` or a `Gramian` to one gradient.
 
   Raises:
-    TypeError: if the incoming gradients are no Jacobian.
+    TypeError: if the incoming gradients are not a `Jacobian` or a `Gramian`.
     ValueError: if they have another number of rows, or if the ridge or a
       preference is negative.
 

@@ -1,13 +1,14 @@
-"""Wrappers of oracles: where, and on what, gradients are evaluated.
+"""Wrappers of oracles: at which point and on which batch they are evaluated.
 
-Wrappers that take means over samples (`accumulate`, `mean_over`, `independent`,
-`saga`) need an oracle that is linear in them; the first two also take one whose
-losses can be averaged within (see `bilevel_jax.oracles.base`), `storm`,
-`recursive` and `delayed` any. Wrappers of several oracles: `together` at one
-point, `mixed` for a weighted sum, and `select`, which evaluates one of them, by
-one of the rules `at_random`, `largest_gap`, `in_sequence` and `as_given`. Of a
-whole solver: `wrapped` puts a wrapper around each of its oracles, `unmeasured`
-leaves out its losses and counts.
+- Means over samples: `accumulate`, `mean_over`, `independent` and `saga` need
+  an oracle that is linear in its samples. The first two also accept one whose
+  losses can be averaged inside (see `bilevel_jax.oracles.base`).
+- Any oracle: `storm`, `recursive` and `delayed`.
+- Several oracles: `together` evaluates them at one point, `mixed` adds them by
+  weights, and `select` evaluates one of them, chosen by a rule: `at_random`,
+  `largest_gap`, `in_sequence` or `as_given`.
+- Solvers: `wrapped` wraps each oracle of a solver, `unmeasured` drops its
+  losses and counts.
 """
 
 from bilevel_jax.evaluation._accumulate import accumulate

@@ -1,4 +1,4 @@
-"""Micro-batches: the mean gradient of a batch too large to evaluate at once."""
+"""Micro-batches: the mean gradient of a batch evaluated in parts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,35 +19,35 @@ def accumulate(
   split: Callable[[Any, int], Any] = _parts.split_batch,
   accumulator_dtype: Any = jnp.float32,
 ) -> base.Oracle:
-  r"""Evaluates an oracle on micro-batches, within one update.
+  r"""Averages an oracle over micro-batches within one update.
 
   .. math::
     d = \frac{1}{n} \sum_{i=1}^{n} d(batch_i)
 
-  For losses that are means over examples, the result is that of the whole
-  batch, with the memory of one part. Gradients of losses and of value gaps are
-  linear in the samples: they are averaged, and the oracle's state passes from
-  part to part. In `implicit`, `gradient_norm` and `compositional`, which are
-  not, the mean is taken of each evaluation of the losses: in a linear system,
-  of each product with the Hessian, which then costs a gradient more.
+  For losses that are means over examples, the result is that of the whole batch
+  with the memory of one part. Gradients of losses and of value gaps are linear
+  in the samples: they are averaged, and the oracle's state passes from part to
+  part. `implicit`, `gradient_norm` and `compositional` are not linear; there
+  each evaluation of the losses is averaged, in a linear system each
+  Hessian-vector product, which then costs one more gradient.
 
   Args:
-    oracle: what to evaluate.
-    parts: how many parts :math:`n`, at least 1.
-    split: makes a pytree with a leading axis of parts from (batch, parts). What
-      is no list of examples, running statistics for instance, needs one that
-      repeats it for each part.
-    accumulator_dtype: what sums over parts are kept in, at least; the result
-      has the oracle's dtypes.
+    oracle: the oracle to evaluate.
+    parts: the number of parts :math:`n`, at least 1.
+    split: maps (batch, parts) to a pytree with a leading axis of parts. If
+      leaves are not examples, running statistics for instance, pass a function
+      that repeats them for each part.
+    accumulator_dtype: smallest dtype of sums over parts; the result has the
+      oracle's dtypes.
 
   Returns:
     An oracle for the whole batch; `bj.counts` counts each part, `bj.values` and
     `bj.outputs` are means over the parts.
 
   Raises:
-    ValueError: if `parts` is below 1, if the oracle is not linear in its
-      samples and has no form in which its losses are averaged; at the call, if
-      a batch does not split.
+    ValueError: if `parts` is below 1, or if the oracle is not linear in its
+      samples and cannot average its losses; at the call, if a batch does not
+      split.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -63,7 +63,7 @@ def accumulate(
   _checks.whole('accumulate', 'parts', parts)
 
   def scan(evaluate, batch, state):
-    """The mean of what `evaluate(part, state)` gives, and the last state."""
+    """The mean result of `evaluate(part, state)`, and the last state."""
     batches = split(batch, parts)
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     shapes, _ = jax.eval_shape(evaluate, first, state)
@@ -79,16 +79,16 @@ def accumulate(
 
     def body(carry, part):
       total, state = carry
-      found, state = evaluate(part, state)
-      return (jax.tree.map(add, total, found), state), None
+      result, state = evaluate(part, state)
+      return (jax.tree.map(add, total, result), state), None
 
     start = (jax.tree.map(zeros, shapes), state)
     (total, state), _ = jax.lax.scan(body, start, batches)
     back = lambda one, shape: one.astype(shape.dtype)
     return jax.tree.map(back, total, shapes), state
 
-  def of(fn, batch, *at):
-    # Evaluated again for each derivative: no more than the batch is kept.
+  def mean_of_fn(fn, batch, *at):
+    # Derivatives evaluate it again, so that only the batch stays in memory.
     once = jax.checkpoint(fn, prevent_cse=False)
     return scan(lambda part, state: (once(part, *at), state), batch, ())[0]
 
@@ -96,9 +96,9 @@ def accumulate(
     def update_fn(batch, state, params=None, **extra_args):
       def evaluate(part, before):
         gradients, after = one.update(part, before, params, **extra_args)
-        # Out of the carry: in a shard_map they are of another type than before.
+        # Not in the carry, since in a shard_map they change their type.
         losses = states.measured(after)
-        # A schedule inside the oracle sees one update, not one a part.
+        # A schedule inside the oracle counts one update, not one per part.
         after = states.hold_measured(states.hold_updates(after, before), before)
         return (gradients, losses), after
 
@@ -109,4 +109,5 @@ def accumulate(
 
     return base.Oracle(one.init, update_fn)
 
-  return base.mean_of(oracle, base.Mean(of, linear, parts), 'accumulate')
+  mean = base.Mean(mean_of_fn, linear, parts)
+  return base.mean_of(oracle, mean, 'accumulate')

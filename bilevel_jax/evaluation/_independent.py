@@ -1,4 +1,4 @@
-"""Several independent Jacobians at one point, from parts of a batch."""
+"""Several independent Jacobians at one point, from the parts of a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,23 +20,23 @@ def independent(
 ) -> base.Oracle:
   r"""Evaluates an oracle's Jacobian on several independent parts of a batch.
 
-  For aggregators that multiply two of them, so that their noises do not
-  correlate (`modo`, `sdmgrad`), and for `moco` with several samples.
+  For aggregators that multiply two Jacobians and need uncorrelated noise
+  (`modo`, `sdmgrad`), and for `moco` with several samples.
 
   Args:
-    oracle: gives a `Jacobian` that is linear in the samples, so that each
-      part's is unbiased.
-    samples: how many, at least 1.
-    split: makes a pytree with a leading axis of samples from (batch, samples);
-      for instance `lambda batch, n: batch` for batches that come stacked.
+    oracle: returns a `Jacobian` that is linear in the samples, so that that of
+      each part is unbiased.
+    samples: the number of parts, at least 1.
+    split: maps (batch, samples) to a pytree with a leading axis of samples; for
+      instance `lambda batch, n: batch` for batches that are already stacked.
 
   Returns:
-    An oracle to a `Jacobian` whose rows are those of the first sample, then
-    those of the second, and so on; what no weight touches is their mean.
-    `bj.counts` counts each.
+    An oracle to a `Jacobian` that has the rows of the first sample, then those
+    of the second, and so on; its `rest` is their mean. `bj.counts` counts each
+    evaluation.
 
   Raises:
-    TypeError: at the call, if the oracle gives no `Jacobian`.
+    TypeError: at the call, if the oracle does not return a `Jacobian`.
     ValueError: if `samples` is below 1 or the oracle is not linear in its
       samples; at the call, if a batch does not split.
 
@@ -52,13 +52,13 @@ def independent(
     [1. 2. 3. 2.]
   """
   _checks.whole('independent', 'samples', samples)
-  mend = 'wrap bj.multi_objective(losses), and give its rows to the aggregator'
-  base.require_linear(oracle, 'independent', mend)
+  remedy = 'wrap bj.multi_objective(losses), and aggregate its rows'
+  base.require_linear(oracle, 'independent', remedy)
   inner = base.as_oracle(oracle)
 
   def update_fn(batch, state, params=None, **extra_args):
     batches = split(batch, samples)
-    found, measured = [], []
+    jacobians, measured = [], []
     for i in range(samples):
       part = jax.tree.map(lambda leaf, i=i: leaf[i], batches)
       before = state
@@ -68,10 +68,10 @@ def independent(
       if not isinstance(jacobian, types.Jacobian):
         raise TypeError(
           'independent stacks the rows of Jacobians, got '
-          f'{type(jacobian).__name__}: wrap an oracle that gives rows, '
+          f'{type(jacobian).__name__}: wrap an oracle that returns rows, '
           'bj.multi_objective(losses) for instance.'
         )
-      found.append(jacobian)
+      jacobians.append(jacobian)
       measured.append(states.measured(state))
     join = lambda *leaves: jnp.concatenate(leaves)
 
@@ -80,9 +80,9 @@ def independent(
       return sum(leaves[1:], leaves[0]) / samples if inexact else leaves[-1]
 
     joined = types.Jacobian(
-      rows=jax.tree.map(join, *(j.rows for j in found)),
-      rest=jax.tree.map(average, *(j.rest for j in found)),
-      values=jax.tree.map(join, *(j.values for j in found)),
+      rows=jax.tree.map(join, *(j.rows for j in jacobians)),
+      rest=jax.tree.map(average, *(j.rest for j in jacobians)),
+      values=jax.tree.map(join, *(j.values for j in jacobians)),
     )
     means = jax.tree.map(average, *measured)
     return joined, states.replace_measured(state, means)

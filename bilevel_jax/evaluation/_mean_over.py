@@ -1,4 +1,4 @@
-"""Data parallelism by hand: the mean gradient over a mapped axis."""
+"""Explicit data parallelism: the mean gradient over a mapped axis."""
 
 from collections.abc import Hashable
 
@@ -19,26 +19,24 @@ def mean_over(
   .. math::
     d = \frac{1}{M} \sum_{m=1}^{M} d(batch_m)
 
-  For `jax.shard_map`, `jax.pmap` and `jax.vmap` with an axis name. Under
-  `jax.jit` with sharded batches, XLA inserts the mean itself: nothing is to be
-  wrapped there.
+  For `jax.shard_map`, `jax.pmap` and `jax.vmap` with an axis name. `jax.jit`
+  with sharded batches needs no wrapper, since XLA inserts the mean.
 
-  So is what the oracle keeps for its next evaluation, a warm start for
-  instance: the state stays the same on all devices. In `implicit`,
-  `gradient_norm` and `compositional`, which are not linear in their samples,
-  each evaluation of the losses is averaged instead: in a linear system, each
-  product with the Hessian.
+  The oracle's inner state, a warm start for instance, is averaged too, so it
+  stays the same on all devices. In `implicit`, `gradient_norm` and
+  `compositional`, which are not linear in their samples, each evaluation of the
+  losses is averaged instead: in a linear system, each Hessian-vector product.
 
   Args:
-    oracle: what to evaluate on each device's part of the batch.
+    oracle: the oracle to evaluate on each device's part of the batch.
     axis_name: the mapped axis, or several.
 
   Returns:
     An oracle; `bj.counts` counts what one device evaluates.
 
   Raises:
-    ValueError: if the oracle is not linear in its samples and has no form in
-      which its losses are averaged.
+    ValueError: if the oracle is not linear in its samples and cannot average
+      its losses.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
@@ -59,27 +57,28 @@ def mean_over(
     return jax.tree.map(one, tree)
 
   def own(tree):
-    # In a shard_map, the derivative in a value that all devices share is
-    # already a sum over devices; in one that may differ, by its type, it is
-    # each device's own.
+    # In a shard_map, the derivative in a value whose type is shared by all
+    # devices is already a sum over devices. In a value whose type varies over
+    # devices, it is the device's own.
     axes = _sequences.varying_axes(jax.lax.axis_index(axis_name))
     return jax.tree.map(lambda leaf: _sequences.vary(leaf, axes), tree)
 
-  def of(fn, batch, *at):
+  def mean_of_fn(fn, batch, *at):
     return mean(fn(batch, *own(at)))
 
   def linear(one):
     def update_fn(batch, state, params=None, **extra_args):
       gradients, after = one.update(batch, state, own(params), **extra_args)
-      # Warm starts and the like: the state is the same on all devices.
       after = states.map_inner(mean, after)
       gradients, losses = mean((gradients, states.measured(after)))
       return gradients, states.replace_measured(after, losses)
 
     return base.Oracle(one.init, update_fn)
 
-  mend = (
+  remedy = (
     'give jax.jit a sharded batch, without this wrapper, or chain it to its '
     'aggregator by bj.oracles.aggregated'
   )
-  return base.mean_of(oracle, base.Mean(of, linear), 'mean_over', mend)
+  return base.mean_of(
+    oracle, base.Mean(mean_of_fn, linear), 'mean_over', remedy
+  )

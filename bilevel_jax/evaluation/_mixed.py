@@ -39,24 +39,25 @@ def mixed(
   .. math::
     d_k = \sum_m w_m(k) \, \nabla f_m(z_k; \xi^m)
 
-  What `select` is in expectation, at the price of all objectives. Their
-  gradients are added one after another, so that no more than two are held.
-  Where an aggregator is to weigh them, take `bj.multi_objective` with
-  `per_task` instead, which gives rows.
+  The expectation of `select` with `at_random`, at the cost of all objectives.
+  Gradients are added one after another, so memory holds at most two of them.
+  For weights from an aggregator, use `bj.multi_objective` with `per_task`,
+  which returns one row per objective.
 
   Args:
-    oracles: one for each objective, in a sequence or by name. They give
-      gradients of one structure.
+    oracles: one for each objective, in a sequence or by name. Their gradients
+      have the same structure.
     weights: (objectives,), at least zero; or a schedule from the number of
       updates so far to that.
     batch_at: as in `select`.
 
   Returns:
-    An oracle; `bj.values` has each loss, without its weight.
+    An oracle; `bj.values` has each loss without its weight.
 
   Raises:
-    TypeError: as `select` does.
-    ValueError: likewise, or if a constant weight is negative or not finite.
+    TypeError: as in `select`.
+    ValueError: as in `select`, or if a constant weight is negative or not
+      finite.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -67,14 +68,13 @@ def mixed(
     ... )
     >>> params = jnp.float32(0.0)
     >>> batch = {'left': jnp.ones(3), 'right': -jnp.ones(5)}
-    >>> found, state = oracle.update(batch, oracle.init(params), params)
-    >>> print(found, bj.values(state)['right'])
+    >>> gradient, state = oracle.update(batch, oracle.init(params), params)
+    >>> print(gradient, bj.values(state)['right'])
     -0.5 0.5
   """
-  who = 'mixed'
-  given = _select.objectives(who, oracles)
-  weights = _rules.checked_weights(who, weights)
-  parts = given.oracles
+  checked = _select.objectives('mixed', oracles)
+  weights = _rules.checked_weights('mixed', weights)
+  parts = checked.oracles
   number = len(parts)
 
   def init_fn(params):
@@ -87,19 +87,21 @@ def mixed(
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
     dtype = _trees.dtype_of(params)
-    share = _rules.at_count(weights, state.count, number, dtype)
-    own = given.batches(batch, [state.taken] * number, batch_at)
+    current = _rules.at_count(weights, state.count, number, dtype)
+    batches = checked.batches(batch, [state.taken] * number, batch_at)
     total, inner = None, []
     for i, part in enumerate(parts):
-      found, after = part.update(own(i), state.inner[i], params, **extra_args)
+      gradients, after = part.update(
+        batches(i), state.inner[i], params, **extra_args
+      )
       inner.append(after)
-      one = _trees.scaled(share[i], found)
+      term = _trees.scaled(current[i], gradients)
       try:
-        total = one if i == 0 else jax.tree.map(jnp.add, total, one)
+        total = term if i == 0 else jax.tree.map(jnp.add, total, term)
       except (ValueError, TypeError) as error:
-        forms: Any = [jax.tree.structure(t) for t in (total, one)]
-        pair = (given.names[0], given.names[i])
-        raise ValueError(_select.apart(who, pair, forms)) from error
+        forms: Any = [jax.tree.structure(t) for t in (total, term)]
+        pair = (checked.names[0], checked.names[i])
+        raise ValueError(_select.mismatch('mixed', pair, forms)) from error
     return total, MixedState(
       optax.safe_increment(state.count),
       optax.safe_increment(state.taken),
@@ -110,6 +112,6 @@ def mixed(
   return base.Oracle(
     init_fn,
     update_fn,
-    given.moves,
-    averaged=_select.averaged(given, again),
+    checked.moves,
+    averaged=_select.averaged(checked, again),
   )

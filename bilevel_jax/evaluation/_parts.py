@@ -1,4 +1,4 @@
-"""Parts of a batch: runs of examples, or examples dealt out in turn."""
+"""Parts of a batch: contiguous blocks of examples, or every n-th example."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from bilevel_jax import _checks
 
 
-def _parted(who: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
-  """A batch with a new leading axis of parts, leaf by leaf."""
-  _checks.whole(who, 'parts', parts)
+def _parted(name: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
+  """Folds each leaf of a batch into a new leading axis of parts."""
+  _checks.whole(name, 'parts', parts)
 
   def one(leaf):
     leaf = jnp.asarray(leaf)
@@ -19,9 +19,9 @@ def _parted(who: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
       return jax.random.split(leaf, parts)
     if not leaf.shape or leaf.shape[0] % parts:
       raise ValueError(
-        f'{who} makes {parts} equal parts of a batch, but a leaf has the shape '
-        f'{leaf.shape}: choose a batch size that {parts} divides, or pass a '
-        '`split` of your own.'
+        f'{name} splits a batch into {parts} equal parts, but a leaf has the '
+        f'shape {leaf.shape}: choose a batch size that {parts} divides, or '
+        'pass your own `split`.'
       )
     return fold(leaf, leaf.shape[0] // parts)
 
@@ -33,15 +33,14 @@ def split_batch(batch: Any, parts: int) -> Any:
 
   Args:
     batch: a pytree of arrays with a leading axis of examples; a scalar PRNG key
-      is split into one key a part.
-    parts: how many parts.
+      is split into one key per part.
+    parts: the number of parts.
 
   Returns:
     The pytree with a new leading axis of parts.
 
   Raises:
-    ValueError: if a leaf has no leading axis or one that `parts` does not
-      divide.
+    ValueError: if a leaf has no leading axis, or `parts` does not divide it.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -54,15 +53,15 @@ def split_batch(batch: Any, parts: int) -> Any:
 
 
 def deal_batch(batch: Any, parts: int) -> Any:
-  """Deals the examples of a batch out in turn, like cards.
+  """Deals the examples of a batch to the parts in turn, like cards.
 
   Args:
     batch: as in `split_batch`.
-    parts: how many parts.
+    parts: the number of parts.
 
   Returns:
-    The pytree with a new leading axis of parts. On a batch that is itself one
-    of several devices' parts, the dealt parts are those of the whole batch.
+    The pytree with a new leading axis of parts. If the batch is one of several
+    devices' shares, its parts are shares of the parts of the whole batch.
 
   Raises:
     ValueError: as in `split_batch`.

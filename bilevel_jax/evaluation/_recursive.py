@@ -1,4 +1,4 @@
-"""Recursive differences between fresh estimates: SPIDER, for any oracle."""
+"""SPIDER for any oracle: recursive differences between fresh estimates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,18 +13,14 @@ from bilevel_jax.evaluation import _storm
 from bilevel_jax.oracles import base
 
 
-def _whole(batch: Any) -> Any:
-  return batch
-
-
 class RecursiveState(NamedTuple):
   """State of `recursive`.
 
   Attributes:
     age: evaluations since the last fresh estimate, an int32 scalar; 0 if the
       next one is fresh.
-    previous: the parameters of the evaluation before.
-    direction: the estimate, of the structure that `like` gives.
+    previous: the parameters of the previous evaluation.
+    direction: the estimate, with the structure that `like` returns.
     inner: the state of the oracle.
   """
 
@@ -38,12 +34,12 @@ def recursive(
   oracle: optax.GradientTransformation,
   period: int,
   *,
-  small_batch: Callable[[Any], Any] = _whole,
-  large_batch: Callable[[Any], Any] = _whole,
+  small_batch: Callable[[Any], Any] = lambda batch: batch,
+  large_batch: Callable[[Any], Any] = lambda batch: batch,
   like: Callable[[Any], Any] | None = None,
   accumulator_dtype: Any = jnp.float32,
 ) -> base.Oracle:
-  r"""Follows an estimate by differences, and starts afresh every period.
+  r"""Updates an estimate by differences and renews it once per period.
 
   .. math::
     d_k = \begin{cases}
@@ -51,29 +47,30 @@ def recursive(
       d_{k-1} + G(z_k; \xi_k) - G(z_{k-1}; \xi_k) & \text{otherwise}
     \end{cases}
 
-  A difference sees one small batch :math:`\xi` and one oracle state at both
-  points, so its noise falls with the step. A fresh estimate sees a large batch
-  :math:`\Xi`, and with all of finite data the noise vanishes along a run with
-  constant steps. Where the periods of runs under `jax.vmap` differ, each
-  evaluation costs what a fresh one and a difference do.
+  A difference uses the same small batch :math:`\xi` and oracle state at both
+  points, so its noise is small where the step is small. A fresh estimate uses a
+  large batch :math:`\Xi`; if that is the whole finite data set, the noise
+  vanishes along a run with constant steps. Under `jax.vmap` with different
+  ages, each evaluation costs as much as a fresh estimate plus a difference.
 
   Args:
-    oracle: what to evaluate, at one point or at two.
+    oracle: the oracle to evaluate, at one point or at two.
     period: evaluations from one fresh estimate to the next, at least 1.
-    small_batch: what a difference sees, from the batch; by default the whole.
-    large_batch: what a fresh estimate sees; by default the whole.
-    like: makes, from the parameters, a pytree of the structure, shapes and
-      dtypes of what the oracle gives. By default that of the parameters, with
-      None for named sequences that the oracle does not move.
-    accumulator_dtype: what the estimate is kept in, at least; the result has
-      the oracle's dtypes.
+    small_batch: maps the batch to that of a difference; by default the same.
+    large_batch: maps the batch to that of a fresh estimate; by default the
+      same.
+    like: maps the parameters to a pytree with the structure, shapes and dtypes
+      of the oracle's gradients. By default the parameters, with None for named
+      sequences that the oracle does not move.
+    accumulator_dtype: smallest dtype of the stored estimate; the result has the
+      oracle's dtypes.
 
   Returns:
-    An oracle; `bj.counts` counts each evaluation, `bj.values` are those at the
-    new point.
+    An oracle; `bj.counts` counts each evaluation, `bj.values` has the losses at
+    the new point.
 
   Raises:
-    ValueError: if the period is below 1, or at the call, if the oracle gives
+    ValueError: if the period is below 1; at the call, if the oracle returns
       another structure or other shapes than `like`.
 
   Example:
@@ -98,7 +95,7 @@ def recursive(
   def init_fn(params):
     return RecursiveState(
       age=_trees.zeros([], jnp.int32),
-      # Copies: a buffer that params and state share could not be donated.
+      # Copies, since shared buffers of params and state cannot be donated.
       previous=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
       direction=_trees.accumulator_like(like(params), accumulator_dtype),
       inner=evaluated.init(params),
@@ -108,7 +105,7 @@ def recursive(
     evaluate = lambda batch, z: evaluated.update(
       batch, state.inner, z, **extra_args
     )
-    estimate = lambda gradients: _storm.where_given(
+    estimate = lambda gradients: _storm.matching(
       'recursive', gradients, state.direction
     )
 
@@ -116,23 +113,23 @@ def recursive(
       here, inner = evaluate(large_batch(batch), params)
       return here, _trees.as_dtypes_of(here, estimate(here)), inner
 
-    def follow():
+    def difference():
       small = small_batch(batch)
       here, inner = evaluate(small, params)
-      behind, other = evaluate(small, state.previous)
-      moved = jax.tree.map(
+      before, other = evaluate(small, state.previous)
+      corrected = jax.tree.map(
         lambda d, a, b: d + (a.astype(d.dtype) - b.astype(d.dtype)),
         estimate(here),
         here,
-        behind,
+        before,
       )
-      return here, moved, states.also_spent(inner, state.inner, other)
+      return here, corrected, states.also_spent(inner, state.inner, other)
 
-    here, direction, inner = jax.lax.cond(state.age == 0, fresh, follow)
+    here, direction, inner = jax.lax.cond(state.age == 0, fresh, difference)
     return _trees.as_dtypes_of(direction, here), RecursiveState(
       (state.age + 1) % period,
       _trees.as_dtypes_of(params, state.previous),
-      _storm.with_given(here, direction, state.direction),
+      _storm.replaced(here, direction, state.direction),
       inner,
     )
 

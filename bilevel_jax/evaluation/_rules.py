@@ -1,4 +1,4 @@
-"""Which of several objectives the next evaluation is of."""
+"""Rules by which `select` chooses the next objective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,23 +10,23 @@ import numpy as np
 
 from bilevel_jax import _checks, _keys, types
 
-# 2^32 over the golden ratio: multiples of it fill the circle evenly.
+# 2^32 / golden ratio: its multiples modulo 2^32 are evenly spread.
 _STRIDE = np.uint32(2654435769)
 
 
 class Rule(NamedTuple):
-  """How `select` chooses, as pure functions of a state.
+  """How `select` chooses the next objective, as pure functions of a state.
 
   Attributes:
     init: makes the state from the number of objectives and a float dtype.
-    choose: `choose(state, count, taken) -> (index, state)`: the objective of
-      this evaluation, from the number of updates and of evaluations so far;
-      None where the batch says it.
-    record: `record(state, losses, seen, fresh, count) -> state`: what is learnt
-      of losses (objectives,), of which only those in the mask `seen` were
-      evaluated; `fresh` says that all were, without a gradient.
-    refresh_every: every how many evaluations all losses are evaluated before
-      the choice; None for never.
+    choose: `choose(state, count, taken) -> (index, state)`, where `count` is
+      the number of updates so far and `taken` the number of evaluations of each
+      objective; None if the batch names its objective.
+    record: `record(state, losses, evaluated, fresh, count) -> state` updates
+      the state by losses (objectives,), valid where the mask `evaluated` is
+      true; `fresh` is true if all losses were evaluated, without gradients.
+    refresh_every: how many evaluations pass between evaluations of all losses,
+      which precede the choice; None for no such evaluations.
   """
 
   init: Callable[[int, Any], Any]
@@ -35,37 +35,37 @@ class Rule(NamedTuple):
   refresh_every: int | None = None
 
 
-def _forget(state, losses, seen, fresh, count):
-  del losses, seen, fresh, count
+def _ignore_losses(state, losses, evaluated, fresh, count):
+  del losses, evaluated, fresh, count
   return state
 
 
-def checked_weights(who: str, weights: Any, positive: bool = False) -> Any:
-  """Weights, checked if they are constant; a schedule stays as it is."""
+def checked_weights(caller: str, weights: Any, positive: bool = False) -> Any:
+  """Checks constant weights; returns a schedule unchanged."""
   if callable(weights):
     return weights
   if np.ndim(weights) != 1 or not len(weights):
     raise ValueError(
-      f'{who} takes one weight for each objective, or a schedule to that, got '
-      f'{weights!r}.'
+      f'{caller} takes one weight for each objective, or a schedule of these, '
+      f'got {weights!r}.'
     )
-  _checks.within(who, 'a weight', weights, 0)
+  _checks.within(caller, 'a weight', weights, 0)
   traced = isinstance(weights, jax.core.Tracer)
   if positive and not traced and not np.sum(weights) > 0:
-    raise ValueError(f'{who}: no weight is above zero: {weights!r}.')
+    raise ValueError(f'{caller}: no weight is above zero: {weights!r}.')
   return weights
 
 
 def at_count(weights: Any, count: Any, number: int, dtype: Any) -> chex.Array:
-  """Weights now, (objectives,), or an error where there are others."""
-  found = weights(count) if callable(weights) else weights
-  found = jnp.asarray(found, dtype)
-  if found.shape != (number,):
+  """The current weights, (objectives,); ValueError for another shape."""
+  current = weights(count) if callable(weights) else weights
+  current = jnp.asarray(current, dtype)
+  if current.shape != (number,):
     raise ValueError(
       f'there are {number} objectives, but the weights have shape '
-      f'{found.shape}: one weight for each, (1 - share, share) for instance.'
+      f'{current.shape}: pass one for each, (1 - share, share) for instance.'
     )
-  return found
+  return current
 
 
 def at_random(
@@ -74,15 +74,15 @@ def at_random(
   key: Any,
   even: bool = False,
 ) -> Rule:
-  r"""Draws the objective: m with a probability in proportion to its weight.
+  r"""Draws each objective with a probability proportional to its weight.
 
   .. math::
     \Pr(m_k = m) = w_m / \textstyle\sum_j w_j
 
-  In expectation, the gradient of the objective drawn is that of the weighted
-  sum. With `even`, the draws are a sequence of low discrepancy from a random
-  start: of any stretch of evaluations, each objective has its share to within
-  a few, which removes most of the noise of the coin.
+  The expected gradient is that of the weighted sum. With `even`, the draws are
+  a low-discrepancy sequence from a random start: in any window of evaluations
+  each objective has its share to within a few, which removes most of the
+  variance of independent draws.
 
   Args:
     weights: (objectives,), at least zero; or a schedule from the number of
@@ -120,7 +120,7 @@ def at_random(
   _keys.as_key(key, 'at_random')
 
   def init(number, dtype):
-    # The shape is known before the first update, and the error with it.
+    # Raises an error for a wrong shape already at init.
     jax.eval_shape(lambda: at_count(weights, jnp.int32(0), number, dtype))
     return _keys.as_key(key)
 
@@ -130,30 +130,29 @@ def at_random(
     edges = jnp.cumsum(share)
     if even:
       first = jax.random.bits(state, (), jnp.uint32)
-      # Exact, since whole numbers wrap around.
-      place = first + taken.sum().astype(jnp.uint32) * _STRIDE
-      # The upper 24 bits: float32 has no more, and 1 itself is out.
-      point = (place >> 8).astype(dtype) / np.float32(2**24)
+      # Exact, since integers wrap around.
+      bits = first + taken.sum().astype(jnp.uint32) * _STRIDE
+      # The upper 24 bits are exact in float32 and keep the point below 1.
+      point = (bits >> 8).astype(dtype) / np.float32(2**24)
       after = state
     else:
       after, draw = jax.random.split(state)
       point = jax.random.uniform(draw, (), dtype)
-    # Where rounding puts the point on the last edge, it is of the last
-    # objective that has a share.
-    below = point * edges[-1]
-    index = jnp.searchsorted(edges, below, side='right')
+    # If rounding moves the point onto the last edge, take the last objective
+    # with a positive weight.
+    index = jnp.searchsorted(edges, point * edges[-1], side='right')
     last = number - 1 - jnp.argmax(share[::-1] > 0)
     return jnp.minimum(index, last).astype(jnp.int32), after
 
-  return Rule(init, choose, _forget)
+  return Rule(init, choose, _ignore_losses)
 
 
 class GapState(NamedTuple):
   """State of `largest_gap`.
 
   Attributes:
-    memo: what is known of each loss, (objectives,).
-    optima: the estimates of the least losses, (objectives,).
+    memo: the running estimate of each loss, (objectives,).
+    optima: the estimated minimum of each loss, (objectives,).
   """
 
   memo: chex.Array
@@ -167,30 +166,30 @@ def largest_gap(
   refresh_every: int | None = 10,
   share: types.ScalarOrSchedule = 1.0,
 ) -> Rule:
-  r"""Takes the objective that is furthest from its optimum, by what it knows.
+  r"""Takes the objective with the largest estimated distance to its optimum.
 
   .. math::
     m_k = \arg\max_m \; w_m (\hat f_m - f_m^*)
 
-  The memo :math:`\hat f_m` of a loss is moved by its own training evaluations,
-  :math:`\hat f_m \leftarrow \hat f_m + a (f_m - \hat f_m)`, and set anew, with
-  all others, by an evaluation without gradients every so often. Of equal gaps,
-  the first objective is taken. The weights are of the gaps, and not of the
-  gradients: the step is along the gradient of the loss itself.
+  Each training evaluation of a loss updates its estimate,
+  :math:`\hat f_m \leftarrow \hat f_m + a (f_m - \hat f_m)`, and every
+  `refresh_every` evaluations all losses are evaluated without gradients and
+  replace the estimates. The first of equal gaps wins. Weights multiply gaps,
+  not gradients: the step follows the gradient of the unweighted loss.
 
-  What decides is a difference of noisy losses. Where the noise of a batch is
-  larger than the gaps, give `select` rows of its own for the refresh
-  (`refresh_at`), and a share below one.
+  The choice compares noisy losses. If the noise of a batch exceeds the gaps,
+  give `select` other data for the refresh (`refresh_at`) and use a share below
+  one.
 
   Args:
     weights: (objectives,), or a schedule from the number of updates to that.
-    optima: the least value of each loss, (objectives,), from a run of each on
-      its own for instance; or 'running', for the least memo so far. Zeros
-      starve an objective whose optimum is far below those of the others.
-    refresh_every: every how many evaluations all losses are evaluated, the
-      first time before the first choice; None for that time only.
-    share: :math:`a` in [0, 1], how far a memo moves; or a schedule from the
-      number of updates so far.
+    optima: the minimum of each loss, (objectives,), from single-objective runs
+      for instance; or 'running' for the smallest estimate so far. With zeros,
+      an objective whose optimum is far below the others is rarely chosen.
+    refresh_every: evaluations between refreshes; the first refresh precedes the
+      first choice. None for only that one.
+    share: :math:`a` in [0, 1], the weight of a new loss in its estimate; or a
+      schedule from the number of updates so far.
 
   Returns:
     A rule for `select`.
@@ -206,8 +205,8 @@ def largest_gap(
     >>> rule = bj.evaluation.largest_gap([0.5, 0.5], optima=[0.0, 0.0])
     >>> oracle = bj.evaluation.select([near, far], rule)
     >>> params = jnp.float32(0.0)
-    >>> found, state = oracle.update((None, None), oracle.init(params), params)
-    >>> print(found, state.rule.memo)
+    >>> slope, state = oracle.update((None, None), oracle.init(params), params)
+    >>> print(slope, state.rule.memo)
     -6.0 [1. 9.]
 
   References:
@@ -215,19 +214,19 @@ def largest_gap(
     Forgetting in LLM Supervised Fine-Tuning and Preference Learning - A Convex
     Optimization Perspective <https://arxiv.org/abs/2410.15483>`_, 2024.
   """
-  who = 'largest_gap'
-  weights = checked_weights(who, weights)
+  name = 'largest_gap'
+  weights = checked_weights(name, weights)
   running = isinstance(optima, str)
   if running and optima != 'running':
     raise ValueError(
-      f"{who}: optima are one number for each loss, or 'running', got "
+      f"{name}: optima are one number for each loss, or 'running', got "
       f'{optima!r}.'
     )
   if not running:
-    _checks.within(who, 'an optimum', optima, -float('inf'))
+    _checks.within(name, 'an optimum', optima, -float('inf'))
   if refresh_every is not None:
-    _checks.whole(who, 'evaluations as `refresh_every`', refresh_every)
-  _checks.within(who, 'the share', share, 0, 1)
+    _checks.whole(name, 'evaluations as `refresh_every`', refresh_every)
+  _checks.within(name, 'the share', share, 0, 1)
 
   def init(number, dtype):
     jax.eval_shape(lambda: at_count(weights, jnp.int32(0), number, dtype))
@@ -237,7 +236,7 @@ def largest_gap(
       best = jnp.array(optima, dtype)
       if best.shape != (number,):
         raise ValueError(
-          f'{who}: there are {number} objectives, but the optima have shape '
+          f'{name}: there are {number} objectives, but the optima have shape '
           f'{best.shape}.'
         )
     return GapState(jnp.zeros([number], dtype), best)
@@ -246,34 +245,33 @@ def largest_gap(
     number, dtype = taken.shape[0], state.memo.dtype
     now = at_count(weights, count, number, dtype)
     gaps = now * (state.memo - state.optima)
-    # A loss that is not a number decides nothing.
+    # Never choose an objective whose loss is NaN.
     gaps = jnp.where(jnp.isnan(gaps), -jnp.inf, gaps)
     return jnp.argmax(gaps).astype(jnp.int32), state
 
-  def record(state, losses, seen, fresh, count):
+  def record(state, losses, evaluated, fresh, count):
     dtype = state.memo.dtype
     rate = share(count) if callable(share) else share
     rate = jnp.asarray(1.0 if fresh else rate, dtype)
     losses = losses.astype(dtype)
     moved = state.memo + rate * (losses - state.memo)
-    # A difference would lose what is small beside a first loss that is huge.
+    # The difference would round away a loss much smaller than the memo.
     moved = jnp.where(rate == 1.0, losses, moved)
-    memo = jnp.where(seen, moved, state.memo)
+    memo = jnp.where(evaluated, moved, state.memo)
     best = state.optima
     if running:
-      best = jnp.where(seen, jnp.fmin(best, memo), best)
+      best = jnp.where(evaluated, jnp.fmin(best, memo), best)
     return GapState(memo, best)
 
-  # None is a time that never comes again.
+  # For None, a period that no run completes.
   every = np.iinfo(np.int32).max if refresh_every is None else refresh_every
   return Rule(init, choose, record, every)
 
 
 def in_sequence(steps: Sequence[int]) -> Rule:
-  """One objective after the other, each for so many updates.
+  """Trains on one objective after another, each for a number of updates.
 
-  The baseline of training in stages. The last objective goes on for as long as
-  the run does.
+  The baseline of training in stages. The last stage has no end.
 
   Args:
     steps: the number of updates with each objective but the last; whole
@@ -283,7 +281,7 @@ def in_sequence(steps: Sequence[int]) -> Rule:
     A rule for `select`.
 
   Raises:
-    ValueError: if a number of steps is no whole number above zero.
+    ValueError: if a number of steps is not a whole number above zero.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -311,8 +309,8 @@ def in_sequence(steps: Sequence[int]) -> Rule:
     if number != len(lengths) + 1:
       raise ValueError(
         f'in_sequence: {len(lengths)} numbers of updates are for '
-        f'{len(lengths) + 1} objectives, the last of which has no end; there '
-        f'are {number}.'
+        f'{len(lengths) + 1} objectives, since the last stage has no end, but '
+        f'there are {number}.'
       )
     return ()
 
@@ -324,15 +322,15 @@ def in_sequence(steps: Sequence[int]) -> Rule:
       index = index + (count >= edge)
     return index, state
 
-  return Rule(init, choose, _forget)
+  return Rule(init, choose, _ignore_losses)
 
 
 def as_given() -> Rule:
-  """The objective of which the batch is: a dict of one batch, by its name.
+  """Takes the objective that names the batch, a dict with one entry.
 
-  For data that a host reads: it draws the objective, and reads and sends the
-  batch of that one alone. There is no branch, but a program for each objective,
-  and the choice is one for all seeds under `jax.vmap`.
+  For a data loader on the host, which draws the objective and reads only its
+  batch. The program has no branch; it compiles once per objective. Under
+  `jax.vmap` all seeds share the choice.
 
   Returns:
     A rule for `select`.
@@ -340,13 +338,13 @@ def as_given() -> Rule:
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> fit = lambda x, rows: jnp.mean((x - rows) ** 2)
-    >>> given = {name: bj.gradient(fit, name=name) for name in ('old', 'new')}
-    >>> oracle = bj.evaluation.select(given, bj.evaluation.as_given())
+    >>> parts = {name: bj.gradient(fit, name=name) for name in ('old', 'new')}
+    >>> oracle = bj.evaluation.select(parts, bj.evaluation.as_given())
     >>> params = jnp.float32(0.0)
     >>> state = oracle.init(params)
     >>> for batch in ({'old': jnp.ones(2)}, {'new': jnp.zeros(5)}):
-    ...   found, state = oracle.update(batch, state, params)
-    >>> print(found, bj.counts(state))
+    ...   gradient, state = oracle.update(batch, state, params)
+    >>> print(gradient, bj.counts(state))
     0.0 {'gradients/old': 1, 'gradients/new': 1}
   """
-  return Rule(lambda number, dtype: (), None, _forget)
+  return Rule(lambda number, dtype: (), None, _ignore_losses)

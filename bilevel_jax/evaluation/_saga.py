@@ -1,4 +1,4 @@
-"""Variance reduction by memory: the last gradient of every part of the data."""
+"""SAGA: variance reduction by the last gradient of each part of the data."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,24 +19,24 @@ class SagaState(NamedTuple):
 
   Attributes:
     count: evaluations so far, an int32 scalar.
-    table: last gradients; leaves have a leading axis of parts.
+    table: the last gradient of each part; leaves have a leading axis of parts.
     total: the sum of the table over its parts.
-    seen: which parts have an entry, (parts,); (parts, rows) where each row has
-      parts of its own.
+    visited: which parts have an entry, (parts,), or (parts, rows) if each row
+      has its own parts.
     inner: the state of the oracle.
   """
 
   count: chex.Array
   table: Any
   total: Any
-  seen: chex.Array
+  visited: chex.Array
   inner: Any
 
 
-class _Kept(NamedTuple):
-  """What an update makes of one leaf."""
+class _LeafUpdate(NamedTuple):
+  """The results of an update for one leaf."""
 
-  found: chex.Array
+  corrected: chex.Array
   table: chex.Array
   total: chex.Array
 
@@ -49,39 +49,39 @@ def saga(
   like: Callable[[Any], Any] | None = None,
   accumulator_dtype: Any = jnp.float32,
 ) -> base.Oracle:
-  r"""Corrects each gradient by the last one of the same part of the data.
+  r"""Corrects each gradient by the previous one of the same part of the data.
 
   .. math::
     d = G_i(z) - t_i + \frac{1}{|S|} \sum_{j \in S} t_j
     \quad \text{if } i \in S, \qquad d = G_i(z) \quad \text{else}; \qquad
     \text{then } t_i \leftarrow G_i(z), \; S \leftarrow S \cup \{i\}
 
-  where S holds the parts that were seen so far. Near a solution its noise
-  vanishes, so that a constant step converges as on the whole data, at the price
-  of :math:`n` gradients in memory. Where parts are drawn uniformly, the mean of
-  :math:`d` is the gradient of the whole data, from the first update on.
+  where S is the set of visited parts. The noise vanishes near a solution, so a
+  constant step converges as on the whole data, at the cost of :math:`n`
+  gradients in memory. If parts are drawn uniformly, the expectation of
+  :math:`d` is the gradient of the whole data from the first update on.
 
   Args:
-    oracle: what to evaluate, linear in its samples.
-    parts: :math:`n`, into how many parts the data are divided: fixed batches,
-      or single examples. Where the rows of a `Jacobian` draw samples of their
-      own, a tuple of a number for each row.
-    index: which part a batch is, from the batch; an integer scalar in
-      [0, parts), or for a tuple an integer for each row; any other makes the
-      gradient NaN. By default parts come in turn, the first batch being part 0.
-    like: makes, from the parameters, a pytree of the structure of what the
-      oracle gives, as in `storm`.
-    accumulator_dtype: what the sum of the table is kept in, at least; the table
-      and the result have the oracle's dtypes.
+    oracle: the oracle to evaluate, linear in its samples.
+    parts: :math:`n`, the number of parts of the data: fixed batches, or single
+      examples. If each row of a `Jacobian` draws its own samples, a tuple with
+      a number for each row.
+    index: maps the batch to its part, an integer scalar in [0, parts); if
+      `parts` is a tuple, to one integer per row. An index out of range makes
+      the gradient NaN. By default parts cycle, starting with part 0.
+    like: maps the parameters to a pytree with the structure of the oracle's
+      gradients, as in `storm`.
+    accumulator_dtype: smallest dtype of the table's sum; the table and the
+      result have the oracle's dtypes.
 
   Returns:
     An oracle.
 
   Raises:
     ValueError: if `parts` is below 1, or the oracle is not linear in its
-      samples; at the call, if the oracle gives another structure than `like`.
-    TypeError: at the call, if `parts` is a tuple and the oracle gives something
-      else than that many rows.
+      samples; at the call, if the oracle returns another structure than `like`.
+    TypeError: at the call, if `parts` is a tuple and the oracle does not return
+      that many rows.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -92,8 +92,8 @@ def saga(
     >>> params = jnp.float32(0.0)
     >>> state = oracle.init(params)
     >>> for i in (0, 1, 0, 1):
-    ...   found, state = oracle.update({'i': i, 'y': 2.0 * i}, state, params)
-    >>> print(found)  # The gradient of the mean, whichever part comes.
+    ...   gradient, state = oracle.update({'i': i, 'y': 2.0 * i}, state, params)
+    >>> print(gradient)  # That of the mean loss, for any part.
     -1.0
 
   References:
@@ -106,12 +106,12 @@ def saga(
   for number in numbers:
     _checks.whole('saga', 'parts', number)
   if not numbers:
-    raise ValueError('saga takes a number of parts for each row, got none.')
+    raise ValueError('saga takes a number of parts for each row, got ().')
   base.require_linear(
     oracle,
     'saga',
-    'take bj.evaluation.storm, which corrects any oracle by the same batch, or '
-    'tables of linear directions, as bj.saba does',
+    'use bj.evaluation.storm, which accepts any oracle, or bj.saba, whose '
+    'tables hold directions that are linear',
   )
   largest = max(numbers)
   inner = base.as_oracle(oracle)
@@ -119,7 +119,7 @@ def saga(
 
   def init_fn(params):
     shape = like(params)
-    # By broadcasting, so that the table is sharded like its rows.
+    # Broadcasting shards the table like its rows.
     table = jax.tree.map(
       lambda x: jnp.broadcast_to(jnp.zeros_like(x), (largest, *jnp.shape(x))),
       shape,
@@ -139,8 +139,8 @@ def saga(
       which = jnp.asarray(index(batch), jnp.int32)
     if which.shape != np.shape(parts):
       raise ValueError(
-        f'saga: `index` gives an array of shape {which.shape}, but `parts` is '
-        f'{parts}: one integer for each number of parts.'
+        f'saga: `index` returns an array of shape {which.shape}, but `parts` '
+        f'is {parts}: return one integer for each number of parts.'
       )
     gradients, after = inner.update(batch, state.inner, params, **extra_args)
     at: Any = which
@@ -148,36 +148,37 @@ def saga(
       _require_rows(gradients, len(numbers))
       at = (which, jnp.arange(len(numbers)))
     inside = (which >= 0) & (which < jnp.asarray(parts))
-    known, number = state.seen[at] & inside, jnp.maximum(state.seen.sum(0), 1)
-    # An index is data, which no program can refuse: NaN is found, a gradient
-    # corrected by another part's is not.
-    nothing = jnp.where(inside, 0.0, jnp.nan)
+    known = state.visited[at] & inside
+    number = jnp.maximum(state.visited.sum(0), 1)
+    # A compiled program cannot raise for a wrong index: NaN is noticed, a
+    # gradient corrected by another part's is not.
+    no_correction = jnp.where(inside, 0.0, jnp.nan)
 
     def one(gradient, table, total):
       dtype, tail = total.dtype, (1,) * (gradient.ndim - known.ndim)
       spread = lambda x: x.reshape(*x.shape, *tail)
       last, now = table[at].astype(dtype), gradient.astype(table.dtype)
       mean = total / spread(number).astype(dtype)
-      return _Kept(
-        gradient.astype(dtype)
-        - jnp.where(spread(known), last - mean, spread(nothing).astype(dtype)),
+      other = spread(no_correction).astype(dtype)
+      return _LeafUpdate(
+        gradient.astype(dtype) - jnp.where(spread(known), last - mean, other),
         table.at[at].set(now),
         total + (now.astype(dtype) - last),
       )
 
-    totals = _storm.where_given('saga', gradients, state.total)
-    tables = _storm.only_given(gradients, state.table)
+    totals = _storm.matching('saga', gradients, state.total)
+    tables = _storm.only_moved(gradients, state.table)
     new = jax.tree.map(one, gradients, tables, totals)
-    part = lambda name: jax.tree.map(
-      lambda kept: getattr(kept, name),
+    field = lambda name: jax.tree.map(
+      lambda leaf: getattr(leaf, name),
       new,
-      is_leaf=lambda node: isinstance(node, _Kept),
+      is_leaf=lambda node: isinstance(node, _LeafUpdate),
     )
-    return _trees.as_dtypes_of(part('found'), gradients), SagaState(
+    return _trees.as_dtypes_of(field('corrected'), gradients), SagaState(
       optax.safe_increment(state.count),
-      _storm.with_given(gradients, part('table'), state.table),
-      _storm.with_given(gradients, part('total'), state.total),
-      state.seen.at[at].set(True),
+      _storm.replaced(gradients, field('table'), state.table),
+      _storm.replaced(gradients, field('total'), state.total),
+      state.visited.at[at].set(True),
       after,
     )
 
@@ -188,7 +189,7 @@ def saga(
 
 
 def _require_rows(gradients: Any, number: int) -> None:
-  """Raises TypeError unless gradients are rows, and nothing besides."""
+  """Raises TypeError unless the gradients are a `Jacobian` of rows only."""
   leaves = jax.tree.leaves(gradients)
   if (
     not isinstance(gradients, types.Jacobian)
@@ -196,7 +197,7 @@ def _require_rows(gradients: Any, number: int) -> None:
     or any(jnp.shape(leaf)[:1] != (number,) for leaf in leaves)
   ):
     raise TypeError(
-      f'saga with parts for each of {number} rows takes a Jacobian of so many '
-      f'rows and no `rest`, got {type(gradients).__name__}: pass one number of '
-      'parts, or an oracle that gives rows.'
+      f'saga with a tuple of parts takes a Jacobian of {number} rows and no '
+      f'`rest`, got {type(gradients).__name__}: pass one number of parts, or '
+      'an oracle that returns rows.'
     )

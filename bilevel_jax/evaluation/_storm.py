@@ -1,4 +1,4 @@
-"""Recursive momentum: a gradient also at the previous point, on one batch."""
+"""STORM: recursive momentum with a second gradient at the previous point."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class StormState(NamedTuple):
 
   Attributes:
     count: updates of the solver so far, an int32 scalar, for the schedule.
-    started: whether there is a point before.
-    previous: the parameters of the evaluation before.
-    direction: the estimate, of the structure that `like` gives.
+    started: whether there is a previous point.
+    previous: the parameters of the previous evaluation.
+    direction: the estimate, with the structure that `like` returns.
     inner: the state of the oracle.
   """
 
@@ -38,37 +38,36 @@ def storm(
   like: Callable[[Any], Any] | None = None,
   accumulator_dtype: Any = jnp.float32,
 ) -> base.Oracle:
-  r"""Corrects a running estimate by the same batch at the point before.
+  r"""Corrects a running estimate by the same batch at the previous point.
 
   .. math::
     d_k = G(z_k; \xi_k) + (1 - a_k) \, [d_{k-1} - G(z_{k-1}; \xi_k)],
     \qquad d_0 = G(z_0; \xi_0)
 
-  Both evaluations see one batch and one oracle state, keys included, so that
-  their difference is small where the step was: the error of the estimate falls
-  along a run whose steps and :math:`a_k` do. For :math:`a = 1` it is the
-  oracle itself, for :math:`a = 0` between updates with :math:`a = 1` it is
-  SPIDER. The oracle may be anything that depends on the parameters: a gradient,
-  rows of several objectives, a hypergradient, the inner values of a
-  composition.
+  Both evaluations use the same batch and oracle state, PRNG keys included, so
+  their difference is small after a small step: the error of the estimate falls
+  along a run whose steps and :math:`a_k` fall. :math:`a = 1` gives the oracle
+  itself, and :math:`a = 0` between updates with :math:`a = 1` gives SPIDER. The
+  oracle may return a gradient, a Jacobian of several objectives, a
+  hypergradient or the inner values of a composition.
 
   Args:
-    oracle: what to evaluate, at two points an update.
+    oracle: the oracle to evaluate, at two points per update.
     decay: :math:`a_k` in [0, 1]; a constant, or a schedule from the number of
       updates so far.
-    like: makes, from the parameters, a pytree of the structure, shapes and
-      dtypes of what the oracle gives. By default that of the parameters, with
-      None for named sequences that the oracle does not move.
-    accumulator_dtype: what the estimate is kept in, at least; the result has
-      the oracle's dtypes.
+    like: maps the parameters to a pytree with the structure, shapes and dtypes
+      of the oracle's gradients. By default the parameters, with None for named
+      sequences that the oracle does not move.
+    accumulator_dtype: smallest dtype of the stored estimate; the result has the
+      oracle's dtypes.
 
   Returns:
-    An oracle; `bj.counts` counts both evaluations, `bj.values` are those at the
-    new point.
+    An oracle; `bj.counts` counts both evaluations, `bj.values` has the losses
+    at the new point.
 
   Raises:
-    ValueError: if a constant decay is outside [0, 1], or at the call, if the
-      oracle gives another structure or other shapes than `like`.
+    ValueError: if a constant decay is outside [0, 1]; at the call, if the
+      oracle returns another structure or other shapes than `like`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -92,17 +91,17 @@ def storm(
     return StormState(
       count=_trees.zeros([], jnp.int32),
       started=_trees.zeros([], bool),
-      # Copies: a buffer that params and state share could not be donated.
+      # Copies, since shared buffers of params and state cannot be donated.
       previous=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
       direction=_trees.accumulator_like(like(params), accumulator_dtype),
       inner=evaluated.init(params),
     )
 
   def update_fn(batch, state, params=None, **extra_args):
-    behind, other = evaluated.update(
+    before, other = evaluated.update(
       batch, state.inner, state.previous, **extra_args
     )
-    ahead, inner = evaluated.update(batch, state.inner, params, **extra_args)
+    here, inner = evaluated.update(batch, state.inner, params, **extra_args)
     inner = states.also_spent(inner, state.inner, other)
     rate = decay(state.count) if callable(decay) else decay
     keep = jnp.where(state.started, 1 - rate, 0)
@@ -112,13 +111,13 @@ def storm(
       change = estimate - old.astype(dtype)
       return new.astype(dtype) + keep.astype(dtype) * change
 
-    held = where_given('storm', ahead, state.direction)
-    found = jax.tree.map(correct, ahead, behind, held)
-    return _trees.as_dtypes_of(found, ahead), StormState(
+    estimate = matching('storm', here, state.direction)
+    corrected = jax.tree.map(correct, here, before, estimate)
+    return _trees.as_dtypes_of(corrected, here), StormState(
       optax.safe_increment(state.count),
       jnp.ones_like(state.started),
       _trees.as_dtypes_of(params, state.previous),
-      with_given(ahead, found, state.direction),
+      replaced(here, corrected, state.direction),
       inner,
     )
 
@@ -129,7 +128,7 @@ def storm(
 
 
 def like_moved(oracle: optax.GradientTransformation) -> Callable[[Any], Any]:
-  """From parameters to those that an oracle moves; None for the others."""
+  """A function to the parameters that an oracle moves, None for the others."""
   moves = base.as_oracle(oracle).moves
 
   def like(params):
@@ -145,43 +144,45 @@ def _is_none(node: Any) -> bool:
   return node is None
 
 
-def where_given(who: str, given: Any, estimate: Any) -> Any:
-  """What is held for the gradients given; None where they are None.
+def matching(caller: str, gradients: Any, stored: Any) -> Any:
+  """The stored tree, with None where the gradients are None.
 
   Args:
-    who: the wrapper, for the error.
-    given: gradients, None for a sequence that is left alone.
-    estimate: of the same structure, with anything where `given` is None.
+    caller: the wrapper's name, for the error.
+    gradients: an oracle's, with None for a sequence that it leaves alone.
+    stored: of the same structure, with anything where `gradients` are None.
 
   Returns:
-    The estimate in the structure of `given`.
+    The stored tree in the structure of the gradients.
 
   Raises:
     ValueError: if structures or shapes differ.
   """
   try:
-    held = only_given(given, estimate)
-  except (ValueError, TypeError):  # The structures: nothing else can raise.
-    held = estimate
-  ours: Any = jax.tree.structure(given)
-  theirs: Any = jax.tree.structure(held)
-  shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-  if ours != theirs or shapes(given) != shapes(held):
+    matched = only_moved(gradients, stored)
+  except (ValueError, TypeError):  # Only different structures raise these.
+    matched = stored
+  structures: Any = [jax.tree.structure(tree) for tree in (gradients, matched)]
+  shapes = [
+    [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    for tree in (gradients, matched)
+  ]
+  if structures[0] != structures[1] or shapes[0] != shapes[1]:
     raise ValueError(
-      f'{who}: the oracle gives {ours} of the shapes {shapes(given)}, but the '
-      f'state holds {theirs} of {shapes(held)}: pass `like`, a function from '
-      "the parameters to a pytree of the oracle's structure."
+      f'{caller}: the oracle returns {structures[0]} of the shapes {shapes[0]},'
+      f' but the state has {structures[1]} of {shapes[1]}: pass `like`, a '
+      "function from the parameters to a pytree of the oracle's structure."
     )
-  return held
+  return matched
 
 
-def only_given(given: Any, held: Any) -> Any:
-  """What is held, with None where the gradients given are None."""
-  pick = lambda one, held: None if one is None else held
-  return jax.tree.map(pick, given, held, is_leaf=_is_none)
+def only_moved(gradients: Any, stored: Any) -> Any:
+  """The stored tree, with None where the gradients are None; no checks."""
+  pick = lambda gradient, old: None if gradient is None else old
+  return jax.tree.map(pick, gradients, stored, is_leaf=_is_none)
 
 
-def with_given(given: Any, found: Any, estimate: Any) -> Any:
-  """The estimate with what was found, where gradients are given."""
-  pick = lambda one, new, old: old if one is None else new
-  return jax.tree.map(pick, given, found, estimate, is_leaf=_is_none)
+def replaced(gradients: Any, new: Any, stored: Any) -> Any:
+  """The stored tree, with new values where the gradients are not None."""
+  pick = lambda gradient, new, old: old if gradient is None else new
+  return jax.tree.map(pick, gradients, new, stored, is_leaf=_is_none)

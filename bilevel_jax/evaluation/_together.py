@@ -1,4 +1,4 @@
-"""Several oracles at one point, as one."""
+"""Several oracles at one point, combined into one."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from bilevel_jax.oracles import base
 
 
 def together(*oracles: optax.GradientTransformation) -> base.Oracle:
-  r"""Evaluates several oracles at one point: none sees what another moves.
+  r"""Evaluates several oracles of different sequences at one point.
 
   .. math::
     d = (d_1(z), \dots, d_n(z))
@@ -21,8 +21,8 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
     An oracle for all of their sequences.
 
   Raises:
-    ValueError: without oracles, or at the call, if two have a gradient for one
-      sequence.
+    ValueError: without oracles; at the call, if two oracles return a gradient
+      for one sequence.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -30,8 +30,8 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
     >>> two = bj.gradient(lambda p, batch: p.a * p.b, of='b', name='two')
     >>> oracle = bj.evaluation.together(one, two)
     >>> params = bj.sequences(a=jnp.float32(3.0), b=jnp.float32(1.0))
-    >>> found, _ = oracle.update(None, oracle.init(params), params)
-    >>> print(found.a, found.b)
+    >>> slopes, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(slopes.a, slopes.b)
     6.0 3.0
   """
   if not oracles:
@@ -55,7 +55,7 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
         if name in fields:
           raise ValueError(
             f'together: two oracles have a gradient for the sequence {name}: '
-            'give them to descend one after the other, or add their losses.'
+            'pass them to descend one after the other, or add their losses.'
           )
         fields[name] = gradient
       after.append(inner)

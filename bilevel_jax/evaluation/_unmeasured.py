@@ -1,4 +1,4 @@
-"""A solver whose state holds no losses and no counts of evaluations."""
+"""Solvers without measured losses and evaluation counts."""
 
 import jax
 import optax
@@ -9,30 +9,26 @@ from bilevel_jax import parts, states
 def unmeasured(
   solver: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Leaves out the losses and the counts of evaluations of a solver.
+  """Drops the losses and evaluation counts from a solver's state.
 
-  Its updates are the same. On tiny problems a call of a compiled step from
-  Python costs as much as its arrays and their computation: without these
-  numbers it takes some two thirds of the time. Inside a compiled loop, or for
-  larger problems, there is little to gain.
+  The updates do not change. On tiny problems the cost of a compiled step is
+  dominated by the call from Python: without these numbers it takes about two
+  thirds of the time. Compiled loops and larger problems gain little.
 
   Args:
     solver: any solver, from `bj.descend` or a named one.
 
   Returns:
-    A solver whose state has None in place of losses and counts, so that
-    `bj.values` and `bj.counts` of it are empty.
+    A solver whose state has None in place of losses and counts; `bj.values` and
+    `bj.counts` of it are empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> loss = lambda x, y, batch: jnp.sum((y - x) ** 2)
-    >>> problem = bj.BilevelProblem(upper=loss, lower=loss)
-    >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd)
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.ones(2))
-    >>> len(jax.tree.leaves(solver.init(params)))
+    >>> import bilevel_jax as bj, jax, optax
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd(0.1)
+    >>> solver = bj.v_pbgd(toy.problem, penalty=10.0, upper=sgd, lower=sgd)
+    >>> len(jax.tree.leaves(solver.init(toy.params)))
     3
-    >>> len(jax.tree.leaves(bj.evaluation.unmeasured(solver).init(params)))
+    >>> len(jax.tree.leaves(bj.evaluation.unmeasured(solver).init(toy.params)))
     1
   """
   inner = optax.with_extra_args_support(solver)

@@ -1,4 +1,4 @@
-"""Wrappers around the oracles of a solver, from outside."""
+"""Wrappers around each oracle of a finished solver."""
 
 from typing import Any
 
@@ -6,39 +6,35 @@ from bilevel_jax import parts, types
 
 
 def wrapped(solver: Any, wrapper: types.Wrapper) -> Any:
-  """Wraps each oracle of a solver: the same solver, evaluated elsewhere.
+  """Wraps each oracle of a solver.
 
-  The wrapper goes around an oracle and the aggregator behind it. It goes inside
-  what corrects, delays, combines or selects other oracles (`storm`, `saga`,
-  `recursive`, `delayed`, `together`, `select`), around each of these. So the
-  correction of `sustain` is one of mean gradients, and the table of `saba` one
-  of stale directions.
+  The wrapper goes around an oracle together with its aggregator. If an oracle
+  is itself a wrapper that corrects, delays, combines or selects others
+  (`storm`, `saga`, `recursive`, `delayed`, `together`, `select`), the new
+  wrapper goes inside, around each of these. So `sustain` corrects mean
+  gradients, and `saba` stores stale directions in its table.
 
   Args:
     solver: a solver or an oracle.
-    wrapper: from an oracle to an oracle, for instance
+    wrapper: a function from an oracle to an oracle, for instance
       `lambda oracle: bj.evaluation.accumulate(oracle, 4)`.
 
   Returns:
     A solver, or an oracle.
 
   Raises:
-    TypeError: if the parts cannot be seen, as of an `optax.chain`.
+    TypeError: if the oracles are hidden, as in an `optax.chain`.
     ValueError: if the solver depends on its own oracles.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - batch.mean()) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
-    >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd)
-    >>> parts = bj.evaluation.wrapped(
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd(0.1)
+    >>> solver = bj.v_pbgd(toy.problem, penalty=10.0, upper=sgd, lower=sgd)
+    >>> halves = bj.evaluation.wrapped(
     ...   solver, lambda oracle: bj.evaluation.accumulate(oracle, 2)
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> _, state = parts.update(jnp.ones(4), parts.init(params), params)
+    >>> state = halves.init(toy.params)
+    >>> _, state = halves.update(jnp.ones(4), state, toy.params)
     >>> bj.counts(state)['gradients/upper']
     2
   """
@@ -46,9 +42,9 @@ def wrapped(solver: Any, wrapper: types.Wrapper) -> Any:
     return parts.around(solver, wrapper)
   if not isinstance(solver, parts.Solver):
     raise TypeError(
-      'wrapped sees no oracle in a transformation such as optax.chain: wrap '
-      'the oracle before it is chained, or chain by '
-      f'bj.oracles.aggregated(oracle, ...); got {type(solver).__name__}.'
+      'wrapped finds no oracle in a transformation such as optax.chain, got '
+      f'{type(solver).__name__}: wrap the oracle before it is chained, or '
+      'chain by bj.oracles.aggregated(oracle, ...).'
     )
   if solver.again is None:
     raise ValueError(

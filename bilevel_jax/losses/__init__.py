@@ -1,11 +1,11 @@
 """Losses of sequence models, as pure functions of log-probabilities.
 
-No model and no tokeniser: a model gives the log-probability of each token
-(`token_log_probs`), `masked_sum` or `masked_mean` that of a response, and a
-loss is a scalar of these. What the reference model says is constant, and is
-computed once for each row of the data.
+They need no model and no tokeniser: `token_log_probs` turns logits into the
+log-probability of each token, `masked_sum` or `masked_mean` into that of a
+response, and a loss maps these to a scalar. Log-probabilities of the reference
+model are constant: compute them once for each row of the data.
 
-| loss | of a row | log-probabilities | reference |
+| loss | data of a row | log-probabilities | reference |
 |---|---|---|---|
 | `sft` | a response | of tokens | no |
 | `distillation` | a response, a teacher | of the vocabulary | no |
@@ -15,12 +15,12 @@ computed once for each row of the data.
 | `kto` | a response, wanted or not | summed | yes |
 | `uft` | a response, a score | summed | yes |
 
-Each is the loss of one objective: `bj.evaluation.select` takes several, each
-with data of its own, at the cost of one.
+Each is one objective: `bj.evaluation.select` trains on several, each with its
+own data, at the cost of one.
 
-Minus infinity, of a response that a model rules out, gives no NaN: sums are
-bounded from below at the fourth root of the largest number, where derivatives
-become zero.
+A log-probability of minus infinity does not lead to NaN: sums are bounded from
+below by minus the fourth root of the largest float, where derivatives become
+zero.
 """
 
 from bilevel_jax.losses._preference import (

@@ -1,4 +1,4 @@
-"""Losses of responses that are preferred, rejected, wanted or not."""
+"""Preference losses: of pairs of responses, or of single rated responses."""
 
 import chex
 import jax
@@ -10,28 +10,28 @@ from bilevel_jax.losses import _tokens
 
 
 def _log_ratio(log_probs: chex.Array, reference: chex.Array) -> chex.Array:
-  """How much likelier responses are than under the reference; nats."""
-  fixed = jax.lax.stop_gradient(_tokens.bounded(reference))
+  """Log-ratios of responses between the model and the reference; nats."""
+  constant = jax.lax.stop_gradient(_tokens.bounded(reference))
   _same_rows(log_probs, reference)
-  return _tokens.bounded(log_probs) - fixed
+  return _tokens.bounded(log_probs) - constant
 
 
 def _same_rows(*arrays: chex.Array) -> None:
-  """Raises ValueError where (rows, 1) and (rows,) would make a table."""
+  """Raises ValueError for different shapes, which would broadcast."""
   shapes = [jnp.shape(array) for array in arrays]
   if len({*shapes}) > 1:
-    raise ValueError(f'one number for each response, got the shapes {shapes}.')
+    raise ValueError(f'pass one number per response, got the shapes {shapes}.')
 
 
 def _as_labels(wanted: chex.Array) -> chex.Array:
-  """Labels of responses as booleans; 0 and -1 both say that one is unwanted."""
+  """Converts labels of responses to booleans; 0 and -1 mean unwanted."""
   if not isinstance(wanted, jax.core.Tracer):
     values = np.asarray(wanted)
-    strange = values[~np.isin(values, (-1, 0, 1))]
-    if strange.size:
+    invalid = values[~np.isin(values, (-1, 0, 1))]
+    if invalid.size:
       raise ValueError(
-        f'kto: wanted holds {strange[0]}: labels are True or 1 for a wanted '
-        'response, and False, 0 or -1 for an unwanted one.'
+        f'kto: wanted has the label {invalid[0]}: labels are True or 1 for a '
+        'wanted response, and False, 0 or -1 for an unwanted one.'
       )
   return jnp.asarray(wanted) > 0
 
@@ -42,35 +42,36 @@ def preference_margin(
   reference_chosen: chex.Array,
   reference_rejected: chex.Array,
 ) -> chex.Array:
-  r"""By how much more the chosen response has gained than the rejected one.
+  r"""The margin of the implicit reward between chosen and rejected responses.
 
   .. math::
     h = \log \frac{\pi(y_w | x)}{\pi_{ref}(y_w | x)}
       - \log \frac{\pi(y_l | x)}{\pi_{ref}(y_l | x)}
 
-  Its sign says which response the implicit reward prefers: the mean of `h > 0`
+  The implicit reward prefers the chosen response if h > 0; the mean of `h > 0`
   is the accuracy of that reward.
 
   Args:
     chosen: log-probabilities of the chosen responses, (rows,); nats, summed
       over tokens (for `ipo`, their mean).
-    rejected: of the rejected ones, likewise.
-    reference_chosen: of the chosen ones under the reference; constant in
-      derivatives.
-    reference_rejected: of the rejected ones under the reference, likewise.
+    rejected: log-probabilities of the rejected responses, (rows,); nats.
+    reference_chosen: those of the chosen responses under the reference,
+      (rows,); constant in derivatives.
+    reference_rejected: those of the rejected responses under the reference,
+      (rows,); constant in derivatives.
 
   Returns:
     The margin of each row, (rows,); nats.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> of = lambda number: jnp.array([number])
-    >>> print(bj.losses.preference_margin(of(-4), of(-9), of(-5), of(-8)))
+    >>> rows = jnp.array([[-4.0], [-9.0], [-5.0], [-8.0]])
+    >>> print(bj.losses.preference_margin(*rows))
     [2.]
   """
   _same_rows(chosen, rejected)
-  gained = _log_ratio(chosen, reference_chosen)
-  return gained - _log_ratio(rejected, reference_rejected)
+  ratio = _log_ratio(chosen, reference_chosen)
+  return ratio - _log_ratio(rejected, reference_rejected)
 
 
 def dpo(
@@ -92,15 +93,14 @@ def dpo(
 
   Args:
     chosen: as in `preference_margin`, summed over tokens.
-    rejected: likewise.
-    reference_chosen: likewise.
-    reference_rejected: likewise.
+    rejected: as `chosen`.
+    reference_chosen: as `chosen`.
+    reference_rejected: as `chosen`.
     beta: the inverse temperature :math:`\beta > 0`.
-    smoothing: :math:`\epsilon` in [0, 1/2], how often a label is taken to be
-      wrong.
+    smoothing: :math:`\epsilon` in [0, 1/2], the assumed rate of wrong labels.
 
   Returns:
-    A scalar, 0 of no rows; nats.
+    A scalar, 0 without rows; nats.
 
   Raises:
     ValueError: if a constant `beta` or `smoothing` is out of range.
@@ -122,8 +122,8 @@ def dpo(
   margin = beta * preference_margin(
     chosen, rejected, reference_chosen, reference_rejected
   )
-  right = (1 - smoothing) * jax.nn.softplus(-margin)
-  return _tokens.mean(right + smoothing * jax.nn.softplus(margin))
+  correct = (1 - smoothing) * jax.nn.softplus(-margin)
+  return _tokens.mean(correct + smoothing * jax.nn.softplus(margin))
 
 
 def ipo(
@@ -134,22 +134,21 @@ def ipo(
   *,
   beta: float = 0.1,
 ) -> chex.Array:
-  r"""Identity preference optimisation: a margin of a given size, no more.
+  r"""Identity preference optimisation: regresses the margin to a constant.
 
   .. math::
     \ell = \frac{1}{n} \sum \left( h - \frac{1}{2 \beta} \right)^2
 
   Args:
-    chosen: as in `preference_margin`; the size of a margin is comparable
-      between responses of other lengths where log-probabilities are means over
-      tokens.
-    rejected: likewise.
-    reference_chosen: likewise.
-    reference_rejected: likewise.
+    chosen: as in `preference_margin`; means over tokens make margins comparable
+      between responses of different lengths.
+    rejected: as `chosen`.
+    reference_chosen: as `chosen`.
+    reference_rejected: as `chosen`.
     beta: the strength :math:`\beta > 0` of the pull to the reference.
 
   Returns:
-    A scalar, 0 of no rows; nats squared.
+    A scalar, 0 without rows; nats squared.
 
   Raises:
     ValueError: if a constant `beta` is not above zero.
@@ -182,34 +181,35 @@ def kto(
   wanted_weight: float = 1.0,
   unwanted_weight: float = 1.0,
 ) -> chex.Array:
-  r"""Kahneman-Tversky optimisation: of single responses, wanted or not.
+  r"""Kahneman-Tversky optimisation from single responses, wanted or unwanted.
 
   .. math::
     \ell = \frac{1}{n} \sum \lambda \, [ 1 - \sigma( \pm \beta (r - z) ) ],
     \qquad r = \log \frac{\pi(y | x)}{\pi_{ref}(y | x)}, \quad
     z = \max \left( 0, \operatorname{mean} r' \right)
 
-  with plus for a response that is wanted. The point of reference z is an
-  estimate of the divergence from the reference, from prompts with the answers
-  to others; it is constant in derivatives.
+  with plus for a wanted response. The reference point z estimates the
+  divergence from the reference by prompts paired with the responses to other
+  prompts; it is constant in derivatives.
 
   Args:
-    log_probs: of the responses, (rows,); nats, summed over tokens.
-    reference: likewise under the reference; constant in derivatives.
+    log_probs: log-probabilities of the responses, (rows,); nats, summed over
+      tokens.
+    reference: those under the reference, (rows,); constant in derivatives.
     wanted: whether a response is wanted, (rows,): True or 1 if it is; False, 0
       or -1 if not.
     baseline: :math:`r'`, log-ratios of mismatched prompts and responses, any
       shape; if it is empty, z is 0.
     beta: the inverse temperature :math:`\beta > 0`.
-    wanted_weight: :math:`\lambda` of the responses that are wanted, at least 0.
-    unwanted_weight: of the others.
+    wanted_weight: :math:`\lambda \ge 0` of wanted responses.
+    unwanted_weight: :math:`\lambda \ge 0` of unwanted responses.
 
   Returns:
-    A scalar, 0 of no rows.
+    A scalar, 0 without rows.
 
   Raises:
-    ValueError: if a constant is out of range, or a label known before tracing
-      is another number.
+    ValueError: if a constant is out of range, or a label that is not traced is
+      invalid.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -227,24 +227,24 @@ def kto(
   _checks.within('kto', 'unwanted_weight', unwanted_weight, 0)
   _same_rows(log_probs, wanted)
   wanted = _as_labels(wanted)
-  gained = _log_ratio(log_probs, reference)
+  ratio = _log_ratio(log_probs, reference)
   bounded = _tokens.bounded(baseline)
   point = jnp.maximum(jax.lax.stop_gradient(_tokens.mean(bounded)), 0)
-  away = beta * (gained - point)
-  value = jax.nn.sigmoid(jnp.where(wanted, -away, away))  # 1 - sigma(+-a)
+  gap = beta * (ratio - point)
+  value = jax.nn.sigmoid(jnp.where(wanted, -gap, gap))  # 1 - sigma(+-gap)
   weight = jnp.where(wanted, wanted_weight, unwanted_weight)
   return _tokens.mean(weight.astype(value.dtype) * value)
 
 
 def log_odds(log_probs: chex.Array) -> chex.Array:
-  r"""The logarithm of odds, :math:`\log p - \log(1 - p)`, from :math:`\log p`.
+  r"""The log odds, :math:`\log p - \log(1 - p)`, from :math:`\log p`.
 
   Args:
-    log_probs: of a response, as means over its tokens, any shape; nats. What is
-      nearer to 0 than rounding allows is moved there.
+    log_probs: mean log-probabilities of responses, any shape; nats. Values are
+      at most minus the float spacing at 1.
 
   Returns:
-    Of the same shape; nats.
+    The log odds, of the same shape; nats.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -259,7 +259,7 @@ def log_odds(log_probs: chex.Array) -> chex.Array:
 def orpo(
   chosen: chex.Array, rejected: chex.Array, *, weight: float = 0.1
 ) -> chex.Array:
-  r"""Odds-ratio preference optimisation: fine-tuning and preference at once.
+  r"""Odds-ratio preference optimisation: fine-tuning plus a preference term.
 
   .. math::
     \ell = - \frac{1}{n} \sum [ \log \bar\pi(y_w | x) + \lambda \log \sigma (
@@ -269,13 +269,13 @@ def orpo(
   where :math:`\log \bar\pi` is a mean over tokens. There is no reference.
 
   Args:
-    chosen: log-probabilities of the chosen responses, means over their tokens,
+    chosen: mean log-probabilities of the chosen responses over their tokens,
       (rows,); nats.
-    rejected: of the rejected ones, likewise.
-    weight: :math:`\lambda` of the preference, at least 0.
+    rejected: those of the rejected responses, (rows,); nats.
+    weight: :math:`\lambda \ge 0` of the preference term.
 
   Returns:
-    A scalar, 0 of no rows; nats a token.
+    A scalar, 0 without rows; nats per token.
 
   Raises:
     ValueError: if a constant weight is negative.
@@ -292,9 +292,9 @@ def orpo(
   """
   _checks.within('orpo', 'the weight', weight, 0)
   _same_rows(chosen, rejected)
-  ahead = log_odds(chosen) - log_odds(rejected)
-  lost = -_tokens.bounded(chosen)
-  return _tokens.mean(lost + weight * jax.nn.softplus(-ahead))
+  ratio = log_odds(chosen) - log_odds(rejected)
+  sft_loss = -_tokens.bounded(chosen)
+  return _tokens.mean(sft_loss + weight * jax.nn.softplus(-ratio))
 
 
 def uft(
@@ -305,30 +305,30 @@ def uft(
   beta: float = 0.1,
   distance: str = 'squared',
 ) -> chex.Array:
-  r"""Unified fine-tuning: an implicit reward is fitted to scores.
+  r"""Unified fine-tuning: fits an implicit reward to scores.
 
   .. math::
     \ell = \frac{1}{n} \sum ( \sigma(\beta r) - s )^2, \qquad
     r = \log \frac{\pi(y | x)}{\pi_{ref}(y | x)}
 
-  or the cross-entropy of :math:`\sigma(\beta r)` with s. A demonstration is a
-  response of score 1, so that fine-tuning and feedback are rows of one data
-  set.
+  or the cross-entropy of :math:`\sigma(\beta r)` with s. Demonstrations are
+  responses with score 1, so one data set has demonstrations and feedback.
 
   Args:
-    log_probs: of the responses, (rows,); nats, summed over tokens.
-    reference: likewise under the reference; constant in derivatives.
-    scores: :math:`s` in [0, 1], (rows,). Traced scores cannot be refused: they
-      are clipped to [0, 1], beyond which the cross-entropy has no minimum.
+    log_probs: log-probabilities of the responses, (rows,); nats, summed over
+      tokens.
+    reference: those under the reference, (rows,); constant in derivatives.
+    scores: :math:`s` in [0, 1], (rows,). Traced scores are clipped to [0, 1],
+      since the cross-entropy has no minimum for others.
     beta: the inverse temperature :math:`\beta > 0`.
     distance: 'squared' or 'cross_entropy'.
 
   Returns:
-    A scalar, 0 of no rows.
+    A scalar, 0 without rows.
 
   Raises:
     ValueError: if a constant `beta` is not above zero, the distance is unknown,
-      or scores that are known before tracing are outside [0, 1].
+      or scores that are not traced are outside [0, 1].
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp

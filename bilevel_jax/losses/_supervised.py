@@ -1,4 +1,4 @@
-"""Losses of a response that is given: fine-tuning and distillation."""
+"""Supervised fine-tuning and distillation."""
 
 import chex
 import jax
@@ -9,10 +9,10 @@ from bilevel_jax.losses import _tokens
 MEANS = ('tokens', 'rows')
 
 
-def _mean(who: str, numbers: chex.Array, mask: chex.Array, over: str):
-  """A mean over all tokens, or over rows of their means; 0 over nothing."""
+def _mean(name: str, numbers: chex.Array, mask: chex.Array, over: str):
+  """The mean over all tokens, or over rows of their means; 0 without any."""
   if over not in MEANS:
-    raise ValueError(f"{who}: over is 'tokens' or 'rows', got {over!r}.")
+    raise ValueError(f"{name}: over is 'tokens' or 'rows', got {over!r}.")
   if over == 'tokens':
     return _tokens.masked_mean(numbers.ravel(), mask.ravel())
   rows = _tokens.masked_mean(numbers, mask)
@@ -20,10 +20,10 @@ def _mean(who: str, numbers: chex.Array, mask: chex.Array, over: str):
 
 
 def _same_shape(
-  who: str, shape: tuple[int, ...], mask: tuple[int, ...]
+  name: str, shape: tuple[int, ...], mask: tuple[int, ...]
 ) -> None:
   if shape != mask:
-    raise ValueError(f'{who}: tokens of shape {shape}, but a mask of {mask}.')
+    raise ValueError(f'{name}: tokens of shape {shape}, but a mask of {mask}.')
 
 
 def sft(
@@ -39,19 +39,19 @@ def sft(
     \ell = - \frac{1}{n} \sum_{t \,:\, mask_t > 0} w_t \log \pi(y_t | y_{<t})
 
   Args:
-    log_probs: of the tokens, (rows, length); nats.
-    mask: 1 for tokens of the response, 0 for those of the prompt and padding.
+    log_probs: log-probabilities of the tokens, (rows, length); nats.
+    mask: 1 for tokens of the response, 0 for the prompt and padding.
     weights: :math:`w` of each token, of the same shape, `chord_weights` for
       instance; by default 1. The divisor :math:`n` is the number of tokens.
-    over: 'tokens' for a mean over the tokens of all rows; 'rows' for a mean
-      over rows of each one's mean, in which short answers weigh as much as long
-      ones. Rows without a token count for nothing.
+    over: 'tokens' for the mean over the tokens of all rows; 'rows' for the mean
+      over rows of the mean of each row, in which short and long responses count
+      equally. Rows without unmasked tokens are left out.
 
   Returns:
-    A scalar, nats a token.
+    A scalar, nats per token.
 
   Raises:
-    ValueError: if shapes differ, or `over` is neither.
+    ValueError: if shapes differ, or `over` is unknown.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -63,25 +63,25 @@ def sft(
     3.5
   """
   _same_shape('sft', log_probs.shape, mask.shape)
-  # Masked before anything else: what is dropped may be infinite, and 0 times
-  # infinity is no number.
-  lost = -_tokens.bounded(jnp.where(mask > 0, log_probs, 0))
+  # Masks first: masked entries may be infinite, and 0 times infinity is NaN.
+  token_losses = -_tokens.bounded(jnp.where(mask > 0, log_probs, 0))
   if weights is not None:
     _same_shape('sft', weights.shape, mask.shape)
-    lost = jnp.where(mask > 0, weights, 0).astype(lost.dtype) * lost
-  return _mean('sft', lost, mask, over)
+    weights = jnp.where(mask > 0, weights, 0).astype(token_losses.dtype)
+    token_losses = weights * token_losses
+  return _mean('sft', token_losses, mask, over)
 
 
 def chord_weights(log_probs: chex.Array) -> chex.Array:
-  r"""Weights for `sft` that leave out what is known and what is out of reach.
+  r"""Weights for `sft` that are small for very likely and very unlikely tokens.
 
   .. math::
     w_t = p_t (1 - p_t), \qquad p_t = \pi(y_t | y_{<t})
 
-  They are constants in derivatives.
+  They are constant in derivatives.
 
   Args:
-    log_probs: of the tokens, any shape; nats.
+    log_probs: log-probabilities of the tokens, any shape; nats.
 
   Returns:
     The weights, of the same shape, in [0, 1/4].
@@ -96,8 +96,8 @@ def chord_weights(log_probs: chex.Array) -> chex.Array:
     Off-Policy Experts: Harmonizing Supervised Fine-Tuning and Reinforcement
     Learning via Dynamic Weighting <https://arxiv.org/abs/2508.11408>`_, 2025.
   """
-  known = jax.lax.stop_gradient(_tokens.bounded(log_probs))
-  return jnp.exp(known) * -jnp.expm1(jnp.minimum(known, 0))
+  constant = jax.lax.stop_gradient(_tokens.bounded(log_probs))
+  return jnp.exp(constant) * -jnp.expm1(jnp.minimum(constant, 0))
 
 
 DIVERGENCES = ('forward', 'reverse')
@@ -117,18 +117,19 @@ def distillation(
     \ell = \frac{1}{n} \sum_{t \,:\, mask_t > 0} \sum_v p_{t, v}
       \log (p_{t, v} / q_{t, v})
 
-  with the teacher as p and the model as q (`forward`, which covers what the
-  teacher may say), or the other way around (`reverse`, which keeps to it).
+  with the teacher as p and the model as q (`forward`, which covers all tokens
+  of the teacher), or the reverse (`reverse`, which seeks its modes).
 
   Args:
-    log_probs: of the model, (rows, length, vocabulary), normalised; nats.
-    teacher: likewise; constant in derivatives.
+    log_probs: log-probabilities of the model, (rows, length, vocabulary),
+      normalised; nats.
+    teacher: those of the teacher, of the same shape; constant in derivatives.
     mask: (rows, length), as in `sft`.
     divergence: 'forward' or 'reverse'.
     over: as in `sft`.
 
   Returns:
-    A scalar, nats a token.
+    A scalar, nats per token.
 
   Raises:
     ValueError: if shapes differ, or `divergence` or `over` are unknown.
@@ -155,14 +156,14 @@ def distillation(
     )
   if log_probs.shape != teacher.shape:
     raise ValueError(
-      f'distillation: log-probabilities of shape {log_probs.shape}, but of the '
-      f'teacher {teacher.shape}.'
+      f'distillation: log-probabilities of shape {log_probs.shape}, but those '
+      f'of the teacher have {teacher.shape}.'
     )
   _same_shape('distillation', log_probs.shape[:-1], mask.shape)
-  kept = mask[..., None] > 0
-  model = _tokens.bounded(jnp.where(kept, log_probs, 0))
-  other = _tokens.bounded(jnp.where(kept, teacher, 0))
-  other = jax.lax.stop_gradient(other)
-  left, right = (model, other) if divergence == 'reverse' else (other, model)
-  lost = jnp.sum(jnp.exp(left) * (left - right), axis=-1)
-  return _mean('distillation', lost, mask, over)
+  unmasked = mask[..., None] > 0
+  model = _tokens.bounded(jnp.where(unmasked, log_probs, 0))
+  target = _tokens.bounded(jnp.where(unmasked, teacher, 0))
+  target = jax.lax.stop_gradient(target)
+  p, q = (model, target) if divergence == 'reverse' else (target, model)
+  token_losses = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+  return _mean('distillation', token_losses, mask, over)

@@ -1,4 +1,4 @@
-"""From logits to log-probabilities of the tokens that came, and their sums."""
+"""Log-probabilities of tokens from logits, and masked sums and means."""
 
 import chex
 import jax
@@ -6,16 +6,15 @@ import jax.numpy as jnp
 
 
 def token_log_probs(logits: chex.Array, tokens: chex.Array) -> chex.Array:
-  r"""The log-probability of each token, from the logits that predict it.
+  r"""The log-probability of each token from the logits that predict it.
 
   .. math::
     \log \pi(y_t | y_{<t}) = a_{t, y_t} - \log \sum_v \exp a_{t, v}
 
   Args:
-    logits: (..., length, vocabulary), of the position that predicts the token,
-      the one before it.
-    tokens: whole numbers below `vocabulary`, (..., length); what is no token,
-      a padding of -1 for instance, is to be masked afterwards.
+    logits: (..., length, vocabulary), at the position before each token.
+    tokens: integers below `vocabulary`, (..., length). Mask the result for
+      other numbers, for instance a padding of -1.
 
   Returns:
     (..., length), in float32 or wider.
@@ -24,8 +23,8 @@ def token_log_probs(logits: chex.Array, tokens: chex.Array) -> chex.Array:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     >>> tokens = jnp.array([0, 2])
-    >>> found = jnp.exp(bj.losses.token_log_probs(logits, tokens))
-    >>> print(f'{found[0]:.2f} {found[1]:.2f}')
+    >>> probs = jnp.exp(bj.losses.token_log_probs(logits, tokens))
+    >>> print(f'{probs[0]:.2f} {probs[1]:.2f}')
     0.50 0.80
   """
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -35,18 +34,18 @@ def token_log_probs(logits: chex.Array, tokens: chex.Array) -> chex.Array:
 
 
 def masked_sum(numbers: chex.Array, mask: chex.Array) -> chex.Array:
-  """The sum along the last axis over what the mask keeps.
+  """The sum along the last axis over the unmasked entries.
 
-  What it drops may be anything, infinite for instance: neither the sum nor its
-  derivative sees it.
+  Masked entries may be infinite or NaN: they change neither the sum nor its
+  derivative.
 
   Args:
     numbers: (..., length).
-    mask: of the same shape, zero for what is dropped.
+    mask: of the same shape, zero for masked entries.
 
   Returns:
-    (...,), of floats in float32 or wider: a sum over a response of some hundred
-    tokens leaves the range of float16 and the precision of bfloat16.
+    (...,), for floats in float32 or wider: sums over about a hundred tokens
+    leave the range of float16 and the precision of bfloat16.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -58,11 +57,11 @@ def masked_sum(numbers: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def masked_mean(numbers: chex.Array, mask: chex.Array) -> chex.Array:
-  """The mean along the last axis over what the mask keeps, 0 over nothing.
+  """The mean along the last axis over the unmasked entries, 0 without any.
 
   Args:
     numbers: (..., length).
-    mask: of the same shape, zero for what is dropped.
+    mask: of the same shape, zero for masked entries.
 
   Returns:
     (...,), in float32 or wider.
@@ -78,12 +77,12 @@ def masked_mean(numbers: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def mean(numbers: chex.Array) -> chex.Array:
-  """The mean over all rows, 0 over none."""
+  """The mean over all rows, 0 without rows."""
   return jnp.sum(numbers) / max(numbers.size, 1)
 
 
 def _wide(numbers: chex.Array) -> chex.Array:
-  """Floats in float32 or wider; other numbers as they are."""
+  """Floats in float32 or wider; other numbers unchanged."""
   numbers = jnp.asarray(numbers)
   if not jnp.issubdtype(numbers.dtype, jnp.floating):
     return numbers
@@ -91,10 +90,10 @@ def _wide(numbers: chex.Array) -> chex.Array:
 
 
 def bounded(numbers: chex.Array) -> chex.Array:
-  """Log-probabilities above the least that can be added up and multiplied.
+  """Bounds log-probabilities from below, so that sums and products are finite.
 
-  A sum over a response may be minus infinity, of a policy and of its reference
-  at once, and their difference is then no number. Beyond the bound, the
+  The log-probability of a response may be minus infinity under both the policy
+  and its reference, and their difference would be NaN. Below the bound, the
   derivative is zero.
   """
   numbers = jnp.asarray(numbers)

@@ -1,4 +1,4 @@
-"""Projections: sets, and how a sequence is kept in one."""
+"""Projections: sets, and how a solver keeps a sequence in its set."""
 
 from bilevel_jax.projections._affine import (
   AffineFactors,
@@ -9,8 +9,13 @@ from bilevel_jax.projections._affine import (
   consensus_set,
 )
 from bilevel_jax.projections._joint_sets import budget, half_space
-from bilevel_jax.projections._kept import Joint, Lazy, LazyState, Relaxed
 from bilevel_jax.projections._set import Projection, check_set
+from bilevel_jax.projections._set_handlers import (
+  Joint,
+  Lazy,
+  LazyState,
+  Relaxed,
+)
 
 __all__ = [
   'AffineFactors',

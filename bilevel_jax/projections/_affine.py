@@ -1,7 +1,7 @@
-"""Affine sets: points that satisfy linear equations, dense or matrix-free.
+"""Affine sets: solutions of linear equations, dense or matrix-free.
 
-A set offers its nearest point, and coordinates of the directions along it: what
-a hypergradient under equality constraints needs.
+A set provides projections and coordinates of its directions, which the
+hypergradient under equality constraints needs.
 """
 
 import dataclasses
@@ -19,34 +19,34 @@ from bilevel_jax import _trees
 
 
 def is_concrete(tree: Any) -> bool:
-  """Whether no leaf of a tree is being traced."""
+  """Whether no leaf of a tree is a tracer."""
   return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AffineSet:
-  r"""The points with given linear measurements: functions of pytrees.
+  r"""The solutions of linear equations, as functions of pytrees.
 
   .. math::
     \{ z : A z + h(x) = c \}, \qquad
     \Pi(z) = (I - A^+ A) z + A^+ (c - h(x))
 
-  Made by `affine_set`, `affine_operator_set` or `consensus_set`; a function
-  that projects, `set_(z)`, or `set_(z, x)` where there is a coupling h.
-  Measurements may repeat each other: A may be rank deficient.
+  Created by `affine_set`, `affine_operator_set` or `consensus_set`. It is
+  callable: `set_(z)` projects, or `set_(z, x)` with a coupling h. A may be rank
+  deficient.
 
   Attributes:
     onto: `onto(z, r)`, the point nearest to z with :math:`A z = r`.
     coordinates: :math:`V^\top z`, where the columns of V span the kernel of A.
     lift: `lift(u, like)`, :math:`V u` in the structure of `like`.
-    zero: `zero(like)`, the coordinates of no direction.
-    apply: :math:`A z`, or None where A is not written down.
-    transpose: :math:`A^{+\top} z`, or None likewise.
-    unattained: `unattained(like, r)`, :math:`(I - A A^+) r`, what of a
-      right-hand side no point attains; or None likewise.
+    zero: `zero(like)`, zero coordinates.
+    apply: :math:`A z`; None if A is implicit.
+    transpose: :math:`A^{+\top} z`; None if A is implicit.
+    unattained: `unattained(like, r)`, :math:`(I - A A^+) r`, the part of a
+      right-hand side outside the range of A; None if A is implicit.
     right: the right-hand side c; None for zero.
-    coupling: h, from the upper variable; None for zero.
-    rounds: communications of one use: 1 for a mean over clients.
+    coupling: h, a function of the upper variable; None for zero.
+    rounds: communication rounds per use: 1 for a mean over clients.
   """
 
   onto: Callable[[Any, Any], Any]
@@ -61,15 +61,15 @@ class AffineSet:
   rounds: int = 0
 
   def __call__(self, point: Any, upper: Any = None) -> Any:
-    """The nearest point of the set, for a coupled set at an upper variable."""
+    """The nearest point of the set; a coupled set needs the upper variable."""
     return self.onto(point, self.right_side(point, upper))
 
   def tangent(self, point: Any) -> Any:
-    """The part of a direction that is along the set, (I - A^+ A) z."""
+    """The part of a direction along the set, (I - A^+ A) z."""
     return self.lift(self.coordinates(point), point)
 
   def right_side(self, point: Any, upper: Any = None) -> Any:
-    """C - h(x), in the structure of A z; None where A is not written down."""
+    """C - h(x) in the structure of A z; None if A is implicit."""
     if self.apply is None:
       return None
     right = self.right
@@ -80,15 +80,15 @@ class AffineSet:
       return right
     if upper is None:
       raise ValueError(
-        'the right-hand side of this set depends on the upper variable: give '
-        'it, set_(lower, upper).'
+        'the right-hand side of this set depends on the upper variable: call '
+        'set_(lower, upper).'
       )
     return jax.tree.map(
       lambda c, h: jnp.asarray(c, h.dtype) - h, right, self.coupling(upper)
     )
 
   def outside_range(self, point: Any, upper: Any = None) -> chex.Array:
-    r"""The share of the right-hand side that no point attains.
+    r"""The fraction of the right-hand side outside the range of A.
 
     .. math::
       \| (I - A A^+) (c - h(x)) \| / \| c - h(x) \|
@@ -98,7 +98,7 @@ class AffineSet:
       upper: the upper variable, for a coupled set.
 
     Returns:
-      A scalar in [0, 1]; above rounding, the set is empty.
+      A scalar in [0, 1]; if it is above rounding, the set is empty.
     """
     right = self.right_side(point, upper)
     if right is None or self.unattained is None:
@@ -109,12 +109,12 @@ class AffineSet:
     return _trees.ratio(gap, size)
 
   def check(self, point: Any, upper: Any = None, name: str = '') -> None:
-    """Raises ValueError if the set has no point in it; not while traced.
+    """Raises ValueError if the set is empty; checks nothing while traced.
 
     Args:
       point: any point, for its structure.
       upper: the upper variable, for a coupled set.
-      name: of the sequence, for the error.
+      name: the sequence's name, for the error.
     """
     if self.apply is None or not is_concrete((point, upper, self.right)):
       return
@@ -122,21 +122,21 @@ class AffineSet:
       share = self.outside_range(point, upper)
     if not is_concrete(share):
       return
-    # Rounding leaves less of a consistent right-hand side.
-    room = float(jnp.finfo(share.dtype).eps) ** 0.5
-    if not float(share) <= room:
+    # Above the rounding of a consistent right-hand side.
+    tolerance = float(jnp.finfo(share.dtype).eps) ** 0.5
+    if not float(share) <= tolerance:
       what = 'c' if self.coupling is None else 'c - h(x)'
       whose = f' of the sequence {name}' if name else ''
       raise ValueError(
-        f'the affine set{whose} has no point in it: {float(share):.1e} of its '
-        f'right-hand side {what} is outside the range of A. Make the equations '
-        'consistent: where A is rank deficient, c and every value of h have to '
-        'be in its range, for instance A times something.'
+        f'the affine set{whose} is empty: {float(share):.1e} of its right-hand '
+        f'side {what} is outside the range of A. Make the equations '
+        'consistent: if A is rank deficient, c and every value of h must be in '
+        'its range, for instance A times a vector.'
       )
 
 
 class AffineFactors(NamedTuple):
-  """What is computed of a matrix once, in float64.
+  """The factors of a matrix, computed once in float64.
 
   Attributes:
     matrix: A, (m, n).
@@ -156,19 +156,19 @@ class AffineFactors(NamedTuple):
 def affine_factors(
   matrix: Any, *, rank_tolerance: float | None = None
 ) -> AffineFactors:
-  """Factors a matrix for `affine_set`, on the host, in float64.
+  """Factors a matrix for `affine_set` on the host, in float64.
 
   Args:
     matrix: A, (m, n), a concrete array.
-    rank_tolerance: singular values below this times the largest are zero; by
-      default max(m, n) times the spacing of float64 at 1.
+    rank_tolerance: singular values below this times the largest count as zero;
+      by default max(m, n) times the spacing of float64 at 1.
 
   Returns:
-    Numpy arrays. Those of several matrices of one shape and rank can be
-    stacked, for `jax.vmap` over sets.
+    NumPy arrays. Factors of matrices with equal shape and rank can be stacked,
+    for `jax.vmap` over sets.
 
   Raises:
-    ValueError: if the matrix is not a finite one.
+    ValueError: if the input is not a finite matrix.
 
   Example:
     >>> import bilevel_jax as bj
@@ -207,26 +207,25 @@ def affine_set(
   .. math::
     \{ z : A z + h(x) = c \}
 
-  The matrix is factored once, in float64, whatever the type of the variables.
-  Projecting multiplies by an orthonormal basis of the rows of A, so that the
-  result is in the set up to the rounding of its own type, also where A is
-  badly conditioned.
+  The matrix is factored once, in float64 for variables of any dtype. A
+  projection multiplies by an orthonormal basis of the rows of A, so the result
+  is in the set up to the rounding of its dtype, even if A is ill-conditioned.
 
   Args:
-    matrix: A, (m, n), of any rank, where n is how many numbers the sequence has
-      in all its leaves, raveled in the order of `jax.tree.leaves`; or
+    matrix: A, (m, n), of any rank, where n is the number of entries in all
+      leaves of the sequence, in the order of `jax.tree.leaves`; or
       `AffineFactors`, whose arrays may be traced.
     right: c, (m,); None for zero.
-    coupling: h, from the upper variable to (m,); None for zero.
+    coupling: h, a function of the upper variable to (m,); None for zero.
     rank_tolerance: as in `affine_factors`.
 
   Returns:
     An `AffineSet`.
 
   Raises:
-    ValueError: if the matrix is not a finite one; at the start of a solver, if
-      its number of columns is not the sequence's or the equations contradict
-      each other.
+    ValueError: if the input is not a finite matrix; at the start of a solver,
+      if the number of columns does not match the sequence, or the equations
+      have no solution.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -246,7 +245,7 @@ def affine_set(
   columns = factors.matrix.shape[1]
   if right is not None and not isinstance(right, jax.Array):
     right = np.asarray(right)
-  # A constant right-hand side is inverted once, in float64 too.
+  # A constant right-hand side is also inverted once, in float64.
   fixed = None
   if right is not None and is_concrete((right, factors.weights)):
     fixed = np.asarray(factors.weights) @ np.asarray(right, np.float64)
@@ -256,9 +255,9 @@ def affine_set(
     if vector.shape[0] != columns:
       raise ValueError(
         f'the matrix of an affine set has {columns} columns, but the sequence '
-        f'has {vector.shape[0]} numbers.'
+        f'has {vector.shape[0]} entries.'
       )
-    # Products in at least single precision, whatever the type stored.
+    # Products use at least single precision.
     wide = jnp.promote_types(vector.dtype, jnp.float32)
     back = lambda out: unravel(out.astype(vector.dtype))
     return vector.astype(wide), back
@@ -316,30 +315,30 @@ def affine_operator_set(
   steps: int = 200,
   tolerance: float | None = None,
 ) -> AffineSet:
-  r"""The solutions of linear equations given by functions, without a matrix.
+  r"""The solutions of linear equations given by a function, matrix-free.
 
   .. math::
     \{ z : A z + h(x) = c \}, \qquad
     A^+ r \text{ by conjugate gradients on the normal equations}
 
-  Started from zero, they find the solution of least norm: A may be rank
-  deficient.
+  Conjugate gradients from zero find the solution of least norm, so A may be
+  rank deficient.
 
   Args:
     apply: a linear function from the sequence, any pytree, to a pytree.
-    right: c, of the structure of what `apply` returns; None for zero.
+    right: c, with the structure of the result of `apply`; None for zero.
     adjoint: the adjoint function; by default `jax.linear_transpose` of `apply`.
-    coupling: h, from the upper variable to the structure of c; None for zero.
-    steps: at most so many conjugate-gradient steps in one projection.
-    tolerance: relative residual at which they end; by default a few spacings
-      of floats at 1.
+    coupling: h, a function of the upper variable to the structure of c; None
+      for zero.
+    steps: maximal number of conjugate-gradient steps per projection.
+    tolerance: relative residual at which the steps end; by default a few float
+      spacings at 1.
 
   Returns:
     An `AffineSet`.
 
   Raises:
-    ValueError: at the start of a solver, if the equations contradict each
-      other.
+    ValueError: at the start of a solver, if the equations have no solution.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -350,27 +349,29 @@ def affine_operator_set(
     [2. 2.] 2.0
   """
 
-  def back_to(like):
+  def adjoint_at(like):
     if adjoint is not None:
       return adjoint
     transposed = jax.linear_transpose(apply, like)
     return lambda r: transposed(r)[0]
 
-  def room(tree):
+  def resolved_tolerance(tree):
     if tolerance is not None:
       return tolerance
     return float(jnp.finfo(jnp.result_type(*jax.tree.leaves(tree))).eps) ** 0.9
 
   def least_norm(like, r):
     """A^+ r."""
-    return _least_squares(apply, back_to(like), r, steps, room(r))
+    return _least_squares(
+      apply, adjoint_at(like), r, steps, resolved_tolerance(r)
+    )
 
   def subtract(z, change):
     return jax.tree.map(lambda a, d: a - d.astype(a.dtype), z, change)
 
   def onto(point, r):
-    measured = apply(point)
-    excess = jax.tree.map(lambda a, b: a - jnp.asarray(b, a.dtype), measured, r)
+    residual = lambda a, b: a - jnp.asarray(b, a.dtype)
+    excess = jax.tree.map(residual, apply(point), r)
     return subtract(point, least_norm(point, excess))
 
   def tangent(point):
@@ -379,12 +380,12 @@ def affine_operator_set(
   return AffineSet(
     onto=onto,
     coordinates=tangent,
-    # Once more: then the operator of a linear solver is symmetric everywhere.
+    # Projects again, so that the operator of a linear solver is symmetric.
     lift=lambda u, like: tangent(u),
     zero=optax.tree.zeros_like,
     apply=apply,
     transpose=lambda point: _least_squares(
-      back_to(point), apply, point, steps, room(point)
+      adjoint_at(point), apply, point, steps, resolved_tolerance(point)
     ),
     unattained=lambda like, r: subtract(r, apply(least_norm(like, r))),
     right=right,
@@ -395,8 +396,8 @@ def affine_operator_set(
 def _least_squares(apply, back, target, steps, tolerance):
   """A^+ target, by conjugate gradients on the normal equations from zero.
 
-  Other than on (A A^T) u = target, what rounding puts outside the range of A
-  does no harm.
+  Unlike for (A A^T) u = target, rounding errors outside the range of A are
+  harmless.
   """
   square = lambda tree: optax.tree.norm(tree, squared=True)
 
@@ -414,24 +415,24 @@ def _least_squares(apply, back, target, steps, tolerance):
   slope = back(target)
   first = square(slope)
   start = (optax.tree.zeros_like(slope), target, slope, first, jnp.int32(0))
-  going = lambda carry: (carry[4] < steps) & (carry[3] > tolerance**2 * first)
-  return jax.lax.while_loop(going, step, start)[0]
+  unsolved = lambda c: (c[4] < steps) & (c[3] > tolerance**2 * first)
+  return jax.lax.while_loop(unsolved, step, start)[0]
 
 
 def consensus_set(axis_name: Hashable | None = None) -> AffineSet:
-  r"""Copies of one variable that agree; the projection is their mean.
+  r"""Equal copies of one variable; the projection is their mean.
 
   .. math::
     \{ (z_1, \dots, z_M) : z_1 = \dots = z_M \}, \qquad
     \Pi(z)_m = \frac{1}{M} \sum_{i=1}^{M} z_i
 
-  One copy a client. A use of the set is one communication, counted under
-  `rounds` where it happens.
+  Each client has one copy. A projection is one communication round, counted
+  under `rounds`.
 
   Args:
     axis_name: the mapped axis of clients, of `jax.vmap` or `jax.shard_map`, or
-      a tuple of several; each client then has its own copy. By default the
-      copies are the entries of the leading axis of each leaf.
+      a tuple of several. By default the copies are the entries of the leading
+      axis of each leaf.
 
   Returns:
     An `AffineSet`.

@@ -1,4 +1,4 @@
-"""Common sets of several sequences at once, as `Joint`."""
+"""Half spaces and budgets: joint sets of several sequences."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel_jax import _trees
-from bilevel_jax.projections import _affine, _kept
+from bilevel_jax.projections import _affine, _set_handlers
 
 
 def _spread(weight: Any, sequence: Any) -> Any:
-  """Weights of each entry of a sequence; a number counts for all of them."""
+  """Broadcasts weights to a sequence; a number is the weight of all entries."""
   if jax.tree_util.all_leaves([weight]) and jnp.ndim(weight) == 0:
     number = weight
     weight = jax.tree.map(lambda leaf: number, sequence)
@@ -26,49 +26,48 @@ def _spread(weight: Any, sequence: Any) -> Any:
 
 def _joint(
   name: str, weights: Any, bound: Any, project: Callable[[Any, Any], Any]
-) -> _kept.Joint:
-  """The set of a projection that takes the sequences and their weights."""
+) -> _set_handlers.Joint:
+  """A `Joint` from a projection of (sequences, weights)."""
   if not isinstance(weights, Mapping) or not weights:
     raise TypeError(
       f'{name} takes weights by name of the sequence, '
       "{'lower': 1.0, 'upper': -1.0} for instance, got "
       f'{type(weights).__name__}.'
     )
-  known = [
-    x for x in jax.tree.leaves((weights, bound)) if _affine.is_concrete(x)
-  ]
-  if any(np.any(np.isnan(np.asarray(x, np.float64))) for x in known):
+  concrete = filter(_affine.is_concrete, jax.tree.leaves((weights, bound)))
+  if any(np.any(np.isnan(np.asarray(x, np.float64))) for x in concrete):
     raise ValueError(
-      f'{name}: the weights and the bound of their sum are numbers, got '
-      f'{weights} and {bound}.'
+      f'{name}: the weights and the bound must not be NaN, got {weights} and '
+      f'{bound}.'
     )
-  each = tuple(weights.values())
+
+  values = tuple(weights.values())
 
   def projection(sequences):
-    wide = tuple(map(_spread, each, sequences))
-    return project(tuple(sequences), wide)
+    spread = tuple(map(_spread, values, sequences))
+    return project(tuple(sequences), spread)
 
-  return _kept.Joint(projection, tuple(weights)[1:])
+  return _set_handlers.Joint(projection, tuple(weights)[1:])
 
 
-def half_space(weights: Mapping[str, Any], bound: float) -> _kept.Joint:
-  r"""The half space in which a weighted sum of sequences is bounded.
+def half_space(weights: Mapping[str, Any], bound: float) -> _set_handlers.Joint:
+  r"""The half space of sequences whose weighted sum is bounded.
 
   .. math::
     \Big\{ (z, z', \dots) : \langle a, z \rangle + \langle a', z' \rangle +
       \dots \le b \Big\}
 
   Args:
-    weights: by name of the sequence, :math:`a`, a number for all of its entries
+    weights: :math:`a` by name of the sequence, a number for all of its entries
       or a pytree of its structure. The set belongs to the first sequence.
     bound: :math:`b`.
 
   Returns:
-    A set for the record of the first sequence. Where all weights are zero, it
-    is the whole space.
+    A set for the record of the first sequence; the whole space if all weights
+    are zero.
 
   Raises:
-    TypeError: if the weights are no mapping, or of no sequence.
+    TypeError: if the weights are not a mapping, or empty.
     ValueError: if a weight or the bound is NaN.
 
   Example:
@@ -93,31 +92,31 @@ def budget(
   *,
   lower: float = 0.0,
   upper: float = math.inf,
-) -> _kept.Joint:
-  r"""A box, of several sequences, in which a weighted sum is bounded.
+) -> _set_handlers.Joint:
+  r"""The box of several sequences whose weighted sum is bounded.
 
   .. math::
     \Big\{ (z, z', \dots) : l \le z \le u, \; l \le z' \le u, \; \dots, \;
       \langle a, z \rangle + \langle a', z' \rangle + \dots \le b \Big\},
     \qquad a \ge 0
 
-  The nearest point is :math:`[z - \mu a]_l^u` for the least
-  :math:`\mu \ge 0` that keeps the budget: bisection finds which entries are at
-  a bound, and the others give :math:`\mu` itself.
+  The nearest point is :math:`[z - \mu a]_l^u` for the smallest
+  :math:`\mu \ge 0` within the budget. Bisection finds which entries are at a
+  bound; the other entries determine :math:`\mu`.
 
   Args:
-    weights: by name of the sequence, :math:`a`, a number for all of its entries
+    weights: :math:`a` by name of the sequence, a number for all of its entries
       or a pytree of its structure. The set belongs to the first sequence.
     total: the budget :math:`b`.
-    lower: :math:`l`, of all entries.
-    upper: :math:`u`, of all entries.
+    lower: :math:`l`, the lower bound of all entries.
+    upper: :math:`u`, the upper bound of all entries.
 
   Returns:
-    A set for the record of the first sequence. Where even the lowest corner of
-    the box is above the budget, the projection is not a number.
+    A set for the record of the first sequence. If the lowest corner of the box
+    exceeds the budget, the projection is NaN.
 
   Raises:
-    TypeError: if the weights are no mapping, or of no sequence.
+    TypeError: if the weights are not a mapping, or empty.
     ValueError: if a weight is negative or NaN, the total is NaN, the lower
       bound is not finite, or the bounds cross.
 
@@ -128,13 +127,13 @@ def budget(
     >>> print(lower.round(2), upper.round(2))  # 9 - 5 mu = 4
     [2.] [1.]
   """
-  known = [x for x in jax.tree.leaves(weights) if _affine.is_concrete(x)]
-  if any(np.any(np.asarray(leaf) < 0) for leaf in known):
+  concrete = filter(_affine.is_concrete, jax.tree.leaves(weights))
+  if any(np.any(np.asarray(leaf) < 0) for leaf in concrete):
     raise ValueError(f'budget: weights are numbers >= 0, got {weights}.')
   if not (math.isfinite(lower) and lower <= upper):
     raise ValueError(
-      'budget: the box has a finite lower bound and an upper one above it, got '
-      f'[{lower}, {upper}].'
+      'budget: the box needs a finite lower bound and an upper bound above it, '
+      f'got [{lower}, {upper}].'
     )
 
   def project(point, weight):
@@ -145,14 +144,14 @@ def budget(
       weight,
     )
     spent = lambda mu: _trees.dot(weight, at(mu))
-    nothing = jnp.abs(0 * _trees.dot(weight, point))
-    # From here on, each entry with a weight is at its lower bound.
+    zero = jnp.abs(0 * _trees.dot(weight, point))
+    # Above this mu, every entry with a weight is at its lower bound.
     reach = lambda z, a: jnp.max(_trees.ratio(z - lower, a), initial=0)
     reaches = jax.tree.leaves(jax.tree.map(reach, point, weight))
-    highest = nothing + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
+    highest = zero + jnp.max(jnp.stack([x.astype(dtype) for x in reaches]))
 
-    # Halves the floats between the ends, not their distance: the multiplier is
-    # found to its last digit, whatever the sizes of the weights.
+    # Bisects the bit patterns of floats, not their distance, to find mu to its
+    # last digit for weights of any size.
     bits = jnp.finfo(dtype).bits
     count = lambda mu: jax.lax.bitcast_convert_type(mu, f'int{bits}')
     number = lambda mu: jax.lax.bitcast_convert_type(mu, dtype)
@@ -163,7 +162,7 @@ def budget(
       fits = spent(number(middle)) <= total
       return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
-    ends = (count(nothing), count(jnp.abs(highest)))
+    ends = (count(zero), count(jnp.abs(highest)))
     low, high = map(number, jax.lax.fori_loop(0, bits, halve, ends))
     middle = low
     free = jax.tree.map(
@@ -177,13 +176,13 @@ def budget(
       weight,
     )
     square = _trees.dot(free, free)
-    # The sum is linear in mu as long as no other entry comes to a bound.
+    # The sum is linear in mu until another entry reaches a bound.
     exact = middle + _trees.ratio(spent(middle) - total, square)
     mu = jnp.where(square > 0, jnp.clip(exact, low, high), high)
-    mu = jnp.where(spent(nothing) <= total, nothing, mu)
+    mu = jnp.where(spent(zero) <= total, zero, mu)
     ones = jax.tree.map(jnp.ones_like, point)
     corner = lower * _trees.dot(weight, ones)
-    room = 8 * jnp.finfo(dtype).eps * jnp.abs(corner)
-    return at(jnp.where(corner <= total + room, mu, jnp.nan))
+    tolerance = 8 * jnp.finfo(dtype).eps * jnp.abs(corner)
+    return at(jnp.where(corner <= total + tolerance, mu, jnp.nan))
 
   return _joint('budget', weights, total, project)

@@ -1,4 +1,4 @@
-"""Sets by their projections: checks, and the nearest point."""
+"""Projections onto one sequence's set, and checks that it is not empty."""
 
 import functools
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import optax
 from bilevel_jax import _sequences, _trees
 from bilevel_jax.projections import _affine
 
-# From a sequence to its nearest point in a set.
+# Maps a sequence to its nearest point in a set.
 Projection = Callable[[Any], Any]
 
-# What a negative `scale` leaves without a point, of optax's sets.
+# The sets of optax that a negative `scale` makes empty.
 _SCALED = {
   optax.projections.projection_l1_ball: 'a ball of radius',
   optax.projections.projection_l1_sphere: 'a sphere of radius',
@@ -27,42 +27,42 @@ _SCALED = {
 
 
 def _check_arguments(projection: Projection, name: str) -> None:
-  """Finds sets of optax's that their arguments leave without a point."""
+  """Raises ValueError if the arguments of one of optax's sets make it empty."""
   if not isinstance(projection, functools.partial):
     return
-  given = projection.keywords
-  if not _affine.is_concrete(given):
+  keywords = projection.keywords
+  if not _affine.is_concrete(keywords):
     return
   if projection.func is optax.projections.projection_box:
-    low, high = given.get('lower'), given.get('upper')
+    low, high = keywords.get('lower'), keywords.get('upper')
     if low is None or high is None:
       return
     crossed = jax.tree.map(lambda a, b: bool(jnp.any(a > b)), low, high)
     if any(jax.tree.leaves(crossed)):
       raise ValueError(
-        f'the set of the sequence {name} has no point in it: a box with lower '
-        f'{low} above upper {high}.'
+        f'the set of the sequence {name} is empty: a box with lower {low} '
+        f'above upper {high}.'
       )
   elif projection.func in _SCALED:
-    scale = given.get('scale', 1)
+    scale = keywords.get('scale', 1)
     if any(bool(jnp.any(leaf < 0)) for leaf in jax.tree.leaves(scale)):
       raise ValueError(
-        f'the set of the sequence {name} has no point in it: '
-        f'{_SCALED[projection.func]} {scale}.'
+        f'the set of the sequence {name} is empty: {_SCALED[projection.func]} '
+        f'{scale}.'
       )
 
 
 def check_set(projection: Projection, point: Any, name: str) -> None:
-  """Raises unless a sequence is projected to a point of its own shape.
+  """Checks that a projection maps a sequence to a finite point of its shape.
 
   Args:
     projection: maps a sequence to its nearest point in the set.
-    point: the sequence at the start; nothing is checked while it is traced.
+    point: the initial sequence; nothing is checked if it is traced.
     name: the name of the sequence, for the error.
 
   Raises:
     ValueError: if the result has another structure or shape or is not finite,
-      or if the arguments of one of optax's sets leave it without a point.
+      or if the arguments of one of optax's sets make it empty.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -75,8 +75,7 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
   """
   if not _affine.is_concrete(point):
     return
-  # Also where a jitted function makes the state of parameters that it closes
-  # over: what is known is then still checked.
+  # Concrete parameters are checked even inside a jitted function.
   with jax.ensure_compile_time_eval():
     _check_arguments(projection, name)
     inside = projection(point)
@@ -84,7 +83,7 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
     if shapes(inside) != shapes(point):
       raise ValueError(
         f'the projection of the sequence {name} returned another structure or '
-        'shape than the sequence has.'
+        'shape than that of the sequence.'
       )
     leaves = jax.tree.leaves(inside)
     if _affine.is_concrete(inside) and not all(
@@ -92,20 +91,20 @@ def check_set(projection: Projection, point: Any, name: str) -> None:
     ):
       raise ValueError(
         f'the projection of the sequence {name} is not finite at the start: '
-        'the set has no point in it, or the sequence is not finite.'
+        'the set is empty, or the sequence is not finite.'
       )
 
 
-def require_projection(projection: Any, who: str) -> None:
-  """Raises TypeError unless a set is a function from a point, or None.
+def require_projection(projection: Any, caller: str) -> None:
+  """Raises TypeError unless a set is a function of a point, or None.
 
-  Records of a set (`Lazy`, `Relaxed`, `Joint`) are for `descend`, which keeps
-  their states; a loop within an oracle has no place for these.
+  `Lazy`, `Relaxed` and `Joint` work only in `descend`, which has their state;
+  the inner loop of an oracle has no state for them.
   """
   if projection is not None and not callable(projection):
     raise TypeError(
-      f'{who} projects each step of its inner loop: its set is a function from '
-      'a point to the nearest point of it, or an affine set, got '
+      f'{caller} projects each step of its inner loop: its set is a function '
+      'from a point to the nearest point in the set, or an affine set, got '
       f'{type(projection).__name__}.'
     )
 
@@ -115,7 +114,7 @@ def depends(projection: Projection) -> bool:
   return getattr(projection, 'coupling', None) is not None
 
 
-def _upper_of(projection: Projection, params: Any) -> Any:
+def _coupled_upper(projection: Projection, params: Any) -> Any:
   if not depends(projection):
     return None
   _sequences.require_sequences(params, ('upper',), 'a coupled affine set')
@@ -123,24 +122,24 @@ def _upper_of(projection: Projection, params: Any) -> Any:
 
 
 def check(projection: Projection, params: Any, name: str) -> None:
-  """Checks, at the start, the set of one sequence of the parameters."""
+  """Checks the set of one sequence of the initial parameters."""
   point = getattr(params, name)
   if isinstance(projection, _affine.AffineSet):
-    projection.check(point, _upper_of(projection, params), name)
+    projection.check(point, _coupled_upper(projection, params), name)
   elif not callable(projection):
     raise TypeError(
       f'the set of the sequence {name} is a function from a point to the '
-      f'nearest point of it, got {type(projection).__name__}.'
+      f'nearest point in the set, got {type(projection).__name__}.'
     )
   else:
     check_set(projection, point, name)
 
 
 def nearest(projection: Projection, point: Any, params: Any) -> Any:
-  """Projects a sequence, on a coupled set at the upper variable of params."""
+  """Projects a sequence; a coupled set uses the upper variable of `params`."""
   if not isinstance(projection, _affine.AffineSet):
     inside = projection(point)
   else:
-    inside = projection(point, _upper_of(projection, params))
-  # Bounds of a wider type would widen the sequence.
+    inside = projection(point, _coupled_upper(projection, params))
+  # Bounds of a wider dtype would widen the sequence.
   return _trees.as_dtypes_of(inside, point)

@@ -1,15 +1,18 @@
-"""Reinforcement learning: finite decision processes, and actors and critics.
+"""Reinforcement learning: finite Markov decision processes and actor-critic.
 
-Of finite processes, a policy is an array of probabilities (states, actions).
-With a temperature, each step earns that much a nat of the policy's entropy.
-Elsewhere it is any function of weights and an observation: see `actor_critic`,
-an oracle whose environments are in its state.
+In a finite process, a policy is an array of probabilities (states, actions). A
+temperature adds a reward per nat of the policy's entropy to each step.
+Otherwise a policy is a function of weights and an observation: see
+`actor_critic`, an oracle whose state has the environments.
 
-Where the lower level of a nested problem is a finite process, a function of the
-upper variable, `follower_loss`, `policy_mirror_descent`, `bellman_gap` and
-`natural` are what a penalty method is made of: see `bj.solvers.pbrl`. Where it
-is sampled, `actor_critic_losses` and `score_function_loss` are.
+`follower_loss`, `policy_mirror_descent`, `bellman_gap` and `natural` are the
+parts of penalty methods for nested problems whose lower level is a finite
+process that depends on the upper variable: see `bj.solvers.pbrl`. For a sampled
+lower level, use `actor_critic_losses` and `score_function_loss`.
 """
+
+import warnings
+from typing import Any
 
 from bilevel_jax.rl._actor_critic import (
   ActorCriticParams,
@@ -20,8 +23,8 @@ from bilevel_jax.rl._actor_critic import (
 )
 from bilevel_jax.rl._distributions import (
   Distribution,
+  action_distribution,
   categorical,
-  distribution_of,
   gaussian,
 )
 from bilevel_jax.rl._features import (
@@ -31,17 +34,17 @@ from bilevel_jax.rl._features import (
 )
 from bilevel_jax.rl._games import (
   MarkovGame,
-  faced_by,
+  induced_mdp,
   make_game,
   random_game,
   zero_sum_responses,
 )
 from bilevel_jax.rl._mdp import MDP, make_mdp, random_mdp
+from bilevel_jax.rl._natural import natural
 from bilevel_jax.rl._optimal import Optimum, best_response, optimal
 from bilevel_jax.rl._penalties import (
   bellman_gap,
   follower_loss,
-  natural,
   policy_mirror_descent,
   soft_value_iteration_step,
 )
@@ -87,6 +90,7 @@ __all__ = [
   'Rollout',
   'SamplerState',
   'Timestep',
+  'action_distribution',
   'action_values',
   'actor_critic',
   'actor_critic_gradient',
@@ -95,13 +99,12 @@ __all__ = [
   'bellman_gap',
   'best_response',
   'categorical',
-  'distribution_of',
   'entropy',
   'expected_return',
-  'faced_by',
   'follower_loss',
   'gaussian',
   'generalised_advantages',
+  'induced_mdp',
   'make_game',
   'make_mdp',
   'mean_return',
@@ -126,3 +129,14 @@ __all__ = [
   'visits',
   'zero_sum_responses',
 ]
+
+_RENAMED = {'distribution_of': 'action_distribution', 'faced_by': 'induced_mdp'}
+
+
+def __getattr__(name: str) -> Any:
+  """Finds former names of functions, with a DeprecationWarning."""
+  if name not in _RENAMED:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  new = _RENAMED[name]
+  warnings.warn(f'bj.rl.{name} is now bj.rl.{new}.', DeprecationWarning, 2)
+  return globals()[new]

@@ -1,4 +1,4 @@
-"""Advantage actor-critic: losses, their oracle, and one with environments."""
+"""Advantage actor-critic: losses, gradients, and an on-policy oracle."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ class ActorCriticParams(NamedTuple):
   """The two sequences of an actor-critic method.
 
   Attributes:
-    actor: what the policy depends on, any pytree of arrays.
-    critic: what the value depends on, likewise.
+    actor: the weights of the policy, any pytree of arrays.
+    critic: the weights of the value, any pytree of arrays.
   """
 
   actor: Any
@@ -27,13 +27,13 @@ class ActorCriticParams(NamedTuple):
 
 
 class Advantages(NamedTuple):
-  """How rewards become what an actor and a critic learn from.
+  """How advantages are computed from rewards.
 
   Attributes:
-    discount: in [0, 1].
-    decay: of generalised advantages; 0 for temporal differences, TD(0).
-    reward_scale: what rewards are multiplied by, for the losses only.
-    normalise: whether advantages have mean 0 and deviation 1 for the actor.
+    discount: the discount in [0, 1].
+    decay: the decay of generalised advantages; 0 for temporal differences.
+    reward_scale: factor on rewards, in the losses only.
+    normalise: whether the actor's advantages have mean 0 and deviation 1.
   """
 
   discount: chex.Numeric
@@ -51,57 +51,56 @@ def actor_critic_losses(
   distribution: _distributions.Distribution,
   advantages: Advantages,
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
-  r"""The actor's loss, the critic's, and the mean entropy of the policy.
+  r"""The actor loss, the critic loss and the mean entropy of the policy.
 
   .. math::
     -\overline{A_t \log \pi(a_t | s_t)}, \qquad
     \tfrac{1}{2} \overline{(V(s_t) - [V(s_t) + A_t])^2}, \qquad
     \overline{H(\pi(\cdot | s_t))}
 
-  Advantages and the critic's targets, in brackets, are constants of the
-  derivative.
+  Advantages and the critic's targets, in brackets, are constant in derivatives.
 
   Args:
-    outputs: of the policy at the rollout's observations,
+    outputs: outputs of the policy at the rollout's observations,
       (steps, environments, ...).
-    values: of the critic there, (steps, environments).
-    next_values: of the observations after each step, likewise.
-    rollout: what was done.
-    distribution: of the actions.
-    advantages: how rewards are used.
+    values: values of the critic there, (steps, environments).
+    next_values: values of the observations after each step,
+      (steps, environments).
+    rollout: the transitions.
+    distribution: distribution of the actions.
+    advantages: how advantages are computed.
 
   Returns:
-    Three scalars, to be added up with weights: for a trunk that both share,
-    for instance.
+    Three scalars, to be added with weights, for instance if actor and critic
+    share a trunk.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> no, at = jnp.zeros([2, 1], bool), jnp.zeros([2, 1, 1])
-    >>> rollout = bj.rl.Rollout(
-    ...   at, jnp.zeros([2, 1], int), jnp.ones([2, 1]), no, no, at)
+    >>> zeros, no, at = jnp.zeros([2, 1]), jnp.zeros([2, 1], bool), None
+    >>> rollout = bj.rl.Rollout(at, zeros.astype(int), zeros + 1, no, no, at)
     >>> losses = bj.rl.actor_critic_losses(
-    ...   jnp.zeros([2, 1, 4]), jnp.zeros([2, 1]), jnp.zeros([2, 1]), rollout,
+    ...   jnp.zeros([2, 1, 4]), zeros, zeros, rollout,
     ...   distribution=bj.rl.categorical(),
     ...   advantages=bj.rl.Advantages(discount=0.5, decay=1.0))
-    >>> print(*(f'{x:.2f}' for x in losses))  # The actor's: log(4) 2.5 / 2.
+    >>> print(*(f'{x:.2f}' for x in losses))  # The actor loss: log(4) 2.5 / 2
     1.73 0.81 1.39
   """
   scaled = advantages.reward_scale * rollout.rewards
-  fixed = jax.lax.stop_gradient
-  found = _returns.generalised_advantages(
+  constant = jax.lax.stop_gradient
+  estimates = _returns.generalised_advantages(
     scaled,
-    fixed(values),
-    fixed(next_values),
+    constant(values),
+    constant(next_values),
     rollout.terminated,
     rollout.truncated,
     discount=advantages.discount,
     decay=advantages.decay,
   )
-  critic = jnp.mean((values - fixed(values + found)) ** 2) / 2
+  critic = jnp.mean((values - constant(values + estimates)) ** 2) / 2
   if advantages.normalise:
-    found = (found - found.mean()) / (found.std() + 1e-8)
+    estimates = (estimates - estimates.mean()) / (estimates.std() + 1e-8)
   logs = distribution.log_prob(outputs, rollout.actions)
-  actor = -jnp.mean(logs * found.astype(logs.dtype))
+  actor = -jnp.mean(logs * estimates.astype(logs.dtype))
   return actor, critic, jnp.mean(distribution.entropy(outputs))
 
 
@@ -113,7 +112,7 @@ def actor_critic_gradient(
   advantages: Advantages,
   entropy_bonus: chex.Numeric = 0.0,
 ) -> base.Oracle:
-  r"""The gradients of an actor and of its critic on a rollout.
+  r"""The gradients of an actor and its critic on a rollout.
 
   .. math::
     d^\theta = -\overline{A_t \nabla \log \pi_\theta(a_t | s_t)} -
@@ -121,10 +120,10 @@ def actor_critic_gradient(
     d^\omega = -\overline{A_t \nabla V_\omega(s_t)}
 
   Args:
-    policy: (actor, observation) -> outputs, of one observation.
-    value: (critic, observation) -> scalar, likewise.
-    distribution: what the outputs mean.
-    advantages: how rewards are used.
+    policy: (actor, observation) -> outputs, for one observation.
+    value: (critic, observation) -> scalar, for one observation.
+    distribution: distribution of actions for the policy's outputs.
+    advantages: how advantages are computed.
     entropy_bonus: :math:`\beta \ge 0`.
 
   Returns:
@@ -147,10 +146,10 @@ def actor_critic_gradient(
     >>> print(*oracle.update(rollout, oracle.init(params), params)[0])
     [-0.5  0.5] -1.0
   """
-  who = 'actor_critic_gradient'
-  _checks.within(who, 'entropy_bonus', entropy_bonus, 0)
-  _checks.within(who, 'discount', advantages.discount, 0, 1)
-  _checks.within(who, 'decay', advantages.decay, 0, 1)
+  name = 'actor_critic_gradient'
+  _checks.within(name, 'entropy_bonus', entropy_bonus, 0)
+  _checks.within(name, 'discount', advantages.discount, 0, 1)
+  _checks.within(name, 'decay', advantages.decay, 0, 1)
 
   def fn(params, rollout, inner):
     lead = rollout.rewards.shape
@@ -158,34 +157,33 @@ def actor_critic_gradient(
       lambda x: x.reshape(-1, *x.shape[len(lead) :]), tree
     )
 
-    def of_all(apply, at, observations):
-      found = jax.vmap(apply, (None, 0))(at, flat(observations))
-      return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
+    def apply_all(apply, weights, observations):
+      outputs = jax.vmap(apply, (None, 0))(weights, flat(observations))
+      return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), outputs)
 
-    def loss(moved):
-      actor, critic = moved
+    def loss(weights):
+      actor, critic = weights
       losses = actor_critic_losses(
-        of_all(policy, actor, rollout.observations),
-        of_all(value, critic, rollout.observations),
-        of_all(value, params.critic, rollout.next_observations),
+        apply_all(policy, actor, rollout.observations),
+        apply_all(value, critic, rollout.observations),
+        apply_all(value, params.critic, rollout.next_observations),
         rollout,
         distribution=distribution,
         advantages=advantages,
       )
-      # Without a common parameter, one backward pass is that of each.
+      # Without shared parameters, one backward pass gives both gradients.
       return losses[0] + losses[1] - entropy_bonus * losses[2], losses
 
-    moved = params.actor, params.critic
-    slopes, losses = jax.grad(loss, has_aux=True)(moved)
-    made = base.gradients(params, actor=slopes[0], critic=slopes[1])
-    return losses, made, inner
+    weights = params.actor, params.critic
+    (actor, critic), losses = jax.grad(loss, has_aux=True)(weights)
+    return losses, base.gradients(params, actor=actor, critic=critic), inner
 
   return base.oracle(
     fn,
     VALUES,
     counts={'gradients/actor': 1, 'gradients/critic': 1},
     moves=('actor', 'critic'),
-    # The mean of means, where advantages are not scaled by all of them.
+    # Normalised advantages depend on the whole batch.
     linear=not advantages.normalise,
   )
 
@@ -205,29 +203,29 @@ def actor_critic(
   normalise: bool = False,
   window: int = 100,
 ) -> base.Oracle:
-  r"""Advantage actor-critic whose environments are in the oracle's state.
+  r"""Advantage actor-critic with environments in the oracle's state.
 
-  Each update steps all environments under the policy of its parameters, and
-  gives the gradients of the actor and of the critic there: see
+  Each update steps all environments under the current policy and returns the
+  gradients of the actor and the critic on these steps: see
   `actor_critic_gradient`. With `decay=0` and `steps=1` these are TD(0) and its
   policy gradient.
 
   Args:
-    policy: (actor, observation) -> logits, or (mean, log deviation) where
-      actions are continuous; of one observation.
-    value: (critic, observation) -> scalar, likewise.
+    policy: (actor, observation) -> logits, or (mean, log deviation) for
+      continuous actions; for one observation.
+    value: (critic, observation) -> scalar, for one observation.
     environment: one environment; actions are drawn from a softmax, or from a
       normal distribution.
-    environments: how many are stepped side by side.
-    steps: of each, in an update.
+    environments: the number of parallel environments.
+    steps: steps of each environment per update.
     discount: :math:`\gamma` in [0, 1].
-    key: of environments and actions; a key or a whole number.
+    key: PRNG key of environments and actions, or a whole number.
     decay: :math:`\lambda` of generalised advantages, in [0, 1].
     entropy_bonus: weight of the policy's entropy, at least 0.
-    reward_scale: what rewards are multiplied by, in the losses only.
+    reward_scale: factor on rewards, in the losses only.
     normalise: whether the actor's advantages have mean 0 and deviation 1 in
       each update.
-    window: how many finished episodes are remembered.
+    window: number of finished episodes in the ring buffer.
 
   Returns:
     An oracle for the sequences `actor` and `critic`; the batch is None.
@@ -237,7 +235,7 @@ def actor_critic(
   Raises:
     ValueError: if a number is out of range.
     TypeError: without a key; at init, if the policy does not fit the actions,
-      or the value is no scalar.
+      or the value is not a scalar.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -252,7 +250,7 @@ def actor_critic(
     >>> state, update = solver.init(params), jax.jit(solver.update)
     >>> for _ in range(100):
     ...   updates, state = update(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    ...   params = bj.apply_updates(params, updates)
     >>> print(jax.nn.softmax(params.actor)[1] > 0.9, params.critic > 0.9)
     True True
 
@@ -262,7 +260,7 @@ def actor_critic(
     <https://arxiv.org/abs/2012.15511>`_, 2020.
   """
   key = _keys.as_key(key, 'actor_critic')
-  distribution = _distributions.distribution_of(environment.actions)
+  distribution = _distributions.action_distribution(environment.actions)
   batched = jax.vmap(policy, (None, 0))
 
   def act(params, key, observations):
@@ -288,16 +286,15 @@ def actor_critic(
 
 
 def _require_fit(policy, value, environment, params) -> None:
-  """Raises TypeError where networks and environment do not go together."""
-  missing = {'actor', 'critic'} - set(getattr(params, '_fields', ()))
-  if missing:
-    return  # The oracle says it.
+  """Raises TypeError if policy or value do not fit the environment."""
+  if not {'actor', 'critic'} <= set(getattr(params, '_fields', ())):
+    return  # The oracle raises the error.
   observation, _ = jax.eval_shape(environment.reset, jax.random.key(0))
   outputs = jax.eval_shape(policy, params.actor, observation)
   _distributions.require_outputs(outputs, environment.actions)
   shape = jax.eval_shape(value, params.critic, observation).shape
   if shape:
     raise TypeError(
-      f'the value of one observation is a scalar, got shape {shape}: take its '
-      'entry, [0] for instance.'
+      f'the value of one observation is a scalar, got shape {shape}: return '
+      'its entry, [0] for instance.'
     )

@@ -1,4 +1,4 @@
-"""Distributions of actions: what a policy's outputs mean."""
+"""Distributions of actions, parametrised by a policy's outputs."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 
 class Distribution(NamedTuple):
-  """A family of distributions of actions, for outputs of any leading axes.
+  """A family of action distributions; outputs may have any leading axes.
 
   Attributes:
     sample: (key, outputs of a policy) -> actions.
-    log_prob: (outputs, actions) -> the logarithm of their density.
+    log_prob: (outputs, actions) -> log-probabilities or log-densities.
     entropy: outputs -> entropy, in nats.
   """
 
@@ -24,7 +24,7 @@ class Distribution(NamedTuple):
 
 
 def categorical() -> Distribution:
-  """One of several actions, by logits (..., actions).
+  """Discrete actions with logits (..., actions).
 
   Returns:
     A `Distribution`.
@@ -47,7 +47,7 @@ def categorical() -> Distribution:
 
 
 def gaussian() -> Distribution:
-  """Independent normal coordinates, by (means, log deviations), (..., size).
+  """Independent normal coordinates with (means, log deviations), (..., size).
 
   Returns:
     A `Distribution`.
@@ -78,18 +78,19 @@ def gaussian() -> Distribution:
   return Distribution(sample, log_prob, entropy)
 
 
-def distribution_of(actions: int | tuple[int, ...]) -> Distribution:
-  """The usual family for an environment's actions.
+def action_distribution(actions: int | tuple[int, ...]) -> Distribution:
+  """The default distribution for an environment's actions.
 
   Args:
-    actions: of an `Environment`: a number of them, or the shape of one.
+    actions: `actions` of an `Environment`: the number of discrete actions, or
+      the shape of a continuous action.
 
   Returns:
     `categorical()` or `gaussian()`.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> family = bj.rl.distribution_of(3)
+    >>> family = bj.rl.action_distribution(3)
     >>> print(family.sample(jax.random.key(0), jnp.array([0.0, 99.0, 0.0])))
     1
   """
@@ -100,8 +101,8 @@ def require_outputs(outputs: Any, actions: int | tuple[int, ...]) -> None:
   """Raises TypeError unless a policy's outputs fit an environment's actions.
 
   Args:
-    outputs: shapes and dtypes of what the policy gives for one observation.
-    actions: of an `Environment`.
+    outputs: shapes and dtypes of the policy's outputs for one observation.
+    actions: `actions` of an `Environment`.
   """
   shapes = jax.tree.map(lambda leaf: leaf.shape, outputs)
   if isinstance(actions, tuple):
@@ -112,12 +113,12 @@ def require_outputs(outputs: Any, actions: int | tuple[int, ...]) -> None:
     if not fits or len(actions) != 1:
       raise TypeError(
         f'the environment has continuous actions of shape {actions}: the '
-        'policy of one observation gives (mean, log_deviation), both of that '
+        'policy of one observation returns (mean, log_deviation), both of that '
         f'shape, which has one axis, got shapes {shapes}. A method for '
-        'discrete actions needs an environment that has them.'
+        'discrete actions needs an environment with discrete actions.'
       )
   elif shapes != (actions,):
     raise TypeError(
       f'the environment has {actions} discrete actions: the policy of one '
-      f'observation gives logits of shape ({actions},), got shapes {shapes}.'
+      f'observation returns logits of shape ({actions},), got shapes {shapes}.'
     )

@@ -13,13 +13,13 @@ from bilevel_jax.rl import _mdp, _values
 def random_features(
   key: Any, *, states: int = 100, size: int = 10, dtype: Any = jnp.float32
 ) -> chex.Array:
-  """Uniform random features of states, none longer than 1.
+  """Uniform random features of states with norms of at most 1.
 
   Args:
     key: PRNG key, or a whole number.
-    states: how many.
-    size: how many features a state has.
-    dtype: of the array.
+    states: the number of states.
+    size: the number of features per state.
+    dtype: the dtype of the features.
 
   Returns:
     An array (states, size) of numbers in [0, 1] divided by the length of the
@@ -62,16 +62,15 @@ def td_system(
     features: :math:`\phi`, (states, size).
     weights: :math:`\mu`, (states,); by default the discounted visits of the
       policy.
-    bootstrap_restarts: whether :math:`s'` is of the chain that restarts from
-      the initial distribution with probability :math:`1 - \gamma`, in place of
-      one of the process.
+    bootstrap_restarts: whether :math:`s'` is the next state of the chain that
+      restarts from the initial distribution with probability
+      :math:`1 - \gamma`, instead of that of the process.
 
   Returns:
     A, (size, size), and b, (size,).
 
   Raises:
-    ValueError: if the features have no row, or the weights no number, for each
-      state.
+    ValueError: if features or weights do not match the number of states.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -107,34 +106,33 @@ def td_fixed_point(
   weights: chex.Array | None = None,
   bootstrap_restarts: bool = False,
 ) -> chex.Array:
-  r"""Where TD(0) of a linear critic ends.
+  r"""The fixed point of TD(0) for a linear critic.
 
   .. math::
     \omega^* = -A^{-1} b
 
-  with A and b of `td_system`. Where features depend on each other, so that
-  there are many fixed points, the one of the least norm: TD(0) from zero ends
-  there.
+  with A and b of `td_system`. For linearly dependent features there are many
+  fixed points; TD(0) from zero converges to that of least norm.
 
   Args:
     mdp: the process.
     policy: probabilities, (states, actions).
     features: :math:`\phi`, (states, size).
     weights: :math:`\mu`, (states,); by default the discounted visits.
-    bootstrap_restarts: of which chain :math:`s'` is, as in `td_system`.
+    bootstrap_restarts: the chain of :math:`s'`, as in `td_system`.
 
   Returns:
     :math:`\omega^*`, (size,).
 
   Raises:
-    ValueError: if the features have no row for each state.
+    ValueError: if features or weights do not match the number of states.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> mdp = bj.rl.random_mdp(0, states=4, actions=2, discount=0.5)
     >>> policy = jnp.full((4, 2), 0.5)
-    >>> found = bj.rl.td_fixed_point(mdp, policy, jnp.eye(4))  # A table.
-    >>> print(jnp.allclose(found, bj.rl.state_values(mdp, policy), rtol=1e-4))
+    >>> table = bj.rl.td_fixed_point(mdp, policy, jnp.eye(4))
+    >>> print(jnp.allclose(table, bj.rl.state_values(mdp, policy), rtol=1e-4))
     True
   """
   matrix, right = td_system(

@@ -1,4 +1,4 @@
-"""Markov games of two players, and the process that each of them faces."""
+"""Markov games of two players, and the process that each player faces."""
 
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ from bilevel_jax.rl import _mdp, _values
 
 
 class MarkovGame(NamedTuple):
-  """A Markov game of two players, finite and discounted.
+  """A finite discounted Markov game of two players.
 
-  `make_game` makes one with checks. Fields may be traced and differentiated.
+  `make_game` creates one with checks. Fields may be traced and differentiated.
 
   Attributes:
     transitions: probabilities of the next state, (states, actions of the first
       player, actions of the second, states).
-    rewards: a table for each reward there is, (rewards, states, actions,
-      actions): of a leader and of a follower, for instance.
-    discount: in [0, 1), a scalar.
+    rewards: tables of one or more rewards, (rewards, states, actions, actions),
+      those of a leader and a follower for instance.
+    discount: the discount in [0, 1), a scalar.
     initial: probabilities of the first state, (states,).
   """
 
@@ -33,19 +33,19 @@ class MarkovGame(NamedTuple):
 def make_game(
   transitions: Any, rewards: Any, *, discount: Any, initial: Any = None
 ) -> MarkovGame:
-  r"""A Markov game of two players, checked.
+  r"""Creates a Markov game of two players, with checks.
 
   Args:
     transitions: (states, actions, actions, states).
     rewards: (rewards, states, actions, actions).
     discount: :math:`\gamma` in [0, 1).
-    initial: (states,); by default all states alike.
+    initial: (states,); uniform by default.
 
   Returns:
-    A `MarkovGame`. What is traced is checked for its shape alone.
+    A `MarkovGame`. Only the shapes of traced arrays are checked.
 
   Raises:
-    ValueError: as `make_mdp`, of the process of both players at once.
+    ValueError: as in `make_mdp`, for the process of joint actions.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -92,11 +92,11 @@ def random_game(
 
   Args:
     key: PRNG key, or a whole number.
-    states: how many.
-    actions: of the first and of the second player, in each state.
-    rewards: how many tables.
-    discount: in [0, 1).
-    dtype: of its fields.
+    states: the number of states.
+    actions: the numbers of actions of the two players.
+    rewards: the number of reward tables.
+    discount: the discount in [0, 1).
+    dtype: the dtype of its fields.
 
   Returns:
     A `MarkovGame` whose rows of transitions are uniform weights divided by
@@ -126,48 +126,48 @@ def random_game(
   )
 
 
-def faced_by(
+def induced_mdp(
   game: MarkovGame, policy: chex.Array, rewards: chex.Array, *, player: int
 ) -> _mdp.MDP:
-  """The process that one player faces while the other's policy stays.
+  """The process of one player for a constant policy of the other player.
 
   Args:
     game: the game.
     policy: the other player's probabilities, (states, actions of that player).
-    rewards: the table that the player collects, (states, actions, actions).
-    player: 0 or 1, whose process it is.
+    rewards: the player's reward table, (states, actions, actions).
+    player: the player of the process, 0 or 1.
 
   Returns:
     An `MDP`, whose rewards and transitions depend on the policy.
 
   Raises:
-    ValueError: if the player is neither, or for another shape.
+    ValueError: if the player is not 0 or 1, or a shape does not match.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> game = bj.rl.random_game(0, states=3, actions=(2, 4))
     >>> leader = jnp.full((3, 2), 0.5)
-    >>> mdp = bj.rl.faced_by(game, leader, game.rewards[1], player=1)
+    >>> mdp = bj.rl.induced_mdp(game, leader, game.rewards[1], player=1)
     >>> print(mdp.transitions.shape, mdp.rewards.shape)
     (3, 4, 3) (3, 4)
   """
   if player not in (0, 1):
-    raise ValueError(f'faced_by: the player is 0 or 1, got {player!r}.')
+    raise ValueError(f'induced_mdp: the player is 0 or 1, got {player!r}.')
   shape = game.transitions.shape[:3]
   if jnp.shape(rewards) != shape:
     raise ValueError(
-      f'faced_by: rewards are one table of the game, of shape {shape}, got '
+      f'induced_mdp: rewards are one table of the game, of shape {shape}, got '
       f'{jnp.shape(rewards)}.'
     )
-  theirs = shape[0], shape[2 - player]
-  if jnp.shape(policy) != theirs:
+  expected = shape[0], shape[2 - player]
+  if jnp.shape(policy) != expected:
     raise ValueError(
-      f'faced_by: player {player} faces a policy of player {1 - player}, of '
-      f'shape {theirs}, got {jnp.shape(policy)}.'
+      f'induced_mdp: player {player} faces a policy of player {1 - player}, of '
+      f'shape {expected}, got {jnp.shape(policy)}.'
     )
   states, _, second, after = game.transitions.shape
-  # Products in whose backward pass the transitions are not transposed either:
-  # they are far larger than all else here, and a pass over them is what counts.
+  # These products need no transposed copy of the transitions, also in the
+  # backward pass. Passes over the transitions dominate the time.
   if player == 0:
     moves = (policy[:, None, None] @ game.transitions)[:, :, 0]
     gains = jnp.einsum('sb,sab->sa', policy, rewards)
@@ -185,48 +185,48 @@ def zero_sum_responses(
   *,
   temperature: chex.Numeric,
 ) -> tuple[_mdp.MDP, _mdp.MDP]:
-  r"""What each player of a regularised zero-sum game faces.
+  r"""The processes of the two players of a regularised zero-sum game.
 
-  The first player minimises and the second maximises
+  The first player minimises and the second player maximises
 
   .. math::
     J(a, b) = E \sum_t \gamma^t [ c(s_t, a_t, b_t) - \tau H(a(s_t))
       + \tau H(b(s_t)) ]
 
   Args:
-    game: transitions, discount and first state.
+    game: transitions, discount and initial state.
     costs: c, (states, actions, actions).
-    policies: of both players, probabilities (states, actions).
+    policies: probabilities of both players, (states, actions).
     temperature: :math:`\tau`.
 
   Returns:
-    Two processes with the other player's entropy in their rewards: the best
-    policies with temperature :math:`\tau` are the best responses, and their
-    regularised returns are :math:`- \min_{a'} J(a', b)` and :math:`\max_{b'}
-    J(a, b')`.
+    Two processes with the other player's entropy in their rewards: their best
+    policies with temperature :math:`\tau` are the best responses, with the
+    regularised returns :math:`- \min_{a'} J(a', b)` and :math:`\max_{b'} J(a,
+    b')`.
 
   Raises:
-    ValueError: for a negative temperature, or as `faced_by`.
+    ValueError: for a negative temperature, or as in `induced_mdp`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> game = bj.rl.random_game(0, states=3, actions=(2, 4))
     >>> both = jnp.full((3, 2), 0.5), jnp.full((3, 4), 0.25)
-    >>> faced = bj.rl.zero_sum_responses(
+    >>> mdps = bj.rl.zero_sum_responses(
     ...   game, game.rewards[0], both, temperature=0.1
     ... )
     >>> one, two = (
-    ...   bj.rl.expected_return(m, p, 0.1) for m, p in zip(faced, both)
+    ...   bj.rl.expected_return(m, p, 0.1) for m, p in zip(mdps, both)
     ... )
     >>> print(bool(abs(one + two) < 1e-5))
     True
   """
   _checks.within('zero_sum_responses', 'the temperature', temperature, 0)
   a, b = policies
-  earned = lambda policy: temperature * _values.entropy(policy)[:, None]
-  one = faced_by(game, b, -costs, player=0)
-  two = faced_by(game, a, costs, player=1)
+  bonus = lambda policy: temperature * _values.entropy(policy)[:, None]
+  one = induced_mdp(game, b, -costs, player=0)
+  two = induced_mdp(game, a, costs, player=1)
   return (
-    one._replace(rewards=one.rewards - earned(b)),
-    two._replace(rewards=two.rewards - earned(a)),
+    one._replace(rewards=one.rewards - bonus(b)),
+    two._replace(rewards=two.rewards - bonus(a)),
   )

@@ -1,4 +1,4 @@
-"""Finite Markov decision processes, and random ones."""
+"""Finite Markov decision processes."""
 
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ from bilevel_jax import _checks, _keys
 class MDP(NamedTuple):
   """A Markov decision process with finitely many states and actions.
 
-  `make_mdp` makes one with checks. Fields may be traced and differentiated;
-  `mdp._replace(rewards=...)` is one with other rewards.
+  `make_mdp` creates one with checks. Fields may be traced and differentiated;
+  `mdp._replace(rewards=...)` changes the rewards.
 
   Attributes:
     transitions: probabilities of the next state, (states, actions, states).
     rewards: mean rewards, (states, actions).
-    discount: in [0, 1), a scalar.
+    discount: the discount in [0, 1), a scalar.
     initial: probabilities of the first state, (states,).
   """
 
@@ -32,23 +32,22 @@ class MDP(NamedTuple):
 def make_mdp(
   transitions: Any, rewards: Any, *, discount: Any, initial: Any = None
 ) -> MDP:
-  r"""A Markov decision process, checked.
+  r"""Creates a Markov decision process, with checks.
 
   Args:
     transitions: probabilities of the next state, (states, actions, states).
-    rewards: of an action in a state, (states, actions); or also of the state
-      that follows, (states, actions, states), of which the mean is kept.
+    rewards: rewards by state and action, (states, actions), or also by next
+      state, (states, actions, states), which are averaged.
     discount: :math:`\gamma` in [0, 1).
-    initial: probabilities of the first state, (states,); by default all states
-      alike.
+    initial: probabilities of the first state, (states,); uniform by default.
 
   Returns:
-    An `MDP` in the dtype of transitions and rewards. What is traced is checked
-    for its shape alone.
+    An `MDP` in the dtype of transitions and rewards. Only the shapes of traced
+    arrays are checked.
 
   Raises:
-    ValueError: for another shape; for rows that are no probabilities, with the
-      first of them; for a discount outside [0, 1); for rewards that are not
+    ValueError: for a wrong shape, invalid probabilities (the message names the
+      first invalid row), a discount outside [0, 1), or rewards that are not
       finite.
 
   Example:
@@ -58,13 +57,15 @@ def make_mdp(
     >>> print(mdp.transitions.shape, mdp.initial)
     (2, 2, 2) [0.5 0.5]
   """
-  given = [jnp.asarray(x) for x in (transitions, rewards, discount)]
+  arrays = [jnp.asarray(x) for x in (transitions, rewards, discount)]
   if initial is not None:
-    given.append(jnp.asarray(initial))
-  # Whole numbers become floats; a bare number for the discount widens nothing.
-  floats = [x.dtype for x in given[:2] if jnp.issubdtype(x.dtype, jnp.floating)]
+    arrays.append(jnp.asarray(initial))
+  # Integers become floats; the discount does not affect the dtype.
+  floats = [
+    x.dtype for x in arrays[:2] if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
   dtype = jnp.result_type(jnp.float32, *floats)
-  moves, gains, gamma = (x.astype(dtype) for x in given[:3])
+  moves, gains, gamma = (x.astype(dtype) for x in arrays[:3])
   if moves.ndim != 3 or moves.shape[0] != moves.shape[2] or not moves.size:
     raise ValueError(
       'make_mdp: transitions have the shape (states, actions, states), got '
@@ -79,7 +80,7 @@ def make_mdp(
   first = (
     jnp.full(states, 1 / states, dtype)
     if initial is None
-    else given[3].astype(dtype)
+    else arrays[3].astype(dtype)
   )
   if first.shape != (states,):
     raise ValueError(
@@ -96,8 +97,8 @@ def make_mdp(
   _checks.within('make_mdp', 'the discount', gamma, 0)
   if not isinstance(gamma, jax.core.Tracer) and float(gamma) >= 1:
     raise ValueError(
-      f'make_mdp: the discount is in [0, 1), got {gamma}: without discount '
-      'values need not exist; take one near 1, 0.99 for instance.'
+      f'make_mdp: the discount is in [0, 1), got {gamma}: undiscounted values '
+      'may be infinite; pass a discount near 1, 0.99 for instance.'
     )
   if gains.ndim == 3:
     gains = jnp.sum(moves * gains, axis=-1)
@@ -108,23 +109,23 @@ def _require_probabilities(name: str, rows: Any) -> None:
   if isinstance(rows, jax.core.Tracer):
     return
   rows = np.asarray(rows, np.float64)
-  wrong = ~np.all(rows >= 0, axis=-1) | ~(np.abs(rows.sum(-1) - 1) < 1e-4)
-  if np.any(wrong):
-    at = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.ndim else ()
+  invalid = ~np.all(rows >= 0, axis=-1) | ~(np.abs(rows.sum(-1) - 1) < 1e-4)
+  if np.any(invalid):
+    at = tuple(int(i) for i in np.argwhere(invalid)[0]) if invalid.ndim else ()
     where = f'{name}[{", ".join(map(str, at))}]' if at else name
     raise ValueError(
-      f'make_mdp: {where} is no probability distribution (the least entry is '
-      f'{rows[at].min():.3g}, the sum {rows[at].sum():.6g}): divide '
-      'nonnegative weights by their sum over the last axis.'
+      f'make_mdp: {where} is not a probability distribution (smallest entry '
+      f'{rows[at].min():.3g}, sum {rows[at].sum():.6g}): divide nonnegative '
+      'weights by their sum over the last axis.'
     )
 
 
 def _require_finite(rewards: Any) -> None:
   if isinstance(rewards, jax.core.Tracer):
     return
-  wrong = ~np.isfinite(np.asarray(rewards))
-  if np.any(wrong):
-    at = [int(i) for i in np.argwhere(wrong)[0]]
+  invalid = ~np.isfinite(np.asarray(rewards))
+  if np.any(invalid):
+    at = [int(i) for i in np.argwhere(invalid)[0]]
     raise ValueError(f'make_mdp: the reward at {at} is not finite.')
 
 
@@ -140,10 +141,10 @@ def random_mdp(
 
   Args:
     key: PRNG key, or a whole number.
-    states: how many.
-    actions: how many in each state.
-    discount: in [0, 1).
-    dtype: of its fields.
+    states: the number of states.
+    actions: the number of actions.
+    discount: the discount in [0, 1).
+    dtype: the dtype of its fields.
 
   Returns:
     An `MDP` whose rows of transitions are uniform weights divided by their

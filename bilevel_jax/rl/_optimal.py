@@ -1,4 +1,4 @@
-"""The best policy, by Newton's method for the optimality equation."""
+"""The optimal policy, by Newton's method for the optimality equation."""
 
 from typing import Any, NamedTuple
 
@@ -11,15 +11,15 @@ from bilevel_jax.rl import _discounted, _mdp, _values
 
 
 class Optimum(NamedTuple):
-  """A best policy and what it is worth.
+  """An optimal policy and its values.
 
   Attributes:
     policy: probabilities, (states, actions).
-    values: of states, (states,).
+    values: state values, (states,).
     action_values: (states, actions), without the entropy of the action itself.
-    residual: the largest error of the optimality equation at the end of the
-      iterations, in units of a reward.
-    iterations: policies that were evaluated, an int32 scalar.
+    residual: the largest error of the optimality equation after the last
+      iteration, in units of a reward.
+    iterations: the number of evaluated policies, an int32 scalar.
   """
 
   policy: chex.Array
@@ -32,13 +32,13 @@ class Optimum(NamedTuple):
 def best_response(
   action_values: chex.Array, temperature: chex.Numeric = 0
 ) -> tuple[chex.Array, chex.Array]:
-  r"""The best policy in the next step alone, and its worth.
+  r"""The best policy for one step, and its value.
 
   .. math::
     \pi = \operatorname{softmax}(Q / \tau), \qquad
     V = \tau \log \sum_a \exp(Q(\cdot, a) / \tau)
 
-  and, for :math:`\tau = 0`, one of the best actions and its Q.
+  and, for :math:`\tau = 0`, a best action and its Q.
 
   Args:
     action_values: Q, (states, actions).
@@ -72,36 +72,35 @@ def optimal(
   tolerance: float | None = None,
   max_iterations: int = 1000,
 ) -> Optimum:
-  r"""A policy of the largest return, entropy included.
+  r"""The policy with the largest return, including entropy.
 
   .. math::
     V(s) = \max_\pi \sum_a \pi(a) \Big[ r(s, a)
     + \gamma \sum_{s'} P(s' | s, a) V(s') \Big] + \tau H(\pi)
 
-  By policy iteration: each policy is evaluated exactly, and the next one is
-  its best response. That is Newton's method for this equation, from any start,
-  and a handful of iterations. Derivatives of all orders, of values and policy
-  in the process and in a positive temperature, are those of the equation,
-  without one passing through the iterations; at temperature zero the policy is
-  piecewise constant.
+  Policy iteration evaluates each policy exactly and takes its best response as
+  the next one. This is Newton's method for the equation; it converges from any
+  start in a handful of iterations. Derivatives of all orders, of values and
+  policy in the process and in a positive temperature, are implicit derivatives
+  of the equation; at temperature zero the policy is piecewise constant.
 
   Args:
     mdp: the process.
     temperature: :math:`\tau \ge 0`; if it is traced, above zero.
-    start: state values to start from, those of a process nearby for instance;
-      by default zero.
-    tolerance: the iterations end where the equation's largest error is below
-      it, in units of a reward; by default, rounding at the size of the values,
-      or twice the error with which the policy was evaluated.
-    max_iterations: or after so many. Without entropy, a goal at the end of a
-      long chain takes an iteration a state.
+    start: initial state values, those of a similar process for instance; by
+      default zero.
+    tolerance: the iterations end if the equation's largest error is below it,
+      in units of a reward; by default, the rounding of the values, or twice the
+      error of the policy's evaluation.
+    max_iterations: maximal number of iterations. Without entropy, a goal at the
+      end of a long chain takes one iteration per state.
 
   Returns:
-    An `Optimum`; its `residual` says whether the iterations have converged.
+    An `Optimum`; its `residual` shows whether the iterations have converged.
 
   Raises:
-    ValueError: for a negative temperature, a tolerance not above zero or fewer
-      iterations than one.
+    ValueError: if the temperature is negative, the tolerance is not above zero
+      or `max_iterations` is below 1.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -120,9 +119,9 @@ def optimal(
   if tolerance is not None:
     _checks.within('optimal', 'the tolerance', tolerance, 0, open_low=True)
 
-  fixed, heat = jax.lax.stop_gradient((mdp, temperature))
+  constant, tau = jax.lax.stop_gradient((mdp, temperature))
   if _values._is_zero(temperature):
-    heat = temperature
+    tau = temperature
   dtype = mdp.rewards.dtype
   states = mdp.rewards.shape[0]
   first = jnp.zeros(states, dtype) if start is None else start
@@ -134,64 +133,64 @@ def optimal(
     )
 
   def errors(values, policy):
-    """Of the optimality equation, and of the policy's own."""
-    worth = _values.backup(fixed, values)
-    _, best = best_response(worth, heat)
-    own = jnp.sum(policy * worth, axis=-1) + heat * _values.entropy(policy)
+    """Errors of the optimality equation and of the policy's own equation."""
+    q = _values.backup(constant, values)
+    _, best = best_response(q, tau)
+    own = jnp.sum(policy * q, axis=-1) + tau * _values.entropy(policy)
     return jnp.max(jnp.abs(best - values)), jnp.max(jnp.abs(own - values))
 
   def step(values):
-    policy, _ = best_response(_values.backup(fixed, values), heat)
-    return _values.state_values(fixed, policy, heat), policy
+    policy, _ = best_response(_values.backup(constant, values), tau)
+    return _values.state_values(constant, policy, tau), policy
 
   def unfinished(carry):
     values, residual, evaluation, iterations = carry
-    size = jnp.max(jnp.abs(values)) + jnp.max(jnp.abs(fixed.rewards))
+    size = jnp.max(jnp.abs(values)) + jnp.max(jnp.abs(constant.rewards))
     rounding = jnp.maximum(8 * jnp.finfo(dtype).eps * size, 2 * evaluation)
-    least = rounding if tolerance is None else tolerance
-    return (residual > least) & (iterations < max_iterations)
+    bound = rounding if tolerance is None else tolerance
+    return (residual > bound) & (iterations < max_iterations)
 
   def body(carry):
     values, policy = step(carry[0])
     return values, *errors(values, policy), carry[3] + 1
 
-  begun, _ = errors(first, best_response(_values.backup(fixed, first), heat)[0])
-  begin = first, begun, jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
-  found, residual, _, iterations = jax.lax.while_loop(unfinished, body, begin)
-  # One more step squares what error there is left.
-  values = _solution(mdp, temperature, step(found)[0])
+  policy, _ = best_response(_values.backup(constant, first), tau)
+  residual, _ = errors(first, policy)
+  carry = first, residual, jnp.zeros([], dtype), jnp.zeros([], jnp.int32)
+  values, residual, _, iterations = jax.lax.while_loop(unfinished, body, carry)
+  # One more Newton step squares the remaining error.
+  values = _solution(mdp, temperature, step(values)[0])
   action_values = _values.backup(mdp, values)
   policy, _ = best_response(action_values, temperature)
   return Optimum(policy, values, action_values, residual, iterations)
 
 
-def _solution(mdp, temperature, found):
-  """Values that solve the optimality equation, with its derivatives.
+def _solution(mdp, temperature, values):
+  """Attaches implicit derivatives to values of the optimality equation.
 
-  By the implicit function theorem. To differentiate a step of Newton would be
-  right as well but for rounding: sums over actions that are zero at the best
-  policy would be divided by one minus the discount, twice.
+  Differentiating a Newton step would lose digits: sums over actions that are
+  zero at the optimal policy would be divided by one minus the discount, twice.
   """
   zero = _values._is_zero(temperature)
 
   @jax.custom_jvp
-  def solution(mdp, heat, found):
-    del mdp, heat
-    return found
+  def solution(mdp, tau, values):
+    del mdp, tau
+    return values
 
   @solution.defjvp
   def tangent(primals, tangents):
-    mdp, heat, found = primals
-    values = solution(mdp, heat, found)
-    worth, moved = jax.jvp(
+    mdp, tau, values = primals
+    values = solution(mdp, tau, values)
+    q, q_tangent = jax.jvp(
       lambda mdp: _values.backup(mdp, values), (mdp,), (tangents[0],)
     )
-    policy, _ = best_response(worth, 0 if zero else heat)
-    right = jnp.sum(policy * moved, axis=-1)
+    policy, _ = best_response(q, 0 if zero else tau)
+    right = jnp.sum(policy * q_tangent, axis=-1)
     if not zero:
       right += tangents[1] * _values.entropy(policy)
     chain = jnp.einsum('sa,sat->st', policy, mdp.transitions)
     return values, _discounted.discounted_solve(chain, right, mdp.discount)
 
-  heat = jnp.asarray(temperature, found.dtype)
-  return solution(mdp, heat, jax.lax.stop_gradient(found))
+  tau = jnp.asarray(temperature, values.dtype)
+  return solution(mdp, tau, jax.lax.stop_gradient(values))

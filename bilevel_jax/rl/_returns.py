@@ -1,9 +1,8 @@
-"""Returns and advantages of rollouts, truncation apart from termination.
+"""Returns and advantages of rollouts, with termination and truncation.
 
-Where an episode terminates, nothing comes after: its value is zero. Where a
-time limit truncates it, it would have gone on: the value of the observation
-there, before any reset, stands for the rest. Neither lets what belongs to the
-next episode into this one.
+After termination of an episode the value is zero. After truncation by a time
+limit the remaining return is estimated by the value of the last observation,
+before any reset. Rewards of the next episode never count.
 """
 
 from typing import Any
@@ -25,24 +24,23 @@ def generalised_advantages(
   discount: chex.Numeric,
   decay: chex.Numeric,
 ) -> chex.Array:
-  r"""Generalised advantage estimates: decaying sums of temporal differences.
+  r"""Computes generalised advantage estimates.
 
   .. math::
     \delta_t = r_t + \gamma (1 - d_t) V(s'_t) - V(s_t), \qquad
     A_t = \delta_t + \gamma \lambda (1 - d_t) (1 - c_t) A_{t+1}
 
   with :math:`d_t` for termination, :math:`c_t` for truncation, and
-  :math:`s'_t` the state after the step, before any reset. The last step of the
-  rollout takes nothing from beyond it. For :math:`\lambda = 0` they are the
-  temporal differences themselves, for :math:`\lambda = 1` discounted returns
-  less the values.
+  :math:`s'_t` the state after the step, before any reset. At the last step of
+  the rollout, :math:`A_{t+1} = 0`. For :math:`\lambda = 0` they are temporal
+  differences, for :math:`\lambda = 1` discounted returns minus values.
 
   Args:
     rewards: (steps, ...), for instance (steps, environments).
-    values: of the states, likewise.
-    next_values: of the states after each step, likewise.
-    terminated: whether the step ended the episode, bool, likewise.
-    truncated: whether a time limit cut it there, bool, likewise.
+    values: values of the states, (steps, ...).
+    next_values: values of the states after each step, (steps, ...).
+    terminated: whether the step reached a terminal state, bool, (steps, ...).
+    truncated: whether a time limit ended the episode, bool, (steps, ...).
     discount: :math:`\gamma` in [0, 1].
     decay: :math:`\lambda` in [0, 1].
 
@@ -55,10 +53,10 @@ def generalised_advantages(
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> never, last = jnp.zeros(3, bool), jnp.array([False, False, True])
-    >>> find = lambda terminated, truncated: bj.rl.generalised_advantages(
+    >>> estimate = lambda terminated, truncated: bj.rl.generalised_advantages(
     ...   jnp.ones(3), jnp.zeros(3), jnp.full(3, 8.0), terminated, truncated,
     ...   discount=0.5, decay=1.0)
-    >>> print(find(last, never)[-1], find(never, last)[-1])
+    >>> print(estimate(last, never)[-1], estimate(never, last)[-1])
     1.0 5.0
 
   References:
@@ -66,11 +64,11 @@ def generalised_advantages(
     Control Using Generalized Advantage Estimation
     <https://arxiv.org/abs/1506.02438>`_, 2015.
   """
-  who = 'generalised_advantages'
-  _checks.within(who, 'discount', discount, 0, 1)
-  _checks.within(who, 'decay', decay, 0, 1)
+  name = 'generalised_advantages'
+  _checks.within(name, 'discount', discount, 0, 1)
+  _checks.within(name, 'decay', decay, 0, 1)
   _require_shapes(
-    who,
+    name,
     rewards=rewards,
     values=values,
     next_values=next_values,
@@ -79,15 +77,16 @@ def generalised_advantages(
   )
   rewards, values, next_values = _wide(rewards, values, next_values)
   errors = rewards + discount * jnp.where(terminated, 0, next_values) - values
-  kept = jnp.where(jnp.logical_or(terminated, truncated), 0, discount * decay)
+  ends = jnp.logical_or(terminated, truncated)
+  factors = jnp.where(ends, 0, discount * decay)
 
   def back(after, step):
-    error, keep = step
-    advantage = error + keep.astype(error.dtype) * after
+    error, factor = step
+    advantage = error + factor.astype(error.dtype) * after
     return advantage, advantage
 
   start = jnp.zeros_like(errors[0])
-  return jax.lax.scan(back, start, (errors, kept), reverse=True)[1]
+  return jax.lax.scan(back, start, (errors, factors), reverse=True)[1]
 
 
 def n_step_returns(
@@ -99,21 +98,24 @@ def n_step_returns(
   discount: chex.Numeric,
   steps: int,
 ) -> chex.Array:
-  r"""Discounted sums of the next n rewards, and the value of what follows.
+  r"""Computes n-step returns: n discounted rewards plus a discounted value.
 
   .. math::
     G_t = \sum_{i < m} \gamma^i r_{t+i} + \gamma^m V(s'_{t+m-1})
 
-  where m is n, or fewer where the episode or the rollout ends before; without
-  the last term where it ends by termination.
+  where m is n, or less if the episode or the rollout ends earlier. After
+  termination the last term is zero.
 
   Args:
     rewards: (steps of the rollout, ...).
-    next_values: of the states after each step, before any reset, likewise.
-    terminated: whether the step ended the episode, bool, likewise.
-    truncated: whether a time limit cut it there, bool, likewise.
+    next_values: values of the states after each step, before any reset, with
+      the shape of the rewards.
+    terminated: whether the step reached a terminal state, bool, with the shape
+      of the rewards.
+    truncated: whether a time limit ended the episode, bool, with the shape of
+      the rewards.
     discount: :math:`\gamma` in [0, 1].
-    steps: n; that of the rollout, or more, for all there are.
+    steps: n; the rollout's length or more for all its rewards.
 
   Returns:
     Returns, (steps of the rollout, ...), float32 or wider.
@@ -133,11 +135,11 @@ def n_step_returns(
     `Asynchronous Methods for Deep Reinforcement Learning
     <https://arxiv.org/abs/1602.01783>`_, 2016.
   """
-  who = 'n_step_returns'
-  _checks.whole(who, 'steps', steps)
-  _checks.within(who, 'discount', discount, 0, 1)
+  name = 'n_step_returns'
+  _checks.whole(name, 'steps', steps)
+  _checks.within(name, 'discount', discount, 0, 1)
   _require_shapes(
-    who,
+    name,
     rewards=rewards,
     next_values=next_values,
     terminated=terminated,
@@ -147,8 +149,8 @@ def n_step_returns(
   one = rewards + discount * jnp.where(terminated, 0, next_values)
   ends = jnp.logical_or(terminated, truncated).at[-1].set(True)
 
-  def longer(_, found):
-    after = jnp.concatenate([found[1:], found[-1:]])
+  def longer(_, returns):
+    after = jnp.concatenate([returns[1:], returns[-1:]])
     return jnp.where(ends, one, rewards + discount * after).astype(one.dtype)
 
   count = min(steps, len(rewards)) - 1
@@ -156,16 +158,16 @@ def n_step_returns(
 
 
 def _wide(*arrays: Any) -> list[Any]:
-  """Arrays in the widest of their dtypes, at least float32."""
+  """Converts arrays to the widest of their dtypes, at least float32."""
   dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
   return [jnp.asarray(array, dtype) for array in arrays]
 
 
-def _require_shapes(who: str, **arrays: Any) -> None:
+def _require_shapes(function: str, **arrays: Any) -> None:
   shapes = {name: jnp.shape(array) for name, array in arrays.items()}
   if len(set(shapes.values())) > 1 or not shapes['rewards']:
-    said = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+    listed = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
     raise ValueError(
-      f'{who} takes arrays of one shape with a leading axis of steps, got '
-      f'{said}.'
+      f'{function} takes arrays of one shape with a leading axis of steps, got '
+      f'{listed}.'
     )

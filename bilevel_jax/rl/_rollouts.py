@@ -1,4 +1,4 @@
-"""Environments in a state: stepped under a policy, their episodes measured."""
+"""Environments in an oracle's state, stepped under a policy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,16 +12,17 @@ from bilevel_jax.oracles import base
 
 
 class Timestep(NamedTuple):
-  """What an environment's step gives.
+  """The result of an environment's step.
 
   Attributes:
-    observation: of the state to go on from: after a reset, if the episode
-      ended.
-    state: to go on from, likewise.
-    reward: of the step.
-    terminated: whether the episode ended by itself, bool.
-    truncated: whether a time limit cut it, bool.
-    final_observation: of the state that the step led to, before any reset.
+    observation: observation of the next state; after an episode's end, that of
+      the reset state.
+    state: the next state; after an episode's end, the reset state.
+    reward: the reward of the step.
+    terminated: whether the episode reached a terminal state, bool.
+    truncated: whether a time limit ended the episode, bool.
+    final_observation: observation of the state after the step, before any
+      reset.
   """
 
   observation: Any
@@ -33,12 +34,13 @@ class Timestep(NamedTuple):
 
 
 class Environment(NamedTuple):
-  """One environment, as pure functions. It resets itself.
+  """One environment as pure functions, with automatic resets.
 
   Attributes:
     reset: key -> (observation, state).
     step: (key, state, action) -> a `Timestep`, or a tuple of its fields.
-    actions: the number of discrete actions, or the shape of a continuous one.
+    actions: the number of discrete actions, or the shape of a continuous
+      action.
   """
 
   reset: Callable[[chex.PRNGKey], tuple[Any, Any]]
@@ -50,12 +52,12 @@ class Rollout(NamedTuple):
   """Steps of several environments; all leaves are (steps, environments, ...).
 
   Attributes:
-    observations: at which the policy chose.
-    actions: what it chose.
-    rewards: of these steps.
-    terminated: bool.
-    truncated: bool.
-    next_observations: after each step, before any reset.
+    observations: the policy's inputs.
+    actions: the policy's actions.
+    rewards: the rewards of the steps.
+    terminated: whether a step reached a terminal state, bool.
+    truncated: whether a time limit ended the episode, bool.
+    next_observations: observations after each step, before any reset.
   """
 
   observations: Any
@@ -67,14 +69,14 @@ class Rollout(NamedTuple):
 
 
 class Episodes(NamedTuple):
-  """The episodes that were finished last, in a ring.
+  """A ring buffer of the latest finished episodes.
 
   Attributes:
     returns: undiscounted sums of rewards, float32 (window,).
-    lengths: in steps, int32 (window,).
-    finished: steps of each environment until then, int32 (window,); -1 where
-      the ring has no episode yet.
-    count: episodes so far, int32.
+    lengths: lengths in steps, int32 (window,).
+    finished: steps per environment at the end of the episode, int32 (window,);
+      -1 in an empty slot.
+    count: finished episodes so far, int32.
   """
 
   returns: chex.Array
@@ -84,16 +86,16 @@ class Episodes(NamedTuple):
 
 
 class EnvironmentsState(NamedTuple):
-  """Environments under way.
+  """The state of several environments.
 
   Attributes:
-    key: of what is drawn next.
-    observation: (environments, ...).
-    state: likewise.
-    returns: of the episodes under way, float32 (environments,).
-    lengths: likewise, int32.
-    steps: that each environment has made, int32.
-    episodes: the finished ones.
+    key: PRNG key of the next draws.
+    observation: current observations, (environments, ...).
+    state: current states, (environments, ...).
+    returns: returns of the current episodes, float32 (environments,).
+    lengths: lengths of the current episodes, int32 (environments,).
+    steps: steps per environment so far, int32.
+    episodes: the finished episodes.
   """
 
   key: chex.PRNGKey
@@ -106,13 +108,13 @@ class EnvironmentsState(NamedTuple):
 
 
 class Collector(NamedTuple):
-  """Makes the batches of an oracle that learns from what it does.
+  """Collects the batches of an on-policy oracle.
 
   Attributes:
     init: key -> state.
     collect: (params, state) -> (batch, state).
-    episodes: from the state to what `bj.outputs` shows as `episodes`.
-    steps: of environments, for one batch.
+    episodes: state -> the value of `episodes` in `bj.outputs`.
+    steps: environment steps per batch.
   """
 
   init: Callable[[chex.PRNGKey], Any]
@@ -129,16 +131,17 @@ def rollouts(
   steps: int,
   window: int = 100,
 ) -> Collector:
-  """Steps environments side by side, under a policy.
+  """Steps several environments in parallel under a policy.
 
-  They go on from one rollout to the next: an episode may span several.
+  The environments continue from rollout to rollout, so an episode may span
+  several.
 
   Args:
-    environment: one of them.
-    act: `(params, key, observations) -> actions`, of all at once.
-    environments: how many.
-    steps: of each, in a rollout.
-    window: how many finished episodes are remembered.
+    environment: one environment.
+    act: `(params, key, observations) -> actions`, for all environments.
+    environments: the number of environments.
+    steps: steps of each environment per rollout.
+    window: number of finished episodes in the ring buffer.
 
   Returns:
     A `Collector` of `Rollout`.
@@ -148,7 +151,7 @@ def rollouts(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> def step(key, state, action):  # Four steps to the right, then anew.
+    >>> def step(key, state, action):  # Resets after four steps to the right.
     ...   state, end = state + action, state + action >= 4
     ...   after = jnp.where(end, 0, state)
     ...   return after, after, -1.0, end, jnp.array(False), state
@@ -170,27 +173,25 @@ def rollouts(
     _checks.whole('rollouts', name, number)
 
   def step_all(keys, state, actions):
-    found = jax.vmap(environment.step)(keys, state, actions)
-    return Timestep(*found)
+    return Timestep(*jax.vmap(environment.step)(keys, state, actions))
 
   def init(key):
     own, start = jax.random.split(_keys.as_key(key, 'rollouts'))
     keys = jax.random.split(start, environments)
     observation, state = jax.vmap(environment.reset)(keys)
-    # What a step gives may be of other dtypes, and never of weak ones.
-    one = jnp.zeros((), int)
+    # Casts to the dtypes of a step, which may differ from those of a reset.
+    action = jnp.zeros((), int)
     if isinstance(environment.actions, tuple):
-      one = jnp.zeros(environment.actions)
-    actions = jnp.broadcast_to(one, (environments, *one.shape))
+      action = jnp.zeros(environment.actions)
+    actions = jnp.broadcast_to(action, (environments, *action.shape))
     after = jax.eval_shape(step_all, keys, state, actions)
     cast = lambda x, like: jax.lax.convert_element_type(x, like.dtype)
-    none = jnp.zeros(environments, jnp.int32)
     return EnvironmentsState(
       key=own,
       observation=jax.tree.map(cast, observation, after.observation),
       state=jax.tree.map(cast, state, after.state),
       returns=jnp.zeros(environments, jnp.float32),
-      lengths=none,
+      lengths=jnp.zeros(environments, jnp.int32),
       steps=jnp.zeros([], jnp.int32),
       episodes=Episodes(
         returns=jnp.zeros(window, jnp.float32),
@@ -201,7 +202,7 @@ def rollouts(
     )
 
   def collect(params, before):
-    # All keys at once: one call of the generator in place of many.
+    # Draws all keys in one call of the generator.
     key, drawn = jax.random.split(before.key)
     keys = jax.random.split(drawn, (steps, environments + 1))
 
@@ -212,7 +213,7 @@ def rollouts(
       ends = jnp.logical_or(after.terminated, after.truncated)
       returns = returns + after.reward.astype(returns.dtype)
       lengths = lengths + 1
-      made = Rollout(
+      transition = Rollout(
         observation,
         actions,
         after.reward,
@@ -220,9 +221,9 @@ def rollouts(
         after.truncated,
         after.final_observation,
       )
-      going = (jnp.where(ends, 0, returns), jnp.where(ends, 0, lengths))
-      carry = (after.observation, after.state, *going)
-      return carry, (made, ends, returns, lengths)
+      current = (jnp.where(ends, 0, returns), jnp.where(ends, 0, lengths))
+      carry = (after.observation, after.state, *current)
+      return carry, (transition, ends, returns, lengths)
 
     carry = (before.observation, before.state, before.returns, before.lengths)
     carry, (rollout, *ended) = jax.lax.scan(step, carry, keys)
@@ -234,7 +235,7 @@ def rollouts(
       returns=returns,
       lengths=lengths,
       steps=before.steps + steps,
-      episodes=_remember(before.episodes, before.steps, *ended),
+      episodes=_add_episodes(before.episodes, before.steps, *ended),
     )
 
   return Collector(
@@ -242,42 +243,42 @@ def rollouts(
   )
 
 
-def _remember(
-  known: Episodes,
+def _add_episodes(
+  ring: Episodes,
   before: chex.Array,
   ends: chex.Array,
   returns: chex.Array,
   lengths: chex.Array,
 ) -> Episodes:
-  """The ring with the episodes of a rollout, those that still fit."""
-  window = len(known.returns)
+  """Adds the latest episodes of a rollout to the ring buffer."""
+  window = len(ring.returns)
   steps, environments = ends.shape
   times = before + 1 + jnp.repeat(jnp.arange(steps), environments)
-  place = jnp.cumsum(ends.ravel(), dtype=jnp.int32)
-  total = place[-1]
-  kept = ends.ravel() & (place > total - window)
-  slot = jnp.where(kept, (known.count + place - 1) % window, window)
-  put = lambda ring, new: ring.at[slot].set(
-    new.ravel().astype(ring.dtype), mode='drop'
+  number = jnp.cumsum(ends.ravel(), dtype=jnp.int32)
+  total = number[-1]
+  fits = ends.ravel() & (number > total - window)
+  slot = jnp.where(fits, (ring.count + number - 1) % window, window)
+  put = lambda old, new: old.at[slot].set(
+    new.ravel().astype(old.dtype), mode='drop'
   )
   return Episodes(
-    put(known.returns, returns),
-    put(known.lengths, lengths),
-    put(known.finished, times),
-    known.count + total,
+    put(ring.returns, returns),
+    put(ring.lengths, lengths),
+    put(ring.finished, times),
+    ring.count + total,
   )
 
 
 def mean_return(episodes: Episodes, last: int = 100) -> chex.Array:
-  """The mean return of the episodes that were finished last.
+  """The mean return of the latest finished episodes.
 
   Args:
-    episodes: of `bj.outputs(state)['episodes']`; leading axes, of workers for
-      instance, are taken together.
-    last: how many episodes.
+    episodes: `bj.outputs(state)['episodes']`; leading axes, of workers for
+      instance, are merged.
+    last: the number of episodes.
 
   Returns:
-    The mean return, of fewer episodes where there are fewer; NaN of none.
+    The mean return, over fewer episodes if fewer are finished; NaN if none is.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -288,27 +289,27 @@ def mean_return(episodes: Episodes, last: int = 100) -> chex.Array:
   """
   finished, returns = episodes.finished.ravel(), episodes.returns.ravel()
   latest, at = jax.lax.top_k(finished, min(last, finished.size))
-  known = latest >= 0
-  total = jnp.sum(jnp.where(known, returns[at], 0))
-  return total / jnp.where(known.any(), known.sum(), jnp.nan)
+  valid = latest >= 0
+  total = jnp.sum(jnp.where(valid, returns[at], 0))
+  return total / jnp.where(valid.any(), valid.sum(), jnp.nan)
 
 
 def on_policy(
   oracle: base.Oracle, collector: Collector, *, key: Any
 ) -> base.Oracle:
-  """An oracle that collects its own batches: environments are in its state.
+  """An oracle that collects its own batches from environments in its state.
 
-  So they are checkpointed, mapped over seeds and split over devices like all
-  else. The batch that the solver is given is left unused. Wrappers that take
-  means of parts of a batch go round the oracle within, which sees the rollout.
+  Environments are checkpointed, mapped over seeds and sharded like any other
+  state. The solver's batch is ignored. Wrappers that average over parts of a
+  batch go around the inner oracle, whose batch is the rollout.
 
   Args:
-    oracle: turns what is collected into gradients.
-    collector: collects under the parameters of the update.
-    key: of the environments and of actions; a key or a whole number.
+    oracle: turns a collected batch into gradients.
+    collector: collects batches with the parameters of the update.
+    key: PRNG key of environments and actions, or a whole number.
 
   Returns:
-    An oracle. `bj.outputs` gives `episodes`, `bj.counts` also
+    An oracle. `bj.outputs` has `episodes`, `bj.counts` also has
     `steps/environment`.
 
   Raises:
@@ -316,15 +317,15 @@ def on_policy(
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
-    >>> collector = bj.rl.Collector(  # Numbers that nothing acts upon.
+    >>> collector = bj.rl.Collector(  # Collects the numbers 1, 2, 3, ...
     ...   init=lambda key: jnp.float32(0.0),
     ...   collect=lambda params, state: (state + 1, state + 1),
-    ...   episodes=lambda state: {'seen': state}, steps=1)
+    ...   episodes=lambda state: {'last': state}, steps=1)
     >>> loss = lambda params, batch: (params - batch) ** 2 / 2
     >>> oracle = bj.rl.on_policy(bj.gradient(loss), collector, key=0)
     >>> params = jnp.float32(0.0)
     >>> gradient, state = oracle.update(None, oracle.init(params), params)
-    >>> print(gradient, bj.outputs(state)['episodes']['seen'])
+    >>> print(gradient, bj.outputs(state)['episodes']['last'])
     -1.0 1.0
   """
   key = _keys.as_key(key, 'on_policy')
@@ -334,31 +335,31 @@ def on_policy(
 
   def fn(params, batch, inner):
     del batch
-    environments, within = inner
+    environments, oracle_state = inner
     rollout, environments = collector.collect(params, environments)
-    gradients, within = oracle.update(rollout, within, params)
-    shown = {'episodes': collector.episodes(environments)}
-    return (), gradients, (environments, within), shown
+    gradients, oracle_state = oracle.update(rollout, oracle_state, params)
+    outputs = {'episodes': collector.episodes(environments)}
+    return (), gradients, (environments, oracle_state), outputs
 
-  def announced(params):
+  def initial_outputs(params):
     shapes = jax.eval_shape(lambda: collector.episodes(init(params)[0]))
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
     return {'episodes': jax.tree.map(zeros, shapes)}
 
-  made = base.oracle(
+  collecting = base.oracle(
     fn,
     (),
     init,
     counts={'steps/environment': collector.steps},
     moves=oracle.moves,
-    outputs=announced,
+    outputs=initial_outputs,
   )
 
   def init_fn(params):
-    # Environments are reset once; copies, as a buffer is in a state once.
-    state = made.init(params)
-    none_yet = collector.episodes(state.inner[0])
-    copies = jax.tree.map(lambda x: jnp.array(x, copy=True), none_yet)
+    state = collecting.init(params)
+    # Copies, since a buffer may be only once in a state.
+    episodes = collector.episodes(state.inner[0])
+    copies = jax.tree.map(lambda x: jnp.array(x, copy=True), episodes)
     return state._replace(outputs={'episodes': copies})
 
-  return base.Oracle(init_fn, made.update, oracle.moves)
+  return base.Oracle(init_fn, collecting.update, oracle.moves)

@@ -1,4 +1,4 @@
-"""The score function: gradients of a mean whose samples depend on a policy."""
+"""The score function: gradients of an expectation under a policy."""
 
 import chex
 import jax
@@ -14,20 +14,22 @@ def score_function_loss(costs: chex.Array, log_probs: chex.Array) -> chex.Array:
     \approx \frac{1}{n} \sum_i \nabla c_i +
     (c_i - b_i) \nabla \log \pi_\theta(\xi_i)
 
-  The baseline :math:`b_i` is the mean of the other costs, so that it leaves no
-  bias where samples are independent. It is for an upper loss that is a mean
-  over what the lower level's policy does: a preference between trajectories.
+  The baseline :math:`b_i` is the mean of the other costs, which adds no bias
+  for independent samples. Use it for an upper loss that is an expectation over
+  trajectories of the lower level's policy, preferences between trajectories for
+  instance.
 
   Args:
-    costs: of each sample, (samples,). They may depend on parameters too.
-    log_probs: :math:`\log \pi_\theta(\xi_i)`, (samples,), up to a constant: of
+    costs: the cost of each sample, (samples,). They may also depend on
+      parameters.
+    log_probs: :math:`\log \pi_\theta(\xi_i)`, (samples,), up to a constant; for
       a trajectory, the sum over its actions.
 
   Returns:
     A scalar: the mean cost, with this derivative.
 
   Raises:
-    ValueError: if these are not two arrays (samples,) of one length.
+    ValueError: if costs and log_probs are not of the same shape (samples,).
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp
@@ -35,7 +37,7 @@ def score_function_loss(costs: chex.Array, log_probs: chex.Array) -> chex.Array:
     >>> def loss(logits):  # The first arm costs 1.
     ...   return bj.rl.score_function_loss(
     ...     1.0 - arms, jax.nn.log_softmax(logits)[arms])
-    >>> print(jax.grad(loss)(jnp.zeros(2)))  # Lower its probability.
+    >>> print(jax.grad(loss)(jnp.zeros(2)))  # Lowers its probability.
     [ 0.25 -0.25]
 
   References:
@@ -49,8 +51,8 @@ def score_function_loss(costs: chex.Array, log_probs: chex.Array) -> chex.Array:
       f'{jnp.shape(costs)} and {jnp.shape(log_probs)}.'
     )
   count = len(costs)
-  fixed = jax.lax.stop_gradient(costs)
-  others = (fixed.sum() - fixed) / max(count - 1, 1)
+  constant = jax.lax.stop_gradient(costs)
+  baseline = (constant.sum() - constant) / max(count - 1, 1)
   # Zero, with the derivative of the logarithm.
   score = log_probs - jax.lax.stop_gradient(log_probs)
-  return jnp.mean(costs) + jnp.mean((fixed - others) * score)
+  return jnp.mean(costs) + jnp.mean((constant - baseline) * score)

@@ -1,4 +1,4 @@
-"""A softmax actor and a linear TD(0) critic on a finite decision process."""
+"""Sampled actor-critic with a softmax actor and a linear TD(0) critic."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ SAMPLINGS = ('iid', 'markov')
 
 
 class SamplerState(NamedTuple):
-  """Where samples come from: what the oracle keeps of its environment.
+  """The state of the sampled environment.
 
   Attributes:
     key: PRNG key of the next draw.
-    worker: whose samples come next, an int32 scalar.
-    visits: probabilities that states are drawn with, (states,); () with chains.
-    states: where each worker's chains are, int32, (workers, samples); ()
-      without chains.
+    worker: the worker of the next samples, an int32 scalar.
+    visits: sampling probabilities of states, (states,); () with chains.
+    states: current states of each worker's chains, int32, (workers, samples);
+      () without chains.
   """
 
   key: chex.PRNGKey
@@ -42,7 +42,7 @@ def td_actor_critic(
   bootstrap_restarts: bool = False,
   logits: Callable[[Any], chex.Array] = lambda actor: actor,
 ) -> base.Oracle:
-  r"""The actor's and the critic's increments along sampled transitions.
+  r"""The actor and critic increments of sampled transitions.
 
   .. math::
     a \sim \pi_\theta(\cdot | s), \quad s' \sim P(\cdot | s, a), \quad
@@ -50,40 +50,41 @@ def td_actor_critic(
     d^{actor} = -\delta \, \nabla_\theta \log \pi_\theta(a | s), \qquad
     d^{critic} = -\delta \, \phi(s)
 
-  or the mean of several. The sign is that of a gradient. The state s is
+  or the mean of several, with the sign of a gradient. The state s is
 
-  - `iid`: drawn from the discounted visits of the policy. They are kept in the
-    oracle's state and follow the policy by one application of their fixed
-    point an evaluation, which is exact where the policy stays, and behind by
-    some :math:`1 / (1 - \gamma)` evaluations where it moves;
-  - `markov`: where a chain is, which goes on to :math:`s'` with probability
-    :math:`\gamma` and else to a new first state, so that it visits states as
-    often. Each worker has chains of its own: `bj.evaluation.delayed` says by
-    the extra argument `worker` whose turn it is.
+  - `iid`: drawn from the discounted visits of the policy. The oracle's state
+    has these visits and applies their fixed-point map once per evaluation,
+    which is exact for a constant policy and lags by about
+    :math:`1 / (1 - \gamma)` evaluations behind a changing one;
+  - `markov`: the state of a chain that continues to :math:`s'` with probability
+    :math:`\gamma` and otherwise restarts, so that it visits states with the
+    same frequencies. Each worker has its own chains: `bj.evaluation.delayed`
+    passes the number of the worker as the extra argument `worker`.
 
   Args:
     mdp: the process.
     features: :math:`\phi`, (states, size).
-    key: PRNG key, or a whole number; it is kept in the state.
+    key: PRNG key, or a whole number.
     sampling: `iid` or `markov`.
-    samples: transitions in an evaluation, each of a chain of its own.
-    workers: how many have chains; others take those of the number modulo it.
-    bootstrap_restarts: whether :math:`s'` in :math:`\delta` may be a restart,
-      the next state of the chain, as it is published. It is biased: the critic
-      then solves another equation than that of the values.
-    logits: from the actor to logits (states, actions); by default it is a table
-      of them.
+    samples: transitions per evaluation, each from its own chain.
+    workers: the number of workers with chains; worker numbers are taken modulo
+      it.
+    bootstrap_restarts: whether :math:`s'` in :math:`\delta` is the next state
+      of the chain, restarts included, as in the paper. This is biased: the
+      critic then does not solve the equation of the values.
+    logits: maps the actor to logits (states, actions); by default the actor is
+      the table of logits.
 
   Returns:
-    An oracle for the sequences `actor` and `critic`, (size,). Its batch is not
-    looked at. `bj.values` gives `reward`, the mean reward of the samples, and
-    `td_error`, their mean squared :math:`\delta`; `bj.counts` gives
+    An oracle for the sequences `actor` and `critic`, (size,), which ignores the
+    batch. `bj.values` has `reward`, the mean reward of the samples, and
+    `td_error`, their mean squared :math:`\delta`; `bj.counts` has
     `samples/transitions`.
 
   Raises:
     ValueError: if `sampling` is unknown, a number is below 1, or the features
-      have no row for each state; at the call, if the actor or the critic has a
-      shape that does not fit.
+      do not match the states; at the call, if the actor or the critic has the
+      wrong shape.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -121,71 +122,72 @@ def td_actor_critic(
       f'the shape {features.shape}.'
     )
   iid = sampling == 'iid'
-  # Added up once: a draw is then a comparison with one row.
+  # Cumulative sums, so that a draw is a comparison with one row.
   first, after = (jnp.cumsum(p, -1) for p in (mdp.initial, mdp.transitions))
 
-  def policy_of(params):
+  def evaluate_policy(params):
     table, pull = jax.vjp(logits, params.actor)
     if table.shape != (states, actions):
       raise ValueError(
         f'td_actor_critic: the actor gives logits of shape {table.shape}, but '
-        f'the process has {states} states and {actions} actions: '
+        f'the process has {states} states and {actions} actions: start at '
         'jnp.zeros((states, actions)), or pass `logits`.'
       )
     if jnp.shape(params.critic) != features.shape[1:]:
       raise ValueError(
-        f'td_actor_critic: the critic has a number for each of '
+        f'td_actor_critic: the critic has a weight for each of '
         f'{features.shape[1]} features, got the shape '
         f'{jnp.shape(params.critic)}.'
       )
     return table, jax.nn.softmax(table.astype(mdp.rewards.dtype)), pull
 
   def init(params):
-    own, draw = jax.random.split(_keys.as_key(key, 'td_actor_critic'))
-    _, policy, _ = policy_of(params)
+    next_key, draw = jax.random.split(_keys.as_key(key, 'td_actor_critic'))
+    _, policy, _ = evaluate_policy(params)
     chains = () if iid else _draw(draw, first, (workers, samples))
     visits = _values.state_visits(mdp, policy) if iid else ()
-    return SamplerState(own, jnp.zeros([], jnp.int32), visits, chains)
+    return SamplerState(next_key, jnp.zeros([], jnp.int32), visits, chains)
 
   def fn(params, batch, inner):
     del batch
-    table, policy, pull = policy_of(params)
-    own, *keys = jax.random.split(inner.key, 6)
+    table, policy, pull = evaluate_policy(params)
+    next_key, *keys = jax.random.split(inner.key, 6)
     visits, chains = inner.visits, inner.states
     if iid:
-      taken = (visits[:, None] * policy).reshape(-1)
-      moved = taken @ mdp.transitions.reshape(-1, states)
+      pairs = (visits[:, None] * policy).reshape(-1)
+      moved = pairs @ mdp.transitions.reshape(-1, states)
       visits = (1 - mdp.discount) * mdp.initial + mdp.discount * moved
       s = _draw(keys[0], jnp.cumsum(visits), (samples,))
     else:
-      turn = inner.worker % workers
-      s = chains[turn]
+      worker = inner.worker % workers
+      s = chains[worker]
     a = _draw(keys[1], jnp.cumsum(policy, -1)[s], (samples,))
-    to = _draw(keys[2], after[s, a], (samples,))
-    onward = to
+    next_states = _draw(keys[2], after[s, a], (samples,))
+    chain_states = next_states
     if not iid or bootstrap_restarts:
-      stays = jax.random.uniform(keys[3], (samples,)) < mdp.discount
-      onward = jnp.where(stays, to, _draw(keys[4], first, (samples,)))
+      continues = jax.random.uniform(keys[3], (samples,)) < mdp.discount
+      restarts = _draw(keys[4], first, (samples,))
+      chain_states = jnp.where(continues, next_states, restarts)
     if not iid:
-      chains = chains.at[turn].set(onward)
-    seen = onward if bootstrap_restarts else to
+      chains = chains.at[worker].set(chain_states)
+    target = chain_states if bootstrap_restarts else next_states
     rewards, critic = mdp.rewards[s, a], params.critic.astype(features.dtype)
-    worth = features @ critic
-    delta = rewards + mdp.discount * worth[seen] - worth[s]
-    # Minus the mean increments, each state's score in its row.
+    values = features @ critic
+    delta = rewards + mdp.discount * values[target] - values[s]
+    # Minus the mean increments, with the score of each state in its row.
     score = jax.nn.one_hot(a, actions, dtype=policy.dtype) - policy[s]
-    along = -delta / samples
-    rows = jnp.zeros_like(policy).at[s].add(along[:, None] * score)
+    scale = -delta / samples
+    rows = jnp.zeros_like(policy).at[s].add(scale[:, None] * score)
     (actor,) = pull(rows.astype(table.dtype))
-    gradients = {'actor': actor, 'critic': along @ features[s]}
+    gradients = {'actor': actor, 'critic': scale @ features[s]}
     like = {'actor': params.actor, 'critic': params.critic}
     return (
       (rewards.mean(), jnp.mean(delta**2)),
       _sequences.only(params, **_trees.as_dtypes_of(gradients, like)),
-      SamplerState(own, inner.worker, visits, chains),
+      SamplerState(next_key, inner.worker, visits, chains),
     )
 
-  made = base.oracle(
+  sampled = base.oracle(
     fn,
     ('reward', 'td_error'),
     init,
@@ -194,24 +196,24 @@ def td_actor_critic(
   )
 
   def update_fn(batch, state, params=None, *, worker=0, **extra_args):
-    turn = jnp.asarray(worker, jnp.int32)
-    told = state._replace(inner=state.inner._replace(worker=turn))
-    return made.update(batch, told, params, **extra_args)
+    inner = state.inner._replace(worker=jnp.asarray(worker, jnp.int32))
+    state = state._replace(inner=inner)
+    return sampled.update(batch, state, params, **extra_args)
 
-  return base.Oracle(made.init, update_fn, made.moves)
+  return base.Oracle(sampled.init, update_fn, sampled.moves)
 
 
 def _draw(
   key: chex.PRNGKey, sums: chex.Array, shape: tuple[int, ...]
 ) -> chex.Array:
-  """Whole numbers by their cumulative probabilities, along the last axis.
+  """Draws integers by their cumulative probabilities along the last axis.
 
-  A number without probability is never drawn, whatever sums are rounded to.
+  An integer of probability zero is never drawn, in spite of rounding.
 
   Args:
-    key: of the draws.
+    key: PRNG key of the draws.
     sums: cumulative weights, (numbers,) or (*shape, numbers).
-    shape: of the draws.
+    shape: the shape of the draws.
 
   Returns:
     An int32 array of this shape.

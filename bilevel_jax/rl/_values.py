@@ -1,9 +1,9 @@
-"""What a policy is worth, exactly: values, visits, returns, gradients.
+"""Exact values, visits, returns and gradients of policies.
 
 A policy is an array of probabilities (states, actions), `jax.nn.softmax` of
-logits for instance. With a temperature, each step also earns that much a nat of
-the policy's entropy. Everything here may be differentiated in the policy and in
-all fields of the process, and mapped.
+logits for instance. A temperature adds a reward per nat of the policy's entropy
+to each step. All functions support `jax.vmap` and derivatives in the policy and
+all fields of the process.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from bilevel_jax.rl import _discounted, _mdp
 
 
 class RewardProcess(NamedTuple):
-  """The Markov chain that a policy makes of a decision process.
+  """The Markov reward process of a policy.
 
   Attributes:
     transitions: probabilities of the next state, (states, states).
-    rewards: mean rewards of a step, the entropy's included, (states,).
+    rewards: mean rewards per step, including entropy, (states,).
   """
 
   transitions: chex.Array
@@ -30,7 +30,7 @@ class RewardProcess(NamedTuple):
 
 
 def _is_zero(temperature: chex.Numeric) -> bool:
-  """Whether there is no entropy at all, as far as it is known when traced."""
+  """Whether the temperature is a concrete zero; False for traced ones."""
   return not isinstance(temperature, jax.core.Tracer) and not np.any(
     np.asarray(temperature)
   )
@@ -43,7 +43,8 @@ def entropy(policy: chex.Array) -> chex.Array:
     policy: probabilities, (states, actions).
 
   Returns:
-    An array (states,); what has no probability adds nothing, nor a derivative.
+    An array (states,). Actions of probability zero contribute neither to the
+    value nor to the derivative.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -58,7 +59,7 @@ def entropy(policy: chex.Array) -> chex.Array:
 def reward_process(
   mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
 ) -> RewardProcess:
-  r"""Transitions and rewards of the states under a policy.
+  r"""The transitions and rewards of states under a policy.
 
   .. math::
     P_\pi(s, s') = \sum_a \pi(a | s) P(s' | s, a), \qquad
@@ -67,7 +68,7 @@ def reward_process(
   Args:
     mdp: the process.
     policy: probabilities, (states, actions).
-    temperature: :math:`\tau \ge 0`, in units of a reward a nat.
+    temperature: :math:`\tau \ge 0`, in rewards per nat.
 
   Returns:
     A `RewardProcess`.
@@ -99,7 +100,7 @@ def reward_process(
 def state_values(
   mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
 ) -> chex.Array:
-  r"""The discounted rewards to come from each state.
+  r"""The expected discounted return from each state.
 
   .. math::
     V = r_\pi + \gamma P_\pi V
@@ -123,7 +124,7 @@ def state_values(
 
 
 def backup(mdp: _mdp.MDP, values: chex.Array) -> chex.Array:
-  r"""The worth of each action, where states are worth `values`.
+  r"""The Bellman backup: action values from state values.
 
   .. math::
     Q(s, a) = r(s, a) + \gamma \sum_{s'} P(s' | s, a) V(s')
@@ -147,13 +148,13 @@ def backup(mdp: _mdp.MDP, values: chex.Array) -> chex.Array:
 def action_values(
   mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
 ) -> chex.Array:
-  r"""The discounted rewards to come after each action.
+  r"""The expected discounted return after each action.
 
   .. math::
     Q(s, a) = r(s, a) + \gamma \sum_{s'} P(s' | s, a) V(s'), \qquad
     V(s) = \sum_a \pi(a | s) Q(s, a) + \tau H(\pi(\cdot | s))
 
-  The entropy of the action itself is not in Q, that of later ones is.
+  Q includes the entropy of later actions, but not of the action itself.
 
   Args:
     mdp: the process.
@@ -173,7 +174,7 @@ def action_values(
 
 
 def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
-  r"""How often each state is seen, discounted.
+  r"""The discounted state visits of a policy.
 
   .. math::
     \mu(s) = (1 - \gamma) \sum_{t \ge 0} \gamma^t \, \Pr(s_t = s), \qquad
@@ -192,7 +193,7 @@ def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> forth = jnp.array([[[0.0, 1.0]], [[0.0, 1.0]]])  # And there it stays.
+    >>> forth = jnp.array([[[0.0, 1.0]], [[0.0, 1.0]]])  # To state 1.
     >>> mdp = bj.rl.make_mdp(
     ...   forth, jnp.zeros((2, 1)), discount=0.75, initial=[1.0, 0.0]
     ... )
@@ -200,14 +201,14 @@ def state_visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
     [0.25 0.75]
   """
   moves, _ = reward_process(mdp, policy)
-  # Times 1 - discount in the end: the solve is also one of `expected_return`.
+  # Scales afterwards, so that `expected_return` shares the solve.
   return (1 - mdp.discount) * _discounted.discounted_solve(
     moves, mdp.initial, mdp.discount, transposed=True
   )
 
 
 def visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
-  r"""How often each action is taken in each state, discounted.
+  r"""The discounted state-action visits of a policy.
 
   .. math::
     \mu(s, a) = \mu(s) \, \pi(a | s)
@@ -232,7 +233,7 @@ def visits(mdp: _mdp.MDP, policy: chex.Array) -> chex.Array:
 def expected_return(
   mdp: _mdp.MDP, policy: chex.Array, temperature: chex.Numeric = 0
 ) -> chex.Array:
-  r"""The discounted rewards of an episode, in the mean.
+  r"""The expected discounted return of a policy.
 
   .. math::
     J = \sum_s \rho(s) V(s)
@@ -243,7 +244,7 @@ def expected_return(
     temperature: :math:`\tau \ge 0`.
 
   Returns:
-    A scalar; :math:`(1 - \gamma) J` is the mean reward of a step.
+    A scalar; :math:`(1 - \gamma) J` is the mean reward per step.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -264,7 +265,7 @@ def policy_gradient(
     \frac{\partial J}{\partial \theta(s, a)} = \frac{1}{1 - \gamma} \mu(s)
     \pi(a | s) \, [Q(s, a) - \tau \log \pi(a | s) - V(s)]
 
-  What `jax.grad` gives of `expected_return`, by the policy gradient theorem.
+  By the policy gradient theorem it equals `jax.grad` of `expected_return`.
 
   Args:
     mdp: the process.

@@ -1,6 +1,6 @@
-r"""What a method promises, as checks, and problems with known solutions.
+r"""Checks of the contract for methods, and problems with known solutions.
 
-A method of your own is checked by one `Row`::
+One `Row` checks your own method::
 
     import bilevel_jax as bj, optax
     from bilevel_jax import testing
@@ -13,16 +13,16 @@ A method of your own is checked by one `Row`::
     testing.check(testing.Row('my_method', make, {'gradients/lower': 3}))
 
 The report lists each broken promise, what differs, and which field of the row
-may be wrong. `QUICK` and `LIGHT` are for each run of the tests, `FULL` has all
-promises, and `DEVICES` those of eight devices.
+may be wrong. `QUICK` and `LIGHT` suit every run of the tests, `FULL` has all
+promises on one device, and `DEVICES` the promises on eight devices.
 
-The shapes of the problem are traps. Parameters have 10 coordinates and nothing
-else has: an array of a method's own with a last axis of 10 is taken for
-coordinates, and has to be sharded like them. Noise is in both directions.
-Coordinates do not mix, so compare the numbers with a step written by hand, on
-`coupled_problem` for instance.
+The shapes of the problem expose mistakes. Only parameters have 10 coordinates:
+an array of the method's state whose last axis is 10 counts as coordinates and
+must be sharded like them. Noise enters both levels. Coordinates do not mix, so
+also compare the numbers with a step written by hand, on `coupled_problem` for
+instance.
 
-Nothing here needs more than the library does: no test runner, no checkpoints.
+This package needs only what the library needs: no test runner, no checkpoints.
 """
 
 from bilevel_jax.testing._check import (

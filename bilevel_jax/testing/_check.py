@@ -1,4 +1,4 @@
-"""Checks a row of the contract, and reports all promises that it breaks."""
+"""Checks a row of the contract and reports all promises that it breaks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,16 +11,16 @@ from bilevel_jax.testing import (
   _row,
 )
 
-# From a case, or an error that says what is broken.
+# Takes a case and raises an error if the promise is broken.
 Promise = Callable[[Any], None]
 
-# What most faults break, in two compiled programs for each row.
+# Find most faults with two compiled programs per row.
 LIGHT: tuple[Promise, ...] = (
   _promises.compiles_once_and_keeps_types,
   _promises.moves,
-  _promises.counts_what_it_evaluates,
-  _promises.hands_its_oracles_to_wrap,
-  _promises.gives_the_updates_of_another_row,
+  _promises.counts_evaluations,
+  _promises.passes_oracles_to_wrap,
+  _promises.matches_another_row,
   _promises.stays_in_its_sets,
 )
 QUICK: tuple[Promise, ...] = (
@@ -32,10 +32,10 @@ FULL: tuple[Promise, ...] = (
   *LIGHT,
   _promises.keeps_types_of_parameters,
   _promises.resumes_from_a_checkpoint,
-  _promises.takes_injected_numbers,
+  _promises.accepts_injected_hyperparameters,
   _promises.scan_vmap_schedules_and_accumulate,
 )
-# On eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+# Need eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 DEVICES: tuple[Promise, ...] = (
   _devices.sharded_parameters_and_batch,
   _devices.mapped_devices,
@@ -49,18 +49,17 @@ def broken_promises(
   others: Mapping[str, _row.Row] | None = None,
   restore: Callable[[Any, Any], Any] = _promises.through_numpy,
 ) -> dict[str, str]:
-  """Checks the promises of a row; no broken one hides another.
+  """Checks all promises of a row and collects the broken ones.
 
   Args:
-    row: of the method.
+    row: the method's row.
     promises: `LIGHT`, `QUICK`, `FULL` or `DEVICES`, or some of their functions.
-    others: further rows by name, where the row has a `same_as`.
-    restore: what a checkpoint does to a state: from the state, and one of the
-      same structure, to the state that is restored. By default it goes through
-      arrays of NumPy.
+    others: further rows by name, needed if the row has a `same_as`.
+    restore: simulates a checkpoint: maps (state, a state of the same structure)
+      to the restored state. By default the state goes through NumPy arrays.
 
   Returns:
-    What is wrong, by promise; empty if all hold.
+    The error message of each broken promise, by promise; empty if all hold.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -72,24 +71,24 @@ def broken_promises(
     ...   'sgd', make, {'gradients/loss': 2}, params=testing.flat_params
     ... )
     >>> list(testing.broken_promises(row, testing.LIGHT))
-    ['counts what it evaluates']
+    ['counts evaluations']
   """
   broken: dict[str, str] = {}
   try:
     case = _case.Case(row, restore, others)
   except Exception as error:
-    return {'runs three updates': _compare.described(error)}
+    return {'runs three updates': _compare.describe(error)}
   for promise in promises:
     try:
       promise(case)
     except Exception as error:
       name = getattr(promise, '__name__', str(promise)).replace('_', ' ')
-      broken[name] = _compare.described(error)
+      broken[name] = _compare.describe(error)
   return broken
 
 
 def report(row: _row.Row, broken: Mapping[str, str]) -> str:
-  """The broken promises of a row as text.
+  """Formats the broken promises of a row as text.
 
   Example:
     >>> from bilevel_jax import testing
@@ -108,19 +107,19 @@ def check(
 ) -> None:
   """Raises an error that lists the promises that a method breaks.
 
-  Each method of the library keeps them: it works under `jit`, `vmap`,
-  `lax.scan` and `inject_hyperparams`, with schedules and micro-batches; it
-  compiles once, keeps dtypes and shapes, stays in its sets, counts what it
-  evaluates, and resumes bit for bit.
+  Each method of the library works under `jit`, `vmap`, `lax.scan` and
+  `inject_hyperparams`, with schedules and micro-batches; it compiles once,
+  keeps dtypes and shapes, stays in its sets, counts its evaluations, and
+  resumes bit for bit.
 
   Args:
-    row: of the method.
+    row: the method's row.
     promises: as in `broken_promises`.
     **kwargs: as in `broken_promises`.
 
   Raises:
-    Broken: if a promise is broken; it names each one, what differs, and which
-      field of the row may be wrong.
+    Broken: if a promise is broken; the message names each broken promise, what
+      differs, and which field of the row may be wrong.
 
   Example:
     >>> import bilevel_jax as bj, optax

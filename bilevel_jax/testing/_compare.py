@@ -1,4 +1,4 @@
-"""Comparisons that say what differs."""
+"""Comparisons whose errors name what differs."""
 
 import traceback
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevel_jax import diagnostics, states, types
 
-# Of float32 sums in another order.
+# Tolerances for float32 sums in a different order.
 RTOL, ATOL = 2e-5, 2e-6
 
 
@@ -27,14 +27,14 @@ def is_key(leaf):
 
 
 def data(tree):
-  """A tree as numpy arrays, keys as their numbers."""
+  """Converts a tree to NumPy arrays, PRNG keys to their key data."""
   return jax.tree.map(
     lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
   )
 
 
 def differences(actual, expected, *, exact=False):
-  """One line for each leaf of two trees that is not the same."""
+  """Describes each leaf that differs between two trees, one line per leaf."""
   one, two = (
     jax.tree_util.tree_leaves_with_path(t) for t in (actual, expected)
   )
@@ -42,22 +42,22 @@ def differences(actual, expected, *, exact=False):
   if kinds[0] != kinds[1]:
     names = lambda leaves: {jax.tree_util.keystr(path) for path, _ in leaves}
     differing = names(one) ^ names(two)
-    return [f'the structures differ: {sorted(differing) or "types of nodes"}']
+    return [f'the structures differ: {sorted(differing) or "node types"}']
   lines = []
   for (path, a), (_, b) in zip(one, two, strict=True):
     a, b = data(a), data(b)
     if a.shape != b.shape or a.dtype != b.dtype:
-      what = f'{a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}'
+      what = f'{a.dtype}{list(a.shape)} instead of {b.dtype}{list(b.shape)}'
     elif exact or not jnp.issubdtype(a.dtype, jnp.floating):
       if np.array_equal(a, b, equal_nan=a.dtype.kind == 'f'):
         continue
-      what = f'{a} against {b}'
+      what = f'{a} instead of {b}'
     elif np.allclose(a, b, RTOL, ATOL, equal_nan=True):
       continue
     else:
       at = np.unravel_index(np.argmax(np.abs(a - b)), a.shape)
-      what = f'{a[at]} against {b[at]} at {[int(i) for i in at]}'
-    lines.append(f'{jax.tree_util.keystr(path) or "it"}: {what}')
+      what = f'{a[at]} instead of {b[at]} at {[int(i) for i in at]}'
+    lines.append(f'{jax.tree_util.keystr(path) or "leaf"}: {what}')
   return lines
 
 
@@ -68,9 +68,9 @@ def require_same(what, actual, expected, hint='', *, exact=False):
 
 
 def without_losses(tree):
-  """A point without what a state holds of losses."""
+  """Removes the measured losses from a (params, state) pair."""
 
-  def forget(node):
+  def drop(node):
     if isinstance(node, types.Numbers):
       return node.counts
     return node._replace(values=None) if states.is_oracle_state(node) else node
@@ -78,13 +78,13 @@ def without_losses(tree):
   is_leaf = lambda node: (
     states.is_oracle_state(node) or isinstance(node, types.Numbers)
   )
-  return jax.tree.map(forget, tree, is_leaf=is_leaf)
+  return jax.tree.map(drop, tree, is_leaf=is_leaf)
 
 
-def sequences_of(point):
-  """The parameters, and the sequences that the state keeps."""
+def all_sequences(point):
+  """The sequences of the parameters and of the solver's state, by name."""
   params, state = point
-  named = params._asdict() if hasattr(params, '_asdict') else {'it': params}
+  named = params._asdict() if hasattr(params, '_asdict') else {'params': params}
   return named | diagnostics.auxiliaries(state)
 
 
@@ -93,8 +93,8 @@ def moved(one, two):
   return any(not np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
 
 
-def types_of(tree):
-  """Shape, dtype and weakness of each leaf."""
+def leaf_types(tree):
+  """Shape, dtype and weak type of each leaf, by path."""
 
   def kind(leaf):
     aval = leaf if hasattr(leaf, 'weak_type') else jax.typeof(leaf)
@@ -108,7 +108,7 @@ def types_of(tree):
 
 
 def require_types(what, actual, expected):
-  one, two = types_of(actual), types_of(expected)
+  one, two = leaf_types(actual), leaf_types(expected)
   differing = [
     f'{name}: {one.get(name)} became {two.get(name)}'
     for name in one | two
@@ -117,8 +117,8 @@ def require_types(what, actual, expected):
   require(not differing, f'{what}:\n    ' + '\n    '.join(differing[:6]))
 
 
-def described(error):
-  """A broken promise in its words, any other error with its traceback."""
+def describe(error):
+  """The message of a broken promise; any other error with its traceback."""
   if isinstance(error, Broken):
     return str(error)
   return ''.join(traceback.format_exception(error, limit=-6))

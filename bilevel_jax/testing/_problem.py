@@ -1,12 +1,12 @@
 """The problems of the contract: small, coupled, noisy, sharded by coordinates.
 
-- nested: two variables, `{'a': (10,)}` above and `{'b': (10,)}` below, whose
-  losses are means over examples, with noise in both directions and a curvature
-  that differs from example to example and from point to point;
-- flat: one variable, `{'z': (10,)}`, and one loss, or three.
+- nested: an upper variable `{'a': (10,)}` and a lower one `{'b': (10,)}`. The
+  losses are means over examples, with noise at both levels and a curvature
+  that depends on the example and on the point;
+- flat: one variable, `{'z': (10,)}`, with one loss or three.
 
-Coordinates do not mix, so that a sharded parameter needs no communication. A
-plain step written by hand has to show that a method is right where they do.
+Coordinates do not mix, so a sharded parameter needs no communication. Whether a
+method is right where they mix, a step written by hand has to show.
 """
 
 import functools
@@ -23,8 +23,8 @@ from bilevel_jax import descent, types
 
 EXAMPLES = 16
 INNER = 3  # Steps of the solvers with an inner loop.
-# No state of a method's own, an array over objectives for instance, has a last
-# axis of this length: what has one is taken for coordinates of the parameters.
+# Only parameter-shaped arrays may have a last axis of this length: any such
+# array counts as coordinates of the parameters.
 COORDINATES = 10
 OBJECTIVES = 3
 PENALTY, RATE = 2.0, 0.1
@@ -41,7 +41,7 @@ def _residual(variable, target):
 
 
 def upper_loss(x: Any, y: Any, batch: Any) -> chex.Array:
-  """The upper loss: noise `c` in the lower variable's slope, `e` in x's.
+  """The upper loss, with noise `c` in the gradient of y and `e` in that of x.
 
   Example:
     >>> from bilevel_jax import testing
@@ -55,13 +55,13 @@ def upper_loss(x: Any, y: Any, batch: Any) -> chex.Array:
 
 
 def lower_loss(x: Any, y: Any, batch: Any) -> tuple[chex.Array, chex.Array]:
-  """The lower loss: each example has its own curvature, and an auxiliary.
+  """The lower loss and an auxiliary output; curvature differs per example.
 
   Example:
     >>> from bilevel_jax import testing
     >>> params, batch = testing.nested_params(0), testing.random_batch(0)
     >>> loss, errors = testing.lower_loss(*params, batch)
-    >>> print(loss.shape, errors.shape)  # Of 16 examples for 3 inner steps.
+    >>> print(loss.shape, errors.shape)  # 16 examples for each of 3 inner steps
     () (48, 10)
   """
   weight = batch['w'].reshape(-1, 1).astype(y['b'].dtype)
@@ -72,7 +72,7 @@ def lower_loss(x: Any, y: Any, batch: Any) -> tuple[chex.Array, chex.Array]:
 
 
 def flat_loss(params: Any, batch: Any) -> chex.Array:
-  """One loss of the variable `z`.
+  """The loss of the flat problem.
 
   Example:
     >>> from bilevel_jax import testing
@@ -88,7 +88,7 @@ _SHIFTS = _DRAW(-1, 2, (OBJECTIVES, COORDINATES))
 
 
 def three_losses(params: Any, batch: Any) -> chex.Array:
-  """Three objectives of the variable `z`, whose minimisers differ.
+  """Three objectives of the flat problem with different minimisers.
 
   Example:
     >>> from bilevel_jax import testing
@@ -105,8 +105,8 @@ PROBLEM = types.BilevelProblem(upper=upper_loss, lower=lower_loss)
 X_SET = functools.partial(
   optax.projections.projection_box, lower={'a': -1.0}, upper={'a': 0.25}
 )
-# Bounds that differ from coordinate to coordinate. No arrays of JAX: importing
-# this module must not start a backend.
+# Bounds that differ between coordinates. NumPy arrays, since importing this
+# module must not start a JAX backend.
 Y_SET = functools.partial(
   optax.projections.projection_box,
   lower={'b': np.linspace(-2.0, -0.2, COORDINATES, dtype=np.float32)},
@@ -115,7 +115,7 @@ Y_SET = functools.partial(
 
 
 def random_batch(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-  """A batch whose examples differ; its first leaf is of whole numbers.
+  """A batch of 16 different examples; its first leaf has integers.
 
   Example:
     >>> from bilevel_jax import testing
@@ -135,7 +135,7 @@ def random_batch(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
 
 
 def inner_batch(batch: Any, t: Any) -> Any:
-  """What inner step t sees: its own examples of the lower loss.
+  """The batch of inner step t: its own examples of the lower loss.
 
   Example:
     >>> from bilevel_jax import testing
@@ -147,7 +147,7 @@ def inner_batch(batch: Any, t: Any) -> Any:
 
 
 def nested_params(seed: int, dtype: Any = jnp.float32) -> types.BilevelParams:
-  """A start of the nested problem.
+  """Initial parameters of the nested problem.
 
   Example:
     >>> from bilevel_jax import testing
@@ -164,7 +164,7 @@ def with_sequence(**values: np.ndarray) -> Callable[..., Any]:
   """Nested parameters with further lower variables, for bare oracles.
 
   Args:
-    **values: by name of the sequence, an array (10,).
+    **values: an array (10,) for each further sequence.
 
   Returns:
     A function of a seed and a dtype, for `Row.params`.
@@ -184,7 +184,7 @@ def with_sequence(**values: np.ndarray) -> Callable[..., Any]:
 
 
 def flat_params(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-  """A start of the flat problem.
+  """Initial parameters of the flat problem.
 
   Example:
     >>> from bilevel_jax import testing
@@ -196,11 +196,11 @@ def flat_params(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
 
 
 def by_descent(oracle: Any, **rates: Any) -> Any:
-  """A solver in which the sequences of an oracle move by plain descent.
+  """A solver that moves the sequences of an oracle by gradient descent.
 
   Args:
-    oracle: what to evaluate.
-    **rates: a step size for each sequence.
+    oracle: the oracle to evaluate.
+    **rates: the step size of each sequence.
 
   Example:
     >>> import bilevel_jax as bj

@@ -1,4 +1,4 @@
-"""A row of the contract: one method, and what is true of it."""
+"""A row of the contract: one method and its properties."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,37 +10,36 @@ from bilevel_jax.testing import _problem
 
 
 class Row(NamedTuple):
-  """One method, and what is true of it.
+  """One method and its properties.
 
   Attributes:
-    name: of the row; its first word is the public name that the row is for.
-    make: `make(wrap, **hyper)` gives a solver. `wrap` goes round its oracles:
-      `bj.evaluation.wrapped(solver, wrap)`, or before an `optax.chain`
-      `wrap(oracle)`.
-      Look public names up inside it, not at import: a missing name then
-      fails this row alone.
-    counts: evaluations in one update, by the keys of `bj.counts`.
-    covers: further public names that the row is for.
-    params: gives parameters from a seed and a dtype.
-    random_counts: keys of `bj.counts` whose number differs between updates: of
-      what is drawn at random, decided by a tolerance or done every period.
-      Leave these out of `counts`, which may be `{}`.
-    hyper: the numbers that `make` takes, also as arrays that are traced. Each
-      acts in the update that reads it, not only in the next one.
-    schedules: those of them that may be schedules; None if all may.
-    sets: the sequences that stay in a set, by name.
-    spacings: how many spacings of floats they can be outside by rounding.
+    name: the row's name; its first word is the public name that it covers.
+    make: `make(wrap, **hyper)` returns a solver whose oracles are wrapped by
+      `bj.evaluation.wrapped(solver, wrap)`, or by `wrap(oracle)` before an
+      `optax.chain`. Look up public names inside it, not at import: a missing
+      name then fails only this row.
+    counts: evaluations per update, by the keys of `bj.counts`.
+    covers: further public names that the row covers.
+    params: makes parameters from a seed and a dtype.
+    random_counts: keys of `bj.counts` that differ between updates, because the
+      evaluation is random, periodic or decided by a tolerance. Leave these out
+      of `counts`, which may be `{}`.
+    hyper: the hyperparameters of `make`, which may be traced arrays. Each acts
+      in the update that reads it, not only in the next one.
+    schedules: the names in `hyper` that may be schedules; None for all.
+    sets: the projection of each sequence that stays in a set, by name.
+    spacings: how many float spacings outside the set rounding may leave them.
     same_as: the name of another row with the same updates.
-    parts: what is equal on a whole batch and on the mean over parts of it:
-      `exact` if gradients and losses are, `gradients` if they alone are, `none`
-      for a method that is not linear in its samples.
-    keys: whether what an evaluation sees depends on the ones before it, by a
-      key, a warm start or a memory: then parts of a batch see other things.
-    wraps: whether `make` gives `wrap` its oracles.
-    devices: whether the row is run on eight devices too. One row for each
-      oracle, wrapper or aggregator that treats its arrays in a way of its own.
-    light: whether another row has the same code but for a number or a name:
-      then one program is compiled, and what needs more is left to that row.
+    parts: what agrees between a batch and the mean over its parts: `exact` for
+      gradients and losses, `gradients` for gradients only, `none` for a method
+      that is not linear in its samples.
+    keys: whether an evaluation depends on earlier ones through a key, a warm
+      start or a memory, so that the parts of a batch are treated differently.
+    wraps: whether `make` passes its oracles to `wrap`.
+    devices: whether the row also runs on eight devices. Needed once for each
+      oracle, wrapper or aggregator that handles arrays in its own way.
+    light: whether another row runs the same code with another number or name:
+      then only one program is compiled, and that row has the other checks.
   """
 
   name: str
@@ -62,5 +61,5 @@ class Row(NamedTuple):
 
   @property
   def method(self) -> str:
-    """The public name that the row is for."""
+    """The public name that the row covers."""
     return re.split(r'\W', self.name, maxsplit=1)[0]

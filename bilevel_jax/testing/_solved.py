@@ -1,4 +1,4 @@
-"""Nested problems whose solutions are known, and runs on them."""
+"""Nested problems with known solutions, and a loop that runs a solver."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ class Solved(NamedTuple):
   """A nested problem with its solution.
 
   Attributes:
-    problem: the upper and the lower loss; the batch is not used.
-    params: a start.
-    solution: the point that solves it, `BilevelParams` of NumPy arrays.
-    minimiser: from an upper variable to the minimiser of the lower loss.
-    hypergradient: from an upper variable to the gradient of the upper loss
-      there, through the minimiser.
+    problem: the upper and the lower loss, which ignore the batch.
+    params: the initial point.
+    solution: the optimal point, `BilevelParams` of NumPy arrays.
+    minimiser: maps an upper variable to the minimiser of the lower loss.
+    hypergradient: maps an upper variable x to the gradient of the upper loss at
+      (x, minimiser(x)), through the minimiser.
   """
 
   problem: types.BilevelProblem
@@ -30,14 +30,13 @@ class Solved(NamedTuple):
   hypergradient: Callable[[Any], Any]
 
 
-def _quadratic(curvature, slope, shift, target, own, start, weight=1.0):
-  """A lower minimiser y = S x + d; the upper loss pulls y to c and x to t."""
+def _quadratic(curvature, slope, shift, y_target, x_target, start):
+  """The lower minimiser is S x + d; the upper loss pulls y and x to targets."""
 
   def upper(x, y, batch):
-    away = y - jnp.asarray(target, y.dtype)
-    height = jnp.sum(away**2) / 2
-    near = x - jnp.asarray(own, x.dtype)
-    return height + weight * jnp.sum(near**2) / 2
+    y_error = y - jnp.asarray(y_target, y.dtype)
+    x_error = x - jnp.asarray(x_target, x.dtype)
+    return jnp.sum(y_error**2) / 2 + jnp.sum(x_error**2) / 2
 
   def lower(x, y, batch):
     error = y - jnp.asarray(slope, x.dtype) @ x - jnp.asarray(shift, y.dtype)
@@ -45,11 +44,11 @@ def _quadratic(curvature, slope, shift, target, own, start, weight=1.0):
 
   minimiser = lambda x: slope @ np.asarray(x) + shift
   hypergradient = lambda x: (
-    slope.T @ (minimiser(x) - target) + weight * (np.asarray(x) - own)
+    slope.T @ (minimiser(x) - y_target) + np.asarray(x) - x_target
   )
   x = np.linalg.solve(
-    slope.T @ slope + weight * np.eye(len(own)),
-    slope.T @ (target - shift) + weight * own,
+    slope.T @ slope + np.eye(len(x_target)),
+    slope.T @ (y_target - shift) + x_target,
   )
   return Solved(
     types.BilevelProblem(upper, lower),
@@ -61,14 +60,15 @@ def _quadratic(curvature, slope, shift, target, own, start, weight=1.0):
 
 
 def toy_problem() -> Solved:
-  r"""The smallest nested problem: the lower variable follows the upper one.
+  r"""The smallest nested problem: the lower minimiser is the upper variable.
 
   .. math::
     \min_x \| y - 1 \|^2 \quad \text{where} \quad
     y = \arg\min_{y'} \| y' - x \|^2
 
   Returns:
-    The problem, in two coordinates, from zero; all of the solution is one.
+    The problem with two coordinates per variable. It starts at zero, and all
+    entries of its solution are one.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -94,12 +94,12 @@ def toy_problem() -> Solved:
 
 
 def coupled_problem() -> Solved:
-  """A quadratic whose coordinates mix, with variables of two and three numbers.
+  """A quadratic problem whose coordinates mix: x has two entries, y three.
 
-  A method that transposes a matrix, or drops a coupling, ends elsewhere.
+  A method that transposes a matrix or drops a coupling misses its solution.
 
   Returns:
-    The problem, from a point away from its solution.
+    The problem; its initial point is away from its solution.
 
   Example:
     >>> import bilevel_jax as bj
@@ -112,8 +112,8 @@ def coupled_problem() -> Solved:
     curvature=np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 1.5]]),
     slope=np.array([[0.5, 1.0], [-0.4, 0.3], [0.2, 0.1]]),
     shift=np.array([0.3, 0.4, -0.2]),
-    target=np.array([2.0, 2.5, -1.0]),
-    own=np.array([1.0, 0.5]),
+    y_target=np.array([2.0, 2.5, -1.0]),
+    x_target=np.array([1.0, 0.5]),
     start=(np.array([0.2, 0.9]), np.array([0.4, -0.3, 0.1])),
   )
 
@@ -124,13 +124,13 @@ def run(
   updates: int,
   batch: Any = None,
 ) -> tuple[Any, Any]:
-  """Makes updates on one batch, in one compiled loop.
+  """Runs a solver on one batch, in one compiled loop.
 
   Args:
     solver: any solver.
-    params: where it starts.
-    updates: how many.
-    batch: what each update sees.
+    params: the initial parameters.
+    updates: the number of updates.
+    batch: the batch of every update.
 
   Returns:
     The parameters and the state after the last update.

@@ -140,7 +140,7 @@ def make_solver(settings: Settings, key: jax.Array):
 def random_return(settings: Settings, key: jax.Array) -> float:
   """The control: mean return of uniformly random actions."""
   environment = environments.make(settings.env).environment
-  family = bj.rl.distribution_of(environment.actions)
+  family = bj.rl.action_distribution(environment.actions)
 
   def act(params, key, observations):
     del params

@@ -56,12 +56,14 @@ def library(games: Any, leader: Any, follower: Any) -> tuple[Any, Any]:
   """
 
   def make_solver(game):
-    process = lambda x: bj.rl.faced_by(
+    process = lambda x: bj.rl.induced_mdp(
       game, jax.nn.softmax(x), game.rewards[1], player=1
     )
 
     def loss(x, y, batch):
-      mdp = bj.rl.faced_by(game, jax.nn.softmax(x), game.rewards[0], player=1)
+      mdp = bj.rl.induced_mdp(
+        game, jax.nn.softmax(x), game.rewards[0], player=1
+      )
       return -bj.rl.expected_return(mdp, jax.nn.softmax(y))
 
     return bj.solvers.pbrl(

@@ -21,7 +21,7 @@ def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
   def loss(x, y, batch):
     del x, batch
     a, b = zero_sum.policies_of(y)
-    mdp = bj.rl.faced_by(game, a, game.rewards[0], player=1)
+    mdp = bj.rl.induced_mdp(game, a, game.rewards[0], player=1)
     return -bj.rl.expected_return(mdp, b)
 
   def payoff(x, y, batch):

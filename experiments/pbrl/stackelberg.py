@@ -84,7 +84,7 @@ PRESETS = {
 
 def process_of(game: bj.rl.MarkovGame, x: Any) -> bj.rl.MDP:
   """What the follower faces: the leader's logits in rewards and transitions."""
-  return bj.rl.faced_by(game, jax.nn.softmax(x), game.rewards[1], player=1)
+  return bj.rl.induced_mdp(game, jax.nn.softmax(x), game.rewards[1], player=1)
 
 
 def optimum_of(mdp: bj.rl.MDP, temperature: float) -> bj.rl.Optimum:
@@ -94,7 +94,7 @@ def optimum_of(mdp: bj.rl.MDP, temperature: float) -> bj.rl.Optimum:
 
 def leader_return(game: bj.rl.MarkovGame, x: Any, policy: Any) -> Any:
   """What a pair is worth to the leader, from its logits and a policy."""
-  mdp = bj.rl.faced_by(game, jax.nn.softmax(x), game.rewards[0], player=1)
+  mdp = bj.rl.induced_mdp(game, jax.nn.softmax(x), game.rewards[0], player=1)
   return bj.rl.expected_return(mdp, policy)
 
 

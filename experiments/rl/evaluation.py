@@ -67,7 +67,7 @@ def make_act(
   Returns:
     (actor, key, observation) -> action.
   """
-  distribution = bj.rl.distribution_of(actions)
+  distribution = bj.rl.action_distribution(actions)
 
   def act(actor, key, observation):
     outputs = agent.policy(actor, observation)

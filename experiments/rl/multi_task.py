@@ -79,7 +79,7 @@ class Model(NamedTuple):
   @property
   def family(self) -> Any:
     """The distribution of actions."""
-    return bj.rl.distribution_of(self.tasks.actions)
+    return bj.rl.action_distribution(self.tasks.actions)
 
   def init(self, key: chex.PRNGKey) -> Any:
     """Sequences `trunk`, and `heads` with an axis of tasks."""

@@ -1,7 +1,7 @@
-"""Rows almost parallel and almost opposite: float32 against float64.
+"""Almost parallel and almost opposite rows: float32 against float64.
 
-The references are the same aggregators in float64, on the rows that float32
-holds; `references_test` compares those with NumPy.
+The references are the same aggregators in float64 on rows rounded to float32;
+`references_test` compares aggregators in float64 with NumPy.
 """
 
 import jax
@@ -15,10 +15,10 @@ from tests.aggregators import exact, properties_test, references
 
 A = bj.aggregators
 ANGLE, SAMPLES, COLUMNS = 1e-4, 32, 5
-# Half a spacing of float32: what rounding a row, or a weight, moves.
+# Half a float32 spacing: the error of rounding a row or a weight.
 UNIT = 2.0**-24
 
-# Those of weights that do not depend on the rows, or smoothly.
+# Aggregators whose weights are constant or depend smoothly on the rows.
 SMOOTH = {
   'mean',
   'weighted',
@@ -31,7 +31,7 @@ SMOOTH = {
   'geometric_mean',
   'excess_mtl',
 }
-# Those of weights that grow as rows cancel: from the rows' factor.
+# Aggregators whose weights grow as rows cancel, from the rows' factor.
 FACTORED = {
   'config',
   'config, preferences',
@@ -40,11 +40,11 @@ FACTORED = {
   'fair_grad',
   'imtl_g',
 }
-# Those of bounded weights in which rows may cancel. There the direction is as
-# short as the angle is small; a weight in float32 moves it by UNIT times a row,
-# UNIT / ANGLE = 6e-4 of the direction itself for one rounding, and some ten of
-# them are in each. So the error is small beside the rows, and float32 weights
-# cannot make it small beside a direction that vanishes.
+# Aggregators with bounded weights for which rows may cancel. Then the length of
+# the direction is proportional to the angle. Rounding a weight in float32 moves
+# the direction by UNIT times a row, UNIT / ANGLE = 6e-4 of its own length, and
+# each weight has about ten roundings. So the error is small relative to the
+# rows, but cannot be small relative to a vanishing direction.
 CANCELLING = {
   'mgda',
   'mgda, normalised',
@@ -65,7 +65,7 @@ ALL = properties_test.ALL | {
 
 
 def draw(opposite, ratio):
-  """Two rows at the angle from 0 or from pi, the second so much longer."""
+  """Two rows at an angle near 0 or pi, the second longer by a factor."""
   rng = np.random.default_rng(0)
   planes = [np.linalg.qr(rng.normal(size=(COLUMNS, 2)))[0].T] * SAMPLES
   planes = [np.linalg.qr(rng.normal(size=p.T.shape))[0].T for p in planes]
@@ -74,8 +74,8 @@ def draw(opposite, ratio):
   return np.float32(rows)
 
 
-def rows_of_eigenvalue(smallest, objectives, seed):
-  """Random rows whose cosines have this smallest eigenvalue."""
+def rows_with_eigenvalue(smallest, objectives, seed):
+  """Random rows whose cosines have a given smallest eigenvalue."""
   rng = np.random.default_rng(seed)
   common = rng.normal(size=COLUMNS)
   own = np.linalg.qr(rng.normal(size=(COLUMNS, objectives)))[0].T
@@ -106,7 +106,7 @@ def run(make, rows, dtype):
 
 
 def errors(make):
-  """Of each sample of all pairs: error, length, and the longest row."""
+  """The error, the length and the longest row of each sample."""
   rows = np.concatenate([draw(*pair) for pair in PAIRS])
   wide = run(make, rows, 'float64')
   gap = np.linalg.norm(run(make, rows, 'float32') - wide, axis=1)
@@ -115,7 +115,7 @@ def errors(make):
 
 
 @pytest.mark.parametrize('name', sorted(SMOOTH | FACTORED))
-def test_small_angles_count_in_float32(name):
+def test_float32_resolves_small_angles(name):
   gap, length, _ = errors(ALL[name])
   assert np.all(gap <= 1e-3 * length), (gap / length).max()
 
@@ -128,7 +128,7 @@ def test_fast_and_slow_factor_agree_at_the_threshold(objectives):
   threshold = np.finfo(np.float32).eps ** (1 / 3)
   rows = np.stack(
     [
-      rows_of_eigenvalue(side * threshold, objectives, seed)
+      rows_with_eigenvalue(side * threshold, objectives, seed)
       for side in (0.98, 1.02)
       for seed in range(SAMPLES)
     ]
@@ -163,21 +163,21 @@ def test_a_gramian_of_separate_rows_gives_the_same_direction():
 
 
 @pytest.mark.parametrize('name', sorted(CANCELLING))
-def test_what_is_left_of_rows_that_cancel_is_right_beside_them(name):
+def test_directions_of_cancelling_rows_are_accurate_relative_to_the_rows(name):
   gap, length, longest = errors(ALL[name])
-  # Where the rows do not cancel, the direction is right beside itself.
+  # If the rows do not cancel, it is accurate relative to its own length.
   room = np.where(length > 0.1 * longest, 1e-3 * length, 32 * UNIT * longest)
   assert np.all(gap <= room), (gap / room).max()
 
 
 def nearly_cancelling(shape, objectives, seed):
-  """Rows whose hull comes within 1e-4 to 1e-3 of zero, beside their lengths.
+  """Rows whose hull is within 1e-4 to 1e-3 of zero, relative to their lengths.
 
   Args:
-    shape: `line`, rows almost parallel or almost opposite to each other; `fan`,
-      rows that would cancel but for a small common part.
+    shape: `line` for rows almost parallel or almost opposite to each other;
+      `fan` for rows that cancel up to a small common part.
     objectives: the number of rows.
-    seed: of the draw.
+    seed: the seed of the draw.
   """
   rng = np.random.default_rng((seed, objectives))
   angle = 10 ** rng.uniform(-4, -3)
@@ -222,12 +222,12 @@ MADE = ALL | {
   [(name, 3) for name in sorted(EXACT)]
   + [(name, 6) for name in ('dual_proj', 'mgda', 'upgrad')],
 )
-def test_what_is_left_of_several_rows_that_cancel_is_right(name, objectives):
-  """Beside the short direction itself, and without conflicts.
+def test_directions_of_several_cancelling_rows_are_accurate(name, objectives):
+  """Accurate relative to the short direction itself, and without conflicts.
 
-  A direction from the rows' factor has a relative error of a rounding per row
-  times the condition number of the rows of length one; from their Gram matrix,
-  times its square.
+  A direction from the rows' factor has a relative error of one rounding per row
+  times the condition number of the unit rows; from their Gram matrix it would
+  be times the square of that number.
   """
   unit = np.finfo(np.float32).eps
   rows = np.stack(
@@ -239,60 +239,61 @@ def test_what_is_left_of_several_rows_that_cancel_is_right(name, objectives):
   )
   wide = np.float64(rows)
   true = np.stack([EXACT[name](sample) for sample in wide])
-  found = run(MADE[name], rows, 'float32')
+  actual = run(MADE[name], rows, 'float32')
   units = wide / np.linalg.norm(wide, axis=2, keepdims=True)
   sizes = np.linalg.svd(units, compute_uv=False)
   room = objectives * unit * sizes[:, 0] / sizes[:, -1]
-  error = np.linalg.norm(found - true, axis=1) / np.linalg.norm(true, axis=1)
+  error = np.linalg.norm(actual - true, axis=1) / np.linalg.norm(true, axis=1)
   assert np.all(error <= room), (error / room).max()
   if name in {'mgda', 'mgda, normalised', 'moco, exact', 'upgrad, no ridge'}:
-    # All rows gain along the hull's shortest vector, none loses otherwise.
-    along = np.einsum('smn,sn->sm', units, found).min(1)
-    along = along / np.linalg.norm(found, axis=1)
+    # All rows make equal progress along the hull's shortest vector; other
+    # directions conflict with no row.
+    along = np.einsum('smn,sn->sm', units, actual).min(1)
+    along = along / np.linalg.norm(actual, axis=1)
     assert np.all(along > (-4 * unit if name == 'upgrad, no ridge' else 0))
 
 
 def test_cagrad_keeps_its_radius_and_progress_at_small_angles():
-  """Where rows cancel, so does their mean, and with it the ball's radius.
+  """If rows cancel, so do their mean and the radius of the ball.
 
-  The best worst case is the point of the ball that is furthest along the
-  bisector; its distance from the mean enters by the square of the angle, 1e-8,
-  which is below the rounding of the cosines. What holds is that the direction
-  is in the ball and no worse than the mean, up to the rounding of the rows.
+  The optimum is the point of the ball that is furthest along the bisector. Its
+  distance from the mean is of the order of the squared angle, 1e-8, which is
+  below the rounding of the cosines. So the test only requires a direction in
+  the ball that is not worse than the mean, up to the rounding of the rows.
   """
   for pair in PAIRS:
     rows = np.float64(draw(*pair))
-    found = run(A.cagrad, np.float32(rows), 'float32')
+    actual = run(A.cagrad, np.float32(rows), 'float32')
     mean = rows.mean(1)
     sizes = np.linalg.norm(rows, axis=2)
     room = 32 * UNIT * sizes.max(1)
-    radius = np.linalg.norm(found - mean, axis=1)
-    # A direction of zero, where the mean is rounding, is as far as the mean.
+    radius = np.linalg.norm(actual - mean, axis=1)
+    # A zero direction, if the mean is rounding, has the mean's distance.
     within = 0.4 * np.linalg.norm(mean, axis=1) * (1 + 1e-5) + room
-    vanished = np.linalg.norm(found, axis=1) < 1e-12
+    vanished = np.linalg.norm(actual, axis=1) < 1e-12
     assert np.all((radius <= within) | vanished)
-    along = np.einsum('smn,sn->sm', rows, found).min(1)
+    along = np.einsum('smn,sn->sm', rows, actual).min(1)
     before = np.einsum('smn,sn->sm', rows, mean).min(1)
     assert np.all((along >= before - room * sizes.max(1)) | vanished)
 
 
 def test_grad_drop_is_discontinuous_where_rows_cancel():
-  """A coordinate's sign is drawn by the share of its positive parts.
+  """A coordinate's sign is drawn with the share of its positive parts.
 
-  For opposite rows the share is near one half in each coordinate, whatever the
-  angle, and which draws fall below it is decided by bits: the direction jumps.
-  For rows almost parallel no coordinate has two signs but near zero, and it is
-  their sum.
+  For opposite rows the share is near one half in each coordinate at any angle,
+  so rounding decides some draws and the direction jumps. For almost parallel
+  rows, coordinates have one sign except near zero, and the direction is their
+  sum.
   """
   rows = np.float64(draw(0, 3.0))
-  found = run(ALL['grad_drop'], np.float32(rows), 'float32')
+  actual = run(ALL['grad_drop'], np.float32(rows), 'float32')
   clear = np.all(np.abs(rows) > 1e-3, axis=1)
   total = rows.sum(1)
-  np.testing.assert_allclose(found[clear], total[clear], rtol=1e-5)
+  np.testing.assert_allclose(actual[clear], total[clear], rtol=1e-5)
 
 
 def test_every_aggregator_is_covered():
-  # Weights drawn in float32 are others than those in float64.
+  # Random weights in float32 differ from those in float64.
   drawn = {'grad_drop', 'random_weights'}
   others = {'cagrad', 'upgrad, preferences'} | drawn
   assert SMOOTH | FACTORED | CANCELLING | others == {*ALL}

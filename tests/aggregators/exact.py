@@ -1,4 +1,4 @@
-"""Aggregators in rational arithmetic, without rounding, by trying all faces."""
+"""Aggregators in exact rational arithmetic, by trying all faces."""
 
 import fractions
 import itertools
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _solve(matrix, right):
-  """The solution of a regular system of fractions, by elimination."""
+  """Solves a regular system of fractions by elimination."""
   table = [[*row, value] for row, value in zip(matrix, right, strict=True)]
   size = len(table)
   for k in range(size):
@@ -23,7 +23,7 @@ def _solve(matrix, right):
 
 
 def _nonnegative_qp(matrix, linear):
-  """Minimises z' H z / 2 - b' z over z >= 0: the face with the right signs."""
+  """Minimises z' H z / 2 - b' z over z >= 0: the face with valid signs."""
   size = len(linear)
   for count in range(size + 1):
     for face in itertools.combinations(range(size), count):
@@ -66,13 +66,13 @@ def mgda(rows, regularisation=0):
 
 
 def dual_proj(rows, preference, ridge=1e-6):
-  """Projects a weighted sum on the directions that conflict with no row."""
+  """Projects a weighted sum onto the directions without conflicts."""
   rows, matrix = _gramian(rows)
   for i in range(len(rows)):
     matrix[i][i] *= 1 + fractions.Fraction(ridge)
-  given = [fractions.Fraction(float(p)) for p in preference]
-  lift = _nonnegative_qp(matrix, [-_dot(row, given) for row in matrix])
-  return _weigh([p + v for p, v in zip(given, lift, strict=True)], rows)
+  exact_weights = [fractions.Fraction(float(p)) for p in preference]
+  lift = _nonnegative_qp(matrix, [-_dot(row, exact_weights) for row in matrix])
+  return _weigh([p + v for p, v in zip(exact_weights, lift, strict=True)], rows)
 
 
 def upgrad(rows, ridge=1e-6):

@@ -1,4 +1,4 @@
-"""MoCo: its memory, its precision, and the bias that it removes."""
+"""MoCo: tracked gradients, precision, and the bias that it removes."""
 
 import chex
 import jax
@@ -13,7 +13,7 @@ from tests import rounding
 A = bj.aggregators
 
 
-def test_heads_go_past_untouched_and_are_not_tracked():
+def test_heads_are_neither_weighted_nor_tracked():
   params = bj.sequences(shared=jnp.zeros(2), head=jnp.zeros(3))
   link = A.moco(2, tracking=1.0, rest=('head',))
   state = link.init(params)
@@ -33,28 +33,30 @@ def losses(x, batch):
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_a_small_share_is_not_lost_in_rounding(dtype):
+def test_a_small_tracking_rate_is_not_lost_to_rounding(dtype):
   """After many updates the tracked gradients are the gradients."""
-  given = {'tracking': 0.002, 'weight_step': 1e-6}
+  settings = {'tracking': 0.002, 'weight_step': 1e-6}
   params = jnp.zeros(2, dtype)
-  chained = optax.chain(bj.multi_objective(losses, 2), A.moco(2, **given))
-  fused = bj.oracles.fused_moco(losses, 2, **given)
+  chained = optax.chain(bj.multi_objective(losses, 2), A.moco(2, **settings))
+  fused = bj.oracles.fused_moco(losses, 2, **settings)
   for solver in (chained, fused):
     step = lambda state, _, s=solver: s.update(
       jnp.zeros([], dtype), state, params
     )[::-1]
-    state, found = jax.lax.scan(step, solver.init(params), length=4000)
+    state, updates_per_step = jax.lax.scan(
+      step, solver.init(params), length=4000
+    )
     inner = state[1] if solver is chained else state.inner
     expected = 1 - 0.998**4000
     np.testing.assert_allclose(
       inner.tracked, expected * np.array([[1, 1], [2, 2]]), rtol=1e-3
     )
-    assert inner.tracked.dtype == 'float32' and found.dtype == dtype
+    assert inner.tracked.dtype == 'float32' and updates_per_step.dtype == dtype
   narrow = A.moco(2, accumulator_dtype=jnp.bfloat16).init(params)
   assert narrow.tracked.dtype == dtype
 
 
-def test_schedules_keep_the_width_of_the_parameters(x64):
+def test_schedules_keep_the_dtype_of_the_parameters(x64):
   share, step = 1 / 3, 1 / 7
   link = A.moco(2, tracking=lambda k: share, weight_step=lambda k: step)
   params = jnp.zeros(2)
@@ -66,7 +68,7 @@ def test_schedules_keep_the_width_of_the_parameters(x64):
   slope = tracked @ tracked.T @ [0.5, 0.5]
   moved = 0.5 - step * slope
   expected = moved + (1 - moved.sum()) / 2
-  # Some twenty operations on each side, and sums that double the error.
+  # About twenty operations on each side, and sums that double the error.
   room = rounding.tolerance(np.float64, 80)
   np.testing.assert_allclose(state.weights, expected, rtol=room)
 
@@ -78,28 +80,28 @@ def noisy(x, noise):
   return square + noise.mean(0) @ x
 
 
-def test_bias_over_batches_that_the_memory_keeps_or_forgets():
-  """Without noise the memory is a share 1 - (1 - a)^k of the true rows."""
+def test_bias_falls_with_the_length_of_the_memory():
+  """Without noise the tracked rows are 1 - (1 - a)^k times the true rows."""
   oracle, params = bj.multi_objective(noisy, 2), jnp.array([0.5, 0.5])
   link = A.moco(2, tracking=0.05, weight_step=1e-9)
 
   def measure():
     batches = jnp.zeros((100, 1, 2, 2))
     truth, _ = oracle.update(batches[0], oracle.init(params), params)
-    found = [
+    updates_per_step = [
       bj.diagnostics.multi_gradient_bias(
         oracle, link, link.init(params), params, batches, truth, remember=keep
       ).at_own_weights
       for keep in (False, True)
     ]
-    return jnp.stack(found) / jnp.linalg.norm(truth.rows.mean(0))
+    return jnp.stack(updates_per_step) / jnp.linalg.norm(truth.rows.mean(0))
 
   missing = [0.95, np.mean(0.95 ** np.arange(1, 101))]
   np.testing.assert_allclose(jax.jit(measure)(), missing, rtol=1e-4)
 
 
 def test_bias_falls_while_that_of_smg_does_not():
-  """At one point, after many noisy batches: the tracked rows are true ones."""
+  """After many noisy batches at one point, the tracked rows are accurate."""
   oracle = bj.multi_objective(noisy, 2)
   params = jnp.array([0.5, 0.5])
   truth, _ = oracle.update(jnp.zeros((1, 2, 2)), oracle.init(params), params)
@@ -125,7 +127,7 @@ def test_bias_falls_while_that_of_smg_does_not():
   assert biases['moco'][1] < biases['smg'][1] / 2
 
 
-def test_composes_with_adam_and_follows_the_optimiser():
+def test_composes_with_adam():
   oracle = bj.multi_objective(noisy, 2)
   solver = optax.chain(oracle, A.moco(2, tracking=0.5), optax.adam(0.1))
   start = jnp.array([5.0, -5.0])
@@ -151,8 +153,8 @@ def test_storage_is_one_row_for_each_objective():
   assert state.weights.dtype == jnp.float32
 
 
-def test_moco_plus_by_hand():
-  """Two updates: the second corrects by its own batch at the point before."""
+def test_moco_plus_matches_numpy():
+  """The second update corrects by its own batch at the previous point."""
   losses = lambda x, batch: batch * jnp.stack([x[0] ** 2, 3 * x[1] ** 2]) / 2
   slope = lambda x, batch: np.diag(batch * np.array([x[0], 3 * x[1]]))
   link = bj.solvers.moco_plus(losses, 2, decay=0.25, exact=True)
@@ -170,12 +172,12 @@ def test_moco_plus_by_hand():
   assert np.abs(first - second).max() > 0.1
 
 
-def test_moco_plus_corrects_heads_too():
+def test_moco_plus_also_corrects_heads():
   params = bj.sequences(shared=jnp.ones(2), head=jnp.ones(1))
   loss = lambda p, batch: jnp.sum(p.shared**2) * batch + p.head[0] ** 2 * batch
   link = bj.solvers.moco_plus([loss, loss], decay=0.5, rest=('head',))
   state, update = link.init(params), jax.jit(link.update)
   for batch in (1.0, 3.0):
     direction, state = update(jnp.float32(batch), state, params)
-  # At one point: the mean of 4 (twice 2 * head * batch) and 12 by halves.
+  # At one point, the mean of 4 (twice 2 * head * batch) and 12.
   np.testing.assert_allclose(direction.head, [8.0])

@@ -31,8 +31,8 @@ def weigh(penalty, rows=ROWS, count=0, **kwargs):
     (lambda count: jnp.minimum(count, 2.0), True, [0.5, 1.0]),
   ],
 )
-def test_weights_by_hand(penalty, rescale, expected):
-  """Also where the link is made while a function is traced."""
+def test_weights_match_closed_forms(penalty, rescale, expected):
+  """Also if the aggregator is created while a function is traced."""
   make = lambda: weigh(penalty, count=3, rescale=rescale)
   updates, state = jax.jit(make)()
   np.testing.assert_allclose(updates, expected, rtol=1e-6)
@@ -42,13 +42,13 @@ def test_weights_by_hand(penalty, rescale, expected):
 def test_traced_penalties():
   rows = jax.random.normal(jax.random.key(0), (50, 2, 3))
   penalties = jnp.linspace(0.0, 1e4, 50)
-  found = jax.jit(jax.vmap(lambda p, r: weigh(p, r)[0]))(penalties, rows)
+  actual = jax.jit(jax.vmap(lambda p, r: weigh(p, r)[0]))(penalties, rows)
   share = np.minimum(1, 1 / np.maximum(penalties, 1e-9))[:, None]
   expected = share * (rows[:, 0] + penalties[:, None] * rows[:, 1])
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_rest_is_untouched_and_a_sequence_without_rows_stays_none():
+def test_rest_does_not_change_and_sequences_without_rows_stay_none():
   rows = bj.sequences(trunk=ROWS, head=None, other=None)
   head = jnp.array([5.0, 7.0])
   link = A.scale_by_penalty(10.0)
@@ -63,14 +63,14 @@ def test_the_rest_is_untouched_and_a_sequence_without_rows_stays_none():
 def test_low_precision_rows_are_weighed_in_float32():
   for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
     assert weigh(3.0, ROWS.astype(dtype))[0].dtype == dtype
-  # 257 is no bfloat16: a weight rounded to it would give 256.
+  # 257 is not a bfloat16 number: rounding the weight would give 256.
   rows = jnp.array([[0.0, -256.0], [1.0, 1.0]], jnp.bfloat16)
   updates, _ = weigh(257.0, rows, rescale=False)
-  # 257 rounds to 256 once, at the end; and the sum below only then as well.
+  # 257 and the sum below round only once, at the end.
   assert updates[0] == jnp.bfloat16(257.0) and updates[1] == 1.0
 
 
-def test_penalties_out_of_range():
+def test_penalties_out_of_range_are_errors():
   falling = optax.linear_schedule(1.0, -1.0, 5000)
   for penalty, words in {
     -1.0: r'penalty is a weight >= 0.*got',
@@ -87,6 +87,6 @@ def test_penalties_out_of_range():
     weigh(1.0, jnp.ones((3, 2)))
 
 
-def test_the_count_stops_at_the_largest():
-  most = np.iinfo(np.int32).max
-  assert weigh(1.0, count=most)[1].count == most
+def test_the_count_saturates():
+  largest = np.iinfo(np.int32).max
+  assert weigh(1.0, count=largest)[1].count == largest

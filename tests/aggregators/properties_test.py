@@ -1,4 +1,4 @@
-"""What aggregators promise, at all lengths of float32; their errors."""
+"""Properties of aggregators for rows of all float32 lengths, and errors."""
 
 import functools
 
@@ -47,7 +47,7 @@ ALL = {
   'constrained_mgda': lambda n: A.constrained_mgda(n - 1),
   'pmgda': lambda n: A.pmgda(n, preference=np.arange(1.0, n + 1)),
 }
-# Never opposed to a gradient that they are given.
+# Never conflict with a gradient.
 NON_CONFLICTING = {
   'mgda',
   'mgda, normalised',
@@ -59,7 +59,7 @@ NON_CONFLICTING = {
   'config',
   'moco, exact',
 }
-# Do not care in which order objectives come.
+# Do not depend on the order of objectives.
 SYMMETRIC = {
   'mean',
   'mgda',
@@ -74,7 +74,7 @@ SYMMETRIC = {
   'config',
   'moco, exact',
 }
-# Twice the gradients give so many times the direction, as a power of two.
+# The power by which the direction scales with the gradients.
 DEGREE = {
   'mgda, normalised': 0,
   'nash_mtl': 0,
@@ -85,7 +85,7 @@ DEGREE = {
 }
 
 
-# Lengths between which weights and squares stay in the range of float32.
+# Lengths for which weights and squares stay in the range of float32.
 LIMITS = {
   'fair_grad': (1e-9, 1e9),
   'moco': (0, 1e18),
@@ -95,7 +95,7 @@ LIMITS = {
 
 @functools.cache
 def compiled(name):
-  """Directions of many matrices at once, and the weights."""
+  """Directions and weights of many matrices, in one program."""
   link = ALL[name](ROWS)
 
   def one(rows):
@@ -108,24 +108,24 @@ def compiled(name):
 
 
 def aggregate(name, matrices):
-  """In float32; what comes out in float64."""
-  found = compiled(name)(jnp.asarray(matrices, 'float32'))
-  assert all(x.dtype == 'float32' for x in found)
-  return [np.asarray(x, np.float64) for x in found]
+  """Aggregates in float32; returns float64."""
+  actual = compiled(name)(jnp.asarray(matrices, 'float32'))
+  assert all(x.dtype == 'float32' for x in actual)
+  return [np.asarray(x, np.float64) for x in actual]
 
 
 def draw(seed, decades, together=False):
-  """Random rows; lengths of 10 to the power of plus or minus `decades`."""
+  """Random rows with lengths from 10^-decades to 10^decades."""
   rng = np.random.default_rng(seed)
   rows = rng.normal(size=(SAMPLES, ROWS, COLUMNS))
   rows /= np.linalg.norm(rows, axis=2, keepdims=True)
   count = 1 if together else ROWS
   powers = rng.uniform(-decades, decades, size=(SAMPLES, count, 1))
-  # As float32 holds them: the properties are those of what is given.
+  # Rounded to float32, so that tests use the rows of the aggregator.
   return np.float64(np.float32(rows * 10.0**powers))
 
 
-# Lengths of one, 300 and 1,000 apart, over the whole range, and all long or all
+# Equal lengths, ratios of 300 and 1,000, the whole range, and all long or all
 # short.
 LENGTHS = {
   'one': (0.0, False),
@@ -137,7 +137,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize('name', sorted(ALL))
-def test_promises_in_float32(name):
+def test_properties_hold_in_float32(name):
   for label, (decades, together) in LENGTHS.items():
     rows = draw(3, decades, together)
     direction, weights = aggregate(name, rows)
@@ -148,7 +148,7 @@ def test_promises_in_float32(name):
     assert np.all(within[promised]) and promised.sum() > 40, label
     rows, direction, weights = rows[within], direction[within], weights[within]
     sizes = np.linalg.norm(rows, axis=2)
-    # What the direction is made of; its rounding is a share of it.
+    # The size of the terms, to which the rounding of the direction is relative.
     parts = np.abs(weights * sizes).sum(1)
     if name in NON_CONFLICTING:
       cosines = np.einsum('smn,sn->sm', rows / sizes[..., None], direction)
@@ -164,7 +164,7 @@ def test_promises_in_float32(name):
       assert moved.max() < 3e-4 * 4, label
 
 
-# Those of the same numbers in both tables.
+# The aggregators with the same arguments in both tables.
 SAME = {*ALL} & {*references_test.CASES}
 SAME -= {'moco', 'stch', 'uncertainty_weighting', 'grad_drop'}
 SAME -= {'imtl_l', 'geometric_mean', 'db_mtl', 'pcd', 'pmgda'}
@@ -172,26 +172,26 @@ SAME -= {'grad_norm', 'excess_mtl', 'constrained_mgda', 'random_weights'}
 
 
 @pytest.mark.parametrize('name', sorted(SAME))
-def test_float32_gives_what_numpy_does(name):
+def test_float32_matches_numpy(name):
   rows = draw(3, 0.5)
   direction, _ = aggregate(name, rows)
-  for matrix, found in zip(rows[:8], direction):
+  for matrix, actual in zip(rows[:8], direction):
     (expected,) = references_test.CASES[name][1](matrix[None])
     room = 2e-4 * (1 + np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, atol=room)
+    np.testing.assert_allclose(actual, expected, atol=room)
 
 
 @pytest.mark.parametrize('name', first(sorted(NON_CONFLICTING), count=2))
-def test_lengths_further_apart_than_floats_hold_are_not_a_number(name):
-  """Right or not a number, and the latter only where it is documented."""
+def test_directions_of_extreme_length_ratios_are_nan(name):
+  """Either accurate or NaN, and NaN only where documented."""
   rows = draw(7, 30.0)
   direction, weights = aggregate(name, rows)
   sizes = np.linalg.norm(rows, axis=2)
-  apart = sizes.max(1) / sizes.min(1)
+  ratio = sizes.max(1) / sizes.min(1)
   broken = np.isnan(direction).any(axis=1)
-  assert np.all(broken[apart > 1.1e31])
+  assert np.all(broken[ratio > 1.1e31])
   if name != 'fair_grad':
-    assert not np.any(broken[apart < 0.9e31])
+    assert not np.any(broken[ratio < 0.9e31])
   fine = np.isfinite(direction).all(axis=1)
   assert fine.sum() > 40 and np.all(fine | broken)
   cosines = np.einsum('smn,sn->sm', rows / sizes[..., None], direction)
@@ -200,13 +200,13 @@ def test_lengths_further_apart_than_floats_hold_are_not_a_number(name):
 
 
 @pytest.mark.parametrize('name', sorted(ALL))
-def test_a_row_that_is_not_a_number_is_not_hidden(name):
+def test_a_nan_row_gives_a_nan_direction(name):
   rows = np.ones((SAMPLES, ROWS, COLUMNS)) + draw(0, 0.0)
   rows[:, 1, 3] = np.nan
   assert np.isnan(aggregate(name, rows)[0][:, 3]).all()
 
 
-def test_dynamic_barrier_and_two_samples_over_all_lengths():
+def test_dynamic_barrier_and_two_samples_for_all_lengths():
   barrier = A.dynamic_barrier(0.5)
   params = jnp.zeros(COLUMNS)
   run = jax.jit(
@@ -223,7 +223,7 @@ def test_dynamic_barrier_and_two_samples_over_all_lengths():
     assert np.all(falls >= 0.5 * size - 1e-6 * parts)
 
 
-def test_sdmgrad_with_its_defaults_conflicts_with_nothing_without_noise():
+def test_sdmgrad_defaults_avoid_conflicts_without_noise():
   link = A.sdmgrad(ROWS, samples=2)
   state = link.init(jnp.zeros(COLUMNS))
   rows = jax.random.normal(jax.random.key(0), (SAMPLES, ROWS, COLUMNS))
@@ -235,14 +235,14 @@ def test_sdmgrad_with_its_defaults_conflicts_with_nothing_without_noise():
 
 
 def test_grad_vac_stays_bounded_after_equal_gradients():
-  """Their mean cosine is one, to which no opposed gradient can be turned."""
+  """Their mean cosine is one, a target that no opposed gradient can reach."""
   link = A.grad_vac(2, key=0)
   rows = jnp.array([[1.0, 2.0], [1.0, 2.0]])
   conflict = jnp.array([[1.0, 0.1], [-1.0, 0.1]])
-  seen = jnp.stack([rows] * 40 + [conflict])
+  sequence = jnp.stack([rows] * 40 + [conflict])
   step = lambda state, x: link.update(bj.Jacobian(x), state)[::-1]
-  _, found = jax.lax.scan(step, link.init(jnp.zeros(2)), seen)
-  assert np.linalg.norm(found[-1]) < 2 * 7.1 * np.linalg.norm(conflict[0])
+  _, actual = jax.lax.scan(step, link.init(jnp.zeros(2)), sequence)
+  assert np.linalg.norm(actual[-1]) < 2 * 7.1 * np.linalg.norm(conflict[0])
 
 
 KEYED = {
@@ -254,7 +254,7 @@ KEYED = {
 
 
 @pytest.mark.parametrize('name', KEYED)
-def test_keys_of_every_form_are_one_key_and_are_copied(name):
+def test_all_forms_of_a_key_are_equivalent_and_copied(name):
   states = [
     KEYED[name](3, key=key).init(jnp.zeros(2))
     for key in (7, jax.random.PRNGKey(7), jax.random.key(7), np.int64(7))
@@ -270,15 +270,15 @@ def test_keys_of_every_form_are_one_key_and_are_copied(name):
   assert len(numbers[0]) == 1
   for other in numbers[1:]:
     np.testing.assert_array_equal(numbers[0], other)
-  mine = jax.random.key(7)
-  state = KEYED[name](3, key=mine).init(jnp.zeros(2))
+  original = jax.random.key(7)
+  state = KEYED[name](3, key=original).init(jnp.zeros(2))
   jax.tree.map(lambda leaf: leaf.delete(), state)
-  assert not mine.is_deleted()
+  assert not original.is_deleted()
   with pytest.raises(TypeError, match=f'{name} draws random numbers: pass key'):
     KEYED[name](3, key=None).init(jnp.zeros(2))
 
 
-def test_directions_of_low_precision_keep_it():
+def test_directions_keep_a_low_precision_dtype():
   rows = bj.Jacobian(jnp.eye(2, dtype=jnp.bfloat16) + 1, values=jnp.ones(2))
   params = jnp.zeros(2, jnp.bfloat16)
   for make in (A.mean, A.mgda, A.moco, A.upgrad, ALL['grad_drop']):
@@ -292,23 +292,23 @@ def test_aliases_are_the_same_function():
 
 
 @pytest.mark.parametrize('name', first(['mgda', 'cagrad', 'pcgrad', 'upgrad']))
-def test_leaves_without_entries_change_nothing(name):
-  """In leaves of size 0, no row has a largest entry."""
+def test_empty_leaves_change_nothing(name):
+  """Leaves of size 0 have no largest entry."""
   losses = lambda p, batch: jnp.stack(
     [jnp.sum((p['a'] - 1) ** 2), jnp.sum((p['a'] + 1) ** 2)]
   )
-  found = []
+  actual = []
   for more in ({}, {'empty': jnp.zeros((0, 3))}):
     params = {'a': jnp.array([0.5, 0.2])} | more
-    made = getattr(bj.aggregators, name)
+    factory = getattr(bj.aggregators, name)
     key = {'key': 0} if name == 'pcgrad' else {}
-    link = optax.chain(bj.multi_objective(losses, 2), made(2, **key))
+    link = optax.chain(bj.multi_objective(losses, 2), factory(2, **key))
     updates, _ = jax.jit(link.update)(None, link.init(params), params)
-    found.append(updates['a'])
-  np.testing.assert_array_equal(*found)
+    actual.append(updates['a'])
+  np.testing.assert_array_equal(*actual)
 
 
-def test_numbers_out_of_range():
+def test_numbers_out_of_range_are_errors():
   for make, words in {
     lambda: A.mean(0): 'whole number of objectives >= 1, got 0',
     lambda: A.mean(2.0): 'whole number of objectives',
@@ -338,7 +338,7 @@ def test_numbers_out_of_range():
       make()
 
 
-def test_wrong_gradients_are_refused_with_the_mend():
+def test_errors_for_wrong_gradients_name_the_remedy():
   params = jnp.zeros(3)
   gramian = bj.types.Gramian(jnp.ones(2), jnp.eye(2), lambda weights: weights)
   for make in (*ALL.values(), lambda n: A.dynamic_barrier()):
@@ -363,7 +363,7 @@ def test_wrong_gradients_are_refused_with_the_mend():
       make(2).update(bj.Jacobian(jnp.eye(2)), make(2).init(jnp.zeros(2)))
 
 
-def test_an_aggregator_that_was_left_out_is_named():
+def test_a_missing_aggregator_is_an_error():
   losses = lambda p, batch: jnp.stack([p.x @ p.x, batch @ p.x])
   params = bj.sequences(x=jnp.ones(2))
   oracle = bj.multi_objective(losses, 2)

@@ -1,4 +1,4 @@
-"""The small convex programs and the products of rows, by general solvers."""
+"""Small quadratic programs and products of rows, against general solvers."""
 
 import re
 
@@ -16,7 +16,7 @@ SEEDS = 20
 
 
 @pytest.mark.parametrize('size', [1, 12])
-def test_nonnegative_qp_is_that_of_nnls(size, x64):
+def test_nonnegative_qp_matches_nnls(size, x64):
   rng = np.random.default_rng(size)
   matrix = rng.normal(size=(SEEDS, size + 3, size))
   target = rng.normal(size=(SEEDS, size + 3))
@@ -24,12 +24,12 @@ def test_nonnegative_qp_is_that_of_nnls(size, x64):
   scale = np.sum(matrix**2, axis=(1, 2)) / size
   gramian = np.einsum('sij,sik->sjk', matrix, matrix) / scale[:, None, None]
   linear = np.einsum('sij,si->sj', matrix, target) / scale[:, None]
-  found = jax.jit(jax.vmap(_quadratic.nonnegative_qp))(gramian, linear)
-  np.testing.assert_allclose(found, expected, atol=1e-9)
+  actual = jax.jit(jax.vmap(_quadratic.nonnegative_qp))(gramian, linear)
+  np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
-def test_min_norm_of_thirty_rows_is_optimal_by_its_slopes():
-  """In float32; among them equal rows, rows that cancel, lengths far apart."""
+def test_min_norm_of_thirty_rows_satisfies_optimality():
+  """In float32, also for equal rows, cancelling rows and different lengths."""
   rng = np.random.default_rng(0)
   matrix = rng.normal(size=(SEEDS, 30, 12))
   matrix[5:10, -1] = matrix[5:10, 0]
@@ -64,32 +64,32 @@ def test_nearest_point_of_the_simplex():
   points = np.concatenate(
     [rng.normal(size=(50, 4)), rng.integers(-1, 2, size=(50, 4))]
   )
-  found = jax.jit(jax.vmap(_quadratic.onto_simplex))(jnp.asarray(points))
+  actual = jax.jit(jax.vmap(_quadratic.onto_simplex))(jnp.asarray(points))
   expected = [references.simplex(point) for point in points]
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('rows', [2, 3])
 def test_gram_matrix_of_long_rows_equals_one_product(rows, x64):
   draw = np.random.default_rng(0)
   columns = 2 * _rows.CHUNK + 77
-  ours, theirs = draw.normal(size=(2, rows, columns))
+  left, right_rows = draw.normal(size=(2, rows, columns))
   tree = lambda x: {'a': jnp.asarray(x), 'b': jnp.asarray(x[:, :4])}
-  found = _rows.products(tree(ours), tree(theirs))
-  expected = ours @ theirs.T + ours[:, :4] @ theirs[:, :4].T
-  np.testing.assert_allclose(found, expected, rtol=1e-10)
-  # And where squares overflow, in chunks as well.
-  found = _rows.gramian(bj.Jacobian(tree(1e200 * ours)))
-  both = np.hstack([ours, ours[:, :4]])
+  actual = _rows.products(tree(left), tree(right_rows))
+  expected = left @ right_rows.T + left[:, :4] @ right_rows[:, :4].T
+  np.testing.assert_allclose(actual, expected, rtol=1e-10)
+  # Also in chunks if squares overflow.
+  actual = _rows.gramian(bj.Jacobian(tree(1e200 * left)))
+  both = np.hstack([left, left[:, :4]])
   np.testing.assert_allclose(
-    found.lengths, 1e200 * np.linalg.norm(both, axis=1), rtol=1e-12
+    actual.lengths, 1e200 * np.linalg.norm(both, axis=1), rtol=1e-12
   )
   unit = references.unit(both)
-  np.testing.assert_allclose(found.cosines, unit @ unit.T, atol=1e-12)
+  np.testing.assert_allclose(actual.cosines, unit @ unit.T, atol=1e-12)
 
 
 def _products_outside_of_loops(compiled):
-  """How many matrix products are in a compiled program's main computation."""
+  """The number of matrix products in a program's main computation."""
   name, blocks = '', {}
   for line in compiled.as_text().splitlines():
     if line.endswith('{'):
@@ -107,21 +107,21 @@ def _products_outside_of_loops(compiled):
 
 
 def test_mapped_seeds_in_range_multiply_their_rows_once():
-  """And a seed that is out of range changes no other."""
+  """A seed out of range does not affect the others."""
   one = lambda rows: _rows.gramian(bj.Jacobian(rows))[:2]
-  found = jax.jit(jax.vmap(one))
+  actual = jax.jit(jax.vmap(one))
   rows = np.random.default_rng(0).normal(size=(4, 3, 1000)).astype(np.float32)
-  assert _products_outside_of_loops(found.lower(rows).compile()) == 1
+  assert _products_outside_of_loops(actual.lower(rows).compile()) == 1
   assert _products_outside_of_loops(jax.jit(one).lower(rows[0]).compile()) == 1
   scales = np.float32([1, 1e-25, 1e25, 0])[:, None, None]
-  lengths, cosines = found(rows * scales)
-  np.testing.assert_array_equal(lengths[0], found(rows)[0][0])
+  lengths, cosines = actual(rows * scales)
+  np.testing.assert_array_equal(lengths[0], actual(rows)[0][0])
   wanted = np.linalg.norm(np.float64(rows), axis=2) * scales[..., 0]
   np.testing.assert_allclose(lengths, wanted, rtol=1e-5)
   unit = references.unit(np.float64(rows[0]))
   np.testing.assert_allclose(cosines[0], unit @ unit.T, atol=1e-5)
   np.testing.assert_allclose(cosines[3], 0)
-  # Lengths can be differentiated where they are in range.
+  # Lengths in range are differentiable.
   slopes = jax.jit(jax.grad(lambda rows: one(rows)[0].sum()))(rows[0])
   wanted = rows[0] / np.linalg.norm(rows[0], axis=1, keepdims=True)
   np.testing.assert_allclose(slopes, wanted, rtol=1e-4, atol=1e-6)

@@ -1,7 +1,7 @@
-"""Aggregators written plainly in NumPy: enumeration, loops, float64.
+"""Aggregators in plain NumPy: enumeration, loops, float64.
 
-Each takes a matrix whose rows are gradients. `tests/data` has what another
-library gives on the same matrices.
+Each takes a matrix whose rows are gradients. `tests/data` has the results of
+another library for the same matrices.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def mgda(matrix):
 
 
 def project(matrix, gradient):
-  """The nearest direction that conflicts with no row, over all faces."""
+  """The nearest direction without conflicts, by trying all faces."""
   best = np.zeros_like(gradient)
   for face in [(), *subsets(len(matrix))]:
     rows = matrix[list(face)]
@@ -76,17 +76,17 @@ def dual_proj(matrix, preference=None):
 
 
 def cagrad(matrix, radius=0.4):
-  """By the least progress: the nearest direction for each, then bisection."""
+  """Bisection over the worst progress, with the nearest direction for each."""
   mean = matrix.mean(0)
   reach = radius * np.linalg.norm(mean)
 
-  def nearest(least):
-    """The nearest direction with that progress on all rows, over all faces."""
+  def nearest(progress):
+    """The nearest direction with that progress on all rows, by all faces."""
     best, distance = mean, np.inf
     for face in [(), *subsets(len(matrix))]:
       rows = matrix[list(face)]
-      move = np.linalg.pinv(rows) @ (least - rows @ mean)
-      fine = np.all(matrix @ (mean + move) >= least - 1e-10)
+      move = np.linalg.pinv(rows) @ (progress - rows @ mean)
+      fine = np.all(matrix @ (mean + move) >= progress - 1e-10)
       if fine and np.linalg.norm(move) < distance:
         best, distance = mean + move, np.linalg.norm(move)
     return best, distance
@@ -100,7 +100,7 @@ def cagrad(matrix, radius=0.4):
 
 
 def fair(matrix, alpha):
-  """G w = w^(-1 / alpha), in logarithms, by a general solver of equations."""
+  """Solves G w = w^(-1 / alpha) in logarithms by a general root finder."""
   rows = matrix[lengths(matrix)[:, 0] > 0]
   gramian = rows @ rows.T
   power = 1 / alpha
@@ -116,9 +116,9 @@ def fair(matrix, alpha):
   start = np.zeros(len(rows))
   first = scipy.optimize.minimize(objective, start, jac=True, method='BFGS')
   equation = lambda z: gramian @ np.exp(z) * np.exp(z * power) - 1
-  found = scipy.optimize.root(equation, first.x, tol=1e-14)
-  assert np.abs(equation(found.x)).max() < 1e-8
-  return np.exp(found.x) @ rows
+  solution = scipy.optimize.root(equation, first.x, tol=1e-14)
+  assert np.abs(equation(solution.x)).max() < 1e-8
+  return np.exp(solution.x) @ rows
 
 
 def nash_mtl(matrix, max_norm=None, normalise=False):
@@ -130,16 +130,16 @@ def nash_mtl(matrix, max_norm=None, normalise=False):
 
 
 def imtl_g(matrix):
-  """Of all combinations, the one with equal projections on unit rows."""
+  """The combination with equal projections onto unit rows."""
   rows = matrix[lengths(matrix)[:, 0] > 0]
   size = len(rows)
   system = np.block(
     [[unit(rows) @ rows.T, -np.ones((size, 1))], [np.ones((1, size)), 0]]
   )
   right = np.append(np.zeros(size), 1)
-  found = np.linalg.lstsq(system, right, rcond=1e-10)[0]
-  assert np.abs(system @ found - right).max() < 1e-8
-  return found[:-1] @ rows
+  solution = np.linalg.lstsq(system, right, rcond=1e-10)[0]
+  assert np.abs(system @ solution - right).max() < 1e-8
+  return solution[:-1] @ rows
 
 
 def aligned_mtl(matrix):
@@ -186,13 +186,13 @@ def grad_vac(matrix, orders, targets, rate=0.5):
 
 
 def grad_drop(matrix, uniform):
-  kept = np.zeros(matrix.shape[1])
+  kept_sum = np.zeros(matrix.shape[1])
   for j, column in enumerate(matrix.T):
     total = np.abs(column).sum()
     share = (1 + column.sum() / total) / 2 if total else 0.5
     sign = 1 if uniform[j] < share else -1
-    kept[j] = column[column * sign > 0].sum()
-  return kept
+    kept_sum[j] = column[column * sign > 0].sum()
+  return kept_sum
 
 
 def stch(matrix, values, smoothing, preference=None, reference=0.0):
@@ -232,7 +232,7 @@ def moco(
   if radius is not None:
     tracked = tracked * radius / np.maximum(lengths(tracked), radius)
   if exact:
-    # The regularisation is a coordinate of each row's own.
+    # The regularisation adds a separate coordinate to each row.
     wide = np.hstack([tracked, np.sqrt(rho) * np.eye(len(rows))])
     weights = np.linalg.lstsq(
       np.vstack([wide.T, np.full(len(rows), 1e3)]),
@@ -246,7 +246,7 @@ def moco(
 
 
 def dynamic_barrier(matrix, eta):
-  """The objective, moved to the half-space in which the penalty falls."""
+  """The objective's gradient, projected to decrease the penalty."""
   objective, penalty = matrix
   lacking = eta * penalty @ penalty - objective @ penalty
   if lacking <= 0 or not penalty.any():

@@ -1,8 +1,8 @@
 """Every aggregator against plain NumPy, over updates, in both precisions.
 
-Matrices with two rows and two columns cannot tell objectives from coordinates,
-ones with three rows and five columns can; some have a zero row, equal rows or
-dependent ones.
+Square matrices would hide a confusion of objectives and coordinates, so there
+are also matrices with three rows and five columns. Some have a zero row, equal
+rows or dependent rows.
 """
 
 import functools
@@ -49,12 +49,12 @@ def losses(rows):
 
 
 def each(aggregate):
-  """The reference of an aggregator without a memory."""
+  """The reference of a stateless aggregator."""
   return lambda matrices: [aggregate(matrix) for matrix in matrices]
 
 
 def remembered(make):
-  """The reference of an aggregator with a memory, from a number of rows."""
+  """The reference of a stateful aggregator, from a number of rows."""
 
   def over_updates(matrices):
     rows = matrices.shape[1]
@@ -73,12 +73,12 @@ def halves(count):
 
 
 def orders(rows, steps=STEPS):
-  """The orders that the key 0 gives, update by update."""
-  key, found = jax.random.key(0), []
+  """The random orders of key 0, update by update."""
+  key, directions = jax.random.key(0), []
   for _ in range(steps):
     key, drawn = _pcgrad_grad_vac._orders(key, rows)
-    found.append(np.asarray(drawn))
-  return found
+    directions.append(np.asarray(drawn))
+  return directions
 
 
 def pcgrad(matrices):
@@ -88,21 +88,21 @@ def pcgrad(matrices):
 
 def grad_vac(matrices):
   rows = matrices.shape[1]
-  targets, found = np.zeros((rows, rows)), []
+  targets, directions = np.zeros((rows, rows)), []
   for matrix, order in zip(matrices, orders(rows)):
     direction, targets = references.grad_vac(matrix, order, targets)
-    found.append(direction)
-  return found
+    directions.append(direction)
+  return directions
 
 
 def grad_drop(matrices):
-  key, found = jax.random.key(0), []
+  key, directions = jax.random.key(0), []
   for matrix in matrices:
     key, now = jax.random.split(key)
     (now,) = jax.random.split(now, 1)
     uniform = np.asarray(jax.random.uniform(now, matrix.shape[1:]))
-    found.append(references.grad_drop(matrix, uniform))
-  return found
+    directions.append(references.grad_drop(matrix, uniform))
+  return directions
 
 
 def stch(matrices):
@@ -118,67 +118,67 @@ def stch(matrices):
 
 def uncertainty(matrices):
   rows = matrices.shape[1]
-  variance, found = np.zeros(rows), []
+  variance, directions = np.zeros(rows), []
   for matrix in matrices:
     direction, variance = references.uncertainty_weighting(
       matrix, losses(rows), variance, 0.5
     )
-    found.append(direction)
-  return found
+    directions.append(direction)
+  return directions
 
 
-def moco(matrices, **given):
+def moco(matrices, **kwargs):
   rows = matrices.shape[1]
   weights, tracked = np.full(rows, 1 / rows), np.zeros(matrices.shape[1:])
-  found = []
+  directions = []
   for k, matrix in enumerate(matrices):
     direction, weights, tracked = references.moco(
-      matrix, tracked, weights, 1.5 / (k + 1), 0.4 / (k + 1), **given
+      matrix, tracked, weights, 1.5 / (k + 1), 0.4 / (k + 1), **kwargs
     )
-    found.append(direction)
-  return found
+    directions.append(direction)
+  return directions
 
 
-def _moco(rows, **given):
+def _moco(rows, **kwargs):
   return bj.aggregators.moco(
     rows,
     tracking=lambda k: 1.5 / (k + 1),
     weight_step=lambda k: 0.4 / (k + 1),
-    **given,
+    **kwargs,
   )
 
 
 def local_moco(matrices):
-  """Two samples an update: the gradients are tracked twice."""
+  """Two samples per update: the gradients are tracked twice."""
   rows = matrices.shape[1] // 2
   weights, tracked = np.full(rows, 1 / rows), np.zeros_like(matrices[0, :rows])
-  found = []
+  directions = []
   for matrix in matrices:
     tracked = references.moco(matrix[:rows], tracked, weights, 0.5, 0.1)[2]
     direction, weights, tracked = references.moco(
       matrix[rows:], tracked, weights, 0.5, 0.1
     )
-    found.append(direction)
-  return found
+    directions.append(direction)
+  return directions
 
 
 def modo(matrices):
-  """Three samples an update; the step falls."""
+  """Three samples per update, with a decreasing step size."""
   rows = matrices.shape[1] // 3
-  weights, found = np.full(rows, 1 / rows), []
+  weights, directions = np.full(rows, 1 / rows), []
   for k, (one, two, three) in enumerate(split(matrices, 3)):
     weights = references.modo(one, two, weights, 0.3 / (k + 1), 0.1)
-    found.append(weights @ three)
-  return found
+    directions.append(weights @ three)
+  return directions
 
 
 def sdmgrad(matrices):
   rows = matrices.shape[1] // 2
-  weights, found = np.full(rows, 1 / rows), []
+  weights, directions = np.full(rows, 1 / rows), []
   for one, two in split(matrices, 2):
     taken, weights = references.sdmgrad(one, two, weights, 1.0)
-    found.append(taken @ (one + two) / 2)
-  return found
+    directions.append(taken @ (one + two) / 2)
+  return directions
 
 
 def split(matrices, samples):
@@ -186,8 +186,8 @@ def split(matrices, samples):
 
 
 A = bj.aggregators
-# Of each aggregator: how it is made for a number of rows, its reference over
-# updates, and how many samples it takes.
+# For each aggregator: its factory for a number of rows, its reference over
+# updates, and its number of samples.
 CASES = {
   'mean': (A.mean, each(lambda m: m.mean(0))),
   'weighted': (
@@ -316,17 +316,17 @@ def run(link, matrices, values, dtype):
     return state, (direction, state.weights)
 
   one = lambda rows: jax.lax.scan(update, link.init(params), rows)[1]
-  found = jax.jit(jax.vmap(one))(jnp.asarray(matrices, dtype))
-  assert all(x.dtype == dtype for x in found)
-  return [np.asarray(x, np.float64) for x in found]
+  directions = jax.jit(jax.vmap(one))(jnp.asarray(matrices, dtype))
+  assert all(x.dtype == dtype for x in directions)
+  return [np.asarray(x, np.float64) for x in directions]
 
 
-# Their directions are no weighted sums of the rows that come in.
+# Their directions are not weighted sums of the current rows.
 WITHOUT_WEIGHTS = ('grad_drop', 'moco,', 'moco', 'db_mtl')
 
 
 # A parameter of shape (2,) with two objectives in float32, and a larger one in
-# float64; `properties_test` compares the precisions. Variants in one of them.
+# float64; `properties_test` compares the precisions. Variants use one of them.
 @pytest.mark.parametrize(
   ('name', 'shape', 'dtype'),
   [(name, (3, 5), 'float64') for name in CASES]
@@ -334,7 +334,7 @@ WITHOUT_WEIGHTS = ('grad_drop', 'moco,', 'moco', 'db_mtl')
     ((name, (2, 2), 'float32') for name in CASES if ',' not in name), count=3
   ),
 )
-def test_directions_and_weights(name, shape, dtype):
+def test_directions_and_weights_match_numpy(name, shape, dtype):
   make, reference, *samples = CASES[name]
   rows, columns = shape
   count = samples[0] if samples else 1
@@ -345,16 +345,16 @@ def test_directions_and_weights(name, shape, dtype):
   with jax.enable_x64(dtype == 'float64'):
     expected = np.array([reference(m) for m in matrices])
     values = jnp.tile(jnp.asarray(losses(rows), dtype), count)
-    found, weights = run(make(rows), matrices, values, dtype)
+    directions, weights = run(make(rows), matrices, values, dtype)
   share = {'float64': 5e-6, 'float32': 5e-5}[dtype]
   sizes = np.maximum(
     np.abs(expected).max((1, 2)), np.abs(matrices).max((1, 2, 3))
   )
   room = share * sizes[:, None, None]
-  assert np.all(np.abs(found - expected) <= room), (found, expected)
+  assert np.all(np.abs(directions - expected) <= room), (directions, expected)
   if count == 1 and name.split()[0] not in WITHOUT_WEIGHTS:
     again = np.einsum('ktm,ktmn->ktn', weights, matrices)
-    np.testing.assert_allclose(again, found, atol=share)
+    np.testing.assert_allclose(again, directions, atol=share)
 
 
 def test_any_two_methods_differ():
@@ -369,14 +369,14 @@ def test_any_two_methods_differ():
 
 
 def shuffles(drawn, size):
-  """Recorded orders of the other rows, as orders of all rows."""
+  """Converts recorded orders of the other rows to orders of all rows."""
   others = [[j for j in range(size) if j != i] for i in range(size)]
   if len(drawn[0]) == size:
     return drawn
   return [[others[i][k] for k in drawn[i]] for i in range(size)]
 
 
-def of_two_jacobians(matrix, update):
+def with_two_jacobians(matrix, update):
   first, weights = matrix, np.full(len(matrix), 1 / len(matrix))
   for _ in range(2):
     taken, weights = update(first, first + 0.1, weights)
@@ -384,7 +384,7 @@ def of_two_jacobians(matrix, update):
 
 
 def sdmgrad_as_recorded(one, two, weights):
-  """Its steps are counted in mean squared lengths there."""
+  """The recorded step size is in units of mean squared lengths."""
   cross = one @ two.T
   scale = np.abs(cross).sum(1).max()
   unit = np.mean(np.sqrt(np.maximum(np.diag(cross), 0))) ** 2 + 1e-8
@@ -396,7 +396,7 @@ def modo_as_recorded(one, two, weights):
   return weights, weights
 
 
-# From a matrix and what was drawn.
+# Maps a matrix and the recorded draws to the direction.
 AS_RECORDED = {
   'mean': lambda m, drawn: m.mean(0),
   'weighted': lambda m, drawn: np.arange(1.0, len(m) + 1) @ m,
@@ -412,15 +412,15 @@ AS_RECORDED = {
   'uncertainty_weighting': lambda m, drawn: np.full(len(m), 0.5) @ m,
   'pcgrad': lambda m, drawn: references.pcgrad(m, shuffles(drawn, len(m))),
   'grad_drop': lambda m, drawn: references.grad_drop(m, drawn[0]),
-  'modo': lambda m, drawn: of_two_jacobians(m, modo_as_recorded),
-  'sdmgrad': lambda m, drawn: of_two_jacobians(m, sdmgrad_as_recorded),
+  'modo': lambda m, drawn: with_two_jacobians(m, modo_as_recorded),
+  'sdmgrad': lambda m, drawn: with_two_jacobians(m, sdmgrad_as_recorded),
 }
-# There the recorded sequence of convex programs has not solved the equation
-# that defines the bargain.
+# For these the recorded sequence of convex programs does not solve the equation
+# of the bargaining solution.
 UNSOLVED = ('three scales', 'more rows than columns')
 
 
-def test_references_give_what_another_library_recorded():
+def test_references_match_another_library():
   compared = 0
   for row in RECORDED['rows']:
     matrix = np.array(RECORDED['matrices'][row['matrix']])
@@ -431,18 +431,18 @@ def test_references_give_what_another_library_recorded():
       one, two = row['drawn'][:size], row['drawn'][-size:]
       zeros = np.zeros((size, size))
       _, targets = references.grad_vac(matrix, shuffles(one, size), zeros)
-      ours, _ = references.grad_vac(matrix, shuffles(two, size), targets)
+      computed, _ = references.grad_vac(matrix, shuffles(two, size), targets)
     else:
-      ours = AS_RECORDED[method](matrix, row['drawn'])
+      computed = AS_RECORDED[method](matrix, row['drawn'])
     if method == 'imtl_g' and row['matrix'] == 'more rows than columns':
-      # There all projections are equal to zero, but the recorded direction,
-      # of least squares, has unequal ones.
-      assert np.abs(ours).max() < 1e-12
+      # All projections are zero, but those of the recorded least-squares
+      # direction differ.
+      assert np.abs(computed).max() < 1e-12
       continue
-    theirs = np.array(row['value'])
-    scale = max(1.0, np.abs(theirs).max())
+    recorded = np.array(row['value'])
+    scale = max(1.0, np.abs(recorded).max())
     np.testing.assert_allclose(
-      ours / scale, theirs / scale, atol=1e-4, err_msg=str(row)
+      computed / scale, recorded / scale, atol=1e-4, err_msg=str(row)
     )
     compared += 1
   assert compared > 140

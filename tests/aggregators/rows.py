@@ -10,13 +10,13 @@ from tests import contract
 from tests.contract import COORDINATES, OBJECTIVES, RATE, Row
 
 
-def _chain(name, copies=1, keyed=False, given=(), **fixed):
+def _chain(name, copies=1, keyed=False, settings=(), **fixed):
   """Three objectives, and an aggregator with its hyperparameters."""
 
   def make(wrap, **hyper):
     aggregator = getattr(bj.aggregators, name)
     oracle = bj.multi_objective(
-      contract.three_losses, OBJECTIVES, **dict(given)
+      contract.three_losses, OBJECTIVES, **dict(settings)
     )
     oracle = wrap(oracle)
     if copies > 1:
@@ -38,7 +38,7 @@ def row(
     make or _chain(method, samples, keyed, **dict(fixed)),
     {'gradients/objectives': OBJECTIVES * samples},
     params=flags.pop('params', contract.flat_params),
-    # Of its own: the step size is optax's.
+    # Only its own hyperparameters; the step size belongs to optax.
     hyper=dict(hyper),
     **flags,
   )
@@ -51,7 +51,7 @@ def _weighted(wrap):
 
 
 def headed_losses(params, batch):
-  """Three losses of a shared variable, and a head for each."""
+  """Three losses of a shared variable with one head each."""
   heads = [((head - batch['c']) ** 2).mean() for head in params.heads]
   shared = {'z': params.shared['z']}
   return contract.three_losses(shared, batch) + jnp.stack(heads)
@@ -72,7 +72,7 @@ def _headed(wrap):
 
 
 def _two(wrap, tracking):
-  """Two objectives: arrays of shape (2,) that are no variables."""
+  """Two objectives: arrays of shape (2,) that are not variables."""
   losses = lambda params, batch: contract.three_losses(params, batch)[:2]
   oracle = wrap(bj.multi_objective(losses, ('one', 'two')))
   link = bj.aggregators.moco(2, tracking=tracking, weight_step=2.0)
@@ -87,7 +87,7 @@ def _averaged(wrap, decay):
 
 
 def _constrained(wrap, rate):
-  """The third loss stands for a penalty."""
+  """The third loss is the penalty."""
   oracle = wrap(bj.multi_objective(contract.three_losses, OBJECTIVES))
   link = bj.aggregators.constrained_mgda(OBJECTIVES - 1, rate=rate)
   return optax.chain(oracle, link, optax.sgd(RATE))
@@ -118,7 +118,7 @@ ROWS = (
   row('mean', covers=('multi_objective',)),
   row(
     'mean, rows made at once',
-    _chain('mean', given={'by': 'vmap'}),
+    _chain('mean', settings={'by': 'vmap'}),
     same_as='mean',
     light=True,
   ),

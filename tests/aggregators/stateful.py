@@ -1,7 +1,7 @@
-"""Aggregators with a memory, written plainly in NumPy, in float64.
+"""Stateful aggregators in plain NumPy and float64.
 
-Each function makes a step: from a matrix whose rows are gradients, and the
-losses, to the direction. What it remembers is in its closure.
+Each function returns a step that maps a matrix of gradients and the losses to
+the direction. The state is in its closure.
 """
 
 import jax
@@ -22,7 +22,7 @@ def grad_norm(rows, rate, alpha=1.5):
     lengths = np.linalg.norm(matrix, axis=1)
     target = np.mean(weights * lengths) * rates**alpha
     away = lambda w: np.abs(w * lengths - target).sum()
-    # The slope of a sum of absolute values, by differences.
+    # The gradient of a sum of absolute values, by differences.
     slope = np.array(
       [
         (away(weights + unit) - away(weights - unit)) / 2e-6
@@ -38,16 +38,16 @@ def grad_norm(rows, rate, alpha=1.5):
 
 
 def dwa(rows, temperature, period):
-  seen = []
+  history = []
 
   def step(matrix, losses):
-    epoch = len(seen) // period
+    epoch = len(history) // period
     weights = np.ones(rows)
     if epoch >= 2:
-      mean = lambda e: np.mean(seen[e * period : (e + 1) * period], axis=0)
+      mean = lambda e: np.mean(history[e * period : (e + 1) * period], axis=0)
       powers = np.exp(mean(epoch - 1) / mean(epoch - 2) / temperature)
       weights = rows * powers / powers.sum()
-    seen.append(losses)
+    history.append(losses)
     return weights @ matrix
 
   return step
@@ -119,7 +119,7 @@ def excess_mtl(rows, rate):
 
 
 def cr_mogm(rows, decay, choose):
-  """`choose` gives the weights of the aggregator within."""
+  """`choose` returns the weights of the inner aggregator."""
   weights = np.full(rows, 1 / rows)
 
   def step(matrix, losses):
@@ -138,13 +138,15 @@ def pcd(rows, progress, decay=0.999):
     lengths = np.linalg.norm(matrix, axis=1)
     squares = decay * squares + (1 - decay) * lengths**2
     scaled = (matrix.T / np.sqrt(squares + 1e-8)).T
-    least = progress * (scaled[1:] ** 2).sum(1)
+    min_products = progress * (scaled[1:] ** 2).sum(1)
     best, distance = None, np.inf
-    # The nearest point with these products, over all faces.
+    # The nearest point with these products, by trying all faces.
     for face in [(), *references.subsets(rows - 1)]:
       some = scaled[1:][list(face)]
-      move = np.linalg.pinv(some) @ (least[list(face)] - some @ scaled[0])
-      fine = np.all(scaled[1:] @ (scaled[0] + move) >= least - 1e-9)
+      move = np.linalg.pinv(some) @ (
+        min_products[list(face)] - some @ scaled[0]
+      )
+      fine = np.all(scaled[1:] @ (scaled[0] + move) >= min_products - 1e-9)
       if fine and np.linalg.norm(move) < distance:
         best, distance = scaled[0] + move, np.linalg.norm(move)
     size = 0.0 if best is None else np.linalg.norm(best)
@@ -156,7 +158,7 @@ def pcd(rows, progress, decay=0.999):
 
 
 def constrained_weights(objectives, penalty, rate):
-  """The weights of the objectives, by a general solver from many starts."""
+  """The objectives' weights by a general solver from many starts."""
   square = penalty @ penalty
   slack = rate - objectives @ penalty / square
   rows = len(objectives)
@@ -178,7 +180,7 @@ def constrained_weights(objectives, penalty, rate):
   )
   best = None
   for start in [np.full(rows, 1 / rows), *np.eye(rows)]:
-    found = scipy.optimize.minimize(
+    solution = scipy.optimize.minimize(
       height,
       np.append(start, max(0, start @ slack)),
       jac=slope,
@@ -187,13 +189,13 @@ def constrained_weights(objectives, penalty, rate):
       method='SLSQP',
       options={'ftol': 1e-16, 'maxiter': 1000},
     )
-    if best is None or found.fun < best.fun:
-      best = found
+    if best is None or solution.fun < best.fun:
+      best = solution
   return best.x[:-1]
 
 
 def constrained_mgda(rows, rate, averaging):
-  """The last row is the penalty's."""
+  """The last row is the penalty."""
   mean, count = np.zeros(rows - 1), 0
 
   def step(matrix, losses):

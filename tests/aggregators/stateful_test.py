@@ -1,4 +1,4 @@
-"""Runs of aggregators with a memory on coupled losses, against NumPy."""
+"""Runs of stateful aggregators on coupled losses, against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def _smooth_maximum(matrix, losses):
   return powers / powers.sum() / 3
 
 
-# By name: the link, and its step in NumPy from a dtype.
+# By name: the aggregator, and a function from a dtype to its NumPy step.
 CASES = {
   'grad_norm': (
     lambda: A.grad_norm(3, rate=falling, alpha=0.7),
@@ -79,7 +79,7 @@ CASES = {
 
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
 @pytest.mark.parametrize('name', CASES)
-def test_a_run_on_coupled_losses(name, dtype):
+def test_a_run_on_coupled_losses_matches_numpy(name, dtype):
   make, reference = CASES[name]
   batches = problem.batches(count=UPDATES, seed=3)
   rows = jax.jit(jax.jacrev(problem.objectives))
@@ -125,8 +125,8 @@ ONE = {
 
 
 @pytest.mark.parametrize('name', ONE)
-def test_one_objective_is_descended(name):
-  """Along its gradient; where only logarithms count, that of one."""
+def test_one_objective_gives_its_own_gradient(name):
+  """Or the gradient of its logarithm for scale-free aggregators."""
   link, params = ONE[name](1), jnp.zeros(2)
   row = jnp.array([[3.0, -4.0]])
   state = link.init(params)
@@ -138,8 +138,8 @@ def test_one_objective_is_descended(name):
 
 
 @pytest.mark.parametrize('name', ONE)
-def test_gradients_that_vanish_or_agree(name):
-  """All zero: no direction. All equal: theirs."""
+def test_zero_or_equal_gradients(name):
+  """Zero gradients give zero, equal gradients their common direction."""
   params, values = jnp.zeros(2), jnp.ones(3)
   for row in ([0.0, 0.0], [1.0, 2.0]):
     link = ONE[name](3)
@@ -155,10 +155,10 @@ def test_gradients_that_vanish_or_agree(name):
       assert (size > 0) == any(row)
 
 
-def test_a_step_of_grad_norm_that_leaves_no_weight_is_not_taken():
+def test_grad_norm_skips_a_step_that_removes_all_weights():
   link, params = A.grad_norm(2, rate=10.0, alpha=0.5), jnp.zeros(2)
   state, update = link.init(params), jax.jit(link.update)
-  # Both are longer than their targets, 0.1 and 1.41, where they differ.
+  # Both are longer than their targets, 0.1 and 1.41.
   for lengths, losses in [([1, 1], [1, 1])] + 2 * [([0.4, 1.6], [0.01, 1.99])]:
     jacobian = bj.Jacobian(
       jnp.diag(jnp.array(lengths, jnp.float32)),
@@ -168,8 +168,8 @@ def test_a_step_of_grad_norm_that_leaves_no_weight_is_not_taken():
   np.testing.assert_allclose(direction, [0.4, 1.6], rtol=1e-6)
 
 
-def test_pcd_of_long_gradients():
-  """Their squares leave the range of float32."""
+def test_pcd_accepts_long_gradients():
+  """Squares of the gradients leave the range of float32."""
   link, params = A.pcd(2, progress=0.0), jnp.zeros(2)
   rows = 1e25 * jnp.array([[1.0, 0.0], [-0.5, 0.5]])
   direction, _ = link.update(bj.Jacobian(rows), link.init(params), params)
@@ -183,12 +183,16 @@ def test_constrained_mgda_of_one_objective_is_the_dynamic_barrier():
   one, barrier = A.constrained_mgda(1, rate=0.5), A.dynamic_barrier(0.5)
   params = jnp.zeros(4)
   for rows in jnp.asarray(rng.normal(size=(20, 2, 4)), jnp.float32):
-    ours, _ = one.update(bj.Jacobian(rows), one.init(params), params)
-    theirs, _ = barrier.update(bj.Jacobian(rows), barrier.init(params), params)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    constrained, _ = one.update(bj.Jacobian(rows), one.init(params), params)
+    barrier_direction, _ = barrier.update(
+      bj.Jacobian(rows), barrier.init(params), params
+    )
+    np.testing.assert_allclose(
+      constrained, barrier_direction, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_the_penalty_falls_at_the_rate_and_without_a_slope_does_nothing():
+def test_the_penalty_decreases_at_the_rate_and_a_zero_penalty_has_no_effect():
   link = A.constrained_mgda(3, rate=0.4)
   params = jnp.zeros(6)
   run = jax.jit(
@@ -198,28 +202,28 @@ def test_the_penalty_falls_at_the_rate_and_without_a_slope_does_nothing():
   )
   rows = np.random.default_rng(1).normal(size=(200, 4, 6))
   rows *= 10.0 ** np.random.default_rng(2).uniform(-1, 1, size=(200, 4, 1))
-  found = np.asarray(run(jnp.asarray(rows, jnp.float32)), np.float64)
+  actual = np.asarray(run(jnp.asarray(rows, jnp.float32)), np.float64)
   penalty = rows[:, 3]
-  fall = np.einsum('sn,sn->s', penalty, found)
+  fall = np.einsum('sn,sn->s', penalty, actual)
   assert np.all(fall >= (0.4 - 1e-3) * (penalty**2).sum(1))
   rows[:, 3] = 0
-  found = np.asarray(run(jnp.asarray(rows, jnp.float32)), np.float64)
-  for matrix, direction in zip(rows[:20], found):
+  actual = np.asarray(run(jnp.asarray(rows, jnp.float32)), np.float64)
+  for matrix, direction in zip(rows[:20], actual):
     nearest = references.mgda(matrix[:3])
     room = 2e-3 * np.linalg.norm(nearest) + 1e-5
     np.testing.assert_allclose(direction, nearest, atol=room)
 
 
-def test_secondary_objectives_that_exclude_each_other_change_nothing():
-  """No direction serves both: the first gradient is followed."""
+def test_conflicting_secondary_objectives_have_no_effect():
+  """No direction makes progress on both, so the first gradient remains."""
   rows = jnp.array([[1.0, 0.5], [0.0, 2.0], [0.0, -3.0]])
   link = A.pcd(3, progress=0.5)
   direction, _ = link.update(bj.Jacobian(rows), link.init(rows[0]), rows[0])
   np.testing.assert_allclose(direction, rows[0], rtol=1e-6)
 
 
-def test_pmgda_ends_where_the_losses_stand_in_the_proportion(x64):
-  """On a known front: minimisers at -1 and 1, apart in one direction."""
+def test_pmgda_reaches_the_preferred_proportion(x64):
+  """On a known front between minimisers at -1 and 1."""
   losses = lambda x, batch: jnp.stack(
     [((x - batch) ** 2).sum(), ((x + batch) ** 2).sum()]
   )
@@ -227,7 +231,7 @@ def test_pmgda_ends_where_the_losses_stand_in_the_proportion(x64):
     solver = optax.chain(
       bj.multi_objective(losses, 2),
       A.pmgda(2, preference=[1.0, ratio], rate=1.0, tolerance=1e-3),
-      # A constant step jumps across the ray by a step.
+      # A constant step size oscillates around the ray.
       optax.sgd(lambda count: 0.02 / (1 + count / 50)),
     )
     start = jnp.array([0.3, -0.8])
@@ -237,8 +241,8 @@ def test_pmgda_ends_where_the_losses_stand_in_the_proportion(x64):
     np.testing.assert_allclose(x[1], 0, atol=2e-2)
 
 
-def test_heads_are_left_to_themselves():
-  """What aggregators remember of rows has no place for the heads."""
+def test_heads_are_not_tracked():
+  """The state of stateful aggregators has no entries for heads."""
   losses = lambda p, batch: jnp.stack(
     [(p.trunk - 1) ** 2 + p.heads**2, (p.trunk + 2) ** 2 + (p.heads - 1) ** 2]
   )
@@ -246,14 +250,14 @@ def test_heads_are_left_to_themselves():
   oracle = bj.multi_objective(losses, 2, rest=('heads',))
   for make in (A.db_mtl, A.excess_mtl):
     solver = optax.chain(oracle, make(2, rest=('heads',)))
-    found, _ = solver.update(None, solver.init(params), params)
-    np.testing.assert_allclose(found.heads, 2 * 3.0 + 2 * 2.0)
+    actual, _ = solver.update(None, solver.init(params), params)
+    np.testing.assert_allclose(actual.heads, 2 * 3.0 + 2 * 2.0)
     solver = optax.chain(oracle, make(2))
     with pytest.raises(ValueError, match='the oracle the same `rest`'):
       solver.update(None, solver.init(params), params)
 
 
-def test_numbers_out_of_range_and_aggregators_without_weights():
+def test_numbers_out_of_range_and_missing_weights_are_errors():
   for make, words in {
     lambda: A.grad_norm(2, rate=-1.0): 'rate is a finite number >= 0',
     lambda: A.grad_norm(2, alpha=-1.0): 'alpha',

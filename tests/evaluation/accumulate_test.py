@@ -1,4 +1,4 @@
-"""Micro-batches: how they are split, summed, counted and scheduled."""
+"""Micro-batches: splitting, sums, counts and schedules."""
 
 import chex
 import jax
@@ -24,7 +24,7 @@ def test_split_keeps_the_order_and_deal_takes_turns():
   np.testing.assert_array_equal(parts['b'], [[0, 3], [1, 4], [2, 5]])
 
 
-def test_each_part_has_a_key_of_its_own():
+def test_each_part_gets_its_own_key():
   for split in (bj.evaluation.split_batch, bj.evaluation.deal_batch):
     numbers = jax.random.key_data(split(jax.random.key(0), 3))
     assert len({tuple(row) for row in numbers.tolist()}) == 3
@@ -45,7 +45,7 @@ def test_wrong_batches_and_parts():
       bj.evaluation.deal_batch(jnp.ones(6), parts)
 
 
-def test_any_number_of_parts_gives_the_whole_gradient():
+def test_any_number_of_parts_gives_the_gradient_of_the_batch():
   batch, params = jnp.sin(jnp.arange(12.0)), jnp.float32(0.5)
   for parts in (1, 3, 12):
     oracle = bj.evaluation.accumulate(bj.gradient(square), parts)
@@ -56,12 +56,12 @@ def test_any_number_of_parts_gives_the_whole_gradient():
     assert bj.counts(state) == {'gradients/loss': parts}
 
 
-def test_the_state_goes_from_part_to_part():
-  fn = lambda params, batch, seen: ((seen,), batch.sum(), seen + 1)
+def test_state_passes_from_part_to_part():
+  fn = lambda params, batch, count: ((count,), batch.sum(), count + 1)
   start = lambda params: jnp.float32(0.0)
   oracle = bj.oracle(fn, ('seen',), start, linear=True)
-  ours = bj.evaluation.accumulate(oracle, 4)
-  _, state = ours.update(jnp.ones(4), ours.init(0.0), 0.0)
+  accumulated = bj.evaluation.accumulate(oracle, 4)
+  _, state = accumulated.update(jnp.ones(4), accumulated.init(0.0), 0.0)
   assert state.inner == 4 and bj.values(state)['seen'] == 1.5
 
 
@@ -71,34 +71,36 @@ def test_outputs_are_means_over_the_parts():
 
   shape = {'mean': jnp.float32(0.0), 'size': jnp.int32(0)}
   oracle = bj.gradient(loss, outputs=lambda params: shape)
-  ours = bj.evaluation.accumulate(oracle, 2)
+  accumulated = bj.evaluation.accumulate(oracle, 2)
   params = jnp.float32(0.0)
-  _, state = ours.update(jnp.arange(4.0), ours.init(params), params)
+  _, state = accumulated.update(
+    jnp.arange(4.0), accumulated.init(params), params
+  )
   assert bj.outputs(state)['loss'] == {'mean': 1.5, 'size': 2}
 
 
-def test_a_split_of_one_s_own():
-  ours = bj.evaluation.accumulate(
+def test_custom_split():
+  accumulated = bj.evaluation.accumulate(
     bj.gradient(square), 2, split=lambda batch, parts: batch['parts']
   )
   batch = {'parts': jnp.array([1.0, 3.0])}
-  slope, _ = ours.update(batch, ours.init(0.0), jnp.float32(0.0))
+  slope, _ = accumulated.update(batch, accumulated.init(0.0), jnp.float32(0.0))
   assert slope == -4.0
 
 
-def test_sums_of_many_parts_are_kept_in_float32():
+def test_sums_of_many_parts_accumulate_in_float32():
   """In bfloat16 the sum would stop growing at 1."""
   product = lambda params, batch: jnp.mean(params * batch)
   batch, params = jnp.full(512, 1.5, jnp.bfloat16), jnp.bfloat16(1.0)
   for dtype, expected in ((jnp.float32, 1.5), (jnp.bfloat16, 1.0)):
-    ours = bj.evaluation.accumulate(
+    accumulated = bj.evaluation.accumulate(
       bj.gradient(product), 512, accumulator_dtype=dtype
     )
-    slope, _ = ours.update(batch, ours.init(params), params)
+    slope, _ = accumulated.update(batch, accumulated.init(params), params)
     assert slope.dtype == jnp.bfloat16 and slope == expected
 
 
-def test_a_schedule_inside_an_oracle_sees_one_update_not_one_a_part():
+def test_a_schedule_inside_an_oracle_counts_updates_not_parts():
   mean = lambda z: jnp.mean(z**2)
   problem = bj.BilevelProblem(
     upper=lambda x, y, batch: mean(y - batch), lower=lambda x, y, b: mean(y - x)
@@ -107,8 +109,11 @@ def test_a_schedule_inside_an_oracle_sees_one_update_not_one_a_part():
   params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
   sgd, ends = optax.sgd(0.1), []
   quarters = lambda oracle: bj.evaluation.accumulate(oracle, 4)
-  whole = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd)
-  for solver in (whole, bj.evaluation.wrapped(whole, quarters)):
+  plain = bj.v_pbgd(problem, penalty=ramp, upper=sgd, lower=sgd)
+  for solver in (
+    plain,
+    bj.evaluation.wrapped(plain, quarters),
+  ):
     step = jax.jit(solver.update)
     here, state = params, solver.init(params)
     for _ in range(3):

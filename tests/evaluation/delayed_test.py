@@ -1,4 +1,4 @@
-"""Stale parameters: who is served when, which version each worker holds."""
+"""Stale parameters: the order of service and the version of each worker."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import bilevel_jax as bj
 
 
 def where():
-  """An oracle that gives back the parameters it saw, and the worker's number.
+  """An oracle that returns its parameters and the worker's number.
 
-  The k-th parameters are k, so that it says which version it was given.
+  The k-th parameters are k, so its result is the version of its parameters.
   """
 
   def update_fn(batch, state, params=None, *, worker=-1, **extra_args):
@@ -22,9 +22,9 @@ def where():
   return bj.oracles.Oracle(lambda params: (), update_fn)
 
 
-def run(updates, *args, **given):
+def run(updates, *args, **kwargs):
   """Versions, workers and delays of a run, each (updates,)."""
-  oracle = bj.evaluation.delayed(where(), *args, **given)
+  oracle = bj.evaluation.delayed(where(), *args, **kwargs)
 
   def body(state, k):
     (version, worker), state = oracle.update(None, state, jnp.float32(k))
@@ -34,8 +34,8 @@ def run(updates, *args, **given):
   return jax.lax.scan(body, start, jnp.arange(updates))[1]
 
 
-def test_in_turn():
-  """Also with a bound that is not reached."""
+def test_round_robin_delays_by_the_other_workers():
+  """Also with a bound above the delays."""
   k = np.arange(12)
   for workers, bound in ((1, None), (3, None), (4, 6)):
     version, worker, delay = jax.jit(
@@ -52,13 +52,13 @@ def test_traced_numbers_of_workers_share_a_program():
   together = jax.jit(jax.vmap(run_one))(numbers)
   for i, n in enumerate((1, 2, 5)):
     alone = jax.jit(lambda n=n: run(9, n, bound=4))()
-    for ours, theirs in zip(together, alone, strict=True):
-      np.testing.assert_array_equal(ours[i], theirs)
+    for mapped, single in zip(together, alone, strict=True):
+      np.testing.assert_array_equal(mapped[i], single)
 
 
 @pytest.mark.parametrize('bound', [3, 4, 9])
-def test_at_random(bound):
-  """Every worker computes with what it was handed when last served."""
+def test_random_service_keeps_the_bound(bound):
+  """Every worker computes with the version from its last service."""
   keys = jax.random.split(jax.random.key(0), 3)
   one = lambda key: run(1500, 4, bound=bound, service='random', key=key)
   runs = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
@@ -68,7 +68,7 @@ def test_at_random(bound):
       assert version[k] == handed[int(worker[k])] == k - delay[k]
       handed[int(worker[k])] = k + 1
     assert delay.max() <= bound
-    # Four gradients are under way at any time: on average three are before.
+    # Four gradients are in progress, so on average three precede each one.
     np.testing.assert_allclose(delay[20:].mean(), 3, atol=0.05)
     assert bound == 3 or set(np.unique(delay)) == set(range(bound + 1))
     counts = np.bincount(worker, minlength=4)
@@ -90,8 +90,8 @@ def test_sampled_delays_are_uniform():
   np.testing.assert_allclose(share, 0.2, atol=0.03)
 
 
-def test_inner_steps_are_versions_of_their_own():
-  """Two steps an update of the lower variable: delays count evaluations."""
+def test_each_inner_step_is_a_version():
+  """With two lower steps per update, delays count evaluations."""
   loss = lambda p, batch: (p.x - batch) ** 2 / 2
   oracle = bj.evaluation.delayed(bj.gradient(loss, of='x'), 2)
   solver = bj.descend(oracle, x=bj.Sequence(optax.sgd(0.25), steps=2))
@@ -109,8 +109,8 @@ def test_inner_steps_are_versions_of_their_own():
   assert bj.counts(state)['gradients/loss'] == 8
 
 
-def test_means_over_parts_are_taken_within():
-  """Parts of a batch are no evaluations of their own; a table goes around."""
+def test_means_over_parts_are_inside_the_delay():
+  """Parts of a batch do not count as evaluations; SAGA's table goes around."""
   loss = lambda params, batch: jnp.mean((params - batch) ** 2) / 2
   late = bj.evaluation.delayed(bj.gradient(loss), 2)
   parts = bj.evaluation.accumulate(late, 2)
@@ -120,8 +120,8 @@ def test_means_over_parts_are_taken_within():
   steps = [jax.jit(one.update) for one in (late, parts, table)]
   for k in range(4):
     for i, step in enumerate(steps):
-      found, states[i] = step(batch, states[i], jnp.float32(k))
-      np.testing.assert_allclose(found, max(k - 1, 0) - 1.5, rtol=1e-6)
+      evaluated, states[i] = step(batch, states[i], jnp.float32(k))
+      np.testing.assert_allclose(evaluated, max(k - 1, 0) - 1.5, rtol=1e-6)
 
 
 def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
@@ -147,7 +147,7 @@ def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
 
 
 @pytest.mark.parametrize(
-  'args, given, error, message',
+  'args, kwargs, error, message',
   [
     ((0,), {}, ValueError, 'whole number of workers >= 1, got 0'),
     ((2.5,), {}, ValueError, 'whole number of workers'),
@@ -158,21 +158,21 @@ def test_a_penalty_method_with_stale_gradients_still_solves_its_problem():
     ((jnp.int32(2),), {}, ValueError, 'traced number of workers needs a bound'),
   ],
 )
-def test_errors(args, given, error, message):
+def test_errors(args, kwargs, error, message):
   with pytest.raises(error, match=message):
-    bj.evaluation.delayed(where(), *args, **given)
+    bj.evaluation.delayed(where(), *args, **kwargs)
 
 
 @pytest.mark.parametrize(
   'other, message',
   [
-    ({'a': np.zeros(4)}, r"\['a'\] of shape \(3,\), got \(4,\): make it anew"),
-    # Of fewer axes or entries it would be written into a corner.
+    ({'a': np.zeros(4)}, r"\['a'\] of shape \(3,\), got \(4,\): call init"),
+    # Fewer axes or entries would broadcast into the stored parameters.
     ({'a': np.float32(0)}, r'of shape \(3,\), got \(\)'),
     ({'b': np.zeros(3)}, 'of the structure'),
   ],
 )
-def test_parameters_of_another_shape(other, message):
+def test_parameters_of_another_shape_are_an_error(other, message):
   loss = bj.gradient(lambda params, batch: jnp.sum(params['a'] ** 2))
   oracle = bj.evaluation.delayed(loss, workers=2)
   state = oracle.init({'a': jnp.zeros(3)})

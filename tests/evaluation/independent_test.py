@@ -1,4 +1,4 @@
-"""Independent samples: which rows come from which examples."""
+"""Independent samples: the rows of each part of a batch."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +26,8 @@ def test_rows_are_stacked_by_sample_and_the_rest_is_a_mean():
   assert bj.counts(state) == {'gradients/objectives': 4}
 
 
-def test_modo_uses_two_jacobians_and_not_one_twice():
-  """With opposite noise in the two samples, the cross-product is negative."""
+def test_modo_multiplies_two_different_jacobians():
+  """Opposite noise in the two samples makes the cross-product negative."""
   noise = lambda x, batch: jnp.stack([batch.mean() * x[0], 0.1 * x[1]])
   oracle = bj.evaluation.independent(bj.multi_objective(noise, 2), 2)
   solver = optax.chain(
@@ -41,14 +41,14 @@ def test_modo_uses_two_jacobians_and_not_one_twice():
   )
 
 
-def test_third_sample_makes_the_direction():
+def test_the_direction_comes_from_the_third_sample():
   rows = jnp.concatenate([jnp.eye(2), jnp.eye(2), 5 * jnp.eye(2)])
   for link in (bj.aggregators.modo(2), bj.aggregators.sdmgrad(2)):
     direction, _ = link.update(bj.Jacobian(rows), link.init(jnp.zeros(2)))
     np.testing.assert_allclose(direction, [2.5, 2.5], rtol=1e-6)
 
 
-def test_a_split_of_ones_own():
+def test_custom_split():
   stacked = bj.evaluation.independent(
     bj.multi_objective(lambda x, b: jnp.stack([b * x]), 1),
     2,
@@ -66,7 +66,7 @@ def test_errors():
     bj.evaluation.independent(bj.gradient(lambda x, b: x), 0)
   params = jnp.float32(1.0)
   plain = bj.evaluation.independent(bj.gradient(lambda x, b: x * b.mean()), 2)
-  with pytest.raises(TypeError, match='an oracle that gives rows'):
+  with pytest.raises(TypeError, match='an oracle that returns rows'):
     plain.update(jnp.ones(2), plain.init(params), params)
   with pytest.raises(ValueError, match=r'shape \(3,\)'):
     plain.update(jnp.ones(3), plain.init(params), params)

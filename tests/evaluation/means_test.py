@@ -1,7 +1,7 @@
 """Oracles that are not linear in their samples, in parts and on devices.
 
-The reference is a ridge regression written down densely: each part's Hessian is
-near singular, so that the mean of the parts' hypergradients is far off.
+The reference is a dense ridge regression. Each part's Hessian is nearly
+singular, so the mean of the parts' hypergradients is wrong.
 """
 
 import functools
@@ -29,7 +29,8 @@ def lower(x, y, batch):
 
 
 PROBLEM = bj.BilevelProblem(upper, lower)
-# Functions of samples: a mean of products is no product of means.
+# Both levels depend on samples, so the mean of products is not the product of
+# means.
 LEVELS = (
   lambda x, batch: batch['a'].T @ (batch['a'] @ x) / batch['a'].shape[0],
   lambda z, batch: jnp.mean((batch['v'] @ z - batch['c']) ** 2) / 2,
@@ -49,7 +50,7 @@ def data(dtype):
 
 
 def oracles():
-  """By name, an oracle whose result is not linear in the samples."""
+  """Oracles by name, most of them not linear in the samples."""
   return {
     'implicit': bj.evaluation.together(
       bj.lower_gradient(PROBLEM),
@@ -71,7 +72,7 @@ def oracles():
 
 
 def reference(batch, params):
-  """What they give, from dense matrices in float64."""
+  """The results of the oracles, from dense matrices in float64."""
   a, b, v, c = (np.asarray(batch[n], np.float64) for n in 'abvc')
   x, y, z = (np.asarray(p, np.float64) for p in params[:3])
   ridge = np.exp(x)
@@ -89,7 +90,7 @@ def reference(batch, params):
       ([0, slope_x], [f_y, slope_y]),
       {'upper': f, 'lower': g_of(y), 'penalty': g_y @ g_y / 2},
     ),
-    # Divided by the penalty, as it is above one.
+    # Divided by the penalty, which is above one.
     'fused': ((slope_x, f_y / 3 + slope_y), {}),
     'chain': ((a.T @ (a @ f_z) / ROWS, z - a.T @ (a @ y) / ROWS), {}),
     'gap': (
@@ -115,24 +116,24 @@ def evaluate(wrap, names=('implicit', 'norm', 'chain')):
   wrapped = {name: wrap(oracles()[name]) for name in names}
 
   def run(params, batch):
-    found = {}
+    results = {}
     for name, oracle in wrapped.items():
       gradient, state = oracle.update(batch, oracle.init(params), params)
       rows = getattr(gradient, 'rows', gradient)
       leaves = tuple(jax.tree.leaves(rows))
-      found[name] = (leaves, dict(bj.values(state)), dict(bj.counts(state)))
-    return found
+      results[name] = (leaves, dict(bj.values(state)), dict(bj.counts(state)))
+    return results
 
   return run
 
 
-def compare(found, expected, tolerance, times=1):
+def compare(results, expected, tolerance, times=1):
   near = functools.partial(
     np.testing.assert_allclose, rtol=tolerance, atol=tolerance
   )
-  for name, (ours, measured, counts) in found.items():
+  for name, (actual_leaves, measured, counts) in results.items():
     gradients, values = expected[name]
-    for one, two in zip(ours, gradients, strict=True):
+    for one, two in zip(actual_leaves, gradients, strict=True):
       near(one, two, err_msg=name)
     for key, value in values.items():
       near(measured[key], value, err_msg=name)
@@ -144,7 +145,7 @@ def mean(oracle):
   return bj.evaluation.mean_over(oracle, 'data')
 
 
-def parts_of(oracle):
+def accumulate_parts(oracle):
   return bj.evaluation.accumulate(oracle, PARTS)
 
 
@@ -155,7 +156,7 @@ def parts_of(oracle):
     (jnp.float64, 1e-9),
   ],
 )
-def test_results_are_those_of_the_whole_batch(dtype, tolerance):
+def test_parts_give_the_results_of_the_batch(dtype, tolerance):
   with jax.enable_x64(dtype == jnp.float64):
     batch, params = data(dtype)
     expected = reference(batch, params)
@@ -163,7 +164,7 @@ def test_results_are_those_of_the_whole_batch(dtype, tolerance):
     same = jax.tree.map(lambda x: jnp.stack([x] * PARTS), params)
     first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
     check = functools.partial(compare, expected=expected, tolerance=tolerance)
-    check(jax.jit(evaluate(parts_of))(params, batch), times=PARTS)
+    check(jax.jit(evaluate(accumulate_parts))(params, batch), times=PARTS)
     axis = {'axis_name': 'data'}
     run = evaluate(mean, ('implicit',))
     check(first(jax.jit(jax.vmap(run, **axis))(same, split)))
@@ -184,13 +185,13 @@ def sharded(run, checked=True):
   )
 
 
-def test_parts_on_devices_and_wrappers_within():
+def test_parts_on_devices_and_inside_wrappers():
   batch, params = data(jnp.float32)
   check = functools.partial(
     compare, expected=reference(batch, params), tolerance=3e-4
   )
   others = ('fused', 'gap', 'storm')
-  check(jax.jit(evaluate(parts_of, others))(params, batch), times=PARTS)
+  check(jax.jit(evaluate(accumulate_parts, others))(params, batch), times=PARTS)
   check(sharded(evaluate(mean, ('implicit',)), False)(params, batch))
   halves = lambda o: bj.evaluation.accumulate(o, 2)
   for wrap in (lambda o: mean(halves(o)), lambda o: halves(mean(o))):
@@ -199,7 +200,7 @@ def test_parts_on_devices_and_wrappers_within():
 
 
 @pytest.mark.slow
-def test_solvers_step_as_on_the_whole_batch():
+def test_solvers_step_as_on_the_batch():
   batch, params = data(jnp.float32)
   params = bj.BilevelParams(params.upper, params.lower)
   sgd = optax.sgd(0.1)
@@ -222,16 +223,19 @@ def test_solvers_step_as_on_the_whole_batch():
 
   @jax.jit
   def ends(params, batch):
-    found = {}
+    results = {}
     for name, make in solvers.items():
-      whole = make(PROBLEM, upper=sgd)
-      for solver in (whole, bj.evaluation.wrapped(whole, parts_of)):
+      unwrapped = make(PROBLEM, upper=sgd)
+      for solver in (
+        unwrapped,
+        bj.evaluation.wrapped(unwrapped, accumulate_parts),
+      ):
         updates, _ = solver.update(batch, solver.init(params), params)
-        found.setdefault(name, []).append(updates)
-    return found
+        results.setdefault(name, []).append(updates)
+    return results
 
-  for name, (whole, parted) in ends(params, batch).items():
-    for one, two in zip(whole, parted, strict=True):
+  for name, (unwrapped, parted) in ends(params, batch).items():
+    for one, two in zip(unwrapped, parted, strict=True):
       np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
@@ -243,13 +247,13 @@ def refused():
     bj.oracles.fused_moco(losses, 2),
     bj.multi_objective(losses, 2, gramian=True),
     bj.oracle(lambda p, batch, inner: ((), p, inner), ()),
-    # A chain does not say what it is: its aggregator is no mean.
+    # A chain hides its parts, and its aggregator is not linear.
     optax.chain(bj.value_gap(PROBLEM), bj.aggregators.dynamic_barrier(1.0)),
   ]
 
 
 @pytest.mark.parametrize(
-  ('who', 'wrap', 'mend'),
+  ('wrapper_name', 'wrap', 'remedy'),
   [
     ('accumulate', lambda o: bj.evaluation.accumulate(o, 2), 'whole batch'),
     ('mean_over', mean, 'give jax.jit a sharded batch'),
@@ -257,30 +261,32 @@ def refused():
     ('independent', lambda o: bj.evaluation.independent(o, 2), 'its rows'),
   ],
 )
-def test_others_are_refused_with_the_mend(who, wrap, mend):
+def test_errors_for_other_oracles_name_the_remedy(wrapper_name, wrap, remedy):
   others = refused()
-  if who in ('saga', 'independent'):
-    # Averaged within, they have no gradient of their own for a part.
+  if wrapper_name in ('saga', 'independent'):
+    # They average losses inside, and have no gradient for a part.
     others += [bj.implicit(PROBLEM), bj.gradient_norm(PROBLEM)]
     others += [bj.evaluation.storm(bj.gradient(lambda p, b: p), 0.5)]
   for oracle in others:
-    message = f'^{who} takes means.*not linear in its samples.*{mend}'
+    message = (
+      f'^{wrapper_name} takes means.*not linear in its samples.*{remedy}'
+    )
     with pytest.raises(ValueError, match=message):
       wrap(oracle)
-    # Storm evaluates two points on one batch: any oracle will do.
+    # Storm accepts any oracle, since it evaluates two points on one batch.
     bj.evaluation.storm(oracle, 0.5)
 
 
-def test_an_oracle_of_ones_own_says_that_it_is_linear():
+def test_a_custom_oracle_declares_that_it_is_linear():
   fn = lambda params, batch, inner: ((), params * batch.mean(), inner)
-  oracle = parts_of(bj.oracle(fn, (), linear=True))
+  oracle = accumulate_parts(bj.oracle(fn, (), linear=True))
   params = jnp.float32(2.0)
-  found, _ = oracle.update(jnp.arange(8.0), oracle.init(params), params)
-  assert found == 7.0
+  results, _ = oracle.update(jnp.arange(8.0), oracle.init(params), params)
+  assert results == 7.0
 
 
-def test_gradients_for_a_batch_are_refused():
-  """As an optax transformation around a whole solver would give them."""
+def test_gradients_in_place_of_the_batch_are_an_error():
+  """An optax transformation around a solver would pass them."""
   sgd = optax.sgd(0.1)
   solver = bj.v_pbgd(PROBLEM, penalty=1.0, upper=sgd, lower=sgd)
   params = bj.BilevelParams(jnp.float32(0.0), jnp.zeros(SIZE))

@@ -41,31 +41,31 @@ def test_equals_the_recursion_by_hand(dtype):
       else:
         change = slope(point, batch[:2]) - slope(points[k - 1], batch[:2])
         estimate, spent = estimate + change, spent + 2
-      found, state = update(
+      actual, state = update(
         jnp.asarray(batch, dtype), state, {'a': jnp.asarray(point, dtype)}
       )
-      assert found['a'].dtype == dtype
+      assert actual['a'].dtype == dtype
       room = {'float32': 1e-5, 'float64': 1e-13}[jnp.dtype(dtype).name]
-      np.testing.assert_allclose(found['a'], estimate, rtol=room, atol=room)
+      np.testing.assert_allclose(actual['a'], estimate, rtol=room, atol=room)
     assert bj.counts(state) == {'gradients/loss': spent}
 
 
-def test_leaves_sequences_alone_and_keeps_rows():
-  """None for what the oracle does not move; a Jacobian by `like`."""
+def test_unmoved_sequences_are_none_and_rows_follow_like():
+  """None for sequences that the oracle does not move; a Jacobian by `like`."""
   params = bj.sequences(a=jnp.ones(2), b=jnp.ones(3))
   one = bj.gradient(lambda p, batch: p.a @ p.a + batch * p.b.sum(), of='a')
   oracle = bj.evaluation.recursive(one, 2)
   state = oracle.init(params)
   for _ in range(3):
-    found, state = oracle.update(2.0, state, params)
-    assert found.b is None
-    np.testing.assert_array_equal(found.a, [2.0, 2.0])
+    actual, state = oracle.update(2.0, state, params)
+    assert actual.b is None
+    np.testing.assert_array_equal(actual.a, [2.0, 2.0])
   losses = bj.multi_objective(lambda x, batch: jnp.stack([x @ x, x.sum()]), 2)
   rows = bj.evaluation.recursive(losses, 2, like=bj.oracles.jacobian_like(2))
   state = rows.init(jnp.ones(2))
   for _ in range(3):
-    found, state = rows.update(None, state, jnp.ones(2))
-    np.testing.assert_array_equal(found.rows, [[2.0, 2.0], [1.0, 1.0]])
+    actual, state = rows.update(None, state, jnp.ones(2))
+    np.testing.assert_array_equal(actual.rows, [[2.0, 2.0], [1.0, 1.0]])
 
 
 def test_errors():
@@ -74,5 +74,7 @@ def test_errors():
     bj.evaluation.recursive(one, 0)
   losses = bj.multi_objective(lambda x, batch: jnp.stack([x @ x]), 1)
   oracle = bj.evaluation.recursive(losses, 2)
-  with pytest.raises(ValueError, match=r'recursive: the oracle gives .*`like`'):
+  with pytest.raises(
+    ValueError, match=r'recursive: the oracle returns .*`like`'
+  ):
     oracle.update(None, oracle.init(jnp.ones(2)), jnp.ones(2))

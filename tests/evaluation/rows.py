@@ -1,4 +1,4 @@
-"""The contract's rows of wrappers: one loss, one variable, an oracle inside."""
+"""The contract's rows of wrappers around an oracle of one loss."""
 
 import functools
 
@@ -36,14 +36,14 @@ def _saga(wrap):
   return optax.chain(bj.evaluation.saga(wrap(_gradient()), 2), optax.sgd(RATE))
 
 
-def _delayed(wrap, **given):
-  """A delay of two updates, while the rows run three."""
-  oracle = bj.evaluation.delayed(wrap(_gradient()), 3, **given)
+def _delayed(wrap, **kwargs):
+  """A delay of two updates in a run of three."""
+  oracle = bj.evaluation.delayed(wrap(_gradient()), 3, **kwargs)
   return optax.chain(oracle, optax.sgd(RATE))
 
 
 def _mean_over(wrap):
-  """The axis is one of parts, so that it runs on one device as well."""
+  """The axis is one of parts, so that it also runs on one device."""
   oracle = bj.evaluation.mean_over(wrap(_gradient()), 'parts')
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -65,7 +65,7 @@ def _independent(wrap):
 
 
 def _together(wrap):
-  """Both variables' own slopes, evaluated at one point."""
+  """The gradients of both variables at one point."""
   above = bj.gradient(
     lambda p, batch: contract.upper_loss(p.upper, p.lower, batch),
     name='above',
@@ -76,7 +76,7 @@ def _together(wrap):
   return contract.by_descent(oracle, upper=RATE, lower=RATE)
 
 
-# Numbers of their own: the step size is optax's.
+# Their own hyperparameters; the step size belongs to optax.
 _FLAT = {'params': contract.flat_params, 'hyper': {}}
 
 ROWS = (

@@ -1,4 +1,4 @@
-"""Memory of gradients: the table, its mean, its fixed point, its rows."""
+"""SAGA: the table, its mean, convergence, and tables of rows."""
 
 import jax
 import jax.numpy as jnp
@@ -28,38 +28,38 @@ def data(seed, parts=4):
 
 @pytest.mark.parametrize('order', ['in turn', 'drawn'])
 def test_table_and_mean_by_hand(order):
-  """A part that is seen first is not corrected, and corrects no other."""
-  whole = data(0)
+  """The first gradient of a part is not corrected and corrects no other."""
+  all_data = data(0)
   draw = np.random.default_rng(1)
   index = part if order == 'drawn' else None
   oracle = bj.evaluation.saga(bj.gradient(loss), 4, index=index)
   state, update = oracle.init(jnp.zeros(3)), jax.jit(oracle.update)
-  table, seen = np.zeros((4, 3)), np.zeros(4, bool)
+  table, filled = np.zeros((4, 3)), np.zeros(4, bool)
   for k in range(9):
     i = int(draw.integers(4)) if order == 'drawn' else k % 4
     params = draw.normal(size=3).astype(np.float32)
-    batch = {n: jnp.asarray(v[i]) for n, v in whole.items()}
-    found, state = update(batch, state, jnp.asarray(params))
-    slope = whole['a'][i] * (params - whole['y'][i])
-    corrected = slope - table[i] + table.sum(0) / max(seen.sum(), 1)
-    expected = corrected if seen[i] else slope
-    table[i], seen[i] = slope, True
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    batch = {n: jnp.asarray(v[i]) for n, v in all_data.items()}
+    actual, state = update(batch, state, jnp.asarray(params))
+    slope = all_data['a'][i] * (params - all_data['y'][i])
+    corrected = slope - table[i] + table.sum(0) / max(filled.sum(), 1)
+    expected = corrected if filled[i] else slope
+    table[i], filled[i] = slope, True
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     np.testing.assert_allclose(state.table, table, atol=1e-5)
     np.testing.assert_allclose(state.total, table.sum(0), atol=1e-5)
-    np.testing.assert_array_equal(state.seen, seen)
+    np.testing.assert_array_equal(state.visited, filled)
 
 
-def test_the_first_epoch_is_no_longer_step_than_the_gradients():
-  """Equal parts: each direction is the gradient itself, from the first on."""
+def test_first_epoch_directions_are_as_long_as_gradients():
+  """With equal parts, each direction is the gradient from the start."""
   oracle = bj.evaluation.saga(bj.gradient(lambda p, b: jnp.sum(p * b)), 5)
   params, batch = jnp.zeros(2), jnp.ones(2)
   body = lambda state, _: oracle.update(batch, state, params)[::-1]
-  _, found = jax.lax.scan(body, oracle.init(params), length=11)
-  np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+  _, actual = jax.lax.scan(body, oracle.init(params), length=11)
+  np.testing.assert_allclose(actual, 1.0, rtol=1e-6)
 
 
-def test_the_sum_of_a_table_is_kept_in_float32():
+def test_the_sum_of_a_table_accumulates_in_float32():
   """In bfloat16 the mean of 512 parts would stop growing before 1.5."""
   product = bj.gradient(lambda params, batch: params * batch)
   params, batch = jnp.bfloat16(1.0), jnp.bfloat16(1.5)
@@ -70,13 +70,13 @@ def test_the_sum_of_a_table_is_kept_in_float32():
       None,
     )
     state, _ = jax.lax.scan(body, oracle.init(params), length=512)
-    found, _ = oracle.update(batch, state, params)
-    assert found.dtype == state.table.dtype == jnp.bfloat16
-    assert (abs(found - 1.5) < 1e-2) == right
+    actual, _ = oracle.update(batch, state, params)
+    assert actual.dtype == state.table.dtype == jnp.bfloat16
+    assert (abs(actual - 1.5) < 1e-2) == right
 
 
 def solve(oracle, batches, steps=800, rate=0.15):
-  """Descends, on batches drawn anew; returns the last distances to the end."""
+  """Descends on random batches; returns the last points."""
   solver = optax.chain(oracle, optax.sgd(rate))
   params = jnp.zeros(3)
   state = solver.init(params)
@@ -91,20 +91,20 @@ def solve(oracle, batches, steps=800, rate=0.15):
 
 
 def test_converges_with_a_constant_step_where_sgd_does_not():
-  whole = jax.tree.map(jnp.asarray, data(0))
-  best = (whole['a'] * whole['y']).sum(0) / whole['a'].sum(0)
+  all_data = jax.tree.map(jnp.asarray, data(0))
+  best = (all_data['a'] * all_data['y']).sum(0) / all_data['a'].sum(0)
 
   def one(key):
     i = jax.random.randint(key, (), 0, 4)
-    return jax.tree.map(lambda x: x[i], whole)
+    return jax.tree.map(lambda x: x[i], all_data)
 
   plain = solve(bj.gradient(loss), one)
-  kept = solve(bj.evaluation.saga(bj.gradient(loss), 4, index=part), one)
-  assert np.abs(kept - best).max() < 1e-5
+  solved = solve(bj.evaluation.saga(bj.gradient(loss), 4, index=part), one)
+  assert np.abs(solved - best).max() < 1e-5
   assert np.abs(plain - best).max() > 1e-2
 
 
-def test_rows_with_parts_of_their_own():
+def test_rows_with_different_parts():
   def fn(params, batch, inner):
     rows = jnp.stack([batch['f'] * params, batch['g'] * params])
     return (), bj.Jacobian(rows), inner
@@ -118,12 +118,12 @@ def test_rows_with_parts_of_their_own():
     for k in range(6):
       i, j = k % 2, k % 3
       batch = {'f': f[i], 'g': g[j], 'i': jnp.array([i, j])}
-      found, state = update(batch, state, jnp.ones(2))
-      if k == 2:  # The first row's part is known, the second's is not.
-        np.testing.assert_allclose(found.rows[:, 0], [f.mean(), g[2]])
-    # All parts seen, the parameters the same: the mean of each row's parts.
+      actual, state = update(batch, state, jnp.ones(2))
+      if k == 2:  # Only the first row's part has an entry.
+        np.testing.assert_allclose(actual.rows[:, 0], [f.mean(), g[2]])
+    # After all parts at equal parameters, the mean of each row's parts.
     np.testing.assert_allclose(
-      found.rows[:, 0], [f.mean(), g.mean()], rtol=1e-6
+      actual.rows[:, 0], [f.mean(), g.mean()], rtol=1e-6
     )
   plain = bj.evaluation.saga(bj.gradient(loss), (2, 3))
   with pytest.raises(TypeError, match='2 rows'):
@@ -137,7 +137,7 @@ def test_rows_with_parts_of_their_own():
     scalar.update(batch, state, jnp.ones(2))
 
 
-def test_leaves_a_sequence_without_gradient_alone():
+def test_a_sequence_without_gradient_stays_none():
   oracle = bj.evaluation.saga(
     bj.gradient(lambda params, batch: (params.a**2).sum(), of='a'), 2
   )
@@ -155,8 +155,8 @@ def test_wrong_parts(parts):
 
 
 @pytest.mark.parametrize('parts', [4, (4, 2)])
-def test_an_index_that_no_part_has_is_not_corrected_silently(parts):
-  """Neither by the part that a clamped or wrapped index would be."""
+def test_an_index_out_of_range_gives_nan(parts):
+  """Not the correction by the part of a clamped or wrapped index."""
   by_row = isinstance(parts, tuple)
   square = lambda p, b: jnp.sum((p - b['y']) ** 2)
   twice = lambda p: bj.Jacobian(jnp.stack([p, p]))
@@ -169,7 +169,7 @@ def test_an_index_that_no_part_has_is_not_corrected_silently(parts):
   state, update = saga.init(params), jax.jit(saga.update)
   at = lambda i: jnp.asarray((i, 1) if by_row else i)
   for i, right in ((3, True), (-1, False), (4, False), (0, True)):
-    found = update({'i': at(i), 'y': y}, state, params)[0]
-    rows = np.asarray(found.rows if by_row else [found])
+    actual = update({'i': at(i), 'y': y}, state, params)[0]
+    rows = np.asarray(actual.rows if by_row else [actual])
     assert np.isfinite(rows[0]).all() == right
     assert np.isfinite(rows[1:]).all()

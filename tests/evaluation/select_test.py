@@ -1,4 +1,4 @@
-"""One of several objectives an update: by hand, in its cost, in its limits."""
+"""Selection of one objective per update: references, cost and limits."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from tests.contract import RATE, Row
 
 
 def _losses(counts_as=None):
-  """Two objectives of the contract's variable, each with a curvature."""
+  """Two objectives of the contract's variable with different curvatures."""
   curved = lambda scale: (
     lambda params, batch: (
       scale * contract.flat_loss({'z': params['z'] - scale}, batch)
@@ -30,7 +30,7 @@ SHARED = {'batch_at': lambda batch, t: batch}
 
 
 def _pair(share):
-  """Weights of two, of a number or of a schedule."""
+  """Weights of two objectives from a number or a schedule."""
   if callable(share):
     return lambda count: _pair(share(count))
   return jnp.stack([1 - jnp.asarray(share), jnp.asarray(share)])
@@ -54,12 +54,12 @@ def _furthest(wrap, share):
 
 
 def _given(wrap):
-  """Whoever reads the data has chosen."""
+  """The batch names its objective."""
   parts = {n: wrap(one) for n, one in _losses('loss').items()}
   oracle = bj.evaluation.select(parts, bj.evaluation.as_given())
 
   def update_fn(batch, state, params=None, **extra_args):
-    # The contract's batches are of both; this row takes one.
+    # The contract's batches are for both objectives; this row uses one.
     parts = [{'far': batch}, {'near': batch}]
     update = lambda part: oracle.update(part, state, params, **extra_args)
     _, state = update(parts[0])
@@ -75,13 +75,13 @@ def _mixed(wrap, share):
   return optax.chain(oracle, optax.sgd(RATE))
 
 
-def _own(make, wrap, **given):
+def _own(make, wrap, **by_name):
   """A named solver on the contract's three losses, as three functions."""
   losses = [
     lambda params, batch, m=m: contract.three_losses(params, batch)[m]
     for m in range(contract.OBJECTIVES)
   ]
-  oracle = make(losses, weights=[0.2, 0.3, 0.5], **SHARED, **given)
+  oracle = make(losses, weights=[0.2, 0.3, 0.5], **SHARED, **by_name)
   oracle = bj.evaluation.wrapped(oracle, wrap)
   return optax.chain(oracle, optax.sgd(RATE))
 
@@ -160,11 +160,11 @@ _ROOTS = _DRAW(size=(3, 3, 3))
 _ROOTS[1, 2] = 0
 CURVES = np.einsum('mij,mik->mjk', _ROOTS, _ROOTS) / 3
 LINES = _DRAW(size=(3, 3))
-ROWS_OF_DATA = _DRAW(size=(3, 16, 3))  # A stream of 16 rows for each.
+ROWS_OF_DATA = _DRAW(size=(3, 16, 3))  # A stream of 16 rows for each objective.
 
 
 def quadratic(m):
-  """Objective m, of its own row of data; at 0 it is not 0."""
+  """Objective m of its own row of data; it is not 0 at 0."""
 
   def loss(x, row):
     curve, line = (jnp.asarray(a[m], x.dtype) for a in (CURVES, LINES))
@@ -183,7 +183,7 @@ def oracles():
 
 
 def own_stream(m):
-  """Row t of the objective's own stream, in turn."""
+  """Row t of the objective's stream, cyclically."""
   return lambda data, t: data[m, t % 16]
 
 
@@ -200,8 +200,8 @@ def run(oracle, dtype, steps=12):
     def body(carry, _):
       x, state = carry
       updates, state = solver.update(data, state, x)
-      seen = (updates, state[0], bj.values(state))
-      return (optax.apply_updates(x, updates), state), seen
+      record = (updates, state[0], bj.values(state))
+      return (optax.apply_updates(x, updates), state), record
 
     scan = lambda x: jax.lax.scan(body, (x, solver.init(x)), length=steps)[1]
     return jax.tree.map(
@@ -217,8 +217,8 @@ TOLERANCE = {
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32])
-def test_the_largest_gap_by_hand(dtype):
-  """Memos, their refresh on other rows, ties, streams of their own."""
+def test_the_largest_gap_matches_numpy(dtype):
+  """Estimates, their refresh on other rows, ties, and separate streams."""
   weights, optima = np.array([0.3, 0.3, 0.4]), np.array([-0.4, -1.0, -0.6])
   every, share = 5, 0.6
   rule = bj.evaluation.largest_gap(
@@ -246,13 +246,13 @@ def test_the_largest_gap_by_hand(dtype):
     np.testing.assert_allclose(states.rule.memo[k], memo, **TOLERANCE[dtype])
     np.testing.assert_array_equal(states.taken[k], taken)
     x = x - 0.1 * slope
-  assert np.all(taken > 0)  # Or the rule has not been tried.
+  assert np.all(taken > 0)  # Otherwise the rule is not exercised.
   counts = {n: c[..., -1] for n, c in states.report.counts.items()}
   assert counts == {f'losses/objective_{m}': 3 for m in range(3)}
 
 
-def test_a_huge_first_loss_leaves_the_memo_exact():
-  """A difference from it would leave 0 of what follows, or no number."""
+def test_an_estimate_is_exact_after_a_huge_first_loss():
+  """An update by differences would round to 0 or give NaN."""
   named = lambda name: bj.gradient(lambda x, b: b + 0 * x, name=name)
   rule = bj.evaluation.largest_gap([1, 1], optima=[0, 0], refresh_every=None)
   oracle = bj.evaluation.select([named('a'), named('b')], rule)
@@ -264,31 +264,31 @@ def test_a_huge_first_loss_leaves_the_memo_exact():
       assert state.rule.memo.tolist() == [loss, 1]
 
 
-def test_the_running_optimum_is_the_least_memo_and_the_first_of_equals_wins():
+def test_the_running_optimum_is_the_smallest_estimate_and_ties_take_the_first():
   rule = bj.evaluation.largest_gap([1.0, 1.0], optima='running')
   oracle = bj.evaluation.select(
     [bj.gradient(lambda x, b: b * x, name=n) for n in 'ab'], rule
   )
   x = jnp.float32(1.0)
   state, step = oracle.init(x), jax.jit(oracle.update)
-  seen = []
+  record = []
   for batch in ((3.0, 5.0), (2.0, 0.0), (4.0, 7.0), (1.0, 4.0)):
     _, state = step(tuple(map(jnp.float32, batch)), state, x)
-    seen.append((int(state.selected), *state.rule.optima))
-  # At the third, the first loss is 4, two above its least; then it is taken
-  # again, since the other's memo is its least one still.
-  assert [s[0] for s in seen] == [0, 0, 0, 0]
+    record.append((int(state.selected), *state.rule.optima))
+  # At the third update the first loss is 4, two above its smallest value. It is
+  # chosen again, since the other estimate equals its smallest value.
+  assert [s[0] for s in record] == [0, 0, 0, 0]
   np.testing.assert_array_equal(
-    [s[1:] for s in seen], [(3, 5), (2, 5), (2, 5), (1, 5)]
+    [s[1:] for s in record], [(3, 5), (2, 5), (2, 5), (1, 5)]
   )
-  # A loss that is not a number is not taken for ever.
+  # A loss that is NaN is not chosen.
   lost = state.rule._replace(memo=jnp.array([jnp.nan, 9.0]))
   _, state = step((x, x), state._replace(rule=lost), x)
   assert state.selected == 1
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32])
-def test_the_mix_by_hand(dtype):
+def test_the_mix_is_the_weighted_sum(dtype):
   schedule = lambda k: jnp.stack([1 - k / 16, k / 32, k / 32])
   oracle = bj.evaluation.mixed(oracles(), schedule, batch_at=STREAMS)
   updates, _, values = run(oracle, dtype)
@@ -306,7 +306,7 @@ def test_the_mix_by_hand(dtype):
 
 
 def indices(rule, steps, number):
-  """What a rule chooses at each of so many updates, in one program."""
+  """The choices of a rule over updates, in one program."""
 
   def body(carry, count):
     state, taken = carry
@@ -324,18 +324,18 @@ def test_draws_have_the_weights_as_frequencies():
   drawn = indices(bj.evaluation.at_random(3 * weights, key=1), steps, 4)
   count = np.bincount(drawn, minlength=4) / steps
   np.testing.assert_allclose(count, weights, atol=0.012)  # 3 deviations.
-  # Independent of the one before.
+  # Independent of the previous draw.
   pairs = np.mean((drawn[1:] == 1) & (drawn[:-1] == 1))
   assert pairs == pytest.approx(0.55**2, abs=0.012)
   even = indices(bj.evaluation.at_random(weights, key=1, even=True), steps, 4)
-  for first in (0, 117, 9_999):  # Any hundred have their shares, nearly.
+  for first in (0, 117, 9_999):  # Any window has almost the expected shares.
     here = np.bincount(even[first : first + 100], minlength=4)
     np.testing.assert_allclose(here, 100 * weights, atol=4)
   assert (
     even
     == indices(bj.evaluation.at_random(weights, key=1, even=True), steps, 4)
   ).all()
-  # Late counters are as good as early ones, up to where they end.
+  # Also for the largest counts.
   rule = bj.evaluation.at_random(weights, key=1, even=True)
   late = jnp.array([0, 2**31 - 200, 0, 0], jnp.int32)
   places = jax.vmap(
@@ -355,7 +355,7 @@ def test_a_schedule_of_weights_and_stages():
 
 
 def test_the_expected_draw_is_the_mix():
-  """Over keys, at one point: unbiased, of the deviation that a coin has."""
+  """Over keys, at one point: unbiased, with the deviation of random draws."""
   weights = [0.2, 0.5, 0.3]
   x, data = jnp.array([0.5, -1.0, 0.2]), jnp.asarray(ROWS_OF_DATA, jnp.float32)
 
@@ -364,15 +364,15 @@ def test_the_expected_draw_is_the_mix():
     oracle = bj.evaluation.select(oracles(), rule, batch_at=STREAMS)
     return oracle.update(data, oracle.init(x), x)[0]
 
-  found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 4000))
+  actual = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 4000))
   mixed = bj.evaluation.mixed(oracles(), weights, batch_at=STREAMS)
   expected, _ = mixed.update(data, mixed.init(x), x)
-  error = (found.mean(0) - expected) / (found.std(0) / 4000**0.5)
+  error = (actual.mean(0) - expected) / (actual.std(0) / 4000**0.5)
   assert np.all(np.abs(error) < 4)
 
 
 def test_a_step_costs_one_objective():
-  """Of dearer and dearer objectives, a program has one branch for each."""
+  """The program has a branch for each of three objectives of rising cost."""
   sizes = (64, 128, 256)
 
   def loss(x, batch):
@@ -386,13 +386,13 @@ def test_a_step_costs_one_objective():
     analysis = compiled.cost_analysis()
     return (analysis if isinstance(analysis, dict) else analysis[0])['flops']
 
-  given = dict(zip('abc', [bj.gradient(loss, name=n) for n in 'abc']))
+  by_name = dict(zip('abc', [bj.gradient(loss, name=n) for n in 'abc']))
   draw = bj.evaluation.at_random([1.0, 1.0, 1.0], key=0)
-  one = flops(bj.evaluation.select(given, draw))
-  # The analysis reports a conditional's dearest branch.
+  one = flops(bj.evaluation.select(by_name, draw))
+  # The analysis reports the most expensive branch of a conditional.
   dearest = flops(
     bj.evaluation.select(
-      dict(a=given['a'], b=given['b'], c=given['c']),
+      dict(a=by_name['a'], b=by_name['b'], c=by_name['c']),
       bj.evaluation.in_sequence([1, 1]),
     )
   )
@@ -400,17 +400,17 @@ def test_a_step_costs_one_objective():
   alone = (alone if isinstance(alone, dict) else alone[0])['flops']
   assert one == pytest.approx(alone, rel=0.05)
   assert dearest == pytest.approx(alone, rel=0.05)
-  assert flops(bj.evaluation.mixed(given, [1, 1, 1])) > 1.6 * alone
+  assert flops(bj.evaluation.mixed(by_name, [1, 1, 1])) > 1.6 * alone
   # The refresh of all losses has no backward passes.
   gap = bj.evaluation.largest_gap([1, 1, 1], optima=[0, 0, 0])
-  refreshed = flops(bj.evaluation.select(given, gap))
+  refreshed = flops(bj.evaluation.select(by_name, gap))
   forward = jax.jit(loss).lower(x, batch[2]).compile().cost_analysis()
   forward = (forward if isinstance(forward, dict) else forward[0])['flops']
   assert refreshed < alone + 1.1 * forward * sum(sizes) / sizes[-1]
 
 
-def test_goes_with_aggregators_wrappers_and_sequences():
-  """Rows behind a choice; stale, accumulated; inner steps choose each anew."""
+def test_works_with_aggregators_wrappers_and_sequences():
+  """Rows, delays, micro-batches, and a new choice in each inner step."""
   x = jnp.array([0.5, -1.0, 0.2])
   pairs = lambda m: bj.multi_objective(
     [quadratic(m), quadratic((m + 1) % 3)], ('left', 'right')
@@ -420,10 +420,10 @@ def test_goes_with_aggregators_wrappers_and_sequences():
   rows = bj.evaluation.select([pairs(m) for m in range(3)], rule, **shared)
   behind = bj.oracles.aggregated(rows, bj.aggregators.mgda(2))
   row = jnp.zeros(3)
-  found, state = behind.update(row, behind.init(x), x)
+  actual, state = behind.update(row, behind.init(x), x)
   alone = bj.oracles.aggregated(pairs(0), bj.aggregators.mgda(2))
   np.testing.assert_allclose(
-    found, alone.update(row, alone.init(x), x)[0], rtol=1e-5
+    actual, alone.update(row, alone.init(x), x)[0], rtol=1e-5
   )
   assert bj.counts(state) == {'gradients/objectives': 2}
 
@@ -443,7 +443,7 @@ def test_goes_with_aggregators_wrappers_and_sequences():
   for _ in range(2):
     updates, state = step(batch, state, params)
     params = bj.apply_updates(params, updates)
-  # Stages count updates: both inner steps of the first are of `a`.
+  # Stages count updates: both inner steps of the first update use `a`.
   z = 0.0
   for part in ('a', 'a', 'b', 'b'):
     n = batch[part].size / 2  # A sum over examples, in two parts.
@@ -451,8 +451,8 @@ def test_goes_with_aggregators_wrappers_and_sequences():
   np.testing.assert_allclose(params.z, [z], rtol=1e-5)
 
 
-def test_a_name_finds_its_batch_and_its_stream():
-  given = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
+def test_batches_and_streams_are_found_by_name():
+  by_name = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
   x = jnp.float32(1.0)
   for batch, at in (
     ({'q': 7.0, 'p': 5.0}, None),
@@ -460,7 +460,7 @@ def test_a_name_finds_its_batch_and_its_stream():
     (2.0, {'q': lambda b, t: b + 5, 'p': lambda b, t: b + 3 + t}),
   ):
     oracle = bj.evaluation.select(
-      given, bj.evaluation.in_sequence([1]), batch_at=at
+      by_name, bj.evaluation.in_sequence([1]), batch_at=at
     )
     first, state = oracle.update(batch, oracle.init(x), x)
     second, state = oracle.update(batch, state, x)
@@ -468,13 +468,13 @@ def test_a_name_finds_its_batch_and_its_stream():
     assert bj.values(state)['q'] == 7
 
 
-def test_values_are_the_last_measured_and_flags_say_of_which_update():
-  """As an oracle of a chain, of sequences, and within another selection."""
-  given = {
+def test_values_are_the_latest_and_flags_mark_those_of_the_last_update():
+  """In a chain, in `descend` and inside another selection."""
+  by_name = {
     n: bj.gradient(lambda p, b, n=n: b * p.z.sum(), name=n) for n in ('p', 'q')
   }
   select, by_batch = bj.evaluation.select, bj.evaluation.as_given()
-  oracle = select(given, by_batch)
+  oracle = select(by_name, by_batch)
   outer = select({'inner': oracle, 'r': bj.gradient(_r, name='r')}, by_batch)
   sgd = optax.sgd(0.0)
   for solver, wrap in (
@@ -506,24 +506,24 @@ def _r(params, batch):
   return batch * params.z.sum()
 
 
-def test_a_batch_says_of_which_objective_it_is():
-  given = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
-  oracle = bj.evaluation.select(given, bj.evaluation.as_given())
+def test_a_batch_names_its_objective():
+  by_name = {n: bj.gradient(lambda x, b: b * x, name=n) for n in ('p', 'q')}
+  oracle = bj.evaluation.select(by_name, bj.evaluation.as_given())
   x = jnp.float32(1.0)
   state, step = oracle.init(x), jax.jit(oracle.update)
   for name, slope in (('q', 7.0), ('p', 5.0), ('q', 6.0)):
-    found, state = step({name: slope}, state, x)
-    assert found == slope
+    actual, state = step({name: slope}, state, x)
+    assert actual == slope
     assert state.selected == 'pq'.index(name)
   np.testing.assert_array_equal(state.taken, [1, 2])
   for batch in ({'p': 1.0, 'q': 1.0}, {'r': 1.0}, (1.0,)):
     with pytest.raises(TypeError, match='a dict of one batch, by one of'):
       oracle.update(batch, state, x)
-  with pytest.raises(ValueError, match='no choice for batch_at'):
-    bj.evaluation.select(given, bj.evaluation.as_given(), **SHARED)
+  with pytest.raises(ValueError, match='batch_at has no effect'):
+    bj.evaluation.select(by_name, bj.evaluation.as_given(), **SHARED)
 
 
-def test_errors_name_cause_and_mend():
+def test_errors_name_cause_and_remedy():
   losses = [bj.gradient(lambda x, b: jnp.sum(x), name=n) for n in 'ab']
   random = bj.evaluation.at_random
   x = jnp.ones(2)
@@ -564,13 +564,13 @@ def test_errors_name_cause_and_mend():
     oracle.update((1, 2, 3), oracle.init(x), x)
   with pytest.raises(TypeError, match=r"has the names \['a'\]"):
     oracle.update({'a': 1}, oracle.init(x), x)
-  apart = [
+  mismatched = [
     bj.oracle(lambda p, b, s, f=f: ((), f(p), s), ())
     for f in (lambda p: p, lambda p: {'a': p})
   ]
   for both in (
-    bj.evaluation.select(apart, rule),
-    bj.evaluation.mixed(apart, [1.0, 1.0]),
+    bj.evaluation.select(mismatched, rule),
+    bj.evaluation.mixed(mismatched, [1.0, 1.0]),
   ):
     with pytest.raises(ValueError, match='not move the same sequences'):
       both.update((x, x), both.init(x), x)

@@ -1,4 +1,4 @@
-"""Recursive momentum: the recursion, its bias, its noise, its counts."""
+"""STORM: the recursion, its bias, its noise and its counts."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ def slope(params, batch):
 
 
 @pytest.mark.parametrize('decay', [0.0, 0.3, 1.0])
-def test_recursion_by_hand(decay):
+def test_the_recursion_matches_numpy(decay):
   draw = np.random.default_rng(0)
   points, batches = draw.normal(size=(2, 4, 3)).astype(np.float32)
   oracle = bj.evaluation.storm(bj.gradient(loss), decay)
   state, update = oracle.init(jnp.asarray(points[0])), jax.jit(oracle.update)
   expected = None
   for k in range(4):
-    found, state = update(
+    actual, state = update(
       jnp.asarray(batches[k]), state, jnp.asarray(points[k])
     )
     new = slope(points[k], batches[k])
@@ -34,11 +34,11 @@ def test_recursion_by_hand(decay):
     else:
       old = slope(points[k - 1], batches[k])
       expected = new + (1 - decay) * (expected - old)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_schedule_counts_updates_and_inner_steps_are_corrected():
-  """Three inner steps an update: the decay is the update's in each of them."""
+  """All three inner steps of an update use the update's decay."""
   decay = lambda k: 1 / (1.0 + k)
   solver = bj.descend(
     bj.evaluation.storm(bj.gradient(lambda p, b: loss(p.x, b), of='x'), decay),
@@ -70,16 +70,16 @@ def test_schedule_gives_spider():
   state, update = oracle.init(jnp.ones(1)), jax.jit(oracle.update)
   for k in range(7):
     batch, params = jnp.array([1.0 + k]), jnp.array([0.3 * k])
-    found, state = update(batch, state, params)
+    actual, state = update(batch, state, params)
     fresh = slope(np.asarray(params), np.asarray(batch))
     if k % 3 == 0:
-      np.testing.assert_allclose(found, fresh, rtol=1e-6)
+      np.testing.assert_allclose(actual, fresh, rtol=1e-6)
     else:
-      assert abs(found - fresh)[0] > 1e-2
+      assert abs(actual - fresh)[0] > 1e-2
 
 
-def test_the_estimate_is_kept_in_float32_and_the_decay_as_it_is():
-  """An average of 2,000 ones, from zero, that moves by .002 of the rest."""
+def test_estimate_and_decay_are_not_rounded_to_bfloat16():
+  """An average of 2,000 ones from zero, with a decay of 0.002."""
   fn = lambda params, batch, inner: ((), batch * jnp.ones_like(params), inner)
 
   def last(dtype, accumulator):
@@ -99,25 +99,25 @@ def test_the_estimate_is_kept_in_float32_and_the_decay_as_it_is():
     oracle = bj.evaluation.storm(bj.oracle(fn, ()), lambda k: 1e-9)
     params = jnp.ones([])
     _, state = oracle.update(1.0, oracle.init(params), params)
-    found, _ = oracle.update(0.0, state, params)
-    assert 1 - found == pytest.approx(1e-9, rel=1e-6)
+    actual, _ = oracle.update(0.0, state, params)
+    assert 1 - actual == pytest.approx(1e-9, rel=1e-6)
 
 
-def test_same_randomness_at_both_points():
-  # A frozen point: with one key for both, the correction cancels exactly, and
-  # the estimate is a running mean of the noise; with two keys its variance
-  # would be larger.
+def test_both_points_use_the_same_key():
+  # At a constant point with one key for both, the correction cancels exactly
+  # and the estimate is a running mean of the noise. Two keys would increase its
+  # variance.
   def fn(params, batch, key):
     key, now = jax.random.split(key)
     return (), params + jax.random.normal(now, params.shape), key
 
   oracle = bj.oracle(fn, (), lambda params: jax.random.key(0))
-  kept = bj.evaluation.storm(oracle, 0.0)
-  state, params = kept.init(jnp.zeros(3)), jnp.zeros(3)
-  first, state = kept.update(None, state, params)
-  second, state = kept.update(None, state, params)
+  wrapped = bj.evaluation.storm(oracle, 0.0)
+  state, params = wrapped.init(jnp.zeros(3)), jnp.zeros(3)
+  first, state = wrapped.update(None, state, params)
+  second, state = wrapped.update(None, state, params)
   np.testing.assert_array_equal(first, second)
-  third, _ = kept.update(None, state, params + 1)
+  third, _ = wrapped.update(None, state, params + 1)
   np.testing.assert_allclose(third, second + 1, rtol=1e-6)
 
 
@@ -132,28 +132,28 @@ def test_variance_falls_with_the_decay():
     params = jnp.zeros(2)
 
     def body(state, batch):
-      found, state = oracle.update(batch, state, params)
-      return state, found
+      actual, state = oracle.update(batch, state, params)
+      return state, actual
 
-    _, found = jax.lax.scan(body, oracle.init(params), batches)
-    return found[500:].var()
+    _, actual = jax.lax.scan(body, oracle.init(params), batches)
+    return actual[500:].var()
 
-  # An exponential mean of white noise has the variance a / (2 - a).
+  # An exponential mean of white noise has variance a / (2 - a).
   np.testing.assert_allclose(spread(0.1) / spread(1.0), 0.1 / 1.9, rtol=0.2)
 
 
-def test_leaves_a_sequence_without_gradient_alone():
+def test_a_sequence_without_gradient_stays_none():
   gradient = bj.gradient(lambda params, batch: (params.a**2).sum(), of='a')
   oracle = bj.evaluation.storm(gradient, 0.5)
   params = bj.sequences(a=jnp.ones(2), b={'c': jnp.ones(3)})
   state = oracle.init(params)
-  assert state.direction.b is None  # It is not moved: no memory for it.
+  assert state.direction.b is None  # Not moved, so no memory is needed.
   gradients, _ = oracle.update(None, state, params)
   assert gradients.b is None
   np.testing.assert_array_equal(gradients.a, [2.0, 2.0])
-  # With memory for all, it is left alone likewise.
-  whole = bj.evaluation.storm(gradient, 0.5, like=lambda params: params)
-  gradients, state = whole.update(None, whole.init(params), params)
+  # It also stays None if `like` has memory for all sequences.
+  for_all = bj.evaluation.storm(gradient, 0.5, like=lambda params: params)
+  gradients, state = for_all.update(None, for_all.init(params), params)
   assert gradients.b is None
   np.testing.assert_array_equal(state.direction.b['c'], jnp.zeros(3))
 
@@ -167,8 +167,8 @@ def test_rows_of_several_objectives():
   params = jnp.ones(2)
   state = oracle.init(params)
   _, state = oracle.update(3.0, state, params)
-  found, _ = oracle.update(5.0, state, 2 * params)
-  np.testing.assert_allclose(found.rows[1], 10 + 0.5 * (3 - 5) * np.ones(2))
+  actual, _ = oracle.update(5.0, state, 2 * params)
+  np.testing.assert_allclose(actual.rows[1], 10 + 0.5 * (3 - 5) * np.ones(2))
 
 
 def test_counts_both_evaluations_at_any_depth():
@@ -197,14 +197,14 @@ def test_wrong_structures_and_shapes_name_like_and_other_errors_pass():
     (bj.oracle(rows, ()), None),
     (bj.gradient(loss), longer),
   ):
-    kept = bj.evaluation.storm(oracle, 0.5, like=like)
-    told = r'\(2,\).*\(3,\).*pass `like`' if like else 'pass `like`'
-    with pytest.raises(ValueError, match=told):
-      kept.update(params, kept.init(params), params)
+    wrapped = bj.evaluation.storm(oracle, 0.5, like=like)
+    message = r'\(2,\).*\(3,\).*pass `like`' if like else 'pass `like`'
+    with pytest.raises(ValueError, match=message):
+      wrapped.update(params, wrapped.init(params), params)
 
   def wrong(params, batch):
     raise AttributeError('of the loss')
 
-  kept = bj.evaluation.storm(bj.gradient(wrong), 0.5)
+  wrapped = bj.evaluation.storm(bj.gradient(wrong), 0.5)
   with pytest.raises(AttributeError, match='of the loss'):
-    kept.update(params, kept.init(params), params)
+    wrapped.update(params, wrapped.init(params), params)

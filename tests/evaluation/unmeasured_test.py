@@ -1,4 +1,4 @@
-"""A solver without losses and counts takes the same steps."""
+"""Solvers without losses and counts take the same steps."""
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +64,15 @@ def test_takes_the_same_steps(name):
 
   wanted, full = run(solver)
   assert bj.values(full) and all(bj.counts(full).values())
-  found, lean = run(bj.evaluation.unmeasured(solver))
-  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  actual, lean = run(bj.evaluation.unmeasured(solver))
+  jax.tree.map(np.testing.assert_array_equal, actual, wanted)
   assert not bj.values(lean) and not bj.counts(lean)
   jax.tree.map(
     np.testing.assert_array_equal, bj.auxiliaries(lean), bj.auxiliaries(full)
   )
 
 
-def test_computes_and_hands_over_no_more_than_updates_and_sequences():
+def test_the_program_computes_and_returns_only_updates_and_sequences():
   params = bj.BilevelParams(jnp.ones(3), jnp.zeros(3))
   solver = bj.v_pbgd(PROBLEM, penalty=10.0, upper=SGD, lower=SGD)
   solver = bj.evaluation.unmeasured(solver)

@@ -1,4 +1,4 @@
-"""Wrappers from outside a solver: bit for bit those that are put in by hand."""
+"""`wrapped` equals wrappers placed by hand inside a solver, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ def run(solver, params):
 
 
 def require_equal(one, two, params=contract.nested_params):
-  ours, theirs = run(one, params(0)), run(two, params(0))
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for one, two in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+  actual, expected = run(one, params(0)), run(two, params(0))
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for one, two in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
       one, two = jax.random.key_data(one), jax.random.key_data(two)
     np.testing.assert_array_equal(one, two)
@@ -49,10 +49,10 @@ LINEAR = bj.Sequence(SGD, start=lambda p: optax.tree.zeros_like(p.lower))
 
 @pytest.mark.parametrize('wrapper', [halves, late])
 @pytest.mark.parametrize('fused', [True, False])
-def test_v_pbgd_is_the_one_of_wrapped_oracles(wrapper, fused):
+def test_wrapped_v_pbgd_equals_v_pbgd_of_a_wrapped_oracle(wrapper, fused):
   solver = bj.v_pbgd(PROBLEM, penalty=3.0, fused=fused, **BOTH)
   gap = bj.value_gap(PROBLEM, penalty=3.0)
-  if not fused:  # The oracle and its aggregator are wrapped as one.
+  if not fused:  # The oracle and its aggregator are wrapped together.
     weigh = bj.aggregators.scale_by_penalty(3.0)
     gap = bj.oracles.aggregated(bj.value_gap(PROBLEM), weigh)
   follow = bj.lower_gradient(PROBLEM, of='value')
@@ -62,7 +62,7 @@ def test_v_pbgd_is_the_one_of_wrapped_oracles(wrapper, fused):
   )
 
 
-def test_a_correction_is_one_of_what_is_wrapped():
+def test_corrections_are_of_wrapped_oracles():
   solver = bj.solvers.fsla(PROBLEM, decay=0.5, **BOTH)
   turn = lambda of: late(bj.oracles.implicit_directions(PROBLEM, of=of))
   upper = bj.evaluation.storm(turn('upper'), 0.5)
@@ -72,7 +72,7 @@ def test_a_correction_is_one_of_what_is_wrapped():
   )
 
 
-def test_a_table_is_one_of_what_is_wrapped():
+def test_tables_are_of_wrapped_oracles():
   solver = bj.saba(PROBLEM, parts=2, **BOTH)
   directions = late(bj.implicit_directions(PROBLEM))
   require_equal(
@@ -81,7 +81,7 @@ def test_a_table_is_one_of_what_is_wrapped():
   )
 
 
-def test_oracles_at_one_point_are_wrapped_one_by_one():
+def test_each_oracle_of_together_is_wrapped():
   solver = bj.solvers.mrbo(PROBLEM, decay=0.5, terms=3, step_size=0.2, **BOTH)
   series = bj.linear_solvers.neumann(3, 0.2)
   system = bj.linear_solvers.LinearSystem(series, warm_start=False)
@@ -94,16 +94,16 @@ def test_oracles_at_one_point_are_wrapped_one_by_one():
   )
 
 
-def test_selected_objectives_are_wrapped_one_by_one():
+def test_each_objective_of_select_is_wrapped():
   losses = [contract.flat_loss, contract.flat_loss]
-  given = {'weights': [0.5, 0.5], 'key': 0}
+  arguments = {'weights': [0.5, 0.5], 'key': 0}
   same = {'batch_at': lambda batch, t: batch}
-  oracle = bj.solvers.alright(losses, **given, **same)
+  oracle = bj.solvers.alright(losses, **arguments, **same)
   parts = {
     f'objective_{i}': halves(bj.gradient(f, name=f'objective_{i}'))
     for i, f in enumerate(losses)
   }
-  rule = bj.evaluation.at_random(**given)
+  rule = bj.evaluation.at_random(**arguments)
   require_equal(
     optax.chain(bj.evaluation.wrapped(oracle, halves), SGD),
     optax.chain(bj.evaluation.select(parts, rule, **same), SGD),
@@ -111,7 +111,7 @@ def test_selected_objectives_are_wrapped_one_by_one():
   )
 
 
-def test_wrappers_nest_and_numbers_can_be_left_out():
+def test_wrappers_nest_also_around_unmeasured_solvers():
   solver = bj.soba(PROBLEM, **BOTH)
   directions = late(halves(bj.implicit_directions(PROBLEM)))
   wrapped = bj.evaluation.wrapped(bj.evaluation.wrapped(solver, halves), late)
@@ -124,7 +124,7 @@ def test_wrappers_nest_and_numbers_can_be_left_out():
   )
 
 
-def test_a_solver_shows_its_parts():
+def test_a_solver_exposes_its_parts():
   solver = bj.f2sa(
     PROBLEM, penalty=2.0, upper=SGD, lower=bj.Sequence(SGD, steps=3)
   )
@@ -143,18 +143,18 @@ def test_a_solver_shows_its_parts():
   assert (init, update) == (solver.init, solver.update)
 
 
-def test_a_chain_shows_no_parts_and_the_error_says_what_does():
+def test_a_chain_has_no_parts_and_the_error_names_the_remedy():
   rows = bj.multi_objective(contract.three_losses, 3)
   links = (bj.aggregators.mgda(3), optax.adam(0.1))
   chain = optax.chain(rows, *links)
-  whole = bj.oracles.aggregated(rows, *links)
-  require_equal(chain, whole, contract.flat_params)
+  combined = bj.oracles.aggregated(rows, *links)
+  require_equal(chain, combined, contract.flat_params)
   with pytest.raises(TypeError, match=r'bj\.oracles\.aggregated'):
     bj.evaluation.wrapped(chain, halves)
   with pytest.raises(ValueError, match=r'bj\.oracles\.aggregated'):
     halves(chain)
   require_equal(
-    bj.evaluation.wrapped(whole, halves),
+    bj.evaluation.wrapped(combined, halves),
     optax.chain(halves(rows), *links),
     contract.flat_params,
   )

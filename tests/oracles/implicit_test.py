@@ -308,5 +308,5 @@ def test_a_set_without_a_point_is_refused_at_the_start():
   bad = bj.projections.affine_set(matrix, right + np.arange(4))
   oracle = bj.implicit(PROBLEM, lower_set=bad)
   params = bj.BilevelParams(x, as_lower(jnp.zeros(LOWER)))
-  with pytest.raises(ValueError, match='lower has no point in it'):
+  with pytest.raises(ValueError, match='lower is empty'):
     oracle.init(params)

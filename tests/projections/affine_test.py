@@ -1,4 +1,4 @@
-"""Affine sets against quadratic programmes; ranks, right-hand sides, trees."""
+"""Affine sets against quadratic programs; ranks, right-hand sides, trees."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import bilevel_jax as bj
 S = bj.Sequence
 
 
-def quadratic_programme(matrix, right, point):
-  """The nearest point with A z = r, from the optimality system."""
+def quadratic_program(matrix, right, point):
+  """The nearest point with A z = r, from the optimality conditions."""
   rows, columns = matrix.shape
   system = np.block(
     [[np.eye(columns), matrix.T], [matrix, np.zeros((rows,) * 2)]]
@@ -22,7 +22,7 @@ def quadratic_programme(matrix, right, point):
 
 
 def draw(seed, rows, columns, rank):
-  """A matrix of a rank, a right-hand side in its range, and a point."""
+  """A matrix of given rank, a right-hand side in its range, and a point."""
   rng = np.random.default_rng(seed)
   matrix = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
   right = matrix @ rng.normal(size=columns)
@@ -53,12 +53,12 @@ MAKERS = [dense, matrix_free, with_adjoint]
 SIZES = [(3, 5, 3), (4, 5, 2), (6, 4, 3)]
 
 
-def test_projects_like_a_quadratic_programme(x64):
-  """Also along sets of deficient rank, which have directions of their own."""
+def test_projections_match_a_quadratic_program(x64):
+  """Also for rank-deficient sets, with their tangent directions."""
   cases = [draw(seed, *size) for size in SIZES for seed in range(2)]
 
   @jax.jit
-  def found():
+  def projected():
     out = []
     for matrix, right, point in cases:
       point = jnp.asarray(point)
@@ -72,10 +72,10 @@ def test_projects_like_a_quadratic_programme(x64):
     return out
 
   several = [case for case in cases for _ in MAKERS]
-  for (matrix, right, point), got in zip(several, found(), strict=True):
+  for (matrix, right, point), got in zip(several, projected(), strict=True):
     nearest, tangent, back, transposed = got
     close = {'atol': 1e-8}
-    expected = quadratic_programme(matrix, right, point)
+    expected = quadratic_program(matrix, right, point)
     np.testing.assert_allclose(nearest, expected, **close)
     np.testing.assert_allclose(matrix @ nearest, right, **close)
     pinv = np.linalg.pinv(matrix, rcond=1e-10)
@@ -85,11 +85,13 @@ def test_projects_like_a_quadratic_programme(x64):
     np.testing.assert_allclose(transposed, pinv.T @ point, **close)
 
 
-def in_a_set(kept):
-  """A solver whose lower variable is in the set; it moves by the batch."""
-  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower'))
+def in_a_set(lower_set):
+  """A solver whose lower variable stays in a set and moves by the batch."""
+  batch_oracle = bj.oracle(
+    lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower')
+  )
   return bj.descend(
-    given, upper=optax.sgd(-1.0), lower=S(optax.sgd(-1.0), set=kept)
+    batch_oracle, upper=optax.sgd(-1.0), lower=S(optax.sgd(-1.0), set=lower_set)
   )
 
 
@@ -99,13 +101,13 @@ def test_a_right_hand_side_outside_the_range_is_an_error(make):
   point = jnp.zeros(3)
   make(matrix, jnp.array([1.0, 2.0])).check(point)
   bad = make(matrix, jnp.array([1.0, 2.5]))
-  with pytest.raises(ValueError, match=r'lower has no point in it.*range of A'):
+  with pytest.raises(ValueError, match=r'lower is empty.*range of A'):
     bad.check(point, name='lower')
   with pytest.raises(ValueError, match='rank deficient'):
     in_a_set(bad).init(bj.BilevelParams(jnp.zeros(1), point))
 
 
-def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
+def test_a_coupling_outside_the_range_is_an_error_at_init_and_later():
   matrix = np.array([[1.0, 2.0], [2.0, 4.0]])
   in_range = np.array([1.0, 2.0])
   leaves = lambda x: x[0] * in_range + jnp.maximum(x[0], 0) * np.array([0, 1.0])
@@ -120,13 +122,13 @@ def test_a_coupling_that_leaves_the_range_is_found_at_the_start_and_later():
     solver.init(bad)
 
 
-def test_single_precision_stays_in_a_badly_conditioned_set():
+def test_single_precision_stays_in_an_ill_conditioned_set():
   rng = np.random.default_rng(0)
   left, _, right = np.linalg.svd(rng.normal(size=(6, 9)), full_matrices=False)
   matrix = left @ np.diag(np.logspace(0, -5, 6)) @ right
   set_ = bj.projections.affine_set(matrix, matrix @ np.ones(9))
   inside = set_(jnp.asarray(rng.normal(size=9), jnp.float32))
-  # Along each right singular vector, also that of the smallest singular value.
+  # Along every right singular vector, also for the smallest singular value.
   np.testing.assert_allclose(right @ inside, right @ np.ones(9), atol=2e-5)
 
 
@@ -143,20 +145,20 @@ def test_trees_keep_their_structure_and_types():
     np.testing.assert_allclose(inside['b'], 2.0, atol=1e-2)
 
 
-def test_sets_of_several_matrices_are_mapped():
+def test_vmap_over_sets_of_several_matrices():
   matrices, rights, points = zip(*(draw(s, 3, 5, 2) for s in range(4)))
   factors = jax.tree.map(
     lambda *f: np.stack(f), *map(bj.projections.affine_factors, matrices)
   )
   project = lambda f, r, z: bj.projections.affine_set(f, r)(z)
-  found = jax.jit(jax.vmap(project))(
+  projected = jax.jit(jax.vmap(project))(
     factors, jnp.asarray(rights), jnp.asarray(points)
   )
-  expected = list(map(quadratic_programme, matrices, rights, points))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  expected = list(map(quadratic_program, matrices, rights, points))
+  np.testing.assert_allclose(projected, expected, atol=1e-5)
 
 
-def test_consensus_by_axis_name_and_by_leading_axis_agree_with_equations():
+def test_both_forms_of_consensus_match_its_equations():
   copies = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
   differences = np.kron(np.array([[1.0, -1, 0], [0, 1, -1]]), np.eye(2))
   expected = bj.projections.affine_set(differences)(copies)
@@ -179,17 +181,17 @@ def test_a_matrix_of_another_width_is_an_error():
     bj.projections.affine_set([[np.nan]])
 
 
-def test_a_coupled_set_asks_for_the_upper_variable():
+def test_a_coupled_set_without_upper_variable_is_an_error():
   set_ = bj.projections.affine_set([[1.0]], [1.0], coupling=lambda x: x)
   with pytest.raises(ValueError, match='upper variable'):
     set_(jnp.ones(1))
-  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('a',))
-  solver = bj.descend(given, a=S(optax.sgd(1.0), set=set_))
+  batch_oracle = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('a',))
+  solver = bj.descend(batch_oracle, a=S(optax.sgd(1.0), set=set_))
   with pytest.raises(TypeError, match='coupled affine set'):
     solver.init(bj.sequences(a=jnp.ones(1)))
 
 
-def test_a_coupled_set_is_taken_where_the_upper_variable_has_moved():
+def test_a_coupled_set_uses_the_updated_upper_variable():
   set_ = bj.projections.affine_set(
     [[1.0]], [0.0], coupling=lambda x: -x
   )  # y = x
@@ -206,10 +208,12 @@ def test_a_coupled_set_is_taken_where_the_upper_variable_has_moved():
   )
 
 
-def test_uses_are_counted_also_as_rounds():
-  given = bj.oracle(lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower'))
+def test_projections_and_rounds_are_counted():
+  batch_oracle = bj.oracle(
+    lambda p, b, s: ((), b[0], s), (), moves=('upper', 'lower')
+  )
   solver = bj.descend(
-    given,
+    batch_oracle,
     upper=S(optax.sgd(1.0), set=bj.projections.consensus_set()),
     lower=S(optax.sgd(1.0), set=bj.projections.affine_set([[1.0]])),
   )

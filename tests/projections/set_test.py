@@ -1,4 +1,4 @@
-"""Sets by their projections: which points get in, and empty sets."""
+"""Sets of one sequence: points in the set, and errors for empty sets."""
 
 import functools
 
@@ -18,19 +18,19 @@ BOX = functools.partial(
 BALL = functools.partial(sets.projection_l2_ball, scale=0.9)
 SIMPLEX = functools.partial(sets.projection_simplex, scale=2.0)
 POINT = bj.BilevelParams(jnp.array([0.1, -0.2, 0.3]), jnp.ones(2))
-# Moves by what the batch says.
+# The batch has the gradients.
 GIVEN = bj.oracle(lambda p, batch, s: ((), batch[0], s), (), moves=('upper',))
 
 
-def solver_of(kept):
-  return bj.descend(GIVEN, upper=S(optax.sgd(-1.0), set=kept))
+def make_solver(projection):
+  return bj.descend(GIVEN, upper=S(optax.sgd(-1.0), set=projection))
 
 
-def move(kept, point, update):
+def move(projection, point, update):
   """The point after one update, and the state."""
-  solver, params = solver_of(kept), bj.BilevelParams(point, None)
-  given = bj.BilevelParams(update, None)
-  updates, state = solver.update((given,), solver.init(params), params)
+  solver, params = make_solver(projection), bj.BilevelParams(point, None)
+  gradients = bj.BilevelParams(update, None)
+  updates, state = solver.update((gradients,), solver.init(params), params)
   return bj.apply_updates(params, updates).upper, state
 
 
@@ -40,24 +40,24 @@ def test_the_step_ends_in_the_set_and_is_counted():
   assert bj.counts(state) == {'projections/upper': 1}
 
 
-def test_none_is_the_whole_space():
+def test_without_a_set_any_point_is_valid():
   after, state = move(None, POINT.upper, POINT.upper * 99)
   np.testing.assert_allclose(after, POINT.upper * 100, rtol=1e-6)
   assert bj.counts(state) == {}
 
 
-def test_any_point_gets_into_the_set():
-  """To one spacing of floats, at sizes from 1e-2 to 50, also from outside."""
+def test_any_point_ends_in_the_set():
+  """Up to one float spacing, for sizes from 1e-2 to 50, also from outside."""
   rng = np.random.default_rng(0)
   sizes = 10 ** rng.uniform(-2, 1.7, size=(2, 200, 1))
   points, steps = (sizes * rng.normal(size=(2, 200, 3))).astype(np.float32)
-  for kept in (BOX, BALL, SIMPLEX):
-    after = jax.jit(jax.vmap(lambda z, u, kept=kept: move(kept, z, u)[0]))(
-      points, steps
-    )
-    inside = np.asarray(jax.jit(jax.vmap(kept))(after))
-    # One spacing, at the larger of the points, for the sum; and the rounding of
-    # the projection itself, in the set's own size.
+  for projection in (BOX, BALL, SIMPLEX):
+    after = jax.jit(
+      jax.vmap(lambda z, u, projection=projection: move(projection, z, u)[0])
+    )(points, steps)
+    inside = np.asarray(jax.jit(jax.vmap(projection))(after))
+    # One spacing of the larger point for the sum, plus the rounding of the
+    # projection at the size of the set.
     size = np.abs(np.concatenate([points, after], 1)).max(1)
     room = np.spacing(size) + 4 * np.spacing(np.float32(2))
     assert np.all(np.abs(after - inside).max(1) <= room)
@@ -65,11 +65,11 @@ def test_any_point_gets_into_the_set():
     meant = points + steps
     near = np.linalg.norm(meant - after, axis=1)
     for corner in np.eye(3, dtype=np.float32):
-      other = np.linalg.norm(meant - kept(corner * 2), axis=1)
+      other = np.linalg.norm(meant - projection(corner * 2), axis=1)
       assert np.all(near <= other + 1e-4)
 
 
-def test_the_deviation_does_not_build_up():
+def test_the_deviation_does_not_accumulate():
   step = jax.jit(lambda z, u: move(BALL, z, u)[0])
   point = POINT.upper
   for t in range(50):
@@ -80,39 +80,39 @@ def test_the_deviation_does_not_build_up():
 EMPTY = {
   'box': (
     functools.partial(sets.projection_box, lower=1.0, upper=0.0),
-    r'sequence upper has no point in it: a box with lower 1.0 above upper 0',
+    r'sequence upper is empty: a box with lower 1.0 above upper 0',
   ),
   'box in one coordinate': (
     functools.partial(
       sets.projection_box, lower=np.array([0, 3, 0]), upper=np.ones(3)
     ),
-    'sequence upper has no point in it: a box',
+    'sequence upper is empty: a box',
   ),
   'l2 ball': (
     functools.partial(sets.projection_l2_ball, scale=-1.0),
-    r'sequence upper has no point in it: a ball of radius -1',
+    r'sequence upper is empty: a ball of radius -1',
   ),
   'l1 ball': (
     functools.partial(sets.projection_l1_ball, scale=-2.0),
-    'sequence upper has no point in it: a ball of radius -2',
+    'sequence upper is empty: a ball of radius -2',
   ),
   'hypercube': (
     functools.partial(sets.projection_hypercube, scale=-1.0),
-    r'sequence upper has no point in it: a hypercube with sides -1',
+    r'sequence upper is empty: a hypercube with sides -1',
   ),
   'hypercube in one coordinate': (
     functools.partial(
       sets.projection_hypercube, scale=np.array([1.0, -1.0, 1.0])
     ),
-    r'sequence upper has no point in it: a hypercube',
+    r'sequence upper is empty: a hypercube',
   ),
   'simplex': (
     functools.partial(sets.projection_simplex, scale=-1.0),
-    r'sequence upper has no point in it: a simplex with the sum -1',
+    r'sequence upper is empty: a simplex with the sum -1',
   ),
   'sphere': (
     functools.partial(sets.projection_l2_sphere, scale=-1.0),
-    r'sequence upper has no point in it: a sphere of radius -1',
+    r'sequence upper is empty: a sphere of radius -1',
   ),
   'not finite': (lambda z: z / 0, 'sequence upper is not finite'),
   'another shape': (lambda z: z[:2], 'sequence upper returned another str'),
@@ -121,20 +121,20 @@ EMPTY = {
 
 
 @pytest.mark.parametrize('name', EMPTY)
-def test_a_set_without_a_point_says_so(name):
+def test_an_empty_set_is_an_error(name):
   set_, message = EMPTY[name]
-  init = solver_of(set_).init
+  init = make_solver(set_).init
   with pytest.raises(ValueError, match=message):
     init(POINT)
-  # What is closed over is known while a function is traced.
+  # Closed-over values are concrete while a function is traced.
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda: init(POINT))
 
 
-def test_a_start_that_is_not_finite_says_so():
+def test_a_start_that_is_not_finite_is_an_error():
   params = POINT._replace(upper=POINT.upper * jnp.nan)
   with pytest.raises(ValueError, match='sequence is not finite'):
-    solver_of(BALL).init(params)
+    make_solver(BALL).init(params)
 
 
 def test_a_box_around_a_tree():
@@ -142,17 +142,17 @@ def test_a_box_around_a_tree():
   box = functools.partial(
     sets.projection_box, lower={'a': 0.0, 'b': 2.0}, upper={'a': 1.0, 'b': 1.0}
   )
-  with pytest.raises(ValueError, match='has no point in it: a box'):
-    solver_of(box).init(bj.BilevelParams(tree, None))
+  with pytest.raises(ValueError, match='is empty: a box'):
+    make_solver(box).init(bj.BilevelParams(tree, None))
 
 
-def test_nothing_is_checked_while_traced():
-  jax.eval_shape(solver_of(lambda z: z / 2).init, POINT)
+def test_traced_sequences_are_not_checked():
+  jax.eval_shape(make_solver(lambda z: z / 2).init, POINT)
 
 
-def test_traced_bounds():
-  def step(most):
-    box = functools.partial(sets.projection_box, lower=0.0, upper=most)
+def test_bounds_may_be_traced():
+  def step(bound):
+    box = functools.partial(sets.projection_box, lower=0.0, upper=bound)
     return move(box, POINT.upper, jnp.ones(3))[0]
 
   np.testing.assert_allclose(jax.jit(step)(0.5), [0.5] * 3)

@@ -1,4 +1,4 @@
-"""A3C-TD(0), written plainly: one transition after another, in NumPy."""
+"""A3C-TD(0) in plain NumPy, one transition after another."""
 
 import numpy as np
 
@@ -9,21 +9,21 @@ def softmax(row):
   return shares / shares.sum()
 
 
-def transition(seen, moves, rewards, features, discount, omega):
-  """The transition (s, a, s') that has this reward and squared difference.
+def transition(observed, moves, rewards, features, discount, omega):
+  """Finds the transition (s, a, s') with this reward and squared difference.
 
   Args:
     seen: s, the reward and the squared temporal difference.
-    moves: probabilities of the process; s' has one.
-    rewards: of the process, all different.
-    features: of the states.
-    discount: of the process.
-    omega: the critic that the difference is of.
+    moves: transition probabilities of the process.
+    rewards: rewards of the process, all different.
+    features: features of the states.
+    discount: the discount of the process.
+    omega: the critic of the difference.
 
   Returns:
     The three numbers, and the difference.
   """
-  s, reward, squared = seen
+  s, reward, squared = observed
   a = int(np.argmin(np.abs(rewards[s] - reward)))
   differences = (
     rewards[s, a] + discount * features @ omega - features[s] @ omega
@@ -34,9 +34,9 @@ def transition(seen, moves, rewards, features, discount, omega):
 
 
 def a3c_td0(
-  process, features, theta, omega, seen, *, delays, actor, critic, radius
+  process, features, theta, omega, observed, *, delays, actor, critic, radius
 ):
-  """Iterates of A3C-TD(0) along the transitions that were seen.
+  """Iterates of A3C-TD(0) along the observed transitions.
 
   Args:
     process: transitions, rewards and discount.
@@ -44,17 +44,17 @@ def a3c_td0(
     theta: logits at the start.
     omega: the critic at the start.
     seen: for each update, s, the reward and the squared difference.
-    delays: for each update, how old the parameters are.
-    actor: the step size after k updates.
-    critic: likewise.
-    radius: of the critic's ball.
+    delays: the age of the parameters at each update.
+    actor: the actor's step size after k updates.
+    critic: the critic's step size after k updates.
+    radius: the radius of the critic's ball.
 
   Yields:
     The actor, the critic and (s, a, s') after each update.
   """
   moves, rewards, discount = process
   past = [(theta, omega)]
-  for k, (one, delay) in enumerate(zip(seen, delays, strict=True)):
+  for k, (one, delay) in enumerate(zip(observed, delays, strict=True)):
     old_theta, old_omega = past[k - delay]
     s, a, to, delta = transition(
       one, moves, rewards, features, discount, old_omega

@@ -1,8 +1,8 @@
-"""Dense problems in which no coordinate, row or level is like another.
+"""Dense test problems without symmetry between coordinates, rows or levels.
 
 The upper variable has two leaves of two and one numbers, the lower variable
 two numbers or, with equations, four. Each loss couples all of them, is not
-quadratic, and is a mean over rows, so that a batch makes noise in both levels.
+quadratic, and is a mean over rows, so that batches add noise at both levels.
 """
 
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ def tree(vector):
 
 
 def pick(batch, t):
-  """The rows of inner step t; a mean over all is what a whole batch gives."""
+  """The rows of inner step t; their losses average to those of the batch."""
   return {**batch, 'rows': batch['rows'][t % INNER]}
 
 
-def whole(batch, t):
-  """The whole batch, at each step."""
+def full_batch(batch, t):
+  """The whole batch at each step."""
   return batch
 
 
@@ -70,7 +70,7 @@ def batches(*, lower_size=2, singular=False, count=UPDATES, seed=0):
     lower_size: numbers in the lower variable.
     singular: whether the lower Hessian has rank one, everywhere.
     count: how many batches.
-    seed: of the rows.
+    seed: the seed of the rows.
 
   Returns:
     A list of dicts of NumPy arrays.
@@ -85,7 +85,7 @@ def batches(*, lower_size=2, singular=False, count=UPDATES, seed=0):
     matrix = 0.9 * np.outer(line, line)
     slope = np.outer(line, slope[0])
     rows[..., 3:-1] = rows[..., 3:4] * line
-  # Losses are means over rows: their order is rounding alone.
+  # Losses are means over rows, so the order of rows changes only rounding.
   rows = perturbed.reordered(rows, -2)
   return [{'rows': r, 'matrix': matrix, 'slope': slope} for r in rows]
 
@@ -109,7 +109,7 @@ START = np.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.3]])
 
 
 def coupling(x):
-  """What the equations subtract; attained by some y at each x."""
+  """The coupling h of the equations; some y satisfies them at each x."""
   inner = jnp.sin(jnp.asarray(_COUPLING, x.dtype) @ x)
   return jnp.asarray(LOWER_MATRIX, x.dtype) @ inner
 
@@ -127,7 +127,7 @@ def level_0(x, batch):
 
 
 def level_1(y, batch):
-  """The level between."""
+  """The middle level."""
   _, q, s = _parts(np.zeros(3), y, batch)
   return jnp.asarray(_W1, y.dtype) @ jnp.sin(y) + 0.3 * jnp.mean(
     q * jnp.tanh(q @ y + s)[:, None], 0

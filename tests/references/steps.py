@@ -1,8 +1,8 @@
-"""Updates of published methods, written plainly: vectors, loops, matrices.
+"""Updates of published methods in plain NumPy: vectors, loops, matrices.
 
-A method is a generator of the sequences after each update. Losses come as
-`Loss`, step sizes as functions of the number of updates so far, an update is
-`z - rate * direction`, and `pick(batch, t)` is what inner step t sees.
+A method is a generator of the sequences after each update. Losses are `Loss`
+objects, step sizes are functions of the number of updates so far, an update is
+`z - rate * direction`, and `pick(batch, t)` is the batch of inner step t.
 """
 
 import itertools
@@ -10,9 +10,9 @@ import itertools
 import jax
 import numpy as np
 
-from tests.references.problem import whole
+from tests.references.problem import full_batch
 
-# Most of the time would go into programs that then run a few times.
+# Compiling would take longer than the few runs of each program.
 QUICKLY = {
   'xla_backend_optimization_level': 0,
   'xla_cpu_use_fusion_emitters': False,
@@ -53,9 +53,9 @@ def everywhere(z):
 
 def v_pbgd(
   f, g, x, y, batches, *, penalty, upper, lower, value,
-  steps=1, pick=whole, momentum=0.0, restart=False, rescale=True,
+  steps=1, pick=full_batch, momentum=0.0, restart=False, rescale=True,
   upper_set=everywhere, lower_set=everywhere, joint_set=None,
-  proximity=np.inf, lower_steps=1, lower_pick=whole,
+  proximity=np.inf, lower_steps=1, lower_pick=full_batch,
 ):  # fmt: skip
   """V-PBGD; with a proximity, MEHA from one point.
 
@@ -149,7 +149,7 @@ def prox_linear_pbgd(
 
 
 def bome(
-  f, g, x, y, batches, *, eta, upper, lower, value, steps, pick=whole,
+  f, g, x, y, batches, *, eta, upper, lower, value, steps, pick=full_batch,
   lower_steps=1,
 ):  # fmt: skip
   """BOME: a dynamic barrier in place of a penalty."""
@@ -170,17 +170,17 @@ def bome(
 
 
 def shortest_pair(one, two):
-  """Weights of the shortest vector between two."""
-  apart = two - one
-  share = np.clip(-one @ apart / (apart @ apart), 0, 1)
+  """Weights of the shortest convex combination of two vectors."""
+  difference = two - one
+  share = np.clip(-one @ difference / (difference @ difference), 0, 1)
   return np.array([1 - share, share])
 
 
 def constrained_pair(rows, q, rho):
   """FORUM's weights of two objectives, exactly: the best of all candidates.
 
-  Along the simplex, the objective is a quadratic on each side of the point at
-  which the penalty's weight becomes positive.
+  On the simplex, the objective is quadratic on each side of the point where
+  the penalty's weight becomes positive.
   """
   slack = rho - rows @ q / (q @ q)
 
@@ -204,7 +204,7 @@ def constrained_pair(rows, q, rho):
 
 def forum(
   upper_losses, g, x, y, batches, *, rho, averaging, upper, lower, value, steps,
-  pick=whole,
+  pick=full_batch,
 ):  # fmt: skip
   """FORUM of two upper losses."""
   mean = np.zeros(2)
@@ -227,7 +227,7 @@ def forum(
 
 
 def moml(
-  upper_losses, g, x, y, batches, *, upper, lower, steps, pick=whole
+  upper_losses, g, x, y, batches, *, upper, lower, steps, pick=full_batch
 ):  # fmt: skip
   """MOML of two upper losses, through the steps of gradient descent."""
   for k, batch in enumerate(batches):
@@ -250,7 +250,8 @@ def moml(
 
 
 def f2sa(
-  f, g, x, y, batches, *, penalty, upper, lower, value, steps=1, pick=whole,
+  f, g, x, y, batches, *, penalty, upper, lower, value, steps=1,
+  pick=full_batch,
   upper_set=everywhere, lower_set=everywhere,
 ):  # fmt: skip
   """F2SA, in two loops; with one step, from one point."""
@@ -294,17 +295,17 @@ def seal(
     for _ in range(steps if value else 0):
       losses_then['value'] = p[at] @ losses.rows(z, batch) / len(at)
       z = z - value(k) * p[at] @ losses.row_slopes(z, batch) / len(at)
-    found = losses.rows(y, batch)
+    gaps = losses.rows(y, batch)
     losses_then['upper'] = losses.value(y, batch)
-    losses_then['lower'] = p[at] @ found / len(at)
+    losses_then['lower'] = p[at] @ gaps / len(at)
     weighted = p[at] @ losses.row_slopes(y, batch) / len(at)
     direction = (losses.slope(y, batch) + gamma * weighted) / (1 + gamma)
     y = y - lower(k) * direction
     if value:
-      found = found - losses.rows(z, batch)
-      losses_then['gap'] = p[at] @ found / len(at)
+      gaps = gaps - losses.rows(z, batch)
+      losses_then['gap'] = p[at] @ gaps / len(at)
     total = {}
-    for i, one in zip(at, found):
+    for i, one in zip(at, gaps):
       total[i] = total.get(i, 0) + slope[i] * one / len(at)
     for i, one in total.items():
       speed[i] = momentum * speed[i] + one
@@ -318,10 +319,10 @@ def seal(
 
 
 def rhg(
-  f, g, x, y, batches, *, upper, lower, steps, truncate=None, pick=whole,
+  f, g, x, y, batches, *, upper, lower, steps, truncate=None, pick=full_batch,
   momentum=0.0, start=None, box=np.inf,
 ):  # fmt: skip
-  """RHG and T-RHG: the derivative of y_T carried forward, a row for each y.
+  """RHG and T-RHG by forward derivatives of y_T, with a row for each y.
 
   A start is the matrix of a linear function of x.
   """
@@ -356,9 +357,9 @@ def descend_lower(g, x, y, batch, *, rate, steps, pick):
 
 def pzobo(
   f, g, x, y, batches, *, upper, lower, steps, smoothing, directions,
-  pick=whole,
+  pick=full_batch,
 ):  # fmt: skip
-  """PZOBO along given directions, a list of them for each update."""
+  """PZOBO along recorded directions, a list for each update."""
   for k, batch in enumerate(batches):
     loop = {'rate': lower(k), 'steps': steps, 'pick': pick}
     end = descend_lower(g, x, y, batch, **loop)
@@ -375,7 +376,7 @@ def pzobo(
 
 
 def solve_exactly(matrices, right, start):
-  """The solution, of least norm if there are several."""
+  """The solution; that of least norm if there are several."""
   return np.linalg.lstsq(matrices(0), right, rcond=1e-10)[0]
 
 
@@ -392,7 +393,7 @@ def series(terms, eta, *, warm=False):
 
 
 def one_term(bound, eta, length):
-  """The term of the series of a given length, scaled by their number."""
+  """One term of the Neumann series, scaled by the number of terms."""
 
   def solve(matrices, right, start):
     q = eta * bound * right
@@ -404,15 +405,15 @@ def one_term(bound, eta, length):
 
 
 def one_conjugate_step(matrices, right, start):
-  """The first of the conjugate-gradient steps, from the start."""
+  """The first conjugate-gradient step from the start."""
   matrix, residual = matrices(0), right - matrices(0) @ start
   length = residual @ residual / (residual @ matrix @ residual)
   return start + length * residual
 
 
 def implicit(
-  f, g, x, y, batches, *, upper, lower, steps, solves, pick=whole,
-  linear_pick=whole,
+  f, g, x, y, batches, *, upper, lower, steps, solves, pick=full_batch,
+  linear_pick=full_batch,
 ):  # fmt: skip
   """A lower loop, a linear system, an upper step: AID, stocBiO, BSA, AmIGO."""
   q = np.zeros_like(y)
@@ -444,7 +445,7 @@ class Equations:
     return z - self.inverse @ (self.matrix @ z + self.h(x) - self.right)
 
   def correction(self, f, g, x, y, batch, solve, matrices):
-    """The hypergradient without the upper loss's own slope in x."""
+    """The hypergradient minus the upper loss's partial gradient in x."""
     v, slope, hessian = self.kernel, f.y(x, y, batch), g.yy(x, y, batch)
     inside = lambda t: v.T @ matrices(t) @ v
     q = v @ solve(inside, v.T @ slope, np.zeros(v.shape[1]))
@@ -454,7 +455,7 @@ class Equations:
 
 def aipod(
   f, g, x, y, batches, *, upper, lower, steps, solves, above, below,
-  pick=whole, linear_pick=whole,
+  pick=full_batch, linear_pick=full_batch,
 ):  # fmt: skip
   """AiPOD: projected steps in turn."""
   for k, batch in enumerate(batches):
@@ -468,7 +469,8 @@ def aipod(
 
 def e_aipod(
   f, g, x, y, batches, *, upper, lower, probability, coins, upper_steps,
-  relaxation, above, below, pick=whole, linear_pick=whole, in_steps=False,
+  relaxation, above, below, pick=full_batch, linear_pick=full_batch,
+  in_steps=False,
 ):  # fmt: skip
   """E-AiPOD with given coins, a list of them for each update.
 
@@ -530,7 +532,7 @@ def soba(
 
 
 def stale_soba(f, g, x, y, batches, *, upper, lower, linear, delays):
-  """SOBA along directions at the point of some updates before."""
+  """SOBA with directions at the point of earlier updates."""
   z, sizes = np.hstack([x, y, np.zeros_like(y)]), [x.size, x.size + y.size]
   points = [z]
   for k, (batch, delay) in enumerate(zip(batches, delays, strict=True)):
@@ -542,11 +544,11 @@ def stale_soba(f, g, x, y, batches, *, upper, lower, linear, delays):
     yield dict(zip(('upper', 'lower', 'linear'), np.split(z, sizes)))
 
 
-def from_memory(new, table, seen, i):
-  """A row corrected by its last one and the mean of those seen so far."""
-  found = new if not seen[i] else new - table[i] + table[seen].mean(0)
-  table[i], seen[i] = new, True
-  return found
+def from_memory(new, table, visited, i):
+  """SAGA's direction: a row corrected by its table entry and the mean."""
+  direction = new if not visited[i] else new - table[i] + table[visited].mean(0)
+  table[i], visited[i] = new, True
+  return direction
 
 
 def descent_ascent(g, x, y, batches, *, upper, lower):
@@ -561,14 +563,14 @@ def saba(f, g, x, y, batches, *, upper, lower, linear, parts, chosen):
   """SABA; each loss's part of the directions has a table of its own."""
   v, n = np.zeros_like(y), x.size
   tables = [np.zeros((size, n + 2 * y.size)) for size in parts]
-  seen = [np.zeros(size, bool) for size in parts]
+  visited = [np.zeros(size, bool) for size in parts]
   for k, batch in enumerate(batches):
     both = directions(f, g, x, y, v, *batch)
     of_f = np.hstack(
       [f.x(x, y, batch[0]), np.zeros_like(y), -f.y(x, y, batch[0])]
     )
     d = 0.0
-    for row, *memory in zip((of_f, both - of_f), tables, seen, chosen[k]):
+    for row, *memory in zip((of_f, both - of_f), tables, visited, chosen[k]):
       d = d + from_memory(row, *memory)
     d_x, d_y, d_v = np.split(d, [n, n + y.size])
     x, y, v = x - upper(k) * d_x, y - lower(k) * d_y, v - linear(k) * d_v
@@ -578,10 +580,10 @@ def saba(f, g, x, y, batches, *, upper, lower, linear, parts, chosen):
 def saba_at_once(f, g, x, y, batches, *, parts, chosen, **rates):
   """SABA with one table of sums."""
   v, table = np.zeros_like(y), np.zeros((parts, x.size + 2 * y.size))
-  seen = np.zeros(parts, bool)
+  visited = np.zeros(parts, bool)
   for k, batch in enumerate(batches):
     new = directions(f, g, x, y, v, batch, batch)
-    d = from_memory(new, table, seen, chosen[k])
+    d = from_memory(new, table, visited, chosen[k])
     d_x, d_y, d_v = np.split(d, [x.size, x.size + y.size])
     x, y = x - rates['upper'](k) * d_x, y - rates['lower'](k) * d_y
     v = v - rates['linear'](k) * d_v
@@ -589,10 +591,10 @@ def saba_at_once(f, g, x, y, batches, *, parts, chosen, **rates):
 
 
 def sustain(
-  f, g, x, y, batches, *, upper, lower, decay, solves, linear_pick=whole,
-  lower_steps=1, pick=whole,
+  f, g, x, y, batches, *, upper, lower, decay, solves, linear_pick=full_batch,
+  lower_steps=1, pick=full_batch,
 ):  # fmt: skip
-  """SUSTAIN and MRBO: both directions corrected at the point before."""
+  """SUSTAIN and MRBO: both directions corrected at the previous point."""
 
   def both(k, x, y, batch):
     matrices = lambda t: g.yy(x, y, linear_pick(batch, t))
@@ -617,9 +619,9 @@ def sustain(
 
 def vrbo(
   f, g, x, y, batches, *, upper, lower, solve, period, steps, pick, large,
-  linear_pick=whole,
+  linear_pick=full_batch,
 ):  # fmt: skip
-  """VRBO as the library words it: x moves with the last move of y."""
+  """VRBO in the library's form: x moves with the last step of y."""
 
   def both(x, y, batch):
     matrices = lambda t: g.yy(x, y, linear_pick(batch, t))
@@ -660,14 +662,14 @@ def srba(f, g, x, y, batches, *, upper, lower, linear, period, small, large):
     yield {'upper': x, 'lower': y, 'linear': v}
 
 
-def raised(matrix, least):
-  """A symmetric matrix whose eigenvalues are raised to the least one."""
+def raised(matrix, min_eigenvalue):
+  """A symmetric matrix with eigenvalues raised to at least `min_eigenvalue`."""
   values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-  return vectors @ np.diag(np.maximum(values, least)) @ vectors.T
+  return vectors @ np.diag(np.maximum(values, min_eigenvalue)) @ vectors.T
 
 
-def stable(f, g, x, y, batches, *, upper, lower, decay, least):
-  """STABLE; the recursion goes on from the matrix before it is raised."""
+def stable(f, g, x, y, batches, *, upper, lower, decay, min_eigenvalue):
+  """STABLE; the recursion continues from the matrix before it is raised."""
   h_yy = h_xy = before = None
   for k, b in enumerate(batches):
     yy, xy = g.yy(x, y, b), g.xy(x, y, b)
@@ -675,7 +677,7 @@ def stable(f, g, x, y, batches, *, upper, lower, decay, least):
       yy = yy + (1 - decay(k)) * (h_yy - g.yy(*before, b))
       xy = xy + (1 - decay(k)) * (h_xy - g.xy(*before, b))
     h_yy, h_xy, before = yy, xy, (x, y)
-    safe = raised(yy, least)
+    safe = raised(yy, min_eigenvalue)
     q = np.linalg.solve(safe, f.y(x, y, b))
     new = x - upper(k) * (f.x(x, y, b) - xy @ q)
     y = y - lower(k) * g.y(x, y, b)
@@ -688,9 +690,9 @@ def stsa(increments, start, batches, *, rates, order='simultaneous'):
   """Coupled sequences, at once or in turn."""
   z = dict(start)
   for k, batch in enumerate(batches):
-    seen = dict(z)
+    visited = dict(z)
     for name, increment in increments.items():
-      at = z if order == 'alternating' else seen
+      at = z if order == 'alternating' else visited
       z[name] = z[name] + rates[name](k) * increment(*at.values(), batch)
     yield dict(z)
 
@@ -737,7 +739,7 @@ def compositional(
 
 
 def simplex(v):
-  """The nearest point whose entries are shares, by trying each support."""
+  """The nearest point of the simplex, by trying each support."""
   candidates = []
   for size in range(1, v.size + 1):
     for support in map(list, itertools.combinations(range(v.size), size)):
@@ -749,7 +751,7 @@ def simplex(v):
 
 
 def least_norm(gram):
-  """The shares of least norm, by trying each support."""
+  """The weights of least norm on the simplex, by trying each support."""
   candidates, n = [], len(gram)
   for size in range(1, n + 1):
     for support in map(list, itertools.combinations(range(n), size)):

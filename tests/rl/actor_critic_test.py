@@ -1,4 +1,4 @@
-"""The actor-critic oracle: by hand, by differences, and its environments."""
+"""The actor-critic oracle: gradients, environments and errors."""
 
 import chex
 import jax
@@ -15,7 +15,7 @@ LIMIT, GOAL = 5, 3
 
 
 def _step(key, state, action):
-  """A walk on numbers from 0: ends at the goal, is cut after `LIMIT` steps."""
+  """A walk from 0: terminates at the goal, truncated after `LIMIT` steps."""
   del key
   position, time = state
   position, time = position + 2 * action - 1, time + 1
@@ -74,13 +74,13 @@ def make_params(seed=0, dtype=jnp.float32, inputs=2, outputs=2):
 
 
 def make(env=WALK, act=policy, **changes):
-  given = dict(environments=3, steps=8, discount=0.9, key=0) | changes
-  return bj.rl.actor_critic(act, value, env, **given)
+  settings = dict(environments=3, steps=8, discount=0.9, key=0) | changes
+  return bj.rl.actor_critic(act, value, env, **settings)
 
 
-def rollout_of(oracle, env, act, params, state):
-  """The rollout that an oracle's next update sees."""
-  family = bj.rl.distribution_of(env.actions)
+def next_rollout(oracle, env, act, params, state):
+  """The rollout of an oracle's next update."""
+  family = bj.rl.action_distribution(env.actions)
   collector = bj.rl.rollouts(
     env,
     lambda p, key, o: family.sample(key, jax.vmap(act, (None, 0))(p.actor, o)),
@@ -90,13 +90,13 @@ def rollout_of(oracle, env, act, params, state):
   return collector.collect(params, state.inner[0])[0]
 
 
-def loss_by_hand(params, rollout, act, at, *, entropy, scale, normalise):
-  """The loss with advantages and targets fixed at the params `at`, float64."""
+def reference_loss(params, rollout, act, at, *, entropy, scale, normalise):
+  """The loss with advantages and targets constant at `at`, in float64."""
   numbers = lambda fn, p, o: np.array(
     [[fn(p, jnp.asarray(x)) for x in row] for row in np.asarray(o)], float
   )
   values = lambda p, o: numbers(value, p.critic, o)
-  found = returns.advantages(
+  actual = returns.advantages(
     scale * np.asarray(rollout.rewards, float),
     values(at, rollout.observations),
     values(at, rollout.next_observations),
@@ -105,9 +105,9 @@ def loss_by_hand(params, rollout, act, at, *, entropy, scale, normalise):
     0.9,
     0.95,
   )
-  targets = values(at, rollout.observations) + found
+  targets = values(at, rollout.observations) + actual
   if normalise:
-    found = (found - found.mean()) / found.std()
+    actual = (actual - actual.mean()) / actual.std()
   critic = np.mean((values(params, rollout.observations) - targets) ** 2) / 2
   actions = np.asarray(rollout.actions)
   if act is policy:
@@ -122,13 +122,13 @@ def loss_by_hand(params, rollout, act, at, *, entropy, scale, normalise):
     density = np.exp(-(((actions[..., 0] - mean) / deviation) ** 2) / 2)
     logs = np.log(density / deviation / np.sqrt(2 * np.pi))
     spread = np.log(deviation * np.sqrt(2 * np.pi * np.e))
-  actor = -np.mean(logs * found)
+  actor = -np.mean(logs * actual)
   return actor + critic - entropy * np.mean(spread), (actor, critic)
 
 
 @pytest.mark.parametrize('env', ['walk', 'steer'])
-def test_gradient_by_finite_differences_of_the_loss_by_hand(x64, env):
-  """Discrete actions with all options; continuous ones without."""
+def test_gradients_match_differences_of_the_reference_loss(x64, env):
+  """Discrete actions with all options; continuous actions without."""
   if env == 'walk':
     env, act, params = WALK, policy, make_params(dtype=jnp.float64)
     options = {'entropy': 0.3, 'scale': 0.5, 'normalise': True}
@@ -144,9 +144,9 @@ def test_gradient_by_finite_differences_of_the_loss_by_hand(x64, env):
     normalise=options['normalise'],
   )
   state = oracle.init(params)
-  rollout = rollout_of(oracle, env, act, params, state)
-  found, after = jax.jit(oracle.update)(None, state, params)
-  _, (actor, critic) = loss_by_hand(params, rollout, act, params, **options)
+  rollout = next_rollout(oracle, env, act, params, state)
+  actual, after = jax.jit(oracle.update)(None, state, params)
+  _, (actor, critic) = reference_loss(params, rollout, act, params, **options)
   np.testing.assert_allclose(bj.values(after)['actor'], actor, rtol=1e-6)
   np.testing.assert_allclose(bj.values(after)['critic'], critic, rtol=1e-6)
   # Central differences along random directions of each sequence.
@@ -163,19 +163,19 @@ def test_gradient_by_finite_differences_of_the_loss_by_hand(x64, env):
       }
     )
     up, down = (
-      loss_by_hand(move(s), rollout, act, params, **options)[0]
+      reference_loss(move(s), rollout, act, params, **options)[0]
       for s in (1e-5, -1e-5)
     )
-    slope = optax.tree.vdot(getattr(found, name), way)
+    slope = optax.tree.vdot(getattr(actual, name), way)
     np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5)
 
 
-def test_one_step_in_float32_is_the_temporal_difference():
-  """A known action and critic: delta grad log pi, delta grad V."""
+def test_one_step_gives_temporal_differences():
+  """Gives delta grad log pi and delta grad V for a known action and critic."""
   params = make_params()
   oracle = make(environments=1, steps=1, decay=0.0, discount=0.5)
   state = oracle.init(params)
-  found, after = jax.jit(oracle.update)(None, state, params)
+  actual, after = jax.jit(oracle.update)(None, state, params)
   at = _see((0,))
   action = int(after.inner[0].state[0][0] > 0)
   ahead = _see((2 * action - 1,))
@@ -183,19 +183,19 @@ def test_one_step_in_float32_is_the_temporal_difference():
   slope = jax.grad(lambda a: jax.nn.log_softmax(policy(a, at))[action])
   scale = lambda tree: jax.tree.map(lambda x: -delta * x, tree)
   chex.assert_trees_all_close(
-    found.actor, scale(slope(params.actor)), rtol=1e-5
+    actual.actor, scale(slope(params.actor)), rtol=1e-5
   )
   chex.assert_trees_all_close(
-    found.critic, scale(jax.grad(value)(params.critic, at)), rtol=1e-5
+    actual.critic, scale(jax.grad(value)(params.critic, at)), rtol=1e-5
   )
 
 
-def test_environments_go_on_where_they_were_and_episodes_are_counted():
-  """Against the same environments one by one, in Python."""
+def test_environments_continue_and_episodes_are_recorded():
+  """Against the same environments run one by one in Python."""
   right = lambda params, key, observations: jnp.array([1, 0, 1], jnp.int32)
   collector = bj.rl.rollouts(WALK, right, environments=3, steps=4, window=4)
   state = collector.init(jax.random.key(0))
-  collect, seen = jax.jit(collector.collect), []
+  collect, finished = jax.jit(collector.collect), []
   now, returns_now = [(0, 0)] * 3, [0.0] * 3
   for update in range(4):
     rollout, state = collect(None, state)
@@ -218,20 +218,20 @@ def test_environments_go_on_where_they_were_and_episodes_are_counted():
         returns_now[e] += 1.0 if ended else -0.1
         now[e] = (position, time)
         if ended or cut:
-          seen.append((returns_now[e], time, 4 * update + t + 1))
+          finished.append((returns_now[e], time, 4 * update + t + 1))
           now[e], returns_now[e] = (0, 0), 0.0
     episodes = state.episodes
-    assert episodes.count == len(seen)
-    kept = sorted(zip(*(np.asarray(x).tolist() for x in episodes[:3])))
-    kept = [x for x in kept if x[2] >= 0]
-    np.testing.assert_allclose(kept, sorted(seen[-4:]), rtol=1e-6)
-  ends = [e[0] for e in seen[-4:]]
+    assert episodes.count == len(finished)
+    remembered = sorted(zip(*(np.asarray(x).tolist() for x in episodes[:3])))
+    remembered = [x for x in remembered if x[2] >= 0]
+    np.testing.assert_allclose(remembered, sorted(finished[-4:]), rtol=1e-6)
+  ends = [e[0] for e in finished[-4:]]
   np.testing.assert_allclose(
     bj.rl.mean_return(state.episodes, last=9), np.mean(ends), rtol=1e-6
   )
 
 
-def test_more_episodes_in_an_update_than_the_ring_holds():
+def test_the_ring_has_the_latest_of_many_episodes():
   def step(key, state, action):
     yes = jnp.array(True)
     return 0.0, state + 1, state * 1.0, yes, ~yes, 0.0
@@ -248,8 +248,8 @@ def test_more_episodes_in_an_update_than_the_ring_holds():
   )
 
 
-def test_learns_to_walk_and_seeds_map():
-  """A policy that goes right ends each episode in three steps, at 0.8."""
+def test_learns_to_walk_with_vmapped_seeds():
+  """The optimal policy ends each episode in three steps with return 0.8."""
 
   def run(key):
     solver = bj.descend(
@@ -277,9 +277,9 @@ def test_learns_to_walk_and_seeds_map():
 
 @pytest.mark.slow
 def test_mean_over_environments_is_the_mean_over_parts():
-  """Without normalisation, the oracle within is linear in environments."""
+  """Without normalisation, the inner oracle is linear in environments."""
   params = make_params()
-  rollout = rollout_of(None, WALK, policy, params, make().init(params))
+  rollout = next_rollout(None, WALK, policy, params, make().init(params))
   give = lambda **options: bj.rl.actor_critic_gradient(
     policy,
     value,
@@ -289,18 +289,18 @@ def test_mean_over_environments_is_the_mean_over_parts():
   split = lambda batch, parts: jax.tree.map(
     lambda x: jnp.stack(jnp.split(x, parts, axis=1)), batch
   )
-  whole, parts = give(), bj.evaluation.accumulate(give(), 3, split=split)
-  found = [o.update(rollout, o.init(params), params)[0] for o in (whole, parts)]
-  chex.assert_trees_all_close(*found, rtol=2e-5, atol=1e-6)
+  full, parts = give(), bj.evaluation.accumulate(give(), 3, split=split)
+  actual = [o.update(rollout, o.init(params), params)[0] for o in (full, parts)]
+  chex.assert_trees_all_close(*actual, rtol=2e-5, atol=1e-6)
   with pytest.raises(ValueError, match='not linear'):
     bj.evaluation.accumulate(give(normalise=True), 3)
 
 
 @pytest.mark.slow
-def test_differences_from_problems_agree_with_the_oracle_of_a_rollout(x64):
-  """The entropy alone, whose derivative no advantage enters."""
+def test_entropy_gradient_matches_differences(x64):
+  """With zero advantages only the entropy has a gradient."""
   params = make_params(dtype=jnp.float64)
-  rollout = rollout_of(None, WALK, policy, params, make().init(params))
+  rollout = next_rollout(None, WALK, policy, params, make().init(params))
   rollout = rollout._replace(rewards=jnp.zeros_like(rollout.rewards))
   zero = params._replace(critic=jax.tree.map(jnp.zeros_like, params.critic))
   oracle = bj.rl.actor_critic_gradient(
@@ -310,7 +310,7 @@ def test_differences_from_problems_agree_with_the_oracle_of_a_rollout(x64):
     advantages=bj.rl.Advantages(0.9),
     entropy_bonus=1.0,
   )
-  found, _ = oracle.update(rollout, oracle.init(zero), zero)
+  actual, _ = oracle.update(rollout, oracle.init(zero), zero)
 
   def loss(actor):
     logits = jax.vmap(jax.vmap(lambda o: policy(actor, o)))(
@@ -320,10 +320,10 @@ def test_differences_from_problems_agree_with_the_oracle_of_a_rollout(x64):
     return jnp.mean(jnp.sum(p * jnp.log(p), -1))
 
   exact = problems.by_differences(loss, zero.actor)
-  chex.assert_trees_all_close(found.actor, exact, atol=1e-8)
+  chex.assert_trees_all_close(actual.actor, exact, atol=1e-8)
 
 
-def test_bad_input():
+def test_bad_input_is_an_error():
   params = make_params()
   with pytest.raises(TypeError, match=r'2 discrete actions.*logits'):
     make(act=lambda actor, o: (o, o)).init(params)
@@ -357,16 +357,16 @@ def test_bad_input():
     make(entropy_bonus=-1.0)
 
 
-def test_a_delayed_actor_acts_by_what_it_was():
-  """Environments go on in the state while the parameters lag behind."""
+def test_a_delayed_actor_acts_with_old_parameters():
+  """Environments continue in the state while the parameters lag."""
   oracle = make(environments=2, steps=3)
   late = bj.evaluation.delayed(oracle, workers=3)
   first, other = make_params(0), make_params(1)
   state, plain = late.init(first), oracle.init(first)
   update, now = jax.jit(late.update), jax.jit(oracle.update)
-  for seen in (first, other, other):
-    found, state = update(None, state, seen)
+  for finished in (first, other, other):
+    actual, state = update(None, state, finished)
     expected, plain = now(None, plain, first)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
   assert bj.values(state)['delay'] == 2
   assert bj.counts(state)['steps/environment'] == 3 * 6

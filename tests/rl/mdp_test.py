@@ -1,4 +1,4 @@
-"""Construction: what is accepted, what is refused and in which words."""
+"""Construction of decision processes: defaults, checks and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -33,27 +33,27 @@ def test_rewards_of_the_next_state_are_averaged(x64):
 @pytest.mark.parametrize(
   'changed, message',
   [
-    ({'transitions': np.ones((5, 3, 5))}, r'transitions\[0, 0\] is no prob'),
+    ({'transitions': np.ones((5, 3, 5))}, r'transitions\[0, 0\] is not a prob'),
     ({'transitions': np.ones((5, 3, 4)) / 4}, r'shape \(states, actions, s'),
     ({'transitions': np.zeros((0, 3, 0))}, r'shape \(states, actions, s'),
     ({'rewards': np.zeros((5, 2))}, r'have the shape \(5, 3\) or \(5, 3, 5\)'),
     ({'rewards': np.full((5, 3), np.nan)}, r'reward at \[0, 0\] is not finite'),
-    ({'initial': np.ones(5)}, 'initial is no probability'),
+    ({'initial': np.ones(5)}, 'initial is not a probability'),
     ({'initial': np.full(4, 0.25)}, r'initial has the shape \(5,\)'),
-    ({'initial': np.array([2, -1, 0, 0, 0])}, 'least entry is -1'),
+    ({'initial': np.array([2, -1, 0, 0, 0])}, 'smallest entry -1'),
     ({'discount': 1.0}, r'discount is in \[0, 1\), got 1'),
     ({'discount': -0.1}, 'discount is a finite number >= 0, got -0.1'),
     ({'discount': np.nan}, 'discount is a finite number >= 0, got nan'),
     ({'discount': np.zeros(2)}, 'discount is a scalar'),
   ],
 )  # fmt: skip
-def test_errors(changed, message):
+def test_invalid_arguments_are_errors(changed, message):
   moves, rewards, first, _ = reference.process()
-  given = {
+  fields = {
     'transitions': moves, 'rewards': rewards, 'initial': first, 'discount': 0.9,
   } | changed  # fmt: skip
   with pytest.raises(ValueError, match=message):
-    bj.rl.make_mdp(**given)
+    bj.rl.make_mdp(**fields)
 
 
 def test_a_row_with_a_negative_or_missing_entry_is_named():
@@ -65,7 +65,7 @@ def test_a_row_with_a_negative_or_missing_entry_is_named():
       bj.rl.make_mdp(wrong, rewards, discount=0.9)
 
 
-def test_traced_fields_are_checked_for_shape_alone():
+def test_only_shapes_of_traced_fields_are_checked():
   moves, rewards, _, policy = reference.process()
 
   @jax.jit
@@ -78,7 +78,7 @@ def test_traced_fields_are_checked_for_shape_alone():
     value(moves, rewards[:2], 0.9)
 
 
-def test_random_processes():
+def test_random_processes_are_valid():
   one, two = (bj.rl.random_mdp(seed, states=6, actions=2) for seed in (0, 1))
   np.testing.assert_allclose(one.transitions.sum(-1), 1, rtol=1e-6)
   assert one.rewards.min() >= 0 and one.rewards.max() <= 1

@@ -1,4 +1,4 @@
-"""The best policy: value iteration in NumPy, derivatives, ties, limits."""
+"""The optimal policy: value iteration in NumPy, derivatives, ties, limits."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.rl import reference
 GAMMA = 0.9
 
 
-def given(dtype=jnp.float64, seed=0):
+def small_mdp(dtype=jnp.float64, seed=0):
   moves, rewards, first, _ = reference.process(seed)
   cast = lambda x: jnp.asarray(x, dtype)
   return bj.rl.MDP(cast(moves), cast(rewards), cast(GAMMA), cast(first))
@@ -20,18 +20,18 @@ def given(dtype=jnp.float64, seed=0):
 
 @pytest.mark.parametrize('heat', [0, 0.3, 1e-3])
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
-def test_value_iteration_finds_the_same(heat, dtype):
+def test_optimum_matches_value_iteration(heat, dtype):
   moves, rewards, _, _ = reference.process()
   wanted = reference.best_values(moves, rewards, GAMMA, heat)
   with jax.enable_x64(dtype == 'float64'):
-    best = jax.jit(lambda mdp: bj.rl.optimal(mdp, heat))(given(dtype))
+    best = jax.jit(lambda mdp: bj.rl.optimal(mdp, heat))(small_mdp(dtype))
     rtol = 1e-10 if dtype == 'float64' else 2e-5
     np.testing.assert_allclose(best.values, wanted, rtol=rtol)
-    worth = rewards + GAMMA * moves @ wanted
-    np.testing.assert_allclose(best.action_values, worth, rtol=rtol, atol=1e-5)
-    greedy = np.eye(3)[worth.argmax(1)]
+    q = rewards + GAMMA * moves @ wanted
+    np.testing.assert_allclose(best.action_values, q, rtol=rtol, atol=1e-5)
+    greedy = np.eye(3)[q.argmax(1)]
     if heat:
-      scaled = np.exp((worth - worth.max(1, keepdims=True)) / heat)
+      scaled = np.exp((q - q.max(1, keepdims=True)) / heat)
       greedy = scaled / scaled.sum(1, keepdims=True)
     np.testing.assert_allclose(
       best.policy, greedy, atol=1e-8 if dtype == 'float64' else 2e-2
@@ -42,30 +42,28 @@ def test_value_iteration_finds_the_same(heat, dtype):
 
 
 def test_no_policy_is_better(x64):
-  mdp = given()
+  mdp = small_mdp()
   for heat in (0, 0.5):
     best = jax.jit(bj.rl.optimal, static_argnums=1)(mdp, heat)
     logits = 3 * jax.random.normal(jax.random.key(0), (200, 5, 3))
-    worth = lambda z, heat=heat: bj.rl.state_values(
-      mdp, jax.nn.softmax(z), heat
-    )
-    others = jax.jit(jax.vmap(worth))
+    q = lambda z, heat=heat: bj.rl.state_values(mdp, jax.nn.softmax(z), heat)
+    others = jax.jit(jax.vmap(q))
     assert np.all(others(logits) <= best.values + 1e-12)
 
 
-def test_derivatives_of_values_and_policy(x64):
-  mdp, mix = given(), jax.random.normal(jax.random.key(1), (5, 3))
+def test_derivatives_of_values_and_policy_match_differences(x64):
+  mdp, mix = small_mdp(), jax.random.normal(jax.random.key(1), (5, 3))
 
   def scalar(mdp):
     best = bj.rl.optimal(mdp, 0.3)
     return mdp.initial @ best.values + jnp.sum(mix * best.policy)
 
-  for ours, theirs in zip(
+  for actual, expected in zip(
     jax.jit(jax.grad(scalar))(mdp),
     problems.by_differences(scalar, mdp),
     strict=True,
   ):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
   # Second derivatives, in the rewards and in the temperature.
   slope = jax.grad(lambda z: scalar(mdp._replace(rewards=z)))
   along = lambda z: jnp.vdot(slope(z), mix)
@@ -82,24 +80,24 @@ def test_derivatives_of_values_and_policy(x64):
   )
 
 
-def test_slopes_near_a_discount_of_one_in_single_precision():
-  mdp = given(jnp.float32)._replace(discount=jnp.float32(0.999))
+def test_gradients_are_accurate_near_a_discount_of_one_in_float32():
+  mdp = small_mdp(jnp.float32)._replace(discount=jnp.float32(0.999))
 
   @jax.jit
   def both(mdp, heat):
     best = bj.rl.optimal(mdp, heat)
-    seen = bj.rl.visits(mdp, best.policy) / (1 - mdp.discount)
+    weights = bj.rl.visits(mdp, best.policy) / (1 - mdp.discount)
     value = lambda r, t: (
       mdp.initial @ bj.rl.optimal(mdp._replace(rewards=r), t).values
     )
-    wanted = seen, seen.sum(1) @ bj.rl.entropy(best.policy)
+    wanted = weights, weights.sum(1) @ bj.rl.entropy(best.policy)
     return jax.grad(value, (0, 1))(mdp.rewards, heat), wanted
 
-  for ours, theirs in zip(*both(mdp, jnp.float32(0.3)), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+  for actual, expected in zip(*both(mdp, jnp.float32(0.3)), strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
 
 
-def test_a_chain_without_rest_ends_where_its_evaluation_does(x64):
+def test_a_periodic_chain_converges_to_the_accuracy_of_its_evaluation(x64):
   moves = np.zeros((6, 3, 6))
   moves[range(6), :, np.roll(range(6), -1)] = 1
   rewards = np.random.default_rng(0).standard_normal((6, 3))
@@ -109,13 +107,13 @@ def test_a_chain_without_rest_ends_where_its_evaluation_does(x64):
   assert best.iterations < 10 and best.residual < 1e-12 * size
 
 
-def test_without_entropy_the_derivative_is_that_of_the_best_policy(x64):
-  mdp = given()
+def test_without_entropy_the_gradient_is_the_visits_of_the_best_policy(x64):
+  mdp = small_mdp()
   best = jax.jit(bj.rl.optimal)(mdp)
   value = lambda r: mdp.initial @ bj.rl.optimal(mdp._replace(rewards=r)).values
-  seen = bj.rl.visits(mdp, best.policy) / (1 - GAMMA)
+  weights = bj.rl.visits(mdp, best.policy) / (1 - GAMMA)
   np.testing.assert_allclose(
-    jax.jit(jax.grad(value))(mdp.rewards), seen, atol=1e-12
+    jax.jit(jax.grad(value))(mdp.rewards), weights, atol=1e-12
   )
 
 
@@ -133,7 +131,7 @@ def test_ties_and_processes_without_choice():
   np.testing.assert_allclose(solve(now, 0).values, now.rewards.max(1))
 
 
-def test_a_goal_at_the_end_of_a_long_chain():
+def test_a_goal_at_the_end_of_a_long_chain_is_reached():
   size, at = 150, np.arange(150)
   moves = np.zeros((size, 2, size))
   moves[at, 0, np.maximum(at - 1, 0)] = 1
@@ -146,13 +144,13 @@ def test_a_goal_at_the_end_of_a_long_chain():
 
 
 @pytest.mark.parametrize('zero', [0, 0.0, np.float32(0), jnp.zeros([])])
-def test_no_temperature_in_any_form(zero):
+def test_all_forms_of_temperature_zero_are_equivalent(zero):
   policy, values = bj.rl.best_response(jnp.array([[1.0, 3.0, 3.0]]), zero)
   np.testing.assert_array_equal(policy, [[0, 1, 0]])
   np.testing.assert_array_equal(values, [3])
 
 
-def test_large_processes_in_float32_mapped_and_from_a_start():
+def test_large_processes_in_float32_under_vmap_and_from_a_start():
   make = lambda key: bj.rl.random_mdp(key, states=60, actions=5)
   mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 3))
   solve = jax.jit(
@@ -164,7 +162,7 @@ def test_large_processes_in_float32_mapped_and_from_a_start():
   np.testing.assert_allclose(cold.values, warm.values, rtol=1e-5)
 
 
-def test_a_limit_shows_in_the_residual():
+def test_the_residual_shows_a_reached_iteration_limit():
   mdp = bj.rl.random_mdp(0, states=30, actions=4)
   far = 30 * jax.random.normal(jax.random.key(0), (30,))
   solve = lambda **how: jax.jit(

@@ -1,4 +1,4 @@
-"""Penalties of decision processes against finite differences, exactly."""
+"""Penalties of decision processes against finite differences in float64."""
 
 import functools
 
@@ -24,7 +24,7 @@ Y = _DRAW.normal(size=(STATES, ACTIONS))
 
 
 def process(where):
-  """The leader's variable in rewards, in transitions, or in both."""
+  """A process with the leader's variable in rewards, transitions or both."""
 
   def at(x):
     rewards, moves = (
@@ -39,11 +39,11 @@ def process(where):
 
 
 def upper(x, y, batch):
-  """Couples all of both variables."""
+  """An upper loss that couples all entries of both variables."""
   return jnp.sin(x.sum()) + jnp.sum(jax.nn.softmax(y) ** 2 * x[0])
 
 
-# Plainly, by NumPy: nothing of the library.
+# Plain NumPy, without the library.
 
 
 def plain_process(mdp):
@@ -65,7 +65,7 @@ def plain_values(moves, rewards, log_policy, tau):
 
 
 def plain_optimum(moves, rewards, tau):
-  """By soft policy iteration: values, action values, log policy."""
+  """Values, action values and log policy by soft policy iteration."""
   log = plain_log_softmax(np.zeros_like(rewards))
   for _ in range(12):
     v = plain_values(moves, rewards, log, tau)
@@ -89,7 +89,7 @@ def plain_bellman_gap(moves, rewards, y):
 
 
 def differences(fn, point, step=1e-5):
-  """Of fourth order."""
+  """Fourth-order central differences."""
   slope = np.zeros(point.size)
   for i in range(point.size):
     away = np.zeros(point.size)
@@ -102,13 +102,13 @@ def differences(fn, point, step=1e-5):
 PLAIN = {'value': plain_value_gap, 'bellman': plain_bellman_gap}
 
 
-def oracle_of(kind, where, **given):
-  made = process(where)
+def make_oracle(kind, where, **kwargs):
+  make_process = process(where)
   if kind == 'bellman':
     problem = bj.BilevelProblem(upper, None)
-    return bj.rl.bellman_gap(problem, made, temperature=TAU, **given)
-  loss = bj.rl.follower_loss(made, temperature=TAU)
-  return bj.value_gap(bj.BilevelProblem(upper, loss), **given)
+    return bj.rl.bellman_gap(problem, make_process, temperature=TAU, **kwargs)
+  loss = bj.rl.follower_loss(make_process, temperature=TAU)
+  return bj.value_gap(bj.BilevelProblem(upper, loss), **kwargs)
 
 
 def at_optimum(where):
@@ -123,8 +123,8 @@ def at_optimum(where):
 @pytest.mark.parametrize(
   'where', [('rewards',), ('moves',), ('rewards', 'moves')]
 )
-def test_penalties_by_finite_differences(x64, kind, where):
-  oracle, params = oracle_of(kind, where), at_optimum(where)
+def test_penalty_gradients_match_differences(x64, kind, where):
+  oracle, params = make_oracle(kind, where), at_optimum(where)
   jacobian, state = jax.jit(oracle.update)(None, oracle.init(params), params)
   mdp_at = jax.jit(process(where))
 
@@ -139,10 +139,10 @@ def test_penalties_by_finite_differences(x64, kind, where):
   np.testing.assert_allclose(bj.values(state)['gap'], height(X, Y), rtol=1e-11)
 
 
-def test_of_probabilities_the_slope_is_that_of_the_paper(x64):
+def test_the_gradient_in_probabilities_matches_the_paper(x64):
   params = at_optimum(('moves',))
   policy = jax.nn.softmax(params.lower)
-  oracle = oracle_of('bellman', ('moves',), direct=True)
+  oracle = make_oracle('bellman', ('moves',), direct=True)
   direct = params._replace(lower=policy)
   evaluate = lambda o, p: jax.jit(o.update)(None, o.init(p), p)[0].rows
   rows = evaluate(oracle, direct)
@@ -150,14 +150,14 @@ def test_of_probabilities_the_slope_is_that_of_the_paper(x64):
   _, q, _ = plain_optimum(*plain_process(mdp), TAU)
   expected = RHO[:, None] * (-q + TAU * (np.log(policy) + 1))
   np.testing.assert_allclose(rows.lower[1], expected, rtol=1e-10)
-  logits = oracle_of('bellman', ('moves',))
+  logits = make_oracle('bellman', ('moves',))
   other = evaluate(logits, params)
   np.testing.assert_allclose(other.upper[1], rows.upper[1], rtol=1e-11)
 
 
-def test_the_penalty_does_not_see_through_the_value_sequence(x64):
+def test_the_value_sequence_is_constant_in_the_penalty(x64):
   params = at_optimum(('rewards', 'moves'))
-  oracle = oracle_of('bellman', ('rewards', 'moves'))
+  oracle = make_oracle('bellman', ('rewards', 'moves'))
   gap = lambda w: bj.values(
     oracle.update(None, oracle.init(params), params._replace(value=w))[1]
   )['gap']
@@ -167,7 +167,7 @@ def test_the_penalty_does_not_see_through_the_value_sequence(x64):
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_mirror_descent_and_value_iteration_find_the_optimum(dtype):
   with jax.enable_x64(dtype == 'float64'):
-    made = process(('rewards', 'moves'))
+    make_process = process(('rewards', 'moves'))
     params = bj.sequences(
       upper=jnp.asarray(X, dtype), value=jnp.asarray(Y, dtype)
     )
@@ -177,20 +177,20 @@ def test_mirror_descent_and_value_iteration_find_the_optimum(dtype):
       ('sweeps', bj.rl.soft_value_iteration_step, 400),
     ):
       solver = bj.descend(
-        make(made, temperature=TAU),
+        make(make_process, temperature=TAU),
         value=bj.Sequence(optax.sgd(1.0), steps=steps),
       )
       updates, state = jax.jit(solver.update)(None, solver.init(params), params)
       both[name] = jax.nn.log_softmax(params.value + updates.value)
       assert bj.counts(state)['gradients/lower'] == steps
-    _, _, best = plain_optimum(*plain_process(made(params.upper)), TAU)
-  for found in both.values():
+    _, _, best = plain_optimum(*plain_process(make_process(params.upper)), TAU)
+  for actual in both.values():
     np.testing.assert_allclose(
-      np.exp(found), np.exp(best), atol=1e-9 if dtype == 'float64' else 2e-4
+      np.exp(actual), np.exp(best), atol=1e-9 if dtype == 'float64' else 2e-4
     )
 
 
-def test_a_short_step_of_mirror_descent_is_the_one_of_its_equation(x64):
+def test_a_short_mirror_descent_step_satisfies_its_equation(x64):
   mdp = process(('rewards',))(jnp.asarray(X))
   moves, rewards = plain_process(mdp)
   log = plain_log_softmax(Y)
@@ -205,18 +205,18 @@ def test_a_short_step_of_mirror_descent_is_the_one_of_its_equation(x64):
   )
   params = bj.sequences(upper=jnp.asarray(X), value=jnp.asarray(Y))
   updates, _ = solver.update(None, solver.init(params), params)
-  found = plain_log_softmax(np.asarray(params.value + updates.value))
-  np.testing.assert_allclose(found, expected, rtol=1e-10)
+  actual = plain_log_softmax(np.asarray(params.value + updates.value))
+  np.testing.assert_allclose(actual, expected, rtol=1e-10)
 
 
-def test_the_hypergradient_through_the_optimum_by_differences(x64):
-  made = process(('rewards', 'moves'))
+def test_the_hypergradient_through_the_optimum_matches_differences(x64):
+  make_process = process(('rewards', 'moves'))
 
   def leader(x):
-    policy = bj.rl.optimal(made(x), TAU).policy
+    policy = bj.rl.optimal(make_process(x), TAU).policy
     return upper(x, jnp.log(policy), None)
 
-  compiled = jax.jit(made)
+  compiled = jax.jit(make_process)
 
   def plainly(x):
     mdp = compiled(jnp.asarray(x))
@@ -230,31 +230,33 @@ def test_the_hypergradient_through_the_optimum_by_differences(x64):
   )
 
 
-def test_the_natural_step_is_the_advantage(x64):
-  made = process(('rewards',))
-  loss = bj.rl.follower_loss(made, temperature=TAU)
+def test_the_natural_gradient_is_minus_the_advantage(x64):
+  make_process = process(('rewards',))
+  loss = bj.rl.follower_loss(make_process, temperature=TAU)
   oracle = bj.gradient(lambda p, b: loss(p.upper, p.lower, b), of='lower')
-  weights = lambda p: bj.rl.state_visits(made(p.upper), jax.nn.softmax(p.lower))
+  weights = lambda p: bj.rl.state_visits(
+    make_process(p.upper), jax.nn.softmax(p.lower)
+  )
   params = bj.BilevelParams(jnp.asarray(X), jnp.asarray(Y))
   oracle = bj.rl.natural(oracle, weights)
-  found = jax.jit(oracle.update)(None, oracle.init(params), params)[0].lower
-  moves, rewards = plain_process(made(params.upper))
+  actual = jax.jit(oracle.update)(None, oracle.init(params), params)[0].lower
+  moves, rewards = plain_process(make_process(params.upper))
   log = plain_log_softmax(Y)
   v = plain_values(moves, rewards, log, TAU)
   q = rewards + DISCOUNT * moves @ v - TAU * log
   advantage = (1 - DISCOUNT) * (q - v[:, None])
-  np.testing.assert_allclose(-found, advantage / (1 - DISCOUNT) ** 2)
+  np.testing.assert_allclose(-actual, advantage / (1 - DISCOUNT) ** 2)
 
 
-# States that cannot be reached.
+# Unreachable states.
 
 OPEN, SHUT = 9, 4
 
 
 def _partly_closed(seed, dtype, slow=1e-9):
-  """A dense process whose last states no other state leads to.
+  """A dense process whose last states are unreachable from the others.
 
-  One of the states that are reached is so from few others, and seldom.
+  One of the reachable states is rarely visited.
   """
   draw = np.random.default_rng(seed)
   size = OPEN + SHUT
@@ -272,10 +274,10 @@ def _partly_closed(seed, dtype, slow=1e-9):
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
-def _rounded_otherwise(mdp, logits, order, scale, *, dtype):
-  """Visits and a natural step of the same process, summed in another order.
+def _reordered_results(mdp, logits, order, scale, *, dtype):
+  """Visits and natural gradients of one process, summed in another order.
 
-  The loss has a slope in each state, whether it is reached or not.
+  The loss has a gradient in each state, reachable or not.
   """
   mdp = bj.rl.MDP(
     mdp.transitions[order][:, :, order] * scale,
@@ -298,12 +300,12 @@ def _rounded_otherwise(mdp, logits, order, scale, *, dtype):
 
 
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
-def test_states_out_of_reach_do_not_move_however_sums_are_rounded(dtype):
+def test_unreachable_states_do_not_move_for_any_rounding(dtype):
   eps = float(np.finfo(dtype).eps)
   draw, size = np.random.default_rng(0), OPEN + SHUT
   with jax.enable_x64(dtype == 'float64'):
     run = jax.vmap(
-      functools.partial(_rounded_otherwise, dtype=dtype), (None, None, 0, 0)
+      functools.partial(_reordered_results, dtype=dtype), (None, None, 0, 0)
     )
     for seed in range(5):
       mdp, logits = _partly_closed(seed, dtype)
@@ -313,7 +315,7 @@ def test_states_out_of_reach_do_not_move_however_sums_are_rounded(dtype):
       assert not np.any(visits[:, OPEN:]) and not np.any(steps[:, OPEN:])
       policy = np.asarray(jax.nn.softmax(logits), np.float64)
       chain = np.einsum('sa,sat->st', policy, np.float64(mdp.transitions))
-      seen = np.linalg.solve(
+      true_visits = np.linalg.solve(
         np.eye(OPEN) - 0.95 * chain[:OPEN, :OPEN].T,
         0.05 * np.float64(mdp.initial)[:OPEN],
       )
@@ -321,7 +323,7 @@ def test_states_out_of_reach_do_not_move_however_sums_are_rounded(dtype):
       # the others': each sum of `size` products rounds as often, and the errors
       # of the times before, 1 / (1 - 0.95) in the mean, add up.
       room = 2 * size * eps / (1 - 0.95)
-      np.testing.assert_allclose(visits[:, :OPEN] / seen, 1, atol=room)
+      np.testing.assert_allclose(visits[:, :OPEN] / true_visits, 1, atol=room)
       # Beside the largest, each step is the same in all orders.
       spread = np.ptp(np.asarray(steps[:, :OPEN]), axis=0)
       top = np.abs(steps[:, :OPEN]).max((0, 2))[:, None]
@@ -330,7 +332,7 @@ def test_states_out_of_reach_do_not_move_however_sums_are_rounded(dtype):
 
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
 def test_probabilities_that_underflow_reach_nothing(dtype):
-  """A softmax has full support but for its rounding."""
+  """A softmax has full support except for its rounding."""
   with jax.enable_x64(dtype == 'float64'):
     cast = lambda x: jnp.asarray(x, dtype)
     go_or_stay = [[[0, 1, 0], [1, 0, 0]], [[0, 0, 1]] * 2, [[0, 0, 1]] * 2]
@@ -344,10 +346,12 @@ def test_probabilities_that_underflow_reach_nothing(dtype):
       )
     )
     exponents = -np.log(np.finfo(dtype).tiny)
-    seen = np.asarray(visits(cast(0.9 * exponents)))
+    true_visits = np.asarray(visits(cast(0.9 * exponents)))
     rare = np.exp(-np.float64(cast(0.9 * exponents)))
     room = 40 * np.finfo(dtype).eps * exponents
-    np.testing.assert_allclose(seen, [1, 0.9 * rare, 8.1 * rare], rtol=room)
+    np.testing.assert_allclose(
+      true_visits, [1, 0.9 * rare, 8.1 * rare], rtol=room
+    )
     np.testing.assert_array_equal(visits(cast(2 * exponents)), [1, 0, 0])
 
 
@@ -357,7 +361,7 @@ GAME = {'states': 4, 'actions': (3, 2), 'rewards': 1}
 
 
 def game_at(x):
-  """Costs by the first two numbers of x, transitions by the others."""
+  """A game with x[:2] in its costs and the other entries in transitions."""
   game = bj.rl.random_game(3, **GAME, dtype=jnp.float64)
   mix = jax.random.normal(jax.random.key(5), (*game.transitions.shape, 2))
   weights = game.transitions * jnp.exp(mix @ x[2:])
@@ -379,7 +383,7 @@ def payoff(x, y, batch):
 
 
 def plain_responses(game, y):
-  """Each player's process, by NumPy."""
+  """Each player's process in NumPy."""
   moves, costs = np.asarray(game.transitions), np.asarray(game.rewards[0])
   a, b = (np.exp(plain_log_softmax(z)) for z in y)
   of_a = (
@@ -403,7 +407,7 @@ def plain_nash_gap(game, y):
   )
 
 
-def test_nikaido_isoda_by_finite_differences(x64):
+def test_nikaido_isoda_gradients_match_differences(x64):
   draw = np.random.default_rng(1).normal
   x, a, b = draw(size=4), draw(size=(4, 3)), draw(size=(4, 2))
   at = jax.jit(game_at)
@@ -424,14 +428,14 @@ def test_nikaido_isoda_by_finite_differences(x64):
   np.testing.assert_allclose(
     bj.values(state)['gap'], height(x, (a, b)), rtol=1e-10
   )
-  for found, wanted in (
+  for actual, wanted in (
     (jacobian.rows.upper, differences(lambda x: height(x, (a, b)), x)),
     (jacobian.rows.lower[0], differences(lambda a: height(x, (a, b)), a)),
     (jacobian.rows.lower[1], differences(lambda b: height(x, (a, b)), b)),
   ):
     assert np.abs(wanted).max() > 1e-3
-    np.testing.assert_allclose(found[1], wanted, atol=1e-8)
-  # At the best responses themselves, their slopes vanish.
+    np.testing.assert_allclose(actual[1], wanted, atol=1e-8)
+  # The gradients vanish at the best responses.
   respond = bj.oracles.best_responses(problem)
   slopes, _ = jax.jit(respond.update)(None, respond.init(params), params)
   chex.assert_trees_all_close(
@@ -443,7 +447,7 @@ def test_nikaido_isoda_by_finite_differences(x64):
 
 
 @pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
-def test_temperatures_are_positive(temperature):
+def test_temperatures_must_be_positive(temperature):
   problem = bj.BilevelProblem(upper, None)
   for make in (
     lambda: bj.rl.follower_loss(process(()), temperature=temperature),
@@ -459,7 +463,7 @@ def test_temperatures_are_positive(temperature):
       make()
 
 
-def test_rho_has_full_support():
+def test_rho_must_have_full_support():
   hole = lambda x: process(())(x)._replace(initial=jnp.eye(STATES)[2])
   problem = bj.BilevelProblem(upper, None)
   table = jnp.asarray(Y, jnp.float32)
@@ -469,8 +473,8 @@ def test_rho_has_full_support():
   oracle = bj.rl.bellman_gap(problem, hole, temperature=TAU)
   with pytest.raises(ValueError, match=r'rho is zero in 5 states.*weights='):
     oracle.init(params)
-  mended = bj.rl.bellman_gap(problem, hole, temperature=TAU, weights=RHO)
-  mended.init(params)
+  valid_oracle = bj.rl.bellman_gap(problem, hole, temperature=TAU, weights=RHO)
+  valid_oracle.init(params)
   with pytest.raises(ValueError, match='rho is zero'):
     bj.rl.bellman_gap(
       problem, process(()), temperature=TAU, weights=RHO * (RHO > 0.1)
@@ -482,7 +486,7 @@ def test_rho_has_full_support():
     ).init(params)
 
 
-def test_kernels_are_stochastic():
+def test_transitions_must_be_stochastic():
   def leaky(x):
     mdp = process(())(x)
     return mdp._replace(transitions=0.9 * mdp.transitions)
@@ -496,11 +500,11 @@ def test_kernels_are_stochastic():
     lambda: bj.rl.policy_mirror_descent(leaky, temperature=TAU),
     lambda: bj.rl.bellman_gap(problem, leaky, temperature=TAU),
   ):
-    with pytest.raises(ValueError, match='no probability distribution'):
+    with pytest.raises(ValueError, match='not a probability distribution'):
       make().init(params)
 
 
-def test_logits_have_the_shape_of_the_rewards():
+def test_logits_must_have_the_shape_of_the_rewards():
   x = jnp.asarray(X, jnp.float32)
   for table in (np.zeros((STATES, ACTIONS + 1)), np.zeros(STATES)):
     solver = bj.solvers.pbrl(
@@ -515,8 +519,8 @@ def test_logits_have_the_shape_of_the_rewards():
       solver.init(bj.BilevelParams(x, jnp.asarray(table)))
 
 
-def test_the_lower_variable_of_a_game_is_a_pair():
-  # A loss that itself asks for a pair is not reached.
+def test_the_lower_variable_of_a_game_must_be_a_pair():
+  # The error comes before the evaluation of the loss.
   problem = bj.BilevelProblem(lambda x, y, b: y[0], lambda x, y, b: y[1])
   one = jnp.float32(1.0)
   for penalty in (None, 1.0):
@@ -525,19 +529,19 @@ def test_the_lower_variable_of_a_game_is_a_pair():
     with pytest.raises(TypeError, match='is a pair'):
       oracle.update(None, oracle.init(params), params)
   with pytest.raises(ValueError, match='the player is 0 or 1'):
-    bj.rl.faced_by(None, None, None, player=2)
+    bj.rl.induced_mdp(None, None, None, player=2)
   with pytest.raises(ValueError, match='rewards, states, actions, actions'):
     bj.rl.make_game(np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), discount=0.5)
 
 
-def test_policies_and_rewards_of_a_game_fit():
+def test_policies_and_rewards_must_fit_the_game():
   game = bj.rl.random_game(0, states=3, actions=(2, 4))
   one, two = jnp.full((3, 2), 0.5), jnp.full((3, 4), 0.25)
   with pytest.raises(ValueError, match=r'player 0 faces .* shape \(3, 4\)'):
-    bj.rl.faced_by(game, one, game.rewards[0], player=0)
+    bj.rl.induced_mdp(game, one, game.rewards[0], player=0)
   with pytest.raises(ValueError, match=r'player 1 faces .* shape \(3, 2\)'):
-    bj.rl.faced_by(game, two, game.rewards[0], player=1)
+    bj.rl.induced_mdp(game, two, game.rewards[0], player=1)
   with pytest.raises(ValueError, match='one table of the game'):
-    bj.rl.faced_by(game, two, game.rewards, player=0)
+    bj.rl.induced_mdp(game, two, game.rewards, player=0)
   with pytest.raises(ValueError, match='the temperature is a finite number'):
     bj.rl.zero_sum_responses(game, game.rewards[0], (one, two), temperature=-1)

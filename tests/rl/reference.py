@@ -16,12 +16,12 @@ def process(seed=0, states=5, actions=3):
 
 
 def entropy(policy):
-  """Of each state, in nats."""
+  """The entropy of each state's policy, in nats."""
   return np.array([-sum(p * np.log(p) for p in row if p) for row in policy])
 
 
 def values(moves, rewards, policy, discount, temperature=0.0, horizon=600):
-  """The discounted rewards of a long walk, added up step by step."""
+  """Discounted rewards of a long walk, summed step by step."""
   states = len(policy)
   total, reach, weight = np.zeros(states), np.eye(states), 1.0
   gains = (policy * rewards).sum(1) + temperature * entropy(policy)
@@ -33,7 +33,7 @@ def values(moves, rewards, policy, discount, temperature=0.0, horizon=600):
 
 
 def visits(moves, first, policy, discount, horizon=600):
-  """Discounted probabilities of the states, added up step by step."""
+  """Discounted state probabilities, summed step by step."""
   total, now, weight = np.zeros(len(policy)), first, 1 - discount
   for _ in range(horizon):
     total = total + weight * now
@@ -44,20 +44,20 @@ def visits(moves, first, policy, discount, horizon=600):
 
 def best_values(moves, rewards, discount, temperature=0.0, sweeps=2000):
   """Plain (soft) value iteration."""
-  found = np.zeros(len(moves))
+  values_ = np.zeros(len(moves))
   for _ in range(sweeps):
-    worth = rewards + discount * moves @ found
+    q = rewards + discount * moves @ values_
     if temperature:
-      top = worth.max(1)
-      scaled = (worth - top[:, None]) / temperature
-      found = top + temperature * np.log(np.exp(scaled).sum(1))
+      top = q.max(1)
+      scaled = (q - top[:, None]) / temperature
+      values_ = top + temperature * np.log(np.exp(scaled).sum(1))
     else:
-      found = worth.max(1)
-  return found
+      values_ = q.max(1)
+  return values_
 
 
 def td_increment(moves, rewards, policy, features, weights, discount, omega):
-  """The mean of delta phi(s) over (s, a, s'), one triple after another."""
+  """The mean of delta phi(s) over (s, a, s'), summed over all triples."""
   total = np.zeros(features.shape[1])
   for s, a, t in np.ndindex(moves.shape):
     chance = weights[s] * policy[s, a] * moves[s, a, t]

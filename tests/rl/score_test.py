@@ -1,4 +1,4 @@
-"""The score function against trajectories that are all enumerated."""
+"""The score function against an enumeration of all trajectories."""
 
 import itertools
 
@@ -13,7 +13,7 @@ STATES, ACTIONS, STEPS = 2, 2, 2
 
 
 def _trajectories(rng):
-  """All paths of a dense process: states, actions, and what chance adds."""
+  """All paths of a dense process: states, actions and their probabilities."""
   moves = rng.dirichlet(np.ones(STATES), (STATES, ACTIONS))
   paths = []
   for first in range(STATES):
@@ -29,11 +29,11 @@ def _trajectories(rng):
   return states, actions, chance
 
 
-def test_preferences_of_pairs_against_enumeration(x64):
-  """The mean of the estimate over all samples of two: the exact gradient.
+def test_gradients_of_preferences_match_an_enumeration(x64):
+  """The mean estimate over all pairs of samples is the exact gradient.
 
-  Costs are cross-entropies under a table of rewards x, labels of other rewards:
-  the gradients in x and in the policy's logits.
+  Costs are cross-entropies of a reward table x with labels of other rewards,
+  differentiated in x and in the policy's logits.
   """
   rng = np.random.default_rng(0)
   states, actions, chance = _trajectories(rng)
@@ -83,19 +83,26 @@ def test_preferences_of_pairs_against_enumeration(x64):
     )(),
   )
 
-  def by_hand(i, j):
+  def reference_estimate(i, j):
     """The estimate from the samples i and j, which may be arrays."""
     ahead = (value[i] - value[j])[..., None, None]
     return (slope[i] * ahead - slope[j] * ahead) / 2
 
   for i, j in samples:
-    found = of(jnp.array([i, j]))
-    np.testing.assert_allclose(found[1], by_hand(i, j), rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(found[0], (inner[i] + inner[j]) / 2, rtol=1e-10)
-  # Its mean over all samples of two is the exact gradient.
+    estimate = of(jnp.array([i, j]))
+    np.testing.assert_allclose(
+      estimate[1], reference_estimate(i, j), rtol=1e-10, atol=1e-14
+    )
+    np.testing.assert_allclose(
+      estimate[0], (inner[i] + inner[j]) / 2, rtol=1e-10
+    )
+  # Its mean over all pairs of samples is the exact gradient.
   every = np.arange(len(weights))
   mean = sum(
-    w * np.tensordot(weights, by_hand(np.full_like(every, i), every), 1)
+    w
+    * np.tensordot(
+      weights, reference_estimate(np.full_like(every, i), every), 1
+    )
     for i, w in enumerate(weights)
   )
   np.testing.assert_allclose(mean, want[1], rtol=1e-9, atol=1e-12)
@@ -105,7 +112,7 @@ def test_preferences_of_pairs_against_enumeration(x64):
 
 
 def test_one_sample_and_shapes():
-  """Alone, a sample has no baseline; float32 stays so."""
+  """One sample has no baseline; float32 is preserved."""
   loss = lambda z: bj.rl.score_function_loss(jnp.array([3.0]), z)
   value, slope = jax.value_and_grad(loss)(jnp.array([-1.0]))
   assert value == 3 and slope.tolist() == [3.0] and slope.dtype == jnp.float32

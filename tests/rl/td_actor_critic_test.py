@@ -1,4 +1,4 @@
-"""Samples of the actor-critic: their means, their chains, their visits."""
+"""The sampled actor-critic: mean increments, chains and visits."""
 
 import functools
 
@@ -15,7 +15,7 @@ GAMMA, SAMPLES = 0.8, 200_000
 
 
 @functools.cache
-def given():
+def make_problem():
   """A process with rows that have zeros, features, parameters."""
   moves, rewards, _, _ = reference.process()
   first = [0.1, 0.9, 0, 0, 0]
@@ -30,30 +30,30 @@ def given():
 
 
 def exact(literal):
-  """The mean increments: sums over all transitions, one after another."""
-  mdp, features, params = (jax.tree.map(np.float64, x) for x in given())
+  """The mean increments, summed over all transitions."""
+  mdp, features, params = (jax.tree.map(np.float64, x) for x in make_problem())
   policy = np.exp(params.actor)
   policy = policy / policy.sum(1, keepdims=True)
-  seen = reference.visits(mdp.transitions, mdp.initial, policy, GAMMA)
+  state_weights = reference.visits(mdp.transitions, mdp.initial, policy, GAMMA)
   chances = mdp.transitions
   if literal:
     chances = GAMMA * chances + (1 - GAMMA) * mdp.initial
   actor, critic, reward = np.zeros((5, 3)), np.zeros(2), 0
   for s, a, t in np.ndindex(5, 3, 5):
-    weight = seen[s] * policy[s, a] * chances[s, a, t]
-    worth = features @ params.critic
-    delta = mdp.rewards[s, a] + GAMMA * worth[t] - worth[s]
+    weight = state_weights[s] * policy[s, a] * chances[s, a, t]
+    v = features @ params.critic
+    delta = mdp.rewards[s, a] + GAMMA * v[t] - v[s]
     actor[s] += weight * delta * (np.eye(3)[a] - policy[s])
     critic += weight * delta * features[s]
     reward += weight * mdp.rewards[s, a]
-  return actor, critic, reward, seen
+  return actor, critic, reward, state_weights
 
 
 @pytest.mark.parametrize('literal', [False, True])
 @pytest.mark.parametrize('sampling', ['iid', 'markov'])
-def test_means_of_samples(sampling, literal):
-  """For chains, those of many, once they have forgotten where they started."""
-  mdp, features, params = given()
+def test_increments_have_the_exact_mean(sampling, literal):
+  """For chains, over many of them after a burn-in."""
+  mdp, features, params = make_problem()
   oracle = bj.rl.td_actor_critic(
     mdp, features, key=0, sampling=sampling, samples=SAMPLES,
     bootstrap_restarts=literal,
@@ -65,27 +65,27 @@ def test_means_of_samples(sampling, literal):
     body = lambda _, s: oracle.update(None, s, params)[1]
     return oracle.update(None, jax.lax.fori_loop(0, warm, body, state), params)
 
-  found, state = run(oracle.init(params))
-  actor, critic, reward, seen = exact(literal)
-  # Five standard deviations of a mean of terms of the size of some units.
-  np.testing.assert_allclose(-found.actor, actor, atol=0.02)
-  np.testing.assert_allclose(-found.critic, critic, atol=0.04)
+  increments, state = run(oracle.init(params))
+  actor, critic, reward, state_weights = exact(literal)
+  # Five standard deviations of the mean of terms of order one.
+  np.testing.assert_allclose(-increments.actor, actor, atol=0.02)
+  np.testing.assert_allclose(-increments.critic, critic, atol=0.04)
   assert np.abs(critic).max() > 0.2
   values = bj.values(state)
   np.testing.assert_allclose(values['reward'], reward, atol=0.02)
   if sampling == 'markov':
     counts = np.bincount(state.inner.states[0], minlength=5) / SAMPLES
-    np.testing.assert_allclose(counts, seen, atol=0.006)
+    np.testing.assert_allclose(counts, state_weights, atol=0.006)
   assert bj.counts(state) == {'samples/transitions': (warm + 1) * SAMPLES}
 
 
-def test_literal_and_unbiased_targets_differ():
-  """Else the test above could not tell them apart."""
+def test_biased_and_unbiased_targets_differ():
+  """Otherwise the test above could not distinguish them."""
   assert np.abs(exact(True)[1] - exact(False)[1]).max() > 0.1
 
 
 def test_visits_follow_the_policy():
-  mdp, features, params = given()
+  mdp, features, params = make_problem()
   oracle = bj.rl.td_actor_critic(mdp, features, key=0, sampling='iid')
   state, step = oracle.init(params), jax.jit(oracle.update)
   visits = lambda z: bj.rl.state_visits(mdp, jax.nn.softmax(z))
@@ -107,20 +107,23 @@ def test_visits_follow_the_policy():
 
 
 def test_each_worker_moves_its_own_chains():
-  mdp, features, params = given()
+  mdp, features, params = make_problem()
   oracle = bj.rl.td_actor_critic(mdp, features, key=0, workers=3, samples=40)
   state, step = oracle.init(params), jax.jit(oracle.update)
   assert state.inner.states.shape == (3, 40)
-  for worker in (0, 2, 1, 4):  # The last one has those of worker 1.
+  for worker in (0, 2, 1, 4):  # The last worker uses the chains of worker 1.
     before = np.asarray(state.inner.states)
     _, state = step(None, state, params, worker=worker)
     changed = np.any(np.asarray(state.inner.states) != before, axis=1)
     np.testing.assert_array_equal(changed, np.arange(3) == worker % 3)
   first = oracle.init(params).inner.states
-  assert set(np.unique(first)) == {0, 1}  # The others are no first states.
+  assert set(np.unique(first)) == {
+    0,
+    1,
+  }  # The other states have initial probability zero.
 
 
-def test_draws_leave_out_what_has_no_probability():
+def test_draws_have_positive_probability():
   weights = jnp.array([0.0, 0.3, 0.0, 0.7, 0.0])
   draws = _td_actor_critic._draw(
     jax.random.key(0), jnp.cumsum(weights), (10_000,)
@@ -132,27 +135,27 @@ def test_draws_leave_out_what_has_no_probability():
   np.testing.assert_array_equal(one, 0)
 
 
-def test_other_policies_by_their_logits():
-  """A linear softmax: the chain rule of the table's direction."""
-  mdp, features, params = given()
+def test_other_policies_use_the_chain_rule_of_logits():
+  """A linear softmax against the direction of the table."""
+  mdp, features, params = make_problem()
   weights = {
     'w': jnp.asarray(np.random.default_rng(2).normal(size=(2, 3)), jnp.float32)
   }
   linear = params._replace(actor=weights)
   table = params._replace(actor=features @ weights['w'])
-  make = lambda **given: bj.rl.td_actor_critic(
-    mdp, features, key=0, samples=7, **given
+  make = lambda **make_problem: bj.rl.td_actor_critic(
+    mdp, features, key=0, samples=7, **make_problem
   )
   one, two = make(logits=lambda w: features @ w['w']), make()
-  ours, _ = one.update(None, one.init(linear), linear)
-  theirs, _ = two.update(None, two.init(table), table)
+  actual, _ = one.update(None, one.init(linear), linear)
+  expected, _ = two.update(None, two.init(table), table)
   np.testing.assert_allclose(
-    ours.actor['w'], features.T @ theirs.actor, rtol=1e-5, atol=1e-6
+    actual.actor['w'], features.T @ expected.actor, rtol=1e-5, atol=1e-6
   )
 
 
 def test_errors():
-  mdp, features, params = given()
+  mdp, features, params = make_problem()
   make = functools.partial(bj.rl.td_actor_critic, mdp, key=0)
   for given_, message in (
     ({'sampling': 'offline'}, "iid, markov, got 'offline'"),
@@ -168,7 +171,7 @@ def test_errors():
   oracle = make(features)
   with pytest.raises(ValueError, match='actor gives logits of shape'):
     oracle.init(params._replace(actor=jnp.zeros((5, 2))))
-  with pytest.raises(ValueError, match='critic has a number for each of 2'):
+  with pytest.raises(ValueError, match='critic has a weight for each of 2'):
     oracle.init(params._replace(critic=jnp.zeros(3)))
   with pytest.raises(TypeError, match='sequences actor, critic'):
     oracle.init(bj.sequences(actor=params.actor))

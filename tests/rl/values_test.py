@@ -13,7 +13,7 @@ GAMMA, HEAT = 0.9, 0.3
 DTYPES = {'float64': 1e-9, 'float32': 3e-5}
 
 
-def given(dtype, seed=0, **fields):
+def make_problem(dtype, seed=0, **fields):
   moves, rewards, first, policy = reference.process(seed)
   cast = lambda x: jnp.asarray(x, dtype)
   mdp = bj.rl.MDP(cast(moves), cast(rewards), cast(GAMMA), cast(first))
@@ -21,10 +21,10 @@ def given(dtype, seed=0, **fields):
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_sums_over_walks(dtype):
+def test_values_and_visits_match_sums_over_walks(dtype):
   moves, rewards, first, policy = reference.process()
   with jax.enable_x64(dtype == 'float64'):
-    mdp, pi = given(dtype)
+    mdp, pi = make_problem(dtype)
 
     @jax.jit
     def everything(mdp, pi):
@@ -37,26 +37,28 @@ def test_sums_over_walks(dtype):
         bj.rl.visits(mdp, pi),
       )
 
-    found = everything(mdp, pi)
-    assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+    results = everything(mdp, pi)
+    assert {x.dtype for x in results} == {jnp.dtype(dtype)}
   plain = reference.values(moves, rewards, policy, GAMMA)
   warm = reference.values(moves, rewards, policy, GAMMA, HEAT)
-  seen = reference.visits(moves, first, policy, GAMMA)
+  state_weights = reference.visits(moves, first, policy, GAMMA)
   expected = (
     plain,
     warm,
     rewards + GAMMA * moves @ warm,
     first @ warm,
-    seen,
-    seen[:, None] * policy,
+    state_weights,
+    state_weights[:, None] * policy,
   )
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=DTYPES[dtype], atol=1e-6)
+  for actual, reference_value in zip(results, expected, strict=True):
+    np.testing.assert_allclose(
+      actual, reference_value, rtol=DTYPES[dtype], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('chain', ['cycle', 'absorbing', 'split', 'one'])
-def test_chains_that_mix_slowly_or_never(chain, x64):
-  """No second eigenvalue below one to rely on; also a discount of 0.999."""
+def test_slowly_mixing_and_periodic_chains_are_exact(chain, x64):
+  """The second eigenvalue is one; also with a discount of 0.999."""
   eye = np.eye(4)
   moves = {
     'cycle': np.roll(eye, 1, axis=1),
@@ -74,26 +76,26 @@ def test_chains_that_mix_slowly_or_never(chain, x64):
     )  # fmt: skip
     pi = jnp.ones((states, 1))
     system = np.eye(states) - discount * moves
-    values, seen = both(mdp, pi)
+    values, state_weights = both(mdp, pi)
     np.testing.assert_allclose(
       values, np.linalg.solve(system, rewards), rtol=1e-9
     )
     np.testing.assert_allclose(
-      seen,
+      state_weights,
       np.linalg.solve(system.T, (1 - discount) * np.eye(states)[0]),
       atol=1e-10,
     )
 
 
-def test_rewards_of_zero_have_no_value():
-  mdp, pi = given(jnp.float32)
+def test_zero_rewards_have_zero_values():
+  mdp, pi = make_problem(jnp.float32)
   mdp = mdp._replace(rewards=jnp.zeros_like(mdp.rewards))
   np.testing.assert_array_equal(bj.rl.state_values(mdp, pi), 0)
 
 
 @pytest.mark.parametrize('heat', [0, HEAT])
 def test_policy_gradient_theorem(heat, x64):
-  mdp, _ = given(jnp.float64)
+  mdp, _ = make_problem(jnp.float64)
   logits = jnp.asarray(np.random.default_rng(3).normal(size=(5, 3)))
   value = lambda z: bj.rl.expected_return(mdp, jax.nn.softmax(z), heat)
   exact = jax.jit(bj.rl.policy_gradient, static_argnums=2)(mdp, logits, heat)
@@ -104,19 +106,19 @@ def test_policy_gradient_theorem(heat, x64):
   np.testing.assert_allclose(exact, wanted, atol=1e-7)
 
 
-def test_derivatives_in_all_fields_to_the_second_order(x64):
-  """Of values and visits together, against central differences."""
-  mdp, pi = given(jnp.float64)
+def test_derivatives_in_all_fields_up_to_second_order(x64):
+  """Derivatives of values and visits match central differences."""
+  mdp, pi = make_problem(jnp.float64)
   mix = jnp.asarray(np.random.default_rng(4).normal(size=5))
 
   def scalar(mdp):
-    worth = bj.rl.state_values(mdp, pi, HEAT)
-    return worth @ bj.rl.state_visits(mdp, pi) + jnp.sin(mix @ worth)
+    values_ = bj.rl.state_values(mdp, pi, HEAT)
+    return values_ @ bj.rl.state_visits(mdp, pi) + jnp.sin(mix @ values_)
 
   slope = jax.jit(jax.grad(scalar))
   wanted = problems.by_differences(scalar, mdp)
-  for ours, theirs in zip(slope(mdp), wanted, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+  for actual, reference_value in zip(slope(mdp), wanted, strict=True):
+    np.testing.assert_allclose(actual, reference_value, rtol=1e-6, atol=1e-6)
   along = lambda r: jnp.vdot(slope(mdp._replace(rewards=r)).rewards, r)
   np.testing.assert_allclose(
     jax.jit(jax.grad(along))(mdp.rewards),
@@ -126,17 +128,17 @@ def test_derivatives_in_all_fields_to_the_second_order(x64):
 
 
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
-def test_derivatives_of_a_return_by_an_inverse_matrix(dtype):
-  """All arguments, to the second order, forwards and backwards."""
+def test_derivatives_of_a_return_match_an_inverse_matrix(dtype):
+  """In all arguments, up to second order, forward and reverse."""
   with jax.enable_x64(dtype == 'float64'):
-    mdp, pi = given(dtype)
+    mdp, pi = make_problem(dtype)
 
     def exact(mdp, pi):
       moves, rewards = bj.rl.reward_process(mdp, pi, HEAT)
       system = jnp.eye(len(moves), dtype=dtype) - mdp.discount * moves
       return mdp.initial @ jnp.linalg.inv(system) @ rewards
 
-    def ours(mdp, pi):
+    def actual(mdp, pi):
       return bj.rl.expected_return(mdp, pi, HEAT)
 
     rng = np.random.default_rng(6)
@@ -146,13 +148,13 @@ def test_derivatives_of_a_return_by_an_inverse_matrix(dtype):
 
     @jax.jit
     def derivatives(mdp, pi):
-      found = []
-      for total in (ours, exact):
+      results = []
+      for total in (actual, exact):
         slopes = jax.grad(total, (0, 1))
         value, forward = jax.jvp(total, (mdp, pi), way)
         _, hessian = jax.jvp(slopes, (mdp, pi), way)
-        found.append((value, forward, slopes(mdp, pi), hessian))
-      return found
+        results.append((value, forward, slopes(mdp, pi), hessian))
+      return results
 
     one, two = map(jax.tree.leaves, derivatives(mdp, pi))
     tolerance = 1e4 * float(jnp.finfo(dtype).eps)
@@ -161,9 +163,9 @@ def test_derivatives_of_a_return_by_an_inverse_matrix(dtype):
       np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
-def test_gradients_of_several_returns_and_visits_share_their_systems():
-  """One system for the visits, whatever is differentiated or divided by it."""
-  mdp, pi = given(jnp.float32)
+def test_gradients_of_returns_and_visits_share_linear_systems():
+  """One system for the visits serves all derivatives and divisions."""
+  mdp, pi = make_problem(jnp.float32)
 
   def loops(function):
     text = jax.jit(function).lower(mdp.rewards).compile().as_text()
@@ -180,7 +182,7 @@ def test_gradients_of_several_returns_and_visits_share_their_systems():
   assert loops(both) == loops(visits)
 
 
-def test_mapped_over_processes_and_policies():
+def test_vmap_over_processes_and_policies():
   make = lambda key: bj.rl.random_mdp(key, states=20, actions=3)
   mdps = jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
   logits = jax.random.normal(jax.random.key(1), (4, 20, 3))
@@ -192,18 +194,20 @@ def test_mapped_over_processes_and_policies():
   one = jax.jit(both)
   for i in range(4):
     alone = one(jax.tree.map(lambda x, i=i: x[i], mdps), logits[i])
-    for ours, theirs in zip(together, alone, strict=True):
-      np.testing.assert_allclose(ours[i], theirs, rtol=2e-5, atol=1e-5)
+    for actual, reference_value in zip(together, alone, strict=True):
+      np.testing.assert_allclose(
+        actual[i], reference_value, rtol=2e-5, atol=1e-5
+      )
 
 
-def test_entropy_and_its_derivative_where_an_action_is_never_taken():
+def test_entropy_and_its_derivative_for_zero_probabilities():
   policy = jnp.array([[1.0, 0.0], [0.25, 0.75]])
   np.testing.assert_allclose(
     bj.rl.entropy(policy), reference.entropy(np.asarray(policy)), rtol=1e-6
   )
   slope = jax.grad(lambda p: bj.rl.entropy(p).sum())(policy)
   assert np.all(np.isfinite(slope))
-  # Logits so far apart that a probability is zero in float32.
+  # Logits with a difference that gives a zero probability in float32.
   mdp = bj.rl.random_mdp(0, states=2, actions=2)
   logits = jnp.array([[200.0, -200.0], [0.0, 0.0]])
   value = lambda z: bj.rl.expected_return(mdp, jax.nn.softmax(z), HEAT)
@@ -211,7 +215,7 @@ def test_entropy_and_its_derivative_where_an_action_is_never_taken():
 
 
 def test_errors():
-  mdp, pi = given(jnp.float32)
+  mdp, pi = make_problem(jnp.float32)
   with pytest.raises(ValueError, match=r'shape \(5, 3\), got \(5, 2\)'):
     bj.rl.state_values(mdp, pi[:, :2])
   with pytest.raises(ValueError, match='temperature is a finite number >= 0'):

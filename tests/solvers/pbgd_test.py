@@ -407,7 +407,7 @@ def test_a_set_without_a_point_names_the_sequence(name, sequence):
   given = optimisers() | {sequence: S(optax.sgd(0.1), set=empty)}
   solver = SOLVERS[name](ROUGH, penalty=1.0, **given)
   # The lower set is also the value sequence's.
-  message = rf'sequence ({sequence}|value) has no point .* radius'
+  message = rf'sequence ({sequence}|value) is empty: .* radius'
   with pytest.raises(ValueError, match=message):
     solver.init(problems.rough_params(0, jnp.float32))
 

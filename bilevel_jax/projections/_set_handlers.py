@@ -1,4 +1,4 @@
-"""How a sequence is kept in its set: each step, now and then, or in the end."""
+"""When `descend` projects a sequence: every step, at random, or per update."""
 
 import zlib
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import optax
 from bilevel_jax import _checks, _keys, _sequences, _trees, states, types
 from bilevel_jax.projections import _affine, _set
 
-# What a step of a sequence leaves: the sequences after it, and the state.
-Settled = tuple[dict[str, Any], Any]
+# The sequences to replace, by name, and the state of the set.
+Projected = tuple[dict[str, Any], Any]
 
 
 class Lazy(NamedTuple):
-  r"""A set that is projected on only now and then, with corrections between.
+  r"""A set with random projections, corrected by a control variate.
 
-  With the step u, a control variate s, zero at the start, and a coin that shows
-  heads with probability p,
+  With the step u, a control variate s that starts at zero, and a coin that
+  shows heads with probability p,
 
   .. math::
     \hat z = z + u + s, \qquad
@@ -31,20 +31,20 @@ class Lazy(NamedTuple):
     \end{cases}
 
   The control variate learns the part of a step that the projection would undo,
-  so that the iterates stay close to the set without projections. It is in units
-  of a step: for a step size :math:`\beta`, the published variable is
-  :math:`r = s / \beta`, which are alike while the step size is constant.
+  so the iterates stay close to the set without projections. It is in units of a
+  step: for a step size :math:`\beta`, the published variable is
+  :math:`r = s / \beta`. The two are equivalent for a constant step size.
 
-  Under `jax.vmap`, with a key for each member, both branches of the coin are
-  computed; mapped by `jax.lax.map`, or with a key that is shared, only one is.
+  Under `jax.vmap` with a key for each member, both branches of the coin are
+  computed; under `jax.lax.map`, or with a shared key, only one.
 
   Attributes:
     set: a projection or an affine set.
     probability: p in (0, 1], a constant or a schedule from the number of
-      updates so far; 1 projects always.
+      updates so far; 1 always projects.
     key: PRNG key of the coins, or a whole number. Sequences of different names
       draw different coins from one key.
-    control_variate: False holds s at zero: a control that does not converge.
+    control_variate: False keeps s at zero, a baseline that does not converge.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -86,7 +86,7 @@ class LazyState(NamedTuple):
     key: PRNG key of the next coin.
     count: updates so far, an int32 scalar.
     control: the control variate, in units of a step; None without one.
-    counts: projections so far, and rounds if one is a mean over clients.
+    counts: projections so far, and rounds if the set is a mean over clients.
   """
 
   key: chex.PRNGKey
@@ -96,13 +96,13 @@ class LazyState(NamedTuple):
 
 
 class Relaxed(NamedTuple):
-  r"""A set that is projected on once an update, after a longer step.
+  r"""A set with one projection per update, after an extrapolated step.
 
   .. math::
     z \leftarrow \Pi (z_0 + r \, (z_T - z_0))
 
   with the sequence :math:`z_0` before and :math:`z_T` after all steps of one
-  update, none of which is projected.
+  update, which are not projected.
 
   Attributes:
     set: a projection or an affine set; None for the whole space.
@@ -115,15 +115,15 @@ class Relaxed(NamedTuple):
 
 
 class Joint(NamedTuple):
-  r"""A set of several sequences at once.
+  r"""A joint set of several sequences.
 
   .. math::
     (z, z', \dots) \leftarrow \Pi (z, z', \dots)
 
-  It belongs to one of the sequences, and moves the others too.
+  It belongs to the record of one sequence and also moves the others.
 
   Attributes:
-    projection: from a tuple of the sequence and the others, in this order, to
+    projection: maps a tuple of the sequence and the others, in this order, to
       the nearest tuple in the set.
     others: names of the other sequences.
 
@@ -148,81 +148,75 @@ class Joint(NamedTuple):
   others: tuple[str, ...]
 
 
-class Kept(NamedTuple):
-  """What `descend` does with the set of one sequence.
+class SetHandler(NamedTuple):
+  """How `descend` keeps one sequence in its set.
 
   Attributes:
-    last: when it is settled: 0 before sets that depend on other sequences, 1
-      as one of these.
-    init: from all sequences to the state; raises if the set has no point.
-    each: after a step, from (loose sequences, sequences before it, state) to
-      the sequences to replace and the state; None if nothing is to do.
+    order: projections run in this order: 0 for a set of its own, 1 for a set
+      that depends on the upper variable, 2 for a joint set.
+    init: maps all sequences to the state of the set; raises if it is empty.
+    each: after each step, maps (sequences after it, sequences before it, state)
+      to the sequences to replace and the state; None to do nothing.
     finish: the same after all steps of an update, with the sequences before the
-      first of them.
-    uses: what settling once costs, where that is known beforehand, by the keys
-      of `bj.counts`.
+      first step.
+    uses: the cost of each projection, if it is constant, by the keys of
+      `bj.counts`.
     others: names of further sequences that it moves.
   """
 
-  last: int
+  order: int
   init: Callable[[Any], Any]
-  each: Callable[[Any, Any, Any], Settled] | None
-  finish: Callable[[Any, Any, Any], Settled] | None
+  each: Callable[[Any, Any, Any], Projected] | None
+  finish: Callable[[Any, Any, Any], Projected] | None
   uses: dict[str, int]
   others: tuple[str, ...] = ()
 
 
-def kept(name: str, given: Any) -> Kept:
-  """Makes the set of a sequence ready, whichever kind it is."""
-  if isinstance(given, Lazy):
-    return _lazy(name, given)
-  if isinstance(given, Relaxed):
-    return _relaxed(name, given)
-  if isinstance(given, Joint):
-    return _joint(name, given)
-  if given is None:
-    return Kept(0, lambda z: (), None, None, {})
+def make_handler(name: str, set_: Any) -> SetHandler:
+  """Makes the handler of a sequence's set of any kind."""
+  if isinstance(set_, Lazy):
+    return _lazy(name, set_)
+  if isinstance(set_, Relaxed):
+    return _relaxed(name, set_)
+  if isinstance(set_, Joint):
+    return _joint(name, set_)
+  if set_ is None:
+    return SetHandler(0, lambda z: (), None, None, {})
+
+  def init(z):
+    _set.check(set_, z, name)
+    return ()
 
   def each(loose, before, state):
     del before
-    return {name: _set.nearest(given, getattr(loose, name), loose)}, state
+    return {name: _set.nearest(set_, getattr(loose, name), loose)}, state
 
-  return Kept(
-    _set.depends(given), _checker(name, given), each, None, _uses(name, given)
-  )
+  return SetHandler(_set.depends(set_), init, each, None, _uses(name, set_))
 
 
-def _checker(name, given):
-  def init(z):
-    _set.check(given, z, name)
-    return ()
-
-  return init
-
-
-def _uses(name, given):
+def _uses(name, set_):
   uses = {f'projections/{name}': 1}
-  if isinstance(given, _affine.AffineSet) and given.rounds:
-    uses[f'rounds/{name}'] = given.rounds
+  if isinstance(set_, _affine.AffineSet) and set_.rounds:
+    uses[f'rounds/{name}'] = set_.rounds
   return uses
 
 
-def _joint(name, given):
-  names = (name, *given.others)
+def _joint(name, set_):
+  names = (name, *set_.others)
 
   def check(z):
     _sequences.require_sequences(z, names, 'a joint set')
     point = tuple(getattr(z, n) for n in names)
-    _set.check_set(given.projection, point, ' and '.join(names))
+    _set.check_set(set_.projection, point, ' and '.join(names))
     return ()
 
   def each(loose, before, state):
     del before
-    inside = given.projection(tuple(getattr(loose, n) for n in names))
+    inside = set_.projection(tuple(getattr(loose, n) for n in names))
     return dict(zip(names, inside, strict=True)), state
 
   uses = {f'projections/{"+".join(names)}': 1}
-  return Kept(2, check, each, None, uses, given.others)
+  return SetHandler(2, check, each, None, uses, set_.others)
 
 
 @states.counts_updates
@@ -230,16 +224,16 @@ class _RelaxedState(NamedTuple):
   count: chex.Array
 
 
-def _relaxed(name, given):
-  plain = kept(name, given.set)
-  _checks.within('Relaxed', 'the factor', given.factor, 1)
+def _relaxed(name, set_):
+  plain = make_handler(name, set_.set)
+  _checks.within('Relaxed', 'the factor', set_.factor, 1)
 
   def init(z):
     plain.init(z)
     return _RelaxedState(_trees.zeros([], jnp.int32))
 
   def finish(loose, before, state):
-    factor = given.factor
+    factor = set_.factor
     if callable(factor):
       factor = factor(state.count)
     start = getattr(before, name)
@@ -251,24 +245,24 @@ def _relaxed(name, given):
       fields, _ = plain.each(loose, before, ())
     return fields, _RelaxedState(optax.safe_increment(state.count))
 
-  return Kept(plain.last, init, None, finish, plain.uses)
+  return SetHandler(plain.order, init, None, finish, plain.uses)
 
 
-def _lazy(name, given):
-  if not callable(given.probability):
+def _lazy(name, set_):
+  if not callable(set_.probability):
     _checks.within(
-      'Lazy', 'the probability', given.probability, 0, 1, open_low=True
+      'Lazy', 'the probability', set_.probability, 0, 1, open_low=True
     )
-  uses = _uses(name, given.set)
+  uses = _uses(name, set_.set)
 
   def init(z):
-    _set.check(given.set, z, name)
-    key = _keys.as_key(given.key, 'Lazy')
+    _set.check(set_.set, z, name)
+    key = _keys.as_key(set_.key, 'Lazy')
     control = None
-    if given.control_variate:
+    if set_.control_variate:
       control = optax.tree.zeros_like(getattr(z, name))
     return LazyState(
-      # Names apart: two sequences with one key draw coins of their own.
+      # Sequences that share a key draw different coins.
       jax.random.fold_in(key, zlib.crc32(name.encode())),
       _trees.zeros([], jnp.int32),
       control,
@@ -277,8 +271,8 @@ def _lazy(name, given):
 
   def each(loose, before, state):
     del before
-    following, now = jax.random.split(state.key)
-    p = given.probability
+    next_key, now = jax.random.split(state.key)
+    p = set_.probability
     p = p(state.count) if callable(p) else p
     point = getattr(loose, name)
     p = jnp.asarray(p, _trees.dtype_of(point))
@@ -290,20 +284,20 @@ def _lazy(name, given):
     free = shifted(1.0)
 
     def project():
-      # Hat z minus s / p, without adding s first.
-      inside = _set.nearest(given.set, shifted(1 - 1 / p), loose)
+      # The point z + u + s - s / p, without adding s first.
+      inside = _set.nearest(set_.set, shifted(1 - 1 / p), loose)
       inside = _trees.as_dtypes_of(inside, free)
-      # In a shard_map, a mean over clients is of another type than its terms.
+      # In a shard_map, the type of a mean over clients differs from its terms.
       return _sequences.vary_like(inside, free)
 
     inside = jax.lax.cond(heads, project, lambda: free)
     if control is not None:
-      # No change where the coin was tails.
+      # The change is zero for tails.
       change = optax.tree.sub(inside, free)
       control = _trees.add_scaled(control, p, change)
     spent = {n: use * heads.astype(jnp.int32) for n, use in uses.items()}
     counts = states.add_counts(state.counts, spent)
     count = optax.safe_increment(state.count)
-    return {name: inside}, LazyState(following, count, control, counts)
+    return {name: inside}, LazyState(next_key, count, control, counts)
 
-  return Kept(_set.depends(given.set), init, each, None, {})
+  return SetHandler(_set.depends(set_.set), init, each, None, {})

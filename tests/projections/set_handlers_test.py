@@ -1,4 +1,4 @@
-"""Lazy sets: by hand, their coin, their control variate; relaxed ones."""
+"""Lazy and relaxed sets: references, coins and control variates."""
 
 import chex
 import jax
@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from bilevel_jax.projections import _kept
+from bilevel_jax.projections import _set_handlers
 
 S = bj.Sequence
 Lazy, Relaxed = bj.projections.Lazy, bj.projections.Relaxed
@@ -19,20 +19,20 @@ PULL = bj.gradient(lambda p, goal: jnp.sum((p.z - goal) ** 2) / 2, of='z')
 RATE = 0.2
 
 
-def solver_of(kept):
-  return bj.descend(PULL, z=S(optax.sgd(RATE), set=kept))
+def make_solver(set_):
+  return bj.descend(PULL, z=S(optax.sgd(RATE), set=set_))
 
 
-def run(kept, steps, start=START, goal=1.0):
-  """Descends |z - goal|^2 / 2; all points, states of the set, and counts."""
-  solver = solver_of(kept)
+def run(set_, steps, start=START, goal=1.0):
+  """Descends |z - goal|^2 / 2; returns points, states of the set, counts."""
+  solver = make_solver(set_)
 
   def body(carry, _):
     params, state = carry
     updates, state = solver.update(goal, state, params)
     params = bj.apply_updates(params, updates)
-    kept = state.sets.get('z', ())
-    return (params, state), (params.z, kept, bj.counts(state))
+    set_ = state.sets.get('z', ())
+    return (params, state), (params.z, set_, bj.counts(state))
 
   start = (start, solver.init(start))
   run_all = jax.jit(lambda c: jax.lax.scan(body, c, length=steps)[1])
@@ -40,32 +40,32 @@ def run(kept, steps, start=START, goal=1.0):
   return np.asarray(points), states, counts
 
 
-# On a flat set the control variate is projected away whatever its share.
+# On a flat set the projection removes any multiple of the control variate.
 BOX = lambda z: jnp.clip(z, -0.2, 0.3)
 
 
-@pytest.mark.parametrize('kept', [SET, BOX], ids=['flat', 'box'])
-def test_by_hand(kept):
-  """The published form: r in units of a gradient."""
+@pytest.mark.parametrize('set_', [SET, BOX], ids=['flat', 'box'])
+def test_lazy_projections_match_the_published_form(set_):
+  """There the control variate r is in units of a gradient."""
   p = 0.4
-  points, states, counts = run(Lazy(kept, p, key=5), 12)
-  z, r, before, seen = np.asarray(START.z), np.zeros(3), 0, set()
+  points, states, counts = run(Lazy(set_, p, key=5), 12)
+  z, r, before, sides = np.asarray(START.z), np.zeros(3), 0, set()
   for k in range(12):
     free = z - RATE * ((z - 1) - r)
     now = counts['projections/z'][k]
     heads, before = bool(now > before), now
-    seen.add(heads)
+    sides.add(heads)
     if heads:
-      z = np.asarray(kept(jnp.asarray(free - RATE / p * r, jnp.float32)))
+      z = np.asarray(set_(jnp.asarray(free - RATE / p * r, jnp.float32)))
       r = r + p / RATE * (z - free)
     else:
       z = free
     np.testing.assert_allclose(points[k], z, atol=1e-5)
     np.testing.assert_allclose(states.control[k], RATE * r, atol=1e-5)
-  assert seen == {True, False}
+  assert sides == {True, False}
 
 
-def test_probability_one_is_the_set_itself():
+def test_probability_one_always_projects():
   lazy, *_ = run(Lazy(SET, 1.0, key=0), 6)
   eager, *_ = run(SET, 6)
   np.testing.assert_allclose(lazy, eager, rtol=1e-6, atol=1e-6)
@@ -86,44 +86,44 @@ def test_coins_have_the_probability_and_differ_with_key_and_name():
   ]
   first = heads(0)
   assert abs(sum(first) - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5
-  # A whole number, a key and raw numbers are one key.
+  # An integer, a typed key and a raw key are equivalent.
   assert first == heads(key) == heads(jax.random.PRNGKey(0))
   assert first != heads(1)
   assert first != heads(0, 'w')
 
 
-def coins(kept, name, steps):
-  """How often a set was projected on so far, in each of some steps."""
-  made = _kept.kept(name, kept)
+def coins(set_, name, steps):
+  """The number of projections so far, after each step."""
+  handler = _set_handlers.make_handler(name, set_)
   point = bj.sequences(**{name: START.z})
 
   def body(state, _):
-    _, state = made.each(point, point, state)
+    _, state = handler.each(point, point, state)
     return state, state.counts[f'projections/{name}']
 
   run_all = jax.jit(lambda s: jax.lax.scan(body, s, length=steps)[1])
-  return np.asarray(run_all(made.init(point)))
+  return np.asarray(run_all(handler.init(point)))
 
 
-def test_probability_may_be_a_schedule_of_the_updates():
+def test_probability_may_be_a_schedule():
   never_then_always = lambda count: jnp.where(count < 3, 0.0, 1.0)
   *_, counts = run(Lazy(SET, never_then_always, 0), 6)
-  found = counts['projections/z']
-  np.testing.assert_array_equal(found, [0, 0, 0, 1, 2, 3])
+  totals = counts['projections/z']
+  np.testing.assert_array_equal(totals, [0, 0, 0, 1, 2, 3])
 
 
-def test_the_key_outlives_a_donated_state():
+def test_the_key_survives_the_donation_of_the_state():
   key = jax.random.key(3)
-  solver = solver_of(Lazy(SET, 0.5, key=key))
+  solver = make_solver(Lazy(SET, 0.5, key=key))
   step = jax.jit(solver.update, donate_argnums=1)
   for _ in range(2):
     step(1.0, solver.init(START), START)
   assert not key.is_deleted()
 
 
-def test_one_key_of_each_member_under_vmap():
+def test_vmap_with_a_key_per_member():
   def last(key):
-    solver = solver_of(Lazy(SET, 0.5, key))
+    solver = make_solver(Lazy(SET, 0.5, key))
     params, state = START, solver.init(START)
     for _ in range(4):
       updates, state = solver.update(1.0, state, params)
@@ -137,7 +137,7 @@ def test_one_key_of_each_member_under_vmap():
   assert len(np.unique(np.asarray(together)[:, 0])) > 1
 
 
-def test_a_relaxed_step_goes_on_before_it_is_projected():
+def test_a_relaxed_step_extrapolates_before_projection():
   points, *_ = run(Relaxed(SET, lambda k: 1.0 + k), 3)
   z = np.asarray(START.z)
   for k, point in enumerate(points):
@@ -145,14 +145,14 @@ def test_a_relaxed_step_goes_on_before_it_is_projected():
     np.testing.assert_allclose(point, z, atol=1e-5)
 
 
-def test_clients_stay_together_over_devices():
-  """In a checked shard_map, where a mean is of another type than its terms."""
+def test_clients_on_devices_match_one_device():
+  """In a checked shard_map, where the type of a mean differs from its terms."""
   mesh = jax.make_mesh(
     (4,), ('clients',), axis_types=(jax.sharding.AxisType.Auto,)
   )
   spec = jax.sharding.PartitionSpec
-  kept = lambda *axis: Lazy(bj.projections.consensus_set(*axis), 0.5, 1)
-  solver = solver_of(kept('clients'))
+  set_ = lambda *axis: Lazy(bj.projections.consensus_set(*axis), 0.5, 1)
+  solver = make_solver(set_('clients'))
 
   def one(z, goal):
     params = bj.sequences(z=z)
@@ -171,8 +171,8 @@ def test_clients_stay_together_over_devices():
       out_specs=spec('clients'),
     )
   )
-  found = jax.block_until_ready(over(copies, goals))
-  points, *_ = run(kept(), 4, bj.sequences(z=copies), goals)
-  np.testing.assert_allclose(found, points[-1], atol=1e-6)
+  totals = jax.block_until_ready(over(copies, goals))
+  points, *_ = run(set_(), 4, bj.sequences(z=copies), goals)
+  np.testing.assert_allclose(totals, points[-1], atol=1e-6)
   spread = points[..., 0].std(1)
   assert spread.min() < 1e-6 < spread.max()
