@@ -631,7 +631,7 @@ def test_an_error_names_its_cause_and_its_mend(case):
 
 def test_parameters_without_names():
   solver = two_losses(upper=SGD, lower=SGD)
-  with pytest.raises(TypeError, match=r'descend works on named seq.*hold them'):
+  with pytest.raises(TypeError, match=r'descend works on named seq.*make them'):
     solver.init({'upper': jnp.zeros(2)})
 
 
@@ -649,8 +649,8 @@ def test_what_no_oracle_moves_stays_without_an_update():
   ('given', 'says'),
   [
     ('state', 'state of a solver: call solver.update'),
-    ('dict', 'the targets that it is restored to'),
-    ('whole', 'as a float, 0.0 for instance'),
+    ('dict', 'as its targets'),
+    ('whole', 'as a float, for instance 0.0'),
     ('swapped', 'the batch is a BilevelParams, .* in this order'),
   ],
 )

@@ -74,7 +74,7 @@ def db_mtl(
     weights = _trees.ratio(jnp.max(lengths), lengths)
     weights = _rows.in_range(gramian, weights)
     direction = _rows.weigh(types.Jacobian(means), weights)
-    direction = _trees.as_dtypes_of(direction, jacobian.rows)
+    direction = _trees.cast_like(direction, jacobian.rows)
     return (
       _rows.with_rest(direction, jacobian.rest),
       _by_weights.step(state, weights, means),

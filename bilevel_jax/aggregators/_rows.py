@@ -126,7 +126,7 @@ def products(ours: Any, theirs: Any = None, scale: Any = None) -> chex.Array:
     (rows of ours, rows of theirs), in float32 or wider.
   """
   theirs = ours if theirs is None else theirs
-  dtype = _trees.dtype_of((ours, theirs))
+  dtype = _trees.widest_dtype((ours, theirs))
 
   def dot(a, b):
     if scale is not None:

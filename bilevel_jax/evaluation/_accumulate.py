@@ -60,7 +60,7 @@ def accumulate(
     >>> print(gradient, bj.values(state)['loss'], bj.counts(state))
     -1.0 1.5 {'gradients/loss': 2}
   """
-  _checks.whole('accumulate', 'parts', parts)
+  _checks.whole_number('accumulate', 'parts', parts)
 
   def scan(evaluate, batch, state):
     """The mean of what `evaluate(part, state)` gives, and the last state."""
@@ -109,4 +109,4 @@ def accumulate(
 
     return base.Oracle(one.init, update_fn)
 
-  return base.mean_of(oracle, base.Mean(of, linear, parts), 'accumulate')
+  return base.take_mean(oracle, base.Mean(of, linear, parts), 'accumulate')

@@ -129,7 +129,7 @@ def delayed(
       held=jnp.zeros(workers, jnp.int32) if service == 'random' else (),
       key=_keys.as_key(key) if draws else (),
       report=states.OracleState(
-        types.named(names, jnp.zeros(1, _trees.dtype_of(params))), None
+        types.named(names, jnp.zeros(1, _trees.widest_dtype(params))), None
       ),
       inner=evaluated.init(params),
     )
@@ -227,12 +227,14 @@ def _bound(workers: Any, bound: Any, service: str) -> int:
       'that there are minus 1.'
     )
   if traced and isinstance(workers, jax.core.Tracer):
-    return _checks.whole('delayed', 'steps of delay as `bound`', bound, 0)
+    return _checks.whole_number(
+      'delayed', 'steps of delay as `bound`', bound, 0
+    )
   number = int(workers) if traced else workers
-  least = _checks.whole('delayed', 'workers', number) - 1
+  least = _checks.whole_number('delayed', 'workers', number) - 1
   if bound is None:
     return least
-  most = _checks.whole('delayed', 'steps of delay as `bound`', bound, 0)
+  most = _checks.whole_number('delayed', 'steps of delay as `bound`', bound, 0)
   if most < least:
     raise ValueError(
       f'delayed: {number} workers are served one at a time, so that a gradient '

@@ -82,4 +82,4 @@ def mean_over(
     'give jax.jit a sharded batch, without this wrapper, or chain it to its '
     'aggregator by bj.oracles.aggregated'
   )
-  return base.mean_of(oracle, base.Mean(of, linear), 'mean_over', mend)
+  return base.take_mean(oracle, base.Mean(of, linear), 'mean_over', mend)

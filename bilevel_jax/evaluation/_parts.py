@@ -11,7 +11,7 @@ from bilevel_jax import _checks
 
 def _parted(who: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
   """A batch with a new leading axis of parts, leaf by leaf."""
-  _checks.whole(who, 'parts', parts)
+  _checks.whole_number(who, 'parts', parts)
 
   def one(leaf):
     leaf = jnp.asarray(leaf)

@@ -91,7 +91,7 @@ def recursive(
     Stochastic Path Integrated Differential Estimator
     <https://arxiv.org/abs/1807.01695>`_, 2018.
   """
-  _checks.whole('recursive', 'evaluations in a period', period)
+  _checks.whole_number('recursive', 'evaluations in a period', period)
   evaluated = optax.with_extra_args_support(oracle)
   like = like or _storm.like_moved(oracle)
 
@@ -114,7 +114,7 @@ def recursive(
 
     def fresh():
       here, inner = evaluate(large_batch(batch), params)
-      return here, _trees.as_dtypes_of(here, estimate(here)), inner
+      return here, _trees.cast_like(here, estimate(here)), inner
 
     def follow():
       small = small_batch(batch)
@@ -129,9 +129,9 @@ def recursive(
       return here, moved, states.also_spent(inner, state.inner, other)
 
     here, direction, inner = jax.lax.cond(state.age == 0, fresh, follow)
-    return _trees.as_dtypes_of(direction, here), RecursiveState(
+    return _trees.cast_like(direction, here), RecursiveState(
       (state.age + 1) % period,
-      _trees.as_dtypes_of(params, state.previous),
+      _trees.cast_like(params, state.previous),
       _storm.with_given(here, direction, state.direction),
       inner,
     )

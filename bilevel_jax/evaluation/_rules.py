@@ -226,7 +226,7 @@ def largest_gap(
   if not running:
     _checks.within(who, 'an optimum', optima, -float('inf'))
   if refresh_every is not None:
-    _checks.whole(who, 'evaluations as `refresh_every`', refresh_every)
+    _checks.whole_number(who, 'evaluations as `refresh_every`', refresh_every)
   _checks.within(who, 'the share', share, 0, 1)
 
   def init(number, dtype):
@@ -302,7 +302,7 @@ def in_sequence(steps: Sequence[int]) -> Rule:
   lengths = [
     n
     if isinstance(n, jax.Array)
-    else np.int32(_checks.whole('in_sequence', 'updates', n))
+    else np.int32(_checks.whole_number('in_sequence', 'updates', n))
     for n in steps
   ]
 

@@ -104,7 +104,7 @@ def saga(
   by_row = isinstance(parts, tuple)
   numbers = parts if isinstance(parts, tuple) else (parts,)
   for number in numbers:
-    _checks.whole('saga', 'parts', number)
+    _checks.whole_number('saga', 'parts', number)
   if not numbers:
     raise ValueError('saga takes a number of parts for each row, got none.')
   base.require_linear(
@@ -173,7 +173,7 @@ def saga(
       new,
       is_leaf=lambda node: isinstance(node, _Kept),
     )
-    return _trees.as_dtypes_of(part('found'), gradients), SagaState(
+    return _trees.cast_like(part('found'), gradients), SagaState(
       optax.safe_increment(state.count),
       _storm.with_given(gradients, part('table'), state.table),
       _storm.with_given(gradients, part('total'), state.total),

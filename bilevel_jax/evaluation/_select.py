@@ -161,7 +161,7 @@ def averaged(given: Objectives, again: Callable[[Any], Any]) -> Any:
   if not all(map(base.has_mean, given.oracles)):
     return None
   return lambda mean: again(
-    given.like(base.mean_of(part, mean, given.who) for part in given.oracles)
+    given.like(base.take_mean(part, mean, given.who) for part in given.oracles)
   )
 
 
@@ -270,7 +270,7 @@ def select(
   counters = [f'losses/{name}' for name in given.names] if by_loss else []
 
   def init_fn(params):
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
     inner = tuple(part.init(params) for part in parts)
     nothing = jnp.zeros([number], bool)
     return SelectState(
@@ -287,7 +287,7 @@ def select(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
 
     def evaluate(i, own):
       found, after = parts[i].update(

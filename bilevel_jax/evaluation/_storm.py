@@ -114,10 +114,10 @@ def storm(
 
     held = where_given('storm', ahead, state.direction)
     found = jax.tree.map(correct, ahead, behind, held)
-    return _trees.as_dtypes_of(found, ahead), StormState(
+    return _trees.cast_like(found, ahead), StormState(
       optax.safe_increment(state.count),
       jnp.ones_like(state.started),
-      _trees.as_dtypes_of(params, state.previous),
+      _trees.cast_like(params, state.previous),
       with_given(ahead, found, state.direction),
       inner,
     )

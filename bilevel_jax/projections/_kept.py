@@ -281,7 +281,7 @@ def _lazy(name, given):
     p = given.probability
     p = p(state.count) if callable(p) else p
     point = getattr(loose, name)
-    p = jnp.asarray(p, _trees.dtype_of(point))
+    p = jnp.asarray(p, _trees.widest_dtype(point))
     heads = jax.random.uniform(now, dtype=p.dtype) < p
     control = state.control
     shifted = lambda share: (
@@ -292,7 +292,7 @@ def _lazy(name, given):
     def project():
       # Hat z minus s / p, without adding s first.
       inside = _set.nearest(given.set, shifted(1 - 1 / p), loose)
-      inside = _trees.as_dtypes_of(inside, free)
+      inside = _trees.cast_like(inside, free)
       # In a shard_map, a mean over clients is of another type than its terms.
       return _sequences.vary_like(inside, free)
 

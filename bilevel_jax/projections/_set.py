@@ -143,4 +143,4 @@ def nearest(projection: Projection, point: Any, params: Any) -> Any:
   else:
     inside = projection(point, _upper_of(projection, params))
   # Bounds of a wider type would widen the sequence.
-  return _trees.as_dtypes_of(inside, point)
+  return _trees.cast_like(inside, point)

@@ -134,7 +134,7 @@ def n_step_returns(
     <https://arxiv.org/abs/1602.01783>`_, 2016.
   """
   who = 'n_step_returns'
-  _checks.whole(who, 'steps', steps)
+  _checks.whole_number(who, 'steps', steps)
   _checks.within(who, 'discount', discount, 0, 1)
   _require_shapes(
     who,

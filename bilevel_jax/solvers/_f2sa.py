@@ -9,27 +9,22 @@ from bilevel_jax.oracles import base
 
 
 def _all_slopes(problem):
-  """Rows (f, g) of both variables at one point; the value's slope in `rest`.
-
-  One batch for all: the difference of the two lower slopes is multiplied by the
-  penalty, and so would their noise be.
-  """
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
+  """Rows (f, g) of both variables at one point; the value's slope in `rest`."""
+  above, below = base.checked_losses(problem)
   rows = lambda *trees: jax.tree.map(lambda *r: jnp.stack(r), *trees)
 
   def fn(params, batch, inner):
     x, y, w = params.upper, params.lower, params.value
-    slopes_of = lambda loss: jax.value_and_grad(loss.full, (0, 1), has_aux=True)
-    (f, one), (f_x, f_y) = slopes_of(above)(x, y, batch)
-    (g, two), (g_x, g_y) = slopes_of(below)(x, y, batch)
-    least, (w_x, w_y) = jax.value_and_grad(below, (0, 1))(x, w, batch)
-    slopes = base.gradients(
+    slopes = lambda loss: jax.value_and_grad(loss.full, (0, 1), has_aux=True)
+    (f, one), (f_x, f_y) = slopes(above)(x, y, batch)
+    (g, two), (g_x, g_y) = slopes(below)(x, y, batch)
+    floor, (w_x, w_y) = jax.value_and_grad(below, (0, 1))(x, w, batch)
+    pair = base.gradients(
       params, upper=rows(f_x, optax.tree.sub(g_x, w_x)), lower=rows(f_y, g_y)
     )
-    jacobian = types.Jacobian(slopes, {'value': w_y})
-    more = base.outputs_of(problem, upper=one, lower=two)
-    return (f, g, g - least, least), jacobian, inner, *more
+    jacobian = types.Jacobian(pair, {'value': w_y})
+    more = base.requested_outputs(problem, upper=one, lower=two)
+    return (f, g, g - floor, floor), jacobian, inner, *more
 
   return base.oracle(
     fn,
@@ -38,6 +33,21 @@ def _all_slopes(problem):
     moves=('upper', 'lower', 'value'),
     outputs=problem.outputs,
     linear=True,
+  )
+
+
+def two_loops(problem, penalty, upper, low, value):
+  """Moves both lower sequences to their solutions, then the upper variable."""
+  follow = types.value_sequence(
+    value, low, steps=low.steps, batch_at=low.batch_at
+  )
+  return descent.descend(
+    oracles.lower_gradient(problem, of='value'),
+    oracles.penalised_lower_gradient(problem, penalty=penalty),
+    oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
+    upper=upper,
+    lower=low,
+    value=follow,
   )
 
 
@@ -59,26 +69,25 @@ def f2sa(
       + \gamma_k (\nabla_x g(x_k, y) - \nabla_x g(x_k, z)) ) \right],
     \qquad c_k = \min(1 / \gamma_k, 1)
 
-  First-order only. In two loops, y is near the minimiser of the penalised loss
-  when x moves, and the upper gradient, whose slope does not grow with
-  :math:`\gamma`, takes a step that does not shrink with it: only y's step is
-  rescaled. Let the penalty grow, for instance as :math:`k^{1/3}` or linearly
-  between two bounds; the bias in x is of the order :math:`1 / \gamma`. In one
-  loop, all three move at once, from gradients at one point, at the cost of
-  three gradients; then x's step is rescaled too.
+  It is first-order. In two loops, y is near the minimiser of the penalised loss
+  when x moves. The curvature of the upper problem then does not grow with
+  :math:`\gamma`, so that only the step of y is rescaled. Let the penalty grow,
+  for instance as :math:`k^{1/3}` or linearly between two bounds; the bias in x
+  is of the order :math:`1 / \gamma`. In one loop, all three sequences move at
+  once, for three gradients at one point; then the step of x is rescaled too.
 
-  The two lower slopes are always evaluated on one batch: their difference is
-  multiplied by :math:`\gamma`, and independent noise would be as well.
+  Both lower slopes are evaluated on the same batch. Their difference is
+  multiplied by :math:`\gamma`, and so would independent noise be.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
       updates so far.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how :math:`y` moves; with `steps` above one, :math:`T`, in two loops,
-      else in one.
-    value: how :math:`z` moves; by default by the optimiser of `lower`. Unset,
-      its steps and batches are those of `lower`.
+    lower: how :math:`y` moves; with :math:`T > 1` `steps` in two loops, with
+      one step in one loop.
+    value: how :math:`z` moves; by default with the optimiser of `lower`. Its
+      default steps and batches are those of `lower`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
@@ -86,10 +95,10 @@ def f2sa(
     lower gradients in two loops, 1 and 2 in one.
 
   Raises:
-    ValueError: if the penalty is negative or a set has no point in it.
+    ValueError: if the penalty is negative or a set is empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
@@ -99,10 +108,7 @@ def f2sa(
     ...   upper=optax.sgd(0.1), lower=bj.Sequence(optax.sgd(0.2), steps=10),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(400):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 400)
     >>> print(params.upper.round(2))
     [0.5 0.5]
 
@@ -115,16 +121,12 @@ def f2sa(
     <https://arxiv.org/abs/2306.14853>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  if low.steps == 1:
-    weigh = aggregators.scale_by_penalty(penalty)
-    order = [oracles.aggregated(_all_slopes(problem), weigh)]
-  else:
-    order = [
-      oracles.lower_gradient(problem, of='value'),
-      oracles.penalised_lower_gradient(problem, penalty=penalty),
-      oracles.value_gap(problem, penalty=penalty, rescale=False, of='upper'),
-    ]
-  follow = types.value_sequence(
-    value, low, steps=low.steps, batch_at=low.batch_at
+  if low.steps > 1:
+    return two_loops(problem, penalty, upper, low, value)
+  weigh = aggregators.scale_by_penalty(penalty)
+  return descent.descend(
+    oracles.aggregated(_all_slopes(problem), weigh),
+    upper=upper,
+    lower=low,
+    value=types.value_sequence(value, low, batch_at=low.batch_at),
   )
-  return descent.descend(*order, upper=upper, lower=low, value=follow)

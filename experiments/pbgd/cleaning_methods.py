@@ -207,7 +207,8 @@ def suggested_recipe(
   def suggest(params, batch):
     gap = 0.1 * problem.lower(*params, batch)
     # A classifier that fits every label has no minimiser: at the start alone.
-    return bj.suggest(problem, params, batch, key=power, gap=gap, points=1)
+    at_start = bj.diagnostics.WalkSettings(points=1)
+    return bj.suggest(problem, params, batch, key=power, gap=gap, walk=at_start)
 
   found = suggest(params, batch)
   return Recipe(
