@@ -25,7 +25,8 @@ from bilevel_jax.diagnostics._state import (
   outputs,
   values,
 )
-from bilevel_jax.diagnostics._suggest import Suggestion, suggest
+from bilevel_jax.diagnostics._suggest import suggest
+from bilevel_jax.diagnostics._suggestion import Suggestion
 from bilevel_jax.diagnostics._walk import WalkSettings
 
 __all__ = [

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bilevel_jax import _checks, types
-from bilevel_jax.diagnostics import _walk
+from bilevel_jax.diagnostics import _series, _walk
 from bilevel_jax.oracles import base
 
 _DEFAULTS = _walk.WalkSettings(points=8, solve_steps=50)
@@ -25,93 +25,6 @@ class Diagnosis(NamedTuple):
 
   verdict: str
   words: str
-
-
-class _Series(NamedTuple):
-  """One loss, step by step and by the means of blocks of steps.
-
-  Attributes:
-    steps: the loss in each step.
-    means: the means of equal blocks of steps.
-    room: the size of rounding errors.
-  """
-
-  steps: np.ndarray
-  means: np.ndarray
-  room: float
-
-  @property
-  def late(self) -> np.ndarray:
-    """The second half of the steps."""
-    return self.steps[len(self.steps) // 2 :]
-
-  @property
-  def late_means(self) -> np.ndarray:
-    """The second half of the blocks."""
-    return self.means[len(self.means) // 2 :]
-
-  @property
-  def span(self) -> float:
-    """The range of the means, or a thousandth of their size if that is more.
-
-    The second is for a loss that hardly changes.
-    """
-    size = float(np.abs(self.means).max())
-    return max(float(np.ptp(self.means)), 1e-3 * size)
-
-
-def _series(steps: np.ndarray, room: float) -> _Series:
-  blocks = np.array_split(steps, min(16, len(steps)))
-  return _Series(steps, np.array([block.mean() for block in blocks]), room)
-
-
-def _turns(steps: np.ndarray, room: float) -> float:
-  """The share of steps at which a series changes direction."""
-  change = np.diff(steps)
-  change = change[np.abs(change) > room]
-  if len(change) < 4:
-    return 0.0
-  return float(np.mean(change[1:] * change[:-1] < 0))
-
-
-def _waves(series: _Series) -> bool:
-  """Whether a loss oscillates, from step to step or in long waves."""
-  if _turns(series.late, series.room) > 0.8:
-    return True
-  means = series.late_means
-  # Noise varies far more between steps than between blocks.
-  smooth = (
-    np.abs(np.diff(means)).sum() > 0.3 * np.abs(np.diff(series.late)).sum()
-  )
-  large = np.ptp(means) > max(0.2 * series.span, series.room)
-  return bool(smooth and large and _turns(means, series.room) > 0)
-
-
-def _explodes(series: _Series) -> bool:
-  """Whether a loss grew tenfold in each of the last two quarters."""
-  _, before, then, now = (
-    float(np.abs(part).max()) for part in np.array_split(series.steps, 4)
-  )
-  return now > 10 * then > 100 * before and now > 1e3 * series.room
-
-
-def _ahead(series: _Series) -> float:
-  """Extrapolates the remaining change of a loss; 0 if it is constant or noisy.
-
-  It assumes geometric convergence of the means of the last three quarters, and
-  is at most three times the last change.
-  """
-  if len(series.means) < 16:
-    return 0.0
-  before, now = np.diff(series.means.reshape(4, 4).mean(axis=1))[1:]
-  at = np.arange(8)
-  line = np.polyval(np.polyfit(at, series.late_means, 1), at)
-  noise = float(np.std(series.late_means - line))
-  if abs(now) <= max(3 * noise, series.room):
-    return 0.0
-  factor = now / before if abs(before) > abs(now) else 1.0
-  factor = min(max(factor, 0.0), 0.75)
-  return float(now * factor / (1 - factor))
 
 
 def _finite_steps(losses: Mapping[str, np.ndarray]) -> int:
@@ -145,7 +58,7 @@ def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
 
 def _faults(
   losses: Mapping[str, np.ndarray],
-) -> tuple[Diagnosis | None, dict[str, _Series]]:
+) -> tuple[Diagnosis | None, dict[str, _series.Series]]:
   """Faults of the steps, independent of the solution; and all losses."""
   count, length = _finite_steps(losses), min(map(len, losses.values()))
   if count < 8:
@@ -160,7 +73,7 @@ def _faults(
   largest_rounding = losses.get('gap_rounding', np.zeros(1))[:count].max()
   rooms = {'gap': max(room, float(largest_rounding))}
   series = {
-    name: _series(steps[:count], rooms.get(name, room))
+    name: _series.make_series(steps[:count], rooms.get(name, room))
     for name, steps in losses.items()
   }
   upper, lower, between = (series[n] for n in ('upper', 'lower', 'gap'))
@@ -169,7 +82,9 @@ def _faults(
   if 'value' in series:
     fall = series['value'].late - (lower.late - between.late)
   rises = float(np.mean(fall < -room))
-  grown = [n for n, s in series.items() if n != 'gap_rounding' and _explodes(s)]
+  grown = [
+    n for n, s in series.items() if n != 'gap_rounding' and _series.explodes(s)
+  ]
   diagnosis = None
   mean_gap = float(between.late.mean())
   rounding_error = _rounding(series)
@@ -202,7 +117,7 @@ def _faults(
       'variable, give the value sequence the step of the lower variable, or '
       'give momentum to both.',
     )
-  elif _waves(upper) or _waves(between):
+  elif _series.oscillates(upper) or _series.oscillates(between):
     diagnosis = Diagnosis(
       'oscillating',
       'the losses oscillate: a step is too large, that of the lower variable '
@@ -213,12 +128,16 @@ def _faults(
 
 
 def _at_rest(
-  series: Mapping[str, _Series], gap: float | None, accuracy: float | None
+  series: Mapping[str, _series.Series],
+  gap: float | None,
+  accuracy: float | None,
 ) -> Diagnosis | None:
   """Whether the losses have converged, by the history alone."""
   upper, lower = series['upper'], series['lower']
   mean_gap = float(series['gap'].late.mean())
-  ahead = {name: _ahead(series[name]) for name in ('upper', 'lower')}
+  ahead = {
+    name: _series.remaining_change(series[name]) for name in ('upper', 'lower')
+  }
   # The lower loss need not fall: it changes with the upper variable.
   large = {'upper': 0.05 * upper.span, 'lower': 0.3 * lower.span}
   if accuracy is not None:
@@ -238,13 +157,15 @@ def _at_rest(
   return None
 
 
-def _rounding(series: Mapping[str, _Series]) -> float | None:
+def _rounding(series: Mapping[str, _series.Series]) -> float | None:
   """The mean rounding error of the later gaps; None if not measured."""
   known = series.get('gap_rounding')
   return None if known is None else float(known.late.mean())
 
 
-def _rounded(series: Mapping[str, _Series]) -> Diagnosis | None:
+def _rounded(
+  series: Mapping[str, _series.Series],
+) -> Diagnosis | None:
   """Whether the gap is smaller than its rounding error."""
   mean_gap, rounding = float(series['gap'].late.mean()), _rounding(series)
   if rounding is None or abs(mean_gap) >= rounding:
@@ -258,7 +179,9 @@ def _rounded(series: Mapping[str, _Series]) -> Diagnosis | None:
   )
 
 
-def _loose(series: Mapping[str, _Series], gap: float) -> Diagnosis | None:
+def _loose(
+  series: Mapping[str, _series.Series], gap: float
+) -> Diagnosis | None:
   """Whether the gap is larger than the target."""
   mean_gap = float(series['gap'].late.mean())
   if mean_gap > 2 * gap:

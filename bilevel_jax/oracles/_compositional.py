@@ -76,9 +76,6 @@ def compositional(
   part = batch_of or (lambda batch, level: batch)
   outside = base.Loss(outside, 'last level')
 
-  def averaged(mean):
-    return lambda *args: directions(mean, *args)
-
   def directions(mean, params, batch, inner):
     points = [params.main, *(getattr(params, name) for name in names)]
     fields: dict[str, Any] = {}
@@ -117,9 +114,9 @@ def compositional(
     () if of == 'main' else names
   )
   linear = of == 'levels' or not inside
-  at_once = averaged(base.WHOLE)
+  at_once = functools.partial(directions, base.WHOLE)
   return base.oracle(
-    at_once if linear else base.ByMean(at_once, averaged),
+    at_once if linear else base.ByMean(directions),
     () if of == 'levels' else ('loss',),
     counts=cost,
     moves=moves,

@@ -7,12 +7,12 @@ import jax
 
 from bilevel_jax import _checks, _trees
 from bilevel_jax.aggregators import _moco, _rows
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
 @_checks.removed(exact='weight_step=None for weights that minimise')
 def fused_moco(
-  losses: _multi_objective.Losses,
+  losses: _objectives.Losses,
   objectives: int | Sequence[str] | None = None,
   *,
   rest: Sequence[str] = (),
@@ -63,7 +63,7 @@ def fused_moco(
     <https://arxiv.org/abs/2210.12624>`_, 2023.
   """
   caller = 'fused_moco'
-  several = _multi_objective.make_objectives(
+  several = _objectives.make_objectives(
     caller, losses, objectives, rest, trunk, per_task
   )
   count = len(several.names)

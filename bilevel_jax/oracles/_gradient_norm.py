@@ -60,9 +60,7 @@ def gradient_norm(
   # not faster on a network and slower on a linear model.
   def half_squared_slope(x, y, params, batch, known):
     del params
-    (below, outputs), slope = jax.value_and_grad(lower.full, 1, has_aux=True)(
-      x, y, batch
-    )
+    (below, outputs), (slope,) = lower.with_slopes(1)(x, y, batch)
     half = optax.tree.norm(slope, squared=True) / 2
     if known is not None:
       # The mean of this over the parts has the value and the gradient of the

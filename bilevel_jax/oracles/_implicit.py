@@ -67,9 +67,7 @@ def implicit_terms(
   system = linear_solvers.as_system(solve, warm_start=False)
   upper, lower = base.checked_losses(problem)
   x, y = params.upper, params.lower
-  above = jax.value_and_grad(
-    upper.full, (0, 1) if direct else (1,), has_aux=True
-  )
+  above = upper.with_slopes(*((0, 1) if direct else (1,)))
   (value, outputs), slopes = mean.of(
     lambda part, x, y: above(x, y, part), batch, x, y
   )
@@ -209,9 +207,6 @@ def implicit(
       key=_keys.as_key(system.key, 'the linear solver') if random else None,
     )
 
-  def averaged(mean):
-    return lambda *args: hypergradient(mean, *args)
-
   def hypergradient(mean, params, batch, inner):
     next_key, now = None, system
     if random:
@@ -245,7 +240,7 @@ def implicit(
 
   counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
   return base.oracle(
-    base.ByMean(averaged(base.WHOLE), averaged),
+    base.ByMean(hypergradient),
     names,
     init,
     counts=counts | ({'rounds/linear': rounds} if rounds else {}),

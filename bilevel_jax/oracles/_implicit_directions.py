@@ -84,14 +84,11 @@ def implicit_directions(
     values, outputs = {}, {}
     f_x = f_y = cross = product = None
     if curved:
-      (values['upper'], outputs['upper']), (f_x, f_y) = jax.value_and_grad(
-        upper.full, (0, 1), has_aux=True
-      )(x, y, above)
+      measured, (f_x, f_y) = upper.with_slopes(0, 1)(x, y, above)
+      values['upper'], outputs['upper'] = measured
 
     def slopes(y):
-      measured, slope = jax.value_and_grad(lower.full, (0, 1), has_aux=True)(
-        x, y, below
-      )
+      measured, slope = lower.with_slopes(0, 1)(x, y, below)
       return slope, measured
 
     if curved:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
 def multi_objective_gap(
@@ -57,7 +57,7 @@ def multi_objective_gap(
     2024.
   """
   _, below = base.checked_losses(problem)
-  above = _multi_objective.make_objectives(
+  above = _objectives.make_objectives(
     'multi_objective_gap',
     problem.upper,
     objectives,
@@ -75,7 +75,7 @@ def multi_objective_gap(
       return every, (every, height, one, two)
 
     near = types.BilevelParams(params.upper, params.lower)
-    rows, measured = _multi_objective.jacobian(losses, near)
+    rows, measured = _objectives.jacobian(losses, near)
     every, height, one, two = measured
     return (
       (*every[:-1], height, every[-1]),

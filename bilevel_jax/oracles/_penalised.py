@@ -1,5 +1,6 @@
 """An upper loss and a penalty, as two rows or fused into one loss."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -109,24 +110,19 @@ def penalised(
     gradients = base.gradients(params, **slopes)
     return result(above, one, height, below, gradients)
 
-  def averaged(mean, prepare=prepare):
-    def fn(params, batch, count):
-      known: Any = None
-      evaluate: Callable[..., Any] = rows
-      more: tuple[Any, ...] = ()
-      if prepare is not None:
-        known = prepare(mean, params, batch)
-      if penalty is not None:
-        now = count.count if scheduled else None
-        evaluate, more = fused, weights(now, _trees.widest_dtype(params))
-        if scheduled:
-          count = count.next()
-      values, gradients, outputs = mean.of(
-        evaluate, batch, params, known, *more
-      )
-      return values, gradients, count, *outputs
-
-    return fn
+  def evaluate(mean, params, batch, count):
+    known: Any = None
+    parts: Callable[..., Any] = rows
+    more: tuple[Any, ...] = ()
+    if prepare is not None and mean is not base.WHOLE:
+      known = prepare(mean, params, batch)
+    if penalty is not None:
+      now = count.count if scheduled else None
+      parts, more = fused, weights(now, _trees.widest_dtype(params))
+      if scheduled:
+        count = count.next()
+    values, gradients, outputs = mean.of(parts, batch, params, known, *more)
+    return values, gradients, count, *outputs
 
   # A constant weight needs no count, which saves a buffer.
   scheduled = callable(penalty)
@@ -134,9 +130,9 @@ def penalised(
     weights = _penalty.penalty_weights(penalty, rescale=rescale)
   if scheduled:
     shared['init'] = states.no_updates
-  at_once = averaged(base.WHOLE, None)
+  at_once = functools.partial(evaluate, base.WHOLE)
   return base.oracle(
-    at_once if prepare is None else base.ByMean(at_once, averaged),
+    at_once if prepare is None else base.ByMean(evaluate),
     **shared,
     linear=prepare is None,
   )

@@ -121,14 +121,10 @@ def prox_linear(
     gamma = jnp.asarray(weight(count), dtype)
     # The direction has a limit as the step size goes to zero.
     alpha = jnp.maximum(jnp.asarray(length(count), dtype), 1e-30)
-    (height, one), slopes = jax.value_and_grad(
-      above.full, (0, 1), has_aux=True
-    )(*z, batch)
+    (height, one), slopes = above.with_slopes(0, 1)(*z, batch)
 
     def loss_and_slope(x, y):
-      (depth, aux), slope = jax.value_and_grad(below.full, 1, has_aux=True)(
-        x, y, batch
-      )
+      (depth, aux), (slope,) = below.with_slopes(1)(x, y, batch)
       return (depth, slope), aux
 
     (depth, slope), both, two = jax.linearize(loss_and_slope, *z, has_aux=True)

@@ -11,7 +11,7 @@ import optax
 from jax import ad_checkpoint
 
 from bilevel_jax import _checks, _sequences, _trees, states, types
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 from bilevel_jax.projections import _set
 
 _SLOPE = 'bilevel_jax.unrolled.slope'  # Saved for the backward pass by `mixed`.
@@ -237,7 +237,7 @@ def unrolled(
   above, below = base.checked_losses(problem)
   several: Any = None
   if objectives is not None:
-    above = several = _multi_objective.make_objectives(
+    above = several = _objectives.make_objectives(
       'unrolled', problem.upper, objectives, reserved=('lower',)
     )
   solver = optax.with_extra_args_support(low.optimiser)
@@ -305,7 +305,7 @@ def unrolled(
     elif several is None:
       slope, measured = jax.grad(through, has_aux=True)(x)
     else:
-      slope, measured = _multi_objective.jacobian(through, x)
+      slope, measured = _objectives.jacobian(through, x)
     height, aux, y, (value, lower_aux) = measured
     slope = narrow(slope)
     back = jax.tree.map(lambda one, two: one - two, params.lower, y)

@@ -16,8 +16,7 @@ not, because it divides by a Hessian. So an oracle declares whether it is
 each evaluation of its losses is a `Mean` over the parts.
 """
 
-import sys
-import types as types_of_python
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +25,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _lapack, _sequences, _trees, states, types
+from bilevel_jax import _sequences, _trees, states, types
+from bilevel_jax.oracles import _misuse
+from bilevel_jax.oracles._loss import Loss as Loss
+from bilevel_jax.oracles._loss import checked_losses as checked_losses
+from bilevel_jax.oracles._misuse import require_batch as require_batch
 from bilevel_jax.parts import Oracle, around, as_oracle
 
 # The cost of one evaluation, by `kind/loss`.
@@ -57,78 +60,14 @@ WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
 
 
 class ByMean(NamedTuple):
-  """The functions of an oracle whose losses, not results, are averaged.
+  """The function of an oracle whose losses, not results, are averaged.
 
   Attributes:
-    at_once: the `fn` of `oracle` for a batch in one part.
-    of: from a `Mean` to an `fn` that evaluates its losses by this mean.
+    fn: as for `oracle`, with a `Mean` as its first argument, by which it
+      evaluates its losses; `WHOLE` for a batch in one part.
   """
 
-  at_once: Callable[[Any, Any, Any], Any]
-  of: Callable[[Mean], Callable[[Any, Any, Any], Any]]
-
-
-class Loss:
-  """A loss that is checked to be a real scalar.
-
-  Args:
-    loss: returns a scalar, or (scalar, auxiliary).
-    name: name of the loss, for errors.
-
-  Raises:
-    TypeError: at the call, if the value is not a real scalar.
-  """
-
-  def __init__(self, loss: Callable[..., Any], name: str):
-    """Keeps the function and its name."""
-    self._loss, self._name = loss, name
-    self._watched: bool | None = None if _lapack.AFFECTED else False
-
-  def full(self, *args: Any) -> tuple[chex.Array, Any]:
-    """The loss and its auxiliary output, () without one."""
-    out, auxiliary = self._loss(*args), ()
-    if isinstance(out, tuple) and len(out) == 2:
-      out, auxiliary = out
-    if not hasattr(out, 'dtype') and not isinstance(out, (int, float)):
-      raise TypeError(
-        f'the {self._name} loss returned {type(out).__name__}, expected a '
-        'scalar array or (scalar, auxiliary).'
-      )
-    value = jnp.asarray(out)
-    if value.shape:
-      raise TypeError(
-        f'the {self._name} loss returned an array of shape {value.shape}, '
-        'expected a scalar: reduce it over the batch, for instance with '
-        'jnp.mean.'
-      )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-      raise TypeError(
-        f'the {self._name} loss returned {value.dtype}, expected a float '
-        'scalar.'
-      )
-    if self._watched is None:
-      self._watched = _lapack.watch(self._loss, args)
-    if self._watched:
-      _lapack.notice(jax.lax.stop_gradient(value))
-    return value, auxiliary
-
-  def __call__(self, *args: Any) -> chex.Array:
-    """The loss without its auxiliary output."""
-    return self.full(*args)[0]
-
-
-def checked_losses(problem: types.BilevelProblem) -> tuple[Loss, Loss]:
-  """The upper and the lower loss of a problem, checked at each call.
-
-  Raises:
-    TypeError: if the problem is not a `BilevelProblem`.
-  """
-  if not isinstance(problem, types.BilevelProblem):
-    raise TypeError(
-      'the problem is a bj.BilevelProblem(upper=..., lower=...) of two losses '
-      f'(x, y, batch) -> scalar, got {type(problem).__name__}.'
-    )
-  return Loss(problem.upper, 'upper'), Loss(problem.lower, 'lower')
+  fn: Callable[[Mean, Any, Any, Any], Any]
 
 
 def oracle(
@@ -191,7 +130,7 @@ def oracle(
   cost = counts if callable(counts) else lambda params: counts or {}
 
   def init_fn(params):
-    _refuse_around()
+    _misuse.refuse_around()
     _trees.require_real(params)
     if required:
       _sequences.require_sequences(params, required, 'an oracle')
@@ -235,62 +174,9 @@ def oracle(
 
   again = None
   if isinstance(fn, ByMean):
-    fn, of = fn
-    again = lambda mean: make(of(mean), mean.parts)
+    by_mean = functools.partial(functools.partial, fn.fn)
+    fn, again = by_mean(WHOLE), lambda mean: make(by_mean(mean), mean.parts)
   return make(fn, 1)
-
-
-def require_batch(batch: Any, params: Any) -> None:
-  """Raises TypeError for missing parameters or arguments in another order."""
-  if params is None:
-    raise TypeError(
-      'an oracle evaluates losses at the parameters: call '
-      'solver.update(batch, state, params).'
-    )
-  _sequences.refuse_state(batch, 'the batch is')
-  _sequences.refuse_state(params, 'the parameters are')
-  is_sequences = _sequences.is_sequences(params)
-  if isinstance(batch, types.BilevelParams) and not is_sequences:
-    raise TypeError(
-      'the batch is a BilevelParams, but the parameters are '
-      f'{type(params).__name__}: call solver.update(batch, state, params), in '
-      'this order.'
-    )
-  if is_sequences and type(batch) is type(params):
-    raise TypeError(
-      f'the batch is a {type(batch).__name__}, like the parameters: a solver '
-      'takes a batch where optax takes gradients. Put transformations of '
-      'gradients (optax.MultiSteps, optax.apply_if_finite) around an optimiser '
-      'within the solver, and bj.evaluation.accumulate around its oracle.'
-    )
-
-
-# Modules of optax whose transformations add or skip gradients.
-_READ_GRADIENTS = (
-  'optax.transforms._accumulation',
-  'optax.transforms._conditionality',
-)
-
-
-def _refuse_around() -> None:
-  """Raises TypeError inside of optax's wrappers that read gradients.
-
-  They would fail later, or average batches instead of gradients. `init` is the
-  only call before that, so the calling frames are inspected.
-  """
-  frame: types_of_python.FrameType | None = sys._getframe(1)
-  while frame is not None:
-    module = frame.f_globals.get('__name__', '')
-    if module.partition('.')[0] not in ('bilevel_jax', 'optax'):
-      return
-    if module in _READ_GRADIENTS:
-      name = frame.f_code.co_qualname.partition('.')[0]
-      raise TypeError(
-        f'optax.{name} wraps a solver or an oracle, and would treat its batch '
-        'as gradients: wrap an optimiser within the solver instead, or the '
-        'oracle in bj.evaluation.accumulate for the mean over parts of a batch.'
-      )
-    frame = frame.f_back
 
 
 def _on_parts(spent: Cost, parts: int) -> Cost:

@@ -120,7 +120,8 @@ from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd
 from bilevel_jax.solvers._pzobo import pzobo
 from bilevel_jax.solvers._rhg import rhg, t_rhg
 from bilevel_jax.solvers._scgd_scsc_nasa import nasa, scgd, scsc
-from bilevel_jax.solvers._seal import RowScores, SealState, seal, seal_penalty
+from bilevel_jax.solvers._schedules import power_schedule, seal_penalty
+from bilevel_jax.solvers._seal import RowScores, SealState, seal
 from bilevel_jax.solvers._soba import ma_soba, saba, soba
 from bilevel_jax.solvers._srba import srba
 from bilevel_jax.solvers._stable import stable
@@ -131,7 +132,7 @@ from bilevel_jax.solvers._stocbio_and_relatives import (
   stocbio,
   ttsa,
 )
-from bilevel_jax.solvers._stsa import power_schedule, stsa
+from bilevel_jax.solvers._stsa import stsa
 from bilevel_jax.solvers._sustain import mrbo, sustain
 from bilevel_jax.solvers._vrbo import vrbo
 

@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import jax
 import optax
 
 from bilevel_jax import (
@@ -44,7 +43,7 @@ def _corrected(problem):
   upper, _ = base.checked_losses(problem)
 
   def fn(params, batch, inner):
-    (value, output), slope = jax.value_and_grad(upper.full, has_aux=True)(
+    (value, output), (slope,) = upper.with_slopes(0)(
       params.upper, params.lower, batch
     )
     gradient = optax.tree.add(slope, params.correction)

@@ -15,10 +15,9 @@ def _all_slopes(problem):
 
   def fn(params, batch, inner):
     x, y, w = params.upper, params.lower, params.value
-    slopes = lambda loss: jax.value_and_grad(loss.full, (0, 1), has_aux=True)
-    (f, one), (f_x, f_y) = slopes(above)(x, y, batch)
-    (g, two), (g_x, g_y) = slopes(below)(x, y, batch)
-    floor, (w_x, w_y) = jax.value_and_grad(below, (0, 1))(x, w, batch)
+    (f, one), (f_x, f_y) = above.with_slopes(0, 1)(x, y, batch)
+    (g, two), (g_x, g_y) = below.with_slopes(0, 1)(x, y, batch)
+    (floor, _), (w_x, w_y) = below.with_slopes(0, 1)(x, w, batch)
     pair = base.gradients(
       params, upper=rows(f_x, optax.tree.sub(g_x, w_x)), lower=rows(f_y, g_y)
     )

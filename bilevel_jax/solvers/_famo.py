@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import _sequences, _trees, parts, states, types
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
 class FamoState(NamedTuple):
@@ -60,7 +60,7 @@ def _weighted_losses(several):
 
 
 def famo(
-  losses: _multi_objective.Losses,
+  losses: _objectives.Losses,
   objectives: int | Sequence[str] | None = None,
   *,
   optimiser: optax.GradientTransformation,
@@ -111,7 +111,7 @@ def famo(
     Liu, Feng, Stone and Liu, `FAMO: Fast Adaptive Multitask Optimization
     <https://arxiv.org/abs/2306.03792>`_, 2023.
   """
-  several = _multi_objective.make_objectives('famo', losses, objectives)
+  several = _objectives.make_objectives('famo', losses, objectives)
   if not isinstance(weight_decay, jax.core.Tracer) and weight_decay < 0:
     raise ValueError(f'famo: weight_decay is >= 0, got {weight_decay}.')
   size = len(several.names)

@@ -56,9 +56,6 @@ def _displacement(problem, loop, lower_set):
     del params
     return states.no_updates(), _keys.as_key(key, 'v_pbsgd')
 
-  def averaged(mean):
-    return lambda *args: displacement(mean, *args)
-
   def displacement(mean, params, batch, inner):
     updates, key = inner
     following, now = jax.random.split(key)
@@ -90,7 +87,7 @@ def _displacement(problem, loop, lower_set):
     return (last,), gradients, (updates.next(), following)
 
   return base.oracle(
-    base.ByMean(averaged(base.WHOLE), averaged),
+    base.ByMean(displacement),
     ('value',),
     init,
     counts={'gradients/lower': steps},

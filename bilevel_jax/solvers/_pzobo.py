@@ -109,9 +109,7 @@ def pzobo(
       return end, outputs
 
     end, lower_outputs = loop(x)
-    (value, aux), (f_x, f_y) = jax.value_and_grad(
-      above.full, (0, 1), has_aux=True
-    )(x, end, batch)
+    (value, aux), (f_x, f_y) = above.with_slopes(0, 1)(x, end, batch)
 
     def weight(u):
       moved, _ = loop(unravel(flat + smoothing * u))

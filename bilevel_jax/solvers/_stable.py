@@ -44,10 +44,8 @@ def _slopes(problem):
 
   def fn(params, batch, inner):
     x, y = params
-    (f, one), (f_x, f_y) = jax.value_and_grad(upper.full, (0, 1), has_aux=True)(
-      x, y, batch
-    )
-    (g, two), g_y = jax.value_and_grad(lower.full, 1, has_aux=True)(x, y, batch)
+    (f, one), (f_x, f_y) = upper.with_slopes(0, 1)(x, y, batch)
+    (g, two), (g_y,) = lower.with_slopes(1)(x, y, batch)
     slopes = {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}
     more = base.requested_outputs(problem, upper=one, lower=two)
     return (f, g), slopes, inner, *more

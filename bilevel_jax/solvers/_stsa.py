@@ -3,58 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
-import jax.numpy as jnp
 import optax
 
 from bilevel_jax import descent, oracles, types
 
 # (parameters, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
-
-
-def power_schedule(
-  scale: float, exponent: float, offset: float = 1.0
-) -> Callable[[chex.Numeric], chex.Numeric]:
-  r"""Step sizes that decrease with a power of the number of updates.
-
-  .. math::
-    \alpha_k = c \, (k + k_0)^{-p}
-
-  For one timescale, use the same exponent in all sequences; for two, a smaller
-  exponent in the faster sequences. With :math:`p = 1`, the fast rate needs
-  :math:`c > 1 / (2 \lambda)`, where :math:`\lambda` is the smallest real part
-  of an eigenvalue of the joint Jacobian; stability needs :math:`c / k_0 \le 1 /
-  L`.
-
-  Args:
-    scale: :math:`c > 0`, in units of a step size.
-    exponent: :math:`p \ge 0`; 0 for a constant step.
-    offset: :math:`k_0 > 0`, in updates.
-
-  Returns:
-    A schedule.
-
-  Raises:
-    ValueError: if a number is outside these bounds.
-
-  Example:
-    >>> import bilevel_jax as bj
-    >>> schedule = bj.solvers.power_schedule(2.0, 1.0, 20.0)
-    >>> print(schedule(0), schedule(20))
-    0.1 0.05
-  """
-  if not scale > 0 or not exponent >= 0 or not offset > 0:
-    raise ValueError(
-      'power_schedule takes scale > 0, exponent >= 0 and offset > 0, got '
-      f'{scale}, {exponent} and {offset}.'
-    )
-
-  def schedule(count: chex.Numeric) -> chex.Numeric:
-    # The sum of an int and a float has the default float dtype, also under x64.
-    return scale * (jnp.asarray(count) + float(offset)) ** -exponent
-
-  return schedule
 
 
 def stsa(
