@@ -502,7 +502,7 @@ ERRORS = {
   'a number for an optimiser': (
     lambda: two_losses(upper=0.1, lower=SGD),
     TypeError,
-    r'upper takes an optax optimiser .*, got float: write for instance optax\.sgd\(0\.1\)',
+    r'upper takes an optax optimiser .*, got float: write .* optax\.sgd\(0\.1\)',
   ),
   'no optimiser in a record': (
     lambda: two_losses(upper=S(None), lower=SGD),
@@ -522,7 +522,7 @@ ERRORS = {
   'a batch for a function of batches': (
     lambda: two_losses(upper=S(SGD, steps=2, batch_at=3), lower=SGD),
     TypeError,
-    'batch_at of the sequence upper is a function, for instance lambda batch, t.*got int',
+    'batch_at of the sequence upper is a function, .* lambda batch, t.*got int',
   ),
   'a word for a boolean': (
     lambda: two_losses(upper=SGD, lower=S(SGD, restart='yes')),

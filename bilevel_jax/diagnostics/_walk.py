@@ -112,7 +112,8 @@ def walk(
       variable does not move.
     look: from (params, hypergradient) to measurements at a point.
   """
-  points, solve_steps, linear_steps, upper_set = settings
+  numbers: Any = settings
+  points, solve_steps, linear_steps, upper_set = numbers
   solve = linear_solvers.conjugate_gradient(linear_steps, tolerance=1e-4)
   norm = _spectrum.norm
 

@@ -234,6 +234,7 @@ def unrolled(
       "out for 'forward', which saves no states."
     )
   _set.require_projection(lower_set, 'unrolled')
+  above: Any
   above, below = base.checked_losses(problem)
   several: Any = None
   if objectives is not None:

@@ -55,7 +55,7 @@ class RowScores(NamedTuple):
       global norm, for instance, acts on each row. Its schedules count updates
       of the solver; the ages of its moments count the visits of a row.
     rows: the number of rows :math:`N`.
-    index: from a batch to the numbers of its rows, (batch,), in [0, rows).
+    at: from a batch to the numbers of its rows, (batch,), in [0, rows).
       Other numbers make the losses NaN. A row that occurs twice takes one step,
       along both gradients.
     weights: 'softmax', 'mirror' or 'sigmoid'.
@@ -63,7 +63,7 @@ class RowScores(NamedTuple):
 
   optimiser: Any
   rows: int
-  index: Callable[[Any], Any]
+  at: Callable[[Any], Any]
   weights: str = 'softmax'
 
 
@@ -165,7 +165,7 @@ def _checked_row_losses(row_losses, y, rows):
   RowScores,
   selector='optimiser',
   rows='rows',
-  index='index',
+  index='at',
   weights='weights',
 )
 def seal(
@@ -245,7 +245,7 @@ def seal(
       kind of weights is unknown, or a record has a `batch_at`.
     TypeError: at the call, if a loss is not a scalar, `row_losses` does not
     give
-      one number for each row, or `index` does not give whole numbers.
+      one number for each row, or `at` does not give whole numbers.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
@@ -254,7 +254,7 @@ def seal(
     ...   lambda y, batch: (y - 1) ** 2,
     ...   lambda y, batch: (y - data[batch]) ** 2,
     ...   scores=bj.solvers.RowScores(
-    ...     optax.sgd(0.1), rows=4, index=lambda batch: batch
+    ...     optax.sgd(0.1), rows=4, at=lambda batch: batch
     ...   ),
     ...   penalty=bj.solvers.seal_penalty(1.0, decay=0.1, epoch=2),
     ...   lower=optax.sgd(0.1),
@@ -274,7 +274,7 @@ def seal(
     the third sequence, Jiang, Xiao, Chen and Chen, `Beyond Value Functions
     <https://arxiv.org/abs/2507.20400>`_, 2025.
   """
-  optimiser, rows, index, weights = scores
+  optimiser, rows, find_rows, weights = scores
   _checks.whole_number('seal', 'rows', rows)
   if weights not in WEIGHTS:
     raise ValueError(f'seal: weights is one of {WEIGHTS}, got {weights!r}.')
@@ -317,10 +317,10 @@ def seal(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    at = jnp.asarray(index(batch))
+    at = jnp.asarray(find_rows(batch))
     if at.ndim != 1 or not jnp.issubdtype(at.dtype, jnp.integer):
       raise TypeError(
-        f'seal: index gives {at.dtype}{list(at.shape)}, expected whole numbers '
+        f'seal: `at` gives {at.dtype}{list(at.shape)}, expected whole numbers '
         'of the shape (batch,).'
       )
     # Negative numbers would count from the end.

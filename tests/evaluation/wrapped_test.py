@@ -179,5 +179,5 @@ def test_an_oracle_is_a_value():
     oracle.linear = False
   other = oracle._replace(init=lambda params: ())
   assert (other.linear, other.update) == (True, oracle.update)
-  with pytest.raises(TypeError, match='expected an oracle.*got function'):
+  with pytest.raises(TypeError, match=r'expected an oracle.*got function'):
     bj.descend(contract.flat_loss, z=SGD)

@@ -294,7 +294,7 @@ def test_what_is_wrong_is_said():
   with pytest.raises(TypeError, match='do not take their mean'):
     call(lambda y, batch: jnp.mean((y - batch) ** 2))
   with pytest.raises(TypeError, match='whole numbers'):
-    call(scores=change(index=lambda batch: batch / 2))
+    call(scores=change(at=lambda batch: batch / 2))
 
 
 def test_the_share_falls_by_epochs_and_stays():
