@@ -502,7 +502,7 @@ ERRORS = {
   'a number for an optimiser': (
     lambda: two_losses(upper=0.1, lower=SGD),
     TypeError,
-    r'upper takes an optax optimiser .*, got float: write .* optax\.sgd\(0\.1\)',
+    r'upper takes an optax optimiser .*, got float: .*sgd\(0\.1\)',
   ),
   'no optimiser in a record': (
     lambda: two_losses(upper=S(None), lower=SGD),

@@ -282,8 +282,8 @@ def seal(
   selector = types.as_sequence(optimiser, 'selector')
   if selector != types.as_sequence(selector.optimiser, 'selector'):
     raise ValueError(
-      'seal: the scores take a bare optimiser, without set, steps and start, '
-      'because only the rows of a batch move, once per update.'
+      'seal: the selector takes a bare optimiser, without set, steps and '
+      'start, because only the rows of a batch move, once per update.'
     )
   records = {
     'upper': _each_row(optax.with_extra_args_support(selector.optimiser)),

@@ -183,11 +183,14 @@ def ma_soba(
     A solver, as in `soba`.
 
   Example:
-    >>> import bilevel_jax as bj, optax >>> toy = bj.testing.toy_problem() >>>
-    solver = bj.solvers.ma_soba( ...   toy.problem, averaging=0.5,
-    upper=optax.sgd(0.05), lower=optax.sgd(0.2) ... ) >>> params, _ =
-    bj.testing.run(solver, toy.params, 200) >>> print(params.upper.round(2)) [1.
-    1.]
+    >>> import bilevel_jax as bj, optax
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd
+    >>> solver = bj.solvers.ma_soba(
+    ...   toy.problem, averaging=0.5, upper=sgd(0.05), lower=sgd(0.2)
+    ... )
+    >>> params, _ = bj.testing.run(solver, toy.params, 200)
+    >>> print(params.upper.round(2))
+    [1. 1.]
 
   References:
     Chen, Xiao and Balasubramanian, `Optimal Algorithms for Stochastic Bilevel

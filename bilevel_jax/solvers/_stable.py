@@ -116,7 +116,7 @@ def stable(
   if max(low.steps, high.steps) > 1 or low.batch_at or high.batch_at:
     raise ValueError(
       'stable takes one step of each sequence per update, on the whole batch: '
-      'leave out steps and batch_at.'
+      'leave steps and batch_at out of the records of upper and lower.'
     )
   if low.set is not None:
     raise ValueError(
