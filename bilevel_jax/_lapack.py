@@ -7,15 +7,17 @@ it warns once. Its own factorisations do not run side by side.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
-import jaxlib.version
 
 FLAG = 'xla_cpu_enable_concurrency_optimized_scheduler'
-AFFECTED = jaxlib.version.__version_info__ < (0, 11, 2)
+_VERSION = tuple(map(int, re.findall(r'\d+', metadata.version('jaxlib'))[:3]))
+AFFECTED = _VERSION < (0, 11, 2)
 _FACTORISATIONS = frozenset(
   (
     *('cholesky', 'eig', 'eigh', 'geqrf', 'hessenberg', 'householder_product'),

@@ -104,7 +104,7 @@ from bilevel_jax.solvers._aipod import aid_bilevel, aipod
 from bilevel_jax.solvers._alright_maxright import alright, maxright
 from bilevel_jax.solvers._bome_forum import bome, forum
 from bilevel_jax.solvers._e_aipod import EAipodPlan, e_aipod, e_aipod_plan
-from bilevel_jax.solvers._f2sa import f2sa
+from bilevel_jax.solvers._f2sa_alt_pbgd import alt_pbgd, f2sa
 from bilevel_jax.solvers._f2sa_p import f2sa_p
 from bilevel_jax.solvers._famo import FamoState, famo
 from bilevel_jax.solvers._fsla import fsla
@@ -113,7 +113,7 @@ from bilevel_jax.solvers._meha import meha
 from bilevel_jax.solvers._moco_plus import moco_plus
 from bilevel_jax.solvers._moml import moml
 from bilevel_jax.solvers._pbgd import g_pbgd, v_pbgd
-from bilevel_jax.solvers._pbgd_free import alt_pbgd, pbgd_free
+from bilevel_jax.solvers._pbgd_free import pbgd_free
 from bilevel_jax.solvers._pbrl import PolicyGap, pbrl
 from bilevel_jax.solvers._pbsgd import RandomStop, v_pbsgd
 from bilevel_jax.solvers._prox_linear_pbgd import prox_linear_pbgd

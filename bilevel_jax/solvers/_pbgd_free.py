@@ -1,8 +1,7 @@
-"""PBGD-Free and ALT-PBGD: inner loops on the penalised lower problem."""
+"""PBGD-Free: inner loops on the penalised lower problem."""
 
 from bilevel_jax import descent, oracles, types
 from bilevel_jax.oracles import base
-from bilevel_jax.solvers import _f2sa
 
 
 def pbgd_free(
@@ -66,61 +65,3 @@ def pbgd_free(
     upper=upper,
     lower=lower,
   )
-
-
-def alt_pbgd(
-  problem: types.BilevelProblem,
-  *,
-  penalty: types.ScalarOrSchedule,
-  upper: types.SequenceLike,
-  lower: types.SequenceLike,
-  value: types.SequenceLike | None = None,
-) -> descent.Solver:
-  r"""ALT-PBGD: both lower problems, then a step of x that is not rescaled.
-
-  .. math::
-    w_{k+1} &= \Pi [ w - \beta \nabla_y g(x_k, w) ], \qquad
-    y_{k+1} = \Pi [ y - \beta' c_k ( \nabla_y f(x_k, y)
-      + \gamma_k \nabla_y g(x_k, y) ) ] \quad \text{(K times each)} \\
-    x_{k+1} &= \Pi [ x_k - \alpha ( \nabla_x f(x_k, y_{k+1})
-      + \gamma_k ( \nabla_x g(x_k, y_{k+1}) - \nabla_x g(x_k, w_{k+1}) ) ) ]
-
-  Near the solutions of y and w, the slope of the penalised problem in x does
-  not grow with the penalty, so that x takes full steps. It is `f2sa` in two
-  loops for any number of steps.
-
-  Args:
-    problem: the upper and the lower loss.
-    penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
-    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how y moves, with K `steps`.
-    value: how w moves; by default like `lower`.
-
-  Returns:
-    A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
-    `value`.
-
-  Raises:
-    ValueError: if the penalty is negative or a set is empty.
-
-  Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: x**2 + 10 * y,
-    ...   lower=lambda x, y, batch: (y - x + 1) ** 2,
-    ... )
-    >>> solver = bj.solvers.alt_pbgd(
-    ...   problem, penalty=15.0, upper=optax.sgd(0.05),
-    ...   lower=bj.Sequence(optax.sgd(0.2), steps=20),
-    ... )
-    >>> params = bj.BilevelParams(jnp.zeros([]), jnp.zeros([]))
-    >>> params, _ = bj.testing.run(solver, params, 200)
-    >>> print(params.upper.round(2))
-    -5.0
-
-  References:
-    Jiang, Xiao, Chen and Chen, `Beyond Value Functions
-    <https://arxiv.org/abs/2507.20400>`_, 2025.
-  """
-  low = types.as_sequence(lower, 'lower')
-  return _f2sa.two_loops(problem, penalty, upper, low, value)

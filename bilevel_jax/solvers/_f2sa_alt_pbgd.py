@@ -1,4 +1,4 @@
-"""Fully first-order stochastic approximation, in two loops or in one."""
+"""F2SA and ALT-PBGD: first-order methods with penalised inner loops."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def _all_slopes(problem):
   )
 
 
-def two_loops(problem, penalty, upper, low, value):
+def _two_loops(problem, penalty, upper, low, value):
   """Moves both lower sequences to their solutions, then the upper variable."""
   follow = types.value_sequence(
     value, low, steps=low.steps, batch_at=low.batch_at
@@ -121,7 +121,7 @@ def f2sa(
   """
   low = types.as_sequence(lower, 'lower')
   if low.steps > 1:
-    return two_loops(problem, penalty, upper, low, value)
+    return _two_loops(problem, penalty, upper, low, value)
   weigh = aggregators.scale_by_penalty(penalty)
   return descent.descend(
     oracles.aggregated(_all_slopes(problem), weigh),
@@ -129,3 +129,61 @@ def f2sa(
     lower=low,
     value=types.value_sequence(value, low, batch_at=low.batch_at),
   )
+
+
+def alt_pbgd(
+  problem: types.BilevelProblem,
+  *,
+  penalty: types.ScalarOrSchedule,
+  upper: types.SequenceLike,
+  lower: types.SequenceLike,
+  value: types.SequenceLike | None = None,
+) -> descent.Solver:
+  r"""ALT-PBGD: both lower problems, then a step of x that is not rescaled.
+
+  .. math::
+    w_{k+1} &= \Pi [ w - \beta \nabla_y g(x_k, w) ], \qquad
+    y_{k+1} = \Pi [ y - \beta' c_k ( \nabla_y f(x_k, y)
+      + \gamma_k \nabla_y g(x_k, y) ) ] \quad \text{(K times each)} \\
+    x_{k+1} &= \Pi [ x_k - \alpha ( \nabla_x f(x_k, y_{k+1})
+      + \gamma_k ( \nabla_x g(x_k, y_{k+1}) - \nabla_x g(x_k, w_{k+1}) ) ) ]
+
+  Near the solutions of y and w, the slope of the penalised problem in x does
+  not grow with the penalty, so that x takes full steps. It is `f2sa` in two
+  loops for any number of steps.
+
+  Args:
+    problem: the upper and the lower loss.
+    penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
+    upper: how the upper variable moves, an optax optimiser or a `Sequence`.
+    lower: how y moves, with K `steps`.
+    value: how w moves; by default like `lower`.
+
+  Returns:
+    A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `gap` and
+    `value`.
+
+  Raises:
+    ValueError: if the penalty is negative or a set is empty.
+
+  Example:
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> problem = bj.BilevelProblem(
+    ...   upper=lambda x, y, batch: x**2 + 10 * y,
+    ...   lower=lambda x, y, batch: (y - x + 1) ** 2,
+    ... )
+    >>> solver = bj.solvers.alt_pbgd(
+    ...   problem, penalty=15.0, upper=optax.sgd(0.05),
+    ...   lower=bj.Sequence(optax.sgd(0.2), steps=20),
+    ... )
+    >>> params = bj.BilevelParams(jnp.zeros([]), jnp.zeros([]))
+    >>> params, _ = bj.testing.run(solver, params, 200)
+    >>> print(params.upper.round(2))
+    -5.0
+
+  References:
+    Jiang, Xiao, Chen and Chen, `Beyond Value Functions
+    <https://arxiv.org/abs/2507.20400>`_, 2025.
+  """
+  low = types.as_sequence(lower, 'lower')
+  return _two_loops(problem, penalty, upper, low, value)
