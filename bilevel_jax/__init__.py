@@ -1,14 +1,14 @@
 """Nested, multi-objective and coupled optimisation, as optax transformations.
 
-A solver is oracles in order, and one record a sequence: see `descend`. Where
-optax's `update` takes gradients, a solver's takes a batch.
+A solver evaluates oracles in order and moves each sequence by its own record:
+see `descend`. A solver's `update` takes a batch where optax's takes gradients.
 
-What is used most is named here; the rest is in `bj.aggregators`,
+The most used names are here. The others are in `bj.aggregators`,
 `bj.diagnostics`, `bj.evaluation` (wrappers of oracles), `bj.linear_solvers`,
-`bj.losses` (of sequence models), `bj.oracles`, `bj.parts` (what an oracle and a
-solver declare), `bj.projections`, `bj.rl`, `bj.solvers`, `bj.states` and
-`bj.types`. For methods of your own, `bj.checks` has checks of arguments and
-`bj.testing` what a method promises.
+`bj.losses` (for sequence models), `bj.oracles`, `bj.parts` (the types of
+oracles and solvers), `bj.projections`, `bj.rl`, `bj.solvers`, `bj.states` and
+`bj.types`. To write your own methods, use `bj.checks` for arguments and
+`bj.testing` for tests.
 """
 
 from bilevel_jax import (

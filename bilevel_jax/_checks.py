@@ -1,6 +1,8 @@
-"""Checks of numbers that callers give, with one wording for all of them."""
+"""Checks of arguments, with one wording for all functions."""
 
+import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,32 +13,117 @@ _Args = ParamSpec('_Args')
 _Result = TypeVar('_Result')
 
 
-def removed(
-  **remedies: str,
-) -> Callable[[Callable[_Args, _Result]], Callable[_Args, _Result]]:
-  """Names the replacement of arguments that a function no longer takes.
+@dataclasses.dataclass(frozen=True)
+class _Keywords:
+  """A decorator that first changes the keyword arguments of each call.
+
+  Attributes:
+    change: from (name of the function, keyword arguments) to None.
+  """
+
+  change: Callable[[str, dict[str, Any]], None]
+
+  def __call__(
+    self, function: Callable[_Args, _Result]
+  ) -> Callable[_Args, _Result]:
+    """The function with changed keyword arguments."""
+
+    @functools.wraps(function)
+    def changed(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+      self.change(function.__name__, kwargs)
+      return function(*args, **kwargs)
+
+    return changed
+
+
+def _warn(message: str, depth: int = 4) -> None:
+  warnings.warn(message, DeprecationWarning, stacklevel=depth)
+
+
+def removed(**remedies: str) -> _Keywords:
+  """Names the replacements of arguments that a function no longer takes.
 
   Args:
-    **remedies: by the name of a former argument, what to write instead.
+    **remedies: by name of a former argument, what to write instead.
 
   Returns:
     A decorator. The function then raises TypeError for a former argument.
   """
 
-  def decorate(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    @functools.wraps(function)
-    def checked(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
-      for name in kwargs:
-        if name in remedies:
-          raise TypeError(
-            f'{function.__name__} no longer takes {name}=: write '
-            f'{remedies[name]}.'
-          )
-      return function(*args, **kwargs)
+  def refuse(function, kwargs):
+    for name in kwargs:
+      if name in remedies:
+        raise TypeError(
+          f'{function} no longer takes {name}=: write {remedies[name]}.'
+        )
 
-    return checked
+  return _Keywords(refuse)
 
-  return decorate
+
+def renamed(**names: str) -> _Keywords:
+  """Accepts former names of arguments, with a warning.
+
+  Args:
+    **names: by former name, the new name.
+
+  Returns:
+    A decorator.
+  """
+
+  def rename(function, kwargs):
+    for name in [name for name in kwargs if name in names]:
+      _warn(f'{function}: write {names[name]}= instead of {name}=.')
+      kwargs[names[name]] = kwargs.pop(name)
+
+  return _Keywords(rename)
+
+
+def regrouped(argument: str, record: Any, **former: str) -> _Keywords:
+  """Accepts arguments that have moved into a record, with a warning.
+
+  Args:
+    argument: the argument that takes the record.
+    record: the type of the record, a NamedTuple.
+    **former: by former name, the field of the record; by default the names of
+      all fields.
+
+  Returns:
+    A decorator. The function then warns of a former argument and puts its value
+    into the record.
+  """
+  fields = former or {name: name for name in record._fields}
+
+  def regroup(function, kwargs):
+    names = [name for name in kwargs if name in fields]
+    if names:
+      moved = {fields[name]: kwargs.pop(name) for name in names}
+      content = ', '.join(f'{field}=...' for field in moved)
+      _warn(
+        f'{function}: write {argument}={record.__name__}({content}) instead of '
+        f'{", ".join(names)}.'
+      )
+      new = kwargs.get(argument)
+      kwargs[argument] = new._replace(**moved) if new else record(**moved)
+
+  return _Keywords(regroup)
+
+
+def former_names(module: str, **names: Any) -> Callable[[str], Any]:
+  """Makes a module's `__getattr__` that serves renamed values, with a warning.
+
+  Args:
+    module: `__name__` of the module.
+    **names: by former name, the renamed function or type.
+  """
+
+  def find(name: str) -> Any:
+    if name not in names:
+      raise AttributeError(f'module {module!r} has no attribute {name!r}')
+    new = names[name].__name__
+    _warn(f'{module}.{name} is now {new}.', 3)
+    return names[name]
+
+  return find
 
 
 # For methods that solve a linear system; `solve` holds these settings.
@@ -47,18 +134,20 @@ system_in_solve = removed(
 )
 
 
-def whole(who: str, what: str, number: Any, least: int = 1) -> int:
-  """The number as an int, or a ValueError that says what it should be.
+def whole_number(
+  caller: str, quantity: str, number: Any, minimum: int = 1
+) -> int:
+  """Converts a number to an int; raises ValueError unless it is whole.
 
   Args:
-    who: the function that asks, for the error.
-    what: what is counted, in the plural.
-    number: a whole number; a bool is none.
-    least: the least that is accepted.
+    caller: name of the function, for the error.
+    quantity: the plural of what is counted, for the error.
+    number: a whole number; booleans are refused.
+    minimum: the smallest accepted number.
 
   Example:
     >>> import bilevel_jax as bj
-    >>> bj.checks.whole('my_method', 'steps', 0)
+    >>> bj.checks.whole_number('my_method', 'steps', 0)
     Traceback (most recent call last):
     ...
     ValueError: my_method takes a whole number of steps >= 1, got 0.
@@ -66,17 +155,18 @@ def whole(who: str, what: str, number: Any, least: int = 1) -> int:
   if (
     isinstance(number, bool | np.bool_)
     or not isinstance(number, int | np.integer)
-    or number < least
+    or number < minimum
   ):
     raise ValueError(
-      f'{who} takes a whole number of {what} >= {least}, got {number!r}.'
+      f'{caller} takes a whole number of {quantity} >= {minimum}, got '
+      f'{number!r}.'
     )
   return int(number)
 
 
 def within(
-  who: str,
-  what: str,
+  caller: str,
+  quantity: str,
   number: Any,
   low: float,
   high: float = float('inf'),
@@ -85,15 +175,15 @@ def within(
 ) -> None:
   """Raises ValueError unless a constant is finite and in [low, high].
 
-  What is known only at the call, a schedule or a traced number, passes.
+  Schedules and traced numbers pass: their values are known only at the call.
 
   Args:
-    who: the function that asks, for the error.
-    what: the name of the number.
-    number: a number or an array, each entry of which is checked.
+    caller: name of the function, for the error.
+    quantity: name of the number, for the error.
+    number: a number or an array; each entry is checked.
     low: the lower bound.
     high: the upper bound.
-    open_low: whether the lower bound itself is out.
+    open_low: whether the lower bound itself is refused.
 
   Example:
     >>> import bilevel_jax as bj
@@ -115,18 +205,18 @@ def within(
       bounds = f'a finite number {">" if open_low else ">="} {low}'
     else:
       bounds = f'in {bounds}'
-    raise ValueError(f'{who}: {what} is {bounds}, got {number}.')
+    raise ValueError(f'{caller}: {quantity} is {bounds}, got {number}.')
 
 
 def preferences(
   name: str, objectives: int, preference: Any, *, open_low: bool = False
 ) -> Any:
-  """A checked number for each objective; equal ones that sum to one if None.
+  """Checks a preference vector; None gives equal numbers that sum to one.
 
   Args:
-    name: of the function that asks, for the error.
-    objectives: how many numbers there are.
-    preference: the caller's, (objectives,), or None.
+    name: name of the function, for the error.
+    objectives: the number of objectives.
+    preference: a number for each objective, (objectives,), or None.
     open_low: whether zero is refused.
 
   Example:
@@ -135,7 +225,7 @@ def preferences(
     [0.25 0.25 0.25 0.25]
   """
   if preference is None:
-    return np.full(whole(name, 'objectives', objectives), 1 / objectives)
+    return np.full(whole_number(name, 'objectives', objectives), 1 / objectives)
   within(name, 'preference', preference, 0, open_low=open_low)
   if np.shape(preference) != (objectives,):
     raise ValueError(

@@ -1,4 +1,4 @@
-"""One way to give a PRNG key: typed, of raw numbers, or a whole number."""
+"""PRNG keys from typed keys, raw keys or whole numbers."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 
 
-def as_key(key: Any, who: str = 'it') -> chex.PRNGKey:
-  """A typed key of its own buffer, from any of the usual forms.
+def as_key(key: Any, caller: str = 'it') -> chex.PRNGKey:
+  """Converts a key or a seed to a typed key.
 
   Args:
-    key: `jax.random.key(...)`, `jax.random.PRNGKey(...)` or a whole number;
-      each of them may be traced, for instance by `jax.vmap` over seeds.
-    who: what draws, for the error.
+    key: `jax.random.key(...)`, `jax.random.PRNGKey(...)` or a whole number.
+      Each may be traced, for instance by `jax.vmap` over seeds.
+    caller: what draws the random numbers, for the error.
 
   Returns:
-    A scalar typed key. A copy: the caller's key survives the donation of the
-    state that holds this one.
+    A scalar typed key. It is a copy, so that the caller's key survives when the
+    state that holds this one is donated.
 
   Raises:
-    TypeError: for anything else, None for instance.
+    TypeError: for anything else, for instance None.
 
   Example:
     >>> import bilevel_jax as bj
@@ -29,8 +29,13 @@ def as_key(key: Any, who: str = 'it') -> chex.PRNGKey:
   """
   if key is None:
     raise TypeError(
-      f'{who} draws random numbers: pass key=..., jax.random.key(0) for '
-      'instance.'
+      f'{caller} draws random numbers: pass key=..., for instance '
+      'jax.random.key(0).'
+    )
+  if isinstance(key, str):
+    raise TypeError(
+      f'{caller} takes a key or a whole number, got {key!r}: pass for instance '
+      'jax.random.key(0).'
     )
   key = jnp.asarray(key)
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape:
@@ -41,6 +46,7 @@ def as_key(key: Any, who: str = 'it') -> chex.PRNGKey:
   if key.dtype == jnp.uint32 and key.ndim == 1:
     return jax.random.wrap_key_data(jnp.array(key, copy=True))
   raise TypeError(
-    f'{who} takes one key, jax.random.key(0) or a whole number for instance, '
-    f'got {key.dtype} of shape {key.shape}: split it and map over the keys.'
+    f'{caller} takes one key or a whole number, for instance '
+    f'jax.random.key(0), got {key.dtype} of shape {key.shape}: split it and '
+    'map over the keys.'
   )

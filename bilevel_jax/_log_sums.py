@@ -1,24 +1,24 @@
-"""The softmax normaliser of a table, kept up to date for a few changed rows.
+"""The softmax normaliser of a table, updated for a few changed rows.
 
-A tree of partial sums: each node sums the exponentials of its children, and the
-leaves are the table. When some rows change, only their ancestors are summed
-again, in every update: no pass over a large table, no branch (which `jax.vmap`
-would turn into evaluating both sides), and no rounding carried from update to
-update. The depth grows with the logarithm of the rows.
+The table is the leaves of a tree; each node sums the exponentials of its
+children. When rows change, only their ancestors are summed again. So an update
+needs no pass over a large table and no branch (under `jax.vmap`, both sides of
+a branch are evaluated), and rounding errors do not accumulate over updates. The
+depth grows with the logarithm of the number of rows.
 
-A node is a pair, the largest entry below it and the logarithm of the sum of
-exponentials relative to that entry. One number, their sum, would round to the
-spacing of floats at the largest entry: in float32 and at entries of 1e8, that
-loses the whole logarithm.
+A node is a pair: the largest entry below it, and the logarithm of the sum of
+exponentials relative to that entry. Their sum in one number would be rounded to
+the spacing of floats at the largest entry; for entries of 1e8 in float32, the
+logarithm would be lost.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-# Children of a node: few levels, each a gather and a scatter.
+# Children of a node. Each level takes a gather and a scatter.
 CHILDREN = 32
-# Numbers that are summed in one go: cheaper than another level.
+# Up to this size, one sum is cheaper than another level.
 AT_ONCE = 4096
 
 
@@ -31,7 +31,7 @@ def init(table: chex.Array) -> tuple[tuple[chex.Array, ...], chex.Array]:
   Returns:
     The levels of the tree between the table and the root, from below, each
     (nodes, 2), and the root, (2,): the largest log-weight, and the logarithm of
-    the sum of all exponentials less that.
+    the sum of all exponentials minus the largest log-weight.
   """
   levels = []
   nodes = _leaves(table)
@@ -46,16 +46,16 @@ def init(table: chex.Array) -> tuple[tuple[chex.Array, ...], chex.Array]:
 def update(
   levels: tuple[chex.Array, ...], table: chex.Array, index: chex.Array
 ) -> tuple[tuple[chex.Array, ...], chex.Array]:
-  """Sums up again where rows have changed.
+  """Updates the sums for changed rows.
 
   Args:
-    levels: of the table before.
-    table: the table now, (rows,).
-    index: the rows that changed, (changed,), at or above 0; repeated rows and
-      rows past the end do no harm.
+    levels: the levels of the former table.
+    table: the new table, (rows,).
+    index: the changed rows, (changed,), not negative. Rows may be repeated;
+      rows past the end are ignored.
 
   Returns:
-    The levels and the root of the table now.
+    The levels and the root of the new table.
   """
   changed: list[chex.Array] = []
   nodes = table
@@ -77,7 +77,7 @@ def _leaves(table: chex.Array) -> chex.Array:
 def _sum(nodes: chex.Array) -> chex.Array:
   """Sums nodes along their axis before the last one."""
   largest = jnp.max(nodes[..., 0], axis=-1, keepdims=True)
-  # Of padding alone, the difference would not be a number.
+  # Avoids inf - inf in nodes of padding only.
   base = jnp.where(largest == -jnp.inf, 0, largest)
   sums = jax.nn.logsumexp(
     nodes[..., 0] - base + nodes[..., 1], axis=-1, keepdims=True

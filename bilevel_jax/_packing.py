@@ -1,8 +1,8 @@
-"""How a solver's state is held between updates: few arrays, no empty nodes.
+"""The layout of a solver's state between updates: few arrays, no empty nodes.
 
-Every array and every node of a state costs a microsecond a call of a compiled
-step. So at rest, the losses of all oracles are one array, and so are their
-evaluations; parts that hold nothing are left out.
+Each array and each node of a state costs a microsecond per call of a compiled
+step. So between updates, one array has the losses of all oracles and another
+one their evaluations; empty parts are left out.
 """
 
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ from bilevel_jax import _trees, states, types
 
 
 class DescendState(NamedTuple):
-  """State of `bj.descend`: what there is to keep of each part, and no more.
+  """State of `bj.descend`.
 
   Attributes:
-    sequences: those that only the solver has, by name.
-    optimisers: the states of the sequences' optimisers, by name; those that
-      hold nothing are left out.
-    oracles: the state of each oracle, in order; () if it holds nothing.
-    sets: the states of the sequences' sets, by name, as `optimisers`.
+    sequences: the sequences that are in the state only, by name.
+    optimisers: the states of the sequences' optimisers, by name; empty states
+      are left out.
+    oracles: the state of each oracle, in order; () if it is empty.
+    sets: the states of the sequences' sets, by name; empty states are left out.
     numbers: the losses of all oracles, and evaluations and projections so far.
   """
 
@@ -34,7 +34,7 @@ class DescendState(NamedTuple):
 
 
 class Parts(NamedTuple):
-  """The states of all parts, whole: what an update works on."""
+  """The complete states of all parts, as an update uses them."""
 
   oracles: tuple[Any, ...]
   optimisers: dict[str, Any]
@@ -46,7 +46,7 @@ def _is_named(node):
 
 
 def _stripped(parts: Parts) -> tuple[dict[str, Any], list[Any], list[Any]]:
-  """The states without numbers and empty nodes; losses; evaluations."""
+  """Separates states into nonempty nodes, losses and evaluations."""
   values: list[Any] = []
   counts: list[Any] = []
 
@@ -70,13 +70,13 @@ def _stripped(parts: Parts) -> tuple[dict[str, Any], list[Any], list[Any]]:
 def packed_at_start(
   parts: Parts, added: dict[str, Any], dtype: Any, uses: dict[str, int]
 ) -> DescendState:
-  """The state before the first update: all numbers are zero.
+  """The state before the first update, with zero losses and counts.
 
   Args:
     parts: the states of all parts.
-    added: the sequences that only the solver has.
-    dtype: of losses.
-    uses: by name, what else is counted, projections for instance.
+    added: the sequences that are in the state only.
+    dtype: the dtype of losses.
+    uses: by name, other counters, for instance of projections.
   """
   fields, measured, evaluated = _stripped(parts)
   values = tuple(dict.fromkeys(n for node in measured for n in node))
@@ -101,10 +101,9 @@ def packed(
 
   Args:
     parts: the states of all parts, with the evaluations of this update.
-    added: the sequences that only the solver has.
-    dtype: of losses.
-    spent: by name, what else is counted in this update, projections for
-      instance.
+    added: the sequences that are in the state only.
+    dtype: the dtype of losses.
+    spent: by name, other counts of this update, for instance projections.
     before: the state before the update, whose evaluations are added.
   """
   fields, measured, evaluated = _stripped(parts)
@@ -129,25 +128,27 @@ def packed(
 
 
 def unpacked(state: DescendState, template: Any) -> Parts:
-  """The states of all parts; evaluations are zero and are added up later.
+  """The complete states of all parts, with zero evaluations.
 
-  Losses are those last measured, which an oracle may leave as they are.
+  Losses are those of the last update, as an oracle may leave them unchanged.
 
   Args:
-    state: of the solver.
-    template: the states of all parts, as shapes.
+    state: the state of the solver.
+    template: the shapes of the states of all parts.
   """
-  left = iter(jax.tree.leaves((state.oracles, state.optimisers, state.sets)))
+  remaining = iter(
+    jax.tree.leaves((state.oracles, state.optimisers, state.sets))
+  )
 
   def fill(path, node):
     if not _is_named(node):
-      return next(left)
+      return next(remaining)
     shape, dtype = node.array.shape, node.array.dtype
     if path[-1].name == 'counts':
       return types.Named(node.names, jnp.zeros(shape, dtype))
     numbers: Any = state.numbers
     known = numbers.value_names
-    places = np.array([known.index(name) for name in node.names])
-    return types.Named(node.names, numbers.value_array[places].astype(dtype))
+    index = np.array([known.index(name) for name in node.names])
+    return types.Named(node.names, numbers.value_array[index].astype(dtype))
 
   return jax.tree_util.tree_map_with_path(fill, template, is_leaf=_is_named)

@@ -1,4 +1,4 @@
-"""What records of sequences say, checked: starts, loops, steps."""
+"""Checks of the records of sequences: starts, loops, steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ Records = dict[str, types.Sequence]
 
 
 class Loop(NamedTuple):
-  """How often one oracle is evaluated in an update, and on which batches.
+  """The evaluations of one oracle in an update.
 
   Attributes:
-    steps: evaluations.
-    looping: names of the sequences that move in each of them.
+    steps: the number of evaluations.
+    looping: names of the sequences that move in each evaluation.
     batch: the batch of evaluation t.
   """
 
@@ -27,16 +27,16 @@ class Loop(NamedTuple):
   batch: Callable[[Any], Any]
 
 
-def loop_of(
+def make_loop(
   oracle: Any, records: Records, batch: Any, state: Any, z: Any
 ) -> Loop:
-  """Reads the loop of an oracle off the records of what it moves."""
+  """Derives the loop of an oracle from the records of its sequences."""
   ats: set[Any] = {s.batch_at for s in records.values()}
   if ats == {None} and all(s.steps == 1 for s in records.values()):
     return Loop(1, (), lambda t: batch)
   inner_batch = batch
   if len(picks := ats - {None}) == 1:
-    # What an inner step sees may differ in shape, and in nothing else.
+    # The batch of an inner step may have another shape.
     (pick,) = picks
     inner_batch = jax.eval_shape(pick, batch, jnp.int32(0))
   names = base.moved_by(oracle, inner_batch, state, z)
@@ -47,17 +47,17 @@ def loop_of(
   ats = {moving[n].batch_at for n in looping}
   if any(s.steps not in (1, steps) for s in moving.values()):
     raise ValueError(
-      f'the sequences {", ".join(names)} move by one oracle, but take '
+      f'one oracle moves the sequences {", ".join(names)}, but they take '
       f'{", ".join(str(s.steps) for s in moving.values())} steps: give all of '
       'them the same number of steps, or 1.'
     )
   batches = {s.batch_at for s in moving.values()} - {None}
   if len(ats) > 1 or batches - ats:
     raise ValueError(
-      f'the sequences {", ".join(names)} move by one oracle, whose evaluations '
-      'see one batch each, but their batch_at differ: define one function and '
-      f'give it to {", ".join(looping)}. Sequences that take fewer than '
-      f'{steps} steps may leave it out.'
+      f'one oracle moves the sequences {", ".join(names)} and sees one batch '
+      'in each evaluation, but their batch_at differ: define one function and '
+      f'give it to {", ".join(looping)}. Sequences with fewer than {steps} '
+      'steps may leave it out.'
     )
   (at,) = ats
   pick_or_all = at or (lambda batch, t: batch)
@@ -65,24 +65,25 @@ def loop_of(
 
 
 def starts(records: Records, params: Any) -> dict[str, Callable[[Any], Any]]:
-  """By name, the starts of the sequences that only the solver has."""
+  """The starts of the sequences that are in the solver's state only."""
   _sequences.refuse_state(params, 'the parameters are')
   _sequences.require_sequences(params, (), 'descend')
   own = params._fields
   for name, record in records.items():
     if name in own and record.start is not None and not record.restart:
       raise ValueError(
-        f'the parameters already have the sequence {name}: give the added '
-        'one another name, leave out its start, or set restart=True to go '
-        'back to it in each update.'
+        f'the parameters already have the sequence {name}: rename the added '
+        'sequence, leave out its start, or set restart=True to return to the '
+        'start in each update.'
       )
     if record.start is None and (record.restart or name not in own):
       raise ValueError(
         f'the sequence {name} is not among the parameters {own}: correct its '
-        'name, or give its record a start, a function from the parameters to '
-        'its first value.'
+        'name, or give its record a start, that is a function from the '
+        'parameters to its first value.'
         if name not in own
-        else f'the sequence {name} restarts: give its record a start.'
+        else f'the sequence {name} has restart=True but no start: give its '
+        'record a start.'
       )
   return {n: s.start for n, s in records.items() if s.start and n not in own}
 
@@ -112,7 +113,7 @@ def move(
     if 'value_fn' not in str(error) and 'argument' not in str(error):
       raise
     raise TypeError(
-      f'the optimiser of {name} asks for more than gradients ({error}): line '
-      'searches, optax.lbfgs for instance, need the loss itself. Take one that '
-      'steps along gradients alone, optax.adam for instance.'
+      f'the optimiser of {name} needs more than gradients ({error}): line '
+      'searches, for instance of optax.lbfgs, need the loss. Use an optimiser '
+      'that needs gradients only, for instance optax.adam.'
     ) from error

@@ -1,10 +1,10 @@
-"""What every link does with sequences: names, checks, sums, counters.
+"""Named sequences: checks, sums of updates, types in a `jax.shard_map`.
 
-Sequences are the fields of a NamedTuple. Where a field of gradients or updates
-is None, a link leaves that sequence alone.
+Sequences are the fields of a NamedTuple. None in a field of gradients or
+updates means that the sequence does not move.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -13,37 +13,40 @@ import optax
 
 from bilevel_jax import types
 
+_Params = TypeVar('_Params')
+
 
 def is_sequences(params: Any) -> bool:
   """Whether params are named sequences, that is, a NamedTuple."""
   return isinstance(params, tuple) and hasattr(params, '_fields')
 
 
-def require_sequences(params: Any, names: tuple[str, ...], who: str) -> None:
+def require_sequences(params: Any, names: tuple[str, ...], caller: str) -> None:
   """Raises TypeError unless params are a NamedTuple with these fields."""
   if params is None:
     raise TypeError(
-      f'{who} needs the parameters: call solver.update(batch, state, params).'
+      f'{caller} needs the parameters: call solver.update(batch, state, '
+      'params).'
     )
   missing = [n for n in names if n not in getattr(params, '_fields', ())]
   if missing or not is_sequences(params):
-    held = getattr(params, '_fields', None) or type(params).__name__
+    kind = getattr(params, '_fields', None) or type(params).__name__
     wanted = f'the sequences {", ".join(names)}' if names else 'named sequences'
     raise TypeError(
-      f'{who} works on {wanted}, but the parameters are {held}: hold them in '
-      'bj.BilevelParams(upper=..., lower=...) or bj.sequences(...). A '
-      'checkpoint comes back as such if params and solver.init(params) are the '
-      'targets that it is restored to.'
+      f'{caller} works on {wanted}, but the parameters are {kind}: make them '
+      'by bj.BilevelParams(upper=..., lower=...) or bj.sequences(...). To '
+      'restore a checkpoint with these types, pass params and '
+      'solver.init(params) as its targets.'
     )
 
 
 def refuse_batches(solver: str, reason: str, **records: Any) -> None:
-  """Raises ValueError if a sequence that sees no batch has a `batch_at`.
+  """Raises ValueError if one of the records has a `batch_at`.
 
   Args:
-    solver: its name, for the error.
+    solver: name of the solver, for the error.
     reason: why the solver cannot use a `batch_at`, for the error.
-    **records: optimisers or records, by name.
+    **records: optimisers or records, by name of the sequence.
   """
   for name, record in records.items():
     if getattr(record, 'batch_at', None) is not None:
@@ -54,7 +57,7 @@ def refuse_batches(solver: str, reason: str, **records: Any) -> None:
 
 
 def refuse_state(tree: Any, subject: str) -> None:
-  """Raises TypeError if a tree is a solver's state, or the state of a chain.
+  """Raises TypeError if a tree is the state of a solver or of a chain.
 
   Args:
     tree: a batch or parameters.
@@ -70,79 +73,82 @@ def refuse_state(tree: Any, subject: str) -> None:
       )
 
 
-def refuse_rows(gradients: Any, who: str) -> None:
-  """Raises TypeError where an aggregator was left out."""
+def refuse_rows(gradients: Any, caller: str) -> None:
+  """Raises TypeError for gradients of several objectives."""
   if isinstance(gradients, types.Jacobian | types.Gramian):
     raise TypeError(
-      f'{who} takes one gradient, got a {type(gradients).__name__} of '
+      f'{caller} takes one gradient, got a {type(gradients).__name__} of '
       'several objectives: put an aggregator between the oracle and the '
-      'optimiser, bj.aggregators.mgda(objectives) or '
-      'bj.aggregators.scale_by_penalty(...) for instance.'
+      'optimiser, for instance bj.aggregators.mgda(objectives) or '
+      'bj.aggregators.scale_by_penalty(...).'
     )
 
 
-def require_gradients(gradients: Any, params: Any, who: str) -> None:
-  """Raises unless gradients are one gradient for each of params' sequences.
+def require_gradients(gradients: Any, params: Any, caller: str) -> None:
+  """Raises unless gradients fit the sequences of the parameters.
 
   Args:
-    gradients: what a link was given.
+    gradients: the input of a link.
     params: the parameters, a NamedTuple of sequences.
-    who: the name of the link, for the error.
+    caller: name of the link, for the error.
 
   Raises:
     TypeError: if they are a `Jacobian` or of another type than params.
-    ValueError: if a sequence's structure or a leaf's shape differs.
+    ValueError: if the structure of a sequence or the shape of a leaf differs.
   """
-  refuse_rows(gradients, who)
-  given = getattr(gradients, '_fields', None)
-  if given != params._fields:
-    mend = 'put an oracle before it in the chain'
-    if given and set(given) < set(params._fields):
-      mend = (
-        'an oracle returns params._replace(...) of the parameters that it '
-        'sees, None for what it does not move'
+  refuse_rows(gradients, caller)
+  fields = getattr(gradients, '_fields', None)
+  if fields != params._fields:
+    remedy = 'put an oracle before it in the chain'
+    if fields and set(fields) < set(params._fields):
+      remedy = (
+        'return params._replace(...) of the parameters from an oracle, with '
+        'None for each sequence that it does not move'
       )
     raise TypeError(
-      f'{who} takes gradients for the sequences {params._fields}, got '
-      f'{given or type(gradients).__name__}: {mend}.'
+      f'{caller} takes gradients for the sequences {params._fields}, got '
+      f'{fields or type(gradients).__name__}: {remedy}.'
     )
   for name, gradient, param in zip(
     params._fields, gradients, params, strict=True
   ):
     if gradient is None:
       continue
-    ours: Any = jax.tree.structure(param)
-    theirs: Any = jax.tree.structure(gradient)
-    if ours != theirs:
+    expected: Any = jax.tree.structure(param)
+    structure: Any = jax.tree.structure(gradient)
+    if expected != structure:
       raise ValueError(
-        f'{who}: the sequence {name} is {ours} but its gradient is {theirs}.'
+        f'{caller}: the sequence {name} is {expected} but its gradient is '
+        f'{structure}.'
       )
     for one, two in zip(jax.tree.leaves(param), jax.tree.leaves(gradient)):
       if jnp.shape(one) != jnp.shape(two):
         raise ValueError(
-          f'{who}: a leaf of the sequence {name} has shape {jnp.shape(one)} '
+          f'{caller}: a leaf of the sequence {name} has shape {jnp.shape(one)} '
           f'but its gradient has {jnp.shape(two)}.'
         )
 
 
 def only(params: Any, **fields: Any) -> Any:
-  """Gradients of params' type: the given fields, None elsewhere."""
+  """Gradients for these sequences, None for all others."""
   return type(params)(**dict.fromkeys(params._fields) | fields)
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
-  """Adds updates to params, like optax's, but a None field stays as it is.
+def apply_updates(params: _Params, updates: Any) -> _Params:
+  """Adds updates to parameters; a sequence whose update is None does not move.
+
+  `optax.apply_updates` whose result has the static type of the parameters.
 
   Args:
     params: a NamedTuple of sequences, or any pytree.
-    updates: of the same structure, None for a sequence that stays.
+    updates: of the same structure, with None for a sequence that stays.
 
   Returns:
-    The parameters after the step, of the same types.
+    The parameters after the step, of the same type.
 
   Raises:
-    TypeError: if the updates are a `Jacobian`: no aggregator made one gradient
-      of it.
+    TypeError: if the updates are a `Jacobian`, because an aggregator is
+      missing.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -153,34 +159,36 @@ def apply_updates(params: Any, updates: Any) -> Any:
   """
   refuse_rows(updates, 'apply_updates')
   if is_sequences(params):
+    fields: Any = params
     return type(params)(
       *(
         p if u is None else optax.apply_updates(p, u)
-        for p, u in zip(params, updates, strict=True)
+        for p, u in zip(fields, updates, strict=True)
       )
     )
-  return optax.apply_updates(params, updates)
+  moved: Any = optax.apply_updates(params, updates)
+  return moved
 
 
 def varying_axes(leaf: Any) -> frozenset[str]:
-  """The axes of a `jax.shard_map` over which a value differs, by its type.
+  """The axes of a `jax.shard_map` over which a value may differ.
 
   Args:
-    leaf: an array, or the `jax.ShapeDtypeStruct` of one.
+    leaf: an array, or its `jax.ShapeDtypeStruct`.
 
   Returns:
-    Names of axes; none elsewhere than in a `jax.shard_map` that checks them.
+    Names of axes; empty outside of a `jax.shard_map` that checks them.
   """
   kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
   return frozenset(getattr(kind.manual_axis_type, 'varying', ()))
 
 
 def vary(leaf: chex.Array, axes: frozenset[str]) -> chex.Array:
-  """The same array, of a type that may differ over these mapped axes."""
+  """Casts an array to a type that may differ over these mapped axes."""
   missing = tuple(sorted(axes - varying_axes(leaf)))
   return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
 
 
 def vary_like(tree: Any, like: Any) -> Any:
-  """The same tree, each leaf of a type that differs where `like`'s does."""
+  """Casts each leaf to vary over the mapped axes of the leaf of `like`."""
   return jax.tree.map(lambda a, b: vary(a, varying_axes(b)), tree, like)

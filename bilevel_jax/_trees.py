@@ -1,4 +1,4 @@
-"""Pytrees as vectors, and the dtypes in which sums are kept."""
+"""Pytrees as vectors, and the dtypes in which sums are accumulated."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def dtype_of(tree: Any) -> Any:
+def widest_dtype(tree: Any) -> Any:
   """The widest real dtype among the leaves, at least float32."""
   leaves = [jnp.asarray(x).dtype for x in jax.tree.leaves(tree)]
   floats = [d for d in leaves if jnp.issubdtype(d, jnp.floating)]
@@ -17,64 +17,64 @@ def dtype_of(tree: Any) -> Any:
 
 
 def require_real(params: Any) -> None:
-  """Raises TypeError unless all leaves are real floats, and says which is not.
+  """Raises TypeError unless all leaves are real floats.
 
-  Derivatives in whole numbers and keys do not exist, and steps along complex
-  ones would need conjugates.
+  Whole numbers and keys have no derivatives, and steps along complex gradients
+  would need conjugates.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     dtype = jnp.asarray(leaf).dtype
     if jnp.issubdtype(dtype, jnp.floating):
       continue
     where = jax.tree_util.keystr(path) or 'itself'
-    mend = (
+    remedy = (
       'hold its real and imaginary parts as two leaves'
       if jnp.issubdtype(dtype, jnp.complexfloating)
-      else 'write a number that is trained as a float, 0.0 for instance; what '
-      'is not trained goes into the batch (in flax, nnx.split(model, '
-      'nnx.Param, ...) parts it)'
+      else 'write a number that is trained as a float, for instance 0.0; put '
+      'what is not trained into the batch (in flax, separate it by '
+      'nnx.split(model, nnx.Param, ...))'
     )
     raise TypeError(
       f'a leaf of the parameters ({where}) is {dtype}, but only real floats '
-      f'can be moved along gradients: {mend}.'
+      f'can be moved along gradients: {remedy}.'
     )
 
 
 def accumulator_like(tree: Any, dtype: Any = jnp.float32) -> Any:
-  """Zeros to sum in: each leaf's dtype, made as wide as `dtype`.
+  """Zeros for a sum, each leaf in its own dtype promoted with `dtype`.
 
   A sum in bfloat16 stops growing after a few hundred terms.
 
   Args:
-    tree: what is to be summed; leaves that are no floats stay as they are.
-    dtype: the least width of a sum.
+    tree: the terms; leaves that are not floats keep their dtype.
+    dtype: the narrowest dtype of a sum.
   """
 
   def zero(leaf):
-    # Like the leaf, so that it is sharded as it is.
+    # Like the leaf, so that it is sharded in the same way.
     zeros = jnp.zeros_like(leaf)
     return zeros.astype(wide(zeros.dtype, dtype))
 
   return jax.tree.map(zero, tree)
 
 
-def wide(dtype: Any, least: Any = jnp.float32) -> Any:
-  """A leaf's dtype in a sum: promoted with `least` if it is inexact."""
+def wide(dtype: Any, narrowest: Any = jnp.float32) -> Any:
+  """The dtype of a sum: promoted with `narrowest` if it is inexact."""
   if jnp.issubdtype(dtype, jnp.inexact):
-    return jnp.promote_types(dtype, least)
+    return jnp.promote_types(dtype, narrowest)
   return dtype
 
 
 def zeros(shape: Any, dtype: Any) -> chex.Array:
-  """Zeros for a state, copied from the host: no program is compiled for it."""
+  """Zeros for a state, copied from the host without compiling a program."""
   return jax.device_put(np.zeros(shape, dtype))
 
 
 def mean_of_rows(rows: chex.Array) -> chex.Array:
-  """The mean over the leading axis.
+  """The mean over the leading axis, by a product with ones.
 
-  By a product: XLA's own sum over a leading axis takes 15 to 30 times as long
-  on CPUs where rows are long.
+  XLA's sum over a leading axis takes 15 to 30 times as long on CPUs for long
+  rows.
   """
   count = rows.shape[0]
   total = jnp.tensordot(
@@ -87,7 +87,7 @@ def mean_of_rows(rows: chex.Array) -> chex.Array:
   return (total / count).astype(rows.dtype)
 
 
-def as_dtypes_of(tree: Any, like: Any) -> Any:
+def cast_like(tree: Any, like: Any) -> Any:
   """The tree with each leaf cast to the dtype of the other's."""
   return jax.tree.map(
     lambda x, y: jnp.asarray(x).astype(jnp.asarray(y).dtype), tree, like
@@ -108,7 +108,7 @@ def scaled(scale: chex.Numeric, x: Any) -> Any:
 
 def dot(x: Any, y: Any) -> chex.Array:
   """The inner product of two trees, summed in at least float32."""
-  dtype = jnp.promote_types(dtype_of(x), dtype_of(y))
+  dtype = jnp.promote_types(widest_dtype(x), widest_dtype(y))
   parts = [
     jnp.vdot(a.astype(dtype), b.astype(dtype))
     for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)

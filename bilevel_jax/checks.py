@@ -1,9 +1,10 @@
-"""Checks of arguments for methods of your own, in the library's words.
+"""Checks of arguments for your own methods, with the library's messages.
 
-What is known only at the call, a schedule or a traced number, passes.
+Schedules and traced numbers pass: their values are known only at the call.
 """
 
-from bilevel_jax._checks import preferences, whole, within
+from bilevel_jax._checks import former_names, preferences, whole_number, within
 from bilevel_jax._keys import as_key
 
-__all__ = ['as_key', 'preferences', 'whole', 'within']
+__all__ = ['as_key', 'preferences', 'whole_number', 'within']
+__getattr__ = former_names(__name__, whole=whole_number)

@@ -1,4 +1,4 @@
-"""Order and movement: oracles in turn, and one record a sequence."""
+"""Solvers: oracles evaluated in order, and a record for each sequence."""
 
 from typing import Any, NamedTuple
 
@@ -21,20 +21,20 @@ from bilevel_jax.projections import _set_handlers
 
 
 class _Point(NamedTuple):
-  """Where an update has come to."""
+  """The sequences and their states within an update."""
 
   z: Any
   optimisers: dict[str, Any]
   sets: dict[str, Any]
 
   def part(self, fields: set[str], names: tuple[str, ...]) -> Any:
-    """What an inner loop carries of it: fields, and states of sequences."""
+    """The fields and states that an inner loop carries."""
     pick = lambda tree, names: {n: tree[n] for n in names if n in tree}
     fields_of_z = pick(self.z._asdict(), fields)
     return fields_of_z, pick(self.optimisers, names), pick(self.sets, names)
 
   def with_part(self, part: Any) -> '_Point':
-    """The same point with what a loop has carried."""
+    """Replaces the fields and states that a loop has carried."""
     fields, optimisers, sets = part
     z = self.z._replace(**fields)
     return _Point(z, self.optimisers | optimisers, self.sets | sets)
@@ -45,55 +45,48 @@ def descend(
   *oracles: optax.GradientTransformation,
   **sequences: types.SequenceLike,
 ) -> Solver:
-  r"""A solver: oracles in order, and for each sequence how it moves.
+  r"""Makes a solver from oracles in order and a record for each sequence.
 
   .. math::
     z \leftarrow \Pi [ z + u(d_i(z; batch)) ] \quad
     \text{for each oracle } d_1, \dots, d_n \text{ in turn}
 
-  Each oracle sees the sequences where the ones before it have moved them. All
-  sequences that one oracle has gradients for move at once, each by its own
-  optimiser, set and number of steps. So one oracle of several sequences moves
+  Each oracle sees the sequences as the previous oracles have moved them. All
+  sequences for which one oracle gives gradients move at once, each by its own
+  optimiser, set and number of steps. Thus one oracle of several sequences moves
   them from one point, and several oracles move them in turn.
 
   Args:
-    *oracles: oracles, or chains of one with an aggregator by
-      `bj.oracles.aggregated`, in the order in which they are evaluated; each
-      gets the same batch.
-    **sequences: by name, a `Sequence` or a bare optax optimiser. With a
-      `start`, the sequence is one that only the solver has: it is kept in
-      state, and `bj.auxiliaries` gives it.
+    *oracles: oracles in the order of evaluation, or oracles with aggregators,
+      by `bj.oracles.aggregated`. Each gets the same batch.
+    **sequences: by name, a `Sequence` or a bare optax optimiser. A record with
+      a `start` adds a sequence that is in the solver's state only;
+      `bj.auxiliaries` returns it.
 
   Returns:
     A solver for parameters with named sequences; `bj.evaluation.wrapped` wraps
     its oracles. Its updates are None for sequences that no oracle moves. Losses
-    and their outputs are those of an oracle's last evaluation in the update.
+    and outputs are those of an oracle's last evaluation in the update.
 
   Raises:
-    TypeError: if a record is none, with the mend; at the call, if an oracle's
-      gradients are a `Jacobian`, or if the batch is of the parameters' type.
-    ValueError: without oracles; at init, if a sequence is missing or a set has
-      no point in it; at the call, if a sequence has a gradient but no record,
-      or if the sequences of one oracle have loops that do not fit.
+    TypeError: if a record is neither a `Sequence` nor an optimiser; at the
+      call, if an oracle's gradients are a `Jacobian`, or if the batch has the
+      type of the parameters.
+    ValueError: without oracles; at init, if a sequence is missing or a set is
+      empty; at the call, if a sequence has a gradient but no record, or if the
+      sequences of one oracle have incompatible loops.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
-    >>> solver = bj.descend(  # V-PBGD, with a box and five inner steps
-    ...   bj.lower_gradient(problem, of='value'),
-    ...   bj.value_gap(problem, penalty=10.0),
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
+    >>> toy = bj.testing.toy_problem()
+    >>> solver = bj.descend(  # V-PBGD with a box and five inner steps.
+    ...   bj.lower_gradient(toy.problem, of='value'),
+    ...   bj.value_gap(toy.problem, penalty=10.0),
     ...   upper=bj.Sequence(optax.sgd(0.1), set=lambda x: jnp.clip(x, 0, 0.5)),
     ...   lower=optax.sgd(0.1),
     ...   value=bj.Sequence(optax.sgd(0.1), steps=5, start=lambda p: p.lower),
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(100):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, state = bj.testing.run(solver, toy.params, 100)
     >>> print(params.upper)
     [0.5 0.5]
   """
@@ -104,36 +97,36 @@ def descend(
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()
   }
-  kept = {n: _set_handlers.make_handler(n, s.set) for n, s in records.items()}
-  uses = {u: 0 for k in kept.values() for u in k.uses}
+  sets = {n: _set_handlers.make_handler(n, s.set) for n, s in records.items()}
+  uses = {u: 0 for s in sets.values() for u in s.uses}
 
-  def parts_of(z):
-    """The states of all parts at their start."""
+  def init_parts(z):
+    """The initial states of all parts."""
     return _packing.Parts(
       tuple(oracle.init(z) for oracle in order),
       {n: links[n].init(getattr(z, n)) for n in records},
-      {n: kept[n].init(z) for n in records},
+      {n: sets[n].init(z) for n in records},
     )
 
   def init_fn(params):
-    # Copies: a buffer that params and state share could not be donated.
+    # Copies, because buffers that params and state share cannot be donated.
     copied = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
     starts = _records.starts(records, params)
     added = {n: copied(start(params)) for n, start in starts.items()}
     z = _joint(params, added)
-    dtype = _trees.dtype_of(z)
-    return _packing.packed_at_start(parts_of(z), added, dtype, uses)
+    dtype = _trees.widest_dtype(z)
+    return _packing.packed_at_start(init_parts(z), added, dtype, uses)
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
     added = _records.starts(records, params)
     z = _joint(params, state.sequences)
-    unpacked = _packing.unpacked(state, jax.eval_shape(parts_of, z))
+    unpacked = _packing.unpacked(state, jax.eval_shape(init_parts, z))
     first = point = restarted(z, unpacked, params)
     inner_states, spent, moves = [], dict(uses), {}
     for index, inner in enumerate(unpacked.oracles):
       before = point.z
-      loop = _records.loop_of(order[index], records, batch, inner, before)
+      loop = _records.make_loop(order[index], records, batch, inner, before)
       point, inner = run(index, loop, point, first, inner, extra_args)
       last = loop.batch(loop.steps - 1)
       point, inner, raw = one_step(
@@ -142,13 +135,13 @@ def descend(
       point = settle(point, first, before, raw, 'finish')
       inner_states.append(inner)
       for name, update in raw.items():
-        # One step is its own displacement, without the rounding of a sum.
+        # The update of a single step is exact; a difference would be rounded.
         exact = name not in moves and loop.steps == 1
         free = records[name].set is None and not records[name].restart
         moves[name] = update if exact and free else None
-        moves |= dict.fromkeys(kept[name].others)
-        each = kept[name].each is not None and name in loop.looping
-        for use, number in kept[name].uses.items():
+        moves |= dict.fromkeys(sets[name].others)
+        each = sets[name].each is not None and name in loop.looping
+        for use, number in sets[name].uses.items():
           spent[use] += number * (loop.steps if each else 1)
     end = point.z
     updates = {
@@ -158,13 +151,13 @@ def descend(
     }
     after = _packing.Parts(tuple(inner_states), point.optimisers, point.sets)
     added = {n: getattr(end, n) for n in added}
-    dtype = _trees.dtype_of(end)
+    dtype = _trees.widest_dtype(end)
     return _sequences.only(params, **updates), _packing.packed(
       after, added, dtype, spent, state
     )
 
   def restarted(z, unpacked, params):
-    """Where an update begins."""
+    """The sequences at the start of an update."""
     optimisers = dict(unpacked.optimisers)
     for name, record in records.items():
       if record.restart:
@@ -176,10 +169,10 @@ def descend(
     return _Point(z, optimisers, dict(unpacked.sets))
 
   def run(index, loop, point, first, inner, extra_args):
-    """All evaluations but the last, as a loop that looks at no loss."""
+    """Makes all evaluations but the last, as a loop."""
     if loop.steps == 1:
       return point, inner
-    fields = {o for n in loop.looping for o in (n, *kept[n].others)}
+    fields = {o for n in loop.looping for o in (n, *sets[n].others)}
 
     def body(carry, t):
       part, before = carry
@@ -187,7 +180,7 @@ def descend(
       here, after, _ = one_step(
         index, loop.looping, here, first, before, batch, extra_args
       )
-      # No schedule moves on, and no loss is looked at, before the last step.
+      # Schedules and losses change in the last evaluation only.
       after = states.hold_updates(after, before)
       after = states.hold_measured(after, before)
       return (here.part(fields, loop.looping), after), None
@@ -198,10 +191,9 @@ def descend(
     return point.with_part(part), inner
 
   def one_step(index, only, point, first, inner, batch, extra_args):
-    """Evaluates an oracle, and moves what has a gradient, or only some.
+    """Evaluates an oracle and moves the sequences with gradients, or `only`.
 
-    However often a sequence moves in an update, by one oracle or by several,
-    its schedules are where they were at first.
+    All steps of a sequence in one update use the same values of schedules.
     """
     z, optimisers = point.z, dict(point.optimisers)
     gradients, inner = order[index].update(batch, inner, z, **extra_args)
@@ -221,21 +213,21 @@ def descend(
     return settle(loose, first, z, moved, 'each'), inner, raw
 
   def settle(point, first, before, names, stage):
-    """The sets of these sequences, those that depend on others last."""
-    z, sets = point.z, dict(point.sets)
-    for name in sorted(names, key=lambda n: kept[n].order):
-      if (enforce := getattr(kept[name], stage)) is not None:
-        now = states.hold_updates(sets[name], first.sets[name])
-        fields, sets[name] = enforce(z, before, now)
+    """Enforces the sets, after the sets that they depend on."""
+    z, set_states = point.z, dict(point.sets)
+    for name in sorted(names, key=lambda n: sets[n].order):
+      if (enforce := getattr(sets[name], stage)) is not None:
+        now = states.hold_updates(set_states[name], first.sets[name])
+        fields, set_states[name] = enforce(z, before, now)
         z = z._replace(**fields)
-    return point._replace(z=z, sets=sets)
+    return point._replace(z=z, sets=set_states)
 
   again = lambda *others: descend(*others, **sequences)
   return Solver(init_fn, update_fn, order, records, again)
 
 
 def _joint(params: Any, added: dict[str, Any]) -> Any:
-  """The parameters and the added sequences, as one NamedTuple."""
+  """Joins the parameters and the added sequences in one NamedTuple."""
   if not added:
     return params
   return types.sequences(**params._asdict(), **added)

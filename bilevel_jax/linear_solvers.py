@@ -1,8 +1,8 @@
-"""Linear solvers for implicit differentiation: products with a matrix go in.
+"""Matrix-free linear solvers for implicit differentiation.
 
 A solver is any function `solve(operator, right, start) -> solution`, where
 `operator` multiplies a pytree by a symmetric positive definite matrix and
-`start` is a guess, or None for zero. So other libraries' solvers fit:
+`start` is a first guess, or None for zero. Solvers of other libraries fit too:
 
     def solve(operator, right, start):  # lineax
       matrix = lineax.FunctionLinearOperator(
@@ -10,8 +10,8 @@ A solver is any function `solve(operator, right, start) -> solution`, where
         lineax.positive_semidefinite_tag)
       return lineax.linear_solve(matrix, right, lineax.CG(1e-6, 1e-6)).value
 
-Those of this module are `LinearSolver`s: they also say how many products they
-took, and may draw random numbers.
+The solvers of this module are `LinearSolver`s: they count their products and
+may draw random numbers.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ Operator = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class SampledOperator:
-  """A product whose matrix is an expectation, with samples of it.
+  """A product with a matrix that is an expectation, and with its samples.
 
   Attributes:
-    product: vector to vector.
-    at: (vector, t) to vector, with the t-th sample of the matrix.
+    product: from a vector to its product with the matrix.
+    at: from (vector, t) to its product with sample t of the matrix.
   """
 
   product: Operator
   at: Callable[[Any, chex.Numeric], Any]
 
   def __call__(self, vector: Any) -> Any:
-    """The product with the matrix itself."""
+    """The product with the matrix."""
     return self.product(vector)
 
 
@@ -59,8 +59,8 @@ class LinearSolver:
 
   Attributes:
     solve: `solve(operator, right, start, key) -> (solution, products)`;
-      products is a whole number, an int32 scalar if it depends on the data.
-    random: whether it draws from its key; the others get None.
+      products is a whole number, or an int32 scalar if it depends on the data.
+    random: whether it draws from its key; if not, the key is None.
   """
 
   solve: Callable[..., tuple[Any, chex.Numeric]]
@@ -69,25 +69,25 @@ class LinearSolver:
   def __call__(
     self, operator: Operator, right: Any, start: Any = None, key: Any = None
   ) -> Any:
-    """The solution alone."""
+    """The solution."""
     return self.solve(operator, right, start, key)[0]
 
 
 class LinearSystem(NamedTuple):
   """How the linear system of a hypergradient is solved.
 
-  A bare solver stands for a record of it. None means that a field is unset:
-  then the method's own default holds.
+  A bare solver is converted to a record. None means that a field is unset; then
+  the default of the method holds.
 
   Attributes:
-    solve: any function (operator, right, start) to the solution, such as those
-      of this module; unset, ten conjugate gradients.
-    batch_at: the batch of the solver's product t, from (batch, t), for solvers
-      that take fresh samples (`neumann`, `random_neumann`). Unset, each product
-      sees the whole batch.
+    solve: any function from (operator, right, start) to the solution, for
+      instance of this module. Unset, ten conjugate gradients.
+    batch_at: the batch of product t, from (batch, t), for solvers that take
+      fresh samples (`neumann`, `random_neumann`). Unset, each product sees the
+      whole batch.
     warm_start: whether the solver starts from the last update's solution, which
-      is then kept in state.
-    key: PRNG key of a random solver, or a whole number; only for these.
+      is then in the state.
+    key: PRNG key of a random solver, or a whole number.
   """
 
   solve: Any = None
@@ -113,10 +113,10 @@ def as_system(solve: Any, *, warm_start: bool) -> LinearSystem:
 
 
 def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
-  """The same solver on a right-hand side of size 1, in at least float32.
+  """Scales the right-hand side to size 1 and solves in at least float32.
 
-  So squares of its entries neither overflow nor vanish, and sums over steps do
-  not stall in bfloat16. Products take vectors of the given dtypes.
+  Then squares of entries neither overflow nor underflow, and sums over steps do
+  not stall in bfloat16. Products take vectors in the original dtypes.
   """
 
   def wrapped(operator, right, start, key):
@@ -124,7 +124,7 @@ def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
       lambda a: jnp.asarray(a).astype(_trees.wide(jnp.asarray(a).dtype)), tree
     )
     call = lambda product: (
-      lambda v, *t: widen(product(_trees.as_dtypes_of(v, right), *t))
+      lambda v, *t: widen(product(_trees.cast_like(v, right), *t))
     )
     if isinstance(operator, SampledOperator):
       operator = SampledOperator(call(operator.product), call(operator.at))
@@ -135,9 +135,9 @@ def _scaled(solve: Callable[..., Any]) -> Callable[..., Any]:
     size = functools.reduce(jnp.maximum, largest, jnp.zeros([]))
     size = jnp.where(size == 0, 1, size)
     over = lambda tree: jax.tree.map(lambda a: a / size.astype(a.dtype), tree)
-    found, products = solve(operator, over(b), over(start), key)
-    found = _trees.scaled(size, found)
-    return _trees.as_dtypes_of(found, right), products
+    solution, products = solve(operator, over(b), over(start), key)
+    solution = _trees.scaled(size, solution)
+    return _trees.cast_like(solution, right), products
 
   return wrapped
 
@@ -146,30 +146,32 @@ def _where(condition: chex.Array, x: Any, y: Any) -> Any:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
-def _check_step_size(who: str, step_size: Any) -> None:
+def _check_step_size(caller: str, step_size: Any) -> None:
   largest = float(jnp.finfo(jnp.float32).max)
-  _checks.within(who, 'step_size', step_size, 0, largest, open_low=True)
+  _checks.within(caller, 'step_size', step_size, 0, largest, open_low=True)
 
 
 def conjugate_gradient(
   steps: int = 10, *, tolerance: float | None = None, unroll: int = 1
 ) -> LinearSolver:
-  """Conjugate gradients: the most accurate for a given number of products.
+  """Conjugate gradients, the most accurate solver per product.
 
-  It stands still once the residual is at rounding, and where a direction has
-  no positive curvature above rounding: the matrix is singular or indefinite.
-  There, and where the residual has grown to ten times the least one, it returns
-  the point of least residual in the space searched so far, of least norm if
-  the right-hand side is outside the range of a singular matrix.
+  The iteration stops once the residual is at rounding level, and at a direction
+  without positive curvature above rounding, where the matrix is singular or
+  indefinite. In the latter case, and where the residual has grown to ten times
+  its minimum, the solver returns the point with the smallest residual in the
+  search space; of these, the one of smallest norm if the right-hand side is
+  outside the range of a singular matrix.
 
   Args:
-    steps: at most so many, one product each; and one for the start, if any.
-    tolerance: relative residual at which to end, from 0 to 1. None takes all
+    steps: the largest number of steps, one product each; a start costs one
+      product more.
+    tolerance: the relative residual at which to stop, in [0, 1]. None takes all
       products, in a program without a data-dependent loop.
     unroll: steps in one body of the compiled loop.
 
   Returns:
-    A `LinearSolver`. Works on pytrees, with the memory of five of them.
+    A `LinearSolver` for pytrees, with the memory of five of them.
 
   Raises:
     ValueError: if `steps` or `unroll` is below 1, or the tolerance is not in
@@ -187,13 +189,14 @@ def conjugate_gradient(
     systems <https://doi.org/10.6028/jres.049.044>`_, 1952.
 
     Weiss, `Properties of generalized conjugate gradient methods
-    <https://doi.org/10.1002/nla.1680010106>`_, 1994, for the point of least
+    <https://doi.org/10.1002/nla.1680010106>`_, 1994, for the point of smallest
     residual as a mean of the iterates.
   """
-  steps = _checks.whole('conjugate_gradient', 'steps', steps)
-  unroll = min(_checks.whole('conjugate_gradient', 'unroll', unroll), steps)
+  name = 'conjugate_gradient'
+  steps = _checks.whole_number(name, 'steps', steps)
+  unroll = min(_checks.whole_number(name, 'unroll', unroll), steps)
   if tolerance is not None:
-    _checks.within('conjugate_gradient', 'tolerance', tolerance, 0, 1)
+    _checks.within(name, 'tolerance', tolerance, 0, 1)
 
   def solve(operator, right, start, key):
     del key
@@ -209,18 +212,17 @@ def conjugate_gradient(
     aim = eps if tolerance is None else jnp.maximum(tolerance, eps)
     enough = aim**2 * square(right)
 
-    # Squared norms: size of the residual, length of the direction, least of
-    # the residual of `best`. Entries on the diagonal of Lanczos's matrix:
-    # `past` is a part of the next one, `top` the largest, as a norm.
+    # Squared norms: `size` of the residual, `length` of the direction,
+    # `smallest` of the residual of `best`. On the diagonal of Lanczos's matrix:
+    # `past` is a part of the next entry, `top` the largest entry, as a norm.
     def step(carry):
-      (x, residual, direction, best), (size, length, least, past, top, flat) = (
-        carry
-      )
+      (x, residual, direction, best), numbers = carry
+      size, length, smallest, past, top, flat = numbers
       product = operator(direction)
       curvature = _trees.dot(direction, product)
       top = jnp.maximum(top, jnp.abs(curvature / size + past))
       room = 4 * eps * top * length
-      # Comparisons are such that it moves where a product is nan: that shows.
+      # With these comparisons, a NaN in a product reaches the solution.
       going = ~(size <= enough)
       flat = jnp.where(going, jnp.abs(curvature) <= room, flat)
       moving = going & ~(curvature <= room)
@@ -228,14 +230,14 @@ def conjugate_gradient(
       x = _trees.add_scaled(x, scale, direction)
       residual = _trees.add_scaled(residual, -scale, product)
       new = square(residual)
-      # Residuals are orthogonal: weights 1 / size give the least of all means.
-      share = jnp.where(moving, _trees.ratio(least, least + new), 0)
+      # Residuals are orthogonal: weights 1 / size give the smallest mean.
+      share = jnp.where(moving, _trees.ratio(smallest, smallest + new), 0)
       best = _trees.add_scaled(best, share, optax.tree.sub(x, best))
       turn = new / size
       ahead = _trees.add_scaled(residual, turn, direction)
       direction = _where(moving, ahead, direction)
-      # A negative size: there is no curvature in this direction.
-      ended = (jnp.where(going, -1, size), length, least, past)
+      # A negative size marks a direction without curvature.
+      ended = (jnp.where(going, -1, size), length, smallest, past)
       moved = (
         new,
         new + turn**2 * length,
@@ -260,32 +262,32 @@ def conjugate_gradient(
         lambda loop: (step(loop[0]), loop[1] + 1),
         (carry, jnp.int32(0)),
       )
-    (x, _, direction, best), (size, length, least, *_, flat) = carry
-    # What is left is the part outside the range, along the flat direction.
-    outside = flat & (least > eps * square(right))
+    (x, _, direction, best), (size, length, smallest, *_, flat) = carry
+    # The residual is outside the range, along the flat direction.
+    outside = flat & (smallest > eps * square(right))
     along = _trees.ratio(_trees.dot(best, direction), length)
     best = _trees.add_scaled(best, jnp.where(outside, -along, 0), direction)
-    worse = (size < 0) | (size > 100 * least)
+    worse = (size < 0) | (size > 100 * smallest)
     return _where(worse, best, x), first + taken
 
   return LinearSolver(_scaled(solve))
 
 
 def neumann(steps: int, step_size: float) -> LinearSolver:
-  r"""A truncated Neumann series, that is, gradient descent.
+  r"""A truncated Neumann series, that is gradient descent.
 
   .. math::
     q \leftarrow q + \eta \, (b - H q) \quad \text{(steps times)}, \qquad
     q_0 = \eta b \text{ without a start}
 
-  Without a start, the sum of the series' first terms, one more than steps.
+  Without a start, the solution is the sum of the first `steps` + 1 terms.
 
   Args:
     steps: products with the matrix, at least 0.
     step_size: :math:`\eta > 0`, below 2 / (largest eigenvalue of H).
 
   Returns:
-    A `LinearSolver`; with a batch for each product, step t uses the t-th.
+    A `LinearSolver`; with a batch for each product, step t uses batch t.
 
   Raises:
     ValueError: if `steps` is negative, or the step size is not positive.
@@ -296,7 +298,7 @@ def neumann(steps: int, step_size: float) -> LinearSolver:
     >>> print(solve(lambda v: v, jnp.float32(1.0)))
     0.875
   """
-  steps = _checks.whole('neumann', 'steps', steps, 0)
+  steps = _checks.whole_number('neumann', 'steps', steps, 0)
   _check_step_size('neumann', step_size)
 
   def solve(operator, right, start, key):
@@ -314,25 +316,25 @@ def neumann(steps: int, step_size: float) -> LinearSolver:
 
 
 def random_neumann(bound: int, step_size: float) -> LinearSolver:
-  r"""One term of a Neumann series, drawn at random and scaled: unbiased.
+  r"""One random, scaled term of a Neumann series, without bias.
 
   .. math::
     q = \eta N \prod_{n=1}^{N'} (I - \eta H_n) \, b, \qquad
     N' \sim \text{uniform on } \{0, \dots, N - 1\}
 
-  Its mean over :math:`N'`, and over samples :math:`H_n` that are independent
-  with mean H, is the sum of the series' first N terms.
+  Its mean over :math:`N'`, and over independent samples :math:`H_n` with mean
+  H, is the sum of the first N terms of the series.
 
   Args:
     bound: N, at least 1; the start is not used.
     step_size: :math:`\eta > 0`, below 2 / (largest eigenvalue of H).
 
   Returns:
-    A random `LinearSolver`; it takes :math:`N'` products. Its key is a PRNG key
-    or a whole number to make one of.
+    A random `LinearSolver` that takes :math:`N'` products. Its key is a PRNG
+    key or a whole number.
 
   Raises:
-    TypeError: at the call, if there is no key.
+    TypeError: at the call, without a key.
     ValueError: if `bound` is below 1, or the step size is not positive.
 
   Example:
@@ -347,7 +349,7 @@ def random_neumann(bound: int, step_size: float) -> LinearSolver:
     Ghadimi and Wang, `Approximation Methods for Bilevel Programming
     <https://arxiv.org/abs/1802.02246>`_, 2018.
   """
-  bound = _checks.whole('random_neumann', 'terms', bound)
+  bound = _checks.whole_number('random_neumann', 'terms', bound)
   _check_step_size('random_neumann', step_size)
 
   def solve(operator, right, start, key):
@@ -364,21 +366,20 @@ def random_neumann(bound: int, step_size: float) -> LinearSolver:
 
 
 def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
-  r"""A low-rank sketch of the matrix, inverted in closed form.
+  r"""Inverts a low-rank sketch of the matrix in closed form.
 
   .. math::
     q = (H_r + \rho I)^{-1} b, \qquad
     H_r = (H \Omega) (\Omega^\top H \Omega)^+ (H \Omega)^\top
 
-  with a matrix :math:`\Omega` of `rank` random columns. No loop, and no
-  convergence to wait for: good where few eigenvalues of H are above the damping
-  and step sizes for `neumann` are hard to find.
+  with a matrix :math:`\Omega` of `rank` random columns. It has no loop and no
+  step size. Use it where few eigenvalues of H are above the damping.
 
   Args:
-    rank: columns of the sketch, one product each, all at once.
+    rank: columns of the sketch; their products are evaluated at once.
     damping: :math:`\rho > 0`, in units of the matrix.
-    seed: a whole number or a PRNG key of the random columns, the same in each
-      call.
+    seed: a whole number or a PRNG key of the random columns, which are the same
+      in each call.
 
   Returns:
     A `LinearSolver`; the start is not used.
@@ -396,7 +397,7 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
     Hataya and Yamada, `Nystrom Method for Accurate and Scalable Implicit
     Differentiation <https://arxiv.org/abs/2302.09726>`_, 2023.
   """
-  rank = _checks.whole('nystrom', 'columns', rank)
+  rank = _checks.whole_number('nystrom', 'columns', rank)
   _checks.within('nystrom', 'damping', damping, 0, open_low=True)
 
   def solve(operator, right, start, key):
@@ -410,17 +411,17 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
     multiply = lambda v: ravel_pytree(operator(unravel(v)))[0]
     sketch = jax.vmap(multiply, 1, 1)(columns)  # (n, rank)
     core = columns.T @ sketch
-    # Eigenvalues: also where the sketch is larger than the matrix's rank.
+    # Eigenvalues, because the sketch may have more columns than the rank of H.
     sizes, vectors = jnp.linalg.eigh((core + core.T) / 2)
     room = jnp.finfo(b.dtype).eps * sizes.size * jnp.max(jnp.abs(sizes))
     roots = jnp.sqrt(jnp.where(sizes > room, sizes, jnp.inf))
-    # H_r = factor factor' = basis diag(lengths^2) basis'. Nothing cancels in
-    # its eigenvalues; a difference of inverses would.
+    # H_r = factor factor' = basis diag(lengths^2) basis'. Its eigenvalues have
+    # no cancellation, unlike a difference of inverses.
     factor = sketch @ (vectors / roots)
     basis, lengths, _ = jnp.linalg.svd(factor, full_matrices=False)
     inside = basis.T @ b
     outside = b - basis @ inside
-    # Twice: rounding in the range would be divided by the damping.
+    # Projected twice, because rounding errors are divided by the damping.
     outside = (outside - basis @ (basis.T @ outside)) / damping
     q = basis @ (inside / (lengths**2 + damping)) + outside
     return unravel(q.astype(b.dtype)), sizes.size
@@ -429,7 +430,7 @@ def nystrom(rank: int, damping: float, *, seed: int = 0) -> LinearSolver:
 
 
 def gmres(steps: int) -> LinearSolver:
-  r"""Generalised minimal residuals: no symmetry asked, at the cost of memory.
+  r"""Generalised minimal residuals (GMRES), for matrices without symmetry.
 
   .. math::
     q = q_0 + \arg\min_{d \in K_m} \| b - H (q_0 + d) \|
@@ -437,8 +438,8 @@ def gmres(steps: int) -> LinearSolver:
   over the Krylov space of m = `steps` products.
 
   Args:
-    steps: products, and as many copies of the solution; one product more for
-      the start, if any.
+    steps: the number of products, and of copies of the solution in memory; a
+      start costs one product more.
 
   Returns:
     A `LinearSolver`.
@@ -458,7 +459,7 @@ def gmres(steps: int) -> LinearSolver:
     Solving Nonsymmetric Linear Systems
     <https://doi.org/10.1137/0907058>`_, 1986.
   """
-  steps = _checks.whole('gmres', 'steps', steps)
+  steps = _checks.whole_number('gmres', 'steps', steps)
 
   def solve(operator, right, start, key):
     del key
@@ -479,13 +480,13 @@ def gmres(steps: int) -> LinearSolver:
       basis, hessenberg = carry
       product = multiply(basis[i])
       scale = jnp.linalg.norm(product)
-      # Twice is enough: the second removes what the first left by rounding.
+      # The second pass removes the rounding errors of the first one.
       along = basis @ product
       rest = product - along @ basis
       again = basis @ rest
       rest = rest - again @ basis
       length = jnp.linalg.norm(rest)
-      # Within rounding of the space: it is complete, the rest is noise.
+      # Within rounding, the Krylov space is complete and the rest is noise.
       length = jnp.where(length > 10 * eps * scale, length, 0)
       column = (along + again).at[i + 1].set(length)
       next_unit = _trees.ratio(rest, length)
@@ -500,11 +501,11 @@ def gmres(steps: int) -> LinearSolver:
 
 
 def dense_solve() -> LinearSolver:
-  """Writes the matrix down and factors it: exact, for small problems.
+  """Forms and factors the matrix: exact, for small problems.
 
   Returns:
-    A `LinearSolver`; it takes one product for each number in the solution, all
-    at once, and gives the solution of least norm where the matrix is singular.
+    A `LinearSolver` that evaluates one product for each number in the solution,
+    all at once. For a singular matrix it gives the solution of smallest norm.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp

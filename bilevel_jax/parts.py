@@ -1,10 +1,9 @@
-"""Oracles and solvers as values that show their parts.
+"""Oracles and solvers as values with declared properties.
 
 Both are optax transformations: `init, update = solver` and `optax.chain` see
-two functions. What they declare besides is kept by every wrapper of this
-library, and `bj.evaluation.wrapped` puts a wrapper around a solver's oracles
-from outside. `optax.chain` returns two functions that declare nothing: where a
-declared property is needed, chain by `bj.oracles.aggregated`.
+two functions. Every wrapper of this library keeps the other properties, and
+`bj.evaluation.wrapped` wraps the oracles of a solver. `optax.chain` drops all
+properties; `bj.oracles.aggregated` keeps them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,17 +17,17 @@ __all__ = ['Oracle', 'Solver']
 
 
 class _Value(optax.GradientTransformationExtraArgs):
-  """A transformation whose declared properties do not change."""
+  """A transformation with read-only properties."""
 
   def __setattr__(self, name: str, value: Any) -> None:
     kind = type(self).__name__
     raise AttributeError(
-      f'{name} of a {kind} does not change: make another one, '
+      f'{name} of a {kind} is read-only: make another one by '
       f'_replace({name}=...).'
     )
 
   def _replace(self, **fields: Any) -> Any:
-    """The same with other fields."""
+    """Copies it with other fields."""
     both = {'init': self.init, 'update': self.update}
     return type(self)(**(both | self.__dict__ | fields))
 
@@ -37,15 +36,15 @@ class Oracle(_Value):
   """A transformation from a batch to gradients.
 
   Attributes:
-    moves: names of the sequences that it has gradients for; None where it does
-      not say, as for parameters without named sequences.
-    linear: whether the gradients of a batch are the mean of those of its parts,
-      evaluated one after another, where the losses are means over samples.
-    averaged: from a `Mean` to the oracle whose evaluations of losses are such
-      means, for one that is not linear; None if there is no such form.
-    within: from a wrapper to this oracle with the wrapper inside, for one that
-      corrects, delays or selects what others evaluate; None if a wrapper goes
-      around it.
+    moves: names of the sequences for which it gives gradients; None if unknown,
+      for instance for parameters without named sequences.
+    linear: whether the gradient of a batch is the mean of the gradients of its
+      parts, for losses that are means over samples.
+    averaged: for an oracle that is not linear, a function from a `Mean` to the
+      oracle that evaluates its losses by this mean; None without such a form.
+    within: for an oracle that corrects, delays or selects other oracles, a
+      function from a wrapper to this oracle with the wrapper inside; None if
+      the wrapper goes around it.
   """
 
   moves: tuple[str, ...] | None
@@ -63,7 +62,7 @@ class Oracle(_Value):
     averaged: Callable[[Any], 'Oracle'] | None = None,
     within: Callable[[types.Wrapper], 'Oracle'] | None = None,
   ) -> 'Oracle':
-    """Makes an oracle of its two functions."""
+    """Makes an oracle from its two functions."""
     value = super().__new__(cls, init, update)
     value.__dict__.update(
       moves=None if moves is None else tuple(moves),
@@ -75,14 +74,14 @@ class Oracle(_Value):
 
 
 class Solver(_Value):
-  """A transformation from a batch to updates, value of oracles and sequences.
+  """A transformation from a batch to updates, with its oracles and sequences.
 
   Attributes:
-    oracles: in the order in which they are evaluated.
-    sequences: by name, how each sequence moves; those with a `start` are in the
-      state. Empty where the parameters have no named sequences.
-    again: from as many oracles to the same solver with these; None if the
-      solver depends on its own.
+    oracles: in the order of evaluation.
+    sequences: by name, the record of each sequence; those with a `start` are in
+      the state. Empty for parameters without named sequences.
+    again: from other oracles to the same solver with these; None if the solver
+      depends on its own oracles.
   """
 
   oracles: tuple[Oracle, ...]
@@ -97,7 +96,7 @@ class Solver(_Value):
     sequences: Mapping[str, types.Sequence] | None = None,
     again: Callable[..., 'Solver'] | None = None,
   ) -> 'Solver':
-    """Makes a solver of its two functions and its parts."""
+    """Makes a solver from its two functions and its parts."""
     value = super().__new__(cls, init, update)
     value.__dict__.update(
       oracles=tuple(oracles), sequences=dict(sequences or {}), again=again
@@ -106,22 +105,22 @@ class Solver(_Value):
 
 
 def as_oracle(one: Any) -> Oracle:
-  """An oracle as it is; of another transformation, one that declares nothing.
+  """Converts a transformation to an oracle without declared properties.
 
   Raises:
-    TypeError: for what is no transformation.
+    TypeError: for anything but a transformation.
   """
   if isinstance(one, Oracle):
     return one
   if not isinstance(one, optax.GradientTransformation):
     raise TypeError(
-      f'expected an oracle, got {type(one).__name__}: bj.gradient(loss) for '
-      'instance.'
+      f'expected an oracle, for instance bj.gradient(loss), got '
+      f'{type(one).__name__}.'
     )
   link = optax.with_extra_args_support(one)
   return Oracle(link.init, link.update)
 
 
 def around(one: Oracle, wrapper: types.Wrapper) -> Oracle:
-  """An oracle with a wrapper around it, or inside where it belongs there."""
+  """Puts a wrapper around an oracle, or inside if the oracle declares so."""
   return as_oracle(wrapper(one) if one.within is None else one.within(wrapper))

@@ -1,13 +1,13 @@
-"""Changes to states: schedules held, losses replaced, evaluations added.
+"""Changes to states: update counts, measured losses, counted evaluations.
 
 A solver's state is a pytree of the states of its parts. Wrappers of oracles and
-inner loops evaluate an oracle several times in one update, and then change a
-few fields at any depth: what counts updates, the losses measured and the
-evaluations counted. All such changes are here.
+inner loops evaluate an oracle several times in one update. They then change
+fields at any depth: update counts, measured losses and counted evaluations. All
+such changes are in this module.
 
-A count that schedules read counts updates of the solver, not evaluations. State
-that has such a `count` is marked by `counts_updates`; `UpdateCount` is the
-smallest one. `hold_updates`, `next_update` and `at_update` move marked counts,
+Schedules read a count of the solver's updates, not of evaluations.
+`counts_updates` marks a state that has such a `count`; `UpdateCount` is the
+smallest one. `hold_updates`, `next_update` and `at_update` change marked counts
 and those of optax's own schedules, and leave all other counts alone.
 """
 
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import types
+from bilevel_jax import _trees, types
 
-# What a state and a link of one's own need; the rest is for wrappers.
+# For your own states and links; the other functions are for wrappers.
 __all__ = ['OracleState', 'UpdateCount', 'counts_updates', 'hold_updates']
 
 
 def counts_updates(kind: type) -> type:
-  """Marks a state whose `count` is of updates of the solver.
+  """Marks a state whose `count` counts updates of the solver.
 
-  Inner steps and micro-batches leave such a count alone until the update's last
-  evaluation, so that what a schedule gives is the same in all of them.
+  Such a count changes only in the last evaluation of an update, so that a
+  schedule has the same value in all inner steps and micro-batches.
 
   Args:
     kind: a NamedTuple with a field `count`, an int32 scalar.
@@ -55,7 +55,7 @@ def counts_updates(kind: type) -> type:
 
 @counts_updates
 class UpdateCount(NamedTuple):
-  """How many updates an oracle has given, for what it schedules itself.
+  """The number of updates so far, for an oracle that evaluates a schedule.
 
   Attributes:
     count: an int32 scalar.
@@ -63,17 +63,26 @@ class UpdateCount(NamedTuple):
 
   count: chex.Array
 
+  def next(self) -> 'UpdateCount':
+    """The count after one more update."""
+    return UpdateCount(optax.safe_increment(self.count))
+
+
+def no_updates(params: Any = None) -> UpdateCount:
+  """The count before the first update; the argument is not used."""
+  del params
+  return UpdateCount(_trees.zeros([], jnp.int32))
+
 
 class OracleState(NamedTuple):
   """State of an oracle.
 
   Attributes:
-    values: the losses just measured, by name, float32 or wider; None if there
-      are none.
-    counts: evaluations so far, by `kind/loss`, int32; None if there
-      are none.
-    inner: what evaluating the losses needs from one step to the next.
-    outputs: the auxiliary outputs of losses that are asked for, by loss.
+    values: the losses of the last evaluation, by name, float32 or wider; None
+      without losses.
+    counts: evaluations so far, by `kind/loss`, int32; None without counts.
+    inner: what the oracle needs in its next evaluation.
+    outputs: the requested auxiliary outputs, by loss.
   """
 
   values: types.Named | None
@@ -87,7 +96,7 @@ def is_oracle_state(node: Any) -> bool:
   return isinstance(node, OracleState)
 
 
-# States of optax in which a schedule's count stands; the last one, of schedules
+# States of optax that hold a schedule's count. The last one, for schedules
 # under `inject_hyperparams`, has no public name.
 _SCHEDULED: tuple[type, ...] = (
   optax.ScaleByScheduleState,
@@ -102,7 +111,7 @@ def _is_scheduled(node: Any) -> bool:
 
 
 def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
-  """Maps the nodes of a kind of one or more states; all else stays."""
+  """Maps the nodes of one kind in one or more states."""
   return jax.tree.map(
     lambda node, *others: fn(node, *others) if is_kind(node) else node,
     *states,
@@ -111,20 +120,20 @@ def _map_nodes(fn: Callable[..., Any], is_kind: Any, *states: Any) -> Any:
 
 
 def hold_updates(after: Any, before: Any) -> Any:
-  """Turns back what counts updates, after an evaluation that ends none.
+  """Resets update counts after an evaluation that does not end an update.
 
-  A schedule counts updates of the solver, however many evaluations or inner
-  steps one update takes. So all of them but the last are followed by this.
+  A schedule counts updates of the solver, not evaluations or inner steps. Call
+  this after each evaluation in an update except the last.
 
   Args:
     after: a state of an oracle or of an optimiser.
     before: the same state before the evaluation.
 
   Returns:
-    `after`, with the counts of schedules from `before`: of states marked by
-    `counts_updates`, of `optax.scale_by_schedule` and thus of every optimiser
-    of optax with a schedule for a step size, and of `optax.inject_hyperparams`.
-    Adam's count, the age of a moment, stays.
+    `after` with the update counts of `before`: those of states marked by
+    `counts_updates`, of `optax.scale_by_schedule` (in every optimiser of optax
+    whose step size is a schedule) and of `optax.inject_hyperparams`. Adam's
+    count, the age of its moments, does not change.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -145,12 +154,12 @@ def hold_updates(after: Any, before: Any) -> Any:
 
 
 def at_update(state: Any, count: chex.Array) -> Any:
-  """A state whose schedules are at this number of updates."""
+  """Sets the update counts of a state."""
   return _map_nodes(lambda now: now._replace(count=count), _is_scheduled, state)
 
 
 def next_update(state: Any) -> Any:
-  """Moves on what counts updates, by one, at any depth."""
+  """Increments the update counts of a state, at any depth."""
 
   def move_on(now):
     fields = {n: next_update(getattr(now, n)) for n in now._fields}
@@ -162,48 +171,49 @@ def next_update(state: Any) -> Any:
 
 
 def measured(state: Any) -> list[tuple[types.Named, Any]]:
-  """Losses and their outputs in each oracle state of a state, in order."""
+  """Losses and outputs of all oracle states in a state, in order."""
   nodes = jax.tree.leaves(state, is_leaf=is_oracle_state)
   return [(n.values, n.outputs) for n in nodes if is_oracle_state(n)]
 
 
 def replace_measured(state: Any, losses: list[tuple[types.Named, Any]]) -> Any:
-  """A solver's state with other losses and outputs in its oracle states."""
-  left = iter(losses)
+  """Replaces the losses and outputs of the oracle states in a state."""
+  remaining = iter(losses)
 
   def replace(node):
-    values, outputs = next(left)
+    values, outputs = next(remaining)
     return node._replace(values=values, outputs=outputs)
 
   return _map_nodes(replace, is_oracle_state, state)
 
 
 def hold_measured(after: Any, before: Any) -> Any:
-  """A state with the losses, and their outputs, of an earlier one.
+  """Restores the losses and outputs of an earlier state.
 
-  Nothing reads them within a loop, so that the compiler leaves them out.
+  Then nothing in a loop reads the new ones, and the compiler omits them.
   """
   return replace_measured(after, measured(before))
 
 
 def map_inner(fn: Callable[[Any], Any], state: Any) -> Any:
-  """Maps what each oracle keeps for its next evaluation."""
+  """Maps the field `inner` of each oracle state."""
   replace = lambda node: node._replace(inner=fn(node.inner))
   return _map_nodes(replace, is_oracle_state, state)
 
 
 def nodes_with(state: Any, field: str, *, nested: bool = True) -> list[Any]:
-  """All nodes of a state that have a mapping in a field.
+  """Finds all nodes of a state that have a mapping in a field.
 
-  By field and not by type, so that a link of a user's own can have it too.
+  Nodes are found by field, not by type, so that user-defined states can have
+  the field too.
 
   Args:
     state: a solver's state.
-    field: the name of the field, `values` for instance.
-    nested: whether to look for more of them within such a node.
+    field: the name of the field, for instance `values`.
+    nested: whether to search within such nodes as well.
 
   Returns:
-    The nodes, outer ones before inner ones.
+    The nodes, outer before inner.
   """
   has = lambda node: isinstance(getattr(node, field, None), Mapping)
   nodes = []
@@ -218,7 +228,7 @@ def nodes_with(state: Any, field: str, *, nested: bool = True) -> list[Any]:
 def add_counts(
   counts: types.Named | None, spent: Mapping[str, chex.Numeric]
 ) -> types.Named | None:
-  """Adds evaluations to int32 counters, which stop at their largest value."""
+  """Adds evaluations to int32 counters that saturate at their maximum."""
   if counts is None:
     return None
   new = [spent.get(name, 0) for name in counts.names]
@@ -235,15 +245,15 @@ def add_counts(
 
 
 def also_spent(after: Any, before: Any, other: Any) -> Any:
-  """Adds to a state what a second evaluation from the same state has spent.
+  """Adds the evaluations of a second call from the same state.
 
   Args:
-    after: the state after the evaluation that is kept.
-    before: the state before both.
-    other: the state after the evaluation that is dropped.
+    after: the state after the first call.
+    before: the state before both calls.
+    other: the state after the second call, which is discarded.
 
   Returns:
-    `after`, its counts with those of `other` added, at any depth.
+    `after` with the evaluations of both calls, at any depth.
   """
   is_counted = lambda node: 'counts' in getattr(node, '_fields', ())
 
@@ -265,12 +275,12 @@ def _is_number(node: Any) -> bool:
 
 
 def drop_numbers(state: Any) -> Any:
-  """A state with None in place of losses and counts."""
+  """Replaces losses and counts in a state by None."""
   return _map_nodes(lambda node: None, _is_number, state)
 
 
 def fill_numbers(state: Any, template: Any) -> Any:
-  """Undoes `drop_numbers`, with zeros; the template has the shapes."""
+  """Undoes `drop_numbers` with zeros in the shapes of a template."""
   leaves = iter(jax.tree.leaves(state))
 
   def fill(node):

@@ -1,8 +1,8 @@
-"""Problems, parameters and gradients: types only.
+"""Types of problems, parameters, gradients and sequences.
 
-Parameters of a nested problem are a NamedTuple whose fields are its sequences.
-Gradients have the same type; a field is None where a link leaves that sequence
-alone, so an untouched sequence costs neither a zero buffer nor an addition.
+The parameters of a nested problem are a NamedTuple whose fields are its
+sequences. Gradients have the same type; None in a field means that the sequence
+does not move, which costs neither a zero buffer nor an addition.
 """
 
 import collections
@@ -23,7 +23,7 @@ ScalarOrSchedule = float | jax.Array | Callable[[chex.Numeric], chex.Numeric]
 Loss = Callable[[Any, Any, Any], Any]
 
 
-# From an oracle to an oracle: what `bj.evaluation.wrapped` puts around each.
+# From an oracle to an oracle; the argument of `bj.evaluation.wrapped`.
 Wrapper = Callable[[Any], Any]
 
 
@@ -35,13 +35,13 @@ class BilevelProblem(NamedTuple):
 
   Attributes:
     upper: the loss :math:`f(x, y, batch)`; a scalar, or (scalar, auxiliary).
-    lower: the loss :math:`g(x, y, batch)`; likewise. Randomness comes in the
-      batch, as a key.
-    outputs: None drops the auxiliary outputs of both losses. Else a function
-      from the parameters to a dict of pytrees, shaped like the outputs of
-      `upper`, of `lower` or of both: these are kept in the state for
-      `bj.outputs`. Running statistics, of a batch normalisation for instance,
-      go into the next batch from there.
+    lower: the loss :math:`g(x, y, batch)`, with the same results. A loss that
+      draws random numbers takes its key from the batch.
+    outputs: None drops the auxiliary outputs of both losses. Otherwise a
+      function from the parameters to a dict of pytrees, shaped like the outputs
+      of `upper`, of `lower` or of both. The state keeps these outputs, and
+      `bj.outputs` returns them, for instance running statistics of a batch
+      normalisation that go into the next batch.
   """
 
   upper: Loss
@@ -62,11 +62,11 @@ class BilevelParams(NamedTuple):
 
 
 class Named(Mapping):
-  """Numbers by name, held in one array: one buffer, however many there are.
+  """Numbers by name in one array, which is a single buffer.
 
   Args:
     names: a name for each number.
-    array: their values, (numbers,); an axis may come before, from `jax.vmap`.
+    array: the numbers, (numbers,), with leading axes under `jax.vmap`.
   """
 
   def __init__(self, names: ListLike[str], array: Any):
@@ -88,12 +88,12 @@ class Named(Mapping):
     return len(self.names)
 
   def __repr__(self) -> str:
-    """As a call that makes it."""
+    """A call that makes an equal value."""
     return f'Named({self.names}, {self.array})'
 
 
 def named(names: ListLike[str], array: Any) -> Named | None:
-  """Numbers by name, or None without names: a node needs a leaf.
+  """Makes numbers by name; None without names, as a node needs a leaf.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -103,7 +103,7 @@ def named(names: ListLike[str], array: Any) -> Named | None:
   return Named(names, array) if names else None
 
 
-# As a dataclass: flattened without a call of Python.
+# Registered as a dataclass, which is flattened without a call of Python.
 jax.tree_util.register_dataclass(
   Named, data_fields=['array'], meta_fields=['names']
 )
@@ -116,7 +116,7 @@ jax.tree_util.register_dataclass(
 )
 @dataclasses.dataclass(slots=True)  # A frozen one is slow to make.
 class Numbers:
-  """Losses and evaluations by name, in one array each and one node.
+  """Losses and evaluations by name, in two arrays and one node.
 
   Attributes:
     value_names: a name for each loss.
@@ -144,19 +144,18 @@ class Numbers:
     return dataclasses.replace(self, **fields)
 
 
-class _OfSeveral(type):
-  """A type that says in the errors of JAX why a pytree of it does not fit.
+class _SeveralObjectives(type):
+  """A type whose name explains a missing aggregator in errors of JAX.
 
-  optax applies a transformation to whatever pytree comes out of an oracle, so
-  that the first error of a chain without an aggregator is one of JAX, about
-  types of pytrees.
+  optax applies a transformation to any pytree, so that the first error of a
+  chain without an aggregator comes from JAX and names types of pytrees.
   """
 
   def __repr__(cls) -> str:
     return (
       f'<{cls.__name__}, gradients of several objectives: put an aggregator '
-      'between the oracle and the optimiser, bj.aggregators.mgda(objectives) '
-      'for instance>'
+      'between the oracle and the optimiser, for instance '
+      'bj.aggregators.mgda(objectives)>'
     )
 
 
@@ -166,38 +165,38 @@ class _Jacobian(NamedTuple):
   values: Any = None
 
 
-class Jacobian(_Jacobian, metaclass=_OfSeveral):
+class Jacobian(_Jacobian, metaclass=_SeveralObjectives):
   """Gradients of several objectives at one point.
 
   Attributes:
-    rows: the parameters' structure; each leaf has a leading axis of objectives.
-    rest: gradients, by sequence name, that no weight may touch; None where
-      there are none.
+    rows: gradients in the structure of the parameters; each leaf has a leading
+      axis of objectives.
+    rest: by name of a sequence, gradients that are not weighted, or None.
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
   __slots__ = ()
 
   def __radd__(self, params: Any) -> Any:
-    # Where the parameters are one array, optax adds any update to it.
+    # optax adds any update to parameters that are one array.
     raise TypeError(f'{type(self)!r} cannot be added to parameters.')
 
 
 class Gramian(NamedTuple):
-  r"""What most aggregators need of a Jacobian :math:`J`, without its memory.
+  r"""The Gram matrix of a Jacobian :math:`J`, without the memory of its rows.
 
-  Lengths and cosines stand for the products :math:`J J^\top`, whose squares
+  It holds lengths and cosines instead of the products :math:`J J^\top`, which
   leave the range of float32 for gradients shorter than 1e-19 or longer than
-  1e19. It is a pytree of arrays: it may be returned from a compiled function,
-  but not averaged over parts of a batch.
+  1e19. It is a pytree of arrays: a compiled function may return it, but its
+  mean over parts of a batch has no meaning.
 
   Attributes:
     lengths: the norms of the rows, (objectives,).
     cosines: between all pairs of rows, (objectives, objectives); zero for a row
       that vanishes.
     combine: a `jax.tree_util.Partial` from weights (objectives,) to the
-      gradient :math:`J^\top w`, with the gradients that no weight may touch in
-      their places.
+      gradient :math:`J^\top w`, together with the gradients that are not
+      weighted.
     values: the objectives' losses, (objectives,), or None if not measured.
   """
 
@@ -213,41 +212,43 @@ class Gramian(NamedTuple):
 
 
 class Sequence(NamedTuple):
-  r"""How one sequence moves: `descend` takes one of these for each.
+  r"""How one sequence moves; `descend` takes a record for each sequence.
 
-  Where it is evaluated, and along what, is the oracle's; how far, how often and
-  in which set is said here. A bare optax optimiser stands for a record of it.
+  The oracle determines the gradient and where it is evaluated. The record
+  determines the step, the number of steps and the set. A bare optax optimiser
+  is converted to a record.
 
-  **What a schedule counts.** Updates of the solver, in every sequence, whatever
-  the number of its steps: a step size, a penalty and a hyperparameter under
-  `optax.inject_hyperparams` are at the same point of their schedules at the
-  same time. The age of a moment, Adam's for instance, counts the sequence's own
-  steps. (A schedule that a transformation of your own counts is its own.)
+  **Schedules** count updates of the solver in every sequence, whatever the
+  number of its steps. A step size, a penalty and a hyperparameter under
+  `optax.inject_hyperparams` are at the same point of their schedules. The age
+  of a moment, for instance Adam's, counts the steps of the sequence. A schedule
+  within your own transformation counts as you write it.
 
-  **What a restart resets.** The sequence, to its `start`, and all of its
-  optimiser but the count of schedules: no momentum passes from one update to
-  the next. The state of its set, a coin's key for instance, stays.
+  **A restart** resets the sequence to its `start`, and its optimiser except for
+  the count of schedules: no momentum passes from one update to the next. The
+  state of its set, for instance the key of a lazy projection, does not change.
 
-  **Unset fields.** None means that a field is unset. Then the solver's own
-  default holds, the set of the lower variable for a value sequence for
-  instance, or else the one below.
+  **Unset fields** are None. Then the solver's default holds, for instance the
+  set of the lower variable for a value sequence, or else the default below.
 
   Attributes:
     optimiser: any optax transformation from a gradient to an update.
-    set: where the sequence stays: a function from a point to the nearest point
-      of the set, such as those of `optax.projections`; an affine set; or one of
-      `bj.projections.Lazy`, `Relaxed` and `Joint`. Sets that depend on the
-      upper variable are taken at its new value. Unset, the whole space; where a
-      solver has another default, `lambda z: z` is the whole space.
+    set: the set of the sequence: a projection, that is a function from a point
+      to the nearest point of the set, for instance of `optax.projections`; an
+      affine set; or one of `bj.projections.Lazy`, `Relaxed` and `Joint`. Sets
+      that depend on the upper variable use its new value. Unset, the whole
+      space; where a solver has another default, write `lambda z: z` for the
+      whole space.
     steps: steps in one update, each with a new gradient. Unset, one. An oracle
       is evaluated as often as the sequences that it moves require; a sequence
       with one step moves in the last evaluation.
     batch_at: the batch of step t, from (batch, t), t an int32 scalar. Unset,
-      each step sees the whole batch. Sequences that move by one oracle see one
-      batch in each evaluation, so their `batch_at` has to be the same function.
-    start: makes a sequence that only the solver has, from the parameters, or
-      with `restart` the point from which any sequence starts in each update.
-    restart: whether the sequence goes back to its start in each update. Unset,
+      each step sees the whole batch. Sequences that one oracle moves see the
+      same batch in each evaluation, so that their `batch_at` has to be the same
+      function.
+    start: from the parameters to the first value of a sequence that is in the
+      solver's state only; with `restart`, to the first value in each update.
+    restart: whether the sequence returns to its start in each update. Unset,
       False.
   """
 
@@ -263,21 +264,21 @@ class Sequence(NamedTuple):
 SequenceLike: TypeAlias = Sequence | optax.GradientTransformation
 
 
-def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
+def as_sequence(record: Any, name: str, **defaults: Any) -> Sequence:
   """Converts an optimiser to a `Sequence` and fills in its unset fields.
 
   Args:
-    given: a `Sequence`, or an optax transformation.
-    name: of the sequence, for the error.
-    **defaults: values for the fields that the record leaves unset.
+    record: a `Sequence`, or an optax transformation.
+    name: name of the sequence, for the error.
+    **defaults: values for unset fields.
 
   Returns:
-    A `Sequence` whose steps and restart are set.
+    A `Sequence` with `steps` and `restart`.
 
   Raises:
-    TypeError: for anything else, a number for instance; if `batch_at` or
-      `start` is no function, or `restart` no boolean.
-    ValueError: if the steps are no whole number >= 1.
+    TypeError: for anything else, for instance a number; if `batch_at` or
+      `start` is not a function, or `restart` not a boolean.
+    ValueError: if the steps are not a whole number >= 1.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -285,48 +286,49 @@ def as_sequence(given: Any, name: str, **defaults: Any) -> Sequence:
     >>> print(record.steps, record.restart)
     5 False
   """
-  found = given if isinstance(given, Sequence) else Sequence(given)
-  optimiser = found.optimiser
+  sequence = record if isinstance(record, Sequence) else Sequence(record)
+  optimiser = sequence.optimiser
   if not isinstance(optimiser, optax.GradientTransformation):
     remedy = (
-      'give it as optax.MultiSteps(...).gradient_transformation()'
+      'write optax.MultiSteps(...).gradient_transformation()'
       if isinstance(optimiser, optax.MultiSteps)
-      else 'optax.sgd(0.1) for instance'
+      else 'write for instance optax.sgd(0.1)'
     )
     raise TypeError(
       f'{name} takes an optax optimiser or a bj.Sequence of one, got '
       f'{type(optimiser).__name__}: {remedy}.'
     )
   usual = {'steps': 1, 'restart': False} | defaults
-  unset = {n: v for n, v in usual.items() if getattr(found, n) is None}
-  found = found._replace(**unset)
-  _checks.whole(f'the sequence {name}', 'steps', found.steps)
+  unset = {n: v for n, v in usual.items() if getattr(sequence, n) is None}
+  sequence = sequence._replace(**unset)
+  _checks.whole_number(f'the sequence {name}', 'steps', sequence.steps)
   for field, signature in (
     ('batch_at', 'lambda batch, t: batch[t]'),
     ('start', 'lambda params: params.lower'),
   ):
-    value = getattr(found, field)
+    value = getattr(sequence, field)
     if value is not None and not callable(value):
       raise TypeError(
-        f'{field} of the sequence {name} is a function, got '
-        f'{type(value).__name__}: {signature} for instance.'
+        f'{field} of the sequence {name} is a function, for instance '
+        f'{signature}, got {type(value).__name__}.'
       )
-  if not isinstance(found.restart, bool):
+  if not isinstance(sequence.restart, bool):
     raise TypeError(
-      f'restart of the sequence {name} is True or False, got {found.restart!r}.'
+      f'restart of the sequence {name} is True or False, got '
+      f'{sequence.restart!r}.'
     )
-  return found
+  return sequence
 
 
 def value_sequence(
-  given: SequenceLike | None, lower: Sequence, **defaults: Any
+  record: SequenceLike | None, lower: Sequence, **defaults: Any
 ) -> Sequence:
   """The record of a sequence that follows the lower loss's minimiser.
 
   Args:
-    given: the caller's, None for the optimiser of the lower variable.
-    lower: the record of the lower variable, whose set is the value's too.
-    **defaults: further fields for what the record leaves open.
+    record: an optimiser or a record; None for the optimiser of `lower`.
+    lower: the record of the lower variable; its set is the default.
+    **defaults: values for other unset fields.
 
   Returns:
     A record that starts at the lower variable.
@@ -339,15 +341,15 @@ def value_sequence(
     True 1 True
   """
   defaults = {'set': lower.set, 'start': lambda p: p.lower} | defaults
-  chosen = Sequence(lower.optimiser) if given is None else given
+  chosen = Sequence(lower.optimiser) if record is None else record
   return as_sequence(chosen, 'value', **defaults)
 
 
-def linear_sequence(given: SequenceLike | None, lower: Sequence) -> Sequence:
+def linear_sequence(record: SequenceLike | None, lower: Sequence) -> Sequence:
   """The record of a sequence that solves a system in the lower Hessian.
 
   Args:
-    given: the caller's, None for the optimiser of the lower variable.
+    record: an optimiser or a record; None for the optimiser of `lower`.
     lower: the record of the lower variable.
 
   Returns:
@@ -360,15 +362,15 @@ def linear_sequence(given: SequenceLike | None, lower: Sequence) -> Sequence:
     >>> print(record.start(params))
     [0. 0.]
   """
-  chosen = Sequence(lower.optimiser) if given is None else given
+  chosen = Sequence(lower.optimiser) if record is None else record
   zero = lambda params: optax.tree.zeros_like(params.lower)
   return as_sequence(chosen, 'linear', start=zero)
 
 
 @functools.cache
 def _sequences_type(names: tuple[str, ...]) -> type:
-  # One class for each set of names: pytrees compare equal only if their
-  # classes do, and a scan compares the pytrees of two traces.
+  # Cached, because a scan requires equal pytrees in two traces, and pytrees of
+  # different classes are not equal.
   return collections.namedtuple('Sequences', names)
 
 

@@ -502,7 +502,7 @@ ERRORS = {
   'a number for an optimiser': (
     lambda: two_losses(upper=0.1, lower=SGD),
     TypeError,
-    r'upper takes an optax optimiser .*, got float: optax\.sgd\(0\.1\)',
+    r'upper takes an optax optimiser .*, got float: .*sgd\(0\.1\)',
   ),
   'no optimiser in a record': (
     lambda: two_losses(upper=S(None), lower=SGD),
@@ -512,7 +512,7 @@ ERRORS = {
   'an optimiser of several steps': (
     lambda: two_losses(upper=optax.MultiSteps(SGD, 2), lower=SGD),
     TypeError,
-    r'got MultiSteps: give it as .*\.gradient_transformation\(\)',
+    r'got MultiSteps: write .*\.gradient_transformation\(\)',
   ),
   'a start that is an array': (
     lambda: two_losses(upper=SGD, lower=S(SGD, start=jnp.zeros(2))),
@@ -522,7 +522,7 @@ ERRORS = {
   'a batch for a function of batches': (
     lambda: two_losses(upper=S(SGD, steps=2, batch_at=3), lower=SGD),
     TypeError,
-    'batch_at of the sequence upper is a function, got int: lambda batch, t',
+    'batch_at of the sequence upper is a function, .* lambda batch, t.*got int',
   ),
   'a word for a boolean': (
     lambda: two_losses(upper=SGD, lower=S(SGD, restart='yes')),
@@ -552,7 +552,7 @@ ERRORS = {
   'a restart without a start': (
     lambda: two_losses(upper=SGD, lower=S(SGD, restart=True)),
     ValueError,
-    'the sequence lower restarts: give its record a start',
+    'sequence lower has restart=True but no start: give',
   ),
   'a line search': (
     lambda: two_losses(upper=SGD, lower=optax.lbfgs()),
@@ -569,7 +569,7 @@ ERRORS = {
   'loops of other lengths': (
     lambda: two_losses(upper=S(SGD, steps=2), lower=S(SGD, steps=3)),
     ValueError,
-    'upper, lower move by one oracle, but take 2, 3 steps: .* the same number',
+    'sequences upper, lower, but they take 2, 3 steps: .* the same number',
   ),
   'loops on other batches': (
     lambda: two_losses(
@@ -631,7 +631,7 @@ def test_an_error_names_its_cause_and_its_mend(case):
 
 def test_parameters_without_names():
   solver = two_losses(upper=SGD, lower=SGD)
-  with pytest.raises(TypeError, match=r'descend works on named seq.*hold them'):
+  with pytest.raises(TypeError, match=r'descend works on named seq.*make them'):
     solver.init({'upper': jnp.zeros(2)})
 
 
@@ -649,8 +649,8 @@ def test_what_no_oracle_moves_stays_without_an_update():
   ('given', 'says'),
   [
     ('state', 'state of a solver: call solver.update'),
-    ('dict', 'the targets that it is restored to'),
-    ('whole', 'as a float, 0.0 for instance'),
+    ('dict', 'as its targets'),
+    ('whole', 'as a float, for instance 0.0'),
     ('swapped', 'the batch is a BilevelParams, .* in this order'),
   ],
 )

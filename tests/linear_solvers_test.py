@@ -299,7 +299,7 @@ def test_a_random_solver_asks_for_its_key():
 @pytest.mark.parametrize(
   ('solve', 'match'),
   [
-    ('cg', "got 'cg': pass bj.linear_solvers"),
+    ('cg', "got 'cg': pass for instance bj.linear_solvers"),
     (jax.scipy.sparse.linalg.cg, r'solve\(\*args\)\[0\]'),
   ],
 )

@@ -27,10 +27,8 @@ def _seal():
   return bj.solvers.seal(
     lambda y, batch: _loss(y, 1.0),
     lambda y, batch: (y['z'] - 1) ** 2,
-    rows=3,
-    index=lambda batch: batch,
+    scores=bj.solvers.RowScores(SGD, 3, lambda batch: batch),
     penalty=1.0,
-    selector=SGD,
     lower=SGD,
   )
 
@@ -152,6 +150,66 @@ def test_a_removed_argument_names_its_replacement(make, name):
     make(PROBLEM, **{name: None})
 
 
-def test_descend_names_what_replaces_wrap():
+@pytest.mark.parametrize(
+  'solver', [n for n in bj.solvers.__all__ if n.islower()]
+)
+def test_each_solver_names_the_replacement_of_wrap(solver):
+  if solver not in ('e_aipod_plan', 'power_schedule', 'seal_penalty'):
+    with pytest.raises(TypeError, match=r'wrap=: write bj.evaluation.wrapped'):
+      getattr(bj.solvers, solver)(wrap=lambda oracle: oracle)
+
+
+def test_descend_names_the_replacement_of_wrap():
   with pytest.raises(TypeError, match=r'wrap=: write bj.evaluation.wrapped'):
     bj.descend(bj.gradient(lambda p, b: p), wrap=lambda oracle: oracle)
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda loss: bj.v_pbgd(loss, penalty=1.0, upper=SGD, lower=SGD),
+    lambda loss: bj.solvers.pbgd_free(loss, penalty=1.0, upper=SGD, lower=SGD),
+    lambda loss: bj.rhg(loss, upper=SGD, lower=SGD),
+    bj.implicit,
+    bj.implicit_directions,
+    lambda loss: bj.diagnostics.lower_minimiser(loss, NESTED),
+  ],
+)
+def test_a_loss_is_no_problem(make):
+  with pytest.raises(TypeError, match=r'is a bj.BilevelProblem.*got function'):
+    make(lambda x, y, batch: 0.0)
+
+
+def test_what_is_chained_to_an_oracle():
+  oracle, mgda = bj.multi_objective(_two, 2), bj.aggregators.mgda
+  with pytest.raises(TypeError, match=r'got mgda: call it, mgda\(...\)'):
+    bj.oracles.aggregated(oracle, mgda)
+  with pytest.raises(TypeError, match='takes the oracle first'):
+    bj.oracles.aggregated(mgda(2), oracle)
+  with pytest.raises(TypeError, match=r'cr_mogm takes an aggregator.*got None'):
+    bj.aggregators.cr_mogm(2, None)
+  link = bj.aggregators.random_weights(2, key='a')
+  with pytest.raises(TypeError, match="a key or a whole number, got 'a'"):
+    link.init(FLAT)
+
+
+@pytest.mark.parametrize('name', ['value', 'lower', 'gap'])
+def test_names_that_the_oracle_measures_itself(name):
+  with pytest.raises(ValueError, match=f'measures {name} itself: rename'):
+    bj.oracles.multi_objective_gap(PROBLEM, [name, 'other'])
+
+
+def test_former_arguments_go_into_their_records():
+  def spend(**more):
+    solver = bj.solvers.v_pbsgd(
+      PROBLEM, penalty=1.0, upper=SGD, lower=SGD, **more
+    )
+    return bj.counts(solver.init(NESTED))
+
+  with pytest.warns(DeprecationWarning, match=r'value=RandomStop\(rate=...'):
+    former = spend(value_rate=0.1, inner_steps=3, key=0)
+  assert former == spend(value=bj.solvers.RandomStop(0.1, 3, 0))
+  with pytest.warns(DeprecationWarning, match='write minimum= instead'):
+    bj.solvers.seal_penalty(0.9, decay=0.1, epoch=2, least=0.2)
+  with pytest.warns(DeprecationWarning, match='is now whole_number'):
+    assert bj.checks.whole('mine', 'steps', 3) == 3

@@ -21,7 +21,6 @@ SEQUENCES = (bj.types.SequenceLike, bj.types.SequenceLike | None)
 NUMBERS: dict[str, Any] = {
   'averaging': 0.5,
   'decay': 0.5,
-  'inner_steps': 2,
   'key': 0,
   'least_curvature': 0.1,
   'levels': lambda params: (jnp.zeros(2),),
@@ -35,7 +34,6 @@ NUMBERS: dict[str, Any] = {
   'temperature': 0.5,
   'terms': 2,
   'tracking': 0.5,
-  'value_rate': 0.3,
   'workers': 2,
 }
 BATCH = {
@@ -114,7 +112,11 @@ def _seal():
   rows = lambda y, batch: (y - batch['d']) ** 2
   index = lambda batch: batch['row']
   make = _bound(bj.solvers.seal, upper, rows)
-  return Case(functools.partial(make, rows=3, index=index), NESTED.lower)
+  scores = lambda selector: bj.solvers.RowScores(selector, 3, index)
+  return Case(
+    lambda selector, **records: make(scores=scores(selector), **records),
+    NESTED.lower,
+  )
 
 
 def _a3c():
@@ -133,9 +135,16 @@ def _lv_hba(problem):
   inside = bj.projections.Joint(
     lambda pair: tuple(jnp.minimum(z, 0.5) for z in pair), ('upper',)
   )
-  make = functools.partial(
-    bj.solvers.lv_hba, problem, lambda x, y: y - 0.5, penalty=2.0
-  )
+
+  def make(multiplier, proximal, **records):
+    return bj.solvers.lv_hba(
+      problem,
+      lambda x, y: y - 0.5,
+      penalty=2.0,
+      multipliers=bj.solvers.Multipliers(multiplier, proximal),
+      **records,
+    )
+
   return Case(make, base={'lower': S(optax.sgd(0.2), set=inside)})
 
 
@@ -178,20 +187,31 @@ SPECIAL: dict[str, Callable[[Any], Case]] = {
   'moml': lambda p: Case(functools.partial(bj.solvers.moml, _two_losses(p), 2)),
   'srba': lambda p: Case(_bound(bj.solvers.srba, p), updates=2),
   't_rhg': lambda p: Case(functools.partial(bj.t_rhg, p, truncate=1)),
-  # The first step of a period uses the large batch.
+  'v_pbsgd': lambda p: Case(
+    _bound(
+      functools.partial(
+        bj.solvers.v_pbsgd, value=bj.solvers.RandomStop(0.3, 2, key=0)
+      ),
+      p,
+    )
+  ),
+  # The first move of a period sees the large batch.
   'vrbo': lambda p: Case(_bound(bj.solvers.vrbo, p), updates=2),
 }
 
 
+# Sequences in a record of a solver's own.
+IN_RECORDS = {'lv_hba': ('multiplier', 'proximal'), 'seal': ('selector',)}
+
+
 def record_names(solver: str) -> tuple[str, ...]:
-  """The sequences for which a solver takes a record."""
+  """The sequences that a solver takes a record for."""
   if solver == 'stsa':
     return ('x', 'y')
   call = getattr(bj.solvers, 'rhg' if solver == 't_rhg' else solver)
-  arguments = inspect.signature(call).parameters.items()
-  return tuple(
-    n for n, p in arguments if p.annotation in SEQUENCES or n == 'selector'
-  )
+  found = inspect.signature(call).parameters.items()
+  own = tuple(n for n, p in found if p.annotation in SEQUENCES)
+  return own + IN_RECORDS.get(solver, ())
 
 
 def make_case(solver: str, problem: bj.BilevelProblem = PROBLEM) -> Case:
@@ -209,7 +229,9 @@ def make_records(solver: str) -> dict[str, bj.Sequence]:
   return usual | dict(make_case(solver).base)
 
 
-SOLVERS = [name for name in bj.solvers.__all__ if record_names(name)]
+SOLVERS = [
+  name for name in bj.solvers.__all__ if name.islower() and record_names(name)
+]
 NESTED_SOLVERS = [
   name
   for name in bj.solvers.__all__

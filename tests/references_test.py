@@ -811,7 +811,7 @@ OBJECTIVES = {
   'fused_moco': (
     lambda: optax.chain(
       bj.oracles.fused_moco(
-        problem.objectives, 3, tracking=decay, exact=True, **MOCO
+        problem.objectives, 3, tracking=decay, **MOCO | {'weight_step': None}
       ),
       UP,
     ),
@@ -884,9 +884,10 @@ def test_seal_is_the_published_one(name):
     return problem.upper(x, jnp.asarray(Y, x.dtype), batch)
 
   make = lambda: bj.solvers.seal(
-    upper, problem.row_losses, rows=9, index=lambda batch: batch['index'],
-    penalty=penalty, selector=optax.sgd(up, momentum), lower=LOW, value=value,
-    **rest,
+    upper, problem.row_losses, penalty=penalty, lower=LOW, value=value,
+    scores=bj.solvers.RowScores(
+      optax.sgd(up, momentum), 9, lambda batch: batch['index'], **rest
+    ),
   )  # fmt: skip
   reference = lambda b, _: steps.seal(
     Rows, X, b, rows=9, penalty=penalty, lower=low, selector=up, **options
@@ -913,9 +914,9 @@ def many(make, params, batches, members):
 
 def test_v_pbsgd_is_the_published_one_for_the_points_it_drew():
   make = lambda key: bj.solvers.v_pbsgd(
-    PROBLEM, penalty=penalty, key=key, upper=bj.Sequence(UP, set=box(0.45)),
-    lower=bj.Sequence(LOW, set=box(0.55)), inner_steps=3, inner_batch=pick,
-    value_rate=val,
+    PROBLEM, penalty=penalty, upper=bj.Sequence(UP, set=box(0.45)),
+    lower=bj.Sequence(LOW, set=box(0.55)),
+    value=bj.solvers.RandomStop(val, 3, key, pick),
   )  # fmt: skip
   params = bj.BilevelParams(problem.UPPER, problem.LOWER)
   runs = list(many(make, params, REGULAR, 600))

@@ -22,7 +22,7 @@ def test_the_page_lists_every_method():
     ('v_pbgd', 'joint set', ''),
     ('v_pbgd', 'saga', ''),
     ('aipod', 'lower equations', ''),
-    ('aipod', 'lower set', 'lower sets of equations'),
+    ('aipod', 'lower set', 'takes a lower set of equations'),
     ('e_aipod', 'lazy equations', ''),
     ('stable', 'inner steps', 'takes one step'),
     ('stsa', 'lower set', validity.NO_RECORD),

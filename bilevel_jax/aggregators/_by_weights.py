@@ -47,10 +47,10 @@ def init(
     objectives: the number of objectives.
     start: maps the parameters and a dtype to the initial inner state.
   """
-  _checks.whole(name, 'objectives', objectives)
+  _checks.whole_number(name, 'objectives', objectives)
 
   def init_fn(params):
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
     return WeightsState(
       count=_trees.zeros([], jnp.int32),
       weights=jnp.full([objectives], 1 / objectives, dtype),

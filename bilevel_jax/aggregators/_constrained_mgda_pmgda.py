@@ -120,7 +120,7 @@ def constrained_mgda(
     Multi-Objective Bi-Level Optimization <https://arxiv.org/abs/2401.09257>`_,
     2024.
   """
-  _checks.whole('constrained_mgda', 'objectives', objectives)
+  _checks.whole_number('constrained_mgda', 'objectives', objectives)
   _checks.within('constrained_mgda', 'rate', rate, 0)
   _checks.within(
     'constrained_mgda', 'averaging', averaging, 0, 1, open_low=True

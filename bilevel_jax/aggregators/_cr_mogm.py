@@ -52,6 +52,11 @@ def cr_mogm(
     Multi-Objective Gradient Manipulation and Beyond, NeurIPS 2022.
   """
   _checks.within('cr_mogm', 'decay', decay, 0, 1)
+  if not isinstance(aggregator, optax.GradientTransformation):
+    raise TypeError(
+      'cr_mogm takes an aggregator, for instance '
+      f'bj.aggregators.mgda(objectives), got {aggregator!r}.'
+    )
   evaluated = optax.with_extra_args_support(aggregator)
 
   def start(params, dtype):

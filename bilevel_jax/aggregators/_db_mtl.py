@@ -72,7 +72,7 @@ def db_mtl(
     weights = _trees.ratio(jnp.max(lengths), lengths)
     weights = _rows.in_range(gramian, weights)
     direction = _rows.weigh(types.Jacobian(means), weights)
-    return _trees.as_dtypes_of(direction, jacobian.rows), weights, means
+    return _trees.cast_like(direction, jacobian.rows), weights, means
 
   start = lambda params, dtype: _rows.tracked(
     'db_mtl', objectives, params, rest

@@ -51,7 +51,7 @@ def dwa(
     <https://arxiv.org/abs/1803.10704>`_, 2019.
   """
   _checks.within('dwa', 'temperature', temperature, 0, open_low=True)
-  _checks.whole('dwa', 'updates in a period', period)
+  _checks.whole_number('dwa', 'updates in a period', period)
 
   def choose(jacobian, state):
     # The mean losses of the current epoch so far and of the last two epochs.

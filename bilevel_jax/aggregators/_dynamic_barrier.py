@@ -75,7 +75,7 @@ def dynamic_barrier(
   rate = _penalty.checked_schedule(eta, 'eta')
 
   def init_fn(params):
-    zero = jnp.zeros([], _trees.dtype_of(params))
+    zero = jnp.zeros([], _trees.widest_dtype(params))
     return DynamicBarrierState(jnp.zeros([], jnp.int32), zero)
 
   def update_fn(jacobian, state, params=None, **extra_args):

@@ -52,16 +52,16 @@ def tracker(
   objectives: int,
   *,
   tracking: types.ScalarOrSchedule = 0.1,
-  weight_step: types.ScalarOrSchedule = 0.1,
+  weight_step: types.ScalarOrSchedule | None = 0.1,
   regularisation: types.ScalarOrSchedule = 0.0,
   radius: Any = None,
-  exact: bool = False,
   rest: tuple[str, ...] = (),
   accumulator_dtype: Any = jnp.float32,
 ) -> Tracker:
   """Checks the hyperparameters of MoCo and makes its functions; see `moco`."""
   _checks.within(name, 'tracking', tracking, 0, 1, open_low=True)
-  _checks.within(name, 'weight_step', weight_step, 0, open_low=True)
+  if weight_step is not None:
+    _checks.within(name, 'weight_step', weight_step, 0, open_low=True)
   _checks.within(name, 'regularisation', regularisation, 0)
   if radius is not None:
     _checks.within(name, 'radius', radius, 0, open_low=True)
@@ -111,7 +111,7 @@ def tracker(
     """The direction and the next weights."""
     weights, dtype = state.weights, state.weights.dtype
     rho = _by_weights.current(regularisation, state)
-    if exact:
+    if weight_step is None:
       return min_norm(tracked, jnp.sqrt(rho))
     step = _by_weights.current(weight_step, state)
     slope = _rows.products(tracked).astype(dtype) @ weights + rho * weights
@@ -145,13 +145,13 @@ def tracker(
   return Tracker(init, update)
 
 
+@_checks.removed(exact='weight_step=None for weights that minimise')
 def moco(
   objectives: int,
   *,
   tracking: types.ScalarOrSchedule = 0.1,
-  weight_step: types.ScalarOrSchedule = 0.1,
+  weight_step: types.ScalarOrSchedule | None = 0.1,
   regularisation: types.ScalarOrSchedule = 0.0,
-  exact: bool = False,
   radius: Any = None,
   samples: int = 1,
   rest: tuple[str, ...] = (),
@@ -178,12 +178,11 @@ def moco(
       above 1 count as 1. With 1, there is no running mean.
     weight_step: :math:`\gamma_k`, in units of one over a squared gradient norm;
       a constant or a schedule. The weights are NaN if that square leaves the
-      range of floats.
-    regularisation: :math:`\rho`, in units of a squared gradient norm; makes the
-      weights more equal.
-    exact: whether :math:`\lambda_k` minimises
+      range of floats. With None, :math:`\lambda_k` minimises
       :math:`\lambda^\top (Y_k Y_k^\top + \rho I) \lambda` instead of taking one
       step towards it.
+    regularisation: :math:`\rho`, in units of a squared gradient norm; makes the
+      weights more equal.
     radius: radius of the balls onto which tracked gradients are projected, in
       units of gradient norms, a number or (objectives,); None for no
       projection.
@@ -225,7 +224,7 @@ def moco(
     Bias in Multi-objective Learning: A Provably Convergent Approach
     <https://arxiv.org/abs/2210.12624>`_, 2023.
   """
-  _checks.whole('moco', 'samples', samples)
+  _checks.whole_number('moco', 'samples', samples)
   init_fn, update = tracker(
     'moco',
     objectives,
@@ -233,7 +232,6 @@ def moco(
     weight_step=weight_step,
     regularisation=regularisation,
     radius=radius,
-    exact=exact,
     rest=tuple(rest),
     accumulator_dtype=accumulator_dtype,
   )
@@ -250,7 +248,7 @@ def moco(
       return tracked
 
     direction, state = update(feed, state)
-    direction = _trees.as_dtypes_of(direction, jacobian.rows)
+    direction = _trees.cast_like(direction, jacobian.rows)
     return _rows.with_rest(direction, jacobian.rest), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

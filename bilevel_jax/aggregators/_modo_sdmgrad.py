@@ -154,7 +154,7 @@ def sdmgrad(
   """
   _checks.within('sdmgrad', 'weight_step', weight_step, 0, open_low=True)
   _checks.within('sdmgrad', 'pull', pull, 0)
-  _checks.whole('sdmgrad', 'inner_steps', inner_steps)
+  _checks.whole_number('sdmgrad', 'inner_steps', inner_steps)
   if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
     raise ValueError(f'sdmgrad: momentum is in [0, 1), got {momentum}.')
 

@@ -152,7 +152,7 @@ def scale_by_penalty(
     _rows.require(jacobian, 'scale_by_penalty', 2, rows=True)
 
     def weigh(rows):
-      objective, penalised = weights(state.count, _trees.dtype_of(rows))
+      objective, penalised = weights(state.count, _trees.widest_dtype(rows))
       # Written as a sum so that XLA never builds the stacked rows.
       total = objective * rows[0] + penalised * rows[1]
       return total.astype(rows.dtype)

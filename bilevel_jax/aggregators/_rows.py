@@ -123,7 +123,7 @@ def products(left: Any, right: Any = None, scale: Any = None) -> chex.Array:
     (rows of left, rows of right), in float32 or wider.
   """
   right = left if right is None else right
-  dtype = _trees.dtype_of((left, right))
+  dtype = _trees.widest_dtype((left, right))
 
   def dot(a, b):
     if scale is not None:

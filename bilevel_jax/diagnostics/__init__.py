@@ -1,4 +1,4 @@
-"""Diagnostics: what can be measured about a run."""
+"""Diagnostics: settings before a run, measurements during and after it."""
 
 from bilevel_jax.diagnostics._bilevel import (
   HypergradientDistance,
@@ -25,13 +25,16 @@ from bilevel_jax.diagnostics._state import (
   outputs,
   values,
 )
-from bilevel_jax.diagnostics._suggest import Suggestion, suggest
+from bilevel_jax.diagnostics._suggest import suggest
+from bilevel_jax.diagnostics._suggestion import Suggestion
+from bilevel_jax.diagnostics._walk import WalkSettings
 
 __all__ = [
   'Diagnosis',
   'HypergradientDistance',
   'MultiGradientBias',
   'Suggestion',
+  'WalkSettings',
   'auxiliaries',
   'check_finite',
   'conflict_cosines',

@@ -1,4 +1,4 @@
-"""How far a run is from what it approximates: gap, hypergradient, sets."""
+"""Errors of a run: value gap, hypergradient, distance from sets."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from bilevel_jax.oracles import _implicit, _value_gap, base
 from bilevel_jax.projections import AffineSet, Projection, _affine
 
 
-def _checked(found: Any, fine: chex.Array, error: Callable[[], str]) -> Any:
-  """What was found; if it is not fine, an error, or nan where traced."""
-  if _affine.is_concrete(fine) and not fine:
+def _checked(result: Any, valid: chex.Array, error: Callable[[], str]) -> Any:
+  """Raises ValueError for an invalid result, or makes it NaN if traced."""
+  if _affine.is_concrete(valid) and not valid:
     raise ValueError(error())
-  return jax.tree.map(lambda a: jnp.where(fine, a, jnp.nan), found)
+  return jax.tree.map(lambda a: jnp.where(valid, a, jnp.nan), result)
 
 
 def lower_minimiser(
@@ -28,37 +28,35 @@ def lower_minimiser(
   optimiser: optax.GradientTransformation | None = None,
   steps: int = 1000,
 ) -> Any:
-  """Minimises the lower loss from the lower variable, the upper one fixed.
+  """Minimises the lower loss for a fixed upper variable.
 
   Args:
-    problem: the upper and the lower loss; only the lower is used.
-    params: where to start, and the upper variable.
-    batch: the batch of the lower loss, the same in each step.
+    problem: the upper and the lower loss; only the lower loss is used.
+    params: the upper variable, and the start of the lower variable.
+    batch: the batch of the lower loss in all steps.
     optimiser: any optax optimiser; by default L-BFGS with a line search, which
-      needs no step size, and at the end a hundred steps without one.
-    steps: how many steps.
+      needs no step size, and then 100 steps without a line search.
+    steps: the number of steps.
 
   Returns:
-    The best lower variable seen in `steps` steps: of least loss, and where
-    losses differ by rounding alone, of least slope. Compilable.
+    The lower variable of smallest loss in `steps` steps; if losses differ by
+    rounding only, that of smallest slope. It can be compiled.
 
   Raises:
-    ValueError: if the slope is still more than half of the loss's fall over the
-      distance from the start, or the loss is not finite: it is unbounded below,
-      or far from minimised. Where values are traced, by `jax.jit` for instance,
-      the result is nan instead.
+    ValueError: if the loss is not finite, or the slope is still more than half
+      of the decrease of the loss over the distance from the start. The loss is
+      then unbounded below, or far from its minimum. In compiled functions, the
+      result is NaN instead.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> square = lambda x, y, batch: jnp.sum((y - 2 * x) ** 2)
-    >>> params = bj.BilevelParams(jnp.float32(1.5), jnp.zeros(2))
-    >>> problem = bj.BilevelProblem(square, square)
-    >>> y = bj.diagnostics.lower_minimiser(problem, params, steps=9)
-    >>> print(y)
+    >>> problem = bj.testing.toy_problem().problem
+    >>> params = bj.BilevelParams(jnp.full(2, 3.0), jnp.zeros(2))
+    >>> print(bj.diagnostics.lower_minimiser(problem, params, steps=9))
     [3. 3.]
   """
-  steps = _checks.whole('lower_minimiser', 'steps', steps)
-  lower = base.Loss(problem.lower, 'lower')
+  steps = _checks.whole_number('lower_minimiser', 'steps', steps)
+  _, lower = base.checked_losses(problem)
   loss = lambda y: lower(params.upper, y, batch)
 
   def run(solver, y, best, length):
@@ -68,7 +66,7 @@ def lower_minimiser(
       y, state, best = carry
       value, slope = jax.value_and_grad(loss)(y)
       now = (y, value, optax.tree.norm(slope))
-      # Where losses differ by rounding alone, the smaller slope is the better.
+      # If losses differ by rounding only, the smaller slope is better.
       room = 100 * jnp.finfo(value.dtype).eps * jnp.abs(best[1])
       better = (value < best[1] - room) | (
         (value <= best[1] + room) & (now[2] < best[2])
@@ -80,7 +78,7 @@ def lower_minimiser(
       return (optax.apply_updates(y, updates), state, best), value
 
     carry: Any = (y, solver.init(y), best)
-    # One more: the last step is measured too.
+    # One step more, because losses are measured before each step.
     (*_, best), values = jax.lax.scan(body, carry, length=length + 1)
     return best, values[0]
 
@@ -89,22 +87,22 @@ def lower_minimiser(
   solver = optimiser or optax.lbfgs()
   best, first = run(solver, params.lower, best, steps)
   if optimiser is None:
-    # A line search sees no further than the rounding of the loss.
+    # A line search stops at the rounding of the loss.
     best, _ = run(optax.lbfgs(1.0, linesearch=None), best[0], best, 100)
   y, value, slope = best
-  # On the way to a minimum, the slope falls below that of the way.
-  fell, moved = first - value, optax.tree.norm(optax.tree.sub(y, params.lower))
+  # Near a minimum, the slope is smaller than the mean slope of the path.
+  fall, moved = first - value, optax.tree.norm(optax.tree.sub(y, params.lower))
   room = jnp.finfo(value.dtype).eps ** 0.5
-  noise = (fell < room * jnp.abs(value)) | (moved < room * optax.tree.norm(y))
-  fine = jnp.isfinite(value) & (noise | (slope * moved <= fell / 2))
+  noise = (fall < room * jnp.abs(value)) | (moved < room * optax.tree.norm(y))
+  valid = jnp.isfinite(value) & (noise | (slope * moved <= fall / 2))
   return _checked(
     y,
-    fine,
+    valid,
     lambda: (
       f'lower_minimiser: after {steps} steps the lower loss is {value:.3g} and '
       f'its slope still {slope:.3g}: it is unbounded below, or far from its '
-      'minimum. Add a strongly convex term to it, or take more steps or '
-      'another optimiser.'
+      'minimum. Add a strongly convex term, take more steps or use another '
+      'optimiser.'
     ),
   )
 
@@ -117,12 +115,12 @@ def penalty_gap(
   optimiser: optax.GradientTransformation | None = None,
   steps: int = 1000,
 ) -> chex.Array:
-  r"""How far the lower loss is above its minimum, to the accuracy of a solve.
+  r"""The distance of the lower loss from its minimum, by solving for it.
 
   .. math::
     g(x, y) - \min_{y'} g(x, y')
 
-  Unlike `bj.values(state)['gap']`, it does not trust the value sequence. Where
+  Unlike `bj.values(state)['gap']`, it does not depend on the value sequence. If
   the difference of the two losses is rounding, it is the integral of the slope
   between the two points, as with `quadrature` in `bj.value_gap`.
 
@@ -138,13 +136,12 @@ def penalty_gap(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
-    >>> square = lambda x, y, batch: (x - y) ** 2
-    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(3.0))
-    >>> problem = bj.BilevelProblem(square, square)
+    >>> problem = bj.testing.toy_problem().problem
+    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.array([0.0, 2.0]))
     >>> print(bj.diagnostics.penalty_gap(problem, params, steps=9))
     4.0
   """
-  lower = base.Loss(problem.lower, 'lower')
+  _, lower = base.checked_losses(problem)
   y = lower_minimiser(problem, params, batch, optimiser=optimiser, steps=steps)
   return _value_gap.accurate_gap(lower, *params, y, batch)
 
@@ -168,19 +165,18 @@ def hypergradient(
     params: the upper variable, and the lower one at a minimiser with a positive
       definite Hessian: see `lower_minimiser`.
     batch: the batch of both losses.
-    steps: at most so many conjugate-gradient steps.
-    tolerance: at which relative residual they end; by default at rounding.
+    steps: the largest number of conjugate-gradient steps.
+    tolerance: the relative residual at which to stop; by default at rounding.
     lower_set: the lower variable's equations, as in `implicit`.
 
   Returns:
     A pytree of the structure of the upper variable.
 
   Raises:
-    ValueError: if the linear system is not solved, to a relative residual of
-      the cube root of rounding (5e-3 in float32, 6e-6 in float64) or the
+    ValueError: if the relative residual of the linear system is above the cube
+      root of rounding (5e-3 in float32, 6e-6 in float64) and above the
       tolerance: the Hessian is singular or indefinite, or the steps are too
-      few. Where values are traced, by `jax.jit` for instance, the result is nan
-      instead.
+      few. In compiled functions, the result is NaN instead.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -194,18 +190,19 @@ def hypergradient(
   conjugate = linear_solvers.conjugate_gradient(steps, tolerance=tolerance)
 
   def solve(operator, right, start):
-    found = conjugate(operator, right, start)
-    left = optax.tree.norm(optax.tree.sub(right, operator(found)))
+    solution = conjugate(operator, right, start)
+    residual = optax.tree.norm(optax.tree.sub(right, operator(solution)))
     size = optax.tree.norm(right)
     room = jnp.maximum(tolerance, jnp.finfo(size.dtype).eps ** (1 / 3))
     return _checked(
-      found,
-      left <= room * size,
+      solution,
+      residual <= room * size,
       lambda: (
-        'hypergradient: conjugate gradients leave a relative residual of '
-        f'{left / size:.1e}: the lower Hessian is singular or indefinite here, '
-        'or its condition needs more steps or float64. Add a strongly convex '
-        'term to the lower loss, and evaluate at its lower_minimiser.'
+        'hypergradient: conjugate gradients stop at a relative residual of '
+        f'{residual / size:.1e}: the lower Hessian is singular or indefinite, '
+        'or ill-conditioned, so that it needs more steps or float64. Add a '
+        'strongly convex term to the lower loss, and evaluate at its '
+        'lower_minimiser.'
       ),
     )
 
@@ -216,12 +213,12 @@ def hypergradient(
 
 
 class HypergradientDistance(NamedTuple):
-  """How the penalised upper gradient differs from the hypergradient.
+  """The difference between the penalised upper gradient and the hypergradient.
 
   Attributes:
     distance: norm of the difference.
-    relative: the same, divided by the norm of the hypergradient.
-    cosine: of the angle between the two.
+    relative: norm of the difference over the norm of the hypergradient.
+    cosine: cosine of the angle between the two.
   """
 
   distance: chex.Array
@@ -248,8 +245,8 @@ def hypergradient_distance(
     \text{ at the lower minimiser}
 
   At the minimum over y of the penalised loss and with an exact value sequence,
-  the distance is of the order :math:`1 / \gamma`. The two slopes of the lower
-  loss are compared as in `penalty_gap`, without the rounding of a difference.
+  the distance is of the order :math:`1 / \gamma`. The difference of the two
+  lower slopes is evaluated as in `penalty_gap`, without cancellation.
 
   Args:
     problem: the upper and the lower loss.
@@ -257,8 +254,8 @@ def hypergradient_distance(
     batch: the batch of both losses.
     penalty: the weight :math:`\gamma`.
     value: the value sequence :math:`w`, `bj.auxiliaries(state)['value']`.
-    solve_steps: steps of the solve for the lower minimiser.
-    linear_steps: steps of the linear solve.
+    solve_steps: steps of `lower_minimiser`.
+    linear_steps: conjugate-gradient steps.
 
   Returns:
     A `HypergradientDistance` of scalars.
@@ -269,14 +266,13 @@ def hypergradient_distance(
     ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
     ... )
     >>> x = jnp.float32(3.0)  # min_y f + 9 g is at y = 0.9 x
-    >>> found = bj.diagnostics.hypergradient_distance(
+    >>> result = bj.diagnostics.hypergradient_distance(
     ...   problem, bj.BilevelParams(x, 0.9 * x), penalty=9.0, value=x,
     ... )
-    >>> print(found.relative.round(3), found.cosine)
+    >>> print(result.relative.round(3), result.cosine)
     0.1 1.0
   """
-  upper = base.Loss(problem.upper, 'upper')
-  lower = base.Loss(problem.lower, 'lower')
+  upper, lower = base.checked_losses(problem)
   x, y = params
 
   def penalised(x):
@@ -287,27 +283,27 @@ def hypergradient_distance(
   exact = hypergradient(
     problem, params._replace(lower=minimiser), batch, steps=linear_steps
   )
-  ours = jax.grad(penalised)(x)
-  distance = optax.tree.norm(optax.tree.sub(ours, exact))
-  size, our_size = optax.tree.norm(exact), optax.tree.norm(ours)
+  slope = jax.grad(penalised)(x)
+  distance = optax.tree.norm(optax.tree.sub(slope, exact))
+  size, slope_size = optax.tree.norm(exact), optax.tree.norm(slope)
   return HypergradientDistance(
     distance=distance,
     relative=distance / size,
-    cosine=optax.tree.vdot(ours, exact) / (size * our_size),
+    cosine=optax.tree.vdot(slope, exact) / (size * slope_size),
   )
 
 
 def feasibility(
   params: Any, **sets: Projection | None
 ) -> dict[str, chex.Array]:
-  r"""How far sequences are outside their sets.
+  r"""Distances of sequences from their sets.
 
   .. math::
     \| z - \Pi(z) \|
 
   Args:
     params: a NamedTuple of sequences.
-    **sets: by name of a sequence, its projection, as in `project`.
+    **sets: by name of a sequence, its projection.
 
   Returns:
     The Euclidean distance by name, in units of the sequence.

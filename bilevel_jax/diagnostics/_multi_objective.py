@@ -1,4 +1,4 @@
-"""What can be measured about several objectives at once."""
+"""Measurements of several objectives: stationarity, conflict, bias."""
 
 from typing import Any, NamedTuple
 
@@ -12,17 +12,17 @@ from bilevel_jax.aggregators import _quadratic, _rows
 
 
 def pareto_stationarity(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
-  r"""How far a point is from Pareto stationary.
+  r"""The distance of a point from Pareto stationarity.
 
   .. math::
     \min_{w \in \Delta} \| J^\top w \|
 
   Args:
-    jacobian: of the objectives, best without noise.
+    jacobian: the Jacobian of the objectives, preferably without noise.
 
   Returns:
     The norm of the shortest convex combination of the rows; zero if and only if
-    no direction descends all objectives.
+    no direction decreases all objectives.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -30,8 +30,8 @@ def pareto_stationarity(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
     >>> print(bj.diagnostics.pareto_stationarity(bj.Jacobian(rows)))
     3.0
   """
-  found = _rows.gramian(jacobian)
-  return _rows.norm(found, _quadratic.min_norm_weights(found))
+  gramian = _rows.gramian(jacobian)
+  return _rows.norm(gramian, _quadratic.min_norm_weights(gramian))
 
 
 def conflict_cosines(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
@@ -42,7 +42,7 @@ def conflict_cosines(jacobian: types.Jacobian | types.Gramian) -> chex.Array:
       {\|\nabla f_i\| \, \|\nabla f_j\|}
 
   Args:
-    jacobian: of the objectives.
+    jacobian: the Jacobian of the objectives.
 
   Returns:
     (objectives, objectives); zero for a gradient that vanishes.
@@ -61,13 +61,13 @@ def objective_weights(state: Any) -> chex.Array:
   """The weights of the last update, from a solver's state at any depth.
 
   Args:
-    state: a solver's state, with an aggregator in it.
+    state: the state of a solver with an aggregator.
 
   Returns:
     (objectives,), with leading axes if the state has them.
 
   Raises:
-    ValueError: if no part of the state holds weights.
+    ValueError: if no part of the state has weights.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -78,11 +78,11 @@ def objective_weights(state: Any) -> chex.Array:
     >>> print(bj.diagnostics.objective_weights(solver.init(jnp.zeros(2))))
     [0.5 0.5]
   """
-  found: list[Any] = []
+  weights: list[Any] = []
 
   def look(node):
     if {'count', 'weights'} <= set(getattr(node, '_fields', ())):
-      found.append(node.weights)
+      weights.append(node.weights)
       return
     is_here = lambda x: x is not node and isinstance(x, tuple)
     for part in jax.tree.leaves(node, is_leaf=is_here):
@@ -90,24 +90,24 @@ def objective_weights(state: Any) -> chex.Array:
         look(part)
 
   look(state)
-  if not found:
+  if not weights:
     raise ValueError(
-      'no aggregator in this state keeps weights: chain one after the oracle, '
-      'bj.aggregators.mgda(objectives) for instance.'
+      'no aggregator in this state has weights: chain one after the oracle, '
+      'for instance bj.aggregators.mgda(objectives).'
     )
-  return found[-1]
+  return weights[-1]
 
 
 class MultiGradientBias(NamedTuple):
-  """How wrong an aggregated direction is on average.
+  """The mean error of an aggregated direction.
 
   Attributes:
-    at_own_weights: norm of the mean direction less the true gradients weighed
-      by the mean of the method's own weights.
-    from_min_norm: norm of the mean direction less the shortest convex
+    at_own_weights: norm of the mean direction minus the true gradients with the
+      mean of the method's weights.
+    from_min_norm: norm of the mean direction minus the shortest convex
       combination of the true gradients.
     direction: norm of the mean direction.
-    noise: root mean square distance of a direction from their mean.
+    noise: root mean square distance of the directions from their mean.
   """
 
   at_own_weights: chex.Array
@@ -135,16 +135,16 @@ def multi_gradient_bias(
       \Big\|
 
   Args:
-    oracle: gives a `Jacobian`; of a state of its own.
-    aggregator: the method, one that keeps weights.
+    oracle: an oracle that gives a `Jacobian`.
+    aggregator: an aggregator with weights.
     state: the aggregator's state at this point.
     params: the point.
     batches: fresh batches, stacked along a leading axis.
     truth: the Jacobian without noise.
-    remember: whether the aggregator's state passes from batch to batch while
-      the point stays, so that the expectation is also over what a method with
-      a memory remembers. Else it is over the next batch only, and the noise
-      that is in the memory now counts as a bias.
+    remember: whether the aggregator's state passes from batch to batch at the
+      fixed point. Then the expectation includes the memory of the method.
+      Otherwise it is over the next batch only, and the current noise of the
+      memory counts as a bias.
 
   Returns:
     A `MultiGradientBias`, scalars in units of a gradient norm.

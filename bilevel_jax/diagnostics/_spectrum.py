@@ -1,4 +1,4 @@
-"""The eigenvalues of a Hessian, as one vector sees them, by few products."""
+"""The spectrum of a Hessian for one vector, by few products."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,15 @@ from bilevel_jax import _trees
 
 
 class Spectrum(NamedTuple):
-  r"""Quadrature nodes and weights of a vector v in a symmetric matrix H.
+  r"""Quadrature nodes and weights of a vector v for a symmetric matrix H.
 
   .. math::
     v^\top \phi(H) \, v \approx \sum_i weights_i \, \phi(values_i)
 
   Attributes:
-    values: approximate eigenvalues, ascending; zeros of weight 0 fill up.
-    weights: squared lengths of the vector's parts that belong to them.
+    values: approximate eigenvalues in ascending order, padded with zeros of
+      weight 0.
+    weights: squared lengths of the vector's components for them.
   """
 
   values: chex.Array
@@ -30,16 +31,17 @@ class Spectrum(NamedTuple):
 
     Args:
       power: p.
-      largest: the largest eigenvalue in absolute value. What is zero up to
-        rounding beside it is left out, as in a pseudo-inverse.
+      largest: the largest eigenvalue in absolute value. Eigenvalues that are
+        zero relative to it, up to rounding, are left out as in a
+        pseudo-inverse.
     """
     sizes = jnp.abs(self.values)
-    # The products' rounding, and that of the eigenvalues of a tridiagonal
-    # matrix, which grows with its size.
+    # Rounding of the products, and of the eigenvalues of a tridiagonal matrix,
+    # which grows with its size.
     room = (100 + 4 * sizes.shape[-1]) * jnp.finfo(sizes.dtype).eps
-    kept = sizes > room * largest
-    terms = self.weights / jnp.where(kept, sizes, 1) ** power
-    return jnp.sum(jnp.where(kept, terms, 0))
+    nonzero = sizes > room * largest
+    terms = self.weights / jnp.where(nonzero, sizes, 1) ** power
+    return jnp.sum(jnp.where(nonzero, terms, 0))
 
 
 def norm(tree: Any) -> chex.Array:
@@ -48,21 +50,21 @@ def norm(tree: Any) -> chex.Array:
 
 
 def normalised(tree: Any) -> tuple[Any, chex.Array]:
-  """The vector of length one, zero for a zero vector, and the length."""
+  """The unit vector, or zero for a zero vector, and the length."""
   size = norm(tree)
   return _trees.scaled(_trees.ratio(1, size), tree), size
 
 
 def spectrum(product: Callable[[Any], Any], v: Any, steps: int) -> Spectrum:
-  """Sees a matrix from a vector, by the Lanczos process.
+  """The spectrum of a matrix for a vector, by the Lanczos process.
 
-  Without a second orthogonalisation: its three vectors are all the memory, and
-  the copies of eigenvalues that rounding makes share one weight.
+  Vectors are not orthogonalised again, so that three vectors are all the
+  memory. Copies of eigenvalues due to rounding share one weight.
 
   Args:
     product: multiplies a pytree by the symmetric matrix.
     v: the vector.
-    steps: products.
+    steps: the number of products.
   """
   unit, size = normalised(v)
   eps = jnp.finfo(size.dtype).eps
@@ -76,7 +78,7 @@ def spectrum(product: Callable[[Any], Any], v: Any, steps: int) -> Spectrum:
     new = _trees.add_scaled(new, -joint, before)
     length = norm(new)
     largest = jnp.maximum(largest, jnp.abs(own) + length)
-    # Within rounding of zero: the space is complete, the rest is noise.
+    # Within rounding, the Krylov space is complete and the rest is noise.
     length = jnp.where(length > 10 * eps * largest, length, 0)
     new = _trees.scaled(_trees.ratio(1, length), new)
     return (now, new, length, largest), (own, length)

@@ -1,4 +1,4 @@
-"""What a solver's state says: losses measured, evaluations, added sequences."""
+"""Losses, evaluations, outputs and sequences in a solver's state."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def values(state: Any) -> dict[str, chex.Array]:
     state: a solver's state, at any depth.
 
   Returns:
-    Scalars by name; zero before the first update. Where two oracles give one
-    name, the later one in the chain wins. A loss that the last update did not
-    evaluate keeps an older value: see `evaluated`.
+    Scalars by name; zero before the first update. If two oracles measure the
+    same name, the later one counts. A loss that the last update did not
+    evaluate has an older value: see `evaluated`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -37,15 +37,15 @@ def values(state: Any) -> dict[str, chex.Array]:
 def evaluated(state: Any) -> dict[str, chex.Array]:
   """Which losses of `values` the last update evaluated.
 
-  A mean of a loss over updates is over those in which it was evaluated:
-  `bj.evaluation.select` evaluates one objective in each update.
+  Average a loss over the updates that evaluated it: `bj.evaluation.select`
+  evaluates one objective in each update.
 
   Args:
     state: a solver's state, at any depth.
 
   Returns:
-    Boolean scalars by name of a loss. False before the first update for
-    objectives of `select`; True for all other losses.
+    Boolean scalars by name of the loss. For objectives of `select`, False
+    before the first update; True for all other losses.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -61,27 +61,28 @@ def evaluated(state: Any) -> dict[str, chex.Array]:
     q True 3.0
   """
   flags = {n: jnp.ones(jnp.shape(x), bool) for n, x in values(state).items()}
-  # The flags of a nested selection are part of those of the outer one.
+  # The flags of an outer selection include those of a nested one.
   for node in states.nodes_with(state, 'evaluated', nested=False):
     flags |= node.evaluated
   return flags
 
 
 def outputs(state: Any) -> dict[str, Any]:
-  """The auxiliary outputs of losses in the last update, where asked for.
+  """The requested auxiliary outputs of losses in the last update.
 
-  A problem asks by its field `outputs`, `gradient` by its argument. So running
-  statistics go from one update into the next batch, and metrics come out.
+  A problem requests them by its field `outputs`, `gradient` by its argument.
+  Use them for metrics, or for running statistics that go into the next batch.
 
   Args:
     state: a solver's state, at any depth.
 
   Returns:
-    A pytree by name of a loss; before the first update, what `outputs` gave.
+    A pytree by name of the loss; before the first update, the result of
+    `outputs`.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> def lower(x, y, batch):  # Centred by a running mean, and moves it.
+    >>> def lower(x, y, batch):  # Centres the data by a running mean.
     ...   mean = 0.5 * batch['mean'] + 0.5 * batch['z'].mean()
     ...   return jnp.sum((y - (batch['z'] - mean)) ** 2), {'mean': mean}
     >>> problem = bj.BilevelProblem(
@@ -106,27 +107,25 @@ def outputs(state: Any) -> dict[str, Any]:
 
 
 def counts(state: Any) -> dict[str, Any]:
-  """What a solver has evaluated so far, counted where it was evaluated.
+  """The evaluations of a solver so far.
 
   Args:
     state: a solver's state.
 
   Returns:
-    By name, for instance `gradients/lower`, `hessian_vector_products/lower` or
-    `projections/upper`, a whole number; an int32 array inside a compiled
-    function and for several seeds at once. The parts of one solver are added
-    up. A counter stops at 2**31 - 1.
+    Whole numbers by name, for instance `gradients/lower`,
+    `hessian_vector_products/lower` or `projections/upper`; int32 arrays inside
+    a compiled function and under `jax.vmap`. They are sums over the parts of a
+    solver. Counters saturate at 2**31 - 1.
 
   Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> import bilevel_jax as bj, optax
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd(0.1)
     >>> solver = bj.v_pbgd(
-    ...   bj.BilevelProblem(square, square), penalty=1.0,
-    ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
-    ...   value=bj.Sequence(optax.sgd(0.1), steps=3),
+    ...   toy.problem, penalty=1.0, upper=sgd, lower=sgd,
+    ...   value=bj.Sequence(sgd, steps=3),
     ... )
-    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(2.0))
-    >>> _, state = solver.update(None, solver.init(params), params)
+    >>> _, state = bj.testing.run(solver, toy.params, 1)
     >>> bj.counts(state)
     {'gradients/lower': 5, 'gradients/upper': 1}
   """
@@ -139,29 +138,25 @@ def counts(state: Any) -> dict[str, Any]:
 
 
 def auxiliaries(state: Any) -> dict[str, Any]:
-  """The sequences that a solver keeps in its state, by name.
+  """The sequences in a solver's state.
 
   Args:
     state: a solver's state, at any depth.
 
   Returns:
-    A pytree by name, for `v_pbgd` the one sequence `value`.
+    A pytree by name, for `v_pbgd` the sequence `value`.
 
   Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> square = lambda x, y, batch: jnp.sum((x - y) ** 2)
-    >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.soba(
-    ...   bj.BilevelProblem(square, square), upper=sgd, lower=sgd
-    ... )
-    >>> params = bj.BilevelParams(jnp.zeros(3), jnp.ones(3))
-    >>> print(bj.auxiliaries(solver.init(params))['linear'])
-    [0. 0. 0.]
+    >>> import bilevel_jax as bj, optax
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd(0.1)
+    >>> solver = bj.soba(toy.problem, upper=sgd, lower=sgd)
+    >>> print(bj.auxiliaries(solver.init(toy.params))['linear'])
+    [0. 0.]
   """
-  found: dict[str, Any] = {}
+  sequences: dict[str, Any] = {}
   for node in states.nodes_with(state, 'sequences'):
-    found |= node.sequences
-  return found
+    sequences |= node.sequences
+  return sequences
 
 
 def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
@@ -172,10 +167,9 @@ def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
     state: the solver's state.
 
   Returns:
-    A boolean scalar by name: `loss/<name>` for what the oracles measured,
-    `sequence/<name>` for the parameters (`sequence/params` if they have no
-    named sequences) and for those that the state keeps. Works inside compiled
-    functions.
+    A boolean scalar by name: `loss/<name>` for losses, `sequence/<name>` for
+    sequences of the parameters and of the state (`sequence/params` if the
+    parameters have no named sequences). It works inside compiled functions.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -205,9 +199,9 @@ def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
 
 
 def check_finite(params: Any, state: Any) -> None:
-  """Raises if a loss or a sequence is not finite, and says which and why.
+  """Raises FloatingPointError if a loss or a sequence is not finite.
 
-  A compiled step cannot raise: call this between steps, now and then.
+  A compiled step cannot raise; call this function between steps.
 
   Args:
     params: the parameters.
@@ -224,15 +218,15 @@ def check_finite(params: Any, state: Any) -> None:
     ...
     FloatingPointError: not finite: sequence params. ...
   """
-  found = [
+  names = [
     name.replace('/', ' ', 1)
     for name, flag in nonfinite(params, state).items()
     if bool(jnp.any(flag))
   ]
-  if found:
+  if names:
     raise FloatingPointError(
-      f'not finite: {", ".join(found)}. A step size too large is the usual '
-      'cause: make it smaller; with a penalty, make that smaller or its ramp '
-      'longer, and keep `rescale` on. A loss alone: look for a logarithm '
-      'or a division in it, or for bad values in the batch.'
+      f'not finite: {", ".join(names)}. The usual cause is a large step size: '
+      'decrease it. With a penalty, decrease the penalty or make its ramp '
+      'longer, and keep `rescale` on. If only a loss is not finite, look for a '
+      'logarithm or a division in it, or for invalid values in the batch.'
     )

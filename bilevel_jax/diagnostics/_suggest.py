@@ -1,6 +1,5 @@
-"""A penalty, step sizes and a number of updates, measured along the way."""
+"""A penalty, step sizes and a number of updates, from measurements."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -15,107 +14,25 @@ from bilevel_jax import (
   _keys,
   _trees,
   linear_solvers,
-  projections,
   types,
 )
 from bilevel_jax.diagnostics import _spectrum, _walk
+from bilevel_jax.diagnostics._suggestion import Suggestion
 from bilevel_jax.oracles import base
 
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Suggestion:
-  """What `suggest` suggests for `v_pbgd`, and what it is from.
-
-  A pytree; `upper_set` is no leaf of it.
-
-  Attributes:
-    params: where to begin: the upper variable as given, the lower problem
-      solved.
-    penalty: the last weight of the penalty, dimensionless.
-    first_penalty: the weight until `ramp_begin`.
-    ramp_begin: the update from which the weight grows linearly.
-    ramp: in how many updates it grows.
-    updates: how many updates to make.
-    upper: step size of the upper variable, with `rescale` on.
-    lower: step size of the lower variable, with `rescale` on.
-    value: step size of the value sequence.
-    momentum: of the lower variable and of the value sequence.
-    gap: the value gap to expect at the end, in units of the lower loss.
-    loss: the upper loss at a lower minimiser to expect at the end.
-    hypergradient_curvature: largest of the upper loss as a function of the
-      upper variable alone, along the way.
-    upper_curvature: largest of the upper loss in the lower variable.
-    lower_curvature: largest of the lower loss in the lower variable.
-    lag: by how many updates the lower variable follows its minimiser.
-    arrived: whether the walk had come to rest, bool. If not, all numbers are
-      for as far as it came, and lower losses may lie ahead: take more `points`.
-    upper_set: of the upper variable, as `suggest` was given it.
-  """
-
-  params: types.BilevelParams
-  penalty: chex.Array
-  first_penalty: chex.Array
-  ramp_begin: chex.Array
-  ramp: chex.Array
-  updates: chex.Array
-  upper: chex.Array
-  lower: chex.Array
-  value: chex.Array
-  momentum: chex.Array
-  gap: chex.Array
-  loss: chex.Array
-  hypergradient_curvature: chex.Array
-  upper_curvature: chex.Array
-  lower_curvature: chex.Array
-  lag: chex.Array
-  arrived: chex.Array
-  upper_set: projections.Projection | None = None
-
-  def __repr__(self) -> str:
-    """All but the parameters, which are as many as a model has."""
-    names = [field.name for field in dataclasses.fields(self)]
-    said = [f'{n}={getattr(self, n)}' for n in names if n != 'params']
-    return f'Suggestion({", ".join(said)})'
-
-  def schedule(self, count: chex.Numeric) -> chex.Array:
-    """The weight of the penalty after so many updates."""
-    grown = (count - self.ramp_begin) / jnp.maximum(self.ramp, 1)
-    grown = jnp.clip(grown, 0, 1)
-    return self.first_penalty + grown * (self.penalty - self.first_penalty)
-
-  def settings(self) -> dict[str, Any]:
-    """The keywords of `bj.v_pbgd`: `bj.v_pbgd(problem, **s.settings())`."""
-    followed = lambda step: optax.sgd(step, momentum=self.momentum)
-    # One inner step, the default, and equal steps: see `suggest`.
-    return {
-      'penalty': self.schedule,
-      'upper': types.Sequence(optax.sgd(self.upper), set=self.upper_set),
-      'lower': followed(self.lower),
-      'value': followed(self.value),
-    }
-
-
-jax.tree_util.register_dataclass(
-  Suggestion,
-  data_fields=[
-    field.name
-    for field in dataclasses.fields(Suggestion)
-    if field.name != 'upper_set'
-  ],
-  meta_fields=['upper_set'],
-)
+_DEFAULTS = _walk.WalkSettings(points=12, solve_steps=50, linear_steps=30)
 
 
 class _Facts(NamedTuple):
-  """What is measured at one point.
+  """Measurements at one point.
 
   Attributes:
-    upper_curvature: as in `Suggestion`, here.
-    lower_curvature: likewise.
+    upper_curvature: the largest curvature of the upper loss in y.
+    lower_curvature: the largest curvature of the lower loss in y.
     highest: the largest eigenvalue of the lower Hessian, with its sign.
     pull: q.
-    lag: in units of one over the curvature of the lower loss.
-    grip: how hard the penalty holds the upper variable, for a penalty of one.
+    lag: the lag in units of one over the curvature of the lower loss.
+    grip: G, the curvature in x of the penalty at a fixed y, per weight.
   """
 
   upper_curvature: chex.Array
@@ -134,9 +51,8 @@ def _largest(loss, at, key, steps):
 
 
 def _measure(problem, batch, key, steps):
-  """What to look at in each point of the walk."""
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
+  """The function that measures at each point of the walk."""
+  above, below = base.checked_losses(problem)
   solve = linear_solvers.conjugate_gradient(steps, tolerance=1e-3)
 
   def look(params, slope):
@@ -150,11 +66,12 @@ def _measure(problem, batch, key, steps):
     way = _spectrum.normalised(slope)[0]
     noise = optax.tree.random_like(key, y, jax.random.normal)
     rows = jax.tree.map(lambda *z: jnp.stack(z), noise, pull, across(way))
-    seen = jax.vmap(lambda v: _spectrum.spectrum(product, v, steps))(rows)
-    largest = jnp.max(jnp.abs(seen.values))
-    _, pulled, moved = (_spectrum.Spectrum(*row) for row in zip(*seen))
+    spectra = jax.vmap(lambda v: _spectrum.spectrum(product, v, steps))(rows)
+    largest = jnp.max(jnp.abs(spectra.values))
+    _, pulled, moved = (_spectrum.Spectrum(*row) for row in zip(*spectra))
 
-    # The minimiser moves with x by - H^-1 grad_yx g, its lag by H^-1 of that.
+    # The minimiser moves by -H^-1 grad_yx g times the step of x, and its lag is
+    # H^-1 times that.
     far, near = (moved.inverse_power(n, largest) for n in (4, 2))
 
     def hold(_, carry):
@@ -165,7 +82,7 @@ def _measure(problem, batch, key, steps):
     return _Facts(
       upper_curvature=_largest(lambda y: above(x, y, batch), y, key, steps),
       lower_curvature=largest,
-      highest=jnp.max(seen.values),
+      highest=jnp.max(spectra.values),
       pull=pulled.inverse_power(1, largest),
       lag=jnp.sqrt(_trees.ratio(far, near)),
       grip=grip,
@@ -175,12 +92,12 @@ def _measure(problem, batch, key, steps):
 
 
 def _unsolvable(problem, params, batch, key, steps, walked):
-  """Whether the lower loss has no minimiser within reach.
+  """Whether the lower problem has no solution.
 
-  It still falls as fast as on the way to where its solve ended, or it has
-  become flat there, as a loss does whose infimum is at infinity.
+  Either the lower loss falls as fast at the end of its solve as before, or it
+  is flat there, like a loss whose infimum is at infinity.
   """
-  below = base.Loss(problem.lower, 'lower')
+  _, below = base.checked_losses(problem)
   loss = lambda y: below(params.upper, y, batch)
   end, slope = jax.value_and_grad(loss)(walked.origin)
   far = _spectrum.norm(optax.tree.sub(walked.origin, params.lower))
@@ -195,74 +112,57 @@ def _unsolvable(problem, params, batch, key, steps, walked):
 
 def _joint_step(problem, params, batch, key, steps, weight):
   """One over the curvature of the penalised loss in both variables at once."""
-  at = lambda loss: lambda z: base.Loss(loss, 'any')(*z, batch)
+  at = lambda loss: lambda z: loss(*z, batch)
   above, below = (
     _largest(at(loss), tuple(params), key, steps)
-    for loss in (problem.upper, problem.lower)
+    for loss in base.checked_losses(problem)
   )
   bound = above / jnp.maximum(weight, 1) + jnp.minimum(weight, 1) * below
   return _trees.ratio(1, bound)
 
 
 def _flow_times(walked, room):
-  """How long gradient flow takes for each step of the walk, to the last loss.
+  """The time that gradient flow takes for each step of the walk.
 
-  Flow slows down with its slope. Where that falls linearly in the upper
-  variable, what is left of the loss falls as its square.
+  Flow slows down with its slope. If the slope falls linearly in the upper
+  variable, the remaining loss falls with its square.
 
   Args:
     walked: the walk.
-    room: how near to the last loss is near enough.
+    room: the tolerance of the last loss.
   """
   before = lambda series: jnp.roll(series, 1).at[0].set(series[0])
-  left = before(walked.losses - walked.losses[-1])
-  enough = jnp.sqrt(jnp.clip(_trees.ratio(room, left), 1e-6, 1))
+  remaining = before(walked.losses - walked.losses[-1])
+  enough = jnp.sqrt(jnp.clip(_trees.ratio(room, remaining), 1e-6, 1))
   ratio = _trees.ratio(walked.slopes, before(walked.slopes))
   ratio = jnp.clip(ratio, enough, 1e3)
   even = jnp.abs(ratio - 1) < 1e-3
   slower = jnp.where(even, 1, jnp.log(ratio) / jnp.where(even, 1, ratio - 1))
-  return jnp.where(left > room, walked.steps * slower, 0)
+  return jnp.where(remaining > room, walked.steps * slower, 0)
 
 
-_STATIC = (
-  'problem',
-  'kind',
-  'points',
-  'solve_steps',
-  'steps',
-  'upper_set',
-)
+class _Numbers(NamedTuple):
+  """The numerical arguments of `suggest`; `goal` is the value of its kind."""
+
+  goal: chex.Numeric
+  safety: chex.Numeric
+  momentum: chex.Numeric
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _suggest(
-  params,
-  batch,
-  key,
-  goal,
-  safety,
-  momentum,
-  *,
-  problem,
-  kind,
-  points,
-  solve_steps,
-  steps,
-  upper_set,
-):
-  """The numbers of `suggest`, and whether they are none."""
+@functools.partial(jax.jit, static_argnames=('problem', 'kind', 'settings'))
+def _suggest(params, batch, key, numbers, *, problem, kind, settings):
+  """The suggestion, and whether it is invalid."""
+  goal, safety, momentum = numbers
+  points, _, steps, upper_set = settings
   walked = _walk.walk(
     problem,
     params,
     batch,
-    points=points,
-    solve_steps=solve_steps,
-    linear_steps=steps,
-    upper_set=upper_set,
+    settings=settings,
     look=_measure(problem, batch, key, steps),
   )
   facts, losses = walked.facts, walked.losses
-  # Where the walk has arrived. The pull at its start says little.
+  # The pull q is measured where the walk has converged.
   room = 0.01 * (losses[0] - losses[-1])
   if kind == 'accuracy':
     room = jnp.minimum(room, goal)
@@ -281,27 +181,27 @@ def _suggest(
   full, part = jnp.maximum(weight, 1), jnp.minimum(weight, 1)
   lower = _trees.ratio(safety, upper_curvature / full + part * lower_curvature)
   value = lower * part
-  # As much momentum as damps the slowest motion that matters, and its lag:
-  # behind a steady motion, and until the swings of the momentum have died out.
+  # The momentum damps the slowest relevant motion. The lag is that behind a
+  # steady motion plus the time in which oscillations of the momentum decay.
   slow = _trees.ratio(value, facts.lag[-1])
-  followed = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
-  lag = _trees.ratio(1 - followed, slow) + 2 * followed / (1 - followed)
+  damping = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
+  lag = _trees.ratio(1 - damping, slow) + 2 * damping / (1 - damping)
 
   bend = walked.curvatures.max() * (1 + 4 * lag)
   grip = facts.grip.max() / 2
   first = jnp.where(grip > 0, _trees.ratio(bend, grip), full)
   first = jnp.clip(first, 1, full)
-  # No step was longer in the walk; where none was taken, all is arrived.
+  # At most the longest step of the walk, which is 0 if it has converged.
   rate = jnp.minimum(
     walked.steps.max(), safety / jnp.maximum(bend + first * grip, 1e-30)
   )
   upper = jnp.where(rate > 0, rate * first, lower)
 
-  # Updates for each step: the value sequence's head start slows them down.
+  # Updates for each step; the value sequence moves first and slows them down.
   taken = _flow_times(walked, room)
   done = jnp.sum(taken * (_trees.ratio(1, rate) + first * facts.grip))
-  whole = lambda n: jnp.ceil(jnp.clip(n, 0, 1e9)).astype(jnp.int32)
-  settled, first = whole(1.25 * done + 10 * lag), jnp.minimum(first, weight)
+  count = jnp.ceil(jnp.clip(1.25 * done + 10 * lag, 0, 1e9))
+  settled, first = count.astype(jnp.int32), jnp.minimum(first, weight)
   if points == 1:
     upper = lower = (
       _joint_step(problem, params, batch, key, steps, weight) * safety
@@ -309,8 +209,8 @@ def _suggest(
     value, first = lower * part, weight
   ramp = jnp.where(first < weight, settled // 2, 0)
 
-  bad = _unsolvable(problem, params, batch, key, steps, walked)
-  found = Suggestion(
+  invalid = _unsolvable(problem, params, batch, key, steps, walked)
+  suggestion = Suggestion(
     params=types.BilevelParams(params.upper, walked.origin),
     penalty=weight,
     first_penalty=first,
@@ -320,46 +220,49 @@ def _suggest(
     upper=upper,
     lower=lower,
     value=value,
-    momentum=followed.astype(dtype),
+    momentum=damping.astype(dtype),
     gap=q / (2 * weight**2),
     loss=losses[-1],
     hypergradient_curvature=walked.curvatures.max(),
     upper_curvature=upper_curvature,
     lower_curvature=lower_curvature,
     lag=lag,
-    # In the last quarter of its points it found next to nothing.
+    # The loss hardly falls in the last quarter of the points.
     arrived=losses[max(-points, -1 - max(1, points // 4))] - losses[-1]
     <= jnp.where(points > 1, room, -1),
     upper_set=upper_set,
   )
-  # A whole number has no NaN.
-  nothing = lambda x: jnp.where(
-    bad, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x
+  # Whole numbers have no NaN.
+  masked = lambda x: jnp.where(
+    invalid, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x
   ).astype(x.dtype)
-  return jax.tree.map(nothing, found), bad
+  return jax.tree.map(masked, suggestion), invalid
 
 
+@_checks.regrouped(
+  'walk',
+  _walk.WalkSettings,
+  points='points',
+  solve_steps='solve_steps',
+  steps='linear_steps',
+  upper_set='upper_set',
+)
 def suggest(
   problem: types.BilevelProblem,
   params: types.BilevelParams,
   batch: Any = None,
   *,
   key: Any,
-  gap: chex.Numeric | None = None,
-  accuracy: chex.Numeric | None = None,
-  penalty: chex.Numeric | None = None,
   safety: float = 0.5,
   momentum: float = 0.9,
-  points: int = 12,
-  solve_steps: int = 50,
-  steps: int = 30,
-  upper_set: projections.Projection | None = None,
+  walk: _walk.WalkSettings | None = None,
+  **goal: chex.Numeric | None,
 ) -> Suggestion:
-  r"""Suggests all settings of `v_pbgd` by a short walk to where a run will go.
+  r"""Suggests all settings of `v_pbgd`, measured along a short walk.
 
-  The walk solves the lower problem, takes the hypergradient by conjugate
-  gradients and goes down it with a line search. In each of its points, with the
-  upper loss :math:`F(x) = f(x, y(x))` at the lower minimiser, the lower Hessian
+  The walk solves the lower problem and takes steps along minus the
+  hypergradient with a line search. At each point, with the upper loss
+  :math:`F(x) = f(x, y(x))` at the lower minimiser, the lower Hessian
   :math:`H = \nabla_{yy} g` and the cross derivative
   :math:`C = \nabla_{yx} g`, it measures
 
@@ -369,83 +272,81 @@ def suggest(
     L_F = \| \nabla^2 F \|, \quad
     G = \| C^\top H^{-1} C \|
 
-  **The penalty.** The penalised minimiser is off the lower one by
+  **The penalty.** The penalised minimiser differs from the lower minimiser by
   :math:`[\gamma H]^{-1} \nabla_y f`, hence
 
   .. math::
     \gamma = \sqrt{q / (2 \, gap)} \quad \text{or} \quad
     \gamma = q / accuracy, \quad \text{but at least } 1
 
-  **The steps below** are the safety s over the curvature of what is descended,
-  alike for the lower variable and the value sequence, with one inner step:
+  **The lower steps** are the safety s over the curvature of the descended loss,
+  equal for the lower variable and the value sequence, with one inner step:
 
   .. math::
     \beta = s / (L_f / \gamma + L_g)
 
-  Then the two lag alike behind a moving minimiser, and their difference, which
-  is what the upper variable sees, does not lag. With unequal steps, or more
-  inner steps, the penalty holds the upper variable at the slower of the two.
+  Then both lag equally behind a moving minimiser, and their difference, which
+  determines the upper step, does not lag. With unequal steps, or more inner
+  steps, the penalty slows down the upper variable to the slower of the two.
 
-  **The step above** leaves the lower variable time to follow its minimiser,
-  which takes it :math:`\tau` updates, and is not held back by the value
-  sequence, which moves first:
+  **The upper step** leaves the lower variable time to follow its minimiser,
+  with a lag of :math:`\tau` updates, and takes into account that the value
+  sequence moves first:
 
   .. math::
     \alpha = \gamma \eta, \quad
     \frac{s}{\eta} = L_F (1 + 4 \tau) + \gamma G / 2
 
-  with the penalty at which the run begins. It is far larger than the one below
-  where the upper loss is flat in the upper variable, as it is in the logarithm
-  of a weight.
+  with the first penalty of the run. It is far larger than the lower step if the
+  upper loss is flat in the upper variable, for instance in the logarithm of a
+  weight.
 
-  **The ramp.** The penalty begins at the weight from which the last term would
-  be the largest, and grows to its last value when the way is done.
+  **The ramp.** The penalty starts at the weight from which the last term would
+  be the largest. It grows to its last value after the upper variable has
+  converged.
 
-  **The updates** are those that gradient flow along the walk takes at these
-  steps, a quarter more, and ten times :math:`\tau`.
+  **The updates** are those of gradient flow along the walk at these steps, plus
+  a quarter, plus ten times :math:`\tau`.
 
-  A cost of about `points` times (2 `solve_steps` gradients and 10 `steps`
-  Hessian-vector products). It holds for the batch and the way that were looked
-  at: check the run with `diagnose`.
+  The cost is about `points` times (2 `solve_steps` gradients and 10
+  `linear_steps` Hessian-vector products). The settings hold for the batch and
+  the path of the walk: check the run with `diagnose`.
 
   Args:
     problem: the upper and the lower loss.
-    params: the start of a run. Begin at the `params` of the result, in which
-      the lower problem is solved: the steps are for the curvatures from there.
-    batch: the batch of both losses, large enough to stand for the data.
-    key: of the random starts of the curvatures: a key or a whole number.
-    gap: the value gap wanted, in units of the lower loss.
-    accuracy: or the difference wanted between the upper loss of a run and the
-      one at the lower minimiser, in its units. The upper variable itself is
-      off by the square of that only.
-    penalty: or the penalty itself. One of the three has to be given.
+    params: the start of the walk. Start a run at the `params` of the result,
+      where the lower problem is solved: the steps suit the curvatures from
+      there on.
+    batch: a batch of both losses, large enough to represent the data.
+    key: PRNG key of the random vectors for curvatures, or a whole number.
     safety: s, above 0 and below 2.
-    momentum: of the two lower sequences, at most so much, in [0, 1). As much is
-      taken as the slowest motion of the lower minimiser can use.
-    points: of the walk. A walk that has not `arrived` suggests for as far as it
-      came; on a long or winding way, take 40. 1 measures at the start
-      as it is and solves nothing, for a run that ends long before its lower
-      problem is solved: one step for both variables,
-      from the curvature in both at once, no ramp, and `updates` that only let
-      the lower variable settle.
-    solve_steps: L-BFGS steps in each lower solve.
-    steps: Lanczos and conjugate-gradient steps at most in each point. What of
-      the lower Hessian is zero up to rounding counts as flat: along it the
-      upper loss pulls freely, and no penalty is needed.
-    upper_set: projects the upper variable; `settings()` passes it on.
+    momentum: the largest momentum of the two lower sequences, in [0, 1). It is
+      smaller if the slowest motion of the lower minimiser needs less.
+    walk: settings of the walk; by default 12 points with 50 L-BFGS and 30
+      linear steps. If the walk has not `arrived`, the settings suit its path so
+      far; take 40 points for a long path. With one point, it measures at the
+      start without solving the lower problem, for a run that ends long before
+      its lower problem is solved: one step size for both variables, from the
+      curvature in both, no ramp, and `updates` in which the lower variable
+      settles. Directions in which the lower Hessian is zero up to rounding need
+      no penalty. `settings()` has the `upper_set`.
+    **goal: one of three. `gap`: the target of the value gap, in units of the
+      lower loss. `accuracy`: the target of the difference between the upper
+      loss of a run and that at the lower minimiser, in its units; the error of
+      the upper variable is of the order of its square. `penalty`: the penalty.
 
   Returns:
-    A `Suggestion` of scalars, with `settings()` for `v_pbgd`. Compilable; where
-    a ValueError about the lower loss cannot be raised, in a compiled function,
+    A `Suggestion` of scalars, with `settings()` for `v_pbgd`. It can be
+    compiled; compiled functions cannot raise, so that for an invalid lower loss
     all numbers are NaN and `updates` is 0.
 
   Raises:
-    ValueError: unless one of `gap`, `accuracy`, `penalty` is given; if a number
-      is out of its range; if the lower loss is linear or unbounded in the lower
-      variable, so that nothing can be measured at its minimiser.
+    ValueError: without exactly one goal; if a number is out of range; if the
+      lower loss is linear or unbounded below in the lower variable.
+    TypeError: for a goal of another name.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
@@ -455,11 +356,7 @@ def suggest(
     >>> print(f'{found.penalty:.1f} {found.lower_curvature:.1f}')
     50.0 2.0
     >>> solver = bj.v_pbgd(problem, **found.settings())
-    >>> params, state = found.params, solver.init(found.params)
-    >>> step = jax.jit(solver.update)
-    >>> for _ in range(int(found.updates)):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, found.params, int(found.updates))
     >>> print(abs(params.upper - 0.5).max() < 0.02)
     True
 
@@ -467,53 +364,39 @@ def suggest(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  given = [n is not None for n in (gap, accuracy, penalty)]
-  if sum(given) != 1:
+  known = ('gap', 'accuracy', 'penalty')
+  if unknown := sorted(set(goal) - set(known)):
+    raise TypeError(f'suggest takes no argument {", ".join(unknown)}.')
+  goals = {name: number for name, number in goal.items() if number is not None}
+  if len(goals) != 1:
     raise ValueError(
-      'suggest takes one of gap, accuracy and penalty, got '
-      f'{sum(given)} of them.'
+      f'suggest takes one of gap, accuracy and penalty, got {len(goals)} of '
+      'them.'
     )
-  for name, wanted in (('gap', gap), ('accuracy', accuracy)):
-    if wanted is not None:
-      _checks.within('suggest', name, wanted, 0, open_low=True)
-  if penalty is not None:
-    _checks.within('suggest', 'penalty', penalty, 0, open_low=True)
+  ((kind, number),) = goals.items()
+  _checks.within('suggest', kind, number, 0, open_low=True)
   if not 0 < safety < 2:
     raise ValueError(f'safety is between 0 and 2, got {safety}.')
   if not 0 <= momentum < 1:
     raise ValueError(f'momentum is at least 0 and below 1, got {momentum}.')
-  _checks.whole('suggest', 'points', points)
-  _checks.whole('suggest', 'solve_steps', solve_steps)
-  _checks.whole('suggest', 'steps', steps)
-  kind, goal = next(
-    (name, wanted)
-    for name, wanted in (
-      ('gap', gap),
-      ('accuracy', accuracy),
-      ('penalty', penalty),
-    )
-    if wanted is not None
-  )
-  found, bad = _suggest(
+  settings = _walk.checked_settings(walk, 'suggest', _DEFAULTS)
+  if settings.points == 1:
+    settings = settings._replace(solve_steps=0)
+  suggestion, invalid = _suggest(
     types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params))),
     batch,
     _keys.as_key(key, 'suggest'),
-    goal,
-    safety,
-    momentum,
+    _Numbers(number, safety, momentum),
     problem=problem,
     kind=kind,
-    points=points,
-    solve_steps=solve_steps if points > 1 else 0,
-    steps=steps,
-    upper_set=upper_set,
+    settings=settings,
   )
-  if not isinstance(bad, jax.core.Tracer) and np.any(bad):
+  if not isinstance(invalid, jax.core.Tracer) and np.any(invalid):
     raise ValueError(
-      'suggest found no minimiser of the lower loss in the lower variable: it '
-      'falls without end, as a linear loss or the one of a classifier that '
-      'fits every label, or is not finite. Add to it what bounds it, weight '
-      'decay for instance; or take points=1, which measures at the start as it '
-      'is.'
+      'suggest found no minimiser of the lower loss in the lower variable: the '
+      'loss is not finite, or falls without bound, like a linear loss or that '
+      'of a classifier that fits every label. Add a term that bounds it, for '
+      'instance weight decay; or measure at the start, by '
+      'walk=bj.diagnostics.WalkSettings(points=1).'
     )
-  return found
+  return suggestion

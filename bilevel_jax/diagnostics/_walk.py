@@ -1,7 +1,8 @@
-"""A walk down the hypergradient with the lower problem solved at each point.
+"""A walk along minus the hypergradient, with the lower problem solved.
 
-What a run will meet cannot be seen at its start: `suggest` measures along this
-walk, and `diagnose` asks by it whether a run could have gone further.
+Curvatures at the start of a run do not predict those along its path. So
+`suggest` measures along this walk, and `diagnose` walks from the end of a run
+to test whether the upper loss can be lower.
 """
 
 from collections.abc import Callable
@@ -12,28 +13,70 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _trees, linear_solvers, projections, types
+from bilevel_jax import _checks, _trees, linear_solvers, projections, types
 from bilevel_jax.diagnostics import _bilevel, _spectrum
 from bilevel_jax.oracles import _implicit
 
 
-class Walk(NamedTuple):
-  """What `walk` has seen; arrays have one entry for each point looked at.
+class WalkSettings(NamedTuple):
+  """Settings of the walk of `suggest` and `diagnose`.
 
-  A point that is not taken, as the upper loss is not low enough there, repeats
-  the entries of the last one that was.
+  None means that a field is unset; then the default of the function holds.
 
   Attributes:
-    origin: the lower variable solved at the first point.
-    params: the last point taken, its lower problem solved.
-    losses: the upper loss with the lower problem solved.
-    steps: the step size that led to the point, 0 if it is not taken; in units
-      of the upper variable squared over the upper loss.
-    slopes: the norm of the hypergradient, in a set of what of it leads on.
-    curvatures: the change of the hypergradient in that step over the length of
-      the step; 0 where it is too small to be told from rounding. What the set
-      blocks before or after the step does not count.
-    facts: what `look` returned.
+    points: the number of points. With one point, `suggest` measures at the
+      start without solving the lower problem.
+    solve_steps: L-BFGS steps of each lower solve; unset, 50.
+    linear_steps: the largest number of conjugate-gradient and Lanczos steps at
+      each point; unset, 30 for `suggest` and `solve_steps` for `diagnose`.
+    upper_set: the projection on the set of the upper variable.
+  """
+
+  points: int | None = None
+  solve_steps: int | None = None
+  linear_steps: int | None = None
+  upper_set: projections.Projection | None = None
+
+
+def checked_settings(
+  settings: WalkSettings | None,
+  caller: str,
+  defaults: WalkSettings,
+  min_points: int = 1,
+) -> WalkSettings:
+  """Fills in unset fields and checks the numbers.
+
+  Raises:
+    ValueError: if a number is too small.
+  """
+  chosen = (settings or WalkSettings())._asdict()
+  unset = {n: v for n, v in defaults._asdict().items() if chosen[n] is None}
+  walk = WalkSettings(**(chosen | unset))
+  if walk.linear_steps is None:
+    walk = walk._replace(linear_steps=walk.solve_steps)
+  _checks.whole_number(caller, 'points', walk.points, min_points)
+  _checks.whole_number(caller, 'solve_steps', walk.solve_steps)
+  _checks.whole_number(caller, 'linear_steps', walk.linear_steps)
+  return walk
+
+
+class Walk(NamedTuple):
+  """Measurements along a walk; arrays have an entry for each trial point.
+
+  A trial point that is rejected, because the upper loss is too high, repeats
+  the entries of the last accepted point.
+
+  Attributes:
+    origin: the solution of the lower problem at the first point.
+    params: the last accepted point, with its lower problem solved.
+    losses: the upper loss at the lower minimiser.
+    steps: the step size to the point, 0 if it is rejected; in units of the
+      upper variable squared over the upper loss.
+    slopes: the norm of the hypergradient, without the part that the set blocks.
+    curvatures: the change of the hypergradient in the step over the length of
+      the step, without the part that the set blocks; 0 if it is mostly
+      rounding.
+    facts: the results of `look`.
   """
 
   origin: Any
@@ -56,42 +99,37 @@ def walk(
   problem: types.BilevelProblem,
   params: types.BilevelParams,
   batch: Any,
-  *,
-  points: int,
-  solve_steps: int,
-  linear_steps: int,
-  upper_set: projections.Projection | None = None,
+  settings: WalkSettings,
   look: Callable[[types.BilevelParams, Any], Any] | None = None,
 ) -> Walk:
-  """Walks along minus the hypergradient, by steps that lower the upper loss.
+  """Walks along minus the hypergradient by steps that decrease the upper loss.
 
   Args:
     problem: the upper and the lower loss.
-    params: where to begin.
+    params: the start.
     batch: the batch of both losses.
-    points: how many points to look at; the first is the upper variable's start.
-    solve_steps: L-BFGS steps of each lower solve, from the last solution; 0
-      leaves the lower variable as it is.
-    linear_steps: conjugate gradients at most for each hypergradient.
-    upper_set: projects the upper variable.
-    look: measures at a point, from (params, hypergradient).
+    settings: settings of the walk, all set; with zero `solve_steps` the lower
+      variable does not move.
+    look: from (params, hypergradient) to measurements at a point.
   """
+  numbers: Any = settings
+  points, solve_steps, linear_steps, upper_set = numbers
   solve = linear_solvers.conjugate_gradient(linear_steps, tolerance=1e-4)
   norm = _spectrum.norm
 
-  def length_of(x, steepest):
-    # A tenth of the variable.
+  def first_length(x, steepest):
+    # To move by a tenth of the size of the variable.
     size = norm(x)
     return _trees.ratio(0.1 * jnp.where(size > 0, size, 1), steepest)
 
-  def leading_on(x, slope):
-    """What of a slope is left in the set: blocked directions are 0."""
+  def free_part(x, slope):
+    """The slope without the directions that the set blocks."""
     if upper_set is None:
       return slope
     x = upper_set(x)
-    short = 0.01 * length_of(x, norm(slope))
+    short = 0.01 * first_length(x, norm(slope))
     stepped = _trees.add_scaled(x, -short, slope)
-    # Where the set did nothing the slope is exact; a difference would round it.
+    # Where the set is inactive, the slope avoids the rounding of a difference.
     return jax.tree.map(
       lambda x, z, p, s: jnp.where(
         z == p, s, _trees.ratio(x - p, short).astype(s.dtype)
@@ -102,15 +140,15 @@ def walk(
       slope,
     )
 
-  def see(x, y):
+  def measure(x, y):
     at = types.BilevelParams(x, y)
     if solve_steps:
       y = _bilevel.lower_minimiser(problem, at, batch, steps=solve_steps)
       at = types.BilevelParams(x, y)
     terms = _implicit.implicit_terms(problem, at, batch, solve=solve)
-    slope = leading_on(x, optax.tree.add(terms.direct, terms.correction))
+    slope = free_part(x, optax.tree.add(terms.direct, terms.correction))
     facts = () if look is None else look(at, slope)
-    return _Point(at, terms.value.astype(_trees.dtype_of(at)), slope, facts)
+    return _Point(at, terms.value.astype(_trees.widest_dtype(at)), slope, facts)
 
   def choose(which, one, other):
     return jax.tree.map(lambda a, b: jnp.where(which, a, b), one, other)
@@ -121,11 +159,11 @@ def walk(
     x = _trees.add_scaled(last.params.upper, -length, last.slope)
     if upper_set is not None:
       x = choose(first, x, upper_set(x))
-    new = see(x, last.params.lower)
+    new = measure(x, last.params.lower)
     moved = optax.tree.sub(last.params.upper, x)
-    # The usual condition of enough decrease; the first point counts anyhow.
-    fallen = new.loss <= last.loss - 0.25 * _trees.dot(last.slope, moved)
-    taken = first | (fallen & jnp.isfinite(norm(new.slope)))
+    # Armijo's condition; the first point is always accepted.
+    decreased = new.loss <= last.loss - 0.25 * _trees.dot(last.slope, moved)
+    taken = first | (decreased & jnp.isfinite(norm(new.slope)))
     change = norm(
       jax.tree.map(
         lambda a, b: jnp.where((a != 0) & (b != 0), a - b, 0),
@@ -136,11 +174,11 @@ def walk(
       else optax.tree.sub(new.slope, last.slope)
     )
     steepest = jnp.where(first, norm(new.slope), steepest)
-    told = taken & ~first & (change > 1e-3 * steepest)
-    curvature = jnp.where(told, _trees.ratio(change, norm(moved)), 0)
-    # The first step is a tenth of the variable; then as long as will do.
-    start = length_of(x, steepest)
-    longest = jnp.where(told, _trees.ratio(1, curvature), jnp.inf)
+    accurate = taken & ~first & (change > 1e-3 * steepest)
+    curvature = jnp.where(accurate, _trees.ratio(change, norm(moved)), 0)
+    # Steps after the first are as long as the curvature allows.
+    start = first_length(x, steepest)
+    longest = jnp.where(accurate, _trees.ratio(1, curvature), jnp.inf)
     longer = jnp.minimum(4 * length, longest)
     after = jnp.where(first, start, jnp.where(taken, longer, length / 4))
     point = choose(taken, new, last)
@@ -155,11 +193,11 @@ def walk(
     )
 
   params = types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params)))
-  blank = optax.tree.zeros_like(jax.eval_shape(see, *params))
+  blank = optax.tree.zeros_like(jax.eval_shape(measure, *params))
   zero = jnp.zeros_like(blank.loss)
-  carry, seen = jax.lax.scan(
+  carry, measured = jax.lax.scan(
     body,
     (blank._replace(params=params), zero, zero, params.lower),
     jnp.arange(points) == 0,
   )
-  return Walk(carry[-1], carry[0].params, *seen)
+  return Walk(carry[-1], carry[0].params, *measured)

@@ -60,7 +60,7 @@ def accumulate(
     >>> print(gradient, bj.values(state)['loss'], bj.counts(state))
     -1.0 1.5 {'gradients/loss': 2}
   """
-  _checks.whole('accumulate', 'parts', parts)
+  _checks.whole_number('accumulate', 'parts', parts)
 
   def scan(evaluate, batch, state):
     """The mean result of `evaluate(part, state)`, and the last state."""
@@ -110,4 +110,4 @@ def accumulate(
     return base.Oracle(one.init, update_fn)
 
   mean = base.Mean(mean_of_fn, linear, parts)
-  return base.mean_of(oracle, mean, 'accumulate')
+  return base.take_mean(oracle, mean, 'accumulate')

@@ -129,7 +129,7 @@ def delayed(
       ),
       key=_keys.as_key(key) if draws else (),
       report=states.OracleState(
-        types.named(names, jnp.zeros(1, _trees.dtype_of(params))), None
+        types.named(names, jnp.zeros(1, _trees.widest_dtype(params))), None
       ),
       inner=evaluated.init(params),
     )
@@ -226,12 +226,16 @@ def _checked_bound(workers: Any, bound: Any, service: str) -> int:
       'number of workers minus 1.'
     )
   if traced and isinstance(workers, jax.core.Tracer):
-    return _checks.whole('delayed', 'steps of delay as `bound`', bound, 0)
+    return _checks.whole_number(
+      'delayed', 'steps of delay as `bound`', bound, 0
+    )
   number = int(workers) if traced else workers
-  others = _checks.whole('delayed', 'workers', number) - 1
+  others = _checks.whole_number('delayed', 'workers', number) - 1
   if bound is None:
     return others
-  max_delay = _checks.whole('delayed', 'steps of delay as `bound`', bound, 0)
+  max_delay = _checks.whole_number(
+    'delayed', 'steps of delay as `bound`', bound, 0
+  )
   if max_delay < others:
     raise ValueError(
       f'delayed: {number} workers are served one at a time, so a gradient '

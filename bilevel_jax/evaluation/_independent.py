@@ -51,7 +51,7 @@ def independent(
     >>> print(jacobian.rows)
     [1. 2. 3. 2.]
   """
-  _checks.whole('independent', 'samples', samples)
+  _checks.whole_number('independent', 'samples', samples)
   remedy = 'wrap bj.multi_objective(losses), and aggregate its rows'
   base.require_linear(oracle, 'independent', remedy)
   inner = base.as_oracle(oracle)

@@ -79,6 +79,6 @@ def mean_over(
     'give jax.jit a sharded batch, without this wrapper, or chain it to its '
     'aggregator by bj.oracles.aggregated'
   )
-  return base.mean_of(
+  return base.take_mean(
     oracle, base.Mean(mean_of_fn, linear), 'mean_over', remedy
   )

@@ -78,7 +78,7 @@ def mixed(
   number = len(parts)
 
   def init_fn(params):
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
     start = jnp.zeros([], jnp.int32)
     jax.eval_shape(lambda: _rules.at_count(weights, start, number, dtype))
     inner = tuple(part.init(params) for part in parts)
@@ -86,7 +86,7 @@ def mixed(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
     current = _rules.at_count(weights, state.count, number, dtype)
     batches = checked.batches(batch, [state.taken] * number, batch_at)
     total, inner = None, []

@@ -11,7 +11,7 @@ from bilevel_jax import _checks
 
 def _parted(name: str, batch: Any, parts: int, fold: Callable[..., Any]) -> Any:
   """Folds each leaf of a batch into a new leading axis of parts."""
-  _checks.whole(name, 'parts', parts)
+  _checks.whole_number(name, 'parts', parts)
 
   def one(leaf):
     leaf = jnp.asarray(leaf)

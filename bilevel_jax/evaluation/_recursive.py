@@ -88,7 +88,7 @@ def recursive(
     Stochastic Path Integrated Differential Estimator
     <https://arxiv.org/abs/1807.01695>`_, 2018.
   """
-  _checks.whole('recursive', 'evaluations in a period', period)
+  _checks.whole_number('recursive', 'evaluations in a period', period)
   evaluated = optax.with_extra_args_support(oracle)
   like = like or _storm.like_moved(oracle)
 
@@ -111,7 +111,7 @@ def recursive(
 
     def fresh():
       here, inner = evaluate(large_batch(batch), params)
-      return here, _trees.as_dtypes_of(here, estimate(here)), inner
+      return here, _trees.cast_like(here, estimate(here)), inner
 
     def difference():
       small = small_batch(batch)
@@ -126,9 +126,9 @@ def recursive(
       return here, corrected, states.also_spent(inner, state.inner, other)
 
     here, direction, inner = jax.lax.cond(state.age == 0, fresh, difference)
-    return _trees.as_dtypes_of(direction, here), RecursiveState(
+    return _trees.cast_like(direction, here), RecursiveState(
       (state.age + 1) % period,
-      _trees.as_dtypes_of(params, state.previous),
+      _trees.cast_like(params, state.previous),
       _storm.replaced(here, direction, state.direction),
       inner,
     )

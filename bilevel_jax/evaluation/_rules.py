@@ -225,7 +225,7 @@ def largest_gap(
   if not running:
     _checks.within(name, 'an optimum', optima, -float('inf'))
   if refresh_every is not None:
-    _checks.whole(name, 'evaluations as `refresh_every`', refresh_every)
+    _checks.whole_number(name, 'evaluations as `refresh_every`', refresh_every)
   _checks.within(name, 'the share', share, 0, 1)
 
   def init(number, dtype):
@@ -300,7 +300,7 @@ def in_sequence(steps: Sequence[int]) -> Rule:
   lengths = [
     n
     if isinstance(n, jax.Array)
-    else np.int32(_checks.whole('in_sequence', 'updates', n))
+    else np.int32(_checks.whole_number('in_sequence', 'updates', n))
     for n in steps
   ]
 

@@ -104,7 +104,7 @@ def saga(
   by_row = isinstance(parts, tuple)
   numbers = parts if isinstance(parts, tuple) else (parts,)
   for number in numbers:
-    _checks.whole('saga', 'parts', number)
+    _checks.whole_number('saga', 'parts', number)
   if not numbers:
     raise ValueError('saga takes a number of parts for each row, got ().')
   base.require_linear(
@@ -174,7 +174,7 @@ def saga(
       new,
       is_leaf=lambda node: isinstance(node, _LeafUpdate),
     )
-    return _trees.as_dtypes_of(field('corrected'), gradients), SagaState(
+    return _trees.cast_like(field('corrected'), gradients), SagaState(
       optax.safe_increment(state.count),
       _storm.replaced(gradients, field('table'), state.table),
       _storm.replaced(gradients, field('total'), state.total),

@@ -162,7 +162,8 @@ def averaged(objectives: Objectives, again: Callable[[Any], Any]) -> Any:
     return None
   return lambda mean: again(
     objectives.like(
-      base.mean_of(part, mean, objectives.caller) for part in objectives.oracles
+      base.take_mean(part, mean, objectives.caller)
+      for part in objectives.oracles
     )
   )
 
@@ -270,7 +271,7 @@ def select(
   counters = [f'losses/{name}' for name in names] if by_loss else []
 
   def init_fn(params):
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
     inner = tuple(part.init(params) for part in parts)
     no_objective = jnp.zeros([number], bool)
     return SelectState(
@@ -287,7 +288,7 @@ def select(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    dtype = _trees.dtype_of(params)
+    dtype = _trees.widest_dtype(params)
 
     def evaluate(i, batch_at_index):
       gradients, after = parts[i].update(

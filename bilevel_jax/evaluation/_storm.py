@@ -113,10 +113,10 @@ def storm(
 
     estimate = matching('storm', here, state.direction)
     corrected = jax.tree.map(correct, here, before, estimate)
-    return _trees.as_dtypes_of(corrected, here), StormState(
+    return _trees.cast_like(corrected, here), StormState(
       optax.safe_increment(state.count),
       jnp.ones_like(state.started),
-      _trees.as_dtypes_of(params, state.previous),
+      _trees.cast_like(params, state.previous),
       replaced(here, corrected, state.direction),
       inner,
     )

@@ -64,7 +64,7 @@ def together(*oracles: optax.GradientTransformation) -> base.Oracle:
   linear, averaged = all(map(base.is_linear, parts)), None
   if not linear and all(map(base.has_mean, parts)):
     averaged = lambda mean: together(
-      *(base.mean_of(part, mean, 'together') for part in parts)
+      *(base.take_mean(part, mean, 'together') for part in parts)
     )
   return base.Oracle(
     init_fn,

@@ -1,4 +1,4 @@
-"""Oracles: a batch goes in, gradients come out."""
+"""Oracles: transformations from a batch to gradients."""
 
 from bilevel_jax.oracles._compositional import compositional
 from bilevel_jax.oracles._coupled import coupled

@@ -1,4 +1,4 @@
-"""Nested expectations: a composition of functions that are known by samples."""
+"""Gradients of compositions of expectations."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def compositional(
   of: str = 'all',
   batch_of: Callable[[Any, int], Any] | None = None,
 ) -> base.Oracle:
-  r"""Gradients of a composition, its inner levels replaced by sequences.
+  r"""Gradients of a composition whose inner levels are tracked by sequences.
 
   For :math:`\min_x f^N(\dots f^1(f^0(x)))`, with a sequence :math:`y^n`
   that tracks :math:`f^{n-1}(y^{n-1})`, and :math:`y^0 = x`,
@@ -29,19 +29,19 @@ def compositional(
     d^x = \nabla f^0(x)^\top \nabla f^1(y^1)^\top \cdots \nabla f^N(y^N),
     \qquad d^n = y^n - f^{n-1}(y^{n-1})
 
-  The chain rule is taken at the tracked values: samples of the levels
-  themselves would bias it, as a mean of products is no product of means.
+  The chain rule uses the tracked values. With samples of the levels instead it
+  would be biased, because a mean of products is not a product of means.
 
   Args:
     functions: :math:`f^0, \dots, f^N`, each from (value of the level below,
       batch) to any pytree, the last to a scalar.
-    of: `all`, or `main` or `levels` for one of the two parts alone, where they
-      move in turn or are evaluated differently.
-    batch_of: what level n sees, from (batch, n); by default the whole batch.
+    of: `all`, or `main` or `levels` for one of the two parts, if they move in
+      turn or have different wrappers.
+    batch_of: the batch of level n, from (batch, n); by default the whole batch.
 
   Returns:
-    An oracle for the sequences `main` and `level_1` ... `level_N`. It measures
-    `loss`, the last level at its tracked value, unless for `levels`.
+    An oracle for the sequences `main` and `level_1` ... `level_N`. Except for
+    `levels`, it measures `loss`, the last level at its tracked value.
     `bj.counts` counts values and gradients of each level.
 
   Raises:
@@ -76,9 +76,6 @@ def compositional(
   part = batch_of or (lambda batch, level: batch)
   outside = base.Loss(outside, 'last level')
 
-  def averaged(mean):
-    return lambda *given: directions(mean, *given)
-
   def directions(mean, params, batch, inner):
     points = [params.main, *(getattr(params, name) for name in names)]
     fields: dict[str, Any] = {}
@@ -93,7 +90,7 @@ def compositional(
       loss = (value,)
 
     def through(n, some, z, *slopes):
-      """The value of a level, and what it makes of a slope."""
+      """The value of a level, and the pullback of a slope."""
       here = lambda z: inside[n](z, part(some, n))
       if not slopes:
         return here(z), None
@@ -117,9 +114,9 @@ def compositional(
     () if of == 'main' else names
   )
   linear = of == 'levels' or not inside
-  at_once = averaged(base.WHOLE)
+  at_once = functools.partial(directions, base.WHOLE)
   return base.oracle(
-    at_once if linear else base.ByMean(at_once, averaged),
+    at_once if linear else base.ByMean(directions),
     () if of == 'levels' else ('loss',),
     counts=cost,
     moves=moves,

@@ -1,4 +1,4 @@
-"""Coupled sequences: each moves along an increment that depends on all."""
+"""Coupled sequences, whose increments depend on all of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,28 +19,28 @@ def coupled(
   *,
   batch_of: Callable[[Any, str], Any] | None = None,
 ) -> base.Oracle:
-  r"""Evaluates the increments of named sequences, all at one point.
+  r"""Evaluates the increments of named sequences at one point.
 
   .. math::
     d^n = -h^n(z^0, \dots, z^N; \xi^n)
 
   The sign is that of a gradient, so that any optax optimiser steps along the
-  increment. An increment need not be the gradient of anything: a temporal
-  difference, a fixed-point residual and a Newton direction are increments too.
-  Wrappers that take means over samples take them of the increments.
+  increment. An increment need not be a gradient; temporal differences,
+  fixed-point residuals and Newton directions are increments too. Wrappers that
+  take means over samples take means of the increments.
 
   Args:
     increments: by name of a sequence, a function from (parameters, batch) to
-      its increment. Sequences without one are left alone.
-    batch_of: what a sequence's increment sees, from (batch, name): samples of
-      its own, for instance. By default all see the whole batch.
+      its increment. The other sequences do not move.
+    batch_of: the batch of an increment, from (batch, name), for instance its
+      own samples; by default the whole batch.
 
   Returns:
     An oracle; `bj.values` gives `increment/name`, the norm of each increment,
-    `bj.counts` gives `increments/name`.
+    and `bj.counts` gives `increments/name`.
 
   Raises:
-    ValueError: without increments, or at the call, if an increment has another
+    ValueError: without increments; at the call, if an increment has another
       structure or shape than its sequence.
     TypeError: at the call, if the parameters lack a sequence.
 

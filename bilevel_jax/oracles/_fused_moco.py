@@ -1,17 +1,18 @@
-"""MoCo in one loop: each gradient goes into its tracked row as it is made."""
+"""MoCo in one loop over the objectives, without a Jacobian."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from bilevel_jax import _trees
+from bilevel_jax import _checks, _trees
 from bilevel_jax.aggregators import _moco, _rows
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
+@_checks.removed(exact='weight_step=None for weights that minimise')
 def fused_moco(
-  losses: _multi_objective.Losses,
+  losses: _objectives.Losses,
   objectives: int | Sequence[str] | None = None,
   *,
   rest: Sequence[str] = (),
@@ -21,23 +22,23 @@ def fused_moco(
 ) -> base.Oracle:
   r"""The updates of `multi_objective` and `moco`, without a Jacobian.
 
-  A loop over the objectives makes one gradient after another and moves the
-  tracked row at once, in place where the state's buffers are donated: beside
-  the state, the memory of one gradient is enough. It sees the whole batch:
-  where gradients must first be averaged (`bj.evaluation.mean_over`,
-  `bj.evaluation.accumulate`), chain the two parts instead.
+  A loop over the objectives evaluates one gradient at a time and updates its
+  tracked row, in place if the state's buffers are donated. Besides the state it
+  needs the memory of one gradient. It evaluates the whole batch at once; to
+  average gradients first (`bj.evaluation.mean_over`,
+  `bj.evaluation.accumulate`), chain `multi_objective` and `moco` instead.
 
   Args:
     losses: as in `multi_objective`.
-    objectives: likewise.
+    objectives: as in `multi_objective`.
     rest: sequences that only some losses have.
     trunk: as in `multi_objective`.
-    per_task: likewise.
-    **moco: `tracking`, `weight_step`, `regularisation`, `exact`, `radius` and
+    per_task: as in `multi_objective`.
+    **moco: `tracking`, `weight_step`, `regularisation`, `radius` and
       `accumulator_dtype` of `bj.aggregators.moco`.
 
   Returns:
-    An oracle to one gradient; its `inner` state is a `MocoState`.
+    An oracle that gives one gradient; its `inner` state is a `MocoState`.
 
   Raises:
     TypeError: as `multi_objective` does.
@@ -61,20 +62,15 @@ def fused_moco(
     Bias in Multi-objective Learning: A Provably Convergent Approach
     <https://arxiv.org/abs/2210.12624>`_, 2023.
   """
-  who = 'fused_moco'
-  given = _multi_objective.make_objectives(
-    who, losses, objectives, rest, trunk, per_task
+  caller = 'fused_moco'
+  several = _objectives.make_objectives(
+    caller, losses, objectives, rest, trunk, per_task
   )
-  count = len(given.names)
-  init, update = _moco.tracker(
-    who,
-    count,
-    rest=given.rest,
-    **moco,
-  )
+  count = len(several.names)
+  init, update = _moco.tracker(caller, count, rest=several.rest, **moco)
 
   def fn(params, batch, inner):
-    near = given.linearise(params, batch, who, lean=True)
+    near = several.linearise(params, batch, caller, lean=True)
 
     def feed(tracked, move):
       def one(index, tracked, gradient):
@@ -92,11 +88,11 @@ def fused_moco(
       return tracked
 
     direction, state = update(feed, inner)
-    like = (
-      params._replace(**dict.fromkeys(given.rest)) if given.rest else params
-    )
-    direction = _trees.as_dtypes_of(direction, like)
+    like = params
+    if several.rest:
+      like = params._replace(**dict.fromkeys(several.rest))
+    direction = _trees.cast_like(direction, like)
     return near.values, _rows.with_rest(direction, near.rest), state
 
   cost = {'gradients/objectives': count}
-  return base.oracle(fn, given.names, init, counts=cost)
+  return base.oracle(fn, several.names, init, counts=cost)

@@ -18,25 +18,25 @@ def gradient(
   counts_as: str | None = None,
   outputs: Callable[[Any], Any] | None = None,
 ) -> base.Oracle:
-  r"""The gradient of a loss: turns any optax optimiser into a solver.
+  r"""The gradient of a loss.
 
   .. math::
     d^n = s_n \, \nabla_{z^n} \, \ell(z, batch)
 
-  with the sign :math:`s_n = 1` unless another is given.
+  with the sign :math:`s_n = 1` by default. A chain of this oracle and an optax
+  optimiser is a solver.
 
   Args:
     loss: a function of (parameters, batch) to a scalar, or to
       (scalar, auxiliary).
     name: the name of the loss in `bj.values`.
-    of: the sequence, or the sequences, to differentiate; the others get None.
-      A mapping gives a sign to each: -1 for one that ascends, as in
-      `{'x': 1, 'y': -1}` for a saddle point. By default all of the parameters.
-    counts_as: the loss under which `bj.counts` counts the gradient; by default
-      its name.
-    outputs: a function from the parameters to a pytree of the structure of the
-      loss's auxiliary output, which is then kept for `bj.outputs`, under
-      `name`. Without it, or if it gives None, that output is dropped.
+    of: the sequence or sequences to differentiate; the others get None. A
+      mapping gives the sign of each, -1 for ascent: `{'x': 1, 'y': -1}` for a
+      saddle point. By default all parameters.
+    counts_as: the name of the loss in `bj.counts`; by default `name`.
+    outputs: a function from the parameters to a pytree with the structure of
+      the loss's auxiliary output, which `bj.outputs` then returns under `name`.
+      Without it, or if it gives None, that output is dropped.
 
   Returns:
     An oracle.
@@ -47,13 +47,9 @@ def gradient(
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
+    >>> loss = lambda params, batch: jnp.mean((params - 1) ** 2)
     >>> solver = optax.chain(bj.gradient(loss), optax.adam(0.1))
-    >>> params = jnp.zeros(3)
-    >>> state = solver.init(params)
-    >>> for _ in range(200):
-    ...   updates, state = solver.update(jnp.ones(3), state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, state = bj.testing.run(solver, jnp.zeros(3), 200)
     >>> print(params.round(2), bj.counts(state))
     [1. 1. 1.] {'gradients/loss': 200}
   """
@@ -70,7 +66,7 @@ def gradient(
     else:
       chosen = {n: getattr(params, n) for n in signs}
       join = lambda fields: params._replace(**fields)
-    (value, found), slope = jax.value_and_grad(
+    (value, output), slope = jax.value_and_grad(
       lambda fields: checked.full(join(fields), batch), has_aux=True
     )(chosen)
     if signs is not None:
@@ -79,12 +75,12 @@ def gradient(
         for n, s in slope.items()
       }
       slope = _sequences.only(params, **signed)
-    more = () if outputs is None else ({name: found},)
+    more = () if outputs is None else ({name: output},)
     return (value,), slope, inner, *more
 
   def announced(params):
-    found = outputs(params) if outputs else None
-    return {} if found is None else {name: found}
+    expected = outputs(params) if outputs else None
+    return {} if expected is None else {name: expected}
 
   return base.oracle(
     fn,
@@ -102,7 +98,7 @@ def lower_gradient(
   of: str = 'lower',
   proximity: float | None = None,
 ) -> base.Oracle:
-  r"""The slope of the lower loss, at any sequence that follows its minimiser.
+  r"""The slope of the lower loss at a sequence that follows its minimiser.
 
   .. math::
     \nabla_w g(x, w) \quad \text{or} \quad
@@ -110,16 +106,16 @@ def lower_gradient(
 
   Args:
     problem: the upper and the lower loss.
-    of: the sequence that stands for :math:`w`; `lower` itself by default.
+    of: the sequence :math:`w`; by default `lower`.
     proximity: a length :math:`\rho` for the second form, whose minimum is the
-      Moreau envelope of the lower loss; None for the first.
+      Moreau envelope of the lower loss; None for the first form.
 
   Returns:
     An oracle that measures the lower loss there, under the sequence's name.
 
   Raises:
-    TypeError: at the call, if the loss is not a scalar or a sequence is
-      missing.
+    TypeError: if the problem is not a `BilevelProblem`; at the call, if the
+      loss is not a scalar or a sequence is missing.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -127,21 +123,21 @@ def lower_gradient(
     >>> problem = bj.BilevelProblem(upper=square, lower=square)
     >>> params = bj.sequences(upper=1.0, lower=3.0, value=jnp.float32(2.0))
     >>> oracle = bj.lower_gradient(problem, of='value')
-    >>> found, state = oracle.update(None, oracle.init(params), params)
-    >>> print(found.value, bj.values(state)['value'])
+    >>> gradients, state = oracle.update(None, oracle.init(params), params)
+    >>> print(gradients.value, bj.values(state)['value'])
     2.0 1.0
   """
-  lower = base.Loss(problem.lower, 'lower')
+  _, lower = base.checked_losses(problem)
 
   def loss(params, batch):
     point = getattr(params, of)
-    value, found = lower.full(params.upper, point, batch)
+    value, output = lower.full(params.upper, point, batch)
     if proximity is not None:
       away = optax.tree.sub(point, params.lower)
       value = value + optax.tree.norm(away, squared=True) / (2 * proximity)
-    return value, found
+    return value, output
 
-  # The value sequence's outputs are of a point that nobody asked for.
+  # Outputs at other sequences than the lower variable are dropped.
   wanted = problem.outputs if of == 'lower' else None
   return gradient(
     loss,
@@ -158,7 +154,7 @@ def penalised_lower_gradient(
   penalty: types.ScalarOrSchedule,
   rescale: bool = True,
 ) -> base.Oracle:
-  r"""The slope of the upper loss plus a multiple of the lower one, in y.
+  r"""The slope in y of the upper loss plus a multiple of the lower loss.
 
   .. math::
     c_k \nabla_y [ f(x, y) + \gamma_k g(x, y) ], \qquad
@@ -183,16 +179,16 @@ def penalised_lower_gradient(
     ... )
     >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(3.0))
     >>> oracle = bj.oracles.penalised_lower_gradient(problem, penalty=2.0)
-    >>> found, _ = oracle.update(None, oracle.init(params), params)
-    >>> print(found.lower)  # (6 + 2 * 4) / 2
+    >>> gradients, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(gradients.lower)  # (6 + 2 * 4) / 2
     7.0
   """
-  lower = base.Loss(problem.lower, 'lower')
+  _, lower = base.checked_losses(problem)
 
   def itself(x, y, params, batch, known):
     del params, known
-    value, found = lower.full(x, y, batch)
-    return value, (value, found)
+    value, output = lower.full(x, y, batch)
+    return value, (value, output)
 
   counts = {'gradients/upper': 1, 'gradients/lower': 1}
   sequences = ('upper', 'lower')

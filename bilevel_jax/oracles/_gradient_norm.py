@@ -1,4 +1,4 @@
-"""The gradient-norm penalty: how far the lower variable is from stationary."""
+"""The gradient-norm penalty: the squared slope of the lower loss."""
 
 import jax
 import optax
@@ -20,20 +20,20 @@ def gradient_norm(
     \nabla \tfrac{1}{2} \| \nabla_y g(x, y) \|^2
       = \nabla \nabla_y g(x, y) \, \nabla_y g(x, y)
 
-  One Hessian-vector product, no inner loop. The penalty also vanishes at
-  lower stationary points that are no minimisers, and the sum can have
-  stationary points that solve nothing: prefer `value_gap` where the lower loss
-  is not convex.
+  It costs one Hessian-vector product and needs no inner loop. The penalty also
+  vanishes at lower stationary points that are not minimisers, and the penalised
+  loss can have stationary points that do not solve the problem. Prefer
+  `value_gap` if the lower loss is not convex.
 
   Args:
     problem: the upper and the lower loss.
     penalty: None for two rows; a weight or a schedule for the fused form, as in
       `value_gap`.
-    rescale: as in `scale_by_penalty`, for the fused form.
+    rescale: for the fused form, as in `scale_by_penalty`.
 
   Returns:
     An oracle for parameters with the sequences `upper` and `lower`. It measures
-    `upper`, `lower` and `penalty`, the half squared norm.
+    `upper`, `lower` and `penalty`, half the squared norm.
 
   Raises:
     ValueError: if the penalty is negative.
@@ -54,23 +54,22 @@ def gradient_norm(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  lower = base.Loss(problem.lower, 'lower')
+  _, lower = base.checked_losses(problem)
 
-  # Differentiated in reverse: forward over reverse takes as many operations,
-  # and was no faster on a network and slower on a linear model.
-  def half_squared_slope(x, y, params, batch, mean_slope):
+  # Reverse over reverse. Forward over reverse takes as many operations; it was
+  # not faster on a network and slower on a linear model.
+  def half_squared_slope(x, y, params, batch, known):
     del params
-    (below, outputs), slope = jax.value_and_grad(lower.full, 1, has_aux=True)(
-      x, y, batch
-    )
+    (below, outputs), (slope,) = lower.with_slopes(1)(x, y, batch)
     half = optax.tree.norm(slope, squared=True) / 2
-    if mean_slope is not None:
-      # Its mean over parts has the value and the gradient of the whole batch's.
-      square = optax.tree.norm(mean_slope, squared=True)
-      half = optax.tree.vdot(mean_slope, slope) - square / 2
+    if known is not None:
+      # The mean of this over the parts has the value and the gradient of the
+      # whole batch.
+      square = optax.tree.norm(known, squared=True)
+      half = optax.tree.vdot(known, slope) - square / 2
     return half, (below, outputs)
 
-  def mean_slope_of(mean, params, batch):
+  def mean_slope(mean, params, batch):
     slope = lambda part, x, y: jax.grad(lower, 1)(x, y, part)
     return mean.of(slope, batch, params.upper, params.lower)
 
@@ -83,6 +82,6 @@ def gradient_norm(
       'hessian_vector_products/lower': 1,
     },
     ('upper', 'lower'),
-    mean_slope_of,
+    mean_slope,
   )
   return _penalised.penalised(problem, height, penalty=penalty, rescale=rescale)

@@ -1,4 +1,4 @@
-"""The hypergradient by the implicit function theorem, under constraints too."""
+"""The hypergradient by implicit differentiation, also under constraints."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from bilevel_jax import _checks, _keys, _sequences, linear_solvers, types
 from bilevel_jax.oracles import base
 from bilevel_jax.projections import _affine
 
-# Any function (operator, right, start) -> solution, or a record of one.
+# Any function (operator, right, start) -> solution, or a record with one.
 Solve = Callable[..., Any] | linear_solvers.LinearSystem
 
 
 class ImplicitState(NamedTuple):
-  """What `implicit` keeps from one update to the next.
+  """State of `implicit`.
 
   Attributes:
-    linear: the last solution of the linear system, the next one's start; in
-      coordinates along the lower set. None without a warm start.
-    key: PRNG key of a random linear solver; None for the others.
+    linear: the last solution of the linear system and the next start, in
+      coordinates along the lower set; None without a warm start.
+    key: PRNG key of a random linear solver, or None.
   """
 
   linear: Any
@@ -34,9 +34,9 @@ class ImplicitTerms(NamedTuple):
   Attributes:
     value: the upper loss.
     direct: its partial gradient in the upper variable, or None.
-    correction: the rest of the hypergradient.
+    correction: the implicit part of the hypergradient.
     linear: solution of the linear system, in coordinates along the lower set.
-    products: Hessian-vector products taken by the solver; None if unknown.
+    products: Hessian-vector products of the linear solver; None if unknown.
     outputs: auxiliary outputs of the upper loss.
   """
 
@@ -59,17 +59,15 @@ def implicit_terms(
   direct: bool = True,
   mean: base.Mean = base.WHOLE,
 ) -> ImplicitTerms:
-  """Evaluates a hypergradient; see `implicit` for the formula.
+  """Evaluates the terms of a hypergradient; see `implicit` for the formula.
 
-  The mean is taken of the upper gradient, of each Hessian product and of the
-  cross term: the system is that of the mean loss.
+  The upper gradient, each Hessian product and the cross term are means over the
+  parts, so that the linear system is that of the mean loss.
   """
   system = linear_solvers.as_system(solve, warm_start=False)
-  upper = base.Loss(problem.upper, 'upper')
-  lower = base.Loss(problem.lower, 'lower')
+  upper, lower = base.checked_losses(problem)
   x, y = params.upper, params.lower
-  slopes_of = (0, 1) if direct else (1,)
-  above = jax.value_and_grad(upper.full, slopes_of, has_aux=True)
+  above = upper.with_slopes(*((0, 1) if direct else (1,)))
   (value, outputs), slopes = mean.of(
     lambda part, x, y: above(x, y, part), batch, x, y
   )
@@ -79,14 +77,14 @@ def implicit_terms(
     below = lambda part, x, y: jax.grad(lower, (0, 1))(x, y, part)
     return lambda y: mean.of(below, now, x, y)
 
-  # v -> (grad_xy g v, grad_yy g v), the gradient's own work done once.
+  # v -> (grad_xy g v, grad_yy g v); the gradient is linearised once.
   _, product = jax.linearize(slopes_at(batch), y)
   if lower_set is None:
     coordinates, lift = (lambda z: z), (lambda u: u)
   else:
     coordinates, lift = lower_set.coordinates, lambda u: lower_set.lift(u, y)
 
-  # In a shard_map, a mean over clients or a start is of another type.
+  # In a shard_map, a mean over clients and a start have another type.
   lifted = lambda u: _sequences.vary_like(lift(u), y)
   operator: Callable[[Any], Any] = lambda u: coordinates(product(lifted(u))[1])
   if (draw := system.batch_at) is not None:
@@ -107,7 +105,7 @@ def implicit_terms(
   if lower_set is not None and coupling is not None:
     if lower_set.transpose is None:
       raise ValueError('a coupled lower set needs its `transpose`.')
-    # The lower variable also moves because its set does.
+    # The lower variable also moves with its set.
     pull = lower_set.transpose(optax.tree.sub(curved, above_y))
     measured, back = jax.vjp(coupling, x)
     pull = jax.tree.map(lambda a, h: a.astype(h.dtype), pull, measured)
@@ -123,7 +121,7 @@ def implicit(
   lower_set: _affine.AffineSet | None = None,
   direct: bool = True,
 ) -> base.Oracle:
-  r"""The hypergradient, with one linear system in the lower loss's Hessian.
+  r"""The hypergradient, by one linear system in the lower loss's Hessian.
 
   .. math::
     \nabla_x f - \nabla_{xy} g \, q, \qquad \nabla_{yy} g \, q = \nabla_y f
@@ -136,37 +134,36 @@ def implicit(
     \nabla F &= \nabla_x f - \nabla_{xy} g \, q
       + \nabla h^\top A^{+\top} (\nabla_{yy} g \, q - \nabla_y f)
 
-  It is exact at the lower minimiser in the set. Products with the Hessian are
-  never written down; the gradient is linearised once for all of them. Over
-  parts of a batch (`accumulate`, `mean_over`), each product is averaged: the
-  mean of the parts' hypergradients is another number, because each divides by a
-  Hessian of its own.
+  It is exact at the lower minimiser in the set. The Hessian is never formed;
+  the gradient is linearised once for all products. Over parts of a batch
+  (`accumulate`, `mean_over`), each product is averaged. The mean of the parts'
+  hypergradients would be another number, because each divides by its own
+  Hessian.
 
   Args:
-    problem: the upper and the lower loss; the lower one is strongly convex
+    problem: the upper and the lower loss; the lower loss is strongly convex
       along the lower set.
-    solve: any function (operator, right, start) to the solution, such as
-      `conjugate_gradient`, `neumann`, `random_neumann`, `nystrom`, `gmres`,
-      `dense_solve` of `bj.linear_solvers` or another library's; or a
-      `bj.linear_solvers.LinearSystem` of one, with its batches and its key. By
-      default ten conjugate gradients. Unset, it starts warm.
+    solve: any function from (operator, right, start) to the solution, for
+      instance `conjugate_gradient`, `neumann`, `random_neumann`, `nystrom`,
+      `gmres` or `dense_solve` of `bj.linear_solvers` or of another library; or
+      a `bj.linear_solvers.LinearSystem` with its batches and its key. By
+      default ten conjugate gradients with a warm start.
     lower_set: the set of the lower variable: `affine_set`,
-      `affine_operator_set` or `consensus_set`; None for the whole space. Over
-      a `consensus_set` of a mapped axis, the system's matrix is the mean of the
-      clients'.
-    direct: False leaves out the direct gradient :math:`\nabla_x f`.
+      `affine_operator_set` or `consensus_set`; None for the whole space. For a
+      `consensus_set` over a mapped axis, the matrix is the mean over clients.
+    direct: whether to include the direct gradient :math:`\nabla_x f`.
 
   Returns:
     An oracle for the sequence `upper` of parameters with `upper` and `lower`.
     It measures `upper` and, on a coupled set, `outside_range`: the share of
     the right-hand side that no lower variable attains, 0 up to rounding. It
-    counts Hessian-vector products of a `LinearSolver`, plus one for the cross
+    counts the Hessian-vector products of a `LinearSolver` and one for the cross
     term, and communication rounds over clients.
 
   Raises:
-    TypeError: if `lower_set` is no `AffineSet`; at the call, if a loss is not a
-      scalar or a sequence is missing.
-    ValueError: at init, if the set has no point in it.
+    TypeError: if `lower_set` is not an `AffineSet`; at the call, if a loss is
+      not a scalar or a sequence is missing.
+    ValueError: at init, if the set is empty.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -189,10 +186,11 @@ def implicit(
     Pedregosa, `Hyperparameter optimization with approximate gradient
     <https://arxiv.org/abs/1602.02355>`_, 2016.
   """
+  base.checked_losses(problem)
   system = linear_solvers.as_system(solve, warm_start=True)
   check_lower_set(lower_set)
   random = getattr(system.solve, 'random', False)
-  # The set, where the lower variable's equations depend on the upper one.
+  # The lower set if its equations depend on the upper variable.
   coupled = lower_set if getattr(lower_set, 'coupling', None) else None
   rounds = 0 if lower_set is None else lower_set.rounds
   names = ('upper', 'outside_range') if coupled is not None else ('upper',)
@@ -208,9 +206,6 @@ def implicit(
       linear=zero(params.lower) if system.warm_start else None,
       key=_keys.as_key(system.key, 'the linear solver') if random else None,
     )
-
-  def averaged(mean):
-    return lambda *given: hypergradient(mean, *given)
 
   def hypergradient(mean, params, batch, inner):
     next_key, now = None, system
@@ -240,12 +235,12 @@ def implicit(
     }
     inner = ImplicitState(terms.linear if system.warm_start else None, next_key)
     gradients = _sequences.only(params, upper=gradient)
-    outputs = base.outputs_of(problem, upper=terms.outputs)
+    outputs = base.requested_outputs(problem, upper=terms.outputs)
     return measured, gradients, inner, spent, *outputs
 
   counts = {'gradients/upper': 1, 'hessian_vector_products/lower': 1}
   return base.oracle(
-    base.ByMean(averaged(base.WHOLE), averaged),
+    base.ByMean(hypergradient),
     names,
     init,
     counts=counts | ({'rounds/linear': rounds} if rounds else {}),
@@ -256,32 +251,32 @@ def implicit(
 
 
 def _solved(system, operator, right, start) -> tuple[Any, Any]:
-  """The solution, and the solver's products; None for another library's."""
+  """The solution and the number of products, None if unknown."""
   solve = system.solve
   if not callable(solve):
     raise TypeError(
-      f'a linear solver is a function, got {solve!r}: pass '
-      'bj.linear_solvers.conjugate_gradient(10) for instance.'
+      f'a linear solver is a function, got {solve!r}: pass for instance '
+      'bj.linear_solvers.conjugate_gradient(10).'
     )
   if isinstance(solve, linear_solvers.LinearSolver):
     return solve.solve(operator, right, start, system.key)
-  found = solve(operator, right, start)
-  ours: Any = jax.tree.structure(right)
-  theirs: Any = jax.tree.structure(found)
-  if ours != theirs:
+  solution = solve(operator, right, start)
+  expected: Any = jax.tree.structure(right)
+  structure: Any = jax.tree.structure(solution)
+  if expected != structure:
     raise TypeError(
-      f'a linear solver returns the solution, {ours}, got {theirs}: if it '
-      'returns (solution, info), pass lambda *args: solve(*args)[0].'
+      f'a linear solver returns the solution, {expected}, got {structure}: if '
+      'it returns (solution, info), pass lambda *args: solve(*args)[0].'
     )
-  return found, None
+  return solution, None
 
 
 def check_lower_set(lower_set: Any) -> None:
   """Raises TypeError for a lower set without coordinates along it."""
   if lower_set is not None and not isinstance(lower_set, _affine.AffineSet):
     raise TypeError(
-      'a hypergradient is known for lower sets of equations, affine_set, '
+      'a hypergradient takes a lower set of equations, affine_set, '
       'affine_operator_set or consensus_set of bj.projections, got '
-      f'{type(lower_set).__name__}: for other sets, take a penalty method such '
-      'as bj.v_pbgd.'
+      f'{type(lower_set).__name__}: for other sets, use a penalty method, for '
+      'instance bj.v_pbgd.'
     )

@@ -1,4 +1,4 @@
-"""A nested problem's three coupled directions, its linear system a sequence."""
+"""Directions of both variables and of the linear system as a sequence."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,34 +24,34 @@ def implicit_directions(
   rows: bool = False,
   batches: Callable[[Any], tuple[Any, Any]] = _both,
 ) -> base.Oracle:
-  r"""Directions of both variables and of the linear system between them.
+  r"""Directions of both variables and of the linear system of their coupling.
 
   .. math::
     d^y = \nabla_y g, \qquad
     d^v = \nabla_{yy} g \, v - \nabla_y f, \qquad
     d^x = \nabla_x f - \nabla_{xy} g \, v
 
-  At the solution of the first two, the third is the gradient of the upper loss
-  at the lower minimiser. Each is a sum of terms that are linear in samples,
-  without bias; one product of a Hessian with the sequence `linear` serves
-  :math:`d^x` and :math:`d^v`.
+  Where the first two vanish, the third is the gradient of the upper loss at the
+  lower minimiser. Each is a sum of terms that are linear in the samples, so
+  that samples give no bias. One product of the Hessian with the sequence
+  `linear` serves :math:`d^x` and :math:`d^v`.
 
   Args:
     problem: the upper and the lower loss.
-    of: the sequence, or those, whose directions are wanted, where they move in
-      turn; all three by default. What the others alone need is not evaluated.
-    rows: whether to return a `Jacobian` with what comes from :math:`f` and
-      what comes from :math:`g` as two rows, for `saga` with samples of their
-      own, instead of the sums.
+    of: the sequence or sequences whose directions are evaluated, for sequences
+      that move in turn; by default all three.
+    rows: whether to return a `Jacobian` with the terms of :math:`f` and of
+      :math:`g` as two rows instead of their sums, for `saga` with separate
+      samples.
     batches: the batches of the upper and of the lower loss, from the batch; by
-      default both get the whole.
+      default both get the whole batch.
 
   Returns:
     An oracle for the sequences `upper`, `lower` and `linear`. It measures
-    `upper` and `lower`, or what of the two it evaluates.
+    `upper` and `lower`, as far as it evaluates them.
 
   Raises:
-    ValueError: if `of` names another sequence, or with `rows`.
+    ValueError: if `of` names another sequence.
     TypeError: at the call, if a loss is not a scalar or a sequence is missing.
 
   Example:
@@ -62,8 +62,8 @@ def implicit_directions(
     >>> x, y, v = jnp.array([1.0, 3.0, 2.0])
     >>> params = bj.sequences(upper=x, lower=y, linear=v)
     >>> oracle = bj.implicit_directions(problem)
-    >>> found, _ = oracle.update(None, oracle.init(params), params)
-    >>> print(found.upper, found.lower, found.linear)
+    >>> directions, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(directions.upper, directions.lower, directions.linear)
     4.0 4.0 -2.0
 
   References:
@@ -73,10 +73,9 @@ def implicit_directions(
   """
   wanted = (of,) if isinstance(of, str) else tuple(of)
   if not wanted or set(wanted) - set(_ALL):
-    raise ValueError(f'implicit_directions is of some of {_ALL}, got {of!r}.')
-  upper = base.Loss(problem.upper, 'upper')
-  lower = base.Loss(problem.lower, 'lower')
-  # Which losses, and how far, the directions asked for need.
+    raise ValueError(f'implicit_directions: of is among {_ALL}, got {of!r}.')
+  upper, lower = base.checked_losses(problem)
+  # Whether the upper loss and a Hessian-vector product are needed.
   curved = set(wanted) != {'lower'}
 
   def fn(params, batch, inner):
@@ -85,24 +84,21 @@ def implicit_directions(
     values, outputs = {}, {}
     f_x = f_y = cross = product = None
     if curved:
-      (values['upper'], outputs['upper']), (f_x, f_y) = jax.value_and_grad(
-        upper.full, (0, 1), has_aux=True
-      )(x, y, above)
+      measured, (f_x, f_y) = upper.with_slopes(0, 1)(x, y, above)
+      values['upper'], outputs['upper'] = measured
 
     def slopes(y):
-      (value, found), slope = jax.value_and_grad(
-        lower.full, (0, 1), has_aux=True
-      )(x, y, below)
-      return slope, (value, found)
+      measured, slope = lower.with_slopes(0, 1)(x, y, below)
+      return slope, measured
 
     if curved:
-      # Forward over reverse: the lower gradient comes with the products.
-      (_, g_y), (cross, product), kept = jax.jvp(
+      # Forward over reverse gives the lower gradient and the products.
+      (_, g_y), (cross, product), measured = jax.jvp(
         slopes, (y,), (v,), has_aux=True
       )
     else:
-      (_, g_y), kept = slopes(y)
-    values['lower'], outputs['lower'] = kept
+      (_, g_y), measured = slopes(y)
+    values['lower'], outputs['lower'] = measured
     zero = lambda tree: optax.tree.zeros_like(tree)
     minus = lambda tree: optax.tree.scale(-1, tree)
     terms = {
@@ -112,28 +108,25 @@ def implicit_directions(
     }
     pair = lambda *r: jnp.stack(r)
     join = pair if rows else jnp.add
-    found = {
+    fields = {
       name: g_y
       if name == 'lower' and not rows
       else jax.tree.map(join, *terms[name]())
       for name in wanted
     }
-    directions = _sequences.only(params, **found)
+    directions = _sequences.only(params, **fields)
     return (
       [values[name] for name in names],
       types.Jacobian(directions) if rows else directions,
       inner,
-      *base.outputs_of(problem, **outputs),
+      *base.requested_outputs(problem, **outputs),
     )
 
   names = ('upper', 'lower') if curved else ('lower',)
   counts = {'gradients/lower': 1}
   if curved:
-    counts = {
-      'gradients/upper': 1,
-      **counts,
-      'hessian_vector_products/lower': 1,
-    }
+    counts = {'gradients/upper': 1} | counts
+    counts['hessian_vector_products/lower'] = 1
   return base.oracle(
     fn,
     names,

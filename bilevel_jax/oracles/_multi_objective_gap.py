@@ -1,4 +1,4 @@
-"""Several upper losses, and the value gap of the lower one, as rows."""
+"""Rows of several upper losses and of the lower loss's value gap."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel_jax import types
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
 def multi_objective_gap(
@@ -18,22 +18,23 @@ def multi_objective_gap(
     \nabla f_1(x, y), \; \dots, \; \nabla f_M(x, y), \;
     \nabla g(x, y) - (\nabla_x g(x, w), 0)
 
-  where :math:`w`, the sequence named `value`, stands for a minimiser of
-  :math:`g(x, \cdot)`; it is held fixed, as in `value_gap`.
+  where :math:`w`, the sequence named `value`, approximates a minimiser of
+  :math:`g(x, \cdot)`. It is constant in the derivative, as in `value_gap`.
 
   Args:
-    problem: the upper losses, one function to an array (objectives,), or to
-      (this, auxiliary), and the lower loss.
+    problem: the upper losses, one function to an array (objectives,) or to
+      (array, auxiliary), and the lower loss.
     objectives: the number of upper losses, or their names.
 
   Returns:
-    An oracle for the sequences `upper`, `lower` and `value`, to a `Jacobian` of
-    one row for each upper loss and one for the gap. It measures the upper
-    losses by name, `lower` and `gap`.
+    An oracle for the sequences `upper`, `lower` and `value`. It gives a
+    `Jacobian` with a row for each upper loss and a row for the gap, and
+    measures the upper losses by name, `lower` and `gap`.
 
   Raises:
-    ValueError: if the names are no distinct ones.
-    TypeError: at the call, if the losses are of another number or a sequence is
+    ValueError: if the names are not distinct, or `lower`, `gap` or `value` is
+      among them.
+    TypeError: at the call, if the number of losses differs or a sequence is
       missing.
 
   Example:
@@ -55,10 +56,13 @@ def multi_objective_gap(
     Multi-Objective Bi-Level Optimization <https://arxiv.org/abs/2401.09257>`_,
     2024.
   """
-  above = _multi_objective.make_objectives(
-    'multi_objective_gap', problem.upper, objectives, (), None, False
+  _, below = base.checked_losses(problem)
+  above = _objectives.make_objectives(
+    'multi_objective_gap',
+    problem.upper,
+    objectives,
+    reserved=('lower', 'gap', 'value'),
   )
-  below = base.Loss(problem.lower, 'lower')
 
   def fn(params, batch, inner):
     value = jax.lax.stop_gradient(params.value)
@@ -71,13 +75,13 @@ def multi_objective_gap(
       return every, (every, height, one, two)
 
     near = types.BilevelParams(params.upper, params.lower)
-    rows, measured = _multi_objective.jacobian(losses, near)
+    rows, measured = _objectives.jacobian(losses, near)
     every, height, one, two = measured
     return (
       (*every[:-1], height, every[-1]),
       types.Jacobian(base.gradients(params, **rows._asdict()), None, every),
       inner,
-      *base.outputs_of(problem, upper=one, lower=two),
+      *base.requested_outputs(problem, upper=one, lower=two),
     )
 
   return base.oracle(

@@ -1,4 +1,4 @@
-"""The Nikaido-Isoda penalty: how far two players are from an equilibrium."""
+"""The Nikaido-Isoda penalty: the gap to an equilibrium of two players."""
 
 import jax
 
@@ -12,38 +12,40 @@ def nikaido_isoda(
   penalty: types.ScalarOrSchedule | None = None,
   rescale: bool = True,
 ) -> base.Oracle:
-  r"""Gradients of an upper loss and of the gap of a zero-sum game below it.
+  r"""Gradients of an upper loss and of the gap of a lower zero-sum game.
 
-  The lower variable is a pair :math:`(a, b)`, of which a minimises a payoff
-  :math:`J` and b maximises it. In place of `value_gap`, with the upper loss
-  first and the function of Nikaido and Isoda second,
+  The lower variable is a pair :math:`(a, b)`; a minimises a payoff :math:`J`
+  and b maximises it. The rows are those of the upper loss and of the function
+  of Nikaido and Isoda,
 
   .. math::
     \nabla f(x, a, b), \qquad
     \nabla_{(x, a, b)} \left[ J(x, a, b') - J(x, a', b) \right]
 
   where the sequence named `value` is the pair :math:`(a', b')` of best
-  responses, to b and to a. They are held fixed: by the theorem of Danskin, the
-  result is the gradient of :math:`\max_{b'} J(x, a, b') - \min_{a'} J(x, a',
-  b)`, which is zero at an equilibrium and positive elsewhere.
+  responses to b and to a. It is constant in the derivative. By the theorem of
+  Danskin, the result is the gradient of :math:`\max_{b'} J(x, a, b') -
+  \min_{a'} J(x, a', b)`, which is zero at an equilibrium and positive
+  elsewhere.
 
   Args:
-    problem: the upper loss, and as its lower one the payoff J(x, (a, b),
+    problem: the upper loss, and as its lower loss the payoff J(x, (a, b),
       batch), a scalar.
-    penalty: None for two rows, to be weighed by an aggregator; a weight or a
-      schedule gives the fused form, as in `value_gap`.
-    rescale: whether the fused form is divided by the penalty above one.
+    penalty: None for two rows for an aggregator; a weight or a schedule for the
+      fused form, as in `value_gap`.
+    rescale: whether to divide the fused form by the penalty if that is above
+      one.
 
   Returns:
     An oracle for parameters with the sequences `upper`, `lower`, `value`. It
-    measures `upper`, `lower`, the payoff between the two, `gap`, and
-    `gap_rounding`, an estimate of the rounding error of `gap`. A gap below
-    minus `gap_rounding` means that the best responses lag.
+    measures `upper`, `lower` (the payoff), `gap` and `gap_rounding`, an
+    estimate of the rounding error of `gap`. A gap below minus `gap_rounding`
+    means that the best responses lag.
 
   Raises:
     ValueError: if the penalty is negative.
-    TypeError: at the call, if a loss is no scalar, or if the lower variable is
-      no pair.
+    TypeError: at the call, if a loss is not a scalar or the lower variable is
+      not a pair.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -54,8 +56,8 @@ def nikaido_isoda(
     >>> nash = (jnp.float32(1.0), jnp.float32(1.0))
     >>> params = bj.sequences(upper=jnp.float32(2.0), lower=nash, value=nash)
     >>> oracle = bj.oracles.nikaido_isoda(problem)
-    >>> found, state = oracle.update(None, oracle.init(params), params)
-    >>> print(bj.values(state)['gap'], found.rows.upper[1])
+    >>> jacobian, state = oracle.update(None, oracle.init(params), params)
+    >>> print(bj.values(state)['gap'], jacobian.rows.upper[1])
     0.0 0.0
 
   References:
@@ -63,7 +65,7 @@ def nikaido_isoda(
     Reinforcement Learning and RLHF <https://arxiv.org/abs/2402.06886>`_, 2024.
     Nikaido and Isoda, Note on non-cooperative convex games, 1955.
   """
-  payoff = base.Loss(problem.lower, 'lower')
+  _, payoff = base.checked_losses(problem)
 
   def gap(x, y, params, batch, known):
     del known
@@ -72,10 +74,10 @@ def nikaido_isoda(
     between, outputs = payoff.full(x, jax.lax.stop_gradient((a, b)), batch)
     above = payoff(x, (a, best_b), batch)
     low = payoff(x, (best_a, b), batch)
-    rounding = _value_gap.rounding_of(above, low)
+    rounding = _value_gap.rounding_error(above, low)
     return above - low, (between, outputs, rounding)
 
-  # What is no pair is said before a loss of the user's meets it.
+  # Checks the lower variable before the user's losses see it.
   above = lambda x, y, batch: problem.upper(x, _pair(y), batch)
   counts = {'gradients/upper': 1, 'gradients/lower': 2}
   height = _penalised.Penalty(gap, ('gap', 'gap_rounding'), counts)
@@ -88,7 +90,7 @@ def nikaido_isoda(
 
 
 def best_responses(problem: types.BilevelProblem) -> base.Oracle:
-  r"""Slopes of the two players' best responses, for the sequence `value`.
+  r"""Slopes for the two players' best responses, the sequence `value`.
 
   .. math::
     \nabla_{a'} J(x, a', b), \qquad - \nabla_{b'} J(x, a, b')
@@ -97,12 +99,12 @@ def best_responses(problem: types.BilevelProblem) -> base.Oracle:
     problem: as in `nikaido_isoda`.
 
   Returns:
-    An oracle that measures, as `value`, the difference of the two payoffs,
-    which descends to minus the gap.
+    An oracle that measures as `value` the difference of the two payoffs, which
+    descends to minus the gap.
 
   Raises:
-    TypeError: at the call, if the payoff is no scalar, or if the lower variable
-      is no pair.
+    TypeError: at the call, if the payoff is not a scalar or the lower variable
+      is not a pair.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -113,15 +115,15 @@ def best_responses(problem: types.BilevelProblem) -> base.Oracle:
     >>> zero = (jnp.float32(0.0), jnp.float32(0.0))
     >>> params = bj.sequences(upper=jnp.float32(2.0), lower=zero, value=zero)
     >>> oracle = bj.oracles.best_responses(problem)
-    >>> found, _ = oracle.update(None, oracle.init(params), params)
-    >>> print(found.value[0], found.value[1])
+    >>> gradients, _ = oracle.update(None, oracle.init(params), params)
+    >>> print(gradients.value[0], gradients.value[1])
     -2.0 -2.0
 
   References:
     Shen, Yang and Chen, `Principled Penalty-based Methods for Bilevel
     Reinforcement Learning and RLHF <https://arxiv.org/abs/2402.06886>`_, 2024.
   """
-  payoff = base.Loss(problem.lower, 'lower')
+  _, payoff = base.checked_losses(problem)
 
   def loss(params, batch):
     (a, b), (best_a, best_b) = _pair(params.lower), _pair(params.value)
@@ -132,10 +134,10 @@ def best_responses(problem: types.BilevelProblem) -> base.Oracle:
 
 
 def _pair(y):
-  """The two players' variables, whatever holds them."""
+  """The two players' variables; raises TypeError unless it is a pair."""
   if not isinstance(y, tuple | list) or len(y) != 2:
     raise TypeError(
-      'the lower variable of a zero-sum game is a pair (a, b), of which a '
-      f'minimises the payoff and b maximises it; got {type(y).__name__}.'
+      'the lower variable of a zero-sum game is a pair (a, b), where a '
+      f'minimises the payoff and b maximises it, got {type(y).__name__}.'
     )
   return y

@@ -1,19 +1,19 @@
-"""An upper loss beside a penalty: as two rows, or fused into one loss."""
+"""An upper loss and a penalty, as two rows or fused into one loss."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from bilevel_jax import _trees, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
-# (upper variable, lower variable, params, batch, what `prepare` gave or None)
-# -> (penalty, (lower loss, its outputs, what else is measured, ...))
+# (upper variable, lower variable, params, batch, result of `prepare` or None)
+# -> (penalty, (lower loss, its outputs, other measured values, ...))
 PenaltyFn = Callable[[Any, Any, Any, Any, Any], tuple[chex.Array, tuple]]
 
 
@@ -21,16 +21,16 @@ class Penalty(NamedTuple):
   """A penalty that replaces the lower problem.
 
   Attributes:
-    fn: the penalty, and the lower loss with its auxiliary outputs, as a
-      function of the two variables, of all params (for sequences that are held
-      fixed) and of the batch.
-    names: of the penalty in `bj.values`, `lower` if it is that loss; then of
-      what else `fn` measures, after the outputs.
-    counts: what one evaluation costs.
-    sequences: those that the parameters must have.
-    prepare: for a penalty that is not linear in the samples, what it needs to
-      be linear in those of a part, from (mean, params, batch): the last
-      argument of `fn`, which is else None.
+    fn: the penalty and the lower loss with its auxiliary outputs, as a function
+      of the two variables, of all params (for sequences that are constant in
+      the derivative) and of the batch.
+    names: name of the penalty in `bj.values`, `lower` if it is that loss; then
+      names of the other values that `fn` measures after the outputs.
+    counts: the cost of one evaluation.
+    sequences: names of the sequences that the parameters must have.
+    prepare: for a penalty that is not linear in the samples, a function of
+      (mean, params, batch). Given its result as the last argument, `fn` is
+      linear in the samples of a part. None for other penalties.
   """
 
   fn: PenaltyFn
@@ -53,15 +53,15 @@ def penalised(
   Args:
     problem: the upper and the lower loss.
     height: the penalty.
-    penalty: its weight: None for two rows, a number or a schedule for the fused
-      form.
+    penalty: the weight of the penalty for the fused form, a number or a
+      schedule; None for two rows.
     rescale: for the fused form, as in `scale_by_penalty`.
     of: the sequences to differentiate.
 
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
   """
-  upper = base.Loss(problem.upper, 'upper')
+  upper, _ = base.checked_losses(problem)
   prepare = height.prepare
   measures_height = height.names[0] != 'lower'
   shared: dict[str, Any] = {
@@ -83,7 +83,8 @@ def penalised(
   def result(above, one, height, lower, gradients):
     below, two, *more = lower
     values = (above, below, *([height] if measures_height else []), *more)
-    return values, gradients, base.outputs_of(problem, upper=one, lower=two)
+    outputs = base.requested_outputs(problem, upper=one, lower=two)
+    return values, gradients, outputs
 
   def rows(batch, params, known):
     fields = {n: getattr(params, n) for n in of}
@@ -94,8 +95,8 @@ def penalised(
       fields, params, batch, known
     )
     stacked = jax.tree.map(lambda *r: jnp.stack(r), first, second)
-    found = types.Jacobian(base.gradients(params, **stacked))
-    return result(above, one, height, below, found)
+    jacobian = types.Jacobian(base.gradients(params, **stacked))
+    return result(above, one, height, below, jacobian)
 
   def fused(batch, params, known, weigh_above, weigh_height):
     def loss(fields):
@@ -106,38 +107,32 @@ def penalised(
 
     fields = {n: getattr(params, n) for n in of}
     slopes, (above, one, height, below) = jax.grad(loss, has_aux=True)(fields)
-    found = base.gradients(params, **slopes)
-    return result(above, one, height, below, found)
+    gradients = base.gradients(params, **slopes)
+    return result(above, one, height, below, gradients)
 
-  def averaged(mean, prepare=prepare):
-    def fn(params, batch, count):
-      known: Any = None
-      evaluate: Callable[..., Any] = rows
-      more: tuple[Any, ...] = ()
-      if prepare is not None:
-        known = prepare(mean, params, batch)
-      if penalty is not None:
-        now = count.count if scheduled else None
-        evaluate, more = fused, weights(now, _trees.dtype_of(params))
-        if scheduled:
-          count = states.UpdateCount(optax.safe_increment(count.count))
-      values, gradients, outputs = mean.of(
-        evaluate, batch, params, known, *more
-      )
-      return values, gradients, count, *outputs
+  def evaluate(mean, params, batch, count):
+    known: Any = None
+    parts: Callable[..., Any] = rows
+    more: tuple[Any, ...] = ()
+    if prepare is not None and mean is not base.WHOLE:
+      known = prepare(mean, params, batch)
+    if penalty is not None:
+      now = count.count if scheduled else None
+      parts, more = fused, weights(now, _trees.widest_dtype(params))
+      if scheduled:
+        count = count.next()
+    values, gradients, outputs = mean.of(parts, batch, params, known, *more)
+    return values, gradients, count, *outputs
 
-    return fn
-
-  # A constant weight needs no count: one buffer less a step.
+  # A constant weight needs no count, which saves a buffer.
   scheduled = callable(penalty)
   if penalty is not None:
     weights = _penalty.penalty_weights(penalty, rescale=rescale)
   if scheduled:
-    count = lambda params: states.UpdateCount(_trees.zeros([], jnp.int32))
-    shared['init'] = count
-  at_once = averaged(base.WHOLE, None)
+    shared['init'] = states.no_updates
+  at_once = functools.partial(evaluate, base.WHOLE)
   return base.oracle(
-    at_once if prepare is None else base.ByMean(at_once, averaged),
+    at_once if prepare is None else base.ByMean(evaluate),
     **shared,
     linear=prepare is None,
   )

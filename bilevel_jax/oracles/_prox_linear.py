@@ -1,4 +1,4 @@
-"""The prox-linear step of an upper loss and a non-smooth penalty."""
+"""The prox-linear step on an upper loss and a nonsmooth penalty."""
 
 from typing import Any, NamedTuple
 
@@ -6,26 +6,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, projections, states, types
+from bilevel_jax import (
+  _checks,
+  _sequences,
+  _trees,
+  projections,
+  states,
+  types,
+)
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
 class ProxLinearState(NamedTuple):
-  """What `prox_linear` keeps from one update to the next.
+  """State of `prox_linear`.
 
   Attributes:
-    updates: how many updates, for schedules.
-    dual: the multiplier of the linearised lower slope, structured like the
+    updates: the number of updates, for schedules.
+    dual: the multiplier of the linearised lower slope, in the structure of the
       lower variable; a warm start.
   """
 
   updates: states.UpdateCount
   dual: Any
-
-
-def _axpy(scale, one, two):
-  return jax.tree.map(lambda a, b: b + scale.astype(b.dtype) * a, one, two)
 
 
 def prox_linear(
@@ -37,7 +40,7 @@ def prox_linear(
   upper_set: projections.Projection | None = None,
   lower_set: projections.Projection | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The step on an upper loss plus a multiple of the norm of the lower slope.
+  r"""The prox-linear step on an upper loss plus the norm of the lower slope.
 
   With :math:`z = (x, y)`, :math:`s = \nabla_y g(z)` and its derivative
   :math:`J = \nabla s(z)`, it solves
@@ -53,25 +56,25 @@ def prox_linear(
     \nabla_u = s + J d(u),
 
   with projected gradient steps of spectral length and a line search that is
-  exact without sets, each one product with J and one with its transpose. The
-  dual goes on from the one of the last update.
+  exact without sets. Each step takes one product with J and one with its
+  transpose. The dual starts from that of the last update.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
-      updates so far. From the norm of the multiplier of the constraint
-      :math:`\nabla_y g = 0` on, a finite one is exact.
-    step: :math:`\alpha_k > 0`, likewise.
+      updates so far. It is exact if it is at least the norm of the multiplier
+      of the constraint :math:`\nabla_y g = 0`.
+    step: :math:`\alpha_k > 0`, a constant or a schedule.
     iterations: dual iterations in one update, at least 1.
     upper_set: projection on the set of the upper variable.
     lower_set: projection on the set of the lower variable.
 
   Returns:
-    An oracle for the sequences `upper` and `lower`, to
-    :math:`-d / \alpha`: behind it, `optax.sgd` with the same step takes the
-    step d. It measures `upper`, `lower`, `penalty`, which is
-    :math:`\| \nabla_y g \|`, and `multiplier`, which is :math:`\| u \|`: if
-    that is below the penalty at the end of a run, the penalty is large enough.
+    An oracle for the sequences `upper` and `lower` that gives
+    :math:`-d / \alpha`; `optax.sgd` with the same step size then takes the step
+    d. It measures `upper`, `lower`, `penalty`, which is
+    :math:`\| \nabla_y g \|`, and `multiplier`, which is :math:`\| u \|`. The
+    penalty is large enough if the multiplier is below it at the end of a run.
 
   Raises:
     ValueError: if a schedule is negative or `iterations` is below 1.
@@ -98,60 +101,39 @@ def prox_linear(
     Birgin, Martinez and Raydan, Nonmonotone Spectral Projected Gradient Methods
     on Convex Sets, SIAM Journal on Optimization, 2000.
   """
-  if (
-    isinstance(iterations, bool)
-    or not isinstance(iterations, int)
-    or iterations < 1
-  ):
-    raise ValueError(
-      f'prox_linear takes a whole number of iterations >= 1, got {iterations}.'
-    )
+  _checks.whole_number('prox_linear', 'iterations', iterations)
   weight = _penalty.checked_schedule(penalty)
   length = _penalty.checked_schedule(step, 'the step')
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
+  above, below = base.checked_losses(problem)
 
   def init(params):
     _sequences.require_sequences(params, ('upper', 'lower'), 'prox_linear')
     return ProxLinearState(
-      states.UpdateCount(_trees.zeros([], jnp.int32)),
-      optax.tree.zeros_like(params.lower),
+      states.no_updates(), optax.tree.zeros_like(params.lower)
     )
 
   def fn(params, batch, inner):
     z = (params.upper, params.lower)
-    dtype = _trees.dtype_of(params)
-    dot = lambda one, two: sum(
-      jnp.vdot(a.astype(dtype), b.astype(dtype))
-      for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    )
+    dtype = _trees.widest_dtype(params)
+    dot, add = _trees.dot, _trees.add_scaled
     norm = lambda tree: jnp.sqrt(dot(tree, tree))
     count = inner.updates.count
     gamma = jnp.asarray(weight(count), dtype)
-    # A step of zero is a step of nearly zero: its direction is still known.
+    # The direction has a limit as the step size goes to zero.
     alpha = jnp.maximum(jnp.asarray(length(count), dtype), 1e-30)
-    (height, one), slopes = jax.value_and_grad(
-      above.full, (0, 1), has_aux=True
-    )(*z, batch)
+    (height, one), slopes = above.with_slopes(0, 1)(*z, batch)
 
-    def lower_of(x, y):
-      (depth, aux), slope = jax.value_and_grad(below.full, 1, has_aux=True)(
-        x, y, batch
-      )
+    def loss_and_slope(x, y):
+      (depth, aux), (slope,) = below.with_slopes(1)(x, y, batch)
       return (depth, slope), aux
 
-    (depth, slope), both, two = jax.linearize(lower_of, *z, has_aux=True)
+    (depth, slope), both, two = jax.linearize(loss_and_slope, *z, has_aux=True)
     forward = lambda d: both(*d)[1]
     transposed = jax.linear_transpose(both, *z)
     backward = lambda u: transposed((jnp.zeros_like(depth), u))
 
     def displacement(pulled):
-      moved = jax.tree.map(
-        lambda here, one, two: here - alpha.astype(here.dtype) * (one + two),
-        z,
-        slopes,
-        pulled,
-      )
+      moved = add(z, -alpha, optax.tree.add(slopes, pulled))
       inside = (
         part if project is None else project(part)
         for part, project in zip(moved, (upper_set, lower_set), strict=True)
@@ -160,11 +142,10 @@ def prox_linear(
 
     def ball(u):
       scale = jnp.minimum(1, gamma / jnp.maximum(norm(u), gamma))
-      scale = jnp.where(gamma > 0, scale, 0)
-      return jax.tree.map(lambda leaf: scale.astype(leaf.dtype) * leaf, u)
+      return _trees.scaled(jnp.where(gamma > 0, scale, 0), u)
 
     def spectral(change, tug):
-      """One over the curvature along a change of the dual, and the latter."""
+      """The inverse curvature along a change of the dual, and the curvature."""
       bend = alpha * dot(tug, tug)
       safe = jnp.where(bend > 0, bend, 1)
       rate = jnp.where(bend > 0, dot(change, change) / safe, 1)
@@ -176,12 +157,12 @@ def prox_linear(
 
     def iterate(_, carry):
       u, pulled, _, ascent, rate = carry
-      change = optax.tree.sub(ball(_axpy(rate, ascent, u)), u)
+      change = optax.tree.sub(ball(add(u, rate, ascent)), u)
       tug = backward(change)
       rate, bend = spectral(change, tug)
       part = dot(ascent, change) / jnp.where(bend > 0, bend, 1)
       part = jnp.clip(jnp.where(bend > 0, part, 1), 0, 1)
-      u, pulled = _axpy(part, change, u), _axpy(part, tug, pulled)
+      u, pulled = add(u, part, change), add(pulled, part, tug)
       return u, pulled, *look(pulled), rate
 
     u = ball(inner.dual)  # The penalty may have fallen.
@@ -192,10 +173,10 @@ def prox_linear(
       0, iterations, iterate, (u, pulled, d, ascent, rate)
     )
     gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
-    state = ProxLinearState(states.UpdateCount(optax.safe_increment(count)), u)
+    state = ProxLinearState(inner.updates.next(), u)
     measured = (height, depth, norm(slope), norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
-    more = base.outputs_of(problem, upper=one, lower=two)
+    more = base.requested_outputs(problem, upper=one, lower=two)
     return measured, only, state, *more
 
   counts = {
@@ -203,8 +184,8 @@ def prox_linear(
     'gradients/lower': 1,
     'hessian_vector_products/lower': 3 + 2 * iterations,
   }
-  for name, given in (('upper', upper_set), ('lower', lower_set)):
-    if given is not None:
+  for name, project in (('upper', upper_set), ('lower', lower_set)):
+    if project is not None:
       counts[f'projections/{name}'] = 1 + iterations
   return base.oracle(
     fn,

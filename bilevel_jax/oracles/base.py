@@ -1,23 +1,22 @@
-"""What oracles are made of: the first link of every solver.
+"""Building blocks of oracles and of their wrappers.
 
-An oracle turns a batch into gradients. It knows losses and no step size. What
-evaluating them needs (warm starts, memories, keys) is its state, so that it is
-checkpointed, vmapped and sharded like any optimiser's state. Evaluations are
-counted here, where they happen.
+An oracle turns a batch into gradients. It evaluates losses and has no step
+size. Warm starts, memories and keys are in its state, which is checkpointed,
+vmapped and sharded like the state of an optimiser. Oracles count their
+evaluations.
 
 To write an oracle, call `oracle` with a function that evaluates losses and
 gradients. To write a wrapper of oracles, use `wrapped`, and
-`bilevel_jax.states` for what its evaluations leave in the state.
+`bilevel_jax.states` for changes to the states of its evaluations.
 
-A batch is often seen in parts, one after another or one on each device. The
-gradient of a mean loss is the mean of its gradients on the parts; a
-hypergradient is not, as it divides by a Hessian. So an oracle says whether it
-is `linear` in its samples. If it is not, it may have a form `averaged`, in
-which each evaluation of its losses is a `Mean` over the parts.
+A batch may be evaluated in parts, in turn or one on each device. The gradient
+of a mean loss is the mean of its gradients on the parts. A hypergradient is
+not, because it divides by a Hessian. So an oracle declares whether it is
+`linear` in its samples. If it is not, it may have a form `averaged`, in which
+each evaluation of its losses is a `Mean` over the parts.
 """
 
-import sys
-import types as types_of_python
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,23 +26,28 @@ import jax.numpy as jnp
 import optax
 
 from bilevel_jax import _sequences, _trees, states, types
+from bilevel_jax.oracles import _misuse
+from bilevel_jax.oracles._loss import Loss as Loss
+from bilevel_jax.oracles._loss import checked_losses as checked_losses
+from bilevel_jax.oracles._misuse import require_batch as require_batch
 from bilevel_jax.parts import Oracle, around, as_oracle
 
-# Costs of one evaluation, by `kind/loss`, or a function of the parameters.
+# The cost of one evaluation, by `kind/loss`.
 Cost = Mapping[str, chex.Numeric]
 
 
 class Mean(NamedTuple):
-  """A mean over parts of a batch, or over devices, of functions of the batch.
+  """A mean of functions of a batch, over its parts or over devices.
 
   Attributes:
-    of: `of(fn, batch, *at)` is the mean over the parts of `fn(part, *at)`, any
-      pytree; of leaves that are no floats, the last part's. What `fn`
-      differentiates, it takes from `at`: on several devices, the derivative in
-      a value that they share can be a sum over them. Forward derivatives of
-      the mean itself are right: `jax.linearize` keeps the memory of one part.
-    linear: from an oracle that is linear in its samples to the mean of it.
-    parts: how many evaluations of one part the mean takes, for counts.
+    of: `of(fn, batch, *at)` is the mean of `fn(part, *at)` over the parts, any
+      pytree; leaves that are not floats are those of the last part. `fn` takes
+      the variables that it differentiates from `at`, because on several devices
+      the derivative in a shared value can be a sum over the devices. Forward
+      derivatives of the mean are right: `jax.linearize` needs the memory of one
+      part.
+    linear: from an oracle that is linear in its samples to its mean.
+    parts: the number of evaluations of one part, for counts.
   """
 
   of: Callable[..., Any]
@@ -51,64 +55,19 @@ class Mean(NamedTuple):
   parts: int = 1
 
 
-# Of a batch that is seen as a whole.
+# Evaluates a batch in one part.
 WHOLE = Mean(lambda fn, batch, *at: fn(batch, *at), lambda one: one)
 
 
 class ByMean(NamedTuple):
-  """What `oracle` evaluates where its losses, not its results, are averaged.
+  """The function of an oracle whose losses, not results, are averaged.
 
   Attributes:
-    at_once: the `fn` for a batch that is seen as a whole.
-    of: from a `Mean` to an `fn` that evaluates its losses through it.
+    fn: as for `oracle`, with a `Mean` as its first argument, by which it
+      evaluates its losses; `WHOLE` for a batch in one part.
   """
 
-  at_once: Callable[[Any, Any, Any], Any]
-  of: Callable[[Mean], Callable[[Any, Any, Any], Any]]
-
-
-class Loss:
-  """A loss, checked: it gives a real scalar, or says why it cannot.
-
-  Args:
-    loss: returns a scalar, or (scalar, auxiliary).
-    name: what errors call the loss.
-
-  Raises:
-    TypeError: at the call, if the value is not a real scalar.
-  """
-
-  def __init__(self, loss: Callable[..., Any], name: str):
-    """Keeps the function and its name."""
-    self._loss, self._name = loss, name
-
-  def full(self, *args: Any) -> tuple[chex.Array, Any]:
-    """The loss and its auxiliary output, which is () if there is none."""
-    out, auxiliary = self._loss(*args), ()
-    if isinstance(out, tuple) and len(out) == 2:
-      out, auxiliary = out
-    if not hasattr(out, 'dtype') and not isinstance(out, (int, float)):
-      raise TypeError(
-        f'the {self._name} loss returned {type(out).__name__}, expected a '
-        'scalar array or (scalar, auxiliary).'
-      )
-    value = jnp.asarray(out)
-    if value.shape:
-      raise TypeError(
-        f'the {self._name} loss returned an array of shape {value.shape}, '
-        'expected a scalar: reduce it over the batch, with jnp.mean for '
-        'instance.'
-      )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-      raise TypeError(
-        f'the {self._name} loss returned {value.dtype}, expected a float '
-        'scalar.'
-      )
-    return value, auxiliary
-
-  def __call__(self, *args: Any) -> chex.Array:
-    """The loss alone."""
-    return self.full(*args)[0]
+  fn: Callable[[Mean, Any, Any, Any], Any]
 
 
 def oracle(
@@ -127,31 +86,31 @@ def oracle(
   Args:
     fn: `fn(params, batch, inner) -> (values, gradients, inner)`. `values` are
       scalars in the order of `names`; `gradients` have the structure of the
-      parameters with None for a sequence that is left alone, or are a
-      `Jacobian`. A fourth result, if any, is what was spent beyond `counts` in
-      this evaluation, by the same names. With `outputs`, the last result is
-      the auxiliary outputs. For an oracle that is not linear, a `ByMean`.
+      parameters with None for a sequence that does not move, or are a
+      `Jacobian`. An optional fourth result is the cost of this evaluation
+      beyond `counts`, by the same names. With `outputs`, the last result is the
+      auxiliary outputs. An oracle that is not linear may have a `ByMean`.
     names: a name for each value.
-    init: makes the first `inner` from the parameters.
-    counts: what one evaluation costs, for example
-      `{'gradients/lower': 1, 'hessian_vector_products/lower': 1}`; or a
-      function of the parameters to that, where it depends on their size.
-    moves: names of the sequences that get a gradient; None if all do.
+    init: from the parameters to the first `inner`.
+    counts: the cost of one evaluation, for instance
+      `{'gradients/lower': 1, 'hessian_vector_products/lower': 1}`, or a
+      function from the parameters to the cost.
+    moves: names of the sequences that get a gradient; None for all of them.
     needs: names of the sequences that the parameters must have; by default
       those in `moves`.
-    outputs: a function from the parameters to a pytree of the structure of the
-      auxiliary outputs; None for an oracle that has none.
-    linear: whether the gradients of a batch are the mean of those of its parts.
-      Wrappers that take means refuse an oracle that does not say so.
+    outputs: a function from the parameters to a pytree with the structure of
+      the auxiliary outputs; None without outputs.
+    linear: whether the gradient of a batch is the mean of the gradients of its
+      parts. Wrappers that take means require it.
 
   Returns:
-    A transformation whose `update(batch, state, params)` gives gradients and
-    an `OracleState`.
+    An oracle; `update(batch, state, params)` gives gradients and an
+    `OracleState`.
 
   Raises:
-    TypeError: at init, if a leaf of the parameters is no real number, and at
+    TypeError: at init, if a leaf of the parameters is not a real number; at
       the call, if the parameters are missing or have other sequences, or if
-      the batch is of their own type.
+      the batch has the type of the parameters.
     ValueError: at the call, if `fn` returns another number of values.
 
   Example:
@@ -171,26 +130,26 @@ def oracle(
   cost = counts if callable(counts) else lambda params: counts or {}
 
   def init_fn(params):
-    _refuse_around()
+    _misuse.refuse_around()
     _trees.require_real(params)
     if required:
       _sequences.require_sequences(params, required, 'an oracle')
     kinds = tuple(cost(params))
     return states.OracleState(
-      types.named(names, _trees.zeros(len(names), _trees.dtype_of(params))),
+      types.named(names, _trees.zeros(len(names), _trees.widest_dtype(params))),
       types.named(kinds, _trees.zeros(len(kinds), jnp.int32)),
       init(params),
       () if outputs is None else outputs(params),
     )
 
-  def made(fn, parts):
+  def make(fn, parts):
     def update_fn(batch, state, params=None, **extra_args):
       del extra_args
       require_batch(batch, params)
       if required:
         _sequences.require_sequences(params, required, 'an oracle')
-      given: Any = fn(params, batch, state.inner)
-      values, gradients, inner, *more = given
+      results: Any = fn(params, batch, state.inner)
+      values, gradients, inner, *more = results
       if len(values) != len(names):
         raise ValueError(
           f'the oracle names {len(names)} values {names} but returned '
@@ -215,93 +174,41 @@ def oracle(
 
   again = None
   if isinstance(fn, ByMean):
-    fn, of = fn
-    again = lambda mean: made(of(mean), mean.parts)
-  return made(fn, 1)
-
-
-def require_batch(batch: Any, params: Any) -> None:
-  """Raises TypeError for no parameters, a state or gradients in their place."""
-  if params is None:
-    raise TypeError(
-      'an oracle evaluates losses at the parameters: call '
-      'solver.update(batch, state, params).'
-    )
-  _sequences.refuse_state(batch, 'the batch is')
-  _sequences.refuse_state(params, 'the parameters are')
-  is_sequences = _sequences.is_sequences(params)
-  if isinstance(batch, types.BilevelParams) and not is_sequences:
-    raise TypeError(
-      'the batch is a BilevelParams, but the parameters are '
-      f'{type(params).__name__}: call solver.update(batch, state, params), in '
-      'this order.'
-    )
-  if is_sequences and type(batch) is type(params):
-    raise TypeError(
-      f'the batch is a {type(batch).__name__}, as the parameters are: a solver '
-      'takes the batch where optax takes gradients, so what looks at gradients '
-      '(optax.MultiSteps, optax.apply_if_finite) belongs around an optimiser '
-      'within the solver, and bj.evaluation.accumulate around its oracle.'
-    )
-
-
-# Modules of optax whose transformations sum up gradients, or skip some.
-_READ_GRADIENTS = (
-  'optax.transforms._accumulation',
-  'optax.transforms._conditionality',
-)
-
-
-def _refuse_around() -> None:
-  """Raises TypeError where optax treats an oracle's batch as gradients.
-
-  Such a transformation fails before it evaluates the oracle, or averages
-  batches instead of gradients. All that it calls before is `init`, so that only
-  the calling frames show it.
-  """
-  frame: types_of_python.FrameType | None = sys._getframe(1)
-  while frame is not None:
-    module = frame.f_globals.get('__name__', '')
-    if module.partition('.')[0] not in ('bilevel_jax', 'optax'):
-      return
-    if module in _READ_GRADIENTS:
-      name = frame.f_code.co_qualname.partition('.')[0]
-      raise TypeError(
-        f'optax.{name} wraps a solver or an oracle, and would treat its batch '
-        'as gradients: wrap an optimiser within the solver instead, or the '
-        'oracle in bj.evaluation.accumulate for the mean over parts of a batch.'
-      )
-    frame = frame.f_back
+    by_mean = functools.partial(functools.partial, fn.fn)
+    fn, again = by_mean(WHOLE), lambda mean: make(by_mean(mean), mean.parts)
+  return make(fn, 1)
 
 
 def _on_parts(spent: Cost, parts: int) -> Cost:
-  """What an evaluation costs that is a mean over parts of a batch."""
-  once = ('rounds/', 'projections/')  # Of the mean.
+  """The cost of an evaluation by a mean over parts of a batch."""
+  once = ('rounds/', 'projections/')  # These are evaluated for the mean.
   return {n: c if n.startswith(once) else c * parts for n, c in spent.items()}
 
 
 def gradients(params: Any, **fields: Any) -> Any:
-  """Gradients of the parameters' type: these, and None elsewhere."""
+  """Gradients for these sequences, None for all others."""
   return _sequences.only(params, **fields)
 
 
-def outputs_of(problem: types.BilevelProblem, **found: Any) -> tuple[Any, ...]:
-  """The outputs of a problem's losses as an oracle's last result, if wanted.
+def requested_outputs(
+  problem: types.BilevelProblem, **outputs: Any
+) -> tuple[Any, ...]:
+  """The auxiliary outputs as the last result of an oracle's function.
 
   Args:
-    problem: whose `outputs` says which are wanted, or that none are.
-    **found: by name of a loss, its auxiliary output.
+    problem: its field `outputs` requests outputs, or is None.
+    **outputs: by name of a loss, its auxiliary output.
 
   Returns:
-    A tuple of one dict, or of nothing.
+    A tuple of one dict, or the empty tuple.
   """
-  return () if problem.outputs is None else (found,)
+  return () if problem.outputs is None else (outputs,)
 
 
 def outputs_only(
   problem: types.BilevelProblem, *names: str
 ) -> Callable[[Any], Any] | None:
-  """A problem's `outputs`, restricted to losses that an oracle evaluates."""
+  """The `outputs` of a problem, restricted to these losses."""
   wanted = problem.outputs
   if wanted is None:
     return None
@@ -309,18 +216,18 @@ def outputs_only(
 
 
 def as_announced(now: Any, before: Any) -> Any:
-  """Outputs in the dtypes of the announced ones; ValueError for others."""
+  """Casts outputs to the announced dtypes; raises ValueError if they differ."""
   if isinstance(before, Mapping) and isinstance(now, Mapping):
     now = {name: now[name] for name in before if name in now}
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  ours: Any = jax.tree.structure(now)
-  theirs: Any = jax.tree.structure(before)
-  if ours != theirs or shapes(now) != shapes(before):
+  structure: Any = jax.tree.structure(now)
+  expected: Any = jax.tree.structure(before)
+  if structure != expected or shapes(now) != shapes(before):
     raise ValueError(
-      f'the auxiliary outputs are {ours} of shapes {shapes(now)}, but '
-      f'`outputs` announced {theirs} of shapes {shapes(before)}.'
+      f'the auxiliary outputs are {structure} of shapes {shapes(now)}, but '
+      f'`outputs` announced {expected} of shapes {shapes(before)}.'
     )
-  return _trees.as_dtypes_of(now, before)
+  return _trees.cast_like(now, before)
 
 
 def wrapped(
@@ -333,25 +240,25 @@ def wrapped(
   linear: bool = False,
   inside: bool = False,
 ) -> Oracle:
-  """A wrapper of an oracle: other functions, the same sequences.
+  """Makes a wrapper of an oracle.
 
   Args:
-    inner: the oracle that is wrapped.
-    init: the wrapper's, from the parameters to its state.
-    update: likewise, from (batch, state, params) to (gradients, state).
-    again: from another oracle to the same wrapper around it. With it, a mean
-      over the wrapper's batch is taken of the oracle within. Without it, no
-      mean is taken.
+    inner: the wrapped oracle.
+    init: from the parameters to the wrapper's state.
+    update: from (batch, state, params) to (gradients, state).
+    again: from another oracle to the same wrapper around it. A mean over parts
+      of a batch is then taken of the wrapped oracle; without `again`, the
+      wrapper has no mean.
     moves: names of the sequences that it moves; by default those of `inner`.
-    linear: whether it is linear in its samples.
-    inside: whether `bj.evaluation.wrapped` wraps the oracle within, by `again`.
+    linear: whether the wrapper is linear in its samples.
+    inside: whether `bj.evaluation.wrapped` wraps the oracle inside, by `again`.
 
   Returns:
     An oracle.
   """
   one, averaged, within = as_oracle(inner), None, None
   if again is not None and has_mean(one):
-    averaged = lambda mean: again(mean_of(one, mean, 'a wrapper'))
+    averaged = lambda mean: again(take_mean(one, mean, 'a wrapper'))
   if again is not None and inside:
     within = lambda wrapper: again(around(one, wrapper))
 
@@ -372,18 +279,22 @@ def wrapped(
 def aggregated(
   one: optax.GradientTransformation, *links: optax.GradientTransformation
 ) -> Oracle:
-  """An oracle and the links behind it, aggregators for instance, as an oracle.
+  """Chains an oracle and its aggregator to an oracle.
 
-  `optax.chain` of the same, that also says which sequences it moves, and of
-  which a wrapper that takes means over parts of a batch takes them of the
-  oracle: what comes out of most aggregators is not linear in the samples.
+  Unlike `optax.chain`, it keeps the declared properties. Means over parts of a
+  batch are taken of the oracle, before the aggregator, because most aggregators
+  are not linear in the samples.
 
   Args:
     one: an oracle.
-    *links: from its gradients to others.
+    *links: aggregators or other transformations of its gradients, in order.
 
   Returns:
     An oracle.
+
+  Raises:
+    TypeError: if an argument is not a transformation, or the oracle does not
+      come first.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -396,6 +307,18 @@ def aggregated(
     >>> print(parts.update(batch, parts.init(params), params)[0])
     0.0
   """
+  for link in (one, *links):
+    if not isinstance(link, optax.GradientTransformation):
+      name = getattr(link, '__name__', type(link).__name__)
+      remedy = f': call it, {name}(...)' if callable(link) else ''
+      raise TypeError(
+        f'aggregated takes an oracle and aggregators, got {name}{remedy}.'
+      )
+  if not isinstance(one, Oracle) and any(isinstance(x, Oracle) for x in links):
+    raise TypeError(
+      'aggregated takes the oracle first: write bj.oracles.aggregated(oracle, '
+      'aggregator).'
+    )
   first = as_oracle(one)
   update = optax.chain(first, *links).update
   again = lambda other: aggregated(other, *links)
@@ -403,7 +326,7 @@ def aggregated(
   def init_fn(params):
     moved = params
     if first.moves is not None:
-      # A link that keeps gradients has none for what the oracle leaves alone.
+      # Links keep no gradients of sequences that the oracle does not move.
       other = [
         n for n in getattr(params, '_fields', ()) if n not in first.moves
       ]
@@ -415,51 +338,51 @@ def aggregated(
 
 
 def is_linear(one: optax.GradientTransformation) -> bool:
-  """Whether an oracle says that it is linear in its samples."""
+  """Whether an oracle declares that it is linear in its samples."""
   return as_oracle(one).linear
 
 
 def has_mean(one: optax.GradientTransformation) -> bool:
-  """Whether a mean over parts of its batch can be taken of an oracle."""
+  """Whether an oracle has a mean over parts of its batch."""
   return is_linear(one) or as_oracle(one).averaged is not None
 
 
 def require_linear(
-  one: optax.GradientTransformation, who: str, mend: str
+  one: optax.GradientTransformation, caller: str, remedy: str
 ) -> None:
   """Raises ValueError unless an oracle is linear in its samples.
 
   Args:
     one: the oracle.
-    who: the wrapper that asks.
-    mend: what to do instead.
+    caller: name of the wrapper, for the error.
+    remedy: what to do instead, for the error.
   """
   if not is_linear(one):
     raise ValueError(
-      f'{who} takes means over samples, but the oracle is not linear in its '
-      f'samples, or does not say so: {mend}; an oracle of your own says it by '
-      'bj.oracle(..., linear=True).'
+      f'{caller} takes means over samples, but the oracle is not linear in its '
+      f'samples, or does not declare it: {remedy}; your own oracle declares it '
+      'by bj.oracle(..., linear=True).'
     )
 
 
-def mean_of(
+def take_mean(
   one: optax.GradientTransformation,
   mean: Mean,
-  who: str,
-  mend: str = 'let it see the whole batch, or chain it to its aggregator by '
+  caller: str,
+  remedy: str = 'let it see the whole batch, or chain it to its aggregator by '
   'bj.oracles.aggregated',
 ) -> Oracle:
-  """An oracle whose results are those of the whole batch, from its parts.
+  """An oracle for the whole batch that evaluates the parts of the batch.
 
   Args:
     one: an oracle.
     mean: the mean over the parts.
-    who: the wrapper that asks, for the error.
-    mend: what to do if there is no such mean.
+    caller: name of the wrapper, for the error.
+    remedy: what to do without such a mean, for the error.
 
   Returns:
-    An oracle. Of one that is linear in its samples, the mean; of another, its
-    form in which the losses are averaged, and not the results.
+    The mean of an oracle that is linear in its samples; otherwise the form in
+    which the losses are averaged, not the results.
 
   Raises:
     ValueError: if it is neither linear nor has such a form.
@@ -467,7 +390,7 @@ def mean_of(
   oracle = as_oracle(one)
   again = oracle.averaged
   if again is None:
-    require_linear(one, who, mend)
+    require_linear(one, caller, remedy)
     return mean.linear(oracle)._replace(moves=oracle.moves, linear=True)
 
   def averaged(outer):
@@ -483,17 +406,17 @@ def mean_of(
 def moved_by(
   one: optax.GradientTransformation, batch: Any, state: Any, params: Any
 ) -> tuple[str, ...]:
-  """Names of the sequences that an oracle moves, by word or by structure.
+  """Names of the sequences that an oracle moves.
 
   Args:
-    one: an oracle, or a chain of it with an aggregator.
-    batch: as for its update.
-    state: likewise.
-    params: likewise, a NamedTuple of sequences.
+    one: an oracle, or a chain of an oracle and an aggregator.
+    batch: the batch of its update.
+    state: its state.
+    params: the parameters, a NamedTuple of sequences.
 
   Returns:
-    The names in the order of the parameters. An oracle that does not say is
-    traced once more, on shapes alone.
+    The names in the order of the parameters. An oracle that does not declare
+    them is traced once, on shapes.
   """
   oracle = as_oracle(one)
   names: Iterable[str] | None = oracle.moves

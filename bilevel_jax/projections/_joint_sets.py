@@ -137,7 +137,7 @@ def budget(
     )
 
   def project(point, weight):
-    dtype = _trees.dtype_of(point)
+    dtype = _trees.widest_dtype(point)
     at = lambda mu: jax.tree.map(
       lambda z, a: jnp.clip(z - mu.astype(z.dtype) * a, lower, upper),
       point,

@@ -142,4 +142,4 @@ def nearest(projection: Projection, point: Any, params: Any) -> Any:
   else:
     inside = projection(point, _coupled_upper(projection, params))
   # Bounds of a wider dtype would widen the sequence.
-  return _trees.as_dtypes_of(inside, point)
+  return _trees.cast_like(inside, point)

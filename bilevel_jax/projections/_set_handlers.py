@@ -275,7 +275,7 @@ def _lazy(name, set_):
     p = set_.probability
     p = p(state.count) if callable(p) else p
     point = getattr(loose, name)
-    p = jnp.asarray(p, _trees.dtype_of(point))
+    p = jnp.asarray(p, _trees.widest_dtype(point))
     heads = jax.random.uniform(now, dtype=p.dtype) < p
     control = state.control
     shifted = lambda share: (
@@ -286,7 +286,7 @@ def _lazy(name, set_):
     def project():
       # The point z + u + s - s / p, without adding s first.
       inside = _set.nearest(set_.set, shifted(1 - 1 / p), loose)
-      inside = _trees.as_dtypes_of(inside, free)
+      inside = _trees.cast_like(inside, free)
       # In a shard_map, the type of a mean over clients differs from its terms.
       return _sequences.vary_like(inside, free)
 

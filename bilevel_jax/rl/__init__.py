@@ -50,6 +50,7 @@ from bilevel_jax.rl._penalties import (
 )
 from bilevel_jax.rl._returns import generalised_advantages, n_step_returns
 from bilevel_jax.rl._rollouts import (
+  Collection,
   Collector,
   Environment,
   EnvironmentsState,
@@ -79,6 +80,7 @@ __all__ = [
   'MDP',
   'ActorCriticParams',
   'Advantages',
+  'Collection',
   'Collector',
   'Distribution',
   'Environment',

@@ -188,20 +188,17 @@ def actor_critic_gradient(
   )
 
 
+@_checks.regrouped('advantages', Advantages)
+@_checks.regrouped('collection', _rollouts.Collection)
 def actor_critic(
   policy: Callable[[Any, Any], Any],
   value: Callable[[Any, Any], chex.Array],
   environment: _rollouts.Environment,
   *,
-  environments: int,
-  steps: int,
-  discount: chex.Numeric,
+  collection: _rollouts.Collection,
+  advantages: Advantages,
   key: Any,
-  decay: chex.Numeric = 0.95,
   entropy_bonus: chex.Numeric = 0.0,
-  reward_scale: chex.Numeric = 1.0,
-  normalise: bool = False,
-  window: int = 100,
 ) -> base.Oracle:
   r"""Advantage actor-critic with environments in the oracle's state.
 
@@ -216,16 +213,10 @@ def actor_critic(
     value: (critic, observation) -> scalar, for one observation.
     environment: one environment; actions are drawn from a softmax, or from a
       normal distribution.
-    environments: the number of parallel environments.
-    steps: steps of each environment per update.
-    discount: :math:`\gamma` in [0, 1].
+    collection: the number of environments and of their steps in an update.
+    advantages: the discount, and how rewards are used.
     key: PRNG key of environments and actions, or a whole number.
-    decay: :math:`\lambda` of generalised advantages, in [0, 1].
     entropy_bonus: weight of the policy's entropy, at least 0.
-    reward_scale: factor on rewards, in the losses only.
-    normalise: whether the actor's advantages have mean 0 and deviation 1 in
-      each update.
-    window: number of finished episodes in the ring buffer.
 
   Returns:
     An oracle for the sequences `actor` and `critic`; the batch is None.
@@ -244,7 +235,8 @@ def actor_critic(
     >>> bandit = bj.rl.Environment(lambda key: (0.0, 0.0), step, actions=2)
     >>> oracle = bj.rl.actor_critic(
     ...   lambda actor, at: actor, lambda critic, at: critic, bandit,
-    ...   environments=8, steps=4, discount=0.9, key=0)
+    ...   collection=bj.rl.Collection(environments=8, steps=4),
+    ...   advantages=bj.rl.Advantages(discount=0.9), key=0)
     >>> solver = bj.descend(oracle, actor=optax.sgd(0.5), critic=optax.sgd(0.5))
     >>> params = bj.rl.ActorCriticParams(jnp.zeros(2), jnp.float32(0.0))
     >>> state, update = solver.init(params), jax.jit(solver.update)
@@ -270,12 +262,10 @@ def actor_critic(
     policy,
     value,
     distribution=distribution,
-    advantages=Advantages(discount, decay, reward_scale, normalise),
+    advantages=advantages,
     entropy_bonus=entropy_bonus,
   )
-  collector = _rollouts.rollouts(
-    environment, act, environments=environments, steps=steps, window=window
-  )
+  collector = _rollouts.rollouts(environment, act, **collection._asdict())
   on_policy = _rollouts.on_policy(oracle, collector, key=key)
 
   def init(params):

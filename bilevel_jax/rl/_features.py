@@ -34,8 +34,8 @@ def random_features(
     >>> print(features.shape, jnp.linalg.norm(features, axis=1).max().round(3))
     (7, 3) 1.0
   """
-  _checks.whole('random_features', 'states', states)
-  _checks.whole('random_features', 'features', size)
+  _checks.whole_number('random_features', 'states', states)
+  _checks.whole_number('random_features', 'features', size)
   draws = jax.random.uniform(
     _keys.as_key(key, 'random_features'), (states, size), dtype
   )

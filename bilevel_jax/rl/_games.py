@@ -116,7 +116,7 @@ def random_game(
     ('actions', min(actions)),
     ('rewards', rewards),
   ):
-    _checks.whole('random_game', what, number)
+    _checks.whole_number('random_game', what, number)
   one, two = jax.random.split(_keys.as_key(key, 'random_game'))
   weights = jax.random.uniform(one, (states, *actions, states), dtype)
   return make_game(

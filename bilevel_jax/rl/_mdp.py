@@ -159,8 +159,8 @@ def random_mdp(
     >>> print(mdp.transitions.sum(-1).round(3)[0], mdp.rewards.shape)
     [1. 1.] (4, 2)
   """
-  _checks.whole('random_mdp', 'states', states)
-  _checks.whole('random_mdp', 'actions', actions)
+  _checks.whole_number('random_mdp', 'states', states)
+  _checks.whole_number('random_mdp', 'actions', actions)
   one, two = jax.random.split(_keys.as_key(key, 'random_mdp'))
   weights = jax.random.uniform(one, (states, actions, states), dtype)
   return make_mdp(

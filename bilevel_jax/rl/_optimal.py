@@ -115,7 +115,7 @@ def optimal(
     Dynamic Programming, 1979.
   """
   _checks.within('optimal', 'the temperature', temperature, 0)
-  _checks.whole('optimal', 'max_iterations', max_iterations)
+  _checks.whole_number('optimal', 'max_iterations', max_iterations)
   if tolerance is not None:
     _checks.within('optimal', 'the tolerance', tolerance, 0, open_low=True)
 

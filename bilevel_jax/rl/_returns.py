@@ -136,7 +136,7 @@ def n_step_returns(
     <https://arxiv.org/abs/1602.01783>`_, 2016.
   """
   name = 'n_step_returns'
-  _checks.whole(name, 'steps', steps)
+  _checks.whole_number(name, 'steps', steps)
   _checks.within(name, 'discount', discount, 0, 1)
   _require_shapes(
     name,

@@ -123,6 +123,20 @@ class Collector(NamedTuple):
   steps: int
 
 
+class Collection(NamedTuple):
+  """The size of the rollouts of an update.
+
+  Attributes:
+    environments: the number of environments, which are stepped in parallel.
+    steps: the number of steps of each environment.
+    window: the number of finished episodes whose returns are in the state.
+  """
+
+  environments: int
+  steps: int
+  window: int = 100
+
+
 def rollouts(
   environment: Environment,
   act: Callable[[Any, chex.PRNGKey, Any], chex.Array],
@@ -170,7 +184,7 @@ def rollouts(
     ('steps', steps),
     ('episodes in the window', window),
   ):
-    _checks.whole('rollouts', name, number)
+    _checks.whole_number('rollouts', name, number)
 
   def step_all(keys, state, actions):
     return Timestep(*jax.vmap(environment.step)(keys, state, actions))

@@ -112,8 +112,8 @@ def td_actor_critic(
       f'td_actor_critic: sampling is one of {", ".join(SAMPLINGS)}, got '
       f'{sampling!r}.'
     )
-  _checks.whole('td_actor_critic', 'samples', samples)
-  _checks.whole('td_actor_critic', 'workers', workers)
+  _checks.whole_number('td_actor_critic', 'samples', samples)
+  _checks.whole_number('td_actor_critic', 'workers', workers)
   _keys.as_key(key, 'td_actor_critic')
   states, actions = mdp.rewards.shape
   if features.ndim != 2 or len(features) != states:
@@ -183,7 +183,7 @@ def td_actor_critic(
     like = {'actor': params.actor, 'critic': params.critic}
     return (
       (rewards.mean(), jnp.mean(delta**2)),
-      _sequences.only(params, **_trees.as_dtypes_of(gradients, like)),
+      _sequences.only(params, **_trees.cast_like(gradients, like)),
       SamplerState(next_key, inner.worker, visits, chains),
     )
 

@@ -33,30 +33,33 @@ def a3c_td0(
     \theta_{k+1} = \theta_k + \alpha_k \, \delta_k \,
       \nabla_\theta \log \pi_{\theta_{k - \tau_k}}(a | s)
 
-  An update is one worker's. With steps that fall, such as
+  Each update is made by one worker. With decreasing steps, for instance
   `power_schedule(c, 0.6)` for the actor and `power_schedule(c, 0.4)` for the
-  critic, the delays do no harm in the long run: N workers need as many updates
-  together as one alone, and so 1 / N as many samples each. With large constant
-  steps they do.
+  critic, delays have no effect in the limit: N workers need as many updates in
+  total as one worker, and 1 / N of the samples each. With large constant steps,
+  delays do harm.
 
   Args:
     mdp: the process, of `bj.rl.make_mdp`.
     features: :math:`\phi`, (states, size).
-    workers: N, at least 1; in turn, it may be traced, if `bound` is given.
+    workers: N, at least 1. For the service `round_robin` it may be traced if
+      `bound` is set.
     actor: the optimiser or the `Sequence` of :math:`\theta`, logits (states,
       actions).
-    critic: that of :math:`\omega`, (size,); the ball is the `set` of a record,
-      `optax.projections.projection_l2_ball` for instance. It has to hold
-      :math:`\omega^*_\theta` of all policies: :math:`r_{\max} / \lambda`, with
-      the largest reward and the least curvature of the critic's system.
-    key: PRNG key, or a whole number, of all samples.
+    critic: the optimiser or the `Sequence` of :math:`\omega`, (size,). The ball
+      is the `set` of a record, for instance
+      `optax.projections.projection_l2_ball`. Its radius is at least
+      :math:`r_{\max} / \lambda`, with the largest reward and the smallest
+      curvature of the critic's system, so that it contains
+      :math:`\omega^*_\theta` for all policies.
+    key: PRNG key of all samples, or a whole number.
     bound: the largest delay, as in `bj.evaluation.delayed`.
-    service: whose turn it is, likewise.
-    **oracle: further arguments of `bj.rl.td_actor_critic`, `samples` of each
-      worker in an update for instance.
+    service: the order of the workers, as in `bj.evaluation.delayed`.
+    **oracle: further arguments of `bj.rl.td_actor_critic`, for instance
+      `samples`, the number per worker and update.
 
   Returns:
-    A solver for `bj.sequences(actor=..., critic=...)`. It looks at no batch.
+    A solver for `bj.sequences(actor=..., critic=...)`. It needs no batch.
 
   Raises:
     ValueError: from `bj.evaluation.delayed` and `bj.rl.td_actor_critic`, and if
@@ -75,16 +78,10 @@ def a3c_td0(
     ...   ),
     ... )
     >>> params = bj.sequences(actor=jnp.zeros((6, 2)), critic=jnp.zeros(3))
-    >>> @jax.jit
-    ... def run(params, state):
-    ...   def body(carry, _):
-    ...     updates, state = solver.update(None, carry[1], carry[0])
-    ...     return (bj.apply_updates(carry[0], updates), state), None
-    ...   return jax.lax.scan(body, (params, state), length=5_000)[0]
-    >>> params, state = run(params, solver.init(params))
+    >>> params, state = bj.testing.run(solver, params, 5_000)
     >>> best = bj.rl.optimal(mdp)
-    >>> worth = bj.rl.expected_return(mdp, jax.nn.softmax(params.actor))
-    >>> print(worth > 0.95 * mdp.initial @ best.values)
+    >>> achieved = bj.rl.expected_return(mdp, jax.nn.softmax(params.actor))
+    >>> print(achieved > 0.95 * mdp.initial @ best.values)
     True
     >>> print(bj.values(state)['delay'])
     7.0
@@ -95,24 +92,20 @@ def a3c_td0(
     <https://arxiv.org/abs/2012.15511>`_, 2023.
   """
   _sequences.refuse_batches(
-    'a3c_td0', 'the samples are drawn in its state', actor=actor, critic=critic
+    'a3c_td0', 'it draws its samples itself', actor=actor, critic=critic
   )
-  of_samples, of_turns = jax.random.split(_keys.as_key(key, 'a3c_td0'))
+  sample_key, service_key = jax.random.split(_keys.as_key(key, 'a3c_td0'))
   chains = workers
   if isinstance(workers, jax.Array) and bound is not None:
     chains = bound + 1
   one = _td_actor_critic.td_actor_critic(
     mdp,
     features,
-    key=of_samples,
-    workers=_checks.whole('a3c_td0', 'workers', chains),
+    key=sample_key,
+    workers=_checks.whole_number('a3c_td0', 'workers', chains),
     **oracle,
   )
-  late = _delayed.delayed(
-    one,
-    workers,
-    bound=bound,
-    service=service,
-    key=of_turns,
+  delayed = _delayed.delayed(
+    one, workers, bound=bound, service=service, key=service_key
   )
-  return descent.descend(late, actor=actor, critic=critic)
+  return descent.descend(delayed, actor=actor, critic=critic)

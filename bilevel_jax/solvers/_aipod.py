@@ -1,4 +1,4 @@
-"""Descent along the implicit hypergradient, also in equality constraints."""
+"""Descent along the implicit hypergradient, also with linear equations."""
 
 from bilevel_jax import _checks, descent, linear_solvers, oracles, types
 
@@ -11,7 +11,7 @@ def aipod(
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
 ) -> descent.Solver:
-  r"""AiPOD: alternates projected steps of both levels, each in its affine set.
+  r"""AiPOD: alternating projected steps of both levels in affine sets.
 
   .. math::
     y_{k+1} &= \Pi_{Y(x_k)} (y - \beta \nabla_y g(x_k, y))
@@ -19,18 +19,18 @@ def aipod(
     x_{k+1} &= \Pi_X (x_k - \alpha \nabla F(x_k, y_{k+1})),
       \qquad Y(x) = \{ y : A y + h(x) = c \}
 
-  with the hypergradient of `implicit`. Each update projects S times below and
-  once above; `e_aipod` needs fewer.
+  with the hypergradient of `implicit`. Each update projects the lower variable
+  S times and the upper variable once; `e_aipod` needs fewer projections.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex along
-      its set.
+    problem: the upper and the lower loss; the lower loss is strongly convex
+      along its set.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`, for
       instance with another affine set; steps of the order 1 / sqrt(updates).
-    lower: how the lower variable moves; its `set` is the lower variable's
-      equations, see `bj.projections.affine_set`, its `steps` are S.
-    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
-      `implicit`; by default ten conjugate gradients. The published one is
+    lower: how the lower variable moves, with S `steps` and its equations as the
+      `set`, see `bj.projections.affine_set`.
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem`, see
+      `implicit`; by default ten conjugate gradients. The authors use
       `random_neumann`.
 
   Returns:
@@ -38,12 +38,12 @@ def aipod(
     `bj.counts` the projections.
 
   Raises:
-    TypeError: if the lower set is no `AffineSet`, and without a key for a
+    TypeError: if the lower set is not an `AffineSet`, or without a key for a
       random solver.
-    ValueError: at init, if a set has no point in it.
+    ValueError: at init, if a set is empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
@@ -59,10 +59,7 @@ def aipod(
     ...   ),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 200)
     >>> print(params.upper.round(3), params.lower.round(3))
     [ 0.5 -0.5] [1. 0.]
 
@@ -72,7 +69,7 @@ def aipod(
     <https://arxiv.org/abs/2211.07096>`_, 2023.
   """
   low = types.as_sequence(lower, 'lower')
-  # The hypergradient is taken at the new lower variable.
+  # The hypergradient is evaluated at the new lower variable.
   return descent.descend(
     oracles.lower_gradient(problem),
     oracles.implicit(
@@ -101,16 +98,16 @@ def aid_bilevel(
     x_{k+1} &= \Pi_X \left( x_k - \alpha (\nabla_x f - \nabla_{xy} g \, q)
       \right), \qquad \nabla_{yy} g \, q \approx \nabla_y f
 
-  Which linear solver: `conjugate_gradient` where losses are over all data or
-  large batches; `neumann` or `random_neumann` with fresh small batches;
-  `nystrom` where few products, all at once, are to do.
+  Linear solvers: `conjugate_gradient` for all data or large batches; `neumann`
+  or `random_neumann` for fresh small batches; `nystrom` for few products that
+  are evaluated at once.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex.
+    problem: the upper and the lower loss; the lower loss is strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise. Its `steps` are S.
-    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
-      `implicit`; by default ten conjugate gradients.
+    lower: how the lower variable moves, with S `steps`.
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem`, see
+      `implicit`; by default ten conjugate gradients with a warm start.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`.
@@ -119,21 +116,14 @@ def aid_bilevel(
     TypeError: without a key for a random solver.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> sgd = optax.sgd(0.3)
     >>> solver = bj.aid_bilevel(
-    ...   problem, upper=sgd, lower=sgd,
+    ...   toy.problem, upper=sgd, lower=sgd,
     ...   solve=bj.linear_solvers.nystrom(2, 1e-3),
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(50):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, toy.params, 50)
     >>> print(params.upper.round(3))
     [1. 1.]
 

@@ -1,4 +1,4 @@
-"""ALRIGHT and MAXRIGHT: several losses, a step on one of them at a time."""
+"""ALRIGHT and MAXRIGHT: several losses, one of them in each update."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from bilevel_jax.oracles import base
 
 
 def _selected(method, losses, objectives, rule, batch_at, refresh_at=None):
-  """An oracle that takes one of the losses, by a rule."""
+  """An oracle that evaluates one of the losses, selected by a rule."""
   if callable(losses):
     raise TypeError(
       f'{method} takes a sequence of losses, one function for each objective: '
-      'a function to all of them evaluates all of them.'
+      'one function for all losses would evaluate all of them.'
     )
   losses = tuple(losses)
   names = tuple(objectives or (f'objective_{i}' for i in range(len(losses))))
@@ -38,21 +38,21 @@ def alright(
   even: bool = False,
   batch_at: Any = None,
 ) -> base.Oracle:
-  r"""ALRIGHT: a step on one loss, drawn by the weights; the price of one.
+  r"""ALRIGHT: a step on one loss, drawn with the weights as probabilities.
 
   .. math::
     d_k = \nabla f_m(x_k; \xi^m) \quad \text{with probability } w_m
 
-  In expectation the step on the weighted sum, without the other losses'
-  gradients or memory. It is `select` with the rule `at_random`.
+  In expectation it is the step on the weighted sum, at the time and memory of
+  one loss. It is `select` with the rule `at_random`.
 
   Args:
-    losses: functions of (parameters, own batch) to a scalar, or to
+    losses: functions of (parameters, own batch) to a scalar or to
       (scalar, auxiliary).
-    objectives: their names, distinct.
+    objectives: their distinct names.
     weights: as in `bj.evaluation.at_random`; `[1 - share, share]` for two.
-    key: likewise.
-    even: likewise.
+    key: as in `bj.evaluation.at_random`.
+    even: as in `bj.evaluation.at_random`.
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
 
@@ -61,20 +61,17 @@ def alright(
 
   Raises:
     TypeError: if the losses are one function.
-    ValueError: if names or weights are not what they should be.
+    ValueError: if names or weights are invalid.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> fit = lambda x, rows: jnp.mean((x - rows) ** 2)
     >>> solver = optax.chain(
     ...   bj.solvers.alright([fit, fit], weights=[0.75, 0.25], key=0),
     ...   optax.sgd(optax.linear_schedule(0.1, 0.0, 2000)),
     ... )
     >>> params, batch = jnp.float32(3.0), (jnp.zeros(2), jnp.ones(5))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(2000):
-    ...   updates, state = step(batch, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 2000, batch)
     >>> print(params.round(1))  # 1/4, the minimiser of the weighted sum.
     0.2
 
@@ -104,42 +101,41 @@ def maxright(
     d_k = \nabla f_{m_k}(x_k; \xi^{m_k}), \qquad
     m_k = \arg\max_m w_m (\hat f_m - f_m^*)
 
-  where :math:`\hat f_m` is what was last seen of a loss. It goes for the least
-  largest gap, at the price of one loss an update and of all of them, without
-  gradients, every so often. It is `select` with the rule `largest_gap`.
+  where :math:`\hat f_m` is the last evaluation of a loss. It minimises the
+  largest gap, at the cost of one loss per update, and of all losses without
+  gradients every `refresh_every` updates. It is `select` with the rule
+  `largest_gap`.
 
   Args:
-    losses: functions of (parameters, own batch) to a scalar, or to
+    losses: functions of (parameters, own batch) to a scalar or to
       (scalar, auxiliary).
-    objectives: their names, distinct.
+    objectives: their distinct names.
     weights: as in `bj.evaluation.largest_gap`; `[1 - share, share]` for two.
-    optima: likewise.
-    refresh_every: likewise.
-    share: likewise.
+    optima: as in `bj.evaluation.largest_gap`.
+    refresh_every: as in `bj.evaluation.largest_gap`.
+    share: as in `bj.evaluation.largest_gap`.
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
-    refresh_at: likewise, what all losses are evaluated on.
+    refresh_at: the batch for the evaluation of all losses, as in
+      `bj.evaluation.select`.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
 
   Raises:
     TypeError: if the losses are one function.
-    ValueError: if names, weights or optima are not what they should be.
+    ValueError: if names, weights or optima are invalid.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> near, far = lambda x, b: (x - 1) ** 2, lambda x, b: 4 * (x + 2) ** 2
     >>> solver = optax.chain(
     ...   bj.solvers.maxright([near, far], weights=[0.5, 0.5], optima=[0, 0]),
     ...   optax.sgd(optax.linear_schedule(0.05, 0.0, 1000)),
     ... )
-    >>> params = jnp.float32(3.0)
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(1000):
-    ...   updates, state = step((None, None), state, params)
-    ...   params = optax.apply_updates(params, updates)
-    >>> print(params.round(1))  # Where both gaps are 4.
+    >>> start, batch = jnp.float32(3.0), (None, None)
+    >>> params, _ = bj.testing.run(solver, start, 1000, batch)
+    >>> print(params.round(1))  # Here both gaps are 4.
     -1.0
 
   References:

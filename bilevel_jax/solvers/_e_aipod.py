@@ -1,9 +1,8 @@
-"""E-AiPOD: lazy projections below, relaxed or lazy ones above."""
+"""E-AiPOD: lazy lower projections, relaxed or lazy upper projections."""
 
 import math
 from typing import NamedTuple
 
-import jax
 import optax
 
 from bilevel_jax import (
@@ -19,9 +18,10 @@ from bilevel_jax.oracles import base
 
 
 def _minus_correction(oracle):
-  """What `implicit` gives, as the descent of the sequence `correction`.
+  """The result of `implicit` as a gradient of the sequence `correction`.
 
-  That begins at zero in each update, so that one step of size one ends at it.
+  The sequence starts at zero in each update, so that one step of size one moves
+  it to the correction.
   """
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -40,14 +40,14 @@ def _minus_correction(oracle):
 
 def _corrected(problem):
   """The upper loss's direct gradient plus the sequence `correction`."""
-  upper = base.Loss(problem.upper, 'upper')
+  upper, _ = base.checked_losses(problem)
 
   def fn(params, batch, inner):
-    (value, found), slope = jax.value_and_grad(upper.full, has_aux=True)(
+    (value, output), (slope,) = upper.with_slopes(0)(
       params.upper, params.lower, batch
     )
     gradient = optax.tree.add(slope, params.correction)
-    more = base.outputs_of(problem, upper=found)
+    more = base.requested_outputs(problem, upper=output)
     return (value,), _sequences.only(params, upper=gradient), inner, *more
 
   return base.oracle(
@@ -69,11 +69,11 @@ def e_aipod(
   lower: types.SequenceLike,
   solve: oracles.Solve | None = None,
 ) -> descent.Solver:
-  r"""E-AiPOD: projects the lower variable by a coin, the upper one rarely.
+  r"""E-AiPOD: projects the lower variable at random, the upper one rarely.
 
-  Below, S steps that are projected with probability p, and corrected by a
-  control variate (`bj.projections.Lazy`); above, T steps with one correction
-  term, and one projection:
+  The lower variable takes S steps, each projected with probability p and
+  corrected by a control variate (`bj.projections.Lazy`). The upper variable
+  takes T steps with one correction term, and one projection:
 
   .. math::
     w_k &= \nabla F(x_k, y_{k+1}) - \nabla_x f(x_k, y_{k+1}) \\
@@ -81,37 +81,37 @@ def e_aipod(
       \quad t = 0, \dots, T - 1, \quad x^{(0)} = x_k \\
     x_{k+1} &= \Pi_X ( (1 - \delta) x_k + \delta x^{(T)} )
 
-  With p = 1, T = 1 and :math:`\delta = 1`, the iterates of `aipod`. The lower
-  variable is in its set only right after a projection. With T > 1 the steps in
-  between leave the upper set, where the gradient differs: with a constant step
-  size the result is off by the order of :math:`\alpha (T - 1)`, which a step
-  size that falls removes.
+  With p = 1, T = 1 and :math:`\delta = 1` its iterates are those of `aipod`.
+  The lower variable is in its set only right after a projection. With T > 1,
+  intermediate steps leave the upper set, where the gradient differs. With a
+  constant step size this gives an error of the order :math:`\alpha (T - 1)`; a
+  decreasing step size removes it.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex along
-      its set.
-    upper: how the upper variable moves, its `steps` being T. A plain `set` is
-      projected on once, after all of them; `bj.projections.Relaxed` goes
-      further before it by :math:`\delta`; `bj.projections.Lazy` projects each
-      step with a probability and a control variate of its own, our reading of
-      the paper's second variant, see `e_aipod_plan`.
-    lower: how the lower variable moves, its `steps` being S, its `set` a
+    problem: the upper and the lower loss; the lower loss is strongly convex
+      along its set.
+    upper: how the upper variable moves, with T `steps`. A plain `set` is
+      enforced once, after all steps; `bj.projections.Relaxed` extrapolates by
+      :math:`\delta` before; `bj.projections.Lazy` projects each step with a
+      probability and its own control variate, our reading of the paper's second
+      variant, see `e_aipod_plan`.
+    lower: how the lower variable moves, with S `steps`. Its `set` is a
       `bj.projections.Lazy` affine set with the probability p, of the order
       sqrt(lower step size * strong convexity).
-    solve: the linear solver, or a `bj.linear_solvers.LinearSystem` of one, see
+    solve: the linear solver, or a `bj.linear_solvers.LinearSystem`, see
       `implicit`; by default ten conjugate gradients.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `lower` and `upper`,
-    `bj.counts` the projections that were made.
+    `bj.counts` the evaluated projections.
 
   Raises:
     TypeError: if the lower set is not a `Lazy` affine set.
     ValueError: if a number of steps is below 1, a probability outside (0, 1] or
-      a constant relaxation below 1; at init, if a set has no point in it.
+      a constant relaxation below 1; at init, if a set is empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
@@ -128,10 +128,7 @@ def e_aipod(
     ...   ),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, state = bj.testing.run(solver, params, 200)
     >>> print(params.upper.round(3), bj.counts(state)['projections/upper'])
     [ 0.5 -0.5] 200
 
@@ -144,9 +141,9 @@ def e_aipod(
   high = types.as_sequence(upper, 'upper')
   if low.set is not None and not isinstance(low.set, projections.Lazy):
     raise TypeError(
-      'e_aipod projects the lower variable by a coin: give it the set '
-      f'bj.projections.Lazy(set, probability, key), got '
-      f'{type(low.set).__name__}; aipod projects each step.'
+      'e_aipod takes the lower set bj.projections.Lazy(set, probability, key), '
+      f'got {type(low.set).__name__}: use Lazy to project at random, or aipod '
+      'to project each step.'
     )
   if not isinstance(high.set, projections.Lazy | projections.Relaxed):
     high = high._replace(set=projections.Relaxed(high.set))
@@ -171,7 +168,7 @@ def e_aipod(
 
 
 class EAipodPlan(NamedTuple):
-  """Settings of `e_aipod` for an accuracy, for its sequences' records.
+  """Settings of `e_aipod` for a given accuracy.
 
   Attributes:
     iterations: updates of the solver.
@@ -179,8 +176,8 @@ class EAipodPlan(NamedTuple):
     upper_steps: T.
     upper_rate: step size of the upper variable.
     lower_rate: step size of the lower variable.
-    probability: of a lower projection in a step.
-    upper_probability: of an upper projection in a step, or None.
+    probability: probability of a lower projection in a step.
+    upper_probability: probability of an upper projection in a step, or None.
     relaxation: delta, the factor of `bj.projections.Relaxed`.
   """
 
@@ -203,7 +200,7 @@ def e_aipod_plan(
   upper_rate: float = 1.0,
   lower_rate: float = 1.0,
 ) -> EAipodPlan:
-  r"""How the settings of `e_aipod` scale with the accuracy asked for.
+  r"""Chooses the settings of `e_aipod` for an accuracy.
 
   Up to constants and logarithms, for a squared stationarity measure of
   :math:`\epsilon`:
@@ -217,19 +214,19 @@ def e_aipod_plan(
   ============ =================== ================= =================
 
   `first` needs of the order :math:`\epsilon^{-2} / T` upper and
-  :math:`\epsilon^{-3/2} / T^{3/4}` lower projections; the exponents are a
-  derivation from that. For a second variant the paper's abstract claims
-  :math:`\epsilon^{-3/2}` projections at both levels, and no description of it
-  is known to us. `long_loops` (the same algorithm with long loops) and
-  `lazy_upper` (both levels projected by coins) are two readings that count so
-  many projections. They are ours: neither is a result of the paper.
+  :math:`\epsilon^{-3/2} / T^{3/4}` lower projections; we derived its exponents
+  from these. For a second variant the paper's abstract claims
+  :math:`\epsilon^{-3/2}` projections at both levels; we know no description of
+  it. `long_loops` (the same algorithm with long loops) and `lazy_upper` (random
+  projections at both levels) are our two readings with this number of
+  projections. Neither is a result of the paper.
 
   Args:
     accuracy: :math:`\epsilon`, in (0, 1].
     variant: `first`, `long_loops` or `lazy_upper`.
     upper_steps: T of `first`.
-    strong_convexity: of the lower loss along its set; with the lower step size
-      it sets p = sqrt(step * strong convexity).
+    strong_convexity: strong convexity of the lower loss along its set, for
+      p = sqrt(lower step size * strong convexity).
     upper_rate: the constant of the upper step size.
     lower_rate: the constant of the lower step size.
 
@@ -252,17 +249,17 @@ def e_aipod_plan(
   """
   if not 0 < accuracy <= 1:
     raise ValueError(f'accuracy is in (0, 1], got {accuracy}.')
-  whole = lambda number: max(1, round(number))
+  rounded = lambda number: max(1, round(number))
   inner_steps, relaxation, upper_probability = 1, 1.0, None
   if variant == 'first':
-    iterations = whole(accuracy**-2 / upper_steps)
+    iterations = rounded(accuracy**-2 / upper_steps)
     low, relaxation = iterations**-0.5, math.sqrt(upper_steps)
   elif variant == 'long_loops':
-    iterations = whole(accuracy**-1.5)
-    inner_steps = upper_steps = whole(accuracy**-0.5)
+    iterations = rounded(accuracy**-1.5)
+    inner_steps = upper_steps = rounded(accuracy**-0.5)
     low, relaxation = accuracy, math.sqrt(upper_steps)
   elif variant == 'lazy_upper':
-    iterations, upper_steps, low = whole(accuracy**-2), 1, accuracy
+    iterations, upper_steps, low = rounded(accuracy**-2), 1, accuracy
   else:
     raise ValueError(
       f"variant is 'first', 'long_loops' or 'lazy_upper', got {variant!r}."

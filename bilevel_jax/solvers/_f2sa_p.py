@@ -3,15 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from bilevel_jax import descent, oracles, states, types
+from bilevel_jax import _checks, descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
 def _nodes(order: int) -> tuple[list[int], np.ndarray]:
-  """Nodes of a difference quotient exact up to an order, and its weights."""
+  """Nodes and weights of a difference quotient that is exact to an order."""
   half = order // 2
   nodes = [j for j in range(-half, half + 1) if j]
   if order % 2:
@@ -30,7 +29,7 @@ def f2sa_p(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
 ) -> descent.Solver:
-  r"""F2SA-p: a hypergradient from p lower solutions, its bias of order nu^p.
+  r"""F2SA-p: a hypergradient from p lower solutions, with a bias of nu^p.
 
   With :math:`y_j` a minimiser of :math:`j \nu f(x, \cdot) + g(x, \cdot)` and
   weights for which :math:`\sum_j a_j j^k` is 1 for k = 1 and 0 for all other
@@ -43,21 +42,21 @@ def f2sa_p(
       + \frac{1}{\nu} \nabla_x g \right)(x_k, y_j), \qquad
     \nu = 1 / \gamma_k
 
-  The nodes are 0 and 1 for p = 1, which is `f2sa`, -1 and 1 for p = 2, and so
-  on, symmetric for an even p. The smoother the losses in y, the smaller a
-  penalty does.
+  The nodes are 0 and 1 for p = 1, which is `f2sa`, and -1 and 1 for p = 2; for
+  an even p they are symmetric. For smoother losses in y, a smaller penalty is
+  enough.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex.
+    problem: the upper and the lower loss; the lower loss is strongly convex.
     order: p, at least 1.
     penalty: :math:`\gamma_k > 0`, a constant or a schedule; at least twice the
-      condition number, so that all :math:`j \nu f + g` are convex. One that
-      only a compiled step knows and that is not positive makes updates NaN.
+      condition number, so that all :math:`j \nu f + g` are convex. If a
+      schedule gives a number that is not positive, updates are NaN.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
       The authors normalise its gradient: `optax.chain(
       optax.normalize_by_update_norm(), optax.sgd(...))`.
-    lower: how each :math:`y_j` moves, with T `steps`; :math:`y_1` is the lower
-      variable of the parameters, the others are in the state.
+    lower: how each :math:`y_j` moves, with T `steps`. :math:`y_1` is the lower
+      variable of the parameters; the others are in the state.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`.
@@ -66,20 +65,13 @@ def f2sa_p(
     ValueError: if the order is below 1 or the penalty is not positive.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.f2sa_p(
-    ...   problem, order=2, penalty=10.0, upper=optax.sgd(0.1),
-    ...   lower=bj.Sequence(optax.sgd(0.5), steps=5),
+    ...   toy.problem, order=2, penalty=10.0, upper=optax.sgd(0.1),
+    ...   lower=bj.Sequence(optax.sgd(0.2), steps=5),
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(100):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, toy.params, 100)
     >>> print(params.upper.round(2))
     [1. 1.]
 
@@ -87,17 +79,14 @@ def f2sa_p(
     Chen, Li, Chayti and Zhang, `Faster Gradient Methods for Highly-smooth
     Stochastic Bilevel Optimization <https://arxiv.org/abs/2509.02937>`_, 2025.
   """
-  if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-    raise ValueError(f'f2sa_p takes a whole order >= 1, got {order!r}.')
+  _checks.whole_number('f2sa_p', 'terms as `order`', order)
   nodes, shares = _nodes(order)
   names = {
     j: 'lower' if j == 1 else f'node_{j}'.replace('-', 'm') for j in nodes
   }
   at_y = nodes.index(1)  # The lower variable of the parameters.
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
+  above, below = base.checked_losses(problem)
   weight = _penalty.checked_schedule(penalty, positive=True)
-  start = lambda params: states.UpdateCount(jnp.zeros([], jnp.int32))
 
   def losses(x, params, batch):
     """Both losses at every node, and their outputs at the lower variable."""
@@ -116,9 +105,9 @@ def f2sa_p(
 
     fields = {name: getattr(params, name) for name in names.values()}
     slopes, (f, g, aux) = jax.grad(total, has_aux=True)(fields)
-    found = base.gradients(params, **slopes)
-    more = base.outputs_of(problem, **aux)
-    return (f[at_y], g[at_y]), found, _next(updates), *more
+    gradients = base.gradients(params, **slopes)
+    more = base.requested_outputs(problem, **aux)
+    return (f[at_y], g[at_y]), gradients, updates.next(), *more
 
   def ascend(params, batch, updates):
     nu = 1 / jnp.asarray(weight(updates.count))
@@ -129,10 +118,7 @@ def f2sa_p(
       return jnp.sum(jnp.asarray(shares, f.dtype) * terms)
 
     slope = jax.grad(difference)(params.upper)
-    return (), base.gradients(params, upper=slope), _next(updates)
-
-  def _next(updates):
-    return states.UpdateCount(optax.safe_increment(updates.count))
+    return (), base.gradients(params, upper=slope), updates.next()
 
   cost = {'gradients/upper': len(nodes), 'gradients/lower': len(nodes)}
   low = types.as_sequence(lower, 'lower')
@@ -141,7 +127,7 @@ def f2sa_p(
     oracles.oracle(
       follow,
       ('upper', 'lower'),
-      start,
+      states.no_updates,
       counts=cost,
       moves=names.values(),
       needs=('upper', *names.values()),
@@ -149,7 +135,12 @@ def f2sa_p(
       linear=True,
     ),
     oracles.oracle(
-      ascend, (), start, counts=cost, moves=('upper',), linear=True
+      ascend,
+      (),
+      states.no_updates,
+      counts=cost,
+      moves=('upper',),
+      linear=True,
     ),
     upper=upper,
     **{n: low if n == 'lower' else begin for n in names.values()},

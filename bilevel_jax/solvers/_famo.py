@@ -1,4 +1,4 @@
-"""FAMO: weights from how much each loss fell, with one backward pass."""
+"""FAMO: weights from the decrease of each loss, with one backward pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from bilevel_jax import _sequences, _trees, parts, states, types
-from bilevel_jax.oracles import _multi_objective, base
+from bilevel_jax.oracles import _objectives, base
 
 
 class FamoState(NamedTuple):
@@ -18,8 +18,8 @@ class FamoState(NamedTuple):
 
   Attributes:
     count: updates so far, an int32 scalar.
-    logits: of the weights, (objectives,).
-    weights: those of the last update, (objectives,).
+    logits: the logits of the weights, (objectives,).
+    weights: the weights of the last update, (objectives,).
     slow: the state of the logits' optimiser.
     oracle: the state of the losses' oracle.
     optimiser: the state of the parameters' optimiser.
@@ -33,16 +33,15 @@ class FamoState(NamedTuple):
   optimiser: Any
 
 
-def _weighted_losses(given, who):
-  """An oracle to the gradient of losses times `weights`, an extra argument."""
+def _weighted_losses(several):
+  """The gradient of the losses times `weights`, an extra argument."""
 
   def evaluate(params, batch):
-    near = given.linearise(params, batch, who)
-    return near.values
+    return several.linearise(params, batch, 'famo').values
 
   plain = base.oracle(
     lambda params, batch, inner: (evaluate(params, batch), None, inner),
-    given.names,
+    several.names,
     counts={'gradients/weighted': 0},
   )
 
@@ -61,7 +60,7 @@ def _weighted_losses(given, who):
 
 
 def famo(
-  losses: _multi_objective.Losses,
+  losses: _objectives.Losses,
   objectives: int | Sequence[str] | None = None,
   *,
   optimiser: optax.GradientTransformation,
@@ -69,26 +68,26 @@ def famo(
   weight_decay: float = 1e-3,
   minima: Any = 0.0,
 ) -> parts.Solver:
-  r"""FAMO: equal relative progress on all losses, by one backward pass.
+  r"""FAMO: equal relative decrease of all losses, by one backward pass.
 
   .. math::
     z = \operatorname{softmax}(\xi), \qquad
     d = c \sum_m \frac{z_m}{f_m - b_m} \nabla f_m, \quad
     c^{-1} = \sum_m \frac{z_m}{f_m - b_m}
 
-  After the step of the optimiser along :math:`d`, the losses on the same batch
-  say how much each fell, and :math:`\xi` moves by Adam along
+  After the step of the optimiser along :math:`d`, the losses are evaluated
+  again on the same batch, and :math:`\xi` moves by Adam along
   :math:`\nabla_\xi \, z(\xi)^\top ( \log (f - b) - \log (f^+ - b) )`.
 
-  A solver of its own, because it needs the losses after the step; one gradient
-  and three evaluations of the losses an update.
+  It is a solver, not an aggregator, because it needs the losses after the step.
+  An update takes one gradient and three evaluations of the losses.
 
   Args:
-    losses: as in `multi_objective`; they are positive above `minima`.
-    objectives: likewise.
-    optimiser: of the parameters.
+    losses: as in `multi_objective`; they are above `minima`.
+    objectives: as in `multi_objective`.
+    optimiser: the optimiser of the parameters.
     weight_rate: step size of :math:`\xi`, a constant or a schedule.
-    weight_decay: of :math:`\xi`.
+    weight_decay: weight decay of :math:`\xi`.
     minima: :math:`b`, a number or (objectives,).
 
   Returns:
@@ -99,16 +98,12 @@ def famo(
     ValueError: as `multi_objective` does, or if `weight_decay` is negative.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> losses = lambda x, batch: jnp.stack(
     ...   [jnp.sum((x - 1) ** 2) + 1, 9 * jnp.sum((x - 1) ** 2) + 1]
     ... )
     >>> solver = bj.solvers.famo(losses, 2, optimiser=optax.sgd(0.1))
-    >>> params = jnp.zeros(2)
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(100):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, jnp.zeros(2), 100)
     >>> print(params.round(2))
     [1. 1.]
 
@@ -116,15 +111,13 @@ def famo(
     Liu, Feng, Stone and Liu, `FAMO: Fast Adaptive Multitask Optimization
     <https://arxiv.org/abs/2306.03792>`_, 2023.
   """
-  given = _multi_objective.make_objectives(
-    'famo', losses, objectives, (), None, False
-  )
+  several = _objectives.make_objectives('famo', losses, objectives)
   if not isinstance(weight_decay, jax.core.Tracer) and weight_decay < 0:
     raise ValueError(f'famo: weight_decay is >= 0, got {weight_decay}.')
-  size = len(given.names)
+  size = len(several.names)
   if np.ndim(minima) and np.shape(minima) != (size,):
     raise ValueError(
-      f'famo: minima is a number or one for each of {size} objectives, got '
+      f'famo: minima is a number or an array of {size} numbers, got '
       f'shape {np.shape(minima)}.'
     )
   inner = optax.with_extra_args_support(optimiser)
@@ -134,12 +127,12 @@ def famo(
 
   def height(state):
     values, _ = states.measured(state)[-1]
-    stacked = jnp.stack([values[name] for name in given.names])
+    stacked = jnp.stack([values[name] for name in several.names])
     return stacked - jnp.asarray(minima, stacked.dtype) + 1e-8
 
   def build(oracle):
     def init_fn(params):
-      dtype = _trees.dtype_of(params)
+      dtype = _trees.widest_dtype(params)
       logits = jnp.zeros([size], dtype)
       return FamoState(
         count=jnp.zeros([], jnp.int32),
@@ -160,10 +153,10 @@ def famo(
       updates, moved = inner.update(
         slope, state.optimiser, params, **extra_args
       )
-      there = _sequences.apply_updates(params, updates)
-      _, last = oracle.update(batch, measured, there)
-      fell = jnp.log(before) - jnp.log(height(last))
-      pull = jax.grad(lambda x: jnp.vdot(jax.nn.softmax(x), fell))(state.logits)
+      stepped = _sequences.apply_updates(params, updates)
+      _, last = oracle.update(batch, measured, stepped)
+      fall = jnp.log(before) - jnp.log(height(last))
+      pull = jax.grad(lambda x: jnp.vdot(jax.nn.softmax(x), fall))(state.logits)
       change, slow_state = slow.update(pull, state.slow, state.logits)
       dtype = state.logits.dtype
       rate = weight_rate(state.count) if callable(weight_rate) else weight_rate
@@ -178,4 +171,4 @@ def famo(
 
     return parts.Solver(init_fn, update_fn, (oracle,), again=build)
 
-  return build(_weighted_losses(given, 'famo'))
+  return build(_weighted_losses(several))

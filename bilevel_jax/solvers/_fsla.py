@@ -1,4 +1,4 @@
-"""FSLA: lower step, step of the linear system and upper step in turn."""
+"""FSLA: steps of the lower variable, the linear system and x in turn."""
 
 from bilevel_jax import descent, evaluation, oracles, types
 
@@ -11,7 +11,7 @@ def fsla(
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
 ) -> descent.Solver:
-  r"""FSLA: one loop without an inverse Hessian, and momentum for the upper one.
+  r"""FSLA: one loop without an inverse Hessian, with recursive momentum for x.
 
   .. math::
     y_{k+1} &= y_k - \rho \nabla_y g(x_k, y_k) \\
@@ -22,16 +22,16 @@ def fsla(
     x_{k+1} &= x_k - \gamma d_k, \qquad
     G = \nabla_x f - \nabla_{xy} g \, v
 
-  The sequences of `soba`, each seeing the ones before it already moved, and the
-  correction of `bj.evaluation.storm` on the last of them.
+  The sequences are those of `soba`, but they move in turn, and
+  `bj.evaluation.storm` corrects the direction of the upper variable.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex.
+    problem: the upper and the lower loss; the lower loss is strongly convex.
     decay: :math:`a_k` in [0, 1], a constant or a schedule from the number of
       updates so far; 1 for no correction.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    linear: how :math:`v` moves; by default by the optimiser of `lower`.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    linear: how :math:`v` moves; by default with the optimiser of `lower`.
 
   Returns:
     A solver for `BilevelParams`; `bj.auxiliaries` gives the sequence `linear`.
@@ -40,19 +40,12 @@ def fsla(
     ValueError: if a constant decay is not in [0, 1].
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.fsla(
-    ...   problem, decay=0.5, upper=optax.sgd(0.05), lower=optax.sgd(0.2)
+    ...   toy.problem, decay=0.5, upper=optax.sgd(0.05), lower=optax.sgd(0.2)
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, toy.params, 200)
     >>> print(params.upper.round(2))
     [1. 1.]
 

@@ -1,17 +1,37 @@
-"""LV-HBA: lower inequality constraints, by a proximal Lagrangian's value."""
+"""LV-HBA: lower inequality constraints, by a proximal Lagrangian."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, descent, oracles, states, types
+from bilevel_jax import _checks, _sequences, descent, oracles, states, types
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
 
+class Multipliers(NamedTuple):
+  r"""How `lv_hba` moves the multipliers of the lower constraints.
+
+  Attributes:
+    multiplier: how :math:`\lambda` moves, an optax optimiser or a `Sequence`;
+      it starts at zero.
+    proximal: how the proximal point :math:`z` of the multipliers moves, an
+      optax optimiser or a `Sequence`; it starts at zero.
+    proximity: :math:`(\gamma_1, \gamma_2)`, both positive.
+    bound: the bound :math:`r` of :math:`\lambda` and :math:`z`, which are in
+      [0, r].
+  """
+
+  multiplier: types.SequenceLike
+  proximal: types.SequenceLike
+  proximity: tuple[float, float] = (10.0, 10.0)
+  bound: float = 1e3
+
+
+@_checks.regrouped('multipliers', Multipliers)
 def lv_hba(
   problem: types.BilevelProblem,
   constraint: Callable[[Any, Any], Any],
@@ -20,17 +40,13 @@ def lv_hba(
   upper: types.SequenceLike,
   lower: types.SequenceLike,
   value: types.SequenceLike,
-  multiplier: types.SequenceLike,
-  proximal: types.SequenceLike,
-  proximity: tuple[float, float] = (10.0, 10.0),
-  bound: float = 1e3,
+  multipliers: Multipliers,
 ) -> descent.Solver:
   r"""LV-HBA: one loop for lower problems with inequality constraints.
 
-  The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. Its
-  place is taken by a bound of the gap between :math:`g` and the value of a
-  Lagrangian made strongly convex in :math:`w` and strongly concave in
-  :math:`\lambda`,
+  The lower problem is :math:`\min_y g(x, y)` where :math:`h(x, y) \le 0`. It is
+  replaced by a bound on the gap between :math:`g` and the value of a Lagrangian
+  that is strongly convex in :math:`w` and strongly concave in :math:`\lambda`,
 
   .. math::
     L = g(x, w) + \lambda^\top h(x, w) + \tfrac{1}{2 \gamma_1} \| w - y \|^2
@@ -45,26 +61,23 @@ def lv_hba(
       ( f / c_k + g(x, y) - L ) ] \\
     z &\leftarrow [ z + \beta (\lambda - z) / \gamma_2 ]_0^r
 
-  where :math:`C` is the joint set of x and y in which :math:`h \le 0`.
+  where :math:`C` is the set of pairs (x, y) with :math:`h \le 0`.
 
   Args:
     problem: the upper and the lower loss.
     constraint: :math:`h(x, y)`, to an array of any shape.
-    penalty: :math:`c_k > 0`, rising: c (k + 1)^p with 0 < p < 1/2 for instance.
-      One that only a compiled step knows and that is not positive makes updates
-      NaN.
+    penalty: :math:`c_k > 0`, increasing, for instance c (k + 1)^p with
+      0 < p < 1/2. If a schedule gives a number that is not positive, updates
+      are NaN.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: how the lower variable moves, with the joint set: `bj.Sequence(
       optax.sgd(alpha), set=bj.projections.Joint(project, ('upper',)))`, where
-      `project` takes (y, x) to the nearest pair in C. The method keeps
-      :math:`h \le 0` by this set alone. Where h depends on y only, a plain set
-      of y does.
-    value: how :math:`w` moves; it starts at the lower variable. Its set is what
-      else, beside h, bounds the lower variable.
-    multiplier: how :math:`\lambda` moves, in [0, r]; it starts at zero.
-    proximal: how :math:`z` moves, likewise.
-    proximity: :math:`(\gamma_1, \gamma_2)`, both positive.
-    bound: :math:`r`, of the multipliers.
+      `project` takes (y, x) to the nearest pair in C. Only this set enforces
+      :math:`h \le 0`. If h depends on y only, a set of y is enough.
+    value: how :math:`w` moves; it starts at the lower variable. Its set holds
+      the constraints on the lower variable other than h.
+    multipliers: how :math:`\lambda` and :math:`z` move, and the numbers of the
+      Lagrangian.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `saddle`, `upper`, `lower`,
@@ -75,7 +88,7 @@ def lv_hba(
       neither variable has a set.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> problem = bj.BilevelProblem(  # y = min(x, 1), nearest to 3: x >= 1
     ...   upper=lambda x, y, batch: (y - 3.0) ** 2 + (x - 2.0) ** 2,
     ...   lower=lambda x, y, batch: (y - x) ** 2,
@@ -87,13 +100,10 @@ def lv_hba(
     >>> solver = bj.solvers.lv_hba(
     ...   problem, lambda x, y: y - 1.0, penalty=lambda k: (k + 1.0) ** 0.3,
     ...   upper=step, lower=bj.Sequence(step, set=joint), value=step,
-    ...   multiplier=step, proximal=step, proximity=(1.0, 1.0),
+    ...   multipliers=bj.solvers.Multipliers(step, step, proximity=(1.0, 1.0)),
     ... )
     >>> params = bj.BilevelParams(jnp.zeros([]), jnp.zeros([]))
-    >>> state, update = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(2000):
-    ...   updates, state = update(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 2000)
     >>> print(params.upper.round(0), params.lower.round(1))
     2.0 1.0
 
@@ -102,36 +112,32 @@ def lv_hba(
     Lagrangian Value Function Approach and Hessian-free Algorithm
     <https://arxiv.org/abs/2401.16164>`_, 2024.
   """
+  multiplier, proximal, proximity, bound = multipliers
   first, second = proximity
   if not (first > 0 and second > 0 and bound > 0):
     raise ValueError(
       f'lv_hba takes a positive proximity and bound, got {proximity}, {bound}.'
     )
-  low, high = (
-    types.as_sequence(lower, 'lower'),
-    types.as_sequence(upper, 'upper'),
-  )
+  low = types.as_sequence(lower, 'lower')
+  high = types.as_sequence(upper, 'upper')
   if low.set is None and high.set is None:
     raise ValueError(
-      'lv_hba keeps the constraint by a joint set of both variables alone, but '
-      'neither has a set: give lower the set '
-      "bj.projections.Joint(project, ('upper',)) with the projection of (y, x) "
-      'on the pairs where the constraint is <= 0.'
+      'lv_hba enforces the constraint by a set only, but neither variable has '
+      "one: give lower the set bj.projections.Joint(project, ('upper',)) with "
+      'the projection of (y, x) on the pairs where the constraint is <= 0.'
     )
   _sequences.refuse_batches(
-    'lv_hba', 'its gradient takes no loss', proximal=proximal
+    'lv_hba', 'its gradient depends on no loss', proximal=proximal
   )
-  above = base.Loss(problem.upper, 'upper')
-  below = base.Loss(problem.lower, 'lower')
+  above, below = base.checked_losses(problem)
   weight = _penalty.checked_schedule(penalty, positive=True)
   square = lambda a, b: optax.tree.norm(optax.tree.sub(a, b), squared=True)
+  near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
 
   def lagrangian(p, batch):
-    held = below(p.upper, p.value, batch) - square(p.multiplier, p.proximal) / (
-      2 * second
-    )
+    height = below(p.upper, p.value, batch) - near(p, batch)
     pull = jnp.vdot(p.multiplier, constraint(p.upper, p.value))
-    return held + pull + square(p.value, p.lower) / (2 * first)
+    return height + pull + square(p.value, p.lower) / (2 * first)
 
   def fn(params, batch, updates):
     c = jnp.asarray(weight(updates.count))
@@ -146,24 +152,23 @@ def lv_hba(
 
     fields = {'upper': params.upper, 'lower': params.lower}
     slopes, (measured, aux) = jax.grad(total, has_aux=True)(fields)
-    after = states.UpdateCount(optax.safe_increment(updates.count))
-    more = base.outputs_of(problem, **aux)
-    return measured, base.gradients(params, **slopes), after, *more
+    gradients = base.gradients(params, **slopes)
+    more = base.requested_outputs(problem, **aux)
+    return measured, gradients, updates.next(), *more
 
   gap = base.oracle(
     fn,
     ('upper', 'lower', 'gap'),
-    lambda params: states.UpdateCount(jnp.zeros([], jnp.int32)),
+    states.no_updates,
     counts={'gradients/upper': 1, 'gradients/lower': 2},
     moves=('upper', 'lower'),
     outputs=problem.outputs,
     linear=True,
   )
-  near = lambda p, batch: square(p.multiplier, p.proximal) / (2 * second)
   inside = lambda z: jnp.clip(z, 0, bound)
 
   def zeros(params):
-    # Of a value, for its place on devices.
+    # Derived from a value, so that it is sharded like the value.
     return jnp.zeros_like(constraint(params.upper, params.lower))
 
   dual = {'set': inside, 'start': zeros}

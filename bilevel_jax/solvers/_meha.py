@@ -1,4 +1,4 @@
-"""MEHA: the value gap of a Moreau envelope, for lower losses not convex."""
+"""MEHA: the value gap of a Moreau envelope, for nonconvex lower losses."""
 
 from bilevel_jax import descent, oracles, types
 
@@ -12,7 +12,7 @@ def meha(
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
 ) -> descent.Solver:
-  r"""MEHA: one loop without Hessians, the lower problem's Moreau envelope.
+  r"""MEHA: one first-order loop on the Moreau envelope of the lower problem.
 
   .. math::
     w_{k+1} &= w_k - \eta [ \nabla_y g(x_k, w_k)
@@ -20,11 +20,11 @@ def meha(
     d_k &= c_k \, [ \nabla f(x_k, y_k) + \sigma_k ( \nabla g(x_k, y_k)
       - (\nabla_x g(x_k, w_{k+1}), (y_k - w_{k+1}) / \gamma) ) ]
 
-  `v_pbgd` whose value sequence is held near the lower variable: its problem is
-  strongly convex for a short enough :math:`\gamma`, also where the lower loss
-  is not convex. The gap, and so the pull of the penalty, is smaller than the
-  value function's. Both variables move at once; the authors take the slope in y
-  at the new :math:`x_{k+1}`.
+  It is `v_pbgd` with a value sequence that stays near the lower variable. For a
+  small :math:`\gamma`, its problem is strongly convex even if the lower loss is
+  not convex. The gap and the gradient of the penalty are smaller than those of
+  the value function. Both variables move at once; the authors evaluate the
+  slope in y at the new :math:`x_{k+1}`.
 
   Args:
     problem: the upper and the lower loss.
@@ -32,8 +32,9 @@ def meha(
     proximity: :math:`\gamma > 0`; below 1 / (largest negative curvature of the
       lower loss).
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    value: how the value sequence moves; by default by the optimiser of `lower`.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    value: how the value sequence moves; by default with the optimiser of
+      `lower`.
 
   Returns:
     A solver for `BilevelParams`, as `v_pbgd`.
@@ -43,9 +44,9 @@ def meha(
 
   Example:
     >>> import bilevel_jax as bj, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.meha(
-    ...   bj.BilevelProblem(square, square), penalty=10.0, proximity=1.0,
+    ...   toy.problem, penalty=10.0, proximity=1.0,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
 

@@ -1,4 +1,4 @@
-"""MoCo+: tracked gradients corrected by the same batch at the point before."""
+"""MoCo+: tracked gradients with recursive variance reduction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def moco_plus(
   per_task: bool = False,
   **moco: Any,
 ) -> oracles.Oracle:
-  r"""MoCo+: `moco` on gradients whose variance is reduced recursively.
+  r"""MoCo+: `moco` on gradients with recursive variance reduction.
 
   .. math::
     Y_k &= G(x_k; \xi_k) + (1 - \beta_k)
@@ -25,21 +25,21 @@ def moco_plus(
       ( Y_k Y_k^\top + \rho I ) \lambda_{k-1} ], \qquad
     d_k = Y_k^\top \lambda_k
 
-  Both gradients are of the same batch, so that a step does not make the tracked
-  gradients stale, as it does in `moco`; the price is a second Jacobian. It is
+  Both gradients use the same batch, so that the tracked gradients do not lag
+  after a step, as they do in `moco`. It costs a second Jacobian. It is
   `chain(storm(multi_objective(...)), moco(tracking=1))`.
 
   Args:
     losses: as in `multi_objective`.
-    objectives: likewise.
+    objectives: as in `multi_objective`.
     decay: :math:`\beta_k` in [0, 1], a constant or a schedule.
     rest: sequences that only some losses have; their gradients are corrected
       as well.
     trunk: as in `multi_objective`.
-    per_task: likewise.
-    **moco: `weight_step`, `regularisation`, `exact` and `radius` of
-      `bj.aggregators.moco`; gradients projected by the radius make the
-      direction, not the next estimate.
+    per_task: as in `multi_objective`.
+    **moco: `weight_step`, `regularisation` and `radius` of
+      `bj.aggregators.moco`. The projection by the radius acts on the direction,
+      not on the next estimate.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
@@ -49,18 +49,14 @@ def moco_plus(
     ValueError: as `multi_objective` and `moco` do.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> losses = lambda x, batch: jnp.stack(
     ...   [jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)]
     ... )
     >>> solver = optax.chain(
     ...   bj.solvers.moco_plus(losses, 2, decay=0.1), optax.sgd(0.1)
     ... )
-    >>> params = jnp.float32(3.0)
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, jnp.float32(3.0), 200)
     >>> bool(jnp.abs(params) <= 1.001)  # Between the two minimisers.
     True
 
@@ -74,15 +70,10 @@ def moco_plus(
   oracle = oracles.multi_objective(
     losses, objectives, rest=rest, trunk=trunk, per_task=per_task
   )
-  # A number or names by now: the oracle has refused anything else.
+  # The oracle has checked that this is a number or a sequence of names.
   count = objectives if isinstance(objectives, int) else len(objectives or ())
   like = oracles.jacobian_like(count, rest=rest)
   return oracles.aggregated(
     evaluation.storm(oracle, decay, like=like),
-    aggregators.moco(
-      count,
-      tracking=1.0,
-      rest=tuple(rest),
-      **moco,
-    ),
+    aggregators.moco(count, tracking=1.0, rest=tuple(rest), **moco),
   )

@@ -22,17 +22,17 @@ def moml(
     y_{k+1} = y_T(x_k), \qquad
     x_{k+1} = x_k - \alpha \sum_m \lambda_m \nabla_x f_m(x_k, y_T(x_k))
 
-  with the weights of `mgda`, or of another aggregator. For weights of training
-  losses that serve each validation loss, the lower loss is
+  with the weights of `mgda`, or of another aggregator. To learn weights of
+  training losses for several validation losses, take the lower loss
   :math:`\sum_i \operatorname{softmax}(x)_i \, \ell_i(y)`.
 
   Args:
-    problem: the upper losses, one function to an array (objectives,), or to
-      (this, auxiliary), and the lower loss.
+    problem: the upper losses, one function to an array (objectives,) or to
+      (array, auxiliary), and the lower loss.
     objectives: the number of upper losses, or their names.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: the inner optimiser, in a record with :math:`T` `steps`, as in `rhg`.
-    aggregator: of as many rows as there are upper losses; `mgda` by default.
+    aggregator: an aggregator for a row of each upper loss; by default `mgda`.
     mode: as in `unrolled`.
 
   Returns:
@@ -41,7 +41,7 @@ def moml(
 
   Raises:
     ValueError: as `unrolled`; if `lower` has a start without a restart.
-    TypeError: if `lower` asks for more than gradients.
+    TypeError: if the optimiser of `lower` needs more than gradients.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax

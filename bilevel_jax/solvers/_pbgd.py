@@ -6,11 +6,11 @@ from bilevel_jax import aggregators, descent, oracles, types
 
 
 def _penalised(oracle, penalty, rescale, fused):
-  """An oracle of two rows with their weights, or its fused form."""
+  """A penalised oracle in its fused form, or as two rows and their weights."""
   if penalty is None:
     raise ValueError(
       'the penalty is a weight or a schedule, got None: bj.suggest gives one; '
-      'for a method without one, take bj.bome.'
+      'bj.bome needs none.'
     )
   if fused:
     return oracle(penalty=penalty, rescale=rescale)
@@ -40,51 +40,48 @@ def v_pbgd(
     (x, y)_{k+1} &= \Pi [ (x, y)_k - \alpha d_k ], \qquad
     c_k = \min(1 / \gamma_k, 1)
 
-  First-order only, unless `quadrature` is given. It asks of the lower loss that
-  its gradient vanishes only at minimisers (the Polyak-Lojasiewicz inequality),
-  not that it is convex. The result has a gap of the order
-  :math:`1 / \gamma^2`, in a number of steps that grows with :math:`\gamma`.
+  It is first-order unless `quadrature` is set. The lower loss need not be
+  convex, but its gradient may vanish only at minimisers (the
+  Polyak-Lojasiewicz inequality). The result has a gap of the order
+  :math:`1 / \gamma^2`; the number of steps grows with :math:`\gamma`.
+
+  The lower variable minimises the penalised loss, so that it has seen the upper
+  data. Train it again on the lower loss alone before you report a result.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`; a constant, or a schedule from the number
-      of updates so far. A linear ramp from 0 helps where the lower start is
-      poor.
+      of updates so far. A linear ramp from 0 helps if the lower variable starts
+      far from its minimiser.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
     value: how the value sequence moves, for instance
       `bj.Sequence(optax.sgd(0.1), steps=5)` for :math:`T = 5`; by default one
-      step by the optimiser of `lower`. It starts at the lower variable, with
-      `restart=True` in each update, as the authors' analysis has it; their
-      experiments keep it. It stays in the lower variable's set.
+      step with the optimiser of `lower`. It starts at the lower variable. With
+      `restart=True` it does so in each update, as in the authors' analysis, but
+      not in their experiments. It stays in the lower variable's set.
     rescale: whether to multiply by :math:`c_k`.
-    fused: one scalar loss and one backward pass; False for the same updates by
-      two rows and `scale_by_penalty`, which shows how to put another aggregator
-      in.
+    fused: whether to use one scalar loss and one backward pass. False gives the
+      same updates by two rows and `scale_by_penalty`, as an example for other
+      aggregators.
     quadrature: None for the gap as a difference of two losses, which in float32
-      is rounding at penalties above about a thousand; a number of nodes, 2 for
-      instance, for the gap and its slope in x as an integral: see `value_gap`.
+      is mostly rounding at penalties above about 1,000. A number of nodes, for
+      instance 2, for the gap and its slope in x as an integral: see
+      `value_gap`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `value`, `upper`, `lower`,
     `gap`, `gap_rounding`, and `bj.auxiliaries` the value sequence.
 
   Raises:
-    ValueError: if the penalty is negative or a set has no point in it.
+    ValueError: if the penalty is negative or a set is empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.v_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd)
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(1000):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> solver = bj.v_pbgd(toy.problem, penalty=10.0, upper=sgd, lower=sgd)
+    >>> params, _ = bj.testing.run(solver, toy.params, 1000)
     >>> print(params.upper.round(2))
     [1. 1.]
 
@@ -120,40 +117,32 @@ def g_pbgd(
       f + \tfrac{\gamma_k}{2} \| \nabla_y g \|^2 \right)(x_k, y_k) \right],
       \qquad c_k = \min(1 / \gamma_k, 1)
 
-  One loop and no added sequence, one Hessian-vector product a step. It can stay
-  at points that solve nothing, where the lower loss is not convex: see
-  `gradient_norm`. A lower set changes where the lower loss is stationary, which
-  the penalty does not know: with a lower set, it is right only for minimisers
-  inside the set.
+  It has one loop, no added sequence and one Hessian-vector product per step. If
+  the lower loss is not convex, it can stop at points that do not solve the
+  problem: see `gradient_norm`. With a lower set, it is right only for
+  minimisers in the interior of the set, because the penalty ignores the set.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
     rescale: whether to multiply by :math:`c_k`.
     fused: as in `v_pbgd`.
 
   Returns:
-    A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`,
-    `penalty`, the half squared norm of the slope.
+    A solver for `BilevelParams`; `bj.values` gives `upper`, `lower` and
+    `penalty`, half the squared norm of the slope.
 
   Raises:
-    ValueError: if the penalty is negative or a set has no point in it.
+    ValueError: if the penalty is negative or a set is empty.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.g_pbgd(problem, penalty=10.0, upper=sgd, lower=sgd)
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(1000):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> solver = bj.g_pbgd(toy.problem, penalty=10.0, upper=sgd, lower=sgd)
+    >>> params, _ = bj.testing.run(solver, toy.params, 1000)
     >>> print(params.upper.round(2))
     [1. 1.]
 

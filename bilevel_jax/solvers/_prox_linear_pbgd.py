@@ -1,4 +1,4 @@
-"""Penalty-based bilevel descent by the norm of the slope, not its square."""
+"""Penalty-based bilevel descent with the norm of the slope as penalty."""
 
 import optax
 
@@ -22,48 +22,45 @@ def prox_linear_pbgd(
       + \gamma \| \nabla_y g(z_k) + \nabla \nabla_y g(z_k) (z - z_k) \|
       + \frac{1}{2 \alpha} \| z - z_k \|^2
 
-  The penalty is exact: from a finite :math:`\gamma` on, its minimisers have
-  :math:`\nabla_y g = 0`, not nearly so. Nor does the step shrink as
-  :math:`\gamma` grows, where the lower loss is quadratic: :math:`\alpha` below
-  two over the curvature of f will do, in general about
-  :math:`1 / (L_f + \gamma L_2)` with :math:`L_2` the change of the lower
-  Hessian. It takes 2 `iterations` + 3 Hessian-vector products an update, and
-  like `g_pbgd` it can stay at lower stationary points that are no minimisers.
+  The penalty is exact: for a sufficiently large finite :math:`\gamma`, its
+  minimisers have :math:`\nabla_y g = 0`. If the lower loss is quadratic, the
+  step size does not depend on :math:`\gamma`: it is below two over the
+  curvature of f. In general it is about :math:`1 / (L_f + \gamma L_2)`, with
+  the Lipschitz constant :math:`L_2` of the lower Hessian. An update takes 2
+  `iterations` + 3 Hessian-vector products. Like `g_pbgd` it can stop at lower
+  stationary points that are not minimisers.
 
-  For one batch an update: the step is no mean over examples, so that it
-  takes neither micro-batches nor mapped axes; sharded batches under `jax.jit`
-  are as good as on one device.
+  The step is not a mean over examples. So each update sees its batch in one
+  part: micro-batches and mapped axes are refused, and batches may be sharded
+  under `jax.jit`.
 
   Args:
     problem: the upper and the lower loss.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule.
     step: :math:`\alpha_k > 0`, the step size of both variables.
     iterations: iterations of the subproblem's dual, see `prox_linear`.
-    upper_set: projects the upper variable.
-    lower_set: projects the lower variable; the penalty then asks for a slope of
-      zero inside the set.
+    upper_set: projection on the set of the upper variable.
+    lower_set: projection on the set of the lower variable; the penalty still
+      asks for a slope of zero.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper`, `lower`, `penalty`
-    and `multiplier`; a multiplier below :math:`\gamma` says that :math:`\gamma`
-    is large enough.
+    and `multiplier`. If the multiplier is below :math:`\gamma`, then
+    :math:`\gamma` is large enough.
 
   Raises:
-    ValueError: if a number is negative, a set has no point in it or
-      `iterations` is below 1.
+    ValueError: if a number is negative, a set is empty or `iterations` is below
+      1.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> problem = bj.BilevelProblem(
     ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) + jnp.sum(x**2),
     ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
     ... )
     >>> solver = bj.solvers.prox_linear_pbgd(problem, penalty=2.0, step=0.3)
     >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(100):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 100)
     >>> print(params.upper.round(3), params.lower.round(3))
     [0.5 0.5] [0.5 0.5]
 
@@ -79,7 +76,7 @@ def prox_linear_pbgd(
     upper_set=upper_set,
     lower_set=lower_set,
   )
-  # Dividing by the step and multiplying again rounds: hence the sets once more.
+  # The sets again, as division and multiplication by the step size round.
   return descent.descend(
     oracle,
     upper=types.Sequence(optax.sgd(step), set=upper_set),

@@ -1,4 +1,4 @@
-"""PZOBO: a hypergradient from inner loops at shifted upper variables."""
+"""PZOBO: a hypergradient from inner loops at perturbed upper variables."""
 
 from typing import Any
 
@@ -28,24 +28,24 @@ def pzobo(
   directions: int = 1,
   key: Any,
 ) -> descent.Solver:
-  r"""PZOBO: no second derivatives, the inner loop is run from shifted points.
+  r"""PZOBO: first-order, with inner loops at perturbed upper variables.
 
   .. math::
     d = \nabla_x f + \frac{1}{Q} \sum_{q=1}^{Q} \left\langle
       \frac{y^T(x + \mu u_q) - y^T(x)}{\mu}, \nabla_y f \right\rangle u_q
 
   with :math:`y^T(x)` the end of an inner loop of gradient descent from the
-  current lower variable. The directions :math:`u_q` are orthogonal and of the
-  length :math:`\sqrt{d}`, so that with as many as x has numbers the response
+  current lower variable. The directions :math:`u_q` are orthogonal and of
+  length :math:`\sqrt{d}`. With as many directions as x has numbers the response
   is exact; with fewer, noise grows with the dimension.
 
   Args:
     problem: the upper and the lower loss.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: the optimiser of the inner loop, in a record with :math:`T` `steps`;
-      its moments begin anew in each loop.
+      its moments restart in each loop.
     smoothing: :math:`\mu`, in units of x.
-    directions: :math:`Q`; more than the dimension of x are not drawn.
+    directions: :math:`Q`, at most the dimension of x.
     key: PRNG key of the directions, or a whole number.
 
   Returns:
@@ -57,9 +57,9 @@ def pzobo(
 
   Example:
     >>> import bilevel_jax as bj, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.pzobo(
-    ...   bj.BilevelProblem(square, square), key=0,
+    ...   toy.problem, key=0,
     ...   upper=optax.sgd(0.1), lower=bj.Sequence(optax.sgd(0.1), steps=10),
     ... )
 
@@ -67,16 +67,15 @@ def pzobo(
     Sow, Ji and Liang, `On the Convergence Theory for Hessian-Free Bilevel
     Algorithms <https://arxiv.org/abs/2110.07004>`_, 2022.
   """
-  _checks.whole('pzobo', 'directions', directions)
+  _checks.whole_number('pzobo', 'directions', directions)
   _checks.within('pzobo', 'smoothing', smoothing, 0, open_low=True)
   low = types.as_sequence(lower, 'lower')
   if low.set is not None or low.start is not None or low.restart:
     raise ValueError(
-      'pzobo runs its inner loop from the lower variable, in the whole space: '
+      'pzobo starts its inner loop at the lower variable and has no lower set: '
       'leave set, start and restart out of the record of lower.'
     )
-  below = base.Loss(problem.lower, 'lower')
-  above = base.Loss(problem.upper, 'upper')
+  above, below = base.checked_losses(problem)
   pick = low.batch_at or (lambda batch, t: batch)
   wanted = base.outputs_only(problem, 'lower') or (lambda params: {})
   optimiser = optax.with_extra_args_support(low.optimiser)
@@ -90,7 +89,7 @@ def pzobo(
     shape = (flat.size, min(directions, flat.size))
     draw = jax.random.normal(now, shape, _trees.wide(flat.dtype))
     basis = jnp.linalg.qr(draw)[0].T.astype(flat.dtype) * flat.size**0.5
-    # A new optimiser, at the point of its schedules where the update is.
+    # A new optimiser whose schedules are at the number of updates.
     fresh = states.at_update(optimiser.init(y), updates.count)
 
     def loop(x):
@@ -110,9 +109,7 @@ def pzobo(
       return end, outputs
 
     end, lower_outputs = loop(x)
-    (value, aux), (f_x, f_y) = jax.value_and_grad(
-      above.full, (0, 1), has_aux=True
-    )(x, end, batch)
+    (value, aux), (f_x, f_y) = above.with_slopes(0, 1)(x, end, batch)
 
     def weight(u):
       moved, _ = loop(unravel(flat + smoothing * u))
@@ -120,20 +117,16 @@ def pzobo(
 
     weights = jax.vmap(weight)(basis).astype(flat.dtype)
     response = unravel(weights @ basis / basis.shape[0])
-    found = _sequences.only(
+    gradients = _sequences.only(
       params, upper=optax.tree.add(f_x, response), lower=optax.tree.sub(y, end)
     )
-    updates = states.UpdateCount(optax.safe_increment(updates.count))
-    more = base.outputs_of(problem, upper=aux, **lower_outputs)
-    return (value,), found, (updates, key), *more
+    more = base.requested_outputs(problem, upper=aux, **lower_outputs)
+    return (value,), gradients, (updates.next(), key), *more
 
   oracle = base.oracle(
     fn,
     ('upper',),
-    lambda params: (
-      states.UpdateCount(jnp.zeros([], jnp.int32)),
-      _keys.as_key(key, 'pzobo'),
-    ),
+    lambda params: (states.no_updates(), _keys.as_key(key, 'pzobo')),
     counts={
       'gradients/upper': 1,
       'gradients/lower': low.steps * (1 + directions),

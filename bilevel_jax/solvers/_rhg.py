@@ -24,26 +24,27 @@ def rhg(
     y_{k+1} &= y_T(x_k) \quad \text{(T steps on } g(x_k, \cdot) \text{)} \\
     x_{k+1} &= \Pi_C [ x_k - \alpha \nabla_x f(x_k, y_T(x_k)) ]
 
-  the derivative taken through the steps. T gradients and T Hessian-vector
-  products an update, and the memory of T steps; see `unrolled` for what
-  `truncate`, `mode` and `checkpoint` save.
+  with the derivative through the steps. An update takes T gradients, T
+  Hessian-vector products and the memory of T steps; `truncate`, `mode` and
+  `checkpoint` reduce them, see `unrolled`.
 
   Args:
     problem: the upper and the lower loss.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
     lower: the inner optimiser, in a record with :math:`T` `steps`, for instance
-      `bj.Sequence(optax.sgd(0.1), steps=10)`; its state begins anew in each
-      update. By default the loop goes on from the lower variable, a warm start;
-      the classical method begins at one fixed point, by the record's `start`
-      and `restart=True`. Adam and other optimisers that divide by a root have
-      no derivative where a gradient is exactly zero, that of a weight which no
-      example uses for instance: the upper variable is then NaN. Give them a
+      `bj.Sequence(optax.sgd(0.1), steps=10)`. Its moments restart in each
+      update. By default the loop starts at the current lower variable (a warm
+      start); the classical method starts at a fixed point, by the record's
+      `start` and `restart=True`. Adam and other optimisers that divide by a
+      root have no derivative at a gradient of exactly zero, for instance of a
+      weight that no example uses: the upper variable is then NaN. Give them a
       constant under the root, `optax.adam(rate, eps_root=1e-8)`.
-    truncate: differentiate the last :math:`K` steps only: T-RHG.
+    truncate: the number :math:`K` of last steps that are differentiated, for
+      T-RHG.
     mode: `reverse`; `mixed` for the same with less memory and time; `forward`
       for an upper variable of few coordinates. See `unrolled`.
-    checkpoint: for `reverse` and `mixed`, keep the inner state only every so
-      many steps.
+    checkpoint: for `reverse` and `mixed`, the number of steps between saved
+      inner states.
     accumulator_dtype: as in `unrolled`.
 
   Returns:
@@ -52,22 +53,17 @@ def rhg(
 
   Raises:
     ValueError: as `unrolled`; if `lower` has a start without a restart.
-    TypeError: if `lower` asks for more than gradients, a line search's for
-      instance.
+    TypeError: if the optimiser of `lower` needs more than gradients, for
+      instance for a line search.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> sgd = optax.sgd(0.1)
-    >>> solver = bj.rhg(problem, upper=sgd, lower=bj.Sequence(sgd, steps=10))
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(100):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> solver = bj.rhg(
+    ...   toy.problem, upper=sgd, lower=bj.Sequence(sgd, steps=10)
+    ... )
+    >>> params, _ = bj.testing.run(solver, toy.params, 100)
     >>> print(params.upper.round(2))
     [1. 1.]
 
@@ -103,9 +99,9 @@ def t_rhg(
 
   Args:
     problem: the upper and the lower loss.
-    truncate: how many steps :math:`K`; its error falls geometrically with K
-      where the lower loss is strongly convex.
-    **kwargs: as in `rhg`.
+    truncate: the number of steps :math:`K`; the error falls geometrically with
+      K if the lower loss is strongly convex.
+    **kwargs: further arguments of `rhg`.
 
   Returns:
     A solver for `BilevelParams`.
@@ -114,16 +110,13 @@ def t_rhg(
     ValueError: if a number of steps is below 1.
 
   Example:
-    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: y**2, lower=lambda x, y, batch: (y - x) ** 2
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.t_rhg(
-    ...   problem, truncate=2, upper=optax.sgd(0.1),
+    ...   toy.problem, truncate=2, upper=optax.sgd(0.1),
     ...   lower=bj.Sequence(optax.sgd(0.1), steps=8),
     ... )
-    >>> params = bj.BilevelParams(jnp.float32(1.0), jnp.float32(1.0))
-    >>> _, state = solver.update(None, solver.init(params), params)
+    >>> _, state = bj.testing.run(solver, toy.params, 1)
     >>> counts = bj.counts(state)
     >>> print(counts['gradients/lower'])
     8

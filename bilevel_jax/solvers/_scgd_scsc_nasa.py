@@ -1,4 +1,4 @@
-"""Compositions of expectations: SCGD, SCSC, NASA, at any number of levels."""
+"""Compositions of expectations with any number of levels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Levels = Callable[[Any], Sequence[Any]]
 
 
 def _level_sequences(count, levels, optimiser):
-  """A record for each running mean, all made by one function."""
+  """A record for each running mean, from a function to their start values."""
 
   def start(n):
     def make(params):
@@ -40,7 +40,7 @@ def scgd(
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
 ) -> descent.Solver:
-  r"""SCGD: running means of the inner levels, the chain rule at them.
+  r"""SCGD: the chain rule at running means of the inner levels.
 
   .. math::
     y^n_{k+1} &= (1 - \beta) \, y^n_k + \beta f^{n-1}(y^{n-1}_k; \xi_k),
@@ -48,15 +48,15 @@ def scgd(
     x_{k+1} &= x_k - \alpha \nabla f^0(x_k)^\top \nabla f^1(y^1_k)^\top
       \cdots \nabla f^N(y^N_k)
 
-  All move at once; the authors take the chain rule at the new means.
+  All sequences move at once; the authors use the new means in the chain rule.
 
   Args:
     functions: :math:`f^0, \dots, f^N` of (value of the level below, batch).
     main: how :math:`x` moves, an optax optimiser or a `Sequence`.
     tracking: :math:`\beta` in (0, 1], a constant or a schedule.
-    levels: the running means at the start, :math:`N` of them, from the
-      parameters; values of the functions at the start, or zeros.
-    batch_of: what level n sees, from (batch, n); by default the whole batch.
+    levels: from the parameters to the :math:`N` running means at the start,
+      for instance values of the functions, or zeros.
+    batch_of: the batch of level n, from (batch, n); by default the whole batch.
 
   Returns:
     A solver for a NamedTuple with the sequence `main`, made by
@@ -66,16 +66,13 @@ def scgd(
     ValueError: if `levels` gives another number of values.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> solver = bj.solvers.scgd(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.01), tracking=0.5, levels=lambda p: (p.main**2,),
     ... )
     >>> params = bj.sequences(main=jnp.float32(1.0))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 200)
     >>> print(params.main.round(2))
     2.0
 
@@ -96,23 +93,21 @@ def scsc(
   levels: Levels,
   batch_of: Callable[[Any, int], Any] | None = None,
 ) -> descent.Solver:
-  r"""SCSC: running means that move with what they track, then the main step.
+  r"""SCSC: corrected running means of the inner levels, then the main step.
 
   .. math::
     y^n_{k+1} = (1 - \beta) [ y^n_k + f^{n-1}(y^{n-1}_k; \xi_k)
       - f^{n-1}(y^{n-1}_{k-1}; \xi_k) ] + \beta f^{n-1}(y^{n-1}_k; \xi_k)
 
-  The correction, by the same sample at two points, takes out the lag, so that
-  the tracking needs no step of a larger order than the main sequence's. It is
-  `storm` on the difference of a level and its mean; the main sequence then sees
-  the new means.
+  The correction evaluates the same sample at two points and removes the lag, so
+  that the tracking step may be of the order of the main step. It is `storm` on
+  the difference of a level and its mean. The main sequence uses the new means.
 
   Args:
     functions: as in `scgd`.
     main: how :math:`x` moves, an optax optimiser or a `Sequence`.
     tracking: :math:`\beta` in (0, 1].
-    levels: as in `scgd`; only their shapes matter, as the first update replaces
-      them.
+    levels: as in `scgd`; the first update replaces the values.
     batch_of: as in `scgd`.
 
   Returns:
@@ -123,16 +118,13 @@ def scsc(
       `tracking` is not in [0, 1].
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> solver = bj.solvers.scsc(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.02), tracking=0.1, levels=lambda p: (p.main**2,),
     ... )
     >>> params = bj.sequences(main=jnp.float32(1.0))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 200)
     >>> print(params.main.round(2))
     2.0
 
@@ -166,9 +158,9 @@ def nasa(
   .. math::
     z_{k+1} = (1 - a) \, z_k + a \, d^x_k, \qquad x_{k+1} = x_k - \alpha z_{k+1}
 
-  with :math:`d^x` and the means of `scgd`. The average lets all steps be of one
-  order without a correction. In a set, the step along :math:`z` is projected;
-  the authors average towards a projected point.
+  with :math:`d^x` and the means of `scgd`. With the average, all steps may be
+  of one order without a correction. With a set, the step along :math:`z` is
+  projected; the authors average towards a projected point.
 
   Args:
     functions: as in `scgd`.
@@ -185,17 +177,14 @@ def nasa(
     ValueError: if `levels` gives another number of values.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp, optax
     >>> solver = bj.solvers.nasa(
     ...   [lambda x, batch: x**2, lambda y, batch: (y - 4) ** 2],
     ...   main=optax.sgd(0.02), tracking=0.5, averaging=0.5,
     ...   levels=lambda p: (p.main**2,),
     ... )
     >>> params = bj.sequences(main=jnp.float32(1.0))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(400):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 400)
     >>> print(params.main.round(2))
     2.0
 

@@ -1,4 +1,4 @@
-"""SEAL: which rows of a data set are kept, learnt beside the model."""
+"""SEAL: data selection by a score for each row, learnt with the model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from bilevel_jax import (
 from bilevel_jax.aggregators import _penalty
 from bilevel_jax.oracles import base
 
-# How weights are made of a row's score, and along what the score moves.
+# From a row's score to its weight, and to the direction of the score.
 WEIGHTS = ('softmax', 'mirror', 'sigmoid')
 
 
@@ -31,12 +31,12 @@ class SealState(NamedTuple):
 
   Attributes:
     count: updates so far, an int32 scalar.
-    sequences: the one sequence `selector`: a score for each row, (rows,),
-      float32 or wider; what is low is to be left out.
-    level: the largest score, and the logarithm of the mean of the scores'
-      exponentials less that, (2,): what the softmax of all rows is divided by.
+    sequences: the sequence `selector`: a score for each row, (rows,), float32
+      or wider; rows of low score are to be left out.
+    level: the normaliser of the softmax of all rows, (2,): the largest score,
+      and the logarithm of the mean of the scores' exponentials minus that.
     sums: a tree of partial sums of these exponentials, level by level.
-    inner: the state of the model's steps, and of the scores' optimiser, whose
+    inner: the state of the model's steps and of the scores' optimiser, whose
       leaves have a leading axis of rows.
   """
 
@@ -47,13 +47,33 @@ class SealState(NamedTuple):
   inner: Any
 
 
-class _Given(NamedTuple):
-  """What the losses of an update are evaluated on.
+class RowScores(NamedTuple):
+  """The rows of `seal`, and how their scores move.
 
   Attributes:
-    batch: of the solver.
-    index: which rows are in it, (batch,).
-    weights: theirs, (batch,).
+    optimiser: any optax optimiser. It moves one score at a time: clipping by a
+      global norm, for instance, acts on each row. Its schedules count updates
+      of the solver; the ages of its moments count the visits of a row.
+    rows: the number of rows :math:`N`.
+    at: from a batch to the numbers of its rows, (batch,), in [0, rows).
+      Other numbers make the losses NaN. A row that occurs twice takes one step,
+      along both gradients.
+    weights: 'softmax', 'mirror' or 'sigmoid'.
+  """
+
+  optimiser: Any
+  rows: int
+  at: Callable[[Any], Any]
+  weights: str = 'softmax'
+
+
+class _WeightedBatch(NamedTuple):
+  """A batch with the weights of its rows.
+
+  Attributes:
+    batch: the batch of the solver.
+    index: the numbers of its rows, (batch,).
+    weights: the weights of its rows, (batch,).
     slopes: the derivative of each weight in its score, (batch,).
     shares: the weights of the upper and of the lower loss, two scalars.
   """
@@ -66,7 +86,7 @@ class _Given(NamedTuple):
 
 
 def _each_row(optimiser: Any) -> optax.GradientTransformation:
-  """An optimiser that sees one row alone, its age for instance."""
+  """Maps an optimiser over rows, each with its own moments and age."""
 
   def update_fn(gradients, state, params=None, **extra_args):
     del extra_args
@@ -78,19 +98,19 @@ def _each_row(optimiser: Any) -> optax.GradientTransformation:
 
 
 def _take(tree: Any, index: chex.Array) -> Any:
-  """Rows of a table; of a row that there is none, NaN."""
+  """Looks up table rows; missing rows are NaN."""
   return jax.tree.map(lambda a: a.at[index].get(mode='fill'), tree)
 
 
 def _put(tree: Any, index: chex.Array, new: Any) -> Any:
-  """A table with other rows, what is outside of it dropped."""
+  """Replaces table rows; rows outside of the table are dropped."""
   return jax.tree.map(
     lambda a, b: a.at[index].set(b.astype(a.dtype), mode='drop'), tree, new
   )
 
 
-def _as_one(index: chex.Array, numbers: chex.Array) -> chex.Array:
-  """Sums over equal indices, at each place where these stand."""
+def _sum_repeated(index: chex.Array, numbers: chex.Array) -> chex.Array:
+  """Replaces each number by the sum over equal indices."""
   _, place = jnp.unique(index, return_inverse=True, size=len(index))
   summed = jax.ops.segment_sum(numbers, place, len(index))
   return summed[place]
@@ -100,23 +120,22 @@ def _main(upper, row_losses, full: bool) -> base.Oracle:
   """Gradients of the model and of the scores of the rows, at one point."""
   above = base.Loss(upper, 'upper')
 
-  def fn(z, given, inner):
+  def fn(z, rows, inner):
     def loss(y):
-      f = above(y, given.batch)
-      losses = _rows_of(row_losses, y, given)
-      g = jnp.mean(given.weights * losses)
-      return given.shares[0] * f + given.shares[1] * g, (f, g, losses)
+      f = above(y, rows.batch)
+      losses = _checked_row_losses(row_losses, y, rows)
+      g = jnp.mean(rows.weights * losses)
+      return rows.shares[0] * f + rows.shares[1] * g, (f, g, losses)
 
     slope, (f, g, losses) = jax.grad(loss, has_aux=True)(z.lower)
     values: tuple[Any, ...] = (f, g)
     height = losses
     if full:
-      height = losses - _rows_of(row_losses, z.value, given)
-      values = (f, g, jnp.mean(given.weights * height))
-    # Several places of one row are one row.
-    scores = _as_one(given.index, given.slopes * height / len(given.index))
-    found = base.gradients(z, upper=scores.astype(z.upper.dtype), lower=slope)
-    return values, found, inner
+      height = losses - _checked_row_losses(row_losses, z.value, rows)
+      values = (f, g, jnp.mean(rows.weights * height))
+    scores = _sum_repeated(rows.index, rows.slopes * height / len(rows.index))
+    scores = scores.astype(z.upper.dtype)
+    return values, base.gradients(z, upper=scores, lower=slope), inner
 
   counts = {'gradients/upper': 1, 'gradients/lower': 1}
   return base.oracle(
@@ -127,40 +146,45 @@ def _main(upper, row_losses, full: bool) -> base.Oracle:
   )
 
 
-def _rows_of(row_losses, y, given):
-  """The losses of the rows of a batch, in float32 or wider; checked."""
-  losses = jnp.asarray(row_losses(y, given.batch))
-  if losses.shape != given.index.shape or not jnp.issubdtype(
+def _checked_row_losses(row_losses, y, rows):
+  """The losses of the rows of a batch, checked, in float32 or wider."""
+  losses = jnp.asarray(row_losses(y, rows.batch))
+  if losses.shape != rows.index.shape or not jnp.issubdtype(
     losses.dtype, jnp.floating
   ):
     raise TypeError(
       f'seal: row_losses gives {losses.dtype}{list(losses.shape)} for the '
-      f'{given.index.shape[0]} rows of a batch, expected one float for each: '
+      f'{rows.index.shape[0]} rows of a batch, expected one float for each: '
       'do not take their mean.'
     )
-  return losses.astype(given.weights.dtype)
+  return losses.astype(rows.weights.dtype)
 
 
+@_checks.regrouped(
+  'scores',
+  RowScores,
+  selector='optimiser',
+  rows='rows',
+  index='at',
+  weights='weights',
+)
 def seal(
   upper: Callable[[Any, Any], Any],
   row_losses: Callable[[Any, Any], Any],
   *,
-  rows: int,
-  index: Callable[[Any], Any],
+  scores: RowScores,
   penalty: types.ScalarOrSchedule,
-  selector: optax.GradientTransformation,
   lower: types.SequenceLike,
   value: types.SequenceLike | None = None,
-  weights: str = 'softmax',
 ) -> descent.Solver:
-  r"""SEAL: a score for each row, by what a model that stays safe loses on it.
+  r"""SEAL: scores each row by the loss of a model that remains safe.
 
   .. math::
     \min_{\omega} f(\theta^*(\omega)) \quad \text{where} \quad
     \theta^*(\omega) \in \arg\min_\theta
     g(\omega, \theta) = \frac{1}{N} \sum_i p_i(\omega) \, \ell_i(\theta)
 
-  by the penalty method. With the batch :math:`B` of rows, all at one point,
+  by the penalty method. For a batch :math:`B` of rows, at one point,
 
   .. math::
     \theta_{k+1} &= \theta_k - \alpha \, c_k \nabla_\theta \left[
@@ -170,79 +194,77 @@ def seal(
       \left[ \ell_i(\theta_k) \; - \; \ell_i(\hat\theta_{k+1}) \right],
       \qquad i \in B
 
-  What stands in the second bracket after the minus is in the full form only,
-  where a sequence `value` follows the minimiser of the lower loss alone. The
-  form without it, which is the published program's, holds one copy of the model
-  less. As there, the scores' step has no factor :math:`\gamma`: scores move
-  also while the penalty is zero.
+  The last term is in the full form only, where a sequence `value` follows the
+  minimiser of the lower loss. The form without it, that of the published
+  program, needs one copy of the model less. As in that program, the step of the
+  scores has no factor :math:`\gamma`: scores also move while the penalty is
+  zero.
 
   | `weights` | p of a row | s | by plain descent |
   |---|---|---|---|
   | 'softmax' | N softmax(score) | p | as published |
   | 'mirror' | N softmax(score) | 1 | exponentiated gradient on the simplex |
-  | 'sigmoid' | sigmoid(score) | p (1 - p) | each row on its own |
+  | 'sigmoid' | sigmoid(score) | p (1 - p) | rows are independent |
 
-  Scores of rows that are not in a batch do not move, and an update costs a
-  batch, also under `jax.vmap` over seeds: with the number of rows, only the
-  depth of a tree of partial sums grows, its logarithm. Three things follow. A
-  softmax's derivative also moves all other scores, by nearly the same number;
-  it is left out, and where rows are seen equally often, in whole epochs, the
-  ranking is the same. Under Adam, that number becomes a step as large as any:
-  it would lift each score by about its step size an update, and rows that
-  happen to be seen less would look safe. Here an optimiser sees each row alone,
-  with moments and an age of its own. (So Adam divides what a row loses by
-  itself: it sees changes, not how large it is. Rank by plain descent.) And the
-  softmax's divisor is the root of that tree: an update sums again the ancestors
-  of its rows.
+  Only the scores of rows in the batch move. An update costs a batch, also under
+  `jax.vmap` over seeds; the cost grows with the logarithm of the number of
+  rows, the depth of a tree of partial sums. This has three consequences:
 
-  By plain descent, a score is minus the sum of a row's losses at its visits:
-  give whole epochs, without replacement, or divide by the number of visits.
+  - The derivative of the softmax in all other scores, nearly the same number
+    for each, is left out. If rows are visited equally often, in complete
+    epochs, the ranking is the same. With Adam, that number would become a step
+    of full size, and rows with fewer visits would look safe.
+  - The optimiser moves each row separately, with its own moments and age. So
+    Adam normalises the loss of each row, and the size of the loss is lost. Use
+    plain descent to rank rows.
+  - The normaliser of the softmax is the root of the tree. An update sums the
+    ancestors of its rows again.
+
+  With plain descent, a score is minus the sum of a row's losses at its visits:
+  use complete epochs without replacement, or divide by the number of visits.
 
   Args:
-    upper: the loss of what is to stay, from (parameters, batch) to a scalar.
-    row_losses: the losses of the rows to choose from, from (parameters, batch)
-      to (batch,); `bj.losses` of each row, for instance.
-    rows: :math:`N`, how many there are.
-    index: which of them are in a batch, from the batch: (batch,), whole numbers
-      in [0, rows). Any other makes the losses NaN. A row that is there twice
-      takes one step, along both.
+    upper: the loss that the model has to keep low, from (parameters, batch) to
+      a scalar.
+    row_losses: the losses of the rows, from (parameters, batch) to (batch,),
+      for instance from `bj.losses`.
+    scores: the rows, and how their scores move.
     penalty: :math:`\gamma_k \ge 0`, a constant or a schedule from the number of
-      updates so far: `seal_penalty` is the published one.
-    selector: how scores move: any optax optimiser. It is of one score: what it
-      does across scores, clipping by a global norm, it does for each row. Its
-      schedules count updates of the solver, its moments' ages a row's visits.
+      updates so far; `seal_penalty` is the published schedule.
     lower: how the model moves, an optax optimiser or a `Sequence`.
-    value: how the third sequence moves, with its `steps`; None for the form
+    value: how the sequence `value` moves, with its `steps`; None for the form
       without it.
-    weights: 'softmax', 'mirror' or 'sigmoid'.
 
   Returns:
-    A solver for the model's parameters, any pytree. The scores, zero at first,
-    are `bj.auxiliaries(state)['selector']`; `bj.values` gives `upper`, `lower`,
-    and in the full form `gap` and `value`.
+    A solver for the model's parameters, any pytree. The scores, which start at
+    zero, are `bj.auxiliaries(state)['selector']`; `bj.values` gives `upper`,
+    `lower`, and in the full form `gap` and `value`.
 
   Raises:
-    ValueError: if `rows` is below 1, the penalty is negative, `weights` is
-      unknown, or a record has a `batch_at` (a batch is one set of rows).
-    TypeError: at the call, if a loss is no scalar, `row_losses` gives something
-      else than one number for each row, or `index` no whole numbers.
+    ValueError: if the number of rows is below 1, the penalty is negative, the
+      kind of weights is unknown, or a record has a `batch_at`.
+    TypeError: at the call, if a loss is not a scalar, `row_losses` does not
+    give
+      one number for each row, or `at` does not give whole numbers.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> data = jnp.array([1.0, 1.2, -3.0, 0.8])  # The third is another kind.
+    >>> data = jnp.array([1.0, 1.2, -3.0, 0.8])  # The third is an outlier.
     >>> solver = bj.solvers.seal(
     ...   lambda y, batch: (y - 1) ** 2,
     ...   lambda y, batch: (y - data[batch]) ** 2,
-    ...   rows=4, index=lambda batch: batch,
+    ...   scores=bj.solvers.RowScores(
+    ...     optax.sgd(0.1), rows=4, at=lambda batch: batch
+    ...   ),
     ...   penalty=bj.solvers.seal_penalty(1.0, decay=0.1, epoch=2),
-    ...   selector=optax.sgd(0.1), lower=optax.sgd(0.1),
+    ...   lower=optax.sgd(0.1),
     ... )
     >>> params = jnp.float32(0.0)
     >>> state, step = solver.init(params), jax.jit(solver.update)
     >>> for k in range(20):
     ...   batch = jnp.array([[0, 1], [2, 3]])[k % 2]
     ...   updates, state = step(batch, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    ...   params = bj.apply_updates(params, updates)
     >>> print(jnp.argmin(bj.auxiliaries(state)['selector']))
     2
 
@@ -252,24 +274,25 @@ def seal(
     the third sequence, Jiang, Xiao, Chen and Chen, `Beyond Value Functions
     <https://arxiv.org/abs/2507.20400>`_, 2025.
   """
-  _checks.whole('seal', 'rows', rows)
+  optimiser, rows, find_rows, weights = scores
+  _checks.whole_number('seal', 'rows', rows)
   if weights not in WEIGHTS:
     raise ValueError(f'seal: weights is one of {WEIGHTS}, got {weights!r}.')
   schedule = _penalty.checked_schedule(penalty)
-  chosen = types.as_sequence(selector, 'selector')
-  if chosen != types.as_sequence(chosen.optimiser, 'selector'):
+  selector = types.as_sequence(optimiser, 'selector')
+  if selector != types.as_sequence(selector.optimiser, 'selector'):
     raise ValueError(
-      'seal: the selector takes a bare optimiser: only rows of a batch move, '
-      'once an update, so that it has neither a set nor steps nor a start.'
+      'seal: the selector takes a bare optimiser, without set, steps and '
+      'start, because only the rows of a batch move, once per update.'
     )
   records = {
-    'upper': _each_row(optax.with_extra_args_support(chosen.optimiser)),
+    'upper': _each_row(optax.with_extra_args_support(selector.optimiser)),
     'lower': types.as_sequence(lower, 'lower'),
   }
   order = [_main(upper, row_losses, value is not None)]
   if value is not None:
-    follow = lambda z, given: jnp.mean(
-      given.weights * _rows_of(row_losses, z.value, given)
+    follow = lambda z, rows: jnp.mean(
+      rows.weights * _checked_row_losses(row_losses, z.value, rows)
     )
     order.insert(
       0, oracles.gradient(follow, name='value', of='value', counts_as='lower')
@@ -278,12 +301,12 @@ def seal(
       value, 'value', start=lambda z: z.lower
     )
   _sequences.refuse_batches(
-    'seal', 'all steps of an update see the rows of one batch', **records
+    'seal', 'all steps of an update use the rows of one batch', **records
   )
   inner = descent.descend(*order, **records)
 
   def init_fn(params):
-    scores = jnp.zeros(rows, _trees.dtype_of(params))
+    scores = jnp.zeros(rows, _trees.widest_dtype(params))
     return SealState(
       jnp.zeros([], jnp.int32),
       {'selector': scores},
@@ -294,13 +317,13 @@ def seal(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
-    at = jnp.asarray(index(batch))
+    at = jnp.asarray(find_rows(batch))
     if at.ndim != 1 or not jnp.issubdtype(at.dtype, jnp.integer):
       raise TypeError(
-        f'seal: index gives {at.dtype}{list(at.shape)}, expected whole numbers '
+        f'seal: `at` gives {at.dtype}{list(at.shape)}, expected whole numbers '
         'of the shape (batch,).'
       )
-    # A negative one would be counted from the end.
+    # Negative numbers would count from the end.
     at = jnp.where((at >= 0) & (at < rows), at, rows)
     table = state.sequences['selector']
     before = _take(table, at)
@@ -309,30 +332,31 @@ def seal(
       slopes = share * (1 - share)
     else:
       largest, rest = state.level
-      # In this order: scores may be large and close to each other.
+      # In this order, because scores may be large and close to each other.
       share = jnp.exp(before - largest - rest)
       slopes = jnp.ones_like(share) if weights == 'mirror' else share
     gamma = jnp.asarray(schedule(state.count), table.dtype)
-    # Also where the penalty is infinite.
+    # In this form, because the penalty may be infinite.
     first = 1 / (1 + gamma)
-    given = _Given(batch, at, share, slopes, (first, 1 - first))
+    weighted = _WeightedBatch(batch, at, share, slopes, (first, 1 - first))
     optimisers = dict(state.inner.optimisers)
     if 'upper' in optimisers:
-      mine = _take(optimisers['upper'], at)
+      row_states = _take(optimisers['upper'], at)
       count = jnp.broadcast_to(state.count, at.shape)
-      optimisers['upper'] = states.at_update(mine, count)
+      optimisers['upper'] = states.at_update(row_states, count)
     updates, after = inner.update(
-      given,
+      weighted,
       state.inner._replace(optimisers=optimisers),
       _joint(before, params),
       **extra_args,
     )
     scores = before + updates.upper
     if 'upper' in optimisers:
-      kept = _put(
+      row_states = _put(
         state.inner.optimisers['upper'], at, after.optimisers['upper']
       )
-      after = after._replace(optimisers=after.optimisers | {'upper': kept})
+      optimisers = after.optimisers | {'upper': row_states}
+      after = after._replace(optimisers=optimisers)
     table = _put(table, at, scores)
     level, sums = state.level, state.sums
     if weights != 'sigmoid':
@@ -343,52 +367,11 @@ def seal(
     )
 
   own = {n: s for n, s in inner.sequences.items() if n != 'upper'}
-  # No `again`: its oracles see weights of the rows of a whole batch.
+  # No `again`, because its oracles need the weights of all rows of a batch.
   return descent.Solver(
-    init_fn, update_fn, inner.oracles, {'selector': chosen} | own
+    init_fn, update_fn, inner.oracles, {'selector': selector} | own
   )
 
 
 def _joint(scores: chex.Array, params: Any) -> Any:
   return types.sequences(upper=scores, lower=params)
-
-
-def seal_penalty(
-  start: float = 1.0, *, decay: float, epoch: int, least: float = 0.01
-) -> Callable[[chex.Numeric], chex.Numeric]:
-  r"""The penalty of `seal` whose upper share falls by a number an epoch.
-
-  .. math::
-    w_e = \max(w_0 - e \, \delta, w_{min}), \qquad
-    \gamma_k = \frac{1 - w_e}{w_e}, \qquad e = \lfloor k / K \rfloor
-
-  Args:
-    start: the share :math:`w_0` of the upper loss in the first epoch, in
-      (0, 1]; with 1, the lower loss does not move the model there.
-    decay: :math:`\delta \ge 0`, by which it falls each epoch.
-    epoch: :math:`K`, updates in an epoch.
-    least: the share at which it stays, in (0, 1].
-
-  Returns:
-    A schedule.
-
-  Raises:
-    ValueError: if a number is outside these bounds.
-
-  Example:
-    >>> import bilevel_jax as bj
-    >>> schedule = bj.solvers.seal_penalty(1.0, decay=0.2, epoch=10)
-    >>> print(f'{schedule(9):.2f} {schedule(10):.2f} {schedule(20):.2f}')
-    0.00 0.25 0.67
-  """
-  _checks.whole('seal_penalty', 'updates in an epoch', epoch)
-  for what, number in (('start', start), ('least', least)):
-    _checks.within('seal_penalty', what, number, 0, 1, open_low=True)
-  _checks.within('seal_penalty', 'the decay', decay, 0)
-
-  def schedule(count: chex.Numeric) -> chex.Numeric:
-    epochs = jnp.asarray(count) // epoch
-    share = jnp.maximum(start - epochs * float(decay), min(least, start))
-    return (1 - share) / share
-
-  return schedule

@@ -1,4 +1,4 @@
-"""One loop, three coupled sequences: SOBA, SABA, MA-SOBA."""
+"""SOBA, SABA and MA-SOBA: one loop of three coupled sequences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from bilevel_jax import (
 
 
 def _three_sequences(directions, upper, lower, linear):
-  """All three move at once, from one point."""
+  """Moves all three sequences at once."""
   low = types.as_sequence(lower, 'lower')
   return descent.descend(
     directions,
@@ -35,7 +35,7 @@ def soba(
   lower: types.SequenceLike,
   linear: types.SequenceLike | None = None,
 ) -> descent.Solver:
-  r"""SOBA: the lower problem, its linear system and the upper problem at once.
+  r"""SOBA: steps of the lower variable, the linear system and x at once.
 
   .. math::
     y_{k+1} &= y_k - \rho \nabla_y g(x_k, y_k) \\
@@ -44,33 +44,29 @@ def soba(
     x_{k+1} &= x_k - \gamma [ \nabla_x f(x_k, y_k)
       - \nabla_{xy} g(x_k, y_k) v_k ]
 
-  Two gradients and one Hessian-vector product a step, no inner loop and no
-  truncated series: its only bias is the lag of y and v, which smaller steps
-  take away.
+  A step takes two gradients and one Hessian-vector product, without an inner
+  loop and without a truncated series. The only bias is the lag of y and v,
+  which vanishes with the step size.
 
   Args:
     problem: the upper and the lower loss.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    linear: how :math:`v` moves; by default by the optimiser of `lower`, as the
-      same curvature bounds both steps. Some analyses ask for a `set`, a ball.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    linear: how :math:`v` moves; by default with the optimiser of `lower`, as
+      the same curvature bounds both steps. Some analyses need a ball as its
+      `set`.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`,
     `bj.auxiliaries` the sequence `linear`.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+    >>> import bilevel_jax as bj, optax
+    >>> toy = bj.testing.toy_problem()
+    >>> solver = bj.soba(
+    ...   toy.problem, upper=optax.sgd(0.05), lower=optax.sgd(0.2)
     ... )
-    >>> solver = bj.soba(problem, upper=optax.sgd(0.05), lower=optax.sgd(0.2))
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, toy.params, 200)
     >>> print(params.upper.round(2))
     [1. 1.]
 
@@ -93,24 +89,25 @@ def saba(
   index: Callable[[Any], Any] | None = None,
   batches: Callable[[Any], tuple[Any, Any]] = lambda batch: (batch, batch),
 ) -> descent.Solver:
-  r"""SABA: SOBA whose noise vanishes, by a memory of fixed batches.
+  r"""SABA: SOBA with variance reduction by a table, for finite data.
 
-  Each of SOBA's directions is corrected by what the same part of the data gave
-  the last time, see `saga`. On finite data it converges with constant steps,
-  linearly where the problem allows, at the price of a table of :math:`n`
-  directions of all three sequences.
+  Each direction of SOBA is corrected by the last direction of the same part of
+  the data, see `saga`. On finite data it converges with constant steps, and
+  linearly if the problem allows. It needs a table of :math:`n` directions of
+  all three sequences.
 
   Args:
     problem: the upper and the lower loss.
-    parts: number :math:`n` of fixed batches that come; or a pair, of the upper
-      and of the lower loss, if they draw theirs apart.
+    parts: the number :math:`n` of fixed batches; or a pair, if the upper and
+      the lower loss draw their batches independently.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    linear: how the linear system moves; by default by the optimiser of `lower`.
-    index: from the batch, which part it is; for a pair, the two numbers. By
-      default parts come in turn.
-    batches: the upper's and the lower's batch, from the batch; by default both
-      get the whole.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    linear: how the linear system moves; by default with the optimiser of
+      `lower`.
+    index: from the batch to the number of its part, or to a pair of numbers. By
+      default the parts come in turn.
+    batches: from the batch to the batches of the upper and of the lower loss;
+      by default both get the whole batch.
 
   Returns:
     A solver, as in `soba`.
@@ -131,7 +128,7 @@ def saba(
     >>> for k in range(800):
     ...   batch = jnp.float32(2 * (k % 2))  # 0, 2, 0, ...: the mean is 1
     ...   updates, state = step(batch, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    ...   params = bj.apply_updates(params, updates)
     >>> print(params.upper.round(3), params.lower.round(3))
     [2. 2.] [1. 1.]
 
@@ -169,35 +166,29 @@ def ma_soba(
     h_{k+1} = (1 - \theta) h_k + \theta d^x_k, \qquad
     x_{k+1} = x_k - \gamma h_{k+1}
 
-  The mean takes part of the noise off the upper direction, which lets the
-  analysis do without smoothness beyond that of the gradients; on easy problems
-  it changes little. The authors step along the mean of the iteration before,
-  :math:`h_k`; here it already holds the new direction.
+  The mean reduces the noise of the upper direction, so that the analysis needs
+  no smoothness beyond that of the gradients; on easy problems it changes
+  little. The authors step along the previous mean :math:`h_k`; here the mean
+  includes the new direction.
 
   Args:
     problem: the upper and the lower loss.
     averaging: :math:`\theta` in (0, 1]; 1 for SOBA.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    linear: how the linear system moves; by default by the optimiser of `lower`.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    linear: how the linear system moves; by default with the optimiser of
+      `lower`.
 
   Returns:
     A solver, as in `soba`.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
-    >>> problem = bj.BilevelProblem(
-    ...   upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
-    ...   lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
-    ... )
+    >>> import bilevel_jax as bj, optax
+    >>> toy, sgd = bj.testing.toy_problem(), optax.sgd
     >>> solver = bj.solvers.ma_soba(
-    ...   problem, averaging=0.5, upper=optax.sgd(0.05), lower=optax.sgd(0.2)
+    ...   toy.problem, averaging=0.5, upper=sgd(0.05), lower=sgd(0.2)
     ... )
-    >>> params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(200):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, toy.params, 200)
     >>> print(params.upper.round(2))
     [1. 1.]
 

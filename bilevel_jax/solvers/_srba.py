@@ -16,7 +16,7 @@ def srba(
   small_batch: Callable[[Any], Any] = lambda batch: batch,
   large_batch: Callable[[Any], Any] = lambda batch: batch,
 ) -> descent.Solver:
-  r"""SRBA: SOBA whose noise vanishes, by differences on one small batch.
+  r"""SRBA: SOBA with variance reduction by recursive differences.
 
   With SOBA's directions :math:`D = (d^y, d^v, d^x)` at the point
   :math:`z = (y, v, x)`,
@@ -28,20 +28,20 @@ def srba(
     \end{cases}
 
   and all three sequences move along :math:`\Delta_k` at once, with constant
-  steps. Where the large batch :math:`\Xi` is all of finite data, it converges
-  to a point where the hypergradient vanishes. Unlike `saba` it keeps no table;
-  the price is a pass over all data in each period.
+  steps. If the large batch :math:`\Xi` is all data, it converges to a point
+  where the hypergradient vanishes. Unlike `saba` it needs no table, but a pass
+  over all data in each period.
 
   Args:
     problem: the upper and the lower loss.
     period: updates from one fresh estimate to the next. The authors take half
       the samples of both losses over those of a small batch.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves, in the same way.
-    linear: how :math:`v` moves; by default by the optimiser of `lower`. The
-      analysis asks for a `set`, a ball.
-    small_batch: :math:`\xi`, from the batch; by default the whole.
-    large_batch: :math:`\Xi`; by default the whole.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    linear: how :math:`v` moves; by default with the optimiser of `lower`. The
+      analysis needs a ball as its `set`.
+    small_batch: :math:`\xi`, from the batch; by default the whole batch.
+    large_batch: :math:`\Xi`, from the batch; by default the whole batch.
 
   Returns:
     A solver for `BilevelParams`; `bj.values` gives `upper` and `lower`,

@@ -1,6 +1,6 @@
-"""STABLE: estimates of the second derivatives, and a lower step that foresees.
+"""STABLE: running estimates of the second derivatives of the lower loss.
 
-Matrices are written down: for lower variables of at most some thousand numbers.
+It forms matrices, for lower variables of at most some thousand numbers.
 """
 
 import jax
@@ -15,19 +15,19 @@ from bilevel_jax.oracles import base
 def _zeros(params):
   x, y = (ravel_pytree(z)[0] for z in params)
   ones = jnp.ones(y.size, y.dtype)
-  # Each row lies on the devices as the variable does.
+  # Each row is sharded like the variable.
   rows = lambda z: jnp.zeros_like(jnp.outer(ones, z).astype(y.dtype))
   return {'cross': rows(x), 'hessian': rows(y)}
 
 
 def _curvature(problem):
-  """The lower loss's second derivatives, rows by the lower variable."""
-  lower = base.Loss(problem.lower, 'lower')
+  """Second derivatives of the lower loss, a row for each lower coordinate."""
+  _, lower = base.checked_losses(problem)
 
   def fn(params, batch, inner):
     (x, unravel_x), (y, unravel_y) = (ravel_pytree(z) for z in params)
 
-    # Forward over y: then as many products as y has numbers, of both kinds.
+    # Forward over y: as many products as y has numbers, for both matrices.
     both = lambda x, y: jax.grad(
       lambda x, y: lower(unravel_x(x), unravel_y(y), batch), (0, 1)
     )(x, y)
@@ -40,17 +40,14 @@ def _curvature(problem):
 
 
 def _slopes(problem):
-  upper = base.Loss(problem.upper, 'upper')
-  lower = base.Loss(problem.lower, 'lower')
+  upper, lower = base.checked_losses(problem)
 
   def fn(params, batch, inner):
     x, y = params
-    (f, one), (f_x, f_y) = jax.value_and_grad(upper.full, (0, 1), has_aux=True)(
-      x, y, batch
-    )
-    (g, two), g_y = jax.value_and_grad(lower.full, 1, has_aux=True)(x, y, batch)
+    (f, one), (f_x, f_y) = upper.with_slopes(0, 1)(x, y, batch)
+    (g, two), (g_y,) = lower.with_slopes(1)(x, y, batch)
     slopes = {'f_x': f_x, 'f_y': f_y, 'g_y': g_y}
-    more = base.outputs_of(problem, upper=one, lower=two)
+    more = base.requested_outputs(problem, upper=one, lower=two)
     return (f, g), slopes, inner, *more
 
   return base.oracle(
@@ -70,7 +67,7 @@ def stable(
   decay: types.ScalarOrSchedule,
   least_curvature: float,
 ) -> descent.Solver:
-  r"""STABLE: one loop whose lower step follows the upper one.
+  r"""STABLE: one loop whose lower step anticipates the upper step.
 
   .. math::
     x_{k+1} &= x_k - \alpha (\nabla_x f
@@ -78,32 +75,34 @@ def stable(
     y_{k+1} &= y_k - \beta \nabla_y g
       - \hat H_{yy}^{-1} \hat H_{yx} (x_{k+1} - x_k)
 
-  with running estimates of the second derivatives, corrected by the same batch
-  at the point before (`storm`). No truncated series, no lag; but it factors a
-  matrix a step. The estimated Hessian is kept away from singular where it is
-  inverted; the authors project it within its recursion.
+  with running estimates of the second derivatives, corrected by `storm`. It has
+  neither a truncated series nor a lag, but it factors a matrix in each step.
+  The eigenvalues of the estimated Hessian are bounded below before it is
+  inverted; the authors project it within the recursion.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex.
+    problem: the upper and the lower loss; the lower loss is strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
-    decay: of the estimates, in [0, 1].
-    least_curvature: eigenvalues of the estimated Hessian are raised to it: one
-      batch of fewer samples than y has numbers is singular.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
+    decay: decay of the estimates, in [0, 1].
+    least_curvature: the lower bound of the eigenvalues of the estimated
+      Hessian, which is singular if a batch has fewer samples than y has
+      numbers.
 
   Returns:
-    A solver for `BilevelParams`; `bj.counts` counts whole `hessians/lower`.
+    A solver for `BilevelParams`; `bj.counts` counts Hessians as
+    `hessians/lower`.
 
   Raises:
-    ValueError: if a record asks for more than one step or for batches of its
-      own, or the lower one for a set; if a constant decay is not in [0, 1] or
-      the curvature is not positive.
+    ValueError: if a record has more than one step or a `batch_at`, or the lower
+      record a set; if a constant decay is not in [0, 1] or the curvature is not
+      positive.
 
   Example:
     >>> import bilevel_jax as bj, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.stable(
-    ...   bj.BilevelProblem(square, square), decay=0.1, least_curvature=0.1,
+    ...   toy.problem, decay=0.1, least_curvature=0.1,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
 
@@ -112,28 +111,25 @@ def stable(
     Optimization <https://arxiv.org/abs/2102.04671>`_, 2021.
   """
   _checks.within('stable', 'least_curvature', least_curvature, 0, open_low=True)
-  low, high = (
-    types.as_sequence(lower, 'lower'),
-    types.as_sequence(upper, 'upper'),
-  )
+  low = types.as_sequence(lower, 'lower')
+  high = types.as_sequence(upper, 'upper')
   if max(low.steps, high.steps) > 1 or low.batch_at or high.batch_at:
     raise ValueError(
-      'stable takes one step of each sequence an update, on the whole batch: '
-      'leave out steps and batch_at; its lower step foresees one move of the '
-      'upper variable.'
+      'stable takes one step of each sequence per update, on the whole batch: '
+      'leave steps and batch_at out of the records of upper and lower.'
     )
   if low.set is not None:
     raise ValueError(
-      'stable moves the lower variable on after its step, out of any set: '
-      'leave out the set of lower, or take a method such as v_pbgd.'
+      'stable takes no lower set, because its correction leaves the set: leave '
+      'out the set of lower, or use another solver, for instance v_pbgd.'
     )
-  # Its batch holds the gradients themselves.
-  given = base.Oracle(
+  # An oracle whose batch is the gradients.
+  identity = base.Oracle(
     lambda params: (),
     lambda batch, state, params=None, **extra_args: (*batch, state),
     ('upper', 'lower'),
   )
-  move = descent.descend(given, upper=upper, lower=lower)
+  move = descent.descend(identity, upper=upper, lower=lower)
 
   def build(curvature, slopes):
     def init_fn(params):
@@ -161,8 +157,8 @@ def stable(
         params, upper=optax.tree.sub(slope['f_x'], implicit), lower=slope['g_y']
       )
       updates, three = move.update((gradients,), state[2], params, **extra_args)
-      foreseen = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
-      lower_update = optax.tree.sub(updates.lower, foreseen)
+      anticipated = unravel(solve(cross @ ravel_pytree(updates.upper)[0]))
+      lower_update = optax.tree.sub(updates.lower, anticipated)
       return updates._replace(lower=lower_update), (one, two, three)
 
     both = (curvature, slopes)

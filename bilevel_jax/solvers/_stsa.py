@@ -1,59 +1,14 @@
-"""Stochastic approximation with coupled sequences, and its step sizes."""
+"""Stochastic approximation with coupled sequences, and step sizes for it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
-import jax.numpy as jnp
 import optax
 
 from bilevel_jax import descent, oracles, types
 
 # (parameters, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
-
-
-def power_schedule(
-  scale: float, exponent: float, offset: float = 1.0
-) -> Callable[[chex.Numeric], chex.Numeric]:
-  r"""Step sizes that fall as a power of the number of updates.
-
-  .. math::
-    \alpha_k = c \, (k + k_0)^{-p}
-
-  One rule for one timescale, the same exponent in all sequences, and for two,
-  a smaller exponent in the faster ones. With :math:`p = 1`, the fast rate needs
-  :math:`c > 1 / (2 \lambda)`, with :math:`\lambda` the least real part of an
-  eigenvalue of the joint Jacobian, and stability :math:`c / k_0 \le 1 / L`.
-
-  Args:
-    scale: :math:`c > 0`, in units of a step.
-    exponent: :math:`p \ge 0`; 0 for a constant step.
-    offset: :math:`k_0 > 0`, in updates.
-
-  Returns:
-    A schedule.
-
-  Raises:
-    ValueError: if a number is outside these bounds.
-
-  Example:
-    >>> import bilevel_jax as bj
-    >>> schedule = bj.solvers.power_schedule(2.0, 1.0, 20.0)
-    >>> print(schedule(0), schedule(20))
-    0.1 0.05
-  """
-  if not scale > 0 or not exponent >= 0 or not offset > 0:
-    raise ValueError(
-      'power_schedule takes scale > 0, exponent >= 0 and offset > 0, got '
-      f'{scale}, {exponent} and {offset}.'
-    )
-
-  def schedule(count: chex.Numeric) -> chex.Numeric:
-    # A whole number plus a float is as wide as floats are, also under x64.
-    return scale * (jnp.asarray(count) + float(offset)) ** -exponent
-
-  return schedule
 
 
 def stsa(
@@ -63,50 +18,47 @@ def stsa(
   order: str = 'simultaneous',
   batch_of: Callable[[Any, str], Any] | None = None,
 ) -> descent.Solver:
-  r"""STSA: any number of coupled sequences, each along its increment.
+  r"""STSA: steps of any number of coupled sequences along their increments.
 
   .. math::
     z^n_{k+1} = \Pi^n [ z^n_k + \beta_{k,n} h^n(z_k; \xi^n_k) ],
     \qquad n = 0, \dots, N
 
-  With increments that are strongly monotone in their own sequence, a stable
-  joint system and steps of one order in all sequences, the error falls like
-  that of a single sequence, whatever N. Where the joint system is unstable at
-  equal steps, which a longer chain of sequences easily is, larger steps of the
-  inner sequences, by a constant factor, mend it.
+  If the increments are strongly monotone in their own sequence, the joint
+  system is stable and all steps are of one order, the error falls at the rate
+  of a single sequence for any N. If the joint system is unstable with equal
+  steps, for instance of a long chain of sequences, take larger steps of the
+  inner sequences, by a constant factor.
 
   For averages of the iterates (Polyak and Ruppert), average the parameters in
-  the loop, by `optax.incremental_update(params, average, 1 / (k + 1))`.
+  the loop with `optax.incremental_update(params, average, 1 / (k + 1))`.
 
   Args:
     increments: by name of a sequence, a function from (parameters, batch) to
       its increment.
-    steps: step sizes of all sequences, a constant or a schedule, such as
-      `power_schedule`; or by name of a sequence, a step size, any optax
-      optimiser or a `Sequence` with its set. Noise of a sequence's own is a
-      link there: `optax.chain(optax.add_noise(...), optax.sgd(...))`.
-    order: `simultaneous`, all increments at one point; or `alternating`, in the
-      order of `increments`, each seeing what those before moved.
-    batch_of: what a sequence's increment sees, from (batch, name).
+    steps: the step size of all sequences, a constant or a schedule, for
+      instance `power_schedule`; or by name of a sequence, a step size, any
+      optax optimiser or a `Sequence`. To add noise to a sequence, use
+      `optax.chain(optax.add_noise(...), optax.sgd(...))`.
+    order: `simultaneous` evaluates all increments at one point; `alternating`
+      moves the sequences in turn, in the order of `increments`.
+    batch_of: the batch of an increment, from (batch, name).
 
   Returns:
-    A solver for named sequences; those without an increment stay.
+    A solver for named sequences; sequences without an increment do not move.
 
   Raises:
     ValueError: without increments, if `order` is unknown, or if `steps` lacks a
       sequence.
 
   Example:
-    >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax
+    >>> import bilevel_jax as bj, jax.numpy as jnp
     >>> solver = bj.stsa(
     ...   {'x': lambda z, b: z.y - 2 * z.x, 'y': lambda z, b: z.x + 1 - z.y},
     ...   steps=bj.solvers.power_schedule(20.0, 1.0, 60.0),
     ... )
     >>> params = bj.sequences(x=jnp.float32(0.0), y=jnp.float32(0.0))
-    >>> state, step = solver.init(params), jax.jit(solver.update)
-    >>> for _ in range(500):
-    ...   updates, state = step(None, state, params)
-    ...   params = optax.apply_updates(params, updates)
+    >>> params, _ = bj.testing.run(solver, params, 500)
     >>> print(params.x.round(2), params.y.round(2))
     1.0 2.0
 
@@ -125,9 +77,9 @@ def stsa(
       f'stsa takes steps for the sequences {sorted(names)}, got them for '
       f'{sorted(by_name)}.'
     )
-  given = (types.Sequence, optax.GradientTransformation)
+  kinds = (types.Sequence, optax.GradientTransformation)
   records = {
-    name: step if isinstance(step, given) else optax.sgd(step)
+    name: step if isinstance(step, kinds) else optax.sgd(step)
     for name, step in by_name.items()
   }
   one_by_one = [(name,) for name in names]

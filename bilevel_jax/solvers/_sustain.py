@@ -1,4 +1,4 @@
-"""Recursive momentum on both levels: SUSTAIN, MRBO."""
+"""SUSTAIN and MRBO: recursive momentum on both levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from bilevel_jax import descent, evaluation, linear_solvers, oracles, types
 
 
 def _corrected(problem, system, decay, **records):
-  """Both directions at one point, corrected as one."""
+  """Corrects the directions of both levels at one point."""
   both = evaluation.together(
     oracles.lower_gradient(problem), oracles.implicit(problem, solve=system)
   )
@@ -31,18 +31,18 @@ def sustain(
     d_k = G(z_k; \xi_k) + (1 - a_k) [d_{k-1} - G(z_{k-1}; \xi_k)], \qquad
     G = \left( \nabla_x f - \nabla_{xy} g \, q, \; \nabla_y g \right)
 
-  with :math:`q` by a Neumann series of random length, as in `bsa`. Everything
-  is evaluated twice, on one batch. The correction removes noise, not the bias
-  of the series, which is then what the run ends at. One decay serves both
-  levels, where the authors have one for each.
+  with :math:`q` from a Neumann series of random length, as in `bsa`. Both
+  directions are evaluated twice on the same batch. The correction removes
+  noise, but not the bias of the series, which is the final error. Both levels
+  share one decay; the authors have one for each.
 
   Args:
-    problem: the upper and the lower loss, the lower one strongly convex.
+    problem: the upper and the lower loss; the lower loss is strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
     decay: :math:`a_k` in [0, 1]; 1 for no correction.
     terms: bound of the random length.
-    step_size: of the series, at most 1 / (largest lower curvature).
+    step_size: step size of the series, at most 1 / (largest lower curvature).
     linear_batch: the batch of product t, from (batch, t).
     key: PRNG key of the lengths, or a whole number.
 
@@ -54,9 +54,9 @@ def sustain(
 
   Example:
     >>> import bilevel_jax as bj, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.sustain(
-    ...   bj.BilevelProblem(square, square), terms=5, step_size=0.4, decay=0.1,
+    ...   toy.problem, terms=5, step_size=0.4, decay=0.1,
     ...   key=0,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
@@ -83,17 +83,17 @@ def mrbo(
 ) -> descent.Solver:
   r"""MRBO: recursive momentum with a Neumann series of fixed length.
 
-  `sustain` with a truncated series in place of one random term of it: twice the
-  products, less noise for the correction to take out. One decay serves both
-  levels, where the authors have one for each.
+  It is `sustain` with a truncated series instead of one random term: twice the
+  products, but less noise. Both levels share one decay; the authors have one
+  for each.
 
   Args:
     problem: as in `sustain`.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.
-    lower: how the lower variable moves; likewise.
+    lower: how the lower variable moves, an optax optimiser or a `Sequence`.
     decay: as in `sustain`.
     terms: products of the series.
-    step_size: of the series.
+    step_size: step size of the series.
     linear_batch: the batch of product t, from (batch, t).
 
   Returns:
@@ -104,9 +104,9 @@ def mrbo(
 
   Example:
     >>> import bilevel_jax as bj, optax
-    >>> square = lambda x, y, batch: (x - y) ** 2
+    >>> toy = bj.testing.toy_problem()
     >>> solver = bj.solvers.mrbo(
-    ...   bj.BilevelProblem(square, square), terms=5, step_size=0.4, decay=0.1,
+    ...   toy.problem, terms=5, step_size=0.4, decay=0.1,
     ...   upper=optax.sgd(0.1), lower=optax.sgd(0.1),
     ... )
 

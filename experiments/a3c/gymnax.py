@@ -118,14 +118,13 @@ def make_solver(settings: Settings, key: jax.Array):
       agent.policy,
       agent.value,
       known.environment,
-      environments=settings.environments,
-      steps=settings.rollout,
-      discount=losses.discount,
-      decay=losses.decay,
+      collection=bj.rl.Collection(
+        settings.environments, settings.rollout, settings.window
+      ),
+      advantages=bj.rl.Advantages(
+        losses.discount, losses.decay, losses.reward_scale, losses.normalise
+      ),
       entropy_bonus=losses.entropy,
-      reward_scale=losses.reward_scale,
-      normalise=losses.normalise,
-      window=settings.window,
       key=key,
     ),
     workers_lib.mover(

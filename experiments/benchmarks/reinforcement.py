@@ -63,13 +63,9 @@ def make_solver(sizes: Sizes):
     agent.policy,
     agent.value,
     known.environment,
-    environments=sizes.environments,
-    steps=sizes.steps,
-    discount=DISCOUNT,
-    decay=DECAY,
+    collection=bj.rl.Collection(sizes.environments, sizes.steps),
+    advantages=bj.rl.Advantages(DISCOUNT, DECAY, SCALE, normalise=True),
     entropy_bonus=ENTROPY,
-    reward_scale=SCALE,
-    normalise=True,
     key=1,
   )
   solver = bj.descend(oracle, actor=adam(ACTOR_RATE), critic=adam(CRITIC_RATE))

@@ -56,10 +56,8 @@ def step_programs(sizes: Sizes, few: int = 1_000) -> dict[str, measure.Program]:
     return bj.solvers.seal(
       lambda y, b: jnp.mean(losses(y, b['safe'], b['frozen'])),
       lambda y, b: losses(y, b['rows'], b['frozen']),
-      rows=few,
-      index=lambda b: b['index'],
+      scores=bj.solvers.RowScores(optax.sgd(0.1), few, lambda b: b['index']),
       penalty=1.0,
-      selector=optax.sgd(0.1),
       lower=optax.adam(RATE),
       value=optax.adam(RATE) if full else None,
     )
@@ -85,10 +83,8 @@ def selector(rows: int, size: int, *, dense: bool) -> measure.Program:
     solver = bj.solvers.seal(
       lambda y, b: y**2,
       lambda y, b: 1.5 + 0.0 * b + y,
-      rows=rows,
-      index=lambda b: b,
+      scores=bj.solvers.RowScores(optax.sgd(RATE), rows, lambda b: b),
       penalty=1.0,
-      selector=optax.sgd(RATE),
       lower=optax.sgd(RATE),
     )
     start = jnp.float32(0.0)

@@ -88,10 +88,11 @@ def solvers() -> dict[str, Callable[[], Any]]:
       )
     if name == 'lv_hba':
       below = bj.projections.Joint(lambda pair: pair, ('upper',))
-      records = dict.fromkeys(('upper', 'value', 'multiplier', 'proximal'), sgd)
       return functools.partial(
         *(call, nested, lambda x, y: jnp.sum(y['b']) - 1.0),
-        **records,
+        upper=sgd,
+        value=sgd,
+        multipliers=bj.solvers.Multipliers(sgd, sgd),
         penalty=2.0,
         lower=bj.Sequence(sgd, set=below),
       )

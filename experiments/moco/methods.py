@@ -121,8 +121,8 @@ METHODS = {
   ),
   'sdmgrad': _tuned(bj.aggregators.sdmgrad, 'pull', (0.3, 0.1, 1.0), samples=2),
   'moco': _moco(weight_step=decay(0.1), regularisation=0.0),
-  'moco_exact': _moco(exact=True),
-  # Control: weight steps of `moco` on gradients of single batches.
+  'moco_exact': _moco(weight_step=None),
+  # A control: the weight steps of `moco` on single batches.
   'moco_no_memory': Method(
     lambda objectives, key, rest, own: bj.aggregators.moco(
       objectives,

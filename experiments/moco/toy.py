@@ -117,8 +117,7 @@ def make_solver(settings: Settings, name: str, rate: Any, key: Any):
     aggregator = bj.aggregators.moco(
       OBJECTIVES,
       tracking=methods.decay(share),
-      weight_step=methods.decay(WEIGHT_STEP),
-      exact=name != 'moco',
+      weight_step=methods.decay(WEIGHT_STEP) if name == 'moco' else None,
     )
   else:
     method = methods.METHODS[name]

@@ -206,8 +206,9 @@ def suggested_recipe(
   @jax.jit
   def suggest(params, batch):
     gap = 0.1 * problem.lower(*params, batch)
-    # Separable digits have no minimiser: use curvatures at the start only.
-    return bj.suggest(problem, params, batch, key=power, gap=gap, points=1)
+    # A classifier that fits every label has no minimiser: at the start alone.
+    at_start = bj.diagnostics.WalkSettings(points=1)
+    return bj.suggest(problem, params, batch, key=power, gap=gap, walk=at_start)
 
   suggestion = suggest(params, batch)
   return Recipe(

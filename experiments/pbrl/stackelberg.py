@@ -117,7 +117,7 @@ def make_solver(method: str, settings: Settings, context: harness.Context):
       penalty=penalty,
       upper=optax.sgd(lambda count: rate * jnp.sqrt(penalty(count))),
       lower=optax.sgd(settings.follower_rate),
-      form=method.removesuffix('_penalty'),
+      gap=bj.solvers.PolicyGap(method.removesuffix('_penalty')),
     )
   if method in INDEPENDENT:
     # Each player descends its own loss, from one point.

@@ -246,15 +246,14 @@ def selected(
   solver = bj.solvers.seal(
     above,
     below,
-    rows=count,
-    index=lambda b: b['index'],
+    scores=bj.solvers.RowScores(
+      optax.sgd(selector.rate), count, lambda b: b['index'], selector.weights
+    ),
     penalty=bj.solvers.seal_penalty(
       selector.share, decay=selector.decay, epoch=each
     ),
-    selector=optax.sgd(selector.rate),
     lower=optax.adam(rate),
     value=optax.adam(rate) if full else None,
-    weights=selector.weights,
   )
   found = train(
     run,

@@ -111,12 +111,14 @@ def solver_of(settings: Settings, name: str, losses: Any) -> Any:
   return bj.solvers.seal(
     lambda y, batch: 0.0 * y,
     lambda y, batch: losses[batch] + 0.0 * y,
-    rows=settings.rows,
-    index=lambda batch: batch,
+    scores=bj.solvers.RowScores(
+      selector.get(method, optax.sgd(settings.rate)),
+      settings.rows,
+      lambda batch: batch,
+      {'mirror': 'mirror', 'sigmoid': 'sigmoid'}.get(method, 'softmax'),
+    ),
     penalty=1.0,
-    selector=selector.get(method, optax.sgd(settings.rate)),
     lower=optax.sgd(0.1),
-    weights={'mirror': 'mirror', 'sigmoid': 'sigmoid'}.get(method, 'softmax'),
   )
 
 

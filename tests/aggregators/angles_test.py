@@ -211,7 +211,7 @@ EXACT = {
 }
 MADE = ALL | {
   'moco, regularised': lambda n: A.moco(
-    n, tracking=1.0, exact=True, regularisation=1e-7
+    n, tracking=1.0, weight_step=None, regularisation=1e-7
   ),
   'upgrad, no ridge': lambda n: A.upgrad(n, ridge=0.0),
 }

@@ -111,7 +111,7 @@ def test_bias_falls_while_that_of_smg_does_not():
   biases, begin = {}, oracle.init(params)
   for name, link in {
     'smg': A.smg(2),
-    'moco': A.moco(2, tracking=lambda k: 1 / (k + 1), exact=True),
+    'moco': A.moco(2, tracking=lambda k: 1 / (k + 1), weight_step=None),
   }.items():
     step = lambda state, noise, link=link: (
       link.update(oracle.update(noise, begin, params)[0], state, params)[1],
@@ -157,7 +157,7 @@ def test_moco_plus_matches_numpy():
   """The second update corrects by its own batch at the previous point."""
   losses = lambda x, batch: batch * jnp.stack([x[0] ** 2, 3 * x[1] ** 2]) / 2
   slope = lambda x, batch: np.diag(batch * np.array([x[0], 3 * x[1]]))
-  link = bj.solvers.moco_plus(losses, 2, decay=0.25, exact=True)
+  link = bj.solvers.moco_plus(losses, 2, decay=0.25, weight_step=None)
   here, there = np.array([1.0, -1.0]), np.array([0.5, 2.0])
   state = link.init(jnp.asarray(here))
   update = jax.jit(link.update)

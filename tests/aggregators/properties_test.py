@@ -34,7 +34,7 @@ ALL = {
   'stch': lambda n: A.stch(n, smoothing=0.1),
   'uncertainty_weighting': A.uncertainty_weighting,
   'moco': lambda n: A.moco(n, tracking=0.5),
-  'moco, exact': lambda n: A.moco(n, tracking=1.0, exact=True),
+  'moco, exact': lambda n: A.moco(n, tracking=1.0, weight_step=None),
   'grad_norm': A.grad_norm,
   'dwa': A.dwa,
   'imtl_l': A.imtl_l,

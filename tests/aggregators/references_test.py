@@ -140,12 +140,8 @@ def moco(matrices, **kwargs):
 
 
 def _moco(rows, **kwargs):
-  return bj.aggregators.moco(
-    rows,
-    tracking=lambda k: 1.5 / (k + 1),
-    weight_step=lambda k: 0.4 / (k + 1),
-    **kwargs,
-  )
+  kwargs = {'weight_step': lambda k: 0.4 / (k + 1)} | kwargs
+  return bj.aggregators.moco(rows, tracking=lambda k: 1.5 / (k + 1), **kwargs)
 
 
 def local_moco(matrices):
@@ -256,7 +252,7 @@ CASES = {
     lambda m: moco(m, radius=np.linspace(0.5, 1.5, m.shape[1])[:, None]),
   ),
   'moco with exact weights': (
-    functools.partial(_moco, exact=True, regularisation=0.05),
+    functools.partial(_moco, weight_step=None, regularisation=0.05),
     functools.partial(moco, exact=True, rho=0.05),
   ),
   'moco, of two samples': (

@@ -152,7 +152,7 @@ ROWS = (
   row('moco', hyper=MOCO, devices=True),
   row(
     'moco, exact weights',
-    fixed={'exact': True, 'regularisation': 0.1, 'radius': 9.0},
+    fixed={'weight_step': None, 'regularisation': 0.1, 'radius': 9.0},
     hyper={'tracking': 0.5},
   ),
   row('moco, heads', _headed, params=headed_params, devices=True),

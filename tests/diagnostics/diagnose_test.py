@@ -93,13 +93,13 @@ BAD = {
   ),
   'value step too large': Bad(
     'overshooting',
-    'make that step smaller',
+    'decrease this step',
     Setting(value=1.0, upper=0.01, lower=0.2, penalty=10.0, **NONE),
     16,
   ),
   'value step a little too large': Bad(
     'overshooting',
-    'make that step smaller',
+    'decrease this step',
     Setting(value=0.663, upper=1e-6, lower=0.2, penalty=10.0, **NONE),
     800,
   ),
@@ -113,7 +113,7 @@ BAD = {
   ),
   'upper step too large': Bad(
     'oscillating',
-    'upper one if it is in long waves',
+    'the upper variable for long waves',
     Setting(upper=10.0, lower=0.003, value=0.003, penalty=20.0, **NONE),
   ),
   'penalty far too large': Bad(
@@ -145,17 +145,15 @@ BAD = {
     'unconverged', '0.42', Setting(upper=1e-5), at_the_end=True
   ),
   'thrown where nothing pulls': Bad(
-    'unconverged', 'can be reached', Setting(upper=0.1, x=-9.0), at_the_end=True
+    'unconverged', 'decrease it to', Setting(upper=0.1, x=-9.0), at_the_end=True
   ),
   'penalty too small': Bad(
-    'weak', 'too weak to trust', Setting(penalty=2.0), at_the_end=True
+    'weak', 'too weak', Setting(penalty=2.0), at_the_end=True
   ),
   'penalty far too small': Bad(
-    'weak', 'too weak to trust', Setting(penalty=0.5), at_the_end=True
+    'weak', 'too weak', Setting(penalty=0.5), at_the_end=True
   ),
-  'no penalty': Bad(
-    'weak', 'too weak to trust', Setting(penalty=0.0), at_the_end=True
-  ),
+  'no penalty': Bad('weak', 'too weak', Setting(penalty=0.0), at_the_end=True),
   'gap above what is wanted': Bad(
     'loose', 'multiply', Setting(penalty=10.0), kwargs={'gap': 1e-6}
   ),
@@ -325,7 +323,8 @@ def test_the_end_of_a_box_is_an_end():
     history, problem, params, accuracy=0.02, **given
   )
   assert look().verdict != 'fine'
-  assert look(upper_set=lambda x: jnp.clip(x, 0, 0.5)).verdict == 'fine'
+  box = bj.diagnostics.WalkSettings(upper_set=lambda x: jnp.clip(x, 0, 0.5))
+  assert look(walk=box).verdict == 'fine'
 
 
 def _unused_weight(optimiser):

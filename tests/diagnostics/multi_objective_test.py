@@ -48,7 +48,7 @@ def test_weights_are_found_at_any_depth():
       [1 / 3] * 3,
       rtol=1e-6,
     )
-  with pytest.raises(ValueError, match='keeps weights'):
+  with pytest.raises(ValueError, match='has weights'):
     bj.diagnostics.objective_weights(optax.adam(1.0).init(params))
 
 

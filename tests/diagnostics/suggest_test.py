@@ -12,6 +12,7 @@ from sklearn import datasets
 import bilevel_jax as bj
 
 suggest = bj.diagnostics.suggest
+Walk = bj.diagnostics.WalkSettings
 # A dense coupled quadratic: f = |y - c|_Q^2 / 2 + |x|^2 / 20,
 # g = y'Hy / 2 - y'Cx, with the minimiser y = H^-1 C x.
 _RNG = np.random.default_rng(0)
@@ -193,8 +194,7 @@ def test_a_lower_loss_without_a_minimiser(eigenvalues):
       matrix_of(*eigenvalues)[1],
       key=0,
       gap=1e-4,
-      points=3,
-      solve_steps=10,
+      walk=Walk(points=3, solve_steps=10),
     )
 
 
@@ -205,7 +205,9 @@ def test_one_point_of_a_lower_loss_with_flat_directions():
   x, y = 2.0, 2 * inverse @ _PULL
   params = bj.BilevelParams(jnp.float32(x), jnp.asarray(y, jnp.float32))
   found = jax.jit(
-    jax.vmap(lambda b: suggest(FAMILY, params, b, key=3, gap=1e-4, points=1))
+    jax.vmap(
+      lambda b: suggest(FAMILY, params, b, key=3, gap=1e-4, walk=Walk(1))
+    )
   )(jnp.stack([matrix, 0 * matrix]))
   # No error can be raised here: the linear one has no numbers.
   assert np.isnan(found.penalty[1]) and np.isnan(found.upper[1])
@@ -252,8 +254,7 @@ def test_suggested_settings_converge_on_the_toy():
       bj.BilevelParams(x, y),
       key=three,
       penalty=10.0,
-      solve_steps=20,
-      upper_set=box,
+      walk=Walk(solve_steps=20, upper_set=box),
     )
     params, values = run(TOY, found, None)
     return params.upper, values['gap']
@@ -283,8 +284,7 @@ def test_a_blocked_coordinate_does_not_count():
       bj.BilevelParams(start[:n], start[:2]),
       key=0,
       penalty=100.0,
-      points=30,
-      upper_set=given,
+      walk=Walk(points=30, upper_set=given),
     )
     for n, given in ((3, box), (2, None))
   ]
@@ -302,7 +302,9 @@ def test_the_set_goes_on_to_the_settings():
   box = lambda x: jnp.clip(x, 0, 0.5)
   start = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
   found = jax.jit(
-    lambda params: suggest(problem, params, key=0, accuracy=0.02, upper_set=box)
+    lambda params: suggest(
+      problem, params, key=0, accuracy=0.02, walk=Walk(upper_set=box)
+    )
   )(start)
   assert found.upper_set is box
   assert found.settings()['upper'].set is box
@@ -312,7 +314,7 @@ def test_the_set_goes_on_to_the_settings():
 
 def test_a_walk_that_was_too_short_says_so():
   found = [
-    suggest(TOY, bj.BilevelParams(0.2, 0.0), key=0, penalty=10.0, points=n)
+    suggest(TOY, bj.BilevelParams(0.2, 0.0), key=0, penalty=10.0, walk=Walk(n))
     for n in (2, 30)
   ]
   assert [bool(f.arrived) for f in found] == [False, True]
@@ -324,7 +326,7 @@ def test_a_model_is_not_printed():
     lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
   )
   start = bj.BilevelParams(jnp.zeros(999), jnp.zeros(999))
-  said = repr(suggest(problem, start, key=0, penalty=1.0, points=2))
+  said = repr(suggest(problem, start, key=0, penalty=1.0, walk=Walk(2)))
   assert 'penalty=1.0' in said and len(said) < 700
 
 
@@ -337,8 +339,8 @@ def test_a_model_is_not_printed():
     ({'accuracy': -1.0}, 'accuracy is a finite number > 0'),
     ({'gap': 1.0, 'safety': 2.5}, 'between 0 and 2'),
     ({'gap': 1.0, 'momentum': 1.0}, 'below 1'),
-    ({'gap': 1.0, 'steps': 0}, 'steps >= 1'),
-    ({'gap': 1.0, 'points': 0}, 'points >= 1'),
+    ({'gap': 1.0, 'walk': Walk(linear_steps=0)}, 'linear_steps >= 1'),
+    ({'gap': 1.0, 'walk': Walk(points=0)}, 'points >= 1'),
   ],
 )
 def test_errors(kwargs, said):

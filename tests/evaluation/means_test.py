@@ -215,9 +215,7 @@ def test_solvers_step_as_on_the_batch():
       bj.solvers.v_pbsgd,
       lower=sgd,
       penalty=2.0,
-      value_rate=0.1,
-      inner_steps=3,
-      key=0,
+      value=bj.solvers.RandomStop(0.1, 3, key=0),
     ),
   }
 

@@ -585,7 +585,7 @@ def test_errors_name_cause_and_remedy():
     silent.update((x, x), silent.init(x), x)
   for make in (bj.solvers.alright, bj.solvers.maxright):
     more = {'key': 0} if make is bj.solvers.alright else {'optima': [0.0, 0.0]}
-    with pytest.raises(TypeError, match='evaluates all of them'):
+    with pytest.raises(TypeError, match='evaluate all of them'):
       make(lambda x, b: x, weights=[1.0, 1.0], **more)
     with pytest.raises(ValueError, match='as many distinct names'):
       make([lambda x, b: x] * 2, ('a', 'a'), weights=[1.0, 1.0], **more)

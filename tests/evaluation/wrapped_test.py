@@ -164,10 +164,8 @@ def test_seal_takes_no_wrapper():
   solver = bj.solvers.seal(
     lambda y, batch: jnp.sum(y**2),
     lambda y, batch: batch['c'][:, 0] * y.sum(),
-    rows=4,
-    index=lambda batch: batch['at'],
+    scores=bj.solvers.RowScores(SGD, 4, lambda batch: batch['at']),
     penalty=1.0,
-    selector=SGD,
     lower=SGD,
   )
   assert set(solver.sequences) == {'selector', 'lower'}
@@ -181,5 +179,5 @@ def test_an_oracle_is_a_value():
     oracle.linear = False
   other = oracle._replace(init=lambda params: ())
   assert (other.linear, other.update) == (True, oracle.update)
-  with pytest.raises(TypeError, match='expected an oracle, got function'):
+  with pytest.raises(TypeError, match=r'expected an oracle.*got function'):
     bj.descend(contract.flat_loss, z=SGD)

@@ -268,7 +268,7 @@ def test_a_head_cannot_reach_past_the_features():
     (
       lambda: bj.multi_objective(HEADS, per_task=True, trunk=features),
       ValueError,
-      'nothing for a trunk to share',
+      'a trunk cannot be shared',
     ),
     (
       lambda: bj.multi_objective(FORMS['one by one']['losses'], gramian=True),

@@ -124,5 +124,5 @@ def test_an_oracle_of_other_sequences_is_said():
     own, upper=sgd, value=bj.Sequence(sgd, start=lambda params: params.lower)
   )
   params = bj.BilevelParams(jnp.zeros(2), jnp.zeros(2))
-  with pytest.raises(TypeError, match=r'returns params\._replace'):
+  with pytest.raises(TypeError, match=r'return params\._replace'):
     solver.update(None, solver.init(params), params)

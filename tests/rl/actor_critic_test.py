@@ -74,8 +74,15 @@ def make_params(seed=0, dtype=jnp.float32, inputs=2, outputs=2):
 
 
 def make(env=WALK, act=policy, **changes):
+  """An oracle; changes may name fields of its records."""
   settings = dict(environments=3, steps=8, discount=0.9, key=0) | changes
-  return bj.rl.actor_critic(act, value, env, **settings)
+  take = lambda kind: kind(
+    **{n: settings.pop(n) for n in kind._fields if n in settings}
+  )
+  collection, advantages = take(bj.rl.Collection), take(bj.rl.Advantages)
+  return bj.rl.actor_critic(
+    act, value, env, collection=collection, advantages=advantages, **settings
+  )
 
 
 def next_rollout(oracle, env, act, params, state):
@@ -333,9 +340,8 @@ def test_bad_input_is_an_error():
     policy,
     lambda critic, o: o,
     WALK,
-    environments=1,
-    steps=1,
-    discount=0.9,
+    collection=bj.rl.Collection(1, 1),
+    advantages=bj.rl.Advantages(0.9),
     key=0,
   )
   with pytest.raises(TypeError, match=r'scalar, got shape \(2,\)'):

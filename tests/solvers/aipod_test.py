@@ -305,14 +305,14 @@ def test_aid_solves_with_each_linear_solver():
     (
       lambda: e_aipod(lower_set=optax.projections.projection_non_negative),
       TypeError,
-      'lower sets of equations',
+      'lower set of equations',
     ),
     (
       lambda: bj.e_aipod(
         PROBLEM, upper=optax.sgd(0.1), lower=S(optax.sgd(0.1), set=LOWER_SET)
       ),
       TypeError,
-      'bj.projections.Lazy.*aipod projects each step',
+      'bj.projections.Lazy.*aipod to project each step',
     ),
   ],
 )

@@ -106,7 +106,7 @@ def test_a_traced_penalty_that_is_not_positive_gives_nan():
 
 
 def test_refuses_an_order_below_one():
-  with pytest.raises(ValueError, match='whole order >= 1'):
+  with pytest.raises(ValueError, match='whole number of terms as `order` >= 1'):
     bj.solvers.f2sa_p(
       PROBLEM, order=0, penalty=1.0, upper=optax.sgd(1.0), lower=optax.sgd(1.0)
     )

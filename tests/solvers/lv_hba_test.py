@@ -24,9 +24,7 @@ def _row(wrap, penalty, rate):
     upper=sgd,
     lower=bj.Sequence(sgd, set=joint),
     value=sgd,
-    multiplier=sgd,
-    proximal=sgd,
-    proximity=(1.0, 1.0),
+    multipliers=bj.solvers.Multipliers(sgd, sgd, proximity=(1.0, 1.0)),
   )
   return bj.evaluation.wrapped(solver, wrap)
 
@@ -79,8 +77,7 @@ def solver(scale):
       sgd(0.008), set=bj.projections.Joint(nearest, ('upper',))
     ),
     value=sgd(0.01),
-    multiplier=sgd(0.01),
-    proximal=sgd(0.02),
+    multipliers=bj.solvers.Multipliers(sgd(0.01), sgd(0.02)),
   )
 
 
@@ -152,9 +149,7 @@ def _bounded(penalty=1.0, keep=nearest, **more):
     upper=sgd,
     lower=bj.Sequence(sgd, set=joint),
     value=sgd,
-    multiplier=sgd,
-    proximal=sgd,
-    **more,
+    multipliers=bj.solvers.Multipliers(sgd, sgd, **more),
   )
 
 
@@ -205,9 +200,7 @@ def test_the_error_is_of_order_one_over_the_penalty(x64):
       upper=step,
       lower=bj.Sequence(step, set=joint),
       value=step,
-      multiplier=step,
-      proximal=step,
-      proximity=(1.0, 1.0),
+      multipliers=bj.solvers.Multipliers(step, step, proximity=(1.0, 1.0)),
     )
     start = bj.BilevelParams(jnp.zeros(1), jnp.zeros(1))
     params, _ = bj.testing.run(solver, start, 20_000)

@@ -50,7 +50,7 @@ def _row(wrap, penalty, rate, **given):
     upper=sgd,
     lower=sgd,
     value=sgd,
-    **given,
+    gap=bj.solvers.PolicyGap(**given),
   )
   return bj.evaluation.wrapped(solver, wrap)
 
@@ -275,9 +275,11 @@ def test_takes_the_steps_of_its_equations(dtype, case):
       upper=optax.sgd(STEP),
       lower=optax.sgd(OWN),
       value=bj.Sequence(optax.sgd(SHARE), steps=case['inner']),
-      form=case['form'],
-      natural=case['natural'],
-      weights=RHO if case['form'] == 'bellman' else None,
+      gap=bj.solvers.PolicyGap(
+        case['form'],
+        RHO if case['form'] == 'bellman' else None,
+        natural=case['natural'],
+      ),
     )
     params = bj.BilevelParams(jnp.asarray(X, dtype), jnp.asarray(Y, dtype))
     state, step = solver.init(params), jax.jit(solver.update)

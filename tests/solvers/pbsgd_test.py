@@ -22,10 +22,9 @@ def _row(wrap, penalty, rate):
     penalty=penalty,
     upper=sgd,
     lower=sgd,
-    value_rate=rate,
-    inner_steps=INNER,
-    inner_batch=contract.inner_batch,
-    key=jax.random.key(7),
+    value=bj.solvers.RandomStop(
+      rate, INNER, jax.random.key(7), contract.inner_batch
+    ),
   )
   return bj.evaluation.wrapped(solver, wrap)
 
@@ -47,15 +46,13 @@ PROBLEM = bj.BilevelProblem(
 ZERO = {'f': np.zeros(2, np.float32), 'g': np.zeros(2, np.float32)}
 
 
-def solver_of(steps=8, *, value_rate=0.9, rate=0.02, key=3, **given):
+def solver_of(
+  steps=8, *, value_rate=0.9, rate=0.02, key=3, batch_at=None, **given
+):
   given = {'problem': PROBLEM, 'lower': optax.sgd(rate)} | given
+  value = bj.solvers.RandomStop(value_rate, steps, key, batch_at)
   return bj.solvers.v_pbsgd(
-    penalty=5.0,
-    upper=optax.sgd(rate),
-    value_rate=value_rate,
-    inner_steps=steps,
-    key=key,
-    **given,
+    penalty=5.0, upper=optax.sgd(rate), value=value, **given
   )
 
 
@@ -77,7 +74,7 @@ def values_of_keys(make, params, batch, keys):
 def test_error_falls_with_the_samples_of_the_outer_step():
   """The first inner step is exact, whatever is drawn: M is what is left."""
   exact = lambda batch, t: jax.tree.map(jnp.zeros_like, batch)
-  solver = solver_of(2, value_rate=1.0, rate=0.1, inner_batch=exact)
+  solver = solver_of(2, value_rate=1.0, rate=0.1, batch_at=exact)
 
   @jax.jit
   def variance(keys, share):
@@ -105,7 +102,7 @@ def test_error_falls_with_the_samples_of_the_outer_step():
 def test_error_falls_with_the_inner_steps_where_they_are_noisy():
   def error(steps):
     pick = lambda batch, t: {'f': batch['f'], 'g': batch['g'][t]}
-    make = lambda key: solver_of(steps, key=key, inner_batch=pick)
+    make = lambda key: solver_of(steps, key=key, batch_at=pick)
     keys = jax.random.split(jax.random.key(1), 500)
     noise = jax.random.normal(jax.random.key(2), (500, steps, 1))
     # The outer step is given one sample: its update is not looked at.
@@ -161,5 +158,5 @@ def test_the_value_sequence_stays_in_the_lower_set():
 
 
 def test_steps_below_one():
-  with pytest.raises(ValueError, match='inner_steps >= 1'):
+  with pytest.raises(ValueError, match='inner steps >= 1'):
     solver_of(0)

@@ -89,7 +89,7 @@ def test_records_say_no_more_than_inner_loops_do():
   sgd = optax.sgd(0.1)
   square = lambda x, y, batch: (x - y) ** 2
   problem = bj.BilevelProblem(square, square)
-  with pytest.raises(ValueError, match='in the whole space'):
+  with pytest.raises(ValueError, match='has no lower set'):
     bj.solvers.pzobo(problem, upper=sgd, lower=bj.Sequence(sgd, set=abs), key=0)
   lazy = bj.Sequence(sgd, steps=2, set=bj.projections.Lazy(abs, 0.5, key=0))
   with pytest.raises(TypeError, match='each step of its inner loop'):
@@ -100,7 +100,5 @@ def test_records_say_no_more_than_inner_loops_do():
       penalty=1.0,
       upper=sgd,
       lower=lazy,
-      value_rate=0.1,
-      inner_steps=2,
-      key=0,
+      value=bj.solvers.RandomStop(0.1, 2, key=0),
     )

@@ -22,13 +22,14 @@ def _losses(params, batch):
 def _row(value=None):
   def make(wrap, penalty, rate):
     del wrap
+    optimiser = optax.adam if value is None else optax.sgd
     return bj.solvers.seal(
       contract.flat_loss,
       _losses,
-      rows=ROWS_HELD,
-      index=lambda batch: batch['at'],
+      scores=bj.solvers.RowScores(
+        optimiser(rate), ROWS_HELD, lambda batch: batch['at']
+      ),
       penalty=penalty,
-      selector=optax.adam(rate) if value is None else optax.sgd(rate),
       lower=optax.sgd(rate),
       value=value and bj.Sequence(optax.sgd(rate), steps=value),
     )
@@ -60,17 +61,17 @@ ROWS = (
 )
 
 
-def static(losses, order, **given):
+def static(losses, order, selector, **given):
   """Scores after batches of rows whose losses nothing moves."""
   losses = jnp.asarray(losses, jnp.float32)
   solver = bj.solvers.seal(
     lambda y, batch: y * 0.0,
     lambda y, batch: losses[batch] + 0 * y,
-    rows=len(losses),
-    index=lambda batch: batch,
+    scores=bj.solvers.RowScores(
+      selector, len(losses), lambda batch: batch, **given
+    ),
     penalty=1.0,
     lower=optax.sgd(0.1),
-    **given,
   )
 
   def step(carry, batch):
@@ -182,12 +183,11 @@ def test_the_divisor_of_many_rows_and_seeds_is_that_of_all_rows():
     solver = bj.solvers.seal(
       lambda y, batch: y * 0.0,
       lambda y, batch: -scale * losses[batch] + 0 * y,
-      rows=rows,
-      index=lambda batch: batch,
+      scores=bj.solvers.RowScores(
+        optax.sgd(1.0), rows, lambda batch: batch, 'mirror'
+      ),
       penalty=1.0,
-      selector=optax.sgd(1.0),
       lower=optax.sgd(0.1),
-      weights='mirror',
     )
     params = jnp.float32(0.0)
     body = lambda state, batch: (solver.update(batch, state, params)[1], None)
@@ -211,12 +211,11 @@ def test_weights_of_large_scores_are_those_of_their_differences(rows, score):
   solver = bj.solvers.seal(
     lambda y, batch: y * 0.0,
     lambda y, batch: batch['losses'] + 0 * y,
-    rows=rows,
-    index=lambda batch: batch['at'],
+    scores=bj.solvers.RowScores(
+      optax.sgd(1.0), rows, lambda batch: batch['at'], 'mirror'
+    ),
     penalty=1.0,
-    selector=optax.sgd(1.0),
     lower=optax.sgd(0.1),
-    weights='mirror',
   )
   params, step = jnp.float32(0.0), jax.jit(solver.update)
   batch = {'at': jnp.array([3, 3]), 'losses': jnp.full(2, -score)}
@@ -248,10 +247,8 @@ def test_an_update_touches_no_more_than_its_rows():
     solver = bj.solvers.seal(
       lambda y, batch: y**2,
       lambda y, batch: (y - batch) ** 2,
-      rows=rows,
-      index=lambda batch: batch,
+      scores=bj.solvers.RowScores(selector, rows, lambda batch: batch),
       penalty=1.0,
-      selector=selector,
       lower=optax.sgd(0.1),
     )
     params, batch = jnp.float32(1.0), jnp.arange(4)
@@ -272,21 +269,17 @@ def test_other_indices_are_found():
 
 
 def test_what_is_wrong_is_said():
-  fine = {
-    'rows': 4,
-    'index': lambda batch: batch,
-    'penalty': 1.0,
-    'selector': optax.sgd(0.1),
-    'lower': optax.sgd(0.1),
-  }
+  scores = bj.solvers.RowScores(optax.sgd(0.1), 4, lambda batch: batch)
+  fine = {'scores': scores, 'penalty': 1.0, 'lower': optax.sgd(0.1)}
   loss = lambda y, batch: y**2
   rows = lambda y, batch: (y - batch) ** 2
   record = bj.Sequence(optax.sgd(0.1), batch_at=lambda batch, t: batch)
+  twice, change = bj.Sequence(optax.sgd(0.1), steps=2), scores._replace
   for wrong, said in (
-    ({'rows': 0}, 'whole number of rows'),
-    ({'weights': 'exp'}, "weights is one of .*, got 'exp'"),
+    ({'scores': change(rows=0)}, 'whole number of rows'),
+    ({'scores': change(weights='exp')}, "weights is one of .*, got 'exp'"),
     ({'penalty': -1.0}, 'the penalty is a weight >= 0'),
-    ({'selector': bj.Sequence(optax.sgd(0.1), steps=2)}, 'a bare optimiser'),
+    ({'scores': change(optimiser=twice)}, 'a bare optimiser'),
     ({'lower': record}, 'lower has a batch_at'),
     ({'value': record}, 'value has a batch_at'),
   ):
@@ -301,13 +294,18 @@ def test_what_is_wrong_is_said():
   with pytest.raises(TypeError, match='do not take their mean'):
     call(lambda y, batch: jnp.mean((y - batch) ** 2))
   with pytest.raises(TypeError, match='whole numbers'):
-    call(index=lambda batch: batch / 2)
+    call(scores=change(at=lambda batch: batch / 2))
 
 
 def test_the_share_falls_by_epochs_and_stays():
-  schedule = bj.solvers.seal_penalty(0.9, decay=0.3, epoch=5, least=0.2)
+  schedule = bj.solvers.seal_penalty(0.9, decay=0.3, epoch=5, minimum=0.2)
   found = 1 / (1 + np.array([schedule(k) for k in (0, 4, 5, 10, 15, 1000)]))
   np.testing.assert_allclose(found, [0.9, 0.9, 0.6, 0.3, 0.2, 0.2], rtol=1e-6)
-  for wrong in ({'start': 0.0}, {'epoch': 0}, {'least': 0.0}, {'decay': -1.0}):
+  for wrong in (
+    {'start': 0.0},
+    {'epoch': 0},
+    {'minimum': 0.0},
+    {'decay': -1.0},
+  ):
     with pytest.raises(ValueError, match='seal_penalty'):
       bj.solvers.seal_penalty(**({'decay': 0.1, 'epoch': 5} | wrong))

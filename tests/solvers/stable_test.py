@@ -79,7 +79,7 @@ def test_a_least_curvature_of_zero():
   [
     ({'steps': 2}, 'one step of each sequence'),
     ({'batch_at': lambda batch, t: batch}, 'one step of each sequence'),
-    ({'set': jnp.abs}, 'out of any set'),
+    ({'set': jnp.abs}, 'takes no lower set'),
   ],
 )
 def test_refuses_what_its_lower_step_cannot_keep(record, said):
