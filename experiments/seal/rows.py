@@ -24,7 +24,7 @@ HH = 'hh_harmless_base_test.jsonl.gz'
 WHERE = (
   'the files of github.com/tatsu-lab/stanford_alpaca, '
   'LLM-Tuning-Safety/LLMs-Finetuning-Safety, vinid/safety-tuned-llamas and '
-  'anthropics/hh-rlhf, named as experiments/seal/README.md says'
+  'anthropics/hh-rlhf, with the names in experiments/seal/NOTES.md'
 )
 
 
